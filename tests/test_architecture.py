@@ -1,0 +1,136 @@
+"""The laws of the house, run on the tree as it is and on copies with one law broken."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+STACK = {"accelerate", "bitsandbytes", "datasets", "evaluate", "matplotlib", "peft", "torch", "transformers", "trl"}
+NUMBERS = {"numpy", "scipy"}
+VAGUE_NAMES = {"utils", "util", "common", "helpers", "manager", "models", "types", "misc"}
+MOST_LINES = 400
+MODULES = sorted(path for room in ("daemon", "pipeline") for path in (ROOT / room).rglob("*.py"))
+
+
+def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [str(BIN / "lint-imports"), "--no-logo", "--no-cache"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def broken_contracts(folder: Path) -> set[str]:
+    return set(re.findall(r"^(.+) BROKEN(?: \(.*\))?$", lint_imports(folder).stdout, re.MULTILINE))
+
+
+def loaded_by(statement: str) -> set[str]:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", statement], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+    return {line.rsplit("|", 1)[1].strip() for line in lines}
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Path:
+    """Copy what import-linter reads."""
+    for room in ("daemon", "pipeline"):
+        shutil.copytree(ROOT / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+def plant(path: Path, text: str) -> None:
+    path.write_text(f"{path.read_text(encoding='utf-8')}\n\n{text}\n", encoding="utf-8")
+
+
+def test_the_tree_keeps_every_import_contract() -> None:
+    done = lint_imports(ROOT)
+    assert done.returncode == 0, done.stdout
+    assert "4 kept, 0 broken" in done.stdout
+
+
+def test_an_untouched_copy_keeps_every_import_contract(house: Path) -> None:
+    assert broken_contracts(house) == set()
+    assert lint_imports(house).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("module", "text", "contract"),
+    [
+        ("pipeline/durable.py", "import daemon.tables", "daemon imports pipeline, never the reverse"),
+        (
+            "pipeline/decide.py",
+            "def late():\n    from daemon import queue",
+            "daemon imports pipeline, never the reverse",
+        ),
+        ("daemon/queue.py", "import torch", "The daemon never loads the training stack, not even through pipeline"),
+        (
+            "daemon/queue.py",
+            "def late():\n    import torch",
+            "The daemon never loads the training stack, not even through pipeline",
+        ),
+        (
+            "daemon/queue.py",
+            "def late():\n    from pipeline import evaluate",
+            "The daemon never loads the training stack, not even through pipeline",
+        ),
+        (
+            "pipeline/prepare.py",
+            "def late():\n    from transformers import AutoTokenizer",
+            "Only pipeline.qlora and pipeline.metrics open the training stack",
+        ),
+        ("pipeline/train.py", "import pipeline.merge", "Steps meet in artifacts and never import each other"),
+    ],
+)
+def test_a_planted_import_breaks_its_contract(house: Path, module: str, text: str, contract: str) -> None:
+    plant(house / module, text)
+    assert lint_imports(house).returncode == 1
+    assert contract in broken_contracts(house)
+
+
+def test_ruff_refuses_a_planted_import_of_torch_at_module_level(house: Path) -> None:
+    command = [str(BIN / "ruff"), "check", "--no-cache", "--select", "TID253", "pipeline"]
+    clean = subprocess.run(command, cwd=house, capture_output=True, text=True, check=False)
+    assert clean.returncode == 0, clean.stdout
+    plant(house / "pipeline/metrics.py", "import torch")
+    found = subprocess.run(command, cwd=house, capture_output=True, text=True, check=False)
+    assert found.returncode == 1
+    assert "TID253" in found.stdout
+
+
+@pytest.mark.parametrize("module", ["daemon.cli", "daemon.service", "daemon.worker"])
+def test_the_control_plane_loads_no_training_stack(module: str) -> None:
+    loaded = loaded_by(f"import {module}")
+    assert module in loaded
+    assert {name.partition(".")[0] for name in loaded} & (STACK | NUMBERS) == set()
+
+
+def test_reading_the_list_of_steps_loads_no_training_stack() -> None:
+    loaded = loaded_by("import pipeline.__main__, pipeline.steps")
+    assert "pipeline.steps" in loaded
+    assert {name.partition(".")[0] for name in loaded} & (STACK | NUMBERS) == set()
+
+
+def test_a_loaded_torch_would_be_seen() -> None:
+    assert "numpy" in loaded_by("import numpy")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_a_module_is_short_and_says_what_it_is(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= MOST_LINES
+    assert ast.get_docstring(ast.parse(text)) or not text.strip()
+    assert path.stem not in VAGUE_NAMES
+
+
+def test_the_rooms_hold_no_code_in_their_init() -> None:
+    for room in ("daemon", "pipeline"):
+        body = ast.parse((ROOT / room / "__init__.py").read_text(encoding="utf-8")).body
+        assert [type(node) for node in body] == [ast.Expr], (
+            "only a docstring: another distribution may overwrite the file"
+        )

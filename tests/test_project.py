@@ -1,0 +1,113 @@
+"""The project's own files say the same thing in every place."""
+
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PYPROJECT_TEXT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+PYPROJECT = tomllib.loads(PYPROJECT_TEXT)
+PROJECT = PYPROJECT["project"]
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
+def recipe(target: str) -> list[str]:
+    """Return the commands of a target as make prints them, with what it depends on taken as done."""
+    done = subprocess.run(
+        ["make", "--dry-run", "--always-make", "--assume-old=.venv/.installed", target],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={name: value for name, value in os.environ.items() if not name.startswith("MAKE")},
+    )
+    return [line for line in done.stdout.splitlines() if not line.startswith("make")]
+
+
+def test_the_hooks_run_what_make_lint_runs() -> None:
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    assert re.findall(r"^ +entry: (.*)$", hooks, re.MULTILINE) == recipe("lint")
+
+
+def test_every_target_sets_itself_up() -> None:
+    for target in ("demo", "test", "lint", "bench"):
+        assert re.search(rf"^{target}: \$\(INSTALLED\) ## \S", MAKEFILE, re.MULTILINE), target
+        assert len(recipe(target)) >= 1
+
+
+def test_the_check_before_landing_runs_lint_then_the_tests() -> None:
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    subprocess.run(["bash", "-n", script], check=True)
+    lines = script.read_text(encoding="utf-8").splitlines()
+    assert "set -euo pipefail" in lines
+    assert lines[-2:] == ["make lint", "make test"]
+
+
+def test_the_control_plane_depends_on_no_training_stack() -> None:
+    names = {re.split(r"[^a-z-]", requirement)[0] for requirement in PROJECT["dependencies"]}
+    assert "sqlmodel" in names
+    assert not names & {"torch", "transformers", "datasets", "evaluate", "peft", "trl", "numpy", "scipy", "accelerate"}
+
+
+def test_dependencies_are_ranges() -> None:
+    extras = PROJECT["optional-dependencies"]
+    assert set(extras) == {"train", "demo", "dev"}
+    for requirement in [*PROJECT["dependencies"], *(one for extra in extras.values() for one in extra)]:
+        assert re.fullmatch(r"[a-z0-9-]+>=[0-9.]+(,<[0-9]+)?", requirement), requirement
+
+
+def test_every_exception_of_the_linter_says_why() -> None:
+    lint = PYPROJECT["tool"]["ruff"]["lint"]
+    assert lint["select"] == ["ALL"]
+    section = PYPROJECT_TEXT.partition("[tool.ruff.lint]")[2].partition("[tool.ruff.lint.pydocstyle]")[0]
+    explained = set(re.findall(r'"([A-Z]+\d*)"\]?,? *# \w', section))
+    told_together = {"EM102", "TRY003", "PLR0917", "S607"}  # the line above them speaks for them
+    ignored = set(lint["ignore"]).union(*lint["per-file-ignores"].values())
+    assert ignored == explained | told_together
+
+
+def test_the_changelog_tells_of_this_version() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert "## [Unreleased]" in changelog or f"## [{PROJECT['version']}]" in changelog
+    assert set(re.findall(r"^### (\w+)$", changelog, re.MULTILINE)) <= {
+        "Added",
+        "Changed",
+        "Deprecated",
+        "Removed",
+        "Fixed",
+        "Security",
+    }
+
+
+def test_decisions_are_dated_and_give_their_reason() -> None:
+    contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    decisions = contributing.partition("## Decisions")[2].strip().split("\n### ")
+    assert len(decisions) > 1
+    for decision in decisions:
+        assert re.match(r"(### )?\d{4}-\d{2}-\d{2}: ", decision), decision.splitlines()[0]
+        assert len(decision.splitlines()) > 1, decision
+
+
+def test_the_licence_is_apache() -> None:
+    assert PROJECT["license"] == "Apache-2.0"
+    assert "Apache License" in (ROOT / "LICENSE").read_text(encoding="utf-8")
+
+
+def test_what_the_program_makes_is_not_tracked(tmp_path: Path) -> None:
+    paths = [
+        ".dropforge/dropforge.db",
+        "inbox/drop.jsonl",
+        "demo/base/config.json",
+        ".venv/bin/python",
+        "dropforge.toml",
+    ]
+    shutil.copy(ROOT / ".gitignore", tmp_path)
+    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+    done = subprocess.run(["git", "check-ignore", *paths], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == paths
+    kept = subprocess.run(["git", "check-ignore", "inbox/.gitkeep"], cwd=tmp_path, capture_output=True, check=False)
+    assert kept.returncode == 1
