@@ -1,0 +1,132 @@
+"""`python -m pipeline STEP SPEC`: one attempt at one step, in a process of its own."""
+
+import faulthandler
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from types import FrameType
+
+from pipeline import durable
+from pipeline.contract import (
+    PROGRESS_SECONDS,
+    RESULT_NAME,
+    SPEC_NAME,
+    Attempt,
+    StepError,
+    StepResult,
+    StepSpec,
+)
+from pipeline.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, DropforgeError, Interrupted
+from pipeline.steps import BY_NAME
+
+LIFELINE = "DROPFORGE_LIFELINE_FD"
+
+
+def main(argv: list[str]) -> int:
+    """Run the step named by `argv` and leave its result beside the spec; return the exit code."""
+    faulthandler.enable()
+    step_name, spec_path = argv
+    spec = StepSpec.model_validate_json(Path(spec_path).read_bytes())
+    attempt = Attempt(spec)
+    _stop_on_signal(attempt)
+    _stop_without_worker(attempt)
+    done = threading.Event()
+    ticker = threading.Thread(target=_tick, args=(attempt, done), daemon=True)
+    ticker.start()
+    started = time.monotonic()
+    result = _run(step_name, attempt)
+    done.set()
+    ticker.join()
+    seconds = time.monotonic() - started
+    durable.write_json(attempt.folder / RESULT_NAME, result.model_copy(update={"seconds": seconds}).model_dump())
+    return result.exit_code
+
+
+def _run(step_name: str, attempt: Attempt) -> StepResult:
+    """Call the step and word how it ended."""
+    key, fence = attempt.spec.key, attempt.spec.fence
+    try:
+        artifact = BY_NAME[step_name].load()(attempt)
+    except Interrupted as error:
+        return StepResult(
+            key=key,
+            fence=fence,
+            status="interrupted",
+            exit_code=EXIT_INTERRUPTED,
+            error=StepError(message=error.message),
+        )
+    except DropforgeError as error:
+        print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr)
+        words = StepError(message=error.message, hint=error.hint)
+        return StepResult(key=key, fence=fence, status="failed", exit_code=error.exit_code, error=words)
+    except Exception as error:  # noqa: BLE001 - the border of the process: whatever happened becomes a result
+        traceback.print_exc()
+        words = StepError(
+            message=f"{type(error).__name__}: {error}"[:2000],
+            hint=f"the whole story: dropforge logs {attempt.spec.run}",
+        )
+        return StepResult(key=key, fence=fence, status="failed", exit_code=EXIT_FAILED, error=words)
+    durable.fsync_tree(attempt.folder)
+    inputs = {name: durable.sha256_file(attempt.root / path) for name, path in attempt.spec.inputs.items()}
+    return StepResult(
+        key=key, fence=fence, status="ok", exit_code=EXIT_OK, artifact=artifact.model_dump(mode="json"),
+        inputs=inputs, outputs=_hash_outputs(attempt.folder),
+    )  # fmt: skip
+
+
+def _hash_outputs(folder: Path) -> dict[str, str]:
+    """Hash what the step left, but for the files that the contract itself writes."""
+    own = {SPEC_NAME, "progress.json", "log.txt"}
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in own)
+    return {path.relative_to(folder).as_posix(): durable.sha256_file(path) for path in paths}
+
+
+def _stop_on_signal(attempt: Attempt) -> None:
+    """SIGTERM and SIGINT ask the step to stop where nothing is lost; a second one ends it now."""
+
+    def handler(_signal: int, _frame: FrameType | None) -> None:
+        if attempt.stop.is_set():
+            os._exit(EXIT_INTERRUPTED)
+        attempt.stop.set()
+
+    signal.signal(signal.SIGTERM, handler)
+    signal.signal(signal.SIGINT, handler)
+
+
+def _stop_without_worker(attempt: Attempt) -> None:
+    """
+    Wait for the worker's word to begin, and stop when the worker is gone.
+
+    The inherited pipe carries one byte once the worker has written down this process, so no process runs unrecorded;
+    its other end closes with the worker, however that died. A parent-death signal would not do: it fires when the
+    *thread* that started the process ends.
+    """
+    number = os.environ.pop(LIFELINE, "")
+    if not number:
+        return
+    if not os.read(int(number), 1):
+        os._exit(EXIT_INTERRUPTED)
+
+    def wait() -> None:
+        os.read(int(number), 1)
+        attempt.stop.set()
+        threading.Event().wait(attempt.spec.grace_seconds)
+        os._exit(EXIT_INTERRUPTED)
+
+    threading.Thread(target=wait, name="lifeline", daemon=True).start()
+
+
+def _tick(attempt: Attempt, done: threading.Event) -> None:
+    """Keep progress.json fresh until the step is over."""
+    attempt.write_progress()
+    while not done.wait(PROGRESS_SECONDS):
+        attempt.write_progress()
+    attempt.write_progress()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,100 @@
+"""Settings of the steps, snapshotted into the run when it is claimed; each field says what it counts."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.artifacts import Frozen
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class SplitConfig(Frozen):
+    """How accepted records are divided; fixed for a track at its first run."""
+
+    heldout: Fraction = 0.15
+    """Share of prompts that only the gate ever sees."""
+    dev: Fraction = 0.03
+    """Share of prompts for the loss curve; under 20 rows it is not used."""
+    scored_records: int = Field(default=1000, ge=1)
+    """Most held-out records scored in one evaluation; those with the lowest hash are taken."""
+
+    @model_validator(mode="after")
+    def _leaves_training_rows(self) -> "SplitConfig":
+        if self.heldout + self.dev >= 1:
+            msg = "split.heldout and split.dev together must stay under 1, or nothing is left to train on"
+            raise ValueError(msg)
+        return self
+
+
+class TrainConfig(Frozen):
+    """QLoRA training."""
+
+    format: Literal["auto", "chat", "alpaca"] = "auto"
+    """Prompt format; `auto` is the tokenizer's chat template where there is one, else Alpaca's."""
+    quantization: Literal["nf4", "none"] = "nf4"
+    """`nf4` trains over the base in 4 bits (double quantisation, bf16 compute), `none` over the 16-bit base."""
+    rank: int = Field(default=16, ge=1)
+    """LoRA rank, on all linear layers."""
+    alpha: int = Field(default=32, ge=1)
+    """LoRA alpha: updates are scaled by alpha / rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """LoRA dropout probability."""
+    learning_rate: float = Field(default=2e-4, gt=0)
+    """Peak learning rate of the cosine schedule."""
+    warmup: float = Field(default=0.03, ge=0, lt=1)
+    """Share of the optimizer steps spent warming up."""
+    epochs: float = Field(default=1.0, gt=0)
+    """Passes over the training rows."""
+    batch_size: int = Field(default=8, ge=1)
+    """Rows a forward pass."""
+    gradient_accumulation: int = Field(default=1, ge=1)
+    """Forward passes an optimizer step."""
+    max_length: int = Field(default=1024, ge=16)
+    """Window in tokens, prompt and answer together; longer rows are left out and counted, never cut."""
+    checkpoint_minutes: float = Field(default=5.0, gt=0)
+    """Minutes between checkpoints."""
+    seed: int = 42
+    """Seed of initialisation and data order."""
+
+
+class EvaluateConfig(Frozen):
+    """Generation and scoring on the held-out records."""
+
+    metric: Literal["auto", "exact_match", "token_f1", "rouge1", "rouge2", "rougeL"] = "auto"
+    """Primary metric; `auto` is exact match when 80 % of references have at most 5 words, else ROUGE-L."""
+    max_new_tokens: int = Field(default=0, ge=0)
+    """Longest answer in tokens; 0 derives it from the references at the track's first run."""
+    repetition_penalty: float = Field(default=1.0, gt=0)
+    """Greedy decoding's repetition penalty."""
+    batch_size: int = Field(default=16, ge=1)
+    """Prompts generated together; part of the predictions' key."""
+
+
+class GateConfig(Frozen):
+    """When a candidate replaces the champion."""
+
+    on: Literal["all", "pinned"] = "all"
+    """`pinned` refuses to judge without a held-out set dropped by the user."""
+    p_value: float = Field(default=0.01, gt=0, lt=1)
+    """Largest one-sided p-value that promotes."""
+    min_gain: float = Field(default=1.0, ge=0)
+    """Smallest mean gain in points that promotes."""
+    min_records: int = Field(default=100, ge=1)
+    """Fewest held-out records for a verdict with exact match."""
+    min_records_continuous: int = Field(default=200, ge=1)
+    """Fewest held-out records for a verdict with any other metric."""
+
+
+class RunConfig(Frozen):
+    """Everything a run's steps are told, fixed when the run takes its snapshot."""
+
+    track: str
+    base_model: str
+    """Absolute path of the base model's folder."""
+    base_model_id: str
+    salt: str
+    split: SplitConfig = SplitConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    gate: GateConfig = GateConfig()

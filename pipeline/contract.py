@@ -1,0 +1,174 @@
+"""The step contract: what a step is told (StepSpec), where it may write (Attempt), what it leaves (StepResult)."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import Field
+
+from pipeline import durable
+from pipeline.artifacts import Artifact, Drop, Frozen, ModelRef
+from pipeline.config import RunConfig
+from pipeline.errors import Interrupted, StepFailed
+
+SPEC_NAME = "spec.json"
+RESULT_NAME = "result.json"
+PROGRESS_NAME = "progress.json"
+LOG_NAME = "log.txt"
+PROGRESS_SECONDS = 2.0
+
+A = TypeVar("A", bound=Artifact)
+
+
+class StepSpec(Frozen):
+    """One attempt at one step of one run, as the dispatcher orders it."""
+
+    version: Literal[1] = 1
+    run: int
+    step: str
+    attempt: int
+    fence: str
+    """Token of this attempt; a result that carries another one is ignored."""
+    root: str
+    """Absolute path of the state folder; every relative path is below it."""
+    folder: str
+    """The attempt's folder, relative to `root`: the only place that the step writes to."""
+    checkpoints: str
+    """The run's checkpoint folder, relative to `root`, shared by the attempts of `train`."""
+    predictions: str
+    """Folder of cached predictions, relative to `root`; steps only read it."""
+    argv: tuple[str, ...]
+    env: dict[str, str]
+    inputs: dict[str, str]
+    """Published artifacts by step name, relative to `root`."""
+    drops: tuple[Drop, ...]
+    champion: ModelRef
+    config: RunConfig
+    needs_gpu: bool = False
+    grace_seconds: float = 30.0
+    """Time from SIGTERM to SIGKILL."""
+
+    @property
+    def key(self) -> str:
+        """Name of the attempt, unique in the state folder."""
+        return f"{self.run}-{self.step}-{self.attempt}"
+
+
+class StepError(Frozen):
+    """Why an attempt did not end well."""
+
+    message: str
+    hint: str = ""
+
+
+class StepResult(Frozen):
+    """How an attempt ended; written last, so its presence means that the attempt is over."""
+
+    key: str
+    fence: str
+    status: Literal["ok", "failed", "interrupted"]
+    exit_code: int
+    artifact: dict[str, Any] | None = None
+    error: StepError | None = None
+    inputs: dict[str, str] = Field(default_factory=dict)
+    """sha256 of each input artifact's file."""
+    outputs: dict[str, str] = Field(default_factory=dict)
+    """sha256 of each file that the step left, by path below the attempt's folder."""
+    seconds: float = 0.0
+    """Wall time of the step itself, without the start of its process."""
+
+
+class Progress(Frozen):
+    """How far an attempt has come; rewritten at least every `PROGRESS_SECONDS` while it lives."""
+
+    step: str
+    phase: str = ""
+    done: int = 0
+    total: int = 0
+    tokens_per_second: float | None = None
+    loss: float | None = None
+    eta_seconds: float | None = None
+    updated_at: float = 0.0
+    """Seconds since the epoch."""
+
+
+class Attempt:
+    """A step's view of the world: its spec, its inputs, its folder, its way to say how far it is."""
+
+    def __init__(self, spec: StepSpec) -> None:
+        """Make the attempt of `spec`; its folder must exist."""
+        self.spec = spec
+        self.root = Path(spec.root)
+        self.folder = self.root / spec.folder
+        self.stop = threading.Event()
+        self._progress = Progress(step=spec.step)
+        self._lock = threading.Lock()
+
+    @property
+    def config(self) -> RunConfig:
+        """The run's configuration, as it was when the snapshot was taken."""
+        return self.spec.config
+
+    def load(self, kind: type[A]) -> A:
+        """Return the artifact that an earlier step published. Raises `StepFailed` if there is none."""
+        relative = self.spec.inputs.get(kind.step)
+        value = durable.read_json(self.root / relative) if relative else None
+        if value is None:
+            msg = f"step {self.spec.step} needs what step {kind.step} makes, and it is not there"
+            raise StepFailed(msg, f"retry the run: dropforge retry {self.spec.run}")
+        return kind.model_validate(value)
+
+    def has(self, kind: type[Artifact]) -> bool:
+        """Say whether an earlier step published a `kind`."""
+        return kind.step in self.spec.inputs
+
+    def path(self, relative: str) -> Path:
+        """Return the absolute place of a path in an artifact."""
+        return self.root / relative
+
+    def relative(self, path: Path) -> str:
+        """Return `path` as artifacts write it: relative to the state folder."""
+        return path.relative_to(self.root).as_posix()
+
+    def make_folder(self, name: str) -> Path:
+        """Create and return a folder of this attempt's."""
+        folder = self.folder / name
+        folder.mkdir()
+        return folder
+
+    def progress(self, done: int, total: int, **fields: Any) -> None:
+        """
+        Say how far the step is: `done` of `total`, and `phase`, `tokens_per_second`, `loss`, `eta_seconds`.
+
+        Cheap enough to call at every optimizer step; the file is rewritten by a thread of its own.
+        """
+        with self._lock:
+            known = {"phase": self._progress.phase, **fields}
+            self._progress = Progress(step=self.spec.step, done=done, total=total, **known)
+
+    def check_stop(self) -> None:
+        """Raise `Interrupted` if the step was asked to stop: call it where nothing would be lost."""
+        if self.stop.is_set():
+            msg = f"step {self.spec.step} was asked to stop"
+            raise Interrupted(msg)
+
+    def write_progress(self) -> None:
+        """Rewrite progress.json with the latest numbers and the time."""
+        with self._lock:
+            value = self._progress.model_copy(update={"updated_at": time.time()})
+        durable.write_hint(self.folder / PROGRESS_NAME, value.model_dump())
+
+
+@dataclass(frozen=True)
+class Step:
+    """One room of the pipeline: what it needs, what it makes, and the function that does it."""
+
+    name: str
+    reads: tuple[type[Artifact], ...]
+    writes: type[Artifact]
+    load: Callable[[], Callable[[Attempt], Artifact]]
+    """Imports the step's module and returns its function: so that the daemon can read STEPS without the stack."""
+    needs_gpu: bool = False

@@ -1,0 +1,106 @@
+"""Files that survive a power cut: written aside, fsynced, renamed, their folder fsynced."""
+
+import errno
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+_CHUNK_BYTES = 1 << 20
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def fsync_file(path: Path) -> None:
+    """Make the bytes of `path` durable, whoever wrote them."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def fsync_tree(folder: Path) -> None:
+    """Make every file and folder below `folder` durable, the folder itself last."""
+    for directory, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            path = Path(directory, name)
+            if path.is_file() and not path.is_symlink():
+                fsync_file(path)
+        fsync_folder(Path(directory))
+
+
+def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Replace `path` by `data` so that a crash leaves the old file or the new one, never a part."""
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.rename(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented UTF-8 JSON, durably (see `write_bytes`)."""
+    write_bytes(path, (json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_hint(path: Path, value: Any) -> None:
+    """Write `value` as JSON, whole but not durably: for progress, which a crash may lose."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside.write_text(json.dumps(value), encoding="utf-8")
+    aside.rename(path)
+
+
+def read_json(path: Path) -> Any:
+    """Return the JSON value in `path`; `None` if there is no such file. Raises `ValueError` if it is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+
+
+def publish_folder(source: Path, target: Path) -> None:
+    """
+    Move the finished folder `source` to the content-addressed `target`, durably.
+
+    If `target` is there already it holds the same content by its name, and `source` is left where it is.
+    """
+    fsync_tree(source)
+    try:
+        source.rename(target)
+    except OSError as error:
+        if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+            raise
+    fsync_folder(target.parent)
+    fsync_folder(source.parent)
+
+
+def sha256_file(path: Path) -> str:
+    """Return the hexadecimal sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the objects of one of our own JSON Lines files, split on newline bytes alone."""
+    with path.open("rb") as file:
+        for line in file:
+            if line.strip():
+                yield json.loads(line)

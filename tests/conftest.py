@@ -1,0 +1,90 @@
+"""What holds for all tests, and the tiny models and attempts that several share."""
+
+import importlib.util
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+from pipeline import durable
+from pipeline.artifacts import Artifact, ModelRef
+from pipeline.config import RunConfig
+from pipeline.contract import Attempt, StepSpec
+
+# Before any test imports the training stack: models are folders of this machine.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TQDM_DISABLE"] = "1"
+# As the dispatcher sets it: torch's threads must not burn the cores that the other processes of a test need.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# A slow machine is no failure.
+settings.register_profile("dropforge", deadline=None)
+settings.load_profile("dropforge")
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Any:
+    """The module tests/tiny_llama.py: `make_model`, `rows`, `settings`."""
+    spec = importlib.util.spec_from_file_location("tiny_llama", Path(__file__).with_name("tiny_llama.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random two-layer Llama with a chat template. Tests must not change it."""
+    folder = tmp_path_factory.mktemp("models") / "chat"
+    tiny.make_model(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_llama_alpaca(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model without a chat template. Tests must not change it."""
+    folder = tmp_path_factory.mktemp("models") / "alpaca"
+    tiny.make_model(folder, chat=False)
+    return folder
+
+
+@pytest.fixture
+def make_attempt(tmp_path: Path) -> Callable[..., Attempt]:
+    """
+    A factory of real attempts in `tmp_path`: make_attempt(step, config=RunConfig, inputs={step: Artifact}).
+
+    Each call is the step's next attempt in the same run, sharing inputs' place and the checkpoint folder.
+    """
+    counts: dict[str, int] = {}
+
+    def make(step: str, *, config: RunConfig, inputs: Mapping[str, Artifact] | None = None) -> Attempt:
+        counts[step] = counts.get(step, 0) + 1
+        folder = tmp_path / f"runs/1/attempts/{step}-{counts[step]}"
+        folder.mkdir(parents=True)
+        published = {}
+        for name, artifact in (inputs or {}).items():
+            published[name] = f"runs/1/{name}.json"
+            durable.write_json(tmp_path / published[name], artifact.model_dump(mode="json"))
+        spec = StepSpec(
+            run=1,
+            step=step,
+            attempt=counts[step],
+            fence="fence",
+            root=str(tmp_path),
+            folder=folder.relative_to(tmp_path).as_posix(),
+            checkpoints="runs/1/checkpoints",
+            predictions="predictions",
+            argv=(),
+            env={},
+            inputs=published,
+            drops=(),
+            champion=ModelRef(model_id=config.base_model_id, path=config.base_model, generation=0),
+            config=config,
+        )
+        return Attempt(spec)
+
+    return make

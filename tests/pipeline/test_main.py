@@ -1,0 +1,110 @@
+"""`python -m pipeline STEP SPEC` as the worker runs it: a real process and its result."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from pipeline import durable
+from pipeline.artifacts import Dataset, Drop, ModelRef
+from pipeline.config import RunConfig
+from pipeline.contract import PROGRESS_NAME, RESULT_NAME, SPEC_NAME, StepResult, StepSpec
+from pipeline.steps import STEPS, next_step
+
+
+def write_spec(root: Path, step: str, rows: str) -> StepSpec:
+    (root / "drops").mkdir()
+    (root / "drops" / "a.jsonl").write_text(rows)
+    digest = hashlib.sha256(rows.encode()).hexdigest()
+    drop = Drop(id=1, sha256=digest, name="a.jsonl", path="drops/a.jsonl", role="train", rows=1)
+    spec = StepSpec(
+        run=1, step=step, attempt=1, fence="fence", root=str(root), folder=f"runs/1/attempts/{step}-1",
+        checkpoints="runs/1/checkpoints", predictions="predictions", argv=(), env={}, inputs={}, drops=(drop,),
+        champion=ModelRef(model_id="m", path="m", generation=0),
+        config=RunConfig(track="default", base_model="m", base_model_id="m", salt="s"),
+    )  # fmt: skip
+    (root / spec.folder).mkdir(parents=True)
+    durable.write_json(root / spec.folder / SPEC_NAME, spec.model_dump(mode="json"))
+    return spec
+
+
+def run(spec: StepSpec, lifeline: int | None = None) -> subprocess.CompletedProcess[str]:
+    path = Path(spec.root) / spec.folder / SPEC_NAME
+    environment = {**os.environ, **({"DROPFORGE_LIFELINE_FD": str(lifeline)} if lifeline is not None else {})}
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "pipeline", spec.step, str(path)],
+        env=environment, pass_fds=() if lifeline is None else (lifeline,), text=True, capture_output=True, check=False,
+    )  # fmt: skip
+
+
+def result_of(spec: StepSpec) -> StepResult:
+    return StepResult.model_validate(durable.read_json(Path(spec.root) / spec.folder / RESULT_NAME))
+
+
+ROWS = "".join(f'{{"instruction": "say {n}", "output": "{n}"}}\n' for n in range(50))
+
+
+def test_a_good_step_leaves_its_artifact_and_the_hashes_of_its_files(tmp_path: Path) -> None:
+    spec = write_spec(tmp_path, "prepare", ROWS)
+    done = run(spec)
+    assert done.returncode == 0, done.stderr
+    result = result_of(spec)
+    assert (result.status, result.key, result.fence) == ("ok", "1-prepare-1", "fence")
+    dataset = Dataset.model_validate(result.artifact)
+    assert dataset.train_rows + dataset.dev_rows + dataset.heldout_rows == 50
+    for name, digest in result.outputs.items():
+        assert durable.sha256_file(tmp_path / spec.folder / name) == digest
+    assert durable.read_json(tmp_path / spec.folder / PROGRESS_NAME)["step"] == "prepare"
+
+
+def test_a_step_that_lacks_its_input_fails_in_words_and_without_a_traceback(tmp_path: Path) -> None:
+    spec = write_spec(tmp_path, "decide", ROWS)
+    done = run(spec)
+    result = result_of(spec)
+    assert (done.returncode, result.status, result.exit_code) == (1, "failed", 1)
+    assert result.error is not None
+    assert "prepare" in result.error.message
+    assert result.error.hint
+    assert "Traceback" not in done.stderr
+
+
+def test_data_that_cannot_be_trained_ends_with_65(tmp_path: Path) -> None:
+    spec = write_spec(tmp_path, "prepare", "")
+    assert run(spec).returncode == 65
+    assert result_of(spec).exit_code == 65
+
+
+def test_a_step_whose_worker_died_before_it_was_written_down_does_nothing(tmp_path: Path) -> None:
+    spec = write_spec(tmp_path, "prepare", ROWS)
+    reader, writer = os.pipe()
+    os.close(writer)
+    done = run(spec, reader)
+    os.close(reader)
+    assert done.returncode == 75
+    assert not (tmp_path / spec.folder / RESULT_NAME).exists()
+
+
+def test_the_steps_read_only_what_earlier_ones_wrote() -> None:
+    written: set[type] = set()
+    for step in STEPS:
+        assert set(step.reads) <= written, step.name
+        written.add(step.writes)
+
+
+def test_too_little_data_skips_from_prepare_to_decide() -> None:
+    dataset = Dataset(
+        folder="f", train_rows=1, dev_rows=0, heldout_rows=1, heldout_pinned=False, heldout_version="v",
+        dataset_sha256="d", duplicates=0, replaced=0, removed_heldout=0, metric="exact_match", max_new_tokens=16,
+    )  # fmt: skip
+    short = dataset.model_copy(update={"shortfall": object()})
+    names = ("prepare", "train", "merge", "evaluate", "decide")
+    for count, name in enumerate(names):
+        step = next_step(names[:count], dataset if count else None)
+        assert step is not None
+        assert step.name == name
+    assert next_step(names, dataset) is None
+    after = next_step(["prepare"], short)
+    assert after is not None
+    assert after.name == "decide"
+    assert next_step(["prepare", "decide"], short) is None
