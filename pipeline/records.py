@@ -1,0 +1,244 @@
+"""
+A drop's bytes → rows of JSON → records; whatever is wrong becomes a `Finding`, never an exception.
+
+Lines end at newline bytes alone (text may hold U+2028 and its kin), their length is bounded, and JSON is read strictly:
+no duplicate keys, no NaN, no lone surrogates. A file that is one JSON array is read element by element, in flat memory.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pipeline.artifacts import Frozen
+from pipeline.formats import foreign_format, printable
+from pipeline.json_array import read_array
+from pipeline.strict_json import FLATTEN, NESTED, BadJson, StrictParser, has_surrogate_escape
+
+REQUIRED = ("instruction", "output")
+KEYS = ("instruction", "input", "output")
+_BOM = b"\xef\xbb\xbf"
+_HEAD_BYTES = 1 << 16
+_NEARNESS = 0.8
+_SHOWN_KEY = 60
+#: Rule of the one finding that is about no row: brackets or commas of a JSON array are wrong.
+BROKEN_ARRAY = "array"
+_MEND = "mend it there; a broken array cannot be read any further"
+#: What other formats call our keys.
+_ALIASES = {
+    "prompt": "instruction", "question": "instruction", "query": "instruction", "context": "input",
+    "response": "output", "answer": "output", "completion": "output", "target": "output",
+}  # fmt: skip
+
+
+class Finding(Frozen):
+    """One thing that is wrong with a drop, and what to do about it."""
+
+    line: int | None
+    """Line in the file, from 1; `None` where the whole file is meant."""
+    record: int | None = None
+    """Number of the element, from 1, where the file is a JSON array."""
+    field: str | None = None
+    """The record's key, where one key is meant."""
+    rule: str
+    """Short name of the broken rule, for machines."""
+    message: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds on what is read."""
+
+    max_line_bytes: int = 4_000_000
+    """Longest line, or longest element of an array, in bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One JSON value of a drop, not yet held against the schema."""
+
+    line: int
+    record: int | None
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One good record; `unknown` are its keys beside the three that count."""
+
+    line: int
+    instruction: str
+    input: str
+    output: str
+    unknown: tuple[str, ...] = ()
+
+
+def read_rows(path: Path, limits: Limits) -> Iterator[Row | Finding]:
+    """
+    Yield the JSON values of a drop in their order, and a finding for each that cannot be read.
+
+    A file that is something else (gzip, CSV, UTF-16, ...) gives one finding that names it. Raises `OSError` only.
+    """
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+        foreign = foreign_format(head)
+        if foreign is not None:
+            yield Finding(line=None, rule="format", message=f"the file is {foreign.name}", remedy=foreign.remedy)
+            return
+        start = len(_BOM) if head.startswith(_BOM) else 0
+        file.seek(start)
+        if head[start:].lstrip()[:1] == b"[":
+            yield from _array_rows(file, limits)
+        else:
+            yield from _line_rows(file, limits)
+
+
+def read_records(path: Path, limits: Limits) -> Iterator[Record | Finding]:
+    """Yield a drop's records, and a finding for every row that is none (`validate` words those at length)."""
+    for row in read_rows(path, limits):
+        if isinstance(row, Finding):
+            yield row
+            continue
+        yield record_of(row) or Finding(
+            line=row.line, record=row.record, rule="schema",
+            message="not a record: instruction and output must be text that is not blank, input text",
+            remedy="see every problem: dropforge check FILE",
+        )  # fmt: skip
+
+
+def record_of(row: Row) -> Record | None:
+    """
+    Return the record in `row`; `None` if it breaks a rule.
+
+    The quick road past jsonschema: a property test holds it to the schema's answer.
+    """
+    value = row.value
+    if not isinstance(value, dict):
+        return None
+    instruction, given, output = value.get("instruction"), value.get("input", ""), value.get("output")
+    if not (isinstance(instruction, str) and isinstance(given, str) and isinstance(output, str)):
+        return None
+    if not instruction.strip() or not output.strip():
+        return None
+    unknown: tuple[str, ...] = ()
+    if len(value) != len(KEYS) or "input" not in value:
+        unknown = tuple(key for key in value if key not in KEYS)
+        if any(key_meant(key, value) for key in unknown):
+            return None
+    return Record(row.line, instruction, given, output, unknown)
+
+
+def key_meant(key: str, value: Mapping[str, Any]) -> str | None:
+    """Return the known key that an unknown one is probably meant to be, if the row lacks that one."""
+    known = nearest_key(key)
+    return known if known is not None and known not in value else None
+
+
+@lru_cache(maxsize=1024)
+def nearest_key(key: str) -> str | None:
+    """Return the known key most like `key` (`Output`, `instructions`, `response`), or `None`."""
+    if len(key) > 40:  # noqa: PLR2004 - no misspelling is this long, and the comparison is quadratic
+        return None
+    plain = key.strip().casefold()
+    if plain in _ALIASES:
+        return _ALIASES[plain]
+    ratio, best = max((SequenceMatcher(None, plain, known).ratio(), known) for known in KEYS)
+    return best if ratio >= _NEARNESS else None
+
+
+def _line_rows(file: BinaryIO, limits: Limits) -> Iterator[Row | Finding]:
+    parser = StrictParser()
+    number = 0
+    while line := file.readline(limits.max_line_bytes + 1):
+        number += 1
+        if len(line) > limits.max_line_bytes and not line.endswith(b"\n"):
+            _skip_line(file)
+            yield _too_long(number, None, limits)
+            continue
+        if not line.isspace():
+            yield _line_row(line.removesuffix(b"\n"), number, parser)
+
+
+def _line_row(line: bytes, number: int, parser: StrictParser) -> Row | Finding:
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return Finding(
+            line=number, rule="encoding",
+            message=f"not UTF-8: byte 0x{line[error.start]:02x} at byte {error.start + 1} of the line",
+            remedy="save the file as UTF-8, as with: iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW",
+        )  # fmt: skip
+    try:
+        value = parser.parse(text)
+    except BadJson as error:
+        return Finding(line=number, rule=error.rule, message=error.message, remedy=_remedy(error, line))
+    return _checked(Row(number, None, value), escaped=has_surrogate_escape(text))
+
+
+def _array_rows(file: BinaryIO, limits: Limits) -> Iterator[Row | Finding]:
+    for item in read_array(file, limits.max_line_bytes):
+        if item.error is None:
+            yield _checked(Row(item.line, item.record, item.value), escaped=item.escaped)
+        elif item.record is None:
+            yield Finding(line=item.line, rule=BROKEN_ARRAY, message=item.error.message, remedy=_MEND)
+        elif item.error.rule == "too_long":
+            yield _too_long(item.line, item.record, limits)
+        else:
+            error = item.error
+            yield Finding(
+                line=item.line, record=item.record, rule=error.rule, message=error.message, remedy=error.remedy or _MEND
+            )
+
+
+def _checked(row: Row, *, escaped: bool) -> Row | Finding:
+    """Turn a row with half a surrogate pair, which no encoder can write, into a finding."""
+    if not escaped:
+        return row
+    try:
+        json.dumps(row.value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        items = row.value.items() if isinstance(row.value, dict) else ()
+        field = next((key for key, value in items if isinstance(value, str) and not _encodable(value)), None)
+        return Finding(
+            line=row.line, record=row.record, field=field and printable(field[:_SHOWN_KEY]), rule="surrogate",
+            message="a \\ud800 to \\udfff escape stands alone: half a character",
+            remedy="write the character itself in UTF-8, or both halves of its escape",
+        )  # fmt: skip
+    except RecursionError:
+        return Finding(line=row.line, record=row.record, rule="nesting", message=NESTED, remedy=FLATTEN)
+    return row
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _too_long(line: int, record: int | None, limits: Limits) -> Finding:
+    what = "the line" if record is None else "the element"
+    return Finding(
+        line=line, record=record, rule="too_long", message=f"{what} is longer than {limits.max_line_bytes:,} bytes",
+        remedy="write one record a line; if it is one record, shorten it or raise intake.max_line_bytes",
+    )  # fmt: skip
+
+
+def _remedy(error: BadJson, line: bytes) -> str:
+    if error.remedy:
+        return error.remedy
+    if b"\0" in line:
+        return "the line holds NUL bytes: the file was probably copied incompletely; drop it again"
+    if line.strip() in {b"{", b"}"} or line.startswith((b"  ", b"\t")):
+        return "write each record on one line, as with: jq -c . FILE > NEW.jsonl"
+    return "write one complete JSON object on the line"
+
+
+def _skip_line(file: BinaryIO) -> None:
+    while (part := file.readline(1 << 20)) and not part.endswith(b"\n"):
+        pass

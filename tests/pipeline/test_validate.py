@@ -1,0 +1,145 @@
+"""A file is held against the schema; every finding says where, what and what to do."""
+
+import json
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+
+from pipeline.records import KEYS, Row, key_meant, record_of
+from pipeline.validate import MOST_FINDINGS, Options, Validation, row_findings, validate
+
+GOOD = {"instruction": "a", "input": "", "output": "b"}
+BARE = {"instruction": "a", "output": "b"}
+TEXTS = st.text(max_size=3) | st.sampled_from(["", " ", "\n\t", "\u2003", "\x1c", "\ufeff", "\u200b", "a"])
+VALUES = TEXTS | st.none() | st.integers() | st.booleans() | st.lists(st.integers(), max_size=1)
+NAMES = st.sampled_from([*KEYS, "Input", "response", "instructions", "id", "Output", "context"])
+ROWS = st.dictionaries(NAMES, VALUES, max_size=5) | st.fixed_dictionaries(
+    {"instruction": TEXTS, "output": TEXTS}, optional={"input": VALUES, "id": VALUES, "Input": VALUES}
+)
+
+
+def check(folder: Path, *rows: Any, options: Options = Options()) -> Validation:  # noqa: B008 - frozen
+    path = folder / "drop.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return validate(path, options)
+
+
+def schema() -> Draft202012Validator:
+    path = Path(__file__).parents[2] / "schemas" / "alpaca-record.schema.json"
+    return Draft202012Validator(json.loads(path.read_text(encoding="utf-8")))
+
+
+SCHEMA = schema()
+
+
+@given(value=ROWS | VALUES)
+@example(value={"instruction": "\x1c", "output": "b"})
+@example(value={"instruction": "\u200b", "output": "b"})
+def test_the_quick_road_and_the_schema_give_the_same_answer(value: Any) -> None:
+    misnamed = isinstance(value, dict) and any(key_meant(key, value) for key in value if key not in KEYS)
+    row = Row(1, None, value)
+    assert (record_of(row) is not None) == (SCHEMA.is_valid(value) and not misnamed)
+    assert (record_of(row) is None) == bool(row_findings(row))
+
+
+@pytest.mark.parametrize(
+    ("row", "field", "rule", "message", "remedy"),
+    [
+        ({"output": "b"}, "instruction", "missing", "instruction is missing", "add the key"),
+        ({"instruction": "a"}, "output", "missing", "output is missing", "add the key"),
+        ({"instructions": "a", "output": "b"}, "instruction", "misnamed_key", '"instructions"', 'mean "instruction"'),
+        ({"instruction": "a", "response": "b"}, "output", "misnamed_key", 'there is "response"', 'you mean "output"'),
+        ({"instruction": "a", "Output": "b"}, "output", "misnamed_key", 'there is "Output"', 'did you mean "output"'),
+        ({**BARE, "Input": "c"}, "input", "misnamed_key", '"Input" is not', 'did you mean "input"'),
+        ({"instruction": " \n", "output": "b"}, "instruction", "blank", "instruction is blank", "write the instr"),
+        ({"instruction": "a", "output": ""}, "output", "blank", "output is blank", "write the output"),
+        ({"instruction": "a", "output": 7}, "output", "type", "output is a number: 7, not a text", "quotes"),
+        ({"instruction": "a", "output": ["b"]}, "output", "type", "output is a list, not a text", "quotes"),
+        ({**BARE, "input": None}, "input", "type", "input is null", "empty string or leave it out"),
+        ({"instruction": "a", "output": None}, "output", "type", "output is null", "write the output"),
+        ("text", None, "type", 'a record is an object, this is a text: "text"', "instruction"),
+        ({"conversations": []}, "conversations", "format", "ShareGPT", "convert"),
+        ({"messages": [], "output": "b"}, "messages", "format", "OpenAI", "convert"),
+    ],
+)  # fmt: skip
+def test_a_bad_row_is_told_by_field_rule_and_remedy(
+    tmp_path: Path, row: Any, field: str | None, rule: str, message: str, remedy: str
+) -> None:
+    found = check(tmp_path, GOOD, row, GOOD)
+    assert (found.rows, found.good_rows, found.findings_total) == (3, 2, 1)
+    finding = found.findings[0]
+    assert (finding.line, finding.field, finding.rule) == (2, field, rule)
+    assert message in finding.message
+    assert remedy in finding.remedy
+    assert not found.ok
+    assert found.reason.startswith("line 2: ")
+
+
+def test_every_fault_of_a_row_is_told(tmp_path: Path) -> None:
+    found = check(tmp_path, {"instruction": "", "input": 3})
+    assert sorted((str(finding.field), finding.rule) for finding in found.findings) == [
+        ("input", "type"), ("instruction", "blank"), ("output", "missing"),
+    ]  # fmt: skip
+    assert found.reason.startswith("3 findings; the first: line 1: ")
+
+
+@pytest.mark.parametrize("data", [b"", b"\n \n\r\n", b"[]", b"\xef\xbb\xbf"])
+def test_a_file_without_records_is_a_finding(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "drop.jsonl"
+    path.write_bytes(data)
+    found = validate(path, Options())
+    assert (found.rows, found.findings_total) == (0, 1)
+    assert (found.findings[0].rule, found.findings[0].line) == ("empty", None)
+
+
+@pytest.mark.parametrize("data", [b"\x1f\x8b", b"[,]", b"[\n\n"])
+def test_a_file_that_cannot_be_read_is_not_called_empty_too(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "drop.jsonl"
+    path.write_bytes(data)
+    assert validate(path, Options()).findings_total == 1
+
+
+def test_other_keys_are_counted_or_refused_as_the_settings_say(tmp_path: Path) -> None:
+    rows = [{**GOOD, "id": 1, "note\n": 2}, {**GOOD, "id": 2}, GOOD]
+    found = check(tmp_path, *rows)
+    assert found.ok
+    assert [(notice.kind, notice.key, notice.rows) for notice in found.warnings] == [
+        ("unknown_key", "id", 2), ("unknown_key", "note\\n", 1),
+    ]  # fmt: skip
+    refused = check(tmp_path, *rows, options=Options(unknown_keys="reject"))
+    assert [(finding.line, finding.field) for finding in refused.findings] == [(1, "id"), (1, "note\\n"), (2, "id")]
+    assert (refused.good_rows, refused.warnings) == (1, ())
+
+
+def test_findings_and_kinds_of_warnings_are_bounded_and_counted_on(tmp_path: Path) -> None:
+    found = check(tmp_path, *({"output": "b"} for _ in range(MOST_FINDINGS + 5)))
+    assert (len(found.findings), found.findings_total) == (MOST_FINDINGS, MOST_FINDINGS + 5)
+    many = check(tmp_path, *({**GOOD, f"key {number}": 1} for number in range(300)))
+    assert len(many.warnings) < 150
+    assert sum(notice.rows for notice in many.warnings) == 300
+
+
+def test_findings_repeat_little_of_the_data_and_nothing_that_cannot_be_printed(tmp_path: Path) -> None:
+    found = check(tmp_path, "\x1b[2J" + "x" * 100_000, {"\x1b" * 1000: 1, "instruction": "a", "output": "b" * 0})
+    for finding in found.findings:
+        assert finding.message.isprintable()
+        assert len(finding.message) < 300
+
+
+@pytest.mark.parametrize("kind", ["lines", "array"])
+def test_memory_does_not_grow_with_the_file(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "drop.jsonl"
+    row = json.dumps({**GOOD, "instruction": "x" * 1000}).encode()
+    path.write_bytes(b"[" + b",\n".join([row] * 20_000) + b"]" if kind == "array" else b"\n".join([row] * 20_000))
+    tracemalloc.start()
+    try:
+        assert validate(path, Options()).good_rows == 20_000
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < path.stat().st_size / 2
