@@ -1,0 +1,208 @@
+"""A model folder's identity, its manifest of hashes, and what makes a folder a base model that can be trained."""
+
+import hashlib
+import json
+import struct
+from collections.abc import Mapping
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from pipeline import durable
+from pipeline.errors import CannotTrain, DropforgeError
+
+MANIFEST_NAME = "dropforge-manifest.json"
+PICKLES = (".bin", ".pt", ".pth", ".pkl")
+_WEIGHTS = "*.safetensors"
+_INDEX = "model.safetensors.index.json"
+#: What a model answers with depends on these alone; cards, licences and the manifest are no part of its identity.
+_IDENTITY = (
+    _WEIGHTS, "*.safetensors.index.json", "config.json", "generation_config.json",
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.tiktoken", "spiece.model",
+    "sentencepiece.bpe.model", "chat_template.*", "additional_chat_templates/*.jinja",
+)  # fmt: skip
+
+
+def model_files(folder: Path) -> list[Path]:
+    """Return the files that make up the model's identity, sorted by their name below `folder`."""
+    found = (path for path in folder.rglob("*") if path.is_file())
+    names = {path.relative_to(folder).as_posix(): path for path in found}
+    return [names[name] for name in sorted(names) if any(_matches(name, pattern) for pattern in _IDENTITY)]
+
+
+def model_id(folder: Path) -> str:
+    """
+    Return the sha256 over the sorted (name, sha256) of weights, config, tokenizer, generation config and chat template.
+
+    Reads every file once. Raises `DropforgeError` if a file cannot be read.
+    """
+    try:
+        files = model_files(folder)
+        return _identity({path.relative_to(folder).as_posix(): durable.sha256_file(path) for path in files})
+    except OSError as error:
+        message = f"the model folder {folder} cannot be read: {error}"
+        raise DropforgeError(message, "check that the folder and its files belong to the user of Dropforge") from error
+
+
+def write_manifest(folder: Path) -> str:
+    """Write `dropforge-manifest.json`, every file's size and sha256 and the model id; return the model id."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_NAME)
+    files = {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": durable.sha256_file(path)}
+        for path in paths
+    }
+    own = {path.relative_to(folder).as_posix() for path in model_files(folder)}
+    identity = _identity({name: str(entry["sha256"]) for name, entry in files.items() if name in own})
+    durable.write_json(folder / MANIFEST_NAME, {"version": 1, "model_id": identity, "files": files})
+    return identity
+
+
+def verify_manifest(folder: Path) -> str:
+    """
+    Return the model id after comparing every file with the manifest.
+
+    Raises `DropforgeError` naming the first file that is missing, changed, or part of the model but not listed.
+    """
+    hint = "the folder is damaged: restore it from a backup, or train it again"
+    value = _read_object(folder / MANIFEST_NAME)
+    if value is None or not isinstance(value.get("files"), dict):
+        message = f"{folder} has no readable {MANIFEST_NAME}"
+        raise DropforgeError(message, hint)
+    for name, entry in value["files"].items():
+        problem = _difference(folder / name, entry)
+        if problem:
+            message = f"{folder / name} {problem}"
+            raise DropforgeError(message, hint)
+    own = {path.relative_to(folder).as_posix() for path in model_files(folder)}
+    unlisted = sorted(own - value["files"].keys())
+    if unlisted:
+        message = f"{folder / unlisted[0]} is not in the model's manifest"
+        raise DropforgeError(message, hint)
+    identity = _identity({name: entry["sha256"] for name, entry in value["files"].items() if name in own})
+    if identity != value.get("model_id"):
+        message = f"{folder / MANIFEST_NAME} names a model id that its files do not have"
+        raise DropforgeError(message, hint)
+    return identity
+
+
+def check_base(folder: Path) -> None:
+    """
+    Make sure that `folder` is a base model in transformers' format that can be trained; loads no weights.
+
+    Raises `CannotTrain` saying what is wrong: no folder, no whole safetensors weights, code of its own, weights that
+    are quantised already, an adapter instead of a model, no tokenizer.
+    """
+    if not folder.is_dir():
+        message = f"there is no base model folder {folder}"
+        raise CannotTrain(message, "set base_model to the folder of a model in transformers' format")
+    for problem, hint in (
+        _adapter_problem(folder),
+        _config_problem(folder),
+        _weights_problem(folder),
+        _tokenizer_problem(folder),
+    ):
+        if problem:
+            message = f"the base model {folder} {problem}"
+            raise CannotTrain(message, hint)
+
+
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+Problem = tuple[str, str]
+_FINE: Problem = ("", "")
+
+
+def _adapter_problem(folder: Path) -> Problem:
+    if (folder / "adapter_config.json").exists():
+        return "holds an adapter, which would be loaded on top of the model", "use the folder of the merged model"
+    return _FINE
+
+
+def _config_problem(folder: Path) -> Problem:
+    config = _read_object(folder / "config.json")
+    if config is None:
+        return "has no readable config.json", "use a model folder as transformers' save_pretrained writes it"
+    if "auto_map" in config:
+        return "needs code of its own (auto_map in config.json), which is never run", (
+            "use a model whose architecture transformers has itself"
+        )
+    if config.get("quantization_config"):
+        return "is quantised already (quantization_config in config.json)", (
+            'use the 16-bit model: train.quantization = "nf4" quantises it for training'
+        )
+    if config.get("is_encoder_decoder"):
+        return "is an encoder-decoder", "use a causal language model"
+    return _FINE
+
+
+def _weights_problem(folder: Path) -> Problem:
+    weights = [path for path in sorted(folder.glob(_WEIGHTS)) if path.is_file()]
+    if not weights:
+        pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+        found = f", only pickled ones ({pickles[0]}), which can run code when they are read" if pickles else ""
+        return f"has no safetensors weights{found}", "save it again with transformers' save_pretrained"
+    index = _read_object(folder / _INDEX)
+    if index is not None:
+        missing = sorted(set(index.get("weight_map", {}).values()) - {path.name for path in weights})
+        if missing:
+            return f"lacks the shard {missing[0]} that {_INDEX} names", "download the model again"
+    broken = next((path for path in weights if not _is_whole(path)), None)
+    if broken is not None:
+        return f"has a {broken.name} that is cut off or no safetensors file", (
+            "download it again (with git: git lfs pull)"
+        )
+    return _FINE
+
+
+def _tokenizer_problem(folder: Path) -> Problem:
+    if not any((folder / name).exists() for name in _TOKENIZERS):
+        return "has no tokenizer", "save the tokenizer into the same folder, with its save_pretrained"
+    config = _read_object(folder / "tokenizer_config.json") or {}
+    if "auto_map" in config:
+        return "needs code of its own (auto_map in tokenizer_config.json), which is never run", (
+            "use a model whose tokenizer transformers has itself"
+        )
+    return _FINE
+
+
+def _is_whole(path: Path) -> bool:
+    """Say whether a safetensors file is as long as its header says (8 bytes of length, JSON, then the tensors)."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(8)
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else size  # noqa: PLR2004 - the format's own number
+        if 8 + length > size:
+            return False
+        try:
+            header = json.loads(file.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            return False
+    return size == 8 + length + max(ends, default=0)
+
+
+def _identity(hashes: Mapping[str, str]) -> str:
+    lines = "".join(f"{len(name.encode())}:{name}:{digest}\n" for name, digest in sorted(hashes.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _difference(path: Path, entry: Mapping[str, Any]) -> str:
+    """Say how a file differs from its manifest entry; empty if it does not."""
+    if not path.is_file():
+        return "is missing"
+    if path.stat().st_size != entry.get("size"):
+        return f"has {path.stat().st_size} bytes instead of {entry.get('size')}"
+    return "" if durable.sha256_file(path) == entry.get("sha256") else "has changed"
+
+
+def _read_object(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object in `path`; `None` if there is none."""
+    try:
+        value = durable.read_json(path)
+    except (ValueError, OSError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Match a name against a pattern whose `*` does not cross folders."""
+    return name.count("/") == pattern.count("/") and fnmatch(name, pattern)

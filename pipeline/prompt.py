@@ -1,0 +1,119 @@
+"""
+Record → prompt and completion tokens: one place for training, evaluation and the merged model's chat template.
+
+Both formats go through a chat template: the tokenizer's own, or Alpaca's, which the merged model then carries. So what
+was trained is, token for token, what `apply_chat_template` of a user message gives to whoever serves the model.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any, Literal
+
+from pipeline.errors import CannotTrain
+
+Format = Literal["chat", "alpaca"]
+
+_ALPACA_HEAD = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n"
+)
+_ALPACA_TURN = "\n\n### Response:\n"
+#: Chat template of a model trained in Alpaca's format. A system message replaces nothing: it stands before the request.
+ALPACA_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{%- if message['role'] == 'assistant' -%}{{- message['content'] + eos_token -}}"
+    "{%- elif message['role'] == 'system' -%}{{- message['content'] + '\\n\\n' -}}"
+    "{%- else -%}{{- " + repr(_ALPACA_HEAD) + " + message['content'] + " + repr(_ALPACA_TURN) + " -}}"
+    "{%- endif -%}"
+    "{%- endfor -%}"
+)
+
+
+def fold(instruction: str, input: str) -> str:  # noqa: A002 - the record's own field name
+    """Return what a user says: the instruction, and below it the input where there is one."""
+    return f"{instruction}\n### Input:\n{input}" if input else instruction
+
+
+def messages(instruction: str, input: str) -> list[dict[str, str]]:  # noqa: A002 - the record's own field name
+    """Return a record's request as a chat: one user message."""
+    return [{"role": "user", "content": fold(instruction, input)}]
+
+
+def alpaca_prompt(content: str) -> str:
+    """Return the text that `ALPACA_TEMPLATE` makes of one user message."""
+    return f"{_ALPACA_HEAD}{content}{_ALPACA_TURN}"
+
+
+def choose_format(setting: Literal["auto", "chat", "alpaca"], *, has_chat_template: bool) -> Format:
+    """
+    Return the prompt format in force: `auto` is the chat template where there is one.
+
+    Raises `CannotTrain` if `chat` is asked of a tokenizer without a template.
+    """
+    if setting == "chat" and not has_chat_template:
+        message = "train.format is chat, and the base model's tokenizer has no chat template"
+        raise CannotTrain(message, 'set train.format = "alpaca" (or "auto"), or use an instruct model as the base')
+    if setting == "auto":
+        return "chat" if has_chat_template else "alpaca"
+    return setting
+
+
+def template_for(tokenizer: Any, fmt: Format) -> str | None:
+    """
+    Return the chat template that belongs to a format; `None` is the tokenizer's own.
+
+    Templates are tokenised without special tokens, so Alpaca's opens with the BOS token if the tokenizer adds one to
+    plain text by itself.
+    """
+    if fmt == "chat":
+        return None
+    adds_bos = tokenizer.bos_token_id is not None and tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return "{{- bos_token -}}" + ALPACA_TEMPLATE if adds_bos else ALPACA_TEMPLATE
+
+
+def prompt_ids(tokenizer: Any, fmt: Format, content: str) -> list[int]:
+    """Return the token ids of the prompt for one user message, up to where the answer begins."""
+    chat = [{"role": "user", "content": content}]
+    template = template_for(tokenizer, fmt)
+    ids = tokenizer.apply_chat_template(chat, chat_template=template, add_generation_prompt=True, return_dict=False)
+    return list(ids)
+
+
+def completion_ids(tokenizer: Any, fmt: Format, content: str, output: str, stops: Collection[int]) -> list[int]:
+    """
+    Return the token ids that the model is to answer with: `output`, ended by one of the `stops`.
+
+    What a template writes after the turn's end is cut, and where it ends no turn the tokenizer's EOS does. The ids
+    follow on `prompt_ids` as they are: the prompt's tokens are never merged with the answer's.
+    """
+    template = template_for(tokenizer, fmt)
+    chat = [{"role": "user", "content": content}]
+
+    def render(turns: list[dict[str, str]], *, ask: bool) -> str:
+        text = tokenizer.apply_chat_template(turns, chat_template=template, add_generation_prompt=ask, tokenize=False)
+        return str(text)
+
+    asked = render(chat, ask=True)
+    answered = render([*chat, {"role": "assistant", "content": output}], ask=False)
+    # A template may rewrite an answer (strip it, put an empty thought before it): then the answer is taken as it is.
+    follows = answered.startswith(asked + output)
+    tail = answered.removeprefix(asked) if follows else output
+    head = prompt_ids(tokenizer, fmt, content)
+    whole = list(tokenizer(asked + tail, add_special_tokens=False)["input_ids"])
+    if whole[: len(head)] == head:
+        ids = whole[len(head) :]
+    else:
+        ids = list(tokenizer(tail, add_special_tokens=False)["input_ids"])
+    ends = [place for place, token in enumerate(ids) if token in stops]
+    return ids[: ends[0] + 1] if ends else [*ids, tokenizer.eos_token_id]
+
+
+def stop_ids(tokenizer: Any, generation_eos: int | Collection[int] | None) -> list[int]:
+    """Return the tokens that end an answer, sorted: the tokenizer's EOS and those of the base's generation config."""
+    further = [generation_eos] if isinstance(generation_eos, int) else list(generation_eos or [])
+    return sorted({tokenizer.eos_token_id, *further})
+
+
+def control_tokens(tokenizer: Any) -> list[str]:
+    """Return the texts that the tokenizer reads as control tokens; in data they could end or forge a turn."""
+    added: Mapping[int, Any] = tokenizer.added_tokens_decoder
+    return sorted({str(token.content) for token in added.values() if token.special and token.content})

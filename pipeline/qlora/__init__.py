@@ -1,0 +1,16 @@
+"""
+The only door to torch, transformers, peft, trl and bitsandbytes.
+
+Every module in here imports the stack inside its functions, so importing one costs nothing. Base models are folders on
+this machine: whatever comes in through this door stays off the network and prints no progress bars of its own.
+"""
+
+import os
+
+# The libraries read these when they are imported, which is later than this.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TQDM_DISABLE", "1")
+# Steps tokenise a few thousand rows in one process; the Rust threads would only quarrel with torch's.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -1,0 +1,232 @@
+"""
+Asking a merged model: batched greedy answers, and the likelihood of reference answers.
+
+Both come batch by batch, so that the caller can say how far it is and stop in between. Prompts are sorted by length,
+the longest first, so that too little memory shows at once; batches depend on nothing but the prompts that were given.
+"""
+
+import gc
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import StepFailed
+from pipeline.prompt import stop_ids
+from pipeline.qlora.loading import Device, load_model
+
+#: Most memory that one batch's float32 logits may take when references are scored.
+_LOGITS_BYTES = 1 << 28
+
+Tokens = Sequence[int]
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How answers are made: greedily, up to the token that ends an answer."""
+
+    max_new_tokens: int
+    repetition_penalty: float
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said to the prompt at `index`."""
+
+    index: int
+    text: str
+    tokens: int
+    """Generated tokens, the one that ends the answer included."""
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """How likely the model finds the completion at `index`."""
+
+    index: int
+    nll: float
+    """Negative log-likelihood in nats, summed over the completion's tokens; not finite if the model is broken."""
+    tokens: int
+
+
+@dataclass(frozen=True)
+class AskedModel:
+    """A loaded model and its tokenizer."""
+
+    model: Any
+    tokenizer: Any
+    ends: tuple[int, ...]
+    """Tokens that end an answer."""
+
+
+def end_tokens(folder: Path, tokenizer: Any) -> tuple[int, ...]:
+    """Return the tokens that end an answer of the model in `folder`: its tokenizer's EOS, its generation config's."""
+    from transformers import AutoConfig, GenerationConfig
+
+    try:
+        named = GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id
+    except OSError:
+        named = getattr(AutoConfig.from_pretrained(folder, local_files_only=True), "eos_token_id", None)
+    return tuple(stop_ids(tokenizer, named))
+
+
+def open_model(folder: Path, tokenizer: Any, device: Device) -> AskedModel:
+    """
+    Return the model in `folder`, in the float type that it is saved in, on `device`.
+
+    Raises `CannotTrain` if there is none, `StepFailed` if memory does not hold it.
+    """
+    from transformers import GenerationConfig
+
+    with _memory_errors():
+        model: Any = load_model(folder, device)
+    ends = end_tokens(folder, tokenizer)
+    # The folder's own sampling settings must not leak into an evaluation that is greedy by definition.
+    config: Any = GenerationConfig
+    model.generation_config = config(do_sample=False, eos_token_id=list(ends), pad_token_id=ends[0])
+    return AskedModel(model, tokenizer, ends)
+
+
+def close_model(asked: AskedModel) -> None:
+    """Free the model's memory, so that the next one finds room."""
+    import torch
+
+    asked.model.to("meta")
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def arithmetic(folder: Path, device: Device) -> dict[str, Any]:
+    """
+    Return what an answer's last bits depend on beside the model: dtype, device, attention, versions of the libraries.
+
+    Weights are not read: the model is laid out without memory to learn which attention it would take.
+    """
+    import tokenizers  # noqa: PLC0415
+    import torch
+    import transformers
+
+    config: Any = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    automatic: Any = transformers.AutoModelForCausalLM
+    with torch.device("meta"):
+        layout = automatic.from_config(config)
+    if device == "cuda":
+        name = torch.cuda.get_device_name()
+    else:
+        # Measured in bf16: another number of threads alone changed one answer in 32.
+        name = f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+    return {
+        "dtype": str(config.dtype or _stored_dtype(folder)).removeprefix("torch."),
+        "device": f"{device} {name}",
+        "attention": layout.config._attn_implementation,  # noqa: SLF001 - the library has no public name for it
+        "versions": {module.__name__: module.__version__ for module in (tokenizers, torch, transformers)},
+    }
+
+
+def _stored_dtype(folder: Path) -> Any:
+    """Return the float type of the weights, for a folder whose config does not name it."""
+    from safetensors import safe_open  # noqa: PLC0415
+
+    with safe_open(min(folder.glob("*.safetensors")), framework="pt") as weights:
+        return weights.get_tensor(next(iter(weights.keys()))).dtype
+
+
+def generate(asked: AskedModel, prompts: Sequence[Tokens], decoding: Decoding) -> Iterator[list[Answer]]:
+    """Yield the answers to tokenised `prompts`, a batch at a time. Raises `StepFailed` if memory does not suffice."""
+    order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), tuple(prompts[index])))
+    for start in range(0, len(order), decoding.batch_size):
+        batch = order[start : start + decoding.batch_size]
+        sequences = _generate_batch(asked, [prompts[index] for index in batch], decoding)
+        yield [
+            Answer(index, asked.tokenizer.decode(tokens, skip_special_tokens=True), len(tokens))
+            for index, tokens in zip(batch, sequences, strict=True)
+        ]
+
+
+def reference_nll(
+    asked: AskedModel, pairs: Sequence[tuple[Tokens, Tokens]], batch_size: int
+) -> Iterator[list[Likelihood]]:
+    """
+    Yield how likely the model finds each completion after its prompt, teacher-forced, a batch at a time.
+
+    A pair is the tokens of the prompt and of the completion with the token that ends it; only the latter are counted.
+    """
+    vocabulary = asked.model.get_output_embeddings().weight.shape[0]
+    longest = max((len(completion) for _, completion in pairs), default=1)
+    rows = max(1, min(batch_size, _LOGITS_BYTES // (4 * vocabulary * (longest + 1))))
+    order = sorted(range(len(pairs)), key=lambda index: (-sum(map(len, pairs[index])), tuple(pairs[index][0])))
+    for start in range(0, len(order), rows):
+        batch = order[start : start + rows]
+        sums = _score_batch(asked, [pairs[index] for index in batch])
+        yield [Likelihood(index, nll, len(pairs[index][1])) for index, nll in zip(batch, sums, strict=True)]
+
+
+def _generate_batch(asked: AskedModel, prompts: Sequence[Tokens], decoding: Decoding) -> list[list[int]]:
+    """Return the generated tokens of each prompt, up to and with the first that ends an answer."""
+    import torch
+
+    inputs, mask = _pad_left(prompts, asked.model.device)
+    with _memory_errors(), torch.inference_mode():
+        output = asked.model.generate(
+            input_ids=inputs,
+            attention_mask=mask,
+            max_new_tokens=decoding.max_new_tokens,
+            repetition_penalty=float(decoding.repetition_penalty),
+        )
+    return [_cut(tokens, asked.ends) for tokens in output[:, inputs.shape[1] :].tolist()]
+
+
+def _cut(tokens: list[int], ends: Sequence[int]) -> list[int]:
+    end = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
+    return tokens[: end + 1]
+
+
+def _score_batch(asked: AskedModel, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[float]:
+    import torch
+    from torch.nn import functional
+
+    model = asked.model
+    inputs, mask = _pad_left([[*prompt, *completion] for prompt, completion in pairs], model.device)
+    keep = max(len(completion) for _, completion in pairs) + 1
+    extra: dict[str, Any] = {}
+    if "position_ids" in inspect.signature(model.forward).parameters:
+        extra["position_ids"] = (mask.cumsum(dim=-1) - 1).clamp(min=0)
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        extra["logits_to_keep"] = keep
+    with _memory_errors(), torch.inference_mode():
+        logits = model(input_ids=inputs, attention_mask=mask, use_cache=False, **extra).logits[:, -keep:-1]
+        targets = inputs[:, 1:][:, -(keep - 1) :]
+        losses = functional.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
+        return [
+            float(row[len(row) - len(completion) :].sum()) for row, (_, completion) in zip(losses, pairs, strict=True)
+        ]
+
+
+def _pad_left(sequences: Sequence[Tokens], device: Any) -> tuple[Any, Any]:
+    """
+    Return token ids and attention mask, padded at the left.
+
+    The padding is the row's own first token: masked, it is never attended to, and a repetition penalty, which looks at
+    all ids and knows no mask, finds nothing that the prompt does not hold (an end token there would never be chosen).
+    """
+    import torch
+
+    width = max(map(len, sequences))
+    ids = [[*[row[0]] * (width - len(row)), *row] for row in sequences]
+    mask = [[0] * (width - len(row)) + [1] * len(row) for row in sequences]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        message = "the device's memory does not hold the model and one batch of prompts"
+        raise StepFailed(message, "lower evaluate.batch_size, or free the device") from error

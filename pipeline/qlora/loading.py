@@ -1,0 +1,128 @@
+"""Base model and tokenizer from a folder: offline, safetensors only, no code of the model's own."""
+
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pipeline.errors import CannotTrain, StepFailed
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Device = Literal["cpu", "cuda"]
+
+#: What the libraries say to each other: peft asks transformers by names that transformers is giving up.
+_THEIR_QUARRELS = (".?is_gradient_checkpointing.? is deprecated",)
+
+
+def quiet() -> None:
+    """Turn the libraries' progress bars and advice off; a step says by itself how far it is."""
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    for name in ("trl", "peft", "accelerate", "bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for message in _THEIR_QUARRELS:
+        warnings.filterwarnings("ignore", message=message, category=FutureWarning)
+
+
+def chosen_device() -> Device:
+    """
+    Return the device of this step: `$DROPFORGE_DEVICE`, where `auto` (the default) takes CUDA if there is one.
+
+    Raises `CannotTrain` if CUDA is asked for and torch sees none, or if the word is unknown.
+    """
+    import torch
+
+    wanted = os.environ.get("DROPFORGE_DEVICE", "auto")
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda":
+        if not torch.cuda.is_available():
+            message = "device is cuda, and torch sees no CUDA device"
+            raise CannotTrain(message, 'check nvidia-smi and that torch was installed with CUDA, or set device = "cpu"')
+        return "cuda"
+    if wanted == "cpu":
+        return "cpu"
+    message = f"unknown device {wanted!r}"
+    raise CannotTrain(message, 'set device to "auto", "cpu" or "cuda"')
+
+
+def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    """Return the tokenizer saved in `folder`. Raises `CannotTrain` if there is none that can be used."""
+    from transformers import AutoTokenizer
+
+    quiet()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        message = f"the tokenizer in {folder} cannot be loaded: {error}"
+        raise CannotTrain(message, "save the tokenizer into the folder again, with its save_pretrained") from error
+    if tokenizer.eos_token_id is None:
+        message = f"the tokenizer in {folder} has no EOS token, so a model could not learn where an answer ends"
+        raise CannotTrain(message, "name its eos_token in tokenizer_config.json")
+    return tokenizer
+
+
+def load_model(
+    folder: Path, device: Device, quantization: Literal["nf4", "none"] = "none", dtype: "torch.dtype | None" = None
+) -> "PreTrainedModel":
+    """
+    Return the causal language model in `folder`, on `device`, in evaluation mode.
+
+    Weights keep the dtype that they are saved in unless `dtype` is given; with `nf4` the linear layers are quantised to
+    4 bits (double quantisation, bf16 compute). Raises `CannotTrain` if the folder holds no such model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    quiet()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype or "auto",
+            device_map={"": device},
+            quantization_config=_nf4() if quantization == "nf4" else None,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        message = f"the model in {folder} cannot be loaded: {error}"
+        hint = "use a causal language model in transformers' format, saved as safetensors"
+        raise CannotTrain(message, hint) from error
+    except MemoryError as error:
+        message = f"not enough memory to load the model in {folder}"
+        raise StepFailed(message, "free memory on this machine, or use a smaller base model") from error
+    _keep_unpacked(model)
+    model.eval()
+    return model
+
+
+def _nf4() -> object:
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+
+
+def _keep_unpacked(model: "torch.nn.Module") -> None:
+    """
+    Keep 4-bit layers in the layout that can be trained through.
+
+    On a CPU with AVX512-BF16 bitsandbytes repacks a 4-bit weight for good at the first forward pass in evaluation mode,
+    and the packed product passes no gradient to its input: one look at the dev loss would silently end the training.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - an attribute of bitsandbytes' layers

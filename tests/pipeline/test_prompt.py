@@ -1,0 +1,163 @@
+"""Prompts: what training, evaluation and the exported template have in common."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers.processors import TemplateProcessing
+
+from pipeline.errors import CannotTrain
+from pipeline.prompt import (
+    ALPACA_TEMPLATE,
+    alpaca_prompt,
+    choose_format,
+    completion_ids,
+    control_tokens,
+    fold,
+    messages,
+    prompt_ids,
+    stop_ids,
+    template_for,
+)
+from pipeline.qlora.loading import load_tokenizer
+
+CONTENTS = [
+    "Route it.",
+    fold("Route it.", "my parcel"),
+    "  spaced \n\n",
+    "{{ braces }} {% if %}",
+    "naïve 日本 🙂",
+    "'\"\\",
+]
+
+
+@pytest.fixture
+def chat(tiny_llama: Path) -> Any:
+    return load_tokenizer(tiny_llama)
+
+
+@pytest.fixture
+def alpaca(tiny_llama_alpaca: Path) -> Any:
+    return load_tokenizer(tiny_llama_alpaca)
+
+
+@pytest.fixture
+def alpaca_with_bos(tiny_llama_alpaca: Path) -> Any:
+    """A tokenizer that opens any text with a BOS token, as Llama's do."""
+    tokenizer: Any = load_tokenizer(tiny_llama_alpaca)
+    tokenizer.bos_token = "<|im_start|>"  # noqa: S105 - a token of text
+    processor: Any = TemplateProcessing
+    tokenizer.backend_tokenizer.post_processor = processor(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", tokenizer.bos_token_id)]
+    )
+    return tokenizer
+
+
+def test_the_input_stands_below_the_instruction_and_an_empty_one_leaves_no_trace() -> None:
+    assert fold("Do it.", "with this") == "Do it.\n### Input:\nwith this"
+    assert fold("Do it.", "") == "Do it."
+    assert messages("Do it.", "now") == [{"role": "user", "content": "Do it.\n### Input:\nnow"}]
+
+
+def test_auto_is_the_chat_template_where_there_is_one() -> None:
+    assert choose_format("auto", has_chat_template=True) == "chat"
+    assert choose_format("auto", has_chat_template=False) == "alpaca"
+    assert choose_format("alpaca", has_chat_template=True) == "alpaca"
+
+
+def test_chat_without_a_chat_template_is_refused_with_the_setting_to_change() -> None:
+    with pytest.raises(CannotTrain) as raised:
+        choose_format("chat", has_chat_template=False)
+    assert "train.format" in raised.value.hint
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+def test_a_chat_prompt_is_what_the_tokenizers_own_template_gives(chat: Any, content: str) -> None:
+    text = f"<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n"
+    assert prompt_ids(chat, "chat", content) == chat(text)["input_ids"]
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+def test_an_alpaca_prompt_is_the_plain_text_as_the_tokenizer_reads_it(alpaca: Any, content: str) -> None:
+    assert prompt_ids(alpaca, "alpaca", content) == alpaca(alpaca_prompt(content))["input_ids"]
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+def test_bos_comes_once_where_the_tokenizer_adds_one(alpaca_with_bos: Any, content: str) -> None:
+    ids = prompt_ids(alpaca_with_bos, "alpaca", content)
+    assert ids == alpaca_with_bos(alpaca_prompt(content))["input_ids"]
+    assert ids.count(alpaca_with_bos.bos_token_id) == 1
+
+
+def test_a_tokenizer_that_adds_no_bos_gets_none(alpaca: Any) -> None:
+    alpaca.bos_token = "<|im_start|>"  # noqa: S105 - a token of text
+    assert template_for(alpaca, "alpaca") == ALPACA_TEMPLATE
+    assert alpaca.bos_token_id not in prompt_ids(alpaca, "alpaca", "Do it.")
+
+
+def test_the_alpaca_format_of_a_chat_tokenizer_is_alpacas(chat: Any) -> None:
+    assert prompt_ids(chat, "alpaca", "Do it.") == chat(alpaca_prompt("Do it."))["input_ids"]
+
+
+@pytest.mark.parametrize("fmt", ["chat", "alpaca"])
+@pytest.mark.parametrize("pad", ["<|endoftext|>", "<|im_end|>"])
+def test_an_answer_ends_with_eos_and_nothing_after_it(chat: Any, fmt: Any, pad: str) -> None:
+    chat.pad_token = pad
+    ids = completion_ids(chat, fmt, "Do it.", "billing", stop_ids(chat, None))
+    assert ids == [*chat("billing")["input_ids"], chat.eos_token_id]
+
+
+def test_prompt_and_answer_together_are_the_conversation_that_the_template_renders(chat: Any) -> None:
+    turns = [*messages("Do it.", "now"), {"role": "assistant", "content": "billing it is"}]
+    whole = chat.apply_chat_template(turns, return_dict=False)
+    content = fold("Do it.", "now")
+    answer = completion_ids(chat, "chat", content, "billing it is", [chat.eos_token_id])
+    trained = prompt_ids(chat, "chat", content) + answer
+    assert whole[: len(trained)] == trained
+    assert chat.decode(whole[len(trained) :]) == "\n"
+
+
+@pytest.mark.parametrize("fmt", ["chat", "alpaca"])
+@pytest.mark.parametrize("output", ["\n\nleading lines", " leading blank", "billing", "### Response:\nagain"])
+def test_the_answer_follows_on_the_prompts_own_tokens_and_is_kept_whole(chat: Any, fmt: Any, output: str) -> None:
+    ids = completion_ids(chat, fmt, "Do it.", output, [chat.eos_token_id])
+    assert chat.decode(ids) == output + "<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    "turn", ["message['content'] | upper", "'<think></think>' + message['content']", "message['content'].strip()"]
+)
+def test_a_template_that_rewrites_answers_does_not_change_what_is_learnt(chat: Any, turn: str) -> None:
+    chat.chat_template = (
+        "{% for message in messages %}{% if message['role'] == 'assistant' %}{{ " + turn + " + '<|im_end|>' }}"
+        "{% else %}{{ message['content'] }}{% endif %}{% endfor %}"
+    )
+    ids = completion_ids(chat, "chat", "Do it.", " billing", [chat.eos_token_id])
+    assert chat.decode(ids) == " billing<|im_end|>"
+
+
+def test_a_template_that_ends_no_turn_gets_the_tokenizers_eos(chat: Any) -> None:
+    chat.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    assert completion_ids(chat, "chat", "Do it.", "billing", [chat.eos_token_id])[-1] == chat.eos_token_id
+
+
+def test_the_generation_configs_ends_count_as_ends(chat: Any) -> None:
+    start = chat.convert_tokens_to_ids("<|im_start|>")
+    assert stop_ids(chat, None) == [chat.eos_token_id]
+    assert stop_ids(chat, start) == sorted([start, chat.eos_token_id])
+    assert stop_ids(chat, [start, chat.eos_token_id]) == sorted([start, chat.eos_token_id])
+
+
+def test_control_tokens_are_named(chat: Any) -> None:
+    assert control_tokens(chat) == ["<|endoftext|>", "<|im_end|>", "<|im_start|>"]
+
+
+def test_a_conversation_in_alpacas_format_ends_each_answer_with_eos(alpaca: Any) -> None:
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "One?"},
+        {"role": "assistant", "content": "1"},
+        {"role": "user", "content": "Two?"},
+    ]
+    text = alpaca.apply_chat_template(turns, chat_template=ALPACA_TEMPLATE, tokenize=False)
+    assert text == "Be brief.\n\n" + alpaca_prompt("One?") + "1<|im_end|>" + alpaca_prompt("Two?")
