@@ -1,0 +1,201 @@
+"""
+Metrics: how near an answer comes to its references, 0 (nothing) to 1 (the same), in any script.
+
+With several references the nearest one counts. Adding a metric is one entry in METRICS.
+"""
+
+import re
+import tempfile
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+#: Scripts that put no spaces between words; there each character is a token.
+_UNSPACED = (
+    (0x0E00, 0x0EFF),  # Thai, Lao
+    (0x1000, 0x109F),  # Myanmar
+    (0x1780, 0x17FF),  # Khmer
+    (0x2E80, 0x2FDF),  # CJK radicals
+    (0x3005, 0x3007),
+    (0x3021, 0x30FF),  # Hiragana, Katakana
+    (0x3100, 0x312F),  # Bopomofo
+    (0x31A0, 0x31FF),
+    (0x3400, 0x4DBF),
+    (0x4E00, 0x9FFF),  # Han
+    (0xF900, 0xFAFF),
+    (0x20000, 0x3FFFF),  # Han, supplementary planes
+)
+_ASCII_WORD = re.compile(r"[a-z0-9]+")
+_SPACE = re.compile(r"\s+")
+# Signs that carry meaning at an edge (minus, percent, #, currency, @) are not here.
+_QUOTES = "\"'`*_ \u2018\u2019\u201a\u201c\u201d\u201e"
+_OPENING = _QUOTES + "([{<\u00a1\u00ab\u00bf\u2039\u3008\u300a\u300c\u300e\u3010"
+_CLOSING = _QUOTES + ")]}>.,;:!?\u00bb\u060c\u061f\u06d4\u0964\u203a\u3001\u3002\u3009\u300b\u300d\u300f\u3011"
+
+Compute = Callable[[str, Sequence[str]], float]
+ComputeAll = Callable[[Sequence[str], Sequence[Sequence[str]]], list[float]]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One way to score an answer."""
+
+    name: str
+    title: str
+    """How it is called in a sentence."""
+    compute: Compute
+    """Score of one answer, 0 to 1, against its references."""
+    compute_all: ComputeAll | None = None
+    """The same for many answers at once, where that is faster."""
+    higher_is_better: bool = True
+    continuous: bool = True
+    """Whether there is anything between 0 and 1: it decides the paired test."""
+
+    def scores(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+        """Return the score of each prediction against the references at the same place."""
+        if self.compute_all is not None:
+            return self.compute_all(predictions, references)
+        return [self.compute(*pair) for pair in zip(predictions, references, strict=True)]
+
+
+def normalise(text: str) -> str:
+    """
+    Return `text` as exact match compares it: NFKC, without case, single spaces, no punctuation around it.
+
+    Quotes, brackets, emphasis and the marks that end a sentence go; a sign that belongs to a value (-5, 50%, .5, C#)
+    stays. Text of nothing but punctuation is kept.
+    """
+    plain = _SPACE.sub(" ", _fold(text)).strip()
+    bare = plain.lstrip(_OPENING).rstrip(_CLOSING)
+    return bare or plain
+
+
+def tokens(text: str) -> list[str]:
+    """
+    Return the words of `text` without case: letters and digits with the marks that belong to them.
+
+    A script without spaces between words gives a token a character; emoji are tokens too. For ASCII text these are the
+    tokens that rouge_score makes itself.
+    """
+    folded = _fold(text)
+    if folded.isascii():
+        return _ASCII_WORD.findall(folded)
+    found: list[str] = []
+    extends, takes_marks = False, False
+    for character in folded:
+        kind = unicodedata.category(character)
+        if kind == "Cf":  # joiners and other invisible signs, within words too
+            continue
+        if kind[0] == "M":
+            if takes_marks:
+                found[-1] += character
+            continue
+        spaced = kind[0] in "LN" and not _is_unspaced(character)
+        takes_marks = kind[0] in "LN" or kind == "So"
+        if spaced and extends:
+            found[-1] += character
+        elif takes_marks:
+            found.append(character)
+        extends = spaced
+    return found
+
+
+def exact_match(prediction: str, references: Sequence[str]) -> float:
+    """Return 1 if the normalised prediction is one of the normalised references, else 0."""
+    return float(normalise(prediction) in {normalise(reference) for reference in references})
+
+
+def token_f1(prediction: str, references: Sequence[str]) -> float:
+    """Return the harmonic mean of precision and recall over the bag of tokens (Rajpurkar et al. 2016, SQuAD)."""
+    return max((_f1(prediction, reference) for reference in references), default=0.0)
+
+
+def rouge_all(kind: str, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+    """
+    Return the ROUGE F-measure of each prediction (Lin 2004): rouge_score with our tokens, through `evaluate.Metric`.
+
+    `kind` is rouge1, rouge2 or rougeL. A reference without any token (a dash, say) is compared exactly.
+    """
+    if not predictions:
+        return []
+    with tempfile.TemporaryDirectory() as scratch:
+        metric = _rouge_class()(config_name=kind, keep_in_memory=True, cache_dir=scratch)
+        result = metric.compute(predictions=list(predictions), references=[list(some) for some in references])
+    return [
+        max(score, exact_match(prediction, [text for text in some if not tokens(text)]))
+        for score, prediction, some in zip(result[kind], predictions, references, strict=True)
+    ]
+
+
+def _rouge(kind: str, prediction: str, references: Sequence[str]) -> float:
+    return rouge_all(kind, [prediction], [references])[0]
+
+
+def _f1(prediction: str, reference: str) -> float:
+    said, wanted = Counter(tokens(prediction)), Counter(tokens(reference))
+    if not wanted:
+        return exact_match(prediction, [reference])
+    shared = (said & wanted).total()
+    return 2 * shared / (said.total() + wanted.total())
+
+
+def _fold(text: str) -> str:
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+
+
+def _is_unspaced(character: str) -> bool:
+    point = ord(character)
+    return any(first <= point <= last for first, last in _UNSPACED)
+
+
+class _Tokenizer:
+    """Our tokens, in the form that rouge_score asks for."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return tokens(text)
+
+
+@cache
+def _rouge_class() -> Any:
+    """Define the metric on first use: `evaluate.load` would ask a hub for it, and importing the stack takes seconds."""
+    import datasets
+    import evaluate
+    from rouge_score import rouge_scorer
+
+    class UnicodeRouge(evaluate.Metric):  # type: ignore[misc]
+        """ROUGE F-measures, one a record, the best over a record's references."""
+
+        def _info(self) -> Any:
+            text = datasets.Value("string")
+            return evaluate.MetricInfo(
+                description="ROUGE with Unicode tokens",
+                citation="Lin 2004",
+                features=datasets.Features({"predictions": text, "references": datasets.List(text)}),
+            )
+
+        def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, list[float]]:
+            kind = self.config_name
+            scorer = rouge_scorer.RougeScorer([kind], tokenizer=_Tokenizer())
+            pairs = zip(predictions, references, strict=True)
+            return {kind: [float(scorer.score_multi(some, answer)[kind].fmeasure) for answer, some in pairs]}
+
+    return UnicodeRouge
+
+
+def _rouge_metric(name: str, title: str) -> Metric:
+    return Metric(name, title, compute=partial(_rouge, name), compute_all=partial(rouge_all, name))
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("exact_match", "exact match", compute=exact_match, continuous=False),
+        Metric("token_f1", "token F1", compute=token_f1),
+        _rouge_metric("rouge1", "ROUGE-1"),
+        _rouge_metric("rouge2", "ROUGE-2"),
+        _rouge_metric("rougeL", "ROUGE-L"),
+    )
+}

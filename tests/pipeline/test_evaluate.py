@@ -1,0 +1,380 @@
+"""Evaluation with two tiny Llamas and real attempts: what is asked, cached, counted and refused."""
+
+import json
+import math
+import shutil
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from pipeline import durable
+from pipeline.artifacts import Dataset, Model, ModelRef, Report
+from pipeline.config import EvaluateConfig, RunConfig
+from pipeline.contract import Attempt
+from pipeline.errors import CannotTrain, Interrupted, StepFailed
+from pipeline.evaluate import evaluate
+from pipeline.metrics import METRICS
+from pipeline.predictions import Prediction
+from pipeline.prompt import ALPACA_TEMPLATE, completion_ids, fold, prompt_ids
+from pipeline.qlora import generation
+from pipeline.qlora.generation import Decoding
+from pipeline.qlora.loading import load_tokenizer
+
+RECORDS = 10
+NEW_TOKENS = 6
+
+
+@pytest.fixture(scope="session")
+def candidate_folder(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another random Llama with the same tokenizer."""
+    folder = tmp_path_factory.mktemp("models") / "candidate"
+    tiny.make_model(folder, seed=1)
+    return folder
+
+
+def heldout_rows(tiny: Any, count: int = RECORDS) -> list[dict[str, Any]]:
+    return [
+        {"id": f"{place:08x}", **row, "references": [row["output"], "either"], "drop": 1 + place % 2}
+        for place, row in enumerate(tiny.rows(count, seed=5))
+    ]
+
+
+class Bench:
+    """One track's state folder: models, a held-out set, and attempts at evaluating."""
+
+    def __init__(self, root: Path, make: Callable[..., Attempt], base: Path, candidate: Path) -> None:
+        self.root, self.make, self.base = root, make, base
+        shutil.copytree(candidate, root / "models/candidate")
+        (root / "dataset").mkdir()
+        self.candidate_id, self.champion = "cand", ModelRef(model_id="base", path=str(base), generation=0)
+
+    def attempt(self, rows: Sequence[Mapping[str, Any]], fmt: str = "chat", **settings: Any) -> Attempt:
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (self.root / "dataset/heldout.jsonl").write_text(text, encoding="utf-8")
+        dataset = Dataset(
+            folder="dataset", train_rows=1, dev_rows=0, heldout_rows=len(rows), heldout_pinned=True,
+            heldout_version="v", dataset_sha256="d", duplicates=0, replaced=0, removed_heldout=0,
+            metric="exact_match", max_new_tokens=NEW_TOKENS,
+        )  # fmt: skip
+        model = Model.model_validate({
+            "folder": "models/candidate", "model_id": self.candidate_id, "base_model_id": "base", "dtype": "float32",
+            "size_bytes": 1, "logits_difference": 0.0, "logits_tolerance": 1.0, "format": fmt, "seconds": 1.0,
+        })  # fmt: skip
+        config = RunConfig(
+            track="default", base_model=str(self.base), base_model_id="base", salt="s",
+            evaluate=EvaluateConfig(**{"batch_size": 4, **settings}),
+        )  # fmt: skip
+        made = self.make("evaluate", config=config, inputs={"prepare": dataset, "merge": model})
+        return Attempt(made.spec.model_copy(update={"champion": self.champion}))
+
+    def publish(self, attempt: Attempt, report: Report) -> None:
+        """Copy an attempt's predictions into the cache, as the dispatcher does."""
+        for key in report.prediction_keys.values():
+            folder = self.root / attempt.spec.predictions / key
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(attempt.folder / f"predictions/{key}.jsonl", folder / f"{attempt.spec.attempt}.jsonl")
+
+
+@pytest.fixture
+def bench(tmp_path: Path, make_attempt: Callable[..., Attempt], tiny_llama: Path, candidate_folder: Path) -> Bench:
+    return Bench(tmp_path, make_attempt, tiny_llama, candidate_folder)
+
+
+def lines(attempt: Attempt, report: Report) -> list[dict[str, Any]]:
+    return list(durable.read_jsonl(attempt.path(report.folder) / "records.jsonl"))
+
+
+def used(attempt: Attempt, key: str) -> list[Prediction]:
+    text = (attempt.folder / f"predictions/{key}.jsonl").read_text(encoding="utf-8")
+    return [Prediction.model_validate_json(line) for line in text.splitlines()]
+
+
+def direct_nll(folder: Path, prompt: list[int], completion: list[int]) -> float:
+    """Compute one reference's likelihood alone, without padding, from all logits."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.inference_mode():
+        logits = model(torch.tensor([prompt + completion])).logits[0].double()
+    chances = torch.log_softmax(logits, dim=-1)
+    return -sum(float(chances[len(prompt) + place - 1, token]) for place, token in enumerate(completion))
+
+
+def test_both_models_are_scored_on_the_same_records(bench: Bench, tiny: Any) -> None:
+    rows = heldout_rows(tiny)
+    attempt = bench.attempt(rows)
+    report = evaluate(attempt)
+    assert (report.records, report.metric, report.heldout_version, report.champion_generation) == (
+        RECORDS,
+        "exact_match",
+        "v",
+        0,
+    )
+    assert (report.candidate.model_id, report.champion.model_id) == ("cand", "base")
+    assert (report.candidate.generated, report.champion.generated) == (RECORDS, RECORDS)
+    found = lines(attempt, report)
+    assert [(line["id"], line["drop"]) for line in found] == [(row["id"], row["drop"]) for row in rows]
+    for role, scores in (("candidate", report.candidate), ("champion", report.champion)):
+        for name, metric in METRICS.items():
+            values = [line[role]["scores"][name] for line in found]
+            texts = [line[role]["text"] for line in found]
+            assert values == metric.scores(texts, [row["references"] for row in rows])
+            assert scores.metrics[name] == pytest.approx(100 * sum(values) / len(values))
+    assert [line["candidate"]["text"] for line in found] != [line["champion"]["text"] for line in found]
+
+
+def test_the_likelihood_is_that_of_each_reference_computed_alone(bench: Bench, tiny: Any, tiny_llama: Path) -> None:
+    rows = heldout_rows(tiny)
+    for place, row in enumerate(rows):
+        row["output"] = " or ".join([row["output"]] * (1 + place % 3))
+    attempt = bench.attempt(rows)
+    report = evaluate(attempt)
+    tokenizer = load_tokenizer(tiny_llama)
+    kept = {line.id: line for line in used(attempt, report.prediction_keys["base"])}
+    total, tokens = 0.0, 0
+    for row in rows:
+        content = fold(row["instruction"], row["input"])
+        completion = completion_ids(tokenizer, "chat", content, row["output"], [tokenizer.eos_token_id])
+        assert completion[-1] == tokenizer.eos_token_id
+        expected = direct_nll(tiny_llama, prompt_ids(tokenizer, "chat", content), completion)
+        assert kept[row["id"]].nll_sum == pytest.approx(expected, rel=1e-4)
+        assert kept[row["id"]].nll_tokens == len(completion)
+        total, tokens = total + expected, tokens + len(completion)
+    assert len({line.nll_tokens for line in kept.values()}) > 1
+    assert report.champion.nll == pytest.approx(total / tokens, rel=1e-4)
+    assert math.isfinite(report.candidate.nll)
+
+
+def test_a_second_evaluation_takes_every_prediction_from_the_cache(bench: Bench, tiny: Any) -> None:
+    rows = heldout_rows(tiny)
+    attempt = bench.attempt(rows)
+    report = evaluate(attempt)
+    bench.publish(attempt, report)
+    # Without weights nothing can be asked: only the cache can answer.
+    (bench.root / "models/candidate/model.safetensors").unlink()
+    again = bench.attempt(rows)
+    second = evaluate(again)
+    assert (second.candidate.generated, second.candidate.cached) == (0, RECORDS)
+    assert (second.champion.generated, second.champion.cached) == (0, RECORDS)
+    assert second.prediction_keys == report.prediction_keys
+    assert lines(again, second) == lines(attempt, report)
+    assert second.candidate.nll == report.candidate.nll
+    assert {line.id for line in used(again, report.prediction_keys["cand"])} == {row["id"] for row in rows}
+
+
+def test_only_what_is_missing_is_generated(bench: Bench, tiny: Any) -> None:
+    rows = heldout_rows(tiny)
+    first = bench.attempt(rows[:7])
+    bench.publish(first, evaluate(first))
+    second = evaluate(bench.attempt(rows))
+    assert (second.candidate.generated, second.candidate.cached) == (3, 7)
+
+
+def test_a_changed_reference_costs_its_likelihood_and_no_generation(bench: Bench, tiny: Any, tiny_llama: Path) -> None:
+    rows = heldout_rows(tiny)
+    first = bench.attempt(rows)
+    report = evaluate(first)
+    bench.publish(first, report)
+    text = lines(first, report)[0]["champion"]["text"]
+    other = "billing" if rows[0]["output"] != "billing" else "sales"
+    rows[0] = {**rows[0], "output": other, "references": [text]}
+    attempt = bench.attempt(rows)
+    second = evaluate(attempt)
+    assert second.champion.generated == 0
+    assert lines(attempt, second)[0]["champion"]["scores"]["exact_match"] == 1.0
+    tokenizer = load_tokenizer(tiny_llama)
+    content = fold(rows[0]["instruction"], rows[0]["input"])
+    completion = completion_ids(tokenizer, "chat", content, other, [tokenizer.eos_token_id])
+    kept = {line.id: line for line in used(attempt, second.prediction_keys["base"])}
+    expected = direct_nll(tiny_llama, prompt_ids(tokenizer, "chat", content), completion)
+    assert kept[rows[0]["id"]].nll_sum == pytest.approx(expected, rel=1e-4)
+    assert second.champion.nll != report.champion.nll
+
+
+@pytest.mark.parametrize("setting", [{"batch_size": 2}, {"repetition_penalty": 1.3}])
+def test_another_decoding_finds_nothing_in_the_cache(bench: Bench, tiny: Any, setting: dict[str, Any]) -> None:
+    rows = heldout_rows(tiny, 4)
+    attempt = bench.attempt(rows)
+    report = evaluate(attempt)
+    bench.publish(attempt, report)
+    second = evaluate(bench.attempt(rows, **setting))
+    assert second.champion.generated == 4
+    assert set(second.prediction_keys.values()).isdisjoint(report.prediction_keys.values())
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.5])
+def test_answers_in_a_batch_are_those_given_one_at_a_time(tiny: Any, tiny_llama: Path, penalty: float) -> None:
+    tokenizer = load_tokenizer(tiny_llama)
+    asked = generation.open_model(tiny_llama, tokenizer, "cpu")
+    prompts = [
+        prompt_ids(tokenizer, "chat", "x " * 12 * n + row["input"]) for n, row in enumerate(tiny.rows(7, seed=3))
+    ]
+    texts: dict[int, dict[int, str]] = {}
+    for size in (1, 3, 7):
+        batches = list(generation.generate(asked, prompts, Decoding(12, penalty, size)))
+        assert [len(batch) for batch in batches] == [min(size, 7 - start) for start in range(0, 7, size)]
+        texts[size] = {answer.index: answer.text for batch in batches for answer in batch}
+    assert sorted(texts[1]) == list(range(7))
+    assert texts[1] == texts[3] == texts[7]
+    assert len(set(texts[1].values())) > 1
+
+
+def test_padding_is_masked_and_holds_no_token_that_a_penalty_would_find_beside_the_prompts_own() -> None:
+    prompts = [[7, 8, 9, 8], [5], [6, 4]]
+    ids, mask = generation._pad_left(prompts, "cpu")
+    for row, attended, prompt in zip(ids.tolist(), mask.tolist(), prompts, strict=True):
+        assert set(row) == set(prompt)
+        assert [token for token, seen in zip(row, attended, strict=True) if seen] == prompt
+        assert attended == sorted(attended)
+
+
+def test_batches_depend_on_the_prompts_and_not_on_their_order(tiny: Any, tiny_llama: Path) -> None:
+    tokenizer = load_tokenizer(tiny_llama)
+    asked = generation.open_model(tiny_llama, tokenizer, "cpu")
+    prompts = [prompt_ids(tokenizer, "chat", row["input"]) for row in tiny.rows(7, seed=3)]
+
+    def composition(given: list[list[int]]) -> list[list[list[int]]]:
+        batches = generation.generate(asked, given, Decoding(1, 1.0, 3))
+        return [[given[answer.index] for answer in batch] for batch in batches]
+
+    assert composition(prompts) == composition(prompts[::-1])
+    lengths = [len(prompt) for batch in composition(prompts) for prompt in batch]
+    assert lengths == sorted(lengths, reverse=True)
+
+
+def test_an_answer_ends_with_the_end_token_and_without_it_after_the_limit(tmp_path: Path, tiny_llama: Path) -> None:
+    folder = shutil.copytree(tiny_llama, tmp_path / "model")
+    tokenizer = load_tokenizer(folder)
+    asked = generation.open_model(folder, tokenizer, "cpu")
+    prompt = prompt_ids(tokenizer, "chat", "hello")
+    (free,) = next(generation.generate(asked, [prompt], Decoding(12, 1.0, 1)))
+    assert free.tokens == 12
+    with torch.inference_mode():
+        said = asked.model.generate(torch.tensor([prompt]), max_new_tokens=12)[0, len(prompt) :].tolist()
+    # Let the folder's own generation config end answers with the fourth token that the model says.
+    end = said[3]
+    durable.write_json(
+        folder / "generation_config.json", {"eos_token_id": [end], "do_sample": True, "temperature": 9.0}
+    )
+    ending = generation.open_model(folder, tokenizer, "cpu")
+    assert set(ending.ends) == {end, tokenizer.eos_token_id}
+    (cut,) = next(generation.generate(ending, [prompt], Decoding(12, 1.0, 1)))
+    place = said.index(end)
+    assert cut.tokens == place + 1
+    assert cut.text == tokenizer.decode(said[: place + 1], skip_special_tokens=True)
+
+
+def test_a_short_answer_is_not_filled_up_by_the_longest_of_its_batch(
+    tmp_path: Path, tiny: Any, tiny_llama: Path
+) -> None:
+    folder = shutil.copytree(tiny_llama, tmp_path / "model")
+    tokenizer = load_tokenizer(folder)
+    asked = generation.open_model(folder, tokenizer, "cpu")
+    prompts = [prompt_ids(tokenizer, "chat", row["input"]) for row in tiny.rows(6, seed=3)]
+    with torch.inference_mode():
+        said = asked.model.generate(torch.tensor([prompts[0]]), max_new_tokens=2)[0, -1].item()
+    durable.write_json(folder / "generation_config.json", {"eos_token_id": [said]})
+    ending = generation.open_model(folder, tokenizer, "cpu")
+    answers = {a.index: a for batch in generation.generate(ending, prompts, Decoding(12, 1.0, 6)) for a in batch}
+    assert answers[0].tokens <= 2 < max(answer.tokens for answer in answers.values())
+
+
+def test_a_base_without_template_is_asked_in_the_alpaca_form_of_the_candidate(
+    bench: Bench, tiny: Any, tiny_llama_alpaca: Path
+) -> None:
+    bench.champion = ModelRef(model_id="base", path=str(tiny_llama_alpaca), generation=0)
+    tokenizer = load_tokenizer(bench.root / "models/candidate")
+    tokenizer.chat_template = ALPACA_TEMPLATE
+    tokenizer.save_pretrained(bench.root / "models/candidate")
+    attempt = bench.attempt(heldout_rows(tiny), fmt="alpaca")
+    report = evaluate(attempt)
+    hashes = [{line.prompt_hash for line in used(attempt, key)} for key in report.prediction_keys.values()]
+    assert len(hashes) == 2
+    assert hashes[0] == hashes[1]
+
+
+def test_a_champion_of_another_format_is_not_compared(bench: Bench, tiny: Any) -> None:
+    shutil.copytree(bench.base, bench.root / "models/old")
+    tokenizer = load_tokenizer(bench.root / "models/old")
+    tokenizer.chat_template = ALPACA_TEMPLATE
+    tokenizer.save_pretrained(bench.root / "models/old")
+    bench.champion = ModelRef(model_id="old", path="models/old", generation=2)
+    with pytest.raises(CannotTrain, match=r"not asked in the same way.*template"):
+        evaluate(bench.attempt(heldout_rows(tiny)))
+
+
+def test_a_champion_in_another_float_type_is_not_compared(bench: Bench, tiny: Any) -> None:
+    folder = bench.root / "models/candidate"
+    AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
+    with pytest.raises(CannotTrain, match="dtype bfloat16 and float32"):
+        evaluate(bench.attempt(heldout_rows(tiny)))
+
+
+def test_a_candidate_that_is_the_champion_is_asked_once(bench: Bench, tiny: Any) -> None:
+    bench.champion = ModelRef(model_id=bench.candidate_id, path="models/candidate", generation=2)
+    attempt = bench.attempt(heldout_rows(tiny))
+    report = evaluate(attempt)
+    assert (report.candidate.generated, report.champion.generated) == (RECORDS, 0)
+    assert all(line["candidate"] == line["champion"] for line in lines(attempt, report))
+
+
+@pytest.mark.parametrize("broken", ["candidate", "champion"])
+def test_a_model_whose_likelihood_is_no_number_fails_before_any_generation(
+    bench: Bench, tiny: Any, broken: str
+) -> None:
+    if broken == "champion":
+        bench.champion = ModelRef(model_id="old", path="models/champion", generation=1)
+        shutil.copytree(bench.base, bench.root / "models/champion")
+    folder = bench.root / "models" / broken
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.model.norm.weight[0] = float("nan")
+    model.save_pretrained(folder)
+    attempt = bench.attempt(heldout_rows(tiny))
+    with pytest.raises(StepFailed, match=rf"the {broken}'s likelihood of record .* is not a finite number"):
+        evaluate(attempt)
+    written = [path for path in (attempt.folder / "predictions").iterdir() if path.stat().st_size]
+    assert len(written) == (1 if broken == "champion" else 0)
+
+
+def test_a_step_that_is_asked_to_stop_ends_between_batches(bench: Bench, tiny: Any) -> None:
+    attempt = bench.attempt(heldout_rows(tiny))
+
+    class StopsInGeneration(threading.Event):
+        """Set once the first generated batch is on disk."""
+
+        def is_set(self) -> bool:
+            return any(path.stat().st_size for path in attempt.folder.glob("predictions/*.jsonl"))
+
+    attempt.stop = StopsInGeneration()
+    with pytest.raises(Interrupted):
+        evaluate(attempt)
+    (path,) = (attempt.folder / "predictions").iterdir()
+    assert len(path.read_text(encoding="utf-8").splitlines()) == 4
+
+
+def test_progress_names_the_model_counts_to_the_end_and_tells_the_speed(bench: Bench, tiny: Any) -> None:
+    attempt = bench.attempt(heldout_rows(tiny))
+    told: list[dict[str, Any]] = []
+
+    class Watched(Attempt):
+        def progress(self, done: int, total: int, **fields: Any) -> None:
+            super().progress(done, total, **fields)
+            told.append({"done": done, "total": total, **fields})
+
+    evaluate(Watched(attempt.spec))
+    assert [step["phase"] for step in told] == sorted(step["phase"] for step in told)
+    for role in ("candidate", "champion"):
+        steps = [step for step in told if step["phase"] == role]
+        assert [step["done"] for step in steps] == sorted(step["done"] for step in steps)
+        assert steps[-1]["done"] == steps[-1]["total"] == 2 * RECORDS
+        assert steps[-1]["eta_seconds"] == 0
+        assert steps[-1]["tokens_per_second"] > 0
+
+
+def test_without_heldout_records_there_is_nothing_to_evaluate(bench: Bench) -> None:
+    with pytest.raises(StepFailed, match="no held-out records"):
+        evaluate(bench.attempt([]))
