@@ -1,0 +1,238 @@
+"""
+Each track's champion: journalled, moved by compare-and-set, with a link that follows.
+
+The row is the truth, the links `tracks/<track>/champion` and `previous` are its picture in the state folder. A
+promotion is an intent row, then the links, then the done row; `recover` finishes or abandons what a crash left between.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import Engine, update
+from sqlmodel import Session, col, select
+
+from daemon.claims import record_event
+from daemon.database import transaction
+from daemon.queue import ensure_track
+from daemon.tables import Promotion, PromotionState, Track
+from pipeline.artifacts import ModelRef
+from pipeline.durable import fsync_folder
+from pipeline.errors import DropforgeError
+
+
+class ChampionMoved(DropforgeError):
+    """Another promotion came first: the candidate was not compared with today's champion."""
+
+
+class NoChampion(DropforgeError):
+    """The track has no champion, not even its base model."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """The model that a run made, and where it lies: `path` is relative to the state folder."""
+
+    track: str
+    run_id: int
+    model_id: str
+    path: str
+
+
+def ensure_base(  # noqa: PLR0913, PLR0917 - which base of which track, where and when
+    engine: Engine, state_folder: Path, track_name: str, base_path: Path, base_model_id: str, now: int
+) -> None:
+    """
+    Make the base model the track's first champion, generation 0, if it has none; see to its links.
+
+    Another base later on is noted on the track and leaves a champion that was trained as it is; while the champion is
+    still the old base, the new one takes its place as the next generation. A base that only moved, with the same
+    content, is followed to its new place.
+    """
+    with transaction(engine) as session:
+        track = ensure_track(session, track_name, now)
+        path = str(base_path.absolute())
+        known = (track.base_path, track.base_model_id)
+        track.base_path, track.base_model_id = path, base_model_id
+        if track.champion_generation is None:
+            track.champion_generation, track.champion_model_id, track.champion_path = 0, base_model_id, path
+            session.add(_base_row(track, "base model", now))
+            record_event(session, "base_set", now, track=track_name, model_id=base_model_id, path=path)
+        elif known != (path, base_model_id):
+            record_event(session, "base_changed", now, track=track_name, model_id=base_model_id, path=path)
+            if track.champion_model_id == known[1] != base_model_id:
+                old = (track.champion_model_id, track.champion_path)
+                track.champion_generation += 1
+                track.champion_model_id, track.champion_path = base_model_id, path
+                row = _base_row(track, "another base model in the settings", now)
+                row.previous_model_id, row.previous_path = old
+                session.add(row)
+        if track.champion_model_id == base_model_id:
+            track.champion_path = path
+        session.add(track)
+    _follow(engine, state_folder, track_name)
+
+
+def _base_row(track: Track, reason: str, now: int) -> Promotion:
+    """Return the row that makes the base model in `track`'s champion columns its champion."""
+    return Promotion.model_validate({
+        "track": track.name, "state": PromotionState.DONE, "generation": track.champion_generation,
+        "model_id": track.champion_model_id, "model_path": track.champion_path, "reason": reason,
+        "created_at": now, "done_at": now,
+    })  # fmt: skip
+
+
+def promote(  # noqa: PLR0913, PLR0917 - what is promoted over which generation, why and when
+    engine: Engine, state_folder: Path, candidate: Candidate, expected_generation: int, reason: str, now: int
+) -> Promotion:
+    """
+    Make the candidate its track's champion and return the row that says so.
+
+    For a run that did this already nothing happens and its row is returned. Raises `ChampionMoved` if the champion is
+    not of `expected_generation` any more.
+    """
+    with transaction(engine) as session:
+        done = _of_run(session, candidate.run_id, PromotionState.DONE)
+        if done is not None:
+            return done
+        intent = _intend(session, candidate, expected_generation, reason, now)
+    return _carry_out(engine, state_folder, intent, now)
+
+
+def recover(engine: Engine, state_folder: Path, now: int) -> None:
+    """
+    Finish or abandon every promotion that a dead daemon left half-done, then make all links equal to the rows.
+
+    An intent is finished if the champion that it was compared with still stands and its model is there.
+    """
+    with transaction(engine) as session:
+        pending = select(Promotion).where(Promotion.state == PromotionState.INTENT).order_by(col(Promotion.id))
+        intents = session.exec(pending).all()
+    for intent in intents:
+        with transaction(engine) as session:
+            track = session.get_one(Track, intent.track)
+            current = track.champion_generation == intent.generation - 1
+            usable = current and (state_folder / intent.model_path).is_dir()
+            if not usable:
+                _abandon(session, session.get_one(Promotion, intent.id), now)
+        if usable:
+            _carry_out(engine, state_folder, intent, now)
+    with transaction(engine) as session:
+        names = session.exec(select(Track.name).where(col(Track.champion_generation).is_not(None))).all()
+    for name in names:
+        _follow(engine, state_folder, name)
+
+
+def champion(session: Session, track: str) -> ModelRef:
+    """Return the track's champion. Raises `NoChampion` before its base model is known."""
+    row = session.get(Track, track)
+    if row is None or row.champion_generation is None:
+        message = f"track {track} has no champion yet"
+        raise NoChampion(message, "set base_model in dropforge.toml and start the daemon: dropforge run")
+    return ModelRef.model_validate(
+        {"model_id": row.champion_model_id, "path": row.champion_path, "generation": row.champion_generation}
+    )
+
+
+def history(session: Session, track: str) -> list[Promotion]:
+    """Return the track's champions, the base model first and today's last."""
+    done = select(Promotion).where(Promotion.track == track, Promotion.state == PromotionState.DONE)
+    return list(session.exec(done.order_by(col(Promotion.generation))).all())
+
+
+def _intend(session: Session, candidate: Candidate, expected: int, reason: str, now: int) -> Promotion:
+    """Journal what is about to happen; an intent that this run left half-done is taken up again."""
+    now_champion = champion(session, candidate.track)
+    if now_champion.generation != expected:
+        raise _moved(candidate.track, expected)
+    pending = select(Promotion).where(Promotion.track == candidate.track, Promotion.state == PromotionState.INTENT)
+    for old in session.exec(pending).all():
+        if (old.run_id, old.model_id, old.generation) == (candidate.run_id, candidate.model_id, expected + 1):
+            return old
+        _abandon(session, old, now)
+    intent = Promotion(
+        track=candidate.track, run_id=candidate.run_id, generation=expected + 1, model_id=candidate.model_id,
+        model_path=candidate.path, previous_model_id=now_champion.model_id, previous_path=now_champion.path,
+        reason=reason, created_at=now,
+    )  # fmt: skip
+    session.add(intent)
+    session.flush()
+    record_event(
+        session, "promotion_intended", now, track=candidate.track, run_id=candidate.run_id, model_id=intent.model_id
+    )
+    return intent
+
+
+def _carry_out(engine: Engine, state_folder: Path, intent: Promotion, now: int) -> Promotion:
+    """Point the links to an intent's model and, in one transaction, make its row and the track's say the same."""
+    _point(state_folder, intent.track, "champion", intent.model_path)
+    _point(state_folder, intent.track, "previous", intent.previous_path or intent.model_path)
+    with transaction(engine) as session:
+        row = session.get_one(Promotion, intent.id)
+        compared = (col(Track.name) == row.track, col(Track.champion_generation) == row.generation - 1)
+        values = {
+            "champion_generation": row.generation, "champion_model_id": row.model_id, "champion_path": row.model_path,
+        }  # fmt: skip
+        won = session.exec(update(Track).where(*compared).values(**values)).rowcount == 1
+        if won:
+            row.state, row.done_at = PromotionState.DONE, now
+            session.add(row)
+            record_event(
+                session, "promoted", now, track=row.track, run_id=row.run_id,
+                model_id=row.model_id, generation=row.generation, reason=row.reason,
+            )  # fmt: skip
+        else:
+            _abandon(session, row, now)
+    if not won:
+        _follow(engine, state_folder, intent.track)
+        raise _moved(intent.track, intent.generation - 1)
+    return row
+
+
+def _abandon(session: Session, intent: Promotion, now: int) -> None:
+    intent.state = PromotionState.ABANDONED
+    session.add(intent)
+    record_event(
+        session, "promotion_abandoned", now, track=intent.track, run_id=intent.run_id, model_id=intent.model_id
+    )
+
+
+def _of_run(session: Session, run_id: int, state: PromotionState) -> Promotion | None:
+    return session.exec(select(Promotion).where(Promotion.run_id == run_id, Promotion.state == state)).first()
+
+
+def _moved(track: str, expected: int) -> ChampionMoved:
+    message = f"the champion of track {track} is not generation {expected} any more"
+    return ChampionMoved(message, f"look at it: dropforge history --track {track}")
+
+
+def _follow(engine: Engine, state_folder: Path, track: str) -> None:
+    """Make the track's links equal to its row."""
+    with transaction(engine) as session:
+        row = session.get_one(Track, track)
+        reigning = select(Promotion).where(
+            Promotion.track == track,
+            Promotion.state == PromotionState.DONE,
+            Promotion.generation == row.champion_generation,
+        )
+        promotion = session.exec(reigning).one()
+    path = row.champion_path or promotion.model_path
+    previous = promotion.previous_path or path
+    if promotion.previous_model_id == row.base_model_id and row.base_path is not None:
+        previous = row.base_path
+    _point(state_folder, track, "champion", path)
+    _point(state_folder, track, "previous", previous)
+
+
+def _point(state_folder: Path, track: str, name: str, path: str) -> None:
+    """Make the link `name` of a track lead to a model, at every moment to the old one or to the new one, durably."""
+    folder = state_folder / "tracks" / track
+    folder.mkdir(parents=True, exist_ok=True)
+    link = folder / name
+    target = Path(path) if Path(path).is_absolute() else Path("..", "..", path)
+    if link.is_symlink() and link.readlink() == target:
+        return
+    aside = folder / f".{name}.new"
+    aside.unlink(missing_ok=True)
+    aside.symlink_to(target)
+    aside.rename(link)
+    fsync_folder(folder)

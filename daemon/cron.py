@@ -1,0 +1,33 @@
+"""Cron expressions as cron reads them."""
+
+from apscheduler.triggers.cron import CronTrigger
+
+_DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
+
+
+def cron_trigger(schedule: str, timezone: str) -> CronTrigger:
+    """
+    Return the trigger of a five-field cron expression. Raises `ValueError` if it is none.
+
+    Weekday numbers are cron's, 0 and 7 for Sunday; APScheduler by itself would read 0 as Monday.
+    """
+    *fields, weekdays = schedule.split()
+    return CronTrigger.from_crontab(" ".join((*fields, _named(weekdays))), timezone=timezone)
+
+
+def _named(weekdays: str) -> str:
+    """Return cron's weekday field with its numbers as names; anything else stays as it is."""
+    return ",".join(_named_part(part) for part in weekdays.split(","))
+
+
+def _named_part(part: str) -> str:
+    span, slash, step = part.partition("/")
+    first, dash, last = span.partition("-")
+    if not first.isdecimal() and not (span == "*" and slash):
+        return part
+    low = 0 if span == "*" else int(first)
+    high = 6 if span == "*" or (slash and not dash) else int(last or first)
+    numbers = range(low, high + 1, int(step or 1))
+    if not numbers or numbers[-1] > len(_DAYS):
+        return part
+    return ",".join(_DAYS[number % 7] for number in numbers)

@@ -1,0 +1,328 @@
+"""
+The queue of runs: the only place that writes `Run.state`, always with an event in the same transaction.
+
+A run's owner holds a claim token, and each of its writes is conditional on it: a daemon that lost its run cannot end
+somebody else's. Every time is in whole milliseconds since the epoch and given by the caller. What an owner needs beside
+(attempts, the drops of a snapshot) is offered from here too.
+"""
+
+import secrets
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from sqlalchemy import Engine, func, update
+from sqlmodel import Session, col, select
+
+from daemon.attempts import AttemptOpen, begin_attempt, end_attempt, open_attempt, write_off
+from daemon.claims import Claim, LostClaim, held_run, record_event
+from daemon.database import transaction
+from daemon.settings import RetrySettings
+from daemon.snapshots import hold_new_drops, take_snapshot, waiting_drops
+from daemon.tables import Run, RunState, Track
+from pipeline.config import RunConfig
+from pipeline.errors import DropforgeError
+
+__all__ = [
+    "ALLOWED", "AttemptOpen", "Claim", "Failure", "LostClaim", "WrongState", "begin_attempt", "cancel", "cancelled",
+    "claim", "died", "end_attempt", "enqueue", "ensure_track", "fail", "finish", "fix_track", "heartbeat",
+    "hold_new_drops", "interrupt", "open_attempt", "record_event", "rescue", "retry", "waiting_drops",
+]  # fmt: skip
+
+CONFIGURE_AGAIN_MS = 30_000
+LONGEST_BACKOFF_MS = 3_600_000
+#: What a run may become from each state; anything else is a defect.
+ALLOWED: Mapping[RunState, frozenset[RunState]] = MappingProxyType({
+    RunState.QUEUED: frozenset({RunState.RUNNING, RunState.CANCELLED}),
+    RunState.RUNNING: frozenset(set(RunState) - {RunState.QUEUED}),
+    RunState.WAITING: frozenset({RunState.RUNNING, RunState.CANCELLED}),
+    RunState.SUCCEEDED: frozenset(),
+    RunState.FAILED: frozenset({RunState.WAITING, RunState.QUEUED}),
+    RunState.CANCELLED: frozenset({RunState.WAITING, RunState.QUEUED}),
+})  # fmt: skip
+_FINAL = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED})
+
+
+class WrongState(DropforgeError):
+    """There is no such run, or it is in a state that does not allow what was asked."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a run failed, in words, and whether another try may mend it."""
+
+    message: str
+    hint: str
+    retryable: bool
+
+
+@dataclass(frozen=True)
+class _Move:
+    """One change of a run's state: to what, with which event and which columns beside it."""
+
+    to: RunState
+    kind: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+def ensure_track(session: Session, name: str, now: int) -> Track:
+    """Return the row of track `name`, made in the caller's transaction if it is new."""
+    track = session.get(Track, name)
+    if track is None:
+        track = Track(name=name, salt=secrets.token_hex(16), created_at=now)
+        session.add(track)
+        session.flush()
+        record_event(session, "track_created", now, track=name)
+    return track
+
+
+def enqueue(session: Session, track: str, trigger: str, now: int, not_before: int) -> Run:
+    """
+    Open the track's one queued run, or put off the one that is open to `not_before` if that is later.
+
+    Works in the caller's transaction, so that a drop and its run are there together or not at all.
+    """
+    ensure_track(session, track, now)
+    run = session.exec(select(Run).where(Run.track == track, Run.state == RunState.QUEUED)).first()
+    if run is None:
+        run = Run(track=track, trigger=trigger, created_at=now, not_before=not_before)
+        session.add(run)
+        session.flush()
+        record_event(session, "run_queued", now, track=track, run_id=run.id, trigger=trigger)
+    elif run.not_before < not_before:
+        run.not_before = not_before
+        session.add(run)
+        session.flush()
+    return run
+
+
+def claim(
+    engine: Engine, now: int, configure: Callable[[Session, Track], RunConfig], limit: int | None = 1
+) -> Claim | None:
+    """
+    Take the next run that is due, or return `None` if there is none or `limit` runs are running already.
+
+    Waiting runs go first, then queued ones, the oldest of each. A queued run takes its snapshot here: the track's
+    accepted drops and what `configure` gives. If `configure` raises `DropforgeError` the run stays queued with the
+    error on its row and is tried again after 30 s; a run without any training drop is cancelled. `configure` must be
+    quick and must not open a transaction of its own: it is called while the write lock is held.
+    """
+    with transaction(engine) as session:
+        running = select(func.count()).select_from(Run).where(Run.state == RunState.RUNNING)
+        if limit is not None and session.exec(running).one() >= limit:
+            return None
+        for state in (RunState.WAITING, RunState.QUEUED):
+            due = select(Run).where(Run.state == state, Run.not_before <= now).order_by(col(Run.id))
+            for run in session.exec(due).all():
+                if state == RunState.QUEUED and not _begin(session, run, now, configure):
+                    continue
+                held = Claim(_id(run), uuid.uuid4().hex)
+                values = {"token": held.token, "heartbeat_at": now, "started_at": run.started_at or now}
+                _move(session, run, _Move(RunState.RUNNING, "run_claimed", values), now)
+                return held
+    return None
+
+
+def heartbeat(engine: Engine, claim: Claim, now: int, step: str | None) -> bool:
+    """Say that the run is alive and, unless `None`, at which step; return whether a person asked to cancel it."""
+    with transaction(engine) as session:
+        run = held_run(session, claim)
+        run.heartbeat_at, run.step = now, step or run.step
+        session.add(run)
+        return run.cancel_requested
+
+
+def finish(engine: Engine, claim: Claim, outcome: str, sentence: str, now: int) -> None:
+    """End the run with its verdict."""
+    values = {"outcome": outcome, "sentence": sentence, "error": None, "hint": None, "cancel_requested": False}
+    with transaction(engine) as session:
+        run = held_run(session, claim)
+        _move(session, run, _Move(RunState.SUCCEEDED, "run_succeeded", values, {"outcome": outcome}), now)
+
+
+def fail(engine: Engine, claim: Claim, failure: Failure, now: int, retry: RetrySettings) -> RunState:
+    """
+    Count a failure of the run's own; let it wait for another try, or end it; return its new state.
+
+    The wait is `backoff_seconds`, doubled at each further failure, an hour at most.
+    """
+    with transaction(engine) as session:
+        run = held_run(session, claim)
+        failures = run.failures + 1
+        values: dict[str, Any] = {"failures": failures, "error": failure.message, "hint": failure.hint}
+        if not failure.retryable or failures >= retry.limit:
+            return _move(session, run, _Move(RunState.FAILED, "run_failed", values, {"error": failure.message}), now)
+        wait = min(int(retry.backoff_seconds * 1000) << min(failures - 1, 32), LONGEST_BACKOFF_MS)
+        detail = {"error": failure.message, "wait_ms": wait}
+        values["not_before"] = now + wait
+        return _wait(session, run, _Move(RunState.WAITING, "run_waits", values, detail), now)
+
+
+def interrupt(engine: Engine, claim: Claim, now: int) -> RunState:
+    """Let the run wait with its snapshot, uncounted; it goes first next time. Return its new state."""
+    with transaction(engine) as session:
+        move = _Move(RunState.WAITING, "run_interrupted", {"not_before": now})
+        return _wait(session, held_run(session, claim), move, now)
+
+
+def died(engine: Engine, claim: Claim, message: str, now: int, retry: RetrySettings) -> RunState:
+    """
+    Count a process of the run's that vanished; let the run wait, or end it at `retry.deaths` of them.
+
+    Returns the run's new state.
+    """
+    with transaction(engine) as session:
+        run = held_run(session, claim)
+        deaths, detail = run.deaths + 1, {"error": message}
+        values = {"deaths": deaths, "error": message, "hint": None, "not_before": now}
+        if deaths < retry.deaths:
+            return _wait(session, run, _Move(RunState.WAITING, "run_died", values, detail), now)
+        values["hint"] = f"free memory or lower train.batch_size, then: dropforge retry {run.id}"
+        return _move(session, run, _Move(RunState.FAILED, "run_failed", values, detail), now)
+
+
+def cancel(engine: Engine, run_id: int, now: int) -> RunState:
+    """
+    End a queued or waiting run at once; ask for the end of a running one, whose owner calls `cancelled`.
+
+    Returns the state that the run is in now. Raises `WrongState` for a run that has ended or does not exist.
+    """
+    with transaction(engine) as session:
+        run = _known(session, run_id)
+        if run.state in _FINAL:
+            message = f"run {run_id} has ended already: {run.state}"
+            raise WrongState(message, f"look at it: dropforge show {run_id}")
+        if run.state != RunState.RUNNING:
+            return _move(session, run, _Move(RunState.CANCELLED, "run_cancelled"), now)
+        if not run.cancel_requested:
+            run.cancel_requested = True
+            session.add(run)
+            record_event(session, "run_cancel_requested", now, track=run.track, run_id=run_id)
+        return RunState.RUNNING
+
+
+def cancelled(engine: Engine, claim: Claim, now: int) -> None:
+    """End a running run that a person wanted cancelled."""
+    with transaction(engine) as session:
+        _move(session, held_run(session, claim), _Move(RunState.CANCELLED, "run_cancelled"), now)
+
+
+def retry(engine: Engine, run_id: int, now: int) -> RunState:
+    """
+    Let a failed or cancelled run go on where it stopped, its counters at zero; return its new state.
+
+    Raises `WrongState` for any other run, and for one without a snapshot whose track has an open run already.
+    """
+    with transaction(engine) as session:
+        run = _known(session, run_id)
+        if run.state not in {RunState.FAILED, RunState.CANCELLED}:
+            message = f"run {run_id} is {run.state}: only a failed or cancelled run can be retried"
+            raise WrongState(message, f"look at it: dropforge show {run_id}")
+        to = RunState.QUEUED if run.snapshot is None else RunState.WAITING
+        opened = session.exec(select(Run).where(Run.track == run.track, Run.state == RunState.QUEUED)).first()
+        if to == RunState.QUEUED and opened is not None:
+            message = f"run {run_id} never began, and run {opened.id} of track {run.track} will include its drops"
+            raise WrongState(message, f"wait for that one: dropforge show {opened.id}")
+        cleared: dict[str, object] = dict.fromkeys(("ended_at", "error", "hint"))
+        values = {**cleared, "failures": 0, "deaths": 0, "cancel_requested": False, "not_before": now}
+        return _move(session, run, _Move(to, "run_retried", values), now)
+
+
+def rescue(engine: Engine, now: int) -> list[Claim]:
+    """
+    Adopt every running run under a new token, uncounted, oldest first.
+
+    For the start of a daemon that holds the state folder's lock, so that no other owner can be alive.
+    """
+    claims = []
+    with transaction(engine) as session:
+        for run in session.exec(select(Run).where(Run.state == RunState.RUNNING).order_by(col(Run.id))):
+            held = Claim(_id(run), uuid.uuid4().hex)
+            _move(session, run, _Move(RunState.RUNNING, "run_adopted", {"token": held.token}), now)
+            claims.append(held)
+    return claims
+
+
+def fix_track(  # noqa: PLR0913 - four facts that go by name
+    engine: Engine, claim: Claim, now: int, *, metric: str, max_new_tokens: int, split: dict[str, float],
+    eval_batch_size: int,
+) -> None:  # fmt: skip
+    """Write on the run's track what its first run decides for all later ones; what stands there already stays."""
+    facts: dict[str, Any] = {
+        "metric": metric, "max_new_tokens": max_new_tokens, "split": split, "eval_batch_size": eval_batch_size,
+    }  # fmt: skip
+    with transaction(engine) as session:
+        run = held_run(session, claim)
+        track = session.get_one(Track, run.track)
+        new = {name: value for name, value in facts.items() if getattr(track, name) is None}
+        for name, value in new.items():
+            setattr(track, name, value)
+        if new:
+            session.add(track)
+            record_event(session, "track_fixed", now, track=track.name, run_id=run.id, **new)
+
+
+def _begin(session: Session, run: Run, now: int, configure: Callable[[Session, Track], RunConfig]) -> bool:
+    """Give a queued run its snapshot and configuration; say whether it can be claimed."""
+    track = ensure_track(session, run.track, now)
+    try:
+        config = configure(session, track)
+    except DropforgeError as error:
+        if (run.error, run.hint) != (error.message, error.hint):
+            record_event(session, "run_blocked", now, track=run.track, run_id=run.id, error=error.message)
+        run.error, run.hint, run.not_before = error.message, error.hint, now + CONFIGURE_AGAIN_MS
+        session.add(run)
+        return False
+    snapshot = take_snapshot(session, run)
+    if not snapshot:
+        reason = f"no accepted drop of track {run.track} is left to train on"
+        values = {"error": reason, "hint": f"drop a file into the inbox of track {run.track}"}
+        _move(session, run, _Move(RunState.CANCELLED, "run_cancelled", values, {"reason": reason}), now)
+        return False
+    run.snapshot, run.config = snapshot, config.model_dump(mode="json")
+    run.error = run.hint = None
+    session.add(run)
+    return True
+
+
+def _known(session: Session, run_id: int) -> Run:
+    run = session.get(Run, run_id)
+    if run is None:
+        message = f"there is no run {run_id}"
+        raise WrongState(message, "list them: dropforge runs")
+    return run
+
+
+def _wait(session: Session, run: Run, move: _Move, now: int) -> RunState:
+    """Let a running run wait, or end it if a person asked for that meanwhile."""
+    if run.cancel_requested:
+        move = _Move(RunState.CANCELLED, "run_cancelled", move.values, move.detail)
+    return _move(session, run, move, now)
+
+
+def _move(session: Session, run: Run, move: _Move, now: int) -> RunState:
+    """Change a run's state from what the caller read, once, with its event."""
+    was = RunState(run.state)
+    if move.to not in ALLOWED[was]:
+        message = f"run {run.id} cannot become {move.to} from {was}"
+        raise WrongState(message, f"look at it: dropforge show {run.id}")
+    if was == RunState.RUNNING and move.to != RunState.RUNNING:
+        write_off(session, _id(run), run.track, now)
+    values: dict[str, Any] = {"token": None, "ended_at": now if move.to in _FINAL else None, **move.values}
+    still = (col(Run.id) == run.id, col(Run.state) == was, col(Run.token).is_not_distinct_from(run.token))
+    session.flush()
+    changed = session.exec(update(Run).where(*still).values(state=move.to, **values))
+    if changed.rowcount != 1:
+        message = f"run {run.id} was changed by somebody else"
+        raise LostClaim(message, f"look at it: dropforge show {run.id}")
+    session.refresh(run)
+    record_event(session, move.kind, now, track=run.track, run_id=run.id, **move.detail)
+    return move.to
+
+
+def _id(run: Run) -> int:
+    assert run.id is not None  # noqa: S101 - every row that was read has one
+    return run.id

@@ -1,0 +1,148 @@
+"""
+Nightly runs: which slots of the schedule are due, and taking each of them once.
+
+APScheduler only says when to look. What is due follows from the last slot in the database, and a unique row takes it,
+so that neither a restart nor a second daemon runs one night twice, and a night slept through is made up for once.
+"""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import structlog
+from apscheduler.schedulers.background import BackgroundScheduler
+from apscheduler.triggers.cron import CronTrigger
+from apscheduler.triggers.interval import IntervalTrigger
+from sqlalchemy import Engine, func
+from sqlmodel import Session, select
+
+from daemon.clock import now_ms
+from daemon.cron import cron_trigger
+from daemon.database import transaction
+from daemon.queue import enqueue, ensure_track, record_event, waiting_drops
+from daemon.settings import Settings, TrackSettings
+from daemon.tables import Slot
+
+#: Looked back over one after the other, so that a long gap costs no step for each of its fire times.
+_WINDOWS = tuple(timedelta(hours=hours) for hours in (1, 24, 8 * 24, 32 * 24, 370 * 24))
+_LOOK_MINUTES = 5
+log = structlog.get_logger()
+
+
+def last_due(schedule: str, timezone: str, after: datetime, now: datetime) -> datetime | None:
+    """
+    Return the latest fire time of a cron expression in (`after`, `now`], in UTC; `None` if there is none.
+
+    `timezone` is an IANA name; the two times are aware. A time of day that the clocks skip fires as much later as they
+    jump, one that they repeat fires at the first pass only, unless the expression is for every hour.
+    """
+    trigger = cron_trigger(schedule, timezone)
+    # Without an end it would look for a 30th of February until the year 9999.
+    trigger.end_date = now
+    every_hour = schedule.split()[1].startswith("*")
+    starts = [now - window for window in _WINDOWS if now - window > after]
+    for start in (*starts, after):
+        latest = None
+        fire = _next(trigger, start)
+        while fire is not None:
+            if every_hour or not _second_pass(fire, trigger):
+                latest = fire
+            fire = _next(trigger, fire)
+        if latest is not None:
+            return latest
+    return None
+
+
+def take_due_slots(engine: Engine, settings: Settings, now: int) -> list[Slot]:
+    """
+    Take the latest due slot of every track with a nightly trigger, in one transaction.
+
+    With drops for training that no run has seen, the track's run is queued to begin at once; without, the slot says
+    `no_new_data`. Earlier slots that were missed are covered by the one that is taken. `now` in ms since the epoch.
+    """
+    taken = []
+    with transaction(engine) as session:
+        for name in settings.track_names:
+            track = settings.track(name)
+            if track.trigger in {"nightly", "both"}:
+                slot = _take(session, name, track, now)
+                taken += [slot] if slot is not None else []
+    return taken
+
+
+class Schedule:
+    """Looks for due slots at the start, at every fire time of a track's schedule, and every few minutes."""
+
+    def __init__(self, engine: Engine, settings: Settings, on_taken: Callable[[], object]) -> None:
+        """Take slots for the tracks of `settings`; call `on_taken` when one has queued a run."""
+        self._engine = engine
+        self._settings = settings
+        self._on_taken = on_taken
+        # A late look is as good as a punctual one, and several late ones are one.
+        defaults = {"misfire_grace_time": None, "coalesce": True, "max_instances": 1}
+        self._scheduler = BackgroundScheduler(timezone=UTC, job_defaults=defaults)
+
+    def start(self) -> None:
+        """Catch up on what was missed, then go on in a thread of its own."""
+        nightly = [self._settings.track(name) for name in self._settings.track_names]
+        nightly = [track for track in nightly if track.trigger in {"nightly", "both"}]
+        for track in nightly:
+            self._scheduler.add_job(self.look, cron_trigger(track.schedule, track.timezone))
+        if nightly:
+            # Clocks are set and laptops sleep: the thread above waits by a clock that knows of neither.
+            self._scheduler.add_job(self.look, IntervalTrigger(minutes=_LOOK_MINUTES))
+            self.look()
+        self._scheduler.start()
+
+    def stop(self) -> None:
+        """End the thread, after the look that it may be at."""
+        if self._scheduler.running:
+            self._scheduler.shutdown(wait=True)
+
+    def look(self) -> None:
+        """Take what is due now."""
+        try:
+            taken = take_due_slots(self._engine, self._settings, now_ms())
+        except Exception:
+            # A full disk or a locked database passes, and the slot is still due at the next look.
+            log.exception("schedule_trouble")
+            return
+        for slot in taken:
+            log.info("slot_taken", track=slot.track, outcome=slot.outcome, run=slot.run_id)
+        if any(slot.run_id is not None for slot in taken):
+            self._on_taken()
+
+
+def _take(session: Session, name: str, track: TrackSettings, now: int) -> Slot | None:
+    created = ensure_track(session, name, now).created_at
+    last: int | None = session.exec(select(func.max(Slot.due_at)).where(Slot.track == name)).one()
+    due = last_due(track.schedule, track.timezone, _time(created if last is None else last), _time(now))
+    if due is None:
+        return None
+    slot = Slot(track=name, due_at=_ms(due), taken_at=now, outcome="no_new_data")
+    if waiting_drops(session, name):
+        slot.run_id = enqueue(session, name, "nightly", now, now).id
+        slot.outcome = "queued"
+    session.add(slot)
+    session.flush()
+    record_event(session, "slot_taken", now, track=name, run_id=slot.run_id, outcome=slot.outcome, due_at=slot.due_at)
+    return slot
+
+
+def _next(trigger: CronTrigger, after: datetime) -> datetime | None:
+    """Return the trigger's first fire time after `after` and not after its end, in UTC."""
+    after = after.astimezone(UTC)
+    fire: datetime | None = trigger.get_next_fire_time(after, after + timedelta(seconds=1))
+    return None if fire is None or fire > trigger.end_date else fire.astimezone(UTC)
+
+
+def _second_pass(fire: datetime, trigger: CronTrigger) -> bool:
+    """Say whether the clock shows `fire` for the second time: an hour that is repeated when summer time ends."""
+    return fire.astimezone(trigger.timezone).fold == 1
+
+
+def _time(ms: int) -> datetime:
+    return datetime.fromtimestamp(ms / 1000, UTC)
+
+
+def _ms(time: datetime) -> int:
+    return round(time.timestamp() * 1000)

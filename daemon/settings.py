@@ -1,0 +1,298 @@
+"""
+`dropforge.toml` and `DROPFORGE_*` variables → one frozen `Settings`.
+
+Settings at the top level hold for all tracks; `[tracks.NAME]` overrides them for one. An unknown key is refused with
+the nearest known name, in the file and in the environment alike.
+"""
+
+import difflib
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+from zoneinfo import ZoneInfo
+
+from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic.fields import FieldInfo
+
+from daemon.cron import cron_trigger
+from pipeline.artifacts import Frozen
+from pipeline.config import EvaluateConfig, GateConfig, SplitConfig, TrainConfig
+from pipeline.errors import DropforgeError
+
+FILE_NAME = "dropforge.toml"
+ENV_PREFIX = "DROPFORGE_"
+RESERVED_TRACKS = frozenset({"heldout", "done", "rejected"})
+#: Variables with our prefix that are not settings.
+OTHER_VARIABLES = frozenset({"DROPFORGE_CONFIG", "DROPFORGE_DEBUG", "DROPFORGE_LIFELINE_FD"})
+
+
+class SettingsError(DropforgeError):
+    """The settings cannot be used: `message` names file and field, `hint` says what would be right."""
+
+    exit_code = 2
+
+
+class IntakeSettings(Frozen):
+    """What a file in the inbox may be."""
+
+    settle_seconds: float = Field(default=5.0, ge=0)
+    """Seconds without a change after which a file counts as complete."""
+    max_bytes: int = Field(default=8_000_000_000, ge=1)
+    """Largest file, in bytes."""
+    max_line_bytes: int = Field(default=4_000_000, ge=64)
+    """Longest line, in bytes."""
+    unknown_keys: Literal["warn", "reject"] = "warn"
+    """A record's keys beside instruction, input and output: counted warning, or a finding that rejects the drop."""
+    max_waiting_drops: int = Field(default=1000, ge=1)
+    """Accepted drops of a track that may wait for a run; further files stay in the inbox until one has begun."""
+
+
+class RetrySettings(Frozen):
+    """What happens after a run's step failed."""
+
+    limit: int = Field(default=3, ge=1)
+    """Failures of a run after which it is given up."""
+    backoff_seconds: float = Field(default=30.0, ge=0)
+    """Wait before the first retry; doubled at each further one, an hour at most."""
+    deaths: int = Field(default=3, ge=1)
+    """Processes of one run that may vanish (killed, out of memory) before it is given up."""
+
+
+class TrackSettings(Frozen):
+    """Settings that a track can have of its own; at the top level they hold for all tracks."""
+
+    base_model: str = ""
+    """Folder of the base model, in transformers' format; relative to the settings file."""
+    trigger: Literal["drop", "nightly", "both"] = "drop"
+    """What starts a run: an accepted drop, the schedule, or either."""
+    schedule: str = "0 2 * * *"
+    """Cron expression of the nightly run: minute, hour, day of month, month, day of week."""
+    timezone: str = "UTC"
+    """IANA time zone of the schedule, as Europe/Berlin."""
+    run_after_quiet_seconds: float = Field(default=60.0, ge=0)
+    """Seconds without a new drop after which a track's run begins, so that twenty drops make one run."""
+    on_worse: Literal["hold", "keep"] = "hold"
+    """The drops that were new in a candidate that lost badly: hold them back from later runs, or keep them."""
+    split: SplitConfig = SplitConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    gate: GateConfig = GateConfig()
+
+    @field_validator("timezone")
+    @classmethod
+    def _zone_exists(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (KeyError, ValueError) as error:
+            msg = f"no such time zone: {value!r}; use an IANA name such as Europe/Berlin"
+            raise ValueError(msg) from error
+        return value
+
+    @field_validator("schedule")
+    @classmethod
+    def _cron_is_readable(cls, value: str) -> str:
+        try:
+            cron_trigger(value, "UTC")
+        except ValueError as error:
+            msg = f"not a cron expression: {value!r} ({error}); five fields, such as '0 2 * * *' for 02:00 each night"
+            raise ValueError(msg) from error
+        return value
+
+
+class Settings(TrackSettings):
+    """Everything that can be set. Paths are absolute once loaded."""
+
+    inbox: str = "inbox"
+    """The watched folder; relative to the settings file."""
+    state: str = ".dropforge"
+    """The state folder: database, drops, runs, models; relative to the settings file."""
+    observer: Literal["native", "polling"] = "native"
+    """How changes are noticed: the kernel's events, or polling for network file systems."""
+    reconcile_seconds: float = Field(default=30.0, gt=0)
+    """Seconds between scans of the inbox that need no event."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where steps run; `auto` takes CUDA where there is one."""
+    worker: Literal["child", "separate"] = "child"
+    """`child`: `dropforge run` starts the worker; `separate`: a unit of its own runs `dropforge worker`."""
+    grace_seconds: float = Field(default=60.0, gt=0)
+    """Seconds that a step has to leave a checkpoint when it is asked to stop."""
+    log_format: Literal["auto", "console", "json"] = "auto"
+    """`auto` is console on a terminal and JSON elsewhere."""
+    intake: IntakeSettings = IntakeSettings()
+    retry: RetrySettings = RetrySettings()
+    tracks: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Tracks beside `default`, each with the settings that differ for it."""
+
+    @property
+    def inbox_folder(self) -> Path:
+        """The watched folder."""
+        return Path(self.inbox)
+
+    @property
+    def state_folder(self) -> Path:
+        """The state folder."""
+        return Path(self.state)
+
+    @property
+    def track_names(self) -> tuple[str, ...]:
+        """`default`, then the declared tracks in their order."""
+        return ("default", *(name for name in self.tracks if name != "default"))
+
+    def track(self, name: str) -> TrackSettings:
+        """Return the settings in force for one track. Raises `SettingsError` if it is not declared."""
+        if name not in self.track_names:
+            near = nearest(name, self.track_names)
+            hint = f"did you mean {near!r}? " if near else ""
+            message = f"there is no track {name!r}"
+            raise SettingsError(message, f"{hint}declared tracks: {', '.join(self.track_names)}")
+        own = {field: getattr(self, field) for field in TrackSettings.model_fields}
+        merged = {key: value.model_dump() if isinstance(value, BaseModel) else value for key, value in own.items()}
+        return TrackSettings.model_validate(_overlay(merged, self.tracks.get(name, {})))
+
+
+def load(path: Path | None = None, environment: Mapping[str, str] | None = None) -> Settings:
+    """
+    Read the settings file (`path`, else `$DROPFORGE_CONFIG`, else ./dropforge.toml if it is there) and the environment.
+
+    A variable names a setting with its sections, joined by two underscores: `DROPFORGE_TRAIN__EPOCHS=2`. Raises
+    `SettingsError` naming file and field.
+    """
+    environment = os.environ if environment is None else environment
+    chosen = path or Path(environment.get("DROPFORGE_CONFIG") or FILE_NAME)
+    values: dict[str, Any] = {}
+    if path is not None or "DROPFORGE_CONFIG" in environment or chosen.exists():
+        values = _read(chosen)
+    variables = _from_environment(environment)
+    _check_names(values, str(chosen))
+    _check_names(variables, "the environment")
+    try:
+        settings = Settings.model_validate(_overlay(values, variables))
+    except ValidationError as error:
+        raise _worded(error, str(chosen), environment) from error
+    resolved = settings.model_copy(update=_absolute_paths(settings, chosen.absolute().parent))
+    for name in resolved.tracks:
+        try:
+            resolved.track(name)
+        except ValidationError as error:
+            raise _worded(error, str(chosen), environment, ("tracks", name)) from error
+    return resolved
+
+
+def nearest(word: str, known: Any) -> str | None:
+    """Return the known word most like `word`, or `None` if none is near."""
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return found[0] if found else None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        message = f"there is no settings file {path}"
+        raise SettingsError(message, f"make one: dropforge init {path.parent}") from error
+    except OSError as error:
+        message = f"cannot read the settings file {path}: {error.strerror}"
+        raise SettingsError(message, f"see who may read it: ls -l {path}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        message = f"{path} is not TOML: {error}"
+        raise SettingsError(message, "mend that line; the commented sample is systemd/dropforge.toml") from error
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name in sorted(environment):
+        if not name.startswith(ENV_PREFIX) or name in OTHER_VARIABLES:
+            continue
+        place = values
+        *sections, last = name.removeprefix(ENV_PREFIX).lower().split("__")
+        for section in sections:
+            place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                message = f"{name}: {section!r} is set by another variable already"
+                raise SettingsError(message, "set either the section as a whole or its fields one by one")
+        place[last] = _typed(environment[name])
+    return values
+
+
+def _typed(text: str) -> Any:
+    """Read numbers, true, false and tables as JSON does, anything else as the text that it is."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        merged[key] = _overlay(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _section(field: FieldInfo) -> type[BaseModel] | None:
+    kinds = [field.annotation, *get_args(field.annotation)]
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+
+
+def _refuse_unknown(values: Mapping[str, Any], model: type[BaseModel], source: str, place: tuple[str, ...]) -> None:
+    for key, value in values.items():
+        dotted = ".".join((*place, key))
+        if key not in model.model_fields:
+            near = nearest(key, model.model_fields)
+            known = ", ".join(model.model_fields)
+            hint = f"did you mean {'.'.join((*place, near))!r}?" if near else f"known here: {known}"
+            message = f"{source}: unknown setting {dotted!r}"
+            raise SettingsError(message, hint)
+        section = _section(model.model_fields[key])
+        if section is not None and isinstance(value, Mapping):
+            _refuse_unknown(value, section, source, (*place, key))
+
+
+def _check_names(values: Mapping[str, Any], source: str) -> None:
+    _refuse_unknown(values, Settings, source, ())
+    tracks = values.get("tracks", {})
+    if not isinstance(tracks, Mapping):
+        message = f"{source}: tracks must be a table"
+        raise SettingsError(message, "write [tracks.NAME] and the settings of that track below")
+    for name, overrides in tracks.items():
+        _check_track(name, overrides, source)
+
+
+def _check_track(name: str, overrides: Any, source: str) -> None:
+    if name in RESERVED_TRACKS or not name.replace("-", "").replace("_", "").isalnum() or not name.isascii():
+        message = f"{source}: a track cannot be called {name!r}"
+        raise SettingsError(message, "use letters, digits, - and _; heldout, done and rejected are reserved")
+    if not isinstance(overrides, Mapping):
+        message = f"{source}: tracks.{name} must be a table"
+        raise SettingsError(message, f"write [tracks.{name}] and its settings below")
+    _refuse_unknown(overrides, TrackSettings, source, ("tracks", name))
+
+
+def _absolute_paths(settings: Settings, folder: Path) -> dict[str, Any]:
+    def absolute(value: str) -> str:
+        return str(Path(os.path.abspath(folder / Path(value).expanduser()))) if value else ""  # noqa: PTH100 - not resolve: links stay
+
+    tracks = {
+        name: {**values, "base_model": absolute(values["base_model"])} if "base_model" in values else values
+        for name, values in settings.tracks.items()
+    }
+    paths = {name: absolute(getattr(settings, name)) for name in ("inbox", "state", "base_model")}
+    return {**paths, "tracks": tracks}
+
+
+def _worded(
+    error: ValidationError, file: str, environment: Mapping[str, str], section: tuple[str, ...] = ()
+) -> SettingsError:
+    first = error.errors()[0]
+    place = (*section, *(str(part) for part in first["loc"]))
+    variable = ENV_PREFIX + "__".join(place).upper()
+    source = variable if variable in environment else file
+    problem = first["msg"].removeprefix("Value error, ")
+    shown = json.dumps(first["input"], default=str)[:80]
+    return SettingsError(
+        f"{source}: {'.'.join(place)}: {problem}", f"found {shown}; the commented sample is systemd/dropforge.toml"
+    )

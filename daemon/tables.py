@@ -1,0 +1,235 @@
+"""
+The rows of the state database and the states that they pass through.
+
+Only `queue` writes `Run.state`, only `attempts` writes `Attempt.state`, only `intake`, `drops` and `snapshots` write
+`Drop.state`, only `champions` writes `Promotion` and the champion columns of `Track`. Times are whole milliseconds
+since the epoch, UTC. Every change of a state leaves an `Event` row in the same transaction.
+"""
+
+from enum import StrEnum
+
+from sqlalchemy import CheckConstraint, Index, LargeBinary, text
+from sqlmodel import JSON, Column, Field, SQLModel
+
+
+class DropState(StrEnum):
+    """What has become of one file."""
+
+    #: It passed validation and is in every later snapshot of its track; withdrawn by a person, held by the dispatcher.
+    ACCEPTED = "accepted"
+    #: It failed validation and was given back with its findings; final.
+    REJECTED = "rejected"
+    #: The same content is accepted on the track already (`duplicate_of`); final.
+    DUPLICATE = "duplicate"
+    #: A person took it out of later snapshots; a person restores it.
+    WITHDRAWN = "withdrawn"
+    #: It was new in a candidate that lost badly and is out of later snapshots; a person restores it.
+    HELD = "held"
+
+
+class RunState(StrEnum):
+    """How far one run is."""
+
+    #: Open: it collects drops and has no snapshot yet; claimed by the dispatcher when its track has been quiet.
+    QUEUED = "queued"
+    #: A daemon holds its claim token and works on it; moved on by `finish`, `fail`, `interrupt`, `cancel`, `rescue`.
+    RUNNING = "running"
+    #: Interrupted or to be retried: it keeps its snapshot and is claimed, from `not_before` on, before any queued run.
+    WAITING = "waiting"
+    #: It ended with a verdict, promoted or not; final.
+    SUCCEEDED = "succeeded"
+    #: It ended without a verdict; a person retries it.
+    FAILED = "failed"
+    #: A person ended it; a person retries it.
+    CANCELLED = "cancelled"
+
+
+class AttemptState(StrEnum):
+    """How far one attempt at one step is."""
+
+    #: Its spec is with the executor; moved on by the dispatcher.
+    SUBMITTED = "submitted"
+    #: Its result was checked and its artifact published; final.
+    PUBLISHED = "published"
+    #: It ended with an error; final.
+    FAILED = "failed"
+    #: It was asked to stop and left a checkpoint; final.
+    INTERRUPTED = "interrupted"
+    #: Its process vanished without a result; final.
+    LOST = "lost"
+
+
+class PromotionState(StrEnum):
+    """How far one change of a champion is."""
+
+    #: Journalled: the link may or may not have been swapped; finished or abandoned at the next start.
+    INTENT = "intent"
+    #: The link points to `model_path` or did; final.
+    DONE = "done"
+    #: Somebody else moved the champion first; final.
+    ABANDONED = "abandoned"
+
+
+def _one_of(column: str, states: type[StrEnum]) -> CheckConstraint:
+    names = ", ".join(f"'{state.value}'" for state in states)
+    return CheckConstraint(f"{column} IN ({names})", name=f"{column}_known")
+
+
+class Track(SQLModel, table=True):
+    """One model line. What is fixed at its first run stands here and not in the settings."""
+
+    name: str = Field(primary_key=True)
+    salt: str
+    created_at: int
+    #: JSON of SplitConfig, fixed at the first run.
+    split: dict[str, float] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
+    #: Primary metric and answer length, fixed at the first run.
+    metric: str | None = None
+    max_new_tokens: int | None = None
+    eval_batch_size: int | None = None
+    base_path: str | None = None
+    base_model_id: str | None = None
+    #: The champion: its row here is the truth, the link follows it. Generation 0 is the base model.
+    champion_generation: int | None = None
+    champion_model_id: str | None = None
+    champion_path: str | None = None
+
+
+class Drop(SQLModel, table=True):
+    """One file that was taken in, whatever came of it."""
+
+    __table_args__ = (
+        _one_of("state", DropState),
+        CheckConstraint("role IN ('train', 'heldout')", name="role_known"),
+        Index("one_accepted_drop", "track", "role", "sha256", unique=True, sqlite_where=text("state = 'accepted'")),
+    )
+
+    id: int | None = Field(default=None, primary_key=True)
+    track: str = Field(index=True)
+    role: str
+    state: str
+    #: The file's name as bytes: names need not be UTF-8.
+    name_bytes: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    name: str
+    sha256: str = Field(index=True)
+    size_bytes: int
+    rows: int = 0
+    findings: int = 0
+    warnings: int = 0
+    #: The drop whose content this one repeats.
+    duplicate_of: int | None = Field(default=None, foreign_key="drop.id")
+    #: Why it is rejected, withdrawn or held; in words.
+    reason: str | None = None
+    received_at: int
+    #: The first run whose snapshot holds it; `None` while it waits for a run.
+    first_run: int | None = Field(default=None, foreign_key="run.id")
+
+
+class Run(SQLModel, table=True):
+    """One passage through the pipeline."""
+
+    __table_args__ = (
+        _one_of("state", RunState),
+        CheckConstraint("(state = 'running') = (token IS NOT NULL)", name="running_has_token"),
+        CheckConstraint(
+            "(state IN ('succeeded', 'failed', 'cancelled')) = (ended_at IS NOT NULL)", name="final_has_end"
+        ),
+        Index("one_open_run", "track", unique=True, sqlite_where=text("state = 'queued'")),
+    )
+
+    id: int | None = Field(default=None, primary_key=True)
+    track: str = Field(index=True)
+    state: str = RunState.QUEUED
+    trigger: str
+    created_at: int
+    #: Not claimed before: the end of the track's quiet time, or of a back-off.
+    not_before: int
+    #: Claim token: every write of the run's owner is conditional on it.
+    token: str | None = None
+    heartbeat_at: int | None = None
+    started_at: int | None = None
+    ended_at: int | None = None
+    #: JSON of pipeline.config.RunConfig and the list of pipeline.artifacts.Drop, fixed at the first claim.
+    config: dict[str, object] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
+    snapshot: list[dict[str, object]] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
+    #: Failures of its own, counted against the limit; interruptions and lost workers are counted apart.
+    failures: int = 0
+    deaths: int = 0
+    cancel_requested: bool = False
+    step: str | None = None
+    error: str | None = None
+    hint: str | None = None
+    outcome: str | None = None
+    sentence: str | None = None
+
+
+class Attempt(SQLModel, table=True):
+    """One attempt at one step."""
+
+    __table_args__ = (
+        _one_of("state", AttemptState),
+        Index("one_attempt_number", "run_id", "step", "number", unique=True),
+        Index("one_open_attempt", "run_id", unique=True, sqlite_where=text("state = 'submitted'")),
+    )
+
+    id: int | None = Field(default=None, primary_key=True)
+    run_id: int = Field(foreign_key="run.id", index=True)
+    step: str
+    number: int
+    fence: str
+    state: str = AttemptState.SUBMITTED
+    started_at: int
+    ended_at: int | None = None
+    error: str | None = None
+
+
+class Promotion(SQLModel, table=True):
+    """One change of a track's champion; append-only but for its state."""
+
+    __table_args__ = (
+        _one_of("state", PromotionState),
+        Index("one_promotion_a_run", "run_id", unique=True, sqlite_where=text("state = 'done' AND run_id IS NOT NULL")),
+        Index("one_done_generation", "track", "generation", unique=True, sqlite_where=text("state = 'done'")),
+    )
+
+    id: int | None = Field(default=None, primary_key=True)
+    track: str = Field(index=True)
+    run_id: int | None = Field(default=None, foreign_key="run.id")
+    state: str = PromotionState.INTENT
+    #: The new champion's generation; 0 is the base model.
+    generation: int
+    model_id: str
+    #: Relative to the state folder, or absolute for a base model.
+    model_path: str
+    previous_model_id: str | None = None
+    previous_path: str | None = None
+    reason: str
+    created_at: int
+    done_at: int | None = None
+
+
+class Slot(SQLModel, table=True):
+    """One nightly slot of one track; its row decides, so a night is run once."""
+
+    __table_args__ = (Index("one_slot_a_night", "track", "due_at", unique=True),)
+
+    id: int | None = Field(default=None, primary_key=True)
+    track: str
+    due_at: int
+    taken_at: int
+    #: `queued` with its run, or `no_new_data`.
+    outcome: str
+    run_id: int | None = Field(default=None, foreign_key="run.id")
+
+
+class Event(SQLModel, table=True):
+    """Something that happened, in the transaction that made it happen."""
+
+    id: int | None = Field(default=None, primary_key=True)
+    at: int = Field(index=True)
+    #: A verb: `run_claimed`, `drop_accepted`, `promoted`, `slot_taken`.
+    kind: str
+    track: str | None = None
+    run_id: int | None = Field(default=None, index=True)
+    drop_id: int | None = Field(default=None, index=True)
+    detail: dict[str, object] = Field(default_factory=dict, sa_column=Column(JSON))

@@ -1,0 +1,193 @@
+"""A state folder that has been lived in, made by the daemon's own functions; and the commands to ask it."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from sqlalchemy import Engine
+
+from daemon import champions, queue
+from daemon.cli import main
+from daemon.database import migrate, open_engine, transaction
+from daemon.intake import Intake
+from daemon.settings import RetrySettings, Settings, load
+from daemon.tables import AttemptState
+from daemon.watcher import Settled, make_inbox
+from pipeline import durable
+from pipeline.artifacts import Verdict
+from pipeline.config import RunConfig
+from pipeline.contract import LOG_NAME, PROGRESS_NAME, Progress
+
+SCRIPT = Path(sys.executable).parent / "dropforge"
+START = 1_764_000_000_000
+BASE_ID, MODEL_ID = "ba" * 32, "c0" * 32
+
+
+@dataclass
+class LivedIn:
+    """A workspace and the means to write its history; every call is one minute after the one before."""
+
+    folder: Path
+    settings: Settings
+    engine: Engine
+    now: int = START
+
+    def tick(self) -> int:
+        self.now += 60_000
+        return self.now
+
+    def take(self, name: str, text: str, role: str = "train") -> None:
+        """Let a file be taken in."""
+        place = self.settings.inbox_folder / ("heldout" if role == "heldout" else "")
+        (place / name).write_text(text)
+        settled = Settled("default", "heldout" if role == "heldout" else "train", place, name.encode())
+        Intake(self.engine, self.settings).take(settled, self.tick())
+
+    def claim(self) -> queue.Claim:
+        """Let the next run begin."""
+        config = RunConfig(track="default", base_model="/base", base_model_id=BASE_ID, salt="s")
+        claim = queue.claim(self.engine, self.tick(), lambda _session, _track: config)
+        assert claim is not None
+        return claim
+
+    def attempt(self, claim: queue.Claim, step: str, state: AttemptState | None = AttemptState.PUBLISHED) -> Path:
+        """Let one step be tried, with a log; leave the attempt open for `None`."""
+        queue.heartbeat(self.engine, claim, self.tick(), step)
+        begun = queue.begin_attempt(self.engine, claim, step, self.now)
+        folder = self.settings.state_folder / "runs" / str(claim.run_id) / "attempts" / f"{step}-{begun.number}"
+        folder.mkdir(parents=True)
+        (folder / LOG_NAME).write_text(f"{step} says hello\nsecond line\n")
+        progress = Progress(step=step, done=12, total=30, loss=0.5, tokens_per_second=250.0, eta_seconds=75.0)
+        durable.write_hint(folder / PROGRESS_NAME, progress.model_dump())
+        if state is not None:
+            error = "out of memory" if state == AttemptState.FAILED else None
+            queue.end_attempt(self.engine, claim, begun.id or 0, state, self.tick(), error)
+        return folder
+
+    def promote(self, claim: queue.Claim) -> None:
+        """Let the run end with a promotion."""
+        verdict = Verdict(
+            outcome="promoted", reasons=(), sentence="better by 40.0 points", metric="exact_match", records=120,
+            candidate_score=90.0, champion_score=50.0, gain=40.0, interval=(28.5, 51.5), p_value=0.0001,
+            test="exact McNemar", wins=50, losses=2, ties=68, smallest_detectable_gain=7.5, champion_generation=0,
+            candidate_model_id=MODEL_ID, champion_model_id=BASE_ID,
+        )  # fmt: skip
+        root = self.settings.state_folder
+        (root / "models" / MODEL_ID).mkdir(parents=True)
+        durable.write_json(root / "runs" / str(claim.run_id) / "decide.json", verdict.model_dump(mode="json"))
+        candidate = champions.Candidate("default", claim.run_id, MODEL_ID, f"models/{MODEL_ID}")
+        champions.promote(self.engine, root, candidate, 0, verdict.sentence, self.tick())
+        queue.finish(self.engine, claim, verdict.outcome, verdict.sentence, self.tick())
+
+    def fail(self, claim: queue.Claim) -> None:
+        """Let the run end without a verdict."""
+        failure = queue.Failure("out of memory", "lower train.batch_size", retryable=False)
+        queue.fail(self.engine, claim, failure, self.tick(), RetrySettings())
+
+
+def lines(*words: str) -> str:
+    """Return a drop with a record a word."""
+    return "".join(json.dumps({"instruction": f"say {word}", "output": word}) + "\n" for word in words)
+
+
+@pytest.fixture
+def new_workspace(tmp_path: Path) -> Callable[[], LivedIn]:
+    """Make a workspace whose daemon ran once and saw its base model."""
+
+    def make() -> LivedIn:
+        path = tmp_path / "dropforge.toml"
+        path.write_text("run_after_quiet_seconds = 0\n[tracks.support]\n")
+        settings = load(path, {})
+        make_inbox(settings)
+        migrate(settings.state_folder / "dropforge.db")
+        engine = open_engine(settings.state_folder / "dropforge.db")
+        (tmp_path / "base").mkdir()
+        with transaction(engine) as session:
+            for name in settings.track_names:
+                queue.ensure_track(session, name, START)
+        champions.ensure_base(engine, settings.state_folder, "default", tmp_path / "base", BASE_ID, START)
+        return LivedIn(tmp_path, settings, engine)
+
+    return make
+
+
+@pytest.fixture
+def lived_in(new_workspace: Callable[[], LivedIn]) -> LivedIn:
+    """
+    Give a workspace with a history.
+
+    Drop 1 (held-out) and 2 gave run 1, promoted; 3 is a duplicate, 4 rejected; 5 gave run 2, which failed in training;
+    6 gave run 3, which is training.
+    """
+    made = new_workspace()
+    made.take("exam.jsonl", lines("q"), "heldout")
+    made.take("first.jsonl", lines("a", "b"))
+    first = made.claim()
+    for step in ("prepare", "train", "merge", "evaluate", "decide"):
+        made.attempt(first, step)
+    made.promote(first)
+    made.take("again.jsonl", lines("a", "b"))
+    made.take("bad.jsonl", '{"instruction": "x"}\n')
+    made.take("second.jsonl", lines("c"))
+    second = made.claim()
+    made.attempt(second, "prepare")
+    made.attempt(second, "train", AttemptState.FAILED)
+    made.fail(second)
+    made.take("third.jsonl", lines("d"))
+    third = made.claim()
+    made.attempt(third, "prepare")
+    made.attempt(third, "train", None)
+    return made
+
+
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        value: dict[str, Any] = json.loads(self.out)
+        assert value["schema"] == 1
+        return value
+
+
+@pytest.fixture
+def dropforge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Ended]:
+    """Call the console script's function in `tmp_path`."""
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("DROPFORGE_")]:
+        monkeypatch.delenv(name)
+
+    def call(*arguments: str | Path) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["dropforge", *map(str, arguments)])
+        capsys.readouterr()
+        code = main()
+        return Ended(code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def script() -> Callable[..., Ended]:
+    """Start the console script as a shell does; it must end with `code`."""
+
+    def call(*arguments: str, folder: Path, code: int = 0, environment: dict[str, str] | None = None) -> Ended:
+        done = subprocess.run(
+            [SCRIPT, *arguments], cwd=folder, capture_output=True, text=True, check=False,
+            env={**os.environ, **(environment or {})},
+        )  # fmt: skip
+        assert done.returncode == code, done.stdout + done.stderr
+        return Ended(done.returncode, done.stdout, done.stderr)
+
+    return call

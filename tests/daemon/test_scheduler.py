@@ -1,0 +1,334 @@
+"""Run as a script, it is a daemon that takes what is due: `test_scheduler.py DATABASE MS`."""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import pytest
+from sqlalchemy import Engine
+from sqlmodel import select
+
+from daemon import scheduler
+from daemon.database import migrate, open_engine, transaction
+from daemon.queue import enqueue, ensure_track
+from daemon.scheduler import Schedule, cron_trigger, last_due, take_due_slots
+from daemon.settings import Settings
+from daemon.tables import Drop, DropState, Event, Run, Slot
+
+BERLIN = "Europe/Berlin"
+NIGHTLY = Settings(trigger="nightly", schedule="0 2 * * *", timezone="UTC")
+HOUR = timedelta(hours=1)
+
+
+def utc(text: str) -> datetime:
+    return datetime.fromisoformat(text).replace(tzinfo=UTC)
+
+
+def berlin(text: str, fold: int = 0) -> datetime:
+    return datetime.fromisoformat(text).replace(tzinfo=ZoneInfo(BERLIN), fold=fold).astimezone(UTC)
+
+
+def ms(text: str) -> int:
+    return round(utc(text).timestamp() * 1000)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    migrate(tmp_path / "state.db")
+    return tmp_path / "state.db"
+
+
+@pytest.fixture
+def engine(path: Path) -> Iterator[Engine]:
+    engine = open_engine(path)
+    with transaction(engine) as session:
+        ensure_track(session, "default", ms("2026-05-01 12:00"))
+    yield engine
+    engine.dispose()
+
+
+def drop(engine: Engine, number: int = 1, track: str = "default", role: str = "train") -> None:
+    with transaction(engine) as session:
+        session.add(
+            Drop(
+                track=track, role=role, state=DropState.ACCEPTED, name_bytes=b"a", name="a", sha256=f"{number:064x}",
+                size_bytes=1, received_at=1,
+            )
+        )  # fmt: skip
+
+
+def slots(engine: Engine) -> list[tuple[str, int, str, int | None]]:
+    with transaction(engine) as session:
+        return [(row.track, row.due_at, row.outcome, row.run_id) for row in session.exec(select(Slot))]
+
+
+def runs(engine: Engine) -> list[Run]:
+    with transaction(engine) as session:
+        return list(session.exec(select(Run)))
+
+
+# --- what is due
+
+
+@pytest.mark.parametrize(
+    ("after", "now", "due"),
+    [
+        ("2026-05-01 01:00", "2026-05-01 01:59:59", None),
+        ("2026-05-01 01:00", "2026-05-01 02:00", "2026-05-01 02:00"),
+        ("2026-05-01 02:00", "2026-05-01 02:00", None),
+        ("2026-05-01 02:00", "2026-05-02 01:59", None),
+        ("2026-05-01 02:00", "2026-05-02 02:00:01", "2026-05-02 02:00"),
+        ("2026-05-01 02:00", "2026-05-09 13:00", "2026-05-09 02:00"),
+        ("2019-01-01 00:00", "2026-05-09 13:00", "2026-05-09 02:00"),
+        ("2026-05-03 00:00", "2026-05-01 13:00", None),
+    ],
+)
+def test_due_is_the_latest_fire_time_after_the_last_slot(after: str, now: str, due: str | None) -> None:
+    assert last_due("0 2 * * *", "UTC", utc(after), utc(now)) == (None if due is None else utc(due))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "due"),
+    [
+        ("* * * * *", "2026-05-09 13:00"),
+        ("0 2 1 1 *", "2026-01-01 02:00"),
+        ("0 2 29 2 *", "2024-02-29 02:00"),
+        ("0 2 30 2 *", None),
+    ],
+)
+def test_a_long_gap_ends_with_the_right_slot_be_it_rare_or_every_minute(schedule: str, due: str | None) -> None:
+    found = last_due(schedule, "UTC", utc("2019-01-01 00:00"), utc("2026-05-09 13:00"))
+    assert found == (None if due is None else utc(due))
+
+
+def test_the_schedule_is_read_in_its_time_zone() -> None:
+    found = last_due("0 2 * * *", BERLIN, utc("2026-07-01 12:00"), utc("2026-07-02 12:00"))
+    assert found == utc("2026-07-02 00:00")
+
+
+@pytest.mark.parametrize(
+    ("weekdays", "day"),
+    [("0", "sun"), ("7", "sun"), ("1", "mon"), ("6", "sat"), ("5-7", "sun"), ("mon", "mon"), ("1-5", "fri")],
+)
+def test_weekday_numbers_are_those_of_cron(weekdays: str, day: str) -> None:
+    found = last_due(f"0 2 * * {weekdays}", "UTC", utc("2026-05-03 12:00"), utc("2026-05-10 12:00"))
+    assert found is not None
+    assert found.strftime("%a").lower() == day
+
+
+@pytest.mark.parametrize(
+    ("weekdays", "days"),
+    [("*/2", "sun tue thu sat"), ("1-5/2", "mon wed fri"), ("1,3", "mon wed"), ("fri-sat", "fri sat")],
+)
+def test_weekday_lists_spans_and_steps_are_those_of_cron(weekdays: str, days: str) -> None:
+    trigger = cron_trigger(f"0 2 * * {weekdays}", "UTC")
+    # 2026-05-03 is a Sunday.
+    week = [utc("2026-05-03 00:00") + timedelta(days=day) for day in range(7)]
+    fired = [
+        start.strftime("%a").lower() for start in week if trigger.get_next_fire_time(None, start) < start + 24 * HOUR
+    ]
+    assert fired == days.split()
+
+
+def fires(schedule: str, start: datetime, hours: int) -> list[datetime]:
+    """Return what is taken by somebody who looks every ten minutes."""
+    last, taken = start, []
+    for minutes in range(0, hours * 60, 10):
+        due = last_due(schedule, BERLIN, last, start + timedelta(minutes=minutes))
+        if due is not None:
+            taken.append(due)
+            last = due
+    return taken
+
+
+def test_a_night_with_an_hour_too_many_is_run_once() -> None:
+    # On 2026-10-25 in Berlin the hour from 02:00 to 03:00 comes twice.
+    taken = fires("30 2 * * *", berlin("2026-10-24 12:00"), 48)
+    assert taken == [berlin("2026-10-25 02:30", fold=0), berlin("2026-10-26 02:30")]
+    assert taken[0] == utc("2026-10-25 00:30")
+
+
+def test_somebody_who_first_looks_after_the_repeated_hour_takes_the_same_slot() -> None:
+    assert last_due("30 2 * * *", BERLIN, berlin("2026-10-24 12:00"), berlin("2026-10-25 09:00")) == utc(
+        "2026-10-25 00:30"
+    )
+
+
+def test_a_night_with_an_hour_too_few_is_run_once() -> None:
+    # On 2026-03-29 in Berlin there is no 02:30: it is 03:30 when 02:30 would have come.
+    taken = fires("30 2 * * *", berlin("2026-03-28 12:00"), 48)
+    assert taken == [berlin("2026-03-29 03:30"), berlin("2026-03-30 02:30")]
+
+
+@pytest.mark.parametrize(("night", "hours"), [("2026-03-28 22:30", 4), ("2026-10-24 22:30", 4)])
+def test_an_hourly_schedule_goes_on_every_hour_when_the_clocks_change(night: str, hours: int) -> None:
+    taken = fires("0 * * * *", utc(night), hours)
+    assert taken == [utc(night) + HOUR / 2 + HOUR * number for number in range(hours)]
+
+
+# --- taking slots
+
+
+def test_a_night_with_new_data_queues_a_run_that_may_begin_at_once(engine: Engine) -> None:
+    drop(engine)
+    now = ms("2026-05-02 02:00:03")
+    (slot,) = take_due_slots(engine, NIGHTLY, now)
+    (run,) = runs(engine)
+    assert (run.trigger, run.not_before, run.id) == ("nightly", now, slot.run_id)
+    assert slots(engine) == [("default", ms("2026-05-02 02:00"), "queued", run.id)]
+
+
+def test_a_night_without_new_data_says_so_and_does_nothing(engine: Engine) -> None:
+    drop(engine, role="heldout")
+    take_due_slots(engine, NIGHTLY, ms("2026-05-02 02:00:03"))
+    assert slots(engine) == [("default", ms("2026-05-02 02:00"), "no_new_data", None)]
+    assert runs(engine) == []
+    with transaction(engine) as session:
+        (event,) = session.exec(select(Event).where(Event.kind == "slot_taken")).all()
+    assert event.detail == {"outcome": "no_new_data", "due_at": ms("2026-05-02 02:00")}
+
+
+def test_data_that_a_run_has_seen_is_not_new(engine: Engine) -> None:
+    drop(engine)
+    with transaction(engine) as session:
+        run = enqueue(session, "default", "drop", 1, 1)
+        session.exec(select(Drop)).one().first_run = run.id
+    (slot,) = take_due_slots(engine, NIGHTLY, ms("2026-05-02 02:00:03"))
+    assert slot.outcome == "no_new_data"
+
+
+def test_a_night_is_taken_once_by_the_same_daemon_and_after_a_restart(engine: Engine, path: Path) -> None:
+    drop(engine)
+    assert len(take_due_slots(engine, NIGHTLY, ms("2026-05-02 02:00:03"))) == 1
+    assert take_due_slots(engine, NIGHTLY, ms("2026-05-02 02:00:04")) == []
+    assert take_due_slots(open_engine(path), NIGHTLY, ms("2026-05-03 01:59")) == []
+    assert len(slots(engine)) == 1
+
+
+def test_missed_nights_are_made_up_for_once(engine: Engine) -> None:
+    drop(engine)
+    take_due_slots(engine, NIGHTLY, ms("2026-05-09 13:00"))
+    take_due_slots(engine, NIGHTLY, ms("2026-05-09 13:05"))
+    assert [due for _, due, _, _ in slots(engine)] == [ms("2026-05-09 02:00")]
+    assert len(runs(engine)) == 1
+    take_due_slots(engine, NIGHTLY, ms("2026-05-10 02:00"))
+    assert len(slots(engine)) == 2
+
+
+def test_no_night_before_the_track_was_there_is_missed(engine: Engine) -> None:
+    assert take_due_slots(engine, NIGHTLY, ms("2026-05-01 13:00")) == []
+
+
+def test_a_clock_that_was_set_back_takes_no_night_again(engine: Engine) -> None:
+    take_due_slots(engine, NIGHTLY, ms("2026-05-03 03:00"))
+    assert take_due_slots(engine, NIGHTLY, ms("2026-05-02 03:00")) == []
+    assert len(slots(engine)) == 1
+
+
+def test_tracks_have_schedules_of_their_own_and_some_have_none(engine: Engine) -> None:
+    settings = Settings(
+        tracks={
+            "both": {"trigger": "both", "schedule": "0 4 * * *"},
+            "zone": {"trigger": "nightly", "timezone": BERLIN},
+        }
+    )
+    with transaction(engine) as session:
+        for name in ("both", "zone"):
+            ensure_track(session, name, ms("2026-05-01 12:00"))
+    take_due_slots(engine, settings, ms("2026-05-02 06:00"))
+    assert [(track, due) for track, due, _, _ in slots(engine)] == [
+        ("both", ms("2026-05-02 04:00")),
+        ("zone", ms("2026-05-02 00:00")),
+    ]
+
+
+def test_a_slot_joins_the_run_that_is_open_already(engine: Engine) -> None:
+    drop(engine)
+    with transaction(engine) as session:
+        enqueue(session, "default", "drop", 1, ms("2026-05-02 02:30"))
+    (slot,) = take_due_slots(engine, Settings(trigger="both", timezone="UTC"), ms("2026-05-02 02:00"))
+    (run,) = runs(engine)
+    assert (slot.run_id, run.trigger, run.not_before) == (run.id, "drop", ms("2026-05-02 02:30"))
+
+
+def test_threads_that_look_at_the_same_time_take_a_night_once(engine: Engine, path: Path) -> None:
+    drop(engine)
+    start = threading.Barrier(4)
+    taken: list[Slot] = []
+
+    def look() -> None:
+        own = open_engine(path)
+        start.wait()
+        taken.extend(take_due_slots(own, NIGHTLY, ms("2026-05-02 02:00")))
+
+    threads = [threading.Thread(target=look) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(taken) == len(slots(engine)) == len(runs(engine)) == 1
+
+
+def test_two_daemons_take_a_night_once(engine: Engine, path: Path) -> None:
+    drop(engine)
+    command = [sys.executable, __file__, str(path), str(ms("2026-05-02 02:00"))]
+    daemons = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert sorted(daemon.communicate()[0] for daemon in daemons) == ["0\n", "1\n"]
+    assert len(slots(engine)) == len(runs(engine)) == 1
+
+
+# --- the thread
+
+
+def test_a_schedule_catches_up_at_its_start_and_wakes_the_dispatcher(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop(engine)
+    monkeypatch.setattr(scheduler, "now_ms", lambda: ms("2026-05-02 09:00"))
+    woken = threading.Event()
+    schedule = Schedule(engine, NIGHTLY, woken.set)
+    schedule.start()
+    schedule.stop()
+    assert woken.is_set()
+    assert len(runs(engine)) == 1
+
+
+def test_a_schedule_wakes_nobody_for_a_night_without_new_data(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "now_ms", lambda: ms("2026-05-02 09:00"))
+    woken = threading.Event()
+    schedule = Schedule(engine, NIGHTLY, woken.set)
+    schedule.look()
+    assert not woken.is_set()
+    assert len(slots(engine)) == 1
+
+
+def test_a_schedule_looks_at_the_fire_times_of_each_nightly_track_however_late(engine: Engine) -> None:
+    tracks = {"both": {"trigger": "both", "schedule": "0 4 * * 1"}, "never": {"trigger": "drop"}}
+    schedule = Schedule(engine, NIGHTLY.model_copy(update={"tracks": tracks}), lambda: None)
+    schedule.start()
+    jobs = schedule._scheduler.get_jobs()
+    schedule.stop()
+    assert sorted(str(job.trigger) for job in jobs) == [
+        "cron[month='*', day='*', day_of_week='*', hour='2', minute='0']",
+        "cron[month='*', day='*', day_of_week='mon', hour='4', minute='0']",
+        "interval[0:05:00]",
+    ]
+    assert {(job.misfire_grace_time, job.coalesce, job.max_instances) for job in jobs} == {(None, True, 1)}
+
+
+def test_a_schedule_outlives_a_database_that_cannot_be_read(engine: Engine, tmp_path: Path) -> None:
+    schedule = Schedule(open_engine(tmp_path / "empty.db"), NIGHTLY, lambda: None)
+    schedule.look()
+    assert slots(engine) == []
+
+
+def test_a_schedule_that_was_never_started_can_be_stopped(engine: Engine) -> None:
+    Schedule(engine, NIGHTLY, lambda: None).stop()
+
+
+if __name__ == "__main__":
+    print(len(take_due_slots(open_engine(Path(sys.argv[1])), NIGHTLY, int(sys.argv[2]))))
