@@ -1,0 +1,75 @@
+"""
+What a person does with a drop after it was taken in: take it out of later runs, and put it back.
+
+Its file and its lineage stay. (Drops that were new in a bad candidate are held back by `snapshots.hold_new_drops`.)
+"""
+
+from sqlalchemy import Engine
+from sqlmodel import Session, col, select
+
+from daemon import queue
+from daemon.database import transaction
+from daemon.settings import Settings
+from daemon.tables import Drop, DropState
+from pipeline.errors import DropforgeError
+
+
+class WrongDrop(DropforgeError):
+    """There is no such drop, or its state does not allow what was asked."""
+
+
+def withdraw(engine: Engine, drop_id: int, reason: str, now: int) -> Drop:
+    """
+    Take an accepted or held drop out of every later snapshot, training and held-out alike.
+
+    Runs that have their snapshot keep it. Raises `WrongDrop`.
+    """
+    with transaction(engine) as session:
+        drop = _known(session, drop_id)
+        if drop.state not in {DropState.ACCEPTED, DropState.HELD}:
+            message = f"drop {drop_id} is {drop.state}, not accepted or held"
+            raise WrongDrop(message, "see the drops and their states: dropforge drops")
+        _set(session, drop, DropState.WITHDRAWN, reason)
+        queue.record_event(session, "drop_withdrawn", now, track=drop.track, drop_id=drop.id, reason=reason)
+        return drop
+
+
+def restore(engine: Engine, drop_id: int, reason: str, now: int, settings: Settings) -> Drop:
+    """
+    Put a withdrawn or held drop back into later snapshots; it counts as new and starts a run as a new drop would.
+
+    Raises `WrongDrop`.
+    """
+    with transaction(engine) as session:
+        drop = _known(session, drop_id)
+        if drop.state not in {DropState.WITHDRAWN, DropState.HELD}:
+            message = f"drop {drop_id} is {drop.state}, not withdrawn or held"
+            raise WrongDrop(message, "see the drops and their states: dropforge drops")
+        same = select(Drop).where(Drop.track == drop.track, Drop.role == drop.role, Drop.sha256 == drop.sha256)
+        twin = session.exec(same.where(col(Drop.state) == DropState.ACCEPTED)).first()
+        if twin is not None:
+            message = f"the content of drop {drop_id} is accepted already, as drop {twin.id}"
+            raise WrongDrop(
+                message, f"look at it: dropforge drops; to take that one out: dropforge drops withdraw {twin.id}"
+            )
+        _set(session, drop, DropState.ACCEPTED, None)
+        drop.first_run = None
+        queue.record_event(session, "drop_restored", now, track=drop.track, drop_id=drop.id, reason=reason)
+        if drop.track in settings.track_names and drop.role == "train":
+            track = settings.track(drop.track)
+            if track.trigger in {"drop", "both"}:
+                queue.enqueue(session, drop.track, "drop", now, now + round(track.run_after_quiet_seconds * 1000))
+        return drop
+
+
+def _known(session: Session, drop_id: int) -> Drop:
+    drop = session.get(Drop, drop_id)
+    if drop is None:
+        message = f"there is no drop {drop_id}"
+        raise WrongDrop(message, "see them all: dropforge drops")
+    return drop
+
+
+def _set(session: Session, drop: Drop, state: DropState, reason: str | None) -> None:
+    drop.state, drop.reason = state, reason
+    session.add(drop)

@@ -1,0 +1,131 @@
+"""One file of the inbox, opened once and without trust, copied into the state folder while its hash is taken."""
+
+import hashlib
+import os
+import stat
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import DropforgeError
+
+_CHUNK_BYTES = 1 << 20
+_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+_KINDS = {
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+class SourceUnreadable(DropforgeError):
+    """A file in the inbox cannot be opened or read; it is left where it is."""
+
+
+class SourceChanged(DropforgeError):
+    """A file in the inbox changed while it was read: it was not complete after all."""
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A file's bytes in the state folder, durable, under a name that nobody looks for."""
+
+    path: Path
+    sha256: str
+    size: int
+
+
+@contextmanager
+def opened_folder(folder: Path) -> Iterator[int]:
+    """Give a descriptor of `folder`, so that a name in it is looked up once and nowhere else."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def look(name: bytes, folder_fd: int) -> os.stat_result:
+    """Return what `name` itself is, never what a link points to. Raises `FileNotFoundError` if it is gone."""
+    return os.stat(name, dir_fd=folder_fd, follow_symlinks=False)
+
+
+def identity(info: os.stat_result) -> str:
+    """
+    Return what tells this very file, unmoved and unchanged, from any other.
+
+    A rename changes the ctime: a file that was moved away and back is another one by this.
+    """
+    return f"{info.st_ino}:{info.st_ctime_ns}:{info.st_size}"
+
+
+def refusal(info: os.stat_result) -> tuple[str, str] | None:
+    """Return why a file is not even opened and what to do about it, or `None` if it is a plain file."""
+    if not stat.S_ISREG(info.st_mode):
+        return (
+            f"the file is {_KINDS.get(stat.S_IFMT(info.st_mode), 'no regular file')}",
+            "copy the data itself into the inbox",
+        )
+    if info.st_nlink > 1:
+        return "the file has another name elsewhere (a hard link)", "copy it into the inbox instead of linking it"
+    return None
+
+
+def copy(name: bytes, folder_fd: int, info: os.stat_result, incoming: Path) -> Copy:
+    """
+    Copy the file that `look` saw into the folder `incoming` and make it durable.
+
+    Raises `SourceUnreadable` or `SourceChanged`, with nothing left behind; `OSError` if the copy cannot be written.
+    """
+    try:
+        fd = os.open(name, _OPEN, dir_fd=folder_fd)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        message = f"it cannot be opened: {error.strerror}"
+        raise SourceUnreadable(message, "give the daemon's user the right to read it") from error
+    target = incoming / f"{uuid.uuid4().hex}.tmp"
+    try:
+        sha256 = _stream(fd, info, target)
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(fd)
+    return Copy(target, sha256, info.st_size)
+
+
+def _stream(fd: int, info: os.stat_result, target: Path) -> str:
+    _same(fd, info)
+    digest = hashlib.sha256()
+    left = info.st_size
+    with os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+        while chunk := _read(fd):
+            left -= len(chunk)
+            if left < 0:
+                break
+            digest.update(chunk)
+            file.write(chunk)
+        _same(fd, info)
+        file.flush()
+        os.fsync(file.fileno())
+    return digest.hexdigest()
+
+
+def _read(fd: int) -> bytes:
+    try:
+        return os.read(fd, _CHUNK_BYTES)
+    except OSError as error:
+        message = f"it cannot be read: {error.strerror}"
+        raise SourceUnreadable(message, "see whether its file system is in order") from error
+
+
+def _same(fd: int, info: os.stat_result) -> None:
+    now = os.fstat(fd)
+    if identity(now) != identity(info) or now.st_mtime_ns != info.st_mtime_ns or not stat.S_ISREG(now.st_mode):
+        message = "it changed while it was read"
+        raise SourceChanged(message, "nothing to do: it is read again once it is quiet")

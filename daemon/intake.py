@@ -1,0 +1,297 @@
+"""
+One settled file → an accepted, rejected or duplicate drop, recorded once and answered in the inbox.
+
+The order is what makes it safe to die anywhere: the copy is durable first, then one transaction records the drop and
+its run, then the file leaves the inbox. A file that is recorded but still there is known by its identity in the event.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from sqlalchemy import Engine
+from sqlmodel import Session, col, select
+
+from daemon import queue, receipts
+from daemon.database import transaction
+from daemon.incoming import Copy, SourceChanged, SourceUnreadable, copy, identity, look, opened_folder, refusal
+from daemon.receipts import Filing
+from daemon.settings import Settings
+from daemon.tables import Drop, DropState, Event
+from daemon.watcher import Settled
+from pipeline import durable
+from pipeline.formats import foreign_format, printable
+from pipeline.records import Finding
+from pipeline.validate import Notice, Options, Validation, validate
+
+Kind = Literal["accepted", "rejected", "duplicate", "changed", "gone", "queue_full", "unreadable", "not_moved"]
+_ENDINGS = (b".jsonl", b".json")
+_HEAD_BYTES = 1 << 16
+#: States in which a drop's content counts as known.
+_KNOWN = (DropState.ACCEPTED, DropState.WITHDRAWN, DropState.HELD)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one file; the last four kinds leave it in the inbox, to be tried at a later scan."""
+
+    kind: Kind
+    track: str
+    name: str
+    drop: int | None = None
+    run: int | None = None
+    message: str = ""
+
+    def __str__(self) -> str:
+        """One line for the log."""
+        number = "" if self.drop is None else f" as drop {self.drop}"
+        run = "" if self.run is None else f", run {self.run}"
+        why = f": {self.message}" if self.message else ""
+        return f"{self.kind} {self.track}/{self.name}{number}{run}{why}"
+
+
+class _Source(NamedTuple):
+    """A settled file as it was looked at, and when."""
+
+    settled: Settled
+    info: os.stat_result
+    folder_fd: int
+    now: int
+
+
+class Intake:
+    """Takes files in; used by one thread of the one daemon that works on the state folder."""
+
+    def __init__(self, engine: Engine, settings: Settings) -> None:
+        """Record in the database of `engine`; keep accepted files in `drops/` of the state folder."""
+        self._engine = engine
+        self._settings = settings
+        self._options = Options(settings.intake.max_line_bytes, settings.intake.unknown_keys)
+        self._drops = settings.state_folder / "drops"
+        self._incoming = settings.state_folder / "incoming"
+        for folder in (self._drops, self._incoming):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # What is left of a daemon that died while it copied.
+        for path in self._incoming.glob("*.tmp"):
+            path.unlink()
+        self._told: set[tuple[Path, bytes, str]] = set()
+        self._full: set[str] = set()
+
+    def take(self, settled: Settled, now_ms: int) -> Outcome:
+        """
+        Take one file in and say what became of it; `now_ms` is in milliseconds since the epoch.
+
+        Nothing that is wrong with the file raises. Raises `OSError` if the state folder cannot be written, as on a full
+        disk, and leaves the file in the inbox.
+        """
+        try:
+            with opened_folder(settled.folder) as fd:
+                source = _Source(settled, look(settled.name, fd), fd, now_ms)
+                return self._take(source)
+        except FileNotFoundError:
+            return _outcome(settled, "gone", "it is not there any more")
+        except SourceChanged as error:
+            return _outcome(settled, "changed", error.message)
+        except SourceUnreadable as error:
+            return self._left(settled, "unreadable", f"{error.message}; {error.hint}", now_ms)
+
+    def full_tracks(self) -> list[str]:
+        """Return the tracks for which a file had to stay in the inbox because too many drops wait for a run."""
+        if self._full:
+            with transaction(self._engine) as session:
+                self._full = {track for track in self._full if self._is_full(session, track)}
+        return sorted(self._full)
+
+    def _take(self, source: _Source) -> Outcome:
+        settled = source.settled
+        with transaction(self._engine) as session:
+            finished = self._finish_earlier(session, source)
+            full = finished is None and settled.role == "train" and self._is_full(session, settled.track)
+        if finished is not None:
+            return self._file_away(*finished, source.now)
+        if full:
+            self._full.add(settled.track)
+            most = self._settings.intake.max_waiting_drops
+            words = (
+                f"{most} drops of the track wait for a run (intake.max_waiting_drops); it is taken when one has begun"
+            )
+            return self._left(settled, "queue_full", words, source.now)
+        refused = self._refused_unread(source)
+        if refused is not None:
+            return self._reject(source, refused, sha256="")
+        taken = copy(settled.name, source.folder_fd, source.info, self._incoming)
+        try:
+            return self._judge(source, taken)
+        finally:
+            taken.path.unlink(missing_ok=True)
+
+    def _judge(self, source: _Source, taken: Copy) -> Outcome:
+        """Turn a copy into a drop: duplicate, rejected or accepted."""
+        with transaction(self._engine) as session:
+            original = _original(session, source.settled, taken.sha256)
+            if original is not None:
+                drop = _drop(source, DropState.DUPLICATE, taken.sha256)
+                drop.duplicate_of, drop.rows, drop.warnings = original.id, original.rows, original.warnings
+                _record(session, drop, source, ())
+        if original is not None:
+            return self._answer(source, drop, receipts.receipt(drop, None, original, ()))
+        validation = _wrong_name(source.settled.name, taken.path) or validate(taken.path, self._options)
+        if not validation.ok:
+            return self._reject(source, validation, taken.sha256)
+        taken.path.rename(self._drops / f"{taken.sha256}.jsonl")
+        durable.fsync_folder(self._drops)
+        return self._accept(source, validation, taken.sha256)
+
+    def _accept(self, source: _Source, validation: Validation, sha256: str) -> Outcome:
+        settled = source.settled
+        track = self._settings.track(settled.track)
+        drop = _drop(source, DropState.ACCEPTED, sha256)
+        drop.rows, drop.warnings = validation.rows, sum(notice.rows for notice in validation.warnings)
+        run = None
+        with transaction(self._engine) as session:
+            queue.ensure_track(session, settled.track, source.now)
+            if settled.role == "train" and track.trigger in {"drop", "both"}:
+                not_before = source.now + round(track.run_after_quiet_seconds * 1000)
+                run = queue.enqueue(session, settled.track, "drop", source.now, not_before).id
+            _record(session, drop, source, validation.warnings, run)
+        return self._answer(source, drop, receipts.receipt(drop, run, None, validation.warnings), run)
+
+    def _reject(self, source: _Source, validation: Validation, sha256: str) -> Outcome:
+        """Record a bad file, unless a daemon that died recorded this very one already."""
+        with transaction(self._engine) as session:
+            earlier = _earlier(session, source)
+            if earlier is not None and earlier[0].state == DropState.REJECTED:
+                drop = earlier[0]
+            else:
+                drop = _drop(source, DropState.REJECTED, sha256)
+                drop.rows, drop.findings, drop.reason = validation.rows, validation.findings_total, validation.reason
+                drop.warnings = sum(notice.rows for notice in validation.warnings)
+                _record(session, drop, source, ())
+        return self._answer(source, drop, receipts.errors(drop, validation))
+
+    def _answer(self, source: _Source, drop: Drop, document: dict[str, object], run: int | None = None) -> Outcome:
+        return self._file_away(*_filing(source, drop, document, run), source.now)
+
+    def _file_away(self, filing: Filing, outcome: Outcome, now: int) -> Outcome:
+        """Move a recorded file out of the inbox; if that fails, the next scan finds it recorded and tries again."""
+        settled = filing.settled
+        try:
+            receipts.file_away(self._settings.inbox_folder, filing)
+        except OSError as error:
+            words = f"recorded as drop {filing.drop}, but it cannot leave the inbox: {error.strerror or error}"
+            return self._left(settled, "not_moved", words, now)
+        self._told = {told for told in self._told if told[:2] != (settled.folder, settled.name)}
+        return outcome
+
+    def _finish_earlier(self, session: Session, source: _Source) -> tuple[Filing, Outcome] | None:
+        """Return the filing of a file that is recorded and only has to be moved; rejected ones are read again."""
+        earlier = _earlier(session, source)
+        if earlier is None or earlier[0].state == DropState.REJECTED:
+            return None
+        drop, detail = earlier
+        run = detail.get("run")
+        run = run if isinstance(run, int) else None
+        noted = detail.get("warnings")
+        notices = [Notice.model_validate(value) for value in noted] if isinstance(noted, list) else []
+        original = session.get(Drop, drop.duplicate_of) if drop.duplicate_of is not None else None
+        return _filing(source, drop, receipts.receipt(drop, run, original, notices), run)
+
+    def _refused_unread(self, source: _Source) -> Validation | None:
+        why = refusal(source.info)
+        most = self._settings.intake.max_bytes
+        if why is not None:
+            return _one_finding("file", *why)
+        if source.info.st_size > most:
+            size = f"the file has {source.info.st_size:,} bytes, {most:,} are allowed"
+            return _one_finding("too_large", size, "split it, or raise intake.max_bytes")
+        return None
+
+    def _is_full(self, session: Session, track: str) -> bool:
+        return queue.waiting_drops(session, track) >= self._settings.intake.max_waiting_drops
+
+    def _left(self, settled: Settled, kind: Kind, message: str, now: int) -> Outcome:
+        """Leave a file in the inbox, with an event the first time."""
+        key = (settled.folder, settled.name, kind)
+        if key not in self._told:
+            self._told.add(key)
+            with transaction(self._engine) as session:
+                name = _shown(settled)
+                queue.record_event(session, f"drop_{kind}", now, track=settled.track, name=name, message=message)
+        return _outcome(settled, kind, message)
+
+
+def _shown(settled: Settled) -> str:
+    return printable(os.fsdecode(settled.name))
+
+
+def _outcome(settled: Settled, kind: Kind, message: str) -> Outcome:
+    return Outcome(kind, settled.track, _shown(settled), message=message)
+
+
+def _filing(source: _Source, drop: Drop, document: dict[str, object], run: int | None) -> tuple[Filing, Outcome]:
+    number = drop.id or 0
+    rejected = drop.state == DropState.REJECTED
+    kind: Kind = "rejected" if rejected else "duplicate" if drop.state == DropState.DUPLICATE else "accepted"
+    message = str(document["reason"] if rejected else document["sentence"])
+    filing = Filing(source.settled, identity(source.info), number, rejected, document)
+    return filing, Outcome(kind, drop.track, drop.name, number, run, message)
+
+
+def _drop(source: _Source, state: DropState, sha256: str) -> Drop:
+    settled = source.settled
+    return Drop(
+        track=settled.track, role=settled.role, state=state, name_bytes=settled.name, name=_shown(settled),
+        sha256=sha256, size_bytes=source.info.st_size, received_at=source.now,
+    )  # fmt: skip
+
+
+def _record(session: Session, drop: Drop, source: _Source, notices: tuple[Notice, ...], run: int | None = None) -> None:
+    """Add the drop with the event that lets this very file be recognised until it has left the inbox."""
+    session.add(drop)
+    session.flush()
+    warnings = [notice.model_dump() for notice in notices]
+    queue.record_event(
+        session, f"drop_{drop.state}", source.now, track=drop.track, run_id=run, drop_id=drop.id,
+        name=drop.name, rows=drop.rows, reason=drop.reason, source=identity(source.info), warnings=warnings, run=run,
+    )  # fmt: skip
+
+
+def _original(session: Session, settled: Settled, sha256: str) -> Drop | None:
+    """Return the drop of the same track and role that brought this content, if it is accepted, withdrawn or held."""
+    same = select(Drop).where(Drop.track == settled.track, Drop.role == settled.role, Drop.sha256 == sha256)
+    return session.exec(same.where(col(Drop.state).in_(_KNOWN)).order_by(col(Drop.id).desc())).first()
+
+
+def _earlier(session: Session, source: _Source) -> tuple[Drop, dict[str, object]] | None:
+    """Return the drop that this very file was recorded as before the daemon died, with the detail of its event."""
+    settled = source.settled
+    same = select(Drop).where(Drop.track == settled.track, Drop.role == settled.role, Drop.name_bytes == settled.name)
+    drop = session.exec(same.order_by(col(Drop.id).desc())).first()
+    if drop is None:
+        return None
+    events = select(Event).where(Event.drop_id == drop.id).order_by(col(Event.id))
+    first = session.exec(events).first()
+    if first is None or first.detail.get("source") != identity(source.info):
+        return None
+    return drop, first.detail
+
+
+def _wrong_name(name: bytes, path: Path) -> Validation | None:
+    """Refuse a file that does not say that it is JSON, and name what it is if that can be seen."""
+    if name.lower().endswith(_ENDINGS):
+        return None
+    with path.open("rb") as file:
+        foreign = foreign_format(file.read(_HEAD_BYTES))
+    if foreign is not None:
+        return _one_finding("format", f"the file is {foreign.name}", foreign.remedy)
+    return _one_finding(
+        "name",
+        "the name does not end in .jsonl or .json",
+        "if it holds records, rename it to end in .jsonl and drop it again",
+    )
+
+
+def _one_finding(rule: str, message: str, remedy: str) -> Validation:
+    finding = Finding(line=None, rule=rule, message=message, remedy=remedy)
+    return Validation(rows=0, good_rows=0, findings_total=1, findings=(finding,), warnings=())
