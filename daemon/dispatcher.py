@@ -1,0 +1,330 @@
+"""
+Claims the next run, sends its steps to the executor one by one, publishes what came back, and acts on the verdict.
+
+One `tick` does all that can be done without waiting. All of its state is in the database and the run's folder, so a new
+dispatcher after a crash goes on where the files say the old one was.
+"""
+
+import shutil
+import sys
+
+import structlog
+from sqlalchemy import Engine
+from sqlmodel import Session
+
+from daemon import champions, publishing, queue
+from daemon.bases import Bases
+from daemon.database import transaction
+from daemon.executors import Executor, JobState
+from daemon.sd_notify import showing_life
+from daemon.settings import Settings
+from daemon.tables import Attempt, AttemptState, Run, Track
+from pipeline import durable
+from pipeline.artifacts import Dataset, Drop, Verdict
+from pipeline.config import RunConfig, SplitConfig
+from pipeline.contract import PROGRESS_NAME, SPEC_NAME, Progress, StepResult, StepSpec
+from pipeline.errors import EXIT_BAD_DATA, DropforgeError, StepFailed
+from pipeline.manifest import verify_manifest
+from pipeline.steps import BY_NAME, next_step
+
+_SIGNAL_EXITS = 128
+_HEARTBEAT_MS = 5_000
+_BASES_MS = 30_000
+#: Models are folders, no hub is asked. Waiting threads sleep: spinning ones make everybody on a shared machine slow,
+#: the step itself most of all (measured on two busy cores: five to seven times).
+_STEP_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "PASSIVE"}
+log = structlog.get_logger()
+
+
+class Dispatcher:
+    """Moves one run at a time through the pipeline."""
+
+    def __init__(self, engine: Engine, settings: Settings, executor: Executor) -> None:
+        """Dispatch for the state folder of `settings`; nothing happens before `recover` and `tick`."""
+        self._engine = engine
+        self._settings = settings
+        self._root = settings.state_folder
+        self._executor = executor
+        self._claims: list[queue.Claim] = []
+        self._beat = 0
+        self._bases_at = -_BASES_MS
+        self._cancelling: set[str] = set()
+        self.bases = Bases(engine, settings)
+        self.draining = False
+
+    def recover(self, now: int) -> None:
+        """Finish what a dead daemon left half-done and adopt its runs; the caller holds the state folder's lock."""
+        champions.recover(self._engine, self._root, now)
+        self._claims = queue.rescue(self._engine, now)
+        for claim in self._claims:
+            log.info("run_adopted", run=claim.run_id)
+        self._refresh_bases(now)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no run is in hand."""
+        return not self._claims
+
+    def tick(self, now: int) -> None:
+        """Do everything that can be done now."""
+        if not self._claims and not self.draining:
+            self._refresh_bases(now)
+            claim = queue.claim(self._engine, now, self._configure)
+            if claim is None:
+                return
+            self._claims = [claim]
+            log.info("run_claimed", run=claim.run_id)
+        for claim in list(self._claims):
+            try:
+                while self._advance(claim, now):
+                    pass
+            except queue.LostClaim as error:
+                log.warning("claim_lost", run=claim.run_id, error=error.message)
+                self._drop(claim)
+        self._beat_if_due(now)
+
+    def describe(self) -> str:
+        """Return one line for people: what runs and how far it is."""
+        for claim in self._claims:
+            attempt = queue.open_attempt(self._engine, claim.run_id)
+            if attempt is None:
+                return f"run {claim.run_id}"
+            progress = self._progress(attempt)
+            return f"run {claim.run_id} {attempt.step}{_words(progress)}"
+        return "idle"
+
+    def abandon(self, now: int) -> None:
+        """At the end of a shutdown: let every run in hand wait, uncounted, though its step left no result."""
+        for claim in list(self._claims):
+            attempt = queue.open_attempt(self._engine, claim.run_id)
+            if attempt is not None:
+                self._end(claim, attempt, AttemptState.LOST, now, "the daemon stopped before the step did")
+            queue.interrupt(self._engine, claim, now)
+            self._drop(claim)
+
+    # --- one claim
+
+    def _advance(self, claim: queue.Claim, now: int) -> bool:
+        """Take one step with a run; say whether another may follow at once."""
+        attempt = queue.open_attempt(self._engine, claim.run_id)
+        run = self._run(claim)
+        if attempt is not None:
+            return self._look_at(claim, run, attempt, now)
+        if run.cancel_requested:
+            queue.cancelled(self._engine, claim, now)
+            log.info("run_cancelled", run=claim.run_id)
+            self._drop(claim)
+            return False
+        done = publishing.published(self._root, claim.run_id)
+        step = next_step(done, publishing.load_dataset(self._root, claim.run_id))
+        if step is None:
+            return self._conclude(claim, run, now)
+        if self.draining:
+            queue.interrupt(self._engine, claim, now)
+            self._drop(claim)
+            return False
+        begun = queue.begin_attempt(self._engine, claim, step.name, now)
+        self._submit(run, begun, done)
+        queue.heartbeat(self._engine, claim, now, step.name)
+        log.info("step_submitted", run=claim.run_id, step=step.name, attempt=begun.number)
+        return False
+
+    def _look_at(self, claim: queue.Claim, run: Run, attempt: Attempt, now: int) -> bool:
+        """See how an open attempt is doing."""
+        spec = self._spec_of(attempt)
+        if spec is None:
+            # The daemon died between the attempt's row and its spec: the same attempt is ordered now.
+            self._submit(run, attempt, publishing.published(self._root, run.id or 0))
+            return False
+        state = self._executor.poll(spec)
+        if state is JobState.LOST and not self._ordered_again(spec):
+            self._end(claim, attempt, AttemptState.LOST, now, "its process vanished")
+            self._after_death(claim, f"step {attempt.step}: its process vanished without a result", now)
+            return False
+        if state is JobState.ENDED:
+            return self._collect(claim, attempt, spec, now)
+        if run.cancel_requested and spec.key not in self._cancelling:
+            self._executor.cancel(spec)
+            self._cancelling.add(spec.key)
+        return False
+
+    def _collect(self, claim: queue.Claim, attempt: Attempt, spec: StepSpec, now: int) -> bool:
+        """Act on a result; say whether the run goes on at once."""
+        result = publishing.read_result(spec)
+        if result is None:
+            self._end(claim, attempt, AttemptState.LOST, now, "its result carries another attempt's fence")
+            self._after_death(claim, f"step {spec.step}: its result is not its own", now)
+            return False
+        if result.status == "ok":
+            try:
+                artifact = publishing.publish(spec, result)
+            except StepFailed as error:
+                self._end(claim, attempt, AttemptState.FAILED, now, error.message)
+                self._after_failure(claim, error.message, error.hint, now, retryable=True)
+                return False
+            if isinstance(artifact, Dataset):
+                self._fix_track(claim, spec, artifact, now)
+            self._end(claim, attempt, AttemptState.PUBLISHED, now, None)
+            log.info("step_published", run=claim.run_id, step=spec.step, seconds=round(result.seconds, 1))
+            return True
+        if result.status == "interrupted":
+            self._end(claim, attempt, AttemptState.INTERRUPTED, now, None)
+            if self._run(claim).cancel_requested:
+                return True
+            queue.interrupt(self._engine, claim, now)
+            log.info("run_interrupted", run=claim.run_id, step=spec.step)
+            self._drop(claim)
+            return False
+        self._collect_failure(claim, attempt, result, now)
+        return False
+
+    def _collect_failure(self, claim: queue.Claim, attempt: Attempt, result: StepResult, now: int) -> None:
+        message = result.error.message if result.error else f"exit code {result.exit_code}"
+        hint = result.error.hint if result.error else f"the whole story: dropforge logs {claim.run_id}"
+        self._end(claim, attempt, AttemptState.FAILED, now, message)
+        if result.exit_code > _SIGNAL_EXITS:
+            self._after_death(claim, message, now)
+        else:
+            self._after_failure(claim, message, hint, now, retryable=result.exit_code != EXIT_BAD_DATA)
+
+    def _conclude(self, claim: queue.Claim, run: Run, now: int) -> bool:
+        """Act on the verdict: promote, hold drops back, finish. Each part is idempotent, so a crash repeats it."""
+        verdict = publishing.load_verdict(self._root, claim.run_id)
+        if verdict is None:  # pragma: no cover - `next_step` has just seen it
+            message = f"run {claim.run_id} has no verdict"
+            raise StepFailed(message)
+        if verdict.outcome == "promoted":
+            try:
+                self._promote(run, verdict, now)
+            except champions.ChampionMoved:
+                log.info("champion_moved", run=claim.run_id)
+                for step in ("evaluate", "decide"):
+                    publishing.unpublish(self._root, claim.run_id, step)
+                return True
+            except DropforgeError as error:
+                self._after_failure(claim, error.message, error.hint, now, retryable=False)
+                return False
+        if verdict.outcome in {"worse", "guard_failed"} and self._settings.track(run.track).on_worse == "hold":
+            reason = f"new in run {claim.run_id}: {verdict.sentence}"
+            queue.hold_new_drops(self._engine, claim.run_id, reason, now)
+        shutil.rmtree(publishing.run_folder(self._root, claim.run_id) / "checkpoints", ignore_errors=True)
+        queue.finish(self._engine, claim, verdict.outcome, verdict.sentence, now)
+        log.info("run_finished", run=claim.run_id, outcome=verdict.outcome, sentence=verdict.sentence)
+        self._drop(claim)
+        return False
+
+    def _promote(self, run: Run, verdict: Verdict, now: int) -> None:
+        if verdict.candidate_model_id is None or verdict.champion_generation is None or run.id is None:
+            message = f"the verdict of run {run.id} names no model to promote"
+            raise StepFailed(message)
+        path = f"models/{verdict.candidate_model_id}"
+        showing_life(verify_manifest, self._root / path)
+        candidate = champions.Candidate(track=run.track, run_id=run.id, model_id=verdict.candidate_model_id, path=path)
+        champions.promote(self._engine, self._root, candidate, verdict.champion_generation, verdict.sentence, now)
+
+    # --- small parts
+
+    def _configure(self, _session: Session, track: Track) -> RunConfig:
+        """Return what a new run of `track` is told; raises `DropforgeError` while it cannot run."""
+        settings = self._settings.track(track.name)
+        self.bases.require(track.name)
+        split = SplitConfig.model_validate(track.split) if track.split else settings.split
+        fixed = {
+            "metric": settings.evaluate.metric if settings.evaluate.metric != "auto" else track.metric,
+            "max_new_tokens": settings.evaluate.max_new_tokens or track.max_new_tokens,
+            "batch_size": track.eval_batch_size,
+        }
+        evaluate = settings.evaluate.model_copy(update={key: value for key, value in fixed.items() if value})
+        return RunConfig(
+            track=track.name, base_model=settings.base_model, base_model_id=track.base_model_id or "",
+            salt=track.salt, split=split, train=settings.train, evaluate=evaluate, gate=settings.gate,
+        )  # fmt: skip
+
+    def _submit(self, run: Run, attempt: Attempt, done: dict[str, str]) -> None:
+        folder = publishing.attempt_folder(attempt.run_id, attempt.step, attempt.number)
+        with transaction(self._engine) as session:
+            champion = champions.champion(session, run.track)
+        place = self._root / folder
+        spec = StepSpec(
+            run=attempt.run_id, step=attempt.step, attempt=attempt.number, fence=attempt.fence,
+            root=str(self._root), folder=folder, checkpoints=f"runs/{attempt.run_id}/checkpoints",
+            predictions="predictions", inputs=done, champion=champion,
+            argv=(sys.executable, "-P", "-m", "pipeline", attempt.step, str(place / SPEC_NAME)),
+            env={**_STEP_ENVIRONMENT, "DROPFORGE_DEVICE": self._settings.device},
+            drops=tuple(Drop.model_validate(drop) for drop in run.snapshot or ()),
+            config=RunConfig.model_validate(run.config),
+            needs_gpu=BY_NAME[attempt.step].needs_gpu, grace_seconds=self._settings.grace_seconds,
+        )  # fmt: skip
+        self._executor.submit(spec)
+
+    def _fix_track(self, claim: queue.Claim, spec: StepSpec, dataset: Dataset, now: int) -> None:
+        """Fix on the track what its first run decided, so that later runs are judged by the same measure."""
+        queue.fix_track(
+            self._engine, claim, now,
+            metric=dataset.metric, max_new_tokens=dataset.max_new_tokens,
+            split=spec.config.split.model_dump(), eval_batch_size=spec.config.evaluate.batch_size,
+        )  # fmt: skip
+
+    def _end(self, claim: queue.Claim, attempt: Attempt, state: AttemptState, now: int, error: str | None) -> None:
+        queue.end_attempt(self._engine, claim, attempt.id or 0, state, now, error)
+
+    def _after_failure(self, claim: queue.Claim, message: str, hint: str, now: int, *, retryable: bool) -> None:
+        state = queue.fail(self._engine, claim, queue.Failure(message, hint, retryable), now, self._settings.retry)
+        log.warning("run_failed", run=claim.run_id, error=message, hint=hint, state=str(state))
+        self._drop(claim)
+
+    def _after_death(self, claim: queue.Claim, message: str, now: int) -> None:
+        state = queue.died(self._engine, claim, message, now, self._settings.retry)
+        log.warning("step_died", run=claim.run_id, error=message, state=str(state))
+        self._drop(claim)
+
+    def _drop(self, claim: queue.Claim) -> None:
+        self._claims.remove(claim)
+
+    def _run(self, claim: queue.Claim) -> Run:
+        with transaction(self._engine) as session:
+            run = session.get(Run, claim.run_id)
+        if run is None or run.token != claim.token:
+            message = f"run {claim.run_id} is no longer this daemon's"
+            raise queue.LostClaim(message)
+        return run
+
+    def _spec_of(self, attempt: Attempt) -> StepSpec | None:
+        folder = publishing.attempt_folder(attempt.run_id, attempt.step, attempt.number)
+        path = self._root / folder / SPEC_NAME
+        return StepSpec.model_validate_json(path.read_bytes()) if path.exists() else None
+
+    def _ordered_again(self, spec: StepSpec) -> bool:
+        """Order an attempt again whose spec was written and whose place in the spool was not."""
+        place = self._root / spec.folder
+        if {path.name for path in place.iterdir()} != {SPEC_NAME}:
+            return False
+        self._executor.submit(spec)
+        return True
+
+    def _progress(self, attempt: Attempt) -> Progress | None:
+        folder = publishing.attempt_folder(attempt.run_id, attempt.step, attempt.number)
+        value = durable.read_json(self._root / folder / PROGRESS_NAME)
+        return None if value is None else Progress.model_validate(value)
+
+    def _beat_if_due(self, now: int) -> None:
+        if self._claims and now - self._beat >= _HEARTBEAT_MS:
+            self._beat = now
+            for claim in self._claims:
+                queue.heartbeat(self._engine, claim, now, None)
+
+    def _refresh_bases(self, now: int) -> None:
+        if now - self._bases_at >= _BASES_MS:
+            self._bases_at = now
+            self.bases.refresh(now)
+
+
+def _words(progress: Progress | None) -> str:
+    if progress is None or not progress.total:
+        return ""
+    words = f" {progress.done}/{progress.total}"
+    if progress.loss is not None:
+        words += f", loss {progress.loss:.3f}"
+    if progress.eta_seconds is not None:
+        words += f", {progress.eta_seconds:.0f} s left"
+    return words

@@ -1,0 +1,106 @@
+"""Who a process is and whether it still lives: a number alone may have been given to another one."""
+
+import contextlib
+import fcntl
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+_POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A process for good: its number, when it started (clock ticks since boot), and which boot that was."""
+
+    pid: int
+    started: int
+    boot: str
+
+
+def boot_id() -> str:
+    """Return the kernel's name of this boot."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def identify(pid: int) -> Identity | None:
+    """Return the identity of the living process `pid`; `None` if there is none, or only its zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The second field is the command in brackets and may itself hold blanks and brackets.
+    fields = stat.rpartition(")")[2].split()
+    state, started = fields[0], int(fields[19])
+    return None if state in {"Z", "X"} else Identity(pid, started, boot_id())
+
+
+def is_alive(identity: Identity) -> bool:
+    """Say whether exactly this process still runs."""
+    return identity.boot == boot_id() and identify(identity.pid) == identity
+
+
+def wait_until_dead(identity: Identity, seconds: float) -> bool:
+    """Wait up to `seconds` for the process to end; say whether it has."""
+    end = time.monotonic() + seconds
+    while is_alive(identity):
+        if time.monotonic() >= end:
+            return False
+        time.sleep(_POLL_SECONDS)
+    return True
+
+
+def kill_group(pid: int, number: signal.Signals) -> None:
+    """Send a signal to the process group that `pid` leads; nothing happens if it is gone."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, number)
+
+
+class FileLock:
+    """
+    An flock on a file, held until it is released or the process dies, however it dies.
+
+    Made by hand: lock files that are merely created and deleted outlive a crash.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Prepare a lock on `path`; its folder must exist."""
+        self.path = path
+        self._fd: int | None = None
+
+    def acquire(self) -> bool:
+        """Take the lock if nobody has it and write this process's number into the file; say whether it was taken."""
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return False
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        self._fd = fd
+        return True
+
+    def release(self) -> None:
+        """Give the lock back."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+def lock_holder(path: Path) -> int | None:
+    """Return the number of the process that holds the lock on `path`; `None` if nobody does."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        text = os.pread(fd, 32, 0).decode("ascii", errors="replace").strip()
+        return int(text) if text.isdigit() else 0
+    finally:
+        os.close(fd)
+    return None

@@ -1,0 +1,40 @@
+"""systemd's notification protocol: datagrams to $NOTIFY_SOCKET (sd_notify(3)); silent without one."""
+
+import contextlib
+import os
+import socket
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_SIGN_SECONDS = 2.0
+
+
+def notify(*assignments: str) -> bool:
+    """Send `assignments` (`READY=1`, `STATUS=…`) in one datagram; say whether there was somebody to send them to."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return False
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    # A service manager that is going away is no reason for the service to fail.
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+        sender.connect(address)
+        sender.sendall("\n".join(assignments).encode())
+        return True
+    return False
+
+
+def showing_life(work: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
+    """Return what `work` returns; while it lasts (hashing a large model, say) tell systemd that the service lives."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        future = pool.submit(work, *arguments, **named)
+        while True:
+            try:
+                return future.result(timeout=_SIGN_SECONDS)
+            except TimeoutError:
+                if future.done():
+                    raise
+                notify("WATCHDOG=1", f"EXTEND_TIMEOUT_USEC={int(10 * _SIGN_SECONDS * 1e6)}")

@@ -1,0 +1,204 @@
+"""
+Takes step specs from the spool, one at a time, and runs each in a process of its own.
+
+The worker touches no database. Each step gets a session and process group of its own, and one end of a pipe: when the
+worker dies, however it dies, the step notices and stops. A new worker starts nothing before the old one's step is gone.
+"""
+
+import fnmatch
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import structlog
+
+from daemon.executors.local import Spool
+from daemon.processes import FileLock, identify, is_alive, kill_group, wait_until_dead
+from pipeline import durable
+from pipeline.contract import LOG_NAME, RESULT_NAME, SPEC_NAME, StepError, StepResult, StepSpec
+from pipeline.errors import EXIT_INTERRUPTED
+
+LIFELINE = "DROPFORGE_LIFELINE_FD"
+#: What of the worker's own environment a step may see: where things are and how the hardware is used, no secrets.
+ALLOWED_ENVIRONMENT = (
+    "PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_*", "TZ", "TMPDIR", "XDG_*", "LD_*", "PYTHON*", "VIRTUAL_ENV",
+    "CUDA*", "NVIDIA*", "HIP*", "ROCR*", "HF_HOME", "HF_HUB_CACHE", "TORCH*", "PYTORCH*", "TRITON*", "OMP_*", "MKL_*",
+    "OPENBLAS*", "BNB_*",
+)  # fmt: skip
+_POLL_SECONDS = 0.2
+log = structlog.get_logger()
+
+
+class Worker:
+    """Serves one spool folder. `stop` ends it after the running step has left its checkpoint."""
+
+    def __init__(self, state_folder: Path) -> None:
+        """Serve the spool in `state_folder`."""
+        self._spool = Spool(state_folder)
+        self._lock = FileLock(self._spool.worker_lock)
+        self.stop = threading.Event()
+        self.stop_now = threading.Event()
+
+    def serve(self) -> None:
+        """Run steps until `stop` is set; wait first until no other worker, and no step of one, is left."""
+        waited = False
+        while not self._lock.acquire():
+            if not waited:
+                log.info("worker_waits", for_="another worker on the same state folder")
+                waited = True
+            if self.stop.wait(_POLL_SECONDS):
+                return
+        try:
+            self._clear_leftovers()
+            log.info("worker_started", pid=os.getpid())
+            while not self.stop.is_set():
+                key = self._take()
+                if key is None:
+                    self.stop.wait(_POLL_SECONDS)
+                else:
+                    self._run(key)
+        finally:
+            self._lock.release()
+
+    def _clear_leftovers(self) -> None:
+        """Wait for the steps of a dead worker, which are stopping by themselves, and end those that do not."""
+        for entry in sorted(self._spool.running.glob("*.json")):
+            key = entry.name.removesuffix(".json")
+            process = self._spool.process_of(key)
+            if process is not None and is_alive(process):
+                log.warning("orphan_found", key=key, pid=process.pid)
+                spec = self._spec(durable.read_json(entry)["folder"])
+                if not wait_until_dead(process, spec.grace_seconds + 5):
+                    kill_group(process.pid, signal.SIGKILL)
+                while not wait_until_dead(process, 60):
+                    log.error("orphan_will_not_die", key=key, pid=process.pid)
+            entry.unlink()
+
+    def _take(self) -> str | None:
+        """Move the oldest entry of the queue to `running`; return its key."""
+        waiting = [path for path in self._spool.queue.glob("*.json") if not path.name.startswith(".")]
+        if not waiting:
+            return None
+        oldest = min(waiting, key=lambda path: path.stat().st_mtime_ns)
+        oldest.rename(self._spool.running / oldest.name)
+        return oldest.name.removesuffix(".json")
+
+    def _spec(self, folder: str) -> StepSpec:
+        return StepSpec.model_validate_json((self._spool.root / folder / SPEC_NAME).read_bytes())
+
+    def _run(self, key: str) -> None:
+        """Run one attempt to its end and see to it that it has a result."""
+        entry = self._spool.running / f"{key}.json"
+        folder = durable.read_json(entry)["folder"]
+        spec = self._spec(folder)
+        place = self._spool.root / folder
+        lifeline, keep = os.pipe()
+        try:
+            process = self._start(spec, place, lifeline)
+            os.close(lifeline)
+            identity = identify(process.pid)
+            record = {"folder": folder, "process": asdict(identity) if identity else None}
+            durable.write_json(entry, record)
+            os.write(keep, b"g")
+            log.info("step_started", key=key, pid=process.pid)
+            stopped = self._watch(process, spec)
+        finally:
+            os.close(keep)
+        if not (place / RESULT_NAME).exists():
+            durable.write_json(place / RESULT_NAME, _result_of_dead(spec, process.returncode, stopped).model_dump())
+        log.info("step_ended", key=key, exit_code=process.returncode)
+        (self._spool.cancelled / key).unlink(missing_ok=True)
+        entry.unlink()
+
+    def _start(self, spec: StepSpec, place: Path, lifeline: int) -> subprocess.Popen[bytes]:
+        environment = {**_allowed(os.environ), **spec.env, LIFELINE: str(lifeline)}
+        with (place / LOG_NAME).open("ab") as output:
+            return subprocess.Popen(  # noqa: S603 - an argument list from the dispatcher, never a shell
+                spec.argv, cwd=place, env=environment, stdin=subprocess.DEVNULL, stdout=output,
+                stderr=subprocess.STDOUT, start_new_session=True, pass_fds=(lifeline,),
+            )  # fmt: skip
+
+    def _watch(self, process: subprocess.Popen[bytes], spec: StepSpec) -> bool:
+        """Wait for the step; stop it when it is cancelled or the worker is to end. Say whether it was stopped."""
+        mark = self._spool.cancelled / spec.key
+        while process.poll() is None:
+            if self.stop.is_set() or mark.exists():
+                self._end(process, spec)
+                return True
+            try:
+                process.wait(_POLL_SECONDS)
+            except subprocess.TimeoutExpired:
+                continue
+        # Whatever the step itself started goes with it.
+        kill_group(process.pid, signal.SIGKILL)
+        return False
+
+    def _end(self, process: subprocess.Popen[bytes], spec: StepSpec) -> None:
+        """SIGTERM, grace, SIGKILL; at once when the worker was told a second time."""
+        log.info("step_stopping", key=spec.key, grace_seconds=spec.grace_seconds)
+        process.send_signal(signal.SIGTERM)
+        left = spec.grace_seconds
+        while process.poll() is None and left > 0 and not self.stop_now.is_set():
+            try:
+                process.wait(_POLL_SECONDS)
+            except subprocess.TimeoutExpired:
+                left -= _POLL_SECONDS
+        kill_group(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def serve(state_folder: Path, *, with_lifeline: bool) -> int:
+    """
+    Run a worker until SIGTERM, SIGINT or, `with_lifeline`, until standard input closes; return the exit code.
+
+    Standard input is the daemon's end of a pipe: it closes with the daemon, however that ended.
+    """
+    worker = Worker(state_folder)
+
+    def handler(_number: int, _frame: object) -> None:
+        if worker.stop.is_set():
+            worker.stop_now.set()
+        worker.stop.set()
+
+    signal.signal(signal.SIGTERM, handler)
+    signal.signal(signal.SIGINT, handler)
+    if with_lifeline:
+
+        def wait() -> None:
+            while os.read(sys.stdin.fileno(), 1):
+                pass
+            worker.stop.set()
+
+        threading.Thread(target=wait, name="lifeline", daemon=True).start()
+    worker.serve()
+    return 0
+
+
+def _allowed(environment: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name: value
+        for name, value in environment.items()
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in ALLOWED_ENVIRONMENT)
+    }
+
+
+def _result_of_dead(spec: StepSpec, returncode: int, stopped: bool) -> StepResult:  # noqa: FBT001 - one private caller
+    """Word the end of a step that could not write its result itself."""
+    if stopped or returncode == EXIT_INTERRUPTED:
+        words = StepError(message=f"step {spec.step} was stopped before it could leave a result")
+        return StepResult(key=spec.key, fence=spec.fence, status="interrupted", exit_code=EXIT_INTERRUPTED, error=words)
+    if returncode < 0:
+        name = signal.Signals(-returncode).name
+        message = f"step {spec.step} was killed by {name}"
+        hint = "SIGKILL is most often the kernel's answer to memory running out; see its log and the system's"
+        code = 128 - returncode
+    else:
+        message = f"step {spec.step} ended with exit code {returncode} and left no result"
+        hint, code = f"the whole story: dropforge logs {spec.run}", returncode or 1
+    words = StepError(message=message, hint=hint)
+    return StepResult(key=spec.key, fence=spec.fence, status="failed", exit_code=code, error=words)

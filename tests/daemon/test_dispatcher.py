@@ -1,0 +1,432 @@
+"""The dispatcher on a real database and real folders; the executor is one that does each step at once, by a script."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine
+from sqlmodel import select
+
+from daemon import champions, publishing, queue
+from daemon.database import migrate, open_engine, transaction
+from daemon.dispatcher import Dispatcher
+from daemon.executors import JobState
+from daemon.settings import Settings
+from daemon.tables import Attempt, Drop, DropState, Promotion, Run, RunState
+from pipeline import durable
+from pipeline.artifacts import Adapter, Dataset, Model, Report, Scores, Shortfall, Verdict
+from pipeline.contract import RESULT_NAME, SPEC_NAME, StepError, StepResult, StepSpec
+from pipeline.manifest import model_id, write_manifest
+
+NOW = 1_750_000_000_000
+SCORES = Scores(model_id="m", metrics={"exact_match": 50.0}, nll=1.0, generated=1, cached=0, seconds=1.0)
+
+
+def write_model(folder: Path, weights: bytes) -> str:
+    """Make the least that counts as a model folder; return its id."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}))
+    (folder / "tokenizer.json").write_text("{}")
+    tensor = {"dtype": "U8", "shape": [len(weights)], "data_offsets": [0, len(weights)]}
+    header = json.dumps({"weights": tensor}).encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + weights)
+    write_manifest(folder)
+    return model_id(folder)
+
+
+class ScriptedExecutor:
+    """Does a step when it is polled; `script` may give another result than the good one for a step."""
+
+    def __init__(self) -> None:
+        self.submitted: list[StepSpec] = []
+        self.script: dict[str, list[Callable[[StepSpec], StepResult | None]]] = {}
+        self.outcome = "promoted"
+        self.shortfall: Shortfall | None = None
+        self.cancelled: list[str] = []
+
+    def submit(self, spec: StepSpec) -> None:
+        (Path(spec.root) / spec.folder).mkdir(parents=True, exist_ok=True)
+        durable.write_json(Path(spec.root) / spec.folder / SPEC_NAME, spec.model_dump(mode="json"))
+        self.submitted.append(spec)
+
+    def poll(self, spec: StepSpec) -> JobState:
+        folder = Path(spec.root) / spec.folder
+        if (folder / RESULT_NAME).exists():
+            return JobState.ENDED
+        special = self.script.get(spec.step, [])
+        result = special.pop(0)(spec) if special else self.good(spec)
+        if result is None:
+            (folder / "log.txt").touch()
+            return JobState.LOST
+        durable.write_json(folder / RESULT_NAME, result.model_dump(mode="json"))
+        return JobState.ENDED
+
+    def cancel(self, spec: StepSpec) -> None:
+        self.cancelled.append(spec.key)
+
+    def list_mine(self) -> list[str]:
+        return []
+
+    @property
+    def steps(self) -> list[str]:
+        return [spec.step for spec in self.submitted]
+
+    def good(self, spec: StepSpec) -> StepResult:
+        root = Path(spec.root)
+        folder = root / spec.folder
+        artifact: Any
+        if spec.step == "prepare":
+            artifact = Dataset(
+                folder=spec.folder, train_rows=10, dev_rows=0, heldout_rows=120, heldout_pinned=False,
+                heldout_version="v", dataset_sha256="d", duplicates=0, replaced=0, removed_heldout=0,
+                metric="exact_match", max_new_tokens=16, shortfall=self.shortfall, drops=spec.drops,
+            )  # fmt: skip
+        elif spec.step == "train":
+            artifact = Adapter(
+                folder=spec.folder, adapter_sha256="a", base_model_id="b", format="chat", quantization="none",
+                device="cpu", optimizer_steps=1, resumed_from_step=0, trained_tokens=1, train_loss=1.0, loss_curve=(),
+                dev_curve=(), trainable_parameters=1, adapter_change=1.0, rows_too_long=0, seconds=1.0,
+            )  # fmt: skip
+        elif spec.step == "merge":
+            identity = write_model(folder / "model", f"weights of run {spec.run}".encode())
+            artifact = Model(
+                folder=f"{spec.folder}/model", model_id=identity, base_model_id="b", dtype="bfloat16", size_bytes=1,
+                logits_difference=0.0, logits_tolerance=0.1, format="chat", seconds=1.0,
+            )  # fmt: skip
+        elif spec.step == "evaluate":
+            (folder / "predictions").mkdir()
+            (folder / "predictions" / "key.jsonl").write_text("{}\n")
+            artifact = Report(
+                folder=spec.folder, metric="exact_match", heldout_version="v", records=120, candidate=SCORES,
+                champion=SCORES, champion_generation=spec.champion.generation, prediction_keys={"m": "key"},
+            )  # fmt: skip
+        else:
+            model = durable.read_json(root / spec.inputs["merge"]) if "merge" in spec.inputs else {"model_id": None}
+            report = durable.read_json(root / spec.inputs["evaluate"]) if "evaluate" in spec.inputs else {}
+            artifact = Verdict(
+                outcome=self.outcome, reasons=(), sentence=f"{self.outcome}, by the script", metric="exact_match",
+                records=120, candidate_model_id=model["model_id"], champion_model_id="b",
+                champion_generation=report.get("champion_generation"),
+            )  # fmt: skip
+        return StepResult(
+            key=spec.key, fence=spec.fence, status="ok", exit_code=0, artifact=artifact.model_dump(mode="json")
+        )
+
+
+def ended(status: str, code: int) -> Callable[[StepSpec], StepResult]:
+    return lambda spec: StepResult.model_validate({
+        "key": spec.key, "fence": spec.fence, "status": status, "exit_code": code,
+        "error": StepError(message="it did not work", hint="try this"),
+    })  # fmt: skip
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    write_model(tmp_path / "base", b"base weights")
+    for name in ("state", "inbox"):
+        (tmp_path / name).mkdir()
+    return Settings(
+        inbox=str(tmp_path / "inbox"), state=str(tmp_path / "state"), base_model=str(tmp_path / "base"),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def engine(settings: Settings) -> Engine:
+    path = settings.state_folder / "dropforge.db"
+    migrate(path)
+    return open_engine(path)
+
+
+@pytest.fixture
+def executor() -> ScriptedExecutor:
+    return ScriptedExecutor()
+
+
+def new_dispatcher(engine: Engine, settings: Settings, executor: ScriptedExecutor) -> Dispatcher:
+    with transaction(engine) as session:
+        queue.ensure_track(session, "default", NOW)
+    dispatcher = Dispatcher(engine, settings, executor)
+    dispatcher.recover(NOW)
+    return dispatcher
+
+
+@pytest.fixture
+def dispatcher(engine: Engine, settings: Settings, executor: ScriptedExecutor) -> Dispatcher:
+    return new_dispatcher(engine, settings, executor)
+
+
+def add_drop(engine: Engine, name: str) -> int:
+    with transaction(engine) as session:
+        drop = Drop(
+            track="default", role="train", state=DropState.ACCEPTED, name_bytes=name.encode(), name=name,
+            sha256=name * 8, size_bytes=1, rows=10, received_at=NOW,
+        )  # fmt: skip
+        session.add(drop)
+        queue.enqueue(session, "default", "drop", NOW, NOW)
+        session.flush()
+        assert drop.id is not None
+        return drop.id
+
+
+def run_row(engine: Engine, run_id: int = 1) -> Run:
+    with transaction(engine) as session:
+        run = session.get(Run, run_id)
+    assert run is not None
+    return run
+
+
+def drop_state(engine: Engine, drop_id: int) -> str:
+    with transaction(engine) as session:
+        drop = session.get(Drop, drop_id)
+    assert drop is not None
+    return drop.state
+
+
+def ticks(dispatcher: Dispatcher, count: int = 12, now: int = NOW) -> None:
+    for turn in range(count):
+        dispatcher.tick(now + turn)
+
+
+def done_promotions(engine: Engine) -> list[Promotion]:
+    with transaction(engine) as session:
+        return [row for row in session.exec(select(Promotion)) if row.state == "done" and row.run_id is not None]
+
+
+def test_a_good_run_goes_through_every_step_and_moves_the_link(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    add_drop(engine, "a")
+    ticks(dispatcher)
+    assert executor.steps == ["prepare", "train", "merge", "evaluate", "decide"]
+    run = run_row(engine)
+    assert (run.state, run.outcome) == (RunState.SUCCEEDED, "promoted")
+    link = settings.state_folder / "tracks" / "default" / "champion"
+    assert link.resolve().parent == (settings.state_folder / "models").resolve()
+    assert (link / "model.safetensors").read_bytes().endswith(b"weights of run 1")
+    assert [row.generation for row in done_promotions(engine)] == [1]
+    assert (settings.state_folder / "predictions" / "key" / "1-evaluate-1.jsonl").read_text() == "{}\n"
+
+
+def test_a_run_that_loses_badly_holds_its_new_drops_back_and_only_those(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    old = add_drop(engine, "a")
+    ticks(dispatcher)
+    champion = (settings.state_folder / "tracks" / "default" / "champion").readlink()
+    executor.outcome = "worse"
+    new = add_drop(engine, "b")
+    ticks(dispatcher)
+    assert run_row(engine, 2).outcome == "worse"
+    assert (drop_state(engine, old), drop_state(engine, new)) == (DropState.ACCEPTED, DropState.HELD)
+    assert (settings.state_folder / "tracks" / "default" / "champion").readlink() == champion
+    assert len(done_promotions(engine)) == 1
+
+
+def test_a_candidate_that_is_not_shown_better_keeps_its_drops(
+    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    executor.outcome = "not_shown_better"
+    drop = add_drop(engine, "a")
+    ticks(dispatcher)
+    assert drop_state(engine, drop) == DropState.ACCEPTED
+    assert done_promotions(engine) == []
+
+
+def test_too_little_data_is_said_before_anything_is_trained(
+    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    executor.shortfall = Shortfall(heldout_rows=3, needed_heldout_rows=100, needed_rows=700)
+    executor.outcome = "insufficient_evidence"
+    add_drop(engine, "a")
+    ticks(dispatcher)
+    assert executor.steps == ["prepare", "decide"]
+    assert run_row(engine).outcome == "insufficient_evidence"
+
+
+def test_an_interrupted_run_goes_on_at_its_step_and_the_attempt_is_not_counted(
+    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    executor.script["train"] = [ended("interrupted", 75)] * 5
+    add_drop(engine, "a")
+    ticks(dispatcher, 40)
+    run = run_row(engine)
+    assert (run.state, run.failures, run.deaths) == (RunState.SUCCEEDED, 0, 0)
+    assert executor.steps == ["prepare", *["train"] * 6, "merge", "evaluate", "decide"]
+
+
+def test_a_failed_step_is_tried_again_after_a_pause_and_given_up_at_the_limit(
+    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    executor.script["train"] = [ended("failed", 1)] * 3
+    add_drop(engine, "a")
+    ticks(dispatcher)
+    run = run_row(engine)
+    assert (run.state, run.failures) == (RunState.WAITING, 1)
+    assert run.not_before >= NOW + 30_000
+    ticks(dispatcher, now=NOW + 10_000_000)
+    ticks(dispatcher, now=NOW + 20_000_000)
+    run = run_row(engine)
+    assert (run.state, run.error, run.hint) == (RunState.FAILED, "it did not work", "try this")
+    assert executor.steps.count("train") == 3
+    assert executor.steps.count("prepare") == 1, "a retried run goes on at the first step that is not published"
+
+
+def test_bad_data_is_never_tried_again(engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor) -> None:
+    executor.script["prepare"] = [ended("failed", 65)]
+    add_drop(engine, "a")
+    ticks(dispatcher)
+    assert run_row(engine).state == RunState.FAILED
+    assert executor.steps == ["prepare"]
+
+
+def test_vanished_processes_are_counted_apart_and_end_the_run_at_the_third(
+    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    executor.script["train"] = [lambda _spec: None, ended("failed", 137), lambda _spec: None]
+    add_drop(engine, "a")
+    for day in range(5):
+        ticks(dispatcher, now=NOW + day * 10_000_000)
+    run = run_row(engine)
+    assert (run.state, run.deaths, run.failures) == (RunState.FAILED, 3, 0)
+
+
+def test_a_result_with_another_attempts_fence_is_ignored(
+    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    def zombie(spec: StepSpec) -> StepResult:
+        return executor.good(spec).model_copy(update={"fence": "of an old attempt"})
+
+    executor.script["prepare"] = [zombie]
+    add_drop(engine, "a")
+    ticks(dispatcher, 1)
+    ticks(dispatcher, 1)
+    assert publishing.published(dispatcher.bases._settings.state_folder, 1) == {}
+    assert run_row(engine).deaths == 1
+
+
+def test_a_new_daemon_adopts_the_result_that_the_dead_one_missed(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    add_drop(engine, "a")
+    dispatcher.tick(NOW)
+    spec = executor.submitted[-1]
+    durable.write_json(Path(spec.root) / spec.folder / RESULT_NAME, executor.good(spec).model_dump(mode="json"))
+    successor = new_dispatcher(engine, settings, executor)
+    ticks(successor)
+    assert run_row(engine).outcome == "promoted"
+    assert executor.steps.count("prepare") == 1
+    ticks(dispatcher, 3)
+    assert len(done_promotions(engine)) == 1, "the old daemon's claim is void"
+
+
+def test_a_crash_between_the_artifact_and_its_row_publishes_once(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    add_drop(engine, "a")
+    for _ in range(3):
+        dispatcher.tick(NOW)
+    spec = executor.submitted[-1]
+    assert spec.step == "merge"
+    result = executor.good(spec)
+    durable.write_json(Path(spec.root) / spec.folder / RESULT_NAME, result.model_dump(mode="json"))
+    publishing.publish(spec, result)
+    ticks(new_dispatcher(engine, settings, executor))
+    assert run_row(engine).outcome == "promoted"
+    assert executor.steps.count("merge") == 1
+
+
+def test_a_crash_between_the_attempts_row_and_its_spec_orders_the_same_attempt(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    add_drop(engine, "a")
+    claim = queue.claim(engine, NOW, dispatcher._configure)
+    assert claim is not None
+    queue.begin_attempt(engine, claim, "prepare", NOW)
+    ticks(new_dispatcher(engine, settings, executor))
+    assert run_row(engine).outcome == "promoted"
+    with transaction(engine) as session:
+        numbers = [row.number for row in session.exec(select(Attempt)) if row.step == "prepare"]
+    assert numbers == [1]
+
+
+def test_a_champion_that_moved_meanwhile_makes_the_comparison_again(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    other = write_model(settings.state_folder / "models" / "other", b"somebody else's")
+
+    def moved_meanwhile(spec: StepSpec) -> StepResult:
+        with transaction(engine) as session:
+            run = Run(track="default", state="queued", trigger="drop", created_at=NOW, not_before=NOW + 10**12)
+            session.add(run)
+            session.flush()
+            run_id = run.id or 0
+        candidate = champions.Candidate(track="default", run_id=run_id, model_id=other, path="models/other")
+        champions.promote(engine, settings.state_folder, candidate, 0, "by hand", NOW)
+        return executor.good(spec)
+
+    executor.script["decide"] = [moved_meanwhile]
+    add_drop(engine, "a")
+    ticks(dispatcher, 20)
+    assert executor.steps == ["prepare", "train", "merge", "evaluate", "decide", "evaluate", "decide"]
+    assert executor.submitted[-1].champion.generation == 1
+    assert [row.generation for row in done_promotions(engine)] == [1, 2]
+
+
+def test_a_running_step_is_cancelled_and_the_run_with_it(
+    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    add_drop(engine, "a")
+    dispatcher.tick(NOW)
+    queue.cancel(engine, 1, NOW)
+    executor.script["prepare"] = [ended("interrupted", 75)]
+    ticks(dispatcher, 3)
+    assert run_row(engine).state == RunState.CANCELLED
+
+
+def test_a_draining_dispatcher_begins_nothing_and_lets_the_run_wait(
+    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    add_drop(engine, "a")
+    dispatcher.tick(NOW)
+    dispatcher.draining = True
+    ticks(dispatcher)
+    assert executor.steps == ["prepare"]
+    run = run_row(engine)
+    assert (run.state, run.failures, run.deaths) == (RunState.WAITING, 0, 0)
+    assert dispatcher.idle
+
+
+def test_a_missing_base_model_is_said_and_nothing_is_lost(
+    engine: Engine, settings: Settings, executor: ScriptedExecutor
+) -> None:
+    base = Path(settings.base_model)
+    base.rename(base.with_name("elsewhere"))
+    dispatcher = new_dispatcher(engine, settings, executor)
+    add_drop(engine, "a")
+    ticks(dispatcher)
+    run = run_row(engine)
+    assert run.state == RunState.QUEUED
+    assert str(base) in (run.error or "")
+    assert dispatcher.bases.problems.keys() == {"default"}
+    base.with_name("elsewhere").rename(base)
+    ticks(dispatcher, now=NOW + 100_000)
+    assert run_row(engine).outcome == "promoted"
+
+
+def test_what_the_first_run_decided_holds_for_later_ones(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    add_drop(engine, "a")
+    ticks(dispatcher)
+    other = settings.model_copy(
+        update={"evaluate": settings.evaluate.model_copy(update={"batch_size": 3}), "split": settings.split.model_copy(
+            update={"heldout": 0.5}
+        )}
+    )  # fmt: skip
+    add_drop(engine, "b")
+    ticks(new_dispatcher(engine, other, executor))
+    config = executor.submitted[-1].config
+    assert (config.split, config.evaluate.batch_size) == (settings.split, settings.evaluate.batch_size)
+    assert (config.evaluate.metric, config.evaluate.max_new_tokens) == ("exact_match", 16)

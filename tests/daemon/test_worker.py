@@ -1,0 +1,225 @@
+"""The worker, with real processes: small scripts stand where `python -m pipeline` stands in a real spec."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from daemon.executors import JobState
+from daemon.executors.local import LocalExecutor, Spool
+from daemon.processes import FileLock, Identity, identify, is_alive, lock_holder, wait_until_dead
+from daemon.worker import Worker
+from pipeline import durable
+from pipeline.artifacts import ModelRef
+from pipeline.config import RunConfig
+from pipeline.contract import RESULT_NAME, StepResult, StepSpec
+
+PRELUDE = """
+import json, os, signal, sys, threading, pathlib
+spec = json.loads(pathlib.Path("spec.json").read_text())
+lifeline = int(os.environ["DROPFORGE_LIFELINE_FD"])
+if not os.read(lifeline, 1):
+    os._exit(75)
+def result(status, code):
+    key = f"{spec['run']}-{spec['step']}-{spec['attempt']}"
+    value = {"key": key, "fence": spec["fence"], "status": status, "exit_code": code}
+    pathlib.Path("aside").write_text(json.dumps(value)); os.rename("aside", "result.json")
+    sys.exit(code)
+def say(word):
+    pathlib.Path("aside").write_text(word); os.rename("aside", "said")
+"""
+GOOD = PRELUDE + "say(os.environ.get('SECRET_TOKEN', 'none')); result('ok', 0)"
+UNTIL_TERM = (
+    PRELUDE
+    + "stop = threading.Event(); signal.signal(signal.SIGTERM, lambda *_: stop.set()); say('up')\n"
+    + "while not stop.wait(0.05): pass\nresult('interrupted', 75)"
+)
+DEAF = PRELUDE + "signal.signal(signal.SIGTERM, signal.SIG_IGN); say('up'); threading.Event().wait()"
+UNTIL_ALONE = PRELUDE + "say('up'); os.read(lifeline, 1); result('interrupted', 75)"
+KILLED = PRELUDE + "os.kill(os.getpid(), signal.SIGKILL)"
+
+
+def spec_of(root: Path, script: str, *, run: int = 1, grace: float = 30.0) -> StepSpec:
+    return StepSpec(
+        run=run, step="train", attempt=1, fence="f", root=str(root), folder=f"runs/{run}/attempts/train-1",
+        checkpoints=f"runs/{run}/checkpoints", predictions="predictions", argv=(sys.executable, "-c", script), env={},
+        inputs={}, drops=(), champion=ModelRef(model_id="m", path="m", generation=0), grace_seconds=grace,
+        config=RunConfig(track="default", base_model="m", base_model_id="m", salt="s"),
+    )  # fmt: skip
+
+
+def result_of(spec: StepSpec) -> StepResult:
+    return StepResult.model_validate(durable.read_json(Path(spec.root) / spec.folder / RESULT_NAME))
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    """Wait for what another process does; the test's own time limit ends a wait in vain."""
+    pause = threading.Event()
+    while not condition():
+        pause.wait(0.02)
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Iterator[Worker]:
+    worker = Worker(tmp_path)
+    thread = threading.Thread(target=worker.serve)
+    thread.start()
+    yield worker
+    worker.stop.set()
+    worker.stop_now.set()
+    thread.join()
+
+
+def test_an_attempt_is_queued_run_and_ended(tmp_path: Path) -> None:
+    executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, GOOD)
+    assert executor.poll(spec) is JobState.LOST
+    executor.submit(spec)
+    executor.submit(spec)
+    assert executor.poll(spec) is JobState.QUEUED
+    assert executor.list_mine() == ["1-train-1"]
+    worker = Worker(tmp_path)
+    thread = threading.Thread(target=worker.serve)
+    thread.start()
+    wait_for(lambda: executor.poll(spec) is JobState.ENDED)
+    worker.stop.set()
+    thread.join()
+    assert result_of(spec).status == "ok"
+    assert executor.list_mine() == []
+    executor.submit(spec)
+    assert executor.list_mine() == [], "an attempt that has ended is not run again"
+
+
+def test_a_step_sees_no_secret_of_the_workers_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET_TOKEN", "hush")
+    executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, GOOD)
+    executor.submit(spec)
+    worker = Worker(tmp_path)
+    thread = threading.Thread(target=worker.serve)
+    thread.start()
+    wait_for(lambda: executor.poll(spec) is JobState.ENDED)
+    worker.stop.set()
+    thread.join()
+    assert (tmp_path / spec.folder / "said").read_text() == "none"
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_killed_step_gets_a_result_that_names_the_signal(tmp_path: Path) -> None:
+    executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, KILLED)
+    executor.submit(spec)
+    wait_for(lambda: executor.poll(spec) is JobState.ENDED)
+    result = result_of(spec)
+    assert (result.status, result.exit_code) == ("failed", 137)
+    assert result.error is not None
+    assert "SIGKILL" in result.error.message
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_cancelled_step_is_asked_to_stop(tmp_path: Path) -> None:
+    executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, UNTIL_TERM)
+    executor.submit(spec)
+    wait_for((tmp_path / spec.folder / "said").exists)
+    assert executor.poll(spec) is JobState.RUNNING
+    executor.cancel(spec)
+    wait_for(lambda: executor.poll(spec) is JobState.ENDED)
+    assert result_of(spec).status == "interrupted"
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_deaf_step_is_killed_after_its_grace(tmp_path: Path) -> None:
+    executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, DEAF, grace=0.3)
+    executor.submit(spec)
+    wait_for((tmp_path / spec.folder / "said").exists)
+    process = Spool(tmp_path).process_of(spec.key)
+    assert process is not None
+    executor.cancel(spec)
+    wait_for(lambda: executor.poll(spec) is JobState.ENDED)
+    assert result_of(spec).exit_code == 75
+    assert not is_alive(process)
+
+
+def start_worker(root: Path) -> subprocess.Popen[bytes]:
+    code = "import sys, pathlib; from daemon.worker import serve; serve(pathlib.Path(sys.argv[1]), with_lifeline=True)"
+    return subprocess.Popen([sys.executable, "-c", code, str(root)], stdin=subprocess.PIPE)
+
+
+def running_step(root: Path, spec: StepSpec) -> Identity:
+    wait_for((root / spec.folder / "said").exists)
+    process = Spool(root).process_of(spec.key)
+    assert process is not None
+    return process
+
+
+def test_a_step_ends_when_its_worker_is_killed_and_the_next_worker_waits_for_it(tmp_path: Path) -> None:
+    executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, UNTIL_ALONE)
+    executor.submit(spec)
+    with start_worker(tmp_path) as first:
+        step = running_step(tmp_path, spec)
+        first.kill()
+    assert wait_until_dead(step, 30)
+    assert executor.poll(spec) is JobState.ENDED
+    assert result_of(spec).status == "interrupted"
+
+
+def test_the_next_worker_ends_an_orphan_that_does_not_stop_by_itself(tmp_path: Path) -> None:
+    executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, DEAF, grace=-4.5)
+    other = spec_of(tmp_path, GOOD, run=2)
+    executor.submit(spec)
+    with start_worker(tmp_path) as first:
+        step = running_step(tmp_path, spec)
+        first.kill()
+    assert is_alive(step)
+    assert executor.poll(spec) is JobState.RUNNING, "an orphan still runs, so nothing may begin beside it"
+    executor.submit(other)
+    with start_worker(tmp_path) as second:
+        wait_for(lambda: executor.poll(other) is JobState.ENDED)
+        assert not is_alive(step), "the second step began only when the orphan was gone"
+        assert executor.poll(spec) is JobState.LOST
+        second.terminate()
+        assert second.wait() == 0
+
+
+def test_a_worker_ends_with_its_daemon_and_its_step_before_it(tmp_path: Path) -> None:
+    executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, UNTIL_TERM)
+    executor.submit(spec)
+    with start_worker(tmp_path) as worker:
+        step = running_step(tmp_path, spec)
+    assert worker.returncode == 0, "leaving the block closed its standard input, as a dead daemon does"
+    assert not is_alive(step)
+    assert result_of(spec).status == "interrupted"
+
+
+def test_a_second_worker_waits_for_the_first(tmp_path: Path) -> None:
+    lock = FileLock(Spool(tmp_path).worker_lock)
+    assert lock.acquire()
+    executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, GOOD)
+    executor.submit(spec)
+    worker = Worker(tmp_path)
+    thread = threading.Thread(target=worker.serve)
+    thread.start()
+    assert executor.poll(spec) is JobState.QUEUED
+    assert lock_holder(lock.path) == os.getpid()
+    lock.release()
+    wait_for(lambda: executor.poll(spec) is JobState.ENDED)
+    worker.stop.set()
+    thread.join()
+
+
+def test_a_number_that_was_given_to_another_process_is_not_taken_for_the_old_one() -> None:
+    me = identify(os.getpid())
+    assert me is not None
+    assert is_alive(me)
+    assert not is_alive(Identity(me.pid, me.started - 1, me.boot))
+    assert not is_alive(Identity(me.pid, me.started, "another boot"))
+
+
+def test_a_zombie_is_dead() -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert identify(child.pid) is None
+    child.send_signal(signal.SIGKILL)
+    child.wait()

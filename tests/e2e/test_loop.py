@@ -1,0 +1,136 @@
+"""The whole loop through the real daemon, its worker and real steps, on a tiny model that really learns."""
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon.processes import lock_holder
+from daemon.tables import DropState
+from pipeline import durable
+
+TRAINER = ("pipeline", "train")
+
+
+def write_drop(path: Path, rows: Sequence[dict[str, str]]) -> None:
+    """Put a file into the inbox by renaming it in, as a careful sender does."""
+    aside = path.with_name(f".{path.name}.part")
+    durable.write_bytes(aside, b"".join(durable_line(row) for row in rows))
+    aside.rename(path)
+
+
+def durable_line(row: dict[str, str]) -> bytes:
+    return json.dumps(row).encode() + b"\n"
+
+
+@pytest.mark.timeout(300)
+def test_a_dropped_file_ends_in_a_promotion_and_its_copy_is_a_duplicate(
+    workspace: Any, tiny: Any, tiny_llama: Path
+) -> None:
+    workspace.start()
+    (workspace.inbox / "bad.jsonl").write_text('{"instruction": "x", "input": "", "outptu": "y"}\n')
+    write_drop(workspace.inbox / "good.jsonl", tiny.rows(400, seed=1))
+    workspace.wait(lambda: {drop.state for drop in workspace.drops()} == {"accepted", "rejected"})
+    workspace.wait_for_runs("succeeded")
+    run = workspace.runs()[0]
+    assert run.outcome == "promoted", run.sentence
+    link = workspace.state / "tracks" / "default" / "champion"
+    verdict = workspace.published(1, "decide")
+    assert link.resolve().name == verdict["candidate_model_id"]
+    assert (workspace.state / "tracks" / "default" / "previous").resolve() == tiny_llama.resolve()
+    findings = durable.read_json(workspace.inbox / "rejected" / "bad.jsonl.errors.json")
+    assert any("output" in str(finding) for finding in findings["findings"])
+    assert not (workspace.inbox / "good.jsonl").exists()
+    write_drop(workspace.inbox / "again.jsonl", tiny.rows(400, seed=1))
+    workspace.wait(lambda: [drop.state for drop in workspace.drops()][-1] == "duplicate")
+    receipts = {path.name for path in (workspace.inbox / "done").iterdir()}
+    assert {"good.jsonl", "again.jsonl"} <= receipts
+    assert workspace.stop() == 0
+    assert len(workspace.runs()) == 1
+    assert workspace.processes() == []
+
+
+@pytest.mark.timeout(300)
+def test_a_slowly_written_file_is_read_once_and_whole(workspace: Any, tiny: Any) -> None:
+    rows = tiny.rows(30, seed=3)
+    workspace.start()
+    pause = threading.Event()
+    with (workspace.inbox / "slow.jsonl").open("ab", buffering=0) as writer:
+        for row in rows:
+            writer.write(durable_line(row))
+            pause.wait(0.1)
+    workspace.wait(workspace.drops)
+    workspace.wait(lambda: not (workspace.inbox / "slow.jsonl").exists())
+    assert [(drop.rows, drop.state) for drop in workspace.drops()] == [(30, "accepted")]
+    workspace.wait_for_runs("succeeded")
+    assert workspace.runs()[0].outcome == "insufficient_evidence"
+    assert not list(workspace.state.glob("runs/1/attempts/train-*")), "no training for a verdict that cannot be"
+    assert workspace.stop() == 0
+
+
+@pytest.mark.timeout(600)
+def test_drops_gather_into_runs_and_a_restart_ends_both_runs_in_order(workspace: Any, tiny: Any) -> None:
+    rows = tiny.rows(600, seed=5)
+    workspace.start()
+    for number in range(5):
+        write_drop(workspace.inbox / f"first{number}.jsonl", rows[80 * number : 80 * number + 80])
+    workspace.wait_for_runs("running")
+    assert len(workspace.runs()[0].snapshot) == 5
+    workspace.wait_for_step(1, "train", 2)
+    for number in range(5):
+        write_drop(workspace.inbox / f"second{number}.jsonl", rows[400 + 40 * number : 440 + 40 * number])
+    workspace.wait_for_runs("running", "queued")
+    workspace.wait(lambda: len(workspace.drops()) == 10)
+    assert workspace.stop() == 0
+    assert [run.state for run in workspace.runs()] == ["waiting", "queued"]
+    assert (workspace.runs()[0].failures, workspace.runs()[0].deaths) == (0, 0)
+    assert workspace.processes() == []
+    workspace.start()
+    workspace.wait_for_runs("succeeded", "succeeded")
+    first, second = workspace.runs()
+    assert first.ended_at <= second.started_at
+    assert (len(first.snapshot), len(second.snapshot)) == (5, 10)
+    assert workspace.published(1, "train")["resumed_from_step"] > 0, "the stop left a checkpoint and it was used"
+    assert {drop.state for drop in workspace.drops()} == {DropState.ACCEPTED}
+    assert workspace.stop() == 0
+
+
+@pytest.mark.parametrize("victim", ["daemon", "worker"])
+@pytest.mark.timeout(600)
+def test_a_killed_process_costs_no_run_and_leaves_no_second_trainer(workspace: Any, tiny: Any, victim: str) -> None:
+    workspace.start()
+    write_drop(workspace.inbox / "good.jsonl", tiny.rows(400, seed=7))
+    workspace.wait_for_step(1, "train", 3)
+    if victim == "daemon":
+        workspace.kill()
+        workspace.start()
+    else:
+        worker = lock_holder(workspace.state / "spool" / "worker.lock")
+        assert worker
+        os.kill(worker, signal.SIGKILL)
+    most = 0
+
+    def over() -> bool:
+        nonlocal most
+        most = max(most, len(workspace.processes(*TRAINER)))
+        return workspace.runs()[0].state == "succeeded"
+
+    workspace.wait(over)
+    assert most == 1, "never two trainers at once"
+    assert workspace.published(1, "train")["resumed_from_step"] > 0
+    assert workspace.runs()[0].outcome == "promoted"
+    assert len(workspace.done_promotions()) == 1
+    assert workspace.stop() == 0
+    assert workspace.processes() == []
+
+
+@pytest.mark.timeout(120)
+def test_a_second_daemon_on_the_same_state_folder_is_refused(workspace: Any) -> None:
+    workspace.start()
+    workspace.cli("run", code=1)
+    assert workspace.stop() == 0
