@@ -1,0 +1,84 @@
+"""The command line: one file a command group, one function a command, which parses, calls one thing and prints."""
+
+import os
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from daemon.cli import champion, demo, drops, inbox, runs, service, status
+from daemon.cli.output import show_error
+from pipeline.errors import EXIT_FAILED, DropforgeError
+
+_EXIT_USAGE = 2
+_EXIT_BROKEN_PIPE = 1
+_EXIT_SIGINT = 130
+_EPILOG = (
+    "Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 65 bad data, 69 the daemon is not running. "
+    "With DROPFORGE_DEBUG=1 an error shows its traceback."
+)
+
+app = typer.Typer(
+    name="dropforge",
+    help="Drop a dataset into a folder; get a better model, or the proof that it isn't one.",
+    epilog=_EPILOG,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for group in (service, inbox, status, drops, runs, champion, demo):
+    group.register(app)
+
+
+def _print_version(wanted: bool) -> None:  # noqa: FBT001 - as typer calls it
+    if wanted:
+        print(f"dropforge {version('dropforge')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    *,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", metavar="FILE", help="The settings; else $DROPFORGE_CONFIG, else ./dropforge.toml."),
+    ] = None,
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Drop a dataset into a folder; get a better model, or the proof that it isn't one."""
+
+
+def main() -> int:
+    """Run the command that the arguments name; return the exit code."""
+    try:
+        code = app(args=sys.argv[1:] or ["--help"], prog_name="dropforge", standalone_mode=False)
+        sys.stdout.flush()
+    except DropforgeError as error:
+        if os.environ.get("DROPFORGE_DEBUG") == "1":
+            raise
+        return _report(error.message, error.hint, error.exit_code)
+    except typer.TyperException as error:
+        where = getattr(getattr(error, "ctx", None), "command_path", "dropforge")
+        return _report(error.format_message(), f"see how it is used: {where} --help", error.exit_code)
+    except typer.Abort:
+        return _EXIT_SIGINT
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _EXIT_BROKEN_PIPE
+    except OSError as error:
+        if os.environ.get("DROPFORGE_DEBUG") == "1":
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        words = f"{where}{error.strerror or error}"
+        return _report(words, "see whether it is there and this user may use it", EXIT_FAILED)
+    return code if isinstance(code, int) else 0
+
+
+def _report(message: str, hint: str, code: int) -> int:
+    show_error(message, hint, code, as_json="--json" in sys.argv)
+    return code

@@ -1,0 +1,77 @@
+"""`drops`: what was taken in, and taking a drop out of later runs or putting it back."""
+
+from typing import Annotated
+
+import typer
+
+from daemon.cli.output import dump, local, print_json, print_line, print_table
+from daemon.cli.workspace import JsonOption, TrackOption, chosen_tracks, load_settings, open_overview, open_writer
+
+DropArgument = Annotated[int, typer.Argument(metavar="DROP", help="Number of the drop.")]
+ReasonOption = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; kept with the drop.")]
+StateOption = Annotated[
+    str | None, typer.Option("--state", help="accepted, rejected, duplicate, withdrawn or held.", metavar="STATE")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add this group's commands."""
+    group = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
+    group.callback()(drops)
+    group.command()(withdraw)
+    group.command()(restore)
+    app.add_typer(group, name="drops")
+
+
+def drops(
+    context: typer.Context, *, track: TrackOption = None, state: StateOption = None, as_json: JsonOption = False
+) -> None:
+    """List the files that were taken in, newest first."""
+    if context.invoked_subcommand is not None:
+        return
+    from daemon.tables import DropState  # noqa: PLC0415 - a quick start
+
+    if state is not None and state not in set(DropState):
+        message = f"there is no state {state!r}: use one of {', '.join(DropState)}"
+        raise typer.BadParameter(message)
+    if track is not None:
+        chosen_tracks(context, track)
+    found = open_overview(context).drops(track, state)
+    if as_json:
+        print_json(drops=dump(found))
+        return
+    if not found:
+        print_line("no drops")
+        return
+    rows = [
+        (drop.id, drop.track, drop.role, drop.state, drop.rows, drop.first_run, local(drop.received_at), drop.name,
+         drop.reason or (f"the same as drop {drop.duplicate_of}" if drop.duplicate_of else ""))
+        for drop in found
+    ]  # fmt: skip
+    print_table(("DROP", "TRACK", "ROLE", "STATE", "ROWS", "RUN", "RECEIVED", "NAME", ""), rows)
+
+
+def withdraw(context: typer.Context, *, drop: DropArgument, reason: ReasonOption) -> None:
+    """
+    Take a drop out of every later run.
+
+    Its file and its history stay.
+    """
+    from daemon.clock import now_ms  # noqa: PLC0415 - a quick start
+    from daemon.drops import withdraw as take_out  # noqa: PLC0415
+
+    row = take_out(open_writer(context), drop, reason, now_ms())
+    print_line(f"drop {drop} ({row.name}) is withdrawn: no later run of track {row.track} uses it")
+
+
+def restore(context: typer.Context, *, drop: DropArgument, reason: ReasonOption) -> None:
+    """
+    Put a withdrawn or held drop back.
+
+    It counts as new and starts a run as a new drop would.
+    """
+    from daemon.clock import now_ms  # noqa: PLC0415 - a quick start
+    from daemon.drops import restore as put_back  # noqa: PLC0415
+
+    row = put_back(open_writer(context), drop, reason, now_ms(), load_settings(context))
+    print_line(f"drop {drop} ({row.name}) is accepted again: the next run of track {row.track} uses it")

@@ -1,0 +1,228 @@
+"""`init`, `check` and `submit`: making an inbox, and what may go into it."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from daemon.cli.output import print_json, print_line
+from daemon.cli.workspace import JsonOption, config_path, load_settings, open_overview
+from pipeline.errors import EXIT_BAD_DATA, DropforgeError
+
+if TYPE_CHECKING:
+    from daemon.overview import DropView
+    from daemon.settings import Settings
+    from pipeline.validate import Validation
+
+_MOST_SHOWN = 20
+_START_FILE = """\
+# Settings of Dropforge; systemd/dropforge.toml of the project lists all of them with their defaults.
+
+# Folder of the model that training starts from, in transformers' format.
+{base_model}
+
+# A run begins when no file has been dropped for so many seconds.
+#run_after_quiet_seconds = 60
+
+# "drop": a run follows a dropped file; "nightly": the schedule; "both": either.
+#trigger = "drop"
+#schedule = "0 2 * * *"
+#timezone = "UTC"
+
+[train]
+#format = "auto"        # "chat", "alpaca", or the chat template where the model has one
+#learning_rate = 2e-4
+#epochs = 1.0
+#max_length = 1024      # tokens, question and answer together
+
+[gate]
+#on = "all"             # "pinned": judge on files dropped into inbox/heldout/ only
+
+# Another model line with its own data and champion; its inbox is inbox/support/.
+#[tracks.support]
+#base_model = "path/to/another/model"
+"""
+
+
+class BadDrop(DropforgeError):
+    """The file would be rejected."""
+
+    exit_code = EXIT_BAD_DATA
+
+
+def register(app: typer.Typer) -> None:
+    """Add this group's commands."""
+    app.command()(init)
+    app.command()(check)
+    app.command()(submit)
+
+
+def init(
+    *,
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where; made if it is not there.")] = Path(),
+    base_model: Annotated[
+        Path | None, typer.Option("--base-model", metavar="DIR", help="Folder of the model that training starts from.")
+    ] = None,
+) -> None:
+    """
+    Make a workspace: settings, inbox, state folder.
+
+    Nothing that is there already is changed.
+    """
+    from daemon.settings import FILE_NAME, load  # noqa: PLC0415 - a quick start for the other commands
+    from daemon.watcher import make_inbox  # noqa: PLC0415
+    from pipeline.manifest import check_base  # noqa: PLC0415
+
+    if base_model is not None:
+        check_base(base_model)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / FILE_NAME
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(_START_FILE.format(base_model=_base_line(base_model)))
+        print_line(f"made {path}")
+    except FileExistsError:
+        print_line(f"{path} is there already and stays as it is")
+    settings = load(path)
+    make_inbox(settings)
+    settings.state_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    print_line(f"inbox {settings.inbox}, state {settings.state}")
+    _print_next_steps(folder, settings)
+
+
+def check(
+    context: typer.Context,
+    *,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to look at.")],
+    track: Annotated[str, typer.Option("--track", metavar="TRACK", help="The track that it is meant for.")] = "default",
+    as_json: JsonOption = False,
+) -> None:
+    """
+    Say what is wrong with a file, line by line.
+
+    Tells what would become of it in the inbox; needs no daemon and changes nothing. Exit code 65 if it is bad.
+    """
+    settings = _settings_if_any(context)
+    settings.track(track)
+    validation = _validate(file, settings)
+    known = _known_drop(file, settings, track, "train")
+    if as_json:
+        same = None if known is None else known.id
+        print_json(file=str(file), ok=validation.ok, same_as_drop=same, **validation.model_dump(mode="json"))
+    else:
+        _print_findings(file, validation)
+        _print_known(known)
+    if not validation.ok:
+        raise typer.Exit(EXIT_BAD_DATA)
+
+
+def submit(
+    context: typer.Context,
+    *,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to drop; it stays where it is.")],
+    track: Annotated[str, typer.Option("--track", metavar="TRACK", help="The track that it is for.")] = "default",
+    heldout: Annotated[
+        bool, typer.Option("--heldout", help="Pin it as held-out records, which judge and are never trained on.")
+    ] = False,
+) -> None:
+    """
+    Check a file and copy it into the inbox.
+
+    It appears there whole or not at all, and replaces nothing. The daemon takes it when it runs.
+    """
+    from daemon.inbox_copy import copy_in  # noqa: PLC0415 - a quick start for the other commands
+
+    settings = load_settings(context)
+    settings.track(track)
+    validation = _validate(file, settings)
+    if not validation.ok:
+        _print_findings(file, validation)
+        message = f"{file} was not submitted: {validation.reason}"
+        raise BadDrop(message, f"mend it, then look again: dropforge check {file}")
+    target = copy_in(file, settings, track, heldout=heldout)
+    print_line(f"copied {validation.rows:,} records to {target}")
+    _print_known(_known_drop(file, settings, track, "heldout" if heldout else "train"))
+    print_line(_what_follows(settings, track, heldout=heldout))
+    if not open_overview(context).daemon().alive:
+        print_line("the daemon is not running, so nothing happens until you start it: dropforge run")
+
+
+def _base_line(base_model: Path | None) -> str:
+    if base_model is None:
+        return '#base_model = "path/to/a/model"'
+    return f"base_model = {json.dumps(str(base_model.absolute()), ensure_ascii=False)}"
+
+
+def _print_next_steps(folder: Path, settings: "Settings") -> None:
+    if any((parent / ".git").exists() for parent in (folder.absolute(), *folder.absolute().parents)):
+        print_line("git: models and data do not belong in it; add to .gitignore: .dropforge/ inbox/")
+    print_line()
+    print_line("next:")
+    if not settings.base_model:
+        print_line(f"  name the base model in {folder / 'dropforge.toml'}")
+    print_line("  dropforge run" if folder == Path() else f"  cd {folder} && dropforge run")
+    print_line(f"  cp FILE.jsonl {settings.inbox}/")
+    print_line("  dropforge status")
+
+
+def _settings_if_any(context: typer.Context) -> "Settings":
+    """Return the settings in force, the defaults if there is no workspace: a file can be checked anywhere."""
+    from daemon.settings import load  # noqa: PLC0415 - a quick start
+
+    return load(config_path(context))
+
+
+def _validate(file: Path, settings: "Settings") -> "Validation":
+    from pipeline.validate import Options, validate  # noqa: PLC0415 - a quick start
+
+    if not file.is_file():
+        message = f"{file} is not a file" if file.exists() else f"there is no file {file}"
+        raise BadDrop(message, "name a .jsonl or .json file of records with instruction, input and output")
+    if not file.name.lower().endswith((".jsonl", ".json")):
+        message = f"the name of {file} does not end in .jsonl or .json"
+        raise BadDrop(message, "if it holds records, rename it to end in .jsonl")
+    if file.stat().st_size > settings.intake.max_bytes:
+        message = f"{file} has more than the {settings.intake.max_bytes:,} bytes that are allowed"
+        raise BadDrop(message, "split it, or raise intake.max_bytes")
+    return validate(file, Options(settings.intake.max_line_bytes, settings.intake.unknown_keys))
+
+
+def _known_drop(file: Path, settings: "Settings", track: str, role: str) -> "DropView | None":
+    """Return the drop of the track that brought the same content, if it is still of use."""
+    from daemon.overview import Overview  # noqa: PLC0415 - a quick start
+    from pipeline.durable import sha256_file  # noqa: PLC0415
+
+    drops = [drop for drop in Overview(settings.state_folder).drops(track) if drop.role == role]
+    same = sha256_file(file) if drops else ""
+    known = {"accepted", "withdrawn", "held"}
+    return next((drop for drop in drops if drop.sha256 == same and drop.state in known), None)
+
+
+def _print_known(known: "DropView | None") -> None:
+    if known is not None:
+        print_line(f"the same content is there already, as drop {known.id} ({known.name}, {known.state}): a duplicate")
+
+
+def _print_findings(file: Path, validation: "Validation") -> None:
+    for finding in validation.findings[:_MOST_SHOWN]:
+        where = f"{file}:{finding.line}" if finding.line is not None else str(file)
+        print_line(f"{where}: {finding.message}; {finding.remedy}")
+    if validation.findings_total > _MOST_SHOWN:
+        more = validation.findings_total - _MOST_SHOWN
+        print_line(f"... and {more:,} more; all of them: dropforge check --json {file}")
+    for notice in validation.warnings:
+        print_line(f"{file}: warning: {notice.message} ({notice.rows:,} records)")
+    bad = validation.rows - validation.good_rows
+    verdict = "it would be accepted" if validation.ok else f"{bad:,} are bad: it would be rejected"
+    print_line(f"{file}: {validation.rows:,} records; {verdict}")
+
+
+def _what_follows(settings: "Settings", track: str, *, heldout: bool) -> str:
+    own = settings.track(track)
+    settle = f"it is taken once it has not changed for {settings.intake.settle_seconds:g} s"
+    if heldout:
+        return f"{settle}; from the next run on it judges the candidates of track {track}"
+    if own.trigger == "nightly":
+        return f"{settle}; the next run of track {track} is by its schedule, {own.schedule} ({own.timezone})"
+    return f"{settle}; a run of track {track} begins after {own.run_after_quiet_seconds:g} s without another drop"

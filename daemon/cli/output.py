@@ -1,0 +1,133 @@
+"""How every command prints: plain lines, tables, JSON objects, and the one form of an error."""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from pipeline.formats import printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pipeline.artifacts import Frozen, Verdict
+    from pipeline.contract import Progress
+
+SCHEMA = 1
+_WIDE = 400
+_MINUTE, _HOUR = 60, 3600
+
+
+def make_console(*, stderr: bool = False) -> "Console":
+    """Return a console that colours and clips on a terminal only."""
+    from rich.console import Console  # noqa: PLC0415 - a quick start
+
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(file=stream, highlight=False, markup=False, width=None if stream.isatty() else _WIDE)
+
+
+def print_line(text: str = "") -> None:
+    """Print one line at once; whatever a terminal must not see in it is escaped."""
+    print(printable(text), flush=True)
+
+
+def print_json(**fields: Any) -> None:
+    """Print one JSON object with the version of our schema."""
+    print(json.dumps({"schema": SCHEMA, **fields}, ensure_ascii=False, indent=2))
+
+
+def print_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print rows under their heads; the last column takes what is left of the line."""
+    from rich.table import Table  # noqa: PLC0415 - a quick start
+    from rich.text import Text  # noqa: PLC0415
+
+    console = make_console()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for place, head in enumerate(heads):
+        last = place == len(heads) - 1
+        table.add_column(head, no_wrap=not last or not console.is_terminal, overflow="fold" if last else "ellipsis")
+    for row in rows:
+        table.add_row(*(Text(printable("" if cell is None else str(cell))) for cell in row))
+    with console.capture() as capture:
+        console.print(table)
+    # Cells are padded to their column's width; nobody needs that at a line's end.
+    print("\n".join(line.rstrip() for line in capture.get().splitlines()))
+
+
+def dump(views: "Iterable[Frozen]") -> list[dict[str, Any]]:
+    """Return values as JSON has them."""
+    return [view.model_dump(mode="json") for view in views]
+
+
+def show_error(message: str, hint: str, code: int, *, as_json: bool) -> None:
+    """Say on standard error what went wrong and what to do; with `as_json` also as an object on standard output."""
+    print(f"error: {printable(message)}", file=sys.stderr)
+    if hint:
+        print(f"hint: {printable(hint)}", file=sys.stderr)
+    if as_json:
+        print_json(error={"code": code, "message": message, "hint": hint})
+
+
+def local(time: datetime | None) -> str:
+    """Return a time as people read it, in the machine's time zone."""
+    return "" if time is None else f"{time.astimezone():%Y-%m-%d %H:%M:%S}"
+
+
+def until(time: datetime) -> str:
+    """Return how long it is until `time`, in words."""
+    seconds = (time - datetime.now(UTC)).total_seconds()
+    return f"in {duration(seconds)}" if seconds >= 1 else "now"
+
+
+def duration(seconds: float | None) -> str:
+    """Return a length of time, as 48 s, 3 min 05 s or 2 h 10 min."""
+    if seconds is None:
+        return ""
+    whole = round(seconds)
+    if whole < _MINUTE:
+        return f"{whole} s"
+    if whole < _HOUR:
+        return f"{whole // _MINUTE} min {whole % _MINUTE:02} s"
+    return f"{whole // _HOUR} h {whole % _HOUR // _MINUTE:02} min"
+
+
+def progress_words(progress: "Progress | None") -> str:
+    """Return how far a step is, as "evaluate champion 48/240, loss 0.512, 310 tokens/s, 20 s left"."""
+    if progress is None:
+        return ""
+    phase = "" if progress.phase == progress.step else progress.phase
+    words = [" ".join(part for part in (progress.step, phase, _counted(progress)) if part)]
+    if progress.loss is not None:
+        words.append(f"loss {progress.loss:.3f}")
+    if progress.tokens_per_second:
+        words.append(f"{progress.tokens_per_second:,.0f} tokens/s")
+    if progress.eta_seconds is not None:
+        words.append(f"{duration(progress.eta_seconds)} left")
+    return ", ".join(words)
+
+
+def verdict_lines(verdict: "Verdict") -> list[str]:
+    """Return a verdict with the numbers behind it, a line each."""
+    lines = [f"{verdict.outcome}: {verdict.sentence}"]
+    if verdict.candidate_score is not None and verdict.champion_score is not None:
+        lines.append(
+            f"{verdict.metric} on {verdict.records} held-out records: "
+            f"candidate {verdict.candidate_score:.1f}, champion {verdict.champion_score:.1f}"
+        )
+    if verdict.gain is not None:
+        interval = verdict.interval
+        between = f", 98 % interval {interval[0]:+.1f} to {interval[1]:+.1f}" if interval else ""
+        lines.append(f"gain {verdict.gain:+.1f} points{between}")
+        lines.append(f"{verdict.wins} wins, {verdict.losses} losses, {verdict.ties} ties")
+    if verdict.p_value is not None:
+        lines.append(f"p = {verdict.p_value:.2g} ({verdict.test}, one-sided)")
+    if verdict.smallest_detectable_gain is not None:
+        lines.append(f"smallest gain that this set can show: {verdict.smallest_detectable_gain:.1f} points")
+    if verdict.records_needed:
+        lines.append(f"further held-out records that would show this gain: {verdict.records_needed}")
+    return lines
+
+
+def _counted(progress: "Progress") -> str:
+    return f"{progress.done}/{progress.total}" if progress.total else ""

@@ -1,0 +1,206 @@
+"""`runs`, `show`, `logs`, `retry`, `cancel`: looking at runs and acting on one."""
+
+import json
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from daemon.cli.output import (
+    dump,
+    duration,
+    local,
+    print_json,
+    print_line,
+    print_table,
+    verdict_lines,
+)
+from daemon.cli.status import describe_run
+from daemon.cli.workspace import JsonOption, RunArgument, TrackOption, chosen_tracks, open_overview, open_writer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from daemon.overview import Overview, RunDetail
+
+StateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--state", metavar="STATE", help="queued, running, waiting, succeeded, failed or cancelled.",
+    ),
+]  # fmt: skip
+StepOption = Annotated[
+    str | None, typer.Option("--step", metavar="STEP", help="Of this step only, as train or evaluate.")
+]
+_FOLLOW_SECONDS = 0.5
+_FINAL = ("succeeded", "failed", "cancelled")
+
+
+def register(app: typer.Typer) -> None:
+    """Add this group's commands."""
+    for command in (runs, show, logs, retry, cancel):
+        app.command()(command)
+
+
+def runs(
+    context: typer.Context, *, track: TrackOption = None, state: StateOption = None, as_json: JsonOption = False
+) -> None:
+    """List the runs, newest first."""
+    from daemon.tables import RunState  # noqa: PLC0415 - a quick start
+
+    if state is not None and state not in set(RunState):
+        message = f"there is no state {state!r}: use one of {', '.join(RunState)}"
+        raise typer.BadParameter(message)
+    if track is not None:
+        chosen_tracks(context, track)
+    found = open_overview(context).runs(track, None if state is None else [state])
+    if as_json:
+        print_json(runs=dump(found))
+        return
+    if not found:
+        print_line("no runs")
+        return
+    rows = [
+        (run.id, run.track, run.state, local(run.started_at or run.created_at), run.outcome,
+         run.sentence or run.error if run.state in _FINAL else describe_run(run))
+        for run in found
+    ]  # fmt: skip
+    print_table(("RUN", "TRACK", "STATE", "BEGAN", "OUTCOME", ""), rows)
+
+
+def show(context: typer.Context, *, run: RunArgument, as_json: JsonOption = False) -> None:
+    """
+    Show everything about one run.
+
+    Its data, attempts, settings and folder, and the verdict with its numbers.
+    """
+    found = open_overview(context).run(run)
+    if as_json:
+        print_json(run=found.model_dump(mode="json"))
+        return
+    _print_head(found)
+    if found.snapshot:
+        print_line()
+        rows = [(drop["id"], drop["role"], drop["rows"], drop["name"]) for drop in found.snapshot]
+        print_table(("DROP", "ROLE", "ROWS", "NAME"), rows)
+    if found.attempts:
+        print_line()
+        attempts = [
+            (f"{one.step}-{one.number}", one.state, local(one.started_at), duration(one.seconds), one.error)
+            for one in found.attempts
+        ]
+        print_table(("ATTEMPT", "STATE", "BEGAN", "TOOK", "ERROR"), attempts)
+    if found.config:
+        print_line()
+        for name in ("base_model", "train", "evaluate", "gate", "split"):
+            value = found.config.get(name)
+            print_line(f"{name}: {value if isinstance(value, str) else _listed(value)}")
+    if found.verdict is not None:
+        print_line()
+        for line in verdict_lines(found.verdict):
+            print_line(line)
+
+
+def logs(
+    context: typer.Context,
+    *,
+    run: RunArgument,
+    step: StepOption = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run is over.")] = False,
+) -> None:
+    """Print what a run's steps have written."""
+    overview = open_overview(context)
+    tail = _Tail(overview, run, step)
+    tail.print_new()
+    while follow and overview.run(run).state not in _FINAL:
+        time.sleep(_FOLLOW_SECONDS)
+        tail.print_new()
+    tail.print_new(whole=True)
+
+
+def retry(context: typer.Context, *, run: RunArgument) -> None:
+    """Let a failed or cancelled run go on where it stopped."""
+    from daemon import queue  # noqa: PLC0415 - a quick start
+
+    state = _act(context, run, queue.retry)
+    print_line(f"run {run} is {state} and goes on{_when_it_acts(context)}")
+
+
+def cancel(context: typer.Context, *, run: RunArgument) -> None:
+    """
+    End a run without a verdict.
+
+    One that is running leaves a checkpoint first, so that it can be retried.
+    """
+    from daemon import queue  # noqa: PLC0415 - a quick start
+
+    state = _act(context, run, queue.cancel)
+    if state == "running":
+        print_line(f"run {run} is asked to stop{_when_it_acts(context)}")
+    else:
+        print_line(f"run {run} is {state}")
+
+
+def _act(context: typer.Context, run: int, action: Callable[..., str]) -> str:
+    from daemon.clock import now_ms  # noqa: PLC0415 - a quick start
+
+    return str(action(open_writer(context), run, now_ms()))
+
+
+def _when_it_acts(context: typer.Context) -> str:
+    alive = open_overview(context).daemon().alive
+    return "" if alive else ", once the daemon runs: dropforge run"
+
+
+def _print_head(run: "RunDetail") -> None:
+    print_line(f"run {run.id} of track {run.track}: {run.state}{f', {run.outcome}' if run.outcome else ''}")
+    if run.state not in _FINAL:
+        print_line(describe_run(run))
+    if run.error:
+        print_line(f"error: {run.error}")
+    if run.hint:
+        print_line(f"hint: {run.hint}")
+    print_line(f"trigger: {run.trigger}, created {local(run.created_at)}")
+    if run.started_at is not None:
+        took = duration((run.ended_at - run.started_at).total_seconds()) if run.ended_at else ""
+        ended = f", ended {local(run.ended_at)} after {took}" if run.ended_at else ""
+        print_line(f"began {local(run.started_at)}{ended}")
+    if run.failures or run.deaths:
+        print_line(f"failures: {run.failures}, vanished processes: {run.deaths}")
+    print_line(f"folder: {run.folder}")
+
+
+def _listed(value: object) -> str:
+    if not isinstance(value, dict):
+        return json.dumps(value)
+    return ", ".join(f"{name} {part}" for name, part in value.items())
+
+
+class _Tail:
+    """Prints what is new in the logs of a run, under a line that names the attempt where it changes."""
+
+    def __init__(self, overview: "Overview", run: int, step: str | None) -> None:
+        self._overview = overview
+        self._run = run
+        self._step = step
+        self._read: dict[Path, int] = {}
+        self._at: Path | None = None
+
+    def print_new(self, *, whole: bool = False) -> None:
+        """Print every finished line that is new; with `whole` an unfinished one at the end too."""
+        for path in self._overview.logs(self._run, self._step):
+            start = self._read.get(path, 0)
+            with path.open("rb") as file:
+                file.seek(start)
+                data = file.read()
+            end = len(data) if whole else data.rfind(b"\n") + 1
+            if end == 0:
+                continue
+            if path != self._at:
+                print_line(f"==> {path.parent.name} <==")
+                self._at = path
+            self._read[path] = start + end
+            for line in data[:end].removesuffix(b"\n").split(b"\n"):
+                # A progress bar writes one line over and over: its last state is enough.
+                print_line(line.rstrip(b"\r").rpartition(b"\r")[2].decode("utf-8", "replace").expandtabs())

@@ -1,0 +1,143 @@
+"""`status`: what the daemon does, what waits, what came of the latest runs."""
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from daemon.cli.output import dump, local, print_json, print_line, print_table, progress_words, until
+from daemon.cli.workspace import JsonOption, load_settings, open_overview
+
+if TYPE_CHECKING:
+    from daemon.overview import ChampionView, Overview, RunView
+    from daemon.settings import Settings
+
+EXIT_UNAVAILABLE = 69
+_LATEST = 5
+_SHORT_ID = 12
+
+
+def register(app: typer.Typer) -> None:
+    """Add this group's commands."""
+    app.command()(status)
+
+
+def status(context: typer.Context, *, as_json: JsonOption = False) -> None:
+    """
+    Say what the daemon does and what waits.
+
+    With the champions, the drops, and what came of the latest runs. Exit code 69 if the daemon is not running.
+    """
+    settings = load_settings(context)
+    overview = open_overview(context)
+    daemon = overview.daemon()
+    if as_json:
+        _print_status_json(settings, overview)
+    else:
+        process = f", process {daemon.pid}" if daemon.pid else ""
+        print_line(f"daemon: running{process}" if daemon.alive else "daemon: not running; start it: dropforge run")
+        print_line(f"inbox: {settings.inbox}")
+        print_line(f"state: {settings.state}")
+        _print_inbox(settings, overview, alive=daemon.alive)
+        _print_tracks(settings, overview)
+        _print_runs(overview)
+    if not daemon.alive:
+        raise typer.Exit(EXIT_UNAVAILABLE)
+
+
+def describe_run(run: "RunView") -> str:
+    """Return in words what an open run does or waits for."""
+    if run.state == "running":
+        ending = "; to be cancelled" if run.cancel_requested else ""
+        return (progress_words(run.progress) or run.step or "beginning") + ending
+    late = run.not_before.timestamp() <= datetime.now(UTC).timestamp()
+    words = "begins next" if late else f"begins {until(run.not_before)}"
+    return f"{words}; {run.error}" if run.error else words
+
+
+def short_id(model_id: str) -> str:
+    """Return as much of a model's id as people need."""
+    return model_id[:_SHORT_ID]
+
+
+def _open_runs(overview: "Overview") -> "list[RunView]":
+    """Return the runs that are not over, in the order in which they go."""
+    from daemon.overview import OPEN_STATES  # noqa: PLC0415 - a quick start
+
+    order = {state.value: place for place, state in enumerate(OPEN_STATES)}
+    return sorted(overview.runs(states=OPEN_STATES), key=lambda run: (order[run.state], run.id))
+
+
+def _champions(settings: "Settings", overview: "Overview") -> "dict[str, ChampionView | None]":
+    names = dict.fromkeys([*settings.track_names, *overview.tracks()])
+    return {name: overview.champion(name) for name in names}
+
+
+def _print_status_json(settings: "Settings", overview: "Overview") -> None:
+    champions = _champions(settings, overview)
+    latest = overview.runs(states=["succeeded", "failed", "cancelled"], most=_LATEST)
+    tracks: list[dict[str, Any]] = [
+        {"name": name, "champion": champion.model_dump(mode="json") if champion else None}
+        for name, champion in champions.items()
+    ]
+    print_json(
+        daemon=overview.daemon().model_dump(),
+        inbox={"folder": settings.inbox, "files": files_in_inbox(settings), **overview.inbox_note()},
+        state=settings.state,
+        tracks=tracks,
+        drops=overview.drop_counts(),
+        runs=dump(_open_runs(overview)),
+        latest=dump(latest),
+    )
+
+
+def files_in_inbox(settings: "Settings") -> list[str]:
+    """Return the files in the inbox that have not been taken, relative to it."""
+    from daemon.watcher import watched_folders  # noqa: PLC0415 - a quick start
+
+    found = []
+    for folder in watched_folders(settings):
+        if folder.path.is_dir():
+            found += [path for path in folder.path.iterdir() if path.is_file() and not path.name.startswith(".")]
+    return sorted(str(path.relative_to(settings.inbox_folder)) for path in found)
+
+
+def _print_inbox(settings: "Settings", overview: "Overview", *, alive: bool) -> None:
+    files = files_in_inbox(settings)
+    note = overview.inbox_note()
+    for name in files:
+        held_open = " (still open for writing)" if alive and name in note["waiting"] else ""
+        print_line(f"  not taken yet: {name}{held_open}")
+    for folder in note["unknown_folders"]:
+        near = f"; did you mean {folder['nearest']}?" if folder["nearest"] else ""
+        print_line(f"  left alone: {folder['name']}/ is no declared track{near}")
+    for track in note["full_tracks"]:
+        print_line(f"  track {track} has intake.max_waiting_drops drops waiting: its files stay until a run begins")
+
+
+def _print_tracks(settings: "Settings", overview: "Overview") -> None:
+    counts = overview.drop_counts()
+    rows = []
+    for name, champion in _champions(settings, overview).items():
+        words = "none yet" if champion is None else f"generation {champion.generation}, {short_id(champion.model_id)}"
+        if champion is not None:
+            words += f", {champion.reason}" if champion.run is None else f", by run {champion.run}"
+        drops = ", ".join(f"{number} {state}" for state, number in sorted(counts.get(name, {}).items()))
+        rows.append((name, words, drops or "none"))
+    print_line()
+    print_table(("TRACK", "CHAMPION", "DROPS"), rows)
+
+
+def _print_runs(overview: "Overview") -> None:
+    going = _open_runs(overview)
+    if going:
+        print_line()
+        print_table(("RUN", "TRACK", "STATE", ""), [(run.id, run.track, run.state, describe_run(run)) for run in going])
+    latest = overview.runs(states=["succeeded", "failed", "cancelled"], most=_LATEST)
+    if latest:
+        print_line()
+        rows = [
+            (run.id, run.track, local(run.ended_at), run.outcome or run.state, run.sentence or run.error)
+            for run in latest
+        ]
+        print_table(("RUN", "TRACK", "ENDED", "OUTCOME", ""), rows)

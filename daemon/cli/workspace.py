@@ -1,0 +1,89 @@
+"""Where a command works: the settings named by `--config`, and what is known of their state folder."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.errors import DropforgeError
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from daemon.overview import Overview
+    from daemon.settings import Settings
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+TrackOption = Annotated[str | None, typer.Option("--track", metavar="TRACK", help="Of this track only.")]
+
+
+class NoWorkspace(DropforgeError):
+    """The command was started where there is nothing of ours."""
+
+    exit_code = 2
+
+
+def config_path(context: typer.Context) -> Path | None:
+    """Return what `--config` says, if it is there."""
+    path: Path | None = context.find_root().params.get("config")
+    return path
+
+
+def load_settings(context: typer.Context) -> "Settings":
+    """
+    Return the settings in force.
+
+    Raises `SettingsError` if they cannot be used, `NoWorkspace` if neither settings nor a state folder are there.
+    """
+    from daemon.settings import ENV_PREFIX, OTHER_VARIABLES, load  # noqa: PLC0415 - a quick start
+
+    settings = load(config_path(context))
+    set_here = {name for name in os.environ if name.startswith(ENV_PREFIX)} - OTHER_VARIABLES
+    named = config_path(context) is not None or "DROPFORGE_CONFIG" in os.environ or set_here
+    if not named and not Path("dropforge.toml").exists() and not settings.state_folder.exists():
+        message = f"there is no workspace in {Path.cwd()}: no dropforge.toml"
+        raise NoWorkspace(message, "make one: dropforge init; or name its settings: dropforge --config FILE COMMAND")
+    return settings
+
+
+def open_overview(context: typer.Context) -> "Overview":
+    """Return what is known of the workspace's state folder."""
+    from daemon.overview import Overview  # noqa: PLC0415 - a quick start
+
+    return Overview(load_settings(context).state_folder)
+
+
+def open_writer(context: typer.Context) -> "Engine":
+    """
+    Return an engine that writes to the workspace's database, beside the daemon or without it.
+
+    Raises `DatabaseUnusable` if there is none yet.
+    """
+    from daemon.database import open_engine, open_reader  # noqa: PLC0415 - a quick start
+
+    path = load_settings(context).state_folder / "dropforge.db"
+    open_reader(path)  # refuses where there is no database, which the writer would make
+    return open_engine(path)
+
+
+def chosen_tracks(context: typer.Context, track: str | None) -> list[str]:
+    """Return the one track asked for, or all declared ones. Raises `SettingsError` if it is not declared."""
+    settings = load_settings(context)
+    if track is None:
+        return list(settings.track_names)
+    settings.track(track)
+    return [track]
+
+
+def complete_run(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """Return the runs whose number begins with what was typed, each with what it is."""
+    try:
+        runs = open_overview(context).runs()
+    except DropforgeError:
+        return []
+    matching = [run for run in runs if str(run.id).startswith(incomplete)]
+    return [(str(run.id), f"{run.track} {run.outcome or run.state}") for run in matching]
+
+
+RunArgument = Annotated[int, typer.Argument(metavar="RUN", help="Number of the run.", autocompletion=complete_run)]

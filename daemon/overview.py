@@ -1,0 +1,303 @@
+"""
+Read-only questions about a state folder, answered from its database and files alone: they work with the daemon down.
+
+Times are UTC. What is not there (no database yet, a file that a crash took) is an empty answer, not an error.
+"""
+
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import Engine, func
+from sqlalchemy.exc import DatabaseError
+from sqlmodel import Session, col, select
+
+from daemon.database import DatabaseUnusable, open_reader
+from daemon.processes import lock_holder
+from daemon.tables import Attempt, Drop, Promotion, PromotionState, Run, RunState, Track
+from pipeline import durable
+from pipeline.artifacts import Frozen, Verdict
+from pipeline.contract import LOG_NAME, PROGRESS_NAME, Progress
+from pipeline.errors import DropforgeError
+
+T = TypeVar("T")
+OPEN_STATES = (RunState.RUNNING, RunState.WAITING, RunState.QUEUED)
+
+
+class NotThere(DropforgeError):
+    """There is no such run, track or log."""
+
+
+class DaemonView(Frozen):
+    """Whether a daemon works on the state folder."""
+
+    alive: bool
+    pid: int | None
+    """Its process, if this user may read the lock file."""
+
+
+class ChampionView(Frozen):
+    """A track's champion, or one of its former ones."""
+
+    track: str
+    generation: int
+    """0 is the base model."""
+    model_id: str
+    path: str
+    """Absolute path of the model's folder."""
+    since: datetime | None
+    run: int | None
+    reason: str
+    drops: tuple[str, ...]
+    """Names of the files that it was trained on."""
+
+
+class DropView(Frozen):
+    """One file that was taken in."""
+
+    id: int
+    track: str
+    role: str
+    state: str
+    name: str
+    rows: int
+    findings: int
+    warnings: int
+    received_at: datetime
+    first_run: int | None
+    duplicate_of: int | None
+    reason: str | None
+    sha256: str
+
+
+class RunView(Frozen):
+    """One run, and how far it is."""
+
+    id: int
+    track: str
+    state: str
+    trigger: str
+    step: str | None
+    """The step that it is at, or where it ended."""
+    progress: Progress | None
+    created_at: datetime
+    not_before: datetime
+    """A queued or waiting run does not begin before."""
+    started_at: datetime | None
+    ended_at: datetime | None
+    outcome: str | None
+    sentence: str | None
+    error: str | None
+    hint: str | None
+    cancel_requested: bool
+
+
+class AttemptView(Frozen):
+    """One attempt at one step."""
+
+    step: str
+    number: int
+    state: str
+    started_at: datetime
+    ended_at: datetime | None
+    seconds: float | None
+    error: str | None
+
+
+class RunDetail(RunView):
+    """Everything that is known of one run."""
+
+    folder: str
+    failures: int
+    deaths: int
+    config: dict[str, Any] | None
+    snapshot: tuple[dict[str, Any], ...]
+    """The drops that it works on."""
+    attempts: tuple[AttemptView, ...]
+    verdict: Verdict | None
+
+
+class Overview:
+    """Answers for one state folder."""
+
+    def __init__(self, state_folder: Path) -> None:
+        """Look at `state_folder`, which need not exist."""
+        self.folder = state_folder
+
+    def daemon(self) -> DaemonView:
+        """Say whether a daemon holds the state folder's lock."""
+        try:
+            pid = lock_holder(self.folder / "daemon.lock")
+        except PermissionError as error:
+            message = f"{self.folder} is not readable for this user"
+            raise DropforgeError(message, "ask as the user that the daemon runs as: sudo -u USER dropforge") from error
+        return DaemonView(alive=pid is not None, pid=pid or None)
+
+    def tracks(self) -> list[str]:
+        """Return the names of the tracks that the database knows, in their order of appearance."""
+        return self._read(lambda session: list(session.exec(select(Track.name).order_by(col(Track.created_at)))))
+
+    def champion(self, track: str) -> ChampionView | None:
+        """Return the track's champion; `None` before its base model is known."""
+        champions = self.history(track)
+        return champions[-1] if champions else None
+
+    def history(self, track: str) -> list[ChampionView]:
+        """Return the track's champions from the base model to today's."""
+        done = select(Promotion).where(Promotion.track == track, Promotion.state == PromotionState.DONE)
+
+        def read(session: Session) -> list[ChampionView]:
+            return [self._champion(session, row) for row in session.exec(done.order_by(col(Promotion.generation)))]
+
+        return self._read(read)
+
+    def drops(self, track: str | None = None, state: str | None = None) -> list[DropView]:
+        """Return the drops, newest first."""
+        wanted = select(Drop).order_by(col(Drop.id).desc())
+        if track is not None:
+            wanted = wanted.where(Drop.track == track)
+        if state is not None:
+            wanted = wanted.where(Drop.state == state)
+        return self._read(lambda session: [_drop(row) for row in session.exec(wanted)])
+
+    def drop_counts(self) -> dict[str, dict[str, int]]:
+        """Return how many drops of each track are in each state."""
+        counted = select(Drop.track, Drop.state, func.count()).group_by(Drop.track, Drop.state)
+
+        def read(session: Session) -> list[tuple[str, str, int]]:
+            return [(track, state, number) for track, state, number in session.exec(counted)]
+
+        counts: dict[str, dict[str, int]] = {}
+        for track, state, number in self._read(read):
+            counts.setdefault(track, {})[state] = number
+        return counts
+
+    def runs(
+        self, track: str | None = None, states: Iterable[str] | None = None, most: int | None = None
+    ) -> list[RunView]:
+        """Return the runs, newest first, at most `most` of them."""
+        wanted = select(Run).order_by(col(Run.id).desc()).limit(most)
+        if track is not None:
+            wanted = wanted.where(Run.track == track)
+        if states is not None:
+            wanted = wanted.where(col(Run.state).in_(list(states)))
+        return self._read(lambda session: [RunView(**self._run(session, row)) for row in session.exec(wanted)])
+
+    def run(self, run_id: int) -> RunDetail:
+        """Return one run with its attempts and its verdict. Raises `NotThere`."""
+
+        def read(session: Session) -> list[RunDetail]:
+            row = session.get(Run, run_id)
+            return [] if row is None else [self._detail(session, row)]
+
+        found = self._read(read)
+        if not found:
+            message = f"there is no run {run_id}"
+            raise NotThere(message, "list them: dropforge runs")
+        return found[0]
+
+    def logs(self, run_id: int, step: str | None = None) -> list[Path]:
+        """Return the logs of a run's attempts, oldest first. Raises `NotThere` if the run, or any log, is not there."""
+        attempts = [one for one in self.run(run_id).attempts if step in {None, one.step}]
+        paths = [self._attempt_folder(run_id, one.step, one.number) / LOG_NAME for one in attempts]
+        found = [path for path in paths if path.exists()]
+        if not found:
+            message = f"run {run_id} has no log" + (f" of step {step}" if step else "")
+            raise NotThere(message, f"see how far it is: dropforge show {run_id}")
+        return found
+
+    def verdict(self, run_id: int) -> Verdict | None:
+        """Return a run's published verdict, with its numbers."""
+        value = durable.read_json(self.folder / "runs" / str(run_id) / "decide.json")
+        return None if value is None else Verdict.model_validate(value)
+
+    def published(self, run_id: int, step: str) -> dict[str, Any] | None:
+        """Return what a step of a run published."""
+        value: dict[str, Any] | None = durable.read_json(self.folder / "runs" / str(run_id) / f"{step}.json")
+        return value
+
+    def inbox_note(self) -> dict[str, Any]:
+        """Return what the daemon last said of files in the inbox that it has not taken."""
+        note = _read_hint(self.folder / "watcher.json") or {}
+        return {name: list(note.get(name, ())) for name in ("waiting", "unknown_folders", "full_tracks")}
+
+    # --- how it is read
+
+    @cached_property
+    def _engine(self) -> Engine:
+        return open_reader(self.folder / "dropforge.db")
+
+    def _read(self, question: Callable[[Session], list[T]]) -> list[T]:
+        """Ask the database in one transaction; the answer is empty if there is none yet."""
+        if not (self.folder / "dropforge.db").exists():
+            return []
+        try:
+            with Session(self._engine) as session:
+                return question(session)
+        except DatabaseError as error:
+            if "no such table" in str(error.orig):
+                return []  # the first daemon is about to make them
+            message = f"the state database cannot be read: {error.orig}"
+            raise DatabaseUnusable(message, "see whether this user may read it; the daemon's log says more") from error
+
+    def _attempt_folder(self, run_id: int, step: str, number: int) -> Path:
+        return self.folder / "runs" / str(run_id) / "attempts" / f"{step}-{number}"
+
+    def _champion(self, session: Session, row: Promotion) -> ChampionView:
+        run = session.get(Run, row.run_id) if row.run_id is not None else None
+        snapshot: list[dict[str, Any]] = run.snapshot or [] if run else []
+        return ChampionView(
+            track=row.track, generation=row.generation, model_id=row.model_id, path=str(self.folder / row.model_path),
+            since=_time(row.done_at), run=row.run_id, reason=row.reason,
+            drops=tuple(drop["name"] for drop in snapshot if drop["role"] == "train"),
+        )  # fmt: skip
+
+    def _run(self, session: Session, row: Run) -> dict[str, Any]:
+        same = ("track", "state", "trigger", "step", "outcome", "sentence", "error", "hint", "cancel_requested")
+        times = ("created_at", "not_before", "started_at", "ended_at")
+        progress = self._progress(session, row) if row.state == RunState.RUNNING else None
+        values: dict[str, Any] = {name: getattr(row, name) for name in same}
+        return {"id": row.id, "progress": progress, **values, **{name: _time(getattr(row, name)) for name in times}}
+
+    def _detail(self, session: Session, row: Run) -> RunDetail:
+        attempts = session.exec(select(Attempt).where(Attempt.run_id == row.id).order_by(col(Attempt.id)))
+        return RunDetail(
+            **self._run(session, row), folder=str(self.folder / "runs" / str(row.id)), failures=row.failures,
+            deaths=row.deaths, config=row.config, snapshot=tuple(row.snapshot or ()),
+            attempts=tuple(_attempt(attempt) for attempt in attempts), verdict=self.verdict(row.id or 0),
+        )  # fmt: skip
+
+    def _progress(self, session: Session, row: Run) -> Progress | None:
+        latest = select(Attempt).where(Attempt.run_id == row.id).order_by(col(Attempt.id).desc())
+        attempt = session.exec(latest).first()
+        if attempt is None:
+            return None
+        value = _read_hint(self._attempt_folder(attempt.run_id, attempt.step, attempt.number) / PROGRESS_NAME)
+        return None if value is None else Progress.model_validate(value)
+
+
+def _read_hint(path: Path) -> Any:
+    """Return the JSON of a file that a power cut may have emptied; `None` then."""
+    try:
+        return durable.read_json(path)
+    except ValueError:
+        return None
+
+
+def _drop(row: Drop) -> DropView:
+    values = {name: getattr(row, name) for name in DropView.model_fields}
+    return DropView.model_validate({**values, "received_at": _time(row.received_at)})
+
+
+def _attempt(row: Attempt) -> AttemptView:
+    seconds = None if row.ended_at is None else (row.ended_at - row.started_at) / 1000
+    return AttemptView.model_validate({
+        "step": row.step, "number": row.number, "state": row.state, "started_at": _time(row.started_at),
+        "ended_at": _time(row.ended_at), "seconds": seconds, "error": row.error,
+    })  # fmt: skip
+
+
+def _time(milliseconds: int | None) -> datetime | None:
+    return None if milliseconds is None else datetime.fromtimestamp(milliseconds / 1000, UTC)

@@ -1,0 +1,254 @@
+"""The commands, on real state folders: what they print, what they leave, and how they end."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon.settings import load
+
+SCRIPT = Path(sys.executable).parent / "dropforge"
+COMMANDS = {
+    "cancel", "champion", "check", "demo", "drops", "history", "init", "logs", "retry", "run", "runs", "show", "status",
+    "submit", "worker",
+}  # fmt: skip
+STACK = {"accelerate", "bitsandbytes", "datasets", "evaluate", "numpy", "peft", "scipy", "torch", "transformers", "trl"}
+GOOD = '{"instruction": "a", "output": "b"}\n'
+BAD = GOOD + '{"instruction": "a", "outptu": "b"}\nkaputt\n'
+
+
+Command = Callable[..., Any]
+
+
+# --- the script itself
+
+
+def test_the_script_says_its_version_and_its_commands(script: Command, tmp_path: Path) -> None:
+    assert script("--version", folder=tmp_path).out.startswith("dropforge 0.")
+    helped = script("--help", folder=tmp_path).out
+    listed = [line.split()[0] for line in helped.partition("Commands:\n")[2].splitlines() if line.startswith("  ")]
+    assert set(listed) >= COMMANDS
+    assert script(folder=tmp_path).out == helped
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("status",), ("check", "good.jsonl"), ("demo", "--help")])
+def test_no_command_loads_the_training_stack(lived_in: Any, arguments: tuple[str, ...]) -> None:
+    (lived_in.folder / "good.jsonl").write_text(GOOD)
+    code = f"import sys; sys.argv[1:] = {list(arguments)!r}; from daemon.cli import main; main(); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=lived_in.folder, capture_output=True, text=True, check=True)
+    assert set(done.stdout.split("\n")[-2].split()) & STACK == set()
+
+
+def test_help_needs_neither_database_nor_scheduler(tmp_path: Path) -> None:
+    code = "import sys; import daemon.cli; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert (
+        set(done.stdout.split()) & {"sqlmodel", "sqlalchemy", "alembic", "apscheduler", "watchdog", "jsonschema"}
+        == set()
+    )
+
+
+def test_the_shell_completes_commands_and_run_numbers(lived_in: Any, script: Command) -> None:
+    def complete(words: str, place: int) -> list[str]:
+        asked = {"_DROPFORGE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(place)}
+        completed: str = script(folder=lived_in.folder, environment=asked).out
+        return completed.split()
+
+    assert {"champion", "check", "cancel"} <= set(complete("dropforge c", 1))
+    assert complete("dropforge show ", 2) == ["3", "2", "1"]
+    assert complete("dropforge logs 2", 2) == ["2"]
+
+
+def test_a_reader_that_has_gone_is_no_error(lived_in: Any) -> None:
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = subprocess.Popen(
+        [SCRIPT, "show", "1", "--json"], cwd=lived_in.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=buffered,
+    )  # fmt: skip
+    assert command.stdout is not None
+    assert command.stderr is not None
+    command.stdout.close()
+    assert command.stderr.read() == ""
+    assert command.wait() == 1
+    command.stderr.close()
+
+
+# --- errors
+
+
+ERRORS: tuple[tuple[tuple[str, ...], int, str, str], ...] = (
+    (("nonsense",), 2, "No such command 'nonsense'", "dropforge --help"),
+    (("statsu",), 2, "Did you mean 'status'?", "dropforge --help"),
+    (("show",), 2, "Missing argument 'RUN'", "dropforge show --help"),
+    (("show", "x"), 2, "Invalid value for 'RUN'", "dropforge show --help"),
+    (("show", "9"), 1, "there is no run 9", "dropforge runs"),
+    (("logs", "9"), 1, "there is no run 9", "dropforge runs"),
+    (("retry", "1"), 1, "only a failed or cancelled run", "dropforge show 1"),
+    (("runs", "--track", "suport"), 2, "there is no track 'suport'", "did you mean 'support'?"),
+    (("runs", "--state", "done"), 2, "there is no state 'done'", "dropforge runs --help"),
+    (("drops", "--state", "gone"), 2, "there is no state 'gone'", "dropforge drops --help"),
+    (("drops", "withdraw", "2"), 2, "Missing option '--reason'", "dropforge drops withdraw --help"),
+    (("drops", "restore", "2", "--reason", "x"), 1, "drop 2 is accepted", "dropforge drops"),
+    (("champion", "--track", "support"), 1, "track support has no champion yet", "dropforge run"),
+    (("--config", "none.toml", "status"), 2, "there is no settings file none.toml", "dropforge init"),
+    (("check", "none.jsonl"), 65, "there is no file none.jsonl", ".jsonl"),
+    (("init", "--base-model", "none"), 65, "there is no base model folder", "base_model"),
+)
+
+
+def test_an_error_has_its_code_its_words_and_a_remedy(lived_in: Any, dropforge: Command) -> None:
+    assert lived_in
+    for arguments, code, error, hint in ERRORS:
+        ended = dropforge(*arguments)
+        assert (ended.code, ended.out) == (code, ""), arguments
+        first, second = ended.err.splitlines()
+        assert first.startswith("error: ")
+        assert error in first
+        assert second.startswith("hint: ")
+        assert hint in second
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(("show", "9"), 1), (("show", "x"), 2), (("status",), 2)])
+def test_with_json_an_error_is_an_object_too(dropforge: Command, arguments: tuple[str, ...], code: int) -> None:
+    if code == 1:
+        dropforge("init")
+    ended = dropforge(*arguments, "--json")
+    error = ended.json["error"]
+    assert (ended.code, error["code"]) == (code, code)
+    assert f"error: {error['message']}\nhint: {error['hint']}\n" == ended.err
+
+
+def test_a_traceback_comes_only_when_asked_for(script: Command, tmp_path: Path) -> None:
+    assert "Traceback" not in script("status", folder=tmp_path, code=2).err
+    assert "Traceback" in script("status", folder=tmp_path, code=1, environment={"DROPFORGE_DEBUG": "1"}).err
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_and_no_traceback(dropforge: Command, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    ended = dropforge("init", "file")
+    assert (ended.code, ended.err.splitlines()[0]) == (1, "error: file: File exists")
+
+
+def test_settings_with_an_unknown_key_are_refused_by_every_command(dropforge: Command, tmp_path: Path) -> None:
+    (tmp_path / "dropforge.toml").write_text("inbx = 'a'\n")
+    for command in ("status", "drops", "runs", "champion", "history", "run"):
+        ended = dropforge(command)
+        assert (ended.code, "did you mean 'inbox'?" in ended.err) == (2, True)
+
+
+def test_a_command_outside_of_a_workspace_makes_nothing(dropforge: Command, tmp_path: Path) -> None:
+    for command in ("status", "drops", "runs", "history", "run", "worker"):
+        ended = dropforge(command)
+        assert ended.code == 2
+        assert "there is no workspace" in ended.err
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- init, check, submit
+
+
+def test_init_makes_a_workspace_that_can_be_read_and_changes_nothing_the_second_time(
+    dropforge: Command, tmp_path: Path
+) -> None:
+    assert dropforge("init", "box").code == 0
+    box = tmp_path / "box"
+    assert {path.name for path in box.iterdir()} == {"dropforge.toml", "inbox", ".dropforge"}
+    assert (box / "inbox" / "heldout").is_dir()
+    assert (box / ".dropforge").stat().st_mode & 0o077 == 0
+    (box / "dropforge.toml").write_text("run_after_quiet_seconds = 5\n[tracks.support]\n")
+    ended = dropforge("init", "box")
+    assert "is there already and stays as it is" in ended.out
+    assert (box / "dropforge.toml").read_text() == "run_after_quiet_seconds = 5\n[tracks.support]\n"
+    assert (box / "inbox" / "support" / "heldout").is_dir()
+
+
+def test_what_init_writes_as_a_comment_is_a_setting(dropforge: Command, tmp_path: Path) -> None:
+    dropforge("init")
+    path = tmp_path / "dropforge.toml"
+    assert dropforge("status").code == 69
+    lines = path.read_text().splitlines()
+    path.write_text(
+        "\n".join(line.removeprefix("#") if line.startswith("#") and "=" in line else line for line in lines)
+    )
+    assert "[tracks.support]" in path.read_text()
+    path.write_text(path.read_text().replace("#[tracks.support]", "[tracks.support]"))
+    assert "support" in dropforge("status").out
+
+
+def test_init_names_the_base_model_and_the_ignore_lines(dropforge: Command, tmp_path: Path) -> None:
+    base = tmp_path / 'a "model"'
+    base.mkdir()
+    (base / "config.json").write_text('{"architectures": ["LlamaForCausalLM"], "model_type": "llama"}')
+    (base / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    (base / "tokenizer.json").write_text("{}")
+    (tmp_path / ".git").mkdir()
+    ended = dropforge("init", "--base-model", base)
+    assert ended.code == 0, ended.err
+    assert ".gitignore: .dropforge/ inbox/" in ended.out
+    assert "name the base model" not in ended.out
+    assert load(tmp_path / "dropforge.toml", {}).base_model == str(base)
+
+
+def test_check_tells_line_and_remedy_and_ends_with_65(dropforge: Command, tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text(BAD)
+    ended = dropforge("check", "bad.jsonl")
+    assert ended.code == 65
+    assert 'bad.jsonl:2: output is missing, but there is "outptu"; did you mean "output"?' in ended.out
+    assert "bad.jsonl:3: not JSON" in ended.out
+    assert "3 records; 2 are bad: it would be rejected" in ended.out
+    found = dropforge("check", "bad.jsonl", "--json").json
+    assert (found["ok"], found["rows"], [finding["line"] for finding in found["findings"]]) == (False, 3, [2, 3])
+    (tmp_path / "good.jsonl").write_text(GOOD)
+    assert dropforge("check", "good.jsonl").code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.jsonl", "good.jsonl"]
+
+
+def test_check_shows_the_first_findings_of_many(dropforge: Command, tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text("x\n" * 50)
+    ended = dropforge("check", "bad.jsonl")
+    assert ended.out.count("not JSON") == 20
+    assert "... and 30 more" in ended.out
+
+
+def test_check_escapes_what_a_terminal_must_not_see(dropforge: Command, tmp_path: Path) -> None:
+    (tmp_path / "e\x1b[31m.jsonl").write_text(GOOD)
+    ended = dropforge("check", "e\x1b[31m.jsonl")
+    assert "\x1b" not in ended.out
+    assert "e\\x1b[31m.jsonl: 1 records" in ended.out
+
+
+def test_check_names_the_drop_with_the_same_content(lived_in: Any, dropforge: Command) -> None:
+    (lived_in.folder / "copy.jsonl").write_bytes((lived_in.settings.inbox_folder / "done" / "first.jsonl").read_bytes())
+    assert "as drop 2 (first.jsonl, accepted): a duplicate" in dropforge("check", "copy.jsonl").out
+    assert dropforge("check", "copy.jsonl", "--json").json["same_as_drop"] == 2
+
+
+def test_submit_copies_the_file_whole_and_replaces_nothing(dropforge: Command, tmp_path: Path) -> None:
+    dropforge("init")
+    (tmp_path / "good.jsonl").write_text(GOOD)
+    ended = dropforge("submit", "good.jsonl")
+    assert ended.code == 0
+    assert "copied 1 records" in ended.out
+    assert "the daemon is not running" in ended.out
+    assert (tmp_path / "inbox" / "good.jsonl").read_text() == GOOD
+    (tmp_path / "good.jsonl").write_text(GOOD * 2)
+    again = dropforge("submit", "good.jsonl")
+    assert (again.code, "is there already" in again.err) == (1, True)
+    assert (tmp_path / "inbox" / "good.jsonl").read_text() == GOOD
+    assert dropforge("submit", "good.jsonl", "--heldout").code == 0
+    assert (tmp_path / "inbox" / "heldout" / "good.jsonl").read_text() == GOOD * 2
+    assert not list(tmp_path.rglob(".*.part"))
+
+
+def test_submit_refuses_a_bad_file_and_a_name_that_would_never_be_taken(dropforge: Command, tmp_path: Path) -> None:
+    dropforge("init")
+    for name, text in (("bad.jsonl", BAD), (".hidden.jsonl", GOOD), ("rows.csv", GOOD)):
+        (tmp_path / name).write_text(text)
+        ended = dropforge("submit", name)
+        assert ended.code in {1, 65}, name
+        assert "hint: " in ended.err
+    assert [path for path in (tmp_path / "inbox").rglob("*") if path.is_file()] == []
