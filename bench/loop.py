@@ -20,12 +20,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from sqlmodel import Session, select
 
-from daemon.cli.demo import base_model_folder
+from daemon.cli.demo import demo_base
 from daemon.database import open_reader
 from daemon.demo_data import make_data, write_rows
 from daemon.tables import Attempt, Drop, Run
@@ -58,7 +59,7 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=240)
     parser.add_argument("--heldout", type=int, default=120)
     options = parser.parse_args()
-    base = base_model_folder()
+    base = demo_base()
     data = make_data(first=options.rows, heldout=options.heldout, second=1)
     with tempfile.TemporaryDirectory(prefix="dropforge-bench-") as name:
         folder = Path(name)
@@ -145,13 +146,13 @@ def wait_for(condition: Callable[[], object]) -> None:
         pause.wait(0.1)
 
 
-def rows(database: Path, table: type) -> list:  # type: ignore[type-arg]
+def rows(database: Path, table: type[Any]) -> list[Any]:
     """Read all rows of a table; none before there is a database."""
     if not database.exists():
         return []
     engine = open_reader(database)
     with Session(engine) as session:
-        found = list(session.exec(select(table)))
+        found: list[Any] = list(session.exec(select(table)))
     engine.dispose()
     return found
 

@@ -31,7 +31,8 @@ class Bases:
         for name in self._settings.track_names:
             try:
                 self._refresh_track(name, now)
-            except DropforgeError as problem:
+            except (DropforgeError, OSError) as error:
+                problem = error if isinstance(error, DropforgeError) else _unreadable(error)
                 if str(self._problems.get(name)) != str(problem):
                     log.warning("base_model_unusable", track=name, error=problem.message, hint=problem.hint)
                 self._problems[name] = problem
@@ -71,6 +72,11 @@ class Bases:
             durable.write_json(note, {"signature": signature, "model_id": identity})
         champions.ensure_base(self._engine, self._settings.state_folder, name, folder, identity, now)
         self._seen[name] = signature
+
+
+def _unreadable(error: OSError) -> DropforgeError:
+    message = f"the base model cannot be read: {error.filename or 'its folder'}: {error.strerror or error}"
+    return DropforgeError(message, "let the user that the daemon runs as read the folder and every file in it")
 
 
 def _signature(folder: Path) -> list[Any]:

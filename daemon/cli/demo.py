@@ -110,7 +110,7 @@ def demo(
 
     began = time.monotonic()
     folder = _make_folder(folder)
-    base = _own_base(base_model) if base_model else _base_model()
+    base = _own_base(base_model) if base_model else demo_base()
     data = make_data(poison=poison)
     files = {"heldout.jsonl": data.heldout, "honest.jsonl": data.first}
     files["poisoned.jsonl" if poison else "more.jsonl"] = data.second
@@ -155,7 +155,7 @@ def _own_base(folder: Path) -> Path:
     return folder.absolute()
 
 
-def _base_model() -> Path:
+def demo_base() -> Path:
     """Return SmolLM2-135M-Instruct as a model folder, converted on first use and kept in the user's cache."""
     source = _gguf()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dropforge"

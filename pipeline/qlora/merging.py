@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 SHARD_SIZE = "5GB"
 #: Largest relative L2 distance of next-token logits that rounding explains, by the merged model's dtype. Measured on
 #: SmolLM2-135M in bfloat16 after 30 steps at 5e-4: rounding the merged weights alone moves them by 0.06 to 0.13 in
-#: float32 arithmetic, with that of bfloat16 by up to 0.15; the adapter itself moves them by 1 to 3. float16 rounds eight
-#: times finer.
+#: float32 arithmetic, with that of bfloat16 by up to 0.15; the adapter itself moves them by 1 to 3. float16 rounds
+#: eight times finer.
 TOLERANCES = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.25}
 _READABLE = 0o644
 

@@ -430,3 +430,19 @@ def test_what_the_first_run_decided_holds_for_later_ones(
     config = executor.submitted[-1].config
     assert (config.split, config.evaluate.batch_size) == (settings.split, settings.evaluate.batch_size)
     assert (config.evaluate.metric, config.evaluate.max_new_tokens) == ("exact_match", 16)
+
+
+def test_a_base_model_that_cannot_be_read_is_said_and_the_daemon_goes_on(
+    engine: Engine, settings: Settings, executor: ScriptedExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Root may read everything, so the refusal is put in where the folder is looked at.
+    def refuse(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr("daemon.bases.check_base", refuse)
+    dispatcher = new_dispatcher(engine, settings, executor)
+    add_drop(engine, "a")
+    ticks(dispatcher)
+    assert run_row(engine).state == RunState.QUEUED
+    assert "Permission denied" in (run_row(engine).error or "")
+    assert settings.base_model in (run_row(engine).error or "")

@@ -13,9 +13,10 @@ from sqlalchemy import Engine
 from sqlmodel import select
 
 from daemon import scheduler
+from daemon.cron import cron_trigger
 from daemon.database import migrate, open_engine, transaction
 from daemon.queue import enqueue, ensure_track
-from daemon.scheduler import Schedule, cron_trigger, last_due, take_due_slots
+from daemon.scheduler import Schedule, last_due, take_due_slots
 from daemon.settings import Settings
 from daemon.tables import Drop, DropState, Event, Run, Slot
 

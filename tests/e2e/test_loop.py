@@ -118,7 +118,7 @@ def test_a_killed_process_costs_no_run_and_leaves_no_second_trainer(workspace: A
     def over() -> bool:
         nonlocal most
         most = max(most, len(workspace.processes(*TRAINER)))
-        return workspace.runs()[0].state == "succeeded"
+        return bool(workspace.runs()[0].state == "succeeded")
 
     workspace.wait(over)
     assert most == 1, "never two trainers at once"
