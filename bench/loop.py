@@ -35,7 +35,7 @@ from pipeline import durable
 SETTLE_SECONDS = 1.0
 QUIET_SECONDS = 1.0
 BUDGET_PERCENT = 5.0
-TRAIN = {"learning_rate": 5e-4, "batch_size": 8, "rank": 16, "max_length": 256}
+TRAIN = {"learning_rate": 5e-4, "batch_size": 4, "rank": 16, "max_length": 256}
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ settle_seconds = 1
 [train]
 format = "chat"
 learning_rate = 5e-4
-batch_size = 8
+batch_size = 4
 rank = 16
 max_length = 256
 checkpoint_minutes = 1

@@ -109,7 +109,7 @@ def progress_words(progress: "Progress | None") -> str:
 
 def verdict_lines(verdict: "Verdict") -> list[str]:
     """Return a verdict with the numbers behind it, a line each."""
-    lines = [f"{verdict.outcome}: {verdict.sentence}"]
+    lines = [verdict.sentence]
     if verdict.candidate_score is not None and verdict.champion_score is not None:
         lines.append(
             f"{verdict.metric} on {verdict.records} held-out records: "
