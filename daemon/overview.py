@@ -153,9 +153,9 @@ class Overview:
 
         return self._read(read)
 
-    def drops(self, track: str | None = None, state: str | None = None) -> list[DropView]:
-        """Return the drops, newest first."""
-        wanted = select(Drop).order_by(col(Drop.id).desc())
+    def drops(self, track: str | None = None, state: str | None = None, most: int | None = None) -> list[DropView]:
+        """Return the drops, newest first, at most `most` of them."""
+        wanted = select(Drop).order_by(col(Drop.id).desc()).limit(most)
         if track is not None:
             wanted = wanted.where(Drop.track == track)
         if state is not None:

@@ -40,6 +40,7 @@ def status(context: typer.Context, *, as_json: JsonOption = False) -> None:
         print_line(f"state: {settings.state}")
         _print_inbox(settings, overview, alive=daemon.alive)
         _print_tracks(settings, overview)
+        _print_drops(overview)
         _print_runs(overview)
     if not daemon.alive:
         raise typer.Exit(EXIT_UNAVAILABLE)
@@ -86,6 +87,7 @@ def _print_status_json(settings: "Settings", overview: "Overview") -> None:
         state=settings.state,
         tracks=tracks,
         drops=overview.drop_counts(),
+        latest_drops=dump(overview.drops(most=_LATEST)),
         runs=dump(_open_runs(overview)),
         latest=dump(latest),
     )
@@ -126,6 +128,14 @@ def _print_tracks(settings: "Settings", overview: "Overview") -> None:
         rows.append((name, words, drops or "none"))
     print_line()
     print_table(("TRACK", "CHAMPION", "DROPS"), rows)
+
+
+def _print_drops(overview: "Overview") -> None:
+    latest = overview.drops(most=_LATEST)
+    if latest:
+        print_line()
+        rows = [(drop.id, drop.track, drop.state, drop.rows, local(drop.received_at), drop.name) for drop in latest]
+        print_table(("DROP", "TRACK", "STATE", "ROWS", "RECEIVED", "NAME"), rows)
 
 
 def _print_runs(overview: "Overview") -> None:

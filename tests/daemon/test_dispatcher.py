@@ -13,6 +13,7 @@ from daemon import champions, publishing, queue
 from daemon.database import migrate, open_engine, transaction
 from daemon.dispatcher import Dispatcher
 from daemon.executors import JobState
+from daemon.executors.local import LocalExecutor
 from daemon.settings import Settings
 from daemon.tables import Attempt, Drop, DropState, Promotion, Run, RunState
 from pipeline import durable
@@ -446,3 +447,19 @@ def test_a_base_model_that_cannot_be_read_is_said_and_the_daemon_goes_on(
     assert run_row(engine).state == RunState.QUEUED
     assert "Permission denied" in (run_row(engine).error or "")
     assert settings.base_model in (run_row(engine).error or "")
+
+
+def test_an_attempt_that_never_reached_the_spool_is_ordered_again_and_nobody_died(
+    engine: Engine, settings: Settings
+) -> None:
+    dispatcher = Dispatcher(engine, settings, LocalExecutor(settings.state_folder))
+    with transaction(engine) as session:
+        queue.ensure_track(session, "default", NOW)
+    dispatcher.recover(NOW)
+    add_drop(engine, "a")
+    dispatcher.tick(NOW)
+    entry = settings.state_folder / "spool" / "queue" / "1-prepare-1.json"
+    entry.unlink()
+    dispatcher.tick(NOW + 1)
+    assert entry.exists()
+    assert run_row(engine).deaths == 0

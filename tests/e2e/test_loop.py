@@ -50,6 +50,8 @@ def test_a_dropped_file_ends_in_a_promotion_and_its_copy_is_a_duplicate(
     workspace.wait(lambda: [drop.state for drop in workspace.drops()][-1] == "duplicate")
     receipts = {path.name for path in (workspace.inbox / "done").iterdir()}
     assert {"good.jsonl", "again.jsonl"} <= receipts
+    shown = workspace.cli("status")
+    assert [line.split()[2:4] for line in shown.splitlines() if "good.jsonl" in line] == [["accepted", "400"]]
     assert workspace.stop() == 0
     assert len(workspace.runs()) == 1
     assert workspace.processes() == []
