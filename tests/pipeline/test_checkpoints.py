@@ -89,6 +89,12 @@ def test_the_older_one_is_taken_when(folder: Path, damage: str, capsys: pytest.C
     assert "step-20 is passed over" in capsys.readouterr().err
 
 
+def test_a_checkpoint_whose_writing_was_cut_off_is_called_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "step-20" / COMPLETE).unlink()
+    newest_valid(folder, MARK)
+    assert "writing it was cut off" in capsys.readouterr().err
+
+
 def test_a_checkpoint_of_another_training_is_passed_over(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert newest_valid(folder, fingerprint({"dataset": "other"})) is None
     assert "another training" in capsys.readouterr().err
