@@ -13,7 +13,7 @@ demo: $(INSTALLED) ## the whole loop on a real model: one drop is promoted, a po
 	$(BIN)/dropforge demo
 
 test: $(INSTALLED) ## every test; tests/systemd needs root and systemd-container, and says so where it cannot run
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist worksteal
 
 lint: $(INSTALLED) ## the same commands as .pre-commit-config.yaml
 	$(BIN)/ruff check

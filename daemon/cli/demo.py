@@ -47,6 +47,9 @@ rank = 16
 max_length = 256
 checkpoint_minutes = 1
 
+[evaluate]
+batch_size = 40
+
 [gate]
 on = "pinned"
 """
