@@ -52,7 +52,8 @@ def fit(base: str, folder: Path, train: dict[str, Any], tokenizer: Any) -> None:
     ]
     config = SFTConfig(
         output_dir=str(folder / "bare"), per_device_train_batch_size=train["batch_size"], num_train_epochs=1,
-        learning_rate=train["learning_rate"], max_length=train["max_length"], bf16=True, report_to="none",
+        learning_rate=train["learning_rate"], max_length=train["max_length"], bf16=True,
+        use_cpu=not torch.cuda.is_available(), report_to="none",
         lr_scheduler_type="cosine", warmup_steps=0.03, save_strategy="no", optim="adamw_torch",
     )  # fmt: skip
     lora = LoraConfig(r=train["rank"], lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")

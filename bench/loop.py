@@ -11,6 +11,7 @@ and prints one table. The waits that the settings ask for (settle, quiet) are le
 
 import argparse
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -113,7 +114,7 @@ def run_script(folder: Path, base: Path) -> dict[str, float]:
     """Time the guide's code on the same data in a process of its own."""
     argv = [sys.executable, str(Path(__file__).with_name("bare_script.py")), str(base), str(folder), json.dumps(TRAIN)]
     started = time.monotonic()
-    done = subprocess.run(argv, check=True, stdout=subprocess.PIPE)
+    done = subprocess.run(argv, check=True, stdout=subprocess.PIPE, env={**os.environ, "TQDM_DISABLE": "1"})
     wall = time.monotonic() - started
     parts: dict[str, float] = json.loads(done.stdout.decode().splitlines()[-1])
     return {**parts, "wall": wall}
