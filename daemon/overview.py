@@ -16,6 +16,7 @@ from sqlmodel import Session, col, select
 
 from daemon.database import DatabaseUnusable, open_reader
 from daemon.processes import lock_holder
+from daemon.state_folder import DATABASE_NAME, LOCK_NAME, WATCHER_NOTE
 from daemon.tables import Attempt, Drop, Promotion, PromotionState, Run, RunState, Track
 from pipeline import durable
 from pipeline.artifacts import Frozen, Verdict
@@ -129,7 +130,7 @@ class Overview:
     def daemon(self) -> DaemonView:
         """Say whether a daemon holds the state folder's lock."""
         try:
-            pid = lock_holder(self.folder / "daemon.lock")
+            pid = lock_holder(self.folder / LOCK_NAME)
         except PermissionError as error:
             message = f"{self.folder} is not readable for this user"
             raise DropforgeError(message, "ask as the user that the daemon runs as: sudo -u USER dropforge") from error
@@ -220,18 +221,18 @@ class Overview:
 
     def inbox_note(self) -> dict[str, Any]:
         """Return what the daemon last said of files in the inbox that it has not taken."""
-        note = _read_hint(self.folder / "watcher.json") or {}
+        note = _read_hint(self.folder / WATCHER_NOTE) or {}
         return {name: list(note.get(name, ())) for name in ("waiting", "unknown_folders", "full_tracks")}
 
     # --- how it is read
 
     @cached_property
     def _engine(self) -> Engine:
-        return open_reader(self.folder / "dropforge.db")
+        return open_reader(self.folder / DATABASE_NAME)
 
     def _read(self, question: Callable[[Session], list[T]]) -> list[T]:
         """Ask the database in one transaction; the answer is empty if there is none yet."""
-        if not (self.folder / "dropforge.db").exists():
+        if not (self.folder / DATABASE_NAME).exists():
             return []
         try:
             with Session(self._engine) as session:

@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import structlog
 from sqlalchemy import Engine
@@ -27,13 +26,11 @@ from daemon.processes import FileLock, kill_group, lock_holder
 from daemon.scheduler import Schedule
 from daemon.sd_notify import notify
 from daemon.settings import Settings
+from daemon.state_folder import DATABASE_NAME, LOCK_NAME, WATCHER_NOTE
 from daemon.watcher import Watcher
 from pipeline import durable
 from pipeline.errors import DropforgeError
 
-LOCK_NAME = "daemon.lock"
-DATABASE_NAME = "dropforge.db"
-WATCHER_NOTE = "watcher.json"
 _TICK_SECONDS = 0.25
 _IDLE_TICK_SECONDS = 0.5
 _STATUS_SECONDS = 2.0
@@ -277,8 +274,3 @@ def run(settings: Settings) -> int:
     signal.signal(signal.SIGINT, service.on_signal)
     service.run()
     return 0
-
-
-def database_path(settings: Settings) -> Path:
-    """Return where the state database lies."""
-    return settings.state_folder / DATABASE_NAME

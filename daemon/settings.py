@@ -20,13 +20,14 @@ from pydantic.fields import FieldInfo
 from daemon.cron import cron_trigger
 from pipeline.artifacts import Frozen
 from pipeline.config import EvaluateConfig, GateConfig, SplitConfig, TrainConfig
+from pipeline.contract import LIFELINE
 from pipeline.errors import DropforgeError
 
 FILE_NAME = "dropforge.toml"
 ENV_PREFIX = "DROPFORGE_"
 RESERVED_TRACKS = frozenset({"heldout", "done", "rejected"})
 #: Variables with our prefix that are not settings.
-OTHER_VARIABLES = frozenset({"DROPFORGE_CONFIG", "DROPFORGE_DEBUG", "DROPFORGE_LIFELINE_FD"})
+OTHER_VARIABLES = frozenset({"DROPFORGE_CONFIG", "DROPFORGE_DEBUG", LIFELINE})
 
 
 class SettingsError(DropforgeError):

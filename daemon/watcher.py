@@ -8,8 +8,6 @@ The same scan runs on a timer, so a file is found even if every event was lost.
 import os
 import stat
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +18,7 @@ from watchdog.observers.api import BaseObserver, ObservedWatch
 from watchdog.observers.inotify import InotifyObserver
 from watchdog.observers.polling import PollingObserver
 
+from daemon.incoming import opened_folder
 from daemon.lease import has_writer
 from daemon.settings import Settings, nearest
 from pipeline.artifacts import Role
@@ -202,7 +201,7 @@ class Watcher:
 
     def _listing(self, folder: WatchedFolder) -> list[tuple[bytes, _Shape]]:
         found = []
-        with _opened(folder.path) as fd:
+        with opened_folder(folder.path) as fd:
             for text in os.listdir(fd):  # noqa: PTH208 - the folder is the descriptor
                 name = os.fsencode(text)
                 if name.startswith(b".") or name.endswith(_IN_PROGRESS):
@@ -235,7 +234,7 @@ class Watcher:
         """Say whether the file is open for writing; `None` if the file system or our rights give no answer."""
         if self._settings.observer == "polling":
             return None
-        with _opened(key[0]) as fd:
+        with opened_folder(key[0]) as fd:
             return has_writer(key[1], fd)
 
 
@@ -277,12 +276,3 @@ def _key(path: bytes | str) -> tuple[Path, bytes]:
 def _native_observer() -> BaseObserver:
     # "Full" events tell a file that was moved in from elsewhere from one that was made in place.
     return InotifyObserver(generate_full_events=True)
-
-
-@contextmanager
-def _opened(folder: Path) -> Iterator[int]:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield fd
-    finally:
-        os.close(fd)

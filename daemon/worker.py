@@ -20,10 +20,9 @@ import structlog
 from daemon.executors.local import Spool
 from daemon.processes import FileLock, identify, is_alive, kill_group, wait_until_dead
 from pipeline import durable
-from pipeline.contract import LOG_NAME, RESULT_NAME, SPEC_NAME, StepError, StepResult, StepSpec
+from pipeline.contract import LIFELINE, LOG_NAME, RESULT_NAME, SPEC_NAME, StepError, StepResult, StepSpec
 from pipeline.errors import EXIT_INTERRUPTED
 
-LIFELINE = "DROPFORGE_LIFELINE_FD"
 #: What of the worker's own environment a step may see: where things are and how the hardware is used, no secrets.
 ALLOWED_ENVIRONMENT = (
     "PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_*", "TZ", "TMPDIR", "XDG_*", "LD_*", "PYTHON*", "VIRTUAL_ENV",

@@ -12,6 +12,9 @@ from types import FrameType
 
 from pipeline import durable
 from pipeline.contract import (
+    LIFELINE,
+    LOG_NAME,
+    PROGRESS_NAME,
     PROGRESS_SECONDS,
     RESULT_NAME,
     SPEC_NAME,
@@ -22,8 +25,6 @@ from pipeline.contract import (
 )
 from pipeline.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, DropforgeError, Interrupted
 from pipeline.steps import BY_NAME
-
-LIFELINE = "DROPFORGE_LIFELINE_FD"
 
 
 def main(argv: list[str]) -> int:
@@ -80,7 +81,7 @@ def _run(step_name: str, attempt: Attempt) -> StepResult:
 
 def _hash_outputs(folder: Path) -> dict[str, str]:
     """Hash what the step left, but for the files that the contract itself writes."""
-    own = {SPEC_NAME, "progress.json", "log.txt"}
+    own = {SPEC_NAME, PROGRESS_NAME, LOG_NAME}
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in own)
     return {path.relative_to(folder).as_posix(): durable.sha256_file(path) for path in paths}
 

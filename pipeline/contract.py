@@ -18,6 +18,8 @@ SPEC_NAME = "spec.json"
 RESULT_NAME = "result.json"
 PROGRESS_NAME = "progress.json"
 LOG_NAME = "log.txt"
+#: Variable with the number of the pipe by which a step notices that its worker is gone.
+LIFELINE = "DROPFORGE_LIFELINE_FD"
 PROGRESS_SECONDS = 2.0
 
 A = TypeVar("A", bound=Artifact)
@@ -120,10 +122,6 @@ class Attempt:
             msg = f"step {self.spec.step} needs what step {kind.step} makes, and it is not there"
             raise StepFailed(msg, f"retry the run: dropforge retry {self.spec.run}")
         return kind.model_validate(value)
-
-    def has(self, kind: type[Artifact]) -> bool:
-        """Say whether an earlier step published a `kind`."""
-        return kind.step in self.spec.inputs
 
     def path(self, relative: str) -> Path:
         """Return the absolute place of a path in an artifact."""

@@ -61,8 +61,9 @@ def open_writer(context: typer.Context) -> "Engine":
     Raises `DatabaseUnusable` if there is none yet.
     """
     from daemon.database import open_engine, open_reader  # noqa: PLC0415 - a quick start
+    from daemon.state_folder import DATABASE_NAME  # noqa: PLC0415
 
-    path = load_settings(context).state_folder / "dropforge.db"
+    path = load_settings(context).state_folder / DATABASE_NAME
     open_reader(path)  # refuses where there is no database, which the writer would make
     return open_engine(path)
 

@@ -48,6 +48,8 @@ def test_a_dropped_file_ends_in_a_promotion_and_its_copy_is_a_duplicate(
     assert not (workspace.inbox / "good.jsonl").exists()
     write_drop(workspace.inbox / "again.jsonl", tiny.rows(400, seed=1))
     workspace.wait(lambda: [drop.state for drop in workspace.drops()][-1] == "duplicate")
+    # The row is committed first, then the file leaves the inbox.
+    workspace.wait((workspace.inbox / "done" / "again.jsonl").exists)
     receipts = {path.name for path in (workspace.inbox / "done").iterdir()}
     assert {"good.jsonl", "again.jsonl"} <= receipts
     shown = workspace.cli("status")
