@@ -209,7 +209,7 @@ class Dispatcher:
             except DropforgeError as error:
                 self._after_failure(claim, error.message, error.hint, now, retryable=False)
                 return False
-        if verdict.outcome in {"worse", "guard_failed"} and self._settings.track(run.track).on_worse == "hold":
+        if verdict.outcome in {"worse", "guard_failed"} and self._on_worse(run.track) == "hold":
             reason = f"new in run {claim.run_id}: {verdict.sentence}"
             queue.hold_new_drops(self._engine, claim.run_id, reason, now)
         shutil.rmtree(publishing.run_folder(self._root, claim.run_id) / "checkpoints", ignore_errors=True)
@@ -261,6 +261,11 @@ class Dispatcher:
             needs_gpu=BY_NAME[attempt.step].needs_gpu, grace_seconds=self._settings.grace_seconds,
         )  # fmt: skip
         self._executor.submit(spec)
+
+    def _on_worse(self, track: str) -> str:
+        """Return the setting for a track, or the top level's if it was taken out of the settings during its run."""
+        declared = track in self._settings.track_names
+        return (self._settings.track(track) if declared else self._settings).on_worse
 
     def _fix_track(self, claim: queue.Claim, spec: StepSpec, dataset: Dataset, now: int) -> None:
         """Fix on the track what its first run decided, so that later runs are judged by the same measure."""

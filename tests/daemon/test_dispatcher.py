@@ -158,14 +158,14 @@ def dispatcher(engine: Engine, settings: Settings, executor: ScriptedExecutor) -
     return new_dispatcher(engine, settings, executor)
 
 
-def add_drop(engine: Engine, name: str) -> int:
+def add_drop(engine: Engine, name: str, track: str = "default") -> int:
     with transaction(engine) as session:
         drop = Drop(
-            track="default", role="train", state=DropState.ACCEPTED, name_bytes=name.encode(), name=name,
+            track=track, role="train", state=DropState.ACCEPTED, name_bytes=name.encode(), name=name,
             sha256=name * 8, size_bytes=1, rows=10, received_at=NOW,
         )  # fmt: skip
         session.add(drop)
-        queue.enqueue(session, "default", "drop", NOW, NOW)
+        queue.enqueue(session, track, "drop", NOW, NOW)
         session.flush()
         assert drop.id is not None
         return drop.id
@@ -223,6 +223,18 @@ def test_a_run_that_loses_badly_holds_its_new_drops_back_and_only_those(
     assert (drop_state(engine, old), drop_state(engine, new)) == (DropState.ACCEPTED, DropState.HELD)
     assert (settings.state_folder / "tracks" / "default" / "champion").readlink() == champion
     assert len(done_promotions(engine)) == 1
+
+
+def test_the_run_of_a_track_that_was_taken_out_of_the_settings_still_ends(
+    engine: Engine, settings: Settings, executor: ScriptedExecutor
+) -> None:
+    executor.outcome = "worse"
+    declared = settings.model_copy(update={"tracks": {"jokes": {}}})
+    drop = add_drop(engine, "a", "jokes")
+    ticks(new_dispatcher(engine, declared, executor), count=3)
+    assert run_row(engine).state == RunState.RUNNING
+    ticks(new_dispatcher(engine, settings, executor))
+    assert (run_row(engine).outcome, drop_state(engine, drop)) == ("worse", DropState.HELD)
 
 
 def test_a_candidate_that_is_not_shown_better_keeps_its_drops(
