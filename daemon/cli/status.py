@@ -1,6 +1,7 @@
 """`status`: what the daemon does, what waits, what came of the latest runs."""
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -121,13 +122,26 @@ def _print_tracks(settings: "Settings", overview: "Overview") -> None:
     counts = overview.drop_counts()
     rows = []
     for name, champion in _champions(settings, overview).items():
-        words = "none yet" if champion is None else f"generation {champion.generation}, {short_id(champion.model_id)}"
-        if champion is not None:
-            words += f", {champion.reason}" if champion.run is None else f", by run {champion.run}"
+        words = _champion_words(champion) if champion is not None else _why_none(settings, name)
         drops = ", ".join(f"{number} {state}" for state, number in sorted(counts.get(name, {}).items()))
         rows.append((name, words, drops or "none"))
     print_line()
     print_table(("TRACK", "CHAMPION", "DROPS"), rows)
+
+
+def _champion_words(champion: "ChampionView") -> str:
+    author = champion.reason if champion.run is None else f"by run {champion.run}"
+    return f"generation {champion.generation}, {short_id(champion.model_id)}, {author}"
+
+
+def _why_none(settings: "Settings", track: str) -> str:
+    """Say what a track without a champion lacks: the base model is its first one as soon as the daemon has seen it."""
+    if track not in settings.track_names:
+        return "none; no longer in the settings"
+    path = settings.track(track).base_model
+    if not path:
+        return "none: set base_model in dropforge.toml"
+    return "none yet" if Path(path).is_dir() else f"none: there is no folder {path}"
 
 
 def _print_drops(overview: "Overview") -> None:

@@ -252,3 +252,12 @@ def test_submit_refuses_a_bad_file_and_a_name_that_would_never_be_taken(dropforg
         assert ended.code in {1, 65}, name
         assert "hint: " in ended.err
     assert [path for path in (tmp_path / "inbox").rglob("*") if path.is_file()] == []
+
+
+def test_status_says_what_a_track_without_a_champion_lacks(dropforge: Command, tmp_path: Path) -> None:
+    assert dropforge("init").code == 0
+    assert "none: set base_model in dropforge.toml" in dropforge("status").out
+    settings = tmp_path / "dropforge.toml"
+    assert settings.exists()
+    settings.write_text('base_model = "models/not-there"\n')
+    assert f"none: there is no folder {tmp_path / 'models' / 'not-there'}" in dropforge("status").out
