@@ -41,8 +41,10 @@ ALLOWED: Mapping[RunState, frozenset[RunState]] = MappingProxyType({
     RunState.SUCCEEDED: frozenset(),
     RunState.FAILED: frozenset({RunState.WAITING, RunState.QUEUED}),
     RunState.CANCELLED: frozenset({RunState.WAITING, RunState.QUEUED}),
+    RunState.QUARANTINED: frozenset({RunState.WAITING}),
 })  # fmt: skip
-_FINAL = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED})
+_FINAL = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED, RunState.QUARANTINED})
+_RETRIABLE = _FINAL - {RunState.SUCCEEDED}
 
 
 class WrongState(DropforgeError):
@@ -170,7 +172,7 @@ def interrupt(engine: Engine, claim: Claim, now: int) -> RunState:
 
 def died(engine: Engine, claim: Claim, message: str, now: int, retry: RetrySettings) -> RunState:
     """
-    Count a process of the run's that vanished; let the run wait, or end it at `retry.deaths` of them.
+    Count a process of the run's that vanished; let the run wait, or quarantine it at `retry.deaths` of them.
 
     Returns the run's new state.
     """
@@ -181,7 +183,7 @@ def died(engine: Engine, claim: Claim, message: str, now: int, retry: RetrySetti
         if deaths < retry.deaths:
             return _wait(session, run, _Move(RunState.WAITING, "run_died", values, detail), now)
         values["hint"] = f"free memory or lower train.batch_size, then: dropforge retry {run.id}"
-        return _move(session, run, _Move(RunState.FAILED, "run_failed", values, detail), now)
+        return _move(session, run, _Move(RunState.QUARANTINED, "run_quarantined", values, detail), now)
 
 
 def cancel(engine: Engine, run_id: int, now: int) -> RunState:
@@ -212,14 +214,14 @@ def cancelled(engine: Engine, claim: Claim, now: int) -> None:
 
 def retry(engine: Engine, run_id: int, now: int) -> RunState:
     """
-    Let a failed or cancelled run go on where it stopped, its counters at zero; return its new state.
+    Let a failed, cancelled or quarantined run go on where it stopped, its counters at zero; return its new state.
 
     Raises `WrongState` for any other run, and for one without a snapshot whose track has an open run already.
     """
     with transaction(engine) as session:
         run = _known(session, run_id)
-        if run.state not in {RunState.FAILED, RunState.CANCELLED}:
-            message = f"run {run_id} is {run.state}: only a failed or cancelled run can be retried"
+        if run.state not in _RETRIABLE:
+            message = f"run {run_id} is {run.state}: only a failed, cancelled or quarantined run can be retried"
             raise WrongState(message, f"look at it: dropforge show {run_id}")
         to = RunState.QUEUED if run.snapshot is None else RunState.WAITING
         opened = session.exec(select(Run).where(Run.track == run.track, Run.state == RunState.QUEUED)).first()

@@ -42,6 +42,9 @@ class RunState(StrEnum):
     FAILED = "failed"
     #: A person ended it; a person retries it.
     CANCELLED = "cancelled"
+    #: Its processes vanished again and again (killed, out of memory), so it may not take the box down once more; a
+    #: person retries it.
+    QUARANTINED = "quarantined"
 
 
 class AttemptState(StrEnum):
@@ -116,6 +119,8 @@ class Drop(SQLModel, table=True):
     rows: int = 0
     findings: int = 0
     warnings: int = 0
+    #: Bad rows that were set aside (`on_bad_rows = "quarantine"`); they are in no file that is trained on.
+    quarantined: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     #: The drop whose content this one repeats.
     duplicate_of: int | None = Field(default=None, foreign_key="drop.id")
     #: Why it is rejected, withdrawn or held; in words.
@@ -132,7 +137,8 @@ class Run(SQLModel, table=True):
         _one_of("state", RunState),
         CheckConstraint("(state = 'running') = (token IS NOT NULL)", name="running_has_token"),
         CheckConstraint(
-            "(state IN ('succeeded', 'failed', 'cancelled')) = (ended_at IS NOT NULL)", name="final_has_end"
+            "(state IN ('succeeded', 'failed', 'cancelled', 'quarantined')) = (ended_at IS NOT NULL)",
+            name="final_has_end",
         ),
         Index("one_open_run", "track", unique=True, sqlite_where=text("state = 'queued'")),
     )

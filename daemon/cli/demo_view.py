@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from daemon.overview import Overview, RunDetail
     from pipeline.contract import Progress
 
-_FINAL = ("succeeded", "failed", "cancelled")
+_FINAL = ("succeeded", "failed", "cancelled", "quarantined")
 _PARTS = 4
 """Lines for a step that counts, where there is no terminal."""
 

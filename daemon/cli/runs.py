@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 StateOption = Annotated[
     str | None,
     typer.Option(
-        "--state", metavar="STATE", help="queued, running, waiting, succeeded, failed or cancelled.",
+        "--state", metavar="STATE", help="queued, running, waiting, succeeded, failed, cancelled or quarantined.",
     ),
 ]  # fmt: skip
 StepOption = Annotated[
     str | None, typer.Option("--step", metavar="STEP", help="Of this step only, as train or evaluate.")
 ]
 _FOLLOW_SECONDS = 0.5
-_FINAL = ("succeeded", "failed", "cancelled")
+_FINAL = ("succeeded", "failed", "cancelled", "quarantined")
 
 
 def register(app: typer.Typer) -> None:
@@ -120,7 +120,7 @@ def logs(
 
 
 def retry(context: typer.Context, *, run: RunArgument) -> None:
-    """Let a failed or cancelled run go on where it stopped."""
+    """Let a failed, cancelled or quarantined run go on where it stopped."""
     from daemon import queue  # noqa: PLC0415 - a quick start
 
     state = _act(context, run, queue.retry)

@@ -87,7 +87,7 @@ ERRORS: tuple[tuple[tuple[str, ...], int, str, str], ...] = (
     (("show", "x"), 2, "Invalid value for 'RUN'", "dropforge show --help"),
     (("show", "9"), 1, "there is no run 9", "dropforge runs"),
     (("logs", "9"), 1, "there is no run 9", "dropforge runs"),
-    (("retry", "1"), 1, "only a failed or cancelled run", "dropforge show 1"),
+    (("retry", "1"), 1, "only a failed, cancelled or quarantined run", "dropforge show 1"),
     (("runs", "--track", "suport"), 2, "there is no track 'suport'", "did you mean 'support'?"),
     (("runs", "--state", "done"), 2, "there is no state 'done'", "dropforge runs --help"),
     (("drops", "--state", "gone"), 2, "there is no state 'gone'", "dropforge drops --help"),

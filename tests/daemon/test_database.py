@@ -14,13 +14,13 @@ from sqlmodel import SQLModel, select
 
 from daemon import database
 from daemon.database import DatabaseUnusable, check, journal_mode, migrate, open_engine, open_reader, transaction
-from daemon.tables import Attempt, Event, Run
+from daemon.tables import Attempt, Drop, Event, Run
 
-SECOND = """
+THIRD = """
 import sqlalchemy as sa
 from alembic import op
-revision = "0002"
-down_revision = "0001"
+revision = "0003"
+down_revision = "0002"
 def upgrade():
     {body}
 """
@@ -40,10 +40,10 @@ def engine(path: Path) -> Iterator[Engine]:
     engine.dispose()
 
 
-def with_second_step(monkeypatch: pytest.MonkeyPatch, folder: Path, body: str) -> None:
+def with_third_step(monkeypatch: pytest.MonkeyPatch, folder: Path, body: str) -> None:
     """Give the program one more migration."""
     shutil.copytree(database.MIGRATIONS, folder)
-    (folder / "versions" / "0002_second.py").write_text(SECOND.format(body=body))
+    (folder / "versions" / "0003_third.py").write_text(THIRD.format(body=body))
     monkeypatch.setattr(database, "MIGRATIONS", folder)
 
 
@@ -89,18 +89,48 @@ def test_migrating_twice_changes_nothing(path: Path) -> None:
     assert schema(path) == before
 
 
-def test_a_second_migration_is_applied_to_a_database_with_rows(
+def test_a_further_migration_is_applied_to_a_database_with_rows(
     path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add_run_with_attempt(engine)
     # A batch operation builds the table anew, and its children refer to it.
     body = 'with op.batch_alter_table("run") as batch: batch.alter_column("trigger", new_column_name="cause")'
-    with_second_step(monkeypatch, path.parent / "steps", body)
+    with_third_step(monkeypatch, path.parent / "steps", body)
     migrate(path)
-    assert revision(path) == "0002"
+    assert revision(path) == "0003"
     with open_engine(path).connect() as connection:
         assert connection.exec_driver_sql("SELECT cause FROM run").scalars().all() == ["drop"]
         assert connection.exec_driver_sql("SELECT run_id FROM attempt").scalars().all() == [1]
+
+
+def test_a_database_of_the_first_schema_keeps_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "state.db"
+    first = tmp_path / "steps"
+    shutil.copytree(database.MIGRATIONS, first)
+    (first / "versions" / "0002_quarantine.py").unlink()
+    with monkeypatch.context() as older:
+        older.setattr(database, "MIGRATIONS", first)
+        migrate(path)
+    connection = sqlite3.connect(path)
+    connection.execute(
+        "INSERT INTO run (track, state, trigger, created_at, not_before, failures, deaths, cancel_requested, config) "
+        "VALUES ('default', 'waiting', 'drop', 1, 1, 2, 1, 0, '{\"a\": 1}')"
+    )
+    connection.execute(
+        "INSERT INTO attempt (run_id, step, number, fence, state, started_at) VALUES (1, 'train', 1, 'f', 'lost', 1)"
+    )
+    connection.execute(
+        'INSERT INTO "drop" (track, role, state, name_bytes, name, sha256, size_bytes, rows, findings, warnings, '
+        "received_at, first_run) VALUES ('default', 'train', 'accepted', x'ff', 'a', 'h', 1, 1, 0, 0, 1, 1)"
+    )
+    connection.commit()
+    connection.close()
+    migrate(path)
+    assert revision(path) == "0002"
+    with transaction(open_engine(path)) as session:
+        run, attempt, drop = session.get_one(Run, 1), session.get_one(Attempt, 1), session.get_one(Drop, 1)
+    assert (run.state, run.failures, run.config, attempt.run_id) == ("waiting", 2, {"a": 1}, 1)
+    assert (drop.first_run, drop.name_bytes, drop.quarantined) == (1, b"\xff", 0)
 
 
 def test_a_migration_that_fails_in_the_middle_leaves_the_database_as_it_was(
@@ -108,15 +138,15 @@ def test_a_migration_that_fails_in_the_middle_leaves_the_database_as_it_was(
 ) -> None:
     before = schema(path)
     body = 'op.create_table("half", sa.Column("id", sa.Integer())); raise ArithmeticError("boom")'
-    with_second_step(monkeypatch, path.parent / "steps", body)
+    with_third_step(monkeypatch, path.parent / "steps", body)
     with pytest.raises(ArithmeticError, match="boom"):
         migrate(path)
     assert schema(path) == before
-    assert revision(path) == "0001"
+    assert revision(path) == "0002"
 
 
 def test_a_first_migration_that_fails_leaves_an_empty_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with_second_step(monkeypatch, tmp_path / "steps", 'raise ArithmeticError("boom")')
+    with_third_step(monkeypatch, tmp_path / "steps", 'raise ArithmeticError("boom")')
     with pytest.raises(ArithmeticError, match="boom"):
         migrate(tmp_path / "state.db")
     assert schema(tmp_path / "state.db") == []
@@ -126,7 +156,7 @@ def test_a_migration_that_leaves_rows_without_their_parents_is_undone(
     path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add_run_with_attempt(engine)
-    with_second_step(monkeypatch, path.parent / "steps", 'op.execute("DELETE FROM run")')
+    with_third_step(monkeypatch, path.parent / "steps", 'op.execute("DELETE FROM run")')
     with pytest.raises(DatabaseUnusable, match="refer to missing ones"):
         migrate(path)
     with transaction(engine) as session:

@@ -294,7 +294,7 @@ def test_bad_data_is_never_tried_again(engine: Engine, dispatcher: Dispatcher, e
     assert executor.steps == ["prepare"]
 
 
-def test_vanished_processes_are_counted_apart_and_end_the_run_at_the_third(
+def test_vanished_processes_are_counted_apart_and_quarantine_the_run_at_the_third(
     engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor
 ) -> None:
     executor.script["train"] = [lambda _spec: None, ended("failed", 137), lambda _spec: None]
@@ -302,7 +302,7 @@ def test_vanished_processes_are_counted_apart_and_end_the_run_at_the_third(
     for day in range(5):
         ticks(dispatcher, now=NOW + day * 10_000_000)
     run = run_row(engine)
-    assert (run.state, run.deaths, run.failures) == (RunState.FAILED, 3, 0)
+    assert (run.state, run.deaths, run.failures) == (RunState.QUARANTINED, 3, 0)
 
 
 def test_a_result_with_another_attempts_fence_is_ignored(

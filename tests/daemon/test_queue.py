@@ -380,11 +380,11 @@ def test_an_interrupted_run_waits_uncounted(engine: Engine) -> None:
     assert (run.failures, run.deaths, run.not_before, run.token) == (0, 0, 700, None)
 
 
-def test_vanished_processes_are_counted_apart_and_end_the_run_with_a_remedy(engine: Engine) -> None:
+def test_vanished_processes_are_counted_apart_and_quarantine_the_run_with_a_remedy(engine: Engine) -> None:
     claim = start_run(engine)
     assert queue.died(engine, claim, "killed", 500, RETRY) == RunState.WAITING
     claim = take(engine, 500)
-    assert queue.died(engine, claim, "killed", 600, RETRY) == RunState.FAILED
+    assert queue.died(engine, claim, "killed", 600, RETRY) == RunState.QUARANTINED
     run = load(engine, claim.run_id)
     assert (run.failures, run.deaths, run.error) == (0, 2, "killed")
     assert f"dropforge retry {claim.run_id}" in (run.hint or "")
