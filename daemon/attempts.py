@@ -3,7 +3,7 @@
 import uuid
 
 from sqlalchemy import Engine, func
-from sqlmodel import Session, select
+from sqlmodel import Session, col, select
 
 from daemon.claims import Claim, LostClaim, held_run, record_event
 from daemon.database import transaction
@@ -53,6 +53,14 @@ def end_attempt(  # noqa: PLR0913, PLR0917 - the error goes with some states onl
             message = f"attempt {attempt_id} of run {claim.run_id} has ended already"
             raise LostClaim(message, f"look at it: dropforge show {claim.run_id}")
         _close(session, opened, run.track, now, (state, error))
+
+
+def published_attempts(engine: Engine, run_id: int) -> dict[str, int]:
+    """Return the number of the attempt that each published step of a run was made by last."""
+    last = select(Attempt.step, func.max(Attempt.number)).group_by(col(Attempt.step))
+    with transaction(engine) as session:
+        rows = session.exec(last.where(Attempt.run_id == run_id, Attempt.state == AttemptState.PUBLISHED)).all()
+    return dict(rows)
 
 
 def write_off(session: Session, run_id: int, track: str, now: int) -> None:

@@ -11,12 +11,14 @@ import sys
 
 import structlog
 from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
 from sqlmodel import Session
 
 from daemon import champions, publishing, queue
 from daemon.bases import Bases
 from daemon.database import transaction
 from daemon.executors import Executor, JobState
+from daemon.reopening import standing
 from daemon.sd_notify import showing_life
 from daemon.settings import Settings
 from daemon.tables import Attempt, AttemptState, Run, Track
@@ -86,6 +88,13 @@ class Dispatcher:
             except queue.LostClaim as error:
                 log.warning("claim_lost", run=claim.run_id, error=error.message)
                 self._drop(claim)
+            except (OSError, DBAPIError):
+                # A full disk or a locked database: it passes, and is no fault of the run.
+                raise
+            except Exception as error:  # one run's trouble must not stop every other track
+                log.exception("run_trouble", run=claim.run_id)
+                hint = "the daemon's log has the whole story; this is a defect, please report it"
+                self._after_failure(claim, f"{type(error).__name__}: {error}"[:2000], hint, now, retryable=False)
         self._beat_if_due(now)
 
     def describe(self) -> str:
@@ -103,6 +112,10 @@ class Dispatcher:
         for claim in list(self._claims):
             attempt = queue.open_attempt(self._engine, claim.run_id)
             if attempt is not None:
+                spec = self._spec_of(attempt)
+                if spec is not None:
+                    # Or the next worker would run what nobody waits for.
+                    self._executor.cancel(spec)
                 self._end(claim, attempt, AttemptState.LOST, now, "the daemon stopped before the step did")
             queue.interrupt(self._engine, claim, now)
             self._drop(claim)
@@ -120,7 +133,7 @@ class Dispatcher:
             log.info("run_cancelled", run=claim.run_id)
             self._drop(claim)
             return False
-        done = publishing.published(self._root, claim.run_id)
+        done = standing(self._engine, self._root, run)
         step = next_step(done, publishing.load_dataset(self._root, claim.run_id))
         if step is None:
             return self._conclude(claim, run, now)
@@ -167,7 +180,8 @@ class Dispatcher:
                 self._end(claim, attempt, AttemptState.FAILED, now, error.message)
                 self._after_failure(claim, error.message, error.hint, now, retryable=True)
                 return False
-            if isinstance(artifact, Dataset):
+            # Too little data for a verdict is too little to choose a measure by.
+            if isinstance(artifact, Dataset) and artifact.shortfall is None:
                 self._fix_track(claim, spec, artifact, now)
             self._end(claim, attempt, AttemptState.PUBLISHED, now, None)
             log.info("step_published", run=claim.run_id, step=spec.step, seconds=round(result.seconds, 1))
@@ -233,11 +247,10 @@ class Dispatcher:
         """Return what a new run of `track` is told; raises `DropforgeError` while it cannot run."""
         settings = self._settings.track(track.name)
         self.bases.require(track.name)
-        split = SplitConfig.model_validate(track.split) if track.split else settings.split
+        split = settings.split.model_copy(update=_fixed_shares(track, settings.split))
         fixed = {
             "metric": settings.evaluate.metric if settings.evaluate.metric != "auto" else track.metric,
             "max_new_tokens": settings.evaluate.max_new_tokens or track.max_new_tokens,
-            "batch_size": track.eval_batch_size,
         }
         evaluate = settings.evaluate.model_copy(update={key: value for key, value in fixed.items() if value})
         return RunConfig(
@@ -314,8 +327,12 @@ class Dispatcher:
 
     def _progress(self, attempt: Attempt) -> Progress | None:
         folder = publishing.attempt_folder(attempt.run_id, attempt.step, attempt.number)
-        value = durable.read_json(self._root / folder / PROGRESS_NAME)
-        return None if value is None else Progress.model_validate(value)
+        try:
+            value = durable.read_json(self._root / folder / PROGRESS_NAME)
+            return None if value is None else Progress.model_validate(value)
+        except ValueError:
+            # It is a hint, not durable: a power cut may leave it empty.
+            return None
 
     def _beat_if_due(self, now: int) -> None:
         if self._claims and now - self._beat >= _HEARTBEAT_MS:
@@ -327,6 +344,15 @@ class Dispatcher:
         if now - self._bases_at >= _BASES_MS:
             self._bases_at = now
             self.bases.refresh(now)
+
+
+def _fixed_shares(track: Track, wanted: SplitConfig) -> dict[str, float]:
+    """Return the shares that the track's first run fixed, so that no prompt changes sides; say if others are set."""
+    fixed = {name: share for name, share in (track.split or {}).items() if name in {"heldout", "dev"}}
+    for name, share in fixed.items():
+        if share != getattr(wanted, name):
+            log.warning("setting_is_fixed", track=track.name, setting=f"split.{name}", in_force=share)
+    return fixed
 
 
 def _words(progress: Progress | None) -> str:

@@ -135,6 +135,7 @@ class Intake:
                 drop.duplicate_of, drop.rows, drop.warnings = original.id, original.rows, original.warnings
                 _record(session, drop, source, ())
         if original is not None:
+            self._mend_store(taken)
             return self._answer(source, drop, receipts.receipt(drop, None, original, ()))
         validation = _wrong_name(source.settled.name, taken.path) or validate(taken.path, self._options)
         if not validation.ok:
@@ -142,6 +143,13 @@ class Intake:
         taken.path.rename(self._drops / f"{taken.sha256}.jsonl")
         durable.fsync_folder(self._drops)
         return self._accept(source, validation, taken.sha256)
+
+    def _mend_store(self, taken: Copy) -> None:
+        """Put a known drop's content back where its stored file is missing or damaged: this is it, once more."""
+        stored = self._drops / f"{taken.sha256}.jsonl"
+        if not stored.is_file() or durable.sha256_file(stored) != taken.sha256:
+            taken.path.rename(stored)
+            durable.fsync_folder(self._drops)
 
     def _accept(self, source: _Source, validation: Validation, sha256: str) -> Outcome:
         settled = source.settled

@@ -67,14 +67,19 @@ def publish(spec: StepSpec, result: StepResult) -> Artifact:
     if isinstance(artifact, Model):
         artifact = _publish_model(root, artifact)
     else:
-        missing = [name for name in result.outputs if not (root / spec.folder / name).is_file()]
-        if missing:
-            message = f"step {spec.step} named files that are not there: {', '.join(missing[:3])}"
+        place = root / spec.folder
+        bad = [name for name, digest in result.outputs.items() if not _is_whole(place / name, digest)]
+        if bad:
+            message = f"step {spec.step} named files that are missing or not as it left them: {', '.join(bad[:3])}"
             raise StepFailed(message, f"retry the run: dropforge retry {spec.run}")
     if isinstance(artifact, Report):
         _keep_predictions(root, spec, artifact)
     durable.write_json(run_folder(root, spec.run) / f"{spec.step}.json", artifact.model_dump(mode="json"))
     return artifact
+
+
+def _is_whole(path: Path, digest: str) -> bool:
+    return path.is_file() and durable.sha256_file(path) == digest
 
 
 def unpublish(state_folder: Path, run_id: int, step: str) -> None:

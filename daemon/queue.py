@@ -20,7 +20,7 @@ from daemon.attempts import AttemptOpen, begin_attempt, end_attempt, open_attemp
 from daemon.claims import Claim, LostClaim, held_run, record_event
 from daemon.database import transaction
 from daemon.settings import RetrySettings
-from daemon.snapshots import hold_new_drops, take_snapshot, waiting_drops
+from daemon.snapshots import give_back, hold_new_drops, retake_snapshot, take_snapshot, waiting_drops
 from daemon.tables import Run, RunState, Track
 from pipeline.config import RunConfig
 from pipeline.errors import DropforgeError
@@ -28,7 +28,8 @@ from pipeline.errors import DropforgeError
 __all__ = [
     "ALLOWED", "AttemptOpen", "Claim", "Failure", "LostClaim", "WrongState", "begin_attempt", "cancel", "cancelled",
     "claim", "died", "end_attempt", "enqueue", "ensure_track", "fail", "finish", "fix_track", "heartbeat",
-    "hold_new_drops", "interrupt", "open_attempt", "record_event", "rescue", "retry", "waiting_drops",
+    "hold_new_drops", "interrupt", "open_attempt", "record_event", "require_retriable", "rescue", "retry",
+    "waiting_drops",
 ]  # fmt: skip
 
 CONFIGURE_AGAIN_MS = 30_000
@@ -108,9 +109,10 @@ def claim(
     Take the next run that is due, or return `None` if there is none or `limit` runs are running already.
 
     Waiting runs go first, then queued ones, the oldest of each. A queued run takes its snapshot here: the track's
-    accepted drops and what `configure` gives. If `configure` raises `DropforgeError` the run stays queued with the
-    error on its row and is tried again after 30 s; a run without any training drop is cancelled. `configure` must be
-    quick and must not open a transaction of its own: it is called while the write lock is held.
+    accepted drops and what `configure` gives. So does one that a person retried, of the drops that it had. If
+    `configure` raises `DropforgeError` the run stays where it is with the error on its row and is tried again after
+    30 s; a run without any training drop is cancelled. `configure` must be quick and must not open a transaction of its
+    own: it is called while the write lock is held.
     """
     with transaction(engine) as session:
         running = select(func.count()).select_from(Run).where(Run.state == RunState.RUNNING)
@@ -119,7 +121,7 @@ def claim(
         for state in (RunState.WAITING, RunState.QUEUED):
             due = select(Run).where(Run.state == state, Run.not_before <= now).order_by(col(Run.id))
             for run in session.exec(due).all():
-                if state == RunState.QUEUED and not _begin(session, run, now, configure):
+                if run.config is None and not _begin(session, run, now, configure):
                     continue
                 held = Claim(_id(run), uuid.uuid4().hex)
                 values = {"token": held.token, "heartbeat_at": now, "started_at": run.started_at or now}
@@ -216,13 +218,13 @@ def retry(engine: Engine, run_id: int, now: int) -> RunState:
     """
     Let a failed, cancelled or quarantined run go on where it stopped, its counters at zero; return its new state.
 
+    It goes on with the settings of today, without the drops that were withdrawn or held meanwhile; steps that this
+    makes stale are done again.
+
     Raises `WrongState` for any other run, and for one without a snapshot whose track has an open run already.
     """
     with transaction(engine) as session:
-        run = _known(session, run_id)
-        if run.state not in _RETRIABLE:
-            message = f"run {run_id} is {run.state}: only a failed, cancelled or quarantined run can be retried"
-            raise WrongState(message, f"look at it: dropforge show {run_id}")
+        run = _retriable(session, run_id)
         to = RunState.QUEUED if run.snapshot is None else RunState.WAITING
         opened = session.exec(select(Run).where(Run.track == run.track, Run.state == RunState.QUEUED)).first()
         if to == RunState.QUEUED and opened is not None:
@@ -230,7 +232,14 @@ def retry(engine: Engine, run_id: int, now: int) -> RunState:
             raise WrongState(message, f"wait for that one: dropforge show {opened.id}")
         cleared: dict[str, object] = dict.fromkeys(("ended_at", "error", "hint"))
         values = {**cleared, "failures": 0, "deaths": 0, "cancel_requested": False, "not_before": now}
+        values |= {"config": None} if to == RunState.WAITING else {}
         return _move(session, run, _Move(to, "run_retried", values), now)
+
+
+def require_retriable(engine: Engine, run_id: int) -> None:
+    """Raise `WrongState` if `retry` would refuse the run for the state that it is in."""
+    with transaction(engine) as session:
+        _retriable(session, run_id)
 
 
 def rescue(engine: Engine, now: int) -> list[Claim]:
@@ -268,7 +277,7 @@ def fix_track(  # noqa: PLR0913 - four facts that go by name
 
 
 def _begin(session: Session, run: Run, now: int, configure: Callable[[Session, Track], RunConfig]) -> bool:
-    """Give a queued run its snapshot and configuration; say whether it can be claimed."""
+    """Give a run its snapshot and configuration; say whether it can be claimed."""
     track = ensure_track(session, run.track, now)
     try:
         config = configure(session, track)
@@ -278,7 +287,7 @@ def _begin(session: Session, run: Run, now: int, configure: Callable[[Session, T
         run.error, run.hint, run.not_before = error.message, error.hint, now + CONFIGURE_AGAIN_MS
         session.add(run)
         return False
-    snapshot = take_snapshot(session, run)
+    snapshot = take_snapshot(session, run) if run.snapshot is None else retake_snapshot(session, run)
     if not snapshot:
         reason = f"no accepted drop of track {run.track} is left to train on"
         values = {"error": reason, "hint": f"drop a file into the inbox of track {run.track}"}
@@ -298,6 +307,14 @@ def _known(session: Session, run_id: int) -> Run:
     return run
 
 
+def _retriable(session: Session, run_id: int) -> Run:
+    run = _known(session, run_id)
+    if run.state not in _RETRIABLE:
+        message = f"run {run_id} is {run.state}: only a failed, cancelled or quarantined run can be retried"
+        raise WrongState(message, f"look at it: dropforge show {run_id}")
+    return run
+
+
 def _wait(session: Session, run: Run, move: _Move, now: int) -> RunState:
     """Let a running run wait, or end it if a person asked for that meanwhile."""
     if run.cancel_requested:
@@ -313,6 +330,8 @@ def _move(session: Session, run: Run, move: _Move, now: int) -> RunState:
         raise WrongState(message, f"look at it: dropforge show {run.id}")
     if was == RunState.RUNNING and move.to != RunState.RUNNING:
         write_off(session, _id(run), run.track, now)
+    if move.to in _RETRIABLE:
+        give_back(session, _id(run))
     values: dict[str, Any] = {"token": None, "ended_at": now if move.to in _FINAL else None, **move.values}
     still = (col(Run.id) == run.id, col(Run.state) == was, col(Run.token).is_not_distinct_from(run.token))
     session.flush()

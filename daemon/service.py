@@ -226,12 +226,20 @@ class Service:
             self._worker.keep_alive(monotonic)
         try:
             self._dispatcher.tick(now_ms())
+            self._say_status(monotonic)
         except Exception:  # a full disk or a locked database passes; the daemon must outlive it
             log.exception("dispatch_trouble")
+            # Waiting for room on the disk is being alive: systemd's watchdog must not end the training over it.
+            self._show_life()
             self.stop.wait(_TROUBLE_SECONDS)
             return
+        self._show_life()
+
+    def _show_life(self) -> None:
         if self._intake.alive:
             notify("WATCHDOG=1")
+
+    def _say_status(self, monotonic: float) -> None:
         if monotonic - self._said_at >= _STATUS_SECONDS:
             self._said_at = monotonic
             said = self._dispatcher.describe()

@@ -1,12 +1,17 @@
 """Which drops a run sees: its snapshot, what waits for the next one, what is held back after a bad one."""
 
-from sqlalchemy import Engine, func
+from collections.abc import Sequence
+
+from sqlalchemy import Engine, func, update
 from sqlmodel import Session, col, select
 
 from daemon.claims import record_event
 from daemon.database import transaction
 from daemon.tables import Drop, DropState, Run
 from pipeline import artifacts
+
+#: Outcomes of runs whose candidate was held against the champion.
+_JUDGED = ("promoted", "not_shown_better", "worse", "guard_failed", "contaminated")
 
 
 def take_snapshot(session: Session, run: Run) -> list[dict[str, object]]:
@@ -16,7 +21,22 @@ def take_snapshot(session: Session, run: Run) -> list[dict[str, object]]:
     Each that is in a snapshot for the first time is marked with this run. Empty if no drop is for training.
     """
     accepted = select(Drop).where(Drop.track == run.track, Drop.state == DropState.ACCEPTED).order_by(col(Drop.id))
-    drops = session.exec(accepted).all()
+    return _taken(session, run, session.exec(accepted).all())
+
+
+def retake_snapshot(session: Session, run: Run) -> list[dict[str, object]]:
+    """Return what is still accepted of a retried run's snapshot; empty if no drop is for training."""
+    ids = [drop["id"] for drop in run.snapshot or ()]
+    still = select(Drop).where(col(Drop.id).in_(ids), Drop.state == DropState.ACCEPTED).order_by(col(Drop.id))
+    return _taken(session, run, session.exec(still).all())
+
+
+def give_back(session: Session, run_id: int) -> None:
+    """Let the drops that were new in a run that ended without a verdict wait for a run again."""
+    session.exec(update(Drop).where(col(Drop.first_run) == run_id).values(first_run=None))
+
+
+def _taken(session: Session, run: Run, drops: Sequence[Drop]) -> list[dict[str, object]]:
     if all(drop.role != "train" for drop in drops):
         return []
     for drop in drops:
@@ -42,10 +62,18 @@ def waiting_drops(session: Session, track: str) -> int:
 
 
 def hold_new_drops(engine: Engine, run_id: int, reason: str, now: int) -> list[int]:
-    """Take the drops for training that were new in run `run_id` out of later snapshots; return their numbers."""
+    """
+    Take the drops for training that were new in run `run_id` out of later snapshots; return their numbers.
+
+    New are those that no other candidate was judged with: a run that ended without a verdict clears nobody.
+    """
     held = []
     with transaction(engine) as session:
-        new = select(Drop).where(Drop.first_run == run_id, Drop.state == DropState.ACCEPTED, Drop.role == "train")
+        run = session.get_one(Run, run_id)
+        judged = select(Run.snapshot).where(Run.track == run.track, Run.id != run_id, col(Run.outcome).in_(_JUDGED))
+        old = {drop["id"] for snapshot in session.exec(judged) for drop in snapshot or ()}
+        ids = [drop["id"] for drop in run.snapshot or () if drop["id"] not in old]
+        new = select(Drop).where(col(Drop.id).in_(ids), Drop.state == DropState.ACCEPTED, Drop.role == "train")
         for drop in session.exec(new.order_by(col(Drop.id))).all():
             drop.state, drop.reason = DropState.HELD, reason
             session.add(drop)

@@ -82,7 +82,9 @@ def _run(step_name: str, attempt: Attempt) -> StepResult:
 def _hash_outputs(folder: Path) -> dict[str, str]:
     """Hash what the step left, but for the files that the contract itself writes."""
     own = {SPEC_NAME, PROGRESS_NAME, LOG_NAME}
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in own)
+    # Names that begin with a dot are being written, progress among them.
+    names = (path for path in folder.rglob("*") if not path.name.startswith(".") and path.name not in own)
+    paths = sorted(path for path in names if path.is_file())
     return {path.relative_to(folder).as_posix(): durable.sha256_file(path) for path in paths}
 
 

@@ -59,7 +59,7 @@ def decide(attempt: Attempt) -> Verdict:
     report = attempt.load(Report)
     if (report.metric, report.heldout_version) != (dataset.metric, dataset.heldout_version):
         message = "the report was made on another held-out set or with another metric than the dataset's"
-        raise StepFailed(message, f"retry the run: dropforge retry {attempt.spec.run}")
+        raise StepFailed(message, f"evaluate again: dropforge retry {attempt.spec.run} --from evaluate")
     verdict = judge(read_paired(attempt.path(report.folder), report), gate, heldout_pinned=pinned)
     return verdict.model_copy(
         update={
@@ -78,7 +78,7 @@ def read_paired(folder: Path, report: Report) -> Paired:
     }
     if len(scores) != report.records:
         message = f"the report speaks of {report.records} records and its file holds {len(scores)}"
-        raise StepFailed(message, "a new evaluation mends it: retry the run")
+        raise StepFailed(message, "evaluate again: dropforge retry RUN --from evaluate")
     return Paired(report.metric, scores, report.candidate.nll)
 
 
@@ -96,7 +96,7 @@ def judge(paired: Paired, gate: GateConfig, *, heldout_pinned: bool = True) -> V
     differences = (pairs[:, 0] - pairs[:, 1]) * (1 if metric.higher_is_better else -1)
     if not np.isfinite(differences).all():
         message = "a record's score is not a finite number"
-        raise StepFailed(message, "a new evaluation mends it: retry the run")
+        raise StepFailed(message, "evaluate again: dropforge retry RUN --from evaluate")
     seed = int.from_bytes(hashlib.sha256("\n".join(ids).encode()).digest()[:8])
     evidence = _measure(differences, metric, gate, seed)
     reasons = _reasons(evidence, gate, finite=math.isfinite(paired.candidate_nll), heldout_pinned=heldout_pinned)

@@ -1,5 +1,6 @@
 """Files that survive a power cut: written aside, fsynced, renamed, their folder fsynced."""
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -36,7 +37,9 @@ def fsync_tree(folder: Path) -> None:
         for name in names:
             path = Path(directory, name)
             if path.is_file() and not path.is_symlink():
-                fsync_file(path)
+                # What is written aside meanwhile may be renamed away under our hands; its writer makes it durable.
+                with contextlib.suppress(FileNotFoundError):
+                    fsync_file(path)
         fsync_folder(Path(directory))
 
 

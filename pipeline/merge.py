@@ -8,8 +8,8 @@ from typing import Any
 from pipeline import durable
 from pipeline.artifacts import Adapter, Dataset, Model
 from pipeline.contract import Attempt
-from pipeline.errors import StepFailed
-from pipeline.manifest import verify_manifest, write_manifest
+from pipeline.errors import CannotTrain, StepFailed
+from pipeline.manifest import model_id, verify_manifest, write_manifest
 from pipeline.prompt import Format, fold, prompt_ids
 from pipeline.qlora.generation import end_tokens
 from pipeline.qlora.loading import load_tokenizer
@@ -23,13 +23,17 @@ def merge(attempt: Attempt) -> Model:
     """
     Merge the adapter into the base in the base's dtype, then compare the reloaded folder with the unmerged pair.
 
-    Raises `StepFailed` if the adapter is not the one that was trained, or if the two differ by more than rounding.
+    Raises `StepFailed` if the adapter is not the one that was trained, or if the two differ by more than rounding, and
+    `CannotTrain` if the base was replaced since.
     """
     started = time.monotonic()
     adapter, dataset = attempt.load(Adapter), attempt.load(Dataset)
     base, trained = Path(attempt.config.base_model), attempt.path(adapter.folder)
     target = attempt.folder / "model"
     _check_adapter(attempt, adapter)
+    if model_id(base) != adapter.base_model_id:
+        message = f"the base model {base} is not the one that the adapter was trained on"
+        raise CannotTrain(message, f"restore its files, or train on the new one: dropforge retry {attempt.spec.run}")
     tokenizer: Any = load_tokenizer(base)
     answering = Answering(
         adapter.format, dataset.max_new_tokens, attempt.config.evaluate.repetition_penalty, end_tokens(base, tokenizer)
@@ -71,7 +75,7 @@ def _check_adapter(attempt: Attempt, adapter: Adapter) -> None:
     path = attempt.path(adapter.folder) / "adapter_model.safetensors"
     if not path.is_file() or durable.sha256_file(path) != adapter.adapter_sha256:
         message = f"the adapter {path} is missing or not the one that was trained"
-        raise StepFailed(message, f"retry the run: dropforge retry {attempt.spec.run}")
+        raise StepFailed(message, f"train it again: dropforge retry {attempt.spec.run} --from train")
 
 
 def _prompts(attempt: Attempt, dataset: Dataset, tokenizer: Any, fmt: Format) -> list[list[int]]:

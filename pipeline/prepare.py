@@ -1,8 +1,9 @@
 """
 The snapshot's drops → train, dev and held-out rows: deduplicated, and split so that nothing can cross over.
 
-A record's side depends on its prompt alone: u = sha256(salt, length-prefixed normalised instruction and input), read as
-a number in [0, 1). Rows are sorted by it on disk, in parts, so memory does not grow with the data.
+A record's side depends on its prompt alone: u = sha256(salt, normalised prompt), length-prefixed, read as a number in
+[0, 1). The prompt is what the model reads, instruction and input folded into one text: a record that comes folded
+already is the same record. Rows are sorted by it on disk, in parts, so memory does not grow with the data.
 """
 
 import hashlib
@@ -15,6 +16,7 @@ from pipeline.artifacts import Dataset, Drop, Shortfall
 from pipeline.config import SplitConfig
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain
+from pipeline.prompt import fold
 from pipeline.records import Finding, Limits, Record, read_records
 from pipeline.sides import Sides, Spill, SpilledRow, Totals
 
@@ -25,6 +27,7 @@ _CHECK_EVERY = 1000
 #: The intake bounded the lines already, perhaps by another setting than today's.
 _LIMITS = Limits(max_line_bytes=1 << 40)
 _TOKENS_STEP = 16
+_MORE_TOKENS = 4
 _MOST_TOKENS = 1024
 
 
@@ -72,24 +75,22 @@ def normalise(text: str) -> str:
 
 def prompt_id(instruction: str, given: str) -> str:
     """Return a record's id, 32 hexadecimal digits: the same for prompts that are the same once normalised."""
-    return hashlib.sha256(_lengths(normalise(instruction), normalise(given))).hexdigest()[:32]
+    return hashlib.sha256(_lengths(normalise(fold(instruction, given)))).hexdigest()[:32]
 
 
 def prompt_place(salt: str, instruction: str, given: str) -> str:
     """Return the hexadecimal sha256 that decides a prompt's side; as a fraction of its range it is u."""
-    return hashlib.sha256(_lengths(salt, normalise(instruction), normalise(given))).hexdigest()
+    return hashlib.sha256(_lengths(salt, normalise(fold(instruction, given)))).hexdigest()
 
 
 def estimate_tokens(text: str) -> int:
     """
     Return a number of tokens that is certainly enough for `text`.
 
-    Letters and blanks count half, all other ASCII one, and other characters one a byte of UTF-8, which is the most that
-    a byte-level tokenizer makes of them; 8 are added for the end.
+    One a byte of UTF-8, which is the most that a byte-level tokenizer makes of it (keys, sequences and codes come near
+    that), and 4 for a leading blank and the end.
     """
-    size = len(text.encode("utf-8"))
-    ascii_letters = sum(char.isascii() and (char.isalpha() or char == " ") for char in text)
-    return math.ceil(ascii_letters / 2) + size - ascii_letters + 8
+    return len(text.encode("utf-8")) + _MORE_TOKENS
 
 
 def _lengths(*texts: str) -> bytes:

@@ -137,4 +137,4 @@ def _check_same_base(base: Path, expected: str) -> None:
     check_base(base)
     if model_id(base) != expected:
         message = f"the base model {base} has changed since the run was taken up"
-        raise CannotTrain(message, "restore its files, or drop the data again to begin a run on the new base")
+        raise CannotTrain(message, "restore its files, or train on the new one: dropforge retry RUN")

@@ -17,7 +17,15 @@ from daemon.cli.output import (
     verdict_lines,
 )
 from daemon.cli.status import describe_run
-from daemon.cli.workspace import JsonOption, RunArgument, TrackOption, chosen_tracks, open_overview, open_writer
+from daemon.cli.workspace import (
+    JsonOption,
+    RunArgument,
+    TrackOption,
+    chosen_tracks,
+    load_settings,
+    open_overview,
+    open_writer,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -119,10 +127,31 @@ def logs(
     tail.print_new(whole=True)
 
 
-def retry(context: typer.Context, *, run: RunArgument) -> None:
-    """Let a failed, cancelled or quarantined run go on where it stopped."""
-    from daemon import queue  # noqa: PLC0415 - a quick start
+def retry(
+    context: typer.Context,
+    *,
+    run: RunArgument,
+    since: Annotated[
+        str | None, typer.Option("--from", metavar="STEP", help="Do this step again, as train, and all later ones.")
+    ] = None,
+) -> None:
+    """
+    Let a failed, cancelled or quarantined run go on where it stopped.
 
+    With the settings of today, and without the drops that were withdrawn or held meanwhile: steps that this makes stale
+    are done again.
+    """
+    from daemon import queue  # noqa: PLC0415 - a quick start
+    from daemon.reopening import take_back  # noqa: PLC0415 - a quick start
+    from pipeline.steps import BY_NAME  # noqa: PLC0415 - a quick start
+
+    if since is not None and since not in BY_NAME:
+        message = f"there is no step {since!r}: use one of {', '.join(BY_NAME)}"
+        raise typer.BadParameter(message)
+    if since is not None:
+        # Before the run is anybody's: a refusal must leave its artifacts as they are.
+        queue.require_retriable(open_writer(context), run)
+        take_back(load_settings(context).state_folder, run, since)
     state = _act(context, run, queue.retry)
     print_line(f"run {run} is {state} and goes on{_when_it_acts(context)}")
 

@@ -10,6 +10,7 @@ The worker writes result.json before it takes the entry out of `running`, so an 
 has no result is lost.
 """
 
+import contextlib
 from pathlib import Path
 
 from daemon.executors import JobState
@@ -72,7 +73,9 @@ class LocalExecutor:
         return JobState.RUNNING if process and is_alive(process) else JobState.LOST
 
     def cancel(self, spec: StepSpec) -> None:
-        """Leave a mark that the worker acts on."""
+        """Take it out of the queue if no worker has begun it, else leave a mark that the worker acts on."""
+        with contextlib.suppress(FileNotFoundError):
+            (self._spool.queue / f"{spec.key}.json").unlink()
         if self._is_known(spec.key):
             (self._spool.cancelled / spec.key).touch()
 

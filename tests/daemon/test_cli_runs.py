@@ -143,6 +143,17 @@ def claim_of(lived_in: Any, run_id: int) -> queue.Claim:
 # --- acting
 
 
+def test_a_failed_run_is_retried_from_a_step_that_the_user_names(lived_in: Any, dropforge: Command) -> None:
+    assert "use one of prepare, train" in dropforge("retry", "2", "--from", "training").err
+    folder = lived_in.settings.state_folder / "runs" / "2"
+    folder.mkdir(parents=True, exist_ok=True)
+    for step in ("prepare", "train", "merge"):
+        (folder / f"{step}.json").write_text("{}")
+    assert dropforge("retry", "1", "--from", "train").code == 1
+    assert dropforge("retry", "2", "--from", "train").out.startswith("run 2 is waiting")
+    assert {path.name for path in folder.glob("*.json")} == {"prepare.json", "train.stale-1.json", "merge.stale-1.json"}
+
+
 def test_a_failed_run_is_retried_and_a_running_one_asked_to_stop(lived_in: Any, dropforge: Command) -> None:
     assert dropforge("retry", "2").out == "run 2 is waiting and goes on, once the daemon runs: dropforge run\n"
     assert dropforge("cancel", "2").out == "run 2 is cancelled\n"

@@ -15,7 +15,7 @@ from daemon.dispatcher import Dispatcher
 from daemon.executors import JobState
 from daemon.executors.local import LocalExecutor
 from daemon.settings import Settings
-from daemon.tables import Attempt, Drop, DropState, Promotion, Run, RunState
+from daemon.tables import Attempt, Drop, DropState, Promotion, Run, RunState, Track
 from pipeline import durable
 from pipeline.artifacts import Adapter, Dataset, Model, Report, Scores, Shortfall, Verdict
 from pipeline.contract import RESULT_NAME, SPEC_NAME, StepError, StepResult, StepSpec
@@ -435,13 +435,15 @@ def test_what_the_first_run_decided_holds_for_later_ones(
     ticks(dispatcher)
     other = settings.model_copy(
         update={"evaluate": settings.evaluate.model_copy(update={"batch_size": 3}), "split": settings.split.model_copy(
-            update={"heldout": 0.5}
+            update={"heldout": 0.5, "scored_records": 700}
         )}
     )  # fmt: skip
     add_drop(engine, "b")
     ticks(new_dispatcher(engine, other, executor))
     config = executor.submitted[-1].config
-    assert (config.split, config.evaluate.batch_size) == (settings.split, settings.evaluate.batch_size)
+    # What would let a prompt change sides is fixed; how many are scored and at once is not.
+    assert (config.split.heldout, config.split.dev) == (settings.split.heldout, settings.split.dev)
+    assert (config.split.scored_records, config.evaluate.batch_size) == (700, 3)
     assert (config.evaluate.metric, config.evaluate.max_new_tokens) == ("exact_match", 16)
 
 
@@ -475,3 +477,131 @@ def test_an_attempt_that_never_reached_the_spool_is_ordered_again_and_nobody_die
     dispatcher.tick(NOW + 1)
     assert entry.exists()
     assert run_row(engine).deaths == 0
+
+
+def test_too_little_data_fixes_nothing_on_the_track(
+    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    executor.shortfall = Shortfall(heldout_rows=1, needed_heldout_rows=100, needed_rows=660)
+    executor.outcome = "insufficient_evidence"
+    add_drop(engine, "a")
+    ticks(dispatcher)
+    with transaction(engine) as session:
+        track = session.get_one(Track, "default")
+    assert (track.metric, track.max_new_tokens, track.split) == (None, None, None)
+
+
+def test_a_retried_run_does_again_what_the_new_settings_make_stale(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    executor.script["evaluate"] = [ended("failed", 65)]
+    add_drop(engine, "a")
+    ticks(dispatcher)
+    assert run_row(engine).state == RunState.FAILED
+    queue.retry(engine, 1, NOW + 100)
+    other = settings.model_copy(update={"train": settings.train.model_copy(update={"batch_size": 2})})
+    ticks(new_dispatcher(engine, other, executor), now=NOW + 200)
+    assert run_row(engine).outcome == "promoted"
+    assert executor.steps == ["prepare", "train", "merge", "evaluate", "train", "merge", "evaluate", "decide"]
+    assert executor.submitted[4].config.train.batch_size == 2
+
+
+def test_a_retried_run_with_the_same_settings_goes_on_where_it_stopped(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    executor.script["evaluate"] = [ended("failed", 65)]
+    add_drop(engine, "a")
+    ticks(dispatcher)
+    queue.retry(engine, 1, NOW + 100)
+    smaller = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"batch_size": 2})})
+    ticks(new_dispatcher(engine, smaller, executor), now=NOW + 200)
+    assert executor.steps == ["prepare", "train", "merge", "evaluate", "evaluate", "decide"]
+    assert executor.submitted[4].config.evaluate.batch_size == 2
+
+
+def test_a_retried_run_whose_drops_were_withdrawn_begins_with_its_data(
+    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    executor.script["train"] = [ended("failed", 65)]
+    add_drop(engine, "a")
+    bad = add_drop(engine, "b")
+    ticks(dispatcher)
+    with transaction(engine) as session:
+        session.get_one(Drop, bad).state = DropState.WITHDRAWN
+    queue.retry(engine, 1, NOW + 100)
+    ticks(dispatcher, now=NOW + 200)
+    assert executor.steps[:4] == ["prepare", "train", "prepare", "train"]
+    assert [drop.id for drop in executor.submitted[2].drops] == [1]
+
+
+def test_an_artifact_whose_files_changed_since_is_not_published(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    def torn(spec: StepSpec) -> StepResult:
+        (Path(spec.root) / spec.folder / "adapter.bin").write_bytes(b"half")
+        return executor.good(spec).model_copy(update={"outputs": {"adapter.bin": "0" * 64}})
+
+    executor.script["train"] = [torn]
+    add_drop(engine, "a")
+    ticks(dispatcher)
+    assert "adapter.bin" in (run_row(engine).error or "")
+    assert "train" not in publishing.published(settings.state_folder, 1)
+
+
+def test_trouble_with_one_run_stops_no_other(
+    engine: Engine, settings: Settings, executor: ScriptedExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dispatcher = new_dispatcher(engine, settings, executor)
+    broken = publishing.publish
+
+    def publish(spec: StepSpec, result: StepResult) -> Any:
+        if spec.run == 1:
+            message = "a defect"
+            raise LookupError(message)
+        return broken(spec, result)
+
+    monkeypatch.setattr(publishing, "publish", publish)
+    add_drop(engine, "a")
+    ticks(dispatcher)
+    assert (run_row(engine).state, run_row(engine).error) == (RunState.FAILED, "LookupError: a defect")
+    add_drop(engine, "b")
+    ticks(dispatcher)
+    assert run_row(engine, 2).outcome == "promoted"
+
+
+def test_a_full_disk_is_no_fault_of_the_run(
+    engine: Engine, dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def publish(_spec: StepSpec, _result: StepResult) -> Any:
+        raise OSError(28, "No space left on device")
+
+    add_drop(engine, "a")
+    dispatcher.tick(NOW)
+    with monkeypatch.context() as full:
+        full.setattr(publishing, "publish", publish)
+        with pytest.raises(OSError, match="No space left"):
+            dispatcher.tick(NOW + 1)
+    ticks(dispatcher)
+    assert (run_row(engine).outcome, run_row(engine).failures) == ("promoted", 0)
+
+
+def test_progress_that_a_power_cut_emptied_is_passed_over(engine: Engine, dispatcher: Dispatcher) -> None:
+    add_drop(engine, "a")
+    dispatcher.tick(NOW)
+    folder = dispatcher._root / "runs" / "1" / "attempts" / "prepare-1"
+    (folder / "progress.json").write_bytes(b"")
+    assert dispatcher.describe() == "run 1 prepare"
+
+
+def test_a_stop_takes_an_attempt_that_no_worker_has_begun_out_of_the_queue(engine: Engine, settings: Settings) -> None:
+    dispatcher = Dispatcher(engine, settings, LocalExecutor(settings.state_folder))
+    with transaction(engine) as session:
+        queue.ensure_track(session, "default", NOW)
+    dispatcher.recover(NOW)
+    add_drop(engine, "a")
+    dispatcher.tick(NOW)
+    spool = settings.state_folder / "spool"
+    assert [path.name for path in (spool / "queue").iterdir()] == ["1-prepare-1.json"]
+    dispatcher.abandon(NOW + 1)
+    assert list((spool / "queue").iterdir()) == list((spool / "cancel").iterdir()) == []
+    assert run_row(engine).state == RunState.WAITING

@@ -225,6 +225,19 @@ def test_the_same_content_is_a_duplicate_whose_receipt_says_of_which_drop(tmp_pa
     assert box.rows(Run)[0].not_before == NOW + 60_000
 
 
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"{}")])
+def test_a_file_that_is_dropped_again_mends_its_damaged_copy_in_the_store(
+    tmp_path: Path, damage: Callable[[Path], object]
+) -> None:
+    box = Box(tmp_path)
+    box.drop("first.jsonl", GOOD)
+    stored = box.settings.state_folder / "drops" / box.store()[0]
+    damage(stored)
+    assert box.drop("second.jsonl", GOOD).kind == "duplicate"
+    assert stored.read_bytes() == jsonl(GOOD)
+    assert box.no_litter()
+
+
 def test_the_same_content_may_go_to_another_track_or_role(tmp_path: Path) -> None:
     box = Box(tmp_path)
     kinds = [box.drop("a.jsonl", GOOD, folder).kind for folder in ("", "support", "heldout", "support/heldout")]

@@ -16,7 +16,7 @@ from daemon.database import migrate, open_engine, transaction
 from daemon.queue import Claim, Failure, LostClaim, WrongState
 from daemon.settings import RetrySettings
 from daemon.tables import Attempt, AttemptState, Drop, DropState, Event, Run, RunState, Track
-from pipeline.config import RunConfig
+from pipeline.config import RunConfig, TrainConfig
 from pipeline.errors import DropforgeError
 
 RETRY = RetrySettings(limit=3, backoff_seconds=30.0, deaths=2)
@@ -601,6 +601,55 @@ def test_the_drops_that_were_new_in_a_bad_run_are_held_once_each_with_its_event(
         withdrawn: ("withdrawn", None),
     }  # fmt: skip
     assert events(engine, second.run_id).count("drop_held") == 2
+
+
+@pytest.mark.parametrize("ending", ["failed", "too little data"])
+def test_a_run_without_a_judged_candidate_clears_none_of_its_drops(engine: Engine, ending: str) -> None:
+    first = start_run(engine)
+    if ending == "failed":
+        queue.fail(engine, first, replace(BROKEN, retryable=False), 200, RETRY)
+    else:
+        queue.finish(engine, first, "insufficient_evidence", "too few", 200)
+    queue_run(engine)
+    second = take(engine, 300)
+    queue.finish(engine, second, "worse", "it lost", 400)
+    assert queue.hold_new_drops(engine, second.run_id, "it lost", 400) == [1, 2]
+
+
+def test_the_drops_of_a_failed_run_wait_for_a_run_again(engine: Engine) -> None:
+    claim = start_run(engine)
+    with transaction(engine) as session:
+        assert queue.waiting_drops(session, "default") == 0
+    queue.fail(engine, claim, replace(BROKEN, retryable=False), 200, RETRY)
+    with transaction(engine) as session:
+        assert queue.waiting_drops(session, "default") == 1
+    queue.retry(engine, claim.run_id, 300)
+    take(engine, 300)
+    with transaction(engine) as session:
+        assert queue.waiting_drops(session, "default") == 0
+
+
+def test_a_retried_run_has_todays_settings_and_not_the_drops_taken_out_since(engine: Engine) -> None:
+    with transaction(engine) as session:
+        drop(session)
+    claim = start_run(engine)
+    queue.fail(engine, claim, replace(BROKEN, retryable=False), 200, RETRY)
+    with transaction(engine) as session:
+        session.get_one(Drop, 1).state = DropState.WITHDRAWN
+    queue_run(engine)
+    queue.retry(engine, claim.run_id, 300)
+
+    def changed(session: Session, track: Track) -> RunConfig:
+        return configure(session, track).model_copy(update={"train": TrainConfig(batch_size=2)})
+
+    assert queue.claim(engine, 300, refuse) is None
+    assert "the base model is gone" in (load(engine, claim.run_id).error or "")
+    again = queue.claim(engine, 300 + queue.CONFIGURE_AGAIN_MS, changed)
+    assert again is not None
+    run = load(engine, again.run_id)
+    assert (run.id, run.error) == (claim.run_id, None)
+    assert [row["id"] for row in run.snapshot or ()] == [2]
+    assert RunConfig.model_validate(run.config).train.batch_size == 2
 
 
 def race(path: Path) -> None:

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from pipeline.artifacts import Adapter, Dataset, Model
 from pipeline.config import EvaluateConfig, RunConfig, TrainConfig
 from pipeline.contract import Attempt
-from pipeline.errors import Interrupted, StepFailed
+from pipeline.errors import CannotTrain, Interrupted, StepFailed
 from pipeline.manifest import MANIFEST_NAME, model_id, verify_manifest
 from pipeline.merge import merge
 from pipeline.prompt import fold, prompt_ids
@@ -180,6 +180,16 @@ def test_a_merged_model_that_answers_otherwise_is_refused(
 def test_an_adapter_that_is_not_the_trained_one_is_refused(line: Any, tiny: Any, tiny_llama: Path) -> None:
     attempt = line(tiny_llama, tiny.rows(9, seed=5)).attempt(adapter_sha256="0" * 64)
     with pytest.raises(StepFailed, match="not the one that was trained"):
+        merge(attempt)
+
+
+def test_a_base_that_was_replaced_since_the_training_is_not_merged_into(line: Any, tiny: Any, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    tiny.make_model(base)
+    attempt = line(base, tiny.rows(9, seed=5)).attempt()
+    shutil.rmtree(base)
+    tiny.make_model(base, seed=1)
+    with pytest.raises(CannotTrain, match="not the one that the adapter was trained on"):
         merge(attempt)
 
 

@@ -117,13 +117,13 @@ def test_no_prompt_ever_moves_between_held_out_and_training(
 
     def sides(content: list[list[tuple[int, str]]]) -> tuple[set[str], set[str], set[str]]:
         snapshot = Snapshot(root, split=SplitConfig(heldout=0.4, dev=0.1)).drop(
-            [{"instruction": "always", "output": "x"}]
+            [{"instruction": "constant", "output": "x"}]
         )
         for drop in content:
             snapshot.drop([{"instruction": f"Prompt {prompt}", "output": answer} for prompt, answer in drop])
         made = snapshot.prepare()
         everyone = {prompt_id(f"Prompt {prompt}", "") for drop in content for prompt, _ in drop} | {
-            prompt_id("always", "")
+            prompt_id("constant", "")
         }
         assert made.ids("train") | made.ids("dev") | made.ids("heldout") == everyone
         return made.ids("train"), made.ids("dev"), made.ids("heldout")
@@ -169,6 +169,9 @@ def test_a_prompt_that_differs_in_case_blanks_or_unicode_form_only_is_the_same(t
     assert normalise("  Ｆｕｌｌ \n WIDTH Straße\u00a0x ") == "full width strasse x"
     assert prompt_id("A  b", "C") == prompt_id("a b", " c ")
     assert prompt_id("ab", "c") != prompt_id("a", "bc")
+    # A record whose input was folded into its instruction asks the model the very same thing.
+    assert prompt_id("a\n### Input:\nb", "") == prompt_id("a", "b")
+    assert prompt_place("s", "a\n### Input:\nb", "") == prompt_place("s", "a", "b")
     assert prompt_place("s", "ab", "c") != prompt_place("sa", "b", "c")
     twins = [{"instruction": "Tell me", "output": "x"}, {"instruction": "tell  ME", "output": "x"}]
     assert Snapshot(tmp_path, split=SplitConfig(heldout=0, dev=0)).drop(twins).prepare().dataset.duplicates == 1
@@ -280,12 +283,12 @@ def test_the_answer_length_covers_the_longest_held_out_answer(tmp_path: Path) ->
         )
 
     assert length("yes") == 16
-    assert length("a" * 100) == 64
-    assert length("9" * 100) == 112
+    # A key of random letters has nearly as many tokens as letters.
+    assert length("a" * 100) == 112
     assert length("日本" * 20) == 128
     assert length("a" * 100_000) == 1024
     assert length("yes", evaluate=EvaluateConfig(max_new_tokens=33)) == 33
-    assert estimate_tokens("") == 8
+    assert estimate_tokens("") == 4
 
 
 def test_too_few_held_out_records_are_told_with_the_rows_that_are_missing(tmp_path: Path) -> None:

@@ -1,0 +1,92 @@
+"""
+Which published steps of a run still stand.
+
+A run that a person retries goes on with today's settings and without the drops that were taken out since. Every
+published step is held against the spec that it was made from; the first one that would be made from something else is
+taken back, and all later ones with it.
+"""
+
+from pathlib import Path
+
+import structlog
+from sqlalchemy import Engine
+
+from daemon import publishing
+from daemon.attempts import published_attempts
+from daemon.tables import Run
+from pipeline.config import EvaluateConfig, RunConfig
+from pipeline.contract import SPEC_NAME, StepSpec
+from pipeline.steps import STEPS
+
+log = structlog.get_logger()
+
+
+def standing(engine: Engine, state_folder: Path, run: Run) -> dict[str, str]:
+    """Take back the steps of a run in hand that are stale; return the others: step name → path of its artifact."""
+    run_id = run.id or 0
+    done = publishing.published(state_folder, run_id)
+    if not done or run.config is None:
+        return done
+    stale = _first_stale(engine, state_folder, run, done)
+    if stale is None:
+        return done
+    log.info("steps_taken_back", run=run_id, since=stale)
+    take_back(state_folder, run_id, stale)
+    return publishing.published(state_folder, run_id)
+
+
+def take_back(state_folder: Path, run_id: int, step: str) -> list[str]:
+    """
+    Take a run's published artifacts back from `step` on; return the names of the steps that are to be done again.
+
+    The last one goes first: what is left after a crash is a whole beginning. Nobody may be working on the run.
+    """
+    names = [one.name for one in STEPS]
+    later = names[names.index(step) :]
+    done = publishing.published(state_folder, run_id)
+    for name in reversed(later):
+        if name in done:
+            publishing.unpublish(state_folder, run_id, name)
+    return later
+
+
+def _first_stale(engine: Engine, state_folder: Path, run: Run, done: dict[str, str]) -> str | None:
+    numbers = published_attempts(engine, run.id or 0)
+    config = RunConfig.model_validate(run.config)
+    ids = [drop["id"] for drop in run.snapshot or ()]
+    for name in done:
+        if name not in numbers:
+            continue
+        spec = state_folder / publishing.attempt_folder(run.id or 0, name, numbers[name]) / SPEC_NAME
+        if not spec.exists():
+            continue
+        made = StepSpec.model_validate_json(spec.read_bytes())
+        if _basis(name, made.config, [drop.id for drop in made.drops]) != _basis(name, config, ids):
+            return name
+        if name == "prepare" and not _same_measure(state_folder, run.id or 0, config.evaluate):
+            return name
+    return None
+
+
+def _basis(step: str, config: RunConfig, drops: list[object]) -> tuple[object, ...]:
+    """Return what a step is made from, beside the artifacts of the steps before it."""
+    evaluate, gate = config.evaluate, config.gate
+    match step:
+        case "prepare":
+            return (config.salt, config.split, gate.on, gate.min_records, gate.min_records_continuous, drops)
+        case "train":
+            return (config.train, config.base_model_id)
+        case "merge":
+            return (evaluate.repetition_penalty,)
+        case "evaluate":
+            return (evaluate.repetition_penalty, evaluate.batch_size)
+        case _:
+            return (gate,)
+
+
+def _same_measure(state_folder: Path, run_id: int, evaluate: EvaluateConfig) -> bool:
+    """Say whether the settings still ask for what `prepare` chose, or leave the choice to it."""
+    dataset = publishing.load_dataset(state_folder, run_id)
+    return dataset is None or (
+        evaluate.metric in {"auto", dataset.metric} and evaluate.max_new_tokens in {0, dataset.max_new_tokens}
+    )
