@@ -1,3 +1,4 @@
+import re
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -258,6 +259,90 @@ def test_the_database_itself_refuses_a_run_in_an_impossible_state(engine: Engine
     add_run_with_attempt(engine)
     with pytest.raises(IntegrityError, match=rule), engine.begin() as connection:
         connection.exec_driver_sql(statement)
+
+
+RUN = "INSERT INTO run (id, track, state, trigger, created_at, not_before, failures, deaths, cancel_requested) VALUES "
+ENDED = (
+    "INSERT INTO run (id, track, state, trigger, created_at, not_before, ended_at, failures, deaths, cancel_requested) "
+    "VALUES "
+)
+DROP = (
+    'INSERT INTO "drop" (track, role, state, name_bytes, name, sha256, size_bytes, rows, findings, warnings, '
+    "received_at) VALUES "
+)
+ATTEMPT = "INSERT INTO attempt (run_id, step, number, fence, state, started_at) VALUES "
+PROMOTION = "INSERT INTO promotion (track, run_id, state, generation, model_id, model_path, reason, created_at) VALUES "
+SLOT = "INSERT INTO slot (track, due_at, taken_at, outcome) VALUES "
+ONE_RUN = RUN + "(1, 'a', 'queued', 'drop', 1, 1, 0, 0, 0)"
+RULES = {
+    "one open run a track": (ONE_RUN, RUN + "(2, 'a', 'queued', 'drop', 2, 2, 0, 0, 0)", "run.track"),
+    "one accepted drop a track and content": (
+        DROP + "('a', 'train', 'accepted', x'61', 'a', 'h', 1, 1, 0, 0, 1)",
+        DROP + "('a', 'train', 'accepted', x'62', 'b', 'h', 1, 1, 0, 0, 2)",
+        "drop.track, drop.role, drop.sha256",
+    ),
+    "one slot a night": (
+        SLOT + "('a', 5, 6, 'queued')",
+        SLOT + "('a', 5, 7, 'no_new_data')",
+        "slot.track, slot.due_at",
+    ),
+    "one promotion a run": (
+        ENDED + "(1, 'a', 'succeeded', 'drop', 1, 1, 2, 0, 0, 0); " + PROMOTION + "('a', 1, 'done', 1, 'm', 'p', 'r', 1)",
+        PROMOTION + "('a', 1, 'done', 2, 'm', 'p', 'r', 1)",
+        "promotion.run_id",
+    ),
+    "one champion a generation": (
+        PROMOTION + "('a', NULL, 'done', 1, 'm', 'p', 'r', 1)",
+        PROMOTION + "('a', NULL, 'done', 1, 'n', 'q', 's', 1)",
+        "promotion.track, promotion.generation",
+    ),
+    "one open attempt a run": (
+        ONE_RUN + "; " + ATTEMPT + "(1, 'train', 1, 'f', 'submitted', 1)",
+        ATTEMPT + "(1, 'merge', 1, 'g', 'submitted', 1)",
+        "attempt.run_id",
+    ),
+    "one number an attempt": (
+        ONE_RUN + "; " + ATTEMPT + "(1, 'train', 1, 'f', 'lost', 1)",
+        ATTEMPT + "(1, 'train', 1, 'g', 'lost', 1)",
+        "attempt.run_id, attempt.step, attempt.number",
+    ),
+    "known states of a drop": ("", DROP + "('a', 'train', 'lost', x'61', 'a', 'h', 1, 1, 0, 0, 1)", "state_known"),
+    "known roles of a drop": ("", DROP + "('a', 'exam', 'accepted', x'61', 'a', 'h', 1, 1, 0, 0, 1)", "role_known"),
+    "known states of an attempt": (ONE_RUN, ATTEMPT + "(1, 'train', 1, 'f', 'asleep', 1)", "state_known"),
+    "known states of a promotion": ("", PROMOTION + "('a', NULL, 'maybe', 1, 'm', 'p', 'r', 1)", "state_known"),
+    "no end before the end": ("", ENDED + "(1, 'a', 'queued', 'drop', 1, 1, 9, 0, 0, 0)", "final_has_end"),
+    "no run without a token": ("", RUN + "(1, 'a', 'running', 'drop', 1, 1, 0, 0, 0)", "running_has_token"),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_database_itself_keeps_its_rules_against_plain_sql(path: Path, rule: str) -> None:
+    before, breach, named = RULES[rule]
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.executescript(before)
+    with pytest.raises(sqlite3.IntegrityError, match=re.escape(named)):
+        connection.execute(breach)
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        # The next run opens while one runs, and what was rejected or withdrawn may come again.
+        (RUN + "(1, 'a', 'waiting', 'drop', 1, 1, 0, 0, 0)", RUN + "(2, 'a', 'queued', 'drop', 2, 2, 0, 0, 0)"),
+        (ONE_RUN, RUN + "(2, 'b', 'queued', 'drop', 2, 2, 0, 0, 0)"),
+        (
+            DROP + "('a', 'train', 'rejected', x'61', 'a', 'h', 1, 1, 0, 0, 1)",
+            DROP + "('a', 'train', 'accepted', x'62', 'b', 'h', 1, 1, 0, 0, 2)",
+        ),
+        (SLOT + "('a', 5, 6, 'queued')", SLOT + "('b', 5, 6, 'queued')"),
+    ],
+)
+def test_the_rules_forbid_nothing_that_is_right(path: Path, first: str, second: str) -> None:
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute(first)
+    connection.execute(second)
+    connection.close()
 
 
 def test_every_commit_waits_for_the_disk_and_foreign_keys_are_on(engine: Engine) -> None:
