@@ -29,7 +29,10 @@ from daemon.database_file import (
     revision,
 )
 
-__all__ = ["DatabaseUnusable", "check", "journal_mode", "migrate", "open_engine", "open_reader", "transaction"]
+__all__ = [
+    "DatabaseUnusable", "check", "journal_mode", "known_revisions", "migrate", "newest_revision", "open_engine",
+    "open_reader", "transaction",
+]  # fmt: skip
 
 BUSY_SECONDS = 30.0
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -90,7 +93,7 @@ def migrate(path: Path) -> None:
 
 def newest_revision() -> str:
     """Return this program's schema: the highest number of a file in `migrations/versions`."""
-    return max(_known_revisions())
+    return max(known_revisions())
 
 
 def check(engine: Engine) -> None:
@@ -151,13 +154,13 @@ def _choose_journal(connection: Connection) -> None:
     driver.execute(f"PRAGMA journal_mode={wanted}")
 
 
-def _known_revisions() -> set[str]:
+def known_revisions() -> set[str]:
     """Return the numbers of the migrations; without Alembic, which takes longer to load than all else at a start."""
     return {path.name.partition("_")[0] for path in (MIGRATIONS / "versions").glob("[0-9]*.py")}
 
 
 def _refuse_newer(path: Path, old: str | None) -> None:
-    if old is not None and old not in _known_revisions():
+    if old is not None and old not in known_revisions():
         message = f"the database {path} was written by a newer dropforge (schema {old})"
         raise DatabaseUnusable(message, f"install that version again; or {how_to_restore(path)}")
 

@@ -19,10 +19,12 @@ from sqlalchemy import Engine
 from daemon import queue
 from daemon.clock import now_ms
 from daemon.database import check, migrate, open_engine, transaction
+from daemon.database_file import refuse_network
 from daemon.dispatcher import Dispatcher
 from daemon.executors.local import LocalExecutor, Spool
 from daemon.intake import Intake
 from daemon.processes import FileLock, kill_group, lock_holder
+from daemon.restore import refuse_half_restored
 from daemon.scheduler import Schedule
 from daemon.sd_notify import notify
 from daemon.settings import Settings
@@ -167,10 +169,12 @@ class Service:
         """
         Take the state folder's lock and open the database.
 
-        Raises `AlreadyRunning` if another daemon has the lock.
+        Raises `AlreadyRunning` if another daemon has the lock, `DatabaseUnusable` and `RestoreCutOff` if the state
+        folder must not be worked on as it is.
         """
         self._settings = settings
         root = settings.state_folder
+        refuse_network(root)
         for folder in (root, root / "drops", root / "runs", root / "models", root / "tracks"):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = FileLock(root / LOCK_NAME)
@@ -179,6 +183,7 @@ class Service:
             raise AlreadyRunning(
                 message, "see what it does: dropforge status; or give this one a state folder of its own"
             )
+        refuse_half_restored(root)
         migrate(root / DATABASE_NAME)
         self._engine = open_engine(root / DATABASE_NAME)
         check(self._engine)

@@ -287,7 +287,10 @@ RULES = {
         "slot.track, slot.due_at",
     ),
     "one promotion a run": (
-        ENDED + "(1, 'a', 'succeeded', 'drop', 1, 1, 2, 0, 0, 0); " + PROMOTION + "('a', 1, 'done', 1, 'm', 'p', 'r', 1)",
+        ENDED
+        + "(1, 'a', 'succeeded', 'drop', 1, 1, 2, 0, 0, 0); "
+        + PROMOTION
+        + "('a', 1, 'done', 1, 'm', 'p', 'r', 1)",
         PROMOTION + "('a', 1, 'done', 2, 'm', 'p', 'r', 1)",
         "promotion.run_id",
     ),
