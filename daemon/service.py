@@ -6,6 +6,7 @@ child process (or a unit of its own) and holds everything that is heavy.
 """
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -28,8 +29,10 @@ from daemon.restore import refuse_half_restored
 from daemon.scheduler import Schedule
 from daemon.sd_notify import notify
 from daemon.settings import Settings
+from daemon.signals import on_stop
 from daemon.state_folder import DATABASE_NAME, LOCK_NAME, WATCHER_NOTE
 from daemon.watcher import Watcher
+from daemon.worker import end_steps_now
 from pipeline import durable
 from pipeline.errors import DropforgeError
 
@@ -72,23 +75,17 @@ class WorkerProcess:
             with contextlib.suppress(OSError):
                 self._process.stdin.close()
 
-    def stop_now(self) -> None:
-        """Ask the worker to end its step without grace."""
-        if self._process is not None:
-            for _ in range(2):
-                kill_group(self._process.pid, signal.SIGTERM)
-                time.sleep(_TICK_SECONDS)
-
     @property
     def alive(self) -> bool:
         """Whether the process is there."""
         return self._process is not None and self._process.poll() is None
 
     def kill(self) -> None:
-        """End it in any case; its step notices through its own pipe."""
+        """End it in any case, and its step with it."""
         if self._process is not None:
             kill_group(self._process.pid, signal.SIGKILL)
             self._process.wait()
+            end_steps_now(self._settings.state_folder)
 
 
 class IntakeLoop:
@@ -188,7 +185,7 @@ class Service:
         self._engine = open_engine(root / DATABASE_NAME)
         check(self._engine)
         self.stop = threading.Event()
-        self.stop_now = threading.Event()
+        self.exit_code = 0
         self._wake = threading.Event()
         self._dispatcher = Dispatcher(self._engine, settings, LocalExecutor(root))
         self._intake = IntakeLoop(self._engine, settings, self._wake.set)
@@ -197,10 +194,18 @@ class Service:
         self._said = ""
         self._said_at = 0.0
 
-    def on_signal(self, number: int, _frame: object) -> None:
-        """Begin an orderly end; a second signal ends it without grace."""
+    def on_signal(self, number: int) -> None:
+        """
+        Begin an orderly end; a second signal ends it here and now, with 128 and the signal's number.
+
+        Worker and step are killed; all that is on disk is as safe as after a power cut, and the run waits uncounted.
+        """
         if self.stop.is_set():
-            self.stop_now.set()
+            log.warning("stopping_now", signal=signal.Signals(number).name)
+            # The main thread may come to its end before this one does.
+            self.exit_code = 128 + number
+            self._worker.kill()
+            os._exit(self.exit_code)
         log.info("stop_requested", signal=signal.Signals(number).name)
         self.stop.set()
         self._wake.set()
@@ -264,18 +269,18 @@ class Service:
         while self._worker.alive and time.monotonic() < end:
             self._dispatcher.tick(now_ms())
             notify("WATCHDOG=1")
-            if self.stop_now.is_set():
-                self._worker.stop_now()
-                self.stop_now.clear()
             self._wake.wait(_TICK_SECONDS)
             self._wake.clear()
         self._worker.kill()
 
 
 def run(settings: Settings) -> int:
-    """Run the daemon until SIGTERM or SIGINT; return the exit code. Raises `AlreadyRunning`."""
+    """
+    Run the daemon until SIGTERM or SIGINT; return the exit code: 0, or 128 and the number of a second signal.
+
+    Raises what `Service` does.
+    """
     service = Service(settings)
-    signal.signal(signal.SIGTERM, service.on_signal)
-    signal.signal(signal.SIGINT, service.on_signal)
+    on_stop(service.on_signal)
     service.run()
-    return 0
+    return service.exit_code
