@@ -170,7 +170,8 @@ def _keep_copy(path: Path, old: str) -> None:
     folder = path.parent / BACKUPS
     folder.mkdir(mode=0o700, exist_ok=True)
     target = folder / f"before-{newest_revision()}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}.db"
-    target.unlink(missing_ok=True)
+    for old_copy in (*folder.glob(".before-*.tmp"), target):
+        old_copy.unlink(missing_ok=True)
     copy_database(path, target)
     log.info("database_copied", before=newest_revision(), schema=old, copy=str(target))
     copies = sorted(folder.glob("before-*.db"), key=lambda one: one.stat().st_mtime_ns)
