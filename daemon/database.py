@@ -7,29 +7,38 @@ between threads.
 """
 
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
+import structlog
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.pool import NullPool
 from sqlmodel import Session
 
-from pipeline.errors import DropforgeError
+from daemon.database_file import (
+    APPLICATION_ID,
+    BACKUPS,
+    DatabaseUnusable,
+    copy_database,
+    how_to_restore,
+    journal_mode,
+    revision,
+)
+
+__all__ = [
+    "DatabaseUnusable", "check", "journal_mode", "known_revisions", "migrate", "newest_revision", "open_engine",
+    "open_reader", "transaction",
+]  # fmt: skip
 
 BUSY_SECONDS = 30.0
 MIGRATIONS = Path(__file__).parent / "migrations"
-_RESTORE = "stop the daemon and put a backup of the state folder in its place"
-
-
-class DatabaseUnusable(DropforgeError):
-    """The state database is missing, damaged or newer than this program."""
+#: Copies made before an upgrade that are kept, the newest ones.
+KEPT_COPIES = 3
+log = structlog.get_logger()
 
 
 def open_engine(path: Path) -> Engine:
@@ -38,7 +47,7 @@ def open_engine(path: Path) -> Engine:
 
     A commit that returned survives a power cut (synchronous EXTRA; in WAL mode the same as FULL).
     """
-    return _engine(partial(_connect, path, foreign_keys=True), "BEGIN IMMEDIATE")
+    return _engine(path, partial(_connect, path, foreign_keys=True), "BEGIN IMMEDIATE")
 
 
 def open_reader(path: Path) -> Engine:
@@ -46,7 +55,7 @@ def open_reader(path: Path) -> Engine:
     if not path.exists():
         message = f"there is no database {path}"
         raise DatabaseUnusable(message, "start the daemon once: dropforge run")
-    return _engine(partial(_connect_read_only, path), "BEGIN")
+    return _engine(path, partial(_connect_read_only, path), "BEGIN")
 
 
 @contextmanager
@@ -60,46 +69,60 @@ def migrate(path: Path) -> None:
     """
     Bring the database at `path` to this program's schema, all or nothing; create it and its folder if need be.
 
-    Foreign keys are off meanwhile, since a table that is rebuilt would take its children's rows with it, and are
-    checked before the commit. Call it while no other process has the database open: the journal mode is chosen here
-    too. Raises `DatabaseUnusable` if the database is newer than the program, or is none.
+    A verified copy of a database that is to be changed is put into `backups/` beside it first. Foreign keys are off
+    meanwhile, since a table that is rebuilt would take its children's rows with it, and are checked before the commit.
+    Call it while no other process has the database open: the journal mode is chosen here too. Raises
+    `DatabaseUnusable` if the database is newer than the program, or is none.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    engine = _engine(partial(_connect, path, foreign_keys=False), "BEGIN IMMEDIATE")
+    engine = _engine(path, partial(_connect, path, foreign_keys=False), "BEGIN IMMEDIATE")
     try:
         with engine.connect() as connection:
             _choose_journal(connection)
+            old = revision(path)
+            if old == newest_revision():
+                return
+            _refuse_newer(path, old)
+            if old is not None:
+                _keep_copy(path, old)
             with connection.begin():
                 _upgrade(connection, path)
     except DatabaseError as error:
-        raise _unusable(error) from error
+        raise _unusable(error, path) from error
+
+
+def newest_revision() -> str:
+    """Return this program's schema: the highest number of a file in `migrations/versions`."""
+    return max(known_revisions())
 
 
 def check(engine: Engine) -> None:
-    """Read the whole database for damage. Raises `DatabaseUnusable` if SQLite finds any."""
+    """
+    Read the whole database for damage, for rows that refer to missing ones, and for whose it is.
+
+    Raises `DatabaseUnusable`, whose hint says how to restore.
+    """
+    path = engine.get_execution_options()["path"]
     try:
         with engine.connect() as connection:
+            owner = connection.exec_driver_sql("PRAGMA application_id").scalar()
             found = connection.exec_driver_sql("PRAGMA quick_check").scalars().all()
+            orphans = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
     except DatabaseError as error:
-        raise _unusable(error) from error
+        raise _unusable(error, path) from error
     if found != ["ok"]:
         message = f"the state database is damaged: {found[0]}"
-        raise DatabaseUnusable(message, _RESTORE)
+        raise DatabaseUnusable(message, how_to_restore(path))
+    if orphans:
+        message = f"the state database is damaged: a row of {orphans[0][0]} refers to a missing one of {orphans[0][2]}"
+        raise DatabaseUnusable(message, how_to_restore(path))
+    if owner not in {0, APPLICATION_ID}:
+        message = f"the database {path} belongs to another program (application id {owner:#x})"
+        raise DatabaseUnusable(message, "give the daemon a state folder of its own: state in dropforge.toml")
 
 
-def journal_mode(version: tuple[int, int, int]) -> str:
-    """
-    Return the journal mode that is safe with a version of the SQLite library.
-
-    Before 3.51.3 (mended in 3.50.7 and 3.44.6 too) a WAL that is reset while another process reads may corrupt the
-    database (sqlite.org/wal.html#walresetbug).
-    """
-    mended = version >= (3, 51, 3) or (3, 50, 7) <= version < (3, 51) or (3, 44, 6) <= version < (3, 45)
-    return "wal" if mended else "delete"
-
-
-def _engine(creator: Callable[[], sqlite3.Connection], begin: str) -> Engine:
-    engine = create_engine("sqlite://", creator=creator, poolclass=NullPool)
+def _engine(path: Path, creator: Callable[[], sqlite3.Connection], begin: str) -> Engine:
+    engine = create_engine("sqlite://", creator=creator, poolclass=NullPool, execution_options={"path": path})
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
@@ -111,7 +134,8 @@ def _engine(creator: Callable[[], sqlite3.Connection], begin: str) -> Engine:
 def _connect(path: Path, *, foreign_keys: bool) -> sqlite3.Connection:
     # isolation_level=None: the driver begins no transaction by itself, the event above does.
     connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-    for pragma in (f"foreign_keys={'ON' if foreign_keys else 'OFF'}", "synchronous=EXTRA", "trusted_schema=OFF"):
+    foreign = f"foreign_keys={'ON' if foreign_keys else 'OFF'}"
+    for pragma in (foreign, "synchronous=EXTRA", "trusted_schema=OFF", "cell_size_check=ON"):
         connection.execute(f"PRAGMA {pragma}")
     return connection
 
@@ -130,23 +154,47 @@ def _choose_journal(connection: Connection) -> None:
     driver.execute(f"PRAGMA journal_mode={wanted}")
 
 
+def known_revisions() -> set[str]:
+    """Return the numbers of the migrations; without Alembic, which takes longer to load than all else at a start."""
+    return {path.name.partition("_")[0] for path in (MIGRATIONS / "versions").glob("[0-9]*.py")}
+
+
+def _refuse_newer(path: Path, old: str | None) -> None:
+    if old is not None and old not in known_revisions():
+        message = f"the database {path} was written by a newer dropforge (schema {old})"
+        raise DatabaseUnusable(message, f"install that version again; or {how_to_restore(path)}")
+
+
+def _keep_copy(path: Path, old: str) -> None:
+    """Put a verified copy aside before the schema changes, and drop the oldest of such copies."""
+    folder = path.parent / BACKUPS
+    folder.mkdir(mode=0o700, exist_ok=True)
+    target = folder / f"before-{newest_revision()}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}.db"
+    for old_copy in (*folder.glob(".before-*.tmp"), target):
+        old_copy.unlink(missing_ok=True)
+    copy_database(path, target)
+    log.info("database_copied", before=newest_revision(), schema=old, copy=str(target))
+    copies = sorted(folder.glob("before-*.db"), key=lambda one: one.stat().st_mtime_ns)
+    for one in copies[:-KEPT_COPIES]:
+        one.unlink()
+
+
 def _upgrade(connection: Connection, path: Path) -> None:
+    from alembic import command  # noqa: PLC0415 - slow to load, and most starts change no schema
+    from alembic.config import Config  # noqa: PLC0415
+
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
-    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    unknown = set(MigrationContext.configure(connection).get_current_heads()) - known
-    if unknown:
-        message = f"the database {path} was written by a newer dropforge (schema {', '.join(sorted(unknown))})"
-        raise DatabaseUnusable(message, "install that version again, or put back the backup made before it")
     command.upgrade(config, "head")
+    connection.exec_driver_sql(f"PRAGMA application_id={APPLICATION_ID}")
     broken = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
     if broken:
         message = f"the database {path} has rows that refer to missing ones: {broken[0]}"
-        raise DatabaseUnusable(message, _RESTORE)
+        raise DatabaseUnusable(message, how_to_restore(path))
 
 
-def _unusable(error: DatabaseError) -> DatabaseUnusable:
+def _unusable(error: DatabaseError, path: Path) -> DatabaseUnusable:
     locked_or_closed = isinstance(error, OperationalError)
-    hint = "see who else has it open, and whether this user may write there" if locked_or_closed else _RESTORE
-    return DatabaseUnusable(f"the state database cannot be used: {error.orig}", hint)
+    hint = "see who else has it open, and whether this user may write there" if locked_or_closed else ""
+    return DatabaseUnusable(f"the state database cannot be used: {error.orig}", hint or how_to_restore(path))

@@ -58,7 +58,7 @@ def restore(engine: Engine, drop_id: int, reason: str, now: int, settings: Setti
         if drop.track in settings.track_names and drop.role == "train":
             track = settings.track(drop.track)
             if track.trigger in {"drop", "both"}:
-                queue.enqueue(session, drop.track, "drop", now, now + round(track.run_after_quiet_seconds * 1000))
+                queue.enqueue_when_quiet(session, drop.track, track, now)
         return drop
 
 

@@ -160,8 +160,7 @@ class Intake:
         with transaction(self._engine) as session:
             queue.ensure_track(session, settled.track, source.now)
             if settled.role == "train" and track.trigger in {"drop", "both"}:
-                not_before = source.now + round(track.run_after_quiet_seconds * 1000)
-                run = queue.enqueue(session, settled.track, "drop", source.now, not_before).id
+                run = queue.enqueue_when_quiet(session, settled.track, track, source.now).id
             _record(session, drop, source, validation.warnings, run)
         return self._answer(source, drop, receipts.receipt(drop, run, None, validation.warnings), run)
 

@@ -19,7 +19,7 @@ from sqlmodel import Session, col, select
 from daemon.attempts import AttemptOpen, begin_attempt, end_attempt, open_attempt, write_off
 from daemon.claims import Claim, LostClaim, held_run, record_event
 from daemon.database import transaction
-from daemon.settings import RetrySettings
+from daemon.settings import RetrySettings, TrackSettings
 from daemon.snapshots import give_back, hold_new_drops, retake_snapshot, take_snapshot, waiting_drops
 from daemon.tables import Run, RunState, Track
 from pipeline.config import RunConfig
@@ -27,8 +27,8 @@ from pipeline.errors import DropforgeError
 
 __all__ = [
     "ALLOWED", "AttemptOpen", "Claim", "Failure", "LostClaim", "WrongState", "begin_attempt", "cancel", "cancelled",
-    "claim", "died", "end_attempt", "enqueue", "ensure_track", "fail", "finish", "fix_track", "heartbeat",
-    "hold_new_drops", "interrupt", "open_attempt", "record_event", "require_retriable", "rescue", "retry",
+    "claim", "died", "end_attempt", "enqueue", "enqueue_when_quiet", "ensure_track", "fail", "finish", "fix_track",
+    "heartbeat", "hold_new_drops", "interrupt", "open_attempt", "record_event", "require_retriable", "rescue", "retry",
     "waiting_drops",
 ]  # fmt: skip
 
@@ -100,6 +100,20 @@ def enqueue(session: Session, track: str, trigger: str, now: int, not_before: in
         session.add(run)
         session.flush()
     return run
+
+
+def enqueue_when_quiet(session: Session, name: str, track: TrackSettings, now: int) -> Run:
+    """
+    Open track `name`'s queued run for a new drop, or put it off until the track is quiet again.
+
+    Never further than `run_after_at_most_seconds` from when the run was opened: drops that keep coming cannot postpone
+    it for ever. Works in the caller's transaction.
+    """
+    opened = session.exec(select(Run).where(Run.track == name, Run.state == RunState.QUEUED)).first()
+    since = now if opened is None else opened.created_at
+    latest = since + round(track.run_after_at_most_seconds * 1000)
+    not_before = min(now + round(track.run_after_quiet_seconds * 1000), latest)
+    return enqueue(session, name, "drop", now, not_before)
 
 
 def claim(

@@ -3,6 +3,10 @@ Nightly runs: which slots of the schedule are due, and taking each of them once.
 
 APScheduler only says when to look. What is due follows from the last slot in the database, and a unique row takes it,
 so that neither a restart nor a second daemon runs one night twice, and a night slept through is made up for once.
+
+Nights count from when the track was first seen with this schedule (`Track.nightly`): a track that is switched to
+nightly at midday does not make up for last night. A clock that was set back is noticed, since each look notes its time:
+nights then count from the new time on; slots taken in what is the future now stay taken and hold up no other night.
 """
 
 from collections.abc import Callable
@@ -20,7 +24,7 @@ from daemon.cron import cron_trigger
 from daemon.database import transaction
 from daemon.queue import enqueue, ensure_track, record_event, waiting_drops
 from daemon.settings import Settings, TrackSettings
-from daemon.tables import Slot
+from daemon.tables import Slot, Track
 
 #: Looked back over one after the other, so that a long gap costs no step for each of its fire times.
 _WINDOWS = tuple(timedelta(hours=hours) for hours in (1, 24, 8 * 24, 32 * 24, 370 * 24))
@@ -63,9 +67,14 @@ def take_due_slots(engine: Engine, settings: Settings, now: int) -> list[Slot]:
     with transaction(engine) as session:
         for name in settings.track_names:
             track = settings.track(name)
+            row = ensure_track(session, name, now)
             if track.trigger in {"nightly", "both"}:
-                slot = _take(session, name, track, now)
+                slot = _take(session, row, track, now)
                 taken += [slot] if slot is not None else []
+            elif row.nightly is not None:
+                # Should it be switched on again, nights count from then.
+                row.nightly = None
+                session.add(row)
     return taken
 
 
@@ -90,7 +99,7 @@ class Schedule:
         if nightly:
             # Clocks are set and laptops sleep: the thread above waits by a clock that knows of neither.
             self._scheduler.add_job(self.look, IntervalTrigger(minutes=_LOOK_MINUTES))
-            self.look()
+        self.look()
         self._scheduler.start()
 
     def stop(self) -> None:
@@ -112,20 +121,39 @@ class Schedule:
             self._on_taken()
 
 
-def _take(session: Session, name: str, track: TrackSettings, now: int) -> Slot | None:
-    created = ensure_track(session, name, now).created_at
-    last: int | None = session.exec(select(func.max(Slot.due_at)).where(Slot.track == name)).one()
-    due = last_due(track.schedule, track.timezone, _time(created if last is None else last), _time(now))
+def _take(session: Session, row: Track, track: TrackSettings, now: int) -> Slot | None:
+    since = _since(row, track, now)
+    row.nightly = {"schedule": _words(track), "since": since, "looked_at": now}
+    session.add(row)
+    ours = select(func.max(Slot.due_at)).where(Slot.track == row.name, Slot.due_at <= now)
+    last: int | None = session.exec(ours).one()
+    due = last_due(track.schedule, track.timezone, _time(max(since, last or since)), _time(now))
     if due is None:
         return None
-    slot = Slot(track=name, due_at=_ms(due), taken_at=now, outcome="no_new_data")
-    if waiting_drops(session, name):
-        slot.run_id = enqueue(session, name, "nightly", now, now).id
+    slot = Slot(track=row.name, due_at=_ms(due), taken_at=now, outcome="no_new_data")
+    if waiting_drops(session, row.name):
+        slot.run_id = enqueue(session, row.name, "nightly", now, now).id
         slot.outcome = "queued"
     session.add(slot)
     session.flush()
-    record_event(session, "slot_taken", now, track=name, run_id=slot.run_id, outcome=slot.outcome, due_at=slot.due_at)
+    record_event(
+        session, "slot_taken", now, track=row.name, run_id=slot.run_id, outcome=slot.outcome, due_at=slot.due_at
+    )
     return slot
+
+
+def _since(row: Track, track: TrackSettings, now: int) -> int:
+    """Return the time from which the track's nights count."""
+    seen = row.nightly or {}
+    since, looked_at = seen.get("since"), seen.get("looked_at")
+    if not isinstance(since, int) or not isinstance(looked_at, int):
+        return now
+    other_schedule = seen.get("schedule") not in {None, _words(track)}
+    return now if other_schedule or now < looked_at else since
+
+
+def _words(track: TrackSettings) -> str:
+    return f"{track.schedule} {track.timezone}"
 
 
 def _next(trigger: CronTrigger, after: datetime) -> datetime | None:

@@ -6,6 +6,7 @@ child process (or a unit of its own) and holds everything that is heavy.
 """
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -19,15 +20,19 @@ from sqlalchemy import Engine
 from daemon import queue
 from daemon.clock import now_ms
 from daemon.database import check, migrate, open_engine, transaction
+from daemon.database_file import refuse_network
 from daemon.dispatcher import Dispatcher
 from daemon.executors.local import LocalExecutor, Spool
 from daemon.intake import Intake
 from daemon.processes import FileLock, kill_group, lock_holder
+from daemon.restore import refuse_half_restored
 from daemon.scheduler import Schedule
 from daemon.sd_notify import notify
 from daemon.settings import Settings
+from daemon.signals import on_stop
 from daemon.state_folder import DATABASE_NAME, LOCK_NAME, WATCHER_NOTE
 from daemon.watcher import Watcher
+from daemon.worker import end_steps_now
 from pipeline import durable
 from pipeline.errors import DropforgeError
 
@@ -70,23 +75,17 @@ class WorkerProcess:
             with contextlib.suppress(OSError):
                 self._process.stdin.close()
 
-    def stop_now(self) -> None:
-        """Ask the worker to end its step without grace."""
-        if self._process is not None:
-            for _ in range(2):
-                kill_group(self._process.pid, signal.SIGTERM)
-                time.sleep(_TICK_SECONDS)
-
     @property
     def alive(self) -> bool:
         """Whether the process is there."""
         return self._process is not None and self._process.poll() is None
 
     def kill(self) -> None:
-        """End it in any case; its step notices through its own pipe."""
+        """End it in any case, and its step with it."""
         if self._process is not None:
             kill_group(self._process.pid, signal.SIGKILL)
             self._process.wait()
+            end_steps_now(self._settings.state_folder)
 
 
 class IntakeLoop:
@@ -167,10 +166,12 @@ class Service:
         """
         Take the state folder's lock and open the database.
 
-        Raises `AlreadyRunning` if another daemon has the lock.
+        Raises `AlreadyRunning` if another daemon has the lock, `DatabaseUnusable` and `RestoreCutOff` if the state
+        folder must not be worked on as it is.
         """
         self._settings = settings
         root = settings.state_folder
+        refuse_network(root)
         for folder in (root, root / "drops", root / "runs", root / "models", root / "tracks"):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = FileLock(root / LOCK_NAME)
@@ -179,11 +180,12 @@ class Service:
             raise AlreadyRunning(
                 message, "see what it does: dropforge status; or give this one a state folder of its own"
             )
+        refuse_half_restored(root)
         migrate(root / DATABASE_NAME)
         self._engine = open_engine(root / DATABASE_NAME)
         check(self._engine)
         self.stop = threading.Event()
-        self.stop_now = threading.Event()
+        self.exit_code = 0
         self._wake = threading.Event()
         self._dispatcher = Dispatcher(self._engine, settings, LocalExecutor(root))
         self._intake = IntakeLoop(self._engine, settings, self._wake.set)
@@ -192,10 +194,18 @@ class Service:
         self._said = ""
         self._said_at = 0.0
 
-    def on_signal(self, number: int, _frame: object) -> None:
-        """Begin an orderly end; a second signal ends it without grace."""
+    def on_signal(self, number: int) -> None:
+        """
+        Begin an orderly end; a second signal ends it here and now, with 128 and the signal's number.
+
+        Worker and step are killed; all that is on disk is as safe as after a power cut, and the run waits uncounted.
+        """
         if self.stop.is_set():
-            self.stop_now.set()
+            log.warning("stopping_now", signal=signal.Signals(number).name)
+            # The main thread may come to its end before this one does.
+            self.exit_code = 128 + number
+            self._worker.kill()
+            os._exit(self.exit_code)
         log.info("stop_requested", signal=signal.Signals(number).name)
         self.stop.set()
         self._wake.set()
@@ -267,18 +277,18 @@ class Service:
         while self._worker.alive and time.monotonic() < end:
             self._dispatcher.tick(now_ms())
             notify("WATCHDOG=1")
-            if self.stop_now.is_set():
-                self._worker.stop_now()
-                self.stop_now.clear()
             self._wake.wait(_TICK_SECONDS)
             self._wake.clear()
         self._worker.kill()
 
 
 def run(settings: Settings) -> int:
-    """Run the daemon until SIGTERM or SIGINT; return the exit code. Raises `AlreadyRunning`."""
+    """
+    Run the daemon until SIGTERM or SIGINT; return the exit code: 0, or 128 and the number of a second signal.
+
+    Raises what `Service` does.
+    """
     service = Service(settings)
-    signal.signal(signal.SIGTERM, service.on_signal)
-    signal.signal(signal.SIGINT, service.on_signal)
+    on_stop(service.on_signal)
     service.run()
-    return 0
+    return service.exit_code

@@ -75,6 +75,8 @@ class TrackSettings(Frozen):
     """IANA time zone of the schedule, as Europe/Berlin."""
     run_after_quiet_seconds: float = Field(default=60.0, ge=0)
     """Seconds without a new drop after which a track's run begins, so that twenty drops make one run."""
+    run_after_at_most_seconds: float = Field(default=3600.0, ge=0)
+    """Seconds after a run was queued that further drops may put it off, however steadily they come."""
     on_worse: Literal["hold", "keep"] = "hold"
     """The drops that were new in a candidate that lost badly: hold them back from later runs, or keep them."""
     split: SplitConfig = SplitConfig()

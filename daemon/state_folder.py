@@ -5,3 +5,5 @@ DATABASE_NAME = "dropforge.db"
 LOCK_NAME = "daemon.lock"
 #: What the inbox holds that was not taken, as the daemon last saw it; a hint for `dropforge status`.
 WATCHER_NOTE = "watcher.json"
+#: There while a restore is under way; no daemon starts beside it.
+RESTORING = "restoring.json"

@@ -90,6 +90,8 @@ class Track(SQLModel, table=True):
     metric: str | None = None
     max_new_tokens: int | None = None
     eval_batch_size: int | None = None
+    #: Since when and by which schedule the track runs nightly, and when that was last looked at; see `scheduler`.
+    nightly: dict[str, object] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     base_path: str | None = None
     base_model_id: str | None = None
     #: The champion: its row here is the truth, the link follows it. Generation 0 is the base model.
@@ -105,10 +107,14 @@ class Drop(SQLModel, table=True):
         _one_of("state", DropState),
         CheckConstraint("role IN ('train', 'heldout')", name="role_known"),
         Index("one_accepted_drop", "track", "role", "sha256", unique=True, sqlite_where=text("state = 'accepted'")),
+        # Counting by state for `status`, finding a file that was taken already, and what waits for a run.
+        Index("drop_states", "track", "state"),
+        Index("drop_names", "track", "role", "name_bytes"),
+        Index("drop_waiting", "track", "role", "state", sqlite_where=text("first_run IS NULL")),
     )
 
     id: int | None = Field(default=None, primary_key=True)
-    track: str = Field(index=True)
+    track: str
     role: str
     state: str
     #: The file's name as bytes: names need not be UTF-8.
@@ -122,12 +128,12 @@ class Drop(SQLModel, table=True):
     #: Bad rows that were set aside (`on_bad_rows = "quarantine"`); they are in no file that is trained on.
     quarantined: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     #: The drop whose content this one repeats.
-    duplicate_of: int | None = Field(default=None, foreign_key="drop.id")
+    duplicate_of: int | None = Field(default=None, foreign_key="drop.id", index=True)
     #: Why it is rejected, withdrawn or held; in words.
     reason: str | None = None
     received_at: int
     #: The first run whose snapshot holds it; `None` while it waits for a run.
-    first_run: int | None = Field(default=None, foreign_key="run.id")
+    first_run: int | None = Field(default=None, foreign_key="run.id", index=True)
 
 
 class Run(SQLModel, table=True):
@@ -145,7 +151,7 @@ class Run(SQLModel, table=True):
 
     id: int | None = Field(default=None, primary_key=True)
     track: str = Field(index=True)
-    state: str = RunState.QUEUED
+    state: str = Field(default=RunState.QUEUED, index=True)
     trigger: str
     created_at: int
     #: Not claimed before: the end of the track's quiet time, or of a back-off.

@@ -19,6 +19,7 @@ import structlog
 
 from daemon.executors.local import Spool
 from daemon.processes import FileLock, identify, is_alive, kill_group, wait_until_dead
+from daemon.signals import on_stop
 from pipeline import durable
 from pipeline.contract import LIFELINE, LOG_NAME, RESULT_NAME, SPEC_NAME, StepError, StepResult, StepSpec
 from pipeline.errors import EXIT_INTERRUPTED
@@ -30,6 +31,7 @@ ALLOWED_ENVIRONMENT = (
     "OPENBLAS*", "BNB_*",
 )  # fmt: skip
 _POLL_SECONDS = 0.2
+_KILL_SECONDS = 10.0
 log = structlog.get_logger()
 
 
@@ -41,7 +43,8 @@ class Worker:
         self._spool = Spool(state_folder)
         self._lock = FileLock(self._spool.worker_lock)
         self.stop = threading.Event()
-        self.stop_now = threading.Event()
+        self.exit_code = 0
+        self.owns_spool = False
 
     def serve(self) -> None:
         """Run steps until `stop` is set; wait first until no other worker, and no step of one, is left."""
@@ -52,6 +55,7 @@ class Worker:
                 waited = True
             if self.stop.wait(_POLL_SECONDS):
                 return
+        self.owns_spool = True
         try:
             self._clear_leftovers()
             log.info("worker_started", pid=os.getpid())
@@ -109,10 +113,11 @@ class Worker:
         finally:
             os.close(keep)
         if not (place / RESULT_NAME).exists():
-            durable.write_json(place / RESULT_NAME, _result_of_dead(spec, process.returncode, stopped).model_dump())
+            result = _result_of_dead(spec, process.returncode, stopped=stopped)
+            durable.write_json(place / RESULT_NAME, result.model_dump())
         log.info("step_ended", key=key, exit_code=process.returncode)
         (self._spool.cancelled / key).unlink(missing_ok=True)
-        entry.unlink()
+        entry.unlink(missing_ok=True)
 
     def _start(self, spec: StepSpec, place: Path, lifeline: int) -> subprocess.Popen[bytes]:
         environment = {**_allowed(os.environ), **spec.env, LIFELINE: str(lifeline)}
@@ -138,11 +143,11 @@ class Worker:
         return False
 
     def _end(self, process: subprocess.Popen[bytes], spec: StepSpec) -> None:
-        """SIGTERM, grace, SIGKILL; at once when the worker was told a second time."""
+        """SIGTERM, grace, SIGKILL."""
         log.info("step_stopping", key=spec.key, grace_seconds=spec.grace_seconds)
         process.send_signal(signal.SIGTERM)
         left = spec.grace_seconds
-        while process.poll() is None and left > 0 and not self.stop_now.is_set():
+        while process.poll() is None and left > 0:
             try:
                 process.wait(_POLL_SECONDS)
             except subprocess.TimeoutExpired:
@@ -151,21 +156,46 @@ class Worker:
         process.wait()
 
 
+def end_steps_now(state_folder: Path) -> None:
+    """
+    Kill the steps that a worker has in hand, with all that they started, and leave the result that they cannot.
+
+    For the end without grace. The caller is the worker, or has ended it. The steps count as interrupted: that somebody
+    was in a hurry is no fault of the run's.
+    """
+    spool = Spool(state_folder)
+    for entry in sorted(spool.running.glob("[!.]*.json")):
+        key = entry.name.removesuffix(".json")
+        process = spool.process_of(key)
+        if process is not None and is_alive(process):
+            kill_group(process.pid, signal.SIGKILL)
+            wait_until_dead(process, _KILL_SECONDS)
+        place = state_folder / durable.read_json(entry)["folder"]
+        if (place / SPEC_NAME).exists() and not (place / RESULT_NAME).exists():
+            spec = StepSpec.model_validate_json((place / SPEC_NAME).read_bytes())
+            durable.write_json(place / RESULT_NAME, _result_of_dead(spec, 0, stopped=True).model_dump())
+        entry.unlink(missing_ok=True)
+
+
 def serve(state_folder: Path, *, with_lifeline: bool) -> int:
     """
     Run a worker until SIGTERM, SIGINT or, `with_lifeline`, until standard input closes; return the exit code.
 
-    Standard input is the daemon's end of a pipe: it closes with the daemon, however that ended.
+    Standard input is the daemon's end of a pipe: it closes with the daemon, however that ended. A second signal kills
+    the step and ends the process at once, with 128 and the signal's number.
     """
     worker = Worker(state_folder)
 
-    def handler(_number: int, _frame: object) -> None:
+    def act(number: int) -> None:
         if worker.stop.is_set():
-            worker.stop_now.set()
+            # The main thread may come to its end before this one does.
+            worker.exit_code = 128 + number
+            if worker.owns_spool:
+                end_steps_now(state_folder)
+            os._exit(worker.exit_code)
         worker.stop.set()
 
-    signal.signal(signal.SIGTERM, handler)
-    signal.signal(signal.SIGINT, handler)
+    on_stop(act)
     if with_lifeline:
 
         def wait() -> None:
@@ -175,7 +205,7 @@ def serve(state_folder: Path, *, with_lifeline: bool) -> int:
 
         threading.Thread(target=wait, name="lifeline", daemon=True).start()
     worker.serve()
-    return 0
+    return worker.exit_code
 
 
 def _allowed(environment: Mapping[str, str]) -> dict[str, str]:
@@ -186,7 +216,7 @@ def _allowed(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def _result_of_dead(spec: StepSpec, returncode: int, stopped: bool) -> StepResult:  # noqa: FBT001 - one private caller
+def _result_of_dead(spec: StepSpec, returncode: int, *, stopped: bool) -> StepResult:
     """Word the end of a step that could not write its result itself."""
     if stopped or returncode == EXIT_INTERRUPTED:
         words = StepError(message=f"step {spec.step} was stopped before it could leave a result")

@@ -1,21 +1,42 @@
+import os
+import random
+import re
 import shutil
+import signal
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import CheckConstraint, Engine, inspect
+from sqlalchemy import CheckConstraint, Engine, event, inspect
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.schema import CreateIndex
 from sqlmodel import SQLModel, select
 
-from daemon import database
-from daemon.database import DatabaseUnusable, check, journal_mode, migrate, open_engine, open_reader, transaction
-from daemon.tables import Attempt, Drop, Event, Run
+from daemon import database, database_file
+from daemon.database import (
+    KEPT_COPIES,
+    DatabaseUnusable,
+    check,
+    journal_mode,
+    known_revisions,
+    migrate,
+    newest_revision,
+    open_engine,
+    open_reader,
+    transaction,
+)
+from daemon.database_file import BACKUPS, file_system, refuse_network
+from daemon.tables import Attempt, Drop, Event, Promotion, Run, Slot, Track
 
+#: One of so many statements is cut in the usual run of the tests, from a random one on; all with CHAOS=whole.
+SAMPLE = 5
+RELEASED = sorted((Path(__file__).parent / "released").glob("*.sql"))
 THIRD = """
 import sqlalchemy as sa
 from alembic import op
@@ -103,34 +124,139 @@ def test_a_further_migration_is_applied_to_a_database_with_rows(
         assert connection.exec_driver_sql("SELECT run_id FROM attempt").scalars().all() == [1]
 
 
-def test_a_database_of_the_first_schema_keeps_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "state.db"
-    first = tmp_path / "steps"
-    shutil.copytree(database.MIGRATIONS, first)
-    (first / "versions" / "0002_quarantine.py").unlink()
-    with monkeypatch.context() as older:
-        older.setattr(database, "MIGRATIONS", first)
-        migrate(path)
-    connection = sqlite3.connect(path)
-    connection.execute(
-        "INSERT INTO run (track, state, trigger, created_at, not_before, failures, deaths, cancel_requested, config) "
-        "VALUES ('default', 'waiting', 'drop', 1, 1, 2, 1, 0, '{\"a\": 1}')"
-    )
-    connection.execute(
-        "INSERT INTO attempt (run_id, step, number, fence, state, started_at) VALUES (1, 'train', 1, 'f', 'lost', 1)"
-    )
-    connection.execute(
-        'INSERT INTO "drop" (track, role, state, name_bytes, name, sha256, size_bytes, rows, findings, warnings, '
-        "received_at, first_run) VALUES ('default', 'train', 'accepted', x'ff', 'a', 'h', 1, 1, 0, 0, 1, 1)"
-    )
-    connection.commit()
+def load_released(dump: Path, place: Path) -> Path:
+    """Make the database of a released version, with rows in every table."""
+    connection = sqlite3.connect(place)
+    connection.executescript(dump.read_text(encoding="utf-8"))
     connection.close()
+    return place
+
+
+def rows_of(path: Path) -> dict[str, list[dict[str, object]]]:
+    """Return every row of every table but Alembic's, by column."""
+    connection = sqlite3.connect(path)
+    connection.row_factory = sqlite3.Row
+    tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    found = {
+        name: [dict(row) for row in connection.execute(f'SELECT * FROM "{name}" ORDER BY 1')]
+        for name in tables
+        if name != "alembic_version"
+    }
+    connection.close()
+    return found
+
+
+def test_every_schema_before_the_newest_has_a_dump_with_rows_in_every_table(tmp_path: Path) -> None:
+    assert {dump.stem for dump in RELEASED} == known_revisions() - {newest_revision()}
+    for dump in RELEASED:
+        assert all(rows_of(load_released(dump, tmp_path / dump.stem)).values())
+
+
+@pytest.mark.parametrize("dump", RELEASED, ids=lambda dump: dump.stem)
+def test_a_database_of_a_released_version_is_brought_here_with_all_its_rows(tmp_path: Path, dump: Path) -> None:
+    path = load_released(dump, tmp_path / "state.db")
+    before = rows_of(path)
     migrate(path)
-    assert revision(path) == "0002"
+    after = rows_of(path)
+    assert revision(path) == newest_revision()
+    for table, rows in before.items():
+        kept = [{name: new[name] for name in old} for old, new in zip(rows, after[table], strict=True)]
+        assert kept == rows
+    migrate(tmp_path / "fresh.db")
+    assert schema(path) == schema(tmp_path / "fresh.db")
+    check(open_engine(path))
     with transaction(open_engine(path)) as session:
-        run, attempt, drop = session.get_one(Run, 1), session.get_one(Attempt, 1), session.get_one(Drop, 1)
-    assert (run.state, run.failures, run.config, attempt.run_id) == ("waiting", 2, {"a": 1}, 1)
-    assert (drop.first_run, drop.name_bytes, drop.quarantined) == (1, b"\xff", 0)
+        for model in (Attempt, Drop, Event, Promotion, Run, Slot, Track):
+            assert session.exec(select(model)).all(), "the program reads them"
+
+
+def test_nights_of_a_released_version_count_from_its_last_slot(tmp_path: Path) -> None:
+    path = load_released(RELEASED[0], tmp_path / "state.db")
+    migrate(path)
+    with transaction(open_engine(path)) as session:
+        seen = {track.name: track.nightly for track in session.exec(select(Track))}
+    assert seen["nächtlich"] == {"schedule": None, "since": 1764090000000, "looked_at": 1764090000100}
+    assert seen["default"] is None
+
+
+@pytest.mark.parametrize("dump", RELEASED, ids=lambda dump: dump.stem)
+def test_a_verified_copy_is_made_before_an_upgrade_and_the_last_three_are_kept(tmp_path: Path, dump: Path) -> None:
+    path = tmp_path / "state.db"
+    for number in range(KEPT_COPIES + 2):
+        path.unlink(missing_ok=True)
+        load_released(dump, path)
+        before = rows_of(path)
+        migrate(path)
+        # As if they had been made at other times.
+        for copy in (tmp_path / BACKUPS).glob("before-*Z.db"):
+            os.utime(copy, (number, number))
+            copy.rename(copy.with_name(f"before-{number}.db"))
+    copies = sorted((tmp_path / BACKUPS).iterdir())
+    assert [copy.name for copy in copies] == ["before-2.db", "before-3.db", "before-4.db"]
+    assert rows_of(copies[-1]) == before
+    assert database_file.revision(copies[-1]) == dump.stem
+    migrate(path)
+    assert len(list((tmp_path / BACKUPS).iterdir())) == KEPT_COPIES, "a start that changes no schema copies nothing"
+
+
+def test_a_damaged_database_is_not_upgraded(tmp_path: Path) -> None:
+    path = load_released(RELEASED[0], tmp_path / "state.db")
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("DELETE FROM run WHERE id = 1")
+    connection.close()
+    before = path.read_bytes()
+    with pytest.raises(DatabaseUnusable, match="refers to a missing one of run") as refused:
+        migrate(path)
+    assert "dropforge restore" in refused.value.hint
+    assert path.read_bytes() == before
+
+
+def test_a_migration_that_is_killed_anywhere_leaves_the_old_schema_or_the_new_one(tmp_path: Path) -> None:
+    whole = os.environ.get("CHAOS") == "whole"
+    first, step = (1, 1) if whole else (random.randint(1, SAMPLE), SAMPLE)
+    print(f"killed before statements {first}, {first + step}, …; before each of them with CHAOS=whole")
+    done = subprocess.run(
+        [sys.executable, __file__, str(RELEASED[0]), str(tmp_path), str(first), str(step)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[-1]) > 10 / step
+
+
+def cut_migration(dump: Path, scratch: Path, point: int, step: int) -> int:
+    """Migrate again and again, killed before statement `point`, then `step` later, …; return how often."""
+    migrate(scratch / "fresh.db")
+    wanted, cuts = schema(scratch / "fresh.db"), 0
+    while True:
+        (scratch / str(point)).mkdir()
+        path = load_released(dump, scratch / str(point) / "state.db")
+        old, rows = schema(path), rows_of(path)
+        child = os.fork()
+        if child == 0:
+            seen = 0
+
+            def count(*_: object) -> None:
+                nonlocal seen
+                seen += 1
+                if seen == point:  # noqa: B023 - called before the next turn
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            event.listen(Engine, "before_cursor_execute", count)
+            migrate(path)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        after_kill = schema(path)
+        assert after_kill in (old, wanted), "nothing in between"
+        if after_kill == old:
+            assert rows_of(path) == rows
+        if not os.WIFSIGNALED(status):
+            assert os.waitstatus_to_exitcode(status) == 0
+            assert after_kill == wanted
+            return cuts
+        migrate(path)
+        assert schema(path) == wanted
+        assert [row["id"] for row in rows_of(path)["run"]] == [row["id"] for row in rows["run"]]
+        cuts, point = cuts + 1, point + step
 
 
 def test_a_migration_that_fails_in_the_middle_leaves_the_database_as_it_was(
@@ -211,6 +337,56 @@ def test_rows_that_break_a_rule_are_found_at_the_start(engine: Engine) -> None:
         check(engine)
 
 
+def test_rows_that_refer_to_missing_ones_are_found_at_the_start_with_the_way_to_restore(
+    path: Path, engine: Engine
+) -> None:
+    add_run_with_attempt(engine)
+    (path.parent / BACKUPS / "dropforge-1").mkdir(parents=True)
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("DELETE FROM run")
+    connection.close()
+    with pytest.raises(DatabaseUnusable, match="a row of attempt refers to a missing one of run") as damaged:
+        check(engine)
+    assert damaged.value.hint.endswith(f"dropforge restore {path.parent / BACKUPS / 'dropforge-1'}")
+
+
+def test_a_database_of_another_program_is_not_worked_on(path: Path, engine: Engine) -> None:
+    check(engine)
+    connection = sqlite3.connect(path, isolation_level=None)
+    assert connection.execute("PRAGMA application_id").fetchone() == (database_file.APPLICATION_ID,)
+    connection.execute("PRAGMA application_id=42")
+    connection.close()
+    with pytest.raises(DatabaseUnusable, match="another program"):
+        check(engine)
+
+
+MOUNTS = """\
+21 1 999:1 / / rw,relatime - ext4 /dev/sda1 rw
+22 21 999:2 / {share} rw,relatime shared:7 - {kind} server:/export rw
+23 22 999:3 / {share}/local\\040disk rw - xfs /dev/sdb1 rw
+"""
+
+
+@pytest.mark.parametrize("kind", ["nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs", "ceph"])
+def test_a_state_folder_on_a_network_file_system_is_refused(tmp_path: Path, kind: str) -> None:
+    share = tmp_path / "share"
+    (share / "local disk").mkdir(parents=True)
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(MOUNTS.format(share=share, kind=kind))
+    with pytest.raises(DatabaseUnusable, match=re.escape(f"network file system ({kind})")) as refused:
+        refuse_network(share / "not yet" / "there", mounts)
+    assert "local disk" in refused.value.hint
+    refuse_network(share / "local disk", mounts)
+    refuse_network(tmp_path, mounts)
+
+
+def test_the_file_system_of_a_folder_is_the_one_that_the_system_names(tmp_path: Path) -> None:
+    named = subprocess.run(["stat", "-f", "-c", "%T", tmp_path], capture_output=True, text=True, check=True)
+    # `stat` says ext2/ext3 for ext4, and overlayfs for overlay.
+    assert file_system(tmp_path)[:3] == named.stdout[:3]
+    assert file_system(Path("/proc/self")) == "proc"
+
+
 def test_a_transaction_holds_the_write_lock_from_its_first_read(path: Path, engine: Engine) -> None:
     other = sqlite3.connect(path, timeout=0, isolation_level=None)
     with transaction(engine) as session:
@@ -258,6 +434,93 @@ def test_the_database_itself_refuses_a_run_in_an_impossible_state(engine: Engine
     add_run_with_attempt(engine)
     with pytest.raises(IntegrityError, match=rule), engine.begin() as connection:
         connection.exec_driver_sql(statement)
+
+
+RUN = "INSERT INTO run (id, track, state, trigger, created_at, not_before, failures, deaths, cancel_requested) VALUES "
+ENDED = (
+    "INSERT INTO run (id, track, state, trigger, created_at, not_before, ended_at, failures, deaths, cancel_requested) "
+    "VALUES "
+)
+DROP = (
+    'INSERT INTO "drop" (track, role, state, name_bytes, name, sha256, size_bytes, rows, findings, warnings, '
+    "received_at) VALUES "
+)
+ATTEMPT = "INSERT INTO attempt (run_id, step, number, fence, state, started_at) VALUES "
+PROMOTION = "INSERT INTO promotion (track, run_id, state, generation, model_id, model_path, reason, created_at) VALUES "
+SLOT = "INSERT INTO slot (track, due_at, taken_at, outcome) VALUES "
+ONE_RUN = RUN + "(1, 'a', 'queued', 'drop', 1, 1, 0, 0, 0)"
+RULES = {
+    "one open run a track": (ONE_RUN, RUN + "(2, 'a', 'queued', 'drop', 2, 2, 0, 0, 0)", "run.track"),
+    "one accepted drop a track and content": (
+        DROP + "('a', 'train', 'accepted', x'61', 'a', 'h', 1, 1, 0, 0, 1)",
+        DROP + "('a', 'train', 'accepted', x'62', 'b', 'h', 1, 1, 0, 0, 2)",
+        "drop.track, drop.role, drop.sha256",
+    ),
+    "one slot a night": (
+        SLOT + "('a', 5, 6, 'queued')",
+        SLOT + "('a', 5, 7, 'no_new_data')",
+        "slot.track, slot.due_at",
+    ),
+    "one promotion a run": (
+        ENDED
+        + "(1, 'a', 'succeeded', 'drop', 1, 1, 2, 0, 0, 0); "
+        + PROMOTION
+        + "('a', 1, 'done', 1, 'm', 'p', 'r', 1)",
+        PROMOTION + "('a', 1, 'done', 2, 'm', 'p', 'r', 1)",
+        "promotion.run_id",
+    ),
+    "one champion a generation": (
+        PROMOTION + "('a', NULL, 'done', 1, 'm', 'p', 'r', 1)",
+        PROMOTION + "('a', NULL, 'done', 1, 'n', 'q', 's', 1)",
+        "promotion.track, promotion.generation",
+    ),
+    "one open attempt a run": (
+        ONE_RUN + "; " + ATTEMPT + "(1, 'train', 1, 'f', 'submitted', 1)",
+        ATTEMPT + "(1, 'merge', 1, 'g', 'submitted', 1)",
+        "attempt.run_id",
+    ),
+    "one number an attempt": (
+        ONE_RUN + "; " + ATTEMPT + "(1, 'train', 1, 'f', 'lost', 1)",
+        ATTEMPT + "(1, 'train', 1, 'g', 'lost', 1)",
+        "attempt.run_id, attempt.step, attempt.number",
+    ),
+    "known states of a drop": ("", DROP + "('a', 'train', 'lost', x'61', 'a', 'h', 1, 1, 0, 0, 1)", "state_known"),
+    "known roles of a drop": ("", DROP + "('a', 'exam', 'accepted', x'61', 'a', 'h', 1, 1, 0, 0, 1)", "role_known"),
+    "known states of an attempt": (ONE_RUN, ATTEMPT + "(1, 'train', 1, 'f', 'asleep', 1)", "state_known"),
+    "known states of a promotion": ("", PROMOTION + "('a', NULL, 'maybe', 1, 'm', 'p', 'r', 1)", "state_known"),
+    "no end before the end": ("", ENDED + "(1, 'a', 'queued', 'drop', 1, 1, 9, 0, 0, 0)", "final_has_end"),
+    "no run without a token": ("", RUN + "(1, 'a', 'running', 'drop', 1, 1, 0, 0, 0)", "running_has_token"),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_database_itself_keeps_its_rules_against_plain_sql(path: Path, rule: str) -> None:
+    before, breach, named = RULES[rule]
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.executescript(before)
+    with pytest.raises(sqlite3.IntegrityError, match=re.escape(named)):
+        connection.execute(breach)
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        # The next run opens while one runs, and what was rejected or withdrawn may come again.
+        (RUN + "(1, 'a', 'waiting', 'drop', 1, 1, 0, 0, 0)", RUN + "(2, 'a', 'queued', 'drop', 2, 2, 0, 0, 0)"),
+        (ONE_RUN, RUN + "(2, 'b', 'queued', 'drop', 2, 2, 0, 0, 0)"),
+        (
+            DROP + "('a', 'train', 'rejected', x'61', 'a', 'h', 1, 1, 0, 0, 1)",
+            DROP + "('a', 'train', 'accepted', x'62', 'b', 'h', 1, 1, 0, 0, 2)",
+        ),
+        (SLOT + "('a', 5, 6, 'queued')", SLOT + "('b', 5, 6, 'queued')"),
+    ],
+)
+def test_the_rules_forbid_nothing_that_is_right(path: Path, first: str, second: str) -> None:
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute(first)
+    connection.execute(second)
+    connection.close()
 
 
 def test_every_commit_waits_for_the_disk_and_foreign_keys_are_on(engine: Engine) -> None:
@@ -319,3 +582,7 @@ def test_the_journal_mode_is_set_when_the_database_is_migrated(
     migrate(path)
     with open_engine(path).connect() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == mode
+
+
+if __name__ == "__main__":
+    print(cut_migration(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])))

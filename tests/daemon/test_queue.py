@@ -14,7 +14,7 @@ from sqlmodel import Session, select
 from daemon import queue
 from daemon.database import migrate, open_engine, transaction
 from daemon.queue import Claim, Failure, LostClaim, WrongState
-from daemon.settings import RetrySettings
+from daemon.settings import RetrySettings, TrackSettings
 from daemon.tables import Attempt, AttemptState, Drop, DropState, Event, Run, RunState, Track
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.errors import DropforgeError
@@ -91,6 +91,16 @@ def test_drops_of_one_track_share_its_one_queued_run_and_put_it_off(engine: Engi
     assert queue_run(engine, now=3_000, not_before=3_000) == first
     assert load(engine, first).not_before == 62_000
     assert events(engine, first) == ["run_queued"]
+
+
+def test_drops_that_keep_coming_do_not_put_a_run_off_for_ever(engine: Engine) -> None:
+    track = TrackSettings(run_after_quiet_seconds=60, run_after_at_most_seconds=300)
+    due = []
+    for now in range(0, 600_000, 30_000):
+        with transaction(engine) as session:
+            due.append(queue.enqueue_when_quiet(session, "default", track, now).not_before)
+    assert due[:3] == [60_000, 90_000, 120_000]
+    assert max(due) == due[-1] == 300_000
 
 
 def test_each_track_has_its_own_queued_run_and_its_own_salt(engine: Engine) -> None:

@@ -8,20 +8,24 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
+import hypothesis
 import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import strategies as st
 from sqlalchemy import Engine
 from sqlmodel import select
 
 from daemon import scheduler
 from daemon.cron import cron_trigger
 from daemon.database import migrate, open_engine, transaction
-from daemon.queue import enqueue, ensure_track
+from daemon.queue import enqueue
 from daemon.scheduler import Schedule, last_due, take_due_slots
 from daemon.settings import Settings
 from daemon.tables import Drop, DropState, Event, Run, Slot
 
 BERLIN = "Europe/Berlin"
 NIGHTLY = Settings(trigger="nightly", schedule="0 2 * * *", timezone="UTC")
+FIRST_LOOK = 1_777_636_800_000  # 2026-05-01 12:00 UTC
 HOUR = timedelta(hours=1)
 
 
@@ -31,6 +35,10 @@ def utc(text: str) -> datetime:
 
 def berlin(text: str, fold: int = 0) -> datetime:
     return datetime.fromisoformat(text).replace(tzinfo=ZoneInfo(BERLIN), fold=fold).astimezone(UTC)
+
+
+def from_ms(value: int) -> datetime:
+    return datetime.fromtimestamp(value / 1000, UTC)
 
 
 def ms(text: str) -> int:
@@ -46,8 +54,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def engine(path: Path) -> Iterator[Engine]:
     engine = open_engine(path)
-    with transaction(engine) as session:
-        ensure_track(session, "default", ms("2026-05-01 12:00"))
+    assert take_due_slots(engine, NIGHTLY, FIRST_LOOK) == []
     yield engine
     engine.dispose()
 
@@ -227,7 +234,86 @@ def test_no_night_before_the_track_was_there_is_missed(engine: Engine) -> None:
 def test_a_clock_that_was_set_back_takes_no_night_again(engine: Engine) -> None:
     take_due_slots(engine, NIGHTLY, ms("2026-05-03 03:00"))
     assert take_due_slots(engine, NIGHTLY, ms("2026-05-02 03:00")) == []
+    assert take_due_slots(engine, NIGHTLY, ms("2026-05-03 02:30")) == []
     assert len(slots(engine)) == 1
+
+
+def test_a_clock_that_was_years_ahead_holds_up_no_night_after_it_is_right_again(engine: Engine) -> None:
+    assert len(take_due_slots(engine, NIGHTLY, ms("2031-01-01 03:00"))) == 1
+    assert take_due_slots(engine, NIGHTLY, ms("2026-05-01 13:00")) == []
+    (slot,) = take_due_slots(engine, NIGHTLY, ms("2026-05-02 02:00"))
+    assert slot.due_at == ms("2026-05-02 02:00")
+
+
+def test_a_track_that_is_switched_to_nightly_at_midday_leaves_last_night_alone(engine: Engine) -> None:
+    by_drop = NIGHTLY.model_copy(update={"trigger": "drop"})
+    take_due_slots(engine, by_drop, ms("2026-05-02 01:00"))
+    drop(engine)
+    assert take_due_slots(engine, NIGHTLY, ms("2026-05-05 12:00")) == []
+    assert len(take_due_slots(engine, NIGHTLY, ms("2026-05-06 02:00"))) == 1
+
+
+def test_another_schedule_counts_from_when_it_was_first_seen(engine: Engine) -> None:
+    earlier = NIGHTLY.model_copy(update={"schedule": "0 11 * * *"})
+    assert take_due_slots(engine, earlier, ms("2026-05-02 12:00")) == []
+    assert len(take_due_slots(engine, earlier, ms("2026-05-03 11:00"))) == 1
+
+
+ZONES = {
+    # Clocks go from 02:00 to 03:00 and back in Berlin and New York, from 02:00 to 02:30 and back on Lord Howe.
+    BERLIN: ("2026-03-28 12:00", "2026-10-24 12:00"),
+    "America/New_York": ("2026-03-07 12:00", "2026-10-31 12:00"),
+    "Australia/Lord_Howe": ("2026-10-03 12:00", "2026-04-04 12:00"),
+}
+
+
+@pytest.mark.parametrize("schedule", ["15 2 * * *", "30 2 * * *", "45 1 * * *"])
+@pytest.mark.parametrize(("zone", "start"), [(zone, start) for zone, both in ZONES.items() for start in both])
+def test_each_of_three_nights_around_a_change_of_the_clocks_is_run_once(
+    engine: Engine, zone: str, start: str, schedule: str
+) -> None:
+    settings = NIGHTLY.model_copy(update={"schedule": schedule, "timezone": zone})
+    midday = datetime.fromisoformat(start).replace(tzinfo=ZoneInfo(zone)).astimezone(UTC)
+    for minutes in range(0, 72 * 60, 15):
+        look = midday + timedelta(minutes=minutes)
+        if minutes == 0 or look.astimezone(ZoneInfo(zone)).hour < 5:
+            take_due_slots(engine, settings, round(look.timestamp() * 1000))
+    days = [datetime.fromtimestamp(due / 1000, ZoneInfo(zone)).date() for _, due, _, _ in slots(engine)]
+    assert days == [midday.astimezone(ZoneInfo(zone)).date() + timedelta(days=number) for number in (1, 2, 3)]
+
+
+MINUTE_MS = 60_000
+#: What a daemon lives through: how far its clock goes on, whether it starts anew, and where the clock is set to then.
+TURNS = st.lists(
+    st.tuples(st.integers(1, 2000), st.booleans(), st.sampled_from([0, 0, 0, 0, -2000, -90, -5, 5, 90, 2000])),
+    min_size=1, max_size=40,
+)  # fmt: skip
+
+
+@given(turns=TURNS, zone=st.sampled_from(["UTC", *ZONES]))
+@hypothesis.settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_the_clock_does_a_night_is_run_at_most_once_and_none_that_passes_is_left_out(
+    tmp_path_factory: pytest.TempPathFactory, turns: list[tuple[int, bool, int]], zone: str
+) -> None:
+    path = tmp_path_factory.mktemp("schedule") / "state.db"
+    migrate(path)
+    settings = NIGHTLY.model_copy(update={"schedule": "30 2 * * *", "timezone": zone})
+    engine, now = open_engine(path), FIRST_LOOK
+    take_due_slots(engine, settings, now)
+    for minutes, restart, jump in turns:
+        if restart:
+            engine.dispose()
+            engine = open_engine(path)
+        if jump:
+            now += jump * MINUTE_MS
+            take_due_slots(engine, settings, now)
+        before, now = now, now + minutes * MINUTE_MS
+        take_due_slots(engine, settings, now)
+        passed = last_due(settings.schedule, zone, from_ms(before), from_ms(now))
+        taken = [due for _, due, _, _ in slots(engine)]
+        assert passed is None or round(passed.timestamp() * 1000) in taken, "the latest night that passed is taken"
+        assert len(set(taken)) == len(taken)
+    engine.dispose()
 
 
 def test_tracks_have_schedules_of_their_own_and_some_have_none(engine: Engine) -> None:
@@ -237,9 +323,7 @@ def test_tracks_have_schedules_of_their_own_and_some_have_none(engine: Engine) -
             "zone": {"trigger": "nightly", "timezone": BERLIN},
         }
     )
-    with transaction(engine) as session:
-        for name in ("both", "zone"):
-            ensure_track(session, name, ms("2026-05-01 12:00"))
+    take_due_slots(engine, settings, FIRST_LOOK)
     take_due_slots(engine, settings, ms("2026-05-02 06:00"))
     assert [(track, due) for track, due, _, _ in slots(engine)] == [
         ("both", ms("2026-05-02 04:00")),

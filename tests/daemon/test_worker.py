@@ -41,6 +41,12 @@ UNTIL_TERM = (
 )
 DEAF = PRELUDE + "signal.signal(signal.SIGTERM, signal.SIG_IGN); say('up'); threading.Event().wait()"
 UNTIL_ALONE = PRELUDE + "say('up'); os.read(lifeline, 1); result('interrupted', 75)"
+#: It ignores SIGTERM, and so does what it has started.
+DEAF_WITH_CHILD = (
+    PRELUDE + "import subprocess; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    "child = subprocess.Popen([sys.executable, '-c', 'import threading; threading.Event().wait()'])\n"
+    "say(str(child.pid)); threading.Event().wait()"
+)
 KILLED = PRELUDE + "os.kill(os.getpid(), signal.SIGKILL)"
 
 
@@ -71,7 +77,6 @@ def worker(tmp_path: Path) -> Iterator[Worker]:
     thread.start()
     yield worker
     worker.stop.set()
-    worker.stop_now.set()
     thread.join()
 
 
@@ -143,7 +148,10 @@ def test_a_deaf_step_is_killed_after_its_grace(tmp_path: Path) -> None:
 
 
 def start_worker(root: Path) -> subprocess.Popen[bytes]:
-    code = "import sys, pathlib; from daemon.worker import serve; serve(pathlib.Path(sys.argv[1]), with_lifeline=True)"
+    code = (
+        "import sys, pathlib; from daemon.worker import serve; "
+        "sys.exit(serve(pathlib.Path(sys.argv[1]), with_lifeline=True))"
+    )
     return subprocess.Popen([sys.executable, "-c", code, str(root)], stdin=subprocess.PIPE)
 
 
@@ -191,6 +199,26 @@ def test_a_worker_ends_with_its_daemon_and_its_step_before_it(tmp_path: Path) ->
     assert worker.returncode == 0, "leaving the block closed its standard input, as a dead daemon does"
     assert not is_alive(step)
     assert result_of(spec).status == "interrupted"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_worker_and_step_now_and_leaves_nothing_running(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, DEAF_WITH_CHILD, grace=600)
+    executor.submit(spec)
+    with start_worker(tmp_path) as worker:
+        step = running_step(tmp_path, spec)
+        child = identify(int((tmp_path / spec.folder / "said").read_text()))
+        assert child is not None
+        worker.send_signal(number)
+        assert not wait_until_dead(step, 0.5), "the first signal leaves it its grace"
+        worker.send_signal(number)
+        assert worker.wait() == 128 + number
+    assert not is_alive(step)
+    assert wait_until_dead(child, 30)
+    assert (result_of(spec).status, result_of(spec).exit_code) == ("interrupted", 75)
+    assert executor.poll(spec) is JobState.ENDED
 
 
 def test_a_second_worker_waits_for_the_first(tmp_path: Path) -> None:

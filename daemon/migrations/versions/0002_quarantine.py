@@ -1,4 +1,4 @@
-"""Runs that are quarantined, and the rows of a drop that were set aside."""
+"""Runs that are quarantined, the rows of a drop that were set aside, nightly tracks, and indexes for long histories."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -13,14 +13,36 @@ _COLUMNS = (
 
 
 def upgrade() -> None:
-    """Build `run` anew, since SQLite cannot change a CHECK, and give `drop` a column."""
+    """Build `run` anew, since SQLite cannot change a CHECK; give `drop` and `track` a column, and add indexes."""
     _create_runs("run_new")
     op.execute(f"INSERT INTO run_new ({_COLUMNS}) SELECT {_COLUMNS} FROM run")  # noqa: S608 - our own constant
     op.drop_table("run")
     op.rename_table("run_new", "run")
     op.create_index("ix_run_track", "run", ["track"])
     op.create_index("one_open_run", "run", ["track"], unique=True, sqlite_where=sa.text("state = 'queued'"))
+    op.create_index("ix_run_state", "run", ["state"])
     op.add_column("drop", sa.Column("quarantined", sa.Integer(), nullable=False, server_default="0"))
+    op.add_column("track", sa.Column("nightly", sa.JSON(), nullable=True))
+    op.execute(_NIGHTLY)
+    _index_drops()
+
+
+#: A track that took slots goes on from its last one.
+_NIGHTLY = """
+UPDATE track SET nightly = (
+  SELECT json_object('schedule', NULL, 'since', max(due_at), 'looked_at', max(taken_at))
+  FROM slot WHERE slot.track = track.name
+) WHERE EXISTS (SELECT 1 FROM slot WHERE slot.track = track.name)
+"""
+
+
+def _index_drops() -> None:
+    op.drop_index("ix_drop_track", "drop")
+    op.create_index("drop_states", "drop", ["track", "state"])
+    op.create_index("drop_names", "drop", ["track", "role", "name_bytes"])
+    op.create_index("drop_waiting", "drop", ["track", "role", "state"], sqlite_where=sa.text("first_run IS NULL"))
+    op.create_index("ix_drop_duplicate_of", "drop", ["duplicate_of"])
+    op.create_index("ix_drop_first_run", "drop", ["first_run"])
 
 
 def _create_runs(name: str) -> None:

@@ -1,0 +1,159 @@
+"""
+The state database as a file: where it may lie, whether it is whole, and a copy of it while others write.
+
+Plain `sqlite3`: it must work on a database that the rest of the program refuses.
+"""
+
+import os
+import sqlite3
+import uuid
+from contextlib import closing
+from pathlib import Path
+
+from pipeline import durable
+from pipeline.errors import DropforgeError
+
+#: "DrFg": tells our database from those of other programs.
+APPLICATION_ID = 0x44724667
+BACKUPS = "backups"
+_BUSY_SECONDS = 30.0
+_COPY_PAGES = 2048
+_MOUNTS = Path("/proc/self/mountinfo")
+#: File systems of other hosts: no shared memory between them, and locks that are promises at best.
+_NETWORK = frozenset({
+    "9p", "afs", "beegfs", "ceph", "cifs", "coda", "fuse.glusterfs", "fuse.s3fs", "fuse.sshfs", "gfs2", "glusterfs",
+    "lustre", "ncpfs", "nfs", "nfs4", "ocfs2", "orangefs", "pvfs2", "smb3", "smbfs",
+})  # fmt: skip
+
+
+class DatabaseUnusable(DropforgeError):
+    """The state database is missing, damaged, newer than this program, or lies where it is not safe."""
+
+
+def journal_mode(version: tuple[int, int, int]) -> str:
+    """
+    Return the journal mode that is safe with a version of the SQLite library.
+
+    Before 3.51.3 (mended in 3.50.7 and 3.44.6 too) a WAL that is reset while another process reads may corrupt the
+    database (sqlite.org/wal.html#walresetbug).
+    """
+    mended = version >= (3, 51, 3) or (3, 50, 7) <= version < (3, 51) or (3, 44, 6) <= version < (3, 45)
+    return "wal" if mended else "delete"
+
+
+def file_system(path: Path, mounts: Path = _MOUNTS) -> str:
+    """Return the type of the file system that `path`, or the nearest folder above that exists, lies on."""
+    place = path.absolute()
+    while not place.exists():
+        place = place.parent
+    device = place.stat().st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    best, found = -1, "unknown"
+    for line in mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+        before, _, after = line.partition(" - ")
+        fields = before.split(" ")
+        point = fields[4].encode("utf-8", "surrogateescape").decode("unicode_escape")
+        inside = place.resolve().is_relative_to(point)
+        # btrfs and overlays give files a device number that no mount has: the longest mount point decides then.
+        rank = len(point) + (1 << 16 if fields[2] == number else 0)
+        if inside and rank >= best:
+            best, found = rank, after.split(" ", 1)[0]
+    return found
+
+
+def is_network(kind: str) -> bool:
+    """Say whether a file system's type, as `file_system` returns it, is one that other hosts share."""
+    return kind in _NETWORK
+
+
+def refuse_network(folder: Path, mounts: Path = _MOUNTS) -> None:
+    """Raise `DatabaseUnusable` if the state folder lies on a network file system."""
+    kind = file_system(folder, mounts)
+    if is_network(kind):
+        message = f"the state folder {folder} lies on a network file system ({kind}), where SQLite can lose data"
+        raise DatabaseUnusable(message, 'put it on a local disk: state = "/a/local/folder" in dropforge.toml')
+
+
+def how_to_restore(path: Path) -> str:
+    """Return what to do about the damaged database at `path`, with the newest backup that is known."""
+    backups = path.parent / BACKUPS
+    found = sorted(backups.glob("[!.]*"), key=lambda one: one.stat().st_mtime) if backups.is_dir() else []
+    kept = [one for one in found if not one.name.startswith("replaced-")]
+    newest = str(kept[-1]) if kept else "BACKUP"
+    return f"stop the daemon, then put a backup in its place: dropforge restore {newest}"
+
+
+def verify(path: Path) -> dict[str, int]:
+    """
+    Read the whole database file, and return how many rows each table has.
+
+    Raises `DatabaseUnusable` if SQLite finds damage, a row that refers to a missing one, or another program's data.
+    """
+    try:
+        with closing(_open(path)) as connection:
+            found = [row[0] for row in connection.execute("PRAGMA integrity_check")]
+            orphans = connection.execute("PRAGMA foreign_key_check").fetchall()
+            (owner,) = connection.execute("PRAGMA application_id").fetchone()
+            tables = [row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+            counts = {
+                name: int(connection.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0])  # noqa: S608 - its own word
+                for name in sorted(tables)
+            }
+    except sqlite3.DatabaseError as error:
+        message = f"{path} cannot be read as a database: {error}"
+        raise DatabaseUnusable(message, how_to_restore(path)) from error
+    if found != ["ok"] or orphans:
+        what = found[0] if found != ["ok"] else f"a row of {orphans[0][0]} refers to a missing one of {orphans[0][2]}"
+        message = f"the database {path} is damaged: {what}"
+        raise DatabaseUnusable(message, how_to_restore(path))
+    if owner not in {0, APPLICATION_ID}:
+        message = f"the database {path} belongs to another program (application id {owner:#x})"
+        raise DatabaseUnusable(message, "name a file that dropforge made")
+    return counts
+
+
+def revision(path: Path) -> str | None:
+    """Return the schema that the database file has; `None` if it has none or there is no such file."""
+    if not path.exists():
+        return None
+    try:
+        with closing(_open(path)) as connection:
+            row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+    except sqlite3.DatabaseError:
+        return None
+    return None if row is None else str(row[0])
+
+
+def copy_database(source: Path, target: Path) -> dict[str, int]:
+    """
+    Copy a database into the new file `target` while others go on writing; return its rows by table.
+
+    What was committed before the call is in the copy. It is written aside, made durable, verified, and then renamed.
+    Raises `DatabaseUnusable` if source or copy is damaged, `OSError` if it cannot be written; nothing is left behind.
+    """
+    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        # Not read-only: what a crash left half-written must be rolled back before it can be read.
+        with closing(_open(source, "rw")) as old, closing(sqlite3.connect(aside)) as new:
+            aside.chmod(0o600)
+            old.backup(new, pages=_COPY_PAGES, sleep=0.01)
+            # One file that stands alone, whatever mode the original is in.
+            new.execute("PRAGMA journal_mode=DELETE")
+        counts = verify(aside)
+        durable.fsync_file(aside)
+        aside.rename(target)
+    except sqlite3.DatabaseError as error:
+        message = f"the database {source} cannot be copied: {error}"
+        raise DatabaseUnusable(message, how_to_restore(source)) from error
+    finally:
+        aside.unlink(missing_ok=True)
+    durable.fsync_folder(target.parent)
+    return counts
+
+
+def _open(path: Path, mode: str = "ro") -> sqlite3.Connection:
+    uri = f"{path.absolute().as_uri()}?mode={mode}"
+    connection = sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None)
+    for pragma in ("cell_size_check=ON", "trusted_schema=OFF"):
+        connection.execute(f"PRAGMA {pragma}")
+    return connection

@@ -1,0 +1,42 @@
+"""Ending the real daemon in a hurry: a second signal, while its step hears nothing."""
+
+import os
+import signal
+from typing import Any
+
+import pytest
+
+from daemon.executors.local import Spool
+from daemon.tables import Attempt
+from pipeline import durable
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.timeout(120)
+def test_a_second_signal_ends_the_daemon_now_and_the_run_goes_on_uncounted(
+    workspace: Any, number: signal.Signals
+) -> None:
+    workspace.start()
+    durable.write_bytes(
+        workspace.inbox / "drop.jsonl", b"".join(b'{"instruction": "say %d", "output": "x"}\n' % n for n in range(20))
+    )
+    spool = Spool(workspace.state)
+    workspace.wait(lambda: spool.process_of("1-prepare-1"))
+    step = spool.process_of("1-prepare-1")
+    assert step is not None
+    # Stopped, it hears neither SIGTERM nor that its worker is gone.
+    os.kill(step.pid, signal.SIGSTOP)
+    workspace.daemon.send_signal(number)
+    workspace.wait(lambda: b"stop_requested" in workspace.log.read_bytes())
+    workspace.daemon.send_signal(number)
+    assert workspace.daemon.wait() == 128 + number
+    assert workspace.processes() == [], "neither worker nor step is left"
+    result = durable.read_json(workspace.state / "runs/1/attempts/prepare-1/result.json")
+    assert result["status"] == "interrupted"
+    workspace.start()
+    workspace.wait(lambda: len(workspace.rows(Attempt)) == 2)
+    (run,) = workspace.runs()
+    assert (run.failures, run.deaths) == (0, 0)
+    assert next(attempt.state for attempt in workspace.rows(Attempt)) == "interrupted"
+    assert workspace.stop() == 0
+    assert workspace.processes() == []
