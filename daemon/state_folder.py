@@ -5,3 +5,9 @@ DATABASE_NAME = "dropforge.db"
 LOCK_NAME = "daemon.lock"
 #: What the inbox holds that was not taken, as the daemon last saw it; a hint for `dropforge status`.
 WATCHER_NOTE = "watcher.json"
+#: Given up when the disk is full, so that the failure can be recorded.
+BALLAST_NAME = "ballast"
+#: Held while a collection moves files away, and while a result is published.
+GC_LOCK_NAME = "gc.lock"
+#: What was collected and is about to be deleted.
+TRASH_NAME = "trash"
