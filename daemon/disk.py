@@ -125,7 +125,7 @@ class Disk:
 
     def look(self, engine: Engine, now: int) -> str:
         """
-        Return what `shortage` does; leave an event when that changed, and make the ballast again where there is room.
+        Return what `shortage` does, and leave an event when that changed.
 
         Raises what the database raises on a full disk.
         """
@@ -136,12 +136,16 @@ class Disk:
             self._was_low = bool(words)
             log.warning("disk_low", why=words) if words else log.info("disk_has_room")
             notify(f"STATUS={words or 'the disk has room again'}")
-        if not self._ballast.there and self.free_bytes() >= self.low_water_bytes + 2 * self._ballast.size:
-            try:
-                self._ballast.make()
-            except OSError as error:
-                log.warning("ballast_not_made", error=str(error))
         return words
+
+    def keep_ballast(self) -> None:
+        """Make the ballast where it is missing and the disk has room for it."""
+        if self._ballast.there or self.free_bytes() < self.low_water_bytes + 2 * self._ballast.size:
+            return
+        try:
+            self._ballast.make()
+        except OSError as error:
+            log.warning("ballast_not_made", error=str(error))
 
     def make_way(self, error: BaseException) -> bool:
         """Give the ballast up if a full disk is behind `error`; say whether that made room to try again."""

@@ -230,6 +230,7 @@ class Service:
     def _beat(self) -> None:
         """One turn of the main loop."""
         monotonic = time.monotonic()
+        self._dispatcher.disk.keep_ballast()
         if self._settings.worker == "child":
             self._worker.keep_alive(monotonic)
         if not self._tick():
