@@ -14,10 +14,12 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 from sqlmodel import Session
 
-from daemon import champions, publishing, queue
+from daemon import champions, gc, publishing, queue
 from daemon.bases import Bases
 from daemon.database import transaction
+from daemon.disk import Disk, NoRoom
 from daemon.executors import Executor, JobState
+from daemon.footprint import needed_bytes, of_waiting_drops, still_needed
 from daemon.reopening import standing
 from daemon.sd_notify import showing_life
 from daemon.settings import Settings
@@ -26,7 +28,7 @@ from pipeline import durable
 from pipeline.artifacts import Dataset, Drop, Verdict
 from pipeline.config import RunConfig, SplitConfig
 from pipeline.contract import PROGRESS_NAME, SPEC_NAME, Progress, StepResult, StepSpec
-from pipeline.errors import EXIT_BAD_DATA, DropforgeError, StepFailed
+from pipeline.errors import EXIT_BAD_DATA, EXIT_DISK_FULL, DiskFull, DropforgeError, StepFailed
 from pipeline.manifest import verify_manifest
 from pipeline.steps import BY_NAME, next_step
 
@@ -57,6 +59,9 @@ class Dispatcher:
         self._bases_at = -_BASES_MS
         self._cancelling: set[str] = set()
         self.bases = Bases(engine, settings)
+        self.disk = Disk(settings)
+        #: Whether there may be something to collect: after a start, after a run, when a night begins.
+        self.may_collect = True
         self.draining = False
 
     def recover(self, now: int) -> None:
@@ -74,9 +79,11 @@ class Dispatcher:
 
     def tick(self, now: int) -> None:
         """Do everything that can be done now."""
+        low = self.disk.look(self._engine, now)
         if not self._claims and not self.draining:
             self._refresh_bases(now)
-            claim = queue.claim(self._engine, now, self._configure)
+            self._collect_garbage(now)
+            claim = None if low else queue.claim(self._engine, now, self._configure, ready=self._has_room)
             if claim is None:
                 return
             self._claims = [claim]
@@ -105,7 +112,7 @@ class Dispatcher:
                 return f"run {claim.run_id}"
             progress = self._progress(attempt)
             return f"run {claim.run_id} {attempt.step}{_words(progress)}"
-        return "idle"
+        return self.disk.shortage() or "idle"
 
     def abandon(self, now: int) -> None:
         """At the end of a shutdown: let every run in hand wait, uncounted, though its step left no result."""
@@ -116,7 +123,9 @@ class Dispatcher:
                 if spec is not None:
                     # Or the next worker would run what nobody waits for.
                     self._executor.cancel(spec)
-                self._end(claim, attempt, AttemptState.LOST, now, "the daemon stopped before the step did")
+                # Its files stay: the step may be at its last checkpoint.
+                words = "the daemon stopped before the step did"
+                queue.end_attempt(self._engine, claim, attempt.id or 0, AttemptState.LOST, now, words)
             queue.interrupt(self._engine, claim, now)
             self._drop(claim)
 
@@ -140,6 +149,11 @@ class Dispatcher:
         if self.draining:
             queue.interrupt(self._engine, claim, now)
             self._drop(claim)
+            return False
+        try:
+            self._has_room(run, margin=False)
+        except NoRoom as error:
+            self._wait_for_room(claim, error, now)
             return False
         begun = queue.begin_attempt(self._engine, claim, step.name, now)
         self._submit(run, begun, done)
@@ -175,7 +189,8 @@ class Dispatcher:
             return False
         if result.status == "ok":
             try:
-                artifact = publishing.publish(spec, result)
+                with gc.collecting(self._root):
+                    artifact = publishing.publish(spec, result)
             except StepFailed as error:
                 self._end(claim, attempt, AttemptState.FAILED, now, error.message)
                 self._after_failure(claim, error.message, error.hint, now, retryable=True)
@@ -201,7 +216,9 @@ class Dispatcher:
         message = result.error.message if result.error else f"exit code {result.exit_code}"
         hint = result.error.hint if result.error else f"the whole story: dropforge logs {claim.run_id}"
         self._end(claim, attempt, AttemptState.FAILED, now, message)
-        if result.exit_code > _SIGNAL_EXITS:
+        if result.exit_code == EXIT_DISK_FULL:
+            self._wait_for_room(claim, DiskFull(message, hint), now)
+        elif result.exit_code > _SIGNAL_EXITS:
             self._after_death(claim, message, now)
         else:
             self._after_failure(claim, message, hint, now, retryable=result.exit_code != EXIT_BAD_DATA)
@@ -243,7 +260,7 @@ class Dispatcher:
 
     # --- small parts
 
-    def _configure(self, _session: Session, track: Track) -> RunConfig:
+    def _configure(self, session: Session, track: Track) -> RunConfig:
         """Return what a new run of `track` is told; raises `DropforgeError` while it cannot run."""
         settings = self._settings.track(track.name)
         self.bases.require(track.name)
@@ -253,10 +270,16 @@ class Dispatcher:
             "max_new_tokens": settings.evaluate.max_new_tokens or track.max_new_tokens,
         }
         evaluate = settings.evaluate.model_copy(update={key: value for key, value in fixed.items() if value})
-        return RunConfig(
+        config = RunConfig(
             track=track.name, base_model=settings.base_model, base_model_id=track.base_model_id or "",
             salt=track.salt, split=split, train=settings.train, evaluate=evaluate, gate=settings.gate,
         )  # fmt: skip
+        self.disk.require(needed_bytes(config, *of_waiting_drops(session, track.name)))
+        return config
+
+    def _has_room(self, run: Run, *, margin: bool = True) -> None:
+        """Raise `NoRoom` if the disk has no room for what a run with its snapshot has still to do."""
+        self.disk.require(still_needed(self._root, run), margin=margin)
 
     def _submit(self, run: Run, attempt: Attempt, done: dict[str, str]) -> None:
         folder = publishing.attempt_folder(attempt.run_id, attempt.step, attempt.number)
@@ -290,6 +313,13 @@ class Dispatcher:
 
     def _end(self, claim: queue.Claim, attempt: Attempt, state: AttemptState, now: int, error: str | None) -> None:
         queue.end_attempt(self._engine, claim, attempt.id or 0, state, now, error)
+        if state != AttemptState.PUBLISHED:
+            gc.clear_attempt(self._root, attempt)
+
+    def _wait_for_room(self, claim: queue.Claim, error: DropforgeError, now: int) -> None:
+        queue.postpone(self._engine, claim, error, now)
+        log.warning("run_waits_for_room", run=claim.run_id, error=error.message, hint=error.hint)
+        self._drop(claim)
 
     def _after_failure(self, claim: queue.Claim, message: str, hint: str, now: int, *, retryable: bool) -> None:
         state = queue.fail(self._engine, claim, queue.Failure(message, hint, retryable), now, self._settings.retry)
@@ -303,6 +333,12 @@ class Dispatcher:
 
     def _drop(self, claim: queue.Claim) -> None:
         self._claims.remove(claim)
+        self.may_collect = True
+
+    def _collect_garbage(self, now: int) -> None:
+        if self.may_collect and self._settings.gc.automatic:
+            self.may_collect = False
+            showing_life(gc.collect_quietly, self._engine, self._settings, now)
 
     def _run(self, claim: queue.Claim) -> Run:
         with transaction(self._engine) as session:

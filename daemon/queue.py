@@ -28,8 +28,8 @@ from pipeline.errors import DropforgeError
 __all__ = [
     "ALLOWED", "AttemptOpen", "Claim", "Failure", "LostClaim", "WrongState", "begin_attempt", "cancel", "cancelled",
     "claim", "died", "end_attempt", "enqueue", "enqueue_when_quiet", "ensure_track", "fail", "finish", "fix_track",
-    "heartbeat", "hold_new_drops", "interrupt", "open_attempt", "record_event", "require_retriable", "rescue", "retry",
-    "waiting_drops",
+    "heartbeat", "hold_new_drops", "interrupt", "open_attempt", "postpone", "record_event", "require_retriable",
+    "rescue", "retry", "waiting_drops",
 ]  # fmt: skip
 
 CONFIGURE_AGAIN_MS = 30_000
@@ -117,7 +117,11 @@ def enqueue_when_quiet(session: Session, name: str, track: TrackSettings, now: i
 
 
 def claim(
-    engine: Engine, now: int, configure: Callable[[Session, Track], RunConfig], limit: int | None = 1
+    engine: Engine,
+    now: int,
+    configure: Callable[[Session, Track], RunConfig],
+    limit: int | None = 1,
+    ready: Callable[[Run], None] = lambda _run: None,
 ) -> Claim | None:
     """
     Take the next run that is due, or return `None` if there is none or `limit` runs are running already.
@@ -125,8 +129,9 @@ def claim(
     Waiting runs go first, then queued ones, the oldest of each. A queued run takes its snapshot here: the track's
     accepted drops and what `configure` gives. So does one that a person retried, of the drops that it had. If
     `configure` raises `DropforgeError` the run stays where it is with the error on its row and is tried again after
-    30 s; a run without any training drop is cancelled. `configure` must be quick and must not open a transaction of its
-    own: it is called while the write lock is held.
+    30 s; so does a waiting run for which `ready` raises it. A run without any training drop is cancelled. `configure`
+    and `ready` must be quick and must not open a transaction of their own: they are called while the write lock is
+    held.
     """
     with transaction(engine) as session:
         running = select(func.count()).select_from(Run).where(Run.state == RunState.RUNNING)
@@ -136,6 +141,8 @@ def claim(
             due = select(Run).where(Run.state == state, Run.not_before <= now).order_by(col(Run.id))
             for run in session.exec(due).all():
                 if run.config is None and not _begin(session, run, now, configure):
+                    continue
+                if state == RunState.WAITING and not _goes_on(session, run, now, ready):
                     continue
                 held = Claim(_id(run), uuid.uuid4().hex)
                 values = {"token": held.token, "heartbeat_at": now, "started_at": run.started_at or now}
@@ -183,6 +190,14 @@ def interrupt(engine: Engine, claim: Claim, now: int) -> RunState:
     """Let the run wait with its snapshot, uncounted; it goes first next time. Return its new state."""
     with transaction(engine) as session:
         move = _Move(RunState.WAITING, "run_interrupted", {"not_before": now})
+        return _wait(session, held_run(session, claim), move, now)
+
+
+def postpone(engine: Engine, claim: Claim, error: DropforgeError, now: int) -> RunState:
+    """Let the run wait, uncounted, for what the machine lacks; `error` says what. Return its new state."""
+    with transaction(engine) as session:
+        values = {"error": error.message, "hint": error.hint, "not_before": now + CONFIGURE_AGAIN_MS}
+        move = _Move(RunState.WAITING, "run_postponed", values, {"error": error.message})
         return _wait(session, held_run(session, claim), move, now)
 
 
@@ -296,10 +311,7 @@ def _begin(session: Session, run: Run, now: int, configure: Callable[[Session, T
     try:
         config = configure(session, track)
     except DropforgeError as error:
-        if (run.error, run.hint) != (error.message, error.hint):
-            record_event(session, "run_blocked", now, track=run.track, run_id=run.id, error=error.message)
-        run.error, run.hint, run.not_before = error.message, error.hint, now + CONFIGURE_AGAIN_MS
-        session.add(run)
+        _put_off(session, run, error, now)
         return False
     snapshot = take_snapshot(session, run) if run.snapshot is None else retake_snapshot(session, run)
     if not snapshot:
@@ -311,6 +323,24 @@ def _begin(session: Session, run: Run, now: int, configure: Callable[[Session, T
     run.error = run.hint = None
     session.add(run)
     return True
+
+
+def _goes_on(session: Session, run: Run, now: int, ready: Callable[[Run], None]) -> bool:
+    """Say whether nothing stands in the way of a waiting run."""
+    try:
+        ready(run)
+    except DropforgeError as error:
+        _put_off(session, run, error, now)
+        return False
+    return True
+
+
+def _put_off(session: Session, run: Run, error: DropforgeError, now: int) -> None:
+    """Write on a run that cannot be claimed what stands in its way, with an event the first time."""
+    if (run.error, run.hint) != (error.message, error.hint):
+        record_event(session, "run_blocked", now, track=run.track, run_id=run.id, error=error.message)
+    run.error, run.hint, run.not_before = error.message, error.hint, now + CONFIGURE_AGAIN_MS
+    session.add(run)
 
 
 def _known(session: Session, run_id: int) -> Run:

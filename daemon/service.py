@@ -21,6 +21,7 @@ from daemon import queue
 from daemon.clock import now_ms
 from daemon.database import check, migrate, open_engine, transaction
 from daemon.database_file import refuse_network
+from daemon.disk import Disk, is_full
 from daemon.dispatcher import Dispatcher
 from daemon.executors.local import LocalExecutor, Spool
 from daemon.intake import Intake
@@ -30,7 +31,7 @@ from daemon.scheduler import Schedule
 from daemon.sd_notify import notify
 from daemon.settings import Settings
 from daemon.signals import on_stop
-from daemon.state_folder import DATABASE_NAME, LOCK_NAME, WATCHER_NOTE
+from daemon.state_folder import DATABASE_NAME, LOCK_NAME, TRASH_NAME, WATCHER_NOTE
 from daemon.watcher import Watcher
 from daemon.worker import end_steps_now
 from pipeline import durable
@@ -99,6 +100,7 @@ class IntakeLoop:
         self._settings = settings
         self._watcher = Watcher(settings, self.wake)
         self._intake = Intake(engine, settings)
+        self._disk = Disk(settings)
         self._note: object = None
         self._thread = threading.Thread(target=self._run, name="intake")
 
@@ -129,16 +131,22 @@ class IntakeLoop:
             except DropforgeError as error:
                 log.warning("intake_trouble", error=error.message, hint=error.hint)
                 pause = _TROUBLE_SECONDS
-            except Exception:  # the thread must outlive whatever one file or a full disk does to it
-                log.exception("intake_trouble")
+            except Exception as error:  # the thread must outlive whatever one file or a full disk does to it
                 pause = _TROUBLE_SECONDS
+                if self._disk.make_way(error):
+                    pause = 0
+                elif is_full(error):
+                    log.warning("disk_full", error=str(error))
+                else:
+                    log.exception("intake_trouble")
             self.wake.wait(pause)
             self.wake.clear()
 
     def _scan(self) -> None:
         for settled in self._watcher.scan(time.monotonic()):
-            if self.stop.is_set():
-                return
+            # Under the low-water mark files stay where they are; `dropforge status` says so.
+            if self.stop.is_set() or self._disk.shortage():
+                break
             outcome = self._intake.take(settled, now_ms())
             if outcome.kind in {"accepted", "rejected", "duplicate"}:
                 log.info("file_taken", outcome=str(outcome))
@@ -172,7 +180,7 @@ class Service:
         self._settings = settings
         root = settings.state_folder
         refuse_network(root)
-        for folder in (root, root / "drops", root / "runs", root / "models", root / "tracks"):
+        for folder in (root, root / "drops", root / "runs", root / "models", root / "tracks", root / TRASH_NAME):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = FileLock(root / LOCK_NAME)
         if not self._lock.acquire():
@@ -189,7 +197,7 @@ class Service:
         self._wake = threading.Event()
         self._dispatcher = Dispatcher(self._engine, settings, LocalExecutor(root))
         self._intake = IntakeLoop(self._engine, settings, self._wake.set)
-        self._schedule = Schedule(self._engine, settings, self._wake.set)
+        self._schedule = Schedule(self._engine, settings, self._night_began)
         self._worker = WorkerProcess(settings)
         self._said = ""
         self._said_at = 0.0
@@ -232,13 +240,10 @@ class Service:
     def _beat(self) -> None:
         """One turn of the main loop."""
         monotonic = time.monotonic()
+        self._dispatcher.disk.keep_ballast()
         if self._settings.worker == "child":
             self._worker.keep_alive(monotonic)
-        try:
-            self._dispatcher.tick(now_ms())
-            self._say_status(monotonic)
-        except Exception:  # a full disk or a locked database passes; the daemon must outlive it
-            log.exception("dispatch_trouble")
+        if not self._tick():
             # Waiting for room on the disk is being alive: systemd's watchdog must not end the training over it.
             self._show_life()
             self.stop.wait(_TROUBLE_SECONDS)
@@ -257,6 +262,28 @@ class Service:
                 self._said = said
                 notify(f"STATUS={said}")
 
+    def _tick(self) -> bool:
+        """Let the dispatcher do what it can; say whether it could. It goes on with all of it at the next turn."""
+        try:
+            self._dispatcher.tick(now_ms())
+            self._say_status(time.monotonic())
+        except Exception as error:  # a full disk or a locked database passes; the daemon must outlive it
+            if self._dispatcher.disk.make_way(error):
+                return True
+            if is_full(error):
+                log.warning("disk_full", error=str(error))
+                # To be ended for it by systemd would help nobody.
+                notify("WATCHDOG=1", "STATUS=the disk is full: nothing can be recorded until there is room")
+            else:
+                log.exception("dispatch_trouble")
+            return False
+        return True
+
+    def _night_began(self) -> None:
+        """Collect before the night's first run."""
+        self._dispatcher.may_collect = True
+        self._wake.set()
+
     def _end(self) -> None:
         """Stop taking, stop the worker with a checkpoint, let the run wait, give the lock back."""
         notify("STOPPING=1", "STATUS=stopping: the running step leaves a checkpoint")
@@ -265,7 +292,7 @@ class Service:
         self._dispatcher.draining = True
         if self._settings.worker == "child":
             self._end_worker()
-            self._dispatcher.tick(now_ms())
+            self._tick()
             self._dispatcher.abandon(now_ms())
         self._engine.dispose()
         self._lock.release()
@@ -275,7 +302,7 @@ class Service:
         self._worker.stop()
         end = time.monotonic() + self._settings.grace_seconds + _TROUBLE_SECONDS
         while self._worker.alive and time.monotonic() < end:
-            self._dispatcher.tick(now_ms())
+            self._tick()
             notify("WATCHDOG=1")
             self._wake.wait(_TICK_SECONDS)
             self._wake.clear()

@@ -62,6 +62,32 @@ class RetrySettings(Frozen):
     """Processes of one run that may vanish (killed, out of memory) before it is given up."""
 
 
+class DiskSettings(Frozen):
+    """How much of the disk stays free."""
+
+    low_water_bytes: int = Field(default=1_000_000_000, ge=0)
+    """Free bytes on the state folder's disk under which no run begins and files stay in the inbox."""
+    ballast_bytes: int = Field(default=16_777_216, ge=0)
+    """Size of a file that is given up when the disk is full, so that this can be recorded; 0 keeps none."""
+
+
+class GcSettings(Frozen):
+    """What is kept of ended runs; the champion, the one before it, open runs and drops always are."""
+
+    automatic: bool = True
+    """Collect after each run, at the daemon's start and when a night begins; else only `dropforge gc` does."""
+    keep_champions: int = Field(default=3, ge=1)
+    """Former champions of a track that are kept for a rollback, whatever their age and size."""
+    keep_models: int = Field(default=3, ge=0)
+    """Further ended runs of a track whose model and working files are kept: the newest with a verdict, and without."""
+    keep_days: float = Field(default=30.0, ge=0)
+    """Days after which those are removed in any case."""
+    keep_bytes: int = Field(default=100_000_000_000, ge=0)
+    """Bytes that those of all tracks may take together, the newest first."""
+    predictions_bytes: int = Field(default=2_000_000_000, ge=0)
+    """Bytes of cached predictions; those of champions are kept."""
+
+
 class TrackSettings(Frozen):
     """Settings that a track can have of its own; at the top level they hold for all tracks."""
 
@@ -126,6 +152,8 @@ class Settings(TrackSettings):
     """`auto` is console on a terminal and JSON elsewhere."""
     intake: IntakeSettings = IntakeSettings()
     retry: RetrySettings = RetrySettings()
+    disk: DiskSettings = DiskSettings()
+    gc: GcSettings = GcSettings()
     tracks: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Tracks beside `default`, each with the settings that differ for it."""
 

@@ -7,3 +7,9 @@ LOCK_NAME = "daemon.lock"
 WATCHER_NOTE = "watcher.json"
 #: There while a restore is under way; no daemon starts beside it.
 RESTORING = "restoring.json"
+#: Given up when the disk is full, so that the failure can be recorded.
+BALLAST_NAME = "ballast"
+#: Held while a collection moves files away, and while a result is published.
+GC_LOCK_NAME = "gc.lock"
+#: What was collected and is about to be deleted.
+TRASH_NAME = "trash"

@@ -22,7 +22,7 @@ from daemon.processes import FileLock, identify, is_alive, kill_group, wait_unti
 from daemon.signals import on_stop
 from pipeline import durable
 from pipeline.contract import LIFELINE, LOG_NAME, RESULT_NAME, SPEC_NAME, StepError, StepResult, StepSpec
-from pipeline.errors import EXIT_INTERRUPTED
+from pipeline.errors import EXIT_DISK_FULL, EXIT_INTERRUPTED, is_disk_full
 
 #: What of the worker's own environment a step may see: where things are and how the hardware is used, no secrets.
 ALLOWED_ENVIRONMENT = (
@@ -32,6 +32,7 @@ ALLOWED_ENVIRONMENT = (
 )  # fmt: skip
 _POLL_SECONDS = 0.2
 _KILL_SECONDS = 10.0
+_FULL_SECONDS = 1.0
 log = structlog.get_logger()
 
 
@@ -100,24 +101,59 @@ class Worker:
         folder = durable.read_json(entry)["folder"]
         spec = self._spec(folder)
         place = self._spool.root / folder
-        lifeline, keep = os.pipe()
         try:
-            process = self._start(spec, place, lifeline)
-            os.close(lifeline)
-            identity = identify(process.pid)
-            record = {"folder": folder, "process": asdict(identity) if identity else None}
-            durable.write_json(entry, record)
+            process, keep = self._begin(entry, spec, place)
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+            log.warning("disk_full", key=key, error=str(error))
+            entry.rename(self._spool.queue / entry.name)
+            self.stop.wait(_FULL_SECONDS)
+            return
+        try:
             os.write(keep, b"g")
             log.info("step_started", key=key, pid=process.pid)
             stopped = self._watch(process, spec)
         finally:
             os.close(keep)
         if not (place / RESULT_NAME).exists():
-            result = _result_of_dead(spec, process.returncode, stopped=stopped)
-            durable.write_json(place / RESULT_NAME, result.model_dump())
+            self._word(place, _result_of_dead(spec, process.returncode, stopped=stopped))
         log.info("step_ended", key=key, exit_code=process.returncode)
         (self._spool.cancelled / key).unlink(missing_ok=True)
         entry.unlink(missing_ok=True)
+
+    def _begin(self, entry: Path, spec: StepSpec, place: Path) -> tuple[subprocess.Popen[bytes], int]:
+        """
+        Start the step's process and write it down; return it with our end of its lifeline, on which it waits.
+
+        If that cannot be written the process ends before it has done anything: our end is closed without a word.
+        """
+        lifeline, keep = os.pipe()
+        try:
+            process = self._start(spec, place, lifeline)
+            identity = identify(process.pid)
+            record = {"folder": spec.folder, "process": asdict(identity) if identity else None}
+            durable.write_json(entry, record)
+        except BaseException:
+            os.close(keep)
+            raise
+        finally:
+            os.close(lifeline)
+        return process, keep
+
+    def _word(self, place: Path, result: StepResult) -> None:
+        """Leave a result for a step that could not, as soon as the disk has room for it."""
+        while True:
+            try:
+                durable.write_json(place / RESULT_NAME, result.model_dump())
+            except OSError as error:
+                if not is_disk_full(error):
+                    raise
+                # Told to stop, it gives up: the daemon, which stops too, lets the run wait.
+                if self.stop.wait(_FULL_SECONDS):
+                    return
+            else:
+                return
 
     def _start(self, spec: StepSpec, place: Path, lifeline: int) -> subprocess.Popen[bytes]:
         environment = {**_allowed(os.environ), **spec.env, LIFELINE: str(lifeline)}
@@ -221,7 +257,11 @@ def _result_of_dead(spec: StepSpec, returncode: int, *, stopped: bool) -> StepRe
     if stopped or returncode == EXIT_INTERRUPTED:
         words = StepError(message=f"step {spec.step} was stopped before it could leave a result")
         return StepResult(key=spec.key, fence=spec.fence, status="interrupted", exit_code=EXIT_INTERRUPTED, error=words)
-    if returncode < 0:
+    if returncode == EXIT_DISK_FULL:
+        message = f"the disk of {spec.root} is full: step {spec.step} could not write its files"
+        hint = "free some room there, the run then goes on by itself; dropforge gc --dry-run says what it can give back"
+        code = returncode
+    elif returncode < 0:
         name = signal.Signals(-returncode).name
         message = f"step {spec.step} was killed by {name}"
         hint = "SIGKILL is most often the kernel's answer to memory running out; see its log and the system's"

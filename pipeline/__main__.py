@@ -1,7 +1,9 @@
 """`python -m pipeline STEP SPEC`: one attempt at one step, in a process of its own."""
 
+import contextlib
 import faulthandler
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -23,7 +25,15 @@ from pipeline.contract import (
     StepResult,
     StepSpec,
 )
-from pipeline.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, DropforgeError, Interrupted
+from pipeline.errors import (
+    EXIT_DISK_FULL,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    DropforgeError,
+    Interrupted,
+    is_disk_full,
+)
 from pipeline.steps import BY_NAME
 
 
@@ -43,7 +53,13 @@ def main(argv: list[str]) -> int:
     done.set()
     ticker.join()
     seconds = time.monotonic() - started
-    durable.write_json(attempt.folder / RESULT_NAME, result.model_copy(update={"seconds": seconds}).model_dump())
+    try:
+        durable.write_json(attempt.folder / RESULT_NAME, result.model_copy(update={"seconds": seconds}).model_dump())
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        # The worker words it once there is room, from the exit code alone.
+        return EXIT_DISK_FULL
     return result.exit_code
 
 
@@ -52,6 +68,7 @@ def _run(step_name: str, attempt: Attempt) -> StepResult:
     key, fence = attempt.spec.key, attempt.spec.fence
     try:
         artifact = BY_NAME[step_name].load()(attempt)
+        durable.fsync_tree(attempt.folder)
     except Interrupted as error:
         return StepResult(
             key=key,
@@ -61,22 +78,40 @@ def _run(step_name: str, attempt: Attempt) -> StepResult:
             error=StepError(message=error.message),
         )
     except DropforgeError as error:
-        print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # the log is on the disk that may be full
+            print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr)
         words = StepError(message=error.message, hint=error.hint)
         return StepResult(key=key, fence=fence, status="failed", exit_code=error.exit_code, error=words)
     except Exception as error:  # noqa: BLE001 - the border of the process: whatever happened becomes a result
-        traceback.print_exc()
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
+        if is_disk_full(error):
+            return _out_of_room(attempt)
         words = StepError(
             message=f"{type(error).__name__}: {error}"[:2000],
             hint=f"the whole story: dropforge logs {attempt.spec.run}",
         )
         return StepResult(key=key, fence=fence, status="failed", exit_code=EXIT_FAILED, error=words)
-    durable.fsync_tree(attempt.folder)
     inputs = {name: durable.sha256_file(attempt.root / path) for name, path in attempt.spec.inputs.items()}
     return StepResult(
         key=key, fence=fence, status="ok", exit_code=EXIT_OK, artifact=artifact.model_dump(mode="json"),
         inputs=inputs, outputs=_hash_outputs(attempt.folder),
     )  # fmt: skip
+
+
+def _out_of_room(attempt: Attempt) -> StepResult:
+    """Give back what the step wrote in vain, so that there is room to say so, and word it; predictions are no waste."""
+    for path in attempt.folder.iterdir():
+        if path.is_dir() and path.name != "predictions":
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.is_file() and path.name not in {SPEC_NAME, PROGRESS_NAME, LOG_NAME}:
+            path.unlink(missing_ok=True)
+    words = StepError(
+        message=f"the disk of {attempt.root} is full: step {attempt.spec.step} could not write its files",
+        hint="free some room there, the run then goes on by itself; dropforge gc --dry-run says what it can give back",
+    )
+    spec = attempt.spec
+    return StepResult(key=spec.key, fence=spec.fence, status="failed", exit_code=EXIT_DISK_FULL, error=words)
 
 
 def _hash_outputs(folder: Path) -> dict[str, str]:
@@ -124,11 +159,14 @@ def _stop_without_worker(attempt: Attempt) -> None:
 
 
 def _tick(attempt: Attempt, done: threading.Event) -> None:
-    """Keep progress.json fresh until the step is over."""
-    attempt.write_progress()
-    while not done.wait(PROGRESS_SECONDS):
+    """Keep progress.json fresh until the step is over; it is a hint, so a full disk is no reason to stop."""
+    over = False
+    while not over:
+        with contextlib.suppress(OSError):
+            attempt.write_progress()
+        over = done.wait(PROGRESS_SECONDS)
+    with contextlib.suppress(OSError):
         attempt.write_progress()
-    attempt.write_progress()
 
 
 if __name__ == "__main__":

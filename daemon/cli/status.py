@@ -39,6 +39,7 @@ def status(context: typer.Context, *, as_json: JsonOption = False) -> None:
         print_line(f"daemon: running{process}" if daemon.alive else "daemon: not running; start it: dropforge run")
         print_line(f"inbox: {settings.inbox}")
         print_line(f"state: {settings.state}")
+        _print_disk(settings)
         _print_inbox(settings, overview, alive=daemon.alive)
         _print_tracks(settings, overview)
         _print_drops(overview)
@@ -86,6 +87,7 @@ def _print_status_json(settings: "Settings", overview: "Overview") -> None:
         daemon=overview.daemon().model_dump(),
         inbox={"folder": settings.inbox, "files": files_in_inbox(settings), **overview.inbox_note()},
         state=settings.state,
+        disk=_disk(settings),
         tracks=tracks,
         drops=overview.drop_counts(),
         latest_drops=dump(overview.drops(most=_LATEST)),
@@ -103,6 +105,22 @@ def files_in_inbox(settings: "Settings") -> list[str]:
         if folder.path.is_dir():
             found += [path for path in folder.path.iterdir() if path.is_file() and not path.name.startswith(".")]
     return sorted(str(path.relative_to(settings.inbox_folder)) for path in found)
+
+
+def _disk(settings: "Settings") -> dict[str, Any]:
+    from daemon.disk import Disk  # noqa: PLC0415 - a quick start
+
+    disk = Disk(settings)
+    return {
+        "free_bytes": disk.free_bytes(), "low_water_bytes": disk.low_water_bytes, "shortage": disk.shortage() or None,
+    }  # fmt: skip
+
+
+def _print_disk(settings: "Settings") -> None:
+    from daemon.disk import size_words  # noqa: PLC0415 - a quick start
+
+    found = _disk(settings)
+    print_line(found["shortage"] or f"disk: {size_words(found['free_bytes'])} free")
 
 
 def _print_inbox(settings: "Settings", overview: "Overview", *, alive: bool) -> None:

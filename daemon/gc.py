@@ -1,0 +1,144 @@
+"""
+Collects what nothing needs any more: models that lost, leftovers of ended runs, asides of dead processes.
+
+What is kept follows from the database alone; what it does not know is collected when it is older than a day. Nothing is
+deleted in place: the published artifact that refers to a file goes first, then the file is moved into the trash in one
+rename, while no promotion, claim or publication can happen; the trash is emptied afterwards. Killed anywhere, the next
+collection goes on to the same end. Drops are never touched, and neither is anything outside of the state folder.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import structlog
+from sqlalchemy import Engine
+
+from daemon.claims import record_event
+from daemon.database import transaction
+from daemon.disk import is_full
+from daemon.garbage import Item, find_garbage
+from daemon.publishing import attempt_folder
+from daemon.retention import Kept, leftovers, what_is_kept
+from daemon.settings import Settings
+from daemon.state_folder import GC_LOCK_NAME, TRASH_NAME
+from daemon.tables import Attempt
+from pipeline import durable
+from pipeline.artifacts import Frozen
+
+log = structlog.get_logger()
+
+
+class Collected(Frozen):
+    """What a collection removed, or would remove."""
+
+    dry_run: bool
+    items: tuple[Item, ...]
+    bytes: int
+    """Bytes given back."""
+
+
+def collect(engine: Engine, settings: Settings, now: int, *, dry_run: bool = False) -> Collected:
+    """
+    Remove what nothing needs, and leave an event that says how much; with `dry_run` only say what.
+
+    `now` is in milliseconds since the epoch. Safe beside a living daemon. Raises `OSError` if a file cannot be moved.
+    """
+    root = settings.state_folder
+    with collecting(root), transaction(engine) as session:
+        kept = what_is_kept(session, settings, now)
+        items = tuple(find_garbage(session, settings, kept, now))
+        if not dry_run:
+            for item in items:
+                _throw_away(root, item, kept)
+    found = Collected(dry_run=dry_run, items=items, bytes=sum(item.bytes for item in items))
+    if not dry_run:
+        empty_trash(root)
+        if items:
+            _record(engine, found, now)
+    return found
+
+
+def collect_quietly(engine: Engine, settings: Settings, now: int) -> None:
+    """Collect as `collect` does; whatever the disk says against it is only logged."""
+    try:
+        collect(engine, settings, now)
+    except OSError as error:
+        log.warning("collection_failed", error=str(error))
+
+
+def clear_attempt(state_folder: Path, attempt: Attempt) -> None:
+    """
+    Delete what an attempt wrote that ended without a result to publish: the next one needs the room.
+
+    Predictions stay, the next attempt goes on from them. Safe to repeat; a collection gets what a crash leaves.
+    """
+    if attempt.step == "evaluate":
+        return
+    for path in leftovers(state_folder / attempt_folder(attempt.run_id, attempt.step, attempt.number)):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def collecting(state_folder: Path) -> Iterator[None]:
+    """Keep collections out while a result is published, and publications while a collection moves files."""
+    fd = os.open(state_folder / GC_LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def empty_trash(state_folder: Path) -> None:
+    """Delete what was collected, now or by a collection that was cut off."""
+    trash = state_folder / TRASH_NAME
+    for path in list(trash.iterdir()) if trash.is_dir() else ():
+        # Another collection may be at it too.
+        while os.path.lexists(path):
+            with contextlib.suppress(FileNotFoundError):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+
+
+def _throw_away(root: Path, item: Item, kept: Kept) -> None:
+    """Move an item into the trash, what refers to it first."""
+    place = root / item.path
+    trash = root / TRASH_NAME
+    if place.parent == trash:
+        return
+    kept.refuse(place)
+    for reference in item.references:
+        path = root / reference
+        if path.exists():
+            path.rename(path.with_name(f"{path.stem}.removed.json"))
+            durable.fsync_folder(path.parent)
+    trash.mkdir(mode=0o700, exist_ok=True)
+    target = trash / uuid.uuid4().hex
+    try:
+        place.rename(target)
+    except OSError as error:
+        if not is_full(error):
+            raise
+        # The trash itself may need a block for one more name.
+        empty_trash(root)
+        place.rename(target)
+    durable.fsync_folder(place.parent)
+
+
+def _record(engine: Engine, found: Collected, now: int) -> None:
+    reasons: dict[str, int] = {}
+    for item in found.items:
+        reasons[item.why] = reasons.get(item.why, 0) + 1
+    with transaction(engine) as session:
+        record_event(session, "garbage_collected", now, bytes=found.bytes, items=len(found.items), reasons=reasons)
+    log.info("garbage_collected", bytes=found.bytes, items=len(found.items))

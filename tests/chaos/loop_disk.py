@@ -1,0 +1,87 @@
+"""A small disk of its own for a test: ext4 in an image file, mounted, which can be filled, freed and cut off."""
+
+import contextlib
+import errno
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import pytest
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting an image needs root")
+
+
+class LoopDisk:
+    """A mounted image; needs mkfs.ext4 (Debian: e2fsprogs) and mount."""
+
+    def __init__(self, folder: Path, megabytes: int, image: Path | None = None) -> None:
+        """Use `folder` for the image and its mount point; without `image` the file system is new."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.image = image or folder / "disk.img"
+        self.place = folder / "disk"
+        self._filler = self.place / "filler"
+        self._megabytes = megabytes
+
+    def __enter__(self) -> Self:
+        if not self.image.exists():
+            with self.image.open("wb") as file:
+                file.truncate(self._megabytes << 20)
+            # -m 0: nothing is reserved for root, who would not find it full otherwise.
+            subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", self.image], check=True)
+        self.place.mkdir(exist_ok=True)
+        subprocess.run(["mount", "-o", "loop", self.image, self.place], check=True)
+        return self
+
+    def __exit__(self, _kind: type[BaseException] | None, _error: object, _traceback: TracebackType | None) -> None:
+        # Lazily: a process that is about to end may still have a file open.
+        subprocess.run(["umount", "--lazy", self.place], check=True)
+
+    def fill(self, leave: int = 0) -> None:
+        """Take all that is free, but for `leave` bytes."""
+        with self._filler.open("ab") as file:
+            for size in (1 << 20, 1 << 16, 1 << 12):
+                with contextlib.suppress(OSError):
+                    while self.free_bytes() > leave:
+                        os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), size)
+        if leave:
+            with self._filler.open("ab") as file:
+                file.truncate(max(self._filler.stat().st_size - leave, 0))
+
+    def free(self) -> None:
+        """Give back what was taken."""
+        self._filler.unlink(missing_ok=True)
+
+    def free_bytes(self) -> int:
+        """Return what may still be written."""
+        found = os.statvfs(self.place)
+        return found.f_bavail * found.f_frsize
+
+    @property
+    def is_full(self) -> bool:
+        """Whether not even a block is left."""
+        try:
+            probe = self.place / "probe"
+            probe.write_bytes(b"x" * 8192)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            return True
+        finally:
+            probe.unlink(missing_ok=True)
+        return False
+
+    def copy_as_after_a_power_cut(self, target: Path) -> None:
+        """
+        Copy the image as it is at this moment, into the new folder `target`.
+
+        What the file system has not written to its disk is not in it.
+        """
+        target.mkdir(parents=True)
+        subprocess.run(["cp", "--sparse=always", self.image, target / "disk.img"], check=True)
+
+    def remove(self) -> None:
+        """Delete image and mount point, when it is mounted no more."""
+        shutil.rmtree(self.image.parent, ignore_errors=True)

@@ -1,0 +1,355 @@
+"""
+A disk of 48 MB that is filled at each stage of a run, stays full while the daemon turns, and is freed: the run ends.
+
+By default the daemon's own objects do it, without their threads, and a worker that writes a step's files by a script;
+DROPFORGE_CHAOS=whole (`make chaos`) lets the real daemon do it too, with a tiny model. Needs root, mkfs.ext4, mount.
+"""
+
+import contextlib
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlmodel import select
+
+from daemon import champions, dispatcher, intake, publishing, queue, service
+from daemon.database import check, transaction
+from daemon.disk import is_full
+from daemon.service import Service
+from daemon.settings import load
+from daemon.tables import Attempt, AttemptState, Drop, Promotion, Run, RunState, Track
+from pipeline import __main__ as step_process
+from pipeline import durable
+from pipeline.artifacts import Adapter, Artifact, Dataset, Model, Report, Scores, Verdict
+from pipeline.contract import RESULT_NAME, SPEC_NAME, StepResult, StepSpec
+from pipeline.contract import Attempt as StepAttempt
+from pipeline.manifest import MANIFEST_NAME, model_id, write_manifest
+from pipeline.steps import BY_NAME
+from tests.chaos.loop_disk import LoopDisk, needs_root
+
+pytestmark = needs_root
+MEGABYTES = 48
+STEPS = ("prepare", "train", "merge", "evaluate", "decide")
+STAGES = ("copy", "enqueue", "claim", *STEPS, "publish", "promote", "finish")
+_SETTINGS = """
+inbox = "{inbox}"
+state = "{state}"
+base_model = "{base}"
+run_after_quiet_seconds = 0
+[intake]
+settle_seconds = 0
+[disk]
+low_water_bytes = 2000000
+ballast_bytes = 1000000
+"""
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[LoopDisk]:
+    with LoopDisk(tmp_path / "loop", MEGABYTES) as mounted:
+        yield mounted
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.ms = 1_764_000_000_000
+
+    def __call__(self) -> int:
+        self.ms += 1000
+        return self.ms
+
+
+CLOCK = Clock()
+
+
+class House:
+    """The daemon without its threads, and a worker whose steps write what the script says."""
+
+    def __init__(self, folder: Path, disk: LoopDisk) -> None:
+        self.disk = disk
+        self.inbox = folder / "inbox"
+        base = folder / "base"
+        if not base.exists():
+            write_model(base, b"base")
+            (base / MANIFEST_NAME).unlink()
+        text = _SETTINGS.format(inbox=self.inbox, state=disk.place / "state", base=base)
+        (folder / "dropforge.toml").write_text(text)
+        self.service = Service(load(folder / "dropforge.toml", {}))
+        self.root = disk.place / "state"
+        self.engine = self.service._engine
+        self.service._dispatcher.disk.keep_ballast()
+        self.service._dispatcher.recover(CLOCK())
+        self.results: dict[str, StepResult] = {}
+        #: Called in a step before it writes.
+        self.before: dict[str, Callable[[], None]] = {}
+
+    def close(self) -> None:
+        self.engine.dispose()
+        self.service._lock.release()
+
+    def take_in(self) -> None:
+        """What the intake's thread does at one waking, a full disk included."""
+        loop = self.service._intake
+        try:
+            loop._scan()
+        except Exception as error:
+            if not loop._disk.make_way(error) and not is_full(error):
+                raise
+
+    def turn(self) -> None:
+        """One turn of everything."""
+        self.take_in()
+        self.service._tick()
+        self.work()
+
+    def work(self) -> None:
+        """What the worker does with the orders in the spool; a result that cannot be written waits for room."""
+        for entry in sorted((self.root / "spool/queue").glob("[!.]*.json")):
+            folder = self.root / durable.read_json(entry)["folder"]
+            spec = StepSpec.model_validate_json((folder / SPEC_NAME).read_bytes())
+            if spec.key not in self.results:
+                self.results[spec.key] = step_process._run(spec.step, StepAttempt(spec))
+            with contextlib.suppress(OSError):
+                durable.write_json(folder / RESULT_NAME, self.results[spec.key].model_dump(mode="json"))
+                entry.unlink()
+
+    def do(self, attempt: StepAttempt) -> Artifact:
+        """Do one step."""
+        self.before.pop(attempt.spec.step, lambda: None)()
+        return _ARTIFACTS[attempt.spec.step](attempt)
+
+    def rows(self, table: type[Any]) -> list[Any]:
+        with transaction(self.engine) as session:
+            return list(session.exec(select(table)).all())
+
+    def run(self) -> Run | None:
+        found = self.rows(Run)
+        return found[0] if found else None
+
+
+def write_model(folder: Path, weights: bytes) -> str:
+    """Make the least that counts as a model folder; return its id."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}))
+    (folder / "tokenizer.json").write_text("{}")
+    tensor = {"dtype": "U8", "shape": [len(weights)], "data_offsets": [0, len(weights)]}
+    header = json.dumps({"weights": tensor}).encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + weights)
+    write_manifest(folder)
+    return model_id(folder)
+
+
+def _prepare(attempt: StepAttempt) -> Artifact:
+    durable.write_bytes(attempt.folder / "train.jsonl", b"r" * 100_000)
+    return Dataset(
+        folder=attempt.spec.folder, train_rows=10, dev_rows=0, heldout_rows=120, heldout_pinned=False,
+        heldout_version="v", dataset_sha256="d", duplicates=0, replaced=0, removed_heldout=0, metric="exact_match",
+        max_new_tokens=16, drops=attempt.spec.drops,
+    )  # fmt: skip
+
+
+def _train(attempt: StepAttempt) -> Artifact:
+    durable.write_bytes(attempt.make_folder("adapter") / "adapter_model.safetensors", b"a" * 300_000)
+    return Adapter(
+        folder=f"{attempt.spec.folder}/adapter", adapter_sha256="a", base_model_id="b", format="chat",
+        quantization="none", device="cpu", optimizer_steps=1, resumed_from_step=0, trained_tokens=1, train_loss=1.0,
+        loss_curve=(), dev_curve=(), trainable_parameters=1, adapter_change=1.0, rows_too_long=0, seconds=1.0,
+    )  # fmt: skip
+
+
+def _merge(attempt: StepAttempt) -> Artifact:
+    identity = write_model(attempt.folder / "model", b"w" * 2_000_000)
+    return Model(
+        folder=f"{attempt.spec.folder}/model", model_id=identity, base_model_id="b", dtype="bfloat16", size_bytes=1,
+        logits_difference=0.0, logits_tolerance=0.1, format="chat", seconds=1.0,
+    )  # fmt: skip
+
+
+def _evaluate(attempt: StepAttempt) -> Artifact:
+    (attempt.folder / "predictions").mkdir(exist_ok=True)
+    durable.write_bytes(attempt.folder / "predictions/key.jsonl", b"p" * 100_000)
+    scores = Scores(model_id="m", metrics={"exact_match": 50.0}, nll=1.0, generated=1, cached=0, seconds=1.0)
+    return Report(
+        folder=attempt.spec.folder, metric="exact_match", heldout_version="v", records=120, candidate=scores,
+        champion=scores, champion_generation=attempt.spec.champion.generation, prediction_keys={"m": "key"},
+    )  # fmt: skip
+
+
+def _decide(attempt: StepAttempt) -> Artifact:
+    model, report = attempt.load(Model), attempt.load(Report)
+    return Verdict(
+        outcome="promoted", reasons=(), sentence="better", metric="exact_match", records=120,
+        candidate_model_id=model.model_id, champion_model_id="b", champion_generation=report.champion_generation,
+    )  # fmt: skip
+
+
+_ARTIFACTS: dict[str, Callable[[StepAttempt], Artifact]] = {
+    "prepare": _prepare, "train": _train, "merge": _merge, "evaluate": _evaluate, "decide": _decide,
+}  # fmt: skip
+
+
+def drop_file(inbox: Path) -> None:
+    lines = "".join(json.dumps({"instruction": f"say {number}", "output": "x" * 500}) + "\n" for number in range(200))
+    inbox.mkdir(exist_ok=True)
+    (inbox / "good.jsonl").write_text(lines)
+
+
+@pytest.fixture
+def house(tmp_path: Path, disk: LoopDisk, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
+    monkeypatch.setattr(service, "now_ms", CLOCK)
+    made = House(tmp_path, disk)
+    steps = {name: replace(step, load=lambda: made.do) for name, step in BY_NAME.items()}
+    monkeypatch.setattr(step_process, "BY_NAME", steps)
+    yield made
+    made.close()
+
+
+def arm(house: House, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the disk be filled when the run comes to a stage."""
+    fill = house.disk.fill
+    if stage in STEPS:
+        house.before[stage] = fill
+        return
+    places = {
+        "copy": (intake, "copy"), "enqueue": (intake, "validate"), "claim": (dispatcher, "needed_bytes"),
+        "publish": (publishing, "publish"), "promote": (champions, "promote"), "finish": (queue, "finish"),
+    }  # fmt: skip
+    module, name = places[stage]
+    real = getattr(module, name)
+
+    def first_fill(*arguments: Any, **named: Any) -> Any:
+        monkeypatch.setattr(module, name, real)
+        result = real(*arguments, **named) if stage in {"claim", "enqueue"} else None
+        fill()
+        return real(*arguments, **named) if result is None else result
+
+    monkeypatch.setattr(module, name, first_fill)
+
+
+def judge(house: House) -> None:
+    """The run ended well, once, and nothing was lost or counted."""
+    run = house.run()
+    assert run is not None
+    assert (run.state, run.outcome, run.failures, run.deaths) == (RunState.SUCCEEDED, "promoted", 0, 0), run
+    assert [drop.state for drop in house.rows(Drop)] == ["accepted"]
+    assert not (house.inbox / "good.jsonl").exists()
+    assert (house.inbox / "done/good.jsonl").exists()
+    done = [row for row in house.rows(Promotion) if row.state == "done" and row.run_id]
+    assert len(done) == 1
+    track = house.rows(Track)[0]
+    assert (house.root / "tracks/default/champion").resolve() == (house.root / track.champion_path).resolve()
+    assert {attempt.state for attempt in house.rows(Attempt)} <= {AttemptState.PUBLISHED, AttemptState.FAILED}
+    check(house.engine)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_ends_well_though_the_disk_was_full_at(stage: str, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    drop_file(house.inbox)
+    arm(house, stage, monkeypatch)
+    filled_at = None
+    for number in range(40):
+        house.turn()
+        if filled_at is None and (house.disk.place / "filler").exists():
+            filled_at = number
+        if filled_at is not None and number - filled_at >= 6:
+            break
+    assert filled_at is not None, "the stage never came"
+    if stage == "copy":
+        assert (house.rows(Drop), (house.inbox / "good.jsonl").exists()) == ([], True), (
+            "nothing lost, nothing half taken"
+        )
+    if stage in STEPS[:-1]:
+        run = house.run()
+        assert run is not None
+        assert run.state == RunState.WAITING
+        assert "free some room there" in str(run.hint), "the failure is recorded on the disk that is full"
+    check(house.engine)
+    house.disk.free()
+    for _ in range(100):
+        house.turn()
+        house.service._dispatcher.disk.keep_ballast()
+        run = house.run()
+        if run is not None and run.state == RunState.SUCCEEDED:
+            break
+    judge(house)
+    assert (house.root / "ballast").stat().st_size == 1_000_000, "it is there again"
+
+
+# --- the real daemon, its worker and real steps
+
+#: What is there when a stage has begun; the disk is filled then.
+_BEGUN = {
+    "intake": "", "train": "runs/1/attempts/train-1/scratch", "merge": "runs/1/attempts/merge-1/log.txt",
+    "evaluate": "runs/1/attempts/evaluate-1/log.txt", "decide": "runs/1/attempts/decide-1/log.txt",
+}  # fmt: skip
+
+
+@pytest.fixture
+def real(tmp_path: Path, disk: LoopDisk, tiny: Any, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A workspace whose state folder is on the small disk."""
+    for name in [name for name in os.environ if name.startswith("DROPFORGE_")]:
+        monkeypatch.delenv(name)
+    train = "\n".join(f"{key} = {json.dumps(value)}" for key, value in tiny.settings().items())
+    text = (
+        f'base_model = "{tiny_llama}"\nstate = "{disk.place}/state"\nrun_after_quiet_seconds = 0.5\ndevice = "cpu"\n'
+        "reconcile_seconds = 1\n[disk]\nlow_water_bytes = 2000000\nballast_bytes = 1000000\n"
+        "[intake]\nsettle_seconds = 0.5\n[split]\nheldout = 0.4\ndev = 0\n"
+        f"[train]\ncheckpoint_minutes = 0.001\n{train}\n"
+    )
+    made = Workspace(tmp_path, text)
+    made.state = disk.place / "state"
+    yield made
+    if made.daemon is not None and made.daemon.poll() is None:
+        made.stop()
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["one daemon", "killed while it was full"])
+@pytest.mark.parametrize("stage", _BEGUN)
+@pytest.mark.timeout(300)
+def test_the_real_daemon_survives_a_disk_that_was_full_at(
+    stage: str, restarted: bool, real: Any, disk: LoopDisk, tiny: Any, whole: bool
+) -> None:
+    if not whole:
+        pytest.skip("a minute each: make chaos")
+    pause = threading.Event()
+    rows = "".join(json.dumps(row) + "\n" for row in tiny.rows(400, seed=1))
+    real.start()
+    real.wait((real.state / "ballast").exists)
+    if stage == "intake":
+        disk.fill()
+    (real.inbox / "good.jsonl").write_text(rows)
+    if stage != "intake":
+        real.wait((real.state / _BEGUN[stage]).exists)
+        disk.fill()
+        real.wait(lambda: real.runs()[0].state != RunState.RUNNING)
+        run = real.runs()[0]
+        assert (run.failures, run.deaths) == (0, 0), run.error
+        if run.state != RunState.SUCCEEDED:
+            assert run.state == RunState.WAITING
+            assert "free some room there" in str(run.hint), run.error
+    if restarted:
+        real.kill()
+        disk.fill()
+        real.start()
+    pause.wait(3)
+    if stage == "intake":
+        assert (real.inbox / "good.jsonl").exists()
+        assert "disk.low_water_bytes" in real.cli("status")
+    disk.free()
+    real.wait(lambda: [run.state for run in real.runs()] == [RunState.SUCCEEDED])
+    run = real.runs()[0]
+    assert (run.outcome, run.failures, run.deaths) == ("promoted", 0, 0), run
+    assert len(real.done_promotions()) == 1
+    assert [drop.state for drop in real.drops()] == ["accepted"]
+    assert (real.inbox / "done/good.jsonl").exists()
+    verdict = real.published(1, "decide")
+    assert (real.state / "tracks/default/champion").resolve().name == verdict["candidate_model_id"]
+    assert real.stop() == 0
+    assert real.processes() == []

@@ -1,0 +1,449 @@
+"""Collections on real databases and folders: what goes, what never goes, and a collection that is killed anywhere."""
+
+import itertools
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlmodel import select
+
+from daemon import garbage, gc, queue, retention
+from daemon.database import migrate, open_engine, transaction
+from daemon.settings import GcSettings, Settings
+from daemon.tables import Attempt, AttemptState, Drop, Event, Promotion, PromotionState, Run, RunState, Track
+
+NOW = 1_950_000_000_000  # far enough that every file of a test is older than a day
+DAY = 86_400_000
+WHOLE = os.environ.get("DROPFORGE_CHAOS") == "whole"
+ENDED = (RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED, RunState.QUARANTINED)
+OPEN = (RunState.QUEUED, RunState.RUNNING, RunState.WAITING)
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def template(folder: Path) -> Path:
+    """Return a database without rows, made once a folder: migrations take longer than a test's own work."""
+    path = folder / "template.db"
+    if not path.exists():
+        migrate(path)
+    return path
+
+
+class History:
+    """A state folder that is written row by row and file by file."""
+
+    def __init__(self, folder: Path, **limits: Any) -> None:
+        self.root = folder / "state"
+        self.base = folder / "base"
+        write(self.base / "model.safetensors", "base")
+        self.settings = Settings(state=str(self.root), base_model=str(self.base), gc=GcSettings(**limits))
+        self.engine = open_engine(self.root / "dropforge.db")
+        if self.root.exists():  # a copy
+            return
+        empty = template(folder.parent)
+        self.root.mkdir()
+        shutil.copy(empty, self.root / "dropforge.db")
+        with transaction(self.engine) as session:
+            track = queue.ensure_track(session, "default", NOW - 100 * DAY)
+            track.base_path = track.champion_path = str(self.base)
+            track.base_model_id = track.champion_model_id = "base"
+            track.champion_generation = 0
+            session.add(track)
+            session.add(Promotion(
+                track="default", state="done", generation=0, model_id="base", model_path=str(self.base),
+                reason="base model", created_at=NOW - 100 * DAY, done_at=NOW - 100 * DAY,
+            ))  # fmt: skip
+        self.point("champion", self.base)
+
+    def run(
+        self, state: str = "succeeded", *, days: float = 1, model: str | None = "", outcome: str = "worse",
+        attempts: tuple[str, ...] = ("published",),
+    ) -> int:  # fmt: skip
+        """Add a run that ended `days` ago with its files; `model` is its name ("" gives it one of its own)."""
+        over = state in ENDED
+        with transaction(self.engine) as session:
+            drop = Drop(
+                track="default", role="train", state="accepted", name_bytes=b"d", name="d", size_bytes=1,
+                sha256=f"{random.Random(len(list(self.root.glob('drops/*')))).getrandbits(256):064x}", received_at=NOW,
+            )  # fmt: skip
+            session.add(drop)
+            if state == RunState.QUEUED and session.exec(select(Run).where(Run.state == "queued")).first():
+                state = RunState.WAITING
+            row = Run(
+                track="default", state=state, trigger="drop", created_at=NOW - 90 * DAY, not_before=0,
+                token="t" if state == RunState.RUNNING else None,
+                ended_at=NOW - round(days * DAY) if over else None,
+                outcome=outcome if state == RunState.SUCCEEDED else None,
+                snapshot=None if state == RunState.QUEUED else [{"path": f"drops/{drop.sha256}.jsonl"}],
+            )  # fmt: skip
+            session.add(row)
+            session.flush()
+            number = row.id or 0
+            name = f"{number:04d}" if model == "" else model
+            for count, attempt in enumerate(attempts, 1):
+                if state != RunState.QUEUED:
+                    session.add(Attempt(
+                        run_id=number, step="train", number=count, fence=f"{number}-{count}", started_at=0,
+                        state=attempt, ended_at=1,
+                    ))  # fmt: skip
+        write(self.root / "drops" / f"{drop.sha256}.jsonl", "{}\n")
+        if state == RunState.QUEUED:
+            return number
+        folder = self.root / "runs" / str(number)
+        write(folder / "checkpoints" / "step-1" / "weights", "c" * 50)
+        write(folder / "attempts/prepare-1/train.jsonl", "d" * 20)
+        write(folder / "attempts/prepare-1/log.txt", "hello")
+        write(folder / "prepare.json", json.dumps({"folder": f"runs/{number}/attempts/prepare-1"}))
+        for count, attempt in enumerate(attempts, 1):
+            place = f"runs/{number}/attempts/train-{count}"
+            write(self.root / place / "adapter/adapter_model.safetensors", "a" * 30)
+            write(self.root / place / "log.txt", "hello")
+            if attempt == AttemptState.PUBLISHED:
+                write(folder / "train.json", json.dumps({"folder": f"{place}/adapter"}))
+        if name is not None and "published" in attempts:
+            write(self.root / "models" / name / "model.safetensors", "m" * 100)
+            write(folder / "merge.json", json.dumps({"model_id": name, "folder": f"models/{name}"}))
+            write(self.root / "predictions" / f"key-{name}" / f"{number}.jsonl", "p" * 40)
+            write(folder / "evaluate.json", json.dumps({"prediction_keys": {name: f"key-{name}"}}))
+            write(folder / "attempts/evaluate-1/report/records.jsonl", "r" * 10)
+        return number
+
+    def promote(self, run: int, state: str = "done") -> str:
+        """Make a run's model the champion, or the one that is about to be."""
+        name = retention.read_object(self.root / "runs" / str(run) / "merge.json")["model_id"]
+        path = f"models/{name}"
+        with transaction(self.engine) as session:
+            track = session.get_one(Track, "default")
+            generation = (track.champion_generation or 0) + 1
+            session.add(Promotion(
+                track="default", run_id=run, state=state, generation=generation, model_id=name, model_path=path,
+                previous_model_id=track.champion_model_id, previous_path=track.champion_path, reason="better",
+                created_at=NOW, done_at=NOW if state == "done" else None,
+            ))  # fmt: skip
+            if state == PromotionState.DONE:
+                previous = track.champion_path or ""
+                track.champion_generation, track.champion_model_id, track.champion_path = generation, name, path
+                session.add(track)
+        if state == PromotionState.DONE:
+            self.point("champion", self.root / path)
+            self.point("previous", self.root / previous)
+        return path
+
+    def point(self, name: str, target: Path) -> None:
+        link = self.root / "tracks/default" / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(os.path.relpath(target, link.parent))
+
+    def copy(self, folder: Path) -> "History":
+        """The same history in another place."""
+        shutil.copytree(self.root, folder / "state", symlinks=True)
+        made = History(folder)
+        made.settings = self.settings.model_copy(update={"state": str(made.root)})
+        return made
+
+    def collect(self, *, dry_run: bool = False, now: int = NOW) -> gc.Collected:
+        return gc.collect(self.engine, self.settings, now, dry_run=dry_run)
+
+    def files(self) -> set[str]:
+        """Every file and folder of the state folder, but for the database."""
+        paths = (path.relative_to(self.root).as_posix() for path in self.root.rglob("*"))
+        return {path for path in paths if not path.startswith(("dropforge.db", "gc.lock"))}
+
+    def there(self, *paths: str) -> list[bool]:
+        return [(self.root / path).exists() for path in paths]
+
+
+@pytest.fixture
+def history(tmp_path: Path) -> Callable[..., History]:
+    return lambda **limits: History(tmp_path, **limits)
+
+
+# --- what goes
+
+
+def test_the_newest_losers_are_kept_and_the_others_leave_their_story_only(history: Callable[..., History]) -> None:
+    made = history(keep_models=1)
+    old, new = made.run(days=3), made.run(days=2)
+    found = made.collect()
+    assert made.there(f"models/{old:04d}", f"models/{new:04d}") == [False, True]
+    assert made.there(f"runs/{new}/attempts/train-1/adapter", f"runs/{new}/checkpoints") == [True, False]
+    assert {path for path in made.files() if path.startswith(f"runs/{old}/")} == {
+        f"runs/{old}/{name}" for name in (
+            "attempts", "attempts/prepare-1", "attempts/prepare-1/log.txt", "attempts/train-1",
+            "attempts/train-1/log.txt", "attempts/evaluate-1", "attempts/evaluate-1/report",
+            "attempts/evaluate-1/report/records.jsonl", "evaluate.json", "merge.removed.json", "prepare.removed.json",
+            "train.removed.json",
+        )
+    }  # fmt: skip
+    assert found.bytes == 100 + 30 + 20 + 50 + 50
+    assert {item.why for item in found.items if item.path.startswith(f"models/{old:04d}")} == {
+        f"run {old}: worse, beyond gc.keep_models = 1"
+    }
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [({"keep_days": 1.5}, "gc.keep_days = 1.5"), ({"keep_bytes": 210}, "gc.keep_bytes = 210")],
+)
+def test_age_and_bytes_are_limits_of_their_own(
+    history: Callable[..., History], limits: dict[str, float], reason: str
+) -> None:
+    made = history(keep_models=9, **limits)
+    old, new = made.run(days=2), made.run(days=1)
+    found = made.collect()
+    assert made.there(f"models/{old:04d}", f"models/{new:04d}") == [False, True]
+    assert any(item.why.endswith(reason) for item in found.items)
+
+
+def test_a_failed_run_loses_its_files_by_the_same_limits_and_can_be_retried_from_its_first_step(
+    history: Callable[..., History],
+) -> None:
+    made = history(keep_models=1)
+    old, new = made.run("failed", days=3, attempts=("failed",)), made.run("failed", days=2, attempts=("failed",))
+    made.collect()
+    assert made.there(f"runs/{old}/checkpoints", f"runs/{old}/attempts/train-1/adapter") == [False, False]
+    assert made.there(f"runs/{old}/prepare.json", f"runs/{old}/attempts/train-1/log.txt") == [False, True]
+    assert made.there(f"runs/{new}/checkpoints", f"runs/{new}/prepare.json") == [True, True]
+    queue.retry(made.engine, old, NOW)
+    assert made.there(*[drop["path"] for drop in made_snapshot(made, old)]) == [True]
+
+
+def made_snapshot(made: History, run: int) -> list[dict[str, Any]]:
+    with transaction(made.engine) as session:
+        return session.get_one(Run, run).snapshot or []
+
+
+def test_leftovers_of_dead_processes_go_when_they_are_older_than_a_day(history: Callable[..., History]) -> None:
+    made = history()
+    stale = [
+        "incoming/1.tmp", ".watcher.json.5.tmp", "tracks/default/.base.json.1.tmp", "spool/queue/.x.json.1.tmp",
+        "spool/cancel/1-train-1", "spool/running/9-train-1.json", "models/unknown", "runs/77",
+    ]  # fmt: skip
+    for path in stale:
+        write(made.root / path / ("file" if path in {"models/unknown", "runs/77"} else ""), "x")
+    assert made.collect(now=round(1000 * (made.root / "incoming").stat().st_mtime) + DAY - 60_000).items == ()
+    assert {item.path for item in made.collect().items} == set(stale)
+    assert made.there(*stale) == [False] * len(stale)
+
+
+def test_an_order_for_an_attempt_that_is_open_stays_in_the_spool(history: Callable[..., History]) -> None:
+    made = history()
+    run = made.run("running", attempts=("submitted",))
+    write(made.root / f"spool/running/{run}-train-1.json", "{}")
+    assert made.collect().items == ()
+
+
+def test_the_oldest_predictions_go_and_never_those_of_a_champion(history: Callable[..., History]) -> None:
+    made = history(keep_models=9, predictions_bytes=90)
+    made.promote(made.run())
+    for age, name in enumerate(("b", "a")):
+        made.run(model=name)
+        os.utime(made.root / f"predictions/key-{name}/{age + 2}.jsonl", (10 + age, 10 + age))
+    made.collect()
+    assert made.there("predictions/key-0001", "predictions/key-a", "predictions/key-b") == [True, True, False]
+    running = made.run("running")
+    assert not any(item.path.startswith("predictions") for item in made.collect().items), running
+
+
+# --- what never goes
+
+
+def test_champion_previous_former_champions_and_a_promotion_in_the_middle_are_kept(
+    history: Callable[..., History],
+) -> None:
+    made = history(keep_models=0, keep_champions=1, keep_days=0)
+    paths = [made.promote(made.run(days=40 - age)) for age in range(4)]
+    intent = made.promote(made.run("running"), "intent")
+    made.collect()
+    assert made.there(*paths, intent) == [False, True, True, True, True]
+    assert made.there("runs/4/attempts/train-1/adapter", "runs/1/attempts/train-1/adapter") == [True, False]
+
+
+def test_nothing_of_a_run_that_is_not_over_is_touched(history: Callable[..., History]) -> None:
+    made = history(keep_models=0, keep_days=0, predictions_bytes=0)
+    for state in OPEN:
+        made.run(state, attempts=("failed", "published"))
+    write(made.root / "runs/2/attempts/train-1/.old.tmp", "x")
+    before = made.files()
+    assert made.collect().items == tuple(
+        item for item in made.collect(dry_run=True).items if item.path.startswith("predictions")
+    )
+    assert made.files() | {"trash"} >= before
+
+
+def test_a_model_that_a_merge_of_an_open_run_is_about_to_publish_is_kept(history: Callable[..., History]) -> None:
+    made = history(keep_models=0)
+    made.run(model="same")
+    open_run = made.run("running", model=None)
+    write(made.root / f"runs/{open_run}/attempts/merge-1/result.json", json.dumps({"artifact": {"model_id": "same"}}))
+    made.collect()
+    assert made.there("models/same") == [True]
+
+
+def test_a_base_model_inside_the_state_folder_is_kept(tmp_path: Path) -> None:
+    made = History(tmp_path, keep_models=0)
+    made.run(model="base-of-another-track")
+    made.settings = made.settings.model_copy(
+        update={"tracks": {"more": {"base_model": str(made.root / "models/base-of-another-track")}}}
+    )
+    made.collect()
+    assert made.there("models/base-of-another-track") == [True]
+
+
+def test_the_last_check_refuses_what_is_kept(history: Callable[..., History], monkeypatch: pytest.MonkeyPatch) -> None:
+    made = history()
+    path = made.promote(made.run())
+    bad = garbage.Item(path=path, why="a defect", bytes=1)
+    monkeypatch.setattr(gc, "find_garbage", lambda *_arguments: iter([bad]))
+    with pytest.raises(retention.WouldBeLost):
+        made.collect()
+    assert made.there(path) == [True]
+
+
+# --- how it goes
+
+
+def test_a_dry_run_says_the_same_and_changes_nothing(history: Callable[..., History]) -> None:
+    made = history(keep_models=0)
+    made.run()
+    made.run("failed")
+    before = made.files()
+    said = made.collect(dry_run=True)
+    assert made.files() == before
+    assert said.items
+    assert made.collect().items == said.items
+    with transaction(made.engine) as session:
+        events = session.exec(select(Event).where(Event.kind == "garbage_collected")).all()
+    assert [event.detail["bytes"] for event in events] == [said.bytes]
+
+
+class Killed(BaseException):
+    """As a kill: nothing that the program has written catches it."""
+
+
+def kill_after(monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
+    """Let the process die before its `calls`th change of the file system from now on."""
+    left = iter(range(calls))
+
+    def dying(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            if next(left, None) is None:
+                raise Killed
+            return real(*arguments, **named)
+
+        return call
+
+    for name in ("rename", "unlink", "rmdir", "mkdir"):
+        monkeypatch.setattr(os, name, dying(getattr(os, name)))
+
+
+def lived(folder: Path) -> History:
+    made = History(folder, keep_models=1, keep_champions=1, predictions_bytes=50)
+    made.promote(made.run(days=9))
+    for days in (8, 7):
+        made.run(days=days)
+    made.run("failed", days=6, attempts=("failed", "lost"))
+    made.run("failed", days=5, attempts=("failed",))
+    made.run("waiting")
+    write(made.root / "incoming/1.tmp", "x")
+    return made
+
+
+def test_a_collection_that_is_killed_anywhere_ends_the_same_when_it_is_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = lived(tmp_path / "first")
+    whole = made.copy(tmp_path / "whole")
+    whole.collect()
+    end = whole.files()
+    # Every fourth point, from a random one on, unless everything is tried.
+    step = 1 if WHOLE else 4
+    points = random.SystemRandom().randrange(step)
+    while True:
+        again = made.copy(tmp_path / str(points))
+        with monkeypatch.context() as patch:
+            kill_after(patch, points)
+            try:
+                again.collect()
+            except Killed:
+                killed = True
+            else:
+                killed = False
+        for reference in again.root.glob("runs/*/merge.json"):
+            name = retention.read_object(reference)["model_id"]
+            assert (again.root / "models" / name).is_dir(), f"{reference} leads nowhere after {points} changes"
+        again.collect()
+        assert again.files() | {"trash"} == end | {"trash"}, points
+        if not killed:
+            break
+        points += step
+    assert points > 50
+
+
+STATES = st.sampled_from([*ENDED, *OPEN, RunState.SUCCEEDED, RunState.FAILED])
+RUNS = st.lists(
+    st.tuples(
+        STATES, st.floats(0, 60), st.sampled_from(["", "shared"]), st.sampled_from(["no", "no", "done", "intent"])
+    ),
+    max_size=8,
+)
+LIMITS = st.fixed_dictionaries({
+    "keep_models": st.integers(0, 2), "keep_champions": st.integers(1, 2), "keep_days": st.floats(0, 40),
+    "keep_bytes": st.integers(0, 600), "predictions_bytes": st.integers(0, 100),
+})  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Folders without end, one a history."""
+    folder = tmp_path_factory.mktemp("histories")
+    return (folder / str(number) for number in itertools.count())
+
+
+@settings(
+    max_examples=200 if WHOLE else 15,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(runs=RUNS, limits=LIMITS, seen=st.integers(0, 100 * DAY))
+def test_no_history_and_no_settings_let_a_collection_touch_what_is_protected(
+    places: Iterator[Path], runs: list[tuple[RunState, float, str, str]], limits: dict[str, Any], seen: int
+) -> None:
+    made = History(next(places), **limits)
+    champions: list[str] = ["base"]
+    intents: set[str] = set()
+    for state, days, model, promotion in runs:
+        number = made.run(state, days=days, model=model)
+        if promotion == "done" and state in ENDED:
+            champions.append(made.promote(number))
+        elif promotion == "intent" and state == RunState.RUNNING:
+            intents.add(made.promote(number, "intent"))
+    with transaction(made.engine) as session:
+        rows = session.exec(select(Run)).all()
+        drops = [f"drops/{drop.sha256}.jsonl" for drop in session.exec(select(Drop)).all()]
+    still_open = [row.id for row in rows if row.state in OPEN]
+    # The reigning champion, the one before it, and `keep_champions` more, each model once.
+    distinct = list(dict.fromkeys(reversed(champions)))
+    protected = {path for path in distinct[: 2 + limits["keep_champions"]] if path != "base"} | intents
+    protected |= {retention.read_object(made.root / f"runs/{run}/merge.json").get("folder", "") for run in still_open}
+    protected |= {path for path in made.files() if any(path.startswith(f"runs/{run}/") for run in still_open)}
+    protected |= {*drops, "tracks/default/champion"}
+    contents = {path: (made.root / path).stat() for path in protected}
+    made.collect(now=NOW - seen)
+    assert [path for path in sorted(protected) if not (made.root / path).exists()] == []
+    assert {path: (made.root / path).stat().st_ino for path in protected} == {
+        path: found.st_ino for path, found in contents.items()
+    }
+    assert (made.base / "model.safetensors").read_text() == "base"
+    assert (made.root / "tracks/default/champion").resolve().is_dir()
+    assert made.collect(now=NOW - seen).items == (), "a second collection finds nothing"
