@@ -98,6 +98,9 @@ class Adapter(Artifact):
     device: str
     optimizer_steps: int
     resumed_from_step: int
+    """Step of the checkpoint that the last attempt went on from; 0 if it began at the beginning."""
+    checkpoints_passed_over: tuple[str, ...] = ()
+    """Newer checkpoints that it could not go on from, each with the reason."""
     trained_tokens: int
     train_loss: float
     loss_curve: tuple[CurvePoint, ...]
@@ -137,7 +140,11 @@ class Scores(Frozen):
     nll: float
     """Reference negative log-likelihood in nats a token, weighted by tokens."""
     generated: int
+    """Answers that this run made."""
+    resumed: int = 0
+    """Of those, the ones that an interrupted attempt had made before."""
     cached: int
+    """Answers that an earlier run made."""
     seconds: float
 
 

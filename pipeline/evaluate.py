@@ -3,13 +3,14 @@
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from pipeline import durable, predictions
 from pipeline.artifacts import Dataset, Model, Report, Scores
+from pipeline.batch_log import BatchLog, batch_id
 from pipeline.contract import Attempt
 from pipeline.errors import StepFailed
 from pipeline.metrics import METRICS
@@ -20,6 +21,7 @@ from pipeline.qlora.generation import Decoding
 from pipeline.qlora.loading import chosen_device, load_tokenizer
 
 RECORDS_NAME = "records.jsonl"
+_LOG = ".batches.jsonl"
 #: The request whose prompt tokens stand for a model's template.
 _PROBE = fold("Repeat the word.", "word")
 
@@ -57,6 +59,7 @@ class _Result:
 
     predictions: list[Prediction]
     generated: int
+    resumed: int
     seconds: float
 
 
@@ -64,9 +67,10 @@ def evaluate(attempt: Attempt) -> Report:
     """
     Return both models' scores on the held-out records; each record's are in the report's records.jsonl.
 
-    Answers that are in the prediction cache are taken from there. The predictions that were used are left in
-    `predictions/<key>.jsonl`. Raises `StepFailed` if a model's likelihood is not finite or memory does not suffice,
-    `CannotTrain` if the two models cannot be asked in the same way.
+    Answers that are in the prediction cache are taken from there, those that an interrupted attempt had computed from
+    its log of batches. The predictions that were used are left in `predictions/<key>.jsonl`. Raises `StepFailed` if a
+    model's likelihood is not finite or memory does not suffice, `CannotTrain` if the two models cannot be asked in the
+    same way.
     """
     dataset = attempt.load(Dataset)
     records = _read_records(attempt.path(dataset.folder) / "heldout.jsonl")
@@ -77,7 +81,7 @@ def evaluate(attempt: Attempt) -> Report:
     folder = attempt.make_folder("predictions")
     first = _sit(attempt, candidate, records, decoding, folder)
     if champion.key == candidate.key:
-        second = replace(first, generated=0, seconds=0.0)
+        second = replace(first, generated=0, resumed=0, seconds=0.0)
     else:
         second = _sit(attempt, champion, records, decoding, folder)
     scored = [_score(records, result.predictions) for result in (first, second)]
@@ -158,16 +162,28 @@ def _exam(seat: _Seat, records: Sequence[_Record], decoding: Decoding) -> _Exam:
 
 
 def _sit(attempt: Attempt, exam: _Exam, records: Sequence[_Record], decoding: Decoding, folder: Path) -> _Result:
-    """Return one model's predictions, from the cache where they are there, and write them to `folder` as they come."""
+    """Return one model's predictions, from cache and earlier attempts where they are there; keep them in `folder`."""
     started = time.monotonic()
-    cache = PredictionCache([attempt.root / attempt.spec.predictions / exam.key.digest])
-    work = _Work(records, exam, cache)
-    with (folder / f"{exam.key.digest}.jsonl").open("wb") as file:
-        for prediction in _predict(attempt, exam, work, decoding):
-            file.write(prediction.model_dump_json().encode() + b"\n")
-            file.flush()
-    ordered = [work.done[index] for index in range(len(records))]
-    return _Result(ordered, work.generated, time.monotonic() - started)
+    digest = exam.key.digest
+    work = _Work(records, exam, PredictionCache([attempt.root / attempt.spec.predictions / digest]))
+    log = BatchLog(folder / f"{digest}{_LOG}", _earlier_logs(attempt, f"{folder.name}/{digest}{_LOG}"))
+    sitting = _Sitting(attempt, exam, work, log)
+    try:
+        if work.without_nll or work.without_answer:
+            sitting.fill_likelihoods()
+            sitting.fill_answers(decoding)
+    finally:
+        sitting.close()
+    ordered = work.predictions()
+    lines = b"".join(prediction.model_dump_json().encode() + b"\n" for prediction in ordered)
+    durable.write_bytes(folder / f"{digest}.jsonl", lines)
+    return _Result(ordered, len(work.without_answer), sitting.resumed, time.monotonic() - started)
+
+
+def _earlier_logs(attempt: Attempt, name: str) -> list[Path]:
+    """Return the logs called `name` of the run's earlier attempts at this step, in their order."""
+    folders = (attempt.folder.with_name(f"{attempt.spec.step}-{number}") for number in range(1, attempt.spec.attempt))
+    return [folder / name for folder in folders if (folder / name).is_file()]
 
 
 class _Work:
@@ -179,57 +195,88 @@ class _Work:
         self.references = [hash_tokens(tokens) for tokens in exam.completions]
         places = range(len(records))
         known = {place: cache.likelihood(self.prompts[place], self.references[place]) for place in places}
-        answers = {place: cache.answer(self.prompts[place]) for place in places}
+        cached = {place: cache.answer(self.prompts[place]) for place in places}
         self.nll = {place: value for place, value in known.items() if value is not None}
-        self.answers = {place: (found.text, found.tokens) for place, found in answers.items() if found is not None}
+        self.answers = {place: (found.text, found.tokens) for place, found in cached.items() if found is not None}
         self.without_nll = [place for place in places if place not in self.nll]
         self.without_answer = [place for place in places if place not in self.answers]
-        self.generated = len(self.without_answer)
-        self.done: dict[int, Prediction] = {}
 
-    def finish(self, place: int) -> Prediction:
-        """Return and keep the prediction at `place`, now that its answer and its likelihood are there."""
+    def predictions(self) -> list[Prediction]:
+        """Return the predictions of all records, now that their answers and likelihoods are there."""
+        return [self._prediction(place) for place in range(len(self.ids))]
+
+    def _prediction(self, place: int) -> Prediction:
         (text, tokens), (nll_sum, nll_tokens) = self.answers[place], self.nll[place]
-        self.done[place] = Prediction(
+        return Prediction(
             id=self.ids[place], prompt_hash=self.prompts[place], text=text, tokens=tokens,
             nll_sum=nll_sum, nll_tokens=nll_tokens, reference_hash=self.references[place],
         )  # fmt: skip
-        return self.done[place]
 
 
-def _predict(attempt: Attempt, exam: _Exam, work: _Work, decoding: Decoding) -> Iterator[Prediction]:
-    """Yield each record's prediction as soon as it is whole; the model is loaded once, and only if it is needed."""
-    total = len(work.without_nll) + len(work.without_answer)
-    pace = _Pace(attempt, exam.role, total)
-    if total == 0:
-        yield from (work.finish(place) for place in range(len(work.ids)))
-        return
-    asked = generation.open_model(exam.folder, exam.tokenizer, chosen_device())
-    try:
-        _fill_likelihoods(exam, work, asked, pace)
-        yield from (work.finish(place) for place in list(work.answers))
-        prompts = [exam.prompts[place] for place in work.without_answer]
-        for batch in generation.generate(asked, prompts, decoding):
-            for answer in batch:
-                place = work.without_answer[answer.index]
-                work.answers[place] = (answer.text, answer.tokens)
-                yield work.finish(place)
-            pace.advance(len(batch), sum(answer.tokens for answer in batch))
-    finally:
-        generation.close_model(asked)
+class _Sitting:
+    """Computes what is missing, a batch at a time; the model is loaded once, and only if a batch needs it."""
 
+    def __init__(self, attempt: Attempt, exam: _Exam, work: _Work, log: BatchLog) -> None:
+        self._attempt, self._exam, self._work, self._log = attempt, exam, work, log
+        self._pace = _Pace(attempt, exam.role, len(work.without_nll) + len(work.without_answer))
+        self._model: generation.AskedModel | None = None
+        self.resumed = 0
+        """Answers that an earlier attempt had computed."""
 
-def _fill_likelihoods(exam: _Exam, work: _Work, asked: generation.AskedModel, pace: "_Pace") -> None:
-    """Compute the missing likelihoods, before the longer work: a broken model shows here."""
-    pairs = [(exam.prompts[place], exam.completions[place]) for place in work.without_nll]
-    for batch in generation.reference_nll(asked, pairs, exam.key.setup.batch_size):
-        for found in batch:
-            place = work.without_nll[found.index]
-            if not math.isfinite(found.nll):
-                message = f"the {exam.role}'s likelihood of record {work.ids[place][:12]} is not a finite number"
+    def fill_likelihoods(self) -> None:
+        """Compute the missing likelihoods, before the longer work: a broken model shows here."""
+        work, exam = self._work, self._exam
+        pairs = [(exam.prompts[place], exam.completions[place]) for place in work.without_nll]
+        batch_size, vocabulary = exam.key.setup.batch_size, generation.vocabulary(exam.folder)
+        for batch in generation.likelihood_batches(pairs, batch_size, vocabulary):
+            asked = [pairs[index] for index in batch]
+            name = batch_id("likelihood", asked)
+            found = self._log.find(name, len(batch))
+            if found is None:
+                found = generation.likelihoods(self._asked(), asked)
+                self._refuse_broken([work.without_nll[index] for index in batch], found)
+                self._log.add(name, found)
+                self._pace.advance(len(batch), 0)
+            else:
+                self._pace.skip(len(batch))
+            for index, (nll, tokens) in zip(batch, found, strict=True):
+                work.nll[work.without_nll[index]] = (nll, tokens)
+
+    def fill_answers(self, decoding: Decoding) -> None:
+        """Generate the missing answers."""
+        work = self._work
+        prompts = [self._exam.prompts[place] for place in work.without_answer]
+        for batch in generation.answer_batches(prompts, decoding.batch_size):
+            asked = [prompts[index] for index in batch]
+            name = batch_id("answer", asked)
+            found = self._log.find(name, len(batch))
+            if found is None:
+                found = generation.answers(self._asked(), asked, decoding, self._attempt.check_stop)
+                self._log.add(name, found)
+                self._pace.advance(len(batch), sum(answer.tokens for answer in found))
+            else:
+                self.resumed += len(batch)
+                self._pace.skip(len(batch))
+            for index, (text, tokens) in zip(batch, found, strict=True):
+                work.answers[work.without_answer[index]] = (text, tokens)
+
+    def close(self) -> None:
+        """Free the model's memory."""
+        self._log.close()
+        if self._model is not None:
+            generation.close_model(self._model)
+
+    def _asked(self) -> generation.AskedModel:
+        if self._model is None:
+            self._model = generation.open_model(self._exam.folder, self._exam.tokenizer, chosen_device())
+        return self._model
+
+    def _refuse_broken(self, places: Sequence[int], found: Sequence[generation.Likelihood]) -> None:
+        for place, likelihood in zip(places, found, strict=True):
+            if not math.isfinite(likelihood.nll):
+                name = self._work.ids[place][:12]
+                message = f"the {self._exam.role}'s likelihood of record {name} is not a finite number"
                 raise StepFailed(message, "the model is broken: train again, with a lower train.learning_rate")
-            work.nll[place] = (found.nll, found.tokens)
-        pace.advance(len(batch), 0)
 
 
 class _Pace:
@@ -239,9 +286,15 @@ class _Pace:
         self._attempt, self._role, self._total = attempt, role, total
         self._started = time.monotonic()
         self._generating_since: float | None = None
-        self._done = self._tokens = 0
+        self._done = self._skipped = self._tokens = 0
         attempt.check_stop()
         attempt.progress(0, total, phase=role)
+
+    def skip(self, records: int) -> None:
+        """Count `records` that an earlier attempt had done."""
+        self._done += records
+        self._skipped += records
+        self._attempt.progress(self._done, self._total, phase=self._role)
 
     def advance(self, records: int, tokens: int) -> None:
         """Count one batch of `records` in which `tokens` were generated."""
@@ -253,7 +306,7 @@ class _Pace:
         else:
             self._generating_since = now
         self._done += records
-        left = (now - self._started) / self._done * (self._total - self._done)
+        left = (now - self._started) / (self._done - self._skipped) * (self._total - self._done)
         self._attempt.progress(self._done, self._total, phase=self._role, tokens_per_second=rate, eta_seconds=left)
         self._attempt.check_stop()
 
@@ -285,6 +338,7 @@ def _summary(exam: _Exam, result: _Result, scored: Sequence[dict[str, float]]) -
         metrics={name: 100 * sum(scores[name] for scores in scored) / len(scored) for name in METRICS},
         nll=nll / sum(found.nll_tokens for found in result.predictions),
         generated=result.generated,
+        resumed=result.resumed,
         cached=len(result.predictions) - result.generated,
         seconds=result.seconds,
     )

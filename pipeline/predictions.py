@@ -5,7 +5,8 @@ Layout: `<spec.predictions>/<key>/*.jsonl`, each line a Prediction. Steps only r
 in its attempt, and the dispatcher copies that in once it is published. What is there is never made again, one
 that is missing always is. The composition of a batch is not in the key, though in bf16 it can change an answer: as all
 records of a held-out set are predicted together, in batches that depend on nothing but the prompts, the cache normally
-holds all of them or none. Where only a part is there (the held-out set grew), the rest is batched by itself.
+holds all of them or none. Where only a part is there (the held-out set grew), the rest is batched by itself. An attempt
+that was cut off leaves whole batches in a log of its own (`batch_log`), which the run's next attempt goes on from.
 """
 
 import hashlib

@@ -15,6 +15,7 @@ from pipeline import durable
 from pipeline.artifacts import Dataset, Drop, Shortfall
 from pipeline.config import SplitConfig
 from pipeline.contract import Attempt
+from pipeline.dataset_files import dataset_hash
 from pipeline.errors import CannotTrain
 from pipeline.prompt import fold
 from pipeline.records import Finding, Limits, Record, read_records
@@ -59,7 +60,7 @@ def prepare(attempt: Attempt) -> Dataset:
         folder=attempt.relative(folder),
         train_rows=totals.train_rows, dev_rows=totals.dev_rows, heldout_rows=len(totals.heldout_ids),
         heldout_pinned=pinned, heldout_version=_version(totals.heldout_ids),
-        dataset_sha256=_hash_of(folder), duplicates=totals.duplicates, replaced=totals.replaced,
+        dataset_sha256=dataset_hash(folder), duplicates=totals.duplicates, replaced=totals.replaced,
         removed_heldout=totals.removed_heldout, metric=metric, max_new_tokens=_max_new_tokens(attempt, totals),
         shortfall=shortfall, drops=attempt.spec.drops,
     )  # fmt: skip
@@ -194,9 +195,3 @@ def _more_rows(split: SplitConfig, totals: Totals) -> str:
 def _version(ids: list[str]) -> str:
     """Return one hash of the scored prompts, whatever their order."""
     return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
-
-
-def _hash_of(folder: Path) -> str:
-    """Return one hash of the three files: sha256 over a line of name and sha256 for each."""
-    lines = [f"{name} {durable.sha256_file(folder / name)}\n" for name in ("train.jsonl", "dev.jsonl", "heldout.jsonl")]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()

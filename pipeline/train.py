@@ -11,6 +11,7 @@ from typing import Any
 from pipeline import durable
 from pipeline.artifacts import Adapter, Dataset
 from pipeline.contract import Attempt
+from pipeline.dataset_files import dataset_hash
 from pipeline.errors import CannotTrain
 from pipeline.manifest import check_base, model_id
 from pipeline.prompt import Format, choose_format, completion_ids, control_tokens, fold, prompt_ids
@@ -40,6 +41,7 @@ def train(attempt: Attempt) -> Adapter:
     fmt = choose_format(config.train.format, has_chat_template=bool(tokenizer.chat_template))
     tokeniser = Tokeniser(tokenizer, fmt, end_tokens(base, tokenizer), _window(attempt, base))
     data = attempt.path(dataset.folder)
+    _check_same_data(data, dataset.dataset_sha256)
     rows = tokeniser.tokenise(attempt, data / "train.jsonl")
     tokeniser.refuse_none_left(rows)
     too_long, forged = tokeniser.too_long, tokeniser.forged
@@ -57,8 +59,9 @@ def train(attempt: Attempt) -> Adapter:
         folder=attempt.relative(adapter), adapter_sha256=durable.sha256_file(adapter / "adapter_model.safetensors"),
         base_model_id=config.base_model_id, format=fmt, quantization=config.train.quantization, device=device,
         optimizer_steps=trained.optimizer_steps, resumed_from_step=trained.resumed_from_step,
-        trained_tokens=trained.trained_tokens, train_loss=trained.train_loss, loss_curve=trained.loss_curve,
-        dev_curve=trained.dev_curve, trainable_parameters=trained.trainable_parameters,
+        checkpoints_passed_over=trained.passed_over, trained_tokens=trained.trained_tokens,
+        train_loss=trained.train_loss, loss_curve=trained.loss_curve, dev_curve=trained.dev_curve,
+        trainable_parameters=trained.trainable_parameters,
         adapter_change=trained.adapter_change, rows_too_long=too_long, rows_with_control_tokens=forged,
         seconds=time.monotonic() - started,
     )  # fmt: skip
@@ -130,6 +133,13 @@ def _window(attempt: Attempt, base: Path) -> int:
     own = durable.read_json(base / "config.json").get("max_position_embeddings")
     wanted = attempt.config.train.max_length
     return min(wanted, own) if isinstance(own, int) else wanted
+
+
+def _check_same_data(folder: Path, expected: str) -> None:
+    """Raise `CannotTrain` if the run's rows are not those that `prepare` froze."""
+    if dataset_hash(folder) != expected:
+        message = f"the run's data in {folder} has changed since it was prepared"
+        raise CannotTrain(message, "restore its files, or drop the data again to begin a new run")
 
 
 def _check_same_base(base: Path, expected: str) -> None:

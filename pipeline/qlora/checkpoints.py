@@ -1,8 +1,8 @@
 """
 Checkpoints that can be trusted: written aside, hashed, renamed in, and marked complete last.
 
-A checkpoint is a folder `step-<N>` with the trainer's files, `files.json` (size and sha256 of each) and `COMPLETE`,
-which holds the hash of `files.json` and the fingerprint of the training that it belongs to.
+A checkpoint is a folder `step-<N>` with the trainer's files, `files.json` (the fingerprint of the training that it
+belongs to, size and sha256 of each file) and `COMPLETE`, which holds the hash of `files.json`.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ COMPLETE = "COMPLETE"
 LISTING = "files.json"
 KEPT = 2
 _PREFIX = "step-"
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
 def fingerprint(parts: Mapping[str, Any]) -> str:
@@ -32,11 +34,22 @@ def fingerprint(parts: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+@dataclass(frozen=True)
+class Choice:
+    """Where a training goes on, and which checkpoints it cannot go on from."""
+
+    checkpoint: Path | None
+    """The newest valid one; `None` if there is none, so that the training begins at step 0."""
+    passed_over: tuple[str, ...]
+    """Each newer one with the reason, in words."""
+
+
 def publish(source: Path, folder: Path, step: int, mark: str) -> Path:
     """
     Move the trainer's checkpoint `source` to `folder`/step-`step`, durably; return its new place.
 
-    `source` must be on the same file system, `mark` is the training's fingerprint. The newest `KEPT` are left.
+    `source` must be on the same file system, `mark` is the training's fingerprint. The newest `KEPT` of this training
+    are left; what it passed over, or left torn, goes.
     """
     target = folder / f"{_PREFIX}{step}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -45,30 +58,34 @@ def publish(source: Path, folder: Path, step: int, mark: str) -> Path:
         path.relative_to(source).as_posix(): {"size": path.stat().st_size, "sha256": durable.sha256_file(path)}
         for path in files
     }
-    durable.write_json(source / LISTING, listing)
+    durable.write_json(source / LISTING, {"fingerprint": mark, "files": listing})
     durable.fsync_tree(source)
     _remove(target)
     source.rename(target)
     durable.fsync_folder(folder)
-    complete = {"files_sha256": durable.sha256_file(target / LISTING), "fingerprint": mark}
-    durable.write_json(target / COMPLETE, complete)
-    for old in _by_step(folder)[KEPT:]:
-        _remove(old)
+    durable.write_json(target / COMPLETE, {"files_sha256": durable.sha256_file(target / LISTING)})
+    # A training goes on from its newest valid checkpoint: one of a later step is torn, damaged or another training's.
+    own = [path for path in _by_step(folder) if step_of(path) <= step and not _doubt(path, mark)]
+    for path in _by_step(folder):
+        if path not in own[:KEPT]:
+            _remove(path)
     return target
 
 
-def newest_valid(folder: Path, mark: str) -> Path | None:
+def newest_valid(folder: Path, mark: str) -> Choice:
     """
-    Return the newest checkpoint that is whole and belongs to this training, or `None`.
+    Choose the newest checkpoint that is whole and belongs to this training.
 
     Torn, damaged and foreign ones are passed over, with a line on stderr saying why.
     """
+    passed_over: list[str] = []
     for path in _by_step(folder):
-        problem = _problem(path, mark)
+        problem = _doubt(path, mark) or _damage(path)
         if not problem:
-            return path
-        sys.stderr.write(f"checkpoint {path.name} is passed over: {problem}\n")
-    return None
+            return Choice(path, tuple(passed_over))
+        passed_over.append(f"checkpoint {path.name} is passed over: {problem}")
+        sys.stderr.write(f"{passed_over[-1]}\n")
+    return Choice(None, tuple(passed_over))
 
 
 def step_of(checkpoint: Path) -> int:
@@ -115,20 +132,28 @@ def _by_step(folder: Path) -> list[Path]:
     return sorted(found, key=step_of, reverse=True)
 
 
-def _problem(path: Path, mark: str) -> str:
-    """Say why a checkpoint cannot be resumed from; empty if it can."""
+def _doubt(path: Path, mark: str) -> str:
+    """Say why a checkpoint is not this training's, or was never finished, without reading its files; empty if it is."""
     try:
         complete = durable.read_json(path / COMPLETE)
         if complete is None:
             return f"it has no {COMPLETE}, so writing it was cut off"
-        if complete["fingerprint"] != mark:
-            return "it belongs to another training (other data, settings or base model)"
         if complete["files_sha256"] != durable.sha256_file(path / LISTING):
             return f"{LISTING} has changed"
-        listing = durable.read_json(path / LISTING)
+        if durable.read_json(path / LISTING)["fingerprint"] != mark:
+            return "it belongs to another training (other data, settings or base model)"
+    except _UNREADABLE as error:
+        return f"it cannot be read ({error})"
+    return ""
+
+
+def _damage(path: Path) -> str:
+    """Say which file of a checkpoint is not as it was written; empty if all are."""
+    try:
+        listing = durable.read_json(path / LISTING)["files"]
         damaged = (name for name, entry in listing.items() if not _is_as_listed(path / name, entry))
         name = next(damaged, "")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except _UNREADABLE as error:
         return f"it cannot be read ({error})"
     return f"{name} is missing, cut off or changed" if name else ""
 

@@ -1,17 +1,17 @@
 """
 Asking a merged model: batched greedy answers, and the likelihood of reference answers.
 
-Both come batch by batch, so that the caller can say how far it is and stop in between. Prompts are sorted by length,
-the longest first, so that too little memory shows at once; batches depend on nothing but the prompts that were given.
+The caller asks batch by batch, so that it can say how far it is, keep what it has and stop in between. Prompts are
+sorted by length, the longest first, so that too little memory shows at once; batches depend on nothing but the prompts.
 """
 
 import gc
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.errors import StepFailed
 from pipeline.prompt import stop_ids
@@ -32,21 +32,17 @@ class Decoding:
     batch_size: int
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What the model said to the prompt at `index`."""
+class Answer(NamedTuple):
+    """What the model said to one prompt."""
 
-    index: int
     text: str
     tokens: int
     """Generated tokens, the one that ends the answer included."""
 
 
-@dataclass(frozen=True)
-class Likelihood:
-    """How likely the model finds the completion at `index`."""
+class Likelihood(NamedTuple):
+    """How likely the model finds one completion."""
 
-    index: int
     nll: float
     """Negative log-likelihood in nats, summed over the completion's tokens; not finite if the model is broken."""
     tokens: int
@@ -135,39 +131,65 @@ def _stored_dtype(folder: Path) -> Any:
         return weights.get_tensor(next(iter(weights.keys()))).dtype
 
 
-def generate(asked: AskedModel, prompts: Sequence[Tokens], decoding: Decoding) -> Iterator[list[Answer]]:
-    """Yield the answers to tokenised `prompts`, a batch at a time. Raises `StepFailed` if memory does not suffice."""
+def vocabulary(folder: Path) -> int:
+    """Return how many tokens the model in `folder` chooses from."""
+    from transformers import AutoConfig
+
+    config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
+    return int(config.get_text_config().vocab_size)
+
+
+def answer_batches(prompts: Sequence[Tokens], size: int) -> list[list[int]]:
+    """Return the indices of tokenised `prompts` in batches of `size`, as they are to be answered together."""
     order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), tuple(prompts[index])))
-    for start in range(0, len(order), decoding.batch_size):
-        batch = order[start : start + decoding.batch_size]
-        sequences = _generate_batch(asked, [prompts[index] for index in batch], decoding)
-        yield [
-            Answer(index, asked.tokenizer.decode(tokens, skip_special_tokens=True), len(tokens))
-            for index, tokens in zip(batch, sequences, strict=True)
-        ]
+    return [order[start : start + size] for start in range(0, len(order), size)]
 
 
-def reference_nll(
-    asked: AskedModel, pairs: Sequence[tuple[Tokens, Tokens]], batch_size: int
-) -> Iterator[list[Likelihood]]:
+def likelihood_batches(pairs: Sequence[tuple[Tokens, Tokens]], size: int, vocabulary: int) -> list[list[int]]:
     """
-    Yield how likely the model finds each completion after its prompt, teacher-forced, a batch at a time.
+    Return the indices of `pairs` in batches of at most `size`, as their completions are to be scored together.
+
+    Fewer go together where the logits of a `vocabulary` would take too much memory.
+    """
+    longest = max((len(completion) for _, completion in pairs), default=1)
+    rows = max(1, min(size, _LOGITS_BYTES // (4 * vocabulary * (longest + 1))))
+    order = sorted(range(len(pairs)), key=lambda index: (-sum(map(len, pairs[index])), tuple(pairs[index][0])))
+    return [order[start : start + rows] for start in range(0, len(order), rows)]
+
+
+def answers(
+    asked: AskedModel, prompts: Sequence[Tokens], decoding: Decoding, check_stop: Callable[[], None] = lambda: None
+) -> list[Answer]:
+    """
+    Return the answers to one batch of tokenised prompts.
+
+    `check_stop` is called at every token: what it raises ends the batch, as on a slow machine one can take minutes.
+    Raises `StepFailed` if memory does not suffice.
+    """
+    sequences = _generate(asked, prompts, decoding, check_stop)
+    return [Answer(asked.tokenizer.decode(tokens, skip_special_tokens=True), len(tokens)) for tokens in sequences]
+
+
+def likelihoods(asked: AskedModel, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[Likelihood]:
+    """
+    Return how likely the model finds each completion after its prompt, teacher-forced, for one batch.
 
     A pair is the tokens of the prompt and of the completion with the token that ends it; only the latter are counted.
+    Raises `StepFailed` if memory does not suffice.
     """
-    vocabulary = asked.model.get_output_embeddings().weight.shape[0]
-    longest = max((len(completion) for _, completion in pairs), default=1)
-    rows = max(1, min(batch_size, _LOGITS_BYTES // (4 * vocabulary * (longest + 1))))
-    order = sorted(range(len(pairs)), key=lambda index: (-sum(map(len, pairs[index])), tuple(pairs[index][0])))
-    for start in range(0, len(order), rows):
-        batch = order[start : start + rows]
-        sums = _score_batch(asked, [pairs[index] for index in batch])
-        yield [Likelihood(index, nll, len(pairs[index][1])) for index, nll in zip(batch, sums, strict=True)]
+    sums = _score(asked, pairs)
+    return [Likelihood(nll, len(completion)) for nll, (_, completion) in zip(sums, pairs, strict=True)]
 
 
-def _generate_batch(asked: AskedModel, prompts: Sequence[Tokens], decoding: Decoding) -> list[list[int]]:
+def _generate(
+    asked: AskedModel, prompts: Sequence[Tokens], decoding: Decoding, check_stop: Callable[[], None]
+) -> list[list[int]]:
     """Return the generated tokens of each prompt, up to and with the first that ends an answer."""
     import torch
+
+    def stopping(ids: Any, _scores: Any, **_: Any) -> Any:
+        check_stop()
+        return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
 
     inputs, mask = _pad_left(prompts, asked.model.device)
     with _memory_errors(), torch.inference_mode():
@@ -176,6 +198,7 @@ def _generate_batch(asked: AskedModel, prompts: Sequence[Tokens], decoding: Deco
             attention_mask=mask,
             max_new_tokens=decoding.max_new_tokens,
             repetition_penalty=float(decoding.repetition_penalty),
+            stopping_criteria=[stopping],
         )
     return [_cut(tokens, asked.ends) for tokens in output[:, inputs.shape[1] :].tolist()]
 
@@ -185,7 +208,7 @@ def _cut(tokens: list[int], ends: Sequence[int]) -> list[int]:
     return tokens[: end + 1]
 
 
-def _score_batch(asked: AskedModel, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[float]:
+def _score(asked: AskedModel, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[float]:
     import torch
     from torch.nn import functional
 

@@ -52,6 +52,8 @@ class Trained:
 
     optimizer_steps: int
     resumed_from_step: int
+    passed_over: tuple[str, ...]
+    """Checkpoints that could not be used, each with the reason."""
     trained_tokens: int
     train_loss: float
     """Mean over all optimizer steps, in nats a token."""
@@ -115,7 +117,12 @@ def fit(
     import torch
 
     config = attempt.config.train
-    checkpoint = newest_valid(attempt.path(attempt.spec.checkpoints), training.fingerprint)
+    choice = newest_valid(attempt.path(attempt.spec.checkpoints), training.fingerprint)
+    checkpoint = choice.checkpoint
+    if checkpoint is not None:
+        sys.stderr.write(f"training goes on from checkpoint {checkpoint.name}\n")
+    elif choice.passed_over:
+        sys.stderr.write("training begins again at step 0: no checkpoint can be used\n")
     try:
         trainer = _trainer(training, tokenizer, rows, dev, config)
         before = _adapter_weights(trainer)
@@ -138,6 +145,7 @@ def fit(
     return Trained(
         optimizer_steps=state.global_step,
         resumed_from_step=step_of(checkpoint) if checkpoint else 0,
+        passed_over=choice.passed_over,
         trained_tokens=int(state.num_input_tokens_seen),
         train_loss=sum(point.loss for point in losses) / max(1, len(losses)),
         loss_curve=_thinned(losses),

@@ -14,9 +14,10 @@ from pipeline import durable
 from pipeline.artifacts import Adapter, Dataset
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.contract import Attempt
+from pipeline.dataset_files import dataset_hash
 from pipeline.errors import Interrupted
 from pipeline.manifest import model_id
-from pipeline.qlora.checkpoints import COMPLETE, LISTING, fingerprint, newest_valid, publish, step_of
+from pipeline.qlora.checkpoints import COMPLETE, LISTING, Choice, fingerprint, newest_valid, publish, step_of
 from pipeline.train import train
 
 MARK = fingerprint({"dataset": "d"})
@@ -41,12 +42,12 @@ def written(place: Path, step: int) -> Path:
 
 def test_the_newest_whole_checkpoint_is_found(folder: Path) -> None:
     found = newest_valid(folder, MARK)
-    assert found == folder / "step-20"
-    assert step_of(found) == 20
+    assert found == Choice(folder / "step-20", ())
+    assert step_of(folder / "step-20") == 20
 
 
 def test_without_checkpoints_there_is_none(tmp_path: Path) -> None:
-    assert newest_valid(tmp_path / "nowhere", MARK) is None
+    assert newest_valid(tmp_path / "nowhere", MARK) == Choice(None, ())
 
 
 def test_the_newest_two_are_kept(folder: Path, tmp_path: Path) -> None:
@@ -57,7 +58,16 @@ def test_the_newest_two_are_kept(folder: Path, tmp_path: Path) -> None:
 def test_a_step_that_was_left_torn_is_replaced(folder: Path, tmp_path: Path) -> None:
     (folder / "step-20" / COMPLETE).unlink()
     publish(written(tmp_path, 20), folder, 20, MARK)
-    assert newest_valid(folder, MARK) == folder / "step-20"
+    assert newest_valid(folder, MARK).checkpoint == folder / "step-20"
+
+
+def test_what_a_training_passed_over_is_not_counted_among_those_that_are_kept(folder: Path, tmp_path: Path) -> None:
+    other = fingerprint({"dataset": "other"})
+    publish(written(tmp_path, 5), folder, 5, other)
+    assert [path.name for path in folder.iterdir()] == ["step-5"], "it could not go on from 10 or 20"
+    (folder / "step-7").mkdir()
+    publish(written(tmp_path, 6), folder, 6, other)
+    assert sorted(path.name for path in folder.iterdir()) == ["step-5", "step-6"], "a torn one takes no place"
 
 
 def cut(path: Path) -> None:
@@ -85,18 +95,26 @@ TORN: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("damage", TORN)
 def test_the_older_one_is_taken_when(folder: Path, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
     TORN[damage](folder / "step-20")
-    assert newest_valid(folder, MARK) == folder / "step-10"
-    assert "step-20 is passed over" in capsys.readouterr().err
+    found = newest_valid(folder, MARK)
+    assert found.checkpoint == folder / "step-10"
+    (said,) = found.passed_over
+    assert said.startswith("checkpoint step-20 is passed over: ")
+    assert said in capsys.readouterr().err
 
 
-def test_a_checkpoint_whose_writing_was_cut_off_is_called_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_without_complete_is_passed_over_though_all_that_it_lists_is_whole(folder: Path) -> None:
     (folder / "step-20" / COMPLETE).unlink()
-    newest_valid(folder, MARK)
-    assert "writing it was cut off" in capsys.readouterr().err
+    listing = durable.read_json(folder / "step-20" / LISTING)
+    assert listing["fingerprint"] == MARK
+    for name, entry in listing["files"].items():
+        assert durable.sha256_file(folder / "step-20" / name) == entry["sha256"], "the manifest verifies"
+    found = newest_valid(folder, MARK)
+    assert found.checkpoint == folder / "step-10"
+    assert "writing it was cut off" in found.passed_over[0]
 
 
 def test_a_checkpoint_of_another_training_is_passed_over(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert newest_valid(folder, fingerprint({"dataset": "other"})) is None
+    assert newest_valid(folder, fingerprint({"dataset": "other"})).checkpoint is None
     assert "another training" in capsys.readouterr().err
 
 
@@ -129,7 +147,8 @@ def setup(request: Any, tiny: Any, tiny_llama: Path, tmp_path: Path, monkeypatch
         (tmp_path / "data" / f"{name}.jsonl").write_text("".join(lines))
     dataset = Dataset(
         folder="data", train_rows=50, dev_rows=24, heldout_rows=0, heldout_pinned=False, heldout_version="v",
-        dataset_sha256="d", duplicates=0, replaced=0, removed_heldout=0, metric="exact_match", max_new_tokens=8,
+        dataset_sha256=dataset_hash(tmp_path / "data"), duplicates=0, replaced=0, removed_heldout=0,
+        metric="exact_match", max_new_tokens=8,
     )  # fmt: skip
     settings = TrainConfig(
         quantization=request.param, rank=4, alpha=8, dropout=0.1, learning_rate=3e-3, epochs=3, batch_size=8,
@@ -170,7 +189,9 @@ def test_a_training_stopped_in_its_second_epoch_and_resumed_ends_in_the_same_wei
     found = weights(resumed, adapter)
     assert found.keys() == expected.keys()
     for name, tensor in found.items():
-        torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-6)
+        assert torch.equal(tensor, expected[name]), name
+    (passed_over,) = adapter.checkpoints_passed_over
+    assert "step-11 is passed over: optimizer.pt is missing, cut off or changed" in passed_over
     assert [point.step for point in adapter.loss_curve] == list(range(1, 22))
     assert adapter.trained_tokens == whole.trained_tokens
     assert adapter.train_loss == pytest.approx(whole.train_loss)
@@ -184,6 +205,9 @@ def test_a_checkpoint_of_other_data_is_not_resumed(
     config = config.model_copy(update={"train": config.train.model_copy(update={"epochs": 0.5})})
     train(make_attempt("train", config=config, inputs={"prepare": dataset}))
     assert sorted(path.name for path in (tmp_path / "runs/1/checkpoints").iterdir()) == ["step-2", "step-3"]
-    other = dataset.model_copy(update={"dataset_sha256": "other"})
-    assert train(make_attempt("train", config=config, inputs={"prepare": other})).resumed_from_step == 0
-    assert durable.read_json(tmp_path / "runs/1/checkpoints/step-3" / COMPLETE)["fingerprint"]
+    with (tmp_path / "data/train.jsonl").open("a") as file:
+        file.write(json.dumps({"id": "new", "instruction": "x", "input": "", "output": "y"}) + "\n")
+    other = dataset.model_copy(update={"dataset_sha256": dataset_hash(tmp_path / "data")})
+    adapter = train(make_attempt("train", config=config, inputs={"prepare": other}))
+    assert adapter.resumed_from_step == 0
+    assert ["another training" in one for one in adapter.checkpoints_passed_over] == [True, True]

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from pipeline import durable
 from pipeline.artifacts import Dataset, Model, ModelRef, Report
 from pipeline.config import EvaluateConfig, RunConfig
-from pipeline.contract import Attempt
+from pipeline.contract import Attempt, StepSpec
 from pipeline.errors import CannotTrain, Interrupted, StepFailed
 from pipeline.evaluate import evaluate
 from pipeline.metrics import METRICS
@@ -214,9 +214,12 @@ def test_answers_in_a_batch_are_those_given_one_at_a_time(tiny: Any, tiny_llama:
     ]
     texts: dict[int, dict[int, str]] = {}
     for size in (1, 3, 7):
-        batches = list(generation.generate(asked, prompts, Decoding(12, penalty, size)))
+        batches = generation.answer_batches(prompts, size)
         assert [len(batch) for batch in batches] == [min(size, 7 - start) for start in range(0, 7, size)]
-        texts[size] = {answer.index: answer.text for batch in batches for answer in batch}
+        texts[size] = {}
+        for batch in batches:
+            said = generation.answers(asked, [prompts[index] for index in batch], Decoding(12, penalty, size))
+            texts[size].update({index: answer.text for index, answer in zip(batch, said, strict=True)})
     assert sorted(texts[1]) == list(range(7))
     assert texts[1] == texts[3] == texts[7]
     assert len(set(texts[1].values())) > 1
@@ -233,12 +236,10 @@ def test_padding_is_masked_and_holds_no_token_that_a_penalty_would_find_beside_t
 
 def test_batches_depend_on_the_prompts_and_not_on_their_order(tiny: Any, tiny_llama: Path) -> None:
     tokenizer = load_tokenizer(tiny_llama)
-    asked = generation.open_model(tiny_llama, tokenizer, "cpu")
     prompts = [prompt_ids(tokenizer, "chat", row["input"]) for row in tiny.rows(7, seed=3)]
 
     def composition(given: list[list[int]]) -> list[list[list[int]]]:
-        batches = generation.generate(asked, given, Decoding(1, 1.0, 3))
-        return [[given[answer.index] for answer in batch] for batch in batches]
+        return [[given[index] for index in batch] for batch in generation.answer_batches(given, 3)]
 
     assert composition(prompts) == composition(prompts[::-1])
     lengths = [len(prompt) for batch in composition(prompts) for prompt in batch]
@@ -250,7 +251,7 @@ def test_an_answer_ends_with_the_end_token_and_without_it_after_the_limit(tmp_pa
     tokenizer = load_tokenizer(folder)
     asked = generation.open_model(folder, tokenizer, "cpu")
     prompt = prompt_ids(tokenizer, "chat", "hello")
-    (free,) = next(generation.generate(asked, [prompt], Decoding(12, 1.0, 1)))
+    (free,) = generation.answers(asked, [prompt], Decoding(12, 1.0, 1))
     assert free.tokens == 12
     with torch.inference_mode():
         said = asked.model.generate(torch.tensor([prompt]), max_new_tokens=12)[0, len(prompt) :].tolist()
@@ -261,7 +262,7 @@ def test_an_answer_ends_with_the_end_token_and_without_it_after_the_limit(tmp_pa
     )
     ending = generation.open_model(folder, tokenizer, "cpu")
     assert set(ending.ends) == {end, tokenizer.eos_token_id}
-    (cut,) = next(generation.generate(ending, [prompt], Decoding(12, 1.0, 1)))
+    (cut,) = generation.answers(ending, [prompt], Decoding(12, 1.0, 1))
     place = said.index(end)
     assert cut.tokens == place + 1
     assert cut.text == tokenizer.decode(said[: place + 1], skip_special_tokens=True)
@@ -278,8 +279,8 @@ def test_a_short_answer_is_not_filled_up_by_the_longest_of_its_batch(
         said = asked.model.generate(torch.tensor([prompts[0]]), max_new_tokens=2)[0, -1].item()
     durable.write_json(folder / "generation_config.json", {"eos_token_id": [said]})
     ending = generation.open_model(folder, tokenizer, "cpu")
-    answers = {a.index: a for batch in generation.generate(ending, prompts, Decoding(12, 1.0, 6)) for a in batch}
-    assert answers[0].tokens <= 2 < max(answer.tokens for answer in answers.values())
+    answers = generation.answers(ending, prompts, Decoding(12, 1.0, 6))
+    assert answers[0].tokens <= 2 < max(answer.tokens for answer in answers)
 
 
 def test_a_base_without_template_is_asked_in_the_alpaca_form_of_the_candidate(
@@ -336,24 +337,131 @@ def test_a_model_whose_likelihood_is_no_number_fails_before_any_generation(
     attempt = bench.attempt(heldout_rows(tiny))
     with pytest.raises(StepFailed, match=rf"the {broken}'s likelihood of record .* is not a finite number"):
         evaluate(attempt)
-    written = [path for path in (attempt.folder / "predictions").iterdir() if path.stat().st_size]
-    assert len(written) == (1 if broken == "champion" else 0)
+    written = [path.name for path in (attempt.folder / "predictions").iterdir()]
+    assert len(written) == (2 if broken == "champion" else 0), "the candidate's log and predictions, or nothing"
 
 
-def test_a_step_that_is_asked_to_stop_ends_between_batches(bench: Bench, tiny: Any) -> None:
+# Cut off and gone on -------------------------------------------------------------------------------------------------
+
+
+class StopsAfter(threading.Event):
+    """Set once the logs of an attempt hold so many batches."""
+
+    def __init__(self, attempt: Attempt, batches: int) -> None:
+        super().__init__()
+        self.attempt, self.batches = attempt, batches
+
+    def is_set(self) -> bool:
+        return sum(map(len, logged(self.attempt).values())) >= self.batches
+
+
+def logged(attempt: Attempt) -> dict[str, list[str]]:
+    """Return the lines of each model's log of batches."""
+    paths = attempt.folder.glob("predictions/*.batches.jsonl")
+    return {path.name: path.read_text(encoding="utf-8").splitlines() for path in paths}
+
+
+def comparable(report: Report) -> dict[str, Any]:
+    """Return what must not depend on where an evaluation was cut off."""
+    value = report.model_dump(exclude={"folder"})
+    for role in ("candidate", "champion"):
+        del value[role]["seconds"], value[role]["resumed"]
+    return value
+
+
+#: Of ten records in batches of four, each model has three batches of likelihoods and three of answers.
+BATCHES = 6
+
+
+@pytest.mark.parametrize("cut", [1, 4, 10])
+def test_an_evaluation_that_was_stopped_goes_on_from_the_batches_that_it_has(
+    bench: Bench, tiny: Any, cut: int, whole: tuple[dict[str, Any], list[dict[str, Any]]]
+) -> None:
+    rows = heldout_rows(tiny)
+    first = bench.attempt(rows)
+    first.stop = StopsAfter(first, cut)
+    with pytest.raises(Interrupted):
+        evaluate(first)
+    assert sum(map(len, logged(first).values())) == cut
+    second = bench.attempt(rows)
+    report = evaluate(second)
+    assert sum(map(len, logged(second).values())) == 2 * BATCHES - cut, "only what was missing is computed"
+    assert (comparable(report), lines(second, report)) == whole
+    assert report.candidate.resumed == min(RECORDS, max(0, 4 * (cut - 3)))
+    assert report.champion.resumed == min(RECORDS, max(0, 4 * (cut - 9)))
+
+
+@pytest.fixture(scope="session")
+def whole(
+    tmp_path_factory: pytest.TempPathFactory, tiny: Any, tiny_llama: Path, candidate_folder: Path
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return report and records of an evaluation that was never cut off."""
+    root = tmp_path_factory.mktemp("whole")
+
+    def make(step: str, *, config: RunConfig, inputs: Mapping[str, Any]) -> Attempt:
+        folder = root / "attempt"
+        folder.mkdir()
+        for name, artifact in inputs.items():
+            durable.write_json(root / f"{name}.json", artifact.model_dump(mode="json"))
+        return Attempt(StepSpec(
+            run=1, step=step, attempt=1, fence="f", root=str(root), folder="attempt", checkpoints="checkpoints",
+            predictions="cache", argv=(), env={}, inputs={name: f"{name}.json" for name in inputs}, drops=(),
+            champion=ModelRef(model_id="m", path="m", generation=0), config=config,
+        ))  # fmt: skip
+
+    bench = Bench(root, make, tiny_llama, candidate_folder)
     attempt = bench.attempt(heldout_rows(tiny))
+    report = evaluate(attempt)
+    return comparable(report), lines(attempt, report)
 
-    class StopsInGeneration(threading.Event):
-        """Set once the first generated batch is on disk."""
+
+def test_a_batch_that_is_torn_or_was_asked_otherwise_is_computed_again(
+    bench: Bench, tiny: Any, whole: tuple[dict[str, Any], list[dict[str, Any]]]
+) -> None:
+    rows = heldout_rows(tiny)
+    first = bench.attempt(rows)
+    first.stop = StopsAfter(first, 5)
+    with pytest.raises(Interrupted):
+        evaluate(first)
+    (path,) = (first.folder / "predictions").glob("*.batches.jsonl")
+    kept = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    other = json.dumps({**json.loads(kept[1]), "batch": "0" * 64}) + "\n"
+    path.write_text("".join([kept[0], other, *kept[2:4], "[]\n", "\0\0\n", kept[4][:-20]]), encoding="utf-8")
+    second = bench.attempt(rows)
+    report = evaluate(second)
+    assert sum(map(len, logged(second).values())) == 2 * BATCHES - 3
+    assert (comparable(report), lines(second, report)) == whole
+
+
+def test_a_batch_in_hand_is_given_up_at_the_next_token_when_the_step_is_to_stop(bench: Bench, tiny: Any) -> None:
+    attempt = bench.attempt(heldout_rows(tiny))
+    asked: list[int] = []
+
+    class StopsInBatch(threading.Event):
+        """Set at the third look during the second batch of answers."""
 
         def is_set(self) -> bool:
-            return any(path.stat().st_size for path in attempt.folder.glob("predictions/*.jsonl"))
+            if sum(map(len, logged(attempt).values())) == 4:
+                asked.append(1)
+            return len(asked) >= 4
 
-    attempt.stop = StopsInGeneration()
+    attempt.stop = StopsInBatch()
     with pytest.raises(Interrupted):
         evaluate(attempt)
-    (path,) = (attempt.folder / "predictions").iterdir()
-    assert len(path.read_text(encoding="utf-8").splitlines()) == 4
+    assert len(asked) == 4 < NEW_TOKENS
+    assert sum(map(len, logged(attempt).values())) == 4, "and leaves no part of itself"
+
+
+def test_all_answers_of_an_earlier_attempt_need_no_model(bench: Bench, tiny: Any) -> None:
+    rows = heldout_rows(tiny)
+    first = bench.attempt(rows)
+    report = evaluate(first)
+    (bench.root / "models/candidate/model.safetensors").unlink()
+    second = bench.attempt(rows)
+    again = evaluate(second)
+    assert logged(second) == {}
+    assert comparable(again) == comparable(report)
+    assert (again.candidate.generated, again.candidate.resumed, again.candidate.cached) == (RECORDS, RECORDS, 0)
 
 
 def test_progress_names_the_model_counts_to_the_end_and_tells_the_speed(bench: Bench, tiny: Any) -> None:

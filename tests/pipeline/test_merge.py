@@ -22,7 +22,7 @@ from pipeline.errors import CannotTrain, Interrupted, StepFailed
 from pipeline.manifest import MANIFEST_NAME, model_id, verify_manifest
 from pipeline.merge import merge
 from pipeline.prompt import fold, prompt_ids
-from pipeline.qlora.generation import Decoding, generate, open_model
+from pipeline.qlora.generation import Decoding, answers, open_model
 from pipeline.qlora.loading import load_tokenizer
 from pipeline.train import train
 
@@ -212,8 +212,8 @@ def test_the_tiny_model_learns_its_task_in_nf4_and_the_merged_folder_knows_it(
         asked = open_model(model, tokenizer, "cpu")
         contents = [fold(row["instruction"], row["input"]) for row in made[240:]]
         prompts = [prompt_ids(tokenizer, "chat", content) for content in contents]
-        answers = [answer for batch in generate(asked, prompts, Decoding(8, 1.0, 30)) for answer in batch]
-        hits: int = sum(answer.text == made[240 + answer.index]["output"] for answer in answers)
+        said = answers(asked, prompts, Decoding(8, 1.0, 60))
+        hits: int = sum(answer.text == row["output"] for answer, row in zip(said, made[240:], strict=True))
         return hits / len(prompts)
 
     assert right(tiny_llama) == 0

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from pipeline.artifacts import Adapter, CurvePoint, Dataset
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.contract import Attempt
+from pipeline.dataset_files import dataset_hash
 from pipeline.errors import CannotTrain, Interrupted, StepFailed
 from pipeline.manifest import model_id
 from pipeline.prompt import alpaca_prompt, fold
@@ -44,8 +45,8 @@ class Bench:
             (self.root / "data" / f"{name}.jsonl").write_text("".join(lines))
         dataset = Dataset(
             folder="data", train_rows=len(rows), dev_rows=len(dev), heldout_rows=0, heldout_pinned=False,
-            heldout_version="v", dataset_sha256="d", duplicates=0, replaced=0, removed_heldout=0, metric="exact_match",
-            max_new_tokens=8,
+            heldout_version="v", dataset_sha256=dataset_hash(self.root / "data"), duplicates=0, replaced=0,
+            removed_heldout=0, metric="exact_match", max_new_tokens=8,
         )  # fmt: skip
         config = RunConfig(
             track="default", base_model=str(base), base_model_id=model_id(base) if base.is_dir() else "?", salt="s",
@@ -207,6 +208,13 @@ def test_a_base_that_has_changed_is_refused(bench: Bench, tiny: Any, tiny_llama:
     attempt = bench.attempt(base, tiny.rows(9, seed=5))
     (base / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
     with pytest.raises(CannotTrain, match="has changed"):
+        train(attempt)
+
+
+def test_data_that_has_changed_is_refused(bench: Bench, tiny: Any, tiny_llama: Path) -> None:
+    attempt = bench.attempt(tiny_llama, tiny.rows(9, seed=5))
+    (bench.root / "data/train.jsonl").write_text("")
+    with pytest.raises(CannotTrain, match="has changed since it was prepared"):
         train(attempt)
 
 

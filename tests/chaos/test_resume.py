@@ -1,0 +1,384 @@
+"""Real steps that are killed or asked to stop in the middle: the next attempt ends where an uncut one does."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline import durable
+from pipeline.artifacts import Adapter, Artifact, Dataset, Model, ModelRef, Report
+from pipeline.config import EvaluateConfig, RunConfig, TrainConfig
+from pipeline.contract import LOG_NAME, RESULT_NAME, SPEC_NAME, StepResult, StepSpec
+from pipeline.dataset_files import dataset_hash
+from pipeline.manifest import model_id
+from pipeline.qlora.checkpoints import COMPLETE, step_of
+
+STEPS = 21
+RECORDS = 30
+BATCH = 4
+#: Of each model, thirty records in batches of four: eight of likelihoods and eight of answers.
+BATCHES = 2 * 2 * 8
+_POLL_SECONDS = 0.001
+
+
+class Steps:
+    """The process that forks a step when it is told to (warm_steps.py)."""
+
+    def __init__(self) -> None:
+        program = Path(__file__).with_name("warm_steps.py")
+        environment = {**os.environ, "DROPFORGE_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
+        self._process = subprocess.Popen(
+            [sys.executable, program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            text=True, env=environment,
+        )  # fmt: skip
+        self._alive = False
+
+    def begin(self, spec: StepSpec) -> int:
+        """Start a step; return its process number."""
+        assert self._process.stdin is not None
+        folder = Path(spec.root) / spec.folder
+        folder.mkdir(parents=True)
+        durable.write_json(folder / SPEC_NAME, spec.model_dump(mode="json"))
+        self._process.stdin.write(f"{spec.step} {folder / SPEC_NAME}\n")
+        self._process.stdin.flush()
+        return int(self._said("began"))
+
+    def end(self) -> int:
+        """Wait for the step; return its exit code, negative for a signal."""
+        return int(self._said("ended"))
+
+    def run(self, spec: StepSpec) -> StepResult:
+        """Run a step to its good end."""
+        self.begin(spec)
+        assert self.end() == 0, (Path(spec.root) / spec.folder / LOG_NAME).read_text()[-3000:]
+        return result_of(spec)
+
+    def cut(self, spec: StepSpec, number: signal.Signals, when: Callable[[], object], delay: float) -> int:
+        """Start a step and send it a signal some seconds after a condition holds; return its exit code."""
+        pause = threading.Event()
+        pid = self.begin(spec)
+        while not when():
+            assert not (Path(spec.root) / spec.folder / RESULT_NAME).exists(), "it ended before it was cut off"
+            pause.wait(_POLL_SECONDS)
+        pause.wait(delay)
+        os.kill(pid, number)
+        return self.end()
+
+    def close(self) -> None:
+        with self._process:
+            self._process.kill()
+
+    def _said(self, word: str) -> str:
+        assert self._process.stdout is not None
+        said = self._process.stdout.readline().split()
+        assert said, "the process that forks the steps is gone"
+        return said[1] if said[0] == word else self._said(word)
+
+
+@pytest.fixture(scope="module")
+def steps() -> Iterator[Steps]:
+    made = Steps()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def dice(seed: int, capsys: pytest.CaptureFixture[str]) -> random.Random:
+    with capsys.disabled():
+        print(f"\nDROPFORGE_CHAOS_SEED={seed}")
+    return random.Random(seed)
+
+
+def result_of(spec: StepSpec) -> StepResult:
+    return StepResult.model_validate(durable.read_json(Path(spec.root) / spec.folder / RESULT_NAME))
+
+
+def spec_of(root: Path, step: str, attempt: int, config: RunConfig, inputs: dict[str, Artifact]) -> StepSpec:
+    """Order an attempt as the dispatcher does."""
+    for name, artifact in inputs.items():
+        durable.write_json(root / f"{name}.json", artifact.model_dump(mode="json"))
+    return StepSpec(
+        run=1, step=step, attempt=attempt, fence="fence", root=str(root), folder=f"attempts/{step}-{attempt}",
+        checkpoints="checkpoints", predictions="predictions", argv=(), env={},
+        inputs={name: f"{name}.json" for name in inputs}, drops=(), config=config,
+        champion=ModelRef(model_id=config.base_model_id, path=config.base_model, generation=0),
+    )  # fmt: skip
+
+
+def freeze(root: Path, **rows: list[dict[str, Any]]) -> Dataset:
+    """Write a run's rows as `prepare` does."""
+    folder = root / "data"
+    folder.mkdir(parents=True)
+    for name in ("train", "dev", "heldout"):
+        lines = (json.dumps({"id": f"{number:08x}", **row}) + "\n" for number, row in enumerate(rows.get(name, [])))
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+    return Dataset(
+        folder="data", train_rows=0, dev_rows=0, heldout_rows=0, heldout_pinned=False, heldout_version="v",
+        dataset_sha256=dataset_hash(folder), duplicates=0, replaced=0, removed_heldout=0, metric="exact_match",
+        max_new_tokens=8,
+    )  # fmt: skip
+
+
+# Training ----------------------------------------------------------------------------------------------------------
+
+
+class Training:
+    """Fifty rows in batches of 8: 7 optimizer steps an epoch, three epochs, dropout, a dev curve in between."""
+
+    def __init__(self, steps: Steps, tiny: Any, base: Path, quantization: str) -> None:
+        self.steps, self.tiny, self.base, self.quantization = steps, tiny, base, quantization
+
+    def spec(self, root: Path, attempt: int, checkpoint_minutes: float = 1e-6) -> StepSpec:
+        made = self.tiny.rows(74, seed=3)
+        if not (root / "data").exists():
+            self.dataset = freeze(root, train=made[:50], dev=made[50:])
+        settings = TrainConfig.model_validate({
+            "quantization": self.quantization, "rank": 4, "alpha": 8, "dropout": 0.1, "learning_rate": 3e-3,
+            "epochs": 3, "batch_size": 8, "checkpoint_minutes": checkpoint_minutes,
+        })  # fmt: skip
+        config = RunConfig(
+            track="default", base_model=str(self.base), base_model_id=model_id(self.base), salt="s", train=settings
+        )
+        return spec_of(root, "train", attempt, config, {"prepare": self.dataset})
+
+    def finish(self, spec: StepSpec) -> tuple[Adapter, dict[str, torch.Tensor]]:
+        """Train to the end; return the artifact and the adapter's weights."""
+        adapter = Adapter.model_validate(self.steps.run(spec).artifact)
+        assert adapter.optimizer_steps == STEPS
+        return adapter, load_file(Path(spec.root) / adapter.folder / "adapter_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def trainings(steps: Steps, tiny: Any, tiny_llama: Path, seed: int, *, whole: bool) -> list[Training]:
+    """Return what is trained: over the base in four bits, over the plain base, or one of the two."""
+    kinds = ["nf4", "none"] if whole else [random.Random(seed).choice(["nf4", "none"])]
+    return [Training(steps, tiny, tiny_llama, kind) for kind in kinds]
+
+
+@pytest.fixture(scope="module")
+def uncut(trainings: list[Training], tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, torch.Tensor]]:
+    """Return the weights of trainings that nobody disturbed, by quantisation."""
+    found = {}
+    for training in trainings:
+        root = tmp_path_factory.mktemp("uncut")
+        adapter, found[training.quantization] = training.finish(training.spec(root, 1, checkpoint_minutes=60))
+        assert adapter.resumed_from_step == 0
+        assert not (root / "checkpoints").exists()
+    return found
+
+
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """On one CPU with one thread and fixed seeds there is no tolerance: every bit is the same."""
+    assert found.keys() == expected.keys()
+    assert [name for name in found if not torch.equal(found[name], expected[name])] == []
+
+
+def checkpoints(root: Path) -> dict[int, bool]:
+    """Return the steps of a run's checkpoints, and whether each is complete."""
+    return {step_of(path): (path / COMPLETE).exists() for path in (root / "checkpoints").glob("step-*")}
+
+
+def has_logged(spec: StepSpec, step: int) -> bool:
+    log = Path(spec.root) / spec.folder / LOG_NAME
+    return log.exists() and f"step {step} of {STEPS}:" in log.read_text()
+
+
+def is_writing(spec: StepSpec, step: int) -> bool:
+    """Say whether the trainer has begun to write the checkpoint of a step."""
+    folder = Path(spec.root) / spec.folder / "scratch" / f"checkpoint-{step}"
+    return folder.exists() or step in checkpoints(Path(spec.root))
+
+
+@pytest.mark.timeout(900)
+def test_a_training_killed_at_a_random_step_ends_in_the_same_weights(
+    trainings: list[Training], uncut: dict[str, Any], tmp_path: Path, dice: random.Random, *, whole: bool
+) -> None:
+    torn = 0
+    for number, training in enumerate(trainings * (10 if whole else 1)):
+        root = tmp_path / str(number)
+        first = training.spec(root, 1)
+        step = dice.randint(2, STEPS - 2)
+        in_checkpoint = number % 4 > 1
+        reached = is_writing if in_checkpoint else has_logged
+        delay = dice.uniform(0, 0.02 if in_checkpoint else 0.1)
+        assert training.steps.cut(first, signal.SIGKILL, partial(reached, first, step), delay) == -signal.SIGKILL
+        left = checkpoints(root)
+        scratch = [path.name for path in (root / first.folder / "scratch").glob("checkpoint-*")]
+        torn += bool(scratch) or not all(left.values())
+        newest = max((one for one, complete in left.items() if complete), default=0)
+        adapter, weights = training.finish(training.spec(root, 2))
+        print(f"{training.quantization}: killed at step {step}, torn {scratch}, left {left}, went on from {newest}")
+        assert adapter.resumed_from_step == newest
+        assert_same(weights, uncut[training.quantization])
+    if whole:
+        assert torn, "no kill met a checkpoint that was being written: try another seed"
+
+
+@pytest.mark.timeout(300)
+def test_a_training_asked_to_stop_leaves_a_checkpoint_at_the_next_step_and_exits_75(
+    trainings: list[Training], uncut: dict[str, Any], tmp_path: Path, dice: random.Random
+) -> None:
+    for training in trainings:
+        root = tmp_path / training.quantization
+        first = training.spec(root, 1, checkpoint_minutes=60)
+        step = dice.randint(2, STEPS - 4)
+        assert training.steps.cut(first, signal.SIGTERM, partial(has_logged, first, step), 0) == 75
+        result = result_of(first)
+        assert (result.status, result.exit_code) == ("interrupted", 75)
+        ((reached, complete),) = checkpoints(root).items()
+        assert complete
+        assert result.error is not None
+        assert result.error.message.endswith(f"left a checkpoint at step {reached} of {STEPS}")
+        logged = [line for line in (root / first.folder / LOG_NAME).read_text().splitlines() if " of 21:" in line]
+        assert len(logged) == reached, "no step was trained after the checkpoint"
+        adapter, weights = training.finish(training.spec(root, 2, checkpoint_minutes=60))
+        assert adapter.resumed_from_step == reached
+        assert_same(weights, uncut[training.quantization])
+
+
+PUBLISH = """
+import os, pathlib, signal, sys
+from pipeline.qlora.checkpoints import newest_valid, publish
+place, left = pathlib.Path(sys.argv[1]), 0
+
+def counted(real):
+    def call(*arguments, **named):
+        global left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*arguments, **named)
+    return call
+
+for name in ("fsync", "rename", "unlink", "rmdir"):
+    setattr(os, name, counted(getattr(os, name)))
+
+def written(step):
+    source = place / f"checkpoint-{step}"
+    source.mkdir()
+    (source / "optimizer.pt").write_bytes(b"moments" * step)
+    (source / "trainer_state.json").write_text(str(step))
+    return source
+
+for step in (10, 20):
+    publish(written(step), place / "checkpoints", step, "mark")
+written(30)
+point = died = 0
+while point == died:
+    point += 1
+    child = os.fork()
+    if child == 0:
+        mine = place / str(point)
+        os.system(f"mkdir {mine} && cp -r {place}/checkpoints {place}/checkpoint-30 {mine}")
+        left = point
+        publish(mine / "checkpoint-30", mine / "checkpoints", 30, "mark")
+        os._exit(0)
+    died += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    print(point, newest_valid(place / str(point) / "checkpoints", "mark").checkpoint.name)
+"""
+
+
+def test_killed_at_every_sync_and_rename_of_writing_a_checkpoint_a_whole_one_is_left(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PUBLISH, str(tmp_path)], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    found = [line.split()[1] for line in done.stdout.splitlines()]
+    print(f"killed at {len(found) - 1} points of writing a checkpoint")
+    assert len(found) > 10
+    assert found == sorted(found), "the old one until the new one is complete"
+    assert (found[0], found[-1]) == ("step-20", "step-30")
+
+
+# Evaluating --------------------------------------------------------------------------------------------------------
+
+
+class Evaluation:
+    """Two tiny models that answer thirty records."""
+
+    def __init__(self, steps: Steps, tiny: Any, base: Path, candidate: Path) -> None:
+        self.steps, self.tiny, self.base, self.candidate = steps, tiny, base, candidate
+
+    def spec(self, root: Path, attempt: int) -> StepSpec:
+        if not (root / "data").exists():
+            rows = [{**row, "references": [row["output"]], "drop": 1} for row in self.tiny.rows(RECORDS, seed=5)]
+            self.dataset = freeze(root, heldout=rows)
+        model = Model.model_validate({
+            "folder": str(self.candidate), "model_id": "cand", "base_model_id": "base", "dtype": "float32",
+            "size_bytes": 1, "logits_difference": 0.0, "logits_tolerance": 1.0, "format": "chat", "seconds": 1.0,
+        })  # fmt: skip
+        config = RunConfig(
+            track="default", base_model=str(self.base), base_model_id="base", salt="s",
+            evaluate=EvaluateConfig(batch_size=BATCH),
+        )  # fmt: skip
+        return spec_of(root, "evaluate", attempt, config, {"prepare": self.dataset, "merge": model})
+
+    def finish(self, spec: StepSpec) -> tuple[Report, dict[str, Any], str]:
+        """Evaluate to the end; return the report, what of it may not depend on a cut, and all records."""
+        report = Report.model_validate(self.steps.run(spec).artifact)
+        value = report.model_dump(exclude={"folder"})
+        for role in ("candidate", "champion"):
+            del value[role]["seconds"], value[role]["resumed"]
+        return report, value, (Path(spec.root) / report.folder / "records.jsonl").read_text()
+
+
+def batches(spec: StepSpec) -> list[int]:
+    """Return how many whole batches each of the attempt's logs holds."""
+    logs = (Path(spec.root) / spec.folder).glob("predictions/*.batches.jsonl")
+    return [path.read_bytes().count(b"\n") for path in logs]
+
+
+def has_kept(spec: StepSpec, wanted: int) -> bool:
+    return sum(batches(spec)) >= wanted
+
+
+@pytest.fixture(scope="module")
+def evaluation(steps: Steps, tiny: Any, tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
+    candidate = tmp_path_factory.mktemp("models") / "candidate"
+    tiny.make_model(candidate, seed=1)
+    return Evaluation(steps, tiny, tiny_llama, candidate)
+
+
+@pytest.fixture(scope="module")
+def uncut_report(evaluation: Evaluation, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
+    spec = evaluation.spec(tmp_path_factory.mktemp("uncut"), 1)
+    _, value, records = evaluation.finish(spec)
+    assert sum(batches(spec)) == BATCHES
+    return value, records
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.timeout(300)
+def test_an_evaluation_cut_off_goes_on_from_the_predictions_that_it_has(
+    evaluation: Evaluation, uncut_report: tuple[dict[str, Any], str], tmp_path: Path, dice: random.Random,
+    number: signal.Signals, *, whole: bool,
+) -> None:  # fmt: skip
+    for place in range(8 if whole else 1):
+        root = tmp_path / str(place)
+        first = evaluation.spec(root, 1)
+        wanted = dice.randint(1, BATCHES - 4)
+        delay = dice.uniform(0, 0.05)
+        code = evaluation.steps.cut(first, number, partial(has_kept, first, wanted), delay)
+        assert code == (75 if number == signal.SIGTERM else -number)
+        if number == signal.SIGTERM:
+            assert result_of(first).status == "interrupted"
+        kept = sum(batches(first))
+        assert wanted <= kept < BATCHES
+        second = evaluation.spec(root, 2)
+        report, value, records = evaluation.finish(second)
+        print(f"{number.name} with {kept} of {BATCHES} batches; the next attempt computed {sum(batches(second))}")
+        assert sum(batches(second)) == BATCHES - kept, "only what was missing"
+        assert (value, records) == uncut_report
+        answered = report.candidate.resumed + report.champion.resumed
+        assert (answered > 0) == (kept > BATCHES // 4)
