@@ -23,6 +23,8 @@ class Item:
     value: Any = None
     error: BadJson | None = None
     escaped: bool = False
+    last: bool = False
+    """Nothing can be read behind it, though the array may go on."""
 
 
 def read_array(file: BinaryIO, max_bytes: int) -> Iterator[Item]:
@@ -48,7 +50,7 @@ def read_array(file: BinaryIO, max_bytes: int) -> Iterator[Item]:
         reader.end()
     except BadJson as error:
         line, words = reader.place(error)
-        yield Item(line, number if inside else None, error=BadJson(error.rule, words, remedy=error.remedy))
+        yield Item(line, number if inside else None, error=BadJson(error.rule, words, remedy=error.remedy), last=True)
 
 
 class _Reader:

@@ -63,8 +63,8 @@ def test_the_quick_road_and_the_schema_give_the_same_answer(value: Any) -> None:
         ({**BARE, "input": None}, "input", "type", "input is null", "empty string or leave it out"),
         ({"instruction": "a", "output": None}, "output", "type", "output is null", "write the output"),
         ("text", None, "type", 'a record is an object, this is a text: "text"', "instruction"),
-        ({"conversations": []}, "conversations", "format", "ShareGPT", "convert"),
-        ({"messages": [], "output": "b"}, "messages", "format", "OpenAI", "convert"),
+        ({"conversations": []}, "conversations", "format", "ShareGPT", "jq -c"),
+        ({"messages": [], "output": "b"}, "messages", "format", "OpenAI", "jq -c"),
     ],
 )  # fmt: skip
 def test_a_bad_row_is_told_by_field_rule_and_remedy(
