@@ -72,9 +72,7 @@ def _named(config: dict[str, Any]) -> Iterator[str]:
         yield from _text(config.get(name))
     for name in _LISTS:
         value = config.get(name)
-        values: Iterable[Any] = (
-            value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-        )
+        values: Iterable[Any] = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
         for token in values:
             yield from _text(token)
 

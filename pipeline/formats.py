@@ -6,16 +6,22 @@ from dataclasses import dataclass
 HEAD_BYTES = 1 << 16
 """So many first bytes are enough for `foreign_format`."""
 _UNPACK = "unpack it first: {} FILE"
-_PANDAS = "convert it: python -c \"import pandas; pandas.{}('FILE').to_json('NEW.jsonl', orient='records', lines=True)\""
+_PANDAS = (
+    "convert it: python -c \"import pandas; pandas.{}('FILE').to_json('NEW.jsonl', orient='records', lines=True)\""
+)
 _ICONV = "save it as UTF-8: iconv -f {} -t UTF-8 FILE > NEW"
 _ARROW = (
-    "convert it: python -c \"import datasets; datasets.Dataset.from_file('FILE').to_json('NEW.jsonl', force_ascii=False)\""
+    'convert it: python -c "import datasets; '
+    "datasets.Dataset.from_file('FILE').to_json('NEW.jsonl', force_ascii=False)\""
 )
+_SHEET = "unpack it (unzip FILE), or save the sheet as CSV and convert that"
+_PICKLE = "a pickle can run code when it is read: save the data as JSON Lines where it was made"
+_SQLITE = "export the table: sqlite3 -json FILE 'select * from TABLE' > NEW.json"
 _EXPORT = "write its records as JSON Lines: one object a line with instruction, input and output"
 _MAGIC = (
     (b"\x1f\x8b", "gzip-compressed", _UNPACK.format("gunzip")),
     (b"\x1f\x9d", "compressed with compress", _UNPACK.format("uncompress")),
-    (b"PK\x03\x04", "a zip archive or an Excel file", "unpack it (unzip FILE), or save the sheet as CSV and convert that"),
+    (b"PK\x03\x04", "a zip archive or an Excel file", _SHEET),
     (b"PK\x05\x06", "an empty zip archive", "drop the JSON Lines file itself"),
     (b"\x28\xb5\x2f\xfd", "zstd-compressed", _UNPACK.format("unzstd")),
     (b"BZh", "bzip2-compressed", _UNPACK.format("bunzip2")),
@@ -33,11 +39,11 @@ _MAGIC = (
     (b"Obj\x01", "Avro", _EXPORT),
     (b"\x89HDF", "HDF5", _PANDAS.format("read_hdf")),
     (b"\x93NUMPY", "a NumPy array", _EXPORT),
-    (b"\x80\x02", "a Python pickle", "a pickle can run code when it is read: save the data as JSON Lines where it was made"),
-    (b"\x80\x03", "a Python pickle", "a pickle can run code when it is read: save the data as JSON Lines where it was made"),
-    (b"\x80\x04", "a Python pickle", "a pickle can run code when it is read: save the data as JSON Lines where it was made"),
-    (b"\x80\x05", "a Python pickle", "a pickle can run code when it is read: save the data as JSON Lines where it was made"),
-    (b"SQLite format 3\0", "an SQLite database", "export the table: sqlite3 -json FILE 'select * from TABLE' > NEW.json"),
+    (b"\x80\x02", "a Python pickle", _PICKLE),
+    (b"\x80\x03", "a Python pickle", _PICKLE),
+    (b"\x80\x04", "a Python pickle", _PICKLE),
+    (b"\x80\x05", "a Python pickle", _PICKLE),
+    (b"SQLite format 3\0", "an SQLite database", _SQLITE),
     (b"%PDF", "a PDF document", _EXPORT),
     (b"\xd0\xcf\x11\xe0", "an old Excel or Word file", "save the sheet as CSV and convert that"),
     (b"{\\rtf", "rich text", _EXPORT),
@@ -59,14 +65,17 @@ _WIDE = (
     (re.compile(rb"\0[{\[]"), "UTF-16BE"),
 )
 _TAR_PLACE, _TAR_MAGIC = 257, b"ustar"
+_YAML = (
+    'convert it: python -c "import json, yaml; '
+    "[print(json.dumps(row)) for row in yaml.safe_load(open('FILE'))]\" > NEW.jsonl"
+)
 _MARKUP = (
     (re.compile(r"<!doctype html|<html", re.IGNORECASE), "an HTML page", "drop the data itself: this is a web page"),
     (re.compile(r"<\?xml|<[a-z][\w:.-]*[ />]", re.IGNORECASE), "XML", _EXPORT),
     (
         re.compile(r"---[ \t]*$|%YAML|-[ \t]+\w+[ \t]*:|(?:instruction|input|output|prompt|response)[ \t]*:"),
         "YAML",
-        'convert it: python -c "import json, yaml; [print(json.dumps(row)) for row in yaml.safe_load(open(\'FILE\'))]" '
-        "> NEW.jsonl",
+        _YAML,
     ),
 )
 _SPREAD = re.compile(rb"\s*\{[ \t\r]*\n\s*\"")
@@ -74,6 +83,28 @@ _COLUMNS = frozenset(
     {"instruction", "input", "output", "prompt", "response", "completion", "question", "answer", "text"}
 )
 _SEPARATORS = {",": "CSV", ";": "CSV with semicolons", "\t": "TSV", "|": "a table with bars"}
+_SHAREGPT = (
+    "its first human turn is the instruction, the gpt turn the output: jq -c '.conversations | {instruction: "
+    'map(select(.from=="human"))[0].value, output: map(select(.from=="gpt"))[0].value}\' FILE > NEW.jsonl'
+)
+_OPENAI = (
+    "its first user message is the instruction, the assistant's the output: jq -c '.messages | {instruction: "
+    'map(select(.role=="user"))[0].content, output: map(select(.role=="assistant"))[0].content}\' FILE > NEW.jsonl'
+)
+_PREFERENCE = (
+    "its prompt is the instruction, the chosen answer the output: "
+    "jq -c '{instruction: .prompt, output: .chosen}' FILE > NEW.jsonl"
+)
+_FLAN = (
+    "inputs is the instruction, targets the output: jq -c '{instruction: .inputs, output: .targets}' FILE > NEW.jsonl"
+)
+#: Keys of a row that give away another format: what it is, and how its parts become ours.
+OTHER_ROWS = {
+    "conversations": ("a ShareGPT conversation", _SHAREGPT),
+    "messages": ("an OpenAI chat", _OPENAI),
+    "chosen": ("a preference pair", _PREFERENCE),
+    "targets": ("a FLAN pair", _FLAN),
+}
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,9 @@ _NO_PLACEHOLDER = rb"(?!(?i:<?no[ _-]?(?:in|out)put|n/a))"
 #: A first character that is no blank, so that the text is not blank.
 _FIRST = _NO_PLACEHOLDER + rb'(?:[!#-\[\]-~]|\\["\\]|' + _NO_SPACE + rb"[\xc2-\xf4])"
 #: Traces of UTF-8 that was read as Windows-1252 (see `text_rules`), and U+FFFD; more than there are, never fewer.
-_MOJIBAKE = rb"\xc3[\x82\x83](?=[\xc2\xc5\xc6\xcb\xe2])|\xc3[\x90\x91]\xc2|\xc3\xa2\xe2\x82\xac|\xc3\xaf\xc2\xbb|\xef\xbf\xbd"
+_MOJIBAKE = (
+    rb"\xc3[\x82\x83](?=[\xc2\xc5\xc6\xcb\xe2])|\xc3[\x90\x91]\xc2|\xc3\xa2\xe2\x82\xac|\xc3\xaf\xc2\xbb|\xef\xbf\xbd"
+)
 
 
 class PlainRows:

@@ -13,6 +13,8 @@ _MOJIBAKE = (
     "[\u00c2\u00c3][\u0080-\u00bf\u20ac\u0192\u2020\u2021\u02c6\u2030\u0160\u2039\u0152\u017d\u2022\u02dc\u2122\u0161\u203a\u0153\u017e\u0178]"
     "|(?:[\u00d0\u00d1][\u0080-\u00bf]){2}|\u00e2\u20ac|\u00ef\u00bb\u00bf|\ufffd"
 )
+#: One set of characters is searched for many times as fast as those alternatives.
+_MOJIBAKE_FIRST = "[\u00c2\u00c3\u00d0\u00d1\u00e2\u00ef\ufffd]"
 _PLACEHOLDER = re.compile(r"<?no[ _-]?(?:in|out)put>?|n/a", re.IGNORECASE | re.ASCII)
 _SHOWN_TOKEN = 60
 
@@ -36,7 +38,7 @@ class Oddity(NamedTuple):
 #: What each kind of oddity means, and what could be done about it.
 ODDITIES: Mapping[str, str] = {
     "mojibake": "{} looks as if its UTF-8 had been read as Windows-1252 (as in Ã©) or could not be read (U+FFFD)",
-    "placeholder": "{} is a placeholder such as noinput or N/A, and is trained on as it stands; use an empty text for no input",
+    "placeholder": "{} is a placeholder such as noinput or N/A, trained on as it stands; for no input, leave it empty",
     "special_token": "{} holds a control token of the base model's tokenizer, which is read as plain text",
 }
 
@@ -49,13 +51,18 @@ class TextRules:
         self._escape = escape
         tokens = "|".join(re.escape(token) for token in sorted(control_tokens, key=len, reverse=True))
         self._token = re.compile(tokens) if tokens else None
-        self._any = re.compile("|".join(filter(None, (_CONTROL, _MOJIBAKE, tokens))))
         self._control = re.compile(_CONTROL)
         self._mojibake = re.compile(_MOJIBAKE)
+        self._mojibake_first = re.compile(_MOJIBAKE_FIRST)
 
     def clean(self, *texts: str) -> bool:
         """Say at once whether there is nothing to say about texts."""
-        return self._any.search("\n".join(texts)) is None and not any(map(is_placeholder, texts))
+        text = "\n".join(texts)
+        if self._control.search(text) is not None or (self._token is not None and self._token.search(text) is not None):
+            return False
+        if not text.isascii() and self._mojibake_first.search(text) and self._mojibake.search(text):
+            return False
+        return not any(map(is_placeholder, texts))
 
     def faults(self, value: Any) -> Iterator[TextFault]:
         """Yield what is wrong with the texts of an object, whatever else is wrong with it; in the order of the keys."""
@@ -63,7 +70,8 @@ class TextRules:
             control = self._control.search(text)
             if control is not None:
                 what = f"{field} holds the control character U+{ord(control[0]):04X}"
-                yield TextFault(field, "control_character", what, "take it out: of these only tab and line breaks are text")
+                remedy = "take it out: of these only tab and line breaks are text"
+                yield TextFault(field, "control_character", what, remedy)
             token = None if self._escape or self._token is None else self._token.search(text)
             if token is not None:
                 name = printable(token[0][:_SHOWN_TOKEN])

@@ -18,10 +18,19 @@ from jsonschema.exceptions import ValidationError
 from referencing import Registry
 
 from pipeline.artifacts import Frozen
-from pipeline.formats import printable, shown
+from pipeline.formats import OTHER_ROWS, printable, shown
 from pipeline.plain_rows import KEYS, PlainRows
 from pipeline.records import (
-    FileFinding, Finding, Limits, PlainRun, Record, Row, key_meant, read_rows, record_of, scan_rows,
+    FileFinding,
+    Finding,
+    Limits,
+    PlainRun,
+    Record,
+    Row,
+    key_meant,
+    read_rows,
+    record_of,
+    scan_rows,
 )  # fmt: skip
 from pipeline.strict_json import FLATTEN, NESTED
 from pipeline.text_rules import ODDITIES, TextRules
@@ -30,30 +39,6 @@ SCHEMA = "alpaca-record.schema.json"
 MOST_FINDINGS = 1000
 _MOST_KEYS = 100
 _KEY_WIDTH = 60
-#: Keys that give away another format: what it is, and how its parts become ours.
-_OTHER_ROWS = {
-    "conversations": (
-        "a ShareGPT conversation",
-        'its first human turn is the instruction, the gpt turn the output: jq -c \'.conversations | {instruction: '
-        'map(select(.from=="human"))[0].value, output: map(select(.from=="gpt"))[0].value}\' FILE > NEW.jsonl',
-    ),
-    "messages": (
-        "an OpenAI chat",
-        'its first user message is the instruction, the assistant\'s the output: jq -c \'.messages | {instruction: '
-        'map(select(.role=="user"))[0].content, output: map(select(.role=="assistant"))[0].content}\' '
-        "FILE > NEW.jsonl",
-    ),
-    "chosen": (
-        "a preference pair",
-        "its prompt is the instruction, the chosen answer the output: "
-        "jq -c '{instruction: .prompt, output: .chosen}' FILE > NEW.jsonl",
-    ),
-    "targets": (
-        "a FLAN pair",
-        "inputs is the instruction, targets the output: "
-        "jq -c '{instruction: .inputs, output: .targets}' FILE > NEW.jsonl",
-    ),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,9 +145,9 @@ def row_findings(row: Row) -> list[Finding]:
     """Return what the schema, and the rule on misnamed keys, have against one row; in the order of the keys."""
     value = row.value
     if isinstance(value, dict):
-        other = next((key for key in _OTHER_ROWS if key in value), None)
+        other = next((key for key in OTHER_ROWS if key in value), None)
         if other is not None and "instruction" not in value:
-            name, remedy = _OTHER_ROWS[other]
+            name, remedy = OTHER_ROWS[other]
             return [_finding(row, other, "format", f"the row is {name}", remedy)]
     try:
         found = [_worded(row, error) for error in _schema().iter_errors(value)]

@@ -10,7 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from pipeline.records import KEYS, Row, key_meant, record_of
+from pipeline.plain_rows import KEYS
+from pipeline.records import Row, key_meant, record_of
 from pipeline.validate import MOST_FINDINGS, Options, Validation, row_findings, validate
 
 GOOD = {"instruction": "a", "input": "", "output": "b"}
