@@ -19,7 +19,8 @@ _ESCAPE = rb"u(?!00[0-7]|00[cC][23]|00[dD][01]|00[eE][2fF]|[dD][89a-fA-F]|[fF]{3
 _NO_SPACE = rb"(?!\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2\x80[\x80-\x8a\xa8\xa9\xaf]|\xe2\x81\x9f|\xe3\x80\x80)"
 _NO_PLACEHOLDER = rb"(?!(?i:<?no[ _-]?(?:in|out)put|n/a))"
 #: A first character that is no blank, so that the text is not blank.
-_FIRST = _NO_PLACEHOLDER + rb'(?:[!#-\[\]-~]|\\["\\]|' + _NO_SPACE + rb"[\xc2-\xf4])"
+_FIRST = rb'[!#-\[\]-~]|\\["\\]|' + _NO_SPACE + rb"[\xc2-\xf4]"
+_FIRST_ESCAPED = rb"|\\(?!u0085|u00[aA]0|u1680|u20[025]|u3000)" + _ESCAPE
 #: Traces of UTF-8 that was read as Windows-1252 (see `text_rules`), and U+FFFD; more than there are, never fewer.
 _MOJIBAKE = (
     rb"\xc3[\x82\x83](?=[\xc2\xc5\xc6\xcb\xe2])|\xc3[\x90\x91]\xc2|\xc3\xa2\xe2\x82\xac|\xc3\xaf\xc2\xbb|\xef\xbf\xbd"
@@ -58,7 +59,8 @@ def _row(*, escapes: bool) -> bytes:
     """Return the pattern of a line: the known keys in any order, each once."""
     escaped = rb'\\(?:["\\nrt]|' + _ESCAPE + rb")" if escapes else rb'\\["\\nrt]'
     run = rb'[^"\\\x00-\x1f]*+'
-    text = rb'"' + _FIRST + run + rb"(?:" + escaped + run + rb')*+"'
+    first = _NO_PLACEHOLDER + rb"(?:" + _FIRST + (_FIRST_ESCAPED if escapes else b"") + rb")"
+    text = rb'"' + first + run + rb"(?:" + escaped + run + rb')*+"'
     texts = {key: text if key in REQUIRED else rb'(?:""|' + text + rb")" for key in KEYS}
 
     def pairs(seen: tuple[str, ...]) -> bytes:

@@ -22,6 +22,8 @@ from pipeline.plain_rows import KEYS, PlainRows
 from pipeline.strict_json import FLATTEN, NESTED, BadJson, StrictParser, has_surrogate_escape
 
 _BOM = b"\xef\xbb\xbf"
+#: What JSON calls blank; a form feed is none.
+_BLANKS = b" \t\r\n"
 _NEARNESS = 0.8
 _SHOWN_KEY = 60
 _MEND = "mend it there; a broken array cannot be read any further"
@@ -186,7 +188,7 @@ def _line_rows(file: BinaryIO, limits: Limits, plain: PlainRows | None) -> Itera
         if too_long:
             _skip_line(file)
             yield _too_long(number, None, limits)
-        elif not line.isspace():
+        elif line.strip(_BLANKS):
             yield _line_row(line.removesuffix(b"\n"), number, parser)
     if taken:
         yield PlainRun(taken)
