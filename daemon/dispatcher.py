@@ -272,7 +272,8 @@ class Dispatcher:
         evaluate = settings.evaluate.model_copy(update={key: value for key, value in fixed.items() if value})
         config = RunConfig(
             track=track.name, base_model=settings.base_model, base_model_id=track.base_model_id or "",
-            salt=track.salt, split=split, train=settings.train, evaluate=evaluate, gate=settings.gate,
+            salt=track.salt, special_tokens=self._settings.intake.special_tokens, split=split,
+            train=settings.train, evaluate=evaluate, gate=settings.gate,
         )  # fmt: skip
         self.disk.require(needed_bytes(config, *of_waiting_drops(session, track.name)))
         return config

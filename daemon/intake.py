@@ -6,28 +6,29 @@ its run, then the file leaves the inbox. A file that is recorded but still there
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 
 from daemon import queue, receipts
+from daemon.bad_rows import rule, sift, validation_options
 from daemon.database import transaction
 from daemon.incoming import Copy, SourceChanged, SourceUnreadable, copy, identity, look, opened_folder, refusal
-from daemon.receipts import Filing
+from daemon.receipts import Document, Filing
 from daemon.settings import Settings
 from daemon.tables import Drop, DropState, Event
 from daemon.watcher import Settled
 from pipeline import durable
-from pipeline.formats import foreign_format, printable
-from pipeline.records import Finding
-from pipeline.validate import Notice, Options, Validation, validate
+from pipeline.formats import HEAD_BYTES, foreign_format, printable
+from pipeline.records import FileFinding
+from pipeline.validate import Notice, Validation, validate
 
 Kind = Literal["accepted", "rejected", "duplicate", "changed", "gone", "queue_full", "unreadable", "not_moved"]
 _ENDINGS = (b".jsonl", b".json")
-_HEAD_BYTES = 1 << 16
 #: States in which a drop's content counts as known.
 _KNOWN = (DropState.ACCEPTED, DropState.WITHDRAWN, DropState.HELD)
 
@@ -67,7 +68,6 @@ class Intake:
         """Record in the database of `engine`; keep accepted files in `drops/` of the state folder."""
         self._engine = engine
         self._settings = settings
-        self._options = Options(settings.intake.max_line_bytes, settings.intake.unknown_keys)
         self._drops = settings.state_folder / "drops"
         self._incoming = settings.state_folder / "incoming"
         for folder in (self._drops, self._incoming):
@@ -119,7 +119,7 @@ class Intake:
             return self._left(settled, "queue_full", words, source.now)
         refused = self._refused_unread(source)
         if refused is not None:
-            return self._reject(source, refused, sha256="")
+            return self._reject(source, refused, refused.reason, sha256="")
         taken = copy(settled.name, source.folder_fd, source.info, self._incoming)
         try:
             return self._judge(source, taken)
@@ -127,44 +127,68 @@ class Intake:
             taken.path.unlink(missing_ok=True)
 
     def _judge(self, source: _Source, taken: Copy) -> Outcome:
-        """Turn a copy into a drop: duplicate, rejected or accepted."""
+        """Turn a copy into a drop: duplicate, rejected or accepted, perhaps without its bad rows."""
+        options = validation_options(self._settings, source.settled.track)
         with transaction(self._engine) as session:
-            original = _original(session, source.settled, taken.sha256)
-            if original is not None:
-                drop = _drop(source, DropState.DUPLICATE, taken.sha256)
-                drop.duplicate_of, drop.rows, drop.warnings = original.id, original.rows, original.warnings
-                _record(session, drop, source, ())
-        if original is not None:
-            self._mend_store(taken)
-            return self._answer(source, drop, receipts.receipt(drop, None, original, ()))
-        validation = _wrong_name(source.settled.name, taken.path) or validate(taken.path, self._options)
+            earlier = _earlier(session, source)
+        if earlier is not None and earlier[0].quarantined:
+            drop, detail = earlier
+            errors = receipts.errors(drop, validate(taken.path, options), taken.sha256)
+            return self._answer(source, drop, _receipt(drop, detail, None, taken.sha256), detail.get("run"), errors)
+        same = self._duplicate(source, taken, taken.sha256)
+        if same is not None:
+            return same
+        validation = _wrong_name(source.settled.name, taken.path) or validate(taken.path, options)
+        ruling = rule(validation, self._settings.intake)
+        if not ruling.accepted:
+            return self._reject(source, validation, ruling.reason, taken.sha256)
+        content = taken.sha256
         if not validation.ok:
-            return self._reject(source, validation, taken.sha256)
-        taken.path.rename(self._drops / f"{taken.sha256}.jsonl")
+            # What is stored, hashed and compared is what will be trained on: a drop is its good rows.
+            content = sift(taken.path, options)
+            same = self._duplicate(source, taken, content)
+            if same is not None:
+                return same
+        taken.path.rename(self._drops / f"{content}.jsonl")
         durable.fsync_folder(self._drops)
-        return self._accept(source, validation, taken.sha256)
+        return self._accept(source, validation, content, taken.sha256)
 
-    def _mend_store(self, taken: Copy) -> None:
+    def _duplicate(self, source: _Source, taken: Copy, content: str) -> Outcome | None:
+        """Record a file of known content; `content` is the hash of its good rows, which `taken.path` holds now."""
+        with transaction(self._engine) as session:
+            original = _original(session, source.settled, content)
+            if original is None:
+                return None
+            drop = _drop(source, DropState.DUPLICATE, taken.sha256)
+            drop.duplicate_of, drop.rows, drop.warnings = original.id, original.rows, original.warnings
+            _record(session, drop, source, ())
+        self._mend_store(taken.path, content)
+        return self._answer(source, drop, receipts.receipt(drop, None, original, (), taken.sha256))
+
+    def _mend_store(self, path: Path, content: str) -> None:
         """Put a known drop's content back where its stored file is missing or damaged: this is it, once more."""
-        stored = self._drops / f"{taken.sha256}.jsonl"
-        if not stored.is_file() or durable.sha256_file(stored) != taken.sha256:
-            taken.path.rename(stored)
+        stored = self._drops / f"{content}.jsonl"
+        if not stored.is_file() or durable.sha256_file(stored) != content:
+            path.rename(stored)
             durable.fsync_folder(self._drops)
 
-    def _accept(self, source: _Source, validation: Validation, sha256: str) -> Outcome:
+    def _accept(self, source: _Source, validation: Validation, content: str, sha256: str) -> Outcome:
         settled = source.settled
         track = self._settings.track(settled.track)
-        drop = _drop(source, DropState.ACCEPTED, sha256)
-        drop.rows, drop.warnings = validation.rows, sum(notice.rows for notice in validation.warnings)
+        drop = _drop(source, DropState.ACCEPTED, content)
+        drop.rows, drop.warnings = validation.good_rows, sum(notice.rows for notice in validation.warnings)
+        drop.findings, drop.quarantined = validation.findings_total, validation.bad_rows
         run = None
         with transaction(self._engine) as session:
             queue.ensure_track(session, settled.track, source.now)
             if settled.role == "train" and track.trigger in {"drop", "both"}:
                 run = queue.enqueue_when_quiet(session, settled.track, track, source.now).id
-            _record(session, drop, source, validation.warnings, run)
-        return self._answer(source, drop, receipts.receipt(drop, run, None, validation.warnings), run)
+            _record(session, drop, source, validation.warnings, run=run, file_sha256=sha256)
+        receipt = receipts.receipt(drop, run, None, validation.warnings, sha256)
+        errors = receipts.errors(drop, validation, sha256) if drop.quarantined else None
+        return self._answer(source, drop, receipt, run, errors)
 
-    def _reject(self, source: _Source, validation: Validation, sha256: str) -> Outcome:
+    def _reject(self, source: _Source, validation: Validation, reason: str, sha256: str) -> Outcome:
         """Record a bad file, unless a daemon that died recorded this very one already."""
         with transaction(self._engine) as session:
             earlier = _earlier(session, source)
@@ -172,13 +196,15 @@ class Intake:
                 drop = earlier[0]
             else:
                 drop = _drop(source, DropState.REJECTED, sha256)
-                drop.rows, drop.findings, drop.reason = validation.rows, validation.findings_total, validation.reason
+                drop.rows, drop.findings, drop.reason = validation.rows, validation.findings_total, reason
                 drop.warnings = sum(notice.rows for notice in validation.warnings)
                 _record(session, drop, source, ())
-        return self._answer(source, drop, receipts.errors(drop, validation))
+        return self._answer(source, drop, None, None, receipts.errors(drop, validation, sha256))
 
-    def _answer(self, source: _Source, drop: Drop, document: dict[str, object], run: int | None = None) -> Outcome:
-        return self._file_away(*_filing(source, drop, document, run), source.now)
+    def _answer(
+        self, source: _Source, drop: Drop, receipt: Document | None, run: object = None, errors: Document | None = None
+    ) -> Outcome:
+        return self._file_away(*_filing(source, drop, run, receipt, errors), source.now)
 
     def _file_away(self, filing: Filing, outcome: Outcome, now: int) -> Outcome:
         """Move a recorded file out of the inbox; if that fails, the next scan finds it recorded and tries again."""
@@ -192,17 +218,13 @@ class Intake:
         return outcome
 
     def _finish_earlier(self, session: Session, source: _Source) -> tuple[Filing, Outcome] | None:
-        """Return the filing of a file that is recorded and only has to be moved; rejected ones are read again."""
+        """Return the filing of a file that is recorded and only has to be moved; ones with findings are read again."""
         earlier = _earlier(session, source)
-        if earlier is None or earlier[0].state == DropState.REJECTED:
+        if earlier is None or earlier[0].state == DropState.REJECTED or earlier[0].quarantined:
             return None
         drop, detail = earlier
-        run = detail.get("run")
-        run = run if isinstance(run, int) else None
-        noted = detail.get("warnings")
-        notices = [Notice.model_validate(value) for value in noted] if isinstance(noted, list) else []
         original = session.get(Drop, drop.duplicate_of) if drop.duplicate_of is not None else None
-        return _filing(source, drop, receipts.receipt(drop, run, original, notices), run)
+        return _filing(source, drop, detail.get("run"), _receipt(drop, detail, original, drop.sha256))
 
     def _refused_unread(self, source: _Source) -> Validation | None:
         why = refusal(source.info)
@@ -236,13 +258,23 @@ def _outcome(settled: Settled, kind: Kind, message: str) -> Outcome:
     return Outcome(kind, settled.track, _shown(settled), message=message)
 
 
-def _filing(source: _Source, drop: Drop, document: dict[str, object], run: int | None) -> tuple[Filing, Outcome]:
+def _receipt(drop: Drop, detail: Mapping[str, object], original: Drop | None, sha256: str) -> Document:
+    """Make the receipt of a recorded drop again, from the detail of its event."""
+    run, noted = detail.get("run"), detail.get("warnings")
+    notices = [Notice.model_validate(value) for value in noted] if isinstance(noted, list) else []
+    return receipts.receipt(drop, run if isinstance(run, int) else None, original, notices, sha256)
+
+
+def _filing(
+    source: _Source, drop: Drop, run: object, receipt: Document | None, errors: Document | None = None
+) -> tuple[Filing, Outcome]:
     number = drop.id or 0
-    rejected = drop.state == DropState.REJECTED
-    kind: Kind = "rejected" if rejected else "duplicate" if drop.state == DropState.DUPLICATE else "accepted"
-    message = str(document["reason"] if rejected else document["sentence"])
-    filing = Filing(source.settled, identity(source.info), number, rejected, document)
-    return filing, Outcome(kind, drop.track, drop.name, number, run, message)
+    kind: Kind = "accepted"
+    if drop.state in {DropState.REJECTED, DropState.DUPLICATE}:
+        kind = "rejected" if drop.state == DropState.REJECTED else "duplicate"
+    message = str(receipt["sentence"] if receipt else drop.reason)
+    filing = Filing(source.settled, identity(source.info), number, kind == "rejected", receipt, errors)
+    return filing, Outcome(kind, drop.track, drop.name, number, run if isinstance(run, int) else None, message)
 
 
 def _drop(source: _Source, state: DropState, sha256: str) -> Drop:
@@ -253,14 +285,14 @@ def _drop(source: _Source, state: DropState, sha256: str) -> Drop:
     )  # fmt: skip
 
 
-def _record(session: Session, drop: Drop, source: _Source, notices: tuple[Notice, ...], run: int | None = None) -> None:
+def _record(session: Session, drop: Drop, source: _Source, notices: tuple[Notice, ...], **detail: Any) -> None:
     """Add the drop with the event that lets this very file be recognised until it has left the inbox."""
     session.add(drop)
     session.flush()
     warnings = [notice.model_dump() for notice in notices]
     queue.record_event(
-        session, f"drop_{drop.state}", source.now, track=drop.track, run_id=run, drop_id=drop.id,
-        name=drop.name, rows=drop.rows, reason=drop.reason, source=identity(source.info), warnings=warnings, run=run,
+        session, f"drop_{drop.state}", source.now, track=drop.track, run_id=detail.get("run"), drop_id=drop.id,
+        name=drop.name, rows=drop.rows, reason=drop.reason, source=identity(source.info), warnings=warnings, **detail,
     )  # fmt: skip
 
 
@@ -289,7 +321,7 @@ def _wrong_name(name: bytes, path: Path) -> Validation | None:
     if name.lower().endswith(_ENDINGS):
         return None
     with path.open("rb") as file:
-        foreign = foreign_format(file.read(_HEAD_BYTES))
+        foreign = foreign_format(file.read(HEAD_BYTES))
     if foreign is not None:
         return _one_finding("format", f"the file is {foreign.name}", foreign.remedy)
     return _one_finding(
@@ -299,6 +331,6 @@ def _wrong_name(name: bytes, path: Path) -> Validation | None:
     )
 
 
-def _one_finding(rule: str, message: str, remedy: str) -> Validation:
-    finding = Finding(line=None, rule=rule, message=message, remedy=remedy)
-    return Validation(rows=0, good_rows=0, findings_total=1, findings=(finding,), warnings=())
+def _one_finding(name: str, message: str, remedy: str) -> Validation:
+    finding = FileFinding(line=None, rule=name, message=message, remedy=remedy)
+    return Validation(rows=0, good_rows=0, findings_total=1, findings=(finding,), warnings=(), complete=False)

@@ -19,6 +19,7 @@ from daemon.watcher import DONE, REJECTED, Settled
 from pipeline import durable
 from pipeline.validate import Notice, Validation
 
+Document = dict[str, Any]
 RECEIPT = ".receipt.json"
 ERRORS = ".errors.json"
 #: A name, its number, the document's ending and the temporary name that it is written under stay below 255 bytes.
@@ -35,11 +36,22 @@ class Filing:
     """The file that was recorded; another one under its name is left alone."""
     drop: int
     rejected: bool
-    document: dict[str, Any]
+    receipt: Document | None
+    errors: Document | None
+
+    @property
+    def documents(self) -> dict[str, Document]:
+        """What is written beside the file, by the ending of its name."""
+        both = {ERRORS: self.errors, RECEIPT: self.receipt}
+        return {ending: document for ending, document in both.items() if document is not None}
 
 
-def receipt(drop: Drop, run: int | None, original: Drop | None, notices: Sequence[Notice]) -> dict[str, Any]:
-    """Return the receipt of a drop that was accepted, or found to repeat `original`."""
+def receipt(drop: Drop, run: int | None, original: Drop | None, notices: Sequence[Notice], sha256: str) -> Document:
+    """
+    Return the receipt of a drop that was accepted, or found to repeat `original`.
+
+    `sha256` is the file's; where bad rows were set aside, `content_sha256` is that of the rows which were stored.
+    """
     same = None
     if original is not None:
         same = {
@@ -47,18 +59,28 @@ def receipt(drop: Drop, run: int | None, original: Drop | None, notices: Sequenc
             "state": original.state,
         }  # fmt: skip
     return {
-        "version": 1, **_common(drop), "size_bytes": drop.size_bytes, "rows": drop.rows, "run": run,
-        "duplicate_of": same, "sentence": _sentence(drop, run, original),
+        "version": 1, **_common(drop, sha256), "content_sha256": drop.sha256, "size_bytes": drop.size_bytes,
+        "rows": drop.rows, "quarantined": drop.quarantined, "run": run, "duplicate_of": same,
+        "sentence": _sentence(drop, run, original),
         "warnings": [notice.model_dump() for notice in notices],
     }  # fmt: skip
 
 
-def errors(drop: Drop, validation: Validation) -> dict[str, Any]:
-    """Return the errors of a rejected drop, as `schemas/findings.schema.json` describes them."""
-    remedy = "mend what the findings name and drop the file again"
+def errors(drop: Drop, validation: Validation, sha256: str) -> Document | None:
+    """
+    Return the errors of a drop that was rejected or lost rows, as `schemas/drop-errors.schema.json` describes them.
+
+    `sha256` is the file's. `None` if there are none any more: the settings of a daemon that died were other ones.
+    """
+    if validation.ok:
+        return None
+    reason, remedy = drop.reason or validation.reason, "mend what the findings name and drop the file again"
+    if drop.state != DropState.REJECTED:
+        remedy = "mend the rows that the findings name and drop them in a file of their own"
     return {
-        "version": 1, **_common(drop), "reason": validation.reason, "remedy": remedy,
-        "rows": validation.rows, "good_rows": validation.good_rows, "findings_total": validation.findings_total,
+        "version": 1, **_common(drop, sha256), "reason": reason, "remedy": remedy,
+        "rows": validation.rows, "good_rows": validation.good_rows, "quarantined": drop.quarantined,
+        "findings_total": validation.findings_total,
         "findings": [finding.model_dump() for finding in validation.findings],
         "warnings": [notice.model_dump() for notice in validation.warnings],
     }  # fmt: skip
@@ -66,7 +88,7 @@ def errors(drop: Drop, validation: Validation) -> dict[str, Any]:
 
 def file_away(inbox: Path, filing: Filing) -> Path:
     """
-    Write the document and move the file beside it; return where the file is now.
+    Write the documents and move the file beside them; return where the file is now.
 
     Nothing is overwritten: a name that is taken gets a number. Raises `OSError`, and may then be called again.
     """
@@ -74,9 +96,9 @@ def file_away(inbox: Path, filing: Filing) -> Path:
     if filing.settled.track != "default":
         home /= filing.settled.track
     home.mkdir(parents=True, exist_ok=True)
-    ending = ERRORS if filing.rejected else RECEIPT
-    target = _free_target(home, filing, ending)
-    durable.write_json(target.with_name(target.name + ending), filing.document)
+    target = _free_target(home, filing)
+    for ending, document in filing.documents.items():
+        durable.write_json(target.with_name(target.name + ending), document)
     with opened_folder(filing.settled.folder) as source_fd, opened_folder(home) as target_fd:
         try:
             unchanged = identity(look(filing.settled.name, source_fd)) == filing.identity
@@ -94,10 +116,10 @@ def iso_time(milliseconds: int) -> str:
     return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds")
 
 
-def _common(drop: Drop) -> dict[str, Any]:
+def _common(drop: Drop, sha256: str) -> Document:
     return {
         "drop": drop.id, "state": drop.state, "track": drop.track, "role": drop.role, "name": drop.name,
-        "sha256": drop.sha256, "received_at": iso_time(drop.received_at),
+        "sha256": sha256, "received_at": iso_time(drop.received_at),
     }  # fmt: skip
 
 
@@ -105,7 +127,8 @@ def _sentence(drop: Drop, run: int | None, original: Drop | None) -> str:
     if original is None:
         then = "they are in the next run of the track" if run is None else f"they are in run {run}"
         what = "held-out records for the gate" if drop.role == "heldout" else "records"
-        return f"accepted: {drop.rows:,} {what}; {then}"
+        aside = f"; {drop.quarantined:,} bad rows were set aside" if drop.quarantined else ""
+        return f"accepted: {drop.rows:,} {what}; {then}{aside}"
     same = f"the same content is drop {original.id} ({original.name}), received {iso_time(original.received_at)}"
     if original.state == DropState.ACCEPTED:
         return f"{same}; nothing was added"
@@ -113,23 +136,24 @@ def _sentence(drop: Drop, run: int | None, original: Drop | None) -> str:
     return f"{same}, which is {original.state}{why}; to use it again: dropforge drops restore {original.id}"
 
 
-def _free_target(home: Path, filing: Filing, ending: str) -> Path:
+def _free_target(home: Path, filing: Filing) -> Path:
     stem, dot, suffix = _shortened(filing.settled.name).rpartition(b".")
     if not stem:
         stem, dot, suffix = dot + suffix, b"", b""
     names = (stem + (b"" if number == 1 else b"-%d" % number) + dot + suffix for number in itertools.count(1))
     targets = (home / os.fsdecode(name) for name in names)
-    return next(target for target in targets if _is_free(target, filing.drop, ending))
+    return next(target for target in targets if _is_free(target, filing))
 
 
-def _is_free(target: Path, drop: int, ending: str) -> bool:
-    """Say whether nothing stands in the way, but for the document that was written for this drop before a crash."""
+def _is_free(target: Path, filing: Filing) -> bool:
+    """Say whether nothing stands in the way, but for documents that were written for this drop before a crash."""
     if os.path.lexists(target):
         return False
-    documents = [target.with_name(target.name + known) for known in (RECEIPT, ERRORS)]
-    in_the_way = [document for document in documents if os.path.lexists(document)]
-    own = target.with_name(target.name + ending)
-    return not in_the_way or (in_the_way == [own] and _drop_of(own) == drop)
+    documents = {ending: target.with_name(target.name + ending) for ending in (RECEIPT, ERRORS)}
+    in_the_way = {ending: document for ending, document in documents.items() if os.path.lexists(document)}
+    return all(
+        ending in filing.documents and _drop_of(document) == filing.drop for ending, document in in_the_way.items()
+    )
 
 
 def _shortened(name: bytes) -> bytes:

@@ -266,7 +266,8 @@ class Service:
         """Let the dispatcher do what it can; say whether it could. It goes on with all of it at the next turn."""
         try:
             self._dispatcher.tick(now_ms())
-            self._say_status(time.monotonic())
+            if not self.stop.is_set():
+                self._say_status(time.monotonic())
         except Exception as error:  # a full disk or a locked database passes; the daemon must outlive it
             if self._dispatcher.disk.make_way(error):
                 return True

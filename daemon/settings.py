@@ -47,6 +47,14 @@ class IntakeSettings(Frozen):
     """Longest line, in bytes."""
     unknown_keys: Literal["warn", "reject"] = "warn"
     """A record's keys beside instruction, input and output: counted warning, or a finding that rejects the drop."""
+    special_tokens: Literal["reject", "escape"] = "reject"
+    """Records that hold a control token of the base model (<|im_end|>): bad rows, or read as plain text everywhere."""
+    on_bad_rows: Literal["reject", "quarantine"] = "reject"
+    """A drop with bad rows: given back whole, or taken without them, if they are within both ceilings below."""
+    max_bad_rows: int = Field(default=100, ge=0)
+    """Most bad rows of a drop that are set aside; one more and the drop is given back."""
+    max_bad_percent: float = Field(default=1.0, ge=0, le=100)
+    """Most bad rows of a drop that are set aside, in per cent of its rows."""
     max_waiting_drops: int = Field(default=1000, ge=1)
     """Accepted drops of a track that may wait for a run; further files stay in the inbox until one has begun."""
 

@@ -72,6 +72,8 @@ class Dataset(Artifact):
     """Answers replaced by a later drop's answer to the same prompt."""
     removed_heldout: int
     """Training rows left out because their prompt is in the held-out set."""
+    rows_with_control_tokens: int = 0
+    """Rows left out of every side because their text holds a control token of the base's tokenizer."""
     metric: str
     max_new_tokens: int
     shortfall: Shortfall | None = None
@@ -111,7 +113,7 @@ class Adapter(Artifact):
     rows_too_long: int
     """Rows longer than the window, left out of training and counted here."""
     rows_with_control_tokens: int = 0
-    """Rows whose text holds one of the tokenizer's control tokens, left out of training and counted here."""
+    """Training rows whose text holds a control token of the tokenizer: trained on as plain text."""
     seconds: float
 
 

@@ -94,6 +94,8 @@ class RunConfig(Frozen):
     """Absolute path of the base model's folder."""
     base_model_id: str
     salt: str
+    special_tokens: Literal["reject", "escape"] = "reject"
+    """Records that hold a control token of the base model: left out of every side, or read as plain text on each."""
     split: SplitConfig = SplitConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()

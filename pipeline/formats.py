@@ -1,34 +1,110 @@
-"""Names what a file is when it is not JSON Lines, from its first bytes."""
+"""Names what a file is when it is not JSON Lines, from its first bytes, and says how to make JSON Lines of it."""
 
 import re
 from dataclasses import dataclass
 
-_MAGIC = (
-    (b"\x1f\x8b", "gzip-compressed", "unpack it first: gunzip FILE.gz"),
-    (b"PK\x03\x04", "a zip archive or an Excel file", "unpack it, or save the sheet as JSON Lines"),
-    (b"PK\x05\x06", "an empty zip archive", "drop the JSON Lines file itself"),
-    (b"\x28\xb5\x2f\xfd", "zstd-compressed", "unpack it first: unzstd FILE.zst"),
-    (b"BZh", "bzip2-compressed", "unpack it first: bunzip2 FILE.bz2"),
-    (b"\xfd7zXZ\0", "xz-compressed", "unpack it first: unxz FILE.xz"),
-    (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", "unpack it and drop the JSON Lines file"),
-    (
-        b"PAR1",
-        "Parquet",
-        "convert it to JSON Lines: pandas.read_parquet(FILE).to_json(NEW, orient='records', lines=True)",
-    ),
-    (b"ARROW1", "an Arrow file", "convert it to JSON Lines"),
-    (b"SQLite format 3\0", "an SQLite database", "export the table to JSON Lines"),
-    (b"%PDF", "a PDF document", "write its records as JSON Lines"),
-    (b"\xff\xfe\0\0", "UTF-32 text", "save it as UTF-8: iconv -f UTF-32 -t UTF-8 FILE > NEW"),
-    (b"\0\0\xfe\xff", "UTF-32 text", "save it as UTF-8: iconv -f UTF-32 -t UTF-8 FILE > NEW"),
-    (b"\xff\xfe", "UTF-16 text", "save it as UTF-8: iconv -f UTF-16 -t UTF-8 FILE > NEW"),
-    (b"\xfe\xff", "UTF-16 text", "save it as UTF-8: iconv -f UTF-16 -t UTF-8 FILE > NEW"),
+HEAD_BYTES = 1 << 16
+"""So many first bytes are enough for `foreign_format`."""
+_UNPACK = "unpack it first: {} FILE"
+_PANDAS = (
+    "convert it: python -c \"import pandas; pandas.{}('FILE').to_json('NEW.jsonl', orient='records', lines=True)\""
 )
+_ICONV = "save it as UTF-8: iconv -f {} -t UTF-8 FILE > NEW"
+_ARROW = (
+    'convert it: python -c "import datasets; '
+    "datasets.Dataset.from_file('FILE').to_json('NEW.jsonl', force_ascii=False)\""
+)
+_SHEET = "unpack it (unzip FILE), or save the sheet as CSV and convert that"
+_PICKLE = "a pickle can run code when it is read: save the data as JSON Lines where it was made"
+_SQLITE = "export the table: sqlite3 -json FILE 'select * from TABLE' > NEW.json"
+_EXPORT = "write its records as JSON Lines: one object a line with instruction, input and output"
+_MAGIC = (
+    (b"\x1f\x8b", "gzip-compressed", _UNPACK.format("gunzip")),
+    (b"\x1f\x9d", "compressed with compress", _UNPACK.format("uncompress")),
+    (b"PK\x03\x04", "a zip archive or an Excel file", _SHEET),
+    (b"PK\x05\x06", "an empty zip archive", "drop the JSON Lines file itself"),
+    (b"\x28\xb5\x2f\xfd", "zstd-compressed", _UNPACK.format("unzstd")),
+    (b"BZh", "bzip2-compressed", _UNPACK.format("bunzip2")),
+    (b"\xfd7zXZ\0", "xz-compressed", _UNPACK.format("unxz")),
+    (b"]\0\0", "lzma-compressed", _UNPACK.format("unlzma")),
+    (b"\x04\x22\x4d\x18", "lz4-compressed", _UNPACK.format("unlz4")),
+    (b"\xff\x06\0\0sNaPpY", "snappy-compressed", _UNPACK.format("snzip -d")),
+    (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", "unpack it and drop the JSON Lines file"),
+    (b"Rar!", "a RAR archive", "unpack it and drop the JSON Lines file"),
+    (b"PAR1", "Parquet", _PANDAS.format("read_parquet")),
+    (b"ARROW1", "an Arrow file", _PANDAS.format("read_feather")),
+    (b"FEA1", "a Feather file", _PANDAS.format("read_feather")),
+    (b"\xff\xff\xff\xff", "an Arrow stream", _ARROW),
+    (b"ORC", "ORC", _PANDAS.format("read_orc")),
+    (b"Obj\x01", "Avro", _EXPORT),
+    (b"\x89HDF", "HDF5", _PANDAS.format("read_hdf")),
+    (b"\x93NUMPY", "a NumPy array", _EXPORT),
+    (b"\x80\x02", "a Python pickle", _PICKLE),
+    (b"\x80\x03", "a Python pickle", _PICKLE),
+    (b"\x80\x04", "a Python pickle", _PICKLE),
+    (b"\x80\x05", "a Python pickle", _PICKLE),
+    (b"SQLite format 3\0", "an SQLite database", _SQLITE),
+    (b"%PDF", "a PDF document", _EXPORT),
+    (b"\xd0\xcf\x11\xe0", "an old Excel or Word file", "save the sheet as CSV and convert that"),
+    (b"{\\rtf", "rich text", _EXPORT),
+    (b"\x89PNG", "a picture", "drop a file of records"),
+    (b"\xff\xd8\xff", "a picture", "drop a file of records"),
+    (b"version https://git-lfs.github.com/spec/", "a Git LFS pointer, not the file itself", "fetch it: git lfs pull"),
+    (b"\xff\xfe\0\0", "UTF-32 text", _ICONV.format("UTF-32")),
+    (b"\0\0\xfe\xff", "UTF-32 text", _ICONV.format("UTF-32")),
+    (b"\xff\xfe", "UTF-16 text", _ICONV.format("UTF-16")),
+    (b"\xfe\xff", "UTF-16 text", _ICONV.format("UTF-16")),
+    (b"+/v8", "UTF-7 text", _ICONV.format("UTF-7")),
+    (b"\x1e", "a JSON text sequence", "take the record separators out: tr -d '\\036' < FILE > NEW.jsonl"),
+)
+#: Text without a byte order mark, by where its NUL bytes are in the first four.
+_WIDE = (
+    (re.compile(rb"[{\[]\0\0\0"), "UTF-32LE"),
+    (re.compile(rb"\0\0\0[{\[]"), "UTF-32BE"),
+    (re.compile(rb"[{\[]\0"), "UTF-16LE"),
+    (re.compile(rb"\0[{\[]"), "UTF-16BE"),
+)
+_TAR_PLACE, _TAR_MAGIC = 257, b"ustar"
+_YAML = (
+    'convert it: python -c "import json, yaml; '
+    "[print(json.dumps(row)) for row in yaml.safe_load(open('FILE'))]\" > NEW.jsonl"
+)
+_MARKUP = (
+    (re.compile(r"<!doctype html|<html", re.IGNORECASE), "an HTML page", "drop the data itself: this is a web page"),
+    (re.compile(r"<\?xml|<[a-z][\w:.-]*[ />]", re.IGNORECASE), "XML", _EXPORT),
+    (
+        re.compile(r"---[ \t]*$|%YAML|-[ \t]+\w+[ \t]*:|(?:instruction|input|output|prompt|response)[ \t]*:"),
+        "YAML",
+        _YAML,
+    ),
+)
+_SPREAD = re.compile(rb"\s*\{[ \t\r]*\n\s*\"")
 _COLUMNS = frozenset(
     {"instruction", "input", "output", "prompt", "response", "completion", "question", "answer", "text"}
 )
-_SEPARATORS = {",": "CSV", ";": "CSV with semicolons", "\t": "TSV"}
-_TO_JSONL = "convert it to JSON Lines: pandas.read_csv(FILE).to_json(NEW, orient='records', lines=True)"
+_SEPARATORS = {",": "CSV", ";": "CSV with semicolons", "\t": "TSV", "|": "a table with bars"}
+_SHAREGPT = (
+    "its first human turn is the instruction, the gpt turn the output: jq -c '.conversations | {instruction: "
+    'map(select(.from=="human"))[0].value, output: map(select(.from=="gpt"))[0].value}\' FILE > NEW.jsonl'
+)
+_OPENAI = (
+    "its first user message is the instruction, the assistant's the output: jq -c '.messages | {instruction: "
+    'map(select(.role=="user"))[0].content, output: map(select(.role=="assistant"))[0].content}\' FILE > NEW.jsonl'
+)
+_PREFERENCE = (
+    "its prompt is the instruction, the chosen answer the output: "
+    "jq -c '{instruction: .prompt, output: .chosen}' FILE > NEW.jsonl"
+)
+_FLAN = (
+    "inputs is the instruction, targets the output: jq -c '{instruction: .inputs, output: .targets}' FILE > NEW.jsonl"
+)
+#: Keys of a row that give away another format: what it is, and how its parts become ours.
+OTHER_ROWS = {
+    "conversations": ("a ShareGPT conversation", _SHAREGPT),
+    "messages": ("an OpenAI chat", _OPENAI),
+    "chosen": ("a preference pair", _PREFERENCE),
+    "targets": ("a FLAN pair", _FLAN),
+}
 
 
 @dataclass(frozen=True)
@@ -44,11 +120,12 @@ def foreign_format(head: bytes) -> Foreign | None:
     for magic, name, remedy in _MAGIC:
         if head.startswith(magic):
             return Foreign(name, remedy)
-    if head[:1] in b"{[" and head[1:2] == b"\0":
-        return Foreign("UTF-16 text", "save it as UTF-8: iconv -f UTF-16LE -t UTF-8 FILE > NEW")
-    if head[:1] == b"\0" and head[1:2] in b"{[" and len(head) > 1:
-        return Foreign("UTF-16 text", "save it as UTF-8: iconv -f UTF-16BE -t UTF-8 FILE > NEW")
-    return _table(head)
+    for wide, name in _WIDE:
+        if wide.match(head):
+            return Foreign(f"{name[:6]} text", _ICONV.format(name))
+    if head[_TAR_PLACE:].startswith(_TAR_MAGIC):
+        return Foreign("a tar archive", "unpack it and drop the JSON Lines file: tar -xf FILE")
+    return _text(head)
 
 
 def printable(text: str) -> str:
@@ -74,13 +151,32 @@ def shown(value: object, width: int = 60) -> str:
     return str(value)[:width]
 
 
-def _table(head: bytes) -> Foreign | None:
-    """Recognise a table by a header line that names columns which we know."""
-    line = head.lstrip(b"\xef\xbb\xbf").lstrip().split(b"\n", 1)[0].decode("utf-8", "replace")
+def _text(head: bytes) -> Foreign | None:
+    """Recognise text that is something else by its first line."""
+    body = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if _SPREAD.match(body):
+        remedy = "write each record on one line: jq -c . FILE > NEW.jsonl (jq -c '.data[]' where a key holds them all)"
+        return Foreign("JSON spread over several lines", remedy)
+    line = body.split(b"\n", 1)[0].decode("utf-8", "replace")
     if line.startswith(("{", "[")):
         return None
+    for pattern, name, remedy in _MARKUP:
+        if pattern.match(line):
+            return Foreign(name, remedy)
+    return _table(line)
+
+
+def _table(line: str) -> Foreign | None:
+    """Recognise a table by a header line that names columns which we know."""
     for separator, name in _SEPARATORS.items():
         cells = {re.sub(r'^["\']|["\']$', "", cell.strip()).casefold() for cell in line.split(separator)}
         if len(cells) > 1 and cells & _COLUMNS:
-            return Foreign(name, _TO_JSONL)
+            return Foreign(name, _from_table(separator))
     return None
+
+
+def _from_table(separator: str) -> str:
+    given = f"'FILE', sep='{separator}'" if separator in {";", "|"} else "'FILE'"
+    reader = "read_table" if separator == "\t" else "read_csv"
+    read = f"pandas.{reader}({given}, keep_default_na=False)"
+    return f"convert it: python -c \"import pandas; {read}.to_json('NEW.jsonl', orient='records', lines=True)\""

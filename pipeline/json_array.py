@@ -23,6 +23,8 @@ class Item:
     value: Any = None
     error: BadJson | None = None
     escaped: bool = False
+    last: bool = False
+    """Nothing can be read behind it, though the array may go on."""
 
 
 def read_array(file: BinaryIO, max_bytes: int) -> Iterator[Item]:
@@ -48,7 +50,7 @@ def read_array(file: BinaryIO, max_bytes: int) -> Iterator[Item]:
         reader.end()
     except BadJson as error:
         line, words = reader.place(error)
-        yield Item(line, number if inside else None, error=BadJson(error.rule, words, remedy=error.remedy))
+        yield Item(line, number if inside else None, error=BadJson(error.rule, words, remedy=error.remedy), last=True)
 
 
 class _Reader:
@@ -64,6 +66,7 @@ class _Reader:
         self._line = 1
         self._dropped = 0  # characters of the line in which the text begins that were forgotten
         self._eof = False
+        self._undecodable: BadJson | None = None  # what stands behind the text that could be decoded
 
     def peek(self) -> str:
         """Skip blanks and return the next character; empty at the end of the file."""
@@ -146,7 +149,10 @@ class _Reader:
         self._at = position
 
     def _more(self, size: int) -> bool:
-        """Read `size` bytes further, forgetting what lies behind. Raises `BadJson` if they are not UTF-8."""
+        """Read `size` bytes further, forgetting what lies behind. Raises `BadJson` where they are not UTF-8."""
+        if self._undecodable is not None:
+            self._undecodable.position = len(self._text)
+            raise self._undecodable
         if self._eof:
             return False
         data = self._file.read(size)
@@ -154,10 +160,10 @@ class _Reader:
         try:
             text = self._decoder.decode(data, final=self._eof)
         except UnicodeDecodeError as error:
-            line = self._line + self._text.count("\n", self._at) + error.object.count(b"\n", 0, error.start)
-            message = f"not UTF-8: byte 0x{error.object[error.start]:02x} in line {line}"
+            text = error.object[: error.start].decode("utf-8")
+            message = f"not UTF-8: byte 0x{error.object[error.start]:02x}"
             remedy = "save the file as UTF-8, as with: iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW"
-            raise BadJson("encoding", message, remedy=remedy) from None
+            self._undecodable = BadJson("encoding", message, remedy=remedy)
         before = self._text.rfind("\n", 0, self._at)
         self._dropped = self._at - before - 1 if before >= 0 else self._dropped + self._at
         self._text = self._text[self._at :] + text

@@ -8,6 +8,8 @@ already is the same record. Rows are sorted by it on disk, in parts, so memory d
 
 import hashlib
 import math
+import re
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from pipeline import durable
 from pipeline.artifacts import Dataset, Drop, Shortfall
 from pipeline.config import SplitConfig
 from pipeline.contract import Attempt
+from pipeline.control_tokens import control_tokens
 from pipeline.dataset_files import dataset_hash
 from pipeline.errors import CannotTrain
 from pipeline.prompt import fold
@@ -45,7 +48,7 @@ def prepare(attempt: Attempt) -> Dataset:
     pinned = any(drop.role == "heldout" for drop in attempt.spec.drops)
     judged = pinned or gate.on == "all"
     with Spill(folder) as spill, Sides(folder, split, LEAST_DEV_ROWS, pinned=pinned, judged=judged) as sides:
-        _read_drops(attempt, spill)
+        forged = _read_drops(attempt, spill)
         attempt.progress(0, spill.parts, phase="splitting")
         for number, rows in enumerate(spill.sorted_parts()):
             attempt.check_stop()
@@ -55,13 +58,14 @@ def prepare(attempt: Attempt) -> Dataset:
     metric = _metric(attempt, totals)
     shortfall = _shortfall(attempt, totals, metric, pinned=pinned)
     if totals.train_rows == 0:
-        raise _nothing_to_train(attempt, totals)
+        raise _nothing_to_train(attempt, totals, forged)
     return Dataset(
         folder=attempt.relative(folder),
         train_rows=totals.train_rows, dev_rows=totals.dev_rows, heldout_rows=len(totals.heldout_ids),
         heldout_pinned=pinned, heldout_version=_version(totals.heldout_ids),
         dataset_sha256=dataset_hash(folder), duplicates=totals.duplicates, replaced=totals.replaced,
-        removed_heldout=totals.removed_heldout, metric=metric, max_new_tokens=_max_new_tokens(attempt, totals),
+        removed_heldout=totals.removed_heldout, rows_with_control_tokens=forged,
+        metric=metric, max_new_tokens=_max_new_tokens(attempt, totals),
         shortfall=shortfall, drops=attempt.spec.drops,
     )  # fmt: skip
 
@@ -100,8 +104,12 @@ def _lengths(*texts: str) -> bytes:
     return b"".join(len(part).to_bytes(8, "big") + part for part in encoded)
 
 
-def _read_drops(attempt: Attempt, spill: Spill) -> None:
+def _read_drops(attempt: Attempt, spill: Spill) -> int:
+    """Spill the rows of all drops; return how many hold control tokens and stay out of every side."""
     drops = attempt.spec.drops
+    tokens = control_tokens(Path(attempt.config.base_model)) if attempt.config.special_tokens == "reject" else ()
+    holds = re.compile("|".join(map(re.escape, tokens))).search if tokens else None
+    forged = 0
     total = sum(drop.rows for drop in drops)
     done = 0
     attempt.progress(0, total, phase="reading")
@@ -112,11 +120,20 @@ def _read_drops(attempt: Attempt, spill: Spill) -> None:
             if isinstance(record, Finding):
                 message = f"drop {drop.id} ({drop.name}), line {record.line}: {record.message}"
                 raise CannotTrain(message, f"take it out: dropforge drops withdraw {drop.id} --reason 'bad row'")
-            spill.add(_spilled(attempt.config.salt, record, drop, order))
+            if holds is not None and any(map(holds, (record.instruction, record.input, record.output))):
+                forged += 1
+            else:
+                spill.add(_spilled(attempt.config.salt, record, drop, order))
             done += 1
             if done % _CHECK_EVERY == 0:
                 attempt.check_stop()
                 attempt.progress(done, total)
+    if forged:
+        sys.stderr.write(
+            f"{forged} rows hold control tokens of the base model's tokenizer and are on no side: they came before the "
+            'base or the setting changed (intake.special_tokens = "escape" keeps such rows, as plain text)\n'
+        )
+    return forged
 
 
 def _check_whole(attempt: Attempt, path: Path, drop: Drop) -> None:
@@ -174,7 +191,7 @@ def _shortfall(attempt: Attempt, totals: Totals, metric: str, *, pinned: bool) -
     return Shortfall(heldout_rows=scored, needed_heldout_rows=needed, needed_rows=rows)
 
 
-def _nothing_to_train(attempt: Attempt, totals: Totals) -> CannotTrain:
+def _nothing_to_train(attempt: Attempt, totals: Totals, forged: int) -> CannotTrain:
     if not any(drop.role == "train" for drop in attempt.spec.drops):
         return CannotTrain(
             "the snapshot holds held-out records only", "drop training data into the track's inbox folder"
@@ -182,7 +199,9 @@ def _nothing_to_train(attempt: Attempt, totals: Totals) -> CannotTrain:
     where = (
         f"{totals.heldout_rows} held out, {totals.removed_heldout} removed because their prompt is in the held-out set"
     )
-    message = f"no training rows are left of {totals.rows}: {where}, {totals.duplicates} duplicates"
+    message = f"no training rows are left of {totals.rows + forged}: {where}, {totals.duplicates} duplicates"
+    if forged:
+        message += f", {forged} with control tokens of the base model's tokenizer"
     return CannotTrain(message, _more_rows(attempt.config.split, totals))
 
 

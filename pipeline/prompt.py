@@ -3,9 +3,14 @@ Record → prompt and completion tokens: one place for training, evaluation and 
 
 Both formats go through a chat template: the tokenizer's own, or Alpaca's, which the merged model then carries. So what
 was trained is, token for token, what `apply_chat_template` of a user message gives to whoever serves the model.
+
+A control token that stands in a record's text is encoded as the plain text that it is, on every side alike: it can
+neither end nor forge a turn.
 """
 
+import re
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 from typing import Any, Literal
 
 from pipeline.errors import CannotTrain
@@ -72,10 +77,8 @@ def template_for(tokenizer: Any, fmt: Format) -> str | None:
 
 def prompt_ids(tokenizer: Any, fmt: Format, content: str) -> list[int]:
     """Return the token ids of the prompt for one user message, up to where the answer begins."""
-    chat = [{"role": "user", "content": content}]
-    template = template_for(tokenizer, fmt)
-    ids = tokenizer.apply_chat_template(chat, chat_template=template, add_generation_prompt=True, return_dict=False)
-    return list(ids)
+    veil = _Veil(tokenizer, content)
+    return veil.ids(veil.render(fmt, content))
 
 
 def completion_ids(tokenizer: Any, fmt: Format, content: str, output: str, stops: Collection[int]) -> list[int]:
@@ -85,24 +88,15 @@ def completion_ids(tokenizer: Any, fmt: Format, content: str, output: str, stops
     What a template writes after the turn's end is cut, and where it ends no turn the tokenizer's EOS does. The ids
     follow on `prompt_ids` as they are: the prompt's tokens are never merged with the answer's.
     """
-    template = template_for(tokenizer, fmt)
-    chat = [{"role": "user", "content": content}]
-
-    def render(turns: list[dict[str, str]], *, ask: bool) -> str:
-        text = tokenizer.apply_chat_template(turns, chat_template=template, add_generation_prompt=ask, tokenize=False)
-        return str(text)
-
-    asked = render(chat, ask=True)
-    answered = render([*chat, {"role": "assistant", "content": output}], ask=False)
+    veil = _Veil(tokenizer, content, output)
+    asked = veil.render(fmt, content)
+    answered = veil.render(fmt, content, output)
     # A template may rewrite an answer (strip it, put an empty thought before it): then the answer is taken as it is.
-    follows = answered.startswith(asked + output)
-    tail = answered.removeprefix(asked) if follows else output
-    head = prompt_ids(tokenizer, fmt, content)
-    whole = list(tokenizer(asked + tail, add_special_tokens=False)["input_ids"])
-    if whole[: len(head)] == head:
-        ids = whole[len(head) :]
-    else:
-        ids = list(tokenizer(tail, add_special_tokens=False)["input_ids"])
+    output = veil.hide(output)
+    tail = answered.removeprefix(asked) if answered.startswith(asked + output) else output
+    head = veil.ids(asked)
+    whole = veil.ids(asked + tail)
+    ids = whole[len(head) :] if whole[: len(head)] == head else veil.ids(tail)
     ends = [place for place, token in enumerate(ids) if token in stops]
     return ids[: ends[0] + 1] if ends else [*ids, tokenizer.eos_token_id]
 
@@ -117,3 +111,64 @@ def control_tokens(tokenizer: Any) -> list[str]:
     """Return the texts that the tokenizer reads as control tokens; in data they could end or forge a turn."""
     added: Mapping[int, Any] = tokenizer.added_tokens_decoder
     return sorted({str(token.content) for token in added.values() if token.special and token.content})
+
+
+def holds_control_token(tokenizer: Any, *texts: str) -> bool:
+    """Say whether one of the texts spells a control token of the tokenizer."""
+    pattern = _control_pattern(tokenizer)
+    return pattern is not None and any(pattern.search(text) for text in texts)
+
+
+@lru_cache(maxsize=8)
+def _control_pattern(tokenizer: Any) -> re.Pattern[str] | None:
+    tokens = sorted(control_tokens(tokenizer), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, tokens))) if tokens else None
+
+
+class _Veil:
+    """
+    Hides control tokens in data behind private characters while a template is rendered around it.
+
+    The text between them is encoded as ever, so the template's own tokens are control tokens, and the hidden ones are
+    encoded with `split_special_tokens`, as the plain text that they are.
+    """
+
+    def __init__(self, tokenizer: Any, *texts: str) -> None:
+        self._tokenizer = tokenizer
+        pattern = _control_pattern(tokenizer)
+        self._pattern = pattern
+        found = sorted({token for text in texts for token in pattern.findall(text)}) if pattern is not None else []
+        free = (chr(code) for code in range(0xE000, 0xF8FF) if found and not any(chr(code) in text for text in texts))
+        self._marks = dict(zip(found, free, strict=False))
+        self._tokens = {mark: token for token, mark in self._marks.items()}
+
+    def hide(self, text: str) -> str:
+        """Return `text` with a private character for each control token."""
+        if not self._marks or self._pattern is None:
+            return text
+        return self._pattern.sub(lambda found: self._marks[found[0]], text)
+
+    def render(self, fmt: Format, content: str, output: str | None = None) -> str:
+        """Return the text of a conversation: the request, up to where the answer begins, or with the answer."""
+        turns = [{"role": "user", "content": self.hide(content)}]
+        if output is not None:
+            turns.append({"role": "assistant", "content": self.hide(output)})
+        text = self._tokenizer.apply_chat_template(
+            turns, chat_template=template_for(self._tokenizer, fmt), add_generation_prompt=output is None,
+            tokenize=False,
+        )  # fmt: skip
+        return str(text)
+
+    def ids(self, text: str) -> list[int]:
+        """Return the tokens of a rendered text."""
+        if not self._tokens:
+            return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        ids: list[int] = []
+        for piece in re.split(f"([{''.join(self._tokens)}])", text):
+            hidden = self._tokens.get(piece)
+            if piece:
+                encoded = self._tokenizer(
+                    hidden or piece, add_special_tokens=False, split_special_tokens=hidden is not None
+                )
+                ids += encoded["input_ids"]
+        return ids

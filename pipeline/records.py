@@ -13,19 +13,19 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from pydantic import Field
+
 from pipeline.artifacts import Frozen
-from pipeline.formats import foreign_format, printable
+from pipeline.formats import HEAD_BYTES, foreign_format, printable
 from pipeline.json_array import read_array
+from pipeline.plain_rows import KEYS, PlainRows
 from pipeline.strict_json import FLATTEN, NESTED, BadJson, StrictParser, has_surrogate_escape
 
-REQUIRED = ("instruction", "output")
-KEYS = ("instruction", "input", "output")
 _BOM = b"\xef\xbb\xbf"
-_HEAD_BYTES = 1 << 16
+#: What JSON calls blank; a form feed is none.
+_BLANKS = b" \t\r\n"
 _NEARNESS = 0.8
 _SHOWN_KEY = 60
-#: Rule of the one finding that is about no row: brackets or commas of a JSON array are wrong.
-BROKEN_ARRAY = "array"
 _MEND = "mend it there; a broken array cannot be read any further"
 #: What other formats call our keys.
 _ALIASES = {
@@ -49,6 +49,13 @@ class Finding(Frozen):
     remedy: str
 
 
+class FileFinding(Finding):
+    """A finding about the file, or one behind which it cannot be read: no row can be set aside to mend it."""
+
+    is_row: bool = Field(default=False, exclude=True)
+    """Whether it is about one row too."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Bounds on what is read."""
@@ -67,6 +74,13 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class PlainRun:
+    """So many rows in a row that `PlainRows` took: good records, not parsed."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """One good record; `unknown` are its keys beside the three that count."""
 
@@ -81,20 +95,27 @@ def read_rows(path: Path, limits: Limits) -> Iterator[Row | Finding]:
     """
     Yield the JSON values of a drop in their order, and a finding for each that cannot be read.
 
-    A file that is something else (gzip, CSV, UTF-16, ...) gives one finding that names it. Raises `OSError` only.
+    A file that is something else (gzip, CSV, UTF-16, ...) gives one `FileFinding` that names it. Raises `OSError` only.
     """
+    for row in scan_rows(path, limits, None):
+        if not isinstance(row, PlainRun):
+            yield row
+
+
+def scan_rows(path: Path, limits: Limits, plain: PlainRows | None) -> Iterator[Row | Finding | PlainRun]:
+    """Do as `read_rows` does, but only count the lines that `plain` takes."""
     with path.open("rb") as file:
-        head = file.read(_HEAD_BYTES)
+        head = file.read(HEAD_BYTES)
         foreign = foreign_format(head)
         if foreign is not None:
-            yield Finding(line=None, rule="format", message=f"the file is {foreign.name}", remedy=foreign.remedy)
+            yield FileFinding(line=None, rule="format", message=f"the file is {foreign.name}", remedy=foreign.remedy)
             return
         start = len(_BOM) if head.startswith(_BOM) else 0
         file.seek(start)
         if head[start:].lstrip()[:1] == b"[":
             yield from _array_rows(file, limits)
         else:
-            yield from _line_rows(file, limits)
+            yield from _line_rows(file, limits, plain)
 
 
 def read_records(path: Path, limits: Limits) -> Iterator[Record | Finding]:
@@ -150,17 +171,31 @@ def nearest_key(key: str) -> str | None:
     return best if ratio >= _NEARNESS else None
 
 
-def _line_rows(file: BinaryIO, limits: Limits) -> Iterator[Row | Finding]:
+def _line_rows(file: BinaryIO, limits: Limits, plain: PlainRows | None) -> Iterator[Row | Finding | PlainRun]:
     parser = StrictParser()
-    number = 0
-    while line := file.readline(limits.max_line_bytes + 1):
+    take = plain.take if plain is not None else _nothing
+    most = limits.max_line_bytes
+    number = taken = 0
+    while line := file.readline(most + 1):
         number += 1
-        if len(line) > limits.max_line_bytes and not line.endswith(b"\n"):
+        too_long = len(line) > most and not line.endswith(b"\n")
+        if not too_long and take(line):
+            taken += 1
+            continue
+        if taken:
+            yield PlainRun(taken)
+            taken = 0
+        if too_long:
             _skip_line(file)
             yield _too_long(number, None, limits)
-            continue
-        if not line.isspace():
+        elif line.strip(_BLANKS):
             yield _line_row(line.removesuffix(b"\n"), number, parser)
+    if taken:
+        yield PlainRun(taken)
+
+
+def _nothing(_line: bytes) -> bool:
+    return False
 
 
 def _line_row(line: bytes, number: int, parser: StrictParser) -> Row | Finding:
@@ -183,15 +218,17 @@ def _array_rows(file: BinaryIO, limits: Limits) -> Iterator[Row | Finding]:
     for item in read_array(file, limits.max_line_bytes):
         if item.error is None:
             yield _checked(Row(item.line, item.record, item.value), escaped=item.escaped)
-        elif item.record is None:
-            yield Finding(line=item.line, rule=BROKEN_ARRAY, message=item.error.message, remedy=_MEND)
-        elif item.error.rule == "too_long":
-            yield _too_long(item.line, item.record, limits)
-        else:
-            error = item.error
-            yield Finding(
-                line=item.line, record=item.record, rule=error.rule, message=error.message, remedy=error.remedy or _MEND
-            )
+            continue
+        found = _element_finding(item.line, item.record, item.error, limits)
+        yield FileFinding(**found.model_dump(), is_row=item.record is not None) if item.last else found
+
+
+def _element_finding(line: int, record: int | None, error: BadJson, limits: Limits) -> Finding:
+    if record is None:
+        return Finding(line=line, rule="array", message=error.message, remedy=_MEND)
+    if error.rule == "too_long":
+        return _too_long(line, record, limits)
+    return Finding(line=line, record=record, rule=error.rule, message=error.message, remedy=error.remedy or _MEND)
 
 
 def _checked(row: Row, *, escaped: bool) -> Row | Finding:

@@ -14,7 +14,7 @@ from pipeline.contract import Attempt
 from pipeline.dataset_files import dataset_hash
 from pipeline.errors import CannotTrain
 from pipeline.manifest import check_base, model_id
-from pipeline.prompt import Format, choose_format, completion_ids, control_tokens, fold, prompt_ids
+from pipeline.prompt import Format, choose_format, completion_ids, fold, holds_control_token, prompt_ids
 from pipeline.qlora.checkpoints import fingerprint
 from pipeline.qlora.generation import end_tokens
 from pipeline.qlora.loading import chosen_device, load_tokenizer
@@ -78,21 +78,17 @@ class Tokeniser:
     """Most tokens of prompt and answer together."""
     too_long: int = 0
     forged: int = 0
-    """Rows whose text holds one of the tokenizer's control tokens: it would end or forge a turn."""
+    """Rows whose text holds one of the tokenizer's control tokens; it is plain text to the model."""
     lengths: list[int] = field(default_factory=list)
 
     def tokenise(self, attempt: Attempt, path: Path) -> list[TokenRow]:
         """Return the rows of a JSON Lines file that fit. Raises `Interrupted` if the attempt is asked to stop."""
         self.too_long = self.forged = 0
         self.lengths = []
-        forbidden = control_tokens(self.tokenizer)
         kept = []
         for number, row in enumerate(_rows(path)):
             if number % _CHECK_EVERY == 0:
                 attempt.check_stop()
-            if any(token in text for token in forbidden for text in (row["instruction"], row["input"], row["output"])):
-                self.forged += 1
-                continue
             content = fold(row["instruction"], row["input"])
             prompt = prompt_ids(self.tokenizer, self.format, content)
             answer = completion_ids(self.tokenizer, self.format, content, row["output"], self.stops)
@@ -100,11 +96,12 @@ class Tokeniser:
             if self.lengths[-1] > self.window:
                 self.too_long += 1
                 continue
+            self.forged += holds_control_token(self.tokenizer, content, row["output"])
             kept.append(TokenRow([*prompt, *answer], [0] * len(prompt) + [1] * len(answer)))
         if self.too_long or self.forged:
             sys.stderr.write(
-                f"{path.name}: {len(kept)} rows kept; left out: {self.too_long} longer than {self.window} tokens, "
-                f"{self.forged} that hold control tokens of the tokenizer\n"
+                f"{path.name}: {len(kept)} rows kept; left out whole, never cut: {self.too_long} longer than "
+                f"{self.window} tokens; {self.forged} kept ones spell control tokens of the tokenizer as plain text\n"
             )
         return kept
 
@@ -112,10 +109,6 @@ class Tokeniser:
         """Raise `CannotTrain` if the latest file left nothing to train on."""
         if rows:
             return
-        if not self.lengths:
-            message = f"nothing to train on: all {self.forged} training rows hold control tokens of the tokenizer"
-            some = ", ".join(control_tokens(self.tokenizer)[:3])
-            raise CannotTrain(message, f"take {some} and the like out of the data")
         shortest, longest = min(self.lengths), max(self.lengths)
         message = (
             f"nothing to train on: the {self.too_long} training rows have {shortest} to {longest} tokens, "

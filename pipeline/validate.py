@@ -1,7 +1,8 @@
 """
 Holds a file against `schemas/alpaca-record.schema.json` and says of every bad row where, what and what to do.
 
-Used by the intake and by `dropforge check FILE`; streaming, so memory does not grow with the file.
+Used by the intake and by `dropforge check FILE`; streaming, so memory does not grow with the file. Nearly all rows of
+nearly all files are judged by one look at their bytes (`plain_rows`); jsonschema words what is wrong with the others.
 """
 
 import json
@@ -17,21 +18,27 @@ from jsonschema.exceptions import ValidationError
 from referencing import Registry
 
 from pipeline.artifacts import Frozen
-from pipeline.formats import printable, shown
-from pipeline.records import BROKEN_ARRAY, KEYS, Finding, Limits, Row, key_meant, read_rows, record_of
+from pipeline.formats import OTHER_ROWS, printable, shown
+from pipeline.plain_rows import KEYS, PlainRows
+from pipeline.records import (
+    FileFinding,
+    Finding,
+    Limits,
+    PlainRun,
+    Record,
+    Row,
+    key_meant,
+    read_rows,
+    record_of,
+    scan_rows,
+)  # fmt: skip
 from pipeline.strict_json import FLATTEN, NESTED
+from pipeline.text_rules import ODDITIES, TextRules
 
 SCHEMA = "alpaca-record.schema.json"
 MOST_FINDINGS = 1000
 _MOST_KEYS = 100
 _KEY_WIDTH = 60
-#: Keys that give away another format: what it is, by the key.
-_OTHER_ROWS = {
-    "conversations": "a ShareGPT conversation",
-    "messages": "an OpenAI chat",
-    "chosen": "a preference pair",
-}
-_CONVERT = "convert it to instruction, input and output: the request, its text if any, and the one answer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +49,10 @@ class Options:
     """Longest line in bytes."""
     unknown_keys: Literal["warn", "reject"] = "warn"
     """A record's keys beside instruction, input and output: counted, or a finding each."""
+    control_tokens: tuple[str, ...] = ()
+    """Texts that the base model's tokenizer reads as control tokens."""
+    special_tokens: Literal["reject", "escape"] = "reject"
+    """Records that hold one: a finding each, or counted, as they will be read as plain text."""
 
 
 class Notice(Frozen):
@@ -50,6 +61,8 @@ class Notice(Frozen):
     kind: str
     key: str | None
     rows: int
+    line: int | None = None
+    """The first line that it is about."""
     message: str
 
 
@@ -63,6 +76,13 @@ class Validation(Frozen):
     findings: tuple[Finding, ...]
     """The first `MOST_FINDINGS`."""
     warnings: tuple[Notice, ...]
+    complete: bool = True
+    """Whether the file was read to its end, and is one of records: bad rows can be set aside only then."""
+
+    @property
+    def bad_rows(self) -> int:
+        """Records with a finding."""
+        return self.rows - self.good_rows
 
     @property
     def ok(self) -> bool:
@@ -82,19 +102,53 @@ class Validation(Frozen):
 
 def validate(path: Path, options: Options) -> Validation:
     """Read the file at `path` whole and return what it holds. Raises `OSError` only."""
-    tally = _Tally(options)
-    for row in read_rows(path, Limits(options.max_line_bytes)):
+    tally = _Tally(RowJudge(options))
+    plain = PlainRows(options.control_tokens)
+    for row in scan_rows(path, Limits(options.max_line_bytes), plain):
         tally.add(row)
     return tally.result()
+
+
+def good_rows(path: Path, options: Options) -> Iterator[Row]:
+    """Yield the rows of a file that `validate` counts as good. Raises `OSError` only."""
+    judge = RowJudge(options)
+    for row in read_rows(path, Limits(options.max_line_bytes)):
+        if isinstance(row, Row) and not judge.findings(row, record_of(row)):
+            yield row
+
+
+class RowJudge:
+    """Holds single rows against every rule."""
+
+    def __init__(self, options: Options) -> None:
+        """Make the rules that `options` ask for."""
+        self._reject_unknown = options.unknown_keys == "reject"
+        self.texts = TextRules(options.control_tokens, escape=options.special_tokens == "escape")
+
+    def clean(self, record: Record) -> bool:
+        """Say quickly whether there is nothing to say about a record, but for its unknown keys."""
+        known = not (record.unknown and self._reject_unknown)
+        return known and self.texts.clean(record.instruction, record.input, record.output)
+
+    def findings(self, row: Row, record: Record | None) -> list[Finding]:
+        """Return what is wrong with a row; `record` is what `record_of` made of it."""
+        found = row_findings(row) if record is None else []
+        if found and found[0].rule == "format":
+            return found
+        found += [_finding(row, *fault) for fault in self.texts.faults(row.value)]
+        if record is not None and self._reject_unknown:
+            found += [_unknown_key(row, key) for key in record.unknown]
+        return found
 
 
 def row_findings(row: Row) -> list[Finding]:
     """Return what the schema, and the rule on misnamed keys, have against one row; in the order of the keys."""
     value = row.value
     if isinstance(value, dict):
-        other = next((key for key in _OTHER_ROWS if key in value), None)
+        other = next((key for key in OTHER_ROWS if key in value), None)
         if other is not None and "instruction" not in value:
-            return [_finding(row, other, "format", f"the row is {_OTHER_ROWS[other]}", _CONVERT)]
+            name, remedy = OTHER_ROWS[other]
+            return [_finding(row, other, "format", f"the row is {name}", remedy)]
     try:
         found = [_worded(row, error) for error in _schema().iter_errors(value)]
     except RecursionError:
@@ -115,56 +169,66 @@ def _schema() -> Draft202012Validator:
 class _Tally:
     """Counts what a file holds."""
 
-    def __init__(self, options: Options) -> None:
-        self._options = options
+    def __init__(self, judge: RowJudge) -> None:
+        self._judge = judge
         self._rows = 0
         self._good = 0
-        self._whole_file = False
+        self._complete = True
         self._total = 0
         self._findings: list[Finding] = []
-        self._keys: dict[str, int] = {}
+        self._notices: dict[tuple[str, str], list[int]] = {}
+        """Rows and first line, by kind and key."""
 
-    def add(self, row: Row | Finding) -> None:
-        if isinstance(row, Finding):
-            no_row = row.line is None or row.rule == BROKEN_ARRAY
-            self._rows += not no_row
-            self._whole_file = self._whole_file or no_row
+    def add(self, row: Row | Finding | PlainRun) -> None:
+        if isinstance(row, PlainRun):
+            self._rows += row.count
+            self._good += row.count
+        elif isinstance(row, Row):
+            self._rows += 1
+            self._add_row(row)
+        else:
+            self._complete = self._complete and not isinstance(row, FileFinding)
+            self._rows += not isinstance(row, FileFinding) or row.is_row
             self._note([row])
-            return
-        self._rows += 1
-        record = record_of(row)
-        found = row_findings(row) if record is None else []
-        unknown = record.unknown if record is not None else ()
-        if unknown and self._options.unknown_keys == "reject":
-            found = [*found, *(_unknown_key(row, key) for key in unknown)]
-        elif unknown:
-            self._count(unknown)
-        self._good += not found
-        self._note(found)
 
     def result(self) -> Validation:
-        if self._rows == 0 and not self._whole_file:
+        if self._rows == 0 and self._complete:
             remedy = "write one JSON object a line, with instruction and output, and drop it again"
             self._note([Finding(line=None, rule="empty", message="the file has no records", remedy=remedy)])
+            self._complete = False
+        notices = tuple(_notice(*place, *count) for place, count in self._notices.items())
         return Validation(
             rows=self._rows, good_rows=self._good, findings_total=self._total,
-            findings=tuple(self._findings), warnings=tuple(_key_notice(key, rows) for key, rows in self._keys.items()),
+            findings=tuple(self._findings), warnings=notices, complete=self._complete,
         )  # fmt: skip
+
+    def _add_row(self, row: Row) -> None:
+        record = record_of(row)
+        clean = record is not None and self._judge.clean(record)
+        found = [] if clean else self._judge.findings(row, record)
+        self._note(found)
+        if found:
+            return
+        # Only of rows that count: what is odd in a bad one is for whoever mends it.
+        self._good += 1
+        for key in record.unknown if record is not None else ():
+            self._count("unknown_key", printable(key[:_KEY_WIDTH]), row.line)
+        for oddity in () if clean else self._judge.texts.oddities(row.value):
+            self._count(oddity.kind, oddity.field, row.line)
 
     def _note(self, found: list[Finding]) -> None:
         self._total += len(found)
         self._findings.extend(found[: MOST_FINDINGS - len(self._findings)])
 
-    def _count(self, keys: tuple[str, ...]) -> None:
-        for key in keys:
-            name = printable(key[:_KEY_WIDTH])
-            place = name if name in self._keys or len(self._keys) < _MOST_KEYS else "…"
-            self._keys[place] = self._keys.get(place, 0) + 1
+    def _count(self, kind: str, key: str, line: int) -> None:
+        known = (kind, key) in self._notices or len(self._notices) < _MOST_KEYS or kind != "unknown_key"
+        count = self._notices.setdefault((kind, key if known else "…"), [0, line])
+        count[0] += 1
 
 
-def _key_notice(key: str, rows: int) -> Notice:
-    message = f"the key {key!r} is not used"
-    return Notice(kind="unknown_key", key=key, rows=rows, message=message)
+def _notice(kind: str, key: str, rows: int, line: int) -> Notice:
+    words = f"the key {key!r} is not used" if kind == "unknown_key" else ODDITIES[kind].format(key)
+    return Notice(kind=kind, key=key, rows=rows, line=line, message=words)
 
 
 def _unknown_key(row: Row, key: str) -> Finding:

@@ -11,6 +11,7 @@ from daemon.cli.workspace import JsonOption, config_path, load_settings, open_ov
 from pipeline.errors import EXIT_BAD_DATA, DropforgeError
 
 if TYPE_CHECKING:
+    from daemon.bad_rows import Ruling
     from daemon.overview import DropView
     from daemon.settings import Settings
     from pipeline.validate import Validation
@@ -105,15 +106,16 @@ def check(
     """
     settings = _settings_if_any(context)
     settings.track(track)
-    validation = _validate(file, settings)
+    validation, ruling = _validate(file, settings, track)
     known = _known_drop(file, settings, track, "train")
     if as_json:
         same = None if known is None else known.id
-        print_json(file=str(file), ok=validation.ok, same_as_drop=same, **validation.model_dump(mode="json"))
+        found = validation.model_dump(mode="json")
+        print_json(file=str(file), ok=validation.ok, accepted=ruling.accepted, same_as_drop=same, **found)
     else:
-        _print_findings(file, validation)
+        _print_findings(file, validation, ruling)
         _print_known(known)
-    if not validation.ok:
+    if not ruling.accepted:
         raise typer.Exit(EXIT_BAD_DATA)
 
 
@@ -135,13 +137,15 @@ def submit(
 
     settings = load_settings(context)
     settings.track(track)
-    validation = _validate(file, settings)
-    if not validation.ok:
-        _print_findings(file, validation)
-        message = f"{file} was not submitted: {validation.reason}"
+    validation, ruling = _validate(file, settings, track)
+    if not ruling.accepted:
+        _print_findings(file, validation, ruling)
+        message = f"{file} was not submitted: {ruling.reason}"
         raise BadDrop(message, f"mend it, then look again: dropforge check {file}")
     target = copy_in(file, settings, track, heldout=heldout)
     print_line(f"copied {validation.rows:,} records to {target}")
+    if not validation.ok:
+        print_line(f"{validation.bad_rows:,} of them are bad and will be set aside: dropforge check {file}")
     _print_known(_known_drop(file, settings, track, "heldout" if heldout else "train"))
     print_line(_what_follows(settings, track, heldout=heldout))
     if not open_overview(context).daemon().alive:
@@ -173,8 +177,9 @@ def _settings_if_any(context: typer.Context) -> "Settings":
     return load(config_path(context))
 
 
-def _validate(file: Path, settings: "Settings") -> "Validation":
-    from pipeline.validate import Options, validate  # noqa: PLC0415 - a quick start
+def _validate(file: Path, settings: "Settings", track: str) -> "tuple[Validation, Ruling]":
+    from daemon.bad_rows import rule, validation_options  # noqa: PLC0415 - a quick start
+    from pipeline.validate import validate  # noqa: PLC0415
 
     if not file.is_file():
         message = f"{file} is not a file" if file.exists() else f"there is no file {file}"
@@ -185,7 +190,8 @@ def _validate(file: Path, settings: "Settings") -> "Validation":
     if file.stat().st_size > settings.intake.max_bytes:
         message = f"{file} has more than the {settings.intake.max_bytes:,} bytes that are allowed"
         raise BadDrop(message, "split it, or raise intake.max_bytes")
-    return validate(file, Options(settings.intake.max_line_bytes, settings.intake.unknown_keys))
+    validation = validate(file, validation_options(settings, track))
+    return validation, rule(validation, settings.intake)
 
 
 def _known_drop(file: Path, settings: "Settings", track: str, role: str) -> "DropView | None":
@@ -204,7 +210,7 @@ def _print_known(known: "DropView | None") -> None:
         print_line(f"the same content is there already, as drop {known.id} ({known.name}, {known.state}): a duplicate")
 
 
-def _print_findings(file: Path, validation: "Validation") -> None:
+def _print_findings(file: Path, validation: "Validation", ruling: "Ruling") -> None:
     for finding in validation.findings[:_MOST_SHOWN]:
         where = f"{file}:{finding.line}" if finding.line is not None else str(file)
         print_line(f"{where}: {finding.message}; {finding.remedy}")
@@ -212,9 +218,13 @@ def _print_findings(file: Path, validation: "Validation") -> None:
         more = validation.findings_total - _MOST_SHOWN
         print_line(f"... and {more:,} more; all of them: dropforge check --json {file}")
     for notice in validation.warnings:
-        print_line(f"{file}: warning: {notice.message} ({notice.rows:,} records)")
-    bad = validation.rows - validation.good_rows
-    verdict = "it would be accepted" if validation.ok else f"{bad:,} are bad: it would be rejected"
+        where = f"{file}:{notice.line}" if notice.line is not None else str(file)
+        print_line(f"{where}: warning: {notice.message} ({notice.rows:,} records)")
+    verdict = "it would be accepted"
+    if not validation.ok:
+        verdict = f"{validation.bad_rows:,} are bad: it would be "
+        verdict += "accepted without them" if ruling.accepted else "rejected"
+        verdict += f": {ruling.ceiling}" if ruling.ceiling else ""
     print_line(f"{file}: {validation.rows:,} records; {verdict}")
 
 

@@ -23,7 +23,7 @@ from pipeline import durable
 NOW = 1_800_000_000_000
 GOOD = [{"instruction": f"Question {number}?", "output": "yes"} for number in range(3)]
 FINDINGS = Draft202012Validator(
-    json.loads((Path(__file__).parents[2] / "schemas" / "findings.schema.json").read_text(encoding="utf-8")),
+    json.loads((Path(__file__).parents[2] / "schemas" / "drop-errors.schema.json").read_text(encoding="utf-8")),
     format_checker=Draft202012Validator.FORMAT_CHECKER,
 )
 
@@ -120,7 +120,7 @@ def test_a_good_file_becomes_an_accepted_drop_with_a_run_and_a_receipt(tmp_path:
     assert receipt["received_at"] == "2027-01-15T08:00:00+00:00"
     assert receipt["sentence"] == "accepted: 4 records; they are in run 1"
     assert receipt["warnings"] == [
-        {"kind": "unknown_key", "key": "id", "rows": 1, "message": "the key 'id' is not used"}
+        {"kind": "unknown_key", "key": "id", "rows": 1, "line": 4, "message": "the key 'id' is not used"}
     ]
     assert box.files("") == sorted(f"done/{name}" for name in box.files("done"))
     assert box.no_litter()
@@ -140,13 +140,13 @@ def test_a_bad_file_is_given_back_with_its_errors_and_nothing_of_it_is_kept(tmp_
         "rejected",
         3,
         1,
-        2,
+        3,
     )
     assert [(found["line"], found["field"], found["rule"]) for found in errors["findings"]] == [
-        (2, "output", "misnamed_key"), (3, "output", "type"),
+        (2, "output", "misnamed_key"), (3, "output", "type"), (3, "instruction", "control_character"),
     ]  # fmt: skip
     drop = box.rows(Drop)[0]
-    assert (drop.state, drop.findings, drop.reason) == ("rejected", 2, errors["reason"])
+    assert (drop.state, drop.findings, drop.reason) == ("rejected", 3, errors["reason"])
     assert (box.rows(Run), box.store(), box.no_litter()) == ([], [], True)
     assert box.drop("good.jsonl", GOOD).kind == "accepted"
 

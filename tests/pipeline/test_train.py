@@ -173,21 +173,21 @@ def test_rows_beyond_the_window_are_left_out_whole_and_counted(bench: Bench, tin
     assert (adapter.rows_too_long, adapter.optimizer_steps) == (1, 2)
 
 
-def test_rows_that_hold_control_tokens_are_left_out_and_counted(bench: Bench, tiny: Any, tiny_llama: Path) -> None:
+def test_rows_that_hold_control_tokens_are_trained_on_as_plain_text_and_counted(
+    bench: Bench, tiny: Any, tiny_llama: Path
+) -> None:
     forged = [
         {"instruction": "x", "input": "bye<|im_end|>", "output": "billing"},
         {"instruction": "x", "input": "", "output": "billing<|im_start|>user"},
         {"instruction": "<|endoftext|>", "input": "", "output": "billing"},
     ]
-    adapter = bench.train(tiny_llama, [*tiny.rows(9, seed=5), *forged])
+    adapter = bench.train(tiny_llama, [*tiny.rows(6, seed=5), *forged])
     assert (adapter.rows_with_control_tokens, adapter.rows_too_long, adapter.optimizer_steps) == (3, 0, 2)
 
 
 def test_nothing_left_to_train_on_is_refused_with_the_lengths(bench: Bench, tiny: Any, tiny_llama: Path) -> None:
     with pytest.raises(CannotTrain, match=r"2 training rows have \d+ to \d+ tokens, and the window is 16"):
         bench.train(tiny_llama, tiny.rows(2, seed=5), max_length=16)
-    with pytest.raises(CannotTrain, match="control tokens"):
-        bench.train(tiny_llama, [{"instruction": "<|im_end|>", "input": "", "output": "x"}])
 
 
 def test_the_base_models_own_window_counts_too(bench: Bench, tiny: Any, tiny_llama: Path, tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from pipeline.records import KEYS, Row, key_meant, record_of
+from pipeline.plain_rows import KEYS
+from pipeline.records import Row, key_meant, record_of
 from pipeline.validate import MOST_FINDINGS, Options, Validation, row_findings, validate
 
 GOOD = {"instruction": "a", "input": "", "output": "b"}
@@ -63,8 +64,8 @@ def test_the_quick_road_and_the_schema_give_the_same_answer(value: Any) -> None:
         ({**BARE, "input": None}, "input", "type", "input is null", "empty string or leave it out"),
         ({"instruction": "a", "output": None}, "output", "type", "output is null", "write the output"),
         ("text", None, "type", 'a record is an object, this is a text: "text"', "instruction"),
-        ({"conversations": []}, "conversations", "format", "ShareGPT", "convert"),
-        ({"messages": [], "output": "b"}, "messages", "format", "OpenAI", "convert"),
+        ({"conversations": []}, "conversations", "format", "ShareGPT", "jq -c"),
+        ({"messages": [], "output": "b"}, "messages", "format", "OpenAI", "jq -c"),
     ],
 )  # fmt: skip
 def test_a_bad_row_is_told_by_field_rule_and_remedy(

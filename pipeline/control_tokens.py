@@ -1,0 +1,91 @@
+"""
+The control tokens of a model folder's tokenizer, read as plain JSON: nothing of the training stack is loaded.
+
+In data they could end or forge a turn. (What training and evaluation do with them: `prompt`.)
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_LISTS = ("additional_special_tokens", "extra_special_tokens")
+_ADDED = '"added_tokens":'
+
+
+def control_tokens(folder: Path) -> tuple[str, ...]:
+    """
+    Return the texts that the tokenizer in `folder` reads as control tokens, sorted.
+
+    A file that is not there or cannot be read gives none: what is wrong with a base model is told elsewhere.
+    """
+    return _read(tuple(_signature(folder / name) for name in _FILES))
+
+
+def _signature(path: Path) -> tuple[Path, int, int]:
+    try:
+        stat = path.stat()
+    except OSError:
+        return path, 0, 0
+    return path, stat.st_size, stat.st_mtime_ns
+
+
+@lru_cache(maxsize=16)
+def _read(files: tuple[tuple[Path, int, int], ...]) -> tuple[str, ...]:
+    tokenizer, *configs = (path for path, _size, _time in files)
+    found = set(_special(_added_tokens(tokenizer)))
+    for path in configs:
+        found.update(_named(_object(path)))
+    return tuple(sorted(found - {""}))
+
+
+def _added_tokens(path: Path) -> Any:
+    """Return the list in tokenizer.json without reading the vocabulary behind it, which takes many times its size."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        start = text.find(_ADDED)
+        if 0 <= start < text.find('"model":'):
+            begins = start + len(_ADDED)
+            while text[begins : begins + 1].isspace():
+                begins += 1
+            return json.JSONDecoder().raw_decode(text, begins)[0]
+        whole = json.loads(text)
+    except (OSError, ValueError, RecursionError):
+        return None
+    return whole.get("added_tokens") if isinstance(whole, dict) else None
+
+
+def _special(tokens: Any) -> Iterator[str]:
+    values: Iterable[Any] = tokens.values() if isinstance(tokens, dict) else tokens if isinstance(tokens, list) else ()
+    for token in values:
+        if isinstance(token, dict) and token.get("special") is True:
+            yield from _text(token)
+
+
+def _named(config: dict[str, Any]) -> Iterator[str]:
+    """Yield the tokens that a configuration gives a role, and its added ones that it calls special."""
+    yield from _special(config.get("added_tokens_decoder"))
+    for name in _NAMES:
+        yield from _text(config.get(name))
+    for name in _LISTS:
+        value = config.get(name)
+        values: Iterable[Any] = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        for token in values:
+            yield from _text(token)
+
+
+def _text(token: Any) -> Iterator[str]:
+    text = token.get("content") if isinstance(token, dict) else token
+    if isinstance(text, str):
+        yield text
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,347 @@
+"""Bad files of every kind that we know, each with what must be found in it, and clean ones that look odd."""
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import pickle
+import sqlite3
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline.validate import Options
+
+TOKENS = (
+    "<|im_start|>",
+    "<|im_end|>",
+    "</s>",
+    "<s>",
+    "[INST]",
+    "<｜begin▁of▁sentence｜>",
+    '<|"|>',
+    "<|\\|>",
+    "<|a\nb|>",
+)
+OPTIONS = Options(max_line_bytes=5000, control_tokens=TOKENS)
+RECORD = {"instruction": "Do it.", "input": "with this", "output": "done"}
+GOOD = json.dumps(RECORD).encode()
+HEADER = b"instruction,input,output\na,b,c\n"
+FIELDS = ("instruction", "input", "output")
+
+
+class Case(NamedTuple):
+    """One file and the one finding that it must give."""
+
+    kind: str
+    data: bytes
+    rule: str
+    line: int | None = 2
+    field: str | None = None
+    options: Options = OPTIONS
+
+
+def bad_files() -> list[Case]:
+    """Return every kind of bad file."""
+    groups = (
+        _formats,
+        _texts,
+        _rows,
+        _json,
+        _numbers,
+        _encodings,
+        _escapes,
+        _shapes,
+        _names,
+        _controls,
+        _tokens,
+        _arrays,
+    )
+    return [case for group in groups for case in group()]
+
+
+def clean_files() -> dict[str, bytes]:
+    """Return files that are fine though they look odd, by kind."""
+    array = json.dumps([RECORD, RECORD]).encode()
+    orders = {
+        f"keys in the order {', '.join(order)}": json.dumps({key: RECORD[key] for key in order}).encode()
+        for order in (FIELDS, FIELDS[::-1], ("input", "instruction", "output"), ("output", "input", "instruction"))
+    }
+    texts = {
+        "line separator": "a\u2028b", "next line": "a\x85b", "astral": "🙂", "right to left": "\u202eשלום",
+        "delete": "a\x7fb",
+        "zero width": "a\u200db", "combining": "e\u0301", "byte order mark inside": "a\ufeffb", "Japanese": "日本",
+        "part of a token": "<|im_end| >", "braces": '{"instruction": [', "backslashes": "\\\\n", "quotes": '"\'"',
+        "mojibake": "cafÃ©", "replacement character": "caf\ufffd", "placeholder": "<noinput>", "portuguese": "NÃO SÃO",
+    }  # fmt: skip
+    written = {
+        f"text: {name}, {'escaped' if escaped else 'as it is'}": json.dumps(
+            {**RECORD, "input": text}, ensure_ascii=escaped
+        ).encode()
+        for name, text in texts.items()
+        for escaped in (True, False)
+    }
+    return {
+        "byte order mark": b"\xef\xbb\xbf" + GOOD, "carriage returns": GOOD + b"\r\n" + GOOD + b"\r\n",
+        "blank lines": b"\n\n" + GOOD + b"\n \t\r\n\n" + GOOD, "no last newline": GOOD + b"\n" + GOOD,
+        "blanks in a line": b' \t{ "instruction" :\t"a" , "output" : "b" } ',
+        "no input": b'{"instruction":"a","output":"b"}',
+        "empty input": b'{"instruction":"a","input":"","output":"b"}',
+        "blank input": b'{"instruction":"a","input":" ","output":"b"}',
+        "other keys": json.dumps({**RECORD, "id": 1, "meta": {"a": [1, None, 2.5e3]}}).encode(),
+        "every escape": rb'{"instruction": "\"\\\/\b\f\n\r\t".replace, "output": "b"}'.replace(b"\\b\\f",
+        b"").replace(b".replace", b""),
+        "a pair of escapes": rb'{"instruction": "\ud83d\ude00", "output": "b"}', "array": array,
+        "indented array": json.dumps([RECORD], indent=2).encode(),
+        "array with a mark": b"\xef\xbb\xbf \n" + array + b"\n\n",
+        "long line": json.dumps({**RECORD, "output": "x" * 4800}).encode(), **orders, **written,
+    }  # fmt: skip
+
+
+def _between(line: bytes) -> bytes:
+    return GOOD + b"\n" + line + b"\n" + GOOD + b"\n"
+
+
+def _row(**fields: Any) -> bytes:
+    return _between(json.dumps({**RECORD, **fields}).encode())
+
+
+def _raw(text: bytes) -> bytes:
+    """Return a file whose second record has `text` between the quotes of its output."""
+    return _between(b'{"instruction": "a", "output": "' + text + b'"}')
+
+
+def _tar() -> bytes:
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("a.jsonl"), io.BytesIO())
+    return made.getvalue()
+
+
+def _zip() -> bytes:
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as archive:
+        archive.writestr("a.jsonl", GOOD)
+    return made.getvalue()
+
+
+def _sqlite() -> bytes:
+    connection = sqlite3.connect(":memory:")
+    connection.execute("create table rows (instruction text, output text)")
+    data: bytes = connection.serialize()
+    connection.close()
+    return data
+
+
+def _formats() -> Iterator[Case]:
+    """Files that are something else, by their first bytes."""
+    text = GOOD.decode()
+    magic = {
+        "gzip": gzip.compress(GOOD), "bzip2": bz2.compress(GOOD), "xz": lzma.compress(GOOD), "zip": _zip(),
+        "tar": _tar(),
+        "lzma": lzma.compress(GOOD, lzma.FORMAT_ALONE), "empty zip": b"PK\x05\x06" + bytes(18), "SQLite": _sqlite(),
+        "compress": b"\x1f\x9d\x90", "zstd": b"\x28\xb5\x2f\xfd\x04", "lz4": b"\x04\x22\x4d\x18",
+        "7-Zip": b"7z\xbc\xaf\x27\x1c",
+        "snappy": b"\xff\x06\0\0sNaPpY", "RAR": b"Rar!\x1a\x07", "Parquet": b"PAR1\x15\x04", "Arrow": b"ARROW1\0\0",
+        "Feather": b"FEA1", "Arrow stream": b"\xff\xff\xff\xff\x10\0\0\0", "ORC": b"ORC\x0a", "Avro": b"Obj\x01\x04",
+        "HDF5": b"\x89HDF\r\n\x1a\n", "NumPy": b"\x93NUMPY\x01\0", "PDF": b"%PDF-1.7\n",
+        "old Excel": b"\xd0\xcf\x11\xe0\xa1",
+        "rich text": b"{\\rtf1\\ansi Hello}", "PNG": b"\x89PNG\r\n\x1a\n", "JPEG": b"\xff\xd8\xff\xe0",
+        "Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+        "text sequence": b"\x1e" + GOOD + b"\n", "UTF-7": b"+/v8-" + GOOD,
+    }  # fmt: skip
+    magic |= {f"pickle {number}": pickle.dumps(RECORD, number) for number in (2, 3, 4, 5)}
+    magic |= {f"{name} with a mark": text.encode(name) for name in ("utf-16", "utf-32")}
+    magic |= {f"{name} with a mark": mark + text.encode(name) for name, mark in (
+        ("utf-16-be", b"\xfe\xff"), ("utf-32-be", b"\0\0\xfe\xff"))}  # fmt: skip
+    magic |= {name: text.encode(name) for name in ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be")}
+    magic |= {f"array in {name}": f"[{text}]".encode(name) for name in ("utf-16-le", "utf-32-be")}
+    yield from (Case(kind, data, "format", None) for kind, data in magic.items())
+
+
+def _texts() -> Iterator[Case]:
+    """Text that is something else, by its first line."""
+    for kind, data in {
+        "CSV": HEADER, "CSV with quotes": b'"Instruction","Output"\n"a","b"\n',
+        "CSV with a mark": b"\xef\xbb\xbf" + HEADER,
+        "CSV with semicolons": HEADER.replace(b",", b";"), "TSV": HEADER.replace(b",", b"\t"),
+        "bars": HEADER.replace(b",", b" | "),
+        "CSV of another tool": b"id,prompt,completion\n1,a,b\n", "XML": b'<?xml version="1.0"?>\n<rows/>',
+        "bare XML": b"<rows>\n",
+        "HTML": b"<!DOCTYPE html>\n<html>", "bare HTML": b"\n<html lang='en'>",
+        "YAML list": b"- instruction: a\n  output: b\n",
+        "YAML document": b"---\ninstruction: a\n", "YAML": b"instruction: a\noutput: b\n",
+        "YAML directive": b"%YAML 1.2\n---\n",
+        "spread object": json.dumps(RECORD, indent=2).encode(),
+        "spread wrapper": json.dumps({"data": [RECORD]}, indent=1).encode(),
+    }.items():  # fmt: skip
+        yield Case(kind, data, "format", None)
+    for kind, data in {
+        "nothing": b"",
+        "blank lines": b"\n \n\r\n",
+        "mark alone": b"\xef\xbb\xbf",
+        "empty array": b" [ ] ",
+    }.items():
+        yield Case(kind, data, "empty", None)
+
+
+def _rows() -> Iterator[Case]:
+    """Records of other formats."""
+    for kind, row, field in (
+        ("ShareGPT", {"conversations": [{"from": "human", "value": "a"}]}, "conversations"),
+        ("OpenAI", {"messages": [{"role": "user", "content": "a"}]}, "messages"),
+        ("preferences", {"prompt": "a", "chosen": "b", "rejected": "c"}, "chosen"),
+        ("FLAN", {"inputs": "a", "targets": "b"}, "targets"),
+    ):
+        yield Case(kind, _between(json.dumps(row).encode()), "format", 2, field)
+
+
+def _json() -> Iterator[Case]:
+    """Lines that are no JSON."""
+    for kind, line in {
+        "missing comma": b'{"instruction": "a" "output": "b"}',
+        "comma at the end": b'{"instruction": "a", "output": "b",}',
+        "single quotes": b"{'instruction': 'a', 'output': 'b'}",
+        "Python None": b'{"instruction": "a", "output": None}',
+        "Python True": b'{"instruction": "a", "output": True}', "bare keys": b'{instruction: "a", output: "b"}',
+        "comment": GOOD + b" // note", "comment inside": b'{/* a */"instruction": "a", "output": "b"}',
+        "cut short": GOOD[:20], "no end": GOOD[:-1], "two ends": GOOD + b"}", "two records": GOOD + GOOD,
+        "comma behind": GOOD + b",", "word": b"hello", "raw tab": _line(b"a\tb"), "raw NUL": _line(b"a\0b"),
+        "raw escape": _line(b"a\x1b[0m"), "raw return": _line(b"a\rb"), "hole": bytes(50),
+        "bad escape": _line(rb"\x41"), "short escape": _line(rb"\u12"), "escape at the end": _line(b"\\"),
+        "hexadecimal": b'{"a": 0x1}', "leading zero": b'{"a": 01}', "plus": b'{"a": +1}',
+        "bare fraction": b'{"a": .5}', "no fraction": b'{"a": 1.}', "undefined": b'{"a": undefined}',
+        "typographic quotes": "{“instruction”: “a”}".encode(), "mark in the middle": b"\xef\xbb\xbf" + GOOD,
+        "form feed": b"\x0c", "no-break space": "\u00a0".encode() + GOOD, "missing colon": b'{"instruction" "a"}',
+        "equals": b'{"instruction" = "a"}', "JSONP": b"load(" + GOOD + b")", "number as key": b'{1: "a"}',
+        "empty escape": _line(rb"\u"), "vertical tab": b"\x0b" + GOOD, "brackets": b"[[",
+        "line separator outside": "\u2028".encode() + GOOD, "data prefix": b"data: " + GOOD,
+    }.items():  # fmt: skip
+        yield Case(kind, _between(line), "json")
+    yield Case("too long", _row(output="x" * 6000), "too_long")
+    yield Case("too long and the last", _row() + b"x" * 6000, "too_long", 4)
+    for kind, opening in (
+        ("deep list", b"["),
+        ("deep object", b'{"a":'),
+        ("deep value", GOOD[:-1] + b', "x": ' + b"[" * 99_999),
+    ):
+        yield Case(kind, _between(opening * (1 if kind == "deep value" else 100_000)), "nesting", options=Options())
+
+
+def _numbers() -> Iterator[Case]:
+    """Values that Python reads and JSON does not have, and keys that stand twice."""
+    for number in (b"NaN", b"Infinity", b"-Infinity", b"1e999", b"-1e999", b"7" * 500, b"-" + b"7" * 500, b"[[NaN]]"):
+        yield Case(f"number {number[:9].decode()}", _between(GOOD[:-1] + b', "x": ' + number + b"}"), "number")
+    for key in FIELDS:
+        yield Case(f"{key} twice", _between(GOOD[:-1] + b', "' + key.encode() + b'": "again"}'), "duplicate_key")
+    yield Case("same value twice", _between(GOOD[:-1] + b', "output": "done"}'), "duplicate_key")
+    yield Case("another key twice", _between(GOOD[:-1] + b', "x": 1, "x": 1}'), "duplicate_key")
+    yield Case("twice inside", _between(GOOD[:-1] + b', "x": {"y": 1, "y": 2}}'), "duplicate_key")
+    yield Case("twice by escape", _between(GOOD[:-1] + rb', "outpu\u0074": "again"}'), "duplicate_key")
+
+
+def _encodings() -> Iterator[Case]:
+    """Bytes that are not UTF-8."""
+    for kind, text in {
+        "Latin-1": b"caf\xe9", "Windows-1252": b"\x93a\x94", "overlong": b"\xc0\xaf",
+        "overlong of three": b"\xe0\x80\xaf",
+        "surrogate in UTF-8": b"\xed\xa0\x80", "beyond Unicode": b"\xf4\x90\x80\x80", "cut character": b"\xe6\x97",
+        "lone continuation": b"\x80", "byte FE": b"\xfe", "Shift-JIS": "日本語".encode("shift-jis"),
+        "GBK": "中文".encode("gbk"),
+        "KOI8-R": "привет".encode("koi8-r"), "five bytes": b"\xf8\x88\x80\x80\x80",
+    }.items():  # fmt: skip
+        yield Case(kind, _raw(text), "encoding")
+    yield Case("not UTF-8 in another key", _between(GOOD[:-1] + b', "x": "\xff"}'), "encoding")
+
+
+def _escapes() -> Iterator[Case]:
+    """Halves of characters."""
+    for kind, half in {
+        "high half": rb"\ud83d", "low half": rb"\ude00", "halves swapped": rb"\ude00\ud83d", "capital half": rb"\uD83D",
+        "two high halves": rb"\ud83d\ud83d", "half and text": rb"\ud83dx",
+    }.items():  # fmt: skip
+        yield Case(kind, _raw(half), "surrogate", 2, "output")
+    yield Case("half in a key", _between(GOOD[:-1] + rb', "\udc00": 1}'), "surrogate")
+    yield Case("half inside", _between(GOOD[:-1] + rb', "x": ["\udc00"]}'), "surrogate")
+
+
+def _shapes() -> Iterator[Case]:
+    """Values of the wrong kind, missing and blank ones."""
+    values: dict[str, Any] = {"number": 7, "true": True, "null": None, "list": ["a"], "object": {"a": "b"}}
+    for field in FIELDS:
+        for name, value in values.items():
+            yield Case(f"{field} is {name}", _row(**{field: value}), "type", 2, field)
+    for name, value in {**values, "text": "a", "fraction": 1.5}.items():
+        if name != "object":
+            yield Case(f"row is {name}", _between(json.dumps(value).encode()), "type")
+    for field in ("instruction", "output"):
+        row = {key: value for key, value in RECORD.items() if key != field}
+        yield Case(f"no {field}", _between(json.dumps(row).encode()), "missing", 2, field)
+        for blank in ("", " ", "\n\t\r", "\u3000", "\u00a0", "\u2003\u2028"):
+            yield Case(f"{field} is {blank!a}", _row(**{field: blank}), "blank", 2, field)
+    yield Case("other key refused", _row(id=1), "unknown_key", 2, "id", Options(unknown_keys="reject"))
+
+
+def _names() -> Iterator[Case]:
+    """Keys that are probably meant to be ours."""
+    for name, field in {
+        "prompt": "instruction", "question": "instruction", "query": "instruction", "Instruction": "instruction",
+        "instructions": "instruction", "instruction ": "instruction", "intruction": "instruction", "response": "output",
+        "answer": "output", "completion": "output", "target": "output", "OUTPUT": "output", "ouput": "output",
+        "outputs": "output", "context": "input", "Input": "input", "inputs": "input",
+    }.items():  # fmt: skip
+        row = {name if key == field else key: value for key, value in RECORD.items()}
+        yield Case(f"key {name!r}", _between(json.dumps(row).encode()), "misnamed_key", 2, field)
+
+
+def _controls() -> Iterator[Case]:
+    """Every control character that is no tab and no line break."""
+    for code in (code for code in range(32) if chr(code) not in "\t\n\r"):
+        field = FIELDS[code % 3]
+        yield Case(f"U+{code:04X}", _row(**{field: f"a{chr(code)}b"}), "control_character", 2, field)
+
+
+def _tokens() -> Iterator[Case]:
+    """Control tokens of a tokenizer in data, however they are spelled."""
+    for number, token in enumerate(TOKENS):
+        field = FIELDS[number % 3]
+        yield Case(f"token {token!a}", _row(**{field: f"a {token}b"}), "special_token", 2, field)
+        plain = json.dumps({**RECORD, field: token}, ensure_ascii=False).encode()
+        yield Case(f"token {token!a} as it is", _between(plain), "special_token", 2, field)
+    yield Case("token with an escaped slash", _raw(rb"<\/s>"), "special_token", 2, "output")
+    yield Case("token in escapes", _raw(rb"\u003c/s\u003e"), "special_token", 2, "output")
+    yield Case("token partly in escapes", _raw(rb"<|im\u005fend|>"), "special_token", 2, "output")
+
+
+def _arrays() -> Iterator[Case]:
+    """Arrays that are broken, or hold something bad."""
+    good = b"[" + GOOD + b",\n"
+    for kind, data, rule, line in (
+        ("no comma", b"[" + GOOD + b"\n" + GOOD + b"]", "array", 2), ("not closed", b"[" + GOOD + b"\n", "array", 2),
+        ("closed twice", b"[" + GOOD + b"]\n]", "array", 2), ("text behind", b"[" + GOOD + b"]\n" + GOOD, "array", 2),
+        ("comma before the end", good + b"]", "json", 2), ("opened alone", b"[\n", "json", 2),
+        ("cut short", good + GOOD[:-9], "json", 2),
+        ("NaN", good + b'{"a": NaN}]', "number", 2), ("two arrays", b"[" + GOOD + b"]\n[]", "array", 2),
+        ("key twice", good + GOOD[:-1] + b', "output": ""}]', "duplicate_key", 2), ("number", good + b"7]", "type", 2),
+        ("too long", good + json.dumps({**RECORD, "output": "x" * 6000}).encode() + b"]", "too_long", 2),
+        ("half", good + rb'{"instruction": "a", "x": "\ud800"}]', "surrogate", 2), ("nested", good + b"[]]", "type", 2),
+        ("control character", good + json.dumps({**RECORD, "output": "\0"}).encode() + b"]", "control_character", 2),
+        ("not UTF-8", good + b'{"instruction": "\xff"}]', "encoding", 2),
+        ("token", good + b'{"instruction":"</s>","output":"b"}]', "special_token", 2),
+    ):  # fmt: skip
+        fields = {"half": "x", "control character": "output", "token": "instruction"}
+        yield Case(f"array: {kind}", data, rule, line, fields.get(kind))
+
+
+def _line(text: bytes) -> bytes:
+    return b'{"instruction": "a", "output": "' + text + b'"}'
+
+
+def write(case: Case, folder: Path) -> Path:
+    """Write a case's file and return its path."""
+    path = folder / "drop.jsonl"
+    path.write_bytes(case.data)
+    return path

@@ -1,0 +1,194 @@
+"""
+Bytes → findings: never an exception, never a silent acceptance of what `json` at its strictest and `jsonschema` refuse.
+
+Runs for DROPFORGE_FUZZ_SECONDS (20; `make fuzz`: 600) from DROPFORGE_CHAOS_SEED, which it prints, and goes on from seed
+to seed. What it compares with reads a file the slow and simple way, and shares no code with the product.
+"""
+
+import json
+import math
+import os
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+
+from pipeline.plain_rows import PlainRows
+from pipeline.records import Limits, Row, record_of, scan_rows
+from pipeline.validate import Options, RowJudge, good_rows, validate
+from tests.chaos.corpus import GOOD, TOKENS, bad_files, clean_files
+
+SECONDS = float(os.environ.get("DROPFORGE_FUZZ_SECONDS") or 20)
+SEED = int(os.environ.get("DROPFORGE_CHAOS_SEED") or random.SystemRandom().randrange(10**6))
+EXAMPLES = 300
+MOST_DIGITS = 400
+OPTIONS = Options(max_line_bytes=2000, control_tokens=TOKENS)
+SCHEMA = Draft202012Validator(
+    json.loads((Path(__file__).parents[2] / "schemas" / "alpaca-record.schema.json").read_text(encoding="utf-8"))
+)
+#: Rules of ours beyond JSON and the schema: a row may be refused for these alone.
+STRICTER = {"misnamed_key", "control_character", "special_token", "too_long", "format"}
+
+SEEDS = [case.data for case in bad_files() if len(case.data) < 3000] + list(clean_files().values())
+WORDS = [
+    b'"', b"\\", b"\\u", b"\\ud83d", b"\\ude00", b"\\u0000", b"\\u00c3", b"\\u00a9", b"\\n", b"\\/", b"{", b"}", b"[",
+    b"]",
+    b",", b":", b"\n", b"\r\n", b"\0", b"\x0c", b"\x1c", b" ", b"\t", b"\xef\xbb\xbf", b"\xc3\xa9", b"\xc3\x83",
+    b"\xc2\xa9",
+    b"\xc2\x85", b"\xe3\x80\x80", b"\xe2\x80\xa8", b"\xff", b"\xed\xa0\x80", b"\xf0\x9f\x99\x82", b"NaN", b"1e999",
+    b"null",
+    b"true", b"-", b"0", b"noinput", b"<noinput>", b"N/A", b"</s>", b"<|im_end|>", b'"input"', b'"output"',
+    b'"instruction"',
+    b'"prompt"', b'"input": "", ', b'"output": "x", ', b'"a"', b'"instruct\\u0069on": "a", ', GOOD, b"\n" + GOOD,
+]  # fmt: skip
+
+
+@st.composite
+def files(draw: st.DrawFn) -> bytes:
+    """Bytes as they might come: a known kind with pieces cut out, put in and doubled; or words in any order."""
+    if draw(st.integers(0, 9)) == 0:
+        return b"".join(draw(st.lists(st.sampled_from(WORDS) | st.binary(max_size=5), max_size=30)))
+    data = draw(st.sampled_from(SEEDS)) if draw(st.booleans()) else b"\n".join([GOOD] * draw(st.integers(1, 3)))
+    for _ in range(draw(st.integers(0, 4))):
+        start = draw(st.integers(0, len(data)))
+        end = min(len(data), start + draw(st.integers(0, 12)))
+        new = draw(st.sampled_from(WORDS) | st.binary(max_size=3) | st.just(data[start:end] * 2))
+        data = data[:start] + new + data[end:]
+    return data
+
+
+def strictly(text: str) -> Any:
+    """Read JSON with `json` at its strictest. Raises `ValueError` or `RecursionError`."""
+
+    def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len({key for key, _ in found}) != len(found):
+            raise ValueError
+        return dict(found)
+
+    def refuse(_text: str) -> Any:
+        raise ValueError
+
+    def number(digits: str) -> float:
+        if not math.isfinite(float(digits)):
+            raise ValueError
+        return float(digits)
+
+    def integer(digits: str) -> int:
+        if len(digits) > MOST_DIGITS:
+            raise ValueError
+        return int(digits)
+
+    value = json.loads(text, object_pairs_hook=pairs, parse_constant=refuse, parse_float=number, parse_int=integer)
+    json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
+def acceptable(text: bytes) -> bool:
+    """Say whether `json` and `jsonschema` accept a record."""
+    try:
+        return SCHEMA.is_valid(strictly(text.decode()))
+    except (ValueError, RecursionError):
+        return False
+
+
+def lines_of(data: bytes) -> dict[int, bytes]:
+    """Return the lines of a file that are not blank, by number."""
+    numbered = enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1)
+    return {number: line for number, line in numbered if line.strip(b" \t\r")}
+
+
+def hold(path: Path, data: bytes) -> None:
+    """Hold what is said of one file against the simple reader."""
+    path.write_bytes(data)
+    found = validate(path, OPTIONS)
+    rows = list(good_rows(path, OPTIONS))
+    assert found.good_rows == len(rows)
+    assert found.ok == (found.findings_total == 0)
+    assert found.ok == (found.good_rows == found.rows > 0 and found.complete)
+    for finding in found.findings:
+        assert finding.message.isprintable()
+        assert finding.remedy
+    if not found.complete and not rows:
+        return
+    if any(row.record is not None for row in rows) or data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
+        if found.ok:
+            value = strictly(data.decode("utf-8-sig"))
+            assert [row.value for row in rows] == value
+            assert all(map(SCHEMA.is_valid, value))
+        return
+    lines = lines_of(data)
+    assert found.rows == len(lines)
+    taken = {row.line for row in rows}
+    accepted = {number for number, line in lines.items() if acceptable(line)}
+    assert taken <= accepted
+    refused = {finding.line for finding in found.findings if finding.rule in STRICTER}
+    assert accepted - taken <= refused
+    quick(lines)
+
+
+def quick(lines: dict[int, bytes]) -> None:
+    """Hold the quick road to taking nothing that the long one has a word to say about."""
+    for line in lines.values():
+        if PLAIN.take(line):
+            row = Row(1, None, strictly(line.decode()))
+            record = record_of(row)
+            assert record is not None
+            assert JUDGE.clean(record)
+            assert not record.unknown
+            assert JUDGE.findings(row, record) == []
+            assert list(JUDGE.texts.oddities(row.value)) == []
+
+
+PLAIN, JUDGE = PlainRows(TOKENS), RowJudge(OPTIONS)
+
+
+def search(seed: int, path: Path) -> Callable[[], None]:
+    """Return a search that begins at `seed`."""
+
+    @hypothesis.seed(seed)
+    @settings(max_examples=EXAMPLES, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(data=files())
+    def run(data: bytes) -> None:
+        hold(path, data)
+
+    return run
+
+
+@pytest.mark.timeout(SECONDS + 300)
+def test_no_bytes_are_accepted_that_json_and_jsonschema_refuse_and_none_raise(tmp_path: Path) -> None:
+    print(f"DROPFORGE_CHAOS_SEED={SEED}")
+    path = tmp_path / "drop.jsonl"
+    end, seed = time.monotonic() + SECONDS, SEED
+    while True:
+        search(seed, path)()
+        seed += 1
+        if time.monotonic() >= end:
+            break
+    print(f"{(seed - SEED) * EXAMPLES:,} files, seeds {SEED} to {seed - 1}")
+
+
+def test_every_known_kind_stands_the_comparison(tmp_path: Path) -> None:
+    for data in SEEDS:
+        hold(tmp_path / "drop.jsonl", data)
+
+
+def test_the_quick_road_takes_the_rows_that_files_are_made_of() -> None:
+    for text in ("a", "a\nb", 'a "b"', "日本", "é", "🙂", "a\\b", "<b>", "1. one\n2. two"):
+        for escaped in (True, False):
+            for row in ({"instruction": text, "output": text}, {"output": text, "input": text, "instruction": text}):
+                line = json.dumps(row, ensure_ascii=escaped).encode()
+                assert PlainRows(()).take(line) == (not (escaped and text == "🙂")), line
+
+
+def test_plain_lines_are_counted_and_not_parsed(tmp_path: Path) -> None:
+    path = tmp_path / "drop.jsonl"
+    path.write_bytes(b"\n".join([GOOD] * 5))
+    runs = list(scan_rows(path, Limits(), PlainRows(())))
+    assert [getattr(run, "count", None) for run in runs] == [5]
