@@ -1,4 +1,4 @@
-"""Runs that are quarantined, and the rows of a drop that were set aside."""
+"""Runs that are quarantined, what kind each change of a champion is, and the rows of a drop that were set aside."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -21,6 +21,13 @@ def upgrade() -> None:
     op.create_index("ix_run_track", "run", ["track"])
     op.create_index("one_open_run", "run", ["track"], unique=True, sqlite_where=sa.text("state = 'queued'"))
     op.add_column("drop", sa.Column("quarantined", sa.Integer(), nullable=False, server_default="0"))
+    # By hand: SQLite takes a CHECK with a new column, Alembic has no words for it.
+    kinds = "'base', 'promotion', 'rollback'"
+    op.execute(
+        "ALTER TABLE promotion ADD COLUMN kind VARCHAR DEFAULT 'promotion' NOT NULL "
+        f"CONSTRAINT kind_known CHECK (kind IN ({kinds}))"
+    )
+    op.execute("UPDATE promotion SET kind = 'base' WHERE run_id IS NULL")
 
 
 def _create_runs(name: str) -> None:
