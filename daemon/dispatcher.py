@@ -17,6 +17,7 @@ from daemon import champions, publishing, queue
 from daemon.bases import Bases
 from daemon.database import transaction
 from daemon.executors import Executor, JobState
+from daemon.executors.local import Spool
 from daemon.sd_notify import showing_life
 from daemon.settings import Settings
 from daemon.tables import Attempt, AttemptState, Run, Track
@@ -59,9 +60,11 @@ class Dispatcher:
 
     def recover(self, now: int) -> None:
         """Finish what a dead daemon left half-done and adopt its runs; the caller holds the state folder's lock."""
+        Spool(self._root).remove_leftovers()
         champions.recover(self._engine, self._root, now)
         self._claims = queue.rescue(self._engine, now)
         for claim in self._claims:
+            publishing.remove_leftovers(self._root, claim.run_id)
             log.info("run_adopted", run=claim.run_id)
         self._refresh_bases(now)
 
