@@ -19,6 +19,7 @@ from daemon.bases import Bases
 from daemon.database import transaction
 from daemon.disk import Disk, NoRoom
 from daemon.executors import Executor, JobState
+from daemon.executors.local import Spool
 from daemon.footprint import needed_bytes, of_waiting_drops, still_needed
 from daemon.reopening import standing
 from daemon.sd_notify import showing_life
@@ -66,9 +67,11 @@ class Dispatcher:
 
     def recover(self, now: int) -> None:
         """Finish what a dead daemon left half-done and adopt its runs; the caller holds the state folder's lock."""
+        Spool(self._root).remove_leftovers()
         champions.recover(self._engine, self._root, now)
         self._claims = queue.rescue(self._engine, now)
         for claim in self._claims:
+            publishing.remove_leftovers(self._root, claim.run_id)
             log.info("run_adopted", run=claim.run_id)
         self._refresh_bases(now)
 

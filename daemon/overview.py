@@ -17,7 +17,7 @@ from sqlmodel import Session, col, select
 from daemon.database import DatabaseUnusable, open_reader
 from daemon.processes import lock_holder
 from daemon.state_folder import DATABASE_NAME, LOCK_NAME, WATCHER_NOTE
-from daemon.tables import Attempt, Drop, Promotion, PromotionState, Run, RunState, Track
+from daemon.tables import Attempt, Drop, Promotion, PromotionKind, PromotionState, Run, RunState, Track
 from pipeline import durable
 from pipeline.artifacts import Frozen, Verdict
 from pipeline.contract import LOG_NAME, PROGRESS_NAME, Progress
@@ -49,7 +49,10 @@ class ChampionView(Frozen):
     path: str
     """Absolute path of the model's folder."""
     since: datetime | None
+    kind: str
+    """How it came to reign: base, promotion or rollback."""
     run: int | None
+    """The run that made it."""
     reason: str
     drops: tuple[str, ...]
     """Names of the files that it was trained on."""
@@ -247,11 +250,16 @@ class Overview:
         return self.folder / "runs" / str(run_id) / "attempts" / f"{step}-{number}"
 
     def _champion(self, session: Session, row: Promotion) -> ChampionView:
-        run = session.get(Run, row.run_id) if row.run_id is not None else None
+        run_id = row.run_id
+        if row.kind == PromotionKind.ROLLBACK:
+            same = (Promotion.track == row.track, Promotion.model_id == row.model_id)
+            made_by = select(Promotion.run_id).where(*same, Promotion.state == PromotionState.DONE)
+            run_id = session.exec(made_by.order_by(col(Promotion.run_id).desc())).first()
+        run = session.get(Run, run_id) if run_id is not None else None
         snapshot: list[dict[str, Any]] = run.snapshot or [] if run else []
         return ChampionView(
             track=row.track, generation=row.generation, model_id=row.model_id, path=str(self.folder / row.model_path),
-            since=_time(row.done_at), run=row.run_id, reason=row.reason,
+            since=_time(row.done_at), kind=row.kind, run=run_id, reason=row.reason,
             drops=tuple(drop["name"] for drop in snapshot if drop["role"] == "train"),
         )  # fmt: skip
 

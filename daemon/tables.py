@@ -62,6 +62,17 @@ class AttemptState(StrEnum):
     LOST = "lost"
 
 
+class PromotionKind(StrEnum):
+    """Why a champion changed."""
+
+    #: A base model became the champion: generation 0, or another base in the settings.
+    BASE = "base"
+    #: A run's candidate won.
+    PROMOTION = "promotion"
+    #: A person made a former champion reign again; the one that lost its place is barred.
+    ROLLBACK = "rollback"
+
+
 class PromotionState(StrEnum):
     """How far one change of a champion is."""
 
@@ -200,6 +211,7 @@ class Promotion(SQLModel, table=True):
 
     __table_args__ = (
         _one_of("state", PromotionState),
+        _one_of("kind", PromotionKind),
         Index("one_promotion_a_run", "run_id", unique=True, sqlite_where=text("state = 'done' AND run_id IS NOT NULL")),
         Index("one_done_generation", "track", "generation", unique=True, sqlite_where=text("state = 'done'")),
     )
@@ -207,6 +219,7 @@ class Promotion(SQLModel, table=True):
     id: int | None = Field(default=None, primary_key=True)
     track: str = Field(index=True)
     run_id: int | None = Field(default=None, foreign_key="run.id")
+    kind: str = Field(default=PromotionKind.PROMOTION, sa_column_kwargs={"server_default": "promotion"})
     state: str = PromotionState.INTENT
     #: The new champion's generation; 0 is the base model.
     generation: int

@@ -1,4 +1,4 @@
-"""`champion` and `history`: which model serves, and which ones did."""
+"""`champion`, `history` and `rollback`: which model serves, which ones did, and letting one of them serve again."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -6,7 +6,7 @@ import typer
 
 from daemon.cli.output import dump, local, print_json, print_line, print_table
 from daemon.cli.status import short_id
-from daemon.cli.workspace import JsonOption, TrackOption, chosen_tracks, open_overview
+from daemon.cli.workspace import JsonOption, TrackOption, chosen_tracks, load_settings, open_overview, open_writer
 from pipeline.errors import DropforgeError
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ def register(app: typer.Typer) -> None:
     """Add this group's commands."""
     app.command()(champion)
     app.command()(history)
+    app.command()(rollback)
 
 
 def champion(
@@ -66,6 +67,31 @@ def history(context: typer.Context, *, track: TrackOption = None, as_json: JsonO
         return
     rows = [(one.track, one.generation, short_id(one.model_id), local(one.since), one.run, one.reason) for one in found]
     print_table(("TRACK", "GENERATION", "MODEL", "SINCE", "RUN", "WHY"), rows)
+
+
+def rollback(
+    context: typer.Context,
+    *,
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; kept in the history.")],
+    track: Annotated[str, typer.Option("--track", metavar="TRACK", help="The track that goes back.")] = "default",
+    to: Annotated[
+        int | None,
+        typer.Option("--to", metavar="GENERATION", help="Of the history; else the one that today's took the place of."),
+    ] = None,
+) -> None:
+    """
+    Let a former champion serve again.
+
+    Its files are checked first. The model that loses its place is barred: no run promotes it again. Later candidates
+    are compared with the champion that serves then.
+    """
+    from daemon.champions import rollback as roll_back  # noqa: PLC0415 - a quick start
+    from daemon.clock import now_ms  # noqa: PLC0415
+
+    chosen_tracks(context, track)
+    row = roll_back(open_writer(context), load_settings(context).state_folder, track, to, reason, now_ms())
+    print_line(f"track {track} serves model {short_id(row.model_id)} again, as generation {row.generation}")
+    print_line(f"model {short_id(row.previous_model_id or '')} is barred: no run promotes it again")
 
 
 def _print_champion(one: "ChampionView") -> None:

@@ -1,4 +1,4 @@
-"""Runs that are quarantined, the rows of a drop that were set aside, nightly tracks, and indexes for long histories."""
+"""Runs that are quarantined, kinds of promotions, rows set aside, nightly tracks, indexes for long histories."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -25,6 +25,7 @@ def upgrade() -> None:
     op.add_column("track", sa.Column("nightly", sa.JSON(), nullable=True))
     op.execute(_NIGHTLY)
     _index_drops()
+    _add_kinds()
 
 
 #: A track that took slots goes on from its last one.
@@ -34,6 +35,16 @@ UPDATE track SET nightly = (
   FROM slot WHERE slot.track = track.name
 ) WHERE EXISTS (SELECT 1 FROM slot WHERE slot.track = track.name)
 """
+
+
+def _add_kinds() -> None:
+    # By hand: SQLite takes a CHECK with a new column, Alembic has no words for it.
+    kinds = "'base', 'promotion', 'rollback'"
+    op.execute(
+        "ALTER TABLE promotion ADD COLUMN kind VARCHAR DEFAULT 'promotion' NOT NULL "
+        f"CONSTRAINT kind_known CHECK (kind IN ({kinds}))"
+    )
+    op.execute("UPDATE promotion SET kind = 'base' WHERE run_id IS NULL")
 
 
 def _index_drops() -> None:
