@@ -22,12 +22,13 @@ from daemon.executors import Executor, JobState
 from daemon.executors.local import Spool
 from daemon.footprint import needed_bytes, of_waiting_drops, still_needed
 from daemon.reopening import standing
+from daemon.run_settings import compose
 from daemon.sd_notify import showing_life
 from daemon.settings import Settings
 from daemon.tables import Attempt, AttemptState, Run, Track
 from pipeline import durable
 from pipeline.artifacts import Dataset, Drop, Verdict
-from pipeline.config import RunConfig, SplitConfig
+from pipeline.config import RunConfig
 from pipeline.contract import PROGRESS_NAME, SPEC_NAME, Progress, StepResult, StepSpec
 from pipeline.errors import EXIT_BAD_DATA, EXIT_DISK_FULL, DiskFull, DropforgeError, StepFailed
 from pipeline.manifest import verify_manifest
@@ -265,19 +266,8 @@ class Dispatcher:
 
     def _configure(self, session: Session, track: Track) -> RunConfig:
         """Return what a new run of `track` is told; raises `DropforgeError` while it cannot run."""
-        settings = self._settings.track(track.name)
         self.bases.require(track.name)
-        split = settings.split.model_copy(update=_fixed_shares(track, settings.split))
-        fixed = {
-            "metric": settings.evaluate.metric if settings.evaluate.metric != "auto" else track.metric,
-            "max_new_tokens": settings.evaluate.max_new_tokens or track.max_new_tokens,
-        }
-        evaluate = settings.evaluate.model_copy(update={key: value for key, value in fixed.items() if value})
-        config = RunConfig(
-            track=track.name, base_model=settings.base_model, base_model_id=track.base_model_id or "",
-            salt=track.salt, special_tokens=self._settings.intake.special_tokens, split=split,
-            train=settings.train, evaluate=evaluate, gate=settings.gate,
-        )  # fmt: skip
+        config = compose(self._settings, track)
         self.disk.require(needed_bytes(config, *of_waiting_drops(session, track.name)))
         return config
 
@@ -384,15 +374,6 @@ class Dispatcher:
         if now - self._bases_at >= _BASES_MS:
             self._bases_at = now
             self.bases.refresh(now)
-
-
-def _fixed_shares(track: Track, wanted: SplitConfig) -> dict[str, float]:
-    """Return the shares that the track's first run fixed, so that no prompt changes sides; say if others are set."""
-    fixed = {name: share for name, share in (track.split or {}).items() if name in {"heldout", "dev"}}
-    for name, share in fixed.items():
-        if share != getattr(wanted, name):
-            log.warning("setting_is_fixed", track=track.name, setting=f"split.{name}", in_force=share)
-    return fixed
 
 
 def _words(progress: Progress | None) -> str:

@@ -85,6 +85,7 @@ def test_what_training_and_merging_leave_is_within_what_was_said_and_not_far_fro
     tiny: Any, tiny_llama: Path, tmp_path: Path, make_attempt: Callable[..., Attempt]
 ) -> None:
     from pipeline.artifacts import Dataset  # noqa: PLC0415 - with the steps below, which load torch
+    from pipeline.dataset_files import dataset_hash  # noqa: PLC0415
     from pipeline.manifest import model_id  # noqa: PLC0415
     from pipeline.merge import merge  # noqa: PLC0415
     from pipeline.train import train  # noqa: PLC0415
@@ -98,7 +99,8 @@ def test_what_training_and_merging_leave_is_within_what_was_said_and_not_far_fro
     (tmp_path / "data/train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     dataset = Dataset(
         folder="data", train_rows=40, dev_rows=0, heldout_rows=0, heldout_pinned=False, heldout_version="v",
-        dataset_sha256="d", duplicates=0, replaced=0, removed_heldout=0, metric="exact_match", max_new_tokens=8,
+        dataset_sha256=dataset_hash(tmp_path / "data"), duplicates=0, replaced=0, removed_heldout=0,
+        metric="exact_match", max_new_tokens=8,
     )  # fmt: skip
     trained = make_attempt("train", config=config, inputs={"prepare": dataset})
     adapter = train(trained)
