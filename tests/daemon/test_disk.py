@@ -68,9 +68,10 @@ def test_a_full_disk_is_known_in_every_form_in_which_it_is_told(tmp_path: Path) 
     enospc = OSError(errno.ENOSPC, "No space left on device")
     wrapped = ValueError("cannot save")
     wrapped.__cause__ = enospc
-    hidden = RuntimeError("unexpected pos 64 vs 0")
+    hidden = RuntimeError("could not close the file")
     hidden.__context__ = OSError(errno.EDQUOT, "Disk quota exceeded")
-    for error in (enospc, wrapped, hidden, Exception("IoError(Os { code: 28, kind: StorageFull })")):
+    torch = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 83392 vs 83284")
+    for error in (enospc, wrapped, hidden, torch, Exception("IoError(Os { code: 28, kind: StorageFull })")):
         assert is_disk_full(error), error
         assert is_full(error), error
     assert is_full(failed_write(tmp_path))
