@@ -64,11 +64,14 @@ def collect(engine: Engine, settings: Settings, now: int, *, dry_run: bool = Fal
 
 
 def collect_quietly(engine: Engine, settings: Settings, now: int) -> None:
-    """Collect as `collect` does; whatever the disk says against it is only logged."""
+    """Collect as `collect` does, and log what came of it; what the disk says against it is no failure."""
     try:
-        collect(engine, settings, now)
+        found = collect(engine, settings, now)
     except OSError as error:
         log.warning("collection_failed", error=str(error))
+    else:
+        if found.items:
+            log.info("garbage_collected", bytes=found.bytes, items=len(found.items))
 
 
 def clear_attempt(state_folder: Path, attempt: Attempt) -> None:
@@ -141,4 +144,3 @@ def _record(engine: Engine, found: Collected, now: int) -> None:
         reasons[item.why] = reasons.get(item.why, 0) + 1
     with transaction(engine) as session:
         record_event(session, "garbage_collected", now, bytes=found.bytes, items=len(found.items), reasons=reasons)
-    log.info("garbage_collected", bytes=found.bytes, items=len(found.items))

@@ -25,12 +25,14 @@ from daemon.settings import load
 from daemon.tables import Attempt, AttemptState, Drop, Promotion, Run, RunState, Track
 from pipeline import __main__ as step_process
 from pipeline import durable
-from pipeline.artifacts import Adapter, Artifact, Dataset, Model, Report, Scores, Verdict
+from pipeline.artifacts import Artifact
 from pipeline.contract import RESULT_NAME, SPEC_NAME, StepResult, StepSpec
 from pipeline.contract import Attempt as StepAttempt
-from pipeline.manifest import MANIFEST_NAME, model_id, write_manifest
+from pipeline.manifest import MANIFEST_NAME
 from pipeline.steps import BY_NAME
 from tests.chaos.loop_disk import LoopDisk, needs_root
+from tests.chaos.scripted_steps import ARTIFACTS, write_model
+from tests.e2e.conftest import Workspace
 
 pytestmark = needs_root
 MEGABYTES = 48
@@ -123,7 +125,7 @@ class House:
     def do(self, attempt: StepAttempt) -> Artifact:
         """Do one step."""
         self.before.pop(attempt.spec.step, lambda: None)()
-        return _ARTIFACTS[attempt.spec.step](attempt)
+        return ARTIFACTS[attempt.spec.step](attempt)
 
     def rows(self, table: type[Any]) -> list[Any]:
         with transaction(self.engine) as session:
@@ -132,67 +134,6 @@ class House:
     def run(self) -> Run | None:
         found = self.rows(Run)
         return found[0] if found else None
-
-
-def write_model(folder: Path, weights: bytes) -> str:
-    """Make the least that counts as a model folder; return its id."""
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}))
-    (folder / "tokenizer.json").write_text("{}")
-    tensor = {"dtype": "U8", "shape": [len(weights)], "data_offsets": [0, len(weights)]}
-    header = json.dumps({"weights": tensor}).encode()
-    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + weights)
-    write_manifest(folder)
-    return model_id(folder)
-
-
-def _prepare(attempt: StepAttempt) -> Artifact:
-    durable.write_bytes(attempt.folder / "train.jsonl", b"r" * 100_000)
-    return Dataset(
-        folder=attempt.spec.folder, train_rows=10, dev_rows=0, heldout_rows=120, heldout_pinned=False,
-        heldout_version="v", dataset_sha256="d", duplicates=0, replaced=0, removed_heldout=0, metric="exact_match",
-        max_new_tokens=16, drops=attempt.spec.drops,
-    )  # fmt: skip
-
-
-def _train(attempt: StepAttempt) -> Artifact:
-    durable.write_bytes(attempt.make_folder("adapter") / "adapter_model.safetensors", b"a" * 300_000)
-    return Adapter(
-        folder=f"{attempt.spec.folder}/adapter", adapter_sha256="a", base_model_id="b", format="chat",
-        quantization="none", device="cpu", optimizer_steps=1, resumed_from_step=0, trained_tokens=1, train_loss=1.0,
-        loss_curve=(), dev_curve=(), trainable_parameters=1, adapter_change=1.0, rows_too_long=0, seconds=1.0,
-    )  # fmt: skip
-
-
-def _merge(attempt: StepAttempt) -> Artifact:
-    identity = write_model(attempt.folder / "model", b"w" * 2_000_000)
-    return Model(
-        folder=f"{attempt.spec.folder}/model", model_id=identity, base_model_id="b", dtype="bfloat16", size_bytes=1,
-        logits_difference=0.0, logits_tolerance=0.1, format="chat", seconds=1.0,
-    )  # fmt: skip
-
-
-def _evaluate(attempt: StepAttempt) -> Artifact:
-    (attempt.folder / "predictions").mkdir(exist_ok=True)
-    durable.write_bytes(attempt.folder / "predictions/key.jsonl", b"p" * 100_000)
-    scores = Scores(model_id="m", metrics={"exact_match": 50.0}, nll=1.0, generated=1, cached=0, seconds=1.0)
-    return Report(
-        folder=attempt.spec.folder, metric="exact_match", heldout_version="v", records=120, candidate=scores,
-        champion=scores, champion_generation=attempt.spec.champion.generation, prediction_keys={"m": "key"},
-    )  # fmt: skip
-
-
-def _decide(attempt: StepAttempt) -> Artifact:
-    model, report = attempt.load(Model), attempt.load(Report)
-    return Verdict(
-        outcome="promoted", reasons=(), sentence="better", metric="exact_match", records=120,
-        candidate_model_id=model.model_id, champion_model_id="b", champion_generation=report.champion_generation,
-    )  # fmt: skip
-
-
-_ARTIFACTS: dict[str, Callable[[StepAttempt], Artifact]] = {
-    "prepare": _prepare, "train": _train, "merge": _merge, "evaluate": _evaluate, "decide": _decide,
-}  # fmt: skip
 
 
 def drop_file(inbox: Path) -> None:

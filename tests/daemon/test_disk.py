@@ -13,17 +13,18 @@ import pytest
 from sqlalchemy.exc import OperationalError
 from sqlmodel import select
 
-from daemon import queue
+from daemon import publishing, queue
 from daemon.database import migrate, open_engine, transaction
 from daemon.disk import Ballast, Disk, NoRoom, is_full, size_words
 from daemon.dispatcher import Dispatcher
 from daemon.executors.local import LocalExecutor
 from daemon.footprint import CHECKPOINTS, needed_bytes
+from daemon.processes import lock_holder
 from daemon.settings import DiskSettings, Settings
 from daemon.tables import Event, Run, RunState
 from pipeline.config import EvaluateConfig, RunConfig, SplitConfig, TrainConfig
 from pipeline.contract import Attempt
-from pipeline.errors import DiskFull, DropforgeError, is_disk_full
+from pipeline.errors import DiskFull, DropforgeError, StepFailed, is_disk_full
 from pipeline.qlora import checkpoints
 
 NOW = 1_764_000_000_000
@@ -67,9 +68,10 @@ def test_a_full_disk_is_known_in_every_form_in_which_it_is_told(tmp_path: Path) 
     enospc = OSError(errno.ENOSPC, "No space left on device")
     wrapped = ValueError("cannot save")
     wrapped.__cause__ = enospc
-    hidden = RuntimeError("unexpected pos 64 vs 0")
+    hidden = RuntimeError("could not close the file")
     hidden.__context__ = OSError(errno.EDQUOT, "Disk quota exceeded")
-    for error in (enospc, wrapped, hidden, Exception("IoError(Os { code: 28, kind: StorageFull })")):
+    torch = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 83392 vs 83284")
+    for error in (enospc, wrapped, hidden, torch, Exception("IoError(Os { code: 28, kind: StorageFull })")):
         assert is_disk_full(error), error
         assert is_full(error), error
     assert is_full(failed_write(tmp_path))
@@ -312,3 +314,39 @@ def test_postponing_is_for_the_holder_and_gives_way_to_a_person_who_cancelled(di
     queue.cancel(engine, 1, NOW)
     claim = queue.Claim(1, str(only_run(dispatcher).token))
     assert queue.postpone(engine, claim, DiskFull("full"), NOW) == RunState.CANCELLED
+
+
+def test_a_result_is_published_while_no_collection_can_move_files(
+    dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dispatcher.tick(NOW)
+    root = dispatcher._root
+    spec = json.loads((root / "runs/1/attempts/prepare-1/spec.json").read_text())
+    result = {"key": "1-prepare-1", "fence": spec["fence"], "status": "ok", "exit_code": 0, "artifact": {}}
+    (root / "runs/1/attempts/prepare-1/result.json").write_text(json.dumps(result))
+    (root / "spool/queue/1-prepare-1.json").unlink()
+    seen: list[int | None] = []
+
+    def probe(*_arguments: object) -> None:
+        seen.append(lock_holder(root / "gc.lock"))
+        message = "seen enough"
+        raise StepFailed(message)
+
+    monkeypatch.setattr(publishing, "publish", probe)
+    dispatcher.tick(NOW)
+    assert seen != []
+    assert None not in seen
+
+
+def test_status_says_how_much_room_there_is_and_what_stops_for_want_of_it(
+    lived_in: Any, dropforge: Callable[..., Any], free: Callable[[int], None]
+) -> None:
+    free(5 * GB)
+    assert "disk: 5.0 GB free\n" in dropforge("status").out
+    assert dropforge("status", "--json").json["disk"] == {
+        "free_bytes": 5 * GB, "low_water_bytes": GB, "shortage": None,
+    }  # fmt: skip
+    free(GB - 1)
+    assert "no run begins and files stay in the inbox until there is room" in dropforge("status").out
+    assert "1000.0 MB free" in dropforge("status", "--json").json["disk"]["shortage"]
+    assert lived_in.settings.disk.low_water_bytes == GB

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from sqlmodel import select
 
 from daemon import garbage, gc, queue, retention
 from daemon.database import migrate, open_engine, transaction
+from daemon.dispatcher import Dispatcher
+from daemon.executors.local import LocalExecutor
+from daemon.processes import lock_holder
 from daemon.settings import GcSettings, Settings
 from daemon.tables import Attempt, AttemptState, Drop, Event, Promotion, PromotionState, Run, RunState, Track
 
@@ -326,6 +330,66 @@ def test_a_dry_run_says_the_same_and_changes_nothing(history: Callable[..., Hist
     with transaction(made.engine) as session:
         events = session.exec(select(Event).where(Event.kind == "garbage_collected")).all()
     assert [event.detail["bytes"] for event in events] == [said.bytes]
+
+
+def test_no_row_can_change_and_nothing_be_published_while_files_are_moved(
+    history: Callable[..., History], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = history(keep_models=0)
+    made.run()
+    seen: list[str] = []
+    real = gc._throw_away
+
+    def probe(*arguments: Any) -> None:
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            sqlite3.connect(made.root / "dropforge.db", timeout=0, isolation_level=None).execute("BEGIN IMMEDIATE")
+        assert lock_holder(made.root / "gc.lock") is not None
+        seen.append("locked")
+        real(*arguments)
+
+    monkeypatch.setattr(gc, "_throw_away", probe)
+    made.collect()
+    assert seen
+    assert lock_holder(made.root / "gc.lock") is None
+
+
+@pytest.mark.parametrize("automatic", [True, False])
+def test_the_dispatcher_collects_at_its_start_and_after_a_run_unless_told_not_to(
+    history: Callable[..., History], automatic: bool
+) -> None:
+    made = history(keep_models=0, automatic=automatic)
+    made.run()
+    dispatcher = Dispatcher(made.engine, made.settings, LocalExecutor(made.root))
+    dispatcher.tick(NOW)
+    assert made.there("models/0001") == [not automatic]
+    made.run()
+    dispatcher.tick(NOW)
+    assert made.there("models/0002") == [True], "nothing has ended since"
+    dispatcher._claims = [queue.Claim(9, "t")]
+    dispatcher._drop(dispatcher._claims[0])
+    dispatcher.tick(NOW)
+    assert made.there("models/0002") == [not automatic]
+
+
+def test_the_command_says_what_it_removes_and_the_dry_run_the_same(
+    lived_in: Any, dropforge: Callable[..., Any]
+) -> None:
+    root = lived_in.settings.state_folder
+    attempt = root / "runs/2/attempts/train-1"
+    write(attempt / "adapter/adapter_model.safetensors", "a" * 2000)
+    write(attempt / "log.txt", "hello")
+    write(lived_in.folder / "dropforge.toml", "[gc]\nkeep_models = 0\n[tracks.support]\n")
+    planned = dropforge("gc", "--dry-run")
+    assert planned.code == 0
+    assert "2.0 kB  runs/2/attempts/train-1/adapter  run 2: failed, beyond gc.keep_models = 0" in planned.out
+    assert planned.out.splitlines()[-1] == "2.0 kB would be given back, by 1 files and folders"
+    said = dropforge("gc", "--dry-run", "--json").json
+    assert (attempt / "adapter").exists()
+    done = dropforge("gc", "--json").json
+    assert not (attempt / "adapter").exists()
+    assert (done["items"], done["bytes"], done["dry_run"]) == (said["items"], 2000, False)
+    assert dropforge("gc").out == "0 bytes given back, by 0 files and folders\n"
+    assert (root / "runs/2/attempts/train-1/log.txt").exists()
 
 
 class Killed(BaseException):
