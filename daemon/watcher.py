@@ -15,7 +15,8 @@ from typing import NamedTuple
 import structlog
 from watchdog.events import FileClosedEvent, FileCreatedEvent, FileMovedEvent, FileSystemEvent, FileSystemEventHandler
 from watchdog.observers.api import BaseObserver, ObservedWatch
-from watchdog.observers.inotify import InotifyObserver
+from watchdog.observers.inotify import InotifyFullEmitter, InotifyObserver
+from watchdog.observers.inotify_c import InotifyConstants, Mask
 from watchdog.observers.polling import PollingObserver
 
 from daemon.incoming import opened_folder
@@ -116,7 +117,7 @@ class Watcher:
     def start(self) -> None:
         """Create the inbox's folders and begin to listen for events. Raises `OSError` if the inbox cannot be made."""
         make_inbox(self._settings)
-        self._observer = PollingObserver() if self._settings.observer == "polling" else _native_observer()
+        self._observer = _observer(self._settings.observer)
         self._observer.start()
         self._listen()
 
@@ -273,6 +274,26 @@ def _key(path: bytes | str) -> tuple[Path, bytes]:
     return Path(os.fsdecode(folder)), name
 
 
-def _native_observer() -> BaseObserver:
-    # "Full" events tell a file that was moved in from elsewhere from one that was made in place.
-    return InotifyObserver(generate_full_events=True)
+class _Arrivals(InotifyFullEmitter):
+    """
+    Tells what comes into a folder and not what leaves it; "full", so that a file moved in differs from one made there.
+
+    The library holds each departure back for half a second, waiting for where it went, and every later event behind it:
+    a file renamed in after another was filed away would be noticed that much later.
+    """
+
+    def get_event_mask_from_filter(self) -> Mask:
+        return Mask(super().get_event_mask_from_filter() & ~InotifyConstants.IN_MOVED_FROM)
+
+
+class _ArrivalsObserver(InotifyObserver):
+    """The library's observer with our emitter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._emitter_class = _Arrivals
+
+
+def _observer(kind: str) -> BaseObserver:
+    """Return the observer that the setting names."""
+    return PollingObserver() if kind == "polling" else _ArrivalsObserver()

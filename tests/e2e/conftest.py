@@ -30,6 +30,8 @@ class Workspace:
         (folder / "dropforge.toml").write_text(settings)
         self.daemon: subprocess.Popen[bytes] | None = None
         self.log = folder / "daemon.log"
+        #: What the interpreter is told to start as `dropforge`.
+        self.program = ["-P", "-m", "daemon"]
 
     def cli(self, *arguments: str, code: int = 0) -> str:
         """Run one `dropforge` command in the workspace; return what it printed."""
@@ -43,7 +45,7 @@ class Workspace:
         before = self.log.read_bytes().count(b"daemon_ready") if self.log.exists() else 0
         environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
         with self.log.open("ab") as output:
-            argv = [sys.executable, "-P", "-m", "daemon", "run"]
+            argv = [sys.executable, *self.program, "run"]
             self.daemon = subprocess.Popen(
                 argv, cwd=self.folder, stdout=output, stderr=output, env=environment, start_new_session=True
             )
