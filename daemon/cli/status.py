@@ -151,3 +151,6 @@ def _print_runs(overview: "Overview") -> None:
             for run in latest
         ]
         print_table(("RUN", "TRACK", "ENDED", "OUTCOME", ""), rows)
+        for run in latest:
+            if run.state == "quarantined" and run.hint:
+                print_line(f"run {run.id} is quarantined; hint: {run.hint}")
