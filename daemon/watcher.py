@@ -31,7 +31,9 @@ REJECTED = "rejected"
 HELDOUT = "heldout"
 #: Seconds between looks at a file that somebody still has open for writing.
 WRITER_SECONDS = 1.0
-_IN_PROGRESS = (b".part", b".partial", b".tmp", b".crdownload", b".filepart", b".swp", b"~")
+#: Names of files that are being written (browsers, rsync and scp clients, editors), or that only desktops care for.
+_IN_PROGRESS = (b".part", b".partial", b".tmp", b".crdownload", b".filepart", b".swp", b".kate-swp", b"~")
+_DESKTOP = frozenset({b"thumbs.db", b"desktop.ini"})
 _EVENTS: list[type[FileSystemEvent]] = [FileClosedEvent, FileMovedEvent, FileCreatedEvent]
 log = structlog.get_logger()
 
@@ -88,6 +90,16 @@ def watched_folders(settings: Settings) -> tuple[WatchedFolder, ...]:
         home = inbox if track == "default" else inbox / track
         found += [WatchedFolder(home, track, "train"), WatchedFolder(home / HELDOUT, track, "heldout")]
     return tuple(found)
+
+
+def is_passed_over(name: bytes) -> bool:
+    """
+    Say whether a name in the inbox is that of a file in progress, or of a desktop's own: it is left alone, unread.
+
+    Beginning with `.` (rsync's and macOS's among them) or `~`, or with an ending that writers use until they are done.
+    """
+    lower = name.lower()
+    return lower.startswith((b".", b"~")) or lower.endswith(_IN_PROGRESS) or lower in _DESKTOP
 
 
 def make_inbox(settings: Settings) -> None:
@@ -205,7 +217,7 @@ class Watcher:
         with opened_folder(folder.path) as fd:
             for text in os.listdir(fd):  # noqa: PTH208 - the folder is the descriptor
                 name = os.fsencode(text)
-                if name.startswith(b".") or name.endswith(_IN_PROGRESS):
+                if is_passed_over(name):
                     continue
                 try:
                     info = os.stat(name, dir_fd=fd, follow_symlinks=False)

@@ -125,6 +125,15 @@ def test_a_file_that_vanished_is_forgotten(tmp_path: Path) -> None:
         ".a.jsonl.swp",
         "x.swp",
         "a.jsonl~",
+        "~$a.jsonl",
+        "~a.jsonl",
+        "._a.jsonl",
+        ".DS_Store",
+        "Thumbs.db",
+        "desktop.ini",
+        "a.JSONL.PART",
+        "a.kate-swp",
+        ".a.jsonl.Xy12Zw",
     ],
 )
 def test_names_of_files_in_progress_are_ignored(tmp_path: Path, name: str) -> None:
