@@ -24,8 +24,9 @@ lint: $(INSTALLED) ## the same commands as .pre-commit-config.yaml
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-bench: $(INSTALLED) ## what the loop costs beside the bare work
+bench: $(INSTALLED) ## what the loop costs beside the bare work, and how soon a file is noticed
 	$(BIN)/python bench/loop.py
+	$(BIN)/python bench/latency.py
 
 clean: ## all that the targets above made
 	rm -rf .venv demo build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info

@@ -6,7 +6,7 @@ import uuid
 from pathlib import Path
 
 from daemon.settings import Settings
-from daemon.watcher import HELDOUT, make_inbox
+from daemon.watcher import HELDOUT, is_passed_over, make_inbox
 from pipeline import durable
 from pipeline.errors import DropforgeError
 
@@ -25,8 +25,8 @@ def copy_in(source: Path, settings: Settings, track: str, *, heldout: bool) -> P
     folder = settings.inbox_folder if track == "default" else settings.inbox_folder / track
     folder = folder / HELDOUT if heldout else folder
     target = folder / source.name
-    if source.name.startswith("."):
-        message = f"{source.name} begins with a dot: the inbox takes such a file for one that is still being written"
+    if is_passed_over(os.fsencode(source.name)):
+        message = f"{source.name}: the inbox takes a file of such a name for one that is still being written"
         raise NameTaken(message, "rename the file and submit it again")
     # Names that begin with a dot are in progress to the watcher.
     aside = folder / f".{uuid.uuid4().hex}.part"

@@ -77,6 +77,8 @@ class Intake:
             path.unlink()
         receipts.remove_leftovers(settings.inbox_folder)
         self._told: set[tuple[Path, bytes, str]] = set()
+        #: Files that are recorded and could not leave the inbox, so that they are not read at every scan.
+        self._stuck: dict[tuple[Path, bytes], tuple[Filing, Outcome]] = {}
         self._full: set[str] = set()
 
     def take(self, settled: Settled, now_ms: int) -> Outcome:
@@ -106,6 +108,9 @@ class Intake:
 
     def _take(self, source: _Source) -> Outcome:
         settled = source.settled
+        stuck = self._stuck.pop((settled.folder, settled.name), None)
+        if stuck is not None and stuck[0].identity == identity(source.info):
+            return self._file_away(*stuck, source.now)
         with transaction(self._engine) as session:
             finished = self._finish_earlier(session, source)
             full = finished is None and settled.role == "train" and self._is_full(session, settled.track)
@@ -213,6 +218,7 @@ class Intake:
         try:
             receipts.file_away(self._settings.inbox_folder, filing)
         except OSError as error:
+            self._stuck[settled.folder, settled.name] = (filing, outcome)
             words = f"recorded as drop {filing.drop}, but it cannot leave the inbox: {error.strerror or error}"
             return self._left(settled, "not_moved", words, now)
         self._told = {told for told in self._told if told[:2] != (settled.folder, settled.name)}

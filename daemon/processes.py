@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _POLL_SECONDS = 0.05
+_TRIES = 4
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,7 @@ class FileLock:
     def acquire(self) -> bool:
         """Take the lock if nobody has it and write this process's number into the file; say whether it was taken."""
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _locked(fd):
             os.close(fd)
             return False
         os.ftruncate(fd, 0)
@@ -88,6 +87,18 @@ class FileLock:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
+
+
+def _locked(fd: int) -> bool:
+    """Lock an open file; somebody who only looks (`lock_holder`) is in the way for a moment, so it is tried again."""
+    for _ in range(_TRIES):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_POLL_SECONDS)
+        else:
+            return True
+    return False
 
 
 def lock_holder(path: Path) -> int | None:

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import structlog
 from watchdog.events import FileClosedEvent, FileCreatedEvent, FileMovedEvent, FileSystemEvent, FileSystemEventHandler
 from watchdog.observers.api import BaseObserver, ObservedWatch
-from watchdog.observers.inotify import InotifyObserver
+from watchdog.observers.inotify import InotifyFullEmitter, InotifyObserver
+from watchdog.observers.inotify_c import InotifyConstants, Mask
 from watchdog.observers.polling import PollingObserver
 
 from daemon.incoming import opened_folder
@@ -30,7 +31,9 @@ REJECTED = "rejected"
 HELDOUT = "heldout"
 #: Seconds between looks at a file that somebody still has open for writing.
 WRITER_SECONDS = 1.0
-_IN_PROGRESS = (b".part", b".partial", b".tmp", b".crdownload", b".filepart", b".swp", b"~")
+#: Names of files that are being written (browsers, rsync and scp clients, editors), or that only desktops care for.
+_IN_PROGRESS = (b".part", b".partial", b".tmp", b".crdownload", b".filepart", b".swp", b".kate-swp", b"~")
+_DESKTOP = frozenset({b"thumbs.db", b"desktop.ini"})
 _EVENTS: list[type[FileSystemEvent]] = [FileClosedEvent, FileMovedEvent, FileCreatedEvent]
 log = structlog.get_logger()
 
@@ -89,6 +92,16 @@ def watched_folders(settings: Settings) -> tuple[WatchedFolder, ...]:
     return tuple(found)
 
 
+def is_passed_over(name: bytes) -> bool:
+    """
+    Say whether a name in the inbox is that of a file in progress, or of a desktop's own: it is left alone, unread.
+
+    Beginning with `.` (rsync's and macOS's among them) or `~`, or with an ending that writers use until they are done.
+    """
+    lower = name.lower()
+    return lower.startswith((b".", b"~")) or lower.endswith(_IN_PROGRESS) or lower in _DESKTOP
+
+
 def make_inbox(settings: Settings) -> None:
     """Create every folder of the inbox that is not there. Raises `InboxUnusable` if a file has its name."""
     own = [settings.inbox_folder / name for name in (DONE, REJECTED)]
@@ -116,7 +129,7 @@ class Watcher:
     def start(self) -> None:
         """Create the inbox's folders and begin to listen for events. Raises `OSError` if the inbox cannot be made."""
         make_inbox(self._settings)
-        self._observer = PollingObserver() if self._settings.observer == "polling" else _native_observer()
+        self._observer = _observer(self._settings.observer)
         self._observer.start()
         self._listen()
 
@@ -204,7 +217,7 @@ class Watcher:
         with opened_folder(folder.path) as fd:
             for text in os.listdir(fd):  # noqa: PTH208 - the folder is the descriptor
                 name = os.fsencode(text)
-                if name.startswith(b".") or name.endswith(_IN_PROGRESS):
+                if is_passed_over(name):
                     continue
                 try:
                     info = os.stat(name, dir_fd=fd, follow_symlinks=False)
@@ -273,6 +286,26 @@ def _key(path: bytes | str) -> tuple[Path, bytes]:
     return Path(os.fsdecode(folder)), name
 
 
-def _native_observer() -> BaseObserver:
-    # "Full" events tell a file that was moved in from elsewhere from one that was made in place.
-    return InotifyObserver(generate_full_events=True)
+class _Arrivals(InotifyFullEmitter):
+    """
+    Tells what comes into a folder and not what leaves it; "full", so that a file moved in differs from one made there.
+
+    The library holds each departure back for half a second, waiting for where it went, and every later event behind it:
+    a file renamed in after another was filed away would be noticed that much later.
+    """
+
+    def get_event_mask_from_filter(self) -> Mask:
+        return Mask(super().get_event_mask_from_filter() & ~InotifyConstants.IN_MOVED_FROM)
+
+
+class _ArrivalsObserver(InotifyObserver):
+    """The library's observer with our emitter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._emitter_class = _Arrivals
+
+
+def _observer(kind: str) -> BaseObserver:
+    """Return the observer that the setting names."""
+    return PollingObserver() if kind == "polling" else _ArrivalsObserver()

@@ -1,5 +1,6 @@
 """`status`: what the daemon does, what waits, what came of the latest runs."""
 
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,12 +99,13 @@ def _print_status_json(settings: "Settings", overview: "Overview") -> None:
 
 def files_in_inbox(settings: "Settings") -> list[str]:
     """Return the files in the inbox that have not been taken, relative to it."""
-    from daemon.watcher import watched_folders  # noqa: PLC0415 - a quick start
+    from daemon.watcher import is_passed_over, watched_folders  # noqa: PLC0415 - a quick start
 
     found = []
     for folder in watched_folders(settings):
         if folder.path.is_dir():
-            found += [path for path in folder.path.iterdir() if path.is_file() and not path.name.startswith(".")]
+            names = [path for path in folder.path.iterdir() if not is_passed_over(os.fsencode(path.name))]
+            found += [path for path in names if path.is_file()]
     return sorted(str(path.relative_to(settings.inbox_folder)) for path in found)
 
 
@@ -183,3 +185,6 @@ def _print_runs(overview: "Overview") -> None:
             for run in latest
         ]
         print_table(("RUN", "TRACK", "ENDED", "OUTCOME", ""), rows)
+        for run in latest:
+            if run.state == "quarantined" and run.hint:
+                print_line(f"run {run.id} is quarantined; hint: {run.hint}")

@@ -535,6 +535,56 @@ def test_a_file_that_cannot_leave_the_inbox_is_recorded_once_and_moved_later(
     assert box.files("done") == ["a.jsonl", "a.jsonl.receipt.json"]
 
 
+@pytest.mark.parametrize("data", [GOOD, GOOD[:1] * 2, [{"instruction": "x"}]])
+def test_a_file_that_cannot_leave_the_inbox_is_not_read_again_at_every_scan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: list[Any]
+) -> None:
+    box = Box(tmp_path)
+    path = box.put("a.jsonl", data)
+
+    def refuse() -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    with monkeypatch.context() as patch:
+        at_the_move(patch, refuse)
+        assert box.take(path).kind == "not_moved"
+        opened: list[object] = []
+        patch.setattr("daemon.intake.copy", lambda *arguments: opened.append(arguments))
+        assert [box.take(path).kind for _ in range(3)] == ["not_moved"] * 3
+        assert opened == []
+    state = box.rows(Drop)[0].state
+    assert box.take(path).kind == state
+    assert len(box.rows(Drop)) == 1
+    # Another file under the name is another file.
+    assert box.drop("a.jsonl", jsonl([{"instruction": "new", "output": "y"}])).drop == 2
+
+
+@pytest.mark.parametrize("other", ["link", "pipe", "file"])
+def test_what_takes_a_files_place_after_the_look_is_not_read_and_keeps_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    box = Box(tmp_path)
+    path = box.put("a.jsonl", GOOD)
+    secret = tmp_path / "secret.jsonl"
+    secret.write_bytes(jsonl(GOOD))
+
+    def look_then_swap(name: bytes, folder_fd: int) -> os.stat_result:
+        seen = os.stat(name, dir_fd=folder_fd, follow_symlinks=False)
+        path.unlink()
+        if other == "link":
+            path.symlink_to(secret)
+        elif other == "pipe":
+            os.mkfifo(path)
+        else:
+            secret.rename(path)
+        return seen
+
+    with monkeypatch.context() as patch:
+        patch.setattr("daemon.intake.look", look_then_swap)
+        assert box.take(path).kind == ("unreadable" if other == "link" else "changed")
+    assert (box.rows(Drop), box.store(), box.no_litter()) == ([], [], True)
+
+
 def test_the_outcome_is_one_printable_line(tmp_path: Path) -> None:
     box = Box(tmp_path)
     outcome = box.drop("a\n.jsonl", GOOD)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from watchdog.events import FileMovedEvent, FileSystemEvent
 
 from daemon import lease
 from daemon.settings import Settings
@@ -125,6 +126,15 @@ def test_a_file_that_vanished_is_forgotten(tmp_path: Path) -> None:
         ".a.jsonl.swp",
         "x.swp",
         "a.jsonl~",
+        "~$a.jsonl",
+        "~a.jsonl",
+        "._a.jsonl",
+        ".DS_Store",
+        "Thumbs.db",
+        "desktop.ini",
+        "a.JSONL.PART",
+        "a.kate-swp",
+        ".a.jsonl.Xy12Zw",
     ],
 )
 def test_names_of_files_in_progress_are_ignored(tmp_path: Path, name: str) -> None:
@@ -237,6 +247,30 @@ def test_a_file_that_was_renamed_into_place_is_complete_at_once(tmp_path: Path, 
             wake.clear()
         assert watch.scan(0.0) == []
         assert names(watch.scan(5.0)) == ["a.jsonl"]
+
+
+def test_a_file_that_leaves_the_inbox_is_no_event_that_others_would_have_to_wait_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with listening(tmp_path) as (watch, wake):
+        (tmp_path / "inbox" / "a.jsonl").write_text("x")
+        assert wake.wait(30)
+        told: list[FileSystemEvent] = []
+        notice = watch._handler.on_any_event
+
+        def note(event: FileSystemEvent) -> None:
+            told.append(event)
+            notice(event)
+
+        monkeypatch.setattr(watch._handler, "on_any_event", note)
+        (tmp_path / "outside").write_text("y")
+        (tmp_path / "inbox" / "a.jsonl").rename(tmp_path / "inbox" / "done" / "a.jsonl")
+        (tmp_path / "outside").rename(tmp_path / "inbox" / "b.jsonl")
+        while not any(Path(os.fsdecode(event.dest_path)).name == "b.jsonl" for event in told):
+            assert wake.wait(30)
+            wake.clear()
+        gone = [event for event in told if isinstance(event, FileMovedEvent) and not event.dest_path]
+        assert gone == []
 
 
 def test_a_renamed_file_with_a_writer_is_not_complete(tmp_path: Path) -> None:

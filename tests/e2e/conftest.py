@@ -30,22 +30,23 @@ class Workspace:
         (folder / "dropforge.toml").write_text(settings)
         self.daemon: subprocess.Popen[bytes] | None = None
         self.log = folder / "daemon.log"
+        #: What the interpreter is told to start as `dropforge`.
+        self.program = ["-P", "-m", "daemon"]
 
     def cli(self, *arguments: str, code: int = 0) -> str:
         """Run one `dropforge` command in the workspace; return what it printed."""
         argv = [sys.executable, "-P", "-m", "daemon", *arguments]
-        done = subprocess.run(argv, cwd=self.folder, capture_output=True, text=True, check=False)
+        done = subprocess.run(argv, cwd=self.folder, env=_environment(), capture_output=True, text=True, check=False)
         assert done.returncode == code, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
     def start(self) -> None:
         """Start `dropforge run` and wait until it is ready."""
         before = self.log.read_bytes().count(b"daemon_ready") if self.log.exists() else 0
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
         with self.log.open("ab") as output:
-            argv = [sys.executable, "-P", "-m", "daemon", "run"]
+            argv = [sys.executable, *self.program, "run"]
             self.daemon = subprocess.Popen(
-                argv, cwd=self.folder, stdout=output, stderr=output, env=environment, start_new_session=True
+                argv, cwd=self.folder, stdout=output, stderr=output, env=_environment(), start_new_session=True
             )
         self.wait(lambda: self.log.read_bytes().count(b"daemon_ready") > before)
 
@@ -120,6 +121,12 @@ class Workspace:
                 if here and all(word in command for word in words):
                     found.append(int(entry.name))
         return found
+
+
+def _environment() -> dict[str, str]:
+    """Return our environment without the variables that are for the tests: the daemon refuses what it does not know."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("DROPFORGE_CHAOS")}
+    return {**ours, "HF_HUB_OFFLINE": "1"}
 
 
 @pytest.fixture

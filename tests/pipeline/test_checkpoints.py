@@ -65,9 +65,9 @@ def test_what_a_training_passed_over_is_not_counted_among_those_that_are_kept(fo
     other = fingerprint({"dataset": "other"})
     publish(written(tmp_path, 5), folder, 5, other)
     assert [path.name for path in folder.iterdir()] == ["step-5"], "it could not go on from 10 or 20"
-    (folder / "step-7").mkdir()
-    publish(written(tmp_path, 6), folder, 6, other)
-    assert sorted(path.name for path in folder.iterdir()) == ["step-5", "step-6"], "a torn one takes no place"
+    (folder / "step-6").mkdir()
+    publish(written(tmp_path, 7), folder, 7, other)
+    assert sorted(path.name for path in folder.iterdir()) == ["step-5", "step-7"], "a torn one takes no place"
 
 
 def cut(path: Path) -> None:
