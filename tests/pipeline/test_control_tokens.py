@@ -26,7 +26,7 @@ def test_every_file_that_names_some_is_read(tmp_path: Path) -> None:
         tmp_path,
         "tokenizer_config.json",
         {
-            "added_tokens_decoder": {"5": {"content": "<b>", "special": True}, "6": {"content": "no", "special": False}},
+            "added_tokens_decoder": {"5": {"content": "<b>", "special": True}, "6": {"content": "x", "special": False}},
             "eos_token": {"content": "<c>"}, "bos_token": "<d>", "pad_token": None, "unk_token": "",
             "extra_special_tokens": {"image_token": "<e>"},
         },
@@ -36,10 +36,10 @@ def test_every_file_that_names_some_is_read(tmp_path: Path) -> None:
 
 
 def test_the_vocabulary_behind_the_list_is_not_parsed(tmp_path: Path) -> None:
-    token = '{"content": "<a>", "special": true}'
-    write(tmp_path, "tokenizer.json", f'{{"added_tokens":\n [{token}], "model": {{"vocab": not even JSON')
+    listed = '{"content": "<a>", "special": true}'
+    write(tmp_path, "tokenizer.json", f'{{"added_tokens":\n [{listed}], "model": {{"vocab": not even JSON')
     assert control_tokens(tmp_path) == ("<a>",)
-    write(tmp_path, "tokenizer.json", f'{{"model": {{}}, "added_tokens": [{token.replace("<a>", "<behind>")}]}}')
+    write(tmp_path, "tokenizer.json", f'{{"model": {{}}, "added_tokens": [{listed.replace("<a>", "<behind>")}]}}')
     assert control_tokens(tmp_path) == ("<behind>",)
 
 

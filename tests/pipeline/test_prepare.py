@@ -427,5 +427,5 @@ def test_rows_with_control_tokens_are_on_both_sides_where_they_are_read_as_plain
 
 def test_nothing_but_rows_with_control_tokens_is_told_as_such(tmp_path: Path) -> None:
     snapshot = Snapshot(tmp_path, base_model=base_with(tmp_path, "</s>")).drop(FORGED)
-    with pytest.raises(CannotTrain, match="no training rows are left of 40.*40 with control tokens"):
+    with pytest.raises(CannotTrain, match=r"no training rows are left of 40.*40 with control tokens"):
         snapshot.prepare()

@@ -149,8 +149,10 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, kind: str) -> None:
 def test_what_is_odd_is_counted_with_the_first_line_and_rejects_nothing(tmp_path: Path) -> None:
     odd = [
         GOOD, {**GOOD, "input": "noinput"}, {**GOOD, "input": " <NoInput>\n"}, {**GOOD, "output": "N/A"},
-        {**GOOD, "output": "caf\u00c3\u00a9"}, {**GOOD, "output": "don\u00e2\u20ac\u2122t"}, {**GOOD, "instruction": "a\ufffdb"},
-        {**GOOD, "output": "N\u00c3O, \u00c2ngela, \u00d1and\u00fa, \u0420\u0443\u0441"}, {"instruction": "", "output": "N/A"},
+        {**GOOD, "output": "caf\u00c3\u00a9"}, {**GOOD, "output": "don\u00e2\u20ac\u2122t"},
+        {**GOOD, "instruction": "a\ufffdb"},
+        {**GOOD, "output": "N\u00c3O, \u00c2ngela, \u00d1and\u00fa, \u0420\u0443\u0441"},
+        {"instruction": "", "output": "N/A"},
     ]  # fmt: skip
     found = check(tmp_path, *odd)
     assert (found.rows, found.good_rows) == (9, 8)
