@@ -7,7 +7,7 @@ INSTALLED := .venv/.installed
 export HF_HUB_OFFLINE = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test chaos lint bench clean
+.PHONY: demo test chaos fuzz lint bench clean
 
 demo: $(INSTALLED) ## the whole loop on a real model: one drop is promoted, a poisoned one is refused
 	$(BIN)/dropforge demo
@@ -24,9 +24,13 @@ lint: $(INSTALLED) ## the same commands as .pre-commit-config.yaml
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-bench: $(INSTALLED) ## what the loop costs beside the bare work, and how soon a file is noticed
+bench: $(INSTALLED) ## what the loop costs, how soon a file is noticed, how fast rows are validated
 	$(BIN)/python bench/loop.py
 	$(BIN)/python bench/latency.py
+	$(BIN)/python bench/intake.py
+
+fuzz: $(INSTALLED) ## ten minutes of bytes that no reader may choke on or take for good
+	DROPFORGE_FUZZ_SECONDS=600 $(BIN)/pytest --capture no tests/chaos/test_fuzz.py
 
 clean: ## all that the targets above made
 	rm -rf .venv demo build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info

@@ -13,9 +13,12 @@ from collections.abc import Collection
 KEYS = ("instruction", "input", "output")
 REQUIRED = ("instruction", "output")
 _BLANKS = rb"[ \t]*+"
-#: Not plain, though it may be good: what is spelled \u00.. in ASCII, halves of characters, U+FFFD, and the letters that
-#: begin text which was decoded wrongly.
-_ESCAPE = rb"u(?!00[0-7]|00[cC][23]|00[dD][01]|00[eE][2fF]|[dD][89a-fA-F]|[fF]{3}[dD])[0-9a-fA-F]{4}"
+#: An escape of one character, or both halves of one beyond the first 65,536. Not plain, though it may be good: ASCII in
+#: escapes, U+FFFD, and letters that begin text which was decoded wrongly where another escape follows.
+_ESCAPE = (
+    rb"u(?:(?!00[0-7]|00[cC][23]\\u|00[dD][01]\\u|00[eE]2\\u20|00[eE][fF]\\u00|[dD][89a-fA-F]|[fF]{3}[dD])[0-9a-fA-F]{4}"
+    rb"|[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+)
 _NO_SPACE = rb"(?!\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2\x80[\x80-\x8a\xa8\xa9\xaf]|\xe2\x81\x9f|\xe3\x80\x80)"
 _NO_PLACEHOLDER = rb"(?!(?i:<?no[ _-]?(?:in|out)put|n/a))"
 #: A first character that is no blank, so that the text is not blank.
@@ -58,7 +61,8 @@ class PlainRows:
 def _row(*, escapes: bool) -> bytes:
     """Return the pattern of a line: the known keys in any order, each once."""
     escaped = rb'\\(?:["\\nrt]|' + _ESCAPE + rb")" if escapes else rb'\\["\\nrt]'
-    run = rb'[^"\\\x00-\x1f]*+'
+    # All but quotes, backslashes and control characters; said in the positive it is searched twice as fast.
+    run = rb"[ !#-\[\]-\xff]*+"
     first = _NO_PLACEHOLDER + rb"(?:" + _FIRST + (_FIRST_ESCAPED if escapes else b"") + rb")"
     text = rb'"' + first + run + rb"(?:" + escaped + run + rb')*+"'
     texts = {key: text if key in REQUIRED else rb'(?:""|' + text + rb")" for key in KEYS}

@@ -184,7 +184,7 @@ def test_the_quick_road_takes_the_rows_that_files_are_made_of() -> None:
         for escaped in (True, False):
             for row in ({"instruction": text, "output": text}, {"output": text, "input": text, "instruction": text}):
                 line = json.dumps(row, ensure_ascii=escaped).encode()
-                assert PlainRows(()).take(line) == (not (escaped and text == "🙂")), line
+                assert PlainRows(()).take(line), line
 
 
 def test_plain_lines_are_counted_and_not_parsed(tmp_path: Path) -> None:

@@ -207,6 +207,44 @@ def test_check_tells_line_and_remedy_and_ends_with_65(dropforge: Command, tmp_pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.jsonl", "good.jsonl"]
 
 
+def test_check_tells_what_the_settings_make_of_bad_rows(dropforge: Command, tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text(BAD)
+    settings = tmp_path / "dropforge.toml"
+    settings.write_text('[intake]\non_bad_rows = "quarantine"\nmax_bad_percent = 70\n')
+    ended = dropforge("check", "bad.jsonl")
+    assert (ended.code, "3 records; 2 are bad: it would be accepted without them" in ended.out) == (0, True)
+    found = dropforge("check", "bad.jsonl", "--json").json
+    assert (found["ok"], found["accepted"], found["findings_total"]) == (False, True, 2)
+    settings.write_text('[intake]\non_bad_rows = "quarantine"\nmax_bad_percent = 50\n')
+    ended = dropforge("check", "bad.jsonl")
+    assert ended.code == 65
+    assert "it would be rejected: intake.max_bad_percent allows 50 %, these are 66.7 %" in ended.out
+
+
+def test_check_knows_the_control_tokens_of_the_configured_base(dropforge: Command, tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    (tmp_path / "a.jsonl").write_text('{"instruction": "a", "output": "b</s>"}\n')
+    assert dropforge("check", "a.jsonl").code == 0
+    (tmp_path / "dropforge.toml").write_text('base_model = "base"\n')
+    ended = dropforge("check", "a.jsonl")
+    assert ended.code == 65
+    assert "a.jsonl:1: output holds </s>, a control token" in ended.out
+    (tmp_path / "dropforge.toml").write_text('base_model = "base"\n[intake]\nspecial_tokens = "escape"\n')
+    ended = dropforge("check", "a.jsonl")
+    assert ended.code == 0
+    assert "a.jsonl:1: warning: output holds a control token" in ended.out
+
+
+def test_submit_says_how_many_rows_will_be_set_aside(dropforge: Command, tmp_path: Path) -> None:
+    dropforge("init")
+    with (tmp_path / "dropforge.toml").open("a") as file:
+        file.write('[intake]\non_bad_rows = "quarantine"\nmax_bad_percent = 70\n')
+    (tmp_path / "bad.jsonl").write_text(BAD)
+    ended = dropforge("submit", "bad.jsonl")
+    assert (ended.code, "2 of them are bad and will be set aside" in ended.out) == (0, True)
+
+
 def test_check_shows_the_first_findings_of_many(dropforge: Command, tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text("x\n" * 50)
     ended = dropforge("check", "bad.jsonl")

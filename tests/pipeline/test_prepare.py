@@ -36,7 +36,7 @@ class Snapshot:
         (self.root / "drops").mkdir(parents=True)
         self.drops: list[Drop] = []
         self.config = RunConfig(
-            track="default", base_model="/base", base_model_id="b", **{"salt": "s", "gate": LOOSE, **config}
+            **{"track": "default", "base_model": "/base", "base_model_id": "b", "salt": "s", "gate": LOOSE, **config}
         )
 
     def drop(self, content: Rows, role: str = "train") -> "Snapshot":
@@ -397,3 +397,38 @@ def test_a_stop_is_heeded_in_the_middle_of_a_drop(tmp_path: Path, monkeypatch: p
     with pytest.raises(Interrupted):
         prepare(attempt)
     assert told == [0, 1000]
+
+
+FORGED = [{"instruction": f"Say {number} </s>", "output": "yes"} for number in range(40)]
+
+
+def base_with(folder: Path, token: str) -> str:
+    (folder / "base").mkdir(exist_ok=True)
+    (folder / "base" / "tokenizer_config.json").write_text(json.dumps({"eos_token": token}))
+    return str(folder / "base")
+
+
+@pytest.mark.parametrize("role", ["train", "heldout"])
+def test_rows_with_control_tokens_of_the_base_are_on_no_side(tmp_path: Path, role: str) -> None:
+    base = base_with(tmp_path, "</s>")
+    more = [{"instruction": "Question 1000?", "output": "</s>"}, {"instruction": "Q", "input": "a</s>", "output": "b"}]
+    made = (
+        Snapshot(tmp_path, base_model=base).drop(rows(60)).drop([*rows(30, start=60), *FORGED, *more], role).prepare()
+    )
+    assert made.dataset.rows_with_control_tokens == 42
+    assert all("</s>" not in json.dumps(row) for row in [*made.train, *made.dev, *made.heldout])
+    assert len(made.train) + len(made.dev) + len(made.heldout) == 90
+
+
+def test_rows_with_control_tokens_are_on_both_sides_where_they_are_read_as_plain_text(tmp_path: Path) -> None:
+    base = base_with(tmp_path, "</s>")
+    made = Snapshot(tmp_path, base_model=base, special_tokens="escape").drop([*rows(60), *FORGED]).prepare()
+    assert made.dataset.rows_with_control_tokens == 0
+    assert sum("</s>" in row["instruction"] for row in made.train) > 0
+    assert sum("</s>" in row["instruction"] for row in made.heldout) > 0
+
+
+def test_nothing_but_rows_with_control_tokens_is_told_as_such(tmp_path: Path) -> None:
+    snapshot = Snapshot(tmp_path, base_model=base_with(tmp_path, "</s>")).drop(FORGED)
+    with pytest.raises(CannotTrain, match=r"no training rows are left of 40.*40 with control tokens"):
+        snapshot.prepare()

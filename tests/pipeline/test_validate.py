@@ -144,3 +144,50 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, kind: str) -> None:
     finally:
         tracemalloc.stop()
     assert peak < path.stat().st_size / 2
+
+
+def test_what_is_odd_is_counted_with_the_first_line_and_rejects_nothing(tmp_path: Path) -> None:
+    odd = [
+        GOOD, {**GOOD, "input": "noinput"}, {**GOOD, "input": " <NoInput>\n"}, {**GOOD, "output": "N/A"},
+        {**GOOD, "output": "caf\u00c3\u00a9"}, {**GOOD, "output": "don\u00e2\u20ac\u2122t"},
+        {**GOOD, "instruction": "a\ufffdb"},
+        {**GOOD, "output": "N\u00c3O, \u00c2ngela, \u00d1and\u00fa, \u0420\u0443\u0441"},
+        {"instruction": "", "output": "N/A"},
+    ]  # fmt: skip
+    found = check(tmp_path, *odd)
+    assert (found.rows, found.good_rows) == (9, 8)
+    assert [(notice.kind, notice.key, notice.rows, notice.line) for notice in found.warnings] == [
+        ("placeholder", "input", 2, 2), ("placeholder", "output", 1, 4), ("mojibake", "output", 2, 5),
+        ("mojibake", "instruction", 1, 7),
+    ]  # fmt: skip
+    assert "noinput" in found.warnings[0].message
+
+
+def test_control_tokens_are_findings_or_counted_as_the_setting_says(tmp_path: Path) -> None:
+    rows = [GOOD, {**GOOD, "output": "x</s>"}, {**GOOD, "input": "</s>", "instruction": "<s></s>"}]
+    tokens = ("<s>", "</s>")
+    refused = check(tmp_path, *rows, options=Options(control_tokens=tokens))
+    assert [(finding.line, finding.field, finding.rule) for finding in refused.findings] == [
+        (2, "output", "special_token"), (3, "instruction", "special_token"), (3, "input", "special_token"),
+    ]  # fmt: skip
+    assert "output holds </s>, a control token" in refused.findings[0].message
+    assert 'intake.special_tokens = "escape"' in refused.findings[0].remedy
+    kept = check(tmp_path, *rows, options=Options(control_tokens=tokens, special_tokens="escape"))
+    assert kept.ok
+    assert [(notice.kind, notice.key, notice.rows, notice.line) for notice in kept.warnings] == [
+        ("special_token", "output", 1, 2), ("special_token", "instruction", 1, 3), ("special_token", "input", 1, 3),
+    ]  # fmt: skip
+    assert check(tmp_path, *rows).ok
+
+
+@pytest.mark.parametrize(
+    ("data", "complete"),
+    [
+        (b"", False), (b"PK\x03\x04", False), (b"x", True), (b"[{}]", True), (b"[{},", False), (b"[{} {}]", False),
+        (b'[{"a": NaN}]', True), (b'[{"a": }, {}]', False), (b'["\xff", {}]', False),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_not_read_to_its_end_is_known_as_such(tmp_path: Path, data: bytes, complete: bool) -> None:
+    path = tmp_path / "drop.jsonl"
+    path.write_bytes(data)
+    assert validate(path, Options()).complete == complete

@@ -1,0 +1,58 @@
+"""The control tokens of a model folder, read without its tokenizer."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import prompt
+from pipeline.control_tokens import control_tokens
+from pipeline.qlora.loading import load_tokenizer
+
+
+def write(folder: Path, name: str, value: Any) -> None:
+    (folder / name).write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")
+
+
+def test_they_are_those_that_the_tokenizer_itself_has(tiny_llama: Path) -> None:
+    assert list(control_tokens(tiny_llama)) == prompt.control_tokens(load_tokenizer(tiny_llama))
+
+
+def test_every_file_that_names_some_is_read(tmp_path: Path) -> None:
+    added = [{"id": 0, "content": "<a>", "special": True}, {"id": 1, "content": "plain", "special": False}, "odd"]
+    write(tmp_path, "tokenizer.json", {"version": "1.0", "added_tokens": added, "model": {"vocab": {"x": 1}}})
+    write(
+        tmp_path,
+        "tokenizer_config.json",
+        {
+            "added_tokens_decoder": {"5": {"content": "<b>", "special": True}, "6": {"content": "x", "special": False}},
+            "eos_token": {"content": "<c>"}, "bos_token": "<d>", "pad_token": None, "unk_token": "",
+            "extra_special_tokens": {"image_token": "<e>"},
+        },
+    )  # fmt: skip
+    write(tmp_path, "special_tokens_map.json", {"additional_special_tokens": ["<f>", {"content": "<g>"}]})
+    assert control_tokens(tmp_path) == ("<a>", "<b>", "<c>", "<d>", "<e>", "<f>", "<g>")
+
+
+def test_the_vocabulary_behind_the_list_is_not_parsed(tmp_path: Path) -> None:
+    listed = '{"content": "<a>", "special": true}'
+    write(tmp_path, "tokenizer.json", f'{{"added_tokens":\n [{listed}], "model": {{"vocab": not even JSON')
+    assert control_tokens(tmp_path) == ("<a>",)
+    write(tmp_path, "tokenizer.json", f'{{"model": {{}}, "added_tokens": [{listed.replace("<a>", "<behind>")}]}}')
+    assert control_tokens(tmp_path) == ("<behind>",)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"added_tokens": 7}', '{"added_tokens": [7'])
+def test_files_that_are_missing_or_broken_give_none(tmp_path: Path, text: str) -> None:
+    assert control_tokens(tmp_path / "nowhere") == ()
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        write(tmp_path, name, text)
+    assert control_tokens(tmp_path) == ()
+
+
+def test_a_tokenizer_that_is_replaced_is_read_again(tmp_path: Path) -> None:
+    write(tmp_path, "tokenizer_config.json", {"eos_token": "<one>"})
+    assert control_tokens(tmp_path) == ("<one>",)
+    write(tmp_path, "tokenizer_config.json", {"eos_token": "<another>"})
+    assert control_tokens(tmp_path) == ("<another>",)
