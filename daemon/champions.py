@@ -11,7 +11,7 @@ from pathlib import Path
 from sqlalchemy import Engine, update
 from sqlmodel import Session, col, select
 
-from daemon.claims import record_event
+from daemon.claims import Claim, held_run, record_event
 from daemon.database import transaction
 from daemon.queue import ensure_track
 from daemon.tables import Promotion, PromotionState, Track
@@ -36,6 +36,8 @@ class Candidate:
     run_id: int
     model_id: str
     path: str
+    token: str | None = None
+    """The claim of the daemon that promotes its run's model; without one nobody's claim is asked for."""
 
 
 def ensure_base(  # noqa: PLR0913, PLR0917 - which base of which track, where and when
@@ -88,12 +90,14 @@ def promote(  # noqa: PLR0913, PLR0917 - what is promoted over which generation,
     Make the candidate its track's champion and return the row that says so.
 
     For a run that did this already nothing happens and its row is returned. Raises `ChampionMoved` if the champion is
-    not of `expected_generation` any more.
+    not of `expected_generation` any more, `LostClaim` if the run is not the owner's.
     """
     with transaction(engine) as session:
         done = _of_run(session, candidate.run_id, PromotionState.DONE)
         if done is not None:
             return done
+        if candidate.token is not None:
+            held_run(session, Claim(candidate.run_id, candidate.token))
         intent = _intend(session, candidate, expected_generation, reason, now)
     return _carry_out(engine, state_folder, intent, now)
 

@@ -200,7 +200,7 @@ class Dispatcher:
             raise StepFailed(message)
         if verdict.outcome == "promoted":
             try:
-                self._promote(run, verdict, now)
+                self._promote(claim, run, verdict, now)
             except champions.ChampionMoved:
                 log.info("champion_moved", run=claim.run_id)
                 for step in ("evaluate", "decide"):
@@ -211,20 +211,20 @@ class Dispatcher:
                 return False
         if verdict.outcome in {"worse", "guard_failed"} and self._settings.track(run.track).on_worse == "hold":
             reason = f"new in run {claim.run_id}: {verdict.sentence}"
-            queue.hold_new_drops(self._engine, claim.run_id, reason, now)
+            queue.hold_new_drops(self._engine, claim, reason, now)
         shutil.rmtree(publishing.run_folder(self._root, claim.run_id) / "checkpoints", ignore_errors=True)
         queue.finish(self._engine, claim, verdict.outcome, verdict.sentence, now)
         log.info("run_finished", run=claim.run_id, outcome=verdict.outcome, sentence=verdict.sentence)
         self._drop(claim)
         return False
 
-    def _promote(self, run: Run, verdict: Verdict, now: int) -> None:
+    def _promote(self, claim: queue.Claim, run: Run, verdict: Verdict, now: int) -> None:
         if verdict.candidate_model_id is None or verdict.champion_generation is None or run.id is None:
             message = f"the verdict of run {run.id} names no model to promote"
             raise StepFailed(message)
         path = f"models/{verdict.candidate_model_id}"
         showing_life(verify_manifest, self._root / path)
-        candidate = champions.Candidate(track=run.track, run_id=run.id, model_id=verdict.candidate_model_id, path=path)
+        candidate = champions.Candidate(run.track, run.id, verdict.candidate_model_id, path, claim.token)
         champions.promote(self._engine, self._root, candidate, verdict.champion_generation, verdict.sentence, now)
 
     # --- small parts

@@ -3,7 +3,7 @@
 from sqlalchemy import Engine, func
 from sqlmodel import Session, col, select
 
-from daemon.claims import record_event
+from daemon.claims import Claim, held_run, record_event
 from daemon.database import transaction
 from daemon.tables import Drop, DropState, Run
 from pipeline import artifacts
@@ -41,10 +41,15 @@ def waiting_drops(session: Session, track: str) -> int:
     return session.exec(waiting).one()
 
 
-def hold_new_drops(engine: Engine, run_id: int, reason: str, now: int) -> list[int]:
-    """Take the drops for training that were new in run `run_id` out of later snapshots; return their numbers."""
-    held = []
+def hold_new_drops(engine: Engine, claim: Claim, reason: str, now: int) -> list[int]:
+    """
+    Take the drops for training that were new in the claim's run out of later snapshots; return their numbers.
+
+    Raises `LostClaim` if the run is not the owner's any more.
+    """
+    held, run_id = [], claim.run_id
     with transaction(engine) as session:
+        held_run(session, claim)
         new = select(Drop).where(Drop.first_run == run_id, Drop.state == DropState.ACCEPTED, Drop.role == "train")
         for drop in session.exec(new.order_by(col(Drop.id))).all():
             drop.state, drop.reason = DropState.HELD, reason
