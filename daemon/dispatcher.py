@@ -15,7 +15,7 @@ from sqlmodel import Session
 
 from daemon import champions, publishing, queue
 from daemon.bases import Bases
-from daemon.database import transaction
+from daemon.database import ChangeWatch, transaction
 from daemon.executors import Executor, JobState
 from daemon.sd_notify import showing_life
 from daemon.settings import Settings
@@ -54,6 +54,9 @@ class Dispatcher:
         self._beat = 0
         self._bases_at = -_BASES_MS
         self._cancelling: set[str] = set()
+        self._changes = ChangeWatch(engine)
+        #: When a run is due that could not be claimed at the last look.
+        self._due: int | None = None
         self.bases = Bases(engine, settings)
         self.draining = False
 
@@ -74,9 +77,14 @@ class Dispatcher:
         """Do everything that can be done now."""
         if not self._claims and not self.draining:
             self._refresh_bases(now)
+            # Asked twice a second all day long: only where the answer can be another one than last time.
+            if not self._changes.changed() and (self._due is None or now < self._due):
+                return
             claim = queue.claim(self._engine, now, self._configure)
             if claim is None:
+                self._due = queue.next_due(self._engine)
                 return
+            self._due = now
             self._claims = [claim]
             log.info("run_claimed", run=claim.run_id)
         for claim in list(self._claims):

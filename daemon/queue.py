@@ -28,7 +28,8 @@ from pipeline.errors import DropforgeError
 __all__ = [
     "ALLOWED", "AttemptOpen", "Claim", "Failure", "LostClaim", "WrongState", "begin_attempt", "cancel", "cancelled",
     "claim", "died", "end_attempt", "enqueue", "enqueue_when_quiet", "ensure_track", "fail", "finish", "fix_track",
-    "heartbeat", "hold_new_drops", "interrupt", "open_attempt", "record_event", "rescue", "retry", "waiting_drops",
+    "heartbeat", "hold_new_drops", "interrupt", "next_due", "open_attempt", "record_event", "rescue", "retry",
+    "waiting_drops",
 ]  # fmt: skip
 
 CONFIGURE_AGAIN_MS = 30_000
@@ -140,6 +141,14 @@ def claim(
                 _move(session, run, _Move(RunState.RUNNING, "run_claimed", values), now)
                 return held
     return None
+
+
+def next_due(engine: Engine) -> int | None:
+    """Return from when on some queued or waiting run may be claimed; `None` if there is none."""
+    going = col(Run.state).in_([RunState.WAITING, RunState.QUEUED])
+    with transaction(engine) as session:
+        due: int | None = session.exec(select(func.min(Run.not_before)).where(going)).one()
+    return due
 
 
 def heartbeat(engine: Engine, claim: Claim, now: int, step: str | None) -> bool:

@@ -95,7 +95,7 @@ def test_no_run_is_claimed_twice_and_no_process_meets_a_lock(tmp_path: Path, who
 @pytest.mark.timeout(300)
 def test_the_same_race_goes_wrong_when_transactions_begin_without_the_write_lock(tmp_path: Path) -> None:
     path = tmp_path / "state.db"
-    prepare(path, 80)
+    prepare(path, 24)
     race = run_race(path, "BEGIN")
     print(f"BEGIN, deferred: {race.doubles} double claims, {race.lock_errors} lock errors")
     assert race.doubles + race.lock_errors > 0
