@@ -21,8 +21,11 @@ lint: $(INSTALLED) ## the same commands as .pre-commit-config.yaml
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-bench: $(INSTALLED) ## what the loop costs beside the bare work
+bench: $(INSTALLED) ## what the loop costs beside the bare work, the queue beside huey's, a long history, an idle daemon
 	$(BIN)/python bench/loop.py
+	$(BIN)/python bench/queue.py
+	$(BIN)/python bench/status.py
+	$(BIN)/python bench/idle.py
 
 clean: ## all that the targets above made
 	rm -rf .venv demo build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info

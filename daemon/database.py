@@ -7,6 +7,7 @@ turn instead of failing in the middle with "database is locked". Engines are saf
 
 import sqlite3
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -64,6 +65,7 @@ class ChangeWatch:
     def __init__(self, engine: Engine) -> None:
         """Watch the database of `engine`, which must be there; that very engine's changes count too."""
         self._connection = _connect_read_only(engine.get_execution_options()["path"])
+        weakref.finalize(self, self._connection.close)
         self._seen: int | None = None
 
     def changed(self) -> bool:
@@ -71,10 +73,6 @@ class ChangeWatch:
         (version,) = self._connection.execute("PRAGMA data_version").fetchone()
         before, self._seen = self._seen, int(version)
         return before != self._seen
-
-    def close(self) -> None:
-        """Watch no more."""
-        self._connection.close()
 
 
 @contextmanager

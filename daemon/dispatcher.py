@@ -80,11 +80,11 @@ class Dispatcher:
             # Asked twice a second all day long: only where the answer can be another one than last time.
             if not self._changes.changed() and (self._due is None or now < self._due):
                 return
+            self._due = now  # should the claim fail, on a full disk say, it is tried again
             claim = queue.claim(self._engine, now, self._configure)
             if claim is None:
                 self._due = queue.next_due(self._engine)
                 return
-            self._due = now
             self._claims = [claim]
             log.info("run_claimed", run=claim.run_id)
         for claim in list(self._claims):
