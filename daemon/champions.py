@@ -16,7 +16,7 @@ from pathlib import Path
 from sqlalchemy import Engine, update
 from sqlmodel import Session, col, select
 
-from daemon.claims import record_event
+from daemon.claims import Claim, held_run, record_event
 from daemon.database import transaction
 from daemon.queue import ensure_track
 from daemon.tables import Promotion, PromotionKind, PromotionState, Track
@@ -50,6 +50,8 @@ class Candidate:
     run_id: int
     model_id: str
     path: str
+    token: str | None = None
+    """The claim of the daemon that promotes its run's model; without one nobody's claim is asked for."""
 
 
 def ensure_base(  # noqa: PLR0913, PLR0917 - which base of which track, where and when
@@ -107,7 +109,8 @@ def promote(  # noqa: PLR0913, PLR0917 - what is promoted over which generation,
     Make the candidate its track's champion and return the row that says so.
 
     For a run that did this already nothing happens and its row is returned. Raises `ChampionMoved` if the champion is
-    not of `expected_generation` any more, `Barred` if the model was rolled back from.
+    not of `expected_generation` any more, `Barred` if the model was rolled back from, `LostClaim` if the run is not the
+    owner's.
     """
     intent = Promotion(
         track=candidate.track, run_id=candidate.run_id, generation=expected_generation + 1,
@@ -118,6 +121,8 @@ def promote(  # noqa: PLR0913, PLR0917 - what is promoted over which generation,
             done = _of_run(session, candidate.run_id, PromotionState.DONE)
             if done is not None:
                 return done
+            if candidate.token is not None:
+                held_run(session, Claim(candidate.run_id, candidate.token))
             if candidate.model_id in _barred(history(session, candidate.track)):
                 message = f"model {candidate.model_id[:12]} was rolled back from and does not come back by itself"
                 raise Barred(message, f"see why: dropforge history --track {candidate.track}")

@@ -2,12 +2,12 @@
 The state database: its engines, its transactions, its migrations.
 
 A writer begins every transaction with BEGIN IMMEDIATE: what it reads is still true when it writes, and it waits for its
-turn instead of failing in the middle with "database is locked". Engines keep no connections, so they are safe to share
-between threads.
+turn instead of failing in the middle with "database is locked". Engines are safe to share between threads.
 """
 
 import sqlite3
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -16,7 +16,7 @@ from pathlib import Path
 import structlog
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DatabaseError, OperationalError
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import NullPool, Pool, QueuePool
 from sqlmodel import Session
 
 from daemon.database_file import (
@@ -30,8 +30,8 @@ from daemon.database_file import (
 )
 
 __all__ = [
-    "DatabaseUnusable", "check", "journal_mode", "known_revisions", "migrate", "newest_revision", "open_engine",
-    "open_reader", "transaction",
+    "ChangeWatch", "DatabaseUnusable", "check", "journal_mode", "known_revisions", "migrate", "newest_revision",
+    "open_engine", "open_reader", "transaction",
 ]  # fmt: skip
 
 BUSY_SECONDS = 30.0
@@ -41,13 +41,14 @@ KEPT_COPIES = 3
 log = structlog.get_logger()
 
 
-def open_engine(path: Path) -> Engine:
+def open_engine(path: Path, *, keep: bool = False) -> Engine:
     """
     Return an engine that writes; each of its transactions holds the write lock from its first statement on.
 
-    A commit that returned survives a power cut (synchronous EXTRA; in WAL mode the same as FULL).
+    A commit that returned survives a power cut (synchronous EXTRA; in WAL mode the same as FULL). With `keep` it keeps
+    its connections, one a thread at a time, until it is disposed of: for a process that asks all day.
     """
-    return _engine(path, partial(_connect, path, foreign_keys=True), "BEGIN IMMEDIATE")
+    return _engine(path, partial(_connect, path, foreign_keys=True), "BEGIN IMMEDIATE", QueuePool if keep else NullPool)
 
 
 def open_reader(path: Path) -> Engine:
@@ -56,6 +57,22 @@ def open_reader(path: Path) -> Engine:
         message = f"there is no database {path}"
         raise DatabaseUnusable(message, "start the daemon once: dropforge run")
     return _engine(path, partial(_connect_read_only, path), "BEGIN")
+
+
+class ChangeWatch:
+    """Tells, for a hundredth of what a transaction costs, whether somebody has changed the database; for one thread."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Watch the database of `engine`, which must be there; that very engine's changes count too."""
+        self._connection = _connect_read_only(engine.get_execution_options()["path"])
+        weakref.finalize(self, self._connection.close)
+        self._seen: int | None = None
+
+    def changed(self) -> bool:
+        """Say whether anything was committed since the last call; the first call says so."""
+        (version,) = self._connection.execute("PRAGMA data_version").fetchone()
+        before, self._seen = self._seen, int(version)
+        return before != self._seen
 
 
 @contextmanager
@@ -121,8 +138,8 @@ def check(engine: Engine) -> None:
         raise DatabaseUnusable(message, "give the daemon a state folder of its own: state in dropforge.toml")
 
 
-def _engine(path: Path, creator: Callable[[], sqlite3.Connection], begin: str) -> Engine:
-    engine = create_engine("sqlite://", creator=creator, poolclass=NullPool, execution_options={"path": path})
+def _engine(path: Path, creator: Callable[[], sqlite3.Connection], begin: str, pool: type[Pool] = NullPool) -> Engine:
+    engine = create_engine("sqlite://", creator=creator, poolclass=pool, execution_options={"path": path})
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:

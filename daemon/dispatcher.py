@@ -16,7 +16,7 @@ from sqlmodel import Session
 
 from daemon import champions, gc, publishing, queue
 from daemon.bases import Bases
-from daemon.database import transaction
+from daemon.database import ChangeWatch, transaction
 from daemon.disk import Disk, NoRoom
 from daemon.executors import Executor, JobState
 from daemon.executors.local import Spool
@@ -60,6 +60,9 @@ class Dispatcher:
         self._beat = 0
         self._bases_at = -_BASES_MS
         self._cancelling: set[str] = set()
+        self._changes = ChangeWatch(engine)
+        #: When a run is due that could not be claimed at the last look.
+        self._due: int | None = None
         self.bases = Bases(engine, settings)
         self.disk = Disk(settings)
         #: Whether there may be something to collect: after a start, after a run, when a night begins.
@@ -87,8 +90,13 @@ class Dispatcher:
         if not self._claims and not self.draining:
             self._refresh_bases(now)
             self._collect_garbage(now)
+            # Asked twice a second all day long: only where the answer can be another one than last time.
+            if not self._changes.changed() and (self._due is None or now < self._due):
+                return
+            self._due = now  # should the claim fail, on a full disk say, it is tried again
             claim = None if low else queue.claim(self._engine, now, self._configure, ready=self._has_room)
             if claim is None:
+                self._due = queue.next_due(self._engine)
                 return
             self._claims = [claim]
             log.info("run_claimed", run=claim.run_id)
@@ -235,7 +243,7 @@ class Dispatcher:
             raise StepFailed(message)
         if verdict.outcome == "promoted":
             try:
-                self._promote(run, verdict, now)
+                self._promote(claim, run, verdict, now)
             except champions.ChampionMoved:
                 log.info("champion_moved", run=claim.run_id)
                 for step in ("evaluate", "decide"):
@@ -246,20 +254,20 @@ class Dispatcher:
                 return False
         if verdict.outcome in {"worse", "guard_failed"} and self._on_worse(run.track) == "hold":
             reason = f"new in run {claim.run_id}: {verdict.sentence}"
-            queue.hold_new_drops(self._engine, claim.run_id, reason, now)
+            queue.hold_new_drops(self._engine, claim, reason, now)
         shutil.rmtree(publishing.run_folder(self._root, claim.run_id) / "checkpoints", ignore_errors=True)
         queue.finish(self._engine, claim, verdict.outcome, verdict.sentence, now)
         log.info("run_finished", run=claim.run_id, outcome=verdict.outcome, sentence=verdict.sentence)
         self._drop(claim)
         return False
 
-    def _promote(self, run: Run, verdict: Verdict, now: int) -> None:
+    def _promote(self, claim: queue.Claim, run: Run, verdict: Verdict, now: int) -> None:
         if verdict.candidate_model_id is None or verdict.champion_generation is None or run.id is None:
             message = f"the verdict of run {run.id} names no model to promote"
             raise StepFailed(message)
         path = f"models/{verdict.candidate_model_id}"
         showing_life(verify_manifest, self._root / path)
-        candidate = champions.Candidate(track=run.track, run_id=run.id, model_id=verdict.candidate_model_id, path=path)
+        candidate = champions.Candidate(run.track, run.id, verdict.candidate_model_id, path, claim.token)
         champions.promote(self._engine, self._root, candidate, verdict.champion_generation, verdict.sentence, now)
 
     # --- small parts

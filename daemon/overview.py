@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Engine, func
 from sqlalchemy.exc import DatabaseError
+from sqlalchemy.orm import defer
 from sqlmodel import Session, col, select
 
 from daemon.database import DatabaseUnusable, open_reader
@@ -24,6 +25,8 @@ from pipeline.contract import LOG_NAME, PROGRESS_NAME, Progress
 from pipeline.errors import DropforgeError
 
 T = TypeVar("T")
+#: A run's configuration and its snapshot, which names every drop of its track, are read only where they are shown.
+_WITHOUT_LARGE = (defer(col(Run.config)), defer(col(Run.snapshot)))  # type: ignore[arg-type]
 OPEN_STATES = (RunState.RUNNING, RunState.WAITING, RunState.QUEUED)
 
 
@@ -145,8 +148,10 @@ class Overview:
 
     def champion(self, track: str) -> ChampionView | None:
         """Return the track's champion; `None` before its base model is known."""
-        champions = self.history(track)
-        return champions[-1] if champions else None
+        done = select(Promotion).where(Promotion.track == track, Promotion.state == PromotionState.DONE)
+        latest = done.order_by(col(Promotion.generation).desc()).limit(1)
+        champions = self._read(lambda session: [self._champion(session, row) for row in session.exec(latest)])
+        return champions[0] if champions else None
 
     def history(self, track: str) -> list[ChampionView]:
         """Return the track's champions from the base model to today's."""
@@ -182,12 +187,19 @@ class Overview:
         self, track: str | None = None, states: Iterable[str] | None = None, most: int | None = None
     ) -> list[RunView]:
         """Return the runs, newest first, at most `most` of them."""
-        wanted = select(Run).order_by(col(Run.id).desc()).limit(most)
+        wanted = select(Run).options(*_WITHOUT_LARGE).order_by(col(Run.id).desc()).limit(most)
         if track is not None:
             wanted = wanted.where(Run.track == track)
         if states is not None:
             wanted = wanted.where(col(Run.state).in_(list(states)))
         return self._read(lambda session: [RunView(**self._run(session, row)) for row in session.exec(wanted)])
+
+    def ended_runs(self, most: int) -> list[RunView]:
+        """Return the newest runs that have ended, at most `most`: a few of many are found without looking at all."""
+        # By its end, not its state: SQLite would gather every run of the ended states before it takes the newest.
+        ended = select(Run).where(col(Run.ended_at).is_not(None)).options(*_WITHOUT_LARGE)
+        newest = ended.order_by(col(Run.id).desc()).limit(most)
+        return self._read(lambda session: [RunView(**self._run(session, row)) for row in session.exec(newest)])
 
     def run(self, run_id: int) -> RunDetail:
         """Return one run with its attempts and its verdict. Raises `NotThere`."""

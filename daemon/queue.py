@@ -6,7 +6,6 @@ somebody else's. Every time is in whole milliseconds since the epoch and given b
 (attempts, the drops of a snapshot) is offered from here too.
 """
 
-import secrets
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,14 +21,15 @@ from daemon.database import transaction
 from daemon.settings import RetrySettings, TrackSettings
 from daemon.snapshots import give_back, hold_new_drops, retake_snapshot, take_snapshot, waiting_drops
 from daemon.tables import Run, RunState, Track
+from daemon.tracks import ensure_track, fix_track
 from pipeline.config import RunConfig
 from pipeline.errors import DropforgeError
 
 __all__ = [
     "ALLOWED", "AttemptOpen", "Claim", "Failure", "LostClaim", "WrongState", "begin_attempt", "cancel", "cancelled",
     "claim", "died", "end_attempt", "enqueue", "enqueue_when_quiet", "ensure_track", "fail", "finish", "fix_track",
-    "heartbeat", "hold_new_drops", "interrupt", "open_attempt", "postpone", "record_event", "require_retriable",
-    "rescue", "retry", "waiting_drops",
+    "heartbeat", "hold_new_drops", "interrupt", "next_due", "open_attempt", "postpone", "record_event",
+    "require_retriable", "rescue", "retry", "waiting_drops",
 ]  # fmt: skip
 
 CONFIGURE_AGAIN_MS = 30_000
@@ -69,17 +69,6 @@ class _Move:
     kind: str
     values: Mapping[str, Any] = field(default_factory=dict)
     detail: Mapping[str, Any] = field(default_factory=dict)
-
-
-def ensure_track(session: Session, name: str, now: int) -> Track:
-    """Return the row of track `name`, made in the caller's transaction if it is new."""
-    track = session.get(Track, name)
-    if track is None:
-        track = Track(name=name, salt=secrets.token_hex(16), created_at=now)
-        session.add(track)
-        session.flush()
-        record_event(session, "track_created", now, track=name)
-    return track
 
 
 def enqueue(session: Session, track: str, trigger: str, now: int, not_before: int) -> Run:
@@ -149,6 +138,14 @@ def claim(
                 _move(session, run, _Move(RunState.RUNNING, "run_claimed", values), now)
                 return held
     return None
+
+
+def next_due(engine: Engine) -> int | None:
+    """Return from when on some queued or waiting run may be claimed; `None` if there is none."""
+    going = col(Run.state).in_([RunState.WAITING, RunState.QUEUED])
+    with transaction(engine) as session:
+        due: int | None = session.exec(select(func.min(Run.not_before)).where(going)).one()
+    return due
 
 
 def heartbeat(engine: Engine, claim: Claim, now: int, step: str | None) -> bool:
@@ -284,25 +281,6 @@ def rescue(engine: Engine, now: int) -> list[Claim]:
             _move(session, run, _Move(RunState.RUNNING, "run_adopted", {"token": held.token}), now)
             claims.append(held)
     return claims
-
-
-def fix_track(  # noqa: PLR0913 - four facts that go by name
-    engine: Engine, claim: Claim, now: int, *, metric: str, max_new_tokens: int, split: dict[str, float],
-    eval_batch_size: int,
-) -> None:  # fmt: skip
-    """Write on the run's track what its first run decides for all later ones; what stands there already stays."""
-    facts: dict[str, Any] = {
-        "metric": metric, "max_new_tokens": max_new_tokens, "split": split, "eval_batch_size": eval_batch_size,
-    }  # fmt: skip
-    with transaction(engine) as session:
-        run = held_run(session, claim)
-        track = session.get_one(Track, run.track)
-        new = {name: value for name, value in facts.items() if getattr(track, name) is None}
-        for name, value in new.items():
-            setattr(track, name, value)
-        if new:
-            session.add(track)
-            record_event(session, "track_fixed", now, track=track.name, run_id=run.id, **new)
 
 
 def _begin(session: Session, run: Run, now: int, configure: Callable[[Session, Track], RunConfig]) -> bool:

@@ -190,7 +190,7 @@ class Service:
             )
         refuse_half_restored(root)
         migrate(root / DATABASE_NAME)
-        self._engine = open_engine(root / DATABASE_NAME)
+        self._engine = open_engine(root / DATABASE_NAME, keep=True)
         check(self._engine)
         self.stop = threading.Event()
         self.exit_code = 0

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from sqlalchemy import Engine, func, update
 from sqlmodel import Session, col, select
 
-from daemon.claims import record_event
+from daemon.claims import Claim, held_run, record_event
 from daemon.database import transaction
 from daemon.tables import Drop, DropState, Run
 from pipeline import artifacts
@@ -61,15 +61,16 @@ def waiting_drops(session: Session, track: str) -> int:
     return session.exec(waiting).one()
 
 
-def hold_new_drops(engine: Engine, run_id: int, reason: str, now: int) -> list[int]:
+def hold_new_drops(engine: Engine, claim: Claim, reason: str, now: int) -> list[int]:
     """
-    Take the drops for training that were new in run `run_id` out of later snapshots; return their numbers.
+    Take the drops for training that were new in the claim's run out of later snapshots; return their numbers.
 
-    New are those that no other candidate was judged with: a run that ended without a verdict clears nobody.
+    New are those that no other candidate was judged with: a run that ended without a verdict clears nobody. Raises
+    `LostClaim` if the run is not the owner's any more.
     """
-    held = []
+    held, run_id = [], claim.run_id
     with transaction(engine) as session:
-        run = session.get_one(Run, run_id)
+        run = held_run(session, claim)
         judged = select(Run.snapshot).where(Run.track == run.track, Run.id != run_id, col(Run.outcome).in_(_JUDGED))
         old = {drop["id"] for snapshot in session.exec(judged) for drop in snapshot or ()}
         ids = [drop["id"] for drop in run.snapshot or () if drop["id"] not in old]

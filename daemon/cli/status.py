@@ -79,7 +79,7 @@ def _champions(settings: "Settings", overview: "Overview") -> "dict[str, Champio
 
 def _print_status_json(settings: "Settings", overview: "Overview") -> None:
     champions = _champions(settings, overview)
-    latest = overview.runs(states=["succeeded", "failed", "cancelled", "quarantined"], most=_LATEST)
+    latest = overview.ended_runs(_LATEST)
     tracks: list[dict[str, Any]] = [
         {"name": name, "champion": champion.model_dump(mode="json") if champion else None}
         for name, champion in champions.items()
@@ -177,7 +177,7 @@ def _print_runs(overview: "Overview") -> None:
     if going:
         print_line()
         print_table(("RUN", "TRACK", "STATE", ""), [(run.id, run.track, run.state, describe_run(run)) for run in going])
-    latest = overview.runs(states=["succeeded", "failed", "cancelled", "quarantined"], most=_LATEST)
+    latest = overview.ended_runs(_LATEST)
     if latest:
         print_line()
         rows = [

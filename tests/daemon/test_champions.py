@@ -1,6 +1,8 @@
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -195,6 +197,15 @@ def test_a_candidate_that_was_compared_with_an_older_champion_is_refused(engine:
     assert reigning(engine) == ("m1", 1)
     assert served(state) == "m1"
     assert [name for name, _, _ in promotions(engine)] == ["base-id", "m1"]
+
+
+@pytest.mark.usefixtures("track")
+def test_a_daemon_that_lost_the_run_promotes_nothing(engine: Engine, state: Path) -> None:
+    stale = replace(candidate(engine, state, "one"), token=uuid.uuid4().hex)
+    with pytest.raises(queue.LostClaim):
+        champions.promote(engine, state, stale, 0, "better", 20)
+    assert reigning(engine)[1] == 0
+    assert "promotion_intended" not in events(engine)
 
 
 @pytest.mark.usefixtures("track")

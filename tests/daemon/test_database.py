@@ -34,7 +34,7 @@ from daemon.database import (
 from daemon.database_file import BACKUPS, file_system, refuse_network
 from daemon.tables import Attempt, Drop, Event, Promotion, Run, Slot, Track
 
-#: One of so many statements is cut in the usual run of the tests, from a random one on; all with CHAOS=whole.
+#: One of so many statements is cut in the usual run of the tests, from a random one on; all with DROPFORGE_CHAOS=whole.
 SAMPLE = 5
 RELEASED = sorted((Path(__file__).parent / "released").glob("*.sql"))
 THIRD = """
@@ -212,9 +212,9 @@ def test_a_damaged_database_is_not_upgraded(tmp_path: Path) -> None:
 
 
 def test_a_migration_that_is_killed_anywhere_leaves_the_old_schema_or_the_new_one(tmp_path: Path) -> None:
-    whole = os.environ.get("CHAOS") == "whole"
+    whole = os.environ.get("DROPFORGE_CHAOS") == "whole"
     first, step = (1, 1) if whole else (random.randint(1, SAMPLE), SAMPLE)
-    print(f"killed before statements {first}, {first + step}, …; before each of them with CHAOS=whole")
+    print(f"killed before statements {first}, {first + step}, …; before each of them with DROPFORGE_CHAOS=whole")
     done = subprocess.run(
         [sys.executable, __file__, str(RELEASED[0]), str(tmp_path), str(first), str(step)],
         capture_output=True, text=True, check=False,

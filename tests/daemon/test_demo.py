@@ -30,7 +30,7 @@ def judged(made: Any, outcome: str, *, hold: bool) -> list[str]:
     """End the second run as `outcome` says and return what the demo finds wrong."""
     second = made.claim()
     if hold:
-        queue.hold_new_drops(made.engine, second.run_id, "new in a bad run", made.tick())
+        queue.hold_new_drops(made.engine, second, "new in a bad run", made.tick())
     queue.finish(made.engine, second, outcome, "so it is", made.tick())
     overview = Overview(made.settings.state_folder)
     return demo.unexpected(overview, overview.run(1), overview.run(2))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event
 from sqlmodel import select
 
 from daemon import champions, publishing, queue
@@ -208,6 +208,52 @@ def test_a_good_run_goes_through_every_step_and_moves_the_link(
     assert (link / "model.safetensors").read_bytes().endswith(b"weights of run 1")
     assert [row.generation for row in done_promotions(engine)] == [1]
     assert (settings.state_folder / "predictions" / "key" / "1-evaluate-1.jsonl").read_text() == "{}\n"
+
+
+def begun(engine: Engine, work: Callable[[], object]) -> int:
+    """Return how many transactions of `engine` begin during `work`."""
+    seen: list[object] = []
+
+    def note(connection: object) -> None:
+        seen.append(connection)
+
+    event.listen(engine, "begin", note)
+    work()
+    event.remove(engine, "begin", note)
+    return len(seen)
+
+
+def test_an_idle_dispatcher_asks_the_queue_only_when_somebody_has_changed_it(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    ticks(dispatcher)
+    assert begun(engine, lambda: ticks(dispatcher)) == 0
+    other = open_engine(settings.state_folder / "dropforge.db")
+    with transaction(other) as session:
+        queue.enqueue(session, "default", "drop", NOW, NOW + 500)
+    add_drop(other, "a")
+    assert begun(engine, lambda: ticks(dispatcher, now=NOW + 400)) > 0
+    assert executor.steps == [], "it is not due"
+    assert begun(engine, lambda: ticks(dispatcher, now=NOW + 420)) == 0
+    ticks(dispatcher, now=NOW + 500)
+    assert run_row(engine).state == RunState.SUCCEEDED, "nobody told that its time had come"
+
+
+def test_a_claim_that_failed_is_tried_again(
+    engine: Engine, dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_drop(engine, "a")
+
+    def full(*_: object, **__: object) -> None:
+        message = "disk full"
+        raise OSError(message)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(queue, "claim", full)
+        with pytest.raises(OSError, match="disk full"):
+            dispatcher.tick(NOW)
+    ticks(dispatcher)
+    assert run_row(engine).state == RunState.SUCCEEDED
 
 
 def test_a_run_that_loses_badly_holds_its_new_drops_back_and_only_those(

@@ -2,15 +2,19 @@
 
 import fcntl
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import Engine, event
 
-from daemon.overview import NotThere, Overview
+from daemon import queue
+from daemon.overview import OPEN_STATES, NotThere, Overview
 from daemon.processes import FileLock
 from pipeline import durable
+from pipeline.config import RunConfig
 
 
 @pytest.fixture
@@ -137,3 +141,62 @@ def test_a_writer_is_seen_at_the_next_question(new_workspace: Callable[[], Any])
     assert overview.runs() == []
     made.take("first.jsonl", '{"instruction": "a", "output": "b"}\n')
     assert [run.state for run in overview.runs()] == ["queued"]
+
+
+CONFIG = RunConfig(track="default", base_model="/base", base_model_id="b" * 64, salt="s")
+
+
+def plans(engine: Engine, ask: Callable[[], object]) -> list[tuple[str, str]]:
+    """Return each question that `ask` puts to the database, with a line of SQLite's plan for it."""
+    asked: list[tuple[str, Any]] = []
+
+    def note(*told: Any) -> None:
+        asked.append((told[2], told[3]))
+
+    event.listen(engine, "before_cursor_execute", note)
+    ask()
+    event.remove(engine, "before_cursor_execute", note)
+    found = []
+    with engine.connect() as connection:
+        for statement, values in asked:
+            if statement.startswith("SELECT"):
+                rows = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", values).all()
+                found += [(statement, str(row[3])) for row in rows]
+    return found
+
+
+def slow(found: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return the parts of plans that take longer with every run or drop that was ever there."""
+    newest = re.compile(r"ORDER BY (\"?\w+\"?\.)?id DESC\s+LIMIT")
+    return [
+        (statement, line)
+        for statement, line in found
+        if re.match(r"SCAN (run|drop)\b", line) and "COVERING INDEX" not in line and not newest.search(statement)
+    ]
+
+
+def test_status_looks_at_no_whole_history(overview: Overview) -> None:
+    def ask() -> None:
+        overview.runs(states=OPEN_STATES)
+        overview.ended_runs(5)
+        overview.drop_counts()
+        overview.drops(most=5)
+        overview.champion("default")
+
+    found = plans(overview._engine, ask)
+    assert len(found) >= 5
+    assert slow(found) == []
+    assert not [line for statement, line in found if "ended_at IS NOT NULL" in statement and "TEMP B-TREE" in line]
+    assert slow(plans(overview._engine, lambda: overview.runs(states=None, most=None)))
+
+
+def test_claiming_and_intake_look_at_no_whole_history(lived_in: Any) -> None:
+    engine = lived_in.engine
+
+    def ask() -> None:
+        queue.claim(engine, lived_in.tick(), lambda _session, _track: CONFIG, limit=9)
+        queue.next_due(engine)
+        lived_in.take("again.jsonl", '{"instruction": "say a", "output": "a"}\n')
+        lived_in.take("bad.jsonl", "no record")
+
+    assert slow(plans(engine, ask)) == []

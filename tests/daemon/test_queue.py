@@ -1,8 +1,3 @@
-"""Run as a script, it is one of the processes that race for runs: `test_queue.py DATABASE`."""
-
-import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -250,41 +245,6 @@ def test_claiming_counts_nothing(engine: Engine) -> None:
     assert (run.failures, run.deaths) == (0, 0)
 
 
-def test_four_processes_claim_two_hundred_runs_each_once_and_without_a_lock_error(tmp_path: Path) -> None:
-    path = tmp_path / "state.db"
-    migrate(path)
-    with transaction(open_engine(path)) as session:
-        for number in range(200):
-            drop(session, f"track{number}")
-            queue.enqueue(session, f"track{number}", "drop", 0, 0)
-    racers = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True,
-        )
-        for _ in range(4)
-    ]  # fmt: skip
-    for racer in racers:
-        assert racer.stdout is not None
-        assert racer.stdout.readline() == "ready\n"
-    for racer in racers:
-        assert racer.stdin is not None
-        racer.stdin.write("go\n")
-        racer.stdin.flush()
-    claimed: list[list[object]] = []
-    for racer in racers:
-        out, error = racer.communicate()
-        assert (racer.returncode, error) == (0, "")
-        claimed += json.loads(out)
-    assert sorted(run_id for run_id, _ in claimed) == list(range(1, 201))  # type: ignore[type-var]
-    with transaction(open_engine(path)) as session:
-        rows = session.exec(select(Run.id, Run.token, Run.state)).all()
-        kinds = session.exec(select(Event.kind)).all()
-    assert {(run_id, token) for run_id, token, _ in rows} == {(run_id, token) for run_id, token in claimed}
-    assert {state for _, _, state in rows} == {"running"}
-    assert kinds.count("run_claimed") == 200
-
-
 # --- what an owner may do, and nobody else
 
 OWNERS: dict[str, Callable[[Engine, Claim], object]] = {
@@ -299,6 +259,7 @@ OWNERS: dict[str, Callable[[Engine, Claim], object]] = {
     "fix_track": lambda engine, claim: queue.fix_track(
         engine, claim, 300, metric="exact_match", max_new_tokens=8, split={"dev": 0.1}, eval_batch_size=4
     ),
+    "hold_new_drops": lambda engine, claim: queue.hold_new_drops(engine, claim, "it lost", 300),
 }
 
 
@@ -602,8 +563,8 @@ def test_the_drops_that_were_new_in_a_bad_run_are_held_once_each_with_its_event(
     second = take(engine, 300)
     with transaction(engine) as session:
         session.get_one(Drop, withdrawn).state = DropState.WITHDRAWN
-    assert queue.hold_new_drops(engine, second.run_id, "it lost", 400) == held
-    assert queue.hold_new_drops(engine, second.run_id, "it lost", 500) == []
+    assert queue.hold_new_drops(engine, second, "it lost", 400) == held
+    assert queue.hold_new_drops(engine, second, "it lost", 500) == []
     with transaction(engine) as session:
         states = {row.id: (row.state, row.reason) for row in session.exec(select(Drop))}
     assert states == {
@@ -622,8 +583,7 @@ def test_a_run_without_a_judged_candidate_clears_none_of_its_drops(engine: Engin
         queue.finish(engine, first, "insufficient_evidence", "too few", 200)
     queue_run(engine)
     second = take(engine, 300)
-    queue.finish(engine, second, "worse", "it lost", 400)
-    assert queue.hold_new_drops(engine, second.run_id, "it lost", 400) == [1, 2]
+    assert queue.hold_new_drops(engine, second, "it lost", 400) == [1, 2]
 
 
 def test_the_drops_of_a_failed_run_wait_for_a_run_again(engine: Engine) -> None:
@@ -660,18 +620,3 @@ def test_a_retried_run_has_todays_settings_and_not_the_drops_taken_out_since(eng
     assert (run.id, run.error) == (claim.run_id, None)
     assert [row["id"] for row in run.snapshot or ()] == [2]
     assert RunConfig.model_validate(run.config).train.batch_size == 2
-
-
-def race(path: Path) -> None:
-    """Claim until there is nothing left, and print what was claimed."""
-    engine = open_engine(path)
-    print("ready", flush=True)
-    sys.stdin.readline()
-    claims = []
-    while (claim := queue.claim(engine, 100, configure, limit=None)) is not None:
-        claims.append((claim.run_id, claim.token))
-    print(json.dumps(claims))
-
-
-if __name__ == "__main__":
-    race(Path(sys.argv[1]))

@@ -1,0 +1,191 @@
+import importlib.util
+import json
+import shutil
+import sqlite3
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon import doctor
+from daemon.database import migrate
+from daemon.doctor import Finding, examine
+from daemon.processes import FileLock
+from daemon.settings import Settings, load
+from daemon.state_folder import DATABASE_NAME, LOCK_NAME, RESTORING
+from daemon.watcher import make_inbox
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Give a workspace in which all is well, but that no daemon runs."""
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text("{}")
+    (base / "tokenizer.json").write_text("{}")
+    (base / "model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
+    (tmp_path / "dropforge.toml").write_text('base_model = "base"\ntimezone = "Europe/Berlin"\n')
+    settings = load(tmp_path / "dropforge.toml", {})
+    make_inbox(settings)
+    migrate(settings.state_folder / DATABASE_NAME)
+    return settings
+
+
+def lines(settings: Settings) -> dict[str, Finding]:
+    return {finding.name: finding for finding in examine(settings)}
+
+
+def test_where_all_is_well_no_line_is_bad_and_each_thing_has_its_line(settings: Settings) -> None:
+    found = lines(settings)
+    assert {name for name, finding in found.items() if finding.level != "ok"} == {"daemon"}
+    assert set(found) == {
+        "sqlite", "database", "journal", "state", "inbox", "space", "leases", "inotify", "base of default", "training",
+        "daemon", "clock",
+    }  # fmt: skip
+    assert found["sqlite"].text.startswith(f"SQLite {sqlite3.sqlite_version} ")
+    assert "synchronous EXTRA" in found["journal"].text
+    assert "Europe/Berlin" in found["clock"].text
+
+
+def test_it_changes_nothing(settings: Settings, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    examine(settings)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def nfs(_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "file_system", lambda _path: "nfs4")
+
+
+def wal(settings: Settings, _monkeypatch: pytest.MonkeyPatch) -> None:
+    connection = sqlite3.connect(settings.state_folder / DATABASE_NAME)
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.close()
+
+
+def orphan(settings: Settings, _monkeypatch: pytest.MonkeyPatch) -> None:
+    connection = sqlite3.connect(settings.state_folder / DATABASE_NAME)
+    connection.execute(
+        "INSERT INTO attempt (run_id, step, number, fence, state, started_at) VALUES (7, 'train', 1, 'f', 'lost', 1)"
+    )
+    connection.commit()
+    connection.close()
+
+
+def lost_drop(settings: Settings, _monkeypatch: pytest.MonkeyPatch) -> None:
+    connection = sqlite3.connect(settings.state_folder / DATABASE_NAME)
+    connection.execute(
+        'INSERT INTO "drop" (track, role, state, name_bytes, name, sha256, size_bytes, rows, findings, warnings, '
+        "received_at) VALUES ('default', 'train', 'accepted', x'61', 'a', 'h', 1, 1, 0, 0, 1)"
+    )
+    connection.commit()
+    connection.close()
+
+
+def future(settings: Settings, _monkeypatch: pytest.MonkeyPatch) -> None:
+    connection = sqlite3.connect(settings.state_folder / DATABASE_NAME)
+    connection.execute("INSERT INTO event (at, kind, detail) VALUES (9999999999999, 'run_queued', '{}')")
+    connection.commit()
+    connection.close()
+
+
+def no_space(_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage("/")._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
+
+
+def no_leases(_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_fd: int) -> bool:
+        raise OSError
+
+    monkeypatch.setattr(doctor, "take_read_lease", refuse)
+
+
+def no_torch(_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else known(name))
+
+
+def few_watches(_settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp: str = "inotify") -> None:
+    folder = Path(_settings.state) / tmp
+    folder.mkdir()
+    (folder / "max_user_watches").write_text("8\n")
+    (folder / "max_user_instances").write_text("1\n")
+    monkeypatch.setattr(doctor, "_INOTIFY", folder)
+
+
+TROUBLES: dict[str, tuple[Callable[[Settings, pytest.MonkeyPatch], object], str, str, str]] = {
+    "state on NFS": (nfs, "state", "bad", "local disk"),
+    "inbox on NFS": (nfs, "inbox", "warn", "polling"),
+    "a restore was cut off": (
+        lambda settings, _: (settings.state_folder / RESTORING).write_text("{}"), "database", "bad",
+        "dropforge restore",
+    ),
+    "no database": (
+        lambda settings, _: (settings.state_folder / DATABASE_NAME).unlink(), "database", "warn", "dropforge run",
+    ),
+    "no database at all": (
+        lambda settings, _: (settings.state_folder / DATABASE_NAME).write_text("hello" * 500), "database", "bad",
+        "dropforge restore",
+    ),
+    "a row without its parent": (orphan, "database", "bad", "dropforge restore"),
+    "a WAL with a library that corrupts it": (wal, "journal", "bad", "restart"),
+    "a drop whose file is gone": (lost_drop, "drops", "bad", "from a backup"),
+    "a full disk": (no_space, "space", "bad", "free some"),
+    "no leases": (no_leases, "leases", "warn", "settle_seconds"),
+    "few watches": (few_watches, "inotify", "warn", "sysctl"),
+    "a base model without weights": (
+        lambda settings, _: (Path(settings.base_model) / "model.safetensors").unlink(), "base of default", "bad",
+        "save_pretrained",
+    ),
+    "no torch": (no_torch, "training", "bad", "dropforge[train]"),
+    "events of the future": (future, "clock", "warn", "timedatectl"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_each_trouble_is_seen_and_has_its_remedy(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    make, name, level, remedy = TROUBLES[trouble]
+    monkeypatch.setattr(doctor, "journal_mode", lambda _version: "delete")
+    assert lines(settings).get(name, Finding(name=name, level="ok", text="")).level == "ok"
+    make(settings, monkeypatch)
+    found = lines(settings)[name]
+    assert (found.level, remedy in found.remedy) == (level, True), found
+
+
+def test_a_running_daemon_is_seen(settings: Settings) -> None:
+    lock = FileLock(settings.state_folder / LOCK_NAME)
+    assert lock.acquire()
+    assert lines(settings)["daemon"].level == "ok"
+    lock.release()
+
+
+def test_the_command_ends_with_1_if_a_line_is_bad_and_says_the_same_as_json(
+    settings: Settings, dropforge: Callable[..., Any]
+) -> None:
+    good = dropforge("doctor")
+    assert good.code == 0, good.out
+    assert dropforge("doctor", "--json").json["ok"] is True
+    (Path(settings.base_model) / "tokenizer.json").unlink()
+    bad = dropforge("doctor", "--json")
+    assert (bad.code, bad.json["ok"]) == (1, False)
+    assert [one["name"] for one in bad.json["findings"] if one["level"] == "bad"] == ["base of default"]
+    assert "→ save the tokenizer" in dropforge("doctor").out
+
+
+def test_it_loads_no_torch(settings: Settings, tmp_path: Path) -> None:
+    code = (
+        "import json, sys; from pathlib import Path; from daemon.settings import load; "
+        "from daemon.doctor import examine; "
+        "examine(load(Path(sys.argv[1]), {})); print(json.dumps(sorted(sys.modules)))"
+    )
+    argv = [sys.executable, "-P", "-c", code, str(tmp_path / "dropforge.toml")]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert settings.base_model
+    assert not {"torch", "transformers", "numpy"} & set(json.loads(done.stdout))
