@@ -53,7 +53,7 @@ class Dispatcher:
         self._executor = executor
         self._claims: list[queue.Claim] = []
         self._beat = 0
-        self._bases_at = -_BASES_MS
+        self._bases_at = self._settled_at = -_BASES_MS
         self._cancelling: set[str] = set()
         self.bases = Bases(engine, settings)
         self.draining = False
@@ -61,11 +61,13 @@ class Dispatcher:
     def recover(self, now: int) -> None:
         """Finish what a dead daemon left half-done and adopt its runs; the caller holds the state folder's lock."""
         Spool(self._root).remove_leftovers()
+        self._settled_at = now
         champions.recover(self._engine, self._root, now)
         self._claims = queue.rescue(self._engine, now)
         for claim in self._claims:
             publishing.remove_leftovers(self._root, claim.run_id)
             log.info("run_adopted", run=claim.run_id)
+        self._call_off_strays()
         self._refresh_bases(now)
 
     @property
@@ -75,6 +77,10 @@ class Dispatcher:
 
     def tick(self, now: int) -> None:
         """Do everything that can be done now."""
+        if abs(now - self._settled_at) >= _BASES_MS:
+            self._settled_at = now
+            # A person's rollback in a process of its own may have died half-way, too.
+            champions.recover(self._engine, self._root, now)
         if not self._claims and not self.draining:
             self._refresh_bases(now)
             claim = queue.claim(self._engine, now, self._configure)
@@ -106,9 +112,24 @@ class Dispatcher:
         for claim in list(self._claims):
             attempt = queue.open_attempt(self._engine, claim.run_id)
             if attempt is not None:
+                spec = self._spec_of(attempt)
+                if spec is not None:
+                    self._executor.cancel(spec)
                 self._end(claim, attempt, AttemptState.LOST, now, "the daemon stopped before the step did")
             queue.interrupt(self._engine, claim, now)
             self._drop(claim)
+
+    def _call_off_strays(self) -> None:
+        """Stop what is ordered and is no run's open attempt: it would keep the worker from the one that is."""
+        attempts = [queue.open_attempt(self._engine, claim.run_id) for claim in self._claims]
+        specs = [self._spec_of(attempt) for attempt in attempts if attempt is not None]
+        known = {spec.key for spec in specs if spec is not None}
+        for key in self._executor.list_mine():
+            run, step, number = key.split("-")
+            folder = self._root / publishing.attempt_folder(int(run), step, int(number))
+            if key not in known and (folder / SPEC_NAME).exists():
+                log.info("stray_called_off", key=key)
+                self._executor.cancel(StepSpec.model_validate_json((folder / SPEC_NAME).read_bytes()))
 
     # --- one claim
 
@@ -316,13 +337,14 @@ class Dispatcher:
         return None if value is None else Progress.model_validate(value)
 
     def _beat_if_due(self, now: int) -> None:
-        if self._claims and now - self._beat >= _HEARTBEAT_MS:
+        if self._claims and abs(now - self._beat) >= _HEARTBEAT_MS:
             self._beat = now
             for claim in self._claims:
                 queue.heartbeat(self._engine, claim, now, None)
 
     def _refresh_bases(self, now: int) -> None:
-        if now - self._bases_at >= _BASES_MS:
+        # The clock may be set back: then the last look lies ahead.
+        if abs(now - self._bases_at) >= _BASES_MS:
             self._bases_at = now
             self.bases.refresh(now)
 

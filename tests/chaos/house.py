@@ -21,11 +21,14 @@ from daemon.watcher import Watcher, make_inbox
 from pipeline import durable
 from pipeline.artifacts import Adapter, Dataset, Model, Report, Scores, Verdict
 from pipeline.contract import RESULT_NAME, SPEC_NAME, StepResult, StepSpec
+from pipeline.errors import EXIT_INTERRUPTED
 from pipeline.manifest import MANIFEST_NAME, model_id, write_manifest
 
 #: 2026-01-01T00:00:00Z.
 START = 1_767_225_600_000
 DAY = 86_400_000
+#: Where a workspace costs the disk nothing: no power is cut here, a killed process loses what it did not write.
+MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 - folders of random names are made in it
 _SETTINGS = """
 base_model = "base"
 trigger = "both"
@@ -119,10 +122,18 @@ def work(root: Path, outcome: str) -> list[StepSpec]:
     for entry in sorted((root / "spool" / "queue").glob("[!.]*.json")):
         folder = root / json.loads(entry.read_text())["folder"]
         spec = StepSpec.model_validate_json((folder / SPEC_NAME).read_bytes())
-        durable.write_json(folder / RESULT_NAME, result_of(spec, outcome).model_dump(mode="json"))
+        mark = root / "spool" / "cancel" / spec.key
+        result = interrupted(spec) if mark.exists() else result_of(spec, outcome)
+        durable.write_json(folder / RESULT_NAME, result.model_dump(mode="json"))
+        mark.unlink(missing_ok=True)
         entry.unlink()
         done.append(spec)
     return done
+
+
+def interrupted(spec: StepSpec) -> StepResult:
+    """Return the result of a step that was told to stop before it did anything."""
+    return StepResult(key=spec.key, fence=spec.fence, status="interrupted", exit_code=EXIT_INTERRUPTED)
 
 
 def result_of(spec: StepSpec, outcome: str) -> StepResult:

@@ -75,7 +75,9 @@ def _drops(folder: Path, rows: _Rows) -> Iterator[str]:
             elif (drop["state"] == "rejected") != (place == "rejected"):
                 yield f"inbox/{place}/{name} is drop {drop['id']}, which is {drop['state']}"
         for name in documents:
-            if name.removesuffix(ending) not in names and not _waits(inbox, known, json.loads((inbox / place / name).read_text())):
+            if name.removesuffix(ending) not in names and not _waits(
+                inbox, known, json.loads((inbox / place / name).read_text())
+            ):
                 yield f"inbox/{place}/{name} tells of a file that is not there"
     for number, drop in known.items():
         waits = (inbox / drop["name"]).exists()
@@ -93,9 +95,14 @@ def _store(state: Path, rows: _Rows) -> Iterator[str]:
         if path.suffix == ".jsonl" and _sha256(path) != path.stem:
             yield f"drops/{path.name} does not hash to its name"
     for drop in rows.drops:
-        if drop["state"] in {"accepted", "withdrawn", "held"} and not (state / f"drops/{drop['sha256']}.jsonl").exists():
+        if (
+            drop["state"] in {"accepted", "withdrawn", "held"}
+            and not (state / f"drops/{drop['sha256']}.jsonl").exists()
+        ):
             yield f"drop {drop['id']} is {drop['state']} and its content is not in the store"
-    accepted = Counter((drop["track"], drop["role"], drop["sha256"]) for drop in rows.drops if drop["state"] == "accepted")
+    accepted = Counter(
+        (drop["track"], drop["role"], drop["sha256"]) for drop in rows.drops if drop["state"] == "accepted"
+    )
     yield from (f"{key} is accepted {count} times" for key, count in accepted.items() if count > 1)
 
 
@@ -127,7 +134,8 @@ def _attempts(state: Path, rows: _Rows) -> Iterator[str]:
                 yield f"attempt {attempt['id']} is open and its run does not run"
     for entry in (state / "spool" / "queue").glob("[!.]*.json"):
         spec = json.loads((state / json.loads(entry.read_text())["folder"] / "spec.json").read_text())
-        if entry.stem not in keys and spec["run"] in running:
+        called_off = (state / "spool" / "cancel" / entry.stem).exists()
+        if entry.stem not in keys and not called_off and spec["run"] in running:
             yield f"the spool orders {entry.stem}, which is no open attempt"
     for path in (state / "runs").glob("*/[a-z]*.json"):
         json.loads(path.read_text())
@@ -161,7 +169,8 @@ def _champions(state: Path, rows: _Rows) -> Iterator[str]:
 
 def _leftovers(folder: Path) -> Iterator[str]:
     for path in folder.rglob("*"):
-        if path.name.endswith((".tmp", ".new", "-journal", ".part")):
+        # A trainer's scratch goes with its attempt, and nobody reads it.
+        if path.name.endswith((".tmp", ".new", ".part")) and "scratch" not in path.parts:
             yield f"left over: {path.relative_to(folder)}"
 
 
