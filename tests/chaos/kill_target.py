@@ -149,10 +149,10 @@ def _carry_out(deed: Callable[[], object]) -> str:
 
 
 def _picture(folder: Path) -> dict[str, object]:
-    """Return every file, folder and link but the database and locks, and when each came to be what it is."""
+    """Return every file, folder and link but the database and locks, and what is in it."""
     paths = [path for path in folder.rglob("*") if ".db" not in path.name and not path.name.endswith(".lock")]
     return {
-        str(path): path.readlink() if path.is_symlink() else path.lstat().st_mtime_ns if path.is_file() else "folder"
+        str(path): path.readlink() if path.is_symlink() else path.read_bytes() if path.is_file() else "folder"
         for path in paths
     }
 
