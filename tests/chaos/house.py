@@ -99,8 +99,9 @@ class Daemon:
     def finish_runs(self, now: int, outcome: str = "not_shown_better") -> None:
         """Let dispatcher and worker work until no run is in hand and none is due."""
         for turn in range(60):
+            nothing = self.dispatcher.idle
             self.dispatcher.tick(now + turn)
-            if self.dispatcher.idle:
+            if nothing and self.dispatcher.idle:
                 return
             work(self.root, outcome)
         message = "a run did not end"
