@@ -35,6 +35,18 @@ def broken(folder: Path) -> list[str]:
         ]  # fmt: skip
 
 
+def unnamed(folder: Path) -> list[str]:
+    """Return the champions' links that lead to a model which no journal row names; that may not be at any moment."""
+    state = folder / ".dropforge"
+    found = []
+    for link in (state / "tracks").glob("*/champion"):
+        with closing(sqlite3.connect(state / DATABASE_NAME)) as connection:
+            named = [path for (path,) in connection.execute("SELECT model_path FROM promotion")]
+        if link.resolve() not in [(state / path).resolve() for path in named]:
+            found.append(f"{link.relative_to(folder)} leads to {link.readlink()}, which no row names")
+    return found
+
+
 class _Rows:
     """Every table as a list of dicts, in the order of their numbers."""
 

@@ -30,7 +30,7 @@ from sqlalchemy.exc import DatabaseError
 
 from pipeline.errors import DropforgeError
 from tests.chaos.house import Daemon
-from tests.chaos.invariants import broken
+from tests.chaos.invariants import broken, unnamed
 from tests.chaos.operations import NOW, OPERATIONS, Operation
 
 CALLS = (
@@ -102,8 +102,9 @@ class Bench:
 
     def _recover(self) -> list[str]:
         """Start the daemon twice, which must come to the same; let it carry on; return what does not hold."""
+        found = unnamed(self._work)
         Daemon(self._work, NOW)
-        found, first = broken(self._work), _picture(self._work)
+        found, first = [*found, *broken(self._work)], _picture(self._work)
         daemon = Daemon(self._work, NOW)
         if _picture(self._work) != first:
             found.append("a second recovery changed something")

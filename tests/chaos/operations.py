@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import patch
 
+from sqlalchemy import delete
 from sqlmodel import col, select
 
 from daemon import champions, drops, queue
 from daemon.champions import ChampionMoved
 from daemon.database import transaction
-from daemon.tables import Drop, DropState, Promotion, PromotionState, Run, RunState
+from daemon.tables import Drop, DropState, Event, Promotion, PromotionState, Run, RunState, Track
 from pipeline.qlora import checkpoints
 from tests.chaos.house import DAY, START, Daemon, build, records
 
@@ -275,6 +276,39 @@ def _half_promoted(folder: Path) -> None:
         daemon.dispatcher.tick(START)
 
 
+def _starting(folder: Path) -> Callable[[], object]:
+    return lambda: Daemon(folder, NOW)
+
+
+def _started(daemon: Daemon) -> None:
+    assert _reigning(daemon) == (0, [None])
+    _accepted(daemon, "new.jsonl", "new")
+    daemon.finish_runs(NOW)
+    assert _runs(daemon) == ["succeeded"]
+
+
+def _promoted_in_vain(folder: Path) -> None:
+    """A daemon that died before a promotion's done row, its links swapped; its model has been lost since."""
+    _at("decide", "promoted")(folder)
+    daemon = Daemon(folder, START)
+    with patch.object(queue, "finish", side_effect=Death), suppress(Death):
+        daemon.dispatcher.tick(START)
+    with transaction(daemon.engine) as session:
+        row = session.exec(select(Promotion).where(Promotion.generation == 1)).one()
+        row.state, row.done_at = PromotionState.INTENT, None
+        track = session.get_one(Track, "default")
+        before = row.previous_model_id, row.previous_path
+        track.champion_generation, (track.champion_model_id, track.champion_path) = 0, before
+        session.exec(delete(Event).where(col(Event.kind) == "promoted"))
+    (daemon.root / row.model_path).rename(folder / "lost")
+
+
+def _kept(daemon: Daemon) -> None:
+    daemon.finish_runs(NOW)
+    assert _reigning(daemon) == (0, [None])
+    assert _runs(daemon) == ["failed"]
+
+
 OPERATIONS = {
     "intake of an accepted drop": Operation(
         _inbox("new.jsonl", records("a", "b")), _taking, _taken(DropState.ACCEPTED)
@@ -294,7 +328,7 @@ OPERATIONS = {
     "checkpoint": Operation(_trained, _checkpointing, _checkpointed),
     "promote": Operation(_at("decide", "promoted"), _ticking, _ended("promoted")),
     "roll back": Operation(_two_champions, _going_back, _back),
-    "recovery of a promotion": Operation(
-        _half_promoted, lambda folder: lambda: Daemon(folder, NOW), _ended("promoted")
-    ),
+    "first start": Operation(build, _starting, _started),
+    "recovery without the model": Operation(_promoted_in_vain, _starting, _kept),
+    "recovery of a promotion": Operation(_half_promoted, _starting, _ended("promoted")),
 }
