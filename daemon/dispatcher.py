@@ -67,7 +67,6 @@ class Dispatcher:
         for claim in self._claims:
             publishing.remove_leftovers(self._root, claim.run_id)
             log.info("run_adopted", run=claim.run_id)
-        self._call_off_strays()
         self._refresh_bases(now)
 
     @property
@@ -118,18 +117,6 @@ class Dispatcher:
                 self._end(claim, attempt, AttemptState.LOST, now, "the daemon stopped before the step did")
             queue.interrupt(self._engine, claim, now)
             self._drop(claim)
-
-    def _call_off_strays(self) -> None:
-        """Stop what is ordered and is no run's open attempt: it would keep the worker from the one that is."""
-        attempts = [queue.open_attempt(self._engine, claim.run_id) for claim in self._claims]
-        specs = [self._spec_of(attempt) for attempt in attempts if attempt is not None]
-        known = {spec.key for spec in specs if spec is not None}
-        for key in self._executor.list_mine():
-            run, step, number = key.split("-")
-            folder = self._root / publishing.attempt_folder(int(run), step, int(number))
-            if key not in known and (folder / SPEC_NAME).exists():
-                log.info("stray_called_off", key=key)
-                self._executor.cancel(StepSpec.model_validate_json((folder / SPEC_NAME).read_bytes()))
 
     # --- one claim
 

@@ -35,7 +35,8 @@ from tests.chaos.operations import NOW, OPERATIONS, Operation
 
 CALLS = (
     "fsync", "fdatasync", "rename", "renameat", "renameat2", "link", "linkat", "symlink", "symlinkat", "unlink",
-    "unlinkat", "rmdir", "mkdir", "mkdirat", "pwrite64", "write", "ftruncate",
+    "unlinkat", "rmdir", "mkdir", "mkdirat", "pwrite64", "write", "ftruncate", "sendfile",
+    "copy_file_range",
 )  # fmt: skip
 _SECONDS = 60
 _PR_SET_PTRACER = 0x59616D61
