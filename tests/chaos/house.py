@@ -29,6 +29,7 @@ START = 1_767_225_600_000
 DAY = 86_400_000
 #: Where a workspace costs the disk nothing: no power is cut here, a killed process loses what it did not write.
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 - folders of random names are made in it
+_COMPILED: dict[Any, Any] = {}
 _SETTINGS = """
 base_model = "base"
 trigger = "both"
@@ -78,6 +79,8 @@ class Daemon:
             place.mkdir(parents=True, exist_ok=True, mode=0o700)
         migrate(root / DATABASE_NAME)
         self.engine = open_engine(root / DATABASE_NAME)
+        # Compiling statements is most of a start's work, and the same for all daemons of this process.
+        self.engine.update_execution_options(compiled_cache=_COMPILED)
         check(self.engine)
         self.dispatcher = Dispatcher(self.engine, self.settings, LocalExecutor(root))
         self.intake = Intake(self.engine, self.settings)

@@ -47,10 +47,11 @@ class Bench:
 
     def __init__(self, operation: Operation, folder: Path) -> None:
         """Make the state before, in `folder`."""
-        self._operation = operation
+        self._complete = operation.complete
         self._before, self._work, self._log = folder / "before", folder / "work", folder / "strace.log"
         self._work.mkdir()
         operation.prepare(self._work)
+        self._deed = operation.ready(self._work)
         # Copies of it come to lie where it was made: it holds absolute links to its base model.
         self._work.rename(self._before)
 
@@ -94,10 +95,9 @@ class Bench:
         words = "broke before it began"
         with contextlib.suppress(BaseException):
             ctypes.CDLL(None).prctl(_PR_SET_PTRACER, ctypes.c_ulong(2**64 - 1), 0, 0, 0)
-            deed = self._operation.ready(self._work)
             os.write(say_ready, b"r")
             os.read(wait, 1)
-            words = _carry_out(deed)
+            words = _carry_out(self._deed)
         os.writev(say, [words.encode()])  # no call that is counted
         os._exit(0)
 
@@ -109,7 +109,7 @@ class Bench:
         daemon = Daemon(self._work, NOW)
         if _picture(self._work) != first:
             found.append("a second recovery changed something")
-        self._operation.complete(daemon)
+        self._complete(daemon)
         return [*found, *broken(self._work)]
 
     @staticmethod

@@ -32,7 +32,7 @@ class Operation(NamedTuple):
     prepare: Callable[[Path], None]
     """Bring a new workspace to the state before."""
     ready: Callable[[Path], Callable[[], object]]
-    """Start in a copy of that state whatever does it; return what is then done and killed."""
+    """Start on that state whatever does it; return what is then done, and killed, in copies of it."""
     complete: Callable[[Daemon], None]
     """Let the daemon that recovered carry it to its end; raise `AssertionError` if it did not end well."""
 
