@@ -58,11 +58,13 @@ class Dispatcher:
         self._executor = executor
         self._claims: list[queue.Claim] = []
         self._beat = 0
-        self._bases_at = -_BASES_MS
+        self._bases_at = self._settled_at = -_BASES_MS
         self._cancelling: set[str] = set()
         self._changes = ChangeWatch(engine)
         #: When a run is due that could not be claimed at the last look.
         self._due: int | None = None
+        #: When that was; a clock that shows less has been set back.
+        self._asked_at = -_BASES_MS
         self.bases = Bases(engine, settings)
         self.disk = Disk(settings)
         #: Whether there may be something to collect: after a start, after a run, when a night begins.
@@ -72,6 +74,7 @@ class Dispatcher:
     def recover(self, now: int) -> None:
         """Finish what a dead daemon left half-done and adopt its runs; the caller holds the state folder's lock."""
         Spool(self._root).remove_leftovers()
+        self._settled_at = now
         champions.recover(self._engine, self._root, now)
         self._claims = queue.rescue(self._engine, now)
         for claim in self._claims:
@@ -87,12 +90,18 @@ class Dispatcher:
     def tick(self, now: int) -> None:
         """Do everything that can be done now."""
         low = self.disk.look(self._engine, now)
+        if abs(now - self._settled_at) >= _BASES_MS:
+            self._settled_at = now
+            # A person's rollback in a process of its own may have died half-way, too.
+            champions.recover(self._engine, self._root, now)
         if not self._claims and not self.draining:
             self._refresh_bases(now)
             self._collect_garbage(now)
             # Asked twice a second all day long: only where the answer can be another one than last time.
-            if not self._changes.changed() and (self._due is None or now < self._due):
+            later = now >= self._asked_at and (self._due is None or now < self._due)
+            if later and not self._changes.changed():
                 return
+            self._asked_at = now
             self._due = now  # should the claim fail, on a full disk say, it is tried again
             claim = None if low else queue.claim(self._engine, now, self._configure, ready=self._has_room)
             if claim is None:
@@ -373,13 +382,14 @@ class Dispatcher:
             return None
 
     def _beat_if_due(self, now: int) -> None:
-        if self._claims and now - self._beat >= _HEARTBEAT_MS:
+        if self._claims and abs(now - self._beat) >= _HEARTBEAT_MS:
             self._beat = now
             for claim in self._claims:
                 queue.heartbeat(self._engine, claim, now, None)
 
     def _refresh_bases(self, now: int) -> None:
-        if now - self._bases_at >= _BASES_MS:
+        # The clock may be set back: then the last look lies ahead.
+        if abs(now - self._bases_at) >= _BASES_MS:
             self._bases_at = now
             self.bases.refresh(now)
 

@@ -189,6 +189,7 @@ class Service:
                 message, "see what it does: dropforge status; or give this one a state folder of its own"
             )
         refuse_half_restored(root)
+        durable.remove_leftovers(root, WATCHER_NOTE)
         migrate(root / DATABASE_NAME)
         self._engine = open_engine(root / DATABASE_NAME, keep=True)
         check(self._engine)

@@ -21,11 +21,15 @@ from daemon.watcher import Watcher, make_inbox
 from pipeline import durable
 from pipeline.artifacts import Adapter, Dataset, Model, Report, Scores, Verdict
 from pipeline.contract import RESULT_NAME, SPEC_NAME, StepResult, StepSpec
+from pipeline.errors import EXIT_INTERRUPTED
 from pipeline.manifest import MANIFEST_NAME, model_id, write_manifest
 
 #: 2026-01-01T00:00:00Z.
 START = 1_767_225_600_000
 DAY = 86_400_000
+#: Where a workspace costs the disk nothing: no power is cut here, a killed process loses what it did not write.
+MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 - folders of random names are made in it
+_COMPILED: dict[Any, Any] = {}
 _SETTINGS = """
 base_model = "base"
 trigger = "both"
@@ -75,6 +79,8 @@ class Daemon:
             place.mkdir(parents=True, exist_ok=True, mode=0o700)
         migrate(root / DATABASE_NAME)
         self.engine = open_engine(root / DATABASE_NAME)
+        # Compiling statements is most of a start's work, and the same for all daemons of this process.
+        self.engine.update_execution_options(compiled_cache=_COMPILED)
         check(self.engine)
         self.dispatcher = Dispatcher(self.engine, self.settings, LocalExecutor(root))
         self.intake = Intake(self.engine, self.settings)
@@ -96,8 +102,9 @@ class Daemon:
     def finish_runs(self, now: int, outcome: str = "not_shown_better") -> None:
         """Let dispatcher and worker work until no run is in hand and none is due."""
         for turn in range(60):
+            nothing = self.dispatcher.idle
             self.dispatcher.tick(now + turn)
-            if self.dispatcher.idle:
+            if nothing and self.dispatcher.idle:
                 return
             work(self.root, outcome)
         message = "a run did not end"
@@ -119,10 +126,18 @@ def work(root: Path, outcome: str) -> list[StepSpec]:
     for entry in sorted((root / "spool" / "queue").glob("[!.]*.json")):
         folder = root / json.loads(entry.read_text())["folder"]
         spec = StepSpec.model_validate_json((folder / SPEC_NAME).read_bytes())
-        durable.write_json(folder / RESULT_NAME, result_of(spec, outcome).model_dump(mode="json"))
+        mark = root / "spool" / "cancel" / spec.key
+        result = interrupted(spec) if mark.exists() else result_of(spec, outcome)
+        durable.write_json(folder / RESULT_NAME, result.model_dump(mode="json"))
+        mark.unlink(missing_ok=True)
         entry.unlink()
         done.append(spec)
     return done
+
+
+def interrupted(spec: StepSpec) -> StepResult:
+    """Return the result of a step that was told to stop before it did anything."""
+    return StepResult(key=spec.key, fence=spec.fence, status="interrupted", exit_code=EXIT_INTERRUPTED)
 
 
 def result_of(spec: StepSpec, outcome: str) -> StepResult:

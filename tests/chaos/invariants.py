@@ -35,6 +35,18 @@ def broken(folder: Path) -> list[str]:
         ]  # fmt: skip
 
 
+def unnamed(folder: Path) -> list[str]:
+    """Return the champions' links that lead to a model which no journal row names; that may not be at any moment."""
+    state = folder / ".dropforge"
+    found = []
+    for link in (state / "tracks").glob("*/champion"):
+        with closing(sqlite3.connect(state / DATABASE_NAME)) as connection:
+            named = [path for (path,) in connection.execute("SELECT model_path FROM promotion")]
+        if link.resolve() not in [(state / path).resolve() for path in named]:
+            found.append(f"{link.relative_to(folder)} leads to {link.readlink()}, which no row names")
+    return found
+
+
 class _Rows:
     """Every table as a list of dicts, in the order of their numbers."""
 
@@ -134,7 +146,8 @@ def _attempts(state: Path, rows: _Rows) -> Iterator[str]:
                 yield f"attempt {attempt['id']} is open and its run does not run"
     for entry in (state / "spool" / "queue").glob("[!.]*.json"):
         spec = json.loads((state / json.loads(entry.read_text())["folder"] / "spec.json").read_text())
-        if entry.stem not in keys and spec["run"] in running:
+        called_off = (state / "spool" / "cancel" / entry.stem).exists()
+        if entry.stem not in keys and not called_off and spec["run"] in running:
             yield f"the spool orders {entry.stem}, which is no open attempt"
     for path in (state / "runs").glob("*/[a-z]*.json"):
         json.loads(path.read_text())
@@ -168,7 +181,8 @@ def _champions(state: Path, rows: _Rows) -> Iterator[str]:
 
 def _leftovers(folder: Path) -> Iterator[str]:
     for path in folder.rglob("*"):
-        if path.name.endswith((".tmp", ".new", "-journal", ".part")):
+        # A trainer's scratch goes with its attempt, and nobody reads it.
+        if path.name.endswith((".tmp", ".new", ".part")) and "scratch" not in path.parts:
             yield f"left over: {path.relative_to(folder)}"
 
 

@@ -30,12 +30,13 @@ from sqlalchemy.exc import DatabaseError
 
 from pipeline.errors import DropforgeError
 from tests.chaos.house import Daemon
-from tests.chaos.invariants import broken
+from tests.chaos.invariants import broken, unnamed
 from tests.chaos.operations import NOW, OPERATIONS, Operation
 
 CALLS = (
     "fsync", "fdatasync", "rename", "renameat", "renameat2", "link", "linkat", "symlink", "symlinkat", "unlink",
-    "unlinkat", "rmdir", "mkdir", "mkdirat", "pwrite64", "write", "ftruncate",
+    "unlinkat", "rmdir", "mkdir", "mkdirat", "pwrite64", "write", "ftruncate", "sendfile",
+    "copy_file_range",
 )  # fmt: skip
 _SECONDS = 60
 _PR_SET_PTRACER = 0x59616D61
@@ -46,10 +47,11 @@ class Bench:
 
     def __init__(self, operation: Operation, folder: Path) -> None:
         """Make the state before, in `folder`."""
-        self._operation = operation
+        self._complete = operation.complete
         self._before, self._work, self._log = folder / "before", folder / "work", folder / "strace.log"
         self._work.mkdir()
         operation.prepare(self._work)
+        self._deed = operation.ready(self._work)
         # Copies of it come to lie where it was made: it holds absolute links to its base model.
         self._work.rename(self._before)
 
@@ -93,22 +95,21 @@ class Bench:
         words = "broke before it began"
         with contextlib.suppress(BaseException):
             ctypes.CDLL(None).prctl(_PR_SET_PTRACER, ctypes.c_ulong(2**64 - 1), 0, 0, 0)
-            deed = self._operation.ready(self._work)
             os.write(say_ready, b"r")
             os.read(wait, 1)
-            words = _carry_out(deed)
+            words = _carry_out(self._deed)
         os.writev(say, [words.encode()])  # no call that is counted
         os._exit(0)
 
     def _recover(self) -> list[str]:
         """Start the daemon twice, which must come to the same; let it carry on; return what does not hold."""
+        found = unnamed(self._work)
         Daemon(self._work, NOW)
-        found, first = broken(self._work), _picture(self._work)
+        found, first = [*found, *broken(self._work)], _picture(self._work)
         daemon = Daemon(self._work, NOW)
         if _picture(self._work) != first:
             found.append("a second recovery changed something")
-        self._operation.complete(daemon)
-        Daemon(self._work, NOW)
+        self._complete(daemon)
         return [*found, *broken(self._work)]
 
     @staticmethod
@@ -116,14 +117,12 @@ class Bench:
         out, into = os.pipe()
         pid = os.fork()
         if not pid:
-            found = ["it did not come to an end"]
             try:
-                found = function()
+                words = function()
             except BaseException:  # noqa: BLE001 - whatever it is, it is reported
-                found = [traceback.format_exc()]
-            finally:
-                os.write(into, json.dumps(found).encode())
-                os._exit(0)
+                words = [traceback.format_exc()]
+            os.write(into, json.dumps(words).encode())
+            os._exit(0)
         os.close(into)
         text = _read_all(out)
         os.close(out)
@@ -152,10 +151,10 @@ def _carry_out(deed: Callable[[], object]) -> str:
 
 
 def _picture(folder: Path) -> dict[str, object]:
-    """Return every file, folder and link but the database and locks, and when each came to be what it is."""
+    """Return every file, folder and link but the database and locks, and what is in it."""
     paths = [path for path in folder.rglob("*") if ".db" not in path.name and not path.name.endswith(".lock")]
     return {
-        str(path): os.readlink(path) if path.is_symlink() else path.lstat().st_mtime_ns if path.is_file() else "folder"
+        str(path): path.readlink() if path.is_symlink() else path.read_bytes() if path.is_file() else "folder"
         for path in paths
     }
 

@@ -6,18 +6,24 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import patch
 
-from sqlmodel import select
+from sqlalchemy import delete
+from sqlmodel import col, select
 
 from daemon import champions, drops, queue
 from daemon.champions import ChampionMoved
 from daemon.database import transaction
-from daemon.tables import Drop, DropState, Promotion, PromotionState, Run, RunState
+from daemon.tables import Drop, DropState, Event, Promotion, PromotionState, Run, RunState, Track
 from pipeline.qlora import checkpoints
 from tests.chaos.house import DAY, START, Daemon, build, records
 
 NOW = START + DAY + 3_600_000
 MARK = checkpoints.fingerprint({"dataset": "d"})
+
+
+class Death(BaseException):
+    """The daemon is gone: nothing may catch this and tidy up."""
 
 
 class Operation(NamedTuple):
@@ -26,7 +32,7 @@ class Operation(NamedTuple):
     prepare: Callable[[Path], None]
     """Bring a new workspace to the state before."""
     ready: Callable[[Path], Callable[[], object]]
-    """Start in a copy of that state whatever does it; return what is then done and killed."""
+    """Start on that state whatever does it; return what is then done, and killed, in copies of it."""
     complete: Callable[[Daemon], None]
     """Let the daemon that recovered carry it to its end; raise `AssertionError` if it did not end well."""
 
@@ -38,12 +44,12 @@ def _accepted(daemon: Daemon, name: str, *words: str) -> None:
 
 def _drops(daemon: Daemon) -> list[tuple[str, str]]:
     with transaction(daemon.engine) as session:
-        return [(drop.name, drop.state) for drop in session.exec(select(Drop).order_by(Drop.name))]  # type: ignore[arg-type]
+        return [(drop.name, drop.state) for drop in session.exec(select(Drop).order_by(col(Drop.name)))]
 
 
 def _runs(daemon: Daemon) -> list[str]:
     with transaction(daemon.engine) as session:
-        return [run.state for run in session.exec(select(Run).order_by(Run.id))]  # type: ignore[arg-type]
+        return [run.state for run in session.exec(select(Run).order_by(col(Run.id)))]
 
 
 def _reigning(daemon: Daemon) -> tuple[int, list[int | None]]:
@@ -51,7 +57,7 @@ def _reigning(daemon: Daemon) -> tuple[int, list[int | None]]:
     with transaction(daemon.engine) as session:
         generation = champions.champion(session, "default").generation
         done = select(Promotion.run_id).where(Promotion.state == PromotionState.DONE)
-        return generation, list(session.exec(done.order_by(Promotion.generation)).all())  # type: ignore[arg-type]
+        return generation, list(session.exec(done.order_by(col(Promotion.generation))).all())
 
 
 # --- intake
@@ -144,8 +150,7 @@ def _ended(outcome: str, *, drop: str = "accepted") -> Callable[[Daemon], None]:
         daemon.finish_runs(NOW, outcome)
         with transaction(daemon.engine) as session:
             run = session.get_one(Run, 1)
-            attempts = [attempt for attempt in session.exec(select(Run)) if attempt.deaths]
-        assert (run.state, run.outcome, run.failures, attempts) == (RunState.SUCCEEDED, outcome, 0, [])
+            assert (run.state, run.outcome, run.failures, run.deaths) == (RunState.SUCCEEDED, outcome, 0, 0)
         assert _drops(daemon) == [("new.jsonl", drop)]
         promoted = outcome == "promoted"
         assert _reigning(daemon) == ((1, [None, 1]) if promoted else (0, [None]))
@@ -200,15 +205,23 @@ def _trained(folder: Path) -> None:
 
 
 def _written(folder: Path, step: int) -> Path:
-    source = folder / f"checkpoint-{step}"
-    source.mkdir()
+    source = folder / "scratch" / f"checkpoint-{step}"
+    source.mkdir(parents=True)
     (source / "optimizer.pt").write_bytes(b"moments" * step)
     (source / "trainer_state.json").write_text(json.dumps({"global_step": step}))
     return source
 
 
 def _checkpointing(folder: Path) -> Callable[[], object]:
-    return lambda: checkpoints.publish(folder / "checkpoint-30", folder / "checkpoints", 30, MARK)
+    def publish() -> None:
+        source = folder / "scratch" / "checkpoint-30"
+        if not source.exists() or (source / checkpoints.LISTING).exists():
+            # A first try failed: the next attempt's trainer writes it anew.
+            shutil.rmtree(source, ignore_errors=True)
+            _written(folder, 30)
+        checkpoints.publish(source, folder / "checkpoints", 30, MARK)
+
+    return publish
 
 
 def _checkpointed(daemon: Daemon) -> None:
@@ -218,7 +231,7 @@ def _checkpointed(daemon: Daemon) -> None:
     assert newest.name in {"step-20", "step-30"}
     assert (newest / "optimizer.pt").read_bytes() == b"moments" * checkpoints.step_of(newest)
     # The step goes on from there and comes to the same checkpoint again.
-    shutil.rmtree(daemon.folder / "checkpoint-30", ignore_errors=True)
+    shutil.rmtree(daemon.folder / "scratch", ignore_errors=True)
     checkpoints.publish(_written(daemon.folder, 30), place, 30, MARK)
     assert checkpoints.newest_valid(place, MARK) == place / "step-30"
     assert len(list(place.iterdir())) <= checkpoints.KEPT
@@ -257,22 +270,43 @@ def _back(daemon: Daemon) -> None:
 
 def _half_promoted(folder: Path) -> None:
     """A daemon that died between a promotion's intent and its done row, in the middle of its links."""
-
-    class Death(BaseException):
-        pass
-
-    def die(*_: object) -> None:
-        raise Death
-
     _at("decide", "promoted")(folder)
     daemon = Daemon(folder, START)
-    follow, champions._point = champions._point, die
-    try:
+    with patch.object(champions, "_point", side_effect=Death), suppress(Death):
         daemon.dispatcher.tick(START)
-    except Death:
-        pass
-    finally:
-        champions._point = follow
+
+
+def _starting(folder: Path) -> Callable[[], object]:
+    return lambda: Daemon(folder, NOW)
+
+
+def _started(daemon: Daemon) -> None:
+    assert _reigning(daemon) == (0, [None])
+    _accepted(daemon, "new.jsonl", "new")
+    daemon.finish_runs(NOW)
+    assert _runs(daemon) == ["succeeded"]
+
+
+def _promoted_in_vain(folder: Path) -> None:
+    """A daemon that died before a promotion's done row, its links swapped; its model has been lost since."""
+    _at("decide", "promoted")(folder)
+    daemon = Daemon(folder, START)
+    with patch.object(queue, "finish", side_effect=Death), suppress(Death):
+        daemon.dispatcher.tick(START)
+    with transaction(daemon.engine) as session:
+        row = session.exec(select(Promotion).where(Promotion.generation == 1)).one()
+        row.state, row.done_at = PromotionState.INTENT, None
+        track = session.get_one(Track, "default")
+        before = row.previous_model_id, row.previous_path
+        track.champion_generation, (track.champion_model_id, track.champion_path) = 0, before
+        session.exec(delete(Event).where(col(Event.kind) == "promoted"))
+    (daemon.root / row.model_path).rename(folder / "lost")
+
+
+def _kept(daemon: Daemon) -> None:
+    daemon.finish_runs(NOW)
+    assert _reigning(daemon) == (0, [None])
+    assert _runs(daemon) == ["failed"]
 
 
 OPERATIONS = {
@@ -294,7 +328,7 @@ OPERATIONS = {
     "checkpoint": Operation(_trained, _checkpointing, _checkpointed),
     "promote": Operation(_at("decide", "promoted"), _ticking, _ended("promoted")),
     "roll back": Operation(_two_champions, _going_back, _back),
-    "recovery of a promotion": Operation(
-        _half_promoted, lambda folder: lambda: Daemon(folder, NOW), _ended("promoted")
-    ),
+    "first start": Operation(build, _starting, _started),
+    "recovery without the model": Operation(_promoted_in_vain, _starting, _kept),
+    "recovery of a promotion": Operation(_half_promoted, _starting, _ended("promoted")),
 }

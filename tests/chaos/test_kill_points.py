@@ -11,6 +11,7 @@ import random
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from tests.chaos.house import MEMORY
 from tests.chaos.operations import OPERATIONS
 
 ROOT = Path(__file__).parents[2]
@@ -32,10 +34,15 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
+def ask() -> Iterator[Ask]:
     """Ask the process that kills."""
-    command = [sys.executable, "-m", "tests.chaos.kill_target", str(tmp_path_factory.mktemp("kill"))]
-    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with (
+        tempfile.TemporaryDirectory(prefix="dropforge-kill-", dir=MEMORY) as folder,
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.chaos.kill_target", folder],
+            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        ) as process,
+    ):  # fmt: skip
         assert process.stdin is not None
         assert process.stdout is not None
 
