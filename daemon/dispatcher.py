@@ -26,10 +26,9 @@ from daemon.run_settings import compose
 from daemon.sd_notify import showing_life
 from daemon.settings import Settings
 from daemon.tables import Attempt, AttemptState, Run, Track
-from pipeline import durable
 from pipeline.artifacts import Dataset, Drop, Verdict
 from pipeline.config import RunConfig
-from pipeline.contract import PROGRESS_NAME, SPEC_NAME, Progress, StepResult, StepSpec
+from pipeline.contract import SPEC_NAME, Progress, StepResult, StepSpec
 from pipeline.errors import EXIT_BAD_DATA, EXIT_DISK_FULL, DiskFull, DropforgeError, StepFailed
 from pipeline.manifest import verify_manifest
 from pipeline.steps import BY_NAME, next_step
@@ -131,7 +130,7 @@ class Dispatcher:
             attempt = queue.open_attempt(self._engine, claim.run_id)
             if attempt is None:
                 return f"run {claim.run_id}"
-            progress = self._progress(attempt)
+            progress = publishing.load_progress(self._root, claim.run_id, attempt.step, attempt.number)
             return f"run {claim.run_id} {attempt.step}{_words(progress)}"
         return self.disk.shortage() or "idle"
 
@@ -371,15 +370,6 @@ class Dispatcher:
             return False
         self._executor.submit(spec)
         return True
-
-    def _progress(self, attempt: Attempt) -> Progress | None:
-        folder = publishing.attempt_folder(attempt.run_id, attempt.step, attempt.number)
-        try:
-            value = durable.read_json(self._root / folder / PROGRESS_NAME)
-            return None if value is None else Progress.model_validate(value)
-        except ValueError:
-            # It is a hint, not durable: a power cut may leave it empty.
-            return None
 
     def _beat_if_due(self, now: int) -> None:
         if self._claims and abs(now - self._beat) >= _HEARTBEAT_MS:

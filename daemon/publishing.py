@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline import durable
 from pipeline.artifacts import Artifact, Dataset, Model, Report, Verdict
-from pipeline.contract import RESULT_NAME, SPEC_NAME, StepResult, StepSpec
+from pipeline.contract import PROGRESS_NAME, RESULT_NAME, SPEC_NAME, Progress, StepResult, StepSpec
 from pipeline.errors import StepFailed
 from pipeline.steps import BY_NAME, STEPS
 
@@ -35,6 +35,15 @@ def load_dataset(state_folder: Path, run_id: int) -> Dataset | None:
     """Return what `prepare` made of the run's snapshot, if it is published."""
     value = durable.read_json(run_folder(state_folder, run_id) / "prepare.json")
     return None if value is None else Dataset.model_validate(value)
+
+
+def load_progress(state_folder: Path, run_id: int, step: str, number: int) -> Progress | None:
+    """Return how far an attempt says that it is; it is a hint, which a power cut may leave empty."""
+    try:
+        value = durable.read_json(state_folder / attempt_folder(run_id, step, number) / PROGRESS_NAME)
+        return None if value is None else Progress.model_validate(value)
+    except ValueError:
+        return None
 
 
 def load_verdict(state_folder: Path, run_id: int) -> Verdict | None:
