@@ -52,6 +52,10 @@ def end_attempt(  # noqa: PLR0913, PLR0917 - the error goes with some states onl
         if opened is None or opened.id != attempt_id:
             message = f"attempt {attempt_id} of run {claim.run_id} has ended already"
             raise LostClaim(message, f"look at it: dropforge show {claim.run_id}")
+        if state == AttemptState.PUBLISHED:
+            # Deaths are counted in a row: this step is done.
+            run.deaths = 0
+            session.add(run)
         _close(session, opened, run.track, now, (state, error))
 
 

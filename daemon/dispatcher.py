@@ -93,8 +93,9 @@ class Dispatcher:
             self._settled_at = now
             # A person's rollback in a process of its own may have died half-way, too.
             champions.recover(self._engine, self._root, now)
+        # With a run in hand too: a base that was replaced must not be judged by, and cached, under the old one's name.
+        self._refresh_bases(now)
         if not self._claims and not self.draining:
-            self._refresh_bases(now)
             self._collect_garbage(now)
             # Asked twice a second all day long: only where the answer can be another one than last time.
             later = now >= self._asked_at and (self._due is None or now < self._due)
@@ -191,7 +192,7 @@ class Dispatcher:
         state = self._executor.poll(spec)
         if state is JobState.LOST and not self._ordered_again(spec):
             self._end(claim, attempt, AttemptState.LOST, now, "its process vanished")
-            self._after_death(claim, f"step {attempt.step}: its process vanished without a result", now)
+            self._after_death(claim, attempt, f"step {attempt.step}: its process vanished without a result", now)
             return False
         if state is JobState.ENDED:
             return self._collect(claim, attempt, spec, now)
@@ -205,7 +206,7 @@ class Dispatcher:
         result = publishing.read_result(spec)
         if result is None:
             self._end(claim, attempt, AttemptState.LOST, now, "its result carries another attempt's fence")
-            self._after_death(claim, f"step {spec.step}: its result is not its own", now)
+            self._after_death(claim, attempt, f"step {spec.step}: its result is not its own", now)
             return False
         if result.status == "ok":
             try:
@@ -239,7 +240,7 @@ class Dispatcher:
         if result.exit_code == EXIT_DISK_FULL:
             self._wait_for_room(claim, DiskFull(message, hint), now)
         elif result.exit_code > _SIGNAL_EXITS:
-            self._after_death(claim, message, now)
+            self._after_death(claim, attempt, message, now)
         else:
             self._after_failure(claim, message, hint, now, retryable=result.exit_code != EXIT_BAD_DATA)
 
@@ -336,8 +337,9 @@ class Dispatcher:
         log.warning("run_failed", run=claim.run_id, error=message, hint=hint, state=str(state))
         self._drop(claim)
 
-    def _after_death(self, claim: queue.Claim, message: str, now: int) -> None:
-        state = queue.died(self._engine, claim, message, now, self._settings.retry)
+    def _after_death(self, claim: queue.Claim, attempt: Attempt, message: str, now: int) -> None:
+        progress = publishing.made_checkpoint(self._root, claim.run_id, attempt.started_at)
+        state = queue.died(self._engine, claim, message, now, self._settings.retry, progress=progress)
         log.warning("step_died", run=claim.run_id, error=message, state=str(state))
         self._drop(claim)
 

@@ -46,6 +46,12 @@ def load_progress(state_folder: Path, run_id: int, step: str, number: int) -> Pr
         return None
 
 
+def made_checkpoint(state_folder: Path, run_id: int, since: int) -> bool:
+    """Say whether the run's training has published a checkpoint since `since`, in milliseconds since the epoch."""
+    found = (run_folder(state_folder, run_id) / "checkpoints").glob("step-*/COMPLETE")
+    return any(path.stat().st_mtime_ns // 1_000_000 >= since for path in found)
+
+
 def load_verdict(state_folder: Path, run_id: int) -> Verdict | None:
     """Return the run's verdict, if it is published."""
     value = durable.read_json(run_folder(state_folder, run_id) / "decide.json")

@@ -199,15 +199,20 @@ def postpone(engine: Engine, claim: Claim, error: DropforgeError, now: int) -> R
         return _wait(session, held_run(session, claim), move, now)
 
 
-def died(engine: Engine, claim: Claim, message: str, now: int, retry: RetrySettings) -> RunState:
+def died(  # noqa: PLR0913 - the last one goes by name
+    engine: Engine, claim: Claim, message: str, now: int, retry: RetrySettings, *, progress: bool = False
+) -> RunState:
     """
-    Count a process of the run's that vanished; let the run wait, or quarantine it at `retry.deaths` of them.
+    Count a process of the run's that vanished; let the run wait, or quarantine it at `retry.deaths` of them in a row.
+
+    With `progress`, it had got further than the one before it: the count begins anew, or three reboots in a week would
+    quarantine a training that a week is too short for.
 
     Returns the run's new state.
     """
     with transaction(engine) as session:
         run = held_run(session, claim)
-        deaths, detail = run.deaths + 1, {"error": message}
+        deaths, detail = 1 if progress else run.deaths + 1, {"error": message}
         values = {"deaths": deaths, "error": message, "hint": None, "not_before": now}
         if deaths < retry.deaths:
             return _wait(session, run, _Move(RunState.WAITING, "run_died", values, detail), now)

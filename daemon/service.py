@@ -28,7 +28,7 @@ from daemon.intake import Intake
 from daemon.processes import FileLock, kill_group, lock_holder
 from daemon.restore import refuse_half_restored
 from daemon.scheduler import Schedule
-from daemon.sd_notify import notify
+from daemon.sd_notify import notify, showing_life
 from daemon.settings import Settings
 from daemon.signals import on_stop
 from daemon.state_folder import DATABASE_NAME, LOCK_NAME, TRASH_NAME, WATCHER_NOTE
@@ -289,9 +289,12 @@ class Service:
     def _end(self) -> None:
         """Stop taking, stop the worker with a checkpoint, let the run wait, give the lock back."""
         notify("STOPPING=1", "STATUS=stopping: the running step leaves a checkpoint")
-        self._schedule.stop()
-        self._intake.finish()
         self._dispatcher.draining = True
+        if self._settings.worker == "child":
+            # First of all: a large file that is being read may take minutes, and the checkpoint need not wait for it.
+            self._worker.stop()
+        self._schedule.stop()
+        showing_life(self._intake.finish)
         if self._settings.worker == "child":
             self._end_worker()
             self._tick()

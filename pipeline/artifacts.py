@@ -159,6 +159,8 @@ class Report(Artifact):
     metric: str
     heldout_version: str
     records: int
+    records_too_long: int = 0
+    """Held-out records that were left out because they do not fit into the window."""
     candidate: Scores
     champion: Scores
     champion_generation: int

@@ -1,6 +1,8 @@
 """Candidate and champion answer the same held-out records in the same way; every answer is scored and kept."""
 
 import json
+import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any
 from pipeline import durable, predictions
 from pipeline.artifacts import Dataset, Model, Report, Scores
 from pipeline.contract import Attempt
-from pipeline.errors import StepFailed
+from pipeline.errors import CannotTrain, StepFailed
 from pipeline.metrics import METRICS
 from pipeline.predictions import Prediction, PredictionKey, Setup, hash_tokens
 from pipeline.prompt import Format, completion_ids, fold, prompt_ids
@@ -49,6 +51,7 @@ def evaluate(attempt: Attempt) -> Report:
     settings = attempt.config.evaluate
     decoding = Decoding(dataset.max_new_tokens, settings.repetition_penalty, settings.batch_size)
     candidate, champion = _exams(attempt, records, decoding)
+    records, candidate, champion, too_long = _leave_out_too_long(records, candidate, champion, decoding.max_new_tokens)
     predictions.comparable(candidate.key, champion.key)
     folder = attempt.make_folder("predictions")
     ids = [record.id for record in records]
@@ -65,6 +68,7 @@ def evaluate(attempt: Attempt) -> Report:
         metric=dataset.metric,
         heldout_version=dataset.heldout_version,
         records=len(records),
+        records_too_long=too_long,
         candidate=_summary(candidate, first, scored[0]),
         champion=_summary(champion, second, scored[1]),
         champion_generation=attempt.spec.champion.generation,
@@ -100,6 +104,39 @@ def _exams(attempt: Attempt, records: Sequence[_Record], decoding: Decoding) -> 
         _exam(_Seat("candidate", model.model_id, attempt.path(model.folder), own), records, decoding),
         _exam(_Seat("champion", champion.model_id, attempt.path(champion.path), base_format), records, decoding),
     )
+
+
+def _leave_out_too_long(
+    records: list[_Record], candidate: Exam, champion: Exam, answer_tokens: int
+) -> tuple[list[_Record], Exam, Exam, int]:
+    """
+    Leave out what does not fit into a model's window with its answer, for both models; return how many that were.
+
+    Training leaves such rows out too. Asked all the same, one long document would fail every run of the track.
+    """
+    window = min(_window(exam.folder) for exam in (candidate, champion))
+
+    def fits(exam: Exam, place: int) -> bool:
+        return len(exam.prompts[place]) + max(answer_tokens, len(exam.completions[place])) <= window
+
+    kept = [place for place in range(len(records)) if fits(candidate, place) and fits(champion, place)]
+    too_long = len(records) - len(kept)
+    if not kept:
+        message = f"none of the {len(records)} held-out records fits into the window of {window} tokens with its answer"
+        raise CannotTrain(message, "drop shorter records, or use a base model with a longer window")
+    if too_long:
+        sys.stderr.write(f"left out: {too_long} held-out records longer than {window} tokens with their answer\n")
+
+    def of(exam: Exam) -> Exam:
+        return replace(exam, prompts=[exam.prompts[n] for n in kept], completions=[exam.completions[n] for n in kept])
+
+    return [records[n] for n in kept], of(candidate), of(champion), too_long
+
+
+def _window(folder: Path) -> float:
+    """Return the most tokens that a model was made for; infinite if it does not say."""
+    own = durable.read_json(folder / "config.json").get("max_position_embeddings")
+    return own if isinstance(own, int) else math.inf
 
 
 @dataclass(frozen=True)

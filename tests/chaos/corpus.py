@@ -10,6 +10,7 @@ import sqlite3
 import tarfile
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,8 @@ TOKENS = (
     "<|a\nb|>",
 )
 OPTIONS = Options(max_line_bytes=5000, control_tokens=TOKENS)
+#: With tokens of ASCII alone, more lines are judged by their bytes.
+PLAINER = replace(OPTIONS, control_tokens=tuple(token for token in TOKENS if token.isascii()))
 RECORD = {"instruction": "Do it.", "input": "with this", "output": "done"}
 GOOD = json.dumps(RECORD).encode()
 HEADER = b"instruction,input,output\na,b,c\n"
@@ -84,6 +87,7 @@ def clean_files() -> dict[str, bytes]:
         for name, text in texts.items()
         for escaped in (True, False)
     }
+    written["text: mojibake, half of it escaped"] = '{"instruction": "caf\u00c3\\u00a9", "output": "b"}'.encode()
     return {
         "byte order mark": b"\xef\xbb\xbf" + GOOD, "carriage returns": GOOD + b"\r\n" + GOOD + b"\r\n",
         "blank lines": b"\n\n" + GOOD + b"\n \t\r\n\n" + GOOD, "no last newline": GOOD + b"\n" + GOOD,
@@ -237,6 +241,7 @@ def _numbers() -> Iterator[Case]:
         yield Case(f"number {number[:9].decode()}", _between(GOOD[:-1] + b', "x": ' + number + b"}"), "number")
     for key in FIELDS:
         yield Case(f"{key} twice", _between(GOOD[:-1] + b', "' + key.encode() + b'": "again"}'), "duplicate_key")
+    yield Case("output twice, no input", _between(_line(b"a")[:-1] + b', "output": "b"}'), "duplicate_key")
     yield Case("same value twice", _between(GOOD[:-1] + b', "output": "done"}'), "duplicate_key")
     yield Case("another key twice", _between(GOOD[:-1] + b', "x": 1, "x": 1}'), "duplicate_key")
     yield Case("twice inside", _between(GOOD[:-1] + b', "x": {"y": 1, "y": 2}}'), "duplicate_key")
@@ -282,6 +287,9 @@ def _shapes() -> Iterator[Case]:
         yield Case(f"no {field}", _between(json.dumps(row).encode()), "missing", 2, field)
         for blank in ("", " ", "\n\t\r", "\u3000", "\u00a0", "\u2003\u2028"):
             yield Case(f"{field} is {blank!a}", _row(**{field: blank}), "blank", 2, field)
+            if not blank.isascii():
+                raw = json.dumps({**RECORD, field: blank}, ensure_ascii=False).encode()
+                yield Case(f"{field} is {blank!a} as it is", _between(raw), "blank", 2, field)
     yield Case("other key refused", _row(id=1), "unknown_key", 2, "id", Options(unknown_keys="reject"))
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.validate import good_rows, validate
-from tests.chaos.corpus import OPTIONS, Case, bad_files, clean_files
+from pipeline.validate import Options, good_rows, validate
+from tests.chaos.corpus import OPTIONS, PLAINER, Case, bad_files, clean_files
 
 SCRIPT = Path(sys.executable).parent / "dropforge"
 BAD, CLEAN = bad_files(), clean_files()
@@ -56,13 +56,16 @@ def test_a_bad_file_gives_exactly_the_finding_that_is_meant_for_it(tmp_path: Pat
     assert finding.remedy
     assert len(finding.message) + len(finding.remedy) < 600
     assert found.good_rows == len(list(good_rows(path, case.options)))
+    if case.options == OPTIONS and "sentence" not in case.kind:
+        assert validate(path, PLAINER) == found
 
 
+@pytest.mark.parametrize("options", [OPTIONS, PLAINER], ids=["", "plainer"])
 @pytest.mark.parametrize("kind", CLEAN)
-def test_a_clean_file_is_fine(tmp_path: Path, kind: str) -> None:
+def test_a_clean_file_is_fine(tmp_path: Path, kind: str, options: Options) -> None:
     path = tmp_path / "drop.jsonl"
     path.write_bytes(CLEAN[kind])
-    found = validate(path, OPTIONS)
+    found = validate(path, options)
     assert (found.findings, found.ok) == ((), True)
     assert found.rows == found.good_rows == len(list(good_rows(path, OPTIONS))) > 0
     odd = {notice.kind for notice in found.warnings}

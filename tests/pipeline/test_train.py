@@ -167,10 +167,13 @@ def test_few_dev_rows_give_no_curve(bench: Bench, tiny: Any, tiny_llama: Path) -
     assert bench.train(tiny_llama, rows[:11], rows[11:]).dev_curve == ()
 
 
-def test_rows_beyond_the_window_are_left_out_whole_and_counted(bench: Bench, tiny: Any, tiny_llama: Path) -> None:
+def test_rows_beyond_the_window_are_left_out_whole_and_counted(
+    bench: Bench, tiny: Any, tiny_llama: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = [*tiny.rows(9, seed=5), {"instruction": "long", "input": "word " * 90, "output": "billing"}]
     adapter = bench.train(tiny_llama, rows, max_length=60)
     assert (adapter.rows_too_long, adapter.optimizer_steps) == (1, 2)
+    assert "train.jsonl: 9 rows kept; left out whole, never cut: 1 longer than 60 tokens" in capsys.readouterr().err
 
 
 def test_rows_that_hold_control_tokens_are_trained_on_as_plain_text_and_counted(
