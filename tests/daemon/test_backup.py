@@ -37,7 +37,7 @@ from tests.daemon.conftest import MODEL_ID, LivedIn, lines
 
 MODEL = f"models/{MODEL_ID}"
 #: One of so many calls is cut in the usual run of the tests, from a random one on; all with DROPFORGE_CHAOS=whole.
-SAMPLE = 4
+SAMPLE = 6
 
 
 @pytest.fixture
