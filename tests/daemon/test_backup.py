@@ -237,8 +237,8 @@ def test_killed_anywhere_it_leaves_all_or_nothing_and_can_be_done_again(
         make(served.settings, served.folder / "kept", with_models=True)
         served.take("late.jsonl", lines("late"))
     seed = random.randrange(SAMPLE)
-    print(f"points {seed + 1}, {seed + 1 + SAMPLE}, …; all of them with DROPFORGE_CHAOS=whole")
     sample = "1:1" if os.environ.get("DROPFORGE_CHAOS") == "whole" else f"{seed + 1}:{SAMPLE}"
+    print(f"first cut and step: {sample}; each of them with DROPFORGE_CHAOS=whole")
     argv = [sys.executable, __file__, "cut", action, str(served.folder), str(tmp_path_factory.mktemp("cut")), sample]
     done = subprocess.run(argv, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
