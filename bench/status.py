@@ -5,8 +5,8 @@ Measure `dropforge status` and `status --json` on a long history beside a short 
 
 Both histories are of one track and differ in length alone: a tenth as many promotions as runs, one run in training, one
 queued, and each run's snapshot names the ten drops that were new in it. The command is timed as a person starts it, a
-process each time, and its questions alone in one process. Exit code 1 if the long history takes more than 1.2 times as
-long.
+process each time, and its questions alone in one process; the fastest of all rounds counts, since a machine that does
+something else makes the others slower. Exit code 1 if the long history takes the command more than 1.2 times as long.
 """
 
 import argparse
@@ -14,7 +14,6 @@ import contextlib
 import io
 import json
 import sqlite3
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -61,7 +60,7 @@ def main() -> int:
         make_history(long, options.runs, options.drops)
         heads = [f"{runs:,} runs, {drops:,} drops, ms" for runs, drops in (SHORT, (options.runs, options.drops))]
         table = Table("", *heads, "ratio")
-        table.title = f"median of {options.rounds}, in turns"
+        table.title = f"fastest of {options.rounds}, in turns"
         worst = 0.0
         for label, arguments in (("status", ["status"]), ("status --json", ["status", "--json"])):
             for how, take in (("process", in_a_process), ("questions alone", in_this_process)):
@@ -69,10 +68,10 @@ def main() -> int:
                 for _ in range(options.rounds):
                     for folder, taken in times.items():
                         taken.append(timed(lambda: take(folder, arguments)))  # noqa: B023 - called at once
-                medians = [statistics.median(taken) * 1000 for taken in times.values()]
-                ratio = medians[1] / medians[0]
+                fastest = [min(taken) * 1000 for taken in times.values()]
+                ratio = fastest[1] / fastest[0]
                 worst = max(worst, ratio) if how == "process" else worst
-                table.add_row(f"{label}, {how}", *(f"{value:.0f}" for value in medians), f"{ratio:.2f}")
+                table.add_row(f"{label}, {how}", *(f"{value:.0f}" for value in fastest), f"{ratio:.2f}")
     console = Console()
     console.print(table)
     console.print(f"budget {BUDGET:g} for the command: {'kept' if worst <= BUDGET else 'EXCEEDED'}")

@@ -35,7 +35,7 @@ from daemon.database_file import BACKUPS, file_system, refuse_network
 from daemon.tables import Attempt, Drop, Event, Promotion, Run, Slot, Track
 
 #: One of so many statements is cut in the usual run of the tests, from a random one on; all with DROPFORGE_CHAOS=whole.
-SAMPLE = 5
+SAMPLE = 8
 RELEASED = sorted((Path(__file__).parent / "released").glob("*.sql"))
 THIRD = """
 import sqlalchemy as sa

@@ -291,7 +291,7 @@ TURNS = st.lists(
 
 
 @given(turns=TURNS, zone=st.sampled_from(["UTC", *ZONES]))
-@hypothesis.settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis.settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_the_clock_does_a_night_is_run_at_most_once_and_none_that_passes_is_left_out(
     tmp_path_factory: pytest.TempPathFactory, turns: list[tuple[int, bool, int]], zone: str
 ) -> None:
