@@ -651,3 +651,18 @@ def test_a_stop_takes_an_attempt_that_no_worker_has_begun_out_of_the_queue(engin
     dispatcher.abandon(NOW + 1)
     assert list((spool / "queue").iterdir()) == list((spool / "cancel").iterdir()) == []
     assert run_row(engine).state == RunState.WAITING
+
+
+def test_a_training_that_dies_after_each_new_checkpoint_is_not_quarantined(
+    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    def die_with_a_checkpoint(spec: StepSpec) -> None:
+        place = Path(spec.root) / spec.checkpoints / f"step-{spec.attempt}"
+        place.mkdir(parents=True)
+        (place / "COMPLETE").write_text("{}")
+
+    executor.script["train"] = [die_with_a_checkpoint] * 5
+    add_drop(engine, "a")
+    ticks(dispatcher, count=30)
+    assert (run_row(engine).outcome, run_row(engine).deaths) == ("promoted", 0)
+    assert executor.steps.count("train") == 6

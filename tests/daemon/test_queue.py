@@ -620,3 +620,14 @@ def test_a_retried_run_has_todays_settings_and_not_the_drops_taken_out_since(eng
     assert (run.id, run.error) == (claim.run_id, None)
     assert [row["id"] for row in run.snapshot or ()] == [2]
     assert RunConfig.model_validate(run.config).train.batch_size == 2
+
+
+def test_deaths_are_counted_in_a_row_and_not_over_a_training_that_gets_further(engine: Engine) -> None:
+    claim = start_run(engine)
+    for turn in range(5):
+        assert queue.died(engine, claim, "killed", 500 + turn, RETRY, progress=True) == RunState.WAITING
+        claim = take(engine, 500 + turn)
+    assert load(engine, claim.run_id).deaths == 1
+    attempt = queue.begin_attempt(engine, claim, "train", 600)
+    queue.end_attempt(engine, claim, attempt.id or 0, AttemptState.PUBLISHED, 700)
+    assert load(engine, claim.run_id).deaths == 0

@@ -126,6 +126,17 @@ def test_both_models_are_scored_on_the_same_records(bench: Bench, tiny: Any) -> 
     assert [line["candidate"]["text"] for line in found] != [line["champion"]["text"] for line in found]
 
 
+def test_a_record_that_no_window_holds_is_left_out_for_both_models_and_counted(bench: Bench, tiny: Any) -> None:
+    rows = heldout_rows(tiny)
+    rows[2]["input"] = "Where? " * 2000
+    attempt = bench.attempt(rows)
+    report = evaluate(attempt)
+    assert (report.records, report.records_too_long) == (RECORDS - 1, 1)
+    assert [line["id"] for line in lines(attempt, report)] == [row["id"] for n, row in enumerate(rows) if n != 2]
+    with pytest.raises(CannotTrain, match="none of the 1 held-out records fits"):
+        evaluate(bench.attempt(rows[2:3]))
+
+
 def test_the_likelihood_is_that_of_each_reference_computed_alone(bench: Bench, tiny: Any, tiny_llama: Path) -> None:
     rows = heldout_rows(tiny)
     for place, row in enumerate(rows):

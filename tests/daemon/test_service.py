@@ -1,0 +1,43 @@
+"""The daemon's own order of things, on a real state folder; whole daemons run in tests/e2e."""
+
+from pathlib import Path
+
+import pytest
+
+from daemon import service
+from daemon.service import Service
+from daemon.settings import Settings
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Service:
+    (tmp_path / "inbox").mkdir()
+    return Service(Settings(inbox=str(tmp_path / "inbox"), state=str(tmp_path / "state")))
+
+
+def test_a_stop_asks_the_trainer_for_its_checkpoint_before_it_waits_for_a_file_that_is_read(
+    daemon: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = []
+    monkeypatch.setattr(daemon._worker, "stop", lambda: order.append("worker"))
+    monkeypatch.setattr(daemon._intake, "finish", lambda: order.append("intake"))
+    daemon._end()
+    assert order[:2] == ["worker", "intake"]
+
+
+def test_trouble_with_the_disk_is_no_reason_for_systemd_to_end_the_training(
+    daemon: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    def fail(_now: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(service, "notify", lambda *words: said.extend(words))
+    monkeypatch.setattr(type(daemon._intake), "alive", True)
+    monkeypatch.setattr(daemon._worker, "keep_alive", lambda _now: None)
+    monkeypatch.setattr(daemon._dispatcher, "tick", fail)
+    daemon.stop.set()
+    daemon._beat()
+    assert "WATCHDOG=1" in said
+    daemon._lock.release()
