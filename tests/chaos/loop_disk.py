@@ -46,7 +46,7 @@ class LoopDisk:
         with self._filler.open("ab") as file:
             for size in (1 << 20, 1 << 16, 1 << 12):
                 with contextlib.suppress(OSError):
-                    while self.free_bytes() > leave:
+                    while True:
                         os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), size)
         if leave:
             with self._filler.open("ab") as file:

@@ -19,7 +19,6 @@ from sqlmodel import select
 
 from daemon import champions, dispatcher, intake, publishing, queue, service
 from daemon.database import check, transaction
-from daemon.disk import is_full
 from daemon.service import Service
 from daemon.settings import load
 from daemon.tables import Attempt, AttemptState, Drop, Promotion, Run, RunState, Track
@@ -97,13 +96,8 @@ class House:
         self.service._lock.release()
 
     def take_in(self) -> None:
-        """What the intake's thread does at one waking, a full disk included."""
-        loop = self.service._intake
-        try:
-            loop._scan()
-        except Exception as error:
-            if not loop._disk.make_way(error) and not is_full(error):
-                raise
+        """What the intake's thread does at one waking."""
+        self.service._intake._turn()
 
     def turn(self) -> None:
         """One turn of everything."""
@@ -191,7 +185,9 @@ def judge(house: House) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_run_ends_well_though_the_disk_was_full_at(stage: str, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_ends_well_though_the_disk_was_full_at(
+    stage: str, house: House, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     drop_file(house.inbox)
     arm(house, stage, monkeypatch)
     filled_at = None
@@ -220,7 +216,19 @@ def test_a_run_ends_well_though_the_disk_was_full_at(stage: str, house: House, m
         if run is not None and run.state == RunState.SUCCEEDED:
             break
     judge(house)
+    assert "_trouble" not in capsys.readouterr().out, "it knew what was wrong all the time"
     assert (house.root / "ballast").stat().st_size == 1_000_000, "it is there again"
+
+
+def test_under_the_mark_a_file_stays_in_the_inbox_though_there_would_be_room_for_it(house: House) -> None:
+    house.disk.fill(leave=1_500_000)
+    drop_file(house.inbox)
+    house.take_in()
+    assert (house.inbox / "good.jsonl").exists()
+    assert house.rows(Drop) == []
+    house.disk.free()
+    house.take_in()
+    assert [drop.state for drop in house.rows(Drop)] == ["accepted"]
 
 
 # --- the real daemon, its worker and real steps
