@@ -134,6 +134,7 @@ class Worker:
         If that cannot be written the process ends before it has done anything: our end is closed without a word.
         """
         lifeline, keep = os.pipe()
+        process = None
         try:
             process = self._start(spec, place, lifeline)
             identity = identify(process.pid)
@@ -141,6 +142,9 @@ class Worker:
             durable.write_json(entry, record)
         except BaseException:
             os.close(keep)
+            if process is not None:
+                kill_group(process.pid, signal.SIGKILL)
+                process.wait()
             raise
         finally:
             os.close(lifeline)
