@@ -123,24 +123,27 @@ class IntakeLoop:
 
     def _run(self) -> None:
         while not self.stop.is_set():
-            pause = self._settings.reconcile_seconds
-            try:
-                self._scan()
-                due = self._watcher.next_due(time.monotonic())
-                pause = pause if due is None else min(pause, max(due, 0.05))
-            except DropforgeError as error:
-                log.warning("intake_trouble", error=error.message, hint=error.hint)
-                pause = _TROUBLE_SECONDS
-            except Exception as error:  # the thread must outlive whatever one file or a full disk does to it
-                pause = _TROUBLE_SECONDS
-                if self._disk.make_way(error):
-                    pause = 0
-                elif is_full(error):
-                    log.warning("disk_full", error=str(error))
-                else:
-                    log.exception("intake_trouble")
-            self.wake.wait(pause)
+            self.wake.wait(self._turn())
             self.wake.clear()
+
+    def _turn(self) -> float:
+        """Take in what is settled; return the seconds until the next look."""
+        try:
+            self._scan()
+            due = self._watcher.next_due(time.monotonic())
+        except DropforgeError as error:
+            log.warning("intake_trouble", error=error.message, hint=error.hint)
+        except Exception as error:  # the thread must outlive whatever one file or a full disk does to it
+            if self._disk.make_way(error):
+                return 0
+            if is_full(error):
+                log.warning("disk_full", error=str(error))
+            else:
+                log.exception("intake_trouble")
+        else:
+            pause = self._settings.reconcile_seconds
+            return pause if due is None else min(pause, max(due, 0.05))
+        return _TROUBLE_SECONDS
 
     def _scan(self) -> None:
         for settled in self._watcher.scan(time.monotonic()):

@@ -101,15 +101,10 @@ class Worker:
         folder = durable.read_json(entry)["folder"]
         spec = self._spec(folder)
         place = self._spool.root / folder
-        try:
-            process, keep = self._begin(entry, spec, place)
-        except OSError as error:
-            if not is_disk_full(error):
-                raise
-            log.warning("disk_full", key=key, error=str(error))
-            entry.rename(self._spool.queue / entry.name)
-            self.stop.wait(_FULL_SECONDS)
+        begun = self._begin_with_room(entry, spec, place)
+        if begun is None:
             return
+        process, keep = begun
         try:
             os.write(keep, b"g")
             log.info("step_started", key=key, pid=process.pid)
@@ -122,6 +117,20 @@ class Worker:
         (self._spool.cancelled / key).unlink(missing_ok=True)
         entry.unlink(missing_ok=True)
 
+    def _begin_with_room(self, entry: Path, spec: StepSpec, place: Path) -> tuple[subprocess.Popen[bytes], int] | None:
+        """Do as `_begin` once the disk has room for it; told to stop before, put the order back and return `None`."""
+        while True:
+            try:
+                return self._begin(entry, spec, place)
+            except OSError as error:
+                if not is_disk_full(error):
+                    raise
+                log.warning("disk_full", key=spec.key, error=str(error))
+            # The order stays in `running` meanwhile: one that moves back could be taken for lost.
+            if self.stop.wait(_FULL_SECONDS):
+                entry.rename(self._spool.queue / entry.name)
+                return None
+
     def _begin(self, entry: Path, spec: StepSpec, place: Path) -> tuple[subprocess.Popen[bytes], int]:
         """
         Start the step's process and write it down; return it with our end of its lifeline, on which it waits.
@@ -129,6 +138,7 @@ class Worker:
         If that cannot be written the process ends before it has done anything: our end is closed without a word.
         """
         lifeline, keep = os.pipe()
+        process = None
         try:
             process = self._start(spec, place, lifeline)
             identity = identify(process.pid)
@@ -136,6 +146,9 @@ class Worker:
             durable.write_json(entry, record)
         except BaseException:
             os.close(keep)
+            if process is not None:
+                kill_group(process.pid, signal.SIGKILL)
+                process.wait()
             raise
         finally:
             os.close(lifeline)

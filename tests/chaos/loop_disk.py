@@ -11,6 +11,8 @@ from typing import Self
 
 import pytest
 
+from pipeline import durable
+
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting an image needs root")
 
 
@@ -44,17 +46,22 @@ class LoopDisk:
     def fill(self, leave: int = 0) -> None:
         """Take all that is free, but for `leave` bytes."""
         with self._filler.open("ab") as file:
-            for size in (1 << 20, 1 << 16, 1 << 12):
+            for size in (1 << 20, 1 << 16, 1 << 12, 1 << 10):
                 with contextlib.suppress(OSError):
-                    while self.free_bytes() > leave:
+                    while True:
                         os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), size)
+        # What is too little for an extent of its own may still take a small file.
+        with contextlib.suppress(OSError):
+            for number in range(500):
+                durable.write_bytes(self.place / f"filler-{number}", b"x" * 1024)
         if leave:
             with self._filler.open("ab") as file:
                 file.truncate(max(self._filler.stat().st_size - leave, 0))
 
     def free(self) -> None:
         """Give back what was taken."""
-        self._filler.unlink(missing_ok=True)
+        for path in self.place.glob("filler*"):
+            path.unlink()
 
     def free_bytes(self) -> int:
         """Return what may still be written."""

@@ -8,6 +8,7 @@ DROPFORGE_CHAOS=whole (`make chaos`) lets the real daemon do it too, with a tiny
 import contextlib
 import json
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -19,13 +20,16 @@ from sqlmodel import select
 
 from daemon import champions, dispatcher, intake, publishing, queue, service
 from daemon.database import check, transaction
-from daemon.disk import is_full
+from daemon.executors import JobState
+from daemon.executors.local import LocalExecutor
 from daemon.service import Service
 from daemon.settings import load
 from daemon.tables import Attempt, AttemptState, Drop, Promotion, Run, RunState, Track
+from daemon.worker import Worker
 from pipeline import __main__ as step_process
 from pipeline import durable
-from pipeline.artifacts import Artifact
+from pipeline.artifacts import Artifact, ModelRef
+from pipeline.config import RunConfig
 from pipeline.contract import RESULT_NAME, SPEC_NAME, StepResult, StepSpec
 from pipeline.contract import Attempt as StepAttempt
 from pipeline.manifest import MANIFEST_NAME
@@ -97,13 +101,8 @@ class House:
         self.service._lock.release()
 
     def take_in(self) -> None:
-        """What the intake's thread does at one waking, a full disk included."""
-        loop = self.service._intake
-        try:
-            loop._scan()
-        except Exception as error:
-            if not loop._disk.make_way(error) and not is_full(error):
-                raise
+        """What the intake's thread does at one waking."""
+        self.service._intake._turn()
 
     def turn(self) -> None:
         """One turn of everything."""
@@ -191,7 +190,9 @@ def judge(house: House) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_run_ends_well_though_the_disk_was_full_at(stage: str, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_ends_well_though_the_disk_was_full_at(
+    stage: str, house: House, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     drop_file(house.inbox)
     arm(house, stage, monkeypatch)
     filled_at = None
@@ -220,7 +221,95 @@ def test_a_run_ends_well_though_the_disk_was_full_at(stage: str, house: House, m
         if run is not None and run.state == RunState.SUCCEEDED:
             break
     judge(house)
+    assert "_trouble" not in capsys.readouterr().out, "it knew what was wrong all the time"
     assert (house.root / "ballast").stat().st_size == 1_000_000, "it is there again"
+
+
+def test_under_the_mark_a_file_stays_in_the_inbox_though_there_would_be_room_for_it(house: House) -> None:
+    house.disk.fill(leave=1_500_000)
+    drop_file(house.inbox)
+    house.take_in()
+    assert (house.inbox / "good.jsonl").exists()
+    assert house.rows(Drop) == []
+    house.disk.free()
+    house.take_in()
+    assert [drop.state for drop in house.rows(Drop)] == ["accepted"]
+
+
+@pytest.fixture
+def serving(disk: LoopDisk) -> Iterator[Callable[[], None]]:
+    """Start a worker on the small disk; it is stopped at the end."""
+    worker = Worker(disk.place)
+    thread = threading.Thread(target=worker.serve)
+    yield thread.start
+    worker.stop.set()
+    thread.join()
+
+
+def order(disk: LoopDisk, script: str) -> tuple[LocalExecutor, StepSpec]:
+    """Order an attempt whose process runs `script` once it may begin."""
+    begin = "import os, sys\nos.read(int(os.environ['DROPFORGE_LIFELINE_FD']), 1) or os._exit(75)\n"
+    spec = StepSpec(
+        run=1, step="train", attempt=1, fence="f", root=str(disk.place), folder="runs/1/attempts/train-1",
+        checkpoints="c", predictions="p", argv=(sys.executable, "-c", begin + script), env={}, inputs={}, drops=(),
+        champion=ModelRef(model_id="m", path="m", generation=0),
+        config=RunConfig(track="default", base_model="m", base_model_id="m", salt="s"),
+    )  # fmt: skip
+    executor = LocalExecutor(disk.place)
+    executor.submit(spec)
+    return executor, spec
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    pause = threading.Event()
+    while not condition():
+        pause.wait(0.02)
+
+
+def test_an_order_that_cannot_begin_for_want_of_room_begins_when_there_is(
+    disk: LoopDisk, serving: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor, spec = order(disk, "sys.exit(3)")
+    tried: list[int] = []
+    real = Worker._begin
+
+    def begin(*arguments: Any) -> Any:
+        tried.append(1)
+        return real(*arguments)
+
+    monkeypatch.setattr(Worker, "_begin", begin)
+    disk.fill()
+    serving()
+    wait_for(lambda: len(tried) > 1 or executor.poll(spec) is JobState.ENDED)
+    assert executor.poll(spec) in {JobState.QUEUED, JobState.RUNNING}
+    disk.free()
+    wait_for(lambda: executor.poll(spec) is JobState.ENDED)
+    assert durable.read_json(disk.place / spec.folder / RESULT_NAME)["exit_code"] == 3
+
+
+def test_how_a_step_ended_is_written_down_when_there_is_room_for_it(
+    disk: LoopDisk, serving: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor, spec = order(disk, "sys.exit(74)")
+    filled = threading.Event()
+    real = Worker._watch
+
+    def watch(*arguments: Any) -> Any:
+        stopped = real(*arguments)
+        disk.fill()
+        filled.set()
+        return stopped
+
+    monkeypatch.setattr(Worker, "_watch", watch)
+    serving()
+    wait_for(filled.is_set)
+    assert executor.poll(spec) is JobState.RUNNING, "not lost: nobody is to count a death"
+    disk.free()
+    wait_for(lambda: executor.poll(spec) is JobState.ENDED)
+    result = StepResult.model_validate(durable.read_json(disk.place / spec.folder / RESULT_NAME))
+    assert (result.exit_code, result.status) == (74, "failed")
+    assert result.error is not None
+    assert "is full" in result.error.message
 
 
 # --- the real daemon, its worker and real steps
