@@ -40,7 +40,7 @@ sys.exit(main())
 
 @pytest.fixture
 def count(*, whole: bool) -> int:
-    return 8000 if whole else 400
+    return 8000 if whole else 300
 
 
 @pytest.fixture
