@@ -5,6 +5,7 @@ Where an earlier attempt was cut off does not show in the predictions: the batch
 """
 
 import math
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,6 +66,9 @@ def sit(attempt: Attempt, exam: Exam, ids: Sequence[str], decoding: Decoding, fo
             sitting.fill_answers(decoding)
     finally:
         sitting.close()
+    if sitting.resumed:
+        words = f"{sitting.resumed} of its {len(work.without_answer)} answers were there from an interrupted attempt"
+        sys.stderr.write(f"{exam.role}: {words}\n")
     ordered = work.predictions()
     lines = b"".join(prediction.model_dump_json().encode() + b"\n" for prediction in ordered)
     durable.write_bytes(folder / f"{digest}.jsonl", lines)

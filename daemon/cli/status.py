@@ -98,15 +98,16 @@ def _print_status_json(settings: "Settings", overview: "Overview") -> None:
 
 
 def files_in_inbox(settings: "Settings") -> list[str]:
-    """Return the files in the inbox that have not been taken, relative to it."""
+    """Return the files in the inbox that have not been taken, relative to it, in printable form."""
     from daemon.watcher import is_passed_over, watched_folders  # noqa: PLC0415 - a quick start
+    from pipeline.formats import printable  # noqa: PLC0415 - a quick start
 
     found = []
     for folder in watched_folders(settings):
         if folder.path.is_dir():
             names = [path for path in folder.path.iterdir() if not is_passed_over(os.fsencode(path.name))]
             found += [path for path in names if path.is_file()]
-    return sorted(str(path.relative_to(settings.inbox_folder)) for path in found)
+    return sorted(printable(str(path.relative_to(settings.inbox_folder))) for path in found)
 
 
 def _disk(settings: "Settings") -> dict[str, Any]:

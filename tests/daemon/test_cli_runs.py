@@ -14,6 +14,7 @@ from daemon import queue
 from daemon.database import transaction
 from daemon.processes import FileLock
 from daemon.tables import AttemptState, DropState, Run
+from daemon.watcher import Watcher
 from pipeline import durable
 
 SCRIPT = Path(sys.executable).parent / "dropforge"
@@ -53,6 +54,22 @@ def test_status_knows_a_living_daemon(lived_in: Any, dropforge: Command) -> None
     assert lock.acquire()
     ended = dropforge("status")
     assert (ended.code, f"daemon: running, process {os.getpid()}" in ended.out) == (0, True)
+    lock.release()
+
+
+def test_status_names_the_files_that_a_writer_has_open(lived_in: Any, dropforge: Command) -> None:
+    for name in ("open\x1b[31m.jsonl", "closed.jsonl", "~lock.jsonl", "Thumbs.db"):
+        (lived_in.settings.inbox_folder / name).write_text(GOOD)
+    lock = FileLock(lived_in.settings.state_folder / "daemon.lock")
+    assert lock.acquire()
+    watcher = Watcher(lived_in.settings, threading.Event())
+    with (lived_in.settings.inbox_folder / "open\x1b[31m.jsonl").open("a"):
+        for now in (0.0, 60.0):
+            watcher.scan(now)
+        note = {"waiting": watcher.waiting(), "unknown_folders": [], "full_tracks": []}
+        durable.write_hint(lived_in.settings.state_folder / "watcher.json", note)
+    said = [line.strip() for line in dropforge("status").out.splitlines() if "not taken yet" in line]
+    assert said == ["not taken yet: closed.jsonl", r"not taken yet: open\x1b[31m.jsonl (still open for writing)"]
     lock.release()
 
 

@@ -386,8 +386,9 @@ BATCHES = 6
 
 @pytest.mark.parametrize("cut", [1, 4, 10])
 def test_an_evaluation_that_was_stopped_goes_on_from_the_batches_that_it_has(
-    bench: Bench, tiny: Any, cut: int, whole: tuple[dict[str, Any], list[dict[str, Any]]]
-) -> None:
+    bench: Bench, tiny: Any, cut: int, whole: tuple[dict[str, Any], list[dict[str, Any]]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     rows = heldout_rows(tiny)
     first = bench.attempt(rows)
     first.stop = StopsAfter(first, cut)
@@ -399,6 +400,8 @@ def test_an_evaluation_that_was_stopped_goes_on_from_the_batches_that_it_has(
     assert sum(map(len, logged(second).values())) == 2 * BATCHES - cut, "only what was missing is computed"
     assert (comparable(report), lines(second, report)) == whole
     assert report.candidate.resumed == min(RECORDS, max(0, 4 * (cut - 3)))
+    said = f"candidate: {report.candidate.resumed} of its {RECORDS} answers were there from an interrupted attempt"
+    assert (said in capsys.readouterr().err) == (report.candidate.resumed > 0)
     assert report.champion.resumed == min(RECORDS, max(0, 4 * (cut - 9)))
 
 
