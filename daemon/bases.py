@@ -13,6 +13,7 @@ from pipeline import durable
 from pipeline.errors import DropforgeError
 from pipeline.manifest import check_base, model_files, model_id
 
+_NOTE = "base.json"
 log = structlog.get_logger()
 
 
@@ -25,6 +26,8 @@ class Bases:
         self._settings = settings
         self._seen: dict[str, object] = {}
         self._problems: dict[str, DropforgeError] = {}
+        for name in settings.track_names:
+            durable.remove_leftovers(settings.state_folder / "tracks" / name, _NOTE)
 
     def refresh(self, now: int) -> None:
         """Look at every track's base model again; only one that changed is hashed."""
@@ -61,7 +64,7 @@ class Bases:
         signature = _signature(folder)
         if self._seen.get(name) == signature:
             return
-        note = self._settings.state_folder / "tracks" / name / "base.json"
+        note = self._settings.state_folder / "tracks" / name / _NOTE
         known = durable.read_json(note) if note.exists() else None
         if known and known["signature"] == signature:
             identity = str(known["model_id"])

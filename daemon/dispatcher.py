@@ -17,6 +17,7 @@ from daemon import champions, publishing, queue
 from daemon.bases import Bases
 from daemon.database import transaction
 from daemon.executors import Executor, JobState
+from daemon.executors.local import Spool
 from daemon.sd_notify import showing_life
 from daemon.settings import Settings
 from daemon.tables import Attempt, AttemptState, Run, Track
@@ -52,16 +53,19 @@ class Dispatcher:
         self._executor = executor
         self._claims: list[queue.Claim] = []
         self._beat = 0
-        self._bases_at = -_BASES_MS
+        self._bases_at = self._settled_at = -_BASES_MS
         self._cancelling: set[str] = set()
         self.bases = Bases(engine, settings)
         self.draining = False
 
     def recover(self, now: int) -> None:
         """Finish what a dead daemon left half-done and adopt its runs; the caller holds the state folder's lock."""
+        Spool(self._root).remove_leftovers()
+        self._settled_at = now
         champions.recover(self._engine, self._root, now)
         self._claims = queue.rescue(self._engine, now)
         for claim in self._claims:
+            publishing.remove_leftovers(self._root, claim.run_id)
             log.info("run_adopted", run=claim.run_id)
         self._refresh_bases(now)
 
@@ -72,6 +76,10 @@ class Dispatcher:
 
     def tick(self, now: int) -> None:
         """Do everything that can be done now."""
+        if abs(now - self._settled_at) >= _BASES_MS:
+            self._settled_at = now
+            # A person's rollback in a process of its own may have died half-way, too.
+            champions.recover(self._engine, self._root, now)
         if not self._claims and not self.draining:
             self._refresh_bases(now)
             claim = queue.claim(self._engine, now, self._configure)
@@ -103,6 +111,9 @@ class Dispatcher:
         for claim in list(self._claims):
             attempt = queue.open_attempt(self._engine, claim.run_id)
             if attempt is not None:
+                spec = self._spec_of(attempt)
+                if spec is not None:
+                    self._executor.cancel(spec)
                 self._end(claim, attempt, AttemptState.LOST, now, "the daemon stopped before the step did")
             queue.interrupt(self._engine, claim, now)
             self._drop(claim)
@@ -313,13 +324,14 @@ class Dispatcher:
         return None if value is None else Progress.model_validate(value)
 
     def _beat_if_due(self, now: int) -> None:
-        if self._claims and now - self._beat >= _HEARTBEAT_MS:
+        if self._claims and abs(now - self._beat) >= _HEARTBEAT_MS:
             self._beat = now
             for claim in self._claims:
                 queue.heartbeat(self._engine, claim, now, None)
 
     def _refresh_bases(self, now: int) -> None:
-        if now - self._bases_at >= _BASES_MS:
+        # The clock may be set back: then the last look lies ahead.
+        if abs(now - self._bases_at) >= _BASES_MS:
             self._bases_at = now
             self.bases.refresh(now)
 

@@ -75,6 +75,7 @@ class Intake:
         # What is left of a daemon that died while it copied.
         for path in self._incoming.glob("*.tmp"):
             path.unlink()
+        receipts.remove_leftovers(settings.inbox_folder)
         self._told: set[tuple[Path, bytes, str]] = set()
         self._full: set[str] = set()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline import durable
 from pipeline.artifacts import Artifact, Dataset, Model, Report, Verdict
-from pipeline.contract import RESULT_NAME, StepResult, StepSpec
+from pipeline.contract import RESULT_NAME, SPEC_NAME, StepResult, StepSpec
 from pipeline.errors import StepFailed
 from pipeline.steps import BY_NAME, STEPS
 
@@ -41,6 +41,14 @@ def load_verdict(state_folder: Path, run_id: int) -> Verdict | None:
     """Return the run's verdict, if it is published."""
     value = durable.read_json(run_folder(state_folder, run_id) / "decide.json")
     return None if value is None else Verdict.model_validate(value)
+
+
+def remove_leftovers(state_folder: Path, run_id: int) -> None:
+    """Remove what a dead daemon left half-written of a run; its steps' own files are left alone, they may be alive."""
+    folder = run_folder(state_folder, run_id)
+    durable.remove_leftovers(folder)
+    for attempt in (folder / "attempts").glob("*"):
+        durable.remove_leftovers(attempt, SPEC_NAME)
 
 
 def read_result(spec: StepSpec) -> StepResult | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import Engine, func, update
+from sqlalchemy import Engine, func, or_, update
 from sqlmodel import Session, col, select
 
 from daemon.attempts import AttemptOpen, begin_attempt, end_attempt, open_attempt, write_off
@@ -117,8 +117,9 @@ def claim(
         if limit is not None and session.exec(running).one() >= limit:
             return None
         for state in (RunState.WAITING, RunState.QUEUED):
-            due = select(Run).where(Run.state == state, Run.not_before <= now).order_by(col(Run.id))
-            for run in session.exec(due).all():
+            # A run of the future is due: it was told to wait by a clock that was set back since.
+            due = or_(col(Run.not_before) <= now, col(Run.created_at) > now, col(Run.heartbeat_at) > now)
+            for run in session.exec(select(Run).where(Run.state == state, due).order_by(col(Run.id))).all():
                 if state == RunState.QUEUED and not _begin(session, run, now, configure):
                     continue
                 held = Claim(_id(run), uuid.uuid4().hex)

@@ -89,6 +89,13 @@ def file_away(inbox: Path, filing: Filing) -> Path:
     return target
 
 
+def remove_leftovers(inbox: Path) -> None:
+    """Remove the half-written documents of a daemon that died."""
+    for home in (inbox / DONE, inbox / REJECTED):
+        for folder in (home, *(path for path in home.glob("[!.]*") if path.is_dir() and not path.is_symlink())):
+            durable.remove_leftovers(folder, "*.json")
+
+
 def iso_time(milliseconds: int) -> str:
     """Return a moment as people and programs read it: 2026-01-31T02:00:00+00:00."""
     return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds")

@@ -179,6 +179,7 @@ class Service:
             raise AlreadyRunning(
                 message, "see what it does: dropforge status; or give this one a state folder of its own"
             )
+        durable.remove_leftovers(root, WATCHER_NOTE)
         migrate(root / DATABASE_NAME)
         self._engine = open_engine(root / DATABASE_NAME)
         check(self._engine)

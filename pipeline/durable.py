@@ -68,6 +68,16 @@ def write_hint(path: Path, value: Any) -> None:
     aside.rename(path)
 
 
+def remove_leftovers(folder: Path, name: str = "*") -> None:
+    """
+    Remove what a writer that died left aside of `folder`/`name`, a pattern; a missing folder has none.
+
+    For the only one that writes these files: it would take a living writer's file away too.
+    """
+    for path in folder.glob(f".{name}.*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def read_json(path: Path) -> Any:
     """Return the JSON value in `path`; `None` if there is no such file. Raises `ValueError` if it is not JSON."""
     try:

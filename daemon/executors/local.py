@@ -32,6 +32,10 @@ class Spool:
         for folder in (self.queue, self.running, self.cancelled):
             folder.mkdir(parents=True, exist_ok=True)
 
+    def remove_leftovers(self) -> None:
+        """Remove the entries that a dead daemon did not finish writing; for a daemon that holds the folder's lock."""
+        durable.remove_leftovers(self.queue)
+
     def process_of(self, key: str) -> Identity | None:
         """Return the process that the worker wrote down for an attempt, if it has."""
         entry = durable.read_json(self.running / f"{key}.json")

@@ -36,7 +36,8 @@ def publish(source: Path, folder: Path, step: int, mark: str) -> Path:
     """
     Move the trainer's checkpoint `source` to `folder`/step-`step`, durably; return its new place.
 
-    `source` must be on the same file system, `mark` is the training's fingerprint. The newest `KEPT` are left.
+    `source` must be on the same file system, `mark` is the training's fingerprint. The newest `KEPT` of this training
+    are left; torn and foreign ones are removed, since by their number they would push this one out.
     """
     target = folder / f"{_PREFIX}{step}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -52,8 +53,11 @@ def publish(source: Path, folder: Path, step: int, mark: str) -> Path:
     durable.fsync_folder(folder)
     complete = {"files_sha256": durable.sha256_file(target / LISTING), "fingerprint": mark}
     durable.write_json(target / COMPLETE, complete)
-    for old in _by_step(folder)[KEPT:]:
-        _remove(old)
+    found = _by_step(folder)
+    kept = [path for path in found if _mark(path) == mark][:KEPT]
+    for old in found:
+        if old not in kept:
+            _remove(old)
     return target
 
 
@@ -113,6 +117,15 @@ def _by_step(folder: Path) -> list[Path]:
         return []
     found = [path for path in folder.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdecimal()]
     return sorted(found, key=step_of, reverse=True)
+
+
+def _mark(path: Path) -> str | None:
+    """Return the fingerprint of a checkpoint whose writing was not cut off; its files are not looked at."""
+    try:
+        complete = durable.read_json(path / COMPLETE)
+    except (OSError, ValueError):
+        return None
+    return complete.get("fingerprint") if isinstance(complete, dict) else None
 
 
 def _problem(path: Path, mark: str) -> str:
