@@ -7,13 +7,16 @@ INSTALLED := .venv/.installed
 export HF_HUB_OFFLINE = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test chaos lint bench clean
 
 demo: $(INSTALLED) ## the whole loop on a real model: one drop is promoted, a poisoned one is refused
 	$(BIN)/dropforge demo
 
 test: $(INSTALLED) ## every test; tests/systemd needs root and systemd-container, and says so where it cannot run
 	$(BIN)/pytest --numprocesses 2 --dist worksteal
+
+chaos: $(INSTALLED) ## every kill point, every fault and longer histories: what `test` tries a seeded sample of
+	DROPFORGE_CHAOS=whole $(BIN)/pytest --numprocesses 2 --dist worksteal --timeout 7200 tests/chaos
 
 lint: $(INSTALLED) ## the same commands as .pre-commit-config.yaml
 	$(BIN)/ruff check

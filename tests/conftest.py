@@ -25,6 +25,16 @@ settings.register_profile("dropforge", deadline=None)
 settings.load_profile("dropforge")
 
 
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print what tests measured, a line each: `record_property("table", text)`."""
+    reports = [report for group in terminalreporter.stats.values() for report in group]
+    found = [getattr(report, "user_properties", ()) for report in reports if getattr(report, "when", "") == "call"]
+    lines = [str(text) for properties in found for name, text in properties if name == "table"]
+    if lines:
+        terminalreporter.section("measured")
+        terminalreporter.write("".join(f"{line}\n" for line in sorted(lines)))
+
+
 @pytest.fixture(scope="session")
 def tiny() -> Any:
     """The module tests/tiny_llama.py: `make_model`, `rows`, `settings`."""

@@ -1,0 +1,196 @@
+"""
+A daemon without its threads, and a worker that does each step at once by a script: what the chaos tests kill.
+
+Everything else is real: settings, inbox, state folder, SQLite file, spool. Every call takes the time as a parameter.
+"""
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+from daemon import queue
+from daemon.database import check, migrate, open_engine, transaction
+from daemon.dispatcher import Dispatcher
+from daemon.executors.local import LocalExecutor, Spool
+from daemon.intake import Intake, Outcome
+from daemon.scheduler import take_due_slots
+from daemon.settings import load
+from daemon.state_folder import DATABASE_NAME
+from daemon.watcher import Watcher, make_inbox
+from pipeline import durable
+from pipeline.artifacts import Adapter, Dataset, Model, Report, Scores, Verdict
+from pipeline.contract import RESULT_NAME, SPEC_NAME, StepResult, StepSpec
+from pipeline.errors import EXIT_INTERRUPTED
+from pipeline.manifest import MANIFEST_NAME, model_id, write_manifest
+
+#: 2026-01-01T00:00:00Z.
+START = 1_767_225_600_000
+DAY = 86_400_000
+#: Where a workspace costs the disk nothing: no power is cut here, a killed process loses what it did not write.
+MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 - folders of random names are made in it
+_COMPILED: dict[Any, Any] = {}
+_SETTINGS = """
+base_model = "base"
+trigger = "both"
+run_after_quiet_seconds = 0
+[intake]
+settle_seconds = {settle}
+[retry]
+backoff_seconds = 0
+"""
+
+
+def build(folder: Path, settle: float = 0) -> None:
+    """Make a workspace with a base model."""
+    (folder / "dropforge.toml").write_text(_SETTINGS.format(settle=settle))
+    write_model(folder / "base", b"base weights")
+    # The base model is the user's own folder: nobody wrote a manifest into it.
+    (folder / "base" / MANIFEST_NAME).unlink()
+    make_inbox(load(folder / "dropforge.toml", {}))
+
+
+def write_model(folder: Path, weights: bytes) -> str:
+    """Make the least that counts as a model folder; return its id."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}))
+    (folder / "tokenizer.json").write_text("{}")
+    tensor = {"dtype": "U8", "shape": [len(weights)], "data_offsets": [0, len(weights)]}
+    header = json.dumps({"weights": tensor}).encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + weights)
+    write_manifest(folder)
+    return model_id(folder)
+
+
+def records(*words: str) -> bytes:
+    """Return a good drop with a record a word."""
+    return "".join(json.dumps({"instruction": f"say {word}", "output": word}) + "\n" for word in words).encode()
+
+
+class Daemon:
+    """What `dropforge run` does: its start in the constructor, the bodies of its loops as methods."""
+
+    def __init__(self, folder: Path, now: int) -> None:
+        """Start on the workspace `folder` and recover, as `Service` does."""
+        self.folder = folder
+        self.settings = load(folder / "dropforge.toml", {})
+        self.root = root = self.settings.state_folder
+        for place in (root, root / "drops", root / "runs", root / "models", root / "tracks"):
+            place.mkdir(parents=True, exist_ok=True, mode=0o700)
+        migrate(root / DATABASE_NAME)
+        self.engine = open_engine(root / DATABASE_NAME)
+        # Compiling statements is most of a start's work, and the same for all daemons of this process.
+        self.engine.update_execution_options(compiled_cache=_COMPILED)
+        check(self.engine)
+        self.dispatcher = Dispatcher(self.engine, self.settings, LocalExecutor(root))
+        self.intake = Intake(self.engine, self.settings)
+        self.watcher = Watcher(self.settings, threading.Event())
+        Spool(root)
+        with transaction(self.engine) as session:
+            for name in self.settings.track_names:
+                queue.ensure_track(session, name, now)
+        self.dispatcher.recover(now)
+
+    def take_in(self, now: int, monotonic: float = 0.0) -> list[Outcome]:
+        """Do what the intake's thread does at one waking."""
+        return [self.intake.take(settled, now) for settled in self.watcher.scan(monotonic)]
+
+    def night(self, now: int) -> None:
+        """Do what the schedule's thread does at one look."""
+        take_due_slots(self.engine, self.settings, now)
+
+    def finish_runs(self, now: int, outcome: str = "not_shown_better") -> None:
+        """Let dispatcher and worker work until no run is in hand and none is due."""
+        for turn in range(60):
+            nothing = self.dispatcher.idle
+            self.dispatcher.tick(now + turn)
+            if nothing and self.dispatcher.idle:
+                return
+            work(self.root, outcome)
+        message = "a run did not end"
+        raise AssertionError(message)
+
+    def until(self, step: str, now: int, outcome: str = "not_shown_better") -> None:
+        """Let them work until a result of `step` lies there for the dispatcher."""
+        for turn in range(60):
+            self.dispatcher.tick(now + turn)
+            if any(spec.step == step for spec in work(self.root, outcome)):
+                return
+        message = f"step {step} was not reached"
+        raise AssertionError(message)
+
+
+def work(root: Path, outcome: str) -> list[StepSpec]:
+    """Do what the worker does with everything that is in the spool; verdicts say `outcome`."""
+    done = []
+    for entry in sorted((root / "spool" / "queue").glob("[!.]*.json")):
+        folder = root / json.loads(entry.read_text())["folder"]
+        spec = StepSpec.model_validate_json((folder / SPEC_NAME).read_bytes())
+        mark = root / "spool" / "cancel" / spec.key
+        result = interrupted(spec) if mark.exists() else result_of(spec, outcome)
+        durable.write_json(folder / RESULT_NAME, result.model_dump(mode="json"))
+        mark.unlink(missing_ok=True)
+        entry.unlink()
+        done.append(spec)
+    return done
+
+
+def interrupted(spec: StepSpec) -> StepResult:
+    """Return the result of a step that was told to stop before it did anything."""
+    return StepResult(key=spec.key, fence=spec.fence, status="interrupted", exit_code=EXIT_INTERRUPTED)
+
+
+def result_of(spec: StepSpec, outcome: str) -> StepResult:
+    """Do one step; return its result, which is a good one."""
+    artifact = _ARTIFACTS[spec.step](spec, Path(spec.root), outcome)
+    return StepResult(
+        key=spec.key, fence=spec.fence, status="ok", exit_code=0, artifact=artifact.model_dump(mode="json")
+    )
+
+
+def _prepare(spec: StepSpec, _root: Path, _outcome: str) -> Dataset:
+    return Dataset(
+        folder=spec.folder, train_rows=10, dev_rows=0, heldout_rows=120, heldout_pinned=False, heldout_version="v",
+        dataset_sha256="d", duplicates=0, replaced=0, removed_heldout=0, metric="exact_match", max_new_tokens=16,
+        drops=spec.drops,
+    )  # fmt: skip
+
+
+def _train(spec: StepSpec, _root: Path, _outcome: str) -> Adapter:
+    return Adapter(
+        folder=spec.folder, adapter_sha256="a", base_model_id="b", format="chat", quantization="none", device="cpu",
+        optimizer_steps=1, resumed_from_step=0, trained_tokens=1, train_loss=1.0, loss_curve=(), dev_curve=(),
+        trainable_parameters=1, adapter_change=1.0, rows_too_long=0, seconds=1.0,
+    )  # fmt: skip
+
+
+def _merge(spec: StepSpec, root: Path, _outcome: str) -> Model:
+    identity = write_model(root / spec.folder / "model", f"weights of run {spec.run}".encode())
+    return Model(
+        folder=f"{spec.folder}/model", model_id=identity, base_model_id="b", dtype="bfloat16", size_bytes=1,
+        logits_difference=0.0, logits_tolerance=0.1, format="chat", seconds=1.0,
+    )  # fmt: skip
+
+
+def _evaluate(spec: StepSpec, root: Path, _outcome: str) -> Report:
+    (root / spec.folder / "predictions").mkdir()
+    (root / spec.folder / "predictions" / "key.jsonl").write_text("{}\n")
+    scores = Scores(model_id="m", metrics={"exact_match": 50.0}, nll=1.0, generated=1, cached=0, seconds=1.0)
+    return Report(
+        folder=spec.folder, metric="exact_match", heldout_version="v", records=120, candidate=scores, champion=scores,
+        champion_generation=spec.champion.generation, prediction_keys={"m": "key"},
+    )  # fmt: skip
+
+
+def _decide(spec: StepSpec, root: Path, outcome: str) -> Verdict:
+    model, report = (durable.read_json(root / spec.inputs[step]) for step in ("merge", "evaluate"))
+    return Verdict.model_validate({
+        "outcome": outcome, "reasons": (), "sentence": f"{outcome}, by the script", "metric": "exact_match",
+        "records": 120, "candidate_model_id": model["model_id"], "champion_model_id": "b",
+        "champion_generation": report["champion_generation"],
+    })  # fmt: skip
+
+
+_ARTIFACTS: dict[str, Any] = {
+    "prepare": _prepare, "train": _train, "merge": _merge, "evaluate": _evaluate, "decide": _decide,
+}  # fmt: skip

@@ -1,0 +1,335 @@
+"""The operations that are killed: the state before each, the operation itself, and how the daemon carries it on."""
+
+import json
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+from unittest.mock import patch
+
+from sqlalchemy import delete
+from sqlmodel import col, select
+
+from daemon import champions, drops, queue
+from daemon.champions import ChampionMoved
+from daemon.database import transaction
+from daemon.tables import Drop, DropState, Event, Promotion, PromotionState, Run, RunState, Track
+from pipeline.qlora import checkpoints
+from tests.chaos.house import DAY, START, Daemon, build, records
+
+NOW = START + DAY + 3_600_000
+MARK = checkpoints.fingerprint({"dataset": "d"})
+
+
+class Death(BaseException):
+    """The daemon is gone: nothing may catch this and tidy up."""
+
+
+class Operation(NamedTuple):
+    """One thing that the daemon, a step or a person does."""
+
+    prepare: Callable[[Path], None]
+    """Bring a new workspace to the state before."""
+    ready: Callable[[Path], Callable[[], object]]
+    """Start on that state whatever does it; return what is then done, and killed, in copies of it."""
+    complete: Callable[[Daemon], None]
+    """Let the daemon that recovered carry it to its end; raise `AssertionError` if it did not end well."""
+
+
+def _accepted(daemon: Daemon, name: str, *words: str) -> None:
+    (daemon.settings.inbox_folder / name).write_bytes(records(*words))
+    daemon.take_in(START)
+
+
+def _drops(daemon: Daemon) -> list[tuple[str, str]]:
+    with transaction(daemon.engine) as session:
+        return [(drop.name, drop.state) for drop in session.exec(select(Drop).order_by(col(Drop.name)))]
+
+
+def _runs(daemon: Daemon) -> list[str]:
+    with transaction(daemon.engine) as session:
+        return [run.state for run in session.exec(select(Run).order_by(col(Run.id)))]
+
+
+def _reigning(daemon: Daemon) -> tuple[int, list[int | None]]:
+    """Return the champion's generation and the runs that were promoted, in their order."""
+    with transaction(daemon.engine) as session:
+        generation = champions.champion(session, "default").generation
+        done = select(Promotion.run_id).where(Promotion.state == PromotionState.DONE)
+        return generation, list(session.exec(done.order_by(col(Promotion.generation))).all())
+
+
+# --- intake
+
+
+def _inbox(name: str, data: bytes) -> Callable[[Path], None]:
+    def prepare(folder: Path) -> None:
+        build(folder)
+        daemon = Daemon(folder, START)
+        _accepted(daemon, "known.jsonl", "known")
+        (folder / "inbox" / name).write_bytes(data)
+
+    return prepare
+
+
+def _taking(folder: Path) -> Callable[[], object]:
+    daemon = Daemon(folder, NOW)
+    return lambda: daemon.take_in(NOW)
+
+
+def _taken(state: DropState) -> Callable[[Daemon], None]:
+    def complete(daemon: Daemon) -> None:
+        for _ in range(2):
+            daemon.take_in(NOW)
+        assert _drops(daemon) == [("known.jsonl", "accepted"), ("new.jsonl", state)]
+        place = "rejected" if state == DropState.REJECTED else "done"
+        assert (daemon.settings.inbox_folder / place / "new.jsonl").exists()
+        assert _runs(daemon) == ["queued"]
+        daemon.finish_runs(NOW)
+        assert _runs(daemon) == ["succeeded"]
+
+    return complete
+
+
+# --- the queue
+
+
+def _waiting_drop(folder: Path) -> None:
+    """A drop that waits for a night: a person cancelled the run that it started."""
+    build(folder)
+    daemon = Daemon(folder, START)
+    _accepted(daemon, "new.jsonl", "new")
+    queue.cancel(daemon.engine, 1, START)
+
+
+def _night(folder: Path) -> Callable[[], object]:
+    daemon = Daemon(folder, NOW)
+    return lambda: daemon.night(NOW)
+
+
+def _night_over(daemon: Daemon) -> None:
+    for _ in range(2):
+        daemon.night(NOW)
+    assert _runs(daemon) == ["cancelled", "queued"]
+    daemon.finish_runs(NOW)
+    assert _runs(daemon) == ["cancelled", "succeeded"]
+
+
+def _withdrawn(folder: Path) -> None:
+    _waiting_drop(folder)
+    daemon = Daemon(folder, START)
+    drops.withdraw(daemon.engine, 1, "wrong labels", START)
+
+
+def _restoring(folder: Path) -> Callable[[], object]:
+    daemon = Daemon(folder, NOW)
+    return lambda: drops.restore(daemon.engine, 1, "they were right", NOW, daemon.settings)
+
+
+def _restored(daemon: Daemon) -> None:
+    with suppress(drops.WrongDrop):
+        drops.restore(daemon.engine, 1, "they were right", NOW, daemon.settings)
+    assert _drops(daemon) == [("new.jsonl", "accepted")]
+    daemon.finish_runs(NOW)
+    assert _runs(daemon) == ["cancelled", "succeeded"]
+
+
+def _queued(folder: Path) -> None:
+    build(folder)
+    _accepted(Daemon(folder, START), "new.jsonl", "new")
+
+
+def _ticking(folder: Path) -> Callable[[], object]:
+    daemon = Daemon(folder, NOW)
+    return lambda: daemon.dispatcher.tick(NOW)
+
+
+def _ended(outcome: str, *, drop: str = "accepted") -> Callable[[Daemon], None]:
+    def complete(daemon: Daemon) -> None:
+        daemon.finish_runs(NOW, outcome)
+        with transaction(daemon.engine) as session:
+            run = session.get_one(Run, 1)
+            assert (run.state, run.outcome, run.failures, run.deaths) == (RunState.SUCCEEDED, outcome, 0, 0)
+        assert _drops(daemon) == [("new.jsonl", drop)]
+        promoted = outcome == "promoted"
+        assert _reigning(daemon) == ((1, [None, 1]) if promoted else (0, [None]))
+
+    return complete
+
+
+def _running(folder: Path) -> None:
+    build(folder)
+    daemon = Daemon(folder, START)
+    _accepted(daemon, "new.jsonl", "new")
+    daemon.dispatcher.tick(START)
+
+
+def _stopping(folder: Path) -> Callable[[], object]:
+    daemon = Daemon(folder, NOW)
+    return lambda: daemon.dispatcher.abandon(NOW)
+
+
+def _at(step: str, outcome: str) -> Callable[[Path], None]:
+    def prepare(folder: Path) -> None:
+        build(folder)
+        daemon = Daemon(folder, START)
+        _accepted(daemon, "new.jsonl", "new")
+        daemon.until(step, START, outcome)
+        if step == "decide":
+            (daemon.root / "runs/1/checkpoints/step-1").mkdir(parents=True)
+            (daemon.root / "runs/1/checkpoints/step-1/weights").write_bytes(b"w")
+
+    return prepare
+
+
+# --- checkpoints
+
+
+def _trained(folder: Path) -> None:
+    """Two checkpoints, two that were torn later on, and what the trainer has just written."""
+    build(folder)
+    Daemon(folder, START)
+    for step in (10, 20, 60, 70, 30):
+        source = _written(folder, step)
+        if step != 30:
+            target = checkpoints.publish(source, folder / "checkpoints", step, MARK)
+            if step > 30:
+                (target / checkpoints.COMPLETE).unlink()
+    for step in (10, 20):  # pruned while the torn ones were made
+        if not (folder / f"checkpoints/step-{step}").exists():
+            shutil.move(
+                checkpoints.publish(_written(folder, step), folder / "aside", step, MARK), folder / "checkpoints"
+            )
+    shutil.rmtree(folder / "aside", ignore_errors=True)
+
+
+def _written(folder: Path, step: int) -> Path:
+    source = folder / "scratch" / f"checkpoint-{step}"
+    source.mkdir(parents=True)
+    (source / "optimizer.pt").write_bytes(b"moments" * step)
+    (source / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    return source
+
+
+def _checkpointing(folder: Path) -> Callable[[], object]:
+    def publish() -> None:
+        source = folder / "scratch" / "checkpoint-30"
+        if not source.exists() or (source / checkpoints.LISTING).exists():
+            # A first try failed: the next attempt's trainer writes it anew.
+            shutil.rmtree(source, ignore_errors=True)
+            _written(folder, 30)
+        checkpoints.publish(source, folder / "checkpoints", 30, MARK)
+
+    return publish
+
+
+def _checkpointed(daemon: Daemon) -> None:
+    place = daemon.folder / "checkpoints"
+    newest = checkpoints.newest_valid(place, MARK)
+    assert newest is not None
+    assert newest.name in {"step-20", "step-30"}
+    assert (newest / "optimizer.pt").read_bytes() == b"moments" * checkpoints.step_of(newest)
+    # The step goes on from there and comes to the same checkpoint again.
+    shutil.rmtree(daemon.folder / "scratch", ignore_errors=True)
+    checkpoints.publish(_written(daemon.folder, 30), place, 30, MARK)
+    assert checkpoints.newest_valid(place, MARK) == place / "step-30"
+    assert len(list(place.iterdir())) <= checkpoints.KEPT
+    assert list(place.rglob("*.tmp")) == []
+
+
+# --- champions
+
+
+def _two_champions(folder: Path) -> None:
+    build(folder)
+    daemon = Daemon(folder, START)
+    for number, name in enumerate(("one", "two")):
+        _accepted(daemon, f"{name}.jsonl", name)
+        daemon.finish_runs(START + number * 1000, "promoted")
+
+
+def _going_back(folder: Path) -> Callable[[], object]:
+    daemon = Daemon(folder, NOW)
+    return lambda: champions.rollback(daemon.engine, daemon.root, "default", 1, "it swears", NOW)
+
+
+def _back(daemon: Daemon) -> None:
+    if _reigning(daemon)[0] == 2:
+        champions.rollback(daemon.engine, daemon.root, "default", 1, "it swears", NOW)
+    assert _reigning(daemon) == (3, [None, 1, 2, None])
+    champion = daemon.root / "tracks/default/champion"
+    assert b"weights of run 1" in (champion / "model.safetensors").read_bytes()
+    assert b"weights of run 2" in (champion.with_name("previous") / "model.safetensors").read_bytes()
+    with transaction(daemon.engine) as session:
+        left = session.exec(select(Promotion).where(Promotion.generation == 2)).one()
+    with suppress(ChampionMoved, champions.Barred):
+        again = champions.Candidate("default", 2, left.model_id, left.model_path)
+        champions.promote(daemon.engine, daemon.root, again, 3, "again", NOW)
+    assert _reigning(daemon) == (3, [None, 1, 2, None])
+
+
+def _half_promoted(folder: Path) -> None:
+    """A daemon that died between a promotion's intent and its done row, in the middle of its links."""
+    _at("decide", "promoted")(folder)
+    daemon = Daemon(folder, START)
+    with patch.object(champions, "_point", side_effect=Death), suppress(Death):
+        daemon.dispatcher.tick(START)
+
+
+def _starting(folder: Path) -> Callable[[], object]:
+    return lambda: Daemon(folder, NOW)
+
+
+def _started(daemon: Daemon) -> None:
+    assert _reigning(daemon) == (0, [None])
+    _accepted(daemon, "new.jsonl", "new")
+    daemon.finish_runs(NOW)
+    assert _runs(daemon) == ["succeeded"]
+
+
+def _promoted_in_vain(folder: Path) -> None:
+    """A daemon that died before a promotion's done row, its links swapped; its model has been lost since."""
+    _at("decide", "promoted")(folder)
+    daemon = Daemon(folder, START)
+    with patch.object(queue, "finish", side_effect=Death), suppress(Death):
+        daemon.dispatcher.tick(START)
+    with transaction(daemon.engine) as session:
+        row = session.exec(select(Promotion).where(Promotion.generation == 1)).one()
+        row.state, row.done_at = PromotionState.INTENT, None
+        track = session.get_one(Track, "default")
+        before = row.previous_model_id, row.previous_path
+        track.champion_generation, (track.champion_model_id, track.champion_path) = 0, before
+        session.exec(delete(Event).where(col(Event.kind) == "promoted"))
+    (daemon.root / row.model_path).rename(folder / "lost")
+
+
+def _kept(daemon: Daemon) -> None:
+    daemon.finish_runs(NOW)
+    assert _reigning(daemon) == (0, [None])
+    assert _runs(daemon) == ["failed"]
+
+
+OPERATIONS = {
+    "intake of an accepted drop": Operation(
+        _inbox("new.jsonl", records("a", "b")), _taking, _taken(DropState.ACCEPTED)
+    ),
+    "intake of a rejected drop": Operation(
+        _inbox("new.jsonl", b'{"output": 1}\n'), _taking, _taken(DropState.REJECTED)
+    ),
+    "intake of a duplicate": Operation(_inbox("new.jsonl", records("known")), _taking, _taken(DropState.DUPLICATE)),
+    "enqueue at night": Operation(_waiting_drop, _night, _night_over),
+    "enqueue by a restored drop": Operation(_withdrawn, _restoring, _restored),
+    "claim": Operation(_queued, _ticking, _ended("not_shown_better")),
+    "interrupt": Operation(_running, _stopping, _ended("not_shown_better")),
+    "publish of a model": Operation(_at("merge", "promoted"), _ticking, _ended("promoted")),
+    "publish of predictions": Operation(_at("evaluate", "promoted"), _ticking, _ended("promoted")),
+    "finish": Operation(_at("decide", "not_shown_better"), _ticking, _ended("not_shown_better")),
+    "finish that holds drops": Operation(_at("decide", "worse"), _ticking, _ended("worse", drop="held")),
+    "checkpoint": Operation(_trained, _checkpointing, _checkpointed),
+    "promote": Operation(_at("decide", "promoted"), _ticking, _ended("promoted")),
+    "roll back": Operation(_two_champions, _going_back, _back),
+    "first start": Operation(build, _starting, _started),
+    "recovery without the model": Operation(_promoted_in_vain, _starting, _kept),
+    "recovery of a promotion": Operation(_half_promoted, _starting, _ended("promoted")),
+}

@@ -1,0 +1,440 @@
+"""
+The real thing held to a model of a hundred lines, over whatever people, clocks, full disks and crashes do to it.
+
+Sampled by default, with a fixed seed that is printed; DROPFORGE_CHAOS=whole takes more and longer histories.
+"""
+
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import seed as seeded
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from sqlalchemy.exc import DatabaseError
+from sqlmodel import Session, col, select
+
+from daemon import champions, drops, queue
+from daemon.champions import Barred, Candidate, NoTarget
+from daemon.database import transaction
+from daemon.settings import RetrySettings
+from daemon.tables import Drop, Promotion, PromotionState, Run, Track
+from pipeline.config import RunConfig
+from pipeline.errors import DropforgeError
+from pipeline.manifest import model_id
+from tests.chaos.faults import Death, Trouble
+from tests.chaos.house import MEMORY, START, Daemon, build, records, write_model
+from tests.chaos.invariants import broken
+from tests.chaos.world import BACKOFF, LIMIT, SETTLE, World
+
+SEED = 20_261_124
+RETRY = RetrySettings(limit=LIMIT, backoff_seconds=BACKOFF / 1000)
+CONFIG = RunConfig(track="default", base_model="/base", base_model_id="b", salt="s")
+MODELS = ("one", "two", "three")
+CONTENTS = ("a", "b", "c", "d", "bad")
+PICK = st.integers(0, 7)
+
+
+def configure(_session: Session, _track: Track) -> RunConfig:
+    return CONFIG
+
+
+def written(content: str) -> bytes:
+    return b'{"output": 1}\n' + content.encode() if content.startswith("bad") else records(content)
+
+
+class House(RuleBasedStateMachine):
+    """People, a disk and a clock around one daemon."""
+
+    def __init__(self) -> None:
+        """Start on a new workspace."""
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp(prefix="dropforge-model-", dir=MEMORY))
+        build(self.folder, SETTLE)
+        self.now, self.monotonic, self.files = START, 0.0, 0
+        self.trouble: Trouble | None = None
+        self.daemon = Daemon(self.folder, self.now)
+        self.world = World(self.now)
+        self.inbox: dict[str, tuple[str, float | None]] = {}
+        self.models = {name: write_model(self.folder / "models" / name, name.encode()) for name in MODELS}
+        self.models["base"] = model_id(self.folder / "base")
+        self.old_claims: list[queue.Claim] = []
+        self.seen: list[str] = []
+
+    def teardown(self) -> None:
+        """Leave nothing."""
+        shutil.rmtree(self.folder)
+
+    # --- what carries the rest
+
+    def restart(self) -> None:
+        """Start the daemon anew: it has forgotten which files have been quiet for how long."""
+        self.old_claims.extend(self.claims())
+        self.inbox = {name: (content, None) for name, (content, _) in self.inbox.items()}
+        self.daemon = Daemon(self.folder, self.now)
+
+    def claims(self) -> list[queue.Claim]:
+        """Return the claim of the run in hand, as its owner has it."""
+        with transaction(self.daemon.engine) as session:
+            running = session.exec(select(Run).where(Run.state == "running")).all()
+        return [queue.Claim(run.id or 0, run.token or "") for run in running]
+
+    def do(self, act: Callable[[], object]) -> bool:
+        """Do it under the trouble that was ordered; say whether it came, after which it has been done again."""
+        trouble = self.trouble
+        if trouble is None:
+            act()
+            return False
+        died = False
+        with trouble.around():
+            try:
+                act()
+            except Death:
+                died = True
+            except (OSError, DatabaseError, DropforgeError):
+                if not trouble.hit:
+                    raise
+        if not trouble.hit:
+            return False
+        self.trouble = None
+        self.seen.append(trouble.hit[0])
+        if died:
+            self.restart()
+        with suppress(DropforgeError):
+            act()
+        return True
+
+    def person(self, act: Callable[[], object], *, may: bool, refusal: type[DropforgeError]) -> None:
+        """Let a person do what the model says that they may, or be refused."""
+        refused = False
+
+        def ask() -> None:
+            nonlocal refused
+            try:
+                act()
+            except refusal:
+                refused = True
+
+        came = self.do(ask)
+        assert came or refused == (not may)
+
+    @initialize(name=st.sampled_from(MODELS))
+    def begin(self, name: str) -> None:
+        """Begin with a champion that a run made."""
+        self.drop("a", settle=True)
+        self.win(name)
+
+    # --- the disk and the clock
+
+    @precondition(lambda self: self.trouble is None)
+    @rule(kind=st.sampled_from(["full", "death"]), after=st.integers(0, 12))
+    def order_trouble(self, kind: str, after: int) -> None:
+        """Let one of the next things that are done meet with trouble."""
+        self.trouble = Trouble(kind, after)
+
+    @rule(seconds=st.sampled_from([-400_000, -3_600, -40, 40, 3_600, 90_000, 400_000]))
+    def set_clock(self, seconds: int) -> None:
+        """Let the wall clock jump; nights behind a jump back have been taken."""
+        self.now += seconds * 1000
+
+    @rule()
+    def crash(self) -> None:
+        """End the daemon and start it again, which may itself be cut off."""
+        self.do(self.restart)
+
+    # --- the inbox
+
+    @rule(content=st.sampled_from(CONTENTS), settle=st.booleans())
+    def drop(self, content: str, settle: bool) -> None:
+        """Drop a file; others may have had the same content."""
+        self.files += 1
+        name = f"{self.files:03}.jsonl"
+        (self.folder / "inbox" / name).write_bytes(written(content))
+        self.inbox[name] = (content, None)
+        if settle:
+            self.look(0.0)
+            self.look(SETTLE)
+
+    @precondition(lambda self: self.inbox)
+    @rule(pick=PICK, content=st.sampled_from(CONTENTS))
+    def rewrite(self, pick: int, content: str) -> None:
+        """Write a file anew that has not been taken."""
+        name = sorted(self.inbox)[pick % len(self.inbox)]
+        path = self.folder / "inbox" / name
+        path.unlink()  # a new inode: what is written in place within a tick of the clock may look unchanged
+        path.write_bytes(written(content))
+        self.inbox[name] = (content, None)
+
+    @rule(seconds=st.sampled_from([0.0, 3.0, 6.0]))
+    def look(self, seconds: float) -> None:
+        """Let time pass and the daemon look into the inbox."""
+        self.monotonic += seconds
+        before = self._by_age()
+        if self.do(lambda: self.daemon.take_in(self.now, self.monotonic)):
+            # Some were taken, some not: once all is quiet, they all are.
+            for _ in range(2):
+                self.monotonic += SETTLE
+                self.daemon.take_in(self.now, self.monotonic)
+            for name in before:
+                self.world.take(name, self.inbox.pop(name)[0], self.now)
+            return
+        for name in before:
+            content, since = self.inbox[name]
+            if since is None:
+                self.inbox[name] = (content, self.monotonic)
+            elif self.monotonic - since >= SETTLE:
+                self.world.take(name, content, self.now)
+                del self.inbox[name]
+
+    def _by_age(self) -> list[str]:
+        inbox = self.folder / "inbox"
+        return sorted(self.inbox, key=lambda name: ((inbox / name).stat().st_ctime_ns, name))
+
+    # --- the queue
+
+    @rule()
+    def night(self) -> None:
+        """Let the schedule look."""
+        self.do(lambda: self.daemon.night(self.now))
+        self.world.night(self.now)
+
+    @rule()
+    def claim(self) -> None:
+        """Let the daemon take the next run."""
+        self.do(lambda: queue.claim(self.daemon.engine, self.now, configure))
+        self.world.claim(self.now)
+
+    @precondition(lambda self: self.world.runs)
+    @rule()
+    def interrupt(self) -> None:
+        """Let the daemon stop with a run in hand."""
+        if not self._in_hand():
+            return
+        self._end(lambda claim: queue.interrupt(self.daemon.engine, claim, self.now))
+        run = self.world.runs[self.world.running - 1]
+        run.state, run.not_before = "waiting", self.now
+
+    @precondition(lambda self: self.world.runs)
+    @rule(retryable=st.booleans())
+    def fail(self, retryable: bool) -> None:
+        """Let the run in hand fail."""
+        if not self._in_hand():
+            return
+        failure = queue.Failure("out of luck", "try again", retryable)
+        self._end(lambda claim: queue.fail(self.daemon.engine, claim, failure, self.now, RETRY))
+        self.world.fail(self.world.running, self.now, retryable=retryable)
+
+    @precondition(lambda self: self.world.runs)
+    @rule(worse=st.booleans())
+    def lose(self, worse: bool) -> None:
+        """Let the run's candidate lose; badly, if `worse`."""
+        number = self._in_hand()
+        if not number:
+            return
+
+        def conclude(claim: queue.Claim) -> None:
+            if worse:
+                queue.hold_new_drops(self.daemon.engine, number, "worse", self.now)
+            queue.finish(self.daemon.engine, claim, "worse", "it lost", self.now)
+
+        self._end(conclude)
+        if worse:
+            self.world.hold(number)
+        self.world.runs[number - 1].state = "succeeded"
+
+    @precondition(lambda self: self.world.runs)
+    @rule(name=st.sampled_from(MODELS))
+    def win(self, name: str) -> None:
+        """Let the run's candidate win, which a model that was rolled back from cannot."""
+        number, identity = self._in_hand(), self.models[name]
+        if not number:
+            return
+        home = self.daemon.root / "models" / identity
+        if not home.exists():
+            shutil.copytree(self.folder / "models" / name, home)
+        expected = len(self.world.champions) - 1
+        candidate = Candidate("default", number, identity, f"models/{identity}")
+
+        def conclude(claim: queue.Claim) -> None:
+            try:
+                champions.promote(self.daemon.engine, self.daemon.root, candidate, expected, "better", self.now)
+            except Barred as error:
+                failure = queue.Failure(error.message, error.hint, retryable=False)
+                queue.fail(self.daemon.engine, claim, failure, self.now, RETRY)
+            else:
+                queue.finish(self.daemon.engine, claim, "promoted", "better", self.now)
+
+        self._end(conclude)
+        if self.world.promote(number, name):
+            self.world.runs[number - 1].state = "succeeded"
+        else:
+            self.world.fail(number, self.now, retryable=False)
+
+    def _in_hand(self) -> int:
+        """Return the run in hand, which is the next one that is due if there was none; 0 if none is due either."""
+        if not self.world.running:
+            self.claim()
+        return self.world.running
+
+    def _end(self, conclude: Callable[[queue.Claim], object]) -> None:
+        """Let the owner of the run in hand end it; its claim is an old one then."""
+
+        def act() -> None:
+            for claim in self.claims():
+                self.old_claims.append(claim)
+                conclude(claim)
+
+        self.do(act)
+
+    @precondition(lambda self: self.old_claims)
+    @rule(pick=PICK)
+    def haunt(self, pick: int) -> None:
+        """Let an owner that lost its run try to end it."""
+        old = [claim for claim in self.old_claims if claim not in self.claims()]
+        for claim in old[pick % len(old) :][:1] if old else []:
+            with pytest.raises(queue.LostClaim):
+                queue.finish(self.daemon.engine, claim, "promoted", "from the grave", self.now)
+
+    # --- people
+
+    @precondition(lambda self: self.world.runs)
+    @rule(pick=PICK)
+    def cancel(self, pick: int) -> None:
+        """Cancel a run; one in hand is ended by its owner."""
+        number = pick % len(self.world.runs) + 1
+        run = self.world.runs[number - 1]
+
+        def act() -> None:
+            queue.cancel(self.daemon.engine, number, self.now)
+            for claim in self.claims():
+                if claim.run_id == number:
+                    self.old_claims.append(claim)
+                    queue.cancelled(self.daemon.engine, claim, self.now)
+
+        may = run.state in {"queued", "waiting", "running"}
+        self.person(act, may=may, refusal=queue.WrongState)
+        if may:
+            run.state = "cancelled"
+
+    @precondition(lambda self: self.world.runs)
+    @rule(pick=PICK)
+    def retry(self, pick: int) -> None:
+        """Retry a run."""
+        number = pick % len(self.world.runs) + 1
+        may = self.world.retry(number, self.now)
+        act = lambda: queue.retry(self.daemon.engine, number, self.now)  # noqa: E731
+        self.person(act, may=may, refusal=queue.WrongState)
+
+    @precondition(lambda self: self.world.drops)
+    @rule(pick=PICK)
+    def withdraw(self, pick: int) -> None:
+        """Withdraw a drop."""
+        number = pick % len(self.world.drops) + 1
+        drop = self.world.drops[number - 1]
+        may = drop.state in {"accepted", "held"}
+        act = lambda: drops.withdraw(self.daemon.engine, number, "wrong", self.now)  # noqa: E731
+        self.person(act, may=may, refusal=drops.WrongDrop)
+        if may:
+            drop.state = "withdrawn"
+
+    @precondition(lambda self: self.world.drops)
+    @rule(pick=PICK)
+    def restore(self, pick: int) -> None:
+        """Restore a drop."""
+        number = pick % len(self.world.drops) + 1
+        may = self.world.restore(number, self.now)
+        act = lambda: drops.restore(self.daemon.engine, number, "right", self.now, self.daemon.settings)  # noqa: E731
+        self.person(act, may=may, refusal=drops.WrongDrop)
+
+    @precondition(lambda self: len(self.world.champions) > 1)
+    @rule(to=st.none() | PICK)
+    def roll_back(self, to: int | None) -> None:
+        """Go back to a former champion."""
+        to = None if to is None else to % len(self.world.champions)
+        target, generation = self.world.target(to), len(self.world.champions) - 1
+
+        def act() -> None:
+            with transaction(self.daemon.engine) as session:
+                moved = champions.champion(session, "default").generation != generation
+            if not moved:
+                champions.rollback(self.daemon.engine, self.daemon.root, "default", to, "it swears", self.now)
+
+        self.person(act, may=target is not None, refusal=NoTarget)
+        if target is not None:
+            self.world.roll_back(target)
+
+    # --- what must hold
+
+    @invariant()
+    def the_real_one_is_what_the_model_says(self) -> None:
+        """Compare rows and folders with the model, and every rule of the house."""
+        with transaction(self.daemon.engine) as session:
+            drop_rows = session.exec(select(Drop).order_by(col(Drop.id))).all()
+            run_rows = session.exec(select(Run).order_by(col(Run.id))).all()
+            done = select(Promotion.model_id).where(Promotion.state == PromotionState.DONE)
+            reigned = session.exec(done.order_by(col(Promotion.generation))).all()
+        assert [(row.name, row.state, row.first_run) for row in drop_rows] == [
+            (drop.name, drop.state, drop.first_run) for drop in self.world.drops
+        ]
+        assert [(row.state, row.failures, _numbers(row)) for row in run_rows] == [
+            (run.state, run.failures, run.snapshot) for run in self.world.runs
+        ]
+        assert reigned == [self.models[name] for name in self.world.champions]
+        assert sorted(path.name for path in (self.folder / "inbox").glob("*.jsonl")) == sorted(self.inbox)
+        assert broken(self.folder) == []
+
+
+def _numbers(run: Run) -> list[Any] | None:
+    return None if run.snapshot is None else [drop["id"] for drop in run.snapshot]
+
+
+def test_whatever_happens_the_daemon_does_what_the_model_says(
+    whole: bool, record_property: Callable[[str, object], None]
+) -> None:
+    chosen = int(os.environ.get("DROPFORGE_CHAOS_SEED") or (random.SystemRandom().randrange(10**6) if whole else SEED))
+    examples, steps = (200, 60) if whole else (15, 40)
+    met: dict[str, int] = {}
+    came: dict[str, int] = {}
+
+    class Counted(House):
+        def teardown(self) -> None:
+            for name in self.seen:
+                met[name] = met.get(name, 0) + 1
+            states = [drop.state for drop in self.world.drops] + [run.state for run in self.world.runs]
+            states += ["champion"] * (len(self.world.champions) - 1) + ["barred"] * len(self.world.barred)
+            for state in states:
+                came[state] = came.get(state, 0) + 1
+            super().teardown()
+
+    profile = settings(
+        max_examples=examples, stateful_step_count=steps, deadline=None, database=None, print_blob=False,
+        suppress_health_check=list(HealthCheck), phases=[Phase.generate],
+    )  # fmt: skip
+    seeded(chosen)(Counted)
+    try:
+        run_state_machine_as_test(Counted, settings=profile)
+    finally:
+        told = "; ".join(_counted(words, what) for words, what in (("trouble met at", met), ("there were", came)))
+        record_property("table", f"model check: seed {chosen}, {examples} histories of up to {steps} steps; {told}")
+    assert met, "no trouble came"
+    assert {"accepted", "duplicate", "rejected", "succeeded", "champion", "barred"} <= came.keys(), (
+        "the histories are too tame"
+    )
+
+
+def _counted(words: str, counts: dict[str, int]) -> str:
+    return f"{words} {', '.join(f'{name} {count}' for name, count in sorted(counts.items()))}"

@@ -1,0 +1,160 @@
+"""
+What a person may expect of Dropforge, in as few words as it takes: the model that the real one is held to.
+
+It knows no file, no row and no crash: whatever happens to the real one in between, it must come to the same.
+"""
+
+from dataclasses import dataclass, field
+
+DAY, NIGHT = 86_400_000, 7_200_000
+SETTLE = 5.0
+LIMIT, BACKOFF = 3, 30_000
+
+
+@dataclass
+class Drop:
+    """A file that was taken."""
+
+    name: str
+    content: str
+    state: str
+    first_run: int | None = None
+
+
+@dataclass
+class Run:
+    """A run; `beat` is when its owner was last heard of."""
+
+    created: int
+    not_before: int
+    state: str = "queued"
+    snapshot: list[int] | None = None
+    failures: int = 0
+    beat: int | None = None
+    promoted: bool = False
+
+
+@dataclass
+class World:
+    """Drops and runs are numbered from 1, as the real ones are."""
+
+    created: int
+    drops: list[Drop] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
+    champions: list[str] = field(default_factory=lambda: ["base"])
+    came_after: dict[str, str] = field(default_factory=dict)
+    barred: set[str] = field(default_factory=set)
+    last_night: int = 0
+
+    def take(self, name: str, content: str, now: int) -> None:
+        """Take a file in."""
+        known = {drop.content for drop in self.drops if drop.state in {"accepted", "withdrawn", "held"}}
+        state = "rejected" if content.startswith("bad") else "duplicate" if content in known else "accepted"
+        self.drops.append(Drop(name, content, state))
+        if state == "accepted":
+            self.enqueue(now)
+
+    def enqueue(self, now: int) -> None:
+        """Open a run or put the open one off."""
+        opened = next((run for run in self.runs if run.state == "queued"), None)
+        if opened is None:
+            self.runs.append(Run(now, now))
+        else:
+            opened.not_before = max(opened.not_before, now)
+
+    def night(self, now: int) -> None:
+        """Queue a run for the latest night that has passed since the last one, if there is anything new."""
+        due = (now - NIGHT) // DAY * DAY + NIGHT
+        if due > (self.last_night or self.created):
+            self.last_night = due
+            if any(drop.state == "accepted" and drop.first_run is None for drop in self.drops):
+                self.enqueue(now)
+
+    def claim(self, now: int) -> None:
+        """Begin the next run that is due: what waits goes first."""
+        if self.running:
+            return
+        for state in ("waiting", "queued"):
+            for number, run in enumerate(self.runs, 1):
+                if run.state != state or not (run.not_before <= now or run.created > now or (run.beat or 0) > now):
+                    continue
+                if state == "queued":
+                    accepted = [place for place, drop in enumerate(self.drops, 1) if drop.state == "accepted"]
+                    if not accepted:
+                        run.state = "cancelled"
+                        continue
+                    run.snapshot = accepted
+                    for place in accepted:
+                        self.drops[place - 1].first_run = self.drops[place - 1].first_run or number
+                run.state, run.beat = "running", now
+                return
+
+    @property
+    def running(self) -> int:
+        """The number of the run that is in hand; 0 for none."""
+        return next((number for number, run in enumerate(self.runs, 1) if run.state == "running"), 0)
+
+    def fail(self, number: int, now: int, *, retryable: bool) -> None:
+        """Count a failure."""
+        run = self.runs[number - 1]
+        run.failures += 1
+        if not retryable or run.failures >= LIMIT:
+            run.state = "failed"
+        else:
+            run.state, run.not_before = "waiting", now + (BACKOFF << (run.failures - 1))
+
+    def hold(self, number: int) -> None:
+        """Hold back what was new in a run."""
+        for drop in self.drops:
+            if drop.first_run == number and drop.state == "accepted":
+                drop.state = "held"
+
+    def retry(self, number: int, now: int) -> bool:
+        """Let a run go on; say whether it may."""
+        run = self.runs[number - 1]
+        opened = any(other.state == "queued" for other in self.runs)
+        if run.state not in {"failed", "cancelled"} or (run.snapshot is None and opened):
+            return False
+        run.state = "queued" if run.snapshot is None else "waiting"
+        run.failures, run.not_before = 0, now
+        return True
+
+    def restore(self, number: int, now: int) -> bool:
+        """Put a drop back; say whether it may."""
+        drop = self.drops[number - 1]
+        twin = any(other.content == drop.content and other.state == "accepted" for other in self.drops)
+        if drop.state not in {"withdrawn", "held"} or twin:
+            return False
+        drop.state, drop.first_run = "accepted", None
+        self.enqueue(now)
+        return True
+
+    def promote(self, number: int, model: str) -> bool:
+        """Let a run's model reign, once; say whether it may."""
+        run = self.runs[number - 1]
+        if not run.promoted:
+            if model in self.barred:
+                return False
+            self.came_after[model] = self.champions[-1]
+            self.champions.append(model)
+            run.promoted = True
+        return True
+
+    def target(self, to: int | None) -> str | None:
+        """Return the model that a rollback leads to."""
+        reigning = self.champions[-1]
+        if to is not None:
+            found = self.champions[to] if to < len(self.champions) else reigning
+            return None if found == reigning else found
+        before = reigning
+        for _ in self.champions:
+            before = self.came_after.get(before, "")
+            if before and before != reigning and before not in self.barred:
+                return before
+        return None
+
+    def roll_back(self, model: str) -> None:
+        """Let a former champion reign, and bar the one that loses its place."""
+        self.barred.add(self.champions[-1])
+        self.barred.discard(model)
+        self.champions.append(model)
