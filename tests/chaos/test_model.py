@@ -132,11 +132,17 @@ class House(RuleBasedStateMachine):
         came = self.do(ask)
         assert came or refused == (not may)
 
-    @initialize(name=st.sampled_from(MODELS))
-    def begin(self, name: str) -> None:
-        """Begin with a champion that a run made."""
+    @initialize(name=st.sampled_from(MODELS), failures=st.integers(0, 2), back=st.booleans())
+    def begin(self, name: str, failures: int, back: bool) -> None:
+        """Begin with a champion that a run made, at the first try or a later one, and perhaps one that was left."""
         self.drop("a", settle=True)
+        for _ in range(failures):
+            self.fail(retryable=True)
+            self.set_clock(3_600)
         self.win(name)
+        if back:
+            self.roll_back(None)
+            self.drop("b", settle=True)
 
     # --- the disk and the clock
 
