@@ -15,8 +15,9 @@ demo: $(INSTALLED) ## the whole loop on a real model: one drop is promoted, a po
 test: $(INSTALLED) ## every test; tests/systemd needs root and systemd-container, and says so where it cannot run
 	$(BIN)/pytest --numprocesses 2 --dist worksteal
 
-chaos: $(INSTALLED) ## kills, power cuts and full disks, all of them; `make test` tries a sample. Needs root
-	DROPFORGE_CHAOS=whole $(BIN)/pytest -rA tests/chaos tests/daemon/test_gc.py
+chaos: $(INSTALLED) ## kills, power cuts and full disks, all of them: what `test` tries a seeded sample of. Needs root
+	DROPFORGE_CHAOS=whole $(BIN)/pytest -rA --numprocesses 2 --dist worksteal --timeout 7200 tests/chaos \
+		tests/daemon/test_gc.py tests/daemon/test_backup.py tests/daemon/test_database.py
 
 lint: $(INSTALLED) ## the same commands as .pre-commit-config.yaml
 	$(BIN)/ruff check

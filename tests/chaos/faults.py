@@ -18,45 +18,47 @@ class Death(BaseException):
     """The daemon is gone: nothing may catch this and tidy up."""
 
 
-@contextmanager
-def trouble(kind: str | None, after: int) -> Iterator[list[str]]:
+class Trouble:
     """
-    Let the call after `after` harmless ones (fsync, rename, symlink, link, commit) end in trouble of a kind.
+    What happens to the call after `left` harmless ones (fsync, rename, symlink, link, commit).
 
-    `full` fails as a full disk does, from then on for as long as the block lasts; `death` ends the process. Yields what
-    was hit, which is empty until then.
+    `full` fails as a full disk does, from then on for as long as it is `around`; `death` ends the process. `hit` names
+    the calls that met with it.
     """
-    hit: list[str] = []
-    left = after
 
-    def meet(name: str) -> None:
-        nonlocal left
-        left -= 1
-        if left >= 0:
-            return
-        hit.append(name)
-        if kind == "death":
-            raise Death(name)
-        if name == "commit":
-            raise OperationalError("COMMIT", {}, sqlite3.OperationalError("database or disk is full"))
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def __init__(self, kind: str, left: int) -> None:
+        """Order it."""
+        self._kind = kind
+        self._left = left
+        self.hit: list[str] = []
 
-    def watched(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+    @contextmanager
+    def around(self) -> Iterator[None]:
+        """Let the calls of the block count."""
+        with ExitStack() as stack:
+            for name in _CALLS:
+                stack.enter_context(patch.object(os, name, self._watched(name, getattr(os, name))))
+            event.listen(Engine, "commit", self._commit)
+            stack.callback(event.remove, Engine, "commit", self._commit)
+            yield
+
+    def _commit(self, _connection: object) -> None:
+        self._meet("commit")
+
+    def _watched(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
-            meet(name)
+            self._meet(name)
             return real(*arguments, **options)
 
         return call
 
-    def commit(_connection: object) -> None:
-        meet("commit")
-
-    if kind is None:
-        yield hit
-        return
-    with ExitStack() as stack:
-        for name in _CALLS:
-            stack.enter_context(patch.object(os, name, watched(name, getattr(os, name))))
-        event.listen(Engine, "commit", commit)
-        stack.callback(event.remove, Engine, "commit", commit)
-        yield hit
+    def _meet(self, name: str) -> None:
+        self._left -= 1
+        if self._left >= 0:
+            return
+        self.hit.append(name)
+        if self._kind == "death":
+            raise Death(name)
+        if name == "commit":
+            raise OperationalError("COMMIT", {}, sqlite3.OperationalError("database or disk is full"))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -25,7 +25,7 @@ from tests.chaos.operations import OPERATIONS
 ROOT = Path(__file__).parents[2]
 #: What a disk says when it is broken or full.
 ERRORS = {"fsync": "EIO", "fdatasync": "EIO", "pwrite64": "ENOSPC", "write": "ENOSPC"}
-SAMPLE = {"killed": 3, "failing": 1}
+SAMPLE = {"killed": 2, "failing": 1}
 Ask = Callable[..., dict[str, Any]]
 
 pytestmark = pytest.mark.skipif(

@@ -24,7 +24,7 @@ from daemon.processes import FileLock, identify, is_alive, lock_holder, wait_unt
 from daemon.settings import Settings, load
 from daemon.tables import Attempt, Drop, DropState, Event, Run
 from daemon.watcher import make_inbox
-from daemon.worker import Worker
+from daemon.worker import Worker, end_steps_now
 from pipeline import durable
 from pipeline.contract import StepSpec
 from tests.daemon.test_dispatcher import write_model
@@ -121,7 +121,7 @@ def worker(house: House) -> Iterator[Worker]:
     thread.start()
     yield worker
     worker.stop.set()
-    worker.stop_now.set()
+    end_steps_now(house.root)
     thread.join()
 
 

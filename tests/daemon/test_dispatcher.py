@@ -666,3 +666,62 @@ def test_a_training_that_dies_after_each_new_checkpoint_is_not_quarantined(
     ticks(dispatcher, count=30)
     assert (run_row(engine).outcome, run_row(engine).deaths) == ("promoted", 0)
     assert executor.steps.count("train") == 6
+
+
+# --- what a crash leaves
+
+
+@pytest.mark.usefixtures("dispatcher")
+def test_a_step_that_is_abandoned_is_called_off_so_that_no_worker_begins_it_later(
+    engine: Engine, settings: Settings, executor: ScriptedExecutor
+) -> None:
+    add_drop(engine, "a")
+    dispatcher = new_dispatcher(engine, settings, executor)
+    dispatcher.tick(NOW)
+    dispatcher.abandon(NOW)
+    assert executor.cancelled == ["1-prepare-1"]
+
+
+def test_what_a_dead_daemon_left_half_written_is_cleared_away_and_a_living_steps_files_are_not(
+    engine: Engine, settings: Settings, executor: ScriptedExecutor, dispatcher: Dispatcher
+) -> None:
+    add_drop(engine, "a")
+    dispatcher.tick(NOW)
+    root = settings.state_folder
+    attempt = root / "runs/1/attempts/prepare-1"
+    (root / "spool/queue").mkdir(parents=True, exist_ok=True)
+    dead = [attempt / ".spec.json.0.tmp", root / "runs/1/.prepare.json.0.tmp", root / "spool/queue/.1.json.0.tmp"]
+    dead.append(root / "tracks/default/.base.json.0.tmp")
+    alive = attempt / ".result.json.0.tmp"
+    for path in (*dead, alive):
+        path.write_text("part")
+    new_dispatcher(engine, settings, executor)
+    assert [path.name for path in dead if path.exists()] == []
+    assert alive.exists()
+
+
+def test_a_rollback_whose_process_died_is_finished_by_the_daemon_that_lives_on(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_drop(engine, "a")
+    ticks(dispatcher)
+    link = settings.state_folder / "tracks/default/champion"
+    with monkeypatch.context() as patch:
+        patch.setattr(champions, "fsync_folder", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            champions.rollback(engine, settings.state_folder, "default", None, "it swears", NOW)
+    assert link.resolve() == Path(settings.base_model)
+    dispatcher.tick(NOW + 29_000)
+    with transaction(engine) as session:
+        assert champions.champion(session, "default").generation == 1
+    dispatcher.tick(NOW + 61_000)
+    with transaction(engine) as session:
+        assert champions.champion(session, "default").generation == 2
+    assert link.resolve() == Path(settings.base_model)
+
+
+def test_a_clock_that_is_set_back_stops_no_heartbeat(engine: Engine, dispatcher: Dispatcher) -> None:
+    add_drop(engine, "a")
+    dispatcher.tick(NOW)
+    dispatcher.tick(NOW - 90_000_000)
+    assert run_row(engine).heartbeat_at == NOW - 90_000_000

@@ -589,3 +589,15 @@ def test_the_outcome_is_one_printable_line(tmp_path: Path) -> None:
     box = Box(tmp_path)
     outcome = box.drop("a\n.jsonl", GOOD)
     assert str(outcome) == "accepted default/a\\n.jsonl as drop 1, run 1: accepted: 3 records; they are in run 1"
+
+
+@pytest.mark.parametrize("home", ["done", "rejected/support"])
+def test_half_written_documents_are_cleared_away_at_the_start_and_nothing_else(tmp_path: Path, home: str) -> None:
+    box = Box(tmp_path)
+    folder = box.inbox / home
+    folder.mkdir(exist_ok=True)
+    names = ("a.jsonl", "a.jsonl.receipt.json", ".hidden", "b.json.tmp")
+    for name in (*names, ".a.jsonl.receipt.json.0123.tmp"):
+        (folder / name).write_text("part")
+    box.restart()
+    assert {path.name for path in folder.iterdir() if path.is_file()} == set(names)

@@ -164,6 +164,14 @@ def test_a_run_is_not_claimed_before_its_time(engine: Engine) -> None:
     assert take(engine, 60_000).run_id == run_id
 
 
+def test_a_run_of_the_future_is_claimed_since_the_clock_was_set_back(engine: Engine) -> None:
+    queue_run(engine, now=9 * HOUR_MS, not_before=9 * HOUR_MS)
+    claim = take(engine, now=HOUR_MS)
+    queue.heartbeat(engine, claim, 9 * HOUR_MS, None)
+    queue.fail(engine, claim, BROKEN, 9 * HOUR_MS, RETRY)
+    assert take(engine, now=2 * HOUR_MS).run_id == claim.run_id
+
+
 def test_nothing_is_claimed_while_a_run_is_running(engine: Engine) -> None:
     first, second = queue_run(engine, "a"), queue_run(engine, "b")
     claim = take(engine)

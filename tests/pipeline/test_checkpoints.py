@@ -55,6 +55,14 @@ def test_the_newest_two_are_kept(folder: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["step-100", "step-20"]
 
 
+def test_torn_and_foreign_ones_of_later_steps_do_not_push_a_whole_one_out(folder: Path, tmp_path: Path) -> None:
+    (publish(written(tmp_path, 80), folder, 80, MARK) / COMPLETE).unlink()
+    publish(written(tmp_path, 90), folder, 90, "another training")
+    publish(written(tmp_path, 30), folder, 30, MARK)
+    publish(written(tmp_path, 40), folder, 40, MARK)
+    assert sorted(path.name for path in folder.iterdir()) == ["step-30", "step-40"]
+
+
 def test_a_step_that_was_left_torn_is_replaced(folder: Path, tmp_path: Path) -> None:
     (folder / "step-20" / COMPLETE).unlink()
     publish(written(tmp_path, 20), folder, 20, MARK)
