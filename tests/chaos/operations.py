@@ -99,6 +99,7 @@ def _waiting_drop(folder: Path) -> None:
     """A drop that waits for a night: a person cancelled the run that it started."""
     build(folder)
     daemon = Daemon(folder, START)
+    daemon.night(START)  # nights count from the first look
     _accepted(daemon, "new.jsonl", "new")
     queue.cancel(daemon.engine, 1, START)
 

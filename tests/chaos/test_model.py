@@ -68,7 +68,7 @@ class House(RuleBasedStateMachine):
         self.now, self.monotonic, self.files = START, 0.0, 0
         self.trouble: Trouble | None = None
         self.daemon = Daemon(self.folder, self.now)
-        self.world = World(self.now)
+        self.world = World()
         self.inbox: dict[str, tuple[str, float | None]] = {}
         self.models = {name: write_model(self.folder / "models" / name, name.encode()) for name in MODELS}
         self.models["base"] = model_id(self.folder / "base")
@@ -338,7 +338,7 @@ class House(RuleBasedStateMachine):
         may = run.state in {"queued", "waiting", "running"}
         self.person(act, may=may, refusal=queue.WrongState)
         if may:
-            run.state = "cancelled"
+            self.world.end(number, "cancelled")
 
     @precondition(lambda self: self.world.runs)
     @rule(pick=PICK)

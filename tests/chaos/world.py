@@ -29,6 +29,7 @@ class Run:
     not_before: int
     state: str = "queued"
     snapshot: list[int] | None = None
+    retaken: bool = False
     failures: int = 0
     beat: int | None = None
     promoted: bool = False
@@ -38,13 +39,14 @@ class Run:
 class World:
     """Drops and runs are numbered from 1, as the real ones are."""
 
-    created: int
     drops: list[Drop] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
     champions: list[str] = field(default_factory=lambda: ["base"])
     came_after: dict[str, str] = field(default_factory=dict)
     barred: set[str] = field(default_factory=set)
-    last_night: int = 0
+    nights: set[int] = field(default_factory=set)
+    since: int = 0
+    looked: int | None = None
 
     def take(self, name: str, content: str, now: int) -> None:
         """Take a file in."""
@@ -64,9 +66,12 @@ class World:
 
     def night(self, now: int) -> None:
         """Queue a run for the latest night that has passed since the last one, if there is anything new."""
+        if self.looked is None or now < self.looked:
+            self.since = now
+        self.looked = now
         due = (now - NIGHT) // DAY * DAY + NIGHT
-        if due > (self.last_night or self.created):
-            self.last_night = due
+        if due > max([self.since, *(night for night in self.nights if night <= now)]):
+            self.nights.add(due)
             if any(drop.state == "accepted" and drop.first_run is None for drop in self.drops):
                 self.enqueue(now)
 
@@ -78,12 +83,13 @@ class World:
             for number, run in enumerate(self.runs, 1):
                 if run.state != state or not (run.not_before <= now or run.created > now or (run.beat or 0) > now):
                     continue
-                if state == "queued":
-                    accepted = [place for place, drop in enumerate(self.drops, 1) if drop.state == "accepted"]
+                if state == "queued" or run.retaken:
+                    seen = range(1, len(self.drops) + 1) if run.snapshot is None else run.snapshot
+                    accepted = [place for place in seen if self.drops[place - 1].state == "accepted"]
                     if not accepted:
-                        run.state = "cancelled"
+                        self.end(number, "cancelled")
                         continue
-                    run.snapshot = accepted
+                    run.snapshot, run.retaken = accepted, False
                     for place in accepted:
                         self.drops[place - 1].first_run = self.drops[place - 1].first_run or number
                 run.state, run.beat = "running", now
@@ -99,15 +105,23 @@ class World:
         run = self.runs[number - 1]
         run.failures += 1
         if not retryable or run.failures >= LIMIT:
-            run.state = "failed"
+            self.end(number, "failed")
         else:
             run.state, run.not_before = "waiting", now + (BACKOFF << (run.failures - 1))
 
-    def hold(self, number: int) -> None:
-        """Hold back what was new in a run."""
+    def end(self, number: int, state: str) -> None:
+        """End a run without a verdict: what was new in it waits for a run again."""
+        self.runs[number - 1].state = state
         for drop in self.drops:
-            if drop.first_run == number and drop.state == "accepted":
-                drop.state = "held"
+            drop.first_run = None if drop.first_run == number else drop.first_run
+
+    def hold(self, number: int) -> None:
+        """Hold back what no other candidate was judged with."""
+        judged = [run.snapshot or [] for run in self.runs if run.state == "succeeded"]
+        old = {place for snapshot in judged for place in snapshot}
+        for place in self.runs[number - 1].snapshot or []:
+            if place not in old and self.drops[place - 1].state == "accepted":
+                self.drops[place - 1].state = "held"
 
     def retry(self, number: int, now: int) -> bool:
         """Let a run go on; say whether it may."""
@@ -116,6 +130,7 @@ class World:
         if run.state not in {"failed", "cancelled"} or (run.snapshot is None and opened):
             return False
         run.state = "queued" if run.snapshot is None else "waiting"
+        run.retaken = run.snapshot is not None
         run.failures, run.not_before = 0, now
         return True
 
