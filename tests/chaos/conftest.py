@@ -1,9 +1,23 @@
 """How much of the chaos is tried: a seeded sample, or all of it with DROPFORGE_CHAOS=whole (`make chaos`)."""
 
 import os
-import random
 
 import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Name our marker."""
+    config.addinivalue_line("markers", "whole: a minute or more; with DROPFORGE_CHAOS=whole only")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what only the whole form has."""
+    if os.environ.get("DROPFORGE_CHAOS") == "whole":
+        return
+    left_out = [item for item in items if item.get_closest_marker("whole") is not None]
+    if left_out:
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.fixture(scope="session")
@@ -13,6 +27,6 @@ def whole() -> bool:
 
 
 @pytest.fixture(scope="session")
-def seed() -> int:
-    """What chooses the sample: DROPFORGE_CHAOS_SEED, or another one each time."""
-    return int(os.environ.get("DROPFORGE_CHAOS_SEED") or random.SystemRandom().randrange(10**6))
+def seed(testrun_uid: str) -> int:
+    """What chooses the sample in all of pytest's processes: DROPFORGE_CHAOS_SEED, or another one each time."""
+    return int(os.environ.get("DROPFORGE_CHAOS_SEED") or int(testrun_uid, 16) % 10**6)

@@ -343,11 +343,10 @@ def real(tmp_path: Path, disk: LoopDisk, tiny: Any, tiny_llama: Path, monkeypatc
 @pytest.mark.parametrize("restarted", [False, True], ids=["one daemon", "killed while it was full"])
 @pytest.mark.parametrize("stage", _BEGUN)
 @pytest.mark.timeout(300)
+@pytest.mark.whole
 def test_the_real_daemon_survives_a_disk_that_was_full_at(
-    stage: str, restarted: bool, real: Any, disk: LoopDisk, tiny: Any, whole: bool
+    stage: str, restarted: bool, real: Any, disk: LoopDisk, tiny: Any
 ) -> None:
-    if not whole:
-        pytest.skip("a minute each: make chaos")
     pause = threading.Event()
     rows = "".join(json.dumps(row) + "\n" for row in tiny.rows(400, seed=1))
     real.start()

@@ -367,8 +367,9 @@ def test_an_evaluation_cut_off_goes_on_from_the_predictions_that_it_has(
     for place in range(8 if whole else 1):
         root = tmp_path / str(place)
         first = evaluation.spec(root, 1)
-        wanted = dice.randint(1, BATCHES - 4)
-        delay = dice.uniform(0, 0.05)
+        # Half of it is left to be cut off: a batch takes milliseconds.
+        wanted = dice.randint(1, BATCHES // 2)
+        delay = dice.uniform(0, 0.01)
         code = evaluation.steps.cut(first, number, partial(has_kept, first, wanted), delay)
         assert code == (75 if number == signal.SIGTERM else -number)
         if number == signal.SIGTERM:
