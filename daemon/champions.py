@@ -153,6 +153,8 @@ def rollback(  # noqa: PLR0913, PLR0917 - which track goes back to what, why and
     )  # fmt: skip
     with _alone(state_folder, track):
         with transaction(engine) as session:
+            # A collection holds the write lock while it moves models away: one that is here now, stays.
+            _require_folder(state_folder / target.model_path, target)
             intent = _intend(session, intent, now)
         return _carry_out(engine, state_folder, intent, now)
 
@@ -258,13 +260,20 @@ def _barred(past: Sequence[Promotion]) -> set[str]:
     return barred
 
 
+def _other_ways(target: Promotion) -> str:
+    return f"go back to another one: dropforge history --track {target.track}; or bring the folder back from a backup"
+
+
+def _require_folder(folder: Path, target: Promotion) -> None:
+    if not folder.is_dir():
+        message = f"the model of generation {target.generation} is not there any more: {folder}"
+        raise NoTarget(message, _other_ways(target))
+
+
 def _check_model(folder: Path, target: Promotion) -> None:
     """Compare a former champion's files with their hashes. Raises `NoTarget` if one is not what it was."""
-    what = f"the model of generation {target.generation}"
-    hint = f"go back to another one: dropforge history --track {target.track}; or bring the folder back from a backup"
-    if not folder.is_dir():
-        message = f"{what} is not there any more: {folder}"
-        raise NoTarget(message, hint)
+    _require_folder(folder, target)
+    what, hint = f"the model of generation {target.generation}", _other_ways(target)
     try:
         # A base model is the user's own folder, without a manifest of ours.
         found = model_id(folder) if Path(target.model_path).is_absolute() else verify_manifest(folder)

@@ -160,6 +160,22 @@ def test_a_generation_that_is_no_former_champion_is_refused(house: House, to: in
     assert "dropforge history" in refused.value.hint
 
 
+def test_a_model_that_is_collected_while_its_files_are_checked_is_refused(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked = champions._check_model
+
+    def check_then_collect(folder: Path, target: Promotion) -> None:
+        checked(folder, target)
+        shutil.rmtree(folder)
+
+    before = house.reigning
+    monkeypatch.setattr(champions, "_check_model", check_then_collect)
+    with pytest.raises(NoTarget, match="is not there any more"):
+        house.back()
+    assert house.reigning == before
+
+
 def test_a_champion_that_moves_while_the_files_are_checked_is_left(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
