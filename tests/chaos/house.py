@@ -22,7 +22,8 @@ from pipeline import durable
 from pipeline.artifacts import Adapter, Dataset, Model, Report, Scores, Verdict
 from pipeline.contract import RESULT_NAME, SPEC_NAME, StepResult, StepSpec
 from pipeline.errors import EXIT_INTERRUPTED
-from pipeline.manifest import MANIFEST_NAME, model_id, write_manifest
+from pipeline.manifest import MANIFEST_NAME
+from tests.model_folder import write_model
 
 #: 2026-01-01T00:00:00Z.
 START = 1_767_225_600_000
@@ -48,18 +49,6 @@ def build(folder: Path, settle: float = 0) -> None:
     # The base model is the user's own folder: nobody wrote a manifest into it.
     (folder / "base" / MANIFEST_NAME).unlink()
     make_inbox(load(folder / "dropforge.toml", {}))
-
-
-def write_model(folder: Path, weights: bytes) -> str:
-    """Make the least that counts as a model folder; return its id."""
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}))
-    (folder / "tokenizer.json").write_text("{}")
-    tensor = {"dtype": "U8", "shape": [len(weights)], "data_offsets": [0, len(weights)]}
-    header = json.dumps({"weights": tensor}).encode()
-    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + weights)
-    write_manifest(folder)
-    return model_id(folder)
 
 
 def records(*words: str) -> bytes:

@@ -169,6 +169,7 @@ def _wait_until(holds: Callable[[], bool], message: str) -> None:
     while not holds():
         if time.monotonic() > end:
             raise AssertionError(message)
+        # The kernel sends no event when a tracer attaches: its answer is asked for again.
         time.sleep(0.001)
 
 

@@ -35,8 +35,9 @@ from pipeline.contract import Attempt as StepAttempt
 from pipeline.manifest import MANIFEST_NAME
 from pipeline.steps import BY_NAME
 from tests.chaos.loop_disk import LoopDisk, needs_root
-from tests.chaos.scripted_steps import ARTIFACTS, write_model
+from tests.chaos.scripted_steps import ARTIFACTS
 from tests.e2e.conftest import Workspace
+from tests.model_folder import write_model
 
 pytestmark = needs_root
 MEGABYTES = 48

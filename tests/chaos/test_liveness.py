@@ -27,7 +27,7 @@ from daemon.watcher import make_inbox
 from daemon.worker import Worker, end_steps_now
 from pipeline import durable
 from pipeline.contract import StepSpec
-from tests.daemon.test_dispatcher import write_model
+from tests.model_folder import write_model
 
 NOW = 1_767_225_600_000
 HOUR = 3_600_000

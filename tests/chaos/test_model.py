@@ -37,9 +37,10 @@ from pipeline.config import RunConfig
 from pipeline.errors import DropforgeError
 from pipeline.manifest import model_id
 from tests.chaos.faults import Death, Trouble
-from tests.chaos.house import MEMORY, START, Daemon, build, records, write_model
+from tests.chaos.house import MEMORY, START, Daemon, build, records
 from tests.chaos.invariants import broken
 from tests.chaos.world import BACKOFF, LIMIT, SETTLE, World
+from tests.model_folder import write_model
 
 SEED = 20_261_124
 RETRY = RetrySettings(limit=LIMIT, backoff_seconds=BACKOFF / 1000)

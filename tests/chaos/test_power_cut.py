@@ -25,7 +25,7 @@ from pipeline.errors import DropforgeError
 from pipeline.manifest import MANIFEST_NAME, verify_manifest
 from tests.chaos.loop_disk import LoopDisk, needs_root
 from tests.chaos.power_cut_target import House
-from tests.chaos.scripted_steps import write_model
+from tests.model_folder import write_model
 
 pytestmark = needs_root
 ROOT = Path(__file__).parents[2]

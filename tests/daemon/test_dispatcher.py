@@ -1,6 +1,5 @@
 """The dispatcher on a real database and real folders; the executor is one that does each step at once, by a script."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,22 +18,10 @@ from daemon.tables import Attempt, Drop, DropState, Promotion, Run, RunState, Tr
 from pipeline import durable
 from pipeline.artifacts import Adapter, Dataset, Model, Report, Scores, Shortfall, Verdict
 from pipeline.contract import RESULT_NAME, SPEC_NAME, StepError, StepResult, StepSpec
-from pipeline.manifest import model_id, write_manifest
+from tests.model_folder import write_model
 
 NOW = 1_750_000_000_000
 SCORES = Scores(model_id="m", metrics={"exact_match": 50.0}, nll=1.0, generated=1, cached=0, seconds=1.0)
-
-
-def write_model(folder: Path, weights: bytes) -> str:
-    """Make the least that counts as a model folder; return its id."""
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}))
-    (folder / "tokenizer.json").write_text("{}")
-    tensor = {"dtype": "U8", "shape": [len(weights)], "data_offsets": [0, len(weights)]}
-    header = json.dumps({"weights": tensor}).encode()
-    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + weights)
-    write_manifest(folder)
-    return model_id(folder)
 
 
 class ScriptedExecutor:
