@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 
 from daemon.cron import cron_trigger
 from pipeline.artifacts import Frozen
-from pipeline.config import EvaluateConfig, GateConfig, SplitConfig, TrainConfig
+from pipeline.config import EvaluateConfig, GateConfig, GuardConfig, JudgeConfig, SplitConfig, TrainConfig
 from pipeline.contract import LIFELINE
 from pipeline.errors import DropforgeError
 
@@ -96,6 +96,19 @@ class GcSettings(Frozen):
     """Bytes of cached predictions; those of champions are kept."""
 
 
+class HookSettings(Frozen):
+    """What is run when another model becomes the champion; lists of arguments, never a shell."""
+
+    after_promotion: tuple[str, ...] = ()
+    """Command and its arguments, as ["systemctl", "reload", "vllm"]; PROMOTION_* variables say what changed."""
+    timeout_seconds: float = Field(default=60.0, gt=0)
+    """Longest time of the command."""
+    health: tuple[str, ...] = ()
+    """Command that is run after a promotion: if it fails, the former champion serves again."""
+    health_timeout_seconds: float = Field(default=300.0, gt=0)
+    """Longest time of the health command; beyond it the model counts as sick."""
+
+
 class TrackSettings(Frozen):
     """Settings that a track can have of its own; at the top level they hold for all tracks."""
 
@@ -117,6 +130,9 @@ class TrackSettings(Frozen):
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     gate: GateConfig = GateConfig()
+    guards: GuardConfig = GuardConfig()
+    judge: JudgeConfig = JudgeConfig()
+    hooks: HookSettings = HookSettings()
 
     @field_validator("timezone")
     @classmethod

@@ -6,7 +6,7 @@ Every path in here is relative to the state folder, so the folder can be moved o
 
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 Role = Literal["train", "heldout"]
 Outcome = Literal["promoted", "worse", "not_shown_better", "insufficient_evidence", "guard_failed", "contaminated"]
@@ -42,6 +42,8 @@ class ModelRef(Frozen):
     path: str
     """Relative to the state folder, or absolute for a base model."""
     generation: int
+    drops: tuple[int, ...] | None = None
+    """Drops that it was trained on; `None` for a base model, and where that is not known."""
 
 
 class Shortfall(Frozen):
@@ -51,6 +53,17 @@ class Shortfall(Frozen):
     needed_heldout_rows: int
     needed_rows: int
     """About how many further rows of the same kind would have to be dropped."""
+
+
+class Overlap(Frozen):
+    """A training row that was left out because it is too near to a held-out record."""
+
+    rule: Literal["prompt", "answer", "ngram", "minhash"]
+    train_id: str
+    heldout_id: str
+    train_text: str
+    """The beginning of the text that was compared."""
+    heldout_text: str
 
 
 class Dataset(Artifact):
@@ -74,6 +87,16 @@ class Dataset(Artifact):
     """Training rows left out because their prompt is in the held-out set."""
     rows_with_control_tokens: int = 0
     """Rows left out of every side because their text holds a control token of the base's tokenizer."""
+    near_duplicates: int = 0
+    """Training rows left out because they are too near to a held-out record; beside `removed_heldout`."""
+    overlaps: tuple[Overlap, ...] = ()
+    """Some of them, for the report."""
+    heldout_duplicates: int = 0
+    """Held-out rows too near to another held-out record: neither scored nor trained on."""
+    seen_by_champion: int = 0
+    """Held-out records that are not scored because the champion was trained on them."""
+    warnings: tuple[str, ...] = ()
+    """What a person should know about this data, a sentence each."""
     metric: str
     max_new_tokens: int
     shortfall: Shortfall | None = None
@@ -85,6 +108,13 @@ class CurvePoint(Frozen):
 
     step: int
     loss: float
+
+
+class LengthBin(Frozen):
+    """So many training rows of at most so many tokens, prompt and answer together."""
+
+    tokens: int
+    rows: int
 
 
 class Adapter(Artifact):
@@ -114,6 +144,10 @@ class Adapter(Artifact):
     """Rows longer than the window, left out of training and counted here."""
     rows_with_control_tokens: int = 0
     """Training rows whose text holds a control token of the tokenizer: trained on as plain text."""
+    lengths: tuple[LengthBin, ...] = ()
+    """Histogram of the training rows' lengths, the shortest first."""
+    versions: dict[str, str] = Field(default_factory=dict)
+    """Of the libraries that trained it."""
     seconds: float
 
 
@@ -148,6 +182,48 @@ class Scores(Frozen):
     cached: int
     """Answers that an earlier run made."""
     seconds: float
+    rates: dict[str, float] = Field(default_factory=dict)
+    """Degenerate answers in per cent of the records: `empty`, `truncated`, `looping`."""
+    length_ratio: float | None = None
+    """Median of answer length over reference length, in words."""
+    answer_tokens: float = 0.0
+    """Mean tokens an answer."""
+    seconds_per_answer: float | None = None
+    """Mean time an answer took to generate, in its batch; cached answers count with the time that they took then."""
+    size_bytes: int = 0
+    """Of the model's folder."""
+
+
+class SuiteScores(Frozen):
+    """Both models on one suite of general abilities; `file` in the report's folder holds a line an item."""
+
+    name: str
+    records: int
+    candidate: float
+    """Points."""
+    champion: float
+    file: str
+
+
+class FormerScores(Frozen):
+    """A former champion's primary metric, from cached answers alone; `file` holds a line a record that has one."""
+
+    generation: int
+    model_id: str
+    records: int
+    score: float
+    """Points, over `records`."""
+    file: str
+
+
+class NoiseFloor(Frozen):
+    """What generating twice with one model changes: the noise that no difference can be seen below."""
+
+    records: int
+    changed: int
+    """Answers that were not the same."""
+    points: float
+    """Mean absolute change of the primary metric, in points."""
 
 
 class Report(Artifact):
@@ -161,11 +237,79 @@ class Report(Artifact):
     records: int
     records_too_long: int = 0
     """Held-out records that were left out because they do not fit into the window."""
+    records_seen_by_champion: int = 0
+    """Held-out records that were left out because the champion was trained on them."""
+    records_seen_by_candidate: int = 0
+    """Scored records that the candidate was trained on: with any, the verdict is `contaminated`."""
+    batch_size: int = 0
+    """Prompts generated together."""
+    suites: tuple[SuiteScores, ...] = ()
+    former: tuple[FormerScores, ...] = ()
+    noise: NoiseFloor | None = None
+    """Measured at the track's first evaluation."""
+    versions: dict[str, str] = Field(default_factory=dict)
+    """Of the libraries that computed the answers, the device among them."""
     candidate: Scores
     champion: Scores
     champion_generation: int
     prediction_keys: dict[str, str]
     """Cache key of each model's predictions by model id; different keys are never compared."""
+
+
+class Judgement(Artifact):
+    """What `judge` was told by a language model; an answer counts only if it is the same in both orders."""
+
+    step: ClassVar[str] = "judge"
+
+    folder: str
+    model: str
+    prompt_sha256: str
+    records: int
+    wins: int
+    losses: int
+    ties: int
+    """Neither, or another answer in the other order."""
+    inconsistent: int
+    """Records whose answer changed with the order."""
+    failed: int
+    """Records that gave no answer that could be read."""
+
+
+class GuardResult(Frozen):
+    """One guard: what it measured, and whether it stands against promotion."""
+
+    guard: str
+    """metric, slice, nll, general, empty, truncated, looping, catastrophe, floor, former, latency, size or judge."""
+    label: str
+    """Of what, in words for a person: `token F1`, `drop 3 (answers.jsonl)`."""
+    unit: Literal["points", "nats", "times", "per cent", "records"]
+    records: int | None = None
+    candidate: float | None = None
+    champion: float | None = None
+    change: float | None = None
+    """Candidate against champion in `unit`; harm is negative for scores and positive for costs."""
+    bound: float | None = None
+    """One-sided 95 % bound of the change, on the side of no harm; harm is shown where it is beyond zero."""
+    p_value: float | None = None
+    """Chance of such harm if there is none; adjusted over the guards of one kind (Holm)."""
+    margin: float | None = None
+    """Largest loss in `unit` that is let pass."""
+    state: Literal["passed", "failed", "shown"]
+    """`shown`: too few records, or the settings say so; it cannot stand against promotion."""
+
+
+class SliceResult(Frozen):
+    """The primary metric on a part of the held-out records, in points."""
+
+    kind: Literal["established", "new", "drop", "tag"]
+    label: str
+    records: int
+    candidate: float
+    champion: float
+    gain: float
+    interval: tuple[float, float] | None = None
+    p_value: float | None = None
+    """One-sided, for a gain."""
 
 
 class Verdict(Artifact):
@@ -191,6 +335,16 @@ class Verdict(Artifact):
     smallest_detectable_gain: float | None = None
     records_needed: int | None = None
     """Further held-out records that would show the observed gain, if it is real, with 80 % power."""
+    guards: tuple[GuardResult, ...] = ()
+    slices: tuple[SliceResult, ...] = ()
+    uses: int = 0
+    """Candidates of this track that were judged before this one."""
+    same_set_uses: int = 0
+    """Of those, the ones that were judged on exactly these records."""
+    noise: NoiseFloor | None = None
+    heldout_version: str | None = None
+    report: str | None = None
+    """Folder of report.json and report.html, relative to the state folder."""
     champion_generation: int | None = None
     candidate_model_id: str | None = None
     champion_model_id: str | None = None

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.artifacts import Frozen
+from pipeline.artifacts import Frozen, NoiseFloor
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
@@ -18,6 +18,8 @@ class SplitConfig(Frozen):
     """Share of prompts for the loss curve; under 20 rows it is not used."""
     scored_records: int = Field(default=1000, ge=1)
     """Most held-out records scored in one evaluation; those with the lowest hash are taken."""
+    similarity: float = Field(default=0.5, gt=0, le=1)
+    """Share of 3-word shingles in common (Jaccard) from which two records are near-duplicates."""
 
     @model_validator(mode="after")
     def _leaves_training_rows(self) -> "SplitConfig":
@@ -61,29 +63,88 @@ class TrainConfig(Frozen):
 class EvaluateConfig(Frozen):
     """Generation and scoring on the held-out records."""
 
-    metric: Literal["auto", "exact_match", "token_f1", "rouge1", "rouge2", "rougeL"] = "auto"
-    """Primary metric; `auto` is exact match when 80 % of references have at most 5 words, else ROUGE-L."""
+    metric: Literal["auto", "exact_match", "token_f1", "rouge1", "rouge2", "rougeL", "chrf", "json_f1"] = "auto"
+    """Primary metric; `auto` is exact match for short references, field F1 for JSON, else ROUGE-L."""
     max_new_tokens: int = Field(default=0, ge=0)
     """Longest answer in tokens; 0 derives it from the references at the track's first run."""
     repetition_penalty: float = Field(default=1.0, gt=0)
     """Greedy decoding's repetition penalty."""
     batch_size: int = Field(default=16, ge=1)
     """Prompts generated together; part of the predictions' key."""
+    general: tuple[str, ...] = ("builtin",)
+    """Suites against forgetting: `builtin`, files of your own, `lm-eval:TASK`; none with []."""
+
+
+#: Largest one-sided p-value that promotes; strict keeps 30 nights together under 5 %.
+ALPHAS = {"strict": 0.05 / 30, "balanced": 0.01, "eager": 0.05}
+GuardName = Literal[
+    "metric", "slice", "nll", "general", "empty", "truncated", "looping", "catastrophe", "floor", "former", "latency",
+    "size", "judge",
+]  # fmt: skip
 
 
 class GateConfig(Frozen):
     """When a candidate replaces the champion."""
 
-    on: Literal["all", "pinned"] = "all"
-    """`pinned` refuses to judge without a held-out set dropped by the user."""
-    p_value: float = Field(default=0.01, gt=0, lt=1)
-    """Largest one-sided p-value that promotes."""
+    on: Literal["all", "established", "pinned"] = "all"
+    """What is judged on: all held-out records, those of drops that the champion knows, or a set that you dropped."""
+    approval: Literal["auto", "manual"] = "auto"
+    """`manual` holds a candidate that won until a person says `dropforge promote RUN`."""
+    confidence: Literal["strict", "balanced", "eager"] = "balanced"
+    """How sure a gain must be: one false promotion in 600, 100 or 20 candidates that are no better."""
+    p_value: float = Field(default=0.0, ge=0, lt=1)
+    """Largest one-sided p-value that promotes; 0 takes that of `confidence`."""
     min_gain: float = Field(default=1.0, ge=0)
     """Smallest mean gain in points that promotes."""
     min_records: int = Field(default=100, ge=1)
     """Fewest held-out records for a verdict with exact match."""
     min_records_continuous: int = Field(default=200, ge=1)
     """Fewest held-out records for a verdict with any other metric."""
+
+    @property
+    def alpha(self) -> float:
+        """The largest p-value that promotes."""
+        return self.p_value or ALPHAS[self.confidence]
+
+
+class GuardConfig(Frozen):
+    """What a candidate that wins must not lose: a guard fails where harm is shown, or beyond its margin."""
+
+    metrics: float = Field(default=2.0, ge=0)
+    """Largest loss of any other metric, in points, on 100 records or more."""
+    slices: float = Field(default=5.0, ge=0)
+    """Largest loss of the primary metric on a drop or tag, in points, on 100 records or more."""
+    general: float = Field(default=5.0, ge=0)
+    """Largest loss on a suite of general abilities, in points, on 100 items or more."""
+    former: float = Field(default=1.0, ge=0)
+    """Largest loss against the best former champion, in points, on 100 records or more."""
+    nll: float = Field(default=0.1, ge=0)
+    """Largest rise of the references' negative log-likelihood, in nats a token."""
+    degenerate: float = Field(default=2.0, ge=0)
+    """Largest rise of empty, truncated or looping answers, each in per cent of the records."""
+    latency: float = Field(default=3.0, ge=1)
+    """Largest time an answer against the champion's, as a multiple."""
+    size: float = Field(default=1.5, ge=1)
+    """Largest model folder against the champion's, as a multiple."""
+    floors: dict[str, float] = Field(default_factory=dict)
+    """Lowest score of a metric that is promoted, in points: floors.exact_match = 60."""
+    show_only: tuple[GuardName, ...] = ()
+    """Guards that are shown in the report and never stand against promotion."""
+
+
+class JudgeConfig(Frozen):
+    """A language model that compares answers; it can only stand against a promotion, never make one."""
+
+    url: str = ""
+    """OpenAI-compatible endpoint, as http://127.0.0.1:8000/v1; empty: no judge."""
+    model: str = ""
+    """Name of the model there."""
+    api_key_env: str = ""
+    """Variable that holds the key; its value is written nowhere."""
+    records: int = Field(default=200, ge=1)
+    """Most held-out records that are judged, those with the lowest hash."""
+    timeout_seconds: float = Field(default=60.0, gt=0)
+    """Longest wait for one answer."""
 
 
 class RunConfig(Frozen):
@@ -100,3 +161,7 @@ class RunConfig(Frozen):
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     gate: GateConfig = GateConfig()
+    guards: GuardConfig = GuardConfig()
+    judge: JudgeConfig = JudgeConfig()
+    noise: NoiseFloor | None = None
+    """The track's noise floor, if it was measured."""

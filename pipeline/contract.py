@@ -48,6 +48,12 @@ class StepSpec(Frozen):
     """Published artifacts by step name, relative to `root`."""
     drops: tuple[Drop, ...]
     champion: ModelRef
+    former: tuple[ModelRef, ...] = ()
+    """Former champions that may serve again, the latest first: the candidate is held against them, too."""
+    uses: int = 0
+    """Candidates of the track that were judged before."""
+    judged_versions: dict[str, int] = Field(default_factory=dict)
+    """Of those, how many on each version of the held-out set."""
     config: RunConfig
     needs_gpu: bool = False
     grace_seconds: float = 30.0

@@ -143,10 +143,10 @@ def _measure(differences: Floats, metric: Metric, gate: GateConfig, seed: int) -
     continuous = metric.continuous
     least = gate.min_records_continuous if continuous else gate.min_records
     smallest = statistics.smallest_detectable_gain(
-        differences, continuous=continuous, alpha=gate.p_value, min_gain=gate.min_gain / POINTS
+        differences, continuous=continuous, alpha=gate.alpha, min_gain=gate.min_gain / POINTS
     )
     needed = statistics.records_needed(
-        differences, continuous=continuous, alpha=gate.p_value, min_gain=gate.min_gain / POINTS
+        differences, continuous=continuous, alpha=gate.alpha, min_gain=gate.min_gain / POINTS
     )
     low, high = statistics.interval(differences, seed)
     return _Evidence(
@@ -170,7 +170,7 @@ def _reasons(evidence: _Evidence, gate: GateConfig, *, finite: bool, heldout_pin
         "too_few_records": evidence.records < evidence.least_records,
         "harm_shown": evidence.harm_p_value <= HARM_P_VALUE,
         "nll_not_finite": not finite,
-        "p_above_limit": evidence.p_value > gate.p_value,
+        "p_above_limit": evidence.p_value > gate.alpha,
         # A mean of hundredths may miss its value in the last bits.
         "gain_below_minimum": evidence.gain < gate.min_gain - 1e-9,
     }
@@ -233,7 +233,7 @@ def _why(verdict: Verdict, evidence: _Evidence, gate: GateConfig) -> str:
         "too_few_records": f"a verdict needs {_records(evidence.least_records)}",
         "harm_shown": f"a loss like this by chance has {_p(evidence.harm_p_value)}",
         "nll_not_finite": "the candidate's likelihood of the references is not a finite number",
-        "p_above_limit": f"{_p(evidence.p_value)} is above {gate.p_value:g}",
+        "p_above_limit": f"{_p(evidence.p_value)} is above {gate.alpha:g}",
         "gain_below_minimum": f"a gain of {evidence.gain:.2f} is below {gate.min_gain:g}",
     }
     parts = [words[reason] for reason in verdict.reasons]
