@@ -164,7 +164,8 @@ class Dispatcher:
             self._drop(claim)
             return False
         done = standing(self._engine, self._root, run)
-        step = next_step(done, publishing.load_dataset(self._root, claim.run_id))
+        dataset = publishing.load_dataset(self._root, claim.run_id)
+        step = next_step(done, dataset, RunConfig.model_validate(run.config))
         if step is None:
             return self._conclude(claim, run, now)
         if self.draining:

@@ -176,3 +176,5 @@ class Step:
     load: Callable[[], Callable[[Attempt], Artifact]]
     """Imports the step's module and returns its function: so that the daemon can read STEPS without the stack."""
     needs_gpu: bool = False
+    wanted: Callable[[RunConfig], bool] = lambda _config: True
+    """Whether a run with these settings does this step at all."""

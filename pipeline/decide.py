@@ -50,7 +50,7 @@ def decide(attempt: Attempt) -> Verdict:
     dataset = attempt.load(Dataset)
     gate = attempt.config.gate
     pinned = gate.on == "all" or dataset.heldout_pinned
-    if dataset.shortfall is not None:
+    if dataset.shortfall is not None and Report.step not in attempt.spec.inputs:
         early = _early(dataset, dataset.shortfall, pinned=pinned)
         champion = attempt.spec.champion
         return early.model_copy(

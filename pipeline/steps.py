@@ -6,6 +6,7 @@ from functools import partial
 from typing import cast
 
 from pipeline.artifacts import Adapter, Artifact, Dataset, Model, Report, Verdict
+from pipeline.config import RunConfig
 from pipeline.contract import Attempt, Step
 
 
@@ -24,13 +25,14 @@ STEPS = (
 BY_NAME: Mapping[str, Step] = {step.name: step for step in STEPS}
 
 
-def next_step(published: Collection[str], dataset: Dataset | None) -> Step | None:
+def next_step(published: Collection[str], dataset: Dataset | None, config: RunConfig) -> Step | None:
     """
     Return the first step that is still to do, or `None` when all is done.
 
-    With too little data for any verdict the run goes from `prepare` to `decide`: no night is burned for nothing.
+    With too little data for any verdict the run goes from `prepare` to `decide`: no night is burned for nothing. Where
+    a person approves promotions the model is made all the same, as they may want it without a verdict.
     """
-    wanted: tuple[Step, ...] = STEPS
-    if dataset is not None and dataset.shortfall is not None:
+    wanted = tuple(step for step in STEPS if step.wanted(config))
+    if dataset is not None and dataset.shortfall is not None and config.gate.approval == "auto":
         wanted = (BY_NAME["prepare"], BY_NAME["decide"])
     return next((step for step in wanted if step.name not in published), None)

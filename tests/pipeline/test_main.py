@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline import durable
 from pipeline.artifacts import Dataset, Drop, ModelRef
-from pipeline.config import RunConfig
+from pipeline.config import GateConfig, RunConfig
 from pipeline.contract import PROGRESS_NAME, RESULT_NAME, SPEC_NAME, StepResult, StepSpec
 from pipeline.steps import STEPS, next_step
 
@@ -98,13 +98,18 @@ def test_too_little_data_skips_from_prepare_to_decide() -> None:
         dataset_sha256="d", duplicates=0, replaced=0, removed_heldout=0, metric="exact_match", max_new_tokens=16,
     )  # fmt: skip
     short = dataset.model_copy(update={"shortfall": object()})
+    config = RunConfig(track="default", base_model="/b", base_model_id="b", salt="s")
     names = ("prepare", "train", "merge", "evaluate", "decide")
     for count, name in enumerate(names):
-        step = next_step(names[:count], dataset if count else None)
+        step = next_step(names[:count], dataset if count else None, config)
         assert step is not None
         assert step.name == name
-    assert next_step(names, dataset) is None
-    after = next_step(["prepare"], short)
+    assert next_step(names, dataset, config) is None
+    after = next_step(["prepare"], short, config)
     assert after is not None
     assert after.name == "decide"
-    assert next_step(["prepare", "decide"], short) is None
+    assert next_step(["prepare", "decide"], short, config) is None
+    asked = config.model_copy(update={"gate": GateConfig(approval="manual")})
+    after = next_step(["prepare"], short, asked)
+    assert after is not None
+    assert after.name == "train", "a person may want the model without a verdict"
