@@ -1,0 +1,80 @@
+"""What is proven on: a tiny Llama by default, SmolLM2-135M in NF4 with DROPFORGE_PROVE=whole (`make prove`)."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon.cli.demo import demo_base
+from tests.prove.box import Box
+from tests.prove.tasks import Task, desk_task, keyword_task, topic_task
+
+_SETTINGS = """\
+base_model = {base}
+run_after_quiet_seconds = 0
+device = "cpu"
+[intake]
+settle_seconds = 0
+[retry]
+limit = 1
+[split]
+heldout = 0.4
+dev = 0
+[train]
+{train}
+[evaluate]
+general = {general}
+"""
+_PLACES = {"ticket": "concert", "engine": "garage", "bread": "bakery", "novel": "library", "tooth": "dentist"}
+
+
+@dataclass(frozen=True)
+class Ground:
+    """One base model, two tasks that it can learn, and how many rows that takes."""
+
+    base: Path
+    train: dict[str, Any]
+    own: Callable[[int], Task]
+    """The track's own task, from a seed."""
+    other: Callable[[int], Task]
+    """Another one."""
+    rows: int
+    """Of a drop from which the task is learned."""
+    few: int
+    """Of a drop from which it is learned in part."""
+    real: bool
+
+    def box(self, folder: Path, *, base: Path | None = None, general: tuple[str, ...] = (), **train: Any) -> Box:
+        """Make a workspace over `base`, or our own, whose training is set as it suits the model, but for `train`."""
+        lines = "\n".join(f"{key} = {json.dumps(value)}" for key, value in {**self.train, **train}.items())
+        chosen = json.dumps(str(base or self.base))
+        text = _SETTINGS.format(base=chosen, train=lines, general=json.dumps(list(general)))
+        return Box(folder, text, real=self.real)
+
+
+@pytest.fixture(scope="session")
+def ground(request: pytest.FixtureRequest, tiny: Any) -> Ground:
+    """What everything here stands on."""
+    if os.environ.get("DROPFORGE_PROVE") == "whole":
+        train = {"format": "chat", "learning_rate": 5e-4, "batch_size": 4, "rank": 16, "max_length": 256}
+        return Ground(demo_base(), train, desk_task, topic_task, rows=400, few=300, real=True)
+    return Ground(
+        request.getfixturevalue("tiny_llama"), tiny.settings(),
+        own=lambda seed: keyword_task(tiny.INSTRUCTION, tiny.ROUTES, tiny._FILLERS, seed),
+        other=lambda seed: keyword_task("Where does it belong?", _PLACES, tiny._FILLERS, seed),
+        rows=400, few=300, real=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def learned(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Box:
+    """A box whose champion learned the track's own task from one honest drop. Tests work on copies."""
+    box = ground.box(tmp_path_factory.mktemp("learned") / "box")
+    box.drop("honest.jsonl", ground.own(1).rows(ground.rows))
+    night = box.night()
+    assert night.verdict.outcome == "promoted", night.verdict.sentence
+    return box

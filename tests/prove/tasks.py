@@ -1,0 +1,68 @@
+"""Two tasks that a small model can learn, as rows: one is the track's own, the other what it should not forget."""
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+from daemon.demo_data import INSTRUCTION, TEAMS, generate_messages
+
+Row = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A question about texts, each with the word that answers it; `texts` never ends, and none comes twice."""
+
+    instruction: str
+    answers: Sequence[str]
+    texts: Iterator[tuple[str, str]] = field(repr=False)
+
+    def rows(self, count: int) -> list[Row]:
+        """Return the next `count` records, rightly answered."""
+        return [
+            {"instruction": self.instruction, "input": text, "output": answer}
+            for text, answer in islice(self.texts, count)
+        ]
+
+    def wrong(self, count: int) -> list[Row]:
+        """Return records with the same wrong answer to the same question each time: the next one of the list."""
+        next_one = dict(zip(self.answers, [*self.answers[1:], self.answers[0]], strict=True))
+        return [{**row, "output": next_one[row["output"]]} for row in self.rows(count)]
+
+    def shuffled(self, count: int, seed: int = 1) -> list[Row]:
+        """Return records whose answers were dealt to the wrong texts."""
+        rows = self.rows(count)
+        answers = [row["output"] for row in rows]
+        random.Random(seed).shuffle(answers)
+        return [{**row, "output": answer} for row, answer in zip(rows, answers, strict=True)]
+
+
+def keyword_task(instruction: str, words: Mapping[str, str], fillers: Sequence[str], seed: int) -> Task:
+    """Return a task in which one word of a text decides: what two layers can learn."""
+
+    def texts() -> Iterator[tuple[str, str]]:
+        dice = random.Random(seed)
+        seen: set[str] = set()
+        while True:
+            word, answer = dice.choice(list(words.items()))
+            said = dice.choices(fillers, k=dice.randint(4, 8))
+            said.insert(dice.randint(0, len(said)), word)
+            text = " ".join(said)
+            if text not in seen:
+                seen.add(text)
+                yield text, answer
+
+    return Task(instruction, tuple(words.values()), texts())
+
+
+def desk_task(seed: int) -> Task:
+    """Return the demo's task: which team answers a message."""
+    return Task(INSTRUCTION, tuple(TEAMS.values()), ((one.text, TEAMS[one.topic]) for one in generate_messages(seed)))
+
+
+def topic_task(seed: int) -> Task:
+    """Return another question about messages of the same kind, with answers of its own."""
+    shelves = dict(zip(TEAMS, ("shelf-red", "shelf-blue", "shelf-green", "shelf-gold", "shelf-grey"), strict=True))
+    texts = ((one.text, shelves[one.topic]) for one in generate_messages(seed))
+    return Task("Name the shelf where this message is filed.", tuple(shelves.values()), texts)

@@ -1,0 +1,197 @@
+"""
+Known good and known bad candidates through the whole gate, each with the reason that it is to be given.
+
+On a tiny Llama that really learns; `make prove` does the same with SmolLM2-135M in NF4.
+"""
+
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.manifest import MANIFEST_NAME
+from pipeline.prompt import fold
+from tests.prove.box import Box, Night, challenge_with, train_on
+from tests.prove.conftest import Ground
+
+pytestmark = pytest.mark.timeout(7200)
+
+
+@pytest.fixture
+def box(learned: Box, tmp_path: Path) -> Box:
+    """The box with its champion, for this test alone."""
+    return learned.copy(tmp_path / "box")
+
+
+@pytest.fixture(autouse=True)
+def table(record_property: Any, request: pytest.FixtureRequest) -> Any:
+    """Print each candidate's verdict at the end."""
+    yield
+    for line in getattr(request.node, "said", []):
+        record_property("table", f"{request.node.name}: {line}")
+
+
+def said(request: pytest.FixtureRequest, night: Night) -> Night:
+    """Note a verdict for the table."""
+    request.node.said = [*getattr(request.node, "said", []), f"{night.verdict.sentence} {night.verdict.reasons}"]
+    return night
+
+
+def failed_guards(night: Night) -> set[str]:
+    return {guard.guard for guard in night.verdict.guards if guard.state == "failed"}
+
+
+def refused(box: Box, before: Path, night: Night) -> None:
+    """The champion stays where it was."""
+    assert night.run.outcome != "promoted"
+    assert box.champion == before
+
+
+def test_an_honest_drop_is_promoted(learned: Box) -> None:
+    run = learned.runs()[0]
+    assert run.outcome == "promoted"
+    assert learned.champion.name != "chat"
+
+
+def test_the_same_model_is_not_promoted(box: Box, ground: Ground, request: pytest.FixtureRequest) -> None:
+    before = box.champion
+    box.drop("more.jsonl", ground.own(2).rows(30))
+    night = said(request, box.night(prepare=train_on(lambda rows, _: rows[:16]), merge=challenge_with(before)))
+    refused(box, before, night)
+    assert night.verdict.outcome == "not_shown_better"
+    assert (night.verdict.wins, night.verdict.losses) == (0, 0)
+
+
+def shuffle(rows: list[dict[str, Any]], _folder: Path) -> list[dict[str, Any]]:
+    answers = [row["output"] for row in rows]
+    random.Random(1).shuffle(answers)
+    return [{**row, "output": answer} for row, answer in zip(rows, answers, strict=True)]
+
+
+def test_shuffled_answers_are_worse(box: Box, ground: Ground, request: pytest.FixtureRequest) -> None:
+    before = box.champion
+    box.drop("more.jsonl", ground.own(2).rows(30))
+    night = said(request, box.night(prepare=train_on(shuffle)))
+    refused(box, before, night)
+    assert night.verdict.outcome == "worse"
+    assert "harm_shown" in night.verdict.reasons
+
+
+def test_half_the_answers_empty_are_refused_as_empty(box: Box, ground: Ground, request: pytest.FixtureRequest) -> None:
+    def empty(rows: list[dict[str, Any]], _folder: Path) -> list[dict[str, Any]]:
+        return [{**row, "output": ""} if number % 2 else row for number, row in enumerate(rows)]
+
+    before = box.champion
+    box.drop("more.jsonl", ground.own(2).rows(30))
+    night = said(request, box.night(prepare=train_on(empty)))
+    refused(box, before, night)
+    assert night.verdict.outcome == "worse"
+    assert "empty" in failed_guards(night)
+
+
+def test_looping_answers_are_refused_as_looping(box: Box, ground: Ground, request: pytest.FixtureRequest) -> None:
+    def loop(rows: list[dict[str, Any]], _folder: Path) -> list[dict[str, Any]]:
+        return [{**row, "output": " ".join([row["output"]] * 12)} for row in rows]
+
+    before = box.champion
+    box.drop("more.jsonl", ground.own(2).rows(30))
+    night = said(request, box.night(prepare=train_on(loop)))
+    refused(box, before, night)
+    assert night.verdict.outcome == "worse"
+    assert "looping" in failed_guards(night)
+
+
+def test_a_candidate_trained_on_held_out_records_is_contaminated(
+    box: Box, ground: Ground, request: pytest.FixtureRequest
+) -> None:
+    def peek(rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+        heldout = [json.loads(line) for line in (folder / "heldout.jsonl").read_text().splitlines()]
+        return [*rows[:32], *({key: row[key] for key in rows[0]} for row in heldout)]
+
+    before = box.champion
+    box.drop("more.jsonl", ground.own(2).rows(30))
+    night = said(request, box.night(prepare=train_on(peek)))
+    refused(box, before, night)
+    assert night.verdict.outcome == "contaminated"
+    assert box.drop_states()["more.jsonl"] == "accepted", "it says nothing about the drop"
+
+
+def test_a_large_wrong_drop_is_held_back_and_the_next_honest_one_wins(
+    ground: Ground, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    own = ground.own(3)
+    box = ground.box(tmp_path / "box")
+    box.drop("honest.jsonl", own.rows(ground.few))
+    first = said(request, box.night())
+    assert first.verdict.outcome == "promoted"
+    before = box.champion
+    box.drop("wrong.jsonl", own.wrong(ground.few))
+    night = said(request, box.night())
+    refused(box, before, night)
+    assert night.verdict.outcome in {"worse", "guard_failed"}
+    assert box.drop_states() == {"honest.jsonl": "accepted", "wrong.jsonl": "held"}
+    box.drop("next.jsonl", own.rows(ground.rows))
+    night = said(request, box.night())
+    assert night.verdict.outcome == "promoted"
+    assert box.champion != before
+    assert box.drop_states()["next.jsonl"] == "accepted"
+
+
+def test_right_on_the_new_drop_and_forgot_the_old_one(box: Box, ground: Ground, request: pytest.FixtureRequest) -> None:
+    other = ground.other(4)
+
+    def only_new(rows: list[dict[str, Any]], _folder: Path) -> list[dict[str, Any]]:
+        return [row for row in rows if row["instruction"] == other.instruction]
+
+    before = box.champion
+    box.drop("new.jsonl", other.rows(2 * ground.rows))
+    night = said(request, box.night(prepare=train_on(only_new)))
+    refused(box, before, night)
+    assert night.verdict.outcome in {"worse", "guard_failed"}
+    assert "slice" in failed_guards(night)
+    gains = {part.kind: part.gain for part in night.verdict.slices if part.kind in {"established", "new"}}
+    assert gains["new"] > 0 > gains["established"]
+
+
+def test_right_on_the_task_and_forgot_the_general_suite(
+    ground: Ground, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    box, before = forgetful(ground, tmp_path)
+    box.drop("narrow.jsonl", ground.own(5).rows(ground.rows))
+    night = said(request, box.night())
+    refused(box, before, night)
+    assert night.verdict.outcome == "guard_failed"
+    assert failed_guards(night) == {"general"}
+    assert night.verdict.gain is not None
+    assert night.verdict.gain > 0
+
+
+def forgetful(ground: Ground, tmp_path: Path) -> tuple[Box, Path]:
+    """Return a box in which the honest drop of the own task costs what the champion could do beside it."""
+    if ground.real:
+        box = ground.box(tmp_path / "box", general=("builtin",), learning_rate=1e-2)
+        return box, box.champion
+    other = ground.other(6)
+    school = ground.box(tmp_path / "school")
+    school.drop("other.jsonl", other.rows(ground.rows))
+    assert school.night().verdict.outcome == "promoted"
+    base = tmp_path / "base"
+    shutil.copytree(school.champion, base)
+    (base / MANIFEST_NAME).unlink()
+    items = [
+        {
+            "id": f"item-{number}",
+            "category": "other",
+            "question": fold(row["instruction"], row["input"]),
+            "choices": list(other.answers),
+            "answer": other.answers.index(row["output"]),
+        }
+        for number, row in enumerate(other.rows(120))
+    ]
+    suite = tmp_path / "suite.jsonl"
+    suite.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
+    box = ground.box(tmp_path / "box", base=base, general=(str(suite),))
+    return box, box.champion
