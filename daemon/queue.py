@@ -382,7 +382,6 @@ def _move(session: Session, run: Run, move: _Move, now: int) -> RunState:
         "state": move.to.value, "token": None, "ended_at": now if move.to in _FINAL else None, **move.values,
     }  # fmt: skip
     still = {"was_id": run.id, "was_state": was.value, "was_token": run.token}
-    session.flush()
     if session.connection().execute(_CHANGE, {**still, **values}).rowcount != 1:
         message = f"run {run.id} was changed by somebody else"
         raise LostClaim(message, f"look at it: dropforge show {run.id}")
