@@ -2,13 +2,16 @@
 
 import uuid
 
-from sqlalchemy import Engine, func
+from sqlalchemy import Engine, bindparam, func
 from sqlmodel import Session, col, select
 
 from daemon.claims import Claim, LostClaim, held_run, record_event
 from daemon.database import transaction
 from daemon.tables import Attempt, AttemptState
 from pipeline.errors import DropforgeError
+
+# Made once, like those of `claims`.
+_OPEN = select(Attempt).where(col(Attempt.run_id) == bindparam("of_run"), Attempt.state == AttemptState.SUBMITTED)
 
 
 class AttemptOpen(DropforgeError):
@@ -75,8 +78,7 @@ def write_off(session: Session, run_id: int, track: str, now: int) -> None:
 
 
 def _open(session: Session, run_id: int) -> Attempt | None:
-    submitted = select(Attempt).where(Attempt.run_id == run_id, Attempt.state == AttemptState.SUBMITTED)
-    return session.exec(submitted).first()
+    return session.exec(_OPEN, params={"of_run": run_id}).first()
 
 
 def _close(session: Session, attempt: Attempt, track: str, now: int, ending: tuple[AttemptState, str | None]) -> None:

@@ -2,10 +2,17 @@
 
 from dataclasses import dataclass
 
-from sqlmodel import Session, select
+from sqlalchemy import bindparam, insert
+from sqlmodel import Session, col, select
 
 from daemon.tables import Event, Run, RunState
 from pipeline.errors import DropforgeError
+
+# Made once: putting a statement together takes longer than SQLite's own work on it.
+_EVENT = insert(Event.metadata.tables["event"])
+_HELD = select(Run).where(
+    col(Run.id) == bindparam("held_id"), Run.state == RunState.RUNNING, col(Run.token) == bindparam("held_token")
+)
 
 
 class LostClaim(DropforgeError):
@@ -30,8 +37,9 @@ def record_event(  # noqa: PLR0913 - what it is about goes by name, and most eve
     drop_id: int | None = None,
     **detail: object,
 ) -> None:
-    """Add the event `kind` (what happened, in the past) with its JSON `detail` to the caller's transaction."""
-    session.add(Event(at=now, kind=kind, track=track, run_id=run_id, drop_id=drop_id, detail=detail))
+    """Write the event `kind` (what happened, in the past) with its JSON `detail` in the caller's transaction."""
+    row = {"at": now, "kind": kind, "track": track, "run_id": run_id, "drop_id": drop_id, "detail": detail}
+    session.connection().execute(_EVENT, row)
 
 
 def held_run(session: Session, claim: Claim) -> Run:
@@ -40,8 +48,7 @@ def held_run(session: Session, claim: Claim) -> Run:
 
     The caller's transaction holds the write lock, so that the answer is still true when it writes.
     """
-    held = select(Run).where(Run.id == claim.run_id, Run.state == RunState.RUNNING, Run.token == claim.token)
-    run = session.exec(held).first()
+    run = session.exec(_HELD, params={"held_id": claim.run_id, "held_token": claim.token}).first()
     if run is None:
         message = f"run {claim.run_id} is not held by this daemon any more"
         raise LostClaim(message, f"look at it: dropforge show {claim.run_id}")

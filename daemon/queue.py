@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import Engine, func, or_, update
+from sqlalchemy import BindParameter, Engine, bindparam, func, or_, update
+from sqlalchemy.orm.attributes import set_committed_value
 from sqlmodel import Session, col, select
 
 from daemon.attempts import AttemptOpen, begin_attempt, end_attempt, open_attempt, write_off
@@ -47,6 +48,23 @@ ALLOWED: Mapping[RunState, frozenset[RunState]] = MappingProxyType({
 _FINAL = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED, RunState.QUARANTINED})
 _RETRIABLE = _FINAL - {RunState.SUCCEEDED}
 
+# Made once, like those of `claims`.
+_RUNNING = select(func.count()).select_from(Run).where(Run.state == RunState.RUNNING)
+_OPENED = select(Run).where(col(Run.track) == bindparam("of_track"), Run.state == RunState.QUEUED)
+_now: BindParameter[int] = bindparam("now")
+# A run of the future is due: it was told to wait by a clock that was set back since.
+_due = or_(col(Run.not_before) <= _now, col(Run.created_at) > _now, col(Run.heartbeat_at) > _now)
+_going = col(Run.state).in_([RunState.WAITING, RunState.QUEUED])
+#: Waiting runs go first.
+_DUE = select(Run).where(_going, _due).order_by(col(Run.state) == RunState.QUEUED, col(Run.id))
+_table = Run.metadata.tables["run"]
+#: Changes a run that is still as it was read; its new values go with the parameters.
+_CHANGE = update(_table).where(
+    _table.c.id == bindparam("was_id"),
+    _table.c.state == bindparam("was_state"),
+    _table.c.token.is_not_distinct_from(bindparam("was_token")),
+)
+
 
 class WrongState(DropforgeError):
     """There is no such run, or it is in a state that does not allow what was asked."""
@@ -78,7 +96,7 @@ def enqueue(session: Session, track: str, trigger: str, now: int, not_before: in
     Works in the caller's transaction, so that a drop and its run are there together or not at all.
     """
     ensure_track(session, track, now)
-    run = session.exec(select(Run).where(Run.track == track, Run.state == RunState.QUEUED)).first()
+    run = _opened(session, track)
     if run is None:
         run = Run(track=track, trigger=trigger, created_at=now, not_before=not_before)
         session.add(run)
@@ -98,7 +116,7 @@ def enqueue_when_quiet(session: Session, name: str, track: TrackSettings, now: i
     Never further than `run_after_at_most_seconds` from when the run was opened: drops that keep coming cannot postpone
     it for ever. Works in the caller's transaction.
     """
-    opened = session.exec(select(Run).where(Run.track == name, Run.state == RunState.QUEUED)).first()
+    opened = _opened(session, name)
     since = now if opened is None else opened.created_at
     latest = since + round(track.run_after_at_most_seconds * 1000)
     not_before = min(now + round(track.run_after_quiet_seconds * 1000), latest)
@@ -123,29 +141,24 @@ def claim(
     held.
     """
     with transaction(engine) as session:
-        running = select(func.count()).select_from(Run).where(Run.state == RunState.RUNNING)
-        if limit is not None and session.exec(running).one() >= limit:
+        if limit is not None and session.exec(_RUNNING).one() >= limit:
             return None
-        for state in (RunState.WAITING, RunState.QUEUED):
-            # A run of the future is due: it was told to wait by a clock that was set back since.
-            due = or_(col(Run.not_before) <= now, col(Run.created_at) > now, col(Run.heartbeat_at) > now)
-            for run in session.exec(select(Run).where(Run.state == state, due).order_by(col(Run.id))).all():
-                if run.config is None and not _begin(session, run, now, configure):
-                    continue
-                if state == RunState.WAITING and not _goes_on(session, run, now, ready):
-                    continue
-                held = Claim(_id(run), uuid.uuid4().hex)
-                values = {"token": held.token, "heartbeat_at": now, "started_at": run.started_at or now}
-                _move(session, run, _Move(RunState.RUNNING, "run_claimed", values), now)
-                return held
+        for run in session.exec(_DUE, params={"now": now}).all():
+            if run.config is None and not _begin(session, run, now, configure):
+                continue
+            if run.state == RunState.WAITING and not _goes_on(session, run, now, ready):
+                continue
+            held = Claim(_id(run), uuid.uuid4().hex)
+            values = {"token": held.token, "heartbeat_at": now, "started_at": run.started_at or now}
+            _move(session, run, _Move(RunState.RUNNING, "run_claimed", values), now)
+            return held
     return None
 
 
 def next_due(engine: Engine) -> int | None:
     """Return from when on some queued or waiting run may be claimed; `None` if there is none."""
-    going = col(Run.state).in_([RunState.WAITING, RunState.QUEUED])
     with transaction(engine) as session:
-        due: int | None = session.exec(select(func.min(Run.not_before)).where(going)).one()
+        due: int | None = session.exec(select(func.min(Run.not_before)).where(_going)).one()
     return due
 
 
@@ -258,7 +271,7 @@ def retry(engine: Engine, run_id: int, now: int) -> RunState:
     with transaction(engine) as session:
         run = _retriable(session, run_id)
         to = RunState.QUEUED if run.snapshot is None else RunState.WAITING
-        opened = session.exec(select(Run).where(Run.track == run.track, Run.state == RunState.QUEUED)).first()
+        opened = _opened(session, run.track)
         if to == RunState.QUEUED and opened is not None:
             message = f"run {run_id} never began, and run {opened.id} of track {run.track} will include its drops"
             raise WrongState(message, f"wait for that one: dropforge show {opened.id}")
@@ -327,6 +340,11 @@ def _put_off(session: Session, run: Run, error: DropforgeError, now: int) -> Non
     session.add(run)
 
 
+def _opened(session: Session, track: str) -> Run | None:
+    """Return the track's queued run, of which there is one at most."""
+    return session.exec(_OPENED, params={"of_track": track}).first()
+
+
 def _known(session: Session, run_id: int) -> Run:
     run = session.get(Run, run_id)
     if run is None:
@@ -360,14 +378,15 @@ def _move(session: Session, run: Run, move: _Move, now: int) -> RunState:
         write_off(session, _id(run), run.track, now)
     if move.to in _RETRIABLE:
         give_back(session, _id(run))
-    values: dict[str, Any] = {"token": None, "ended_at": now if move.to in _FINAL else None, **move.values}
-    still = (col(Run.id) == run.id, col(Run.state) == was, col(Run.token).is_not_distinct_from(run.token))
-    session.flush()
-    changed = session.exec(update(Run).where(*still).values(state=move.to, **values))
-    if changed.rowcount != 1:
+    values: dict[str, Any] = {
+        "state": move.to.value, "token": None, "ended_at": now if move.to in _FINAL else None, **move.values,
+    }  # fmt: skip
+    still = {"was_id": run.id, "was_state": was.value, "was_token": run.token}
+    if session.connection().execute(_CHANGE, {**still, **values}).rowcount != 1:
         message = f"run {run.id} was changed by somebody else"
         raise LostClaim(message, f"look at it: dropforge show {run.id}")
-    session.refresh(run)
+    for name, value in values.items():
+        set_committed_value(run, name, value)
     record_event(session, move.kind, now, track=run.track, run_id=run.id, **move.detail)
     return move.to
 

@@ -22,12 +22,13 @@ import pytest
 from sqlmodel import col, select
 
 from daemon import queue
+from daemon import restore as restore_module
 from daemon.backup import MANIFEST, BackupUnusable, check, make
 from daemon.database import migrate, open_engine, transaction
 from daemon.database_file import BACKUPS, DatabaseUnusable, copy_database, verify
 from daemon.dispatcher import Dispatcher
 from daemon.executors.local import LocalExecutor
-from daemon.processes import FileLock
+from daemon.processes import FileLock, lock_holder
 from daemon.restore import RestoreCutOff, StateInUse, refuse_half_restored, restore
 from daemon.service import Service
 from daemon.settings import Settings, load
@@ -201,6 +202,7 @@ def test_no_restore_while_a_daemon_or_a_worker_is_there(served: LivedIn, tmp_pat
         restore(served.settings, made.folder)
     lock.release()
     assert not (served.settings.state_folder / BACKUPS).exists(), "nothing was put aside"
+    assert lock_holder(served.settings.state_folder / LOCK_NAME) is None, "a daemon can start again"
 
 
 def test_a_backup_of_a_newer_program_or_without_its_champion_changes_nothing(served: LivedIn, tmp_path: Path) -> None:
@@ -217,6 +219,35 @@ def test_a_backup_of_a_newer_program_or_without_its_champion_changes_nothing(ser
     assert (root / DATABASE_NAME).read_bytes() == before
     (made.folder / MANIFEST).write_text(json.dumps(value))
     assert restore(served.settings, made.folder, without_models=True).missing == (MODEL,)
+
+
+def test_mark_and_lock_stand_from_the_first_change_of_a_restore_to_its_last(
+    served: LivedIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make(served.settings, tmp_path / "kept", with_models=True)
+    root, seen = served.settings.state_folder, []
+
+    def look() -> None:
+        with pytest.raises(RestoreCutOff):
+            refuse_half_restored(root)
+        seen.append(lock_holder(root / LOCK_NAME))
+
+    def probed(real: Callable[..., None]) -> Callable[..., None]:
+        def probe(*arguments: Any) -> None:
+            look()
+            real(*arguments)
+            look()
+
+        return probe
+
+    changes = ("_put_runs_aside", "_put_back", "_replace_database")
+    for name in changes:
+        monkeypatch.setattr(restore_module, name, probed(getattr(restore_module, name)))
+    restore(served.settings, made.folder)
+    assert len(seen) > 2 * len(changes)
+    assert set(seen) == {os.getpid()}
+    refuse_half_restored(root)
+    assert lock_holder(root / LOCK_NAME) is None
 
 
 def test_no_daemon_starts_on_a_half_restored_folder(served: LivedIn) -> None:

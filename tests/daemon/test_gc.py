@@ -274,6 +274,41 @@ def test_champion_previous_former_champions_and_a_promotion_in_the_middle_are_ke
     assert made.there("runs/4/attempts/train-1/adapter", "runs/1/attempts/train-1/adapter") == [True, False]
 
 
+_INTENT = (
+    "INSERT INTO promotion (track, kind, state, generation, model_id, model_path, previous_path, reason, created_at) "
+    "VALUES ('default', 'rollback', 'intent', 4, 'm', {}, {}, 'back', 1)"
+)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        # A base that moved while it is the champion has its new place in the track's row alone.
+        pytest.param("UPDATE track SET champion_path = 'models/it'", id="champion"),
+        pytest.param("UPDATE track SET base_path = 'models/it'", id="base"),
+        pytest.param("UPDATE promotion SET run_id = NULL, model_path = 'models/it' WHERE generation = 1", id="former"),
+        pytest.param("UPDATE promotion SET previous_path = 'models/it' WHERE generation = 3", id="previous"),
+        pytest.param(_INTENT.format("'models/it'", "NULL"), id="about to be the champion"),
+        pytest.param(_INTENT.format("'models/2'", "'models/it'"), id="about to be the previous one"),
+        # After an older database was put back, and before a daemon has started on it.
+        pytest.param("", id="link"),
+    ],
+)
+def test_whatever_names_a_champion_keeps_it_by_itself(history: Callable[..., History], change: str) -> None:
+    made = history(keep_models=0, keep_champions=1, keep_days=0)
+    for _ in range(3):
+        made.promote(made.run())
+    write(made.root / "models/it/model.safetensors", "it")
+    assert "models/it" in {item.path for item in made.collect(dry_run=True).items}, "nothing else names it"
+    if change:
+        with transaction(made.engine) as session:
+            session.connection().exec_driver_sql(change)
+    else:
+        made.point("champion", made.root / "models/it")
+    made.collect()
+    assert made.there("models/it") == [True]
+
+
 def test_nothing_of_a_run_that_is_not_over_is_touched(history: Callable[..., History]) -> None:
     made = history(keep_models=0, keep_days=0, predictions_bytes=0)
     for state in OPEN:

@@ -125,6 +125,36 @@ def test_drops_during_a_run_open_exactly_one_next_run(engine: Engine) -> None:
     assert later != {running.run_id}
 
 
+# --- changes of a state
+
+
+@pytest.mark.parametrize(
+    ("state", "change"),
+    [(RunState.RUNNING, "token = 'other'"), (RunState.QUEUED, "state = 'cancelled', ended_at = 150")],
+)
+def test_a_run_that_is_not_as_it_was_read_is_not_changed(engine: Engine, state: RunState, change: str) -> None:
+    run_id = start_run(engine).run_id if state == RunState.RUNNING else queue_run(engine)
+    with transaction(engine) as session:
+        run = session.get_one(Run, run_id)
+        session.connection().exec_driver_sql(f"UPDATE run SET {change}")
+        with pytest.raises(LostClaim, match="by somebody else"):
+            queue._move(session, run, queue._Move(RunState.CANCELLED, "run_cancelled"), 200)
+    assert "run_cancelled" not in events(engine, run_id)
+
+
+def test_a_changed_run_reads_as_it_is_in_the_database_and_can_be_changed_again(engine: Engine) -> None:
+    claim = start_run(engine)
+    with transaction(engine) as session:
+        run = session.get_one(Run, claim.run_id)
+        queue._move(session, run, queue._Move(RunState.FAILED, "run_failed", {"error": "no"}), 200)
+        seen = run.model_dump()
+        session.refresh(run)
+        assert run.model_dump() == seen
+        assert (run.state, run.ended_at, run.token, run.error) == ("failed", 200, None, "no")
+        queue._move(session, run, queue._Move(RunState.WAITING, "run_retried"), 300)
+    assert events(engine, claim.run_id)[-2:] == ["run_failed", "run_retried"]
+
+
 # --- claim
 
 
@@ -170,6 +200,15 @@ def test_a_run_of_the_future_is_claimed_since_the_clock_was_set_back(engine: Eng
     queue.heartbeat(engine, claim, 9 * HOUR_MS, None)
     queue.fail(engine, claim, BROKEN, 9 * HOUR_MS, RETRY)
     assert take(engine, now=2 * HOUR_MS).run_id == claim.run_id
+
+
+def test_a_run_that_waits_since_a_clock_that_was_ahead_is_claimed_when_it_is_right_again(engine: Engine) -> None:
+    run_id = queue_run(engine)
+    claim = take(engine)
+    queue.heartbeat(engine, claim, 9 * HOUR_MS, None)
+    queue.interrupt(engine, claim, 9 * HOUR_MS)
+    assert load(engine, run_id).created_at == 0, "only its last sign of life is of the future"
+    assert take(engine, now=2 * HOUR_MS).run_id == run_id
 
 
 def test_nothing_is_claimed_while_a_run_is_running(engine: Engine) -> None:

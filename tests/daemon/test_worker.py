@@ -1,5 +1,6 @@
 """The worker, with real processes: small scripts stand where `python -m pipeline` stands in a real spec."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -235,6 +237,64 @@ def test_a_second_worker_waits_for_the_first(tmp_path: Path) -> None:
     wait_for(lambda: executor.poll(spec) is JobState.ENDED)
     worker.stop.set()
     thread.join()
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, name: str, number: int) -> threading.Event:
+    """Let no file be written at a place with `name` in it, for the reason `number`; tell when it was tried."""
+    tried, real = threading.Event(), durable.write_json
+
+    def write(path: Path, value: Any) -> None:
+        if name in path.parts:
+            tried.set()
+            raise OSError(number, os.strerror(number))
+        real(path, value)
+
+    monkeypatch.setattr(durable, "write_json", write)
+    return tried
+
+
+def stop_when(tried: threading.Event, root: Path) -> None:
+    """Let a worker serve until something was tried, and tell it to stop then."""
+    worker = Worker(root)
+    thread = threading.Thread(target=worker.serve, daemon=True)
+    thread.start()
+    wait_for(tried.is_set)
+    worker.stop.set()
+    thread.join()
+
+
+def test_a_worker_that_is_stopped_while_an_order_waits_for_room_puts_it_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, GOOD)
+    executor.submit(spec)
+    with monkeypatch.context() as patch:
+        stop_when(refuse(patch, "running", errno.ENOSPC), tmp_path)
+    assert executor.poll(spec) is JobState.QUEUED
+    assert not (tmp_path / spec.folder / "said").exists(), "a step that is not written down does nothing"
+    with start_worker(tmp_path) as second:
+        wait_for(lambda: executor.poll(spec) is JobState.ENDED)
+        second.terminate()
+    assert result_of(spec).status == "ok"
+
+
+def test_a_worker_that_is_stopped_while_a_result_waits_for_room_gives_it_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, KILLED)
+    executor.submit(spec)
+    stop_when(refuse(monkeypatch, RESULT_NAME, errno.ENOSPC), tmp_path)
+    assert (executor.list_mine(), executor.poll(spec)) == ([], JobState.LOST)
+
+
+@pytest.mark.parametrize("name", ["running", RESULT_NAME])
+def test_only_a_full_disk_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, KILLED)
+    executor.submit(spec)
+    refuse(monkeypatch, name, errno.EIO)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        Worker(tmp_path).serve()
+    assert executor.poll(spec) is JobState.LOST, "seen as what it is, and not as a step that goes on"
 
 
 def test_a_number_that_was_given_to_another_process_is_not_taken_for_the_old_one() -> None:
