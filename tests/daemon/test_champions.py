@@ -366,7 +366,13 @@ def test_links_that_are_right_are_left_alone(engine: Engine, state: Path) -> Non
     link = state / "tracks/default/champion"
     before = link.lstat()
     champions.recover(engine, state, 20)
-    assert link.lstat() == before
+    after = link.lstat()
+    # Not the time of the last look: looking is what it does.
+    assert (after.st_ino, after.st_mtime_ns, after.st_ctime_ns) == (
+        before.st_ino,
+        before.st_mtime_ns,
+        before.st_ctime_ns,
+    )
 
 
 @pytest.mark.usefixtures("track")
