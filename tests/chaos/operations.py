@@ -11,7 +11,7 @@ from unittest.mock import patch
 from sqlalchemy import delete
 from sqlmodel import col, select
 
-from daemon import champions, drops, queue
+from daemon import champions, drops, queue, succession
 from daemon.champions import ChampionMoved
 from daemon.database import transaction
 from daemon.tables import Drop, DropState, Event, Promotion, PromotionState, Run, RunState, Track
@@ -274,7 +274,7 @@ def _half_promoted(folder: Path) -> None:
     """A daemon that died between a promotion's intent and its done row, in the middle of its links."""
     _at("decide", "promoted")(folder)
     daemon = Daemon(folder, START)
-    with patch.object(champions, "_point", side_effect=Death), suppress(Death):
+    with patch.object(succession, "_point", side_effect=Death), suppress(Death):
         daemon.dispatcher.tick(START)
 
 

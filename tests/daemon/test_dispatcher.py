@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import Engine, event
 from sqlmodel import select
 
-from daemon import champions, publishing, queue
+from daemon import champions, publishing, queue, succession
 from daemon.database import migrate, open_engine, transaction
 from daemon.dispatcher import Dispatcher
 from daemon.executors import JobState
@@ -694,7 +694,7 @@ def test_a_rollback_whose_process_died_is_finished_by_the_daemon_that_lives_on(
     ticks(dispatcher)
     link = settings.state_folder / "tracks/default/champion"
     with monkeypatch.context() as patch:
-        patch.setattr(champions, "fsync_folder", lambda _: 1 / 0)
+        patch.setattr(succession, "fsync_folder", lambda _: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             champions.rollback(engine, settings.state_folder, "default", None, "it swears", NOW)
     assert link.resolve() == Path(settings.base_model)
