@@ -82,7 +82,9 @@ class Hooks:
         return not self._running and not self._rollbacks
 
     def tick(self, now: int) -> None:
-        """Take note of what has ended, and begin what is next."""
+        """Take note of what has ended, and begin what is next; nothing more once `stop` was called."""
+        if self._stop.is_set():
+            return
         for track, thread in list(self._rollbacks.items()):
             if not thread.is_alive():
                 del self._rollbacks[track]

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sqlalchemy import Engine, update
+from sqlalchemy import ColumnElement, Engine, literal, update
 from sqlmodel import Session, col, select
 
 from daemon.claims import record_event
@@ -130,9 +130,14 @@ def carry_out(engine: Engine, state_folder: Path, intent: Promotion, now: int) -
     return row
 
 
+def waits() -> ColumnElement[bool]:
+    """Return what is true of the runs that wait for approval; in words that let SQLite use their small index."""
+    return col(Run.outcome) == literal(AWAITING, literal_execute=True)
+
+
 def end_waiting(session: Session, track: str, promoted: int | None, now: int) -> None:
     """Let no run of the track wait for approval any more: `promoted` has it, the others were overtaken."""
-    for run in session.exec(select(Run).where(Run.track == track, Run.outcome == AWAITING)).all():
+    for run in session.exec(select(Run).where(Run.track == track, waits())).all():
         if run.id == promoted:
             run.outcome, run.sentence = "promoted", f"{_WON}{run.sentence}"
         else:

@@ -178,7 +178,7 @@ class Run(SQLModel, table=True):
             name="final_has_end",
         ),
         Index("one_open_run", "track", unique=True, sqlite_where=text("state = 'queued'")),
-        Index("run_awaiting", "track", sqlite_where=text("outcome = 'awaiting_approval'")),
+        Index("run_awaiting", "outcome", sqlite_where=text("outcome = 'awaiting_approval'")),
     )
 
     id: int | None = Field(default=None, primary_key=True)
@@ -244,10 +244,6 @@ class Promotion(SQLModel, table=True):
             sqlite_where=text("state = 'done' AND kind = 'promotion' AND run_id IS NOT NULL"),
         ),
         Index("one_done_generation", "track", "generation", unique=True, sqlite_where=text("state = 'done'")),
-        Index(
-            "promotion_commands", "track",
-            sqlite_where=text("hook_state IN ('pending', 'running') OR health_state IN ('pending', 'running')"),
-        ),
     )  # fmt: skip
 
     id: int | None = Field(default=None, primary_key=True)

@@ -10,7 +10,6 @@ _COLUMNS = (
     "id, track, run_id, kind, state, generation, model_id, model_path, previous_model_id, previous_path, reason, "
     "created_at, done_at"
 )
-_COMMANDS = "hook_state IN ('pending', 'running') OR health_state IN ('pending', 'running')"
 
 
 def upgrade() -> None:
@@ -28,9 +27,8 @@ def upgrade() -> None:
     op.create_index(
         "one_done_generation", "promotion", ["track", "generation"], unique=True, sqlite_where=sa.text(done)
     )
-    op.create_index("promotion_commands", "promotion", ["track"], sqlite_where=sa.text(_COMMANDS))
     op.add_column("run", sa.Column("heldout_version", sa.String(), nullable=True))
-    op.create_index("run_awaiting", "run", ["track"], sqlite_where=sa.text("outcome = 'awaiting_approval'"))
+    op.create_index("run_awaiting", "run", ["outcome"], sqlite_where=sa.text("outcome = 'awaiting_approval'"))
     op.add_column("track", sa.Column("noise", sa.JSON(), nullable=True))
 
 
