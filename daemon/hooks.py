@@ -117,20 +117,26 @@ class Hooks:
 
     def _next(self, row: Promotion, now: int) -> None:
         """Begin the next command of a change, or note that there is none."""
-        own = self._settings_of(row.track)
-        which: Which = "hook" if row.hook_state in _OPEN else "health"
-        argv, seconds = _command(own, which)
-        if which == "health" and row.health_error is not None:
+        if row.hook_state in _OPEN and self._begins(row, "hook", now):
+            return
+        if row.health_state not in _OPEN:
+            return
+        if row.health_error is not None:
             # Also where a daemon died between the answer and what follows from it.
             self._begin_rollback(row, row.health_error, now)
-        elif not argv:
-            self._set(row.id, which, None, now)
-        elif which == "health" and not self._reigns(row):
-            self._set(row.id, which, HookState.SKIPPED, now)
+        elif not self._reigns(row):
+            self._set(row.id, "health", HookState.SKIPPED, now)
         else:
-            self._set(row.id, which, HookState.RUNNING, now)
+            self._begins(row, "health", now)
+
+    def _begins(self, row: Promotion, which: Which, now: int) -> bool:
+        """Begin a command, or note that the settings name none; say whether there is one."""
+        argv, seconds = _command(self._settings_of(row.track), which)
+        self._set(row.id, which, HookState.RUNNING if argv else None, now)
+        if argv:
             log.info("hook_started", track=row.track, generation=row.generation, command=_name(which))
             self._running[row.track] = (row.id or 0, which, self._begin(argv, self._environment(row), seconds))
+        return bool(argv)
 
     def _note(self, row_id: int, which: Which, ended: Ended, now: int) -> None:
         """Write down how a command ended; a health command that failed has its consequence first."""

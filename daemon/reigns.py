@@ -95,7 +95,7 @@ def reigns(session: Session, state_folder: Path, track: str) -> list[ChampionVie
     done = select(Promotion).where(Promotion.track == track, Promotion.state == PromotionState.DONE)
     rows = list(session.exec(done.order_by(col(Promotion.generation))).all())
     ends = [*(row.done_at for row in rows[1:]), None]
-    return [reign(session, state_folder, row, end) for row, end in zip(rows, ends, strict=True)]
+    return [reign(session, state_folder, row, end) for row, end in zip(rows, ends, strict=False)]
 
 
 def reigning_at(history: Sequence[ChampionView], at: datetime) -> ChampionView | None:
