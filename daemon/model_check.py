@@ -46,15 +46,15 @@ def require_answer(folder: Path, seconds: float = _SECONDS, stop: threading.Even
     argv = [sys.executable, "-P", "-m", "pipeline.qlora.check", str(folder.absolute())]
     environment = {**os.environ, "DROPFORGE_DEVICE": "cpu", "OMP_WAIT_POLICY": "PASSIVE"}
     environment.pop("NOTIFY_SOCKET", None)
-    process = subprocess.Popen(  # noqa: S603 - our own module
+    with subprocess.Popen(  # noqa: S603 - our own module
         argv, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         start_new_session=True,
-    )  # fmt: skip
-    try:
-        said = _answer(process, seconds, stop or threading.Event())
-    finally:
-        kill_group(process.pid, signal.SIGKILL)
-        process.wait()
+    ) as process:  # fmt: skip
+        try:
+            said = _answer(process, seconds, stop or threading.Event())
+        finally:
+            if process.poll() is None:
+                kill_group(process.pid, signal.SIGKILL)
     if said is None:
         message = f"the model in {folder} gave no answer within {seconds:g} s"
         raise DoesNotAnswer(message, "free memory and cores on this machine, then try again")

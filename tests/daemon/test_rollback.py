@@ -215,14 +215,16 @@ def take_lock_at_once(path: Path) -> None:
 
 
 def test_the_command_says_what_serves_now_and_what_is_barred(
-    lived_in: Any, dropforge: Callable[..., Any], session_of: Callable[..., None]
+    lived_in: Any, dropforge: Callable[..., Any], session_of: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session_of(lived_in)
+    # The base is an empty folder; that a real one is loaded, tests/daemon/test_model_check.py says.
+    monkeypatch.setattr("daemon.model_check.require_answer", lambda _folder: None)
     refused = dropforge("rollback", "--to", "7", "--reason", "it swears")
     assert (refused.code, "no champion of generation 7" in refused.err) == (1, True)
     done = dropforge("rollback", "--reason", "it swears")
     assert (done.code, done.err) == (0, "")
-    assert done.out.splitlines()[0].endswith("again, as generation 2")
+    assert done.out.splitlines()[1].endswith("again, as generation 2")
     assert "model c0c0c0c0c0c0 is barred" in done.out
     assert "rolled back to generation 0: it swears" in dropforge("history").out
     assert dropforge("rollback").code == 2
