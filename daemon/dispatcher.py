@@ -5,10 +5,6 @@ One `tick` does all that can be done without waiting. All of its state is in the
 dispatcher after a crash goes on where the files say the old one was.
 """
 
-import os
-import shutil
-import sys
-
 import structlog
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
@@ -16,33 +12,27 @@ from sqlmodel import Session
 
 from daemon import champions, gc, publishing, queue
 from daemon.bases import Bases
+from daemon.conclusion import conclude
 from daemon.database import ChangeWatch, transaction
 from daemon.disk import Disk, NoRoom
 from daemon.executors import Executor, JobState
 from daemon.executors.local import Spool
 from daemon.footprint import needed_bytes, of_waiting_drops, still_needed
-from daemon.reopening import standing
+from daemon.reopening import standing, take_back
 from daemon.run_settings import compose
 from daemon.sd_notify import showing_life
 from daemon.settings import Settings
+from daemon.specs import spec_of
 from daemon.tables import Attempt, AttemptState, Run, Track
-from pipeline.artifacts import Dataset, Drop, Verdict
+from pipeline.artifacts import Artifact, Dataset, Report
 from pipeline.config import RunConfig
 from pipeline.contract import SPEC_NAME, Progress, StepResult, StepSpec
 from pipeline.errors import EXIT_BAD_DATA, EXIT_DISK_FULL, DiskFull, DropforgeError, StepFailed
-from pipeline.manifest import verify_manifest
-from pipeline.steps import BY_NAME, next_step
+from pipeline.steps import next_step
 
 _SIGNAL_EXITS = 128
 _HEARTBEAT_MS = 5_000
 _BASES_MS = 30_000
-#: Models are folders, no hub is asked. Waiting threads sleep: spinning ones make everybody on a shared machine slow,
-#: the step itself most of all (CONTRIBUTING.md has the numbers). The daemon's own setting goes before ours.
-_STEP_ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
-}
 log = structlog.get_logger()
 
 
@@ -217,9 +207,7 @@ class Dispatcher:
                 self._end(claim, attempt, AttemptState.FAILED, now, error.message)
                 self._after_failure(claim, error.message, error.hint, now, retryable=True)
                 return False
-            # Too little data for a verdict is too little to choose a measure by.
-            if isinstance(artifact, Dataset) and artifact.shortfall is None:
-                self._fix_track(claim, spec, artifact, now)
+            self._fix_track(claim, spec, artifact, now)
             self._end(claim, attempt, AttemptState.PUBLISHED, now, None)
             log.info("step_published", run=claim.run_id, step=spec.step, seconds=round(result.seconds, 1))
             return True
@@ -246,39 +234,21 @@ class Dispatcher:
             self._after_failure(claim, message, hint, now, retryable=result.exit_code != EXIT_BAD_DATA)
 
     def _conclude(self, claim: queue.Claim, run: Run, now: int) -> bool:
-        """Act on the verdict: promote, hold drops back, finish. Each part is idempotent, so a crash repeats it."""
-        verdict = publishing.load_verdict(self._root, claim.run_id)
-        if verdict is None:  # pragma: no cover - `next_step` has just seen it
-            message = f"run {claim.run_id} has no verdict"
-            raise StepFailed(message)
-        if verdict.outcome == "promoted":
-            try:
-                self._promote(claim, run, verdict, now)
-            except champions.ChampionMoved:
-                log.info("champion_moved", run=claim.run_id)
-                for step in ("evaluate", "decide"):
-                    publishing.unpublish(self._root, claim.run_id, step)
-                return True
-            except DropforgeError as error:
-                self._after_failure(claim, error.message, error.hint, now, retryable=False)
-                return False
-        if verdict.outcome in {"worse", "guard_failed"} and self._on_worse(run.track) == "hold":
-            reason = f"new in run {claim.run_id}: {verdict.sentence}"
-            queue.hold_new_drops(self._engine, claim, reason, now)
-        shutil.rmtree(publishing.run_folder(self._root, claim.run_id) / "checkpoints", ignore_errors=True)
-        queue.finish(self._engine, claim, verdict.outcome, verdict.sentence, now)
-        log.info("run_finished", run=claim.run_id, outcome=verdict.outcome, sentence=verdict.sentence)
+        """Act on the verdict; say whether the run goes on at once, since its champion has moved meanwhile."""
+        try:
+            outcome, sentence = conclude(self._engine, self._settings, claim, run, now)
+        except queue.LostClaim:
+            raise
+        except champions.ChampionMoved:
+            log.info("champion_moved", run=claim.run_id)
+            take_back(self._root, claim.run_id, "evaluate")
+            return True
+        except DropforgeError as error:
+            self._after_failure(claim, error.message, error.hint, now, retryable=False)
+            return False
+        log.info("run_finished", run=claim.run_id, outcome=outcome, sentence=sentence)
         self._drop(claim)
         return False
-
-    def _promote(self, claim: queue.Claim, run: Run, verdict: Verdict, now: int) -> None:
-        if verdict.candidate_model_id is None or verdict.champion_generation is None or run.id is None:
-            message = f"the verdict of run {run.id} names no model to promote"
-            raise StepFailed(message)
-        path = f"models/{verdict.candidate_model_id}"
-        showing_life(verify_manifest, self._root / path)
-        candidate = champions.Candidate(run.track, run.id, verdict.candidate_model_id, path, claim.token)
-        champions.promote(self._engine, self._root, candidate, verdict.champion_generation, verdict.sentence, now)
 
     # --- small parts
 
@@ -294,34 +264,21 @@ class Dispatcher:
         self.disk.require(still_needed(self._root, run), margin=margin)
 
     def _submit(self, run: Run, attempt: Attempt, done: dict[str, str]) -> None:
-        folder = publishing.attempt_folder(attempt.run_id, attempt.step, attempt.number)
-        with transaction(self._engine) as session:
-            champion = champions.champion(session, run.track)
-        place = self._root / folder
-        spec = StepSpec(
-            run=attempt.run_id, step=attempt.step, attempt=attempt.number, fence=attempt.fence,
-            root=str(self._root), folder=folder, checkpoints=f"runs/{attempt.run_id}/checkpoints",
-            predictions="predictions", inputs=done, champion=champion,
-            argv=(sys.executable, "-P", "-m", "pipeline", attempt.step, str(place / SPEC_NAME)),
-            env={**_STEP_ENVIRONMENT, "DROPFORGE_DEVICE": self._settings.device},
-            drops=tuple(Drop.model_validate(drop) for drop in run.snapshot or ()),
-            config=RunConfig.model_validate(run.config),
-            needs_gpu=BY_NAME[attempt.step].needs_gpu, grace_seconds=self._settings.grace_seconds,
-        )  # fmt: skip
-        self._executor.submit(spec)
+        self._executor.submit(spec_of(self._engine, self._settings, run, attempt, done))
 
-    def _on_worse(self, track: str) -> str:
-        """Return the setting for a track, or the top level's if it was taken out of the settings during its run."""
-        declared = track in self._settings.track_names
-        return (self._settings.track(track) if declared else self._settings).on_worse
-
-    def _fix_track(self, claim: queue.Claim, spec: StepSpec, dataset: Dataset, now: int) -> None:
+    def _fix_track(self, claim: queue.Claim, spec: StepSpec, artifact: Artifact, now: int) -> None:
         """Fix on the track what its first run decided, so that later runs are judged by the same measure."""
-        queue.fix_track(
-            self._engine, claim, now,
-            metric=dataset.metric, max_new_tokens=dataset.max_new_tokens,
-            split=spec.config.split.model_dump(), eval_batch_size=spec.config.evaluate.batch_size,
-        )  # fmt: skip
+        dataset = publishing.load_dataset(self._root, claim.run_id)
+        if dataset is None or dataset.shortfall is not None:
+            return  # too little data for a verdict is too little to choose a measure by
+        if isinstance(artifact, Dataset):
+            queue.fix_track(
+                self._engine, claim, now, metric=dataset.metric, max_new_tokens=dataset.max_new_tokens,
+                split=spec.config.split.model_dump(),
+            )  # fmt: skip
+        elif isinstance(artifact, Report):
+            noise = artifact.noise.model_dump() if artifact.noise else None
+            queue.fix_track(self._engine, claim, now, eval_batch_size=artifact.batch_size, noise=noise)
 
     def _end(self, claim: queue.Claim, attempt: Attempt, state: AttemptState, now: int, error: str | None) -> None:
         queue.end_attempt(self._engine, claim, attempt.id or 0, state, now, error)

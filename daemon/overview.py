@@ -5,28 +5,32 @@ Times are UTC. What is not there (no database yet, a file that a crash took) is 
 """
 
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Engine, func
 from sqlalchemy.exc import DatabaseError
-from sqlalchemy.orm import defer
 from sqlmodel import Session, col, select
 
 from daemon.database import DatabaseUnusable, open_reader
 from daemon.processes import lock_holder
+from daemon.reigns import WITHOUT_LARGE, ChampionView, reign, reigns, utc
 from daemon.state_folder import DATABASE_NAME, LOCK_NAME, WATCHER_NOTE
-from daemon.tables import Attempt, Drop, Promotion, PromotionKind, PromotionState, Run, RunState, Track
+from daemon.succession import AWAITING, OVERTAKEN, waits
+from daemon.tables import Attempt, Drop, Promotion, PromotionState, Run, RunState, Track
 from pipeline import durable
 from pipeline.artifacts import Frozen, Verdict
 from pipeline.contract import LOG_NAME, PROGRESS_NAME, Progress
 from pipeline.errors import DropforgeError
 
 T = TypeVar("T")
-#: A run's configuration and its snapshot, which names every drop of its track, are read only where they are shown.
-_WITHOUT_LARGE = (defer(col(Run.config)), defer(col(Run.snapshot)))  # type: ignore[arg-type]
+#: What the outcome of a win is called that was not promoted.
+_WORDS = {
+    AWAITING: "won, waits for approval (dropforge promote {run})",
+    OVERTAKEN: "won, but another champion came first, with which it was not compared",
+}
 OPEN_STATES = (RunState.RUNNING, RunState.WAITING, RunState.QUEUED)
 
 
@@ -40,25 +44,6 @@ class DaemonView(Frozen):
     alive: bool
     pid: int | None
     """Its process, if this user may read the lock file."""
-
-
-class ChampionView(Frozen):
-    """A track's champion, or one of its former ones."""
-
-    track: str
-    generation: int
-    """0 is the base model."""
-    model_id: str
-    path: str
-    """Absolute path of the model's folder."""
-    since: datetime | None
-    kind: str
-    """How it came to reign: base, promotion or rollback."""
-    run: int | None
-    """The run that made it."""
-    reason: str
-    drops: tuple[str, ...]
-    """Names of the files that it was trained on."""
 
 
 class DropView(Frozen):
@@ -150,17 +135,17 @@ class Overview:
         """Return the track's champion; `None` before its base model is known."""
         done = select(Promotion).where(Promotion.track == track, Promotion.state == PromotionState.DONE)
         latest = done.order_by(col(Promotion.generation).desc()).limit(1)
-        champions = self._read(lambda session: [self._champion(session, row) for row in session.exec(latest)])
-        return champions[0] if champions else None
+        found = self._read(lambda session: [reign(session, self.folder, row, None) for row in session.exec(latest)])
+        return found[0] if found else None
 
     def history(self, track: str) -> list[ChampionView]:
         """Return the track's champions from the base model to today's."""
-        done = select(Promotion).where(Promotion.track == track, Promotion.state == PromotionState.DONE)
+        return self._read(lambda session: reigns(session, self.folder, track))
 
-        def read(session: Session) -> list[ChampionView]:
-            return [self._champion(session, row) for row in session.exec(done.order_by(col(Promotion.generation)))]
-
-        return self._read(read)
+    def awaiting(self) -> list[RunView]:
+        """Return the runs whose win waits for a person, oldest first."""
+        waiting = select(Run).where(waits()).options(*WITHOUT_LARGE).order_by(col(Run.id))
+        return self._read(lambda session: [RunView(**self._run(session, row)) for row in session.exec(waiting)])
 
     def drops(self, track: str | None = None, state: str | None = None, most: int | None = None) -> list[DropView]:
         """Return the drops, newest first, at most `most` of them."""
@@ -187,7 +172,7 @@ class Overview:
         self, track: str | None = None, states: Iterable[str] | None = None, most: int | None = None
     ) -> list[RunView]:
         """Return the runs, newest first, at most `most` of them."""
-        wanted = select(Run).options(*_WITHOUT_LARGE).order_by(col(Run.id).desc()).limit(most)
+        wanted = select(Run).options(*WITHOUT_LARGE).order_by(col(Run.id).desc()).limit(most)
         if track is not None:
             wanted = wanted.where(Run.track == track)
         if states is not None:
@@ -197,7 +182,7 @@ class Overview:
     def ended_runs(self, most: int) -> list[RunView]:
         """Return the newest runs that have ended, at most `most`: a few of many are found without looking at all."""
         # By its end, not its state: SQLite would gather every run of the ended states before it takes the newest.
-        ended = select(Run).where(col(Run.ended_at).is_not(None)).options(*_WITHOUT_LARGE)
+        ended = select(Run).where(col(Run.ended_at).is_not(None)).options(*WITHOUT_LARGE)
         newest = ended.order_by(col(Run.id).desc()).limit(most)
         return self._read(lambda session: [RunView(**self._run(session, row)) for row in session.exec(newest)])
 
@@ -261,33 +246,24 @@ class Overview:
     def _attempt_folder(self, run_id: int, step: str, number: int) -> Path:
         return self.folder / "runs" / str(run_id) / "attempts" / f"{step}-{number}"
 
-    def _champion(self, session: Session, row: Promotion) -> ChampionView:
-        run_id = row.run_id
-        if row.kind == PromotionKind.ROLLBACK:
-            same = (Promotion.track == row.track, Promotion.model_id == row.model_id)
-            made_by = select(Promotion.run_id).where(*same, Promotion.state == PromotionState.DONE)
-            run_id = session.exec(made_by.order_by(col(Promotion.run_id).desc())).first()
-        run = session.get(Run, run_id) if run_id is not None else None
-        snapshot: list[dict[str, Any]] = run.snapshot or [] if run else []
-        return ChampionView(
-            track=row.track, generation=row.generation, model_id=row.model_id, path=str(self.folder / row.model_path),
-            since=_time(row.done_at), kind=row.kind, run=run_id, reason=row.reason,
-            drops=tuple(drop["name"] for drop in snapshot if drop["role"] == "train"),
-        )  # fmt: skip
-
     def _run(self, session: Session, row: Run) -> dict[str, Any]:
         same = ("track", "state", "trigger", "step", "outcome", "sentence", "error", "hint", "cancel_requested")
         times = ("created_at", "not_before", "started_at", "ended_at")
         progress = self._progress(session, row) if row.state == RunState.RUNNING else None
         values: dict[str, Any] = {name: getattr(row, name) for name in same}
-        return {"id": row.id, "progress": progress, **values, **{name: _time(getattr(row, name)) for name in times}}
+        values["sentence"] = _sentence(row)
+        return {"id": row.id, "progress": progress, **values, **{name: utc(getattr(row, name)) for name in times}}
 
     def _detail(self, session: Session, row: Run) -> RunDetail:
         attempts = session.exec(select(Attempt).where(Attempt.run_id == row.id).order_by(col(Attempt.id)))
+        verdict = self.verdict(row.id or 0)
+        if verdict is not None and row.outcome in _WORDS:
+            # It says "promoted", and nothing was.
+            verdict = verdict.model_copy(update={"sentence": _sentence(row)})
         return RunDetail(
             **self._run(session, row), folder=str(self.folder / "runs" / str(row.id)), failures=row.failures,
             deaths=row.deaths, config=row.config, snapshot=tuple(row.snapshot or ()),
-            attempts=tuple(_attempt(attempt) for attempt in attempts), verdict=self.verdict(row.id or 0),
+            attempts=tuple(_attempt(attempt) for attempt in attempts), verdict=verdict,
         )  # fmt: skip
 
     def _progress(self, session: Session, row: Run) -> Progress | None:
@@ -297,6 +273,12 @@ class Overview:
             return None
         value = _read_hint(self._attempt_folder(attempt.run_id, attempt.step, attempt.number) / PROGRESS_NAME)
         return None if value is None else Progress.model_validate(value)
+
+
+def _sentence(row: Run) -> str | None:
+    """Return a run's sentence; that of a win that was not promoted says what it waits for."""
+    words = _WORDS.get(row.outcome or "")
+    return row.sentence if words is None else f"{words.format(run=row.id)}: {row.sentence}"
 
 
 def _read_hint(path: Path) -> Any:
@@ -309,16 +291,12 @@ def _read_hint(path: Path) -> Any:
 
 def _drop(row: Drop) -> DropView:
     values = {name: getattr(row, name) for name in DropView.model_fields}
-    return DropView.model_validate({**values, "received_at": _time(row.received_at)})
+    return DropView.model_validate({**values, "received_at": utc(row.received_at)})
 
 
 def _attempt(row: Attempt) -> AttemptView:
     seconds = None if row.ended_at is None else (row.ended_at - row.started_at) / 1000
     return AttemptView.model_validate({
-        "step": row.step, "number": row.number, "state": row.state, "started_at": _time(row.started_at),
-        "ended_at": _time(row.ended_at), "seconds": seconds, "error": row.error,
+        "step": row.step, "number": row.number, "state": row.state, "started_at": utc(row.started_at),
+        "ended_at": utc(row.ended_at), "seconds": seconds, "error": row.error,
     })  # fmt: skip
-
-
-def _time(milliseconds: int | None) -> datetime | None:
-    return None if milliseconds is None else datetime.fromtimestamp(milliseconds / 1000, UTC)

@@ -171,11 +171,18 @@ def heartbeat(engine: Engine, claim: Claim, now: int, step: str | None) -> bool:
         return run.cancel_requested
 
 
-def finish(engine: Engine, claim: Claim, outcome: str, sentence: str, now: int) -> None:
-    """End the run with its verdict."""
-    values = {"outcome": outcome, "sentence": sentence, "error": None, "hint": None, "cancel_requested": False}
+def finish(  # noqa: PLR0913 - the last two go with some verdicts only
+    engine: Engine, claim: Claim, outcome: str, sentence: str, now: int,
+    *, heldout_version: str | None = None, still: Callable[[Session, Run], None] = lambda _session, _run: None,
+) -> None:  # fmt: skip
+    """End the run with its verdict, unless `still` raises, in the same transaction, that it does not hold any more."""
+    values = {
+        "outcome": outcome, "sentence": sentence, "heldout_version": heldout_version, "error": None, "hint": None,
+        "cancel_requested": False,
+    }  # fmt: skip
     with transaction(engine) as session:
         run = held_run(session, claim)
+        still(session, run)
         _move(session, run, _Move(RunState.SUCCEEDED, "run_succeeded", values, {"outcome": outcome}), now)
 
 

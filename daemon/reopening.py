@@ -14,6 +14,8 @@ from sqlalchemy import Engine
 from daemon import publishing
 from daemon.attempts import published_attempts
 from daemon.tables import Run
+from pipeline import durable
+from pipeline.artifacts import Report
 from pipeline.config import EvaluateConfig, RunConfig
 from pipeline.contract import SPEC_NAME, StepSpec
 from pipeline.steps import STEPS
@@ -65,23 +67,41 @@ def _first_stale(engine: Engine, state_folder: Path, run: Run, done: dict[str, s
             return name
         if name == "prepare" and not _same_measure(state_folder, run.id or 0, config.evaluate):
             return name
+        if name == "evaluate" and not _same_batches(state_folder, run.id or 0, made.config, config):
+            return name
     return None
 
 
 def _basis(step: str, config: RunConfig, drops: list[object]) -> tuple[object, ...]:
-    """Return what a step is made from, beside the artifacts of the steps before it."""
-    evaluate, gate = config.evaluate, config.gate
+    """
+    Return what a step is made from, beside the artifacts of the steps before it.
+
+    The track's noise floor is none of it: a report that measured it has it.
+    """
+    evaluate, gate, judge = config.evaluate, config.gate, config.judge
+    asked = (judge.url, judge.model, judge.records)
     match step:
         case "prepare":
-            return (config.salt, config.split, gate.on, gate.min_records, gate.min_records_continuous, drops)
+            limits = (gate.on, gate.min_records, gate.min_records_continuous)
+            return (config.salt, config.split, config.base_model_id, config.special_tokens, *limits, drops)
         case "train":
             return (config.train, config.base_model_id)
         case "merge":
             return (evaluate.repetition_penalty,)
         case "evaluate":
-            return (evaluate.repetition_penalty, evaluate.batch_size)
+            return (evaluate.repetition_penalty, evaluate.general)
+        case "judge":
+            return asked
         case _:
-            return (gate,)
+            # A judge that was taken on or dismissed since is heard, or not.
+            return (gate, config.guards, *asked)
+
+
+def _same_batches(state_folder: Path, run_id: int, made: RunConfig, config: RunConfig) -> bool:
+    """Say whether the settings still ask for as many prompts at once as `evaluate` took, or leave it to the track."""
+    value = durable.read_json(publishing.run_folder(state_folder, run_id) / "evaluate.json")
+    taken = 0 if value is None else Report.model_validate(value).batch_size
+    return config.evaluate.batch_size in {0, made.evaluate.batch_size, taken}
 
 
 def _same_measure(state_folder: Path, run_id: int, evaluate: EvaluateConfig) -> bool:

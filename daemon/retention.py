@@ -2,8 +2,8 @@
 What may be collected and what never: the questions behind `gc`, answered in one transaction and without a change.
 
 Kept whatever the settings say: bases, each track's champion and the one before it, champions that a rollback may go
-back to, promotions in the middle, and everything of a run that is not over. Further runs are kept by number, age and
-bytes, the newest first.
+back to, promotions in the middle, wins that wait for approval, and everything of a run that is not over. Further runs
+are kept by number, age and bytes, the newest first.
 """
 
 import os
@@ -15,6 +15,7 @@ from typing import Any
 from sqlmodel import Session, col, select
 
 from daemon.settings import Settings
+from daemon.succession import AWAITING
 from daemon.tables import Promotion, PromotionState, Run, RunState, Track
 from pipeline import durable
 from pipeline.contract import LOG_NAME, PROGRESS_NAME, RESULT_NAME, SPEC_NAME
@@ -37,6 +38,7 @@ class Kept:
     models: set[Path] = field(default_factory=set)
     """Model folders, resolved."""
     champion_runs: set[int] = field(default_factory=set)
+    """Runs that made a champion that is kept, or whose win waits for approval."""
     open_runs: set[int] = field(default_factory=set)
     newest_runs: set[int] = field(default_factory=set)
     """Ended runs within the limits of the settings."""
@@ -84,6 +86,11 @@ def what_is_kept(session: Session, settings: Settings, now: int) -> Kept:
             _keep_open(root, run, kept)
         else:
             kept.ended.append(run)
+    for run in kept.ended:
+        if run.outcome == AWAITING and run.id is not None:
+            # Until it is approved or another champion comes, whatever its age.
+            kept.champion_runs.add(run.id)
+            kept.models |= models_of(root, run.id)
     _keep_newest(settings, kept, now)
     for run_id in kept.newest_runs:
         kept.models |= models_of(root, run_id)

@@ -24,6 +24,7 @@ from daemon.database_file import refuse_network
 from daemon.disk import Disk, is_full
 from daemon.dispatcher import Dispatcher
 from daemon.executors.local import LocalExecutor, Spool
+from daemon.hooks import Hooks
 from daemon.intake import Intake
 from daemon.processes import FileLock, kill_group, lock_holder
 from daemon.restore import refuse_half_restored
@@ -201,6 +202,7 @@ class Service:
         self._wake = threading.Event()
         self._dispatcher = Dispatcher(self._engine, settings, LocalExecutor(root))
         self._intake = IntakeLoop(self._engine, settings, self._wake.set)
+        self._hooks = Hooks(self._engine, settings)
         self._schedule = Schedule(self._engine, settings, self._night_began)
         self._worker = WorkerProcess(settings)
         self._said = ""
@@ -270,6 +272,7 @@ class Service:
         """Let the dispatcher do what it can; say whether it could. It goes on with all of it at the next turn."""
         try:
             self._dispatcher.tick(now_ms())
+            self._hooks.tick(now_ms())
             if not self.stop.is_set():
                 self._say_status(time.monotonic())
         except Exception as error:  # a full disk or a locked database passes; the daemon must outlive it
@@ -297,6 +300,7 @@ class Service:
             # First of all: a large file that is being read may take minutes, and the checkpoint need not wait for it.
             self._worker.stop()
         self._schedule.stop()
+        showing_life(self._hooks.stop)
         showing_life(self._intake.finish)
         if self._settings.worker == "child":
             self._end_worker()

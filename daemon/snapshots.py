@@ -11,7 +11,9 @@ from daemon.tables import Drop, DropState, Run
 from pipeline import artifacts
 
 #: Outcomes of runs whose candidate was held against the champion.
-_JUDGED = ("promoted", "not_shown_better", "worse", "guard_failed", "contaminated")
+JUDGED = (
+    "promoted", "not_shown_better", "worse", "guard_failed", "contaminated", "awaiting_approval", "overtaken",
+)  # fmt: skip
 
 
 def take_snapshot(session: Session, run: Run) -> list[dict[str, object]]:
@@ -61,6 +63,14 @@ def waiting_drops(session: Session, track: str) -> int:
     return session.exec(waiting).one()
 
 
+def judged_before(session: Session, track: str, run_id: int) -> tuple[int, dict[str, int]]:
+    """Return how many other candidates of the track were judged, and how many of them on each held-out version."""
+    count = select(Run.heldout_version, func.count()).group_by(col(Run.heldout_version))
+    others = count.where(Run.track == track, Run.id != run_id, col(Run.outcome).in_(JUDGED))
+    found = list(session.exec(others).all())
+    return sum(number for _, number in found), {version: number for version, number in found if version is not None}
+
+
 def hold_new_drops(engine: Engine, claim: Claim, reason: str, now: int) -> list[int]:
     """
     Take the drops for training that were new in the claim's run out of later snapshots; return their numbers.
@@ -71,7 +81,7 @@ def hold_new_drops(engine: Engine, claim: Claim, reason: str, now: int) -> list[
     held, run_id = [], claim.run_id
     with transaction(engine) as session:
         run = held_run(session, claim)
-        judged = select(Run.snapshot).where(Run.track == run.track, Run.id != run_id, col(Run.outcome).in_(_JUDGED))
+        judged = select(Run.snapshot).where(Run.track == run.track, Run.id != run_id, col(Run.outcome).in_(JUDGED))
         old = {drop["id"] for snapshot in session.exec(judged) for drop in snapshot or ()}
         ids = [drop["id"] for drop in run.snapshot or () if drop["id"] not in old]
         new = select(Drop).where(col(Drop.id).in_(ids), Drop.state == DropState.ACCEPTED, Drop.role == "train")

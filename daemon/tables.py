@@ -2,7 +2,8 @@
 The rows of the state database and the states that they pass through.
 
 Only `queue` writes `Run.state`, only `attempts` writes `Attempt.state`, only `intake`, `drops` and `snapshots` write
-`Drop.state`, only `champions` writes `Promotion` and the champion columns of `Track`. Times are whole milliseconds
+`Drop.state`, only `champions` and `succession` write `Promotion` and the champion columns of `Track`, and only `hooks`
+what became of a promotion's commands. Times are whole milliseconds
 since the epoch, UTC. Every change of a state leaves an `Event` row in the same transaction.
 """
 
@@ -67,8 +68,10 @@ class PromotionKind(StrEnum):
 
     #: A base model became the champion: generation 0, or another base in the settings.
     BASE = "base"
-    #: A run's candidate won.
+    #: A run's candidate won; where approval is manual, a person said yes.
     PROMOTION = "promotion"
+    #: A person made a run's model the champion, whatever its verdict.
+    FORCED = "forced"
     #: A person made a former champion reign again; the one that lost its place is barred.
     ROLLBACK = "rollback"
 
@@ -82,6 +85,21 @@ class PromotionState(StrEnum):
     DONE = "done"
     #: Somebody else moved the champion first; final.
     ABANDONED = "abandoned"
+
+
+class HookState(StrEnum):
+    """How far a command is that follows a change of a champion; nothing where there is none to run."""
+
+    #: To be run by the daemon.
+    PENDING = "pending"
+    #: The daemon runs it, or died while it did: then it is run again.
+    RUNNING = "running"
+    #: It ended with exit code 0; final.
+    OK = "ok"
+    #: It ended otherwise, or not in time; final.
+    FAILED = "failed"
+    #: Another champion had taken the place before it could be asked; final.
+    SKIPPED = "skipped"
 
 
 def _one_of(column: str, states: type[StrEnum]) -> CheckConstraint:
@@ -100,7 +118,9 @@ class Track(SQLModel, table=True):
     #: Primary metric and answer length, fixed at the first run.
     metric: str | None = None
     max_new_tokens: int | None = None
+    #: Prompts generated together, and JSON of NoiseFloor: as the first report has them.
     eval_batch_size: int | None = None
+    noise: dict[str, object] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     #: Since when and by which schedule the track runs nightly, and when that was last looked at; see `scheduler`.
     nightly: dict[str, object] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     base_path: str | None = None
@@ -158,6 +178,7 @@ class Run(SQLModel, table=True):
             name="final_has_end",
         ),
         Index("one_open_run", "track", unique=True, sqlite_where=text("state = 'queued'")),
+        Index("run_awaiting", "outcome", sqlite_where=text("outcome = 'awaiting_approval'")),
     )
 
     id: int | None = Field(default=None, primary_key=True)
@@ -182,8 +203,12 @@ class Run(SQLModel, table=True):
     step: str | None = None
     error: str | None = None
     hint: str | None = None
+    #: The verdict's outcome; of a win that a person has to approve `awaiting_approval`, until another champion comes:
+    #: then `overtaken`.
     outcome: str | None = None
     sentence: str | None = None
+    #: The held-out set that its candidate was judged on.
+    heldout_version: str | None = None
 
 
 class Attempt(SQLModel, table=True):
@@ -207,14 +232,19 @@ class Attempt(SQLModel, table=True):
 
 
 class Promotion(SQLModel, table=True):
-    """One change of a track's champion; append-only but for its state."""
+    """One change of a track's champion; append-only but for its state and what became of its commands."""
 
     __table_args__ = (
         _one_of("state", PromotionState),
         _one_of("kind", PromotionKind),
-        Index("one_promotion_a_run", "run_id", unique=True, sqlite_where=text("state = 'done' AND run_id IS NOT NULL")),
+        _one_of("hook_state", HookState),
+        _one_of("health_state", HookState),
+        Index(
+            "one_promotion_a_run", "run_id", unique=True,
+            sqlite_where=text("state = 'done' AND kind = 'promotion' AND run_id IS NOT NULL"),
+        ),
         Index("one_done_generation", "track", "generation", unique=True, sqlite_where=text("state = 'done'")),
-    )
+    )  # fmt: skip
 
     id: int | None = Field(default=None, primary_key=True)
     track: str = Field(index=True)
@@ -231,6 +261,19 @@ class Promotion(SQLModel, table=True):
     reason: str
     created_at: int
     done_at: int | None = None
+    #: The person who approved, forced or rolled back; the daemon's own changes have none.
+    approved_by: str | None = None
+    #: The outcome of the run whose model was forced.
+    overrode: str | None = None
+    #: Drops in the snapshot that the model was made from, as JSON; of a base model none.
+    drops: list[int] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
+    #: `hooks.after_promotion`, then `hooks.health`: how far each is, what was wrong, the end of what it printed.
+    hook_state: str | None = None
+    hook_error: str | None = None
+    hook_output: str | None = None
+    health_state: str | None = None
+    health_error: str | None = None
+    health_output: str | None = None
 
 
 class Slot(SQLModel, table=True):

@@ -22,18 +22,17 @@ def ensure_track(session: Session, name: str, now: int) -> Track:
     return track
 
 
-def fix_track(  # noqa: PLR0913 - four facts that go by name
-    engine: Engine, claim: Claim, now: int, *, metric: str, max_new_tokens: int, split: dict[str, float],
-    eval_batch_size: int,
-) -> None:  # fmt: skip
-    """Write on the run's track what its first run decides for all later ones; what stands there already stays."""
-    facts: dict[str, Any] = {
-        "metric": metric, "max_new_tokens": max_new_tokens, "split": split, "eval_batch_size": eval_batch_size,
-    }  # fmt: skip
+def fix_track(engine: Engine, claim: Claim, now: int, **facts: Any) -> None:
+    """
+    Write on the run's track what its first run decides for all later ones; what stands there already stays.
+
+    Facts are named as the columns of `Track`: `metric`, `max_new_tokens` and `split` come with the data set,
+    `eval_batch_size` and `noise` with the report. One that is `None` or 0 is not known yet.
+    """
     with transaction(engine) as session:
         run = held_run(session, claim)
         track = session.get_one(Track, run.track)
-        new = {name: value for name, value in facts.items() if getattr(track, name) is None}
+        new = {name: value for name, value in facts.items() if value and getattr(track, name) is None}
         for name, value in new.items():
             setattr(track, name, value)
         if new:

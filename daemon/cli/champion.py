@@ -1,16 +1,27 @@
-"""`champion`, `history` and `rollback`: which model serves, which ones did, and letting one of them serve again."""
+"""`champion`, `history`, `promote`, `rollback`: which model serves, which ones did, and letting another one serve."""
 
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from daemon.cli.output import dump, local, print_json, print_line, print_table
-from daemon.cli.status import short_id
-from daemon.cli.workspace import JsonOption, TrackOption, chosen_tracks, load_settings, open_overview, open_writer
+from daemon.cli.status import command_lines, short_id
+from daemon.cli.workspace import (
+    JsonOption,
+    RunArgument,
+    TrackOption,
+    chosen_tracks,
+    load_settings,
+    open_overview,
+    open_writer,
+)
 from pipeline.errors import DropforgeError
 
 if TYPE_CHECKING:
-    from daemon.overview import ChampionView
+    from pathlib import Path
+
+    from daemon.reigns import ChampionView
 
 
 class NoChampion(DropforgeError):
@@ -21,6 +32,7 @@ def register(app: typer.Typer) -> None:
     """Add this group's commands."""
     app.command()(champion)
     app.command()(history)
+    app.command()(promote)
     app.command()(rollback)
 
 
@@ -55,18 +67,70 @@ def champion(
             _print_champion(one)
 
 
-def history(context: typer.Context, *, track: TrackOption = None, as_json: JsonOption = False) -> None:
-    """List the champions of each track, today's first."""
+def history(
+    context: typer.Context,
+    *,
+    track: TrackOption = None,
+    at: Annotated[
+        str | None,
+        typer.Option("--at", metavar="TIME", help="Only what was live then: ISO 8601, as 2026-11-24T02:00."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """
+    List the champions of each track, today's first.
+
+    With --at the one that was live at that time, with the drops that it was trained on. A time without an offset is
+    in this machine's time zone.
+    """
+    from daemon.reigns import reigning_at  # noqa: PLC0415 - a quick start
+
+    moment = None if at is None else _moment(at)
     overview = open_overview(context)
-    found = [one for name in chosen_tracks(context, track) for one in reversed(overview.history(name))]
+    past = {name: overview.history(name) for name in chosen_tracks(context, track)}
+    if moment is not None:
+        past = {name: [one] if (one := reigning_at(all_, moment)) else [] for name, all_ in past.items()}
     if as_json:
-        print_json(history=dump(found))
-        return
-    if not found:
+        print_json(history=dump(one for all_ in past.values() for one in reversed(all_)))
+    elif moment is not None:
+        _print_moment(context, past, moment)
+    elif not any(past.values()):
         print_line("no champions yet")
-        return
-    rows = [(one.track, one.generation, short_id(one.model_id), local(one.since), one.run, one.reason) for one in found]
-    print_table(("TRACK", "GENERATION", "MODEL", "SINCE", "RUN", "WHY"), rows)
+    else:
+        _print_history(context, past)
+
+
+def promote(
+    context: typer.Context,
+    *,
+    run: RunArgument,
+    force: Annotated[
+        bool, typer.Option("--force", help="Whatever its verdict, and though it was rolled back from; needs --reason.")
+    ] = False,
+    reason: Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why; kept in the history.")] = None,
+) -> None:
+    """
+    Promote a run that won and waits for approval (gate.approval = "manual").
+
+    With --force the model of any ended run serves, whatever its verdict; it is loaded first, to see that it answers.
+    """
+    from daemon import approval  # noqa: PLC0415 - a quick start
+    from daemon.clock import now_ms  # noqa: PLC0415
+
+    if force != (reason is not None):
+        message = "--force needs --reason TEXT" if force else "--reason goes with --force"
+        raise typer.BadParameter(message)
+    engine, root = open_writer(context), load_settings(context).state_folder
+    by = approval.who()
+    if reason is None:
+        print_line("comparing the model's files with their hashes")
+        row = approval.approve(engine, root, run, now_ms(), by)
+    else:
+        row = approval.force(engine, root, run, reason, now_ms(), by=by, try_out=_try_out)
+    print_line(f"track {row.track} serves model {short_id(row.model_id)} of run {run}, as generation {row.generation}")
+    if row.overrode is not None:
+        print_line(f"the verdict that this overrides: {row.overrode}")
+    _print_commands(context, row.track)
 
 
 def rollback(
@@ -82,23 +146,97 @@ def rollback(
     """
     Let a former champion serve again.
 
-    Its files are checked first. The model that loses its place is barred: no run promotes it again. Later candidates
-    are compared with the champion that serves then.
+    Its files are checked first, and it is loaded to see that it answers. The model that loses its place is barred: no
+    run promotes it again. Later candidates are compared with the champion that serves then.
     """
-    from daemon.champions import rollback as roll_back  # noqa: PLC0415 - a quick start
+    from daemon.approval import who  # noqa: PLC0415 - a quick start
+    from daemon.champions import rollback as roll_back  # noqa: PLC0415
     from daemon.clock import now_ms  # noqa: PLC0415
 
     chosen_tracks(context, track)
-    row = roll_back(open_writer(context), load_settings(context).state_folder, track, to, reason, now_ms())
+    root = load_settings(context).state_folder
+    row = roll_back(open_writer(context), root, track, to, reason, now_ms(), by=who(), try_out=_try_out)
     print_line(f"track {track} serves model {short_id(row.model_id)} again, as generation {row.generation}")
     print_line(f"model {short_id(row.previous_model_id or '')} is barred: no run promotes it again")
+    _print_commands(context, track)
+
+
+def _try_out(folder: "Path") -> None:
+    """Let the model answer, and say that this is under way."""
+    from daemon.model_check import can_try, require_answer  # noqa: PLC0415 - a quick start
+
+    if can_try():
+        print_line(f"its files are what they were; loading {folder} to see that it answers")
+        require_answer(folder)
+    else:
+        print_line("its files are what they were; not loaded, since the training stack is not installed here")
+
+
+def _print_commands(context: typer.Context, track: str) -> None:
+    """Say that the daemon runs the user's commands, and whether it is there to do so."""
+    overview = open_overview(context)
+    champion = overview.champion(track)
+    if champion is not None:
+        for line in command_lines(load_settings(context), champion, alive=overview.daemon().alive):
+            print_line(line)
+
+
+def _moment(text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except (ValueError, OverflowError, OSError) as error:
+        message = f"{text!r} is no time in ISO 8601: write 2026-11-24, 2026-11-24T02:00 or 2026-11-24T02:00+01:00"
+        raise typer.BadParameter(message) from error
+
+
+def _print_history(context: typer.Context, past: "dict[str, list[ChampionView]]") -> None:
+    rows = [
+        (one.track, one.generation, one.kind, short_id(one.model_id), local(one.since), local(one.until) or "today",
+         one.run, _why(one))
+        for all_ in past.values() for one in reversed(all_)
+    ]  # fmt: skip
+    print_table(("TRACK", "GENERATION", "KIND", "MODEL", "SINCE", "UNTIL", "RUN", "WHY"), rows)
+    settings, alive = load_settings(context), open_overview(context).daemon().alive
+    for one in (one for all_ in past.values() for one in reversed(all_)):
+        for line in command_lines(settings, one, alive=alive):
+            print_line(f"track {one.track}, generation {one.generation}: {line}")
+
+
+def _print_moment(context: typer.Context, past: "dict[str, list[ChampionView]]", moment: datetime) -> None:
+    settings, alive = load_settings(context), open_overview(context).daemon().alive
+    for place, (name, found) in enumerate(past.items()):
+        if place:
+            print_line()
+        if not found:
+            print_line(f"track {name}: no champion at {local(moment)}")
+            continue
+        one = found[0]
+        _print_champion(one)
+        for drop in one.data:
+            since = f", {drop.state} since{f': {drop.reason}' if drop.reason else ''}" if drop.taken_out else ""
+            print_line(f"  drop {drop.id}: {drop.name}, {drop.role}, {drop.rows} rows, sha256 {drop.sha256}{since}")
+        for line in command_lines(settings, one, alive=alive, every=True):
+            print_line(line)
+
+
+def _why(one: "ChampionView") -> str:
+    """Return why a champion reigned, and by whose word."""
+    who = one.approved_by
+    if one.kind == "forced":
+        return f"forced{f' by {who}' if who else ''} over {one.overrode}: {one.reason}"
+    if one.kind == "promotion" and who:
+        return f"{one.reason} (approved by {who})"
+    return f"{one.reason} (by {who})" if who else one.reason
 
 
 def _print_champion(one: "ChampionView") -> None:
-    print_line(f"track {one.track}: generation {one.generation} since {local(one.since)}")
+    until = f" until {local(one.until)}" if one.until else ""
+    print_line(f"track {one.track}: generation {one.generation}, {one.kind}, since {local(one.since)}{until}")
     print_line(f"model: {one.model_id}")
     print_line(f"folder: {one.path}")
     if one.run is not None:
         print_line(f"run: {one.run}")
         print_line(f"trained on: {', '.join(one.drops)}")
-    print_line(f"why: {one.reason}")
+    print_line(f"why: {_why(one)}")
+    if one.verdict is not None and one.verdict != one.reason:
+        print_line(f"verdict of run {one.run}: {one.verdict}")

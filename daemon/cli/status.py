@@ -11,7 +11,8 @@ from daemon.cli.output import dump, local, print_json, print_line, print_table, 
 from daemon.cli.workspace import JsonOption, load_settings, open_overview
 
 if TYPE_CHECKING:
-    from daemon.overview import ChampionView, Overview, RunView
+    from daemon.overview import Overview, RunView
+    from daemon.reigns import ChampionView
     from daemon.settings import Settings
 
 EXIT_UNAVAILABLE = 69
@@ -43,6 +44,7 @@ def status(context: typer.Context, *, as_json: JsonOption = False) -> None:
         _print_disk(settings)
         _print_inbox(settings, overview, alive=daemon.alive)
         _print_tracks(settings, overview)
+        _print_open_ends(settings, overview, alive=daemon.alive)
         _print_drops(overview)
         _print_runs(overview)
     if not daemon.alive:
@@ -90,6 +92,7 @@ def _print_status_json(settings: "Settings", overview: "Overview") -> None:
         state=settings.state,
         disk=_disk(settings),
         tracks=tracks,
+        awaiting=dump(overview.awaiting()),
         drops=overview.drop_counts(),
         latest_drops=dump(overview.drops(most=_LATEST)),
         runs=dump(_open_runs(overview)),
@@ -151,8 +154,43 @@ def _print_tracks(settings: "Settings", overview: "Overview") -> None:
 
 
 def _champion_words(champion: "ChampionView") -> str:
-    author = champion.reason if champion.run is None else f"by run {champion.run}"
-    return f"generation {champion.generation}, {short_id(champion.model_id)}, {author}"
+    by = champion.approved_by
+    how = {
+        "forced": f"run {champion.run}, forced{f' by {by}' if by else ''}",
+        "rollback": champion.reason,
+        "promotion": f"by run {champion.run}{f', approved by {by}' if by else ''}",
+    }.get(champion.kind, champion.reason)
+    return f"generation {champion.generation}, {short_id(champion.model_id)}, {how}"
+
+
+def _print_open_ends(settings: "Settings", overview: "Overview", *, alive: bool) -> None:
+    """Say what waits for a person: wins without a word, commands that failed after a change of champion."""
+    for run in overview.awaiting():
+        print_line(f"run {run.id} of track {run.track} won, waits for approval: dropforge promote {run.id}")
+    for track, champion in _champions(settings, overview).items():
+        for line in command_lines(settings, champion, alive=alive) if champion is not None else ():
+            print_line(f"track {track}, generation {champion.generation if champion else ''}: {line}")
+
+
+def command_lines(settings: "Settings", champion: "ChampionView", *, alive: bool, every: bool = False) -> list[str]:
+    """Return what is to be said of the commands after a change of champion; of those that went well only if `every`."""
+    track = champion.track
+    own = (settings.track(track) if track in settings.track_names else settings).hooks
+    lines = []
+    for name, argv, one in (
+        ("hooks.after_promotion", own.after_promotion, champion.hook),
+        ("hooks.health", own.health, champion.health),
+    ):
+        if one is None:
+            continue
+        if one.state == "failed":
+            lines.append(f"{name} failed: {one.error}")
+        elif one.state in {"pending", "running"}:
+            if argv:
+                lines.append(f"{name} is {one.state}" + ("" if alive else ": it runs once the daemon does"))
+        elif every:
+            lines.append(f"{name}: {one.state}")
+    return lines
 
 
 def _why_none(settings: "Settings", track: str) -> str:

@@ -174,9 +174,42 @@ def _champions(state: Path, rows: _Rows) -> Iterator[str]:
             yield f"champion of track {track['name']} is {found}, not {last['model_id']}"
         if not (link.with_name("previous") / "config.json").exists():
             yield f"previous of track {track['name']} leads nowhere"
-    by_run = Counter(row["run_id"] for row in rows.promotions if row["state"] == "done" and row["run_id"] is not None)
+        yield from _awaiting(state, rows, track)
+    yield from _told(rows)
+
+
+def _told(rows: _Rows) -> Iterator[str]:
+    """Each change is told once, and each run promoted once."""
+    by_run = Counter(row["run_id"] for row in rows.promotions if (row["state"], row["kind"]) == ("done", "promotion"))
+    for kind, verb in (("forced", "forced"), ("rollback", "rolled_back")):
+        count = Counter(
+            (row["track"], row["generation"])
+            for row in rows.promotions
+            if (row["state"], row["kind"]) == ("done", kind)
+        )
+        said = Counter(
+            (event["track"], json.loads(event["detail"])["generation"])
+            for event in rows.events
+            if event["kind"] == verb
+        )
+        if count != said:
+            yield f"changes of kind {kind} are {dict(count)} and the events say {dict(said)}"
     told = Counter(event["run_id"] for event in rows.events if event["kind"] == "promoted")
     yield from (f"run {run} was promoted {count} times" for run, count in (by_run | told).items() if count > 1)
+
+
+def _awaiting(state: Path, rows: _Rows, track: dict[str, Any]) -> Iterator[str]:
+    """A win waits with a model that is there, compared with the champion that reigns, and was not promoted."""
+    promoted = {row["run_id"] for row in rows.promotions if row["state"] == "done"}
+    for run in rows.runs:
+        if run["track"] != track["name"] or run["outcome"] != "awaiting_approval":
+            continue
+        verdict = json.loads((state / f"runs/{run['id']}/decide.json").read_text())
+        if verdict["champion_generation"] != track["champion_generation"]:
+            yield f"run {run['id']} waits with a win over generation {verdict['champion_generation']}"
+        if run["id"] in promoted:
+            yield f"run {run['id']} waits for approval and was promoted"
+        verify_manifest(state / "models" / verdict["candidate_model_id"])
 
 
 def _leftovers(folder: Path) -> Iterator[str]:

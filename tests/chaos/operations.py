@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -11,12 +12,14 @@ from unittest.mock import patch
 from sqlalchemy import delete
 from sqlmodel import col, select
 
-from daemon import champions, drops, queue
+from daemon import approval, champions, drops, queue, succession
 from daemon.champions import ChampionMoved
+from daemon.commands import Ended
 from daemon.database import transaction
+from daemon.hooks import Hooks
 from daemon.tables import Drop, DropState, Event, Promotion, PromotionState, Run, RunState, Track
 from pipeline.qlora import checkpoints
-from tests.chaos.house import DAY, START, Daemon, build, records
+from tests.chaos.house import _SETTINGS, DAY, START, Daemon, build, records
 
 NOW = START + DAY + 3_600_000
 MARK = checkpoints.fingerprint({"dataset": "d"})
@@ -274,8 +277,142 @@ def _half_promoted(folder: Path) -> None:
     """A daemon that died between a promotion's intent and its done row, in the middle of its links."""
     _at("decide", "promoted")(folder)
     daemon = Daemon(folder, START)
-    with patch.object(champions, "_point", side_effect=Death), suppress(Death):
+    with patch.object(succession, "_point", side_effect=Death), suppress(Death):
         daemon.dispatcher.tick(START)
+
+
+# --- a person's word, and the commands after it
+
+
+def _by_hand(step: Callable[[Path], None], settings: str = '[gate]\napproval = "manual"\n') -> Callable[[Path], None]:
+    """Bring a workspace with these settings to a state."""
+
+    def prepare(folder: Path) -> None:
+        with patch("tests.chaos.house._SETTINGS", _SETTINGS + settings):
+            step(folder)
+
+    return prepare
+
+
+def _came_to(outcome: str) -> Callable[[Path], None]:
+    def prepare(folder: Path) -> None:
+        build(folder)
+        daemon = Daemon(folder, START)
+        _accepted(daemon, "new.jsonl", "new")
+        daemon.finish_runs(START, outcome)
+
+    return prepare
+
+
+def _waits(daemon: Daemon) -> None:
+    daemon.finish_runs(NOW, "promoted")
+    with transaction(daemon.engine) as session:
+        assert session.get_one(Run, 1).outcome == "awaiting_approval"
+    assert _reigning(daemon) == (0, [None])
+    approval.approve(daemon.engine, daemon.root, 1, NOW)
+    assert _reigning(daemon) == (1, [None, 1])
+
+
+def _approving(folder: Path) -> Callable[[], object]:
+    daemon = Daemon(folder, NOW)
+    return lambda: approval.approve(daemon.engine, daemon.root, 1, NOW, "ada")
+
+
+def _forcing(folder: Path) -> Callable[[], object]:
+    daemon = Daemon(folder, NOW)
+    return lambda: approval.force(daemon.engine, daemon.root, 1, "I know better", NOW, by="ada")
+
+
+def _done_by_hand(kind: str, outcome: str, drop: str) -> Callable[[Daemon], None]:
+    act = _approving if kind == "promotion" else _forcing
+
+    def complete(daemon: Daemon) -> None:
+        for _ in range(2):
+            with suppress(approval.CannotPromote):
+                act(daemon.folder)()
+        assert _reigning(daemon) == (1, [None, 1])
+        with transaction(daemon.engine) as session:
+            row = session.exec(select(Promotion).where(Promotion.generation == 1)).one()
+            assert (row.kind, row.approved_by, session.get_one(Run, 1).outcome) == (kind, "ada", outcome)
+        assert _drops(daemon) == [("new.jsonl", drop)]
+
+    return complete
+
+
+class _Over:
+    """A command that has ended."""
+
+    def __init__(self, argv: tuple[str, ...], _environment: dict[str, str], _seconds: float) -> None:
+        """Take the command's only argument for what was wrong."""
+        self._ended = Ended(None if argv == ("well",) else argv[0], "it said this")
+
+    def ended(self) -> Ended:
+        return self._ended
+
+    def kill(self) -> None:
+        """Do nothing: it is over."""
+
+
+def _hooks(daemon: Daemon) -> Hooks:
+    return Hooks(daemon.engine, daemon.settings, _Over, _believe)
+
+
+def _believe(folder: Path, *, stop: threading.Event) -> None:
+    """Take it for granted that a model answers: the scripted ones are none."""
+    assert (folder / "config.json").exists()
+    assert not stop.is_set()
+
+
+def _hooking(folder: Path) -> Callable[[], object]:
+    hooks = _hooks(Daemon(folder, NOW))
+
+    def ticks() -> None:
+        for _ in range(4):
+            hooks.tick(NOW)
+
+    return ticks
+
+
+def _hooked(daemon: Daemon) -> None:
+    _hooking(daemon.folder)()
+    with transaction(daemon.engine) as session:
+        row = session.exec(select(Promotion).where(Promotion.generation == 1)).one()
+    assert (row.hook_state, row.hook_error, row.hook_output) == ("failed", "badly", "it said this")
+    assert row.health_state == "ok"
+    assert _reigning(daemon) == (1, [None, 1])
+
+
+def _giving_up(folder: Path) -> Callable[[], object]:
+    """Note that the health command failed and go back; in this thread, since strace counts by thread."""
+    daemon = Daemon(folder, NOW)
+    hooks = _hooks(daemon)
+
+    def act() -> None:
+        with transaction(daemon.engine) as session:
+            row = session.exec(select(Promotion).where(Promotion.generation == 1)).one()
+        if row.health_state != "failed":
+            hooks._note(row.id or 0, "health", Ended("exit code 7", ""), NOW)
+            hooks._roll_back(row, "exit code 7", NOW)
+
+    return act
+
+
+def _given_up(daemon: Daemon) -> None:
+    hooks = _hooks(daemon)
+    for _ in range(6):
+        hooks.tick(NOW)
+        for thread in hooks._rollbacks.values():
+            thread.join()
+    with transaction(daemon.engine) as session:
+        rows = session.exec(
+            select(Promotion).where(Promotion.state == "done").order_by(col(Promotion.generation))
+        ).all()
+    assert [(row.kind, row.health_state) for row in rows] == [
+        ("base", None),
+        ("promotion", "failed"),
+        ("rollback", None),
+    ]
+    assert rows[1].health_error == "exit code 7"
 
 
 def _starting(folder: Path) -> Callable[[], object]:
@@ -330,6 +467,17 @@ OPERATIONS = {
     "checkpoint": Operation(_trained, _checkpointing, _checkpointed),
     "promote": Operation(_at("decide", "promoted"), _ticking, _ended("promoted")),
     "roll back": Operation(_two_champions, _going_back, _back),
+    "win that waits for approval": Operation(_by_hand(_at("decide", "promoted")), _ticking, _waits),
+    "approve": Operation(
+        _by_hand(_came_to("promoted")), _approving, _done_by_hand("promotion", "promoted", "accepted")
+    ),
+    "force": Operation(_came_to("worse"), _forcing, _done_by_hand("forced", "worse", "held")),
+    "hook": Operation(
+        _by_hand(_came_to("promoted"), '[hooks]\nafter_promotion = ["badly"]\nhealth = ["well"]\n'), _hooking, _hooked
+    ),
+    "roll back for ill health": Operation(
+        _by_hand(_came_to("promoted"), '[hooks]\nhealth = ["exit code 7"]\n'), _giving_up, _given_up
+    ),
     "first start": Operation(build, _starting, _started),
     "recovery without the model": Operation(_promoted_in_vain, _starting, _kept),
     "recovery of a promotion": Operation(_half_promoted, _starting, _ended("promoted")),

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Engine
 from sqlmodel import Session, select
 
-from daemon import champions, queue
+from daemon import champions, queue, succession
 from daemon.champions import Candidate, ChampionMoved, NoChampion
 from daemon.database import migrate, open_engine, transaction
 from daemon.tables import Event, Promotion, PromotionState, Run, RunState, Track
@@ -213,16 +213,16 @@ def test_a_champion_that_moves_between_intent_and_swap_is_left_and_so_are_its_li
     engine: Engine, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     late, early = candidate(engine, state, "late"), candidate(engine, state, "early")
-    point = champions._point
+    point = succession._point
     # The lock would let the second one wait for ever; what stands behind it must hold alone too.
-    monkeypatch.setattr(champions, "_alone", lambda *_: nullcontext())
+    monkeypatch.setattr(champions, "alone", lambda *_: nullcontext())
 
     def overtaken(*arguments: object) -> None:
-        monkeypatch.setattr(champions, "_point", point)
+        monkeypatch.setattr(succession, "_point", point)
         champions.promote(engine, state, early, 0, "better", 20)
         point(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(champions, "_point", overtaken)
+    monkeypatch.setattr(succession, "_point", overtaken)
     with pytest.raises(ChampionMoved):
         champions.promote(engine, state, late, 0, "better", 10)
     assert reigning(engine) == ("early", 1)
@@ -269,7 +269,8 @@ def crash_at(monkeypatch: pytest.MonkeyPatch, point: int) -> Iterator[list[str]]
     with monkeypatch.context() as patch:
         patch.setattr(os, "rename", rename)
         patch.setattr(os, "symlink", symlink)
-        patch.setattr(champions, "transaction", cut_transaction)
+        for module in (champions, succession):
+            patch.setattr(module, "transaction", cut_transaction)
         yield reached
 
 

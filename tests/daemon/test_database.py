@@ -37,11 +37,11 @@ from daemon.tables import Attempt, Drop, Event, Promotion, Run, Slot, Track
 #: One of so many statements is cut in the usual run of the tests, from a random one on; all with DROPFORGE_CHAOS=whole.
 SAMPLE = 8
 RELEASED = sorted((Path(__file__).parent / "released").glob("*.sql"))
-THIRD = """
+NEXT = """
 import sqlalchemy as sa
 from alembic import op
-revision = "0003"
-down_revision = "0002"
+revision = "0004"
+down_revision = "0003"
 def upgrade():
     {body}
 """
@@ -61,10 +61,10 @@ def engine(path: Path) -> Iterator[Engine]:
     engine.dispose()
 
 
-def with_third_step(monkeypatch: pytest.MonkeyPatch, folder: Path, body: str) -> None:
+def with_next_step(monkeypatch: pytest.MonkeyPatch, folder: Path, body: str) -> None:
     """Give the program one more migration."""
     shutil.copytree(database.MIGRATIONS, folder)
-    (folder / "versions" / "0003_third.py").write_text(THIRD.format(body=body))
+    (folder / "versions" / "0004_next.py").write_text(NEXT.format(body=body))
     monkeypatch.setattr(database, "MIGRATIONS", folder)
 
 
@@ -116,9 +116,9 @@ def test_a_further_migration_is_applied_to_a_database_with_rows(
     add_run_with_attempt(engine)
     # A batch operation builds the table anew, and its children refer to it.
     body = 'with op.batch_alter_table("run") as batch: batch.alter_column("trigger", new_column_name="cause")'
-    with_third_step(monkeypatch, path.parent / "steps", body)
+    with_next_step(monkeypatch, path.parent / "steps", body)
     migrate(path)
-    assert revision(path) == "0003"
+    assert revision(path) == "0004"
     with open_engine(path).connect() as connection:
         assert connection.exec_driver_sql("SELECT cause FROM run").scalars().all() == ["drop"]
         assert connection.exec_driver_sql("SELECT run_id FROM attempt").scalars().all() == [1]
@@ -264,15 +264,15 @@ def test_a_migration_that_fails_in_the_middle_leaves_the_database_as_it_was(
 ) -> None:
     before = schema(path)
     body = 'op.create_table("half", sa.Column("id", sa.Integer())); raise ArithmeticError("boom")'
-    with_third_step(monkeypatch, path.parent / "steps", body)
+    with_next_step(monkeypatch, path.parent / "steps", body)
     with pytest.raises(ArithmeticError, match="boom"):
         migrate(path)
     assert schema(path) == before
-    assert revision(path) == "0002"
+    assert revision(path) == "0003"
 
 
 def test_a_first_migration_that_fails_leaves_an_empty_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with_third_step(monkeypatch, tmp_path / "steps", 'raise ArithmeticError("boom")')
+    with_next_step(monkeypatch, tmp_path / "steps", 'raise ArithmeticError("boom")')
     with pytest.raises(ArithmeticError, match="boom"):
         migrate(tmp_path / "state.db")
     assert schema(tmp_path / "state.db") == []
@@ -282,7 +282,7 @@ def test_a_migration_that_leaves_rows_without_their_parents_is_undone(
     path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add_run_with_attempt(engine)
-    with_third_step(monkeypatch, path.parent / "steps", 'op.execute("DELETE FROM run")')
+    with_next_step(monkeypatch, path.parent / "steps", 'op.execute("DELETE FROM run")')
     with pytest.raises(DatabaseUnusable, match="refer to missing ones"):
         migrate(path)
     with transaction(engine) as session:
@@ -447,6 +447,7 @@ DROP = (
 )
 ATTEMPT = "INSERT INTO attempt (run_id, step, number, fence, state, started_at) VALUES "
 PROMOTION = "INSERT INTO promotion (track, run_id, state, generation, model_id, model_path, reason, created_at) VALUES "
+FORCED = PROMOTION.replace("state, ", "state, kind, ")
 SLOT = "INSERT INTO slot (track, due_at, taken_at, outcome) VALUES "
 ONE_RUN = RUN + "(1, 'a', 'queued', 'drop', 1, 1, 0, 0, 0)"
 RULES = {
@@ -488,6 +489,16 @@ RULES = {
     "known roles of a drop": ("", DROP + "('a', 'exam', 'accepted', x'61', 'a', 'h', 1, 1, 0, 0, 1)", "role_known"),
     "known states of an attempt": (ONE_RUN, ATTEMPT + "(1, 'train', 1, 'f', 'asleep', 1)", "state_known"),
     "known states of a promotion": ("", PROMOTION + "('a', NULL, 'maybe', 1, 'm', 'p', 'r', 1)", "state_known"),
+    "known kinds of a promotion": (
+        "",
+        PROMOTION.replace("state", "kind, state") + "('a', NULL, 'gift', 'done', 1, 'm', 'p', 'r', 1)",
+        "kind_known",
+    ),
+    "known states of a hook": (
+        "",
+        PROMOTION.replace("state", "hook_state, state") + "('a', NULL, 'gone', 'done', 1, 'm', 'p', 'r', 1)",
+        "hook_state_known",
+    ),
     "no end before the end": ("", ENDED + "(1, 'a', 'queued', 'drop', 1, 1, 9, 0, 0, 0)", "final_has_end"),
     "no run without a token": ("", RUN + "(1, 'a', 'running', 'drop', 1, 1, 0, 0, 0)", "running_has_token"),
 }
@@ -514,11 +525,19 @@ def test_the_database_itself_keeps_its_rules_against_plain_sql(path: Path, rule:
             DROP + "('a', 'train', 'accepted', x'62', 'b', 'h', 1, 1, 0, 0, 2)",
         ),
         (SLOT + "('a', 5, 6, 'queued')", SLOT + "('b', 5, 6, 'queued')"),
+        # A model that was promoted and rolled back from is brought back by force.
+        (
+            ENDED
+            + "(1, 'a', 'succeeded', 'drop', 1, 1, 2, 0, 0, 0); "
+            + PROMOTION
+            + "('a', 1, 'done', 1, 'm', 'p', 'r', 1)",
+            FORCED + "('a', 1, 'done', 'forced', 3, 'm', 'p', 'r', 1)",
+        ),
     ],
 )
 def test_the_rules_forbid_nothing_that_is_right(path: Path, first: str, second: str) -> None:
     connection = sqlite3.connect(path, isolation_level=None)
-    connection.execute(first)
+    connection.executescript(first)
     connection.execute(second)
     connection.close()
 

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import Engine, event
 from sqlmodel import select
 
-from daemon import champions, publishing, queue
+from daemon import champions, publishing, queue, succession
 from daemon.database import migrate, open_engine, transaction
 from daemon.dispatcher import Dispatcher
 from daemon.executors import JobState
@@ -16,7 +16,7 @@ from daemon.executors.local import LocalExecutor
 from daemon.settings import Settings
 from daemon.tables import Attempt, Drop, DropState, Promotion, Run, RunState, Track
 from pipeline import durable
-from pipeline.artifacts import Adapter, Dataset, Model, Report, Scores, Shortfall, Verdict
+from pipeline.artifacts import Adapter, Dataset, Model, NoiseFloor, Report, Scores, Shortfall, Verdict
 from pipeline.contract import RESULT_NAME, SPEC_NAME, StepError, StepResult, StepSpec
 from tests.model_folder import write_model
 
@@ -32,6 +32,9 @@ class ScriptedExecutor:
         self.script: dict[str, list[Callable[[StepSpec], StepResult | None]]] = {}
         self.outcome = "promoted"
         self.shortfall: Shortfall | None = None
+        self.batch_size = 0
+        self.noise: NoiseFloor | None = None
+        self.version = "v"
         self.cancelled: list[str] = []
 
     def submit(self, spec: StepSpec) -> None:
@@ -68,7 +71,7 @@ class ScriptedExecutor:
         if spec.step == "prepare":
             artifact = Dataset(
                 folder=spec.folder, train_rows=10, dev_rows=0, heldout_rows=120, heldout_pinned=False,
-                heldout_version="v", dataset_sha256="d", duplicates=0, replaced=0, removed_heldout=0,
+                heldout_version=self.version, dataset_sha256="d", duplicates=0, replaced=0, removed_heldout=0,
                 metric="exact_match", max_new_tokens=16, shortfall=self.shortfall, drops=spec.drops,
             )  # fmt: skip
         elif spec.step == "train":
@@ -89,6 +92,7 @@ class ScriptedExecutor:
             artifact = Report(
                 folder=spec.folder, metric="exact_match", heldout_version="v", records=120, candidate=SCORES,
                 champion=SCORES, champion_generation=spec.champion.generation, prediction_keys={"m": "key"},
+                batch_size=self.batch_size, noise=self.noise,
             )  # fmt: skip
         else:
             model = durable.read_json(root / spec.inputs["merge"]) if "merge" in spec.inputs else {"model_id": None}
@@ -289,6 +293,138 @@ def test_too_little_data_is_said_before_anything_is_trained(
     ticks(dispatcher)
     assert executor.steps == ["prepare", "decide"]
     assert run_row(engine).outcome == "insufficient_evidence"
+
+
+def with_gate(settings: Settings, **values: object) -> Settings:
+    return settings.model_copy(update={"gate": settings.gate.model_copy(update=values)})
+
+
+def test_where_a_person_approves_a_model_is_made_of_little_data_too_and_fixes_nothing(
+    engine: Engine, settings: Settings, executor: ScriptedExecutor
+) -> None:
+    executor.shortfall = Shortfall(heldout_rows=3, needed_heldout_rows=100, needed_rows=700)
+    executor.outcome, executor.batch_size = "insufficient_evidence", 7
+    executor.noise = NoiseFloor(records=3, changed=1, points=33.0)
+    add_drop(engine, "a")
+    ticks(new_dispatcher(engine, with_gate(settings, approval="manual"), executor))
+    assert executor.steps == ["prepare", "train", "merge", "evaluate", "decide"]
+    assert run_row(engine).outcome == "insufficient_evidence"
+    with transaction(engine) as session:
+        track = session.get_one(Track, "default")
+    assert (track.metric, track.max_new_tokens, track.split, track.eval_batch_size, track.noise) == (None,) * 5
+
+
+def test_what_the_first_report_found_holds_for_later_runs(
+    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor, settings: Settings
+) -> None:
+    executor.batch_size, executor.noise = 24, NoiseFloor(records=120, changed=6, points=0.5)
+    add_drop(engine, "a")
+    ticks(dispatcher)
+    assert executor.submitted[-1].config.noise is None
+    first, executor.noise, executor.batch_size = executor.noise, NoiseFloor(records=9, changed=9, points=9.0), 99
+    found_once = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"batch_size": 0})})
+    add_drop(engine, "b")
+    ticks(new_dispatcher(engine, found_once, executor))
+    config = executor.submitted[-1].config
+    assert (config.noise, config.evaluate.batch_size) == (first, 24)
+    with transaction(engine) as session:
+        track = session.get_one(Track, "default")
+    assert (track.eval_batch_size, track.noise) == (24, first.model_dump() if first else None)
+
+
+def test_a_step_is_told_what_the_champion_and_the_former_ones_were_made_from(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    for name in "abcde":
+        add_drop(engine, name)
+        ticks(dispatcher)
+    told = [spec for spec in executor.submitted if spec.step == "decide"]
+    assert [spec.champion.drops for spec in told] == [None, (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)]
+    assert [[one.generation for one in spec.former] for spec in told] == [[], [0], [1, 0], [2, 1, 0], [3, 2, 1]]
+    assert [one.drops for one in told[3].former] == [(1, 2), (1,), None]
+    assert told[1].former[0].path == settings.base_model
+    assert all((settings.state_folder / one.path).is_dir() for one in told[4].former)
+    champions.rollback(engine, settings.state_folder, "default", 3, "it swears", NOW)
+    add_drop(engine, "f")
+    ticks(dispatcher)
+    last = executor.submitted[-1]
+    assert (last.champion.generation, last.champion.drops) == (6, (1, 2, 3))
+    # Generation 5 is barred, generation 3 reigns again as 6.
+    assert [one.generation for one in last.former] == [4, 2, 1]
+
+
+def test_a_former_champion_whose_folder_is_gone_is_not_asked(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    for name in "ab":
+        add_drop(engine, name)
+        ticks(dispatcher)
+    model = durable.read_json(settings.state_folder / "runs/1/merge.json")["model_id"]
+    (settings.state_folder / "models" / model).rename(settings.state_folder / "lost")
+    add_drop(engine, "c")
+    ticks(dispatcher)
+    assert [one.generation for one in executor.submitted[-1].former] == [0]
+
+
+def test_a_step_is_told_how_often_the_track_and_this_very_set_were_used(
+    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    script = (
+        ("not_shown_better", "v"), ("insufficient_evidence", "v"), ("promoted", "w"), ("contaminated", "w"),
+        ("worse", "v"),
+    )  # fmt: skip
+    for name, (outcome, version) in zip("abcde", script, strict=True):
+        executor.outcome, executor.version = outcome, version
+        add_drop(engine, name)
+        ticks(dispatcher)
+    told = [(spec.uses, spec.judged_versions) for spec in executor.submitted if spec.step == "decide"]
+    assert told == [
+        (0, {}), (1, {"v": 1}), (1, {"v": 1}), (2, {"v": 1, "w": 1}), (3, {"v": 1, "w": 2}),
+    ]  # fmt: skip
+    assert [run_row(engine, number).heldout_version for number in (1, 3)] == ["v", "w"]
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "again"),
+    [
+        ("guards", {"metrics": 9.0}, ["decide"]),
+        ("guards", {"show_only": ("nll",)}, ["decide"]),
+        ("gate", {"confidence": "strict"}, ["decide"]),
+        ("evaluate", {"general": ()}, ["evaluate", "decide"]),
+        ("evaluate", {"batch_size": 3}, ["evaluate", "decide"]),
+        ("evaluate", {"batch_size": 24}, []),
+        ("evaluate", {"batch_size": 0}, []),
+        ("gate", {"on": "pinned"}, ["prepare", "train", "merge", "evaluate", "decide"]),
+        ("split", {"similarity": 0.9}, ["prepare", "train", "merge", "evaluate", "decide"]),
+    ],
+)
+def test_a_retried_run_does_again_what_is_judged_otherwise_today(
+    engine: Engine, settings: Settings, executor: ScriptedExecutor,
+    section: str, values: dict[str, object], again: list[str],
+) -> None:  # fmt: skip
+    executor.batch_size = 24
+    settings = settings.model_copy(update={"gc": settings.gc.model_copy(update={"automatic": False})})
+    dispatcher = new_dispatcher(engine, settings, executor)
+    add_drop(engine, "a")
+    model = settings.state_folder / "models"
+    executor.script["decide"] = [lambda spec: _with_a_lost_model(executor, spec, model)]
+    ticks(dispatcher)
+    assert run_row(engine).state == RunState.FAILED
+    done = len(executor.steps)
+    merged = durable.read_json(settings.state_folder / "runs/1/merge.json")
+    (model.parent / "lost").rename(model / merged["model_id"])
+    queue.retry(engine, 1, NOW + 100)
+    changed = getattr(settings, section).model_copy(update=values)
+    ticks(new_dispatcher(engine, settings.model_copy(update={section: changed}), executor), now=NOW + 200)
+    assert executor.steps[done:] == again
+    assert run_row(engine).outcome == "promoted"
+
+
+def _with_a_lost_model(executor: ScriptedExecutor, spec: StepSpec, models: Path) -> StepResult:
+    """Decide, and lose the model before it can be promoted: the run fails with all of its steps published."""
+    result = executor.good(spec)
+    next(models.iterdir()).rename(models.parent / "lost")
+    return result
 
 
 def test_an_interrupted_run_goes_on_at_its_step_and_the_attempt_is_not_counted(
@@ -694,7 +830,7 @@ def test_a_rollback_whose_process_died_is_finished_by_the_daemon_that_lives_on(
     ticks(dispatcher)
     link = settings.state_folder / "tracks/default/champion"
     with monkeypatch.context() as patch:
-        patch.setattr(champions, "fsync_folder", lambda _: 1 / 0)
+        patch.setattr(succession, "fsync_folder", lambda _: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             champions.rollback(engine, settings.state_folder, "default", None, "it swears", NOW)
     assert link.resolve() == Path(settings.base_model)

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Engine
 from sqlmodel import Session, select
 
-from daemon import champions
+from daemon import champions, succession
 from daemon.champions import Barred, Candidate, ChampionMoved, NoTarget
 from daemon.database import migrate, open_engine, transaction
 from daemon.overview import Overview
@@ -160,34 +160,19 @@ def test_a_generation_that_is_no_former_champion_is_refused(house: House, to: in
     assert "dropforge history" in refused.value.hint
 
 
-def test_a_model_that_is_collected_while_its_files_are_checked_is_refused(
-    house: House, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    checked = champions._check_model
-
-    def check_then_collect(folder: Path, target: Promotion) -> None:
-        checked(folder, target)
-        shutil.rmtree(folder)
-
+def test_a_model_that_is_collected_while_its_files_are_checked_is_refused(house: House) -> None:
     before = house.reigning
-    monkeypatch.setattr(champions, "_check_model", check_then_collect)
     with pytest.raises(NoTarget, match="is not there any more"):
-        house.back()
+        champions.rollback(house.engine, house.state, "default", None, "it swears", 50, try_out=shutil.rmtree)
     assert house.reigning == before
 
 
-def test_a_champion_that_moves_while_the_files_are_checked_is_left(
-    house: House, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    check = champions._check_model
-
-    def slow(folder: Path, target: Promotion) -> None:
-        check(folder, target)
+def test_a_champion_that_moves_while_the_files_are_checked_is_left(house: House) -> None:
+    def slow(_folder: Path) -> None:
         house.ids.append(house.promote("four", 3))
 
-    monkeypatch.setattr(champions, "_check_model", slow)
     with pytest.raises(ChampionMoved):
-        house.back()
+        champions.rollback(house.engine, house.state, "default", None, "it swears", 50, try_out=slow)
     assert house.reigning == (4, 4)
     assert house.linked() == house.ids[4]
 
@@ -199,7 +184,7 @@ def test_a_rollback_that_was_cut_off_is_finished_at_the_next_start(
         raise Power
 
     with monkeypatch.context() as patch:
-        patch.setattr(champions, "_point", cut)
+        patch.setattr(succession, "_point", cut)
         with pytest.raises(Power):
             house.back()
     for now in (60, 70):
@@ -220,7 +205,7 @@ def test_the_run_that_made_a_model_is_known_after_a_rollback_to_it(house: House)
 
 
 def test_a_promotion_waits_for_the_change_that_another_process_is_at(house: House) -> None:
-    with champions._alone(house.state, "default"), pytest.raises(BlockingIOError):
+    with succession.alone(house.state, "default"), pytest.raises(BlockingIOError):
         take_lock_at_once(house.state / "tracks/default/.lock")
 
 
@@ -230,14 +215,16 @@ def take_lock_at_once(path: Path) -> None:
 
 
 def test_the_command_says_what_serves_now_and_what_is_barred(
-    lived_in: Any, dropforge: Callable[..., Any], session_of: Callable[..., None]
+    lived_in: Any, dropforge: Callable[..., Any], session_of: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session_of(lived_in)
+    # The base is an empty folder; that a real one is loaded, tests/daemon/test_model_check.py says.
+    monkeypatch.setattr("daemon.model_check.require_answer", lambda _folder: None)
     refused = dropforge("rollback", "--to", "7", "--reason", "it swears")
     assert (refused.code, "no champion of generation 7" in refused.err) == (1, True)
     done = dropforge("rollback", "--reason", "it swears")
     assert (done.code, done.err) == (0, "")
-    assert done.out.splitlines()[0].endswith("again, as generation 2")
+    assert done.out.splitlines()[1].endswith("again, as generation 2")
     assert "model c0c0c0c0c0c0 is barred" in done.out
     assert "rolled back to generation 0: it swears" in dropforge("history").out
     assert dropforge("rollback").code == 2

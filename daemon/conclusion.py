@@ -1,0 +1,93 @@
+"""
+What follows from a verdict: the candidate is promoted or waits for a person, drops are held back, the run ends.
+
+Each part is idempotent, so a crash in between repeats it to the same end.
+"""
+
+import shutil
+
+from sqlalchemy import Engine
+from sqlmodel import Session
+
+from daemon import champions, publishing, queue
+from daemon.sd_notify import showing_life
+from daemon.settings import Settings, TrackSettings
+from daemon.succession import AWAITING, require_generation, without_head
+from daemon.tables import Run
+from pipeline.artifacts import Verdict
+from pipeline.config import RunConfig
+from pipeline.errors import StepFailed
+from pipeline.manifest import verify_manifest
+
+#: Verdicts after which new drops are held back. A contaminated candidate was not judged: it says nothing of its drops.
+_HELD_AFTER = frozenset({"worse", "guard_failed"})
+
+
+def conclude(engine: Engine, settings: Settings, claim: queue.Claim, run: Run, now: int) -> tuple[str, str]:
+    """
+    Act on the run's published verdict; return the outcome and the sentence that the run has ended with.
+
+    Raises `ChampionMoved` if the candidate was not compared with today's champion, `LostClaim` if the run is not the
+    owner's any more, `DropforgeError` if the candidate cannot be promoted.
+    """
+    root = settings.state_folder
+    verdict = publishing.load_verdict(root, claim.run_id)
+    if verdict is None:  # pragma: no cover - `next_step` has just seen it
+        message = f"run {claim.run_id} has no verdict"
+        raise StepFailed(message)
+    waits = verdict.outcome == "promoted" and _is_manual(settings, run)
+    if verdict.outcome == "promoted" and not waits:
+        _promote(engine, settings, claim, run.track, verdict, now)
+    if verdict.outcome in _HELD_AFTER and _in_force(settings, run.track).on_worse == "hold":
+        reason = f"new in run {claim.run_id}: {verdict.sentence}"
+        queue.hold_new_drops(engine, claim, reason, now)
+    shutil.rmtree(publishing.run_folder(root, claim.run_id) / "checkpoints", ignore_errors=True)
+    outcome, sentence = (AWAITING, without_head(verdict.sentence)) if waits else (verdict.outcome, verdict.sentence)
+
+    def still(session: Session, held: Run) -> None:
+        if waits:
+            # In the transaction that lets it wait: a champion that changes after it ends the waiting.
+            require_generation(session, held.track, _candidate(verdict)[1])
+
+    queue.finish(
+        engine, claim, outcome, sentence, now, heldout_version=_heldout_version(settings, verdict, claim), still=still
+    )
+    return outcome, sentence
+
+
+def _promote(  # noqa: PLR0913, PLR0917 - whose candidate, by which verdict, and when
+    engine: Engine, settings: Settings, claim: queue.Claim, track: str, verdict: Verdict, now: int
+) -> None:
+    root = settings.state_folder
+    identity, generation = _candidate(verdict)
+    path = f"models/{identity}"
+    showing_life(verify_manifest, root / path)
+    candidate = champions.Candidate(track, claim.run_id, identity, path, claim.token)
+    champions.promote(engine, root, candidate, generation, verdict.sentence, now)
+
+
+def _candidate(verdict: Verdict) -> tuple[str, int]:
+    """Return the model that a verdict would promote, and the generation that it was compared with."""
+    if verdict.candidate_model_id is None or verdict.champion_generation is None:
+        message = "the verdict names no model to promote"
+        raise StepFailed(message)
+    return verdict.candidate_model_id, verdict.champion_generation
+
+
+def _is_manual(settings: Settings, run: Run) -> bool:
+    """Say whether a person has a word in it: by the run's settings, or by those of today."""
+    then = RunConfig.model_validate(run.config).gate.approval
+    return "manual" in {then, _in_force(settings, run.track).gate.approval}
+
+
+def _in_force(settings: Settings, track: str) -> TrackSettings:
+    """Return the settings for a track, or the top level's if it was taken out of them during its run."""
+    return settings.track(track) if track in settings.track_names else settings
+
+
+def _heldout_version(settings: Settings, verdict: Verdict, claim: queue.Claim) -> str | None:
+    """Return the held-out set that a candidate was judged on; `None` if there was no candidate."""
+    if verdict.candidate_model_id is None:
+        return None
+    dataset = publishing.load_dataset(settings.state_folder, claim.run_id)
+    return verdict.heldout_version or (dataset.heldout_version if dataset else None)

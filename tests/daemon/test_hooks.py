@@ -1,0 +1,337 @@
+"""The user's commands after a change of champion: real processes, real rows; nothing waits for the clock."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlmodel import col, select
+
+from daemon import approval, champions
+from daemon.commands import KEPT_OUTPUT, Command
+from daemon.database import transaction
+from daemon.hooks import Hooks
+from daemon.tables import Event, Promotion
+from pipeline.errors import DropforgeError
+from tests.chaos.house import START, Daemon, build, records
+
+WRITE = "import json, os, sys; open(sys.argv[1], 'a').write(json.dumps(dict(os.environ)) + '\\n')"
+
+
+class House:
+    """A workspace whose settings name commands."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.now = START
+        self.runs = 0
+        self.refused: str | None = None
+        self.tried: list[Path] = []
+        build(folder)
+
+    def start(self, hook: list[str] | None = None, health: list[str] | None = None, seconds: float = 60) -> "House":
+        path = self.folder / "dropforge.toml"
+        path.write_text(
+            f"{path.read_text()}[hooks]\n"
+            f"after_promotion = {json.dumps(hook or [])}\nhealth = {json.dumps(health or [])}\n"
+            f"timeout_seconds = {seconds}\nhealth_timeout_seconds = {seconds}\n"
+        )
+        self.daemon = Daemon(self.folder, self.now)
+        self.hooks = self.new_hooks()
+        return self
+
+    def new_hooks(self, **how: Any) -> Hooks:
+        return Hooks(self.daemon.engine, self.daemon.settings, try_out=self._try_out, **how)
+
+    def _try_out(self, folder: Path, **_: object) -> None:
+        self.tried.append(folder)
+        if self.refused:
+            raise DropforgeError(self.refused)
+
+    def promote(self, outcome: str = "promoted") -> int:
+        self.runs += 1
+        self.now += 1000
+        (self.daemon.settings.inbox_folder / f"{self.runs}.jsonl").write_bytes(records(f"word {self.runs}"))
+        self.daemon.take_in(self.now)
+        self.daemon.finish_runs(self.now, outcome)
+        return self.runs
+
+    def settle(self) -> None:
+        """Let the commands run until there is none to run any more."""
+        for _ in range(20):
+            self.hooks.tick(self.now)
+            if self.hooks.idle:
+                return
+            for _, _, running in self.hooks._running.values():
+                assert isinstance(running, Command)
+                running.wait()
+            for thread in self.hooks._rollbacks.values():
+                thread.join()
+        message = "the commands come to no end"
+        raise AssertionError(message)
+
+    def rows(self) -> list[Promotion]:
+        with transaction(self.daemon.engine) as session:
+            return list(session.exec(select(Promotion).order_by(col(Promotion.generation))).all())
+
+    def events(self) -> list[str]:
+        with transaction(self.daemon.engine) as session:
+            return [one.kind for one in session.exec(select(Event).order_by(col(Event.id)))]
+
+    def told(self) -> list[dict[str, str]]:
+        """What the hooks found in their environment."""
+        path = self.folder / "told"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> House:
+    return House(tmp_path)
+
+
+def tell(house: House, code: str = "") -> list[str]:
+    return [sys.executable, "-c", f"{WRITE}\n{code}", str(house.folder / "told")]
+
+
+def run(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
+
+
+def states(house: House) -> list[tuple[str | None, str | None]]:
+    return [(row.hook_state, row.health_state) for row in house.rows()]
+
+
+def test_a_hook_is_told_what_changed_and_the_first_champion_needs_none(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", "@of-the-daemon")
+    monkeypatch.setenv("MINE", "kept")
+    house.start(tell(house))
+    house.settle()
+    assert house.told() == []
+    house.promote()
+    house.settle()
+    (told,) = house.told()
+    row = house.rows()[-1]
+    root = house.daemon.root
+    assert {name: value for name, value in told.items() if name.startswith("PROMOTION_")} == {
+        "PROMOTION_TRACK": "default",
+        "PROMOTION_KIND": "promotion",
+        "PROMOTION_GENERATION": "1",
+        "PROMOTION_MODEL_ID": row.model_id,
+        "PROMOTION_MODEL_PATH": str(root / row.model_path),
+        "PROMOTION_PREVIOUS_PATH": str(house.folder / "base"),
+        "PROMOTION_RUN": "1",
+        "PROMOTION_REPORT": "",
+    }
+    assert (told["MINE"], "NOTIFY_SOCKET" in told) == ("kept", False)
+    assert states(house) == [(None, None), ("ok", None)]
+    assert house.events()[-2:] == ["hook_started", "hook_succeeded"]
+
+
+def test_every_kind_of_change_has_its_hook_in_its_order(house: House) -> None:
+    house.start(tell(house))
+    house.promote()
+    house.promote("worse")
+    approval.force(house.daemon.engine, house.daemon.root, 2, "I know better", house.now)
+    champions.rollback(house.daemon.engine, house.daemon.root, "default", None, "it swears", house.now)
+    house.settle()
+    said = [(told["PROMOTION_KIND"], told["PROMOTION_GENERATION"], told["PROMOTION_RUN"]) for told in house.told()]
+    assert said == [("promotion", "1", "1"), ("forced", "2", "2"), ("rollback", "3", "1")]
+
+
+def test_the_path_of_the_report_is_passed_on(house: House) -> None:
+    house.start(tell(house))
+    house.promote()
+    path = house.daemon.root / "runs/1/decide.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "report": "runs/1/attempts/decide-1/report"}))
+    house.settle()
+    assert house.told()[0]["PROMOTION_REPORT"] == str(house.daemon.root / "runs/1/attempts/decide-1/report")
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        ("print('so sorry'); raise SystemExit(3)", "exit code 3"),
+        ("import os; print('so sorry', flush=True); os.kill(os.getpid(), 9)", "killed by SIGKILL"),
+    ],
+)
+def test_a_hook_that_fails_is_recorded_and_undoes_nothing(
+    house: House, dropforge: Callable[..., Any], code: str, error: str
+) -> None:
+    house.start(run(code))
+    house.promote()
+    house.settle()
+    row = house.rows()[-1]
+    assert (row.hook_state, row.hook_error, row.hook_output) == ("failed", error, "so sorry\n")
+    assert "hook_failed" in house.events()
+    with transaction(house.daemon.engine) as session:
+        assert champions.champion(session, "default").generation == 1
+    for words in (("status",), ("history",)):
+        assert f"track default, generation 1: hooks.after_promotion failed: {error}" in dropforge(*words).out
+    assert dropforge("history", "--json").json["history"][0]["hook"]["output"] == "so sorry\n"
+
+
+def test_a_hook_that_cannot_be_started_is_recorded(house: House) -> None:
+    house.start([str(house.folder / "no such program")])
+    house.promote()
+    house.settle()
+    assert "could not be started" in (house.rows()[-1].hook_error or "")
+
+
+def test_a_hook_that_does_not_end_is_killed_with_all_that_it_started(house: House) -> None:
+    # The grandchild holds a lock for as long as it lives; nobody asks the clock.
+    lock = house.folder / "lock"
+    inner = (
+        f"import fcntl; f = open({str(lock)!r}, 'w'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); input()"
+    )
+    outer = (
+        "import subprocess, sys\n"
+        f"p = subprocess.Popen([sys.executable, '-c', {inner!r}], stdin=subprocess.PIPE, stdout=subprocess.PIPE)\n"
+        "print(p.stdout.readline().decode(), flush=True); p.wait()"
+    )
+    house.start(run(outer), seconds=3)
+    house.promote()
+    house.settle()
+    row = house.rows()[-1]
+    assert (row.hook_state, row.hook_error) == ("failed", "no end within 3 s")
+    import fcntl  # noqa: PLC0415
+
+    if lock.exists():
+        with lock.open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_the_end_of_much_output_is_kept(house: House) -> None:
+    house.start(run("print('x' * 300_000); print('the end')"))
+    house.promote()
+    house.settle()
+    output = house.rows()[-1].hook_output or ""
+    assert (len(output), output.endswith("x\nthe end\n")) == (KEPT_OUTPUT, True)
+
+
+def test_what_a_hook_leaves_running_holds_nobody_up(house: House) -> None:
+    pipe = house.folder / "pipe"
+    os.mkfifo(pipe)
+    stays = f"open({str(pipe)!r}).read()"
+    house.start(
+        run(f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {stays!r}], start_new_session=True)")
+    )
+    house.promote()
+    house.settle()
+    assert house.rows()[-1].hook_state == "ok"
+    with pipe.open("w"):
+        pass  # it is still there to read, and ends now
+
+
+def test_a_hook_of_a_daemon_that_died_is_run_again(house: House) -> None:
+    house.start(tell(house))
+    house.promote()
+    house.hooks.tick(house.now)
+    (_, _, running), *_ = house.hooks._running.values()
+    running.wait()  # type: ignore[attr-defined]
+    assert states(house)[-1][0] == "running", "it ended, and nobody was there to note it"
+    house.hooks = house.new_hooks()
+    house.settle()
+    assert len(house.told()) == 2
+    assert states(house)[-1] == ("ok", None)
+
+
+def test_a_daemon_that_stops_kills_its_hook_and_the_next_one_runs_it_again(house: House) -> None:
+    pipe = house.folder / "pipe"
+    os.mkfifo(pipe)
+    house.start(run(f"open({str(pipe)!r}).read()"))
+    house.promote()
+    house.hooks.tick(house.now)
+    house.hooks.stop()
+    house.hooks.tick(house.now)
+    assert house.hooks.idle
+    assert states(house)[-1][0] == "running"
+
+
+def test_an_idle_house_is_not_asked_again_and_again(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    house.start(tell(house))
+    house.promote()
+    house.settle()
+    house.hooks.tick(house.now)
+    monkeypatch.setattr("daemon.hooks.transaction", lambda _: 1 / 0)
+    house.hooks.tick(house.now)
+
+
+# --- health
+
+
+def test_a_healthy_model_stays(house: House) -> None:
+    house.start(tell(house), tell(house))
+    house.promote()
+    house.settle()
+    assert states(house) == [(None, None), ("ok", "ok")]
+    assert len(house.told()) == 2
+
+
+@pytest.mark.parametrize(
+    ("code", "error"), [("raise SystemExit(7)", "exit code 7"), ("while True: pass", "no end within")]
+)
+def test_a_sick_model_is_rolled_back_by_itself_and_barred(
+    house: House, dropforge: Callable[..., Any], code: str, error: str
+) -> None:
+    house.start(tell(house), run(code), seconds=2)
+    house.promote()
+    house.settle()
+    base, sick, back = house.rows()
+    assert (sick.health_state, error in (sick.health_error or "")) == ("failed", True)
+    assert (back.kind, back.model_id, back.generation, back.approved_by) == ("rollback", base.model_id, 2, None)
+    assert f"health command failed: {error}" in back.reason
+    assert (back.hook_state, back.health_state) == ("ok", None), "the server is told, and nobody asks for its health"
+    assert [told["PROMOTION_KIND"] for told in house.told()] == ["promotion", "rollback"]
+    assert house.tried == [house.folder / "base"]
+    assert {"health_failed", "rolled_back"} <= set(house.events())
+    assert "health command failed" in dropforge("status").out
+    with transaction(house.daemon.engine) as session:
+        past = champions.history(session, "default")
+    assert champions.barred(past) == {sick.model_id}
+
+
+def test_a_way_back_that_is_refused_is_said_and_not_tried_for_ever(house: House, dropforge: Callable[..., Any]) -> None:
+    house.start(None, run("raise SystemExit(7)"))
+    house.refused = "it says nothing"
+    house.promote()
+    house.settle()
+    assert len(house.tried) == 1
+    row = house.rows()[-1]
+    assert (row.health_state, row.health_error) == ("failed", "exit code 7; not rolled back: it says nothing")
+    assert "rollback_failed" in house.events()
+    assert "hooks.health failed: exit code 7; not rolled back: it says nothing" in dropforge("status").out
+
+
+def test_a_daemon_that_died_before_the_way_back_goes_on_with_it_without_asking_again(house: House) -> None:
+    house.start(None, tell(house, "raise SystemExit(7)"))
+    house.promote()
+    house.hooks.tick(house.now)
+    (_, _, running), *_ = house.hooks._running.values()
+    ended = running.wait()  # type: ignore[attr-defined]
+    house.hooks._note(house.rows()[-1].id or 0, "health", ended, house.now)
+    house.hooks = house.new_hooks()
+    house.settle()
+    assert [row.kind for row in house.rows()] == ["base", "promotion", "rollback"]
+    assert len(house.told()) == 1
+
+
+def test_the_health_of_a_model_that_has_lost_its_place_is_not_asked(house: House) -> None:
+    house.start(None, tell(house))
+    house.promote()
+    house.promote()
+    house.settle()
+    assert [row.health_state for row in house.rows()] == [None, "skipped", "ok"]
+    assert [told["PROMOTION_GENERATION"] for told in house.told()] == ["2"]
+
+
+def test_a_forced_model_is_asked_for_its_health_too(house: House) -> None:
+    house.start(None, run("raise SystemExit(7)"))
+    house.promote("worse")
+    approval.force(house.daemon.engine, house.daemon.root, 1, "I know better", house.now)
+    house.settle()
+    assert [row.kind for row in house.rows()] == ["base", "forced", "rollback"]
