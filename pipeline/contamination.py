@@ -6,81 +6,26 @@ or a long answer that more than 1 % of them have. In the order of their hash, a 
 unless it is near to one that joined before it; whatever else is near to one that joined, leaves. Nothing in here can
 move a record to another side.
 
-Memory: about 40 bytes a prompt, 4 a word of the held-out side, and the tables of a part of it, whatever the data.
+Memory: about 50 bytes a row, 4 a word of the held-out side, and the tables of a part of it, whatever the data.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from enum import IntEnum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.near_texts import LONG_RUN, SHINGLE, Boilerplate, NearTexts
 from pipeline.ngrams import FrequentHashes, Hashes, Indices, Texts, cut, join, members, ngrams, shingles
+from pipeline.overlaps import RULES, Overlaps, Part
 from pipeline.signatures import Block, read_blocks
 
-Rule = Literal["answer", "ngram", "minhash"]
-_RULES: tuple[Rule, ...] = ("answer", "ngram", "minhash")
 #: What is in more than this share of the prompts, and in more than so many of them, is the task's, not the row's.
 COMMON_SHARE = 0.01
 COMMON_ROWS = 3
 _SLICE_WORDS = 1 << 20
-
-
-class Part(IntEnum):
-    """What a row of a drop is in the split; a prompt's first row stands for it."""
-
-    NONE = 0
-    """On no side: a duplicate, replaced, or with a control token."""
-    TRAIN = 1
-    TRAIN_MORE = 2
-    """Another answer to the same prompt."""
-    HELDOUT = 3
-    HELDOUT_MORE = 4
-
-
-@dataclass
-class Places:
-    """Where the rows of the drops are in the split, and what was found of each."""
-
-    parts: list[npt.NDArray[np.uint8]]
-    """A drop each, [rows] of `Part`."""
-    units: list[npt.NDArray[np.int32]]
-    """A drop each, [rows]: the number of the held-out prompt that a row is of, by hash; of a training row, the one that
-    it is near to, -1 for none."""
-    rules: list[npt.NDArray[np.uint8]]
-    """A drop each, [rows]: 1 + the number of the rule that a training row leaves by; 0 if it stays."""
-    heldout: int = 0
-    """Held-out prompts."""
-
-    @classmethod
-    def of(cls, counts: list[int]) -> "Places":
-        """Return the places of drops with so many rows, none of which is on a side yet."""
-        return cls(
-            [np.zeros(count, np.uint8) for count in counts],
-            [np.full(count, -1, np.int32) for count in counts],
-            [np.zeros(count, np.uint8) for count in counts],
-        )
-
-    def train(self, rows: list[tuple[int, int]]) -> None:
-        """Note the rows, (drop, number in it) each, of a prompt that is not held out."""
-        for number, (drop, row) in enumerate(rows):
-            self.parts[drop][row] = Part.TRAIN_MORE if number else Part.TRAIN
-
-    def hold_out(self, rows: list[tuple[int, int]]) -> None:
-        """Note the rows of the next held-out prompt."""
-        for number, (drop, row) in enumerate(rows):
-            self.parts[drop][row] = Part.HELDOUT_MORE if number else Part.HELDOUT
-            self.units[drop][row] = self.heldout
-        self.heldout += 1
-
-    def rule(self, drop: int, row: int) -> Rule | None:
-        """Return the rule by which a training row leaves."""
-        number = int(self.rules[drop][row])
-        return _RULES[number - 1] if number else None
 
 
 @dataclass
@@ -90,36 +35,33 @@ class _Heldout:
     texts: Texts
     answers: list[list[int]]
     """Of each prompt, the hashes of its long answers."""
-    near: npt.NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    near: npt.NDArray[np.int32]
     """[prompts]: the one that joined and that it is near to; -1 if it joins itself."""
     owners: dict[int, int] = field(default_factory=dict)
     """Long answer → the prompt that joined with it."""
 
 
-def find_overlaps(
-    files: list[Path], places: Places, similarity: float, check_stop: Callable[[], None]
-) -> npt.NDArray[np.int32]:
+def find_overlaps(files: Sequence[Path], overlaps: Overlaps, similarity: float, check_stop: Callable[[], None]) -> None:
     """
-    Note in `places` which training rows leave; return of each held-out prompt the one it repeats, -1 if none.
+    Note in `overlaps`, which knows the side of every row, which training rows leave and which held-out ones repeat.
 
-    `files` are the drops' signatures, in the order of `places`. `check_stop` is called again and again.
+    `files` are the drops' signatures, in their order. `check_stop` is called again and again. Raises `OSError`.
     """
-    source = _Source(files, places, check_stop)
+    source = _Source(files, overlaps, check_stop)
     source.learn()
     heldout = source.heldout()
-    heldout.near = np.full(places.heldout, -1, np.int32)
     for part in _slices(heldout.texts):
         _settle(source, heldout, part, similarity)
     source.mark_answers(heldout)
-    return heldout.near
+    overlaps.repeats = heldout.near
 
 
 class _Source:
     """The drops' rows, block by block, cut down to what varies."""
 
-    def __init__(self, files: list[Path], places: Places, check_stop: Callable[[], None]) -> None:
+    def __init__(self, files: Sequence[Path], overlaps: Overlaps, check_stop: Callable[[], None]) -> None:
         self._files = files
-        self.places = places
+        self._overlaps = overlaps
         self._check_stop = check_stop
         self._instructions = self._answers = np.zeros(0, np.uint64)
         self.common = Boilerplate(self._instructions, self._instructions)
@@ -155,7 +97,7 @@ class _Source:
         self.common = Boilerplate(short.found(), long.found())
 
     def parts(self, drop: int, block: Block) -> npt.NDArray[np.uint8]:
-        return self.places.parts[drop][block.first : block.first + len(block.rows)]
+        return self._overlaps.parts[drop][block.first : block.first + len(block.rows)]
 
     def texts(self, block: Block, chosen: npt.NDArray[Any]) -> Texts:
         """Return what varies of the prompts of the chosen rows: instruction and input, or the input alone."""
@@ -167,10 +109,10 @@ class _Source:
 
     def heldout(self) -> _Heldout:
         parts, units = [], []
-        answers: list[list[int]] = [[] for _ in range(self.places.heldout)]
+        answers: list[list[int]] = [[] for _ in range(self._overlaps.heldout)]
         for drop, block in self.blocks():
             place = self.parts(drop, block)
-            unit = self.places.units[drop][block.first : block.first + len(block.rows)]
+            unit = self._overlaps.units[drop][block.first : block.first + len(block.rows)]
             first = place == Part.HELDOUT
             parts.append(self.texts(block, first))
             units.append(unit[first])
@@ -179,7 +121,7 @@ class _Source:
             for number, value in zip(unit[long].tolist(), answer[long].tolist(), strict=True):
                 answers[number].append(value)
         order = np.argsort(np.concatenate(units)) if units else np.zeros(0, np.int64)
-        return _Heldout(join(parts).take(order), answers)
+        return _Heldout(join(parts).take(order), answers, np.full(self._overlaps.heldout, -1, np.int32))
 
     def mark(self, near: NearTexts, names: Indices) -> None:
         """Mark the training rows that are near to a text of `near`; `names` are the numbers of its prompts."""
@@ -188,30 +130,31 @@ class _Source:
             rules, units = nearest(near, self.texts(block, chosen))
             hit = rules > 0
             rows = block.first + chosen[hit]
-            fresh = self.places.rules[drop][rows] == 0
-            self.places.rules[drop][rows[fresh]] = rules[hit][fresh]
-            self.places.units[drop][rows[fresh]] = names[units[hit][fresh]]
+            fresh = self._overlaps.rules[drop][rows] == 0
+            self._overlaps.rules[drop][rows[fresh]] = rules[hit][fresh]
+            self._overlaps.units[drop][rows[fresh]] = names[units[hit][fresh]]
 
     def mark_answers(self, heldout: _Heldout) -> None:
         """Mark the training rows whose answer is a long one of a held-out prompt that joined."""
         known = np.array(sorted(heldout.owners), np.uint64)
         for drop, block in self.blocks() if len(known) else ():
             train = _is(self.parts(drop, block), Part.TRAIN, Part.TRAIN_MORE)
-            for row in np.flatnonzero(train & members(block.rows["answer"], known)).tolist():
+            free = self._overlaps.rules[drop][block.first : block.first + len(block.rows)] == 0
+            for row in np.flatnonzero(train & free & members(block.rows["answer"], known)).tolist():
                 place = block.first + row
-                self.places.rules[drop][place] = 1 + _RULES.index("answer")
-                self.places.units[drop][place] = heldout.owners[int(block.rows["answer"][row])]
+                self._overlaps.rules[drop][place] = 1 + RULES.index("answer")
+                self._overlaps.units[drop][place] = heldout.owners[int(block.rows["answer"][row])]
 
 
 def nearest(near: NearTexts, texts: Texts) -> tuple[npt.NDArray[np.uint8], Indices]:
     """Return for each text the rule by which it is near to one of `near`, 0 for none, and to which."""
     units = near.sharing_runs(texts)
-    rules = np.where(units >= 0, 1 + _RULES.index("ngram"), 0).astype(np.uint8)
+    rules = np.where(units >= 0, 1 + RULES.index("ngram"), 0).astype(np.uint8)
     theirs, ours = near.similar(texts)
     # Sorted pairs: the first one of each text is its first one of ours.
     theirs, firsts = np.unique(theirs, return_index=True)
     fresh = rules[theirs] == 0
-    rules[theirs[fresh]] = 1 + _RULES.index("minhash")
+    rules[theirs[fresh]] = 1 + RULES.index("minhash")
     units[theirs[fresh]] = ours[firsts[fresh]]
     return rules, units
 

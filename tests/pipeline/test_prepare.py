@@ -88,7 +88,9 @@ def test_rows_are_split_about_as_the_fractions_say_and_counted(tmp_path: Path) -
     assert not found.heldout_pinned
     assert found.shortfall is None
     assert set(made.train[0]) == {"id", "instruction", "input", "output", "drop"}
-    assert set(made.heldout[0]) == {"id", "instruction", "input", "output", "references", "drop"}
+    assert set(made.heldout[0]) == {
+        "id", "instruction", "input", "output", "references", "drop", "pinned", "tags",
+    }  # fmt: skip
     assert sorted(path.name for path in made.folder.iterdir()) == ["dev.jsonl", "heldout.jsonl", "train.jsonl"]
 
 
