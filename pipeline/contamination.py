@@ -2,9 +2,10 @@
 Which training rows are too near to a held-out record, and which held-out records are too near to another one.
 
 Compared is what varies: an instruction that more than 1 % of the prompts share does not count, nor does a run of words
-or a long answer that more than 1 % of them have. In the order of their hash, a held-out record joins the held-out set
-unless it is near to one that joined before it; whatever else is near to one that joined, leaves. Nothing in here can
-move a record to another side.
+or a long answer that more than 1 % of them have. (Nor can copies of one text be told from the form of a task, where
+they are more than that.) In the order of their hash, a held-out record joins the held-out set unless it is near to one
+that joined before it; whatever else is near to one that joined, leaves. Nothing in here can move a record to another
+side.
 
 Memory: about 50 bytes a row, 4 a word of the held-out side, and the tables of a part of it, whatever the data.
 """
