@@ -16,8 +16,10 @@ from daemon.retention import (
 )
 from daemon.settings import Settings
 from daemon.state_folder import TRASH_NAME
-from daemon.tables import Attempt, AttemptState, Run, RunState
+from daemon.tables import Attempt, AttemptState, Drop, DropState, Run, RunState
 from pipeline.artifacts import Frozen
+from pipeline.signature_files import FOLDER as SIGNATURES
+from pipeline.signature_files import signed_drop
 from pipeline.steps import STEPS
 
 #: Steps whose artifact names files that are collected; report and verdict of a run that has one stay.
@@ -47,8 +49,9 @@ def find_garbage(session: Session, settings: Settings, kept: Kept, now: int) -> 
     yield from finder.asides()
     yield from finder.spool(session)
     if session.exec(select(Run.id).where(Run.state == RunState.RUNNING)).first() is None:
-        # Nobody reads the cache now.
+        # Nobody reads the caches now.
         yield from finder.predictions(settings.gc.predictions_bytes)
+        yield from finder.signatures(session)
 
 
 class _Finder:
@@ -117,6 +120,13 @@ class _Finder:
             if total > most and path.name not in used:
                 total -= sum(stat.st_size for stat in files[path])
                 yield self._item(path, f"cached predictions beyond gc.predictions_bytes = {most}")
+
+    def signatures(self, session: Session) -> Iterator[Item]:
+        """Yield the signatures of drops that are in no later snapshot, and those that this version does not read."""
+        accepted = set(session.exec(select(Drop.sha256).where(Drop.state == DropState.ACCEPTED)).all())
+        for path in sorted((self._root / SIGNATURES).glob("*")):
+            if signed_drop(path.name) not in accepted:
+                yield self._item(path, "signatures of a drop that is not trained on any more, or of an older version")
 
     # --- small parts
 

@@ -14,6 +14,7 @@ from pipeline.prompt import Format, fold, prompt_ids
 from pipeline.qlora.generation import end_tokens
 from pipeline.qlora.loading import load_tokenizer
 from pipeline.qlora.merging import TOLERANCES, Answering, adapt, compare, merge_into, next_logits
+from pipeline.trained_ids import write_trained_ids
 
 _PROMPTS = 4
 _PHASES = 4
@@ -46,6 +47,8 @@ def merge(attempt: Attempt) -> Model:
     dtype = merge_into(adapted, tokenizer, target, answering)
     del adapted
     _phase(attempt, 2, "hash")
+    rows = durable.read_jsonl(attempt.path(dataset.folder) / "train.jsonl")
+    write_trained_ids(target, (row["id"] for row in rows))
     identity = write_manifest(target)
     _phase(attempt, 3, "compare")
     difference = compare(target, prompts, expected)

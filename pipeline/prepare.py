@@ -11,20 +11,28 @@ import math
 import re
 import sys
 import unicodedata
+from contextlib import nullcontext
 from pathlib import Path
 
 from pipeline import durable
 from pipeline.artifacts import Dataset, Drop, Shortfall
 from pipeline.config import SplitConfig
+from pipeline.contamination import find_overlaps
 from pipeline.contract import Attempt
 from pipeline.control_tokens import control_tokens
+from pipeline.data_warnings import data_warnings
 from pipeline.dataset_files import dataset_hash
 from pipeline.errors import CannotTrain
+from pipeline.overlaps import Overlaps
 from pipeline.prompt import fold
 from pipeline.records import Finding, Limits, Record, read_records
-from pipeline.sides import Sides, Spill, SpilledRow, Totals
+from pipeline.sides import Sides, Totals, prompts
+from pipeline.signature_files import FOLDER, signature_name
+from pipeline.signatures import SignatureWriter, holds
+from pipeline.spill import Spill, SpilledRow
+from pipeline.trained_ids import trained_ids
+from pipeline.word_hashes import WordHasher
 
-LEAST_DEV_ROWS = 20
 SHORT_WORDS = 5
 SHORT_SHARE = 0.8
 _CHECK_EVERY = 1000
@@ -40,31 +48,40 @@ def prepare(attempt: Attempt) -> Dataset:
     Make `train.jsonl`, `dev.jsonl` and `heldout.jsonl` of the drops in the spec.
 
     Rows are {"id", "instruction", "input", "output", "drop"}; held-out rows, of which only the scored ones are written,
-    have "references" too. Raises `CannotTrain` if a drop is damaged, no training rows are left, or the settings allow
-    no verdict ever.
+    have "references", "pinned" and "tags" too. Raises `CannotTrain` if a drop is damaged, no training rows are left, or
+    the settings allow no verdict ever.
     """
-    split, gate = attempt.config.split, attempt.config.gate
+    split = attempt.config.split
     folder = attempt.make_folder("data")
     pinned = any(drop.role == "heldout" for drop in attempt.spec.drops)
-    judged = pinned or gate.on == "all"
-    with Spill(folder) as spill, Sides(folder, split, LEAST_DEV_ROWS, pinned=pinned, judged=judged) as sides:
-        forged = _read_drops(attempt, spill)
-        attempt.progress(0, spill.parts, phase="splitting")
-        for number, rows in enumerate(spill.sorted_parts()):
-            attempt.check_stop()
-            sides.add(rows)
-            attempt.progress(number + 1, spill.parts)
-        totals = sides.finish()
+    judged = pinned or attempt.config.gate.on != "pinned"
+    with Spill(folder) as spill:
+        reading = _Reading(attempt, spill)
+        for order, drop in enumerate(attempt.spec.drops):
+            reading.read(order, drop)
+        overlaps, seen = _compare(attempt, spill, reading, pinned=pinned)
+        with Sides(folder, overlaps, seen, most_scored=split.scored_records if judged else 0) as sides:
+            attempt.progress(0, spill.parts, phase="splitting")
+            for number, rows in enumerate(spill.sorted_parts()):
+                attempt.check_stop()
+                for prompt in prompts(rows, split, pinned=pinned):
+                    sides.add(prompt)
+                attempt.progress(number + 1, spill.parts)
+            totals = sides.finish()
     metric = _metric(attempt, totals)
     shortfall = _shortfall(attempt, totals, metric, pinned=pinned)
     if totals.train_rows == 0:
-        raise _nothing_to_train(attempt, totals, forged)
+        raise _nothing_to_train(attempt, totals, reading.forged)
+    warnings = data_warnings(totals, overlaps, split.similarity)
+    sys.stderr.writelines(f"{warning}\n" for warning in warnings)
     return Dataset(
         folder=attempt.relative(folder),
         train_rows=totals.train_rows, dev_rows=totals.dev_rows, heldout_rows=len(totals.heldout_ids),
         heldout_pinned=pinned, heldout_version=_version(totals.heldout_ids),
         dataset_sha256=dataset_hash(folder), duplicates=totals.duplicates, replaced=totals.replaced,
-        removed_heldout=totals.removed_heldout, rows_with_control_tokens=forged,
+        removed_heldout=totals.removed_heldout, rows_with_control_tokens=reading.forged,
+        near_duplicates=totals.near_duplicates, overlaps=sides.examples.found(),
+        heldout_duplicates=totals.heldout_duplicates, seen_by_champion=totals.seen_by_champion, warnings=warnings,
         metric=metric, max_new_tokens=_max_new_tokens(attempt, totals),
         shortfall=shortfall, drops=attempt.spec.drops,
     )  # fmt: skip
@@ -80,12 +97,12 @@ def normalise(text: str) -> str:
 
 def prompt_id(instruction: str, given: str) -> str:
     """Return a record's id, 32 hexadecimal digits: the same for prompts that are the same once normalised."""
-    return hashlib.sha256(_lengths(normalise(fold(instruction, given)))).hexdigest()[:32]
+    return _id(normalise(fold(instruction, given)))
 
 
 def prompt_place(salt: str, instruction: str, given: str) -> str:
     """Return the hexadecimal sha256 that decides a prompt's side; as a fraction of its range it is u."""
-    return hashlib.sha256(_lengths(salt, normalise(fold(instruction, given)))).hexdigest()
+    return _place(salt, normalise(fold(instruction, given)))
 
 
 def estimate_tokens(text: str) -> int:
@@ -98,42 +115,97 @@ def estimate_tokens(text: str) -> int:
     return len(text.encode("utf-8")) + _MORE_TOKENS
 
 
+def _id(prompt: str) -> str:
+    return hashlib.sha256(_lengths(prompt)).hexdigest()[:32]
+
+
+def _place(salt: str, prompt: str) -> str:
+    return hashlib.sha256(_lengths(salt, prompt)).hexdigest()
+
+
 def _lengths(*texts: str) -> bytes:
     """Join texts so that no two different lists give the same bytes."""
     encoded = [text.encode("utf-8") for text in texts]
     return b"".join(len(part).to_bytes(8, "big") + part for part in encoded)
 
 
-def _read_drops(attempt: Attempt, spill: Spill) -> int:
-    """Spill the rows of all drops; return how many hold control tokens and stay out of every side."""
-    drops = attempt.spec.drops
-    tokens = control_tokens(Path(attempt.config.base_model)) if attempt.config.special_tokens == "reject" else ()
-    holds = re.compile("|".join(map(re.escape, tokens))).search if tokens else None
-    forged = 0
-    total = sum(drop.rows for drop in drops)
-    done = 0
-    attempt.progress(0, total, phase="reading")
-    for order, drop in enumerate(drops):
+class _Reading:
+    """Spills the rows of the drops, and makes the signatures of those that have none yet."""
+
+    def __init__(self, attempt: Attempt, spill: Spill) -> None:
+        self._attempt = attempt
+        self._spill = spill
+        self._hasher = WordHasher()
+        tokens = control_tokens(Path(attempt.config.base_model)) if attempt.config.special_tokens == "reject" else ()
+        self._holds = re.compile("|".join(map(re.escape, tokens))).search if tokens else None
+        self._done = 0
+        self._total = sum(drop.rows for drop in attempt.spec.drops)
+        self.forged = 0
+        """Rows that hold control tokens and stay out of every side."""
+        self.signatures: list[Path] = []
+        """A drop each."""
+        self.counts: list[int] = []
+        """A drop each: its records."""
+        attempt.make_folder(FOLDER)
+        attempt.progress(0, self._total, phase="reading")
+
+    def read(self, order: int, drop: Drop) -> None:
+        attempt = self._attempt
         path = attempt.path(drop.path)
         _check_whole(attempt, path, drop)
-        for record in read_records(path, _LIMITS):
-            if isinstance(record, Finding):
-                message = f"drop {drop.id} ({drop.name}), line {record.line}: {record.message}"
-                raise CannotTrain(message, f"take it out: dropforge drops withdraw {drop.id} --reason 'bad row'")
-            if holds is not None and any(map(holds, (record.instruction, record.input, record.output))):
-                forged += 1
-            else:
-                spill.add(_spilled(attempt.config.salt, record, drop, order))
-            done += 1
-            if done % _CHECK_EVERY == 0:
-                attempt.check_stop()
-                attempt.progress(done, total)
-    if forged:
+        signer = self._signer(drop)
+        number = 0
+        with signer or nullcontext():
+            for number, record in enumerate(read_records(path, _LIMITS), start=1):
+                if isinstance(record, Finding):
+                    message = f"drop {drop.id} ({drop.name}), line {record.line}: {record.message}"
+                    raise CannotTrain(message, f"take it out: dropforge drops withdraw {drop.id} --reason 'bad row'")
+                if signer is not None:
+                    signer.add(record.instruction, record.input, record.output)
+                self._take(record, drop, order, number - 1)
+        self.counts.append(number)
+
+    def _take(self, record: Record, drop: Drop, order: int, number: int) -> None:
+        if self._holds is not None and any(map(self._holds, (record.instruction, record.input, record.output))):
+            self.forged += 1
+        else:
+            self._spill.add(_spilled(self._attempt.config.salt, record, drop, (order, number)))
+        self._done += 1
+        if self._done % _CHECK_EVERY == 0:
+            self._attempt.check_stop()
+            self._attempt.progress(self._done, self._total)
+
+    def _signer(self, drop: Drop) -> SignatureWriter | None:
+        """Find the drop's signatures; if there are none that hold, return what makes them."""
+        name = signature_name(drop.sha256)
+        kept, own = self._attempt.root / FOLDER / name, self._attempt.folder / FOLDER / name
+        found = next((path for path in (own, kept) if holds(path, drop.rows)), None)
+        self.signatures.append(found or own)
+        return SignatureWriter(own, self._hasher) if found is None else None
+
+
+def _compare(attempt: Attempt, spill: Spill, reading: _Reading, *, pinned: bool) -> tuple[Overlaps, frozenset[str]]:
+    """Find what is too near to the held-out set; return that, and the ids of held-out prompts that the champion saw."""
+    if reading.forged:
         sys.stderr.write(
-            f"{forged} rows hold control tokens of the base model's tokenizer and are on no side: they came before the "
-            'base or the setting changed (intake.special_tokens = "escape" keeps such rows, as plain text)\n'
+            f"{reading.forged} rows hold control tokens of the base model's tokenizer and are on no side: they came "
+            'before the base or the setting changed (intake.special_tokens = "escape" keeps such rows, as plain text)\n'
         )
-    return forged
+    overlaps = Overlaps(reading.counts)
+    heldout: set[str] = set()
+    attempt.progress(0, spill.parts, phase="sorting")
+    for number, rows in enumerate(spill.sorted_parts()):
+        attempt.check_stop()
+        for prompt in prompts(rows, attempt.config.split, pinned=pinned):
+            if prompt.side == "heldout":
+                overlaps.hold_out(prompt.rows)
+                heldout.add(prompt.rows[0].id)
+            else:
+                overlaps.train(prompt.rows)
+        attempt.progress(number + 1, spill.parts)
+    attempt.progress(0, 1, phase="comparing")
+    find_overlaps(reading.signatures, overlaps, attempt.config.split.similarity, attempt.check_stop)
+    return overlaps, trained_ids(attempt.path(attempt.spec.champion.path), heldout)
 
 
 def _check_whole(attempt: Attempt, path: Path, drop: Drop) -> None:
@@ -147,11 +219,12 @@ def _check_whole(attempt: Attempt, path: Path, drop: Drop) -> None:
         raise CannotTrain(message, hint)
 
 
-def _spilled(salt: str, record: Record, drop: Drop, order: int) -> SpilledRow:
+def _spilled(salt: str, record: Record, drop: Drop, place: tuple[int, int]) -> SpilledRow:
+    prompt = normalise(fold(record.instruction, record.input))
     return SpilledRow(
-        place=prompt_place(salt, record.instruction, record.input), id=prompt_id(record.instruction, record.input),
-        pinned=drop.role == "heldout", order=order, line=record.line, drop=drop.id,
-        instruction=record.instruction, input=record.input, output=record.output, tokens=estimate_tokens(record.output),
+        place=_place(salt, prompt), id=_id(prompt), pinned=drop.role == "heldout", order=place[0], number=place[1],
+        drop=drop.id, instruction=record.instruction, input=record.input, output=record.output, tags=record.tags,
+        tokens=estimate_tokens(record.output),
         short=len(record.output.split()) <= SHORT_WORDS,
     )  # fmt: skip
 
@@ -186,7 +259,7 @@ def _shortfall(attempt: Attempt, totals: Totals, metric: str, *, pinned: bool) -
     if scored >= needed:
         return None
     missing = needed - scored
-    by_hash = not pinned and gate.on == "all" and split.heldout > 0
+    by_hash = not pinned and gate.on != "pinned" and split.heldout > 0
     rows = math.ceil(missing / split.heldout) if by_hash else missing
     return Shortfall(heldout_rows=scored, needed_heldout_rows=needed, needed_rows=rows)
 
@@ -200,6 +273,8 @@ def _nothing_to_train(attempt: Attempt, totals: Totals, forged: int) -> CannotTr
         f"{totals.heldout_rows} held out, {totals.removed_heldout} removed because their prompt is in the held-out set"
     )
     message = f"no training rows are left of {totals.rows + forged}: {where}, {totals.duplicates} duplicates"
+    if totals.near_duplicates:
+        message += f", {totals.near_duplicates} too near to a held-out record"
     if forged:
         message += f", {forged} with control tokens of the base model's tokenizer"
     return CannotTrain(message, _more_rows(attempt.config.split, totals))
@@ -208,6 +283,8 @@ def _nothing_to_train(attempt: Attempt, totals: Totals, forged: int) -> CannotTr
 def _more_rows(split: SplitConfig, totals: Totals) -> str:
     if totals.removed_heldout:
         return "drop rows whose prompts are not in inbox/heldout"
+    if totals.near_duplicates:
+        return "drop rows that do not repeat held-out ones, or raise split.similarity if they only look alike"
     return f"drop more rows: {split.heldout:.0%} of the prompts are held out, whichever they are"
 
 

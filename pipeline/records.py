@@ -6,6 +6,7 @@ no duplicate keys, no NaN, no lone surrogates. A file that is one JSON array is 
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -26,6 +27,11 @@ _BOM = b"\xef\xbb\xbf"
 _BLANKS = b" \t\r\n"
 _NEARNESS = 0.8
 _SHOWN_KEY = 60
+#: Keys that say what a record is about, for the report alone; as the schema bounds them.
+LABELS = ("tags", "category")
+MOST_TAGS = 20
+LONGEST_TAG = 64
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _MEND = "mend it there; a broken array cannot be read any further"
 #: What other formats call our keys.
 _ALIASES = {
@@ -82,13 +88,15 @@ class PlainRun:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One good record; `unknown` are its keys beside the three that count."""
+    """One good record; `unknown` are its keys beside those that count."""
 
     line: int
     instruction: str
     input: str
     output: str
     unknown: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    """What it is about; a category becomes the tag `category:NAME`."""
 
 
 def read_rows(path: Path, limits: Limits) -> Iterator[Row | Finding]:
@@ -119,12 +127,16 @@ def scan_rows(path: Path, limits: Limits, plain: PlainRows | None) -> Iterator[R
 
 
 def read_records(path: Path, limits: Limits) -> Iterator[Record | Finding]:
-    """Yield a drop's records, and a finding for every row that is none (`validate` words those at length)."""
+    """
+    Yield a drop's records, and a finding for every row that is none (`validate` words those at length).
+
+    Labels that break their rules are left out: a drop may be older than these.
+    """
     for row in read_rows(path, limits):
         if isinstance(row, Finding):
             yield row
             continue
-        yield record_of(row) or Finding(
+        yield record_of(row) or record_of(_unlabelled(row)) or Finding(
             line=row.line, record=row.record, rule="schema",
             message="not a record: instruction and output must be text that is not blank, input text",
             remedy="see every problem: dropforge check FILE",
@@ -145,12 +157,35 @@ def record_of(row: Row) -> Record | None:
         return None
     if not instruction.strip() or not output.strip():
         return None
-    unknown: tuple[str, ...] = ()
-    if len(value) != len(KEYS) or "input" not in value:
-        unknown = tuple(key for key in value if key not in KEYS)
-        if any(key_meant(key, value) for key in unknown):
-            return None
-    return Record(row.line, instruction, given, output, unknown)
+    if len(value) == len(KEYS) and "input" in value:
+        return Record(row.line, instruction, given, output)
+    unknown = tuple(key for key in value if key not in KEYS and key not in LABELS)
+    tags = _tags(value)
+    if tags is None or any(key_meant(key, value) for key in unknown):
+        return None
+    return Record(row.line, instruction, given, output, unknown, tags)
+
+
+def _tags(value: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Return a record's labels as tags; `None` if they break the schema's rules."""
+    tags = value.get("tags", [])
+    if not isinstance(tags, list) or len(tags) > MOST_TAGS or not all(map(_is_label, tags)):
+        return None
+    if "category" not in value:
+        return tuple(tags)
+    return (*tags, f"category:{value['category']}") if _is_label(value["category"]) else None
+
+
+def _is_label(value: object) -> bool:
+    if not isinstance(value, str) or len(value) > LONGEST_TAG:
+        return False
+    return bool(value.strip()) and _CONTROL.search(value) is None
+
+
+def _unlabelled(row: Row) -> Row:
+    if not isinstance(row.value, dict):
+        return row
+    return Row(row.line, row.record, {key: value for key, value in row.value.items() if key not in LABELS})
 
 
 def key_meant(key: str, value: Mapping[str, Any]) -> str | None:

@@ -1,78 +1,68 @@
-"""Rows sorted by their prompt's hash, a group a prompt → which of its answers count and which side it is on."""
+"""Rows sorted by their prompt's hash, a group a prompt → which of its answers count, and the side that it is on."""
 
 import json
-import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Self
+from typing import IO, Any, Literal, NamedTuple, Self
 
 from pipeline.config import SplitConfig
+from pipeline.overlaps import Examples, Overlaps
+from pipeline.spill import SpilledRow
 
-_PARTS = 64
-
-
-class SpilledRow(NamedTuple):
-    """One record on its way to a side."""
-
-    place: str
-    """Hexadecimal hash of salt and prompt."""
-    id: str
-    pinned: bool
-    order: int
-    """Number of its drop in the snapshot: a later drop's answers replace an earlier one's."""
-    line: int
-    drop: int
-    instruction: str
-    input: str
-    output: str
-    tokens: int
-    short: bool
+Side = Literal["train", "dev", "heldout"]
+#: Fewer dev rows say nothing and go to training.
+LEAST_DEV_ROWS = 20
 
 
-class Spill:
-    """Rows on disk, parted by the first digits of their place, so that each part can be sorted in memory."""
+class Prompt(NamedTuple):
+    """One prompt and what counts of its rows."""
 
-    def __init__(self, folder: Path) -> None:
-        """Keep the parts in a folder of their own in `folder`, which is gone at the end."""
-        self.parts = _PARTS
-        self._folder = folder / ".parts"
-        self._files: dict[int, IO[str]] = {}
+    side: Side
+    rows: list[SpilledRow]
+    """The latest drop's, each answer once; the first one stands for the prompt."""
+    removed: list[SpilledRow]
+    """Training rows of a prompt that is in a pinned held-out set."""
+    duplicates: int
+    replaced: int
 
-    def __enter__(self) -> Self:
-        """Make the folder."""
-        self._folder.mkdir()
-        return self
 
-    def __exit__(self, *_error: object) -> None:
-        """Remove the folder."""
-        self._close()
-        shutil.rmtree(self._folder)
+def prompts(rows: Iterable[SpilledRow], split: SplitConfig, *, pinned: bool) -> Iterator[Prompt]:
+    """
+    Yield the prompts of sorted rows, in their order.
 
-    def add(self, row: SpilledRow) -> None:
-        """Keep one row."""
-        part = int(row.place[:8], 16) * _PARTS >> 32
-        if part not in self._files:
-            self._files[part] = (self._folder / str(part)).open("w", encoding="utf-8")
-        self._files[part].write(json.dumps(row, ensure_ascii=False) + "\n")
+    With `pinned` only prompts of held-out drops are held out. Without, the side depends on the prompt's hash alone.
+    """
+    for _place, group in groupby(rows, key=lambda row: row.place):
+        all_of_it = list(group)
+        own = [row for row in all_of_it if row.pinned]
+        removed = all_of_it[len(own) :] if own else []
+        kept, duplicates = _current(own or all_of_it)
+        replaced = len(all_of_it) - len(removed) - len(kept) - duplicates
+        side: Side = "heldout" if own else _side(all_of_it[0].place, split, pinned=pinned)
+        yield Prompt(side, kept, removed, duplicates, replaced)
 
-    def sorted_parts(self) -> Iterator[list[SpilledRow]]:
-        """Yield each part's rows by prompt; of a prompt, pinned ones first, then the latest drop, then by line."""
-        self._close()
-        for part in range(_PARTS):
-            path = self._folder / str(part)
-            rows = []
-            if path.exists():
-                with path.open("rb") as file:
-                    rows = [SpilledRow(*json.loads(line)) for line in file]
-            rows.sort(key=lambda row: (row.place, not row.pinned, -row.order, row.line))
-            yield rows
 
-    def _close(self) -> None:
-        for file in self._files.values():
-            file.close()
-        self._files.clear()
+def _side(place: str, split: SplitConfig, *, pinned: bool) -> Side:
+    # 52 bits: exact as a float, and always below 1.
+    u = int(place[:13], 16) / 2**52
+    if u < split.heldout:
+        return "train" if pinned else "heldout"
+    return "dev" if u < split.heldout + split.dev else "train"
+
+
+def _current(rows: list[SpilledRow]) -> tuple[list[SpilledRow], int]:
+    """Return the latest drop's rows of one prompt, each answer once, and how many say the same as one of these."""
+    latest = rows[0].order
+    kept: dict[str, SpilledRow] = {}
+    duplicates = 0
+    for row in rows:
+        if row.output in kept:
+            duplicates += 1
+        elif row.order == latest:
+            kept[row.output] = row
+    return list(kept.values()), duplicates
 
 
 @dataclass
@@ -101,9 +91,16 @@ class Totals:
     dev_rows: int = 0
     heldout_rows: int = 0
     """Rows of held-out prompts, scored or not."""
+    heldout_prompts: int = 0
     duplicates: int = 0
     replaced: int = 0
     removed_heldout: int = 0
+    near_duplicates: int = 0
+    """Rows of the training and dev side that are too near to a held-out record."""
+    heldout_duplicates: int = 0
+    """Held-out prompts that are too near to another one."""
+    seen_by_champion: int = 0
+    """Held-out prompts that would be scored if the champion had not been trained on them."""
     heldout_ids: list[str] = field(default_factory=list)
     """Scored prompts."""
     heldout_answers: Answers = field(default_factory=Answers)
@@ -111,20 +108,20 @@ class Totals:
 
 
 class Sides:
-    """Writes the three files; rows must come sorted by prompt, from the lowest hash to the highest."""
+    """Writes the three files; prompts must come from the lowest hash to the highest."""
 
-    def __init__(self, folder: Path, split: SplitConfig, least_dev: int, *, pinned: bool, judged: bool) -> None:
+    def __init__(self, folder: Path, overlaps: Overlaps, seen: frozenset[str], *, most_scored: int) -> None:
         """
-        Write into `folder`; fewer than `least_dev` dev rows go to training.
+        Write into `folder`; at most `most_scored` held-out prompts are scored.
 
-        `pinned`: only prompts of held-out drops are held out. `judged`: held-out prompts are scored at all.
+        `seen`: ids of held-out prompts that the champion was trained on.
         """
-        self._split = split
-        self._least_dev = least_dev
-        self._pinned = pinned
-        self._judged = judged
+        self._overlaps = overlaps
+        self._seen = seen
+        self._most_scored = most_scored
         self._totals = Totals()
         self._early_dev: list[SpilledRow] = []
+        self.examples = Examples(overlaps)
         self._train, self._dev, self._heldout = (
             (folder / f"{name}.jsonl").open("w", encoding="utf-8", newline="\n") for name in ("train", "dev", "heldout")
         )
@@ -138,10 +135,24 @@ class Sides:
         for file in (self._train, self._dev, self._heldout):
             file.close()
 
-    def add(self, rows: Iterable[SpilledRow]) -> None:
-        """Take in whole groups of rows with the same prompt."""
-        for _place, group in groupby(rows, key=lambda row: row.place):
-            self._add_prompt(list(group))
+    def add(self, prompt: Prompt) -> None:
+        """Take in the next prompt."""
+        totals = self._totals
+        totals.rows += len(prompt.rows) + len(prompt.removed) + prompt.duplicates + prompt.replaced
+        totals.duplicates += prompt.duplicates
+        totals.replaced += prompt.replaced
+        totals.removed_heldout += len(prompt.removed)
+        if prompt.side == "heldout":
+            self._hold_out(prompt)
+            return
+        self.examples.train(prompt.rows)
+        kept = self._overlaps.kept(prompt.rows)
+        totals.near_duplicates += len(prompt.rows) - len(kept)
+        for row in kept:
+            if prompt.side == "dev":
+                self._add_dev(row)
+            else:
+                self._write_train(row)
 
     def finish(self) -> Totals:
         """Write what was kept back and return what was counted."""
@@ -151,51 +162,30 @@ class Sides:
                 self._write_train(row)
         return self._totals
 
-    def _add_prompt(self, rows: list[SpilledRow]) -> None:
-        self._totals.rows += len(rows)
-        pinned = [row for row in rows if row.pinned]
-        if pinned:
-            self._totals.removed_heldout += len(rows) - len(pinned)
-            self._hold_out(self._current(pinned))
+    def _hold_out(self, prompt: Prompt) -> None:
+        totals, rows = self._totals, prompt.rows
+        number = totals.heldout_prompts
+        self.examples.hold_out(number, rows, prompt.removed)
+        totals.heldout_prompts += 1
+        totals.heldout_rows += len(rows)
+        if self._overlaps.repeats[number] >= 0:
+            totals.heldout_duplicates += 1
+        elif len(totals.heldout_ids) >= self._most_scored:
             return
-        kept = self._current(rows)
-        # 52 bits: exact as a float, and always below 1.
-        u = int(rows[0].place[:13], 16) / 2**52
-        if u < self._split.heldout and not self._pinned:
-            self._hold_out(kept)
-        elif self._split.heldout <= u < self._split.heldout + self._split.dev:
-            for row in kept:
-                self._add_dev(row)
+        elif rows[0].id in self._seen:
+            totals.seen_by_champion += 1
         else:
-            for row in kept:
-                self._write_train(row)
-
-    def _current(self, rows: list[SpilledRow]) -> list[SpilledRow]:
-        """Return the latest drop's rows of one prompt, each answer once; count the others."""
-        latest = rows[0].order
-        kept: dict[str, SpilledRow] = {}
-        for row in rows:
-            if row.output in kept:
-                self._totals.duplicates += 1
-            elif row.order == latest:
-                kept[row.output] = row
-            else:
-                self._totals.replaced += 1
-        return list(kept.values())
-
-    def _hold_out(self, rows: list[SpilledRow]) -> None:
-        self._totals.heldout_rows += len(rows)
-        if not self._judged or len(self._totals.heldout_ids) >= self._split.scored_records:
-            return
-        self._totals.heldout_ids.append(rows[0].id)
-        for row in rows:
-            self._totals.heldout_answers.add(row)
-        _write(self._heldout, rows[0], references=[row.output for row in rows])
+            totals.heldout_ids.append(rows[0].id)
+            for row in rows:
+                totals.heldout_answers.add(row)
+            tags = sorted({tag for row in rows for tag in row.tags})
+            more = {"pinned": rows[0].pinned, "tags": tags}
+            _write(self._heldout, rows[0], {"references": [row.output for row in rows]}, more)
 
     def _add_dev(self, row: SpilledRow) -> None:
         if self._totals.dev_rows == 0:
             self._early_dev.append(row)
-            if len(self._early_dev) < self._least_dev:
+            if len(self._early_dev) < LEAST_DEV_ROWS:
                 return
             for early in self._early_dev:
                 _write(self._dev, early)
@@ -210,13 +200,11 @@ class Sides:
         self._totals.train_answers.add(row)
 
 
-def _write(file: IO[str], row: SpilledRow, **more: Any) -> None:
+def _write(file: IO[str], row: SpilledRow, *more: Mapping[str, Any]) -> None:
+    """Write one row; `more` stands before and after its drop."""
+    before, after = more or ({}, {})
     value = {
-        "id": row.id,
-        "instruction": row.instruction,
-        "input": row.input,
-        "output": row.output,
-        **more,
-        "drop": row.drop,
-    }
+        "id": row.id, "instruction": row.instruction, "input": row.input, "output": row.output,
+        **before, "drop": row.drop, **after,
+    }  # fmt: skip
     file.write(json.dumps(value, ensure_ascii=False) + "\n")

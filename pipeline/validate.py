@@ -21,6 +21,9 @@ from pipeline.artifacts import Frozen
 from pipeline.formats import OTHER_ROWS, printable, shown
 from pipeline.plain_rows import KEYS, PlainRows
 from pipeline.records import (
+    LABELS,
+    LONGEST_TAG,
+    MOST_TAGS,
     FileFinding,
     Finding,
     Limits,
@@ -150,7 +153,7 @@ def row_findings(row: Row) -> list[Finding]:
             name, remedy = OTHER_ROWS[other]
             return [_finding(row, other, "format", f"the row is {name}", remedy)]
     try:
-        found = [_worded(row, error) for error in _schema().iter_errors(value)]
+        found = [_worded_label(row, error) or _worded(row, error) for error in _schema().iter_errors(value)]
     except RecursionError:
         return [_finding(row, None, "nesting", NESTED, FLATTEN)]
     return found + list(_misnamed(row, {finding.field for finding in found}))
@@ -256,6 +259,30 @@ def _worded(row: Row, error: ValidationError) -> Finding:
     return _finding(
         row, field, str(error.validator).lower(), f"breaks the schema at {error.json_path}", f"see {SCHEMA}"
     )
+
+
+def _worded_label(row: Row, error: ValidationError) -> Finding | None:
+    """Say what is wrong with a record's tags or its category; `None` if the error is about neither."""
+    field = error.path[0] if error.path else None
+    if field not in LABELS:
+        return None
+    value: Any = error.instance
+    one = "category" if field == "category" else "a tag"
+    if error.validator == "maxItems":
+        message, remedy = f"tags are {len(value)}, at most {MOST_TAGS} are read", "leave some out"
+    elif error.validator == "maxLength":
+        message = f"{one} has {len(value)} characters, at most {LONGEST_TAG} are read"
+        remedy = "shorten it: it names a slice of the report"
+    elif error.validator == "pattern" and error.validator_value == r"\S":
+        message, remedy = f"{one} is blank", "leave it out"
+    elif error.validator == "pattern":
+        message, remedy = f"{one} holds a control character", "take it out"
+    else:
+        wanted = "a list of texts" if field == "tags" and len(error.path) == 1 else "a text"
+        subject = "tags is" if wanted == "a list of texts" else f"{one} is"
+        found = "null" if value is None else _article(value)
+        message, remedy = f"{subject} {found}, not {wanted}", 'write "tags": ["one", "two"], or "category": "one"'
+    return _finding(row, str(field), str(error.validator).lower(), message, remedy)
 
 
 def _missing(error: ValidationError) -> str:

@@ -18,6 +18,7 @@ from daemon.tables import Attempt, Drop, DropState, Promotion, Run, RunState, Tr
 from pipeline import durable
 from pipeline.artifacts import Adapter, Dataset, Model, NoiseFloor, Report, Scores, Shortfall, Verdict
 from pipeline.contract import RESULT_NAME, SPEC_NAME, StepError, StepResult, StepSpec
+from pipeline.signature_files import signature_name
 from tests.model_folder import write_model
 
 NOW = 1_750_000_000_000
@@ -69,6 +70,8 @@ class ScriptedExecutor:
         folder = root / spec.folder
         artifact: Any
         if spec.step == "prepare":
+            (folder / "signatures").mkdir()
+            (folder / "signatures" / signature_name(spec.drops[0].sha256)).write_text(f"by run {spec.run}")
             artifact = Dataset(
                 folder=spec.folder, train_rows=10, dev_rows=0, heldout_rows=120, heldout_pinned=False,
                 heldout_version=self.version, dataset_sha256="d", duplicates=0, replaced=0, removed_heldout=0,
@@ -199,6 +202,23 @@ def test_a_good_run_goes_through_every_step_and_moves_the_link(
     assert (link / "model.safetensors").read_bytes().endswith(b"weights of run 1")
     assert [row.generation for row in done_promotions(engine)] == [1]
     assert (settings.state_folder / "predictions" / "key" / "1-evaluate-1.jsonl").read_text() == "{}\n"
+    assert [path.name for path in (settings.state_folder / "signatures").iterdir()] == [signature_name("a" * 8)]
+
+
+def test_signatures_that_a_run_had_to_make_again_take_the_place_of_the_old_ones(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher
+) -> None:
+    kept = settings.state_folder / "signatures" / signature_name("a" * 8)
+    for name in ("a", "b"):
+        add_drop(engine, name)
+        ticks(dispatcher)
+    assert kept.read_text() == "by run 2"
+    kept.write_text("damaged")
+    assert kept.stat().st_nlink == 2
+    add_drop(engine, "c")
+    ticks(dispatcher)
+    assert kept.read_text() == "by run 3"
+    assert [path.name for path in kept.parent.iterdir()] == [signature_name("a" * 8)]
 
 
 def begun(engine: Engine, work: Callable[[], object]) -> int:

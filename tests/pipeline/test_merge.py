@@ -19,13 +19,14 @@ from pipeline.artifacts import Adapter, Dataset, Model
 from pipeline.config import EvaluateConfig, RunConfig, TrainConfig
 from pipeline.contract import Attempt
 from pipeline.dataset_files import dataset_hash
-from pipeline.errors import CannotTrain, Interrupted, StepFailed
+from pipeline.errors import CannotTrain, DropforgeError, Interrupted, StepFailed
 from pipeline.manifest import MANIFEST_NAME, model_id, verify_manifest
 from pipeline.merge import merge
 from pipeline.prompt import fold, prompt_ids
 from pipeline.qlora.generation import Decoding, answers, open_model
 from pipeline.qlora.loading import load_tokenizer
 from pipeline.train import train
+from pipeline.trained_ids import trained_ids
 
 
 @pytest.fixture(autouse=True)
@@ -145,12 +146,23 @@ def test_the_folder_has_a_manifest_and_nothing_that_does_not_belong(line: Any, t
     assert sorted(path.name for path in folder.iterdir()) == sorted(
         [
             "chat_template.jinja", "config.json", MANIFEST_NAME, "generation_config.json", "model.safetensors",
-            "tokenizer.json", "tokenizer_config.json",
+            "tokenizer.json", "tokenizer_config.json", "trained-ids.txt",
         ]
     )  # fmt: skip
     assert model.size_bytes == sum(path.stat().st_size for path in folder.iterdir())
     assert {oct(path.stat().st_mode & 0o444) for path in folder.iterdir()} == {"0o444"}
     assert model.model_id != model.base_model_id
+
+
+def test_the_folder_says_what_was_trained_on_beside_its_identity(line: Any, tiny: Any, tiny_llama: Path) -> None:
+    model, folder = line(tiny_llama, tiny.rows(11, seed=5)).merge()
+    assert trained_ids(folder) == {str(number) for number in range(11)}
+    path = folder / "trained-ids.txt"
+    assert path.read_text().splitlines() == sorted(map(str, range(11)))
+    path.write_text("1\n")
+    assert model_id(folder) == model.model_id
+    with pytest.raises(DropforgeError, match=r"trained-ids\.txt has"):
+        verify_manifest(folder)
 
 
 def test_merging_twice_gives_the_same_model(line: Any, tiny: Any, tiny_llama: Path) -> None:

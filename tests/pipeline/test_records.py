@@ -223,6 +223,18 @@ def test_records_carry_their_texts_and_the_names_of_other_keys(tmp_path: Path) -
     assert (found[2].line, found[2].rule) == (3, "schema")
 
 
+def test_labels_become_tags_and_none_of_them_is_an_unknown_key() -> None:
+    value = {"instruction": "a", "output": "b", "tags": ["x", "y"], "category": "news", "id": 1}
+    assert record_of(Row(1, None, value)) == Record(1, "a", "", "b", ("id",), ("x", "y", "category:news"))
+    assert record_of(Row(1, None, {**value, "tags": "x"})) is None
+
+
+def test_a_drop_from_before_labels_had_rules_keeps_its_rows_without_them(tmp_path: Path) -> None:
+    path = tmp_path / "drop.jsonl"
+    path.write_bytes(b'{"instruction": "a", "output": "b", "tags": "x", "category": 3}\n')
+    assert list(read_records(path, Limits())) == [Record(1, "a", "", "b")]
+
+
 @pytest.mark.parametrize(
     ("key", "known"),
     [("instructions", "instruction"), ("Output", "output"), (" response", "output"), ("inputs", "input"),

@@ -18,9 +18,12 @@ GOOD = {"instruction": "a", "input": "", "output": "b"}
 BARE = {"instruction": "a", "output": "b"}
 TEXTS = st.text(max_size=3) | st.sampled_from(["", " ", "\n\t", "\u2003", "\x1c", "\ufeff", "\u200b", "a"])
 VALUES = TEXTS | st.none() | st.integers() | st.booleans() | st.lists(st.integers(), max_size=1)
+LABEL = TEXTS | st.sampled_from(["x" * 64, "x" * 65, "a\n", "\x7f", "a\x1f"])
+TAGS = st.lists(LABEL | st.integers(), max_size=3) | st.sampled_from([["a"] * 20, ["a"] * 21])
 NAMES = st.sampled_from([*KEYS, "Input", "response", "instructions", "id", "Output", "context"])
 ROWS = st.dictionaries(NAMES, VALUES, max_size=5) | st.fixed_dictionaries(
-    {"instruction": TEXTS, "output": TEXTS}, optional={"input": VALUES, "id": VALUES, "Input": VALUES}
+    {"instruction": TEXTS, "output": TEXTS},
+    optional={"input": VALUES, "id": VALUES, "Input": VALUES, "tags": TAGS | VALUES, "category": LABEL | VALUES},
 )
 
 
@@ -63,6 +66,14 @@ def test_the_quick_road_and_the_schema_give_the_same_answer(value: Any) -> None:
         ({"instruction": "a", "output": ["b"]}, "output", "type", "output is a list, not a text", "quotes"),
         ({**BARE, "input": None}, "input", "type", "input is null", "empty string or leave it out"),
         ({"instruction": "a", "output": None}, "output", "type", "output is null", "write the output"),
+        ({**BARE, "tags": "a"}, "tags", "type", 'tags is a text: "a", not a list of texts', '"tags": ["one"'),
+        ({**BARE, "tags": None}, "tags", "type", "tags is null, not a list of texts", '"tags": ["one"'),
+        ({**BARE, "tags": ["a", 7]}, "tags", "type", "a tag is a number: 7, not a text", '"tags": ["one"'),
+        ({**BARE, "tags": [" "]}, "tags", "pattern", "a tag is blank", "leave it out"),
+        ({**BARE, "tags": ["a"] * 21}, "tags", "maxitems", "tags are 21, at most 20", "leave some out"),
+        ({**BARE, "tags": ["a" * 65]}, "tags", "maxlength", "a tag has 65 characters, at most 64", "shorten it"),
+        ({**BARE, "tags": ["a\x1b[1m"]}, "tags", "pattern", "a tag holds a control character", "take it out"),
+        ({**BARE, "category": 3}, "category", "type", "category is a number: 3, not a text", '"category": "one"'),
         ("text", None, "type", 'a record is an object, this is a text: "text"', "instruction"),
         ({"conversations": []}, "conversations", "format", "ShareGPT", "jq -c"),
         ({"messages": [], "output": "b"}, "messages", "format", "OpenAI", "jq -c"),
@@ -115,6 +126,13 @@ def test_other_keys_are_counted_or_refused_as_the_settings_say(tmp_path: Path) -
     refused = check(tmp_path, *rows, options=Options(unknown_keys="reject"))
     assert [(finding.line, finding.field) for finding in refused.findings] == [(1, "id"), (1, "note\\n"), (2, "id")]
     assert (refused.good_rows, refused.warnings) == (1, ())
+
+
+def test_tags_and_category_are_keys_of_a_record(tmp_path: Path) -> None:
+    rows = [{**GOOD, "tags": ["a", "b"], "category": "c"}, {**GOOD, "tags": []}, {**GOOD, "category": "x" * 64}]
+    for options in (Options(), Options(unknown_keys="reject")):
+        found = check(tmp_path, *rows, options=options)
+        assert (found.good_rows, found.warnings, found.findings) == (3, (), ())
 
 
 def test_findings_and_kinds_of_warnings_are_bounded_and_counted_on(tmp_path: Path) -> None:

@@ -1,0 +1,73 @@
+"""A state folder with drops, on which the prepare step runs, and what it made."""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline import durable
+from pipeline.artifacts import Dataset, Drop, ModelRef
+from pipeline.config import GateConfig, RunConfig
+from pipeline.contract import Attempt, StepSpec
+from pipeline.prepare import prepare
+
+Rows = Sequence[Mapping[str, Any]]
+LOOSE = GateConfig(min_records=1, min_records_continuous=1)
+NUMBERS = itertools.count(1)
+
+
+def rows(count: int, *, start: int = 0, answer: str = "yes") -> list[dict[str, str]]:
+    return [{"instruction": f"Question {number}?", "output": answer} for number in range(start, start + count)]
+
+
+class Snapshot:
+    """A state folder with drops; `prepare` runs the step on them."""
+
+    def __init__(self, root: Path, **config: Any) -> None:
+        self.root = root / f"state-{next(NUMBERS)}"
+        (self.root / "drops").mkdir(parents=True)
+        self.drops: list[Drop] = []
+        self.champion = ModelRef(model_id="b", path="/base", generation=0)
+        self.config = RunConfig(
+            **{"track": "default", "base_model": "/base", "base_model_id": "b", "salt": "s", "gate": LOOSE, **config}
+        )
+
+    def drop(self, content: Rows, role: str = "train") -> "Snapshot":
+        data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content).encode()
+        sha256 = hashlib.sha256(data).hexdigest()
+        path = f"drops/{sha256}.jsonl"
+        (self.root / path).write_bytes(data)
+        number = len(self.drops) + 1
+        value = {"id": number, "sha256": sha256, "name": "d.jsonl", "path": path, "role": role, "rows": len(content)}
+        self.drops.append(Drop.model_validate(value))
+        return self
+
+    def attempt(self) -> Attempt:
+        folder = f"runs/1/attempts/prepare-{next(NUMBERS)}"
+        (self.root / folder).mkdir(parents=True)
+        return Attempt(
+            StepSpec(
+                run=1, step="prepare", attempt=1, fence="f", root=str(self.root), folder=folder, checkpoints="c",
+                predictions="p", argv=(), env={}, inputs={}, drops=tuple(self.drops),
+                champion=self.champion, config=self.config,
+            )
+        )  # fmt: skip
+
+    def prepare(self) -> "Prepared":
+        return Prepared(self.root, prepare(self.attempt()))
+
+
+class Prepared:
+    """What the step made, read back."""
+
+    def __init__(self, root: Path, dataset: Dataset) -> None:
+        self.dataset = dataset
+        self.folder = root / dataset.folder
+        self.train, self.dev, self.heldout = (
+            list(durable.read_jsonl(self.folder / f"{name}.jsonl")) for name in ("train", "dev", "heldout")
+        )
+
+    def ids(self, side: str) -> set[str]:
+        return {row["id"] for row in getattr(self, side)}
