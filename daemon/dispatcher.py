@@ -21,7 +21,7 @@ from daemon.disk import Disk, NoRoom
 from daemon.executors import Executor, JobState
 from daemon.executors.local import Spool
 from daemon.footprint import needed_bytes, of_waiting_drops, still_needed
-from daemon.reopening import standing
+from daemon.reopening import standing, take_back
 from daemon.run_settings import compose
 from daemon.sd_notify import showing_life
 from daemon.settings import Settings
@@ -256,8 +256,7 @@ class Dispatcher:
                 self._promote(claim, run, verdict, now)
             except champions.ChampionMoved:
                 log.info("champion_moved", run=claim.run_id)
-                for step in ("evaluate", "decide"):
-                    publishing.unpublish(self._root, claim.run_id, step)
+                take_back(self._root, claim.run_id, "evaluate")
                 return True
             except DropforgeError as error:
                 self._after_failure(claim, error.message, error.hint, now, retryable=False)
@@ -306,7 +305,8 @@ class Dispatcher:
             env={**_STEP_ENVIRONMENT, "DROPFORGE_DEVICE": self._settings.device},
             drops=tuple(Drop.model_validate(drop) for drop in run.snapshot or ()),
             config=RunConfig.model_validate(run.config),
-            needs_gpu=BY_NAME[attempt.step].needs_gpu, grace_seconds=self._settings.grace_seconds,
+            needs_gpu=BY_NAME[attempt.step].needs_gpu, network=BY_NAME[attempt.step].network,
+            grace_seconds=self._settings.grace_seconds,
         )  # fmt: skip
         self._executor.submit(spec)
 

@@ -80,8 +80,10 @@ def _basis(step: str, config: RunConfig, drops: list[object]) -> tuple[object, .
             return (evaluate.repetition_penalty,)
         case "evaluate":
             return (evaluate.repetition_penalty, evaluate.batch_size)
+        case "judge":
+            return (config.judge,)
         case _:
-            return (gate,)
+            return (gate, config.judge)
 
 
 def _same_measure(state_folder: Path, run_id: int, evaluate: EvaluateConfig) -> bool:
