@@ -128,7 +128,7 @@ def _pair(line: Mapping[str, Any]) -> _Pair:
     return _Pair(
         id=line["id"],
         request=fold(line["instruction"], line["input"]),
-        reference=line["references"][0],
+        reference=next(iter(line["references"]), ""),
         candidate=line["candidate"]["text"].strip(),
         champion=line["champion"]["text"].strip(),
     )

@@ -44,6 +44,8 @@ class Patience:
     """Doubled at each further try."""
     longest_wait: float = 60.0
     """Also of what the server asks for with Retry-After."""
+    in_all: int = 200
+    """Failed tries of all questions together after which no further one is asked: a queue waits behind this step."""
 
     def wait(self, failures: int, asked_for: float) -> float:
         """Return the seconds before the next try, after `failures` of them; `asked_for` is the server's own wish."""
@@ -94,6 +96,7 @@ class Endpoint:
         self._model = config.model
         self._key = key
         self._seconds = config.timeout_seconds
+        self._failures = 0
         try:
             self._client = httpx2.AsyncClient(
                 headers={"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})},
@@ -124,10 +127,14 @@ class Endpoint:
         body = json.dumps({"model": self._model, "messages": messages, "stream": False, **SAMPLING}).encode()
         failed = ""
         for failures in range(1, PATIENCE.tries + 1):
+            if self._failures >= PATIENCE.in_all:
+                message = f"{PATIENCE.in_all} tries failed in all"
+                raise NoAnswerError(message)
             reply = await self._try(body)
             if isinstance(reply, str):
                 return reply.replace(self._key, "(key)") if self._key else reply
             failed = reply.words
+            self._failures += 1
             if failures < PATIENCE.tries:
                 await _pause(PATIENCE.wait(failures, reply.wait))
         message = f"{failed}, {PATIENCE.tries} times"

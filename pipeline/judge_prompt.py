@@ -83,7 +83,7 @@ def read_choice(reply: str) -> Choice | None:
 def _winner(text: str) -> Choice | None:
     try:
         value = json.loads(text, object_pairs_hook=_without_duplicates)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     winner = value.get("winner")
     return _CHOICES.get(winner.strip().lower()) if isinstance(winner, str) else None

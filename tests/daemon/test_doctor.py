@@ -167,6 +167,7 @@ def judged(settings: Settings, url: str) -> Settings:
 
 def test_a_judge_that_listens_is_seen_and_not_asked(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JUDGE_KEY", "sk-hush")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")  # which is for other hosts
     with socket.create_server(("127.0.0.1", 0)) as server:
         found = lines(judged(settings, f"http://127.0.0.1:{server.getsockname()[1]}/v1"))["judge"]
         connection, _ = server.accept()

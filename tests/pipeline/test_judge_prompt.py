@@ -55,6 +55,7 @@ def test_an_answer_that_knows_the_fences_of_one_question_changes_them() -> None:
         ("The answer that is better is A.", None),
         ("A or B", None),
         ("{" * 5000, None),
+        ('{"winner": ' + "[" * 100_000 + "}", None),
         ("", None),
     ],
 )
