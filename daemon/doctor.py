@@ -4,6 +4,7 @@ import importlib.util
 import os
 import re
 import shutil
+import socket
 import sqlite3
 import tempfile
 import time
@@ -13,6 +14,8 @@ from datetime import datetime
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from daemon.backup import named_files
 from daemon.database import newest_revision, open_engine
@@ -33,6 +36,8 @@ _LEAST_FREE = 2 * _GIB
 _BASES_A_RUN = 3
 _LEAST_WATCHES = 1024
 _BUILT = 1_750_000_000  # a clock before this (June 2025) has lost its battery
+_JUDGE_SECONDS = 3.0
+_NO_JUDGE = "without it runs are decided without a judge"
 _SYNCHRONOUS = {0: "OFF", 1: "NORMAL", 2: "FULL", 3: "EXTRA"}
 _INOTIFY = Path("/proc/sys/fs/inotify")
 
@@ -50,7 +55,7 @@ def examine(settings: Settings) -> list[Finding]:
     """Look at everything; a look that fails is itself a finding."""
     findings: list[Finding] = []
     looks: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
-        _sqlite, _database, _file_systems, _space, _inbox, _inotify, _bases, _training, _daemon, _clock,
+        _sqlite, _database, _file_systems, _space, _inbox, _inotify, _bases, _training, _judge, _daemon, _clock,
     )  # fmt: skip
     for look in looks:
         name = look.__name__.strip("_").replace("_", " ")
@@ -229,6 +234,27 @@ def _installed(name: str) -> bool:
     except PackageNotFoundError:
         return False
     return importlib.util.find_spec(name.replace("-", "_")) is not None
+
+
+def _judge(settings: Settings) -> Iterator[Finding]:
+    """Look whether the judges' keys are set and their hosts listen; nothing is asked, and no key is sent."""
+    judges = {settings.track(name).judge for name in settings.track_names}
+    for judge in sorted((one for one in judges if one.url), key=lambda one: one.url):
+        name, parts = "judge", urlsplit(judge.url)
+        if judge.api_key_env and not os.environ.get(judge.api_key_env):
+            remedy = f"set it where the daemon runs: systemctl edit dropforge, [Service] EnvironmentFile=; {_NO_JUDGE}"
+            yield Finding(name=name, level="warn", text=f"{judge.api_key_env} is not set in this shell", remedy=remedy)
+        if not judge.on_this_machine and getproxies().get(parts.scheme):
+            yield Finding(name=name, level="ok", text=f"{judge.url}: behind a proxy, not tried")
+            continue
+        try:
+            port = parts.port or (443 if parts.scheme == "https" else 80)
+            socket.create_connection((parts.hostname, port), timeout=_JUDGE_SECONDS).close()
+        except OSError as error:
+            remedy = f"start it, or mend judge.url; {_NO_JUDGE}"
+            yield Finding(name=name, level="warn", text=f"{judge.url} does not listen: {error}", remedy=remedy)
+        else:
+            yield Finding(name=name, level="ok", text=f"{judge.url} listens; it is asked for {judge.model}")
 
 
 def _daemon(settings: Settings) -> Iterator[Finding]:

@@ -78,9 +78,10 @@ def clear_attempt(state_folder: Path, attempt: Attempt) -> None:
     """
     Delete what an attempt wrote that ended without a result to publish: the next one needs the room.
 
-    Predictions stay, the next attempt goes on from them. Safe to repeat; a collection gets what a crash leaves.
+    Predictions and a judge's replies stay, the next attempt goes on from them. Safe to repeat; a collection gets what a
+    crash leaves.
     """
-    if attempt.step == "evaluate":
+    if attempt.step in {"evaluate", "judge"}:
         return
     for path in leftovers(state_folder / attempt_folder(attempt.run_id, attempt.step, attempt.number)):
         if path.is_dir():

@@ -347,7 +347,8 @@ def _worded(
     variable = ENV_PREFIX + "__".join(place).upper()
     source = variable if variable in environment else file
     problem = first["msg"].removeprefix("Value error, ")
-    shown = json.dumps(first["input"], default=str)[:80]
+    # A key or a password that stands where only its variable's name should is not repeated.
+    shown = "what is not shown here" if "judge" in place else json.dumps(first["input"], default=str)[:80]
     return SettingsError(
         f"{source}: {'.'.join(place)}: {problem}", f"found {shown}; the commented sample is systemd/dropforge.toml"
     )

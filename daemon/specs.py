@@ -41,7 +41,8 @@ def spec_of(engine: Engine, settings: Settings, run: Run, attempt: Attempt, inpu
         "env": {**_STEP_ENVIRONMENT, "DROPFORGE_DEVICE": settings.device},
         "drops": tuple(Drop.model_validate(drop) for drop in run.snapshot or ()),
         "config": RunConfig.model_validate(run.config),
-        "needs_gpu": BY_NAME[attempt.step].needs_gpu, "grace_seconds": settings.grace_seconds,
+        "needs_gpu": BY_NAME[attempt.step].needs_gpu, "network": BY_NAME[attempt.step].network,
+        "grace_seconds": settings.grace_seconds,
         **of_track,
     })  # fmt: skip
 

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -29,6 +29,11 @@ ALLOWED_ENVIRONMENT = (
     "PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_*", "TZ", "TMPDIR", "XDG_*", "LD_*", "PYTHON*", "VIRTUAL_ENV",
     "CUDA*", "NVIDIA*", "HIP*", "ROCR*", "HF_HOME", "HF_HUB_CACHE", "TORCH*", "PYTORCH*", "TRITON*", "OMP_*", "MKL_*",
     "OPENBLAS*", "BNB_*",
+)  # fmt: skip
+#: What a step that speaks to a network sees beside this and its key.
+NETWORK_ENVIRONMENT = (
+    "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy",
+    "SSL_CERT_FILE", "SSL_CERT_DIR",
 )  # fmt: skip
 _POLL_SECONDS = 0.2
 _KILL_SECONDS = 10.0
@@ -169,7 +174,7 @@ class Worker:
                 return
 
     def _start(self, spec: StepSpec, place: Path, lifeline: int) -> subprocess.Popen[bytes]:
-        environment = {**_allowed(os.environ), **spec.env, LIFELINE: str(lifeline)}
+        environment = {**_allowed(os.environ, _patterns(spec)), **spec.env, LIFELINE: str(lifeline)}
         with (place / LOG_NAME).open("ab") as output:
             return subprocess.Popen(  # noqa: S603 - an argument list from the dispatcher, never a shell
                 spec.argv, cwd=place, env=environment, stdin=subprocess.DEVNULL, stdout=output,
@@ -257,11 +262,19 @@ def serve(state_folder: Path, *, with_lifeline: bool) -> int:
     return worker.exit_code
 
 
-def _allowed(environment: Mapping[str, str]) -> dict[str, str]:
+def _patterns(spec: StepSpec) -> tuple[str, ...]:
+    """Return the names that the step may see; the key's is in the spec, its value in the environment alone."""
+    if not spec.network:
+        return ALLOWED_ENVIRONMENT
+    key = spec.config.judge.api_key_env
+    return (*ALLOWED_ENVIRONMENT, *NETWORK_ENVIRONMENT, *((key,) if key else ()))
+
+
+def _allowed(environment: Mapping[str, str], patterns: Sequence[str]) -> dict[str, str]:
     return {
         name: value
         for name, value in environment.items()
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in ALLOWED_ENVIRONMENT)
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
     }
 
 

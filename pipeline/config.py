@@ -1,8 +1,11 @@
 """Settings of the steps, snapshotted into the run when it is claimed; each field says what it counts."""
 
+import ipaddress
+import re
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.artifacts import Frozen, NoiseFloor
 
@@ -145,6 +148,49 @@ class JudgeConfig(Frozen):
     """Most held-out records that are judged, those with the lowest hash."""
     timeout_seconds: float = Field(default=60.0, gt=0)
     """Longest wait for one answer."""
+
+    @field_validator("url")
+    @classmethod
+    def _is_an_address(cls, value: str) -> str:
+        try:
+            parts = urlsplit(value)
+            usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            usable = False
+        if not value or (usable and not re.search(r"[@?#\s\x00-\x1f]", value) and not value.endswith("/completions")):
+            return value
+        msg = (
+            "must be the http:// or https:// address of an OpenAI-compatible endpoint up to its version, without "
+            "name, password, query and /chat/completions, such as http://127.0.0.1:8000/v1"
+        )
+        raise ValueError(msg)
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _is_a_variable(cls, value: str) -> str:
+        if value and (not re.fullmatch(r"[A-Za-z_]\w*", value, re.ASCII) or value.upper().startswith("DROPFORGE_")):
+            msg = (
+                "must be the name of an environment variable that holds the key, not the key itself, such as "
+                "JUDGE_API_KEY; names with DROPFORGE_ are for settings"
+            )
+            raise ValueError(msg)
+        return value
+
+    @model_validator(mode="after")
+    def _names_a_model(self) -> "JudgeConfig":
+        if self.url and not self.model:
+            msg = "judge.url is set and judge.model is not: name the model that the endpoint is to ask"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def on_this_machine(self) -> bool:
+        """Whether the endpoint listens on a loopback address."""
+        host = urlsplit(self.url).hostname or ""
+        try:
+            return ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return host == "localhost"
 
 
 class RunConfig(Frozen):

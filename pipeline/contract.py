@@ -56,6 +56,8 @@ class StepSpec(Frozen):
     """Of those, how many on each version of the held-out set."""
     config: RunConfig
     needs_gpu: bool = False
+    network: bool = False
+    """Whether the step may speak to a network: it alone gets the environment's proxies and the judge's key."""
     grace_seconds: float = 30.0
     """Time from SIGTERM to SIGKILL."""
 
@@ -176,5 +178,10 @@ class Step:
     load: Callable[[], Callable[[Attempt], Artifact]]
     """Imports the step's module and returns its function: so that the daemon can read STEPS without the stack."""
     needs_gpu: bool = False
+    network: bool = False
+    """
+    Whether it speaks to a network, which no other step may. It runs on the control plane's side: an executor for a
+    cluster leaves it to the local one, as keys and proxies are in the local worker's environment and nowhere else.
+    """
     wanted: Callable[[RunConfig], bool] = lambda _config: True
     """Whether a run with these settings does this step at all."""

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from daemon.overview import Overview, RunDetail
     from pipeline.contract import Progress
 
+#: The demo sets no judge.
+_STEPS = tuple(step for step in STEPS if not step.network)
 _FINAL = ("succeeded", "failed", "cancelled", "quarantined")
 _PARTS = 4
 """Lines for a step that counts, where there is no terminal."""
@@ -56,7 +58,7 @@ def _lines() -> "Iterator[Callable[[RunDetail], None]]":
 
     def show(run: "RunDetail") -> None:
         say(run.state, f"run {run.id} is {run.state}" + (f": {run.error}" if run.error else ""))
-        for step in STEPS:
+        for step in _STEPS:
             seconds = _seconds(run, step.name)
             if seconds is not None:
                 say((step.name, "done"), f"{step.name} took {duration(seconds)}")
@@ -80,7 +82,7 @@ def _bars() -> "Iterator[Callable[[RunDetail], None]]":
         TextColumn("{task.fields[words]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
     )
     with Progress(*columns, console=make_console(), refresh_per_second=4) as bars:
-        tasks = {step.name: bars.add_task(step.name, total=1, words="") for step in STEPS}
+        tasks = {step.name: bars.add_task(step.name, total=1, words="") for step in _STEPS}
 
         def show(run: "RunDetail") -> None:
             for name, task in tasks.items():

@@ -16,12 +16,24 @@ from daemon.executors.local import LocalExecutor
 from daemon.settings import Settings
 from daemon.tables import Attempt, Drop, DropState, Promotion, Run, RunState, Track
 from pipeline import durable
-from pipeline.artifacts import Adapter, Dataset, Model, NoiseFloor, Report, Scores, Shortfall, Verdict
+from pipeline.artifacts import (
+    Adapter,
+    Dataset,
+    Judgement,
+    Model,
+    NoiseFloor,
+    Report,
+    Scores,
+    Shortfall,
+    Verdict,
+)
+from pipeline.config import JudgeConfig
 from pipeline.contract import RESULT_NAME, SPEC_NAME, StepError, StepResult, StepSpec
 from pipeline.signature_files import signature_name
 from tests.model_folder import write_model
 
 NOW = 1_750_000_000_000
+JUDGE = JudgeConfig(url="http://127.0.0.1:1/v1", model="m", api_key_env="JUDGE_KEY")
 SCORES = Scores(model_id="m", metrics={"exact_match": 50.0}, nll=1.0, generated=1, cached=0, seconds=1.0)
 
 
@@ -96,6 +108,11 @@ class ScriptedExecutor:
                 folder=spec.folder, metric="exact_match", heldout_version="v", records=120, candidate=SCORES,
                 champion=SCORES, champion_generation=spec.champion.generation, prediction_keys={"m": "key"},
                 batch_size=self.batch_size, noise=self.noise,
+            )  # fmt: skip
+        elif spec.step == "judge":
+            artifact = Judgement(
+                folder=spec.folder, model="m", prompt_sha256="p", records=1, wins=1, losses=0, ties=0, inconsistent=0,
+                failed=0,
             )  # fmt: skip
         else:
             model = durable.read_json(root / spec.inputs["merge"]) if "merge" in spec.inputs else {"model_id": None}
@@ -553,9 +570,12 @@ def test_a_crash_between_the_attempts_row_and_its_spec_orders_the_same_attempt(
     assert numbers == [1]
 
 
+@pytest.mark.parametrize("judge", [(), ("judge",)], ids=["alone", "judged"])
 def test_a_champion_that_moved_meanwhile_makes_the_comparison_again(
-    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
+    engine: Engine, settings: Settings, executor: ScriptedExecutor, judge: tuple[str, ...]
 ) -> None:
+    settings = settings.model_copy(update={"judge": JUDGE if judge else JudgeConfig()})
+    dispatcher = new_dispatcher(engine, settings, executor)
     other = write_model(settings.state_folder / "models" / "other", b"somebody else's")
 
     def moved_meanwhile(spec: StepSpec) -> StepResult:
@@ -571,7 +591,8 @@ def test_a_champion_that_moved_meanwhile_makes_the_comparison_again(
     executor.script["decide"] = [moved_meanwhile]
     add_drop(engine, "a")
     ticks(dispatcher, 20)
-    assert executor.steps == ["prepare", "train", "merge", "evaluate", "decide", "evaluate", "decide"]
+    comparison = ["evaluate", *judge, "decide"]
+    assert executor.steps == ["prepare", "train", "merge", *comparison, *comparison]
     assert executor.submitted[-1].champion.generation == 1
     assert [row.generation for row in done_promotions(engine)] == [1, 2]
 
@@ -706,6 +727,56 @@ def test_a_retried_run_with_the_same_settings_goes_on_where_it_stopped(
     ticks(new_dispatcher(engine, smaller, executor), now=NOW + 200)
     assert executor.steps == ["prepare", "train", "merge", "evaluate", "evaluate", "decide"]
     assert executor.submitted[4].config.evaluate.batch_size == 2
+
+
+def test_the_judge_alone_may_use_the_network_and_its_judgement_reaches_the_decision(
+    engine: Engine, settings: Settings, executor: ScriptedExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUDGE_KEY", "sk-hush")
+    dispatcher = new_dispatcher(engine, settings.model_copy(update={"judge": JUDGE}), executor)
+    add_drop(engine, "a")
+    ticks(dispatcher)
+    assert executor.steps == ["prepare", "train", "merge", "evaluate", "judge", "decide"]
+    assert [spec.step for spec in executor.submitted if spec.network] == ["judge"]
+    assert executor.submitted[-1].inputs["judge"] == "runs/1/judge.json"
+    kept = [path for path in settings.state_folder.rglob("*") if path.is_file()]
+    assert [path for path in kept if b"sk-hush" in path.read_bytes()] == []
+
+
+@pytest.mark.parametrize(
+    ("other", "again"), [(JUDGE.model_copy(update={"model": "n"}), ["judge", "decide"]), (JudgeConfig(), ["decide"])]
+)
+def test_a_retried_run_with_another_judge_or_none_does_not_keep_the_old_judgement(
+    engine: Engine, settings: Settings, executor: ScriptedExecutor, other: JudgeConfig, again: list[str]
+) -> None:
+    executor.script["decide"] = [ended("failed", 65)]
+    add_drop(engine, "a")
+    ticks(new_dispatcher(engine, settings.model_copy(update={"judge": JUDGE}), executor))
+    queue.retry(engine, 1, NOW + 100)
+    ticks(new_dispatcher(engine, settings.model_copy(update={"judge": other}), executor), now=NOW + 200)
+    assert executor.steps == ["prepare", "train", "merge", "evaluate", "judge", "decide", *again]
+    assert ("judge" in executor.submitted[-1].inputs) == ("judge" in again)
+
+
+def test_an_interrupted_judge_keeps_its_replies_for_the_next_attempt(
+    engine: Engine, settings: Settings, executor: ScriptedExecutor
+) -> None:
+    def cut_off(spec: StepSpec) -> StepResult:
+        folder = Path(spec.root) / spec.folder / "predictions"
+        folder.mkdir()
+        (folder / "judge.replies.jsonl").write_text("{}")
+        return ended("interrupted", 75)(spec)
+
+    def go_on(spec: StepSpec) -> StepResult:
+        first = (Path(spec.root) / spec.folder).with_name("judge-1")
+        assert (first / "predictions/judge.replies.jsonl").exists()
+        return executor.good(spec)
+
+    executor.script["judge"] = [cut_off, go_on]
+    add_drop(engine, "a")
+    ticks(new_dispatcher(engine, settings.model_copy(update={"judge": JUDGE}), executor), 20)
+    assert run_row(engine).outcome == "promoted"
+    assert executor.steps[-3:] == ["judge", "judge", "decide"]
 
 
 def test_a_retried_run_whose_drops_were_withdrawn_begins_with_its_data(

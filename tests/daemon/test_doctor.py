@@ -1,6 +1,7 @@
 import importlib.util
 import json
 import shutil
+import socket
 import sqlite3
 import struct
 import subprocess
@@ -18,6 +19,7 @@ from daemon.processes import FileLock
 from daemon.settings import Settings, load
 from daemon.state_folder import DATABASE_NAME, LOCK_NAME, RESTORING
 from daemon.watcher import make_inbox
+from pipeline.config import JudgeConfig
 
 
 @pytest.fixture
@@ -157,6 +159,43 @@ def test_each_trouble_is_seen_and_has_its_remedy(
     make(settings, monkeypatch)
     found = lines(settings)[name]
     assert (found.level, remedy in found.remedy) == (level, True), found
+
+
+def judged(settings: Settings, url: str) -> Settings:
+    return settings.model_copy(update={"judge": JudgeConfig(url=url, model="m", api_key_env="JUDGE_KEY")})
+
+
+def test_a_judge_that_listens_is_seen_and_not_asked(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", "sk-hush")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")  # which is for other hosts
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        found = lines(judged(settings, f"http://127.0.0.1:{server.getsockname()[1]}/v1"))["judge"]
+        connection, _ = server.accept()
+        assert connection.recv(1) == b"", "no key, no question"
+        connection.close()
+    assert (found.level, found.text.endswith("listens; it is asked for m")) == ("ok", True)
+
+
+def test_a_judge_that_does_not_listen_or_lacks_its_key_is_a_warning(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("JUDGE_KEY", raising=False)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    found = [one for one in examine(judged(settings, url)) if one.name == "judge"]
+    assert [(one.level, one.text.partition(":")[0]) for one in found] == [
+        ("warn", "JUDGE_KEY is not set in this shell"), ("warn", "http"),
+    ]  # fmt: skip
+    assert all("runs are decided without a judge" in one.remedy for one in found)
+    assert "does not listen" in found[1].text
+
+
+def test_a_judge_behind_a_proxy_is_not_tried(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", "sk-hush")
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
+    found = lines(judged(settings, "https://judge.invalid/v1"))["judge"]
+    assert (found.level, found.text) == ("ok", "https://judge.invalid/v1: behind a proxy, not tried")
 
 
 def test_a_running_daemon_is_seen(settings: Settings) -> None:

@@ -261,3 +261,39 @@ def test_every_setting_says_what_it_is() -> None:
     silent = [name for name, (_, docstring) in leaves(Settings()).items() if not docstring]
     assert silent == []
     assert set(TrackSettings.model_fields) < set(Settings.model_fields)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "127.0.0.1:8000/v1", "ftp://host/v1", "http://", "https:///v1", "http://user:sk-secret@host/v1",
+        "https://host/v1?key=sk-secret", "http://host:port/v1", "http://host:0/v1", "http://[::1/v1", "http://a b/v1",
+        "https://host/v1#x", "https://host/v1/chat/completions", "file:///etc/passwd", "http://host/v1\\n",
+    ],
+)  # fmt: skip
+def test_a_judge_at_no_usable_address_is_refused_without_repeating_it(file: Path, url: str) -> None:
+    error = refused(file, f'[judge]\nurl = "{url}"\nmodel = "m"')
+    assert error.message.startswith(f"{file}: judge.url: must be the http:// or https:// address")
+    assert "sk-secret" not in error.message + error.hint
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:8000/v1", "https://host/v1/", "http://[::1]:1/v1", "http://host"])
+def test_a_judge_has_an_address_and_a_model(file: Path, url: str) -> None:
+    file.write_text(f'[judge]\nurl = "{url}"\nmodel = "m"\napi_key_env = "JUDGE_KEY"', encoding="utf-8")
+    judge = load(file, {}).judge
+    assert (judge.url, judge.on_this_machine) == (url, "host" not in url)
+    assert "judge.model is not" in refused(file, f'[judge]\nurl = "{url}"').message
+
+
+@pytest.mark.parametrize("name", ["sk-abc.secret", "two words", "1KEY", "DROPFORGE_KEY", "KEY\\n", "KEY=x"])
+def test_a_key_that_stands_where_its_variables_name_should_is_refused_and_not_repeated(file: Path, name: str) -> None:
+    error = refused(file, f'[judge]\napi_key_env = "{name}"')
+    assert "not the key itself" in error.message
+    assert name not in error.message + error.hint
+
+
+def test_a_track_may_do_without_the_judge_of_the_others(file: Path) -> None:
+    file.write_text('[judge]\nurl = "http://h/v1"\nmodel = "m"\n[tracks.a.judge]\nurl = ""', encoding="utf-8")
+    settings = load(file, {})
+    assert (settings.track("default").judge.url, settings.track("a").judge.url) == ("http://h/v1", "")
+    assert "tracks.a.judge.url" in refused(file, '[tracks.a.judge]\nurl = "x"\nmodel = "m"').message

@@ -1,6 +1,7 @@
 """The worker, with real processes: small scripts stand where `python -m pipeline` stands in a real spec."""
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from daemon.processes import FileLock, Identity, identify, is_alive, lock_holder
 from daemon.worker import Worker
 from pipeline import durable
 from pipeline.artifacts import ModelRef
-from pipeline.config import RunConfig
+from pipeline.config import JudgeConfig, RunConfig
 from pipeline.contract import RESULT_NAME, StepResult, StepSpec
 
 PRELUDE = """
@@ -112,6 +113,37 @@ def test_a_step_sees_no_secret_of_the_workers_environment(tmp_path: Path, monkey
     worker.stop.set()
     thread.join()
     assert (tmp_path / spec.folder / "said").read_text() == "none"
+
+
+def test_a_step_with_network_sees_its_key_and_the_proxies_and_no_other_step_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUDGE_KEY", "hush")
+    monkeypatch.setenv("OTHER_KEY", "hush too")
+    monkeypatch.setenv("HTTPS_PROXY", "http://name:word@proxy")
+    told = PRELUDE + "say(json.dumps(dict(os.environ))); result('ok', 0)"
+    executor = LocalExecutor(tmp_path)
+    seen = {}
+    for run, network in ((1, True), (2, False)):
+        spec = spec_of(tmp_path, told, run=run)
+        config = spec.config.model_copy(
+            update={"judge": JudgeConfig(url="https://judge/v1", model="m", api_key_env="JUDGE_KEY")}
+        )
+        spec = spec.model_copy(update={"network": network, "config": config})
+        executor.submit(spec)
+        worker = Worker(tmp_path)
+        thread = threading.Thread(target=worker.serve)
+        thread.start()
+        wait_for((tmp_path / spec.folder / RESULT_NAME).exists)
+        worker.stop.set()
+        thread.join()
+        folder = tmp_path / spec.folder
+        seen[network] = json.loads((folder / "said").read_text())
+        assert "hush" not in (folder / "spec.json").read_text()
+    assert seen[True]["JUDGE_KEY"] == "hush"
+    assert seen[True]["HTTPS_PROXY"] == "http://name:word@proxy"
+    assert "OTHER_KEY" not in seen[True]
+    assert {"JUDGE_KEY", "OTHER_KEY", "HTTPS_PROXY"} & set(seen[False]) == set()
 
 
 @pytest.mark.usefixtures("worker")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline import durable
 from pipeline.artifacts import Dataset, Drop, ModelRef
-from pipeline.config import GateConfig, RunConfig
+from pipeline.config import GateConfig, JudgeConfig, RunConfig
 from pipeline.contract import PROGRESS_NAME, RESULT_NAME, SPEC_NAME, StepResult, StepSpec
 from pipeline.steps import STEPS, next_step
 
@@ -90,6 +90,20 @@ def test_the_steps_read_only_what_earlier_ones_wrote() -> None:
     for step in STEPS:
         assert set(step.reads) <= written, step.name
         written.add(step.writes)
+
+
+def test_the_judge_is_asked_between_evaluate_and_decide_where_one_is_set() -> None:
+    config = RunConfig(track="default", base_model="/b", base_model_id="b", salt="s")
+    asked = config.model_copy(update={"judge": JudgeConfig(url="http://127.0.0.1:1/v1", model="m")})
+    done = ["prepare", "train", "merge", "evaluate"]
+    for told, name in ((config, "decide"), (asked, "judge")):
+        step = next_step(done, None, told)
+        assert step is not None
+        assert step.name == name
+    after = next_step([*done, "judge"], None, asked)
+    assert after is not None
+    assert after.name == "decide"
+    assert [step.name for step in STEPS if step.network] == ["judge"]
 
 
 def test_too_little_data_skips_from_prepare_to_decide() -> None:
