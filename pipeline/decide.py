@@ -15,7 +15,7 @@ from pipeline.contract import Attempt
 from pipeline.errors import StepFailed
 from pipeline.guards import Guards
 from pipeline.metrics import METRICS
-from pipeline.power import POWER, Hurdles, Test, records_needed, smallest_detectable_gain
+from pipeline.power import POWER, GainTest, Hurdles, records_needed, smallest_detectable_gain
 from pipeline.slices import POINTS, Known, Slice, find_slices, measure_slices
 from pipeline.statistics import Floats
 from pipeline.verdict_words import GUARD_REASONS, Circumstances, records, sentence
@@ -253,7 +253,7 @@ def _outcome(reasons: Sequence[str], checked: Guards, *, wins: bool) -> Outcome:
 def _power(found: Weighed, rules: Rules, least: int) -> tuple[float | None, int | None]:
     """Return the smallest gain that this decision would let pass, in points, and the records that are missing."""
     differences = found.part.differences()
-    test = Test(METRICS[found.part.metric].continuous, rules.gate.alpha, rules.gate.min_gain / POINTS)
+    test = GainTest(METRICS[found.part.metric].continuous, rules.gate.alpha, rules.gate.min_gain / POINTS)
     if not differences.size:
         return None, None
     hurdles = Hurdles(differences, guards.watched(found.part, found.slices, rules.guards), found.seed)

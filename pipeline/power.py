@@ -65,7 +65,7 @@ def t_power(records: int, gain: float, spread: float, alpha: float, min_gain: fl
 
 
 @dataclass(frozen=True)
-class Test:
+class GainTest:
     """The gate's test of the primary metric, as far as its power depends on it."""
 
     continuous: bool
@@ -150,7 +150,7 @@ class Detectable:
 
 
 def smallest_detectable_gain(
-    differences: Sequence[float] | Floats, test: Test, hurdles: Hurdles | None = None, power: float = POWER
+    differences: Sequence[float] | Floats, test: GainTest, hurdles: Hurdles | None = None, power: float = POWER
 ) -> Detectable | None:
     """
     Return the smallest true gain that as many records with this much noise would promote with the given power.
@@ -180,7 +180,7 @@ def smallest_detectable_gain(
     return Detectable(high, test.chance(values.size, high, noise))
 
 
-def records_needed(differences: Sequence[float] | Floats, test: Test, power: float = POWER) -> int | None:
+def records_needed(differences: Sequence[float] | Floats, test: GainTest, power: float = POWER) -> int | None:
     """
     Return how many records in all would show the observed gain, if it is the true one, with the given power.
 
