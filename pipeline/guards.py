@@ -77,7 +77,7 @@ def watched(comparison: Comparison, slices: Sequence[Slice], config: GuardConfig
     Return what the guards would ask of a good candidate with the noise of these records, for the whole power.
 
     Good is: the same gain on every slice and against every former champion, other metrics moved as this report's
-    differences move with the primary one's (least squares), nothing else changed.
+    differences move with the primary one's (least squares) but none down, nothing else changed.
     """
     gains = comparison.differences()
     centred = gains - gains.mean() if gains.size else gains
@@ -89,7 +89,7 @@ def watched(comparison: Comparison, slices: Sequence[Slice], config: GuardConfig
             continue
         slope = {"metric": 0.0, "general": 0.0}.get(subject.guard, 1.0)
         if subject.guard == "metric" and total > 0:
-            slope = float(own @ centred) / total
+            slope = max(0.0, float(own @ centred) / total)
         errors = (own - own.mean()) / own.size
         parts: Floats | float = float(np.sqrt((errors**2).sum()))
         if subject.places is not None:
