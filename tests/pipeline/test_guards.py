@@ -1,5 +1,6 @@
 """Each guard lets a good candidate pass, fails the one that it is there for, and is quiet where it was told to be."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from scipy import stats
 from pipeline.artifacts import GuardResult, Judgement, Verdict
 from pipeline.comparison import Comparison, Former, Suite, compare
 from pipeline.config import GuardConfig
-from pipeline.decide import Rules, judge
+from pipeline.decide import Rules, judge, weigh
 from pipeline.errors import StepFailed
 from pipeline.slices import LEAST_TESTED, Known
 from pipeline.verdict_words import GUARD_REASONS, REASONS
@@ -42,8 +43,6 @@ def row_of(verdict: Verdict, guard: str, label: str = "") -> GuardResult:
 
 
 def of_good(**more: Any) -> Comparison:
-    from dataclasses import replace  # noqa: PLC0415
-
     return replace(compare("exact_match", good()), **more)
 
 
@@ -55,8 +54,6 @@ def test_a_good_candidate_passes_every_guard_and_each_is_a_row_with_its_numbers(
         size_bytes=(2_000_000, 2_000_000),
         judgement=judgement(40, 20),
     )
-    for line, pair in zip(good(), range(200), strict=True):
-        assert line["id"] == f"{pair:06x}"
     verdict = verdict_on(found, floors={"exact_match": 10})
     assert (verdict.outcome, verdict.reasons) == ("promoted", ())
     guards = {row.guard: row.state for row in verdict.guards}
@@ -99,20 +96,20 @@ def test_another_metric_fails_on_harm_that_is_shown_or_beyond_its_margin(
 
 
 def test_the_tests_of_one_kind_share_their_level() -> None:
-    alone = another_metric(0.015, 0.11)
+    alone = another_metric(0.015, 0.115)
     raw = stats.ttest_1samp(
         [line["candidate"]["scores"]["rougeL"] - 0.5 for line in alone], 0, alternative="less"
     ).pvalue
-    assert 0.02 < raw < 0.04
+    assert 0.025 < raw < 0.05
     assert row_of(verdict_on(alone), "metric").state == "failed"
-    with_another = another_metric(0.015, 0.11)
+    with_another = another_metric(0.015, 0.115)
     for line in with_another:
         for role in ("candidate", "champion"):
             line[role]["scores"]["token_f1"] = 0.5
     both = verdict_on(with_another)
     row = row_of(both, "metric", "ROUGE-L")
     assert row.state == "passed"
-    assert row.p_value == pytest.approx(2 * row_of(verdict_on(alone), "metric").p_value, rel=1e-9)
+    assert row.p_value == pytest.approx(2 * raw)
 
 
 def with_drops(lost: int, size: int) -> Lines:
@@ -168,7 +165,8 @@ def test_a_tag_is_a_slice_too() -> None:
     row = row_of(verdict, "slice")
     assert (row.label, row.state) == ("tag category:maths", "failed")
     (shown,) = [row for row in verdict.slices if row.kind == "tag"]
-    assert (shown.records, shown.gain) == (60, pytest.approx(-100 * 8 / 60))
+    assert shown.records == 60
+    assert shown.gain == pytest.approx(-100 * 8 / 60)
     assert shown.interval is not None
     assert shown.interval[0] < shown.gain < shown.interval[1]
 
@@ -299,7 +297,7 @@ def test_a_floor_for_a_metric_that_nothing_was_scored_by_is_shown() -> None:
 
 
 def test_a_floor_of_an_unknown_metric_names_the_nearest_one() -> None:
-    with pytest.raises(StepFailed, match="guards.floors.exact_mach: there is no metric") as caught:
+    with pytest.raises(StepFailed, match="exact_mach: there is no metric of that name") as caught:
         verdict_on(good(), floors={"exact_mach": 50})
     assert "did you mean exact_match?" in caught.value.hint
 
@@ -311,7 +309,8 @@ def test_a_floor_of_an_unknown_metric_names_the_nearest_one() -> None:
 def test_a_slower_model_fails_if_anybody_would_notice(seconds: tuple[float, float], state: str) -> None:
     verdict = verdict_on(of_good(seconds_per_answer=seconds))
     row = row_of(verdict, "latency")
-    assert (row.state, row.unit, row.change) == (state, "times", pytest.approx(seconds[0] / seconds[1]))
+    assert (row.state, row.unit) == (state, "times")
+    assert row.change == pytest.approx(seconds[0] / seconds[1])
     assert (verdict.reasons == ("slower",)) == (state == "failed")
 
 
@@ -342,8 +341,6 @@ def test_a_judge_can_only_stand_against_a_promotion(wins: int, losses: int, stat
 
 
 def test_a_judge_never_makes_a_promotion() -> None:
-    from dataclasses import replace  # noqa: PLC0415
-
     found = replace(compare("exact_match", yes_or_no(5, 4, 111)), judgement=judgement(100, 0))
     assert verdict_on(found).outcome == "not_shown_better"
 
@@ -370,8 +367,6 @@ def test_a_guard_that_is_only_shown_cannot_fail(guard: str, found: Lines | Compa
 
 def test_a_candidate_that_does_not_win_has_failed_a_guard_only_if_the_harm_is_sure() -> None:
     def lost_suite(lost: int) -> Comparison:
-        from dataclasses import replace  # noqa: PLC0415
-
         scores = np.ones((150, 2))
         scores[:lost, 0] = 0
         return replace(compare("exact_match", yes_or_no(5, 4, 111)), suites=(Suite("builtin", scores),))
@@ -394,7 +389,8 @@ def test_a_loss_that_grows_never_turns_a_failed_guard_into_one_that_passed(seed:
     random = np.random.default_rng(seed)
     size = int(random.integers(LEAST_TESTED, 160))
     lost = int(random.integers(0, size))
-    states = [row_of(verdict_on(with_drops(more, size)), "slice", "drop 2").state for more in (lost, lost + 1)]
+    found = [weigh(compare("exact_match", with_drops(more, size)), Rules()).guards for more in (lost, lost + 1)]
+    states = [row.state for guards in found for row in guards.rows if row.label == "drop 2"]
     assert states != ["failed", "passed"]
 
 
@@ -408,11 +404,5 @@ def test_equal_slices_fail_a_winner_no_more_often_than_their_kind_is_allowed_to(
         for place, line in enumerate(lines):
             line["id"], line["drop"] = f"{place:06x}", 1 if place < 200 else 2 + (place - 200) // 60
         found = compare("exact_match", lines)
-        failed += bool(weigh_failed(found))
+        failed += bool(weigh(found, Rules()).guards.failed)
     assert stats.binomtest(failed, 400, 0.05, alternative="greater").pvalue > 0.001
-
-
-def weigh_failed(found: Comparison) -> tuple[GuardResult, ...]:
-    from pipeline.decide import weigh  # noqa: PLC0415
-
-    return weigh(found, Rules()).guards.failed
