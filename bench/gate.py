@@ -185,15 +185,14 @@ def stated_gain(metric: str, seed: int) -> float:
     return verdict.smallest_detectable_gain / 100
 
 
-def promoted(metric: str, gain: float, case: str, seed: int) -> list[bool]:
+def promoted(metric: str, gain: float, case: str, seed: int, kinds: Sequence[str] = GUARD_SETS) -> list[bool]:
     """Return whether a candidate with this true gain is promoted, with each set of guards."""
     world = World.made(metric, seed)
     # On one drop of five the same mean gain is five times as large.
     where = np.where(PLACES == 0, DROPS * gain, 0.0) if case == CONCENTRATED else gain
     champion, candidate = world.answers(), world.answers(where, 0.0 if case == STILL else gain)
     return [
-        weigh(side_by_side(metric, candidate, champion, kind), rules_for(kind)).outcome == "promoted"
-        for kind in GUARD_SETS
+        weigh(side_by_side(metric, candidate, champion, kind), rules_for(kind)).outcome == "promoted" for kind in kinds
     ]
 
 

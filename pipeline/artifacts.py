@@ -334,6 +334,7 @@ class Verdict(Artifact):
     losses: int = 0
     ties: int = 0
     smallest_detectable_gain: float | None = None
+    """Smallest true gain that this decision, its guards included, promotes in 8 of 10 cases; `None` if none is."""
     records_needed: int | None = None
     """Further held-out records that would show the observed gain, if it is real, with 80 % power."""
     guards: tuple[GuardResult, ...] = ()
