@@ -25,13 +25,14 @@ lint: $(INSTALLED) ## the same commands as .pre-commit-config.yaml
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-bench: $(INSTALLED) ## the loop, the queue, a long history, an idle daemon, validation, each beside a peer or a budget
+bench: $(INSTALLED) ## the loop, the queue, a long history, an idle daemon, validation, the gate, each beside a peer or a bound
 	$(BIN)/python bench/loop.py
 	$(BIN)/python bench/latency.py
 	$(BIN)/python bench/intake.py
 	$(BIN)/python bench/queue.py
 	$(BIN)/python bench/status.py
 	$(BIN)/python bench/idle.py
+	$(BIN)/python bench/gate.py
 
 fuzz: $(INSTALLED) ## ten minutes of bytes that no reader may choke on or take for good
 	DROPFORGE_FUZZ_SECONDS=600 $(BIN)/pytest --capture no tests/chaos/test_fuzz.py

@@ -286,10 +286,11 @@ class GuardResult(Frozen):
     records: int | None = None
     candidate: float | None = None
     champion: float | None = None
+    """Both in `unit`; of costs, which are `times`, in what `label` says: seconds, MB."""
     change: float | None = None
     """Candidate against champion in `unit`; harm is negative for scores and positive for costs."""
     bound: float | None = None
-    """One-sided 95 % bound of the change, on the side of no harm; harm is shown where it is beyond zero."""
+    """One-sided 95 % bound of the change by itself, on the side of no harm; what is shown is decided by `p_value`."""
     p_value: float | None = None
     """Chance of such harm if there is none; adjusted over the guards of one kind (Holm)."""
     margin: float | None = None
@@ -333,6 +334,7 @@ class Verdict(Artifact):
     losses: int = 0
     ties: int = 0
     smallest_detectable_gain: float | None = None
+    """Smallest true gain that this decision, its guards included, promotes in 8 of 10 cases; `None` if none is."""
     records_needed: int | None = None
     """Further held-out records that would show the observed gain, if it is real, with 80 % power."""
     guards: tuple[GuardResult, ...] = ()

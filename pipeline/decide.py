@@ -1,204 +1,280 @@
-"""The gate: from both models' scores on the same records to a verdict, its numbers and one sentence that says it."""
+"""The gate: from both models' scores on the same records to a verdict, its numbers and the words that say it."""
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from pipeline import durable, statistics
-from pipeline.artifacts import Dataset, Outcome, Report, Shortfall, Verdict
-from pipeline.config import GateConfig
+from pipeline import guards, report, statistics
+from pipeline.artifacts import Dataset, Judgement, Outcome, Report, Shortfall, Verdict
+from pipeline.comparison import Comparison, Flags, read_comparison
+from pipeline.config import GateConfig, GuardConfig
 from pipeline.contract import Attempt
 from pipeline.errors import StepFailed
-from pipeline.metrics import METRICS, Metric
+from pipeline.guards import Guards
+from pipeline.metrics import METRICS
+from pipeline.power import POWER, GainTest, Hurdles, records_needed, smallest_detectable_gain
+from pipeline.slices import POINTS, Known, Slice, find_slices, measure_slices
 from pipeline.statistics import Floats
+from pipeline.verdict_words import GUARD_REASONS, Circumstances, records, sentence
 
 #: Largest p-value of a loss that counts as harm shown, whatever the gate asks of a gain.
 HARM_P_VALUE = 0.01
-POINTS = 100
-
-_WORDS: dict[Outcome, str] = {
-    "promoted": "promoted",
-    "worse": "worse",
-    "not_shown_better": "not shown better",
-    "insufficient_evidence": "insufficient evidence",
-    "guard_failed": "guard failed",
-    "contaminated": "contaminated",
-}
+#: The same for a guard of a candidate that did not win: about ten guards together then err as seldom as `worse`.
+GUARD_HARM_P_VALUE = 0.001
+_TESTS = {True: "sign flip and paired t", False: "exact McNemar"}
 
 
 @dataclass(frozen=True)
-class Paired:
-    """Both models' scores on the same records."""
+class Rules:
+    """What a candidate is held to, and what is known about the records."""
 
-    metric: str
-    scores: Mapping[str, tuple[float, float]]
-    """Candidate's and champion's score, 0 to 1, by record id."""
-    candidate_nll: float
-    """The candidate's reference negative log-likelihood, nats a token."""
+    gate: GateConfig = field(default_factory=GateConfig)
+    guards: GuardConfig = field(default_factory=GuardConfig)
+    known: Known = field(default_factory=Known)
+    seen_by_candidate: int = 0
+    seen_by_champion: int = 0
+    """Held-out records that are left out because the champion was trained on them."""
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """A decision and what it was made from; gains in points."""
+
+    outcome: Outcome
+    reasons: tuple[str, ...]
+    part: Comparison
+    """The records that the gate judges on."""
+    slices: tuple[Slice, ...]
+    guards: Guards
+    gain: float
+    p_value: float
+    """Exact where it is small enough to promote; above that it may be the t-test's alone, which is no larger."""
+    harm_p_value: float
+    seed: int
 
 
 def decide(attempt: Attempt) -> Verdict:
     """
-    Return the verdict on the run's candidate; with a shortfall, the one that was known before any training.
+    Return the verdict on the run's candidate, and leave its card; with a shortfall, what was known before any training.
 
     Raises `StepFailed` if the report does not belong to the dataset or lacks records.
     """
-    dataset = attempt.load(Dataset)
-    gate = attempt.config.gate
-    pinned = gate.on == "all" or dataset.heldout_pinned
-    if dataset.shortfall is not None and Report.step not in attempt.spec.inputs:
-        early = _early(dataset, dataset.shortfall, pinned=pinned)
-        champion = attempt.spec.champion
-        return early.model_copy(
-            update={"champion_generation": champion.generation, "champion_model_id": champion.model_id}
-        )
-    report = attempt.load(Report)
-    if (report.metric, report.heldout_version) != (dataset.metric, dataset.heldout_version):
-        message = "the report was made on another held-out set or with another metric than the dataset's"
-        raise StepFailed(message, f"evaluate again: dropforge retry {attempt.spec.run} --from evaluate")
-    verdict = judge(read_paired(attempt.path(report.folder), report), gate, heldout_pinned=pinned)
-    return verdict.model_copy(
+    dataset, spec = attempt.load(Dataset), attempt.spec
+    if dataset.shortfall is not None and Report.step not in spec.inputs:
+        verdict = _early(dataset, dataset.shortfall, attempt.config.gate)
+        facts = {"champion_generation": spec.champion.generation, "champion_model_id": spec.champion.model_id}
+    else:
+        found = attempt.load(Report)
+        if (found.metric, found.heldout_version) != (dataset.metric, dataset.heldout_version):
+            message = "the report was made on another held-out set or with another metric than the dataset's"
+            raise StepFailed(message, f"evaluate again: dropforge retry {spec.run} --from evaluate")
+        judgement = attempt.load(Judgement) if Judgement.step in spec.inputs else None
+        comparison = read_comparison(attempt.root, found, judgement, all_pinned=dataset.heldout_pinned)
+        used = (spec.uses, spec.judged_versions.get(dataset.heldout_version, 0))
+        verdict = judge(comparison, _rules(attempt, dataset, found), used=used)
+        facts = {
+            "champion_generation": found.champion_generation,
+            "candidate_model_id": found.candidate.model_id,
+            "champion_model_id": found.champion.model_id,
+            "noise": found.noise or attempt.config.noise,
+        }
+    verdict = verdict.model_copy(
         update={
-            "champion_generation": report.champion_generation,
-            "candidate_model_id": report.candidate.model_id,
-            "champion_model_id": report.champion.model_id,
+            **facts,
+            "uses": spec.uses,
+            "same_set_uses": spec.judged_versions.get(dataset.heldout_version, 0),
+            "heldout_version": dataset.heldout_version,
         }
     )
+    return verdict.model_copy(update={"report": report.write_card(attempt, verdict)})
 
 
-def read_paired(folder: Path, report: Report) -> Paired:
-    """Return the scores in the report's records.jsonl. Raises `StepFailed` if they are not the report's records."""
-    scores = {
-        line["id"]: (line["candidate"]["scores"][report.metric], line["champion"]["scores"][report.metric])
-        for line in durable.read_jsonl(folder / "records.jsonl")
-    }
-    if len(scores) != report.records:
-        message = f"the report speaks of {report.records} records and its file holds {len(scores)}"
-        raise StepFailed(message, "evaluate again: dropforge retry RUN --from evaluate")
-    return Paired(report.metric, scores, report.candidate.nll)
+def _rules(attempt: Attempt, dataset: Dataset, found: Report) -> Rules:
+    champion = attempt.spec.champion
+    return Rules(
+        gate=attempt.config.gate,
+        guards=attempt.config.guards,
+        known=Known(
+            drops=None if champion.drops is None else frozenset(champion.drops),
+            names={drop.id: drop.name for drop in (*dataset.drops, *attempt.spec.drops)},
+        ),
+        seen_by_candidate=found.records_seen_by_candidate,
+        seen_by_champion=max(found.records_seen_by_champion, dataset.seen_by_champion),
+    )
 
 
-def judge(paired: Paired, gate: GateConfig, *, heldout_pinned: bool = True) -> Verdict:
+def judge(comparison: Comparison, rules: Rules, *, used: tuple[int, int] = (0, 0)) -> Verdict:
     """
-    Return the verdict on a candidate from paired scores: a pure function, the same for any order of the records.
+    Return the verdict on a candidate: a pure function, the same for any order of the records.
 
-    Promoted are a p-value and a mean gain within the gate's limits on enough records, with a finite likelihood.
-    `worse` needs the mirrored test to show harm. `heldout_pinned` is false where the gate asks for a held-out set
-    dropped by the user and there is none.
+    `weigh` decides; this adds the numbers that a person reads. `used` counts the candidates that were judged before, in
+    all and on exactly these records.
     """
-    metric = METRICS[paired.metric]
-    ids = sorted(paired.scores)
-    pairs = np.array([paired.scores[record] for record in ids], dtype=np.float64).reshape(-1, 2)
-    differences = (pairs[:, 0] - pairs[:, 1]) * (1 if metric.higher_is_better else -1)
-    if not np.isfinite(differences).all():
-        message = "a record's score is not a finite number"
-        raise StepFailed(message, "evaluate again: dropforge retry RUN --from evaluate")
-    seed = int.from_bytes(hashlib.sha256("\n".join(ids).encode()).digest()[:8])
-    evidence = _measure(differences, metric, gate, seed)
-    reasons = _reasons(evidence, gate, finite=math.isfinite(paired.candidate_nll), heldout_pinned=heldout_pinned)
-    outcome = _outcome(reasons)
-    means = pairs.mean(axis=0) * POINTS if ids else None
+    found = weigh(comparison, rules)
+    metric, part = METRICS[comparison.metric], found.part
+    differences, pairs = part.differences(), part.scores[comparison.metric]
+    means = pairs.mean(axis=0) * POINTS if len(pairs) else None
+    wins, losses = int(np.count_nonzero(differences > 0)), int(np.count_nonzero(differences < 0))
+    low, high = statistics.interval(differences, found.seed)
+    least = _least_records(comparison, rules.gate)
+    smallest, needed = _power(found, rules, least)
     verdict = Verdict(
-        outcome=outcome,
-        reasons=reasons,
+        outcome=found.outcome,
+        reasons=found.reasons,
         sentence="",
         metric=metric.name,
-        records=len(ids),
+        records=differences.size,
         candidate_score=None if means is None else float(means[0]),
         champion_score=None if means is None else float(means[1]),
-        gain=evidence.gain,
-        interval=evidence.interval,
-        p_value=evidence.p_value,
-        test="sign flip and paired t" if metric.continuous else "exact McNemar",
-        wins=evidence.wins,
-        losses=evidence.losses,
-        ties=len(ids) - evidence.wins - evidence.losses,
-        smallest_detectable_gain=evidence.smallest_gain,
-        records_needed=None if outcome == "promoted" else evidence.records_needed,
+        gain=found.gain,
+        interval=(low * POINTS, high * POINTS),
+        p_value=statistics.one_sided_p(differences, continuous=metric.continuous, seed=found.seed),
+        test=_TESTS[metric.continuous],
+        wins=wins,
+        losses=losses,
+        ties=differences.size - wins - losses,
+        smallest_detectable_gain=smallest,
+        records_needed=None if found.outcome == "promoted" else needed,
+        guards=found.guards.rows,
+        slices=measure_slices(comparison, find_slices(comparison, rules.known), found.seed),
+        uses=used[0],
+        same_set_uses=used[1],
     )
-    return verdict.model_copy(update={"sentence": _sentence(verdict, evidence, gate)})
+    facts = Circumstances(
+        gate=rules.gate,
+        least_records=least,
+        harm_p_value=found.harm_p_value,
+        established_lost=found.guards.established_lost,
+        seen_by_candidate=rules.seen_by_candidate,
+        seen_by_champion=rules.seen_by_champion,
+    )
+    return verdict.model_copy(update={"sentence": sentence(verdict, facts)})
+
+
+def weigh(comparison: Comparison, rules: Rules) -> Weighed:
+    """
+    Decide: p-value and mean gain within the gate's limits on enough records, and no guard failed.
+
+    `worse` needs the mirrored test to show harm. A gain that is shown only together with the records of new drops
+    counts where no slice of established records lost: such a drop brings its own yardstick.
+    """
+    gate = rules.gate
+    part = comparison.part(_judged_on(comparison, rules))
+    differences, continuous = part.differences(), METRICS[comparison.metric].continuous
+    seed = int.from_bytes(hashlib.sha256("\n".join(part.ids).encode()).digest()[:8])
+    slices = find_slices(part, rules.known)
+    checked = guards.check(part, slices, rules.guards, seed)
+    shown = _Shown(continuous, gate, seed)
+    gain, p_value = shown.gain(differences), shown.p_value(differences)
+    harm = statistics.one_sided_p(-differences, continuous=continuous, seed=seed, relevant=HARM_P_VALUE)
+    wins = shown.wins(gain, p_value)
+    only_new = wins and not shown.without_new(part, rules.known)
+    few = differences.size < _least_records(comparison, gate)
+    against = {
+        "trained_on_heldout": rules.seen_by_candidate > 0,
+        "no_pinned_heldout": gate.on == "pinned" and not comparison.pinned.any(),
+        "too_few_established": few and gate.on == "established",
+        "too_few_records": few and gate.on != "established",
+        "harm_shown": harm <= HARM_P_VALUE,
+        "nll_not_finite": any(row.guard == "nll" and row.candidate is None for row in checked.failed),
+        **{GUARD_REASONS[row.guard]: True for row in checked.failed},
+        "p_above_limit": p_value > gate.alpha,
+        "gain_below_minimum": not shown.is_large(gain),
+        "established_lost": only_new and bool(checked.established_lost),
+        "gain_from_new_data": only_new,
+    }
+    reasons = tuple(code for code, holds in against.items() if holds)
+    outcome = _outcome(reasons, checked, wins=wins)
+    return Weighed(outcome, reasons, part, slices, checked, gain, p_value, harm, seed)
 
 
 @dataclass(frozen=True)
-class _Evidence:
-    """The numbers behind a verdict; gains in points."""
+class _Shown:
+    """What the gate asks of a gain."""
 
-    records: int
-    least_records: int
-    gain: float
-    interval: tuple[float, float]
-    p_value: float
-    harm_p_value: float
-    wins: int
-    losses: int
-    smallest_gain: float | None
-    records_needed: int | None
+    continuous: bool
+    gate: GateConfig
+    seed: int
 
+    def gain(self, differences: Floats) -> float:
+        return float(differences.mean()) * POINTS if differences.size else 0.0
 
-def _measure(differences: Floats, metric: Metric, gate: GateConfig, seed: int) -> _Evidence:
-    continuous = metric.continuous
-    least = gate.min_records_continuous if continuous else gate.min_records
-    smallest = statistics.smallest_detectable_gain(
-        differences, continuous=continuous, alpha=gate.alpha, min_gain=gate.min_gain / POINTS
-    )
-    needed = statistics.records_needed(
-        differences, continuous=continuous, alpha=gate.alpha, min_gain=gate.min_gain / POINTS
-    )
-    low, high = statistics.interval(differences, seed)
-    return _Evidence(
-        records=differences.size,
-        least_records=least,
-        gain=float(differences.mean()) * POINTS if differences.size else 0.0,
-        interval=(low * POINTS, high * POINTS),
-        p_value=statistics.one_sided_p(differences, continuous=continuous, seed=seed),
-        harm_p_value=statistics.one_sided_p(-differences, continuous=continuous, seed=seed),
-        wins=int(np.count_nonzero(differences > 0)),
-        losses=int(np.count_nonzero(differences < 0)),
-        smallest_gain=None if smallest is None else smallest * POINTS,
-        records_needed=None if needed is None else max(0, max(needed, least) - differences.size),
-    )
+    def p_value(self, differences: Floats) -> float:
+        return statistics.one_sided_p(differences, continuous=self.continuous, seed=self.seed, relevant=self.gate.alpha)
 
-
-def _reasons(evidence: _Evidence, gate: GateConfig, *, finite: bool, heldout_pinned: bool) -> tuple[str, ...]:
-    """Return a code for each thing that stands against promotion."""
-    against = {
-        "no_pinned_heldout": not heldout_pinned,
-        "too_few_records": evidence.records < evidence.least_records,
-        "harm_shown": evidence.harm_p_value <= HARM_P_VALUE,
-        "nll_not_finite": not finite,
-        "p_above_limit": evidence.p_value > gate.alpha,
+    def is_large(self, gain: float) -> bool:
         # A mean of hundredths may miss its value in the last bits.
-        "gain_below_minimum": evidence.gain < gate.min_gain - 1e-9,
-    }
-    return tuple(code for code, holds in against.items() if holds)
+        return gain >= self.gate.min_gain - 1e-9
+
+    def wins(self, gain: float, p_value: float) -> bool:
+        return p_value <= self.gate.alpha and self.is_large(gain)
+
+    def without_new(self, part: Comparison, known: Known) -> bool:
+        """Return whether the gain is shown on the established records alone."""
+        mask = known.established(part)
+        differences = part.differences()[mask]
+        return bool(mask.all()) or self.wins(self.gain(differences), self.p_value(differences))
 
 
-def _outcome(reasons: Sequence[str]) -> Outcome:
-    """Return the verdict that the reasons amount to: whether anything can be said goes before what it is."""
-    if not reasons:
-        return "promoted"
-    if "no_pinned_heldout" in reasons or "too_few_records" in reasons:
+def _judged_on(comparison: Comparison, rules: Rules) -> Flags:
+    if rules.gate.on == "pinned" and comparison.pinned.any():
+        return comparison.pinned
+    if rules.gate.on == "established":
+        return rules.known.established(comparison)
+    return np.ones(len(comparison.ids), dtype=np.bool_)
+
+
+def _least_records(comparison: Comparison, gate: GateConfig) -> int:
+    return gate.min_records_continuous if METRICS[comparison.metric].continuous else gate.min_records
+
+
+def _outcome(reasons: Sequence[str], checked: Guards, *, wins: bool) -> Outcome:
+    """
+    Return the verdict that the reasons amount to: whether anything can be said goes before what it is.
+
+    A guard stands against any promotion. As the verdict on a candidate that did not win it needs the proof that `worse`
+    needs, as this verdict, too, holds back the drops that were new.
+    """
+    if "trained_on_heldout" in reasons:
+        return "contaminated"
+    if {"no_pinned_heldout", "too_few_established", "too_few_records"} & set(reasons):
         return "insufficient_evidence"
     if "harm_shown" in reasons:
         return "worse"
-    return "guard_failed" if "nll_not_finite" in reasons else "not_shown_better"
+    sure = any(row.p_value is not None and row.p_value <= GUARD_HARM_P_VALUE for row in checked.failed)
+    if checked.failed and (wins or sure or "nll_not_finite" in reasons):
+        return "guard_failed"
+    return "promoted" if wins and "established_lost" not in reasons else "not_shown_better"
 
 
-def _early(dataset: Dataset, shortfall: Shortfall, *, pinned: bool) -> Verdict:
+def _power(found: Weighed, rules: Rules, least: int) -> tuple[float | None, int | None]:
+    """Return the smallest gain that this decision would let pass, in points, and the records that are missing."""
+    differences = found.part.differences()
+    test = GainTest(METRICS[found.part.metric].continuous, rules.gate.alpha, rules.gate.min_gain / POINTS)
+    if not differences.size:
+        return None, None
+    hurdles = Hurdles(differences, guards.watched(found.part, found.slices, rules.guards), found.seed)
+    smallest = smallest_detectable_gain(differences, test, hurdles)
+    needed = records_needed(differences, test, POWER if smallest is None else smallest.test_power)
+    missing = None if needed is None else max(0, max(needed, least) - differences.size)
+    return None if smallest is None else smallest.gain * POINTS, missing
+
+
+def _early(dataset: Dataset, shortfall: Shortfall, gate: GateConfig) -> Verdict:
     """Return the verdict for too little data: no model was trained for it."""
+    pinned = gate.on != "pinned" or dataset.heldout_pinned
     have, need = shortfall.heldout_rows, shortfall.needed_heldout_rows
-    facts = f"{_records(have)}, and a verdict by {METRICS[dataset.metric].title} needs {need}"
+    facts = f"{records(have)}, and a verdict by {METRICS[dataset.metric].title} needs {need}"
     if not pinned:
         facts, remedy = 'gate.on is "pinned"', f"drop at least {need} rows into the track's heldout folder"
     elif dataset.heldout_pinned:
         remedy = f"drop at least {need - have} more into the track's heldout folder"
     else:
         remedy = f"about {shortfall.needed_rows} more rows of the same kind would do"
-    reasons = {"no_pinned_heldout": not pinned, "too_few_records": have < need}
+    reasons: Mapping[str, Any] = {"no_pinned_heldout": not pinned, "too_few_records": have < need}
     return Verdict(
         outcome="insufficient_evidence",
         reasons=tuple(code for code, holds in reasons.items() if holds),
@@ -206,47 +282,3 @@ def _early(dataset: Dataset, shortfall: Shortfall, *, pinned: bool) -> Verdict:
         metric=dataset.metric,
         records=have,
     )
-
-
-def _sentence(verdict: Verdict, evidence: _Evidence, gate: GateConfig) -> str:
-    head = f"{_WORDS[verdict.outcome]}: "
-    title = METRICS[verdict.metric].title
-    if verdict.candidate_score is None or verdict.champion_score is None:
-        return f"{head}no held-out records, and a verdict by {title} needs {evidence.least_records}"
-    low, high = evidence.interval
-    numbers = (
-        f"{title} {verdict.candidate_score:.1f} against the champion's {verdict.champion_score:.1f} "
-        f"on {_records(verdict.records)} (gain {evidence.gain:.1f} points, "
-        f"{statistics.CONFIDENCE:.0%} interval {low:.1f} to {high:.1f}, {_p(evidence.p_value)}; "
-        f"{verdict.wins} better, {verdict.losses} worse, {verdict.ties} equal)"
-    ).replace("%", " %")
-    why = _why(verdict, evidence, gate)
-    return f"{head}{numbers}: {why}" if why else head + numbers
-
-
-def _why(verdict: Verdict, evidence: _Evidence, gate: GateConfig) -> str:
-    """Say in words what stood against promotion; nothing where nothing did."""
-    if verdict.outcome == "worse":
-        return f"a loss like this by chance has {_p(evidence.harm_p_value)}"
-    words = {
-        "no_pinned_heldout": 'gate.on is "pinned" and no held-out set was dropped',
-        "too_few_records": f"a verdict needs {_records(evidence.least_records)}",
-        "harm_shown": f"a loss like this by chance has {_p(evidence.harm_p_value)}",
-        "nll_not_finite": "the candidate's likelihood of the references is not a finite number",
-        "p_above_limit": f"{_p(evidence.p_value)} is above {gate.alpha:g}",
-        "gain_below_minimum": f"a gain of {evidence.gain:.2f} is below {gate.min_gain:g}",
-    }
-    parts = [words[reason] for reason in verdict.reasons]
-    if verdict.outcome == "not_shown_better" and verdict.records_needed:
-        parts.append(f"about {verdict.records_needed} more held-out records would show this gain if it is real")
-    return ", ".join(parts)
-
-
-def _p(value: float) -> str:
-    if value < 0.0001:  # noqa: PLR2004 - what four decimals can show
-        return "p < 0.0001"
-    return f"p = {value:.4f}" if value < 0.1 else f"p = {value:.2f}"  # noqa: PLR2004 - further digits say nothing
-
-
-def _records(count: int) -> str:
-    return f"{count} held-out record{'' if count == 1 else 's'}"

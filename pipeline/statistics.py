@@ -1,8 +1,8 @@
 """
-Paired tests, intervals and power on per-record differences of one metric, candidate minus champion.
+Paired tests, bounds and intervals on per-record differences of one metric, candidate minus champion.
 
-Differences are fractions (a metric of 0 to 1 gives -1 to 1), one a record; every test is one-sided, for a gain. Pure
-functions: what is random takes its seed.
+Differences are fractions (a metric of 0 to 1 gives -1 to 1), one a record; every test is one-sided, for a gain: for a
+loss it is asked with the signs turned. Pure functions: what is random takes its seed.
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special, stats
 
 Floats = npt.NDArray[np.float64]
 
@@ -21,8 +21,8 @@ PERMUTATIONS = 9999
 RESAMPLES = 9999
 #: Up to this many non-zero differences all sign patterns are tried (2^13 < 9999), so the test is exact.
 EXACT_SIGNS = 13
-#: No advice asks for more held-out records than this.
-MOST_RECORDS = 1_000_000
+#: A change of one record's score by so much is a catastrophe, or the opposite of one.
+CATASTROPHE = 0.5
 _BLOCK = 500
 
 
@@ -30,9 +30,10 @@ def mcnemar_exact(wins: int, losses: int) -> float:
     """
     Return the one-sided p-value of the exact McNemar test: P(`wins` or more of the discordant records | no difference).
 
-    Source: McNemar 1947, in its exact conditional form: the wins among the discordant pairs are Binomial(n, 1/2).
+    Source: McNemar 1947, in its exact conditional form: the wins among the discordant pairs are Binomial(n, 1/2), whose
+    tail is the incomplete beta function I(1/2; wins, losses + 1) (Abramowitz and Stegun 1964, 26.5.24).
     """
-    return float(stats.binom.sf(wins - 1, wins + losses, 0.5))
+    return float(special.betainc(wins, losses + 1, 0.5)) if wins > 0 else 1.0
 
 
 def sign_flip(differences: Sequence[float] | Floats, seed: int, permutations: int = PERMUTATIONS) -> float:
@@ -52,9 +53,11 @@ def sign_flip(differences: Sequence[float] | Floats, seed: int, permutations: in
         flips = (np.arange(2**moved.size)[:, None] >> np.arange(moved.size)) & 1
         return float(np.mean(observed - 2 * (flips @ moved) >= least))
     random = np.random.default_rng(seed)
-    reached = 0
+    reached, width = 0, -(-moved.size // 8)
     for start in range(0, permutations, _BLOCK):
-        flips = random.integers(0, 2, size=(min(_BLOCK, permutations - start), moved.size), dtype=np.int8)
+        rows = min(_BLOCK, permutations - start)
+        coins = np.frombuffer(random.bytes(rows * width), dtype=np.uint8).reshape(rows, width)
+        flips = np.unpackbits(coins, axis=1, count=moved.size).astype(np.float64)
         reached += int(np.count_nonzero(observed - 2 * (flips @ moved) >= least))
     return (reached + 1) / (permutations + 1)
 
@@ -72,19 +75,100 @@ def paired_t(differences: Sequence[float] | Floats) -> float:
     mean, deviation = float(values.mean()), float(values.std(ddof=1))
     if np.ptp(values) == 0 or deviation == 0:
         return 0.0 if mean > 0 else 1.0
-    return float(stats.t.sf(mean / (deviation / math.sqrt(values.size)), values.size - 1))
+    # stdtr is the distribution function of Student's t.
+    return float(special.stdtr(values.size - 1, -mean / (deviation / math.sqrt(values.size))))
 
 
-def one_sided_p(differences: Sequence[float] | Floats, *, continuous: bool, seed: int) -> float:
+def one_sided_p(differences: Sequence[float] | Floats, *, continuous: bool, seed: int, relevant: float = 1.0) -> float:
     """
     Return the p-value that the gate uses: exact McNemar for a yes-or-no metric, else the larger of sign-flip and t.
 
-    Either of the two is too optimistic on some data (a few large losses among many small gains); the larger is not.
+    Either of the two is too optimistic on some data (a few large losses among many small gains); the larger is less so.
+    Where the t-test alone is above `relevant` its p-value is returned without any sign flips: the larger of both would
+    be above it, too.
     """
-    if continuous:
-        return max(sign_flip(differences, seed), paired_t(differences))
     values = np.asarray(differences, dtype=np.float64)
-    return mcnemar_exact(int(np.count_nonzero(values > 0)), int(np.count_nonzero(values < 0)))
+    if not continuous:
+        return mcnemar_exact(int(np.count_nonzero(values > 0)), int(np.count_nonzero(values < 0)))
+    by_t = paired_t(values)
+    return by_t if by_t > relevant else max(sign_flip(values, seed), by_t)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """
+    Return the p-values adjusted so that all of them together err no more often than one (Holm 1979, step-down).
+
+    The smallest of m is multiplied by m, the next by m - 1 and so on; none becomes smaller than the one before it.
+    """
+    adjusted, least = [1.0] * len(p_values), 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        least = max(least, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = least
+    return adjusted
+
+
+def is_yes_or_no(differences: Floats) -> bool:
+    """Return whether every difference is -1, 0 or 1, so that the exact test of a yes-or-no metric applies."""
+    return bool(np.isin(differences, (-1.0, 0.0, 1.0)).all())
+
+
+def upper_bound(differences: Sequence[float] | Floats, confidence: float = 0.95) -> float:
+    """
+    Return the one-sided upper bound of the mean difference that goes with the tests above, at most 1.
+
+    For a yes-or-no metric with d discordant records of n it is (2 q - 1) d / n, where q is the upper bound of the share
+    of wins among them (Clopper and Pearson 1934): below zero exactly where `mcnemar_exact` shows a loss; without any
+    discordant record, the largest share of them that is likely to stay unseen. Else mean + t s / sqrt(n) (Student
+    1908). 1 for fewer than two records.
+    """
+    values = np.asarray(differences, dtype=np.float64)
+    if values.size < 2:  # noqa: PLR2004 - one record has no spread
+        return 1.0
+    if is_yes_or_no(values):
+        wins, losses = int(np.count_nonzero(values > 0)), int(np.count_nonzero(values < 0))
+        if wins + losses == 0:
+            return float(1 - (1 - confidence) ** (1 / values.size))
+        share = float(special.betaincinv(wins + 1, losses, confidence)) if losses else 1.0
+        return (2 * share - 1) * (wins + losses) / values.size
+    error = float(values.std(ddof=1)) / math.sqrt(values.size)
+    return min(1.0, float(values.mean()) + float(special.stdtrit(values.size - 1, confidence)) * error)
+
+
+def ratio_change(sums: Floats, weights: Floats) -> tuple[float, float]:
+    """
+    Return the difference of two weighted means over the same records, and its standard error.
+
+    `sums` and `weights` have the shape (records, 2): summed NLL and tokens, candidate and champion, say; each mean is
+    the sum of its `sums` over the sum of its `weights`. The error is that of the linearised ratios (Cochran 1977,
+    Sampling Techniques, 6.4), by record, as both models answered the same ones; NaN for fewer than two records.
+    """
+    means = sums.sum(axis=0) / weights.sum(axis=0)
+    change = float(means[0] - means[1])
+    if len(sums) < 2:  # noqa: PLR2004 - one record has no spread
+        return change, math.nan
+    parts = ratio_parts(sums, weights)
+    return change, math.sqrt(float((parts**2).sum()) * len(sums) / (len(sums) - 1))
+
+
+def ratio_parts(sums: Floats, weights: Floats) -> Floats:
+    """Return what each record adds to the error of `ratio_change`: the linearised difference of both ratios."""
+    totals = weights.sum(axis=0)
+    rests = (sums - sums.sum(axis=0) / totals * weights) / totals
+    return np.asarray(rests[:, 0] - rests[:, 1])
+
+
+def catastrophes(differences: Sequence[float] | Floats, size: float = CATASTROPHE) -> tuple[int, int, float]:
+    """
+    Return the records that lost and that gained `size` or more, and the p-value that losses are not the more frequent.
+
+    The exact one-sided sign test (Arbuthnott 1710) on these records alone: a mean can hide a few answers that turned
+    from right to nonsense behind many small gains.
+    """
+    values = np.asarray(differences, dtype=np.float64)
+    # Scores are quotients: half a point may miss its value in the last bits.
+    lost = int(np.count_nonzero(values <= 1e-12 - size))
+    gained = int(np.count_nonzero(values >= size - 1e-12))
+    return lost, gained, mcnemar_exact(lost, gained)
 
 
 def interval(differences: Sequence[float] | Floats, seed: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
@@ -123,109 +207,3 @@ def _bootstrap(
             method=method, rng=np.random.default_rng(seed),
         ).confidence_interval  # fmt: skip
     return (float(found.low), float(found.high))
-
-
-def mcnemar_power(records: int, win_rate: float, loss_rate: float, alpha: float, min_gain: float = 0.0) -> float:
-    """
-    Return the exact chance that so many records give p <= `alpha` in `mcnemar_exact` and a gain of `min_gain` or more.
-
-    `win_rate` and `loss_rate` are the population's shares of records won and lost. Summed over the number d of
-    discordant records, Binomial(n, win + loss), and the wins among them, Binomial(d, win / (win + loss)) (the exact
-    unconditional power of Duffy 1984).
-    """
-    discordance = min(1.0, win_rate + loss_rate)
-    if discordance == 0:
-        return 0.0
-    spread = 9 * math.sqrt(records * discordance * (1 - discordance)) + 1
-    first = max(0, math.floor(records * discordance - spread))
-    counts = np.arange(first, min(records, math.ceil(records * discordance + spread)) + 1)
-    # The smallest number of wins with sf(wins - 1) <= alpha; isf gives the smallest k with sf(k) <= alpha.
-    significant = stats.binom.isf(alpha, counts, 0.5) + 1
-    large_enough = np.ceil((counts + min_gain * records) / 2 - 1e-9)
-    needed = np.maximum(significant, large_enough)
-    chances = stats.binom.sf(needed - 1, counts, win_rate / (win_rate + loss_rate))
-    return float(stats.binom.pmf(counts, records, discordance) @ chances)
-
-
-def t_power(records: int, gain: float, spread: float, alpha: float, min_gain: float = 0.0) -> float:
-    """
-    Return the chance that so many records give p <= `alpha` in `paired_t` and a gain of `min_gain` or more.
-
-    `gain` and `spread` are the population's mean and standard deviation of the differences. The t-test's power is that
-    of the noncentral t (Johnson and Welch 1940); both conditions ask for a large mean, so the rarer one decides.
-    """
-    if records < 2:  # noqa: PLR2004 - one record has no spread
-        return 0.0
-    if spread == 0:
-        return 1.0 if gain > 0 and gain >= min_gain else 0.0
-    scale = math.sqrt(records) / spread
-    critical = float(stats.t.isf(alpha, records - 1))
-    significant = float(stats.nct.sf(critical, records - 1, gain * scale))
-    if not math.isfinite(significant):
-        significant = float(stats.norm.sf(critical - gain * scale))
-    return min(significant, float(stats.norm.sf((min_gain - gain) * scale)))
-
-
-def smallest_detectable_gain(
-    differences: Sequence[float] | Floats, *, continuous: bool, alpha: float, min_gain: float, power: float = 0.8
-) -> float | None:
-    """
-    Return the smallest true gain that as many records with this much noise would show with the given power.
-
-    Noise is the standard deviation of the differences, or, for a yes-or-no metric, the share of records that go the
-    other way (the rarer direction, by the rule of succession: none seen does not mean none to come). `None` if not
-    even the largest gain would be shown. Exact for McNemar.
-    """
-    values = np.asarray(differences, dtype=np.float64)
-    if values.size == 0:
-        return None
-    rarer = min(int(np.count_nonzero(values > 0)), int(np.count_nonzero(values < 0)))
-    against = (rarer + 1) / (values.size + 2)
-    spread = float(values.std(ddof=1)) if values.size > 1 else 0.0
-    largest = 1.0 if continuous else 1 - 2 * against
-
-    def chance(gain: float) -> float:
-        if continuous:
-            return t_power(values.size, gain, spread, alpha, min_gain)
-        return mcnemar_power(values.size, against + gain, against, alpha, min_gain)
-
-    if largest <= 0 or chance(largest) < power:
-        return None
-    low, high = 0.0, largest
-    while high - low > 1e-5:  # noqa: PLR2004 - a thousandth of a point
-        middle = (low + high) / 2
-        low, high = (low, middle) if chance(middle) >= power else (middle, high)
-    return high
-
-
-def records_needed(
-    differences: Sequence[float] | Floats, *, continuous: bool, alpha: float, min_gain: float, power: float = 0.8
-) -> int | None:
-    """
-    Return how many records in all would show the observed gain, if it is the true one, with the given power.
-
-    `None` where no number would (no gain, or one that is not above the smallest that promotes) or only more than
-    `MOST_RECORDS`.
-    """
-    values = np.asarray(differences, dtype=np.float64)
-    gain = float(values.mean()) if values.size else 0.0
-    if gain <= 0:
-        return None
-    spread = float(values.std(ddof=1)) if values.size > 1 else 0.0
-    wins, losses = (float(np.mean(side)) for side in (values > 0, values < 0))
-
-    def chance(records: int) -> float:
-        if continuous:
-            return t_power(records, gain, spread, alpha, min_gain)
-        return mcnemar_power(records, wins, losses, alpha, min_gain)
-
-    high = 2
-    while chance(high) < power:
-        high *= 2
-        if high > MOST_RECORDS:
-            return None
-    low = high // 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if chance(middle) >= power else (middle, high)
-    return high

@@ -1,0 +1,170 @@
+"""What the gate compares: candidate and champion on the same records, sorted by id, a column for each fact."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline import durable
+from pipeline.artifacts import Judgement, Report
+from pipeline.errors import StepFailed
+from pipeline.metrics import METRICS
+from pipeline.statistics import Floats
+
+Flags = npt.NDArray[np.bool_]
+Places = npt.NDArray[np.int64]
+ROLES = ("candidate", "champion")
+DEGENERATE = ("empty", "truncated", "looping")
+_AGAIN = "evaluate again: dropforge retry RUN --from evaluate"
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Both models on one suite of general abilities; `scores` has the shape (items, 2), 0 to 1."""
+
+    name: str
+    scores: Floats
+
+
+@dataclass(frozen=True)
+class Former:
+    """A former champion's scores, 0 to 1, on the records at `places`."""
+
+    generation: int
+    places: Places
+    scores: Floats
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Both models on the same records. A pair of columns has the shape (records, 2): candidate, champion."""
+
+    metric: str
+    ids: tuple[str, ...]
+    """Sorted, so that nothing depends on the order of the records."""
+    scores: Mapping[str, Floats]
+    """A pair of columns by metric, 0 to 1; the primary one is among them."""
+    drops: npt.NDArray[np.int64]
+    pinned: Flags
+    tags: Mapping[str, Flags] = field(default_factory=dict)
+    nll: tuple[Floats, Floats] | None = None
+    """Summed negative log-likelihood of the references in nats, and the tokens: two pairs of columns."""
+    mean_nll: tuple[float, float] = (0.0, 0.0)
+    """Of all records in nats a token, for records that have no `nll` of their own."""
+    degenerate: Mapping[str, Floats] = field(default_factory=dict)
+    """A pair of columns of 0 or 1 by kind: empty, truncated, looping."""
+    suites: tuple[Suite, ...] = ()
+    former: tuple[Former, ...] = ()
+    seconds_per_answer: tuple[float | None, float | None] = (None, None)
+    size_bytes: tuple[int, int] = (0, 0)
+    judgement: Judgement | None = None
+
+    def differences(self, metric: str | None = None) -> Floats:
+        """Return a metric's candidate minus champion, a record each, turned so that more is better."""
+        name = metric or self.metric
+        pair = self.scores[name]
+        known = METRICS.get(name)
+        return np.asarray(pair[:, 0] - pair[:, 1]) * (1 if known is None or known.higher_is_better else -1)
+
+    def part(self, mask: Flags) -> "Comparison":
+        """Return the comparison on the records that `mask` names; suites and costs stay as they are."""
+        if mask.all():
+            return self
+        new_place = np.cumsum(mask) - 1
+        former = [(one, mask[one.places]) for one in self.former]
+        return replace(
+            self,
+            ids=tuple(name for name, kept in zip(self.ids, mask.tolist(), strict=True) if kept),
+            scores={name: pair[mask] for name, pair in self.scores.items()},
+            drops=self.drops[mask],
+            pinned=self.pinned[mask],
+            tags={tag: flags[mask] for tag, flags in self.tags.items()},
+            nll=None if self.nll is None else (self.nll[0][mask], self.nll[1][mask]),
+            degenerate={kind: pair[mask] for kind, pair in self.degenerate.items()},
+            former=tuple(Former(one.generation, new_place[one.places[kept]], one.scores[kept]) for one, kept in former),
+        )
+
+
+def read_comparison(root: Path, report: Report, judgement: Judgement | None, *, all_pinned: bool) -> Comparison:
+    """
+    Return what the report's files below `root` hold.
+
+    `all_pinned` says whether a record that does not say it is pinned. Raises `StepFailed` if the files are not the
+    report's, or hold a score that is no number.
+    """
+    folder = root / report.folder
+    lines = list(durable.read_jsonl(folder / "records.jsonl"))
+    if len({line["id"] for line in lines}) != report.records or len(lines) != report.records:
+        message = f"the report speaks of {report.records} records and its file holds {len(lines)}"
+        raise StepFailed(message, _AGAIN)
+    own = compare(report.metric, lines, all_pinned=all_pinned)
+    places = {name: place for place, name in enumerate(own.ids)}
+    former = []
+    for one in report.former:
+        found = sorted((places[line["id"]], line["score"]) for line in durable.read_jsonl(folder / one.file)
+                       if line["id"] in places)  # fmt: skip
+        columns = np.array(found, dtype=np.float64).reshape(-1, 2)
+        former.append(Former(one.generation, columns[:, 0].astype(np.int64), _finite(columns[:, 1])))
+    return replace(
+        own,
+        mean_nll=(report.candidate.nll, report.champion.nll),
+        suites=tuple(Suite(one.name, _suite(folder / one.file)) for one in report.suites),
+        former=tuple(former),
+        seconds_per_answer=(report.candidate.seconds_per_answer, report.champion.seconds_per_answer),
+        size_bytes=(report.candidate.size_bytes, report.champion.size_bytes),
+        judgement=judgement,
+    )
+
+
+def compare(metric: str, lines: Sequence[Mapping[str, Any]], *, all_pinned: bool = False) -> Comparison:
+    """Return the comparison that lines of records.jsonl make, in any order. Raises `StepFailed` as reading does."""
+    lines = sorted(lines, key=lambda line: str(line["id"]))
+    names = {frozenset(line[role]["scores"]) for line in lines for role in ROLES} or {frozenset({metric})}
+    if len(names) > 1 or metric not in min(names, key=len):
+        message = f"the answers were not all scored by the same metrics, {metric} among them"
+        raise StepFailed(message, _AGAIN)
+    kinds = {tag for line in lines for tag in line.get("tags", ())}
+    return Comparison(
+        metric=metric,
+        ids=tuple(str(line["id"]) for line in lines),
+        scores={name: _finite(_pair(lines, lambda side, name=name: side["scores"][name])) for name in sorted(*names)},
+        drops=np.array([line["drop"] for line in lines], dtype=np.int64),
+        pinned=np.array([line.get("pinned", all_pinned) for line in lines], dtype=np.bool_),
+        tags={tag: np.array([tag in line.get("tags", ()) for line in lines]) for tag in sorted(kinds)},
+        nll=_nll(lines),
+        degenerate={
+            kind: _pair(lines, lambda side, kind=kind: kind in side["degenerate"]) for kind in DEGENERATE
+        } if _have(lines, "degenerate") else {},
+    )  # fmt: skip
+
+
+def _pair(lines: Sequence[Mapping[str, Any]], of: Any) -> Floats:
+    rows = [[of(line[role]) for role in ROLES] for line in lines]
+    return np.array(rows, dtype=np.float64).reshape(-1, 2)
+
+
+def _have(lines: Sequence[Mapping[str, Any]], name: str) -> bool:
+    return bool(lines) and all(name in line[role] for line in lines for role in ROLES)
+
+
+def _nll(lines: Sequence[Mapping[str, Any]]) -> tuple[Floats, Floats] | None:
+    if not _have(lines, "nll_sum"):
+        return None
+    # What JSON has no number for is null in the file.
+    sums = _pair(lines, lambda side: np.nan if side["nll_sum"] is None else side["nll_sum"])
+    return sums, _pair(lines, lambda side: side["nll_tokens"])
+
+
+def _suite(path: Path) -> Floats:
+    items: Iterable[Any] = sorted(durable.read_jsonl(path), key=lambda line: str(line["id"]))
+    return _finite(np.array([[item[role] for role in ROLES] for item in items], dtype=np.float64).reshape(-1, 2))
+
+
+def _finite(scores: Floats) -> Floats:
+    if not np.isfinite(scores).all():
+        message = "a record's score is not a finite number"
+        raise StepFailed(message, _AGAIN)
+    return scores

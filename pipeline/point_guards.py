@@ -1,0 +1,194 @@
+"""Guards with a point margin, a count or a limit: likelihood, degenerate answers, catastrophes, floors and costs."""
+
+import difflib
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from scipy import special
+
+from pipeline import statistics
+from pipeline.artifacts import GuardResult
+from pipeline.comparison import DEGENERATE, Comparison
+from pipeline.config import GuardConfig
+from pipeline.errors import StepFailed
+from pipeline.metrics import METRICS
+from pipeline.power import GUARD_LEVEL, Watched
+from pipeline.slices import LEAST_TESTED, POINTS
+from pipeline.statistics import Floats
+
+#: A loss beyond its margin counts by itself on so many records; on fewer, if the test shows it as well.
+LEAST_FOR_MARGIN = 100
+#: A slower model fails only if an answer takes so much longer: a few milliseconds more are nobody's harm.
+LEAST_SECONDS = 0.5
+_MEGABYTE = 1e6
+_NORMAL_95 = 1.6448536269514722
+
+
+def point_guards(comparison: Comparison, config: GuardConfig) -> Iterator[GuardResult]:
+    """Yield the results. Raises `StepFailed` for a floor of an unknown metric."""
+    yield from _floors(comparison, config)
+    if comparison.ids:
+        yield _likelihood(comparison, config)
+        for kind in DEGENERATE:
+            if kind in comparison.degenerate:
+                yield _rate(kind, comparison.degenerate[kind], config.degenerate)
+        if METRICS[comparison.metric].continuous:
+            yield _catastrophes(comparison)
+    yield from _costs(comparison, config)
+    if comparison.judgement is not None:
+        wins, losses = comparison.judgement.wins, comparison.judgement.losses
+        yield _judge(wins, losses, comparison.judgement.model)
+
+
+def watched_points(comparison: Comparison, config: GuardConfig) -> Iterator[Watched]:
+    """Yield what these guards would ask of a good candidate, one that changes none of it; costs are not noise."""
+    if comparison.nll is not None and "nll" not in config.show_only:
+        parts = statistics.ratio_parts(*comparison.nll)
+        if np.isfinite(parts).all():
+            yield Watched("nll", -parts, tested=False, margin=config.nll)
+    for kind, pair in comparison.degenerate.items():
+        if kind not in config.show_only:
+            rises = pair[:, 0] - pair[:, 1]
+            parts = (rises - rises.mean()) / rises.size
+            yield Watched(kind, -parts, tested=False, margin=config.degenerate / POINTS)
+
+
+def _fails(change: float, margin: float, records: int, p_value: float | None) -> bool:
+    """Return whether a rise is beyond its margin, and there are enough records or proof enough to say so."""
+    shown = records >= LEAST_TESTED and p_value is not None and p_value <= GUARD_LEVEL
+    return change > margin + 1e-9 and (records >= LEAST_FOR_MARGIN or shown)
+
+
+def _likelihood(comparison: Comparison, config: GuardConfig) -> GuardResult:
+    """Return the guard on the references' negative log-likelihood, weighted by tokens."""
+    records = len(comparison.ids)
+    candidate, champion = comparison.mean_nll
+    change, error = candidate - champion, math.nan
+    if comparison.nll is not None:
+        sums, tokens = comparison.nll
+        candidate, champion = (sums.sum(axis=0) / tokens.sum(axis=0)).tolist()
+        change, error = statistics.ratio_change(sums, tokens)
+    p_value = float(special.ndtr(-change / error)) if error > 0 else None
+    broken = not math.isfinite(candidate)
+    fails = broken or _fails(change, config.nll, records, p_value)
+    return GuardResult(
+        guard="nll",
+        label="negative log-likelihood of the references",
+        unit="nats",
+        records=records,
+        candidate=_number(candidate),
+        champion=_number(champion),
+        change=_number(change),
+        bound=_number(change - _NORMAL_95 * error),
+        p_value=p_value,
+        margin=config.nll,
+        state="failed" if fails else "passed" if math.isfinite(change) else "shown",
+    )
+
+
+def _rate(kind: str, pair: Floats, margin: float) -> GuardResult:
+    """Return the guard on one kind of degenerate answers; its test is McNemar's on who gives them."""
+    falls = pair[:, 1] - pair[:, 0]
+    candidate, champion = (pair.mean(axis=0) * POINTS).tolist()
+    p_value = statistics.mcnemar_exact(int(np.count_nonzero(falls < 0)), int(np.count_nonzero(falls > 0)))
+    fails = _fails(candidate - champion, margin, falls.size, p_value)
+    return GuardResult(
+        guard=kind,
+        label=f"{kind} answers",
+        unit="per cent",
+        records=falls.size,
+        candidate=candidate,
+        champion=champion,
+        change=candidate - champion,
+        bound=-statistics.upper_bound(falls) * POINTS,
+        p_value=p_value,
+        margin=margin,
+        state="failed" if fails else "passed" if falls.size >= LEAST_TESTED else "shown",
+    )
+
+
+def _catastrophes(comparison: Comparison) -> GuardResult:
+    """Return the guard on answers that fell by half of the scale or more, against those that rose as much."""
+    lost, gained, p_value = statistics.catastrophes(comparison.differences())
+    return GuardResult(
+        guard="catastrophe",
+        label="answers that lost 50 points or more, beside those that gained as much",
+        unit="records",
+        records=len(comparison.ids),
+        candidate=lost,
+        champion=gained,
+        change=gained - lost,
+        p_value=p_value,
+        state="failed" if p_value <= GUARD_LEVEL else "passed",
+    )
+
+
+def _floors(comparison: Comparison, config: GuardConfig) -> Iterator[GuardResult]:
+    for name, floor in sorted(config.floors.items()):
+        metric = METRICS.get(name)
+        if metric is None and name not in comparison.scores:
+            near = difflib.get_close_matches(name, METRICS, n=1)
+            message = f"guards.floors.{name}: there is no metric of that name"
+            known = f"did you mean {near[0]}?" if near else f"there are {', '.join(METRICS)}"
+            raise StepFailed(message, f"{known} Set it in dropforge.toml, then: dropforge retry RUN")
+        pair = comparison.scores.get(name)
+        score = float(pair[:, 0].mean()) * POINTS if pair is not None and len(pair) else None
+        below = score is not None and score < floor - 1e-9
+        yield GuardResult(
+            guard="floor",
+            label=f"{metric.title if metric else name}, at least {floor:g}",
+            unit="points",
+            records=None if pair is None else len(pair),
+            candidate=score,
+            change=None if score is None else score - floor,
+            margin=0.0,
+            state="shown" if score is None else "failed" if below else "passed",
+        )
+
+
+def _costs(comparison: Comparison, config: GuardConfig) -> Iterator[GuardResult]:
+    seconds, champion_seconds = comparison.seconds_per_answer
+    if seconds is not None and champion_seconds:
+        much = seconds - champion_seconds >= LEAST_SECONDS
+        yield _multiple(("latency", "seconds an answer"), (seconds, champion_seconds), config.latency, matters=much)
+    size, champion_size = comparison.size_bytes
+    if size and champion_size:
+        megabytes = (size / _MEGABYTE, champion_size / _MEGABYTE)
+        yield _multiple(("size", "size of the model's folder, MB"), megabytes, config.size, matters=True)
+
+
+def _multiple(name: tuple[str, str], values: tuple[float, float], margin: float, *, matters: bool) -> GuardResult:
+    ratio = values[0] / values[1]
+    return GuardResult(
+        guard=name[0],
+        label=name[1],
+        unit="times",
+        candidate=values[0],
+        champion=values[1],
+        change=ratio,
+        margin=margin,
+        state="failed" if matters and ratio > margin + 1e-9 else "passed",
+    )
+
+
+def _judge(wins: int, losses: int, model: str) -> GuardResult:
+    """Return the guard on a language model's opinion: the exact sign test on the pairs that it decided."""
+    p_value = statistics.mcnemar_exact(losses, wins)
+    enough = wins + losses >= LEAST_TESTED
+    return GuardResult(
+        guard="judge",
+        label=f"answers that {model} prefers",
+        unit="records",
+        records=wins + losses,
+        candidate=wins,
+        champion=losses,
+        change=wins - losses,
+        p_value=p_value,
+        state="shown" if not enough else "failed" if p_value <= GUARD_LEVEL else "passed",
+    )
+
+
+def _number(value: float) -> float | None:
+    """Return a number that JSON can write."""
+    return value if math.isfinite(value) else None

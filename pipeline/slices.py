@@ -1,0 +1,101 @@
+"""Parts of the held-out records: by drop, by tag, and by whether the champion knows the drop that they came with."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from pipeline import statistics
+from pipeline.artifacts import SliceResult
+from pipeline.comparison import Comparison, Flags
+from pipeline.metrics import METRICS
+
+POINTS = 100
+#: Fewer records are displayed only: a mean of so few says little, and the t-test needs some.
+LEAST_TESTED = 30
+#: Tags with fewer records than that are listed up to this many, the largest first.
+MOST_SMALL_TAGS = 50
+
+
+@dataclass(frozen=True)
+class Known:
+    """What tells an established record from a new one."""
+
+    drops: frozenset[int] | None = None
+    """Those that the champion was trained on; `None` for a base model, to which no record is new."""
+    names: Mapping[int, str] = field(default_factory=dict)
+    """File names of drops, for labels."""
+
+    def established(self, comparison: Comparison) -> Flags:
+        """
+        Return which records came with a drop that the champion knows.
+
+        A pinned record always counts as one: it came by a person's choice of a yardstick, with no training rows.
+        """
+        if self.drops is None:
+            return np.ones(len(comparison.ids), dtype=np.bool_)
+        return np.asarray(np.isin(comparison.drops, list(self.drops)) | comparison.pinned)
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Some of the records."""
+
+    kind: Literal["established", "new", "drop", "tag"]
+    label: str
+    mask: Flags
+    established: bool
+    """Whether the champion knows the drops of all of them."""
+
+
+def find_slices(comparison: Comparison, known: Known) -> tuple[Slice, ...]:
+    """
+    Return the slices of the records, none of them empty or all of the records.
+
+    Established and new ones where there are both or only new ones; drops where there are several; tags.
+    """
+    return tuple(_slices(comparison, known))
+
+
+def _slices(comparison: Comparison, known: Known) -> Iterator[Slice]:
+    established = known.established(comparison)
+    if not established.all():
+        if established.any():
+            yield Slice("established", "records of drops that the champion knows", established, established=True)
+        yield Slice("new", "records of new drops", ~established, established=False)
+    drops = np.unique(comparison.drops).tolist()
+    for drop in drops if len(drops) > 1 else ():
+        mask = comparison.drops == drop
+        name = known.names.get(drop)
+        yield Slice("drop", f"drop {drop} ({name})" if name else f"drop {drop}", mask, bool(established[mask].all()))
+    small = 0
+    for tag, mask in sorted(comparison.tags.items(), key=lambda item: (-int(item[1].sum()), item[0])):
+        count = int(mask.sum())
+        small += count < LEAST_TESTED
+        if 0 < count < mask.size and (count >= LEAST_TESTED or small <= MOST_SMALL_TAGS):
+            yield Slice("tag", f"tag {tag}", mask, bool(established[mask].all()))
+
+
+def measure_slices(comparison: Comparison, slices: tuple[Slice, ...], seed: int) -> tuple[SliceResult, ...]:
+    """Return the primary metric on each slice, with the 98 % interval of its gain and the p-value for a gain."""
+    metric = METRICS[comparison.metric]
+    differences, pairs = comparison.differences(), comparison.scores[comparison.metric]
+    found = []
+    for one in slices:
+        own = differences[one.mask]
+        candidate, champion = pairs[one.mask].mean(axis=0) * POINTS
+        low, high = statistics.interval(own, seed)
+        found.append(
+            SliceResult(
+                kind=one.kind,
+                label=one.label,
+                records=own.size,
+                candidate=float(candidate),
+                champion=float(champion),
+                gain=float(own.mean()) * POINTS,
+                interval=(low * POINTS, high * POINTS),
+                p_value=statistics.one_sided_p(own, continuous=metric.continuous, seed=seed),
+            )
+        )
+    return tuple(found)

@@ -1,0 +1,230 @@
+"""A verdict in plain English: what was found, what stands against promotion, and what a person can do about it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from pipeline import statistics
+from pipeline.artifacts import GuardResult, Outcome, Verdict
+from pipeline.config import GateConfig
+from pipeline.metrics import METRICS
+
+WORDS: dict[Outcome, str] = {
+    "promoted": "promoted",
+    "worse": "worse",
+    "not_shown_better": "not shown better",
+    "insufficient_evidence": "insufficient evidence",
+    "guard_failed": "guard failed",
+    "contaminated": "contaminated",
+}
+
+#: The reason code of each guard.
+GUARD_REASONS: Mapping[str, str] = {
+    "metric": "metric_lost",
+    "slice": "slice_lost",
+    "nll": "nll_rose",
+    "general": "general_lost",
+    "empty": "empty_rose",
+    "truncated": "truncated_rose",
+    "looping": "looping_rose",
+    "catastrophe": "catastrophes",
+    "floor": "below_floor",
+    "former": "former_better",
+    "latency": "slower",
+    "size": "larger",
+    "judge": "judge_prefers_champion",
+}
+
+#: Every reason code, in a few words. `gain_from_new_data` is the only one that a promoted verdict can have.
+REASONS: Mapping[str, str] = {
+    "trained_on_heldout": "the candidate was trained on records that it was judged on",
+    "no_pinned_heldout": "no held-out set was dropped",
+    "too_few_established": "too few held-out records of drops that the champion knows",
+    "too_few_records": "too few held-out records",
+    "harm_shown": "a loss is shown",
+    "nll_not_finite": "the candidate's likelihood of the references is not a number",
+    "metric_lost": "another metric lost",
+    "slice_lost": "a slice lost",
+    "nll_rose": "the references became less likely",
+    "general_lost": "general abilities were lost",
+    "empty_rose": "more answers are empty",
+    "truncated_rose": "more answers are cut off",
+    "looping_rose": "more answers loop",
+    "catastrophes": "more answers turned from good to bad than the other way",
+    "below_floor": "a score is below its floor",
+    "former_better": "a former champion is better",
+    "slower": "answers take longer",
+    "larger": "the model is larger",
+    "judge_prefers_champion": "the judge prefers the champion's answers",
+    "p_above_limit": "the gain may be chance",
+    "gain_below_minimum": "the gain is too small",
+    "gain_from_new_data": "the gain is shown only with the records of new drops",
+    "established_lost": "records of drops that the champion knows lost",
+}
+
+_REMEDIES: Mapping[str, str] = {
+    "metric": "look at its worst answers in the report; guards.metrics is the margin",
+    "slice": "drop more rows of that kind, or withdraw the drop that spoils it; guards.slices is the margin",
+    "nll": "train less or on cleaner answers (train.epochs, train.learning_rate); guards.nll is the margin",
+    "general": "train less (train.epochs, train.learning_rate) or add general rows; guards.general is the margin",
+    "empty": "look for empty answers in the new drops; guards.degenerate is the margin",
+    "truncated": "look for long answers in the new drops, or raise evaluate.max_new_tokens",
+    "looping": "train less or set evaluate.repetition_penalty; guards.degenerate is the margin",
+    "catastrophe": "look at the worst regressions in the report",
+    "floor": "drop more rows, or lower the floor in guards.floors",
+    "former": "dropforge rollback serves the former champion again; guards.former is the margin",
+    "latency": "look for longer answers in the new drops; guards.latency is the margin",
+    "size": "guards.size is the margin",
+    "judge": "look at the judged pairs in the report",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What a sentence says beside the verdict's own numbers."""
+
+    gate: GateConfig
+    least_records: int
+    harm_p_value: float
+    established_lost: tuple[str, ...] = ()
+    seen_by_candidate: int = 0
+    seen_by_champion: int = 0
+
+
+def sentence(verdict: Verdict, facts: Circumstances) -> str:
+    """Return the verdict in one sentence with its numbers, and a second one on what this set can show."""
+    head = f"{WORDS[verdict.outcome]}: "
+    title = METRICS[verdict.metric].title
+    if verdict.candidate_score is None or verdict.champion_score is None or verdict.interval is None:
+        found = f"{head}no held-out records to judge on, and a verdict by {title} needs {facts.least_records}"
+    else:
+        low, high = verdict.interval
+        found = head + (
+            f"{title} {verdict.candidate_score:.1f} against the champion's {verdict.champion_score:.1f} "
+            f"on {records(verdict.records)} (gain {verdict.gain:.1f} points, "
+            f"{statistics.CONFIDENCE:.0%} interval {low:.1f} to {high:.1f}, {p(verdict.p_value)}; "
+            f"{verdict.wins} better, {verdict.losses} worse, {verdict.ties} equal)"
+        ).replace("%", " %")
+    why = _why(verdict, facts)
+    return f"{found}: {why}. {_context(verdict, facts)}" if why else f"{found}. {_context(verdict, facts)}"
+
+
+def p(value: float | None) -> str:
+    """Return a p-value as a sentence says it."""
+    if value is None:
+        return "untested"
+    if value < 0.0001:  # noqa: PLR2004 - what four decimals can show
+        return "p < 0.0001"
+    return f"p = {value:.4f}" if value < 0.1 else f"p = {value:.2f}"  # noqa: PLR2004 - further digits say nothing
+
+
+def records(count: int, kind: str = "held-out record") -> str:
+    """Return a count of records as a sentence says it."""
+    return f"{count} {kind}{'' if count == 1 else 's'}"
+
+
+def guard_words(row: GuardResult) -> str:
+    """Say what a guard found, with its number and its margin."""
+    words = _GUARD_WORDS.get(row.guard, _points)(row)
+    proof = f", {p(row.p_value)}" if row.p_value is not None else ""
+    return f"{words}{proof})"
+
+
+def _points(row: GuardResult) -> str:
+    lost = f"{row.label} lost {-(row.change or 0):.1f} points on {records(row.records or 0, 'record')}"
+    return f"{lost} ({row.candidate:.1f} against {row.champion:.1f}, margin {row.margin:g}"
+
+
+def _former(row: GuardResult) -> str:
+    lost = f"the {row.label} is {-(row.change or 0):.1f} points better on {records(row.records or 0, 'record')}"
+    return f"{lost} ({row.champion:.1f} against {row.candidate:.1f}, margin {row.margin:g}"
+
+
+def _nll(row: GuardResult) -> str:
+    if row.candidate is None or row.change is None:
+        return "the candidate's likelihood of the references is not a finite number (it has to be one"
+    return f"the {row.label} rose by {row.change:.3f} nats a token (margin {row.margin:g}"
+
+
+def _rate(row: GuardResult) -> str:
+    return f"{row.label} rose from {row.champion:.1f} to {row.candidate:.1f} per cent (margin {row.margin:g}"
+
+
+def _catastrophe(row: GuardResult) -> str:
+    return f"{row.candidate:g} answers lost 50 points or more and {row.champion:g} gained as much (a sign test"
+
+
+def _floor(row: GuardResult) -> str:
+    return f"{row.label}, is {row.candidate:.1f} (guards.floors"
+
+
+def _cost(row: GuardResult) -> str:
+    return f"{row.label}: {row.candidate:.3g} against {row.champion:.3g}, {row.change:.1f} times (margin {row.margin:g}"
+
+
+def _judge(row: GuardResult) -> str:
+    return f"{row.label}: {row.candidate:g} of the candidate and {row.champion:g} of the champion (a sign test"
+
+
+_GUARD_WORDS: Mapping[str, Callable[[GuardResult], str]] = {
+    "former": _former, "nll": _nll, "empty": _rate, "truncated": _rate, "looping": _rate, "catastrophe": _catastrophe,
+    "floor": _floor, "latency": _cost, "size": _cost, "judge": _judge,
+}  # fmt: skip
+
+
+def _why(verdict: Verdict, facts: Circumstances) -> str:
+    """Say what stood against promotion, the decisive first; of a promoted one, what it rests on."""
+    said = _said(verdict, facts)
+    failed = [row for row in verdict.guards if row.state == "failed"]
+    guards = [guard_words(row) for row in failed]
+    tested = [said[code] for code in verdict.reasons if code in said]
+    if verdict.outcome == "worse":
+        return said["harm_shown"]
+    if verdict.outcome == "contaminated":
+        return said["trained_on_heldout"]
+    parts = guards + tested if verdict.outcome == "guard_failed" else tested + guards
+    if verdict.outcome == "guard_failed" and failed:
+        parts.append(_REMEDIES[failed[0].guard])
+    if verdict.outcome == "not_shown_better" and verdict.records_needed:
+        parts.append(f"about {verdict.records_needed} more held-out records would show this gain if it is real")
+    return "; ".join(parts)
+
+
+def _said(verdict: Verdict, facts: Circumstances) -> dict[str, str]:
+    """Return the words of the reasons that are no guard's."""
+    gate, least = facts.gate, facts.least_records
+    pinned = "drop rows into the track's heldout folder, or set gate.on"
+    return {
+        "trained_on_heldout": f"the candidate was trained on {records(facts.seen_by_candidate)} of these; "
+        "train again: dropforge retry RUN --from prepare",
+        "no_pinned_heldout": f'gate.on is "pinned" and no held-out set was dropped; {pinned}',
+        "too_few_established": f'gate.on is "established" and a verdict needs {least} held-out records of drops that '
+        f'the champion was trained on; drop more rows of their kind, or set gate.on = "all"',
+        "too_few_records": f"a verdict needs {records(least)}; drop more rows",
+        "harm_shown": f"a loss like this by chance has {p(facts.harm_p_value)}",
+        "p_above_limit": f"{p(verdict.p_value)} is above {gate.alpha:.3g}",
+        "gain_below_minimum": f"a gain of {verdict.gain or 0:.2f} is below {gate.min_gain:g}",
+        "gain_from_new_data": f"{REASONS['gain_from_new_data']}, {_with_and_without(verdict)}",
+        "established_lost": f"the gain is there only with new records, and {_listed(facts.established_lost)} lost",
+    }
+
+
+def _with_and_without(verdict: Verdict) -> str:
+    gains = {row.kind: row for row in verdict.slices}
+    new, known = gains.get("new"), gains.get("established")
+    on_new = f"{new.gain:+.1f} points on {new.records} of them" if new else "none of them old"
+    return f"{on_new} and {known.gain:+.1f} on the {known.records} others" if known else on_new
+
+
+def _context(verdict: Verdict, facts: Circumstances) -> str:
+    """Say what this set can show at all, how often it was used, and what it leaves out."""
+    smallest = verdict.smallest_detectable_gain
+    sees = "No gain" if smallest is None else f"A gain of {smallest:.1f} points"
+    uses = f"{verdict.uses} candidate{'' if verdict.uses == 1 else 's'} of this track were judged before"
+    same = f", {verdict.same_set_uses} of them on these records" if verdict.uses else ""
+    left = facts.seen_by_champion
+    seen = f"; {records(left)} that the champion was trained on {'is' if left == 1 else 'are'} left out" if left else ""
+    return f"{sees} would be promoted on this set in 8 of 10 cases; {uses}{same}{seen}."
+
+
+def _listed(labels: Sequence[str]) -> str:
+    return " and ".join(labels)

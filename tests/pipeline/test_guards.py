@@ -1,0 +1,408 @@
+"""Each guard lets a good candidate pass, fails the one that it is there for, and is quiet where it was told to be."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from pipeline.artifacts import GuardResult, Judgement, Verdict
+from pipeline.comparison import Comparison, Former, Suite, compare
+from pipeline.config import GuardConfig
+from pipeline.decide import Rules, judge, weigh
+from pipeline.errors import StepFailed
+from pipeline.slices import LEAST_TESTED, Known
+from pipeline.verdict_words import GUARD_REASONS, REASONS
+from tests.records_made import lines_of, yes_or_no
+
+Lines = list[dict[str, Any]]
+#: Wins the gate's test by far, with nothing against it.
+GOOD = (40, 4, 156)
+
+
+def good() -> Lines:
+    """Return 200 records of which a candidate wins 40 and loses 4, spread evenly."""
+    lines = yes_or_no(*GOOD)
+    order = np.random.default_rng(1).permutation(len(lines))
+    for place, line in zip(order.tolist(), lines, strict=True):
+        line["id"] = f"{place:06x}"
+    return sorted(lines, key=lambda line: str(line["id"]))
+
+
+def verdict_on(found: Lines | Comparison, known: frozenset[int] | None = None, **guards: Any) -> Verdict:
+    comparison = found if isinstance(found, Comparison) else compare("exact_match", found)
+    return judge(comparison, Rules(guards=GuardConfig(**guards), known=Known(known)))
+
+
+def row_of(verdict: Verdict, guard: str, label: str = "") -> GuardResult:
+    (row,) = [row for row in verdict.guards if row.guard == guard and label in row.label]
+    return row
+
+
+def of_good(**more: Any) -> Comparison:
+    return replace(compare("exact_match", good()), **more)
+
+
+def test_a_good_candidate_passes_every_guard_and_each_is_a_row_with_its_numbers() -> None:
+    found = of_good(
+        suites=(Suite("general", np.tile([0.6, 0.6], (120, 1))),),
+        former=(Former(2, np.arange(150), np.zeros(150)),),
+        seconds_per_answer=(0.4, 0.4),
+        size_bytes=(2_000_000, 2_000_000),
+        judgement=judgement(40, 20),
+    )
+    verdict = verdict_on(found, floors={"exact_match": 10})
+    assert (verdict.outcome, verdict.reasons) == ("promoted", ())
+    guards = {row.guard: row.state for row in verdict.guards}
+    assert guards == dict.fromkeys(
+        ("general", "former", "floor", "nll", "empty", "truncated", "looping", "latency", "size", "judge"), "passed"
+    )
+
+
+def another_metric(lost: float, spread: float, records: int = 200) -> Lines:
+    lines = good()[:records] if records < 200 else good()
+    noise = np.random.default_rng(2).normal(0, spread, len(lines))
+    for line, change in zip(lines, noise - noise.mean() - lost, strict=True):
+        line["candidate"]["scores"]["rougeL"] = 0.5 + change
+        line["champion"]["scores"]["rougeL"] = 0.5
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("lost", "spread", "state"),
+    [
+        (0.0, 0.2, "passed"),
+        (0.015, 0.05, "failed"),  # within the margin of 2 points, and shown
+        (0.015, 0.3, "passed"),  # within it, and nothing is shown
+        (0.03, 0.6, "failed"),  # not shown, and beyond it
+    ],
+)
+def test_another_metric_fails_on_harm_that_is_shown_or_beyond_its_margin(
+    lost: float, spread: float, state: str
+) -> None:
+    verdict = verdict_on(another_metric(lost, spread))
+    row = row_of(verdict, "metric")
+    assert (row.label, row.state, row.margin, row.records) == ("ROUGE-L", state, 2.0, 200)
+    assert row.change == pytest.approx(-100 * lost)
+    assert (verdict.outcome == "promoted") == (state == "passed")
+    if state == "failed":
+        assert (verdict.outcome, verdict.reasons) == ("guard_failed", ("metric_lost",))
+        assert f"ROUGE-L lost {100 * lost:.1f} points on 200 records" in verdict.sentence
+        assert "margin 2" in verdict.sentence
+        assert "guards.metrics" in verdict.sentence
+
+
+def test_the_tests_of_one_kind_share_their_level() -> None:
+    alone = another_metric(0.015, 0.115)
+    raw = stats.ttest_1samp(
+        [line["candidate"]["scores"]["rougeL"] - 0.5 for line in alone], 0, alternative="less"
+    ).pvalue
+    assert 0.025 < raw < 0.05
+    assert row_of(verdict_on(alone), "metric").state == "failed"
+    with_another = another_metric(0.015, 0.115)
+    for line in with_another:
+        for role in ("candidate", "champion"):
+            line[role]["scores"]["token_f1"] = 0.5
+    both = verdict_on(with_another)
+    row = row_of(both, "metric", "ROUGE-L")
+    assert row.state == "passed"
+    assert row.p_value == pytest.approx(2 * raw)
+
+
+def with_drops(lost: int, size: int) -> Lines:
+    """Return records of drop 1 that are won, and `size` of drop 2 of which `lost` are."""
+    lines = [*yes_or_no(60, 2, 138), *yes_or_no(0, lost, size - lost)]
+    for place, line in enumerate(lines):
+        line["id"], line["drop"] = f"{place:06x}", 1 if place < 200 else 2
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("lost", "size", "state"),
+    [
+        (4, 120, "passed"),
+        (6, 120, "failed"),  # shown, at the margin of 5 points: p = 1 / 64, twice that by Holm
+        (5, 90, "passed"),  # p = 1 / 32, over two slices 1 / 16, and too few for the margin
+        (6, 90, "failed"),  # shown on fewer than 100
+        (29, 29, "shown"),  # all lost, on fewer than are tested
+    ],
+)
+def test_a_slice_fails_where_its_loss_is_shown(lost: int, size: int, state: str) -> None:
+    verdict = verdict_on(with_drops(lost, size))
+    row = row_of(verdict, "slice", "drop 2")
+    assert (row.state, row.records) == (state, size)
+    assert row_of(verdict, "slice", "drop 1").state == "passed"
+    assert verdict.outcome == ("guard_failed" if state == "failed" else "promoted")
+    if state == "failed":
+        assert f"drop 2 lost {100 * lost / size:.1f} points on {size} records" in verdict.sentence
+
+
+def test_a_loss_beyond_the_margin_counts_from_a_hundred_records_on() -> None:
+    def lose_and_win(size: int) -> Lines:
+        lines = [*yes_or_no(60, 2, 138), *yes_or_no(20, 27, size - 47)]
+        for place, line in enumerate(lines):
+            line["id"], line["drop"] = f"{place:06x}", 1 if place < 200 else 2
+        return lines
+
+    small, large = verdict_on(lose_and_win(99)), verdict_on(lose_and_win(100))
+    assert row_of(small, "slice", "drop 2").state == "passed"
+    row = row_of(large, "slice", "drop 2")
+    assert row.state == "failed"
+    assert row.p_value is not None
+    assert row.p_value > 0.05
+    assert verdict_on(lose_and_win(100), slices=7.0).outcome == "promoted"
+
+
+def test_a_tag_is_a_slice_too() -> None:
+    lines = with_drops(8, 60)
+    for line in lines:
+        line["tags"] = ["category:maths"] if line["drop"] == 2 else []
+        line["drop"] = 1
+    verdict = verdict_on(lines)
+    row = row_of(verdict, "slice")
+    assert (row.label, row.state) == ("tag category:maths", "failed")
+    (shown,) = [row for row in verdict.slices if row.kind == "tag"]
+    assert shown.records == 60
+    assert shown.gain == pytest.approx(-100 * 8 / 60)
+    assert shown.interval is not None
+    assert shown.interval[0] < shown.gain < shown.interval[1]
+
+
+def nll(rise: float) -> Lines:
+    lines = good()
+    random = np.random.default_rng(3)
+    for line in lines:
+        line["champion"].update(nll_sum=8.0, nll_tokens=8)
+        line["candidate"].update(nll_sum=8 * (1 + rise) + float(random.normal(0, 0.1)), nll_tokens=8)
+    return lines
+
+
+@pytest.mark.parametrize(("rise", "state"), [(0.09, "passed"), (0.12, "failed")])
+def test_the_likelihood_may_fall_within_its_margin_however_surely(rise: float, state: str) -> None:
+    verdict = verdict_on(nll(rise))
+    row = row_of(verdict, "nll")
+    assert (row.state, row.unit, row.margin) == (state, "nats", 0.1)
+    assert row.change == pytest.approx(rise, abs=0.005)
+    assert row.bound is not None
+    assert row.p_value is not None
+    assert rise - 0.01 < row.bound < rise
+    assert row.p_value < 1e-9
+    assert verdict.outcome == ("promoted" if state == "passed" else "guard_failed")
+    if state == "failed":
+        assert verdict.reasons == ("nll_rose",)
+        assert "nats a token (margin 0.1" in verdict.sentence
+
+
+def test_the_likelihood_is_weighted_by_tokens() -> None:
+    lines = good()
+    lines[0]["candidate"].update(nll_sum=4000.0, nll_tokens=2000)
+    lines[0]["champion"].update(nll_sum=2000.0, nll_tokens=2000)
+    row = row_of(verdict_on(lines), "nll")
+    tokens = 2000 + 199 * 4
+    assert row.change == pytest.approx(2000 / tokens)
+
+
+@pytest.mark.parametrize("kind", ["empty", "truncated", "looping"])
+@pytest.mark.parametrize(("more", "state"), [(4, "passed"), (5, "failed")])
+def test_degenerate_answers_may_grow_within_their_margin(kind: str, more: int, state: str) -> None:
+    lines = good()
+    for line in lines[:more]:
+        line["candidate"]["degenerate"] = [kind]
+    verdict = verdict_on(lines)
+    row = row_of(verdict, kind)
+    assert (row.state, row.candidate, row.champion) == (state, 100 * more / 200, 0.0)
+    if state == "failed":
+        assert (verdict.outcome, verdict.reasons) == ("guard_failed", (f"{kind}_rose",))
+        assert f"{kind} answers rose from 0.0 to 2.5 per cent (margin 2" in verdict.sentence
+
+
+@pytest.mark.parametrize(("lost", "state"), [(0, "passed"), (5, "passed"), (12, "failed")])
+def test_forgetting_fails_a_candidate_that_wins_its_own_task(lost: int, state: str) -> None:
+    scores = np.ones((150, 2))
+    scores[:lost, 0] = 0
+    scores[lost : lost + 1, 1] = 0
+    verdict = verdict_on(of_good(suites=(Suite("builtin", scores),)))
+    row = row_of(verdict, "general")
+    assert (row.label, row.state, row.records) == ("builtin", state, 150)
+    if state == "failed":
+        assert (verdict.outcome, verdict.reasons) == ("guard_failed", ("general_lost",))
+        assert "builtin lost 7.3 points on 150 records" in verdict.sentence
+
+
+def test_a_small_suite_of_ones_own_is_displayed_only() -> None:
+    scores = np.tile([0.0, 1.0], (LEAST_TESTED - 1, 1))
+    verdict = verdict_on(of_good(suites=(Suite("mine", scores),)))
+    assert row_of(verdict, "general").state == "shown"
+    assert verdict.outcome == "promoted"
+
+
+def test_the_best_former_champion_is_the_one_that_stands() -> None:
+    won = compare("exact_match", good()).scores["exact_match"][:, 0]
+    worse, better = won.copy(), won.copy()
+    worse[np.flatnonzero(won)[:20]] = 0
+    better[np.flatnonzero(won == 0)] = 1
+    formers = (Former(1, np.arange(200), worse), Former(2, np.arange(200), better))
+    assert verdict_on(of_good(former=formers[:1])).outcome == "promoted"
+    verdict = verdict_on(of_good(former=formers))
+    row = row_of(verdict, "former")
+    assert (row.label, row.state) == ("champion of generation 2", "failed")
+    assert verdict.reasons == ("former_better",)
+    assert "the champion of generation 2 is 2.0 points better on 200 records" in verdict.sentence
+    assert verdict_on(of_good(former=formers), former=3.0).outcome == "promoted"
+
+
+def test_a_former_champion_is_compared_on_the_records_that_it_answered() -> None:
+    own = compare("exact_match", good()).scores["exact_match"][:, 0]
+    places = np.flatnonzero(own)[:60]
+    row = row_of(verdict_on(of_good(former=(Former(4, places, np.ones(60)),))), "former")
+    assert (row.records, row.change, row.state) == (60, 0.0, "passed")
+
+
+def continuous(lost: int, gained: int) -> Lines:
+    random = np.random.default_rng(4)
+    champion = np.full(300, 0.5)
+    candidate = champion + 0.06 + random.normal(0, 0.05, 300)
+    champion[:lost], candidate[:lost] = 0.9, 0.1
+    champion[lost : lost + gained], candidate[lost : lost + gained] = 0.1, 0.9
+    return lines_of(candidate, champion, "rougeL")
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "state"), [(0, 0, "passed"), (5, 1, "passed"), (7, 1, "failed"), (7, 4, "passed")]
+)
+def test_catastrophes_are_no_price_for_many_small_gains(lost: int, gained: int, state: str) -> None:
+    verdict = judge(compare("rougeL", continuous(lost, gained)), Rules())
+    row = row_of(verdict, "catastrophe")
+    assert (row.candidate, row.champion, row.state) == (lost, gained, state)
+    assert verdict.outcome == ("promoted" if state == "passed" else "guard_failed")
+    if state == "failed":
+        assert verdict.reasons == ("catastrophes",)
+        assert f"{lost} answers lost 50 points or more and {gained} gained as much" in verdict.sentence
+
+
+@pytest.mark.parametrize(("floor", "state"), [(90.0, "passed"), (99.0, "failed")])
+def test_a_score_below_its_floor_is_not_promoted(floor: float, state: str) -> None:
+    verdict = verdict_on(good(), floors={"exact_match": floor})
+    assert row_of(verdict, "floor").state == state
+    assert (verdict.reasons == ("below_floor",)) == (state == "failed")
+    if state == "failed":
+        assert "exact match, at least 99, is 98.0 (guards.floors)" in verdict.sentence
+
+
+def test_a_floor_for_a_metric_that_nothing_was_scored_by_is_shown() -> None:
+    assert row_of(verdict_on(good(), floors={"rougeL": 99}), "floor").state == "shown"
+
+
+def test_a_floor_of_an_unknown_metric_names_the_nearest_one() -> None:
+    with pytest.raises(StepFailed, match="exact_mach: there is no metric of that name") as caught:
+        verdict_on(good(), floors={"exact_mach": 50})
+    assert "did you mean exact_match?" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("seconds", "state"),
+    [((2.9, 1.0), "passed"), ((3.1, 1.0), "failed"), ((0.05, 0.01), "passed"), ((0.61, 0.1), "failed")],
+)
+def test_a_slower_model_fails_if_anybody_would_notice(seconds: tuple[float, float], state: str) -> None:
+    verdict = verdict_on(of_good(seconds_per_answer=seconds))
+    row = row_of(verdict, "latency")
+    assert (row.state, row.unit) == (state, "times")
+    assert row.change == pytest.approx(seconds[0] / seconds[1])
+    assert (verdict.reasons == ("slower",)) == (state == "failed")
+
+
+@pytest.mark.parametrize(("size", "state"), [(1_400_000, "passed"), (1_600_000, "failed")])
+def test_a_larger_model_fails_beyond_its_multiple(size: int, state: str) -> None:
+    verdict = verdict_on(of_good(size_bytes=(size, 1_000_000)))
+    assert row_of(verdict, "size").state == state
+    assert (verdict.reasons == ("larger",)) == (state == "failed")
+
+
+def judgement(wins: int, losses: int) -> Judgement:
+    return Judgement(
+        folder="j", model="judge-7b", prompt_sha256="p", records=200, wins=wins, losses=losses,
+        ties=200 - wins - losses, inconsistent=0, failed=0,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("wins", "losses", "state"),
+    [(60, 10, "passed"), (30, 40, "passed"), (20, 40, "failed"), (0, 29, "shown"), (0, 30, "failed")],
+)
+def test_a_judge_can_only_stand_against_a_promotion(wins: int, losses: int, state: str) -> None:
+    verdict = verdict_on(of_good(judgement=judgement(wins, losses)))
+    row = row_of(verdict, "judge")
+    assert (row.state, row.records) == (state, wins + losses)
+    assert row.p_value == pytest.approx(stats.binomtest(losses, wins + losses, alternative="greater").pvalue)
+    assert (verdict.reasons == ("judge_prefers_champion",)) == (state == "failed")
+
+
+def test_a_judge_never_makes_a_promotion() -> None:
+    found = replace(compare("exact_match", yes_or_no(5, 4, 111)), judgement=judgement(100, 0))
+    assert verdict_on(found).outcome == "not_shown_better"
+
+
+@pytest.mark.parametrize(
+    ("guard", "found"),
+    [
+        ("metric", another_metric(0.03, 0.05)),
+        ("slice", with_drops(30, 120)),
+        ("nll", nll(0.5)),
+        ("general", of_good(suites=(Suite("builtin", np.tile([0.0, 1.0], (150, 1))),))),
+        ("former", of_good(former=(Former(1, np.arange(200), np.full(200, 1.5)),))),
+        ("latency", of_good(seconds_per_answer=(9.0, 1.0))),
+        ("size", of_good(size_bytes=(9, 1))),
+        ("judge", of_good(judgement=judgement(0, 90))),
+    ],
+)
+def test_a_guard_that_is_only_shown_cannot_fail(guard: str, found: Lines | Comparison) -> None:
+    assert verdict_on(found).reasons == (GUARD_REASONS[guard],)
+    verdict = verdict_on(found, show_only=(guard,))
+    assert (verdict.outcome, verdict.reasons) == ("promoted", ())
+    assert {row.state for row in verdict.guards if row.guard == guard} == {"shown"}
+
+
+def test_a_candidate_that_does_not_win_has_failed_a_guard_only_if_the_harm_is_sure() -> None:
+    def lost_suite(lost: int) -> Comparison:
+        scores = np.ones((150, 2))
+        scores[:lost, 0] = 0
+        return replace(compare("exact_match", yes_or_no(5, 4, 111)), suites=(Suite("builtin", scores),))
+
+    unsure, sure = verdict_on(lost_suite(8)), verdict_on(lost_suite(12))
+    assert unsure.outcome == "not_shown_better"
+    assert unsure.reasons == ("general_lost", "p_above_limit", "gain_below_minimum")
+    assert "builtin lost 5.3 points" in unsure.sentence
+    assert sure.outcome == "guard_failed"
+
+
+def test_every_guard_has_a_reason_and_every_reason_its_words() -> None:
+    assert set(GUARD_REASONS.values()) <= set(REASONS)
+    assert len(set(GUARD_REASONS.values())) == len(GUARD_REASONS)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_a_loss_that_grows_never_turns_a_failed_guard_into_one_that_passed(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    size = int(random.integers(LEAST_TESTED, 160))
+    lost = int(random.integers(0, size))
+    found = [weigh(compare("exact_match", with_drops(more, size)), Rules()).guards for more in (lost, lost + 1)]
+    states = [row.state for guards in found for row in guards.rows if row.label == "drop 2"]
+    assert states != ["failed", "passed"]
+
+
+def test_equal_slices_fail_a_winner_no_more_often_than_their_kind_is_allowed_to() -> None:
+    random = np.random.default_rng(5)
+    failed = 0
+    for _ in range(400):
+        lines = [*yes_or_no(60, 2, 138)]
+        won = random.choice([1, 0, -1], 4 * 60, p=[0.1, 0.8, 0.1])
+        lines += lines_of((won > 0) * 1.0, (won < 0) * 1.0)
+        for place, line in enumerate(lines):
+            line["id"], line["drop"] = f"{place:06x}", 1 if place < 200 else 2 + (place - 200) // 60
+        found = compare("exact_match", lines)
+        failed += bool(weigh(found, Rules()).guards.failed)
+    assert stats.binomtest(failed, 400, 0.05, alternative="greater").pvalue > 0.001
