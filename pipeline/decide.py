@@ -14,6 +14,7 @@ from pipeline.config import GateConfig
 from pipeline.contract import Attempt
 from pipeline.errors import StepFailed
 from pipeline.metrics import METRICS, Metric
+from pipeline.report import write_card
 from pipeline.statistics import Floats
 
 #: Largest p-value of a loss that counts as harm shown, whatever the gate asks of a gain.
@@ -43,10 +44,16 @@ class Paired:
 
 def decide(attempt: Attempt) -> Verdict:
     """
-    Return the verdict on the run's candidate; with a shortfall, the one that was known before any training.
+    Return the verdict on the run's candidate, its evidence card written.
 
     Raises `StepFailed` if the report does not belong to the dataset or lacks records.
     """
+    verdict = _decide(attempt)
+    return verdict.model_copy(update={"report": write_card(attempt, verdict)})
+
+
+def _decide(attempt: Attempt) -> Verdict:
+    """Return the verdict on the run's candidate; with a shortfall, the one that was known before any training."""
     dataset = attempt.load(Dataset)
     gate = attempt.config.gate
     pinned = gate.on == "all" or dataset.heldout_pinned
