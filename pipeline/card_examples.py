@@ -26,7 +26,8 @@ def pick(
     best = heapq.nsmallest(
         MOST, (one for one in ranked if one[0][0] > 0), key=lambda one: (-one[0][0], -one[0][1], one[0][2])
     )
-    return tuple(_example(line, metric, sign) for _, line in worst), tuple(_example(line, metric, sign) for _, line in best)
+    regressions, gains = ([_example(line, metric, sign) for _, line in found] for found in (worst, best))
+    return tuple(regressions), tuple(gains)
 
 
 def _rank(line: Mapping[str, Any], metric: str, sign: int) -> tuple[float, float, str]:

@@ -49,7 +49,7 @@ def page(card: Card) -> str:
     return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
 
 
-def _first_screen(card: Card) -> list[Html]:
+def _first_screen(card: Card) -> list[Child]:
     story = card.story
     steps = [
         tag("li", step.words, tag("code", step.command, class_="command") if step.command else None)
@@ -131,15 +131,15 @@ def _guards(verdict: Verdict) -> Html:
         return Html("")
     columns = (
         Column("Guard"), Column("Champion", number=True), Column("New model", number=True),
-        Column("Change", number=True), Column("Let pass", number=True), Column("Of what is let pass"),
+        Column("Change", number=True), Column("Limit", number=True), Column("Against the limit"),
         Column("Records", number=True), Column("State"),
     )  # fmt: skip
     failed = sum(guard.state == "failed" for guard in guards)
     nearly = sum(is_nearly_failed(guard) for guard in guards)
     lead = f"{failed or 'None'} of {len(guards)} failed" + (f", {nearly} nearly" if nearly else "") + "."
     note = (
-        "A guard fails on harm that is shown, or beyond what is let pass. Bars: the line in the middle is no change, to "
-        "the right is harm, the dashed line is the most that is let pass."
+        "A guard fails on harm that is shown beyond chance, or beyond its limit. Bars: the line in the middle is no "
+        "change, to the right of it is harm, the dashed line is the limit."
     )
     return section("What must not get worse", table(columns, [_guard_row(guard) for guard in guards], note), lead=lead)
 
@@ -153,7 +153,7 @@ def _guard_row(guard: GuardResult) -> list[Child]:
         tag("span", guard.label, dir="auto"),
         None if guard.champion is None else plain(guard.champion, places),
         None if guard.candidate is None else plain(guard.candidate, places),
-        [change_words(guard), tag("span", f" ({bound})", class_="note") if bound else None],
+        [change_words(guard), tag("small", bound) if bound else None],
         margin_words(guard),
         guard_picture(guard),
         None if guard.records is None else f"{guard.records:,}",
@@ -191,5 +191,3 @@ def _slice_row(one: SliceResult) -> list[Child]:
         signed(one.gain),
         span(one.interval) if one.interval else None,
     ]
-
-

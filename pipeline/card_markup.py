@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 _VOID = frozenset({"meta", "link", "br", "hr"})
-#: Controls that HTML must not hold; newline and tab stay.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+#: Controls that HTML must not hold (newline and tab stay), and those that turn the order of what follows them.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class Html(str):
@@ -31,9 +31,8 @@ def tag(name: str, /, *children: Child, **attributes: str | None) -> Html:
 
     An attribute's trailing underscore is dropped and others become hyphens: class_="x", aria_label="y".
     """
-    written = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{text(value)}"' for key, value in attributes.items() if value is not None
-    )
+    named = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items() if value is not None}
+    written = "".join(f' {key}="{text(value)}"' for key, value in named.items())
     if name in _VOID:
         return Html(f"<{name}{written}>")
     return Html(f"<{name}{written}>{join(children)}</{name}>")
@@ -69,18 +68,24 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[Child]], caption: s
     """
     cells = [[join(cell) for cell in row] for row in rows]
     kept = [place for place in range(len(columns)) if any(row[place] for row in cells)]
-    heads = [tag("th", columns[place].head, columns[place].under, scope="col", role="columnheader", class_=_kind(columns[place])) for place in kept]
+    heads = [_head(columns[place]) for place in kept]
     body = [
         tag("tr", [_cell(columns[place], row[place], first=place == kept[0]) for place in kept], role="row")
         for row in cells
     ]
-    return tag(
+    made = tag(
         "table",
         tag("caption", caption),
         tag("thead", tag("tr", heads, role="row"), role="rowgroup"),
         tag("tbody", body, role="rowgroup"),
         role="table",
     )
+    # What is wider than the page scrolls in itself, by keyboard too.
+    return tag("div", made, class_="scroll", role="region", aria_label=caption, tabindex="0")
+
+
+def _head(column: Column) -> Html:
+    return tag("th", column.head, column.under, scope="col", role="columnheader", class_=_kind(column))
 
 
 def _kind(column: Column) -> str | None:

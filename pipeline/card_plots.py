@@ -134,7 +134,7 @@ def curve_picture(train: Sequence[CurvePoint], dev: Sequence[CurvePoint]) -> Htm
     ]
     dots = [_dot(11 + 0.86 * across(point.step), 12 + 1.56 * down(point.loss), "dev") for point in dev if len(dev) == 1]
     return picture(
-        "Loss", words, 204,
+        "Loss", words, 208,
         [_rung(12 + 1.56 * down(value), tick(value)) for value in ticks(low, high, most=4)],
         tag("svg", lines, x="11%", y="12", width="86%", height="156", viewBox="0 0 100 100",
             preserveAspectRatio="none", overflow="visible"),
@@ -160,7 +160,7 @@ def lengths_picture(bins: Sequence[LengthBin]) -> Html:
     every = max(1, -(-len(bins) // 5))
     named = [place for place in range(len(bins)) if (len(bins) - 1 - place) % every == 0]
     return picture(
-        "Lengths of the training rows", f"{total} rows, none longer than {bins[-1].tokens} tokens", 186,
+        "Lengths of the training rows", f"{total} rows, none longer than {bins[-1].tokens} tokens", 190,
         [_rung(150 - 138 * value / most, tick(value)) for value in ticks(0, most, most=3) if value == int(value)],
         bars,
         [_label(11 + width * (place + 1), 168, f"{bins[place].tokens:,}", "quiet end") for place in named],
@@ -219,9 +219,11 @@ def _band(at: Place, low: float, high: float, top: int, height: int) -> Html:
 
 def _whisker(at: Place, interval: tuple[float, float] | None, gain: float, y: int) -> list[Html]:
     ends = [] if interval is None else [at(value) for value in interval]
-    line = tag("line", x1=_percent(ends[0]), x2=_percent(ends[1]), y1=str(y), y2=str(y), class_="span") if ends else None
-    caps = [_vertical(end, y - 5, y + 5, "span") for end in ends]
-    return [part for part in (line, *caps, _dot(at(gain), y, "gain")) if part is not None]
+    shapes = [_vertical(end, y - 5, y + 5, "span") for end in ends]
+    if ends:
+        first, last = map(_percent, ends)
+        shapes.append(tag("line", x1=first, x2=last, y1=str(y), y2=str(y), class_="span"))
+    return [*shapes, _dot(at(gain), y, "gain")]
 
 
 def _dot(place: float, y: float, kind: str) -> Html:

@@ -22,11 +22,11 @@ def what_was_judged(card: Card) -> Html:
     """Return the data: drops, rows, and what was left out."""
     data = card.dataset
     columns = (
-        Column("Drop"), Column("File"), Column("Used for"), Column("Rows", number=True), Column("sha256"),
+        Column("File"), Column("Drop", number=True), Column("Used for"), Column("Rows", number=True), Column("sha256"),
     )  # fmt: skip
     roles = {"train": "training and held-out", "heldout": "held-out"}
     rows: list[list[Child]] = [
-        [str(drop.id), tag("bdi", drop.name), roles[drop.role], f"{drop.rows:,}",
+        [tag("bdi", drop.name), str(drop.id), roles[drop.role], f"{drop.rows:,}",
          tag("span", drop.sha256, class_="code")]
         for drop in card.drops
     ]  # fmt: skip
@@ -50,9 +50,8 @@ def checks(card: Card) -> Html:
     seen = max(data.seen_by_champion, report.records_seen_by_champion if report else 0)
     asked_twice = None
     if noise is not None:
-        asked_twice = (
-            f"{noise.changed:,} of {count(noise.records, 'answer')} changed, by {plain(noise.points, 2)} points in the mean"
-        )
+        mean = f"by {plain(noise.points, 2)} points in the mean"
+        asked_twice = f"{noise.changed:,} of {count(noise.records, 'answer')} changed, {mean}"
     before = f"{count(verdict.uses, 'candidate')} before this one"
     if verdict.same_set_uses:
         before += f", {verdict.same_set_uses:,} of them on exactly these records"
@@ -148,7 +147,7 @@ def _opinion(card: Card) -> str | None:
         return None
     return (
         f"{judged.model} on {count(judged.records, 'record')}: {judged.wins:,} better, {judged.losses:,} worse, "
-        f"{judged.ties:,} neither; {judged.inconsistent:,} changed with the order of the answers, {judged.failed:,} failed"
+        f"{judged.ties:,} neither; {judged.inconsistent:,} changed with the answers' order, {judged.failed:,} failed"
     )
 
 

@@ -45,7 +45,9 @@ p { margin: 0 0 .75rem; max-width: 46rem; }
 .big small { display: block; font-size: .8rem; font-weight: 400; color: var(--quiet); }
 figure { margin: 1rem 0 1.5rem; }
 figcaption { margin-top: .4rem; }
-.legend { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; list-style: none; padding: 0; margin: .4rem 0 0; font-size: .9rem; }
+.legend {
+  display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; list-style: none; padding: 0; margin: .4rem 0 0; font-size: .9rem;
+}
 code, pre, .code { font: .875em/1.5 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; }
 code { background: var(--panel); border-radius: .25rem; padding: .1rem .3rem; }
 .command { display: block; width: fit-content; max-width: 100%; margin-top: .2rem; }
@@ -53,11 +55,13 @@ pre {
   white-space: pre-wrap; background: var(--panel); border-radius: .4rem; padding: .6rem .75rem; margin: .25rem 0 .75rem;
   unicode-bidi: plaintext; text-align: start;
 }
+td small { display: block; color: var(--quiet); }
+.scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; padding-bottom: .4rem; }
 th, td { text-align: left; padding: .4rem .6rem .4rem 0; border-bottom: 1px solid var(--line); vertical-align: middle; }
 thead th { color: var(--quiet); font-weight: 600; vertical-align: bottom; }
-tbody th { font-weight: 600; }
+tbody th { font-weight: 600; min-width: 11rem; }
 .number { text-align: right; white-space: nowrap; }
 td:has(> svg.row) { width: 26%; min-width: 9rem; }
 .state { white-space: nowrap; font-weight: 600; }
@@ -65,8 +69,10 @@ td:has(> svg.row) { width: 26%; min-width: 9rem; }
 .state.passed { color: var(--good); }
 .state.shown { color: var(--quiet); font-weight: 400; }
 .state.nearly { color: var(--warn); }
-.few th, .few td { color: var(--quiet); }
-dl { display: grid; grid-template-columns: minmax(9rem, 15rem) 1fr; gap: .3rem 1.2rem; margin: .5rem 0 1rem; font-size: .94rem; }
+dl {
+  display: grid; grid-template-columns: minmax(9rem, 24rem) 1fr; gap: .3rem 1.2rem; margin: .5rem 0 1rem;
+  font-size: .94rem;
+}
 dt { color: var(--quiet); }
 dd { margin: 0; }
 details { border: 1px solid var(--line); border-radius: .5rem; margin: .5rem 0; padding: 0 .9rem; }
@@ -86,7 +92,7 @@ svg { display: block; overflow: hidden; }
 svg.swatch { display: inline-block; margin-right: .35rem; vertical-align: -1px; }
 svg text { font: 12px system-ui, "Noto Sans", Arial, sans-serif; text-anchor: middle; fill: var(--ink); }
 svg text.quiet { fill: var(--quiet); }
-svg text.strong { font-size: 15px; font-weight: 650; }
+svg text.strong { font-size: 15px; font-weight: 650; paint-order: stroke; stroke: var(--page); stroke-width: 5px; }
 svg text.end { text-anchor: end; }
 svg line { stroke: var(--quiet); stroke-width: 1; }
 svg line.axis, svg line.rung { stroke: var(--line); }
@@ -111,7 +117,9 @@ svg.bar { border-radius: .35rem; }
   thead { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
   table, caption, tbody, tr, tbody th, td { display: block; }
   tr { border: 1px solid var(--line); border-radius: .5rem; margin-bottom: .6rem; padding: .5rem .75rem; }
+  tbody th { min-width: 0; }
   tbody th, td, td:has(> svg.row) { border: 0; padding: .12rem 0; width: auto; text-align: left; white-space: normal; }
+  td.number { text-align: left; white-space: normal; }
   td:empty { display: none; }
   td[data-label] { display: grid; grid-template-columns: minmax(6rem, 35%) 1fr; gap: .75rem; align-items: center; }
   td[data-label]::before { content: attr(data-label); color: var(--quiet); font-weight: 400; }

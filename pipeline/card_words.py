@@ -59,13 +59,16 @@ def _numbers(verdict: Verdict) -> list[str]:
         return []
     new, old = plain(verdict.candidate_score), plain(verdict.champion_score)
     asked = count(verdict.records, "record")
+    if verdict.outcome == "contaminated":
+        words = (
+            f"The new model scored {new} of 100 points on {asked}, the champion {old}; but it had seen some of them."
+        )
+        return [words]
+    scored = f"The new model scored {new} of 100 points, the champion {old}: a change of {signed(verdict.gain)}."
     return [
-        f"Both models answered the same {asked} that neither was trained on. The new model scored {new} of 100 points, "
-        f"the champion {old}: a change of {signed(verdict.gain)}.",
+        f"Both models answered the same {asked} that neither was trained on. {scored}",
         f"It answered {verdict.wins:,} of them better, {verdict.losses:,} worse and {verdict.ties:,} equally well.",
-    ] if verdict.outcome != "contaminated" else [
-        f"The new model scored {new} of 100 points on {asked}, the champion {old}; but it had seen some of them."
-    ]  # fmt: skip
+    ]
 
 
 def _because(verdict: Verdict, report: Report | None) -> list[str]:
@@ -81,7 +84,8 @@ def _because(verdict: Verdict, report: Report | None) -> list[str]:
     if verdict.outcome == "not_shown_better" and verdict.p_value is not None and (verdict.gain or 0) > 0:
         first = [f"A model that is no better would look like this {luck(verdict.p_value)}: that is no proof."]
         return first if "gain_below_minimum" not in verdict.reasons else [*first, _REASONS["gain_below_minimum"]]
-    return [reason.words for reason in reasons(verdict)]
+    told_by_limits = "too_few_records" if verdict.gain is None else ""
+    return [reason.words for reason in reasons(verdict) if reason.code != told_by_limits]
 
 
 def _limits(verdict: Verdict, dataset: Dataset, config: RunConfig) -> list[str]:
@@ -97,12 +101,12 @@ def _limits(verdict: Verdict, dataset: Dataset, config: RunConfig) -> list[str]:
 
 
 def guard_words(guard: GuardResult) -> str:
-    """Return one guard's finding in words, as `token F1 −3.1 points (2.0 are let pass)`."""
+    """Return one guard's finding in words, as `token F1 +0.3 points (the limit is 2.0 points)`."""
     words = guard.label
     if guard.change is not None:
         words += f" {change_words(guard)}"
     if guard.margin is not None:
-        words += f" ({margin_words(guard)} let pass)"
+        words += f" (the limit is {margin_words(guard)})"
     return words
 
 
@@ -130,10 +134,10 @@ def digits(guard: GuardResult) -> int:
 def _next_steps(verdict: Verdict, dataset: Dataset, config: RunConfig, run: int) -> Sequence[NextStep]:
     tell_next: dict[Outcome, Callable[[], list[NextStep]]] = {
         "promoted": lambda: _after_a_win(config, run),
-        "worse": lambda: _after_harm(),
+        "worse": _after_harm,
         "not_shown_better": lambda: _after_no_proof(verdict, dataset),
         "insufficient_evidence": lambda: _after_too_little(verdict, dataset),
-        "guard_failed": lambda: _after_harm(),
+        "guard_failed": _after_harm,
         "contaminated": lambda: [
             NextStep(words="Judge it on other records: drop a held-out set that no drop has rows of."),
             NextStep(words="See which drops are new in this run.", command=f"dropforge show {run}"),
@@ -165,9 +169,11 @@ def _after_harm() -> list[NextStep]:
 def _after_no_proof(verdict: Verdict, dataset: Dataset) -> list[NextStep]:
     steps = []
     if verdict.records_needed:
-        more = f"Drop more data: about {count(verdict.records_needed, 'more held-out record')} would show this gain if it is real"
+        records = count(verdict.records_needed, "more held-out record")
         rows = _rows_for(verdict.records_needed, dataset)
-        steps.append(NextStep(words=more + (f", which about {rows:,} rows like these give." if rows else ".")))
+        given = f", which about {rows:,} rows like these give" if rows else ""
+        words = f"Drop more data: about {records} would show this gain if it is real{given}."
+        steps.append(NextStep(words=words))
     else:
         steps.append(NextStep(words="Drop more or other data: what is there taught the model nothing that shows."))
     steps.append(NextStep(words="Nothing is lost: these drops are trained on again, together with the next ones."))
@@ -180,7 +186,7 @@ def _rows_for(records: int, dataset: Dataset) -> int:
     if dataset.heldout_pinned or not dataset.heldout_rows:
         return 0
     wanted = records * rows / dataset.heldout_rows
-    step = 10 ** max(0, math.floor(math.log10(wanted)) - 1)
+    step = int(10 ** max(0, math.floor(math.log10(wanted)) - 1))
     return math.ceil(wanted / step) * step
 
 

@@ -191,7 +191,7 @@ def verdict(outcome: str, lines: Sequence[Mapping[str, Any]], **changes: Any) ->
     }  # fmt: skip
     made = Verdict.model_validate({
         "outcome": outcome, "reasons": reasons.get(outcome, ("too_few_records",)), "metric": "exact_match",
-        "sentence": f"{outcome.replace('_', ' ')}: exact match on {len(pairs)} held-out records, gain {gain:.1f} points",
+        "sentence": f"{outcome.replace('_', ' ')}: exact match on {len(pairs)} records, gain {gain:.1f} points",
         "records": len(pairs), "candidate_score": 100 * sum(new for new, _ in pairs) / len(pairs),
         "champion_score": 100 * sum(old for _, old in pairs) / len(pairs), "gain": gain,
         "interval": (gain - 5.6, gain + 5.4), "p_value": 0.0021 if gain > 5 else 0.21, "test": "exact McNemar",
