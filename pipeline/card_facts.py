@@ -138,6 +138,11 @@ def is_nearly_failed(guard: GuardResult) -> bool:
 def schema() -> dict[str, Any]:
     """Return the JSON Schema of `report.json`: every field is there, and no other."""
     found = Card.model_json_schema(mode="serialization")
+    for part in (found, *found["$defs"].values()):
+        # What has a default when it is made is written all the same.
+        part["required"] = list(part["properties"])
+        for field in part["properties"].values():
+            field.pop("default", None)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": "urn:dropforge:report",

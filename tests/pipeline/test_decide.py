@@ -206,7 +206,8 @@ def make(tmp_path: Path) -> Callable[..., Attempt]:
     """Return a function that makes an attempt at `decide` from a dataset and, if given, scores."""
 
     def attempt(scores: Paired | None, gate: GateConfig = GATE, **dataset: object) -> Attempt:
-        (tmp_path / "attempt/report").mkdir(parents=True)
+        (tmp_path / "attempt").mkdir()
+        (tmp_path / "evaluated").mkdir()
         records = len(scores.scores) if scores else 0
         facts = {
             "folder": "dataset", "train_rows": 1, "dev_rows": 0, "heldout_rows": records, "heldout_pinned": False,
@@ -240,10 +241,10 @@ def write_report(root: Path, scores: Paired) -> None:
         for record, pair in scores.scores.items()
     ]
     text = "".join(json.dumps(line) + "\n" for line in lines)
-    (root / "attempt/report/records.jsonl").write_text(text, encoding="utf-8")
+    (root / "evaluated/records.jsonl").write_text(text, encoding="utf-8")
     numbers = {"metrics": {}, "nll": 1.0, "generated": 0, "cached": 0, "seconds": 0.0}
     report = Report(
-        folder="attempt/report", metric=scores.metric, heldout_version="v", records=len(lines),
+        folder="evaluated", metric=scores.metric, heldout_version="v", records=len(lines),
         candidate=Scores.model_validate({"model_id": "new", **numbers}),
         champion=Scores.model_validate({"model_id": "old", **numbers}),
         champion_generation=3, prediction_keys={},
