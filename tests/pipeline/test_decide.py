@@ -306,7 +306,7 @@ def test_a_report_on_another_heldout_set_is_refused(make: Callable[..., Attempt]
 
 def test_a_report_that_lost_a_record_is_refused(make: Callable[..., Attempt], tmp_path: Path) -> None:
     attempt = make(yes_or_no(100, 2, 18))
-    path = tmp_path / "attempt/report/records.jsonl"
+    path = tmp_path / "evaluated/records.jsonl"
     path.write_text("\n".join(path.read_text(encoding="utf-8").splitlines()[1:]), encoding="utf-8")
     with pytest.raises(StepFailed, match="120 records and its file holds 119"):
         decide(attempt)

@@ -20,6 +20,7 @@ from pipeline.card_examples import MOST_CHARACTERS, pick
 from pipeline.card_facts import Card, harm_share, is_nearly_failed, schema_text
 from pipeline.card_markup import tag, text
 from pipeline.card_numbers import luck, plain, signed, ticks
+from pipeline.decide import decide
 from pipeline.report import hash_settings, write_card
 
 OUTCOMES = ["promoted", "worse", "not_shown_better", "guard_failed", "contaminated", "early"]
@@ -160,6 +161,17 @@ def test_the_first_screen_says_what_was_decided_why_and_what_to_do(
     assert all(why in first for why in card["story"]["why"])
     assert [step["words"] for step in card["story"]["next_steps"] if step["words"] not in first] == []
     assert card["verdict"]["sentence"] in page.words()
+
+
+def test_decide_leaves_a_card_of_its_own_verdict(made_cards: Any, tmp_path: Path) -> None:
+    lines = made_cards.rows(80, 5, 315)
+    published = [made_cards.dataset(), made_cards.adapter(), made_cards.model(), made_cards.report(lines, former=())]
+    verdict = decide(made_cards.attempt(tmp_path, published, lines))
+    assert verdict.outcome == "promoted"
+    assert verdict.report == "runs/1/attempts/decide-1/report"
+    card = Card.model_validate(durable.read_json(tmp_path / verdict.report / "report.json"))
+    assert card.verdict == verdict
+    assert (tmp_path / verdict.report / "report.html").is_file()
 
 
 def test_a_win_that_waits_for_a_person_says_how_to_promote_it(made_cards: Any, tmp_path: Path) -> None:
