@@ -248,9 +248,9 @@ def test_the_ten_worst_and_the_ten_best_are_chosen_by_their_change(made_cards: A
 def test_equal_changes_are_ordered_by_the_other_metrics_and_nothing_equal_is_shown(made_cards: Any) -> None:
     lines = [made_cards.row(place, 0.0, 1.0) for place in range(12)]
     for place, line in enumerate(lines):
-        line["candidate"]["scores"]["token_f1"] = place / 12
+        line["candidate"]["scores"]["token_f1"] = 1 - place / 12
     worst, best = pick([*lines, made_cards.row(99, 1.0, 1.0)], "exact_match")
-    assert [int(one.id, 16) for one in worst] == list(range(10))
+    assert [int(one.id, 16) for one in worst] == list(range(11, 1, -1))
     assert best == ()
 
 
