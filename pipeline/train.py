@@ -3,13 +3,15 @@
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from pipeline import durable
-from pipeline.artifacts import Adapter, Dataset
+from pipeline.artifacts import Adapter, Dataset, LengthBin
 from pipeline.contract import Attempt
 from pipeline.dataset_files import dataset_hash
 from pipeline.errors import CannotTrain
@@ -21,6 +23,8 @@ from pipeline.qlora.loading import chosen_device, load_tokenizer
 from pipeline.qlora.training import TokenRow, Training, fit
 
 _CHECK_EVERY = 500
+_MOST_BINS = 24
+_LIBRARIES = ("accelerate", "bitsandbytes", "peft", "tokenizers", "torch", "transformers", "trl")
 
 
 def train(attempt: Attempt) -> Adapter:
@@ -44,7 +48,7 @@ def train(attempt: Attempt) -> Adapter:
     _check_same_data(data, dataset.dataset_sha256)
     rows = tokeniser.tokenise(attempt, data / "train.jsonl")
     tokeniser.refuse_none_left(rows)
-    too_long, forged = tokeniser.too_long, tokeniser.forged
+    too_long, forged, lengths = tokeniser.too_long, tokeniser.forged, histogram([len(row.input_ids) for row in rows])
     dev = tokeniser.tokenise(attempt, data / "dev.jsonl")
     adapter, scratch = attempt.make_folder("adapter"), attempt.make_folder("scratch")
     mark = fingerprint({
@@ -63,6 +67,7 @@ def train(attempt: Attempt) -> Adapter:
         train_loss=trained.train_loss, loss_curve=trained.loss_curve, dev_curve=trained.dev_curve,
         trainable_parameters=trained.trainable_parameters,
         adapter_change=trained.adapter_change, rows_too_long=too_long, rows_with_control_tokens=forged,
+        lengths=lengths, versions={name: metadata.version(name) for name in _LIBRARIES},
         seconds=time.monotonic() - started,
     )  # fmt: skip
 
@@ -115,6 +120,17 @@ class Tokeniser:
             f"and the window is {self.window}"
         )
         raise CannotTrain(message, f"set train.max_length = {longest}, if the base model's own window allows it")
+
+
+def histogram(lengths: Iterable[int]) -> tuple[LengthBin, ...]:
+    """Return how many rows are how long, in at most 24 bins of equal width: a power of two of tokens."""
+    known = list(lengths)
+    width = 1
+    while max(known, default=0) > width * _MOST_BINS:
+        width *= 2
+    counts = Counter(-(-length // width) for length in known)
+    bins = range(min(counts, default=1), max(counts, default=0) + 1)
+    return tuple(LengthBin(tokens=place * width, rows=counts[place]) for place in bins)
 
 
 def _rows(path: Path) -> Iterable[dict[str, Any]]:

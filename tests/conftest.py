@@ -35,15 +35,25 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.write("".join(f"{line}\n" for line in sorted(lines)))
 
 
-@pytest.fixture(scope="session")
-def tiny() -> Any:
-    """The module tests/tiny_llama.py: `make_model`, `rows`, `settings`."""
-    spec = importlib.util.spec_from_file_location("tiny_llama", Path(__file__).with_name("tiny_llama.py"))
+def _load(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Any:
+    """The module tests/tiny_llama.py: `make_model`, `rows`, `settings`."""
+    return _load("tiny_llama")
+
+
+@pytest.fixture(scope="session")
+def made_cards() -> Any:
+    """The module tests/made_cards.py: runs that ended in each verdict, of written artifacts."""
+    return _load("made_cards")
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from daemon.cli import backup, champion, demo, doctor, drops, gc, inbox, runs, service, status
+from daemon.cli import backup, champion, demo, doctor, drops, gc, inbox, report, runs, service, status
 from daemon.cli.output import show_error
 from pipeline.errors import EXIT_FAILED, DropforgeError
 
@@ -28,7 +28,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (service, inbox, status, drops, runs, champion, gc, backup, doctor, demo):
+for group in (service, inbox, status, drops, runs, report, champion, gc, backup, doctor, demo):
     group.register(app)
 
 

@@ -126,6 +126,42 @@ def verdict_lines(verdict: "Verdict") -> list[str]:
         lines.append(f"smallest gain that this set can show: {verdict.smallest_detectable_gain:.1f} points")
     if verdict.records_needed:
         lines.append(f"further held-out records that would show this gain: {verdict.records_needed}")
+    return [*lines, *_guard_lines(verdict), *_slice_lines(verdict), *_trust_lines(verdict)]
+
+
+def _guard_lines(verdict: "Verdict") -> list[str]:
+    """Return how many guards there were, and each that failed or nearly did."""
+    from pipeline.card_facts import is_nearly_failed  # noqa: PLC0415 - a quick start
+    from pipeline.card_words import guard_words  # noqa: PLC0415
+
+    if not verdict.guards:
+        return []
+    failed = [guard for guard in verdict.guards if guard.state == "failed"]
+    nearly = [guard for guard in verdict.guards if is_nearly_failed(guard)]
+    lines = [f"guards: {len(failed)} of {len(verdict.guards)} failed"]
+    lines += [f"  failed: {guard_words(guard)}" for guard in failed]
+    return lines + [f"  nearly failed: {guard_words(guard)}" for guard in nearly]
+
+
+def _slice_lines(verdict: "Verdict") -> list[str]:
+    """Return the gain on records of drops that the champion knows, and on those of new ones."""
+    lines = []
+    for one in verdict.slices:
+        if one.kind in {"established", "new"}:
+            between = f", interval {one.interval[0]:+.1f} to {one.interval[1]:+.1f}" if one.interval else ""
+            lines.append(f"{one.label}: gain {one.gain:+.1f} points on {one.records} records{between}")
+    return lines
+
+
+def _trust_lines(verdict: "Verdict") -> list[str]:
+    """Return how often the set was used, and the noise that no gain can be seen below."""
+    lines = []
+    if verdict.uses:
+        same = f", {verdict.same_set_uses} of them on exactly these records" if verdict.same_set_uses else ""
+        lines.append(f"candidates judged before on this track: {verdict.uses}{same}")
+    if verdict.noise is not None:
+        changed = f"{verdict.noise.changed} of {verdict.noise.records} answers changed"
+        lines.append(f"noise of asking one model twice: {verdict.noise.points:.2f} points ({changed})")
     return lines
 
 

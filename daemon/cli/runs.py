@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -28,8 +29,6 @@ from daemon.cli.workspace import (
 )
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from daemon.overview import Overview, RunDetail
 
 StateOption = Annotated[
@@ -108,6 +107,8 @@ def show(context: typer.Context, *, run: RunArgument, as_json: JsonOption = Fals
         print_line()
         for line in verdict_lines(found.verdict):
             print_line(line)
+        if found.verdict.report:
+            print_line(f"report: {Path(found.folder).parents[1] / found.verdict.report / 'report.html'}")
 
 
 def logs(

@@ -357,7 +357,8 @@ def make(tmp_path: Path) -> Callable[..., Attempt]:
     """Return a function that makes an attempt at `decide` from a dataset and, if given, scores."""
 
     def attempt(lines: Lines | None, gate: GateConfig | None = None, **dataset: object) -> Attempt:
-        (tmp_path / "attempt/report").mkdir(parents=True)
+        (tmp_path / "attempt").mkdir()
+        (tmp_path / "evaluated").mkdir()
         facts = {
             "folder": "dataset", "train_rows": 1, "dev_rows": 0, "heldout_rows": len(lines or ()),
             "heldout_pinned": False, "heldout_version": "v", "dataset_sha256": "d", "duplicates": 0, "replaced": 0,
@@ -383,10 +384,10 @@ def make(tmp_path: Path) -> Callable[..., Attempt]:
 
 def write_report(root: Path, lines: Lines, **more: object) -> None:
     text = "".join(json.dumps(line) + "\n" for line in lines)
-    (root / "attempt/report/records.jsonl").write_text(text, encoding="utf-8")
+    (root / "evaluated/records.jsonl").write_text(text, encoding="utf-8")
     numbers = {"metrics": {}, "nll": 1.0, "generated": 0, "cached": 0, "seconds": 0.0}
     facts: dict[str, Any] = {
-        "folder": "attempt/report", "metric": "exact_match", "heldout_version": "v", "records": len(lines),
+        "folder": "evaluated", "metric": "exact_match", "heldout_version": "v", "records": len(lines),
         "candidate": Scores.model_validate({"model_id": "new", **numbers}),
         "champion": Scores.model_validate({"model_id": "old", **numbers}),
         "champion_generation": 3, "prediction_keys": {},
@@ -487,7 +488,7 @@ def test_a_report_on_another_heldout_set_is_refused(make: Callable[..., Attempt]
 
 def test_a_report_that_lost_a_record_is_refused(make: Callable[..., Attempt], tmp_path: Path) -> None:
     attempt = make(yes_or_no(100, 2, 18))
-    path = tmp_path / "attempt/report/records.jsonl"
+    path = tmp_path / "evaluated/records.jsonl"
     path.write_text("\n".join(path.read_text(encoding="utf-8").splitlines()[1:]), encoding="utf-8")
     with pytest.raises(StepFailed, match="120 records and its file holds 119"):
         decide(attempt)

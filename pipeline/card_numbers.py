@@ -1,0 +1,86 @@
+"""Numbers as people read them: on the evidence card and in its sentences."""
+
+import math
+
+_MINUTE, _HOUR = 60, 3600
+_KILO = 1000
+#: Below this p-value a fraction is too small to be worth its digits.
+_TINY_P = 0.0001
+_OFTEN_P = 0.2
+
+
+def plain(value: float, digits: int = 1) -> str:
+    """Return a number with a true minus sign and without a negative zero."""
+    rounded = round(value, digits) + 0.0
+    return f"{rounded:,.{digits}f}".replace("-", "\u2212")
+
+
+def signed(value: float, digits: int = 1) -> str:
+    """Return a change with its sign; no sign where it rounds to nothing."""
+    rounded = round(value, digits)
+    return f"+{plain(rounded, digits)}" if rounded > 0 else plain(rounded, digits)
+
+
+def count(number: int, noun: str, plural: str = "") -> str:
+    """Return `1 record`, `1,200 records`."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def span(interval: tuple[float, float], digits: int = 1) -> str:
+    """Return an interval in words."""
+    return f"{signed(interval[0], digits)} to {signed(interval[1], digits)}"
+
+
+def seconds(value: float) -> str:
+    """Return a length of time, as 0.4 s, 48 s, 3 min 05 s or 2 h 10 min."""
+    if value < 10:  # noqa: PLR2004 - tenths say something here
+        return f"{value:.1f} s"
+    whole = round(value)
+    if whole < _MINUTE:
+        return f"{whole} s"
+    if whole < _HOUR:
+        return f"{whole // _MINUTE} min {whole % _MINUTE:02} s"
+    return f"{whole // _HOUR} h {whole % _HOUR // _MINUTE:02} min"
+
+
+def size(octets: int) -> str:
+    """Return a size in decimal units, as 276 MB."""
+    value = float(octets)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if value < _KILO:
+            return f"{value:.0f} {unit}" if value >= 10 or unit == "bytes" else f"{value:.1f} {unit}"  # noqa: PLR2004
+        value /= _KILO
+    return f"{value:.1f} TB"
+
+
+def p_words(value: float) -> str:
+    """Return a p-value as it is written."""
+    if value < _TINY_P:
+        return "p < 0.0001"
+    return f"p = {value:.4f}" if value < 0.1 else f"p = {value:.2f}"  # noqa: PLR2004 - further digits say nothing
+
+
+def luck(value: float) -> str:
+    """Return how often chance alone gives as much, for a one-sided p-value."""
+    if value < _TINY_P:
+        return "less than once in 10,000 times"
+    if value > _OFTEN_P:
+        return f"{value * 100:.0f} times in 100"
+    times = 1 / value
+    step = 10 ** max(0, math.floor(math.log10(times)) - 1)
+    return f"about once in {round(times / step) * step:,} times"
+
+
+def ticks(low: float, high: float, most: int = 6) -> list[float]:
+    """Return at most `most` round numbers within `low` to `high`, evenly apart; `low` must be below `high`."""
+    rough = (high - low) / most
+    power = 10 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [round(place * step, 10) + 0.0 for place in range(first, last + 1)]
+
+
+def tick(value: float) -> str:
+    """Return the number at a tick, as short as it is."""
+    return f"{value:,.10g}".replace("-", "\u2212")

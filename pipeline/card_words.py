@@ -1,0 +1,205 @@
+"""The verdict for a person who does not read statistics: what was decided, why, and what to do now."""
+
+import math
+from collections.abc import Callable, Sequence
+
+from pipeline.artifacts import Dataset, GuardResult, Outcome, Report, Verdict
+from pipeline.card_facts import NextStep, Reason, Story
+from pipeline.card_numbers import count, luck, plain, signed
+from pipeline.config import RunConfig
+
+#: What a code of the verdict's reasons means; others are shown as they are.
+_REASONS = {
+    "no_pinned_heldout": "The gate is to judge on a held-out set of your own, and none was dropped.",
+    "too_few_records": "There are too few held-out records for a verdict.",
+    "harm_shown": "The loss is larger than chance would explain.",
+    "nll_not_finite": "The new model's likelihood of the expected answers is not a number: it is broken.",
+    "p_above_limit": "The gain could well be chance.",
+    "gain_below_minimum": "The gain is smaller than the settings ask for.",
+    "gain_from_new_data": "The gain is only there on records of drops that the champion never saw.",
+    "contaminated": "The new model was trained on records that it was to be judged on.",
+}
+_HEADLINES: dict[Outcome, str] = {
+    "promoted": "The new model is better.",
+    "worse": "The new model is worse. The champion stays.",
+    "not_shown_better": "The new model was not shown to be better. The champion stays.",
+    "insufficient_evidence": "There is too little data to decide. The champion stays.",
+    "guard_failed": "The new model gains, but loses something that it must not lose. The champion stays.",
+    "contaminated": "This result cannot be trusted. The champion stays.",
+}
+BADGES: dict[Outcome, str] = {
+    "promoted": "Promoted",
+    "worse": "Worse",
+    "not_shown_better": "Not shown better",
+    "insufficient_evidence": "Insufficient evidence",
+    "guard_failed": "Guard failed",
+    "contaminated": "Contaminated",
+}
+
+
+def reasons(verdict: Verdict) -> tuple[Reason, ...]:
+    """Return what stood against promotion, each code with its words."""
+    return tuple(
+        Reason(code=code, words=_REASONS.get(code, code.replace("_", " ").replace(":", ": ").capitalize() + "."))
+        for code in verdict.reasons
+    )
+
+
+def tell(verdict: Verdict, dataset: Dataset, report: Report | None, config: RunConfig, run: int) -> Story:
+    """Return the story of a verdict."""
+    headline = _HEADLINES[verdict.outcome]
+    if verdict.outcome == "promoted":
+        headline += " It waits for your approval." if config.gate.approval == "manual" else " It becomes the champion."
+    why = (*_numbers(verdict), *_because(verdict, report), *_limits(verdict, dataset, config))
+    return Story(headline=headline, why=why, next_steps=tuple(_next_steps(verdict, dataset, config, run)))
+
+
+def _numbers(verdict: Verdict) -> list[str]:
+    if verdict.candidate_score is None or verdict.champion_score is None or verdict.gain is None:
+        return []
+    new, old = plain(verdict.candidate_score), plain(verdict.champion_score)
+    asked = count(verdict.records, "record")
+    if verdict.outcome == "contaminated":
+        words = (
+            f"The new model scored {new} of 100 points on {asked}, the champion {old}; but it had seen some of them."
+        )
+        return [words]
+    scored = f"The new model scored {new} of 100 points, the champion {old}: a change of {signed(verdict.gain)}."
+    return [
+        f"Both models answered the same {asked} that neither was trained on. {scored}",
+        f"It answered {verdict.wins:,} of them better, {verdict.losses:,} worse and {verdict.ties:,} equally well.",
+    ]
+
+
+def _because(verdict: Verdict, report: Report | None) -> list[str]:
+    if verdict.outcome == "promoted" and verdict.p_value is not None:
+        return [f"A model that is no better would look like this {luck(verdict.p_value)}, and no guard found harm."]
+    if verdict.outcome == "guard_failed":
+        failed = [guard for guard in verdict.guards if guard.state == "failed"]
+        found = [f"What it loses: {guard_words(guard)}." for guard in failed]
+        return found or [reason.words for reason in reasons(verdict)]
+    if verdict.outcome == "contaminated" and report is not None and report.records_seen_by_candidate:
+        seen = count(report.records_seen_by_candidate, "record")
+        return [f"{seen} of those that it was judged on were among its training rows."]
+    if verdict.outcome == "not_shown_better" and verdict.p_value is not None and (verdict.gain or 0) > 0:
+        first = [f"A model that is no better would look like this {luck(verdict.p_value)}: that is no proof."]
+        return first if "gain_below_minimum" not in verdict.reasons else [*first, _REASONS["gain_below_minimum"]]
+    told_by_limits = "too_few_records" if verdict.gain is None else ""
+    return [reason.words for reason in reasons(verdict) if reason.code != told_by_limits]
+
+
+def _limits(verdict: Verdict, dataset: Dataset, config: RunConfig) -> list[str]:
+    """Say what this held-out set could have shown, where that is what was missing."""
+    if dataset.shortfall is not None and verdict.gain is None:
+        have, need = dataset.shortfall.heldout_rows, dataset.shortfall.needed_heldout_rows
+        return [f"There are {count(have, 'held-out record')}, and a verdict needs {need:,}. Nothing was trained."]
+    smallest = verdict.smallest_detectable_gain
+    if verdict.outcome != "not_shown_better" or smallest is None:
+        return []
+    least = f"; the settings ask for {plain(config.gate.min_gain)}" if config.gate.min_gain else ""
+    return [f"With this many records, a gain of {plain(smallest)} points or more is shown reliably{least}."]
+
+
+def guard_words(guard: GuardResult) -> str:
+    """Return one guard's finding in words, as `token F1 +0.3 points (the limit is 2.0 points)`."""
+    words = guard.label
+    if guard.change is not None:
+        words += f" {change_words(guard)}"
+    if guard.margin is not None:
+        words += f" (the limit is {margin_words(guard)})"
+    return words
+
+
+def change_words(guard: GuardResult) -> str:
+    """Return a guard's change in its unit."""
+    if guard.change is None:
+        return ""
+    if guard.unit == "times":
+        return f"{plain(guard.change, 2)} times"
+    return f"{signed(guard.change, digits(guard))} {guard.unit}"
+
+
+def margin_words(guard: GuardResult) -> str:
+    """Return what a guard lets pass, in its unit."""
+    if guard.margin is None:
+        return ""
+    return f"{plain(guard.margin, 2 if guard.unit in {'times', 'nats'} else 1)} {guard.unit}"
+
+
+def digits(guard: GuardResult) -> int:
+    """Return how many decimals a guard's numbers have."""
+    return {"nats": 3, "times": 2, "records": 0}.get(guard.unit, 1)
+
+
+def _next_steps(verdict: Verdict, dataset: Dataset, config: RunConfig, run: int) -> Sequence[NextStep]:
+    tell_next: dict[Outcome, Callable[[], list[NextStep]]] = {
+        "promoted": lambda: _after_a_win(config, run),
+        "worse": _after_harm,
+        "not_shown_better": lambda: _after_no_proof(verdict, dataset),
+        "insufficient_evidence": lambda: _after_too_little(verdict, dataset),
+        "guard_failed": _after_harm,
+        "contaminated": lambda: [
+            NextStep(words="Judge it on other records: drop a held-out set that no drop has rows of."),
+            NextStep(words="See which drops are new in this run.", command=f"dropforge show {run}"),
+        ],
+    }
+    return tell_next[verdict.outcome]()
+
+
+def _after_a_win(config: RunConfig, run: int) -> list[NextStep]:
+    track = "" if config.track == "default" else f" --track {config.track}"
+    undo = NextStep(words="If it disappoints in use, let the champion before it serve again.",
+                    command=f"dropforge rollback{track} --reason TEXT")  # fmt: skip
+    if config.gate.approval == "manual":
+        return [NextStep(words="Read the worst answers below, then let it serve.", command=f"dropforge promote {run}")]
+    read = NextStep(words="Nothing has to be done. The answers that became worse, below, show what it costs.")
+    return [read, undo]
+
+
+def _after_harm() -> list[NextStep]:
+    return [
+        NextStep(words="Read the answers that became worse, below: wrong or odd data in a new drop shows there."),
+        NextStep(words="If a drop is to blame, take it out of later runs.",
+                 command="dropforge drops withdraw DROP --reason TEXT"),
+        NextStep(words="If the drop is right after all, put it back when it is held.",
+                 command="dropforge drops restore DROP --reason TEXT"),
+    ]  # fmt: skip
+
+
+def _after_no_proof(verdict: Verdict, dataset: Dataset) -> list[NextStep]:
+    steps = []
+    if verdict.records_needed:
+        records = count(verdict.records_needed, "more held-out record")
+        rows = _rows_for(verdict.records_needed, dataset)
+        given = f", which about {rows:,} rows like these give" if rows else ""
+        words = f"Drop more data: about {records} would show this gain if it is real{given}."
+        steps.append(NextStep(words=words))
+    else:
+        steps.append(NextStep(words="Drop more or other data: what is there taught the model nothing that shows."))
+    steps.append(NextStep(words="Nothing is lost: these drops are trained on again, together with the next ones."))
+    return steps
+
+
+def _rows_for(records: int, dataset: Dataset) -> int:
+    """Return about how many rows bring so many held-out records, to two digits; 0 where drops bring none."""
+    rows = dataset.train_rows + dataset.dev_rows + dataset.heldout_rows
+    if dataset.heldout_pinned or not dataset.heldout_rows:
+        return 0
+    wanted = records * rows / dataset.heldout_rows
+    step = int(10 ** max(0, math.floor(math.log10(wanted)) - 1))
+    return math.ceil(wanted / step) * step
+
+
+def _after_too_little(verdict: Verdict, dataset: Dataset) -> list[NextStep]:
+    folder = "Drop a file of records into the track's folder heldout."
+    if "no_pinned_heldout" in verdict.reasons:
+        return [NextStep(words=folder)]
+    short = dataset.shortfall
+    if dataset.heldout_pinned:
+        missing = "" if short is None else f" {short.needed_heldout_rows - short.heldout_rows:,} more are needed."
+        return [NextStep(words=folder + missing)]
+    if short is not None:
+        return [NextStep(words=f"Drop about {count(short.needed_rows, 'more row')} of the same kind.")]
+    if verdict.records_needed:
+        return [NextStep(words=f"Drop more rows: {count(verdict.records_needed, 'more held-out record')} are needed.")]
+    return [NextStep(words="Drop more rows of the same kind.")]

@@ -1,0 +1,153 @@
+"""The evidence card in a real browser: nothing overflows, everything can be read, nothing is loaded or run."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.report import write_card
+
+CARDS = ["promoted", "worse", "not_shown_better", "guard_failed", "contaminated", "early", "hostile"]
+SCREENS = [(1280, "light"), (1280, "dark"), (400, "light"), (400, "dark")]
+Open = Callable[..., None]
+
+#: Elements with words of their own whose colour stands out too little from what lies behind them (WCAG 2.2, 1.4.3).
+_FAINT = """
+const parse = (words) => words.match(/[\\d.]+/g).map(Number);
+const luminance = ([r, g, b]) => [r, g, b].map((v) => v / 255)
+  .map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+  .reduce((sum, v, place) => sum + v * [0.2126, 0.7152, 0.0722][place], 0);
+const behind = (element) => {
+  for (let at = element; at; at = at.parentElement) {
+    const [r, g, b, a = 1] = parse(getComputedStyle(at).backgroundColor);
+    if (a === 1) return [r, g, b];
+    if (a !== 0) throw new Error("a background that shines through");
+  }
+  return null;
+};
+const found = [];
+let seen = 0;
+for (const element of document.body.querySelectorAll("*")) {
+  const own = [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
+  if (!own || ["title", "desc"].includes(element.tagName) || !element.getClientRects().length) continue;
+  const style = getComputedStyle(element);
+  const front = parse(element instanceof SVGElement ? style.fill : style.color);
+  const back = behind(element);
+  if (front.length > 3 && front[3] < 1 || style.opacity !== "1" || !back) { found.push(element.outerHTML); continue; }
+  const [low, high] = [luminance(front), luminance(back)].sort((a, b) => a - b);
+  const contrast = (high + 0.05) / (low + 0.05);
+  seen += 1;
+  if (contrast < 4.5) found.push(`${contrast.toFixed(2)} ${element.outerHTML.slice(0, 120)}`);
+}
+return [seen, found, getComputedStyle(document.body).backgroundColor];
+"""
+#: Boxes that are wider than the room they have; a table may be, it scrolls in itself.
+_WIDE = """
+const page = document.documentElement;
+const wide = [...document.body.querySelectorAll("*")].filter((element) =>
+  !element.closest(".scroll") && !element.closest("svg") && !element.closest(".preview")
+  && element.getBoundingClientRect().right > page.clientWidth + 0.5).map((element) => element.outerHTML.slice(0, 120));
+return [page.scrollWidth, page.clientWidth, window.innerWidth, wide];
+"""
+
+
+@pytest.fixture(scope="session")
+def pages(made_cards: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Write a card of each kind."""
+    found = {}
+    for name in CARDS:
+        root = tmp_path_factory.mktemp(name)
+        change = [made_cards.hostile] if name == "hostile" else []
+        attempt, verdict = made_cards.case(root, name.replace("hostile", "not_shown_better"), *change)
+        found[name] = root / write_card(attempt, verdict) / "report.html"
+    return found
+
+
+@pytest.fixture
+def open_page(chromium: Any, pages: dict[str, Path]) -> Open:
+    """Return a function that opens a card on a screen, with every part unfolded if asked."""
+
+    def open_it(name: str, width: int = 1280, scheme: str = "light", *, unfolded: bool = False) -> None:
+        screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+        media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+        chromium.get_log("performance")
+        chromium.get_log("browser")
+        chromium.get(pages[name].as_uri())
+        if unfolded:
+            chromium.execute_script("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+
+    return open_it
+
+
+@pytest.mark.parametrize("name", CARDS)
+@pytest.mark.parametrize(("width", "scheme"), SCREENS)
+def test_nothing_is_wider_than_the_page(chromium: Any, open_page: Open, name: str, width: int, scheme: str) -> None:
+    for unfolded in (False, True):
+        open_page(name, width, scheme, unfolded=unfolded)
+        whole, visible, window, wide = chromium.execute_script(_WIDE)
+        assert window == width
+        assert wide == []
+        assert whole == visible
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+def test_no_table_of_an_ordinary_card_has_to_be_scrolled(chromium: Any, open_page: Open, width: int) -> None:
+    open_page("guard_failed", width, unfolded=True)
+    rooms = chromium.execute_script(
+        "return [...document.querySelectorAll('.scroll')].map((one) => [one.scrollWidth, one.clientWidth])"
+    )
+    assert len(rooms) >= 5
+    assert [pair for pair in rooms if pair[0] > pair[1]] == []
+
+
+@pytest.mark.parametrize("name", CARDS)
+@pytest.mark.parametrize(("width", "scheme"), SCREENS)
+def test_all_text_stands_out(chromium: Any, open_page: Open, name: str, width: int, scheme: str) -> None:
+    open_page(name, width, scheme, unfolded=True)
+    seen, faint, background = chromium.execute_script(_FAINT)
+    assert seen > 25
+    assert faint == []
+    assert background == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(20, 23, 26)")
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_a_page_asks_for_nothing_and_runs_nothing(chromium: Any, open_page: Open, name: str) -> None:
+    open_page(name, unfolded=True)
+    events = [json.loads(entry["message"])["message"] for entry in chromium.get_log("performance")]
+    asked = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    assert asked == [chromium.current_url], "the page itself, and nothing else"
+    assert chromium.get_log("browser") == [], "neither errors nor refusals by the page's own policy"
+    assert chromium.execute_script("return document.scripts.length") == 0
+    assert chromium.title.endswith("run 1 of track default")
+
+
+def test_a_hostile_text_is_shown_as_text(chromium: Any, open_page: Open, made_cards: Any) -> None:
+    open_page("hostile", unfolded=True)
+    shown = chromium.execute_script("return [...document.querySelectorAll('pre')].map((one) => one.innerText)")
+    visible = made_cards.HOSTILE.replace("\x1b", "\\x1b").replace("\x00", "\\x00").replace("\u202e", "\\u202e")
+    assert visible in shown
+    assert chromium.execute_script("return document.querySelectorAll('img, script, iframe, link').length") == 1
+
+
+def test_each_script_runs_in_its_own_direction(chromium: Any, open_page: Open, made_cards: Any) -> None:
+    open_page("hostile", unfolded=True)
+    found = chromium.execute_script(
+        "return [...document.querySelectorAll('pre')].map((one) => [one.innerText, getComputedStyle(one).direction])"
+    )
+    directions = dict(found)
+    assert [directions[words] for words in made_cards.SCRIPTS] == ["rtl", "ltr", "ltr"]
+
+
+def test_paper_shows_what_is_folded_on_screen(chromium: Any, open_page: Open) -> None:
+    open_page("promoted")
+    height = "return document.querySelector('details pre').checkVisibility({contentVisibilityAuto: true}) "
+    height += "&& document.querySelector('details pre').getBoundingClientRect().height"
+    assert not chromium.execute_script(height)
+    chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    shown = chromium.execute_script(height)
+    chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    assert shown > 10

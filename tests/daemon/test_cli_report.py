@@ -1,0 +1,182 @@
+"""`report`, `compare` and what `show` says of the evidence, on a state folder where runs have ended."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlmodel import Session
+
+from daemon import queue
+from daemon.tables import Run
+from pipeline import durable
+from pipeline.report import write_card
+
+Command = Callable[..., Any]
+Lines = list[dict[str, Any]]
+
+
+def end(made: Any, cards: Any, outcome: str, change: Callable[[Lines], Lines] = list, **edits: Any) -> int:
+    """Let the next run end in a verdict with its card; `edits` change what the steps published."""
+    made.take(f"drop-{made.now}.jsonl", json.dumps({"instruction": f"say {made.now}", "output": "a"}) + "\n")
+    claim = made.claim()
+    root = made.settings.state_folder
+    attempt, verdict = cards.case(root, outcome, change, run=claim.run_id)
+    verdict = verdict.model_copy(update={"report": write_card(attempt, verdict)})
+    home = root / "runs" / str(claim.run_id)
+    durable.write_json(home / "decide.json", verdict.model_dump(mode="json"))
+    for step, fields in edits.items():
+        value = durable.read_json(home / f"{step}.json")
+        durable.write_json(home / f"{step}.json", {**value, **fields})
+    queue.finish(made.engine, claim, verdict.outcome, verdict.sentence, made.tick())
+    return int(claim.run_id)
+
+
+@pytest.fixture
+def workspace(new_workspace: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> Any:
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    return new_workspace()
+
+
+def test_report_prints_the_page_or_the_data(workspace: Any, made_cards: Any, dropforge: Command) -> None:
+    run = end(workspace, made_cards, "guard_failed")
+    page = workspace.settings.state_folder / f"runs/{run}/attempts/decide-1/report/report.html"
+    for arguments in (("report", run), ("report", run, "--path")):
+        ended = dropforge(*arguments)
+        assert (ended.code, ended.out) == (0, f"{page}\n"), "no display, no browser"
+    found = dropforge("report", run, "--json").json["report"]
+    assert found == durable.read_json(page.with_name("report.json"))
+    assert found["verdict"]["outcome"] == "guard_failed"
+
+
+def test_report_opens_a_browser_where_there_is_a_display(
+    workspace: Any, made_cards: Any, script: Command, tmp_path: Path
+) -> None:
+    run = end(workspace, made_cards, "promoted")
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" >> {tmp_path}/opened\n')
+    browser.chmod(0o755)
+    environment = {"BROWSER": f"{browser} %s", "DISPLAY": ":99"}
+    out = script("report", str(run), folder=tmp_path, environment=environment).out
+    assert (tmp_path / "opened").read_text() == f"{Path(out.removesuffix(chr(10))).as_uri()}\n"
+    script("report", str(run), "--path", folder=tmp_path, environment=environment)
+    assert len((tmp_path / "opened").read_text().splitlines()) == 1, "--path opens nothing"
+
+
+def test_what_is_not_there_is_said_with_a_remedy(lived_in: Any, dropforge: Command) -> None:
+    assert lived_in
+    for run, words in ((9, "there is no run 9"), (3, "run 3 has no verdict"), (1, "the report of run 1 is not there")):
+        ended = dropforge("report", run)
+        assert (ended.code, ended.out) == (1, "")
+        assert ended.err.startswith(f"error: {words}")
+        assert "\nhint: " in ended.err
+    assert dropforge("compare", 1, 9).code == 1
+
+
+def test_show_tells_the_core_of_the_evidence(workspace: Any, made_cards: Any, dropforge: Command) -> None:
+    run = end(workspace, made_cards, "guard_failed")
+    out = dropforge("show", run).out
+    for words in (
+        "guards: 1 of 7 failed\n  failed: suite builtin −27.6 points (the limit is 5.0 points)\n",
+        "  nearly failed: drop 3 (bewertungen_ü.jsonl) −4.5 points (the limit is 5.0 points)\n",
+        "drops that the champion knows: gain +6.0 points on 300 records, interval +0.4 to +11.5\n",
+        "new drops: gain -4.5 points on 100 records, interval -15.2 to +6.3\n",
+        "candidates judged before on this track: 6, 2 of them on exactly these records\n",
+        "noise of asking one model twice: 0.50 points (3 of 200 answers changed)\n",
+        f"report: {workspace.settings.state_folder}/runs/{run}/attempts/decide-1/report/report.html\n",
+    ):
+        assert words in out
+    assert "token F1" not in out, "a guard that passed easily is not the core"
+
+
+def without_some(lines: Lines) -> Lines:
+    """Return other records: fifty that are not in the first run, and ten whose reference was corrected."""
+    return [
+        *[{**line, "id": f"{place:032x}"} for place, line in enumerate(lines[:50], 5000)],
+        *[{**line, "references": ["corrected"]} for line in lines[50:60]],
+        *lines[60:],
+    ]
+
+
+def test_compare_scores_both_candidates_on_the_records_that_both_have(
+    workspace: Any, made_cards: Any, dropforge: Command
+) -> None:
+    first = end(workspace, made_cards, "not_shown_better")
+    second = end(workspace, made_cards, "promoted", without_some)
+    found = dropforge("compare", first, second, "--json").json["comparison"]
+    ours, theirs = (
+        {line["id"]: line["candidate"]["scores"]["exact_match"] for line in rows}
+        for rows in (
+            made_cards.rows(*made_cards.FLIPS["not_shown_better"]),
+            without_some(made_cards.rows(*made_cards.FLIPS["promoted"]))[60:],
+        )
+    )
+    common = ours.keys() & theirs.keys()
+    assert (found["records"], found["references_changed"]) == (len(common), 10) == (340, 10)
+    means = {one["metric"]: (one["first"], one["second"]) for one in found["scores"]}
+    expected = [100 * sum(scores[record] for record in common) / 340 for scores in (ours, theirs)]
+    assert list(means["exact_match"]) == pytest.approx(expected)
+    assert found["wins"] == sum(theirs[record] > ours[record] for record in common) > 0
+    assert found["losses"] == sum(theirs[record] < ours[record] for record in common) > 0
+    assert found["wins"] + found["losses"] + found["ties"] == 340
+    assert len(found["second"]["drops"]) == 1, "the second run has a further drop"
+    out = dropforge("compare", first, second).out
+    for words in (
+        f"RUN {first}", f"RUN {second}", "not_shown_better", "settings: the same", f"of run {second} alone: drop-",
+        "both candidates on the 340 records that both were scored on; 10 whose references changed are left out:",
+        f"by exact_match, run {second} is better on {found['wins']} of them, worse on {found['losses']}",
+    ):  # fmt: skip
+        assert words in out
+
+
+def test_compare_names_settings_that_differ(workspace: Any, made_cards: Any, dropforge: Command) -> None:
+    first, second = (end(workspace, made_cards, "worse") for _ in range(2))
+    with Session(workspace.engine) as session, session.begin():
+        run = session.get(Run, second)
+        assert run is not None
+        assert run.config is not None
+        config: dict[str, Any] = run.config
+        run.config = {**config, "train": {**config["train"], "rank": 64}, "salt": "other"}
+        session.add(run)
+    found = dropforge("compare", first, second, "--json").json["comparison"]["settings"]
+    assert found == [{"name": "train.rank", "first": 16, "second": 64}]
+    assert [line.split() for line in dropforge("compare", first, second).out.splitlines() if "train.rank" in line] == [
+        ["train.rank", "16", "64"]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("edits", "words"),
+    [
+        ({"evaluate": {"batch_size": 8}}, "the models were not asked in the same way: batch size"),
+        ({"evaluate": {"versions": {"torch": "2.11.0"}}}, "the models were not asked in the same way: versions"),
+        ({"prepare": {"max_new_tokens": 32}}, "the models were not asked in the same way: max_new_tokens"),
+        ({"merge": {"format": "alpaca"}}, "the models were not asked in the same way: format"),
+    ],
+)
+def test_answers_that_were_got_in_another_way_are_not_compared(
+    workspace: Any, made_cards: Any, dropforge: Command, edits: dict[str, Any], words: str
+) -> None:
+    first, second = end(workspace, made_cards, "worse"), end(workspace, made_cards, "worse", **edits)
+    found = dropforge("compare", first, second, "--json").json["comparison"]
+    assert (found["not_compared"], found["scores"]) == (words, [])
+    assert f"scores are not compared: {words}\n" in dropforge("compare", first, second).out
+
+
+def test_runs_without_common_scores_are_compared_all_the_same(
+    workspace: Any, made_cards: Any, dropforge: Command
+) -> None:
+    first, early = end(workspace, made_cards, "worse"), end(workspace, made_cards, "early")
+    words = f"scores are not compared: run {early} has no scored records, or they were cleared away"
+    assert words in dropforge("compare", first, early).out
+
+    def others(lines: Lines) -> Lines:
+        return [{**line, "id": f"{place:032x}"} for place, line in enumerate(lines, 9000)]
+
+    apart = end(workspace, made_cards, "worse", others)
+    assert "scores are not compared: no record was scored in both runs" in dropforge("compare", first, apart).out
+    os.unlink(workspace.settings.state_folder / f"runs/{first}/attempts/evaluate-1/report/records.jsonl")  # noqa: PTH108
+    assert f"run {first} has no scored records" in dropforge("compare", first, apart).out

@@ -1,0 +1,271 @@
+"""Runs that end in each verdict, made of written artifacts: what the evidence card and its readers are tested on."""
+
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline import durable
+from pipeline.artifacts import (
+    Adapter,
+    Artifact,
+    CurvePoint,
+    Dataset,
+    Drop,
+    FormerScores,
+    GuardResult,
+    Judgement,
+    LengthBin,
+    Model,
+    ModelRef,
+    NoiseFloor,
+    Overlap,
+    Report,
+    Scores,
+    Shortfall,
+    SliceResult,
+    Verdict,
+)
+from pipeline.config import GateConfig, RunConfig
+from pipeline.contract import Attempt, StepSpec
+
+BASE, OLD, NEW = "ba" * 32, "c1" * 32, "d2" * 32
+HELDOUT, DATA = "4e" * 32, "da" * 32
+DROPS = (
+    Drop(id=1, sha256="01" * 32, name="reviews-2026-10.jsonl", path="drops/1", role="train", rows=1800),
+    Drop(id=3, sha256="03" * 32, name="bewertungen_ü.jsonl", path="drops/3", role="train", rows=600),
+)
+HOSTILE = (
+    '<script>document.title = "owned"</script></style></pre></details><img src=x onerror="document.title=\'owned\'">'
+    '<link rel="stylesheet" href="http://127.0.0.1:9/x.css"> &lt;b&gt; \x1b[31m \x00 "quoted" \'single\' \u202eevil'
+)
+LONG_WORD = "Donaudampfschifffahrtselektrizitätenhauptbetriebswerkbauunterbeamtengesellschaft" * 4
+SCRIPTS = ("مرحبا بالعالم: كم عدد النجوم؟", "这家餐厅很好吃，给几颗星？", "ร้านนี้อร่อยมาก")
+
+
+def row(place: int, new: float, old: float, text: str = "") -> dict[str, Any]:
+    """Return one line of records.jsonl; scores are 0 to 1 and the answers are stars."""
+    stars = str(1 + place % 5)
+    wrong = str(1 + (place + 2) % 5)
+
+    def answered(score: float) -> dict[str, Any]:
+        words = stars if score >= 1 else wrong
+        return {
+            "text": words, "tokens": 2, "scores": {"exact_match": score, "token_f1": score}, "nll_sum": 1.2,
+            "nll_tokens": 2, "degenerate": [],
+        }  # fmt: skip
+
+    return {
+        "id": f"{place:032x}", "drop": 1 if place % 4 else 3, "pinned": False, "tags": ["category:food"],
+        "instruction": "How many stars does this review give?", "input": text or f"Review number {place}: it was fine.",
+        "references": [stars], "candidate": answered(new), "champion": answered(old),
+    }  # fmt: skip
+
+
+def rows(wins: int, losses: int, ties: int, texts: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Return records of which the candidate has so many better, worse and equal."""
+    pairs = [(1.0, 0.0)] * wins + [(0.0, 1.0)] * losses + [(1.0, 1.0)] * ties
+    random.Random(1).shuffle(pairs)
+    return [row(place, *pair, texts[place % len(texts)] if texts else "") for place, pair in enumerate(pairs)]
+
+
+def hostile(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return records whose every text is an attack, a word without end, or another script."""
+    texts = [HOSTILE, LONG_WORD, *SCRIPTS]
+    changed = []
+    for place, line in enumerate(lines):
+        text = texts[place % len(texts)]
+        changed.append({
+            **line, "instruction": text, "input": text, "references": [text, text], "tags": [text[:60]],
+            "candidate": {**line["candidate"], "text": text}, "champion": {**line["champion"], "text": "\n" + text},
+        })  # fmt: skip
+    return changed
+
+
+def dataset(**changes: Any) -> Dataset:
+    """Return what `prepare` would have published."""
+    made = Dataset(
+        folder="runs/1/attempts/prepare-1/data", train_rows=1930, dev_rows=62, heldout_rows=400, heldout_pinned=False,
+        heldout_version=HELDOUT, dataset_sha256=DATA, duplicates=12, replaced=3, removed_heldout=2, near_duplicates=41,
+        overlaps=(Overlap(rule="minhash", train_id="a" * 32, heldout_id="b" * 32, train_text="It was <great> food",
+                          heldout_text="it was great food!"),),
+        heldout_duplicates=4, warnings=("Drop 3 lost 22 % of its rows to near-duplicates of held-out records.",),
+        metric="exact_match", max_new_tokens=8, drops=DROPS,
+    )  # fmt: skip
+    return made.model_copy(update=changes)
+
+
+def adapter() -> Adapter:
+    """Return what `train` would have published."""
+    noise = random.Random(2)
+    curve = [CurvePoint(step=step, loss=0.35 + 2 * 0.97**step + noise.uniform(0, 0.12)) for step in range(1, 242, 2)]
+    dev = [CurvePoint(step=step, loss=0.45 + 2 * 0.965**step + step / 2400) for step in range(20, 242, 20)]
+    lengths = [3, 20, 88, 190, 260, 310, 270, 220, 180, 130, 90, 60, 44, 30, 21, 14]
+    return Adapter(
+        folder="runs/1/attempts/train-1/adapter", adapter_sha256="ad" * 32, base_model_id=BASE, format="chat",
+        quantization="nf4", device="cpu", optimizer_steps=241, resumed_from_step=0, trained_tokens=402_133,
+        train_loss=0.61, loss_curve=tuple(curve), dev_curve=tuple(dev), trainable_parameters=4_884_480,
+        adapter_change=12.4, rows_too_long=7,
+        lengths=tuple(LengthBin(tokens=32 * (n + 1), rows=rows) for n, rows in enumerate(lengths)),
+        versions={"torch": "2.10.0", "transformers": "5.17.0", "peft": "0.21.0"}, seconds=4210.0,
+    )  # fmt: skip
+
+
+def model() -> Model:
+    """Return what `merge` would have published."""
+    return Model(
+        folder="runs/1/attempts/merge-1/model", model_id=NEW, base_model_id=BASE, dtype="bfloat16",
+        size_bytes=269_000_000, logits_difference=0.09, logits_tolerance=0.25, format="chat", seconds=38.0,
+    )  # fmt: skip
+
+
+def report(lines: Sequence[Mapping[str, Any]], **changes: Any) -> Report:
+    """Return what `evaluate` would have published of these records."""
+
+    def scores(role: str, model_id: str, generated: int) -> Scores:
+        means = {
+            name: 100 * sum(line[role]["scores"][name] for line in lines) / max(len(lines), 1)
+            for name in ("exact_match", "token_f1")
+        }
+        return Scores(
+            model_id=model_id, metrics=means, nll=0.512 if role == "candidate" else 0.634, generated=generated,
+            cached=len(lines) - generated, seconds=212.0 if generated else 0.4, rates={"empty": 0.0, "looping": 0.5},
+            length_ratio=1.0, answer_tokens=2.1, seconds_per_answer=0.53, size_bytes=269_000_000,
+        )  # fmt: skip
+
+    made = Report(
+        folder="runs/1/attempts/evaluate-1/report", metric="exact_match", heldout_version=HELDOUT, records=len(lines),
+        records_too_long=1, batch_size=16, versions={"torch": "2.10.0", "device": "cpu AVX512, 2 threads"},
+        former=(FormerScores(generation=1, model_id="e3" * 32, records=280, score=58.2, file="former-1.jsonl"),),
+        candidate=scores("candidate", NEW, len(lines)), champion=scores("champion", OLD, 0), champion_generation=2,
+        prediction_keys={NEW: "1f" * 32, OLD: "2f" * 32},
+    )  # fmt: skip
+    return made.model_copy(update=changes)
+
+
+def guards(*, failing: bool = False) -> tuple[GuardResult, ...]:
+    """Return guards of every unit: passed, nearly failed, shown, and failed if asked."""
+    made = [
+        GuardResult(guard="metric", label="token F1", unit="points", records=400, candidate=71.0, champion=65.0,
+                    change=6.0, bound=8.1, margin=2.0, state="passed"),
+        GuardResult(guard="slice", label="drop 3 (bewertungen_ü.jsonl)", unit="points", records=100, candidate=61.0,
+                    champion=65.5, change=-4.5, bound=1.2, p_value=0.11, margin=5.0, state="passed"),
+        GuardResult(guard="nll", label="likelihood of the references", unit="nats", records=400, candidate=0.512,
+                    champion=0.634, change=-0.122, margin=0.1, state="passed"),
+        GuardResult(guard="looping", label="looping answers", unit="per cent", records=400, candidate=1.25,
+                    champion=0.5, change=0.75, margin=2.0, state="passed"),
+        GuardResult(guard="latency", label="time an answer", unit="times", candidate=0.61, champion=0.53, change=1.15,
+                    margin=3.0, state="passed"),
+        GuardResult(guard="general", label="suite builtin, category arithmetic", unit="points", records=40,
+                    candidate=50.0, champion=57.5, change=-7.5, margin=5.0, state="shown"),
+    ]  # fmt: skip
+    if failing:
+        made.append(
+            GuardResult(guard="general", label="suite builtin", unit="points", records=240, candidate=31.2,
+                        champion=58.8, change=-27.6, bound=-21.9, p_value=0.00001, margin=5.0, state="failed")
+        )  # fmt: skip
+    return tuple(made)
+
+
+def slices() -> tuple[SliceResult, ...]:
+    """Return slices of every kind."""
+    return (
+        SliceResult(kind="established", label="drops that the champion knows", records=300, candidate=72.0,
+                    champion=66.0, gain=6.0, interval=(0.4, 11.5)),
+        SliceResult(kind="new", label="new drops", records=100, candidate=61.0, champion=65.5, gain=-4.5,
+                    interval=(-15.2, 6.3)),
+        SliceResult(kind="drop", label="drop 1 (reviews-2026-10.jsonl)", records=300, candidate=72.0, champion=66.0,
+                    gain=6.0, interval=(0.4, 11.5)),
+        SliceResult(kind="tag", label="category:food", records=12, candidate=75.0, champion=66.7, gain=8.3),
+    )  # fmt: skip
+
+
+def verdict(outcome: str, lines: Sequence[Mapping[str, Any]], **changes: Any) -> Verdict:
+    """Return a verdict on these records, with numbers that could be true of it."""
+    pairs = [tuple(line[role]["scores"]["exact_match"] for role in ("candidate", "champion")) for line in lines]
+    gain = 100 * sum(new - old for new, old in pairs) / len(pairs)
+    reasons = {
+        "promoted": (), "worse": ("harm_shown", "p_above_limit", "gain_below_minimum"),
+        "not_shown_better": ("p_above_limit",), "guard_failed": ("guard_general",), "contaminated": ("contaminated",),
+    }  # fmt: skip
+    made = Verdict.model_validate({
+        "outcome": outcome, "reasons": reasons.get(outcome, ("too_few_records",)), "metric": "exact_match",
+        "sentence": f"{outcome.replace('_', ' ')}: exact match on {len(pairs)} records, gain {gain:.1f} points",
+        "records": len(pairs), "candidate_score": 100 * sum(new for new, _ in pairs) / len(pairs),
+        "champion_score": 100 * sum(old for _, old in pairs) / len(pairs), "gain": gain,
+        "interval": (gain - 5.6, gain + 5.4), "p_value": 0.0021 if gain > 5 else 0.21, "test": "exact McNemar",
+        "wins": sum(new > old for new, old in pairs), "losses": sum(new < old for new, old in pairs),
+        "ties": sum(new == old for new, old in pairs), "smallest_detectable_gain": 5.9,
+        "records_needed": None if outcome == "promoted" else 1840, "guards": guards(failing=outcome == "guard_failed"),
+        "slices": slices(), "uses": 6, "same_set_uses": 2,
+        "noise": NoiseFloor(records=200, changed=3, points=0.5), "heldout_version": HELDOUT, "champion_generation": 2,
+        "candidate_model_id": NEW, "champion_model_id": OLD,
+    })  # fmt: skip
+    return made.model_copy(update=changes)
+
+
+def early() -> tuple[Dataset, Verdict]:
+    """Return data that is too little for any verdict, and the verdict that says so before training."""
+    short = Shortfall(heldout_rows=31, needed_heldout_rows=100, needed_rows=460)
+    data = dataset(shortfall=short, heldout_rows=31, train_rows=170, dev_rows=0, warnings=(), overlaps=())
+    verdict = Verdict(
+        outcome="insufficient_evidence", reasons=("too_few_records",), metric="exact_match", records=31,
+        sentence="insufficient evidence, nothing was trained: 31 held-out records, and a verdict needs 100",
+        champion_generation=0, champion_model_id=BASE,
+    )  # fmt: skip
+    return data, verdict
+
+
+def judgement() -> Judgement:
+    """Return what `judge` would have published."""
+    return Judgement(
+        folder="runs/1/attempts/judge-1/judge", model="some-judge", prompt_sha256="99" * 32, records=200, wins=61,
+        losses=40, ties=99, inconsistent=22, failed=1,
+    )  # fmt: skip
+
+
+def attempt(root: Path, published: Sequence[Artifact], lines: Sequence[Mapping[str, Any]] = (), run: int = 1,
+            **gate: Any) -> Attempt:  # fmt: skip
+    """Return an attempt at `decide` in a state folder where `published` and the records lie."""
+    home = root / "runs" / str(run)
+    inputs = {}
+    for artifact in published:
+        value = json.loads(artifact.model_dump_json().replace("runs/1/", f"runs/{run}/"))
+        inputs[artifact.step] = f"runs/{run}/{artifact.step}.json"
+        home.mkdir(parents=True, exist_ok=True)
+        durable.write_json(root / inputs[artifact.step], value)
+    if any(artifact.step == "evaluate" for artifact in published):
+        folder = home / "attempts" / "evaluate-1" / "report"
+        folder.mkdir(parents=True)
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        durable.write_bytes(folder / "records.jsonl", text.encode())
+    folder = home / "attempts" / "decide-1"
+    folder.mkdir(parents=True)
+    config = RunConfig(track="default", base_model="/base", base_model_id=BASE, salt="s", gate=GateConfig(**gate))
+    return Attempt(StepSpec(
+        run=run, step="decide", attempt=1, fence="f", root=str(root), folder=f"runs/{run}/attempts/decide-1",
+        checkpoints=f"runs/{run}/checkpoints", predictions="predictions", argv=(), env={}, inputs=inputs, drops=DROPS,
+        champion=ModelRef(model_id=OLD, path="models/old", generation=2), config=config,
+    ))  # fmt: skip
+
+
+#: What each outcome's records are: how many are better, worse and equal.
+FLIPS = {
+    "promoted": (52, 26, 322), "worse": (9, 61, 330), "not_shown_better": (40, 33, 327), "guard_failed": (70, 24, 306),
+    "contaminated": (160, 2, 238),
+}  # fmt: skip
+
+
+def case(
+    root: Path, outcome: str, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]] = list, run: int = 1,
+    **gate: Any,
+) -> tuple[Attempt, Verdict]:  # fmt: skip
+    """Return an attempt and its verdict for `outcome`; `early` is the one without a model."""
+    if outcome == "early":
+        data, found = early()
+        return attempt(root, [data], run=run, **gate), found
+    lines = change(rows(*FLIPS[outcome]))
+    seen = 38 if outcome == "contaminated" else 0
+    published = [dataset(), adapter(), model(), report(lines, records_seen_by_candidate=seen), judgement()]
+    return attempt(root, published, lines, run=run, **gate), verdict(outcome, lines)

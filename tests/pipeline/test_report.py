@@ -1,0 +1,313 @@
+"""The evidence card: what it says is what the artifacts say, whatever text the records hold."""
+
+import json
+import random
+import re
+from html.parser import HTMLParser
+from importlib import resources
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+
+from pipeline import durable
+from pipeline.artifacts import GuardResult
+from pipeline.card_examples import MOST_CHARACTERS, pick
+from pipeline.card_facts import Card, harm_share, is_nearly_failed, schema_text
+from pipeline.card_markup import tag, text
+from pipeline.card_numbers import luck, plain, signed, ticks
+from pipeline.decide import decide
+from pipeline.report import hash_settings, write_card
+
+OUTCOMES = ["promoted", "worse", "not_shown_better", "guard_failed", "contaminated", "early"]
+VOID = {"meta", "link", "br", "hr"}
+SCHEMA = json.loads(resources.files("schemas").joinpath("report.schema.json").read_text(encoding="utf-8"))
+
+
+class Page(HTMLParser):
+    """A page as a reader of HTML sees it: elements in their order with attributes, parents and text."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[dict[str, Any]] = []
+        self._open: list[dict[str, Any]] = []
+        self.feed(source)
+        self.close()
+        assert self._open == [], "every element is closed"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        made = {"tag": tag, "text": "", "path": [one["tag"] for one in self._open], **dict(attrs)}
+        self.elements.append(made)
+        if tag not in VOID:
+            self._open.append(made)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open[-1]["tag"] == tag, f"</{tag}> closes <{self._open[-1]['tag']}>"
+        self._open.pop()
+
+    def handle_data(self, data: str) -> None:
+        for one in self._open:
+            one["text"] += data
+
+    def all(self, tag: str) -> list[dict[str, Any]]:
+        return [one for one in self.elements if one["tag"] == tag]
+
+    def words(self) -> str:
+        return str(self.all("body")[0]["text"])
+
+
+def write(made_cards: Any, folder: Path, outcome: str, *change: Any, **gate: Any) -> tuple[dict[str, Any], str]:
+    """Write a card; return report.json and report.html."""
+    attempt, verdict = made_cards.case(folder, outcome, *change, **gate)
+    place = folder / write_card(attempt, verdict)
+    return durable.read_json(place / "report.json"), (place / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES)
+def test_the_card_is_valid_by_its_strict_schema(made_cards: Any, tmp_path: Path, outcome: str) -> None:
+    Draft202012Validator.check_schema(SCHEMA)
+    card, _ = write(made_cards, tmp_path, outcome)
+    validator = Draft202012Validator(SCHEMA)
+    validator.validate(card)
+    assert Card.model_validate(card).verdict.report == "runs/1/attempts/decide-1/report"
+    assert not validator.is_valid({**card, "unknown": 1})
+    assert not validator.is_valid({**card, "verdict": {**card["verdict"], "unknown": 1}})
+    assert not validator.is_valid({name: value for name, value in card.items() if name != "regressions"})
+
+
+def test_the_schema_in_the_tree_is_that_of_the_code() -> None:
+    written = resources.files("schemas").joinpath("report.schema.json").read_text(encoding="utf-8")
+    assert written == schema_text(), "python -m pipeline.card_facts > schemas/report.schema.json"
+
+
+@pytest.mark.parametrize("outcome", [*OUTCOMES, "hostile"])
+def test_the_page_is_one_sound_document_that_loads_nothing(made_cards: Any, tmp_path: Path, outcome: str) -> None:
+    change = [made_cards.hostile] if outcome == "hostile" else []
+    _, source = write(made_cards, tmp_path, outcome.replace("hostile", "worse"), *change)
+    page = Page(source)
+    assert page.all("html")[0]["lang"] == "en"
+    assert {one["tag"] for one in page.elements} <= {
+        "html", "head", "meta", "link", "title", "style", "body", "header", "main", "section", "div", "p", "span",
+        "small", "em", "bdi", "code", "pre", "h1", "h2", "h3", "ul", "li", "dl", "dt", "dd", "table", "caption",
+        "thead", "tbody", "tr", "th", "td", "details", "summary", "figure", "figcaption", "svg", "desc", "rect", "line",
+        "circle", "polyline", "text",
+    }  # fmt: skip
+    assert [one["href"] for one in page.elements if "href" in one] == ["data:,"]
+    assert not [name for one in page.elements for name in one if name.startswith("on") or name in {"src", "srcset"}]
+    assert "url(" not in page.all("style")[0]["text"]
+    assert "@import" not in page.all("style")[0]["text"]
+    assert "default-src 'none'" in page.all("meta")[1]["content"]
+    assert len(source.encode()) < 300_000
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES)
+def test_the_page_can_be_heard_as_well_as_seen(made_cards: Any, tmp_path: Path, outcome: str) -> None:
+    _, source = write(made_cards, tmp_path, outcome)
+    page = Page(source)
+    levels = [int(one["tag"][1]) for one in page.elements if re.fullmatch("h[1-6]", one["tag"])]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+    pictures = [one for one in page.all("svg") if "svg" not in one["path"] and one.get("aria-hidden") != "true"]
+    assert (len(pictures) > 10) == (outcome != "early")
+    for one in pictures:
+        assert one["role"] == "img"
+        assert ": " in one["aria-label"]
+    assert len(page.all("desc")) == len(pictures)
+    assert {one["scope"] for one in page.all("th")} == {"col", "row"}
+    assert {one["role"] for one in page.all("td")} == {"cell"}
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES)
+def test_what_is_not_there_is_left_out(made_cards: Any, tmp_path: Path, outcome: str) -> None:
+    _, source = write(made_cards, tmp_path, outcome)
+    page = Page(source)
+    for one in page.elements:
+        if one["tag"] in {"section", "h2", "h3", "p", "ul", "li", "dl", "dd", "dt", "table", "tbody", "tr", "details"}:
+            assert one["text"].strip(), f"an empty {one['tag']}"
+    outside = re.sub(r"<pre.*?</pre>", "", source, flags=re.DOTALL)
+    assert not re.search(r"\b(None|nan|inf)\b(?! of)", outside.partition("<body")[2])
+    titles = [one["text"] for one in page.all("h2")]
+    assert ("Training and cost" in titles) == (outcome != "early")
+    assert ("The data" in titles, "Where it comes from" in titles) == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "headline", "words"),
+    [
+        ("promoted", "The new model is better. It becomes the champion.", "about once in 480 times"),
+        ("worse", "The new model is worse. The champion stays.", "dropforge drops withdraw DROP --reason TEXT"),
+        ("not_shown_better", "The new model was not shown to be better. The champion stays.",
+         "1,840 more held-out records would show this gain if it is real, which about 12,000 rows like these give."),
+        ("guard_failed",
+         "The new model gains, but loses something that it must not lose. The champion stays.",
+         "What it loses: suite builtin −27.6 points (the limit is 5.0 points)."),
+        ("contaminated", "This result cannot be trusted. The champion stays.", "38 records of those"),
+        ("early", "There is too little data to decide. The champion stays.", "Drop about 460 more rows"),
+    ],
+)  # fmt: skip
+def test_the_first_screen_says_what_was_decided_why_and_what_to_do(
+    made_cards: Any, tmp_path: Path, outcome: str, headline: str, words: str
+) -> None:
+    card, source = write(made_cards, tmp_path, outcome)
+    page = Page(source)
+    assert page.all("h1")[0]["text"] == headline == card["story"]["headline"]
+    first = page.all("header")[0]["text"]
+    assert words in first
+    assert all(why in first for why in card["story"]["why"])
+    assert [step["words"] for step in card["story"]["next_steps"] if step["words"] not in first] == []
+    assert card["verdict"]["sentence"] in page.words()
+
+
+def test_decide_leaves_a_card_of_its_own_verdict(made_cards: Any, tmp_path: Path) -> None:
+    lines = made_cards.rows(80, 5, 315)
+    published = [made_cards.dataset(), made_cards.adapter(), made_cards.model(), made_cards.report(lines, former=())]
+    verdict = decide(made_cards.attempt(tmp_path, published, lines))
+    assert verdict.outcome == "promoted"
+    assert verdict.report == "runs/1/attempts/decide-1/report"
+    card = Card.model_validate(durable.read_json(tmp_path / verdict.report / "report.json"))
+    assert card.verdict == verdict
+    assert (tmp_path / verdict.report / "report.html").is_file()
+
+
+def test_a_win_that_waits_for_a_person_says_how_to_promote_it(made_cards: Any, tmp_path: Path) -> None:
+    card, source = write(made_cards, tmp_path, "promoted", approval="manual")
+    assert "It waits for your approval." in Page(source).all("h1")[0]["text"]
+    assert "dropforge promote 1" in [step["command"] for step in card["story"]["next_steps"]]
+
+
+def test_every_part_of_the_evidence_is_on_the_page(made_cards: Any, tmp_path: Path) -> None:
+    card, source = write(made_cards, tmp_path, "guard_failed")
+    words = Page(source).words()
+    verdict, data, adapter = card["verdict"], card["dataset"], card["adapter"]
+    for value in (
+        data["dataset_sha256"], data["heldout_version"], adapter["adapter_sha256"], adapter["base_model_id"],
+        verdict["candidate_model_id"], verdict["champion_model_id"], card["settings_sha256"],
+        *(drop["sha256"] for drop in card["drops"]), *(drop["name"] for drop in card["drops"]),
+        *card["report"]["prediction_keys"].values(), "torch 2.10.0",
+        *(guard["label"] for guard in verdict["guards"]), *(one["label"] for one in verdict["slices"]),
+        f"{verdict['wins']} better", f"{verdict['losses']} worse", f"{verdict['ties']} equal",
+        signed(verdict["gain"]), plain(verdict["candidate_score"]), plain(verdict["champion_score"]),
+        "smallest gain that these records show reliably: +5.9", "smallest gain that promotes: +1.0",
+        "6 candidates before this one, 2 of them on exactly these records", "3 of 200 answers changed",
+        *data["warnings"], data["overlaps"][0]["train_text"], "402,133", "1 h 10 min",
+    ):  # fmt: skip
+        assert value in words, value
+    assert card["settings_sha256"] == hash_settings(card["settings"])
+    assert card["cost"] == {
+        "seconds": {"train": 4210.0, "merge": 38.0, "candidate": 212.0, "champion": 0.4}, "trained_tokens": 402_133,
+        "generated": 400, "cached": 400, "device": "cpu",
+    }  # fmt: skip
+
+
+def test_each_guard_is_a_row_with_its_limit_and_its_value_and_failed_ones_come_first(
+    made_cards: Any, tmp_path: Path
+) -> None:
+    _, source = write(made_cards, tmp_path, "guard_failed")
+    rows = [one["text"] for one in Page(source).all("tr") if "✓" in one["text"] or "✗" in one["text"]]
+    assert re.match(r"suite builtin58\.831\.2−27\.6 points.*5\.0 points.*✗ failed$", rows[0])
+    assert "1 of 7 failed, 1 nearly." in Page(source).words()
+    assert "! nearly failed" in Page(source).words()
+    assert "shown only" in Page(source).words()
+
+
+def test_the_page_shows_a_hostile_text_as_text(made_cards: Any, tmp_path: Path) -> None:
+    card, source = write(made_cards, tmp_path, "worse", made_cards.hostile)
+    shown = [one["text"] for one in Page(source).all("pre")]
+    plainly = made_cards.HOSTILE.replace("\x1b", "\\x1b").replace("\x00", "\\x00").replace("\u202e", "\\u202e")
+    assert plainly in shown
+    assert made_cards.HOSTILE in [one["instruction"] for one in card["regressions"]], "report.json holds it as it is"
+    assert {one.get("dir") for one in Page(source).all("pre")[:-1]} == {"auto"}, "all but the settings"
+    assert Page(source).all("title")[0]["text"] == "Worse: run 1 of track default"
+
+
+def test_the_same_records_in_another_order_give_the_same_bytes(made_cards: Any, tmp_path: Path) -> None:
+    def shuffled(lines: list[Any]) -> list[Any]:
+        return random.Random(5).sample(lines, len(lines))
+
+    first = write(made_cards, tmp_path / "a", "worse")
+    second = write(made_cards, tmp_path / "b", "worse", shuffled)
+    for card in (first[0], second[0]):
+        card["report"]["candidate"].pop("metrics")  # sums of floats in another order
+        card["report"]["champion"].pop("metrics")
+    assert first == second
+
+
+def test_the_ten_worst_and_the_ten_best_are_chosen_by_their_change(made_cards: Any) -> None:
+    lines = [made_cards.row(place, (place % 23) / 23, (place % 7) / 7) for place in range(200)]
+    worst, best = pick(lines, "token_f1")
+    changes = sorted(100 * ((place % 23) / 23 - (place % 7) / 7) for place in range(200))
+    assert [one.difference for one in worst] == pytest.approx(changes[:10])
+    assert [one.difference for one in best] == pytest.approx(changes[:-11:-1])
+
+
+def test_equal_changes_are_ordered_by_the_other_metrics_and_nothing_equal_is_shown(made_cards: Any) -> None:
+    lines = [made_cards.row(place, 0.0, 1.0) for place in range(12)]
+    for place, line in enumerate(lines):
+        line["candidate"]["scores"]["token_f1"] = 1 - place / 12
+    worst, best = pick([*lines, made_cards.row(99, 1.0, 1.0)], "exact_match")
+    assert [int(one.id, 16) for one in worst] == list(range(11, 1, -1))
+    assert best == ()
+
+
+def test_a_long_text_is_cut_and_the_page_says_so(made_cards: Any, tmp_path: Path) -> None:
+    def longer(lines: list[Any]) -> list[Any]:
+        return [{**line, "candidate": {**line["candidate"], "text": "word " * 4000}} for line in lines]
+
+    card, source = write(made_cards, tmp_path, "worse", longer)
+    answer = card["regressions"][0]["candidate"]
+    assert (len(answer["text"]), answer["characters"]) == (MOST_CHARACTERS + 1, 20_000)
+    assert "the first 3,000 of 20,000 characters" in Page(source).words()
+    assert len(source) < 300_000
+
+
+@pytest.mark.parametrize(
+    ("unit", "change", "margin", "share"),
+    [
+        ("points", -1.0, 2.0, 0.5), ("points", 3.0, 2.0, -1.5), ("nats", 0.15, 0.1, 1.5), ("per cent", 1.0, 2.0, 0.5),
+        ("times", 2.0, 3.0, 0.5), ("times", 0.5, 1.5, -1.0), ("times", 1.2, 1.0, None), ("points", 0.0, 0.0, 0.0),
+        ("points", None, 2.0, None), ("points", -1.0, None, None),
+    ],
+)  # fmt: skip
+def test_harm_is_held_against_the_margin(
+    unit: str, change: float | None, margin: float | None, share: float | None
+) -> None:
+    guard = GuardResult.model_validate(
+        {"guard": "metric", "label": "x", "unit": unit, "change": change, "margin": margin, "state": "passed"}
+    )
+    assert harm_share(guard) == (None if share is None else pytest.approx(share))
+    assert is_nearly_failed(guard) == (share is not None and share >= 0.8)
+
+
+@given(st.text())
+def test_any_text_comes_back_from_the_markup(words: str) -> None:
+    page = Page(f"<div>{tag('p', words)}</div>")
+    assert [one["tag"] for one in page.elements] == ["div", "p"]
+    visible = re.sub("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069]", "", words)
+    shown = page.all("p")[0]["text"]
+    assert re.sub(r"\\x[0-9a-f]{2}|\\u[0-9a-f]{4}|\\r", "", shown) == re.sub(
+        r"\\x[0-9a-f]{2}|\\u[0-9a-f]{4}|\\r", "", visible
+    )
+    attribute = Page(tag("p", "x", title=words)).all("p")[0]["title"]
+    assert attribute == shown
+    assert text(words).isascii() or not words.isascii()
+
+
+@given(st.floats(-1e4, 1e4), st.floats(1e-3, 1e4))
+def test_ticks_are_few_within_and_evenly_apart(low: float, width: float) -> None:
+    found = ticks(low, low + width)
+    assert len(found) <= 7
+    assert all(low - 1e-6 <= value <= low + width + 1e-6 for value in found)
+    apart = {round(second - first, 6) for first, second in pairwise(found)}
+    assert len(apart) <= 1
+
+
+def test_numbers_read_as_people_write_them() -> None:
+    assert [signed(value) for value in (3.14, -2.44, 0.04, -0.04)] == ["+3.1", "−2.4", "0.0", "0.0"]
+    assert [luck(value) for value in (0.00001, 0.0021, 0.03, 0.5)] == [
+        "less than once in 10,000 times", "about once in 480 times", "about once in 33 times", "50 times in 100",
+    ]  # fmt: skip
