@@ -73,7 +73,8 @@ def _numbers(verdict: Verdict) -> list[str]:
 
 def _because(verdict: Verdict, report: Report | None) -> list[str]:
     if verdict.outcome == "promoted" and verdict.p_value is not None:
-        return [f"A model that is no better would look like this {luck(verdict.p_value)}, and no guard found harm."]
+        guarded = ", and no guard found harm" if verdict.guards else ""
+        return [f"A model that is no better would look like this {luck(verdict.p_value)}{guarded}."]
     if verdict.outcome == "guard_failed":
         failed = [guard for guard in verdict.guards if guard.state == "failed"]
         found = [f"What it loses: {guard_words(guard)}." for guard in failed]
@@ -133,7 +134,7 @@ def digits(guard: GuardResult) -> int:
 
 def _next_steps(verdict: Verdict, dataset: Dataset, config: RunConfig, run: int) -> Sequence[NextStep]:
     tell_next: dict[Outcome, Callable[[], list[NextStep]]] = {
-        "promoted": lambda: _after_a_win(config, run),
+        "promoted": lambda: _after_a_win(verdict, config, run),
         "worse": _after_harm,
         "not_shown_better": lambda: _after_no_proof(verdict, dataset),
         "insufficient_evidence": lambda: _after_too_little(verdict, dataset),
@@ -146,14 +147,14 @@ def _next_steps(verdict: Verdict, dataset: Dataset, config: RunConfig, run: int)
     return tell_next[verdict.outcome]()
 
 
-def _after_a_win(config: RunConfig, run: int) -> list[NextStep]:
+def _after_a_win(verdict: Verdict, config: RunConfig, run: int) -> list[NextStep]:
     track = "" if config.track == "default" else f" --track {config.track}"
     undo = NextStep(words="If it disappoints in use, let the champion before it serve again.",
                     command=f"dropforge rollback{track} --reason TEXT")  # fmt: skip
+    costs = " The answers that became worse, below, show what it costs." if verdict.losses else ""
     if config.gate.approval == "manual":
-        return [NextStep(words="Read the worst answers below, then let it serve.", command=f"dropforge promote {run}")]
-    read = NextStep(words="Nothing has to be done. The answers that became worse, below, show what it costs.")
-    return [read, undo]
+        return [NextStep(words=f"Let it serve.{costs}", command=f"dropforge promote {run}")]
+    return [NextStep(words=f"Nothing has to be done.{costs}"), undo]
 
 
 def _after_harm() -> list[NextStep]:

@@ -171,6 +171,7 @@ def test_decide_leaves_a_card_of_its_own_verdict(made_cards: Any, tmp_path: Path
     assert verdict.report == "runs/1/attempts/decide-1/report"
     card = Card.model_validate(durable.read_json(tmp_path / verdict.report / "report.json"))
     assert card.verdict == verdict
+    assert not any("guard" in words for words in card.story.why) or verdict.guards, "no guard, no word of guards"
     assert (tmp_path / verdict.report / "report.html").is_file()
 
 
