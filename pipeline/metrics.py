@@ -167,7 +167,7 @@ def _all_json(references: Sequence[Sequence[str]]) -> bool:
 
 @cache
 def _chrf() -> Any:
-    from sacrebleu.metrics import CHRF
+    from sacrebleu.metrics.chrf import CHRF
 
     return CHRF()
 

@@ -84,7 +84,7 @@ def test_a_suite_that_is_not_there_or_empty_is_refused(tmp_path: Path, content: 
     path = tmp_path / "own.jsonl"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(CannotTrain, match="is empty|there is no suite") as caught:
+    with pytest.raises(CannotTrain, match=r"is empty|there is no suite") as caught:
         read_suite(str(path))
     assert "evaluate.general" in caught.value.hint
 
