@@ -331,12 +331,26 @@ def _absolute_paths(settings: Settings, folder: Path) -> dict[str, Any]:
     def absolute(value: str) -> str:
         return str(Path(os.path.abspath(folder / Path(value).expanduser()))) if value else ""  # noqa: PTH100 - not resolve: links stay
 
-    tracks = {
-        name: {**values, "base_model": absolute(values["base_model"])} if "base_model" in values else values
-        for name, values in settings.tracks.items()
-    }
-    paths = {name: absolute(getattr(settings, name)) for name in ("inbox", "state", "base_model")}
-    return {**paths, "tracks": tracks}
+    def suite(name: str) -> str:
+        """Make a suite's own file absolute; a task of lm-eval may be a file, too."""
+        harness, task = ("lm-eval:", name.removeprefix("lm-eval:")) if name.startswith("lm-eval:") else ("", name)
+        own = "/" in task or task.endswith((".jsonl", ".yaml", ".yml"))
+        return harness + (absolute(task) if own else task)
+
+    def track(values: Mapping[str, Any]) -> dict[str, Any]:
+        found = dict(values)
+        if "base_model" in values:
+            found["base_model"] = absolute(values["base_model"])
+        evaluate = values.get("evaluate")
+        names = evaluate.get("general") if isinstance(evaluate, Mapping) else None
+        if isinstance(names, list) and isinstance(evaluate, Mapping):
+            found["evaluate"] = {**evaluate, "general": [suite(str(name)) for name in names]}
+        return found
+
+    paths: dict[str, Any] = {name: absolute(getattr(settings, name)) for name in ("inbox", "state", "base_model")}
+    general = tuple(map(suite, settings.evaluate.general))
+    evaluate = settings.evaluate.model_copy(update={"general": general})
+    return {**paths, "evaluate": evaluate, "tracks": {name: track(values) for name, values in settings.tracks.items()}}
 
 
 def _worded(

@@ -7,8 +7,9 @@ from pipeline.artifacts import Dataset, GuardResult, Outcome, Report, Verdict
 from pipeline.card_facts import NextStep, Reason, Story
 from pipeline.card_numbers import count, luck, plain, signed
 from pipeline.config import RunConfig
+from pipeline.reasons import REASONS
 
-#: What a code of the verdict's reasons means; others are shown as they are.
+#: What a code of the verdict's reasons means to somebody who does not know it; others keep the gate's few words.
 _REASONS = {
     "no_pinned_heldout": "The gate is to judge on a held-out set of your own, and none was dropped.",
     "too_few_records": "There are too few held-out records for a verdict.",
@@ -17,7 +18,7 @@ _REASONS = {
     "p_above_limit": "The gain could well be chance.",
     "gain_below_minimum": "The gain is smaller than the settings ask for.",
     "gain_from_new_data": "The gain is only there on records of drops that the champion never saw.",
-    "contaminated": "The new model was trained on records that it was to be judged on.",
+    "trained_on_heldout": "The new model was trained on records that it was to be judged on.",
 }
 _HEADLINES: dict[Outcome, str] = {
     "promoted": "The new model is better.",
@@ -40,9 +41,13 @@ BADGES: dict[Outcome, str] = {
 def reasons(verdict: Verdict) -> tuple[Reason, ...]:
     """Return what stood against promotion, each code with its words."""
     return tuple(
-        Reason(code=code, words=_REASONS.get(code, code.replace("_", " ").replace(":", ": ").capitalize() + "."))
+        Reason(code=code, words=_REASONS.get(code) or _sentence(REASONS.get(code, code.replace("_", " "))))
         for code in verdict.reasons
     )
+
+
+def _sentence(words: str) -> str:
+    return f"{words[0].upper()}{words[1:]}."
 
 
 def tell(verdict: Verdict, dataset: Dataset, report: Report | None, config: RunConfig, run: int) -> Story:

@@ -72,8 +72,8 @@ class EvaluateConfig(Frozen):
     """Longest answer in tokens; 0 derives it from the references at the track's first run."""
     repetition_penalty: float = Field(default=1.0, gt=0)
     """Greedy decoding's repetition penalty."""
-    batch_size: int = Field(default=16, ge=0)
-    """Prompts generated together, 0 for what the track's first evaluation took; part of the predictions' key."""
+    batch_size: int = Field(default=0, ge=0)
+    """Prompts generated together; 0 finds it at the track's first evaluation: 16 on a CPU, what fits on a GPU."""
     general: tuple[str, ...] = ("builtin",)
     """Suites against forgetting: `builtin`, files of your own, `lm-eval:TASK`; none with []."""
 

@@ -16,9 +16,10 @@ from pipeline.errors import StepFailed
 from pipeline.guards import Guards
 from pipeline.metrics import METRICS
 from pipeline.power import POWER, GainTest, Hurdles, records_needed, smallest_detectable_gain
+from pipeline.reasons import GUARD_REASONS
 from pipeline.slices import POINTS, Known, Slice, find_slices, measure_slices
 from pipeline.statistics import Floats
-from pipeline.verdict_words import GUARD_REASONS, Circumstances, records, sentence
+from pipeline.verdict_words import Circumstances, records, sentence
 
 #: Largest p-value of a loss that counts as harm shown, whatever the gate asks of a gain.
 HARM_P_VALUE = 0.01

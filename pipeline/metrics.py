@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
+from pipeline import json_answers
+
 #: Scripts that put no spaces between words; there each character is a token.
 _UNSPACED = (
     (0x0E00, 0x0EFF),  # Thai, Lao
@@ -53,6 +55,8 @@ class Metric:
     higher_is_better: bool = True
     continuous: bool = True
     """Whether there is anything between 0 and 1: it decides the paired test."""
+    applies: Callable[[Sequence[Sequence[str]]], bool] = lambda _references: True
+    """Whether it says anything about a set with these references."""
 
     def scores(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
         """Return the score of each prediction against the references at the same place."""
@@ -130,6 +134,44 @@ def rouge_all(kind: str, predictions: Sequence[str], references: Sequence[Sequen
     ]
 
 
+def chrf(prediction: str, references: Sequence[str]) -> float:
+    """
+    Return chrF2, the F2 of character n-grams up to 6 without blanks (Popovi\u0107 2015), through sacrebleu's defaults.
+
+    Of several references the nearest counts, as sacrebleu does it.
+    """
+    return float(_chrf().sentence_score(prediction, list(references)).score) / 100 if references else 0.0
+
+
+def json_valid(prediction: str, _references: Sequence[str]) -> float:
+    """Return 1 if the prediction is a JSON object or array and nothing else, else 0."""
+    return float(json_answers.parse(prediction) is not None)
+
+
+def json_f1(prediction: str, references: Sequence[str]) -> float:
+    """Return the F1 of the prediction's fields (`json_answers.field_f1`); a reference that is no JSON is one field."""
+    return max(
+        (
+            exact_match(prediction, [reference])
+            if json_answers.parse(reference) is None
+            else json_answers.field_f1(prediction, reference)
+            for reference in references
+        ),
+        default=0.0,
+    )
+
+
+def _all_json(references: Sequence[Sequence[str]]) -> bool:
+    return bool(references) and all(json_answers.parse(text) is not None for some in references for text in some)
+
+
+@cache
+def _chrf() -> Any:
+    from sacrebleu.metrics.chrf import CHRF
+
+    return CHRF()
+
+
 def _rouge(kind: str, prediction: str, references: Sequence[str]) -> float:
     return rouge_all(kind, [prediction], [references])[0]
 
@@ -197,5 +239,8 @@ METRICS = {
         _rouge_metric("rouge1", "ROUGE-1"),
         _rouge_metric("rouge2", "ROUGE-2"),
         _rouge_metric("rougeL", "ROUGE-L"),
+        Metric("chrf", "chrF", compute=chrf),
+        Metric("json_valid", "valid JSON", compute=json_valid, continuous=False, applies=_all_json),
+        Metric("json_f1", "field F1", compute=json_f1, applies=_all_json),
     )
 }

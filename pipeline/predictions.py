@@ -1,12 +1,13 @@
 """
 Predictions and their cache: what a model answered, under a key that names everything the answer depends on.
 
-Layout: `<spec.predictions>/<key>/*.jsonl`, each line a Prediction. Steps only read it; `evaluate` leaves what it used
-in its attempt, and the dispatcher copies that in once it is published. What is there is never made again, one
-that is missing always is. The composition of a batch is not in the key, though in bf16 it can change an answer: as all
-records of a held-out set are predicted together, in batches that depend on nothing but the prompts, the cache normally
-holds all of them or none. Where only a part is there (the held-out set grew), the rest is batched by itself. An attempt
-that was cut off leaves whole batches in a log of its own (`batch_log`), which the run's next attempt goes on from.
+Layout: `<spec.predictions>/<key>/*.jsonl`, each line a Prediction, or the ItemScore of a suite's item. Steps only read
+it; `evaluate` leaves what it used in its attempt, and the dispatcher copies that in once it is published. What is there
+is never made again, one that is missing always is. The composition of a batch is not in the key, though in bf16 it can
+change an answer: as all records of a held-out set are predicted together, in batches that depend on nothing but the
+prompts, the cache normally holds all of them or none. Where only a part is there (the held-out set grew), the rest is
+batched by itself. An attempt that was cut off leaves whole batches in a log of its own (`batch_log`), which the run's
+next attempt goes on from.
 """
 
 import hashlib
@@ -18,6 +19,9 @@ from pydantic import ValidationError
 
 from pipeline.artifacts import Frozen
 from pipeline.errors import CannotTrain
+
+#: A score's first field is its suite: so far it is looked for in a line.
+_HEAD = 16
 
 
 class Setup(Frozen):
@@ -56,11 +60,26 @@ class Prediction(Frozen):
     text: str
     tokens: int
     """Generated tokens, the one that ends the answer included."""
+    ended: bool
+    """Whether the model ended the answer by itself."""
+    seconds: float
+    """Its share of the time that its batch took to generate."""
     nll_sum: float
     """Negative log-likelihood of the reference in nats, summed over `nll_tokens` tokens."""
     nll_tokens: int
     reference_hash: str
     """Of the reference's tokens: with another reference the text still holds and the likelihood does not."""
+
+
+class ItemScore(Frozen):
+    """What a model got for one item of a suite of general abilities; kept beside its predictions."""
+
+    suite: str
+    """sha256 of the suite's items and of how they are scored."""
+    item: str
+    category: str
+    score: float
+    """0 to 1."""
 
 
 def hash_tokens(tokens: Sequence[int]) -> str:
@@ -86,6 +105,7 @@ class PredictionCache:
     def __init__(self, places: Iterable[Path]) -> None:
         """Read every *.jsonl in the folders `places` that exist; a damaged line counts as missing."""
         self._by_prompt: dict[str, list[Prediction]] = {}
+        self._items: dict[str, dict[str, ItemScore]] = {}
         for place in places:
             for path in sorted(place.glob("*.jsonl")):
                 self._read(path)
@@ -93,10 +113,14 @@ class PredictionCache:
     def _read(self, path: Path) -> None:
         for line in path.read_bytes().split(b"\n"):
             try:
-                found = Prediction.model_validate_json(line)
+                if b'"suite":' in line[:_HEAD]:
+                    score = ItemScore.model_validate_json(line)
+                    self._items.setdefault(score.suite, {}).setdefault(score.item, score)
+                else:
+                    found = Prediction.model_validate_json(line)
+                    self._by_prompt.setdefault(found.prompt_hash, []).append(found)
             except ValidationError:
                 continue
-            self._by_prompt.setdefault(found.prompt_hash, []).append(found)
 
     def answer(self, prompt_hash: str) -> Prediction | None:
         """Return a prediction for the prompt, whatever its reference was; the first one made, always the same."""
@@ -109,6 +133,10 @@ class PredictionCache:
             if found.reference_hash == reference_hash:
                 return (found.nll_sum, found.nll_tokens)
         return None
+
+    def items(self, suite: str) -> dict[str, ItemScore]:
+        """Return what is known of the suite with this sha256, by item."""
+        return dict(self._items.get(suite, {}))
 
 
 def _sha256(value: object) -> str:

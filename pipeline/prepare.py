@@ -12,9 +12,10 @@ import re
 import sys
 import unicodedata
 from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 
-from pipeline import durable
+from pipeline import durable, json_answers
 from pipeline.artifacts import Dataset, Drop, Shortfall
 from pipeline.config import SplitConfig
 from pipeline.contamination import find_overlaps
@@ -230,12 +231,22 @@ def _spilled(salt: str, record: Record, drop: Drop, place: tuple[int, int]) -> S
 
 
 def _metric(attempt: Attempt, totals: Totals) -> str:
-    """Return the primary metric: exact match suits short answers, ROUGE-L long ones."""
+    """Return the primary metric: field F1 suits JSON, exact match short answers, ROUGE-L long ones."""
     chosen = attempt.config.evaluate.metric
     if chosen != "auto":
         return chosen
+    if _json_share(attempt.folder / "data") >= SHORT_SHARE:
+        return "json_f1"
     answers = totals.heldout_answers if totals.heldout_answers.count else totals.train_answers
     return "exact_match" if answers.short >= SHORT_SHARE * answers.count else "rougeL"
+
+
+def _json_share(folder: Path) -> float:
+    """Return the share of JSON objects and arrays among the scored answers, or, where there are none, some others."""
+    held_out = [text for row in durable.read_jsonl(folder / "heldout.jsonl") for text in row["references"]]
+    trained = (row["output"] for row in durable.read_jsonl(folder / "train.jsonl"))
+    answers = held_out or list(islice(trained, _CHECK_EVERY))
+    return sum(json_answers.parse(text) is not None for text in answers) / max(1, len(answers))
 
 
 def _max_new_tokens(attempt: Attempt, totals: Totals) -> int:

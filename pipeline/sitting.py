@@ -1,5 +1,5 @@
 """
-One model is asked about the held-out records: what is known is taken over, what is missing is computed in batches.
+One model is asked: what is known is taken over, what is missing is computed in batches, with the model loaded once.
 
 Where an earlier attempt was cut off does not show in the predictions: the batches are those of an attempt that was not.
 """
@@ -7,8 +7,9 @@ Where an earlier attempt was cut off does not show in the predictions: the batch
 import math
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,13 +17,31 @@ from pipeline import durable
 from pipeline.batch_log import BatchLog, batch_id
 from pipeline.contract import Attempt
 from pipeline.errors import StepFailed
-from pipeline.predictions import Prediction, PredictionCache, PredictionKey, hash_tokens
-from pipeline.qlora import generation
+from pipeline.metrics import token_f1
+from pipeline.pace import Pace
+from pipeline.predictions import ItemScore, Prediction, PredictionCache, PredictionKey, hash_tokens
+from pipeline.qlora import choices, generation, harness
 from pipeline.qlora.generation import Decoding
 from pipeline.qlora.loading import chosen_device
+from pipeline.suites import Suite
 
 Role = Literal["candidate", "champion"]
+#: About so many answers are generated twice for the noise floor, in whole batches.
+NOISE_RECORDS = 32
 _LOG = ".batches.jsonl"
+#: Kinds of batches in which tokens are generated.
+_GENERATED = ("answer", "again", "suite answer")
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A suite as one model is asked it."""
+
+    suite: Suite
+    prompts: list[list[int]] = field(default_factory=list)
+    """Tokens of each item's question."""
+    answers: list[list[list[int]]] = field(default_factory=list)
+    """Tokens of each item's choices, or of its references, each with the one that ends it."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +55,7 @@ class Exam:
     prompts: list[list[int]]
     completions: list[list[int]]
     """Tokens of each record's reference, with the one that ends it."""
+    papers: tuple[Paper, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,33 +66,42 @@ class Result:
     generated: int
     resumed: int
     seconds: float
+    suites: dict[str, dict[str, ItemScore]]
+    """What it got for each suite's items, by the suite's sha256."""
+    again: dict[int, str] | None
+    """Answers that were generated a second time, by the record's place; `None` if that was not asked for."""
 
 
-def sit(attempt: Attempt, exam: Exam, ids: Sequence[str], decoding: Decoding, folder: Path) -> Result:
+def sit(attempt: Attempt, exam: Exam, ids: Sequence[str], folder: Path, *, twice: bool) -> Result:
     """
     Return one model's predictions of the records `ids`, from the cache and earlier attempts where they are there.
 
-    They are left in `folder`: all of them at the end, and each batch as it is computed. Raises `Interrupted`, and
-    `StepFailed` if a likelihood is not finite or memory does not suffice.
+    They are left in `folder`: all of them at the end, and each batch as it is computed. `twice` generates some of the
+    answers again, if any are generated at all. Raises `Interrupted`, and `StepFailed` if a likelihood is not finite or
+    memory does not suffice.
     """
     started = time.monotonic()
-    digest = exam.key.digest
+    digest, setup = exam.key.digest, exam.key.setup
+    decoding = Decoding(setup.max_new_tokens, setup.repetition_penalty, setup.batch_size)
     work = _Work(ids, exam, PredictionCache([attempt.root / attempt.spec.predictions / digest]))
     log = BatchLog(folder / f"{digest}{_LOG}", _earlier_logs(attempt, f"{folder.name}/{digest}{_LOG}"))
-    sitting = _Sitting(attempt, exam, work, log)
+    again = work.answered_twice(decoding.batch_size) if twice and work.without_answer else None
+    sitting = _Sitting(attempt, exam, work, log, len(again or ()))
     try:
-        if work.without_nll or work.without_answer:
-            sitting.fill_likelihoods()
-            sitting.fill_answers(decoding)
+        sitting.fill_likelihoods()
+        sitting.fill_answers(decoding)
+        repeated = None if again is None else dict(zip(again, sitting.repeat(again, decoding), strict=True))
+        sitting.fill_suites(decoding)
     finally:
         sitting.close()
     if sitting.resumed:
         words = f"{sitting.resumed} of its {len(work.without_answer)} answers were there from an interrupted attempt"
         sys.stderr.write(f"{exam.role}: {words}\n")
     ordered = work.predictions()
-    lines = b"".join(prediction.model_dump_json().encode() + b"\n" for prediction in ordered)
-    durable.write_bytes(folder / f"{digest}.jsonl", lines)
-    return Result(ordered, len(work.without_answer), sitting.resumed, time.monotonic() - started)
+    kept = [*ordered, *(score for scores in work.suites.values() for score in scores.values())]
+    durable.write_bytes(folder / f"{digest}.jsonl", b"".join(line.model_dump_json().encode() + b"\n" for line in kept))
+    seconds = time.monotonic() - started
+    return Result(ordered, len(work.without_answer), sitting.resumed, seconds, work.suites, repeated)
 
 
 def _earlier_logs(attempt: Attempt, name: str) -> list[Path]:
@@ -85,35 +114,61 @@ class _Work:
     """What is known of each record's prediction, by place, and what is still to be computed."""
 
     def __init__(self, ids: Sequence[str], exam: Exam, cache: PredictionCache) -> None:
-        self.ids = ids
+        self.ids, self._exam = ids, exam
         self.prompts = [hash_tokens(tokens) for tokens in exam.prompts]
         self.references = [hash_tokens(tokens) for tokens in exam.completions]
         places = range(len(ids))
         known = {place: cache.likelihood(self.prompts[place], self.references[place]) for place in places}
         cached = {place: cache.answer(self.prompts[place]) for place in places}
         self.nll = {place: value for place, value in known.items() if value is not None}
-        self.answers = {place: (found.text, found.tokens) for place, found in cached.items() if found is not None}
+        self.answers = {
+            place: (found.text, found.tokens, found.ended, found.seconds)
+            for place, found in cached.items()
+            if found is not None
+        }
         self.without_nll = [place for place in places if place not in self.nll]
         self.without_answer = [place for place in places if place not in self.answers]
+        self.suites = {paper.suite.digest: cache.items(paper.suite.digest) for paper in exam.papers}
+
+    def answer_batches(self, size: int) -> list[list[int]]:
+        """Return the places of the records without an answer, in the batches in which they are generated."""
+        prompts = [self._exam.prompts[place] for place in self.without_answer]
+        return [[self.without_answer[index] for index in batch] for batch in generation.answer_batches(prompts, size)]
+
+    def answered_twice(self, size: int) -> list[int]:
+        """Return the places of the records that are generated twice: the cheapest batches, whole, one at least."""
+        chosen: list[list[int]] = []
+        for batch in reversed(self.answer_batches(size)):
+            if chosen and sum(map(len, chosen)) + len(batch) > NOISE_RECORDS:
+                break
+            chosen.insert(0, batch)
+        return [place for batch in chosen for place in batch]
+
+    def items_missing(self) -> int:
+        """Return how many items of the suites have no score yet."""
+        return sum(
+            item.id not in self.suites[paper.suite.digest] for paper in self._exam.papers for item in paper.suite.items
+        )
 
     def predictions(self) -> list[Prediction]:
         """Return the predictions of all records, now that their answers and likelihoods are there."""
         return [self._prediction(place) for place in range(len(self.ids))]
 
     def _prediction(self, place: int) -> Prediction:
-        (text, tokens), (nll_sum, nll_tokens) = self.answers[place], self.nll[place]
+        (text, tokens, ended, seconds), (nll_sum, nll_tokens) = self.answers[place], self.nll[place]
         return Prediction(
-            id=self.ids[place], prompt_hash=self.prompts[place], text=text, tokens=tokens,
-            nll_sum=nll_sum, nll_tokens=nll_tokens, reference_hash=self.references[place],
+            id=self.ids[place], prompt_hash=self.prompts[place], text=text, tokens=tokens, ended=ended,
+            seconds=seconds, nll_sum=nll_sum, nll_tokens=nll_tokens, reference_hash=self.references[place],
         )  # fmt: skip
 
 
 class _Sitting:
     """Computes what is missing, a batch at a time; the model is loaded once, and only if a batch needs it."""
 
-    def __init__(self, attempt: Attempt, exam: Exam, work: _Work, log: BatchLog) -> None:
+    def __init__(self, attempt: Attempt, exam: Exam, work: _Work, log: BatchLog, repeated: int) -> None:
         self._attempt, self._exam, self._work, self._log = attempt, exam, work, log
-        self._pace = _Pace(attempt, exam.role, len(work.without_nll) + len(work.without_answer))
+        total = len(work.without_nll) + len(work.without_answer) + repeated + work.items_missing()
+        self._pace = Pace(attempt, exam.role, total)
         self._model: generation.AskedModel | None = None
         self.resumed = 0
         """Answers that an earlier attempt had computed."""
@@ -122,38 +177,49 @@ class _Sitting:
         """Compute the missing likelihoods, before the longer work: a broken model shows here."""
         work, exam = self._work, self._exam
         pairs = [(exam.prompts[place], exam.completions[place]) for place in work.without_nll]
+        if not pairs:
+            return
         batch_size, vocabulary = exam.key.setup.batch_size, generation.vocabulary(exam.folder)
         for batch in generation.likelihood_batches(pairs, batch_size, vocabulary):
             asked = [pairs[index] for index in batch]
-            name = batch_id("likelihood", asked)
-            found = self._log.find(name, len(batch))
-            if found is None:
-                found = generation.likelihoods(self._asked(), asked)
-                self._refuse_broken([work.without_nll[index] for index in batch], found)
-                self._log.add(name, found)
-                self._pace.advance(len(batch), 0)
-            else:
-                self._pace.skip(len(batch))
-            for index, (nll, tokens) in zip(batch, found, strict=True):
-                work.nll[work.without_nll[index]] = (nll, tokens)
+            places = [work.without_nll[index] for index in batch]
+            found, _ = self._batch("likelihood", asked, partial(self._weigh, asked, places))
+            for place, (nll, tokens) in zip(places, found, strict=True):
+                work.nll[place] = (nll, tokens)
 
     def fill_answers(self, decoding: Decoding) -> None:
         """Generate the missing answers."""
-        work = self._work
-        prompts = [self._exam.prompts[place] for place in work.without_answer]
-        for batch in generation.answer_batches(prompts, decoding.batch_size):
-            asked = [prompts[index] for index in batch]
-            name = batch_id("answer", asked)
-            found = self._log.find(name, len(batch))
-            if found is None:
-                found = generation.answers(self._asked(), asked, decoding, self._attempt.check_stop)
-                self._log.add(name, found)
-                self._pace.advance(len(batch), sum(answer.tokens for answer in found))
-            else:
-                self.resumed += len(batch)
-                self._pace.skip(len(batch))
-            for index, (text, tokens) in zip(batch, found, strict=True):
-                work.answers[work.without_answer[index]] = (text, tokens)
+        for batch in self._work.answer_batches(decoding.batch_size):
+            asked = [self._exam.prompts[place] for place in batch]
+            found, known = self._batch("answer", asked, partial(self._generate, asked, decoding))
+            self.resumed += len(batch) if known else 0
+            for place, (text, tokens, ended, seconds) in zip(batch, found, strict=True):
+                self._work.answers[place] = (text, tokens, ended, seconds)
+
+    def repeat(self, places: Sequence[int], decoding: Decoding) -> list[str]:
+        """Generate the answers to some records again, in the batches of the first time; return their texts."""
+        chosen = set(places)
+        texts: list[str] = []
+        for batch in self._work.answer_batches(decoding.batch_size):
+            if chosen.issuperset(batch):
+                asked = [self._exam.prompts[place] for place in batch]
+                found, _ = self._batch("again", asked, partial(self._generate, asked, decoding))
+                texts += [text for text, *_ in found]
+        return texts
+
+    def fill_suites(self, decoding: Decoding) -> None:
+        """Score the items of the suites that have no score yet."""
+        for paper in self._exam.papers:
+            known = self._work.suites[paper.suite.digest]
+            if paper.suite.task:
+                if not known:
+                    self._run_task(paper.suite, decoding)
+                continue
+            missing = [place for place, item in enumerate(paper.suite.items) if item.id not in known]
+            free = [place for place in missing if not paper.suite.items[place].choices]
+            chosen = [place for place in missing if paper.suite.items[place].choices]
+            self._choose(paper, chosen, decoding.batch_size)
+            self._answer_freely(paper, free, decoding)
 
     def close(self) -> None:
         """Free the model's memory."""
@@ -161,46 +227,83 @@ class _Sitting:
         if self._model is not None:
             generation.close_model(self._model)
 
-    def _asked(self) -> generation.AskedModel:
-        if self._model is None:
-            self._model = generation.open_model(self._exam.folder, self._exam.tokenizer, chosen_device())
-        return self._model
+    def _choose(self, paper: Paper, places: Sequence[int], size: int) -> None:
+        questions = [(paper.prompts[place], paper.answers[place]) for place in places]
+        if not questions:
+            return
+        for batch in choices.choice_batches(questions, size, generation.vocabulary(self._exam.folder)):
+            asked = [questions[index] for index in batch]
+            found, _ = self._batch("choice", asked, partial(self._choices, asked))
+            for index, losses in zip(batch, found, strict=True):
+                item = paper.suite.items[places[index]]
+                self._note(paper.suite, item.id, item.category, item.score_choice(losses))
 
-    def _refuse_broken(self, places: Sequence[int], found: Sequence[generation.Likelihood]) -> None:
+    def _choices(self, asked: Sequence[choices.Question]) -> list[list[float]]:
+        found = choices.choice_likelihoods(self._asked(), asked)
+        if not all(math.isfinite(loss) for losses in found for loss in losses):
+            message = f"the {self._exam.role}'s likelihood of a general suite's answer is not a finite number"
+            raise StepFailed(message, "the model is broken: train again, with a lower train.learning_rate")
+        return found
+
+    def _answer_freely(self, paper: Paper, places: Sequence[int], decoding: Decoding) -> None:
+        if not places:
+            return
+        longest = max(len(tokens) for place in places for tokens in paper.answers[place])
+        # The track's limit is made for its own answers. As `prepare` does it, a multiple of 16.
+        roomy = replace(decoding, max_new_tokens=-(-longest // 16) * 16)
+        prompts = [paper.prompts[place] for place in places]
+        for batch in generation.answer_batches(prompts, roomy.batch_size):
+            asked = [prompts[index] for index in batch]
+            found, _ = self._batch("suite answer", asked, partial(self._generate, asked, roomy))
+            for index, (text, *_) in zip(batch, found, strict=True):
+                item = paper.suite.items[places[index]]
+                self._note(paper.suite, item.id, item.category, token_f1(text, item.references))
+
+    def _run_task(self, suite: Suite, decoding: Decoding) -> None:
+        """Score a task of lm-eval, all of it at once."""
+        found, _ = self._batch(
+            "task", [suite.task], lambda: [harness.run_task(self._asked(), suite.task, decoding.batch_size)]
+        )
+        for item, score in found[0].items():
+            self._note(suite, item, suite.task, score)
+
+    def _note(self, suite: Suite, item: str, category: str, score: float) -> None:
+        noted = ItemScore(suite=suite.digest, item=item, category=category, score=score)
+        self._work.suites[suite.digest][item] = noted
+
+    def _batch(
+        self, kind: str, asked: Sequence[Any], compute: Callable[[], Sequence[Any]]
+    ) -> tuple[Sequence[Any], bool]:
+        """Return a batch's values, one for each that is asked, and whether an earlier attempt had computed them."""
+        name = batch_id(kind, asked)
+        known = self._log.find(name, len(asked))
+        if known is not None:
+            self._pace.skip(len(asked))
+            return known, True
+        found = compute()
+        self._log.add(name, found)
+        tokens = sum(row[1] for row in found) if kind in _GENERATED else 0
+        self._pace.advance(len(asked), tokens)
+        return found, False
+
+    def _generate(self, asked: Sequence[generation.Tokens], decoding: Decoding) -> list[tuple[str, int, bool, float]]:
+        """Return text, tokens, whether it ended, and its share of the batch's seconds, of each answer."""
+        model = self._asked()
+        started = time.monotonic()
+        found = generation.answers(model, asked, decoding, self._attempt.check_stop)
+        share = (time.monotonic() - started) / len(found)
+        return [(*answer, share) for answer in found]
+
+    def _weigh(self, asked: Sequence[Any], places: Sequence[int]) -> list[generation.Likelihood]:
+        found = generation.likelihoods(self._asked(), asked)
         for place, likelihood in zip(places, found, strict=True):
             if not math.isfinite(likelihood.nll):
                 name = self._work.ids[place][:12]
                 message = f"the {self._exam.role}'s likelihood of record {name} is not a finite number"
                 raise StepFailed(message, "the model is broken: train again, with a lower train.learning_rate")
+        return found
 
-
-class _Pace:
-    """Says how far one model's part is, and stops between batches when the step is to stop."""
-
-    def __init__(self, attempt: Attempt, role: Role, total: int) -> None:
-        self._attempt, self._role, self._total = attempt, role, total
-        self._started = time.monotonic()
-        self._generating_since: float | None = None
-        self._done = self._skipped = self._tokens = 0
-        attempt.check_stop()
-        attempt.progress(0, total, phase=role)
-
-    def skip(self, records: int) -> None:
-        """Count `records` that an earlier attempt had done."""
-        self._done += records
-        self._skipped += records
-        self._attempt.progress(self._done, self._total, phase=self._role)
-
-    def advance(self, records: int, tokens: int) -> None:
-        """Count one batch of `records` in which `tokens` were generated."""
-        now = time.monotonic()
-        rate = None
-        if tokens:
-            self._tokens += tokens
-            rate = self._tokens / max(now - (self._generating_since or self._started), 1e-9)
-        else:
-            self._generating_since = now
-        self._done += records
-        left = (now - self._started) / (self._done - self._skipped) * (self._total - self._done)
-        self._attempt.progress(self._done, self._total, phase=self._role, tokens_per_second=rate, eta_seconds=left)
-        self._attempt.check_stop()
+    def _asked(self) -> generation.AskedModel:
+        if self._model is None:
+            self._model = generation.open_model(self._exam.folder, self._exam.tokenizer, chosen_device())
+        return self._model

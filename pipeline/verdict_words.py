@@ -7,6 +7,7 @@ from pipeline import statistics
 from pipeline.artifacts import GuardResult, Outcome, Verdict
 from pipeline.config import GateConfig
 from pipeline.metrics import METRICS
+from pipeline.reasons import REASONS
 
 WORDS: dict[Outcome, str] = {
     "promoted": "promoted",
@@ -15,50 +16,6 @@ WORDS: dict[Outcome, str] = {
     "insufficient_evidence": "insufficient evidence",
     "guard_failed": "guard failed",
     "contaminated": "contaminated",
-}
-
-#: The reason code of each guard.
-GUARD_REASONS: Mapping[str, str] = {
-    "metric": "metric_lost",
-    "slice": "slice_lost",
-    "nll": "nll_rose",
-    "general": "general_lost",
-    "empty": "empty_rose",
-    "truncated": "truncated_rose",
-    "looping": "looping_rose",
-    "catastrophe": "catastrophes",
-    "floor": "below_floor",
-    "former": "former_better",
-    "latency": "slower",
-    "size": "larger",
-    "judge": "judge_prefers_champion",
-}
-
-#: Every reason code, in a few words. `gain_from_new_data` is the only one that a promoted verdict can have.
-REASONS: Mapping[str, str] = {
-    "trained_on_heldout": "the candidate was trained on records that it was judged on",
-    "no_pinned_heldout": "no held-out set was dropped",
-    "too_few_established": "too few held-out records of drops that the champion knows",
-    "too_few_records": "too few held-out records",
-    "harm_shown": "a loss is shown",
-    "nll_not_finite": "the candidate's likelihood of the references is not a number",
-    "metric_lost": "another metric lost",
-    "slice_lost": "a slice lost",
-    "nll_rose": "the references became less likely",
-    "general_lost": "general abilities were lost",
-    "empty_rose": "more answers are empty",
-    "truncated_rose": "more answers are cut off",
-    "looping_rose": "more answers loop",
-    "catastrophes": "more answers turned from good to bad than the other way",
-    "below_floor": "a score is below its floor",
-    "former_better": "a former champion is better",
-    "slower": "answers take longer",
-    "larger": "the model is larger",
-    "judge_prefers_champion": "the judge prefers the champion's answers",
-    "p_above_limit": "the gain may be chance",
-    "gain_below_minimum": "the gain is too small",
-    "gain_from_new_data": "the gain is shown only with the records of new drops",
-    "established_lost": "records of drops that the champion knows lost",
 }
 
 _REMEDIES: Mapping[str, str] = {

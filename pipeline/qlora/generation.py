@@ -38,6 +38,8 @@ class Answer(NamedTuple):
     text: str
     tokens: int
     """Generated tokens, the one that ends the answer included."""
+    ended: bool
+    """Whether it is there: the model ended the answer by itself."""
 
 
 class Likelihood(NamedTuple):
@@ -77,7 +79,7 @@ def open_model(folder: Path, tokenizer: Any, device: Device) -> AskedModel:
     """
     from transformers import GenerationConfig
 
-    with _memory_errors():
+    with memory_errors():
         model: Any = load_model(folder, device)
     ends = end_tokens(folder, tokenizer)
     # The folder's own sampling settings must not leak into an evaluation that is greedy by definition.
@@ -167,7 +169,13 @@ def answers(
     Raises `StepFailed` if memory does not suffice.
     """
     sequences = _generate(asked, prompts, decoding, check_stop)
-    return [Answer(asked.tokenizer.decode(tokens, skip_special_tokens=True), len(tokens)) for tokens in sequences]
+    return [
+        Answer(
+            text=asked.tokenizer.decode(tokens, skip_special_tokens=True),
+            tokens=len(tokens), ended=bool(tokens) and tokens[-1] in asked.ends,
+        )
+        for tokens in sequences
+    ]  # fmt: skip
 
 
 def likelihoods(asked: AskedModel, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[Likelihood]:
@@ -191,8 +199,8 @@ def _generate(
         check_stop()
         return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
 
-    inputs, mask = _pad_left(prompts, asked.model.device)
-    with _memory_errors(), torch.inference_mode():
+    inputs, mask = pad_left(prompts, asked.model.device)
+    with memory_errors(), torch.inference_mode():
         output = asked.model.generate(
             input_ids=inputs,
             attention_mask=mask,
@@ -213,14 +221,10 @@ def _score(asked: AskedModel, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[fl
     from torch.nn import functional
 
     model = asked.model
-    inputs, mask = _pad_left([[*prompt, *completion] for prompt, completion in pairs], model.device)
+    inputs, mask = pad_left([[*prompt, *completion] for prompt, completion in pairs], model.device)
     keep = max(len(completion) for _, completion in pairs) + 1
-    extra: dict[str, Any] = {}
-    if "position_ids" in inspect.signature(model.forward).parameters:
-        extra["position_ids"] = (mask.cumsum(dim=-1) - 1).clamp(min=0)
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        extra["logits_to_keep"] = keep
-    with _memory_errors(), torch.inference_mode():
+    extra = accepted(model, position_ids=(mask.cumsum(dim=-1) - 1).clamp(min=0), logits_to_keep=keep)
+    with memory_errors(), torch.inference_mode():
         logits = model(input_ids=inputs, attention_mask=mask, use_cache=False, **extra).logits[:, -keep:-1]
         targets = inputs[:, 1:][:, -(keep - 1) :]
         losses = functional.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
@@ -229,9 +233,9 @@ def _score(asked: AskedModel, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[fl
         ]
 
 
-def _pad_left(sequences: Sequence[Tokens], device: Any) -> tuple[Any, Any]:
+def pad_left(sequences: Sequence[Tokens], device: Any) -> tuple[Any, Any]:
     """
-    Return token ids and attention mask, padded at the left.
+    Return token ids and attention mask, padded at the left; both of shape (rows, longest).
 
     The padding is the row's own first token: masked, it is never attended to, and a repetition penalty, which looks at
     all ids and knows no mask, finds nothing that the prompt does not hold (an end token there would never be chosen).
@@ -244,12 +248,19 @@ def _pad_left(sequences: Sequence[Tokens], device: Any) -> tuple[Any, Any]:
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
+def accepted(model: Any, **arguments: Any) -> dict[str, Any]:
+    """Return those of the arguments that the model's forward pass knows: architectures differ."""
+    known = inspect.signature(model.forward).parameters
+    return {name: value for name, value in arguments.items() if name in known}
+
+
 @contextmanager
-def _memory_errors() -> Iterator[None]:
+def memory_errors() -> Iterator[None]:
+    """Turn the device's want of memory into `StepFailed`."""
     import torch
 
     try:
         yield
     except torch.OutOfMemoryError as error:
         message = "the device's memory does not hold the model and one batch of prompts"
-        raise StepFailed(message, "lower evaluate.batch_size, or free the device") from error
+        raise StepFailed(message, "free the device, or set a lower evaluate.batch_size") from error

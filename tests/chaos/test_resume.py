@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline import durable
-from pipeline.artifacts import Adapter, Artifact, Dataset, Model, ModelRef, Report
+from pipeline.artifacts import Adapter, Artifact, Dataset, Model, ModelRef, NoiseFloor, Report
 from pipeline.config import EvaluateConfig, RunConfig, TrainConfig
 from pipeline.contract import LOG_NAME, RESULT_NAME, SPEC_NAME, StepResult, StepSpec
 from pipeline.dataset_files import dataset_hash
@@ -320,7 +320,7 @@ class Evaluation:
         })  # fmt: skip
         config = RunConfig(
             track="default", base_model=str(self.base), base_model_id="base", salt="s",
-            evaluate=EvaluateConfig(batch_size=BATCH),
+            evaluate=EvaluateConfig(batch_size=BATCH, general=()), noise=NoiseFloor(records=1, changed=0, points=0.0),
         )  # fmt: skip
         return spec_of(root, "evaluate", attempt, config, {"prepare": self.dataset, "merge": model})
 
@@ -329,7 +329,8 @@ class Evaluation:
         report = Report.model_validate(self.steps.run(spec).artifact)
         value = report.model_dump(exclude={"folder"})
         for role in ("candidate", "champion"):
-            del value[role]["seconds"], value[role]["resumed"]
+            for timed in ("seconds", "resumed", "seconds_per_answer"):
+                del value[role][timed]
         return report, value, (Path(spec.root) / report.folder / "records.jsonl").read_text()
 
 

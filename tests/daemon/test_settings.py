@@ -82,6 +82,23 @@ def test_paths_are_relative_to_the_file(file: Path) -> None:
     assert settings.track("b").base_model == settings.base_model
 
 
+def test_suites_of_ones_own_are_relative_to_the_file_and_names_stay(file: Path) -> None:
+    file.write_text(
+        '[evaluate]\ngeneral = ["builtin", "own.jsonl", "lm-eval:arc_easy", "lm-eval:tasks/a.yaml"]\n'
+        '[tracks.a.evaluate]\ngeneral = ["sets/mine.jsonl"]\n[tracks.b.evaluate]\nbatch_size = 2\n',
+        encoding="utf-8",
+    )
+    settings = load(file, {})
+    expected = ("builtin", f"{file.parent}/own.jsonl", "lm-eval:arc_easy", f"lm-eval:{file.parent}/tasks/a.yaml")
+    assert settings.evaluate.general == expected
+    assert settings.track("a").evaluate.general == (f"{file.parent}/sets/mine.jsonl",)
+    assert settings.track("b").evaluate.general == expected
+    assert settings.evaluate.batch_size == 0, "found once"
+    for wrong in ("5", '"own.jsonl"'):
+        refused(file, f"[tracks.a.evaluate]\ngeneral = {wrong}\n")
+    refused(file, "[tracks.a]\nevaluate = 5\n")
+
+
 def test_the_environment_names_the_file_and_overrides_it(file: Path) -> None:
     file.write_text("[train]\nrank = 8\nepochs = 2\n[tracks.a.train]\nrank = 4\n", encoding="utf-8")
     environment = {

@@ -18,8 +18,8 @@ from pipeline.config import GateConfig, GuardConfig, RunConfig
 from pipeline.contract import Attempt, StepSpec
 from pipeline.decide import Rules, decide, judge, weigh
 from pipeline.errors import StepFailed
+from pipeline.reasons import REASONS
 from pipeline.slices import Known
-from pipeline.verdict_words import REASONS
 from tests.records_made import lines_of, paired, yes_or_no
 
 Lines = list[dict[str, Any]]

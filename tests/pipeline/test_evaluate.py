@@ -12,21 +12,24 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pipeline import durable
-from pipeline.artifacts import Dataset, Model, ModelRef, Report
+from pipeline import durable, suites
+from pipeline.artifacts import Dataset, Model, ModelRef, NoiseFloor, Report, SuiteScores
 from pipeline.config import EvaluateConfig, RunConfig
 from pipeline.contract import Attempt, StepSpec
+from pipeline.degenerate import degenerate
 from pipeline.errors import CannotTrain, Interrupted, StepFailed
 from pipeline.evaluate import evaluate
 from pipeline.metrics import METRICS
 from pipeline.predictions import Prediction
 from pipeline.prompt import ALPACA_TEMPLATE, completion_ids, fold, prompt_ids
-from pipeline.qlora import generation
+from pipeline.qlora import choices, fitting, generation, harness
 from pipeline.qlora.generation import Decoding
 from pipeline.qlora.loading import load_tokenizer
 
 RECORDS = 10
 NEW_TOKENS = 6
+#: The track's noise floor was measured before.
+QUIET = NoiseFloor(records=1, changed=0, points=0.0)
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +56,9 @@ class Bench:
         (root / "dataset").mkdir()
         self.candidate_id, self.champion = "cand", ModelRef(model_id="base", path=str(base), generation=0)
 
-    def attempt(self, rows: Sequence[Mapping[str, Any]], fmt: str = "chat", **settings: Any) -> Attempt:
+    def attempt(
+        self, rows: Sequence[Mapping[str, Any]], fmt: str = "chat", noise: NoiseFloor | None = QUIET, **settings: Any
+    ) -> Attempt:
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (self.root / "dataset/heldout.jsonl").write_text(text, encoding="utf-8")
         dataset = Dataset(
@@ -67,7 +72,7 @@ class Bench:
         })  # fmt: skip
         config = RunConfig(
             track="default", base_model=str(self.base), base_model_id="base", salt="s",
-            evaluate=EvaluateConfig(**{"batch_size": 4, **settings}),
+            evaluate=EvaluateConfig(**{"batch_size": 4, "general": (), **settings}), noise=noise,
         )  # fmt: skip
         made = self.make("evaluate", config=config, inputs={"prepare": dataset, "merge": model})
         return Attempt(made.spec.model_copy(update={"champion": self.champion}))
@@ -119,6 +124,9 @@ def test_both_models_are_scored_on_the_same_records(bench: Bench, tiny: Any) -> 
     assert [(line["id"], line["drop"]) for line in found] == [(row["id"], row["drop"]) for row in rows]
     for role, scores in (("candidate", report.candidate), ("champion", report.champion)):
         for name, metric in METRICS.items():
+            if name.startswith("json"):
+                assert name not in scores.metrics
+                continue
             values = [line[role]["scores"][name] for line in found]
             texts = [line[role]["text"] for line in found]
             assert values == metric.scores(texts, [row["references"] for row in rows])
@@ -238,7 +246,7 @@ def test_answers_in_a_batch_are_those_given_one_at_a_time(tiny: Any, tiny_llama:
 
 def test_padding_is_masked_and_holds_no_token_that_a_penalty_would_find_beside_the_prompts_own() -> None:
     prompts = [[7, 8, 9, 8], [5], [6, 4]]
-    ids, mask = generation._pad_left(prompts, "cpu")
+    ids, mask = generation.pad_left(prompts, "cpu")
     for row, attended, prompt in zip(ids.tolist(), mask.tolist(), prompts, strict=True):
         assert set(row) == set(prompt)
         assert [token for token, seen in zip(row, attended, strict=True) if seen] == prompt
@@ -376,7 +384,8 @@ def comparable(report: Report) -> dict[str, Any]:
     """Return what must not depend on where an evaluation was cut off."""
     value = report.model_dump(exclude={"folder"})
     for role in ("candidate", "champion"):
-        del value[role]["seconds"], value[role]["resumed"]
+        for timed in ("seconds", "resumed", "seconds_per_answer"):
+            del value[role][timed]
     return value
 
 
@@ -470,7 +479,8 @@ def test_all_answers_of_an_earlier_attempt_need_no_model(bench: Bench, tiny: Any
     rows = heldout_rows(tiny)
     first = bench.attempt(rows)
     report = evaluate(first)
-    (bench.root / "models/candidate/model.safetensors").unlink()
+    weights = bench.root / "models/candidate/model.safetensors"
+    weights.write_bytes(bytes(weights.stat().st_size))
     second = bench.attempt(rows)
     again = evaluate(second)
     assert logged(second) == {}
@@ -500,3 +510,348 @@ def test_progress_names_the_model_counts_to_the_end_and_tells_the_speed(bench: B
 def test_without_heldout_records_there_is_nothing_to_evaluate(bench: Bench) -> None:
     with pytest.raises(StepFailed, match="no held-out records"):
         evaluate(bench.attempt([]))
+
+
+# What else a report says -------------------------------------------------------------------------------------------
+
+
+def test_a_line_of_the_records_says_what_the_gate_and_the_card_need(bench: Bench, tiny: Any) -> None:
+    rows = heldout_rows(tiny)
+    rows[0] |= {"pinned": True, "tags": ["category:x", "urgent"]}
+    attempt = bench.attempt(rows)
+    report = evaluate(attempt)
+    first, second, *_ = lines(attempt, report)
+    assert (first["pinned"], first["tags"]) == (True, ["category:x", "urgent"])
+    assert (second["pinned"], second["tags"]) == (False, [])
+    kept = {line.id: line for line in used(attempt, report.prediction_keys["cand"])}
+    for line, row in zip(lines(attempt, report), rows, strict=True):
+        assert {name: line[name] for name in ("instruction", "input", "references")} == {
+            name: row[name] for name in ("instruction", "input", "references")
+        }
+        found = kept[row["id"]]
+        said = line["candidate"]
+        assert (said["text"], said["tokens"], said["nll_sum"], said["nll_tokens"]) == (
+            found.text, found.tokens, found.nll_sum, found.nll_tokens,
+        )  # fmt: skip
+        # A random model does not end by itself.
+        assert (found.tokens, found.ended) == (NEW_TOKENS, False)
+        assert said["degenerate"] == degenerate(found.text, row["references"], ended=False)
+    kinds = [line["candidate"]["degenerate"] for line in lines(attempt, report)]
+    assert {name: rate / 100 * RECORDS for name, rate in report.candidate.rates.items()} == {
+        name: pytest.approx(sum(name in some for some in kinds)) for name in ("empty", "truncated", "looping")
+    }
+    assert report.candidate.rates["truncated"] == 100
+    assert report.candidate.answer_tokens == NEW_TOKENS
+    assert report.candidate.seconds_per_answer == pytest.approx(sum(one.seconds for one in kept.values()) / RECORDS)
+    assert min(one.seconds for one in kept.values()) > 0
+    files = [path for path in (bench.root / "models/candidate").iterdir() if path.is_file()]
+    assert report.candidate.size_bytes == sum(path.stat().st_size for path in files)
+    assert report.batch_size == 4
+    assert report.versions["torch"] == torch.__version__
+    assert report.versions["device"].startswith("cpu")
+
+
+def test_json_is_scored_where_all_references_are_json_or_it_is_the_primary_metric(bench: Bench, tiny: Any) -> None:
+    rows = [{**row, "output": '{"a": 1}', "references": ['{"a": 1}']} for row in heldout_rows(tiny, 4)]
+    report = evaluate(bench.attempt(rows))
+    assert {"json_valid", "json_f1"} <= report.candidate.metrics.keys()
+    rows[0]["references"] = ["none"]
+    attempt = bench.attempt(rows)
+    assert set(lines(attempt, evaluate(attempt))[0]["candidate"]["scores"]) == set(METRICS) - {"json_valid", "json_f1"}
+    dataset = durable.read_json(bench.root / "runs/1/prepare.json")
+    primary = bench.attempt(rows)
+    durable.write_json(bench.root / "runs/1/prepare.json", {**dataset, "metric": "json_f1"})
+    assert set(evaluate(primary).candidate.metrics) == set(METRICS) - {"json_valid"}
+
+
+def test_records_that_the_champion_was_trained_on_are_left_out_and_the_candidates_are_counted(
+    bench: Bench, tiny: Any
+) -> None:
+    rows = heldout_rows(tiny)
+    shutil.copytree(bench.base, bench.root / "models/old")
+    bench.champion = ModelRef(model_id="old", path="models/old", generation=2)
+    (bench.root / "models/old/trained-ids.txt").write_text(f"{rows[1]['id']}\n{rows[4]['id']}\nfff\n")
+    (bench.root / "models/candidate/trained-ids.txt").write_text(f"{rows[1]['id']}\n{rows[2]['id']}\n")
+    attempt = bench.attempt(rows)
+    report = evaluate(attempt)
+    assert (report.records, report.records_seen_by_champion, report.records_seen_by_candidate) == (RECORDS - 2, 2, 1)
+    assert [line["id"] for line in lines(attempt, report)] == [
+        row["id"] for n, row in enumerate(rows) if n not in {1, 4}
+    ]
+    with pytest.raises(CannotTrain, match="trained on all 1 held-out records"):
+        evaluate(bench.attempt(rows[1:2]))
+
+
+def test_without_lists_of_trained_records_nothing_is_seen(bench: Bench, tiny: Any) -> None:
+    report = evaluate(bench.attempt(heldout_rows(tiny, 4)))
+    assert (report.records_seen_by_champion, report.records_seen_by_candidate) == (0, 0)
+
+
+def test_a_batch_size_of_nothing_is_found_and_kept_by_the_runs_later_attempts(bench: Bench, tiny: Any) -> None:
+    rows = heldout_rows(tiny)
+    first = bench.attempt(rows, batch_size=0)
+    report = evaluate(first)
+    assert report.batch_size == 16
+    assert evaluate(bench.attempt(rows, batch_size=16)).prediction_keys == report.prediction_keys
+    # What a GPU had room for an hour ago must not change within a run, or its answers would be thrown away.
+    durable.write_json(first.folder / "predictions/batch-size.json", 3)
+    assert evaluate(bench.attempt(rows, batch_size=0)).batch_size == 3
+
+
+@pytest.mark.parametrize(
+    ("room", "most", "found"), [(1000, 500, 512), (1000, 16, 16), (100, 500, 64), (16, 500, 16), (9, 500, 8), (1, 9, 1)]
+)
+def test_a_batch_is_doubled_while_memory_allows_and_halved_until_it_does(room: int, most: int, found: int) -> None:
+    tried: list[int] = []
+
+    def fits(size: int) -> bool:
+        tried.append(size)
+        return size <= room
+
+    assert fitting.largest(fits, most) == found
+    assert tried[0] == 16
+    assert len(tried) == len(set(tried))
+
+
+def test_a_device_without_room_for_one_prompt_is_said() -> None:
+    with pytest.raises(StepFailed, match="does not hold the model and one prompt"):
+        fitting.largest(lambda _size: False, 500)
+
+
+def test_a_probe_of_memory_reads_whole_answers_and_takes_want_of_memory_for_no(
+    tiny: Any, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = load_tokenizer(tiny_llama)
+    asked = generation.open_model(tiny_llama, tokenizer, "cpu")
+    prompts = [prompt_ids(tokenizer, "chat", row["input"]) for row in tiny.rows(3, seed=3)]
+    real, shapes = asked.model.model.forward, []
+
+    def forward(*given: Any, **named: Any) -> Any:
+        shapes.append(tuple(named["input_ids"].shape))
+        if len(named["input_ids"]) > 2:
+            raise torch.OutOfMemoryError
+        return real(*given, **named)
+
+    monkeypatch.setattr(asked.model.model, "forward", forward)
+    assert fitting._fits(asked.model, prompts[:2], 5)
+    assert shapes == [(2, max(map(len, prompts[:2])) + 5)]
+    assert not fitting._fits(asked.model, prompts, 5)
+
+
+# Suites ------------------------------------------------------------------------------------------------------------
+
+
+def write_suite(path: Path, count: int) -> str:
+    """Write questions of several lengths with two to four choices."""
+    items = [
+        {"id": f"q{n}", "category": f"c{n % 2}", "question": "Which? " * (1 + n % 3), "answer": n % 2,
+         "choices": ["yes", "no, not at all", "billing", "a parcel"][: 2 + n % 3]}
+        for n in range(count)
+    ]  # fmt: skip
+    path.write_text("".join(json.dumps(item) + "\n" for item in items))
+    return str(path)
+
+
+def items_of(attempt: Attempt, report: Report, number: int = 0) -> list[dict[str, Any]]:
+    return list(durable.read_jsonl(attempt.path(report.folder) / report.suites[number].file))
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_choice_is_as_likely_as_it_is_alone(tiny_llama: Path, *, cached: bool) -> None:
+    tokenizer = load_tokenizer(tiny_llama)
+    asked = generation.open_model(tiny_llama, tokenizer, "cpu")
+    texts = [("Which?", ["yes", "no, not at all"]), ("Which of all these is it?", ["b", "a parcel", "x y z"])]
+    questions = [
+        (prompt_ids(tokenizer, "chat", question), [tokenizer(choice)["input_ids"] for choice in given])
+        for question, given in texts
+    ]
+    if not cached:
+        questions = [(prompt, [tokens[:1] for tokens in given]) for prompt, given in questions]
+    found = choices.choice_likelihoods(asked, questions)
+    for (prompt, given), means in zip(questions, found, strict=True):
+        expected = [direct_nll(tiny_llama, prompt, tokens) / len(tokens) for tokens in given]
+        assert means == pytest.approx(expected, rel=1e-4)
+
+
+def test_both_models_are_asked_a_suite_and_paired_item_by_item(bench: Bench, tiny: Any, tmp_path: Path) -> None:
+    name = write_suite(tmp_path / "own.jsonl", 9)
+    attempt = bench.attempt(heldout_rows(tiny, 4), general=(name, name))
+    report = evaluate(attempt)
+    (suite,) = report.suites
+    assert (suite.name, suite.records) == (name, 9)
+    found = items_of(attempt, report)
+    assert [item["id"] for item in found] == [f"q{n}" for n in range(9)]
+    assert {item["category"] for item in found} == {"c0", "c1"}
+    tokenizer = load_tokenizer(bench.base)
+    given = [json.loads(line) for line in Path(name).read_text().splitlines()]
+    for role, folder in (("candidate", bench.root / "models/candidate"), ("champion", bench.base)):
+        for item, said in zip(given, found, strict=True):
+            prompt = prompt_ids(tokenizer, "chat", item["question"])
+            rows = [tokenizer(choice)["input_ids"] for choice in item["choices"]]
+            means = [direct_nll(folder, prompt, tokens) / len(tokens) for tokens in rows]
+            assert said[role] == (means.index(min(means)) == item["answer"])
+        assert getattr(suite, role) == pytest.approx(100 * sum(item[role] for item in found) / 9)
+    assert 0 < suite.candidate < 100
+
+
+def test_what_a_model_got_in_a_suite_is_paid_once_and_another_suite_again(
+    bench: Bench, tiny: Any, tmp_path: Path
+) -> None:
+    rows = heldout_rows(tiny, 4)
+    name = write_suite(tmp_path / "own.jsonl", 9)
+    first = bench.attempt(rows, general=(name,))
+    report = evaluate(first)
+    bench.publish(first, report)
+    second = bench.attempt(rows, general=(name,))
+    weights = bench.root / "models/candidate/model.safetensors"
+    kept = weights.read_bytes()
+    weights.unlink()
+    again = evaluate(second)
+    assert logged(second) == {}
+    assert (again.suites, items_of(second, again)) == (report.suites, items_of(first, report))
+    assert (second.folder / f"predictions/{report.prediction_keys['cand']}.jsonl").read_text() == (
+        first.folder / f"predictions/{report.prediction_keys['cand']}.jsonl"
+    ).read_text(), "and it is there for the next time"
+    weights.write_bytes(kept)
+    for path in first.folder.glob("predictions/*.batches.jsonl"):
+        path.unlink()
+    write_suite(tmp_path / "own.jsonl", 10)
+    third = bench.attempt(rows, general=(name,))
+    assert evaluate(third).suites[0].records == 10
+    assert {len(batches) for batches in logged(third).values()} == {3}, "ten items in batches of four, and no answer"
+
+
+def test_a_suite_that_was_cut_off_goes_on_by_whole_batches(bench: Bench, tiny: Any, tmp_path: Path) -> None:
+    rows = heldout_rows(tiny, 4)
+    name = write_suite(tmp_path / "own.jsonl", 9)
+    first = bench.attempt(rows, general=(name,))
+    # Of each model a batch of likelihoods, one of answers and three of questions.
+    first.stop = StopsAfter(first, 4)
+    with pytest.raises(Interrupted):
+        evaluate(first)
+    second = bench.attempt(rows, general=(name,))
+    report = evaluate(second)
+    assert sum(map(len, logged(second).values())) == 10 - 4
+    whole = bench.attempt(rows, general=(name,))
+    for path in first.folder.parent.glob("evaluate-[12]/predictions/*.batches.jsonl"):
+        path.unlink()
+    uncut = evaluate(whole)
+    assert sum(map(len, logged(whole).values())) == 10
+    assert comparable(uncut) == comparable(report)
+
+
+def test_records_of_the_users_own_are_answered_freely_and_scored(bench: Bench, tiny: Any, tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    given = tiny.rows(6, seed=9)
+    path.write_text("".join(json.dumps(row) + "\n" for row in given))
+    attempt = bench.attempt(heldout_rows(tiny, 4), general=(str(path),))
+    report = evaluate(attempt)
+    assert report.suites[0].records == 6
+    tokenizer = load_tokenizer(bench.base)
+    asked = generation.open_model(bench.base, tokenizer, "cpu")
+    for row, item in zip(given, items_of(attempt, report), strict=True):
+        prompt = prompt_ids(tokenizer, "chat", fold(row["instruction"], row["input"]))
+        (answer,) = generation.answers(asked, [prompt], Decoding(16, 1.0, 1))
+        assert item["champion"] == METRICS["token_f1"].compute(answer.text, [row["output"]])
+
+
+def test_an_item_longer_than_the_window_is_left_out_for_both(
+    bench: Bench, tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "own.jsonl"
+    name = write_suite(path, 3)
+    long = {"id": "long", "question": "Which? " * 1200, "choices": ["yes", "no"], "answer": 0}
+    path.write_text(path.read_text() + json.dumps(long) + "\n")
+    attempt = bench.attempt(heldout_rows(tiny, 4), general=(name,))
+    assert [item["id"] for item in items_of(attempt, evaluate(attempt))] == ["q0", "q1", "q2"]
+    assert "left out: 1 items of" in capsys.readouterr().err
+
+
+def test_a_model_that_finds_no_choice_likely_at_all_is_broken(
+    bench: Bench, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choices, "_losses", lambda *_: [math.nan] * 27)
+    with pytest.raises(StepFailed, match="the candidate's likelihood of a general suite's answer is not a finite"):
+        evaluate(bench.attempt(heldout_rows(tiny, 4), general=(write_suite(tmp_path / "own.jsonl", 9),), batch_size=9))
+
+
+def test_a_task_of_lm_eval_is_run_once_for_each_model_and_paired(
+    bench: Bench, tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def run_task(_asked: generation.AskedModel, task: str, batch_size: int) -> dict[str, float]:
+        asked.append((task, batch_size))
+        return {"t-0": 1.0, "t-1": float(len(asked) == 1)}
+
+    monkeypatch.setattr(suites, "check_task", lambda task: f"lm-eval 1 {task}")
+    monkeypatch.setattr(harness, "run_task", run_task)
+    rows = heldout_rows(tiny, 4)
+    attempt = bench.attempt(rows, general=("lm-eval:t",))
+    report = evaluate(attempt)
+    assert asked == [("t", 4), ("t", 4)]
+    assert report.suites == (
+        SuiteScores(name="lm-eval:t", records=2, candidate=100.0, champion=50.0, file="suite-0.jsonl"),
+    )
+    assert [item["category"] for item in items_of(attempt, report)] == ["t", "t"]
+    bench.publish(attempt, report)
+    assert evaluate(bench.attempt(rows, general=("lm-eval:t",))).suites == report.suites
+    assert len(asked) == 2
+
+
+# Former champions, and noise ---------------------------------------------------------------------------------------
+
+
+def test_former_champions_are_scored_from_what_they_answered_in_the_same_way_and_never_asked(
+    bench: Bench, tiny: Any
+) -> None:
+    rows = heldout_rows(tiny)
+    early = bench.attempt(rows[:7])
+    report = evaluate(early)
+    bench.publish(early, report)
+    attempt = bench.attempt(rows)
+    shutil.copytree(bench.root / "models/candidate", bench.root / "models/new")
+    former = (
+        ModelRef(model_id="cand", path="models/gone", generation=3),
+        ModelRef(model_id="base", path="gone", generation=2),
+        ModelRef(model_id="none", path="gone", generation=1),
+    )
+    champion = ModelRef(model_id="new", path="models/new", generation=4)
+    attempt = Attempt(attempt.spec.model_copy(update={"former": former, "champion": champion}))
+    second = evaluate(attempt)
+    assert [(one.generation, one.records) for one in second.former] == [(3, 7), (2, 7)]
+    expected = [(line["id"], line["candidate"]["scores"]["exact_match"]) for line in lines(early, report)]
+    found = list(durable.read_jsonl(attempt.path(second.folder) / second.former[0].file))
+    assert second.former[0].file == "former-3.jsonl"
+    assert [(line["id"], line["score"]) for line in found] == expected
+    assert second.former[0].score == report.candidate.metrics["exact_match"]
+    # Asked in another way, they are not to be compared.
+    other = bench.attempt(rows, batch_size=2)
+    assert evaluate(Attempt(other.spec.model_copy(update={"former": former}))).former == ()
+
+
+def test_the_noise_floor_is_measured_once_on_what_is_generated_anyway(bench: Bench, tiny: Any) -> None:
+    rows = heldout_rows(tiny, 50)
+    attempt = bench.attempt(rows, noise=None)
+    report = evaluate(attempt)
+    assert report.noise == NoiseFloor(records=30, changed=0, points=0.0), "whole batches, 32 records at most"
+    assert report.candidate.generated == 50
+    counts = sorted(len(batches) for batches in logged(attempt).values())
+    assert counts == [2 * 13, 2 * 13 + 8], "one model alone is asked twice, in the same batches"
+    bench.publish(attempt, report)
+    assert evaluate(bench.attempt(rows, noise=None)).noise is None, "nothing was generated"
+    assert evaluate(bench.attempt(rows, noise=QUIET, batch_size=3)).noise is None
+
+
+def test_noise_is_what_the_second_time_changed(bench: Bench, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{**row, "references": ["right"]} for row in heldout_rows(tiny, 8)]
+    real, calls = generation.answers, []
+
+    def answers(*given: Any) -> list[generation.Answer]:
+        calls.append(1)
+        said = real(*given)
+        # The candidate's second batch of the second time.
+        return [said[0]._replace(text="right"), *said[1:]] if len(calls) == 4 else said
+
+    monkeypatch.setattr(generation, "answers", answers)
+    assert evaluate(bench.attempt(rows, noise=None)).noise == NoiseFloor(records=8, changed=1, points=100 / 8)

@@ -14,8 +14,8 @@ from pipeline.comparison import Comparison, Former, Suite, compare
 from pipeline.config import GuardConfig
 from pipeline.decide import Rules, judge, weigh
 from pipeline.errors import StepFailed
+from pipeline.reasons import GUARD_REASONS, REASONS
 from pipeline.slices import LEAST_TESTED, Known
-from pipeline.verdict_words import GUARD_REASONS, REASONS
 from tests.records_made import lines_of, yes_or_no
 
 Lines = list[dict[str, Any]]

@@ -2,6 +2,7 @@ import string
 
 import numpy as np
 import pytest
+import sacrebleu
 from rouge_score import rouge_scorer
 
 from pipeline import metrics
@@ -18,11 +19,13 @@ SCRIPTS = {
     "emoji": "👍 🎉",
     "English": "The quick brown fox.",
 }
-CONTINUOUS = [name for name, metric in METRICS.items() if metric.continuous]
+#: Those that compare texts of any kind.
+TEXT = [name for name in METRICS if not name.startswith("json")]
+CONTINUOUS = [name for name in TEXT if METRICS[name].continuous]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", TEXT)
 def test_an_identical_answer_scores_one_in_every_script(name: str, script: str) -> None:
     assert METRICS[name].compute(SCRIPTS[script], [SCRIPTS[script]]) == 1.0
 
@@ -37,17 +40,17 @@ def test_half_an_answer_scores_between_nothing_and_all_in_every_script(name: str
 
 @pytest.mark.parametrize("name", METRICS)
 def test_another_answer_and_no_answer_score_zero(name: str) -> None:
-    assert METRICS[name].compute("entirely different", ["a quick brown fox"]) == 0.0
+    assert METRICS[name].compute("jjj", ["a quick brown fox"]) == 0.0
     assert METRICS[name].compute("", ["a quick brown fox"]) == 0.0
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", TEXT)
 def test_the_nearest_of_several_references_counts(name: str) -> None:
-    score = METRICS[name].compute("quick brown fox", ["something else", "Quick brown fox", "nothing at all"])
+    score = METRICS[name].compute("quick brown fox", ["something else", "quick brown fox", "nothing at all"])
     assert score == 1.0
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", TEXT)
 def test_scoring_together_is_scoring_one_by_one(name: str) -> None:
     answers = ["a b c", "", "x y", "Ответ", "-"]
     references = [["a b d", "a"], ["a"], ["x y"], ["ответ да"], ["-"]]
@@ -125,6 +128,83 @@ def test_marks_and_invisible_signs_stay_with_their_letter() -> None:
 
 
 def test_only_exact_match_is_a_yes_or_no_and_every_metric_has_its_own_name() -> None:
-    assert [name for name, metric in METRICS.items() if not metric.continuous] == ["exact_match"]
+    assert [name for name, metric in METRICS.items() if not metric.continuous] == ["exact_match", "json_valid"]
     assert all(name == metric.name for name, metric in METRICS.items())
     assert all(metric.higher_is_better for metric in METRICS.values())
+
+
+# chrF against sacrebleu's corpus score, which takes another way through that package: a corpus of one is one sentence.
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_chrf_is_sacrebleus_own(script: str) -> None:
+    seeded = np.random.default_rng(6)
+    signs = list(SCRIPTS[script] + " xyz")
+    for _ in range(10):
+        answer, one, other = ("".join(seeded.choice(signs, 30)) for _ in range(3))
+        expected = sacrebleu.corpus_chrf([answer], [[one], [other]]).score
+        assert METRICS["chrf"].compute(answer, [one, other]) == pytest.approx(expected / 100)
+
+
+def test_chrf_weighs_recall_four_times_and_does_not_see_blanks() -> None:
+    # "ab" against "abcd": of the 1-grams 2/2 and 2/4, of the 2-grams 1/1 and 1/3; no answer has longer ones.
+    precision, recall = 1.0, (2 / 4 + 1 / 3) / 2
+    assert METRICS["chrf"].compute("a b", ["abcd"]) == pytest.approx(5 * precision * recall / (4 * precision + recall))
+    assert METRICS["chrf"].compute("x", []) == 0.0
+
+
+# JSON -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("said", "valid"),
+    [
+        ('{"a": 1}', 1.0),
+        (" [1, 2]\n", 1.0),
+        ("{}", 1.0),
+        ('```json\n{"a": 1}\n```', 0.0),
+        ('{"a": 1} I hope this helps', 0.0),
+        ('{"a": NaN}', 0.0),
+        ("{'a': 1}", 0.0),
+        ("3", 0.0),
+        ('"a"', 0.0),
+        ("", 0.0),
+        ("[" * 100_000, 0.0),
+    ],
+)
+def test_valid_is_a_json_object_or_array_and_nothing_around_it(said: str, valid: float) -> None:
+    assert METRICS["json_valid"].compute(said, ["{}"]) == valid
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted", "score"),
+    [
+        ('{"b": 2, "a": 1}', '{"a": 1, "b": 2}', 1.0),
+        ('{"a": 1.0}', '{"a": 1}', 1.0),
+        ('{"a": 1, "b": 3}', '{"a": 1, "b": 2}', 0.5),
+        ('{"a": 1}', '{"a": 1, "b": 2}', 2 / 3),
+        ('{"a": {"b": [1, 2]}}', '{"a": {"b": [1, 3]}}', 0.5),
+        ("[1, 2]", "[2, 1]", 0.0),
+        ('{"a": "1"}', '{"a": 1}', 0.0),
+        ('{"a": true}', '{"a": 1}', 0.0),
+        ('{"a": []}', '{"a": {}}', 0.0),
+        ("{}", "{}", 1.0),
+        ('{"a": null}', "{}", 0.0),
+        ("nothing", '{"a": 1}', 0.0),
+    ],
+)
+def test_field_f1_counts_paths_with_their_values(said: str, wanted: str, score: float) -> None:
+    assert METRICS["json_f1"].compute(said, [wanted]) == pytest.approx(score)
+
+
+def test_of_several_references_the_nearest_counts_and_one_that_is_no_json_is_one_field() -> None:
+    assert METRICS["json_f1"].compute('{"a": 1}', ['{"a": 2}', '{"a": 1}', "no"]) == 1.0
+    assert METRICS["json_f1"].compute("None.", ['{"a": 2}', "none"]) == 1.0
+    assert METRICS["json_f1"].compute("{}", []) == 0.0
+
+
+def test_the_json_metrics_apply_where_every_reference_is_json_and_the_others_everywhere() -> None:
+    for name, metric in METRICS.items():
+        assert metric.applies([["{}"], ["[1]", '{"a": 1}']])
+        assert metric.applies([["{}"], ["[1]", "none"]]) == (name in TEXT)
+        assert metric.applies([]) == (name in TEXT)

@@ -34,6 +34,8 @@ def prediction(**changed: object) -> Prediction:
         "prompt_hash": "p1",
         "text": "yes",
         "tokens": 2,
+        "ended": True,
+        "seconds": 0.5,
         "nll_sum": 1.5,
         "nll_tokens": 2,
         "reference_hash": "r1",

@@ -211,6 +211,19 @@ def test_the_metric_follows_the_length_of_the_held_out_answers(tmp_path: Path, a
     assert chosen.dataset.metric == "token_f1"
 
 
+@pytest.mark.parametrize(("count", "metric"), [(8, "json_f1"), (7, "exact_match")])
+def test_answers_that_are_json_are_judged_by_their_fields(tmp_path: Path, count: int, metric: str) -> None:
+    answers = ['{"a": 1}'] * count + ["no"] * (10 - count)
+    pinned = [{"instruction": f"Pinned {number}", "output": answer} for number, answer in enumerate(answers)]
+    assert Snapshot(tmp_path).drop(rows(5)).drop(pinned, "heldout").prepare().dataset.metric == metric
+
+
+def test_without_held_out_answers_those_of_training_say_whether_it_is_json(tmp_path: Path) -> None:
+    drop = [{"instruction": f"Q {number}", "output": "[1, 2]"} for number in range(20)]
+    made = Snapshot(tmp_path, split=SplitConfig(heldout=0.0)).drop(drop).prepare()
+    assert (made.dataset.heldout_rows, made.dataset.metric) == (0, "json_f1")
+
+
 def test_the_answer_length_covers_the_longest_held_out_answer(tmp_path: Path) -> None:
     def length(answer: str, **config: Any) -> int:
         pinned = [{"instruction": "Pinned", "output": answer}]

@@ -1,0 +1,46 @@
+"""The held-out records, as `prepare` wrote them and as both models are asked them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import durable
+from pipeline.errors import StepFailed
+from pipeline.prompt import fold
+
+
+@dataclass(frozen=True)
+class HeldoutRecord:
+    """One question with its right answers."""
+
+    id: str
+    instruction: str
+    input: str
+    output: str
+    """The answer whose likelihood is measured."""
+    references: tuple[str, ...]
+    drop: int
+    pinned: bool
+    tags: tuple[str, ...]
+
+    @property
+    def content(self) -> str:
+        """What the user says."""
+        return fold(self.instruction, self.input)
+
+
+def read_heldout(path: Path) -> list[HeldoutRecord]:
+    """Return the records in `path`. Raises `StepFailed` if there are none."""
+    records = [_record(row) for row in durable.read_jsonl(path)]
+    if not records:
+        message = "there are no held-out records to evaluate on"
+        raise StepFailed(message, "drop more rows, or a held-out set of your own into the track's heldout folder")
+    return records
+
+
+def _record(row: dict[str, Any]) -> HeldoutRecord:
+    return HeldoutRecord(
+        id=row["id"], instruction=row["instruction"], input=row["input"], output=row["output"],
+        references=tuple(row["references"]) or (row["output"],), drop=row["drop"],
+        pinned=row.get("pinned", False), tags=tuple(row.get("tags", ())),
+    )  # fmt: skip

@@ -1,0 +1,69 @@
+"""How likely a model finds each of several answers to a question: the question is read once, its answers after it."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline.qlora.generation import AskedModel, Tokens, accepted, memory_errors, pad_left
+
+#: Most memory that the float32 logits of one batch's answers may take.
+_LOGITS_BYTES = 1 << 28
+
+Question = tuple[Tokens, Sequence[Tokens]]
+
+
+def choice_batches(questions: Sequence[Question], size: int, vocabulary: int) -> list[list[int]]:
+    """Return the indices of tokenised `questions` in batches of at most `size`, the longest first."""
+    width = max((len(tokens) for _, choices in questions for tokens in choices), default=1)
+    most = max((len(choices) for _, choices in questions), default=1)
+    rows = max(1, min(size, _LOGITS_BYTES // (4 * vocabulary * width * most)))
+    order = sorted(range(len(questions)), key=lambda index: (-len(questions[index][0]), tuple(questions[index][0])))
+    return [order[start : start + rows] for start in range(0, len(order), rows)]
+
+
+def choice_likelihoods(asked: AskedModel, questions: Sequence[Question]) -> list[list[float]]:
+    """
+    Return for each question the mean negative log-likelihood of each of its choices, in nats a token.
+
+    A question is the tokens of its prompt and those of each choice. Raises `StepFailed` if memory does not suffice.
+    The mean, so that a long choice is not the worse for it (Brown et al. 2020, section 2.4).
+    """
+    import torch
+
+    owners = [place for place, (_, choices) in enumerate(questions) for _ in choices]
+    rows = [tokens for _, choices in questions for tokens in choices]
+    with memory_errors(), torch.inference_mode():
+        sums = _losses(asked.model, [prompt for prompt, _ in questions], owners, rows)
+    found: list[list[float]] = [[] for _ in questions]
+    for owner, row, loss in zip(owners, rows, sums, strict=True):
+        found[owner].append(loss / len(row))
+    return found
+
+
+def _losses(model: Any, prompts: Sequence[Tokens], owners: list[int], rows: Sequence[Tokens]) -> list[float]:
+    """Return the summed loss of each row of tokens after its owner's prompt."""
+    import torch
+    from torch.nn import functional
+
+    device = model.device
+    inputs, mask = pad_left(prompts, device)
+    extra = accepted(model, position_ids=(mask.cumsum(dim=-1) - 1).clamp(min=0), logits_to_keep=1)
+    read = model(input_ids=inputs, attention_mask=mask, use_cache=True, **extra)
+    index = torch.tensor(owners, device=device)
+    width = max(map(len, rows))
+    targets = torch.tensor([[*row, *[row[-1]] * (width - len(row))] for row in rows], device=device)
+    counted = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
+    logits = read.logits[index, -1:]
+    if width > 1:
+        # Its name changed within transformers 5.
+        name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+        known = getattr(read, name)
+        known.reorder_cache(index)
+        places = mask.sum(dim=-1)[index, None] + torch.arange(width - 1, device=device)
+        further = model(
+            input_ids=targets[:, :-1], attention_mask=torch.cat([mask[index], counted[:, :-1]], dim=1),
+            use_cache=True, **{name: known}, **accepted(model, position_ids=places),
+        )  # fmt: skip
+        logits = torch.cat([logits, further.logits], dim=1)
+    losses = functional.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
+    return [float(loss) for loss in (losses * counted).sum(dim=-1)]
