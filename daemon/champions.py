@@ -26,7 +26,7 @@ from daemon.succession import (
     intend,
     recover,
 )
-from daemon.tables import Promotion, PromotionKind, PromotionState, Run, Track
+from daemon.tables import HookState, Promotion, PromotionKind, PromotionState, Run, Track
 from pipeline.artifacts import ModelRef
 from pipeline.errors import DropforgeError
 from pipeline.manifest import model_id, verify_manifest
@@ -95,6 +95,7 @@ def _set_base(engine: Engine, track_name: str, base_path: Path, base_model_id: s
                 track.champion_model_id, track.champion_path = base_model_id, path
                 row = _base_row(track, "another base model in the settings", now)
                 row.previous_model_id, row.previous_path = old
+                row.hook_state = HookState.PENDING
                 session.add(row)
                 end_waiting(session, track.name, None, now)
         if track.champion_model_id == base_model_id:

@@ -100,11 +100,11 @@ class HookSettings(Frozen):
     """What is run when another model becomes the champion; lists of arguments, never a shell."""
 
     after_promotion: tuple[str, ...] = ()
-    """Command and its arguments, as ["systemctl", "reload", "vllm"]; PROMOTION_* variables say what changed."""
+    """Command, as ["systemctl", "reload", "vllm"], run at least once; PROMOTION_* variables say what changed."""
     timeout_seconds: float = Field(default=60.0, gt=0)
     """Longest time of the command."""
     health: tuple[str, ...] = ()
-    """Command that is run after a promotion: if it fails, the former champion serves again."""
+    """Command that is run after a promotion, but not after a rollback: if it fails, the former champion returns."""
     health_timeout_seconds: float = Field(default=300.0, gt=0)
     """Longest time of the health command; beyond it the model counts as sick."""
 

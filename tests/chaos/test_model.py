@@ -28,11 +28,13 @@ from hypothesis.stateful import (
 from sqlalchemy.exc import DatabaseError
 from sqlmodel import Session, col, select
 
-from daemon import champions, drops, queue
+from daemon import approval, champions, drops, queue
 from daemon.champions import Barred, Candidate, NoTarget
 from daemon.database import transaction
 from daemon.settings import RetrySettings
+from daemon.succession import AWAITING, require_generation
 from daemon.tables import Drop, Promotion, PromotionState, Run, Track
+from pipeline.artifacts import Model, Verdict
 from pipeline.config import RunConfig
 from pipeline.errors import DropforgeError
 from pipeline.manifest import model_id
@@ -119,7 +121,9 @@ class House(RuleBasedStateMachine):
             act()
         return True
 
-    def person(self, act: Callable[[], object], *, may: bool, refusal: type[DropforgeError]) -> None:
+    def person(
+        self, act: Callable[[], object], *, may: bool, refusal: type[DropforgeError] | tuple[type[DropforgeError], ...]
+    ) -> None:
         """Let a person do what the model says that they may, or be refused."""
         refused = False
 
@@ -270,9 +274,7 @@ class House(RuleBasedStateMachine):
         number, identity = self._in_hand(), self.models[name]
         if not number:
             return
-        home = self.daemon.root / "models" / identity
-        if not home.exists():
-            shutil.copytree(self.folder / "models" / name, home)
+        self._lay(number, name)
         expected = len(self.world.champions) - 1
         candidate = Candidate("default", number, identity, f"models/{identity}")
 
@@ -290,6 +292,64 @@ class House(RuleBasedStateMachine):
             self.world.runs[number - 1].state = "succeeded"
         else:
             self.world.fail(number, self.now, retryable=False)
+
+    @precondition(lambda self: self.world.runs)
+    @rule(name=st.sampled_from(MODELS))
+    def win_and_wait(self, name: str) -> None:
+        """Let the run's candidate win where a person has to say yes."""
+        number, generation = self._in_hand(), len(self.world.champions) - 1
+        if not number:
+            return
+        self._lay(number, name)
+
+        def conclude(claim: queue.Claim) -> None:
+            queue.finish(
+                self.daemon.engine, claim, AWAITING, "better", self.now,
+                still=lambda session, run: require_generation(session, run.track, generation),
+            )  # fmt: skip
+
+        self._end(conclude)
+        self.world.runs[number - 1].state = "succeeded"
+        self.world.waits.add(number)
+
+    def _lay(self, number: int, name: str) -> None:
+        """Lay down what a run with a model leaves."""
+        identity, folder = self.models[name], self.daemon.root / "runs" / str(number)
+        if not (self.daemon.root / "models" / identity).exists():
+            shutil.copytree(self.folder / "models" / name, self.daemon.root / "models" / identity)
+        folder.mkdir(exist_ok=True)
+        model = Model(
+            folder=f"models/{identity}", model_id=identity, base_model_id="b", dtype="bfloat16", size_bytes=1,
+            logits_difference=0.0, logits_tolerance=0.1, format="chat", seconds=1.0,
+        )  # fmt: skip
+        verdict = Verdict(
+            outcome="promoted", reasons=(), sentence="better", metric="exact_match", records=120,
+            candidate_model_id=identity, champion_generation=len(self.world.champions) - 1,
+        )  # fmt: skip
+        for artifact in (model, verdict):
+            (folder / f"{artifact.step}.json").write_text(artifact.model_dump_json())
+        self.world.runs[number - 1].model = name
+
+    @precondition(lambda self: self.world.runs)
+    @rule(pick=PICK)
+    def approve(self, pick: int) -> None:
+        """Say yes to a win, which only one that waits and was not rolled back from gets."""
+        number = pick % len(self.world.runs) + 1
+        name = self.world.runs[number - 1].model
+        may = number in self.world.waits and name not in self.world.barred
+        act = lambda: approval.approve(self.daemon.engine, self.daemon.root, number, self.now)  # noqa: E731
+        self.person(act, may=may, refusal=(approval.CannotPromote, Barred))
+        if may:
+            self.world.promote(number, name)
+
+    @precondition(lambda self: self.world.runs)
+    @rule(pick=PICK)
+    def force(self, pick: int) -> None:
+        """Make a run's model the champion whatever its verdict."""
+        number = pick % len(self.world.runs) + 1
+        may = self.world.force(number)
+        act = lambda: approval.force(self.daemon.engine, self.daemon.root, number, "mine", self.now)  # noqa: E731
+        self.person(act, may=may, refusal=(approval.CannotPromote,))
 
     def _in_hand(self) -> int:
         """Return the run in hand, which is the next one that is due if there was none; 0 if none is due either."""
@@ -404,6 +464,7 @@ class House(RuleBasedStateMachine):
         assert [(row.state, row.failures, _numbers(row)) for row in run_rows] == [
             (run.state, run.failures, run.snapshot) for run in self.world.runs
         ]
+        assert {row.id for row in run_rows if row.outcome == AWAITING} == self.world.waits
         assert reigned == [self.models[name] for name in self.world.champions]
         assert sorted(path.name for path in (self.folder / "inbox").glob("*.jsonl")) == sorted(self.inbox)
         assert broken(self.folder) == []
@@ -426,6 +487,7 @@ def test_whatever_happens_the_daemon_does_what_the_model_says(
             for name in self.seen:
                 met[name] = met.get(name, 0) + 1
             states = [drop.state for drop in self.world.drops] + [run.state for run in self.world.runs]
+            states += ["waiting for a word"] * len(self.world.waits)
             states += ["champion"] * (len(self.world.champions) - 1) + ["barred"] * len(self.world.barred)
             for state in states:
                 came[state] = came.get(state, 0) + 1

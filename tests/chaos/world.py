@@ -33,6 +33,7 @@ class Run:
     failures: int = 0
     beat: int | None = None
     promoted: bool = False
+    model: str = ""
 
 
 @dataclass
@@ -44,6 +45,7 @@ class World:
     champions: list[str] = field(default_factory=lambda: ["base"])
     came_after: dict[str, str] = field(default_factory=dict)
     barred: set[str] = field(default_factory=set)
+    waits: set[int] = field(default_factory=set)
     nights: set[int] = field(default_factory=set)
     since: int = 0
     looked: int | None = None
@@ -150,10 +152,24 @@ class World:
         if not run.promoted:
             if model in self.barred:
                 return False
-            self.came_after[model] = self.champions[-1]
-            self.champions.append(model)
+            self._reign(model)
             run.promoted = True
         return True
+
+    def force(self, number: int) -> bool:
+        """Let the model of a run that is over reign, whatever became of it; say whether it may."""
+        run = self.runs[number - 1]
+        over = run.state in {"succeeded", "failed", "cancelled"}
+        if not over or not run.model or run.model == self.champions[-1]:
+            return False
+        self._reign(run.model)
+        return True
+
+    def _reign(self, model: str) -> None:
+        self.came_after[model] = self.champions[-1]
+        self.champions.append(model)
+        self.barred.discard(model)
+        self.waits.clear()
 
     def target(self, to: int | None) -> str | None:
         """Return the model that a rollback leads to."""
@@ -173,3 +189,4 @@ class World:
         self.barred.add(self.champions[-1])
         self.barred.discard(model)
         self.champions.append(model)
+        self.waits.clear()

@@ -354,11 +354,12 @@ def test_where_a_person_approves_a_model_is_made_of_little_data_too_and_fixes_no
 def test_what_the_first_report_found_holds_for_later_runs(
     engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor, settings: Settings
 ) -> None:
-    executor.batch_size, executor.noise = 24, NoiseFloor(records=120, changed=6, points=0.5)
+    first = NoiseFloor(records=120, changed=6, points=0.5)
+    executor.batch_size, executor.noise = 24, first
     add_drop(engine, "a")
     ticks(dispatcher)
     assert executor.submitted[-1].config.noise is None
-    first, executor.noise, executor.batch_size = executor.noise, NoiseFloor(records=9, changed=9, points=9.0), 99
+    executor.noise, executor.batch_size = NoiseFloor(records=9, changed=9, points=9.0), 99
     found_once = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"batch_size": 0})})
     add_drop(engine, "b")
     ticks(new_dispatcher(engine, found_once, executor))
@@ -366,7 +367,7 @@ def test_what_the_first_report_found_holds_for_later_runs(
     assert (config.noise, config.evaluate.batch_size) == (first, 24)
     with transaction(engine) as session:
         track = session.get_one(Track, "default")
-    assert (track.eval_batch_size, track.noise) == (24, first.model_dump() if first else None)
+    assert (track.eval_batch_size, track.noise) == (24, first.model_dump())
 
 
 def test_a_step_is_told_what_the_champion_and_the_former_ones_were_made_from(

@@ -12,6 +12,7 @@ import pytest
 from daemon import champions, model_check
 from daemon.database import transaction
 from daemon.model_check import DoesNotAnswer, Stopped, require_answer
+from pipeline.errors import StepFailed
 from pipeline.qlora import check
 from tests.chaos.house import START, Daemon, build, records
 from tests.tiny_llama import make_model
@@ -43,7 +44,7 @@ def test_weights_that_are_no_numbers_are_refused(tiny: Path, tmp_path: Path) -> 
     tensors = load_file(folder / "model.safetensors")
     tensors["model.norm.weight"] = torch.full_like(tensors["model.norm.weight"], float("nan"))
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(check.StepFailed, match="not finite"):
+    with pytest.raises(StepFailed, match="not finite"):
         check.check(folder)
 
 
@@ -60,7 +61,7 @@ def test_a_daemon_that_stops_waits_for_no_answer(tiny: Path) -> None:
 
 
 def test_a_check_that_dies_without_a_word_is_an_error_with_a_hint(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_check.sys, "executable", "/bin/false")
+    monkeypatch.setattr("sys.executable", "/bin/false")
     with pytest.raises(DoesNotAnswer, match="its process ended with 1") as refused:
         require_answer(tiny)
     assert "memory" in refused.value.hint

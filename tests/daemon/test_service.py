@@ -5,8 +5,11 @@ from pathlib import Path
 import pytest
 
 from daemon import service
+from daemon.commands import Command
+from daemon.overview import Overview
 from daemon.service import Service
-from daemon.settings import Settings
+from daemon.settings import Settings, load
+from tests.chaos.house import START, Daemon, build, records
 
 
 @pytest.fixture
@@ -20,9 +23,10 @@ def test_a_stop_asks_the_trainer_for_its_checkpoint_before_it_waits_for_a_file_t
 ) -> None:
     order = []
     monkeypatch.setattr(daemon._worker, "stop", lambda: order.append("worker"))
+    monkeypatch.setattr(daemon._hooks, "stop", lambda: order.append("hooks"))
     monkeypatch.setattr(daemon._intake, "finish", lambda: order.append("intake"))
     daemon._end()
-    assert order[:2] == ["worker", "intake"]
+    assert order[:3] == ["worker", "hooks", "intake"]
 
 
 def test_trouble_with_the_disk_is_no_reason_for_systemd_to_end_the_training(
@@ -40,4 +44,25 @@ def test_trouble_with_the_disk_is_no_reason_for_systemd_to_end_the_training(
     daemon.stop.set()
     daemon._beat()
     assert "WATCHDOG=1" in said
+    daemon._lock.release()
+
+
+def test_a_hook_that_waits_for_the_daemon_is_run_by_it(tmp_path: Path) -> None:
+    build(tmp_path)
+    settings = tmp_path / "dropforge.toml"
+    settings.write_text(f'{settings.read_text()}[hooks]\nafter_promotion = ["mkdir", "{tmp_path}/told"]\n')
+    house = Daemon(tmp_path, START)
+    (tmp_path / "inbox" / "a.jsonl").write_bytes(records("a"))
+    house.take_in(START)
+    house.finish_runs(START, "promoted")
+    daemon = Service(load(settings, {}))
+    assert daemon._tick()
+    ((_, _, running),) = daemon._hooks._running.values()
+    assert isinstance(running, Command)
+    running.wait()
+    assert (tmp_path / "told").is_dir()
+    assert daemon._tick()
+    (one,) = (one for one in Overview(house.root).history("default") if one.generation == 1)
+    assert one.hook is not None
+    assert one.hook.state == "ok"
     daemon._lock.release()
