@@ -135,7 +135,7 @@ def _why(verdict: Verdict, facts: Circumstances) -> str:
     guards = [guard_words(row) for row in failed]
     tested = [said[code] for code in verdict.reasons if code in said]
     if verdict.outcome == "worse":
-        return said["harm_shown"]
+        return f"{said['harm_shown']}; look at the worst regressions in the report and at the drops that were new"
     if verdict.outcome == "contaminated":
         return said["trained_on_heldout"]
     parts = guards + tested if verdict.outcome == "guard_failed" else tested + guards

@@ -12,7 +12,18 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from pipeline import durable
-from pipeline.artifacts import Dataset, ModelRef, Report, Scores, Shortfall, Verdict
+from pipeline.artifacts import (
+    Dataset,
+    FormerScores,
+    Judgement,
+    ModelRef,
+    NoiseFloor,
+    Report,
+    Scores,
+    Shortfall,
+    SuiteScores,
+    Verdict,
+)
 from pipeline.comparison import compare
 from pipeline.config import GateConfig, GuardConfig, RunConfig
 from pipeline.contract import Attempt, StepSpec
@@ -88,7 +99,7 @@ def test_shuffled_answers_are_worse() -> None:
     assert verdict.outcome == "worse"
     assert "harm_shown" in verdict.reasons
     assert verdict.sentence.startswith("worse: exact match ")
-    assert ": a loss like this by chance has p < 0.0001. A gain of " in verdict.sentence
+    assert ": a loss like this by chance has p < 0.0001; look at the worst regressions " in verdict.sentence
 
 
 def test_candidate_and_champion_changing_places_turns_promoted_into_worse() -> None:
@@ -244,6 +255,13 @@ def test_answers_that_were_scored_by_different_metrics_are_refused() -> None:
     lines[3]["champion"]["scores"] = {"rougeL": 0.5}
     with pytest.raises(StepFailed, match="not all scored by the same metrics"):
         compare("exact_match", lines)
+
+
+def test_signs_are_flipped_before_anything_is_promoted() -> None:
+    # A t-test of a nearly constant gain gives any p-value; 9,999 flips of signs give no smaller one than 1 in 10,000.
+    made = paired(np.full(220, 0.9) + np.random.default_rng(7).normal(0, 0.01, 220), np.full(220, 0.4), "rougeL")
+    assert weigh(made, by(p_value=0.00011)).outcome == "promoted"
+    assert weigh(made, by(p_value=0.00009)).reasons == ("p_above_limit",)
 
 
 # New drops bring their own held-out records, and so their own yardstick.
@@ -433,6 +451,34 @@ def test_every_verdict_has_its_card(
     verdict = decide(make(lines, shortfall=shortfall))
     assert verdict.report == "attempt/card"
     assert [verdict.model_copy(update={"report": None})] == written
+
+
+def test_the_step_reads_suites_former_champions_a_judgement_and_the_noise_floor(
+    make: Callable[..., Attempt], tmp_path: Path
+) -> None:
+    lines = yes_or_no(60, 2, 58)
+    attempt = make(lines)
+    folder = tmp_path / "attempt/report"
+    items = [{"id": f"i{n}", "category": "c", "candidate": 0.0, "champion": 1.0} for n in range(120)]
+    (folder / "suite-1.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
+    answers = [{"id": line["id"], "score": 1.0} for line in lines]
+    (folder / "former-2.jsonl").write_text("".join(json.dumps(one) + "\n" for one in answers), encoding="utf-8")
+    noise = NoiseFloor(records=120, changed=3, points=0.4)
+    write_report(
+        tmp_path, lines, noise=noise,
+        suites=(SuiteScores(name="builtin", records=120, candidate=0, champion=100, file="suite-1.jsonl"),),
+        former=(FormerScores(generation=2, model_id="m", records=120, score=100, file="former-2.jsonl"),),
+    )  # fmt: skip
+    judgement = Judgement(
+        folder="j", model="judge-7b", prompt_sha256="p", records=120, wins=10, losses=60, ties=50, inconsistent=0,
+        failed=0,
+    )  # fmt: skip
+    durable.write_json(tmp_path / "judge.json", judgement.model_dump())
+    spec = attempt.spec.model_copy(update={"inputs": {**attempt.spec.inputs, "judge": "judge.json"}})
+    verdict = decide(Attempt(spec))
+    assert verdict.outcome == "guard_failed"
+    assert set(verdict.reasons) == {"general_lost", "former_better", "judge_prefers_champion"}
+    assert verdict.noise == noise
 
 
 def test_a_shortfall_ends_the_run_before_training_and_says_how_many_rows_are_needed(
