@@ -7,20 +7,19 @@ somebody else's. Every time is in whole milliseconds since the epoch and given b
 """
 
 import uuid
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import BindParameter, Engine, bindparam, func, or_, update
-from sqlalchemy.orm.attributes import set_committed_value
+from sqlalchemy import BindParameter, Engine, bindparam, func, or_
 from sqlmodel import Session, col, select
 
-from daemon.attempts import AttemptOpen, begin_attempt, end_attempt, open_attempt, write_off
+from daemon.attempts import AttemptOpen, begin_attempt, end_attempt, open_attempt
 from daemon.claims import Claim, LostClaim, held_run, record_event
 from daemon.database import transaction
+from daemon.run_states import ALLOWED, FINAL, RETRIABLE, Move, WrongState, change
 from daemon.settings import RetrySettings, TrackSettings
-from daemon.snapshots import give_back, hold_new_drops, retake_snapshot, take_snapshot, waiting_drops
+from daemon.snapshots import hold_new_drops, retake_snapshot, take_snapshot, waiting_drops
 from daemon.tables import Run, RunState, Track
 from daemon.tracks import ensure_track, fix_track
 from pipeline.config import RunConfig
@@ -35,18 +34,6 @@ __all__ = [
 
 CONFIGURE_AGAIN_MS = 30_000
 LONGEST_BACKOFF_MS = 3_600_000
-#: What a run may become from each state; anything else is a defect.
-ALLOWED: Mapping[RunState, frozenset[RunState]] = MappingProxyType({
-    RunState.QUEUED: frozenset({RunState.RUNNING, RunState.CANCELLED}),
-    RunState.RUNNING: frozenset(set(RunState) - {RunState.QUEUED}),
-    RunState.WAITING: frozenset({RunState.RUNNING, RunState.CANCELLED}),
-    RunState.SUCCEEDED: frozenset(),
-    RunState.FAILED: frozenset({RunState.WAITING, RunState.QUEUED}),
-    RunState.CANCELLED: frozenset({RunState.WAITING, RunState.QUEUED}),
-    RunState.QUARANTINED: frozenset({RunState.WAITING}),
-})  # fmt: skip
-_FINAL = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED, RunState.QUARANTINED})
-_RETRIABLE = _FINAL - {RunState.SUCCEEDED}
 
 # Made once, like those of `claims`.
 _RUNNING = select(func.count()).select_from(Run).where(Run.state == RunState.RUNNING)
@@ -57,17 +44,6 @@ _due = or_(col(Run.not_before) <= _now, col(Run.created_at) > _now, col(Run.hear
 _going = col(Run.state).in_([RunState.WAITING, RunState.QUEUED])
 #: Waiting runs go first.
 _DUE = select(Run).where(_going, _due).order_by(col(Run.state) == RunState.QUEUED, col(Run.id))
-_table = Run.metadata.tables["run"]
-#: Changes a run that is still as it was read; its new values go with the parameters.
-_CHANGE = update(_table).where(
-    _table.c.id == bindparam("was_id"),
-    _table.c.state == bindparam("was_state"),
-    _table.c.token.is_not_distinct_from(bindparam("was_token")),
-)
-
-
-class WrongState(DropforgeError):
-    """There is no such run, or it is in a state that does not allow what was asked."""
 
 
 @dataclass(frozen=True)
@@ -77,16 +53,6 @@ class Failure:
     message: str
     hint: str
     retryable: bool
-
-
-@dataclass(frozen=True)
-class _Move:
-    """One change of a run's state: to what, with which event and which columns beside it."""
-
-    to: RunState
-    kind: str
-    values: Mapping[str, Any] = field(default_factory=dict)
-    detail: Mapping[str, Any] = field(default_factory=dict)
 
 
 def enqueue(session: Session, track: str, trigger: str, now: int, not_before: int) -> Run:
@@ -150,7 +116,7 @@ def claim(
                 continue
             held = Claim(_id(run), uuid.uuid4().hex)
             values = {"token": held.token, "heartbeat_at": now, "started_at": run.started_at or now}
-            _move(session, run, _Move(RunState.RUNNING, "run_claimed", values), now)
+            change(session, run, Move(RunState.RUNNING, "run_claimed", values), now)
             return held
     return None
 
@@ -183,7 +149,7 @@ def finish(  # noqa: PLR0913 - the last two go with some verdicts only
     with transaction(engine) as session:
         run = held_run(session, claim)
         still(session, run)
-        _move(session, run, _Move(RunState.SUCCEEDED, "run_succeeded", values, {"outcome": outcome}), now)
+        change(session, run, Move(RunState.SUCCEEDED, "run_succeeded", values, {"outcome": outcome}), now)
 
 
 def fail(engine: Engine, claim: Claim, failure: Failure, now: int, retry: RetrySettings) -> RunState:
@@ -197,17 +163,17 @@ def fail(engine: Engine, claim: Claim, failure: Failure, now: int, retry: RetryS
         failures = run.failures + 1
         values: dict[str, Any] = {"failures": failures, "error": failure.message, "hint": failure.hint}
         if not failure.retryable or failures >= retry.limit:
-            return _move(session, run, _Move(RunState.FAILED, "run_failed", values, {"error": failure.message}), now)
+            return change(session, run, Move(RunState.FAILED, "run_failed", values, {"error": failure.message}), now)
         wait = min(int(retry.backoff_seconds * 1000) << min(failures - 1, 32), LONGEST_BACKOFF_MS)
         detail = {"error": failure.message, "wait_ms": wait}
         values["not_before"] = now + wait
-        return _wait(session, run, _Move(RunState.WAITING, "run_waits", values, detail), now)
+        return _wait(session, run, Move(RunState.WAITING, "run_waits", values, detail), now)
 
 
 def interrupt(engine: Engine, claim: Claim, now: int) -> RunState:
     """Let the run wait with its snapshot, uncounted; it goes first next time. Return its new state."""
     with transaction(engine) as session:
-        move = _Move(RunState.WAITING, "run_interrupted", {"not_before": now})
+        move = Move(RunState.WAITING, "run_interrupted", {"not_before": now})
         return _wait(session, held_run(session, claim), move, now)
 
 
@@ -215,7 +181,7 @@ def postpone(engine: Engine, claim: Claim, error: DropforgeError, now: int) -> R
     """Let the run wait, uncounted, for what the machine lacks; `error` says what. Return its new state."""
     with transaction(engine) as session:
         values = {"error": error.message, "hint": error.hint, "not_before": now + CONFIGURE_AGAIN_MS}
-        move = _Move(RunState.WAITING, "run_postponed", values, {"error": error.message})
+        move = Move(RunState.WAITING, "run_postponed", values, {"error": error.message})
         return _wait(session, held_run(session, claim), move, now)
 
 
@@ -235,9 +201,9 @@ def died(  # noqa: PLR0913 - the last one goes by name
         deaths, detail = 1 if progress else run.deaths + 1, {"error": message}
         values = {"deaths": deaths, "error": message, "hint": None, "not_before": now}
         if deaths < retry.deaths:
-            return _wait(session, run, _Move(RunState.WAITING, "run_died", values, detail), now)
+            return _wait(session, run, Move(RunState.WAITING, "run_died", values, detail), now)
         values["hint"] = f"free memory or lower train.batch_size, then: dropforge retry {run.id}"
-        return _move(session, run, _Move(RunState.QUARANTINED, "run_quarantined", values, detail), now)
+        return change(session, run, Move(RunState.QUARANTINED, "run_quarantined", values, detail), now)
 
 
 def cancel(engine: Engine, run_id: int, now: int) -> RunState:
@@ -248,11 +214,11 @@ def cancel(engine: Engine, run_id: int, now: int) -> RunState:
     """
     with transaction(engine) as session:
         run = _known(session, run_id)
-        if run.state in _FINAL:
+        if run.state in FINAL:
             message = f"run {run_id} has ended already: {run.state}"
             raise WrongState(message, f"look at it: dropforge show {run_id}")
         if run.state != RunState.RUNNING:
-            return _move(session, run, _Move(RunState.CANCELLED, "run_cancelled"), now)
+            return change(session, run, Move(RunState.CANCELLED, "run_cancelled"), now)
         if not run.cancel_requested:
             run.cancel_requested = True
             session.add(run)
@@ -263,7 +229,7 @@ def cancel(engine: Engine, run_id: int, now: int) -> RunState:
 def cancelled(engine: Engine, claim: Claim, now: int) -> None:
     """End a running run that a person wanted cancelled."""
     with transaction(engine) as session:
-        _move(session, held_run(session, claim), _Move(RunState.CANCELLED, "run_cancelled"), now)
+        change(session, held_run(session, claim), Move(RunState.CANCELLED, "run_cancelled"), now)
 
 
 def retry(engine: Engine, run_id: int, now: int) -> RunState:
@@ -285,7 +251,7 @@ def retry(engine: Engine, run_id: int, now: int) -> RunState:
         cleared: dict[str, object] = dict.fromkeys(("ended_at", "error", "hint"))
         values = {**cleared, "failures": 0, "deaths": 0, "cancel_requested": False, "not_before": now}
         values |= {"config": None} if to == RunState.WAITING else {}
-        return _move(session, run, _Move(to, "run_retried", values), now)
+        return change(session, run, Move(to, "run_retried", values), now)
 
 
 def require_retriable(engine: Engine, run_id: int) -> None:
@@ -304,7 +270,7 @@ def rescue(engine: Engine, now: int) -> list[Claim]:
     with transaction(engine) as session:
         for run in session.exec(select(Run).where(Run.state == RunState.RUNNING).order_by(col(Run.id))):
             held = Claim(_id(run), uuid.uuid4().hex)
-            _move(session, run, _Move(RunState.RUNNING, "run_adopted", {"token": held.token}), now)
+            change(session, run, Move(RunState.RUNNING, "run_adopted", {"token": held.token}), now)
             claims.append(held)
     return claims
 
@@ -321,7 +287,7 @@ def _begin(session: Session, run: Run, now: int, configure: Callable[[Session, T
     if not snapshot:
         reason = f"no accepted drop of track {run.track} is left to train on"
         values = {"error": reason, "hint": f"drop a file into the inbox of track {run.track}"}
-        _move(session, run, _Move(RunState.CANCELLED, "run_cancelled", values, {"reason": reason}), now)
+        change(session, run, Move(RunState.CANCELLED, "run_cancelled", values, {"reason": reason}), now)
         return False
     run.snapshot, run.config = snapshot, config.model_dump(mode="json")
     run.error = run.hint = None
@@ -362,40 +328,17 @@ def _known(session: Session, run_id: int) -> Run:
 
 def _retriable(session: Session, run_id: int) -> Run:
     run = _known(session, run_id)
-    if run.state not in _RETRIABLE:
+    if run.state not in RETRIABLE:
         message = f"run {run_id} is {run.state}: only a failed, cancelled or quarantined run can be retried"
         raise WrongState(message, f"look at it: dropforge show {run_id}")
     return run
 
 
-def _wait(session: Session, run: Run, move: _Move, now: int) -> RunState:
+def _wait(session: Session, run: Run, move: Move, now: int) -> RunState:
     """Let a running run wait, or end it if a person asked for that meanwhile."""
     if run.cancel_requested:
-        move = _Move(RunState.CANCELLED, "run_cancelled", move.values, move.detail)
-    return _move(session, run, move, now)
-
-
-def _move(session: Session, run: Run, move: _Move, now: int) -> RunState:
-    """Change a run's state from what the caller read, once, with its event."""
-    was = RunState(run.state)
-    if move.to not in ALLOWED[was]:
-        message = f"run {run.id} cannot become {move.to} from {was}"
-        raise WrongState(message, f"look at it: dropforge show {run.id}")
-    if was == RunState.RUNNING and move.to != RunState.RUNNING:
-        write_off(session, _id(run), run.track, now)
-    if move.to in _RETRIABLE:
-        give_back(session, _id(run))
-    values: dict[str, Any] = {
-        "state": move.to.value, "token": None, "ended_at": now if move.to in _FINAL else None, **move.values,
-    }  # fmt: skip
-    still = {"was_id": run.id, "was_state": was.value, "was_token": run.token}
-    if session.connection().execute(_CHANGE, {**still, **values}).rowcount != 1:
-        message = f"run {run.id} was changed by somebody else"
-        raise LostClaim(message, f"look at it: dropforge show {run.id}")
-    for name, value in values.items():
-        set_committed_value(run, name, value)
-    record_event(session, move.kind, now, track=run.track, run_id=run.id, **move.detail)
-    return move.to
+        move = Move(RunState.CANCELLED, "run_cancelled", move.values, move.detail)
+    return change(session, run, move, now)
 
 
 def _id(run: Run) -> int:

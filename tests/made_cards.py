@@ -187,7 +187,8 @@ def verdict(outcome: str, lines: Sequence[Mapping[str, Any]], **changes: Any) ->
     gain = 100 * sum(new - old for new, old in pairs) / len(pairs)
     reasons = {
         "promoted": (), "worse": ("harm_shown", "p_above_limit", "gain_below_minimum"),
-        "not_shown_better": ("p_above_limit",), "guard_failed": ("guard_general",), "contaminated": ("trained_on_heldout",),
+        "not_shown_better": ("p_above_limit",), "guard_failed": ("general_lost",),
+        "contaminated": ("trained_on_heldout",),
     }  # fmt: skip
     made = Verdict.model_validate({
         "outcome": outcome, "reasons": reasons.get(outcome, ("too_few_records",)), "metric": "exact_match",

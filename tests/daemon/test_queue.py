@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import Engine
 from sqlmodel import Session, select
 
-from daemon import queue
+from daemon import queue, run_states
 from daemon.database import migrate, open_engine, transaction
 from daemon.queue import Claim, Failure, LostClaim, WrongState
 from daemon.settings import RetrySettings, TrackSettings
@@ -138,7 +138,7 @@ def test_a_run_that_is_not_as_it_was_read_is_not_changed(engine: Engine, state: 
         run = session.get_one(Run, run_id)
         session.connection().exec_driver_sql(f"UPDATE run SET {change}")
         with pytest.raises(LostClaim, match="by somebody else"):
-            queue._move(session, run, queue._Move(RunState.CANCELLED, "run_cancelled"), 200)
+            run_states.change(session, run, run_states.Move(RunState.CANCELLED, "run_cancelled"), 200)
     assert "run_cancelled" not in events(engine, run_id)
 
 
@@ -146,12 +146,12 @@ def test_a_changed_run_reads_as_it_is_in_the_database_and_can_be_changed_again(e
     claim = start_run(engine)
     with transaction(engine) as session:
         run = session.get_one(Run, claim.run_id)
-        queue._move(session, run, queue._Move(RunState.FAILED, "run_failed", {"error": "no"}), 200)
+        run_states.change(session, run, run_states.Move(RunState.FAILED, "run_failed", {"error": "no"}), 200)
         seen = run.model_dump()
         session.refresh(run)
         assert run.model_dump() == seen
         assert (run.state, run.ended_at, run.token, run.error) == ("failed", 200, None, "no")
-        queue._move(session, run, queue._Move(RunState.WAITING, "run_retried"), 300)
+        run_states.change(session, run, run_states.Move(RunState.WAITING, "run_retried"), 300)
     assert events(engine, claim.run_id)[-2:] == ["run_failed", "run_retried"]
 
 
