@@ -7,6 +7,7 @@ On a tiny Llama that really learns; `make prove` does the same with SmolLM2-135M
 import json
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +27,18 @@ def box(learned: Box, tmp_path: Path) -> Box:
     return learned.copy(tmp_path / "box")
 
 
-@pytest.fixture(autouse=True)
-def table(record_property: Any, request: pytest.FixtureRequest) -> Any:
-    """Print each candidate's verdict at the end."""
-    yield
-    for line in getattr(request.node, "said", []):
-        record_property("table", f"{request.node.name}: {line}")
+Say = Callable[[Night], Night]
 
 
-def said(request: pytest.FixtureRequest, night: Night) -> Night:
-    """Note a verdict for the table."""
-    request.node.said = [*getattr(request.node, "said", []), f"{night.verdict.sentence} {night.verdict.reasons}"]
-    return night
+@pytest.fixture
+def say(record_property: Any, request: pytest.FixtureRequest) -> Say:
+    """Return what notes a verdict for the table at the end."""
+
+    def say(night: Night) -> Night:
+        record_property("table", f"{request.node.name}: {night.verdict.sentence} {night.verdict.reasons}")
+        return night
+
+    return say
 
 
 def failed_guards(night: Night) -> set[str]:
@@ -56,10 +57,10 @@ def test_an_honest_drop_is_promoted(learned: Box) -> None:
     assert learned.champion.name != "chat"
 
 
-def test_the_same_model_is_not_promoted(box: Box, ground: Ground, request: pytest.FixtureRequest) -> None:
+def test_the_same_model_is_not_promoted(box: Box, ground: Ground, say: Say) -> None:
     before = box.champion
     box.drop("more.jsonl", ground.own(2).rows(30))
-    night = said(request, box.night(prepare=train_on(lambda rows, _: rows[:16]), merge=challenge_with(before)))
+    night = say(box.night(prepare=train_on(lambda rows, _: rows[:16]), merge=challenge_with(before)))
     refused(box, before, night)
     assert night.verdict.outcome == "not_shown_better"
     assert (night.verdict.wins, night.verdict.losses) == (0, 0)
@@ -71,76 +72,72 @@ def shuffle(rows: list[dict[str, Any]], _folder: Path) -> list[dict[str, Any]]:
     return [{**row, "output": answer} for row, answer in zip(rows, answers, strict=True)]
 
 
-def test_shuffled_answers_are_worse(box: Box, ground: Ground, request: pytest.FixtureRequest) -> None:
+def test_shuffled_answers_are_worse(box: Box, ground: Ground, say: Say) -> None:
     before = box.champion
     box.drop("more.jsonl", ground.own(2).rows(30))
-    night = said(request, box.night(prepare=train_on(shuffle)))
+    night = say(box.night(prepare=train_on(shuffle)))
     refused(box, before, night)
     assert night.verdict.outcome == "worse"
     assert "harm_shown" in night.verdict.reasons
 
 
-def test_half_the_answers_empty_are_refused_as_empty(box: Box, ground: Ground, request: pytest.FixtureRequest) -> None:
+def test_half_the_answers_empty_are_refused_as_empty(box: Box, ground: Ground, say: Say) -> None:
     def empty(rows: list[dict[str, Any]], _folder: Path) -> list[dict[str, Any]]:
         return [{**row, "output": ""} if number % 2 else row for number, row in enumerate(rows)]
 
     before = box.champion
     box.drop("more.jsonl", ground.own(2).rows(30))
-    night = said(request, box.night(prepare=train_on(empty)))
+    night = say(box.night(prepare=train_on(empty)))
     refused(box, before, night)
     assert night.verdict.outcome == "worse"
     assert "empty" in failed_guards(night)
 
 
-def test_looping_answers_are_refused_as_looping(box: Box, ground: Ground, request: pytest.FixtureRequest) -> None:
+def test_looping_answers_are_refused_as_looping(box: Box, ground: Ground, say: Say) -> None:
     def loop(rows: list[dict[str, Any]], _folder: Path) -> list[dict[str, Any]]:
         return [{**row, "output": " ".join([row["output"]] * 12)} for row in rows]
 
     before = box.champion
     box.drop("more.jsonl", ground.own(2).rows(30))
-    night = said(request, box.night(prepare=train_on(loop)))
+    night = say(box.night(prepare=train_on(loop)))
     refused(box, before, night)
     assert night.verdict.outcome == "worse"
     assert "looping" in failed_guards(night)
 
 
-def test_a_candidate_trained_on_held_out_records_is_contaminated(
-    box: Box, ground: Ground, request: pytest.FixtureRequest
-) -> None:
+def test_a_candidate_trained_on_held_out_records_is_contaminated(box: Box, ground: Ground, say: Say) -> None:
     def peek(rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
         heldout = [json.loads(line) for line in (folder / "heldout.jsonl").read_text().splitlines()]
         return [*rows[:32], *({key: row[key] for key in rows[0]} for row in heldout)]
 
     before = box.champion
     box.drop("more.jsonl", ground.own(2).rows(30))
-    night = said(request, box.night(prepare=train_on(peek)))
+    night = say(box.night(prepare=train_on(peek)))
     refused(box, before, night)
     assert night.verdict.outcome == "contaminated"
     assert box.drop_states()["more.jsonl"] == "accepted", "it says nothing about the drop"
 
 
-def test_a_large_wrong_drop_is_held_back_and_the_next_honest_one_wins(
-    ground: Ground, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_a_large_wrong_drop_is_held_back_and_the_next_honest_one_wins(ground: Ground, tmp_path: Path, say: Say) -> None:
     own = ground.own(3)
     box = ground.box(tmp_path / "box")
     box.drop("honest.jsonl", own.rows(ground.few))
-    first = said(request, box.night())
+    first = say(box.night())
     assert first.verdict.outcome == "promoted"
     before = box.champion
     box.drop("wrong.jsonl", own.wrong(ground.few))
-    night = said(request, box.night())
+    night = say(box.night())
     refused(box, before, night)
     assert night.verdict.outcome in {"worse", "guard_failed"}
     assert box.drop_states() == {"honest.jsonl": "accepted", "wrong.jsonl": "held"}
     box.drop("next.jsonl", own.rows(ground.rows))
-    night = said(request, box.night())
+    night = say(box.night())
     assert night.verdict.outcome == "promoted"
     assert box.champion != before
     assert box.drop_states()["next.jsonl"] == "accepted"
 
 
-def test_right_on_the_new_drop_and_forgot_the_old_one(box: Box, ground: Ground, request: pytest.FixtureRequest) -> None:
+def test_right_on_the_new_drop_and_forgot_the_old_one(box: Box, ground: Ground, say: Say) -> None:
     other = ground.other(4)
 
     def only_new(rows: list[dict[str, Any]], _folder: Path) -> list[dict[str, Any]]:
@@ -148,7 +145,7 @@ def test_right_on_the_new_drop_and_forgot_the_old_one(box: Box, ground: Ground, 
 
     before = box.champion
     box.drop("new.jsonl", other.rows(2 * ground.rows))
-    night = said(request, box.night(prepare=train_on(only_new)))
+    night = say(box.night(prepare=train_on(only_new)))
     refused(box, before, night)
     assert night.verdict.outcome in {"worse", "guard_failed"}
     assert "slice" in failed_guards(night)
@@ -156,12 +153,10 @@ def test_right_on_the_new_drop_and_forgot_the_old_one(box: Box, ground: Ground, 
     assert gains["new"] > 0 > gains["established"]
 
 
-def test_right_on_the_task_and_forgot_the_general_suite(
-    ground: Ground, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_right_on_the_task_and_forgot_the_general_suite(ground: Ground, tmp_path: Path, say: Say) -> None:
     box, before = forgetful(ground, tmp_path)
     box.drop("narrow.jsonl", ground.own(5).rows(ground.rows))
-    night = said(request, box.night())
+    night = say(box.night())
     refused(box, before, night)
     assert night.verdict.outcome == "guard_failed"
     assert failed_guards(night) == {"general"}
