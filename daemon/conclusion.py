@@ -12,7 +12,7 @@ from sqlmodel import Session
 from daemon import champions, publishing, queue
 from daemon.sd_notify import showing_life
 from daemon.settings import Settings, TrackSettings
-from daemon.succession import AWAITING, require_generation, without_head
+from daemon.succession import AWAITING, require_generation
 from daemon.tables import Run
 from pipeline.artifacts import Verdict
 from pipeline.config import RunConfig
@@ -42,7 +42,7 @@ def conclude(engine: Engine, settings: Settings, claim: queue.Claim, run: Run, n
         reason = f"new in run {claim.run_id}: {verdict.sentence}"
         queue.hold_new_drops(engine, claim, reason, now)
     shutil.rmtree(publishing.run_folder(root, claim.run_id) / "checkpoints", ignore_errors=True)
-    outcome, sentence = (AWAITING, without_head(verdict.sentence)) if waits else (verdict.outcome, verdict.sentence)
+    outcome, sentence = AWAITING if waits else verdict.outcome, verdict.sentence
 
     def still(session: Session, held: Run) -> None:
         if waits:

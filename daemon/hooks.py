@@ -124,7 +124,7 @@ class Hooks:
         if row.health_error is not None:
             # Also where a daemon died between the answer and what follows from it.
             self._begin_rollback(row, row.health_error, now)
-        elif not self._reigns(row):
+        elif _command(self._settings_of(row.track), "health")[0] and not self._reigns(row):
             self._set(row.id, "health", HookState.SKIPPED, now)
         else:
             self._begins(row, "health", now)
@@ -166,9 +166,9 @@ class Hooks:
         try:
             refused = self._change_back(row, error, now)
             with transaction(self._engine) as session:
-                row = session.get_one(Promotion, row.id)
-                row.health_state, row.health_error = HookState.FAILED, refused or error
-                session.add(row)
+                written = session.get_one(Promotion, row.id)
+                written.health_state, written.health_error = HookState.FAILED, refused or error
+                session.add(written)
                 if refused is not None:
                     record_event(session, "rollback_failed", now, track=row.track, run_id=row.run_id, error=refused)
         except Stopped:

@@ -26,6 +26,8 @@ from pipeline.contract import LOG_NAME, PROGRESS_NAME, Progress
 from pipeline.errors import DropforgeError
 
 T = TypeVar("T")
+#: What `decide` begins the sentence of a win with.
+_WON = "promoted: "
 #: What the outcome of a win is called that was not promoted.
 _WORDS = {
     AWAITING: "won, waits for approval (dropforge promote {run})",
@@ -278,7 +280,9 @@ class Overview:
 def _sentence(row: Run) -> str | None:
     """Return a run's sentence; that of a win that was not promoted says what it waits for."""
     words = _WORDS.get(row.outcome or "")
-    return row.sentence if words is None else f"{words.format(run=row.id)}: {row.sentence}"
+    if words is None or row.sentence is None:
+        return row.sentence
+    return f"{words.format(run=row.id)}: {row.sentence.removeprefix(_WON)}"
 
 
 def _read_hint(path: Path) -> Any:

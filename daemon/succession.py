@@ -24,8 +24,6 @@ from pipeline.errors import DropforgeError
 
 #: `Run.outcome` of a win that a person has to approve, and of one that another champion came before.
 AWAITING, OVERTAKEN = "awaiting_approval", "overtaken"
-#: What `decide` begins the sentence of a win with.
-_WON = "promoted: "
 #: The events of a change that is intended and of one that is done.
 _EVENTS = {
     PromotionKind.PROMOTION: ("promotion_intended", "promoted"),
@@ -139,16 +137,11 @@ def end_waiting(session: Session, track: str, promoted: int | None, now: int) ->
     """Let no run of the track wait for approval any more: `promoted` has it, the others were overtaken."""
     for run in session.exec(select(Run).where(Run.track == track, waits())).all():
         if run.id == promoted:
-            run.outcome, run.sentence = "promoted", f"{_WON}{run.sentence}"
+            run.outcome = "promoted"
         else:
             run.outcome = OVERTAKEN
             record_event(session, "run_overtaken", now, track=track, run_id=run.id)
         session.add(run)
-
-
-def without_head(sentence: str) -> str:
-    """Return a winner's sentence without the word that says that it was promoted."""
-    return sentence.removeprefix(_WON)
 
 
 def recover(engine: Engine, state_folder: Path, now: int) -> None:

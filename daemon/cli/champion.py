@@ -123,7 +123,6 @@ def promote(
     engine, root = open_writer(context), load_settings(context).state_folder
     by = approval.who()
     if reason is None:
-        print_line("comparing the model's files with their hashes")
         row = approval.approve(engine, root, run, now_ms(), by)
     else:
         row = approval.force(engine, root, run, reason, now_ms(), by=by, try_out=_try_out)

@@ -392,7 +392,8 @@ def _giving_up(folder: Path) -> Callable[[], object]:
             row = session.exec(select(Promotion).where(Promotion.generation == 1)).one()
         if row.health_state != "failed":
             hooks._note(row.id or 0, "health", Ended("exit code 7", ""), NOW)
-            hooks._roll_back(row, "exit code 7", NOW)
+            with patch("daemon.hooks._TROUBLE_SECONDS", 0):
+                hooks._roll_back(row, "exit code 7", NOW)
 
     return act
 

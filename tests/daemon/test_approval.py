@@ -108,8 +108,7 @@ def test_a_person_says_yes_and_the_row_says_who_and_when(house: House) -> None:
         "promotion", "done", run, "ada", house.now, house.now,
     )  # fmt: skip
     assert house.serves == (1, b"weights of run 1")
-    assert house.row(run).outcome == "promoted"
-    assert (house.row(run).sentence or "").startswith("promoted")
+    assert (house.row(run).outcome, house.row(run).sentence) == ("promoted", "promoted, by the script")
     with pytest.raises(CannotPromote, match="was promoted"):
         house.approve(run)
 
@@ -315,9 +314,12 @@ def test_a_run_without_a_model_is_not_forced(house: House) -> None:
 
 def test_everything_that_shows_the_run_says_that_it_waits(house: House, dropforge: Callable[..., Any]) -> None:
     run = house.run()
+    with transaction(house.daemon.engine) as session:
+        session.get_one(Run, run).sentence = "promoted: 90.0 against 50.0"
     for words in (("status",), ("runs",), ("show", str(run))):
         said = dropforge(*words).out
-        assert "won, waits for approval (dropforge promote 1)" in said, words
+        assert "promoted: 90.0 against 50.0" not in said, words
+        assert "won, waits for approval (dropforge promote 1): 90.0 against 50.0" in said, words
     assert "run 1 of track default won, waits for approval: dropforge promote 1" in dropforge("status").out
     assert [one["id"] for one in dropforge("status", "--json").json["awaiting"]] == [1]
     assert "--reason goes with --force" in dropforge("promote", "1", "--reason", "x").err

@@ -323,6 +323,23 @@ def test_a_way_back_that_is_refused_is_said_and_not_tried_for_ever(house: House,
     assert "hooks.health failed: exit code 7; not rolled back: it says nothing" in dropforge("status").out
 
 
+def test_a_way_back_that_meets_a_full_disk_is_tried_again(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("daemon.hooks._TROUBLE_SECONDS", 0)
+    house.start(None, tell(house, "raise SystemExit(7)"))
+    real, full = house._try_out, [OSError(28, "No space left on device")]
+
+    def try_out(folder: Path, **how: object) -> None:
+        if full:
+            raise full.pop()
+        real(folder, **how)
+
+    monkeypatch.setattr(house.hooks, "_try_out", try_out)
+    house.promote()
+    house.settle()
+    assert [(row.kind, row.health_state) for row in house.rows()][1:] == [("promotion", "failed"), ("rollback", None)]
+    assert len(house.told()) == 1, "its health is not asked for again"
+
+
 def test_a_daemon_that_died_before_the_way_back_goes_on_with_it_without_asking_again(house: House) -> None:
     house.start(None, tell(house, "raise SystemExit(7)"))
     house.promote()
