@@ -26,7 +26,7 @@ from pipeline.signatures import Block, read_blocks
 #: What is in more than this share of the prompts, and in more than so many of them, is the task's, not the row's.
 COMMON_SHARE = 0.01
 COMMON_ROWS = 3
-_SLICE_WORDS = 1 << 20
+_SLICE_WORDS = 1 << 19
 
 
 @dataclass

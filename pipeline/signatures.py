@@ -20,8 +20,8 @@ from pipeline.word_hashes import WordHasher
 
 #: Fewer words make no answer that would be known again.
 LONG_ANSWER_WORDS = 8
-_BLOCK_ROWS = 16_384
-_BLOCK_WORDS = 1 << 20
+_BLOCK_ROWS = 8_192
+_BLOCK_WORDS = 1 << 18
 #: `words` is all of a row's, `instruction_words` those before its input; `instruction` and `answer` are 64-bit hashes,
 #: 0 for an answer that is not long.
 ROW = np.dtype([("words", "<u4"), ("instruction_words", "<u4"), ("instruction", "<u8"), ("answer", "<u8")])
