@@ -1,7 +1,7 @@
 """
 Measure how often a model is promoted that is no better, and how often one that is.
 
-    python bench/gate.py [--months 1000] [--candidates 1000] [--processes 2]
+    python bench/gate.py [--months 3000] [--candidates 1000] [--processes 2]
 
 Null nights: thirty nights of challengers exactly as good as the first champion, on the same 500 held-out records of
 five drops; a promoted challenger is the next champion, with its lucky answers. `naive` promotes by the mean,
@@ -228,7 +228,7 @@ def power(pool: ProcessPoolExecutor, candidates: int) -> Iterator[bool]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--months", type=int, default=1000)
+    parser.add_argument("--months", type=int, default=3000)
     parser.add_argument("--candidates", type=int, default=1000)
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args(arguments)
