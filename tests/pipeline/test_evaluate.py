@@ -702,6 +702,8 @@ def test_what_a_model_got_in_a_suite_is_paid_once_and_another_suite_again(
     first = bench.attempt(rows, general=(name,))
     report = evaluate(first)
     bench.publish(first, report)
+    for path in first.folder.glob("predictions/*.batches.jsonl"):
+        path.unlink()
     second = bench.attempt(rows, general=(name,))
     weights = bench.root / "models/candidate/model.safetensors"
     kept = weights.read_bytes()
@@ -713,8 +715,6 @@ def test_what_a_model_got_in_a_suite_is_paid_once_and_another_suite_again(
         first.folder / f"predictions/{report.prediction_keys['cand']}.jsonl"
     ).read_text(), "and it is there for the next time"
     weights.write_bytes(kept)
-    for path in first.folder.glob("predictions/*.batches.jsonl"):
-        path.unlink()
     write_suite(tmp_path / "own.jsonl", 10)
     third = bench.attempt(rows, general=(name,))
     assert evaluate(third).suites[0].records == 10

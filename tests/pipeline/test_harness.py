@@ -78,7 +78,7 @@ def test_a_task_of_ones_own_is_found_by_the_name_in_its_file(lm_eval: Harness, t
         harness.run_task(ASKED, str(tmp_path / "x.yaml"), 8)
 
 
-@pytest.mark.parametrize("samples", [{}, {"a": [{"doc_id": 0, "bleu": 1.0}]}])
+@pytest.mark.parametrize("samples", [{}, {"a": [{"doc_id": 0, "acc": 1.0}, {"doc_id": 1, "bleu": 1.0}]}])
 def test_a_task_without_a_score_for_each_sample_is_refused(lm_eval: Harness, samples: dict[str, Any]) -> None:
     lm_eval.samples = samples
     with pytest.raises(CannotTrain, match="scores no acc or exact_match for every sample"):
