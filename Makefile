@@ -7,7 +7,7 @@ INSTALLED := .venv/.installed
 export HF_HUB_OFFLINE = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test chaos fuzz lint bench clean
+.PHONY: demo test chaos prove fuzz lint bench clean
 
 demo: $(INSTALLED) ## the whole loop on a real model: one drop is promoted, a poisoned one is refused
 	$(BIN)/dropforge demo
@@ -18,6 +18,9 @@ test: $(INSTALLED) ## every test; tests/systemd needs root and systemd-container
 chaos: $(INSTALLED) ## kills, power cuts and full disks, all of them: what `test` tries a seeded sample of. Needs root
 	DROPFORGE_CHAOS=whole $(BIN)/pytest -rA --numprocesses 2 --dist worksteal --timeout 7200 tests/chaos \
 		tests/daemon/test_gc.py tests/daemon/test_backup.py tests/daemon/test_database.py
+
+prove: $(INSTALLED) ## candidates known to be good or bad through the whole gate, on SmolLM2 in NF4: half an hour
+	DROPFORGE_PROVE=whole $(BIN)/pytest -rA --timeout 7200 tests/prove
 
 lint: $(INSTALLED) ## the same commands as .pre-commit-config.yaml
 	$(BIN)/ruff check

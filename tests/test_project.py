@@ -33,7 +33,7 @@ def test_the_hooks_run_what_make_lint_runs() -> None:
 
 
 def test_every_target_sets_itself_up() -> None:
-    for target in ("demo", "test", "chaos", "lint", "bench"):
+    for target in ("demo", "test", "chaos", "prove", "fuzz", "lint", "bench"):
         assert re.search(rf"^{target}: \$\(INSTALLED\) ## \S", MAKEFILE, re.MULTILINE), target
         assert len(recipe(target)) >= 1
 
