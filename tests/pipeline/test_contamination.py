@@ -293,6 +293,25 @@ def test_a_record_joins_the_held_out_set_once(tmp_path: Path) -> None:
     assert "4 of 8 held-out records are not scored because they repeat" in made.dataset.warnings[1]
 
 
+def test_a_record_that_is_near_only_to_one_that_did_not_join_joins(tmp_path: Path) -> None:
+    """Of a chain, each link of which is like the next alone, the first and the third one are held out."""
+    base = words(1, 90).split()
+    chain = [" ".join(base[start : start + 12]) for start in range(0, 12, 3)]
+    salt = next(
+        salt for salt in map(str, range(1000))
+        if (p := [prompt_place(salt, text, "") for text in chain[:3]]) == sorted(p)
+    )  # fmt: skip
+    made = pinned(tmp_path, [], [ask(text) for text in chain[:3]], salt=salt)
+    assert [row["instruction"] for row in made.heldout] == [chain[0], chain[2]]
+    assert made.dataset.heldout_duplicates == 1
+
+
+def test_an_example_shows_the_answer_that_both_have(tmp_path: Path) -> None:
+    heldout = [ask("Something else", f"{LONG} {number}") for number in range(3)]
+    (example,) = pinned(tmp_path, [ask("One question", f"{LONG} 2")], heldout).dataset.overlaps
+    assert example.train_text == example.heldout_text == f"{LONG} 2"
+
+
 def test_many_rows_that_leave_are_a_warning_with_what_to_do(tmp_path: Path) -> None:
     heldout = [ask(words(number, 30)) for number in range(25)]
     train = [ask(f"{words(number, 30)} more") for number in range(25)]
@@ -346,10 +365,11 @@ def test_what_the_champion_was_trained_on_is_not_scored(tmp_path: Path) -> None:
 
 def test_trained_ids_are_sorted_once_each_and_none_for_a_base_model(tmp_path: Path) -> None:
     assert trained_ids(tmp_path) == frozenset()
-    write_trained_ids(tmp_path, iter(["b", "a", "b"]))
-    assert (tmp_path / NAME).read_text() == "a\nb\n"
-    assert trained_ids(tmp_path) == {"a", "b"}
-    assert trained_ids(tmp_path, {"b", "c"}) == {"b"}
+    names = [f"{number:02}" for number in range(50)]
+    write_trained_ids(tmp_path, iter([*reversed(names), "07"]))
+    assert (tmp_path / NAME).read_text() == "".join(f"{name}\n" for name in names)
+    assert trained_ids(tmp_path) == set(names)
+    assert trained_ids(tmp_path, {"07", "c"}) == {"07"}
 
 
 def test_a_gate_on_established_records_is_prepared_like_one_on_all(tmp_path: Path) -> None:
