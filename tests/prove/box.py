@@ -103,6 +103,8 @@ class Box:
             result = _process(spec, folder) if self._real else step_process._run(spec.step, Attempt(spec))
             if spec.step in tampers and result.artifact is not None:
                 artifact = tampers[spec.step](spec, result.artifact)
+                # A process of its own has left one already, which would be taken for one of the step's own files.
+                (folder / RESULT_NAME).unlink(missing_ok=True)
                 outputs = step_process._hash_outputs(folder)
                 result = result.model_copy(update={"artifact": artifact, "outputs": outputs})
             durable.write_json(folder / RESULT_NAME, result.model_dump(mode="json"))
