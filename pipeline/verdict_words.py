@@ -133,7 +133,9 @@ def _why(verdict: Verdict, facts: Circumstances) -> str:
     said = _said(verdict, facts)
     failed = [row for row in verdict.guards if row.state == "failed"]
     guards = [guard_words(row) for row in failed]
-    tested = [said[code] for code in verdict.reasons if code in said]
+    # A slice that lost and is a guard says so itself.
+    told = {"established_lost"} if any(row.guard == "slice" for row in failed) else set()
+    tested = [said[code] for code in verdict.reasons if code in said and code not in told]
     if verdict.outcome == "worse":
         return f"{said['harm_shown']}; look at the worst regressions in the report and at the drops that were new"
     if verdict.outcome == "contaminated":
@@ -176,7 +178,9 @@ def _context(verdict: Verdict, facts: Circumstances) -> str:
     """Say what this set can show at all, how often it was used, and what it leaves out."""
     smallest = verdict.smallest_detectable_gain
     sees = "No gain" if smallest is None else f"A gain of {smallest:.1f} points"
-    uses = f"{verdict.uses} candidate{'' if verdict.uses == 1 else 's'} of this track were judged before"
+    uses = (
+        f"{verdict.uses} candidate{' of this track was' if verdict.uses == 1 else 's of this track were'} judged before"
+    )
     same = f", {verdict.same_set_uses} of them on these records" if verdict.uses else ""
     left = facts.seen_by_champion
     seen = f"; {records(left)} that the champion was trained on {'is' if left == 1 else 'are'} left out" if left else ""
