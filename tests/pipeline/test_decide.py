@@ -462,7 +462,7 @@ def test_the_step_reads_suites_former_champions_a_judgement_and_the_noise_floor(
 ) -> None:
     lines = yes_or_no(60, 2, 58)
     attempt = make(lines)
-    folder = tmp_path / "attempt/report"
+    folder = tmp_path / "evaluated"
     items = [{"id": f"i{n}", "category": "c", "candidate": 0.0, "champion": 1.0} for n in range(120)]
     (folder / "suite-1.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
     answers = [{"id": line["id"], "score": 1.0} for line in lines]
