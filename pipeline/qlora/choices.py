@@ -64,7 +64,7 @@ def _losses(model: Any, prompts: Sequence[Tokens], owners: list[int], rows: Sequ
     if width > 1:
         # Its name changed within transformers 5.
         name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
-        known = getattr(read, name, None)
+        known: Any = getattr(read, name, None)
         if not hasattr(known, "reorder_cache"):
             return None
         known.reorder_cache(index)

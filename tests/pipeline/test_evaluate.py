@@ -1,6 +1,7 @@
 """Evaluation with two tiny Llamas and real attempts: what is asked, cached, counted and refused."""
 
 import functools
+import hashlib
 import json
 import math
 import shutil
@@ -13,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pipeline import durable, suites
+from pipeline import durable, sitting, suites
 from pipeline.artifacts import Dataset, Model, ModelRef, NoiseFloor, Report, SuiteScores
 from pipeline.config import EvaluateConfig, RunConfig
 from pipeline.contract import Attempt, StepSpec
@@ -413,6 +414,30 @@ def test_an_evaluation_that_was_stopped_goes_on_from_the_batches_that_it_has(
     said = f"candidate: {report.candidate.resumed} of its {RECORDS} answers were there from an interrupted attempt"
     assert (said in capsys.readouterr().err) == (report.candidate.resumed > 0)
     assert report.champion.resumed == min(RECORDS, max(0, 4 * (cut - 9)))
+
+
+def test_batches_of_an_earlier_version_are_asked_again(
+    bench: Bench, tiny: Any, whole: tuple[dict[str, Any], list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def first_name(kind: str, asked: Sequence[Any]) -> str:
+        return hashlib.sha256(json.dumps([kind, *asked]).encode()).hexdigest()
+
+    rows = heldout_rows(tiny)
+    first = bench.attempt(rows)
+    first.stop = StopsAfter(first, 4)
+    with monkeypatch.context() as earlier:
+        earlier.setattr(sitting, "batch_id", first_name)
+        with pytest.raises(Interrupted):
+            evaluate(first)
+    for path in first.folder.glob("predictions/*.batches.jsonl"):
+        logged_then = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        # An answer was its text and its tokens.
+        path.write_text("".join(
+            json.dumps({**batch, "values": [row[:2] for row in batch["values"]]}) + "\n" for batch in logged_then
+        ))  # fmt: skip
+    second = bench.attempt(rows)
+    report = evaluate(second)
+    assert (comparable(report), lines(second, report)) == whole
 
 
 @pytest.fixture(scope="session")
