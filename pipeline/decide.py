@@ -14,6 +14,7 @@ from pipeline.config import GateConfig, GuardConfig
 from pipeline.contract import Attempt
 from pipeline.errors import StepFailed
 from pipeline.guards import Guards
+from pipeline.heldout import version_of
 from pipeline.metrics import METRICS
 from pipeline.power import POWER, GainTest, Hurdles, records_needed, smallest_detectable_gain
 from pipeline.reasons import GUARD_REASONS
@@ -64,6 +65,7 @@ def decide(attempt: Attempt) -> Verdict:
     Raises `StepFailed` if the report does not belong to the dataset or lacks records.
     """
     dataset, spec = attempt.load(Dataset), attempt.spec
+    version = dataset.heldout_version
     if dataset.shortfall is not None and Report.step not in spec.inputs:
         verdict = _early(dataset, dataset.shortfall, attempt.config.gate)
         facts = {"champion_generation": spec.champion.generation, "champion_model_id": spec.champion.model_id}
@@ -74,7 +76,9 @@ def decide(attempt: Attempt) -> Verdict:
             raise StepFailed(message, f"evaluate again: dropforge retry {spec.run} --from evaluate")
         judgement = attempt.load(Judgement) if Judgement.step in spec.inputs else None
         comparison = read_comparison(attempt.root, found, judgement, all_pinned=dataset.heldout_pinned)
-        used = (spec.uses, spec.judged_versions.get(dataset.heldout_version, 0))
+        # Without those that are too long to ask, or that today's champion was trained on.
+        version = version_of(comparison.ids)
+        used = (spec.uses, spec.judged_versions.get(version, 0))
         verdict = judge(comparison, _rules(attempt, dataset, found), used=used)
         facts = {
             "champion_generation": found.champion_generation,
@@ -86,8 +90,8 @@ def decide(attempt: Attempt) -> Verdict:
         update={
             **facts,
             "uses": spec.uses,
-            "same_set_uses": spec.judged_versions.get(dataset.heldout_version, 0),
-            "heldout_version": dataset.heldout_version,
+            "same_set_uses": spec.judged_versions.get(version, 0),
+            "heldout_version": version,
         }
     )
     return verdict.model_copy(update={"report": report.write_card(attempt, verdict)})

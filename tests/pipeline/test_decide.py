@@ -29,6 +29,7 @@ from pipeline.config import GateConfig, GuardConfig, RunConfig
 from pipeline.contract import Attempt, StepSpec
 from pipeline.decide import Rules, decide, judge, weigh
 from pipeline.errors import StepFailed
+from pipeline.heldout import version_of
 from pipeline.reasons import REASONS
 from pipeline.slices import Known
 from tests.records_made import lines_of, paired, yes_or_no
@@ -393,7 +394,7 @@ def make(tmp_path: Path) -> Callable[..., Attempt]:
             inputs["evaluate"] = "evaluate.json"
         spec = StepSpec(
             run=7, step="decide", attempt=1, fence="f", root=str(tmp_path), folder="attempt", checkpoints="c",
-            predictions="p", argv=(), env={}, inputs=inputs, drops=(), uses=9, judged_versions={"v": 4, "w": 5},
+            predictions="p", argv=(), env={}, inputs=inputs, drops=(), uses=9, judged_versions={version_of(line["id"] for line in lines or ()): 4, "v": 5},
             champion=ModelRef(model_id="old", path="models/old", generation=3),
             config=RunConfig(
                 track="default", base_model="/b", base_model_id="base", salt="s", gate=gate or GateConfig()
@@ -426,7 +427,8 @@ def test_the_step_judges_the_reports_records(make: Callable[..., Attempt], lines
     assert verdict.outcome == outcome
     assert (verdict.candidate_model_id, verdict.champion_model_id, verdict.champion_generation) == ("new", "old", 3)
     assert verdict.records == 120
-    assert (verdict.uses, verdict.same_set_uses, verdict.heldout_version) == (9, 4, "v")
+    answered = version_of(line["id"] for line in lines)
+    assert (verdict.uses, verdict.same_set_uses, verdict.heldout_version) == (9, 4, answered)
 
 
 def test_the_step_knows_what_the_report_says_about_the_candidates_training(
@@ -462,7 +464,7 @@ def test_the_step_reads_suites_former_champions_a_judgement_and_the_noise_floor(
 ) -> None:
     lines = yes_or_no(60, 2, 58)
     attempt = make(lines)
-    folder = tmp_path / "attempt/report"
+    folder = tmp_path / "evaluated"
     items = [{"id": f"i{n}", "category": "c", "candidate": 0.0, "champion": 1.0} for n in range(120)]
     (folder / "suite-1.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
     answers = [{"id": line["id"], "score": 1.0} for line in lines]
