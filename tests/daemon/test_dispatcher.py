@@ -119,8 +119,8 @@ class ScriptedExecutor:
             model = durable.read_json(root / spec.inputs["merge"]) if "merge" in spec.inputs else {"model_id": None}
             report = durable.read_json(root / spec.inputs["evaluate"]) if "evaluate" in spec.inputs else {}
             artifact = Verdict(
-                outcome=self.outcome, reasons=self.reasons, sentence=f"{self.outcome}, by the script", metric="exact_match",
-                records=120, candidate_model_id=model["model_id"], champion_model_id="b",
+                outcome=self.outcome, reasons=self.reasons, sentence=f"{self.outcome}, by the script",
+                metric="exact_match", records=120, candidate_model_id=model["model_id"], champion_model_id="b",
                 champion_generation=report.get("champion_generation"),
             )  # fmt: skip
         return StepResult(
@@ -615,6 +615,25 @@ def test_a_champion_that_moved_meanwhile_makes_the_comparison_again(
     assert executor.steps == ["prepare", "train", "merge", *comparison, *comparison]
     assert executor.submitted[-1].champion.generation == 1
     assert [row.generation for row in done_promotions(engine)] == [1, 2]
+
+
+def test_a_run_whose_model_reigns_already_is_not_cancelled_any_more(
+    engine: Engine, dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        message = "disk full"
+        raise OSError(message)
+
+    add_drop(engine, "a")
+    with monkeypatch.context() as broken:
+        broken.setattr(queue, "finish", full)
+        with pytest.raises(OSError, match="disk full"):
+            ticks(dispatcher)
+    assert len(done_promotions(engine)) == 1
+    queue.cancel(engine, 1, NOW)
+    ticks(dispatcher)
+    row = run_row(engine)
+    assert (row.state, row.outcome, row.cancel_requested) == (RunState.SUCCEEDED, "promoted", False)
 
 
 def test_a_running_step_is_cancelled_and_the_run_with_it(
