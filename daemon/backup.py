@@ -5,7 +5,7 @@ A backup of the state folder, made while the daemon writes, and putting it back 
     BACKUP/dropforge.db      the database, verified
     BACKUP/drops/            the files of its accepted, withdrawn and held drops
     BACKUP/runs/<id>/*.json  what its succeeded runs published: verdicts and numbers
-    BACKUP/models/<id>/      the merged models that are champion or previous, if asked for
+    BACKUP/models/<id>/      the merged models that are champion or previous, or wait for approval, if asked for
     BACKUP/settings.json     the settings then in force, to read; nothing is restored from them
 
 Files are copied, not linked: a backup that shares its bytes with the original shares their damage. Not in a backup:
@@ -16,7 +16,7 @@ import shutil
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
@@ -33,6 +33,7 @@ MANIFEST = "manifest.json"
 _LOCK = "backup.lock"
 _KEPT_FILES = "SELECT DISTINCT sha256, quarantined FROM \"drop\" WHERE state IN ('accepted', 'withdrawn', 'held')"
 _SUCCEEDED = "SELECT id FROM run WHERE state = 'succeeded'"
+_WAITING = "SELECT id FROM run WHERE outcome = 'awaiting_approval'"
 #: Of each track: today's champion, and the one that a roll-back would bring.
 _CHAMPIONS = """
 SELECT champion_path FROM track WHERE champion_path LIKE 'models/%'
@@ -179,17 +180,27 @@ def named_files(root: Path, database: Path, *, with_models: bool = False) -> Ite
     with closing(sqlite3.connect(database)) as connection:
         drops = connection.execute(_columns(connection, _KEPT_FILES)).fetchall()
         succeeded = [row[0] for row in connection.execute(_SUCCEEDED)]
+        waiting = [row[0] for row in connection.execute(_WAITING)]
     for sha256, quarantined in sorted(drops):
         # Bad rows that were set aside are not in the file, so its bytes are not those that were dropped.
         yield f"drops/{sha256}.jsonl", None if quarantined else sha256
     for run in succeeded:
         for path in sorted((root / "runs" / str(run)).glob("[!.]*.json")):
             yield path.relative_to(root).as_posix(), None
-    for model in champions(database) if with_models else ():
+    models = {*champions(database), *_awaited(root, waiting)} if with_models else set()
+    for model in sorted(models):
         paths = [path for path in sorted((root / model).rglob("*")) if path.is_file()]
         yield from ((path.relative_to(root).as_posix(), None) for path in paths)
         if not paths:
             yield f"{model}/", None
+
+
+def _awaited(root: Path, runs: Sequence[int]) -> Iterator[str]:
+    """Yield the folders of the models that runs won with, as their verdicts name them."""
+    for run in runs:
+        verdict = durable.read_json(root / "runs" / str(run) / "decide.json")
+        if verdict and verdict["candidate_model_id"]:
+            yield f"models/{verdict['candidate_model_id']}"
 
 
 def _columns(connection: sqlite3.Connection, question: str) -> str:

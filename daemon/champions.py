@@ -33,7 +33,7 @@ from pipeline.manifest import model_id, verify_manifest
 
 __all__ = [
     "Barred", "Candidate", "ChampionMoved", "NoChampion", "NoTarget", "champion", "drops_of", "ensure_base", "former",
-    "history", "promote", "recover", "rollback",
+    "has_promoted", "history", "promote", "recover", "rollback",
 ]  # fmt: skip
 
 TryOut = Callable[[Path], object]
@@ -288,6 +288,12 @@ def check_files(state_folder: Path, path: str, identity: str, what: str, track: 
 
 def _other_ways(track: str) -> str:
     return f"take another one: dropforge history --track {track}; or bring the folder back from a backup"
+
+
+def has_promoted(engine: Engine, run_id: int) -> bool:
+    """Say whether a run's candidate became the champion by its verdict, though the run may not have ended yet."""
+    with transaction(engine) as session:
+        return _promotion_of(session, run_id) is not None
 
 
 def _promotion_of(session: Session, run_id: int) -> Promotion | None:

@@ -18,9 +18,12 @@ from pipeline.artifacts import Verdict
 from pipeline.config import RunConfig
 from pipeline.errors import StepFailed
 from pipeline.manifest import verify_manifest
+from pipeline.reasons import GUARD_REASONS
 
 #: Verdicts after which new drops are held back. A contaminated candidate was not judged: it says nothing of its drops.
 _HELD_AFTER = frozenset({"worse", "guard_failed"})
+#: Reasons that say nothing against the new drops: without them a candidate is no nearer to a floor, faster or smaller.
+_NO_FAULT_OF_DROPS = frozenset(GUARD_REASONS[guard] for guard in ("floor", "latency", "size"))
 
 
 def conclude(engine: Engine, settings: Settings, claim: queue.Claim, run: Run, now: int) -> tuple[str, str]:
@@ -38,7 +41,7 @@ def conclude(engine: Engine, settings: Settings, claim: queue.Claim, run: Run, n
     waits = verdict.outcome == "promoted" and _is_manual(settings, run)
     if verdict.outcome == "promoted" and not waits:
         _promote(engine, settings, claim, run.track, verdict, now)
-    if verdict.outcome in _HELD_AFTER and _in_force(settings, run.track).on_worse == "hold":
+    if _blames_drops(verdict) and _in_force(settings, run.track).on_worse == "hold":
         reason = f"new in run {claim.run_id}: {verdict.sentence}"
         queue.hold_new_drops(engine, claim, reason, now)
     shutil.rmtree(publishing.run_folder(root, claim.run_id) / "checkpoints", ignore_errors=True)
@@ -64,6 +67,13 @@ def _promote(  # noqa: PLR0913, PLR0917 - whose candidate, by which verdict, and
     showing_life(verify_manifest, root / path)
     candidate = champions.Candidate(track, claim.run_id, identity, path, claim.token)
     champions.promote(engine, root, candidate, generation, verdict.sentence, now)
+
+
+def _blames_drops(verdict: Verdict) -> bool:
+    """Say whether the drops that were new in the candidate may have done harm."""
+    failed = {*GUARD_REASONS.values(), "nll_not_finite"} & set(verdict.reasons)
+    excused = verdict.outcome == "guard_failed" and bool(failed) and failed <= _NO_FAULT_OF_DROPS
+    return verdict.outcome in _HELD_AFTER and not excused
 
 
 def _candidate(verdict: Verdict) -> tuple[str, int]:

@@ -148,7 +148,7 @@ class Dispatcher:
         run = self._run(claim)
         if attempt is not None:
             return self._look_at(claim, run, attempt, now)
-        if run.cancel_requested:
+        if run.cancel_requested and not champions.has_promoted(self._engine, claim.run_id):
             queue.cancelled(self._engine, claim, now)
             log.info("run_cancelled", run=claim.run_id)
             self._drop(claim)

@@ -98,7 +98,8 @@ def _side(overview: Overview, run: RunDetail, drops: tuple[str, ...]) -> Side:
     return Side(
         run=run.id, track=run.track, state=run.state, outcome=run.outcome, sentence=run.sentence, drops=drops,
         gain=verdict.gain if verdict else None, model_id=verdict.candidate_model_id if verdict else None,
-        train_rows=data.get("train_rows"), heldout_version=data.get("heldout_version"),
+        train_rows=data.get("train_rows"),
+        heldout_version=(verdict.heldout_version if verdict else None) or data.get("heldout_version"),
     )  # fmt: skip
 
 

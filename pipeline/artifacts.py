@@ -234,6 +234,7 @@ class Report(Artifact):
     folder: str
     metric: str
     heldout_version: str
+    """The data set's."""
     records: int
     records_too_long: int = 0
     """Held-out records that were left out because they do not fit into the window."""
@@ -345,6 +346,7 @@ class Verdict(Artifact):
     """Of those, the ones that were judged on exactly these records."""
     noise: NoiseFloor | None = None
     heldout_version: str | None = None
+    """Of the records that both models answered: the data set's where `evaluate` had to leave none of them out."""
     report: str | None = None
     """Folder of report.json and report.html, relative to the state folder."""
     champion_generation: int | None = None

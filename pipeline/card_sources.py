@@ -112,7 +112,7 @@ def origin(card: Card) -> Html:
         ("Base model", _hash(adapter.base_model_id if adapter else str(card.settings.get("base_model_id", "")))),
         ("Adapter", _hash(adapter.adapter_sha256 if adapter else None)),
         ("Data", _hash(card.dataset.dataset_sha256)),
-        ("Held-out set", _hash(card.dataset.heldout_version)),
+        ("Held-out set", _hash(card.verdict.heldout_version or card.dataset.heldout_version)),
         ("Settings", _hash(card.settings_sha256)),
         ("Merged folder", None if model is None else f"{size(model.size_bytes)}, {model.dtype}, {model.format} format"),
         ("Prompts a batch", _number(report.batch_size if report else 0)),

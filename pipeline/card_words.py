@@ -98,7 +98,8 @@ def _limits(verdict: Verdict, dataset: Dataset, config: RunConfig) -> list[str]:
     """Say what this held-out set could have shown, where that is what was missing."""
     if dataset.shortfall is not None and verdict.gain is None:
         have, need = dataset.shortfall.heldout_rows, dataset.shortfall.needed_heldout_rows
-        return [f"There are {count(have, 'held-out record')}, and a verdict needs {need:,}. Nothing was trained."]
+        done = "asked" if verdict.candidate_model_id else "trained"
+        return [f"There are {count(have, 'held-out record')}, and a verdict needs {need:,}. Nothing was {done}."]
     smallest = verdict.smallest_detectable_gain
     if verdict.outcome != "not_shown_better" or smallest is None:
         return []

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 
 from pipeline import guards, report, statistics
-from pipeline.artifacts import Dataset, Judgement, Outcome, Report, Shortfall, Verdict
+from pipeline.artifacts import Dataset, Judgement, Model, Outcome, Report, Shortfall, Verdict
 from pipeline.comparison import Comparison, Flags, read_comparison
 from pipeline.config import GateConfig, GuardConfig
 from pipeline.contract import Attempt
 from pipeline.errors import StepFailed
 from pipeline.guards import Guards
+from pipeline.heldout import version_of
 from pipeline.metrics import METRICS
 from pipeline.power import POWER, GainTest, Hurdles, records_needed, smallest_detectable_gain
 from pipeline.reasons import GUARD_REASONS
@@ -59,14 +60,19 @@ class Weighed:
 
 def decide(attempt: Attempt) -> Verdict:
     """
-    Return the verdict on the run's candidate, and leave its card; with a shortfall, what was known before any training.
+    Return the verdict on the run's candidate, and leave its card; with a shortfall, what was known before.
 
     Raises `StepFailed` if the report does not belong to the dataset or lacks records.
     """
     dataset, spec = attempt.load(Dataset), attempt.spec
+    version = dataset.heldout_version
     if dataset.shortfall is not None and Report.step not in spec.inputs:
-        verdict = _early(dataset, dataset.shortfall, attempt.config.gate)
-        facts = {"champion_generation": spec.champion.generation, "champion_model_id": spec.champion.model_id}
+        made = attempt.load(Model).model_id if Model.step in spec.inputs else None
+        verdict = _early(dataset, dataset.shortfall, attempt.config.gate, trained=made is not None)
+        facts = {
+            "champion_generation": spec.champion.generation, "champion_model_id": spec.champion.model_id,
+            "candidate_model_id": made,
+        }  # fmt: skip
     else:
         found = attempt.load(Report)
         if (found.metric, found.heldout_version) != (dataset.metric, dataset.heldout_version):
@@ -74,7 +80,9 @@ def decide(attempt: Attempt) -> Verdict:
             raise StepFailed(message, f"evaluate again: dropforge retry {spec.run} --from evaluate")
         judgement = attempt.load(Judgement) if Judgement.step in spec.inputs else None
         comparison = read_comparison(attempt.root, found, judgement, all_pinned=dataset.heldout_pinned)
-        used = (spec.uses, spec.judged_versions.get(dataset.heldout_version, 0))
+        # Without those that are too long to ask, or that today's champion was trained on.
+        version = version_of(comparison.ids)
+        used = (spec.uses, spec.judged_versions.get(version, 0))
         verdict = judge(comparison, _rules(attempt, dataset, found), used=used)
         facts = {
             "champion_generation": found.champion_generation,
@@ -86,8 +94,8 @@ def decide(attempt: Attempt) -> Verdict:
         update={
             **facts,
             "uses": spec.uses,
-            "same_set_uses": spec.judged_versions.get(dataset.heldout_version, 0),
-            "heldout_version": dataset.heldout_version,
+            "same_set_uses": spec.judged_versions.get(version, 0),
+            "heldout_version": version,
         }
     )
     return verdict.model_copy(update={"report": report.write_card(attempt, verdict)})
@@ -264,8 +272,8 @@ def _power(found: Weighed, rules: Rules, least: int) -> tuple[float | None, int 
     return None if smallest is None else smallest.gain * POINTS, missing
 
 
-def _early(dataset: Dataset, shortfall: Shortfall, gate: GateConfig) -> Verdict:
-    """Return the verdict for too little data: no model was trained for it."""
+def _early(dataset: Dataset, shortfall: Shortfall, gate: GateConfig, *, trained: bool) -> Verdict:
+    """Return the verdict for too little data: no model was trained for it, or one that there is nothing to ask."""
     pinned = gate.on != "pinned" or dataset.heldout_pinned
     have, need = shortfall.heldout_rows, shortfall.needed_heldout_rows
     facts = f"{records(have)}, and a verdict by {METRICS[dataset.metric].title} needs {need}"
@@ -279,7 +287,7 @@ def _early(dataset: Dataset, shortfall: Shortfall, gate: GateConfig) -> Verdict:
     return Verdict(
         outcome="insufficient_evidence",
         reasons=tuple(code for code, holds in reasons.items() if holds),
-        sentence=f"insufficient evidence, nothing was trained: {facts}; {remedy}",
+        sentence=f"insufficient evidence, nothing was {'asked' if trained else 'trained'}: {facts}; {remedy}",
         metric=dataset.metric,
         records=have,
     )

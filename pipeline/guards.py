@@ -56,7 +56,8 @@ class _Subject:
 def check(comparison: Comparison, slices: Sequence[Slice], config: GuardConfig, seed: int) -> Guards:
     """Return every guard's result on the compared records. Raises `StepFailed` for a floor of an unknown metric."""
     rows, lost = [], []
-    subjects = list(_subjects(comparison, slices, config))
+    # A former champion may have answered none of the records that are judged on.
+    subjects = [subject for subject in _subjects(comparison, slices, config) if subject.differences.size]
     for family in dict.fromkeys(subject.family for subject in subjects):
         members = [subject for subject in subjects if subject.family == family]
         results = _test(members, seed)
@@ -137,7 +138,7 @@ def _test(members: Sequence[_Subject], seed: int) -> list[GuardResult]:
         for member in tested
     ]
     adjusted = {id(member): p_value for member, p_value in zip(tested, statistics.holm(raw), strict=True)}
-    return [_result(member, adjusted.get(id(member))) for member in members if member.differences.size]
+    return [_result(member, adjusted.get(id(member))) for member in members]
 
 
 def _result(member: _Subject, p_value: float | None) -> GuardResult:

@@ -1,5 +1,7 @@
 """The held-out records, as `prepare` wrote them and as both models are asked them."""
 
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,11 @@ class HeldoutRecord:
     def content(self) -> str:
         """What the user says."""
         return fold(self.instruction, self.input)
+
+
+def version_of(ids: Iterable[str]) -> str:
+    """Return one hash of the records with these ids, whatever their order."""
+    return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
 
 
 def read_heldout(path: Path) -> list[HeldoutRecord]:

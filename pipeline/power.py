@@ -21,6 +21,8 @@ GUARD_LEVEL = 0.05
 #: No advice asks for more held-out records than this.
 MOST_RECORDS = 1_000_000
 _DRAWS = 4000
+#: Random numbers in memory at once.
+_MOST_COINS = 1 << 22
 
 
 def mcnemar_power(records: int, win_rate: float, loss_rate: float, alpha: float, min_gain: float = 0.0) -> float:
@@ -114,11 +116,18 @@ class Hurdles:
         contributions times a normal number of its own, so what is correlated in the records is in the draws.
         """
         random = np.random.default_rng(seed)
-        coins = random.standard_normal((_DRAWS, differences.size))
-        self._gain = coins @ ((differences - differences.mean()) / max(1, differences.size))
+        gain = (differences - differences.mean()) / max(1, differences.size)
+        parts = np.column_stack([gain, *(one.parts for one in watched if isinstance(one.parts, np.ndarray))])
+        rows = max(1, _MOST_COINS // max(1, differences.size))
+        drawn = np.concatenate([
+            random.standard_normal((min(rows, _DRAWS - start), differences.size)) @ parts
+            for start in range(0, _DRAWS, rows)
+        ])  # fmt: skip
+        columns = iter(drawn.T)
+        self._gain = next(columns)
         self._watched = tuple(watched)
         self._errors = [
-            coins @ one.parts if isinstance(one.parts, np.ndarray) else one.parts * random.standard_normal(_DRAWS)
+            next(columns) if isinstance(one.parts, np.ndarray) else one.parts * random.standard_normal(_DRAWS)
             for one in self._watched
         ]
         self._order = np.argsort(-self._gain, kind="stable")

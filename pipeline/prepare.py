@@ -24,6 +24,7 @@ from pipeline.control_tokens import control_tokens
 from pipeline.data_warnings import data_warnings
 from pipeline.dataset_files import dataset_hash
 from pipeline.errors import CannotTrain
+from pipeline.heldout import version_of
 from pipeline.overlaps import Overlaps
 from pipeline.prompt import fold
 from pipeline.records import Finding, Limits, Record, read_records
@@ -78,7 +79,7 @@ def prepare(attempt: Attempt) -> Dataset:
     return Dataset(
         folder=attempt.relative(folder),
         train_rows=totals.train_rows, dev_rows=totals.dev_rows, heldout_rows=len(totals.heldout_ids),
-        heldout_pinned=pinned, heldout_version=_version(totals.heldout_ids),
+        heldout_pinned=pinned, heldout_version=version_of(totals.heldout_ids),
         dataset_sha256=dataset_hash(folder), duplicates=totals.duplicates, replaced=totals.replaced,
         removed_heldout=totals.removed_heldout, rows_with_control_tokens=reading.forged,
         near_duplicates=totals.near_duplicates, overlaps=sides.examples.found(),
@@ -297,8 +298,3 @@ def _more_rows(split: SplitConfig, totals: Totals) -> str:
     if totals.near_duplicates:
         return "drop rows that do not repeat held-out ones, or raise split.similarity if they only look alike"
     return f"drop more rows: {split.heldout:.0%} of the prompts are held out, whichever they are"
-
-
-def _version(ids: list[str]) -> str:
-    """Return one hash of the scored prompts, whatever their order."""
-    return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()

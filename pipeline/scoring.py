@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from pipeline import durable
+from pipeline import durable, trained_ids
 from pipeline.artifacts import FormerScores, NoiseFloor, Scores, SuiteScores
 from pipeline.contract import Attempt
 from pipeline.degenerate import KINDS, degenerate
@@ -76,7 +76,9 @@ def summarise(exam: Exam, result: Result, lines: Sequence[Line], records: Sequen
         length_ratio=_length_ratio(records, answers),
         answer_tokens=fmean(answer.tokens for answer in answers),
         seconds_per_answer=fmean(answer.seconds for answer in answers),
-        size_bytes=sum(path.stat().st_size for path in exam.folder.rglob("*") if path.is_file()),
+        size_bytes=sum(
+            path.stat().st_size for path in exam.folder.rglob("*") if path.is_file() and path.name != trained_ids.NAME
+        ),
     )
 
 

@@ -34,9 +34,13 @@ def next_step(published: Collection[str], dataset: Dataset | None, config: RunCo
     Return the first step that is still to do, or `None` when all is done.
 
     With too little data for any verdict the run goes from `prepare` to `decide`: no night is burned for nothing. Where
-    a person approves promotions the model is made all the same, as they may want it without a verdict.
+    a person approves promotions the model is made all the same, as they may want it without a verdict; it is evaluated
+    if there is anything to ask.
     """
     wanted = tuple(step for step in STEPS if step.wanted(config))
-    if dataset is not None and dataset.shortfall is not None and config.gate.approval == "auto":
-        wanted = (BY_NAME["prepare"], BY_NAME["decide"])
+    if dataset is not None and dataset.shortfall is not None:
+        if config.gate.approval == "auto":
+            wanted = (BY_NAME["prepare"], BY_NAME["decide"])
+        elif dataset.heldout_rows == 0:
+            wanted = tuple(BY_NAME[name] for name in ("prepare", "train", "merge", "decide"))
     return next((step for step in wanted if step.name not in published), None)

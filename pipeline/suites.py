@@ -73,7 +73,7 @@ class _Line(Frozen):
         if self.answer >= len(self.choices):
             msg = f"answer: {self.answer} is no index of the {len(self.choices)} choices, which count from 0"
             raise ValueError(msg)
-        if not all(self.choices) or len(set(self.choices)) < len(self.choices):
+        if not all(map(str.strip, self.choices)) or len(set(self.choices)) < len(self.choices):
             msg = "choices: each must be a text of its own"
             raise ValueError(msg)
         return self

@@ -25,7 +25,9 @@ def backup(
         Path | None,
         typer.Argument(metavar="[DIR]", help="A new folder, or one that is there; else backups/ in the state folder."),
     ] = None,
-    models: Annotated[bool, typer.Option("--models", help="With the models of champion and previous.")] = False,
+    models: Annotated[
+        bool, typer.Option("--models", help="With the models of champion, previous and wins that wait.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.qlora.generation import AskedModel, Tokens, accepted, memory_errors, pad_left
+from pipeline.qlora.generation import AskedModel, Tokens, accepted, likelihoods, memory_errors, pad_left
 
 #: Most memory that the float32 logits of one batch's answers may take.
 _LOGITS_BYTES = 1 << 28
@@ -26,7 +26,8 @@ def choice_likelihoods(asked: AskedModel, questions: Sequence[Question]) -> list
     Return for each question the mean negative log-likelihood of each of its choices, in nats a token.
 
     A question is the tokens of its prompt and those of each choice. Raises `StepFailed` if memory does not suffice.
-    The mean, so that a long choice is not the worse for it (Brown et al. 2020, section 2.4).
+    The mean, so that a long choice is not the worse for it (Brown et al. 2020, section 2.4). A model that keeps nothing
+    of what it read that answers could go on from, as a recurrent one, reads the question anew for each answer.
     """
     import torch
 
@@ -34,14 +35,20 @@ def choice_likelihoods(asked: AskedModel, questions: Sequence[Question]) -> list
     rows = [tokens for _, choices in questions for tokens in choices]
     with memory_errors(), torch.inference_mode():
         sums = _losses(asked.model, [prompt for prompt, _ in questions], owners, rows)
+    if sums is None:
+        sums = [
+            whole.nll
+            for prompt, choices in questions
+            for whole in likelihoods(asked, [(prompt, tokens) for tokens in choices])
+        ]
     found: list[list[float]] = [[] for _ in questions]
     for owner, row, loss in zip(owners, rows, sums, strict=True):
         found[owner].append(loss / len(row))
     return found
 
 
-def _losses(model: Any, prompts: Sequence[Tokens], owners: list[int], rows: Sequence[Tokens]) -> list[float]:
-    """Return the summed loss of each row of tokens after its owner's prompt."""
+def _losses(model: Any, prompts: Sequence[Tokens], owners: list[int], rows: Sequence[Tokens]) -> list[float] | None:
+    """Return the summed loss of each row of tokens after its owner's prompt; `None` without a cache to go on from."""
     import torch
     from torch.nn import functional
 
@@ -57,7 +64,9 @@ def _losses(model: Any, prompts: Sequence[Tokens], owners: list[int], rows: Sequ
     if width > 1:
         # Its name changed within transformers 5.
         name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
-        known = getattr(read, name)
+        known: Any = getattr(read, name, None)
+        if not hasattr(known, "reorder_cache"):
+            return None
         known.reorder_cache(index)
         places = mask.sum(dim=-1)[index, None] + torch.arange(width - 1, device=device)
         further = model(

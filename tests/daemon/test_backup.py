@@ -34,6 +34,7 @@ from daemon.service import Service
 from daemon.settings import Settings, load
 from daemon.state_folder import DATABASE_NAME, LOCK_NAME, RESTORING
 from daemon.tables import Drop, Event, Run, Track
+from pipeline import durable
 from tests.daemon.conftest import MODEL_ID, LivedIn, lines
 
 MODEL = f"models/{MODEL_ID}"
@@ -81,6 +82,22 @@ def test_a_backup_takes_the_models_along_if_asked(served: LivedIn, tmp_path: Pat
     made = make(served.settings, tmp_path / "kept", with_models=True)
     assert made.folder == tmp_path / "kept"
     assert (made.folder / MODEL / "model.safetensors").read_bytes() == b"weights"
+
+
+def test_a_backup_with_models_has_that_of_a_win_that_waits_for_approval(served: LivedIn, tmp_path: Path) -> None:
+    folder = served.settings.state_folder / "models" / ("5" * 64)
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"a win")
+    (run,) = [row for row in rows(served.settings, Run) if row.state == "running"]
+    place = served.settings.state_folder / "runs" / str(run.id)
+    durable.write_json(place / "decide.json", {"outcome": "promoted", "candidate_model_id": folder.name})
+    queue.finish(served.engine, queue.Claim(run.id, run.token), "awaiting_approval", "better", served.tick())
+    made = make(served.settings, tmp_path / "kept", with_models=True)
+    assert (made.folder / "models" / folder.name / "model.safetensors").read_bytes() == b"a win"
+    assert made.manifest.champions == (MODEL,), "nobody needs it to serve"
+    assert make(served.settings, tmp_path / "slim").manifest.missing == ()
+    shutil.rmtree(folder)
+    assert make(served.settings, tmp_path / "late", with_models=True).manifest.missing == (f"models/{folder.name}/",)
 
 
 def test_a_backup_says_which_drops_are_gone_or_changed(served: LivedIn) -> None:

@@ -43,6 +43,7 @@ class ScriptedExecutor:
     def __init__(self) -> None:
         self.submitted: list[StepSpec] = []
         self.script: dict[str, list[Callable[[StepSpec], StepResult | None]]] = {}
+        self.reasons: tuple[str, ...] = ()
         self.outcome = "promoted"
         self.shortfall: Shortfall | None = None
         self.batch_size = 0
@@ -118,8 +119,8 @@ class ScriptedExecutor:
             model = durable.read_json(root / spec.inputs["merge"]) if "merge" in spec.inputs else {"model_id": None}
             report = durable.read_json(root / spec.inputs["evaluate"]) if "evaluate" in spec.inputs else {}
             artifact = Verdict(
-                outcome=self.outcome, reasons=(), sentence=f"{self.outcome}, by the script", metric="exact_match",
-                records=120, candidate_model_id=model["model_id"], champion_model_id="b",
+                outcome=self.outcome, reasons=self.reasons, sentence=f"{self.outcome}, by the script",
+                metric="exact_match", records=120, candidate_model_id=model["model_id"], champion_model_id="b",
                 champion_generation=report.get("champion_generation"),
             )  # fmt: skip
         return StepResult(
@@ -297,6 +298,24 @@ def test_a_run_that_loses_badly_holds_its_new_drops_back_and_only_those(
     assert (drop_state(engine, old), drop_state(engine, new)) == (DropState.ACCEPTED, DropState.HELD)
     assert (settings.state_folder / "tracks" / "default" / "champion").readlink() == champion
     assert len(done_promotions(engine)) == 1
+
+
+@pytest.mark.parametrize(
+    ("reasons", "state"),
+    [
+        (("below_floor",), DropState.ACCEPTED),  # the first drops of a track never reach it
+        (("slower", "larger"), DropState.ACCEPTED),
+        (("below_floor", "slice_lost"), DropState.HELD),
+        (("nll_not_finite", "below_floor"), DropState.HELD),
+    ],
+)
+def test_drops_are_held_for_harm_and_not_for_a_floor_or_the_costs(
+    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor, reasons: tuple[str, ...], state: DropState
+) -> None:
+    executor.outcome, executor.reasons = "guard_failed", reasons
+    drop = add_drop(engine, "a")
+    ticks(dispatcher)
+    assert (run_row(engine).outcome, drop_state(engine, drop)) == ("guard_failed", state)
 
 
 def test_the_run_of_a_track_that_was_taken_out_of_the_settings_still_ends(
@@ -596,6 +615,25 @@ def test_a_champion_that_moved_meanwhile_makes_the_comparison_again(
     assert executor.steps == ["prepare", "train", "merge", *comparison, *comparison]
     assert executor.submitted[-1].champion.generation == 1
     assert [row.generation for row in done_promotions(engine)] == [1, 2]
+
+
+def test_a_run_whose_model_reigns_already_is_not_cancelled_any_more(
+    engine: Engine, dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        message = "disk full"
+        raise OSError(message)
+
+    add_drop(engine, "a")
+    with monkeypatch.context() as broken:
+        broken.setattr(queue, "finish", full)
+        with pytest.raises(OSError, match="disk full"):
+            ticks(dispatcher)
+    assert len(done_promotions(engine)) == 1
+    queue.cancel(engine, 1, NOW)
+    ticks(dispatcher)
+    row = run_row(engine)
+    assert (row.state, row.outcome, row.cancel_requested) == (RunState.SUCCEEDED, "promoted", False)
 
 
 def test_a_running_step_is_cancelled_and_the_run_with_it(

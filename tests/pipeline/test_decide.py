@@ -16,6 +16,7 @@ from pipeline.artifacts import (
     Dataset,
     FormerScores,
     Judgement,
+    Model,
     ModelRef,
     NoiseFloor,
     Report,
@@ -29,6 +30,7 @@ from pipeline.config import GateConfig, GuardConfig, RunConfig
 from pipeline.contract import Attempt, StepSpec
 from pipeline.decide import Rules, decide, judge, weigh
 from pipeline.errors import StepFailed
+from pipeline.heldout import version_of
 from pipeline.reasons import REASONS
 from pipeline.slices import Known
 from tests.records_made import lines_of, paired, yes_or_no
@@ -393,7 +395,8 @@ def make(tmp_path: Path) -> Callable[..., Attempt]:
             inputs["evaluate"] = "evaluate.json"
         spec = StepSpec(
             run=7, step="decide", attempt=1, fence="f", root=str(tmp_path), folder="attempt", checkpoints="c",
-            predictions="p", argv=(), env={}, inputs=inputs, drops=(), uses=9, judged_versions={"v": 4, "w": 5},
+            predictions="p", argv=(), env={}, inputs=inputs, drops=(), uses=9,
+            judged_versions={version_of(line["id"] for line in lines or ()): 4, "v": 5},
             champion=ModelRef(model_id="old", path="models/old", generation=3),
             config=RunConfig(
                 track="default", base_model="/b", base_model_id="base", salt="s", gate=gate or GateConfig()
@@ -426,7 +429,8 @@ def test_the_step_judges_the_reports_records(make: Callable[..., Attempt], lines
     assert verdict.outcome == outcome
     assert (verdict.candidate_model_id, verdict.champion_model_id, verdict.champion_generation) == ("new", "old", 3)
     assert verdict.records == 120
-    assert (verdict.uses, verdict.same_set_uses, verdict.heldout_version) == (9, 4, "v")
+    answered = version_of(line["id"] for line in lines)
+    assert (verdict.uses, verdict.same_set_uses, verdict.heldout_version) == (9, 4, answered)
 
 
 def test_the_step_knows_what_the_report_says_about_the_candidates_training(
@@ -497,6 +501,24 @@ def test_a_shortfall_ends_the_run_before_training_and_says_how_many_rows_are_nee
         "insufficient evidence, nothing was trained: 36 held-out records, and a verdict by exact match needs 100; "
         "about 430 more rows of the same kind would do"
     )
+
+
+def test_a_model_that_there_is_nothing_to_ask_has_its_verdict_without_being_evaluated(
+    make: Callable[..., Attempt], tmp_path: Path
+) -> None:
+    short = Shortfall(heldout_rows=0, needed_heldout_rows=100, needed_rows=100)
+    attempt = make(None, GateConfig(on="pinned", approval="manual"), shortfall=short)
+    model = Model(
+        folder="models/new", model_id="new", base_model_id="base", dtype="float32", size_bytes=1, logits_difference=0,
+        logits_tolerance=1, format="chat", seconds=1,
+    )  # fmt: skip
+    durable.write_json(tmp_path / "merge.json", model.model_dump())
+    spec = attempt.spec.model_copy(update={"inputs": {**attempt.spec.inputs, "merge": "merge.json"}})
+    verdict = decide(Attempt(spec))
+    assert (verdict.outcome, verdict.candidate_model_id) == ("insufficient_evidence", "new")
+    assert verdict.sentence.startswith("insufficient evidence, nothing was asked")
+    page = (tmp_path / str(verdict.report) / "report.html").read_text(encoding="utf-8")
+    assert "Nothing was asked." in page
 
 
 def test_a_short_pinned_set_asks_for_rows_in_its_own_folder(make: Callable[..., Attempt]) -> None:

@@ -1,5 +1,7 @@
 """Evaluation with two tiny Llamas and real attempts: what is asked, cached, counted and refused."""
 
+import functools
+import hashlib
 import json
 import math
 import shutil
@@ -12,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pipeline import durable, suites
+from pipeline import durable, sitting, suites
 from pipeline.artifacts import Dataset, Model, ModelRef, NoiseFloor, Report, SuiteScores
 from pipeline.config import EvaluateConfig, RunConfig
 from pipeline.contract import Attempt, StepSpec
@@ -414,6 +416,30 @@ def test_an_evaluation_that_was_stopped_goes_on_from_the_batches_that_it_has(
     assert report.champion.resumed == min(RECORDS, max(0, 4 * (cut - 9)))
 
 
+def test_batches_of_an_earlier_version_are_asked_again(
+    bench: Bench, tiny: Any, whole: tuple[dict[str, Any], list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def first_name(kind: str, asked: Sequence[Any]) -> str:
+        return hashlib.sha256(json.dumps([kind, *asked]).encode()).hexdigest()
+
+    rows = heldout_rows(tiny)
+    first = bench.attempt(rows)
+    first.stop = StopsAfter(first, 4)
+    with monkeypatch.context() as earlier:
+        earlier.setattr(sitting, "batch_id", first_name)
+        with pytest.raises(Interrupted):
+            evaluate(first)
+    for path in first.folder.glob("predictions/*.batches.jsonl"):
+        logged_then = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        # An answer was its text and its tokens.
+        path.write_text("".join(
+            json.dumps({**batch, "values": [row[:2] for row in batch["values"]]}) + "\n" for batch in logged_then
+        ))  # fmt: skip
+    second = bench.attempt(rows)
+    report = evaluate(second)
+    assert (comparable(report), lines(second, report)) == whole
+
+
 @pytest.fixture(scope="session")
 def whole(
     tmp_path_factory: pytest.TempPathFactory, tiny: Any, tiny_llama: Path, candidate_folder: Path
@@ -519,6 +545,9 @@ def test_a_line_of_the_records_says_what_the_gate_and_the_card_need(bench: Bench
     rows = heldout_rows(tiny)
     rows[0] |= {"pinned": True, "tags": ["category:x", "urgent"]}
     attempt = bench.attempt(rows)
+    # Grows with the data, and is nothing that is loaded.
+    ids = bench.root / "models/candidate/trained-ids.txt"
+    ids.write_text("f" * 32 + "\n")
     report = evaluate(attempt)
     first, second, *_ = lines(attempt, report)
     assert (first["pinned"], first["tags"]) == (True, ["category:x", "urgent"])
@@ -544,7 +573,7 @@ def test_a_line_of_the_records_says_what_the_gate_and_the_card_need(bench: Bench
     assert report.candidate.answer_tokens == NEW_TOKENS
     assert report.candidate.seconds_per_answer == pytest.approx(sum(one.seconds for one in kept.values()) / RECORDS)
     assert min(one.seconds for one in kept.values()) > 0
-    files = [path for path in (bench.root / "models/candidate").iterdir() if path.is_file()]
+    files = [path for path in (bench.root / "models/candidate").iterdir() if path.is_file() and path != ids]
     assert report.candidate.size_bytes == sum(path.stat().st_size for path in files)
     assert report.batch_size == 4
     assert report.versions["torch"] == torch.__version__
@@ -671,6 +700,28 @@ def test_a_choice_is_as_likely_as_it_is_alone(tiny_llama: Path, *, cached: bool)
     for (prompt, given), means in zip(questions, found, strict=True):
         expected = [direct_nll(tiny_llama, prompt, tokens) / len(tokens) for tokens in given]
         assert means == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("kept", [None, "a state that knows no rows"])
+def test_a_choice_is_as_likely_to_a_model_that_keeps_no_cache(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, kept: str | None
+) -> None:
+    tokenizer = load_tokenizer(tiny_llama)
+    asked = generation.open_model(tiny_llama, tokenizer, "cpu")
+    given = [tokenizer(choice)["input_ids"] for choice in ("yes", "no, not at all")]
+    questions = [(prompt_ids(tokenizer, "chat", text), given) for text in ("Which?", "Which of all these is it?")]
+    expected = choices.choice_likelihoods(asked, questions)
+    real = asked.model.forward
+
+    @functools.wraps(real)
+    def forward(*args: Any, **named: Any) -> Any:
+        output = real(*args, **named)
+        output.past_key_values = kept
+        return output
+
+    monkeypatch.setattr(asked.model, "forward", forward)
+    found = choices.choice_likelihoods(asked, questions)
+    assert [pytest.approx(means, rel=1e-4) for means in expected] == found
 
 
 def test_both_models_are_asked_a_suite_and_paired_item_by_item(bench: Bench, tiny: Any, tmp_path: Path) -> None:

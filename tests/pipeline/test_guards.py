@@ -11,7 +11,7 @@ from scipy import stats
 
 from pipeline.artifacts import GuardResult, Judgement, Verdict
 from pipeline.comparison import Comparison, Former, Suite, compare
-from pipeline.config import GuardConfig
+from pipeline.config import GateConfig, GuardConfig
 from pipeline.decide import Rules, judge, weigh
 from pipeline.errors import StepFailed
 from pipeline.reasons import GUARD_REASONS, REASONS
@@ -406,3 +406,15 @@ def test_equal_slices_fail_a_winner_no_more_often_than_their_kind_is_allowed_to(
         found = compare("exact_match", lines)
         failed += bool(weigh(found, Rules()).guards.failed)
     assert stats.binomtest(failed, 400, 0.05, alternative="greater").pvalue > 0.001
+
+
+def test_a_former_champion_that_answered_none_of_the_judged_records_has_no_word() -> None:
+    lines = good()
+    for place, line in enumerate(lines):
+        line["drop"] = 1 if place < 150 else 2
+    found = replace(compare("exact_match", lines), former=(Former(2, np.arange(150, 200), np.ones(50)),))
+    verdict = judge(found, Rules(gate=GateConfig(on="established"), known=Known(frozenset({1}))))
+    assert (verdict.outcome, verdict.records) == ("promoted", 150)
+    assert "former" not in {row.guard for row in verdict.guards}
+    nothing = judge(found, Rules(gate=GateConfig(on="established"), known=Known(frozenset({7}))))
+    assert nothing.reasons[0] == "too_few_established"

@@ -127,3 +127,7 @@ def test_too_little_data_skips_from_prepare_to_decide() -> None:
     after = next_step(["prepare"], short, asked)
     assert after is not None
     assert after.name == "train", "a person may want the model without a verdict"
+    for left, name in ((1, "evaluate"), (0, "decide")):
+        after = next_step(["prepare", "train", "merge"], short.model_copy(update={"heldout_rows": left}), asked)
+        assert after is not None
+        assert after.name == name, "nothing can be asked without records"

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -141,3 +142,13 @@ def test_where_the_guards_stop_too_many_no_gain_is_called_detectable() -> None:
     differences = np.random.default_rng(24).normal(0, 0.2, 400)
     strict = [Watched(f"kind {number}", 0.02, margin=0.005) for number in range(3)]
     assert power.smallest_detectable_gain(differences, CONTINUOUS, Hurdles(differences, strict, seed=1)) is None
+
+
+def test_the_draws_of_a_large_heldout_set_take_little_memory() -> None:
+    differences, others = np.random.default_rng(1).normal(0, 0.3, (2, 20_000))
+    tracemalloc.start()
+    hurdles = Hurdles(differences, [Watched("metric", others / others.size)], seed=2)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 100_000_000
+    assert hurdles.passing(0.0, 0.5) == pytest.approx(0.95, abs=0.02)

@@ -1,3 +1,4 @@
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,22 @@ def test_several_likelihoods_of_a_prompt_are_all_found_and_the_answer_stays_the_
     found = cache.answer("p1")
     assert found is not None
     assert found.text == "yes"
+
+
+def test_a_champion_of_many_nights_takes_no_more_memory_than_one_of_a_single_night(tmp_path: Path) -> None:
+    def size_of(nights: int) -> int:
+        folder = tmp_path / str(nights)
+        for night in range(nights):
+            answers = [prediction(prompt_hash=f"p{number}", text="long " * 100) for number in range(50)]
+            write(folder, *answers, name=f"{night}.jsonl")
+        tracemalloc.start()
+        cache = PredictionCache([folder])
+        size, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert cache.answer("p49") is not None
+        return size
+
+    assert size_of(20) < 2 * size_of(1)
 
 
 def test_a_folder_that_is_not_there_holds_nothing(tmp_path: Path) -> None:

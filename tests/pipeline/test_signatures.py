@@ -56,6 +56,16 @@ def test_only_a_whole_file_of_so_many_rows_holds(tmp_path: Path) -> None:
     assert not holds(path, 10)
 
 
+def test_no_bit_that_turns_breaks_more_than_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.zip")
+    data = path.read_bytes()
+    whole = [(block.rows.tobytes(), block.words.tobytes()) for block in read_blocks(path)]
+    for place in range(len(data)):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        if holds(path, 10):
+            assert [(block.rows.tobytes(), block.words.tobytes()) for block in read_blocks(path)] == whole, place
+
+
 def zlib_of(word: str) -> int:
     return WordHasher().hashes(word)[0]
 

@@ -53,6 +53,7 @@ def test_a_file_of_records_is_answered_freely(tmp_path: Path) -> None:
         ({**ITEM, "answer": -1}, "answer: Input should be greater than or equal to 0"),
         ({**ITEM, "choices": ["2"]}, "choices: "),
         ({**ITEM, "choices": ["2", "2"]}, "choices: each must be a text of its own"),
+        ({**ITEM, "choices": ["2", " "]}, "choices: each must be a text of its own"),
         ({**ITEM, "choices": ["2", 3]}, "choices.1: "),
         ({**ITEM, "question": ""}, "question: "),
         ({"question": "q", "choices": ["x", "y"]}, "answer: Field required"),
