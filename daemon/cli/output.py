@@ -34,7 +34,9 @@ def print_line(text: str = "") -> None:
 
 def print_json(**fields: Any) -> None:
     """Print one JSON object with the version of our schema."""
-    print(json.dumps({"schema": SCHEMA, **fields}, ensure_ascii=False, indent=2))
+    text = json.dumps({"schema": SCHEMA, **fields}, ensure_ascii=False, indent=2)
+    # A byte of a file name that is no UTF-8 reaches us as half a character: JSON has an escape for it.
+    print(text.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
 def print_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
