@@ -7,12 +7,13 @@ A win that waits is `awaiting_approval` as long as the champion that it was comp
 import getpass
 import os
 from pathlib import Path
+from time import monotonic
 
 from sqlalchemy import Engine
 from sqlmodel import Session
 
 from daemon import champions, publishing
-from daemon.champions import Candidate, TryOut, check_files, forcing, require_there
+from daemon.champions import Candidate, TryOut, check_files, forcing, later, require_there
 from daemon.database import transaction
 from daemon.succession import AWAITING, OVERTAKEN, alone, carry_out, champion, intend
 from daemon.tables import Promotion, PromotionKind, Run, RunState
@@ -66,8 +67,10 @@ def force(  # noqa: PLR0913 - what is asked for, and who asks
         message = f"the model of run {run_id} is the champion of track {run.track} already"
         raise CannotPromote(message, f"look at it: dropforge champion --track {run.track}")
     path, what = f"models/{identity}", f"the model of run {run_id}"
+    begun = monotonic()
     check_files(state_folder, path, identity, what, run.track)
     try_out(state_folder / path)
+    now = later(now, monotonic() - begun)
     intent = Promotion(
         track=run.track, run_id=run_id, kind=PromotionKind.FORCED, generation=reigning.generation + 1,
         model_id=identity, model_path=path, reason=reason, created_at=now, approved_by=by,
