@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from pipeline.contract import Progress
 
 SCHEMA = 1
-_WIDE = 400
+#: Columns where no terminal sets an end: more than any verdict has, as all cells of a wider line would be clipped.
+_WIDE = 100_000
 _MINUTE, _HOUR = 60, 3600
 
 

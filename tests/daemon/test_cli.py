@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from daemon.cli.output import print_table
 from daemon.settings import load
 
 SCRIPT = Path(sys.executable).parent / "dropforge"
@@ -132,6 +133,12 @@ def test_half_a_character_of_an_argument_is_escaped_in_json(script: Command, tmp
     strict = {"PYTHONIOENCODING": "utf-8:strict"}
     ended = script("check", "caf\udce9.jsonl", "--json", folder=tmp_path, code=65, environment=strict)
     assert ended.json["error"]["message"] == "there is no file caf\udce9.jsonl"
+
+
+def test_a_long_sentence_clips_no_other_cell_where_no_terminal_reads(capsys: pytest.CaptureFixture[str]) -> None:
+    sentence = "worse " * 300 + "end"
+    print_table(("TRACK", "GENERATION", "WHY"), [("default", 12, sentence)])
+    assert capsys.readouterr().out.splitlines()[1].split(maxsplit=2) == ["default", "12", sentence]
 
 
 def test_a_traceback_comes_only_when_asked_for(script: Command, tmp_path: Path) -> None:
