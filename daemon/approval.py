@@ -38,7 +38,7 @@ def approve(engine: Engine, state_folder: Path, run_id: int, now: int, by: str |
     with transaction(engine) as session:
         run = _known(session, run_id)
     verdict = publishing.load_verdict(state_folder, run_id)
-    _require_waiting(run)
+    _require_waiting(state_folder, run)
     if verdict is None or verdict.candidate_model_id is None or verdict.champion_generation is None:
         message = f"the verdict of run {run_id} is not there any more"
         raise CannotPromote(message, f"bring runs/{run_id}/decide.json back from a backup, or: {forcing(run_id)}")
@@ -102,7 +102,7 @@ def _known(session: Session, run_id: int) -> Run:
     return run
 
 
-def _require_waiting(run: Run) -> None:
+def _require_waiting(state_folder: Path, run: Run) -> None:
     if run.outcome == AWAITING:
         return
     if run.outcome == OVERTAKEN:
@@ -115,7 +115,9 @@ def _require_waiting(run: Run) -> None:
         raise CannotPromote(message, f"see how far it is: dropforge show {run.id}")
     else:
         message, hint = f"run {run.id} did not win: {run.outcome or run.state}", f"see why: dropforge show {run.id}"
-    raise CannotPromote(message, f"{hint}; to make its model the champion all the same: {forcing(run.id or 0)}")
+    if (publishing.run_folder(state_folder, run.id or 0) / "merge.json").exists():
+        hint = f"{hint}; to make its model the champion all the same: {forcing(run.id or 0)}"
+    raise CannotPromote(message, hint)
 
 
 def _model_of(state_folder: Path, run: Run) -> str:
