@@ -514,10 +514,14 @@ def test_a_shortfall_ends_the_run_before_training_and_says_how_many_rows_are_nee
     )
 
 
+def test_a_shortfall_says_what_is_left_out_since_the_champion_was_trained_on_it(make: Callable[..., Attempt]) -> None:
+    short = Shortfall(heldout_rows=36, needed_heldout_rows=100, needed_rows=430)
+    verdict = decide(make(None, shortfall=short, seen_by_champion=25))
+    assert "needs 100 (25 more that the champion was trained on are left out); about 430" in verdict.sentence
+
+
 def test_a_short_pinned_set_asks_for_rows_in_its_own_folder(make: Callable[..., Attempt]) -> None:
     short = Shortfall(heldout_rows=36, needed_heldout_rows=100, needed_rows=64)
-    seen = decide(make(None, shortfall=short, seen_by_champion=25)).sentence
-    assert "36 held-out records, and a verdict by exact match needs 100 (25 more that the champion" in seen
     verdict = decide(make(None, shortfall=short, heldout_pinned=True))
     assert verdict.sentence.endswith("drop at least 64 more into the track's heldout folder")
 
