@@ -7,12 +7,13 @@ A win that waits is `awaiting_approval` as long as the champion that it was comp
 import getpass
 import os
 from pathlib import Path
+from time import monotonic
 
 from sqlalchemy import Engine
 from sqlmodel import Session
 
 from daemon import champions, publishing
-from daemon.champions import Candidate, TryOut, check_files, forcing, require_there
+from daemon.champions import Candidate, TryOut, check_files, forcing, later, require_there
 from daemon.database import transaction
 from daemon.succession import AWAITING, OVERTAKEN, alone, carry_out, champion, intend
 from daemon.tables import Promotion, PromotionKind, Run, RunState
@@ -37,7 +38,7 @@ def approve(engine: Engine, state_folder: Path, run_id: int, now: int, by: str |
     with transaction(engine) as session:
         run = _known(session, run_id)
     verdict = publishing.load_verdict(state_folder, run_id)
-    _require_waiting(run)
+    _require_waiting(state_folder, run)
     if verdict is None or verdict.candidate_model_id is None or verdict.champion_generation is None:
         message = f"the verdict of run {run_id} is not there any more"
         raise CannotPromote(message, f"bring runs/{run_id}/decide.json back from a backup, or: {forcing(run_id)}")
@@ -66,8 +67,10 @@ def force(  # noqa: PLR0913 - what is asked for, and who asks
         message = f"the model of run {run_id} is the champion of track {run.track} already"
         raise CannotPromote(message, f"look at it: dropforge champion --track {run.track}")
     path, what = f"models/{identity}", f"the model of run {run_id}"
+    begun = monotonic()
     check_files(state_folder, path, identity, what, run.track)
     try_out(state_folder / path)
+    now = later(now, monotonic() - begun)
     intent = Promotion(
         track=run.track, run_id=run_id, kind=PromotionKind.FORCED, generation=reigning.generation + 1,
         model_id=identity, model_path=path, reason=reason, created_at=now, approved_by=by,
@@ -99,7 +102,7 @@ def _known(session: Session, run_id: int) -> Run:
     return run
 
 
-def _require_waiting(run: Run) -> None:
+def _require_waiting(state_folder: Path, run: Run) -> None:
     if run.outcome == AWAITING:
         return
     if run.outcome == OVERTAKEN:
@@ -112,7 +115,9 @@ def _require_waiting(run: Run) -> None:
         raise CannotPromote(message, f"see how far it is: dropforge show {run.id}")
     else:
         message, hint = f"run {run.id} did not win: {run.outcome or run.state}", f"see why: dropforge show {run.id}"
-    raise CannotPromote(message, f"{hint}; to make its model the champion all the same: {forcing(run.id or 0)}")
+    if (publishing.run_folder(state_folder, run.id or 0) / "merge.json").exists():
+        hint = f"{hint}; to make its model the champion all the same: {forcing(run.id or 0)}"
+    raise CannotPromote(message, hint)
 
 
 def _model_of(state_folder: Path, run: Run) -> str:

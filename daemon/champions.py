@@ -8,6 +8,7 @@ brings it back.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 
 from sqlalchemy import Engine
 from sqlmodel import Session, col, select
@@ -162,8 +163,10 @@ def rollback(  # noqa: PLR0913, PLR0917 - which track goes back to what, why and
     if target.model_id == row.base_model_id and row.base_path is not None:
         target.model_path = row.base_path
     folder, what = state_folder / target.model_path, f"the model of generation {target.generation}"
+    begun = monotonic()
     check_files(state_folder, target.model_path, target.model_id, what, track)
     try_out(folder)
+    now = later(now, monotonic() - begun)
     intent = Promotion(
         track=track, kind=PromotionKind.ROLLBACK, generation=reigning.generation + 1, model_id=target.model_id,
         model_path=target.model_path, reason=f"rolled back to generation {target.generation}: {reason}", created_at=now,
@@ -262,6 +265,11 @@ def barred(past: Sequence[Promotion]) -> set[str]:
 def forcing(run_id: int) -> str:
     """Return the command that makes a run's model the champion whatever its verdict."""
     return f"dropforge promote {run_id} --force --reason TEXT"
+
+
+def later(now: int, seconds: float) -> int:
+    """Return the time, in ms, after a look at a model: a large one takes minutes, and the history says who served."""
+    return now + 1000 * int(seconds)
 
 
 def require_there(folder: Path, what: str, track: str) -> None:

@@ -9,6 +9,7 @@ taken back, and all later ones with it.
 from pathlib import Path
 
 import structlog
+from pydantic import ValidationError
 from sqlalchemy import Engine
 
 from daemon import publishing
@@ -62,7 +63,11 @@ def _first_stale(engine: Engine, state_folder: Path, run: Run, done: dict[str, s
         spec = state_folder / publishing.attempt_folder(run.id or 0, name, numbers[name]) / SPEC_NAME
         if not spec.exists():
             continue
-        made = StepSpec.model_validate_json(spec.read_bytes())
+        try:
+            made = StepSpec.model_validate_json(spec.read_bytes())
+        except ValidationError:
+            # An earlier version wrote it, under settings that this one refuses.
+            return name
         if _basis(name, made.config, [drop.id for drop in made.drops]) != _basis(name, config, ids):
             return name
         if name == "prepare" and not _same_measure(state_folder, run.id or 0, config.evaluate):

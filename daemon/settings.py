@@ -108,6 +108,14 @@ class HookSettings(Frozen):
     health_timeout_seconds: float = Field(default=300.0, gt=0)
     """Longest time of the health command; beyond it the model counts as sick."""
 
+    @field_validator("after_promotion", "health")
+    @classmethod
+    def _names_a_program(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if (value and not value[0].strip()) or any("\0" in word for word in value):
+            msg = 'must begin with the name or path of a program, such as ["systemctl", "reload", "vllm"], or be []'
+            raise ValueError(msg)
+        return value
+
 
 class TrackSettings(Frozen):
     """Settings that a track can have of its own; at the top level they hold for all tracks."""
@@ -334,7 +342,7 @@ def _absolute_paths(settings: Settings, folder: Path) -> dict[str, Any]:
     def suite(name: str) -> str:
         """Make a suite's own file absolute; a task of lm-eval may be a file, too."""
         harness, task = ("lm-eval:", name.removeprefix("lm-eval:")) if name.startswith("lm-eval:") else ("", name)
-        own = "/" in task or task.endswith((".jsonl", ".yaml", ".yml"))
+        own = task != "builtin" and (not harness or "/" in task or task.endswith((".yaml", ".yml")))
         return harness + (absolute(task) if own else task)
 
     def track(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -357,10 +365,12 @@ def _worded(
     error: ValidationError, file: str, environment: Mapping[str, str], section: tuple[str, ...] = ()
 ) -> SettingsError:
     first = error.errors()[0]
-    place = (*section, *(str(part) for part in first["loc"]))
+    # Pydantic's mark of a wrong name in a table is nobody's setting.
+    place = (*section, *(str(part) for part in first["loc"] if part != "[key]"))
     variable = ENV_PREFIX + "__".join(place).upper()
     source = variable if variable in environment else file
-    problem = first["msg"].removeprefix("Value error, ")
+    # TOML has lists alone.
+    problem = first["msg"].removeprefix("Value error, ").replace("a valid tuple", 'a list, as ["one", "two"]')
     # A key or a password that stands where only its variable's name should is not repeated.
     shown = "what is not shown here" if "judge" in place else json.dumps(first["input"], default=str)[:80]
     return SettingsError(

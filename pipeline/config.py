@@ -86,6 +86,11 @@ GuardName = Literal[
 ]  # fmt: skip
 
 
+#: What `pipeline.metrics` scores.
+MetricName = Literal["exact_match", "token_f1", "rouge1", "rouge2", "rougeL", "chrf", "json_valid", "json_f1"]
+Points = Annotated[float, Field(ge=0, le=100)]
+
+
 class GateConfig(Frozen):
     """When a candidate replaces the champion."""
 
@@ -129,7 +134,7 @@ class GuardConfig(Frozen):
     """Largest time an answer against the champion's, as a multiple."""
     size: float = Field(default=1.5, ge=1)
     """Largest model folder against the champion's, as a multiple."""
-    floors: dict[str, float] = Field(default_factory=dict)
+    floors: dict[MetricName, Points] = Field(default_factory=dict)
     """Lowest score of a metric that is promoted, in points: floors.exact_match = 60."""
     show_only: tuple[GuardName, ...] = ()
     """Guards that are shown in the report and never stand against promotion."""

@@ -277,6 +277,9 @@ def _early(dataset: Dataset, shortfall: Shortfall, gate: GateConfig, *, trained:
     pinned = gate.on != "pinned" or dataset.heldout_pinned
     have, need = shortfall.heldout_rows, shortfall.needed_heldout_rows
     facts = f"{records(have)}, and a verdict by {METRICS[dataset.metric].title} needs {need}"
+    if left := dataset.seen_by_champion:
+        are = "is" if left == 1 else "are"
+        facts = f"{facts} ({left} more that the champion was trained on {are} left out)"
     if not pinned:
         facts, remedy = 'gate.on is "pinned"', f"drop at least {need} rows into the track's heldout folder"
     elif dataset.heldout_pinned:

@@ -28,7 +28,7 @@ _REMEDIES: Mapping[str, str] = {
     "looping": "train less or set evaluate.repetition_penalty; guards.degenerate is the margin",
     "catastrophe": "look at the worst regressions in the report",
     "floor": "drop more rows, or lower the floor in guards.floors",
-    "former": "dropforge rollback serves the former champion again; guards.former is the margin",
+    "former": "dropforge rollback --reason TEXT goes back a champion; guards.former is the margin",
     "latency": "look for longer answers in the new drops; guards.latency is the margin",
     "size": "guards.size is the margin",
     "judge": "look at the judged pairs in the report",
@@ -154,7 +154,7 @@ def _said(verdict: Verdict, facts: Circumstances) -> dict[str, str]:
     pinned = "drop rows into the track's heldout folder, or set gate.on"
     return {
         "trained_on_heldout": f"the candidate was trained on {records(facts.seen_by_candidate)} of these; "
-        "train again: dropforge retry RUN --from prepare",
+        "the next run is prepared and trained anew; drop a file to begin one",
         "no_pinned_heldout": f'gate.on is "pinned" and no held-out set was dropped; {pinned}',
         "too_few_established": f'gate.on is "established" and a verdict needs {least} held-out records of drops that '
         f'the champion was trained on; drop more rows of their kind, or set gate.on = "all"',
@@ -177,14 +177,17 @@ def _with_and_without(verdict: Verdict) -> str:
 def _context(verdict: Verdict, facts: Circumstances) -> str:
     """Say what this set can show at all, how often it was used, and what it leaves out."""
     smallest = verdict.smallest_detectable_gain
-    sees = "No gain" if smallest is None else f"A gain of {smallest:.1f} points"
-    uses = (
-        f"{verdict.uses} candidate{' of this track was' if verdict.uses == 1 else 's of this track were'} judged before"
-    )
+    sees = f"A gain of {smallest or 0:.1f} points would be promoted on this set in 8 of 10 cases; "
+    if smallest is None:
+        # Beside a win this would only confuse: so large a change blurs every guard that the power is computed with.
+        won = verdict.outcome == "promoted"
+        sees = "" if won else "On this set no gain, however large, would be promoted in 8 of 10 cases; "
+    one = verdict.uses == 1
+    uses = f"{verdict.uses} candidate{'' if one else 's'} of this track {'was' if one else 'were'} judged before"
     same = f", {verdict.same_set_uses} of them on these records" if verdict.uses else ""
     left = facts.seen_by_champion
     seen = f"; {records(left)} that the champion was trained on {'is' if left == 1 else 'are'} left out" if left else ""
-    return f"{sees} would be promoted on this set in 8 of 10 cases; {uses}{same}{seen}."
+    return f"{sees}{uses}{same}{seen}."
 
 
 def _listed(labels: Sequence[str]) -> str:

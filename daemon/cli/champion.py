@@ -117,6 +117,7 @@ def promote(
     from daemon import approval  # noqa: PLC0415 - a quick start
     from daemon.clock import now_ms  # noqa: PLC0415
 
+    _require_words(reason)
     if force != (reason is not None):
         message = "--force needs --reason TEXT" if force else "--reason goes with --force"
         raise typer.BadParameter(message)
@@ -152,12 +153,20 @@ def rollback(
     from daemon.champions import rollback as roll_back  # noqa: PLC0415
     from daemon.clock import now_ms  # noqa: PLC0415
 
+    _require_words(reason)
     chosen_tracks(context, track)
     root = load_settings(context).state_folder
     row = roll_back(open_writer(context), root, track, to, reason, now_ms(), by=who(), try_out=_try_out)
     print_line(f"track {track} serves model {short_id(row.model_id)} again, as generation {row.generation}")
     print_line(f"model {short_id(row.previous_model_id or '')} is barred: no run promotes it again")
     _print_commands(context, track)
+
+
+def _require_words(reason: str | None) -> None:
+    """Refuse a reason that would tell the history's readers nothing."""
+    if reason is not None and not reason.strip():
+        message = "--reason is blank: say why, for those who read the history"
+        raise typer.BadParameter(message)
 
 
 def _try_out(folder: "Path") -> None:

@@ -5,9 +5,17 @@ from typing import Annotated
 import typer
 
 from daemon.cli.output import dump, local, print_json, print_line, print_table
-from daemon.cli.workspace import JsonOption, TrackOption, chosen_tracks, load_settings, open_overview, open_writer
+from daemon.cli.workspace import (
+    MOST,
+    JsonOption,
+    TrackOption,
+    chosen_tracks,
+    load_settings,
+    open_overview,
+    open_writer,
+)
 
-DropArgument = Annotated[int, typer.Argument(metavar="DROP", help="Number of the drop.")]
+DropArgument = Annotated[int, typer.Argument(metavar="DROP", help="Number of the drop.", max=MOST)]
 ReasonOption = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; kept with the drop.")]
 StateOption = Annotated[
     str | None, typer.Option("--state", help="accepted, rejected, duplicate, withdrawn or held.", metavar="STATE")

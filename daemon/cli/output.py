@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from pipeline.contract import Progress
 
 SCHEMA = 1
-_WIDE = 400
+#: Columns where no terminal sets an end: more than any verdict has, as all cells of a wider line would be clipped.
+_WIDE = 100_000
 _MINUTE, _HOUR = 60, 3600
 
 
@@ -34,7 +35,9 @@ def print_line(text: str = "") -> None:
 
 def print_json(**fields: Any) -> None:
     """Print one JSON object with the version of our schema."""
-    print(json.dumps({"schema": SCHEMA, **fields}, ensure_ascii=False, indent=2))
+    text = json.dumps({"schema": SCHEMA, **fields}, ensure_ascii=False, indent=2)
+    # A byte of a file name that is no UTF-8 reaches us as half a character: JSON has an escape for it.
+    print(text.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
 def print_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

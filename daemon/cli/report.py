@@ -9,13 +9,15 @@ import typer
 
 from daemon.cli.output import print_json, print_line, print_table
 from daemon.cli.status import short_id
-from daemon.cli.workspace import JsonOption, RunArgument, complete_run, open_overview
+from daemon.cli.workspace import MOST, JsonOption, RunArgument, complete_run, open_overview
 
 if TYPE_CHECKING:
     from daemon.evidence import Comparison
 
 _DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY")
-OtherRunArgument = Annotated[int, typer.Argument(metavar="RUN", help="The other one.", autocompletion=complete_run)]
+OtherRunArgument = Annotated[
+    int, typer.Argument(metavar="RUN", help="The other one.", autocompletion=complete_run, max=MOST)
+]
 
 
 def register(app: typer.Typer) -> None:

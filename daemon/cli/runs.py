@@ -100,7 +100,7 @@ def show(context: typer.Context, *, run: RunArgument, as_json: JsonOption = Fals
         print_table(("ATTEMPT", "STATE", "BEGAN", "TOOK", "ERROR"), attempts)
     if found.config:
         print_line()
-        for name in ("base_model", "train", "evaluate", "gate", "split"):
+        for name in ("base_model", "train", "evaluate", "gate", "guards", "split"):
             value = found.config.get(name)
             print_line(f"{name}: {value if isinstance(value, str) else _listed(value)}")
     if found.verdict is not None:

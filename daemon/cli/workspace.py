@@ -87,4 +87,8 @@ def complete_run(context: typer.Context, incomplete: str) -> list[tuple[str, str
     return [(str(run.id), f"{run.track} {run.outcome or run.state}") for run in matching]
 
 
-RunArgument = Annotated[int, typer.Argument(metavar="RUN", help="Number of the run.", autocompletion=complete_run)]
+#: The largest number that the database can look for.
+MOST = (1 << 63) - 1
+RunArgument = Annotated[
+    int, typer.Argument(metavar="RUN", help="Number of the run.", autocompletion=complete_run, max=MOST)
+]

@@ -122,6 +122,14 @@ def test_a_run_that_did_not_win_is_not_approved(house: House, outcome: str) -> N
     assert house.serves[0] == 0
 
 
+def test_a_run_without_a_model_is_not_said_to_be_forceable(house: House) -> None:
+    run = house.run("insufficient_evidence")
+    (house.root / f"runs/{run}/merge.json").unlink()
+    with pytest.raises(CannotPromote, match="did not win: insufficient_evidence") as refused:
+        house.approve(run)
+    assert "--force" not in refused.value.hint
+
+
 def test_a_run_that_is_not_there_or_not_over_is_not_approved(house: House) -> None:
     with pytest.raises(CannotPromote, match="no run 9"):
         house.approve(9)

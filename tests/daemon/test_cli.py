@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from daemon.cli.output import print_table
 from daemon.settings import load
 
 SCRIPT = Path(sys.executable).parent / "dropforge"
@@ -86,6 +87,11 @@ ERRORS: tuple[tuple[tuple[str, ...], int, str, str], ...] = (
     (("show",), 2, "Missing argument 'RUN'", "dropforge show --help"),
     (("show", "x"), 2, "Invalid value for 'RUN'", "dropforge show --help"),
     (("show", "9"), 1, "there is no run 9", "dropforge runs"),
+    (("show", "9" * 30), 2, "Invalid value for 'RUN'", "dropforge show --help"),
+    (("compare", "1", "9" * 30), 2, "Invalid value for 'RUN'", "dropforge compare --help"),
+    (("drops", "restore", "9" * 30, "--reason", "x"), 2, "Invalid value for 'DROP'", "dropforge drops restore --help"),
+    (("rollback", "--reason", " "), 2, "--reason is blank", "dropforge rollback --help"),
+    (("promote", "1", "--force", "--reason", ""), 2, "--reason is blank", "dropforge promote --help"),
     (("logs", "9"), 1, "there is no run 9", "dropforge runs"),
     (("retry", "1"), 1, "only a failed, cancelled or quarantined run", "dropforge show 1"),
     (("runs", "--track", "suport"), 2, "there is no track 'suport'", "did you mean 'support'?"),
@@ -120,6 +126,19 @@ def test_with_json_an_error_is_an_object_too(dropforge: Command, arguments: tupl
     error = ended.json["error"]
     assert (ended.code, error["code"]) == (code, code)
     assert f"error: {error['message']}\nhint: {error['hint']}\n" == ended.err
+
+
+def test_half_a_character_of_an_argument_is_escaped_in_json(script: Command, tmp_path: Path) -> None:
+    script("init", folder=tmp_path)
+    strict = {"PYTHONIOENCODING": "utf-8:strict"}
+    ended = script("check", "caf\udce9.jsonl", "--json", folder=tmp_path, code=65, environment=strict)
+    assert ended.json["error"]["message"] == "there is no file caf\udce9.jsonl"
+
+
+def test_a_long_sentence_clips_no_other_cell_where_no_terminal_reads(capsys: pytest.CaptureFixture[str]) -> None:
+    sentence = "worse " * 300 + "end"
+    print_table(("TRACK", "GENERATION", "WHY"), [("default", 12, sentence)])
+    assert capsys.readouterr().out.splitlines()[1].split(maxsplit=2) == ["default", "12", sentence]
 
 
 def test_a_traceback_comes_only_when_asked_for(script: Command, tmp_path: Path) -> None:

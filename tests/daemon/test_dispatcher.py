@@ -477,6 +477,27 @@ def test_a_retried_run_does_again_what_is_judged_otherwise_today(
     assert run_row(engine).outcome == "promoted"
 
 
+def test_a_step_whose_spec_an_earlier_version_wrote_is_done_again(
+    engine: Engine, settings: Settings, executor: ScriptedExecutor
+) -> None:
+    settings = settings.model_copy(update={"gc": settings.gc.model_copy(update={"automatic": False})})
+    dispatcher = new_dispatcher(engine, settings, executor)
+    add_drop(engine, "a")
+    executor.script["decide"] = [lambda spec: _with_a_lost_model(executor, spec, settings.state_folder / "models")]
+    ticks(dispatcher)
+    (settings.state_folder / "lost").rename(
+        settings.state_folder / "models" / durable.read_json(settings.state_folder / "runs/1/merge.json")["model_id"]
+    )
+    (spec,) = settings.state_folder.glob("runs/1/attempts/decide-*/spec.json")
+    value = durable.read_json(spec)
+    value["config"]["guards"]["floors"] = {"bleu": 5}
+    durable.write_json(spec, value)
+    done = len(executor.steps)
+    queue.retry(engine, 1, NOW + 100)
+    ticks(new_dispatcher(engine, settings, executor), now=NOW + 200)
+    assert (executor.steps[done:], run_row(engine).outcome) == (["decide"], "promoted")
+
+
 def _with_a_lost_model(executor: ScriptedExecutor, spec: StepSpec, models: Path) -> StepResult:
     """Decide, and lose the model before it can be promoted: the run fails with all of its steps published."""
     result = executor.good(spec)

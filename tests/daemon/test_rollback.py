@@ -90,6 +90,13 @@ def test_a_rollback_moves_link_baseline_and_generation_to_the_model_before(house
     assert kinds[-2:] == ["rollback_intended", "rolled_back"]
 
 
+def test_a_model_that_takes_long_to_load_serves_from_when_it_was_loaded(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(champions, "monotonic", iter([5.0, 95.0]).__next__)
+    assert house.back().done_at == 50 + 90_000
+
+
 def test_a_second_rollback_goes_further_back_and_not_to_what_was_left(house: House) -> None:
     house.back()
     house.back()

@@ -84,12 +84,13 @@ def test_paths_are_relative_to_the_file(file: Path) -> None:
 
 def test_suites_of_ones_own_are_relative_to_the_file_and_names_stay(file: Path) -> None:
     file.write_text(
-        '[evaluate]\ngeneral = ["builtin", "own.jsonl", "lm-eval:arc_easy", "lm-eval:tasks/a.yaml"]\n'
+        '[evaluate]\ngeneral = ["builtin", "own.jsonl", "own.txt", "lm-eval:arc_easy", "lm-eval:tasks/a.yaml"]\n'
         '[tracks.a.evaluate]\ngeneral = ["sets/mine.jsonl"]\n[tracks.b.evaluate]\nbatch_size = 2\n',
         encoding="utf-8",
     )
     settings = load(file, {})
-    expected = ("builtin", f"{file.parent}/own.jsonl", "lm-eval:arc_easy", f"lm-eval:{file.parent}/tasks/a.yaml")
+    own = tuple(f"{file.parent}/{name}" for name in ("own.jsonl", "own.txt"))
+    expected = ("builtin", *own, "lm-eval:arc_easy", f"lm-eval:{file.parent}/tasks/a.yaml")
     assert settings.evaluate.general == expected
     assert settings.track("a").evaluate.general == (f"{file.parent}/sets/mine.jsonl",)
     assert settings.track("b").evaluate.general == expected
@@ -187,6 +188,12 @@ def test_a_setting_of_the_whole_installation_is_refused_in_a_track(file: Path) -
         ('timezone = "Mars/Base"', "timezone", "no such time zone: 'Mars/Base'"),
         ('schedule = "each night"', "schedule", "not a cron expression"),
         ('[tracks.a]\nschedule = "each night"', "tracks.a.schedule", "not a cron expression"),
+        ("[guards.floors]\nexact_mach = 50", "guards.floors.exact_mach", "'exact_match', 'token_f1'"),
+        ("[guards.floors]\nexact_match = 101", "guards.floors.exact_match", "less than or equal to 100"),
+        ("[guards.floors]\nexact_match = nan", "guards.floors.exact_match", "equal to"),
+        ('[hooks]\nhealth = ["", "x"]', "hooks.health", "must begin with the name or path of a program"),
+        ('[hooks]\nafter_promotion = ["a\\u0000b"]', "hooks.after_promotion", "must begin with the name or path"),
+        ('[hooks]\nhealth = "true"', "hooks.health", 'should be a list, as ["one", "two"]'),
         ("[split]\nheldout = 0.6\ndev = 0.5", "split", "nothing is left to train on"),
     ],
 )
@@ -265,6 +272,7 @@ def test_the_schema_accepts_the_sample_and_every_default() -> None:
         "[tracks.a]\ninbox = 'x'",
         "[tracks.a.train]\nepoch = 1",
         "[tracks.done]",
+        "[guards.floors]\nexact_mach = 50",
         '[tracks."a b"]',
     ],
 )

@@ -33,6 +33,7 @@ from pipeline.errors import StepFailed
 from pipeline.heldout import version_of
 from pipeline.reasons import REASONS
 from pipeline.slices import Known
+from pipeline.verdict_words import Circumstances, sentence
 from tests.records_made import lines_of, paired, yes_or_no
 
 Lines = list[dict[str, Any]]
@@ -179,7 +180,9 @@ def test_a_candidate_that_was_trained_on_held_out_records_is_contaminated_howeve
     assert verdict.outcome == "contaminated"
     assert verdict.reasons == ("trained_on_heldout",)
     assert "trained on 3 held-out records of these" in verdict.sentence
-    assert "dropforge retry RUN --from prepare" in verdict.sentence
+    # Such a run has succeeded: it cannot be retried.
+    assert "dropforge retry" not in verdict.sentence
+    assert "drop a file to begin one" in verdict.sentence
 
 
 def test_records_that_the_champion_was_trained_on_are_said() -> None:
@@ -193,6 +196,18 @@ def test_how_often_the_set_was_used_is_said() -> None:
     verdict = judge(compare("exact_match", yes_or_no(100, 0, 20)), RULES, used=(8, 3))
     assert (verdict.uses, verdict.same_set_uses) == (8, 3)
     assert "8 candidates of this track were judged before, 3 of them on these records" in verdict.sentence
+    once = judge(compare("exact_match", yes_or_no(100, 0, 20)), RULES, used=(1, 0))
+    assert "1 candidate of this track was judged before" in once.sentence
+
+
+def test_a_set_that_can_show_no_gain_is_said_to_be_one_where_nothing_won() -> None:
+    words = "no gain, however large, would be promoted in 8 of 10 cases"
+    verdict = judge(compare("exact_match", yes_or_no(3, 1, 0)), RULES)
+    assert verdict.smallest_detectable_gain is None
+    assert words in verdict.sentence
+    facts = Circumstances(gate=RULES.gate, least_records=100, harm_p_value=1.0)
+    won = judge(compare("exact_match", yes_or_no(100, 0, 20)), RULES)
+    assert words not in sentence(won.model_copy(update={"smallest_detectable_gain": None}), facts)
 
 
 # The verdict does not depend on the order of the records.
@@ -519,6 +534,12 @@ def test_a_model_that_there_is_nothing_to_ask_has_its_verdict_without_being_eval
     assert verdict.sentence.startswith("insufficient evidence, nothing was asked")
     page = (tmp_path / str(verdict.report) / "report.html").read_text(encoding="utf-8")
     assert "Nothing was asked." in page
+
+
+def test_a_shortfall_says_what_is_left_out_since_the_champion_was_trained_on_it(make: Callable[..., Attempt]) -> None:
+    short = Shortfall(heldout_rows=36, needed_heldout_rows=100, needed_rows=430)
+    verdict = decide(make(None, shortfall=short, seen_by_champion=25))
+    assert "needs 100 (25 more that the champion was trained on are left out); about 430" in verdict.sentence
 
 
 def test_a_short_pinned_set_asks_for_rows_in_its_own_folder(make: Callable[..., Attempt]) -> None:

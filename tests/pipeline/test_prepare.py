@@ -292,6 +292,14 @@ def test_no_training_rows_left_is_said_with_where_they_went(tmp_path: Path) -> N
         Snapshot(tmp_path, split=SplitConfig(heldout=0.99, dev=0)).drop(rows(1)).prepare()
 
 
+def test_a_suite_that_cannot_be_read_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    snapshot = Snapshot(tmp_path, evaluate=EvaluateConfig(general=("builtin", str(tmp_path / "own.jsonl")))).drop(
+        rows(9)
+    )
+    with pytest.raises(CannotTrain, match=r"there is no suite .*own\.jsonl"):
+        snapshot.prepare()
+
+
 def test_a_damaged_or_lost_drop_is_refused_by_name(tmp_path: Path) -> None:
     snapshot = Snapshot(tmp_path).drop(rows(10))
     path = snapshot.root / snapshot.drops[0].path
