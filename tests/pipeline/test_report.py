@@ -20,6 +20,7 @@ from pipeline.card_examples import MOST_CHARACTERS, pick
 from pipeline.card_facts import Card, harm_share, is_nearly_failed, schema_text
 from pipeline.card_markup import tag, text
 from pipeline.card_numbers import luck, plain, signed, ticks
+from pipeline.card_words import guard_words
 from pipeline.decide import decide
 from pipeline.report import hash_settings, write_card
 
@@ -312,3 +313,11 @@ def test_numbers_read_as_people_write_them() -> None:
     assert [luck(value) for value in (0.00001, 0.0021, 0.03, 0.5)] == [
         "less than once in 10,000 times", "about once in 480 times", "about once in 33 times", "50 times in 100",
     ]  # fmt: skip
+
+
+def test_a_floor_is_told_by_its_score_and_not_by_the_way_to_it() -> None:
+    floor = GuardResult(
+        guard="floor", label="exact match, at least 60", unit="points", records=120, candidate=59.0, change=-1.0,
+        margin=0.0, state="failed",
+    )  # fmt: skip
+    assert guard_words(floor) == "exact match, at least 60: 59.0 points"
