@@ -78,6 +78,8 @@ class EvaluateConfig(Frozen):
     """Suites against forgetting: `builtin`, files of your own, `lm-eval:TASK`; none with []."""
 
 
+#: The permutation test's smallest p-value is one in 10,000: a limit below it would promote nothing.
+LEAST_P_VALUE = 1e-4
 #: Largest one-sided p-value that promotes; strict keeps 30 nights together under 5 %.
 ALPHAS = {"strict": 0.05 / 30, "balanced": 0.01, "eager": 0.05}
 GuardName = Literal[
@@ -108,6 +110,15 @@ class GateConfig(Frozen):
     """Fewest held-out records for a verdict with exact match."""
     min_records_continuous: int = Field(default=200, ge=1)
     """Fewest held-out records for a verdict with any other metric."""
+
+    @field_validator("p_value")
+    @classmethod
+    def _can_be_reached(cls, value: float) -> float:
+        if 0 < value < LEAST_P_VALUE:
+            least = f"the test's smallest p-value is {LEAST_P_VALUE:g}"
+            msg = f"at {value:g} no gain could be shown: {least}; use that or more"
+            raise ValueError(msg)
+        return value
 
     @property
     def alpha(self) -> float:

@@ -195,6 +195,7 @@ def test_a_setting_of_the_whole_installation_is_refused_in_a_track(file: Path) -
         ('[hooks]\nafter_promotion = ["a\\u0000b"]', "hooks.after_promotion", "must begin with the name or path"),
         ('[hooks]\nhealth = "true"', "hooks.health", 'should be a list, as ["one", "two"]'),
         ("[split]\nheldout = 0.6\ndev = 0.5", "split", "nothing is left to train on"),
+        ("[gate]\np_value = 0.00001", "gate.p_value", "the test's smallest p-value is 0.0001"),
     ],
 )
 def test_a_wrong_value_names_file_and_field(file: Path, text: str, field: str, problem: str) -> None:

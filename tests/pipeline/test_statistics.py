@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from pipeline import statistics
+from pipeline.config import LEAST_P_VALUE
 
 
 def mean(sample: statistics.Floats, axis: int) -> statistics.Floats:
@@ -267,3 +268,7 @@ def test_rare_catastrophes_hidden_in_small_gains_show_a_gain_in_no_more_than_fou
     # Four times the level is the gate's bound for such data, and why it wants 200 records: with 100 either test alone
     # errs more. What is called a gain are samples with fewer catastrophes than is usual, so no test of them would tell.
     assert 0.01 < rejections(samples) <= 0.04
+
+
+def test_the_smallest_p_value_that_can_be_set_is_the_smallest_that_the_permutation_test_has() -> None:
+    assert statistics.sign_flip([0.5] * 200, seed=1) == pytest.approx(LEAST_P_VALUE)
