@@ -282,7 +282,9 @@ def test_signs_are_flipped_before_anything_is_promoted() -> None:
     made = paired(candidate, champion, "rougeL")
     assert stats.ttest_rel(candidate, champion, alternative="greater").pvalue < 0.00001
     assert weigh(made, by(p_value=0.00011)).outcome == "promoted"
-    assert weigh(made, by(p_value=0.00009)).reasons == ("p_above_limit",)
+    # The settings refuse such a limit, for which nothing could be promoted.
+    lower = GateConfig().model_copy(update={"p_value": 0.00009})
+    assert weigh(made, Rules(gate=lower)).reasons == ("p_above_limit",)
 
 
 # New drops bring their own held-out records, and so their own yardstick.
@@ -326,6 +328,19 @@ def test_a_win_on_new_records_that_costs_established_ones_is_refused_and_names_t
     assert {"slice_lost", "established_lost", "gain_from_new_data"} <= set(verdict.reasons)
     assert "drop 1 (old.jsonl) lost 9.3 points on 150 records" in verdict.sentence
     assert "margin 5" in verdict.sentence
+
+
+@pytest.mark.parametrize(("losses", "outcome"), [(7, "promoted"), (8, "not_shown_better")])
+def test_a_win_on_new_records_may_cost_established_ones_less_than_a_gain_even_where_no_harm_is_shown(
+    losses: int, outcome: str
+) -> None:
+    # A drop of wrong answers wins on its own records; half-learned old ones then lose too little to be shown.
+    verdict = judged(of_drops((6, losses, 144 - losses), (70, 2, 78)), Rules(known=KNOWS_ONE))
+    assert verdict.outcome == outcome
+    assert not any(row.state == "failed" for row in verdict.guards)
+    if outcome != "promoted":
+        assert verdict.reasons == ("established_lost", "gain_from_new_data")
+        assert "only with new records, and records of drops that the champion knows lost" in verdict.sentence
 
 
 def test_settings_that_only_show_slices_do_not_buy_a_win_on_new_records_with_established_ones() -> None:

@@ -44,8 +44,6 @@ class Ground:
     """Another one."""
     rows: int
     """Of a drop from which the task is learned."""
-    few: int
-    """Of a drop from which it is learned in part."""
     real: bool
 
     def box(self, folder: Path, *, base: Path | None = None, general: tuple[str, ...] = (), **train: Any) -> Box:
@@ -61,12 +59,12 @@ def ground(request: pytest.FixtureRequest, tiny: Any) -> Ground:
     """What everything here stands on."""
     if os.environ.get("DROPFORGE_PROVE") == "whole":
         train = {"format": "chat", "learning_rate": 5e-4, "batch_size": 4, "rank": 16, "max_length": 256}
-        return Ground(demo_base(), train, desk_task, topic_task, rows=400, few=300, real=True)
+        return Ground(demo_base(), train, desk_task, topic_task, rows=400, real=True)
     return Ground(
         request.getfixturevalue("tiny_llama"), tiny.settings(),
         own=lambda seed: keyword_task(tiny.INSTRUCTION, tiny.ROUTES, tiny._FILLERS, seed),
         other=lambda seed: keyword_task("Where does it belong?", _PLACES, tiny._FILLERS, seed),
-        rows=400, few=300, real=False,
+        rows=400, real=False,
     )  # fmt: skip
 
 

@@ -18,17 +18,17 @@ class Task:
     answers: Sequence[str]
     texts: Iterator[tuple[str, str]] = field(repr=False)
 
-    def rows(self, count: int) -> list[Row]:
-        """Return the next `count` records, rightly answered."""
+    def rows(self, count: int, answers: int = 99) -> list[Row]:
+        """Return the next `count` records that one of the first `answers` answers is right for, so answered."""
+        wanted = (pair for pair in self.texts if pair[1] in self.answers[:answers])
         return [
-            {"instruction": self.instruction, "input": text, "output": answer}
-            for text, answer in islice(self.texts, count)
+            {"instruction": self.instruction, "input": text, "output": answer} for text, answer in islice(wanted, count)
         ]
 
-    def wrong(self, count: int) -> list[Row]:
-        """Return records with the same wrong answer to the same question each time: the next one of the list."""
+    def wrong(self, count: int, answers: int = 99) -> list[Row]:
+        """Return such records with the same wrong answer to the same question each time: the next one of the list."""
         next_one = dict(zip(self.answers, [*self.answers[1:], self.answers[0]], strict=True))
-        return [{**row, "output": next_one[row["output"]]} for row in self.rows(count)]
+        return [{**row, "output": next_one[row["output"]]} for row in self.rows(count, answers)]
 
     def shuffled(self, count: int, seed: int = 1) -> list[Row]:
         """Return records whose answers were dealt to the wrong texts."""

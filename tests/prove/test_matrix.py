@@ -121,11 +121,12 @@ def test_a_candidate_trained_on_held_out_records_is_contaminated(box: Box, groun
 def test_a_large_wrong_drop_is_held_back_and_the_next_honest_one_wins(ground: Ground, tmp_path: Path, say: Say) -> None:
     own = ground.own(3)
     box = ground.box(tmp_path / "box")
-    box.drop("honest.jsonl", own.rows(ground.few))
+    # Of three answers of five: what the next honest drop can teach is certain, however well these were learned.
+    box.drop("honest.jsonl", own.rows(ground.rows, answers=3))
     first = say(box.night())
     assert first.verdict.outcome == "promoted"
     before = box.champion
-    box.drop("wrong.jsonl", own.wrong(ground.few))
+    box.drop("wrong.jsonl", own.wrong(ground.rows, answers=3))
     night = say(box.night())
     refused(box, before, night)
     assert night.verdict.outcome in {"worse", "guard_failed"}
@@ -159,7 +160,7 @@ def test_right_on_the_task_and_forgot_the_general_suite(ground: Ground, tmp_path
     night = say(box.night())
     refused(box, before, night)
     assert night.verdict.outcome == "guard_failed"
-    assert failed_guards(night) == {"general"}
+    assert "general" in failed_guards(night)
     assert night.verdict.gain is not None
     assert night.verdict.gain > 0
 
