@@ -232,8 +232,8 @@ class _Shown:
 
     def known_lost(self, part: Comparison, known: Known) -> bool:
         """Return whether the established records lost as many points as a gain would have to have, shown or not."""
-        differences = part.differences()[known.established(part)]
-        return bool(differences.size) and self.is_large(-self.gain(differences))
+        gain = self.gain(part.differences()[known.established(part)])
+        return gain < 0 and self.is_large(-gain)
 
 
 def _judged_on(comparison: Comparison, rules: Rules) -> Flags:

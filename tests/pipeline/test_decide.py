@@ -343,6 +343,11 @@ def test_a_win_on_new_records_may_cost_established_ones_less_than_a_gain_even_wh
         assert "only with new records, and records of drops that the champion knows lost" in verdict.sentence
 
 
+def test_where_any_gain_will_do_old_records_that_stay_as_they_are_have_not_lost() -> None:
+    rules = Rules(known=KNOWS_ONE, gate=GateConfig(min_gain=0))
+    assert judged(of_drops((6, 6, 138), (70, 2, 78)), rules).outcome == "promoted"
+
+
 def test_settings_that_only_show_slices_do_not_buy_a_win_on_new_records_with_established_ones() -> None:
     rules = Rules(known=KNOWS_ONE, guards=GuardConfig(show_only=("slice",)))
     verdict = judged(of_drops((2, 16, 132), (70, 2, 78)), rules)
