@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -168,8 +168,7 @@ def weigh(comparison: Comparison, rules: Rules) -> Weighed:
     Decide: p-value and mean gain within the gate's limits on enough records, and no guard failed.
 
     `worse` needs the mirrored test to show harm. A gain that is shown only together with the records of new drops
-    counts where no slice of established records lost, and these together less than the gain that is asked for: such a
-    drop brings its own yardstick, and the established records are all that speaks of it.
+    counts where no slice of established records lost: such a drop brings its own yardstick.
     """
     gate = rules.gate
     part = comparison.part(_judged_on(comparison, rules))
@@ -182,8 +181,6 @@ def weigh(comparison: Comparison, rules: Rules) -> Weighed:
     harm = statistics.one_sided_p(-differences, continuous=continuous, seed=seed, relevant=HARM_P_VALUE)
     wins = shown.wins(gain, p_value)
     only_new = wins and not shown.without_new(part, rules.known)
-    if only_new and not checked.established_lost and shown.known_lost(part, rules.known):
-        checked = replace(checked, established_lost=(slices[0].label,))
     few = differences.size < _least_records(comparison, gate)
     against = {
         "trained_on_heldout": rules.seen_by_candidate > 0,
@@ -229,11 +226,6 @@ class _Shown:
         mask = known.established(part)
         differences = part.differences()[mask]
         return bool(mask.all()) or self.wins(self.gain(differences), self.p_value(differences))
-
-    def known_lost(self, part: Comparison, known: Known) -> bool:
-        """Return whether the established records lost as many points as a gain would have to have, shown or not."""
-        gain = self.gain(part.differences()[known.established(part)])
-        return gain < 0 and self.is_large(-gain)
 
 
 def _judged_on(comparison: Comparison, rules: Rules) -> Flags:
