@@ -15,11 +15,10 @@ import pytest
 
 from pipeline.manifest import MANIFEST_NAME
 from pipeline.prompt import fold
-from tests.prove.box import Box, Night, Tamper, challenge_with, train_on
+from tests.prove.box import Box, Night, challenge_with, train_on
 from tests.prove.conftest import Ground
 
 pytestmark = pytest.mark.timeout(7200)
-SUITE = Path(__file__).parents[2] / "pipeline/general_suite.jsonl"
 
 
 @pytest.fixture
@@ -156,10 +155,10 @@ def test_right_on_the_new_drop_and_forgot_the_old_one(box: Box, ground: Ground, 
 
 
 def test_right_on_the_task_and_forgot_the_general_suite(ground: Ground, tmp_path: Path, say: Say) -> None:
-    box, tampers = forgetful(ground, tmp_path)
+    box = forgetful(ground, tmp_path)
     before = box.champion
     box.drop("narrow.jsonl", ground.own(5).rows(ground.rows))
-    night = say(box.night(**tampers))
+    night = say(box.night())
     refused(box, before, night)
     assert night.verdict.outcome == "guard_failed"
     assert "general" in failed_guards(night)
@@ -167,19 +166,11 @@ def test_right_on_the_task_and_forgot_the_general_suite(ground: Ground, tmp_path
     assert night.verdict.gain > 0
 
 
-def unlearn(rows: list[dict[str, Any]], _folder: Path) -> list[dict[str, Any]]:
-    """Add the shipped suite with a wrong answer to each of its questions: a gain on the task hides what that costs."""
-    wrong = []
-    for item in map(json.loads, SUITE.read_text(encoding="utf-8").splitlines()):
-        answer = item["choices"][(item["answer"] + 1) % len(item["choices"])]
-        wrong.append({**rows[0], "id": item["id"], "instruction": item["question"], "input": "", "output": answer})
-    return [*rows, *wrong]
-
-
-def forgetful(ground: Ground, tmp_path: Path) -> tuple[Box, dict[str, Tamper]]:
-    """Return a box, and what makes learning the own task in it cost what the champion could do beside it."""
+def forgetful(ground: Ground, tmp_path: Path) -> Box:
+    """Return a box in which learning the own task costs what the champion could do beside it."""
     if ground.real:
-        return ground.box(tmp_path / "box", general=("builtin",)), {"prepare": train_on(unlearn)}
+        # Eight times the rate at which it is learned without such a loss.
+        return ground.box(tmp_path / "box", general=("builtin",), learning_rate=4e-3)
     other = ground.other(6)
     school = ground.box(tmp_path / "school")
     school.drop("other.jsonl", other.rows(ground.rows))
@@ -199,4 +190,4 @@ def forgetful(ground: Ground, tmp_path: Path) -> tuple[Box, dict[str, Tamper]]:
     ]
     suite = tmp_path / "suite.jsonl"
     suite.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
-    return ground.box(tmp_path / "box", base=base, general=(str(suite),)), {}
+    return ground.box(tmp_path / "box", base=base, general=(str(suite),))
