@@ -30,13 +30,6 @@ class Task:
         next_one = dict(zip(self.answers, [*self.answers[1:], self.answers[0]], strict=True))
         return [{**row, "output": next_one[row["output"]]} for row in self.rows(count, answers)]
 
-    def shuffled(self, count: int, seed: int = 1) -> list[Row]:
-        """Return records whose answers were dealt to the wrong texts."""
-        rows = self.rows(count)
-        answers = [row["output"] for row in rows]
-        random.Random(seed).shuffle(answers)
-        return [{**row, "output": answer} for row, answer in zip(rows, answers, strict=True)]
-
 
 def keyword_task(instruction: str, words: Mapping[str, str], fillers: Sequence[str], seed: int) -> Task:
     """Return a task in which one word of a text decides: what two layers can learn."""
