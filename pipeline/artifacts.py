@@ -335,7 +335,9 @@ class Verdict(Artifact):
     losses: int = 0
     ties: int = 0
     smallest_detectable_gain: float | None = None
-    """Smallest true gain that this decision, its guards included, promotes in 8 of 10 cases; `None` if none is."""
+    """Smallest true gain that this decision, its guards included, promotes with `detectable_power`."""
+    detectable_power: float | None = None
+    """0.8, or where even a large gain is promoted more rarely, 0.7 to 0.5; `None` if none is promoted so often."""
     records_needed: int | None = None
     """Further held-out records that would show the observed gain, if it is real, with 80 % power."""
     guards: tuple[GuardResult, ...] = ()

@@ -6,7 +6,7 @@ from pipeline.artifacts import GuardResult, SliceResult, Verdict
 from pipeline.card_answers import answers
 from pipeline.card_facts import Card, is_nearly_failed
 from pipeline.card_markup import Child, Column, Html, section, table, tag
-from pipeline.card_numbers import count, p_words, plain, signed, span
+from pipeline.card_numbers import cases, count, p_words, plain, signed, span
 from pipeline.card_plots import (
     axis_picture,
     flips_picture,
@@ -98,8 +98,8 @@ def _gain(card: Card) -> Html:
         (swatch("needed"), f"smallest gain that promotes: {signed(least)}"),
     ]
     if verdict.smallest_detectable_gain is not None:
-        smallest = signed(verdict.smallest_detectable_gain)
-        entries.append((swatch("seen"), f"smallest gain that these records show reliably: {smallest}"))
+        smallest, often = signed(verdict.smallest_detectable_gain), cases(verdict.detectable_power)
+        entries.append((swatch("seen"), f"smallest gain that is promoted in {often}: {smallest}"))
     if verdict.noise is not None:
         entries.append((swatch("noise"), f"noise of asking one model twice: {plain(verdict.noise.points, 2)}"))
     test = None

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from pipeline.artifacts import Dataset, GuardResult, Outcome, Report, Verdict
 from pipeline.card_facts import NextStep, Reason, Story
-from pipeline.card_numbers import count, luck, plain, signed
+from pipeline.card_numbers import cases, count, luck, plain, signed
 from pipeline.config import RunConfig
 from pipeline.reasons import REASONS
 
@@ -104,7 +104,8 @@ def _limits(verdict: Verdict, dataset: Dataset, config: RunConfig) -> list[str]:
     if verdict.outcome != "not_shown_better" or smallest is None:
         return []
     least = f"; the settings ask for {plain(config.gate.min_gain)}" if config.gate.min_gain else ""
-    return [f"With this many records, a gain of {plain(smallest)} points or more is shown reliably{least}."]
+    often = cases(verdict.detectable_power)
+    return [f"With these records, a gain of {plain(smallest)} points or more is promoted in {often}{least}."]
 
 
 def guard_words(guard: GuardResult) -> str:

@@ -16,7 +16,7 @@ from pipeline.errors import StepFailed
 from pipeline.guards import Guards
 from pipeline.heldout import version_of
 from pipeline.metrics import METRICS
-from pipeline.power import POWER, GainTest, Hurdles, records_needed, smallest_detectable_gain
+from pipeline.power import LOWER_POWERS, POWER, Detectable, GainTest, Hurdles, records_needed, smallest_detectable_gain
 from pipeline.reasons import GUARD_REASONS
 from pipeline.slices import POINTS, Known, Slice, find_slices, measure_slices
 from pipeline.statistics import Floats
@@ -145,7 +145,8 @@ def judge(comparison: Comparison, rules: Rules, *, used: tuple[int, int] = (0, 0
         wins=wins,
         losses=losses,
         ties=differences.size - wins - losses,
-        smallest_detectable_gain=smallest,
+        smallest_detectable_gain=None if smallest is None else smallest.gain * POINTS,
+        detectable_power=None if smallest is None else smallest.power,
         records_needed=None if found.outcome == "promoted" else needed,
         guards=found.guards.rows,
         slices=measure_slices(comparison, find_slices(comparison, rules.known), found.seed),
@@ -156,6 +157,7 @@ def judge(comparison: Comparison, rules: Rules, *, used: tuple[int, int] = (0, 0
         gate=rules.gate,
         least_records=least,
         harm_p_value=found.harm_p_value,
+        dearest_guards=None if smallest is None else smallest.dearest,
         established_lost=found.guards.established_lost,
         seen_by_candidate=rules.seen_by_candidate,
         seen_by_champion=rules.seen_by_champion,
@@ -259,17 +261,18 @@ def _outcome(reasons: Sequence[str], checked: Guards, *, wins: bool) -> Outcome:
     return "promoted" if wins and "established_lost" not in reasons else "not_shown_better"
 
 
-def _power(found: Weighed, rules: Rules, least: int) -> tuple[float | None, int | None]:
-    """Return the smallest gain that this decision would let pass, in points, and the records that are missing."""
+def _power(found: Weighed, rules: Rules, least: int) -> tuple[Detectable | None, int | None]:
+    """Return the smallest gain that this decision would let pass, and the records that are missing."""
     differences = found.part.differences()
     test = GainTest(METRICS[found.part.metric].continuous, rules.gate.alpha, rules.gate.min_gain / POINTS)
     if not differences.size:
         return None, None
     hurdles = Hurdles(differences, guards.watched(found.part, found.slices, rules.guards), found.seed)
-    smallest = smallest_detectable_gain(differences, test, hurdles)
+    tried = (smallest_detectable_gain(differences, test, hurdles, power) for power in (POWER, *LOWER_POWERS))
+    smallest = next((one for one in tried if one is not None), None)
     needed = records_needed(differences, test, POWER if smallest is None else smallest.test_power)
     missing = None if needed is None else max(0, max(needed, least) - differences.size)
-    return None if smallest is None else smallest.gain * POINTS, missing
+    return smallest, missing
 
 
 def _early(dataset: Dataset, shortfall: Shortfall, gate: GateConfig, *, trained: bool) -> Verdict:

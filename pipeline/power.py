@@ -12,10 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from pipeline.comparison import Flags, Places
 from pipeline.statistics import Floats
 
 #: How often a gain that is called detectable is promoted.
 POWER = 0.8
+#: What is said instead where the guards, on so few records, stop more than that by chance.
+LOWER_POWERS = (0.7, 0.6, 0.5)
 #: A guard's test fails a candidate at this p-value; all tests of one kind together have it (Holm).
 GUARD_LEVEL = 0.05
 #: No advice asks for more held-out records than this.
@@ -136,6 +139,20 @@ class Hurdles:
         """Return the share of winners that the guards let through, if the true gain wins with probability `chance`."""
         winners = self._order[: max(1, round(chance * _DRAWS))]
         stopped = np.zeros(winners.size, dtype=bool)
+        for caught in self._stopped(gain, winners).values():
+            stopped |= caught
+        return 1.0 - float(stopped.mean())
+
+    def dearest(self, gain: float, chance: float) -> str | None:
+        """Return the family of guards that stops the most of these winners; `None` if none stops any."""
+        winners = self._order[: max(1, round(chance * _DRAWS))]
+        caught = {family: int(stops.sum()) for family, stops in self._stopped(gain, winners).items()}
+        family = max(caught, key=lambda one: caught[one], default=None)
+        return family if family is not None and caught[family] else None
+
+    def _stopped(self, gain: float, winners: Places) -> dict[str, Flags]:
+        """Return which winners each family of guards stops."""
+        stopped = {one.family: np.zeros(winners.size, dtype=np.bool_) for one in self._watched}
         sizes = {one.family: sum(other.tested and other.family == one.family for other in self._watched)
                  for one in self._watched}  # fmt: skip
         for one, errors in zip(self._watched, self._errors, strict=True):
@@ -143,19 +160,22 @@ class Hurdles:
             changes = one.slope * gain + errors[winners]
             if one.tested and deviation > 0:
                 # Holm rejects anything at all only if the smallest p-value is within the level over their number.
-                stopped |= changes < float(stats.norm.ppf(GUARD_LEVEL / sizes[one.family])) * deviation
+                stopped[one.family] |= changes < float(stats.norm.ppf(GUARD_LEVEL / sizes[one.family])) * deviation
             if one.margin is not None:
-                stopped |= changes < -one.margin
-        return 1.0 - float(stopped.mean())
+                stopped[one.family] |= changes < -one.margin
+        return stopped
 
 
 @dataclass(frozen=True)
 class Detectable:
-    """The smallest true gain that is promoted with the power asked for, as a fraction."""
+    """The smallest true gain that is promoted with a power, as a fraction."""
 
     gain: float
+    power: float
     test_power: float
     """The test's own power there, which the guards take something from."""
+    dearest: str | None = None
+    """Family of the guards that take the most."""
 
 
 def smallest_detectable_gain(
@@ -186,7 +206,8 @@ def smallest_detectable_gain(
     while high - low > 1e-5:  # noqa: PLR2004 - a thousandth of a point
         middle = (low + high) / 2
         low, high = (low, middle) if chance(middle) >= power else (middle, high)
-    return Detectable(high, test.chance(values.size, high, noise))
+    shown = test.chance(values.size, high, noise)
+    return Detectable(high, power, shown, hurdles.dearest(high, shown) if hurdles is not None else None)
 
 
 def records_needed(differences: Sequence[float] | Floats, test: GainTest, power: float = POWER) -> int | None:

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 from pipeline import statistics
 from pipeline.artifacts import GuardResult, Outcome, Verdict
+from pipeline.card_numbers import cases
 from pipeline.config import GateConfig
 from pipeline.metrics import METRICS
+from pipeline.power import LOWER_POWERS, POWER
 from pipeline.reasons import REASONS
 
 WORDS: dict[Outcome, str] = {
@@ -35,6 +37,14 @@ _REMEDIES: Mapping[str, str] = {
 }  # fmt: skip
 
 
+#: Kinds of guards as a sentence names them; the others are those of slices.
+_FAMILIES: Mapping[str, str] = {
+    "metric": "those on other metrics", "general": "those on general suites", "nll": "the one on likelihood",
+    "empty": "the one on empty answers", "truncated": "the one on answers cut off",
+    "looping": "the one on looping answers", "former": "the one on former champions",
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Circumstances:
     """What a sentence says beside the verdict's own numbers."""
@@ -42,6 +52,8 @@ class Circumstances:
     gate: GateConfig
     least_records: int
     harm_p_value: float
+    dearest_guards: str | None = None
+    """The family of guards that would stop the most good candidates by chance."""
     established_lost: tuple[str, ...] = ()
     seen_by_candidate: int = 0
     seen_by_champion: int = 0
@@ -176,18 +188,29 @@ def _with_and_without(verdict: Verdict) -> str:
 
 def _context(verdict: Verdict, facts: Circumstances) -> str:
     """Say what this set can show at all, how often it was used, and what it leaves out."""
-    smallest = verdict.smallest_detectable_gain
-    sees = f"A gain of {smallest or 0:.1f} points would be promoted on this set in 8 of 10 cases; "
-    if smallest is None:
+    sees = f"{_sees(verdict, facts.dearest_guards)}; "
+    if verdict.outcome == "promoted" and (verdict.detectable_power or 0) < POWER:
         # Beside a win this would only confuse: so large a change blurs every guard that the power is computed with.
-        won = verdict.outcome == "promoted"
-        sees = "" if won else "On this set no gain, however large, would be promoted in 8 of 10 cases; "
+        sees = ""
     one = verdict.uses == 1
     uses = f"{verdict.uses} candidate{'' if one else 's'} of this track {'was' if one else 'were'} judged before"
     same = f", {verdict.same_set_uses} of them on these records" if verdict.uses else ""
     left = facts.seen_by_champion
     seen = f"; {records(left)} that the champion was trained on {'is' if left == 1 else 'are'} left out" if left else ""
     return f"{sees}{uses}{same}{seen}."
+
+
+def _sees(verdict: Verdict, dearest: str | None) -> str:
+    """Say the smallest gain that this set can show, and what stands in its way."""
+    smallest = verdict.smallest_detectable_gain
+    if smallest is None:
+        return f"On this set no gain, however large, would be promoted in {cases(LOWER_POWERS[-1])}"
+    found = f"A gain of {smallest:.1f} points would be promoted on this set in {cases(verdict.detectable_power)}"
+    if (verdict.detectable_power or POWER) >= POWER:
+        return found
+    most = f", most of all {_FAMILIES.get(dearest, 'those on slices')}" if dearest else ""
+    chance = f"guards that look at few records also stop good candidates by chance{most}"
+    return f"{found}, and none much more surely: {chance}"
 
 
 def _listed(labels: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from pipeline.card_numbers import cases
 from pipeline.formats import printable
 
 if TYPE_CHECKING:
@@ -126,7 +127,8 @@ def verdict_lines(verdict: "Verdict") -> list[str]:
     if verdict.p_value is not None:
         lines.append(f"p = {verdict.p_value:.2g} ({verdict.test}, one-sided)")
     if verdict.smallest_detectable_gain is not None:
-        lines.append(f"smallest gain that this set can show: {verdict.smallest_detectable_gain:.1f} points")
+        often = cases(verdict.detectable_power)
+        lines.append(f"smallest gain that is promoted in {often}: {verdict.smallest_detectable_gain:.1f} points")
     if verdict.records_needed:
         lines.append(f"further held-out records that would show this gain: {verdict.records_needed}")
     return [*lines, *_guard_lines(verdict), *_slice_lines(verdict), *_trust_lines(verdict)]

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from pipeline.artifacts import (
     SuiteScores,
     Verdict,
 )
-from pipeline.comparison import compare
+from pipeline.comparison import Suite, compare
 from pipeline.config import GateConfig, GuardConfig, RunConfig
 from pipeline.contract import Attempt, StepSpec
 from pipeline.decide import Rules, decide, judge, weigh
@@ -201,13 +202,31 @@ def test_how_often_the_set_was_used_is_said() -> None:
 
 
 def test_a_set_that_can_show_no_gain_is_said_to_be_one_where_nothing_won() -> None:
-    words = "no gain, however large, would be promoted in 8 of 10 cases"
+    words = "no gain, however large, would be promoted in 5 of 10 cases"
     verdict = judge(compare("exact_match", yes_or_no(3, 1, 0)), RULES)
     assert verdict.smallest_detectable_gain is None
     assert words in verdict.sentence
     facts = Circumstances(gate=RULES.gate, least_records=100, harm_p_value=1.0)
     won = judge(compare("exact_match", yes_or_no(100, 0, 20)), RULES)
-    assert words not in sentence(won.model_copy(update={"smallest_detectable_gain": None}), facts)
+    nothing = {"smallest_detectable_gain": None, "detectable_power": None}
+    assert words not in sentence(won.model_copy(update=nothing), facts)
+
+
+def test_where_guards_stop_too_many_by_chance_the_gain_of_fewer_cases_is_said_with_the_guards() -> None:
+    # Half of the items changed: one good candidate of four loses more than the margin of 5 points on them by chance.
+    items = np.array([[1.0, 0.0]] * 25 + [[0.0, 1.0]] * 25 + [[1.0, 1.0]] * 50)
+    found = replace(compare("exact_match", yes_or_no(10, 10, 180)), suites=(Suite("general", items),))
+    verdict = judge(found, RULES)
+    assert verdict.detectable_power == 0.7
+    assert verdict.smallest_detectable_gain is not None
+    assert (
+        f"A gain of {verdict.smallest_detectable_gain:.1f} points would be promoted on this set in 7 of 10 cases, "
+        "and none much more surely: guards that look at few records also stop good candidates by chance, most of all "
+        "those on general suites; "
+    ) in verdict.sentence
+    without = judge(replace(found, suites=()), RULES)
+    assert without.detectable_power == 0.8
+    assert "in 8 of 10 cases; " in without.sentence
 
 
 # The verdict does not depend on the order of the records.

@@ -115,6 +115,7 @@ def test_guards_make_the_smallest_gain_larger_so_that_the_whole_decision_keeps_i
     assert whole is not None
     assert whole.gain > alone.gain
     assert whole.test_power * 0.95 == pytest.approx(0.8, abs=0.01)
+    assert (alone.dearest, whole.dearest) == (None, "general")
 
 
 def test_a_guard_that_sees_the_gain_itself_costs_nearly_nothing_and_one_without_noise_nothing() -> None:
@@ -141,7 +142,23 @@ def test_the_share_that_passes_is_what_the_tests_of_redrawn_records_let_pass() -
 def test_where_the_guards_stop_too_many_no_gain_is_called_detectable() -> None:
     differences = np.random.default_rng(24).normal(0, 0.2, 400)
     strict = [Watched(f"kind {number}", 0.02, margin=0.005) for number in range(3)]
-    assert power.smallest_detectable_gain(differences, CONTINUOUS, Hurdles(differences, strict, seed=1)) is None
+    hurdles = Hurdles(differences, strict, seed=1)
+    assert power.smallest_detectable_gain(differences, CONTINUOUS, hurdles) is None
+    # A loss of 0.005 where the error is 0.02 happens to 0.4 of good candidates, three times over.
+    passing = stats.norm.sf(-0.25) ** 3
+    rarely = power.smallest_detectable_gain(differences, CONTINUOUS, hurdles, power=passing - 0.03)
+    assert rarely is not None
+    assert rarely.power == passing - 0.03
+    assert power.smallest_detectable_gain(differences, CONTINUOUS, hurdles, power=passing + 0.03) is None
+
+
+def test_the_dearest_guards_are_those_that_stop_the_most_good_candidates() -> None:
+    differences = np.random.default_rng(25).normal(0, 0.2, 400)
+    kinds = [Watched("general", 0.02, margin=0.04), Watched("empty", 0.02, tested=False, margin=0.01)]
+    assert Hurdles(differences, kinds, seed=1).dearest(0.05, 0.9) == "empty"
+    assert Hurdles(differences, kinds[:1], seed=1).dearest(0.05, 0.9) == "general"
+    sure = [Watched("size", 0.001, tested=False, margin=0.1)]
+    assert Hurdles(differences, sure, seed=1).dearest(0.05, 0.9) is None
 
 
 def test_the_draws_of_a_large_heldout_set_take_little_memory() -> None:
