@@ -25,7 +25,7 @@ _HEADLINES: dict[Outcome, str] = {
     "worse": "The new model is worse. The champion stays.",
     "not_shown_better": "The new model was not shown to be better. The champion stays.",
     "insufficient_evidence": "There is too little data to decide. The champion stays.",
-    "guard_failed": "The new model gains, but loses something that it must not lose. The champion stays.",
+    "guard_failed": "The new model loses something that it must not lose. The champion stays.",
     "contaminated": "This result cannot be trusted. The champion stays.",
 }
 BADGES: dict[Outcome, str] = {
@@ -53,6 +53,8 @@ def _sentence(words: str) -> str:
 def tell(verdict: Verdict, dataset: Dataset, report: Report | None, config: RunConfig, run: int) -> Story:
     """Return the story of a verdict."""
     headline = _HEADLINES[verdict.outcome]
+    if verdict.outcome == "guard_failed" and not {"p_above_limit", "gain_below_minimum"} & set(verdict.reasons):
+        headline = headline.replace("loses", "gains, but loses")
     if verdict.outcome == "promoted":
         headline += " It waits for your approval." if config.gate.approval == "manual" else " It becomes the champion."
     why = (*_numbers(verdict), *_because(verdict, report), *_limits(verdict, dataset, config))
@@ -78,7 +80,7 @@ def _numbers(verdict: Verdict) -> list[str]:
 
 def _because(verdict: Verdict, report: Report | None) -> list[str]:
     if verdict.outcome == "promoted" and verdict.p_value is not None:
-        guarded = ", and no guard found harm" if verdict.guards else ""
+        guarded = ", and no guard stands against it" if verdict.guards else ""
         return [f"A model that is no better would look like this {luck(verdict.p_value)}{guarded}."]
     if verdict.outcome == "guard_failed":
         failed = [guard for guard in verdict.guards if guard.state == "failed"]

@@ -26,7 +26,7 @@ from pipeline.verdict_words import Circumstances, records, sentence
 HARM_P_VALUE = 0.01
 #: The same for a guard of a candidate that did not win: about ten guards together then err as seldom as `worse`.
 GUARD_HARM_P_VALUE = 0.001
-_TESTS = {True: "sign flip and paired t", False: "exact McNemar"}
+_TESTS = {True: "sign flip, paired t and skewness-adjusted t", False: "exact McNemar"}
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,9 @@ from pipeline.power import GUARD_LEVEL, Watched
 from pipeline.slices import LEAST_TESTED, POINTS, Slice
 from pipeline.statistics import Floats
 
+#: Sign flips a test of one kind, so that the smallest p-value of all of them together stays below .001.
+_FLIPS_EACH = 2000
+
 
 @dataclass(frozen=True)
 class Guards:
@@ -134,6 +137,8 @@ def _test(members: Sequence[_Subject], seed: int) -> list[GuardResult]:
             continuous=not statistics.is_yes_or_no(member.differences),
             seed=seed,
             relevant=GUARD_LEVEL,
+            # Holm multiplies by their number: even the largest must still be able to show what `worse` asks for.
+            permutations=max(statistics.PERMUTATIONS, _FLIPS_EACH * len(tested)),
         )
         for member in tested
     ]

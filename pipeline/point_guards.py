@@ -118,7 +118,7 @@ def _catastrophes(comparison: Comparison) -> GuardResult:
         champion=gained,
         change=gained - lost,
         p_value=p_value,
-        state="failed" if p_value <= GUARD_LEVEL else "passed",
+        state="shown" if len(comparison.ids) < LEAST_TESTED else "failed" if p_value <= GUARD_LEVEL else "passed",
     )
 
 

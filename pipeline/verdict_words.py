@@ -68,9 +68,9 @@ def sentence(verdict: Verdict, facts: Circumstances) -> str:
     else:
         low, high = verdict.interval
         found = head + (
-            f"{title} {verdict.candidate_score:.1f} against the champion's {verdict.champion_score:.1f} "
-            f"on {records(verdict.records)} (gain {verdict.gain:.1f} points, "
-            f"{statistics.CONFIDENCE:.0%} interval {low:.1f} to {high:.1f}, {p(verdict.p_value)}; "
+            f"{title} {tenths(verdict.candidate_score)} against the champion's {tenths(verdict.champion_score)} "
+            f"on {records(verdict.records)} (gain {tenths(verdict.gain)} points, "
+            f"{statistics.CONFIDENCE:.0%} interval {tenths(low)} to {tenths(high)}, {p(verdict.p_value)}; "
             f"{verdict.wins} better, {verdict.losses} worse, {verdict.ties} equal)"
         ).replace("%", " %")
     why = _why(verdict, facts)
@@ -86,6 +86,11 @@ def p(value: float | None) -> str:
     return f"p = {value:.4f}" if value < 0.1 else f"p = {value:.2f}"  # noqa: PLR2004 - further digits say nothing
 
 
+def tenths(value: float | None) -> str:
+    """Return points as a sentence says them, without a negative zero."""
+    return f"{round(value or 0.0, 1) + 0.0:.1f}"
+
+
 def records(count: int, kind: str = "held-out record") -> str:
     """Return a count of records as a sentence says it."""
     return f"{count} {kind}{'' if count == 1 else 's'}"
@@ -99,13 +104,13 @@ def guard_words(row: GuardResult) -> str:
 
 
 def _points(row: GuardResult) -> str:
-    lost = f"{row.label} lost {-(row.change or 0):.1f} points on {records(row.records or 0, 'record')}"
-    return f"{lost} ({row.candidate:.1f} against {row.champion:.1f}, margin {row.margin:g}"
+    lost = f"{row.label} lost {tenths(-(row.change or 0))} points on {records(row.records or 0, 'record')}"
+    return f"{lost} ({tenths(row.candidate)} against {tenths(row.champion)}, margin {row.margin:g}"
 
 
 def _former(row: GuardResult) -> str:
-    lost = f"the {row.label} is {-(row.change or 0):.1f} points better on {records(row.records or 0, 'record')}"
-    return f"{lost} ({row.champion:.1f} against {row.candidate:.1f}, margin {row.margin:g}"
+    lost = f"the {row.label} is {tenths(-(row.change or 0))} points better on {records(row.records or 0, 'record')}"
+    return f"{lost} ({tenths(row.champion)} against {tenths(row.candidate)}, margin {row.margin:g}"
 
 
 def _nll(row: GuardResult) -> str:
@@ -115,7 +120,7 @@ def _nll(row: GuardResult) -> str:
 
 
 def _rate(row: GuardResult) -> str:
-    return f"{row.label} rose from {row.champion:.1f} to {row.candidate:.1f} per cent (margin {row.margin:g}"
+    return f"{row.label} rose from {tenths(row.champion)} to {tenths(row.candidate)} per cent (margin {row.margin:g}"
 
 
 def _catastrophe(row: GuardResult) -> str:
@@ -123,7 +128,7 @@ def _catastrophe(row: GuardResult) -> str:
 
 
 def _floor(row: GuardResult) -> str:
-    return f"{row.label}, is {row.candidate:.1f} (guards.floors"
+    return f"{row.label}, is {tenths(row.candidate)} (guards.floors"
 
 
 def _cost(row: GuardResult) -> str:

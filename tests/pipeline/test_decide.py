@@ -74,7 +74,7 @@ def test_a_better_candidate_is_promoted_on_a_continuous_metric() -> None:
     champion = noise.uniform(0.2, 0.6, 250)
     verdict = judge(paired(champion + noise.normal(0.05, 0.19, 250), champion, "rougeL"), RULES)
     assert verdict.outcome == "promoted"
-    assert verdict.test == "sign flip and paired t"
+    assert verdict.test == "sign flip, paired t and skewness-adjusted t"
     assert verdict.interval is not None
     assert verdict.interval[0] > 0
 
@@ -210,6 +210,14 @@ def test_a_set_that_can_show_no_gain_is_said_to_be_one_where_nothing_won() -> No
     won = judge(compare("exact_match", yes_or_no(100, 0, 20)), RULES)
     nothing = {"smallest_detectable_gain": None, "detectable_power": None}
     assert words not in sentence(won.model_copy(update=nothing), facts)
+
+
+def test_a_change_that_rounds_to_nothing_has_no_sign_in_the_sentence() -> None:
+    noise = np.random.default_rng(2).normal(0, 1, 300)
+    tiny = -0.0002 + 1e-5 * noise
+    said = judge(paired(0.5 + tiny, np.full(300, 0.5), "rougeL"), RULES).sentence
+    assert "-0.0" not in said
+    assert "gain 0.0 points, 98 % interval 0.0 to 0.0" in said
 
 
 def test_where_guards_stop_too_many_by_chance_the_gain_of_fewer_cases_is_said_with_the_guards() -> None:

@@ -283,6 +283,12 @@ def test_catastrophes_are_no_price_for_many_small_gains(lost: int, gained: int, 
         assert f"{lost} answers lost 50 points or more and {gained} gained as much" in verdict.sentence
 
 
+@pytest.mark.parametrize(("records", "state"), [(LEAST_TESTED - 1, "shown"), (LEAST_TESTED, "failed")])
+def test_catastrophes_among_few_records_are_displayed_only(records: int, state: str) -> None:
+    verdict = judge(compare("rougeL", continuous(7, 0)[:records]), Rules())
+    assert row_of(verdict, "catastrophe").state == state
+
+
 @pytest.mark.parametrize(("floor", "state"), [(90.0, "passed"), (99.0, "failed")])
 def test_a_score_below_its_floor_is_not_promoted(floor: float, state: str) -> None:
     verdict = verdict_on(good(), floors={"exact_match": floor})
@@ -374,6 +380,22 @@ def test_a_candidate_that_does_not_win_has_failed_a_guard_only_if_the_harm_is_su
     assert unsure.reasons == ("general_lost", "p_above_limit", "gain_below_minimum")
     assert "builtin lost 5.3 points" in unsure.sentence
     assert sure.outcome == "guard_failed"
+
+
+@pytest.mark.parametrize("drops", [5, 12, 40])
+def test_the_harm_that_one_drop_shows_is_sure_however_many_drops_there_are(drops: int) -> None:
+    random = np.random.default_rng(0)
+    champion = random.uniform(0.4, 0.6, 60 * drops)
+    change = random.normal(0.4 / (drops - 1), 0.02, champion.size)
+    change[:60] = -0.4
+    lines = lines_of(champion + change, champion, "rougeL")
+    for place, line in enumerate(lines):
+        line["drop"] = 1 + place // 60
+    verdict = judge(compare("rougeL", lines), Rules())
+    lost = next(row for row in verdict.guards if row.label == "drop 1")
+    assert lost.p_value is not None
+    assert lost.p_value <= 0.001
+    assert verdict.outcome == "guard_failed"
 
 
 def test_every_guard_has_a_reason_and_every_reason_its_words() -> None:
