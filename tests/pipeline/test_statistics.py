@@ -95,6 +95,17 @@ def test_the_adjusted_t_errs_about_as_often_as_it_says_where_t_errs_by_far_more_
     assert abs(adjusted - 0.01) < 0.004
 
 
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_the_adjusted_t_is_halls_transformation_in_its_closed_form(sign: int) -> None:
+    differences = sign * (np.random.default_rng(9).exponential(1, 12) - 0.4)
+    count, spread = differences.size, differences.std(ddof=1)
+    skew = stats.skew(differences) * (differences.std() / spread) ** 3
+    # The cubic is a whole cube: ((1 + g S / 3)^3 - 1) / g.
+    cube = ((1 + skew * differences.mean() / spread / 3) ** 3 - 1) / skew
+    expected = stats.t.sf(math.sqrt(count) * (cube + skew / (6 * count)), count - 1)
+    assert statistics.skewness_adjusted_t(differences) == pytest.approx(expected, rel=1e-9)
+
+
 def test_the_adjusted_t_is_t_where_there_is_no_skewness_or_nothing_to_estimate_it_from() -> None:
     scale = np.random.default_rng(7).normal(0, 0.2, 30)
     even = np.concatenate((scale, -scale)) + 0.03
