@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline import statistics
 from pipeline.artifacts import SliceResult
-from pipeline.comparison import Comparison, Flags
+from pipeline.comparison import Comparison, Flags, Places
 from pipeline.metrics import METRICS
 
 POINTS = 100
@@ -33,9 +33,22 @@ class Known:
 
         A pinned record always counts as one: it came by a person's choice of a yardstick, with no training rows.
         """
+        return self.among(comparison.drops, comparison.pinned)
+
+    def among(self, drops: Places, pinned: Flags) -> Flags:
+        """Return the same for records that came with `drops` and of which some are `pinned`."""
         if self.drops is None:
-            return np.ones(len(comparison.ids), dtype=np.bool_)
-        return np.asarray(np.isin(comparison.drops, list(self.drops)) | comparison.pinned)
+            return np.ones(drops.size, dtype=np.bool_)
+        return np.asarray(np.isin(drops, list(self.drops)) | pinned)
+
+
+def judged_on(on: str, known: Known, drops: Places, pinned: Flags) -> Flags:
+    """Return which records, of these drops and pinned or not, the gate judges on by its setting `on`."""
+    if on == "pinned" and pinned.any():
+        return pinned
+    if on == "established":
+        return known.among(drops, pinned)
+    return np.ones(drops.size, dtype=np.bool_)
 
 
 @dataclass(frozen=True)
