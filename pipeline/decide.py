@@ -18,7 +18,7 @@ from pipeline.heldout import version_of
 from pipeline.metrics import METRICS
 from pipeline.power import POWER, GainTest, Hurdles, records_needed, smallest_detectable_gain
 from pipeline.reasons import GUARD_REASONS
-from pipeline.slices import POINTS, Known, Slice, find_slices, judged_on, measure_slices
+from pipeline.slices import POINTS, Known, Slice, count_unlisted, find_slices, judged_on, measure_slices
 from pipeline.statistics import Floats
 from pipeline.verdict_words import Circumstances, records, sentence
 
@@ -152,6 +152,7 @@ def judge(comparison: Comparison, rules: Rules, *, used: tuple[int, int] = (0, 0
         records_needed=None if found.outcome == "promoted" else needed,
         guards=found.guards.rows,
         slices=measure_slices(comparison, find_slices(comparison, rules.known), found.seed),
+        slices_not_listed=count_unlisted(comparison),
         uses=used[0],
         same_set_uses=used[1],
     )
