@@ -306,6 +306,13 @@ def test_a_sick_model_is_rolled_back_by_itself_and_barred(
     assert house.tried == [house.folder / "base"]
     assert {"health_failed", "rolled_back"} <= set(house.events())
     assert "health command failed" in dropforge("status").out
+    asked = dropforge("promote", "1")
+    assert asked.code == 1
+    for words in (
+        f"run 1 was promoted, then rolled back to generation 0: health command failed: {error}",
+        "its model is barred since", "dropforge promote 1 --force --reason TEXT",
+    ):  # fmt: skip
+        assert words in asked.err
     with transaction(house.daemon.engine) as session:
         past = champions.history(session, "default")
     assert champions.barred(past) == {sick.model_id}
