@@ -6,6 +6,7 @@ A win that waits is `awaiting_approval` as long as the champion that it was comp
 
 import getpass
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic
 
@@ -37,8 +38,9 @@ def approve(engine: Engine, state_folder: Path, run_id: int, now: int, by: str |
     """
     with transaction(engine) as session:
         run = _known(session, run_id)
+        back = _barred_by(champions.history(session, run.track), run_id)
     verdict = publishing.load_verdict(state_folder, run_id)
-    _require_waiting(state_folder, run)
+    _require_waiting(state_folder, run, back)
     if verdict is None or verdict.candidate_model_id is None or verdict.champion_generation is None:
         message = f"the verdict of run {run_id} is not there any more"
         raise CannotPromote(message, f"bring runs/{run_id}/decide.json back from a backup, or: {forcing(run_id)}")
@@ -102,12 +104,23 @@ def _known(session: Session, run_id: int) -> Run:
     return run
 
 
-def _require_waiting(state_folder: Path, run: Run) -> None:
+def _barred_by(past: Sequence[Promotion], run_id: int) -> Promotion | None:
+    """Return the roll-back by which the model of a run lost its place and is barred since, if there was one."""
+    made = {row.model_id for row in past if row.run_id == run_id} & champions.barred(past)
+    back = [row for row in past if row.kind == PromotionKind.ROLLBACK and row.previous_model_id in made]
+    return back[-1] if back else None
+
+
+def _require_waiting(state_folder: Path, run: Run, back: Promotion | None) -> None:
     if run.outcome == AWAITING:
         return
     if run.outcome == OVERTAKEN:
         message = f"run {run.id} won, but against a champion that another one has taken the place of"
         hint = "a run on new data is compared with today's champion"
+    elif run.outcome == "promoted" and back is not None:
+        by = f", by {back.approved_by}" if back.approved_by else ""
+        message = f"run {run.id} was promoted, then {back.reason}{by}; its model is barred since"
+        hint = f"see what reigns: dropforge history --track {run.track}"
     elif run.outcome == "promoted":
         message, hint = f"run {run.id} was promoted", f"see what reigns: dropforge history --track {run.track}"
     elif run.state not in _OVER:

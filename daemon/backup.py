@@ -5,6 +5,7 @@ A backup of the state folder, made while the daemon writes, and putting it back 
     BACKUP/dropforge.db      the database, verified
     BACKUP/drops/            the files of its accepted, withdrawn and held drops
     BACKUP/runs/<id>/*.json  what its succeeded runs published: verdicts and numbers
+    BACKUP/runs/<id>/attempts/decide-<n>/report/  their evidence cards
     BACKUP/models/<id>/      the merged models that are champion or previous, or wait for approval, if asked for
     BACKUP/settings.json     the settings then in force, to read; nothing is restored from them
 
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from daemon.database_file import BACKUPS, copy_database, revision, verify
+from daemon.evidence import JSON_NAME, PAGE_NAME
 from daemon.processes import FileLock
 from daemon.settings import Settings
 from daemon.state_folder import DATABASE_NAME
@@ -185,7 +187,7 @@ def named_files(root: Path, database: Path, *, with_models: bool = False) -> Ite
         # Bad rows that were set aside are not in the file, so its bytes are not those that were dropped.
         yield f"drops/{sha256}.jsonl", None if quarantined else sha256
     for run in succeeded:
-        for path in sorted((root / "runs" / str(run)).glob("[!.]*.json")):
+        for path in (*sorted((root / "runs" / str(run)).glob("[!.]*.json")), *_card(root, run)):
             yield path.relative_to(root).as_posix(), None
     models = {*champions(database), *_awaited(root, waiting)} if with_models else set()
     for model in sorted(models):
@@ -193,6 +195,13 @@ def named_files(root: Path, database: Path, *, with_models: bool = False) -> Ite
         yield from ((path.relative_to(root).as_posix(), None) for path in paths)
         if not paths:
             yield f"{model}/", None
+
+
+def _card(root: Path, run: int) -> list[Path]:
+    """Return the files of the evidence card that a run's verdict names; none where it has no card any more."""
+    verdict = durable.read_json(root / "runs" / str(run) / "decide.json")
+    named = verdict.get("report") if verdict else None
+    return [path for name in (JSON_NAME, PAGE_NAME) if named and (path := root / named / name).is_file()]
 
 
 def _awaited(root: Path, runs: Sequence[int]) -> Iterator[str]:

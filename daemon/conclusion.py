@@ -5,6 +5,7 @@ Each part is idempotent, so a crash in between repeats it to the same end.
 """
 
 import shutil
+from pathlib import Path
 
 from sqlalchemy import Engine
 from sqlmodel import Session
@@ -30,32 +31,43 @@ def conclude(engine: Engine, settings: Settings, claim: queue.Claim, run: Run, n
     """
     Act on the run's published verdict; return the outcome and the sentence that the run has ended with.
 
-    Raises `ChampionMoved` if the candidate was not compared with today's champion, `LostClaim` if the run is not the
-    owner's any more, `DropforgeError` if the candidate cannot be promoted.
+    Raises `ChampionMoved` if the candidate was not compared with today's champion, whether it won or lost, `LostClaim`
+    if the run is not the owner's any more, `DropforgeError` if the candidate cannot be promoted.
     """
     root = settings.state_folder
     verdict = publishing.load_verdict(root, claim.run_id)
     if verdict is None:  # pragma: no cover - `next_step` has just seen it
         message = f"run {claim.run_id} has no verdict"
         raise StepFailed(message)
-    waits = verdict.outcome == "promoted" and _is_manual(settings, run)
-    if verdict.outcome == "promoted" and not waits:
+    wins = verdict.outcome == "promoted"
+    waits = wins and _is_manual(settings, run) and not champions.has_promoted(engine, claim.run_id)
+    if wins and not waits:
         _promote(engine, settings, claim, run.track, verdict, now)
-    if _blames_drops(verdict) and _in_force(settings, run.track).on_worse == "hold":
-        reason = f"new in run {claim.run_id}: {verdict.sentence}"
-        queue.hold_new_drops(engine, claim, reason, now)
+    holds = _blames_drops(verdict) and _in_force(settings, run.track).on_worse == "hold"
+    bound = waits or (not wins and _hangs_on_champion(root, claim.run_id, verdict))
     shutil.rmtree(publishing.run_folder(root, claim.run_id) / "checkpoints", ignore_errors=True)
     outcome, sentence = AWAITING if waits else verdict.outcome, verdict.sentence
 
     def still(session: Session, held: Run) -> None:
-        if waits:
-            # In the transaction that lets it wait: a champion that changes after it ends the waiting.
-            require_generation(session, held.track, _candidate(verdict)[1])
+        # In the transaction that ends the run: no champion changes between the look and what follows from it.
+        if bound:
+            require_generation(session, held.track, verdict.champion_generation)
+        if holds:
+            queue.hold_new_drops(session, held, f"new in run {held.id}: {verdict.sentence}", now)
 
     queue.finish(
         engine, claim, outcome, sentence, now, heldout_version=_heldout_version(settings, verdict, claim), still=still
     )
     return outcome, sentence
+
+
+def _hangs_on_champion(root: Path, run_id: int, verdict: Verdict) -> bool:
+    """
+    Say whether another champion could make another verdict of one that is no win.
+
+    Not where nobody was compared, for want of data, and not where the candidate was trained on what it was asked.
+    """
+    return verdict.outcome != "contaminated" and "evaluate" in publishing.published(root, run_id)
 
 
 def _promote(  # noqa: PLR0913, PLR0917 - whose candidate, by which verdict, and when

@@ -53,6 +53,10 @@ class TryOut(Protocol):
         """Raise `DropforgeError` if it does not."""
 
 
+class NothingToRun(DropforgeError):
+    """There is no command to run again, or it is under way."""
+
+
 Begin = Callable[[tuple[str, ...], dict[str, str], float], Running]
 
 
@@ -228,6 +232,29 @@ class Hooks:
             "PROMOTION_RUN": "" if run is None else str(run),
             "PROMOTION_REPORT": str(report),
         }
+
+
+def ask_again(engine: Engine, settings: Settings, track: str, now: int, by: str) -> Promotion:
+    """
+    Let the daemon run `hooks.after_promotion` again for today's champion of a track; return the row of its change.
+
+    `by` asks for it, as the event says. Raises `NothingToRun` if the settings name no such command or it is under way,
+    `NoChampion` if the track has none.
+    """
+    own = (settings.track(track) if track in settings.track_names else settings).hooks
+    if not own.after_promotion:
+        message = f"track {track} has no command to run after a change of champion"
+        raise NothingToRun(message, "set hooks.after_promotion in dropforge.toml")
+    with transaction(engine) as session:
+        generation = champions.champion(session, track).generation
+        row = next(one for one in champions.history(session, track) if one.generation == generation)
+        if row.hook_state in _OPEN:
+            message = f"hooks.after_promotion of track {track} is {row.hook_state} already"
+            raise NothingToRun(message, "see what comes of it: dropforge status; the daemon runs it: dropforge run")
+        row.hook_state, row.hook_error, row.hook_output = HookState.PENDING, None, None
+        session.add(row)
+        record_event(session, "hook_asked_again", now, track=track, run_id=row.run_id, generation=generation, by=by)
+    return row
 
 
 def _maker(session: Session, row: Promotion) -> int | None:

@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import Engine, func, update
+from sqlalchemy import func, update
 from sqlmodel import Session, col, select
 
-from daemon.claims import Claim, held_run, record_event
-from daemon.database import transaction
+from daemon.claims import record_event
 from daemon.tables import Drop, DropState, Run
 from pipeline import artifacts
 
@@ -71,26 +70,23 @@ def judged_before(session: Session, track: str, run_id: int) -> tuple[int, dict[
     return sum(number for _, number in found), {version: number for version, number in found if version is not None}
 
 
-def hold_new_drops(engine: Engine, claim: Claim, reason: str, now: int) -> list[int]:
+def hold_new_drops(session: Session, run: Run, reason: str, now: int) -> list[int]:
     """
-    Take the drops for training that were new in the claim's run out of later snapshots; return their numbers.
+    Take the drops for training that were new in a run out of later snapshots; return their numbers.
 
-    New are those that no other candidate was judged with: a run that ended without a verdict clears nobody. Raises
-    `LostClaim` if the run is not the owner's any more.
+    New are those that no other candidate was judged with: a run that ended without a verdict clears nobody. Works in
+    the caller's transaction, which ends the run: drops are not held for a verdict that is not acted on.
     """
-    held, run_id = [], claim.run_id
-    with transaction(engine) as session:
-        run = held_run(session, claim)
-        judged = select(Run.snapshot).where(Run.track == run.track, Run.id != run_id, col(Run.outcome).in_(JUDGED))
-        old = {drop["id"] for snapshot in session.exec(judged) for drop in snapshot or ()}
-        ids = [drop["id"] for drop in run.snapshot or () if drop["id"] not in old]
-        new = select(Drop).where(col(Drop.id).in_(ids), Drop.state == DropState.ACCEPTED, Drop.role == "train")
-        for drop in session.exec(new.order_by(col(Drop.id))).all():
-            drop.state, drop.reason = DropState.HELD, reason
-            session.add(drop)
-            record_event(session, "drop_held", now, track=drop.track, run_id=run_id, drop_id=drop.id, reason=reason)
-            held.append(drop.id or 0)
-    return held
+    judged = select(Run.snapshot).where(Run.track == run.track, Run.id != run.id, col(Run.outcome).in_(JUDGED))
+    old = {drop["id"] for snapshot in session.exec(judged) for drop in snapshot or ()}
+    ids = [drop["id"] for drop in run.snapshot or () if drop["id"] not in old]
+    new = select(Drop).where(col(Drop.id).in_(ids), Drop.state == DropState.ACCEPTED, Drop.role == "train")
+    held = session.exec(new.order_by(col(Drop.id))).all()
+    for drop in held:
+        drop.state, drop.reason = DropState.HELD, reason
+        session.add(drop)
+        record_event(session, "drop_held", now, track=drop.track, run_id=run.id, drop_id=drop.id, reason=reason)
+    return [drop.id or 0 for drop in held]
 
 
 def _as_artifact(drop: Drop) -> artifacts.Drop:

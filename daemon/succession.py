@@ -51,8 +51,8 @@ def champion(session: Session, track: str) -> ModelRef:
     )
 
 
-def require_generation(session: Session, track: str, expected: int) -> None:
-    """Raise `ChampionMoved` if the track's champion is of another generation."""
+def require_generation(session: Session, track: str, expected: int | None) -> None:
+    """Raise `ChampionMoved` if the track's champion is of another generation, or it is not known which was meant."""
     if champion(session, track).generation != expected:
         raise _moved(track, expected)
 
@@ -186,7 +186,7 @@ def _abandon(session: Session, intent: Promotion, now: int) -> None:
     )
 
 
-def _moved(track: str, expected: int) -> ChampionMoved:
+def _moved(track: str, expected: int | None) -> ChampionMoved:
     message = f"the champion of track {track} is not generation {expected} any more"
     return ChampionMoved(message, f"look at it: dropforge history --track {track}")
 

@@ -342,6 +342,8 @@ class Verdict(Artifact):
     """Further held-out records that would show the observed gain, if it is real, with 80 % power."""
     guards: tuple[GuardResult, ...] = ()
     slices: tuple[SliceResult, ...] = ()
+    slices_not_listed: int = 0
+    """Further drops and tags, of too few records to decide anything."""
     uses: int = 0
     """Candidates of this track that were judged before this one."""
     same_set_uses: int = 0

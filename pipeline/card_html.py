@@ -178,6 +178,8 @@ def _slices(verdict: Verdict) -> Html:
             " New are those of drops that the champion was not trained on: a new drop brings its own questions, so a "
             "gain that is only there says less."
         )
+    if more := verdict.slices_not_listed:
+        lead += f" Not listed: {count(more, 'drop or tag', 'drops and tags')} of too few records to decide anything."
     shown = table(columns, rows, "Points of the primary metric; a dot is the gain, a line its interval.")
     return section("Where it gained and lost", shown, lead=lead)
 

@@ -1,6 +1,7 @@
 """What the gate compares: candidate and champion on the same records, sorted by id, a column for each fact."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from pipeline.statistics import Floats
 Flags = npt.NDArray[np.bool_]
 Places = npt.NDArray[np.int64]
 ROLES = ("candidate", "champion")
+#: In the judgement's folder, a line a record.
+JUDGEMENTS_NAME = "judgements.jsonl"
 DEGENERATE = ("empty", "truncated", "looping")
 _AGAIN = "evaluate again: dropforge retry RUN --from evaluate"
 
@@ -36,6 +39,30 @@ class Former:
     generation: int
     places: Places
     scores: Floats
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What a language model said of the records that it was asked about."""
+
+    judgement: Judgement
+    results: Mapping[str, str]
+    """By the record's id: win, loss, tie, inconsistent or failed."""
+
+    def on(self, ids: Iterable[str]) -> Judgement:
+        """Return the judgement counted over those of its records that are among `ids`."""
+        found = [self.results[name] for name in ids if name in self.results]
+        return self.judgement.model_copy(update=count_results(found))
+
+
+def count_results(results: Collection[str]) -> dict[str, int]:
+    """Return the counts of a `Judgement` from what was said of each record."""
+    counts = Counter(results)
+    return {
+        "records": len(results), "wins": counts["win"], "losses": counts["loss"],
+        "ties": counts["tie"] + counts["inconsistent"], "inconsistent": counts["inconsistent"],
+        "failed": counts["failed"],
+    }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,7 +87,7 @@ class Comparison:
     former: tuple[Former, ...] = ()
     seconds_per_answer: tuple[float | None, float | None] = (None, None)
     size_bytes: tuple[int, int] = (0, 0)
-    judgement: Judgement | None = None
+    opinion: Opinion | None = None
 
     def differences(self, metric: str | None = None) -> Floats:
         """Return a metric's candidate minus champion, a record each, turned so that more is better."""
@@ -115,7 +142,7 @@ def read_comparison(root: Path, report: Report, judgement: Judgement | None, *, 
         former=tuple(former),
         seconds_per_answer=(report.candidate.seconds_per_answer, report.champion.seconds_per_answer),
         size_bytes=(report.candidate.size_bytes, report.champion.size_bytes),
-        judgement=judgement,
+        opinion=None if judgement is None else _opinion(root, judgement),
     )
 
 
@@ -161,6 +188,15 @@ def _nll(lines: Sequence[Mapping[str, Any]]) -> tuple[Floats, Floats] | None:
 def _suite(path: Path) -> Floats:
     items: Iterable[Any] = sorted(durable.read_jsonl(path), key=lambda line: str(line["id"]))
     return _finite(np.array([[item[role] for role in ROLES] for item in items], dtype=np.float64).reshape(-1, 2))
+
+
+def _opinion(root: Path, judgement: Judgement) -> Opinion:
+    path = root / judgement.folder / JUDGEMENTS_NAME
+    results = {str(line["id"]): str(line["result"]) for line in durable.read_jsonl(path)} if path.is_file() else {}
+    if len(results) != judgement.records:
+        message = f"the judgement speaks of {judgement.records} records and its file holds {len(results)}"
+        raise StepFailed(message, "ask the judge again: dropforge retry RUN --from judge")
+    return Opinion(judgement, results)
 
 
 def _finite(scores: Floats) -> Floats:

@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline import guards, report, statistics
 from pipeline.artifacts import Dataset, Judgement, Model, Outcome, Report, Shortfall, Verdict
-from pipeline.comparison import Comparison, Flags, read_comparison
+from pipeline.comparison import Comparison, read_comparison
 from pipeline.config import GateConfig, GuardConfig
 from pipeline.contract import Attempt
 from pipeline.errors import StepFailed
@@ -18,7 +18,7 @@ from pipeline.heldout import version_of
 from pipeline.metrics import METRICS
 from pipeline.power import LOWER_POWERS, POWER, Detectable, GainTest, Hurdles, records_needed, smallest_detectable_gain
 from pipeline.reasons import GUARD_REASONS
-from pipeline.slices import POINTS, Known, Slice, find_slices, measure_slices
+from pipeline.slices import POINTS, Known, Slice, count_unlisted, find_slices, judged_on, measure_slices
 from pipeline.statistics import Floats
 from pipeline.verdict_words import Circumstances, records, sentence
 
@@ -66,6 +66,7 @@ def decide(attempt: Attempt) -> Verdict:
     """
     dataset, spec = attempt.load(Dataset), attempt.spec
     version = dataset.heldout_version
+    judgement = attempt.load(Judgement) if Judgement.step in spec.inputs else None
     if dataset.shortfall is not None and Report.step not in spec.inputs:
         made = attempt.load(Model).model_id if Model.step in spec.inputs else None
         verdict = _early(dataset, dataset.shortfall, attempt.config.gate, trained=made is not None)
@@ -78,12 +79,14 @@ def decide(attempt: Attempt) -> Verdict:
         if (found.metric, found.heldout_version) != (dataset.metric, dataset.heldout_version):
             message = "the report was made on another held-out set or with another metric than the dataset's"
             raise StepFailed(message, f"evaluate again: dropforge retry {spec.run} --from evaluate")
-        judgement = attempt.load(Judgement) if Judgement.step in spec.inputs else None
         comparison = read_comparison(attempt.root, found, judgement, all_pinned=dataset.heldout_pinned)
         # Without those that are too long to ask, or that today's champion was trained on.
         version = version_of(comparison.ids)
         used = (spec.uses, spec.judged_versions.get(version, 0))
-        verdict = judge(comparison, _rules(attempt, dataset, found), used=used)
+        rules = _rules(attempt, dataset, found)
+        verdict = judge(comparison, rules, used=used)
+        if comparison.opinion is not None:
+            judgement = comparison.opinion.on(_part(comparison, rules).ids)
         facts = {
             "champion_generation": found.champion_generation,
             "candidate_model_id": found.candidate.model_id,
@@ -98,7 +101,7 @@ def decide(attempt: Attempt) -> Verdict:
             "heldout_version": version,
         }
     )
-    return verdict.model_copy(update={"report": report.write_card(attempt, verdict)})
+    return verdict.model_copy(update={"report": report.write_card(attempt, verdict, judgement)})
 
 
 def _rules(attempt: Attempt, dataset: Dataset, found: Report) -> Rules:
@@ -150,6 +153,7 @@ def judge(comparison: Comparison, rules: Rules, *, used: tuple[int, int] = (0, 0
         records_needed=None if found.outcome == "promoted" else needed,
         guards=found.guards.rows,
         slices=measure_slices(comparison, find_slices(comparison, rules.known), found.seed),
+        slices_not_listed=count_unlisted(comparison),
         uses=used[0],
         same_set_uses=used[1],
     )
@@ -173,7 +177,7 @@ def weigh(comparison: Comparison, rules: Rules) -> Weighed:
     counts where no slice of established records lost: such a drop brings its own yardstick.
     """
     gate = rules.gate
-    part = comparison.part(_judged_on(comparison, rules))
+    part = _part(comparison, rules)
     differences, continuous = part.differences(), METRICS[comparison.metric].continuous
     seed = int.from_bytes(hashlib.sha256("\n".join(part.ids).encode()).digest()[:8])
     slices = find_slices(part, rules.known)
@@ -230,12 +234,9 @@ class _Shown:
         return bool(mask.all()) or self.wins(self.gain(differences), self.p_value(differences))
 
 
-def _judged_on(comparison: Comparison, rules: Rules) -> Flags:
-    if rules.gate.on == "pinned" and comparison.pinned.any():
-        return comparison.pinned
-    if rules.gate.on == "established":
-        return rules.known.established(comparison)
-    return np.ones(len(comparison.ids), dtype=np.bool_)
+def _part(comparison: Comparison, rules: Rules) -> Comparison:
+    """Return the comparison on the records that the gate judges on."""
+    return comparison.part(judged_on(rules.gate.on, rules.known, comparison.drops, comparison.pinned))
 
 
 def _least_records(comparison: Comparison, gate: GateConfig) -> int:

@@ -9,7 +9,7 @@ from pipeline.exams import make_exams
 from pipeline.heldout import read_heldout
 from pipeline.qlora.generation import Decoding
 from pipeline.sitting import sit
-from pipeline.suites import read_suite
+from pipeline.suites import read_suites
 
 RECORDS_NAME = "records.jsonl"
 
@@ -24,7 +24,7 @@ def evaluate(attempt: Attempt) -> Report:
     same way, nothing is left to ask them, or a suite is wrong.
     """
     dataset, settings = attempt.load(Dataset), attempt.config.evaluate
-    suites = [read_suite(name) for name in dict.fromkeys(settings.general)]
+    suites = read_suites(settings.general, attempt.spec.run)
     folder = attempt.make_folder("predictions")
     decoding = Decoding(dataset.max_new_tokens, settings.repetition_penalty, settings.batch_size)
     heldout = read_heldout(attempt.path(dataset.folder) / "heldout.jsonl")

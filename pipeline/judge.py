@@ -15,16 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from pipeline import durable
 from pipeline.artifacts import Judgement, Report
 from pipeline.batch_log import BatchLog, batch_id
+from pipeline.comparison import JUDGEMENTS_NAME, count_results
 from pipeline.contract import Attempt
 from pipeline.errors import StepFailed
 from pipeline.judge_client import Endpoint, NoAnswerError, read_key
 from pipeline.judge_prompt import Chat, Choice, Question, messages, prompt_sha256, read_choice
 from pipeline.prompt import fold
+from pipeline.slices import Known, judged_on
 
-JUDGEMENTS_NAME = "judgements.jsonl"
 #: In the attempt's folder `predictions`, which no clearing up touches while the run goes on: replies may cost money.
 REPLIES_NAME = "judge.replies.jsonl"
 PARALLEL = 4
@@ -76,10 +79,11 @@ class _Judged:
 
 def judge(attempt: Attempt) -> Judgement:
     """
-    Return what the endpoint of `judge.url` says of the records with the lowest ids; one line a record is kept.
+    Return what the endpoint of `judge.url` says of the records with the lowest ids, of those that the gate judges on.
 
-    Equal answers are a tie without asking. Replies that an interrupted attempt had are taken from its log. Raises
-    `StepFailed` if the report's records cannot be read, `Interrupted` if asked to stop; never for the endpoint's sake.
+    One line a record is kept. Equal answers are a tie without asking. Replies that an interrupted attempt had are taken
+    from its log. Raises `StepFailed` if the report's records cannot be read, `Interrupted` if asked to stop; never for
+    the endpoint's sake.
     """
     report = attempt.load(Report)
     config = attempt.config.judge
@@ -101,17 +105,12 @@ def judge(attempt: Attempt) -> Judgement:
         folder=attempt.relative(folder),
         model=config.model,
         prompt_sha256=sitting.prompt,
-        records=len(pairs),
-        wins=counts["win"],
-        losses=counts["loss"],
-        ties=counts["tie"] + counts["inconsistent"],
-        inconsistent=counts["inconsistent"],
-        failed=counts["failed"],
+        **count_results([one.result for one in judged.values()]),
     )
 
 
 def _read_pairs(attempt: Attempt, report: Report) -> list[_Pair]:
-    """Return the report's records, those with the lowest ids first."""
+    """Return the report's records that the gate judges on, those with the lowest ids first."""
     lines = list(durable.read_jsonl(attempt.path(report.folder) / "records.jsonl"))
     try:
         pairs = [_pair(line) for line in lines]
@@ -121,7 +120,17 @@ def _read_pairs(attempt: Attempt, report: Report) -> list[_Pair]:
     if len({pair.id for pair in pairs}) != report.records:
         message = f"the report speaks of {report.records} records and its file holds {len(pairs)}"
         raise StepFailed(message, f"evaluate again: dropforge retry {attempt.spec.run} --from evaluate")
-    return heapq.nsmallest(attempt.config.judge.records, pairs, key=lambda pair: pair.id)
+    kept = [pair for pair, is_judged in zip(pairs, _judged_on(attempt, lines), strict=True) if is_judged]
+    return heapq.nsmallest(attempt.config.judge.records, kept, key=lambda pair: pair.id)
+
+
+def _judged_on(attempt: Attempt, lines: Sequence[Mapping[str, Any]]) -> list[bool]:
+    """Say of each record whether the gate judges on it: to ask about another one would cost and not count."""
+    drops = attempt.spec.champion.drops
+    known = Known(None if drops is None else frozenset(drops))
+    came_with = np.array([line.get("drop", 0) for line in lines], dtype=np.int64)
+    pinned = np.array([line.get("pinned", False) for line in lines], dtype=np.bool_)
+    return [bool(flag) for flag in judged_on(attempt.config.gate.on, known, came_with, pinned)]
 
 
 def _pair(line: Mapping[str, Any]) -> _Pair:

@@ -34,9 +34,9 @@ def point_guards(comparison: Comparison, config: GuardConfig) -> Iterator[GuardR
         if METRICS[comparison.metric].continuous:
             yield _catastrophes(comparison)
     yield from _costs(comparison, config)
-    if comparison.judgement is not None:
-        wins, losses = comparison.judgement.wins, comparison.judgement.losses
-        yield _judge(wins, losses, comparison.judgement.model)
+    if comparison.opinion is not None:
+        judged = comparison.opinion.on(comparison.ids)
+        yield _judge(judged.wins, judged.losses, judged.model)
 
 
 def watched_points(comparison: Comparison, config: GuardConfig) -> Iterator[Watched]:

@@ -32,7 +32,7 @@ from pipeline.sides import Sides, Totals, prompts
 from pipeline.signature_files import FOLDER, signature_name
 from pipeline.signatures import SignatureWriter, holds
 from pipeline.spill import Spill, SpilledRow
-from pipeline.suites import read_suite
+from pipeline.suites import read_suites
 from pipeline.trained_ids import trained_ids
 from pipeline.word_hashes import WordHasher
 
@@ -54,9 +54,8 @@ def prepare(attempt: Attempt) -> Dataset:
     have "references", "pinned" and "tags" too. Raises `CannotTrain` if a drop is damaged, no training rows are left,
     the settings allow no verdict ever, or a suite that they name cannot be read.
     """
-    for name in attempt.config.evaluate.general:
-        # The evaluation reads them hours later: what is wrong with one is said before anything is trained.
-        read_suite(name)
+    # The evaluation reads them hours later: what is wrong with one is said before anything is trained.
+    read_suites(attempt.config.evaluate.general, attempt.spec.run)
     split = attempt.config.split
     folder = attempt.make_folder("data")
     pinned = any(drop.role == "heldout" for drop in attempt.spec.drops)

@@ -18,24 +18,25 @@ FOLDER_NAME, JSON_NAME, PAGE_NAME = "report", "report.json", "report.html"
 A = TypeVar("A", bound=Artifact)
 
 
-def write_card(attempt: Attempt, verdict: Verdict) -> str:
+def write_card(attempt: Attempt, verdict: Verdict, judgement: Judgement | None = None) -> str:
     """
     Write `verdict`'s card into a new folder of the attempt; return the folder, relative to the state folder.
 
-    It shows what the run's earlier steps published, as far as it came.
+    It shows what the run's earlier steps published, as far as it came; `judgement` is what the gate counted of it.
     """
     folder = attempt.make_folder(FOLDER_NAME)
     place = attempt.relative(folder)
-    card = _card(attempt, verdict.model_copy(update={"report": place}))
+    card = _card(attempt, verdict.model_copy(update={"report": place}), judgement)
     durable.write_json(folder / JSON_NAME, card.model_dump(mode="json"))
     durable.write_bytes(folder / PAGE_NAME, page(card).encode())
     return place
 
 
-def _card(attempt: Attempt, verdict: Verdict) -> Card:
+def _card(attempt: Attempt, verdict: Verdict, judgement: Judgement | None) -> Card:
     dataset, config = attempt.load(Dataset), attempt.config
     adapter, model = _published(attempt, Adapter), _published(attempt, Model)
-    report, judgement = _published(attempt, Report), _published(attempt, Judgement)
+    report = _published(attempt, Report)
+    judgement = judgement or _published(attempt, Judgement)
     metric = METRICS.get(verdict.metric)
     regressions, gains = pick(
         _records(attempt, report), verdict.metric, higher_is_better=metric is None or metric.higher_is_better

@@ -1,21 +1,22 @@
 """Parts of the held-out records: by drop, by tag, and by whether the champion knows the drop that they came with."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from pipeline import statistics
 from pipeline.artifacts import SliceResult
-from pipeline.comparison import Comparison, Flags
+from pipeline.comparison import Comparison, Flags, Places
 from pipeline.metrics import METRICS
 
+Name = TypeVar("Name", int, str)
 POINTS = 100
 #: Fewer records are displayed only: a mean of so few says little, and the t-test needs some.
 LEAST_TESTED = 30
-#: Tags with fewer records than that are listed up to this many, the largest first.
-MOST_SMALL_TAGS = 50
+#: Drops and tags with fewer records than that are listed up to this many of each: the newest drops, the largest tags.
+MOST_SMALL = 50
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,22 @@ class Known:
 
         A pinned record always counts as one: it came by a person's choice of a yardstick, with no training rows.
         """
+        return self.among(comparison.drops, comparison.pinned)
+
+    def among(self, drops: Places, pinned: Flags) -> Flags:
+        """Return the same for records that came with `drops` and of which some are `pinned`."""
         if self.drops is None:
-            return np.ones(len(comparison.ids), dtype=np.bool_)
-        return np.asarray(np.isin(comparison.drops, list(self.drops)) | comparison.pinned)
+            return np.ones(drops.size, dtype=np.bool_)
+        return np.asarray(np.isin(drops, list(self.drops)) | pinned)
+
+
+def judged_on(on: str, known: Known, drops: Places, pinned: Flags) -> Flags:
+    """Return which records, of these drops and pinned or not, the gate judges on by its setting `on`."""
+    if on == "pinned" and pinned.any():
+        return pinned
+    if on == "established":
+        return known.among(drops, pinned)
+    return np.ones(drops.size, dtype=np.bool_)
 
 
 @dataclass(frozen=True)
@@ -53,7 +67,8 @@ def find_slices(comparison: Comparison, known: Known) -> tuple[Slice, ...]:
     """
     Return the slices of the records, none of them empty or all of the records.
 
-    Established and new ones where there are both or only new ones; drops where there are several; tags.
+    Established and new ones where there are both or only new ones; drops where there are several; tags. Of drops and
+    tags that are too small for any test, no more than `MOST_SMALL` each.
     """
     return tuple(_slices(comparison, known))
 
@@ -64,17 +79,39 @@ def _slices(comparison: Comparison, known: Known) -> Iterator[Slice]:
         if established.any():
             yield Slice("established", "records of drops that the champion knows", established, established=True)
         yield Slice("new", "records of new drops", ~established, established=False)
-    drops = np.unique(comparison.drops).tolist()
-    for drop in drops if len(drops) > 1 else ():
+    for drop in _kept(_drops(comparison), lambda found: -found[0]):
         mask = comparison.drops == drop
         name = known.names.get(drop)
         yield Slice("drop", f"drop {drop} ({name})" if name else f"drop {drop}", mask, bool(established[mask].all()))
-    small = 0
-    for tag, mask in sorted(comparison.tags.items(), key=lambda item: (-int(item[1].sum()), item[0])):
-        count = int(mask.sum())
-        small += count < LEAST_TESTED
-        if 0 < count < mask.size and (count >= LEAST_TESTED or small <= MOST_SMALL_TAGS):
-            yield Slice("tag", f"tag {tag}", mask, bool(established[mask].all()))
+    for tag in _kept(_tags(comparison), lambda found: (-found[1], found[0])):
+        mask = comparison.tags[tag]
+        yield Slice("tag", f"tag {tag}", mask, bool(established[mask].all()))
+
+
+def count_unlisted(comparison: Comparison) -> int:
+    """Return how many drops and tags `find_slices` leaves out: they are small, and there are too many of them."""
+    counts = (_drops(comparison).values(), _tags(comparison).values())
+    return sum(max(0, sum(count < LEAST_TESTED for count in kind) - MOST_SMALL) for kind in counts)
+
+
+def _drops(comparison: Comparison) -> dict[int, int]:
+    """Return the records by drop in the order of their numbers; nothing if there is one drop alone."""
+    drops, counts = np.unique(comparison.drops, return_counts=True)
+    return dict(zip(drops.tolist(), counts.tolist(), strict=True)) if drops.size > 1 else {}
+
+
+def _tags(comparison: Comparison) -> dict[str, int]:
+    """Return the records by tag, the largest first; without tags of none or of all records."""
+    counts = {tag: int(mask.sum()) for tag, mask in comparison.tags.items()}
+    found = [(tag, count) for tag, count in counts.items() if 0 < count < len(comparison.ids)]
+    return dict(sorted(found, key=lambda one: (-one[1], one[0])))
+
+
+def _kept(counts: Mapping[Name, int], first: Callable[[tuple[Name, int]], Any]) -> list[Name]:
+    """Return the names to list, in their order: of small ones, which decide nothing, those that `first` puts first."""
+    small = sorted(((name, count) for name, count in counts.items() if count < LEAST_TESTED), key=first)
+    left_out = {name for name, _ in small[MOST_SMALL:]}
+    return [name for name in counts if name not in left_out]
 
 
 def measure_slices(comparison: Comparison, slices: tuple[Slice, ...], seed: int) -> tuple[SliceResult, ...]:

@@ -8,6 +8,7 @@ answered and scored by token F1.
 
 import hashlib
 import json
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -79,6 +80,14 @@ class _Line(Frozen):
         return self
 
 
+def read_suites(names: Sequence[str], run: int) -> list[Suite]:
+    """Return the suites that a run's settings name, each once. Raises `CannotTrain` as `read_suite` does."""
+    try:
+        return [read_suite(name) for name in dict.fromkeys(names)]
+    except CannotTrain as error:
+        raise CannotTrain(error.message, f"{error.hint}; then: dropforge retry {run}") from error
+
+
 def read_suite(name: str) -> Suite:
     """
     Return the suite that a setting names.
@@ -92,31 +101,33 @@ def read_suite(name: str) -> Suite:
     if not path.is_file():
         message = f"there is no suite {name}"
         raise CannotTrain(message, f'evaluate.general takes "{BUILTIN}", the path of a file, or "{HARNESS}TASK"')
-    items = tuple(_items(path))
-    if not items:
+    numbered = tuple(_items(path))
+    if not numbered:
         message = f"the suite {path} is empty"
         raise CannotTrain(message, "write an item a line, or take it out of evaluate.general")
     seen: dict[str, int] = {}
-    for number, item in enumerate(items, 1):
+    for number, item in numbered:
         if seen.setdefault(item.id, number) != number:
-            raise _wrong(path, number, f"id: {item.id!r} is the id of item {seen[item.id]} already")
+            raise _wrong(path, number, f"id: {item.id!r} is the id of line {seen[item.id]} already")
+    items = tuple(item for _, item in numbered)
     return Suite(name, _digest(*(json.dumps(asdict(item), sort_keys=True) for item in items)), items)
 
 
-def _items(path: Path) -> Iterator[Item]:
-    lines = path.read_bytes().split(b"\n")
+def _items(path: Path) -> Iterator[tuple[int, Item]]:
+    """Yield a file's items, each with its line, or with its number where it is no file of lines."""
+    lines = path.read_bytes().removeprefix(BOM_UTF8).split(b"\n")
     first = next((line for line in lines if line.strip()), b"")
     if b'"choices"' in first or b'"question"' in first:
         parser = StrictParser()
         for number, line in enumerate(lines, 1):
             if line.strip():
-                yield _choice_item(path, number, line, parser)
+                yield number, _choice_item(path, number, line, parser)
         return
     for number, record in enumerate(read_records(path, _LIMITS), 1):
         if isinstance(record, Finding):
             raise _wrong(path, record.line or number, record.message)
         content = fold(record.instruction, record.input)
-        yield Item(str(number), "general", content, references=(record.output,))
+        yield number, Item(str(number), "general", content, references=(record.output,))
 
 
 def _choice_item(path: Path, number: int, line: bytes, parser: StrictParser) -> Item:

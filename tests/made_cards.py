@@ -199,7 +199,7 @@ def verdict(outcome: str, lines: Sequence[Mapping[str, Any]], **changes: Any) ->
         "wins": sum(new > old for new, old in pairs), "losses": sum(new < old for new, old in pairs),
         "ties": sum(new == old for new, old in pairs), "smallest_detectable_gain": 5.9,
         "records_needed": None if outcome == "promoted" else 1840, "guards": guards(failing=outcome == "guard_failed"),
-        "slices": slices(), "uses": 6, "same_set_uses": 2,
+        "slices": slices(), "slices_not_listed": 12, "uses": 6, "same_set_uses": 2,
         "noise": NoiseFloor(records=200, changed=3, points=0.5), "heldout_version": HELDOUT, "champion_generation": 2,
         "candidate_model_id": NEW, "champion_model_id": OLD,
     })  # fmt: skip

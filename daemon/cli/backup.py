@@ -31,7 +31,7 @@ def backup(
     as_json: JsonOption = False,
 ) -> None:
     """
-    Back up database, drops and verdicts, also while the daemon works.
+    Back up database, drops and verdicts with their cards, also while the daemon works.
 
     The backup is a folder that is verified before it has its name. Models are left out without --models, checkpoints
     and logs always. Exit code 1 if a file that the database names was missing or had changed.

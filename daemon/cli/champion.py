@@ -1,4 +1,4 @@
-"""`champion`, `history`, `promote`, `rollback`: which model serves, which ones did, and letting another one serve."""
+"""`champion`, `history`, `promote`, `rollback`, `hook`: what serves, what did, and letting another model serve."""
 
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
@@ -34,6 +34,7 @@ def register(app: typer.Typer) -> None:
     app.command()(history)
     app.command()(promote)
     app.command()(rollback)
+    app.command()(hook)
 
 
 def champion(
@@ -159,6 +160,25 @@ def rollback(
     row = roll_back(open_writer(context), root, track, to, reason, now_ms(), by=who(), try_out=_try_out)
     print_line(f"track {track} serves model {short_id(row.model_id)} again, as generation {row.generation}")
     print_line(f"model {short_id(row.previous_model_id or '')} is barred: no run promotes it again")
+    _print_commands(context, track)
+
+
+def hook(
+    context: typer.Context,
+    *,
+    track: Annotated[str, typer.Option("--track", metavar="TRACK", help="The track whose server is told.")] = "default",
+) -> None:
+    """
+    Run hooks.after_promotion again for the champion that serves, as after a failure.
+
+    The daemon runs it with the settings that it was started with, and `status` and `history` say what came of it.
+    """
+    from daemon.approval import who  # noqa: PLC0415 - a quick start
+    from daemon.clock import now_ms  # noqa: PLC0415
+    from daemon.hooks import ask_again  # noqa: PLC0415
+
+    chosen_tracks(context, track)
+    ask_again(open_writer(context), load_settings(context), track, now_ms(), who())
     _print_commands(context, track)
 
 

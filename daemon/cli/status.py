@@ -184,7 +184,9 @@ def command_lines(settings: "Settings", champion: "ChampionView", *, alive: bool
         if one is None:
             continue
         if one.state == "failed":
-            lines.append(f"{name} failed: {one.error}")
+            again = name == "hooks.after_promotion" and argv and champion.until is None
+            hint = f"; to run it again: dropforge hook --track {track}" if again else ""
+            lines.append(f"{name} failed: {one.error}{hint}")
         elif one.state in {"pending", "running"}:
             if argv:
                 lines.append(f"{name} is {one.state}" + ("" if alive else ": it runs once the daemon does"))

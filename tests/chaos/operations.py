@@ -187,6 +187,24 @@ def _at(step: str, outcome: str) -> Callable[[Path], None]:
     return prepare
 
 
+def _lost_to_a_former_champion(folder: Path) -> None:
+    """A bad verdict on a second candidate, from before the champion that it lost to was rolled back from."""
+    _came_to("promoted")(folder)
+    daemon = Daemon(folder, START)
+    _accepted(daemon, "second.jsonl", "second")
+    daemon.until("decide", START, "worse")
+    champions.rollback(daemon.engine, daemon.root, "default", 0, "it swears", START)
+
+
+def _compared_again(daemon: Daemon) -> None:
+    daemon.finish_runs(NOW, "not_shown_better")
+    with transaction(daemon.engine) as session:
+        run = session.get_one(Run, 2)
+        assert (run.state, run.outcome, run.failures) == (RunState.SUCCEEDED, "not_shown_better", 0)
+    assert _drops(daemon) == [("new.jsonl", "accepted"), ("second.jsonl", "accepted")]
+    assert _reigning(daemon) == (2, [None, 1, None])
+
+
 # --- checkpoints
 
 
@@ -465,6 +483,7 @@ OPERATIONS = {
     "publish of predictions": Operation(_at("evaluate", "promoted"), _ticking, _ended("promoted")),
     "finish": Operation(_at("decide", "not_shown_better"), _ticking, _ended("not_shown_better")),
     "finish that holds drops": Operation(_at("decide", "worse"), _ticking, _ended("worse", drop="held")),
+    "verdict that comes too late": Operation(_lost_to_a_former_champion, _ticking, _compared_again),
     "checkpoint": Operation(_trained, _checkpointing, _checkpointed),
     "promote": Operation(_at("decide", "promoted"), _ticking, _ended("promoted")),
     "roll back": Operation(_two_champions, _going_back, _back),

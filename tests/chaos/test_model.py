@@ -258,9 +258,11 @@ class House(RuleBasedStateMachine):
             return
 
         def conclude(claim: queue.Claim) -> None:
-            if worse:
-                queue.hold_new_drops(self.daemon.engine, claim, "worse", self.now)
-            queue.finish(self.daemon.engine, claim, "worse", "it lost", self.now)
+            def also(session: Session, run: Run) -> None:
+                if worse:
+                    queue.hold_new_drops(session, run, "worse", self.now)
+
+            queue.finish(self.daemon.engine, claim, "worse", "it lost", self.now, still=also)
 
         self._end(conclude)
         if worse:

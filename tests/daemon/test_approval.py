@@ -113,6 +113,23 @@ def test_a_person_says_yes_and_the_row_says_who_and_when(house: House) -> None:
         house.approve(run)
 
 
+def test_a_run_that_was_rolled_back_from_is_said_to_be_barred_until_it_is_brought_back(house: House) -> None:
+    run = house.run()
+    house.approve(run)
+    house.now += 1000
+    champions.rollback(house.daemon.engine, house.root, "default", None, "it swears", house.now, by="eve")
+    with pytest.raises(CannotPromote) as refused:
+        house.approve(run)
+    assert refused.value.message == (
+        f"run {run} was promoted, then rolled back to generation 0: it swears, by eve; its model is barred since"
+    )
+    assert f"dropforge promote {run} --force --reason TEXT" in refused.value.hint
+    house.force(run)
+    with pytest.raises(CannotPromote) as refused:
+        house.approve(run)
+    assert refused.value.message == f"run {run} was promoted"
+
+
 @pytest.mark.parametrize("outcome", ["worse", "not_shown_better", "guard_failed", "contaminated"])
 def test_a_run_that_did_not_win_is_not_approved(house: House, outcome: str) -> None:
     run = house.run(outcome)

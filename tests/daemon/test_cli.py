@@ -14,8 +14,8 @@ from daemon.settings import load
 
 SCRIPT = Path(sys.executable).parent / "dropforge"
 COMMANDS = {
-    "backup", "cancel", "champion", "check", "demo", "doctor", "drops", "gc", "history", "init", "logs", "restore",
-    "retry", "rollback", "run", "runs", "show", "status", "submit", "worker",
+    "backup", "cancel", "champion", "check", "demo", "doctor", "drops", "gc", "history", "hook", "init", "logs",
+    "restore", "retry", "rollback", "run", "runs", "show", "status", "submit", "worker",
 }  # fmt: skip
 STACK = {"accelerate", "bitsandbytes", "datasets", "evaluate", "numpy", "peft", "scipy", "torch", "transformers", "trl"}
 GOOD = '{"instruction": "a", "output": "b"}\n'

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,29 @@ def test_report_prints_the_page_or_the_data(workspace: Any, made_cards: Any, dro
     found = dropforge("report", run, "--json").json["report"]
     assert found == durable.read_json(page.with_name("report.json"))
     assert found["verdict"]["outcome"] == "guard_failed"
+
+
+def test_a_backup_keeps_the_card_and_a_restore_brings_it_back(
+    workspace: Any, made_cards: Any, dropforge: Command
+) -> None:
+    run = end(workspace, made_cards, "worse")
+    page = workspace.settings.state_folder / f"runs/{run}/attempts/decide-1/report/report.html"
+    whole = {path.name: path.read_bytes() for path in page.parent.iterdir()}
+    assert set(whole) == {"report.html", "report.json"}
+    backup = Path(dropforge("backup", "kept", "--json").json["backup"])
+    kept = backup / page.relative_to(workspace.settings.state_folder)
+    assert kept.read_bytes() == whole["report.html"]
+    shutil.rmtree(page.parent)
+    assert dropforge("report", run).code == 1
+    page.parent.mkdir()
+    page.write_text("torn")
+    assert dropforge("restore", backup, "--json").json["missing"] == []
+    assert {path.name: path.read_bytes() for path in page.parent.iterdir()} == whole
+    assert dropforge("report", run, "--json").json["report"] == json.loads(whole["report.json"])
+    # A card that has changed in the backup is a damaged backup.
+    kept.write_text("another verdict")
+    refused = dropforge("restore", backup)
+    assert (refused.code, "report.html is missing or has changed" in refused.err) == (1, True)
 
 
 def test_report_opens_a_browser_where_there_is_a_display(

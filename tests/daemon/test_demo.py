@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlmodel import Session
 
 from daemon import queue
 from daemon.cli import demo
 from daemon.overview import Overview
 from daemon.processes import FileLock
+from daemon.tables import Run
 
 Command = Callable[..., Any]
 
@@ -28,10 +30,13 @@ def shown(new_workspace: Callable[[], Any]) -> Any:
 
 def judged(made: Any, outcome: str, *, hold: bool) -> list[str]:
     """End the second run as `outcome` says and return what the demo finds wrong."""
-    second = made.claim()
-    if hold:
-        queue.hold_new_drops(made.engine, second, "new in a bad run", made.tick())
-    queue.finish(made.engine, second, outcome, "so it is", made.tick())
+    second, now = made.claim(), made.tick()
+
+    def also(session: Session, run: Run) -> None:
+        if hold:
+            queue.hold_new_drops(session, run, "new in a bad run", now)
+
+    queue.finish(made.engine, second, outcome, "so it is", now, still=also)
     overview = Overview(made.settings.state_folder)
     return demo.unexpected(overview, overview.run(1), overview.run(2))
 

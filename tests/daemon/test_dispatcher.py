@@ -611,22 +611,27 @@ def test_a_crash_between_the_attempts_row_and_its_spec_orders_the_same_attempt(
     assert numbers == [1]
 
 
+def move_champion(engine: Engine, settings: Settings) -> None:
+    """Let somebody else's model take the place of the base model."""
+    other = write_model(settings.state_folder / "models" / "other", b"somebody else's")
+    with transaction(engine) as session:
+        run = Run(track="default", state="queued", trigger="drop", created_at=NOW, not_before=NOW + 10**12)
+        session.add(run)
+        session.flush()
+        run_id = run.id or 0
+    candidate = champions.Candidate(track="default", run_id=run_id, model_id=other, path="models/other")
+    champions.promote(engine, settings.state_folder, candidate, 0, "by hand", NOW)
+
+
 @pytest.mark.parametrize("judge", [(), ("judge",)], ids=["alone", "judged"])
 def test_a_champion_that_moved_meanwhile_makes_the_comparison_again(
     engine: Engine, settings: Settings, executor: ScriptedExecutor, judge: tuple[str, ...]
 ) -> None:
     settings = settings.model_copy(update={"judge": JUDGE if judge else JudgeConfig()})
     dispatcher = new_dispatcher(engine, settings, executor)
-    other = write_model(settings.state_folder / "models" / "other", b"somebody else's")
 
     def moved_meanwhile(spec: StepSpec) -> StepResult:
-        with transaction(engine) as session:
-            run = Run(track="default", state="queued", trigger="drop", created_at=NOW, not_before=NOW + 10**12)
-            session.add(run)
-            session.flush()
-            run_id = run.id or 0
-        candidate = champions.Candidate(track="default", run_id=run_id, model_id=other, path="models/other")
-        champions.promote(engine, settings.state_folder, candidate, 0, "by hand", NOW)
+        move_champion(engine, settings)
         return executor.good(spec)
 
     executor.script["decide"] = [moved_meanwhile]
@@ -636,6 +641,97 @@ def test_a_champion_that_moved_meanwhile_makes_the_comparison_again(
     assert executor.steps == ["prepare", "train", "merge", *comparison, *comparison]
     assert executor.submitted[-1].champion.generation == 1
     assert [row.generation for row in done_promotions(engine)] == [1, 2]
+
+
+@pytest.mark.parametrize("outcome", ["worse", "guard_failed", "not_shown_better", "insufficient_evidence"])
+def test_a_loss_against_a_champion_that_reigns_no_more_is_not_acted_on(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor, outcome: str
+) -> None:
+    def moved_meanwhile(spec: StepSpec) -> StepResult:
+        move_champion(engine, settings)
+        result = executor.good(spec)
+        executor.outcome, executor.reasons = "promoted", ()
+        return result
+
+    executor.outcome, executor.reasons = outcome, ("slice_lost",)
+    executor.script["decide"] = [moved_meanwhile]
+    drop = add_drop(engine, "a")
+    ticks(dispatcher, 20)
+    assert executor.steps == ["prepare", "train", "merge", *["evaluate", "decide"] * 2]
+    assert executor.submitted[-1].champion.generation == 1
+    assert (run_row(engine).outcome, drop_state(engine, drop)) == ("promoted", DropState.ACCEPTED)
+    assert [row.generation for row in done_promotions(engine)] == [1, 2]
+
+
+def test_what_does_not_hang_on_the_champion_is_acted_on_whoever_reigns(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    def moved_meanwhile(spec: StepSpec) -> StepResult:
+        move_champion(engine, settings)
+        return executor.good(spec)
+
+    executor.outcome, executor.script["decide"] = "contaminated", [moved_meanwhile]
+    add_drop(engine, "a")
+    ticks(dispatcher)
+    assert executor.steps == ["prepare", "train", "merge", "evaluate", "decide"]
+    assert run_row(engine).outcome == "contaminated"
+
+
+def test_too_little_data_is_said_whoever_reigns(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    def moved_meanwhile(spec: StepSpec) -> StepResult:
+        move_champion(engine, settings)
+        return executor.good(spec)
+
+    executor.shortfall = Shortfall(heldout_rows=3, needed_heldout_rows=100, needed_rows=700)
+    executor.outcome, executor.script["decide"] = "insufficient_evidence", [moved_meanwhile]
+    add_drop(engine, "a")
+    ticks(dispatcher)
+    assert executor.steps == ["prepare", "decide"]
+    assert run_row(engine).outcome == "insufficient_evidence"
+
+
+def test_drops_are_held_in_the_moment_in_which_the_run_ends_or_not_at_all(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def full(*_: object) -> None:
+        message = "disk full"
+        raise OSError(message)
+
+    executor.outcome = "worse"
+    drop = add_drop(engine, "a")
+    with monkeypatch.context() as broken:
+        ticks(dispatcher, 4)
+        broken.setattr(queue, "change", full)
+        with pytest.raises(OSError, match="disk full"):
+            ticks(dispatcher)
+    assert executor.steps[-1] == "decide"
+    assert drop_state(engine, drop) == DropState.ACCEPTED
+    # Only now another champion: a drop that was held by the old verdict would stay so.
+    move_champion(engine, settings)
+    executor.outcome = "not_shown_better"
+    ticks(dispatcher)
+    assert (run_row(engine).outcome, drop_state(engine, drop)) == ("not_shown_better", DropState.ACCEPTED)
+
+
+def test_a_run_that_was_promoted_before_the_daemon_died_waits_for_no_approval(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def full(*_: object, **__: object) -> None:
+        message = "disk full"
+        raise OSError(message)
+
+    add_drop(engine, "a")
+    with monkeypatch.context() as broken:
+        broken.setattr(queue, "finish", full)
+        with pytest.raises(OSError, match="disk full"):
+            ticks(dispatcher)
+    ticks(new_dispatcher(engine, with_gate(settings, approval="manual"), executor))
+    assert run_row(engine).outcome == "promoted"
+    assert executor.steps.count("evaluate") == 1
 
 
 def test_a_run_whose_model_reigns_already_is_not_cancelled_any_more(

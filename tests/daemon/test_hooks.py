@@ -277,6 +277,52 @@ def test_an_idle_house_is_not_asked_again_and_again(house: House, monkeypatch: p
     house.hooks.tick(house.now)
 
 
+# --- run again
+
+
+def test_a_hook_that_failed_is_run_again_when_a_person_asks(house: House, dropforge: Callable[..., Any]) -> None:
+    mend = house.folder / "mended"
+    house.start(tell(house, f"import pathlib; raise SystemExit(0 if pathlib.Path({str(mend)!r}).exists() else 3)"))
+    house.promote()
+    house.settle()
+    assert states(house) == [(None, None), ("failed", None)]
+    assert "failed: exit code 3; to run it again: dropforge hook --track default" in dropforge("status").out
+    mend.touch()
+    asked = dropforge("hook")
+    assert (asked.code, asked.out) == (0, "hooks.after_promotion is pending: it runs once the daemon does\n")
+    again = dropforge("hook")
+    assert (again.code, "is pending already" in again.err) == (1, True)
+    # A daemon that starts later finds it on the row.
+    house.hooks = house.new_hooks()
+    house.settle()
+    row = house.rows()[-1]
+    assert (row.hook_state, row.hook_error) == ("ok", None)
+    assert [told["PROMOTION_GENERATION"] for told in house.told()] == ["1", "1"]
+    assert house.events()[-5:] == ["hook_started", "hook_failed", "hook_asked_again", "hook_started", "hook_succeeded"]
+    with transaction(house.daemon.engine) as session:
+        event = session.exec(select(Event).where(Event.kind == "hook_asked_again")).one()
+    assert (event.detail or {})["by"] == approval.who()
+    assert "to run it again" not in dropforge("status").out
+
+
+def test_a_living_daemon_notices_that_a_hook_is_asked_for_again(house: House, dropforge: Callable[..., Any]) -> None:
+    house.start(tell(house))
+    house.promote()
+    house.settle()
+    assert dropforge("hook").code == 0
+    house.settle()
+    assert len(house.told()) == 2
+
+
+def test_without_a_hook_there_is_none_to_run_again(house: House, dropforge: Callable[..., Any]) -> None:
+    house.start(None)
+    house.promote()
+    asked = dropforge("hook")
+    assert (asked.code, "hint: set hooks.after_promotion" in asked.err) == (1, True)
+    assert dropforge("hook", "--track", "jokes").code != 0
+    assert "hook_asked_again" not in house.events()
+
+
 # --- health
 
 
@@ -306,6 +352,13 @@ def test_a_sick_model_is_rolled_back_by_itself_and_barred(
     assert house.tried == [house.folder / "base"]
     assert {"health_failed", "rolled_back"} <= set(house.events())
     assert "health command failed" in dropforge("status").out
+    asked = dropforge("promote", "1")
+    assert asked.code == 1
+    for words in (
+        f"run 1 was promoted, then rolled back to generation 0: health command failed: {error}",
+        "its model is barred since", "dropforge promote 1 --force --reason TEXT",
+    ):  # fmt: skip
+        assert words in asked.err
     with transaction(house.daemon.engine) as session:
         past = champions.history(session, "default")
     assert champions.barred(past) == {sick.model_id}

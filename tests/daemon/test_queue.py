@@ -71,6 +71,11 @@ def load(engine: Engine, run_id: int) -> Run:
         return session.get_one(Run, run_id)
 
 
+def hold(engine: Engine, claim: Claim, now: int) -> list[int]:
+    with transaction(engine) as session:
+        return queue.hold_new_drops(session, session.get_one(Run, claim.run_id), "it lost", now)
+
+
 def events(engine: Engine, run_id: int | None = None) -> list[str]:
     with transaction(engine) as session:
         rows = session.exec(select(Event).order_by(Event.id)).all()  # type: ignore[arg-type]
@@ -306,7 +311,6 @@ OWNERS: dict[str, Callable[[Engine, Claim], object]] = {
     "fix_track": lambda engine, claim: queue.fix_track(
         engine, claim, 300, metric="exact_match", max_new_tokens=8, split={"dev": 0.1}, eval_batch_size=4
     ),
-    "hold_new_drops": lambda engine, claim: queue.hold_new_drops(engine, claim, "it lost", 300),
 }
 
 
@@ -610,8 +614,8 @@ def test_the_drops_that_were_new_in_a_bad_run_are_held_once_each_with_its_event(
     second = take(engine, 300)
     with transaction(engine) as session:
         session.get_one(Drop, withdrawn).state = DropState.WITHDRAWN
-    assert queue.hold_new_drops(engine, second, "it lost", 400) == held
-    assert queue.hold_new_drops(engine, second, "it lost", 500) == []
+    assert hold(engine, second, 400) == held
+    assert hold(engine, second, 500) == []
     with transaction(engine) as session:
         states = {row.id: (row.state, row.reason) for row in session.exec(select(Drop))}
     assert states == {
@@ -630,7 +634,7 @@ def test_a_run_without_a_judged_candidate_clears_none_of_its_drops(engine: Engin
         queue.finish(engine, first, "insufficient_evidence", "too few", 200)
     queue_run(engine)
     second = take(engine, 300)
-    assert queue.hold_new_drops(engine, second, "it lost", 400) == [1, 2]
+    assert hold(engine, second, 400) == [1, 2]
 
 
 def test_the_drops_of_a_failed_run_wait_for_a_run_again(engine: Engine) -> None:

@@ -26,7 +26,8 @@ from pipeline.artifacts import (
     SuiteScores,
     Verdict,
 )
-from pipeline.comparison import Suite, compare
+from pipeline.card_facts import Card
+from pipeline.comparison import Suite, compare, count_results
 from pipeline.config import GateConfig, GuardConfig, RunConfig
 from pipeline.contract import Attempt, StepSpec
 from pipeline.decide import Rules, decide, judge, weigh
@@ -494,7 +495,7 @@ def test_every_verdict_has_its_card(
 ) -> None:
     written: list[Verdict] = []
 
-    def write_card(attempt: Attempt, verdict: Verdict) -> str:
+    def write_card(attempt: Attempt, verdict: Verdict, _judgement: object) -> str:
         written.append(verdict)
         return attempt.relative(attempt.folder / "card")
 
@@ -503,6 +504,39 @@ def test_every_verdict_has_its_card(
     verdict = decide(make(lines, shortfall=shortfall))
     assert verdict.report == "attempt/card"
     assert [verdict.model_copy(update={"report": None})] == written
+
+
+def with_judgement(attempt: Attempt, results: dict[str, str], records: int | None = None) -> Attempt:
+    """Return the attempt after `judge` said this of the records, `records` of them by its own account."""
+    text = "".join(json.dumps({"id": name, "result": result}) + "\n" for name, result in results.items())
+    (attempt.root / "j").mkdir()
+    (attempt.root / "j/judgements.jsonl").write_text(text, encoding="utf-8")
+    facts = {**count_results(list(results.values())), "records": len(results) if records is None else records}
+    judgement = Judgement(folder="j", model="judge-7b", prompt_sha256="p", **facts)
+    durable.write_json(attempt.root / "judge.json", judgement.model_dump())
+    inputs = {**attempt.spec.inputs, "judge": "judge.json"}
+    return Attempt(attempt.spec.model_copy(update={"inputs": inputs}))
+
+
+def test_the_card_says_of_the_judge_what_the_gate_counted(make: Callable[..., Attempt]) -> None:
+    lines = yes_or_no(60, 2, 178)
+    for place, line in enumerate(lines):
+        line["pinned"] = place % 2 == 0
+    attempt = make(lines, GateConfig(on="pinned"))
+    results = {line["id"]: "win" if line["pinned"] else "loss" for line in lines[:160]}
+    verdict = decide(with_judgement(attempt, results))
+    card = Card.model_validate_json((attempt.root / (verdict.report or "") / "report.json").read_bytes())
+    (row,) = [row for row in verdict.guards if row.guard == "judge"]
+    assert (row.candidate, row.champion, row.state) == (80, 0, "passed")
+    assert card.judgement is not None
+    assert (card.judgement.records, card.judgement.wins, card.judgement.losses) == (80, 80, 0)
+
+
+def test_a_judgement_that_lacks_lines_is_asked_for_again(make: Callable[..., Attempt]) -> None:
+    attempt = with_judgement(make(yes_or_no(60, 2, 58)), {"r0": "win"}, records=2)
+    with pytest.raises(StepFailed, match="speaks of 2 records and its file holds 1") as caught:
+        decide(attempt)
+    assert caught.value.hint == "ask the judge again: dropforge retry RUN --from judge"
 
 
 def test_the_step_reads_suites_former_champions_a_judgement_and_the_noise_floor(
@@ -521,13 +555,8 @@ def test_the_step_reads_suites_former_champions_a_judgement_and_the_noise_floor(
         suites=(SuiteScores(name="builtin", records=120, candidate=0, champion=100, file="suite-1.jsonl"),),
         former=(FormerScores(generation=2, model_id="m", records=120, score=100, file="former-2.jsonl"),),
     )  # fmt: skip
-    judgement = Judgement(
-        folder="j", model="judge-7b", prompt_sha256="p", records=120, wins=10, losses=60, ties=50, inconsistent=0,
-        failed=0,
-    )  # fmt: skip
-    durable.write_json(tmp_path / "judge.json", judgement.model_dump())
-    spec = attempt.spec.model_copy(update={"inputs": {**attempt.spec.inputs, "judge": "judge.json"}})
-    verdict = decide(Attempt(spec))
+    said = ["win"] * 10 + ["loss"] * 60 + ["tie"] * 50
+    verdict = decide(with_judgement(attempt, dict(zip((line["id"] for line in lines), said, strict=True))))
     assert verdict.outcome == "guard_failed"
     assert set(verdict.reasons) == {"general_lost", "former_better", "judge_prefers_champion"}
     assert verdict.noise == noise

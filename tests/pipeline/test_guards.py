@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from pipeline.artifacts import GuardResult, Judgement, Verdict
-from pipeline.comparison import Comparison, Former, Suite, compare
+from pipeline.comparison import Comparison, Former, Opinion, Suite, compare
 from pipeline.config import GateConfig, GuardConfig, MetricName
 from pipeline.decide import Rules, judge, weigh
 from pipeline.metrics import METRICS
@@ -52,7 +52,7 @@ def test_a_good_candidate_passes_every_guard_and_each_is_a_row_with_its_numbers(
         former=(Former(2, np.arange(150), np.zeros(150)),),
         seconds_per_answer=(0.4, 0.4),
         size_bytes=(2_000_000, 2_000_000),
-        judgement=judgement(40, 20),
+        opinion=opinion(40, 20),
     )
     verdict = verdict_on(found, floors={"exact_match": 10})
     assert (verdict.outcome, verdict.reasons) == ("promoted", ())
@@ -325,11 +325,14 @@ def test_a_larger_model_fails_beyond_its_multiple(size: int, state: str) -> None
     assert (verdict.reasons == ("larger",)) == (state == "failed")
 
 
-def judgement(wins: int, losses: int) -> Judgement:
-    return Judgement(
-        folder="j", model="judge-7b", prompt_sha256="p", records=200, wins=wins, losses=losses,
-        ties=200 - wins - losses, inconsistent=0, failed=0,
+def opinion(wins: int, losses: int) -> Opinion:
+    said = ["win"] * wins + ["loss"] * losses
+    names = compare("exact_match", good()).ids
+    made = Judgement(
+        folder="j", model="judge-7b", prompt_sha256="p", records=len(said), wins=wins, losses=losses, ties=0,
+        inconsistent=0, failed=0,
     )  # fmt: skip
+    return Opinion(made, dict(zip(names, said, strict=False)))
 
 
 @pytest.mark.parametrize(
@@ -337,15 +340,28 @@ def judgement(wins: int, losses: int) -> Judgement:
     [(60, 10, "passed"), (30, 40, "passed"), (20, 40, "failed"), (0, 29, "shown"), (0, 30, "failed")],
 )
 def test_a_judge_can_only_stand_against_a_promotion(wins: int, losses: int, state: str) -> None:
-    verdict = verdict_on(of_good(judgement=judgement(wins, losses)))
+    verdict = verdict_on(of_good(opinion=opinion(wins, losses)))
     row = row_of(verdict, "judge")
     assert (row.state, row.records) == (state, wins + losses)
     assert row.p_value == pytest.approx(stats.binomtest(losses, wins + losses, alternative="greater").pvalue)
     assert (verdict.reasons == ("judge_prefers_champion",)) == (state == "failed")
 
 
+def test_a_judge_counts_on_the_records_that_the_gate_judges_on_alone() -> None:
+    found = of_good()
+    # Of the pinned records it prefers the candidate's answers, of the others the champion's.
+    pinned = np.arange(len(found.ids)) % 2 == 0
+    said = dict(zip(found.ids, np.where(pinned, "win", "loss").tolist(), strict=True))
+    found = replace(found, pinned=pinned, opinion=Opinion(opinion(0, 0).judgement, said))
+    everywhere = judge(found, Rules())
+    row = row_of(everywhere, "judge")
+    assert (row.candidate, row.champion) == (pinned.sum(), (~pinned).sum())
+    there = row_of(judge(found, Rules(gate=GateConfig(on="pinned"))), "judge")
+    assert (there.candidate, there.champion, there.records) == (pinned.sum(), 0, pinned.sum())
+
+
 def test_a_judge_never_makes_a_promotion() -> None:
-    found = replace(compare("exact_match", yes_or_no(5, 4, 111)), judgement=judgement(100, 0))
+    found = replace(compare("exact_match", yes_or_no(5, 4, 111)), opinion=opinion(100, 0))
     assert verdict_on(found).outcome == "not_shown_better"
 
 
@@ -359,7 +375,7 @@ def test_a_judge_never_makes_a_promotion() -> None:
         ("former", of_good(former=(Former(1, np.arange(200), np.full(200, 1.5)),))),
         ("latency", of_good(seconds_per_answer=(9.0, 1.0))),
         ("size", of_good(size_bytes=(9, 1))),
-        ("judge", of_good(judgement=judgement(0, 90))),
+        ("judge", of_good(opinion=opinion(0, 90))),
     ],
 )
 def test_a_guard_that_is_only_shown_cannot_fail(guard: str, found: Lines | Comparison) -> None:

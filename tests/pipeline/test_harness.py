@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -20,6 +20,43 @@ from pipeline.suites import read_suite
 ASKED = AskedModel("the model", "the tokenizer", (0,))
 
 
+class Request(NamedTuple):
+    """One question as a loaded task puts it."""
+
+    doc_id: int
+    arguments: tuple[str, str]
+    doc: dict[str, Any]
+    request_type: str = "loglikelihood"
+
+
+class Task:
+    """A task that lm-eval has loaded: its questions are there once they are asked for."""
+
+    def __init__(self, items: list[tuple[str, str]], version: object = 1.0) -> None:
+        self.VERSION = version
+        self._items = items
+        self._config: dict[str, Any] = {"num_fewshot": None}
+        self._seed = 0
+        self.instances: list[Request] = []
+
+    def get_config(self, key: str) -> Any:
+        return self._config[key]
+
+    def set_config(self, key: str, value: object) -> None:
+        self._config[key] = value
+
+    def set_fewshot_seed(self, *, seed: int) -> None:
+        self._seed = seed
+
+    def build_all_requests(self) -> None:
+        assert (self._config["num_fewshot"], self._seed) == (0, 1234), "as simple_evaluate sets them"
+        self.instances = [
+            Request(place, (question, choice), {"question": question, "answer": answer, "picture": object()})
+            for place, (question, answer) in enumerate(self._items)
+            for choice in ("yes", "no")
+        ]
+
+
 class Harness:
     """What lm-eval was asked, and what it is to answer."""
 
@@ -27,6 +64,13 @@ class Harness:
         self.asked: dict[str, Any] = {}
         self.samples: dict[str, list[dict[str, Any]]] = {}
         self.error: Exception | None = None
+        self.tasks: dict[str, Task] = {"a": Task([("is it?", "yes")])}
+
+    def load(self, names: list[str]) -> dict[str, Any]:
+        self.asked["loaded"] = names
+        if self.error:
+            raise self.error
+        return {"tasks": self.tasks}
 
     def simple_evaluate(self, model: Any, **asked: Any) -> dict[str, Any]:
         self.asked |= {"model": model, **asked}
@@ -47,10 +91,14 @@ def lm_eval(monkeypatch: pytest.MonkeyPatch) -> Harness:
     def recorded(name: str) -> Callable[..., dict[str, Any]]:
         return lambda **given: made.asked.setdefault(name, given)
 
+    def manager(**given: Any) -> Harness:
+        made.asked["manager"] = given
+        return made
+
     module("lm_eval", simple_evaluate=made.simple_evaluate)
     module("lm_eval.models")
     module("lm_eval.models.huggingface", HFLM=recorded("hflm"))
-    module("lm_eval.tasks", TaskManager=recorded("manager"))
+    module("lm_eval.tasks", TaskManager=manager)
     monkeypatch.setattr(harness, "find_spec", lambda _name: "there")
     monkeypatch.setattr(harness, "version", lambda _name: "0.4.13")
     return made
@@ -64,6 +112,7 @@ def test_every_samples_score_comes_back_by_task_and_number(lm_eval: Harness) -> 
     assert harness.run_task(ASKED, "group", 8) == {"a-0": 1.0, "a-1": 0.0, "b-0": 1.0}
     assert lm_eval.asked["hflm"] == {"pretrained": "the model", "tokenizer": "the tokenizer", "batch_size": 8}
     assert (lm_eval.asked["tasks"], lm_eval.asked["log_samples"]) == (["group"], True)
+    assert lm_eval.asked["fewshot_random_seed"] == 1234
     assert lm_eval.asked["manager"] == {"include_path": None, "include_defaults": True}
 
 
@@ -92,14 +141,39 @@ def test_what_lm_eval_cannot_do_is_said_with_its_words(lm_eval: Harness) -> None
     assert "lm_eval --model hf --tasks a" in caught.value.hint
 
 
-def test_another_version_and_another_content_are_another_suite(
+def test_what_stands_in_the_key_of_a_tasks_scores(
     lm_eval: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "x.yaml"
     path.write_text("task: a\n")
-    first = read_suite(f"lm-eval:{path}")
-    assert (first.task, first.items, lm_eval.asked) == (str(path), (), {})
-    path.write_text("task: b\n")
-    second = read_suite(f"lm-eval:{path}")
+
+    def digest(name: str = f"lm-eval:{path}") -> str:
+        return read_suite(name).digest
+
+    first = digest()
+    suite = read_suite(f"lm-eval:{path}")
+    assert (suite.task, suite.items, lm_eval.asked["loaded"]) == (str(path), (), ["a"])
+    assert suite.digest == digest() == first, "the same task has the same key, also where an item holds what is no JSON"
+    keys = {first, digest("lm-eval:a")}
+    for tasks in (
+        {"a": Task([("is it?", "yes")], version=2.0)},
+        {"a": Task([("is it?", "no")])},
+        {"a": Task([("was it?", "yes")])},
+        {"a": Task([("is it?", "yes"), ("is it?", "yes")])},
+        {"b": Task([("is it?", "yes")])},
+        {"a": Task([("is it?", "yes")]), "b": Task([("is it?", "yes")])},
+    ):
+        lm_eval.tasks = tasks
+        keys.add(digest())
+    path.write_text("tag: t\ntask: a\n")
+    keys.add(digest())
     monkeypatch.setattr(harness, "version", lambda _name: "0.4.14")
-    assert len({one.digest for one in (first, second, read_suite(f"lm-eval:{path}"))}) == 3
+    keys.add(digest())
+    assert len(keys) == 10
+
+
+def test_a_task_whose_data_is_not_there_is_said_before_anything_is_asked(lm_eval: Harness) -> None:
+    lm_eval.error = ConnectionError("no network")
+    with pytest.raises(CannotTrain, match="lm-eval cannot run a: no network") as caught:
+        read_suite("lm-eval:a")
+    assert "its data must lie on this machine already" in caught.value.hint

@@ -19,7 +19,7 @@ import pytest
 
 from pipeline import durable, judge_client
 from pipeline.artifacts import Judgement, Report, Scores
-from pipeline.config import JudgeConfig, RunConfig
+from pipeline.config import GateConfig, JudgeConfig, RunConfig
 from pipeline.contract import RESULT_NAME, SPEC_NAME, Attempt
 from pipeline.errors import Interrupted, StepFailed
 from pipeline.judge import PARALLEL, STRIKES, judge
@@ -184,6 +184,13 @@ class Bench:
         )  # fmt: skip
         return self._make("judge", config=config, inputs={"evaluate": report})
 
+    def judged_by(self, attempt: Attempt, on: str, drops: tuple[int, ...] | None) -> Attempt:
+        """Return the attempt for a gate of that setting, where the champion was trained on `drops`."""
+        gate = GateConfig.model_validate({"on": on})
+        champion = attempt.spec.champion.model_copy(update={"drops": drops})
+        config = attempt.config.model_copy(update={"gate": gate})
+        return Attempt(attempt.spec.model_copy(update={"config": config, "champion": champion}))
+
 
 @pytest.fixture
 def bench(tmp_path: Path, make_attempt: Callable[..., Attempt]) -> Bench:
@@ -265,6 +272,25 @@ def test_equal_answers_are_ties_without_a_question(bench: Bench, serve: Callable
     judgement = judge(attempt)
     assert [one["result"] for one in judgements(attempt, judgement)] == ["tie", "win"]
     assert len(endpoint.asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("on", "drops", "places"),
+    [
+        ("all", (1,), [0, 1, 2]),
+        ("pinned", (1,), [4, 5]),
+        ("established", (1,), [0, 2, 4]),
+        ("established", (7,), [4, 5]),
+        ("established", None, [0, 1, 2]),
+    ],
+)
+def test_only_records_that_the_gate_judges_on_are_asked_about(
+    bench: Bench, serve: Callable[[Script], ScriptedEndpoint], on: str, drops: tuple[int, ...] | None, places: list[int]
+) -> None:
+    rows = [{**one, "drop": 1 + place % 2, "pinned": place > 3} for place, one in enumerate(lines())]
+    attempt = bench.judged_by(bench.attempt(serve(longer).url, rows, records=3), on, drops)
+    found = judgements(attempt, judge(attempt))
+    assert [one["id"] for one in found] == [rows[place]["id"] for place in places]
 
 
 def test_the_records_with_the_lowest_ids_are_judged_whatever_their_order(

@@ -204,6 +204,7 @@ def test_every_part_of_the_evidence_is_on_the_page(made_cards: Any, tmp_path: Pa
         signed(verdict["gain"]), plain(verdict["candidate_score"]), plain(verdict["champion_score"]),
         "smallest gain that is promoted in 8 of 10 cases: +5.9", "smallest gain that promotes: +1.0",
         "6 candidates before this one, 2 of them on exactly these records", "3 of 200 answers changed",
+        "Not listed: 12 drops and tags of too few records to decide anything.",
         *data["warnings"], data["overlaps"][0]["train_text"], "402,133", "1 h 10 min",
     ):  # fmt: skip
         assert value in words, value

@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 from scipy import stats
 
+from pipeline import slices as slices_module
 from pipeline.comparison import Comparison, compare
-from pipeline.slices import LEAST_TESTED, MOST_SMALL_TAGS, Known, find_slices, measure_slices
+from pipeline.decide import Rules, judge
+from pipeline.slices import LEAST_TESTED, MOST_SMALL, Known, count_unlisted, find_slices, measure_slices
 from tests.records_made import lines_of, yes_or_no
 
 
@@ -44,13 +46,43 @@ def test_pinned_records_are_established() -> None:
 
 
 def test_a_tag_of_all_records_is_no_slice_and_small_tags_are_listed_up_to_a_number() -> None:
-    count = MOST_SMALL_TAGS + 10
+    count = MOST_SMALL + 10
     lines = yes_or_no(LEAST_TESTED + count, 0, 0)
     for place, line in enumerate(lines):
         line["tags"] = ["all", "common"] if place < LEAST_TESTED else ["all", f"rare {place}"]
     slices = find_slices(compare("exact_match", lines), Known())
     assert slices[0].label == "tag common"
-    assert len(slices) == 1 + MOST_SMALL_TAGS
+    assert len(slices) == 1 + MOST_SMALL
+    assert count_unlisted(compare("exact_match", lines)) == 10
+
+
+def test_small_drops_are_listed_up_to_a_number_the_newest_of_them_and_larger_ones_always() -> None:
+    small = range(2, 2 + MOST_SMALL + 3)
+    found = of_drops(*[1] * LEAST_TESTED, *small, *[99] * LEAST_TESTED)
+    slices = find_slices(found, Known())
+    assert [one.label for one in slices] == [f"drop {drop}" for drop in (1, *small[3:], 99)]
+    assert count_unlisted(found) == 3
+    assert count_unlisted(of_drops(*[1] * LEAST_TESTED, *small[3:])) == 0
+
+
+@pytest.mark.parametrize("outcome", [(1, 9), (9, 1)])
+def test_small_drops_that_are_not_listed_change_no_verdict(
+    outcome: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [*yes_or_no(40, 10, 100), *yes_or_no(*outcome, 110)]
+    for place, line in enumerate(lines):
+        line["id"], line["drop"] = f"{place:06x}", 1 if place < 150 else place
+    found = compare("exact_match", lines)
+    capped = judge(found, Rules())
+    monkeypatch.setattr(slices_module, "MOST_SMALL", 10**6)
+    whole = judge(found, Rules())
+    assert (capped.slices_not_listed, whole.slices_not_listed) == (120 - MOST_SMALL, 0)
+    assert len(capped.slices) == 1 + MOST_SMALL
+    kept = [row for row in whole.guards if row in capped.guards]
+    assert kept == list(capped.guards)
+    assert all(row.state == "shown" for row in whole.guards if row not in capped.guards)
+    same = {"slices": (), "guards": (), "slices_not_listed": 0}
+    assert capped.model_copy(update=same) == whole.model_copy(update=same)
 
 
 def test_a_slice_is_measured_like_the_whole() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline import suites
 from pipeline.errors import CannotTrain
-from pipeline.suites import Item, read_suite
+from pipeline.suites import Item, read_suite, read_suites
 
 ITEM = {"id": "a", "category": "sums", "question": "1 + 1?", "choices": ["2", "3"], "answer": 0}
 
@@ -41,6 +41,38 @@ def test_a_file_of_questions_is_read_with_its_defaults(tmp_path: Path) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("lines", [[ITEM, {**ITEM, "id": "b"}], [{"instruction": "Add.", "output": "2"}]])
+@pytest.mark.parametrize(
+    ("before", "end"), [("\ufeff", "\n"), ("", "\r\n"), ("\ufeff", "\r\n"), ("\ufeff\r\n", "\r\n")]
+)
+def test_what_editors_elsewhere_write_is_the_same_suite(
+    tmp_path: Path, lines: list[Any], before: str, end: str
+) -> None:
+    plain = read_suite(str(write(tmp_path / "plain.jsonl", *lines)))
+    text = before + "".join(json.dumps(line) + end for line in lines)
+    (tmp_path / "own.jsonl").write_bytes(text.encode())
+    found = read_suite(str(tmp_path / "own.jsonl"))
+    if before.endswith("\n"):
+        assert len(found.items) == len(plain.items)
+    else:
+        assert (found.items, found.digest) == (plain.items, plain.digest)
+
+
+def test_an_id_that_stands_twice_is_named_by_its_lines(tmp_path: Path) -> None:
+    path = write(tmp_path / "own.jsonl", "", ITEM, "", ITEM)
+    with pytest.raises(CannotTrain, match=r"line 4: id: 'a' is the id of line 2 already"):
+        read_suite(str(path))
+
+
+def test_a_suite_that_is_wrong_in_a_run_says_how_the_run_goes_on(tmp_path: Path) -> None:
+    path = write(tmp_path / "own.jsonl", ITEM, "{")
+    with pytest.raises(CannotTrain) as caught:
+        read_suites(("builtin", str(path)), 7)
+    assert f"suite {path}, line 2: " in caught.value.message
+    assert caught.value.hint.endswith("; then: dropforge retry 7")
+    assert [suite.name for suite in read_suites(("builtin", "builtin"), 7)] == ["builtin"]
+
+
 def test_a_file_of_records_is_answered_freely(tmp_path: Path) -> None:
     path = write(tmp_path / "own.jsonl", {"instruction": "Add.", "input": "1 1", "output": "2"})
     assert read_suite(str(path)).items == (Item("1", "general", "Add.\n### Input:\n1 1", references=("2",)),)
@@ -58,7 +90,7 @@ def test_a_file_of_records_is_answered_freely(tmp_path: Path) -> None:
         ({**ITEM, "question": ""}, "question: "),
         ({"question": "q", "choices": ["x", "y"]}, "answer: Field required"),
         ({**ITEM, "hint": "x"}, "hint: Extra inputs are not permitted"),
-        ({**ITEM}, "id: 'a' is the id of item 1 already"),
+        ({**ITEM}, "id: 'a' is the id of line 1 already"),
         ('{"question": "q", "question": "r"}', "stands twice"),
         ("{", "JSON"),
         ("[1]", "Input should be"),
