@@ -140,7 +140,6 @@ def test_what_is_not_there_is_left_out(made_cards: Any, tmp_path: Path, outcome:
 def test_only_a_candidate_that_won_is_said_to_gain(made_cards: Any, tmp_path: Path) -> None:
     attempt, verdict = made_cards.case(tmp_path, "guard_failed")
     lost = verdict.model_copy(update={"reasons": ("general_lost", "p_above_limit")})
-    write_card(attempt, lost)
     story = durable.read_json(tmp_path / write_card(attempt, lost) / "report.json")["story"]
     assert story["headline"] == "The new model loses something that it must not lose. The champion stays."
 
