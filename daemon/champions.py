@@ -217,15 +217,17 @@ def former(session: Session, state_folder: Path, track: str, most: int) -> list[
     """
     Return up to `most` former champions of the track that may serve again, the latest first.
 
-    Not today's, not those that were rolled back from, not those whose folder is gone; base models are among them.
+    Not today's, not those that were rolled back from or that a way back passed over, not those whose folder is gone;
+    base models are among them.
     """
     past, row = history(session, track), session.get_one(Track, track)
-    shut = barred(past) | {row.champion_model_id}
+    shut, over = barred(past) | {row.champion_model_id}, _passed_over(past)
     found: dict[str, ModelRef] = {}
     for one in reversed(past):
         moved = one.model_id == row.base_model_id and row.base_path is not None
         path = row.base_path if moved and row.base_path is not None else one.model_path
-        if one.model_id in shut or one.model_id in found or not (state_folder / path).is_dir():
+        left = one.generation in over or one.model_id in shut
+        if left or one.model_id in found or not (state_folder / path).is_dir():
             continue
         found[one.model_id] = ModelRef(
             model_id=one.model_id, path=path, generation=one.generation, drops=drops_of(session, track, one.model_id)
@@ -233,6 +235,17 @@ def former(session: Session, state_folder: Path, track: str, most: int) -> list[
         if len(found) == most:
             break
     return list(found.values())
+
+
+def _passed_over(past: Sequence[Promotion]) -> set[int]:
+    """Return the generations between those that were rolled back from and those that reigned again for them."""
+    over: set[int] = set()
+    for row in past:
+        if row.kind == PromotionKind.ROLLBACK:
+            before = [one.generation for one in past if one.generation < row.generation]
+            target = max(one.generation for one in past if one.model_id == row.model_id and one.generation in before)
+            over.update(generation for generation in before if generation > target)
+    return over
 
 
 def drops_of(session: Session, track: str, model: str) -> tuple[int, ...] | None:

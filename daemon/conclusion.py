@@ -23,8 +23,9 @@ from pipeline.reasons import GUARD_REASONS
 
 #: Verdicts after which new drops are held back. A contaminated candidate was not judged: it says nothing of its drops.
 _HELD_AFTER = frozenset({"worse", "guard_failed"})
-#: Reasons that say nothing against the new drops: without them a candidate is no nearer to a floor, faster or smaller.
-_NO_FAULT_OF_DROPS = frozenset(GUARD_REASONS[guard] for guard in ("floor", "latency", "size"))
+#: Reasons that say nothing against the new drops: without them a candidate is no nearer to a floor or to a model that
+#: was better once, no faster and no smaller; and a judge's taste is no proof of harm.
+_NO_FAULT_OF_DROPS = frozenset(GUARD_REASONS[guard] for guard in ("floor", "former", "latency", "size", "judge"))
 
 
 def conclude(engine: Engine, settings: Settings, claim: queue.Claim, run: Run, now: int) -> tuple[str, str]:

@@ -6,13 +6,17 @@ from sqlalchemy import func, update
 from sqlmodel import Session, col, select
 
 from daemon.claims import record_event
-from daemon.tables import Drop, DropState, Run
+from daemon.tables import Drop, DropState, Event, Run
 from pipeline import artifacts
 
 #: Outcomes of runs whose candidate was held against the champion.
 JUDGED = (
     "promoted", "not_shown_better", "worse", "guard_failed", "contaminated", "awaiting_approval", "overtaken",
 )  # fmt: skip
+
+
+#: Those that say of its drops that they do no harm: one that knew the questions was not judged.
+_CLEARING = tuple(outcome for outcome in JUDGED if outcome != "contaminated")
 
 
 def take_snapshot(session: Session, run: Run) -> list[dict[str, object]]:
@@ -74,11 +78,11 @@ def hold_new_drops(session: Session, run: Run, reason: str, now: int) -> list[in
     """
     Take the drops for training that were new in a run out of later snapshots; return their numbers.
 
-    New are those that no other candidate was judged with: a run that ended without a verdict clears nobody. Works in
-    the caller's transaction, which ends the run: drops are not held for a verdict that is not acted on.
+    New are those that no other candidate was judged with, since they came or a person last restored them: a run that
+    ended without a verdict clears nobody. Works in the caller's transaction, which ends the run: drops are not held for
+    a verdict that is not acted on.
     """
-    judged = select(Run.snapshot).where(Run.track == run.track, Run.id != run.id, col(Run.outcome).in_(JUDGED))
-    old = {drop["id"] for snapshot in session.exec(judged) for drop in snapshot or ()}
+    old = _cleared(session, run)
     ids = [drop["id"] for drop in run.snapshot or () if drop["id"] not in old]
     new = select(Drop).where(col(Drop.id).in_(ids), Drop.state == DropState.ACCEPTED, Drop.role == "train")
     held = session.exec(new.order_by(col(Drop.id))).all()
@@ -87,6 +91,21 @@ def hold_new_drops(session: Session, run: Run, reason: str, now: int) -> list[in
         session.add(drop)
         record_event(session, "drop_held", now, track=drop.track, run_id=run.id, drop_id=drop.id, reason=reason)
     return [drop.id or 0 for drop in held]
+
+
+def _cleared(session: Session, run: Run) -> set[object]:
+    """Return the drops that other candidates of the track were judged with since they came or were restored."""
+    restored = select(Event.drop_id, func.max(Event.at)).where(Event.kind == "drop_restored")
+    back = dict(session.exec(restored.group_by(col(Event.drop_id))).all())
+    judged = select(Run.snapshot, Run.started_at).where(
+        Run.track == run.track, Run.id != run.id, col(Run.outcome).in_(_CLEARING)
+    )
+    return {
+        drop["id"]
+        for snapshot, started in session.exec(judged)
+        for drop in snapshot or ()
+        if drop["id"] not in back or (started or 0) > back[drop["id"]]
+    }
 
 
 def _as_artifact(drop: Drop) -> artifacts.Drop:

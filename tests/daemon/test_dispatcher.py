@@ -305,11 +305,13 @@ def test_a_run_that_loses_badly_holds_its_new_drops_back_and_only_those(
     [
         (("below_floor",), DropState.ACCEPTED),  # the first drops of a track never reach it
         (("slower", "larger"), DropState.ACCEPTED),
+        (("former_better", "judge_prefers_champion"), DropState.ACCEPTED),
+        (("former_better", "slice_lost"), DropState.HELD),
         (("below_floor", "slice_lost"), DropState.HELD),
         (("nll_not_finite", "below_floor"), DropState.HELD),
     ],
 )
-def test_drops_are_held_for_harm_and_not_for_a_floor_or_the_costs(
+def test_drops_are_held_for_harm_and_not_for_a_floor_the_costs_a_former_champion_or_a_judge(
     engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor, reasons: tuple[str, ...], state: DropState
 ) -> None:
     executor.outcome, executor.reasons = "guard_failed", reasons
@@ -406,8 +408,13 @@ def test_a_step_is_told_what_the_champion_and_the_former_ones_were_made_from(
     ticks(dispatcher)
     last = executor.submitted[-1]
     assert (last.champion.generation, last.champion.drops) == (6, (1, 2, 3))
-    # Generation 5 is barred, generation 3 reigns again as 6.
-    assert [one.generation for one in last.former] == [4, 2, 1]
+    # Generation 5 is barred, 4 was passed over on the way back, 3 reigns again as 6.
+    assert [one.generation for one in last.former] == [2, 1, 0]
+    champions.rollback(engine, settings.state_folder, "default", 4, "4 was right after all", NOW)
+    add_drop(engine, "g")
+    ticks(dispatcher)
+    # 7 was promoted after 6 and is barred now; the way back to 4 passed over 6, which 3 was as well.
+    assert [one.generation for one in executor.submitted[-1].former] == [3, 2, 1]
 
 
 def test_a_former_champion_whose_folder_is_gone_is_not_asked(

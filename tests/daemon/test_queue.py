@@ -6,10 +6,10 @@ import pytest
 from sqlalchemy import Engine
 from sqlmodel import Session, select
 
-from daemon import queue, run_states
+from daemon import drops, queue, run_states
 from daemon.database import migrate, open_engine, transaction
 from daemon.queue import Claim, Failure, LostClaim, WrongState
-from daemon.settings import RetrySettings, TrackSettings
+from daemon.settings import RetrySettings, Settings, TrackSettings
 from daemon.tables import Attempt, AttemptState, Drop, DropState, Event, Run, RunState, Track
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.errors import DropforgeError
@@ -625,16 +625,33 @@ def test_the_drops_that_were_new_in_a_bad_run_are_held_once_each_with_its_event(
     assert events(engine, second.run_id).count("drop_held") == 2
 
 
-@pytest.mark.parametrize("ending", ["failed", "too little data"])
+@pytest.mark.parametrize("ending", ["failed", "too little data", "contaminated"])
 def test_a_run_without_a_judged_candidate_clears_none_of_its_drops(engine: Engine, ending: str) -> None:
     first = start_run(engine)
     if ending == "failed":
         queue.fail(engine, first, replace(BROKEN, retryable=False), 200, RETRY)
     else:
-        queue.finish(engine, first, "insufficient_evidence", "too few", 200)
+        outcome = "contaminated" if ending == "contaminated" else "insufficient_evidence"
+        queue.finish(engine, first, outcome, "no verdict on its drops", 200)
     queue_run(engine)
     second = take(engine, 300)
     assert hold(engine, second, 400) == [1, 2]
+
+
+def test_a_drop_that_was_restored_is_new_until_a_later_candidate_is_judged_with_it(engine: Engine) -> None:
+    night = 100_000_000
+    queue.finish(engine, start_run(engine), "promoted", "better", 110)
+    for number, held_again in ((1, [2]), (2, [2, 3])):
+        queue_run(engine)
+        bad = take(engine, number * night)
+        assert hold(engine, bad, number * night + 1) == held_again
+        queue.finish(engine, bad, "worse", "it lost", number * night + 2)
+        drops.restore(engine, 2, "it is right", number * night + 3, Settings.model_construct(tracks={}))
+    # A candidate that is judged with it after that clears it.
+    queue_run(engine)
+    queue.finish(engine, take(engine, 3 * night), "not_shown_better", "no gain", 3 * night + 1)
+    queue_run(engine)
+    assert hold(engine, take(engine, 4 * night), 4 * night + 1) == [5]
 
 
 def test_the_drops_of_a_failed_run_wait_for_a_run_again(engine: Engine) -> None:
