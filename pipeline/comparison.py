@@ -39,6 +39,14 @@ class Former:
 
 
 @dataclass(frozen=True)
+class Partial:
+    """A metric that says something about the records at `places` alone; `scores` has the shape (places, 2), 0 to 1."""
+
+    places: Places
+    scores: Floats
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Both models on the same records. A pair of columns has the shape (records, 2): candidate, champion."""
 
@@ -50,6 +58,8 @@ class Comparison:
     drops: npt.NDArray[np.int64]
     pinned: Flags
     tags: Mapping[str, Flags] = field(default_factory=dict)
+    partial: Mapping[str, Partial] = field(default_factory=dict)
+    """The metrics that were measured on some of the records only."""
     nll: tuple[Floats, Floats] | None = None
     """Summed negative log-likelihood of the references in nats, and the tokens: two pairs of columns."""
     mean_nll: tuple[float, float] = (0.0, 0.0)
@@ -62,10 +72,15 @@ class Comparison:
     size_bytes: tuple[int, int] = (0, 0)
     judgement: Judgement | None = None
 
+    def pair(self, metric: str) -> Floats:
+        """Return a metric's pair of columns on the records that it was measured on: none of them, shape (0, 2)."""
+        partial = self.partial.get(metric)
+        return self.scores.get(metric, np.empty((0, 2)) if partial is None else partial.scores)
+
     def differences(self, metric: str | None = None) -> Floats:
-        """Return a metric's candidate minus champion, a record each, turned so that more is better."""
+        """Return a metric's candidate minus champion, a record that has it each, turned so that more is better."""
         name = metric or self.metric
-        pair = self.scores[name]
+        pair = self.pair(name)
         known = METRICS.get(name)
         return np.asarray(pair[:, 0] - pair[:, 1]) * (1 if known is None or known.higher_is_better else -1)
 
@@ -75,10 +90,14 @@ class Comparison:
             return self
         new_place = np.cumsum(mask) - 1
         former = [(one, mask[one.places]) for one in self.former]
+        partial = {name: (one, mask[one.places]) for name, one in self.partial.items()}
         return replace(
             self,
             ids=tuple(name for name, kept in zip(self.ids, mask.tolist(), strict=True) if kept),
             scores={name: pair[mask] for name, pair in self.scores.items()},
+            partial={
+                name: Partial(new_place[one.places[kept]], one.scores[kept]) for name, (one, kept) in partial.items()
+            },
             drops=self.drops[mask],
             pinned=self.pinned[mask],
             tags={tag: flags[mask] for tag, flags in self.tags.items()},
@@ -122,15 +141,13 @@ def read_comparison(root: Path, report: Report, judgement: Judgement | None, *, 
 def compare(metric: str, lines: Sequence[Mapping[str, Any]], *, all_pinned: bool = False) -> Comparison:
     """Return the comparison that lines of records.jsonl make, in any order. Raises `StepFailed` as reading does."""
     lines = sorted(lines, key=lambda line: str(line["id"]))
-    names = {frozenset(line[role]["scores"]) for line in lines for role in ROLES} or {frozenset({metric})}
-    if len(names) > 1 or metric not in min(names, key=len):
-        message = f"the answers were not all scored by the same metrics, {metric} among them"
-        raise StepFailed(message, _AGAIN)
+    whole, some = _metrics(metric, lines)
     kinds = {tag for line in lines for tag in line.get("tags", ())}
     return Comparison(
         metric=metric,
         ids=tuple(str(line["id"]) for line in lines),
-        scores={name: _finite(_pair(lines, lambda side, name=name: side["scores"][name])) for name in sorted(*names)},
+        scores={name: _scores(lines, name) for name in whole},
+        partial={name: _partial(lines, name) for name in some},
         drops=np.array([line["drop"] for line in lines], dtype=np.int64),
         pinned=np.array([line.get("pinned", all_pinned) for line in lines], dtype=np.bool_),
         tags={tag: np.array([tag in line.get("tags", ()) for line in lines]) for tag in sorted(kinds)},
@@ -139,6 +156,28 @@ def compare(metric: str, lines: Sequence[Mapping[str, Any]], *, all_pinned: bool
             kind: _pair(lines, lambda side, kind=kind: kind in side["degenerate"]) for kind in DEGENERATE
         } if _have(lines, "degenerate") else {},
     )  # fmt: skip
+
+
+def _metrics(metric: str, lines: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str]]:
+    """Return the metrics of all lines and those of some. Raises `StepFailed` if a line lacks what it must have."""
+    named = [[frozenset(line[role]["scores"]) for role in ROLES] for line in lines]
+    every = frozenset().union({metric}, *(names for both in named for names in both))
+    whole = {name for name in every if all(name in names for both in named for names in both)}
+    some = every - whole
+    alike = all(own == other for own, other in named)
+    if not alike or metric in some or any(name not in METRICS or METRICS[name].applies is None for name in some):
+        message = f"the answers were not all scored by the same metrics, {metric} among them"
+        raise StepFailed(message, _AGAIN)
+    return sorted(whole), sorted(some)
+
+
+def _scores(lines: Sequence[Mapping[str, Any]], name: str) -> Floats:
+    return _finite(_pair(lines, lambda side: side["scores"][name]))
+
+
+def _partial(lines: Sequence[Mapping[str, Any]], name: str) -> Partial:
+    places = [place for place, line in enumerate(lines) if name in line[ROLES[0]]["scores"]]
+    return Partial(np.array(places, dtype=np.int64), _scores([lines[place] for place in places], name))
 
 
 def _pair(lines: Sequence[Mapping[str, Any]], of: Any) -> Floats:

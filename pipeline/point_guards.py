@@ -123,19 +123,20 @@ def _catastrophes(comparison: Comparison) -> GuardResult:
 
 
 def _floors(comparison: Comparison, config: GuardConfig) -> Iterator[GuardResult]:
+    """Yield the floors; one that no judged record has a score for fails, as nothing shows that it is reached."""
     for name, floor in sorted(config.floors.items()):
-        pair = comparison.scores.get(name)
-        score = float(pair[:, 0].mean()) * POINTS if pair is not None and len(pair) else None
-        below = score is not None and score < floor - 1e-9
+        pair = comparison.pair(name)
+        score = float(pair[:, 0].mean()) * POINTS if len(pair) else None
+        below = score is None or score < floor - 1e-9
         yield GuardResult(
             guard="floor",
             label=f"{METRICS[name].title}, at least {floor:g}",
             unit="points",
-            records=None if pair is None else len(pair),
+            records=len(pair),
             candidate=score,
             change=None if score is None else score - floor,
             margin=0.0,
-            state="shown" if score is None else "failed" if below else "passed",
+            state="shown" if not comparison.ids else "failed" if below else "passed",
         )
 
 

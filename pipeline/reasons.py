@@ -35,7 +35,7 @@ REASONS: Mapping[str, str] = {
     "truncated_rose": "more answers are cut off",
     "looping_rose": "more answers loop",
     "catastrophes": "more answers turned from good to bad than the other way",
-    "below_floor": "a score is below its floor",
+    "below_floor": "a score is below its floor, or was not measured",
     "former_better": "a former champion is better",
     "slower": "answers take longer",
     "larger": "the model is larger",

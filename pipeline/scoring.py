@@ -11,7 +11,7 @@ from pipeline.artifacts import FormerScores, NoiseFloor, Scores, SuiteScores
 from pipeline.contract import Attempt
 from pipeline.degenerate import KINDS, degenerate
 from pipeline.heldout import HeldoutRecord
-from pipeline.metrics import METRICS, tokens
+from pipeline.metrics import METRICS, Metric, tokens
 from pipeline.predictions import Prediction, PredictionCache, PredictionKey, hash_tokens
 from pipeline.sitting import Exam, Result
 from pipeline.suites import Suite
@@ -25,23 +25,34 @@ def score_answers(records: Sequence[HeldoutRecord], answers: Sequence[Prediction
     """
     Return what a line of records.jsonl says of one model, in the order of the records.
 
-    Scores are 0 to 1, of every metric that applies to the set's references, and of the primary one.
+    Scores are 0 to 1, of the primary metric and of every other one that says something about the record's references.
     """
     references = [record.references for record in records]
-    chosen = [metric for metric in METRICS.values() if metric.name == primary or metric.applies(references)]
     texts = [answer.text for answer in answers]
-    columns = {metric.name: metric.scores(texts, references) for metric in chosen}
+    columns = {
+        metric.name: _column(metric, texts, references, everywhere=metric.name == primary)
+        for metric in METRICS.values()
+    }
     return [
         {
             "text": answer.text,
             "tokens": answer.tokens,
-            "scores": {name: column[place] for name, column in columns.items()},
+            "scores": {name: column[place] for name, column in columns.items() if place in column},
             "nll_sum": answer.nll_sum,
             "nll_tokens": answer.nll_tokens,
             "degenerate": degenerate(answer.text, references[place], ended=answer.ended),
         }
         for place, answer in enumerate(answers)
     ]
+
+
+def _column(
+    metric: Metric, texts: Sequence[str], references: Sequence[Sequence[str]], *, everywhere: bool
+) -> dict[int, float]:
+    """Return a metric's scores by the record's place, of all or of those that it says something about."""
+    places = [place for place, some in enumerate(references) if everywhere or metric.says_something(some)]
+    scores = metric.scores([texts[place] for place in places], [references[place] for place in places])
+    return dict(zip(places, scores, strict=True))
 
 
 def write_records(
@@ -62,11 +73,20 @@ def write_records(
 
 
 def summarise(exam: Exam, result: Result, lines: Sequence[Line], records: Sequence[HeldoutRecord]) -> Scores:
-    """Return one model's means over the records, in points, and what its answers are like."""
+    """
+    Return one model's means over the records, in points, and what its answers are like.
+
+    The mean of a metric that says nothing about some of the records is that of the others.
+    """
     answers = result.predictions
+    scored = [line["scores"] for line in lines]
     return Scores(
         model_id=exam.key.model_id,
-        metrics={name: _POINTS * fmean(line["scores"][name] for line in lines) for name in lines[0]["scores"]},
+        metrics={
+            name: _POINTS * fmean(scores[name] for scores in scored if name in scores)
+            for name in METRICS
+            if any(name in scores for scores in scored)
+        },
         nll=sum(answer.nll_sum for answer in answers) / sum(answer.nll_tokens for answer in answers),
         generated=result.generated,
         resumed=result.resumed,

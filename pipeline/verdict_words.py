@@ -29,7 +29,7 @@ _REMEDIES: Mapping[str, str] = {
     "truncated": "look for long answers in the new drops, or raise evaluate.max_new_tokens",
     "looping": "train less or set evaluate.repetition_penalty; guards.degenerate is the margin",
     "catastrophe": "look at the worst regressions in the report",
-    "floor": "drop more rows, or lower the floor in guards.floors",
+    "floor": "drop more rows, lower the floor in guards.floors, or take out one that nothing can be scored by",
     "former": "dropforge rollback --reason TEXT goes back a champion; guards.former is the margin",
     "latency": "look for longer answers in the new drops; guards.latency is the margin",
     "size": "guards.size is the margin",
@@ -123,6 +123,8 @@ def _catastrophe(row: GuardResult) -> str:
 
 
 def _floor(row: GuardResult) -> str:
+    if row.candidate is None:
+        return f"{row.label}, could be scored on none of these records (guards.floors"
     return f"{row.label}, is {row.candidate:.1f} (guards.floors"
 
 

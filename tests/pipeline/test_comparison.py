@@ -89,6 +89,34 @@ def test_a_part_takes_every_column_along_and_keeps_suites(read: Read) -> None:
     assert found.part(np.ones(4, dtype=np.bool_)) is found
 
 
+def test_a_metric_of_some_records_keeps_their_places_and_a_part_takes_it_along() -> None:
+    lines = yes_or_no(2, 1, 1)
+    for place in (1, 3):
+        lines[place]["candidate"]["scores"]["json_valid"] = 0.0
+        lines[place]["champion"]["scores"]["json_valid"] = 1.0
+    found = compare("exact_match", lines)
+    assert (list(found.scores), list(found.partial)) == (["exact_match"], ["json_valid"])
+    assert found.partial["json_valid"].places.tolist() == [1, 3]
+    assert found.pair("json_valid").tolist() == [[0, 1], [0, 1]]
+    assert found.differences("json_valid").tolist() == [-1, -1]
+    part = found.part(np.array([True, False, True, True]))
+    assert part.partial["json_valid"].places.tolist() == [2]
+    assert part.pair("json_valid").tolist() == [[0, 1]]
+    assert found.part(np.array([True, False, True, False])).pair("json_valid").shape == (0, 2)
+    assert found.pair("rougeL").shape == (0, 2)
+
+
+@pytest.mark.parametrize("wrong", ["one model's alone", "a metric of every record"])
+def test_a_metric_of_some_records_is_one_that_may_be_and_of_both_models(wrong: str) -> None:
+    lines = yes_or_no(2, 1, 1)
+    name = "json_valid" if wrong == "one model's alone" else "rougeL"
+    lines[1]["candidate"]["scores"][name] = 1.0
+    if name == "rougeL":
+        lines[1]["champion"]["scores"][name] = 1.0
+    with pytest.raises(StepFailed, match="not all scored by the same metrics"):
+        compare("exact_match", lines)
+
+
 def test_a_record_twice_is_refused(read: Read) -> None:
     lines = yes_or_no(2, 0, 0)
     lines[1]["id"] = lines[0]["id"]

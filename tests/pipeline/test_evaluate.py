@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from pipeline import durable, sitting, suites
 from pipeline.artifacts import Dataset, Model, ModelRef, NoiseFloor, Report, SuiteScores
+from pipeline.comparison import read_comparison
 from pipeline.config import EvaluateConfig, RunConfig
 from pipeline.contract import Attempt, StepSpec
 from pipeline.degenerate import degenerate
@@ -580,17 +581,28 @@ def test_a_line_of_the_records_says_what_the_gate_and_the_card_need(bench: Bench
     assert report.versions["device"].startswith("cpu")
 
 
-def test_json_is_scored_where_all_references_are_json_or_it_is_the_primary_metric(bench: Bench, tiny: Any) -> None:
+def test_json_is_scored_on_the_records_whose_references_are_json_and_on_all_as_the_primary_metric(
+    bench: Bench, tiny: Any
+) -> None:
     rows = [{**row, "output": '{"a": 1}', "references": ['{"a": 1}']} for row in heldout_rows(tiny, 4)]
     report = evaluate(bench.attempt(rows))
     assert {"json_valid", "json_f1"} <= report.candidate.metrics.keys()
-    rows[0]["references"] = ["none"]
+    rows[0]["references"], rows[1]["references"] = ["none"], ['{"a": 1}', "none"]
     attempt = bench.attempt(rows)
-    assert set(lines(attempt, evaluate(attempt))[0]["candidate"]["scores"]) == set(METRICS) - {"json_valid", "json_f1"}
+    report = evaluate(attempt)
+    scored = [set(line[role]["scores"]) for line in lines(attempt, report) for role in ("candidate", "champion")]
+    assert scored == [set(METRICS) - {"json_valid", "json_f1"}] * 4 + [set(METRICS)] * 4
+    assert report.candidate.metrics["json_valid"] == 0
+    found = read_comparison(attempt.root, report, None, all_pinned=False)
+    assert {name: one.places.tolist() for name, one in found.partial.items()} == {
+        "json_f1": [2, 3], "json_valid": [2, 3],
+    }  # fmt: skip
     dataset = durable.read_json(bench.root / "runs/1/prepare.json")
     primary = bench.attempt(rows)
     durable.write_json(bench.root / "runs/1/prepare.json", {**dataset, "metric": "json_f1"})
-    assert set(evaluate(primary).candidate.metrics) == set(METRICS) - {"json_valid"}
+    report = evaluate(primary)
+    assert ["json_f1" in line["candidate"]["scores"] for line in lines(primary, report)] == [True] * 4
+    assert ["json_valid" in line["candidate"]["scores"] for line in lines(primary, report)] == [False] * 2 + [True] * 2
 
 
 def test_records_that_the_champion_was_trained_on_are_left_out_and_the_candidates_are_counted(

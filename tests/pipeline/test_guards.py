@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from pipeline.artifacts import GuardResult, Judgement, Verdict
+from pipeline.card_words import guard_words as card_words
 from pipeline.comparison import Comparison, Former, Suite, compare
 from pipeline.config import GateConfig, GuardConfig, MetricName
 from pipeline.decide import Rules, judge, weigh
@@ -292,8 +293,78 @@ def test_a_score_below_its_floor_is_not_promoted(floor: float, state: str) -> No
         assert "exact match, at least 99, is 98.0 (guards.floors)" in verdict.sentence
 
 
-def test_a_floor_for_a_metric_that_nothing_was_scored_by_is_shown() -> None:
-    assert row_of(verdict_on(good(), floors={"rougeL": 99}), "floor").state == "shown"
+def test_a_floor_for_a_metric_that_nothing_was_scored_by_fails_and_says_so() -> None:
+    verdict = verdict_on(good(), floors={"json_valid": 99})
+    row = row_of(verdict, "floor")
+    assert (row.state, row.records, row.candidate, row.change) == ("failed", 0, None, None)
+    assert (verdict.outcome, verdict.reasons) == ("guard_failed", ("below_floor",))
+    assert "valid JSON, at least 99, could be scored on none of these records (guards.floors)" in verdict.sentence
+    assert "take out one that nothing can be scored by" in verdict.sentence
+    assert card_words(row) == "valid JSON, at least 99: scored on none of these records"
+    assert verdict_on(good(), floors={"json_valid": 99}, show_only=("floor",)).outcome == "promoted"
+
+
+def test_a_floor_without_any_record_to_judge_on_is_no_reason_of_its_own() -> None:
+    verdict = verdict_on([], floors={"exact_match": 10})
+    assert (verdict.reasons[0], row_of(verdict, "floor").state) == ("too_few_records", "shown")
+    assert "below_floor" not in verdict.reasons
+
+
+def partly_json(invalid: int, size: int, worse: int = 0) -> Lines:
+    """Return records that a candidate wins, JSON asked of `size`; it fails on `invalid`, the champion on `worse`."""
+    lines = good()
+    for place, line in enumerate(lines[:size]):
+        line["candidate"]["scores"]["json_valid"] = float(place >= invalid)
+        line["champion"]["scores"]["json_valid"] = float(place >= worse)
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("invalid", "size", "state"),
+    [(0, 199, "passed"), (9, 199, "passed"), (10, 199, "failed"), (199, 199, "failed"), (1, 1, "failed")],
+)
+def test_a_floor_is_held_against_the_records_that_its_metric_says_something_about(
+    invalid: int, size: int, state: str
+) -> None:
+    verdict = verdict_on(partly_json(invalid, size, invalid), floors={"json_valid": 95})
+    row = row_of(verdict, "floor")
+    assert (row.state, row.records) == (state, size)
+    assert row.candidate == pytest.approx(100 * (size - invalid) / size)
+    assert (verdict.outcome == "promoted") == (state == "passed")
+
+
+def test_a_metric_of_some_records_is_guarded_on_them() -> None:
+    verdict = verdict_on(partly_json(6, 60))
+    row = row_of(verdict, "metric")
+    assert (row.label, row.state, row.records) == ("valid JSON", "failed", 60)
+    assert row.change == pytest.approx(-10)
+    assert "valid JSON lost 10.0 points on 60 records" in verdict.sentence
+    assert row_of(verdict_on(partly_json(0, 60)), "metric").state == "passed"
+    assert row_of(verdict_on(partly_json(20, LEAST_TESTED - 1)), "metric").state == "shown"
+
+
+def test_a_metric_of_some_records_is_no_metric_where_none_of_those_is_judged() -> None:
+    lines = partly_json(40, 40)
+    for place, line in enumerate(lines):
+        line["drop"] = 1 if place < 60 else 2
+    rules = Rules(
+        gate=GateConfig(on="established"), known=Known(frozenset({2})),
+        guards=GuardConfig(floors={"json_valid": 95}),
+    )  # fmt: skip
+    verdict = judge(compare("exact_match", lines), rules)
+    assert verdict.records == 140
+    assert {row.guard for row in verdict.guards if row.label.startswith("valid JSON")} == {"floor"}
+    assert (row_of(verdict, "floor").state, row_of(verdict, "floor").records) == ("failed", 0)
+
+
+def test_the_smallest_gain_counts_a_guard_on_some_records() -> None:
+    noisy = partly_json(0, 120)
+    for place, line in enumerate(noisy[:120]):
+        line["candidate"]["scores"]["json_valid"] = float(place % 4 > 0)
+        line["champion"]["scores"]["json_valid"] = float(place % 4 < 3)
+    with_guard, without = verdict_on(noisy), verdict_on(noisy, show_only=("metric",))
+    assert without.smallest_detectable_gain is not None
+    assert with_guard.detectable_power != without.detectable_power
 
 
 def test_a_floor_can_be_set_for_every_metric_and_for_nothing_else() -> None:
