@@ -1,6 +1,6 @@
 """What the gate compares: candidate and champion on the same records, sorted by id, a column for each fact."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline import durable
-from pipeline.artifacts import Judgement, Report
+from pipeline.artifacts import Judgement, Report, SuiteScores
 from pipeline.errors import StepFailed
 from pipeline.metrics import METRICS
 from pipeline.statistics import Floats
@@ -27,6 +27,8 @@ class Suite:
 
     name: str
     scores: Floats
+    base: Floats | None = None
+    """The base model's on the same items; `None` if it is the champion, or was not measured."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class Comparison:
     degenerate: Mapping[str, Floats] = field(default_factory=dict)
     """A pair of columns of 0 or 1 by kind: empty, truncated, looping."""
     suites: tuple[Suite, ...] = ()
+    held_to_base: bool = False
+    """Whether the suites are held against the base model: not where it is the champion."""
     former: tuple[Former, ...] = ()
     seconds_per_answer: tuple[float | None, float | None] = (None, None)
     size_bytes: tuple[int, int] = (0, 0)
@@ -130,7 +134,8 @@ def read_comparison(root: Path, report: Report, judgement: Judgement | None, *, 
     return replace(
         own,
         mean_nll=(report.candidate.nll, report.champion.nll),
-        suites=tuple(Suite(one.name, _suite(folder / one.file)) for one in report.suites),
+        suites=tuple(_suite(folder, one) for one in report.suites),
+        held_to_base=report.base_model_id is not None,
         former=tuple(former),
         seconds_per_answer=(report.candidate.seconds_per_answer, report.champion.seconds_per_answer),
         size_bytes=(report.candidate.size_bytes, report.champion.size_bytes),
@@ -197,9 +202,11 @@ def _nll(lines: Sequence[Mapping[str, Any]]) -> tuple[Floats, Floats] | None:
     return sums, _pair(lines, lambda side: side["nll_tokens"])
 
 
-def _suite(path: Path) -> Floats:
-    items: Iterable[Any] = sorted(durable.read_jsonl(path), key=lambda line: str(line["id"]))
-    return _finite(np.array([[item[role] for role in ROLES] for item in items], dtype=np.float64).reshape(-1, 2))
+def _suite(folder: Path, found: SuiteScores) -> Suite:
+    items = sorted(durable.read_jsonl(folder / found.file), key=lambda line: str(line["id"]))
+    pairs = np.array([[item[role] for role in ROLES] for item in items], dtype=np.float64).reshape(-1, 2)
+    base = None if found.base is None else np.array([item["base"] for item in items], dtype=np.float64)
+    return Suite(found.name, _finite(pairs), None if base is None else _finite(base))
 
 
 def _finite(scores: Floats) -> Floats:

@@ -67,7 +67,7 @@ def check(comparison: Comparison, slices: Sequence[Slice], config: GuardConfig, 
             if member.part is not None and member.part.established and row.state == "failed"
         ]
         rows += [_worst_former(results)] if family == "former" else results
-    rows += point_guards(comparison, config)
+    rows += point_guards(comparison, config, seed)
     show = frozenset(config.show_only)
     shown = [row.model_copy(update={"state": "shown"}) if row.guard in show else row for row in rows]
     return Guards(tuple(shown), tuple(lost))

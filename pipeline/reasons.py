@@ -8,6 +8,7 @@ GUARD_REASONS: Mapping[str, str] = {
     "slice": "slice_lost",
     "nll": "nll_rose",
     "general": "general_lost",
+    "general_base": "general_below_base",
     "empty": "empty_rose",
     "truncated": "truncated_rose",
     "looping": "looping_rose",
@@ -18,6 +19,10 @@ GUARD_REASONS: Mapping[str, str] = {
     "size": "larger",
     "judge": "judge_prefers_champion",
 }
+
+#: Guards whose failure says nothing against the drops that were new: without these a candidate is no nearer to a floor,
+#: faster or smaller, and what was lost since the base model was lost by a line of champions.
+NO_FAULT_OF_DROPS = frozenset({"floor", "latency", "size", "general_base"})
 
 #: Every reason code, in a few words. `gain_from_new_data` is the only one that a promoted verdict can have.
 REASONS: Mapping[str, str] = {
@@ -31,6 +36,7 @@ REASONS: Mapping[str, str] = {
     "slice_lost": "a slice lost",
     "nll_rose": "the references became less likely",
     "general_lost": "general abilities were lost",
+    "general_below_base": "general abilities are far below the base model's",
     "empty_rose": "more answers are empty",
     "truncated_rose": "more answers are cut off",
     "looping_rose": "more answers loop",

@@ -102,32 +102,41 @@ def summarise(exam: Exam, result: Result, lines: Sequence[Line], records: Sequen
     )
 
 
-def score_suites(folder: Path, suites: Sequence[Suite], candidate: Result, champion: Result) -> tuple[SuiteScores, ...]:
-    """Return both models' points on each suite; each item's scores are left in a file of `folder`."""
+def score_suites(
+    folder: Path, suites: Sequence[Suite], both: tuple[Result, Result], base: Result | None
+) -> tuple[SuiteScores, ...]:
+    """
+    Return the points of candidate and champion on each suite; each item's scores are left in a file of `folder`.
+
+    The base model's stand beside them where it has a score for every one of these items.
+    """
     found = []
     for number, suite in enumerate(suites):
-        one, other = candidate.suites[suite.digest], champion.suites[suite.digest]
+        one, other = (result.suites[suite.digest] for result in both)
+        third = {} if base is None else base.suites[suite.digest]
         # In the suite's own order; lm-eval's task has its items in its own hands.
         wanted = [item.id for item in suite.items] or sorted(one)
-        both = [name for name in wanted if name in one and name in other]
-        if not both:
+        items = [name for name in wanted if name in one and name in other]
+        if not items:
             continue
+        with_base = all(item in third for item in items)
         name = f"suite-{number}.jsonl"
         _write(
             folder / name,
             (
                 {
                     "id": item, "category": one[item].category, "candidate": one[item].score,
-                    "champion": other[item].score,
+                    "champion": other[item].score, **({"base": third[item].score} if with_base else {}),
                 }
-                for item in both
+                for item in items
             ),
         )  # fmt: skip
         found.append(
             SuiteScores(
-                name=suite.name, records=len(both), file=name,
-                candidate=_POINTS * fmean(one[item].score for item in both),
-                champion=_POINTS * fmean(other[item].score for item in both),
+                name=suite.name, records=len(items), file=name,
+                candidate=_POINTS * fmean(one[item].score for item in items),
+                champion=_POINTS * fmean(other[item].score for item in items),
+                base=_POINTS * fmean(third[item].score for item in items) if with_base else None,
             )
         )  # fmt: skip
     return tuple(found)

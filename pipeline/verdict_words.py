@@ -25,6 +25,8 @@ _REMEDIES: Mapping[str, str] = {
     "slice": "drop more rows of that kind, or withdraw the drop that spoils it; guards.slices is the margin",
     "nll": "train less or on cleaner answers (train.epochs, train.learning_rate); guards.nll is the margin",
     "general": "train less (train.epochs, train.learning_rate) or add general rows; guards.general is the margin",
+    "general_base": "dropforge rollback --reason TEXT goes back a champion, general rows bring back what was lost; "
+    "guards.general_base is the margin",
     "empty": "look for empty answers in the new drops; guards.degenerate is the margin",
     "truncated": "look for long answers in the new drops, or raise evaluate.max_new_tokens",
     "looping": "train less or set evaluate.repetition_penalty; guards.degenerate is the margin",
@@ -40,6 +42,7 @@ _REMEDIES: Mapping[str, str] = {
 #: Kinds of guards as a sentence names them; the others are those of slices.
 _FAMILIES: Mapping[str, str] = {
     "metric": "those on other metrics", "general": "those on general suites", "nll": "the one on likelihood",
+    "general_base": "those against the base model",
     "empty": "the one on empty answers", "truncated": "the one on answers cut off",
     "looping": "the one on looping answers", "former": "the one on former champions",
 }  # fmt: skip

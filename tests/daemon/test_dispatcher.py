@@ -305,6 +305,8 @@ def test_a_run_that_loses_badly_holds_its_new_drops_back_and_only_those(
     [
         (("below_floor",), DropState.ACCEPTED),  # the first drops of a track never reach it
         (("slower", "larger"), DropState.ACCEPTED),
+        (("general_below_base",), DropState.ACCEPTED),  # lost by a line of champions, not in a night
+        (("general_below_base", "general_lost"), DropState.HELD),
         (("below_floor", "slice_lost"), DropState.HELD),
         (("nll_not_finite", "below_floor"), DropState.HELD),
     ],
