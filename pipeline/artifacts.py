@@ -202,6 +202,8 @@ class SuiteScores(Frozen):
     candidate: float
     """Points."""
     champion: float
+    base: float | None = None
+    """The base model's; `None` if it is the champion, or was not measured."""
     file: str
 
 
@@ -245,6 +247,8 @@ class Report(Artifact):
     batch_size: int = 0
     """Prompts generated together."""
     suites: tuple[SuiteScores, ...] = ()
+    base_model_id: str | None = None
+    """The base model that the suites are held against; `None` where it is the champion itself."""
     former: tuple[FormerScores, ...] = ()
     noise: NoiseFloor | None = None
     """Measured at the track's first evaluation."""
@@ -280,7 +284,10 @@ class GuardResult(Frozen):
     """One guard: what it measured, and whether it stands against promotion."""
 
     guard: str
-    """metric, slice, nll, general, empty, truncated, looping, catastrophe, floor, former, latency, size or judge."""
+    """
+    metric, slice, nll, general, general_base, empty, truncated, looping, catastrophe, floor, former, latency, size or
+    judge.
+    """
     label: str
     """Of what, in words for a person: `token F1`, `drop 3 (answers.jsonl)`."""
     unit: Literal["points", "nats", "times", "per cent", "records"]

@@ -113,9 +113,10 @@ def _limits(verdict: Verdict, dataset: Dataset, config: RunConfig) -> list[str]:
 def guard_words(guard: GuardResult) -> str:
     """Return one guard's finding in words, as `token F1 +0.3 points (the limit is 2.0 points)`."""
     words = guard.label
-    if guard.guard == "floor" and guard.candidate is not None:
+    if guard.guard == "floor":
         # Its limit is the floor, which stands in the label; the change is the way to it.
-        return f"{words}: {plain(guard.candidate)} points"
+        found = "scored on none of these records" if guard.candidate is None else f"{plain(guard.candidate)} points"
+        return f"{words}: {found}"
     if guard.change is not None:
         words += f" {change_words(guard)}"
     if guard.margin is not None:

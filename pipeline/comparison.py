@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline import durable
-from pipeline.artifacts import Judgement, Report
+from pipeline.artifacts import Judgement, Report, SuiteScores
 from pipeline.errors import StepFailed
 from pipeline.metrics import METRICS
 from pipeline.statistics import Floats
@@ -30,6 +30,8 @@ class Suite:
 
     name: str
     scores: Floats
+    base: Floats | None = None
+    """The base model's on the same items; `None` if it is the champion, or was not measured."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,14 @@ def count_results(results: Collection[str]) -> dict[str, int]:
 
 
 @dataclass(frozen=True)
+class Partial:
+    """A metric that says something about the records at `places` alone; `scores` has the shape (places, 2), 0 to 1."""
+
+    places: Places
+    scores: Floats
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Both models on the same records. A pair of columns has the shape (records, 2): candidate, champion."""
 
@@ -77,6 +87,8 @@ class Comparison:
     drops: npt.NDArray[np.int64]
     pinned: Flags
     tags: Mapping[str, Flags] = field(default_factory=dict)
+    partial: Mapping[str, Partial] = field(default_factory=dict)
+    """The metrics that were measured on some of the records only."""
     nll: tuple[Floats, Floats] | None = None
     """Summed negative log-likelihood of the references in nats, and the tokens: two pairs of columns."""
     mean_nll: tuple[float, float] = (0.0, 0.0)
@@ -84,15 +96,22 @@ class Comparison:
     degenerate: Mapping[str, Floats] = field(default_factory=dict)
     """A pair of columns of 0 or 1 by kind: empty, truncated, looping."""
     suites: tuple[Suite, ...] = ()
+    held_to_base: bool = False
+    """Whether the suites are held against the base model: not where it is the champion."""
     former: tuple[Former, ...] = ()
     seconds_per_answer: tuple[float | None, float | None] = (None, None)
     size_bytes: tuple[int, int] = (0, 0)
     opinion: Opinion | None = None
 
+    def pair(self, metric: str) -> Floats:
+        """Return a metric's pair of columns on the records that it was measured on: none of them, shape (0, 2)."""
+        partial = self.partial.get(metric)
+        return self.scores.get(metric, np.empty((0, 2)) if partial is None else partial.scores)
+
     def differences(self, metric: str | None = None) -> Floats:
-        """Return a metric's candidate minus champion, a record each, turned so that more is better."""
+        """Return a metric's candidate minus champion, a record that has it each, turned so that more is better."""
         name = metric or self.metric
-        pair = self.scores[name]
+        pair = self.pair(name)
         known = METRICS.get(name)
         return np.asarray(pair[:, 0] - pair[:, 1]) * (1 if known is None or known.higher_is_better else -1)
 
@@ -102,10 +121,14 @@ class Comparison:
             return self
         new_place = np.cumsum(mask) - 1
         former = [(one, mask[one.places]) for one in self.former]
+        partial = {name: (one, mask[one.places]) for name, one in self.partial.items()}
         return replace(
             self,
             ids=tuple(name for name, kept in zip(self.ids, mask.tolist(), strict=True) if kept),
             scores={name: pair[mask] for name, pair in self.scores.items()},
+            partial={
+                name: Partial(new_place[one.places[kept]], one.scores[kept]) for name, (one, kept) in partial.items()
+            },
             drops=self.drops[mask],
             pinned=self.pinned[mask],
             tags={tag: flags[mask] for tag, flags in self.tags.items()},
@@ -138,7 +161,8 @@ def read_comparison(root: Path, report: Report, judgement: Judgement | None, *, 
     return replace(
         own,
         mean_nll=(report.candidate.nll, report.champion.nll),
-        suites=tuple(Suite(one.name, _suite(folder / one.file)) for one in report.suites),
+        suites=tuple(_suite(folder, one) for one in report.suites),
+        held_to_base=report.base_model_id is not None,
         former=tuple(former),
         seconds_per_answer=(report.candidate.seconds_per_answer, report.champion.seconds_per_answer),
         size_bytes=(report.candidate.size_bytes, report.champion.size_bytes),
@@ -149,15 +173,13 @@ def read_comparison(root: Path, report: Report, judgement: Judgement | None, *, 
 def compare(metric: str, lines: Sequence[Mapping[str, Any]], *, all_pinned: bool = False) -> Comparison:
     """Return the comparison that lines of records.jsonl make, in any order. Raises `StepFailed` as reading does."""
     lines = sorted(lines, key=lambda line: str(line["id"]))
-    names = {frozenset(line[role]["scores"]) for line in lines for role in ROLES} or {frozenset({metric})}
-    if len(names) > 1 or metric not in min(names, key=len):
-        message = f"the answers were not all scored by the same metrics, {metric} among them"
-        raise StepFailed(message, _AGAIN)
+    whole, some = _metrics(metric, lines)
     kinds = {tag for line in lines for tag in line.get("tags", ())}
     return Comparison(
         metric=metric,
         ids=tuple(str(line["id"]) for line in lines),
-        scores={name: _finite(_pair(lines, lambda side, name=name: side["scores"][name])) for name in sorted(*names)},
+        scores={name: _scores(lines, name) for name in whole},
+        partial={name: _partial(lines, name) for name in some},
         drops=np.array([line["drop"] for line in lines], dtype=np.int64),
         pinned=np.array([line.get("pinned", all_pinned) for line in lines], dtype=np.bool_),
         tags={tag: np.array([tag in line.get("tags", ()) for line in lines]) for tag in sorted(kinds)},
@@ -166,6 +188,28 @@ def compare(metric: str, lines: Sequence[Mapping[str, Any]], *, all_pinned: bool
             kind: _pair(lines, lambda side, kind=kind: kind in side["degenerate"]) for kind in DEGENERATE
         } if _have(lines, "degenerate") else {},
     )  # fmt: skip
+
+
+def _metrics(metric: str, lines: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str]]:
+    """Return the metrics of all lines and those of some. Raises `StepFailed` if a line lacks what it must have."""
+    named = [[frozenset(line[role]["scores"]) for role in ROLES] for line in lines]
+    every = frozenset().union({metric}, *(names for both in named for names in both))
+    whole = {name for name in every if all(name in names for both in named for names in both)}
+    some = every - whole
+    alike = all(own == other for own, other in named)
+    if not alike or metric in some or any(name not in METRICS or METRICS[name].applies is None for name in some):
+        message = f"the answers were not all scored by the same metrics, {metric} among them"
+        raise StepFailed(message, _AGAIN)
+    return sorted(whole), sorted(some)
+
+
+def _scores(lines: Sequence[Mapping[str, Any]], name: str) -> Floats:
+    return _finite(_pair(lines, lambda side: side["scores"][name]))
+
+
+def _partial(lines: Sequence[Mapping[str, Any]], name: str) -> Partial:
+    places = [place for place, line in enumerate(lines) if name in line[ROLES[0]]["scores"]]
+    return Partial(np.array(places, dtype=np.int64), _scores([lines[place] for place in places], name))
 
 
 def _pair(lines: Sequence[Mapping[str, Any]], of: Any) -> Floats:
@@ -185,9 +229,11 @@ def _nll(lines: Sequence[Mapping[str, Any]]) -> tuple[Floats, Floats] | None:
     return sums, _pair(lines, lambda side: side["nll_tokens"])
 
 
-def _suite(path: Path) -> Floats:
-    items: Iterable[Any] = sorted(durable.read_jsonl(path), key=lambda line: str(line["id"]))
-    return _finite(np.array([[item[role] for role in ROLES] for item in items], dtype=np.float64).reshape(-1, 2))
+def _suite(folder: Path, found: SuiteScores) -> Suite:
+    items = sorted(durable.read_jsonl(folder / found.file), key=lambda line: str(line["id"]))
+    pairs = np.array([[item[role] for role in ROLES] for item in items], dtype=np.float64).reshape(-1, 2)
+    base = None if found.base is None else np.array([item["base"] for item in items], dtype=np.float64)
+    return Suite(found.name, _finite(pairs), None if base is None else _finite(base))
 
 
 def _opinion(root: Path, judgement: Judgement) -> Opinion:

@@ -83,8 +83,8 @@ LEAST_P_VALUE = 1e-4
 #: Largest one-sided p-value that promotes; strict keeps 30 nights together under 5 %.
 ALPHAS = {"strict": 0.05 / 30, "balanced": 0.01, "eager": 0.05}
 GuardName = Literal[
-    "metric", "slice", "nll", "general", "empty", "truncated", "looping", "catastrophe", "floor", "former", "latency",
-    "size", "judge",
+    "metric", "slice", "nll", "general", "general_base", "empty", "truncated", "looping", "catastrophe", "floor",
+    "former", "latency", "size", "judge",
 ]  # fmt: skip
 
 
@@ -135,6 +135,8 @@ class GuardConfig(Frozen):
     """Largest loss of the primary metric on a drop or tag, in points, on 100 records or more."""
     general: float = Field(default=5.0, ge=0)
     """Largest loss on a suite of general abilities, in points, on 100 items or more."""
+    general_base: float = Field(default=10.0, ge=0)
+    """Largest loss on such a suite against the base model, in points: that of a line of champions together."""
     former: float = Field(default=1.0, ge=0)
     """Largest loss against the best former champion, in points, on 100 records or more."""
     nll: float = Field(default=0.1, ge=0)

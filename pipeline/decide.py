@@ -17,7 +17,7 @@ from pipeline.guards import Guards
 from pipeline.heldout import version_of
 from pipeline.metrics import METRICS
 from pipeline.power import LOWER_POWERS, POWER, Detectable, GainTest, Hurdles, records_needed, smallest_detectable_gain
-from pipeline.reasons import GUARD_REASONS
+from pipeline.reasons import GUARD_REASONS, NO_FAULT_OF_DROPS
 from pipeline.slices import POINTS, Known, Slice, count_unlisted, find_slices, judged_on, measure_slices
 from pipeline.statistics import Floats
 from pipeline.verdict_words import Circumstances, records, sentence
@@ -256,7 +256,8 @@ def _outcome(reasons: Sequence[str], checked: Guards, *, wins: bool) -> Outcome:
         return "insufficient_evidence"
     if "harm_shown" in reasons:
         return "worse"
-    sure = any(row.p_value is not None and row.p_value <= GUARD_HARM_P_VALUE for row in checked.failed)
+    blaming = [row for row in checked.failed if row.guard not in NO_FAULT_OF_DROPS]
+    sure = any(row.p_value is not None and row.p_value <= GUARD_HARM_P_VALUE for row in blaming)
     if checked.failed and (wins or sure or "nll_not_finite" in reasons):
         return "guard_failed"
     return "promoted" if wins and "established_lost" not in reasons else "not_shown_better"

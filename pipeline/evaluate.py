@@ -18,6 +18,7 @@ def evaluate(attempt: Attempt) -> Report:
     """
     Return both models' scores on the held-out records; each record's are in the report's records.jsonl.
 
+    A base model that is no longer the champion is asked the suites of general abilities, once.
     Answers that are in the prediction cache are taken from there, those that an interrupted attempt had computed from
     its log of batches. The predictions that were used are left in `predictions/<key>.jsonl`. Raises `StepFailed` if a
     model's likelihood is not finite or memory does not suffice, `CannotTrain` if the two models cannot be asked in the
@@ -38,10 +39,12 @@ def evaluate(attempt: Attempt) -> Report:
         second = replace(first, generated=0, resumed=0, seconds=0.0)
     else:
         second = sit(attempt, champion, ids, folder, twice=noise is None and first.again is None)
+    base = None if exams.base is None else sit(attempt, exams.base, (), folder, twice=False)
     lines = [scoring.score_answers(records, result.predictions, dataset.metric) for result in (first, second)]
     report = attempt.make_folder("report")
     scoring.write_records(report / RECORDS_NAME, records, *lines)
     setup = candidate.key.setup
+    base_id = attempt.config.base_model_id
     return Report(
         folder=attempt.relative(report),
         metric=dataset.metric,
@@ -51,7 +54,8 @@ def evaluate(attempt: Attempt) -> Report:
         records_seen_by_champion=exams.seen_by_champion,
         records_seen_by_candidate=exams.seen_by_candidate,
         batch_size=setup.batch_size,
-        suites=scoring.score_suites(report, suites, first, second),
+        suites=scoring.score_suites(report, suites, (first, second), base),
+        base_model_id=None if champion.key.model_id == base_id else base_id,
         former=scoring.score_former(attempt, report, records, candidate, dataset.metric),
         noise=scoring.noise_floor(records, first, dataset.metric)
         or scoring.noise_floor(records, second, dataset.metric),
@@ -59,5 +63,5 @@ def evaluate(attempt: Attempt) -> Report:
         candidate=scoring.summarise(candidate, first, lines[0], records),
         champion=scoring.summarise(champion, second, lines[1], records),
         champion_generation=attempt.spec.champion.generation,
-        prediction_keys={exam.key.model_id: exam.key.digest for exam in (candidate, champion)},
+        prediction_keys={exam.key.model_id: exam.key.digest for exam in (candidate, champion, exams.base) if exam},
     )

@@ -33,6 +33,8 @@ class Exams:
     records: list[HeldoutRecord]
     candidate: Exam
     champion: Exam
+    base: Exam | None
+    """The suites alone; `None` if the base model is the champion, there is no suite, or it cannot be asked so."""
     too_long: int
     """Records that are left out because they do not fit into a window."""
     seen_by_champion: int
@@ -69,7 +71,8 @@ def make_exams(
         candidate, champion = (_with_batch_size(exam, size) for exam in (candidate, champion))
     own = trained_ids(one.folder)
     return Exams(
-        kept, candidate, champion, too_long=too_long, seen_by_champion=len(records) - len(kept) - too_long,
+        kept, candidate, champion, _base_exam(attempt, candidate, other, decoding),
+        too_long=too_long, seen_by_champion=len(records) - len(kept) - too_long,
         seen_by_candidate=sum(record.id in own for record in kept),
     )  # fmt: skip
 
@@ -84,6 +87,23 @@ def _seats(attempt: Attempt) -> tuple[_Seat, _Seat]:
         _Seat("candidate", model.model_id, attempt.path(model.folder), own),
         _Seat("champion", champion.model_id, attempt.path(champion.path), base_format),
     )
+
+
+def _base_exam(attempt: Attempt, candidate: Exam, champion: _Seat, decoding: Decoding) -> Exam | None:
+    """Return what the base model is asked beside a trained champion: the candidate's items of the suites."""
+    model, folder = attempt.load(Model), Path(attempt.config.base_model)
+    if champion.model_id == model.base_model_id or not candidate.papers:
+        return None
+    base = None
+    if attempt.config.base_model_id == model.base_model_id and (folder / "config.json").is_file():
+        seat = _Seat("base model", model.base_model_id, folder, model.format)
+        asked = _exam(seat, [], [paper.suite for paper in candidate.papers], decoding)
+        base = _with_batch_size(asked, candidate.key.setup.batch_size)
+    if base is None or base.key.setup != candidate.key.setup:
+        why = "it is not there" if base is None else "it would be asked in another way than the candidate"
+        sys.stderr.write(f"the base model is not asked the general suites: {why}\n")
+        return None
+    return base
 
 
 def _unseen(records: list[HeldoutRecord], trained: frozenset[str]) -> list[HeldoutRecord]:

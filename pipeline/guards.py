@@ -57,7 +57,7 @@ class _Subject:
 
 
 def check(comparison: Comparison, slices: Sequence[Slice], config: GuardConfig, seed: int) -> Guards:
-    """Return every guard's result on the compared records. Raises `StepFailed` for a floor of an unknown metric."""
+    """Return every guard's result on the compared records."""
     rows, lost = [], []
     # A former champion may have answered none of the records that are judged on.
     subjects = [subject for subject in _subjects(comparison, slices, config) if subject.differences.size]
@@ -70,7 +70,7 @@ def check(comparison: Comparison, slices: Sequence[Slice], config: GuardConfig, 
             if member.part is not None and member.part.established and row.state == "failed"
         ]
         rows += [_worst_former(results)] if family == "former" else results
-    rows += point_guards(comparison, config)
+    rows += point_guards(comparison, config, seed)
     show = frozenset(config.show_only)
     shown = [row.model_copy(update={"state": "shown"}) if row.guard in show else row for row in rows]
     return Guards(tuple(shown), tuple(lost))
@@ -85,15 +85,14 @@ def watched(comparison: Comparison, slices: Sequence[Slice], config: GuardConfig
     """
     gains = comparison.differences()
     centred = gains - gains.mean() if gains.size else gains
-    total = float((centred**2).sum())
     found = []
     for subject in _subjects(comparison, slices, config):
         own = subject.differences
         if subject.guard in config.show_only or own.size < LEAST_TESTED:
             continue
         slope = {"metric": 0.0, "general": 0.0}.get(subject.guard, 1.0)
-        if subject.guard == "metric" and total > 0:
-            slope = max(0.0, float(own @ centred) / total)
+        if subject.guard == "metric" and (total := float((centred[subject.places] ** 2).sum())) > 0:
+            slope = max(0.0, float(own @ centred[subject.places]) / total)
         errors = (own - own.mean()) / own.size
         parts: Floats | float = float(np.sqrt((errors**2).sum()))
         if subject.places is not None:
@@ -106,11 +105,12 @@ def watched(comparison: Comparison, slices: Sequence[Slice], config: GuardConfig
 
 def _subjects(comparison: Comparison, slices: Sequence[Slice], config: GuardConfig) -> Iterator[_Subject]:
     everywhere = np.arange(len(comparison.ids))
-    for name in comparison.scores if len(comparison.ids) else ():
+    for name in (*comparison.scores, *comparison.partial) if len(comparison.ids) else ():
         if name != comparison.metric:
             title = METRICS[name].title if name in METRICS else name
-            pair, own = comparison.scores[name], comparison.differences(name)
-            yield _Subject("metric", "metric", title, pair, own, config.metrics, everywhere)
+            pair, own = comparison.pair(name), comparison.differences(name)
+            places = comparison.partial[name].places if name in comparison.partial else everywhere
+            yield _Subject("metric", "metric", title, pair, own, config.metrics, places)
     primary, gains = comparison.scores[comparison.metric], comparison.differences()
     for one in slices:
         # New records are guarded drop by drop; together they are what may carry a win, not what could be lost.

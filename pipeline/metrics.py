@@ -55,8 +55,12 @@ class Metric:
     higher_is_better: bool = True
     continuous: bool = True
     """Whether there is anything between 0 and 1: it decides the paired test."""
-    applies: Callable[[Sequence[Sequence[str]]], bool] = lambda _references: True
-    """Whether it says anything about a set with these references."""
+    applies: Callable[[Sequence[str]], bool] | None = None
+    """Whether it says anything about a record with these references; none: about every record."""
+
+    def says_something(self, references: Sequence[str]) -> bool:
+        """Return whether it says anything about a record with these references."""
+        return self.applies is None or self.applies(references)
 
     def scores(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
         """Return the score of each prediction against the references at the same place."""
@@ -161,8 +165,8 @@ def json_f1(prediction: str, references: Sequence[str]) -> float:
     )
 
 
-def _all_json(references: Sequence[Sequence[str]]) -> bool:
-    return bool(references) and all(json_answers.parse(text) is not None for some in references for text in some)
+def _all_json(references: Sequence[str]) -> bool:
+    return bool(references) and all(json_answers.parse(text) is not None for text in references)
 
 
 @cache

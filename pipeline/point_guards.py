@@ -1,4 +1,4 @@
-"""Guards with a point margin, a count or a limit: likelihood, degenerate answers, catastrophes, floors and costs."""
+"""Guards with a margin, a count or a limit: loss since the base model, likelihood, bad answers, floors and costs."""
 
 import math
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from scipy import special
 
 from pipeline import statistics
 from pipeline.artifacts import GuardResult
-from pipeline.comparison import DEGENERATE, Comparison
+from pipeline.comparison import DEGENERATE, Comparison, Suite
 from pipeline.config import GuardConfig
 from pipeline.metrics import METRICS
 from pipeline.power import GUARD_LEVEL, Watched
@@ -23,8 +23,11 @@ _MEGABYTE = 1e6
 _NORMAL_95 = 1.6448536269514722
 
 
-def point_guards(comparison: Comparison, config: GuardConfig) -> Iterator[GuardResult]:
+def point_guards(comparison: Comparison, config: GuardConfig, seed: int) -> Iterator[GuardResult]:
     """Yield the results."""
+    for suite in comparison.suites:
+        if suite.base is not None or comparison.held_to_base:
+            yield _against_base(suite, config.general_base, seed)
     yield from _floors(comparison, config)
     if comparison.ids:
         yield _likelihood(comparison, config)
@@ -41,6 +44,8 @@ def point_guards(comparison: Comparison, config: GuardConfig) -> Iterator[GuardR
 
 def watched_points(comparison: Comparison, config: GuardConfig) -> Iterator[Watched]:
     """Yield what these guards would ask of a good candidate, one that changes none of it; costs are not noise."""
+    if "general_base" not in config.show_only:
+        yield from _watched_base(comparison, config.general_base / POINTS)
     if comparison.nll is not None and "nll" not in config.show_only:
         parts = statistics.ratio_parts(*comparison.nll)
         if np.isfinite(parts).all():
@@ -56,6 +61,51 @@ def _fails(change: float, margin: float, records: int, p_value: float | None) ->
     """Return whether a rise is beyond its margin, and there are enough records or proof enough to say so."""
     shown = records >= LEAST_TESTED and p_value is not None and p_value <= GUARD_LEVEL
     return change > margin + 1e-9 and (records >= LEAST_FOR_MARGIN or shown)
+
+
+def _against_base(suite: Suite, margin: float, seed: int) -> GuardResult:
+    """
+    Return the guard on what a line of champions lost of a suite since the base model.
+
+    Each of them may lose a little against the one before it, and nothing would ever stop them together. That a loss is
+    shown is not enough: a champion may have had it already, and every candidate would pay for it again.
+    """
+    label = f"{suite.name} against the base model"
+    candidate = float(suite.scores[:, 0].mean()) * POINTS
+    if suite.base is None:
+        return GuardResult(
+            guard="general_base", label=f"{label}, which was not measured", unit="points", records=len(suite.scores),
+            candidate=candidate, margin=margin, state="shown",
+        )  # fmt: skip
+    falls = suite.base - suite.scores[:, 0]
+    yes_or_no = statistics.is_yes_or_no(falls)
+    p_value = statistics.one_sided_p(falls, continuous=not yes_or_no, seed=seed, relevant=GUARD_LEVEL)
+    fails = _fails(float(falls.mean()) * POINTS, margin, falls.size, p_value)
+    return GuardResult(
+        guard="general_base",
+        label=label,
+        unit="points",
+        records=falls.size,
+        candidate=candidate,
+        champion=float(suite.base.mean()) * POINTS,
+        change=-float(falls.mean()) * POINTS,
+        bound=statistics.upper_bound(-falls) * POINTS,
+        p_value=p_value,
+        margin=margin,
+        state="failed" if fails else "passed" if falls.size >= LEAST_TESTED else "shown",
+    )
+
+
+def _watched_base(comparison: Comparison, margin: float) -> Iterator[Watched]:
+    """Yield what the guards against the base model leave a good candidate: what today's champion has not lost yet."""
+    for suite in comparison.suites:
+        if suite.base is None or len(suite.base) < LEAST_TESTED:
+            continue
+        changes = suite.scores[:, 0] - suite.base
+        error = float(changes.std()) / math.sqrt(changes.size)
+        room = margin if changes.size >= LEAST_FOR_MARGIN else max(margin, _NORMAL_95 * error)
+        lost = float((suite.base - suite.scores[:, 1]).mean())
+        yield Watched("general_base", error, tested=False, margin=room - lost)
 
 
 def _likelihood(comparison: Comparison, config: GuardConfig) -> GuardResult:
@@ -123,19 +173,20 @@ def _catastrophes(comparison: Comparison) -> GuardResult:
 
 
 def _floors(comparison: Comparison, config: GuardConfig) -> Iterator[GuardResult]:
+    """Yield the floors; one that no judged record has a score for fails, as nothing shows that it is reached."""
     for name, floor in sorted(config.floors.items()):
-        pair = comparison.scores.get(name)
-        score = float(pair[:, 0].mean()) * POINTS if pair is not None and len(pair) else None
-        below = score is not None and score < floor - 1e-9
+        pair = comparison.pair(name)
+        score = float(pair[:, 0].mean()) * POINTS if len(pair) else None
+        below = score is None or score < floor - 1e-9
         yield GuardResult(
             guard="floor",
             label=f"{METRICS[name].title}, at least {floor:g}",
             unit="points",
-            records=None if pair is None else len(pair),
+            records=len(pair),
             candidate=score,
             change=None if score is None else score - floor,
             margin=0.0,
-            state="shown" if score is None else "failed" if below else "passed",
+            state="shown" if not comparison.ids else "failed" if below else "passed",
         )
 
 

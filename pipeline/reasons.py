@@ -8,6 +8,7 @@ GUARD_REASONS: Mapping[str, str] = {
     "slice": "slice_lost",
     "nll": "nll_rose",
     "general": "general_lost",
+    "general_base": "general_below_base",
     "empty": "empty_rose",
     "truncated": "truncated_rose",
     "looping": "looping_rose",
@@ -18,6 +19,11 @@ GUARD_REASONS: Mapping[str, str] = {
     "size": "larger",
     "judge": "judge_prefers_champion",
 }
+
+#: Guards whose failure says nothing against the drops that were new. Without these a candidate is no nearer to a floor
+#: or a model that was better once, no faster and no smaller; what was lost since the base model was lost by a line of
+#: champions; and a judge's taste is no proof of harm.
+NO_FAULT_OF_DROPS = frozenset({"floor", "former", "latency", "size", "judge", "general_base"})
 
 #: Every reason code, in a few words. `gain_from_new_data` is the only one that a promoted verdict can have.
 REASONS: Mapping[str, str] = {
@@ -31,11 +37,12 @@ REASONS: Mapping[str, str] = {
     "slice_lost": "a slice lost",
     "nll_rose": "the references became less likely",
     "general_lost": "general abilities were lost",
+    "general_below_base": "general abilities are far below the base model's",
     "empty_rose": "more answers are empty",
     "truncated_rose": "more answers are cut off",
     "looping_rose": "more answers loop",
     "catastrophes": "more answers turned from good to bad than the other way",
-    "below_floor": "a score is below its floor",
+    "below_floor": "a score is below its floor, or was not measured",
     "former_better": "a former champion is better",
     "slower": "answers take longer",
     "larger": "the model is larger",

@@ -11,7 +11,7 @@ from pipeline.artifacts import FormerScores, NoiseFloor, Scores, SuiteScores
 from pipeline.contract import Attempt
 from pipeline.degenerate import KINDS, degenerate
 from pipeline.heldout import HeldoutRecord
-from pipeline.metrics import METRICS, tokens
+from pipeline.metrics import METRICS, Metric, tokens
 from pipeline.predictions import Prediction, PredictionCache, PredictionKey, hash_tokens
 from pipeline.sitting import Exam, Result
 from pipeline.suites import Suite
@@ -25,23 +25,34 @@ def score_answers(records: Sequence[HeldoutRecord], answers: Sequence[Prediction
     """
     Return what a line of records.jsonl says of one model, in the order of the records.
 
-    Scores are 0 to 1, of every metric that applies to the set's references, and of the primary one.
+    Scores are 0 to 1, of the primary metric and of every other one that says something about the record's references.
     """
     references = [record.references for record in records]
-    chosen = [metric for metric in METRICS.values() if metric.name == primary or metric.applies(references)]
     texts = [answer.text for answer in answers]
-    columns = {metric.name: metric.scores(texts, references) for metric in chosen}
+    columns = {
+        metric.name: _column(metric, texts, references, everywhere=metric.name == primary)
+        for metric in METRICS.values()
+    }
     return [
         {
             "text": answer.text,
             "tokens": answer.tokens,
-            "scores": {name: column[place] for name, column in columns.items()},
+            "scores": {name: column[place] for name, column in columns.items() if place in column},
             "nll_sum": answer.nll_sum,
             "nll_tokens": answer.nll_tokens,
             "degenerate": degenerate(answer.text, references[place], ended=answer.ended),
         }
         for place, answer in enumerate(answers)
     ]
+
+
+def _column(
+    metric: Metric, texts: Sequence[str], references: Sequence[Sequence[str]], *, everywhere: bool
+) -> dict[int, float]:
+    """Return a metric's scores by the record's place, of all or of those that it says something about."""
+    places = [place for place, some in enumerate(references) if everywhere or metric.says_something(some)]
+    scores = metric.scores([texts[place] for place in places], [references[place] for place in places])
+    return dict(zip(places, scores, strict=True))
 
 
 def write_records(
@@ -62,11 +73,20 @@ def write_records(
 
 
 def summarise(exam: Exam, result: Result, lines: Sequence[Line], records: Sequence[HeldoutRecord]) -> Scores:
-    """Return one model's means over the records, in points, and what its answers are like."""
+    """
+    Return one model's means over the records, in points, and what its answers are like.
+
+    The mean of a metric that says nothing about some of the records is that of the others.
+    """
     answers = result.predictions
+    scored = [line["scores"] for line in lines]
     return Scores(
         model_id=exam.key.model_id,
-        metrics={name: _POINTS * fmean(line["scores"][name] for line in lines) for name in lines[0]["scores"]},
+        metrics={
+            name: _POINTS * fmean(scores[name] for scores in scored if name in scores)
+            for name in METRICS
+            if any(name in scores for scores in scored)
+        },
         nll=sum(answer.nll_sum for answer in answers) / sum(answer.nll_tokens for answer in answers),
         generated=result.generated,
         resumed=result.resumed,
@@ -82,32 +102,41 @@ def summarise(exam: Exam, result: Result, lines: Sequence[Line], records: Sequen
     )
 
 
-def score_suites(folder: Path, suites: Sequence[Suite], candidate: Result, champion: Result) -> tuple[SuiteScores, ...]:
-    """Return both models' points on each suite; each item's scores are left in a file of `folder`."""
+def score_suites(
+    folder: Path, suites: Sequence[Suite], both: tuple[Result, Result], base: Result | None
+) -> tuple[SuiteScores, ...]:
+    """
+    Return the points of candidate and champion on each suite; each item's scores are left in a file of `folder`.
+
+    The base model's stand beside them where it has a score for every one of these items.
+    """
     found = []
     for number, suite in enumerate(suites):
-        one, other = candidate.suites[suite.digest], champion.suites[suite.digest]
+        one, other = (result.suites[suite.digest] for result in both)
+        third = {} if base is None else base.suites[suite.digest]
         # In the suite's own order; lm-eval's task has its items in its own hands.
         wanted = [item.id for item in suite.items] or sorted(one)
-        both = [name for name in wanted if name in one and name in other]
-        if not both:
+        items = [name for name in wanted if name in one and name in other]
+        if not items:
             continue
+        with_base = all(item in third for item in items)
         name = f"suite-{number}.jsonl"
         _write(
             folder / name,
             (
                 {
                     "id": item, "category": one[item].category, "candidate": one[item].score,
-                    "champion": other[item].score,
+                    "champion": other[item].score, **({"base": third[item].score} if with_base else {}),
                 }
-                for item in both
+                for item in items
             ),
         )  # fmt: skip
         found.append(
             SuiteScores(
-                name=suite.name, records=len(both), file=name,
-                candidate=_POINTS * fmean(one[item].score for item in both),
-                champion=_POINTS * fmean(other[item].score for item in both),
+                name=suite.name, records=len(items), file=name,
+                candidate=_POINTS * fmean(one[item].score for item in items),
+                champion=_POINTS * fmean(other[item].score for item in items),
+                base=_POINTS * fmean(third[item].score for item in items) if with_base else None,
             )
         )  # fmt: skip
     return tuple(found)

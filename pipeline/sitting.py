@@ -25,7 +25,7 @@ from pipeline.qlora.generation import Decoding
 from pipeline.qlora.loading import chosen_device
 from pipeline.suites import Suite
 
-Role = Literal["candidate", "champion"]
+Role = Literal["candidate", "champion", "base model"]
 #: About so many answers are generated twice for the noise floor, in whole batches.
 NOISE_RECORDS = 32
 _LOG = ".batches.jsonl"

@@ -25,11 +25,13 @@ _REMEDIES: Mapping[str, str] = {
     "slice": "drop more rows of that kind, or withdraw the drop that spoils it; guards.slices is the margin",
     "nll": "train less or on cleaner answers (train.epochs, train.learning_rate); guards.nll is the margin",
     "general": "train less (train.epochs, train.learning_rate) or add general rows; guards.general is the margin",
+    "general_base": "dropforge rollback --reason TEXT goes back a champion, general rows bring back what was lost; "
+    "guards.general_base is the margin",
     "empty": "look for empty answers in the new drops; guards.degenerate is the margin",
     "truncated": "look for long answers in the new drops, or raise evaluate.max_new_tokens",
     "looping": "train less or set evaluate.repetition_penalty; guards.degenerate is the margin",
     "catastrophe": "look at the worst regressions in the report",
-    "floor": "drop more rows, or lower the floor in guards.floors",
+    "floor": "drop more rows, lower the floor in guards.floors, or take out one that nothing can be scored by",
     "former": "dropforge rollback --reason TEXT goes back a champion; guards.former is the margin",
     "latency": "look for longer answers in the new drops; guards.latency is the margin",
     "size": "guards.size is the margin",
@@ -40,6 +42,7 @@ _REMEDIES: Mapping[str, str] = {
 #: Kinds of guards as a sentence names them; the others are those of slices.
 _FAMILIES: Mapping[str, str] = {
     "metric": "those on other metrics", "general": "those on general suites", "nll": "the one on likelihood",
+    "general_base": "those against the base model",
     "empty": "the one on empty answers", "truncated": "the one on answers cut off",
     "looping": "the one on looping answers", "former": "the one on former champions",
 }  # fmt: skip
@@ -128,6 +131,8 @@ def _catastrophe(row: GuardResult) -> str:
 
 
 def _floor(row: GuardResult) -> str:
+    if row.candidate is None:
+        return f"{row.label}, could be scored on none of these records (guards.floors"
     return f"{row.label}, is {tenths(row.candidate)} (guards.floors"
 
 

@@ -159,6 +159,10 @@ def guards(*, failing: bool = False) -> tuple[GuardResult, ...]:
                     margin=3.0, state="passed"),
         GuardResult(guard="general", label="suite builtin, category arithmetic", unit="points", records=40,
                     candidate=50.0, champion=57.5, change=-7.5, margin=5.0, state="shown"),
+        GuardResult(guard="general_base", label="suite builtin against the base model", unit="points", records=120,
+                    candidate=50.0, champion=56.7, change=-6.7, bound=-1.2, p_value=0.03, margin=10.0, state="passed"),
+        GuardResult(guard="general_base", label="suite own against the base model, which was not measured",
+                    unit="points", records=60, candidate=50.0, margin=10.0, state="shown"),
     ]  # fmt: skip
     if failing:
         made.append(

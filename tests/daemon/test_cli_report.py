@@ -104,7 +104,7 @@ def test_show_tells_the_core_of_the_evidence(workspace: Any, made_cards: Any, dr
     run = end(workspace, made_cards, "guard_failed")
     out = dropforge("show", run).out
     for words in (
-        "guards: 1 of 7 failed\n  failed: suite builtin −27.6 points (the limit is 5.0 points)\n",
+        "guards: 1 of 9 failed\n  failed: suite builtin −27.6 points (the limit is 5.0 points)\n",
         "  nearly failed: drop 3 (bewertungen_ü.jsonl) −4.5 points (the limit is 5.0 points)\n",
         "drops that the champion knows: gain +6.0 points on 300 records, interval +0.4 to +11.5\n",
         "new drops: gain -4.5 points on 100 records, interval -15.2 to +6.3\n",

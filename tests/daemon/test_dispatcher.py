@@ -307,6 +307,8 @@ def test_a_run_that_loses_badly_holds_its_new_drops_back_and_only_those(
         (("slower", "larger"), DropState.ACCEPTED),
         (("former_better", "judge_prefers_champion"), DropState.ACCEPTED),
         (("former_better", "slice_lost"), DropState.HELD),
+        (("general_below_base",), DropState.ACCEPTED),  # lost by a line of champions, not in a night
+        (("general_below_base", "general_lost"), DropState.HELD),
         (("below_floor", "slice_lost"), DropState.HELD),
         (("nll_not_finite", "below_floor"), DropState.HELD),
     ],

@@ -73,6 +73,22 @@ def test_suites_and_former_champions_come_from_their_files(read: Read) -> None:
     assert (former.generation, former.places.tolist(), former.scores.tolist()) == (2, [0, 2], [1.0, 0.25])
 
 
+def test_what_the_base_model_got_in_a_suite_is_read_where_it_was_measured(read: Read) -> None:
+    suite = [
+        {"id": name, "category": "c", "candidate": 1.0, "champion": 0.5, "base": score}
+        for name, score in (("b", 0.25), ("a", 0.75))
+    ]
+    facts: dict[str, Any] = {"name": "builtin", "records": 2, "candidate": 100, "champion": 50, "file": "suite-1.jsonl"}
+    found = read(yes_or_no(1, 1, 1), suite=suite, suites=(SuiteScores(**facts, base=50),), base_model_id="b")
+    assert found.held_to_base
+    assert found.suites[0].base is not None
+    assert found.suites[0].base.tolist() == [0.75, 0.25]
+    without = [{name: value for name, value in line.items() if name != "base"} for line in suite]
+    found = read(yes_or_no(1, 1, 1), suite=without, suites=(SuiteScores(**facts),), base_model_id="b")
+    assert (found.held_to_base, found.suites[0].base) == (True, None)
+    assert not read(yes_or_no(1, 1, 1), suite=without, suites=(SuiteScores(**facts),)).held_to_base
+
+
 def test_a_part_takes_every_column_along_and_keeps_suites(read: Read) -> None:
     former_lines = [{"id": "000000", "score": 0.1}, {"id": "000002", "score": 0.2}, {"id": "000003", "score": 0.3}]
     found = read(
@@ -87,6 +103,34 @@ def test_a_part_takes_every_column_along_and_keeps_suites(read: Read) -> None:
     assert part.former[0].scores.tolist() == [0.2, 0.3]
     assert {len(pair) for pair in (*part.scores.values(), *part.degenerate.values(), part.pinned)} == {3}
     assert found.part(np.ones(4, dtype=np.bool_)) is found
+
+
+def test_a_metric_of_some_records_keeps_their_places_and_a_part_takes_it_along() -> None:
+    lines = yes_or_no(2, 1, 1)
+    for place in (1, 3):
+        lines[place]["candidate"]["scores"]["json_valid"] = 0.0
+        lines[place]["champion"]["scores"]["json_valid"] = 1.0
+    found = compare("exact_match", lines)
+    assert (list(found.scores), list(found.partial)) == (["exact_match"], ["json_valid"])
+    assert found.partial["json_valid"].places.tolist() == [1, 3]
+    assert found.pair("json_valid").tolist() == [[0, 1], [0, 1]]
+    assert found.differences("json_valid").tolist() == [-1, -1]
+    part = found.part(np.array([True, False, True, True]))
+    assert part.partial["json_valid"].places.tolist() == [2]
+    assert part.pair("json_valid").tolist() == [[0, 1]]
+    assert found.part(np.array([True, False, True, False])).pair("json_valid").shape == (0, 2)
+    assert found.pair("rougeL").shape == (0, 2)
+
+
+@pytest.mark.parametrize("wrong", ["one model's alone", "a metric of every record"])
+def test_a_metric_of_some_records_is_one_that_may_be_and_of_both_models(wrong: str) -> None:
+    lines = yes_or_no(2, 1, 1)
+    name = "json_valid" if wrong == "one model's alone" else "rougeL"
+    lines[1]["candidate"]["scores"][name] = 1.0
+    if name == "rougeL":
+        lines[1]["champion"]["scores"][name] = 1.0
+    with pytest.raises(StepFailed, match="not all scored by the same metrics"):
+        compare("exact_match", lines)
 
 
 def test_a_record_twice_is_refused(read: Read) -> None:

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from pipeline import durable, sitting, suites
 from pipeline.artifacts import Dataset, Model, ModelRef, NoiseFloor, Report, SuiteScores
+from pipeline.comparison import read_comparison
 from pipeline.config import EvaluateConfig, RunConfig
 from pipeline.contract import Attempt, StepSpec
 from pipeline.degenerate import degenerate
@@ -78,6 +79,11 @@ class Bench:
         )  # fmt: skip
         made = self.make("evaluate", config=config, inputs={"prepare": dataset, "merge": model})
         return Attempt(made.spec.model_copy(update={"champion": self.champion}))
+
+    def base_copy(self) -> Path:
+        """Return a copy of the base model's folder, which later attempts take for it."""
+        self.base = Path(shutil.copytree(self.base, self.root / "base-copy"))
+        return self.base
 
     def publish(self, attempt: Attempt, report: Report) -> None:
         """Copy an attempt's predictions into the cache, as the dispatcher does."""
@@ -580,17 +586,28 @@ def test_a_line_of_the_records_says_what_the_gate_and_the_card_need(bench: Bench
     assert report.versions["device"].startswith("cpu")
 
 
-def test_json_is_scored_where_all_references_are_json_or_it_is_the_primary_metric(bench: Bench, tiny: Any) -> None:
+def test_json_is_scored_on_the_records_whose_references_are_json_and_on_all_as_the_primary_metric(
+    bench: Bench, tiny: Any
+) -> None:
     rows = [{**row, "output": '{"a": 1}', "references": ['{"a": 1}']} for row in heldout_rows(tiny, 4)]
     report = evaluate(bench.attempt(rows))
     assert {"json_valid", "json_f1"} <= report.candidate.metrics.keys()
-    rows[0]["references"] = ["none"]
+    rows[0]["references"], rows[1]["references"] = ["none"], ['{"a": 1}', "none"]
     attempt = bench.attempt(rows)
-    assert set(lines(attempt, evaluate(attempt))[0]["candidate"]["scores"]) == set(METRICS) - {"json_valid", "json_f1"}
+    report = evaluate(attempt)
+    scored = [set(line[role]["scores"]) for line in lines(attempt, report) for role in ("candidate", "champion")]
+    assert scored == [set(METRICS) - {"json_valid", "json_f1"}] * 4 + [set(METRICS)] * 4
+    assert report.candidate.metrics["json_valid"] == 0
+    found = read_comparison(attempt.root, report, None, all_pinned=False)
+    assert {name: one.places.tolist() for name, one in found.partial.items()} == {
+        "json_f1": [2, 3], "json_valid": [2, 3],
+    }  # fmt: skip
     dataset = durable.read_json(bench.root / "runs/1/prepare.json")
     primary = bench.attempt(rows)
     durable.write_json(bench.root / "runs/1/prepare.json", {**dataset, "metric": "json_f1"})
-    assert set(evaluate(primary).candidate.metrics) == set(METRICS) - {"json_valid"}
+    report = evaluate(primary)
+    assert ["json_f1" in line["candidate"]["scores"] for line in lines(primary, report)] == [True] * 4
+    assert ["json_valid" in line["candidate"]["scores"] for line in lines(primary, report)] == [False] * 2 + [True] * 2
 
 
 def test_records_that_the_champion_was_trained_on_are_left_out_and_the_candidates_are_counted(
@@ -743,6 +760,65 @@ def test_both_models_are_asked_a_suite_and_paired_item_by_item(bench: Bench, tin
             assert said[role] == (means.index(min(means)) == item["answer"])
         assert getattr(suite, role) == pytest.approx(100 * sum(item[role] for item in found) / 9)
     assert 0 < suite.candidate < 100
+
+
+@pytest.fixture
+def trained(bench: Bench) -> ModelRef:
+    """Return a champion that was trained: the base model is a third one."""
+    folder = bench.root / "models/old"
+    shutil.copytree(bench.root / "models/candidate", folder)
+    return ModelRef(model_id="old", path="models/old", generation=2)
+
+
+def test_the_base_model_that_no_longer_reigns_is_asked_the_suites_once_and_the_champion_of_old_never_again(
+    bench: Bench, tiny: Any, tmp_path: Path, trained: ModelRef
+) -> None:
+    name = write_suite(tmp_path / "own.jsonl", 9)
+    reigned = bench.attempt(heldout_rows(tiny, 4), general=(name,))
+    first = evaluate(reigned)
+    assert (first.base_model_id, first.suites[0].base) == (None, None)
+    base_key = first.prediction_keys["base"]
+    bench.champion = trained
+    alone = bench.attempt(heldout_rows(tiny, 4), general=(name,))
+    measured = evaluate(alone)
+    assert {item["id"]: item["base"] for item in items_of(alone, measured)} == {
+        item["id"]: item["champion"] for item in items_of(reigned, first)
+    }
+    assert (measured.base_model_id, measured.suites[0].base) == ("base", first.suites[0].champion)
+    assert measured.prediction_keys["base"] == base_key
+    # It is asked the suite alone, and what it got is kept as a champion's is.
+    kept = (alone.folder / f"predictions/{base_key}.jsonl").read_text().splitlines()
+    assert len(kept) == 9
+    assert all(line.startswith('{"suite":') for line in kept)
+    bench.publish(alone, measured)
+    weights = bench.base_copy() / "model.safetensors"
+    weights.unlink()
+    again = bench.attempt(heldout_rows(tiny, 4), general=(name,))
+    assert evaluate(again).suites[0].base == first.suites[0].champion, "without weights only the cache can answer"
+
+
+def test_a_base_model_is_not_asked_where_there_is_nothing_to_ask(bench: Bench, tiny: Any, trained: ModelRef) -> None:
+    bench.champion = trained
+    report = evaluate(bench.attempt(heldout_rows(tiny, 4)))
+    assert (set(report.prediction_keys), report.suites) == ({"cand", "old"}, ())
+
+
+@pytest.mark.parametrize("why", ["gone", "asked in another way"])
+def test_a_base_model_that_cannot_be_asked_in_the_same_way_is_not_measured(
+    bench: Bench, tiny: Any, tmp_path: Path, trained: ModelRef, why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = write_suite(tmp_path / "own.jsonl", 9)
+    bench.champion = trained
+    folder = bench.base_copy()
+    if why == "gone":
+        shutil.rmtree(folder)
+    else:
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
+    attempt = bench.attempt(heldout_rows(tiny, 4), general=(name,))
+    report = evaluate(attempt)
+    assert (report.base_model_id, report.suites[0].base, set(report.prediction_keys)) == ("base", None, {"cand", "old"})
+    assert "base" not in items_of(attempt, report)[0]
+    assert "the base model is not asked the general suites: " in capsys.readouterr().err
 
 
 def test_what_a_model_got_in_a_suite_is_paid_once_and_another_suite_again(

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from pipeline.artifacts import GuardResult, Judgement, Verdict
+from pipeline.card_words import guard_words as card_words
 from pipeline.comparison import Comparison, Former, Opinion, Suite, compare
 from pipeline.config import GateConfig, GuardConfig, MetricName
 from pipeline.decide import Rules, judge, weigh
@@ -48,7 +49,8 @@ def of_good(**more: Any) -> Comparison:
 
 def test_a_good_candidate_passes_every_guard_and_each_is_a_row_with_its_numbers() -> None:
     found = of_good(
-        suites=(Suite("general", np.tile([0.6, 0.6], (120, 1))),),
+        suites=(Suite("general", np.tile([0.6, 0.6], (120, 1)), np.full(120, 0.6)),),
+        held_to_base=True,
         former=(Former(2, np.arange(150), np.zeros(150)),),
         seconds_per_answer=(0.4, 0.4),
         size_bytes=(2_000_000, 2_000_000),
@@ -58,8 +60,9 @@ def test_a_good_candidate_passes_every_guard_and_each_is_a_row_with_its_numbers(
     assert (verdict.outcome, verdict.reasons) == ("promoted", ())
     guards = {row.guard: row.state for row in verdict.guards}
     assert guards == dict.fromkeys(
-        ("general", "former", "floor", "nll", "empty", "truncated", "looping", "latency", "size", "judge"), "passed"
-    )
+        ("general", "general_base", "former", "floor", "nll", "empty", "truncated", "looping", "latency", "size",
+         "judge"), "passed",
+    )  # fmt: skip
 
 
 def another_metric(lost: float, spread: float, records: int = 200) -> Lines:
@@ -232,6 +235,109 @@ def test_forgetting_fails_a_candidate_that_wins_its_own_task(lost: int, state: s
         assert "builtin lost 7.3 points on 150 records" in verdict.sentence
 
 
+def against_base(lost: int, items: int = 120, champion_lost: int | None = None) -> Comparison:
+    """Return a candidate that wins and lost so many of the items that the base model knows, as did the champion."""
+    scores = np.ones((items, 2))
+    scores[:lost, 0] = 0
+    scores[: lost if champion_lost is None else champion_lost, 1] = 0
+    return of_good(suites=(Suite("builtin", scores, np.ones(items)),), held_to_base=True)
+
+
+@pytest.mark.parametrize(
+    ("lost", "items", "state"),
+    [
+        (12, 120, "passed"),  # 10 points, at the margin: however surely they are lost
+        (13, 120, "failed"),
+        (9, 60, "failed"),  # 15 points of fewer items, and shown
+        (4, 35, "passed"),  # 11.4 points, and p = 1 / 16
+        (29, 29, "shown"),
+    ],
+)
+def test_a_suite_may_lose_little_against_the_base_model(lost: int, items: int, state: str) -> None:
+    verdict = verdict_on(against_base(lost, items))
+    row = row_of(verdict, "general_base")
+    assert (row.label, row.state, row.records) == ("builtin against the base model", state, items)
+    assert (row.champion, row.margin) == (100, 10)
+    assert (row.candidate, row.change) == pytest.approx((100 * (1 - lost / items), -100 * lost / items))
+    assert row_of(verdict, "general").change == 0
+    assert (verdict.outcome == "promoted") == (state != "failed")
+    if state == "failed":
+        assert verdict.reasons == ("general_below_base",)
+        assert f"builtin against the base model lost {100 * lost / items:.1f} points on {items} records" in (
+            verdict.sentence
+        )
+        assert "dropforge rollback" in verdict.sentence
+        assert "guards.general_base" in verdict.sentence
+        assert verdict_on(against_base(lost, items), general_base=50).outcome == "promoted"
+
+
+def test_answers_that_are_scored_by_degrees_are_held_against_the_base_model_too() -> None:
+    def fallen(by: float) -> Comparison:
+        scores = np.full((40, 2), 0.8)
+        scores[:, 0] = scores[:, 1] = 0.8 - by + np.tile([0.01, -0.01], 20)
+        return of_good(suites=(Suite("mine", scores, np.full(40, 0.8)),))
+
+    assert row_of(verdict_on(fallen(0.09)), "general_base").state == "passed"
+    assert row_of(verdict_on(fallen(0.11)), "general_base").state == "failed"
+
+
+def test_a_base_model_that_was_not_measured_is_said_and_one_that_reigns_is_left_out() -> None:
+    suite = Suite("builtin", np.tile([0.6, 0.6], (120, 1)))
+    row = row_of(verdict_on(of_good(suites=(suite,), held_to_base=True)), "general_base")
+    assert (row.label, row.state) == ("builtin against the base model, which was not measured", "shown")
+    assert row.candidate == pytest.approx(60)
+    assert (row.champion, row.change, row.margin) == (None, None, 10)
+    assert {row.guard for row in verdict_on(of_good(suites=(suite,))).guards} & {"general", "general_base"} == {
+        "general"
+    }
+
+
+def test_a_line_of_champions_cannot_walk_away_from_the_base_model() -> None:
+    """Each night gains 14 points on the task and loses 4 of 120 items: too few for a guard against the champion."""
+    base = champion = np.ones(120)
+    outcomes = []
+    for _ in range(12):
+        candidate = champion.copy()
+        candidate[np.flatnonzero(champion)[:4]] = 0
+        suite = Suite("builtin", np.column_stack((candidate, champion)), base)
+        verdict = verdict_on(of_good(suites=(suite,), held_to_base=champion is not base))
+        assert row_of(verdict, "general").state == "passed"
+        outcomes.append((verdict.outcome, verdict.reasons))
+        if verdict.outcome == "promoted":
+            champion = candidate
+    assert outcomes == [("promoted", ())] * 3 + [("guard_failed", ("general_below_base",))] * 9
+    assert champion.mean() == pytest.approx(0.9)
+
+
+def test_a_candidate_that_does_not_win_is_no_worse_for_a_champion_that_is_far_from_the_base_already() -> None:
+    far = against_base(60)
+    even = replace(compare("exact_match", yes_or_no(5, 4, 111)), suites=far.suites, held_to_base=True)
+    verdict = verdict_on(even)
+    assert verdict.outcome == "not_shown_better"
+    assert verdict.reasons == ("general_below_base", "p_above_limit", "gain_below_minimum")
+
+
+def test_the_smallest_gain_knows_what_the_champion_has_left_of_the_margin_against_the_base_model() -> None:
+    def noisy(lost: int, items: int = 120) -> Verdict:
+        """Return a verdict where both models lost so many items, of which the base model has all but four."""
+        base, scores = np.ones(items), np.ones((items, 2))
+        base[-4:], scores[:lost] = 0, 0
+        return verdict_on(of_good(suites=(Suite("builtin", scores, base),)))
+
+    def even(lost: int) -> Verdict:
+        suites = against_base(lost).suites
+        return verdict_on(replace(compare("exact_match", yes_or_no(10, 4, 186)), suites=suites))
+
+    found = [noisy(lost) for lost in (0, 4, 11, 15, 17)]
+    powers = [verdict.detectable_power for verdict in found]
+    gains = [verdict.smallest_detectable_gain or 100 for verdict in found]
+    assert powers == [0.8, 0.8, 0.8, 0.5, None], "nearly nothing left, and nothing"
+    assert gains[0] == gains[1] < gains[2]
+    assert "most of all those against the base model" in even(11).sentence
+    few = noisy(8, LEAST_TESTED - 1)
+    assert (row_of(few, "general_base").state, few.detectable_power) == ("shown", 0.8)
+
+
 def test_a_small_suite_of_ones_own_is_displayed_only() -> None:
     scores = np.tile([0.0, 1.0], (LEAST_TESTED - 1, 1))
     verdict = verdict_on(of_good(suites=(Suite("mine", scores),)))
@@ -298,8 +404,78 @@ def test_a_score_below_its_floor_is_not_promoted(floor: float, state: str) -> No
         assert "exact match, at least 99, is 98.0 (guards.floors)" in verdict.sentence
 
 
-def test_a_floor_for_a_metric_that_nothing_was_scored_by_is_shown() -> None:
-    assert row_of(verdict_on(good(), floors={"rougeL": 99}), "floor").state == "shown"
+def test_a_floor_for_a_metric_that_nothing_was_scored_by_fails_and_says_so() -> None:
+    verdict = verdict_on(good(), floors={"json_valid": 99})
+    row = row_of(verdict, "floor")
+    assert (row.state, row.records, row.candidate, row.change) == ("failed", 0, None, None)
+    assert (verdict.outcome, verdict.reasons) == ("guard_failed", ("below_floor",))
+    assert "valid JSON, at least 99, could be scored on none of these records (guards.floors)" in verdict.sentence
+    assert "take out one that nothing can be scored by" in verdict.sentence
+    assert card_words(row) == "valid JSON, at least 99: scored on none of these records"
+    assert verdict_on(good(), floors={"json_valid": 99}, show_only=("floor",)).outcome == "promoted"
+
+
+def test_a_floor_without_any_record_to_judge_on_is_no_reason_of_its_own() -> None:
+    verdict = verdict_on([], floors={"exact_match": 10})
+    assert (verdict.reasons[0], row_of(verdict, "floor").state) == ("too_few_records", "shown")
+    assert "below_floor" not in verdict.reasons
+
+
+def partly_json(invalid: int, size: int, worse: int = 0) -> Lines:
+    """Return records that a candidate wins, JSON asked of `size`; it fails on `invalid`, the champion on `worse`."""
+    lines = good()
+    for place, line in enumerate(lines[:size]):
+        line["candidate"]["scores"]["json_valid"] = float(place >= invalid)
+        line["champion"]["scores"]["json_valid"] = float(place >= worse)
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("invalid", "size", "state"),
+    [(0, 199, "passed"), (9, 199, "passed"), (10, 199, "failed"), (199, 199, "failed"), (1, 1, "failed")],
+)
+def test_a_floor_is_held_against_the_records_that_its_metric_says_something_about(
+    invalid: int, size: int, state: str
+) -> None:
+    verdict = verdict_on(partly_json(invalid, size, invalid), floors={"json_valid": 95})
+    row = row_of(verdict, "floor")
+    assert (row.state, row.records) == (state, size)
+    assert row.candidate == pytest.approx(100 * (size - invalid) / size)
+    assert (verdict.outcome == "promoted") == (state == "passed")
+
+
+def test_a_metric_of_some_records_is_guarded_on_them() -> None:
+    verdict = verdict_on(partly_json(6, 60))
+    row = row_of(verdict, "metric")
+    assert (row.label, row.state, row.records) == ("valid JSON", "failed", 60)
+    assert row.change == pytest.approx(-10)
+    assert "valid JSON lost 10.0 points on 60 records" in verdict.sentence
+    assert row_of(verdict_on(partly_json(0, 60)), "metric").state == "passed"
+    assert row_of(verdict_on(partly_json(20, LEAST_TESTED - 1)), "metric").state == "shown"
+
+
+def test_a_metric_of_some_records_is_no_metric_where_none_of_those_is_judged() -> None:
+    lines = partly_json(40, 40)
+    for place, line in enumerate(lines):
+        line["drop"] = 1 if place < 60 else 2
+    rules = Rules(
+        gate=GateConfig(on="established"), known=Known(frozenset({2})),
+        guards=GuardConfig(floors={"json_valid": 95}),
+    )  # fmt: skip
+    verdict = judge(compare("exact_match", lines), rules)
+    assert verdict.records == 140
+    assert {row.guard for row in verdict.guards if row.label.startswith("valid JSON")} == {"floor"}
+    assert (row_of(verdict, "floor").state, row_of(verdict, "floor").records) == ("failed", 0)
+
+
+def test_the_smallest_gain_counts_a_guard_on_some_records() -> None:
+    noisy = partly_json(0, 120)
+    for place, line in enumerate(noisy[:120]):
+        line["candidate"]["scores"]["json_valid"] = float(place % 4 > 0)
+        line["champion"]["scores"]["json_valid"] = float(place % 4 < 3)
+    with_guard, without = verdict_on(noisy), verdict_on(noisy, show_only=("metric",))
+    assert without.smallest_detectable_gain is not None
+    assert with_guard.detectable_power != without.detectable_power
 
 
 def test_a_floor_can_be_set_for_every_metric_and_for_nothing_else() -> None:
@@ -372,6 +548,7 @@ def test_a_judge_never_makes_a_promotion() -> None:
         ("slice", with_drops(30, 120)),
         ("nll", nll(0.5)),
         ("general", of_good(suites=(Suite("builtin", np.tile([0.0, 1.0], (150, 1))),))),
+        ("general_base", against_base(40)),
         ("former", of_good(former=(Former(1, np.arange(200), np.full(200, 1.5)),))),
         ("latency", of_good(seconds_per_answer=(9.0, 1.0))),
         ("size", of_good(size_bytes=(9, 1))),

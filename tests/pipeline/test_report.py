@@ -220,7 +220,7 @@ def test_each_guard_is_a_row_with_its_limit_and_its_value_and_failed_ones_come_f
     _, source = write(made_cards, tmp_path, "guard_failed")
     rows = [one["text"] for one in Page(source).all("tr") if "✓" in one["text"] or "✗" in one["text"]]
     assert re.match(r"suite builtin58\.831\.2−27\.6 points.*5\.0 points.*✗ failed$", rows[0])
-    assert "1 of 7 failed, 1 nearly." in Page(source).words()
+    assert "1 of 9 failed, 1 nearly." in Page(source).words()
     assert "! nearly failed" in Page(source).words()
     assert "shown only" in Page(source).words()
 
