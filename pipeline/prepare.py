@@ -28,7 +28,7 @@ from pipeline.heldout import version_of
 from pipeline.overlaps import Overlaps
 from pipeline.prompt import fold
 from pipeline.records import Finding, Limits, Record, read_records
-from pipeline.sides import Sides, Totals, prompts
+from pipeline.sides import Familiar, Sides, Totals, prompts
 from pipeline.signature_files import FOLDER, signature_name
 from pipeline.signatures import SignatureWriter, holds
 from pipeline.spill import Spill, SpilledRow
@@ -65,8 +65,8 @@ def prepare(attempt: Attempt) -> Dataset:
         reading = _Reading(attempt, spill)
         for order, drop in enumerate(attempt.spec.drops):
             reading.read(order, drop)
-        overlaps, seen = _compare(attempt, spill, reading, pinned=pinned)
-        with Sides(folder, overlaps, seen, most_scored=split.scored_records if judged else 0) as sides:
+        overlaps, champion = _compare(attempt, spill, reading, pinned=pinned)
+        with Sides(folder, overlaps, champion, most_scored=split.scored_records if judged else 0) as sides:
             attempt.progress(0, spill.parts, phase="splitting")
             for number, rows in enumerate(spill.sorted_parts()):
                 attempt.check_stop()
@@ -190,8 +190,8 @@ class _Reading:
         return SignatureWriter(own, self._hasher) if found is None else None
 
 
-def _compare(attempt: Attempt, spill: Spill, reading: _Reading, *, pinned: bool) -> tuple[Overlaps, frozenset[str]]:
-    """Find what is too near to the held-out set; return that, and the ids of held-out prompts that the champion saw."""
+def _compare(attempt: Attempt, spill: Spill, reading: _Reading, *, pinned: bool) -> tuple[Overlaps, Familiar]:
+    """Find what is too near to the held-out set; return that, and what of all this the champion knows."""
     if reading.forged:
         sys.stderr.write(
             f"{reading.forged} rows hold control tokens of the base model's tokenizer and are on no side: they came "
@@ -211,7 +211,8 @@ def _compare(attempt: Attempt, spill: Spill, reading: _Reading, *, pinned: bool)
         attempt.progress(number + 1, spill.parts)
     attempt.progress(0, 1, phase="comparing")
     find_overlaps(reading.signatures, overlaps, attempt.config.split.similarity, attempt.check_stop)
-    return overlaps, trained_ids(attempt.path(attempt.spec.champion.path), heldout)
+    champion = attempt.spec.champion
+    return overlaps, Familiar(trained_ids(attempt.path(champion.path), heldout), frozenset(champion.drops or ()))
 
 
 def _check_whole(attempt: Attempt, path: Path, drop: Drop) -> None:
