@@ -25,6 +25,7 @@ from pipeline.data_warnings import data_warnings
 from pipeline.dataset_files import dataset_hash
 from pipeline.errors import CannotTrain
 from pipeline.heldout import version_of
+from pipeline.metrics import is_short
 from pipeline.overlaps import Overlaps
 from pipeline.prompt import fold
 from pipeline.records import Finding, Limits, Record, read_records
@@ -232,7 +233,7 @@ def _spilled(salt: str, record: Record, drop: Drop, place: tuple[int, int]) -> S
         place=_place(salt, prompt), id=_id(prompt), pinned=drop.role == "heldout", order=place[0], number=place[1],
         drop=drop.id, instruction=record.instruction, input=record.input, output=record.output, tags=record.tags,
         tokens=estimate_tokens(record.output),
-        short=len(record.output.split()) <= SHORT_WORDS,
+        short=is_short(record.output, SHORT_WORDS),
     )  # fmt: skip
 
 
