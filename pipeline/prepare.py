@@ -52,8 +52,9 @@ def prepare(attempt: Attempt) -> Dataset:
     Make `train.jsonl`, `dev.jsonl` and `heldout.jsonl` of the drops in the spec.
 
     Rows are {"id", "instruction", "input", "output", "drop"}; held-out rows, of which only the scored ones are written,
-    have "references", "pinned" and "tags" too. Raises `CannotTrain` if a drop is damaged, no training rows are left,
-    the settings allow no verdict ever, or a suite that they name cannot be read.
+    have "references", "pinned", "tags" and "near" too, the ids of training prompts that are too near to them. Raises
+    `CannotTrain` if a drop is damaged, no training rows are left, the settings allow no verdict ever, or a suite that
+    they name cannot be read.
     """
     for name in attempt.config.evaluate.general:
         # The evaluation reads them hours later: what is wrong with one is said before anything is trained.
@@ -213,6 +214,7 @@ def _compare(attempt: Attempt, spill: Spill, reading: _Reading, *, pinned: bool)
     attempt.progress(0, 1, phase="comparing")
     find_overlaps(reading.signatures, overlaps, attempt.config.split.similarity, attempt.check_stop)
     champion = attempt.spec.champion
+    heldout.update(overlaps.near())
     return overlaps, Familiar(trained_ids(attempt.path(champion.path), heldout), frozenset(champion.drops or ()))
 
 

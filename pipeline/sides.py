@@ -113,7 +113,7 @@ class Totals:
     heldout_duplicates: int = 0
     """Held-out prompts that are too near to another one."""
     seen_by_champion: int = 0
-    """Held-out prompts that would be scored if the champion had not been trained on them."""
+    """Held-out prompts that would be scored if the champion had not been trained on them or on a near one."""
     heldout_ids: list[str] = field(default_factory=list)
     """Scored prompts."""
     heldout_answers: Answers = field(default_factory=Answers)
@@ -124,7 +124,7 @@ class Familiar(NamedTuple):
     """What the champion was trained on."""
 
     ids: frozenset[str] = frozenset()
-    """Of held-out prompts."""
+    """Of held-out prompts, and of training prompts that are near to one."""
     drops: frozenset[int] = frozenset()
 
 
@@ -190,14 +190,14 @@ class Sides:
             totals.heldout_duplicates += 1
         elif len(totals.heldout_ids) >= self._most_scored:
             return
-        elif rows[0].id in self._champion.ids:
+        elif not self._champion.ids.isdisjoint([rows[0].id, *(near := self._overlaps.near(number))]):
             totals.seen_by_champion += 1
         else:
             totals.heldout_ids.append(rows[0].id)
             for row in rows:
                 totals.heldout_answers.add(row)
             tags = sorted({tag for row in rows for tag in row.tags})
-            more = {"pinned": rows[0].pinned, "tags": tags}
+            more = {"pinned": rows[0].pinned, "tags": tags, "near": near}
             # A drop that came back may stand before those that the champion knows and that say the same.
             drop = next((drop for drop in prompt.drops if drop in self._champion.drops), prompt.drops[0])
             own = rows[0]._replace(drop=drop)

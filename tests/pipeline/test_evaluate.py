@@ -611,6 +611,21 @@ def test_records_that_the_champion_was_trained_on_are_left_out_and_the_candidate
         evaluate(bench.attempt(rows[1:2]))
 
 
+def test_records_near_to_what_the_champion_was_trained_on_are_left_out(bench: Bench, tiny: Any) -> None:
+    """As where another champion came since the records were drawn."""
+    rows = heldout_rows(tiny)
+    rows[1]["near"], rows[4]["near"], rows[5]["near"] = ["a", "b"], ["c"], ["d"]
+    shutil.copytree(bench.base, bench.root / "models/old")
+    bench.champion = ModelRef(model_id="old", path="models/old", generation=2)
+    (bench.root / "models/old/trained-ids.txt").write_text("b\nc\n")
+    attempt = bench.attempt(rows)
+    report = evaluate(attempt)
+    assert (report.records, report.records_seen_by_champion, report.records_seen_by_candidate) == (RECORDS - 2, 2, 0)
+    assert [line["id"] for line in lines(attempt, report)] == [
+        row["id"] for n, row in enumerate(rows) if n not in {1, 4}
+    ]
+
+
 def test_without_lists_of_trained_records_nothing_is_seen(bench: Bench, tiny: Any) -> None:
     report = evaluate(bench.attempt(heldout_rows(tiny, 4)))
     assert (report.records_seen_by_champion, report.records_seen_by_candidate) == (0, 0)
