@@ -896,6 +896,21 @@ def test_former_champions_are_scored_from_what_they_answered_in_the_same_way_and
     assert evaluate(Attempt(other.spec.model_copy(update={"former": former}))).former == ()
 
 
+def test_a_former_champion_is_not_scored_on_what_it_knows_by_heart(bench: Bench, tiny: Any) -> None:
+    rows = heldout_rows(tiny)
+    rows[2]["near"] = ["e", "f"]
+    first = bench.attempt(rows)
+    bench.publish(first, evaluate(first))
+    (bench.root / "models/former").mkdir()
+    (bench.root / "models/former/trained-ids.txt").write_text(f"f\n{rows[0]['id']}\n")
+    former = (ModelRef(model_id="base", path="models/former", generation=2),)
+    attempt = Attempt(bench.attempt(rows).spec.model_copy(update={"former": former}))
+    report = evaluate(attempt)
+    assert (report.records, [one.records for one in report.former]) == (RECORDS, [RECORDS - 2])
+    scored = [line["id"] for line in durable.read_jsonl(attempt.path(report.folder) / report.former[0].file)]
+    assert scored == [row["id"] for place, row in enumerate(rows) if place not in {0, 2}]
+
+
 def test_the_noise_floor_is_measured_once_on_what_is_generated_anyway(bench: Bench, tiny: Any) -> None:
     rows = heldout_rows(tiny, 50)
     attempt = bench.attempt(rows, noise=None)
