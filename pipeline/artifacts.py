@@ -94,7 +94,7 @@ class Dataset(Artifact):
     heldout_duplicates: int = 0
     """Held-out rows too near to another held-out record: neither scored nor trained on."""
     seen_by_champion: int = 0
-    """Held-out records that are not scored because the champion was trained on them."""
+    """Held-out records that are not scored because the champion was trained on them or on near copies."""
     warnings: tuple[str, ...] = ()
     """What a person should know about this data, a sentence each."""
     metric: str
@@ -241,7 +241,7 @@ class Report(Artifact):
     records_too_long: int = 0
     """Held-out records that were left out because they do not fit into the window."""
     records_seen_by_champion: int = 0
-    """Held-out records that were left out because the champion was trained on them."""
+    """Of these, held-out records that were left out because the champion was trained on them or on near copies."""
     records_seen_by_candidate: int = 0
     """Scored records that the candidate was trained on: with any, the verdict is `contaminated`."""
     batch_size: int = 0

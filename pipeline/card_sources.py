@@ -47,7 +47,7 @@ def checks(card: Card) -> Html:
     """Return what was done so that the numbers can be believed: leaks, noise, how often the set was used."""
     data, verdict, report = card.dataset, card.verdict, card.report
     noise = verdict.noise
-    seen = max(data.seen_by_champion, report.records_seen_by_champion if report else 0)
+    seen = data.seen_by_champion + (report.records_seen_by_champion if report else 0)
     asked_twice = None
     if noise is not None:
         mean = f"by {plain(noise.points, 2)} points in the mean"
@@ -59,7 +59,7 @@ def checks(card: Card) -> Html:
         ("Training rows with a held-out prompt, left out", f"{data.removed_heldout:,}"),
         ("Training rows too near to a held-out record, left out", f"{data.near_duplicates:,}"),
         ("Held-out records too near to each other, left out", _number(data.heldout_duplicates)),
-        ("Held-out records that the champion was trained on, left out", _number(seen)),
+        ("Held-out records that the champion was trained on, or on near copies of, left out", _number(seen)),
         ("Scored records that the new model was trained on",
          f"{report.records_seen_by_candidate:,}" if report else None),
         ("One model asked twice", asked_twice),

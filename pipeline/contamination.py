@@ -7,7 +7,8 @@ they are more than that.) In the order of their hash, a held-out record joins th
 that joined before it; whatever else is near to one that joined, leaves. Nothing in here can move a record to another
 side.
 
-Memory: about 50 bytes a row, 4 a word of the held-out side, and the tables of a part of it, whatever the data.
+Memory: about 70 bytes a row, 20 for each held-out record that one is near to, 4 a word of the held-out side, and the
+tables of a part of it, whatever the data.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,7 @@ from pipeline.signatures import Block, read_blocks
 COMMON_SHARE = 0.01
 COMMON_ROWS = 3
 _SLICE_WORDS = 1 << 19
+Pairs = tuple[tuple[Indices, Indices], tuple[Indices, Indices]]
 
 
 @dataclass
@@ -45,6 +47,8 @@ class _Heldout:
 def find_overlaps(files: Sequence[Path], overlaps: Overlaps, similarity: float, check_stop: Callable[[], None]) -> None:
     """
     Note in `overlaps`, which knows the side of every row, which training rows leave and which held-out ones repeat.
+
+    Noted is also each held-out record that a training row is near to, not only the first one that it leaves by.
 
     `files` are the drops' signatures, in their order. `check_stop` is called again and again. Raises `OSError`.
     """
@@ -128,7 +132,10 @@ class _Source:
         """Mark the training rows that are near to a text of `near`; `names` are the numbers of its prompts."""
         for drop, block in self.blocks():
             chosen = np.flatnonzero(self.parts(drop, block) == Part.TRAIN)
-            rules, units = nearest(near, self.texts(block, chosen))
+            pairs = near_pairs(near, self.texts(block, chosen))
+            for theirs, ours in pairs:
+                self._overlaps.note_near(drop, block.first + chosen[theirs], names[ours])
+            rules, units = nearest(len(chosen), pairs)
             hit = rules > 0
             rows = block.first + chosen[hit]
             fresh = self._overlaps.rules[drop][rows] == 0
@@ -140,23 +147,29 @@ class _Source:
         known = np.array(sorted(heldout.owners), np.uint64)
         for drop, block in self.blocks() if len(known) else ():
             train = _is(self.parts(drop, block), Part.TRAIN, Part.TRAIN_MORE)
-            free = self._overlaps.rules[drop][block.first : block.first + len(block.rows)] == 0
-            for row in np.flatnonzero(train & free & members(block.rows["answer"], known)).tolist():
-                place = block.first + row
-                self._overlaps.rules[drop][place] = 1 + RULES.index("answer")
-                self._overlaps.units[drop][place] = heldout.owners[int(block.rows["answer"][row])]
+            rows = np.flatnonzero(train & members(block.rows["answer"], known))
+            units = np.array([heldout.owners[answer] for answer in block.rows["answer"][rows].tolist()], np.int64)
+            places = block.first + rows
+            self._overlaps.note_near(drop, places, units)
+            free = self._overlaps.rules[drop][places] == 0
+            self._overlaps.rules[drop][places[free]] = 1 + RULES.index("answer")
+            self._overlaps.units[drop][places[free]] = units[free]
 
 
-def nearest(near: NearTexts, texts: Texts) -> tuple[npt.NDArray[np.uint8], Indices]:
-    """Return for each text the rule by which it is near to one of `near`, 0 for none, and to which."""
-    units = near.sharing_runs(texts)
-    rules = np.where(units >= 0, 1 + RULES.index("ngram"), 0).astype(np.uint8)
-    theirs, ours = near.similar(texts)
-    # Sorted pairs: the first one of each text is its first one of ours.
-    theirs, firsts = np.unique(theirs, return_index=True)
-    fresh = rules[theirs] == 0
-    rules[theirs[fresh]] = 1 + RULES.index("minhash")
-    units[theirs[fresh]] = ours[firsts[fresh]]
+def near_pairs(near: NearTexts, texts: Texts) -> Pairs:
+    """Return by runs and by shingles who is near to whom: pairs (one of `texts`, one of `near`), sorted."""
+    return near.sharing_runs(texts), near.similar(texts)
+
+
+def nearest(count: int, pairs: Pairs) -> tuple[npt.NDArray[np.uint8], Indices]:
+    """Return for each of `count` texts the rule by which it is near to another one, 0 for none, and to which."""
+    rules, units = np.zeros(count, np.uint8), np.full(count, -1, np.int64)
+    for rule, (theirs, ours) in zip(("ngram", "minhash"), pairs, strict=True):
+        # Sorted pairs: the first one of each text is its first one of ours.
+        found, firsts = np.unique(theirs, return_index=True)
+        fresh = rules[found] == 0
+        rules[found[fresh]] = 1 + RULES.index(rule)
+        units[found[fresh]] = ours[firsts[fresh]]
     return rules, units
 
 
@@ -173,7 +186,7 @@ def _settle(source: _Source, heldout: _Heldout, part: slice, similarity: float) 
     for later in _slices(heldout.texts, part.stop):
         numbers = np.arange(later.start, later.stop)
         numbers = numbers[heldout.near[later] < 0]
-        rules, units = nearest(near, heldout.texts.take(numbers))
+        rules, units = nearest(len(numbers), near_pairs(near, heldout.texts.take(numbers)))
         heldout.near[numbers[rules > 0]] = names[units[rules > 0]]
     source.mark(near, names)
 

@@ -30,7 +30,7 @@ def data_warnings(totals: Totals, overlaps: Overlaps, similarity: float) -> tupl
         )
     if totals.seen_by_champion:
         found.append(
-            f"{totals.seen_by_champion:,} held-out records are not scored because the champion was trained on them: "
-            "pin records that were never in a drop"
+            f"{totals.seen_by_champion:,} held-out records are not scored because the champion was trained on them or "
+            "on near copies: pin records that were never in a drop"
         )
     return tuple(found)

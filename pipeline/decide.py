@@ -38,7 +38,7 @@ class Rules:
     known: Known = field(default_factory=Known)
     seen_by_candidate: int = 0
     seen_by_champion: int = 0
-    """Held-out records that are left out because the champion was trained on them."""
+    """Held-out records that are left out because the champion was trained on them or on near copies."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,8 @@ def _rules(attempt: Attempt, dataset: Dataset, found: Report) -> Rules:
             names={drop.id: drop.name for drop in (*dataset.drops, *attempt.spec.drops)},
         ),
         seen_by_candidate=found.records_seen_by_candidate,
-        seen_by_champion=max(found.records_seen_by_champion, dataset.seen_by_champion),
+        # The second left out of what the first had left, if another champion came between.
+        seen_by_champion=dataset.seen_by_champion + found.records_seen_by_champion,
     )
 
 
@@ -284,7 +285,7 @@ def _early(dataset: Dataset, shortfall: Shortfall, gate: GateConfig, *, trained:
     facts = f"{records(have)}, and a verdict by {METRICS[dataset.metric].title} needs {need}"
     if left := dataset.seen_by_champion:
         are = "is" if left == 1 else "are"
-        facts = f"{facts} ({left} more that the champion was trained on {are} left out)"
+        facts = f"{facts} ({left} more that the champion was trained on, or on near copies of, {are} left out)"
     if not pinned:
         facts, remedy = 'gate.on is "pinned"', f"drop at least {need} rows into the track's heldout folder"
     elif dataset.heldout_pinned:

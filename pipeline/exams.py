@@ -38,7 +38,7 @@ class Exams:
     too_long: int
     """Records that are left out because they do not fit into a window."""
     seen_by_champion: int
-    """Records that are left out because the champion was trained on them."""
+    """Records that are left out because the champion was trained on them or on near ones."""
     seen_by_candidate: int
     """Records that are asked though the candidate was trained on them."""
 
@@ -107,13 +107,13 @@ def _base_exam(attempt: Attempt, candidate: Exam, champion: _Seat, decoding: Dec
 
 
 def _unseen(records: list[HeldoutRecord], trained: frozenset[str]) -> list[HeldoutRecord]:
-    """Leave out what the champion was trained on: it would win there by heart."""
-    kept = [record for record in records if record.id not in trained]
+    """Leave out what the champion was trained on, or on a near copy: it would win there by heart."""
+    kept = [record for record in records if not record.is_known(trained)]
     if not kept:
-        message = f"the champion was trained on all {len(records)} held-out records"
+        message = f"the champion was trained on all {len(records)} held-out records or near copies of them"
         raise CannotTrain(message, "drop held-out records that no model has seen, into the track's heldout folder")
     if len(kept) < len(records):
-        sys.stderr.write(f"left out: {len(records) - len(kept)} held-out records that the champion was trained on\n")
+        sys.stderr.write(f"left out: {len(records) - len(kept)} held-out records that the champion knows by heart\n")
     return kept
 
 

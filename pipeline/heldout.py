@@ -24,11 +24,17 @@ class HeldoutRecord:
     drop: int
     pinned: bool
     tags: tuple[str, ...]
+    near: tuple[str, ...] = ()
+    """Ids of the training prompts that are too near to it, and that no model is trained on beside it."""
 
     @property
     def content(self) -> str:
         """What the user says."""
         return fold(self.instruction, self.input)
+
+    def is_known(self, trained: frozenset[str]) -> bool:
+        """Say whether a model that was trained on the records with these ids learnt this or a near one by heart."""
+        return self.id in trained or not trained.isdisjoint(self.near)
 
 
 def version_of(ids: Iterable[str]) -> str:
@@ -50,4 +56,5 @@ def _record(row: dict[str, Any]) -> HeldoutRecord:
         id=row["id"], instruction=row["instruction"], input=row["input"], output=row["output"],
         references=tuple(row["references"]) or (row["output"],), drop=row["drop"],
         pinned=row.get("pinned", False), tags=tuple(row.get("tags", ())),
+        near=tuple(row.get("near", ())),
     )  # fmt: skip

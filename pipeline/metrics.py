@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import islice
 from typing import Any
 
 from pipeline import json_answers
@@ -30,6 +31,10 @@ _UNSPACED = (
     (0xF900, 0xFAFF),
     (0x20000, 0x3FFFF),  # Han, supplementary planes
 )
+_CHARACTERS_A_WORD = 2
+#: With its vowel signs and tone marks a character is several codes.
+_CODES_A_CHARACTER = 8
+_UNSPACED_SIGN = re.compile("[" + "".join(f"{chr(first)}-{chr(last)}" for first, last in _UNSPACED) + "]")
 _ASCII_WORD = re.compile(r"[a-z0-9]+")
 _SPACE = re.compile(r"\s+")
 # Signs that carry meaning at an edge (minus, percent, #, currency, @) are not here.
@@ -109,6 +114,28 @@ def tokens(text: str) -> list[str]:
             found.append(character)
         extends = spaced
     return found
+
+
+def is_short(text: str, most: int) -> bool:
+    """
+    Return whether `text` has at most so many words, looking no further than it must.
+
+    A word is what stands between blanks, a code or an address too. In a script without spaces two characters count as
+    one: a word has about so many in Chinese, and a few more in Japanese and Thai.
+    """
+    pieces = text.split(None, most)
+    if len(pieces) > most or text.isascii():
+        return len(pieces) <= most
+    enough = _CHARACTERS_A_WORD * (most + 1)
+    counts = [_unspaced(piece[: enough * _CODES_A_CHARACTER], enough) for piece in pieces]
+    return counts.count(0) + sum(counts) // _CHARACTERS_A_WORD <= most
+
+
+def _unspaced(text: str, enough: int) -> int:
+    """Return how many of the tokens are single characters of a script without spaces; stop at `enough`."""
+    found = _UNSPACED_SIGN.finditer(unicodedata.normalize("NFKC", text))
+    characters = (sign for sign in found if unicodedata.category(sign[0])[0] in "LN")
+    return sum(1 for _ in islice(characters, enough))
 
 
 def exact_match(prediction: str, references: Sequence[str]) -> float:

@@ -87,17 +87,16 @@ class NearTexts:
         order = order[np.argsort(sets.hashes[order], kind="stable")]
         return sets.hashes[order], sets.rows[order]
 
-    def sharing_runs(self, texts: Texts) -> Indices:
-        """Return of each text the first of ours that has a run of 13 words in common with it; -1 if none has."""
+    def sharing_runs(self, texts: Texts) -> tuple[Indices, Indices]:
+        """Return pairs (one of `texts`, the first of ours that has the run of 13 words which they share), sorted."""
         runs, rows = ngrams(texts, LONG_RUN)
-        found = np.full(len(texts), len(self.sets.sizes), np.int64)
         maybe = self._run_filter.passes(runs)
         runs, rows = runs[maybe], rows[maybe]
         same = members(runs, self.runs)
         runs, rows = runs[same], rows[same]
-        np.minimum.at(found, rows, self.run_rows[np.searchsorted(self.runs, runs)])
-        found[found == len(self.sets.sizes)] = -1
-        return found
+        ours = self.run_rows[np.searchsorted(self.runs, runs)]
+        pairs = np.unique(rows * len(self.sets.sizes) + ours)
+        return pairs // len(self.sets.sizes), pairs % len(self.sets.sizes)
 
     def similar(self, texts: Texts) -> tuple[Indices, Indices]:
         """Return all pairs (one of `texts`, one of ours) whose shingles are similar, sorted."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
+from functools import cached_property
 from itertools import islice
 from typing import Literal
 
@@ -16,6 +17,8 @@ Rule = Literal["answer", "ngram", "minhash"]
 RULES: tuple[Rule, ...] = ("answer", "ngram", "minhash")
 MOST_EXAMPLES = 10
 _SHOWN = 200
+#: Hexadecimal digits of half of an id.
+_HALF = 16
 
 
 class Part(IntEnum):
@@ -32,7 +35,7 @@ class Part(IntEnum):
 
 
 class Overlaps:
-    """Where the rows of the drops are in the split, and which of them leave: about 6 bytes a row."""
+    """Where the rows of the drops are in the split, and which of them leave: about 22 bytes a row."""
 
     def __init__(self, counts: Sequence[int]) -> None:
         """Begin with drops of so many rows, none of which is on a side yet."""
@@ -43,6 +46,9 @@ class Overlaps:
         leaves, the one that it is near to; else -1."""
         self.rules: list[npt.NDArray[np.uint8]] = [np.zeros(count, np.uint8) for count in counts]
         """A drop each, [rows]: 1 + the number in `RULES` of what a training row leaves by; 0 if it stays."""
+        self.ids: list[npt.NDArray[np.uint64]] = [np.zeros((count, 2), np.uint64) for count in counts]
+        """A drop each, [rows, halves]: the id of a training row."""
+        self._near: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64]]] = []
         self.heldout = 0
         """Held-out prompts."""
         self.repeats: npt.NDArray[np.int32] = np.zeros(0, np.int32)
@@ -52,6 +58,8 @@ class Overlaps:
         """Note the rows of a prompt that is not held out."""
         for number, row in enumerate(rows):
             self.parts[row.order][row.number] = Part.TRAIN_MORE if number else Part.TRAIN
+            self.ids[row.order][row.number, 0] = int(row.id[:_HALF], 16)
+            self.ids[row.order][row.number, 1] = int(row.id[_HALF:], 16)
 
     def hold_out(self, rows: Sequence[SpilledRow]) -> None:
         """Note the rows of the next held-out prompt."""
@@ -59,6 +67,24 @@ class Overlaps:
             self.parts[row.order][row.number] = Part.HELDOUT_MORE if number else Part.HELDOUT
             self.units[row.order][row.number] = self.heldout
         self.heldout += 1
+
+    def note_near(self, drop: int, rows: npt.NDArray[np.int64], units: npt.NDArray[np.int64]) -> None:
+        """Note training rows of a drop, each near to the held-out prompt at the same place of `units`."""
+        self._near.append((units, self.ids[drop][rows]))
+
+    def near(self, unit: int | None = None) -> list[str]:
+        """Return the ids of the training prompts that are near to a held-out one, or to any: sorted, each once."""
+        begins, ids = self._hits
+        part = ids if unit is None else ids[begins[unit] : begins[unit + 1]]
+        return sorted({f"{first:0{_HALF}x}{second:0{_HALF}x}" for first, second in part.tolist()})
+
+    @cached_property
+    def _hits(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64]]:
+        """Where each held-out prompt's begin, and the ids of the training rows near to each. Once all are noted."""
+        units = np.concatenate([units for units, _ in self._near] or [np.zeros(0, np.int64)])
+        ids = np.concatenate([ids for _, ids in self._near] or [np.zeros((0, 2), np.uint64)])
+        order = np.argsort(units, kind="stable")
+        return np.searchsorted(units[order], np.arange(self.heldout + 1)), ids[order]
 
     def kept(self, rows: Sequence[SpilledRow]) -> list[SpilledRow]:
         """Return of a training prompt's rows those that stay: all go with their prompt, one alone by its answer."""

@@ -25,10 +25,11 @@ from pipeline.data_warnings import data_warnings
 from pipeline.dataset_files import dataset_hash
 from pipeline.errors import CannotTrain
 from pipeline.heldout import version_of
+from pipeline.metrics import is_short
 from pipeline.overlaps import Overlaps
 from pipeline.prompt import fold
 from pipeline.records import Finding, Limits, Record, read_records
-from pipeline.sides import Sides, Totals, prompts
+from pipeline.sides import Familiar, Sides, Totals, prompts
 from pipeline.signature_files import FOLDER, signature_name
 from pipeline.signatures import SignatureWriter, holds
 from pipeline.spill import Spill, SpilledRow
@@ -51,8 +52,9 @@ def prepare(attempt: Attempt) -> Dataset:
     Make `train.jsonl`, `dev.jsonl` and `heldout.jsonl` of the drops in the spec.
 
     Rows are {"id", "instruction", "input", "output", "drop"}; held-out rows, of which only the scored ones are written,
-    have "references", "pinned" and "tags" too. Raises `CannotTrain` if a drop is damaged, no training rows are left,
-    the settings allow no verdict ever, or a suite that they name cannot be read.
+    have "references", "pinned", "tags" and "near" too, the ids of training prompts that are too near to them. Raises
+    `CannotTrain` if a drop is damaged, no training rows are left, the settings allow no verdict ever, or a suite that
+    they name cannot be read.
     """
     # The evaluation reads them hours later: what is wrong with one is said before anything is trained.
     read_suites(attempt.config.evaluate.general, attempt.spec.run)
@@ -64,8 +66,8 @@ def prepare(attempt: Attempt) -> Dataset:
         reading = _Reading(attempt, spill)
         for order, drop in enumerate(attempt.spec.drops):
             reading.read(order, drop)
-        overlaps, seen = _compare(attempt, spill, reading, pinned=pinned)
-        with Sides(folder, overlaps, seen, most_scored=split.scored_records if judged else 0) as sides:
+        overlaps, champion = _compare(attempt, spill, reading, pinned=pinned)
+        with Sides(folder, overlaps, champion, most_scored=split.scored_records if judged else 0) as sides:
             attempt.progress(0, spill.parts, phase="splitting")
             for number, rows in enumerate(spill.sorted_parts()):
                 attempt.check_stop()
@@ -189,8 +191,8 @@ class _Reading:
         return SignatureWriter(own, self._hasher) if found is None else None
 
 
-def _compare(attempt: Attempt, spill: Spill, reading: _Reading, *, pinned: bool) -> tuple[Overlaps, frozenset[str]]:
-    """Find what is too near to the held-out set; return that, and the ids of held-out prompts that the champion saw."""
+def _compare(attempt: Attempt, spill: Spill, reading: _Reading, *, pinned: bool) -> tuple[Overlaps, Familiar]:
+    """Find what is too near to the held-out set; return that, and what of all this the champion knows."""
     if reading.forged:
         sys.stderr.write(
             f"{reading.forged} rows hold control tokens of the base model's tokenizer and are on no side: they came "
@@ -210,7 +212,9 @@ def _compare(attempt: Attempt, spill: Spill, reading: _Reading, *, pinned: bool)
         attempt.progress(number + 1, spill.parts)
     attempt.progress(0, 1, phase="comparing")
     find_overlaps(reading.signatures, overlaps, attempt.config.split.similarity, attempt.check_stop)
-    return overlaps, trained_ids(attempt.path(attempt.spec.champion.path), heldout)
+    champion = attempt.spec.champion
+    heldout.update(overlaps.near())
+    return overlaps, Familiar(trained_ids(attempt.path(champion.path), heldout), frozenset(champion.drops or ()))
 
 
 def _check_whole(attempt: Attempt, path: Path, drop: Drop) -> None:
@@ -230,7 +234,7 @@ def _spilled(salt: str, record: Record, drop: Drop, place: tuple[int, int]) -> S
         place=_place(salt, prompt), id=_id(prompt), pinned=drop.role == "heldout", order=place[0], number=place[1],
         drop=drop.id, instruction=record.instruction, input=record.input, output=record.output, tags=record.tags,
         tokens=estimate_tokens(record.output),
-        short=len(record.output.split()) <= SHORT_WORDS,
+        short=is_short(record.output, SHORT_WORDS),
     )  # fmt: skip
 
 

@@ -156,7 +156,11 @@ def score_former(
         key = PredictionKey(model_id=model.model_id, setup=exam.key.setup)
         known = PredictionCache([attempt.root / attempt.spec.predictions / key.digest])
         answers = [(record, known.answer(prompt)) for record, prompt in zip(records, hashes, strict=True)]
-        answered = [(record, answer.text) for record, answer in answers if answer is not None]
+        # What it was trained on it knows by heart.
+        own = trained_ids.trained_ids(attempt.path(model.path))
+        answered = [
+            (record, answer.text) for record, answer in answers if answer is not None and not record.is_known(own)
+        ]
         if not answered:
             continue
         scores = METRICS[primary].scores([text for _, text in answered], [record.references for record, _ in answered])

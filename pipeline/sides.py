@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, takewhile
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, Self
 
@@ -22,6 +22,8 @@ class Prompt(NamedTuple):
     side: Side
     rows: list[SpilledRow]
     """The latest drop's, each answer once; the first one stands for the prompt."""
+    drops: tuple[int, ...]
+    """Those since which the answers are what they are now, the earliest first."""
     removed: list[SpilledRow]
     """Training rows of a prompt that is in a pinned held-out set."""
     duplicates: int
@@ -41,7 +43,7 @@ def prompts(rows: Iterable[SpilledRow], split: SplitConfig, *, pinned: bool) -> 
         kept, duplicates = _current(own or all_of_it)
         replaced = len(all_of_it) - len(removed) - len(kept) - duplicates
         side: Side = "heldout" if own else _side(all_of_it[0].place, split, pinned=pinned)
-        yield Prompt(side, kept, removed, duplicates, replaced)
+        yield Prompt(side, kept, _since(own or all_of_it), removed, duplicates, replaced)
 
 
 def _side(place: str, split: SplitConfig, *, pinned: bool) -> Side:
@@ -63,6 +65,17 @@ def _current(rows: list[SpilledRow]) -> tuple[list[SpilledRow], int]:
         elif row.order == latest:
             kept[row.output] = row
     return list(kept.values()), duplicates
+
+
+def _since(rows: list[SpilledRow]) -> tuple[int, ...]:
+    """Return the drops with these rows of one prompt up to the one that last changed its answers, that one first."""
+    answers: dict[int, set[str]] = {}
+    for row in rows:
+        answers.setdefault(row.order, set()).add(row.output)
+    latest = answers[rows[0].order]
+    same = takewhile(lambda order: answers[order] == latest, answers)
+    names = {row.order: row.drop for row in rows}
+    return tuple(names[order] for order in same)[::-1]
 
 
 @dataclass
@@ -100,24 +113,28 @@ class Totals:
     heldout_duplicates: int = 0
     """Held-out prompts that are too near to another one."""
     seen_by_champion: int = 0
-    """Held-out prompts that would be scored if the champion had not been trained on them."""
+    """Held-out prompts that would be scored if the champion had not been trained on them or on a near one."""
     heldout_ids: list[str] = field(default_factory=list)
     """Scored prompts."""
     heldout_answers: Answers = field(default_factory=Answers)
     train_answers: Answers = field(default_factory=Answers)
 
 
+class Familiar(NamedTuple):
+    """What the champion was trained on."""
+
+    ids: frozenset[str] = frozenset()
+    """Of held-out prompts, and of training prompts that are near to one."""
+    drops: frozenset[int] = frozenset()
+
+
 class Sides:
     """Writes the three files; prompts must come from the lowest hash to the highest."""
 
-    def __init__(self, folder: Path, overlaps: Overlaps, seen: frozenset[str], *, most_scored: int) -> None:
-        """
-        Write into `folder`; at most `most_scored` held-out prompts are scored.
-
-        `seen`: ids of held-out prompts that the champion was trained on.
-        """
+    def __init__(self, folder: Path, overlaps: Overlaps, champion: Familiar, *, most_scored: int) -> None:
+        """Write into `folder`; at most `most_scored` held-out prompts are scored."""
         self._overlaps = overlaps
-        self._seen = seen
+        self._champion = champion
         self._most_scored = most_scored
         self._totals = Totals()
         self._early_dev: list[SpilledRow] = []
@@ -149,10 +166,11 @@ class Sides:
         kept = self._overlaps.kept(prompt.rows)
         totals.near_duplicates += len(prompt.rows) - len(kept)
         for row in kept:
+            own = row._replace(drop=prompt.drops[0])
             if prompt.side == "dev":
-                self._add_dev(row)
+                self._add_dev(own)
             else:
-                self._write_train(row)
+                self._write_train(own)
 
     def finish(self) -> Totals:
         """Write what was kept back and return what was counted."""
@@ -172,15 +190,18 @@ class Sides:
             totals.heldout_duplicates += 1
         elif len(totals.heldout_ids) >= self._most_scored:
             return
-        elif rows[0].id in self._seen:
+        elif not self._champion.ids.isdisjoint([rows[0].id, *(near := self._overlaps.near(number))]):
             totals.seen_by_champion += 1
         else:
             totals.heldout_ids.append(rows[0].id)
             for row in rows:
                 totals.heldout_answers.add(row)
             tags = sorted({tag for row in rows for tag in row.tags})
-            more = {"pinned": rows[0].pinned, "tags": tags}
-            _write(self._heldout, rows[0], {"references": [row.output for row in rows]}, more)
+            more = {"pinned": rows[0].pinned, "tags": tags, "near": near}
+            # A drop that came back may stand before those that the champion knows and that say the same.
+            drop = next((drop for drop in prompt.drops if drop in self._champion.drops), prompt.drops[0])
+            own = rows[0]._replace(drop=drop)
+            _write(self._heldout, own, {"references": [row.output for row in rows]}, more)
 
     def _add_dev(self, row: SpilledRow) -> None:
         if self._totals.dev_rows == 0:

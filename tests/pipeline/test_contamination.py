@@ -39,7 +39,7 @@ class Oracle:
     """The rules, read aloud: slow, with texts instead of hashes and every pair looked at."""
 
     def __init__(self, content: Sequence[Row], split: SplitConfig) -> None:
-        self.similarity = split.similarity
+        self.similarity, self.heldout = split.similarity, split.heldout
         self.prompts: dict[str, list[Row]] = {}
         for row in content:
             rows = self.prompts.setdefault(prompt_place("s", row["instruction"], row.get("input", "")), [])
@@ -64,6 +64,12 @@ class Oracle:
             for row in self.prompts[place]
             if not any(self.long([row]) & self.long(self.prompts[other]) for other in self.joined)
         ]
+
+    def hits(self, unit: str) -> list[str]:
+        """Return the ids of the training prompts that have a row which is near to a held-out one."""
+        others = (place for place in self.prompts if int(place[:13], 16) / 2**52 >= self.heldout)
+        rows = [self.prompts[place][0] for place in others if self.near(place, unit)]
+        return sorted(prompt_id(row["instruction"], row.get("input", "")) for row in rows)
 
     @property
     def all(self) -> list[list[Row]]:
@@ -146,6 +152,7 @@ def test_the_sides_are_those_that_the_rules_give_read_aloud(
     held = sum(len(wanted.prompts[place]) for place in wanted.prompts if int(place[:13], 16) / 2**52 < 0.4)
     assert made.dataset.near_duplicates == every - held - len(left)
     assert len(made.dataset.overlaps) == 0 or made.dataset.near_duplicates > 0
+    assert [row["near"] for row in made.heldout] == [wanted.hits(place) for place in wanted.joined]
 
 
 @settings(max_examples=60, deadline=None)
@@ -361,6 +368,52 @@ def test_what_the_champion_was_trained_on_is_not_scored(tmp_path: Path) -> None:
     assert none.heldout_rows == 0
     assert none.shortfall is not None
     assert none.shortfall.heldout_rows == 0
+
+
+def test_a_record_near_to_what_the_champion_was_trained_on_is_not_scored(tmp_path: Path) -> None:
+    """Rows that come again a little changed: some copies are held out, of what the champion learnt by heart."""
+    old = [ask(f"{words(number, 13)} asked first") for number in range(300)]
+    again = [ask(f"{words(number, 13)} asked again") for number in range(150)]
+    snapshot = Snapshot(tmp_path).drop(old)
+    first = snapshot.prepare()
+    (snapshot.root / "models" / "m").mkdir(parents=True)
+    write_trained_ids(snapshot.root / "models" / "m", first.ids("train"))
+    snapshot.drop(again)
+    to_base = snapshot.prepare()
+    snapshot.champion = ModelRef(model_id="m", path="models/m", generation=1, drops=(1,))
+    made = snapshot.prepare()
+
+    def begins(made: Prepared, *sides: str) -> set[str]:
+        return {row["instruction"].rpartition(" ")[0] for side in sides for row in getattr(made, side)}
+
+    learnt = begins(first, "train")
+    known = [row for row in to_base.heldout if row["instruction"].rpartition(" ")[0] in learnt]
+    assert len(known) > 10
+    assert made.heldout == [row for row in to_base.heldout if row not in known]
+    assert made.dataset.seen_by_champion == len(known)
+    assert made.dataset.heldout_version != to_base.dataset.heldout_version
+    assert f"{len(known)} held-out records are not scored because the champion" in made.dataset.warnings[-1]
+    # What the candidate is trained on does not depend on the champion, and neither model knows what is scored.
+    assert (made.train, made.dev) == (to_base.train, to_base.dev)
+    assert not begins(made, "heldout") & (learnt | begins(made, "train", "dev"))
+    write_trained_ids(snapshot.root / "models" / "m", ["0" * 32])
+    assert snapshot.prepare().heldout == to_base.heldout
+
+
+@pytest.mark.parametrize("slice_words", [1, 1 << 19])
+def test_a_training_row_near_to_several_held_out_records_is_noted_at_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slice_words: int
+) -> None:
+    monkeypatch.setattr(contamination, "_SLICE_WORDS", slice_words)
+    texts = [words(number, 14) for number in range(3)]
+    train = [ask(" ".join(texts), f"{LONG} 1"), ask(f"{texts[0]} more")]
+    made = pinned(tmp_path, train, [*map(ask, texts), ask("something else", f"{LONG} 1")])
+    both, one = (prompt_id(row["instruction"], "") for row in train)
+    near = {row["instruction"]: row["near"] for row in made.heldout}
+    assert near == {
+        texts[0]: sorted([both, one]), texts[1]: [both], texts[2]: [both], "something else": [both],
+    }  # fmt: skip
+    assert made.dataset.near_duplicates == 2
 
 
 def test_trained_ids_are_sorted_once_each_and_none_for_a_base_model(tmp_path: Path) -> None:

@@ -189,7 +189,7 @@ def test_a_candidate_that_was_trained_on_held_out_records_is_contaminated_howeve
 
 def test_records_that_the_champion_was_trained_on_are_said() -> None:
     assert (
-        "12 held-out records that the champion was trained on are left out"
+        "12 held-out records that the champion was trained on, or on near copies of, are left out"
         in judged(yes_or_no(100, 0, 20), Rules(seen_by_champion=12)).sentence
     )
 
@@ -483,10 +483,11 @@ def test_the_step_knows_what_the_report_says_about_the_candidates_training(
 ) -> None:
     lines = yes_or_no(100, 2, 18)
     attempt = make(lines, seen_by_champion=6)
-    write_report(tmp_path, lines, records_seen_by_candidate=2)
+    write_report(tmp_path, lines, records_seen_by_candidate=2, records_seen_by_champion=3)
     verdict = decide(attempt)
     assert verdict.outcome == "contaminated"
-    assert "6 held-out records that the champion was trained on are left out" in verdict.sentence
+    # Six before training, and three of the others as another champion came.
+    assert "9 held-out records that the champion was trained on, or on near copies of, are left out" in verdict.sentence
 
 
 @pytest.mark.parametrize("lines", [None, yes_or_no(5, 4, 111)])
@@ -597,7 +598,10 @@ def test_a_model_that_there_is_nothing_to_ask_has_its_verdict_without_being_eval
 def test_a_shortfall_says_what_is_left_out_since_the_champion_was_trained_on_it(make: Callable[..., Attempt]) -> None:
     short = Shortfall(heldout_rows=36, needed_heldout_rows=100, needed_rows=430)
     verdict = decide(make(None, shortfall=short, seen_by_champion=25))
-    assert "needs 100 (25 more that the champion was trained on are left out); about 430" in verdict.sentence
+    assert (
+        "needs 100 (25 more that the champion was trained on, or on near copies of, are left out); about 430"
+        in verdict.sentence
+    )
 
 
 def test_a_short_pinned_set_asks_for_rows_in_its_own_folder(make: Callable[..., Attempt]) -> None:

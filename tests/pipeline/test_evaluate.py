@@ -628,6 +628,21 @@ def test_records_that_the_champion_was_trained_on_are_left_out_and_the_candidate
         evaluate(bench.attempt(rows[1:2]))
 
 
+def test_records_near_to_what_the_champion_was_trained_on_are_left_out(bench: Bench, tiny: Any) -> None:
+    """As where another champion came since the records were drawn."""
+    rows = heldout_rows(tiny)
+    rows[1]["near"], rows[4]["near"], rows[5]["near"] = ["a", "b"], ["c"], ["d"]
+    shutil.copytree(bench.base, bench.root / "models/old")
+    bench.champion = ModelRef(model_id="old", path="models/old", generation=2)
+    (bench.root / "models/old/trained-ids.txt").write_text("b\nc\n")
+    attempt = bench.attempt(rows)
+    report = evaluate(attempt)
+    assert (report.records, report.records_seen_by_champion, report.records_seen_by_candidate) == (RECORDS - 2, 2, 0)
+    assert [line["id"] for line in lines(attempt, report)] == [
+        row["id"] for n, row in enumerate(rows) if n not in {1, 4}
+    ]
+
+
 def test_without_lists_of_trained_records_nothing_is_seen(bench: Bench, tiny: Any) -> None:
     report = evaluate(bench.attempt(heldout_rows(tiny, 4)))
     assert (report.records_seen_by_champion, report.records_seen_by_candidate) == (0, 0)
@@ -955,6 +970,21 @@ def test_former_champions_are_scored_from_what_they_answered_in_the_same_way_and
     # Asked in another way, they are not to be compared.
     other = bench.attempt(rows, batch_size=2)
     assert evaluate(Attempt(other.spec.model_copy(update={"former": former}))).former == ()
+
+
+def test_a_former_champion_is_not_scored_on_what_it_knows_by_heart(bench: Bench, tiny: Any) -> None:
+    rows = heldout_rows(tiny)
+    rows[2]["near"] = ["e", "f"]
+    first = bench.attempt(rows)
+    bench.publish(first, evaluate(first))
+    (bench.root / "models/former").mkdir()
+    (bench.root / "models/former/trained-ids.txt").write_text(f"f\n{rows[0]['id']}\n")
+    former = (ModelRef(model_id="base", path="models/former", generation=2),)
+    attempt = Attempt(bench.attempt(rows).spec.model_copy(update={"former": former}))
+    report = evaluate(attempt)
+    assert (report.records, [one.records for one in report.former]) == (RECORDS, [RECORDS - 2])
+    scored = [line["id"] for line in durable.read_jsonl(attempt.path(report.folder) / report.former[0].file)]
+    assert scored == [row["id"] for place, row in enumerate(rows) if place not in {0, 2}]
 
 
 def test_the_noise_floor_is_measured_once_on_what_is_generated_anyway(bench: Bench, tiny: Any) -> None:

@@ -3,10 +3,15 @@ import string
 import numpy as np
 import pytest
 import sacrebleu
+from hypothesis import given
+from hypothesis import strategies as st
 from rouge_score import rouge_scorer
 
 from pipeline import metrics
 from pipeline.metrics import METRICS
+
+#: A token of a script without spaces.
+LETTER = metrics._UNSPACED_SIGN
 
 SCRIPTS = {
     "Thai": "สวัสดีครับ ผมกำลังเรียนภาษาไทย",
@@ -77,6 +82,34 @@ def test_the_tokens_of_ascii_text_are_the_same_however_they_are_found() -> None:
     for _ in range(50):
         text = "".join(seeded.choice(list(string.printable), 60))
         assert metrics.tokens(text) == metrics.tokens(text + " \u00a1")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", 0),
+        ("one two  three", 3),
+        ("https://example.org/a/b?c=d 7f3c-11aa-90be", 2),
+        ("C'est l'été à Besançon", 4),
+        ("Где моя посылка", 3),
+        ("제 소포는 어디에 있나요", 4),
+        ("私は毎朝七時に起きます。", 5),  # 11 characters
+        ("私は毎朝七時に起きました", 6),
+        ("ไม่ทราบ", 3),  # 6 letters, one with a mark
+        ("ｶｽﾀﾏｰｻﾎﾟｰﾄ", 4),  # 9 characters, half-width
+        ("iPhone 手机", 2),
+        ("🙂 ！", 2),
+    ],
+)
+def test_words_are_counted_in_any_script(text: str, words: int) -> None:
+    assert [metrics.is_short(text, most) for most in range(1, 8)] == [words <= most for most in range(1, 8)]
+
+
+@given(text=st.text(st.one_of(st.characters(), st.sampled_from("ｶﾞがกำ้中1a ")), max_size=60))
+def test_in_a_script_without_spaces_two_tokens_are_a_word(text: str) -> None:
+    pieces = [[token for token in metrics.tokens(piece) if LETTER.match(token)] for piece in text.split()]
+    words = max(len(pieces), sum(not some for some in pieces) + sum(map(len, pieces)) // 2)
+    assert [metrics.is_short(text, most) for most in range(1, 40)] == [words <= most for most in range(1, 40)]
 
 
 def test_token_f1_is_the_harmonic_mean_of_precision_and_recall() -> None:

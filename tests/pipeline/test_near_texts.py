@@ -77,8 +77,10 @@ def test_the_first_text_with_a_long_run_in_common_is_named(
     every = sorted(set().union(*(runs(row, 13) for row in ours)))
     common = set(data.draw(st.lists(st.sampled_from(every), max_size=3))) if every else set()
     near = NearTexts(texts(ours), Boilerplate(np.zeros(0, np.uint64), hashes(common, 13)), 0.5)
-    wanted = [
-        next((number for number, row in enumerate(ours) if (runs(row, 13) - common) & runs(one, 13)), -1)
-        for one in asked
-    ]
-    assert near.sharing_runs(texts(asked)).tolist() == wanted
+    wanted = {
+        (place, next(number for number, row in enumerate(ours) if run in runs(row, 13)))
+        for place, one in enumerate(asked)
+        for run in runs(one, 13)
+        if run in every and run not in common
+    }
+    assert list(zip(*map(np.ndarray.tolist, near.sharing_runs(texts(asked))), strict=True)) == sorted(wanted)

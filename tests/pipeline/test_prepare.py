@@ -27,7 +27,7 @@ def test_rows_are_split_about_as_the_fractions_say_and_counted(tmp_path: Path) -
     assert found.shortfall is None
     assert set(made.train[0]) == {"id", "instruction", "input", "output", "drop"}
     assert set(made.heldout[0]) == {
-        "id", "instruction", "input", "output", "references", "drop", "pinned", "tags",
+        "id", "instruction", "input", "output", "references", "drop", "pinned", "tags", "near",
     }  # fmt: skip
     assert sorted(path.name for path in made.folder.iterdir()) == ["dev.jsonl", "heldout.jsonl", "train.jsonl"]
 
@@ -197,6 +197,13 @@ def test_too_few_dev_rows_go_to_training(tmp_path: Path) -> None:
         (["one two three four five six"], "rougeL"),
         (["short"] * 4 + ["a b c d e f g"], "exact_match"),
         (["short"] * 3 + ["a b c d e f g"], "rougeL"),
+        # Scripts without spaces.
+        (["您好，您的退款申请我们已经收到，款项将在三到五个工作日内退回原支付账户。"], "rougeL"),
+        (["ご返金の手続きは完了しました。三日から五日以内にお客様の口座へ振り込まれます。"], "rougeL"),
+        (["เราได้รับคำขอคืนเงินของคุณแล้ว และจะโอนเงินเข้าบัญชีของคุณภายในสามวัน"], "rougeL"),
+        (["退款", "物流配送", "账户与安全问题"], "exact_match"),
+        (["カスタマーサポート", "返金"], "exact_match"),
+        (["การคืนเงิน", "การจัดส่งสินค้า"], "exact_match"),
     ],
 )
 def test_the_metric_follows_the_length_of_the_held_out_answers(tmp_path: Path, answers: list[str], metric: str) -> None:

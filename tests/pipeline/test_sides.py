@@ -1,0 +1,127 @@
+"""Which drop a record belongs to: the one that last changed its answers, however its rows are exported."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.artifacts import ModelRef
+from pipeline.comparison import compare
+from pipeline.config import GateConfig, GuardConfig, SplitConfig
+from pipeline.decide import Rules, judge
+from pipeline.slices import Known
+from tests.records_made import lines_of
+from tests.snapshot import Prepared, Rows, Snapshot, rows
+
+HALF = SplitConfig(heldout=0.5, dev=0.1)
+#: Trained on whatever the salt "s" makes of the others.
+ANCHOR = rows(1, start=9000)
+
+
+def prepared(root: Path, *drops: Rows, champion: tuple[int, ...] | None = None) -> Prepared:
+    snapshot = Snapshot(root, split=HALF)
+    snapshot.champion = ModelRef(model_id="m", path="models/m", generation=1, drops=champion)
+    for drop in drops:
+        snapshot.drop(drop)
+    return snapshot.prepare()
+
+
+def drops_of(made: Prepared) -> set[int]:
+    return {row["drop"] for row in [*made.train, *made.dev, *made.heldout]}
+
+
+def judged(made: Prepared, known: set[int], seed: int, on: str) -> dict[str, Any]:
+    """Judge a candidate whose scores depend on the records' ids alone."""
+    ids = [row["id"] for row in made.heldout]
+    dice = [np.random.default_rng([seed, int(name[:8], 16)]).random(2) < (0.8, 0.5) for name in ids]
+    lines = lines_of([one for one, _ in dice], [other for _, other in dice])
+    for line, row in zip(lines, made.heldout, strict=True):
+        line.update(id=row["id"], drop=row["drop"], pinned=row["pinned"])
+    gate = GateConfig.model_validate({"min_records": 20, "on": on})
+    verdict = judge(compare("exact_match", lines), Rules(gate, GuardConfig(), Known(frozenset(known))))
+    return verdict.model_dump()
+
+
+DROP = st.dictionaries(st.integers(0, 400), st.sampled_from([("yes",), ("no",), ("yes", "no")]), min_size=1)
+
+
+def as_rows(content: dict[int, tuple[str, ...]]) -> list[dict[str, str]]:
+    return [{"instruction": f"Question {n}?", "output": answer} for n, some in content.items() for answer in some]
+
+
+@settings(max_examples=60, deadline=None)
+@given(nights=st.lists(DROP, min_size=1, max_size=4), data=st.data())
+def test_a_cumulative_export_is_split_like_one_of_the_new_rows_alone(
+    tmp_path_factory: pytest.TempPathFactory, nights: list[dict[int, tuple[str, ...]]], data: st.DataObject
+) -> None:
+    """Also where answers are corrected: a drop holds what it changes, or all that holds by then, in any order."""
+    root = tmp_path_factory.mktemp("exports")
+    everything: dict[int, tuple[str, ...]] = {}
+    changes, exports = [], []
+    for night in nights:
+        changes.append(as_rows({n: some for n, some in night.items() if everything.get(n) != some}))
+        everything.update(night)
+        exports.append(as_rows({n: everything[n] for n in data.draw(st.permutations(sorted(everything)))}))
+    one, other = (prepared(root, [*ANCHOR, *some[0]], *some[1:]) for some in (changes, exports))
+    assert (one.heldout, one.train, one.dev) == (other.heldout, other.train, other.dev)
+    assert one.dataset.dataset_sha256 == other.dataset.dataset_sha256
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("on", ["all", "established"])
+def test_the_verdict_does_not_depend_on_the_way_of_exporting(tmp_path: Path, on: str, seed: int) -> None:
+    incremental = prepared(tmp_path, rows(300), rows(100, start=300))
+    cumulative = prepared(tmp_path, rows(300), rows(400))
+    assert judged(incremental, {1}, seed, on) == judged(cumulative, {1}, seed, on)
+    assert judged(cumulative, {1}, seed, "established")["outcome"] != "insufficient_evidence"
+    kinds = {row["kind"]: row["records"] for row in judged(cumulative, {1}, seed, "all")["slices"]}
+    assert kinds["established"] + kinds["new"] == len(cumulative.heldout)
+    assert kinds["new"] == sum(row["drop"] == 2 for row in cumulative.heldout) > 0
+
+
+def test_the_whole_file_once_more_changes_nothing(tmp_path: Path) -> None:
+    once, again = prepared(tmp_path, rows(300)), prepared(tmp_path, rows(300), rows(300)[::-1])
+    assert (again.train, again.dev, again.heldout) == (once.train, once.dev, once.heldout)
+    assert again.dataset.dataset_sha256 == once.dataset.dataset_sha256
+    assert (once.dataset.duplicates, again.dataset.duplicates) == (0, 300)
+
+
+def answers(*some: str) -> list[dict[str, str]]:
+    return [{**row, "output": answer} for row in rows(30) for answer in some]
+
+
+@pytest.mark.parametrize(
+    ("history", "drop"),
+    [
+        (["yes", "yes", "yes"], 1),
+        (["yes", "no"], 2),
+        (["yes", "no", "no"], 2),
+        (["yes", "no", "yes"], 3),  # the champion may have been trained on the answer between
+        (["yes", "yes no"], 2),  # one answer more is another yardstick
+        (["yes no", "yes"], 2),  # one less, too
+        (["yes no", "no yes"], 1),
+        (["yes no", "yes no yes"], 1),
+    ],
+)
+def test_a_record_belongs_to_the_drop_that_last_changed_its_answers(
+    tmp_path: Path, history: list[str], drop: int
+) -> None:
+    made = prepared(tmp_path, *(answers(*some.split()) for some in history))
+    assert drops_of(made) == {drop}
+
+
+def test_a_drop_that_came_back_does_not_make_new_what_the_champion_knows_from_a_later_one(tmp_path: Path) -> None:
+    """The first drop was withdrawn when the champion was trained; its rows stand in the second one as they are."""
+    made = prepared(tmp_path, rows(300), rows(400), champion=(2,))
+    assert {row["drop"] for row in made.heldout} == {2}
+    assert {row["drop"] for row in made.train} == {1, 2}
+    changed = prepared(tmp_path, rows(300), rows(300), rows(300, answer="no"), champion=(1, 2))
+    assert drops_of(changed) == {3}
+
+
+def test_a_pinned_record_belongs_to_the_pinned_drop_that_brought_its_answers(tmp_path: Path) -> None:
+    snapshot = Snapshot(tmp_path).drop(rows(60)).drop(rows(30), "heldout").drop(rows(30), "heldout").drop(rows(60))
+    assert {row["drop"] for row in snapshot.prepare().heldout} == {2}
