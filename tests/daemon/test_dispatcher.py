@@ -8,13 +8,13 @@ import pytest
 from sqlalchemy import Engine, event
 from sqlmodel import select
 
-from daemon import champions, publishing, queue, succession
+from daemon import champions, drops, publishing, queue, succession
 from daemon.database import migrate, open_engine, transaction
 from daemon.dispatcher import Dispatcher
 from daemon.executors import JobState
 from daemon.executors.local import LocalExecutor
 from daemon.settings import Settings
-from daemon.tables import Attempt, AttemptState, Drop, DropState, Promotion, Run, RunState, Track
+from daemon.tables import Attempt, AttemptState, Drop, DropState, Event, Promotion, Run, RunState, Track
 from pipeline import durable
 from pipeline.artifacts import (
     Adapter,
@@ -305,6 +305,41 @@ def test_a_run_that_loses_badly_holds_its_new_drops_back_and_only_those(
     assert (drop_state(engine, old), drop_state(engine, new)) == (DropState.ACCEPTED, DropState.HELD)
     assert (settings.state_folder / "tracks" / "default" / "champion").readlink() == champion
     assert len(done_promotions(engine)) == 1
+
+
+def test_a_restored_drop_that_is_in_a_bad_candidate_again_is_held_again_and_the_events_say_after_which(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    add_drop(engine, "a")
+    ticks(dispatcher)
+    executor.outcome = "worse"
+    bad = add_drop(engine, "b")
+    ticks(dispatcher)
+    drops.restore(engine, bad, "it was the settings", NOW, settings)
+    other = add_drop(engine, "c")
+    quiet = int(settings.run_after_quiet_seconds * 1000)
+    ticks(dispatcher, now=NOW + quiet)
+    with transaction(engine) as session:
+        kept = {row.id: (row.state, row.reason) for row in session.exec(select(Drop))}
+        told = [(row.kind, row.drop_id, row.run_id) for row in session.exec(select(Event)) if row.drop_id is not None]
+    said = "new in run 3: worse, by the script"
+    assert kept == {1: ("accepted", None), bad: ("held", said), other: ("held", said)}
+    assert told == [
+        ("drop_held", bad, 2), ("drop_restored", bad, None), ("drop_held", bad, 3), ("drop_held", other, 3),
+    ]  # fmt: skip
+
+
+def test_a_contaminated_candidate_holds_no_drop_and_clears_none(
+    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    executor.outcome = "contaminated"
+    first = add_drop(engine, "a")
+    ticks(dispatcher)
+    assert (run_row(engine).outcome, drop_state(engine, first)) == ("contaminated", DropState.ACCEPTED)
+    executor.outcome = "worse"
+    second = add_drop(engine, "b")
+    ticks(dispatcher)
+    assert (drop_state(engine, first), drop_state(engine, second)) == (DropState.HELD, DropState.HELD)
 
 
 @pytest.mark.parametrize(
