@@ -26,7 +26,7 @@ from daemon.specs import spec_of
 from daemon.tables import Attempt, AttemptState, Run, Track
 from pipeline.artifacts import Artifact, Dataset, Report
 from pipeline.config import RunConfig
-from pipeline.contract import SPEC_NAME, Progress, StepResult, StepSpec
+from pipeline.contract import SPEC_NAME, Progress, Step, StepResult, StepSpec
 from pipeline.errors import EXIT_BAD_DATA, EXIT_DISK_FULL, DiskFull, DropforgeError, StepFailed
 from pipeline.steps import next_step
 
@@ -153,9 +153,7 @@ class Dispatcher:
             log.info("run_cancelled", run=claim.run_id)
             self._drop(claim)
             return False
-        done = standing(self._engine, self._root, run)
-        dataset = publishing.load_dataset(self._root, claim.run_id)
-        step = next_step(done, dataset, RunConfig.model_validate(run.config))
+        done, step = self._next(run)
         if step is None:
             return self._conclude(claim, run, now)
         if self.draining:
@@ -177,8 +175,13 @@ class Dispatcher:
         """See how an open attempt is doing."""
         spec = self._spec_of(attempt)
         if spec is None:
-            # The daemon died between the attempt's row and its spec: the same attempt is ordered now.
-            self._submit(run, attempt, publishing.published(self._root, run.id or 0))
+            # The daemon died between the attempt's row and its spec: the same attempt is ordered now, unless what it
+            # goes on from stands no more.
+            done, step = self._next(run)
+            if step is None or step.name != attempt.step:
+                self._end(claim, attempt, AttemptState.LOST, now, "another step was to be done again before it began")
+                return True
+            self._submit(run, attempt, done)
             return False
         state = self._executor.poll(spec)
         if state is JobState.LOST and not self._ordered_again(spec):
@@ -262,6 +265,12 @@ class Dispatcher:
     def _has_room(self, run: Run, *, margin: bool = True) -> None:
         """Raise `NoRoom` if the disk has no room for what a run with its snapshot has still to do."""
         self.disk.require(still_needed(self._root, run), margin=margin)
+
+    def _next(self, run: Run) -> tuple[dict[str, str], Step | None]:
+        """Return the run's steps that stand, with their artifacts, and the one to do now: `None` after the last."""
+        done = standing(self._engine, self._root, run)
+        dataset = publishing.load_dataset(self._root, run.id or 0)
+        return done, next_step(done, dataset, RunConfig.model_validate(run.config))
 
     def _submit(self, run: Run, attempt: Attempt, done: dict[str, str]) -> None:
         self._executor.submit(spec_of(self._engine, self._settings, run, attempt, done))

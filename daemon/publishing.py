@@ -38,6 +38,12 @@ def load_dataset(state_folder: Path, run_id: int) -> Dataset | None:
     return None if value is None else Dataset.model_validate(value)
 
 
+def load_report(state_folder: Path, run_id: int) -> Report | None:
+    """Return the comparison of the run's candidate with a champion, if it is published."""
+    value = durable.read_json(run_folder(state_folder, run_id) / "evaluate.json")
+    return None if value is None else Report.model_validate(value)
+
+
 def load_progress(state_folder: Path, run_id: int, step: str, number: int) -> Progress | None:
     """Return how far an attempt says that it is; it is a hint, which a power cut may leave empty."""
     try:

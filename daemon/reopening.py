@@ -3,7 +3,8 @@ Which published steps of a run still stand.
 
 A run that a person retries goes on with today's settings and without the drops that were taken out since. Every
 published step is held against the spec that it was made from; the first one that would be made from something else is
-taken back, and all later ones with it.
+taken back, and all later ones with it. A report on a champion that reigns no more is taken back, too, as long as there
+is no verdict on it; what a verdict on it still means is for `conclusion` to say.
 """
 
 from pathlib import Path
@@ -14,9 +15,9 @@ from sqlalchemy import Engine
 
 from daemon import publishing
 from daemon.attempts import published_attempts
+from daemon.database import transaction
+from daemon.succession import champion
 from daemon.tables import Run
-from pipeline import durable
-from pipeline.artifacts import Report
 from pipeline.config import EvaluateConfig, RunConfig
 from pipeline.contract import SPEC_NAME, StepSpec
 from pipeline.steps import STEPS
@@ -31,6 +32,9 @@ def standing(engine: Engine, state_folder: Path, run: Run) -> dict[str, str]:
     if not done or run.config is None:
         return done
     stale = _first_stale(engine, state_folder, run, done)
+    whole = list(done) if stale is None else list(done)[: list(done).index(stale)]
+    if "evaluate" in whole and "decide" not in whole and not _is_against_todays(engine, state_folder, run):
+        stale = "evaluate"
     if stale is None:
         return done
     log.info("steps_taken_back", run=run_id, since=stale)
@@ -102,10 +106,18 @@ def _basis(step: str, config: RunConfig, drops: list[object]) -> tuple[object, .
             return (gate, config.guards, *asked)
 
 
+def _is_against_todays(engine: Engine, state_folder: Path, run: Run) -> bool:
+    """Say whether the run's report compares its candidate with the champion that reigns now."""
+    report = publishing.load_report(state_folder, run.id or 0)
+    with transaction(engine) as session:
+        reigning = champion(session, run.track)
+    return report is None or report.is_against(reigning)
+
+
 def _same_batches(state_folder: Path, run_id: int, made: RunConfig, config: RunConfig) -> bool:
     """Say whether the settings still ask for as many prompts at once as `evaluate` took, or leave it to the track."""
-    value = durable.read_json(publishing.run_folder(state_folder, run_id) / "evaluate.json")
-    taken = 0 if value is None else Report.model_validate(value).batch_size
+    report = publishing.load_report(state_folder, run_id)
+    taken = 0 if report is None else report.batch_size
     return config.evaluate.batch_size in {0, made.evaluate.batch_size, taken}
 
 

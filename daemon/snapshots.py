@@ -13,8 +13,6 @@ from pipeline import artifacts
 JUDGED = (
     "promoted", "not_shown_better", "worse", "guard_failed", "contaminated", "awaiting_approval", "overtaken",
 )  # fmt: skip
-
-
 #: Those that say of its drops that they do no harm: one that knew the questions was not judged.
 _CLEARING = tuple(outcome for outcome in JUDGED if outcome != "contaminated")
 
@@ -93,19 +91,24 @@ def hold_new_drops(session: Session, run: Run, reason: str, now: int) -> list[in
     return [drop.id or 0 for drop in held]
 
 
-def _cleared(session: Session, run: Run) -> set[object]:
-    """Return the drops that other candidates of the track were judged with since they came or were restored."""
-    restored = select(Event.drop_id, func.max(Event.at)).where(Event.kind == "drop_restored")
-    back = dict(session.exec(restored.group_by(col(Event.drop_id))).all())
-    judged = select(Run.snapshot, Run.started_at).where(
+def _cleared(session: Session, run: Run) -> set[int]:
+    """
+    Return the drops of a run that other candidates of the track were judged with since they came or were restored.
+
+    What came after what is told by the numbers of the events: a clock may be set back.
+    """
+    ids = [int(str(drop["id"])) for drop in run.snapshot or ()]
+    restored = select(Event.drop_id, func.max(Event.id)).where(Event.kind == "drop_restored")
+    back = dict(session.exec(restored.where(col(Event.drop_id).in_(ids)).group_by(col(Event.drop_id))).all())
+    ended = select(func.max(Event.id)).where(Event.run_id == Run.id, Event.kind == "run_succeeded")
+    judged = select(Run.snapshot, ended.scalar_subquery()).where(
         Run.track == run.track, Run.id != run.id, col(Run.outcome).in_(_CLEARING)
     )
-    return {
-        drop["id"]
-        for snapshot, started in session.exec(judged)
-        for drop in snapshot or ()
-        if drop["id"] not in back or (started or 0) > back[drop["id"]]
-    }
+    found: set[int] = set()
+    for snapshot, at in session.exec(judged).all():
+        known = {int(str(drop["id"])) for drop in snapshot or ()}
+        found.update(drop for drop in known if drop not in back or (at or 0) > (back[drop] or 0))
+    return found
 
 
 def _as_artifact(drop: Drop) -> artifacts.Drop:

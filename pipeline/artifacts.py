@@ -260,6 +260,10 @@ class Report(Artifact):
     prediction_keys: dict[str, str]
     """Cache key of each model's predictions by model id; different keys are never compared."""
 
+    def is_against(self, champion: ModelRef) -> bool:
+        """Say whether the candidate was compared with this champion: the same model, at the same place in the line."""
+        return (self.champion_generation, self.champion.model_id) == (champion.generation, champion.model_id)
+
 
 class Judgement(Artifact):
     """What `judge` was told by a language model; an answer counts only if it is the same in both orders."""

@@ -11,7 +11,7 @@ from pipeline import guards, report, statistics
 from pipeline.artifacts import Dataset, Judgement, Model, Outcome, Report, Shortfall, Verdict
 from pipeline.comparison import Comparison, read_comparison
 from pipeline.config import GateConfig, GuardConfig
-from pipeline.contract import Attempt
+from pipeline.contract import Attempt, StepSpec
 from pipeline.errors import StepFailed
 from pipeline.guards import Guards
 from pipeline.heldout import version_of
@@ -62,7 +62,7 @@ def decide(attempt: Attempt) -> Verdict:
     """
     Return the verdict on the run's candidate, and leave its card; with a shortfall, what was known before.
 
-    Raises `StepFailed` if the report does not belong to the dataset or lacks records.
+    Raises `StepFailed` if the report belongs to another dataset or another champion than the spec's, or lacks records.
     """
     dataset, spec = attempt.load(Dataset), attempt.spec
     version = dataset.heldout_version
@@ -79,6 +79,7 @@ def decide(attempt: Attempt) -> Verdict:
         if (found.metric, found.heldout_version) != (dataset.metric, dataset.heldout_version):
             message = "the report was made on another held-out set or with another metric than the dataset's"
             raise StepFailed(message, f"evaluate again: dropforge retry {spec.run} --from evaluate")
+        _require_champion(found, spec)
         comparison = read_comparison(attempt.root, found, judgement, all_pinned=dataset.heldout_pinned)
         # Without those that are too long to ask, or that today's champion was trained on.
         version = version_of(comparison.ids)
@@ -102,6 +103,18 @@ def decide(attempt: Attempt) -> Verdict:
         }
     )
     return verdict.model_copy(update={"report": report.write_card(attempt, verdict, judgement)})
+
+
+def _require_champion(found: Report, spec: StepSpec) -> None:
+    """Raise `StepFailed` if another champion than the spec's was asked: which records are new follows from that."""
+    reigning = spec.champion
+    if not found.is_against(reigning):
+        message = (
+            f"the report's candidate was compared with generation {found.champion_generation} "
+            f"({found.champion.model_id[:12]}), and generation {reigning.generation} ({reigning.model_id[:12]}) is the "
+            "champion"
+        )
+        raise StepFailed(message, f"evaluate again: dropforge retry {spec.run} --from evaluate")
 
 
 def _rules(attempt: Attempt, dataset: Dataset, found: Report) -> Rules:

@@ -166,13 +166,15 @@ def _evaluate(spec: StepSpec, root: Path, _outcome: str) -> Report:
     (root / spec.folder / "predictions" / "key.jsonl").write_text("{}\n")
     scores = Scores(model_id="m", metrics={"exact_match": 50.0}, nll=1.0, generated=1, cached=0, seconds=1.0)
     return Report(
-        folder=spec.folder, metric="exact_match", heldout_version="v", records=120, candidate=scores, champion=scores,
+        folder=spec.folder, metric="exact_match", heldout_version="v", records=120, candidate=scores,
+        champion=scores.model_copy(update={"model_id": spec.champion.model_id}),
         champion_generation=spec.champion.generation, prediction_keys={"m": "key"},
     )  # fmt: skip
 
 
 def _decide(spec: StepSpec, root: Path, outcome: str) -> Verdict:
     model, report = (durable.read_json(root / spec.inputs[step]) for step in ("merge", "evaluate"))
+    assert Report.model_validate(report).is_against(spec.champion), "decide would refuse this report"
     return Verdict.model_validate({
         "outcome": outcome, "reasons": (), "sentence": f"{outcome}, by the script", "metric": "exact_match",
         "records": 120, "candidate_model_id": model["model_id"], "champion_model_id": "b",

@@ -187,13 +187,17 @@ def _at(step: str, outcome: str) -> Callable[[Path], None]:
     return prepare
 
 
-def _lost_to_a_former_champion(folder: Path) -> None:
-    """A bad verdict on a second candidate, from before the champion that it lost to was rolled back from."""
-    _came_to("promoted")(folder)
-    daemon = Daemon(folder, START)
-    _accepted(daemon, "second.jsonl", "second")
-    daemon.until("decide", START, "worse")
-    champions.rollback(daemon.engine, daemon.root, "default", 0, "it swears", START)
+def _overtaken_at(step: str) -> Callable[[Path], None]:
+    """Return what brings a second candidate to `step`, `worse`, before the champion was rolled back from."""
+
+    def prepare(folder: Path) -> None:
+        _came_to("promoted")(folder)
+        daemon = Daemon(folder, START)
+        _accepted(daemon, "second.jsonl", "second")
+        daemon.until(step, START, "worse")
+        champions.rollback(daemon.engine, daemon.root, "default", 0, "it swears", START)
+
+    return prepare
 
 
 def _compared_again(daemon: Daemon) -> None:
@@ -483,7 +487,8 @@ OPERATIONS = {
     "publish of predictions": Operation(_at("evaluate", "promoted"), _ticking, _ended("promoted")),
     "finish": Operation(_at("decide", "not_shown_better"), _ticking, _ended("not_shown_better")),
     "finish that holds drops": Operation(_at("decide", "worse"), _ticking, _ended("worse", drop="held")),
-    "verdict that comes too late": Operation(_lost_to_a_former_champion, _ticking, _compared_again),
+    "report that comes too late": Operation(_overtaken_at("evaluate"), _ticking, _compared_again),
+    "verdict that comes too late": Operation(_overtaken_at("decide"), _ticking, _compared_again),
     "checkpoint": Operation(_trained, _checkpointing, _checkpointed),
     "promote": Operation(_at("decide", "promoted"), _ticking, _ended("promoted")),
     "roll back": Operation(_two_champions, _going_back, _back),

@@ -40,12 +40,14 @@ def _evaluate(attempt: StepAttempt) -> Artifact:
     scores = Scores(model_id="m", metrics={"exact_match": 50.0}, nll=1.0, generated=1, cached=0, seconds=1.0)
     return Report(
         folder=attempt.spec.folder, metric="exact_match", heldout_version="v", records=120, candidate=scores,
-        champion=scores, champion_generation=attempt.spec.champion.generation, prediction_keys={"m": "key"},
+        champion=scores.model_copy(update={"model_id": attempt.spec.champion.model_id}),
+        champion_generation=attempt.spec.champion.generation, prediction_keys={"m": "key"},
     )  # fmt: skip
 
 
 def _decide(attempt: StepAttempt) -> Artifact:
     model, report = attempt.load(Model), attempt.load(Report)
+    assert report.is_against(attempt.spec.champion), "decide would refuse this report"
     return Verdict(
         outcome="promoted", reasons=(), sentence="better", metric="exact_match", records=120,
         candidate_model_id=model.model_id, champion_model_id="b", champion_generation=report.champion_generation,

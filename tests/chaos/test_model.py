@@ -267,7 +267,7 @@ class House(RuleBasedStateMachine):
         self._end(conclude)
         if worse:
             self.world.hold(number)
-        self.world.runs[number - 1].state = "succeeded"
+        self.world.judge(number)
 
     @precondition(lambda self: self.world.runs)
     @rule(name=st.sampled_from(MODELS))
@@ -291,7 +291,7 @@ class House(RuleBasedStateMachine):
 
         self._end(conclude)
         if self.world.promote(number, name):
-            self.world.runs[number - 1].state = "succeeded"
+            self.world.judge(number)
         else:
             self.world.fail(number, self.now, retryable=False)
 
@@ -311,7 +311,7 @@ class House(RuleBasedStateMachine):
             )  # fmt: skip
 
         self._end(conclude)
-        self.world.runs[number - 1].state = "succeeded"
+        self.world.judge(number)
         self.world.waits.add(number)
 
     def _lay(self, number: int, name: str) -> None:

@@ -47,6 +47,7 @@ class World:
     barred: set[str] = field(default_factory=set)
     waits: set[int] = field(default_factory=set)
     nights: set[int] = field(default_factory=set)
+    cleared: set[int] = field(default_factory=set)
     since: int = 0
     looked: int | None = None
 
@@ -117,12 +118,15 @@ class World:
         for drop in self.drops:
             drop.first_run = None if drop.first_run == number else drop.first_run
 
+    def judge(self, number: int) -> None:
+        """End a run with a verdict on its candidate, and so on the drops in it."""
+        self.runs[number - 1].state = "succeeded"
+        self.cleared.update(self.runs[number - 1].snapshot or [])
+
     def hold(self, number: int) -> None:
-        """Hold back what no other candidate was judged with."""
-        judged = [run.snapshot or [] for run in self.runs if run.state == "succeeded"]
-        old = {place for snapshot in judged for place in snapshot}
+        """Hold back what no other candidate was judged with since it came, or came back."""
         for place in self.runs[number - 1].snapshot or []:
-            if place not in old and self.drops[place - 1].state == "accepted":
+            if place not in self.cleared and self.drops[place - 1].state == "accepted":
                 self.drops[place - 1].state = "held"
 
     def retry(self, number: int, now: int) -> bool:
@@ -143,6 +147,7 @@ class World:
         if drop.state not in {"withdrawn", "held"} or twin:
             return False
         drop.state, drop.first_run = "accepted", None
+        self.cleared.discard(number)
         self.enqueue(now)
         return True
 

@@ -8,13 +8,13 @@ import pytest
 from sqlalchemy import Engine, event
 from sqlmodel import select
 
-from daemon import champions, publishing, queue, succession
+from daemon import champions, drops, publishing, queue, succession
 from daemon.database import migrate, open_engine, transaction
 from daemon.dispatcher import Dispatcher
 from daemon.executors import JobState
 from daemon.executors.local import LocalExecutor
 from daemon.settings import Settings
-from daemon.tables import Attempt, Drop, DropState, Promotion, Run, RunState, Track
+from daemon.tables import Attempt, AttemptState, Drop, DropState, Event, Promotion, Run, RunState, Track
 from pipeline import durable
 from pipeline.artifacts import (
     Adapter,
@@ -27,7 +27,7 @@ from pipeline.artifacts import (
     Shortfall,
     Verdict,
 )
-from pipeline.config import JudgeConfig
+from pipeline.config import GateConfig, JudgeConfig
 from pipeline.contract import RESULT_NAME, SPEC_NAME, StepError, StepResult, StepSpec
 from pipeline.signature_files import signature_name
 from tests.model_folder import write_model
@@ -107,7 +107,8 @@ class ScriptedExecutor:
             (folder / "predictions" / "key.jsonl").write_text("{}\n")
             artifact = Report(
                 folder=spec.folder, metric="exact_match", heldout_version="v", records=120, candidate=SCORES,
-                champion=SCORES, champion_generation=spec.champion.generation, prediction_keys={"m": "key"},
+                champion=SCORES.model_copy(update={"model_id": spec.champion.model_id}),
+                champion_generation=spec.champion.generation, prediction_keys={"m": "key"},
                 batch_size=self.batch_size, noise=self.noise,
             )  # fmt: skip
         elif spec.step == "judge":
@@ -118,6 +119,8 @@ class ScriptedExecutor:
         else:
             model = durable.read_json(root / spec.inputs["merge"]) if "merge" in spec.inputs else {"model_id": None}
             report = durable.read_json(root / spec.inputs["evaluate"]) if "evaluate" in spec.inputs else {}
+            if report and of_report(report) != (spec.champion.generation, spec.champion.model_id):
+                return ended("failed", 2)(spec)  # the step refuses it, too
             artifact = Verdict(
                 outcome=self.outcome, reasons=self.reasons, sentence=f"{self.outcome}, by the script",
                 metric="exact_match", records=120, candidate_model_id=model["model_id"], champion_model_id="b",
@@ -126,6 +129,10 @@ class ScriptedExecutor:
         return StepResult(
             key=spec.key, fence=spec.fence, status="ok", exit_code=0, artifact=artifact.model_dump(mode="json")
         )
+
+
+def of_report(report: dict[str, Any]) -> tuple[int, str]:
+    return report["champion_generation"], report["champion"]["model_id"]
 
 
 def ended(status: str, code: int) -> Callable[[StepSpec], StepResult]:
@@ -298,6 +305,41 @@ def test_a_run_that_loses_badly_holds_its_new_drops_back_and_only_those(
     assert (drop_state(engine, old), drop_state(engine, new)) == (DropState.ACCEPTED, DropState.HELD)
     assert (settings.state_folder / "tracks" / "default" / "champion").readlink() == champion
     assert len(done_promotions(engine)) == 1
+
+
+def test_a_restored_drop_that_is_in_a_bad_candidate_again_is_held_again_and_the_events_say_after_which(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    add_drop(engine, "a")
+    ticks(dispatcher)
+    executor.outcome = "worse"
+    bad = add_drop(engine, "b")
+    ticks(dispatcher)
+    drops.restore(engine, bad, "it was the settings", NOW, settings)
+    other = add_drop(engine, "c")
+    quiet = int(settings.run_after_quiet_seconds * 1000)
+    ticks(dispatcher, now=NOW + quiet)
+    with transaction(engine) as session:
+        kept = {row.id: (row.state, row.reason) for row in session.exec(select(Drop))}
+        told = [(row.kind, row.drop_id, row.run_id) for row in session.exec(select(Event)) if row.drop_id is not None]
+    said = "new in run 3: worse, by the script"
+    assert kept == {1: ("accepted", None), bad: ("held", said), other: ("held", said)}
+    assert told == [
+        ("drop_held", bad, 2), ("drop_restored", bad, None), ("drop_held", bad, 3), ("drop_held", other, 3),
+    ]  # fmt: skip
+
+
+def test_a_contaminated_candidate_holds_no_drop_and_clears_none(
+    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    executor.outcome = "contaminated"
+    first = add_drop(engine, "a")
+    ticks(dispatcher)
+    assert (run_row(engine).outcome, drop_state(engine, first)) == ("contaminated", DropState.ACCEPTED)
+    executor.outcome = "worse"
+    second = add_drop(engine, "b")
+    ticks(dispatcher)
+    assert (drop_state(engine, first), drop_state(engine, second)) == (DropState.HELD, DropState.HELD)
 
 
 @pytest.mark.parametrize(
@@ -630,6 +672,88 @@ def move_champion(engine: Engine, settings: Settings) -> None:
         run_id = run.id or 0
     candidate = champions.Candidate(track="default", run_id=run_id, model_id=other, path="models/other")
     champions.promote(engine, settings.state_folder, candidate, 0, "by hand", NOW)
+
+
+@pytest.mark.parametrize("step", ["evaluate", "judge"])
+def test_a_champion_that_moved_before_the_verdict_makes_the_comparison_first(
+    engine: Engine, settings: Settings, executor: ScriptedExecutor, step: str
+) -> None:
+    settings = settings.model_copy(update={"judge": JUDGE if step == "judge" else JudgeConfig()})
+    dispatcher = new_dispatcher(engine, settings, executor)
+
+    def moved_meanwhile(spec: StepSpec) -> StepResult:
+        move_champion(engine, settings)
+        return executor.good(spec)
+
+    executor.script[step] = [moved_meanwhile]
+    add_drop(engine, "a")
+    ticks(dispatcher, 20)
+    again = ["evaluate"] if step == "evaluate" else ["evaluate", "judge"]
+    assert executor.steps == ["prepare", "train", "merge", *again * 2, "decide"]
+    assert executor.submitted[-1].champion.generation == 1
+    run = run_row(engine)
+    assert (run.outcome, run.failures, run.deaths) == ("promoted", 0, 0)
+
+
+def test_a_base_that_was_replaced_before_the_verdict_makes_the_comparison_first(
+    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    def replaced_meanwhile(spec: StepSpec) -> StepResult:
+        with transaction(engine) as session:
+            session.get_one(Track, "default").champion_model_id = "ba" * 32  # under the same number
+        return executor.good(spec)
+
+    executor.script["evaluate"] = [replaced_meanwhile]
+    add_drop(engine, "a")
+    ticks(dispatcher, 20)
+    assert executor.steps == ["prepare", "train", "merge", "evaluate", "evaluate", "decide"]
+    assert run_row(engine).failures == 0
+
+
+def test_a_champion_that_moved_while_the_daemon_was_dead_before_the_verdicts_order_is_asked_first(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    submit = executor.submit
+
+    def dies(spec: StepSpec) -> None:
+        if spec.step == "decide":
+            message = "the daemon is gone"
+            raise OSError(message)
+        submit(spec)
+
+    add_drop(engine, "a")
+    with monkeypatch.context() as dying:
+        dying.setattr(executor, "submit", dies)
+        with pytest.raises(OSError, match="the daemon is gone"):
+            ticks(dispatcher)
+    move_champion(engine, settings)
+    ticks(new_dispatcher(engine, settings, executor), 20)
+    assert executor.steps == ["prepare", "train", "merge", "evaluate", "evaluate", "decide"]
+    assert executor.submitted[-1].champion.generation == 1
+    run = run_row(engine)
+    assert (run.outcome, run.failures, run.deaths) == ("promoted", 0, 0)
+
+
+def test_a_verdict_that_a_retry_takes_back_is_made_against_todays_champion(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    add_drop(engine, "a")
+    ticks(dispatcher, 5)
+    spec = executor.submitted[-1]
+    assert spec.step == "decide"
+    publishing.publish(spec, executor.good(spec))
+    attempt = queue.open_attempt(engine, 1)
+    assert attempt is not None
+    with transaction(engine) as session:
+        run, row = session.get_one(Run, 1), session.get_one(Attempt, attempt.id)
+        row.state, row.ended_at = AttemptState.PUBLISHED, NOW
+        # As a retry leaves it: today's settings, by which the verdict is stale.
+        run.config = {**(run.config or {}), "gate": GateConfig(min_gain=2.5).model_dump()}
+    move_champion(engine, settings)
+    ticks(dispatcher, 20)
+    assert executor.steps == ["prepare", "train", "merge", *["evaluate", "decide"] * 2]
+    assert (run_row(engine).outcome, run_row(engine).failures) == ("promoted", 0)
 
 
 @pytest.mark.parametrize("judge", [(), ("judge",)], ids=["alone", "judged"])

@@ -638,8 +638,9 @@ def test_a_run_without_a_judged_candidate_clears_none_of_its_drops(engine: Engin
     assert hold(engine, second, 400) == [1, 2]
 
 
-def test_a_drop_that_was_restored_is_new_until_a_later_candidate_is_judged_with_it(engine: Engine) -> None:
-    night = 100_000_000
+@pytest.mark.parametrize("night", [100_000_000, 0, -100_000_000], ids=["goes on", "stands", "is set back"])
+def test_a_drop_that_was_restored_is_new_until_a_later_candidate_is_judged_with_it(engine: Engine, night: int) -> None:
+    """Whatever the clock does: what came after what is not a matter of its times."""
     queue.finish(engine, start_run(engine), "promoted", "better", 110)
     for number, held_again in ((1, [2]), (2, [2, 3])):
         queue_run(engine)
@@ -652,6 +653,24 @@ def test_a_drop_that_was_restored_is_new_until_a_later_candidate_is_judged_with_
     queue.finish(engine, take(engine, 3 * night), "not_shown_better", "no gain", 3 * night + 1)
     queue_run(engine)
     assert hold(engine, take(engine, 4 * night), 4 * night + 1) == [5]
+
+
+def test_a_run_that_failed_before_a_drop_was_restored_clears_it_when_it_is_retried(engine: Engine) -> None:
+    queue.fail(engine, start_run(engine), replace(BROKEN, retryable=False), 200, RETRY)
+    queue_run(engine)
+    bad = take(engine, 300)
+    assert hold(engine, bad, 400) == [1, 2]
+    queue.finish(engine, bad, "worse", "it lost", 400)
+    drops.restore(engine, 1, "it is right", 500, Settings.model_construct(tracks={}))
+    queue.retry(engine, 1, 600)
+    retried = queue.claim(
+        engine, 700, lambda *_: RunConfig(track="default", base_model="/b", base_model_id="b", salt="s")
+    )
+    assert retried is not None
+    assert retried.run_id == 1
+    queue.finish(engine, retried, "promoted", "better", 800)
+    queue_run(engine)
+    assert hold(engine, take(engine, 100_000_000), 100_000_001) == [3]
 
 
 def test_the_drops_of_a_failed_run_wait_for_a_run_again(engine: Engine) -> None:

@@ -641,6 +641,19 @@ def test_a_report_on_another_heldout_set_is_refused(make: Callable[..., Attempt]
         decide(make(yes_or_no(100, 2, 18), heldout_version="w"))
 
 
+@pytest.mark.parametrize(
+    "other", [{"generation": 4}, {"model_id": "base"}, {"model_id": "base", "generation": 4, "drops": None}]
+)
+def test_a_report_on_another_champion_than_todays_is_refused(
+    make: Callable[..., Attempt], other: dict[str, Any]
+) -> None:
+    attempt = make(yes_or_no(100, 2, 18))
+    spec = attempt.spec.model_copy(update={"champion": attempt.spec.champion.model_copy(update=other)})
+    with pytest.raises(StepFailed, match="compared with generation 3") as refused:
+        decide(Attempt(spec))
+    assert refused.value.hint == "evaluate again: dropforge retry 7 --from evaluate"
+
+
 def test_a_report_that_lost_a_record_is_refused(make: Callable[..., Attempt], tmp_path: Path) -> None:
     attempt = make(yes_or_no(100, 2, 18))
     path = tmp_path / "evaluated/records.jsonl"
