@@ -373,6 +373,31 @@ def test_an_evaluation_that_was_stopped_keeps_each_answer_that_it_has(
     assert report.candidate.metrics == expected.candidate.metrics
 
 
+def test_it_is_looked_whether_to_stop_before_the_first_answer_too(
+    tiny: Any, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, prompts = open_folder(tiny_llama), prompts_of(tiny, tiny_llama)
+    found: list[int] = []
+    real, hard = ContinuousBatchingManager.stop, []
+
+    def spied(manager: Any, *, hard_stop: bool = False, **more: Any) -> None:
+        hard.append(hard_stop)
+        real(manager, hard_stop=hard_stop, **more)
+
+    monkeypatch.setattr(ContinuousBatchingManager, "stop", spied)
+
+    def stop() -> None:
+        message = "asked to stop"
+        raise Interrupted(message)
+
+    with pytest.raises(Interrupted):
+        continuous.answers(asked, prompts, DECODING, lambda place, *_: found.append(place), stop)
+    assert found == []
+    assert hard == [True], "what waits is not answered first"
+    assert not [thread for thread in threading.enumerate() if "_run_generation_loop" in thread.name]
+    assert continuously(asked, prompts)[0] == in_batches(asked, prompts), "the model can be asked again"
+
+
 def test_an_answer_that_was_taken_back_is_not_resumed(
     attempt: Callable[..., Attempt], tamper: Callable[[Tamper], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
