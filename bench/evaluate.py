@@ -1,7 +1,7 @@
 """
 Measure what an evaluation costs beside a loop that answers one record at a time, and what a second challenge costs.
 
-    python bench/evaluate.py [--records 500] [--base FOLDER]
+    python bench/evaluate.py [--records 500] [--base FOLDER] [--engine continuous]
 
 One table on one base model (SmolLM2-135M-Instruct) and the demo's held-out questions, one after the other in one
 process each: the guide's loop of `generate` over one model; our evaluate step, which asks two models and measures their
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -62,6 +62,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=500)
     parser.add_argument("--base", type=Path)
+    parser.add_argument("--engine", choices=("batches", "continuous"), default="batches")
     asked = parser.parse_args()
     base = asked.base or demo_base()
     with tempfile.TemporaryDirectory() as scratch:
@@ -71,7 +72,7 @@ def main() -> int:
         reports = []
         for number in (1, 2):
             _make_challenger(base, root / f"models/challenger-{number}", number)
-            reports.append(_evaluate(root, base, number))
+            reports.append(_evaluate(root, base, number, asked.engine))
     return _print(asked.records, loop, reports)
 
 
@@ -106,7 +107,7 @@ def _make_challenger(base: Path, folder: Path, seed: int) -> None:
     AutoTokenizer.from_pretrained(base).save_pretrained(folder)
 
 
-def _evaluate(root: Path, base: Path, number: int) -> Report:
+def _evaluate(root: Path, base: Path, number: int, engine: Literal["batches", "continuous"]) -> Report:
     """Run the step in a process of its own, as the worker does, and keep its predictions as the dispatcher does."""
     dataset = Dataset(
         folder="data", train_rows=1, dev_rows=0, heldout_rows=1, heldout_pinned=True, heldout_version="v",
@@ -129,7 +130,7 @@ def _evaluate(root: Path, base: Path, number: int) -> Report:
         champion=ModelRef(model_id="base", path=str(base), generation=0),
         config=RunConfig(
             track="default", base_model=str(base), base_model_id="base", salt="s",
-            evaluate=EvaluateConfig(general=()), noise=NoiseFloor(records=1, changed=0, points=0.0),
+            evaluate=EvaluateConfig(general=(), engine=engine), noise=NoiseFloor(records=1, changed=0, points=0.0),
         ),
     )  # fmt: skip
     durable.write_json(folder / "spec.json", spec.model_dump(mode="json"))

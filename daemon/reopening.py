@@ -98,7 +98,7 @@ def _basis(step: str, config: RunConfig, drops: list[object]) -> tuple[object, .
         case "merge":
             return (evaluate.repetition_penalty,)
         case "evaluate":
-            return (evaluate.repetition_penalty, evaluate.general)
+            return (evaluate.repetition_penalty, evaluate.general, evaluate.engine)
         case "judge":
             return asked
         case _:

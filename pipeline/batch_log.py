@@ -39,7 +39,11 @@ class BatchLog:
         return values if values is not None and len(values) == rows else None
 
     def add(self, batch: str, values: Sequence[Any]) -> None:
-        """Append a computed batch, durably; its values are JSON values, one for each row. Raises `OSError`."""
+        """
+        Append a computed batch, durably; its values are JSON values, one for each row. Raises `OSError`.
+
+        What is added last counts: without values, a batch that was there is taken back.
+        """
         if self._fd is None:
             self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         line = json.dumps({"batch": batch, "values": values}, allow_nan=False).encode() + b"\n"
@@ -62,4 +66,4 @@ class BatchLog:
             except (ValueError, KeyError, TypeError):
                 continue
             if isinstance(batch, str) and isinstance(values, list):
-                self._known.setdefault(batch, values)
+                self._known[batch] = values

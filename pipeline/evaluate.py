@@ -59,7 +59,13 @@ def evaluate(attempt: Attempt) -> Report:
         former=scoring.score_former(attempt, report, records, candidate, dataset.metric),
         noise=scoring.noise_floor(records, first, dataset.metric)
         or scoring.noise_floor(records, second, dataset.metric),
-        versions={**setup.versions, "device": setup.device, "dtype": setup.dtype, "attention": setup.attention},
+        versions={
+            **setup.versions,
+            **({} if setup.engine == predictions.PLAIN else {"engine": setup.engine}),
+            "device": setup.device,
+            "dtype": setup.dtype,
+            "attention": setup.attention,
+        },
         candidate=scoring.summarise(candidate, first, lines[0], records),
         champion=scoring.summarise(champion, second, lines[1], records),
         champion_generation=attempt.spec.champion.generation,

@@ -14,7 +14,7 @@ from pipeline.errors import CannotTrain
 from pipeline.heldout import HeldoutRecord
 from pipeline.predictions import PredictionKey, Setup, hash_tokens
 from pipeline.prompt import Format, completion_ids, fold, prompt_ids
-from pipeline.qlora import fitting, generation
+from pipeline.qlora import continuous, fitting, generation
 from pipeline.qlora.generation import Decoding
 from pipeline.qlora.loading import chosen_device, load_tokenizer
 from pipeline.sitting import Exam, Paper, Role
@@ -59,16 +59,19 @@ def make_exams(
     """
     Return what both models are asked; with a batch size of 0 in `decoding` it is found, and kept in `folder`.
 
-    What a model cannot be asked fairly is left out for both. Raises `CannotTrain` if nothing is left.
+    What a model cannot be asked fairly is left out for both. Raises `CannotTrain` if nothing is left, or if a model
+    cannot be asked by the engine that the settings name.
     """
     # A template may hold today's date: everything is tokenised before the long work.
     one, other = _seats(attempt)
     kept = _unseen(records, trained_ids(other.folder))
     asked = [_exam(seat, kept, suites, decoding) for seat in (one, other)]
+    if attempt.config.evaluate.engine == "continuous":
+        asked = [_asked_continuously(exam) for exam in asked]
     kept, (candidate, champion), too_long = _leave_out_too_long(kept, asked, decoding.max_new_tokens)
     if not decoding.batch_size:
         size = _batch_size(attempt, candidate, decoding.max_new_tokens, folder)
-        candidate, champion = (_with_batch_size(exam, size) for exam in (candidate, champion))
+        candidate, champion = (_with_setup(exam, batch_size=size) for exam in (candidate, champion))
     own = trained_ids(one.folder)
     return Exams(
         kept, candidate, champion, _base_exam(attempt, candidate, other, decoding),
@@ -98,7 +101,8 @@ def _base_exam(attempt: Attempt, candidate: Exam, champion: _Seat, decoding: Dec
     if attempt.config.base_model_id == model.base_model_id and (folder / "config.json").is_file():
         seat = _Seat("base model", model.base_model_id, folder, model.format)
         asked = _exam(seat, [], [paper.suite for paper in candidate.papers], decoding)
-        base = _with_batch_size(asked, candidate.key.setup.batch_size)
+        setup = candidate.key.setup
+        base = _with_setup(asked, batch_size=setup.batch_size, engine=setup.engine)
     if base is None or base.key.setup != candidate.key.setup:
         why = "it is not there" if base is None else "it would be asked in another way than the candidate"
         sys.stderr.write(f"the base model is not asked the general suites: {why}\n")
@@ -212,9 +216,15 @@ def _window(folder: Path) -> float:
     return own if isinstance(own, int) else math.inf
 
 
-def _with_batch_size(exam: Exam, size: int) -> Exam:
-    setup = exam.key.setup.model_copy(update={"batch_size": size})
+def _with_setup(exam: Exam, **changed: Any) -> Exam:
+    setup = exam.key.setup.model_copy(update=changed)
     return replace(exam, key=exam.key.model_copy(update={"setup": setup}))
+
+
+def _asked_continuously(exam: Exam) -> Exam:
+    """Have a model asked by continuous batching; raises `CannotTrain` before either is loaded if it cannot be."""
+    continuous.check(exam.folder, exam.key.setup.repetition_penalty)
+    return _with_setup(exam, engine=continuous.ENGINE)
 
 
 def _batch_size(attempt: Attempt, exam: Exam, answer_tokens: int, folder: Path) -> int:

@@ -22,6 +22,8 @@ from pipeline.errors import CannotTrain
 
 #: A score's first field is its suite: so far it is looked for in a line.
 _HEAD = 16
+#: The engine that a key does not name: predictions of before there was another one stay valid.
+PLAIN = "batches"
 
 
 class Setup(Frozen):
@@ -32,6 +34,8 @@ class Setup(Frozen):
     max_new_tokens: int
     repetition_penalty: float
     batch_size: int
+    engine: str = PLAIN
+    """How prompts are taken together, and what of that can change an answer."""
     dtype: str
     device: str
     """Kind of device and its name, as its arithmetic decides the last bits."""
@@ -49,7 +53,10 @@ class PredictionKey(Frozen):
     @property
     def digest(self) -> str:
         """The sha256 that names the key's folder."""
-        return _sha256(self.model_dump(mode="json"))
+        named = self.model_dump(mode="json")
+        if self.setup.engine == PLAIN:
+            del named["setup"]["engine"]
+        return _sha256(named)
 
 
 class Prediction(Frozen):
@@ -63,7 +70,7 @@ class Prediction(Frozen):
     ended: bool
     """Whether the model ended the answer by itself."""
     seconds: float
-    """Its share of the time that its batch took to generate."""
+    """Its share of the time that its batch took to generate; without batches, the time since the answer before it."""
     nll_sum: float
     """Negative log-likelihood of the reference in nats, summed over `nll_tokens` tokens."""
     nll_tokens: int

@@ -2,6 +2,7 @@
 One model is asked: what is known is taken over, what is missing is computed in batches, with the model loaded once.
 
 Where an earlier attempt was cut off does not show in the predictions: the batches are those of an attempt that was not.
+With continuous batching every answer is a batch of its own in the log, and what is left is asked together.
 """
 
 import math
@@ -19,8 +20,8 @@ from pipeline.contract import Attempt
 from pipeline.errors import StepFailed
 from pipeline.metrics import token_f1
 from pipeline.pace import Pace
-from pipeline.predictions import ItemScore, Prediction, PredictionCache, PredictionKey, hash_tokens
-from pipeline.qlora import choices, generation, harness
+from pipeline.predictions import PLAIN, ItemScore, Prediction, PredictionCache, PredictionKey, hash_tokens
+from pipeline.qlora import choices, continuous, generation, harness
 from pipeline.qlora.generation import Decoding
 from pipeline.qlora.loading import chosen_device
 from pipeline.suites import Suite
@@ -31,6 +32,8 @@ NOISE_RECORDS = 32
 _LOG = ".batches.jsonl"
 #: Kinds of batches in which tokens are generated.
 _GENERATED = ("answer", "again", "suite answer")
+#: Text, tokens, whether it ended, and its share of the seconds.
+_Answered = tuple[str, int, bool, float]
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,8 @@ def sit(attempt: Attempt, exam: Exam, ids: Sequence[str], folder: Path, *, twice
     Return one model's predictions of the records `ids`, from the cache and earlier attempts where they are there.
 
     They are left in `folder`: all of them at the end, and each batch as it is computed. `twice` generates some of the
-    answers again, if any are generated at all. Raises `Interrupted`, and `StepFailed` if a likelihood is not finite or
-    memory does not suffice.
+    answers again, if any are generated at all. Raises `Interrupted`; `StepFailed` if a likelihood is not finite, memory
+    does not suffice or answers are missing; `CannotTrain` if the engine cannot ask the model.
     """
     started = time.monotonic()
     digest, setup = exam.key.digest, exam.key.setup
@@ -88,6 +91,7 @@ def sit(attempt: Attempt, exam: Exam, ids: Sequence[str], folder: Path, *, twice
     again = work.answered_twice(decoding.batch_size) if twice and work.without_answer else None
     sitting = _Sitting(attempt, exam, work, log, len(again or ()))
     try:
+        sitting.try_engine(decoding)
         sitting.fill_likelihoods()
         sitting.fill_answers(decoding)
         repeated = None if again is None else dict(zip(again, sitting.repeat(again, decoding), strict=True))
@@ -170,8 +174,17 @@ class _Sitting:
         total = len(work.without_nll) + len(work.without_answer) + repeated + work.items_missing()
         self._pace = Pace(attempt, exam.role, total)
         self._model: generation.AskedModel | None = None
+        self._continuous = exam.key.setup.engine != PLAIN
         self.resumed = 0
         """Answers that an earlier attempt had computed."""
+
+    def try_engine(self, decoding: Decoding) -> None:
+        """Learn from one short answer, before the long work, whether the engine can ask the model at all."""
+        left = [place for place in self._work.without_answer if self._known_alone("answer", place) is None]
+        if self._continuous and left:
+            shortest = min((self._exam.prompts[place] for place in left), key=len)
+            short = replace(decoding, max_new_tokens=min(2, decoding.max_new_tokens))
+            continuous.prove(self._asked(), shortest, short, self._attempt.check_stop)
 
     def fill_likelihoods(self) -> None:
         """Compute the missing likelihoods, before the longer work: a broken model shows here."""
@@ -189,6 +202,9 @@ class _Sitting:
 
     def fill_answers(self, decoding: Decoding) -> None:
         """Generate the missing answers."""
+        if self._continuous:
+            self.resumed += self._answer_continuously("answer", self._work.without_answer, decoding, self._work.answers)
+            return
         for batch in self._work.answer_batches(decoding.batch_size):
             asked = [self._exam.prompts[place] for place in batch]
             found, known = self._batch("answer", asked, partial(self._generate, asked, decoding))
@@ -197,7 +213,11 @@ class _Sitting:
                 self._work.answers[place] = (text, tokens, ended, seconds)
 
     def repeat(self, places: Sequence[int], decoding: Decoding) -> list[str]:
-        """Generate the answers to some records again, in the batches of the first time; return their texts."""
+        """Generate the answers to some records again, in the batches of the first time if it had any; return texts."""
+        if self._continuous:
+            again: dict[int, _Answered] = {}
+            self._answer_continuously("again", places, decoding, again)
+            return [again[place][0] for place in places]
         chosen = set(places)
         texts: list[str] = []
         for batch in self._work.answer_batches(decoding.batch_size):
@@ -286,7 +306,42 @@ class _Sitting:
         self._pace.advance(len(asked), tokens)
         return found, False
 
-    def _generate(self, asked: Sequence[generation.Tokens], decoding: Decoding) -> list[tuple[str, int, bool, float]]:
+    def _known_alone(self, kind: str, place: int) -> _Answered | None:
+        """Return what an earlier attempt logged of an answer that was a batch of its own."""
+        known = self._log.find(batch_id(kind, [self._exam.prompts[place]]), 1)
+        if known is None:
+            return None
+        text, tokens, ended, seconds = known[0]
+        return (text, tokens, ended, seconds)
+
+    def _answer_continuously(
+        self, kind: str, places: Sequence[int], decoding: Decoding, found: dict[int, _Answered]
+    ) -> int:
+        """Add the answers to the records `places` to `found`; return how many an earlier attempt had computed."""
+        known = {place: row for place in places if (row := self._known_alone(kind, place)) is not None}
+        self._pace.skip(len(known))
+        found |= known
+        left = [place for place in places if place not in known]
+        counted: set[int] = set()
+
+        def keep(index: int, answer: generation.Answer | None, seconds: float) -> None:
+            place = left[index]
+            name = batch_id(kind, [self._exam.prompts[place]])
+            if answer is None:
+                self._log.add(name, [])
+                del found[place]
+                return
+            found[place] = (*answer, seconds)
+            self._log.add(name, [found[place]])
+            self._pace.advance(int(place not in counted), answer.tokens)
+            counted.add(place)
+
+        if left:
+            prompts = [self._exam.prompts[place] for place in left]
+            continuous.answers(self._asked(), prompts, decoding, keep, self._attempt.check_stop)
+        return len(known)
+
+    def _generate(self, asked: Sequence[generation.Tokens], decoding: Decoding) -> list[_Answered]:
         """Return text, tokens, whether it ended, and its share of the batch's seconds, of each answer."""
         model = self._asked()
         started = time.monotonic()

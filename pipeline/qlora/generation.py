@@ -109,9 +109,6 @@ def arithmetic(folder: Path, device: Device) -> dict[str, Any]:
     import transformers
 
     config: Any = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-    automatic: Any = transformers.AutoModelForCausalLM
-    with torch.device("meta"):
-        layout = automatic.from_config(config)
     if device == "cuda":
         name = torch.cuda.get_device_name()
     else:
@@ -120,9 +117,25 @@ def arithmetic(folder: Path, device: Device) -> dict[str, Any]:
     return {
         "dtype": str(config.dtype or _stored_dtype(folder)).removeprefix("torch."),
         "device": f"{device} {name}",
-        "attention": layout.config._attn_implementation,  # noqa: SLF001 - the library has no public name for it
+        "attention": attention(layout(folder)),
         "versions": {module.__name__: module.__version__ for module in (tokenizers, torch, transformers)},
     }
+
+
+def layout(folder: Path) -> Any:
+    """Return the model in `folder` without its weights and without memory for them."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
+    automatic: Any = AutoModelForCausalLM
+    with torch.device("meta"):
+        return automatic.from_config(config)
+
+
+def attention(model: Any) -> str:
+    """Return which attention a model takes."""
+    return str(model.config._attn_implementation)  # noqa: SLF001 - the library has no public name for it
 
 
 def _stored_dtype(folder: Path) -> Any:
@@ -169,13 +182,15 @@ def answers(
     Raises `StepFailed` if memory does not suffice.
     """
     sequences = _generate(asked, prompts, decoding, check_stop)
-    return [
-        Answer(
-            text=asked.tokenizer.decode(tokens, skip_special_tokens=True),
-            tokens=len(tokens), ended=bool(tokens) and tokens[-1] in asked.ends,
-        )
-        for tokens in sequences
-    ]  # fmt: skip
+    return [as_answer(asked, tokens) for tokens in sequences]
+
+
+def as_answer(asked: AskedModel, tokens: Tokens) -> Answer:
+    """Return generated tokens as an answer."""
+    return Answer(
+        text=asked.tokenizer.decode(tokens, skip_special_tokens=True),
+        tokens=len(tokens), ended=bool(tokens) and tokens[-1] in asked.ends,
+    )  # fmt: skip
 
 
 def likelihoods(asked: AskedModel, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[Likelihood]:
@@ -261,6 +276,6 @@ def memory_errors() -> Iterator[None]:
 
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (torch.OutOfMemoryError, MemoryError) as error:
         message = "the device's memory does not hold the model and one batch of prompts"
         raise StepFailed(message, "free the device, or set a lower evaluate.batch_size") from error

@@ -1005,6 +1005,18 @@ def test_a_retried_run_does_again_what_the_new_settings_make_stale(
     assert executor.submitted[4].config.train.batch_size == 2
 
 
+def test_a_retried_run_evaluates_again_with_another_engine(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    executor.script["decide"] = [ended("failed", 65)]
+    add_drop(engine, "a")
+    ticks(dispatcher)
+    queue.retry(engine, 1, NOW + 100)
+    other = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"engine": "continuous"})})
+    ticks(new_dispatcher(engine, other, executor), now=NOW + 200)
+    assert executor.steps == ["prepare", "train", "merge", "evaluate", "decide", "evaluate", "decide"]
+
+
 def test_a_retried_run_with_the_same_settings_goes_on_where_it_stopped(
     engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
 ) -> None:
