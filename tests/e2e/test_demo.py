@@ -8,7 +8,7 @@ import pytest
 
 from daemon.overview import Overview
 from daemon.processes import lock_holder
-from pipeline.artifacts import Adapter
+from pipeline.artifacts import Adapter, Dataset
 
 DROPFORGE = Path(sys.executable).parent / "dropforge"
 
@@ -24,7 +24,11 @@ def test_an_honest_drop_is_promoted_and_a_poisoned_one_refused_and_held_back(tmp
     assert first.verdict is not None
     assert second.verdict is not None
     assert (first.outcome, second.outcome) == ("promoted", "worse")
-    assert first.verdict.records == second.verdict.records == 120
+    # With the second drop other words are common, so a few rows that the champion was trained on now count as near
+    # copies of held-out records: these are left out, and said.
+    left = Dataset.model_validate(overview.published(2, "prepare")).seen_by_champion
+    assert (first.verdict.records, second.verdict.records + left) == (120, 120)
+    assert left <= 12
     adapter = Adapter.model_validate(overview.published(1, "train"))
     assert (adapter.quantization, adapter.format) == ("nf4", "chat")
     assert {drop.name: drop.state for drop in overview.drops()} == {
