@@ -13,7 +13,7 @@ from pipeline.manifest import model_id, verify_manifest, write_manifest
 from pipeline.prompt import Format, fold, prompt_ids
 from pipeline.qlora.generation import end_tokens
 from pipeline.qlora.loading import load_tokenizer
-from pipeline.qlora.merging import TOLERANCES, Answering, adapt, compare, merge_into, next_logits
+from pipeline.qlora.merging import Answering, adapt, compare, merge_into, next_logits, tolerance
 from pipeline.trained_ids import write_trained_ids
 
 _PROMPTS = 4
@@ -43,6 +43,8 @@ def merge(attempt: Attempt) -> Model:
     _phase(attempt, 0, "ask")
     adapted = adapt(base, trained)
     expected = next_logits(adapted, prompts)
+    with adapted.disable_adapter():
+        before = next_logits(adapted, prompts)
     _phase(attempt, 1, "merge")
     dtype = merge_into(adapted, tokenizer, target, answering)
     del adapted
@@ -52,11 +54,11 @@ def merge(attempt: Attempt) -> Model:
     identity = write_manifest(target)
     _phase(attempt, 3, "compare")
     difference = compare(target, prompts, expected)
-    tolerance = TOLERANCES.get(dtype, TOLERANCES["bfloat16"])
-    if difference > tolerance:
+    most = tolerance(dtype, before, expected)
+    if difference > most:
         message = (
             f"the merged model's logits are {difference:.2g} away from the adapter's on the base, "
-            f"and rounding explains {tolerance:g} at most"
+            f"and rounding explains {most:.2g} at most"
         )
         raise StepFailed(message, f"retry the run: dropforge retry {attempt.spec.run}; if it stays, report this")
     verify_manifest(target)
@@ -64,7 +66,7 @@ def merge(attempt: Attempt) -> Model:
     return Model(
         folder=attempt.relative(target), model_id=identity, base_model_id=adapter.base_model_id, dtype=dtype,
         size_bytes=sum(path.stat().st_size for path in target.rglob("*") if path.is_file()),
-        logits_difference=difference, logits_tolerance=tolerance, format=adapter.format,
+        logits_difference=difference, logits_tolerance=most, format=adapter.format,
         seconds=time.monotonic() - started,
     )  # fmt: skip
 

@@ -25,6 +25,7 @@ from pipeline.merge import merge
 from pipeline.prompt import fold, prompt_ids
 from pipeline.qlora.generation import Decoding, answers, open_model
 from pipeline.qlora.loading import load_tokenizer
+from pipeline.qlora.merging import tolerance
 from pipeline.train import train
 from pipeline.trained_ids import trained_ids
 
@@ -138,6 +139,20 @@ def test_the_base_keeps_its_dtype_and_the_merged_model_answers_as_the_adapter(
     changed = {name.split(".")[-2] for name in merged if not merged[name].equal(plain[name])}
     assert changed == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     assert "quantization_config" not in json.loads((folder / "config.json").read_text())
+
+
+def test_a_stronger_adapter_may_be_rounded_more_but_none_may_lose_an_eighth_of_itself() -> None:
+    adapted = [torch.tensor([3.0, 4.0]), torch.tensor([0.0, 5.0])]
+
+    def allowed(moved: float, dtype: str = "bfloat16") -> float:
+        # The second prompt is moved twice as far: the one that is moved least counts.
+        base = [logits * (1 + moved * far) for logits, far in zip(adapted, (1, 2), strict=True)]
+        return tolerance(dtype, base, adapted)
+
+    assert [allowed(moved) for moved in (0.0, 1.0, 2.0)] == pytest.approx([0.25] * 3)
+    assert [allowed(moved) for moved in (3.0, 4.0)] == pytest.approx([0.375, 0.5])
+    assert (allowed(4.0, "float16"), allowed(4.0, "float32")) == pytest.approx((0.1, 0.002))
+    assert allowed(100.0) / 100 == pytest.approx(1 / 8)
 
 
 def test_the_folder_has_a_manifest_and_nothing_that_does_not_belong(line: Any, tiny: Any, tiny_llama: Path) -> None:
