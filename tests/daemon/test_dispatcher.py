@@ -849,19 +849,25 @@ def test_drops_are_held_in_the_moment_in_which_the_run_ends_or_not_at_all(
     assert (run_row(engine).outcome, drop_state(engine, drop)) == ("not_shown_better", DropState.ACCEPTED)
 
 
-def test_a_run_that_was_promoted_before_the_daemon_died_waits_for_no_approval(
-    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+def die_before_the_end(dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Act on the verdict of a run, and break off before the run has ended."""
+
     def full(*_: object, **__: object) -> None:
         message = "disk full"
         raise OSError(message)
 
-    add_drop(engine, "a")
     with monkeypatch.context() as broken:
         broken.setattr(queue, "finish", full)
         with pytest.raises(OSError, match="disk full"):
             ticks(dispatcher)
+
+
+def test_a_run_that_was_promoted_before_the_daemon_died_waits_for_no_approval(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    add_drop(engine, "a")
+    die_before_the_end(dispatcher, monkeypatch)
     ticks(new_dispatcher(engine, with_gate(settings, approval="manual"), executor))
     assert run_row(engine).outcome == "promoted"
     assert executor.steps.count("evaluate") == 1
@@ -870,15 +876,8 @@ def test_a_run_that_was_promoted_before_the_daemon_died_waits_for_no_approval(
 def test_a_run_whose_model_reigns_already_is_not_cancelled_any_more(
     engine: Engine, dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object, **__: object) -> None:
-        message = "disk full"
-        raise OSError(message)
-
     add_drop(engine, "a")
-    with monkeypatch.context() as broken:
-        broken.setattr(queue, "finish", full)
-        with pytest.raises(OSError, match="disk full"):
-            ticks(dispatcher)
+    die_before_the_end(dispatcher, monkeypatch)
     assert len(done_promotions(engine)) == 1
     queue.cancel(engine, 1, NOW)
     ticks(dispatcher)
