@@ -6,6 +6,7 @@ import os
 import pwd
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from pipeline import durable
 from tests.systemd.boot import Machine, boot
 from tests.systemd.installation import ROOT, SOURCE, binds, make_environment
 
@@ -25,6 +27,7 @@ MOST_EXPOSURE = 14
 TINY = ROOT / "tests" / "tiny_llama.py"
 #: Enough to learn the task, and to be interrupted in the middle.
 ROWS = 400
+EPOCHS = 15.0
 _QUICK = """
 base_model = "/srv/tiny/base"
 run_after_quiet_seconds = 0.5
@@ -79,7 +82,9 @@ def wait_until(condition: Callable[[], object]) -> None:
 
 def configure(machine: Machine, quantization: str) -> None:
     settings = json.loads((machine.root / "srv/tiny/train.json").read_text(encoding="utf-8"))
-    lines = [f"{name} = {json.dumps(value)}" for name, value in (settings | {"quantization": quantization}).items()]
+    # Long enough that its progress, written every two seconds, is seen between the first step and the last.
+    settings |= {"quantization": quantization, "epochs": EPOCHS}
+    lines = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
     machine.write("/etc/dropforge/dropforge.toml", "\n".join([_QUICK, "[train]", *lines, ""]))
 
 
@@ -100,6 +105,26 @@ def training_step(machine: Machine) -> int:
     """Return how far the training that systemctl shows has come; 0 if none is shown."""
     found = re.search(r"run 1 train\b.*?(\d+)/\d+", shown(machine, "StatusText"))
     return int(found[1]) if found else 0
+
+
+def freeze_trainer(machine: Machine) -> int:
+    """Stop run 1's trainer as soon as it has taken a step; return its process id in the machine."""
+    attempts = machine.root / STATE / "runs" / "1" / "attempts"
+
+    def has_begun() -> bool:
+        found = (durable.read_json(path) or {} for path in attempts.glob("train-*/progress.json"))
+        return any(progress.get("done", 0) > 0 for progress in found)
+
+    wait_until(has_begun)
+    (pid,) = (pid for pid, words in machine.processes().items() if "-m pipeline train" in words)
+    machine.run("kill", "-STOP", str(pid))
+    return pid
+
+
+def has_pending(machine: Machine, pid: int, number: signal.Signals) -> bool:
+    """Say whether a signal waits for a process that is stopped."""
+    status = (machine.root / "proc" / str(pid) / "status").read_text(encoding="utf-8")
+    return bool(int(re.findall(r"^ShdPnd:\s*(\w+)", status, re.MULTILINE)[0], 16) >> (number - 1) & 1)
 
 
 def ours(machine: Machine) -> dict[int, str]:
@@ -159,13 +184,16 @@ def test_a_drop_is_promoted_though_the_service_restarts_in_training(machine: Mac
     base = champion(machine)
 
     machine.run("runuser", "-u", "sender", "--", "cp", "/srv/tiny/drop.jsonl", "/srv/dropforge/inbox/")
-    wait_until(lambda: in_state(machine, "active") and training_step(machine) >= 2)
+    # It goes on only when it has been told to stop: what is trained here would be over before systemctl has begun.
+    trainer = freeze_trainer(machine)
+    wait_until(lambda: in_state(machine, "active") and training_step(machine) >= 1)
     status = machine.run("systemctl", "status", "--no-pager", "dropforge").stdout
     assert re.search(r'Status: "run 1 train', status), status
-    assert any("-m pipeline train" in words for words in ours(machine).values())
 
-    machine.run("systemctl", "restart", "dropforge")
-    assert int(shown(machine, "MainPID")) != main
+    machine.run("systemctl", "restart", "--no-block", "dropforge")
+    wait_until(lambda: has_pending(machine, trainer, signal.SIGTERM))
+    machine.run("kill", "-CONT", str(trainer))
+    wait_until(lambda: in_state(machine, "active") and int(shown(machine, "MainPID")) not in {0, main})
     decided = machine.root / STATE / "runs" / "1" / "decide.json"
     wait_until(lambda: in_state(machine, "active") and decided.exists() and shown(machine, "StatusText") == "idle")
     (run,) = runs(machine)
