@@ -151,7 +151,7 @@ def _guard_row(guard: GuardResult) -> list[Child]:
     words = "! nearly failed" if nearly else _GUARD_STATES[guard.state]
     return [
         tag("span", guard.label, dir="auto"),
-        None if guard.champion is None else plain(guard.champion, places),
+        _compared_with(guard),
         None if guard.candidate is None else plain(guard.candidate, places),
         [change_words(guard), tag("small", bound) if bound else None],
         margin_words(guard),
@@ -159,6 +159,14 @@ def _guard_row(guard: GuardResult) -> list[Child]:
         None if guard.records is None else f"{guard.records:,}",
         tag("span", words, class_=f"state {'nearly' if nearly else guard.state}"),
     ]
+
+
+def _compared_with(guard: GuardResult) -> Child:
+    """Return the score on the other side: the champion's, but for the guard that goes back to the base model."""
+    if guard.champion is None:
+        return None
+    score = plain(guard.champion, digits(guard))
+    return [score, tag("small", "the base model")] if guard.guard == "general_base" else score
 
 
 def _slices(verdict: Verdict) -> Html:

@@ -35,17 +35,22 @@ def field_f1(answer: str, reference: str) -> float:
     return 2 * (mine & theirs).total() / (mine.total() + theirs.total())
 
 
-def _leaves(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """Yield path and canonical value of every leaf; an empty object or array is a leaf, too."""
-    if isinstance(value, dict) and value:
-        for key, part in value.items():
-            yield from _leaves(part, (*path, key))
-    elif isinstance(value, list) and value:
-        for place, part in enumerate(value):
-            yield from _leaves(part, (*path, place))
-    else:
-        whole = isinstance(value, float) and value.is_integer()
-        yield path, json.dumps(int(value) if whole else value)
+def _leaves(value: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """
+    Yield path and canonical value of every leaf, in no order; an empty object or array is a leaf, too.
+
+    Without recursion: what is just not too deep for the JSON reader would be too deep for a function that calls itself.
+    """
+    todo: list[tuple[tuple[str | int, ...], Any]] = [((), value)]
+    while todo:
+        path, here = todo.pop()
+        if isinstance(here, dict) and here:
+            todo += [((*path, key), part) for key, part in here.items()]
+        elif isinstance(here, list) and here:
+            todo += [((*path, place), part) for place, part in enumerate(here)]
+        else:
+            whole = isinstance(here, float) and here.is_integer()
+            yield path, json.dumps(int(here) if whole else here)
 
 
 def _refuse(word: str) -> None:

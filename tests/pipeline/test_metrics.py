@@ -230,6 +230,13 @@ def test_field_f1_counts_paths_with_their_values(said: str, wanted: str, score: 
     assert METRICS["json_f1"].compute(said, [wanted]) == pytest.approx(score)
 
 
+def test_json_of_any_depth_is_scored_or_taken_for_text_and_breaks_nothing() -> None:
+    for depth in range(800, 1020):
+        deep = "[" * depth + "]" * depth
+        # Near the limit, how deep json reads depends on who calls it.
+        assert METRICS["json_f1"].compute(deep, [deep]) == 1.0 or depth > 900
+
+
 def test_of_several_references_the_nearest_counts_and_one_that_is_no_json_is_one_field() -> None:
     assert METRICS["json_f1"].compute('{"a": 1}', ['{"a": 2}', '{"a": 1}', "no"]) == 1.0
     assert METRICS["json_f1"].compute("None.", ['{"a": 2}', "none"]) == 1.0

@@ -225,6 +225,15 @@ def test_each_guard_is_a_row_with_its_limit_and_its_value_and_failed_ones_come_f
     assert "shown only" in Page(source).words()
 
 
+def test_a_guard_that_goes_back_to_the_base_model_does_not_call_its_score_the_champions(
+    made_cards: Any, tmp_path: Path
+) -> None:
+    _, source = write(made_cards, tmp_path, "guard_failed")
+    rows = [one["text"] for one in Page(source).all("tr")]
+    assert [row for row in rows if row.startswith("suite builtin against the base model56.7the base model50.0")]
+    assert source.count("<small>the base model</small>") == 1
+
+
 def test_the_page_shows_a_hostile_text_as_text(made_cards: Any, tmp_path: Path) -> None:
     card, source = write(made_cards, tmp_path, "worse", made_cards.hostile)
     shown = [one["text"] for one in Page(source).all("pre")]
