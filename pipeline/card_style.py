@@ -121,7 +121,8 @@ svg.bar { border-radius: .35rem; }
   tbody th, td, td:has(> svg.row) { border: 0; padding: .12rem 0; width: auto; text-align: left; white-space: normal; }
   td.number { text-align: left; white-space: normal; }
   td:empty { display: none; }
-  td[data-label] { display: grid; grid-template-columns: minmax(6rem, 35%) 1fr; gap: .75rem; align-items: center; }
+  td[data-label] { display: grid; grid-template-columns: minmax(6rem, 35%) 1fr; gap: 0 .75rem; align-items: center; }
+  td[data-label] > small { grid-column: 2; }
   td[data-label]::before { content: attr(data-label); color: var(--quiet); font-weight: 400; }
   dl:not(.big) { grid-template-columns: 1fr; gap: 0; }
   dl:not(.big) dd { margin-bottom: .5rem; }
