@@ -19,11 +19,10 @@ from pipeline.artifacts import Verdict
 from pipeline.config import RunConfig
 from pipeline.errors import StepFailed
 from pipeline.manifest import verify_manifest
-from pipeline.reasons import GUARD_REASONS, NO_FAULT_OF_DROPS
+from pipeline.reasons import excuse_drops
 
 #: Verdicts after which new drops are held back. A contaminated candidate was not judged: it says nothing of its drops.
 _HELD_AFTER = frozenset({"worse", "guard_failed"})
-_EXCUSES = frozenset(GUARD_REASONS[guard] for guard in NO_FAULT_OF_DROPS)
 
 
 def conclude(engine: Engine, settings: Settings, claim: queue.Claim, run: Run, now: int) -> tuple[str, str]:
@@ -82,8 +81,7 @@ def _promote(  # noqa: PLR0913, PLR0917 - whose candidate, by which verdict, and
 
 def _blames_drops(verdict: Verdict) -> bool:
     """Say whether the drops that were new in the candidate may have done harm."""
-    failed = {*GUARD_REASONS.values(), "nll_not_finite"} & set(verdict.reasons)
-    excused = verdict.outcome == "guard_failed" and bool(failed) and failed <= _EXCUSES
+    excused = verdict.outcome == "guard_failed" and excuse_drops(verdict.reasons)
     return verdict.outcome in _HELD_AFTER and not excused
 
 

@@ -9,8 +9,14 @@ from pipeline import durable
 from pipeline.artifacts import Frozen
 
 PAGE_NAME, JSON_NAME, RECORDS_NAME = "report.html", "report.json", "records.jsonl"
-#: It differs between tracks by design and says nothing.
-_UNTOLD = frozenset({"salt"})
+#: Nobody sets them: one differs between tracks by design, the other was measured by the track's first run.
+_UNTOLD = frozenset({"salt", "noise"})
+#: What a setting holds that leaves the choice to the run, and where that run's choice is published: step and field.
+_CHOSEN: Mapping[str, tuple[object, str, str]] = {
+    "evaluate.metric": ("auto", "prepare", "metric"),
+    "evaluate.max_new_tokens": (0, "prepare", "max_new_tokens"),
+    "evaluate.batch_size": (0, "evaluate", "batch_size"),
+}
 
 
 class Side(Frozen):
@@ -36,6 +42,9 @@ class Setting(Frozen):
     name: str
     first: Any
     second: Any
+    first_chosen: bool = False
+    """Whether it was left to the run: the value is then the run's choice, `None` if it has not come to it."""
+    second_chosen: bool = False
 
 
 class Score(Frozen):
@@ -87,7 +96,7 @@ def compare(overview: Overview, first_id: int, second_id: int) -> Comparison:
     made = Comparison(
         first=_side(overview, first, _only(names[0], names[1])),
         second=_side(overview, second, _only(names[1], names[0])),
-        settings=tuple(_differing(first.config or {}, second.config or {})),
+        settings=tuple(_differing(overview, first, second)),
     )
     return made.model_copy(update=_scores(overview, first, second))
 
@@ -107,11 +116,30 @@ def _only(these: Mapping[str, str], others: Mapping[str, str]) -> tuple[str, ...
     return tuple(name for sha256, name in these.items() if sha256 not in others)
 
 
-def _differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[Setting]:
-    ours, theirs = dict(_flat(first)), dict(_flat(second))
-    for name in sorted({*ours, *theirs} - _UNTOLD):
+def _differing(overview: Overview, first: RunDetail, second: RunDetail) -> Iterator[Setting]:
+    """
+    Yield the settings that the runs did not have in common.
+
+    A track's first run is told to choose some, and later ones are told its choice: the choice is what is compared.
+    """
+    (ours, our_choice), (theirs, their_choice) = _in_force(overview, first), _in_force(overview, second)
+    for name in sorted({*ours, *theirs}):
         if ours.get(name) != theirs.get(name):
-            yield Setting(name=name, first=ours.get(name), second=theirs.get(name))
+            yield Setting(
+                name=name, first=ours.get(name), second=theirs.get(name),
+                first_chosen=name in our_choice, second_chosen=name in their_choice,
+            )  # fmt: skip
+
+
+def _in_force(overview: Overview, run: RunDetail) -> tuple[dict[str, Any], set[str]]:
+    """Return what a run worked with, by the settings' full names, and which of them were left to it."""
+    told = {name: value for name, value in _flat(run.config or {}) if name.partition(".")[0] not in _UNTOLD}
+    left = {name for name, (leaves_open, _, _) in _CHOSEN.items() if name in told and told[name] == leaves_open}
+    chosen = {}
+    for name in left:
+        _, step, field = _CHOSEN[name]
+        chosen[name] = (overview.published(run.id, step) or {}).get(field)
+    return {**told, **chosen}, left
 
 
 def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

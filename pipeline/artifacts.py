@@ -346,7 +346,7 @@ class Verdict(Artifact):
     losses: int = 0
     ties: int = 0
     smallest_detectable_gain: float | None = None
-    """Smallest true gain that this decision, its guards included, promotes with `detectable_power`."""
+    """Smallest true gain that this decision, its guards included, promotes with `detectable_power`; `None`: none."""
     detectable_power: float | None = None
     """0.8, or where even a large gain is promoted more rarely, 0.7 to 0.5; `None` if none is promoted so often."""
     records_needed: int | None = None

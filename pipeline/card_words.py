@@ -7,7 +7,7 @@ from pipeline.artifacts import Dataset, GuardResult, Outcome, Report, Verdict
 from pipeline.card_facts import NextStep, Reason, Story
 from pipeline.card_numbers import cases, count, luck, plain, signed
 from pipeline.config import RunConfig
-from pipeline.reasons import REASONS
+from pipeline.reasons import REASONS, excuse_drops
 
 #: What a code of the verdict's reasons means to somebody who does not know it; others keep the gate's few words.
 _REASONS = {
@@ -27,6 +27,15 @@ _HEADLINES: dict[Outcome, str] = {
     "insufficient_evidence": "There is too little data to decide. The champion stays.",
     "guard_failed": "The new model loses something that it must not lose. The champion stays.",
     "contaminated": "This result cannot be trusted. The champion stays.",
+}
+#: What a failed guard found, where it is no loss of this model: it may have lost nothing, or others before it.
+_FOUND = {
+    "general_base": "What was lost since the base model, earlier champions included",
+    "former": "What it falls behind",
+    "floor": "What is not reached",
+    "latency": "What takes longer",
+    "size": "What is larger",
+    "judge": "What the judge says",
 }
 BADGES: dict[Outcome, str] = {
     "promoted": "Promoted",
@@ -53,12 +62,21 @@ def _sentence(words: str) -> str:
 def tell(verdict: Verdict, dataset: Dataset, report: Report | None, config: RunConfig, run: int) -> Story:
     """Return the story of a verdict."""
     headline = _HEADLINES[verdict.outcome]
-    if verdict.outcome == "guard_failed" and not {"p_above_limit", "gain_below_minimum"} & set(verdict.reasons):
-        headline = headline.replace("loses", "gains, but loses")
+    if verdict.outcome == "guard_failed":
+        headline = _guarded(verdict.reasons)
     if verdict.outcome == "promoted":
         headline += " It waits for your approval." if config.gate.approval == "manual" else " It becomes the champion."
     why = (*_numbers(verdict), *_because(verdict, report), *_limits(verdict, dataset, config))
     return Story(headline=headline, why=why, next_steps=tuple(_next_steps(verdict, dataset, config, run)))
+
+
+def _guarded(codes: Sequence[str]) -> str:
+    """Return the headline where a guard failed: what is beyond one is not always something that this model lost."""
+    if excuse_drops(codes):
+        return "The new model gains, but a guard stands against it. The champion stays."
+    headline = _HEADLINES["guard_failed"]
+    gains = not {"p_above_limit", "gain_below_minimum"} & set(codes)
+    return headline.replace("loses", "gains, but loses") if gains else headline
 
 
 def _numbers(verdict: Verdict) -> list[str]:
@@ -84,7 +102,7 @@ def _because(verdict: Verdict, report: Report | None) -> list[str]:
         return [f"A model that is no better would look like this {luck(verdict.p_value)}{guarded}."]
     if verdict.outcome == "guard_failed":
         failed = [guard for guard in verdict.guards if guard.state == "failed"]
-        found = [f"What it loses: {guard_words(guard)}." for guard in failed]
+        found = [f"{_FOUND.get(guard.guard, 'What it loses')}: {guard_words(guard)}." for guard in failed]
         return found or [reason.words for reason in reasons(verdict)]
     if verdict.outcome == "contaminated" and report is not None and report.records_seen_by_candidate:
         seen = count(report.records_seen_by_candidate, "record")
@@ -117,6 +135,8 @@ def guard_words(guard: GuardResult) -> str:
         # Its limit is the floor, which stands in the label; the change is the way to it.
         found = "scored on none of these records" if guard.candidate is None else f"{plain(guard.candidate)} points"
         return f"{words}: {found}"
+    if guard.guard == "judge" and guard.candidate is not None and guard.champion is not None:
+        return f"{words}: {guard.candidate:g} of the new model's, {guard.champion:g} of the champion's"
     if guard.change is not None:
         words += f" {change_words(guard)}"
     if guard.margin is not None:
@@ -151,7 +171,7 @@ def _next_steps(verdict: Verdict, dataset: Dataset, config: RunConfig, run: int)
         "worse": _after_harm,
         "not_shown_better": lambda: _after_no_proof(verdict, dataset),
         "insufficient_evidence": lambda: _after_too_little(verdict, dataset),
-        "guard_failed": _after_harm,
+        "guard_failed": lambda: _after_guards(verdict, config, run),
         "contaminated": lambda: [
             NextStep(words="Judge it on other records: drop a held-out set that no drop has rows of."),
             NextStep(words="See which drops are new in this run.", command=f"dropforge show {run}"),
@@ -161,13 +181,51 @@ def _next_steps(verdict: Verdict, dataset: Dataset, config: RunConfig, run: int)
 
 
 def _after_a_win(verdict: Verdict, config: RunConfig, run: int) -> list[NextStep]:
-    track = "" if config.track == "default" else f" --track {config.track}"
     undo = NextStep(words="If it disappoints in use, let the champion before it serve again.",
-                    command=f"dropforge rollback{track} --reason TEXT")  # fmt: skip
+                    command=f"dropforge rollback{_track(config)} --reason TEXT")  # fmt: skip
     costs = " The answers that became worse, below, show what it costs." if verdict.losses else ""
     if config.gate.approval == "manual":
         return [NextStep(words=f"Let it serve.{costs}", command=f"dropforge promote {run}")]
     return [NextStep(words=f"Nothing has to be done.{costs}"), undo]
+
+
+def _track(config: RunConfig) -> str:
+    """Return the option of a command that names the track."""
+    return "" if config.track == "default" else f" --track {config.track}"
+
+
+def _after_guards(verdict: Verdict, config: RunConfig, run: int) -> list[NextStep]:
+    """Return what helps against the guards that failed; only where one of them speaks of harm, drops are looked at."""
+    if not excuse_drops(verdict.reasons):
+        return _after_harm()
+    failed = [guard for guard in verdict.guards if guard.state == "failed"]
+    steps = list(dict.fromkeys(step for guard in failed for step in _against(guard, config)))
+    if {guard.guard for guard in failed} <= {"latency", "size", "judge"}:
+        steps.append(NextStep(words="If that is no harm to you, let it serve all the same.",
+                              command=f"dropforge promote {run} --force --reason TEXT"))  # fmt: skip
+    kept = "No drop is held back for this: all are trained on again, together with the next ones."
+    return [*steps, NextStep(words=kept)]
+
+
+def _against(guard: GuardResult, config: RunConfig) -> list[NextStep]:
+    """Return what helps against one guard that says nothing against the new drops."""
+    rollback = f"dropforge rollback{_track(config)}"
+    missing = guard.candidate is None
+    steps = {
+        "general_base": [
+            NextStep(words="Add general rows: they bring back what was lost."),
+            NextStep(words="Or let the champion before today's serve again, if it lost less.",
+                     command=f"{rollback} --reason TEXT"),
+        ],
+        "former": [NextStep(words="If the former champion is the better one, let it serve again.",
+                            command=f"{rollback} --to GENERATION --reason TEXT")],
+        "floor": [NextStep(words="Take the floor out, or drop rows that it can be scored by (guards.floors)." if missing
+                           else "Drop more rows of the kind that the floor asks for, or lower it (guards.floors).")],
+        "latency": [NextStep(words="Look for longer answers in the new drops, or allow more time (guards.latency).")],
+        "size": [NextStep(words="Allow a larger model, if there is room for it (guards.size).")],
+        "judge": [NextStep(words="Read the answers that changed, below, and see whether the judge is right.")],
+    }  # fmt: skip
+    return steps[guard.guard]
 
 
 def _after_harm() -> list[NextStep]:

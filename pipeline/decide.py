@@ -147,6 +147,8 @@ def judge(comparison: Comparison, rules: Rules, *, used: tuple[int, int] = (0, 0
     low, high = statistics.interval(differences, found.seed)
     least = _least_records(comparison, rules.gate)
     smallest, needed = _power(found, rules, least)
+    if found.outcome == "insufficient_evidence":
+        smallest = None  # on such a set no gain is promoted
     verdict = Verdict(
         outcome=found.outcome,
         reasons=found.reasons,

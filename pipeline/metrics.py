@@ -32,8 +32,8 @@ _UNSPACED = (
     (0x20000, 0x3FFFF),  # Han, supplementary planes
 )
 _CHARACTERS_A_WORD = 2
-#: With its vowel signs and tone marks a character is several codes.
-_CODES_A_CHARACTER = 8
+#: Codes that are looked through at a time: a long piece is read to its end only where nothing is found in it.
+_WINDOW = 256
 _UNSPACED_SIGN = re.compile("[" + "".join(f"{chr(first)}-{chr(last)}" for first, last in _UNSPACED) + "]")
 _ASCII_WORD = re.compile(r"[a-z0-9]+")
 _SPACE = re.compile(r"\s+")
@@ -127,14 +127,16 @@ def is_short(text: str, most: int) -> bool:
     if len(pieces) > most or text.isascii():
         return len(pieces) <= most
     enough = _CHARACTERS_A_WORD * (most + 1)
-    counts = [_unspaced(piece[: enough * _CODES_A_CHARACTER], enough) for piece in pieces]
+    counts = [_unspaced(piece, enough) for piece in pieces]
     return counts.count(0) + sum(counts) // _CHARACTERS_A_WORD <= most
 
 
 def _unspaced(text: str, enough: int) -> int:
     """Return how many of the tokens are single characters of a script without spaces; stop at `enough`."""
-    found = _UNSPACED_SIGN.finditer(unicodedata.normalize("NFKC", text))
-    characters = (sign for sign in found if unicodedata.category(sign[0])[0] in "LN")
+    # A mark that is parted from its character is not counted, so it does not matter where a window ends.
+    windows = (unicodedata.normalize("NFKC", text[at : at + _WINDOW]) for at in range(0, len(text), _WINDOW))
+    found = (sign[0] for window in windows for sign in _UNSPACED_SIGN.finditer(window))
+    characters = (sign for sign in found if unicodedata.category(sign)[0] in "LN")
     return sum(1 for _ in islice(characters, enough))
 
 

@@ -173,20 +173,26 @@ def _catastrophes(comparison: Comparison) -> GuardResult:
 
 
 def _floors(comparison: Comparison, config: GuardConfig) -> Iterator[GuardResult]:
-    """Yield the floors; one that no judged record has a score for fails, as nothing shows that it is reached."""
+    """
+    Yield the floors; one that no judged record has a score for fails, as nothing shows that it is reached.
+
+    One of a metric that says something about a few of the records only is shown: those may be few by chance.
+    """
     for name, floor in sorted(config.floors.items()):
         pair = comparison.pair(name)
         score = float(pair[:, 0].mean()) * POINTS if len(pair) else None
         below = score is None or score < floor - 1e-9
+        few = name in comparison.partial and 0 < len(pair) < LEAST_TESTED
+        label = f"{METRICS[name].title}, at least {floor:g}"
         yield GuardResult(
             guard="floor",
-            label=f"{METRICS[name].title}, at least {floor:g}",
+            label=f"{label}, on too few records to decide" if few else label,
             unit="points",
             records=len(pair),
             candidate=score,
             change=None if score is None else score - floor,
             margin=0.0,
-            state="shown" if not comparison.ids else "failed" if below else "passed",
+            state="shown" if few or not comparison.ids else "failed" if below else "passed",
         )
 
 

@@ -1,6 +1,6 @@
-"""The reason codes of verdicts, and each in a few words."""
+"""The reason codes of verdicts, each in a few words, and which of them say nothing against the new drops."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 #: The reason code of each guard.
 GUARD_REASONS: Mapping[str, str] = {
@@ -52,3 +52,9 @@ REASONS: Mapping[str, str] = {
     "gain_from_new_data": "the gain is shown only with the records of new drops",
     "established_lost": "records of drops that the champion knows lost",
 }
+
+
+def excuse_drops(reasons: Iterable[str]) -> bool:
+    """Say whether guards failed, and only such as say nothing against the drops that were new."""
+    failed = {*GUARD_REASONS.values(), "nll_not_finite"} & set(reasons)
+    return bool(failed) and failed <= {GUARD_REASONS[guard] for guard in NO_FAULT_OF_DROPS}

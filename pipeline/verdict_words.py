@@ -199,6 +199,9 @@ def _with_and_without(verdict: Verdict) -> str:
 def _context(verdict: Verdict, facts: Circumstances) -> str:
     """Say what this set can show at all, how often it was used, and what it leaves out."""
     sees = f"{_sees(verdict, facts.dearest_guards)}; "
+    if verdict.outcome == "insufficient_evidence":
+        # No gain would be promoted on it, and the sentence has said what is missing.
+        sees = ""
     if verdict.outcome == "promoted" and (verdict.detectable_power or 0) < POWER:
         # Beside a win this would only confuse: so large a change blurs every guard that the power is computed with.
         sees = ""

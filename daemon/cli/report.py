@@ -104,7 +104,10 @@ def _print_differences(found: "Comparison") -> None:
     if not found.settings:
         print_line("settings: the same")
         return
-    rows = [(one.name, _shown(one.first), _shown(one.second)) for one in found.settings]
+    rows = [
+        (one.name, _shown(one.first, chosen=one.first_chosen), _shown(one.second, chosen=one.second_chosen))
+        for one in found.settings
+    ]
     print_table(("SETTING", *_heads(found)), rows)
 
 
@@ -127,5 +130,7 @@ def _print_scores(found: "Comparison") -> None:
         )
 
 
-def _shown(value: object) -> str:
-    return "" if value is None else str(value)
+def _shown(value: object, *, chosen: bool) -> str:
+    if not chosen:
+        return "" if value is None else str(value)
+    return "left to the run" if value is None else f"{value} (the run's choice)"

@@ -11,12 +11,16 @@ import pytest
 from sqlmodel import Session
 
 from daemon import queue
-from daemon.tables import Run
+from daemon.run_settings import compose
+from daemon.settings import Settings
+from daemon.tables import Run, Track
 from pipeline import durable
+from pipeline.artifacts import NoiseFloor
 from pipeline.report import write_card
 
 Command = Callable[..., Any]
 Lines = list[dict[str, Any]]
+BASE_ID = "ba" * 32
 
 
 def end(made: Any, cards: Any, outcome: str, change: Callable[[Lines], Lines] = list, **edits: Any) -> int:
@@ -166,10 +170,60 @@ def test_compare_names_settings_that_differ(workspace: Any, made_cards: Any, dro
         run.config = {**config, "train": {**config["train"], "rank": 64}, "salt": "other"}
         session.add(run)
     found = dropforge("compare", first, second, "--json").json["comparison"]["settings"]
-    assert found == [{"name": "train.rank", "first": 16, "second": 64}]
+    rank = {"name": "train.rank", "first": 16, "second": 64}
+    assert found == [{**rank, "first_chosen": False, "second_chosen": False}]
     assert [line.split() for line in dropforge("compare", first, second).out.splitlines() if "train.rank" in line] == [
         ["train.rank", "16", "64"]
     ]
+
+
+def told(made: Any, run: int, settings: Settings, **fixed: Any) -> None:
+    """Let a run have been told these settings, on a track of which a first run fixed so much."""
+    track = Track(name="default", salt="s", base_model_id=BASE_ID, **fixed)
+    with Session(made.engine) as session, session.begin():
+        row = session.get_one(Run, run)
+        row.config = compose(settings, track).model_dump(mode="json")
+        session.add(row)
+
+
+def test_what_a_tracks_first_run_chose_is_no_setting_that_somebody_changed(
+    workspace: Any, made_cards: Any, dropforge: Command
+) -> None:
+    first, second = end(workspace, made_cards, "not_shown_better"), end(workspace, made_cards, "promoted")
+    data, report = (
+        durable.read_json(workspace.settings.state_folder / f"runs/{first}/{step}.json")
+        for step in ("prepare", "evaluate")
+    )
+    fixed = {
+        "metric": data["metric"], "max_new_tokens": data["max_new_tokens"], "eval_batch_size": report["batch_size"],
+        "noise": NoiseFloor(records=200, changed=3, points=0.5).model_dump(),
+    }  # fmt: skip
+    told(workspace, first, workspace.settings)
+    told(workspace, second, workspace.settings, **fixed)
+    assert "settings: the same" in dropforge("compare", first, second).out
+
+    evaluate = workspace.settings.evaluate.model_copy(update={"metric": "token_f1", "batch_size": 4})
+    told(workspace, second, workspace.settings.model_copy(update={"evaluate": evaluate}), **fixed)
+    found = dropforge("compare", first, second, "--json").json["comparison"]["settings"]
+    assert found == [
+        {"name": "evaluate.batch_size", "first": 16, "second": 4, "first_chosen": True, "second_chosen": False},
+        {"name": "evaluate.metric", "first": "exact_match", "second": "token_f1", "first_chosen": True,
+         "second_chosen": False},
+    ]  # fmt: skip
+    out = dropforge("compare", second, first).out
+    assert "exact_match (the run's choice)" in out
+    assert "16 (the run's choice)" in out
+
+
+def test_a_choice_that_a_run_did_not_come_to_is_said_to_be_left_to_it(
+    workspace: Any, made_cards: Any, dropforge: Command
+) -> None:
+    early, later = end(workspace, made_cards, "early"), end(workspace, made_cards, "worse")
+    told(workspace, early, workspace.settings)
+    told(workspace, later, workspace.settings, eval_batch_size=16)
+    (row,) = dropforge("compare", early, later, "--json").json["comparison"]["settings"]
+    assert (row["name"], row["first"], row["second"]) == ("evaluate.batch_size", None, 16)
+    assert "left to the run" in dropforge("compare", early, later).out
 
 
 @pytest.mark.parametrize(

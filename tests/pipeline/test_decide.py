@@ -157,6 +157,8 @@ def test_too_few_records_promote_nothing_however_clear_they_are(metric: str, lea
     assert short.reasons == ("too_few_records",)
     assert short.records_needed == 1
     assert f"a verdict needs {least} held-out records" in short.sentence
+    assert "would be promoted" not in short.sentence, "on so few no gain is"
+    assert (short.smallest_detectable_gain, short.detectable_power) == (None, None)
     assert clear(least).outcome == "promoted"
 
 
@@ -204,7 +206,7 @@ def test_how_often_the_set_was_used_is_said() -> None:
 
 def test_a_set_that_can_show_no_gain_is_said_to_be_one_where_nothing_won() -> None:
     words = "no gain, however large, would be promoted in 5 of 10 cases"
-    verdict = judge(compare("exact_match", yes_or_no(3, 1, 0)), RULES)
+    verdict = judge(compare("exact_match", yes_or_no(3, 1, 0)), by(min_records=4))
     assert verdict.smallest_detectable_gain is None
     assert words in verdict.sentence
     facts = Circumstances(gate=RULES.gate, least_records=100, harm_p_value=1.0)
@@ -288,6 +290,7 @@ def test_no_records_at_all_are_insufficient_evidence() -> None:
     assert verdict.sentence.startswith(
         "insufficient evidence: no held-out records to judge on, and a verdict by exact match needs 100"
     )
+    assert "would be promoted" not in verdict.sentence
 
 
 def test_a_score_that_is_no_number_is_refused() -> None:

@@ -432,7 +432,15 @@ def partly_json(invalid: int, size: int, worse: int = 0) -> Lines:
 
 @pytest.mark.parametrize(
     ("invalid", "size", "state"),
-    [(0, 199, "passed"), (9, 199, "passed"), (10, 199, "failed"), (199, 199, "failed"), (1, 1, "failed")],
+    [
+        (0, 199, "passed"),
+        (9, 199, "passed"),
+        (10, 199, "failed"),
+        (199, 199, "failed"),
+        (LEAST_TESTED, LEAST_TESTED, "failed"),
+        (1, 1, "shown"),
+        (LEAST_TESTED - 1, LEAST_TESTED - 1, "shown"),
+    ],
 )
 def test_a_floor_is_held_against_the_records_that_its_metric_says_something_about(
     invalid: int, size: int, state: str
@@ -441,7 +449,16 @@ def test_a_floor_is_held_against_the_records_that_its_metric_says_something_abou
     row = row_of(verdict, "floor")
     assert (row.state, row.records) == (state, size)
     assert row.candidate == pytest.approx(100 * (size - invalid) / size)
-    assert (verdict.outcome == "promoted") == (state == "passed")
+    assert (verdict.outcome == "promoted") == (state != "failed")
+    few = ", on too few records to decide" if state == "shown" else ""
+    assert row.label == f"valid JSON, at least 95{few}"
+
+
+def test_a_floor_of_a_metric_of_every_record_is_held_on_as_few_as_a_verdict_needs() -> None:
+    rules = Rules(gate=GateConfig(min_records=20), guards=GuardConfig(floors={"exact_match": 90}))
+    verdict = judge(compare("exact_match", yes_or_no(14, 0, 0) + lines_of([0] * 6, [0] * 6)), rules)
+    assert (verdict.outcome, verdict.reasons) == ("guard_failed", ("below_floor",))
+    assert row_of(verdict, "floor").label == "exact match, at least 90"
 
 
 def test_a_metric_of_some_records_is_guarded_on_them() -> None:
@@ -521,6 +538,7 @@ def test_a_judge_can_only_stand_against_a_promotion(wins: int, losses: int, stat
     assert (row.state, row.records) == (state, wins + losses)
     assert row.p_value == pytest.approx(stats.binomtest(losses, wins + losses, alternative="greater").pvalue)
     assert (verdict.reasons == ("judge_prefers_champion",)) == (state == "failed")
+    assert card_words(row) == f"answers that judge-7b prefers: {wins} of the new model's, {losses} of the champion's"
 
 
 def test_a_judge_counts_on_the_records_that_the_gate_judges_on_alone() -> None:

@@ -112,6 +112,22 @@ def test_in_a_script_without_spaces_two_tokens_are_a_word(text: str) -> None:
     assert [metrics.is_short(text, most) for most in range(1, 40)] == [words <= most for most in range(1, 40)]
 
 
+@pytest.mark.parametrize("beginning", ["https://example.org/" + "a" * 90, "=" * 300, "—" * 3000, "é" * 600])
+def test_a_paragraph_is_long_whatever_it_begins_with(beginning: str) -> None:
+    paragraph = "这是一个很长的中文段落用来说明问题" * 40
+    assert not metrics.is_short(beginning + paragraph, 5)
+    assert metrics.is_short(beginning, 5)
+
+
+def test_marks_are_no_words_of_their_own_however_far_into_a_text_they_stand() -> None:
+    seeded = np.random.default_rng(6)
+    for length in (255, 257, 700):
+        for _ in range(20):
+            text = "".join(seeded.choice(list("ｶﾞがกำ้中がa"), length))
+            words = sum(bool(LETTER.match(token)) for token in metrics.tokens(text)) // 2
+            assert [metrics.is_short(text, most) for most in (words - 1, words)] == [False, True]
+
+
 def test_token_f1_is_the_harmonic_mean_of_precision_and_recall() -> None:
     # Precision 2/3, recall 2/4.
     assert METRICS["token_f1"].compute("a b x", ["a b c d"]) == pytest.approx(2 * (2 / 3) * (2 / 4) / (2 / 3 + 2 / 4))

@@ -21,7 +21,9 @@ from pipeline.card_facts import Card, harm_share, is_nearly_failed, schema_text
 from pipeline.card_markup import tag, text
 from pipeline.card_numbers import luck, plain, signed, ticks
 from pipeline.card_words import guard_words
+from pipeline.contract import Attempt
 from pipeline.decide import decide
+from pipeline.reasons import NO_FAULT_OF_DROPS
 from pipeline.report import hash_settings, write_card
 
 OUTCOMES = ["promoted", "worse", "not_shown_better", "guard_failed", "contaminated", "early"]
@@ -181,6 +183,136 @@ def test_decide_leaves_a_card_of_its_own_verdict(made_cards: Any, tmp_path: Path
     assert card.verdict == verdict
     assert not any("guard" in words for words in card.story.why) or verdict.guards, "no guard, no word of guards"
     assert (tmp_path / verdict.report / "report.html").is_file()
+
+
+def test_the_card_of_too_few_records_promises_no_gain(made_cards: Any, tmp_path: Path) -> None:
+    lines = made_cards.rows(20, 5, 25)
+    published = [made_cards.dataset(), made_cards.adapter(), made_cards.model(), made_cards.report(lines, former=())]
+    verdict = decide(made_cards.attempt(tmp_path, published, lines))
+    assert (verdict.outcome, verdict.records) == ("insufficient_evidence", 50)
+    assert verdict.report is not None
+    words = Page((tmp_path / verdict.report / "report.html").read_text(encoding="utf-8")).words()
+    assert "There are too few held-out records for a verdict." in words
+    assert "Drop more rows: 50 more held-out records are needed." in words
+    assert "promoted" not in words
+
+
+#: A guard that failed and says nothing against the new drops: its reason, what the card says of it, and what to do.
+BESIDE_DROPS = {
+    "general_base": (
+        "general_below_base",
+        {"label": "builtin against the base model", "unit": "points", "records": 120, "candidate": 61.7,
+         "champion": 75.0, "change": -13.3, "margin": 10.0},
+        ("What was lost since the base model, earlier champions included: builtin against the base model "
+         "−13.3 points (the limit is 10.0 points)."),
+        ["dropforge rollback --track {track} --reason TEXT"],
+    ),
+    "former": (
+        "former_better",
+        {"label": "champion of generation 2", "unit": "points", "records": 200, "candidate": 90.0, "champion": 92.0,
+         "change": -2.0, "margin": 1.0},
+        "What it falls behind: champion of generation 2 −2.0 points (the limit is 1.0 points).",
+        ["dropforge rollback --track {track} --to GENERATION --reason TEXT"],
+    ),
+    "floor": (
+        "below_floor",
+        {"label": "exact match, at least 99", "unit": "points", "records": 200, "candidate": 98.0, "change": -1.0,
+         "margin": 0.0},
+        "What is not reached: exact match, at least 99: 98.0 points.",
+        ["Drop more rows of the kind that the floor asks for, or lower it (guards.floors)."],
+    ),
+    "unscored floor": (
+        "below_floor",
+        {"label": "valid JSON, at least 99", "unit": "points", "records": 0, "margin": 0.0},
+        "What is not reached: valid JSON, at least 99: scored on none of these records.",
+        ["Take the floor out, or drop rows that it can be scored by (guards.floors)."],
+    ),
+    "latency": (
+        "slower",
+        {"label": "seconds an answer", "unit": "times", "candidate": 3.1, "champion": 1.0, "change": 3.1,
+         "margin": 3.0},
+        "What takes longer: seconds an answer 3.10 times (the limit is 3.00 times).",
+        ["guards.latency", "dropforge promote 1 --force --reason TEXT"],
+    ),
+    "size": (
+        "larger",
+        {"label": "size of the model's folder, MB", "unit": "times", "candidate": 16.0, "champion": 10.0, "change": 1.6,
+         "margin": 1.5},
+        "What is larger: size of the model's folder, MB 1.60 times (the limit is 1.50 times).",
+        ["guards.size", "dropforge promote 1 --force --reason TEXT"],
+    ),
+    "judge": (
+        "judge_prefers_champion",
+        {"label": "answers that judge-7b prefers", "unit": "records", "records": 60, "candidate": 20, "champion": 40,
+         "change": -20},
+        "What the judge says: answers that judge-7b prefers: 20 of the new model's, 40 of the champion's.",
+        ["whether the judge is right", "dropforge promote 1 --force --reason TEXT"],
+    ),
+}  # fmt: skip
+
+
+def beside_drops(name: str) -> tuple[str, GuardResult, str, list[str]]:
+    code, fields, why, steps = BESIDE_DROPS[name]
+    return code, GuardResult(guard=name.removeprefix("unscored "), state="failed", **fields), why, steps
+
+
+def told(made_cards: Any, folder: Path, codes: tuple[str, ...], *failed: GuardResult) -> tuple[dict[str, Any], str]:
+    """Return the story of a winner on track maths that these guards stood against, and all that it says to do."""
+    attempt, verdict = made_cards.case(folder, "guard_failed")
+    others = tuple(guard for guard in verdict.guards if guard.state != "failed")
+    spec = attempt.spec.model_copy(update={"config": attempt.config.model_copy(update={"track": "maths"})})
+    found = verdict.model_copy(update={"reasons": codes, "guards": (*others, *failed)})
+    place = folder / write_card(Attempt(spec), found)
+    story = durable.read_json(place / "report.json")["story"]
+    return story, " ".join(f"{step['words']} {step['command'] or ''}" for step in story["next_steps"])
+
+
+@pytest.mark.parametrize("name", BESIDE_DROPS)
+def test_a_guard_that_blames_no_drop_is_told_as_what_it_found_and_what_helps(
+    made_cards: Any, tmp_path: Path, name: str
+) -> None:
+    code, guard, why, steps = beside_drops(name)
+    story, to_do = told(made_cards, tmp_path, (code,), guard)
+    assert story["headline"] == "The new model gains, but a guard stands against it. The champion stays."
+    assert story["why"][-1] == why
+    assert all(step.format(track="maths") in to_do for step in steps)
+    assert ("--force" in to_do) == (name in {"latency", "size", "judge"})
+    assert "No drop is held back for this" in to_do
+    assert "withdraw" not in to_do
+    assert "restore" not in to_do
+
+
+def test_every_guard_that_blames_no_drop_has_its_words_and_together_they_all_have_a_say(
+    made_cards: Any, tmp_path: Path
+) -> None:
+    assert {name.removeprefix("unscored ") for name in BESIDE_DROPS} == NO_FAULT_OF_DROPS
+    both = [beside_drops(name) for name in ("former", "size")]
+    story, to_do = told(made_cards, tmp_path, tuple(one[0] for one in both), *(one[1] for one in both))
+    assert list(story["why"][-2:]) == [one[2] for one in both]
+    assert "--to GENERATION" in to_do
+    assert "guards.size" in to_do
+    assert "--force" not in to_do, "one of the two is more than a matter of taste"
+
+
+def test_of_two_floors_each_has_its_say_and_two_suites_say_the_same_once(made_cards: Any, tmp_path: Path) -> None:
+    floors = [beside_drops(name)[1] for name in ("floor", "unscored floor")]
+    _, to_do = told(made_cards, tmp_path / "a", ("below_floor",), *floors)
+    assert "or lower it (guards.floors)" in to_do
+    assert "Take the floor out" in to_do
+    suite = beside_drops("general_base")[1]
+    _, to_do = told(made_cards, tmp_path / "b", ("general_below_base",), suite, suite)
+    assert to_do.count("Add general rows") == 1
+
+
+def test_where_another_guard_shows_harm_the_drops_are_looked_at(made_cards: Any, tmp_path: Path) -> None:
+    code, guard, why, _ = beside_drops("general_base")
+    lost = GuardResult(guard="general", label="builtin", unit="points", records=120, candidate=61.7, champion=75.0,
+                       change=-13.3, margin=5.0, state="failed")  # fmt: skip
+    story, to_do = told(made_cards, tmp_path, ("general_lost", code), lost, guard)
+    assert story["headline"] == "The new model gains, but loses something that it must not lose. The champion stays."
+    assert list(story["why"][-2:]) == ["What it loses: builtin −13.3 points (the limit is 5.0 points).", why]
+    assert "dropforge drops withdraw" in to_do
+    assert "No drop is held back" not in to_do
 
 
 def test_a_win_that_waits_for_a_person_says_how_to_promote_it(made_cards: Any, tmp_path: Path) -> None:
