@@ -28,6 +28,7 @@ from pipeline import durable
 from pipeline.artifacts import Dataset, Model, ModelRef, NoiseFloor, Report
 from pipeline.config import EvaluateConfig, RunConfig
 from pipeline.contract import Attempt, StepSpec
+from pipeline.manifest import model_id
 
 NEW_TOKENS = 16
 BUDGET_CPU, BUDGET_GPU = 3.0, 8.0
@@ -109,13 +110,14 @@ def _make_challenger(base: Path, folder: Path, seed: int) -> None:
 
 def _evaluate(root: Path, base: Path, number: int, engine: Literal["batches", "continuous"]) -> Report:
     """Run the step in a process of its own, as the worker does, and keep its predictions as the dispatcher does."""
+    base_id = model_id(base)
     dataset = Dataset(
         folder="data", train_rows=1, dev_rows=0, heldout_rows=1, heldout_pinned=True, heldout_version="v",
         dataset_sha256="d", duplicates=0, replaced=0, removed_heldout=0, metric="exact_match",
         max_new_tokens=NEW_TOKENS,
     )  # fmt: skip
     model = Model(
-        folder=f"models/challenger-{number}", model_id=f"challenger-{number}", base_model_id="base", dtype="bfloat16",
+        folder=f"models/challenger-{number}", model_id=f"challenger-{number}", base_model_id=base_id, dtype="bfloat16",
         size_bytes=1, logits_difference=0.0, logits_tolerance=1.0, format="chat", seconds=1.0,
     )  # fmt: skip
     inputs = {}
@@ -127,9 +129,9 @@ def _evaluate(root: Path, base: Path, number: int, engine: Literal["batches", "c
     spec = StepSpec(
         run=number, step="evaluate", attempt=1, fence="f", root=str(root), folder=f"attempts/{number}",
         checkpoints="checkpoints", predictions="predictions", argv=(), env={}, inputs=inputs, drops=(),
-        champion=ModelRef(model_id="base", path=str(base), generation=0),
+        champion=ModelRef(model_id=base_id, path=str(base), generation=0),
         config=RunConfig(
-            track="default", base_model=str(base), base_model_id="base", salt="s",
+            track="default", base_model=str(base), base_model_id=base_id, salt="s",
             evaluate=EvaluateConfig(general=(), engine=engine), noise=NoiseFloor(records=1, changed=0, points=0.0),
         ),
     )  # fmt: skip

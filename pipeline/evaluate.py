@@ -1,14 +1,16 @@
 """Candidate and champion answer the same held-out records in the same way; every answer is scored and kept."""
 
 from dataclasses import replace
+from pathlib import Path
 
 from pipeline import predictions, scoring
 from pipeline.artifacts import Dataset, Report
 from pipeline.contract import Attempt
-from pipeline.exams import make_exams
+from pipeline.errors import CannotTrain
+from pipeline.exams import make_exams, say_base_is_not_asked
 from pipeline.heldout import read_heldout
 from pipeline.qlora.generation import Decoding
-from pipeline.sitting import sit
+from pipeline.sitting import Exam, Result, sit
 from pipeline.suites import read_suites
 
 RECORDS_NAME = "records.jsonl"
@@ -18,11 +20,11 @@ def evaluate(attempt: Attempt) -> Report:
     """
     Return both models' scores on the held-out records; each record's are in the report's records.jsonl.
 
-    A base model that is no longer the champion is asked the suites of general abilities, once.
+    A base model that is no longer the champion is asked the suites of general abilities, once, if its folder holds it.
     Answers that are in the prediction cache are taken from there, those that an interrupted attempt had computed from
     its log of batches. The predictions that were used are left in `predictions/<key>.jsonl`. Raises `StepFailed` if a
     model's likelihood is not finite or memory does not suffice, `CannotTrain` if the two models cannot be asked in the
-    same way, nothing is left to ask them, or a suite is wrong.
+    same way, nothing is left to ask them, a suite is wrong, or the champion is a base model that was replaced.
     """
     dataset, settings = attempt.load(Dataset), attempt.config.evaluate
     suites = read_suites(settings.general, attempt.spec.run)
@@ -39,7 +41,7 @@ def evaluate(attempt: Attempt) -> Report:
         second = replace(first, generated=0, resumed=0, seconds=0.0)
     else:
         second = sit(attempt, champion, ids, folder, twice=noise is None and first.again is None)
-    base = None if exams.base is None else sit(attempt, exams.base, (), folder, twice=False)
+    base = None if exams.base is None else _ask_base(attempt, exams.base, folder)
     lines = [scoring.score_answers(records, result.predictions, dataset.metric) for result in (first, second)]
     report = attempt.make_folder("report")
     scoring.write_records(report / RECORDS_NAME, records, *lines)
@@ -69,5 +71,16 @@ def evaluate(attempt: Attempt) -> Report:
         candidate=scoring.summarise(candidate, first, lines[0], records),
         champion=scoring.summarise(champion, second, lines[1], records),
         champion_generation=attempt.spec.champion.generation,
-        prediction_keys={exam.key.model_id: exam.key.digest for exam in (candidate, champion, exams.base) if exam},
+        prediction_keys={
+            exam.key.model_id: exam.key.digest for exam in (candidate, champion, exams.base if base else None) if exam
+        },
     )
+
+
+def _ask_base(attempt: Attempt, exam: Exam, folder: Path) -> Result | None:
+    """Return what the base model got in the suites; `None` where it has to be asked and its folder is not its own."""
+    try:
+        return sit(attempt, exam, (), folder, twice=False)
+    except CannotTrain as error:
+        say_base_is_not_asked(error.message)
+        return None

@@ -51,6 +51,7 @@ class _Seat:
     model_id: str
     folder: Path
     format: Format
+    users_own: bool = False
 
 
 def make_exams(
@@ -85,10 +86,11 @@ def _seats(attempt: Attempt) -> tuple[_Seat, _Seat]:
     # A merged model's own template renders the format that it was trained in. The base model, before any training, is
     # asked in the format that the candidate was trained in.
     own: Format = "chat"
-    base_format: Format = model.format if champion.model_id == model.base_model_id else own
+    is_base = champion.model_id == model.base_model_id
+    base_format: Format = model.format if is_base else own
     return (
         _Seat("candidate", model.model_id, attempt.path(model.folder), own),
-        _Seat("champion", champion.model_id, attempt.path(champion.path), base_format),
+        _Seat("champion", champion.model_id, attempt.path(champion.path), base_format, users_own=is_base),
     )
 
 
@@ -97,17 +99,26 @@ def _base_exam(attempt: Attempt, candidate: Exam, champion: _Seat, decoding: Dec
     model, folder = attempt.load(Model), Path(attempt.config.base_model)
     if champion.model_id == model.base_model_id or not candidate.papers:
         return None
-    base = None
-    if attempt.config.base_model_id == model.base_model_id and (folder / "config.json").is_file():
-        seat = _Seat("base model", model.base_model_id, folder, model.format)
+    if attempt.config.base_model_id != model.base_model_id or not (folder / "config.json").is_file():
+        say_base_is_not_asked("it is not there")
+        return None
+    seat = _Seat("base model", model.base_model_id, folder, model.format, users_own=True)
+    try:
         asked = _exam(seat, [], [paper.suite for paper in candidate.papers], decoding)
-        setup = candidate.key.setup
-        base = _with_setup(asked, batch_size=setup.batch_size, engine=setup.engine)
-    if base is None or base.key.setup != candidate.key.setup:
-        why = "it is not there" if base is None else "it would be asked in another way than the candidate"
-        sys.stderr.write(f"the base model is not asked the general suites: {why}\n")
+    except Exception as error:  # noqa: BLE001 - libraries raise errors of every kind at a damaged folder
+        say_base_is_not_asked(f"it is damaged: {error}")
+        return None
+    setup = candidate.key.setup
+    base = _with_setup(asked, batch_size=setup.batch_size, engine=setup.engine)
+    if base.key.setup != setup:
+        say_base_is_not_asked("it would be asked in another way than the candidate")
         return None
     return base
+
+
+def say_base_is_not_asked(why: str) -> None:
+    """Say on standard error why the base model has no scores, in one line: the run goes on without them."""
+    sys.stderr.write(f"the base model is not asked the general suites: {' '.join(why.split())}\n")
 
 
 def _unseen(records: list[HeldoutRecord], trained: frozenset[str]) -> list[HeldoutRecord]:
@@ -155,6 +166,7 @@ def _exam(seat: _Seat, records: Sequence[HeldoutRecord], suites: Sequence[Suite]
         prompts=[prompt_ids(tokenizer, seat.format, record.content) for record in records],
         completions=[answer(record.content, record.output) for record in records],
         papers=tuple(map(paper, suites)),
+        users_own=seat.users_own,
     )
 
 

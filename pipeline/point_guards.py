@@ -68,7 +68,8 @@ def _against_base(suite: Suite, margin: float, seed: int) -> GuardResult:
     Return the guard on what a line of champions lost of a suite since the base model.
 
     Each of them may lose a little against the one before it, and nothing would ever stop them together. That a loss is
-    shown is not enough: a champion may have had it already, and every candidate would pay for it again.
+    shown is not enough: a champion may have had it already, and every candidate would pay for it again. Nor does one
+    fail that is no further step down: where the champion is beyond the margin already, what wins may bring some back.
     """
     label = f"{suite.name} against the base model"
     candidate = float(suite.scores[:, 0].mean()) * POINTS
@@ -80,10 +81,11 @@ def _against_base(suite: Suite, margin: float, seed: int) -> GuardResult:
     falls = suite.base - suite.scores[:, 0]
     yes_or_no = statistics.is_yes_or_no(falls)
     p_value = statistics.one_sided_p(falls, continuous=not yes_or_no, seed=seed, relevant=GUARD_LEVEL)
-    fails = _fails(float(falls.mean()) * POINTS, margin, falls.size, p_value)
+    beyond = _fails(float(falls.mean()) * POINTS, margin, falls.size, p_value)
+    fails = beyond and candidate < float(suite.scores[:, 1].mean()) * POINTS - 1e-9
     return GuardResult(
         guard="general_base",
-        label=label,
+        label=f"{label}, no further below it than the champion" if beyond and not fails else label,
         unit="points",
         records=falls.size,
         candidate=candidate,
@@ -97,15 +99,24 @@ def _against_base(suite: Suite, margin: float, seed: int) -> GuardResult:
 
 
 def _watched_base(comparison: Comparison, margin: float) -> Iterator[Watched]:
-    """Yield what the guards against the base model leave a good candidate: what today's champion has not lost yet."""
+    """
+    Yield what the guards against the base model leave a good candidate: what today's champion has not lost yet.
+
+    Where it has lost all of it, what falls below the champion fails, and nothing else.
+    """
     for suite in comparison.suites:
         if suite.base is None or len(suite.base) < LEAST_TESTED:
             continue
-        changes = suite.scores[:, 0] - suite.base
-        error = float(changes.std()) / math.sqrt(changes.size)
-        room = margin if changes.size >= LEAST_FOR_MARGIN else max(margin, _NORMAL_95 * error)
+        falls = suite.base - suite.scores[:, 0]
+        root = math.sqrt(falls.size)
+        room = margin if falls.size >= LEAST_FOR_MARGIN else max(margin, _NORMAL_95 * float(falls.std()) / root)
         lost = float((suite.base - suite.scores[:, 1]).mean())
-        yield Watched("general_base", error, tested=False, margin=room - lost)
+        # The items are the same every night: what is left to luck is how this candidate differs from the champion.
+        changes = suite.scores[:, 0] - suite.scores[:, 1]
+        # Of whole items one is the least that can be lost: it is called so from half of it on.
+        least = 0.5 / changes.size if statistics.is_yes_or_no(changes) else 0.0
+        error = float(changes.std()) / root
+        yield Watched("general_base", error, tested=False, margin=max(least, room - lost))
 
 
 def _likelihood(comparison: Comparison, config: GuardConfig) -> GuardResult:

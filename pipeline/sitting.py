@@ -17,7 +17,8 @@ from typing import Any, Literal
 from pipeline import durable
 from pipeline.batch_log import BatchLog, batch_id
 from pipeline.contract import Attempt
-from pipeline.errors import StepFailed
+from pipeline.errors import CannotTrain, DropforgeError, StepFailed
+from pipeline.manifest import model_id
 from pipeline.metrics import token_f1
 from pipeline.pace import Pace
 from pipeline.predictions import PLAIN, ItemScore, Prediction, PredictionCache, PredictionKey, hash_tokens
@@ -59,6 +60,20 @@ class Exam:
     completions: list[list[int]]
     """Tokens of each record's reference, with the one that ends it."""
     papers: tuple[Paper, ...] = ()
+    users_own: bool = False
+    """Whether the folder is the user's own, without a manifest: it may hold another model since it was hashed."""
+
+    def check_folder(self) -> None:
+        """Raise `CannotTrain` if the folder is the user's own and does not hold the model of the key any more."""
+        if not self.users_own:
+            return
+        try:
+            found = model_id(self.folder)
+        except DropforgeError as error:
+            raise CannotTrain(error.message, error.hint) from error
+        if found != self.key.model_id:
+            message = f"the base model {self.folder} is not the one that the run trained from"
+            raise CannotTrain(message, "restore its files, then go on: dropforge retry RUN")
 
 
 @dataclass(frozen=True)
@@ -81,7 +96,8 @@ def sit(attempt: Attempt, exam: Exam, ids: Sequence[str], folder: Path, *, twice
 
     They are left in `folder`: all of them at the end, and each batch as it is computed. `twice` generates some of the
     answers again, if any are generated at all. Raises `Interrupted`; `StepFailed` if a likelihood is not finite, memory
-    does not suffice or answers are missing; `CannotTrain` if the engine cannot ask the model.
+    does not suffice or answers are missing; `CannotTrain` if the engine cannot ask the model, or if its folder is the
+    user's own and holds another model (looked at only if something is missing: every file is read).
     """
     started = time.monotonic()
     digest, setup = exam.key.digest, exam.key.setup
@@ -91,6 +107,9 @@ def sit(attempt: Attempt, exam: Exam, ids: Sequence[str], folder: Path, *, twice
     again = work.answered_twice(decoding.batch_size) if twice and work.without_answer else None
     sitting = _Sitting(attempt, exam, work, log, len(again or ()))
     try:
+        if not work.is_done():
+            # What is computed now is kept under the model's id for good.
+            exam.check_folder()
         sitting.try_engine(decoding)
         sitting.fill_likelihoods()
         sitting.fill_answers(decoding)
@@ -153,6 +172,11 @@ class _Work:
         return sum(
             item.id not in self.suites[paper.suite.digest] for paper in self._exam.papers for item in paper.suite.items
         )
+
+    def is_done(self) -> bool:
+        """Say whether nothing is left to ask: a task of lm-eval is known or not as a whole."""
+        tasks = any(paper.suite.task and not self.suites[paper.suite.digest] for paper in self._exam.papers)
+        return not (self.without_nll or self.without_answer or self.items_missing() or tasks)
 
     def predictions(self) -> list[Prediction]:
         """Return the predictions of all records, now that their answers and likelihoods are there."""

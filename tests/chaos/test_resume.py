@@ -315,11 +315,11 @@ class Evaluation:
             rows = [{**row, "references": [row["output"]], "drop": 1} for row in self.tiny.rows(RECORDS, seed=5)]
             self.dataset = freeze(root, heldout=rows)
         model = Model.model_validate({
-            "folder": str(self.candidate), "model_id": "cand", "base_model_id": "base", "dtype": "float32",
+            "folder": str(self.candidate), "model_id": "cand", "base_model_id": model_id(self.base), "dtype": "float32",
             "size_bytes": 1, "logits_difference": 0.0, "logits_tolerance": 1.0, "format": "chat", "seconds": 1.0,
         })  # fmt: skip
         config = RunConfig(
-            track="default", base_model=str(self.base), base_model_id="base", salt="s",
+            track="default", base_model=str(self.base), base_model_id=model_id(self.base), salt="s",
             evaluate=EvaluateConfig(batch_size=BATCH, general=()), noise=NoiseFloor(records=1, changed=0, points=0.0),
         )  # fmt: skip
         return spec_of(root, "evaluate", attempt, config, {"prepare": self.dataset, "merge": model})

@@ -22,6 +22,7 @@ from pipeline.config import EvaluateConfig, RunConfig
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain, Interrupted, StepFailed
 from pipeline.evaluate import evaluate
+from pipeline.manifest import model_id
 from pipeline.predictions import Prediction
 from pipeline.prompt import prompt_ids
 from pipeline.qlora import continuous, generation
@@ -281,6 +282,7 @@ def attempt(
     """A factory of attempts of one run: attempt(engine=..., noise=...)."""
     tiny.make_model(tmp_path / "models/candidate", seed=1)
     (tmp_path / "dataset").mkdir()
+    base_id = model_id(tiny_llama)
 
     def make(noise: NoiseFloor | None = QUIET, **settings: Any) -> Attempt:
         rows = [
@@ -295,15 +297,15 @@ def attempt(
             metric="exact_match", max_new_tokens=NEW_TOKENS,
         )  # fmt: skip
         model = Model.model_validate({
-            "folder": "models/candidate", "model_id": "cand", "base_model_id": "base", "dtype": "float32",
+            "folder": "models/candidate", "model_id": "cand", "base_model_id": base_id, "dtype": "float32",
             "size_bytes": 1, "logits_difference": 0.0, "logits_tolerance": 1.0, "format": "chat", "seconds": 1.0,
         })  # fmt: skip
         config = RunConfig(
-            track="default", base_model=str(tiny_llama), base_model_id="base", salt="s", noise=noise,
+            track="default", base_model=str(tiny_llama), base_model_id=base_id, salt="s", noise=noise,
             evaluate=EvaluateConfig(**{"batch_size": 4, "general": (), "engine": "continuous", **settings}),
         )  # fmt: skip
         made = make_attempt("evaluate", config=config, inputs={"prepare": dataset, "merge": model})
-        champion = ModelRef(model_id="base", path=str(tiny_llama), generation=0)
+        champion = ModelRef(model_id=base_id, path=str(tiny_llama), generation=0)
         return Attempt(made.spec.model_copy(update={"champion": champion}))
 
     return make
@@ -332,7 +334,7 @@ def answers_logged(attempt: Attempt) -> int:
 def test_both_engines_predict_the_same_under_keys_of_their_own(attempt: Callable[..., Attempt]) -> None:
     plain, other = attempt(engine="batches"), attempt()
     reports = evaluate(plain), evaluate(other)
-    for role in ("cand", "base"):
+    for role in ("cand", plain.config.base_model_id):
         one, two = used(plain, reports[0], role), used(other, reports[1], role)
         assert untimed(one) == untimed(two)
         assert all(prediction.seconds > 0 for prediction in two)

@@ -22,6 +22,7 @@ from pipeline.contract import Attempt, StepSpec
 from pipeline.degenerate import degenerate
 from pipeline.errors import CannotTrain, Interrupted, StepFailed
 from pipeline.evaluate import evaluate
+from pipeline.manifest import model_id
 from pipeline.metrics import METRICS
 from pipeline.predictions import Prediction
 from pipeline.prompt import ALPACA_TEMPLATE, completion_ids, fold, prompt_ids
@@ -57,7 +58,8 @@ class Bench:
         self.root, self.make, self.base = root, make, base
         shutil.copytree(candidate, root / "models/candidate")
         (root / "dataset").mkdir()
-        self.candidate_id, self.champion = "cand", ModelRef(model_id="base", path=str(base), generation=0)
+        self.candidate_id, self.base_id = "cand", model_id(base)
+        self.champion = ModelRef(model_id=self.base_id, path=str(base), generation=0)
 
     def attempt(
         self, rows: Sequence[Mapping[str, Any]], fmt: str = "chat", noise: NoiseFloor | None = QUIET, **settings: Any
@@ -70,11 +72,12 @@ class Bench:
             metric="exact_match", max_new_tokens=NEW_TOKENS,
         )  # fmt: skip
         model = Model.model_validate({
-            "folder": "models/candidate", "model_id": self.candidate_id, "base_model_id": "base", "dtype": "float32",
-            "size_bytes": 1, "logits_difference": 0.0, "logits_tolerance": 1.0, "format": fmt, "seconds": 1.0,
+            "folder": "models/candidate", "model_id": self.candidate_id, "base_model_id": self.base_id,
+            "dtype": "float32", "size_bytes": 1, "logits_difference": 0.0, "logits_tolerance": 1.0, "format": fmt,
+            "seconds": 1.0,
         })  # fmt: skip
         config = RunConfig(
-            track="default", base_model=str(self.base), base_model_id="base", salt="s",
+            track="default", base_model=str(self.base), base_model_id=self.base_id, salt="s",
             evaluate=EvaluateConfig(**{"batch_size": 4, "general": (), **settings}), noise=noise,
         )  # fmt: skip
         made = self.make("evaluate", config=config, inputs={"prepare": dataset, "merge": model})
@@ -126,7 +129,7 @@ def test_both_models_are_scored_on_the_same_records(bench: Bench, tiny: Any) -> 
         "v",
         0,
     )
-    assert (report.candidate.model_id, report.champion.model_id) == ("cand", "base")
+    assert (report.candidate.model_id, report.champion.model_id) == ("cand", bench.base_id)
     assert (report.candidate.generated, report.champion.generated) == (RECORDS, RECORDS)
     found = lines(attempt, report)
     assert [(line["id"], line["drop"]) for line in found] == [(row["id"], row["drop"]) for row in rows]
@@ -160,7 +163,7 @@ def test_the_likelihood_is_that_of_each_reference_computed_alone(bench: Bench, t
     attempt = bench.attempt(rows)
     report = evaluate(attempt)
     tokenizer = load_tokenizer(tiny_llama)
-    kept = {line.id: line for line in used(attempt, report.prediction_keys["base"])}
+    kept = {line.id: line for line in used(attempt, report.prediction_keys[bench.base_id])}
     total, tokens = 0.0, 0
     for row in rows:
         content = fold(row["instruction"], row["input"])
@@ -215,7 +218,7 @@ def test_a_changed_reference_costs_its_likelihood_and_no_generation(bench: Bench
     tokenizer = load_tokenizer(tiny_llama)
     content = fold(rows[0]["instruction"], rows[0]["input"])
     completion = completion_ids(tokenizer, "chat", content, other, [tokenizer.eos_token_id])
-    kept = {line.id: line for line in used(attempt, second.prediction_keys["base"])}
+    kept = {line.id: line for line in used(attempt, second.prediction_keys[bench.base_id])}
     expected = direct_nll(tiny_llama, prompt_ids(tokenizer, "chat", content), completion)
     assert kept[rows[0]["id"]].nll_sum == pytest.approx(expected, rel=1e-4)
     assert second.champion.nll != report.champion.nll
@@ -313,7 +316,8 @@ def test_a_short_answer_is_not_filled_up_by_the_longest_of_its_batch(
 def test_a_base_without_template_is_asked_in_the_alpaca_form_of_the_candidate(
     bench: Bench, tiny: Any, tiny_llama_alpaca: Path
 ) -> None:
-    bench.champion = ModelRef(model_id="base", path=str(tiny_llama_alpaca), generation=0)
+    bench.base, bench.base_id = tiny_llama_alpaca, model_id(tiny_llama_alpaca)
+    bench.champion = ModelRef(model_id=bench.base_id, path=str(tiny_llama_alpaca), generation=0)
     tokenizer = load_tokenizer(bench.root / "models/candidate")
     tokenizer.chat_template = ALPACA_TEMPLATE
     tokenizer.save_pretrained(bench.root / "models/candidate")
@@ -792,15 +796,15 @@ def test_the_base_model_that_no_longer_reigns_is_asked_the_suites_once_and_the_c
     reigned = bench.attempt(heldout_rows(tiny, 4), general=(name,))
     first = evaluate(reigned)
     assert (first.base_model_id, first.suites[0].base) == (None, None)
-    base_key = first.prediction_keys["base"]
+    base_key = first.prediction_keys[bench.base_id]
     bench.champion = trained
     alone = bench.attempt(heldout_rows(tiny, 4), general=(name,))
     measured = evaluate(alone)
     assert {item["id"]: item["base"] for item in items_of(alone, measured)} == {
         item["id"]: item["champion"] for item in items_of(reigned, first)
     }
-    assert (measured.base_model_id, measured.suites[0].base) == ("base", first.suites[0].champion)
-    assert measured.prediction_keys["base"] == base_key
+    assert (measured.base_model_id, measured.suites[0].base) == (bench.base_id, first.suites[0].champion)
+    assert measured.prediction_keys[bench.base_id] == base_key
     # It is asked the suite alone, and what it got is kept as a champion's is.
     kept = (alone.folder / f"predictions/{base_key}.jsonl").read_text().splitlines()
     assert len(kept) == 9
@@ -818,22 +822,89 @@ def test_a_base_model_is_not_asked_where_there_is_nothing_to_ask(bench: Bench, t
     assert (set(report.prediction_keys), report.suites) == ({"cand", "old"}, ())
 
 
-@pytest.mark.parametrize("why", ["gone", "asked in another way"])
-def test_a_base_model_that_cannot_be_asked_in_the_same_way_is_not_measured(
-    bench: Bench, tiny: Any, tmp_path: Path, trained: ModelRef, why: str, capsys: pytest.CaptureFixture[str]
+def cut(name: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-40])
+
+
+def overwrite(folder: Path) -> None:
+    """Put the weights of another training in place."""
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.model.norm.weight.add_(1.0)
+    model.save_pretrained(folder)
+
+
+def round_off(folder: Path) -> None:
+    AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (shutil.rmtree, "it is not there"),
+        (round_off, "it would be asked in another way"),
+        (overwrite, "is not the one that the run trained from"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "is not the one that the run trained from"),
+        (cut("model.safetensors"), "is not the one that the run trained from"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "it is damaged: the tokenizer in"),
+        (cut("tokenizer_config.json"), "it is damaged: the tokenizer in"),
+        (cut("config.json"), "it is damaged: "),
+        (cut("chat_template.jinja"), "it is damaged: "),
+        (lambda folder: (folder / "config.json").write_text("[]"), "it is damaged: "),
+    ],
+)
+def test_a_base_model_that_is_not_what_it_was_is_not_measured_and_the_run_goes_on(
+    bench: Bench, tiny: Any, tmp_path: Path, trained: ModelRef, change: Any, why: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    name = write_suite(tmp_path / "own.jsonl", 9)
+    bench.champion = trained
+    change(bench.base_copy())
+    attempt = bench.attempt(heldout_rows(tiny, 4), general=(name,))
+    report = evaluate(attempt)
+    assert (report.base_model_id, report.suites[0].base) == (bench.base_id, None)
+    assert set(report.prediction_keys) == {"cand", "old"}, "nothing is kept under its id"
+    assert "base" not in items_of(attempt, report)[0]
+    said = [line for line in capsys.readouterr().err.splitlines() if "base model" in line]
+    assert len(said) == 1
+    assert said[0].startswith("the base model is not asked the general suites: ")
+    assert why in said[0]
+
+
+def test_scores_of_the_true_base_model_are_used_whatever_its_folder_holds_now(
+    bench: Bench, tiny: Any, tmp_path: Path, trained: ModelRef, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = write_suite(tmp_path / "own.jsonl", 9)
     bench.champion = trained
-    folder = bench.base_copy()
-    if why == "gone":
-        shutil.rmtree(folder)
-    else:
-        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
-    attempt = bench.attempt(heldout_rows(tiny, 4), general=(name,))
-    report = evaluate(attempt)
-    assert (report.base_model_id, report.suites[0].base, set(report.prediction_keys)) == ("base", None, {"cand", "old"})
-    assert "base" not in items_of(attempt, report)[0]
-    assert "the base model is not asked the general suites: " in capsys.readouterr().err
+    first = bench.attempt(heldout_rows(tiny, 4), general=(name,))
+    report = evaluate(first)
+    bench.publish(first, report)
+    overwrite(bench.base_copy())
+    hashed: list[Path] = []
+    monkeypatch.setattr(sitting, "model_id", hashed.append)
+    again = evaluate(bench.attempt(heldout_rows(tiny, 4), general=(name,)))
+    assert (again.suites, again.prediction_keys) == (report.suites, report.prediction_keys)
+    assert hashed == [], "reading a large model takes long"
+
+
+def test_a_task_that_the_base_model_has_no_score_for_is_asked_of_the_true_one_alone(
+    bench: Bench, tiny: Any, trained: ModelRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(suites, "check_task", lambda task: f"lm-eval 1 {task}")
+    monkeypatch.setattr(harness, "run_task", lambda *_: {"t-0": 1.0})
+    bench.champion = trained
+    bench.base_copy()
+    assert evaluate(bench.attempt(heldout_rows(tiny, 4), general=("lm-eval:t",))).suites[0].base == 100
+    overwrite(bench.base)
+    assert evaluate(bench.attempt(heldout_rows(tiny, 4), general=("lm-eval:u",))).suites[0].base is None
+
+
+def test_a_base_model_that_reigns_and_was_replaced_is_not_asked_under_its_id(bench: Bench, tiny: Any) -> None:
+    overwrite(bench.base_copy())
+    bench.champion = bench.champion.model_copy(update={"path": str(bench.base)})
+    attempt = bench.attempt(heldout_rows(tiny, 4))
+    with pytest.raises(CannotTrain, match="is not the one that the run trained from"):
+        evaluate(attempt)
 
 
 def test_what_a_model_got_in_a_suite_is_paid_once_and_another_suite_again(
@@ -955,7 +1026,7 @@ def test_former_champions_are_scored_from_what_they_answered_in_the_same_way_and
     shutil.copytree(bench.root / "models/candidate", bench.root / "models/new")
     former = (
         ModelRef(model_id="cand", path="models/gone", generation=3),
-        ModelRef(model_id="base", path="gone", generation=2),
+        ModelRef(model_id=bench.base_id, path="gone", generation=2),
         ModelRef(model_id="none", path="gone", generation=1),
     )
     champion = ModelRef(model_id="new", path="models/new", generation=4)
@@ -979,7 +1050,7 @@ def test_a_former_champion_is_not_scored_on_what_it_knows_by_heart(bench: Bench,
     bench.publish(first, evaluate(first))
     (bench.root / "models/former").mkdir()
     (bench.root / "models/former/trained-ids.txt").write_text(f"f\n{rows[0]['id']}\n")
-    former = (ModelRef(model_id="base", path="models/former", generation=2),)
+    former = (ModelRef(model_id=bench.base_id, path="models/former", generation=2),)
     attempt = Attempt(bench.attempt(rows).spec.model_copy(update={"former": former}))
     report = evaluate(attempt)
     assert (report.records, [one.records for one in report.former]) == (RECORDS, [RECORDS - 2])

@@ -17,6 +17,7 @@ from pipeline.decide import Rules, judge, weigh
 from pipeline.metrics import METRICS
 from pipeline.reasons import GUARD_REASONS, REASONS
 from pipeline.slices import LEAST_TESTED, Known
+from pipeline.statistics import Floats
 from tests.records_made import lines_of, yes_or_no
 
 Lines = list[dict[str, Any]]
@@ -236,10 +237,10 @@ def test_forgetting_fails_a_candidate_that_wins_its_own_task(lost: int, state: s
 
 
 def against_base(lost: int, items: int = 120, champion_lost: int | None = None) -> Comparison:
-    """Return a candidate that wins and lost so many of the items that the base model knows, as did the champion."""
+    """Return a candidate that wins and lost so many of the items that the base model knows, the champion one less."""
     scores = np.ones((items, 2))
     scores[:lost, 0] = 0
-    scores[: lost if champion_lost is None else champion_lost, 1] = 0
+    scores[: lost - 1 if champion_lost is None else champion_lost, 1] = 0
     return of_good(suites=(Suite("builtin", scores, np.ones(items)),), held_to_base=True)
 
 
@@ -259,7 +260,7 @@ def test_a_suite_may_lose_little_against_the_base_model(lost: int, items: int, s
     assert (row.label, row.state, row.records) == ("builtin against the base model", state, items)
     assert (row.champion, row.margin) == (100, 10)
     assert (row.candidate, row.change) == pytest.approx((100 * (1 - lost / items), -100 * lost / items))
-    assert row_of(verdict, "general").change == 0
+    assert row_of(verdict, "general").change == pytest.approx(-100 / items)
     assert (verdict.outcome == "promoted") == (state != "failed")
     if state == "failed":
         assert verdict.reasons == ("general_below_base",)
@@ -272,13 +273,16 @@ def test_a_suite_may_lose_little_against_the_base_model(lost: int, items: int, s
 
 
 def test_answers_that_are_scored_by_degrees_are_held_against_the_base_model_too() -> None:
-    def fallen(by: float) -> Comparison:
+    def fallen(by: float, below: float = 0.001) -> Comparison:
         scores = np.full((40, 2), 0.8)
-        scores[:, 0] = scores[:, 1] = 0.8 - by + np.tile([0.01, -0.01], 20)
+        scores[:, 0] = 0.8 - by + np.tile([0.01, -0.01], 20)
+        scores[:, 1] = scores[:, 0] + below
         return of_good(suites=(Suite("mine", scores, np.full(40, 0.8)),))
 
     assert row_of(verdict_on(fallen(0.09)), "general_base").state == "passed"
     assert row_of(verdict_on(fallen(0.11)), "general_base").state == "failed"
+    # The same points, added up in another order.
+    assert row_of(verdict_on(fallen(0.11, below=1e-13)), "general_base").state == "passed"
 
 
 def test_a_base_model_that_was_not_measured_is_said_and_one_that_reigns_is_left_out() -> None:
@@ -292,6 +296,12 @@ def test_a_base_model_that_was_not_measured_is_said_and_one_that_reigns_is_left_
     }
 
 
+def one_night(candidate: Floats, champion: Floats, base: Floats) -> Verdict:
+    """Return the verdict on a candidate that wins its own task, whatever it knows of the suite."""
+    suite = Suite("builtin", np.column_stack((candidate, champion)), base)
+    return verdict_on(of_good(suites=(suite,), held_to_base=champion is not base))
+
+
 def test_a_line_of_champions_cannot_walk_away_from_the_base_model() -> None:
     """Each night gains 14 points on the task and loses 4 of 120 items: too few for a guard against the champion."""
     base = champion = np.ones(120)
@@ -299,8 +309,7 @@ def test_a_line_of_champions_cannot_walk_away_from_the_base_model() -> None:
     for _ in range(12):
         candidate = champion.copy()
         candidate[np.flatnonzero(champion)[:4]] = 0
-        suite = Suite("builtin", np.column_stack((candidate, champion)), base)
-        verdict = verdict_on(of_good(suites=(suite,), held_to_base=champion is not base))
+        verdict = one_night(candidate, champion, base)
         assert row_of(verdict, "general").state == "passed"
         outcomes.append((verdict.outcome, verdict.reasons))
         if verdict.outcome == "promoted":
@@ -309,31 +318,74 @@ def test_a_line_of_champions_cannot_walk_away_from_the_base_model() -> None:
     assert champion.mean() == pytest.approx(0.9)
 
 
-def test_a_candidate_that_does_not_win_is_no_worse_for_a_champion_that_is_far_from_the_base_already() -> None:
-    far = against_base(60)
+@pytest.mark.parametrize("start", [0, 12, 30])
+def test_no_line_of_candidates_ends_below_the_margin_or_below_where_it_stood_beyond_it(start: int) -> None:
+    """Candidates that lose some items by luck and find others again, and mostly lose, from anywhere."""
+    random = np.random.default_rng(start)
+    base = np.ones(120)
+    champion = base.copy()
+    champion[:start] = 0
+    lowest, promoted = min(champion.sum(), 108), 0
+    for _ in range(30):
+        candidate = champion.copy()
+        candidate[random.choice(np.flatnonzero(champion), int(random.integers(0, 5)), replace=False)] = 0
+        lost = np.flatnonzero(candidate == 0)
+        candidate[random.choice(lost, min(lost.size, int(random.integers(0, 4))), replace=False)] = 1
+        if one_night(candidate, champion, base).outcome == "promoted":
+            champion, promoted = candidate, promoted + 1
+        assert champion.sum() >= lowest
+        lowest = min(108, max(lowest, champion.sum()))
+    assert promoted > 2
+
+
+@pytest.mark.parametrize(("lost", "state"), [(29, "passed"), (30, "passed"), (31, "failed")])
+def test_a_champion_that_is_far_below_the_base_model_gives_way_to_who_loses_no_more(lost: int, state: str) -> None:
+    verdict = verdict_on(against_base(lost, champion_lost=30))
+    row = row_of(verdict, "general_base", "builtin against the base model")
+    assert row.state == state
+    assert row.change == pytest.approx(-100 * lost / 120)
+    assert ("no further below it than the champion" in row.label) == (state == "passed")
+    assert (verdict.outcome, verdict.reasons) == (
+        ("promoted", ()) if state == "passed" else ("guard_failed", ("general_below_base",))
+    )
+
+
+def test_other_items_than_the_champions_are_no_further_step_down() -> None:
+    scores = np.ones((120, 2))
+    scores[:30, 1] = scores[10:40, 0] = 0
+    suite = Suite("builtin", scores, np.ones(120))
+    assert row_of(verdict_on(of_good(suites=(suite,), held_to_base=True)), "general_base").state == "passed"
+
+
+@pytest.mark.parametrize(("lost", "reasons"), [(60, ()), (61, ("general_below_base",))])
+def test_a_candidate_that_does_not_win_is_no_worse_for_a_champion_that_is_far_from_the_base_already(
+    lost: int, reasons: tuple[str, ...]
+) -> None:
+    far = against_base(lost, champion_lost=60)
     even = replace(compare("exact_match", yes_or_no(5, 4, 111)), suites=far.suites, held_to_base=True)
     verdict = verdict_on(even)
     assert verdict.outcome == "not_shown_better"
-    assert verdict.reasons == ("general_below_base", "p_above_limit", "gain_below_minimum")
+    assert verdict.reasons == (*reasons, "p_above_limit", "gain_below_minimum")
 
 
 def test_the_smallest_gain_knows_what_the_champion_has_left_of_the_margin_against_the_base_model() -> None:
-    def noisy(lost: int, items: int = 120) -> Verdict:
-        """Return a verdict where both models lost so many items, of which the base model has all but four."""
-        base, scores = np.ones(items), np.ones((items, 2))
-        base[-4:], scores[:lost] = 0, 0
-        return verdict_on(of_good(suites=(Suite("builtin", scores, base),)))
+    def suites(lost: int, items: int = 120, other: int = 4) -> tuple[Suite, ...]:
+        """Return a suite of which both models lost so many items, and so many `other` ones each."""
+        scores = np.ones((items, 2))
+        scores[:lost, 1] = scores[other : lost + other, 0] = 0
+        return (Suite("builtin", scores, np.ones(items)),)
 
-    def even(lost: int) -> Verdict:
-        suites = against_base(lost).suites
-        return verdict_on(replace(compare("exact_match", yes_or_no(10, 4, 186)), suites=suites))
+    def noisy(lost: int, items: int = 120, other: int = 4) -> Verdict:
+        return verdict_on(of_good(suites=suites(lost, items, other)))
 
-    found = [noisy(lost) for lost in (0, 4, 11, 15, 17)]
-    powers = [verdict.detectable_power for verdict in found]
+    found = [noisy(lost) for lost in (4, 8, 11, 12, 40)]
     gains = [verdict.smallest_detectable_gain or 100 for verdict in found]
-    assert powers == [0.8, 0.8, 0.8, 0.5, None], "nearly nothing left, and nothing"
-    assert gains[0] == gains[1] < gains[2]
-    assert "most of all those against the base model" in even(11).sentence
+    assert [verdict.detectable_power for verdict in found] == [0.8, 0.8, 0.6, 0.5, 0.5]
+    assert gains[0] < gains[1], "less and less is left"
+    assert gains[3] == gains[4], "nothing is left: what falls below the champion fails, which is every second one"
+    assert noisy(40, other=0).detectable_power == 0.8, "nothing is left, and nothing changes"
+    even = verdict_on(replace(compare("exact_match", yes_or_no(10, 4, 186)), suites=suites(11)))
+    assert "most of all those against the base model" in even.sentence
     few = noisy(8, LEAST_TESTED - 1)
     assert (row_of(few, "general_base").state, few.detectable_power) == ("shown", 0.8)
 

@@ -1,6 +1,7 @@
 """Merging: the folder that comes out, and that it answers as it was trained to."""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -141,7 +142,7 @@ def test_the_base_keeps_its_dtype_and_the_merged_model_answers_as_the_adapter(
     assert "quantization_config" not in json.loads((folder / "config.json").read_text())
 
 
-def test_a_stronger_adapter_may_be_rounded_more_but_none_may_lose_an_eighth_of_itself() -> None:
+def test_a_stronger_adapter_may_be_rounded_more_but_none_may_lose_half_of_its_logits() -> None:
     adapted = [torch.tensor([3.0, 4.0]), torch.tensor([0.0, 5.0])]
 
     def allowed(moved: float, dtype: str = "bfloat16") -> float:
@@ -151,8 +152,22 @@ def test_a_stronger_adapter_may_be_rounded_more_but_none_may_lose_an_eighth_of_i
 
     assert [allowed(moved) for moved in (0.0, 1.0, 2.0)] == pytest.approx([0.25] * 3)
     assert [allowed(moved) for moved in (3.0, 4.0)] == pytest.approx([0.375, 0.5])
+    assert [allowed(moved) for moved in (4.1, 9.6, 32.0, 1e6)] == pytest.approx([0.5] * 4)
     assert (allowed(4.0, "float16"), allowed(4.0, "float32")) == pytest.approx((0.1, 0.002))
-    assert allowed(100.0) / 100 == pytest.approx(1 / 8)
+    assert (allowed(32.0, "float16"), allowed(32.0, "float32")) == pytest.approx((0.1, 0.002))
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, 0.0])
+@pytest.mark.parametrize("whose", ["base", "adapted"])
+@pytest.mark.parametrize("prompt", [0, 1])
+def test_logits_that_are_no_measure_excuse_nothing(broken: float, whose: str, prompt: int) -> None:
+    logits = {name: [torch.tensor([3.0, 4.0]), torch.tensor([0.0, 5.0])] for name in ("base", "adapted")}
+    logits[whose][prompt] = torch.full((2,), broken)
+    if (whose, broken) == ("base", 0.0):
+        assert tolerance("bfloat16", **logits) == 0.25, "a base that says nothing is moved by as much as is there"
+        return
+    with pytest.raises(StepFailed, match="not finite, or all zero"):
+        tolerance("bfloat16", **logits)
 
 
 def test_the_folder_has_a_manifest_and_nothing_that_does_not_belong(line: Any, tiny: Any, tiny_llama: Path) -> None:
