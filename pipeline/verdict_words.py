@@ -25,14 +25,14 @@ _REMEDIES: Mapping[str, str] = {
     "slice": "drop more rows of that kind, or withdraw the drop that spoils it; guards.slices is the margin",
     "nll": "train less or on cleaner answers (train.epochs, train.learning_rate); guards.nll is the margin",
     "general": "train less (train.epochs, train.learning_rate) or add general rows; guards.general is the margin",
-    "general_base": "dropforge rollback --reason TEXT goes back a champion, general rows bring back what was lost; "
-    "guards.general_base is the margin",
+    "general_base": "dropforge rollback{track} --reason TEXT goes back a champion, general rows bring back what was "
+    "lost; guards.general_base is the margin",
     "empty": "look for empty answers in the new drops; guards.degenerate is the margin",
     "truncated": "look for long answers in the new drops, or raise evaluate.max_new_tokens",
     "looping": "train less or set evaluate.repetition_penalty; guards.degenerate is the margin",
     "catastrophe": "look at the worst regressions in the report",
     "floor": "drop more rows, lower the floor in guards.floors, or take out one that nothing can be scored by",
-    "former": "dropforge rollback --reason TEXT goes back a champion; guards.former is the margin",
+    "former": "dropforge rollback{track} --reason TEXT goes back a champion; guards.former is the margin",
     "latency": "look for longer answers in the new drops; guards.latency is the margin",
     "size": "guards.size is the margin",
     "judge": "look at the judged pairs in the report",
@@ -52,6 +52,7 @@ _FAMILIES: Mapping[str, str] = {
 class Circumstances:
     """What a sentence says beside the verdict's own numbers."""
 
+    track: str
     gate: GateConfig
     least_records: int
     harm_p_value: float
@@ -60,6 +61,11 @@ class Circumstances:
     established_lost: tuple[str, ...] = ()
     seen_by_candidate: int = 0
     seen_by_champion: int = 0
+
+
+def track_option(track: str) -> str:
+    """Return the option that names the track to a command, with a blank before it; nothing for the default one."""
+    return "" if track == "default" else f" --track {track}"
 
 
 def sentence(verdict: Verdict, facts: Circumstances) -> str:
@@ -164,7 +170,7 @@ def _why(verdict: Verdict, facts: Circumstances) -> str:
         return said["trained_on_heldout"]
     parts = guards + tested if verdict.outcome == "guard_failed" else tested + guards
     if verdict.outcome == "guard_failed" and failed:
-        parts.append(_REMEDIES[failed[0].guard])
+        parts.append(_REMEDIES[failed[0].guard].format(track=track_option(facts.track)))
     if verdict.outcome == "not_shown_better" and verdict.records_needed:
         parts.append(f"about {verdict.records_needed} more held-out records would show this gain if it is real")
     return "; ".join(parts)

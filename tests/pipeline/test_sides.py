@@ -41,7 +41,8 @@ def judged(made: Prepared, known: set[int], seed: int, on: str) -> dict[str, Any
     for line, row in zip(lines, made.heldout, strict=True):
         line.update(id=row["id"], drop=row["drop"], pinned=row["pinned"])
     gate = GateConfig.model_validate({"min_records": 20, "on": on})
-    verdict = judge(compare("exact_match", lines), Rules(gate, GuardConfig(), Known(frozenset(known))))
+    rules = Rules(gate=gate, guards=GuardConfig(), known=Known(frozenset(known)))
+    verdict = judge(compare("exact_match", lines), rules)
     return verdict.model_dump()
 
 
