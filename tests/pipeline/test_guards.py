@@ -14,6 +14,7 @@ from pipeline.card_words import guard_words as card_words
 from pipeline.comparison import Comparison, Former, Opinion, Suite, compare
 from pipeline.config import GateConfig, GuardConfig, MetricName
 from pipeline.decide import Rules, judge, weigh
+from pipeline.guards import watched
 from pipeline.metrics import METRICS
 from pipeline.reasons import GUARD_REASONS, REASONS
 from pipeline.slices import LEAST_TESTED, Known
@@ -476,6 +477,21 @@ def test_the_smallest_gain_counts_a_guard_on_some_records() -> None:
     with_guard, without = verdict_on(noisy), verdict_on(noisy, show_only=("metric",))
     assert without.smallest_detectable_gain is not None
     assert with_guard.detectable_power != without.detectable_power
+
+
+def test_a_metric_of_some_records_moves_with_the_gain_on_these_records() -> None:
+    random = np.random.default_rng(0)
+    gains, own = random.normal(0, 0.01, 300), random.normal(0, 0.005, 60)
+    # On these the primary metric gains much; the other one only moves with what is more or less than that.
+    gains[:60] += 0.4
+    own += 2 * (gains[:60] - 0.4)
+    lines = lines_of(0.5 + gains, np.full(300, 0.5), "rougeL")
+    for line, change in zip(lines, own + 0.3, strict=False):
+        line["candidate"]["scores"]["json_f1"], line["champion"]["scores"]["json_f1"] = 0.5 + change, 0.5
+    expected = np.polyfit(gains[:60], own, 1)[0]
+    assert expected == pytest.approx(2, rel=0.1)
+    (found,) = [one for one in watched(compare("rougeL", lines), (), GuardConfig()) if one.family == "metric"]
+    assert found.slope == pytest.approx(expected)
 
 
 def test_a_floor_can_be_set_for_every_metric_and_for_nothing_else() -> None:
