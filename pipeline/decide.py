@@ -16,7 +16,16 @@ from pipeline.errors import StepFailed
 from pipeline.guards import Guards
 from pipeline.heldout import version_of
 from pipeline.metrics import METRICS
-from pipeline.power import LOWER_POWERS, POWER, Detectable, GainTest, Hurdles, records_needed, smallest_detectable_gain
+from pipeline.power import (
+    LOWER_POWERS,
+    POWER,
+    Detectable,
+    GainTest,
+    Hurdles,
+    asked_power,
+    records_needed,
+    smallest_detectable_gain,
+)
 from pipeline.reasons import GUARD_REASONS, NO_FAULT_OF_DROPS
 from pipeline.slices import POINTS, Known, Slice, count_unlisted, find_slices, judged_on, measure_slices
 from pipeline.statistics import Floats
@@ -288,10 +297,12 @@ def _power(found: Weighed, rules: Rules, least: int) -> tuple[Detectable | None,
     test = GainTest(METRICS[found.part.metric].continuous, rules.gate.alpha, rules.gate.min_gain / POINTS)
     if not differences.size:
         return None, None
-    hurdles = Hurdles(differences, guards.watched(found.part, found.slices, rules.guards), found.seed)
+    hurdles = Hurdles(differences, guards.watched(found.part, found.slices, rules.guards), test, found.seed)
     tried = (smallest_detectable_gain(differences, test, hurdles, power) for power in (POWER, *LOWER_POWERS))
     smallest = next((one for one in tried if one is not None), None)
-    needed = records_needed(differences, test, POWER if smallest is None else smallest.test_power)
+    # Where no gain is shown at all there are too few records, and it is not for the guards.
+    shows = smallest is not None or smallest_detectable_gain(differences, test) is not None
+    needed = records_needed(differences, test, asked_power(smallest) if shows else POWER)
     missing = None if needed is None else max(0, max(needed, least) - differences.size)
     return smallest, missing
 

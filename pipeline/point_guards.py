@@ -55,6 +55,9 @@ def watched_points(comparison: Comparison, config: GuardConfig) -> Iterator[Watc
             rises = pair[:, 0] - pair[:, 1]
             parts = (rises - rises.mean()) / rises.size
             yield Watched(kind, -parts, tested=False, margin=config.degenerate / POINTS)
+    continuous, enough = METRICS[comparison.metric].continuous, len(comparison.ids) >= LEAST_TESTED
+    if continuous and enough and "catastrophe" not in config.show_only:
+        yield Watched("catastrophe", 0.0, tested=False, catastrophes=True)
 
 
 def _fails(change: float, margin: float, records: int, p_value: float | None) -> bool:

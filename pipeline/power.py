@@ -1,31 +1,36 @@
 """
 Power: what a held-out set of this size and noise can show, and how many records it takes to show a gain.
 
-The power is that of the whole decision: the test's own, exact for McNemar, times the share of winners that the guards
-let through.
+The power is that of the whole decision: the test's own, exact for McNemar and resampled for a continuous metric, times
+the share of winners that the guards let through.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
 
 from pipeline.comparison import Flags, Places
+from pipeline.resamples import DRAWS, Moments, Resamples, grow
 from pipeline.statistics import Floats
 
 #: How often a gain that is called detectable is promoted.
 POWER = 0.8
 #: What is said instead where the guards, on so few records, stop more than that by chance.
 LOWER_POWERS = (0.7, 0.6, 0.5)
+#: No more of the test's own power is asked for: beyond that further records buy little, the guards decide.
+MOST_TEST_POWER = 0.95
 #: A guard's test fails a candidate at this p-value; all tests of one kind together have it (Holm).
 GUARD_LEVEL = 0.05
 #: No advice asks for more held-out records than this.
 MOST_RECORDS = 1_000_000
-_DRAWS = 4000
-#: Random numbers in memory at once.
-_MOST_COINS = 1 << 22
+#: The number of records that a continuous gain needs is told to one part in so many: the draws tell no more.
+_PARTS = 200
+#: Of draws that no report gives a seed.
+_SEED = 20261125
 
 
 def mcnemar_power(records: int, win_rate: float, loss_rate: float, alpha: float, min_gain: float = 0.0) -> float:
@@ -78,11 +83,24 @@ class GainTest:
     min_gain: float
     """As a fraction."""
 
+    def needed(self, moments: Moments) -> Floats | None:
+        """Return the true gain from which on each of these draws would be promoted; none for a yes-or-no metric."""
+        return moments.needed_gains(self.alpha, self.min_gain) if self.continuous else None
+
     def chance(self, records: int, gain: float, noise: "Noise") -> float:
-        """Return how often a true gain is shown on so many records."""
-        if self.continuous:
-            return t_power(records, gain, noise.spread, self.alpha, self.min_gain)
-        return mcnemar_power(records, noise.against + gain, noise.against, self.alpha, self.min_gain)
+        """
+        Return how often a true gain is shown on so many records.
+
+        For a continuous metric it is the share of draws that both t-tests and the least gain let pass, and no more than
+        `t_power`. The sign flips, of which `one_sided_p` takes the largest p-value too, are left out: after the
+        t-tests they stop less than one draw of a hundred.
+        """
+        if not self.continuous:
+            return mcnemar_power(records, noise.against + gain, noise.against, self.alpha, self.min_gain)
+        most = t_power(records, gain, noise.spread, self.alpha, self.min_gain)
+        if noise.needed is None:
+            return most
+        return min(most, float(np.mean(noise.needed <= gain)))
 
 
 @dataclass(frozen=True)
@@ -91,6 +109,8 @@ class Noise:
 
     spread: float
     against: float
+    needed: Floats | None = None
+    """`GainTest.needed` by resampling on as many records."""
 
 
 @dataclass(frozen=True)
@@ -106,38 +126,37 @@ class Watched:
     tested: bool = True
     margin: float | None = None
     """Largest loss that passes, in the change's own unit; none: it is only tested."""
+    catastrophes: bool = False
+    """The differences' own catastrophes are held against those that gained as much, and nothing else is."""
 
 
 class Hurdles:
     """The guards of one report, as simulated estimates of all that they watch, with the gain itself beside them."""
 
-    def __init__(self, differences: Floats, watched: Sequence[Watched], seed: int) -> None:
+    def __init__(self, differences: Floats, watched: Sequence[Watched], test: GainTest, seed: int) -> None:
         """
         Draw the errors of all estimates together, from the records' own contributions.
 
-        The draws are the Gaussian multiplier bootstrap (Chernozhukov, Chetverikov and Kato 2013): each record's
-        contributions times a normal number of its own, so what is correlated in the records is in the draws.
+        The records are drawn again (`Resamples`), so what is correlated in them is in the draws; what has records of
+        its own gets a normal error.
         """
+        parts = [one.parts for one in watched if isinstance(one.parts, np.ndarray)]
         random = np.random.default_rng(seed)
-        gain = (differences - differences.mean()) / max(1, differences.size)
-        parts = np.column_stack([gain, *(one.parts for one in watched if isinstance(one.parts, np.ndarray))])
-        rows = max(1, _MOST_COINS // max(1, differences.size))
-        drawn = np.concatenate([
-            random.standard_normal((min(rows, _DRAWS - start), differences.size)) @ parts
-            for start in range(0, _DRAWS, rows)
-        ])  # fmt: skip
-        columns = iter(drawn.T)
-        self._gain = next(columns)
+        self._drawn = Resamples(differences, np.column_stack([np.empty((differences.size, 0)), *parts]), seed)
+        columns = iter(self._drawn.errors.T)
         self._watched = tuple(watched)
         self._errors = [
-            next(columns) if isinstance(one.parts, np.ndarray) else one.parts * random.standard_normal(_DRAWS)
+            next(columns) if isinstance(one.parts, np.ndarray) else one.parts * random.standard_normal(DRAWS)
             for one in self._watched
         ]
-        self._order = np.argsort(-self._gain, kind="stable")
+        self._tests = Counter(one.family for one in self._watched if one.tested)
+        self.needed = test.needed(self._drawn.moments)
+        """`GainTest.needed` of the draws."""
+        self._order = np.argsort(-self._drawn.moments.means if self.needed is None else self.needed, kind="stable")
 
     def passing(self, gain: float, chance: float) -> float:
         """Return the share of winners that the guards let through, if the true gain wins with probability `chance`."""
-        winners = self._order[: max(1, round(chance * _DRAWS))]
+        winners = self._order[: max(1, round(chance * DRAWS))]
         stopped = np.zeros(winners.size, dtype=bool)
         for caught in self._stopped(gain, winners).values():
             stopped |= caught
@@ -145,7 +164,7 @@ class Hurdles:
 
     def dearest(self, gain: float, chance: float) -> str | None:
         """Return the family of guards that stops the most of these winners; `None` if none stops any."""
-        winners = self._order[: max(1, round(chance * _DRAWS))]
+        winners = self._order[: max(1, round(chance * DRAWS))]
         caught = {family: int(stops.sum()) for family, stops in self._stopped(gain, winners).items()}
         family = max(caught, key=lambda one: caught[one], default=None)
         return family if family is not None and caught[family] else None
@@ -153,16 +172,18 @@ class Hurdles:
     def _stopped(self, gain: float, winners: Places) -> dict[str, Flags]:
         """Return which winners each family of guards stops."""
         stopped = {one.family: np.zeros(winners.size, dtype=np.bool_) for one in self._watched}
-        sizes = {one.family: sum(other.tested and other.family == one.family for other in self._watched)
-                 for one in self._watched}  # fmt: skip
         for one, errors in zip(self._watched, self._errors, strict=True):
             deviation = float(errors.std())
             changes = one.slope * gain + errors[winners]
             if one.tested and deviation > 0:
                 # Holm rejects anything at all only if the smallest p-value is within the level over their number.
-                stopped[one.family] |= changes < float(stats.norm.ppf(GUARD_LEVEL / sizes[one.family])) * deviation
+                stopped[one.family] |= (
+                    changes < float(stats.norm.ppf(GUARD_LEVEL / self._tests[one.family])) * deviation
+                )
             if one.margin is not None:
                 stopped[one.family] |= changes < -one.margin
+            if one.catastrophes:
+                stopped[one.family] |= self._drawn.catastrophes(gain, winners) <= GUARD_LEVEL
         return stopped
 
 
@@ -178,6 +199,17 @@ class Detectable:
     """Family of the guards that take the most."""
 
 
+def asked_power(smallest: Detectable | None) -> float:
+    """
+    Return the test's power that leaves `POWER` to the whole decision, behind the guards as they are at that gain.
+
+    Never below `POWER`. Where they leave less than that to every gain (`None`: to none in five cases of ten), or would
+    take more than `MOST_TEST_POWER`, it is that.
+    """
+    passing = 0.0 if smallest is None else smallest.power / smallest.test_power
+    return MOST_TEST_POWER if passing * MOST_TEST_POWER <= POWER else max(POWER, POWER / passing)
+
+
 def smallest_detectable_gain(
     differences: Sequence[float] | Floats, test: GainTest, hurdles: Hurdles | None = None, power: float = POWER
 ) -> Detectable | None:
@@ -186,19 +218,20 @@ def smallest_detectable_gain(
 
     Noise is the standard deviation of the differences, or, for a yes-or-no metric, the share of records that go the
     other way (the rarer direction, by the rule of succession: none seen does not mean none to come). `None` if not
-    even the largest gain would be promoted so often. Without `hurdles` it is the test's own, exact for McNemar.
+    even the largest gain would be promoted so often. Without `hurdles` it is the test's own.
     """
     values = np.asarray(differences, dtype=np.float64)
     if values.size == 0:
         return None
     rarer = min(int(np.count_nonzero(values > 0)), int(np.count_nonzero(values < 0)))
     against = (rarer + 1) / (values.size + 2)
-    noise = Noise(float(values.std(ddof=1)) if values.size > 1 else 0.0, against)
+    hurdles = Hurdles(values, (), test, _SEED) if hurdles is None else hurdles
+    noise = Noise(float(values.std(ddof=1)) if values.size > 1 else 0.0, against, hurdles.needed)
     largest = 1.0 if test.continuous else 1 - 2 * against
 
     def chance(gain: float) -> float:
         shown = test.chance(values.size, gain, noise)
-        return shown if hurdles is None or shown < power else shown * hurdles.passing(gain, shown)
+        return shown if shown < power else shown * hurdles.passing(gain, shown)
 
     if largest <= 0 or chance(largest) < power:
         return None
@@ -207,29 +240,42 @@ def smallest_detectable_gain(
         middle = (low + high) / 2
         low, high = (low, middle) if chance(middle) >= power else (middle, high)
     shown = test.chance(values.size, high, noise)
-    return Detectable(high, power, shown, hurdles.dearest(high, shown) if hurdles is not None else None)
+    return Detectable(high, power, shown, hurdles.dearest(high, shown))
 
 
 def records_needed(differences: Sequence[float] | Floats, test: GainTest, power: float = POWER) -> int | None:
     """
     Return how many records in all would show the observed gain, if it is the true one, with the given power.
 
-    `power` is the test's; that of the whole decision is smaller (`Detectable.test_power` is what it takes). `None`
-    where no number would do (no gain, or one that is not above the smallest that promotes) or only more than
-    `MOST_RECORDS`.
+    `power` is the test's; that of the whole decision is smaller (`asked_power` is what it takes). For a continuous
+    metric the set is grown by drawing its records again (`grow`). `None` where no number would do (no gain, or one that
+    is not above the smallest that promotes) or only more than `MOST_RECORDS`.
     """
     values = np.asarray(differences, dtype=np.float64)
     gain = float(values.mean()) if values.size else 0.0
     if gain <= 0:
         return None
     noise = Noise(float(values.std(ddof=1)) if values.size > 1 else 0.0, float(np.mean(values < 0)))
-    high = 2
-    while test.chance(high, gain, noise) < power:
-        high *= 2
+    found = _fewest(lambda records: test.chance(records, gain, noise) >= power, 2)
+    if found is None or not test.continuous:
+        return found
+
+    # `t_power` is the most that resampling may say, so none of fewer records needs to be asked.
+    def enough(records: int) -> bool:
+        drawn = replace(noise, needed=test.needed(grow(values, records, _SEED)))
+        return test.chance(records, gain, drawn) >= power
+
+    return _fewest(enough, found, parts=_PARTS)
+
+
+def _fewest(enough: Callable[[int], bool], least: int, parts: int = MOST_RECORDS) -> int | None:
+    """Return from where on there are enough records, to one part in `parts`; `None` above `MOST_RECORDS`."""
+    low, high = least - 1, least
+    while not enough(high):
+        low, high = high, 2 * high
         if high > MOST_RECORDS:
             return None
-    low = high // 2
-    while high - low > 1:
+    while high - low > max(1, high // parts):
         middle = (low + high) // 2
-        low, high = (low, middle) if test.chance(middle, gain, noise) >= power else (middle, high)
+        low, high = (low, middle) if enough(middle) else (middle, high)
     return high

@@ -44,7 +44,8 @@ _FAMILIES: Mapping[str, str] = {
     "metric": "those on other metrics", "general": "those on general suites", "nll": "the one on likelihood",
     "general_base": "those against the base model",
     "empty": "the one on empty answers", "truncated": "the one on answers cut off",
-    "looping": "the one on looping answers", "former": "the one on former champions",
+    "looping": "the one on looping answers", "catastrophe": "the one on answers that lost half of the scale",
+    "former": "the one on former champions",
 }  # fmt: skip
 
 

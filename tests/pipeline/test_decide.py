@@ -35,6 +35,7 @@ from pipeline.errors import StepFailed
 from pipeline.heldout import version_of
 from pipeline.reasons import REASONS
 from pipeline.slices import Known
+from pipeline.statistics import Floats
 from pipeline.verdict_words import Circumstances, sentence
 from tests.records_made import lines_of, paired, yes_or_no
 
@@ -238,6 +239,60 @@ def test_where_guards_stop_too_many_by_chance_the_gain_of_fewer_cases_is_said_wi
     without = judge(replace(found, suites=()), RULES)
     assert without.detectable_power == 0.8
     assert "in 8 of 10 cases; " in without.sentence
+
+
+def test_guards_with_more_noise_never_make_the_verdict_ask_for_fewer_records() -> None:
+    needed, powers = [], []
+    for changed in (20, 36, 48, 52, 56, 80):
+        items = np.array([[1.0, 0.0], [0.0, 1.0]] * (changed // 2) + [[1.0, 1.0]] * (120 - changed))
+        found = replace(compare("exact_match", yes_or_no(26, 17, 157)), suites=(Suite("general", items),))
+        verdict = judge(found, RULES)
+        needed.append(verdict.records_needed or 0)
+        powers.append(verdict.detectable_power)
+    assert needed == sorted(needed)
+    assert powers[0] == 0.8
+    assert powers[-1] != 0.8
+    alone = judged(yes_or_no(26, 17, 157)).records_needed
+    assert alone is not None
+    assert alone < needed[0] < needed[-1] < 2 * alone + 200
+
+
+def _resampled(differences: Floats, gain: float, times: int = 300) -> float:
+    """Return how often the gate promotes as many of these records with this true gain, drawn again."""
+    centred, random = differences - differences.mean(), np.random.default_rng(3)
+    drawn = random.choice(centred + gain, (times, centred.size))
+    return float(np.mean([weigh(paired(0.5 + one, np.full(one.size, 0.5), "rougeL"), RULES).outcome == "promoted"
+                          for one in drawn]))  # fmt: skip
+
+
+_NOISE = np.random.default_rng(11)
+_EVEN = _NOISE.normal(0, 0.1, 200)
+_LOST = np.r_[np.full(2, -0.9), _NOISE.normal(0.02, 0.02, 198)]
+_SKEWED = np.r_[np.full(4, -0.45), _NOISE.normal(0.02, 0.02, 196)]
+_CLUSTERED = _NOISE.choice([-0.4, 0.0, 0.4], 200, p=[0.1, 0.8, 0.1])
+_UNLIKE = np.r_[_NOISE.normal(-0.3, 0.02, 40), _NOISE.normal(0.075, 0.02, 160)]
+
+
+@pytest.mark.parametrize(
+    "differences", [_EVEN, _LOST, _SKEWED, _CLUSTERED, _UNLIKE], ids=["even", "lost", "skewed", "clustered", "unlike"]
+)
+def test_the_stated_gain_of_a_continuous_metric_is_promoted_as_often_as_it_says(differences: Floats) -> None:
+    verdict = judge(paired(0.5 + differences, np.full(200, 0.5), "rougeL"), RULES)
+    assert verdict.smallest_detectable_gain is not None
+    assert verdict.detectable_power == 0.8
+    assert _resampled(differences, verdict.smallest_detectable_gain / 100) == pytest.approx(0.8, abs=0.06)
+
+
+def test_the_guard_on_catastrophes_is_part_of_the_stated_gain() -> None:
+    differences = np.r_[np.full(4, -0.7), np.random.default_rng(11).normal(0.03, 0.05, 196)]
+    found = paired(0.5 + differences, np.full(200, 0.5), "rougeL")
+    silent = Rules(guards=GuardConfig(show_only=("catastrophe",)))
+    with_guard, without = judge(found, RULES), judge(found, silent)
+    assert without.smallest_detectable_gain is not None
+    assert with_guard.smallest_detectable_gain is not None
+    # Four may be five or more by chance, so eight of ten pass only where an answer that loses .7 gains .2 as well.
+    assert without.smallest_detectable_gain < 15 < with_guard.smallest_detectable_gain
+    assert _resampled(differences, with_guard.smallest_detectable_gain / 100, 60) > 0.8
 
 
 # The verdict does not depend on the order of the records.

@@ -9,14 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from pipeline import statistics
 from pipeline.artifacts import GuardResult, Judgement, Verdict
 from pipeline.card_words import guard_words as card_words
 from pipeline.comparison import Comparison, Former, Opinion, Suite, compare
 from pipeline.config import GateConfig, GuardConfig, MetricName
 from pipeline.decide import Rules, judge, weigh
+from pipeline.guards import check, watched
 from pipeline.metrics import METRICS
 from pipeline.reasons import GUARD_REASONS, REASONS
-from pipeline.slices import LEAST_TESTED, Known
+from pipeline.slices import LEAST_TESTED, Known, find_slices
 from pipeline.statistics import Floats
 from tests.records_made import lines_of, yes_or_no
 
@@ -547,6 +549,50 @@ def test_the_smallest_gain_counts_a_guard_on_some_records() -> None:
     with_guard, without = verdict_on(noisy), verdict_on(noisy, show_only=("metric",))
     assert without.smallest_detectable_gain is not None
     assert with_guard.detectable_power != without.detectable_power
+
+
+def test_a_metric_of_some_records_moves_with_the_gain_on_these_records() -> None:
+    random = np.random.default_rng(0)
+    gains, own = random.normal(0, 0.01, 300), random.normal(0, 0.005, 60)
+    # On these the primary metric gains much; the other one only moves with what is more or less than that.
+    gains[:60] += 0.4
+    own += 2 * (gains[:60] - 0.4)
+    lines = lines_of(0.5 + gains, np.full(300, 0.5), "rougeL")
+    for line, change in zip(lines, own + 0.3, strict=False):
+        line["candidate"]["scores"]["json_f1"], line["champion"]["scores"]["json_f1"] = 0.5 + change, 0.5
+    expected = np.polyfit(gains[:60], own, 1)[0]
+    assert expected == pytest.approx(2, rel=0.1)
+    (found,) = [one for one in watched(compare("rougeL", lines), (), GuardConfig()) if one.family == "metric"]
+    assert found.slope == pytest.approx(expected)
+
+
+def test_the_sign_flips_of_a_guard_grow_with_its_tests_and_not_with_their_square(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    flips: list[int] = []
+    tilted, fair = statistics.tilted_sign_flip, statistics.sign_flip
+
+    def count_tilted(values: Any, seed: int, level: float, permutations: int = statistics.PERMUTATIONS) -> float:
+        flips.append(permutations)
+        return tilted(values, seed, level, permutations)
+
+    def count_fair(values: Any, seed: int, permutations: int = statistics.PERMUTATIONS) -> float:
+        flips.append(permutations)
+        return fair(values, seed, permutations)
+
+    monkeypatch.setattr(statistics, "tilted_sign_flip", count_tilted)
+    monkeypatch.setattr(statistics, "sign_flip", count_fair)
+    lines = lines_of(0.4 + np.random.default_rng(1).normal(0, 0.2, 400), np.full(400, 0.5), "rougeL")
+    for place, line in enumerate(lines):
+        line["tags"] = [f"tag {number}" for number in range(60) if (place + number) % 4 == 0]
+    found = compare("rougeL", lines)
+    checked = check(found, find_slices(found, Known()), GuardConfig(), seed=1)
+    assert len(flips) == 60, "each is tested"
+    assert sum(flips) <= 60 * statistics.PERMUTATIONS
+    tags = [row for row in checked.rows if row.guard == "slice"]
+    assert {row.state for row in tags} == {"failed"}
+    # What `worse` asks for is told, though all sixty share it.
+    assert min(row.p_value or 1.0 for row in tags) < 1e-4
 
 
 def test_a_floor_can_be_set_for_every_metric_and_for_nothing_else() -> None:

@@ -325,3 +325,34 @@ def test_rare_catastrophes_hidden_in_small_gains_show_no_gain(share: float, size
 
 def test_the_smallest_p_value_that_can_be_set_is_the_smallest_that_the_permutation_test_has() -> None:
     assert statistics.sign_flip([0.5] * 200, seed=1) == pytest.approx(LEAST_P_VALUE)
+
+
+@pytest.mark.parametrize("shift", [0.04, 0.06, 0.08])
+def test_tilted_coins_tell_what_many_fair_ones_do(shift: float) -> None:
+    noise = np.random.default_rng(6).normal(0, 0.2, 100)
+    differences = noise - noise.mean() + shift
+    fair = statistics.sign_flip(differences, seed=1, permutations=400_000)
+    tilted = [statistics.tilted_sign_flip(differences, seed, level=0.05 / 200) for seed in range(5)]
+    # Of 400,000 fair ones some ten hits are left at the smallest p-value.
+    assert tilted == pytest.approx([fair] * 5, rel=0.15, abs=1.5e-5)
+
+
+def test_tilted_coins_on_ties_are_mcnemar_far_below_what_fair_ones_could_tell() -> None:
+    differences = [0.5] * 60 + [-0.5] * 15 + [0.0] * 30
+    exact = statistics.mcnemar_exact(60, 15)
+    assert exact < 1e-7
+    found = statistics.tilted_sign_flip(differences, seed=2, level=0.05 / 200)
+    assert found == pytest.approx(exact, rel=0.2)
+    assert statistics.tilted_sign_flip([-one for one in differences], seed=2, level=0.05 / 200) > 0.99
+    assert 0 < statistics.tilted_sign_flip([0.5] * 200, seed=1, level=0.05 / 200) < 1e-20
+    assert statistics.tilted_sign_flip([0.5] * 9, seed=1, level=0.05 / 200) == 2**-9
+
+
+def test_tilted_coins_err_no_more_often_than_they_say_however_few_there_are() -> None:
+    random = np.random.default_rng(7)
+    found = np.array([
+        statistics.tilted_sign_flip(random.laplace(0, 0.2, 20), seed, level=0.01, permutations=20)
+        for seed in range(3000)
+    ])  # fmt: skip
+    for level in (0.01, 0.05):
+        assert np.mean(found <= level) <= level + 3 * np.sqrt(level / 3000)
