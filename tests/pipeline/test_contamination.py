@@ -495,13 +495,18 @@ def test_the_answer_of_a_row_whose_prompt_is_pinned_is_compared_too(tmp_path: Pa
         ask("something else", f"{LONG} 2"),
         ask("more of it", f"{LONG} 4"),
     ]
+    # Removed rows are not among those that make an answer common.
+    train += [ask(words(number, 20), f"{LONG} 4") for number in range(5)]
+    heldout += [ask(words(number, 20)) for number in range(5)]
+    corrected = sorted(prompt_id(words(number, 20), "") for number in range(5))
     snapshot = Snapshot(tmp_path).drop(train).drop(heldout, "heldout")
     made = snapshot.prepare()
     asked = prompt_id("the first question", "")
-    near_to = {row["instruction"]: row["near"] for row in made.heldout}
-    assert near_to == {"the first  QUESTION": [], "something else": [asked], "more of it": []}
-    assert (made.dataset.removed_heldout, made.dataset.near_duplicates) == (2, 0)
-    assert [row["instruction"] for row in taught(snapshot, [asked]).prepare().heldout] == ["more of it"]
+    near_to = {row["instruction"]: row["near"] for row in made.heldout if row["near"]}
+    assert near_to == {"something else": [asked], "more of it": corrected}
+    assert (len(made.heldout), made.dataset.removed_heldout, made.dataset.near_duplicates) == (8, 7, 0)
+    scored = {row["instruction"] for row in taught(snapshot, [asked]).prepare().heldout}
+    assert scored == {row["instruction"] for row in heldout[2:]}
 
 
 ROLED = st.tuples(st.sampled_from(["train", "heldout"]), st.lists(variants(), min_size=1, max_size=15))
