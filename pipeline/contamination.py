@@ -4,10 +4,10 @@ Which training rows are too near to a held-out record, and which held-out record
 Compared is what varies: an instruction that more than 1 % of the prompts share does not count, nor does a run of words
 or a long answer that more than 1 % of them have. (Nor can copies of one text be told from the form of a task, where
 they are more than that.) In the order of their hash, a held-out record joins the held-out set unless it is near to one
-that joined before it; whatever else is near to one that joined, leaves. Nothing in here can move a record to another
-side.
+that joined before it; whatever else is near to one that joined, leaves, and is noted at each that it is near to: a
+model may have been trained on it once. Nothing in here can move a record to another side.
 
-Memory: about 70 bytes a row, 20 for each held-out record that one is near to, 4 a word of the held-out side, and the
+Memory: about 70 bytes a row, 24 for each held-out record that one is near to, 4 a word of the held-out side, and the
 tables of a part of it, whatever the data.
 """
 
@@ -48,7 +48,7 @@ def find_overlaps(files: Sequence[Path], overlaps: Overlaps, similarity: float, 
     """
     Note in `overlaps`, which knows the side of every row, which training rows leave and which held-out ones repeat.
 
-    Noted is also each held-out record that a training row is near to, not only the first one that it leaves by.
+    Noted is also each held-out record that such a row is near to, not only the first one that it leaves by.
 
     `files` are the drops' signatures, in their order. `check_stop` is called again and again. Raises `OSError`.
     """
@@ -86,7 +86,7 @@ class _Source:
             firsts = block.rows[_is(parts, Part.TRAIN, Part.HELDOUT)]
             prompts += len(firsts)
             instructions.append(firsts["instruction"])
-            answers.append(block.rows["answer"][(parts != Part.NONE) & (block.rows["answer"] != 0)])
+            answers.append(block.rows["answer"][~_is(parts, Part.NONE, Part.REMOVED) & (block.rows["answer"] != 0)])
         most = max(int(COMMON_SHARE * prompts), COMMON_ROWS)
         self._instructions = _frequent(instructions, most)
         self._answers = _frequent(answers, most)
@@ -129,29 +129,33 @@ class _Source:
         return _Heldout(join(parts).take(order), answers, np.full(self._overlaps.heldout, -1, np.int32))
 
     def mark(self, near: NearTexts, names: Indices) -> None:
-        """Mark the training rows that are near to a text of `near`; `names` are the numbers of its prompts."""
+        """Note which prompts are near to a text of `near`, and mark the training rows; `names` are its prompts."""
         for drop, block in self.blocks():
-            chosen = np.flatnonzero(self.parts(drop, block) == Part.TRAIN)
+            parts = self.parts(drop, block)
+            # A held-out prompt that is near to one that joined repeats it: on whichever side of it by hash, in
+            # whichever part, it was settled or will be.
+            chosen = np.flatnonzero(_is(parts, Part.TRAIN, Part.HELDOUT))
             pairs = near_pairs(near, self.texts(block, chosen))
             for theirs, ours in pairs:
                 self._overlaps.note_near(drop, block.first + chosen[theirs], names[ours])
             rules, units = nearest(len(chosen), pairs)
-            hit = rules > 0
+            hit = (rules > 0) & (parts[chosen] == Part.TRAIN)
             rows = block.first + chosen[hit]
             fresh = self._overlaps.rules[drop][rows] == 0
             self._overlaps.rules[drop][rows[fresh]] = rules[hit][fresh]
             self._overlaps.units[drop][rows[fresh]] = names[units[hit][fresh]]
 
     def mark_answers(self, heldout: _Heldout) -> None:
-        """Mark the training rows whose answer is a long one of a held-out prompt that joined."""
+        """Note whose answer is a long one of a held-out prompt that joined, and mark the training rows."""
         known = np.array(sorted(heldout.owners), np.uint64)
         for drop, block in self.blocks() if len(known) else ():
-            train = _is(self.parts(drop, block), Part.TRAIN, Part.TRAIN_MORE)
-            rows = np.flatnonzero(train & members(block.rows["answer"], known))
+            parts = self.parts(drop, block)
+            rows = np.flatnonzero((parts != Part.NONE) & members(block.rows["answer"], known))
             units = np.array([heldout.owners[answer] for answer in block.rows["answer"][rows].tolist()], np.int64)
             places = block.first + rows
             self._overlaps.note_near(drop, places, units)
-            free = self._overlaps.rules[drop][places] == 0
+            train = _is(parts[rows], Part.TRAIN, Part.TRAIN_MORE)
+            free = train & (self._overlaps.rules[drop][places] == 0)
             self._overlaps.rules[drop][places[free]] = 1 + RULES.index("answer")
             self._overlaps.units[drop][places[free]] = units[free]
 

@@ -25,7 +25,7 @@ class HeldoutRecord:
     pinned: bool
     tags: tuple[str, ...]
     near: tuple[str, ...] = ()
-    """Ids of the training prompts that are too near to it, and that no model is trained on beside it."""
+    """Ids of prompts that are too near to it: of training, which lose what is near, or held out, which repeat it."""
 
     @property
     def content(self) -> str:

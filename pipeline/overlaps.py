@@ -32,6 +32,8 @@ class Part(IntEnum):
     """Another answer to the same prompt."""
     HELDOUT = 3
     HELDOUT_MORE = 4
+    REMOVED = 5
+    """Of a training drop, but its prompt is pinned."""
 
 
 class Overlaps:
@@ -47,7 +49,7 @@ class Overlaps:
         self.rules: list[npt.NDArray[np.uint8]] = [np.zeros(count, np.uint8) for count in counts]
         """A drop each, [rows]: 1 + the number in `RULES` of what a training row leaves by; 0 if it stays."""
         self.ids: list[npt.NDArray[np.uint64]] = [np.zeros((count, 2), np.uint64) for count in counts]
-        """A drop each, [rows, halves]: the id of a training row."""
+        """A drop each, [rows, halves]: the id of a row that is on a side or removed."""
         self._near: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64]]] = []
         self.heldout = 0
         """Held-out prompts."""
@@ -57,30 +59,38 @@ class Overlaps:
     def train(self, rows: Sequence[SpilledRow]) -> None:
         """Note the rows of a prompt that is not held out."""
         for number, row in enumerate(rows):
-            self.parts[row.order][row.number] = Part.TRAIN_MORE if number else Part.TRAIN
-            self.ids[row.order][row.number, 0] = int(row.id[:_HALF], 16)
-            self.ids[row.order][row.number, 1] = int(row.id[_HALF:], 16)
+            self._note(row, Part.TRAIN_MORE if number else Part.TRAIN)
 
-    def hold_out(self, rows: Sequence[SpilledRow]) -> None:
-        """Note the rows of the next held-out prompt."""
+    def hold_out(self, rows: Sequence[SpilledRow], removed: Sequence[SpilledRow] = ()) -> None:
+        """Note the rows of the next held-out prompt, and those of training drops that ask the same."""
         for number, row in enumerate(rows):
-            self.parts[row.order][row.number] = Part.HELDOUT_MORE if number else Part.HELDOUT
+            self._note(row, Part.HELDOUT_MORE if number else Part.HELDOUT)
+        for row in removed:
+            self._note(row, Part.REMOVED)
+        for row in (*rows, *removed):
             self.units[row.order][row.number] = self.heldout
         self.heldout += 1
 
+    def _note(self, row: SpilledRow, part: Part) -> None:
+        self.parts[row.order][row.number] = part
+        self.ids[row.order][row.number, 0] = int(row.id[:_HALF], 16)
+        self.ids[row.order][row.number, 1] = int(row.id[_HALF:], 16)
+
     def note_near(self, drop: int, rows: npt.NDArray[np.int64], units: npt.NDArray[np.int64]) -> None:
-        """Note training rows of a drop, each near to the held-out prompt at the same place of `units`."""
-        self._near.append((units, self.ids[drop][rows]))
+        """Note rows of a drop, each near to the held-out prompt at the same place of `units`."""
+        # What has this number already is the prompt's own, or a training row that was noted as it was marked.
+        other = self.units[drop][rows] != units
+        self._near.append((units[other], self.ids[drop][rows[other]]))
 
     def near(self, unit: int | None = None) -> list[str]:
-        """Return the ids of the training prompts that are near to a held-out one, or to any: sorted, each once."""
+        """Return the ids of the other prompts that are near to a held-out one, or to any: sorted, each once."""
         begins, ids = self._hits
         part = ids if unit is None else ids[begins[unit] : begins[unit + 1]]
         return sorted({f"{first:0{_HALF}x}{second:0{_HALF}x}" for first, second in part.tolist()})
 
     @cached_property
     def _hits(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64]]:
-        """Where each held-out prompt's begin, and the ids of the training rows near to each. Once all are noted."""
+        """Where each held-out prompt's begin, and the ids of the rows near to each. Once all are noted."""
         units = np.concatenate([units for units, _ in self._near] or [np.zeros(0, np.int64)])
         ids = np.concatenate([ids for _, ids in self._near] or [np.zeros((0, 2), np.uint64)])
         order = np.argsort(units, kind="stable")

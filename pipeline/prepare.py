@@ -52,7 +52,7 @@ def prepare(attempt: Attempt) -> Dataset:
     Make `train.jsonl`, `dev.jsonl` and `heldout.jsonl` of the drops in the spec.
 
     Rows are {"id", "instruction", "input", "output", "drop"}; held-out rows, of which only the scored ones are written,
-    have "references", "pinned", "tags" and "near" too, the ids of training prompts that are too near to them. Raises
+    have "references", "pinned", "tags" and "near" too, the ids of prompts on any side that are too near to them. Raises
     `CannotTrain` if a drop is damaged, no training rows are left, the settings allow no verdict ever, or a suite that
     they name cannot be read.
     """
@@ -205,7 +205,7 @@ def _compare(attempt: Attempt, spill: Spill, reading: _Reading, *, pinned: bool)
         attempt.check_stop()
         for prompt in prompts(rows, attempt.config.split, pinned=pinned):
             if prompt.side == "heldout":
-                overlaps.hold_out(prompt.rows)
+                overlaps.hold_out(prompt.rows, prompt.removed)
                 heldout.add(prompt.rows[0].id)
             else:
                 overlaps.train(prompt.rows)

@@ -124,7 +124,7 @@ class Familiar(NamedTuple):
     """What the champion was trained on."""
 
     ids: frozenset[str] = frozenset()
-    """Of held-out prompts, and of training prompts that are near to one."""
+    """Of held-out prompts, and of others that are near to one."""
     drops: frozenset[int] = frozenset()
 
 

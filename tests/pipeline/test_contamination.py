@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,20 +38,19 @@ def shingles(words: Sequence[str]) -> set[tuple[str, ...]]:
 class Oracle:
     """The rules, read aloud: slow, with texts instead of hashes and every pair looked at."""
 
-    def __init__(self, content: Sequence[Row], split: SplitConfig) -> None:
-        self.similarity, self.heldout = split.similarity, split.heldout
-        self.prompts: dict[str, list[Row]] = {}
-        for row in content:
-            rows = self.prompts.setdefault(prompt_place("s", row["instruction"], row.get("input", "")), [])
-            if row["output"] not in [other["output"] for other in rows]:
-                rows.append(row)
+    def __init__(self, content: Sequence[Row], split: SplitConfig, pinned: Sequence[Row] = ()) -> None:
+        self.similarity = split.similarity
+        own, others = self.by_prompt(pinned), self.by_prompt(content)
+        self.removed = {place: others.pop(place) for place in own if place in others}
+        self.prompts = own | others
         most = max(len(self.prompts) // 100, 3)
         self.instructions = self.frequent([(tuple(tokens(row["instruction"])),) for row, *_ in self.all], most)
         self.common = self.frequent([shingles(self.text(row)) for row, *_ in self.all], most)
         self.runs = self.frequent([runs(self.text(row), 13) for row, *_ in self.all], most)
         long = [tuple(tokens(row["output"])) for rows in self.all for row in rows]
         self.answers = self.frequent([[answer] for answer in long if len(answer) >= 8], most)
-        held = [place for place in sorted(self.prompts) if int(place[:13], 16) / 2**52 < split.heldout]
+        by_hash = [place for place in self.prompts if int(place[:13], 16) / 2**52 < split.heldout]
+        held = sorted(own or by_hash)
         self.joined: list[str] = []
         for place in held:
             if not any(self.near(place, other) for other in self.joined):
@@ -66,10 +65,24 @@ class Oracle:
         ]
 
     def hits(self, unit: str) -> list[str]:
-        """Return the ids of the training prompts that have a row which is near to a held-out one."""
-        others = (place for place in self.prompts if int(place[:13], 16) / 2**52 >= self.heldout)
-        rows = [self.prompts[place][0] for place in others if self.near(place, unit)]
-        return sorted(prompt_id(row["instruction"], row.get("input", "")) for row in rows)
+        """Return the ids of the other prompts that have a row which is near to a held-out one that joined."""
+        own = self.long(self.prompts[unit])
+        gone = {place for place, some in self.removed.items() if own & self.long(some)}
+        near = (place for place in self.prompts if place in gone or self.near(place, unit))
+        return sorted(self.name(place) for place in near if place != unit)
+
+    def name(self, place: str) -> str:
+        row = self.prompts[place][0]
+        return prompt_id(row["instruction"], row.get("input", ""))
+
+    @staticmethod
+    def by_prompt(content: Sequence[Row]) -> dict[str, list[Row]]:
+        prompts: dict[str, list[Row]] = {}
+        for row in content:
+            rows = prompts.setdefault(prompt_place("s", row["instruction"], row.get("input", "")), [])
+            if row["output"] not in [other["output"] for other in rows]:
+                rows.append(row)
+        return prompts
 
     @property
     def all(self) -> list[list[Row]]:
@@ -398,6 +411,138 @@ def test_a_record_near_to_what_the_champion_was_trained_on_is_not_scored(tmp_pat
     assert not begins(made, "heldout") & (learnt | begins(made, "train", "dev"))
     write_trained_ids(snapshot.root / "models" / "m", ["0" * 32])
     assert snapshot.prepare().heldout == to_base.heldout
+
+
+PAIRS = [(words(number, 40), f"{words(number, 40)} please") for number in range(40)]
+
+
+def taught(snapshot: Snapshot, ids: Iterable[str]) -> Snapshot:
+    """Give the snapshot a champion that was trained on the prompts with these ids."""
+    folder = snapshot.root / "models" / "m"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_trained_ids(folder, ids)
+    snapshot.champion = ModelRef(model_id="m", path="models/m", generation=1, drops=(1,))
+    return snapshot
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_a_pinned_record_near_to_what_the_champion_was_trained_on_is_not_scored(tmp_path: Path, both: bool) -> None:
+    """Also where what it was trained on is pinned itself, and, being near, neither scored nor in training."""
+    train = [*(ask(text) for text, _ in PAIRS), *rows(5, start=900)]
+    heldout = [ask(text) for pair in PAIRS for text in pair[0 if both else 1 :]]
+    fresh = [ask(words(number, 30)) for number in range(100, 103)]
+    snapshot = Snapshot(tmp_path).drop(train).drop([*heldout, *fresh], "heldout")
+    to_base = snapshot.prepare()
+    made = taught(snapshot, (prompt_id(row["instruction"], "") for row in train)).prepare()
+    assert {row["instruction"] for row in made.heldout} == {row["instruction"] for row in fresh}
+    found = made.dataset
+    assert (found.seen_by_champion, found.heldout_duplicates, found.removed_heldout) == (40, 40 * both, 40 * both)
+    # What joins follows from the hashes alone, on which sides the pair is from the pins alone.
+    near_to = {row["instruction"]: row["near"] for row in to_base.heldout}
+    other = {text: rival for pair in PAIRS for text, rival in (pair, pair[::-1])}
+    wanted = {text: [prompt_id(other[text], "")] if text in other else [] for text in near_to}
+    assert (len(near_to), near_to) == (43, wanted)
+    assert {text in dict(PAIRS) for text in near_to} == ({True, False} if both else {False})
+    assert (made.train, made.dev) == (to_base.train, to_base.dev)
+
+
+def test_a_record_held_out_by_hash_near_to_what_the_champion_was_trained_on_is_not_scored(tmp_path: Path) -> None:
+    """The champion was trained while a pinned set was there, so also on what is held out without one."""
+    split = SplitConfig(heldout=0.5, dev=0.0)
+
+    def by_hash(text: str) -> bool:
+        return int(prompt_place("s", text, "")[:13], 16) / 2**52 < split.heldout
+
+    pairs = ((text, f"{text} please") for text in (words(number, 40) for number in range(400)))
+    both = [pair for pair in pairs if all(map(by_hash, pair))]
+    assert len(both) > 50
+    snapshot = Snapshot(tmp_path, split=split).drop([*(ask(text) for text, _ in both), *rows(100, start=7000)])
+    snapshot.drop([ask(text) for _, text in both])
+    to_base = snapshot.prepare()
+    made = taught(snapshot, (prompt_id(text, "") for text, _ in both)).prepare()
+    copies = {text for pair in both for text in pair}
+    assert made.heldout == [row for row in to_base.heldout if row["instruction"] not in copies] != []
+    assert len(to_base.heldout) - len(made.heldout) == made.dataset.seen_by_champion == len(both)
+
+
+@pytest.mark.parametrize("slice_words", [1, 1 << 19])
+def test_a_held_out_prompt_near_to_several_that_joined_is_noted_at_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slice_words: int
+) -> None:
+    """The one that it repeats is the first of them; the champion knows the others by heart as well."""
+    monkeypatch.setattr(contamination, "_SLICE_WORDS", slice_words)
+    found = set()
+    for seed in range(10):
+        texts = [words(3 * seed + number, 14) for number in range(3)]
+        bridge, answer = " ".join(texts), f"{LONG} {seed}"
+        heldout = [*map(ask, texts), ask(bridge, answer), ask(f"something else {seed}", answer)]
+        made = pinned(tmp_path, [], heldout)
+        places = {row["instruction"]: prompt_place("s", row["instruction"], "") for row in heldout}
+        if any(places[row["instruction"]] < places[bridge] for row in heldout):
+            name = [prompt_id(bridge, "")]
+            assert {row["instruction"]: row["near"] for row in made.heldout} == {
+                row["instruction"]: name for row in heldout if row["instruction"] != bridge
+            }
+            found.add(sum(place < places[bridge] for place in places.values()))
+    assert found > {1, 2}, "the bridge lies between them by hash"
+
+
+def test_the_answer_of_a_row_whose_prompt_is_pinned_is_compared_too(tmp_path: Path) -> None:
+    """It never was the pinned prompt's own answer, so nothing else says that the champion knows it."""
+    train = [ask("The first question", f"{LONG} 1"), ask("The first question", f"{LONG} 2"), *rows(5, start=900)]
+    heldout = [
+        ask("the first  QUESTION", f"{LONG} 3"),
+        ask("something else", f"{LONG} 2"),
+        ask("more of it", f"{LONG} 4"),
+    ]
+    # Removed rows are not among those that make an answer common.
+    train += [ask(words(number, 20), f"{LONG} 4") for number in range(5)]
+    heldout += [ask(words(number, 20)) for number in range(5)]
+    corrected = sorted(prompt_id(words(number, 20), "") for number in range(5))
+    snapshot = Snapshot(tmp_path).drop(train).drop(heldout, "heldout")
+    made = snapshot.prepare()
+    asked = prompt_id("the first question", "")
+    near_to = {row["instruction"]: row["near"] for row in made.heldout if row["near"]}
+    assert near_to == {"something else": [asked], "more of it": corrected}
+    assert (len(made.heldout), made.dataset.removed_heldout, made.dataset.near_duplicates) == (8, 7, 0)
+    scored = {row["instruction"] for row in taught(snapshot, [asked]).prepare().heldout}
+    assert scored == {row["instruction"] for row in heldout[2:]}
+
+
+ROLED = st.tuples(st.sampled_from(["train", "heldout"]), st.lists(variants(), min_size=1, max_size=15))
+
+
+@settings(max_examples=40, deadline=None)
+@given(drops=st.lists(ROLED, max_size=4), words=st.sampled_from([60, 1 << 20]), data=st.data())
+def test_what_is_scored_does_not_depend_on_the_order_of_drops_and_the_champion_knows_none_of_it(
+    tmp_path_factory: pytest.TempPathFactory, drops: list[tuple[str, list[dict[str, str]]]], words: int,
+    data: st.DataObject,
+) -> None:  # fmt: skip
+    """Whatever it was trained on: rows of today's training side, held-out ones that repeat others, removed ones."""
+    root = tmp_path_factory.mktemp("scored")
+
+    def answered(role: str, row: Row) -> dict[str, Any]:
+        # A pinned drop may say something else than a training one, but none replaces an answer of its own kind.
+        return {**row, "output": f"{LONG} {(len(row['instruction'] + row['input']) + (role == 'heldout')) % 7}"}
+
+    content = [("train", ANCHORS), *((role, [answered(role, row) for row in drop]) for role, drop in drops)]
+    train, pinned = ([row for kind, drop in content if kind == role for row in drop] for role in ("train", "heldout"))
+    wanted = Oracle(train, SPLIT, pinned)
+    known = data.draw(st.sets(st.sampled_from(sorted(map(wanted.name, wanted.prompts)))))
+
+    def scored(some: Sequence[tuple[str, Sequence[Row]]]) -> list[tuple[str, list[str]]]:
+        snapshot = Snapshot(root, split=SPLIT)
+        for role, drop in some:
+            snapshot.drop(drop, role)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(contamination, "_SLICE_WORDS", words)
+            made = taught(snapshot, known).prepare()
+        return [(row["id"], row["near"]) for row in made.heldout]
+
+    joined = [(wanted.name(place), wanted.hits(place)) for place in wanted.joined]
+    unknown = [(name, near) for name, near in joined if known.isdisjoint([name, *near])]
+    assert scored(content) == unknown
+    assert scored([*data.draw(st.permutations(content)), data.draw(st.sampled_from(content))]) == unknown
 
 
 @pytest.mark.parametrize("slice_words", [1, 1 << 19])
