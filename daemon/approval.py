@@ -114,18 +114,19 @@ def _barred_by(past: Sequence[Promotion], run_id: int) -> Promotion | None:
 def _require_waiting(state_folder: Path, run: Run, back: Promotion | None) -> None:
     if run.outcome == AWAITING:
         return
-    if run.outcome == OVERTAKEN:
-        message = f"run {run.id} won, but against a champion that another one has taken the place of"
-        hint = "a run on new data is compared with today's champion"
-    elif run.outcome == "promoted" and back is not None:
-        by = f", by {back.approved_by}" if back.approved_by else ""
-        message = f"run {run.id} was promoted, then {back.reason}{by}; its model is barred since"
-        hint = f"see what reigns: dropforge history --track {run.track}"
-    elif run.outcome == "promoted":
-        message, hint = f"run {run.id} was promoted", f"see what reigns: dropforge history --track {run.track}"
-    elif run.state not in _OVER:
+    if run.state not in _OVER:
         message = f"run {run.id} is {run.state} and has no verdict yet"
         raise CannotPromote(message, f"see how far it is: dropforge show {run.id}")
+    if back is not None:
+        how = "promoted" if run.outcome == "promoted" else "forced"
+        by = f", by {back.approved_by}" if back.approved_by else ""
+        message = f"run {run.id} was {how}, then {back.reason}{by}; its model is barred since"
+        hint = f"see what reigns: dropforge history --track {run.track}"
+    elif run.outcome == OVERTAKEN:
+        message = f"run {run.id} won, but against a champion that another one has taken the place of"
+        hint = "a run on new data is compared with today's champion"
+    elif run.outcome == "promoted":
+        message, hint = f"run {run.id} was promoted", f"see what reigns: dropforge history --track {run.track}"
     else:
         message, hint = f"run {run.id} did not win: {run.outcome or run.state}", f"see why: dropforge show {run.id}"
     if (publishing.run_folder(state_folder, run.id or 0) / "merge.json").exists():

@@ -17,14 +17,15 @@ import shutil
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from daemon.database_file import BACKUPS, copy_database, revision, verify
 from daemon.evidence import JSON_NAME, PAGE_NAME
 from daemon.processes import FileLock
+from daemon.retention import read_object
 from daemon.settings import Settings
 from daemon.state_folder import DATABASE_NAME
 from pipeline import durable
@@ -61,7 +62,7 @@ class Manifest(Frozen):
     """Folders of the merged models that its tracks serve or would go back to, below the state folder."""
     with_models: bool
     missing: tuple[str, ...]
-    """Files that the database names and that were not there, or not what their name says."""
+    """Files that the database names and that were not there, or not what their name says, or damaged verdicts."""
     files: dict[str, tuple[int, str]]
     """Size and sha256 of every other file, by its path below the backup."""
 
@@ -169,6 +170,7 @@ def _fill(aside: Path, settings: Settings, *, with_models: bool) -> Manifest:
         files[name] = _seen(aside / name)
         if expected not in {None, files[name][1]}:
             missing.append(name)
+    missing.extend(unreadable_verdicts(root, aside / DATABASE_NAME))
     manifest = Manifest(
         made_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), schema_revision=schema, counts=counts,
         champions=champions(aside / DATABASE_NAME), with_models=with_models, missing=tuple(missing), files=files,
@@ -197,19 +199,42 @@ def named_files(root: Path, database: Path, *, with_models: bool = False) -> Ite
             yield f"{model}/", None
 
 
+def unreadable_verdicts(root: Path, database: Path) -> list[str]:
+    """Return the verdicts below `root` of a database's succeeded runs that are there and damaged."""
+    with closing(sqlite3.connect(database)) as connection:
+        succeeded = [row[0] for row in connection.execute(_SUCCEEDED)]
+    paths = [_verdict(root, run) for run in succeeded]
+    return [path.relative_to(root).as_posix() for path in paths if path.exists() and not _is_sound(read_object(path))]
+
+
+def _is_sound(verdict: Mapping[str, object]) -> bool:
+    """Say whether a verdict says anything, and names nothing that it cannot mean."""
+    named = [verdict.get(name) for name in ("report", "candidate_model_id")]
+    return bool(verdict) and all(one is None or _place_in(one) is not None for one in named)
+
+
 def _card(root: Path, run: int) -> list[Path]:
     """Return the files of the evidence card that a run's verdict names; none where it has no card any more."""
-    verdict = durable.read_json(root / "runs" / str(run) / "decide.json")
-    named = verdict.get("report") if verdict else None
+    named = _place_in(read_object(_verdict(root, run)).get("report"))
     return [path for name in (JSON_NAME, PAGE_NAME) if named and (path := root / named / name).is_file()]
 
 
 def _awaited(root: Path, runs: Sequence[int]) -> Iterator[str]:
     """Yield the folders of the models that runs won with, as their verdicts name them."""
     for run in runs:
-        verdict = durable.read_json(root / "runs" / str(run) / "decide.json")
-        if verdict and verdict["candidate_model_id"]:
-            yield f"models/{verdict['candidate_model_id']}"
+        if named := _place_in(read_object(_verdict(root, run)).get("candidate_model_id")):
+            yield f"models/{named}"
+
+
+def _verdict(root: Path, run: int) -> Path:
+    return root / "runs" / str(run) / "decide.json"
+
+
+def _place_in(named: object) -> str | None:
+    """Return a path that a file names, if it is relative and leads nowhere else: a damaged file says anything."""
+    if not isinstance(named, str) or not named.isprintable():
+        return None
+    return None if named.startswith("/") or ".." in PurePosixPath(named).parts else named
 
 
 def _columns(connection: sqlite3.Connection, question: str) -> str:

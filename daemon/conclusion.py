@@ -63,7 +63,8 @@ def _hangs_on_champion(root: Path, run_id: int, verdict: Verdict) -> bool:
     """
     Say whether another champion could make another verdict of one that is no win.
 
-    Not where nobody was compared, for want of data, and not where the candidate was trained on what it was asked.
+    Not where the candidate was trained on what it was asked, and not where nobody was compared, for want of data: that
+    the data was not prepared for another champion has `reopening` seen to, as far as nothing was trained on it.
     """
     return verdict.outcome != "contaminated" and "evaluate" in publishing.published(root, run_id)
 

@@ -23,7 +23,7 @@ from daemon.commands import Command, Ended
 from daemon.database import ChangeWatch, transaction
 from daemon.model_check import Stopped, require_answer
 from daemon.settings import HookSettings, Settings
-from daemon.tables import HookState, Promotion, PromotionState, Track
+from daemon.tables import Event, HookState, Promotion, PromotionState, Track
 from pipeline.errors import DropforgeError
 
 Which = Literal["hook", "health"]
@@ -33,6 +33,8 @@ _NOT_FOR_HOOKS = frozenset({
     "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID", "INVOCATION_ID", "JOURNAL_STREAM",
 })  # fmt: skip
 _TROUBLE_SECONDS = 30.0
+_ASKED = "hook_asked_again"
+_NO_COMMAND = "the daemon runs with settings that name no such command: restart it"
 log = structlog.get_logger()
 
 
@@ -54,7 +56,7 @@ class TryOut(Protocol):
 
 
 class NothingToRun(DropforgeError):
-    """There is no command to run again, or it is under way."""
+    """There is no command to run again, it is under way, or its champion is on the way out."""
 
 
 Begin = Callable[[tuple[str, ...], dict[str, str], float], Running]
@@ -121,14 +123,18 @@ class Hooks:
 
     def _next(self, row: Promotion, now: int) -> None:
         """Begin the next command of a change, or note that there is none."""
+        if row.health_state in _OPEN and row.health_error is not None:
+            if row.hook_state in _OPEN:
+                # A person asked for it while the health was asked for: nobody is told of a sick model again.
+                self._set(row.id, "hook", HookState.SKIPPED, now)
+            # Also where a daemon died between the answer and what follows from it.
+            self._begin_rollback(row, row.health_error, now)
+            return
         if row.hook_state in _OPEN and self._begins(row, "hook", now):
             return
         if row.health_state not in _OPEN:
             return
-        if row.health_error is not None:
-            # Also where a daemon died between the answer and what follows from it.
-            self._begin_rollback(row, row.health_error, now)
-        elif _command(self._settings_of(row.track), "health")[0] and not self._reigns(row):
+        if _command(self._settings_of(row.track), "health")[0] and not self._reigns(row):
             self._set(row.id, "health", HookState.SKIPPED, now)
         else:
             self._begins(row, "health", now)
@@ -136,6 +142,9 @@ class Hooks:
     def _begins(self, row: Promotion, which: Which, now: int) -> bool:
         """Begin a command, or note that the settings name none; say whether there is one."""
         argv, seconds = _command(self._settings_of(row.track), which)
+        if not argv and which == "hook" and self._is_asked_for(row):
+            self._note(row.id or 0, which, Ended(_NO_COMMAND, ""), now)
+            return False
         self._set(row.id, which, HookState.RUNNING if argv else None, now)
         if argv:
             log.info("hook_started", track=row.track, generation=row.generation, command=_name(which))
@@ -206,6 +215,12 @@ class Hooks:
             if state == HookState.RUNNING:
                 record_event(session, f"{which}_started", now, track=row.track, run_id=row.run_id)
 
+    def _is_asked_for(self, row: Promotion) -> bool:
+        """Say whether a person asked for the hook of a change; each has it pending at first, named or not."""
+        with transaction(self._engine) as session:
+            asked = select(Event).where(Event.kind == _ASKED, Event.track == row.track)
+            return any(event.detail.get("generation") == row.generation for event in session.exec(asked))
+
     def _reigns(self, row: Promotion) -> bool:
         with transaction(self._engine) as session:
             return session.get_one(Track, row.track).champion_generation == row.generation
@@ -238,8 +253,8 @@ def ask_again(engine: Engine, settings: Settings, track: str, now: int, by: str)
     """
     Let the daemon run `hooks.after_promotion` again for today's champion of a track; return the row of its change.
 
-    `by` asks for it, as the event says. Raises `NothingToRun` if the settings name no such command or it is under way,
-    `NoChampion` if the track has none.
+    `by` asks for it, as the event says. Raises `NothingToRun` if the settings name no such command, it is under way or
+    the champion was found to be sick and the former one is being brought back, `NoChampion` if the track has none.
     """
     own = (settings.track(track) if track in settings.track_names else settings).hooks
     if not own.after_promotion:
@@ -251,9 +266,15 @@ def ask_again(engine: Engine, settings: Settings, track: str, now: int, by: str)
         if row.hook_state in _OPEN:
             message = f"hooks.after_promotion of track {track} is {row.hook_state} already"
             raise NothingToRun(message, "see what comes of it: dropforge status; the daemon runs it: dropforge run")
+        if row.health_state in _OPEN and row.health_error is not None:
+            message = (
+                f"hooks.health of track {track} failed for generation {generation} ({row.health_error}), and the "
+                "former champion is being brought back"
+            )
+            raise NothingToRun(message, "its own change runs the hook; see what comes of it: dropforge status")
         row.hook_state, row.hook_error, row.hook_output = HookState.PENDING, None, None
         session.add(row)
-        record_event(session, "hook_asked_again", now, track=track, run_id=row.run_id, generation=generation, by=by)
+        record_event(session, _ASKED, now, track=track, run_id=row.run_id, generation=generation, by=by)
     return row
 
 

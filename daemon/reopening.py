@@ -4,9 +4,11 @@ Which published steps of a run still stand.
 A run that a person retries goes on with today's settings and without the drops that were taken out since. Every
 published step is held against the spec that it was made from; the first one that would be made from something else is
 taken back, and all later ones with it. A report on a champion that reigns no more is taken back, too, as long as there
-is no verdict on it; what a verdict on it still means is for `conclusion` to say.
+is no verdict on it; what a verdict on it still means is for `conclusion` to say. So is data from which held-out records
+were left out since a champion knew them that reigns no more, until something was trained on it.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 
 import structlog
@@ -20,7 +22,7 @@ from daemon.succession import champion
 from daemon.tables import Run
 from pipeline.config import EvaluateConfig, RunConfig
 from pipeline.contract import SPEC_NAME, StepSpec
-from pipeline.steps import STEPS
+from pipeline.steps import BY_NAME, STEPS, next_step
 
 log = structlog.get_logger()
 
@@ -35,6 +37,8 @@ def standing(engine: Engine, state_folder: Path, run: Run) -> dict[str, str]:
     whole = list(done) if stale is None else list(done)[: list(done).index(stale)]
     if "evaluate" in whole and "decide" not in whole and not _is_against_todays(engine, state_folder, run):
         stale = "evaluate"
+    if "prepare" in whole and _is_left_for_another(engine, state_folder, run, whole):
+        stale = "prepare"
     if stale is None:
         return done
     log.info("steps_taken_back", run=run_id, since=stale)
@@ -64,14 +68,13 @@ def _first_stale(engine: Engine, state_folder: Path, run: Run, done: dict[str, s
     for name in done:
         if name not in numbers:
             continue
-        spec = state_folder / publishing.attempt_folder(run.id or 0, name, numbers[name]) / SPEC_NAME
-        if not spec.exists():
-            continue
         try:
-            made = StepSpec.model_validate_json(spec.read_bytes())
+            made = _order(state_folder, run.id or 0, name, numbers[name])
         except ValidationError:
             # An earlier version wrote it, under settings that this one refuses.
             return name
+        if made is None:
+            continue
         if _basis(name, made.config, [drop.id for drop in made.drops]) != _basis(name, config, ids):
             return name
         if name == "prepare" and not _same_measure(state_folder, run.id or 0, config.evaluate):
@@ -79,6 +82,12 @@ def _first_stale(engine: Engine, state_folder: Path, run: Run, done: dict[str, s
         if name == "evaluate" and not _same_batches(state_folder, run.id or 0, made.config, config):
             return name
     return None
+
+
+def _order(state_folder: Path, run_id: int, step: str, number: int) -> StepSpec | None:
+    """Return the spec of an attempt, if it is there still. Raises `ValidationError` if it is not one of today's."""
+    path = state_folder / publishing.attempt_folder(run_id, step, number) / SPEC_NAME
+    return StepSpec.model_validate_json(path.read_bytes()) if path.exists() else None
 
 
 def _basis(step: str, config: RunConfig, drops: list[object]) -> tuple[object, ...]:
@@ -112,6 +121,28 @@ def _is_against_todays(engine: Engine, state_folder: Path, run: Run) -> bool:
     with transaction(engine) as session:
         reigning = champion(session, run.track)
     return report is None or report.is_against(reigning)
+
+
+def _is_left_for_another(engine: Engine, state_folder: Path, run: Run, whole: Collection[str]) -> bool:
+    """
+    Say whether data left records out for a champion that reigns no more, and no training goes to waste without it.
+
+    Too little data, too, may be so only for that champion. Where none was left out, no other one leaves more to ask.
+    """
+    run_id = run.id or 0
+    dataset = publishing.load_dataset(state_folder, run_id)
+    if dataset is None or not dataset.seen_by_champion or "train" in whole:
+        return False
+    step = next_step(whole, dataset, RunConfig.model_validate(run.config))
+    if step is BY_NAME["train"] and publishing.made_checkpoint(state_folder, run_id, 0):
+        # It goes on with the very same files only.
+        return False
+    number = published_attempts(engine, run_id).get("prepare", 0)
+    made = _order(state_folder, run_id, "prepare", number)
+    with transaction(engine) as session:
+        reigning = champion(session, run.track)
+    # The same model knows the same, whatever reigned in between.
+    return made is not None and made.champion.model_id != reigning.model_id
 
 
 def _same_batches(state_folder: Path, run_id: int, made: RunConfig, config: RunConfig) -> bool:

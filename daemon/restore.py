@@ -15,7 +15,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from daemon.backup import BackupUnusable, Manifest, champions, check, named_files, stamp
+from daemon.backup import BackupUnusable, Manifest, champions, check, named_files, stamp, unreadable_verdicts
 from daemon.database import known_revisions
 from daemon.database_file import BACKUPS, DatabaseUnusable, copy_database, refuse_network, revision, verify
 from daemon.processes import FileLock, lock_holder
@@ -46,7 +46,7 @@ class Restored(NamedTuple):
     lost: tuple[str, ...]
     """Files that were accepted after the backup was made, as `track/name`: they are in the inbox's `done/`."""
     missing: tuple[str, ...]
-    """Files that the restored database names and that are neither in the backup nor in the state folder."""
+    """Files that the restored database names and that are neither in backup nor state folder, or damaged verdicts."""
 
 
 def refuse_half_restored(root: Path) -> None:
@@ -88,8 +88,9 @@ def restore(settings: Settings, source: Path, *, without_models: bool = False) -
         _replace_database(root, database, replaced)
         (root / RESTORING).unlink()
         durable.fsync_folder(root)
-        missing = tuple(name for name, _ in named_files(root, root / DATABASE_NAME) if not (root / name).exists())
-        return Restored(manifest, replaced, _lost(replaced / DATABASE_NAME, database), (*missing, *lost_models))
+        missing = [name for name, _ in named_files(root, root / DATABASE_NAME) if not (root / name).exists()]
+        missing += [*unreadable_verdicts(root, root / DATABASE_NAME), *lost_models]
+        return Restored(manifest, replaced, _lost(replaced / DATABASE_NAME, database), tuple(missing))
 
 
 @contextmanager

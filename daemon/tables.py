@@ -98,7 +98,8 @@ class HookState(StrEnum):
     OK = "ok"
     #: It ended otherwise, or not in time; final.
     FAILED = "failed"
-    #: Another champion had taken the place before it could be asked; final.
+    #: Of a health command: another champion had taken the place before it could be asked. Of a hook that a person asked
+    #: for again: the model was found to be sick meanwhile. Final.
     SKIPPED = "skipped"
 
 

@@ -48,7 +48,8 @@ class Rules:
     known: Known = field(default_factory=Known)
     seen_by_candidate: int = 0
     seen_by_champion: int = 0
-    """Held-out records that are left out because the champion was trained on them or on near copies."""
+    """Held-out records that are left out because a champion was trained on them or on near copies: the one that they
+    were prepared for, or today's."""
 
 
 @dataclass(frozen=True)
@@ -314,7 +315,8 @@ def _early(dataset: Dataset, shortfall: Shortfall, gate: GateConfig, *, trained:
     facts = f"{records(have)}, and a verdict by {METRICS[dataset.metric].title} needs {need}"
     if left := dataset.seen_by_champion:
         are = "is" if left == 1 else "are"
-        facts = f"{facts} ({left} more that the champion was trained on, or on near copies of, {are} left out)"
+        known = "the champion at the time of preparing was trained on, or on near copies of"
+        facts = f"{facts} ({left} more that {known}, {are} left out)"
     if not pinned:
         facts, remedy = 'gate.on is "pinned"', f"drop at least {need} rows into the track's heldout folder"
     elif dataset.heldout_pinned:

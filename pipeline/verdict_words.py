@@ -216,7 +216,7 @@ def _context(verdict: Verdict, facts: Circumstances) -> str:
     uses = f"{verdict.uses} candidate{'' if one else 's'} of this track {'was' if one else 'were'} judged before"
     same = f", {verdict.same_set_uses} of them on these records" if verdict.uses else ""
     left = facts.seen_by_champion
-    out = f"that the champion was trained on, or on near copies of, {'is' if left == 1 else 'are'} left out"
+    out = f"that the champion at the time was trained on, or on near copies of, {'is' if left == 1 else 'are'} left out"
     seen = f"; {records(left)} {out}" if left else ""
     return f"{sees}{uses}{same}{seen}."
 

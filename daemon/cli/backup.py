@@ -84,4 +84,4 @@ def restore(
     if len(done.lost) > _MOST_NAMED:
         print_line(f"and {len(done.lost) - _MOST_NAMED} more")
     for name in done.missing[:_MOST_NAMED]:
-        print_line(f"missing: {name}")
+        print_line(f"missing or damaged: {name}")

@@ -175,7 +175,8 @@ def _print_open_ends(settings: "Settings", overview: "Overview", *, alive: bool)
 def command_lines(settings: "Settings", champion: "ChampionView", *, alive: bool, every: bool = False) -> list[str]:
     """Return what is to be said of the commands after a change of champion; of those that went well only if `every`."""
     track = champion.track
-    own = (settings.track(track) if track in settings.track_names else settings).hooks
+    declared = track in settings.track_names
+    own = (settings.track(track) if declared else settings).hooks
     lines = []
     for name, argv, one in (
         ("hooks.after_promotion", own.after_promotion, champion.hook),
@@ -184,7 +185,7 @@ def command_lines(settings: "Settings", champion: "ChampionView", *, alive: bool
         if one is None:
             continue
         if one.state == "failed":
-            again = name == "hooks.after_promotion" and argv and champion.until is None
+            again = name == "hooks.after_promotion" and argv and declared and champion.until is None
             hint = f"; to run it again: dropforge hook --track {track}" if again else ""
             lines.append(f"{name} failed: {one.error}{hint}")
         elif one.state in {"pending", "running"}:

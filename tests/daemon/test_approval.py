@@ -130,6 +130,20 @@ def test_a_run_that_was_rolled_back_from_is_said_to_be_barred_until_it_is_brough
     assert refused.value.message == f"run {run} was promoted"
 
 
+@pytest.mark.parametrize("outcome", ["worse", "not_shown_better"])
+def test_a_run_that_was_forced_and_rolled_back_from_is_said_to_be_barred_too(house: House, outcome: str) -> None:
+    run = house.run(outcome)
+    house.force(run)
+    house.now += 1000
+    champions.rollback(house.daemon.engine, house.root, "default", None, "it swears", house.now)
+    with pytest.raises(CannotPromote) as refused:
+        house.approve(run)
+    assert refused.value.message == (
+        f"run {run} was forced, then rolled back to generation 0: it swears; its model is barred since"
+    )
+    assert f"dropforge promote {run} --force --reason TEXT" in refused.value.hint
+
+
 @pytest.mark.parametrize("outcome", ["worse", "not_shown_better", "guard_failed", "contaminated"])
 def test_a_run_that_did_not_win_is_not_approved(house: House, outcome: str) -> None:
     run = house.run(outcome)

@@ -108,6 +108,52 @@ def test_a_backup_says_which_drops_are_gone_or_changed(served: LivedIn) -> None:
     assert set(made.manifest.missing) == {f"drops/{first.name}", f"drops/{second.name}"}
 
 
+DAMAGED = ["", '{"outcome": "prom', "[1]", "\0\0\0"]
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+def test_a_damaged_verdict_stops_neither_backup_nor_restore_and_is_named(
+    served: LivedIn, dropforge: Callable[..., Any], tmp_path: Path, text: str
+) -> None:
+    root, name = served.settings.state_folder, "runs/1/decide.json"
+    (root / name).write_text(text)
+    with transaction(served.engine) as session:
+        session.get_one(Run, 1).outcome = "awaiting_approval"  # its model is looked for, too
+    made = dropforge("backup", tmp_path / "kept", "--models")
+    assert (made.code, f"missing or changed: {name}\n" in made.out) == (1, True)
+    assert check(tmp_path / "kept").missing == (name,)
+    assert (tmp_path / "kept" / name).read_text() == text, "what is left of it is kept"
+    served.take("late.jsonl", lines("late"))
+    done = dropforge("restore", tmp_path / "kept")
+    assert (done.code, done.err) == (0, "")
+    for words in ("what was there before is in", "default/late.jsonl", f"missing or damaged: {name}\n"):
+        assert words in done.out
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+def test_a_damaged_verdict_in_the_state_folder_does_not_end_the_restore_of_a_database_alone(
+    served: LivedIn, tmp_path: Path, text: str
+) -> None:
+    copy_database(served.settings.state_folder / DATABASE_NAME, tmp_path / "copy.db")
+    (served.settings.state_folder / "runs/1/decide.json").write_text(text)
+    done = restore(served.settings, tmp_path / "copy.db")
+    assert (done.missing, done.replaced.is_dir()) == (("runs/1/decide.json",), True)
+
+
+@pytest.mark.parametrize("place", [3, "/etc", "../..", "runs/../..", "a\0b"])
+def test_a_verdict_that_names_places_elsewhere_leads_a_backup_nowhere(
+    served: LivedIn, tmp_path: Path, place: object
+) -> None:
+    (served.folder / "report.json").write_text("{}")
+    with transaction(served.engine) as session:
+        session.get_one(Run, 1).outcome = "awaiting_approval"
+    verdict = {"outcome": "promoted", "report": place, "candidate_model_id": place}
+    durable.write_json(served.settings.state_folder / "runs/1/decide.json", verdict)
+    manifest = make(served.settings, tmp_path / "kept", with_models=True).manifest
+    assert (manifest.missing, [name for name in manifest.files if ".." in name]) == (("runs/1/decide.json",), [])
+    assert sorted(path.name for path in (tmp_path / "kept" / "models").iterdir()) == [MODEL_ID]
+
+
 def test_a_backup_while_another_process_writes_has_all_that_was_there_when_it_began(served: LivedIn) -> None:
     path = served.settings.state_folder / DATABASE_NAME
     argv = [sys.executable, __file__, "write", str(path)]

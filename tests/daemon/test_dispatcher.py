@@ -46,6 +46,8 @@ class ScriptedExecutor:
         self.reasons: tuple[str, ...] = ()
         self.outcome = "promoted"
         self.shortfall: Shortfall | None = None
+        #: By the id of the champion that the data is prepared for: what it was trained on of the held-out records.
+        self.known: dict[str, int] = {}
         self.batch_size = 0
         self.noise: NoiseFloor | None = None
         self.version = "v"
@@ -85,10 +87,13 @@ class ScriptedExecutor:
         if spec.step == "prepare":
             (folder / "signatures").mkdir()
             (folder / "signatures" / signature_name(spec.drops[0].sha256)).write_text(f"by run {spec.run}")
+            known = self.known.get(spec.champion.model_id, 0)
+            few = Shortfall(heldout_rows=120 - known, needed_heldout_rows=100, needed_rows=1) if known > 20 else None
             artifact = Dataset(
-                folder=spec.folder, train_rows=10, dev_rows=0, heldout_rows=120, heldout_pinned=False,
-                heldout_version=self.version, dataset_sha256="d", duplicates=0, replaced=0, removed_heldout=0,
-                metric="exact_match", max_new_tokens=16, shortfall=self.shortfall, drops=spec.drops,
+                folder=spec.folder, train_rows=10, dev_rows=0, heldout_rows=120 - known, seen_by_champion=known,
+                heldout_pinned=False, heldout_version=self.version, dataset_sha256="d", duplicates=0, replaced=0,
+                removed_heldout=0, metric="exact_match", max_new_tokens=16, shortfall=self.shortfall or few,
+                drops=spec.drops,
             )  # fmt: skip
         elif spec.step == "train":
             artifact = Adapter(
@@ -121,8 +126,9 @@ class ScriptedExecutor:
             report = durable.read_json(root / spec.inputs["evaluate"]) if "evaluate" in spec.inputs else {}
             if report and of_report(report) != (spec.champion.generation, spec.champion.model_id):
                 return ended("failed", 2)(spec)  # the step refuses it, too
+            outcome = self.outcome if report else "insufficient_evidence"
             artifact = Verdict(
-                outcome=self.outcome, reasons=self.reasons, sentence=f"{self.outcome}, by the script",
+                outcome=outcome, reasons=self.reasons, sentence=f"{outcome}, by the script",
                 metric="exact_match", records=120, candidate_model_id=model["model_id"], champion_model_id="b",
                 champion_generation=report.get("champion_generation"),
             )  # fmt: skip
@@ -823,6 +829,103 @@ def test_too_little_data_is_said_whoever_reigns(
     ticks(dispatcher)
     assert executor.steps == ["prepare", "decide"]
     assert run_row(engine).outcome == "insufficient_evidence"
+
+
+def with_knowing_champion(engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor, known: int) -> None:
+    """Let run 1 make a champion that was trained on so many of the held-out records of every later run."""
+    add_drop(engine, "a")
+    ticks(dispatcher)
+    assert run_row(engine).outcome == "promoted"
+    with transaction(engine) as session:
+        executor.known = {champions.champion(session, "default").model_id: known}
+    executor.submitted.clear()
+
+
+def swears(engine: Engine, settings: Settings) -> None:
+    champions.rollback(engine, settings.state_folder, "default", 0, "it swears", NOW + 60)
+
+
+@pytest.mark.parametrize("known", [71, 7], ids=["too little data", "enough data"])
+def test_data_that_was_prepared_for_a_champion_that_reigns_no_more_is_prepared_again(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor, known: int
+) -> None:
+    with_knowing_champion(engine, dispatcher, executor, known)
+    add_drop(engine, "b")
+    dispatcher.tick(NOW + 50)
+    dispatcher.draining = True
+    dispatcher.tick(NOW + 51)
+    assert (executor.steps, run_row(engine, 2).state) == (["prepare"], RunState.WAITING)
+    swears(engine, settings)
+    ticks(new_dispatcher(engine, settings, executor), 20, now=NOW + 10**6)
+    assert executor.steps == ["prepare", "prepare", "train", "merge", "evaluate", "decide"]
+    assert [spec.champion.generation for spec in executor.submitted] == [1, 2, 2, 2, 2, 2]
+    run = run_row(engine, 2)
+    assert (run.outcome, run.failures, run.deaths) == ("promoted", 0, 0)
+
+
+def test_a_verdict_of_too_little_data_for_a_champion_that_reigns_no_more_ends_no_run(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    def moved_meanwhile(spec: StepSpec) -> StepResult:
+        swears(engine, settings)
+        return executor.good(spec)
+
+    with_knowing_champion(engine, dispatcher, executor, 71)
+    executor.script["decide"] = [moved_meanwhile]
+    add_drop(engine, "b")
+    ticks(dispatcher, 20, now=NOW + 50)
+    assert executor.steps == ["prepare", "decide", "prepare", "train", "merge", "evaluate", "decide"]
+    assert run_row(engine, 2).outcome == "promoted"
+
+
+def test_preparing_for_one_champion_after_the_other_ends_when_the_champion_stays(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    with_knowing_champion(engine, dispatcher, executor, 71)
+    with transaction(engine) as session:
+        first = champions.champion(session, "default")
+        executor.known[session.get_one(Track, "default").base_model_id or ""] = 50
+
+    def back_and_forth(spec: StepSpec) -> StepResult:
+        result = executor.good(spec)
+        with transaction(engine) as session:
+            reigning = champions.champion(session, "default")
+        if reigning.generation < 4:
+            to = 0 if reigning.model_id == first.model_id else 1
+            champions.rollback(engine, settings.state_folder, "default", to, "a whim", NOW + 60)
+        return result
+
+    executor.script["decide"] = [back_and_forth] * 9
+    add_drop(engine, "b")
+    ticks(dispatcher, 40, now=NOW + 50)
+    assert executor.steps == ["prepare", "decide"] * 4, "once for each change, and once more for the last one"
+    assert [spec.champion.generation for spec in executor.submitted[1::2]] == [1, 2, 3, 4]
+    run = run_row(engine, 2)
+    assert (run.state, run.outcome) == (RunState.SUCCEEDED, "insufficient_evidence")
+
+
+@pytest.mark.parametrize("kept", ["adapter", "checkpoint"])
+def test_what_was_trained_is_not_thrown_away_for_records_that_a_former_champion_knew(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor, kept: str
+) -> None:
+    def moved_meanwhile(spec: StepSpec) -> StepResult:
+        swears(engine, settings)
+        if kept == "adapter":
+            return executor.good(spec)
+        folder = Path(spec.root) / spec.checkpoints / "step-10"
+        folder.mkdir(parents=True)
+        (folder / "COMPLETE").touch()
+        dispatcher.draining = True
+        return ended("interrupted", 75)(spec)
+
+    with_knowing_champion(engine, dispatcher, executor, 7)
+    executor.script["train"] = [moved_meanwhile]
+    add_drop(engine, "b")
+    ticks(dispatcher, 20, now=NOW + 50)
+    ticks(new_dispatcher(engine, settings, executor), 20, now=NOW + 10**6)
+    trained = ["train"] if kept == "adapter" else ["train", "train"]
+    assert executor.steps == ["prepare", *trained, "merge", "evaluate", "decide"]
+    assert run_row(engine, 2).outcome == "promoted"
 
 
 def test_drops_are_held_in_the_moment_in_which_the_run_ends_or_not_at_all(

@@ -323,7 +323,111 @@ def test_without_a_hook_there_is_none_to_run_again(house: House, dropforge: Call
     assert "hook_asked_again" not in house.events()
 
 
+def test_a_hook_that_the_daemons_own_settings_do_not_name_is_said_to_be_missing_there(
+    house: House, dropforge: Callable[..., Any]
+) -> None:
+    house.start(None)
+    house.promote()
+    house.settle()
+    assert (states(house), house.rows()[-1].hook_error) == ([(None, None), (None, None)], None), "nobody asked"
+    path = house.folder / "dropforge.toml"
+    path.write_text(path.read_text().replace("after_promotion = []", f"after_promotion = {json.dumps(tell(house))}"))
+    assert dropforge("hook").code == 0
+    house.settle()
+    assert (states(house)[-1], house.told(), house.events()[-1]) == (("failed", None), [], "hook_failed")
+    words = (
+        "failed: the daemon runs with settings that name no such command: restart it; to run it again: dropforge hook"
+    )
+    assert words in dropforge("status").out
+    house.daemon = Daemon(house.folder, house.now)
+    house.hooks = house.new_hooks()
+    assert dropforge("hook").code == 0
+    house.settle()
+    assert (states(house)[-1], len(house.told())) == (("ok", None), 1)
+
+
+def test_no_command_that_would_be_refused_is_named_for_a_track_that_left_the_settings(
+    house: House, dropforge: Callable[..., Any]
+) -> None:
+    path = house.folder / "dropforge.toml"
+    house.start(run("raise SystemExit(3)"))
+    alone = path.read_text()
+    path.write_text(f"{alone}[tracks.jokes]\n")
+    house.daemon = Daemon(house.folder, house.now)
+    house.hooks = house.new_hooks()
+    (house.daemon.settings.inbox_folder / "jokes").mkdir()
+    (house.daemon.settings.inbox_folder / "jokes" / "a.jsonl").write_bytes(records("a"))
+    house.daemon.take_in(house.now)
+    house.daemon.finish_runs(house.now, "promoted")
+    house.settle()
+    said, hint = "track jokes, generation 1: hooks.after_promotion failed: exit code 3", "dropforge hook --track jokes"
+    assert f"{said}; to run it again: {hint}" in dropforge("status").out
+    path.write_text(alone)
+    assert dropforge("hook", "--track", "jokes").code != 0
+    out = dropforge("status").out
+    assert (said in out, hint in out) == (True, False)
+
+
 # --- health
+
+
+def _note_next(house: House) -> None:
+    """Let the command that runs end, and the daemon look once."""
+    (_, _, running), *_ = house.hooks._running.values()
+    assert isinstance(running, Command)
+    running.wait()
+    house.hooks.tick(house.now)
+
+
+def test_a_hook_that_is_asked_for_during_the_health_check_of_a_sick_model_tells_nobody_of_it(
+    house: House, dropforge: Callable[..., Any]
+) -> None:
+    house.start(tell(house), run("raise SystemExit(7)"))
+    house.promote()
+    house.hooks.tick(house.now)
+    _note_next(house)
+    assert states(house)[-1] == ("ok", "running")
+    assert dropforge("hook").code == 0
+    _note_next(house)
+    assert (house.hooks._running, list(house.hooks._rollbacks)) == ({}, ["default"]), "the way back comes first"
+    house.settle()
+    assert states(house) == [(None, None), ("skipped", "failed"), ("ok", None)]
+    said = [(told["PROMOTION_KIND"], told["PROMOTION_GENERATION"]) for told in house.told()]
+    assert said == [("promotion", "1"), ("rollback", "2")]
+
+
+def test_a_hook_that_is_asked_for_during_the_health_check_of_a_sound_model_is_run_after_it(
+    house: House, dropforge: Callable[..., Any]
+) -> None:
+    house.start(tell(house), run(""))
+    house.promote()
+    house.hooks.tick(house.now)
+    _note_next(house)
+    assert dropforge("hook").code == 0
+    house.settle()
+    assert (states(house)[-1], len(house.told())) == (("ok", "ok"), 2)
+
+
+def test_no_hook_is_to_be_had_for_a_sick_model_while_the_former_one_is_brought_back(
+    house: House, dropforge: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    real = house._try_out
+
+    def try_out(folder: Path, **how: object) -> None:
+        asked.append(dropforge("hook"))
+        real(folder, **how)
+
+    house.start(tell(house), run("raise SystemExit(7)"))
+    monkeypatch.setattr(house.hooks, "_try_out", try_out)
+    house.promote()
+    house.settle()
+    (refused,) = asked
+    assert refused.code == 1
+    for words in ("hooks.health of track default failed for generation 1 (exit code 7)", "is being brought back"):
+        assert words in refused.err
+    assert "hook_asked_again" not in house.events()
+    assert [told["PROMOTION_KIND"] for told in house.told()] == ["promotion", "rollback"]
 
 
 def test_a_healthy_model_stays(house: House) -> None:

@@ -192,7 +192,7 @@ def test_a_candidate_that_was_trained_on_held_out_records_is_contaminated_howeve
 
 def test_records_that_the_champion_was_trained_on_are_said() -> None:
     assert (
-        "12 held-out records that the champion was trained on, or on near copies of, are left out"
+        "12 held-out records that the champion at the time was trained on, or on near copies of, are left out"
         in judged(yes_or_no(100, 0, 20), Rules(seen_by_champion=12)).sentence
     )
 
@@ -545,7 +545,8 @@ def test_the_step_knows_what_the_report_says_about_the_candidates_training(
     verdict = decide(attempt)
     assert verdict.outcome == "contaminated"
     # Six before training, and three of the others as another champion came.
-    assert "9 held-out records that the champion was trained on, or on near copies of, are left out" in verdict.sentence
+    words = "9 held-out records that the champion at the time was trained on, or on near copies of, are left out"
+    assert words in verdict.sentence
 
 
 @pytest.mark.parametrize("lines", [None, yes_or_no(5, 4, 111)])
@@ -657,8 +658,8 @@ def test_a_shortfall_says_what_is_left_out_since_the_champion_was_trained_on_it(
     short = Shortfall(heldout_rows=36, needed_heldout_rows=100, needed_rows=430)
     verdict = decide(make(None, shortfall=short, seen_by_champion=25))
     assert (
-        "needs 100 (25 more that the champion was trained on, or on near copies of, are left out); about 430"
-        in verdict.sentence
+        "needs 100 (25 more that the champion at the time of preparing was trained on, or on near copies of, are left "
+        "out); about 430" in verdict.sentence
     )
 
 
