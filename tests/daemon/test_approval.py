@@ -395,8 +395,8 @@ def test_withdrawing_names_what_was_made_with_the_drop(house: House, dropforge: 
         ),
         "run 2 won with it and waits for approval; dropforge promote 2 refuses it unless --force --reason TEXT",
         (
-            "the champion of track default, generation 1, was trained on it; to let the one without it serve: dropforge "
-            "rollback --track default --to 0 --reason TEXT"
+            "the champion of track default, generation 1, was trained on it; to let the one without it serve: "
+            "dropforge rollback --track default --to 0 --reason TEXT"
         ),
     ]
     said = dropforge("drops", "withdraw", "3", "--reason", "deletion").out.splitlines()
