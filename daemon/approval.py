@@ -34,7 +34,8 @@ def approve(engine: Engine, state_folder: Path, run_id: int, now: int, by: str |
     Promote the win of a run that waits for approval, and return the row that says so.
 
     Raises `CannotPromote` if it did not win or another champion came first, `ChampionMoved` if one comes meanwhile,
-    `NoTarget` if the model's files are not what they were, `Barred` if it was rolled back from.
+    `NoTarget` if the model's files are not what they were, `Barred` if it was rolled back from, `Withdrawn` if it was
+    trained on a drop that was withdrawn since.
     """
     with transaction(engine) as session:
         run = _known(session, run_id)

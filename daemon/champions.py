@@ -28,13 +28,14 @@ from daemon.succession import (
     recover,
 )
 from daemon.tables import HookState, Promotion, PromotionKind, PromotionState, Run, Track
+from daemon.withdrawals import Withdrawn, require_no_withdrawal
 from pipeline.artifacts import ModelRef
 from pipeline.errors import DropforgeError
 from pipeline.manifest import model_id, verify_manifest
 
 __all__ = [
-    "Barred", "Candidate", "ChampionMoved", "NoChampion", "NoTarget", "champion", "drops_of", "ensure_base", "former",
-    "has_promoted", "history", "promote", "recover", "rollback",
+    "Barred", "Candidate", "ChampionMoved", "NoChampion", "NoTarget", "Withdrawn", "champion", "drops_of",
+    "ensure_base", "former", "has_promoted", "history", "promote", "recover", "rollback",
 ]  # fmt: skip
 
 TryOut = Callable[[Path], object]
@@ -120,8 +121,8 @@ def promote(  # noqa: PLR0913, PLR0917 - what is promoted over which generation,
     Make the candidate its track's champion and return the row that says so.
 
     For a run that did this already nothing happens and its row is returned. Raises `ChampionMoved` if the champion is
-    not of `expected_generation` any more, `Barred` if the model was rolled back from, `NoTarget` if it is not there,
-    `LostClaim` if the run is not the owner's.
+    not of `expected_generation` any more, `Barred` if the model was rolled back from, `Withdrawn` if it was trained
+    on a drop that was withdrawn since, `NoTarget` if it is not there, `LostClaim` if the run is not the owner's.
     """
     intent = Promotion(
         track=candidate.track, run_id=candidate.run_id, generation=expected_generation + 1,
@@ -139,6 +140,9 @@ def promote(  # noqa: PLR0913, PLR0917 - what is promoted over which generation,
                 message = f"model {candidate.model_id[:12]} was rolled back from and does not come back by itself"
                 see = f"see why: dropforge history --track {candidate.track}"
                 raise Barred(message, f"{see}; to bring it back: {forcing(candidate.run_id)}")
+            if not _is_intended(session, candidate.run_id):
+                # What was journalled before the withdrawal is finished by `recover`, too.
+                require_no_withdrawal(session, candidate.run_id, forcing(candidate.run_id))
             require_there(state_folder / candidate.path, f"the model of run {candidate.run_id}", candidate.track)
             intent = intend(session, intent, now)
         return carry_out(engine, state_folder, intent, now)
@@ -321,3 +325,9 @@ def _promotion_of(session: Session, run_id: int) -> Promotion | None:
     """Return the row by which a run's candidate became the champion; one that was forced is another matter."""
     done = select(Promotion).where(Promotion.run_id == run_id, Promotion.state == PromotionState.DONE)
     return session.exec(done.where(Promotion.kind == PromotionKind.PROMOTION)).first()
+
+
+def _is_intended(session: Session, run_id: int) -> bool:
+    """Say whether the promotion of a run's candidate by its verdict was begun and is not over."""
+    begun = select(Promotion).where(Promotion.run_id == run_id, Promotion.state == PromotionState.INTENT)
+    return session.exec(begun.where(Promotion.kind == PromotionKind.PROMOTION)).first() is not None

@@ -40,7 +40,7 @@ def conclude(engine: Engine, settings: Settings, claim: queue.Claim, run: Run, n
     wins = verdict.outcome == "promoted"
     waits = wins and _is_manual(settings, run) and not champions.has_promoted(engine, claim.run_id)
     if wins and not waits:
-        _promote(engine, settings, claim, run.track, verdict, now)
+        waits = not _promote(engine, settings, claim, run.track, verdict, now)
     holds = _blames_drops(verdict) and _in_force(settings, run.track).on_worse == "hold"
     bound = waits or (not wins and _hangs_on_champion(root, claim.run_id, verdict))
     shutil.rmtree(publishing.run_folder(root, claim.run_id) / "checkpoints", ignore_errors=True)
@@ -71,17 +71,24 @@ def _hangs_on_champion(root: Path, run_id: int, verdict: Verdict) -> bool:
 
 def _promote(  # noqa: PLR0913, PLR0917 - whose candidate, by which verdict, and when
     engine: Engine, settings: Settings, claim: queue.Claim, track: str, verdict: Verdict, now: int
-) -> None:
+) -> bool:
+    """Promote the candidate; say whether it was: one that was trained on a withdrawn drop waits for a person."""
     root = settings.state_folder
     identity, generation = _candidate(verdict)
     path = f"models/{identity}"
     showing_life(verify_manifest, root / path)
     candidate = champions.Candidate(track, claim.run_id, identity, path, claim.token)
-    champions.promote(engine, root, candidate, generation, verdict.sentence, now)
+    try:
+        champions.promote(engine, root, candidate, generation, verdict.sentence, now)
+    except champions.Withdrawn:
+        return False
+    return True
 
 
 def _blames_drops(verdict: Verdict) -> bool:
     """Say whether the drops that were new in the candidate may have done harm."""
+    if verdict.references_changed:
+        return False
     excused = verdict.outcome == "guard_failed" and excuse_drops(verdict.reasons)
     return verdict.outcome in _HELD_AFTER and not excused
 

@@ -14,12 +14,15 @@ from sqlalchemy import Engine, func
 from sqlalchemy.exc import DatabaseError
 from sqlmodel import Session, col, select
 
+from daemon.champions import forcing
 from daemon.database import DatabaseUnusable, open_reader
+from daemon.drop_uses import DropUses, drop_uses
 from daemon.processes import lock_holder
-from daemon.reigns import WITHOUT_LARGE, ChampionView, reign, reigns, utc
+from daemon.reigns import WITHOUT_LARGE, ChampionView, TrainedOn, reign, reigns, trained_on, utc
 from daemon.state_folder import DATABASE_NAME, LOCK_NAME, WATCHER_NOTE
 from daemon.succession import AWAITING, OVERTAKEN, waits
 from daemon.tables import Attempt, Drop, Promotion, PromotionState, Run, RunState, Track
+from daemon.waiting_wins import Obstacle, obstacle
 from pipeline import durable
 from pipeline.artifacts import Frozen, Verdict
 from pipeline.contract import LOG_NAME, PROGRESS_NAME, Progress
@@ -33,6 +36,8 @@ _WORDS = {
     AWAITING: "won, waits for approval (dropforge promote {run})",
     OVERTAKEN: "won, but another champion came first, with which it was not compared",
 }
+#: What the outcome of a win is called whose model was rolled back from: no yes is waited for.
+BARRED = "barred"
 OPEN_STATES = (RunState.RUNNING, RunState.WAITING, RunState.QUEUED)
 
 
@@ -86,6 +91,8 @@ class RunView(Frozen):
     error: str | None
     hint: str | None
     cancel_requested: bool
+    obstacle: str | None = None
+    """Why a win is promoted by force only: its model is barred, or trained on a drop that was withdrawn since."""
 
 
 class AttemptView(Frozen):
@@ -109,6 +116,10 @@ class RunDetail(RunView):
     config: dict[str, Any] | None
     snapshot: tuple[dict[str, Any], ...]
     """The drops that it works on."""
+    taken_out: tuple[TrainedOn, ...] = ()
+    """Those of them that were withdrawn or held since."""
+    warnings: tuple[str, ...] = ()
+    """What is to be known about its data."""
     attempts: tuple[AttemptView, ...]
     verdict: Verdict | None
 
@@ -146,8 +157,21 @@ class Overview:
 
     def awaiting(self) -> list[RunView]:
         """Return the runs whose win waits for a person, oldest first."""
-        waiting = select(Run).where(waits()).options(*WITHOUT_LARGE).order_by(col(Run.id))
-        return self._read(lambda session: [RunView(**self._run(session, row)) for row in session.exec(waiting)])
+        return [run for run in self._wins() if run.outcome != BARRED]
+
+    def barred(self) -> list[RunView]:
+        """Return the runs that won with a model that was rolled back from, oldest first: they wait for nothing."""
+        return [run for run in self._wins() if run.outcome == BARRED]
+
+    def uses(self, drop_id: int) -> DropUses:
+        """Return what a drop is still in that no later snapshot holds."""
+
+        def read(session: Session) -> list[DropUses]:
+            row = session.get(Drop, drop_id)
+            return [] if row is None else [drop_uses(session, self.folder, row)]
+
+        found = self._read(read)
+        return found[0] if found else DropUses()
 
     def drops(self, track: str | None = None, state: str | None = None, most: int | None = None) -> list[DropView]:
         """Return the drops, newest first, at most `most` of them."""
@@ -245,6 +269,16 @@ class Overview:
             message = f"the state database cannot be read: {error.orig}"
             raise DatabaseUnusable(message, "see whether this user may read it; the daemon's log says more") from error
 
+    def _wins(self) -> list[RunView]:
+        won = select(Run).where(waits()).options(*WITHOUT_LARGE).order_by(col(Run.id))
+        return self._read(lambda session: [RunView(**self._run(session, row)) for row in session.exec(won)])
+
+    def _obstacle(self, session: Session, row: Run) -> Obstacle | None:
+        if row.outcome != AWAITING:
+            return None
+        verdict = self.verdict(row.id or 0)
+        return obstacle(session, row, verdict.candidate_model_id if verdict else None)
+
     def _attempt_folder(self, run_id: int, step: str, number: int) -> Path:
         return self.folder / "runs" / str(run_id) / "attempts" / f"{step}-{number}"
 
@@ -253,18 +287,25 @@ class Overview:
         times = ("created_at", "not_before", "started_at", "ended_at")
         progress = self._progress(session, row) if row.state == RunState.RUNNING else None
         values: dict[str, Any] = {name: getattr(row, name) for name in same}
-        values["sentence"] = _sentence(row)
+        against = self._obstacle(session, row)
+        values["sentence"] = _sentence(row, against)
+        if against is not None:
+            values["obstacle"] = against.words
+            values["outcome"] = BARRED if against.barred else row.outcome
         return {"id": row.id, "progress": progress, **values, **{name: utc(getattr(row, name)) for name in times}}
 
     def _detail(self, session: Session, row: Run) -> RunDetail:
         attempts = session.exec(select(Attempt).where(Attempt.run_id == row.id).order_by(col(Attempt.id)))
-        verdict = self.verdict(row.id or 0)
+        told, verdict = self._run(session, row), self.verdict(row.id or 0)
         if verdict is not None and row.outcome in _WORDS:
             # It says "promoted", and nothing was.
-            verdict = verdict.model_copy(update={"sentence": _sentence(row)})
+            verdict = verdict.model_copy(update={"sentence": told["sentence"]})
+        drops = trained_on(session, [int(str(drop["id"])) for drop in row.snapshot or ()])
+        data = self.published(row.id or 0, "prepare") or {}
         return RunDetail(
-            **self._run(session, row), folder=str(self.folder / "runs" / str(row.id)), failures=row.failures,
-            deaths=row.deaths, config=row.config, snapshot=tuple(row.snapshot or ()),
+            **told, taken_out=tuple(drop for drop in drops if drop.taken_out),
+            warnings=tuple(data.get("warnings", ())), folder=str(self.folder / "runs" / str(row.id)),
+            failures=row.failures, deaths=row.deaths, config=row.config, snapshot=tuple(row.snapshot or ()),
             attempts=tuple(_attempt(attempt) for attempt in attempts), verdict=verdict,
         )  # fmt: skip
 
@@ -277,12 +318,15 @@ class Overview:
         return None if value is None else Progress.model_validate(value)
 
 
-def _sentence(row: Run) -> str | None:
-    """Return a run's sentence; that of a win that was not promoted says what it waits for."""
+def _sentence(row: Run, against: Obstacle | None) -> str | None:
+    """Return a run's sentence; that of a win that was not promoted says what it waits for or what is against it."""
     words = _WORDS.get(row.outcome or "")
     if words is None or row.sentence is None:
         return row.sentence
-    return f"{words.format(run=row.id)}: {row.sentence.removeprefix(_WON)}"
+    said = words.format(run=row.id)
+    if against is not None:
+        said = f"won, but {against.words} ({forcing(row.id or 0)} takes it all the same)"
+    return f"{said}: {row.sentence.removeprefix(_WON)}"
 
 
 def _read_hint(path: Path) -> Any:

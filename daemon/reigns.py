@@ -32,6 +32,11 @@ class TrainedOn(Frozen):
         """Whether later runs are made without it."""
         return self.state in {DropState.WITHDRAWN, DropState.HELD}
 
+    @property
+    def since_words(self) -> str:
+        """What it has become since; empty if it is accepted."""
+        return f"{self.state} since{f': {self.reason}' if self.reason else ''}" if self.taken_out else ""
+
 
 class CommandView(Frozen):
     """What became of a command after a change of champion."""
@@ -73,12 +78,17 @@ class ChampionView(Frozen):
     hook: CommandView | None
     health: CommandView | None
 
+    @property
+    def taken_out(self) -> tuple[TrainedOn, ...]:
+        """The files that it was trained on and that later runs are made without."""
+        return tuple(drop for drop in self.data if drop.role == "train" and drop.taken_out)
+
 
 def reign(session: Session, state_folder: Path, row: Promotion, end: int | None) -> ChampionView:
     """Return the reign that began with a change of champion and ended at `end`, in milliseconds since the epoch."""
     run_id = row.run_id or _maker(session, row)
     run = session.get(Run, run_id, options=WITHOUT_LARGE) if run_id is not None else None
-    data = _data(session, drops_of(session, row.track, row.model_id) or () if run else ())
+    data = trained_on(session, drops_of(session, row.track, row.model_id) or () if run else ())
     same = ("track", "generation", "model_id", "kind", "reason", "approved_by", "overrode")
     return ChampionView.model_validate({
         **{name: getattr(row, name) for name in same},
@@ -104,6 +114,14 @@ def reigning_at(history: Sequence[ChampionView], at: datetime) -> ChampionView |
     return begun[-1] if begun else None
 
 
+def trained_on(session: Session, ids: Sequence[int]) -> tuple[TrainedOn, ...]:
+    """Return the drops with these numbers, the oldest first, with what has become of them."""
+    rows = session.exec(select(Drop).where(col(Drop.id).in_(ids)).order_by(col(Drop.id))).all() if ids else ()
+    return tuple(
+        TrainedOn.model_validate({name: getattr(row, name) for name in TrainedOn.model_fields}) for row in rows
+    )
+
+
 def utc(milliseconds: int | None) -> datetime | None:
     """Return a time of the database as people and JSON have it."""
     return None if milliseconds is None else datetime.fromtimestamp(milliseconds / 1000, UTC)
@@ -113,13 +131,6 @@ def _maker(session: Session, row: Promotion) -> int | None:
     same = (Promotion.track == row.track, Promotion.model_id == row.model_id)
     made_by = select(Promotion.run_id).where(*same, Promotion.state == PromotionState.DONE)
     return session.exec(made_by.order_by(col(Promotion.run_id).desc())).first()
-
-
-def _data(session: Session, ids: Sequence[int]) -> tuple[TrainedOn, ...]:
-    rows = session.exec(select(Drop).where(col(Drop.id).in_(ids)).order_by(col(Drop.id))).all() if ids else ()
-    return tuple(
-        TrainedOn.model_validate({name: getattr(row, name) for name in TrainedOn.model_fields}) for row in rows
-    )
 
 
 def _command(state: str | None, error: str | None, output: str | None) -> CommandView | None:

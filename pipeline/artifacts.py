@@ -97,6 +97,8 @@ class Dataset(Artifact):
     """Held-out records that are not scored because the champion was trained on them or on near copies."""
     warnings: tuple[str, ...] = ()
     """What a person should know about this data, a sentence each."""
+    pins_changed: dict[int, int] = Field(default_factory=dict)
+    """Scored pinned records to which a later drop gave other answers than an earlier one, by that drop."""
     metric: str
     max_new_tokens: int
     shortfall: Shortfall | None = None
@@ -356,6 +358,11 @@ class Verdict(Artifact):
     """
     guards: tuple[GuardResult, ...] = ()
     slices: tuple[SliceResult, ...] = ()
+    references_changed: int = 0
+    """
+    Pinned records whose references changed since the champion was judged, where the verdict is a bad one and does not
+    stand without them: it holds no drops back.
+    """
     slices_not_listed: int = 0
     """Further drops and tags, of too few records to decide anything."""
     uses: int = 0

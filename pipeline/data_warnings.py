@@ -1,5 +1,8 @@
 """What a person should know about a data set before believing what comes of it: a sentence each, with what to do."""
 
+from collections.abc import Sequence
+
+from pipeline.artifacts import Drop
 from pipeline.overlaps import RULES, Overlaps
 from pipeline.sides import Totals
 
@@ -32,5 +35,25 @@ def data_warnings(totals: Totals, overlaps: Overlaps, similarity: float) -> tupl
         found.append(
             f"{totals.seen_by_champion:,} held-out records are not scored because the champion was trained on them or "
             "on near copies: pin records that were never in a drop"
+        )
+    return tuple(found)
+
+
+def reference_warnings(totals: Totals, metric: str, drops: Sequence[Drop]) -> tuple[str, ...]:
+    """Return the warnings of what candidates are measured by: references that changed, or that `metric` cannot read."""
+    names = {drop.id: drop.name for drop in drops}
+    found = [
+        f"{count:,} pinned {'reference was' if count == 1 else 'references were'} replaced by {names[drop]} (drop "
+        f"{drop}), which gives other answers than an earlier pinned drop: if that is a mistake, dropforge drops "
+        f"withdraw {drop} --reason TEXT"
+        for drop, count in sorted(totals.pins_changed.items())
+    ]
+    if metric == "json_f1" and totals.first_not_json is not None:
+        drop, number = totals.first_not_json
+        where = ", ".join(f"{count:,} of drop {one} ({names[one]})" for one, count in sorted(totals.not_json.items()))
+        found.append(
+            f"{totals.not_json.total():,} of {totals.heldout_answers.count:,} held-out references are no JSON object "
+            f"or array, and every answer to them scores 0 by field F1: {where}, the first is record {number + 1} of "
+            f"drop {drop}; mend these rows and drop the file again, withdraw the drop, or set evaluate.metric"
         )
     return tuple(found)

@@ -50,6 +50,8 @@ class Rules:
     seen_by_champion: int = 0
     """Held-out records that are left out because a champion was trained on them or on near copies: the one that they
     were prepared for, or today's."""
+    repinned: Mapping[int, int] = field(default_factory=dict)
+    """Pinned drops that came after the champion was judged, and how many earlier references each of them replaced."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,7 @@ def _rules(attempt: Attempt, dataset: Dataset, found: Report) -> Rules:
         seen_by_candidate=found.records_seen_by_candidate,
         # The second left out of what the first had left, if another champion came between.
         seen_by_champion=dataset.seen_by_champion + found.records_seen_by_champion,
+        repinned={drop: n for drop, n in dataset.pins_changed.items() if drop not in (champion.drops or ())},
     )
 
 
@@ -152,6 +155,8 @@ def judge(comparison: Comparison, rules: Rules, *, used: tuple[int, int] = (0, 0
     all and on exactly these records.
     """
     found = weigh(comparison, rules)
+    changed = np.isin(comparison.drops, list(rules.repinned)) & comparison.pinned
+    excused = bool(changed.any()) and _blames(found) and not _blames(weigh(comparison.part(~changed), rules))
     metric, part = METRICS[comparison.metric], found.part
     differences, pairs = part.differences(), part.scores[comparison.metric]
     means = pairs.mean(axis=0) * POINTS if len(pairs) else None
@@ -181,6 +186,7 @@ def judge(comparison: Comparison, rules: Rules, *, used: tuple[int, int] = (0, 0
         records_needed=None if found.outcome == "promoted" else needed,
         guards=found.guards.rows,
         slices=measure_slices(comparison, find_slices(comparison, rules.known), found.seed),
+        references_changed=sum(rules.repinned.values()) if excused else 0,
         slices_not_listed=count_unlisted(comparison),
         uses=used[0],
         same_set_uses=used[1],
@@ -194,6 +200,8 @@ def judge(comparison: Comparison, rules: Rules, *, used: tuple[int, int] = (0, 0
         established_lost=found.guards.established_lost,
         seen_by_candidate=rules.seen_by_candidate,
         seen_by_champion=rules.seen_by_champion,
+        repinned=tuple((drop, rules.known.names.get(drop, ""), n) for drop, n in rules.repinned.items()),
+        held_excused=excused,
     )
     return verdict.model_copy(update={"sentence": sentence(verdict, facts)})
 
@@ -261,6 +269,13 @@ class _Shown:
         mask = known.established(part)
         differences = part.differences()[mask]
         return bool(mask.all()) or self.wins(self.gain(differences), self.p_value(differences))
+
+
+def _blames(found: Weighed) -> bool:
+    """Say whether a decision is one that holds back the drops that were new."""
+    blaming = any(row.guard not in NO_FAULT_OF_DROPS for row in found.guards.failed)
+    harmed = blaming or "nll_not_finite" in found.reasons
+    return found.outcome == "worse" or (found.outcome == "guard_failed" and harmed)
 
 
 def _part(comparison: Comparison, rules: Rules) -> Comparison:

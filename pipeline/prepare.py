@@ -21,7 +21,7 @@ from pipeline.config import SplitConfig
 from pipeline.contamination import find_overlaps
 from pipeline.contract import Attempt
 from pipeline.control_tokens import control_tokens
-from pipeline.data_warnings import data_warnings
+from pipeline.data_warnings import data_warnings, reference_warnings
 from pipeline.dataset_files import dataset_hash
 from pipeline.errors import CannotTrain
 from pipeline.heldout import version_of
@@ -79,7 +79,10 @@ def prepare(attempt: Attempt) -> Dataset:
     shortfall = _shortfall(attempt, totals, metric, pinned=pinned)
     if totals.train_rows == 0:
         raise _nothing_to_train(attempt, totals, reading.forged)
-    warnings = data_warnings(totals, overlaps, split.similarity)
+    warnings = (
+        *data_warnings(totals, overlaps, split.similarity),
+        *reference_warnings(totals, metric, attempt.spec.drops),
+    )
     sys.stderr.writelines(f"{warning}\n" for warning in warnings)
     return Dataset(
         folder=attempt.relative(folder),
@@ -89,6 +92,7 @@ def prepare(attempt: Attempt) -> Dataset:
         removed_heldout=totals.removed_heldout, rows_with_control_tokens=reading.forged,
         near_duplicates=totals.near_duplicates, overlaps=sides.examples.found(),
         heldout_duplicates=totals.heldout_duplicates, seen_by_champion=totals.seen_by_champion, warnings=warnings,
+        pins_changed=dict(sorted(totals.pins_changed.items())),
         metric=metric, max_new_tokens=_max_new_tokens(attempt, totals),
         shortfall=shortfall, drops=attempt.spec.drops,
     )  # fmt: skip

@@ -1,12 +1,14 @@
 """Rows sorted by their prompt's hash, a group a prompt → which of its answers count, and the side that it is on."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby, takewhile
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, Self
 
+from pipeline import json_answers
 from pipeline.config import SplitConfig
 from pipeline.overlaps import Examples, Overlaps
 from pipeline.spill import SpilledRow
@@ -28,6 +30,8 @@ class Prompt(NamedTuple):
     """Training rows of a prompt that is in a pinned held-out set."""
     duplicates: int
     replaced: int
+    changed: bool
+    """Whether an earlier drop gave other answers."""
 
 
 def prompts(rows: Iterable[SpilledRow], split: SplitConfig, *, pinned: bool) -> Iterator[Prompt]:
@@ -43,7 +47,9 @@ def prompts(rows: Iterable[SpilledRow], split: SplitConfig, *, pinned: bool) -> 
         kept, duplicates = _current(own or all_of_it)
         replaced = len(all_of_it) - len(removed) - len(kept) - duplicates
         side: Side = "heldout" if own else _side(all_of_it[0].place, split, pinned=pinned)
-        yield Prompt(side, kept, _since(own or all_of_it), removed, duplicates, replaced)
+        since = _since(own or all_of_it)
+        changed = len({row.order for row in own or all_of_it}) > len(since)
+        yield Prompt(side, kept, since, removed, duplicates, replaced, changed)
 
 
 def _side(place: str, split: SplitConfig, *, pinned: bool) -> Side:
@@ -116,6 +122,12 @@ class Totals:
     """Held-out prompts that would be scored if the champion had not been trained on them or on a near one."""
     heldout_ids: list[str] = field(default_factory=list)
     """Scored prompts."""
+    pins_changed: Counter[int] = field(default_factory=Counter)
+    """Scored pinned prompts to which a later drop gave other answers than an earlier one, by that drop."""
+    not_json: Counter[int] = field(default_factory=Counter)
+    """Scored answers that are no JSON object or array, by drop."""
+    first_not_json: tuple[int, int] | None = None
+    """Drop and number among its records, from 0, of the first one in the files."""
     heldout_answers: Answers = field(default_factory=Answers)
     train_answers: Answers = field(default_factory=Answers)
 
@@ -201,7 +213,18 @@ class Sides:
             # A drop that came back may stand before those that the champion knows and that say the same.
             drop = next((drop for drop in prompt.drops if drop in self._champion.drops), prompt.drops[0])
             own = rows[0]._replace(drop=drop)
+            if rows[0].pinned and prompt.changed:
+                totals.pins_changed[drop] += 1
+            for row in rows:
+                self._look_for_json(row)
             _write(self._heldout, own, {"references": [row.output for row in rows]}, more)
+
+    def _look_for_json(self, row: SpilledRow) -> None:
+        totals = self._totals
+        if json_answers.parse(row.output) is None:
+            totals.not_json[row.drop] += 1
+            place = (row.drop, row.number)
+            totals.first_not_json = min(totals.first_not_json or place, place)
 
     def _add_dev(self, row: SpilledRow) -> None:
         if self._totals.dev_rows == 0:

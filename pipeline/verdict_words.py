@@ -62,6 +62,10 @@ class Circumstances:
     established_lost: tuple[str, ...] = ()
     seen_by_candidate: int = 0
     seen_by_champion: int = 0
+    repinned: tuple[tuple[int, str, int], ...] = ()
+    """Pinned drops that changed references since the champion was judged: number, file, records."""
+    held_excused: bool = False
+    """Whether a bad verdict does not stand without these records, so that no drop is held back."""
 
 
 def track_option(track: str) -> str:
@@ -83,7 +87,7 @@ def sentence(verdict: Verdict, facts: Circumstances) -> str:
             f"{statistics.CONFIDENCE:.0%} interval {tenths(low)} to {tenths(high)}, {p(verdict.p_value)}; "
             f"{verdict.wins} better, {verdict.losses} worse, {verdict.ties} equal)"
         ).replace("%", " %")
-    why = _why(verdict, facts)
+    why = "; ".join(part for part in (_yardstick(facts), _why(verdict, facts)) if part)
     return f"{found}: {why}. {_context(verdict, facts)}" if why else f"{found}. {_context(verdict, facts)}"
 
 
@@ -175,6 +179,18 @@ def _why(verdict: Verdict, facts: Circumstances) -> str:
     if verdict.outcome == "not_shown_better" and verdict.records_needed:
         parts.append(f"about {verdict.records_needed} more held-out records would show this gain if it is real")
     return "; ".join(parts)
+
+
+def _yardstick(facts: Circumstances) -> str:
+    """Say that both models were measured by other references than the champion was when it won."""
+    if not facts.repinned:
+        return ""
+    replaced = " and ".join(f"{count} by {name} (drop {drop})" for drop, name, count in facts.repinned)
+    found = f"pinned references were replaced since the champion was judged, {replaced}"
+    if not facts.held_excused:
+        return found
+    back = " and ".join(f"dropforge drops withdraw {drop} --reason TEXT" for drop, _, _ in facts.repinned)
+    return f"{found}, and without them this would not be shown: look at them first ({back}); no drop is held back"
 
 
 def _said(verdict: Verdict, facts: Circumstances) -> dict[str, str]:

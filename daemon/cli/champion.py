@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from daemon.cli.output import dump, local, print_json, print_line, print_table
-from daemon.cli.status import command_lines, short_id
+from daemon.cli.status import command_lines, short_id, taken_out_lines
 from daemon.cli.workspace import (
     JsonOption,
     RunArgument,
@@ -131,6 +131,9 @@ def promote(
     print_line(f"track {row.track} serves model {short_id(row.model_id)} of run {run}, as generation {row.generation}")
     if row.overrode is not None:
         print_line(f"the verdict that this overrides: {row.overrode}")
+    serving = open_overview(context).champion(row.track)
+    for line in taken_out_lines(serving) if serving is not None else ():
+        print_line(line)
     _print_commands(context, row.track)
 
 
@@ -226,6 +229,8 @@ def _print_history(context: typer.Context, past: "dict[str, list[ChampionView]]"
     print_table(("TRACK", "GENERATION", "KIND", "MODEL", "SINCE", "UNTIL", "RUN", "WHY"), rows)
     settings, alive = load_settings(context), open_overview(context).daemon().alive
     for one in (one for all_ in past.values() for one in reversed(all_)):
+        for line in taken_out_lines(one):
+            print_line(f"track {one.track}, generation {one.generation}: {line}")
         for line in command_lines(settings, one, alive=alive):
             print_line(f"track {one.track}, generation {one.generation}: {line}")
 
@@ -241,7 +246,7 @@ def _print_moment(context: typer.Context, past: "dict[str, list[ChampionView]]",
         one = found[0]
         _print_champion(one)
         for drop in one.data:
-            since = f", {drop.state} since{f': {drop.reason}' if drop.reason else ''}" if drop.taken_out else ""
+            since = f", {drop.since_words}" if drop.taken_out else ""
             print_line(f"  drop {drop.id}: {drop.name}, {drop.role}, {drop.rows} rows, sha256 {drop.sha256}{since}")
         for line in command_lines(settings, one, alive=alive, every=True):
             print_line(line)
@@ -265,6 +270,8 @@ def _print_champion(one: "ChampionView") -> None:
     if one.run is not None:
         print_line(f"run: {one.run}")
         print_line(f"trained on: {', '.join(one.drops)}")
+        for line in taken_out_lines(one):
+            print_line(line)
     print_line(f"why: {_why(one)}")
     if one.verdict is not None and one.verdict != one.reason:
         print_line(f"verdict of run {one.run}: {one.verdict}")

@@ -1,6 +1,6 @@
 """`drops`: what was taken in, and taking a drop out of later runs or putting it back."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,9 @@ from daemon.cli.workspace import (
     open_overview,
     open_writer,
 )
+
+if TYPE_CHECKING:
+    from daemon.drop_uses import DropUses
 
 DropArgument = Annotated[int, typer.Argument(metavar="DROP", help="Number of the drop.", max=MOST)]
 ReasonOption = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; kept with the drop.")]
@@ -63,13 +66,15 @@ def withdraw(context: typer.Context, *, drop: DropArgument, reason: ReasonOption
     """
     Take a drop out of every later run.
 
-    Its file and its history stay.
+    Its file and its history stay. What was made with it already is named: open runs, wins that wait, the champion.
     """
     from daemon.clock import now_ms  # noqa: PLC0415 - a quick start
     from daemon.drops import withdraw as take_out  # noqa: PLC0415
 
     row = take_out(open_writer(context), drop, reason, now_ms())
     print_line(f"drop {drop} ({row.name}) is withdrawn: no later run of track {row.track} uses it")
+    for line in _still_in(open_overview(context).uses(drop), row.track, row.role):
+        print_line(line)
 
 
 def restore(context: typer.Context, *, drop: DropArgument, reason: ReasonOption) -> None:
@@ -83,3 +88,21 @@ def restore(context: typer.Context, *, drop: DropArgument, reason: ReasonOption)
 
     row = put_back(open_writer(context), drop, reason, now_ms(), load_settings(context))
     print_line(f"drop {drop} ({row.name}) is accepted again: the next run of track {row.track} uses it")
+
+
+def _still_in(uses: "DropUses", track: str, role: str) -> list[str]:
+    """Say what a withdrawn drop is in already, and what a person can do about it."""
+    why = "is trained on it" if role == "train" else "is judged on it"
+    lines = [
+        f"run {run} was prepared with it and {why}; to leave it out: dropforge cancel {run}, then dropforge retry {run}"
+        for run in uses.runs
+    ]
+    lines += [
+        f"run {run} won with it and waits for approval; dropforge promote {run} refuses it unless --force --reason TEXT"
+        for run in uses.wins
+    ]
+    if uses.champion is not None:
+        back = f"dropforge rollback --track {track} --to {uses.before} --reason TEXT"
+        way = f"to let the one without it serve: {back}" if uses.before is not None else "no former one is without it"
+        lines.append(f"the champion of track {track}, generation {uses.champion}, was trained on it; {way}")
+    return lines

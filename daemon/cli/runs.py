@@ -89,8 +89,11 @@ def show(context: typer.Context, *, run: RunArgument, as_json: JsonOption = Fals
     _print_head(found)
     if found.snapshot:
         print_line()
-        rows = [(drop["id"], drop["role"], drop["rows"], drop["name"]) for drop in found.snapshot]
-        print_table(("DROP", "ROLE", "ROWS", "NAME"), rows)
+        since = {drop.id: drop.since_words for drop in found.taken_out}
+        rows = [(one["id"], one["role"], one["rows"], one["name"], since.get(one["id"])) for one in found.snapshot]
+        print_table(("DROP", "ROLE", "ROWS", "NAME", ""), rows)
+    for warning in found.warnings:
+        print_line(f"warning: {warning}")
     if found.attempts:
         print_line()
         attempts = [

@@ -165,11 +165,21 @@ def _champion_words(champion: "ChampionView") -> str:
 
 def _print_open_ends(settings: "Settings", overview: "Overview", *, alive: bool) -> None:
     """Say what waits for a person: wins without a word, commands that failed after a change of champion."""
-    for run in overview.awaiting():
-        print_line(f"run {run.id} of track {run.track} won, waits for approval: dropforge promote {run.id}")
+    for run in (*overview.awaiting(), *overview.barred()):
+        words = f"waits for approval: dropforge promote {run.id}"
+        if run.obstacle is not None:
+            words = f"but {run.obstacle}; to take it all the same: dropforge promote {run.id} --force --reason TEXT"
+        print_line(f"run {run.id} of track {run.track} won, {words}")
     for track, champion in _champions(settings, overview).items():
+        for line in taken_out_lines(champion) if champion is not None else ():
+            print_line(f"track {track}, generation {champion.generation if champion else ''}: {line}")
         for line in command_lines(settings, champion, alive=alive) if champion is not None else ():
             print_line(f"track {track}, generation {champion.generation if champion else ''}: {line}")
+
+
+def taken_out_lines(champion: "ChampionView") -> list[str]:
+    """Return a line for each drop that a champion was trained on and that was withdrawn or held since."""
+    return [f"trained on drop {drop.id} ({drop.name}), {drop.since_words}" for drop in champion.taken_out]
 
 
 def command_lines(settings: "Settings", champion: "ChampionView", *, alive: bool, every: bool = False) -> list[str]:

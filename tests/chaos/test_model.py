@@ -29,7 +29,7 @@ from sqlalchemy.exc import DatabaseError
 from sqlmodel import Session, col, select
 
 from daemon import approval, champions, drops, queue
-from daemon.champions import Barred, Candidate, NoTarget
+from daemon.champions import Barred, Candidate, NoTarget, Withdrawn
 from daemon.database import transaction
 from daemon.settings import RetrySettings
 from daemon.succession import AWAITING, require_generation
@@ -272,7 +272,7 @@ class House(RuleBasedStateMachine):
     @precondition(lambda self: self.world.runs)
     @rule(name=st.sampled_from(MODELS))
     def win(self, name: str) -> None:
-        """Let the run's candidate win, which a model that was rolled back from cannot."""
+        """Let the run's candidate win, which a barred model cannot; one of a withdrawn drop waits for a person."""
         number, identity = self._in_hand(), self.models[name]
         if not number:
             return
@@ -286,11 +286,16 @@ class House(RuleBasedStateMachine):
             except Barred as error:
                 failure = queue.Failure(error.message, error.hint, retryable=False)
                 queue.fail(self.daemon.engine, claim, failure, self.now, RETRY)
+            except Withdrawn:
+                queue.finish(self.daemon.engine, claim, AWAITING, "better", self.now)
             else:
                 queue.finish(self.daemon.engine, claim, "promoted", "better", self.now)
 
         self._end(conclude)
-        if self.world.promote(number, name):
+        if name not in self.world.barred and self.world.has_withdrawn(number):
+            self.world.judge(number)
+            self.world.waits.add(number)
+        elif self.world.promote(number, name):
             self.world.judge(number)
         else:
             self.world.fail(number, self.now, retryable=False)
@@ -335,12 +340,12 @@ class House(RuleBasedStateMachine):
     @precondition(lambda self: self.world.runs)
     @rule(pick=PICK)
     def approve(self, pick: int) -> None:
-        """Say yes to a win, which only one that waits and was not rolled back from gets."""
+        """Say yes to a win, which only one that waits gets, if its model is not barred and no drop withdrawn."""
         number = pick % len(self.world.runs) + 1
         name = self.world.runs[number - 1].model
-        may = number in self.world.waits and name not in self.world.barred
+        may = number in self.world.waits and name not in self.world.barred and not self.world.has_withdrawn(number)
         act = lambda: approval.approve(self.daemon.engine, self.daemon.root, number, self.now)  # noqa: E731
-        self.person(act, may=may, refusal=(approval.CannotPromote, Barred))
+        self.person(act, may=may, refusal=(approval.CannotPromote, Barred, Withdrawn))
         if may:
             self.world.promote(number, name)
 

@@ -51,6 +51,10 @@ class World:
     since: int = 0
     looked: int | None = None
 
+    def has_withdrawn(self, number: int) -> bool:
+        """Say whether a run was prepared with a drop that is withdrawn now."""
+        return any(self.drops[place - 1].state == "withdrawn" for place in self.runs[number - 1].snapshot or [])
+
     def take(self, name: str, content: str, now: int) -> None:
         """Take a file in."""
         known = {drop.content for drop in self.drops if drop.state in {"accepted", "withdrawn", "held"}}

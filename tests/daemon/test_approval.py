@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from sqlmodel import col, select
 
-from daemon import approval, champions, gc
+from daemon import approval, champions, drops, gc
 from daemon.approval import CannotPromote
-from daemon.champions import Barred, ChampionMoved, NoTarget
+from daemon.champions import Barred, ChampionMoved, NoTarget, Withdrawn
 from daemon.database import transaction
 from daemon.overview import Overview
 from daemon.tables import Drop, Event, Promotion, Run
@@ -77,6 +77,30 @@ class House:
     def events(self) -> list[str]:
         with transaction(self.daemon.engine) as session:
             return [one.kind for one in session.exec(select(Event).order_by(col(Event.id)))]
+
+    def withdraw(self, drop: int) -> None:
+        self.now += 1000
+        drops.withdraw(self.daemon.engine, drop, "the customer asked for it", self.now)
+
+    def at(self, step: str, outcome: str = "promoted") -> int:
+        """Let a run with a drop of its own come to the result of `step`; return its number."""
+        self.runs += 1
+        self.now += 1000
+        (self.daemon.settings.inbox_folder / f"{self.runs}.jsonl").write_bytes(records(f"word {self.runs}"))
+        self.daemon.take_in(self.now)
+        self.daemon.until(step, self.now, outcome)
+        return self.runs
+
+    def barred_win(self) -> int:
+        """Let a run win with the model that the track was rolled back from; return its number."""
+        first = self.run()
+        self.force(first)
+        self.back()
+        run = self.run()
+        identity = durable.read_json(self.root / f"runs/{first}/merge.json")["model_id"]
+        value = durable.read_json(self.root / f"runs/{run}/decide.json")
+        durable.write_json(self.root / f"runs/{run}/decide.json", {**value, "candidate_model_id": identity})
+        return run
 
     def drop_state(self, number: int) -> str:
         with transaction(self.daemon.engine) as session:
@@ -227,17 +251,25 @@ def test_a_win_over_a_champion_that_has_gone_is_compared_again_before_it_waits(h
 
 
 def test_a_model_that_was_rolled_back_from_is_not_approved(house: House) -> None:
-    house.run()
-    house.approve(1)
-    house.back()
-    run = house.run()
-    identity = durable.read_json(house.root / "runs/1/merge.json")["model_id"]
-    value = durable.read_json(house.root / f"runs/{run}/decide.json")
-    durable.write_json(house.root / f"runs/{run}/decide.json", {**value, "candidate_model_id": identity})
+    run = house.barred_win()
     with pytest.raises(Barred) as refused:
         house.approve(run)
     assert f"dropforge promote {run} --force" in refused.value.hint
     assert house.serves == (2, b"base weights")
+
+
+def test_a_win_of_a_barred_model_is_not_said_to_wait_but_how_it_comes_back(
+    house: House, dropforge: Callable[..., Any]
+) -> None:
+    run = house.barred_win()
+    why = "won, but its model is barred: the track was rolled back to generation 0: it swears"
+    for words in (("status",), ("runs",), ("show", str(run))):
+        said = dropforge(*words).out
+        assert f"{why} (dropforge promote {run} --force --reason TEXT takes it all the same)" in said, words
+        assert "waits for approval" not in said, words
+    assert f"{why}; to take it all the same: dropforge promote {run} --force" in dropforge("status").out
+    assert dropforge("status", "--json").json["awaiting"] == []
+    assert dropforge("show", str(run), "--json").json["run"]["outcome"] == "barred"
 
 
 @pytest.mark.parametrize("harm", ["changed", "gone"])
@@ -284,9 +316,128 @@ def test_drops_that_a_waiting_candidate_was_judged_with_are_not_new_in_the_next_
     assert (house.drop_state(1), house.drop_state(2)) == ("accepted", "held")
 
 
+@pytest.mark.parametrize("changed", [0, 3])
+def test_a_loss_that_does_not_stand_without_replaced_references_holds_no_drop(house: House, changed: int) -> None:
+    run = house.at("decide", "worse")
+    (path,) = (house.root / f"runs/{run}/attempts").glob("decide-*/result.json")
+    result = durable.read_json(path)
+    result["artifact"]["references_changed"] = changed
+    durable.write_json(path, result)
+    house.daemon.finish_runs(house.now)
+    assert house.row(run).outcome == "worse"
+    assert house.drop_state(1) == ("accepted" if changed else "held")
+
+
 def test_a_contaminated_candidate_says_nothing_of_its_drops(house: House) -> None:
     house.run("contaminated")
     assert house.drop_state(1) == "accepted"
+
+
+# --- a drop that was withdrawn after it was trained on
+
+TRAINED = "it was trained on drop 1 (1.jsonl), withdrawn since: the customer asked for it"
+
+
+@pytest.mark.parametrize("step", ["prepare", "train", "decide"])
+def test_a_win_that_was_trained_on_a_withdrawn_drop_waits_for_a_person(
+    tmp_path: Path, step: str, dropforge: Callable[..., Any]
+) -> None:
+    house = House(tmp_path, "")
+    run = house.at(step)
+    house.withdraw(1)
+    house.daemon.finish_runs(house.now, "promoted")
+    assert (house.row(run).state, house.row(run).outcome) == ("succeeded", "awaiting_approval")
+    assert house.serves == (0, b"base weights")
+    assert "promotion_intended" not in house.events()
+    for words in (("status",), ("runs",), ("show", str(run))):
+        assert f"won, but {TRAINED}" in dropforge(*words).out, words
+        assert "waits for approval" not in dropforge(*words).out, words
+    with pytest.raises(Withdrawn) as refused:
+        house.approve(run)
+    assert refused.value.message == f"run {run} won, but {TRAINED}"
+    assert f"dropforge promote {run} --force --reason TEXT" in refused.value.hint
+    assert house.force(run).overrode == "awaiting_approval"
+
+
+def test_a_win_whose_drop_was_withdrawn_while_it_waited_is_approved_once_the_drop_is_back(house: House) -> None:
+    run = house.run()
+    house.withdraw(1)
+    with pytest.raises(Withdrawn):
+        house.approve(run)
+    drops.restore(house.daemon.engine, 1, "they changed their mind", house.now, house.daemon.settings)
+    assert Overview(house.root).awaiting()[0].obstacle is None
+    assert house.approve(run).generation == 1
+
+
+def test_a_promotion_that_was_begun_before_the_withdrawal_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = House(tmp_path, "")
+    run = house.at("decide")
+
+    def full(*_arguments: Any) -> Promotion:
+        message = "no space left on device"
+        raise OSError(message)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(champions, "carry_out", full)
+        with pytest.raises(OSError, match="no space"):
+            house.daemon.dispatcher.tick(house.now)
+    house.withdraw(1)
+    house.daemon.finish_runs(house.now, "promoted")
+    assert (house.row(run).outcome, house.serves[0]) == ("promoted", 1)
+
+
+def test_a_held_out_drop_that_was_withdrawn_stops_no_win(house: House) -> None:
+    (house.daemon.settings.inbox_folder / "heldout" / "exam.jsonl").write_bytes(records("exam"))
+    run = house.run()
+    (exam,) = (drop["id"] for drop in house.row(run).snapshot or () if drop["role"] == "heldout")
+    house.withdraw(int(str(exam)))
+    assert house.approve(run).generation == 1
+
+
+def test_withdrawing_names_what_was_made_with_the_drop(house: House, dropforge: Callable[..., Any]) -> None:
+    house.force(house.run("not_shown_better"))
+    house.run()
+    going = house.at("prepare")
+    said = dropforge("drops", "withdraw", "1", "--reason", "deletion").out.splitlines()
+    assert said == [
+        "drop 1 (1.jsonl) is withdrawn: no later run of track default uses it",
+        (
+            f"run {going} was prepared with it and is trained on it; to leave it out: dropforge cancel {going}, then "
+            f"dropforge retry {going}"
+        ),
+        "run 2 won with it and waits for approval; dropforge promote 2 refuses it unless --force --reason TEXT",
+        (
+            "the champion of track default, generation 1, was trained on it; to let the one without it serve: "
+            "dropforge rollback --track default --to 0 --reason TEXT"
+        ),
+    ]
+    said = dropforge("drops", "withdraw", "3", "--reason", "deletion").out.splitlines()
+    assert [line.split(" was")[0] for line in said[1:]] == [f"run {going}"]
+
+
+def test_everything_that_shows_a_champion_marks_its_withdrawn_drops(
+    house: House, dropforge: Callable[..., Any]
+) -> None:
+    house.approve(house.run())
+    house.withdraw(1)
+    line = "trained on drop 1 (1.jsonl), withdrawn since: the customer asked for it"
+    assert line in dropforge("champion").out
+    assert f"track default, generation 1: {line}" in dropforge("history").out
+    assert f"track default, generation 1: {line}" in dropforge("status").out
+    assert "1.jsonl  withdrawn since: the customer asked for it" in dropforge("show", "1").out
+    (drop,) = dropforge("show", "1", "--json").json["run"]["taken_out"]
+    assert (drop["id"], drop["state"], drop["reason"]) == (1, "withdrawn", "the customer asked for it")
+    (told,) = dropforge("champion", "--json").json["champions"]
+    assert told["data"][0]["state"] == "withdrawn"
+
+
+def test_what_is_to_be_known_about_a_runs_data_is_shown(house: House, dropforge: Callable[..., Any]) -> None:
+    path = house.root / f"runs/{house.run()}/prepare.json"
+    durable.write_json(path, {**durable.read_json(path), "warnings": ["20 pinned references were replaced"]})
+    assert "warning: 20 pinned references were replaced" in dropforge("show", "1").out
+    assert dropforge("show", "1", "--json").json["run"]["warnings"] == ["20 pinned references were replaced"]
 
 
 # --- whatever the verdict

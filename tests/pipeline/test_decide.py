@@ -431,6 +431,50 @@ def test_pinned_records_are_never_new() -> None:
     assert (verdict.outcome, verdict.reasons) == ("promoted", ())
 
 
+def pinned(kept: tuple[int, int, int], replaced: tuple[int, int, int]) -> Lines:
+    return [{**line, "pinned": True} for line in of_drops(kept, replaced)]
+
+
+REPLACED = replace(RULES, known=KNOWS_ONE, repinned={2: 40})
+
+
+def test_a_loss_on_replaced_references_alone_holds_nothing_and_names_the_drop() -> None:
+    lines = pinned((8, 6, 130), (0, 40, 0))
+    verdict = judged(lines, REPLACED)
+    assert (verdict.outcome, verdict.references_changed) == ("worse", 40)
+    assert (
+        ": pinned references were replaced since the champion was judged, 40 by new.jsonl (drop 2), and without them "
+        "this would not be shown: look at them first (dropforge drops withdraw 2 --reason TEXT); no drop is held back; "
+        "a loss like this"
+    ) in verdict.sentence
+    before = judged(lines, Rules(known=KNOWS_ONE))
+    assert (before.outcome, before.references_changed) == ("worse", 0)
+    assert "pinned references" not in before.sentence
+
+
+def test_a_loss_that_the_other_references_show_too_holds_drops_all_the_same() -> None:
+    verdict = judged(pinned((2, 60, 80), (0, 40, 0)), REPLACED)
+    assert (verdict.outcome, verdict.references_changed) == ("worse", 0)
+    assert "40 by new.jsonl (drop 2); a loss like this" in verdict.sentence
+
+
+def test_where_all_references_were_replaced_a_loss_says_nothing_of_the_drops() -> None:
+    verdict = judged(pinned((0, 0, 0), (0, 40, 100)), REPLACED)
+    assert (verdict.outcome, verdict.references_changed) == ("worse", 40)
+
+
+def test_the_step_counts_what_was_replaced_since_the_champion_was_judged(make: Callable[..., Attempt]) -> None:
+    lines = pinned((8, 6, 130), (0, 40, 0))
+    assert decide(make(lines, heldout_pinned=True, pins_changed={2: 40})).references_changed == 40
+
+
+def test_the_step_leaves_out_what_the_champion_was_judged_by(make: Callable[..., Attempt]) -> None:
+    attempt = make(pinned((8, 6, 130), (0, 40, 0)), heldout_pinned=True, pins_changed={2: 40})
+    champion = attempt.spec.champion.model_copy(update={"drops": (1, 2)})
+    known = Attempt(attempt.spec.model_copy(update={"champion": champion}))
+    assert decide(known).references_changed == 0
+
+
 def test_the_gate_on_established_records_is_not_moved_by_new_ones() -> None:
     rules = Rules(gate=GateConfig(on="established"), known=KNOWS_ONE)
     odd = judged(of_drops((4, 4, 142), (60, 2, 88)), rules)

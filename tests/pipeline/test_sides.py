@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.artifacts import ModelRef
 from pipeline.comparison import compare
-from pipeline.config import GateConfig, GuardConfig, SplitConfig
+from pipeline.config import EvaluateConfig, GateConfig, GuardConfig, SplitConfig
 from pipeline.decide import Rules, judge
 from pipeline.slices import Known
 from tests.records_made import lines_of
@@ -126,3 +126,38 @@ def test_a_drop_that_came_back_does_not_make_new_what_the_champion_knows_from_a_
 def test_a_pinned_record_belongs_to_the_pinned_drop_that_brought_its_answers(tmp_path: Path) -> None:
     snapshot = Snapshot(tmp_path).drop(rows(60)).drop(rows(30), "heldout").drop(rows(30), "heldout").drop(rows(60))
     assert {row["drop"] for row in snapshot.prepare().heldout} == {2}
+
+
+def test_references_that_a_later_pinned_drop_replaced_are_counted_and_named(tmp_path: Path) -> None:
+    train, exam, wrong = rows(60, start=100), rows(30), rows(20, answer="no")
+    once = Snapshot(tmp_path).drop(train).drop(exam, "heldout").drop(exam, "heldout")
+    assert once.prepare().dataset.warnings == ()
+    found = Snapshot(tmp_path).drop(train).drop(exam, "heldout").drop(wrong, "heldout").drop(train).prepare().dataset
+    assert found.pins_changed == {3: 20}
+    assert found.warnings == (
+        (
+            "20 pinned references were replaced by d.jsonl (drop 3), which gives other answers than an earlier pinned "
+            "drop: if that is a mistake, dropforge drops withdraw 3 --reason TEXT"
+        ),
+    )
+    unpinned = Snapshot(tmp_path).drop(exam).drop(wrong).prepare().dataset
+    assert (unpinned.pins_changed, unpinned.warnings) == ({}, ())
+
+
+def test_references_that_are_no_json_are_counted_where_field_f1_decides(tmp_path: Path) -> None:
+    def exam(*answers: str) -> list[dict[str, str]]:
+        return [{"instruction": f"Read {place}", "output": text} for place, text in enumerate(answers)]
+
+    def prepare(metric: str, *answers: str) -> tuple[str, ...]:
+        snapshot = Snapshot(tmp_path, evaluate=EvaluateConfig.model_validate({"metric": metric}))
+        return snapshot.drop(rows(20)).drop(exam(*answers), "heldout").prepare().dataset.warnings
+
+    good = ['{"a": 1}'] * 9
+    broken = [*good[:3], '{"a": 1', "42", *good[:3]]
+    (said,) = prepare("json_f1", *broken)
+    assert said.startswith(
+        "2 of 8 held-out references are no JSON object or array, and every answer to them scores 0 by field F1: 2 of "
+        "drop 2 (d.jsonl), the first is record 4 of drop 2; "
+    )
+    assert len(prepare("auto", *good, "none")) == 1, "it is chosen where 80 % are JSON"
+    assert prepare("json_f1", *good) == prepare("exact_match", *broken) == ()

@@ -1,0 +1,28 @@
+"""What stands against a win that waits for approval: its model is barred, or trained on a drop that was withdrawn."""
+
+from typing import NamedTuple
+
+from sqlmodel import Session
+
+from daemon import champions
+from daemon.tables import PromotionKind, Run
+from daemon.withdrawals import withdrawal_words, withdrawn_from
+
+
+class Obstacle(NamedTuple):
+    """Why `dropforge promote RUN` refuses a win that waits."""
+
+    words: str
+    barred: bool
+    """Whether its model was rolled back from: then it does not wait for a yes, and only force brings it back."""
+
+
+def obstacle(session: Session, run: Run, model_id: str | None) -> Obstacle | None:
+    """Return what stands against the win of `run`, whose model is `model_id`; `None` if a yes is enough."""
+    past = champions.history(session, run.track)
+    if model_id in champions.barred(past):
+        rows = [row for row in past if row.kind == PromotionKind.ROLLBACK and row.previous_model_id == model_id]
+        by = f", by {rows[-1].approved_by}" if rows[-1].approved_by else ""
+        return Obstacle(f"its model is barred: the track was {rows[-1].reason}{by}", barred=True)
+    gone = withdrawn_from(session, run)
+    return Obstacle(withdrawal_words(gone), barred=False) if gone else None

@@ -1,0 +1,39 @@
+"""
+Drops that a person withdrew, in what was made with them: runs that have their snapshot, and wins.
+
+A withdrawn drop leaves at the next snapshot; a run that has its own goes on. What comes of it is not promoted without a
+person's word.
+"""
+
+from collections.abc import Sequence
+
+from sqlmodel import Session, col, select
+
+from daemon.tables import Drop, DropState, Run
+from pipeline.errors import DropforgeError
+
+
+class Withdrawn(DropforgeError):
+    """The model was trained on a drop that was withdrawn since: only a person takes it all the same."""
+
+
+def withdrawn_from(session: Session, run: Run) -> list[Drop]:
+    """Return the drops for training in a run's snapshot that a person withdrew since, the oldest first."""
+    ids = [drop["id"] for drop in run.snapshot or ()]
+    wanted = select(Drop).where(col(Drop.id).in_(ids), Drop.state == DropState.WITHDRAWN, Drop.role == "train")
+    return list(session.exec(wanted.order_by(col(Drop.id))).all()) if ids else []
+
+
+def withdrawal_words(drops: Sequence[Drop]) -> str:
+    """Say that a model was trained on withdrawn drops, and why each was withdrawn."""
+    named = " and ".join(f"drop {drop.id} ({drop.name}), withdrawn since: {drop.reason}" for drop in drops)
+    return f"it was trained on {named}"
+
+
+def require_no_withdrawal(session: Session, run_id: int, forcing: str) -> None:
+    """Raise `Withdrawn` if the run's model was trained on a drop that was withdrawn; `forcing` takes it still."""
+    gone = withdrawn_from(session, session.get_one(Run, run_id))
+    if gone:
+        message = f"run {run_id} won, but {withdrawal_words(gone)}"
+        again = ", ".join(f"dropforge drops restore {drop.id} --reason TEXT" for drop in gone)
+        raise Withdrawn(message, f"a run on new data goes without it; to take it back: {again}; as it is: {forcing}")
