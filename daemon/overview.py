@@ -15,6 +15,7 @@ from sqlalchemy.exc import DatabaseError
 from sqlmodel import Session, col, select
 
 from daemon.database import DatabaseUnusable, open_reader
+from daemon.database_words import cause_of, in_words
 from daemon.processes import lock_holder
 from daemon.reigns import WITHOUT_LARGE, ChampionView, reign, reigns, utc
 from daemon.state_folder import DATABASE_NAME, LOCK_NAME, WATCHER_NOTE
@@ -242,6 +243,10 @@ class Overview:
         except DatabaseError as error:
             if "no such table" in str(error.orig):
                 return []  # the first daemon is about to make them
+            cause = cause_of(error)
+            words = None if cause is None else in_words(cause, self.folder / DATABASE_NAME)
+            if words is not None:
+                raise words from error
             message = f"the state database cannot be read: {error.orig}"
             raise DatabaseUnusable(message, "see whether this user may read it; the daemon's log says more") from error
 
@@ -277,12 +282,14 @@ class Overview:
         return None if value is None else Progress.model_validate(value)
 
 
+def true_sentence(run: int, outcome: str, sentence: str) -> str:
+    """Return the sentence of a run that ended with `outcome`; that of a win that was not promoted says what it is."""
+    words = _WORDS.get(outcome)
+    return sentence if words is None else f"{words.format(run=run)}: {sentence.removeprefix(_WON)}"
+
+
 def _sentence(row: Run) -> str | None:
-    """Return a run's sentence; that of a win that was not promoted says what it waits for."""
-    words = _WORDS.get(row.outcome or "")
-    if words is None or row.sentence is None:
-        return row.sentence
-    return f"{words.format(run=row.id)}: {row.sentence.removeprefix(_WON)}"
+    return None if row.sentence is None else true_sentence(row.id or 0, row.outcome or "", row.sentence)
 
 
 def _read_hint(path: Path) -> Any:
