@@ -149,7 +149,7 @@ def _state(settings: Settings, kind: str) -> Finding:
     if refused is None:
         return Finding(name="state", level="ok", text=f"{settings.state} on {kind}")
     text = f"user {user()} cannot write to {refused.filename}: {refused.strerror}"
-    remedy = f"as the daemon's user, as which to ask: sudo -u USER dropforge doctor; let it: ls -ld {refused.filename}"
+    remedy = f"ask as the daemon's user: sudo -u USER dropforge doctor; or let this user: ls -ld {refused.filename}"
     return Finding(name="state", level="bad", text=text, remedy=remedy)
 
 
