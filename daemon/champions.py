@@ -38,6 +38,8 @@ __all__ = [
     "ensure_base", "former", "has_promoted", "history", "promote", "recover", "rollback",
 ]  # fmt: skip
 
+#: Former champions that a refused rollback names.
+_TOLD = 5
 TryOut = Callable[[Path], object]
 """Lets the model in a folder answer; raises `DropforgeError` if it does not."""
 
@@ -162,10 +164,11 @@ def rollback(  # noqa: PLR0913, PLR0917 - which track goes back to what, why and
     """
     with transaction(engine) as session:
         reigning = champion(session, track)
-        target = _target(history(session, track), reigning, to)
-        row = session.get_one(Track, track)
-    if target.model_id == row.base_model_id and row.base_path is not None:
-        target.model_path = row.base_path
+        row, past = session.get_one(Track, track), history(session, track)
+    for one in past:
+        if one.model_id == row.base_model_id and row.base_path is not None:
+            one.model_path = row.base_path
+    target = _target(past, reigning, to, state_folder)
     folder, what = state_folder / target.model_path, f"the model of generation {target.generation}"
     begun = monotonic()
     check_files(state_folder, target.model_path, target.model_id, what, track)
@@ -190,7 +193,7 @@ def history(session: Session, track: str) -> list[Promotion]:
     return list(session.exec(done.order_by(col(Promotion.generation))).all())
 
 
-def _target(past: Sequence[Promotion], reigning: ModelRef, to: int | None) -> Promotion:
+def _target(past: Sequence[Promotion], reigning: ModelRef, to: int | None, state_folder: Path) -> Promotion:
     """Return the former champion of generation `to`, or the one before today's that is not barred."""
     track = past[0].track
     hint = f"see the generations: dropforge history --track {track}"
@@ -203,7 +206,7 @@ def _target(past: Sequence[Promotion], reigning: ModelRef, to: int | None) -> Pr
             message = f"the model of generation {to} is the champion of track {track} already"
             raise NoTarget(message, hint)
         return found
-    shut, before = barred(past), reigning.model_id
+    shut, before, chain = barred(past), reigning.model_id, []
     # The last row by which a model won its place, not those by which it came back, says what it took the place of.
     won = {row.model_id: row for row in past if row.kind != PromotionKind.ROLLBACK}
     latest = {row.model_id: row for row in past}
@@ -213,8 +216,37 @@ def _target(past: Sequence[Promotion], reigning: ModelRef, to: int | None) -> Pr
             return latest[before]
         if before not in won:
             break
-    message = f"track {track} has no champion before today's to go back to"
-    raise NoTarget(message, f"{hint}; then name one: dropforge rollback --track {track} --to GENERATION --reason TEXT")
+        chain.append(before)
+    # Those that today's came after, the nearest first; then those that came after it, the latest first.
+    others = [latest.pop(model) for model in chain if model in latest and model != reigning.model_id]
+    after = (row for model, row in latest.items() if model != reigning.model_id)
+    others += sorted(after, key=lambda row: row.generation, reverse=True)
+    raise _no_target(past, others, state_folder)
+
+
+def _no_target(past: Sequence[Promotion], others: Sequence[Promotion], state_folder: Path) -> NoTarget:
+    """
+    Return why a rollback finds nothing to go back to by itself, and the generation that a person can name.
+
+    `others` has the latest row of each model that does not reign, the best one to name first.
+    """
+    track, shut = past[0].track, barred(past)
+    bases = {row.model_id for row in past if row.kind == PromotionKind.BASE}
+    if not others:
+        message = f"track {track} has had no other champion than today's"
+        return NoTarget(message, f"see for yourself: dropforge history --track {track}")
+    told = [
+        f"generation {row.generation}{' (base model)' if row.model_id in bases else ''} "
+        f"{'was rolled back from' if row.model_id in shut else 'was passed over by a rollback'}"
+        for row in others[:_TOLD]
+    ]
+    told += [f"and {len(others) - _TOLD} more"] if len(others) > _TOLD else []
+    message = f"track {track} has no champion before today's that a rollback takes by itself: {', '.join(told)}"
+    there = next((row for row in others if (state_folder / row.model_path).is_dir()), None)
+    if there is None:
+        return NoTarget(message, f"their models are gone: {_other_ways(track)}")
+    command = f"dropforge rollback --track {track} --to {there.generation} --reason TEXT"
+    return NoTarget(message, f"to take one all the same: {command}; see them all: dropforge history --track {track}")
 
 
 def former(session: Session, state_folder: Path, track: str, most: int) -> list[ModelRef]:

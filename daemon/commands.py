@@ -14,11 +14,21 @@ import time
 from dataclasses import dataclass
 
 from daemon.processes import kill_group
+from pipeline.formats import printable
 
 #: Bytes of output that are kept.
 KEPT_OUTPUT = 4096
+#: Characters of a line of output that are shown beside an error.
+_LONGEST_LINE = 200
 _LOOK_SECONDS = 0.1
 _CHUNK = 1 << 16
+
+
+def last_line(output: str | None) -> str:
+    """Return the last line of an output that is not blank, as people and logs may see it; empty if there is none."""
+    lines = [line.strip() for line in (output or "").splitlines() if line.strip()]
+    words = printable(lines[-1]) if lines else ""
+    return words if len(words) <= _LONGEST_LINE else f"{words[: _LONGEST_LINE - 1]}…"
 
 
 @dataclass(frozen=True)

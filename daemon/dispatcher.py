@@ -18,6 +18,7 @@ from daemon.disk import Disk, NoRoom
 from daemon.executors import Executor, JobState
 from daemon.executors.local import Spool
 from daemon.footprint import needed_bytes, of_waiting_drops, still_needed
+from daemon.overview import true_sentence
 from daemon.reopening import standing, take_back
 from daemon.run_settings import compose
 from daemon.sd_notify import showing_life
@@ -249,7 +250,8 @@ class Dispatcher:
         except DropforgeError as error:
             self._after_failure(claim, error.message, error.hint, now, retryable=False)
             return False
-        log.info("run_finished", run=claim.run_id, outcome=outcome, sentence=sentence)
+        words = true_sentence(claim.run_id, outcome, sentence)
+        log.info("run_finished", run=claim.run_id, outcome=outcome, sentence=words)
         self._drop(claim)
         return False
 

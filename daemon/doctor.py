@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Literal
@@ -21,7 +22,9 @@ from daemon.backup import named_files
 from daemon.database import newest_revision, open_engine
 from daemon.database_file import DatabaseUnusable, file_system, is_network, journal_mode, revision, verify
 from daemon.lease import take_read_lease
+from daemon.named_things import find_program, try_suite
 from daemon.processes import lock_holder
+from daemon.rights import refusal, user
 from daemon.settings import Settings
 from daemon.state_folder import DATABASE_NAME, LOCK_NAME, RESTORING
 from daemon.watcher import watched_folders
@@ -55,7 +58,8 @@ def examine(settings: Settings) -> list[Finding]:
     """Look at everything; a look that fails is itself a finding."""
     findings: list[Finding] = []
     looks: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
-        _sqlite, _database, _file_systems, _space, _inbox, _inotify, _bases, _training, _judge, _daemon, _clock,
+        _sqlite, _database, _file_systems, _space, _inbox, _inotify, _bases, _suites, _hooks, _training, _judge,
+        _daemon, _clock,
     )  # fmt: skip
     for look in looks:
         name = look.__name__.strip("_").replace("_", " ")
@@ -130,13 +134,23 @@ def _file_systems(settings: Settings) -> Iterator[Finding]:
             name="state", level="bad", text=f"{settings.state} lies on {kind}, of another host", remedy=remedy
         )
     else:
-        yield Finding(name="state", level="ok", text=f"{settings.state} on {kind}")
+        yield _state(settings, kind)
     kind = file_system(settings.inbox_folder)
     if is_network(kind) and settings.observer == "native":
         remedy = 'files that other hosts drop are seen late; set observer = "polling" in dropforge.toml'
         yield Finding(name="inbox", level="warn", text=f"{settings.inbox} lies on {kind}", remedy=remedy)
     else:
         yield Finding(name="inbox", level="ok", text=f"{settings.inbox} on {kind}")
+
+
+def _state(settings: Settings, kind: str) -> Finding:
+    """Try to write to the state folder: `dropforge run` ends at the first thing in it that it may not write."""
+    refused = refusal(settings.state_folder)
+    if refused is None:
+        return Finding(name="state", level="ok", text=f"{settings.state} on {kind}")
+    text = f"user {user()} cannot write to {refused.filename}: {refused.strerror}"
+    remedy = f"ask as the daemon's user: sudo -u USER dropforge doctor; or let this user: ls -ld {refused.filename}"
+    return Finding(name="state", level="bad", text=text, remedy=remedy)
 
 
 def _space(settings: Settings) -> Iterator[Finding]:
@@ -213,6 +227,27 @@ def _bases(settings: Settings) -> Iterator[Finding]:
             yield Finding(name=name, level="bad", text=words, remedy="let the daemon's user read that file")
         else:
             yield Finding(name=name, level="ok", text=folder)
+
+
+def _suites(settings: Settings) -> Iterator[Finding]:
+    for track in settings.track_names:
+        for suite in dict.fromkeys(settings.track(track).evaluate.general):
+            yield _tried(f"suites of {track}", partial(try_suite, suite))
+
+
+def _hooks(settings: Settings) -> Iterator[Finding]:
+    for track in settings.track_names:
+        own = settings.track(track).hooks
+        for argv in (own.after_promotion, own.health):
+            if argv:
+                yield _tried(f"hooks of {track}", partial(find_program, argv[0]))
+
+
+def _tried(name: str, look: Callable[[], str]) -> Finding:
+    try:
+        return Finding(name=name, level="ok", text=look())
+    except DropforgeError as error:
+        return Finding(name=name, level="bad", text=error.message, remedy=error.hint)
 
 
 def _training(settings: Settings) -> Iterator[Finding]:

@@ -19,7 +19,7 @@ from sqlmodel import Session, col, or_, select
 
 from daemon import champions, publishing
 from daemon.claims import record_event
-from daemon.commands import Command, Ended
+from daemon.commands import Command, Ended, last_line
 from daemon.database import ChangeWatch, transaction
 from daemon.model_check import Stopped, require_answer
 from daemon.settings import HookSettings, Settings
@@ -166,7 +166,8 @@ class Hooks:
         if ended.error is None:
             log.info("hook_ended", **words)
         else:
-            log.warning("hook_failed", **words, error=ended.error, hint=f"dropforge history --track {row.track}")
+            said, hint = last_line(ended.output), f"dropforge history --track {row.track}"
+            log.warning("hook_failed", **words, error=ended.error, said=said, hint=hint)
 
     def _begin_rollback(self, row: Promotion, error: str, now: int) -> None:
         """Let the former champion serve again, in a thread: its files are hashed and it is loaded first."""

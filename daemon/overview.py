@@ -16,6 +16,7 @@ from sqlmodel import Session, col, select
 
 from daemon.champions import forcing
 from daemon.database import DatabaseUnusable, open_reader
+from daemon.database_words import cause_of, in_words
 from daemon.drop_uses import DropUses, drop_uses
 from daemon.processes import lock_holder
 from daemon.reigns import WITHOUT_LARGE, ChampionView, TrainedOn, reign, reigns, trained_on, utc
@@ -266,6 +267,10 @@ class Overview:
         except DatabaseError as error:
             if "no such table" in str(error.orig):
                 return []  # the first daemon is about to make them
+            cause = cause_of(error)
+            words = None if cause is None else in_words(cause, self.folder / DATABASE_NAME)
+            if words is not None:
+                raise words from error
             message = f"the state database cannot be read: {error.orig}"
             raise DatabaseUnusable(message, "see whether this user may read it; the daemon's log says more") from error
 
@@ -318,15 +323,23 @@ class Overview:
         return None if value is None else Progress.model_validate(value)
 
 
-def _sentence(row: Run, against: Obstacle | None) -> str | None:
-    """Return a run's sentence; that of a win that was not promoted says what it waits for or what is against it."""
-    words = _WORDS.get(row.outcome or "")
-    if words is None or row.sentence is None:
-        return row.sentence
-    said = words.format(run=row.id)
+def true_sentence(run: int, outcome: str, sentence: str, against: Obstacle | None = None) -> str:
+    """
+    Return the sentence of a run that ended with `outcome`.
+
+    That of a win that was not promoted says what it waits for, or what is against it.
+    """
+    words = _WORDS.get(outcome)
+    if words is None:
+        return sentence
+    said = words.format(run=run)
     if against is not None:
-        said = f"won, but {against.words} ({forcing(row.id or 0)} takes it all the same)"
-    return f"{said}: {row.sentence.removeprefix(_WON)}"
+        said = f"won, but {against.words} ({forcing(run)} takes it all the same)"
+    return f"{said}: {sentence.removeprefix(_WON)}"
+
+
+def _sentence(row: Run, against: Obstacle | None) -> str | None:
+    return None if row.sentence is None else true_sentence(row.id or 0, row.outcome or "", row.sentence, against)
 
 
 def _read_hint(path: Path) -> Any:

@@ -11,13 +11,13 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
-from pydantic.fields import FieldInfo
 
 from daemon.cron import cron_trigger
+from daemon.settings_numbers import no_numbers, section_of
 from pipeline.artifacts import Frozen
 from pipeline.config import EvaluateConfig, GateConfig, GuardConfig, JudgeConfig, SplitConfig, TrainConfig
 from pipeline.contract import LIFELINE
@@ -117,6 +117,13 @@ class HookSettings(Frozen):
         return value
 
 
+class GateSettings(GateConfig):
+    """What a person may set of the gate; runs of earlier versions may hold more."""
+
+    p_value: float = Field(default=0.0, ge=0, le=0.5)
+    """Largest one-sided p-value that promotes, 0.5 at most; 0 takes that of `confidence`."""
+
+
 class TrackSettings(Frozen):
     """Settings that a track can have of its own; at the top level they hold for all tracks."""
 
@@ -137,7 +144,7 @@ class TrackSettings(Frozen):
     split: SplitConfig = SplitConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
-    gate: GateConfig = GateConfig()
+    gate: GateSettings = GateSettings()
     guards: GuardConfig = GuardConfig()
     judge: JudgeConfig = JudgeConfig()
     hooks: HookSettings = HookSettings()
@@ -229,8 +236,8 @@ def load(path: Path | None = None, environment: Mapping[str, str] | None = None)
     if path is not None or "DROPFORGE_CONFIG" in environment or chosen.exists():
         values = _read(chosen)
     variables = _from_environment(environment)
-    _check_names(values, str(chosen))
-    _check_names(variables, "the environment")
+    _check_values(values, str(chosen))
+    _check_values(variables, "the environment")
     try:
         settings = Settings.model_validate(_overlay(values, variables))
     except ValidationError as error:
@@ -296,11 +303,6 @@ def _overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, An
     return merged
 
 
-def _section(field: FieldInfo) -> type[BaseModel] | None:
-    kinds = [field.annotation, *get_args(field.annotation)]
-    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
-
-
 def _refuse_unknown(values: Mapping[str, Any], model: type[BaseModel], source: str, place: tuple[str, ...]) -> None:
     for key, value in values.items():
         dotted = ".".join((*place, key))
@@ -310,13 +312,21 @@ def _refuse_unknown(values: Mapping[str, Any], model: type[BaseModel], source: s
             hint = f"did you mean {'.'.join((*place, near))!r}?" if near else f"known here: {known}"
             message = f"{source}: unknown setting {dotted!r}"
             raise SettingsError(message, hint)
-        section = _section(model.model_fields[key])
+        section = section_of(model.model_fields[key])
         if section is not None and isinstance(value, Mapping):
             _refuse_unknown(value, section, source, (*place, key))
 
 
-def _check_names(values: Mapping[str, Any], source: str) -> None:
+def _refuse_no_numbers(values: Mapping[str, Any], model: type[BaseModel], source: str, place: tuple[str, ...]) -> None:
+    for wrong, value in no_numbers(values, model, place):
+        message = f"{source}: {'.'.join(wrong)}: must be a finite number"
+        hint = f"found {json.dumps(value)}; write a number, or leave it out for the default: systemd/dropforge.toml"
+        raise SettingsError(message, hint)
+
+
+def _check_values(values: Mapping[str, Any], source: str) -> None:
     _refuse_unknown(values, Settings, source, ())
+    _refuse_no_numbers(values, Settings, source, ())
     tracks = values.get("tracks", {})
     if not isinstance(tracks, Mapping):
         message = f"{source}: tracks must be a table"
@@ -333,6 +343,7 @@ def _check_track(name: str, overrides: Any, source: str) -> None:
         message = f"{source}: tracks.{name} must be a table"
         raise SettingsError(message, f"write [tracks.{name}] and its settings below")
     _refuse_unknown(overrides, TrackSettings, source, ("tracks", name))
+    _refuse_no_numbers(overrides, TrackSettings, source, ("tracks", name))
 
 
 def _absolute_paths(settings: Settings, folder: Path) -> dict[str, Any]:

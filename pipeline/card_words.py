@@ -8,7 +8,6 @@ from pipeline.card_facts import NextStep, Reason, Story
 from pipeline.card_numbers import cases, count, luck, plain, signed
 from pipeline.config import RunConfig
 from pipeline.reasons import REASONS, excuse_drops
-from pipeline.verdict_words import track_option
 
 #: What a code of the verdict's reasons means to somebody who does not know it; others keep the gate's few words.
 _REASONS = {
@@ -183,7 +182,7 @@ def _next_steps(verdict: Verdict, dataset: Dataset, config: RunConfig, run: int)
 
 def _after_a_win(verdict: Verdict, config: RunConfig, run: int) -> list[NextStep]:
     undo = NextStep(words="If it disappoints in use, let the champion before it serve again.",
-                    command=f"dropforge rollback{track_option(config.track)} --reason TEXT")  # fmt: skip
+                    command=f"dropforge rollback{config.track_option} --reason TEXT")  # fmt: skip
     costs = " The answers that became worse, below, show what it costs." if verdict.losses else ""
     if config.gate.approval == "manual":
         return [NextStep(words=f"Let it serve.{costs}", command=f"dropforge promote {run}")]
@@ -205,7 +204,7 @@ def _after_guards(verdict: Verdict, config: RunConfig, run: int) -> list[NextSte
 
 def _against(guard: GuardResult, config: RunConfig) -> list[NextStep]:
     """Return what helps against one guard that says nothing against the new drops."""
-    rollback = f"dropforge rollback{track_option(config.track)}"
+    rollback = f"dropforge rollback{config.track_option}"
     missing = guard.candidate is None
     steps = {
         "general_base": [

@@ -241,3 +241,8 @@ class RunConfig(Frozen):
     judge: JudgeConfig = JudgeConfig()
     noise: NoiseFloor | None = None
     """The track's noise floor, if it was measured."""
+
+    @property
+    def track_option(self) -> str:
+        """The option that names the track to a command, with a blank before it; empty for the default track."""
+        return "" if self.track == "default" else f" --track {self.track}"

@@ -40,9 +40,9 @@ _TESTS = {True: "sign flip, paired t and skewness-adjusted t", False: "exact McN
 
 @dataclass(frozen=True)
 class Rules:
-    """What a candidate is held to, what is known about the records, and the track that its commands name."""
+    """What a candidate is held to, what is known about the records, and how commands name the track."""
 
-    track: str = "default"
+    track_option: str = ""
     gate: GateConfig = field(default_factory=GateConfig)
     guards: GuardConfig = field(default_factory=GuardConfig)
     known: Known = field(default_factory=Known)
@@ -133,7 +133,7 @@ def _require_champion(found: Report, spec: StepSpec) -> None:
 def _rules(attempt: Attempt, dataset: Dataset, found: Report) -> Rules:
     champion = attempt.spec.champion
     return Rules(
-        track=attempt.config.track,
+        track_option=attempt.config.track_option,
         gate=attempt.config.gate,
         guards=attempt.config.guards,
         known=Known(
@@ -192,7 +192,7 @@ def judge(comparison: Comparison, rules: Rules, *, used: tuple[int, int] = (0, 0
         same_set_uses=used[1],
     )
     facts = Circumstances(
-        track=rules.track,
+        track_option=rules.track_option,
         gate=rules.gate,
         least_records=least,
         harm_p_value=found.harm_p_value,

@@ -53,7 +53,8 @@ _FAMILIES: Mapping[str, str] = {
 class Circumstances:
     """What a sentence says beside the verdict's own numbers."""
 
-    track: str
+    track_option: str
+    """That names the track to a command; empty for the default one."""
     gate: GateConfig
     least_records: int
     harm_p_value: float
@@ -66,11 +67,6 @@ class Circumstances:
     """Pinned drops that changed references since the champion was judged: number, file, records."""
     held_excused: bool = False
     """Whether a bad verdict does not stand without these records, so that no drop is held back."""
-
-
-def track_option(track: str) -> str:
-    """Return the option that names the track to a command, with a blank before it; nothing for the default one."""
-    return "" if track == "default" else f" --track {track}"
 
 
 def sentence(verdict: Verdict, facts: Circumstances) -> str:
@@ -175,7 +171,7 @@ def _why(verdict: Verdict, facts: Circumstances) -> str:
         return said["trained_on_heldout"]
     parts = guards + tested if verdict.outcome == "guard_failed" else tested + guards
     if verdict.outcome == "guard_failed" and failed:
-        parts.append(_REMEDIES[failed[0].guard].format(track=track_option(facts.track)))
+        parts.append(_REMEDIES[failed[0].guard].format(track=facts.track_option))
     if verdict.outcome == "not_shown_better" and verdict.records_needed:
         parts.append(f"about {verdict.records_needed} more held-out records would show this gain if it is real")
     return "; ".join(parts)

@@ -4,12 +4,16 @@ import os
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from daemon.cli import backup, champion, demo, doctor, drops, gc, inbox, report, runs, service, status
 from daemon.cli.output import show_error
+from daemon.cli.workspace import load_settings
+from daemon.rights import user
+from daemon.state_folder import DATABASE_NAME
 from pipeline.errors import EXIT_FAILED, DropforgeError
 
 _EXIT_USAGE = 2
@@ -20,8 +24,24 @@ _EPILOG = (
     "With DROPFORGE_DEBUG=1 an error shows its traceback."
 )
 
+
+class _Commands(TyperGroup):
+    """The commands; what the state database refuses them is said in words, whichever command it was."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was named; raise `DatabaseUnusable` for an error that the database gave it."""
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            words = _database_words(error, ctx)
+            if words is None:
+                raise
+            raise words from error
+
+
 app = typer.Typer(
     name="dropforge",
+    cls=_Commands,
     help="Drop a dataset into a folder; get a better model, or the proof that it isn't one.",
     epilog=_EPILOG,
     pretty_exceptions_enable=False,
@@ -75,8 +95,18 @@ def main() -> int:
             raise
         where = f"{error.filename}: " if error.filename else ""
         words = f"{where}{error.strerror or error}"
-        return _report(words, "see whether it is there and this user may use it", EXIT_FAILED)
+        return _report(words, f"see whether it is there and this user, {user()}, may use it", EXIT_FAILED)
     return code if isinstance(code, int) else 0
+
+
+def _database_words(error: Exception, context: typer.Context) -> DropforgeError | None:
+    """Return what an error of the state database is to a person; `None` for any other error."""
+    if "sqlalchemy" not in sys.modules:
+        return None  # nobody has opened it
+    from daemon.database_words import cause_of, in_words  # noqa: PLC0415 - a quick start
+
+    cause = cause_of(error)
+    return None if cause is None else in_words(cause, load_settings(context).state_folder / DATABASE_NAME)
 
 
 def _report(message: str, hint: str, code: int) -> int:

@@ -1,6 +1,6 @@
 """`champion`, `history`, `promote`, `rollback`, `hook`: what serves, what did, and letting another model serve."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -213,11 +213,17 @@ def _print_commands(context: typer.Context, track: str) -> None:
 
 
 def _moment(text: str) -> datetime:
+    """Return the time that was asked for; only the past has a history."""
     try:
-        return datetime.fromisoformat(text).astimezone()
+        moment = datetime.fromisoformat(text).astimezone()
     except (ValueError, OverflowError, OSError) as error:
         message = f"{text!r} is no time in ISO 8601: write 2026-11-24, 2026-11-24T02:00 or 2026-11-24T02:00+01:00"
         raise typer.BadParameter(message) from error
+    now = datetime.now(UTC)
+    if moment > now:
+        message = f"{local(moment)} is still to come: it is {local(now)} now, and nobody knows who will serve then"
+        raise typer.BadParameter(message)
+    return moment
 
 
 def _print_history(context: typer.Context, past: "dict[str, list[ChampionView]]") -> None:

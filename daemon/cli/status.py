@@ -184,6 +184,8 @@ def taken_out_lines(champion: "ChampionView") -> list[str]:
 
 def command_lines(settings: "Settings", champion: "ChampionView", *, alive: bool, every: bool = False) -> list[str]:
     """Return what is to be said of the commands after a change of champion; of those that went well only if `every`."""
+    from daemon.commands import last_line  # noqa: PLC0415 - a quick start
+
     track = champion.track
     declared = track in settings.track_names
     own = (settings.track(track) if declared else settings).hooks
@@ -198,6 +200,8 @@ def command_lines(settings: "Settings", champion: "ChampionView", *, alive: bool
             again = name == "hooks.after_promotion" and argv and declared and champion.until is None
             hint = f"; to run it again: dropforge hook --track {track}" if again else ""
             lines.append(f"{name} failed: {one.error}{hint}")
+            said = last_line(one.output)
+            lines += [f"{name} said: {said}"] if said else []
         elif one.state in {"pending", "running"}:
             if argv:
                 lines.append(f"{name} is {one.state}" + ("" if alive else ": it runs once the daemon does"))

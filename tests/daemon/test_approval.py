@@ -1,17 +1,20 @@
 """A win that waits for a person, and a model that a person makes the champion whatever its verdict."""
 
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from sqlmodel import col, select
 
 from daemon import approval, champions, drops, gc
 from daemon.approval import CannotPromote
 from daemon.champions import Barred, ChampionMoved, NoTarget, Withdrawn
 from daemon.database import transaction
-from daemon.overview import Overview
+from daemon.overview import Overview, true_sentence
+from daemon.succession import AWAITING
 from daemon.tables import Drop, Event, Promotion, Run
 from pipeline import durable
 from pipeline.errors import DropforgeError
@@ -123,6 +126,15 @@ def test_a_win_is_not_promoted_and_waits_for_a_person(house: House) -> None:
     verdict = durable.read_json(house.root / f"runs/{run}/decide.json")
     assert verdict["outcome"] == "promoted"
     assert "promoted" not in house.events()
+
+
+def test_the_log_says_of_a_win_that_it_waits(house: House) -> None:
+    with structlog.testing.capture_logs() as logged:
+        run = house.run()
+    (told,) = [one for one in logged if one["event"] == "run_finished"]
+    assert told["outcome"] == AWAITING
+    assert told["sentence"].startswith(f"won, waits for approval (dropforge promote {run}): ")
+    assert true_sentence(7, "promoted", "promoted: 90.0 against 50.0") == "promoted: 90.0 against 50.0"
 
 
 def test_a_person_says_yes_and_the_row_says_who_and_when(house: House) -> None:
@@ -547,6 +559,9 @@ def test_the_story_is_told_truly_after_every_kind_of_change(house: House, dropfo
     sha256 = told[1]["data"][1]["sha256"]
     assert f"drop 2: 2.jsonl, train, 1 rows, sha256 {sha256}, held since: new in run 2" in forced
     assert "verdict of run 2: worse, by the script" in forced
+    later = dropforge("history", "--at", "2999-01-01")
+    assert (later.code, later.out) == (2, "")
+    assert f"2999-01-01 00:00:00 is still to come: it is {datetime.now().astimezone():%Y-%m-%d }" in later.err
     wrong = dropforge("history", "--at", "yesterday")
     assert (wrong.code, "no time in ISO 8601" in wrong.err) == (2, True)
 

@@ -7,16 +7,18 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from daemon import doctor
+from daemon import doctor, named_things
 from daemon.database import migrate
 from daemon.doctor import Finding, examine
 from daemon.processes import FileLock
-from daemon.settings import Settings, load
+from daemon.rights import user
+from daemon.settings import HookSettings, Settings, load
 from daemon.state_folder import DATABASE_NAME, LOCK_NAME, RESTORING
 from daemon.watcher import make_inbox
 from pipeline.config import JudgeConfig
@@ -45,8 +47,8 @@ def test_where_all_is_well_no_line_is_bad_and_each_thing_has_its_line(settings: 
     found = lines(settings)
     assert {name for name, finding in found.items() if finding.level != "ok"} == {"daemon"}
     assert set(found) == {
-        "sqlite", "database", "journal", "state", "inbox", "space", "leases", "inotify", "base of default", "training",
-        "daemon", "clock",
+        "sqlite", "database", "journal", "state", "inbox", "space", "leases", "inotify", "base of default",
+        "suites of default", "training", "daemon", "clock",
     }  # fmt: skip
     assert found["sqlite"].text.startswith(f"SQLite {sqlite3.sqlite_version} ")
     assert "synchronous EXTRA" in found["journal"].text
@@ -159,6 +161,55 @@ def test_each_trouble_is_seen_and_has_its_remedy(
     make(settings, monkeypatch)
     found = lines(settings)[name]
     assert (found.level, remedy in found.remedy) == (level, True), found
+
+
+def said_of(settings: Settings, name: str) -> list[tuple[str, str]]:
+    return [(one.level, one.text) for one in examine(settings) if one.name == name]
+
+
+def test_the_programs_of_hooks_are_looked_for_as_a_start_would(settings: Settings, tmp_path: Path) -> None:
+    mute = tmp_path / "reload.sh"
+    mute.write_text("#!/bin/sh\n")
+    mute.chmod(0o644)
+
+    def hooks(after: tuple[str, ...], health: tuple[str, ...]) -> list[tuple[str, str]]:
+        named = HookSettings(after_promotion=after, health=health)
+        return said_of(settings.model_copy(update={"hooks": named}), "hooks of default")
+
+    assert hooks((), ()) == []
+    assert hooks(("true",), ()) == [("ok", shutil.which("true"))]
+    assert hooks(("zztop-reload", "x"), (str(mute),)) == [
+        ("bad", f"there is no program zztop-reload that user {user()} may execute in PATH"),
+        ("bad", f"user {user()} may not execute {mute}"),
+    ]
+    assert hooks((f"{mute}.gone",), ()) == [("bad", f"there is no program {mute}.gone")]
+    mute.chmod(0o755)
+    assert hooks((), (str(mute),)) == [("ok", str(mute))]
+
+
+def test_suites_are_read_as_a_run_reads_them(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "own.jsonl"
+    own.write_text('{"question": "q", "choices": ["a", "b"], "answer": 1}\n{"question": "q", "choices": ["a"]}\n')
+
+    def unknown(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(named_things, "version", unknown)
+    names = ("builtin", str(own), f"{own}.gone", "lm-eval:hellaswag")
+    evaluate = settings.evaluate.model_copy(update={"general": names})
+    found = said_of(settings.model_copy(update={"evaluate": evaluate}), "suites of default")
+    assert [level for level, _ in found] == ["ok", "bad", "bad", "bad"]
+    assert [text.removeprefix("suite ") for _, text in found][1:] == [
+        f"{own}, line 2: choices: Tuple should have at least 2 items after validation, not 1",
+        f"there is no suite {own}.gone",
+        "evaluate.general names lm-eval:hellaswag, and the package lm-eval is not installed",
+    ]
+    own.write_text('{"instruction": "a", "output": "b"}\n')
+    assert said_of(settings.model_copy(update={"evaluate": evaluate}), "suites of default")[1] == (
+        "ok", f"{own}: 1 items",
+    )  # fmt: skip
 
 
 def judged(settings: Settings, url: str) -> Settings:

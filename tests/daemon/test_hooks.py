@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from sqlmodel import col, select
 
 from daemon import approval, champions
-from daemon.commands import KEPT_OUTPUT, Command
+from daemon.commands import KEPT_OUTPUT, Command, last_line
 from daemon.database import transaction
 from daemon.hooks import Hooks
 from daemon.tables import Event, Promotion
@@ -303,6 +304,22 @@ def test_a_hook_that_failed_is_run_again_when_a_person_asks(house: House, dropfo
         event = session.exec(select(Event).where(Event.kind == "hook_asked_again")).one()
     assert (event.detail or {})["by"] == approval.who()
     assert "to run it again" not in dropforge("status").out
+
+
+def test_the_last_words_of_a_command_that_failed_are_shown_and_logged(
+    house: House, dropforge: Callable[..., Any]
+) -> None:
+    house.start(run(r"print('so sorry\nreload failed: \x1b[31mno such unit ZZTOP\n \n'); raise SystemExit(5)"))
+    house.promote()
+    with structlog.testing.capture_logs() as logged:
+        house.settle()
+    words = r"reload failed: \x1b[31mno such unit ZZTOP"
+    (failed,) = [one for one in logged if one["event"] == "hook_failed"]
+    assert (failed["error"], failed["said"]) == ("exit code 5", words)
+    for command in ("status", "history"):
+        assert f"hooks.after_promotion said: {words}\n" in dropforge(command).out
+    assert last_line(None) == last_line(" \n") == ""
+    assert last_line(f"a\n{'b' * 300}\n") == "b" * 199 + "…"
 
 
 def test_a_living_daemon_notices_that_a_hook_is_asked_for_again(house: House, dropforge: Callable[..., Any]) -> None:

@@ -35,7 +35,7 @@ def test_a_database_without_tables_is_empty_and_a_damaged_one_is_named(tmp_path:
     (tmp_path / "dropforge.db").touch()
     assert Overview(tmp_path).runs() == []
     (tmp_path / "dropforge.db").write_bytes(b"no database at all" * 100)
-    with pytest.raises(Exception, match="cannot be read: file is not a database"):
+    with pytest.raises(Exception, match="is damaged: file is not a database"):
         Overview(tmp_path).runs()
 
 

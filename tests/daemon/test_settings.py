@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from daemon import settings_schema
 from daemon.settings import Settings, SettingsError, TrackSettings, load
+from pipeline.config import RunConfig
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = (ROOT / "systemd" / "dropforge.toml").read_text(encoding="utf-8")
@@ -190,12 +191,21 @@ def test_a_setting_of_the_whole_installation_is_refused_in_a_track(file: Path) -
         ('[tracks.a]\nschedule = "each night"', "tracks.a.schedule", "not a cron expression"),
         ("[guards.floors]\nexact_mach = 50", "guards.floors.exact_mach", "'exact_match', 'token_f1'"),
         ("[guards.floors]\nexact_match = 101", "guards.floors.exact_match", "less than or equal to 100"),
-        ("[guards.floors]\nexact_match = nan", "guards.floors.exact_match", "equal to"),
+        ("[guards.floors]\nexact_match = nan", "guards.floors.exact_match", "a finite number"),
         ('[hooks]\nhealth = ["", "x"]', "hooks.health", "must begin with the name or path of a program"),
         ('[hooks]\nafter_promotion = ["a\\u0000b"]', "hooks.after_promotion", "must begin with the name or path"),
         ('[hooks]\nhealth = "true"', "hooks.health", 'should be a list, as ["one", "two"]'),
         ("[split]\nheldout = 0.6\ndev = 0.5", "split", "nothing is left to train on"),
         ("[gate]\np_value = 0.00001", "gate.p_value", "the test's smallest p-value is 0.0001"),
+        ("[gate]\np_value = 0.9", "gate.p_value", "less than or equal to 0.5"),
+        ("[tracks.a.gate]\np_value = 0.9", "tracks.a.gate.p_value", "less than or equal to 0.5"),
+        ("[guards]\nmetrics = true", "guards.metrics", "must be a finite number"),
+        ("[guards]\nmetrics = inf", "guards.metrics", "must be a finite number"),
+        ('[guards]\nmetrics = "inf"', "guards.metrics", "must be a finite number"),
+        ("[guards.floors]\nexact_match = true", "guards.floors.exact_match", "must be a finite number"),
+        ("[tracks.a.guards]\nslices = nan", "tracks.a.guards.slices", "must be a finite number"),
+        ("reconcile_seconds = inf", "reconcile_seconds", "must be a finite number"),
+        ("[retry]\nlimit = true", "retry.limit", "must be a finite number"),
     ],
 )
 def test_a_wrong_value_names_file_and_field(file: Path, text: str, field: str, problem: str) -> None:
@@ -208,6 +218,27 @@ def test_a_wrong_value_names_file_and_field(file: Path, text: str, field: str, p
 def test_a_wrong_variable_is_named_itself(file: Path) -> None:
     error = refused(file, "[train]\nrank = 8", {"DROPFORGE_TRAIN__RANK": "0"})
     assert error.message.startswith("DROPFORGE_TRAIN__RANK: train.rank: ")
+
+
+@pytest.mark.parametrize("text", ["true", "inf", "-Infinity", "NaN"])
+def test_a_variable_is_a_finite_number_too(file: Path, text: str) -> None:
+    error = refused(file, "", {"DROPFORGE_GUARDS__METRICS": text})
+    assert "guards.metrics: must be a finite number" in error.message
+
+
+def test_every_number_that_can_be_set_is_held_to_this(file: Path) -> None:
+    numbers = [name for name, (value, _) in leaves(Settings()).items() if type(value) in {int, float}]
+    assert len(numbers) > 50
+    for name in numbers:
+        *sections, last = name.split(".")
+        table = f"[{'.'.join(sections)}]\n" if sections else ""
+        for text in ("true", "inf"):
+            assert f"{name}: must be a finite number" in refused(file, f"{table}{last} = {text}\n").message
+
+
+def test_a_run_of_an_earlier_version_keeps_what_was_allowed_then() -> None:
+    stored = {"track": "a", "base_model": "/b", "base_model_id": "c", "salt": "s", "gate": {"p_value": 0.9}}
+    assert RunConfig.model_validate(stored).gate.p_value == 0.9
 
 
 def test_variables_that_contradict_each_other_are_refused(file: Path) -> None:

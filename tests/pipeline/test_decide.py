@@ -210,7 +210,7 @@ def test_a_set_that_can_show_no_gain_is_said_to_be_one_where_nothing_won() -> No
     verdict = judge(compare("exact_match", yes_or_no(3, 1, 0)), by(min_records=4))
     assert verdict.smallest_detectable_gain is None
     assert words in verdict.sentence
-    facts = Circumstances(track=RULES.track, gate=RULES.gate, least_records=100, harm_p_value=1.0)
+    facts = Circumstances(track_option=RULES.track_option, gate=RULES.gate, least_records=100, harm_p_value=1.0)
     won = judge(compare("exact_match", yes_or_no(100, 0, 20)), RULES)
     nothing = {"smallest_detectable_gain": None, "detectable_power": None}
     assert words not in sentence(won.model_copy(update=nothing), facts)

@@ -271,7 +271,7 @@ def test_a_suite_may_lose_little_against_the_base_model(lost: int, items: int, s
         )
         assert "dropforge rollback --reason TEXT" in verdict.sentence
         assert "guards.general_base" in verdict.sentence
-        elsewhere = judge(against_base(lost, items), Rules(track="jokes", known=Known(None)))
+        elsewhere = judge(against_base(lost, items), Rules(track_option=" --track jokes", known=Known(None)))
         assert "dropforge rollback --track jokes --reason TEXT" in elsewhere.sentence
         assert verdict_on(against_base(lost, items), general_base=50).outcome == "promoted"
 

@@ -7,7 +7,8 @@ import pytest
 
 from pipeline import suites
 from pipeline.errors import CannotTrain
-from pipeline.suites import Item, read_suite, read_suites
+from pipeline.suite_items import Item
+from pipeline.suites import read_suite, read_suites
 
 ITEM = {"id": "a", "category": "sums", "question": "1 + 1?", "choices": ["2", "3"], "answer": 0}
 

@@ -1,0 +1,61 @@
+"""Who this process is, and whether it may write to the state folder: tried, not guessed, and nothing is left behind."""
+
+import errno
+import os
+import pwd
+from collections.abc import Iterator
+from pathlib import Path
+
+from daemon.state_folder import DATABASE_NAME
+
+#: What file systems answer that know no files without a name.
+_NO_NAMELESS = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL})
+
+
+def user() -> str:
+    """Return who this process is for the kernel, whatever the environment says."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
+
+
+def refusal(state_folder: Path) -> OSError | None:
+    """
+    Return what the kernel says to the first thing in a state folder that this user may not write; `None` if to none.
+
+    Tried are the folder with its folders, the database and the locks. Where there is no state folder yet, it is the
+    folder that it would be made in.
+    """
+    try:
+        for place in _written(state_folder):
+            _try_folder(place) if place.is_dir() else _try_file(place)
+    except OSError as error:
+        return error
+    return None
+
+
+def _written(state_folder: Path) -> Iterator[Path]:
+    place = state_folder
+    while not place.exists():
+        place = place.parent
+    yield place
+    if place == state_folder:
+        yield from (path for path in sorted(place.iterdir()) if path.is_dir() and not path.is_symlink())
+        yield from (path for path in (place / DATABASE_NAME, *sorted(place.glob("*.lock"))) if path.is_file())
+
+
+def _try_folder(folder: Path) -> None:
+    """Make a file without a name, which nobody who looks into the folder meanwhile can see."""
+    try:
+        os.close(os.open(folder, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        if error.errno not in _NO_NAMELESS:
+            raise
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder)) from error
+
+
+def _try_file(path: Path) -> None:
+    """Open a file for writing, and write nothing."""
+    os.close(os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
