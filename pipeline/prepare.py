@@ -81,7 +81,7 @@ def prepare(attempt: Attempt) -> Dataset:
         raise _nothing_to_train(attempt, totals, reading.forged)
     warnings = (
         *data_warnings(totals, overlaps, split.similarity),
-        *reference_warnings(totals, metric, attempt.spec.drops),
+        *reference_warnings(totals, metric, attempt.spec.drops, attempt.spec.champion),
     )
     sys.stderr.writelines(f"{warning}\n" for warning in warnings)
     return Dataset(

@@ -151,6 +151,21 @@ def test_references_that_a_later_pinned_drop_replaced_are_counted_and_named(tmp_
     assert not any(row["replaced"] for row in unpinned.heldout)
 
 
+def test_references_are_no_longer_warned_of_once_a_champion_was_judged_by_them(tmp_path: Path) -> None:
+    def warnings(*champion: int) -> tuple[str, ...]:
+        snapshot = Snapshot(tmp_path).drop(rows(60, start=100)).drop(rows(30), "heldout")
+        snapshot.champion = ModelRef(model_id="m", path="models/m", generation=5, drops=champion)
+        snapshot.drop(rows(20, answer="no"), "heldout").drop(rows(3, answer="perhaps"), "heldout")
+        return snapshot.prepare().dataset.warnings
+
+    assert [said.split(":")[0][:47] for said in warnings(1, 2)] == [
+        "17 pinned references were replaced by d.jsonl (",
+        "3 pinned references were replaced by d.jsonl (d",
+    ]
+    assert [said[:13] for said in warnings(1, 2, 3)] == ["3 pinned refe"]
+    assert warnings(1, 2, 3, 4) == ()
+
+
 def test_references_that_are_no_json_are_counted_where_field_f1_decides(tmp_path: Path) -> None:
     def exam(*answers: str) -> list[dict[str, str]]:
         return [{"instruction": f"Read {place}", "output": text} for place, text in enumerate(answers)]
