@@ -68,8 +68,9 @@ def tell(verdict: Verdict, dataset: Dataset, report: Report | None, spec: StepSp
     if verdict.outcome == "guard_failed":
         headline = _guarded(verdict.reasons)
     if verdict.outcome == "promoted":
+        # Nobody knows yet whether it does: a drop that it was trained on may be withdrawn before the run is concluded.
         manual = config.gate.approval == "manual"
-        headline += " It waits for your approval." if manual else " It becomes the champion."
+        headline += " It waits for your approval." if manual else " It is to become the champion."
     why = (*_numbers(verdict), *_because(verdict, report), *_excuse(verdict), *_limits(verdict, dataset, config))
     if verdict.references_changed:
         steps: Sequence[NextStep] = _after_replaced(dataset, spec)
@@ -203,7 +204,8 @@ def _after_a_win(verdict: Verdict, config: RunConfig, run: int) -> list[NextStep
     costs = " The answers that became worse, below, show what it costs." if verdict.losses else ""
     if config.gate.approval == "manual":
         return [NextStep(words=f"Let it serve.{costs}", command=f"dropforge promote {run}")]
-    return [NextStep(words=f"Nothing has to be done.{costs}"), undo]
+    unless = "unless a drop that it was trained on was withdrawn meanwhile: then it waits for you"
+    return [NextStep(words=f"Nothing has to be done, {unless}.{costs}"), undo]
 
 
 def _after_guards(verdict: Verdict, config: RunConfig, run: int) -> list[NextStep]:
