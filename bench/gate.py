@@ -112,6 +112,7 @@ def side_by_side(metric: str, candidate: Model, champion: Model, kind: str = "al
         scores={name: pair(candidate.scores[name], champion.scores[name]) for name in names},
         drops=PLACES if everything or kind == "slices" else np.zeros(RECORDS, dtype=np.int64),
         pinned=NOTHING,
+        replaced=NOTHING,
         tags=TAGGED if everything or kind == "slices" else {},
     )
     if everything or kind == "general suite":

@@ -4,6 +4,7 @@ What steps hand over: frozen values, each one JSON file, written last.
 Every path in here is relative to the state folder, so the folder can be moved or restored elsewhere.
 """
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -44,6 +45,10 @@ class ModelRef(Frozen):
     generation: int
     drops: tuple[int, ...] | None = None
     """Drops that it was trained on; `None` for a base model, and where that is not known."""
+
+    def not_judged_by(self, counts: Mapping[int, int]) -> dict[int, int]:
+        """Return the counts of pinned drops that this model's own run did not have: it was not judged by these."""
+        return {drop: count for drop, count in sorted(counts.items()) if drop not in (self.drops or ())}
 
 
 class Shortfall(Frozen):
@@ -360,8 +365,8 @@ class Verdict(Artifact):
     slices: tuple[SliceResult, ...] = ()
     references_changed: int = 0
     """
-    Pinned records whose references changed since the champion was judged, where the verdict is a bad one and does not
-    stand without them: it holds no drops back.
+    Pinned records whose references changed since the champion was judged, where the verdict is a bad one and all that
+    speaks against the candidate depends on them: it holds no drops back.
     """
     slices_not_listed: int = 0
     """Further drops and tags, of too few records to decide anything."""

@@ -7,6 +7,7 @@ from pipeline.artifacts import Dataset, GuardResult, Outcome, Report, Verdict
 from pipeline.card_facts import NextStep, Reason, Story
 from pipeline.card_numbers import cases, count, luck, plain, signed
 from pipeline.config import RunConfig
+from pipeline.contract import StepSpec
 from pipeline.reasons import REASONS, excuse_drops
 
 #: What a code of the verdict's reasons means to somebody who does not know it; others keep the gate's few words.
@@ -37,6 +38,7 @@ _FOUND = {
     "size": "What is larger",
     "judge": "What the judge says",
 }
+_KEPT = "No drop is held back for this: all are trained on again, together with the next ones."
 BADGES: dict[Outcome, str] = {
     "promoted": "Promoted",
     "worse": "Worse",
@@ -59,15 +61,22 @@ def _sentence(words: str) -> str:
     return f"{words[0].upper()}{words[1:]}."
 
 
-def tell(verdict: Verdict, dataset: Dataset, report: Report | None, config: RunConfig, run: int) -> Story:
-    """Return the story of a verdict."""
+def tell(verdict: Verdict, dataset: Dataset, report: Report | None, spec: StepSpec) -> Story:
+    """Return the story of a verdict; `spec` is that of the step which made it."""
+    config = spec.config
     headline = _HEADLINES[verdict.outcome]
     if verdict.outcome == "guard_failed":
         headline = _guarded(verdict.reasons)
     if verdict.outcome == "promoted":
-        headline += " It waits for your approval." if config.gate.approval == "manual" else " It becomes the champion."
-    why = (*_numbers(verdict), *_because(verdict, report), *_limits(verdict, dataset, config))
-    return Story(headline=headline, why=why, next_steps=tuple(_next_steps(verdict, dataset, config, run)))
+        # Nobody knows yet whether it does: a drop that it was trained on may be withdrawn before the run is concluded.
+        manual = config.gate.approval == "manual"
+        headline += " It waits for your approval." if manual else " It is to become the champion."
+    why = (*_numbers(verdict), *_because(verdict, report), *_excuse(verdict), *_limits(verdict, dataset, config))
+    if verdict.references_changed:
+        steps: Sequence[NextStep] = _after_replaced(dataset, spec)
+    else:
+        steps = _next_steps(verdict, dataset, config, spec.run)
+    return Story(headline=headline, why=why, next_steps=tuple(steps))
 
 
 def _guarded(codes: Sequence[str]) -> str:
@@ -112,6 +121,15 @@ def _because(verdict: Verdict, report: Report | None) -> list[str]:
         return first if "gain_below_minimum" not in verdict.reasons else [*first, _REASONS["gain_below_minimum"]]
     told_by_limits = "too_few_records" if verdict.gain is None else ""
     return [reason.words for reason in reasons(verdict) if reason.code != told_by_limits]
+
+
+def _excuse(verdict: Verdict) -> list[str]:
+    """Say that a bad verdict depends on references that the champion was not judged by."""
+    if not verdict.references_changed:
+        return []
+    replaced = count(verdict.references_changed, "pinned reference")
+    were = "was" if verdict.references_changed == 1 else "were"
+    return [f"But {replaced} {were} replaced since the champion was judged, and without them this would not be shown."]
 
 
 def _limits(verdict: Verdict, dataset: Dataset, config: RunConfig) -> list[str]:
@@ -186,7 +204,8 @@ def _after_a_win(verdict: Verdict, config: RunConfig, run: int) -> list[NextStep
     costs = " The answers that became worse, below, show what it costs." if verdict.losses else ""
     if config.gate.approval == "manual":
         return [NextStep(words=f"Let it serve.{costs}", command=f"dropforge promote {run}")]
-    return [NextStep(words=f"Nothing has to be done.{costs}"), undo]
+    unless = "unless a drop that it was trained on was withdrawn meanwhile: then it waits for you"
+    return [NextStep(words=f"Nothing has to be done, {unless}.{costs}"), undo]
 
 
 def _after_guards(verdict: Verdict, config: RunConfig, run: int) -> list[NextStep]:
@@ -198,8 +217,7 @@ def _after_guards(verdict: Verdict, config: RunConfig, run: int) -> list[NextSte
     if {guard.guard for guard in failed} <= {"latency", "size", "judge"}:
         steps.append(NextStep(words="If that is no harm to you, let it serve all the same.",
                               command=f"dropforge promote {run} --force --reason TEXT"))  # fmt: skip
-    kept = "No drop is held back for this: all are trained on again, together with the next ones."
-    return [*steps, NextStep(words=kept)]
+    return [*steps, NextStep(words=_KEPT)]
 
 
 def _against(guard: GuardResult, config: RunConfig) -> list[NextStep]:
@@ -231,6 +249,18 @@ def _after_harm() -> list[NextStep]:
         NextStep(words="If the drop is right after all, put it back when it is held.",
                  command="dropforge drops restore DROP --reason TEXT"),
     ]  # fmt: skip
+
+
+def _after_replaced(dataset: Dataset, spec: StepSpec) -> list[NextStep]:
+    """Return what helps where a bad verdict says more of new references than of the new drops."""
+    names = {drop.id: drop.name for drop in (*dataset.drops, *spec.drops)}
+    steps = [
+        NextStep(words=f"Look at the pinned drop {drop}{f' ({names[drop]})' if drop in names else ''} first: it gives "
+                       "other answers than an earlier one. If they are wrong, take it out of later runs.",
+                 command=f"dropforge drops withdraw {drop} --reason TEXT")
+        for drop in spec.champion.not_judged_by(dataset.pins_changed)
+    ]  # fmt: skip
+    return [*steps, NextStep(words=_KEPT)]
 
 
 def _after_no_proof(verdict: Verdict, dataset: Dataset) -> list[NextStep]:

@@ -86,6 +86,8 @@ class Comparison:
     """A pair of columns by metric, 0 to 1; the primary one is among them."""
     drops: npt.NDArray[np.int64]
     pinned: Flags
+    replaced: Flags
+    """Pinned records to which their drop gave other references than an earlier one."""
     tags: Mapping[str, Flags] = field(default_factory=dict)
     partial: Mapping[str, Partial] = field(default_factory=dict)
     """The metrics that were measured on some of the records only."""
@@ -131,6 +133,7 @@ class Comparison:
             },
             drops=self.drops[mask],
             pinned=self.pinned[mask],
+            replaced=self.replaced[mask],
             tags={tag: flags[mask] for tag, flags in self.tags.items()},
             nll=None if self.nll is None else (self.nll[0][mask], self.nll[1][mask]),
             degenerate={kind: pair[mask] for kind, pair in self.degenerate.items()},
@@ -182,6 +185,8 @@ def compare(metric: str, lines: Sequence[Mapping[str, Any]], *, all_pinned: bool
         partial={name: _partial(lines, name) for name in some},
         drops=np.array([line["drop"] for line in lines], dtype=np.int64),
         pinned=np.array([line.get("pinned", all_pinned) for line in lines], dtype=np.bool_),
+        # Where an older version did not say which ones, none: a drop that is held in error is restored by a command.
+        replaced=np.array([line.get("replaced", False) for line in lines], dtype=np.bool_),
         tags={tag: np.array([tag in line.get("tags", ()) for line in lines]) for tag in sorted(kinds)},
         nll=_nll(lines),
         degenerate={

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from pipeline.artifacts import Drop
+from pipeline.artifacts import Drop, ModelRef
 from pipeline.overlaps import RULES, Overlaps
 from pipeline.sides import Totals
 
@@ -39,14 +39,18 @@ def data_warnings(totals: Totals, overlaps: Overlaps, similarity: float) -> tupl
     return tuple(found)
 
 
-def reference_warnings(totals: Totals, metric: str, drops: Sequence[Drop]) -> tuple[str, ...]:
-    """Return the warnings of what candidates are measured by: references that changed, or that `metric` cannot read."""
+def reference_warnings(totals: Totals, metric: str, drops: Sequence[Drop], champion: ModelRef) -> tuple[str, ...]:
+    """
+    Return the warnings of what candidates are measured by: references that changed, or that `metric` cannot read.
+
+    Those that `champion` was judged by itself are settled: one that won by them speaks for them.
+    """
     names = {drop.id: drop.name for drop in drops}
     found = [
         f"{count:,} pinned {'reference was' if count == 1 else 'references were'} replaced by {names[drop]} (drop "
         f"{drop}), which gives other answers than an earlier pinned drop: if that is a mistake, dropforge drops "
         f"withdraw {drop} --reason TEXT"
-        for drop, count in sorted(totals.pins_changed.items())
+        for drop, count in champion.not_judged_by(totals.pins_changed).items()
     ]
     if metric == "json_f1" and totals.first_not_json is not None:
         drop, number = totals.first_not_json

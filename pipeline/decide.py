@@ -2,13 +2,13 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from pipeline import guards, report, statistics
-from pipeline.artifacts import Dataset, Judgement, Model, Outcome, Report, Shortfall, Verdict
+from pipeline.artifacts import Dataset, GuardResult, Judgement, Model, Outcome, Report, Shortfall, Verdict
 from pipeline.comparison import Comparison, read_comparison
 from pipeline.config import GateConfig, GuardConfig
 from pipeline.contract import Attempt, StepSpec
@@ -26,8 +26,8 @@ from pipeline.power import (
     records_needed,
     smallest_detectable_gain,
 )
-from pipeline.reasons import GUARD_REASONS, NO_FAULT_OF_DROPS
-from pipeline.slices import POINTS, Known, Slice, count_unlisted, find_slices, judged_on, measure_slices
+from pipeline.reasons import GUARD_REASONS, NO_FAULT_OF_DROPS, WITHOUT_REFERENCES
+from pipeline.slices import LEAST_TESTED, POINTS, Known, Slice, count_unlisted, find_slices, judged_on, measure_slices
 from pipeline.statistics import Floats
 from pipeline.verdict_words import Circumstances, records, sentence
 
@@ -143,7 +143,7 @@ def _rules(attempt: Attempt, dataset: Dataset, found: Report) -> Rules:
         seen_by_candidate=found.records_seen_by_candidate,
         # The second left out of what the first had left, if another champion came between.
         seen_by_champion=dataset.seen_by_champion + found.records_seen_by_champion,
-        repinned={drop: n for drop, n in dataset.pins_changed.items() if drop not in (champion.drops or ())},
+        repinned=champion.not_judged_by(dataset.pins_changed),
     )
 
 
@@ -155,8 +155,7 @@ def judge(comparison: Comparison, rules: Rules, *, used: tuple[int, int] = (0, 0
     all and on exactly these records.
     """
     found = weigh(comparison, rules)
-    changed = np.isin(comparison.drops, list(rules.repinned)) & comparison.pinned
-    excused = bool(changed.any()) and _blames(found) and not _blames(weigh(comparison.part(~changed), rules))
+    excused = _blames(found) and _is_excused(found, comparison, rules)
     metric, part = METRICS[comparison.metric], found.part
     differences, pairs = part.differences(), part.scores[comparison.metric]
     means = pairs.mean(axis=0) * POINTS if len(pairs) else None
@@ -278,6 +277,34 @@ def _blames(found: Weighed) -> bool:
     return found.outcome == "worse" or (found.outcome == "guard_failed" and harmed)
 
 
+def _is_excused(found: Weighed, comparison: Comparison, rules: Rules) -> bool:
+    """
+    Say whether all that blames the drops depends on references that were replaced since the champion was judged.
+
+    What the other records show counts from `LEAST_TESTED` of them on, though fewer than a verdict needs: this asks
+    whether one stands, not for a new one.
+    """
+    changed = comparison.replaced & np.isin(comparison.drops, list(rules.repinned))
+    if not changed.any() or _blames_whatever_the_references(found):
+        return False
+    gate = rules.gate
+    least = {name: min(getattr(gate, name), LEAST_TESTED) for name in ("min_records", "min_records_continuous")}
+    eased = replace(rules, gate=gate.model_copy(update=least))
+    return not _blames(weigh(comparison.part(~changed), eased))
+
+
+def _blames_whatever_the_references(found: Weighed) -> bool:
+    """Say whether a decision that blames drops would do so by what no reference has a part in."""
+    wins = not {"p_above_limit", "gain_below_minimum"} & set(found.reasons)
+    own = [row for row in found.guards.failed if row.guard in WITHOUT_REFERENCES]
+    return "nll_not_finite" in found.reasons or any(wins or _is_sure(row) for row in own)
+
+
+def _is_sure(row: GuardResult) -> bool:
+    """Say whether a guard that failed proves harm as `worse` does."""
+    return row.p_value is not None and row.p_value <= GUARD_HARM_P_VALUE
+
+
 def _part(comparison: Comparison, rules: Rules) -> Comparison:
     """Return the comparison on the records that the gate judges on."""
     return comparison.part(judged_on(rules.gate.on, rules.known, comparison.drops, comparison.pinned))
@@ -301,8 +328,7 @@ def _outcome(reasons: Sequence[str], checked: Guards, *, wins: bool) -> Outcome:
     if "harm_shown" in reasons:
         return "worse"
     blaming = [row for row in checked.failed if row.guard not in NO_FAULT_OF_DROPS]
-    sure = any(row.p_value is not None and row.p_value <= GUARD_HARM_P_VALUE for row in blaming)
-    if checked.failed and (wins or sure or "nll_not_finite" in reasons):
+    if checked.failed and (wins or any(map(_is_sure, blaming)) or "nll_not_finite" in reasons):
         return "guard_failed"
     return "promoted" if wins and "established_lost" not in reasons else "not_shown_better"
 

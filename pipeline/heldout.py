@@ -26,6 +26,8 @@ class HeldoutRecord:
     tags: tuple[str, ...]
     near: tuple[str, ...] = ()
     """Ids of prompts that are too near to it: of training, which lose what is near, or held out, which repeat it."""
+    replaced: bool = False
+    """Whether it is pinned, and its drop gave other answers than an earlier pinned one."""
 
     @property
     def content(self) -> str:
@@ -56,5 +58,5 @@ def _record(row: dict[str, Any]) -> HeldoutRecord:
         id=row["id"], instruction=row["instruction"], input=row["input"], output=row["output"],
         references=tuple(row["references"]) or (row["output"],), drop=row["drop"],
         pinned=row.get("pinned", False), tags=tuple(row.get("tags", ())),
-        near=tuple(row.get("near", ())),
+        near=tuple(row.get("near", ())), replaced=row.get("replaced", False),
     )  # fmt: skip

@@ -52,9 +52,9 @@ def prepare(attempt: Attempt) -> Dataset:
     Make `train.jsonl`, `dev.jsonl` and `heldout.jsonl` of the drops in the spec.
 
     Rows are {"id", "instruction", "input", "output", "drop"}; held-out rows, of which only the scored ones are written,
-    have "references", "pinned", "tags" and "near" too, the ids of prompts on any side that are too near to them. Raises
-    `CannotTrain` if a drop is damaged, no training rows are left, the settings allow no verdict ever, or a suite that
-    they name cannot be read.
+    have "references", "pinned", "replaced" (whether an earlier pinned drop gave other answers), "tags" and "near" too,
+    the ids of prompts on any side that are too near to them. Raises `CannotTrain` if a drop is damaged, no training
+    rows are left, the settings allow no verdict ever, or a suite that they name cannot be read.
     """
     # The evaluation reads them hours later: what is wrong with one is said before anything is trained.
     read_suites(attempt.config.evaluate.general, attempt.spec.run)
@@ -81,7 +81,7 @@ def prepare(attempt: Attempt) -> Dataset:
         raise _nothing_to_train(attempt, totals, reading.forged)
     warnings = (
         *data_warnings(totals, overlaps, split.similarity),
-        *reference_warnings(totals, metric, attempt.spec.drops),
+        *reference_warnings(totals, metric, attempt.spec.drops, attempt.spec.champion),
     )
     sys.stderr.writelines(f"{warning}\n" for warning in warnings)
     return Dataset(

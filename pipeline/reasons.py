@@ -25,6 +25,9 @@ GUARD_REASONS: Mapping[str, str] = {
 #: champions; and a judge's taste is no proof of harm.
 NO_FAULT_OF_DROPS = frozenset({"floor", "former", "latency", "size", "judge", "general_base"})
 
+#: Guards that look at what a model does, whatever the references say: all that one of these can do is excuse a loop.
+WITHOUT_REFERENCES = frozenset({"general", "empty", "truncated", "looping"})
+
 #: Every reason code, in a few words. `gain_from_new_data` is the only one that a promoted verdict can have.
 REASONS: Mapping[str, str] = {
     "trained_on_heldout": "the candidate was trained on records that it was judged on",

@@ -44,7 +44,7 @@ def _card(attempt: Attempt, verdict: Verdict, judgement: Judgement | None) -> Ca
     settings = config.model_dump(mode="json")
     return Card(
         run=attempt.spec.run, track=config.track, approval=config.gate.approval,
-        story=tell(verdict, dataset, report, config, attempt.spec.run), reasons=reasons(verdict),
+        story=tell(verdict, dataset, report, attempt.spec), reasons=reasons(verdict),
         metric_title=metric.title if metric else verdict.metric,
         min_gain=config.gate.min_gain, p_value_limit=config.gate.alpha,
         verdict=verdict, drops=attempt.spec.drops or dataset.drops, dataset=dataset, adapter=adapter, model=model,

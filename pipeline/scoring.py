@@ -63,9 +63,9 @@ def write_records(
         path,
         (
             {
-                "id": record.id, "drop": record.drop, "pinned": record.pinned, "tags": record.tags,
-                "instruction": record.instruction, "input": record.input, "references": record.references,
-                "candidate": one, "champion": other,
+                "id": record.id, "drop": record.drop, "pinned": record.pinned, "replaced": record.replaced,
+                "tags": record.tags, "instruction": record.instruction, "input": record.input,
+                "references": record.references, "candidate": one, "champion": other,
             }
             for record, one, other in zip(records, candidate, champion, strict=True)
         ),

@@ -209,11 +209,12 @@ class Sides:
             for row in rows:
                 totals.heldout_answers.add(row)
             tags = sorted({tag for row in rows for tag in row.tags})
-            more = {"pinned": rows[0].pinned, "tags": tags, "near": near}
+            repinned = rows[0].pinned and prompt.changed
+            more = {"pinned": rows[0].pinned, "replaced": repinned, "tags": tags, "near": near}
             # A drop that came back may stand before those that the champion knows and that say the same.
             drop = next((drop for drop in prompt.drops if drop in self._champion.drops), prompt.drops[0])
             own = rows[0]._replace(drop=drop)
-            if rows[0].pinned and prompt.changed:
+            if repinned:
                 totals.pins_changed[drop] += 1
             for row in rows:
                 self._look_for_json(row)

@@ -166,11 +166,12 @@ def _why(verdict: Verdict, facts: Circumstances) -> str:
     told = {"established_lost"} if any(row.guard == "slice" for row in failed) else set()
     tested = [said[code] for code in verdict.reasons if code in said and code not in told]
     if verdict.outcome == "worse":
-        return f"{said['harm_shown']}; look at the worst regressions in the report and at the drops that were new"
+        drops = "" if facts.held_excused else " and at the drops that were new"
+        return f"{said['harm_shown']}; look at the worst regressions in the report{drops}"
     if verdict.outcome == "contaminated":
         return said["trained_on_heldout"]
     parts = guards + tested if verdict.outcome == "guard_failed" else tested + guards
-    if verdict.outcome == "guard_failed" and failed:
+    if verdict.outcome == "guard_failed" and failed and not facts.held_excused:
         parts.append(_REMEDIES[failed[0].guard].format(track=facts.track_option))
     if verdict.outcome == "not_shown_better" and verdict.records_needed:
         parts.append(f"about {verdict.records_needed} more held-out records would show this gain if it is real")

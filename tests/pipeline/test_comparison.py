@@ -43,13 +43,14 @@ def read(tmp_path: Path) -> Read:
 
 def test_records_are_read_in_the_order_of_their_ids_with_all_that_they_say(read: Read) -> None:
     lines = yes_or_no(1, 1, 1)
-    lines[1].update(tags=["a", "b"], drop=4, pinned=True)
+    lines[1].update(tags=["a", "b"], drop=4, pinned=True, replaced=True)
     lines[1]["candidate"].update(nll_sum=9.0, nll_tokens=3, degenerate=["looping"])
     found = read(lines[::-1])
     assert found.ids == ("000000", "000001", "000002")
     assert found.differences().tolist() == [1.0, -1.0, 0.0]
     assert found.drops.tolist() == [1, 4, 1]
-    assert found.pinned.tolist() == [False, True, False]
+    assert found.pinned.tolist() == found.replaced.tolist() == [False, True, False]
+    assert found.part(found.pinned).replaced.tolist() == [True]
     assert {tag: flags.tolist() for tag, flags in found.tags.items()} == {key: [False, True, False] for key in "ab"}
     assert found.nll is not None
     assert found.nll[0].tolist() == [[4, 4], [9, 4], [4, 4]]

@@ -27,7 +27,7 @@ from pipeline.artifacts import (
     Verdict,
 )
 from pipeline.card_facts import Card
-from pipeline.comparison import Suite, compare, count_results
+from pipeline.comparison import Comparison, Suite, compare, count_results
 from pipeline.config import GateConfig, GuardConfig, RunConfig
 from pipeline.contract import Attempt, StepSpec
 from pipeline.decide import Rules, decide, judge, weigh
@@ -431,8 +431,10 @@ def test_pinned_records_are_never_new() -> None:
     assert (verdict.outcome, verdict.reasons) == ("promoted", ())
 
 
-def pinned(kept: tuple[int, int, int], replaced: tuple[int, int, int]) -> Lines:
-    return [{**line, "pinned": True} for line in of_drops(kept, replaced)]
+def pinned(kept: tuple[int, int, int], replaced: tuple[int, int, int], new: tuple[int, int, int] = (0, 0, 0)) -> Lines:
+    """Return pinned records of drop 1 that are as they were, and those that drop 2 replaced and that it brought."""
+    known = [{**line, "pinned": True, "replaced": line["drop"] == 2} for line in of_drops(kept, replaced)]
+    return known + [{**line, "id": f"n{line['id']}", "drop": 2, "pinned": True} for line in yes_or_no(*new)]
 
 
 REPLACED = replace(RULES, known=KNOWS_ONE, repinned={2: 40})
@@ -450,6 +452,7 @@ def test_a_loss_on_replaced_references_alone_holds_nothing_and_names_the_drop() 
     before = judged(lines, Rules(known=KNOWS_ONE))
     assert (before.outcome, before.references_changed) == ("worse", 0)
     assert "pinned references" not in before.sentence
+    assert ("drops that were new" in before.sentence, "drops that were new" in verdict.sentence) == (True, False)
 
 
 def test_a_loss_that_the_other_references_show_too_holds_drops_all_the_same() -> None:
@@ -458,14 +461,83 @@ def test_a_loss_that_the_other_references_show_too_holds_drops_all_the_same() ->
     assert "40 by new.jsonl (drop 2); a loss like this" in verdict.sentence
 
 
-def test_where_all_references_were_replaced_a_loss_says_nothing_of_the_drops() -> None:
-    verdict = judged(pinned((0, 0, 0), (0, 40, 100)), REPLACED)
+@pytest.mark.parametrize("kept", [(0, 0, 0), (0, 10, 10), (0, 0, 60)])
+def test_where_all_references_were_replaced_or_the_others_show_nothing_a_loss_says_nothing_of_the_drops(
+    kept: tuple[int, int, int],
+) -> None:
+    verdict = judged(pinned(kept, (0, 40, 100)), REPLACED)
     assert (verdict.outcome, verdict.references_changed) == ("worse", 40)
+
+
+def test_one_corrected_reference_excuses_no_loss_on_those_that_its_drop_brought() -> None:
+    verdict = judged(pinned((0, 0, 40), (0, 1, 0), (6, 40, 113)), replace(REPLACED, repinned={2: 1}))
+    assert (verdict.outcome, verdict.references_changed) == ("worse", 0)
+    assert "1 by new.jsonl (drop 2); a loss like this" in verdict.sentence
+
+
+def test_a_loss_on_the_other_records_counts_though_they_are_too_few_for_a_verdict() -> None:
+    verdict = judged(pinned((0, 30, 30), (0, 40, 100)), REPLACED)
+    assert (verdict.outcome, verdict.references_changed) == ("worse", 0)
+
+
+def with_suite(lines: Lines, lost: int) -> Comparison:
+    """Return the comparison of these lines, with a suite of 120 items of which so many were lost."""
+    items = np.column_stack(([0.0] * lost + [1.0] * (120 - lost), [1.0] * 120))
+    return replace(compare("exact_match", lines), suites=(Suite("builtin", items),))
+
+
+ALL_REPLACED = (0, 40, 100)
+
+
+def test_general_abilities_that_are_lost_are_not_excused_by_references() -> None:
+    verdict = judge(with_suite(pinned((0, 0, 0), ALL_REPLACED), 100), REPLACED)
+    assert (verdict.outcome, verdict.references_changed) == ("worse", 0)
+    # What would hold no drops by itself, held beside a loss, leaves them free as well.
+    chance = judge(with_suite(pinned((0, 0, 0), ALL_REPLACED), 6), REPLACED)
+    assert ("general_lost" in chance.reasons, chance.references_changed) == (True, 40)
+    # Beside a win it does.
+    won = judge(with_suite(pinned((0, 0, 0), (40, 0, 100)), 6), REPLACED)
+    assert (won.outcome, won.references_changed) == ("guard_failed", 0)
+
+
+@pytest.mark.parametrize("kind", ["empty", "truncated", "looping"])
+def test_answers_that_are_none_are_not_excused_by_references(kind: str) -> None:
+    lines = pinned((0, 0, 0), ALL_REPLACED)
+    for line in lines[:40]:
+        line["candidate"]["degenerate"] = [kind]
+    assert judged(lines, REPLACED).references_changed == 0
+
+
+def test_a_likelihood_that_fell_is_that_of_the_references_and_one_that_is_none_is_the_models_own() -> None:
+    lines = pinned((0, 0, 130), (0, 40, 0))
+    for line in lines[130:]:
+        line["candidate"]["nll_sum"] = 40.0
+    fell = judged(lines, REPLACED)
+    assert ("nll_rose" in fell.reasons, fell.references_changed) == (True, 40)
+    lines[-1]["candidate"]["nll_sum"] = None
+    assert judged(lines, REPLACED).references_changed == 0
+
+
+def test_a_guard_that_failed_on_replaced_references_alone_names_no_remedy_against_the_drops() -> None:
+    lines = pinned((2, 1, 130), (30, 0, 10))
+    for line in lines[133:]:
+        line["candidate"]["nll_sum"] = 40.0
+    verdict = judged(lines, REPLACED)
+    assert (verdict.outcome, verdict.references_changed) == ("guard_failed", 40)
+    assert "guards.nll" not in verdict.sentence
+    assert "guards.nll" in judged(lines).sentence
 
 
 def test_the_step_counts_what_was_replaced_since_the_champion_was_judged(make: Callable[..., Attempt]) -> None:
     lines = pinned((8, 6, 130), (0, 40, 0))
     assert decide(make(lines, heldout_pinned=True, pins_changed={2: 40})).references_changed == 40
+
+
+def test_records_that_do_not_say_whether_they_were_replaced_excuse_nothing(make: Callable[..., Attempt]) -> None:
+    lines = pinned((8, 6, 130), (0, 40, 0))
+    for line in lines:
+        del line["replaced"]
+    assert decide(make(lines, heldout_pinned=True, pins_changed={2: 40})).references_changed == 0
 
 
 def test_the_step_leaves_out_what_the_champion_was_judged_by(make: Callable[..., Attempt]) -> None:

@@ -149,7 +149,8 @@ def test_only_a_candidate_that_won_is_said_to_gain(made_cards: Any, tmp_path: Pa
 @pytest.mark.parametrize(
     ("outcome", "headline", "words"),
     [
-        ("promoted", "The new model is better. It becomes the champion.", "about once in 480 times"),
+        ("promoted", "The new model is better. It is to become the champion.",
+         "unless a drop that it was trained on was withdrawn meanwhile: then it waits for you."),
         ("worse", "The new model is worse. The champion stays.", "dropforge drops withdraw DROP --reason TEXT"),
         ("not_shown_better", "The new model was not shown to be better. The champion stays.",
          "1,840 more held-out records would show this gain if it is real, which about 12,000 rows like these give."),
@@ -171,6 +172,30 @@ def test_the_first_screen_says_what_was_decided_why_and_what_to_do(
     assert all(why in first for why in card["story"]["why"])
     assert [step["words"] for step in card["story"]["next_steps"] if step["words"] not in first] == []
     assert card["verdict"]["sentence"] in page.words()
+
+
+@pytest.mark.parametrize("outcome", ["worse", "guard_failed"])
+def test_a_verdict_by_replaced_references_says_to_look_at_these_and_that_no_drop_is_held(
+    made_cards: Any, tmp_path: Path, outcome: str
+) -> None:
+    attempt, verdict = made_cards.case(tmp_path, outcome)
+    data = made_cards.dataset(pins_changed={1: 7, 3: 40})
+    durable.write_json(tmp_path / "runs/1/prepare.json", data.model_dump(mode="json"))
+    champion = attempt.spec.champion.model_copy(update={"drops": (1,)})
+    attempt = Attempt(attempt.spec.model_copy(update={"champion": champion}))
+    excused = verdict.model_copy(update={"references_changed": 40})
+    story = durable.read_json(tmp_path / write_card(attempt, excused) / "report.json")["story"]
+    assert story["why"][-1].startswith("But 40 pinned references were replaced since the champion was judged, and ")
+    assert [(step["words"], step["command"]) for step in story["next_steps"]] == [
+        (
+            (
+                "Look at the pinned drop 3 (bewertungen_ü.jsonl) first: it gives other answers than an earlier one. If "
+                "they are wrong, take it out of later runs."
+            ),
+            "dropforge drops withdraw 3 --reason TEXT",
+        ),
+        ("No drop is held back for this: all are trained on again, together with the next ones.", None),
+    ]
 
 
 def test_decide_leaves_a_card_of_its_own_verdict(made_cards: Any, tmp_path: Path) -> None:

@@ -132,16 +132,38 @@ def test_references_that_a_later_pinned_drop_replaced_are_counted_and_named(tmp_
     train, exam, wrong = rows(60, start=100), rows(30), rows(20, answer="no")
     once = Snapshot(tmp_path).drop(train).drop(exam, "heldout").drop(exam, "heldout")
     assert once.prepare().dataset.warnings == ()
-    found = Snapshot(tmp_path).drop(train).drop(exam, "heldout").drop(wrong, "heldout").drop(train).prepare().dataset
+    assert not any(row["replaced"] for row in once.prepare().heldout)
+    later = Snapshot(tmp_path).drop(train).drop(exam, "heldout").drop([*wrong, *rows(50, start=200)], "heldout")
+    made = later.drop(train).prepare()
+    found = made.dataset
     assert found.pins_changed == {3: 20}
+    assert {row["id"] for row in made.heldout if row["replaced"]} == {row["id"] for row in made.heldout
+                                                                       if row["output"] == "no"}  # fmt: skip
+    assert sum(row["drop"] == 3 for row in made.heldout) == 70
     assert found.warnings == (
         (
             "20 pinned references were replaced by d.jsonl (drop 3), which gives other answers than an earlier pinned "
             "drop: if that is a mistake, dropforge drops withdraw 3 --reason TEXT"
         ),
     )
-    unpinned = Snapshot(tmp_path).drop(exam).drop(wrong).prepare().dataset
-    assert (unpinned.pins_changed, unpinned.warnings) == ({}, ())
+    unpinned = Snapshot(tmp_path).drop(exam).drop(wrong).prepare()
+    assert (unpinned.dataset.pins_changed, unpinned.dataset.warnings) == ({}, ())
+    assert not any(row["replaced"] for row in unpinned.heldout)
+
+
+def test_references_are_no_longer_warned_of_once_a_champion_was_judged_by_them(tmp_path: Path) -> None:
+    def warnings(*champion: int) -> tuple[str, ...]:
+        snapshot = Snapshot(tmp_path).drop(rows(60, start=100)).drop(rows(30), "heldout")
+        snapshot.champion = ModelRef(model_id="m", path="models/m", generation=5, drops=champion)
+        snapshot.drop(rows(20, answer="no"), "heldout").drop(rows(3, answer="perhaps"), "heldout")
+        return snapshot.prepare().dataset.warnings
+
+    assert [said.split(":")[0][:47] for said in warnings(1, 2)] == [
+        "17 pinned references were replaced by d.jsonl (",
+        "3 pinned references were replaced by d.jsonl (d",
+    ]
+    assert [said[:13] for said in warnings(1, 2, 3)] == ["3 pinned refe"]
+    assert warnings(1, 2, 3, 4) == ()
 
 
 def test_references_that_are_no_json_are_counted_where_field_f1_decides(tmp_path: Path) -> None:
