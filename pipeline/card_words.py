@@ -70,7 +70,7 @@ def tell(verdict: Verdict, dataset: Dataset, report: Report | None, spec: StepSp
     if verdict.outcome == "promoted":
         # Nobody knows yet whether it does: a drop that it was trained on may be withdrawn before the run is concluded.
         manual = config.gate.approval == "manual"
-        headline += " It waits for your approval." if manual else " It is to become the champion."
+        headline += " It waits for your approval." if manual else " It wins."
     why = (*_numbers(verdict), *_because(verdict, report), *_excuse(verdict), *_limits(verdict, dataset, config))
     if verdict.references_changed:
         steps: Sequence[NextStep] = _after_replaced(dataset, spec)
