@@ -3,15 +3,15 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
 from pipeline import guards, report, statistics
-from pipeline.artifacts import Dataset, GuardResult, Judgement, Model, Outcome, Report, Shortfall, Verdict
+from pipeline.artifacts import Dataset, GuardResult, Judgement, Model, Outcome, Report, Verdict
 from pipeline.comparison import Comparison, read_comparison
 from pipeline.config import GateConfig, GuardConfig
 from pipeline.contract import Attempt, StepSpec
+from pipeline.early import early_verdict
 from pipeline.errors import StepFailed
 from pipeline.guards import Guards
 from pipeline.heldout import version_of
@@ -29,7 +29,7 @@ from pipeline.power import (
 from pipeline.reasons import GUARD_REASONS, NO_FAULT_OF_DROPS, WITHOUT_REFERENCES
 from pipeline.slices import LEAST_TESTED, POINTS, Known, Slice, count_unlisted, find_slices, judged_on, measure_slices
 from pipeline.statistics import Floats
-from pipeline.verdict_words import Circumstances, records, sentence
+from pipeline.verdict_words import Circumstances, sentence
 
 #: Largest p-value of a loss that counts as harm shown, whatever the gate asks of a gain.
 HARM_P_VALUE = 0.01
@@ -82,7 +82,7 @@ def decide(attempt: Attempt) -> Verdict:
     judgement = attempt.load(Judgement) if Judgement.step in spec.inputs else None
     if dataset.shortfall is not None and Report.step not in spec.inputs:
         made = attempt.load(Model).model_id if Model.step in spec.inputs else None
-        verdict = _early(dataset, dataset.shortfall, attempt.config.gate, trained=made is not None)
+        verdict = early_verdict(dataset, dataset.shortfall, attempt.config.gate, trained=made is not None)
         facts = {
             "champion_generation": spec.champion.generation, "champion_model_id": spec.champion.model_id,
             "candidate_model_id": made,
@@ -347,28 +347,3 @@ def _power(found: Weighed, rules: Rules, least: int) -> tuple[Detectable | None,
     needed = records_needed(differences, test, asked_power(smallest) if shows else POWER)
     missing = None if needed is None else max(0, max(needed, least) - differences.size)
     return smallest, missing
-
-
-def _early(dataset: Dataset, shortfall: Shortfall, gate: GateConfig, *, trained: bool) -> Verdict:
-    """Return the verdict for too little data: no model was trained for it, or one that there is nothing to ask."""
-    pinned = gate.on != "pinned" or dataset.heldout_pinned
-    have, need = shortfall.heldout_rows, shortfall.needed_heldout_rows
-    facts = f"{records(have)}, and a verdict by {METRICS[dataset.metric].title} needs {need}"
-    if left := dataset.seen_by_champion:
-        are = "is" if left == 1 else "are"
-        known = "the champion at the time of preparing was trained on, or on near copies of"
-        facts = f"{facts} ({left} more that {known}, {are} left out)"
-    if not pinned:
-        facts, remedy = 'gate.on is "pinned"', f"drop at least {need} rows into the track's heldout folder"
-    elif dataset.heldout_pinned:
-        remedy = f"drop at least {need - have} more into the track's heldout folder"
-    else:
-        remedy = f"about {shortfall.needed_rows} more rows of the same kind would do"
-    reasons: Mapping[str, Any] = {"no_pinned_heldout": not pinned, "too_few_records": have < need}
-    return Verdict(
-        outcome="insufficient_evidence",
-        reasons=tuple(code for code, holds in reasons.items() if holds),
-        sentence=f"insufficient evidence, nothing was {'asked' if trained else 'trained'}: {facts}; {remedy}",
-        metric=dataset.metric,
-        records=have,
-    )
