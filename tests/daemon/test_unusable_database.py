@@ -84,6 +84,13 @@ def test_doctor_tries_to_write_and_leaves_nothing_behind(workspace: Any) -> None
         assert sorted(state.rglob("*")) == before
 
 
+@needs_user
+def test_doctor_leaves_folders_alone_that_are_not_dropforges(workspace: Any) -> None:
+    (workspace.settings.state_folder / "lost+found").mkdir(mode=0o000)
+    ((_, out, _),) = as_user(workspace.folder, ("doctor",))
+    assert re.search(r"^ok +state ", out, re.MULTILINE), out
+
+
 def _unreadable(path: Path) -> None:
     path.unlink()
     path.mkdir()
