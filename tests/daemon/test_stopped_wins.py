@@ -1,0 +1,53 @@
+"""A win that waits and what is against it: a withdrawn drop, a barred model, a verdict that cannot be read."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon.state_folder import FOLDERS
+from pipeline.contract import LOG_NAME
+from tests.daemon.test_approval import MANUAL, House
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> House:
+    """Give a house in which nobody is asked."""
+    return House(tmp_path, "")
+
+
+DAMAGED = (b"{", b"[]", b"", b"\xff", b'{"outcome": "promoted"}', b'{"candidate_model_id": []}')
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_one_damaged_verdict_is_named_where_it_is_asked_for_and_ends_nothing_else(
+    tmp_path: Path, dropforge: Callable[..., Any], damage: bytes
+) -> None:
+    house = House(tmp_path, MANUAL)
+    run = house.run()
+    log = next((house.root / f"runs/{run}/attempts").glob("train-*")) / LOG_NAME
+    log.write_text("trained\n")
+    path = house.root / f"runs/{run}/decide.json"
+    path.write_bytes(damage)
+    for words in (("status",), ("status", "--json"), ("runs",), ("champion",), ("history",), ("logs", str(run))):
+        done = dropforge(*words)
+        assert (done.code in {0, 69}, done.err) == (True, ""), words
+    assert f"run {run} of track default won, waits for approval" in dropforge("status").out
+    for words in (("show", str(run)), ("promote", str(run)), ("report", str(run))):
+        done = dropforge(*words)
+        assert done.code == 1, words
+        assert f"error: the verdict of run {run} is damaged: {path}\nhint: bring runs/{run}/decide.json" in done.err
+    assert f"or: dropforge promote {run} --force --reason TEXT" in dropforge("promote", str(run)).err
+    assert dropforge("drops", "withdraw", "1", "--reason", "deletion").err == ""
+    assert house.force(run).generation == 1
+
+
+# --- the folders that rights are tried in
+
+
+def test_every_folder_that_is_made_in_the_state_folder_is_known(house: House, dropforge: Callable[..., Any]) -> None:
+    house.run()
+    assert dropforge("backup").code == 0
+    made = {path.name for path in house.root.iterdir() if path.is_dir()}
+    assert {"backups", "drops", "incoming", "models", "predictions", "runs", "spool", "tracks"} <= made <= {*FOLDERS}
