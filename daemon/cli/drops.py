@@ -103,6 +103,8 @@ def _still_in(uses: "DropUses", track: str, role: str) -> list[str]:
     ]
     if uses.champion is not None:
         back = f"dropforge rollback --track {track} --to {uses.before} --reason TEXT"
-        way = f"to let the one without it serve: {back}" if uses.before is not None else "no former one is without it"
+        way = f"to let the latest one without withdrawn drops serve: {back}"
+        if uses.before is None:
+            way = "no former one is without withdrawn drops"
         lines.append(f"the champion of track {track}, generation {uses.champion}, was trained on it; {way}")
     return lines
