@@ -17,6 +17,7 @@ from daemon.settings import Settings, TrackSettings
 from daemon.succession import AWAITING, require_generation
 from daemon.tables import Run
 from daemon.waiting_wins import Obstacle, obstacle
+from daemon.withdrawals import train_without
 from pipeline.artifacts import Verdict
 from pipeline.config import RunConfig
 from pipeline.errors import StepFailed
@@ -59,6 +60,7 @@ def conclude(engine: Engine, settings: Settings, claim: queue.Claim, run: Run, n
             queue.hold_new_drops(session, held, f"new in run {held.id}: {verdict.sentence}", now)
         if waits:
             against = obstacle(session, root, held)
+            train_without(session, settings, held, now)
 
     queue.finish(
         engine, claim, outcome, sentence, now, heldout_version=_heldout_version(settings, verdict, claim), still=still

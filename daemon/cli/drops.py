@@ -71,7 +71,7 @@ def withdraw(context: typer.Context, *, drop: DropArgument, reason: ReasonOption
     from daemon.clock import now_ms  # noqa: PLC0415 - a quick start
     from daemon.drops import withdraw as take_out  # noqa: PLC0415
 
-    row = take_out(open_writer(context), drop, reason, now_ms())
+    row = take_out(open_writer(context), drop, reason, now_ms(), load_settings(context))
     print_line(f"drop {drop} ({row.name}) is withdrawn: no later run of track {row.track} uses it")
     for line in _still_in(open_overview(context).uses(drop), row.track, row.role):
         print_line(line)

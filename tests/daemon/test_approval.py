@@ -83,7 +83,7 @@ class House:
 
     def withdraw(self, drop: int) -> None:
         self.now += 1000
-        drops.withdraw(self.daemon.engine, drop, "the customer asked for it", self.now)
+        drops.withdraw(self.daemon.engine, drop, "the customer asked for it", self.now, self.daemon.settings)
 
     def at(self, step: str, outcome: str = "promoted") -> int:
         """Let a run with a drop of its own come to the result of `step`; return its number."""
