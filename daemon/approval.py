@@ -40,8 +40,11 @@ def approve(engine: Engine, state_folder: Path, run_id: int, now: int, by: str |
     with transaction(engine) as session:
         run = _known(session, run_id)
         back = _barred_by(champions.history(session, run.track), run_id)
-    verdict = publishing.load_verdict(state_folder, run_id)
     _require_waiting(state_folder, run, back)
+    try:
+        verdict = publishing.load_verdict(state_folder, run_id)
+    except publishing.VerdictDamaged as error:
+        raise CannotPromote(error.message, f"{error.hint}, or: {forcing(run_id)}") from error
     if verdict is None or verdict.candidate_model_id is None or verdict.champion_generation is None:
         message = f"the verdict of run {run_id} is not there any more"
         raise CannotPromote(message, f"bring runs/{run_id}/decide.json back from a backup, or: {forcing(run_id)}")

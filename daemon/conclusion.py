@@ -11,10 +11,13 @@ from sqlalchemy import Engine
 from sqlmodel import Session
 
 from daemon import champions, publishing, queue
+from daemon.overview import true_sentence
 from daemon.sd_notify import showing_life
 from daemon.settings import Settings, TrackSettings
 from daemon.succession import AWAITING, require_generation
 from daemon.tables import Run
+from daemon.waiting_wins import Obstacle, obstacle
+from daemon.withdrawals import train_without
 from pipeline.artifacts import Verdict
 from pipeline.config import RunConfig
 from pipeline.errors import StepFailed
@@ -27,7 +30,7 @@ _HELD_AFTER = frozenset({"worse", "guard_failed"})
 
 def conclude(engine: Engine, settings: Settings, claim: queue.Claim, run: Run, now: int) -> tuple[str, str]:
     """
-    Act on the run's published verdict; return the outcome and the sentence that the run has ended with.
+    Act on the run's published verdict; return the outcome that the run has ended with, and what is to be said of it.
 
     Raises `ChampionMoved` if the candidate was not compared with today's champion, whether it won or lost, `LostClaim`
     if the run is not the owner's any more, `DropforgeError` if the candidate cannot be promoted.
@@ -45,18 +48,24 @@ def conclude(engine: Engine, settings: Settings, claim: queue.Claim, run: Run, n
     bound = waits or (not wins and _hangs_on_champion(root, claim.run_id, verdict))
     shutil.rmtree(publishing.run_folder(root, claim.run_id) / "checkpoints", ignore_errors=True)
     outcome, sentence = AWAITING if waits else verdict.outcome, verdict.sentence
+    against: Obstacle | None = None
 
     def still(session: Session, held: Run) -> None:
-        # In the transaction that ends the run: no champion changes between the look and what follows from it.
+        # In the transaction that ends the run: no champion changes between the look and what follows from it, and no
+        # drop is withdrawn.
+        nonlocal against
         if bound:
             require_generation(session, held.track, verdict.champion_generation)
         if holds:
             queue.hold_new_drops(session, held, f"new in run {held.id}: {verdict.sentence}", now)
+        if waits:
+            against = obstacle(session, root, held)
+            train_without(session, settings, held, now)
 
     queue.finish(
         engine, claim, outcome, sentence, now, heldout_version=_heldout_version(settings, verdict, claim), still=still
     )
-    return outcome, sentence
+    return outcome, true_sentence(claim.run_id, outcome, sentence, against)
 
 
 def _hangs_on_champion(root: Path, run_id: int, verdict: Verdict) -> bool:

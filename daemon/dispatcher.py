@@ -18,7 +18,6 @@ from daemon.disk import Disk, NoRoom
 from daemon.executors import Executor, JobState
 from daemon.executors.local import Spool
 from daemon.footprint import needed_bytes, of_waiting_drops, still_needed
-from daemon.overview import true_sentence
 from daemon.reopening import standing, take_back
 from daemon.run_settings import compose
 from daemon.sd_notify import showing_life
@@ -240,7 +239,7 @@ class Dispatcher:
     def _conclude(self, claim: queue.Claim, run: Run, now: int) -> bool:
         """Act on the verdict; say whether the run goes on at once, since its champion has moved meanwhile."""
         try:
-            outcome, sentence = conclude(self._engine, self._settings, claim, run, now)
+            outcome, words = conclude(self._engine, self._settings, claim, run, now)
         except queue.LostClaim:
             raise
         except champions.ChampionMoved:
@@ -250,7 +249,6 @@ class Dispatcher:
         except DropforgeError as error:
             self._after_failure(claim, error.message, error.hint, now, retryable=False)
             return False
-        words = true_sentence(claim.run_id, outcome, sentence)
         log.info("run_finished", run=claim.run_id, outcome=outcome, sentence=words)
         self._drop(claim)
         return False

@@ -6,10 +6,11 @@ from sqlmodel import Session, col, select
 
 from daemon import champions
 from daemon.succession import NoChampion, champion, waits
-from daemon.tables import Drop, Run, RunState
+from daemon.tables import Drop, DropState, Run, RunState
+from daemon.waiting_wins import obstacle
 from pipeline.artifacts import Frozen
 
-#: Former champions that are looked through for one without the drop.
+#: Former champions that are looked through for one without withdrawn drops.
 _MOST_FORMER = 1000
 
 
@@ -19,11 +20,11 @@ class DropUses(Frozen):
     runs: tuple[int, ...] = ()
     """Open runs that were prepared with it."""
     wins: tuple[int, ...] = ()
-    """Runs whose win waits for approval and whose model was trained on it."""
+    """Runs whose win waits for approval and whose model was trained on it; not those whose model is barred."""
     champion: int | None = None
     """Generation of the reigning champion, if that was trained on it."""
     before: int | None = None
-    """The latest generation without it that may serve again."""
+    """The latest generation that may serve again and was trained on no drop that is withdrawn."""
 
 
 def drop_uses(session: Session, state_folder: Path, drop: Drop) -> DropUses:
@@ -38,7 +39,7 @@ def drop_uses(session: Session, state_folder: Path, drop: Drop) -> DropUses:
     if drop.role != "train":
         return DropUses(runs=runs)
     waiting = session.exec(select(Run).where(Run.track == drop.track, waits()).order_by(col(Run.id)))
-    wins = tuple(run.id or 0 for run in waiting if _has(run, drop))
+    wins = tuple(run.id or 0 for run in waiting if _has(run, drop) and not _is_barred(session, state_folder, run))
     try:
         reigning = champion(session, drop.track)
     except NoChampion:
@@ -46,8 +47,14 @@ def drop_uses(session: Session, state_folder: Path, drop: Drop) -> DropUses:
     if drop.id not in (champions.drops_of(session, drop.track, reigning.model_id) or ()):
         return DropUses(runs=runs, wins=wins)
     former = champions.former(session, state_folder, drop.track, _MOST_FORMER)
-    before = next((one.generation for one in former if drop.id not in (one.drops or ())), None)
+    gone = {drop.id, *session.exec(select(Drop.id).where(Drop.track == drop.track, Drop.state == DropState.WITHDRAWN))}
+    before = next((one.generation for one in former if gone.isdisjoint(one.drops or ())), None)
     return DropUses(runs=runs, wins=wins, champion=reigning.generation, before=before)
+
+
+def _is_barred(session: Session, state_folder: Path, run: Run) -> bool:
+    against = obstacle(session, state_folder, run)
+    return against is not None and against.barred
 
 
 def _has(run: Run, drop: Drop) -> bool:

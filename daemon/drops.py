@@ -10,7 +10,9 @@ from sqlmodel import Session, col, select
 from daemon import queue
 from daemon.database import transaction
 from daemon.settings import Settings
-from daemon.tables import Drop, DropState
+from daemon.succession import waits
+from daemon.tables import Drop, DropState, Run
+from daemon.withdrawals import train_without
 from pipeline.errors import DropforgeError
 
 
@@ -18,11 +20,12 @@ class WrongDrop(DropforgeError):
     """There is no such drop, or its state does not allow what was asked."""
 
 
-def withdraw(engine: Engine, drop_id: int, reason: str, now: int) -> Drop:
+def withdraw(engine: Engine, drop_id: int, reason: str, now: int, settings: Settings) -> Drop:
     """
     Take an accepted or held drop out of every later snapshot, training and held-out alike.
 
-    Runs that have their snapshot keep it. Raises `WrongDrop`.
+    Runs that have their snapshot keep it. Where a win waits that this stops, what else was new in it waits for a run
+    again. Raises `WrongDrop`.
     """
     with transaction(engine) as session:
         drop = _known(session, drop_id)
@@ -31,6 +34,8 @@ def withdraw(engine: Engine, drop_id: int, reason: str, now: int) -> Drop:
             raise WrongDrop(message, "see the drops and their states: dropforge drops")
         _set(session, drop, DropState.WITHDRAWN, reason)
         queue.record_event(session, "drop_withdrawn", now, track=drop.track, drop_id=drop.id, reason=reason)
+        for run in session.exec(select(Run).where(Run.track == drop.track, waits())).all():
+            train_without(session, settings, run, now)
         return drop
 
 

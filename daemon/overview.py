@@ -19,6 +19,7 @@ from daemon.database import DatabaseUnusable, open_reader
 from daemon.database_words import cause_of, in_words
 from daemon.drop_uses import DropUses, drop_uses
 from daemon.processes import lock_holder
+from daemon.publishing import load_verdict
 from daemon.reigns import WITHOUT_LARGE, ChampionView, TrainedOn, reign, reigns, trained_on, utc
 from daemon.state_folder import DATABASE_NAME, LOCK_NAME, WATCHER_NOTE
 from daemon.succession import AWAITING, OVERTAKEN, waits
@@ -214,21 +215,12 @@ class Overview:
         return self._read(lambda session: [RunView(**self._run(session, row)) for row in session.exec(newest)])
 
     def run(self, run_id: int) -> RunDetail:
-        """Return one run with its attempts and its verdict. Raises `NotThere`."""
-
-        def read(session: Session) -> list[RunDetail]:
-            row = session.get(Run, run_id)
-            return [] if row is None else [self._detail(session, row)]
-
-        found = self._read(read)
-        if not found:
-            message = f"there is no run {run_id}"
-            raise NotThere(message, "list them: dropforge runs")
-        return found[0]
+        """Return one run with its attempts and its verdict. Raises `NotThere`, or `VerdictDamaged`."""
+        return self._of_run(run_id, self._detail)
 
     def logs(self, run_id: int, step: str | None = None) -> list[Path]:
         """Return the logs of a run's attempts, oldest first. Raises `NotThere` if the run, or any log, is not there."""
-        attempts = [one for one in self.run(run_id).attempts if step in {None, one.step}]
+        attempts = [one for one in self._of_run(run_id, _attempts) if step in {None, one.step}]
         paths = [self._attempt_folder(run_id, one.step, one.number) / LOG_NAME for one in attempts]
         found = [path for path in paths if path.exists()]
         if not found:
@@ -237,9 +229,8 @@ class Overview:
         return found
 
     def verdict(self, run_id: int) -> Verdict | None:
-        """Return a run's published verdict, with its numbers."""
-        value = durable.read_json(self.folder / "runs" / str(run_id) / "decide.json")
-        return None if value is None else Verdict.model_validate(value)
+        """Return a run's published verdict, with its numbers. Raises `VerdictDamaged`."""
+        return load_verdict(self.folder, run_id)
 
     def published(self, run_id: int, step: str) -> dict[str, Any] | None:
         """Return what a step of a run published."""
@@ -279,10 +270,20 @@ class Overview:
         return self._read(lambda session: [RunView(**self._run(session, row)) for row in session.exec(won)])
 
     def _obstacle(self, session: Session, row: Run) -> Obstacle | None:
-        if row.outcome != AWAITING:
-            return None
-        verdict = self.verdict(row.id or 0)
-        return obstacle(session, row, verdict.candidate_model_id if verdict else None)
+        return obstacle(session, self.folder, row) if row.outcome == AWAITING else None
+
+    def _of_run(self, run_id: int, question: Callable[[Session, Run], T]) -> T:
+        """Ask about one run. Raises `NotThere`."""
+
+        def read(session: Session) -> list[T]:
+            row = session.get(Run, run_id)
+            return [] if row is None else [question(session, row)]
+
+        found = self._read(read)
+        if not found:
+            message = f"there is no run {run_id}"
+            raise NotThere(message, "list them: dropforge runs")
+        return found[0]
 
     def _attempt_folder(self, run_id: int, step: str, number: int) -> Path:
         return self.folder / "runs" / str(run_id) / "attempts" / f"{step}-{number}"
@@ -300,7 +301,6 @@ class Overview:
         return {"id": row.id, "progress": progress, **values, **{name: utc(getattr(row, name)) for name in times}}
 
     def _detail(self, session: Session, row: Run) -> RunDetail:
-        attempts = session.exec(select(Attempt).where(Attempt.run_id == row.id).order_by(col(Attempt.id)))
         told, verdict = self._run(session, row), self.verdict(row.id or 0)
         if verdict is not None and row.outcome in _WORDS:
             # It says "promoted", and nothing was.
@@ -311,7 +311,7 @@ class Overview:
             **told, taken_out=tuple(drop for drop in drops if drop.taken_out),
             warnings=tuple(data.get("warnings", ())), folder=str(self.folder / "runs" / str(row.id)),
             failures=row.failures, deaths=row.deaths, config=row.config, snapshot=tuple(row.snapshot or ()),
-            attempts=tuple(_attempt(attempt) for attempt in attempts), verdict=verdict,
+            attempts=_attempts(session, row), verdict=verdict,
         )  # fmt: skip
 
     def _progress(self, session: Session, row: Run) -> Progress | None:
@@ -353,6 +353,11 @@ def _read_hint(path: Path) -> Any:
 def _drop(row: Drop) -> DropView:
     values = {name: getattr(row, name) for name in DropView.model_fields}
     return DropView.model_validate({**values, "received_at": utc(row.received_at)})
+
+
+def _attempts(session: Session, run: Run) -> tuple[AttemptView, ...]:
+    made = select(Attempt).where(Attempt.run_id == run.id).order_by(col(Attempt.id))
+    return tuple(_attempt(row) for row in session.exec(made))
 
 
 def _attempt(row: Attempt) -> AttemptView:

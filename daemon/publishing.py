@@ -10,9 +10,13 @@ from pathlib import Path
 from pipeline import durable
 from pipeline.artifacts import Artifact, Dataset, Model, Report, Verdict
 from pipeline.contract import PROGRESS_NAME, RESULT_NAME, SPEC_NAME, Progress, StepResult, StepSpec
-from pipeline.errors import StepFailed
+from pipeline.errors import DropforgeError, StepFailed
 from pipeline.signature_files import FOLDER as SIGNATURES
 from pipeline.steps import BY_NAME, STEPS
+
+
+class VerdictDamaged(DropforgeError):
+    """What a run published as its verdict is none."""
 
 
 def run_folder(state_folder: Path, run_id: int) -> Path:
@@ -60,9 +64,14 @@ def made_checkpoint(state_folder: Path, run_id: int, since: int) -> bool:
 
 
 def load_verdict(state_folder: Path, run_id: int) -> Verdict | None:
-    """Return the run's verdict, if it is published."""
-    value = durable.read_json(run_folder(state_folder, run_id) / "decide.json")
-    return None if value is None else Verdict.model_validate(value)
+    """Return the run's verdict, if it is published. Raises `VerdictDamaged`."""
+    path = run_folder(state_folder, run_id) / "decide.json"
+    try:
+        value = durable.read_json(path)
+        return None if value is None else Verdict.model_validate(value)
+    except ValueError as error:
+        message = f"the verdict of run {run_id} is damaged: {path}"
+        raise VerdictDamaged(message, f"bring runs/{run_id}/decide.json back from a backup") from error
 
 
 def remove_leftovers(state_folder: Path, run_id: int) -> None:

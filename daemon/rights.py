@@ -6,7 +6,7 @@ import pwd
 from collections.abc import Iterator
 from pathlib import Path
 
-from daemon.state_folder import DATABASE_NAME
+from daemon.state_folder import DATABASE_NAME, FOLDERS
 
 #: What file systems answer that know no files without a name.
 _NO_NAMELESS = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL})
@@ -24,8 +24,8 @@ def refusal(state_folder: Path) -> OSError | None:
     """
     Return what the kernel says to the first thing in a state folder that this user may not write; `None` if to none.
 
-    Tried are the folder with its folders, the database and the locks. Where there is no state folder yet, it is the
-    folder that it would be made in.
+    Tried are the folder, those in it that Dropforge makes, the database and the locks. Where there is no state folder
+    yet, it is the folder that it would be made in.
     """
     try:
         for place in _written(state_folder):
@@ -41,7 +41,8 @@ def _written(state_folder: Path) -> Iterator[Path]:
         place = place.parent
     yield place
     if place == state_folder:
-        yield from (path for path in sorted(place.iterdir()) if path.is_dir() and not path.is_symlink())
+        folders = (place / name for name in FOLDERS)
+        yield from (path for path in folders if path.is_dir() and not path.is_symlink())
         yield from (path for path in (place / DATABASE_NAME, *sorted(place.glob("*.lock"))) if path.is_file())
 
 

@@ -1,10 +1,13 @@
 """What stands against a win that waits for approval: its model is barred, or trained on a drop that was withdrawn."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 from sqlmodel import Session
 
 from daemon import champions
+from daemon.publishing import run_folder
+from daemon.retention import read_object
 from daemon.tables import PromotionKind, Run
 from daemon.withdrawals import withdrawal_words, withdrawn_from
 
@@ -17,10 +20,15 @@ class Obstacle(NamedTuple):
     """Whether its model was rolled back from: then it does not wait for a yes, and only force brings it back."""
 
 
-def obstacle(session: Session, run: Run, model_id: str | None) -> Obstacle | None:
-    """Return what stands against the win of `run`, whose model is `model_id`; `None` if a yes is enough."""
+def obstacle(session: Session, state_folder: Path, run: Run) -> Obstacle | None:
+    """
+    Return what stands against the win of `run`; `None` if a yes is enough.
+
+    Where its verdict is damaged, nobody knows which model won, and so not whether that is barred.
+    """
     past = champions.history(session, run.track)
-    if model_id in champions.barred(past):
+    model_id = read_object(run_folder(state_folder, run.id or 0) / "decide.json").get("candidate_model_id")
+    if isinstance(model_id, str) and model_id in champions.barred(past):
         rows = [row for row in past if row.kind == PromotionKind.ROLLBACK and row.previous_model_id == model_id]
         by = f", by {rows[-1].approved_by}" if rows[-1].approved_by else ""
         return Obstacle(f"its model is barred: the track was {rows[-1].reason}{by}", barred=True)

@@ -2,13 +2,16 @@
 Drops that a person withdrew, in what was made with them: runs that have their snapshot, and wins.
 
 A withdrawn drop leaves at the next snapshot; a run that has its own goes on. What comes of it is not promoted without a
-person's word.
+person's word, and the good drops that were new in it are trained on again without the withdrawn one.
 """
 
 from collections.abc import Sequence
 
 from sqlmodel import Session, col, select
 
+from daemon.queue import enqueue_when_quiet
+from daemon.settings import Settings
+from daemon.snapshots import give_back
 from daemon.tables import Drop, DropState, Run
 from pipeline.errors import DropforgeError
 
@@ -37,3 +40,22 @@ def require_no_withdrawal(session: Session, run_id: int, forcing: str) -> None:
         message = f"run {run_id} won, but {withdrawal_words(gone)}"
         again = ", ".join(f"dropforge drops restore {drop.id} --reason TEXT" for drop in gone)
         raise Withdrawn(message, f"a run on new data goes without it; to take it back: {again}; as it is: {forcing}")
+
+
+def train_without(session: Session, settings: Settings, run: Run, now: int) -> None:
+    """
+    Let what was new in a win that a withdrawn drop stops wait for a run again, and start one as a new drop would.
+
+    Nothing is started where only withdrawn drops were new, and nothing is done where none stops the win, or where this
+    was done before. Works in the caller's transaction, which ends the run or withdraws the drop. It has an end: the
+    next run has no withdrawn drop, so only a further withdrawal stops that one.
+    """
+    if not withdrawn_from(session, run):
+        return
+    new = select(Drop).where(Drop.first_run == run.id, Drop.state == DropState.ACCEPTED, Drop.role == "train")
+    some = session.exec(new).first() is not None
+    give_back(session, run.id or 0)
+    if some and run.track in settings.track_names:
+        track = settings.track(run.track)
+        if track.trigger in {"drop", "both"}:
+            enqueue_when_quiet(session, run.track, track, now)

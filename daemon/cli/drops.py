@@ -71,7 +71,7 @@ def withdraw(context: typer.Context, *, drop: DropArgument, reason: ReasonOption
     from daemon.clock import now_ms  # noqa: PLC0415 - a quick start
     from daemon.drops import withdraw as take_out  # noqa: PLC0415
 
-    row = take_out(open_writer(context), drop, reason, now_ms())
+    row = take_out(open_writer(context), drop, reason, now_ms(), load_settings(context))
     print_line(f"drop {drop} ({row.name}) is withdrawn: no later run of track {row.track} uses it")
     for line in _still_in(open_overview(context).uses(drop), row.track, row.role):
         print_line(line)
@@ -103,6 +103,8 @@ def _still_in(uses: "DropUses", track: str, role: str) -> list[str]:
     ]
     if uses.champion is not None:
         back = f"dropforge rollback --track {track} --to {uses.before} --reason TEXT"
-        way = f"to let the one without it serve: {back}" if uses.before is not None else "no former one is without it"
+        way = f"to let the latest one without withdrawn drops serve: {back}"
+        if uses.before is None:
+            way = "no former one is without withdrawn drops"
         lines.append(f"the champion of track {track}, generation {uses.champion}, was trained on it; {way}")
     return lines

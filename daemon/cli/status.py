@@ -93,6 +93,7 @@ def _print_status_json(settings: "Settings", overview: "Overview") -> None:
         disk=_disk(settings),
         tracks=tracks,
         awaiting=dump(overview.awaiting()),
+        barred=dump(overview.barred()),
         drops=overview.drop_counts(),
         latest_drops=dump(overview.drops(most=_LATEST)),
         runs=dump(_open_runs(overview)),

@@ -123,7 +123,7 @@ def _night_over(daemon: Daemon) -> None:
 def _withdrawn(folder: Path) -> None:
     _waiting_drop(folder)
     daemon = Daemon(folder, START)
-    drops.withdraw(daemon.engine, 1, "wrong labels", START)
+    drops.withdraw(daemon.engine, 1, "wrong labels", START, daemon.settings)
 
 
 def _restoring(folder: Path) -> Callable[[], object]:
@@ -335,6 +335,29 @@ def _waits(daemon: Daemon) -> None:
     assert _reigning(daemon) == (1, [None, 1])
 
 
+def _withdrawn_at(step: str) -> Callable[[Path], None]:
+    """Return what brings a candidate of two drops to `step`, `promoted`, and withdraws the first of them then."""
+
+    def prepare(folder: Path) -> None:
+        build(folder)
+        daemon = Daemon(folder, START)
+        _accepted(daemon, "new.jsonl", "new")
+        _accepted(daemon, "other.jsonl", "other")
+        daemon.until(step, START, "promoted")
+        drops.withdraw(daemon.engine, 1, "wrong labels", START, daemon.settings)
+
+    return prepare
+
+
+def _done_without(daemon: Daemon) -> None:
+    daemon.finish_runs(NOW, "promoted")
+    with transaction(daemon.engine) as session:
+        runs = session.exec(select(Run).order_by(col(Run.id))).all()
+    assert [(run.state, run.outcome) for run in runs] == [("succeeded", "overtaken"), ("succeeded", "promoted")]
+    assert [drop["id"] for drop in runs[1].snapshot or ()] == [2]
+    assert _reigning(daemon) == (1, [None, 2])
+
+
 def _approving(folder: Path) -> Callable[[], object]:
     daemon = Daemon(folder, NOW)
     return lambda: approval.approve(daemon.engine, daemon.root, 1, NOW, "ada")
@@ -493,6 +516,7 @@ OPERATIONS = {
     "promote": Operation(_at("decide", "promoted"), _ticking, _ended("promoted")),
     "roll back": Operation(_two_champions, _going_back, _back),
     "win that waits for approval": Operation(_by_hand(_at("decide", "promoted")), _ticking, _waits),
+    "win that a withdrawn drop stops": Operation(_withdrawn_at("decide"), _ticking, _done_without),
     "approve": Operation(
         _by_hand(_came_to("promoted")), _approving, _done_by_hand("promotion", "promoted", "accepted")
     ),

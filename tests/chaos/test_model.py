@@ -34,6 +34,7 @@ from daemon.database import transaction
 from daemon.settings import RetrySettings
 from daemon.succession import AWAITING, require_generation
 from daemon.tables import Drop, Promotion, PromotionState, Run, Track
+from daemon.withdrawals import train_without
 from pipeline.artifacts import Model, Verdict
 from pipeline.config import RunConfig
 from pipeline.errors import DropforgeError
@@ -287,18 +288,27 @@ class House(RuleBasedStateMachine):
                 failure = queue.Failure(error.message, error.hint, retryable=False)
                 queue.fail(self.daemon.engine, claim, failure, self.now, RETRY)
             except Withdrawn:
-                queue.finish(self.daemon.engine, claim, AWAITING, "better", self.now)
+                queue.finish(self.daemon.engine, claim, AWAITING, "better", self.now, still=self._without)
             else:
                 queue.finish(self.daemon.engine, claim, "promoted", "better", self.now)
 
         self._end(conclude)
         if name not in self.world.barred and self.world.has_withdrawn(number):
-            self.world.judge(number)
-            self.world.waits.add(number)
+            self.world.wait(number, self.now)
         elif self.world.promote(number, name):
             self.world.judge(number)
         else:
             self.world.fail(number, self.now, retryable=False)
+
+    @precondition(lambda self: self.world.runs)
+    @rule(name=st.sampled_from(MODELS), pick=PICK)
+    def win_in_vain(self, name: str, pick: int) -> None:
+        """Let a person withdraw a drop of the run in hand, then let its candidate win."""
+        number = self._in_hand()
+        if number:
+            places = self.world.runs[number - 1].snapshot or []
+            self.withdraw(places[pick % len(places)] - 1)
+            self.win(name)
 
     @precondition(lambda self: self.world.runs)
     @rule(name=st.sampled_from(MODELS))
@@ -310,14 +320,18 @@ class House(RuleBasedStateMachine):
         self._lay(number, name)
 
         def conclude(claim: queue.Claim) -> None:
-            queue.finish(
-                self.daemon.engine, claim, AWAITING, "better", self.now,
-                still=lambda session, run: require_generation(session, run.track, generation),
-            )  # fmt: skip
+            def still(session: Session, run: Run) -> None:
+                require_generation(session, run.track, generation)
+                self._without(session, run)
+
+            queue.finish(self.daemon.engine, claim, AWAITING, "better", self.now, still=still)
 
         self._end(conclude)
-        self.world.judge(number)
-        self.world.waits.add(number)
+        self.world.wait(number, self.now)
+
+    def _without(self, session: Session, run: Run) -> None:
+        """Let what a withdrawn drop stops be done again without it, as the daemon does where a win waits."""
+        train_without(session, self.daemon.settings, run, self.now)
 
     def _lay(self, number: int, name: str) -> None:
         """Lay down what a run with a model leaves."""
@@ -424,10 +438,10 @@ class House(RuleBasedStateMachine):
         number = pick % len(self.world.drops) + 1
         drop = self.world.drops[number - 1]
         may = drop.state in {"accepted", "held"}
-        act = lambda: drops.withdraw(self.daemon.engine, number, "wrong", self.now)  # noqa: E731
+        act = lambda: drops.withdraw(self.daemon.engine, number, "wrong", self.now, self.daemon.settings)  # noqa: E731
         self.person(act, may=may, refusal=drops.WrongDrop)
         if may:
-            drop.state = "withdrawn"
+            self.world.withdraw(number, self.now)
 
     @precondition(lambda self: self.world.drops)
     @rule(pick=PICK)
@@ -494,7 +508,7 @@ def test_whatever_happens_the_daemon_does_what_the_model_says(
             for name in self.seen:
                 met[name] = met.get(name, 0) + 1
             states = [drop.state for drop in self.world.drops] + [run.state for run in self.world.runs]
-            states += ["waiting for a word"] * len(self.world.waits)
+            states += ["waiting for a word"] * len(self.world.waits) + ["stopped win"] * self.world.stopped
             states += ["champion"] * (len(self.world.champions) - 1) + ["barred"] * len(self.world.barred)
             for state in states:
                 came[state] = came.get(state, 0) + 1
@@ -511,7 +525,7 @@ def test_whatever_happens_the_daemon_does_what_the_model_says(
         told = "; ".join(_counted(words, what) for words, what in (("trouble met at", met), ("there were", came)))
         record_property("table", f"model check: seed {chosen}, {examples} histories of up to {steps} steps; {told}")
     assert met, "no trouble came"
-    assert {"accepted", "duplicate", "rejected", "succeeded", "champion", "barred"} <= came.keys(), (
+    assert {"accepted", "duplicate", "rejected", "succeeded", "champion", "barred", "stopped win"} <= came.keys(), (
         "the histories are too tame"
     )
 

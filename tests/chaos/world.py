@@ -49,6 +49,7 @@ class World:
     nights: set[int] = field(default_factory=set)
     cleared: set[int] = field(default_factory=set)
     since: int = 0
+    stopped: int = 0
     looked: int | None = None
 
     def has_withdrawn(self, number: int) -> bool:
@@ -126,6 +127,29 @@ class World:
         """End a run with a verdict on its candidate, and so on the drops in it."""
         self.runs[number - 1].state = "succeeded"
         self.cleared.update(self.runs[number - 1].snapshot or [])
+
+    def wait(self, number: int, now: int) -> None:
+        """End a run with a win that waits."""
+        self.judge(number)
+        self.waits.add(number)
+        self.train_without(number, now)
+
+    def withdraw(self, number: int, now: int) -> None:
+        """Take a drop out of later runs."""
+        self.drops[number - 1].state = "withdrawn"
+        for run in sorted(self.waits):
+            self.train_without(run, now)
+
+    def train_without(self, number: int, now: int) -> None:
+        """Let what else was new in a win that a withdrawn drop stops wait for a run again, and start one."""
+        if not self.has_withdrawn(number):
+            return
+        new = [drop for drop in self.drops if drop.first_run == number]
+        self.stopped += bool(new)
+        for drop in new:
+            drop.first_run = None
+        if any(drop.state == "accepted" for drop in new):
+            self.enqueue(now)
 
     def hold(self, number: int) -> None:
         """Hold back what no other candidate was judged with since it came, or came back."""

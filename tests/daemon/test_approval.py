@@ -83,7 +83,7 @@ class House:
 
     def withdraw(self, drop: int) -> None:
         self.now += 1000
-        drops.withdraw(self.daemon.engine, drop, "the customer asked for it", self.now)
+        drops.withdraw(self.daemon.engine, drop, "the customer asked for it", self.now, self.daemon.settings)
 
     def at(self, step: str, outcome: str = "promoted") -> int:
         """Let a run with a drop of its own come to the result of `step`; return its number."""
@@ -280,7 +280,11 @@ def test_a_win_of_a_barred_model_is_not_said_to_wait_but_how_it_comes_back(
         assert f"{why} (dropforge promote {run} --force --reason TEXT takes it all the same)" in said, words
         assert "waits for approval" not in said, words
     assert f"{why}; to take it all the same: dropforge promote {run} --force" in dropforge("status").out
-    assert dropforge("status", "--json").json["awaiting"] == []
+    told = dropforge("status", "--json").json
+    assert told["awaiting"] == []
+    assert [(one["id"], one["outcome"], one["obstacle"]) for one in told["barred"]] == [
+        (run, "barred", why.removeprefix("won, but ")),
+    ]  # fmt: skip
     assert dropforge("show", str(run), "--json").json["run"]["outcome"] == "barred"
 
 
@@ -421,8 +425,8 @@ def test_withdrawing_names_what_was_made_with_the_drop(house: House, dropforge: 
         ),
         "run 2 won with it and waits for approval; dropforge promote 2 refuses it unless --force --reason TEXT",
         (
-            "the champion of track default, generation 1, was trained on it; to let the one without it serve: "
-            "dropforge rollback --track default --to 0 --reason TEXT"
+            "the champion of track default, generation 1, was trained on it; to let the latest one without withdrawn "
+            "drops serve: dropforge rollback --track default --to 0 --reason TEXT"
         ),
     ]
     said = dropforge("drops", "withdraw", "3", "--reason", "deletion").out.splitlines()

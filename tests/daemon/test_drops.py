@@ -53,7 +53,7 @@ def events(engine: Engine) -> list[tuple[str, int | None, object]]:
 @pytest.mark.parametrize("state", [DropState.ACCEPTED, DropState.HELD])
 def test_a_drop_is_withdrawn_with_its_reason_and_an_event(engine: Engine, state: DropState) -> None:
     number = add(engine, state)
-    drop = drops.withdraw(engine, number, "wrong customer", NOW)
+    drop = drops.withdraw(engine, number, "wrong customer", NOW, SETTINGS)
     assert (drop.state, drop.reason) == ("withdrawn", "wrong customer")
     assert events(engine) == [("drop_withdrawn", number, "wrong customer")]
     assert runs(engine) == []
@@ -79,7 +79,7 @@ def test_a_restored_drop_starts_no_run_where_a_new_one_would_not(engine: Engine,
 def test_what_is_not_in_use_cannot_be_withdrawn(engine: Engine, state: DropState) -> None:
     number = add(engine, state)
     with pytest.raises(DropforgeError, match=f"drop {number} is {state}"):
-        drops.withdraw(engine, number, "x", NOW)
+        drops.withdraw(engine, number, "x", NOW, SETTINGS)
     assert events(engine) == []
 
 
@@ -100,7 +100,7 @@ def test_a_drop_whose_content_is_accepted_again_is_not_restored_beside_it(engine
 
 def test_a_drop_that_does_not_exist_is_a_clear_error(engine: Engine) -> None:
     with pytest.raises(DropforgeError, match="there is no drop 9") as caught:
-        drops.withdraw(engine, 9, "x", NOW)
+        drops.withdraw(engine, 9, "x", NOW, SETTINGS)
     assert caught.value.hint == "see them all: dropforge drops"
     with pytest.raises(DropforgeError, match="there is no drop 9"):
         drops.restore(engine, 9, "x", NOW, SETTINGS)

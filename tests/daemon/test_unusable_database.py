@@ -38,7 +38,7 @@ def workspace(lived_in: Any) -> Iterator[Any]:
     """Give the lived-in workspace with a hook; drop 2 is withdrawn, and all can be deleted when the test is over."""
     with (lived_in.folder / "dropforge.toml").open("a") as file:
         file.write('\n[hooks]\nafter_promotion = ["true"]\n')
-    drops.withdraw(lived_in.engine, 2, "x", lived_in.now)
+    drops.withdraw(lived_in.engine, 2, "x", lived_in.now, lived_in.settings)
     with lived_in.engine.begin() as connection:
         connection.exec_driver_sql("UPDATE promotion SET hook_state = 'failed' WHERE hook_state IS NOT NULL")
     yield lived_in
@@ -82,6 +82,13 @@ def test_doctor_tries_to_write_and_leaves_nothing_behind(workspace: Any) -> None
         said = f"^bad +state +user {user()} cannot write to {re.escape(str(place))}: Permission denied$"
         assert re.search(said, out, re.MULTILINE), out
         assert sorted(state.rglob("*")) == before
+
+
+@needs_user
+def test_doctor_leaves_folders_alone_that_are_not_dropforges(workspace: Any) -> None:
+    (workspace.settings.state_folder / "lost+found").mkdir(mode=0o000)
+    ((_, out, _),) = as_user(workspace.folder, ("doctor",))
+    assert re.search(r"^ok +state ", out, re.MULTILINE), out
 
 
 def _unreadable(path: Path) -> None:

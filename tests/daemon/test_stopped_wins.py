@@ -1,0 +1,208 @@
+"""A win that waits and what is against it: a withdrawn drop, a barred model, a verdict that cannot be read."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+from sqlmodel import col, select
+
+from daemon.database import transaction
+from daemon.snapshots import waiting_drops
+from daemon.state_folder import FOLDERS
+from daemon.tables import Drop, Run
+from pipeline.contract import LOG_NAME
+from tests.chaos.house import DAY, records
+from tests.daemon.test_approval import MANUAL, House
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> House:
+    """Give a house in which nobody is asked."""
+    return House(tmp_path, "")
+
+
+def with_two_drops(house: House) -> int:
+    """Bring a win to its verdict that was made from `good.jsonl` and another drop; return the other one's number."""
+    (house.daemon.settings.inbox_folder / "good.jsonl").write_bytes(records("good"))
+    run = house.at("decide")
+    with transaction(house.daemon.engine) as session:
+        return session.exec(select(Drop.id).where(Drop.name == f"{run}.jsonl")).one() or 0
+
+
+def runs(house: House) -> list[tuple[str | None, list[str]]]:
+    """Return the outcome of each run, and the names of the drops that it was made from."""
+    with transaction(house.daemon.engine) as session:
+        rows = session.exec(select(Run).order_by(col(Run.id))).all()
+    return [(row.outcome or row.state, [str(drop["name"]) for drop in row.snapshot or ()]) for row in rows]
+
+
+def waiting(house: House) -> int:
+    with transaction(house.daemon.engine) as session:
+        return waiting_drops(session, "default")
+
+
+# --- what else was new in it
+
+
+def test_the_other_drops_of_a_win_that_a_withdrawn_one_stops_are_trained_on_without_it(house: House) -> None:
+    house.withdraw(with_two_drops(house))
+    house.daemon.finish_runs(house.now, "promoted")
+    assert runs(house) == [("overtaken", ["good.jsonl", "1.jsonl"]), ("promoted", ["good.jsonl"])]
+    assert house.serves == (1, b"weights of run 2")
+
+
+@pytest.mark.parametrize("second", ["not_shown_better", "worse"])
+def test_a_loss_of_the_run_without_it_leaves_the_stopped_win_waiting(house: House, second: str) -> None:
+    house.withdraw(with_two_drops(house))
+    house.daemon.dispatcher.tick(house.now)
+    assert house.row(1).outcome == "awaiting_approval"
+    house.daemon.finish_runs(house.now, second)
+    assert [outcome for outcome, _ in runs(house)] == ["awaiting_approval", second]
+    assert waiting(house) == 0
+
+
+def test_at_night_the_other_drops_are_new_again(house: House) -> None:
+    house.withdraw(with_two_drops(house))
+    path = house.folder / "dropforge.toml"
+    path.write_text(path.read_text().replace('trigger = "both"', 'trigger = "nightly"'))
+    daemon = house.restart("")
+    daemon.night(house.now)  # nights count from the first look
+    daemon.finish_runs(house.now, "promoted")
+    assert [outcome for outcome, _ in runs(house)] == ["awaiting_approval"]
+    assert waiting(house) == 1
+    daemon.night(house.now + DAY)
+    daemon.finish_runs(house.now + DAY, "promoted")
+    assert runs(house)[1] == ("promoted", ["good.jsonl"])
+
+
+def test_where_only_withdrawn_drops_were_new_nothing_is_started(house: House) -> None:
+    house.run()
+    house.at("decide")
+    house.withdraw(2)
+    house.daemon.finish_runs(house.now, "promoted")
+    assert [outcome for outcome, _ in runs(house)] == ["promoted", "awaiting_approval"]
+    assert waiting(house) == 0
+
+
+def test_an_older_drop_that_is_withdrawn_costs_the_new_one_nothing(house: House) -> None:
+    house.run()
+    house.at("decide")
+    house.withdraw(1)
+    house.daemon.finish_runs(house.now, "promoted")
+    assert runs(house)[1:] == [("overtaken", ["1.jsonl", "2.jsonl"]), ("promoted", ["2.jsonl"])]
+
+
+def test_it_takes_a_withdrawal_to_stop_the_next_run(house: House) -> None:
+    bad = with_two_drops(house)
+    house.withdraw(bad)
+    house.daemon.dispatcher.tick(house.now)
+    house.daemon.until("decide", house.now, "promoted")
+    house.withdraw(3 - bad)
+    house.daemon.finish_runs(house.now, "promoted")
+    house.daemon.finish_runs(house.now + DAY, "promoted")
+    assert [outcome for outcome, _ in runs(house)] == ["awaiting_approval"] * 2
+
+
+def test_where_a_person_is_asked_the_run_without_it_is_made_too(tmp_path: Path) -> None:
+    house = House(tmp_path, MANUAL)
+    house.withdraw(with_two_drops(house))
+    house.daemon.finish_runs(house.now, "promoted")
+    assert runs(house) == [("awaiting_approval", ["good.jsonl", "1.jsonl"]), ("awaiting_approval", ["good.jsonl"])]
+    assert house.approve(2).generation == 1
+    assert house.row(1).outcome == "overtaken"
+
+
+def test_a_drop_that_is_withdrawn_while_its_win_waits_lets_the_others_be_trained_on(tmp_path: Path) -> None:
+    house = House(tmp_path, MANUAL)
+    bad = with_two_drops(house)
+    house.daemon.finish_runs(house.now, "promoted")
+    assert waiting(house) == 0
+    house.withdraw(bad)
+    assert waiting(house) == 1
+    house.daemon.finish_runs(house.now, "promoted")
+    assert runs(house) == [("awaiting_approval", ["good.jsonl", "1.jsonl"]), ("awaiting_approval", ["good.jsonl"])]
+    house.withdraw(3 - bad)
+    house.daemon.finish_runs(house.now + DAY, "promoted")
+    assert len(runs(house)) == 2
+
+
+# --- what is said of it
+
+
+def test_the_log_says_of_a_stopped_win_what_is_against_it(house: House) -> None:
+    run = house.at("decide")
+    house.withdraw(1)
+    with structlog.testing.capture_logs() as logged:
+        house.daemon.finish_runs(house.now, "promoted")
+    (told,) = [one for one in logged if one["event"] == "run_finished"]
+    assert told["outcome"] == "awaiting_approval"
+    against = "it was trained on drop 1 (1.jsonl), withdrawn since: the customer asked for it"
+    assert told["sentence"].startswith(f"won, but {against} (dropforge promote {run} --force --reason TEXT takes it")
+
+
+def test_the_champion_that_is_named_was_trained_on_no_withdrawn_drop(
+    house: House, dropforge: Callable[..., Any]
+) -> None:
+    for _ in range(2):
+        house.run()
+    house.withdraw(1)
+    said = dropforge("drops", "withdraw", "2", "--reason", "deletion").out
+    assert "generation 2, was trained on it; to let the latest one without withdrawn drops serve: " in said
+    assert "dropforge rollback --track default --to 0 --reason TEXT" in said
+
+
+def test_where_every_former_champion_has_a_withdrawn_drop_none_is_named(
+    house: House, dropforge: Callable[..., Any]
+) -> None:
+    for _ in range(2):
+        house.run()
+    house.withdraw(1)
+    (house.folder / "base").rename(house.folder / "elsewhere")
+    said = dropforge("drops", "withdraw", "2", "--reason", "deletion").out
+    assert "generation 2, was trained on it; no former one is without withdrawn drops" in said
+    assert "rollback" not in said
+
+
+def test_withdrawing_does_not_say_of_a_barred_win_that_it_waits(tmp_path: Path, dropforge: Callable[..., Any]) -> None:
+    house = House(tmp_path, MANUAL)
+    run = house.barred_win()
+    said = dropforge("drops", "withdraw", str(run), "--reason", "deletion").out
+    assert said == f"drop {run} ({run}.jsonl) is withdrawn: no later run of track default uses it\n"
+
+
+DAMAGED = (b"{", b"[]", b"", b"\xff", b'{"outcome": "promoted"}', b'{"candidate_model_id": []}')
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_one_damaged_verdict_is_named_where_it_is_asked_for_and_ends_nothing_else(
+    tmp_path: Path, dropforge: Callable[..., Any], damage: bytes
+) -> None:
+    house = House(tmp_path, MANUAL)
+    run = house.run()
+    log = next((house.root / f"runs/{run}/attempts").glob("train-*")) / LOG_NAME
+    log.write_text("trained\n")
+    path = house.root / f"runs/{run}/decide.json"
+    path.write_bytes(damage)
+    for words in (("status",), ("status", "--json"), ("runs",), ("champion",), ("history",), ("logs", str(run))):
+        done = dropforge(*words)
+        assert (done.code in {0, 69}, done.err) == (True, ""), words
+    assert f"run {run} of track default won, waits for approval" in dropforge("status").out
+    for words in (("show", str(run)), ("promote", str(run)), ("report", str(run))):
+        done = dropforge(*words)
+        assert done.code == 1, words
+        assert f"error: the verdict of run {run} is damaged: {path}\nhint: bring runs/{run}/decide.json" in done.err
+    assert f"or: dropforge promote {run} --force --reason TEXT" in dropforge("promote", str(run)).err
+    assert dropforge("drops", "withdraw", "1", "--reason", "deletion").err == ""
+    assert house.force(run).generation == 1
+
+
+# --- the folders that rights are tried in
+
+
+def test_every_folder_that_is_made_in_the_state_folder_is_known(house: House, dropforge: Callable[..., Any]) -> None:
+    house.run()
+    assert dropforge("backup").code == 0
+    made = {path.name for path in house.root.iterdir() if path.is_dir()}
+    assert {"backups", "drops", "incoming", "models", "predictions", "runs", "spool", "tracks"} <= made <= {*FOLDERS}
