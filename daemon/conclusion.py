@@ -22,10 +22,7 @@ from pipeline.artifacts import Verdict
 from pipeline.config import RunConfig
 from pipeline.errors import StepFailed
 from pipeline.manifest import verify_manifest
-from pipeline.reasons import excuse_drops
-
-#: Verdicts after which new drops are held back. A contaminated candidate was not judged: it says nothing of its drops.
-_HELD_AFTER = frozenset({"worse", "guard_failed"})
+from pipeline.reasons import blame_drops
 
 
 def conclude(engine: Engine, settings: Settings, claim: queue.Claim, run: Run, now: int) -> tuple[str, str]:
@@ -44,7 +41,8 @@ def conclude(engine: Engine, settings: Settings, claim: queue.Claim, run: Run, n
     waits = wins and _is_manual(settings, run) and not champions.has_promoted(engine, claim.run_id)
     if wins and not waits:
         waits = not _promote(engine, settings, claim, run.track, verdict, now)
-    holds = _blames_drops(verdict) and _in_force(settings, run.track).on_worse == "hold"
+    blames = blame_drops(verdict.outcome, verdict.reasons) and not verdict.references_changed
+    holds = blames and _in_force(settings, run.track).on_worse == "hold"
     bound = waits or (not wins and _hangs_on_champion(root, claim.run_id, verdict))
     shutil.rmtree(publishing.run_folder(root, claim.run_id) / "checkpoints", ignore_errors=True)
     outcome, sentence = AWAITING if waits else verdict.outcome, verdict.sentence
@@ -92,14 +90,6 @@ def _promote(  # noqa: PLR0913, PLR0917 - whose candidate, by which verdict, and
     except champions.Withdrawn:
         return False
     return True
-
-
-def _blames_drops(verdict: Verdict) -> bool:
-    """Say whether the drops that were new in the candidate may have done harm."""
-    if verdict.references_changed:
-        return False
-    excused = verdict.outcome == "guard_failed" and excuse_drops(verdict.reasons)
-    return verdict.outcome in _HELD_AFTER and not excused
 
 
 def _candidate(verdict: Verdict) -> tuple[str, int]:

@@ -26,7 +26,7 @@ from pipeline.power import (
     records_needed,
     smallest_detectable_gain,
 )
-from pipeline.reasons import GUARD_REASONS, NO_FAULT_OF_DROPS, WITHOUT_REFERENCES
+from pipeline.reasons import GUARD_REASONS, NO_FAULT_OF_DROPS, WITHOUT_REFERENCES, blame_drops
 from pipeline.slices import LEAST_TESTED, POINTS, Known, Slice, count_unlisted, find_slices, judged_on, measure_slices
 from pipeline.statistics import Floats
 from pipeline.verdict_words import Circumstances, sentence
@@ -155,7 +155,7 @@ def judge(comparison: Comparison, rules: Rules, *, used: tuple[int, int] = (0, 0
     all and on exactly these records.
     """
     found = weigh(comparison, rules)
-    excused = _blames(found) and _is_excused(found, comparison, rules)
+    excused = blame_drops(found.outcome, found.reasons) and _is_excused(found, comparison, rules)
     metric, part = METRICS[comparison.metric], found.part
     differences, pairs = part.differences(), part.scores[comparison.metric]
     means = pairs.mean(axis=0) * POINTS if len(pairs) else None
@@ -270,13 +270,6 @@ class _Shown:
         return bool(mask.all()) or self.wins(self.gain(differences), self.p_value(differences))
 
 
-def _blames(found: Weighed) -> bool:
-    """Say whether a decision is one that holds back the drops that were new."""
-    blaming = any(row.guard not in NO_FAULT_OF_DROPS for row in found.guards.failed)
-    harmed = blaming or "nll_not_finite" in found.reasons
-    return found.outcome == "worse" or (found.outcome == "guard_failed" and harmed)
-
-
 def _is_excused(found: Weighed, comparison: Comparison, rules: Rules) -> bool:
     """
     Say whether all that blames the drops depends on references that were replaced since the champion was judged.
@@ -290,7 +283,8 @@ def _is_excused(found: Weighed, comparison: Comparison, rules: Rules) -> bool:
     gate = rules.gate
     least = {name: min(getattr(gate, name), LEAST_TESTED) for name in ("min_records", "min_records_continuous")}
     eased = replace(rules, gate=gate.model_copy(update=least))
-    return not _blames(weigh(comparison.part(~changed), eased))
+    rest = weigh(comparison.part(~changed), eased)
+    return not blame_drops(rest.outcome, rest.reasons)
 
 
 def _blames_whatever_the_references(found: Weighed) -> bool:

@@ -25,7 +25,7 @@ GUARD_REASONS: Mapping[str, str] = {
 #: champions; and a judge's taste is no proof of harm.
 NO_FAULT_OF_DROPS = frozenset({"floor", "former", "latency", "size", "judge", "general_base"})
 
-#: Guards that look at what a model does, whatever the references say: all that one of these can do is excuse a loop.
+#: Guards that look at what a model does, whatever the references say: no reference makes an answer empty or a loop.
 WITHOUT_REFERENCES = frozenset({"general", "empty", "truncated", "looping"})
 
 #: Every reason code, in a few words. `gain_from_new_data` is the only one that a promoted verdict can have.
@@ -61,3 +61,12 @@ def excuse_drops(reasons: Iterable[str]) -> bool:
     """Say whether guards failed, and only such as say nothing against the drops that were new."""
     failed = {*GUARD_REASONS.values(), "nll_not_finite"} & set(reasons)
     return bool(failed) and failed <= {GUARD_REASONS[guard] for guard in NO_FAULT_OF_DROPS}
+
+
+def blame_drops(outcome: str, reasons: Iterable[str]) -> bool:
+    """
+    Say whether a verdict speaks against the drops that were new in the candidate.
+
+    One of a contaminated candidate does not: that was not judged.
+    """
+    return outcome == "worse" or (outcome == "guard_failed" and not excuse_drops(reasons))
