@@ -19,6 +19,7 @@ from daemon.hooks import Hooks
 from daemon.tables import Event, Promotion
 from pipeline.errors import DropforgeError
 from tests.chaos.house import START, Daemon, build, records
+from tests.daemon.test_stopped_wins import DAMAGED
 from tests.model_folder import write_model
 
 WRITE = "import json, os, sys; open(sys.argv[1], 'a').write(json.dumps(dict(os.environ)) + '\\n')"
@@ -165,11 +166,22 @@ def test_the_path_of_the_report_is_passed_on(house: House) -> None:
     assert house.told()[0]["PROMOTION_REPORT"] == str(house.daemon.root / "runs/1/attempts/decide-1/report")
 
 
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_verdict_keeps_no_command_from_running(house: House, damage: bytes) -> None:
+    house.start(tell(house), tell(house))
+    house.promote()
+    (house.daemon.root / "runs/1/decide.json").write_bytes(damage)
+    house.settle()
+    assert states(house)[1:] == [("ok", "ok")]
+    assert [(told["PROMOTION_RUN"], told["PROMOTION_REPORT"]) for told in house.told()] == [("1", "")] * 2
+
+
 @pytest.mark.parametrize(
     ("code", "error"),
     [
         ("print('so sorry'); raise SystemExit(3)", "exit code 3"),
         ("import os; print('so sorry', flush=True); os.kill(os.getpid(), 9)", "killed by SIGKILL"),
+        ("import os; print('so sorry', flush=True); os.kill(os.getpid(), 35)", "killed by signal 35"),
     ],
 )
 def test_a_hook_that_fails_is_recorded_and_undoes_nothing(
