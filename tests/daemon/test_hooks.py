@@ -548,6 +548,20 @@ def test_the_health_of_a_model_that_has_lost_its_place_is_not_asked(house: House
     assert [told["PROMOTION_GENERATION"] for told in house.told()] == ["2"]
 
 
+def test_the_way_back_from_a_sick_model_is_not_to_another_sick_one(house: House, dropforge: Callable[..., Any]) -> None:
+    house.start(None, run("raise SystemExit(7)"))
+    house.promote()
+    house.hooks.tick(house.now)
+    assert house.rows()[-1].health_state == "running"
+    house.promote()
+    house.settle()
+    assert [row.health_state for row in house.rows()] == [None, "failed", "failed", None]
+    base, *_, back = house.rows()
+    assert (back.kind, back.model_id) == ("rollback", base.model_id)
+    refused = dropforge("rollback", "--reason", "it swears")
+    assert "generation 2 was rolled back from, generation 1 failed its health command" in refused.err
+
+
 def test_a_forced_model_is_asked_for_its_health_too(house: House) -> None:
     house.start(None, run("raise SystemExit(7)"))
     house.promote("worse")
