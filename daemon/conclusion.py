@@ -79,7 +79,7 @@ def _hangs_on_champion(root: Path, run_id: int, verdict: Verdict) -> bool:
 def _promote(  # noqa: PLR0913, PLR0917 - whose candidate, by which verdict, and when
     engine: Engine, settings: Settings, claim: queue.Claim, track: str, verdict: Verdict, now: int
 ) -> bool:
-    """Promote the candidate; say whether it was: one that was trained on a withdrawn drop waits for a person."""
+    """Promote the candidate; say whether it was: what is barred, or has a withdrawn drop, is for a person to take."""
     root = settings.state_folder
     identity, generation = _candidate(verdict)
     path = f"models/{identity}"
@@ -87,7 +87,7 @@ def _promote(  # noqa: PLR0913, PLR0917 - whose candidate, by which verdict, and
     candidate = champions.Candidate(track, claim.run_id, identity, path, claim.token)
     try:
         champions.promote(engine, root, candidate, generation, verdict.sentence, now)
-    except champions.Withdrawn:
+    except (champions.Barred, champions.Withdrawn):
         return False
     return True
 
