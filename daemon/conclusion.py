@@ -41,8 +41,9 @@ def conclude(engine: Engine, settings: Settings, claim: queue.Claim, run: Run, n
     waits = wins and _is_manual(settings, run) and not champions.has_promoted(engine, claim.run_id)
     if wins and not waits:
         waits = not _promote(engine, settings, claim, run.track, verdict, now)
-    blames = blame_drops(verdict.outcome, verdict.reasons) and not verdict.references_changed
-    holds = blames and _in_force(settings, run.track).on_worse == "hold"
+    blames = blame_drops(verdict.outcome, verdict.reasons)
+    excused = blames and verdict.references_changed > 0
+    holds = blames and not excused and _in_force(settings, run.track).on_worse == "hold"
     bound = waits or (not wins and _hangs_on_champion(root, claim.run_id, verdict))
     shutil.rmtree(publishing.run_folder(root, claim.run_id) / "checkpoints", ignore_errors=True)
     outcome, sentence = AWAITING if waits else verdict.outcome, verdict.sentence
@@ -56,6 +57,8 @@ def conclude(engine: Engine, settings: Settings, claim: queue.Claim, run: Run, n
             require_generation(session, held.track, verdict.champion_generation)
         if holds:
             queue.hold_new_drops(session, held, f"new in run {held.id}: {verdict.sentence}", now)
+        if excused:
+            queue.excuse_new_drops(session, held, now)
         if waits:
             against = obstacle(session, root, held)
             train_without(session, settings, held, now)
