@@ -26,6 +26,7 @@ from daemon.succession import (
     follow,
     intend,
     recover,
+    require_generation,
 )
 from daemon.tables import HookState, Promotion, PromotionKind, PromotionState, Run, Track
 from daemon.withdrawals import Withdrawn, require_no_withdrawal
@@ -152,18 +153,21 @@ def promote(  # noqa: PLR0913, PLR0917 - what is promoted over which generation,
 
 def rollback(  # noqa: PLR0913, PLR0917 - which track goes back to what, why and when
     engine: Engine, state_folder: Path, track: str, to: int | None, reason: str, now: int,
-    *, by: str | None = None, try_out: TryOut = lambda _folder: None,
+    *, by: str | None = None, over: int | None = None, try_out: TryOut = lambda _folder: None,
 ) -> Promotion:  # fmt: skip
     """
     Make a former champion reign again, as the next generation; return the row that says so.
 
-    `to` is the generation of the former champion, `None` the one that today's took the place of. Before anything moves
-    every file of its model is compared with its hash, and `try_out` lets it answer. The model that loses its place is
-    barred: no run promotes it again, only a person brings it back. Raises `NoTarget`, `NoChampion`, what `try_out`
-    does, or `ChampionMoved` if another change came first.
+    `to` is the generation of the former champion, `None` the one that today's took the place of; `over` is the one that
+    has to reign now, `None` for whichever does. Before anything moves every file of its model is compared with its
+    hash, and `try_out` lets it answer. The model that loses its place is barred: no run promotes it again, only a
+    person brings it back. Raises `NoTarget`, `NoChampion`, what `try_out` does, or `ChampionMoved` if another change
+    came first.
     """
     with transaction(engine) as session:
         reigning = champion(session, track)
+        if over is not None:
+            require_generation(session, track, over)
         row, past = session.get_one(Track, track), history(session, track)
     for one in past:
         if one.model_id == row.base_model_id and row.base_path is not None:

@@ -199,8 +199,9 @@ class Hooks:
         reason = f"health command failed: {error}"
         try:
             champions.rollback(
-                self._engine, self._root, row.track, None, reason, now, try_out=partial(self._try_out, stop=self._stop)
-            )
+                self._engine, self._root, row.track, None, reason, now, over=row.generation,
+                try_out=partial(self._try_out, stop=self._stop),
+            )  # fmt: skip
         except champions.ChampionMoved:
             return None  # somebody was quicker, and chose
         except DropforgeError as problem:

@@ -526,6 +526,31 @@ def test_a_way_back_that_meets_a_full_disk_is_tried_again(house: House, monkeypa
     assert len(house.told()) == 1, "its health is not asked for again"
 
 
+def test_a_champion_that_comes_as_the_way_back_begins_is_left(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    house.start(None, run("raise SystemExit(7)"))
+    house.promote()
+    seen, asked = Hooks._reigns, iter([True])
+
+    def reigns(hooks: Hooks, row: Promotion) -> bool:
+        found = seen(hooks, row)
+        if row.health_error is not None and next(asked, False):
+            house.daemon.settings.inbox_folder.joinpath("late.jsonl").write_bytes(records("late"))
+            house.daemon.take_in(house.now)
+            house.daemon.finish_runs(house.now, "promoted")
+        return found
+
+    monkeypatch.setattr(Hooks, "_reigns", reigns)
+    house.hooks.tick(house.now)
+    for _, _, running in house.hooks._running.values():
+        running.wait()  # type: ignore[attr-defined]
+    house.hooks.tick(house.now)
+    for thread in house.hooks._rollbacks.values():
+        thread.join()
+    assert [(row.kind, row.health_state) for row in house.rows()] == [
+        ("base", None), ("promotion", "failed"), ("promotion", "pending"),
+    ]  # fmt: skip
+
+
 def test_a_daemon_that_died_before_the_way_back_goes_on_with_it_without_asking_again(house: House) -> None:
     house.start(None, tell(house, "raise SystemExit(7)"))
     house.promote()
