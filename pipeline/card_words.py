@@ -116,8 +116,8 @@ def _because(verdict: Verdict, report: Report | None) -> list[str]:
     if verdict.outcome == "contaminated" and report is not None and report.records_seen_by_candidate:
         seen = count(report.records_seen_by_candidate, "record")
         return [f"{seen} of those that it was judged on were among its training rows."]
-    lost = verdict.outcome == "not_shown_better"
-    if lost and "p_above_limit" in verdict.reasons and verdict.p_value is not None and (verdict.gain or 0) > 0:
+    unproven = verdict.outcome == "not_shown_better"
+    if unproven and "p_above_limit" in verdict.reasons and verdict.p_value is not None and (verdict.gain or 0) > 0:
         first = [f"A model that is no better would look like this {luck(verdict.p_value)}: that is no proof."]
         return first if "gain_below_minimum" not in verdict.reasons else [*first, _REASONS["gain_below_minimum"]]
     told_by_limits = "too_few_records" if verdict.gain is None else ""
