@@ -205,7 +205,10 @@ def _after_a_win(verdict: Verdict, config: RunConfig, run: int) -> list[NextStep
     costs = " The answers that became worse, below, show what it costs." if verdict.losses else ""
     if config.gate.approval == "manual":
         return [NextStep(words=f"Let it serve.{costs}", command=f"dropforge promote {run}")]
-    unless = "unless a drop that it was trained on was withdrawn meanwhile: then it waits for you"
+    unless = (
+        "unless a drop that it was trained on was withdrawn meanwhile, or the track was rolled back from this very "
+        "model before: then it waits for you"
+    )
     return [NextStep(words=f"Nothing has to be done, {unless}.{costs}"), undo]
 
 

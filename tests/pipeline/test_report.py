@@ -150,7 +150,7 @@ def test_only_a_candidate_that_won_is_said_to_gain(made_cards: Any, tmp_path: Pa
     ("outcome", "headline", "words"),
     [
         ("promoted", "The new model is better. It wins.",
-         "unless a drop that it was trained on was withdrawn meanwhile: then it waits for you."),
+         "withdrawn meanwhile, or the track was rolled back from this very model before: then it waits for you."),
         ("worse", "The new model is worse. The champion stays.", "dropforge drops withdraw DROP --reason TEXT"),
         ("not_shown_better", "The new model was not shown to be better. The champion stays.",
          "1,840 more held-out records would show this gain if it is real, which about 12,000 rows like these give."),
