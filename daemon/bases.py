@@ -7,6 +7,7 @@ import structlog
 from sqlalchemy import Engine
 
 from daemon import champions
+from daemon.retention import read_object
 from daemon.sd_notify import showing_life
 from daemon.settings import Settings
 from pipeline import durable
@@ -65,10 +66,10 @@ class Bases:
         if self._seen.get(name) == signature:
             return
         note = self._settings.state_folder / "tracks" / name / _NOTE
-        known = durable.read_json(note) if note.exists() else None
-        if known and known["signature"] == signature:
-            identity = str(known["model_id"])
-        else:
+        # A damaged note is none: the model is hashed again.
+        known = read_object(note)
+        identity = known.get("model_id")
+        if known.get("signature") != signature or not isinstance(identity, str):
             log.info("base_model_hashing", track=name, folder=str(folder))
             identity = showing_life(model_id, folder)
             note.parent.mkdir(parents=True, exist_ok=True)

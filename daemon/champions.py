@@ -26,6 +26,7 @@ from daemon.succession import (
     follow,
     intend,
     recover,
+    require_generation,
 )
 from daemon.tables import HookState, Promotion, PromotionKind, PromotionState, Run, Track
 from daemon.withdrawals import Withdrawn, require_no_withdrawal
@@ -152,18 +153,21 @@ def promote(  # noqa: PLR0913, PLR0917 - what is promoted over which generation,
 
 def rollback(  # noqa: PLR0913, PLR0917 - which track goes back to what, why and when
     engine: Engine, state_folder: Path, track: str, to: int | None, reason: str, now: int,
-    *, by: str | None = None, try_out: TryOut = lambda _folder: None,
+    *, by: str | None = None, over: int | None = None, try_out: TryOut = lambda _folder: None,
 ) -> Promotion:  # fmt: skip
     """
     Make a former champion reign again, as the next generation; return the row that says so.
 
-    `to` is the generation of the former champion, `None` the one that today's took the place of. Before anything moves
-    every file of its model is compared with its hash, and `try_out` lets it answer. The model that loses its place is
-    barred: no run promotes it again, only a person brings it back. Raises `NoTarget`, `NoChampion`, what `try_out`
-    does, or `ChampionMoved` if another change came first.
+    `to` is the generation of the former champion, `None` the one that today's took the place of; `over` is the one that
+    has to reign now, `None` for whichever does. Before anything moves every file of its model is compared with its
+    hash, and `try_out` lets it answer. The model that loses its place is barred: no run promotes it again, only a
+    person brings it back. Raises `NoTarget`, `NoChampion`, what `try_out` does, or `ChampionMoved` if another change
+    came first.
     """
     with transaction(engine) as session:
         reigning = champion(session, track)
+        if over is not None:
+            require_generation(session, track, over)
         row, past = session.get_one(Track, track), history(session, track)
     for one in past:
         if one.model_id == row.base_model_id and row.base_path is not None:
@@ -194,7 +198,7 @@ def history(session: Session, track: str) -> list[Promotion]:
 
 
 def _target(past: Sequence[Promotion], reigning: ModelRef, to: int | None, state_folder: Path) -> Promotion:
-    """Return the former champion of generation `to`, or the one before today's that is not barred."""
+    """Return the former champion of generation `to`, or the one before today's that is neither barred nor sick."""
     track = past[0].track
     hint = f"see the generations: dropforge history --track {track}"
     if to is not None:
@@ -206,7 +210,7 @@ def _target(past: Sequence[Promotion], reigning: ModelRef, to: int | None, state
             message = f"the model of generation {to} is the champion of track {track} already"
             raise NoTarget(message, hint)
         return found
-    shut, before, chain = barred(past), reigning.model_id, []
+    shut, before, chain = barred(past) | _sick(past), reigning.model_id, []
     # The last row by which a model won its place, not those by which it came back, says what it took the place of.
     won = {row.model_id: row for row in past if row.kind != PromotionKind.ROLLBACK}
     latest = {row.model_id: row for row in past}
@@ -230,14 +234,13 @@ def _no_target(past: Sequence[Promotion], others: Sequence[Promotion], state_fol
 
     `others` has the latest row of each model that does not reign, the best one to name first.
     """
-    track, shut = past[0].track, barred(past)
+    track, shut, sick = past[0].track, barred(past), _sick(past)
     bases = {row.model_id for row in past if row.kind == PromotionKind.BASE}
     if not others:
         message = f"track {track} has had no other champion than today's"
         return NoTarget(message, f"see for yourself: dropforge history --track {track}")
     told = [
-        f"generation {row.generation}{' (base model)' if row.model_id in bases else ''} "
-        f"{'was rolled back from' if row.model_id in shut else 'was passed over by a rollback'}"
+        f"generation {row.generation}{' (base model)' if row.model_id in bases else ''} {_why_not(row, shut, sick)}"
         for row in others[:_TOLD]
     ]
     told += [f"and {len(others) - _TOLD} more"] if len(others) > _TOLD else []
@@ -247,6 +250,19 @@ def _no_target(past: Sequence[Promotion], others: Sequence[Promotion], state_fol
         return NoTarget(message, f"their models are gone: {_other_ways(track)}")
     command = f"dropforge rollback --track {track} --to {there.generation} --reason TEXT"
     return NoTarget(message, f"to take one all the same: {command}; see them all: dropforge history --track {track}")
+
+
+def _why_not(row: Promotion, shut: set[str], sick: set[str]) -> str:
+    """Say why a rollback does not take a model by itself, whose latest row this is."""
+    if row.model_id in shut:
+        return "was rolled back from"
+    return "failed its health command" if row.model_id in sick else "was passed over by a rollback"
+
+
+def _sick(past: Sequence[Promotion]) -> set[str]:
+    """Return the models that failed their health command when they last came to reign: others took their place."""
+    latest = {row.model_id: row for row in past}
+    return {model for model, row in latest.items() if row.health_state == HookState.FAILED}
 
 
 def former(session: Session, state_folder: Path, track: str, most: int) -> list[ModelRef]:

@@ -13,7 +13,7 @@ import threading
 import time
 from dataclasses import dataclass
 
-from daemon.processes import kill_group
+from daemon.processes import kill_group, signal_name
 from pipeline.formats import printable
 
 #: Bytes of output that are kept.
@@ -101,7 +101,7 @@ class Command:
             self._read(process, min(left, _LOOK_SECONDS))
         self._read(process, 0)
         if process.returncode < 0:
-            return f"killed by {signal.Signals(-process.returncode).name}"
+            return f"killed by {signal_name(-process.returncode)}"
         return f"exit code {process.returncode}" if process.returncode else None
 
     def _read(self, process: subprocess.Popen[bytes], seconds: float) -> None:

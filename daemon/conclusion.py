@@ -41,8 +41,9 @@ def conclude(engine: Engine, settings: Settings, claim: queue.Claim, run: Run, n
     waits = wins and _is_manual(settings, run) and not champions.has_promoted(engine, claim.run_id)
     if wins and not waits:
         waits = not _promote(engine, settings, claim, run.track, verdict, now)
-    blames = blame_drops(verdict.outcome, verdict.reasons) and not verdict.references_changed
-    holds = blames and _in_force(settings, run.track).on_worse == "hold"
+    blames = blame_drops(verdict.outcome, verdict.reasons)
+    excused = blames and verdict.references_changed > 0
+    holds = blames and not excused and _in_force(settings, run.track).on_worse == "hold"
     bound = waits or (not wins and _hangs_on_champion(root, claim.run_id, verdict))
     shutil.rmtree(publishing.run_folder(root, claim.run_id) / "checkpoints", ignore_errors=True)
     outcome, sentence = AWAITING if waits else verdict.outcome, verdict.sentence
@@ -56,6 +57,8 @@ def conclude(engine: Engine, settings: Settings, claim: queue.Claim, run: Run, n
             require_generation(session, held.track, verdict.champion_generation)
         if holds:
             queue.hold_new_drops(session, held, f"new in run {held.id}: {verdict.sentence}", now)
+        if excused:
+            queue.excuse_new_drops(session, held, now)
         if waits:
             against = obstacle(session, root, held)
             train_without(session, settings, held, now)
@@ -79,7 +82,7 @@ def _hangs_on_champion(root: Path, run_id: int, verdict: Verdict) -> bool:
 def _promote(  # noqa: PLR0913, PLR0917 - whose candidate, by which verdict, and when
     engine: Engine, settings: Settings, claim: queue.Claim, track: str, verdict: Verdict, now: int
 ) -> bool:
-    """Promote the candidate; say whether it was: one that was trained on a withdrawn drop waits for a person."""
+    """Promote the candidate; say whether it was: what is barred, or has a withdrawn drop, is for a person to take."""
     root = settings.state_folder
     identity, generation = _candidate(verdict)
     path = f"models/{identity}"
@@ -87,7 +90,7 @@ def _promote(  # noqa: PLR0913, PLR0917 - whose candidate, by which verdict, and
     candidate = champions.Candidate(track, claim.run_id, identity, path, claim.token)
     try:
         champions.promote(engine, root, candidate, generation, verdict.sentence, now)
-    except champions.Withdrawn:
+    except (champions.Barred, champions.Withdrawn):
         return False
     return True
 

@@ -22,6 +22,7 @@ from daemon.claims import record_event
 from daemon.commands import Command, Ended, last_line
 from daemon.database import ChangeWatch, transaction
 from daemon.model_check import Stopped, require_answer
+from daemon.retention import read_object
 from daemon.settings import HookSettings, Settings
 from daemon.tables import Event, HookState, Promotion, PromotionState, Track
 from pipeline.errors import DropforgeError
@@ -198,8 +199,9 @@ class Hooks:
         reason = f"health command failed: {error}"
         try:
             champions.rollback(
-                self._engine, self._root, row.track, None, reason, now, try_out=partial(self._try_out, stop=self._stop)
-            )
+                self._engine, self._root, row.track, None, reason, now, over=row.generation,
+                try_out=partial(self._try_out, stop=self._stop),
+            )  # fmt: skip
         except champions.ChampionMoved:
             return None  # somebody was quicker, and chose
         except DropforgeError as problem:
@@ -234,8 +236,10 @@ class Hooks:
         """Return the daemon's own environment, and what changed."""
         with transaction(self._engine) as session:
             run = row.run_id or _maker(session, row)
-        verdict = publishing.load_verdict(self._root, run) if run is not None else None
-        report = self._root / verdict.report if verdict is not None and verdict.report is not None else ""
+        # A damaged verdict must not keep the server from being told.
+        decided = {} if run is None else read_object(publishing.run_folder(self._root, run) / "decide.json")
+        place = decided.get("report")
+        report = self._root / place if isinstance(place, str) else ""
         kept = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_HOOKS}
         return {
             **kept,

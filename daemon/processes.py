@@ -21,6 +21,14 @@ class Identity:
     boot: str
 
 
+def signal_name(number: int) -> str:
+    """Return how a signal is called; most real-time ones have a number only."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 def boot_id() -> str:
     """Return the kernel's name of this boot."""
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

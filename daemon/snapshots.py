@@ -15,6 +15,8 @@ JUDGED = (
 )  # fmt: skip
 #: Those that say of its drops that they do no harm: one that knew the questions was not judged.
 _CLEARING = tuple(outcome for outcome in JUDGED if outcome != "contaminated")
+#: The event of a bad verdict that blames no drop, since it depends on references that were replaced.
+_EXCUSED = "drops_excused"
 
 
 def take_snapshot(session: Session, run: Run) -> list[dict[str, object]]:
@@ -91,18 +93,25 @@ def hold_new_drops(session: Session, run: Run, reason: str, now: int) -> list[in
     return [drop.id or 0 for drop in held]
 
 
+def excuse_new_drops(session: Session, run: Run, now: int) -> None:
+    """Note that a bad verdict on a run holds no drops back; nor does it clear them. In the caller's transaction."""
+    record_event(session, _EXCUSED, now, track=run.track, run_id=run.id)
+
+
 def _cleared(session: Session, run: Run) -> set[int]:
     """
     Return the drops of a run that other candidates of the track were judged with since they came or were restored.
 
-    What came after what is told by the numbers of the events: a clock may be set back.
+    One whose bad verdict was excused clears nobody: what it said may be true of its drops. What came after what is told
+    by the numbers of the events: a clock may be set back.
     """
     ids = [int(str(drop["id"])) for drop in run.snapshot or ()]
     restored = select(Event.drop_id, func.max(Event.id)).where(Event.kind == "drop_restored")
     back = dict(session.exec(restored.where(col(Event.drop_id).in_(ids)).group_by(col(Event.drop_id))).all())
     ended = select(func.max(Event.id)).where(Event.run_id == Run.id, Event.kind == "run_succeeded")
+    excused = select(Event.run_id).where(Event.kind == _EXCUSED, Event.track == run.track)
     judged = select(Run.snapshot, ended.scalar_subquery()).where(
-        Run.track == run.track, Run.id != run.id, col(Run.outcome).in_(_CLEARING)
+        Run.track == run.track, Run.id != run.id, col(Run.outcome).in_(_CLEARING), col(Run.id).not_in(excused)
     )
     found: set[int] = set()
     for snapshot, at in session.exec(judged).all():

@@ -18,7 +18,7 @@ from pathlib import Path
 import structlog
 
 from daemon.executors.local import Spool
-from daemon.processes import FileLock, identify, is_alive, kill_group, wait_until_dead
+from daemon.processes import FileLock, identify, is_alive, kill_group, signal_name, wait_until_dead
 from daemon.signals import on_stop
 from pipeline import durable
 from pipeline.contract import LIFELINE, LOG_NAME, RESULT_NAME, SPEC_NAME, StepError, StepResult, StepSpec
@@ -288,8 +288,7 @@ def _result_of_dead(spec: StepSpec, returncode: int, *, stopped: bool) -> StepRe
         hint = "free some room there, the run then goes on by itself; dropforge gc --dry-run says what it can give back"
         code = returncode
     elif returncode < 0:
-        name = signal.Signals(-returncode).name
-        message = f"step {spec.step} was killed by {name}"
+        message = f"step {spec.step} was killed by {signal_name(-returncode)}"
         hint = "SIGKILL is most often the kernel's answer to memory running out; see its log and the system's"
         code = 128 - returncode
     else:

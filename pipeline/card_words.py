@@ -116,7 +116,8 @@ def _because(verdict: Verdict, report: Report | None) -> list[str]:
     if verdict.outcome == "contaminated" and report is not None and report.records_seen_by_candidate:
         seen = count(report.records_seen_by_candidate, "record")
         return [f"{seen} of those that it was judged on were among its training rows."]
-    if verdict.outcome == "not_shown_better" and verdict.p_value is not None and (verdict.gain or 0) > 0:
+    unproven = verdict.outcome == "not_shown_better"
+    if unproven and "p_above_limit" in verdict.reasons and verdict.p_value is not None and (verdict.gain or 0) > 0:
         first = [f"A model that is no better would look like this {luck(verdict.p_value)}: that is no proof."]
         return first if "gain_below_minimum" not in verdict.reasons else [*first, _REASONS["gain_below_minimum"]]
     told_by_limits = "too_few_records" if verdict.gain is None else ""
@@ -204,7 +205,10 @@ def _after_a_win(verdict: Verdict, config: RunConfig, run: int) -> list[NextStep
     costs = " The answers that became worse, below, show what it costs." if verdict.losses else ""
     if config.gate.approval == "manual":
         return [NextStep(words=f"Let it serve.{costs}", command=f"dropforge promote {run}")]
-    unless = "unless a drop that it was trained on was withdrawn meanwhile: then it waits for you"
+    unless = (
+        "unless a drop that it was trained on was withdrawn meanwhile, or the track was rolled back from this very "
+        "model before: then it waits for you"
+    )
     return [NextStep(words=f"Nothing has to be done, {unless}.{costs}"), undo]
 
 
@@ -265,11 +269,17 @@ def _after_replaced(dataset: Dataset, spec: StepSpec) -> list[NextStep]:
 
 def _after_no_proof(verdict: Verdict, dataset: Dataset) -> list[NextStep]:
     steps = []
-    if verdict.records_needed:
+    if "established_lost" in verdict.reasons:
+        words = "See in the slices, below, what records of older drops lost: new ones do not make up for it."
+        steps.append(NextStep(words=words))
+    elif verdict.records_needed:
         records = count(verdict.records_needed, "more held-out record")
         rows = _rows_for(verdict.records_needed, dataset)
         given = f", which about {rows:,} rows like these give" if rows else ""
         words = f"Drop more data: about {records} would show this gain if it is real{given}."
+        steps.append(NextStep(words=words))
+    elif "p_above_limit" not in verdict.reasons:
+        words = "The gain is no chance, but small: drop more or other data, or ask for less (gate.min_gain)."
         steps.append(NextStep(words=words))
     else:
         steps.append(NextStep(words="Drop more or other data: what is there taught the model nothing that shows."))

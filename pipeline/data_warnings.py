@@ -57,7 +57,8 @@ def reference_warnings(totals: Totals, metric: str, drops: Sequence[Drop], champ
         where = ", ".join(f"{count:,} of drop {one} ({names[one]})" for one, count in sorted(totals.not_json.items()))
         found.append(
             f"{totals.not_json.total():,} of {totals.heldout_answers.count:,} held-out references are no JSON object "
-            f"or array, and every answer to them scores 0 by field F1: {where}, the first is record {number + 1} of "
-            f"drop {drop}; mend these rows and drop the file again, withdraw the drop, or set evaluate.metric"
+            f"or array, and an answer to them scores 0 by field F1 unless it is the same text: {where}, the first is "
+            f"record {number + 1} of drop {drop}; if they should be, mend these rows and drop "
+            "the file again, withdraw the drop, or set evaluate.metric"
         )
     return tuple(found)

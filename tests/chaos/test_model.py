@@ -273,7 +273,7 @@ class House(RuleBasedStateMachine):
     @precondition(lambda self: self.world.runs)
     @rule(name=st.sampled_from(MODELS))
     def win(self, name: str) -> None:
-        """Let the run's candidate win, which a barred model cannot; one of a withdrawn drop waits for a person."""
+        """Let the run's candidate win; a barred model or one of a withdrawn drop is for a person to take."""
         number, identity = self._in_hand(), self.models[name]
         if not number:
             return
@@ -284,21 +284,17 @@ class House(RuleBasedStateMachine):
         def conclude(claim: queue.Claim) -> None:
             try:
                 champions.promote(self.daemon.engine, self.daemon.root, candidate, expected, "better", self.now)
-            except Barred as error:
-                failure = queue.Failure(error.message, error.hint, retryable=False)
-                queue.fail(self.daemon.engine, claim, failure, self.now, RETRY)
-            except Withdrawn:
+            except (Barred, Withdrawn):
                 queue.finish(self.daemon.engine, claim, AWAITING, "better", self.now, still=self._without)
             else:
                 queue.finish(self.daemon.engine, claim, "promoted", "better", self.now)
 
         self._end(conclude)
-        if name not in self.world.barred and self.world.has_withdrawn(number):
+        if name in self.world.barred or self.world.has_withdrawn(number):
             self.world.wait(number, self.now)
-        elif self.world.promote(number, name):
-            self.world.judge(number)
         else:
-            self.world.fail(number, self.now, retryable=False)
+            self.world.promote(number, name)
+            self.world.judge(number)
 
     @precondition(lambda self: self.world.runs)
     @rule(name=st.sampled_from(MODELS), pick=PICK)

@@ -342,6 +342,9 @@ def test_a_loss_that_does_not_stand_without_replaced_references_holds_no_drop(ho
     house.daemon.finish_runs(house.now)
     assert house.row(run).outcome == "worse"
     assert house.drop_state(1) == ("accepted" if changed else "held")
+    # As long as the references are in question it is not cleared: the next drop must not be held in its place.
+    house.run("worse")
+    assert (house.drop_state(1), house.drop_state(2)) == ("held", "held")
 
 
 def test_a_contaminated_candidate_says_nothing_of_its_drops(house: House) -> None:

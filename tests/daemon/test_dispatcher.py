@@ -1064,6 +1064,18 @@ def test_a_base_model_that_cannot_be_read_is_said_and_the_daemon_goes_on(
     assert settings.base_model in (run_row(engine).error or "")
 
 
+@pytest.mark.parametrize("damage", [b"", b"[]", b"{\xff", b'{"signature": 1}'])
+def test_a_damaged_note_on_the_base_model_is_made_again(
+    engine: Engine, settings: Settings, executor: ScriptedExecutor, damage: bytes
+) -> None:
+    new_dispatcher(engine, settings, executor)
+    note = settings.state_folder / "tracks/default/base.json"
+    whole = note.read_bytes()
+    note.write_bytes(damage)
+    assert not new_dispatcher(engine, settings, executor).bases.problems
+    assert note.read_bytes() == whole
+
+
 def test_an_attempt_that_never_reached_the_spool_is_ordered_again_and_nobody_died(
     engine: Engine, settings: Settings
 ) -> None:

@@ -19,6 +19,7 @@ from daemon.hooks import Hooks
 from daemon.tables import Event, Promotion
 from pipeline.errors import DropforgeError
 from tests.chaos.house import START, Daemon, build, records
+from tests.daemon.test_stopped_wins import DAMAGED
 from tests.model_folder import write_model
 
 WRITE = "import json, os, sys; open(sys.argv[1], 'a').write(json.dumps(dict(os.environ)) + '\\n')"
@@ -165,11 +166,22 @@ def test_the_path_of_the_report_is_passed_on(house: House) -> None:
     assert house.told()[0]["PROMOTION_REPORT"] == str(house.daemon.root / "runs/1/attempts/decide-1/report")
 
 
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_verdict_keeps_no_command_from_running(house: House, damage: bytes) -> None:
+    house.start(tell(house), tell(house))
+    house.promote()
+    (house.daemon.root / "runs/1/decide.json").write_bytes(damage)
+    house.settle()
+    assert states(house)[1:] == [("ok", "ok")]
+    assert [(told["PROMOTION_RUN"], told["PROMOTION_REPORT"]) for told in house.told()] == [("1", "")] * 2
+
+
 @pytest.mark.parametrize(
     ("code", "error"),
     [
         ("print('so sorry'); raise SystemExit(3)", "exit code 3"),
         ("import os; print('so sorry', flush=True); os.kill(os.getpid(), 9)", "killed by SIGKILL"),
+        ("import os; print('so sorry', flush=True); os.kill(os.getpid(), 35)", "killed by signal 35"),
     ],
 )
 def test_a_hook_that_fails_is_recorded_and_undoes_nothing(
@@ -514,6 +526,31 @@ def test_a_way_back_that_meets_a_full_disk_is_tried_again(house: House, monkeypa
     assert len(house.told()) == 1, "its health is not asked for again"
 
 
+def test_a_champion_that_comes_as_the_way_back_begins_is_left(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    house.start(None, run("raise SystemExit(7)"))
+    house.promote()
+    seen, asked = Hooks._reigns, iter([True])
+
+    def reigns(hooks: Hooks, row: Promotion) -> bool:
+        found = seen(hooks, row)
+        if row.health_error is not None and next(asked, False):
+            house.daemon.settings.inbox_folder.joinpath("late.jsonl").write_bytes(records("late"))
+            house.daemon.take_in(house.now)
+            house.daemon.finish_runs(house.now, "promoted")
+        return found
+
+    monkeypatch.setattr(Hooks, "_reigns", reigns)
+    house.hooks.tick(house.now)
+    for _, _, running in house.hooks._running.values():
+        running.wait()  # type: ignore[attr-defined]
+    house.hooks.tick(house.now)
+    for thread in house.hooks._rollbacks.values():
+        thread.join()
+    assert [(row.kind, row.health_state) for row in house.rows()] == [
+        ("base", None), ("promotion", "failed"), ("promotion", "pending"),
+    ]  # fmt: skip
+
+
 def test_a_daemon_that_died_before_the_way_back_goes_on_with_it_without_asking_again(house: House) -> None:
     house.start(None, tell(house, "raise SystemExit(7)"))
     house.promote()
@@ -534,6 +571,20 @@ def test_the_health_of_a_model_that_has_lost_its_place_is_not_asked(house: House
     house.settle()
     assert [row.health_state for row in house.rows()] == [None, "skipped", "ok"]
     assert [told["PROMOTION_GENERATION"] for told in house.told()] == ["2"]
+
+
+def test_the_way_back_from_a_sick_model_is_not_to_another_sick_one(house: House, dropforge: Callable[..., Any]) -> None:
+    house.start(None, run("raise SystemExit(7)"))
+    house.promote()
+    house.hooks.tick(house.now)
+    assert house.rows()[-1].health_state == "running"
+    house.promote()
+    house.settle()
+    assert [row.health_state for row in house.rows()] == [None, "failed", "failed", None]
+    base, *_, back = house.rows()
+    assert (back.kind, back.model_id) == ("rollback", base.model_id)
+    refused = dropforge("rollback", "--reason", "it swears")
+    assert "generation 2 was rolled back from, generation 1 failed its health command" in refused.err
 
 
 def test_a_forced_model_is_asked_for_its_health_too(house: House) -> None:

@@ -12,6 +12,7 @@ from daemon.database import transaction
 from daemon.snapshots import waiting_drops
 from daemon.state_folder import FOLDERS
 from daemon.tables import Drop, Run
+from pipeline import durable
 from pipeline.contract import LOG_NAME
 from tests.chaos.house import DAY, records
 from tests.daemon.test_approval import MANUAL, House
@@ -170,6 +171,27 @@ def test_withdrawing_does_not_say_of_a_barred_win_that_it_waits(tmp_path: Path, 
     run = house.barred_win()
     said = dropforge("drops", "withdraw", str(run), "--reason", "deletion").out
     assert said == f"drop {run} ({run}.jsonl) is withdrawn: no later run of track default uses it\n"
+
+
+def test_a_win_of_a_barred_model_is_over_and_is_not_trained_again_every_night(
+    house: House, dropforge: Callable[..., Any]
+) -> None:
+    first = house.run()
+    house.back()
+    run = house.at("decide")
+    # The new drop repeats old rows: the same data makes the same model.
+    identity = durable.read_json(house.root / f"runs/{first}/merge.json")["model_id"]
+    (path,) = (house.root / f"runs/{run}/attempts").glob("decide-*/result.json")
+    result = durable.read_json(path)
+    result["artifact"]["candidate_model_id"] = identity
+    durable.write_json(path, result)
+    house.daemon.finish_runs(house.now)
+    assert house.row(run).state == "succeeded"
+    assert house.serves == (2, b"base weights")
+    assert (waiting(house), runs(house)[-1][0]) == (0, "awaiting_approval")
+    said = dropforge("status").out
+    assert "won, but its model is barred: the track was rolled back to generation 0: it swears" in said
+    assert "waits for approval" not in said
 
 
 DAMAGED = (b"{", b"[]", b"", b"\xff", b'{"outcome": "promoted"}', b'{"candidate_model_id": []}')

@@ -50,7 +50,7 @@ DEAF_WITH_CHILD = (
     "child = subprocess.Popen([sys.executable, '-c', 'import threading; threading.Event().wait()'])\n"
     "say(str(child.pid)); threading.Event().wait()"
 )
-KILLED = PRELUDE + "os.kill(os.getpid(), signal.SIGKILL)"
+KILLED = PRELUDE + "os.kill(os.getpid(), {})"
 
 
 def spec_of(root: Path, script: str, *, run: int = 1, grace: float = 30.0) -> StepSpec:
@@ -146,15 +146,16 @@ def test_a_step_with_network_sees_its_key_and_the_proxies_and_no_other_step_does
     assert {"JUDGE_KEY", "OTHER_KEY", "HTTPS_PROXY"} & set(seen[False]) == set()
 
 
+@pytest.mark.parametrize(("number", "name"), [(9, "SIGKILL"), (35, "signal 35")])
 @pytest.mark.usefixtures("worker")
-def test_a_killed_step_gets_a_result_that_names_the_signal(tmp_path: Path) -> None:
-    executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, KILLED)
+def test_a_killed_step_gets_a_result_that_names_the_signal(tmp_path: Path, number: int, name: str) -> None:
+    executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, KILLED.replace("{}", str(number)))
     executor.submit(spec)
     wait_for(lambda: executor.poll(spec) is JobState.ENDED)
     result = result_of(spec)
-    assert (result.status, result.exit_code) == ("failed", 137)
+    assert (result.status, result.exit_code) == ("failed", 128 + number)
     assert result.error is not None
-    assert "SIGKILL" in result.error.message
+    assert f"was killed by {name}" in result.error.message
 
 
 @pytest.mark.usefixtures("worker")

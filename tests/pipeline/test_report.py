@@ -150,7 +150,7 @@ def test_only_a_candidate_that_won_is_said_to_gain(made_cards: Any, tmp_path: Pa
     ("outcome", "headline", "words"),
     [
         ("promoted", "The new model is better. It wins.",
-         "unless a drop that it was trained on was withdrawn meanwhile: then it waits for you."),
+         "withdrawn meanwhile, or the track was rolled back from this very model before: then it waits for you."),
         ("worse", "The new model is worse. The champion stays.", "dropforge drops withdraw DROP --reason TEXT"),
         ("not_shown_better", "The new model was not shown to be better. The champion stays.",
          "1,840 more held-out records would show this gain if it is real, which about 12,000 rows like these give."),
@@ -208,6 +208,27 @@ def test_decide_leaves_a_card_of_its_own_verdict(made_cards: Any, tmp_path: Path
     assert card.verdict == verdict
     assert not any("guard" in words for words in card.story.why) or verdict.guards, "no guard, no word of guards"
     assert (tmp_path / verdict.report / "report.html").is_file()
+
+
+def test_the_card_of_a_gain_that_is_shown_does_not_call_it_chance(made_cards: Any, tmp_path: Path) -> None:
+    lines = made_cards.rows(15, 0, 385)
+    published = [made_cards.dataset(), made_cards.adapter(), made_cards.model(), made_cards.report(lines, former=())]
+    verdict = decide(made_cards.attempt(tmp_path, published, lines, min_gain=5))
+    assert (verdict.outcome, verdict.reasons) == ("not_shown_better", ("gain_below_minimum",))
+    assert verdict.report is not None
+    card = durable.read_json(tmp_path / verdict.report / "report.json")
+    assert "The gain is smaller than the settings ask for." in card["story"]["why"]
+    assert card["story"]["next_steps"][0]["words"] == (
+        "The gain is no chance, but small: drop more or other data, or ask for less (gate.min_gain)."
+    )
+    # Beside a gain on new records the champion's own have lost.
+    lost = verdict.model_copy(update={"reasons": ("gain_from_new_data", "established_lost")})
+    again = made_cards.attempt(tmp_path, published, lines, run=2)
+    story = durable.read_json(tmp_path / write_card(again, lost) / "report.json")["story"]
+    assert "Records of drops that the champion knows lost." in story["why"]
+    assert story["next_steps"][0]["words"].startswith("See in the slices, below, what records of older drops lost")
+    for words in (*card["story"]["why"], *story["why"]):
+        assert "no proof" not in words
 
 
 def test_the_card_of_too_few_records_promises_no_gain(made_cards: Any, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pipeline.artifacts import ModelRef
 from pipeline.comparison import compare
 from pipeline.config import EvaluateConfig, GateConfig, GuardConfig, SplitConfig
 from pipeline.decide import Rules, judge
+from pipeline.metrics import json_f1
 from pipeline.slices import Known
 from tests.records_made import lines_of
 from tests.snapshot import Prepared, Rows, Snapshot, rows
@@ -178,8 +179,9 @@ def test_references_that_are_no_json_are_counted_where_field_f1_decides(tmp_path
     broken = [*good[:3], '{"a": 1', "42", *good[:3]]
     (said,) = prepare("json_f1", *broken)
     assert said.startswith(
-        "2 of 8 held-out references are no JSON object or array, and every answer to them scores 0 by field F1: 2 of "
-        "drop 2 (d.jsonl), the first is record 4 of drop 2; "
+        "2 of 8 held-out references are no JSON object or array, and an answer to them scores 0 by field F1 unless it "
+        "is the same text: 2 of drop 2 (d.jsonl), the first is record 4 of drop 2; if they should be, mend"
     )
+    assert [json_f1(answer, ["42"]) for answer in ("42", '{"a": 42}', "43")] == [1, 0, 0]
     assert len(prepare("auto", *good, "none")) == 1, "it is chosen where 80 % are JSON"
     assert prepare("json_f1", *good) == prepare("exact_match", *broken) == ()
