@@ -18,8 +18,6 @@ from daemon.champions import Candidate, TryOut, check_files, forcing, later, req
 from daemon.database import transaction
 from daemon.succession import AWAITING, OVERTAKEN, alone, carry_out, champion, intend
 from daemon.tables import Promotion, PromotionKind, Run, RunState
-from pipeline import durable
-from pipeline.artifacts import Model
 from pipeline.errors import DropforgeError
 
 _OVER = {RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED, RunState.QUARANTINED}
@@ -143,11 +141,10 @@ def _model_of(state_folder: Path, run: Run) -> str:
     if run.state not in _OVER:
         message = f"run {run.id} is {run.state} and may still change its model"
         raise CannotPromote(message, f"wait for it, or end it: dropforge cancel {run.id}")
-    folder = publishing.run_folder(state_folder, run.id or 0)
-    value = durable.read_json(folder / "merge.json")
-    if value is not None:
-        return Model.model_validate(value).model_id
-    gone = (folder / "merge.removed.json").exists()
+    model = publishing.load_model(state_folder, run.id or 0)
+    if model is not None:
+        return model.model_id
+    gone = (publishing.run_folder(state_folder, run.id or 0) / "merge.removed.json").exists()
     message = f"run {run.id} " + ("has no model any more: it was collected" if gone else "published no model")
     kept = "gc.keep_models and gc.keep_days in dropforge.toml say how long models are kept"
     raise CannotPromote(message, kept if gone else f"see how it ended: dropforge show {run.id}")
