@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import os
 import shutil
 import socket
 import sqlite3
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from daemon import doctor, named_things
+from daemon.commands import Command
 from daemon.database import migrate
 from daemon.doctor import Finding, examine
 from daemon.processes import FileLock
@@ -167,6 +169,16 @@ def said_of(settings: Settings, name: str) -> list[tuple[str, str]]:
     return [(one.level, one.text) for one in examine(settings) if one.name == name]
 
 
+#: What a start of a script fails with, by what stands in it.
+UNSTARTABLE = {
+    "#!/no/such/sh\n": 'its #! line names "/no/such/sh", which user {user} cannot execute',
+    "#!/bin/sh\r\n": 'its #! line names "/bin/sh\\r", which user {user} cannot execute',
+    "#!\n": 'its #! line names "", which user {user} cannot execute',
+    "echo told\n": "it is a script without a #! line",
+    "": "it is a script without a #! line",
+}
+
+
 def test_the_programs_of_hooks_are_looked_for_as_a_start_would(settings: Settings, tmp_path: Path) -> None:
     mute = tmp_path / "reload.sh"
     mute.write_text("#!/bin/sh\n")
@@ -185,6 +197,14 @@ def test_the_programs_of_hooks_are_looked_for_as_a_start_would(settings: Setting
     assert hooks((f"{mute}.gone",), ()) == [("bad", f"there is no program {mute}.gone")]
     mute.chmod(0o755)
     assert hooks((), (str(mute),)) == [("ok", str(mute))]
+    for script, why in UNSTARTABLE.items():
+        mute.write_text(script)
+        assert hooks((str(mute),), ()) == [("bad", f"{mute} cannot be started: {why.format(user=user())}")]
+        ended = Command((str(mute),), dict(os.environ), 5.0).wait()
+        assert ended.error == f"it could not be started: {mute}: {why.format(user=user())}"
+    mute.write_text("#! /usr/bin/env\tsh\nexit 3\n")
+    assert hooks((), (str(mute),)) == [("ok", str(mute))]
+    assert Command((str(mute),), dict(os.environ), 5.0).wait().error == "exit code 3"
 
 
 def test_suites_are_read_as_a_run_reads_them(
