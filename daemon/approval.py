@@ -37,8 +37,8 @@ def approve(engine: Engine, state_folder: Path, run_id: int, now: int, by: str |
     """
     with transaction(engine) as session:
         run = _known(session, run_id)
-        back = _barred_by(champions.history(session, run.track), run_id)
-    _require_waiting(state_folder, run, back)
+        past = champions.history(session, run.track)
+    _require_waiting(state_folder, run, past)
     try:
         verdict = publishing.load_verdict(state_folder, run_id)
     except publishing.VerdictDamaged as error:
@@ -113,9 +113,12 @@ def _barred_by(past: Sequence[Promotion], run_id: int) -> Promotion | None:
     return back[-1] if back else None
 
 
-def _require_waiting(state_folder: Path, run: Run, back: Promotion | None) -> None:
+def _require_waiting(state_folder: Path, run: Run, past: Sequence[Promotion]) -> None:
+    """Raise `CannotPromote` for a run whose win does not wait; name `--force` only where it would do something."""
     if run.outcome == AWAITING:
         return
+    back = _barred_by(past, run.id or 0)
+    reigns = bool(past) and past[-1].model_id in {row.model_id for row in past if row.run_id == run.id}
     if run.state not in _OVER:
         message = f"run {run.id} is {run.state} and has no verdict yet"
         raise CannotPromote(message, f"see how far it is: dropforge show {run.id}")
@@ -131,7 +134,7 @@ def _require_waiting(state_folder: Path, run: Run, back: Promotion | None) -> No
         message, hint = f"run {run.id} was promoted", f"see what reigns: dropforge history --track {run.track}"
     else:
         message, hint = f"run {run.id} did not win: {run.outcome or run.state}", f"see why: dropforge show {run.id}"
-    if (publishing.run_folder(state_folder, run.id or 0) / "merge.json").exists():
+    if not reigns and (publishing.run_folder(state_folder, run.id or 0) / "merge.json").exists():
         hint = f"{hint}; to make its model the champion all the same: {forcing(run.id or 0)}"
     raise CannotPromote(message, hint)
 
