@@ -18,8 +18,6 @@ from daemon.champions import Candidate, TryOut, check_files, forcing, later, req
 from daemon.database import transaction
 from daemon.succession import AWAITING, OVERTAKEN, alone, carry_out, champion, intend
 from daemon.tables import Promotion, PromotionKind, Run, RunState
-from pipeline import durable
-from pipeline.artifacts import Model
 from pipeline.errors import DropforgeError
 
 _OVER = {RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED, RunState.QUARANTINED}
@@ -39,8 +37,8 @@ def approve(engine: Engine, state_folder: Path, run_id: int, now: int, by: str |
     """
     with transaction(engine) as session:
         run = _known(session, run_id)
-        back = _barred_by(champions.history(session, run.track), run_id)
-    _require_waiting(state_folder, run, back)
+        past = champions.history(session, run.track)
+    _require_waiting(state_folder, run, past)
     try:
         verdict = publishing.load_verdict(state_folder, run_id)
     except publishing.VerdictDamaged as error:
@@ -115,9 +113,12 @@ def _barred_by(past: Sequence[Promotion], run_id: int) -> Promotion | None:
     return back[-1] if back else None
 
 
-def _require_waiting(state_folder: Path, run: Run, back: Promotion | None) -> None:
+def _require_waiting(state_folder: Path, run: Run, past: Sequence[Promotion]) -> None:
+    """Raise `CannotPromote` for a run whose win does not wait; name `--force` only where it would do something."""
     if run.outcome == AWAITING:
         return
+    back = _barred_by(past, run.id or 0)
+    reigns = bool(past) and past[-1].model_id in {row.model_id for row in past if row.run_id == run.id}
     if run.state not in _OVER:
         message = f"run {run.id} is {run.state} and has no verdict yet"
         raise CannotPromote(message, f"see how far it is: dropforge show {run.id}")
@@ -133,7 +134,7 @@ def _require_waiting(state_folder: Path, run: Run, back: Promotion | None) -> No
         message, hint = f"run {run.id} was promoted", f"see what reigns: dropforge history --track {run.track}"
     else:
         message, hint = f"run {run.id} did not win: {run.outcome or run.state}", f"see why: dropforge show {run.id}"
-    if (publishing.run_folder(state_folder, run.id or 0) / "merge.json").exists():
+    if not reigns and (publishing.run_folder(state_folder, run.id or 0) / "merge.json").exists():
         hint = f"{hint}; to make its model the champion all the same: {forcing(run.id or 0)}"
     raise CannotPromote(message, hint)
 
@@ -143,11 +144,10 @@ def _model_of(state_folder: Path, run: Run) -> str:
     if run.state not in _OVER:
         message = f"run {run.id} is {run.state} and may still change its model"
         raise CannotPromote(message, f"wait for it, or end it: dropforge cancel {run.id}")
-    folder = publishing.run_folder(state_folder, run.id or 0)
-    value = durable.read_json(folder / "merge.json")
-    if value is not None:
-        return Model.model_validate(value).model_id
-    gone = (folder / "merge.removed.json").exists()
+    model = publishing.load_model(state_folder, run.id or 0)
+    if model is not None:
+        return model.model_id
+    gone = (publishing.run_folder(state_folder, run.id or 0) / "merge.removed.json").exists()
     message = f"run {run.id} " + ("has no model any more: it was collected" if gone else "published no model")
     kept = "gc.keep_models and gc.keep_days in dropforge.toml say how long models are kept"
     raise CannotPromote(message, kept if gone else f"see how it ended: dropforge show {run.id}")

@@ -7,12 +7,14 @@ The end of what it prints is kept.
 import contextlib
 import os
 import select
+import shutil
 import signal
 import subprocess
 import threading
 import time
 from dataclasses import dataclass
 
+from daemon.named_things import why_not_started
 from daemon.processes import kill_group, signal_name
 from pipeline.formats import printable
 
@@ -81,12 +83,19 @@ class Command:
                 stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
         except (OSError, ValueError) as error:
-            words = error.strerror if isinstance(error, OSError) else str(error)
+            words = self._why_not_started(error)
             self._ended = Ended(f"it could not be started: {self._argv[0]}: {words}", "")
             return
         with process:
             wrong = self._follow(process)
         self._ended = Ended(wrong, self._tail.decode("utf-8", "replace"))
+
+    def _why_not_started(self, error: OSError | ValueError) -> str:
+        """Return why the program could not be started, in better words than the system's where there are some."""
+        found = shutil.which(self._argv[0], path=self._environment.get("PATH"))
+        if not isinstance(error, OSError):
+            return str(error)
+        return (why_not_started(found) if found else None) or str(error.strerror)
 
     def _follow(self, process: subprocess.Popen[bytes]) -> str | None:
         """Read what the command prints until it ends or has to; return what was wrong."""

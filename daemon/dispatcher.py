@@ -101,8 +101,7 @@ class Dispatcher:
             log.info("run_claimed", run=claim.run_id)
         for claim in list(self._claims):
             try:
-                while self._advance(claim, now):
-                    pass
+                self._work_on(claim, now)
             except queue.LostClaim as error:
                 log.warning("claim_lost", run=claim.run_id, error=error.message)
                 self._drop(claim)
@@ -141,6 +140,14 @@ class Dispatcher:
             self._drop(claim)
 
     # --- one claim
+
+    def _work_on(self, claim: queue.Claim, now: int) -> None:
+        """Take every step with a run that can be taken now; one whose published files are damaged fails by name."""
+        try:
+            while self._advance(claim, now):
+                pass
+        except publishing.ArtifactDamaged as error:
+            self._after_failure(claim, error.message, error.hint, now, retryable=False)
 
     def _advance(self, claim: queue.Claim, now: int) -> bool:
         """Take one step with a run; say whether another may follow at once."""

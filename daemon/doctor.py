@@ -23,6 +23,7 @@ from daemon.database import newest_revision, open_engine
 from daemon.database_file import DatabaseUnusable, file_system, is_network, journal_mode, revision, verify
 from daemon.lease import take_read_lease
 from daemon.named_things import find_program, try_suite
+from daemon.overview import Overview
 from daemon.processes import lock_holder
 from daemon.rights import refusal, user
 from daemon.settings import Settings
@@ -58,8 +59,8 @@ def examine(settings: Settings) -> list[Finding]:
     """Look at everything; a look that fails is itself a finding."""
     findings: list[Finding] = []
     looks: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
-        _sqlite, _database, _file_systems, _space, _inbox, _inotify, _bases, _suites, _hooks, _training, _judge,
-        _daemon, _clock,
+        _sqlite, _database, _file_systems, _space, _inbox, _inotify, _bases, _champions, _suites, _hooks, _training,
+        _judge, _daemon, _clock,
     )  # fmt: skip
     for look in looks:
         name = look.__name__.strip("_").replace("_", " ")
@@ -227,6 +228,25 @@ def _bases(settings: Settings) -> Iterator[Finding]:
             yield Finding(name=name, level="bad", text=words, remedy="let the daemon's user read that file")
         else:
             yield Finding(name=name, level="ok", text=folder)
+
+
+def _champions(settings: Settings) -> Iterator[Finding]:
+    """Look whether what a server loads is there; whether every byte of it is what it was, a rollback asks."""
+    overview = Overview(settings.state_folder)
+    for track in settings.track_names:
+        champion = overview.champion(track)
+        if champion is None:
+            continue
+        name, what = f"champion of {track}", f"generation {champion.generation}"
+        link = settings.state_folder / "tracks" / track / "champion"
+        if not Path(champion.path).is_dir():
+            remedy = f"bring it back from a backup, or let another one serve: dropforge history --track {track}"
+            yield Finding(name=name, level="bad", text=f"the model of {what} is gone: {champion.path}", remedy=remedy)
+        elif not link.exists() or not link.samefile(champion.path):
+            text, remedy = f"{link} does not lead to {what}, {champion.path}", "start the daemon, which mends it"
+            yield Finding(name=name, level="bad", text=text, remedy=f"{remedy}: dropforge run")
+        else:
+            yield Finding(name=name, level="ok", text=f"{what}, {champion.path}")
 
 
 def _suites(settings: Settings) -> Iterator[Finding]:

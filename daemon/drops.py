@@ -4,6 +4,8 @@ What a person does with a drop after it was taken in: take it out of later runs,
 Its file and its lineage stay. (Drops that were new in a bad candidate are held back by `snapshots.hold_new_drops`.)
 """
 
+from typing import NamedTuple
+
 from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 
@@ -20,7 +22,15 @@ class WrongDrop(DropforgeError):
     """There is no such drop, or its state does not allow what was asked."""
 
 
-def withdraw(engine: Engine, drop_id: int, reason: str, now: int, settings: Settings) -> Drop:
+class Withdrawal(NamedTuple):
+    """A drop that was taken out, and what that has begun."""
+
+    drop: Drop
+    runs: dict[int, int]
+    """Wins that it stops, each with the queued run that trains on what else was new in it."""
+
+
+def withdraw(engine: Engine, drop_id: int, reason: str, now: int, settings: Settings) -> Withdrawal:
     """
     Take an accepted or held drop out of every later snapshot, training and held-out alike.
 
@@ -34,9 +44,12 @@ def withdraw(engine: Engine, drop_id: int, reason: str, now: int, settings: Sett
             raise WrongDrop(message, "see the drops and their states: dropforge drops")
         _set(session, drop, DropState.WITHDRAWN, reason)
         queue.record_event(session, "drop_withdrawn", now, track=drop.track, drop_id=drop.id, reason=reason)
-        for run in session.exec(select(Run).where(Run.track == drop.track, waits())).all():
-            train_without(session, settings, run, now)
-        return drop
+        runs = {}
+        for run in session.exec(select(Run).where(Run.track == drop.track, waits()).order_by(col(Run.id))).all():
+            begun = train_without(session, settings, run, now)
+            if begun is not None:
+                runs[run.id or 0] = begun.id or 0
+        return Withdrawal(drop, runs)
 
 
 def restore(engine: Engine, drop_id: int, reason: str, now: int, settings: Settings) -> Drop:

@@ -7,6 +7,7 @@ from typing import Any
 from daemon.overview import NotThere, Overview, RunDetail
 from pipeline import durable
 from pipeline.artifacts import Frozen
+from pipeline.errors import DropforgeError
 
 PAGE_NAME, JSON_NAME, RECORDS_NAME = "report.html", "report.json", "records.jsonl"
 #: Nobody sets them: one differs between tracks by design, the other was measured by the track's first run.
@@ -17,6 +18,10 @@ _CHOSEN: Mapping[str, tuple[object, str, str]] = {
     "evaluate.max_new_tokens": (0, "prepare", "max_new_tokens"),
     "evaluate.batch_size": (0, "evaluate", "batch_size"),
 }
+
+
+class CardDamaged(DropforgeError):
+    """The data of a run's evidence card, or its scored records, are none."""
 
 
 class Side(Frozen):
@@ -89,6 +94,19 @@ def card_folder(overview: Overview, run_id: int) -> Path:
     return folder
 
 
+def card_data(overview: Overview, run_id: int) -> dict[str, Any]:
+    """Return what report.json says of a run. Raises `NotThere` or `CardDamaged`."""
+    path = card_folder(overview, run_id) / JSON_NAME
+    try:
+        value = durable.read_json(path)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        message = f"the data of the report of run {run_id} is damaged or gone: {path}"
+        raise CardDamaged(message, f"bring it back from a backup; the page beside it: dropforge report {run_id}")
+    return value
+
+
 def compare(overview: Overview, first_id: int, second_id: int) -> Comparison:
     """Return what two runs have in common and what not. Raises `NotThere` if there is no such run."""
     first, second = overview.run(first_id), overview.run(second_id)
@@ -156,7 +174,10 @@ def _scores(overview: Overview, first: RunDetail, second: RunDetail) -> dict[str
     for run, path in zip((first, second), places, strict=True):
         if path is None:
             return {"not_compared": f"run {run.id} has no scored records, or they were cleared away"}
-    ours, theirs = (_by_id(path) for path in places if path is not None)
+    try:
+        ours, theirs = (_by_id(path) for path in places if path is not None)
+    except CardDamaged as error:
+        return {"not_compared": error.message}
     ways = [_asked(overview, run) for run in (first, second)]
     other = sorted(name for name in ways[0] if ways[0][name] != ways[1][name])
     if other:
@@ -178,7 +199,16 @@ def _records_path(overview: Overview, run: RunDetail) -> Path | None:
 
 
 def _by_id(path: Path) -> dict[str, dict[str, Any]]:
-    return {line["id"]: line for line in durable.read_jsonl(path)}
+    """Return the scored records by their id. Raises `CardDamaged`."""
+    try:
+        lines = {line["id"]: line for line in durable.read_jsonl(path)}
+        sound = all(isinstance(score, float | int) for line in lines.values() for score in _given(line).values())
+    except (ValueError, LookupError, TypeError, AttributeError):
+        sound = False
+    if not sound:
+        message = f"the scored records in {path} are damaged"
+        raise CardDamaged(message)
+    return lines
 
 
 def _given(line: Mapping[str, Any]) -> dict[str, float]:

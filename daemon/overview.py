@@ -19,7 +19,7 @@ from daemon.database import DatabaseUnusable, open_reader
 from daemon.database_words import cause_of, in_words
 from daemon.drop_uses import DropUses, drop_uses
 from daemon.processes import lock_holder
-from daemon.publishing import load_verdict
+from daemon.publishing import load_object, load_progress, load_verdict
 from daemon.reigns import WITHOUT_LARGE, ChampionView, TrainedOn, reign, reigns, trained_on, utc
 from daemon.state_folder import DATABASE_NAME, LOCK_NAME, WATCHER_NOTE
 from daemon.succession import AWAITING, OVERTAKEN, waits
@@ -27,7 +27,7 @@ from daemon.tables import Attempt, Drop, Promotion, PromotionState, Run, RunStat
 from daemon.waiting_wins import Obstacle, obstacle
 from pipeline import durable
 from pipeline.artifacts import Frozen, Verdict
-from pipeline.contract import LOG_NAME, PROGRESS_NAME, Progress
+from pipeline.contract import LOG_NAME, Progress
 from pipeline.errors import DropforgeError
 
 T = TypeVar("T")
@@ -215,7 +215,7 @@ class Overview:
         return self._read(lambda session: [RunView(**self._run(session, row)) for row in session.exec(newest)])
 
     def run(self, run_id: int) -> RunDetail:
-        """Return one run with its attempts and its verdict. Raises `NotThere`, or `VerdictDamaged`."""
+        """Return one run with its attempts and its verdict. Raises `NotThere`, or `ArtifactDamaged`."""
         return self._of_run(run_id, self._detail)
 
     def logs(self, run_id: int, step: str | None = None) -> list[Path]:
@@ -233,13 +233,12 @@ class Overview:
         return load_verdict(self.folder, run_id)
 
     def published(self, run_id: int, step: str) -> dict[str, Any] | None:
-        """Return what a step of a run published."""
-        value: dict[str, Any] | None = durable.read_json(self.folder / "runs" / str(run_id) / f"{step}.json")
-        return value
+        """Return what a step of a run published. Raises `ArtifactDamaged`."""
+        return load_object(self.folder, run_id, step)
 
     def inbox_note(self) -> dict[str, Any]:
         """Return what the daemon last said of files in the inbox that it has not taken."""
-        note = _read_hint(self.folder / WATCHER_NOTE) or {}
+        note = _read_hint(self.folder / WATCHER_NOTE)
         return {name: list(note.get(name, ())) for name in ("waiting", "unknown_folders", "full_tracks")}
 
     # --- how it is read
@@ -319,8 +318,7 @@ class Overview:
         attempt = session.exec(latest).first()
         if attempt is None:
             return None
-        value = _read_hint(self._attempt_folder(attempt.run_id, attempt.step, attempt.number) / PROGRESS_NAME)
-        return None if value is None else Progress.model_validate(value)
+        return load_progress(self.folder, attempt.run_id, attempt.step, attempt.number)
 
 
 def true_sentence(run: int, outcome: str, sentence: str, against: Obstacle | None = None) -> str:
@@ -342,12 +340,13 @@ def _sentence(row: Run, against: Obstacle | None) -> str | None:
     return None if row.sentence is None else true_sentence(row.id or 0, row.outcome or "", row.sentence, against)
 
 
-def _read_hint(path: Path) -> Any:
-    """Return the JSON of a file that a power cut may have emptied; `None` then."""
+def _read_hint(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file that a power cut may have emptied; an empty one then."""
     try:
-        return durable.read_json(path)
+        value = durable.read_json(path)
     except ValueError:
-        return None
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _drop(row: Drop) -> DropView:

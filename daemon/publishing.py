@@ -6,6 +6,7 @@ Everything here is idempotent: after a crash in the middle the same result is pu
 
 import os
 from pathlib import Path
+from typing import Any, TypeVar
 
 from pipeline import durable
 from pipeline.artifacts import Artifact, Dataset, Model, Report, Verdict
@@ -14,8 +15,14 @@ from pipeline.errors import DropforgeError, StepFailed
 from pipeline.signature_files import FOLDER as SIGNATURES
 from pipeline.steps import BY_NAME, STEPS
 
+A = TypeVar("A", bound=Artifact)
 
-class VerdictDamaged(DropforgeError):
+
+class ArtifactDamaged(DropforgeError):
+    """What a step of a run published is no artifact of that step."""
+
+
+class VerdictDamaged(ArtifactDamaged):
     """What a run published as its verdict is none."""
 
 
@@ -37,15 +44,24 @@ def published(state_folder: Path, run_id: int) -> dict[str, str]:
 
 
 def load_dataset(state_folder: Path, run_id: int) -> Dataset | None:
-    """Return what `prepare` made of the run's snapshot, if it is published."""
-    value = durable.read_json(run_folder(state_folder, run_id) / "prepare.json")
-    return None if value is None else Dataset.model_validate(value)
+    """Return what `prepare` made of the run's snapshot, if it is published. Raises `ArtifactDamaged`."""
+    return _load(state_folder, run_id, "prepare", Dataset)
 
 
 def load_report(state_folder: Path, run_id: int) -> Report | None:
-    """Return the comparison of the run's candidate with a champion, if it is published."""
-    value = durable.read_json(run_folder(state_folder, run_id) / "evaluate.json")
-    return None if value is None else Report.model_validate(value)
+    """Return the comparison of the run's candidate with a champion, if it is published. Raises `ArtifactDamaged`."""
+    return _load(state_folder, run_id, "evaluate", Report)
+
+
+def load_model(state_folder: Path, run_id: int) -> Model | None:
+    """Return the model that the run published, if it did. Raises `ArtifactDamaged`."""
+    return _load(state_folder, run_id, "merge", Model)
+
+
+def load_object(state_folder: Path, run_id: int, step: str) -> dict[str, Any] | None:
+    """Return what a step of the run published, as the file says it. Raises `ArtifactDamaged`."""
+    value = _load(state_folder, run_id, step, BY_NAME[step].writes)
+    return None if value is None else value.model_dump(mode="json", exclude_unset=True)
 
 
 def load_progress(state_folder: Path, run_id: int, step: str, number: int) -> Progress | None:
@@ -72,6 +88,18 @@ def load_verdict(state_folder: Path, run_id: int) -> Verdict | None:
     except ValueError as error:
         message = f"the verdict of run {run_id} is damaged: {path}"
         raise VerdictDamaged(message, f"bring runs/{run_id}/decide.json back from a backup") from error
+
+
+def _load(state_folder: Path, run_id: int, step: str, kind: type[A]) -> A | None:
+    path = run_folder(state_folder, run_id) / f"{step}.json"
+    try:
+        value = durable.read_json(path)
+        return None if value is None else kind.model_validate(value)
+    except ValueError as error:
+        message = f"what step {step} of run {run_id} published is damaged: {path}"
+        back = f"bring runs/{run_id}/{step}.json back from a backup"
+        again = f"dropforge retry {run_id} --from {step}"
+        raise ArtifactDamaged(message, f"{back}; a run that did not succeed can do the step again: {again}") from error
 
 
 def remove_leftovers(state_folder: Path, run_id: int) -> None:

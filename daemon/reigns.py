@@ -8,7 +8,7 @@ from sqlalchemy.orm import defer
 from sqlmodel import Session, col, select
 
 from daemon.champions import drops_of
-from daemon.tables import Drop, DropState, Promotion, PromotionState, Run
+from daemon.tables import Drop, DropState, Promotion, PromotionState, Run, Track
 from pipeline.artifacts import Frozen
 
 #: A run's configuration and its snapshot, which names every drop of its track, are read only where they are shown.
@@ -90,9 +90,12 @@ def reign(session: Session, state_folder: Path, row: Promotion, end: int | None)
     run = session.get(Run, run_id, options=WITHOUT_LARGE) if run_id is not None else None
     data = trained_on(session, drops_of(session, row.track, row.model_id) or () if run else ())
     same = ("track", "generation", "model_id", "kind", "reason", "approved_by", "overrode")
+    # A base model may have moved since.
+    track = session.get_one(Track, row.track)
+    path = track.base_path if track.base_path and track.base_model_id == row.model_id else row.model_path
     return ChampionView.model_validate({
         **{name: getattr(row, name) for name in same},
-        "path": str(state_folder / row.model_path), "since": utc(row.done_at), "until": utc(end), "run": run_id,
+        "path": str(state_folder / path), "since": utc(row.done_at), "until": utc(end), "run": run_id,
         "verdict": run.sentence if run else None,
         "drops": tuple(drop.name for drop in data if drop.role == "train"), "data": data,
         "hook": _command(row.hook_state, row.hook_error, row.hook_output),

@@ -42,20 +42,21 @@ def require_no_withdrawal(session: Session, run_id: int, forcing: str) -> None:
         raise Withdrawn(message, f"a run on new data goes without it; to take it back: {again}; as it is: {forcing}")
 
 
-def train_without(session: Session, settings: Settings, run: Run, now: int) -> None:
+def train_without(session: Session, settings: Settings, run: Run, now: int) -> Run | None:
     """
     Let what was new in a win that a withdrawn drop stops wait for a run again, and start one as a new drop would.
 
-    Nothing is started where only withdrawn drops were new, and nothing is done where none stops the win, or where this
-    was done before. Works in the caller's transaction, which ends the run or withdraws the drop. It has an end: the
-    next run has no withdrawn drop, so only a further withdrawal stops that one.
+    Return that run, if there is one. Nothing is started where only withdrawn drops were new, and nothing is done where
+    none stops the win, or where this was done before. Works in the caller's transaction, which ends the run or
+    withdraws the drop. It has an end: the next run has no withdrawn drop, so only a further withdrawal stops that one.
     """
     if not withdrawn_from(session, run):
-        return
+        return None
     new = select(Drop).where(Drop.first_run == run.id, Drop.state == DropState.ACCEPTED, Drop.role == "train")
     some = session.exec(new).first() is not None
     give_back(session, run.id or 0)
     if some and run.track in settings.track_names:
         track = settings.track(run.track)
         if track.trigger in {"drop", "both"}:
-            enqueue_when_quiet(session, run.track, track, now)
+            return enqueue_when_quiet(session, run.track, track, now)
+    return None

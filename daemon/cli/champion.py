@@ -180,8 +180,9 @@ def hook(
     from daemon.clock import now_ms  # noqa: PLC0415
     from daemon.hooks import ask_again  # noqa: PLC0415
 
-    chosen_tracks(context, track)
-    ask_again(open_writer(context), load_settings(context), track, now_ms(), who())
+    settings = load_settings(context)
+    settings.track(track)  # one that left the settings has no commands of its own any more
+    ask_again(open_writer(context), settings, track, now_ms(), who())
     _print_commands(context, track)
 
 

@@ -71,10 +71,12 @@ def withdraw(context: typer.Context, *, drop: DropArgument, reason: ReasonOption
     from daemon.clock import now_ms  # noqa: PLC0415 - a quick start
     from daemon.drops import withdraw as take_out  # noqa: PLC0415
 
-    row = take_out(open_writer(context), drop, reason, now_ms(), load_settings(context))
+    row, begun = take_out(open_writer(context), drop, reason, now_ms(), load_settings(context))
     print_line(f"drop {drop} ({row.name}) is withdrawn: no later run of track {row.track} uses it")
     for line in _still_in(open_overview(context).uses(drop), row.track, row.role):
         print_line(line)
+    for win, run in begun.items():
+        print_line(f"run {run} is queued: it trains on what else was new in run {win}, without the withdrawn drops")
 
 
 def restore(context: typer.Context, *, drop: DropArgument, reason: ReasonOption) -> None:
@@ -102,9 +104,10 @@ def _still_in(uses: "DropUses", track: str, role: str) -> list[str]:
         for run in uses.wins
     ]
     if uses.champion is not None:
+        see = f"dropforge history --track {track}"
         back = f"dropforge rollback --track {track} --to {uses.before} --reason TEXT"
         way = f"to let the latest one without withdrawn drops serve: {back}"
         if uses.before is None:
-            way = "no former one is without withdrawn drops"
+            way = f"every former one has withdrawn drops, lost its place by a rollback or is gone: {see}"
         lines.append(f"the champion of track {track}, generation {uses.champion}, was trained on it; {way}")
     return lines

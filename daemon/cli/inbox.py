@@ -142,12 +142,14 @@ def submit(
         _print_findings(file, validation, ruling)
         message = f"{file} was not submitted: {ruling.reason}"
         raise BadDrop(message, f"mend it, then look again: dropforge check {file}")
+    # Asked first: the daemon may have taken the copy in before we look.
+    known = _known_drop(file, settings, track, "heldout" if heldout else "train")
     target = copy_in(file, settings, track, heldout=heldout)
     print_line(f"copied {validation.rows:,} records to {target}")
     if not validation.ok:
         print_line(f"{validation.bad_rows:,} of them are bad and will be set aside: dropforge check {file}")
-    _print_known(_known_drop(file, settings, track, "heldout" if heldout else "train"))
-    print_line(_what_follows(settings, track, heldout=heldout))
+    _print_known(known)
+    print_line(_what_follows(settings, track, heldout=heldout, known=known is not None))
     if not open_overview(context).daemon().alive:
         print_line("the daemon is not running, so nothing happens until you start it: dropforge run")
 
@@ -228,9 +230,11 @@ def _print_findings(file: Path, validation: "Validation", ruling: "Ruling") -> N
     print_line(f"{file}: {validation.rows:,} records; {verdict}")
 
 
-def _what_follows(settings: "Settings", track: str, *, heldout: bool) -> str:
+def _what_follows(settings: "Settings", track: str, *, heldout: bool, known: bool) -> str:
     own = settings.track(track)
     settle = f"it is taken once it has not changed for {settings.intake.settle_seconds:g} s"
+    if known:
+        return f"{settle}, and begins no run"
     if heldout:
         return f"{settle}; from the next run on it judges the candidates of track {track}"
     if own.trigger == "nightly":

@@ -39,14 +39,13 @@ def report(
     It is one file, report.html, that can be copied or sent; without a display its path is printed. With --json the
     same as data, which schemas/report.schema.json describes.
     """
-    from daemon.evidence import JSON_NAME, PAGE_NAME, card_folder  # noqa: PLC0415 - a quick start
-    from pipeline import durable  # noqa: PLC0415
+    from daemon.evidence import PAGE_NAME, card_data, card_folder  # noqa: PLC0415 - a quick start
 
-    folder = card_folder(open_overview(context), run).absolute()
-    page = folder / PAGE_NAME
+    overview = open_overview(context)
     if as_json:
-        print_json(report=durable.read_json(folder / JSON_NAME))
+        print_json(report=card_data(overview, run))
         return
+    page = card_folder(overview, run).absolute() / PAGE_NAME
     if not path and _has_display():
         webbrowser.open(page.as_uri())
     print_line(str(page))

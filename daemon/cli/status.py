@@ -205,7 +205,9 @@ def command_lines(settings: "Settings", champion: "ChampionView", *, alive: bool
             lines += [f"{name} said: {said}"] if said else []
         elif one.state in {"pending", "running"}:
             if argv:
-                lines.append(f"{name} is {one.state}" + ("" if alive else ": it runs once the daemon does"))
+                cut_off = f"{name} was cut off: it runs again once the daemon does"
+                waits = f"{name} is {one.state}" + ("" if alive else ": it runs once the daemon does")
+                lines.append(cut_off if one.state == "running" and not alive else waits)
         elif every:
             lines.append(f"{name}: {one.state}")
     return lines

@@ -69,11 +69,16 @@ def open_writer(context: typer.Context) -> "Engine":
 
 
 def chosen_tracks(context: typer.Context, track: str | None) -> list[str]:
-    """Return the one track asked for, or all declared ones. Raises `SettingsError` if it is not declared."""
+    """
+    Return the one track asked for, or all declared ones. Raises `SettingsError` if it is not declared and never was.
+
+    One that was taken out of the settings has its runs and its champion still.
+    """
     settings = load_settings(context)
     if track is None:
         return list(settings.track_names)
-    settings.track(track)
+    if track not in settings.track_names and track not in open_overview(context).tracks():
+        settings.track(track)
     return [track]
 
 

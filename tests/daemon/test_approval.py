@@ -145,8 +145,9 @@ def test_a_person_says_yes_and_the_row_says_who_and_when(house: House) -> None:
     )  # fmt: skip
     assert house.serves == (1, b"weights of run 1")
     assert (house.row(run).outcome, house.row(run).sentence) == ("promoted", "promoted, by the script")
-    with pytest.raises(CannotPromote, match="was promoted"):
+    with pytest.raises(CannotPromote, match="was promoted") as refused:
         house.approve(run)
+    assert refused.value.hint == "see what reigns: dropforge history --track default", "there is nothing to force"
 
 
 def test_a_run_that_was_rolled_back_from_is_said_to_be_barred_until_it_is_brought_back(house: House) -> None:
@@ -431,6 +432,7 @@ def test_withdrawing_names_what_was_made_with_the_drop(house: House, dropforge: 
             "the champion of track default, generation 1, was trained on it; to let the latest one without withdrawn "
             "drops serve: dropforge rollback --track default --to 0 --reason TEXT"
         ),
+        "run 4 is queued: it trains on what else was new in run 2, without the withdrawn drops",
     ]
     said = dropforge("drops", "withdraw", "3", "--reason", "deletion").out.splitlines()
     assert [line.split(" was")[0] for line in said[1:]] == [f"run {going}"]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from daemon.cli.output import print_table
+from daemon.inbox_copy import copy_in
 from daemon.settings import load
 
 SCRIPT = Path(sys.executable).parent / "dropforge"
@@ -282,6 +283,24 @@ def test_check_names_the_drop_with_the_same_content(lived_in: Any, dropforge: Co
     (lived_in.folder / "copy.jsonl").write_bytes((lived_in.settings.inbox_folder / "done" / "first.jsonl").read_bytes())
     assert "as drop 2 (first.jsonl, accepted): a duplicate" in dropforge("check", "copy.jsonl").out
     assert dropforge("check", "copy.jsonl", "--json").json["same_as_drop"] == 2
+
+
+def test_submit_says_of_known_content_alone_that_it_is_a_duplicate(
+    lived_in: Any, dropforge: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def taken_at_once(*arguments: Any, **options: Any) -> Path:
+        target = copy_in(*arguments, **options)
+        lived_in.take(target.name, target.read_text())
+        return target
+
+    monkeypatch.setattr("daemon.inbox_copy.copy_in", taken_at_once)
+    (lived_in.folder / "fresh.jsonl").write_text(GOOD)
+    said = dropforge("submit", "fresh.jsonl").out
+    assert "duplicate" not in said
+    assert "a run of track default begins" in said
+    said = dropforge("submit", "fresh.jsonl").out
+    assert "(fresh.jsonl, accepted): a duplicate\n" in said
+    assert "it is taken once it has not changed for 5 s, and begins no run\n" in said
 
 
 def test_submit_copies_the_file_whole_and_replaces_nothing(dropforge: Command, tmp_path: Path) -> None:

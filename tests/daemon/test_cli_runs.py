@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from daemon import queue
+from daemon import champions, queue
 from daemon.database import transaction
 from daemon.processes import FileLock
 from daemon.tables import AttemptState, DropState, Run
@@ -218,3 +218,20 @@ def test_the_daemon_runs_logs_json_and_ends_in_order(dropforge: Command, tmp_pat
     watchdog.cancel()
     daemon.stderr.close()
     assert dropforge("status").code == 69
+
+
+def test_a_track_that_was_taken_out_of_the_settings_is_still_asked_for_by_its_name(
+    lived_in: Any, dropforge: Callable[..., Any]
+) -> None:
+    base = lived_in.folder / "base"
+    champions.ensure_base(lived_in.engine, lived_in.settings.state_folder, "support", base, "ba" * 32, 1)
+    path = lived_in.folder / "dropforge.toml"
+    path.write_text(path.read_text().replace("[tracks.support]", ""))
+    assert "generation 0, base" in dropforge("champion", "--track", "support").out
+    assert "base model" in dropforge("history", "--track", "support").out
+    assert dropforge("runs", "--track", "support").out == "no runs\n"
+    assert dropforge("drops", "--track", "support").out == "no drops\n"
+    back = dropforge("rollback", "--track", "support", "--reason", "x")
+    assert (back.code, back.err.splitlines()[0]) == (1, "error: track support has had no other champion than today's")
+    assert dropforge("runs", "--track", "suport").code == 2
+    assert dropforge("submit", path, "--track", "support").code == 2

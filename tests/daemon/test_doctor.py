@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import os
 import shutil
 import socket
 import sqlite3
@@ -13,15 +14,18 @@ from typing import Any
 
 import pytest
 
-from daemon import doctor, named_things
+from daemon import champions, doctor, named_things
+from daemon.commands import Command
 from daemon.database import migrate
 from daemon.doctor import Finding, examine
+from daemon.overview import Overview
 from daemon.processes import FileLock
 from daemon.rights import user
 from daemon.settings import HookSettings, Settings, load
 from daemon.state_folder import DATABASE_NAME, LOCK_NAME, RESTORING
 from daemon.watcher import make_inbox
 from pipeline.config import JudgeConfig
+from tests.daemon.conftest import BASE_ID, MODEL_ID
 
 
 @pytest.fixture
@@ -167,6 +171,16 @@ def said_of(settings: Settings, name: str) -> list[tuple[str, str]]:
     return [(one.level, one.text) for one in examine(settings) if one.name == name]
 
 
+#: What a start of a script fails with, by what stands in it.
+UNSTARTABLE = {
+    "#!/no/such/sh\n": 'its #! line names "/no/such/sh", which user {user} cannot execute',
+    "#!/bin/sh\r\n": 'its #! line names "/bin/sh\\r", which user {user} cannot execute',
+    "#!\n": 'its #! line names "", which user {user} cannot execute',
+    "echo told\n": "it is a script without a #! line",
+    "": "it is a script without a #! line",
+}
+
+
 def test_the_programs_of_hooks_are_looked_for_as_a_start_would(settings: Settings, tmp_path: Path) -> None:
     mute = tmp_path / "reload.sh"
     mute.write_text("#!/bin/sh\n")
@@ -185,6 +199,14 @@ def test_the_programs_of_hooks_are_looked_for_as_a_start_would(settings: Setting
     assert hooks((f"{mute}.gone",), ()) == [("bad", f"there is no program {mute}.gone")]
     mute.chmod(0o755)
     assert hooks((), (str(mute),)) == [("ok", str(mute))]
+    for script, why in UNSTARTABLE.items():
+        mute.write_text(script)
+        assert hooks((str(mute),), ()) == [("bad", f"{mute} cannot be started: {why.format(user=user())}")]
+        ended = Command((str(mute),), dict(os.environ), 5.0).wait()
+        assert ended.error == f"it could not be started: {mute}: {why.format(user=user())}"
+    mute.write_text("#! /usr/bin/env\tsh\nexit 3\n")
+    assert hooks((), (str(mute),)) == [("ok", str(mute))]
+    assert Command((str(mute),), dict(os.environ), 5.0).wait().error == "exit code 3"
 
 
 def test_suites_are_read_as_a_run_reads_them(
@@ -279,3 +301,27 @@ def test_it_loads_no_torch(settings: Settings, tmp_path: Path) -> None:
     done = subprocess.run(argv, capture_output=True, text=True, check=True)
     assert settings.base_model
     assert not {"torch", "transformers", "numpy"} & set(json.loads(done.stdout))
+
+
+def test_a_champion_that_a_server_would_not_find_is_named(lived_in: Any) -> None:
+    settings, state = lived_in.settings, lived_in.settings.state_folder
+    folder, link = state / "models" / MODEL_ID, state / "tracks/default/champion"
+    assert said_of(settings, "champion of support") == []
+    assert said_of(settings, "champion of default") == [("ok", f"generation 1, {folder}")]
+    link.unlink()
+    (told,) = [one for one in examine(settings) if one.name == "champion of default"]
+    assert (told.level, told.text) == ("bad", f"{link} does not lead to generation 1, {folder}")
+    link.symlink_to(lived_in.folder / "base")
+    assert said_of(settings, "champion of default") == [(told.level, told.text)]
+    folder.rename(folder.with_name("elsewhere"))
+    (told,) = [one for one in examine(settings) if one.name == "champion of default"]
+    assert (told.level, told.text) == ("bad", f"the model of generation 1 is gone: {folder}")
+    assert told.remedy.endswith("dropforge history --track default")
+
+
+def test_a_base_model_that_moved_is_looked_for_at_its_new_place(lived_in: Any) -> None:
+    settings, base = lived_in.settings, lived_in.folder / "base"
+    for place in (base, base.rename(base.with_name("elsewhere"))):
+        champions.ensure_base(lived_in.engine, settings.state_folder, "support", place, BASE_ID, 1)
+    assert Overview(settings.state_folder).history("support")[0].path == str(place)
+    assert said_of(settings, "champion of support") == [("ok", f"generation 0, {place}")]

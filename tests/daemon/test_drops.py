@@ -53,10 +53,10 @@ def events(engine: Engine) -> list[tuple[str, int | None, object]]:
 @pytest.mark.parametrize("state", [DropState.ACCEPTED, DropState.HELD])
 def test_a_drop_is_withdrawn_with_its_reason_and_an_event(engine: Engine, state: DropState) -> None:
     number = add(engine, state)
-    drop = drops.withdraw(engine, number, "wrong customer", NOW, SETTINGS)
+    drop, begun = drops.withdraw(engine, number, "wrong customer", NOW, SETTINGS)
     assert (drop.state, drop.reason) == ("withdrawn", "wrong customer")
     assert events(engine) == [("drop_withdrawn", number, "wrong customer")]
-    assert runs(engine) == []
+    assert (runs(engine), begun) == ([], {})
 
 
 @pytest.mark.parametrize("state", [DropState.WITHDRAWN, DropState.HELD])

@@ -293,6 +293,19 @@ def test_an_idle_house_is_not_asked_again_and_again(house: House, monkeypatch: p
 # --- run again
 
 
+def test_a_hook_that_was_cut_off_with_its_daemon_is_not_said_to_run(
+    house: House, dropforge: Callable[..., Any]
+) -> None:
+    house.start(tell(house, "import time; time.sleep(600)"))
+    house.promote()
+    house.hooks.tick(house.now)
+    assert states(house)[-1][0] == "running"
+    house.hooks.stop()
+    said = dropforge("status").out
+    assert "hooks.after_promotion was cut off: it runs again once the daemon does" in said
+    assert "is running" not in said
+
+
 def test_a_hook_that_failed_is_run_again_when_a_person_asks(house: House, dropforge: Callable[..., Any]) -> None:
     mend = house.folder / "mended"
     house.start(tell(house, f"import pathlib; raise SystemExit(0 if pathlib.Path({str(mend)!r}).exists() else 3)"))

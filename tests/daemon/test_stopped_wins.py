@@ -143,6 +143,28 @@ def test_the_log_says_of_a_stopped_win_what_is_against_it(house: House) -> None:
     assert told["sentence"].startswith(f"won, but {against} (dropforge promote {run} --force --reason TEXT takes it")
 
 
+def test_withdrawing_names_the_run_that_it_starts(tmp_path: Path, dropforge: Callable[..., Any]) -> None:
+    house = House(tmp_path, MANUAL)
+    bad = with_two_drops(house)
+    house.daemon.finish_runs(house.now, "promoted")
+    said = dropforge("drops", "withdraw", str(bad), "--reason", "deletion").out.splitlines()
+    assert said[2:] == ["run 2 is queued: it trains on what else was new in run 1, without the withdrawn drops"]
+    said = dropforge("drops", "withdraw", str(3 - bad), "--reason", "deletion").out.splitlines()
+    assert len(said) == 2, "nothing else was new"
+
+
+def test_where_a_former_champion_was_rolled_back_from_it_is_not_said_to_have_withdrawn_drops(
+    house: House, dropforge: Callable[..., Any]
+) -> None:
+    run = house.run()
+    house.back()
+    house.force(run)
+    house.back()
+    house.back(1)
+    said = dropforge("drops", "withdraw", "1", "--reason", "deletion").out
+    assert "every former one has withdrawn drops, lost its place by a rollback or is gone: dropforge history" in said
+
+
 def test_the_champion_that_is_named_was_trained_on_no_withdrawn_drop(
     house: House, dropforge: Callable[..., Any]
 ) -> None:
@@ -162,8 +184,9 @@ def test_where_every_former_champion_has_a_withdrawn_drop_none_is_named(
     house.withdraw(1)
     (house.folder / "base").rename(house.folder / "elsewhere")
     said = dropforge("drops", "withdraw", "2", "--reason", "deletion").out
-    assert "generation 2, was trained on it; no former one is without withdrawn drops" in said
-    assert "rollback" not in said
+    words = "every former one has withdrawn drops, lost its place by a rollback or is gone"
+    assert f"generation 2, was trained on it; {words}: dropforge history --track default\n" in said
+    assert "dropforge rollback" not in said
 
 
 def test_withdrawing_does_not_say_of_a_barred_win_that_it_waits(tmp_path: Path, dropforge: Callable[..., Any]) -> None:
