@@ -279,7 +279,7 @@ def _after_no_proof(verdict: Verdict, dataset: Dataset) -> list[NextStep]:
         words = f"Drop more data: about {records} would show this gain if it is real{given}."
         steps.append(NextStep(words=words))
     elif "p_above_limit" not in verdict.reasons:
-        words = "The gain is no chance, but small: drop more or other data, or ask for less (gate.min_gain)."
+        words = "The gain is no luck, but it is small: drop more or other data, or ask for less (gate.min_gain)."
         steps.append(NextStep(words=words))
     else:
         steps.append(NextStep(words="Drop more or other data: what is there taught the model nothing that shows."))

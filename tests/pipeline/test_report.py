@@ -219,7 +219,7 @@ def test_the_card_of_a_gain_that_is_shown_does_not_call_it_chance(made_cards: An
     card = durable.read_json(tmp_path / verdict.report / "report.json")
     assert "The gain is smaller than the settings ask for." in card["story"]["why"]
     assert card["story"]["next_steps"][0]["words"] == (
-        "The gain is no chance, but small: drop more or other data, or ask for less (gate.min_gain)."
+        "The gain is no luck, but it is small: drop more or other data, or ask for less (gate.min_gain)."
     )
     # Beside a gain on new records the champion's own have lost.
     lost = verdict.model_copy(update={"reasons": ("gain_from_new_data", "established_lost")})
