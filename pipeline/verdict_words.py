@@ -49,6 +49,9 @@ _FAMILIES: Mapping[str, str] = {
 }  # fmt: skip
 
 
+_MOST_DIGITS = 12
+
+
 @dataclass(frozen=True)
 class Circumstances:
     """What a sentence says beside the verdict's own numbers."""
@@ -94,6 +97,19 @@ def p(value: float | None) -> str:
     if value < 0.0001:  # noqa: PLR2004 - what four decimals can show
         return "p < 0.0001"
     return f"p = {value:.4f}" if value < 0.1 else f"p = {value:.2f}"  # noqa: PLR2004 - further digits say nothing
+
+
+def _p_beside(value: float | None, limit: float) -> str:
+    """Return a p-value as a sentence says it beside a limit that it is not."""
+    said = p(value)
+    return said if value is None or f"{limit:.4f}" not in said else f"p = {_beside(value, limit, 4)}"
+
+
+def _beside(value: float, limit: float, digits: int) -> str:
+    """Return a number with the digits that tell it from a limit that it is not: 0.996 is below 1, and 1.00 is not."""
+    while value != limit and round(value, digits) == round(limit, digits) and digits < _MOST_DIGITS:
+        digits += 1
+    return f"{value:.{digits}f}"
 
 
 def tenths(value: float | None) -> str:
@@ -202,8 +218,8 @@ def _said(verdict: Verdict, facts: Circumstances) -> dict[str, str]:
         f'the champion was trained on; drop more rows of their kind, or set gate.on = "all"',
         "too_few_records": f"a verdict needs {records(least)}; drop more rows",
         "harm_shown": f"a loss like this by chance has {p(facts.harm_p_value)}",
-        "p_above_limit": f"{p(verdict.p_value)} is above {gate.alpha:.3g}",
-        "gain_below_minimum": f"a gain of {verdict.gain or 0:.2f} is below {gate.min_gain:g}",
+        "p_above_limit": f"{_p_beside(verdict.p_value, gate.alpha)} is above {gate.alpha:g}",
+        "gain_below_minimum": f"a gain of {_beside(verdict.gain or 0.0, gate.min_gain, 2)} is below {gate.min_gain:g}",
         "gain_from_new_data": f"{REASONS['gain_from_new_data']}, {_with_and_without(verdict)}",
         "established_lost": f"the gain is there only with new records, and {_listed(facts.established_lost)} lost",
     }
