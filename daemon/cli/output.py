@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 SCHEMA = 1
 #: Columns where no terminal sets an end: more than any verdict has, as all cells of a wider line would be clipped.
 _WIDE = 100_000
+#: Columns between those of a table; what is never cut; the least that is left of a longer one, and of the last.
+_GAP, _SHORT, _LEAST = 2, 20, 10
 _MINUTE, _HOUR = 60, 3600
 
 
@@ -42,17 +44,32 @@ def print_json(**fields: Any) -> None:
 
 
 def print_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print rows under their heads; the last column takes what is left of the line."""
-    from rich.table import Table  # noqa: PLC0415 - a quick start
+    """
+    Print rows under their heads; the last column takes what is left of the line.
+
+    On a terminal that is too narrow for the others, long names are cut, and lines rather become longer than it than
+    that a number were: the next command asks for it.
+    """
+    from rich.cells import cell_len  # noqa: PLC0415 - a quick start
+    from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
     console = make_console()
+    cells = [[printable("" if cell is None else str(cell)) for cell in row] for row in rows]
+    widths = [max(map(cell_len, column)) for column in zip(heads, *cells, strict=True)][:-1]
+    kept = [width for width in widths if width <= _SHORT]
+    taken, sharing = sum(kept) + _GAP * len(widths), len(widths) - len(kept) + 1
+    console.width = max(console.width, taken + _LEAST * sharing)
+    share = max(_LEAST, (console.width - taken) // sharing)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for place, head in enumerate(heads):
         last = place == len(heads) - 1
-        table.add_column(head, no_wrap=not last or not console.is_terminal, overflow="fold" if last else "ellipsis")
-    for row in rows:
-        table.add_row(*(Text(printable("" if cell is None else str(cell))) for cell in row))
+        table.add_column(
+            head, no_wrap=not last or not console.is_terminal, overflow="fold" if last else "ellipsis",
+            max_width=None if last or widths[place] <= _SHORT else share,
+        )  # fmt: skip
+    for row in cells:
+        table.add_row(*map(Text, row))
     with console.capture() as capture:
         console.print(table)
     # Cells are padded to their column's width; nobody needs that at a line's end.

@@ -1,5 +1,6 @@
 """The commands, on real state folders: what they print, what they leave, and how they end."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -140,6 +141,29 @@ def test_a_long_sentence_clips_no_other_cell_where_no_terminal_reads(capsys: pyt
     sentence = "worse " * 300 + "end"
     print_table(("TRACK", "GENERATION", "WHY"), [("default", 12, sentence)])
     assert capsys.readouterr().out.splitlines()[1].split(maxsplit=2) == ["default", "12", sentence]
+
+
+@pytest.mark.parametrize("columns", [20, 40, 80, 120])
+def test_a_narrow_terminal_cuts_names_and_no_number(columns: int) -> None:
+    printing = (
+        "from daemon.cli.output import print_table\n"
+        "heads = ('DROP', 'STATE', 'RUN', 'RECEIVED', 'NAME', '')\n"
+        "print_table(heads, [(1234567, 'withdrawn', 7654321, '2026-11-25 10:10:10', 'name' * 40, 'because ' * 9)])"
+    )
+    ours, theirs = os.openpty()
+    environment = {**os.environ, "COLUMNS": str(columns), "TERM": "dumb"}
+    subprocess.run([sys.executable, "-c", printing], stdout=theirs, env=environment, check=True, timeout=60)
+    os.close(theirs)
+    printed = b""
+    # The other side is closed: an error ends what is left there.
+    with os.fdopen(ours, "rb", buffering=0) as reader, contextlib.suppress(OSError):
+        while part := reader.read(1000):
+            printed += part
+    row = printed.decode().splitlines()[1].split()
+    assert row[:5] == ["1234567", "withdrawn", "7654321", "2026-11-25", "10:10:10"]
+    assert row[5].startswith("namename")
+    assert row[5].endswith("…")
+    assert row[6] == "because"
 
 
 def test_a_traceback_comes_only_when_asked_for(script: Command, tmp_path: Path) -> None:
