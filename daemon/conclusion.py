@@ -14,6 +14,7 @@ from daemon import champions, publishing, queue
 from daemon.overview import true_sentence
 from daemon.sd_notify import showing_life
 from daemon.settings import Settings, TrackSettings
+from daemon.snapshots import withdrawn_new_drops
 from daemon.succession import AWAITING, require_generation
 from daemon.tables import Run
 from daemon.waiting_wins import Obstacle, obstacle
@@ -42,8 +43,7 @@ def conclude(engine: Engine, settings: Settings, claim: queue.Claim, run: Run, n
     if wins and not waits:
         waits = not _promote(engine, settings, claim, run.track, verdict, now)
     blames = blame_drops(verdict.outcome, verdict.reasons)
-    excused = blames and verdict.references_changed > 0
-    holds = blames and not excused and _in_force(settings, run.track).on_worse == "hold"
+    holds = _in_force(settings, run.track).on_worse == "hold"
     bound = waits or (not wins and _hangs_on_champion(root, claim.run_id, verdict))
     shutil.rmtree(publishing.run_folder(root, claim.run_id) / "checkpoints", ignore_errors=True)
     outcome, sentence = AWAITING if waits else verdict.outcome, verdict.sentence
@@ -55,10 +55,14 @@ def conclude(engine: Engine, settings: Settings, claim: queue.Claim, run: Run, n
         nonlocal against
         if bound:
             require_generation(session, held.track, verdict.champion_generation)
-        if holds:
-            queue.hold_new_drops(session, held, f"new in run {held.id}: {verdict.sentence}", now)
-        if excused:
+        # What is withdrawn may be all that was bad: nobody can tell it from what was new beside it.
+        in_vain = blames and bool(withdrawn_new_drops(session, held))
+        if blames and (in_vain or verdict.references_changed > 0):
             queue.excuse_new_drops(session, held, now)
+        elif blames and holds:
+            queue.hold_new_drops(session, held, f"new in run {held.id}: {verdict.sentence}", now)
+        if in_vain:
+            train_without(session, settings, held, now)
         if waits:
             against = obstacle(session, root, held)
             train_without(session, settings, held, now)

@@ -82,15 +82,24 @@ def hold_new_drops(session: Session, run: Run, reason: str, now: int) -> list[in
     ended without a verdict clears nobody. Works in the caller's transaction, which ends the run: drops are not held for
     a verdict that is not acted on.
     """
-    old = _cleared(session, run)
-    ids = [drop["id"] for drop in run.snapshot or () if drop["id"] not in old]
-    new = select(Drop).where(col(Drop.id).in_(ids), Drop.state == DropState.ACCEPTED, Drop.role == "train")
-    held = session.exec(new.order_by(col(Drop.id))).all()
+    held = _new_drops(session, run, DropState.ACCEPTED)
     for drop in held:
         drop.state, drop.reason = DropState.HELD, reason
         session.add(drop)
         record_event(session, "drop_held", now, track=drop.track, run_id=run.id, drop_id=drop.id, reason=reason)
     return [drop.id or 0 for drop in held]
+
+
+def withdrawn_new_drops(session: Session, run: Run) -> list[Drop]:
+    """Return the drops for training that were new in a run, as `hold_new_drops` has it, and withdrawn meanwhile."""
+    return _new_drops(session, run, DropState.WITHDRAWN)
+
+
+def _new_drops(session: Session, run: Run, state: DropState) -> list[Drop]:
+    old = _cleared(session, run)
+    ids = [drop["id"] for drop in run.snapshot or () if drop["id"] not in old]
+    new = select(Drop).where(col(Drop.id).in_(ids), Drop.state == state, Drop.role == "train")
+    return list(session.exec(new.order_by(col(Drop.id))).all())
 
 
 def excuse_new_drops(session: Session, run: Run, now: int) -> None:

@@ -2,7 +2,8 @@
 Drops that a person withdrew, in what was made with them: runs that have their snapshot, and wins.
 
 A withdrawn drop leaves at the next snapshot; a run that has its own goes on. What comes of it is not promoted without a
-person's word, and the good drops that were new in it are trained on again without the withdrawn one.
+person's word, and the other drops that were new in it are trained on again without the withdrawn one: after a bad
+verdict, too.
 """
 
 from collections.abc import Sequence
@@ -44,11 +45,12 @@ def require_no_withdrawal(session: Session, run_id: int, forcing: str) -> None:
 
 def train_without(session: Session, settings: Settings, run: Run, now: int) -> Run | None:
     """
-    Let what was new in a win that a withdrawn drop stops wait for a run again, and start one as a new drop would.
+    Let what was new in a run wait for a run again without the drops withdrawn since, and start one as a new drop would.
 
-    Return that run, if there is one. Nothing is started where only withdrawn drops were new, and nothing is done where
-    none stops the win, or where this was done before. Works in the caller's transaction, which ends the run or
-    withdraws the drop. It has an end: the next run has no withdrawn drop, so only a further withdrawal stops that one.
+    Such a drop stops a win, and may be all that a bad verdict is about. Return the run that is started, if there is
+    one. Nothing is started where only withdrawn drops were new, and nothing is done where none was withdrawn, or where
+    this was done before. Works in the caller's transaction, which ends the run or withdraws the drop. It has an end:
+    the next run has no withdrawn drop, so only a further withdrawal stops that one.
     """
     if not withdrawn_from(session, run):
         return None

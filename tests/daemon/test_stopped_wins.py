@@ -24,10 +24,10 @@ def house(tmp_path: Path) -> House:
     return House(tmp_path, "")
 
 
-def with_two_drops(house: House) -> int:
-    """Bring a win to its verdict that was made from `good.jsonl` and another drop; return the other one's number."""
+def with_two_drops(house: House, outcome: str = "promoted") -> int:
+    """Bring a run to its verdict that was made from `good.jsonl` and another drop; return the other one's number."""
     (house.daemon.settings.inbox_folder / "good.jsonl").write_bytes(records("good"))
-    run = house.at("decide")
+    run = house.at("decide", outcome)
     with transaction(house.daemon.engine) as session:
         return session.exec(select(Drop.id).where(Drop.name == f"{run}.jsonl")).one() or 0
 
@@ -52,6 +52,37 @@ def test_the_other_drops_of_a_win_that_a_withdrawn_one_stops_are_trained_on_with
     house.daemon.finish_runs(house.now, "promoted")
     assert runs(house) == [("overtaken", ["good.jsonl", "1.jsonl"]), ("promoted", ["good.jsonl"])]
     assert house.serves == (1, b"weights of run 2")
+
+
+@pytest.mark.parametrize("second", ["promoted", "worse"])
+@pytest.mark.parametrize("first", ["worse", "guard_failed"])
+def test_a_bad_verdict_on_a_withdrawn_drop_holds_no_other_back_before_it_was_judged_without(
+    house: House, first: str, second: str
+) -> None:
+    bad = with_two_drops(house, first)
+    house.withdraw(bad)
+    house.daemon.dispatcher.tick(house.now)
+    assert (house.row(1).outcome, house.drop_state(3 - bad)) == (first, "accepted")
+    house.daemon.finish_runs(house.now, second)
+    assert runs(house) == [(first, ["good.jsonl", "1.jsonl"]), (second, ["good.jsonl"])]
+    # What was bad without it is: the withdrawal clears nobody.
+    assert house.drop_state(3 - bad) == ("accepted" if second == "promoted" else "held")
+    assert house.drop_state(bad) == "withdrawn"
+
+
+def test_a_withdrawn_drop_that_is_old_excuses_nothing(house: House) -> None:
+    house.run()
+    house.at("decide", "worse")
+    house.withdraw(1)
+    house.daemon.finish_runs(house.now)
+    assert (house.drop_state(2), len(runs(house))) == ("held", 2)
+
+
+def test_a_bad_verdict_on_withdrawn_drops_alone_starts_nothing(house: House) -> None:
+    house.at("decide", "worse")
+    house.withdraw(1)
+    house.daemon.finish_runs(house.now)
+    assert [outcome for outcome, _ in runs(house)] == ["worse"]
 
 
 @pytest.mark.parametrize("second", ["not_shown_better", "worse"])
