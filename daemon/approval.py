@@ -33,7 +33,7 @@ def approve(engine: Engine, state_folder: Path, run_id: int, now: int, by: str |
 
     Raises `CannotPromote` if it did not win or another champion came first, `ChampionMoved` if one comes meanwhile,
     `NoTarget` if the model's files are not what they were, `Barred` if it was rolled back from, `Withdrawn` if it was
-    trained on a drop that was withdrawn since.
+    trained or judged on a drop that was withdrawn since.
     """
     with transaction(engine) as session:
         run = _known(session, run_id)

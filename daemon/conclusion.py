@@ -14,7 +14,7 @@ from daemon import champions, publishing, queue
 from daemon.overview import true_sentence
 from daemon.sd_notify import showing_life
 from daemon.settings import Settings, TrackSettings
-from daemon.snapshots import withdrawn_new_drops
+from daemon.snapshots import rests_on_withdrawn
 from daemon.succession import AWAITING, require_generation
 from daemon.tables import Run
 from daemon.waiting_wins import Obstacle, obstacle
@@ -56,7 +56,7 @@ def conclude(engine: Engine, settings: Settings, claim: queue.Claim, run: Run, n
         if bound:
             require_generation(session, held.track, verdict.champion_generation)
         # What is withdrawn may be all that was bad: nobody can tell it from what was new beside it.
-        in_vain = blames and bool(withdrawn_new_drops(session, held))
+        in_vain = blames and rests_on_withdrawn(session, held)
         if blames and (in_vain or verdict.references_changed > 0):
             queue.excuse_new_drops(session, held, now)
         elif blames and holds:

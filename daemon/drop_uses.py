@@ -20,7 +20,7 @@ class DropUses(Frozen):
     runs: tuple[int, ...] = ()
     """Open runs that were prepared with it."""
     wins: tuple[int, ...] = ()
-    """Runs whose win waits for approval and whose model was trained on it; not those whose model is barred."""
+    """Runs whose win waits for approval and that were prepared with it; not those whose model is barred."""
     champion: int | None = None
     """Generation of the reigning champion, if that was trained on it."""
     before: int | None = None
@@ -28,7 +28,7 @@ class DropUses(Frozen):
 
 
 def drop_uses(session: Session, state_folder: Path, drop: Drop) -> DropUses:
-    """Return what `drop` is still in; of a held-out drop the open runs alone, since nothing is trained on it."""
+    """Return what `drop` is still in; no champion is named for a held-out drop, since nothing is trained on it."""
     # A run that was retried and not claimed since has no settings yet: it takes its snapshot anew.
     opened = select(Run).where(
         Run.track == drop.track,
@@ -36,10 +36,10 @@ def drop_uses(session: Session, state_folder: Path, drop: Drop) -> DropUses:
         col(Run.config).is_not(None),
     )
     runs = tuple(run.id or 0 for run in session.exec(opened.order_by(col(Run.id))) if _has(run, drop))
-    if drop.role != "train":
-        return DropUses(runs=runs)
     waiting = session.exec(select(Run).where(Run.track == drop.track, waits()).order_by(col(Run.id)))
     wins = tuple(run.id or 0 for run in waiting if _has(run, drop) and not _is_barred(session, state_folder, run))
+    if drop.role != "train":
+        return DropUses(runs=runs, wins=wins)
     try:
         reigning = champion(session, drop.track)
     except NoChampion:

@@ -94,7 +94,7 @@ class RunView(Frozen):
     hint: str | None
     cancel_requested: bool
     obstacle: str | None = None
-    """Why a win is promoted by force only: its model is barred, or trained on a drop that was withdrawn since."""
+    """Why a win is promoted by force only: its model is barred, or a drop that it was made from withdrawn since."""
 
 
 class AttemptView(Frozen):

@@ -90,9 +90,15 @@ def hold_new_drops(session: Session, run: Run, reason: str, now: int) -> list[in
     return [drop.id or 0 for drop in held]
 
 
-def withdrawn_new_drops(session: Session, run: Run) -> list[Drop]:
-    """Return the drops for training that were new in a run, as `hold_new_drops` has it, and withdrawn meanwhile."""
-    return _new_drops(session, run, DropState.WITHDRAWN)
+def rests_on_withdrawn(session: Session, run: Run) -> bool:
+    """
+    Say whether a bad verdict on a run may be all about drops that were withdrawn meanwhile.
+
+    Such are those for training that were new in it, as `hold_new_drops` has it, and held-out ones, old or new.
+    """
+    ids = [drop["id"] for drop in run.snapshot or ()]
+    asked = select(Drop.id).where(col(Drop.id).in_(ids), Drop.state == DropState.WITHDRAWN, Drop.role == "heldout")
+    return bool(_new_drops(session, run, DropState.WITHDRAWN)) or session.exec(asked).first() is not None
 
 
 def _new_drops(session: Session, run: Run, state: DropState) -> list[Drop]:

@@ -1,4 +1,4 @@
-"""What stands against a win that waits for approval: its model is barred, or trained on a drop that was withdrawn."""
+"""What stands against a win that waits for approval: its model is barred, or a drop that it was made from withdrawn."""
 
 from pathlib import Path
 from typing import NamedTuple

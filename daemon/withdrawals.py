@@ -18,24 +18,27 @@ from pipeline.errors import DropforgeError
 
 
 class Withdrawn(DropforgeError):
-    """The model was trained on a drop that was withdrawn since: only a person takes it all the same."""
+    """The model was trained or judged on a drop that was withdrawn since: only a person takes it all the same."""
 
 
 def withdrawn_from(session: Session, run: Run) -> list[Drop]:
-    """Return the drops for training in a run's snapshot that a person withdrew since, the oldest first."""
+    """Return the drops in a run's snapshot, for training or held out, that were withdrawn since, the oldest first."""
     ids = [drop["id"] for drop in run.snapshot or ()]
-    wanted = select(Drop).where(col(Drop.id).in_(ids), Drop.state == DropState.WITHDRAWN, Drop.role == "train")
+    wanted = select(Drop).where(col(Drop.id).in_(ids), Drop.state == DropState.WITHDRAWN)
     return list(session.exec(wanted.order_by(col(Drop.id))).all()) if ids else []
 
 
 def withdrawal_words(drops: Sequence[Drop]) -> str:
-    """Say that a model was trained on withdrawn drops, and why each was withdrawn."""
-    named = " and ".join(f"drop {drop.id} ({drop.name}), withdrawn since: {drop.reason}" for drop in drops)
-    return f"it was trained on {named}"
+    """Say that a model was trained, or judged, on withdrawn drops, and why each was withdrawn."""
+    said = []
+    for role, was in (("train", "trained"), ("heldout", "judged")):
+        own = [f"drop {drop.id} ({drop.name}), withdrawn since: {drop.reason}" for drop in drops if drop.role == role]
+        said += [f"it was {was} on {' and '.join(own)}"] if own else []
+    return ", and ".join(said)
 
 
 def require_no_withdrawal(session: Session, run_id: int, forcing: str) -> None:
-    """Raise `Withdrawn` if the run's model was trained on a drop that was withdrawn; `forcing` takes it still."""
+    """Raise `Withdrawn` if a drop that the run's model was trained or judged on was; `forcing` takes it still."""
     gone = withdrawn_from(session, session.get_one(Run, run_id))
     if gone:
         message = f"run {run_id} won, but {withdrawal_words(gone)}"

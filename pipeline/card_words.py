@@ -68,7 +68,7 @@ def tell(verdict: Verdict, dataset: Dataset, report: Report | None, spec: StepSp
     if verdict.outcome == "guard_failed":
         headline = _guarded(verdict.reasons)
     if verdict.outcome == "promoted":
-        # Nobody knows yet whether it does: a drop that it was trained on may be withdrawn before the run is concluded.
+        # Nobody knows yet whether it does: a drop that it was made from may be withdrawn before the run is concluded.
         manual = config.gate.approval == "manual"
         headline += " It waits for your approval." if manual else " It wins."
     why = (*_numbers(verdict), *_because(verdict, report), *_excuse(verdict), *_limits(verdict, dataset, config))
@@ -206,8 +206,8 @@ def _after_a_win(verdict: Verdict, config: RunConfig, run: int) -> list[NextStep
     if config.gate.approval == "manual":
         return [NextStep(words=f"Let it serve.{costs}", command=f"dropforge promote {run}")]
     unless = (
-        "unless a drop that it was trained on was withdrawn meanwhile, or the track was rolled back from this very "
-        "model before: then it waits for you"
+        "unless a drop that it was trained or judged on was withdrawn meanwhile, or the track was rolled back from "
+        "this very model before: then it waits for you"
     )
     return [NextStep(words=f"Nothing has to be done, {unless}.{costs}"), undo]
 

@@ -408,12 +408,26 @@ def test_a_promotion_that_was_begun_before_the_withdrawal_is_finished(
     assert (house.row(run).outcome, house.serves[0]) == ("promoted", 1)
 
 
-def test_a_held_out_drop_that_was_withdrawn_stops_no_win(house: House) -> None:
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_win_by_a_held_out_drop_that_was_withdrawn_waits_for_a_person(
+    tmp_path: Path, asked: bool, dropforge: Callable[..., Any]
+) -> None:
+    house = House(tmp_path, MANUAL if asked else "")
     (house.daemon.settings.inbox_folder / "heldout" / "exam.jsonl").write_bytes(records("exam"))
-    run = house.run()
-    (exam,) = (drop["id"] for drop in house.row(run).snapshot or () if drop["role"] == "heldout")
-    house.withdraw(int(str(exam)))
-    assert house.approve(run).generation == 1
+    run = house.at("decide")
+    (exam,) = (int(str(drop["id"])) for drop in house.row(run).snapshot or () if drop["role"] == "heldout")
+    if asked:
+        house.daemon.dispatcher.tick(house.now)
+    said = dropforge("drops", "withdraw", str(exam), "--reason", "wrong answers").out
+    assert (f"run {run} won with it and waits" if asked else f"run {run} was prepared with it and is judged") in said
+    house.daemon.dispatcher.tick(house.now)
+    assert house.row(run).outcome == "awaiting_approval"
+    with pytest.raises(Withdrawn, match=rf"judged on drop {exam} \(exam.jsonl\), withdrawn since: wrong answers"):
+        house.approve(run)
+    # What was new in it is judged again, without the withdrawn drop.
+    house.daemon.finish_runs(house.now, "promoted")
+    assert [drop["role"] for drop in house.row(run + 1).snapshot or ()] == ["train"]
+    assert house.row(run + 1).outcome == ("awaiting_approval" if asked else "promoted")
 
 
 def test_withdrawing_names_what_was_made_with_the_drop(house: House, dropforge: Callable[..., Any]) -> None:

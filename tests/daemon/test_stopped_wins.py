@@ -70,6 +70,17 @@ def test_a_bad_verdict_on_a_withdrawn_drop_holds_no_other_back_before_it_was_jud
     assert house.drop_state(bad) == "withdrawn"
 
 
+def test_a_bad_verdict_by_a_held_out_drop_that_was_withdrawn_holds_no_drop_back(house: House) -> None:
+    (house.daemon.settings.inbox_folder / "heldout" / "exam.jsonl").write_bytes(records("exam"))
+    house.run()
+    house.at("decide", "worse")
+    (exam,) = (int(str(drop["id"])) for drop in house.row(2).snapshot or () if drop["role"] == "heldout")
+    house.withdraw(exam)
+    house.daemon.finish_runs(house.now, "promoted")
+    assert [house.drop_state(drop) for drop in (1, 2, 3) if drop != exam] == ["accepted", "accepted"]
+    assert runs(house)[1:] == [("worse", ["exam.jsonl", "1.jsonl", "2.jsonl"]), ("promoted", ["1.jsonl", "2.jsonl"])]
+
+
 def test_a_withdrawn_drop_that_is_old_excuses_nothing(house: House) -> None:
     house.run()
     house.at("decide", "worse")
