@@ -269,11 +269,11 @@ def former(session: Session, state_folder: Path, track: str, most: int) -> list[
     """
     Return up to `most` former champions of the track that may serve again, the latest first.
 
-    Not today's, not those that were rolled back from or that a way back passed over, not those whose folder is gone;
-    base models are among them.
+    Not today's, not those that were rolled back from, that failed their health command or that a way back passed over,
+    not those whose folder is gone; base models are among them.
     """
     past, row = history(session, track), session.get_one(Track, track)
-    shut, over = barred(past) | {row.champion_model_id}, _passed_over(past)
+    shut, over = barred(past) | _sick(past) | {row.champion_model_id}, _passed_over(past)
     found: dict[str, ModelRef] = {}
     for one in reversed(past):
         moved = one.model_id == row.base_model_id and row.base_path is not None

@@ -18,7 +18,7 @@ from daemon.snapshots import rests_on_withdrawn
 from daemon.succession import AWAITING, require_generation
 from daemon.tables import Run
 from daemon.waiting_wins import Obstacle, obstacle
-from daemon.withdrawals import train_without
+from daemon.withdrawals import excuse_words, train_without, withdrawn_from
 from pipeline.artifacts import Verdict
 from pipeline.config import RunConfig
 from pipeline.errors import StepFailed
@@ -48,28 +48,32 @@ def conclude(engine: Engine, settings: Settings, claim: queue.Claim, run: Run, n
     shutil.rmtree(publishing.run_folder(root, claim.run_id) / "checkpoints", ignore_errors=True)
     outcome, sentence = AWAITING if waits else verdict.outcome, verdict.sentence
     against: Obstacle | None = None
+    more = None
 
-    def still(session: Session, held: Run) -> None:
+    def still(session: Session, held: Run) -> str | None:
         # In the transaction that ends the run: no champion changes between the look and what follows from it, and no
         # drop is withdrawn.
-        nonlocal against
+        nonlocal against, more
         if bound:
             require_generation(session, held.track, verdict.champion_generation)
-        # What is withdrawn may be all that was bad: nobody can tell it from what was new beside it.
-        in_vain = blames and rests_on_withdrawn(session, held)
-        if blames and (in_vain or verdict.references_changed > 0):
+        # What is withdrawn may be all that a loss is about: nobody can tell it from what was new beside it.
+        in_vain = not wins and rests_on_withdrawn(session, held)
+        if in_vain or (blames and verdict.references_changed > 0):
             queue.excuse_new_drops(session, held, now)
         elif blames and holds:
             queue.hold_new_drops(session, held, f"new in run {held.id}: {verdict.sentence}", now)
-        if in_vain:
-            train_without(session, settings, held, now)
         if waits:
             against = obstacle(session, root, held)
+        if blames and in_vain:
+            more = excuse_words(withdrawn_from(session, held))
+        if waits or more:
             train_without(session, settings, held, now)
+        return more
 
     queue.finish(
         engine, claim, outcome, sentence, now, heldout_version=_heldout_version(settings, verdict, claim), still=still
     )
+    sentence = f"{sentence} {more}" if more else sentence
     return outcome, true_sentence(claim.run_id, outcome, sentence, against)
 
 

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+from sqlalchemy import func
 from sqlmodel import Session, col, select
 
 from daemon import champions
 from daemon.succession import NoChampion, champion, waits
-from daemon.tables import Drop, DropState, Run, RunState
+from daemon.tables import Drop, DropState, Event, Run, RunState
 from daemon.waiting_wins import obstacle
 from pipeline.artifacts import Frozen
 
@@ -21,6 +22,8 @@ class DropUses(Frozen):
     """Open runs that were prepared with it."""
     wins: tuple[int, ...] = ()
     """Runs whose win waits for approval and that were prepared with it; not those whose model is barred."""
+    held: tuple[tuple[int, int], ...] = ()
+    """Drops that are held back, each with the run that had a bad verdict on it and on this one."""
     champion: int | None = None
     """Generation of the reigning champion, if that was trained on it."""
     before: int | None = None
@@ -38,18 +41,27 @@ def drop_uses(session: Session, state_folder: Path, drop: Drop) -> DropUses:
     runs = tuple(run.id or 0 for run in session.exec(opened.order_by(col(Run.id))) if _has(run, drop))
     waiting = session.exec(select(Run).where(Run.track == drop.track, waits()).order_by(col(Run.id)))
     wins = tuple(run.id or 0 for run in waiting if _has(run, drop) and not _is_barred(session, state_folder, run))
+    uses = DropUses(runs=runs, wins=wins, held=_held_beside(session, drop))
     if drop.role != "train":
-        return DropUses(runs=runs, wins=wins)
+        return uses
     try:
         reigning = champion(session, drop.track)
     except NoChampion:
-        return DropUses(runs=runs, wins=wins)
+        return uses
     if drop.id not in (champions.drops_of(session, drop.track, reigning.model_id) or ()):
-        return DropUses(runs=runs, wins=wins)
+        return uses
     former = champions.former(session, state_folder, drop.track, _MOST_FORMER)
     gone = {drop.id, *session.exec(select(Drop.id).where(Drop.track == drop.track, Drop.state == DropState.WITHDRAWN))}
     before = next((one.generation for one in former if gone.isdisjoint(one.drops or ())), None)
-    return DropUses(runs=runs, wins=wins, champion=reigning.generation, before=before)
+    return uses.model_copy(update={"champion": reigning.generation, "before": before})
+
+
+def _held_beside(session: Session, drop: Drop) -> tuple[tuple[int, int], ...]:
+    """Return the drops that are held back for a run that had this one, too, each with the latest such run."""
+    held = select(Drop.id).where(Drop.track == drop.track, Drop.state == DropState.HELD)
+    since = select(Event.drop_id, func.max(Event.run_id)).where(Event.kind == "drop_held", col(Event.drop_id).in_(held))
+    rows = session.exec(since.group_by(col(Event.drop_id)).order_by(col(Event.drop_id))).all()
+    return tuple((one, run) for one, run in rows if one and run and _has(session.get_one(Run, run), drop))
 
 
 def _is_barred(session: Session, state_folder: Path, run: Run) -> bool:

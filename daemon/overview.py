@@ -301,8 +301,8 @@ class Overview:
 
     def _detail(self, session: Session, row: Run) -> RunDetail:
         told, verdict = self._run(session, row), self.verdict(row.id or 0)
-        if verdict is not None and row.outcome in _WORDS:
-            # It says "promoted", and nothing was.
+        if verdict is not None and row.outcome is not None:
+            # It may say "promoted", and nothing was, and knows nothing of drops that were withdrawn meanwhile.
             verdict = verdict.model_copy(update={"sentence": told["sentence"]})
         drops = trained_on(session, [int(str(drop["id"])) for drop in row.snapshot or ()])
         data = self.published(row.id or 0, "prepare") or {}

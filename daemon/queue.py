@@ -139,16 +139,21 @@ def heartbeat(engine: Engine, claim: Claim, now: int, step: str | None) -> bool:
 
 def finish(  # noqa: PLR0913 - the last two go with some verdicts only
     engine: Engine, claim: Claim, outcome: str, sentence: str, now: int,
-    *, heldout_version: str | None = None, still: Callable[[Session, Run], None] = lambda _session, _run: None,
+    *, heldout_version: str | None = None, still: Callable[[Session, Run], str | None] = lambda _session, _run: None,
 ) -> None:  # fmt: skip
-    """End the run with its verdict, unless `still` raises, in the same transaction, that it does not hold any more."""
+    """
+    End the run with its verdict, unless `still` raises, in the same transaction, that it does not hold any more.
+
+    What `still` returns, if anything, is said after the sentence.
+    """
     values = {
         "outcome": outcome, "sentence": sentence, "heldout_version": heldout_version, "error": None, "hint": None,
         "cancel_requested": False,
     }  # fmt: skip
     with transaction(engine) as session:
         run = held_run(session, claim)
-        still(session, run)
+        more = still(session, run)
+        values["sentence"] = f"{sentence} {more}" if more else sentence
         change(session, run, Move(RunState.SUCCEEDED, "run_succeeded", values, {"outcome": outcome}), now)
 
 

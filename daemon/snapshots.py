@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import func, update
+from sqlalchemy import func, or_, update
 from sqlmodel import Session, col, select
 
 from daemon.claims import record_event
@@ -15,7 +15,7 @@ JUDGED = (
 )  # fmt: skip
 #: Those that say of its drops that they do no harm: one that knew the questions was not judged.
 _CLEARING = tuple(outcome for outcome in JUDGED if outcome != "contaminated")
-#: The event of a bad verdict that blames no drop, since it depends on references that were replaced.
+#: The event of a verdict that says nothing of drops: it depends on references that were replaced or drops withdrawn.
 _EXCUSED = "drops_excused"
 
 
@@ -82,7 +82,7 @@ def hold_new_drops(session: Session, run: Run, reason: str, now: int) -> list[in
     ended without a verdict clears nobody. Works in the caller's transaction, which ends the run: drops are not held for
     a verdict that is not acted on.
     """
-    held = _new_drops(session, run, DropState.ACCEPTED)
+    held = new_drops(session, run, DropState.ACCEPTED)
     for drop in held:
         drop.state, drop.reason = DropState.HELD, reason
         session.add(drop)
@@ -92,16 +92,17 @@ def hold_new_drops(session: Session, run: Run, reason: str, now: int) -> list[in
 
 def rests_on_withdrawn(session: Session, run: Run) -> bool:
     """
-    Say whether a bad verdict on a run may be all about drops that were withdrawn meanwhile.
+    Say whether a verdict on a run may be all about drops that were withdrawn meanwhile.
 
     Such are those for training that were new in it, as `hold_new_drops` has it, and held-out ones, old or new.
     """
     ids = [drop["id"] for drop in run.snapshot or ()]
     asked = select(Drop.id).where(col(Drop.id).in_(ids), Drop.state == DropState.WITHDRAWN, Drop.role == "heldout")
-    return bool(_new_drops(session, run, DropState.WITHDRAWN)) or session.exec(asked).first() is not None
+    return bool(new_drops(session, run, DropState.WITHDRAWN)) or session.exec(asked).first() is not None
 
 
-def _new_drops(session: Session, run: Run, state: DropState) -> list[Drop]:
+def new_drops(session: Session, run: Run, state: DropState) -> list[Drop]:
+    """Return the drops for training in a run that no other candidate was judged with, as `hold_new_drops` has it."""
     old = _cleared(session, run)
     ids = [drop["id"] for drop in run.snapshot or () if drop["id"] not in old]
     new = select(Drop).where(col(Drop.id).in_(ids), Drop.state == state, Drop.role == "train")
@@ -109,16 +110,22 @@ def _new_drops(session: Session, run: Run, state: DropState) -> list[Drop]:
 
 
 def excuse_new_drops(session: Session, run: Run, now: int) -> None:
-    """Note that a bad verdict on a run holds no drops back; nor does it clear them. In the caller's transaction."""
-    record_event(session, _EXCUSED, now, track=run.track, run_id=run.id)
+    """
+    Note that what a run's verdict says does not count for its drops: none is held back, and none is cleared.
+
+    Only its promotion clears them still. Works in the caller's transaction; once is enough.
+    """
+    noted = select(Event.id).where(Event.kind == _EXCUSED, Event.run_id == run.id)
+    if session.exec(noted).first() is None:
+        record_event(session, _EXCUSED, now, track=run.track, run_id=run.id)
 
 
 def _cleared(session: Session, run: Run) -> set[int]:
     """
     Return the drops of a run that other candidates of the track were judged with since they came or were restored.
 
-    One whose bad verdict was excused clears nobody: what it said may be true of its drops. What came after what is told
-    by the numbers of the events: a clock may be set back.
+    One whose verdict was excused clears nobody: what it said may be true of its drops, or of others. What came after
+    what is told by the numbers of the events: a clock may be set back.
     """
     ids = [int(str(drop["id"])) for drop in run.snapshot or ()]
     restored = select(Event.drop_id, func.max(Event.id)).where(Event.kind == "drop_restored")
@@ -126,8 +133,9 @@ def _cleared(session: Session, run: Run) -> set[int]:
     ended = select(func.max(Event.id)).where(Event.run_id == Run.id, Event.kind == "run_succeeded")
     excused = select(Event.run_id).where(Event.kind == _EXCUSED, Event.track == run.track)
     judged = select(Run.snapshot, ended.scalar_subquery()).where(
-        Run.track == run.track, Run.id != run.id, col(Run.outcome).in_(_CLEARING), col(Run.id).not_in(excused)
-    )
+        Run.track == run.track, Run.id != run.id, col(Run.outcome).in_(_CLEARING),
+        or_(col(Run.id).not_in(excused), col(Run.outcome) == "promoted"),
+    )  # fmt: skip
     found: set[int] = set()
     for snapshot, at in session.exec(judged).all():
         known = {int(str(drop["id"])) for drop in snapshot or ()}

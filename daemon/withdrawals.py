@@ -12,7 +12,7 @@ from sqlmodel import Session, col, select
 
 from daemon.queue import enqueue_when_quiet
 from daemon.settings import Settings
-from daemon.snapshots import give_back
+from daemon.snapshots import excuse_new_drops, give_back, new_drops
 from daemon.tables import Drop, DropState, Run
 from pipeline.errors import DropforgeError
 
@@ -37,6 +37,14 @@ def withdrawal_words(drops: Sequence[Drop]) -> str:
     return ", and ".join(said)
 
 
+def excuse_words(drops: Sequence[Drop]) -> str:
+    """Say what becomes of a bad verdict that may be all about withdrawn drops."""
+    named = " and ".join(f"drop {drop.id} ({drop.name})" for drop in drops)
+    were, it = ("was", "it") if len(drops) == 1 else ("were", "them")
+    kept = f"no drop is held back for this, and what else was new is trained on without {it}"
+    return f"{named[:1].upper()}{named[1:]} {were} withdrawn meanwhile: {kept}."
+
+
 def require_no_withdrawal(session: Session, run_id: int, forcing: str) -> None:
     """Raise `Withdrawn` if a drop that the run's model was trained or judged on was; `forcing` takes it still."""
     gone = withdrawn_from(session, session.get_one(Run, run_id))
@@ -57,9 +65,15 @@ def train_without(session: Session, settings: Settings, run: Run, now: int) -> R
     """
     if not withdrawn_from(session, run):
         return None
-    new = select(Drop).where(Drop.first_run == run.id, Drop.state == DropState.ACCEPTED, Drop.role == "train")
-    some = session.exec(new).first() is not None
+    excuse_new_drops(session, run, now)
+    own = select(Drop).where(Drop.first_run == run.id, Drop.state == DropState.ACCEPTED, Drop.role == "train")
+    some = session.exec(own).first() is not None
     give_back(session, run.id or 0)
+    for drop in new_drops(session, run, DropState.ACCEPTED):
+        # New, though an earlier run had it, which had no verdict on it; what is a later run's is trained on there.
+        if 0 < (drop.first_run or 0) < (run.id or 0):
+            drop.first_run, some = None, True
+            session.add(drop)
     if some and run.track in settings.track_names:
         track = settings.track(run.track)
         if track.trigger in {"drop", "both"}:

@@ -77,6 +77,10 @@ def withdraw(context: typer.Context, *, drop: DropArgument, reason: ReasonOption
         print_line(line)
     for win, run in begun.items():
         print_line(f"run {run} is queued: it trains on what else was new in run {win}, without the withdrawn drops")
+    if begun and row.role == "heldout":
+        print_line(
+            "if a corrected file is to take its place, drop it before that run begins: it judges with what is there"
+        )
 
 
 def restore(context: typer.Context, *, drop: DropArgument, reason: ReasonOption) -> None:
@@ -102,6 +106,11 @@ def _still_in(uses: "DropUses", track: str, role: str) -> list[str]:
     lines += [
         f"run {run} won with it and waits for approval; dropforge promote {run} refuses it unless --force --reason TEXT"
         for run in uses.wins
+    ]
+    lines += [
+        f"drop {other} is held back for run {run}, which had this one, too; if that was all that was wrong: "
+        f"dropforge drops restore {other} --reason TEXT"
+        for other, run in uses.held
     ]
     if uses.champion is not None:
         see = f"dropforge history --track {track}"

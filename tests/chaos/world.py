@@ -34,6 +34,8 @@ class Run:
     beat: int | None = None
     promoted: bool = False
     model: str = ""
+    judged: int = 0
+    excused: bool = False
 
 
 @dataclass
@@ -47,7 +49,8 @@ class World:
     barred: set[str] = field(default_factory=set)
     waits: set[int] = field(default_factory=set)
     nights: set[int] = field(default_factory=set)
-    cleared: set[int] = field(default_factory=set)
+    restored: dict[int, int] = field(default_factory=dict)
+    moments: int = 0
     since: int = 0
     stopped: int = 0
     looked: int | None = None
@@ -125,8 +128,17 @@ class World:
 
     def judge(self, number: int) -> None:
         """End a run with a verdict on its candidate, and so on the drops in it."""
-        self.runs[number - 1].state = "succeeded"
-        self.cleared.update(self.runs[number - 1].snapshot or [])
+        self.moments += 1
+        self.runs[number - 1].state, self.runs[number - 1].judged = "succeeded", self.moments
+
+    def new_in(self, number: int) -> list[int]:
+        """Return what no other candidate was judged with since it came, or came back; a stopped win says nothing."""
+        others = [run for place, run in enumerate(self.runs, 1) if place != number and run.judged]
+        clearing = [run for run in others if run.promoted or not run.excused]
+        return [
+            place for place in self.runs[number - 1].snapshot or []
+            if not any(place in (run.snapshot or []) and run.judged > self.restored.get(place, 0) for run in clearing)
+        ]  # fmt: skip
 
     def wait(self, number: int, now: int) -> None:
         """End a run with a win that waits."""
@@ -144,7 +156,10 @@ class World:
         """Let what else was new in a win that a withdrawn drop stops wait for a run again, and start one."""
         if not self.has_withdrawn(number):
             return
+        self.runs[number - 1].excused = True
+        unjudged = [self.drops[place - 1] for place in self.new_in(number)]
         new = [drop for drop in self.drops if drop.first_run == number]
+        new += [drop for drop in unjudged if drop.state == "accepted" and 0 < (drop.first_run or 0) < number]
         self.stopped += bool(new)
         for drop in new:
             drop.first_run = None
@@ -153,8 +168,8 @@ class World:
 
     def hold(self, number: int) -> None:
         """Hold back what no other candidate was judged with since it came, or came back."""
-        for place in self.runs[number - 1].snapshot or []:
-            if place not in self.cleared and self.drops[place - 1].state == "accepted":
+        for place in self.new_in(number):
+            if self.drops[place - 1].state == "accepted":
                 self.drops[place - 1].state = "held"
 
     def retry(self, number: int, now: int) -> bool:
@@ -175,7 +190,8 @@ class World:
         if drop.state not in {"withdrawn", "held"} or twin:
             return False
         drop.state, drop.first_run = "accepted", None
-        self.cleared.discard(number)
+        self.moments += 1
+        self.restored[number] = self.moments
         self.enqueue(now)
         return True
 

@@ -11,7 +11,7 @@ from sqlmodel import col, select
 from daemon.database import transaction
 from daemon.snapshots import waiting_drops
 from daemon.state_folder import FOLDERS
-from daemon.tables import Drop, Run
+from daemon.tables import Drop, HookState, Promotion, Run
 from pipeline import durable
 from pipeline.contract import LOG_NAME
 from tests.chaos.house import DAY, records
@@ -30,6 +30,14 @@ def with_two_drops(house: House, outcome: str = "promoted") -> int:
     run = house.at("decide", outcome)
     with transaction(house.daemon.engine) as session:
         return session.exec(select(Drop.id).where(Drop.name == f"{run}.jsonl")).one() or 0
+
+
+def with_an_exam(house: House, outcome: str = "promoted") -> int:
+    """Bring a run to its verdict by a held-out drop; return the number of that."""
+    (house.daemon.settings.inbox_folder / "heldout" / "exam.jsonl").write_bytes(records("exam"))
+    run = house.at("decide", outcome)
+    (exam,) = (int(str(drop["id"])) for drop in house.row(run).snapshot or () if drop["role"] == "heldout")
+    return exam
 
 
 def runs(house: House) -> list[tuple[str | None, list[str]]]:
@@ -81,6 +89,41 @@ def test_a_bad_verdict_by_a_held_out_drop_that_was_withdrawn_holds_no_drop_back(
     assert runs(house)[1:] == [("worse", ["exam.jsonl", "1.jsonl", "2.jsonl"]), ("promoted", ["1.jsonl", "2.jsonl"])]
 
 
+@pytest.mark.parametrize("settings", ["", MANUAL])
+@pytest.mark.parametrize("outcome", ["promoted", "not_shown_better"])
+def test_a_verdict_by_a_held_out_drop_that_was_withdrawn_clears_nobody(
+    tmp_path: Path, outcome: str, settings: str
+) -> None:
+    house = House(tmp_path, settings)
+    house.withdraw(with_an_exam(house, outcome))
+    house.daemon.finish_runs(house.now, "worse")
+    house.runs = 2
+    house.run("worse")
+    with transaction(house.daemon.engine) as session:
+        states = dict(session.exec(select(Drop.name, Drop.state)).all())
+    assert states == {"exam.jsonl": "withdrawn", "1.jsonl": "held", "3.jsonl": "held"}
+
+
+def test_a_win_by_a_held_out_drop_clears_its_drops_once_it_is_promoted_all_the_same(tmp_path: Path) -> None:
+    house = House(tmp_path, MANUAL)
+    exam = with_an_exam(house)
+    house.daemon.dispatcher.tick(house.now)
+    house.withdraw(exam)
+    house.force(1)
+    house.daemon.finish_runs(house.now, "worse")
+    assert [house.drop_state(drop) for drop in (1, 2) if drop != exam] == ["accepted"]
+
+
+@pytest.mark.parametrize("outcome", ["promoted", "worse"])
+def test_what_an_earlier_run_had_without_a_verdict_is_trained_on_without_it_too(house: House, outcome: str) -> None:
+    house.run("insufficient_evidence")
+    house.at("decide", outcome)
+    house.withdraw(2)
+    house.daemon.finish_runs(house.now, "worse")
+    assert runs(house)[2:] == [("worse", ["1.jsonl"])]
+    assert house.drop_state(1) == "held"
+
+
 def test_a_withdrawn_drop_that_is_old_excuses_nothing(house: House) -> None:
     house.run()
     house.at("decide", "worse")
@@ -98,12 +141,15 @@ def test_a_bad_verdict_on_withdrawn_drops_alone_starts_nothing(house: House) -> 
 
 @pytest.mark.parametrize("second", ["not_shown_better", "worse"])
 def test_a_loss_of_the_run_without_it_leaves_the_stopped_win_waiting(house: House, second: str) -> None:
-    house.withdraw(with_two_drops(house))
+    bad = with_two_drops(house)
+    house.withdraw(bad)
     house.daemon.dispatcher.tick(house.now)
     assert house.row(1).outcome == "awaiting_approval"
     house.daemon.finish_runs(house.now, second)
     assert [outcome for outcome, _ in runs(house)] == ["awaiting_approval", second]
     assert waiting(house) == 0
+    # The win says nothing for the other drop, since the withdrawn one may be all that won.
+    assert house.drop_state(3 - bad) == ("held" if second == "worse" else "accepted")
 
 
 def test_at_night_the_other_drops_are_new_again(house: House) -> None:
@@ -193,6 +239,48 @@ def test_withdrawing_names_the_run_that_it_starts(tmp_path: Path, dropforge: Cal
     assert said[2:] == ["run 2 is queued: it trains on what else was new in run 1, without the withdrawn drops"]
     said = dropforge("drops", "withdraw", str(3 - bad), "--reason", "deletion").out.splitlines()
     assert len(said) == 2, "nothing else was new"
+
+
+def test_withdrawing_a_held_out_drop_says_when_a_corrected_one_has_to_be_there(
+    tmp_path: Path, dropforge: Callable[..., Any]
+) -> None:
+    house = House(tmp_path, MANUAL)
+    exam = with_an_exam(house)
+    house.daemon.dispatcher.tick(house.now)
+    said = dropforge("drops", "withdraw", str(exam), "--reason", "wrong answers").out.splitlines()
+    assert said[1].startswith("run 1 won with it and waits for approval")
+    assert said[2] == "run 2 is queued: it trains on what else was new in run 1, without the withdrawn drops"
+    assert "drop it before that run begins" in said[3]
+
+
+def test_withdrawing_names_what_was_held_back_with_the_drop(house: House, dropforge: Callable[..., Any]) -> None:
+    bad = with_two_drops(house, "worse")
+    house.daemon.dispatcher.tick(house.now)
+    said = dropforge("drops", "withdraw", str(bad), "--reason", "wrong answers").out.splitlines()
+    way = f"if that was all that was wrong: dropforge drops restore {3 - bad} --reason TEXT"
+    assert said[1:] == [f"drop {3 - bad} is held back for run 1, which had this one, too; {way}"]
+
+
+def test_a_run_whose_bad_verdict_holds_nothing_says_why(house: House, dropforge: Callable[..., Any]) -> None:
+    bad = with_two_drops(house, "worse")
+    house.withdraw(bad)
+    with structlog.testing.capture_logs() as logged:
+        house.daemon.dispatcher.tick(house.now)
+    kept = "no drop is held back for this, and what else was new is trained on without it"
+    why = f"Drop {bad} (1.jsonl) was withdrawn meanwhile: {kept}"
+    (told,) = [one for one in logged if one["event"] == "run_finished"]
+    assert why in told["sentence"]
+    assert why in dropforge("show", "1").out
+
+
+def test_the_way_back_that_is_named_is_not_to_a_sick_model(house: House, dropforge: Callable[..., Any]) -> None:
+    for _ in range(2):
+        house.run()
+    with transaction(house.daemon.engine) as session:
+        row = session.exec(select(Promotion).where(Promotion.generation == 1)).one()
+        row.health_state = HookState.FAILED
+        session.add(row)
+    assert "rollback --track default --to 0 " in dropforge("drops", "withdraw", "2", "--reason", "deletion").out
 
 
 def test_where_a_former_champion_was_rolled_back_from_it_is_not_said_to_have_withdrawn_drops(
