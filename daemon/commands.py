@@ -77,6 +77,14 @@ class Command:
         self._thread.join()
 
     def _run(self) -> None:
+        ended = Ended("it could not be followed", "")
+        try:
+            ended = self._end()
+        finally:
+            self._ended = ended
+
+    def _end(self) -> Ended:
+        """Start the command and follow it to its end."""
         try:
             process = subprocess.Popen(  # noqa: S603 - the user's own argument list, never a shell
                 self._argv, env=self._environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
@@ -84,11 +92,10 @@ class Command:
             )  # fmt: skip
         except (OSError, ValueError) as error:
             words = self._why_not_started(error)
-            self._ended = Ended(f"it could not be started: {self._argv[0]}: {words}", "")
-            return
+            return Ended(f"it could not be started: {self._argv[0]}: {words}", "")
         with process:
             wrong = self._follow(process)
-        self._ended = Ended(wrong, self._tail.decode("utf-8", "replace"))
+        return Ended(wrong, self._tail.decode("utf-8", "replace"))
 
     def _why_not_started(self, error: OSError | ValueError) -> str:
         """Return why the program could not be started, in better words than the system's where there are some."""

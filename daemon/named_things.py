@@ -45,6 +45,8 @@ def why_not_started(path: str) -> str | None:
 
     The system's own word is "No such file or directory" for an interpreter that is missing.
     """
+    if not Path(path).is_file():
+        return None  # to open a pipe would wait for who writes into it
     try:
         with Path(path).open("rb") as file:
             head = file.read(_FIRST_LINE)
@@ -53,7 +55,7 @@ def why_not_started(path: str) -> str | None:
     if not head.startswith(b"#!"):
         return None if b"\0" in head else "it is a script without a #! line"
     # The kernel ends the name at a blank, and takes a carriage return for a part of it.
-    words = head[2:].partition(b"\n")[0].replace(b"\t", b" ").strip(b" ").split(b" ")
+    words = head[2:].partition(b"\n")[0].partition(b"\0")[0].replace(b"\t", b" ").strip(b" ").split(b" ")
     name = os.fsdecode(words[0])
     if os.access(name, os.X_OK):
         return None

@@ -175,6 +175,7 @@ def said_of(settings: Settings, name: str) -> list[tuple[str, str]]:
 UNSTARTABLE = {
     "#!/no/such/sh\n": 'its #! line names "/no/such/sh", which user {user} cannot execute',
     "#!/bin/sh\r\n": 'its #! line names "/bin/sh\\r", which user {user} cannot execute',
+    "#!/no/such\0sh\n": 'its #! line names "/no/such", which user {user} cannot execute',
     "#!\n": 'its #! line names "", which user {user} cannot execute',
     "echo told\n": "it is a script without a #! line",
     "": "it is a script without a #! line",
@@ -199,6 +200,13 @@ def test_the_programs_of_hooks_are_looked_for_as_a_start_would(settings: Setting
     assert hooks((f"{mute}.gone",), ()) == [("bad", f"there is no program {mute}.gone")]
     mute.chmod(0o755)
     assert hooks((), (str(mute),)) == [("ok", str(mute))]
+    mute.write_bytes(b"#!/bin/sh\0 the kernel ends the name here\n")
+    assert hooks((), (str(mute),)) == [("ok", str(mute))]
+    assert Command((str(mute),), dict(os.environ), 5.0).wait().error is None
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe, 0o755)
+    assert hooks((), (str(pipe),)) == [("ok", str(pipe))]
+    assert Command((str(pipe),), dict(os.environ), 5.0).wait().error is not None
     for script, why in UNSTARTABLE.items():
         mute.write_text(script)
         assert hooks((str(mute),), ()) == [("bad", f"{mute} cannot be started: {why.format(user=user())}")]
