@@ -19,7 +19,7 @@ SCHEMA = 1
 #: Columns where no terminal sets an end: more than any verdict has, as all cells of a wider line would be clipped.
 _WIDE = 100_000
 #: Columns between those of a table; what is never cut; the least that is left of a longer one, and of the last.
-_GAP, _SHORT, _LEAST = 2, 20, 10
+_GAP, _SHORT, _LEAST, _BEYOND = 2, 20, 10, 30
 _MINUTE, _HOUR = 60, 3600
 
 
@@ -51,6 +51,7 @@ def print_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     that a number were: the next command asks for it.
     """
     from rich.cells import cell_len  # noqa: PLC0415 - a quick start
+    from rich.console import ConsoleDimensions  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
@@ -59,8 +60,11 @@ def print_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     widths = [max(map(cell_len, column)) for column in zip(heads, *cells, strict=True)][:-1]
     kept = [width for width in widths if width <= _SHORT]
     taken, sharing = sum(kept) + _GAP * len(widths), len(widths) - len(kept) + 1
-    console.width = max(console.width, taken + _LEAST * sharing)
     share = max(_LEAST, (console.width - taken) // sharing)
+    if console.width < taken + _LEAST * sharing:
+        # The last column may have more of what is beyond the edge anyway, or its lines would be a tall, thin block. (A
+        # width that is set by itself is ignored on a terminal that is called dumb.)
+        console.size = ConsoleDimensions(taken + _LEAST * sharing + _BEYOND, console.height)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for place, head in enumerate(heads):
         last = place == len(heads) - 1

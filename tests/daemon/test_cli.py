@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -143,15 +144,17 @@ def test_a_long_sentence_clips_no_other_cell_where_no_terminal_reads(capsys: pyt
     assert capsys.readouterr().out.splitlines()[1].split(maxsplit=2) == ["default", "12", sentence]
 
 
+@pytest.mark.parametrize("terminal", ["dumb", "xterm"])
 @pytest.mark.parametrize("columns", [20, 40, 80, 120])
-def test_a_narrow_terminal_cuts_names_and_no_number(columns: int) -> None:
+def test_a_narrow_terminal_cuts_names_and_no_number(columns: int, terminal: str) -> None:
     printing = (
         "from daemon.cli.output import print_table\n"
-        "heads = ('DROP', 'STATE', 'RUN', 'RECEIVED', 'NAME', '')\n"
-        "print_table(heads, [(1234567, 'withdrawn', 7654321, '2026-11-25 10:10:10', 'name' * 40, 'because ' * 9)])"
+        "heads = ('DROP', 'STATE', 'SINCE', 'RUN', 'RECEIVED', 'NAME', '')\n"
+        "cells = (1234567, 'withdrawn', 'a' * 18, 7654321, '2026-11-25 10:10:10', 'name' * 40, 'because ' * 9)\n"
+        "print_table(heads, [cells])"
     )
     ours, theirs = os.openpty()
-    environment = {**os.environ, "COLUMNS": str(columns), "TERM": "dumb"}
+    environment = {**os.environ, "COLUMNS": str(columns), "TERM": terminal}
     subprocess.run([sys.executable, "-c", printing], stdout=theirs, env=environment, check=True, timeout=60)
     os.close(theirs)
     printed = b""
@@ -159,11 +162,11 @@ def test_a_narrow_terminal_cuts_names_and_no_number(columns: int) -> None:
     with os.fdopen(ours, "rb", buffering=0) as reader, contextlib.suppress(OSError):
         while part := reader.read(1000):
             printed += part
-    row = printed.decode().splitlines()[1].split()
-    assert row[:5] == ["1234567", "withdrawn", "7654321", "2026-11-25", "10:10:10"]
-    assert row[5].startswith("namename")
-    assert row[5].endswith("…")
-    assert row[6] == "because"
+    row = re.sub("\x1b\\[[0-9;]*m", "", printed.decode()).splitlines()[1].split()
+    assert row[:6] == ["1234567", "withdrawn", "a" * 18, "7654321", "2026-11-25", "10:10:10"]
+    assert row[6].startswith("namename")
+    assert row[6].endswith("…")
+    assert row[7] == "because"
 
 
 def test_a_traceback_comes_only_when_asked_for(script: Command, tmp_path: Path) -> None:
