@@ -50,6 +50,8 @@ _FAMILIES: Mapping[str, str] = {
 
 
 _MOST_DIGITS = 12
+#: What four decimals can show.
+_LEAST_P = 0.0001
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def p(value: float | None) -> str:
     """Return a p-value as a sentence says it."""
     if value is None:
         return "untested"
-    if value < 0.0001:  # noqa: PLR2004 - what four decimals can show
+    if value < _LEAST_P:
         return "p < 0.0001"
     return f"p = {value:.4f}" if value < 0.1 else f"p = {value:.2f}"  # noqa: PLR2004 - further digits say nothing
 
@@ -102,7 +104,9 @@ def p(value: float | None) -> str:
 def _p_beside(value: float | None, limit: float) -> str:
     """Return a p-value as a sentence says it beside a limit that it is not."""
     said = p(value)
-    return said if value is None or f"{limit:.4f}" not in said else f"p = {_beside(value, limit, 4)}"
+    if value is None or value < _LEAST_P:
+        return said
+    return f"p = {_beside(value, limit, len(said.partition('.')[2]))}"
 
 
 def _beside(value: float, limit: float, digits: int) -> str:

@@ -90,16 +90,18 @@ def test_the_same_answers_are_not_shown_better() -> None:
 
 
 @pytest.mark.parametrize(
-    ("p_value", "gain", "said"),
+    ("p_value", "limit", "gain", "said"),
     [
-        (0.0312, 0.4, "p = 0.0312 is above 0.01; a gain of 0.40 is below 1"),
-        (0.010004, 0.996, "p = 0.010004 is above 0.01; a gain of 0.996 is below 1"),
-        (0.0100000001, 1 - 1e-8, "p = 0.0100000001 is above 0.01; a gain of 0.99999999 is below 1"),
+        (0.0312, 0.01, 0.4, "p = 0.0312 is above 0.01; a gain of 0.40 is below 1"),
+        (0.010004, 0.01, 0.996, "p = 0.010004 is above 0.01; a gain of 0.996 is below 1"),
+        (0.0100000001, 0.01, 1 - 1e-8, "p = 0.0100000001 is above 0.01; a gain of 0.99999999 is below 1"),
+        (0.101, 0.1, 0.4, "p = 0.101 is above 0.1"),
+        (0.31, 0.1, 0.4, "p = 0.31 is above 0.1"),
     ],
 )
-def test_a_number_is_told_from_the_limit_that_it_missed(p_value: float, gain: float, said: str) -> None:
+def test_a_number_is_told_from_the_limit_that_it_missed(p_value: float, limit: float, gain: float, said: str) -> None:
     verdict = judged(yes_or_no(0, 0, 120)).model_copy(update={"p_value": p_value, "gain": gain})
-    assert said in sentence(verdict, Circumstances("", GateConfig(), 50, 0.01))
+    assert said in sentence(verdict, Circumstances("", GateConfig(p_value=limit), 50, 0.01))
 
 
 def test_noise_is_not_shown_better_and_says_how_many_records_would_tell() -> None:
