@@ -126,7 +126,9 @@ def test_a_large_wrong_drop_is_held_back_and_the_next_honest_one_wins(ground: Gr
     first = say(box.night())
     assert first.verdict.outcome == "promoted"
     before = box.champion
-    box.drop("wrong.jsonl", own.wrong(ground.rows, answers=3))
+    # Larger than all honest data: at the same size a toss decides, answer by answer, which of the two the model keeps.
+    # And so the average rises, by which a gate of averages would promote it.
+    box.drop("wrong.jsonl", own.wrong(ground.rows * 3 // 2, answers=3))
     night = say(box.night())
     refused(box, before, night)
     assert night.verdict.outcome in {"worse", "guard_failed"}
