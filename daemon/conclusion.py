@@ -14,7 +14,7 @@ from daemon import champions, publishing, queue
 from daemon.overview import true_sentence
 from daemon.sd_notify import showing_life
 from daemon.settings import Settings, TrackSettings
-from daemon.snapshots import rests_on_withdrawn
+from daemon.snapshots import excuse_new_drops, rests_on_withdrawn
 from daemon.succession import AWAITING, require_generation
 from daemon.tables import Run
 from daemon.waiting_wins import Obstacle, obstacle
@@ -59,7 +59,7 @@ def conclude(engine: Engine, settings: Settings, claim: queue.Claim, run: Run, n
         # What is withdrawn may be all that a loss is about: nobody can tell it from what was new beside it.
         in_vain = not wins and rests_on_withdrawn(session, held)
         if in_vain or (blames and verdict.references_changed > 0):
-            queue.excuse_new_drops(session, held, now)
+            excuse_new_drops(session, held, now)
         elif blames and holds:
             queue.hold_new_drops(session, held, f"new in run {held.id}: {verdict.sentence}", now)
         if waits:

@@ -21,11 +21,11 @@ from daemon.drop_uses import DropUses, drop_uses
 from daemon.processes import lock_holder
 from daemon.publishing import load_object, load_progress, load_verdict
 from daemon.reigns import WITHOUT_LARGE, ChampionView, TrainedOn, reign, reigns, trained_on, utc
+from daemon.retention import read_object
 from daemon.state_folder import DATABASE_NAME, LOCK_NAME, WATCHER_NOTE
 from daemon.succession import AWAITING, OVERTAKEN, waits
 from daemon.tables import Attempt, Drop, Promotion, PromotionState, Run, RunState, Track
 from daemon.waiting_wins import Obstacle, obstacle
-from pipeline import durable
 from pipeline.artifacts import Frozen, Verdict
 from pipeline.contract import LOG_NAME, Progress
 from pipeline.errors import DropforgeError
@@ -238,7 +238,7 @@ class Overview:
 
     def inbox_note(self) -> dict[str, Any]:
         """Return what the daemon last said of files in the inbox that it has not taken."""
-        note = _read_hint(self.folder / WATCHER_NOTE)
+        note = read_object(self.folder / WATCHER_NOTE)
         return {name: list(note.get(name, ())) for name in ("waiting", "unknown_folders", "full_tracks")}
 
     # --- how it is read
@@ -338,15 +338,6 @@ def true_sentence(run: int, outcome: str, sentence: str, against: Obstacle | Non
 
 def _sentence(row: Run, against: Obstacle | None) -> str | None:
     return None if row.sentence is None else true_sentence(row.id or 0, row.outcome or "", row.sentence, against)
-
-
-def _read_hint(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file that a power cut may have emptied; an empty one then."""
-    try:
-        value = durable.read_json(path)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _drop(row: Drop) -> DropView:

@@ -19,7 +19,7 @@ from daemon.claims import Claim, LostClaim, held_run, record_event
 from daemon.database import transaction
 from daemon.run_states import ALLOWED, FINAL, RETRIABLE, Move, WrongState, change
 from daemon.settings import RetrySettings, TrackSettings
-from daemon.snapshots import excuse_new_drops, hold_new_drops, retake_snapshot, take_snapshot, waiting_drops
+from daemon.snapshots import hold_new_drops, retake_snapshot, take_snapshot, waiting_drops
 from daemon.tables import Run, RunState, Track
 from daemon.tracks import ensure_track, fix_track
 from pipeline.config import RunConfig
@@ -27,7 +27,7 @@ from pipeline.errors import DropforgeError
 
 __all__ = [
     "ALLOWED", "AttemptOpen", "Claim", "Failure", "LostClaim", "WrongState", "begin_attempt", "cancel", "cancelled",
-    "claim", "died", "end_attempt", "enqueue", "enqueue_when_quiet", "ensure_track", "excuse_new_drops", "fail",
+    "claim", "died", "end_attempt", "enqueue", "enqueue_when_quiet", "ensure_track", "fail",
     "finish", "fix_track", "heartbeat", "hold_new_drops", "interrupt", "next_due", "open_attempt", "postpone",
     "record_event", "require_retriable", "rescue", "retry", "waiting_drops",
 ]  # fmt: skip

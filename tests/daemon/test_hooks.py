@@ -296,7 +296,7 @@ def test_an_idle_house_is_not_asked_again_and_again(house: House, monkeypatch: p
 def test_a_hook_that_was_cut_off_with_its_daemon_is_not_said_to_run(
     house: House, dropforge: Callable[..., Any]
 ) -> None:
-    house.start(tell(house, "import time; time.sleep(600)"))
+    house.start(tell(house, "import signal; signal.pause()"))
     house.promote()
     house.hooks.tick(house.now)
     assert states(house)[-1][0] == "running"
