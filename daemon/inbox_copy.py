@@ -5,8 +5,9 @@ import shutil
 import uuid
 from pathlib import Path
 
+from daemon.inbox_folders import HELDOUT
 from daemon.settings import Settings
-from daemon.watcher import HELDOUT, is_passed_over, make_inbox
+from daemon.watcher import is_passed_over, make_inbox
 from pipeline import durable
 from pipeline.errors import DropforgeError
 

@@ -4,8 +4,6 @@ import hashlib
 import os
 import stat
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,16 +35,6 @@ class Copy:
     path: Path
     sha256: str
     size: int
-
-
-@contextmanager
-def opened_folder(folder: Path) -> Iterator[int]:
-    """Give a descriptor of `folder`, so that a name in it is looked up once and nowhere else."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 def look(name: bytes, folder_fd: int) -> os.stat_result:

@@ -17,7 +17,9 @@ from sqlmodel import Session, col, select
 from daemon import queue, receipts
 from daemon.bad_rows import rule, sift, validation_options
 from daemon.database import transaction
-from daemon.incoming import Copy, SourceChanged, SourceUnreadable, copy, identity, look, opened_folder, refusal
+from daemon.disk import Disk, size_words
+from daemon.inbox_folders import Folder, InboxFolders, InboxUnusable
+from daemon.incoming import Copy, SourceChanged, SourceUnreadable, copy, identity, look, refusal
 from daemon.receipts import Document, Filing
 from daemon.settings import Settings
 from daemon.tables import Drop, DropState, Event
@@ -27,7 +29,9 @@ from pipeline.formats import HEAD_BYTES, foreign_format, printable
 from pipeline.records import FileFinding
 from pipeline.validate import Notice, Validation, validate
 
-Kind = Literal["accepted", "rejected", "duplicate", "changed", "gone", "queue_full", "unreadable", "not_moved"]
+Kind = Literal[
+    "accepted", "rejected", "duplicate", "changed", "gone", "queue_full", "unreadable", "no_room", "not_moved"
+]
 _ENDINGS = (b".jsonl", b".json")
 #: States in which a drop's content counts as known.
 _KNOWN = (DropState.ACCEPTED, DropState.WITHDRAWN, DropState.HELD)
@@ -35,7 +39,7 @@ _KNOWN = (DropState.ACCEPTED, DropState.WITHDRAWN, DropState.HELD)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one file; the last four kinds leave it in the inbox, to be tried at a later scan."""
+    """What became of one file; all but the first three kinds leave it in the inbox, to be tried at a later scan."""
 
     kind: Kind
     track: str
@@ -57,7 +61,7 @@ class _Source(NamedTuple):
 
     settled: Settled
     info: os.stat_result
-    folder_fd: int
+    folder: Folder
     now: int
 
 
@@ -75,10 +79,12 @@ class Intake:
         # What is left of a daemon that died while it copied.
         for path in self._incoming.glob("*.tmp"):
             path.unlink()
-        receipts.remove_leftovers(settings.inbox_folder)
-        self._told: set[tuple[Path, bytes, str]] = set()
+        self._inbox = InboxFolders(settings.inbox_folder)
+        receipts.remove_leftovers(self._inbox)
+        self._disk = Disk(settings)
+        self._told: set[tuple[Settled, str]] = set()
         #: Files that are recorded and could not leave the inbox, so that they are not read at every scan.
-        self._stuck: dict[tuple[Path, bytes], tuple[Filing, Outcome]] = {}
+        self._stuck: dict[Settled, tuple[Filing, Outcome]] = {}
         self._full: set[str] = set()
 
     def take(self, settled: Settled, now_ms: int) -> Outcome:
@@ -86,12 +92,14 @@ class Intake:
         Take one file in and say what became of it; `now_ms` is in milliseconds since the epoch.
 
         Nothing that is wrong with the file raises. Raises `OSError` if the state folder cannot be written, as on a full
-        disk, and leaves the file in the inbox.
+        disk, and `InboxUnusable`; then the file is left in the inbox.
         """
+        if settled.role == "train" and settled.track in self._full:
+            # Nothing is asked or noted for each of thousands that wait; `full_tracks` sees when there is room again.
+            return _outcome(settled, "queue_full", self._full_words)
         try:
-            with opened_folder(settled.folder) as fd:
-                source = _Source(settled, look(settled.name, fd), fd, now_ms)
-                return self._take(source)
+            folder = self._inbox.shared(*settled.folders)
+            return self._take(_Source(settled, look(settled.name, folder.fd), folder, now_ms))
         except FileNotFoundError:
             return _outcome(settled, "gone", "it is not there any more")
         except SourceChanged as error:
@@ -108,8 +116,8 @@ class Intake:
 
     def _take(self, source: _Source) -> Outcome:
         settled = source.settled
-        stuck = self._stuck.pop((settled.folder, settled.name), None)
-        if stuck is not None and stuck[0].identity == identity(source.info):
+        stuck = self._stuck.pop(settled, None)
+        if stuck is not None and identity(stuck[0].info) == identity(source.info):
             return self._file_away(*stuck, source.now)
         with transaction(self._engine) as session:
             finished = self._finish_earlier(session, source)
@@ -118,15 +126,14 @@ class Intake:
             return self._file_away(*finished, source.now)
         if full:
             self._full.add(settled.track)
-            most = self._settings.intake.max_waiting_drops
-            words = (
-                f"{most} drops of the track wait for a run (intake.max_waiting_drops); it is taken when one has begun"
-            )
-            return self._left(settled, "queue_full", words, source.now)
+            return self._left(settled, "queue_full", self._full_words, source.now)
         refused = self._refused_unread(source)
         if refused is not None:
             return self._reject(source, refused, refused.reason, sha256="")
-        taken = copy(settled.name, source.folder_fd, source.info, self._incoming)
+        no_room = self._no_room(source.info.st_size)
+        if no_room:
+            return self._left(settled, "no_room", no_room, source.now)
+        taken = copy(settled.name, source.folder.fd, source.info, self._incoming)
         try:
             return self._judge(source, taken)
         finally:
@@ -216,12 +223,13 @@ class Intake:
         """Move a recorded file out of the inbox; if that fails, the next scan finds it recorded and tries again."""
         settled = filing.settled
         try:
-            receipts.file_away(self._settings.inbox_folder, filing)
-        except OSError as error:
-            self._stuck[settled.folder, settled.name] = (filing, outcome)
-            words = f"recorded as drop {filing.drop}, but it cannot leave the inbox: {error.strerror or error}"
+            receipts.file_away(self._inbox, filing)
+        except (OSError, InboxUnusable) as error:
+            self._stuck[settled] = (filing, outcome)
+            why = str(error) if isinstance(error, InboxUnusable) else error.strerror or str(error)
+            words = f"recorded as drop {filing.drop}, but it cannot leave the inbox: {why}"
             return self._left(settled, "not_moved", words, now)
-        self._told = {told for told in self._told if told[:2] != (settled.folder, settled.name)}
+        self._told = {told for told in self._told if told[0] != settled}
         return outcome
 
     def _finish_earlier(self, session: Session, source: _Source) -> tuple[Filing, Outcome] | None:
@@ -243,12 +251,29 @@ class Intake:
             return _one_finding("too_large", size, "split it, or raise intake.max_bytes")
         return None
 
+    def _no_room(self, size: int) -> str:
+        """Return in words that the disk has no room for a file, before a byte of it is copied; empty if it has."""
+        # Without its bad rows it is written once more.
+        need = size * (2 if self._settings.intake.on_bad_rows == "quarantine" else 1)
+        free = self._disk.free_bytes()
+        if need + self._disk.low_water_bytes <= free:
+            return ""
+        return (
+            f"it needs {size_words(need)}, and the disk of {self._settings.state} has {size_words(free)} free, of "
+            f"which {size_words(self._disk.low_water_bytes)} stay so (disk.low_water_bytes); it waits for room"
+        )
+
+    @property
+    def _full_words(self) -> str:
+        most = self._settings.intake.max_waiting_drops
+        return f"{most} drops of the track wait for a run (intake.max_waiting_drops); it is taken when one has begun"
+
     def _is_full(self, session: Session, track: str) -> bool:
         return queue.waiting_drops(session, track) >= self._settings.intake.max_waiting_drops
 
     def _left(self, settled: Settled, kind: Kind, message: str, now: int) -> Outcome:
         """Leave a file in the inbox, with an event the first time."""
-        key = (settled.folder, settled.name, kind)
+        key = (settled, kind)
         if key not in self._told:
             self._told.add(key)
             with transaction(self._engine) as session:
@@ -280,7 +305,7 @@ def _filing(
     if drop.state in {DropState.REJECTED, DropState.DUPLICATE}:
         kind = "rejected" if drop.state == DropState.REJECTED else "duplicate"
     message = str(receipt["sentence"] if receipt else drop.reason)
-    filing = Filing(source.settled, identity(source.info), number, kind == "rejected", receipt, errors)
+    filing = Filing(source.settled, source.info, number, kind == "rejected", receipt, errors)
     return filing, Outcome(kind, drop.track, drop.name, number, run if isinstance(run, int) else None, message)
 
 

@@ -239,7 +239,7 @@ class Overview:
     def inbox_note(self) -> dict[str, Any]:
         """Return what the daemon last said of files in the inbox that it has not taken."""
         note = read_object(self.folder / WATCHER_NOTE)
-        return {name: list(note.get(name, ())) for name in ("waiting", "unknown_folders", "full_tracks")}
+        return {name: list(note.get(name, ())) for name in ("waiting", "unknown_folders", "full_tracks", "left")}
 
     # --- how it is read
 

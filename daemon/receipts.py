@@ -5,17 +5,19 @@ The document is written first and the file moved after it. If the daemon dies be
 at the next scan and moved to the document that was written for it.
 """
 
+import contextlib
 import itertools
 import os
-from collections.abc import Sequence
+import stat
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-from daemon.incoming import identity, look, opened_folder
+from daemon.inbox_folders import DONE, REJECTED, Folder, InboxFolders, InboxUnusable
+from daemon.incoming import identity, look
 from daemon.tables import Drop, DropState
-from daemon.watcher import DONE, REJECTED, Settled
+from daemon.watcher import Settled
 from pipeline import durable
 from pipeline.validate import Notice, Validation
 
@@ -32,7 +34,7 @@ class Filing:
     """A file that is recorded and still has to leave the inbox, with its document."""
 
     settled: Settled
-    identity: str
+    info: os.stat_result
     """The file that was recorded; another one under its name is left alone."""
     drop: int
     rejected: bool
@@ -86,36 +88,35 @@ def errors(drop: Drop, validation: Validation, sha256: str) -> Document | None:
     }  # fmt: skip
 
 
-def file_away(inbox: Path, filing: Filing) -> Path:
+def file_away(inbox: InboxFolders, filing: Filing) -> None:
     """
-    Write the documents and move the file beside them; return where the file is now.
+    Write the documents and move the file beside them.
 
-    Nothing is overwritten: a name that is taken gets a number. Raises `OSError`, and may then be called again.
+    Nothing is overwritten: a name that is taken gets a number. Raises `OSError` or `InboxUnusable`, and may then be
+    called again.
     """
-    home = inbox / (REJECTED if filing.rejected else DONE)
-    if filing.settled.track != "default":
-        home /= filing.settled.track
-    home.mkdir(parents=True, exist_ok=True)
-    target = _free_target(home, filing)
+    settled = filing.settled
+    home = (REJECTED if filing.rejected else DONE,) + (() if settled.track == "default" else (settled.track,))
+    source, target = inbox.shared(*settled.folders), inbox.answers(*home, owner=filing.info.st_uid)
+    name = _free_name(target, settled.name, filing.documents)
     for ending, document in filing.documents.items():
-        durable.write_json(target.with_name(target.name + ending), document)
-    with opened_folder(filing.settled.folder) as source_fd, opened_folder(home) as target_fd:
-        try:
-            unchanged = identity(look(filing.settled.name, source_fd)) == filing.identity
-        except FileNotFoundError:
-            unchanged = False
-        if unchanged:
-            os.rename(filing.settled.name, os.fsencode(target.name), src_dir_fd=source_fd, dst_dir_fd=target_fd)
-            os.fsync(target_fd)
-            os.fsync(source_fd)
-    return target
+        durable.write_json(target.path / (os.fsdecode(name) + ending), document)
+    try:
+        unchanged = identity(look(settled.name, source.fd)) == identity(filing.info)
+    except FileNotFoundError:
+        return
+    if unchanged:
+        os.rename(settled.name, name, src_dir_fd=source.fd, dst_dir_fd=target.fd)
+        _give_back_another(source, settled.name, target, name, filing.info)
+        os.fsync(target.fd)
+        os.fsync(source.fd)
 
 
-def remove_leftovers(inbox: Path) -> None:
+def remove_leftovers(inbox: InboxFolders) -> None:
     """Remove the half-written documents of a daemon that died."""
-    for home in (inbox / DONE, inbox / REJECTED):
-        for folder in (home, *(path for path in home.glob("[!.]*") if path.is_dir() and not path.is_symlink())):
-            durable.remove_leftovers(folder, "*.json")
+    for name in (DONE, REJECTED):
+        with contextlib.suppress(InboxUnusable):  # which the first scan says
+            _remove_leftovers(inbox.closed(name), deeper=2)
 
 
 def iso_time(milliseconds: int) -> str:
@@ -143,24 +144,47 @@ def _sentence(drop: Drop, run: int | None, original: Drop | None) -> str:
     return f"{same}, which is {original.state}{why}; to use it again: dropforge drops restore {original.id}"
 
 
-def _free_target(home: Path, filing: Filing) -> Path:
-    stem, dot, suffix = _shortened(filing.settled.name).rpartition(b".")
+def _remove_leftovers(folder: Folder, deeper: int) -> None:
+    """Look into a folder, those of tracks in it and those of users in these."""
+    durable.remove_leftovers(folder.path, "*.json")
+    with os.scandir(folder.fd) as entries:
+        names = [entry.name for entry in entries if deeper and entry.is_dir(follow_symlinks=False)]
+    for name in names:
+        below = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder.fd)
+        _remove_leftovers(Folder(below), deeper - 1)
+
+
+def _give_back_another(source: Folder, name: bytes, target: Folder, new: bytes, info: os.stat_result) -> None:
+    """Put a file back that took the recorded one's name in the moment before the move: nobody has read it."""
+    if look(new, target.fd).st_ino != info.st_ino and not os.path.lexists(source.path / os.fsdecode(name)):
+        os.rename(new, name, src_dir_fd=target.fd, dst_dir_fd=source.fd)
+
+
+def _free_name(folder: Folder, name: bytes, documents: Mapping[str, Document]) -> bytes:
+    stem, dot, suffix = _shortened(name).rpartition(b".")
     if not stem:
         stem, dot, suffix = dot + suffix, b"", b""
     names = (stem + (b"" if number == 1 else b"-%d" % number) + dot + suffix for number in itertools.count(1))
-    targets = (home / os.fsdecode(name) for name in names)
-    return next(target for target in targets if _is_free(target, filing))
+    return next(name for name in names if _is_free(folder, os.fsdecode(name), documents))
 
 
-def _is_free(target: Path, filing: Filing) -> bool:
+def _is_free(folder: Folder, name: str, documents: Mapping[str, Document]) -> bool:
     """Say whether nothing stands in the way, but for documents that were written for this drop before a crash."""
-    if os.path.lexists(target):
-        return False
-    documents = {ending: target.with_name(target.name + ending) for ending in (RECEIPT, ERRORS)}
-    in_the_way = {ending: document for ending, document in documents.items() if os.path.lexists(document)}
-    return all(
-        ending in filing.documents and _drop_of(document) == filing.drop for ending, document in in_the_way.items()
+    in_the_way = [ending for ending in (RECEIPT, ERRORS) if os.path.lexists(folder.path / (name + ending))]
+    return not os.path.lexists(folder.path / name) and all(
+        ending in documents and _holds(folder, name + ending, durable.json_bytes(documents[ending]))
+        for ending in in_the_way
     )
+
+
+def _holds(folder: Folder, name: str, data: bytes) -> bool:
+    """Say whether a file is there with exactly this content; what a person dropped may lie there, too, or a pipe."""
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder.fd)
+    except OSError:
+        return False
+    with os.fdopen(fd, "rb") as file:
+        return stat.S_ISREG(os.fstat(fd).st_mode) and file.read(len(data) + 1) == data
 
 
 def _shortened(name: bytes) -> bytes:
@@ -172,11 +196,3 @@ def _shortened(name: bytes) -> bytes:
         stem, ending = name, b""
     # "ignore" drops what the cut left of a character; a name that is no UTF-8 loses its odd bytes here.
     return stem[: _LONGEST_NAME - len(ending)].decode("utf-8", "ignore").encode() + ending
-
-
-def _drop_of(document: Path) -> object:
-    try:
-        value = durable.read_json(document)
-    except (OSError, ValueError):
-        return None
-    return value.get("drop") if isinstance(value, dict) else None

@@ -33,7 +33,7 @@ from daemon.sd_notify import notify, showing_life
 from daemon.settings import Settings
 from daemon.signals import on_stop
 from daemon.state_folder import DATABASE_NAME, LOCK_NAME, TRASH_NAME, WATCHER_NOTE
-from daemon.watcher import Watcher
+from daemon.watcher import Settled, Watcher
 from daemon.worker import end_steps_now
 from pipeline import durable
 from pipeline.errors import DropforgeError
@@ -106,7 +106,8 @@ class IntakeLoop:
         self._thread = threading.Thread(target=self._run, name="intake")
 
     def start(self) -> None:
-        """Begin to watch."""
+        """Begin to watch. Raises `InboxUnusable`, also if another daemon watches the same inbox."""
+        self._watcher.inbox.lock()
         self._watcher.start()
         self._thread.start()
 
@@ -151,13 +152,26 @@ class IntakeLoop:
             # Under the low-water mark files stay where they are; `dropforge status` says so.
             if self.stop.is_set() or self._disk.shortage():
                 break
-            outcome = self._intake.take(settled, now_ms())
-            if outcome.kind in {"accepted", "rejected", "duplicate"}:
-                log.info("file_taken", outcome=str(outcome))
-                self._poke()
-            else:
-                log.debug("file_left", outcome=str(outcome))
+            self._take(settled)
         self._write_note()
+
+    def _take(self, settled: Settled) -> None:
+        """Take one file; one that cannot be taken is passed over for a while, whatever is wrong with it."""
+        try:
+            outcome = self._intake.take(settled, now_ms())
+        except Exception as error:
+            if is_full(error):
+                raise  # there was room for the file when it was looked at: no other fits in now
+            self._watcher.put_off(settled, f"it could not be taken: {error}", time.monotonic())
+            log.warning("file_trouble", track=settled.track, name=settled.name, error=str(error), exc_info=True)
+            return
+        if outcome.kind in {"accepted", "rejected", "duplicate"}:
+            log.info("file_taken", outcome=str(outcome))
+            self._poke()
+            return
+        log.debug("file_left", outcome=str(outcome))
+        if outcome.kind in {"unreadable", "no_room", "not_moved"}:
+            self._watcher.put_off(settled, outcome.message, time.monotonic())
 
     def _write_note(self) -> None:
         """Tell `dropforge status` what the inbox holds that is not taken, when that has changed."""
@@ -165,6 +179,7 @@ class IntakeLoop:
             "waiting": self._watcher.waiting(),
             "unknown_folders": self._watcher.unknown_folders(),
             "full_tracks": self._intake.full_tracks(),
+            "left": self._watcher.left(),
         }
         if note != self._note:
             self._note = note

@@ -5,9 +5,11 @@ Events of the kernel (or of polling) carry no data that matters: they only wake 
 The same scan runs on a timer, so a file is found even if every event was lost.
 """
 
+import itertools
 import os
 import stat
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -19,27 +21,24 @@ from watchdog.observers.inotify import InotifyFullEmitter, InotifyObserver
 from watchdog.observers.inotify_c import InotifyConstants, Mask
 from watchdog.observers.polling import PollingObserver
 
-from daemon.incoming import opened_folder
+from daemon.inbox_folders import DONE, HELDOUT, REJECTED, Folder, InboxFolders, InboxUnusable
 from daemon.lease import has_writer
 from daemon.settings import Settings, nearest
 from pipeline.artifacts import Role
-from pipeline.errors import DropforgeError
 from pipeline.formats import printable
 
-DONE = "done"
-REJECTED = "rejected"
-HELDOUT = "heldout"
 #: Seconds between looks at a file that somebody still has open for writing.
 WRITER_SECONDS = 1.0
 #: Names of files that are being written (browsers, rsync and scp clients, editors), or that only desktops care for.
 _IN_PROGRESS = (b".part", b".partial", b".tmp", b".crdownload", b".filepart", b".swp", b".kate-swp", b"~")
 _DESKTOP = frozenset({b"thumbs.db", b"desktop.ini"})
 _EVENTS: list[type[FileSystemEvent]] = [FileClosedEvent, FileMovedEvent, FileCreatedEvent]
+#: Seconds before a file that could not be taken is tried again; doubled at each further failure of the same file.
+_FIRST_PAUSE = 5.0
+_LONGEST_PAUSE = 600.0
+#: Files that could not be taken of which `dropforge status` is told.
+_MOST_LEFT = 100
 log = structlog.get_logger()
-
-
-class InboxUnusable(DropforgeError):
-    """The inbox cannot be watched as it is."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,12 @@ class Settled:
 
     track: str
     role: Role
-    folder: Path
     name: bytes
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """The names that lead from the inbox to the file's folder."""
+        return folder_names(self.track, self.role)
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,11 @@ class WatchedFolder:
     path: Path
     track: str
     role: Role
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names that lead to it from the inbox."""
+        return folder_names(self.track, self.role)
 
 
 class _Shape(NamedTuple):
@@ -80,16 +88,27 @@ class _Candidate:
     """When it was first seen like this, on the caller's monotonic clock."""
     has_writer: bool = False
     given: bool = False
+    failures: int = 0
+    not_before: float = 0.0
+    """It is not given again before; on the caller's monotonic clock."""
+    why: str = ""
+    """Why it could not be taken."""
+
+
+def folder_names(track: str, role: Role) -> tuple[str, ...]:
+    """Return the names that lead from the inbox to the folder of a track and role."""
+    home = () if track == "default" else (track,)
+    return (*home, HELDOUT) if role == "heldout" else home
 
 
 def watched_folders(settings: Settings) -> tuple[WatchedFolder, ...]:
     """Return the folders that files may be dropped into: the inbox and `heldout` below it, for each track its own."""
-    inbox = settings.inbox_folder
-    found = []
-    for track in settings.track_names:
-        home = inbox if track == "default" else inbox / track
-        found += [WatchedFolder(home, track, "train"), WatchedFolder(home / HELDOUT, track, "heldout")]
-    return tuple(found)
+    roles: tuple[Role, ...] = ("train", "heldout")
+    return tuple(
+        WatchedFolder(settings.inbox_folder.joinpath(*folder_names(track, role)), track, role)
+        for track in settings.track_names
+        for role in roles
+    )
 
 
 def is_passed_over(name: bytes) -> bool:
@@ -103,14 +122,12 @@ def is_passed_over(name: bytes) -> bool:
 
 
 def make_inbox(settings: Settings) -> None:
-    """Create every folder of the inbox that is not there. Raises `InboxUnusable` if a file has its name."""
-    own = [settings.inbox_folder / name for name in (DONE, REJECTED)]
-    for path in (*(folder.path for folder in watched_folders(settings)), *own):
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError) as error:
-            message = f"{path} should be a folder of the inbox, but a file is in the way"
-            raise InboxUnusable(message, "rename that file") from error
+    """Create every folder of the inbox that is not there. Raises `InboxUnusable`."""
+    inbox = InboxFolders(settings.inbox_folder)
+    for folder in watched_folders(settings):
+        inbox.shared(*folder.names)
+    for name in (DONE, REJECTED):
+        inbox.closed(name)
 
 
 class Watcher:
@@ -118,20 +135,22 @@ class Watcher:
 
     def __init__(self, settings: Settings, wake: threading.Event) -> None:
         """Watch the inbox of `settings`; `wake` is set whenever a scan is worth while."""
+        self.inbox = InboxFolders(settings.inbox_folder)
         self._settings = settings
-        self._folders = watched_folders(settings)
         self._handler = _Waker(wake)
         self._observer: BaseObserver | None = None
-        #: What is watched, each with a descriptor that keeps its inode number from being given to another folder.
-        self._watches: dict[Path, tuple[int, ObservedWatch]] = {}
-        self._candidates: dict[tuple[Path, bytes], _Candidate] = {}
+        #: The folders that can be used, open: a file is known by the folder's descriptor and its name in there.
+        self._open: dict[WatchedFolder, Folder] = {}
+        self._watches: dict[WatchedFolder, ObservedWatch] = {}
+        self._candidates: dict[WatchedFolder, dict[bytes, _Candidate]] = {}
+        #: The folders that cannot be used, and why.
+        self._unusable: dict[WatchedFolder, str] = {}
 
     def start(self) -> None:
-        """Create the inbox's folders and begin to listen for events. Raises `OSError` if the inbox cannot be made."""
-        make_inbox(self._settings)
+        """Create the inbox's folders and begin to listen for events. Raises `InboxUnusable`."""
         self._observer = _observer(self._settings.observer)
         self._observer.start()
-        self._listen()
+        self._refresh()
 
     def stop(self) -> None:
         """Listen no more."""
@@ -139,8 +158,6 @@ class Watcher:
             self._observer.stop()
             self._observer.join()
             self._observer = None
-            for fd, _watch in self._watches.values():
-                os.close(fd)
             self._watches.clear()
 
     def scan(self, now: float) -> list[Settled]:
@@ -148,107 +165,144 @@ class Watcher:
         List the inbox and return the files that are complete, in the order in which they came.
 
         `now` is monotonic, in seconds. A file is complete when it has not changed for the settle time, or was renamed
-        into place, and no one has it open for writing. One that stays in the inbox is returned at every scan.
+        into place, and no one has it open for writing. One that stays in the inbox is returned at every scan, but for
+        one that was put off. Raises `InboxUnusable` if the inbox, or its `done/` or `rejected/`, cannot be used.
         """
-        make_inbox(self._settings)
-        self._listen()
+        self._refresh()
         settled: list[tuple[_Shape, Settled]] = []
         seen: set[tuple[Path, bytes]] = set()
-        for folder in self._folders:
-            for name, shape in self._listing(folder):
-                key = (folder.path, name)
-                seen.add(key)
-                if self._is_complete(key, shape, now):
-                    settled.append((shape, Settled(folder.track, folder.role, folder.path, name)))
-        for key in self._candidates.keys() - seen:
-            del self._candidates[key]
+        for place, folder in self._open.items():
+            known = self._candidates.setdefault(place, {})
+            listing = _listing(folder)
+            for name in known.keys() - listing.keys():
+                del known[name]
+            seen.update(itertools.product([folder.path], listing))
+            for name, shape in listing.items():
+                candidate = known.get(name)
+                if candidate is None or candidate.shape != shape:
+                    candidate = known[name] = _Candidate(shape, now)
+                if now >= candidate.not_before and self._is_complete(folder, name, candidate, now):
+                    settled.append((shape, Settled(place.track, place.role, name)))
         self._handler.forget_all_but(seen)
         return [file for _shape, file in sorted(settled, key=lambda pair: (pair[0].ctime_ns, pair[1].name))]
 
+    def put_off(self, settled: Settled, why: str, now: float) -> None:
+        """Give a file that could not be taken again only after a while, which grows with each failure, or changed."""
+        place = next(place for place in self._candidates if (place.track, place.role) == (settled.track, settled.role))
+        candidate = self._candidates[place].get(settled.name)
+        if candidate is not None:
+            pause = min(_FIRST_PAUSE * 2**candidate.failures, _LONGEST_PAUSE)
+            candidate.failures = min(candidate.failures + 1, 10)
+            candidate.not_before = now + pause
+            candidate.why = why
+
     def next_due(self, now: float) -> float | None:
-        """Return the seconds after which some file may be complete; `None` if nothing is pending."""
+        """Return the seconds after which some file may be complete, or is tried again; `None` if none is pending."""
         settle = self._settings.intake.settle_seconds
+        candidates = [candidate for known in self._candidates.values() for candidate in known.values()]
         waits = [
             WRITER_SECONDS if candidate.has_writer else max(candidate.since + settle - now, 0.0)
-            for candidate in self._candidates.values()
+            for candidate in candidates
             if not candidate.given
         ]
+        waits += [candidate.not_before - now for candidate in candidates if candidate.not_before > now]
         return min(waits, default=None)
 
     def waiting(self) -> list[str]:
         """Return the files, relative to the inbox, that are quiet but still open for writing somewhere."""
-        paths = [folder / os.fsdecode(name) for (folder, name), seen in self._candidates.items() if seen.has_writer]
-        return sorted(printable(str(path.relative_to(self._settings.inbox_folder))) for path in paths)
+        return sorted(_shown(place, name) for place, name, seen in self._all() if seen.has_writer)
+
+    def left(self) -> list[dict[str, str]]:
+        """Return files and folders, relative to the inbox, that could not be taken or used, each {"name", "why"}."""
+        files = sorted((_shown(place, name), seen.why) for place, name, seen in self._all() if seen.why)
+        folders = sorted(("/".join(place.names) + "/", why) for place, why in self._unusable.items())
+        return [{"name": name, "why": why} for name, why in (folders + files)[:_MOST_LEFT]]
 
     def unknown_folders(self) -> list[dict[str, str | None]]:
         """Return the inbox's folders that are no declared track, each {"name", "nearest"}; they are left alone."""
         known = {*self._settings.track_names, DONE, REJECTED, HELDOUT} - {"default"}
-        try:
-            with os.scandir(self._settings.inbox_folder) as entries:
-                names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
-        except FileNotFoundError:
-            return []
+        with os.scandir(self.inbox.root().fd) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
         unknown = [name for name in names if name not in known and not name.startswith(".")]
         return [{"name": printable(name), "nearest": nearest(name, self._settings.track_names)} for name in unknown]
 
-    def _listen(self) -> None:
-        """Schedule each folder, and again if another one is in its place than the one that is watched."""
-        if self._observer is None:
-            return
-        for folder in self._folders:
-            old = self._watches.get(folder.path)
-            if old is not None:
-                if os.path.samestat(os.fstat(old[0]), folder.path.stat()):
-                    continue
-                log.warning("inbox_folder_replaced", folder=str(folder.path))
-                self._observer.unschedule(old[1])
-                os.close(old[0])
-                del self._watches[folder.path]
-            fd = os.open(folder.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    def _all(self) -> Iterator[tuple[WatchedFolder, bytes, _Candidate]]:
+        for place, known in self._candidates.items():
+            for name, candidate in known.items():
+                yield place, name, candidate
+
+    def _refresh(self) -> None:
+        """Open each folder that can be used, and listen to it; again if another one is in its place."""
+        for name in (DONE, REJECTED):
+            self.inbox.closed(name)
+        for place in watched_folders(self._settings):
+            old = self._open.get(place)
             try:
-                watch = self._observer.schedule(self._handler, folder.path, event_filter=_EVENTS, follow_symlink=True)
-            except OSError:
-                os.close(fd)
-                raise
-            self._watches[folder.path] = (fd, watch)
+                folder = self.inbox.shared(*place.names)
+                if old is None or not folder.is_same(old):
+                    self._forget(place)
+                    self._open[place] = folder
+                if self._observer is not None and place not in self._watches:
+                    self._watches[place] = self._observer.schedule(
+                        self._handler, self._open[place].path, event_filter=_EVENTS, follow_symlink=True
+                    )
+            except (InboxUnusable, OSError) as error:
+                self._forget(place)
+                self._give_up(place, error)
+            else:
+                self._unusable.pop(place, None)
 
-    def _listing(self, folder: WatchedFolder) -> list[tuple[bytes, _Shape]]:
-        found = []
-        with opened_folder(folder.path) as fd:
-            for text in os.listdir(fd):  # noqa: PTH208 - the folder is the descriptor
-                name = os.fsencode(text)
-                if is_passed_over(name):
-                    continue
-                try:
-                    info = os.stat(name, dir_fd=fd, follow_symlinks=False)
-                except FileNotFoundError:
-                    continue
-                if not stat.S_ISDIR(info.st_mode):
-                    regular = stat.S_ISREG(info.st_mode)
-                    shape = _Shape(info.st_ctime_ns, info.st_mtime_ns, info.st_size, info.st_ino, regular)
-                    found.append((name, shape))
-        return found
+    def _forget(self, place: WatchedFolder) -> None:
+        """Listen no more to a folder that another one has replaced, or that cannot be used."""
+        if self._open.pop(place, None) is not None:
+            log.warning("inbox_folder_replaced", folder=str(place.path))
+        watch = self._watches.pop(place, None)
+        if watch is not None and self._observer is not None:
+            self._observer.unschedule(watch)
+        self._candidates.pop(place, None)
 
-    def _is_complete(self, key: tuple[Path, bytes], shape: _Shape, now: float) -> bool:
-        candidate = self._candidates.get(key)
-        if candidate is None or candidate.shape != shape:
-            candidate = self._candidates[key] = _Candidate(shape, now)
+    def _give_up(self, place: WatchedFolder, error: InboxUnusable | OSError) -> None:
+        """Do without one folder; the others go on. Raises `InboxUnusable` if it is the inbox itself."""
+        if not place.names:
+            raise error if isinstance(error, InboxUnusable) else InboxUnusable(f"{place.path}: {error.strerror}")
+        why = f"{error.message}; {error.hint}" if isinstance(error, InboxUnusable) else str(error)
+        if self._unusable.get(place) != why:
+            log.warning("inbox_folder_unusable", folder=str(place.path), why=why)
+        self._unusable[place] = why
+
+    def _is_complete(self, folder: Folder, name: bytes, candidate: _Candidate, now: float) -> bool:
         quiet = now - candidate.since >= self._settings.intake.settle_seconds
         candidate.has_writer = candidate.given = False
-        if not quiet and not self._handler.was_renamed(key):
+        if not quiet and not self._handler.was_renamed((folder.path, name)):
             return False
-        writer = self._has_writer(key) if shape.regular else None
+        # Without an answer: the file system has no leases, our rights allow none, or the kind of file.
+        asked = candidate.shape.regular and self._settings.observer == "native"
+        writer = has_writer(name, folder.fd) if asked else None
         candidate.has_writer = quiet and writer is True
         # Without a sure answer about writers a rename proves nothing: the settle time decides.
         candidate.given = writer is False or (quiet and writer is None)
         return candidate.given
 
-    def _has_writer(self, key: tuple[Path, bytes]) -> bool | None:
-        """Say whether the file is open for writing; `None` if the file system or our rights give no answer."""
-        if self._settings.observer == "polling":
-            return None
-        with opened_folder(key[0]) as fd:
-            return has_writer(key[1], fd)
+
+def _listing(folder: Folder) -> dict[bytes, _Shape]:
+    """Return what lies in a folder and is neither a folder nor still being written, by name."""
+    found = {}
+    for text in os.listdir(folder.fd):  # noqa: PTH208 - the folder is the descriptor
+        name = os.fsencode(text)
+        if is_passed_over(name):
+            continue
+        try:
+            info = os.stat(name, dir_fd=folder.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            continue
+        if not stat.S_ISDIR(info.st_mode):
+            regular = stat.S_ISREG(info.st_mode)
+            found[name] = _Shape(info.st_ctime_ns, info.st_mtime_ns, info.st_size, info.st_ino, regular)
+    return found
+
+
+def _shown(place: WatchedFolder, name: bytes) -> str:
+    return printable("/".join((*place.names, os.fsdecode(name))))
 
 
 class _Waker(FileSystemEventHandler):

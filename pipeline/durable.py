@@ -61,7 +61,12 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented UTF-8 JSON, durably (see `write_bytes`)."""
-    write_bytes(path, (json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n").encode())
+    write_bytes(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """Return what `write_json` writes."""
+    return (json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n").encode()
 
 
 def write_hint(path: Path, value: Any) -> None:

@@ -133,9 +133,12 @@ def _print_disk(settings: "Settings") -> None:
 def _print_inbox(settings: "Settings", overview: "Overview", *, alive: bool) -> None:
     files = files_in_inbox(settings)
     note = overview.inbox_note()
+    why = dict.fromkeys(note["waiting"], " (still open for writing)")
+    why |= {left["name"]: f": {left['why']}" for left in note["left"]}
     for name in files:
-        held_open = " (still open for writing)" if alive and name in note["waiting"] else ""
-        print_line(f"  not taken yet: {name}{held_open}")
+        print_line(f"  not taken yet: {name}{why.get(name, '') if alive else ''}")
+    for name in [left["name"] for left in note["left"] if left["name"].endswith("/")]:
+        print_line(f"  not used: {name}{why[name]}")
     for folder in note["unknown_folders"]:
         near = f"; did you mean {folder['nearest']}?" if folder["nearest"] else ""
         print_line(f"  left alone: {folder['name']}/ is no declared track{near}")

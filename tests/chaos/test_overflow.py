@@ -93,7 +93,7 @@ def assert_accounted_for(house: Workspace, expected: dict[str, str]) -> None:
         folder, ending = ("rejected", "errors") if row.state == "rejected" else ("done", "receipt")
         answer = json.loads((house.inbox / folder / f"{row.name}.{ending}.json").read_text())
         assert (answer["drop"], answer["state"], answer["name"]) == (row.id, row.state, row.name)
-    places = {folder: {path.name for path in (house.inbox / folder).iterdir()} for folder in ("done", "rejected")}
+    places = {folder: {path.name for path in (house.inbox / folder).glob("[!.]*")} for folder in ("done", "rejected")}
     assert places["done"] & expected.keys() == {row.name for row in rows if row.state != "rejected"}
     assert places["rejected"] & expected.keys() == {row.name for row in rows if row.state == "rejected"}
     assert sum(map(len, places.values())) == 2 * len(expected), "a file and its answer, nothing else"

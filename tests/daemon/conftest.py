@@ -46,7 +46,7 @@ class LivedIn:
         """Let a file be taken in."""
         place = self.settings.inbox_folder / ("heldout" if role == "heldout" else "")
         (place / name).write_text(text)
-        settled = Settled("default", "heldout" if role == "heldout" else "train", place, name.encode())
+        settled = Settled("default", "heldout" if role == "heldout" else "train", name.encode())
         Intake(self.engine, self.settings).take(settled, self.tick())
 
     def claim(self) -> queue.Claim:

@@ -62,7 +62,7 @@ class Box:
         parts = path.relative_to(self.inbox).parts[:-1]
         track = next((part for part in parts if part != "heldout"), "default")
         name = os.fsencode(path.name)
-        return self.intake.take(Settled(track, "heldout" if "heldout" in parts else "train", path.parent, name), now)
+        return self.intake.take(Settled(track, "heldout" if "heldout" in parts else "train", name), now)
 
     def drop(self, name: str, data: bytes | list[Any], folder: str = "", now: int = NOW) -> Outcome:
         return self.take(self.put(name, data, folder), now)
@@ -376,7 +376,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_taken(tmp_path: Path, monke
 def test_a_file_that_is_gone_is_no_trouble(tmp_path: Path) -> None:
     box = Box(tmp_path)
     assert box.take(box.inbox / "a.jsonl").kind == "gone"
-    assert box.intake.take(Settled("default", "train", tmp_path / "nowhere", b"a.jsonl"), NOW).kind == "gone"
+    assert box.intake.take(Settled("default", "train", b"nowhere.jsonl"), NOW).kind == "gone"
 
 
 def test_a_file_that_cannot_be_read_stays_and_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ def test_where_no_daemon_ever_ran_every_answer_is_empty_and_nothing_is_made(tmp_
     assert (overview.tracks(), overview.drops(), overview.runs(), overview.drop_counts()) == ([], [], [], {})
     assert overview.champion("default") is None
     assert not overview.daemon().alive
-    assert overview.inbox_note() == {"waiting": [], "unknown_folders": [], "full_tracks": []}
+    assert overview.inbox_note() == {"waiting": [], "unknown_folders": [], "full_tracks": [], "left": []}
     assert not (tmp_path / "none").exists()
 
 
@@ -130,7 +130,12 @@ def test_logs_are_those_of_the_attempts_in_their_order(overview: Overview) -> No
 
 
 def test_the_watchers_note_is_passed_on(lived_in: Any, overview: Overview) -> None:
-    note = {"waiting": ["a.jsonl"], "unknown_folders": [{"name": "suport", "nearest": "support"}], "full_tracks": []}
+    note = {
+        "waiting": ["a.jsonl"],
+        "unknown_folders": [{"name": "suport", "nearest": "support"}],
+        "full_tracks": [],
+        "left": [{"name": "b.jsonl", "why": "it cannot be opened"}],
+    }
     durable.write_hint(lived_in.settings.state_folder / "watcher.json", note)
     assert overview.inbox_note() == note
 

@@ -15,8 +15,9 @@ import pytest
 from watchdog.events import FileMovedEvent, FileSystemEvent
 
 from daemon import lease
+from daemon.inbox_folders import InboxUnusable
 from daemon.settings import Settings
-from daemon.watcher import InboxUnusable, Settled, Watcher, make_inbox
+from daemon.watcher import Settled, Watcher, make_inbox
 
 SETTLE = 5.0
 
@@ -48,7 +49,7 @@ def test_a_file_is_settled_once_it_has_been_quiet_for_the_settle_time(tmp_path: 
     assert watch.scan(104.9) == []
     assert watch.next_due(104.0) == pytest.approx(1.0)
     settled = watch.scan(105.0)
-    assert settled == [Settled("default", "train", tmp_path / "inbox", b"a.jsonl")]
+    assert settled == [Settled("default", "train", b"a.jsonl")]
     assert watch.next_due(105.0) is None
     assert watch.scan(106.0) == settled
 
@@ -348,3 +349,55 @@ def test_a_writer_that_comes_during_the_lease_does_not_end_the_daemon(tmp_path: 
     )
     assert done.returncode != -signal.SIGIO
     assert (done.returncode, done.stdout.strip()) == (0, "7"), done.stderr
+
+
+def test_a_file_that_could_not_be_taken_is_given_again_after_a_growing_pause(tmp_path: Path) -> None:
+    watch = watcher(tmp_path, intake={"settle_seconds": 0})
+    path = tmp_path / "inbox" / "a.jsonl"
+    path.write_text("x")
+    now, pauses = 0.0, []
+    for _ in range(10):
+        (settled,) = watch.scan(now)
+        watch.put_off(settled, "no room", now)
+        assert watch.left() == [{"name": "a.jsonl", "why": "no room"}]
+        pause = watch.next_due(now) or 0.0
+        assert watch.scan(now + pause - 0.01) == []
+        pauses.append(pause)
+        now += pause
+    assert pauses == [5, 10, 20, 40, 80, 160, 320, 600, 600, 600]
+    # Changed, or put right, it is another file.
+    path.chmod(0o600)
+    assert names(watch.scan(now)) == ["a.jsonl"]
+    assert watch.left() == []
+
+
+def test_a_folder_that_cannot_be_used_stops_no_other(tmp_path: Path) -> None:
+    watch = watcher(tmp_path, intake={"settle_seconds": 0})
+    inbox = tmp_path / "inbox"
+    (inbox / "support" / "heldout").rmdir()
+    (inbox / "support" / "heldout").symlink_to(tmp_path)
+    for name in ("a.jsonl", "support/b.jsonl"):
+        (inbox / name).write_text("x")
+    # The link itself is given as a file that is none: once it is rejected, the daemon makes the folder again.
+    assert sorted(names(watch.scan(0.0))) == ["a.jsonl", "b.jsonl", "heldout"]
+    assert [one["name"] for one in watch.left()] == ["support/heldout/"]
+    (inbox / "support" / "heldout").unlink()
+    watch.scan(1.0)
+    assert watch.left() == []
+
+
+@pytest.mark.parametrize(("inbox", "drops", "answers"), [(0o3770, 0o3770, 0o2750), (0o1777, 0o1777, 0o755)])
+def test_folders_have_the_inboxs_rights_and_nobody_moves_what_is_anothers(
+    tmp_path: Path, inbox: int, drops: int, answers: int
+) -> None:
+    (tmp_path / "inbox").mkdir()
+    (tmp_path / "inbox").chmod(inbox)
+    watcher(tmp_path)
+    rights = {path.name: path.stat().st_mode & 0o7777 for path in (tmp_path / "inbox").iterdir()}
+    assert rights == {"support": drops, "heldout": drops, "done": answers, "rejected": answers}
+    # As an earlier version, or a hand, may have left them.
+    for name in rights:
+        (tmp_path / "inbox" / name).chmod(0o2775)
+    watcher(tmp_path)
+    rights = {path.name: path.stat().st_mode & 0o7777 for path in (tmp_path / "inbox").iterdir()}
+    assert rights == {"support": 0o3775, "heldout": 0o3775, "done": 0o2755, "rejected": 0o2755}

@@ -1,0 +1,154 @@
+"""Files that cannot be taken, thousands that wait, and a member who swaps things while the daemon looks."""
+
+import hashlib
+import os
+import random
+import re
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.hostile.people import ALICE, BOB, DAEMON, Box, rows
+
+Record = Callable[[str, object], None]
+#: Seconds that the daemon and a member race each other.
+RACE_SECONDS = 60 if os.environ.get("DROPFORGE_CHAOS") == "whole" else 8
+
+
+def why(box: Box, name: str) -> str:
+    """Return why a file is left in the inbox, as `dropforge status` says it; empty if it does not."""
+    left = {one["name"]: one["why"] for one in box.status()["inbox"]["left"]}
+    return str(left.get(name, ""))
+
+
+def test_a_file_larger_than_the_disk_is_passed_over(new_box: Callable[..., Box], record_property: Record) -> None:
+    box = new_box("max_bytes = 1000000000000\n")
+    box.start()
+    room = os.statvfs(box.state).f_bavail * os.statvfs(box.state).f_frsize
+    # Sparse: it costs its sender nothing.
+    box.sparse(ALICE, "huge.jsonl", room + (1 << 30))
+    box.until(lambda: "free, of which" in why(box, "huge.jsonl"))
+    box.drop(BOB, "small.jsonl", rows("small"))
+    box.until(lambda: box.is_filed("small.jsonl"))
+    assert list((box.state / "incoming").iterdir()) == []
+    assert "not taken yet: huge.jsonl: it needs" in box.cli(DAEMON, "status").stdout
+    record_property("probe", ["a sparse file larger than the disk", "passed over, said in status", "passed over, said"])
+
+
+def test_a_file_over_the_limit_is_rejected_unread(new_box: Callable[..., Box], record_property: Record) -> None:
+    box = new_box("max_bytes = 1000000\n")
+    box.start()
+    box.sparse(ALICE, "large.jsonl", 1 << 40)
+    box.until(lambda: box.is_filed("large.jsonl.errors.json", "rejected"))
+    record_property("probe", ["a sparse terabyte", "rejected unread", "rejected: over intake.max_bytes"])
+
+
+def test_a_file_that_may_not_be_read_says_so_in_status(box: Box, record_property: Record) -> None:
+    assert box.shell(ALICE, "umask 077; printf x > .x && mv .x closed.jsonl").returncode == 0
+    box.until(lambda: "cannot be opened" in why(box, "closed.jsonl"))
+    words = why(box, "closed.jsonl")
+    assert words == "it cannot be opened: Permission denied; give the daemon's user the right to read it"
+    box.drop(BOB, "open.jsonl", rows("open"))
+    box.until(lambda: box.is_filed("open.jsonl"))
+    assert box.shell(ALICE, "chmod g+r closed.jsonl").returncode == 0
+    box.until(lambda: box.is_filed("closed.jsonl", "rejected"))
+    record_property("probe", ["a file the daemon may not read", "its reason in status", words[:40]])
+
+
+def test_thousands_that_wait_for_a_full_track_are_not_looked_at_one_by_one(
+    new_box: Callable[..., Box], record_property: Record
+) -> None:
+    box = new_box("max_waiting_drops = 1\n")
+    box.start()
+    box.drop(ALICE, "first.jsonl", rows("first"))
+    box.until(lambda: box.is_filed("first.jsonl"))
+    script = "for n in $(seq 3000); do printf x > .$n.part; done; for n in $(seq 3000); do mv .$n.part $n.jsonl; done"
+    assert box.shell(ALICE, script).returncode == 0
+    box.until(lambda: box.status()["inbox"]["full_tracks"] == ["default"])
+    box.drop(BOB, "other.jsonl", rows("other"), "support")
+    box.until(lambda: box.is_filed("other.jsonl"))
+    events = box.events("drop_queue_full")
+    assert len(events) <= 1
+    record_property("probe", ["3,000 files for a full track", "one event, others go on", f"{len(events)} event"])
+
+
+def test_a_member_who_swaps_things_at_random_reaches_nothing_else(
+    new_box: Callable[..., Box], record_property: Record
+) -> None:
+    box = new_box(inbox_mode=0o2770)
+    decoy = box.folder / "decoy"
+    (decoy / "heldout").mkdir(parents=True)
+    (decoy / "secret.jsonl").write_text(rows("secret"))
+    os.chown(decoy, DAEMON.number, DAEMON.number)
+    trace = box.folder / "trace"
+    box.start("strace", "-f", "-y", "-qq", "-o", str(trace), "-e", "trace=%file")
+    box.drop(BOB, "kept.jsonl", rows("kept"))
+    box.until(lambda: box.is_filed("kept.jsonl"))
+    before = fingerprint(decoy), fingerprint(box.state / "drops")
+    stop = threading.Event()
+    racer = threading.Thread(target=race, args=(box, decoy, stop))
+    racer.start()
+    stop.wait(RACE_SECONDS)
+    stop.set()
+    racer.join()
+    box.until(lambda: put_right(box))
+    box.drop(BOB, "after.jsonl", rows("after"))
+    box.until(lambda: box.is_filed("after.jsonl"))
+    assert box.stop() == 0
+    drops = fingerprint(box.state / "drops")
+    assert fingerprint(decoy) == before[0]
+    assert before[1].items() <= drops.items(), "no stored drop was lost"
+    assert all(hashlib.sha256(path.read_bytes()).hexdigest() == path.stem for path in (box.state / "drops").iterdir())
+    outside = touched(trace.read_text(errors="replace"), decoy)
+    assert outside == []
+    turns = box.said().count("inbox_folder_unusable")
+    record_property("probe", [f"folders, links, files, pipes swapped for {RACE_SECONDS} s", "nothing outside opened",
+                              f"0 opened, {turns} times a folder was refused"])  # fmt: skip
+
+
+def race(box: Box, decoy: Path, stop: threading.Event) -> None:
+    """Let a member swap folders, links, files and pipes below the inbox, in one shell a hundred at a time."""
+    chance = random.Random(20261125)
+    names = ["heldout", "support", "support/heldout", "done", "rejected"]
+    while not stop.is_set():
+        lines = []
+        for number in range(100):
+            name, file = chance.choice(names), f"{chance.choice('abcdefgh')}.jsonl"
+            lines += chance.choice([
+                [f"mv {name} .m{number}", f"ln -s {decoy} {name}", f"rm {name}", f"mv .m{number} {name}"],
+                [f"mv {name} .m{number}", f"mkdir {name}", f"ln -s {decoy}/secret.jsonl {name}/{file}",
+                 f"rm -r {name}", f"mv .m{number} {name}"],
+                [f"ln -s {decoy}/secret.jsonl {file}", f"mv -f {file} {chance.choice('abcdefgh')}.jsonl"],
+                [f"mkfifo {file}"], [f"rm -rf {file}"], [f"mkdir {file}"],
+                [f"printf x{number} > .f", f"mv -f .f {file}"], [f"mv -f {file} {name}/"],
+            ])  # fmt: skip
+        box.shell(ALICE, "exec 2>/dev/null\n" + "\n".join(lines))
+
+
+def put_right(box: Box) -> bool:
+    """Clear what the race left under the names of the daemon's folders; say whether all of them can be used."""
+    for name in ("heldout", "support", "done", "rejected"):
+        path = box.inbox / name
+        if path.is_symlink() or (path.exists() and path.stat().st_uid != DAEMON.number):
+            path.unlink() if path.is_symlink() or path.is_file() else shutil.rmtree(path)
+    return all((box.inbox / name).is_dir() for name in ("heldout", "support/heldout", "done", "rejected"))
+
+
+def fingerprint(folder: Path) -> dict[str, tuple[int, int, str]]:
+    """Return kind, owner and content of everything below a folder."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        info = path.lstat()
+        digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+        found[str(path.relative_to(folder))] = (info.st_mode, info.st_uid, digest)
+    return found
+
+
+def touched(trace: str, decoy: Path) -> list[str]:
+    """Return the lines of strace's record whose call reached into a folder and succeeded."""
+    reached = re.compile(rf"= \d+<{re.escape(str(decoy))}[/>]")
+    changed = re.compile(
+        rf"(unlink|rename|link|mkdir|rmdir|mknod|chmod|chown|symlink)\w*\(.*<{re.escape(str(decoy))}[/>].* = 0$"
+    )
+    return [line for line in trace.splitlines() if reached.search(line) or changed.search(line)]
