@@ -155,6 +155,12 @@ class Box:
             stdin=subprocess.DEVNULL,
         )  # fmt: skip
 
+    def popen(self, person: Person, *words: str) -> subprocess.Popen[str]:
+        """Start a program as somebody, in the inbox."""
+        argv = self.namespace.argv(person, list(words), self.inbox, 0o022)
+        pipe = subprocess.PIPE
+        return subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True, env=self.environment)
+
     def cli(self, person: Person, *words: str, umask: int = 0o022) -> subprocess.CompletedProcess[str]:
         """Run a `dropforge` command as somebody."""
         return self.shell(person, shlex.join([sys.executable, "-P", "-m", "daemon", *words]), umask)
