@@ -152,7 +152,7 @@ class IntakeLoop:
             if self.stop.is_set() or self._disk.shortage():
                 break
             outcome = self._intake.take(settled, now_ms())
-            if outcome.kind in {"accepted", "rejected", "duplicate"}:
+            if outcome.kind in {"accepted", "proposed", "rejected", "duplicate"}:
                 log.info("file_taken", outcome=str(outcome))
                 self._poke()
             else:
