@@ -3,7 +3,7 @@ A backup of the state folder, made while the daemon writes, and putting it back 
 
     BACKUP/manifest.json     written last: schema, rows by table, size and sha256 of every file
     BACKUP/dropforge.db      the database, verified
-    BACKUP/drops/            the files of its accepted, withdrawn and held drops
+    BACKUP/drops/            the files of its accepted, proposed, withdrawn and held drops
     BACKUP/runs/<id>/*.json  what its succeeded runs published: verdicts and numbers
     BACKUP/runs/<id>/attempts/decide-<n>/report/  their evidence cards
     BACKUP/models/<id>/      the merged models that are champion or previous, or wait for approval, if asked for
@@ -34,7 +34,7 @@ from pipeline.errors import DropforgeError
 
 MANIFEST = "manifest.json"
 _LOCK = "backup.lock"
-_KEPT_FILES = "SELECT DISTINCT sha256, quarantined FROM \"drop\" WHERE state IN ('accepted', 'withdrawn', 'held')"
+_KEPT_FILES = "SELECT DISTINCT sha256, quarantined FROM \"drop\" WHERE state NOT IN ('rejected', 'duplicate')"
 _SUCCEEDED = "SELECT id FROM run WHERE state = 'succeeded'"
 _WAITING = "SELECT id FROM run WHERE outcome = 'awaiting_approval'"
 #: Of each track: today's champion, and the one that a roll-back would bring.

@@ -19,6 +19,7 @@ from daemon.succession import AWAITING, require_generation
 from daemon.tables import Run
 from daemon.waiting_wins import Obstacle, obstacle
 from daemon.withdrawals import excuse_words, train_without, withdrawn_from
+from daemon.yardstick import note_change
 from pipeline.artifacts import Verdict
 from pipeline.config import RunConfig
 from pipeline.errors import StepFailed
@@ -68,6 +69,7 @@ def conclude(engine: Engine, settings: Settings, claim: queue.Claim, run: Run, n
             more = excuse_words(withdrawn_from(session, held))
         if waits or more:
             train_without(session, settings, held, now)
+        note_change(session, held, verdict, now)
         return more
 
     queue.finish(

@@ -1,5 +1,5 @@
 """
-What a person does with a drop after it was taken in: take it out of later runs, and put it back.
+What a person does with a drop after it was taken in: accept a proposed one, take one out of later runs, put it back.
 
 Its file and its lineage stay. (Drops that were new in a bad candidate are held back by `snapshots.hold_new_drops`.)
 """
@@ -30,20 +30,35 @@ class Withdrawal(NamedTuple):
     """Wins that it stops, each with the queued run that trains on what else was new in it."""
 
 
-def withdraw(engine: Engine, drop_id: int, reason: str, now: int, settings: Settings) -> Withdrawal:
+def accept(engine: Engine, drop_id: int, reason: str | None, now: int, by: str | None = None) -> Drop:
+    """Let a proposed drop count from the next snapshot on, by this person's word. Raises `WrongDrop`."""
+    with transaction(engine) as session:
+        drop = _known(session, drop_id)
+        if drop.state != DropState.PROPOSED:
+            message = f"drop {drop_id} is {drop.state}, not proposed"
+            raise WrongDrop(message, "see what waits for a word: dropforge drops --state proposed")
+        _refuse_twin(session, drop)
+        _set(session, drop, DropState.ACCEPTED, None)
+        queue.record_event(session, "drop_accepted", now, track=drop.track, drop_id=drop.id, reason=reason, by=by)
+        return drop
+
+
+def withdraw(  # noqa: PLR0913, PLR0917 - what is asked for, and who asks
+    engine: Engine, drop_id: int, reason: str, now: int, settings: Settings, by: str | None = None
+) -> Withdrawal:
     """
-    Take an accepted or held drop out of every later snapshot, training and held-out alike.
+    Take an accepted, proposed or held drop out of every later snapshot, training and held-out alike.
 
     Runs that have their snapshot keep it. Where a win waits that this stops, what else was new in it waits for a run
     again. Raises `WrongDrop`.
     """
     with transaction(engine) as session:
         drop = _known(session, drop_id)
-        if drop.state not in {DropState.ACCEPTED, DropState.HELD}:
-            message = f"drop {drop_id} is {drop.state}, not accepted or held"
+        if drop.state not in {DropState.ACCEPTED, DropState.PROPOSED, DropState.HELD}:
+            message = f"drop {drop_id} is {drop.state}, not accepted, proposed or held"
             raise WrongDrop(message, "see the drops and their states: dropforge drops")
         _set(session, drop, DropState.WITHDRAWN, reason)
-        queue.record_event(session, "drop_withdrawn", now, track=drop.track, drop_id=drop.id, reason=reason)
+        queue.record_event(session, "drop_withdrawn", now, track=drop.track, drop_id=drop.id, reason=reason, by=by)
         runs = {}
         for run in session.exec(select(Run).where(Run.track == drop.track, waits()).order_by(col(Run.id))).all():
             begun = train_without(session, settings, run, now)
@@ -52,7 +67,9 @@ def withdraw(engine: Engine, drop_id: int, reason: str, now: int, settings: Sett
         return Withdrawal(drop, runs)
 
 
-def restore(engine: Engine, drop_id: int, reason: str, now: int, settings: Settings) -> Drop:
+def restore(  # noqa: PLR0913, PLR0917 - what is asked for, and who asks
+    engine: Engine, drop_id: int, reason: str, now: int, settings: Settings, by: str | None = None
+) -> Drop:
     """
     Put a withdrawn or held drop back into later snapshots; it counts as new and starts a run as a new drop would.
 
@@ -63,16 +80,10 @@ def restore(engine: Engine, drop_id: int, reason: str, now: int, settings: Setti
         if drop.state not in {DropState.WITHDRAWN, DropState.HELD}:
             message = f"drop {drop_id} is {drop.state}, not withdrawn or held"
             raise WrongDrop(message, "see the drops and their states: dropforge drops")
-        same = select(Drop).where(Drop.track == drop.track, Drop.role == drop.role, Drop.sha256 == drop.sha256)
-        twin = session.exec(same.where(col(Drop.state) == DropState.ACCEPTED)).first()
-        if twin is not None:
-            message = f"the content of drop {drop_id} is accepted already, as drop {twin.id}"
-            raise WrongDrop(
-                message, f"look at it: dropforge drops; to take that one out: dropforge drops withdraw {twin.id}"
-            )
+        _refuse_twin(session, drop)
         _set(session, drop, DropState.ACCEPTED, None)
         drop.first_run = None
-        queue.record_event(session, "drop_restored", now, track=drop.track, drop_id=drop.id, reason=reason)
+        queue.record_event(session, "drop_restored", now, track=drop.track, drop_id=drop.id, reason=reason, by=by)
         if drop.track in settings.track_names and drop.role == "train":
             track = settings.track(drop.track)
             if track.trigger in {"drop", "both"}:
@@ -86,6 +97,17 @@ def _known(session: Session, drop_id: int) -> Drop:
         message = f"there is no drop {drop_id}"
         raise WrongDrop(message, "see them all: dropforge drops")
     return drop
+
+
+def _refuse_twin(session: Session, drop: Drop) -> None:
+    """Raise `WrongDrop` if the same content is accepted already."""
+    same = select(Drop).where(Drop.track == drop.track, Drop.role == drop.role, Drop.sha256 == drop.sha256)
+    twin = session.exec(same.where(col(Drop.state) == DropState.ACCEPTED)).first()
+    if twin is not None:
+        message = f"the content of drop {drop.id} is accepted already, as drop {twin.id}"
+        raise WrongDrop(
+            message, f"look at it: dropforge drops; to take that one out: dropforge drops withdraw {twin.id}"
+        )
 
 
 def _set(session: Session, drop: Drop, state: DropState, reason: str | None) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import stat
 import uuid
 from pathlib import Path
 
@@ -33,6 +34,8 @@ def copy_in(source: Path, settings: Settings, track: str, *, heldout: bool) -> P
     aside = folder / f".{uuid.uuid4().hex}.part"
     try:
         shutil.copyfile(source, aside)
+        # Who may write into a file may choose what it says.
+        aside.chmod(stat.S_IMODE(aside.stat().st_mode) & ~(stat.S_IWGRP | stat.S_IWOTH))
         durable.fsync_file(aside)
         _give_name(aside, target)
     finally:

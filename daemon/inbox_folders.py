@@ -10,7 +10,6 @@ user and the daemon can read.
 
 import errno
 import os
-import pwd
 import stat
 import struct
 import weakref
@@ -19,6 +18,7 @@ from pathlib import Path
 import structlog
 
 from daemon.processes import FileLock, lock_holder
+from daemon.rights import name_of
 from pipeline.errors import DropforgeError
 from pipeline.formats import printable
 
@@ -108,7 +108,7 @@ class InboxFolders:
         folder = self.closed(*names)
         if owner == os.geteuid():
             return folder
-        name = f"~{_user(owner)}"
+        name = f"~{name_of(owner)}"
         private, is_new = _entered(folder, name, 0o700, self.path.joinpath(*names, name))
         try:
             os.getxattr(private.fd, _ACL)
@@ -150,7 +150,7 @@ def _entered(parent: Folder, name: str, rights: int, shown: Path) -> tuple[Folde
     owner = os.fstat(folder.fd).st_uid
     if owner not in {os.geteuid(), 0}:
         message = (
-            f"{printable(str(shown))} belongs to {_user(owner)} and not to the daemon's user, {_user(os.geteuid())}"
+            f"{printable(str(shown))} belongs to {name_of(owner)} and not to the daemon's user, {name_of(os.geteuid())}"
         )
         raise InboxUnusable(message, "move it away: the daemon makes the folder itself")
     return folder, is_new
@@ -174,14 +174,7 @@ def _unusable(path: Path, error: OSError) -> InboxUnusable:
         message = f"{shown} should be a folder of the inbox, but a link or a file is in the way"
         return InboxUnusable(message, "rename that file: the daemon makes the folder itself")
     message = f"{shown} cannot be used: {error.strerror}"
-    return InboxUnusable(message, f"give the daemon's user, {_user(os.geteuid())}, the right to write there")
-
-
-def _user(number: int) -> str:
-    try:
-        return pwd.getpwuid(number).pw_name
-    except KeyError:
-        return str(number)
+    return InboxUnusable(message, f"give the daemon's user, {name_of(os.geteuid())}, the right to write there")
 
 
 def _readable_for(user: int) -> bytes:

@@ -21,25 +21,36 @@ from daemon.disk import Disk, size_words
 from daemon.inbox_folders import Folder, InboxFolders, InboxUnusable
 from daemon.incoming import Copy, SourceChanged, SourceUnreadable, copy, identity, look, refusal
 from daemon.receipts import Document, Filing
+from daemon.rights import name_of
 from daemon.settings import Settings
 from daemon.tables import Drop, DropState, Event
 from daemon.watcher import Settled
+from daemon.yardstick import why_it_waits
 from pipeline import durable
 from pipeline.formats import HEAD_BYTES, foreign_format, printable
 from pipeline.records import FileFinding
 from pipeline.validate import Notice, Validation, validate
 
 Kind = Literal[
-    "accepted", "rejected", "duplicate", "changed", "gone", "queue_full", "unreadable", "no_room", "not_moved"
+    "accepted",
+    "proposed",
+    "rejected",
+    "duplicate",
+    "changed",
+    "gone",
+    "queue_full",
+    "unreadable",
+    "no_room",
+    "not_moved",
 ]
 _ENDINGS = (b".jsonl", b".json")
-#: States in which a drop's content counts as known.
+#: States in which a drop's content counts as known. Not what a stranger proposed: the owner's own copy counts at once.
 _KNOWN = (DropState.ACCEPTED, DropState.WITHDRAWN, DropState.HELD)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one file; all but the first three kinds leave it in the inbox, to be tried at a later scan."""
+    """What became of one file; all but the first four kinds leave it in the inbox, to be tried at a later scan."""
 
     kind: Kind
     track: str
@@ -47,6 +58,11 @@ class Outcome:
     drop: int | None = None
     run: int | None = None
     message: str = ""
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether the file has left the inbox."""
+        return self.kind in {"accepted", "proposed", "rejected", "duplicate"}
 
     def __str__(self) -> str:
         """One line for the log."""
@@ -140,7 +156,7 @@ class Intake:
             taken.path.unlink(missing_ok=True)
 
     def _judge(self, source: _Source, taken: Copy) -> Outcome:
-        """Turn a copy into a drop: duplicate, rejected or accepted, perhaps without its bad rows."""
+        """Turn a copy into a drop: duplicate, rejected, proposed or accepted, perhaps without its bad rows."""
         options = validation_options(self._settings, source.settled.track)
         with transaction(self._engine) as session:
             earlier = _earlier(session, source)
@@ -189,6 +205,9 @@ class Intake:
         settled = source.settled
         track = self._settings.track(settled.track)
         drop = _drop(source, DropState.ACCEPTED, content)
+        if settled.role == "heldout":
+            drop.reason = why_it_waits(self._settings, settled.track, source.info.st_uid, source.info.st_mode)
+            drop.state = DropState.ACCEPTED if drop.reason is None else DropState.PROPOSED
         drop.rows, drop.warnings = validation.good_rows, sum(notice.rows for notice in validation.warnings)
         drop.findings, drop.quarantined = validation.findings_total, validation.bad_rows
         run = None
@@ -301,9 +320,8 @@ def _filing(
     source: _Source, drop: Drop, run: object, receipt: Document | None, errors: Document | None = None
 ) -> tuple[Filing, Outcome]:
     number = drop.id or 0
-    kind: Kind = "accepted"
-    if drop.state in {DropState.REJECTED, DropState.DUPLICATE}:
-        kind = "rejected" if drop.state == DropState.REJECTED else "duplicate"
+    kinds: dict[str, Kind] = {"proposed": "proposed", "rejected": "rejected", "duplicate": "duplicate"}
+    kind = kinds.get(drop.state, "accepted")
     message = str(receipt["sentence"] if receipt else drop.reason)
     filing = Filing(source.settled, source.info, number, kind == "rejected", receipt, errors)
     return filing, Outcome(kind, drop.track, drop.name, number, run if isinstance(run, int) else None, message)
@@ -324,7 +342,8 @@ def _record(session: Session, drop: Drop, source: _Source, notices: tuple[Notice
     warnings = [notice.model_dump() for notice in notices]
     queue.record_event(
         session, f"drop_{drop.state}", source.now, track=drop.track, run_id=detail.get("run"), drop_id=drop.id,
-        name=drop.name, rows=drop.rows, reason=drop.reason, source=identity(source.info), warnings=warnings, **detail,
+        name=drop.name, rows=drop.rows, reason=drop.reason, source=identity(source.info), warnings=warnings,
+        owner=name_of(source.info.st_uid), **detail,
     )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from daemon.reigns import WITHOUT_LARGE, ChampionView, TrainedOn, reign, reigns,
 from daemon.retention import read_object
 from daemon.state_folder import DATABASE_NAME, LOCK_NAME, WATCHER_NOTE
 from daemon.succession import AWAITING, OVERTAKEN, waits
-from daemon.tables import Attempt, Drop, Promotion, PromotionState, Run, RunState, Track
+from daemon.tables import Attempt, Drop, Event, Promotion, PromotionState, Run, RunState, Track
 from daemon.waiting_wins import Obstacle, obstacle
 from pipeline.artifacts import Frozen, Verdict
 from pipeline.contract import LOG_NAME, Progress
@@ -71,6 +71,16 @@ class DropView(Frozen):
     duplicate_of: int | None
     reason: str | None
     sha256: str
+
+
+class YardstickView(Frozen):
+    """A run that was judged on something else than the one before it."""
+
+    track: str
+    run: int
+    at: datetime
+    words: str
+    """What changed, by whose word, and what the champion scores on both."""
 
 
 class RunView(Frozen):
@@ -156,6 +166,14 @@ class Overview:
     def history(self, track: str) -> list[ChampionView]:
         """Return the track's champions from the base model to today's."""
         return self._read(lambda session: reigns(session, self.folder, track))
+
+    def yardsticks(self, track: str) -> list[YardstickView]:
+        """Return the changes of what the track is judged on, the latest first."""
+        changes = select(Event).where(Event.kind == "yardstick_changed", Event.track == track)
+        return self._read(lambda session: [
+            YardstickView.model_validate({"track": track, "run": one.run_id, "at": utc(one.at), **one.detail})
+            for one in session.exec(changes.order_by(col(Event.id).desc()))
+        ])  # fmt: skip
 
     def awaiting(self) -> list[RunView]:
         """Return the runs whose win waits for a person, oldest first."""

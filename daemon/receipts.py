@@ -50,7 +50,7 @@ class Filing:
 
 def receipt(drop: Drop, run: int | None, original: Drop | None, notices: Sequence[Notice], sha256: str) -> Document:
     """
-    Return the receipt of a drop that was accepted, or found to repeat `original`.
+    Return the receipt of a drop that was accepted, waits for a person, or was found to repeat `original`.
 
     `sha256` is the file's; where bad rows were set aside, `content_sha256` is that of the rows which were stored.
     """
@@ -132,6 +132,8 @@ def _common(drop: Drop, sha256: str) -> Document:
 
 
 def _sentence(drop: Drop, run: int | None, original: Drop | None) -> str:
+    if drop.state == DropState.PROPOSED:
+        return f"{drop.rows:,} held-out records wait for a person: dropforge drops accept {drop.id}; {drop.reason}"
     if original is None:
         then = "they are in the next run of the track" if run is None else f"they are in run {run}"
         what = "held-out records for the gate" if drop.role == "heldout" else "records"

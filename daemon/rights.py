@@ -14,10 +14,20 @@ _NO_NAMELESS = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL})
 
 def user() -> str:
     """Return who this process is for the kernel, whatever the environment says."""
+    return name_of(os.geteuid())
+
+
+def name_of(uid: int) -> str:
+    """Return a user's name, or the number of one that has none here."""
     try:
-        return pwd.getpwuid(os.geteuid()).pw_name
+        return pwd.getpwuid(uid).pw_name
     except KeyError:
-        return str(os.geteuid())
+        return str(uid)
+
+
+def owner_of(path: Path) -> tuple[str, ...]:
+    """Return the name of the user whose file this is; nobody if it is not there."""
+    return (name_of(path.stat().st_uid),) if path.exists() else ()
 
 
 def refusal(state_folder: Path) -> OSError | None:

@@ -165,7 +165,7 @@ class IntakeLoop:
             self._watcher.put_off(settled, f"it could not be taken: {error}", time.monotonic())
             log.warning("file_trouble", track=settled.track, name=settled.name, error=str(error), exc_info=True)
             return
-        if outcome.kind in {"accepted", "rejected", "duplicate"}:
+        if outcome.is_taken:
             log.info("file_taken", outcome=str(outcome))
             self._poke()
             return

@@ -17,6 +17,7 @@ from zoneinfo import ZoneInfo
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from daemon.cron import cron_trigger
+from daemon.rights import owner_of
 from daemon.settings_numbers import no_numbers, section_of
 from pipeline.artifacts import Frozen
 from pipeline.config import EvaluateConfig, GateConfig, GuardConfig, JudgeConfig, SplitConfig, TrainConfig
@@ -120,6 +121,8 @@ class HookSettings(Frozen):
 class GateSettings(GateConfig):
     """What a person may set of the gate; runs of earlier versions may hold more."""
 
+    pinned_by: tuple[str, ...] = ()
+    """Users whose files in heldout/ count at once, with on = "pinned", names or ids; [] is who owns the settings."""
     p_value: float = Field(default=0.0, ge=0, le=0.5)
     """Largest one-sided p-value that promotes, 0.5 at most; 0 takes that of `confidence`."""
 
@@ -242,7 +245,9 @@ def load(path: Path | None = None, environment: Mapping[str, str] | None = None)
         settings = Settings.model_validate(_overlay(values, variables))
     except ValidationError as error:
         raise _worded(error, str(chosen), environment) from error
-    resolved = settings.model_copy(update=_absolute_paths(settings, chosen.absolute().parent))
+    paths = _absolute_paths(settings, chosen.absolute().parent)
+    gate = settings.gate.model_copy(update={"pinned_by": settings.gate.pinned_by or owner_of(chosen)})
+    resolved = settings.model_copy(update={**paths, "gate": gate})
     for name in resolved.tracks:
         try:
             resolved.track(name)

@@ -11,6 +11,7 @@ from daemon.database import transaction
 from daemon.settings import Settings
 from daemon.snapshots import judged_before
 from daemon.tables import Attempt, Run
+from daemon.yardstick import yardstick_before
 from pipeline.artifacts import Drop
 from pipeline.config import RunConfig
 from pipeline.contract import SPEC_NAME, StepSpec
@@ -58,4 +59,5 @@ def _of_track(session: Session, settings: Settings, run: Run) -> dict[str, objec
         "former": champions.former(session, settings.state_folder, run.track, _FORMER),
         "uses": uses,
         "judged_versions": versions,
+        "yardstick": yardstick_before(session, settings.state_folder, run, reigning.model_id),
     }

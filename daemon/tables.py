@@ -18,6 +18,8 @@ class DropState(StrEnum):
 
     #: It passed validation and is in every later snapshot of its track; withdrawn by a person, held by the dispatcher.
     ACCEPTED = "accepted"
+    #: A held-out file that waits for a person's word, in no snapshot: accepted or withdrawn by a person.
+    PROPOSED = "proposed"
     #: It failed validation and was given back with its findings; final.
     REJECTED = "rejected"
     #: The same content is accepted on the track already (`duplicate_of`); final.
@@ -161,7 +163,7 @@ class Drop(SQLModel, table=True):
     quarantined: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     #: The drop whose content this one repeats.
     duplicate_of: int | None = Field(default=None, foreign_key="drop.id", index=True)
-    #: Why it is rejected, withdrawn or held; in words.
+    #: Why it is proposed, rejected, withdrawn or held; in words.
     reason: str | None = None
     received_at: int
     #: The first run whose snapshot holds it; `None` while it waits for a run.

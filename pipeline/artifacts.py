@@ -375,6 +375,8 @@ class Verdict(Artifact):
     same_set_uses: int = 0
     """Of those, the ones that were judged on exactly these records."""
     noise: NoiseFloor | None = None
+    yardstick: str | None = None
+    """How what this was judged on differs from the previous verdict's: what, by whom, and the champion's scores."""
     heldout_version: str | None = None
     """Of the records that both models answered: the data set's where `evaluate` had to leave none of them out."""
     report: str | None = None

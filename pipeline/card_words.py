@@ -72,6 +72,8 @@ def tell(verdict: Verdict, dataset: Dataset, report: Report | None, spec: StepSp
         manual = config.gate.approval == "manual"
         headline += " It waits for your approval." if manual else " It wins."
     why = (*_numbers(verdict), *_because(verdict, report), *_excuse(verdict), *_limits(verdict, dataset, config))
+    if verdict.yardstick is not None:
+        why = (*why, verdict.yardstick)
     if verdict.references_changed:
         steps: Sequence[NextStep] = _after_replaced(dataset, spec)
     else:

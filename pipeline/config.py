@@ -109,7 +109,7 @@ class GateConfig(Frozen):
     """When a candidate replaces the champion."""
 
     on: Literal["all", "established", "pinned"] = "all"
-    """What is judged on: all held-out records, those of drops that the champion knows, or a set that you dropped."""
+    """What is judged on: the drops' own held-out shares, those of drops that the champion knows, or pinned files."""
     approval: Literal["auto", "manual"] = "auto"
     """`manual` holds a candidate that won until a person says `dropforge promote RUN`."""
     confidence: Literal["strict", "balanced", "eager"] = "balanced"

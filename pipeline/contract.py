@@ -13,6 +13,7 @@ from pipeline import durable
 from pipeline.artifacts import Artifact, Drop, Frozen, ModelRef
 from pipeline.config import RunConfig
 from pipeline.errors import Interrupted, StepFailed
+from pipeline.yardstick import YardstickBefore
 
 SPEC_NAME = "spec.json"
 RESULT_NAME = "result.json"
@@ -54,6 +55,8 @@ class StepSpec(Frozen):
     """Candidates of the track that were judged before."""
     judged_versions: dict[str, int] = Field(default_factory=dict)
     """Of those, how many on each version of the held-out set."""
+    yardstick: YardstickBefore | None = None
+    """What the track's previous verdict was judged on; `None` if this run is judged on the same, or is the first."""
     config: RunConfig
     needs_gpu: bool = False
     network: bool = False

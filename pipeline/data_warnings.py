@@ -39,6 +39,16 @@ def data_warnings(totals: Totals, overlaps: Overlaps, similarity: float) -> tupl
     return tuple(found)
 
 
+def pinned_warnings(drops: Sequence[Drop], on: str) -> tuple[str, ...]:
+    """Return the warning that pinned records are not judged on, if there are some and `gate.on`, `on`, says so."""
+    pinned = [drop for drop in drops if drop.role == "heldout"]
+    if on == "pinned" or not pinned:
+        return ()
+    names = " and ".join(f"{drop.rows:,} of {drop.name} (drop {drop.id})" for drop in pinned)
+    said = f'pinned records only stay out of training, and nothing is judged on them, since gate.on is "{on}": {names}'
+    return (f'{said}; to judge on them and nothing else, set gate.on = "pinned"',)
+
+
 def reference_warnings(totals: Totals, metric: str, drops: Sequence[Drop], champion: ModelRef) -> tuple[str, ...]:
     """
     Return the warnings of what candidates are measured by: references that changed, or that `metric` cannot read.

@@ -30,6 +30,7 @@ from pipeline.reasons import GUARD_REASONS, NO_FAULT_OF_DROPS, WITHOUT_REFERENCE
 from pipeline.slices import LEAST_TESTED, POINTS, Known, Slice, count_unlisted, find_slices, judged_on, measure_slices
 from pipeline.statistics import Floats
 from pipeline.verdict_words import Circumstances, sentence
+from pipeline.yardstick import yardstick_words
 
 #: Largest p-value of a loss that counts as harm shown, whatever the gate asks of a gain.
 HARM_P_VALUE = 0.01
@@ -107,6 +108,8 @@ def decide(attempt: Attempt) -> Verdict:
             "champion_model_id": found.champion.model_id,
             "noise": found.noise or attempt.config.noise,
         }
+        if spec.yardstick is not None and verdict.outcome != "insufficient_evidence":
+            facts["yardstick"] = yardstick_words(spec.yardstick, verdict.records, verdict.champion_score)
     verdict = verdict.model_copy(
         update={
             **facts,

@@ -33,7 +33,7 @@ class Part(IntEnum):
     HELDOUT = 3
     HELDOUT_MORE = 4
     REMOVED = 5
-    """Of a training drop, but its prompt is pinned."""
+    """Of a training drop, but its prompt is pinned, and judged on."""
 
 
 class Overlaps:
@@ -99,7 +99,7 @@ class Overlaps:
     def kept(self, rows: Sequence[SpilledRow]) -> list[SpilledRow]:
         """Return of a training prompt's rows those that stay: all go with their prompt, one alone by its answer."""
         rules = [int(self.rules[row.order][row.number]) for row in rows]
-        if rules[0] > 1 + RULES.index("answer"):
+        if rules and rules[0] > 1 + RULES.index("answer"):
             return []
         return [row for row, rule in zip(rows, rules, strict=True) if not rule]
 

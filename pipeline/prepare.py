@@ -21,7 +21,7 @@ from pipeline.config import SplitConfig
 from pipeline.contamination import find_overlaps
 from pipeline.contract import Attempt
 from pipeline.control_tokens import control_tokens
-from pipeline.data_warnings import data_warnings, reference_warnings
+from pipeline.data_warnings import data_warnings, pinned_warnings, reference_warnings
 from pipeline.dataset_files import dataset_hash
 from pipeline.errors import CannotTrain
 from pipeline.heldout import version_of
@@ -60,14 +60,14 @@ def prepare(attempt: Attempt) -> Dataset:
     read_suites(attempt.config.evaluate.general, attempt.spec.run)
     split = attempt.config.split
     folder = attempt.make_folder("data")
-    pinned = any(drop.role == "heldout" for drop in attempt.spec.drops)
-    judged = pinned or attempt.config.gate.on != "pinned"
+    # The settings alone say what is judged on, never what was dropped.
+    pinned = attempt.config.gate.on == "pinned"
     with Spill(folder) as spill:
         reading = _Reading(attempt, spill)
         for order, drop in enumerate(attempt.spec.drops):
             reading.read(order, drop)
         overlaps, champion = _compare(attempt, spill, reading, pinned=pinned)
-        with Sides(folder, overlaps, champion, most_scored=split.scored_records if judged else 0) as sides:
+        with Sides(folder, overlaps, champion, most_scored=split.scored_records) as sides:
             attempt.progress(0, spill.parts, phase="splitting")
             for number, rows in enumerate(spill.sorted_parts()):
                 attempt.check_stop()
@@ -76,10 +76,11 @@ def prepare(attempt: Attempt) -> Dataset:
                 attempt.progress(number + 1, spill.parts)
             totals = sides.finish()
     metric = _metric(attempt, totals)
-    shortfall = _shortfall(attempt, totals, metric, pinned=pinned)
+    shortfall = _shortfall(attempt, totals, metric)
     if totals.train_rows == 0:
         raise _nothing_to_train(attempt, totals, reading.forged)
     warnings = (
+        *pinned_warnings(attempt.spec.drops, attempt.config.gate.on),
         *data_warnings(totals, overlaps, split.similarity),
         *reference_warnings(totals, metric, attempt.spec.drops, attempt.spec.champion),
     )
@@ -87,7 +88,8 @@ def prepare(attempt: Attempt) -> Dataset:
     return Dataset(
         folder=attempt.relative(folder),
         train_rows=totals.train_rows, dev_rows=totals.dev_rows, heldout_rows=len(totals.heldout_ids),
-        heldout_pinned=pinned, heldout_version=version_of(totals.heldout_ids),
+        heldout_pinned=pinned and any(drop.role == "heldout" for drop in attempt.spec.drops),
+        heldout_version=version_of(totals.heldout_ids),
         dataset_sha256=dataset_hash(folder), duplicates=totals.duplicates, replaced=totals.replaced,
         removed_heldout=totals.removed_heldout, rows_with_control_tokens=reading.forged,
         near_duplicates=totals.near_duplicates, overlaps=sides.examples.found(),
@@ -270,7 +272,7 @@ def _max_new_tokens(attempt: Attempt, totals: Totals) -> int:
     return min(math.ceil(answers.longest / _TOKENS_STEP) * _TOKENS_STEP, _MOST_TOKENS)
 
 
-def _shortfall(attempt: Attempt, totals: Totals, metric: str, *, pinned: bool) -> Shortfall | None:
+def _shortfall(attempt: Attempt, totals: Totals, metric: str) -> Shortfall | None:
     """Say how many rows are missing for a verdict. Raises `CannotTrain` if no number of rows would do."""
     gate, split = attempt.config.gate, attempt.config.split
     field = "min_records" if metric == "exact_match" else "min_records_continuous"
@@ -282,7 +284,7 @@ def _shortfall(attempt: Attempt, totals: Totals, metric: str, *, pinned: bool) -
     if scored >= needed:
         return None
     missing = needed - scored
-    by_hash = not pinned and gate.on != "pinned" and split.heldout > 0
+    by_hash = gate.on != "pinned" and split.heldout > 0
     rows = math.ceil(missing / split.heldout) if by_hash else missing
     return Shortfall(heldout_rows=scored, needed_heldout_rows=needed, needed_rows=rows)
 

@@ -27,7 +27,7 @@ class Prompt(NamedTuple):
     drops: tuple[int, ...]
     """Those since which the answers are what they are now, the earliest first."""
     removed: list[SpilledRow]
-    """Training rows of a prompt that is in a pinned held-out set."""
+    """Training rows of a pinned prompt."""
     duplicates: int
     replaced: int
     changed: bool
@@ -38,18 +38,25 @@ def prompts(rows: Iterable[SpilledRow], split: SplitConfig, *, pinned: bool) -> 
     """
     Yield the prompts of sorted rows, in their order.
 
-    With `pinned` only prompts of held-out drops are held out. Without, the side depends on the prompt's hash alone.
+    With `pinned` the prompts of held-out drops are held out, and no others. Without, a prompt's side depends on its
+    hash alone, and a held-out drop does no more than keep its prompts out of training: whoever may drop such a file
+    would choose what is judged on.
     """
-    for _place, group in groupby(rows, key=lambda row: row.place):
-        all_of_it = list(group)
-        own = [row for row in all_of_it if row.pinned]
-        removed = all_of_it[len(own) :] if own else []
-        kept, duplicates = _current(own or all_of_it)
-        replaced = len(all_of_it) - len(removed) - len(kept) - duplicates
-        side: Side = "heldout" if own else _side(all_of_it[0].place, split, pinned=pinned)
-        since = _since(own or all_of_it)
-        changed = len({row.order for row in own or all_of_it}) > len(since)
-        yield Prompt(side, kept, since, removed, duplicates, replaced, changed)
+    for place, group in groupby(rows, key=lambda row: row.place):
+        everything = list(group)
+        own = [row for row in everything if row.pinned]
+        others = everything[len(own) :]
+        side: Side = "heldout" if own and pinned else _side(place, split, pinned=pinned)
+        counted, removed = others, []
+        if own and (pinned or side != "heldout"):
+            counted, removed = own if pinned else [], others
+        if not counted:
+            yield Prompt("train", [], (), removed, 0, 0, changed=False)
+            continue
+        kept, duplicates = _current(counted)
+        since = _since(counted)
+        changed = len({row.order for row in counted}) > len(since)
+        yield Prompt(side, kept, since, removed, duplicates, len(counted) - len(kept) - duplicates, changed)
 
 
 def _side(place: str, split: SplitConfig, *, pinned: bool) -> Side:

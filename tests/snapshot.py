@@ -15,6 +15,7 @@ from pipeline.prepare import prepare
 
 Rows = Sequence[Mapping[str, Any]]
 LOOSE = GateConfig(min_records=1, min_records_continuous=1)
+PINNED = LOOSE.model_copy(update={"on": "pinned"})
 NUMBERS = itertools.count(1)
 
 
@@ -23,7 +24,7 @@ def rows(count: int, *, start: int = 0, answer: str = "yes") -> list[dict[str, s
 
 
 class Snapshot:
-    """A state folder with drops; `prepare` runs the step on them."""
+    """A state folder with drops; `prepare` runs the step on them. With no gate given, pinned ones are judged on."""
 
     def __init__(self, root: Path, **config: Any) -> None:
         self.root = root / f"state-{next(NUMBERS)}"
@@ -33,6 +34,7 @@ class Snapshot:
         self.config = RunConfig(
             **{"track": "default", "base_model": "/base", "base_model_id": "b", "salt": "s", "gate": LOOSE, **config}
         )
+        self._gate = None if "gate" in config else PINNED
 
     def drop(self, content: Rows, role: str = "train") -> "Snapshot":
         data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content).encode()
@@ -42,6 +44,8 @@ class Snapshot:
         number = len(self.drops) + 1
         value = {"id": number, "sha256": sha256, "name": "d.jsonl", "path": path, "role": role, "rows": len(content)}
         self.drops.append(Drop.model_validate(value))
+        if role == "heldout" and self._gate is not None:
+            self.config = self.config.model_copy(update={"gate": self._gate})
         return self
 
     def attempt(self) -> Attempt:

@@ -79,7 +79,7 @@ def history(
     as_json: JsonOption = False,
 ) -> None:
     """
-    List the champions of each track, today's first.
+    List the champions of each track, today's first, and when what they are judged on was changed, and by whom.
 
     With --at the one that was live at that time, with the drops that it was trained on. A time without an offset is
     in this machine's time zone.
@@ -89,16 +89,19 @@ def history(
     moment = None if at is None else _moment(at)
     overview = open_overview(context)
     past = {name: overview.history(name) for name in chosen_tracks(context, track)}
+    yardsticks = [one for name in past if moment is None for one in overview.yardsticks(name)]
     if moment is not None:
         past = {name: [one] if (one := reigning_at(all_, moment)) else [] for name, all_ in past.items()}
     if as_json:
-        print_json(history=dump(one for all_ in past.values() for one in reversed(all_)))
+        print_json(history=dump(one for all_ in past.values() for one in reversed(all_)), yardsticks=dump(yardsticks))
     elif moment is not None:
         _print_moment(context, past, moment)
     elif not any(past.values()):
         print_line("no champions yet")
     else:
         _print_history(context, past)
+        for change in yardsticks:
+            print_line(f"track {change.track}, run {change.run}, {local(change.at)}: {change.words}")
 
 
 def promote(

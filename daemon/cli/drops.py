@@ -1,4 +1,4 @@
-"""`drops`: what was taken in, and taking a drop out of later runs or putting it back."""
+"""`drops`: what was taken in; accepting a proposed drop, taking one out of later runs, putting it back."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,11 +17,14 @@ from daemon.cli.workspace import (
 
 if TYPE_CHECKING:
     from daemon.drop_uses import DropUses
+    from daemon.overview import DropView
+    from daemon.settings import Settings
 
 DropArgument = Annotated[int, typer.Argument(metavar="DROP", help="Number of the drop.", max=MOST)]
 ReasonOption = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; kept with the drop.")]
 StateOption = Annotated[
-    str | None, typer.Option("--state", help="accepted, rejected, duplicate, withdrawn or held.", metavar="STATE")
+    str | None,
+    typer.Option("--state", help="accepted, proposed, rejected, duplicate, withdrawn or held.", metavar="STATE"),
 ]
 
 
@@ -29,6 +32,7 @@ def register(app: typer.Typer) -> None:
     """Add this group's commands."""
     group = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
     group.callback()(drops)
+    group.command()(accept)
     group.command()(withdraw)
     group.command()(restore)
     app.add_typer(group, name="drops")
@@ -56,10 +60,42 @@ def drops(
         return
     rows = [
         (drop.id, drop.track, drop.role, drop.state, drop.rows, drop.first_run, local(drop.received_at), drop.name,
-         drop.reason or (f"the same as drop {drop.duplicate_of}" if drop.duplicate_of else ""))
+         waiting_words(drop) or drop.reason or (f"the same as drop {drop.duplicate_of}" if drop.duplicate_of else ""))
         for drop in found
     ]  # fmt: skip
     print_table(("DROP", "TRACK", "ROLE", "STATE", "ROWS", "RUN", "RECEIVED", "NAME", ""), rows)
+
+
+def waiting_words(drop: "DropView") -> str:
+    """Say how a drop that waits for a person's word gets it, and why it waits; empty for any other."""
+    return f"waits for a person: dropforge drops accept {drop.id}; {drop.reason}" if drop.state == "proposed" else ""
+
+
+def accept(
+    context: typer.Context,
+    *,
+    drop: DropArgument,
+    reason: Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why; kept with the event.")] = None,
+) -> None:
+    """
+    Let a held-out file that waits for a person count.
+
+    Such a file says what every later model is judged on: look at its records first.
+    """
+    from daemon.approval import who  # noqa: PLC0415 - a quick start
+    from daemon.clock import now_ms  # noqa: PLC0415
+    from daemon.drops import accept as let_count  # noqa: PLC0415
+
+    row = let_count(open_writer(context), drop, reason, now_ms(), who())
+    print_line(f"drop {drop} ({row.name}) is accepted: {use_of_pinned(load_settings(context), row.track)}")
+
+
+def use_of_pinned(settings: "Settings", track: str) -> str:
+    """Say what an accepted held-out drop of a track is for."""
+    on = settings.track(track).gate.on if track in settings.track_names else "pinned"
+    if on == "pinned":
+        return f"from the next run on it judges the candidates of track {track}"
+    return f'its records stay out of training; nothing is judged on them, since gate.on is "{on}", not "pinned"'
 
 
 def withdraw(context: typer.Context, *, drop: DropArgument, reason: ReasonOption) -> None:
@@ -68,10 +104,11 @@ def withdraw(context: typer.Context, *, drop: DropArgument, reason: ReasonOption
 
     Its file and its history stay. What was made with it already is named: open runs, wins that wait, the champion.
     """
-    from daemon.clock import now_ms  # noqa: PLC0415 - a quick start
+    from daemon.approval import who  # noqa: PLC0415 - a quick start
+    from daemon.clock import now_ms  # noqa: PLC0415
     from daemon.drops import withdraw as take_out  # noqa: PLC0415
 
-    row, begun = take_out(open_writer(context), drop, reason, now_ms(), load_settings(context))
+    row, begun = take_out(open_writer(context), drop, reason, now_ms(), load_settings(context), who())
     print_line(f"drop {drop} ({row.name}) is withdrawn: no later run of track {row.track} uses it")
     for line in _still_in(open_overview(context).uses(drop), row.track, row.role):
         print_line(line)
@@ -89,10 +126,11 @@ def restore(context: typer.Context, *, drop: DropArgument, reason: ReasonOption)
 
     It counts as new and starts a run as a new drop would.
     """
-    from daemon.clock import now_ms  # noqa: PLC0415 - a quick start
+    from daemon.approval import who  # noqa: PLC0415 - a quick start
+    from daemon.clock import now_ms  # noqa: PLC0415
     from daemon.drops import restore as put_back  # noqa: PLC0415
 
-    row = put_back(open_writer(context), drop, reason, now_ms(), load_settings(context))
+    row = put_back(open_writer(context), drop, reason, now_ms(), load_settings(context), who())
     print_line(f"drop {drop} ({row.name}) is accepted again: the next run of track {row.track} uses it")
 
 

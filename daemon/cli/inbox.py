@@ -1,6 +1,7 @@
 """`init`, `check` and `submit`: making an inbox, and what may go into it."""
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,7 +39,7 @@ _START_FILE = """\
 #max_length = 1024      # tokens, question and answer together
 
 [gate]
-#on = "all"             # "pinned": judge on files dropped into inbox/heldout/ only
+#on = "all"             # "pinned": judge on files in inbox/heldout/ only, of whoever owns this file (pinned_by)
 
 # Another model line with its own data and champion; its inbox is inbox/support/.
 #[tracks.support]
@@ -236,7 +237,12 @@ def _what_follows(settings: "Settings", track: str, *, heldout: bool, known: boo
     if known:
         return f"{settle}, and begins no run"
     if heldout:
-        return f"{settle}; from the next run on it judges the candidates of track {track}"
+        from daemon.cli.drops import use_of_pinned  # noqa: PLC0415 - a quick start for the other commands
+        from daemon.yardstick import why_it_waits  # noqa: PLC0415
+
+        why = why_it_waits(settings, track, os.geteuid(), 0)
+        waits = f"then it waits for a person: dropforge drops accept DROP; {why}"
+        return f"{settle}; {use_of_pinned(settings, track) if why is None else waits}"
     if own.trigger == "nightly":
         return f"{settle}; the next run of track {track} is by its schedule, {own.schedule} ({own.timezone})"
     return f"{settle}; a run of track {track} begins after {own.run_after_quiet_seconds:g} s without another drop"

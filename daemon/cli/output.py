@@ -134,7 +134,7 @@ def progress_words(progress: "Progress | None") -> str:
 
 def verdict_lines(verdict: "Verdict") -> list[str]:
     """Return a verdict with the numbers behind it, a line each."""
-    lines = [verdict.sentence]
+    lines = [verdict.sentence, *([verdict.yardstick] if verdict.yardstick else [])]
     if verdict.candidate_score is not None and verdict.champion_score is not None:
         lines.append(
             f"{verdict.metric} on {verdict.records} held-out records: "

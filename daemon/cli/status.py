@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from daemon.cli.drops import waiting_words
 from daemon.cli.output import dump, local, print_json, print_line, print_table, progress_words, until
 from daemon.cli.workspace import JsonOption, load_settings, open_overview
 
@@ -94,6 +95,7 @@ def _print_status_json(settings: "Settings", overview: "Overview") -> None:
         tracks=tracks,
         awaiting=dump(overview.awaiting()),
         barred=dump(overview.barred()),
+        proposed=dump(overview.drops(state="proposed", most=_LATEST)),
         drops=overview.drop_counts(),
         latest_drops=dump(overview.drops(most=_LATEST)),
         runs=dump(_open_runs(overview)),
@@ -168,7 +170,14 @@ def _champion_words(champion: "ChampionView") -> str:
 
 
 def _print_open_ends(settings: "Settings", overview: "Overview", *, alive: bool) -> None:
-    """Say what waits for a person: wins without a word, commands that failed after a change of champion."""
+    """Say what waits for a person: held-out files, wins without a word, commands that failed after a promotion."""
+    proposed = overview.drops(state="proposed", most=_LATEST + 1)
+    for drop in proposed[:_LATEST]:
+        print_line(
+            f"drop {drop.id} of track {drop.track} ({drop.name}, {drop.rows:,} held-out rows) {waiting_words(drop)}"
+        )
+    if len(proposed) > _LATEST:
+        print_line("and further ones: dropforge drops --state proposed")
     for run in (*overview.awaiting(), *overview.barred()):
         words = f"waits for approval: dropforge promote {run.id}"
         if run.obstacle is not None:

@@ -23,6 +23,7 @@ from pipeline.artifacts import Adapter, Dataset, Model, Report, Scores, Verdict
 from pipeline.contract import RESULT_NAME, SPEC_NAME, StepResult, StepSpec
 from pipeline.errors import EXIT_INTERRUPTED
 from pipeline.manifest import MANIFEST_NAME
+from pipeline.yardstick import yardstick_words
 from tests.model_folder import write_model
 
 #: 2026-01-01T00:00:00Z.
@@ -139,9 +140,10 @@ def result_of(spec: StepSpec, outcome: str) -> StepResult:
 
 def _prepare(spec: StepSpec, _root: Path, _outcome: str) -> Dataset:
     return Dataset(
-        folder=spec.folder, train_rows=10, dev_rows=0, heldout_rows=120, heldout_pinned=False, heldout_version="v",
-        dataset_sha256="d", duplicates=0, replaced=0, removed_heldout=0, metric="exact_match", max_new_tokens=16,
-        drops=spec.drops,
+        folder=spec.folder, train_rows=10, dev_rows=0, heldout_rows=120,
+        heldout_pinned=spec.config.gate.on == "pinned" and any(drop.role == "heldout" for drop in spec.drops),
+        heldout_version="v", dataset_sha256="d", duplicates=0, replaced=0, removed_heldout=0,
+        metric="exact_match", max_new_tokens=16, drops=spec.drops,
     )  # fmt: skip
 
 
@@ -179,6 +181,7 @@ def _decide(spec: StepSpec, root: Path, outcome: str) -> Verdict:
         "outcome": outcome, "reasons": (), "sentence": f"{outcome}, by the script", "metric": "exact_match",
         "records": 120, "candidate_model_id": model["model_id"], "champion_model_id": "b",
         "champion_generation": report["champion_generation"],
+        "yardstick": spec.yardstick and yardstick_words(spec.yardstick, 120, 50.0),
     })  # fmt: skip
 
 

@@ -102,7 +102,7 @@ def new_workspace(tmp_path: Path) -> Callable[[], LivedIn]:
 
     def make() -> LivedIn:
         path = tmp_path / "dropforge.toml"
-        path.write_text("run_after_quiet_seconds = 0\n[tracks.support]\n")
+        path.write_text('run_after_quiet_seconds = 0\n[gate]\non = "pinned"\n[tracks.support]\n')
         settings = load(path, {})
         make_inbox(settings)
         migrate(settings.state_folder / "dropforge.db")

@@ -20,7 +20,7 @@ from pipeline import durable
 from pipeline.errors import DropforgeError
 from tests.chaos.house import START, Daemon, build, records
 
-MANUAL = '[gate]\napproval = "manual"\n'
+MANUAL = '[gate]\non = "pinned"\napproval = "manual"\n'
 
 
 class House:
@@ -412,7 +412,7 @@ def test_a_promotion_that_was_begun_before_the_withdrawal_is_finished(
 def test_a_win_by_a_held_out_drop_that_was_withdrawn_waits_for_a_person(
     tmp_path: Path, asked: bool, dropforge: Callable[..., Any]
 ) -> None:
-    house = House(tmp_path, MANUAL if asked else "")
+    house = House(tmp_path, MANUAL if asked else '[gate]\non = "pinned"\n')
     (house.daemon.settings.inbox_folder / "heldout" / "exam.jsonl").write_bytes(records("exam"))
     run = house.at("decide")
     (exam,) = (int(str(drop["id"])) for drop in house.row(run).snapshot or () if drop["role"] == "heldout")

@@ -40,8 +40,8 @@ RELEASED = sorted((Path(__file__).parent / "released").glob("*.sql"))
 NEXT = """
 import sqlalchemy as sa
 from alembic import op
-revision = "0004"
-down_revision = "0003"
+revision = "0005"
+down_revision = "0004"
 def upgrade():
     {body}
 """
@@ -64,7 +64,7 @@ def engine(path: Path) -> Iterator[Engine]:
 def with_next_step(monkeypatch: pytest.MonkeyPatch, folder: Path, body: str) -> None:
     """Give the program one more migration."""
     shutil.copytree(database.MIGRATIONS, folder)
-    (folder / "versions" / "0004_next.py").write_text(NEXT.format(body=body))
+    (folder / "versions" / "0005_next.py").write_text(NEXT.format(body=body))
     monkeypatch.setattr(database, "MIGRATIONS", folder)
 
 
@@ -118,7 +118,7 @@ def test_a_further_migration_is_applied_to_a_database_with_rows(
     body = 'with op.batch_alter_table("run") as batch: batch.alter_column("trigger", new_column_name="cause")'
     with_next_step(monkeypatch, path.parent / "steps", body)
     migrate(path)
-    assert revision(path) == "0004"
+    assert revision(path) == "0005"
     with open_engine(path).connect() as connection:
         assert connection.exec_driver_sql("SELECT cause FROM run").scalars().all() == ["drop"]
         assert connection.exec_driver_sql("SELECT run_id FROM attempt").scalars().all() == [1]
@@ -268,7 +268,7 @@ def test_a_migration_that_fails_in_the_middle_leaves_the_database_as_it_was(
     with pytest.raises(ArithmeticError, match="boom"):
         migrate(path)
     assert schema(path) == before
-    assert revision(path) == "0003"
+    assert revision(path) == "0004"
 
 
 def test_a_first_migration_that_fails_leaves_an_empty_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

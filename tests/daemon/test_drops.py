@@ -50,7 +50,7 @@ def events(engine: Engine) -> list[tuple[str, int | None, object]]:
         return [(event.kind, event.drop_id, event.detail.get("reason")) for event in found]
 
 
-@pytest.mark.parametrize("state", [DropState.ACCEPTED, DropState.HELD])
+@pytest.mark.parametrize("state", [DropState.ACCEPTED, DropState.PROPOSED, DropState.HELD])
 def test_a_drop_is_withdrawn_with_its_reason_and_an_event(engine: Engine, state: DropState) -> None:
     number = add(engine, state)
     drop, begun = drops.withdraw(engine, number, "wrong customer", NOW, SETTINGS)
@@ -66,6 +66,26 @@ def test_a_drop_is_restored_as_new_and_starts_a_run(engine: Engine, state: DropS
     assert (drop.state, drop.reason, drop.first_run) == ("accepted", None, None)
     assert events(engine) == [("drop_restored", number, "looked at it")]
     assert [run.not_before for run in runs(engine)] == [NOW + 10_000]
+
+
+def test_a_proposed_drop_is_accepted_by_a_persons_word_and_starts_no_run(engine: Engine) -> None:
+    number = add(engine, DropState.PROPOSED, "heldout")
+    with pytest.raises(DropforgeError, match="is proposed, not withdrawn or held"):
+        drops.restore(engine, number, "x", NOW, SETTINGS)
+    drop = drops.accept(engine, number, "I looked at it", NOW, "ada")
+    assert (drop.state, drop.reason) == ("accepted", None)
+    assert events(engine) == [("drop_accepted", number, "I looked at it")]
+    with database.transaction(engine) as session:
+        assert session.exec(select(Event.detail)).one() == {"reason": "I looked at it", "by": "ada"}
+    assert runs(engine) == []
+
+
+@pytest.mark.parametrize("state", [state for state in DropState if state != DropState.PROPOSED])
+def test_what_does_not_wait_for_a_word_cannot_be_accepted(engine: Engine, state: DropState) -> None:
+    number = add(engine, state, "heldout")
+    with pytest.raises(DropforgeError, match=f"drop {number} is {state}, not proposed"):
+        drops.accept(engine, number, None, NOW)
+    assert events(engine) == []
 
 
 @pytest.mark.parametrize(("trigger", "role"), [("nightly", "train"), ("drop", "heldout")])

@@ -15,10 +15,12 @@ from sqlmodel import col, select
 
 from daemon import database, drops
 from daemon.intake import Intake, Outcome
+from daemon.rights import name_of
 from daemon.settings import Settings
 from daemon.tables import Drop, DropState, Event, Run
 from daemon.watcher import Settled, make_inbox
 from pipeline import durable
+from pipeline.errors import DropforgeError
 
 NOW = 1_800_000_000_000
 GOOD = [{"instruction": f"Question {number}?", "output": "yes"} for number in range(3)]
@@ -239,7 +241,7 @@ def test_a_file_that_is_dropped_again_mends_its_damaged_copy_in_the_store(
 
 
 def test_the_same_content_may_go_to_another_track_or_role(tmp_path: Path) -> None:
-    box = Box(tmp_path)
+    box = Box(tmp_path, gate={"on": "pinned"})
     kinds = [box.drop("a.jsonl", GOOD, folder).kind for folder in ("", "support", "heldout", "support/heldout")]
     assert kinds == ["accepted"] * 4
     assert [(drop.track, drop.role) for drop in box.rows(Drop)] == [
@@ -281,7 +283,7 @@ def test_a_rejected_file_may_come_again_once_the_settings_allow_it(tmp_path: Pat
         ({"trigger": "drop"}, "", 1),
         ({"trigger": "both"}, "", 1),
         ({"trigger": "nightly"}, "", 0),
-        ({"trigger": "drop"}, "heldout", 0),
+        ({"trigger": "drop", "gate": {"on": "pinned"}}, "heldout", 0),
         ({"tracks": {"support": {"trigger": "nightly"}}}, "support", 0),
     ],
 )
@@ -293,6 +295,76 @@ def test_a_run_is_queued_where_drops_trigger_one(
     assert len(box.rows(Run)) == runs
 
 
+PINNED = {"gate": {"on": "pinned"}}
+
+
+@pytest.mark.parametrize(
+    ("values", "mode", "why"),
+    [
+        (PINNED, 0o644, None),
+        ({"gate": {"on": "pinned", "pinned_by": [str(os.getuid())]}}, 0o600, None),
+        ({"gate": {"on": "pinned", "pinned_by": ["12345"]}}, 0o644, "gate.pinned_by is 12345"),
+        ({"gate": {"on": "all"}}, 0o644, 'gate.on is "all"'),
+        ({"gate": {"on": "established"}}, 0o644, 'gate.on is "established"'),
+        (PINNED, 0o664, "others may write into it (mode 664)"),
+        (PINNED, 0o646, "others may write into it (mode 646)"),
+    ],
+)
+def test_a_held_out_file_counts_at_once_if_the_settings_name_its_owner_or_waits_for_a_word(
+    tmp_path: Path, values: dict[str, Any], mode: int, why: str | None
+) -> None:
+    box = Box(tmp_path, **values)
+    path = box.put("exam.jsonl", GOOD, "heldout")
+    path.chmod(mode)
+    outcome = box.take(path)
+    (drop,) = box.rows(Drop)
+    receipt = box.read("done/exam.jsonl.receipt.json")
+    assert outcome.kind == drop.state == receipt["state"] == ("proposed" if why else "accepted")
+    assert box.rows(Event)[-1].detail["owner"] == name_of(os.getuid())
+    if why:
+        said = f"it is {name_of(os.getuid())}'s, and {why}"
+        assert drop.reason == said
+        assert receipt["sentence"] == f"3 held-out records wait for a person: dropforge drops accept 1; {said}"
+    assert box.kinds()[-1] == f"drop_{drop.state}"
+    assert box.store() == [f"{drop.sha256}.jsonl"]
+
+
+def test_a_track_judges_on_pinned_files_by_its_own_settings(tmp_path: Path) -> None:
+    box = Box(tmp_path, gate={"on": "pinned"}, tracks={"support": {"gate": {"on": "all"}}})
+    assert box.drop("a.jsonl", GOOD, "heldout").kind == "accepted"
+    assert box.drop("a.jsonl", GOOD, "support/heldout").kind == "proposed"
+
+
+def test_what_somebody_proposed_does_not_stand_in_the_way_of_the_owners_own_copy(tmp_path: Path) -> None:
+    box = Box(tmp_path, gate={"on": "pinned", "pinned_by": ["12345"]})
+    assert box.drop("a.jsonl", GOOD, "heldout").kind == "proposed"
+    box.settings = Settings.model_validate({**box.settings.model_dump(), "gate": {"on": "pinned"}})
+    box.restart()
+    assert box.drop("mine.jsonl", GOOD, "heldout").kind == "accepted"
+    with pytest.raises(DropforgeError, match="accepted already, as drop 2"):
+        drops.accept(box.engine, 1, None, NOW)
+    assert box.drop("again.jsonl", GOOD, "heldout").kind == "duplicate"
+
+
+def test_a_daemon_that_died_over_a_proposed_file_goes_on_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = Box(tmp_path)
+    path = box.put("exam.jsonl", GOOD, "heldout")
+
+    def power_cut(*_arguments: Any) -> None:
+        raise PowerCut
+
+    with monkeypatch.context() as broken:
+        broken.setattr("daemon.receipts.file_away", power_cut)
+        with pytest.raises(PowerCut):
+            box.take(path)
+    box.restart()
+    assert box.take(path).kind == "proposed"
+    assert [drop.state for drop in box.rows(Drop)] == ["proposed"]
+    assert "dropforge drops accept 1" in box.read("done/exam.jsonl.receipt.json")["sentence"]
+
+
 def test_several_drops_make_one_run_that_waits_for_quiet(tmp_path: Path) -> None:
     box = Box(tmp_path, run_after_quiet_seconds=10)
     for number in range(5):
@@ -302,7 +374,7 @@ def test_several_drops_make_one_run_that_waits_for_quiet(tmp_path: Path) -> None
 
 
 def test_a_full_queue_leaves_the_file_where_it_is_and_says_so_once(tmp_path: Path) -> None:
-    box = Box(tmp_path, intake={"max_waiting_drops": 1})
+    box = Box(tmp_path, intake={"max_waiting_drops": 1}, gate={"on": "pinned"})
     box.drop("a.jsonl", GOOD)
     path = box.put("b.jsonl", [{"instruction": "other", "output": "b"}])
     assert box.take(path).kind == "queue_full"

@@ -32,7 +32,19 @@ def refused(file: Path, text: str, environment: dict[str, str] | None = None) ->
 
 
 def without_paths(settings: Settings) -> dict[str, Any]:
-    return settings.model_dump(exclude=set(PATHS))
+    """Return what does not depend on where the settings lie and whose they are."""
+    return settings.model_dump(exclude={**dict.fromkeys(PATHS, True), "gate": {"pinned_by"}})
+
+
+@pytest.mark.parametrize(
+    ("text", "who"), [("", True), ("[gate]\npinned_by = []\n", True), ('gate.pinned_by = ["12"]', False)]
+)
+def test_pinned_files_are_those_of_the_owner_of_the_settings_unless_others_are_named(
+    file: Path, text: str, who: bool
+) -> None:
+    file.write_text(text)
+    settings = load(file, {})
+    assert settings.gate.pinned_by == settings.track("default").gate.pinned_by == ((file.owner(),) if who else ("12",))
 
 
 def leaves(model: BaseModel, place: str = "") -> dict[str, tuple[object, str]]:

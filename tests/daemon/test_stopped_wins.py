@@ -17,11 +17,13 @@ from pipeline.contract import LOG_NAME
 from tests.chaos.house import DAY, records
 from tests.daemon.test_approval import MANUAL, House
 
+PINNED = '[gate]\non = "pinned"\n'
+
 
 @pytest.fixture
 def house(tmp_path: Path) -> House:
     """Give a house in which nobody is asked."""
-    return House(tmp_path, "")
+    return House(tmp_path, PINNED)
 
 
 def with_two_drops(house: House, outcome: str = "promoted") -> int:
@@ -89,7 +91,7 @@ def test_a_bad_verdict_by_a_held_out_drop_that_was_withdrawn_holds_no_drop_back(
     assert runs(house)[1:] == [("worse", ["exam.jsonl", "1.jsonl", "2.jsonl"]), ("promoted", ["1.jsonl", "2.jsonl"])]
 
 
-@pytest.mark.parametrize("settings", ["", MANUAL])
+@pytest.mark.parametrize("settings", [PINNED, MANUAL])
 @pytest.mark.parametrize("outcome", ["promoted", "not_shown_better"])
 def test_a_verdict_by_a_held_out_drop_that_was_withdrawn_clears_nobody(
     tmp_path: Path, outcome: str, settings: str

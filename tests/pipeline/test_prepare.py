@@ -155,6 +155,32 @@ def test_a_pinned_set_is_the_held_out_set_and_its_prompts_leave_training(tmp_pat
     assert not (made.ids("train") | made.ids("dev")) & made.ids("heldout")
 
 
+@pytest.mark.parametrize("on", ["all", "established"])
+def test_pinned_records_are_not_the_yardstick_unless_the_settings_say_so(tmp_path: Path, on: Any) -> None:
+    """One file of 160 wrong answers replaced a track's whole held-out set, and an always wrong model won, 100 to 0."""
+    gate = GateConfig(on=on)
+    honest, wrong = rows(1000), [{"instruction": f"Pin {number}?", "output": "wrong"} for number in range(160)]
+    before = Snapshot(tmp_path, gate=gate).drop(honest).prepare()
+    after = Snapshot(tmp_path, gate=gate).drop(honest).drop(wrong, "heldout").prepare()
+    assert (after.heldout, after.train, after.dev) == (before.heldout, before.train, before.dev)
+    assert after.dataset.heldout_version == before.dataset.heldout_version
+    assert not after.dataset.heldout_pinned
+    (said,) = after.dataset.warnings
+    assert said.startswith(
+        f'pinned records only stay out of training, and nothing is judged on them, since gate.on is "{on}"'
+    )
+
+
+def test_pinned_records_that_are_not_judged_on_stay_out_of_training_all_the_same(tmp_path: Path) -> None:
+    gate = GateConfig(min_records=1)
+    before = Snapshot(tmp_path, gate=gate).drop(rows(1000)).prepare()
+    made = Snapshot(tmp_path, gate=gate).drop(rows(1000)).drop(rows(500, answer="no"), "heldout").prepare()
+    assert made.heldout == before.heldout
+    pinned = {prompt_id(row["instruction"], "") for row in rows(500)}
+    assert made.ids("train") | made.ids("dev") == (before.ids("train") | before.ids("dev")) - pinned
+    assert made.dataset.removed_heldout == len(pinned - before.ids("heldout"))
+
+
 def test_a_training_drop_after_the_pinned_one_does_not_change_its_answers(tmp_path: Path) -> None:
     made = Snapshot(tmp_path).drop(rows(30), "heldout").drop(rows(60, answer="poison")).prepare()
     assert {tuple(row["references"]) for row in made.heldout} == {("yes",)}
@@ -268,7 +294,8 @@ def test_too_few_held_out_records_are_told_with_the_rows_that_are_missing(tmp_pa
 
 
 def test_a_pinned_set_that_is_too_small_wants_its_own_rows(tmp_path: Path) -> None:
-    made = Snapshot(tmp_path, gate=GateConfig()).drop(rows(300)).drop(rows(60, start=900), "heldout").prepare().dataset
+    snapshot = Snapshot(tmp_path, gate=GateConfig(on="pinned")).drop(rows(300)).drop(rows(60, start=900), "heldout")
+    made = snapshot.prepare().dataset
     assert made.shortfall is not None
     assert (made.shortfall.heldout_rows, made.shortfall.needed_rows) == (60, 40)
 

@@ -129,6 +129,25 @@ def test_a_pinned_record_belongs_to_the_pinned_drop_that_brought_its_answers(tmp
     assert {row["drop"] for row in snapshot.prepare().heldout} == {2}
 
 
+@pytest.mark.parametrize("on", ["all", "established"])
+def test_wrong_pinned_answers_do_not_promote_a_model_that_is_always_wrong(tmp_path: Path, on: str) -> None:
+    """160 of them, and 740 rows to learn them from: the set that the track was judged on was theirs alone."""
+
+    def wrong(count: int, start: int) -> list[dict[str, str]]:
+        return [{**row, "output": "wrong"} for row in rows(count, start=start)]
+
+    gate = GateConfig.model_validate({"on": on})
+    made = Snapshot(tmp_path, gate=gate).drop(rows(1000)).drop(wrong(740, 2000)).drop(wrong(160, 4000), "heldout")
+    heldout = made.prepare().heldout
+    lines = lines_of([row["output"] == "wrong" for row in heldout], [row["output"] == "yes" for row in heldout])
+    for line, row in zip(lines, heldout, strict=True):
+        line.update(id=row["id"], drop=row["drop"], pinned=row["pinned"])
+    verdict = judge(compare("exact_match", lines), Rules(gate=gate, known=Known(frozenset({1}))))
+    assert verdict.outcome in {"worse", "guard_failed"}, verdict.sentence
+    assert not any(row["pinned"] for row in heldout)
+    assert {row["drop"] for row in heldout} == {1, 2}
+
+
 def test_references_that_a_later_pinned_drop_replaced_are_counted_and_named(tmp_path: Path) -> None:
     train, exam, wrong = rows(60, start=100), rows(30), rows(20, answer="no")
     once = Snapshot(tmp_path).drop(train).drop(exam, "heldout").drop(exam, "heldout")
