@@ -91,7 +91,7 @@ def test_a_strangers_pinned_file_waits_and_the_owners_counts(
     record_property("probe", [f'160 wrong answers in heldout/, gate.on = "{on}"', f"judged with {expected}", happened])
     assert used == expected
     assert yard.states() == {"mine.jsonl": "accepted" if expected else "proposed", "wrong.jsonl": "proposed"}
-    (receipt,) = (yard.inbox / "done").glob("wrong.jsonl.receipt.json")
+    (receipt,) = (yard.inbox / "done").rglob("wrong.jsonl.receipt.json")
     number = next(drop.id for drop in Overview(yard.daemon.root).drops() if drop.name == "wrong.jsonl")
     for said in (receipt.read_text(), yard.cli("drops"), yard.cli("drops", "--state", "proposed")):
         assert f"dropforge drops accept {number}" in said

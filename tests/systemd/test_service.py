@@ -22,6 +22,7 @@ from tests.systemd.installation import ROOT, SOURCE, binds, make_environment
 
 UNIT = ROOT / "systemd" / "dropforge.service"
 STATE = "var/lib/dropforge"
+DONE = "/srv/dropforge/inbox/done"
 #: Tenths of systemd-analyze's exposure level, as reached; a change that weakens the unit is seen.
 MOST_EXPOSURE = 14
 TINY = ROOT / "tests" / "tiny_llama.py"
@@ -201,10 +202,10 @@ def test_a_drop_is_promoted_though_the_service_restarts_in_training(machine: Mac
     assert published(machine, "train")["resumed_from_step"] > 0, "the restart left a checkpoint and it was used"
     assert champion(machine) == published(machine, "decide")["candidate_model_id"] != base
 
-    receipt = machine.run("runuser", "-u", "sender", "--", "ls", "/srv/dropforge/inbox/done").stdout.split()
-    assert "drop.jsonl" in receipt
+    receipt = machine.run("runuser", "-u", "sender", "--", "ls", f"{DONE}/~sender").stdout.split()
+    assert sorted(receipt) == ["drop.jsonl", "drop.jsonl.receipt.json"]
     for name in receipt:
-        machine.run("runuser", "-u", "sender", "--", "cat", f"/srv/dropforge/inbox/done/{name}")
+        machine.run("runuser", "-u", "sender", "--", "cat", f"{DONE}/~sender/{name}")
     refused = machine.run("runuser", "-u", "sender", "--", "ls", "/var/lib/dropforge", check=False)
     assert refused.returncode != 0
 
