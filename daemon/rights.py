@@ -1,4 +1,4 @@
-"""Who this process is, and whether it may write to the state folder: tried, not guessed, and nothing is left behind."""
+"""Who this process is, and what it may read and write: tried, not guessed, and nothing is left behind."""
 
 import errno
 import os
@@ -18,6 +18,17 @@ def user() -> str:
         return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
         return str(os.geteuid())
+
+
+def is_closed(path: Path) -> bool:
+    """Say whether this user may not read a file or folder; one that is not there is not closed."""
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def refusal(state_folder: Path) -> OSError | None:
