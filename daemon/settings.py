@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from daemon.cron import cron_trigger
 from daemon.settings_numbers import no_numbers, section_of
+from daemon.settings_places import absolute_paths, check_place, overlap
 from pipeline.artifacts import Frozen
 from pipeline.config import EvaluateConfig, GateConfig, GuardConfig, JudgeConfig, SplitConfig, TrainConfig
 from pipeline.contract import LIFELINE
@@ -149,6 +150,11 @@ class TrackSettings(Frozen):
     judge: JudgeConfig = JudgeConfig()
     hooks: HookSettings = HookSettings()
 
+    @field_validator("base_model")
+    @classmethod
+    def _is_a_place(cls, value: str) -> str:
+        return check_place(value)
+
     @field_validator("timezone")
     @classmethod
     def _zone_exists(cls, value: str) -> str:
@@ -196,6 +202,14 @@ class Settings(TrackSettings):
     tracks: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Tracks beside `default`, each with the settings that differ for it."""
 
+    @field_validator("inbox", "state")
+    @classmethod
+    def _is_a_folder(cls, value: str) -> str:
+        if not value.strip():
+            msg = "must name a folder of its own; left out, it is inbox or .dropforge beside the settings file"
+            raise ValueError(msg)
+        return check_place(value)
+
     @property
     def inbox_folder(self) -> Path:
         """The watched folder."""
@@ -242,12 +256,14 @@ def load(path: Path | None = None, environment: Mapping[str, str] | None = None)
         settings = Settings.model_validate(_overlay(values, variables))
     except ValidationError as error:
         raise _worded(error, str(chosen), environment) from error
-    resolved = settings.model_copy(update=_absolute_paths(settings, chosen.absolute().parent))
-    for name in resolved.tracks:
+    for name in settings.tracks:
         try:
-            resolved.track(name)
+            settings.track(name)
         except ValidationError as error:
             raise _worded(error, str(chosen), environment, ("tracks", name)) from error
+    resolved = settings.model_copy(update=absolute_paths(settings, chosen.absolute().parent))
+    variable = f"{ENV_PREFIX}INBOX"
+    _refuse_overlap(resolved, chosen, settings.inbox, variable if variable in environment else str(chosen))
     return resolved
 
 
@@ -346,30 +362,15 @@ def _check_track(name: str, overrides: Any, source: str) -> None:
     _refuse_no_numbers(overrides, TrackSettings, source, ("tracks", name))
 
 
-def _absolute_paths(settings: Settings, folder: Path) -> dict[str, Any]:
-    def absolute(value: str) -> str:
-        return str(Path(os.path.abspath(folder / Path(value).expanduser()))) if value else ""  # noqa: PTH100 - not resolve: links stay
-
-    def suite(name: str) -> str:
-        """Make a suite's own file absolute; a task of lm-eval may be a file, too."""
-        harness, task = ("lm-eval:", name.removeprefix("lm-eval:")) if name.startswith("lm-eval:") else ("", name)
-        own = task != "builtin" and (not harness or "/" in task or task.endswith((".yaml", ".yml")))
-        return harness + (absolute(task) if own else task)
-
-    def track(values: Mapping[str, Any]) -> dict[str, Any]:
-        found = dict(values)
-        if "base_model" in values:
-            found["base_model"] = absolute(values["base_model"])
-        evaluate = values.get("evaluate")
-        names = evaluate.get("general") if isinstance(evaluate, Mapping) else None
-        if isinstance(names, list) and isinstance(evaluate, Mapping):
-            found["evaluate"] = {**evaluate, "general": [suite(str(name)) for name in names]}
-        return found
-
-    paths: dict[str, Any] = {name: absolute(getattr(settings, name)) for name in ("inbox", "state", "base_model")}
-    general = tuple(map(suite, settings.evaluate.general))
-    evaluate = settings.evaluate.model_copy(update={"general": general})
-    return {**paths, "evaluate": evaluate, "tracks": {name: track(values) for name, values in settings.tracks.items()}}
+def _refuse_overlap(settings: Settings, file: Path, found: str, source: str) -> None:
+    words = overlap(settings, file)
+    if words is not None:
+        message = f"{source}: inbox: {words}"
+        hint = (
+            f"found {json.dumps(found)}; what lies in an inbox is taken for drops: give it a folder of its own, as "
+            'inbox = "inbox", apart from settings, home, state and base models'
+        )
+        raise SettingsError(message, hint)
 
 
 def _worded(
