@@ -69,7 +69,7 @@ class TrainConfig(Frozen):
     """Forward passes an optimizer step."""
     max_length: int = Field(default=1024, ge=16, json_schema_extra=at_most(16_777_216))
     """Window in tokens, prompt and answer together; longer rows are left out and counted, never cut."""
-    checkpoint_minutes: float = Field(default=5.0, gt=0, json_schema_extra=at_most(525_600, 0.01))
+    checkpoint_minutes: float = Field(default=5.0, gt=0, json_schema_extra=at_most(525_600, 0.0001))
     """Minutes between checkpoints."""
     seed: int = Field(default=42, json_schema_extra=at_most(4_294_967_295, 0))
     """Seed of initialisation and data order."""
