@@ -3,6 +3,7 @@
 import errno
 import os
 import pwd
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,10 +15,14 @@ _NO_NAMELESS = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL})
 
 def user() -> str:
     """Return who this process is for the kernel, whatever the environment says."""
+    return _name(os.geteuid())
+
+
+def _name(number: int) -> str:
     try:
-        return pwd.getpwuid(os.geteuid()).pw_name
+        return pwd.getpwuid(number).pw_name
     except KeyError:
-        return str(os.geteuid())
+        return str(number)
 
 
 def is_closed(path: Path) -> bool:
@@ -29,6 +34,29 @@ def is_closed(path: Path) -> bool:
     except OSError:
         return False
     return False
+
+
+def state_rights(folder: Path) -> Iterator[tuple[str, str]]:
+    """Yield in words, each with its remedy, who else may enter a state folder, and whose it is if not this user's."""
+    try:
+        found = folder.stat()
+    except FileNotFoundError:
+        return
+    if found.st_mode & 0o077:
+        yield f"others may enter {folder}: mode {stat.S_IMODE(found.st_mode):o}", f"chmod 700 {folder}"
+    if found.st_uid != os.geteuid():
+        owner = _name(found.st_uid)
+        words = f"{folder} belongs to user {owner}, and this is user {user()}"
+        yield words, f"ask as that user: sudo -u {owner} dropforge doctor"
+
+
+def may_replace(folder: Path) -> bool:
+    """Say whether others than a folder's owner may take away files in it that are not theirs."""
+    try:
+        mode = folder.stat().st_mode
+    except FileNotFoundError:
+        return False
+    return bool(mode & 0o022) and not mode & stat.S_ISVTX
 
 
 def refusal(state_folder: Path) -> OSError | None:
