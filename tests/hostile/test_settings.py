@@ -24,6 +24,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("inbox", ".dropforge/drops", "base/below"):
         (work / name).mkdir(parents=True)
     (work / "to-state").symlink_to(".dropforge")
+    (work / "to-drops").symlink_to(".dropforge/drops")
     (work / "to-work").symlink_to("../work")
     (tmp_path / "to-home").symlink_to("home")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -44,6 +45,7 @@ OVERLAPS = {
     'inbox = ".dropforge/not/yet/there"': "in the state folder",
     'inbox = "to-state"': "the state folder",
     'inbox = "to-state/new"': "in the state folder",
+    'inbox = "to-drops"': "in the state folder",
     'inbox = "to-work"': "the folder of the settings file",
     'inbox = ".."': "around the folder of the settings file",
     'inbox = "../../to-home"': "around the folder of the settings file",
