@@ -13,6 +13,8 @@ Files are copied, not linked: a backup that shares its bytes with the original s
 checkpoints and logs, so a run that was not over begins again from its drops.
 """
 
+import hashlib
+import os
 import shutil
 import sqlite3
 import time
@@ -22,6 +24,15 @@ from contextlib import closing
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from daemon.backup_names import (
+    SETTINGS,
+    BackupUnusable,
+    open_regular,
+    refuse_names,
+    refuse_other_kinds,
+    refuse_rows,
+    refuse_sidecars,
+)
 from daemon.database_file import BACKUPS, copy_database, revision, verify
 from daemon.evidence import JSON_NAME, PAGE_NAME
 from daemon.processes import FileLock
@@ -30,10 +41,10 @@ from daemon.settings import Settings
 from daemon.state_folder import DATABASE_NAME
 from pipeline import durable
 from pipeline.artifacts import Frozen
-from pipeline.errors import DropforgeError
 
 MANIFEST = "manifest.json"
 _LOCK = "backup.lock"
+_ANOTHER = "use another backup; each is a folder that `dropforge backup` made"
 _KEPT_FILES = "SELECT DISTINCT sha256, quarantined FROM \"drop\" WHERE state NOT IN ('rejected', 'duplicate')"
 _SUCCEEDED = "SELECT id FROM run WHERE state = 'succeeded'"
 _WAITING = "SELECT id FROM run WHERE outcome = 'awaiting_approval'"
@@ -43,10 +54,6 @@ SELECT champion_path FROM track WHERE champion_path LIKE 'models/%'
 UNION SELECT p.previous_path FROM promotion p JOIN track t ON t.name = p.track AND t.champion_generation = p.generation
 WHERE p.state = 'done' AND p.previous_path LIKE 'models/%'
 """
-
-
-class BackupUnusable(DropforgeError):
-    """A folder is no whole backup, or a backup cannot be made there."""
 
 
 class Manifest(Frozen):
@@ -107,22 +114,33 @@ def make(settings: Settings, target: Path | None = None, *, with_models: bool = 
 
 
 def check(folder: Path) -> Manifest:
-    """Read a whole backup and return its manifest. Raises `BackupUnusable` naming the first thing that is wrong."""
-    hint = "use another backup; each is a folder that `dropforge backup` made"
+    """
+    Read a whole backup and return its manifest. Raises `BackupUnusable` naming the first thing that is wrong.
+
+    Nothing in it is followed or believed before it was looked at: a backup may lie where others write.
+    """
+    # Before the manifest is opened: it may be a FIFO, or too large.
+    refuse_other_kinds(folder)
     try:
-        value = durable.read_json(folder / MANIFEST)
-        manifest = Manifest.model_validate(value)
+        manifest = Manifest.model_validate(durable.read_json(folder / MANIFEST))
     except (ValueError, OSError) as error:
         message = f"{folder} is no whole backup: it has no readable {MANIFEST}"
-        raise BackupUnusable(message, hint) from error
-    for name, (size, sha256) in manifest.files.items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != size or durable.sha256_file(path) != sha256:
-            message = f"the backup is damaged: {path} is missing or has changed"
-            raise BackupUnusable(message, hint)
-    if DATABASE_NAME not in manifest.files or verify(folder / DATABASE_NAME) != manifest.counts:
-        message = f"the backup is damaged: {folder / DATABASE_NAME} has not the rows that were backed up"
-        raise BackupUnusable(message, hint)
+        raise BackupUnusable(message, _ANOTHER) from error
+    refuse_names(folder, manifest.files, manifest.champions, manifest.missing)
+    for name, seen in manifest.files.items():
+        if _seen_if_there(folder / name) != seen:
+            message = f"the backup is damaged: {folder / name} is missing or has changed"
+            raise BackupUnusable(message, _ANOTHER)
+    database = folder / DATABASE_NAME
+    refuse_sidecars(database)
+    if DATABASE_NAME not in manifest.files or verify(database) != manifest.counts:
+        message = f"the backup is damaged: {database} has not the rows that were backed up"
+        raise BackupUnusable(message, _ANOTHER)
+    refuse_rows(database)
+    named = {DATABASE_NAME, SETTINGS, *(name for name, _ in named_files(folder, database, with_models=True))}
+    for name in manifest.files.keys() - named:
+        message = f"{folder} holds a file that its database does not name: {name}"
+        raise BackupUnusable(message, _ANOTHER)
     return manifest
 
 
@@ -158,8 +176,8 @@ def _fill(aside: Path, settings: Settings, *, with_models: bool) -> Manifest:
         message = f"{root / DATABASE_NAME} has no schema: a daemon is at its first start"
         raise BackupUnusable(message, "try again when it is ready")
     files = {DATABASE_NAME: _seen(aside / DATABASE_NAME)}
-    durable.write_json(aside / "settings.json", settings.model_dump(mode="json"))
-    files["settings.json"] = _seen(aside / "settings.json")
+    durable.write_json(aside / SETTINGS, settings.model_dump(mode="json"))
+    files[SETTINGS] = _seen(aside / SETTINGS)
     missing = []
     for name, expected in named_files(root, aside / DATABASE_NAME, with_models=with_models):
         if not (root / name).is_file():
@@ -251,3 +269,12 @@ def champions(database: Path) -> tuple[str, ...]:
 
 def _seen(path: Path) -> tuple[int, str]:
     return path.stat().st_size, durable.sha256_file(path)
+
+
+def _seen_if_there(path: Path) -> tuple[int, str] | None:
+    """Return size and sha256 of a file of a backup; `None` if there is none that can be read."""
+    try:
+        with open(open_regular(path), "rb") as file:  # noqa: PTH123 - a descriptor
+            return os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None

@@ -25,7 +25,7 @@ from daemon.lease import take_read_lease
 from daemon.named_things import find_program, try_suite
 from daemon.overview import Overview
 from daemon.processes import lock_holder
-from daemon.rights import refusal, user
+from daemon.rights import may_replace, refusal, state_rights, user
 from daemon.settings import Settings
 from daemon.state_folder import DATABASE_NAME, LOCK_NAME, RESTORING
 from daemon.watcher import watched_folders
@@ -59,8 +59,8 @@ def examine(settings: Settings) -> list[Finding]:
     """Look at everything; a look that fails is itself a finding."""
     findings: list[Finding] = []
     looks: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
-        _sqlite, _database, _file_systems, _space, _inbox, _inotify, _bases, _champions, _suites, _hooks, _training,
-        _judge, _daemon, _clock,
+        _sqlite, _database, _file_systems, _rights, _space, _inbox, _inotify, _bases, _champions, _suites, _hooks,
+        _training, _judge, _daemon, _clock,
     )  # fmt: skip
     for look in looks:
         name = look.__name__.strip("_").replace("_", " ")
@@ -152,6 +152,16 @@ def _state(settings: Settings, kind: str) -> Finding:
     text = f"user {user()} cannot write to {refused.filename}: {refused.strerror}"
     remedy = f"ask as the daemon's user: sudo -u USER dropforge doctor; or let this user: ls -ld {refused.filename}"
     return Finding(name="state", level="bad", text=text, remedy=remedy)
+
+
+def _rights(settings: Settings) -> Iterator[Finding]:
+    """Look whether others may do what is the daemon's alone to do; nothing where they may not."""
+    for text, remedy in state_rights(settings.state_folder):
+        yield Finding(name="state rights", level="warn", text=text, remedy=remedy)
+    for folder in (one.path for one in watched_folders(settings)):
+        if may_replace(folder):
+            text = f"{folder}: who may drop files may take away and replace what others dropped"
+            yield Finding(name="inbox rights", level="warn", text=text, remedy=f"chmod +t {folder}")
 
 
 def _space(settings: Settings) -> Iterator[Finding]:

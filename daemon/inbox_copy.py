@@ -1,59 +1,102 @@
 """Copies a file into the inbox so that the daemon sees it whole or not at all, and nothing there is replaced."""
 
+import contextlib
 import os
 import shutil
 import stat
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 from daemon.inbox_folders import HELDOUT
 from daemon.settings import Settings
-from daemon.watcher import is_passed_over, make_inbox
-from pipeline import durable
+from daemon.watcher import is_passed_over
 from pipeline.errors import DropforgeError
+
+#: Whatever the umask of who submits: in the service's inbox the group is the daemon's.
+_MODE = 0o640
 
 
 class NameTaken(DropforgeError):
     """A file of the same name waits in the inbox, or the name is one that the inbox passes over."""
 
 
+class NoInbox(DropforgeError):
+    """The inbox has no such folder; only the daemon makes them, or they would belong to whoever submits."""
+
+
 def copy_in(source: Path, settings: Settings, track: str, *, heldout: bool) -> Path:
     """
     Copy `source` into the inbox of a declared `track`, or its held-out folder; return the copy.
 
-    Raises `NameTaken` if a file of that name is there, `OSError` if the inbox cannot be written.
+    Raises `NameTaken` if a file of that name is there, `NoInbox` if the folder is not, `OSError` if it cannot be
+    written or `source` cannot be read.
     """
-    make_inbox(settings)
-    folder = settings.inbox_folder if track == "default" else settings.inbox_folder / track
-    folder = folder / HELDOUT if heldout else folder
-    target = folder / source.name
     if is_passed_over(os.fsencode(source.name)):
         message = f"{source.name}: the inbox takes a file of such a name for one that is still being written"
         raise NameTaken(message, "rename the file and submit it again")
-    # Names that begin with a dot are in progress to the watcher.
-    aside = folder / f".{uuid.uuid4().hex}.part"
-    try:
-        shutil.copyfile(source, aside)
-        # Who may write into a file may choose what it says.
-        aside.chmod(stat.S_IMODE(aside.stat().st_mode) & ~(stat.S_IWGRP | stat.S_IWOTH))
-        durable.fsync_file(aside)
-        _give_name(aside, target)
-    finally:
-        aside.unlink(missing_ok=True)
-    durable.fsync_folder(folder)
+    below = [*([] if track == "default" else [track]), *([HELDOUT] if heldout else [])]
+    target = settings.inbox_folder.joinpath(*below, source.name)
+    with _opened(settings.inbox_folder, below) as folder:
+        # Names that begin with a dot are in progress to the watcher.
+        aside = f".{uuid.uuid4().hex}.part"
+        try:
+            _copy(source, aside, folder)
+            _give_name(aside, target, folder)
+        except PermissionError as error:
+            raise PermissionError(error.errno, error.strerror, str(target.parent)) from error
+        finally:
+            with contextlib.suppress(FileNotFoundError, PermissionError):
+                os.unlink(aside, dir_fd=folder)
+        os.fsync(folder)
     return target
 
 
-def _give_name(aside: Path, target: Path) -> None:
-    """Let the finished copy appear as `target`, never in place of another file."""
+@contextlib.contextmanager
+def _opened(inbox: Path, below: list[str]) -> Iterator[int]:
+    """Give a descriptor of a folder of the inbox; below the inbox no link is followed, anybody may have made it."""
+    place, flags = inbox, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    with contextlib.ExitStack() as opened:
+        try:
+            fd = os.open(inbox, flags)
+            opened.callback(os.close, fd)
+            for name in below:
+                place /= name
+                fd = os.open(name, flags | os.O_NOFOLLOW, dir_fd=fd)
+                opened.callback(os.close, fd)
+        except FileNotFoundError as error:
+            message = f"there is no folder {place}"
+            raise NoInbox(message, "the daemon makes the folders of its inbox: start it, dropforge run") from error
+        except NotADirectoryError as error:
+            message = f"{place} is not a folder"
+            raise NoInbox(message, f"take it away and let the daemon make one: ls -ld {place}") from error
+        yield fd
+
+
+def _copy(source: Path, name: str, folder: int) -> None:
+    """Copy a regular file into the new file `name` of an open folder, durably."""
+    with open(os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as old:  # noqa: PTH123 - a descriptor
+        if not stat.S_ISREG(os.fstat(old.fileno()).st_mode):
+            message = f"{source} is not a file"
+            raise DropforgeError(message, "name a .jsonl or .json file")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with open(os.open(name, flags, _MODE, dir_fd=folder), "wb") as new:  # noqa: PTH123
+            os.fchmod(new.fileno(), _MODE)
+            shutil.copyfileobj(old, new)
+            new.flush()
+            os.fsync(new.fileno())
+
+
+def _give_name(aside: str, target: Path, folder: int) -> None:
+    """Let the finished copy appear under its name, never in place of another file."""
     message = f"{target} is there already and has not been taken yet"
     hint = "wait until the daemon has taken it, or submit yours under another name"
     try:
-        os.link(aside, target)
+        os.link(aside, target.name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
     except FileExistsError as error:
         raise NameTaken(message, hint) from error
     except OSError as error:
         # A file system without hard links: a rename would replace a file that appears in this very moment.
-        if target.exists():
+        if target.name in os.listdir(folder):
             raise NameTaken(message, hint) from error
-        aside.rename(target)
+        os.rename(aside, target.name, src_dir_fd=folder, dst_dir_fd=folder)

@@ -69,6 +69,9 @@ def try_suite(name: str) -> str:
     A task of lm-eval is not loaded, which takes the training stack. Raises `DropforgeError` if it cannot be used.
     """
     if not name.startswith(HARNESS):
+        if Path(name).exists() and not Path(name).is_file() and not Path(name).is_dir():
+            message = f"{name} is not a file"  # who opens a FIFO, waits
+            raise CannotUse(message, "name a file of items in evaluate.general")
         try:
             items = read_items(name)
         except OSError as error:

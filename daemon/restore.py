@@ -7,22 +7,24 @@ no daemon starts while it is there, so that a restore that was cut off is done a
 """
 
 import contextlib
+import os
 import shutil
 import sqlite3
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from daemon.backup import BackupUnusable, Manifest, champions, check, named_files, stamp, unreadable_verdicts
+from daemon.backup import Manifest, champions, check, named_files, stamp, unreadable_verdicts
+from daemon.backup_names import BackupUnusable, open_regular, refuse_rows, refuse_sidecars
 from daemon.database import known_revisions
 from daemon.database_file import BACKUPS, DatabaseUnusable, copy_database, refuse_network, revision, verify
 from daemon.processes import FileLock, lock_holder
 from daemon.settings import Settings
 from daemon.state_folder import DATABASE_NAME, LOCK_NAME, RESTORING
 from pipeline import durable
-from pipeline.errors import DropforgeError
+from pipeline.errors import DropforgeError, is_disk_full
 
 _SIDECARS = ("-journal", "-wal", "-shm")
 _SUCCEEDED = "SELECT id FROM run WHERE state = 'succeeded'"
@@ -63,7 +65,7 @@ def restore(settings: Settings, source: Path, *, without_models: bool = False) -
 
     A run that was not over when the backup was made begins again. Raises `StateInUse` while a daemon or worker runs,
     `BackupUnusable` or `DatabaseUnusable` if the backup is not whole, newer than this program, or without a model that
-    a champion needs (unless `without_models`); then nothing has changed.
+    a champion needs (unless `without_models`); then nothing has changed. Raises `RestoreCutOff` on a full disk.
     """
     root = settings.state_folder
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -71,6 +73,7 @@ def restore(settings: Settings, source: Path, *, without_models: bool = False) -
     with _alone(root):
         database, manifest = _open_backup(source)
         files = {name: seen for name, seen in manifest.files.items() if name.partition("/")[2]}
+        _refuse_links(root, files)
         lost_models = [
             model
             for model in manifest.champions
@@ -79,18 +82,45 @@ def restore(settings: Settings, source: Path, *, without_models: bool = False) -
         if lost_models and not without_models:
             message = f"the champion {lost_models[0]} is neither in the backup nor in {root}"
             raise BackupUnusable(message, "put that folder there; or restore without it: --without-models")
-        durable.write_json(root / RESTORING, {"backup": str(source.absolute())})
-        replaced = root / BACKUPS / f"replaced-{stamp()}-{uuid.uuid4().hex[:6]}"
-        replaced.mkdir(parents=True, mode=0o700)
-        _put_runs_aside(root, database, replaced)
-        for name, (size, sha256) in files.items():
-            _put_back(source / name, root / name, size, sha256)
-        _replace_database(root, database, replaced)
-        (root / RESTORING).unlink()
-        durable.fsync_folder(root)
+        try:
+            replaced = _put_all_back(root, source.absolute(), database, files)
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+            raise _full(root, source, sum(size for size, _ in manifest.files.values())) from error
         missing = [name for name, _ in named_files(root, root / DATABASE_NAME) if not (root / name).exists()]
         missing += [*unreadable_verdicts(root, root / DATABASE_NAME), *lost_models]
         return Restored(manifest, replaced, _lost(replaced / DATABASE_NAME, database), tuple(missing))
+
+
+def _put_all_back(root: Path, source: Path, database: Path, files: Mapping[str, tuple[int, str]]) -> Path:
+    """Change the state folder, under the mark; return where what was there before is."""
+    durable.write_json(root / RESTORING, {"backup": str(source)})
+    replaced = root / BACKUPS / f"replaced-{stamp()}-{uuid.uuid4().hex[:6]}"
+    replaced.mkdir(parents=True, mode=0o700)
+    _put_runs_aside(root, database, replaced)
+    for name, (size, sha256) in files.items():
+        _put_back(source / name, root / name, size, sha256)
+    _replace_database(root, database, replaced)
+    (root / RESTORING).unlink()
+    durable.fsync_folder(root)
+    return replaced
+
+
+def _refuse_links(root: Path, names: Iterable[str]) -> None:
+    """Raise `BackupUnusable` if a folder that is restored into is a link: what it leads to is not ours."""
+    for folder in sorted({root / parent for name in names for parent in PurePosixPath(name).parents} - {root}):
+        if folder.is_symlink():
+            message = f"{folder} is a link to {folder.readlink()}, and a restore writes into the state folder alone"
+            raise BackupUnusable(message, f"put a folder in its place: rm {folder}")
+
+
+def _full(root: Path, source: Path, size: int) -> RestoreCutOff:
+    mount = next(place for place in (root.absolute(), *root.absolute().parents) if place.is_mount())
+    free = shutil.disk_usage(root).free
+    message = f"the disk of the state folder {root} is full ({mount}, {free:,} bytes free): the restore was cut off"
+    hint = f"free up to {size:,} bytes on {mount}, then do it again: dropforge restore {source}"
+    return RestoreCutOff(message, hint)
 
 
 @contextmanager
@@ -118,11 +148,14 @@ def _open_backup(source: Path) -> tuple[Path, Manifest]:
         manifest = check(source)
         database = source / DATABASE_NAME
     else:
+        os.close(open_regular(source.resolve()))  # a FIFO would be waited for
+        refuse_sidecars(source)
         database, counts = source, verify(source)
         manifest = Manifest(
             made_at="", schema_revision=revision(source) or "none", counts=counts, champions=champions(source),
             with_models=False, missing=(), files={},
         )  # fmt: skip
+        refuse_rows(source)
     if manifest.schema_revision not in known_revisions():
         message = f"the backup {source} has a schema that this version does not know: {manifest.schema_revision}"
         raise BackupUnusable(message, "install the version that made it, or a newer one")
@@ -151,7 +184,7 @@ def _put_back(source: Path, target: Path, size: int, sha256: str) -> None:
     if target.is_file() and target.stat().st_size == size and durable.sha256_file(target) == sha256:
         return
     target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    _copy_aside(source, target).rename(target)
+    _copy_aside(source, target, sha256).rename(target)
     durable.fsync_folder(target.parent)
 
 
@@ -175,13 +208,22 @@ def _replace_database(root: Path, database: Path, replaced: Path) -> None:
     durable.fsync_folder(root)
 
 
-def _copy_aside(source: Path, target: Path) -> Path:
-    """Copy a file beside its place, durably; return where."""
+def _copy_aside(source: Path, target: Path, sha256: str | None = None) -> Path:
+    """Copy a file beside its place, durably; return where. Raises `BackupUnusable` if it is not `sha256` any more."""
     aside = target.with_name(f".{target.name}.restore.tmp")
-    shutil.copyfile(source, aside)
-    aside.chmod(0o600)
-    durable.fsync_file(aside)
-    return aside
+    try:
+        with open(open_regular(source.resolve()), "rb") as old, aside.open("wb") as new:  # noqa: PTH123 - a descriptor
+            shutil.copyfileobj(old, new)
+        aside.chmod(0o600)
+        durable.fsync_file(aside)
+        if sha256 in {None, durable.sha256_file(aside)}:
+            return aside
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    aside.unlink()
+    message = f"{source} changed while it was put back"
+    raise BackupUnusable(message, "do it again, from a backup that nobody writes to")
 
 
 def _lost(old: Path, new: Path) -> tuple[str, ...]:

@@ -1,8 +1,9 @@
-"""Who this process is, and whether it may write to the state folder: tried, not guessed, and nothing is left behind."""
+"""Who this process is, and what it may read and write: tried, not guessed, and nothing is left behind."""
 
 import errno
 import os
 import pwd
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +29,40 @@ def name_of(uid: int) -> str:
 def owner_of(path: Path) -> tuple[str, ...]:
     """Return the name of the user whose file this is; nobody if it is not there."""
     return (name_of(path.stat().st_uid),) if path.exists() else ()
+
+
+def is_closed(path: Path) -> bool:
+    """Say whether this user may not read a file or folder; one that is not there is not closed."""
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def state_rights(folder: Path) -> Iterator[tuple[str, str]]:
+    """Yield in words, each with its remedy, who else may enter a state folder, and whose it is if not this user's."""
+    try:
+        found = folder.stat()
+    except FileNotFoundError:
+        return
+    if found.st_mode & 0o077:
+        yield f"others may enter {folder}: mode {stat.S_IMODE(found.st_mode):o}", f"chmod 700 {folder}"
+    if found.st_uid != os.geteuid():
+        owner = name_of(found.st_uid)
+        words = f"{folder} belongs to user {owner}, and this is user {user()}"
+        yield words, f"ask as that user: sudo -u {owner} dropforge doctor"
+
+
+def may_replace(folder: Path) -> bool:
+    """Say whether others than a folder's owner may take away files in it that are not theirs."""
+    try:
+        mode = folder.stat().st_mode
+    except FileNotFoundError:
+        return False
+    return bool(mode & 0o022) and not mode & stat.S_ISVTX
 
 
 def refusal(state_folder: Path) -> OSError | None:

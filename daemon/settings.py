@@ -6,9 +6,7 @@ the nearest known name, in the file and in the environment alike.
 """
 
 import difflib
-import json
 import os
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +17,8 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 from daemon.cron import cron_trigger
 from daemon.rights import owner_of
 from daemon.settings_numbers import no_numbers, section_of
+from daemon.settings_places import absolute_paths, check_place, overlap
+from daemon.settings_text import BadText, read_toml, read_variable, shown
 from pipeline.artifacts import Frozen
 from pipeline.config import EvaluateConfig, GateConfig, GuardConfig, JudgeConfig, SplitConfig, TrainConfig
 from pipeline.contract import LIFELINE
@@ -30,6 +30,9 @@ RESERVED_TRACKS = frozenset({"heldout", "done", "rejected"})
 #: Variables with our prefix that are not settings.
 OTHER_VARIABLES = frozenset({"DROPFORGE_CONFIG", "DROPFORGE_DEBUG", LIFELINE})
 
+#: Bounds of what a person may mean: no wait is longer than a day (what a drop is waited for: a year).
+_DAY, _MANY, _MOST_BYTES = 86_400, 1_000_000_000, 1 << 53
+
 
 class SettingsError(DropforgeError):
     """The settings cannot be used: `message` names file and field, `hint` says what would be right."""
@@ -40,11 +43,11 @@ class SettingsError(DropforgeError):
 class IntakeSettings(Frozen):
     """What a file in the inbox may be."""
 
-    settle_seconds: float = Field(default=5.0, ge=0)
+    settle_seconds: float = Field(default=5.0, ge=0, le=_DAY)
     """Seconds without a change after which a file counts as complete."""
-    max_bytes: int = Field(default=8_000_000_000, ge=1)
+    max_bytes: int = Field(default=8_000_000_000, ge=1, le=_MOST_BYTES)
     """Largest file, in bytes."""
-    max_line_bytes: int = Field(default=4_000_000, ge=64)
+    max_line_bytes: int = Field(default=4_000_000, ge=64, le=1 << 31)
     """Longest line, in bytes."""
     unknown_keys: Literal["warn", "reject"] = "warn"
     """A record's keys beside instruction, input and output: counted warning, or a finding that rejects the drop."""
@@ -52,31 +55,31 @@ class IntakeSettings(Frozen):
     """Records that hold a control token of the base model (<|im_end|>): bad rows, or read as plain text everywhere."""
     on_bad_rows: Literal["reject", "quarantine"] = "reject"
     """A drop with bad rows: given back whole, or taken without them, if they are within both ceilings below."""
-    max_bad_rows: int = Field(default=100, ge=0)
+    max_bad_rows: int = Field(default=100, ge=0, le=_MANY)
     """Most bad rows of a drop that are set aside; one more and the drop is given back."""
     max_bad_percent: float = Field(default=1.0, ge=0, le=100)
     """Most bad rows of a drop that are set aside, in per cent of its rows."""
-    max_waiting_drops: int = Field(default=1000, ge=1)
+    max_waiting_drops: int = Field(default=1000, ge=1, le=_MANY)
     """Accepted drops of a track that may wait for a run; further files stay in the inbox until one has begun."""
 
 
 class RetrySettings(Frozen):
     """What happens after a run's step failed."""
 
-    limit: int = Field(default=3, ge=1)
+    limit: int = Field(default=3, ge=1, le=_MANY)
     """Failures of a run after which it is given up."""
-    backoff_seconds: float = Field(default=30.0, ge=0)
+    backoff_seconds: float = Field(default=30.0, ge=0, le=_DAY)
     """Wait before the first retry; doubled at each further one, an hour at most."""
-    deaths: int = Field(default=3, ge=1)
+    deaths: int = Field(default=3, ge=1, le=_MANY)
     """Processes of one run that may vanish (killed, out of memory) before it is given up."""
 
 
 class DiskSettings(Frozen):
     """How much of the disk stays free."""
 
-    low_water_bytes: int = Field(default=1_000_000_000, ge=0)
+    low_water_bytes: int = Field(default=1_000_000_000, ge=0, le=_MOST_BYTES)
     """Free bytes on the state folder's disk under which no run begins and files stay in the inbox."""
-    ballast_bytes: int = Field(default=16_777_216, ge=0)
+    ballast_bytes: int = Field(default=16_777_216, ge=0, le=1 << 40)
     """Size of a file that is given up when the disk is full, so that this can be recorded; 0 keeps none."""
 
 
@@ -85,15 +88,15 @@ class GcSettings(Frozen):
 
     automatic: bool = True
     """Collect after each run, at the daemon's start and when a night begins; else only `dropforge gc` does."""
-    keep_champions: int = Field(default=3, ge=1)
+    keep_champions: int = Field(default=3, ge=1, le=_MANY)
     """Former champions of a track that are kept for a rollback, whatever their age and size."""
-    keep_models: int = Field(default=3, ge=0)
+    keep_models: int = Field(default=3, ge=0, le=_MANY)
     """Further ended runs of a track whose model and working files are kept: the newest with a verdict, and without."""
-    keep_days: float = Field(default=30.0, ge=0)
+    keep_days: float = Field(default=30.0, ge=0, le=36_500)
     """Days after which those are removed in any case."""
-    keep_bytes: int = Field(default=100_000_000_000, ge=0)
+    keep_bytes: int = Field(default=100_000_000_000, ge=0, le=_MOST_BYTES)
     """Bytes that those of all tracks may take together, the newest first."""
-    predictions_bytes: int = Field(default=2_000_000_000, ge=0)
+    predictions_bytes: int = Field(default=2_000_000_000, ge=0, le=_MOST_BYTES)
     """Bytes of cached predictions; those of champions are kept."""
 
 
@@ -102,11 +105,11 @@ class HookSettings(Frozen):
 
     after_promotion: tuple[str, ...] = ()
     """Command, as ["systemctl", "reload", "vllm"], run at least once; PROMOTION_* variables say what changed."""
-    timeout_seconds: float = Field(default=60.0, gt=0)
+    timeout_seconds: float = Field(default=60.0, ge=0.01, le=_DAY)
     """Longest time of the command."""
     health: tuple[str, ...] = ()
     """Command that is run after a promotion, but not after a rollback: if it fails, the former champion returns."""
-    health_timeout_seconds: float = Field(default=300.0, gt=0)
+    health_timeout_seconds: float = Field(default=300.0, ge=0.01, le=_DAY)
     """Longest time of the health command; beyond it the model counts as sick."""
 
     @field_validator("after_promotion", "health")
@@ -138,9 +141,9 @@ class TrackSettings(Frozen):
     """Cron expression of the nightly run: minute, hour, day of month, month, day of week."""
     timezone: str = "UTC"
     """IANA time zone of the schedule, as Europe/Berlin."""
-    run_after_quiet_seconds: float = Field(default=60.0, ge=0)
+    run_after_quiet_seconds: float = Field(default=60.0, ge=0, le=365 * _DAY)
     """Seconds without a new drop after which a track's run begins, so that twenty drops make one run."""
-    run_after_at_most_seconds: float = Field(default=3600.0, ge=0)
+    run_after_at_most_seconds: float = Field(default=3600.0, ge=0, le=365 * _DAY)
     """Seconds after a run was queued that further drops may put it off, however steadily they come."""
     on_worse: Literal["hold", "keep"] = "hold"
     """The drops that were new in a candidate that lost badly: hold them back from later runs, or keep them."""
@@ -151,6 +154,11 @@ class TrackSettings(Frozen):
     guards: GuardConfig = GuardConfig()
     judge: JudgeConfig = JudgeConfig()
     hooks: HookSettings = HookSettings()
+
+    @field_validator("base_model")
+    @classmethod
+    def _is_a_place(cls, value: str) -> str:
+        return check_place(value)
 
     @field_validator("timezone")
     @classmethod
@@ -182,13 +190,13 @@ class Settings(TrackSettings):
     """The state folder: database, drops, runs, models; relative to the settings file."""
     observer: Literal["native", "polling"] = "native"
     """How changes are noticed: the kernel's events, or polling for network file systems."""
-    reconcile_seconds: float = Field(default=30.0, gt=0)
+    reconcile_seconds: float = Field(default=30.0, ge=0.01, le=_DAY)
     """Seconds between scans of the inbox that need no event."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where steps run; `auto` takes CUDA where there is one."""
     worker: Literal["child", "separate"] = "child"
     """`child`: `dropforge run` starts the worker; `separate`: a unit of its own runs `dropforge worker`."""
-    grace_seconds: float = Field(default=60.0, gt=0)
+    grace_seconds: float = Field(default=60.0, ge=0.01, le=_DAY)
     """Seconds that a step has to leave a checkpoint when it is asked to stop."""
     log_format: Literal["auto", "console", "json"] = "auto"
     """`auto` is console on a terminal and JSON elsewhere."""
@@ -198,6 +206,14 @@ class Settings(TrackSettings):
     gc: GcSettings = GcSettings()
     tracks: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Tracks beside `default`, each with the settings that differ for it."""
+
+    @field_validator("inbox", "state")
+    @classmethod
+    def _is_a_folder(cls, value: str) -> str:
+        if not value.strip():
+            msg = "must name a folder of its own; left out, it is inbox or .dropforge beside the settings file"
+            raise ValueError(msg)
+        return check_place(value)
 
     @property
     def inbox_folder(self) -> Path:
@@ -245,14 +261,15 @@ def load(path: Path | None = None, environment: Mapping[str, str] | None = None)
         settings = Settings.model_validate(_overlay(values, variables))
     except ValidationError as error:
         raise _worded(error, str(chosen), environment) from error
-    paths = _absolute_paths(settings, chosen.absolute().parent)
-    gate = settings.gate.model_copy(update={"pinned_by": settings.gate.pinned_by or owner_of(chosen)})
-    resolved = settings.model_copy(update={**paths, "gate": gate})
-    for name in resolved.tracks:
+    for name in settings.tracks:
         try:
-            resolved.track(name)
+            settings.track(name)
         except ValidationError as error:
             raise _worded(error, str(chosen), environment, ("tracks", name)) from error
+    gate = settings.gate.model_copy(update={"pinned_by": settings.gate.pinned_by or owner_of(chosen)})
+    resolved = settings.model_copy(update={**absolute_paths(settings, chosen.absolute().parent), "gate": gate})
+    variable = f"{ENV_PREFIX}INBOX"
+    _refuse_overlap(resolved, chosen, settings.inbox, variable if variable in environment else str(chosen))
     return resolved
 
 
@@ -264,16 +281,16 @@ def nearest(word: str, known: Any) -> str | None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return read_toml(path)
     except FileNotFoundError as error:
         message = f"there is no settings file {path}"
         raise SettingsError(message, f"make one: dropforge init {path.parent}") from error
     except OSError as error:
         message = f"cannot read the settings file {path}: {error.strerror}"
         raise SettingsError(message, f"see who may read it: ls -l {path}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        message = f"{path} is not TOML: {error}"
-        raise SettingsError(message, "mend that line; the commented sample is systemd/dropforge.toml") from error
+    except BadText as error:
+        message = f"{path} {error}"
+        raise SettingsError(message, "mend it; the commented sample is systemd/dropforge.toml") from error
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
@@ -288,16 +305,12 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
             if not isinstance(place, dict):
                 message = f"{name}: {section!r} is set by another variable already"
                 raise SettingsError(message, "set either the section as a whole or its fields one by one")
-        place[last] = _typed(environment[name])
+        try:
+            place[last] = read_variable(environment[name])
+        except BadText as error:
+            message = f"{name} {error}"
+            raise SettingsError(message, "write the value alone, or a table of a section as JSON") from error
     return values
-
-
-def _typed(text: str) -> Any:
-    """Read numbers, true, false and tables as JSON does, anything else as the text that it is."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 def _overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -323,9 +336,9 @@ def _refuse_unknown(values: Mapping[str, Any], model: type[BaseModel], source: s
 
 
 def _refuse_no_numbers(values: Mapping[str, Any], model: type[BaseModel], source: str, place: tuple[str, ...]) -> None:
-    for wrong, value in no_numbers(values, model, place):
-        message = f"{source}: {'.'.join(wrong)}: must be a finite number"
-        hint = f"found {json.dumps(value)}; write a number, or leave it out for the default: systemd/dropforge.toml"
+    for wrong, value, expected in no_numbers(values, model, place):
+        message = f"{source}: {'.'.join(wrong)}: must be {expected}"
+        hint = f"found {shown(value)}; write such a number, or leave it out for the default: systemd/dropforge.toml"
         raise SettingsError(message, hint)
 
 
@@ -351,30 +364,15 @@ def _check_track(name: str, overrides: Any, source: str) -> None:
     _refuse_no_numbers(overrides, TrackSettings, source, ("tracks", name))
 
 
-def _absolute_paths(settings: Settings, folder: Path) -> dict[str, Any]:
-    def absolute(value: str) -> str:
-        return str(Path(os.path.abspath(folder / Path(value).expanduser()))) if value else ""  # noqa: PTH100 - not resolve: links stay
-
-    def suite(name: str) -> str:
-        """Make a suite's own file absolute; a task of lm-eval may be a file, too."""
-        harness, task = ("lm-eval:", name.removeprefix("lm-eval:")) if name.startswith("lm-eval:") else ("", name)
-        own = task != "builtin" and (not harness or "/" in task or task.endswith((".yaml", ".yml")))
-        return harness + (absolute(task) if own else task)
-
-    def track(values: Mapping[str, Any]) -> dict[str, Any]:
-        found = dict(values)
-        if "base_model" in values:
-            found["base_model"] = absolute(values["base_model"])
-        evaluate = values.get("evaluate")
-        names = evaluate.get("general") if isinstance(evaluate, Mapping) else None
-        if isinstance(names, list) and isinstance(evaluate, Mapping):
-            found["evaluate"] = {**evaluate, "general": [suite(str(name)) for name in names]}
-        return found
-
-    paths: dict[str, Any] = {name: absolute(getattr(settings, name)) for name in ("inbox", "state", "base_model")}
-    general = tuple(map(suite, settings.evaluate.general))
-    evaluate = settings.evaluate.model_copy(update={"general": general})
-    return {**paths, "evaluate": evaluate, "tracks": {name: track(values) for name, values in settings.tracks.items()}}
+def _refuse_overlap(settings: Settings, file: Path, found: str, source: str) -> None:
+    words = overlap(settings, file)
+    if words is not None:
+        message = f"{source}: inbox: {words}"
+        hint = (
+            f"found {shown(found)}; what lies in an inbox is taken for drops: give it a folder of its own, as "
+            'inbox = "inbox", apart from settings, home, state and base models'
+        )
+        raise SettingsError(message, hint)
 
 
 def _worded(
@@ -388,7 +386,7 @@ def _worded(
     # TOML has lists alone.
     problem = first["msg"].removeprefix("Value error, ").replace("a valid tuple", 'a list, as ["one", "two"]')
     # A key or a password that stands where only its variable's name should is not repeated.
-    shown = "what is not shown here" if "judge" in place else json.dumps(first["input"], default=str)[:80]
+    found = "what is not shown here" if "judge" in place else shown(first["input"])
     return SettingsError(
-        f"{source}: {'.'.join(place)}: {problem}", f"found {shown}; the commented sample is systemd/dropforge.toml"
+        f"{source}: {'.'.join(place)}: {problem}", f"found {found}; the commented sample is systemd/dropforge.toml"
     )

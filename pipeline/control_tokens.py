@@ -10,7 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+#: The files of a model folder that name them.
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _LISTS = ("additional_special_tokens", "extra_special_tokens")
 _ADDED = '"added_tokens":'
@@ -22,7 +23,7 @@ def control_tokens(folder: Path) -> tuple[str, ...]:
 
     A file that is not there or cannot be read gives none: what is wrong with a base model is told elsewhere.
     """
-    return _read(tuple(_signature(folder / name) for name in _FILES))
+    return _read(tuple(_signature(folder / name) for name in FILES))
 
 
 def _signature(path: Path) -> tuple[Path, int, int]:

@@ -92,6 +92,9 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+    except RecursionError as error:
+        message = f"{path} is nested too deeply"
+        raise ValueError(message) from error
 
 
 def publish_folder(source: Path, target: Path) -> None:

@@ -95,6 +95,10 @@ def check_base(folder: Path) -> None:
     if not folder.is_dir():
         message = f"there is no base model folder {folder}"
         raise CannotTrain(message, "set base_model to the folder of a model in transformers' format")
+    for path in sorted(folder.iterdir()):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            message = f"the base model {folder} cannot be read: {path} is not a file"  # who opens a FIFO, waits
+            raise CannotTrain(message, f"take it away: ls -l {path}")
     for problem, hint in (
         _adapter_problem(folder),
         _config_problem(folder),

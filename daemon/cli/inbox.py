@@ -9,6 +9,8 @@ import typer
 
 from daemon.cli.output import print_json, print_line
 from daemon.cli.workspace import JsonOption, config_path, load_settings, open_overview
+from daemon.rights import is_closed, user
+from daemon.state_folder import DATABASE_NAME, LOCK_NAME
 from pipeline.errors import EXIT_BAD_DATA, DropforgeError
 
 if TYPE_CHECKING:
@@ -108,14 +110,18 @@ def check(
     settings = _settings_if_any(context)
     settings.track(track)
     validation, ruling = _validate(file, settings, track)
-    known = _known_drop(file, settings, track, "train")
+    known, unseen = _known_drop(file, settings, track, "train"), _unseen(settings, track)
     if as_json:
         same = None if known is None else known.id
         found = validation.model_dump(mode="json")
-        print_json(file=str(file), ok=validation.ok, accepted=ruling.accepted, same_as_drop=same, **found)
+        print_json(
+            file=str(file), ok=validation.ok, accepted=ruling.accepted, same_as_drop=same, unseen=unseen, **found
+        )
     else:
         _print_findings(file, validation, ruling)
         _print_known(known)
+        for line in unseen:
+            print_line(line)
     if not ruling.accepted:
         raise typer.Exit(EXIT_BAD_DATA)
 
@@ -150,8 +156,12 @@ def submit(
     if not validation.ok:
         print_line(f"{validation.bad_rows:,} of them are bad and will be set aside: dropforge check {file}")
     _print_known(known)
+    for line in _unseen(settings, track):
+        print_line(line)
     print_line(_what_follows(settings, track, heldout=heldout, known=known is not None))
-    if not open_overview(context).daemon().alive:
+    if is_closed(lock := settings.state_folder / LOCK_NAME):
+        print_line(f"cannot see whether the daemon runs: user {user()} may not read {lock}")
+    elif not open_overview(context).daemon().alive:
         print_line("the daemon is not running, so nothing happens until you start it: dropforge run")
 
 
@@ -198,14 +208,30 @@ def _validate(file: Path, settings: "Settings", track: str) -> "tuple[Validation
 
 
 def _known_drop(file: Path, settings: "Settings", track: str, role: str) -> "DropView | None":
-    """Return the drop of the track that brought the same content, if it is still of use."""
+    """Return the drop of the track that brought the same content, if it is still of use and this user may see it."""
     from daemon.overview import Overview  # noqa: PLC0415 - a quick start
     from pipeline.durable import sha256_file  # noqa: PLC0415
 
+    if is_closed(settings.state_folder / DATABASE_NAME):
+        return None
     drops = [drop for drop in Overview(settings.state_folder).drops(track) if drop.role == role]
     same = sha256_file(file) if drops else ""
     known = {"accepted", "withdrawn", "held"}
     return next((drop for drop in drops if drop.sha256 == same and drop.state in known), None)
+
+
+def _unseen(settings: "Settings", track: str) -> list[str]:
+    """Return what could not be looked at, a line each: whoever may drop files need not see state and base model."""
+    from pipeline.control_tokens import FILES  # noqa: PLC0415 - a quick start
+
+    lines, database = [], settings.state_folder / DATABASE_NAME
+    if is_closed(database):
+        lines.append(f"cannot see whether the same content is there already: user {user()} may not read {database}")
+    base = Path(settings.track(track).base_model)
+    closed = next((base / name for name in FILES if is_closed(base / name)), None)
+    if closed is not None:
+        lines.append(f"control tokens are not looked for: user {user()} may not read {closed}")
+    return lines
 
 
 def _print_known(known: "DropView | None") -> None:

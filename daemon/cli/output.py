@@ -37,10 +37,10 @@ def print_line(text: str = "") -> None:
 
 
 def print_json(**fields: Any) -> None:
-    """Print one JSON object with the version of our schema."""
+    """Print one JSON object with the version of our schema; a terminal must not see everything in it, either."""
     text = json.dumps({"schema": SCHEMA, **fields}, ensure_ascii=False, indent=2)
-    # A byte of a file name that is no UTF-8 reaches us as half a character: JSON has an escape for it.
-    print(text.encode("utf-8", "backslashreplace").decode("utf-8"))
+    # Only texts hold such characters, bidi controls among them and halves of one (a byte of a name that is no UTF-8).
+    print("".join(char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in text))
 
 
 def print_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

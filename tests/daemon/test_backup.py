@@ -23,7 +23,8 @@ from sqlmodel import col, select
 
 from daemon import queue
 from daemon import restore as restore_module
-from daemon.backup import MANIFEST, BackupUnusable, check, make
+from daemon.backup import MANIFEST, check, make
+from daemon.backup_names import BackupUnusable
 from daemon.database import migrate, open_engine, transaction
 from daemon.database_file import BACKUPS, DatabaseUnusable, copy_database, verify
 from daemon.dispatcher import Dispatcher

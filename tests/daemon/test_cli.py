@@ -1,6 +1,7 @@
 """The commands, on real state folders: what they print, what they leave, and how they end."""
 
 import contextlib
+import json
 import os
 import re
 import subprocess
@@ -136,6 +137,23 @@ def test_half_a_character_of_an_argument_is_escaped_in_json(script: Command, tmp
     strict = {"PYTHONIOENCODING": "utf-8:strict"}
     ended = script("check", "caf\udce9.jsonl", "--json", folder=tmp_path, code=65, environment=strict)
     assert ended.json["error"]["message"] == "there is no file caf\udce9.jsonl"
+
+
+#: What a terminal reorders, hides or obeys: bidi controls, zero widths, tags, separators, DEL, C0 and C1 controls.
+UNSEEN = "\u202e\u202a\u2066\u2069\u061c\u200b\u200d\u2060\ufeff\u00ad\u180e\U000e0041\u2028\u2029\x7f\x85\x9b\x1b\t"
+
+
+@pytest.mark.parametrize("option", [(), ("--json",)])
+def test_nothing_that_reorders_or_hides_reaches_a_terminal(
+    dropforge: Command, tmp_path: Path, option: tuple[str, ...]
+) -> None:
+    name = f"übung-日本{UNSEEN}.jsonl"
+    (tmp_path / name).write_text(json.dumps({"instruction": "x", "output": "y", f"ключ{UNSEEN}": 1}) + "\n")
+    for words in (("check", name), ("check", f"no{name}")):
+        ended = dropforge(*words, *option)
+        assert not set(UNSEEN) & set(ended.out + ended.err)
+        assert "übung-日本" in ended.out + ended.err, "what people read stays as it is"
+    assert not option or dropforge("check", name, *option).json["file"] == name
 
 
 def test_a_long_sentence_clips_no_other_cell_where_no_terminal_reads(capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,6 +39,7 @@ def settings(tmp_path: Path) -> Settings:
     (tmp_path / "dropforge.toml").write_text('base_model = "base"\ntimezone = "Europe/Berlin"\n')
     settings = load(tmp_path / "dropforge.toml", {})
     make_inbox(settings)
+    settings.state_folder.mkdir(mode=0o700)
     migrate(settings.state_folder / DATABASE_NAME)
     return settings
 
@@ -333,3 +334,50 @@ def test_a_base_model_that_moved_is_looked_for_at_its_new_place(lived_in: Any) -
         champions.ensure_base(lived_in.engine, settings.state_folder, "support", place, BASE_ID, 1)
     assert Overview(settings.state_folder).history("support")[0].path == str(place)
     assert said_of(settings, "champion of support") == [("ok", f"generation 0, {place}")]
+
+
+def wide_state(settings: Settings) -> None:
+    settings.state_folder.chmod(0o750)
+
+
+def foreign_state(settings: Settings) -> None:
+    os.chown(settings.state_folder, 64201, 64200)
+
+
+def inbox_without_sticky_bit(settings: Settings) -> None:
+    settings.inbox_folder.chmod(0o2770)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "line", "text", "remedy"),
+    [
+        (wide_state, "state rights", "mode 750", "chmod 700 "),
+        (foreign_state, "state rights", "belongs to user 64201", "sudo -u 64201 dropforge doctor"),
+        (inbox_without_sticky_bit, "inbox rights", "may take away and replace what others dropped", "chmod +t "),
+    ],
+)
+@pytest.mark.skipif(os.geteuid() != 0 and "CI" not in os.environ, reason="giving a folder away needs root")
+def test_rights_that_let_others_in_are_told(
+    settings: Settings, spoil: Callable[[Settings], None], line: str, text: str, remedy: str
+) -> None:
+    spoil(settings)
+    found = lines(settings)[line]
+    assert (found.level, text in found.text, remedy in found.remedy) == ("warn", True, True), found
+
+
+def test_rights_as_the_readme_gives_them_are_no_line(settings: Settings) -> None:
+    settings.inbox_folder.chmod(0o3770)
+    assert not {"state rights", "inbox rights"} & set(lines(settings))
+
+
+@pytest.mark.parametrize("name", ["base/config.json", "base/model.safetensors", "own.jsonl"])
+@pytest.mark.timeout(60)
+def test_a_fifo_where_a_file_should_be_is_told_and_not_waited_for(
+    settings: Settings, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    if name == "own.jsonl":
+        (tmp_path / "dropforge.toml").write_text('base_model = "base"\n[evaluate]\ngeneral = ["own.jsonl"]\n')
+    bad = [one for one in examine(load(settings.inbox_folder.parent / "dropforge.toml", {})) if one.level == "bad"]
+    assert [f"{tmp_path / name} is not a file" in one.text for one in bad] == [True]

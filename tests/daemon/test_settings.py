@@ -193,7 +193,7 @@ def test_a_setting_of_the_whole_installation_is_refused_in_a_track(file: Path) -
 @pytest.mark.parametrize(
     ("text", "field", "problem"),
     [
-        ("[train]\nepochs = -1", "train.epochs", "greater than 0"),
+        ("[train]\nepochs = -1", "train.epochs", "at least 0.001"),
         ("[train]\nrank = 'many'", "train.rank", "valid integer"),
         ("train = 5", "train", "valid dictionary"),
         ("[tracks.a.train]\nrank = 0", "tracks.a.train.rank", "greater than or equal to 1"),

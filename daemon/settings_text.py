@@ -1,0 +1,55 @@
+"""The text of settings, file and variables, read into values: what cannot be read ends in words, not in a traceback."""
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+#: Largest file and longest line, in bytes: the reader takes minutes over a key of a hundred thousand parts.
+_MOST_BYTES, _MOST_LINE = 1 << 20, 1 << 14
+_DEEP = "is nested too deeply"
+_SHOWN = 80
+
+
+class BadText(ValueError):
+    """The text cannot be read; the words follow the name of the file or variable."""
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return the values in a settings file. Raises `BadText`, or `OSError` if it cannot be opened."""
+    with path.open("rb") as file:
+        data = file.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        message = f"has more than {_MOST_BYTES:,} bytes, which no settings have"
+        raise BadText(message)
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        if len(line) > _MOST_LINE:
+            message = f"has more than {_MOST_LINE:,} bytes in line {number}, which no setting has"
+            raise BadText(message)
+    try:
+        return tomllib.loads(data.decode("utf-8").replace("\r\n", "\n"))
+    except RecursionError as error:
+        raise BadText(_DEEP) from error
+    except ValueError as error:  # of TOML, of UTF-8, of a number with more digits than Python reads
+        message = f"is not TOML: {error}"
+        raise BadText(message) from error
+
+
+def read_variable(text: str) -> Any:
+    """Read numbers, true, false and tables as JSON does, anything else as the text that it is. Raises `BadText`."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise BadText(_DEEP) from error
+    except ValueError:
+        return text
+
+
+def shown(value: Any) -> str:
+    """Return the beginning of a value as JSON, for a message."""
+    try:
+        return json.dumps(value, default=str)[:_SHOWN]
+    except RecursionError:
+        return f"a value that {_DEEP}"
+    except ValueError:
+        return "a number of too many digits"

@@ -1,0 +1,265 @@
+"""A backup that somebody changed: it is refused before anything is touched, whatever it names, is or holds."""
+
+import hashlib
+import json
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon.backup import MANIFEST, make
+from daemon.state_folder import DATABASE_NAME, LOCK_NAME
+from tests.chaos.loop_disk import LoopDisk, needs_root
+from tests.daemon.conftest import MODEL_ID, LivedIn, dropforge, lived_in, new_workspace
+
+__all__ = ["dropforge", "lived_in", "new_workspace"]
+
+Tamper = Callable[[Path], object]
+Record = Callable[[str, object], None]
+
+
+@pytest.fixture
+def kept(lived_in: LivedIn, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a whole backup, with models, in a folder that is nobody else's."""
+    (lived_in.settings.state_folder / "models" / MODEL_ID / "model.safetensors").write_bytes(b"weights")
+    return make(lived_in.settings, tmp_path_factory.mktemp("elsewhere") / "kept", with_models=True).folder
+
+
+def everything(folder: Path) -> dict[str, object]:
+    """Return what is below a folder, but for the lock that a restore takes first."""
+
+    def found() -> Iterator[tuple[str, object]]:
+        for path in sorted(folder.rglob("*")):
+            if path.is_symlink():
+                yield str(path), path.readlink()
+            elif path.name != LOCK_NAME:
+                small = path.is_file() and path.stat().st_size < 1 << 20
+                yield str(path), path.read_bytes() if small else path.stat().st_mode
+
+    return dict(found())
+
+
+def change(folder: Path, **fields: Any) -> None:
+    value = json.loads((folder / MANIFEST).read_text())
+    for name, given in fields.items():
+        value[name] = {**value[name], **given} if isinstance(given, dict) else given
+    (folder / MANIFEST).write_text(json.dumps(value))
+
+
+def seen(path: Path) -> list[object]:
+    return [path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest()]
+
+
+def names(name: str) -> Tamper:
+    """Let the manifest name a file that is really there, where the name leads to from the backup."""
+
+    def tamper(folder: Path) -> None:
+        place = Path(os.path.normpath(folder / name))
+        if "\0" not in name and not place.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text("# of an attacker\n")
+        change(folder, files={name: seen(place) if place.is_file() else [0, hashlib.sha256().hexdigest()]})
+
+    return tamper
+
+
+def row(statement: str, *values: object) -> Tamper:
+    """Change the backup's database, and the manifest with it."""
+
+    def tamper(folder: Path) -> None:
+        path = folder / DATABASE_NAME
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute("PRAGMA ignore_check_constraints=ON")
+            connection.execute(statement, values)
+        change(folder, files={DATABASE_NAME: seen(path)})
+
+    return tamper
+
+
+def instead(name: str, put: Callable[[Path], object]) -> Tamper:
+    """Put something else in the place of a file of the backup."""
+
+    def tamper(folder: Path) -> None:
+        path = min(folder.glob(name))
+        if path.is_dir():
+            path.rename(folder.parent / "moved")
+        else:
+            path.rename(folder.parent / "original")
+        put(path)
+
+    return tamper
+
+
+def write(text: str | bytes) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(text if isinstance(text, bytes) else text.encode())
+
+
+def link_to(target: str) -> Callable[[Path], object]:
+    return lambda path: path.symlink_to(target)
+
+
+def make_sparse(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(5 << 30)
+
+
+DEEP = '{"files": ' + "[" * 50_000 + "]" * 50_000 + "}"
+SNAPSHOT = json.dumps(
+    [{"id": 1, "sha256": "a" * 64, "name": "x", "path": "../../etc/passwd", "role": "train", "rows": 1}]
+)
+TAMPERED: dict[str, tuple[Tamper, str]] = {
+    "name drops/../../dropforge.toml": (names("drops/../../dropforge.toml"), "drops/../../dropforge.toml"),
+    "name ../outside": (names("../outside"), "../outside"),
+    "absolute name": (names("/etc/passwd"), "/etc/passwd"),
+    "name with an empty part": (names(f"drops//{'a' * 64}.jsonl"), "drops//"),
+    "name with a dot part": (names(f"drops/./{'a' * 64}.jsonl"), "drops/./"),
+    "empty name": (names(""), "''"),
+    "name with NUL": (names("drops/a\0b.jsonl"), "drops/a"),
+    "name with a line break": (names("drops/a\nb.jsonl"), "drops/a"),
+    "name of the daemon's spool": (names("spool/queue/1-train-1.json"), "spool/queue/1-train-1.json"),
+    "name of another program's file": (names(".bashrc"), ".bashrc"),
+    "drop that is no hash": (names("drops/x.jsonl"), "drops/x.jsonl"),
+    "drop that no row names": (names(f"drops/{'a' * 64}.jsonl"), f"drops/{'a' * 64}.jsonl"),
+    "result of a run that begins again": (names("runs/3/prepare.json"), "runs/3/prepare.json"),
+    "checkpoint with a pickle": (names("runs/1/checkpoints/step-1/optimizer.pt"), "runs/1/checkpoints"),
+    "model that no row names": (names(f"models/{'a' * 64}/model.safetensors"), f"models/{'a' * 64}"),
+    "champion ../../elsewhere": (lambda folder: change(folder, champions=["../../elsewhere"]), "../../elsewhere"),
+    "champion /etc": (lambda folder: change(folder, champions=["/etc"]), "/etc"),
+    "missing ../../x": (lambda folder: change(folder, missing=["../../x"]), "../../x"),
+    "drop is a link": (instead("drops/*", link_to("../../original")), "link"),
+    "folder is a link": (instead("drops", link_to("../moved")), "link"),
+    "verdict is a FIFO": (instead("runs/1/decide.json", os.mkfifo), "FIFO"),
+    "manifest is a FIFO": (instead(MANIFEST, os.mkfifo), "FIFO"),
+    "manifest is a link": (instead(MANIFEST, link_to("../original")), "link"),
+    "manifest of 5 GB": (instead(MANIFEST, make_sparse), MANIFEST),
+    "manifest nested 50,000 deep": (instead(MANIFEST, write(DEEP)), MANIFEST),
+    "manifest of bytes": (instead(MANIFEST, write(b"\xff\xfe\0")), MANIFEST),
+    "manifest is a list": (instead(MANIFEST, write("[]")), MANIFEST),
+    "database with a journal beside it": (lambda folder: write("x")(folder / f"{DATABASE_NAME}-wal"), "-wal"),
+    "track.name": (row("UPDATE track SET name = '../../out' WHERE name = 'support'"), "track.name"),
+    "track.champion_path": (row("UPDATE track SET champion_path = 'models/../../..'"), "track.champion_path"),
+    "track.base_path": (row("UPDATE track SET base_path = '../../out'"), "track.base_path"),
+    "promotion.model_path": (row("UPDATE promotion SET model_path = '../..'"), "promotion.model_path"),
+    "promotion.previous_path": (row("UPDATE promotion SET previous_path = '/a/../b'"), "promotion.previous_path"),
+    "promotion.track": (row("UPDATE promotion SET track = '../x'"), "promotion.track"),
+    "drop.sha256": (row("UPDATE \"drop\" SET sha256 = '../../dropforge.toml' WHERE id = 1"), "drop.sha256"),
+    "run.snapshot": (row("UPDATE run SET snapshot = ? WHERE id = 1", SNAPSHOT), "run.snapshot"),
+    "run.snapshot, deep": (row("UPDATE run SET snapshot = ? WHERE id = 1", "[" * 50_000), "run.snapshot"),
+    "attempt.step": (row("UPDATE attempt SET step = '../../x' WHERE id = 1"), "attempt.step"),
+    "attempt.number": (row("UPDATE attempt SET number = '1/../../..' WHERE id = 1"), "attempt.number"),
+    "trigger": (
+        row("CREATE TRIGGER later AFTER UPDATE ON track BEGIN UPDATE promotion SET model_path = '../..'; END"), "later"
+    ),
+}  # fmt: skip
+
+
+def test_a_tampered_backup_is_refused_and_nothing_is_touched(
+    lived_in: LivedIn,
+    dropforge: Callable[..., Any],
+    kept: Path,
+    record_property: Record,
+) -> None:
+    before = everything(lived_in.folder)
+    for number, (case, (tamper, named)) in enumerate(TAMPERED.items()):
+        copy = kept.with_name(f"case-{number}") / "kept"
+        shutil.copytree(kept, copy)
+        tamper(copy)
+        outside = everything(copy.parent)
+        done = dropforge("restore", copy)
+        record_property("probe", [f"restore: {case}", "refused, nothing changed", done.err.splitlines()[0][:90]])
+        assert (done.code, done.out) == (1, ""), case
+        assert named.encode("unicode_escape").decode() in done.err, case
+        assert "hint: " in done.err, case
+        assert everything(lived_in.folder) == before, case
+        assert everything(copy.parent) == outside, case
+
+
+def test_a_restore_goes_through_no_link_of_the_state_folder(
+    lived_in: LivedIn,
+    dropforge: Callable[..., Any],
+    kept: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    record_property: Record,
+) -> None:
+    root, other = lived_in.settings.state_folder, tmp_path_factory.mktemp("other")
+    shutil.rmtree(root / "drops")
+    (root / "drops").symlink_to(other)
+    done = dropforge("restore", kept)
+    record_property("probe", ["restore: drops/ is a link", "refused", done.err.splitlines()[0][:90]])
+    assert (done.code, list(other.iterdir())) == (1, [])
+    assert f"{root / 'drops'} is a link" in done.err
+
+
+def test_a_restore_never_writes_settings(
+    lived_in: LivedIn,
+    dropforge: Callable[..., Any],
+    kept: Path,
+    record_property: Record,
+) -> None:
+    path = lived_in.folder / "dropforge.toml"
+    before = path.read_bytes()
+    (kept / "settings.json").write_text('{"inbox": "/"}')
+    change(kept, files={"settings.json": seen(kept / "settings.json")})
+    done = dropforge("restore", kept)
+    record_property("probe", ["restore: other settings.json", "not put back", f"exit {done.code}, settings unchanged"])
+    assert (done.code, path.read_bytes()) == (0, before)
+    assert not (lived_in.settings.state_folder / "settings.json").exists()
+
+
+@needs_root
+def test_a_restore_on_a_full_disk_names_the_disk_and_can_be_done_again(
+    lived_in: LivedIn, dropforge: Callable[..., Any], kept: Path, record_property: Record
+) -> None:
+    with LoopDisk(lived_in.folder / "loop", 16) as disk:
+        state = disk.place / "state"
+        state.mkdir()
+        with (lived_in.folder / "dropforge.toml").open("r+") as file:
+            rest = file.read()
+            file.seek(0)
+            file.write(f'state = "{state}"\n{rest}')
+        disk.fill(leave=32 << 10)
+        done = dropforge("restore", kept)
+        record_property("probe", ["restore: full disk", "names the disk", done.err.splitlines()[0][:90]])
+        assert (done.code, done.out) == (1, "")
+        assert f"({disk.place}, " in done.err
+        assert f"bytes on {disk.place}, then do it again: dropforge restore {kept}" in done.err
+        assert not list(state.rglob("*.restore.tmp"))
+        disk.free()
+        assert dropforge("restore", kept).code == 0
+        assert (state / "models" / MODEL_ID / "model.safetensors").read_bytes() == b"weights"
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "journal beside it", "row that leads elsewhere"])
+def test_a_database_alone_is_looked_at_as_one_in_a_backup_is(
+    lived_in: LivedIn, dropforge: Callable[..., Any], kept: Path, record_property: Record, kind: str
+) -> None:
+    before, alone = everything(lived_in.folder), kept.parent / "alone.db"
+    if kind == "FIFO":
+        os.mkfifo(alone)
+    else:
+        shutil.copyfile(kept / DATABASE_NAME, alone)
+    if kind.startswith("journal"):
+        alone.with_name("alone.db-wal").write_text("rows that would not be put back")
+    elif kind.startswith("row"):
+        with closing(sqlite3.connect(alone)) as connection, connection:
+            connection.execute("UPDATE promotion SET model_path = '../..'")
+    done = dropforge("restore", alone)
+    record_property("probe", [f"restore: database, {kind}", "refused", done.err.splitlines()[0][:90]])
+    assert (done.code, done.out, everything(lived_in.folder)) == (1, "", before)
+
+
+@pytest.mark.parametrize("version", ["0001", "0002"])
+def test_a_database_of_an_earlier_version_is_put_back(
+    dropforge: Callable[..., Any], tmp_path: Path, version: str
+) -> None:
+    (tmp_path / "dropforge.toml").touch()
+    script = Path(__file__).parents[1] / "daemon" / "released" / f"{version}.sql"
+    with closing(sqlite3.connect(tmp_path / "old.db")) as connection:
+        connection.executescript(script.read_text())
+    done = dropforge("restore", tmp_path / "old.db", "--without-models")
+    assert done.code == 0, done.err

@@ -1,0 +1,101 @@
+"""`check` and `submit` by a member of the group, who may write into the inbox and see nothing of the state folder."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.hostile.people import ALICE, BOB, DAEMON, GROUP, STRANGER, Box, Person, rows
+
+Record = Callable[[str, object], None]
+Ended = subprocess.CompletedProcess[str]
+
+
+def put(box: Box, name: str, *words: str) -> Path:
+    path = box.folder / name
+    path.write_text(rows(*words))
+    return path
+
+
+def said(ended: Ended) -> str:
+    """Return how a command ended, for the table."""
+    lines = (ended.stdout + ended.stderr).splitlines()
+    return f"exit {ended.returncode}: {lines[-1] if lines else ''}"[:100]
+
+
+def test_a_member_may_check_a_file(new_box: Callable[..., Box], record_property: Record) -> None:
+    box = new_box()
+    file = put(box, "good.jsonl", "a")
+    ended = box.cli(ALICE, "check", str(file))
+    record_property("probe", ["check by a member", "works, says what it cannot see", said(ended)])
+    assert ended.returncode == 0, ended.stderr
+    assert "it would be accepted" in ended.stdout
+    assert f"cannot see whether the same content is there already: user alice may not read {box.state}" in ended.stdout
+    found = box.cli(ALICE, "check", str(file), "--json")
+    assert '"same_as_drop": null' in found.stdout
+    assert f"user alice may not read {box.state}" in found.stdout
+
+
+def test_a_member_whose_base_model_is_closed_is_told_so_in_a_line(
+    new_box: Callable[..., Box], record_property: Record
+) -> None:
+    box = new_box()
+    (box.folder / "base").chmod(0o700)
+    ended = box.cli(ALICE, "check", str(put(box, "good.jsonl", "a")))
+    record_property("probe", ["check by a member, base model closed", "works, one line", said(ended)])
+    assert ended.returncode == 0, ended.stderr
+    assert f"control tokens are not looked for: user alice may not read {box.folder / 'base'}" in ended.stdout
+
+
+def test_what_a_member_submits_is_for_the_daemon_to_read(new_box: Callable[..., Box], record_property: Record) -> None:
+    box = new_box()
+    ended = box.cli(ALICE, "submit", str(put(box, "good.jsonl", "a")), umask=0o077)
+    assert ended.returncode == 0, ended.stderr
+    assert f"cannot see whether the daemon runs: user alice may not read {box.state}" in ended.stdout
+    (copy,) = box.inbox.iterdir()
+    found = copy.stat()
+    record_property("probe", ["submit by a member, umask 077", "mode 640", f"mode {found.st_mode & 0o7777:o}"])
+    assert (copy.name, found.st_mode & 0o7777, found.st_uid, found.st_gid) == ("good.jsonl", 0o640, 64202, GROUP)
+    assert box.cli(DAEMON, "check", str(copy)).returncode == 0
+
+
+def test_the_daemon_takes_what_a_member_submits(box: Box, record_property: Record) -> None:
+    ended = box.cli(ALICE, "submit", str(put(box, "fresh.jsonl", "b")), "--track", "support", umask=0o077)
+    assert ended.returncode == 0, ended.stderr
+    box.until(lambda: box.is_filed("fresh.jsonl"))
+    record_property("probe", ["submit by a member, daemon runs", "taken", "filed in done/"])
+
+
+def test_submit_makes_no_folder_of_the_inbox(new_box: Callable[..., Box], record_property: Record) -> None:
+    box = new_box()
+    file = put(box, "good.jsonl", "a")
+    for name, options in (("support", ("--track", "support")), ("heldout", ("--heldout",))):
+        ended = box.cli(ALICE, "submit", str(file), *options)
+        assert ended.returncode == 1
+        assert f"there is no folder {box.inbox / name}" in ended.stderr
+        assert "dropforge run" in ended.stderr
+    record_property("probe", ["submit before the daemon made the folder", "refused, none made", said(ended)])
+    assert list(box.inbox.iterdir()) == []
+
+
+def test_submit_follows_no_link_that_another_member_made(new_box: Callable[..., Box], record_property: Record) -> None:
+    box = new_box()
+    trap = box.folder / "trap"
+    trap.mkdir()
+    trap.chmod(0o777)
+    assert box.shell(BOB, f"ln -s {trap} support").returncode == 0
+    ended = box.cli(ALICE, "submit", str(put(box, "good.jsonl", "a")), "--track", "support")
+    record_property("probe", ["submit into a folder that is a link", "refused", said(ended)])
+    assert (ended.returncode, list(trap.iterdir())) == (1, [])
+    assert f"{box.inbox / 'support'} is not a folder" in ended.stderr
+
+
+@pytest.mark.parametrize("person", [STRANGER], ids=lambda one: one.name)
+def test_who_is_no_member_is_told_so(new_box: Callable[..., Box], record_property: Record, person: Person) -> None:
+    box = new_box()
+    ended = box.cli(person, "submit", str(put(box, "good.jsonl", "a")))
+    record_property("probe", ["submit by a stranger", "refused in words", said(ended)])
+    assert (ended.returncode, list(box.inbox.iterdir())) == (1, [])
+    assert f"error: {box.inbox}: Permission denied" in ended.stderr
+    assert "user, stranger" in ended.stderr
