@@ -129,10 +129,8 @@ class Dispatcher:
         for claim in list(self._claims):
             attempt = queue.open_attempt(self._engine, claim.run_id)
             if attempt is not None:
-                spec = self._spec_of(attempt)
-                if spec is not None:
-                    # Or the next worker would run what nobody waits for.
-                    self._executor.cancel(spec)
+                # Or the next worker would run what nobody waits for.
+                self._executor.cancel(_key(attempt))
                 # Its files stay: the step may be at its last checkpoint.
                 words = "the daemon stopped before the step did"
                 queue.end_attempt(self._engine, claim, attempt.id or 0, AttemptState.LOST, now, words)
@@ -198,7 +196,7 @@ class Dispatcher:
         if state is JobState.ENDED:
             return self._collect(claim, attempt, spec, now)
         if run.cancel_requested and spec.key not in self._cancelling:
-            self._executor.cancel(spec)
+            self._executor.cancel(spec.key)
             self._cancelling.add(spec.key)
         return False
 
@@ -358,6 +356,11 @@ class Dispatcher:
         if abs(now - self._bases_at) >= _BASES_MS:
             self._bases_at = now
             self.bases.refresh(now)
+
+
+def _key(attempt: Attempt) -> str:
+    """Return the key of an attempt, which its spec has too, without reading that."""
+    return f"{attempt.run_id}-{attempt.step}-{attempt.number}"
 
 
 def _words(progress: Progress | None) -> str:

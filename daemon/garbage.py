@@ -101,7 +101,7 @@ class _Finder:
     def spool(self, session: Session) -> Iterator[Item]:
         rows = session.exec(select(Attempt).where(Attempt.state == AttemptState.SUBMITTED)).all()
         known = {f"{row.run_id}-{row.step}-{row.number}" for row in rows}
-        for folder in ("queue", "running", "cancel"):
+        for folder in ("queue", "running", "cancel", "refused"):
             for path in sorted((self._root / "spool" / folder).glob("[!.]*")):
                 if path.name.removesuffix(".json") not in known and self._is_old(path):
                     yield self._item(path, "an order for an attempt that has ended")

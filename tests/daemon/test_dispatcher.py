@@ -71,8 +71,8 @@ class ScriptedExecutor:
         durable.write_json(folder / RESULT_NAME, result.model_dump(mode="json"))
         return JobState.ENDED
 
-    def cancel(self, spec: StepSpec) -> None:
-        self.cancelled.append(spec.key)
+    def cancel(self, key: str) -> None:
+        self.cancelled.append(key)
 
     def list_mine(self) -> list[str]:
         return []
