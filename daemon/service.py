@@ -32,7 +32,8 @@ from daemon.scheduler import Schedule
 from daemon.sd_notify import notify, showing_life
 from daemon.settings import Settings
 from daemon.signals import on_stop
-from daemon.state_folder import DATABASE_NAME, LOCK_NAME, TRASH_NAME, WATCHER_NOTE
+from daemon.state_folder import DATABASE_NAME, LOCK_NAME, TRASH_NAME, TROUBLES_NOTE, WATCHER_NOTE
+from daemon.troubles import Troubles
 from daemon.watcher import Watcher
 from daemon.worker import end_steps_now
 from pipeline import durable
@@ -193,18 +194,22 @@ class Service:
                 message, "see what it does: dropforge status; or give this one a state folder of its own"
             )
         refuse_half_restored(root)
-        durable.remove_leftovers(root, WATCHER_NOTE)
+        for name in (WATCHER_NOTE, TROUBLES_NOTE):
+            durable.remove_leftovers(root, name)
+        (root / TROUBLES_NOTE).unlink(missing_ok=True)
         migrate(root / DATABASE_NAME)
         self._engine = open_engine(root / DATABASE_NAME, keep=True)
         check(self._engine)
         self.stop = threading.Event()
         self.exit_code = 0
         self._wake = threading.Event()
-        self._dispatcher = Dispatcher(self._engine, settings, LocalExecutor(root))
+        self._troubles = Troubles()
+        self._dispatcher = Dispatcher(self._engine, settings, LocalExecutor(root), self._troubles)
         self._intake = IntakeLoop(self._engine, settings, self._wake.set)
-        self._hooks = Hooks(self._engine, settings)
+        self._hooks = Hooks(self._engine, settings, troubles=self._troubles)
         self._schedule = Schedule(self._engine, settings, self._night_began)
         self._worker = WorkerProcess(settings)
+        self._told: dict[str, str] = {}
         self._said = ""
         self._said_at = 0.0
 
@@ -269,12 +274,23 @@ class Service:
                 notify(f"STATUS={said}")
 
     def _tick(self) -> bool:
-        """Let the dispatcher do what it can; say whether it could. It goes on with all of it at the next turn."""
+        """Let dispatcher and hooks do what they can; say whether they could. They go on with it at the next turn."""
+        # Each of them, whatever came of the one before.
+        well = [self._does(part) for part in (self._dispatcher.tick, self._hooks.tick, self._tell)]
+        return all(well)
+
+    def _tell(self, _now: int) -> None:
+        """Tell service manager and `dropforge status` how things are, when that has changed."""
+        if not self.stop.is_set():
+            self._say_status(time.monotonic())
+        if self._troubles.words != self._told:
+            self._told = self._troubles.words
+            with contextlib.suppress(OSError):
+                durable.write_hint(self._settings.state_folder / TROUBLES_NOTE, self._told)
+
+    def _does(self, part: Callable[[int], object]) -> bool:
         try:
-            self._dispatcher.tick(now_ms())
-            self._hooks.tick(now_ms())
-            if not self.stop.is_set():
-                self._say_status(time.monotonic())
+            part(now_ms())
         except Exception as error:  # a full disk or a locked database passes; the daemon must outlive it
             if self._dispatcher.disk.make_way(error):
                 return True

@@ -1093,6 +1093,41 @@ def test_an_attempt_that_never_reached_the_spool_is_ordered_again_and_nobody_die
     assert run_row(engine).deaths == 0
 
 
+def test_a_run_with_trouble_of_its_own_waits_alone_longer_each_time_and_goes_on_when_it_is_over(
+    engine: Engine, settings: Settings, executor: ScriptedExecutor
+) -> None:
+    two = Settings.model_validate({**settings.model_dump(exclude_unset=True), "tracks": {"other": {}}})
+    dispatcher = new_dispatcher(engine, two, executor)
+    # A file in the place of a folder: the kernel says so to root, too.
+    place = settings.state_folder / "runs/1"
+    place.parent.mkdir(exist_ok=True)
+    place.touch()
+    add_drop(engine, "a")
+    add_drop(engine, "b", "other")
+    now = NOW
+    ticks(dispatcher, 20)
+    assert (run_row(engine).state, run_row(engine, 2).state) == (RunState.WAITING, RunState.SUCCEEDED)
+    waits = []
+    for _ in range(4):
+        run = run_row(engine)
+        waits.append((run.not_before - now) // 1000)
+        now = run.not_before
+        dispatcher.tick(now)
+    assert waits == [30, 60, 120, 240]
+    run = run_row(engine)
+    assert (run.state, run.failures, run.deaths) == (RunState.WAITING, 0, 0)
+    assert run.error is not None
+    assert run.hint is not None
+    assert run.error.startswith("the files of run 1 cannot be used: ")
+    assert "dropforge cancel 1" in run.hint
+    with transaction(engine) as session:
+        open_ones = [one for one in session.exec(select(Attempt)) if one.state == AttemptState.SUBMITTED]
+    assert open_ones == []
+    place.unlink()
+    ticks(dispatcher, 20, run.not_before)
+    assert (run_row(engine).state, run_row(engine).failures) == (RunState.SUCCEEDED, 0)
+
+
 def test_too_little_data_fixes_nothing_on_the_track(
     engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor
 ) -> None:
