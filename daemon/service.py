@@ -26,6 +26,7 @@ from daemon.dispatcher import Dispatcher
 from daemon.executors.local import LocalExecutor, Spool
 from daemon.hooks import Hooks
 from daemon.intake import Intake
+from daemon.own_folder import OwnFolder, StateFolderGone
 from daemon.processes import FileLock, kill_group, lock_holder
 from daemon.restore import refuse_half_restored
 from daemon.scheduler import Schedule
@@ -37,7 +38,7 @@ from daemon.troubles import Troubles
 from daemon.watcher import Watcher
 from daemon.worker import end_steps_now
 from pipeline import durable
-from pipeline.errors import DropforgeError
+from pipeline.errors import EXIT_FAILED, DropforgeError
 
 _TICK_SECONDS = 0.25
 _IDLE_TICK_SECONDS = 0.5
@@ -49,6 +50,10 @@ log = structlog.get_logger()
 
 class AlreadyRunning(DropforgeError):
     """Another daemon works on the same state folder."""
+
+
+class IntakeEnded(DropforgeError):
+    """Nobody takes files in any more; the service manager starts the daemon again."""
 
 
 class WorkerProcess:
@@ -86,9 +91,14 @@ class WorkerProcess:
     def kill(self) -> None:
         """End it in any case, and its step with it."""
         if self._process is not None:
+            self.let_go()
+            end_steps_now(self._settings.state_folder)
+
+    def let_go(self) -> None:
+        """End the worker alone; its step notices, and stops by itself."""
+        if self._process is not None:
             kill_group(self._process.pid, signal.SIGKILL)
             self._process.wait()
-            end_steps_now(self._settings.state_folder)
 
 
 class IntakeLoop:
@@ -104,6 +114,7 @@ class IntakeLoop:
         self._intake = Intake(engine, settings)
         self._disk = Disk(settings)
         self._note: object = None
+        self._ended: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="intake")
 
     def start(self) -> None:
@@ -118,15 +129,21 @@ class IntakeLoop:
         self._thread.join()
         self._watcher.stop()
 
-    @property
-    def alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._thread.is_alive()
+    def require_alive(self) -> None:
+        """Raise `IntakeEnded` if the thread has ended though nobody told it to."""
+        if self._ended is not None:
+            message = f"the thread that takes files in has ended: {type(self._ended).__name__}: {self._ended}"
+            raise IntakeEnded(message, "start the daemon again; this is a defect, please report it") from self._ended
 
     def _run(self) -> None:
-        while not self.stop.is_set():
-            self.wake.wait(self._turn())
-            self.wake.clear()
+        try:
+            while not self.stop.is_set():
+                self.wake.wait(self._turn())
+                self.wake.clear()
+        except BaseException as error:
+            self._ended = error
+            log.exception("intake_ended")
+            self._poke()
 
     def _turn(self) -> float:
         """Take in what is settled; return the seconds until the next look."""
@@ -179,13 +196,14 @@ class Service:
         """
         Take the state folder's lock and open the database.
 
-        Raises `AlreadyRunning` if another daemon has the lock, `DatabaseUnusable` and `RestoreCutOff` if the state
-        folder must not be worked on as it is.
+        Raises `AlreadyRunning` if another daemon has the lock, `NotOwn`, `DatabaseUnusable` and `RestoreCutOff` if the
+        state folder must not be worked on as it is.
         """
         self._settings = settings
         root = settings.state_folder
         refuse_network(root)
-        for folder in (root, root / "drops", root / "runs", root / "models", root / "tracks", root / TRASH_NAME):
+        self._folder = OwnFolder(root, "run")
+        for folder in (root / "drops", root / "runs", root / "models", root / "tracks", root / TRASH_NAME):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = FileLock(root / LOCK_NAME)
         if not self._lock.acquire():
@@ -230,7 +248,12 @@ class Service:
         self._wake.set()
 
     def run(self) -> None:
-        """Recover, then work until `stop` is set, then end in order."""
+        """
+        Recover, then work until `stop` is set, then end in order.
+
+        Raises `IntakeEnded` after such an end if files cannot be taken in any more. If the state folder is taken away
+        there is no order to keep: one line, and the process ends here and now with exit code 1.
+        """
         Spool(self._settings.state_folder)
         with transaction(self._engine) as session:
             for name in self._settings.track_names:
@@ -245,25 +268,31 @@ class Service:
                 self._beat()
                 self._wake.wait(_IDLE_TICK_SECONDS if self._dispatcher.idle else _TICK_SECONDS)
                 self._wake.clear()
+        except StateFolderGone as error:
+            self._end_without_folder(error)
         finally:
             self._end()
 
+    def _end_without_folder(self, error: StateFolderGone) -> None:
+        """End here and now, with one line: nothing can be written down, and no folder may be made anew."""
+        log.error("state_folder_gone", error=error.message, hint=error.hint)
+        self._worker.let_go()
+        os._exit(EXIT_FAILED)
+
     def _beat(self) -> None:
-        """One turn of the main loop."""
+        """One turn of the main loop. Raises `StateFolderGone`, or `IntakeEnded`: nothing can be done any more."""
+        self._folder.require_there()
+        self._intake.require_alive()
         monotonic = time.monotonic()
         self._dispatcher.disk.keep_ballast()
         if self._settings.worker == "child":
             self._worker.keep_alive(monotonic)
         if not self._tick():
             # Waiting for room on the disk is being alive: systemd's watchdog must not end the training over it.
-            self._show_life()
+            notify("WATCHDOG=1")
             self.stop.wait(_TROUBLE_SECONDS)
             return
-        self._show_life()
-
-    def _show_life(self) -> None:
-        if self._intake.alive:
-            notify("WATCHDOG=1")
+        notify("WATCHDOG=1")
 
     def _say_status(self, monotonic: float) -> None:
         if monotonic - self._said_at >= _STATUS_SECONDS:
@@ -292,6 +321,7 @@ class Service:
         try:
             part(now_ms())
         except Exception as error:  # a full disk or a locked database passes; the daemon must outlive it
+            self._folder.require_there()
             if self._dispatcher.disk.make_way(error):
                 return True
             if is_full(error):
@@ -341,7 +371,7 @@ def run(settings: Settings) -> int:
     """
     Run the daemon until SIGTERM or SIGINT; return the exit code: 0, or 128 and the number of a second signal.
 
-    Raises what `Service` does.
+    Raises what `Service` and its `run` do.
     """
     service = Service(settings)
     on_stop(service.on_signal)

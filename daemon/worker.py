@@ -20,11 +20,12 @@ import structlog
 
 from daemon.executors.local import Spool
 from daemon.orders import STEP_VARIABLES, Order, OrderRefused, read_order, step_command
+from daemon.own_folder import OwnFolder, StateFolderGone
 from daemon.processes import FileLock, identify, is_alive, kill_group, signal_name, wait_until_dead
 from daemon.signals import on_stop
 from pipeline import durable
 from pipeline.contract import LIFELINE, LOG_NAME, RESULT_NAME, SPEC_NAME, StepError, StepResult, StepSpec
-from pipeline.errors import EXIT_DISK_FULL, EXIT_INTERRUPTED, is_disk_full
+from pipeline.errors import EXIT_DISK_FULL, EXIT_FAILED, EXIT_INTERRUPTED, is_disk_full
 
 #: What of the worker's own environment a step may see: where things are and how the hardware is used, no secrets.
 ALLOWED_ENVIRONMENT = (
@@ -52,10 +53,13 @@ def _own_command(spec: StepSpec, place: Path) -> Sequence[str]:
 class Worker:
     """Serves one spool folder. `stop` ends it after the running step has left its checkpoint."""
 
-    def __init__(self, state_folder: Path, command: StepCommand = _own_command) -> None:
-        """Serve the spool in `state_folder`; each step is done by `command`."""
+    def __init__(
+        self, state_folder: Path, command: StepCommand = _own_command, look: Callable[[], None] = lambda: None
+    ) -> None:
+        """Serve the spool in `state_folder`; each step is done by `command`, and what `look` raises ends it."""
         self._spool = Spool(state_folder)
         self._command = command
+        self._look = look
         self._lock = FileLock(self._spool.worker_lock)
         self.stop = threading.Event()
         self.exit_code = 0
@@ -75,6 +79,7 @@ class Worker:
             self._clear_leftovers()
             log.info("worker_started", pid=os.getpid())
             while not self.stop.is_set():
+                self._look()
                 order = self._take()
                 if order is None:
                     self.stop.wait(_POLL_SECONDS)
@@ -258,8 +263,11 @@ def serve(state_folder: Path, *, with_lifeline: bool, command: StepCommand = _ow
 
     Standard input is the daemon's end of a pipe: it closes with the daemon, however that ended. A second signal kills
     the step and ends the process at once, with 128 and the signal's number.
+
+    Raises `NotOwn` if the state folder is not this user's own, `StateFolderGone` if it is taken away.
     """
-    worker = Worker(state_folder, command)
+    folder = OwnFolder(state_folder, "worker")
+    worker = Worker(state_folder, command, folder.require_there)
 
     def act(number: int) -> None:
         if worker.stop.is_set():
@@ -279,7 +287,12 @@ def serve(state_folder: Path, *, with_lifeline: bool, command: StepCommand = _ow
             worker.stop.set()
 
         threading.Thread(target=wait, name="lifeline", daemon=True).start()
-    worker.serve()
+    try:
+        worker.serve()
+    except StateFolderGone:
+        if not with_lifeline:
+            raise
+        return EXIT_FAILED  # the daemon says so
     return worker.exit_code
 
 
