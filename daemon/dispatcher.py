@@ -67,7 +67,7 @@ class Dispatcher:
     def recover(self, now: int) -> None:
         """Finish what a dead daemon left half-done and adopt its runs; the caller holds the state folder's lock."""
         Spool(self._root).remove_leftovers()
-        self._upkeep.settle_champions(now)
+        self._upkeep.settle(now)
         self._claims = queue.rescue(self._engine, now)
         for claim in list(self._claims):
             log.info("run_adopted", run=claim.run_id)
@@ -85,7 +85,7 @@ class Dispatcher:
     def tick(self, now: int) -> None:
         """Do everything that can be done now."""
         low = self.disk.look(self._engine, now)
-        self._upkeep.settle_champions(now)
+        self._upkeep.settle(now)
         # With a run in hand too: a base that was replaced must not be judged by, and cached, under the old one's name.
         self._upkeep.refresh_bases(now)
         if not self._claims and not self.draining:

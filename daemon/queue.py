@@ -27,36 +27,10 @@ from pipeline.config import RunConfig
 from pipeline.errors import DropforgeError
 
 __all__ = [
-    "ALLOWED",
-    "AttemptOpen",
-    "Claim",
-    "Failure",
-    "LostClaim",
-    "SetApart",
-    "WrongState",
-    "begin_attempt",
-    "cancel",
-    "cancelled",
-    "claim",
-    "died",
-    "end_attempt",
-    "enqueue",
-    "enqueue_when_quiet",
-    "ensure_track",
-    "fail",
-    "finish",
-    "fix_track",
-    "heartbeat",
-    "hold_new_drops",
-    "interrupt",
-    "next_due",
-    "open_attempt",
-    "postpone",
-    "record_event",
-    "require_retriable",
-    "rescue",
-    "retry",
-    "waiting_drops",
+    "ALLOWED", "AttemptOpen", "Claim", "Failure", "LostClaim", "WrongState", "begin_attempt", "cancel", "cancelled",
+    "claim", "died", "end_attempt", "enqueue", "enqueue_when_quiet", "ensure_track", "fail",
+    "finish", "fix_track", "heartbeat", "hold_new_drops", "interrupt", "next_due", "open_attempt", "postpone",
+    "record_event", "require_retriable", "rescue", "retry", "shorten_waits", "waiting_drops",
 ]  # fmt: skip
 
 CONFIGURE_AGAIN_MS = 30_000
@@ -154,6 +128,14 @@ def next_due(engine: Engine) -> int | None:
     with transaction(engine) as session:
         due: int | None = session.exec(select(func.min(Run.not_before)).where(_going)).one()
     return due
+
+
+def shorten_waits(engine: Engine, now: int, most_ms: int) -> None:
+    """Let every run begin now that is to wait for more than `most_ms`: a clock that was ahead has told it so."""
+    with transaction(engine) as session:
+        for run in session.exec(select(Run).where(_going, col(Run.not_before) > now + most_ms)).all():
+            run.not_before = now
+            session.add(run)
 
 
 def heartbeat(engine: Engine, claim: Claim, now: int, step: str | None) -> bool:

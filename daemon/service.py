@@ -1,8 +1,8 @@
 """
 The composition root: builds the daemon from its settings, runs it until it is told to stop, and takes it down in order.
 
-Three threads of ours: the main one dispatches, one takes files in, APScheduler's own one pokes both. The worker is a
-child process (or a unit of its own) and holds everything that is heavy.
+Two threads of ours: the main one looks at the schedule and dispatches, one takes files in. The worker is a child
+process (or a unit of its own) and holds everything that is heavy.
 """
 
 import contextlib
@@ -260,7 +260,6 @@ class Service:
                 queue.ensure_track(session, name, now_ms())
         self._dispatcher.recover(now_ms())
         self._intake.start()
-        self._schedule.start()
         notify("READY=1", "STATUS=ready")
         log.info("daemon_ready", inbox=self._settings.inbox, state=self._settings.state)
         try:
@@ -303,10 +302,15 @@ class Service:
                 notify(f"STATUS={said}")
 
     def _tick(self) -> bool:
-        """Let dispatcher and hooks do what they can; say whether they could. They go on with it at the next turn."""
+        """Let schedule, dispatcher and hooks do what they can, and go on at the next turn; say whether all could."""
         # Each of them, whatever came of the one before.
-        well = [self._does(part) for part in (self._dispatcher.tick, self._hooks.tick, self._tell)]
+        parts = (self._look_at_schedule, self._dispatcher.tick, self._hooks.tick, self._tell)
+        well = [self._does(part) for part in parts]
         return all(well)
+
+    def _look_at_schedule(self, now: int) -> None:
+        if not self.stop.is_set():
+            self._schedule.tick(now)
 
     def _tell(self, _now: int) -> None:
         """Tell service manager and `dropforge status` how things are, when that has changed."""
@@ -345,7 +349,6 @@ class Service:
         if self._settings.worker == "child":
             # First of all: a large file that is being read may take minutes, and the checkpoint need not wait for it.
             self._worker.stop()
-        self._schedule.stop()
         showing_life(self._hooks.stop)
         showing_life(self._intake.finish)
         if self._settings.worker == "child":

@@ -1,8 +1,8 @@
-"""What is seen to beside the runs, each track by itself: changes of champion that were cut off, bases, garbage."""
+"""What is seen to beside the work on runs: changes of champion that were cut off, bases, garbage, waits for nothing."""
 
 from sqlalchemy import Engine
 
-from daemon import champions, gc
+from daemon import champions, gc, queue
 from daemon.bases import Bases
 from daemon.sd_notify import showing_life
 from daemon.settings import Settings
@@ -20,14 +20,21 @@ class Upkeep:
         self._settings = settings
         self._troubles = troubles
         self._bases_at = self._settled_at = -_LOOK_MS
+        quiet = [settings.track(name).run_after_quiet_seconds for name in settings.track_names]
+        self._longest_wait_ms = max(queue.LONGEST_BACKOFF_MS, round(1000 * max(quiet)))
         self.bases = Bases(engine, settings)
 
-    def settle_champions(self, now: int) -> None:
-        """Finish what a dead process left half-done, a person's rollback too, if it was not looked for just now."""
+    def settle(self, now: int) -> None:
+        """
+        Finish what a dead process left half-done, a person's rollback too, if it was not looked for just now.
+
+        And let no run wait for what a clock said that was ahead.
+        """
         # The clock may be set back: then the last look lies ahead.
         if abs(now - self._settled_at) < _LOOK_MS:
             return
         self._settled_at = now
+        queue.shorten_waits(self._engine, now, self._longest_wait_ms)
         for track, error in champions.recover(self._engine, self._settings.state_folder, now).items():
             self._tell(f"track {track}", error)
 

@@ -1128,6 +1128,23 @@ def test_a_run_with_trouble_of_its_own_waits_alone_longer_each_time_and_goes_on_
     assert (run_row(engine).state, run_row(engine).failures) == (RunState.SUCCEEDED, 0)
 
 
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_run_that_was_put_off_by_a_clock_a_year_ahead_begins_when_the_clock_is_right_again(
+    engine: Engine, settings: Settings, executor: ScriptedExecutor, restart: bool
+) -> None:
+    dispatcher = new_dispatcher(engine, settings, executor)
+    add_drop(engine, "a")
+    year = 365 * 86_400_000
+    with transaction(engine) as session:
+        queue.enqueue(session, "default", "drop", NOW + year, NOW + year + 600_000)
+    dispatcher.tick(NOW + year)
+    if restart:
+        dispatcher = new_dispatcher(engine, settings, executor)
+    assert run_row(engine).not_before == (NOW if restart else NOW + year + 600_000)
+    dispatcher.tick(NOW)
+    assert executor.steps == ["prepare"]
+
+
 def test_too_little_data_fixes_nothing_on_the_track(
     engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor
 ) -> None:

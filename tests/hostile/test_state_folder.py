@@ -54,6 +54,7 @@ def test_a_state_folder_that_others_may_enter_is_closed_with_a_line(
     told = sum("state_folder_closed" in line for line in box.said().splitlines())
     box.state.chmod(0o755)
     assert box.stop() == 0
+    box.log.unlink()
     box.start(extra={"DROPFORGE_WORKER": "separate"})
     happened = f"{mode:04o} with {told} line, then {box.state.stat().st_mode & 0o777:04o}"
     record_property("probe", ["the state folder is 2777, then 0755", "0700 with 1 line, then 0700", happened])
