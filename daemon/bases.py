@@ -1,5 +1,6 @@
 """Base models: generation 0 of each track's champions. Hashed once, then recognised by size and time of change."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import structlog
 from sqlalchemy import Engine
 
 from daemon import champions
+from daemon.disk import is_full
 from daemon.retention import read_object
 from daemon.sd_notify import showing_life
 from daemon.settings import Settings
@@ -28,7 +30,9 @@ class Bases:
         self._seen: dict[str, object] = {}
         self._problems: dict[str, DropforgeError] = {}
         for name in settings.track_names:
-            durable.remove_leftovers(settings.state_folder / "tracks" / name, _NOTE)
+            # What cannot be removed is no harm; whether the folder can be used is seen at each look.
+            with contextlib.suppress(OSError):
+                durable.remove_leftovers(settings.state_folder / "tracks" / name, _NOTE)
 
     def refresh(self, now: int) -> None:
         """Look at every track's base model again; only one that changed is hashed."""
@@ -36,6 +40,8 @@ class Bases:
             try:
                 self._refresh_track(name, now)
             except (DropforgeError, OSError) as error:
+                if is_full(error):
+                    raise
                 problem = error if isinstance(error, DropforgeError) else _unreadable(error)
                 if str(self._problems.get(name)) != str(problem):
                     log.warning("base_model_unusable", track=name, error=problem.message, hint=problem.hint)
@@ -46,9 +52,13 @@ class Bases:
 
     def require(self, name: str) -> None:
         """Raise the `DropforgeError` that says why the track's base model cannot be used, if it cannot."""
-        problem = self._problems.get(name)
+        problem = self.problem(name)
         if problem is not None:
             raise problem
+
+    def problem(self, name: str) -> DropforgeError | None:
+        """Return why the track's base model cannot be used, if it cannot."""
+        return self._problems.get(name)
 
     @property
     def problems(self) -> dict[str, str]:

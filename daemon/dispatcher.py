@@ -2,7 +2,8 @@
 Claims the next run, sends its steps to the executor one by one, publishes what came back, and acts on the verdict.
 
 One `tick` does all that can be done without waiting. All of its state is in the database and the run's folder, so a new
-dispatcher after a crash goes on where the files say the old one was.
+dispatcher after a crash goes on where the files say the old one was. What one run or track has against it in its own
+files is that one's alone: it waits, and all others go on. A full disk and a locked database are everybody's.
 """
 
 import structlog
@@ -11,19 +12,20 @@ from sqlalchemy.exc import DBAPIError
 from sqlmodel import Session
 
 from daemon import champions, gc, publishing, queue
-from daemon.bases import Bases
 from daemon.conclusion import conclude
 from daemon.database import ChangeWatch, transaction
-from daemon.disk import Disk, NoRoom
+from daemon.disk import Disk, NoRoom, is_full
 from daemon.executors import Executor, JobState
 from daemon.executors.local import Spool
 from daemon.footprint import needed_bytes, of_waiting_drops, still_needed
 from daemon.reopening import standing, take_back
+from daemon.rights import user
 from daemon.run_settings import compose
-from daemon.sd_notify import showing_life
 from daemon.settings import Settings
 from daemon.specs import spec_of
 from daemon.tables import Attempt, AttemptState, Run, Track
+from daemon.troubles import RunsApart, Troubles, in_words
+from daemon.upkeep import Upkeep
 from pipeline.artifacts import Artifact, Dataset, Report
 from pipeline.config import RunConfig
 from pipeline.contract import SPEC_NAME, Progress, Step, StepResult, StepSpec
@@ -32,29 +34,31 @@ from pipeline.steps import next_step
 
 _SIGNAL_EXITS = 128
 _HEARTBEAT_MS = 5_000
-_BASES_MS = 30_000
 log = structlog.get_logger()
 
 
 class Dispatcher:
     """Moves one run at a time through the pipeline."""
 
-    def __init__(self, engine: Engine, settings: Settings, executor: Executor) -> None:
-        """Dispatch for the state folder of `settings`; nothing happens before `recover` and `tick`."""
+    def __init__(
+        self, engine: Engine, settings: Settings, executor: Executor, troubles: Troubles | None = None
+    ) -> None:
+        """Dispatch for the state folder of `settings`, from `recover` and `tick` on; tracks tell `troubles` theirs."""
         self._engine = engine
         self._settings = settings
         self._root = settings.state_folder
         self._executor = executor
         self._claims: list[queue.Claim] = []
         self._beat = 0
-        self._bases_at = self._settled_at = -_BASES_MS
         self._cancelling: set[str] = set()
         self._changes = ChangeWatch(engine)
         #: When a run is due that could not be claimed at the last look.
         self._due: int | None = None
         #: When that was; a clock that shows less has been set back.
-        self._asked_at = -_BASES_MS
-        self.bases = Bases(engine, settings)
+        self._asked_at = 0
+        self._apart = RunsApart(settings.state_folder)
+        self._upkeep = Upkeep(engine, settings, Troubles() if troubles is None else troubles)
+        self.bases = self._upkeep.bases
         self.disk = Disk(settings)
         #: Whether there may be something to collect: after a start, after a run, when a night begins.
         self.may_collect = True
@@ -63,13 +67,15 @@ class Dispatcher:
     def recover(self, now: int) -> None:
         """Finish what a dead daemon left half-done and adopt its runs; the caller holds the state folder's lock."""
         Spool(self._root).remove_leftovers()
-        self._settled_at = now
-        champions.recover(self._engine, self._root, now)
+        self._upkeep.settle(now)
         self._claims = queue.rescue(self._engine, now)
-        for claim in self._claims:
-            publishing.remove_leftovers(self._root, claim.run_id)
+        for claim in list(self._claims):
             log.info("run_adopted", run=claim.run_id)
-        self._refresh_bases(now)
+            try:
+                publishing.remove_leftovers(self._root, claim.run_id)
+            except OSError as error:
+                self._set_apart(claim, error, now)
+        self._upkeep.refresh_bases(now)
 
     @property
     def idle(self) -> bool:
@@ -79,12 +85,9 @@ class Dispatcher:
     def tick(self, now: int) -> None:
         """Do everything that can be done now."""
         low = self.disk.look(self._engine, now)
-        if abs(now - self._settled_at) >= _BASES_MS:
-            self._settled_at = now
-            # A person's rollback in a process of its own may have died half-way, too.
-            champions.recover(self._engine, self._root, now)
+        self._upkeep.settle(now)
         # With a run in hand too: a base that was replaced must not be judged by, and cached, under the old one's name.
-        self._refresh_bases(now)
+        self._upkeep.refresh_bases(now)
         if not self._claims and not self.draining:
             self._collect_garbage(now)
             # Asked twice a second all day long: only where the answer can be another one than last time.
@@ -93,7 +96,7 @@ class Dispatcher:
                 return
             self._asked_at = now
             self._due = now  # should the claim fail, on a full disk say, it is tried again
-            claim = None if low else queue.claim(self._engine, now, self._configure, ready=self._has_room)
+            claim = None if low else queue.claim(self._engine, now, self._configure, ready=self._goes_on)
             if claim is None:
                 self._due = queue.next_due(self._engine)
                 return
@@ -105,9 +108,8 @@ class Dispatcher:
             except queue.LostClaim as error:
                 log.warning("claim_lost", run=claim.run_id, error=error.message)
                 self._drop(claim)
-            except (OSError, DBAPIError):
-                # A full disk or a locked database: it passes, and is no fault of the run.
-                raise
+            except (OSError, DBAPIError) as error:
+                self._set_apart(claim, error, now)
             except Exception as error:  # one run's trouble must not stop every other track
                 log.exception("run_trouble", run=claim.run_id)
                 hint = "the daemon's log has the whole story; this is a defect, please report it"
@@ -129,10 +131,8 @@ class Dispatcher:
         for claim in list(self._claims):
             attempt = queue.open_attempt(self._engine, claim.run_id)
             if attempt is not None:
-                spec = self._spec_of(attempt)
-                if spec is not None:
-                    # Or the next worker would run what nobody waits for.
-                    self._executor.cancel(spec)
+                # Or the next worker would run what nobody waits for.
+                self._executor.cancel(_key(attempt))
                 # Its files stay: the step may be at its last checkpoint.
                 words = "the daemon stopped before the step did"
                 queue.end_attempt(self._engine, claim, attempt.id or 0, AttemptState.LOST, now, words)
@@ -146,6 +146,7 @@ class Dispatcher:
         try:
             while self._advance(claim, now):
                 pass
+            self._apart.clear(claim.run_id)
         except publishing.ArtifactDamaged as error:
             self._after_failure(claim, error.message, error.hint, now, retryable=False)
 
@@ -198,7 +199,7 @@ class Dispatcher:
         if state is JobState.ENDED:
             return self._collect(claim, attempt, spec, now)
         if run.cancel_requested and spec.key not in self._cancelling:
-            self._executor.cancel(spec)
+            self._executor.cancel(spec.key)
             self._cancelling.add(spec.key)
         return False
 
@@ -266,8 +267,20 @@ class Dispatcher:
         """Return what a new run of `track` is told; raises `DropforgeError` while it cannot run."""
         self.bases.require(track.name)
         config = compose(self._settings, track)
-        self.disk.require(needed_bytes(config, *of_waiting_drops(session, track.name)))
+        try:
+            needs = needed_bytes(config, *of_waiting_drops(session, track.name))
+        except (OSError, ValueError) as error:
+            message = f"the base model of track {track.name} cannot be read: {in_words(error)}"
+            raise DropforgeError(message, f"let {user()}, that the daemon runs as, read every file of it") from error
+        self.disk.require(needs)
         return config
+
+    def _goes_on(self, run: Run) -> None:
+        """Raise `DropforgeError` if a run with its snapshot cannot go on now, for want of room or for its own files."""
+        try:
+            self._has_room(run)
+        except (OSError, ValueError) as error:
+            raise self._apart.words(run.id or 0, error) from error
 
     def _has_room(self, run: Run, *, margin: bool = True) -> None:
         """Raise `NoRoom` if the disk has no room for what a run with its snapshot has still to do."""
@@ -306,6 +319,20 @@ class Dispatcher:
         log.warning("run_waits_for_room", run=claim.run_id, error=error.message, hint=error.hint)
         self._drop(claim)
 
+    def _set_apart(self, claim: queue.Claim, error: OSError | DBAPIError, now: int) -> None:
+        """
+        Let a run that has trouble with its own files wait, uncounted; its step stops with a checkpoint.
+
+        Raises an error that is no run's own: a full disk and a locked database pass, for all of them.
+        """
+        if isinstance(error, DBAPIError) or is_full(error):
+            raise error
+        attempt = queue.open_attempt(self._engine, claim.run_id)
+        if attempt is not None:
+            self._executor.cancel(_key(attempt))
+        queue.postpone(self._engine, claim, self._apart.words(claim.run_id, error), now)
+        self._drop(claim)
+
     def _after_failure(self, claim: queue.Claim, message: str, hint: str, now: int, *, retryable: bool) -> None:
         state = queue.fail(self._engine, claim, queue.Failure(message, hint, retryable), now, self._settings.retry)
         log.warning("run_failed", run=claim.run_id, error=message, hint=hint, state=str(state))
@@ -324,7 +351,7 @@ class Dispatcher:
     def _collect_garbage(self, now: int) -> None:
         if self.may_collect and self._settings.gc.automatic:
             self.may_collect = False
-            showing_life(gc.collect_quietly, self._engine, self._settings, now)
+            self._upkeep.collect_garbage(now)
 
     def _run(self, claim: queue.Claim) -> Run:
         with transaction(self._engine) as session:
@@ -353,11 +380,10 @@ class Dispatcher:
             for claim in self._claims:
                 queue.heartbeat(self._engine, claim, now, None)
 
-    def _refresh_bases(self, now: int) -> None:
-        # The clock may be set back: then the last look lies ahead.
-        if abs(now - self._bases_at) >= _BASES_MS:
-            self._bases_at = now
-            self.bases.refresh(now)
+
+def _key(attempt: Attempt) -> str:
+    """Return the key of an attempt, which its spec has too, without reading that."""
+    return f"{attempt.run_id}-{attempt.step}-{attempt.number}"
 
 
 def _words(progress: Progress | None) -> str:

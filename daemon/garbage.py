@@ -69,7 +69,7 @@ class _Finder:
     def models(self) -> Iterator[Item]:
         for path in sorted((self._root / "models").glob("*")):
             runs = self._makers.get(path.name, [])
-            if self._kept.holds(path) or (not runs and not self._is_old(path)):
+            if self._kept.holds(path) or (not runs and (self._kept.unreadable or not self._is_old(path))):
                 continue
             why = self._why(runs[0]) if runs else "a model that no run made"
             references = [name for run in runs for name in self._references(run)]
@@ -87,7 +87,8 @@ class _Finder:
             yield self._item(path, "left by a process that died while it wrote")
 
     def unknown_runs(self) -> Iterator[Item]:
-        known = {str(run.id) for run in self._kept.ended} | {str(number) for number in self._kept.open_runs}
+        numbers = {run.id for run in self._kept.ended} | self._kept.open_runs | self._kept.unreadable
+        known = {str(number) for number in numbers}
         for path in sorted((self._root / "runs").glob("*")):
             if path.name not in known and self._is_old(path):
                 yield self._item(path, "of a run that the database does not know")
@@ -101,7 +102,7 @@ class _Finder:
     def spool(self, session: Session) -> Iterator[Item]:
         rows = session.exec(select(Attempt).where(Attempt.state == AttemptState.SUBMITTED)).all()
         known = {f"{row.run_id}-{row.step}-{row.number}" for row in rows}
-        for folder in ("queue", "running", "cancel"):
+        for folder in ("queue", "running", "cancel", "refused"):
             for path in sorted((self._root / "spool" / folder).glob("[!.]*")):
                 if path.name.removesuffix(".json") not in known and self._is_old(path):
                     yield self._item(path, "an order for an attempt that has ended")

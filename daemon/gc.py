@@ -46,32 +46,34 @@ def collect(engine: Engine, settings: Settings, now: int, *, dry_run: bool = Fal
     """
     Remove what nothing needs, and leave an event that says how much; with `dry_run` only say what.
 
-    `now` is in milliseconds since the epoch. Safe beside a living daemon. Raises `OSError` if a file cannot be moved.
+    `now` is in milliseconds since the epoch. Safe beside a living daemon. Raises `OSError` if a file cannot be moved,
+    once all others are.
     """
     root = settings.state_folder
     with collecting(root), transaction(engine) as session:
         kept = what_is_kept(session, settings, now)
-        items = tuple(find_garbage(session, settings, kept, now))
-        if not dry_run:
-            for item in items:
-                _throw_away(root, item, kept)
-    found = Collected(dry_run=dry_run, items=items, bytes=sum(item.bytes for item in items))
+        items = list(find_garbage(session, settings, kept, now))
+        refused = [] if dry_run else _throw_all_away(root, items, kept)
+    found = Collected(dry_run=dry_run, items=tuple(items), bytes=sum(item.bytes for item in items))
     if not dry_run:
-        empty_trash(root)
         if items:
             _record(engine, found, now)
+        empty_trash(root)
+    if refused:
+        raise refused[0]
     return found
 
 
-def collect_quietly(engine: Engine, settings: Settings, now: int) -> None:
-    """Collect as `collect` does, and log what came of it; what the disk says against it is no failure."""
+def collect_quietly(engine: Engine, settings: Settings, now: int) -> OSError | None:
+    """Collect as `collect` does, and log what came of it; what the disk says against it is no failure, but returned."""
     try:
         found = collect(engine, settings, now)
     except OSError as error:
         log.warning("collection_failed", error=str(error))
-    else:
-        if found.items:
-            log.info("garbage_collected", bytes=found.bytes, items=len(found.items))
+        return error
+    if found.items:
+        log.info("garbage_collected", bytes=found.bytes, items=len(found.items))
+    return None
 
 
 def clear_attempt(state_folder: Path, attempt: Attempt) -> None:
@@ -102,16 +104,42 @@ def collecting(state_folder: Path) -> Iterator[None]:
 
 
 def empty_trash(state_folder: Path) -> None:
-    """Delete what was collected, now or by a collection that was cut off."""
+    """
+    Delete what was collected, now or by a collection that was cut off.
+
+    Raises `OSError` if something cannot be deleted, once all else is.
+    """
     trash = state_folder / TRASH_NAME
+    refused = []
     for path in list(trash.iterdir()) if trash.is_dir() else ():
-        # Another collection may be at it too.
-        while os.path.lexists(path):
-            with contextlib.suppress(FileNotFoundError):
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink()
+        try:
+            _delete(path)
+        except OSError as error:
+            refused.append(error)
+    if refused:
+        raise refused[0]
+
+
+def _delete(path: Path) -> None:
+    # Another collection may be at it too.
+    while os.path.lexists(path):
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def _throw_all_away(root: Path, items: list[Item], kept: Kept) -> list[OSError]:
+    """Move items into the trash, and take those out of the list that cannot be; return why they cannot."""
+    refused = []
+    for item in list(items):
+        try:
+            _throw_away(root, item, kept)
+        except OSError as error:
+            items.remove(item)
+            refused.append(error)
+    return refused
 
 
 def _throw_away(root: Path, item: Item, kept: Kept) -> None:

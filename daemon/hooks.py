@@ -3,7 +3,8 @@ Runs the user's commands after a change of a champion: `hooks.after_promotion`, 
 
 How far each is stands on the row of the change, so a daemon that dies in between runs it again: at least once. A
 failed `after_promotion` is recorded and undoes nothing; a failed `health` lets the former champion serve again. Nothing
-in here waits: each command has a thread of its own, and the main loop looks at what came of it.
+in here waits: each command has a thread of its own, and the main loop looks at what came of it. So a track's command
+that hangs, until its time is over, or fails is that track's alone; and so is trouble with its files.
 """
 
 import os
@@ -21,10 +22,12 @@ from daemon import champions, publishing
 from daemon.claims import record_event
 from daemon.commands import Command, Ended, last_line
 from daemon.database import ChangeWatch, transaction
+from daemon.disk import is_full
 from daemon.model_check import Stopped, require_answer
 from daemon.retention import read_object
 from daemon.settings import HookSettings, Settings
 from daemon.tables import Event, HookState, Promotion, PromotionState, Track
+from daemon.troubles import Troubles
 from pipeline.errors import DropforgeError
 
 Which = Literal["hook", "health"]
@@ -67,14 +70,16 @@ class Hooks:
     """The commands of all tracks, one at a time on each."""
 
     def __init__(
-        self, engine: Engine, settings: Settings, begin: Begin = Command, try_out: TryOut = require_answer
-    ) -> None:
+        self, engine: Engine, settings: Settings, begin: Begin = Command, try_out: TryOut = require_answer,
+        troubles: Troubles | None = None,
+    ) -> None:  # fmt: skip
         """Run the commands in `settings` for the changes that `engine`'s database has."""
         self._engine = engine
         self._settings = settings
         self._root = settings.state_folder
         self._begin = begin
         self._try_out = try_out
+        self._troubles = Troubles() if troubles is None else troubles
         self._changes = ChangeWatch(engine)
         #: By track: the row and which of its commands.
         self._running: dict[str, tuple[int, Which, Running]] = {}
@@ -108,10 +113,9 @@ class Hooks:
             commands = or_(col(Promotion.hook_state).in_(_OPEN), col(Promotion.health_state).in_(_OPEN))
             done = select(Promotion).where(Promotion.state == PromotionState.DONE, commands)
             waiting = list(session.exec(done.order_by(col(Promotion.generation), col(Promotion.id))).all())
-        for row in waiting:
-            if row.track not in self._running and row.track not in self._rollbacks:
-                self._next(row, now)
-        self._look = False
+        # Each of them, whatever came of the one before.
+        well = [self._went_on(row, now) for row in waiting]
+        self._look = not all(well)
 
     def stop(self) -> None:
         """End what runs, unrecorded: the next daemon runs it again."""
@@ -121,6 +125,23 @@ class Hooks:
         self._stop.set()
         for thread in self._rollbacks.values():
             thread.join()
+
+    def _went_on(self, row: Promotion, now: int) -> bool:
+        """Begin the next command of a change; say whether it could be: what was against it is its track's alone."""
+        whose = f"hooks of track {row.track}"
+        if self._troubles.is_pausing(whose):
+            return False
+        try:
+            # A second change of the track waits for the first one's command.
+            if row.track not in self._running and row.track not in self._rollbacks:
+                self._next(row, now)
+        except OSError as error:
+            if is_full(error):
+                raise
+            self._troubles.note(whose, error)
+            return False
+        self._troubles.clear(whose)
+        return True
 
     def _next(self, row: Promotion, now: int) -> None:
         """Begin the next command of a change, or note that there is none."""

@@ -22,7 +22,7 @@ from daemon.processes import lock_holder
 from daemon.publishing import load_object, load_progress, load_verdict
 from daemon.reigns import WITHOUT_LARGE, ChampionView, TrainedOn, reign, reigns, trained_on, utc
 from daemon.retention import read_object
-from daemon.state_folder import DATABASE_NAME, LOCK_NAME, WATCHER_NOTE
+from daemon.state_folder import DATABASE_NAME, LOCK_NAME, TROUBLES_NOTE, WATCHER_NOTE
 from daemon.succession import AWAITING, OVERTAKEN, waits
 from daemon.tables import Attempt, Drop, Event, Promotion, PromotionState, Run, RunState, Track
 from daemon.waiting_wins import Obstacle, obstacle
@@ -259,6 +259,10 @@ class Overview:
         note = read_object(self.folder / WATCHER_NOTE)
         return {name: list(note.get(name, ())) for name in ("waiting", "unknown_folders", "full_tracks", "left")}
 
+    def troubles(self) -> dict[str, str]:
+        """Return what tracks, hooks and collections have run into, as the daemon last said it: whose, and what."""
+        return {whose: str(words) for whose, words in read_object(self.folder / TROUBLES_NOTE).items()}
+
     # --- how it is read
 
     @cached_property
@@ -318,15 +322,20 @@ class Overview:
         return {"id": row.id, "progress": progress, **values, **{name: utc(getattr(row, name)) for name in times}}
 
     def _detail(self, session: Session, row: Run) -> RunDetail:
-        told, verdict = self._run(session, row), self.verdict(row.id or 0)
+        told, unread = self._run(session, row), None
+        try:
+            verdict, data = self.verdict(row.id or 0), self.published(row.id or 0, "prepare") or {}
+        except OSError as error:
+            verdict, data = None, {}
+            unread = f"not all of it can be read: {error.filename}: {error.strerror}"
         if verdict is not None and row.outcome is not None:
             # It may say "promoted", and nothing was, and knows nothing of drops that were withdrawn meanwhile.
             verdict = verdict.model_copy(update={"sentence": told["sentence"]})
         drops = trained_on(session, [int(str(drop["id"])) for drop in row.snapshot or ()])
-        data = self.published(row.id or 0, "prepare") or {}
+        warnings = (*data.get("warnings", ()), *((unread,) if unread else ()))
         return RunDetail(
             **told, taken_out=tuple(drop for drop in drops if drop.taken_out),
-            warnings=tuple(data.get("warnings", ())), folder=str(self.folder / "runs" / str(row.id)),
+            warnings=warnings, folder=str(self.folder / "runs" / str(row.id)),
             failures=row.failures, deaths=row.deaths, config=row.config, snapshot=tuple(row.snapshot or ()),
             attempts=_attempts(session, row), verdict=verdict,
         )  # fmt: skip

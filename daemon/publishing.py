@@ -65,11 +65,11 @@ def load_object(state_folder: Path, run_id: int, step: str) -> dict[str, Any] | 
 
 
 def load_progress(state_folder: Path, run_id: int, step: str, number: int) -> Progress | None:
-    """Return how far an attempt says that it is; it is a hint, which a power cut may leave empty."""
+    """Return how far an attempt says that it is; it is a hint, which a power cut may leave empty or nobody may read."""
     try:
         value = durable.read_json(state_folder / attempt_folder(run_id, step, number) / PROGRESS_NAME)
         return None if value is None else Progress.model_validate(value)
-    except ValueError:
+    except (OSError, ValueError):
         return None
 
 

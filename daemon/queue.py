@@ -22,6 +22,7 @@ from daemon.settings import RetrySettings, TrackSettings
 from daemon.snapshots import hold_new_drops, retake_snapshot, take_snapshot, waiting_drops
 from daemon.tables import Run, RunState, Track
 from daemon.tracks import ensure_track, fix_track
+from daemon.troubles import SetApart
 from pipeline.config import RunConfig
 from pipeline.errors import DropforgeError
 
@@ -29,7 +30,7 @@ __all__ = [
     "ALLOWED", "AttemptOpen", "Claim", "Failure", "LostClaim", "WrongState", "begin_attempt", "cancel", "cancelled",
     "claim", "died", "end_attempt", "enqueue", "enqueue_when_quiet", "ensure_track", "fail",
     "finish", "fix_track", "heartbeat", "hold_new_drops", "interrupt", "next_due", "open_attempt", "postpone",
-    "record_event", "require_retriable", "rescue", "retry", "waiting_drops",
+    "record_event", "require_retriable", "rescue", "retry", "shorten_waits", "waiting_drops",
 ]  # fmt: skip
 
 CONFIGURE_AGAIN_MS = 30_000
@@ -102,7 +103,8 @@ def claim(
     Waiting runs go first, then queued ones, the oldest of each. A queued run takes its snapshot here: the track's
     accepted drops and what `configure` gives. So does one that a person retried, of the drops that it had. If
     `configure` raises `DropforgeError` the run stays where it is with the error on its row and is tried again after
-    30 s; so does a waiting run for which `ready` raises it. A run without any training drop is cancelled. `configure`
+    30 s, or the pause of `SetApart`; so does a waiting run for which `ready` raises it. A run without any training
+    drop is cancelled. `configure`
     and `ready` must be quick and must not open a transaction of their own: they are called while the write lock is
     held.
     """
@@ -126,6 +128,14 @@ def next_due(engine: Engine) -> int | None:
     with transaction(engine) as session:
         due: int | None = session.exec(select(func.min(Run.not_before)).where(_going)).one()
     return due
+
+
+def shorten_waits(engine: Engine, now: int, most_ms: int) -> None:
+    """Let every run begin now that is to wait for more than `most_ms`: a clock that was ahead has told it so."""
+    with transaction(engine) as session:
+        for run in session.exec(select(Run).where(_going, col(Run.not_before) > now + most_ms)).all():
+            run.not_before = now
+            session.add(run)
 
 
 def heartbeat(engine: Engine, claim: Claim, now: int, step: str | None) -> bool:
@@ -185,7 +195,7 @@ def interrupt(engine: Engine, claim: Claim, now: int) -> RunState:
 def postpone(engine: Engine, claim: Claim, error: DropforgeError, now: int) -> RunState:
     """Let the run wait, uncounted, for what the machine lacks; `error` says what. Return its new state."""
     with transaction(engine) as session:
-        values = {"error": error.message, "hint": error.hint, "not_before": now + CONFIGURE_AGAIN_MS}
+        values = {"error": error.message, "hint": error.hint, "not_before": now + _pause_ms(error)}
         move = Move(RunState.WAITING, "run_postponed", values, {"error": error.message})
         return _wait(session, held_run(session, claim), move, now)
 
@@ -314,8 +324,12 @@ def _put_off(session: Session, run: Run, error: DropforgeError, now: int) -> Non
     """Write on a run that cannot be claimed what stands in its way, with an event the first time."""
     if (run.error, run.hint) != (error.message, error.hint):
         record_event(session, "run_blocked", now, track=run.track, run_id=run.id, error=error.message)
-    run.error, run.hint, run.not_before = error.message, error.hint, now + CONFIGURE_AGAIN_MS
+    run.error, run.hint, run.not_before = error.message, error.hint, now + _pause_ms(error)
     session.add(run)
+
+
+def _pause_ms(error: DropforgeError) -> int:
+    return error.pause_ms if isinstance(error, SetApart) else CONFIGURE_AGAIN_MS
 
 
 def _opened(session: Session, track: str) -> Run | None:

@@ -43,9 +43,11 @@ class Kept:
     newest_runs: set[int] = field(default_factory=set)
     """Ended runs within the limits of the settings."""
     ended: list[Run] = field(default_factory=list)
-    """All other runs than the open ones, the latest first."""
+    """All other runs than the open and the unreadable ones, the latest first."""
     limits: dict[int, str] = field(default_factory=dict)
     """Ended runs that are not kept, each with the setting that it is beyond."""
+    unreadable: set[int] = field(default_factory=set)
+    """Runs of which it cannot be read what they need: nothing of theirs goes, and no model that might be theirs."""
     folders: set[Path] = field(default_factory=set)
     """Resolved: the drops, what open runs have, what the artifacts of ended ones name that are kept."""
 
@@ -81,11 +83,7 @@ def what_is_kept(session: Session, settings: Settings, now: int) -> Kept:
     for link in root.glob("tracks/*/*"):
         if link.is_symlink():
             kept.models.add(link.resolve())
-    for run in session.exec(select(Run).order_by(col(Run.ended_at).desc(), col(Run.id).desc())).all():
-        if run.state in {RunState.QUEUED, RunState.RUNNING, RunState.WAITING}:
-            _keep_open(root, run, kept)
-        else:
-            kept.ended.append(run)
+    _sort_runs(session, root, kept)
     for run in kept.ended:
         if run.outcome == AWAITING and run.id is not None:
             # Until it is approved or another champion comes, whatever its age.
@@ -97,6 +95,28 @@ def what_is_kept(session: Session, settings: Settings, now: int) -> Kept:
     for run_id in kept.runs:
         kept.folders |= _named_folders(root, run_id)
     return kept
+
+
+def _sort_runs(session: Session, root: Path, kept: Kept) -> None:
+    """Keep what is open or cannot be read, and list the runs that have ended, the latest first."""
+    for run in session.exec(select(Run).order_by(col(Run.ended_at).desc(), col(Run.id).desc())).all():
+        if not _is_readable(root / "runs" / str(run.id)):
+            kept.unreadable.add(run.id or 0)
+        elif run.state in {RunState.QUEUED, RunState.RUNNING, RunState.WAITING}:
+            _keep_open(root, run, kept)
+        else:
+            kept.ended.append(run)
+
+
+def _is_readable(run_folder: Path) -> bool:
+    """Say whether what a run published and has can be seen, if it has a folder."""
+    try:
+        with os.scandir(run_folder) as found:
+            return all(os.access(entry.path, os.R_OK | (os.X_OK if entry.is_dir() else 0)) for entry in found)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
 
 
 def _keep_champions(session: Session, root: Path, track: Track, former: int, kept: Kept) -> None:

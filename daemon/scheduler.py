@@ -1,25 +1,25 @@
 """
 Nightly runs: which slots of the schedule are due, and taking each of them once.
 
-APScheduler only says when to look. What is due follows from the last slot in the database, and a unique row takes it,
-so that neither a restart nor a second daemon runs one night twice, and a night slept through is made up for once.
+APScheduler only says when a schedule fires. What is due follows from the last slot in the database, and a unique row
+takes it, so that neither a restart nor a second daemon runs one night twice, and a night slept through is made up for
+once. Its own thread is not used: it waits by the wall clock, and one that is set back two days stopped it for as long.
 
 Nights count from when the track was first seen with this schedule (`Track.nightly`): a track that is switched to
 nightly at midday does not make up for last night. A clock that was set back is noticed, since each look notes its time:
 nights then count from the new time on; slots taken in what is the future now stay taken and hold up no other night.
 """
 
+import math
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import structlog
-from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.cron import CronTrigger
-from apscheduler.triggers.interval import IntervalTrigger
 from sqlalchemy import Engine, func
 from sqlmodel import Session, select
 
-from daemon.clock import now_ms
 from daemon.cron import cron_trigger
 from daemon.database import transaction
 from daemon.queue import enqueue, ensure_track, record_event, waiting_drops
@@ -28,7 +28,9 @@ from daemon.tables import Slot, Track
 
 #: Looked back over one after the other, so that a long gap costs no step for each of its fire times.
 _WINDOWS = tuple(timedelta(hours=hours) for hours in (1, 24, 8 * 24, 32 * 24, 370 * 24))
-_LOOK_MINUTES = 5
+_LOOK_SECONDS = 300.0
+#: How far the clocks may drift apart between two looks; steering a clock right is slower.
+_SET_MS = 2000
 log = structlog.get_logger()
 
 
@@ -79,46 +81,57 @@ def take_due_slots(engine: Engine, settings: Settings, now: int) -> list[Slot]:
 
 
 class Schedule:
-    """Looks for due slots at the start, at every fire time of a track's schedule, and every few minutes."""
+    """
+    Looks for due slots: at the start, at the fire times of each track's schedule, and every few minutes.
 
-    def __init__(self, engine: Engine, settings: Settings, on_taken: Callable[[], object]) -> None:
+    It is asked all the time, by a loop that no clock can stop, and looks at once where the wall clock has gone another
+    way than the monotonic one: it was set, or the machine was suspended.
+    """
+
+    def __init__(
+        self, engine: Engine, settings: Settings, on_taken: Callable[[], object],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
         """Take slots for the tracks of `settings`; call `on_taken` when one has queued a run."""
         self._engine = engine
         self._settings = settings
         self._on_taken = on_taken
-        # A late look is as good as a punctual one, and several late ones are one.
-        defaults = {"misfire_grace_time": None, "coalesce": True, "max_instances": 1}
-        self._scheduler = BackgroundScheduler(timezone=UTC, job_defaults=defaults)
+        self._monotonic = monotonic
+        tracks = [settings.track(name) for name in settings.track_names]
+        self._nightly = [track for track in tracks if track.trigger in {"nightly", "both"}]
+        #: By how much the clocks differed at the last look, in ms; nothing before the first.
+        self._apart: float | None = None
+        #: The next looks: by the wall clock in ms, by the monotonic one in seconds.
+        self._at, self._after = math.inf, math.inf
 
-    def start(self) -> None:
-        """Catch up on what was missed, then go on in a thread of its own."""
-        nightly = [self._settings.track(name) for name in self._settings.track_names]
-        nightly = [track for track in nightly if track.trigger in {"nightly", "both"}]
-        for track in nightly:
-            self._scheduler.add_job(self.look, cron_trigger(track.schedule, track.timezone))
-        if nightly:
-            # Clocks are set and laptops sleep: the thread above waits by a clock that knows of neither.
-            self._scheduler.add_job(self.look, IntervalTrigger(minutes=_LOOK_MINUTES))
-        self.look()
-        self._scheduler.start()
-
-    def stop(self) -> None:
-        """End the thread, after the look that it may be at."""
-        if self._scheduler.running:
-            self._scheduler.shutdown(wait=True)
-
-    def look(self) -> None:
-        """Take what is due now."""
-        try:
-            taken = take_due_slots(self._engine, self._settings, now_ms())
-        except Exception:
-            # A full disk or a locked database passes, and the slot is still due at the next look.
-            log.exception("schedule_trouble")
+    def tick(self, now: int) -> None:
+        """Look if it is time to; what that raises (a locked database, say) lets the next call look again."""
+        monotonic = self._monotonic()
+        apart = now - 1000 * monotonic
+        set_anew = self._apart is None or abs(apart - self._apart) > _SET_MS
+        if not set_anew and now < self._at and monotonic < self._after:
             return
+        self._look(now)
+        self._apart = apart
+        if self._nightly:
+            self._at, self._after = self._next_fire(now), monotonic + _LOOK_SECONDS
+
+    def _look(self, now: int) -> None:
+        """Take what is due now."""
+        taken = take_due_slots(self._engine, self._settings, now)
         for slot in taken:
             log.info("slot_taken", track=slot.track, outcome=slot.outcome, run=slot.run_id)
         if any(slot.run_id is not None for slot in taken):
             self._on_taken()
+
+    def _next_fire(self, now: int) -> float:
+        """Return when a schedule fires before the look that comes anyway, in ms since the epoch."""
+        fires = []
+        for track in self._nightly:
+            trigger = cron_trigger(track.schedule, track.timezone)
+            trigger.end_date = _time(now) + timedelta(seconds=_LOOK_SECONDS)
+            fires.append(_next(trigger, _time(now)))
+        return min((_ms(fire) for fire in fires if fire is not None), default=math.inf)
 
 
 def _take(session: Session, row: Track, track: TrackSettings, now: int) -> Slot | None:

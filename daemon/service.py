@@ -1,8 +1,8 @@
 """
 The composition root: builds the daemon from its settings, runs it until it is told to stop, and takes it down in order.
 
-Three threads of ours: the main one dispatches, one takes files in, APScheduler's own one pokes both. The worker is a
-child process (or a unit of its own) and holds everything that is heavy.
+Two threads of ours: the main one looks at the schedule and dispatches, one takes files in. The worker is a child
+process (or a unit of its own) and holds everything that is heavy.
 """
 
 import contextlib
@@ -26,17 +26,19 @@ from daemon.dispatcher import Dispatcher
 from daemon.executors.local import LocalExecutor, Spool
 from daemon.hooks import Hooks
 from daemon.intake import Intake
+from daemon.own_folder import OwnFolder, StateFolderGone
 from daemon.processes import FileLock, kill_group, lock_holder
 from daemon.restore import refuse_half_restored
 from daemon.scheduler import Schedule
 from daemon.sd_notify import notify, showing_life
 from daemon.settings import Settings
 from daemon.signals import on_stop
-from daemon.state_folder import DATABASE_NAME, LOCK_NAME, TRASH_NAME, WATCHER_NOTE
+from daemon.state_folder import DATABASE_NAME, LOCK_NAME, TRASH_NAME, TROUBLES_NOTE, WATCHER_NOTE
+from daemon.troubles import Troubles
 from daemon.watcher import Settled, Watcher
 from daemon.worker import end_steps_now
 from pipeline import durable
-from pipeline.errors import DropforgeError
+from pipeline.errors import EXIT_FAILED, DropforgeError
 
 _TICK_SECONDS = 0.25
 _IDLE_TICK_SECONDS = 0.5
@@ -48,6 +50,10 @@ log = structlog.get_logger()
 
 class AlreadyRunning(DropforgeError):
     """Another daemon works on the same state folder."""
+
+
+class IntakeEnded(DropforgeError):
+    """Nobody takes files in any more; the service manager starts the daemon again."""
 
 
 class WorkerProcess:
@@ -85,9 +91,14 @@ class WorkerProcess:
     def kill(self) -> None:
         """End it in any case, and its step with it."""
         if self._process is not None:
+            self.let_go()
+            end_steps_now(self._settings.state_folder)
+
+    def let_go(self) -> None:
+        """End the worker alone; its step notices, and stops by itself."""
+        if self._process is not None:
             kill_group(self._process.pid, signal.SIGKILL)
             self._process.wait()
-            end_steps_now(self._settings.state_folder)
 
 
 class IntakeLoop:
@@ -103,6 +114,7 @@ class IntakeLoop:
         self._intake = Intake(engine, settings)
         self._disk = Disk(settings)
         self._note: object = None
+        self._ended: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="intake")
 
     def start(self) -> None:
@@ -118,15 +130,21 @@ class IntakeLoop:
         self._thread.join()
         self._watcher.stop()
 
-    @property
-    def alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._thread.is_alive()
+    def require_alive(self) -> None:
+        """Raise `IntakeEnded` if the thread has ended though nobody told it to."""
+        if self._ended is not None:
+            message = f"the thread that takes files in has ended: {type(self._ended).__name__}: {self._ended}"
+            raise IntakeEnded(message, "start the daemon again; this is a defect, please report it") from self._ended
 
     def _run(self) -> None:
-        while not self.stop.is_set():
-            self.wake.wait(self._turn())
-            self.wake.clear()
+        try:
+            while not self.stop.is_set():
+                self.wake.wait(self._turn())
+                self.wake.clear()
+        except BaseException as error:
+            self._ended = error
+            log.exception("intake_ended")
+            self._poke()
 
     def _turn(self) -> float:
         """Take in what is settled; return the seconds until the next look."""
@@ -193,13 +211,14 @@ class Service:
         """
         Take the state folder's lock and open the database.
 
-        Raises `AlreadyRunning` if another daemon has the lock, `DatabaseUnusable` and `RestoreCutOff` if the state
-        folder must not be worked on as it is.
+        Raises `AlreadyRunning` if another daemon has the lock, `NotOwn`, `DatabaseUnusable` and `RestoreCutOff` if the
+        state folder must not be worked on as it is.
         """
         self._settings = settings
         root = settings.state_folder
         refuse_network(root)
-        for folder in (root, root / "drops", root / "runs", root / "models", root / "tracks", root / TRASH_NAME):
+        self._folder = OwnFolder(root, "run")
+        for folder in (root / "drops", root / "runs", root / "models", root / "tracks", root / TRASH_NAME):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = FileLock(root / LOCK_NAME)
         if not self._lock.acquire():
@@ -208,18 +227,22 @@ class Service:
                 message, "see what it does: dropforge status; or give this one a state folder of its own"
             )
         refuse_half_restored(root)
-        durable.remove_leftovers(root, WATCHER_NOTE)
+        for name in (WATCHER_NOTE, TROUBLES_NOTE):
+            durable.remove_leftovers(root, name)
+        (root / TROUBLES_NOTE).unlink(missing_ok=True)
         migrate(root / DATABASE_NAME)
         self._engine = open_engine(root / DATABASE_NAME, keep=True)
         check(self._engine)
         self.stop = threading.Event()
         self.exit_code = 0
         self._wake = threading.Event()
-        self._dispatcher = Dispatcher(self._engine, settings, LocalExecutor(root))
+        self._troubles = Troubles()
+        self._dispatcher = Dispatcher(self._engine, settings, LocalExecutor(root), self._troubles)
         self._intake = IntakeLoop(self._engine, settings, self._wake.set)
-        self._hooks = Hooks(self._engine, settings)
+        self._hooks = Hooks(self._engine, settings, troubles=self._troubles)
         self._schedule = Schedule(self._engine, settings, self._night_began)
         self._worker = WorkerProcess(settings)
+        self._told: dict[str, str] = {}
         self._said = ""
         self._said_at = 0.0
 
@@ -240,14 +263,18 @@ class Service:
         self._wake.set()
 
     def run(self) -> None:
-        """Recover, then work until `stop` is set, then end in order."""
+        """
+        Recover, then work until `stop` is set, then end in order.
+
+        Raises `IntakeEnded` after such an end if files cannot be taken in any more. If the state folder is taken away
+        there is no order to keep: one line, and the process ends here and now with exit code 1.
+        """
         Spool(self._settings.state_folder)
         with transaction(self._engine) as session:
             for name in self._settings.track_names:
                 queue.ensure_track(session, name, now_ms())
         self._dispatcher.recover(now_ms())
         self._intake.start()
-        self._schedule.start()
         notify("READY=1", "STATUS=ready")
         log.info("daemon_ready", inbox=self._settings.inbox, state=self._settings.state)
         try:
@@ -255,25 +282,31 @@ class Service:
                 self._beat()
                 self._wake.wait(_IDLE_TICK_SECONDS if self._dispatcher.idle else _TICK_SECONDS)
                 self._wake.clear()
+        except StateFolderGone as error:
+            self._end_without_folder(error)
         finally:
             self._end()
 
+    def _end_without_folder(self, error: StateFolderGone) -> None:
+        """End here and now, with one line: nothing can be written down, and no folder may be made anew."""
+        log.error("state_folder_gone", error=error.message, hint=error.hint)
+        self._worker.let_go()
+        os._exit(EXIT_FAILED)
+
     def _beat(self) -> None:
-        """One turn of the main loop."""
+        """One turn of the main loop. Raises `StateFolderGone`, or `IntakeEnded`: nothing can be done any more."""
+        self._folder.require_there()
+        self._intake.require_alive()
         monotonic = time.monotonic()
         self._dispatcher.disk.keep_ballast()
         if self._settings.worker == "child":
             self._worker.keep_alive(monotonic)
         if not self._tick():
             # Waiting for room on the disk is being alive: systemd's watchdog must not end the training over it.
-            self._show_life()
+            notify("WATCHDOG=1")
             self.stop.wait(_TROUBLE_SECONDS)
             return
-        self._show_life()
-
-    def _show_life(self) -> None:
-        if self._intake.alive:
-            notify("WATCHDOG=1")
+        notify("WATCHDOG=1")
 
     def _say_status(self, monotonic: float) -> None:
         if monotonic - self._said_at >= _STATUS_SECONDS:
@@ -284,13 +317,30 @@ class Service:
                 notify(f"STATUS={said}")
 
     def _tick(self) -> bool:
-        """Let the dispatcher do what it can; say whether it could. It goes on with all of it at the next turn."""
+        """Let schedule, dispatcher and hooks do what they can, and go on at the next turn; say whether all could."""
+        # Each of them, whatever came of the one before.
+        parts = (self._look_at_schedule, self._dispatcher.tick, self._hooks.tick, self._tell)
+        well = [self._does(part) for part in parts]
+        return all(well)
+
+    def _look_at_schedule(self, now: int) -> None:
+        if not self.stop.is_set():
+            self._schedule.tick(now)
+
+    def _tell(self, _now: int) -> None:
+        """Tell service manager and `dropforge status` how things are, when that has changed."""
+        if not self.stop.is_set():
+            self._say_status(time.monotonic())
+        if self._troubles.words != self._told:
+            self._told = self._troubles.words
+            with contextlib.suppress(OSError):
+                durable.write_hint(self._settings.state_folder / TROUBLES_NOTE, self._told)
+
+    def _does(self, part: Callable[[int], object]) -> bool:
         try:
-            self._dispatcher.tick(now_ms())
-            self._hooks.tick(now_ms())
-            if not self.stop.is_set():
-                self._say_status(time.monotonic())
+            part(now_ms())
         except Exception as error:  # a full disk or a locked database passes; the daemon must outlive it
+            self._folder.require_there()
             if self._dispatcher.disk.make_way(error):
                 return True
             if is_full(error):
@@ -314,7 +364,6 @@ class Service:
         if self._settings.worker == "child":
             # First of all: a large file that is being read may take minutes, and the checkpoint need not wait for it.
             self._worker.stop()
-        self._schedule.stop()
         showing_life(self._hooks.stop)
         showing_life(self._intake.finish)
         if self._settings.worker == "child":
@@ -340,7 +389,7 @@ def run(settings: Settings) -> int:
     """
     Run the daemon until SIGTERM or SIGINT; return the exit code: 0, or 128 and the number of a second signal.
 
-    Raises what `Service` does.
+    Raises what `Service` and its `run` do.
     """
     service = Service(settings)
     on_stop(service.on_signal)

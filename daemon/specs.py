@@ -1,13 +1,13 @@
 """What a step is told: its data, its settings, today's champion, and what the track's history adds to the gate."""
 
 import os
-import sys
 
 from sqlalchemy import Engine
 from sqlmodel import Session
 
 from daemon import champions, publishing
 from daemon.database import transaction
+from daemon.orders import step_command
 from daemon.settings import Settings
 from daemon.snapshots import judged_before
 from daemon.tables import Attempt, Run
@@ -20,7 +20,8 @@ from pipeline.steps import BY_NAME
 #: Former champions that a candidate is held against.
 _FORMER = 3
 #: Models are folders, no hub is asked. Waiting threads sleep: spinning ones make everybody on a shared machine slow,
-#: the step itself most of all (CONTRIBUTING.md has the numbers). The daemon's own setting goes before ours.
+#: the step itself most of all (CONTRIBUTING.md has the numbers). The daemon's own setting goes before ours. The worker
+#: passes on no other than `orders.STEP_VARIABLES`.
 _STEP_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -38,7 +39,7 @@ def spec_of(engine: Engine, settings: Settings, run: Run, attempt: Attempt, inpu
         "run": attempt.run_id, "step": attempt.step, "attempt": attempt.number, "fence": attempt.fence,
         "root": str(root), "folder": folder, "checkpoints": f"runs/{attempt.run_id}/checkpoints",
         "predictions": "predictions", "inputs": inputs,
-        "argv": (sys.executable, "-P", "-m", "pipeline", attempt.step, str(root / folder / SPEC_NAME)),
+        "argv": step_command(attempt.step, root / folder / SPEC_NAME),
         "env": {**_STEP_ENVIRONMENT, "DROPFORGE_DEVICE": settings.device},
         "drops": tuple(Drop.model_validate(drop) for drop in run.snapshot or ()),
         "config": RunConfig.model_validate(run.config),

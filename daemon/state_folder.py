@@ -5,6 +5,8 @@ DATABASE_NAME = "dropforge.db"
 LOCK_NAME = "daemon.lock"
 #: What the inbox holds that was not taken, as the daemon last saw it; a hint for `dropforge status`.
 WATCHER_NOTE = "watcher.json"
+#: What tracks, hooks and collections have run into, as the daemon last said it; a hint for `dropforge status`.
+TROUBLES_NOTE = "troubles.json"
 #: There while a restore is under way; no daemon starts beside it.
 RESTORING = "restoring.json"
 #: Given up when the disk is full, so that the failure can be recorded.

@@ -20,7 +20,7 @@ from daemon.database import transaction
 from daemon.tables import HookState, Promotion, PromotionKind, PromotionState, Run, Track
 from pipeline.artifacts import ModelRef
 from pipeline.durable import fsync_folder
-from pipeline.errors import DropforgeError
+from pipeline.errors import DropforgeError, is_disk_full
 
 #: `Run.outcome` of a win that a person has to approve, and of one that another champion came before.
 AWAITING, OVERTAKEN = "awaiting_approval", "overtaken"
@@ -144,23 +144,34 @@ def end_waiting(session: Session, track: str, promoted: int | None, now: int) ->
         session.add(run)
 
 
-def recover(engine: Engine, state_folder: Path, now: int) -> None:
+def recover(engine: Engine, state_folder: Path, now: int) -> dict[str, OSError | None]:
     """
     Finish or abandon every change that a dead process left half-done, then make all links equal to the rows.
 
-    An intent is finished if the champion that it was compared with still stands and its model is there.
+    An intent is finished if the champion that it was compared with still stands and its model is there. Each track is
+    seen to by itself: returned is, by track, what its files said against it, if they did. Raises `OSError` if the disk
+    is full.
     """
     with transaction(engine) as session:
         pending = select(Promotion).where(Promotion.state == PromotionState.INTENT).order_by(col(Promotion.id))
         intents = session.exec(pending).all()
-    for intent in intents:
-        with alone(state_folder, intent.track):
-            _take_up(engine, state_folder, intent, now)
-    with transaction(engine) as session:
         names = session.exec(select(Track.name).where(col(Track.champion_generation).is_not(None))).all()
-    for name in names:
-        with alone(state_folder, name):
-            follow(engine, state_folder, name)
+    found: dict[str, OSError | None] = {}
+    for name in dict.fromkeys([*(intent.track for intent in intents), *names]):
+        try:
+            with alone(state_folder, name):
+                for intent in intents:
+                    if intent.track == name:
+                        _take_up(engine, state_folder, intent, now)
+                if name in names:
+                    follow(engine, state_folder, name)
+        except OSError as error:
+            if is_disk_full(error):
+                raise
+            found[name] = error
+        else:
+            found[name] = None
+    return found
 
 
 def _take_up(engine: Engine, state_folder: Path, intent: Promotion, now: int) -> None:

@@ -1,8 +1,9 @@
 """
 Takes step specs from the spool, one at a time, and runs each in a process of its own.
 
-The worker touches no database. Each step gets a session and process group of its own, and one end of a pipe: when the
-worker dies, however it dies, the step notices and stops. A new worker starts nothing before the old one's step is gone.
+The worker touches no database, and takes neither a path nor a program from an order (`orders`). Each step gets a
+session and process group of its own, and one end of a pipe: when the worker dies, however it dies, the step notices and
+stops. A new worker starts nothing before the old one's step is gone.
 """
 
 import fnmatch
@@ -11,18 +12,20 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import structlog
 
 from daemon.executors.local import Spool
+from daemon.orders import STEP_VARIABLES, Order, OrderRefused, read_order, step_command
+from daemon.own_folder import OwnFolder, StateFolderGone
 from daemon.processes import FileLock, identify, is_alive, kill_group, signal_name, wait_until_dead
 from daemon.signals import on_stop
 from pipeline import durable
 from pipeline.contract import LIFELINE, LOG_NAME, RESULT_NAME, SPEC_NAME, StepError, StepResult, StepSpec
-from pipeline.errors import EXIT_DISK_FULL, EXIT_INTERRUPTED, is_disk_full
+from pipeline.errors import EXIT_DISK_FULL, EXIT_FAILED, EXIT_INTERRUPTED, is_disk_full
 
 #: What of the worker's own environment a step may see: where things are and how the hardware is used, no secrets.
 ALLOWED_ENVIRONMENT = (
@@ -38,15 +41,25 @@ NETWORK_ENVIRONMENT = (
 _POLL_SECONDS = 0.2
 _KILL_SECONDS = 10.0
 _FULL_SECONDS = 1.0
+StepCommand = Callable[[StepSpec, Path], Sequence[str]]
+"""The argument list that does a step, from its spec and where that lies."""
 log = structlog.get_logger()
+
+
+def _own_command(spec: StepSpec, place: Path) -> Sequence[str]:
+    return step_command(spec.step, place.absolute())
 
 
 class Worker:
     """Serves one spool folder. `stop` ends it after the running step has left its checkpoint."""
 
-    def __init__(self, state_folder: Path) -> None:
-        """Serve the spool in `state_folder`."""
+    def __init__(
+        self, state_folder: Path, command: StepCommand = _own_command, look: Callable[[], None] = lambda: None
+    ) -> None:
+        """Serve the spool in `state_folder`; each step is done by `command`, and what `look` raises ends it."""
         self._spool = Spool(state_folder)
+        self._command = command
+        self._look = look
         self._lock = FileLock(self._spool.worker_lock)
         self.stop = threading.Event()
         self.exit_code = 0
@@ -66,60 +79,66 @@ class Worker:
             self._clear_leftovers()
             log.info("worker_started", pid=os.getpid())
             while not self.stop.is_set():
-                key = self._take()
-                if key is None:
+                self._look()
+                order = self._take()
+                if order is None:
                     self.stop.wait(_POLL_SECONDS)
                 else:
-                    self._run(key)
+                    self._run(order)
         finally:
             self._lock.release()
 
     def _clear_leftovers(self) -> None:
         """Wait for the steps of a dead worker, which are stopping by themselves, and end those that do not."""
-        for entry in sorted(self._spool.running.glob("*.json")):
-            key = entry.name.removesuffix(".json")
-            process = self._spool.process_of(key)
+        for entry, order in _running(self._spool):
+            process = order.process
             if process is not None and is_alive(process):
-                log.warning("orphan_found", key=key, pid=process.pid)
-                spec = self._spec(durable.read_json(entry)["folder"])
-                if not wait_until_dead(process, spec.grace_seconds + 5):
+                log.warning("orphan_found", key=order.spec.key, pid=process.pid)
+                if not wait_until_dead(process, order.spec.grace_seconds + 5):
                     kill_group(process.pid, signal.SIGKILL)
                 while not wait_until_dead(process, 60):
-                    log.error("orphan_will_not_die", key=key, pid=process.pid)
+                    log.error("orphan_will_not_die", key=order.spec.key, pid=process.pid)
             entry.unlink()
 
-    def _take(self) -> str | None:
-        """Move the oldest entry of the queue to `running`; return its key."""
-        waiting = [path for path in self._spool.queue.glob("*.json") if not path.name.startswith(".")]
-        if not waiting:
-            return None
-        oldest = min(waiting, key=lambda path: path.stat().st_mtime_ns)
-        oldest.rename(self._spool.running / oldest.name)
-        return oldest.name.removesuffix(".json")
+    def _take(self) -> Order | None:
+        """Move the oldest order of the queue to `running` and return it; set aside what is none."""
+        for entry in self._spool.entries(self._spool.queue):
+            try:
+                order = read_order(self._spool.root, entry)
+            except OrderRefused as error:
+                self._spool.set_aside(entry, error.message)
+                continue
+            taken = self._spool.running / entry.name
+            self._spool.make_way(taken)
+            try:
+                entry.rename(taken)
+            except FileNotFoundError:
+                continue  # it was called off meanwhile
+            return order
+        return None
 
-    def _spec(self, folder: str) -> StepSpec:
-        return StepSpec.model_validate_json((self._spool.root / folder / SPEC_NAME).read_bytes())
-
-    def _run(self, key: str) -> None:
-        """Run one attempt to its end and see to it that it has a result."""
-        entry = self._spool.running / f"{key}.json"
-        folder = durable.read_json(entry)["folder"]
-        spec = self._spec(folder)
-        place = self._spool.root / folder
-        begun = self._begin_with_room(entry, spec, place)
-        if begun is None:
-            return
-        process, keep = begun
-        try:
-            os.write(keep, b"g")
-            log.info("step_started", key=key, pid=process.pid)
-            stopped = self._watch(process, spec)
-        finally:
-            os.close(keep)
+    def _run(self, order: Order) -> None:
+        """Run one attempt to its end and see to it that it has a result; one that has a result is over already."""
+        spec = order.spec
+        entry = self._spool.running / f"{spec.key}.json"
+        place = self._spool.root / spec.folder
         if not (place / RESULT_NAME).exists():
-            self._word(place, _result_of_dead(spec, process.returncode, stopped=stopped))
-        log.info("step_ended", key=key, exit_code=process.returncode)
-        (self._spool.cancelled / key).unlink(missing_ok=True)
+            begun = self._begin_with_room(entry, spec, place)
+            if begun is None:
+                return
+            process, keep = begun
+            try:
+                os.write(keep, b"g")
+                log.info("step_started", key=spec.key, pid=process.pid)
+                stopped = self._watch(process, spec)
+            finally:
+                os.close(keep)
+            if not (place / RESULT_NAME).exists():
+                self._word(place, _result_of_dead(spec, process.returncode, stopped=stopped))
+            log.info("step_ended", key=spec.key, exit_code=process.returncode)
+        mark = self._spool.cancelled / spec.key
+        self._spool.make_way(mark)
+        mark.unlink(missing_ok=True)
         entry.unlink(missing_ok=True)
 
     def _begin_with_room(self, entry: Path, spec: StepSpec, place: Path) -> tuple[subprocess.Popen[bytes], int] | None:
@@ -147,7 +166,7 @@ class Worker:
         try:
             process = self._start(spec, place, lifeline)
             identity = identify(process.pid)
-            record = {"folder": spec.folder, "process": asdict(identity) if identity else None}
+            record = {"fence": spec.fence, "process": asdict(identity) if identity else None}
             durable.write_json(entry, record)
         except BaseException:
             os.close(keep)
@@ -174,18 +193,18 @@ class Worker:
                 return
 
     def _start(self, spec: StepSpec, place: Path, lifeline: int) -> subprocess.Popen[bytes]:
-        environment = {**_allowed(os.environ, _patterns(spec)), **spec.env, LIFELINE: str(lifeline)}
+        told = {name: spec.env[name] for name in STEP_VARIABLES if name in spec.env}
+        environment = {**_allowed(os.environ, _patterns(spec)), **told, LIFELINE: str(lifeline)}
         with (place / LOG_NAME).open("ab") as output:
-            return subprocess.Popen(  # noqa: S603 - an argument list from the dispatcher, never a shell
-                spec.argv, cwd=place, env=environment, stdin=subprocess.DEVNULL, stdout=output,
-                stderr=subprocess.STDOUT, start_new_session=True, pass_fds=(lifeline,),
+            return subprocess.Popen(  # noqa: S603 - an argument list of our own, never a shell
+                self._command(spec, place / SPEC_NAME), cwd=place, env=environment, stdin=subprocess.DEVNULL,
+                stdout=output, stderr=subprocess.STDOUT, start_new_session=True, pass_fds=(lifeline,),
             )  # fmt: skip
 
     def _watch(self, process: subprocess.Popen[bytes], spec: StepSpec) -> bool:
         """Wait for the step; stop it when it is cancelled or the worker is to end. Say whether it was stopped."""
-        mark = self._spool.cancelled / spec.key
         while process.poll() is None:
-            if self.stop.is_set() or mark.exists():
+            if self.stop.is_set() or self._spool.is_cancelled(spec.key):
                 self._end(process, spec)
                 return True
             try:
@@ -217,28 +236,38 @@ def end_steps_now(state_folder: Path) -> None:
     For the end without grace. The caller is the worker, or has ended it. The steps count as interrupted: that somebody
     was in a hurry is no fault of the run's.
     """
-    spool = Spool(state_folder)
-    for entry in sorted(spool.running.glob("[!.]*.json")):
-        key = entry.name.removesuffix(".json")
-        process = spool.process_of(key)
-        if process is not None and is_alive(process):
-            kill_group(process.pid, signal.SIGKILL)
-            wait_until_dead(process, _KILL_SECONDS)
-        place = state_folder / durable.read_json(entry)["folder"]
-        if (place / SPEC_NAME).exists() and not (place / RESULT_NAME).exists():
-            spec = StepSpec.model_validate_json((place / SPEC_NAME).read_bytes())
-            durable.write_json(place / RESULT_NAME, _result_of_dead(spec, 0, stopped=True).model_dump())
+    for entry, order in _running(Spool(state_folder)):
+        if order.process is not None and is_alive(order.process):
+            kill_group(order.process.pid, signal.SIGKILL)
+            wait_until_dead(order.process, _KILL_SECONDS)
+        place = state_folder / order.spec.folder
+        if not (place / RESULT_NAME).exists():
+            durable.write_json(place / RESULT_NAME, _result_of_dead(order.spec, 0, stopped=True).model_dump())
         entry.unlink(missing_ok=True)
 
 
-def serve(state_folder: Path, *, with_lifeline: bool) -> int:
+def _running(spool: Spool) -> Iterator[tuple[Path, Order]]:
+    """Yield what a worker has in hand, or had when it died; set aside what is no order."""
+    for entry in spool.entries(spool.running):
+        try:
+            order = read_order(spool.root, entry)
+        except OrderRefused as error:
+            spool.set_aside(entry, error.message)
+        else:
+            yield entry, order
+
+
+def serve(state_folder: Path, *, with_lifeline: bool, command: StepCommand = _own_command) -> int:
     """
     Run a worker until SIGTERM, SIGINT or, `with_lifeline`, until standard input closes; return the exit code.
 
     Standard input is the daemon's end of a pipe: it closes with the daemon, however that ended. A second signal kills
     the step and ends the process at once, with 128 and the signal's number.
+
+    Raises `NotOwn` if the state folder is not this user's own, `StateFolderGone` if it is taken away.
     """
-    worker = Worker(state_folder)
+    folder = OwnFolder(state_folder, "worker")
+    worker = Worker(state_folder, command, folder.require_there)
 
     def act(number: int) -> None:
         if worker.stop.is_set():
@@ -258,7 +287,12 @@ def serve(state_folder: Path, *, with_lifeline: bool) -> int:
             worker.stop.set()
 
         threading.Thread(target=wait, name="lifeline", daemon=True).start()
-    worker.serve()
+    try:
+        worker.serve()
+    except StateFolderGone:
+        if not with_lifeline:
+            raise
+        return EXIT_FAILED  # the daemon says so
     return worker.exit_code
 
 

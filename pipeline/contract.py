@@ -44,6 +44,7 @@ class StepSpec(Frozen):
     predictions: str
     """Folder of cached predictions, relative to `root`; steps only read it."""
     argv: tuple[str, ...]
+    """What does the step; the worker of this machine makes its own from step and folder, whatever stands here."""
     env: dict[str, str]
     inputs: dict[str, str]
     """Published artifacts by step name, relative to `root`."""

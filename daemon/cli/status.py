@@ -44,6 +44,8 @@ def status(context: typer.Context, *, as_json: JsonOption = False) -> None:
         print_line(f"state: {settings.state}")
         _print_disk(settings)
         _print_inbox(settings, overview, alive=daemon.alive)
+        for whose, words in (overview.troubles() if daemon.alive else {}).items():
+            print_line(f"trouble: {whose}: {words}")
         _print_tracks(settings, overview)
         _print_open_ends(settings, overview, alive=daemon.alive)
         _print_drops(overview)
@@ -92,6 +94,7 @@ def _print_status_json(settings: "Settings", overview: "Overview") -> None:
         inbox={"folder": settings.inbox, "files": files_in_inbox(settings), **overview.inbox_note()},
         state=settings.state,
         disk=_disk(settings),
+        troubles=overview.troubles() if overview.daemon().alive else {},
         tracks=tracks,
         awaiting=dump(overview.awaiting()),
         barred=dump(overview.barred()),

@@ -28,8 +28,8 @@ class Executor(Protocol):
     def poll(self, spec: StepSpec) -> JobState:
         """Say how far an attempt is."""
 
-    def cancel(self, spec: StepSpec) -> None:
-        """Ask an attempt to stop; it leaves a checkpoint if it can. Asking twice changes nothing."""
+    def cancel(self, key: str) -> None:
+        """Ask the attempt of this key to stop; it leaves a checkpoint if it can. Asking twice changes nothing."""
 
     def list_mine(self) -> list[str]:
         """Return the keys of all attempts that have not ended."""

@@ -4,19 +4,32 @@ The own machine: a spool folder that `dropforge worker` serves.
     spool/queue/KEY.json     ordered; written by the executor
     spool/running/KEY.json   taken by the worker, with the identity of its process
     spool/cancel/KEY         somebody wants it stopped
+    spool/refused/           what lay there and is not the daemon's word
     spool/worker.lock        held by the living worker
+
+KEY is the attempt's and the content its fence, as `orders` reads it.
 
 The worker writes result.json before it takes the entry out of `running`, so an attempt that is in neither folder and
 has no result is lost.
 """
 
 import contextlib
+import os
+import stat
+import uuid
 from pathlib import Path
 
+import structlog
+
 from daemon.executors import JobState
+from daemon.orders import process_of
 from daemon.processes import Identity, is_alive, lock_holder
 from pipeline import durable
 from pipeline.contract import RESULT_NAME, SPEC_NAME, StepSpec
+
+#: Of a refused entry's name that is kept: room is left for what makes it unique.
+_LONGEST_NAME = 200
+log = structlog.get_logger()
 
 
 class Spool:
@@ -29,19 +42,59 @@ class Spool:
         self.queue = self.folder / "queue"
         self.running = self.folder / "running"
         self.cancelled = self.folder / "cancel"
+        self.refused = self.folder / "refused"
         self.worker_lock = self.folder / "worker.lock"
-        for folder in (self.queue, self.running, self.cancelled):
+        #: What could not even be moved, so that it is told once.
+        self._stuck: set[Path] = set()
+        for folder in (self.queue, self.running, self.cancelled, self.refused):
             folder.mkdir(parents=True, exist_ok=True)
 
     def remove_leftovers(self) -> None:
         """Remove the entries that a dead daemon did not finish writing; for a daemon that holds the folder's lock."""
         durable.remove_leftovers(self.queue)
 
+    def entries(self, folder: Path) -> list[Path]:
+        """Return what lies in `queue` or `running`, the oldest first, whatever it is; names with a dot are asides."""
+        found = []
+        with os.scandir(folder) as listed:
+            for entry in listed:
+                # A queued one may be called off meanwhile.
+                with contextlib.suppress(FileNotFoundError):
+                    if not entry.name.startswith("."):
+                        found.append((entry.stat(follow_symlinks=False).st_mtime_ns, folder / entry.name))
+        return [path for _, path in sorted(found) if path not in self._stuck]
+
+    def set_aside(self, path: Path, why: str) -> None:
+        """Move what is not the daemon's word out of the way, with a line in the log; nothing if it is gone."""
+        try:
+            path.rename(self.refused / f"{path.name[:_LONGEST_NAME]}.{uuid.uuid4().hex}")
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            self._stuck.add(path)
+            why = f"{why}; it stays where it is: {error.strerror}"
+        log.warning("order_refused", entry=str(path.relative_to(self.folder)), why=why)
+
+    def make_way(self, path: Path) -> None:
+        """Set aside what lies at an entry's or mark's place and is no file."""
+        if os.path.lexists(path) and not is_file(path):
+            self.set_aside(path, "it is no file")
+
+    def is_cancelled(self, key: str) -> bool:
+        """Say whether somebody wants an attempt stopped."""
+        return is_file(self.cancelled / key)
+
     def process_of(self, key: str) -> Identity | None:
         """Return the process that the worker wrote down for an attempt, if it has."""
-        entry = durable.read_json(self.running / f"{key}.json")
-        process = entry and entry.get("process")
-        return Identity(**process) if process else None
+        return process_of(self.running / f"{key}.json")
+
+
+def is_file(path: Path) -> bool:
+    """Say whether a regular file is there itself, and no link to one."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except FileNotFoundError:
+        return False
 
 
 class LocalExecutor:
@@ -59,14 +112,16 @@ class LocalExecutor:
             return
         durable.write_json(folder / SPEC_NAME, spec.model_dump(mode="json"))
         durable.fsync_folder(folder.parent)
-        durable.write_json(self._spool.queue / f"{spec.key}.json", {"folder": spec.folder})
+        entry = self._spool.queue / f"{spec.key}.json"
+        self._spool.make_way(entry)
+        durable.write_json(entry, {"fence": spec.fence})
 
     def poll(self, spec: StepSpec) -> JobState:
         """Say how far an attempt is, from the files alone."""
         # In the order of an attempt's life, so that one moving on meanwhile is not taken for lost.
-        if (self._spool.queue / f"{spec.key}.json").exists():
+        if is_file(self._spool.queue / f"{spec.key}.json"):
             return JobState.QUEUED
-        running = (self._spool.running / f"{spec.key}.json").exists()
+        running = is_file(self._spool.running / f"{spec.key}.json")
         if (Path(spec.root) / spec.folder / RESULT_NAME).exists():
             return JobState.ENDED
         if not running:
@@ -76,17 +131,19 @@ class LocalExecutor:
         process = self._spool.process_of(spec.key)
         return JobState.RUNNING if process and is_alive(process) else JobState.LOST
 
-    def cancel(self, spec: StepSpec) -> None:
+    def cancel(self, key: str) -> None:
         """Take it out of the queue if no worker has begun it, else leave a mark that the worker acts on."""
-        with contextlib.suppress(FileNotFoundError):
-            (self._spool.queue / f"{spec.key}.json").unlink()
-        if self._is_known(spec.key):
-            (self._spool.cancelled / spec.key).touch()
+        entry, mark = self._spool.queue / f"{key}.json", self._spool.cancelled / key
+        self._spool.make_way(entry)
+        entry.unlink(missing_ok=True)
+        if self._is_known(key):
+            self._spool.make_way(mark)
+            mark.touch()
 
     def list_mine(self) -> list[str]:
         """Return the keys in the queue and in the worker's hands."""
-        paths = [*self._spool.queue.glob("[!.]*.json"), *self._spool.running.glob("[!.]*.json")]
+        paths = [path for folder in (self._spool.queue, self._spool.running) for path in self._spool.entries(folder)]
         return sorted(path.name.removesuffix(".json") for path in paths)
 
     def _is_known(self, key: str) -> bool:
-        return any((folder / f"{key}.json").exists() for folder in (self._spool.queue, self._spool.running))
+        return any(is_file(folder / f"{key}.json") for folder in (self._spool.queue, self._spool.running))

@@ -14,13 +14,14 @@ from daemon.database import check, migrate, open_engine, transaction
 from daemon.dispatcher import Dispatcher
 from daemon.executors.local import LocalExecutor, Spool
 from daemon.intake import Intake, Outcome
+from daemon.orders import read_order
 from daemon.scheduler import take_due_slots
 from daemon.settings import load
 from daemon.state_folder import DATABASE_NAME
 from daemon.watcher import Watcher, make_inbox
 from pipeline import durable
 from pipeline.artifacts import Adapter, Dataset, Model, Report, Scores, Verdict
-from pipeline.contract import RESULT_NAME, SPEC_NAME, StepResult, StepSpec
+from pipeline.contract import RESULT_NAME, StepResult, StepSpec
 from pipeline.errors import EXIT_INTERRUPTED
 from pipeline.manifest import MANIFEST_NAME
 from pipeline.yardstick import yardstick_words
@@ -114,8 +115,8 @@ def work(root: Path, outcome: str) -> list[StepSpec]:
     """Do what the worker does with everything that is in the spool; verdicts say `outcome`."""
     done = []
     for entry in sorted((root / "spool" / "queue").glob("[!.]*.json")):
-        folder = root / json.loads(entry.read_text())["folder"]
-        spec = StepSpec.model_validate_json((folder / SPEC_NAME).read_bytes())
+        spec = read_order(root, entry).spec
+        folder = root / spec.folder
         mark = root / "spool" / "cancel" / spec.key
         result = interrupted(spec) if mark.exists() else result_of(spec, outcome)
         durable.write_json(folder / RESULT_NAME, result.model_dump(mode="json"))

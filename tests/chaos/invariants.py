@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from daemon.orders import read_order
 from daemon.queue import ALLOWED
 from daemon.state_folder import DATABASE_NAME
 from daemon.tables import RunState
@@ -145,9 +146,9 @@ def _attempts(state: Path, rows: _Rows) -> Iterator[str]:
             if attempt["run_id"] not in running:
                 yield f"attempt {attempt['id']} is open and its run does not run"
     for entry in (state / "spool" / "queue").glob("[!.]*.json"):
-        spec = json.loads((state / json.loads(entry.read_text())["folder"] / "spec.json").read_text())
+        spec = read_order(state, entry).spec
         called_off = (state / "spool" / "cancel" / entry.stem).exists()
-        if entry.stem not in keys and not called_off and spec["run"] in running:
+        if entry.stem not in keys and not called_off and spec.run in running:
             yield f"the spool orders {entry.stem}, which is no open attempt"
     for path in (state / "runs").glob("*/[a-z]*.json"):
         json.loads(path.read_text())

@@ -21,13 +21,14 @@ from sqlmodel import select
 from daemon import database, incoming, queue
 from daemon.clock import now_ms
 from daemon.database import transaction
+from daemon.orders import read_order
 from daemon.service import Service
 from daemon.settings import load
 from daemon.tables import Drop, Promotion, Run
 from daemon.watcher import make_inbox
 from pipeline import durable
 from pipeline.config import RunConfig
-from pipeline.contract import RESULT_NAME, SPEC_NAME, Attempt, StepResult, StepSpec
+from pipeline.contract import RESULT_NAME, Attempt, StepResult
 from tests.chaos.scripted_steps import ARTIFACTS
 
 Say = Callable[..., None]
@@ -57,8 +58,8 @@ class House:
         """One turn of dispatcher and worker."""
         self.service._dispatcher.tick(now_ms())
         for entry in sorted((self.root / "spool/queue").glob("[!.]*.json")):
-            folder = self.root / durable.read_json(entry)["folder"]
-            spec = StepSpec.model_validate_json((folder / SPEC_NAME).read_bytes())
+            spec = read_order(self.root, entry).spec
+            folder = self.root / spec.folder
             artifact = ARTIFACTS[spec.step](Attempt(spec))
             durable.fsync_tree(folder)
             result = StepResult(

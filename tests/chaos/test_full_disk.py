@@ -22,6 +22,7 @@ from daemon import champions, dispatcher, intake, publishing, queue, service
 from daemon.database import check, transaction
 from daemon.executors import JobState
 from daemon.executors.local import LocalExecutor
+from daemon.orders import read_order
 from daemon.service import Service
 from daemon.settings import load
 from daemon.tables import Attempt, AttemptState, Drop, Promotion, Run, RunState, Track
@@ -30,7 +31,7 @@ from pipeline import __main__ as step_process
 from pipeline import durable
 from pipeline.artifacts import Artifact, ModelRef
 from pipeline.config import RunConfig
-from pipeline.contract import RESULT_NAME, SPEC_NAME, StepResult, StepSpec
+from pipeline.contract import RESULT_NAME, StepResult, StepSpec
 from pipeline.contract import Attempt as StepAttempt
 from pipeline.manifest import MANIFEST_NAME
 from pipeline.steps import BY_NAME
@@ -114,8 +115,8 @@ class House:
     def work(self) -> None:
         """What the worker does with the orders in the spool; a result that cannot be written waits for room."""
         for entry in sorted((self.root / "spool/queue").glob("[!.]*.json")):
-            folder = self.root / durable.read_json(entry)["folder"]
-            spec = StepSpec.model_validate_json((folder / SPEC_NAME).read_bytes())
+            spec = read_order(self.root, entry).spec
+            folder = self.root / spec.folder
             if spec.key not in self.results:
                 self.results[spec.key] = step_process._run(spec.step, StepAttempt(spec))
             with contextlib.suppress(OSError):
@@ -240,7 +241,7 @@ def test_under_the_mark_a_file_stays_in_the_inbox_though_there_would_be_room_for
 @pytest.fixture
 def serving(disk: LoopDisk) -> Iterator[Callable[[], None]]:
     """Start a worker on the small disk; it is stopped at the end."""
-    worker = Worker(disk.place)
+    worker = Worker(disk.place, lambda spec, _place: spec.argv)
     thread = threading.Thread(target=worker.serve)
     yield thread.start
     worker.stop.set()

@@ -116,7 +116,7 @@ def house(tmp_path: Path) -> House:
 
 @pytest.fixture
 def worker(house: House) -> Iterator[Worker]:
-    worker = Worker(house.root)
+    worker = Worker(house.root, lambda spec, _place: spec.argv)
     thread = threading.Thread(target=worker.serve)
     thread.start()
     yield worker
@@ -182,7 +182,10 @@ def test_how_a_step_ended_decides_what_becomes_of_its_run(house: House, case: st
 
 
 def start_worker(root: Path) -> subprocess.Popen[bytes]:
-    code = "import sys, pathlib; from daemon.worker import serve; serve(pathlib.Path(sys.argv[1]), with_lifeline=True)"
+    code = (
+        "import sys, pathlib; from daemon.worker import serve; "
+        "serve(pathlib.Path(sys.argv[1]), with_lifeline=True, command=lambda spec, _place: spec.argv)"
+    )
     return subprocess.Popen([sys.executable, "-c", code, str(root)], stdin=subprocess.PIPE)
 
 
@@ -235,7 +238,7 @@ def test_a_step_written_down_before_the_machine_was_started_again_is_lost_though
         ({"pid": me.pid, "started": me.started, "boot": "another"}, JobState.LOST),
         ({"pid": me.pid, "started": me.started + 1, "boot": me.boot}, JobState.LOST),
     ):
-        durable.write_json(running, {"folder": spec.folder, "process": process})
+        durable.write_json(running, {"fence": spec.fence, "process": process})
         assert house.executor.poll(spec) is state
 
 

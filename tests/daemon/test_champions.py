@@ -410,3 +410,13 @@ def test_a_link_that_somebody_changed_follows_the_row_again_at_the_next_start(en
         link.symlink_to("/nowhere")
     champions.recover(engine, state, 20)
     assert (served(state), served(state, "previous")) == ("m1", "base")
+
+
+def test_a_track_whose_link_cannot_be_mended_is_named_and_the_others_are_mended(engine: Engine, state: Path) -> None:
+    for name in ("bad", "good"):
+        champions.ensure_base(engine, state, name, state.parent / "base", "base", 1)
+        (state / "tracks" / name / "champion").unlink()
+    (state / "tracks/bad/champion/kept").mkdir(parents=True)
+    found = champions.recover(engine, state, 2)
+    assert {name: error is None for name, error in found.items()} == {"bad": False, "good": True}
+    assert (state / "tracks/good/champion").is_symlink()

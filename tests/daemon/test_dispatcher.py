@@ -71,8 +71,8 @@ class ScriptedExecutor:
         durable.write_json(folder / RESULT_NAME, result.model_dump(mode="json"))
         return JobState.ENDED
 
-    def cancel(self, spec: StepSpec) -> None:
-        self.cancelled.append(spec.key)
+    def cancel(self, key: str) -> None:
+        self.cancelled.append(key)
 
     def list_mine(self) -> list[str]:
         return []
@@ -1091,6 +1091,58 @@ def test_an_attempt_that_never_reached_the_spool_is_ordered_again_and_nobody_die
     dispatcher.tick(NOW + 1)
     assert entry.exists()
     assert run_row(engine).deaths == 0
+
+
+def test_a_run_with_trouble_of_its_own_waits_alone_longer_each_time_and_goes_on_when_it_is_over(
+    engine: Engine, settings: Settings, executor: ScriptedExecutor
+) -> None:
+    two = Settings.model_validate({**settings.model_dump(exclude_unset=True), "tracks": {"other": {}}})
+    dispatcher = new_dispatcher(engine, two, executor)
+    # A file in the place of a folder: the kernel says so to root, too.
+    place = settings.state_folder / "runs/1"
+    place.parent.mkdir(exist_ok=True)
+    place.touch()
+    add_drop(engine, "a")
+    add_drop(engine, "b", "other")
+    now = NOW
+    ticks(dispatcher, 20)
+    assert (run_row(engine).state, run_row(engine, 2).state) == (RunState.WAITING, RunState.SUCCEEDED)
+    waits = []
+    for _ in range(4):
+        run = run_row(engine)
+        waits.append((run.not_before - now) // 1000)
+        now = run.not_before
+        dispatcher.tick(now)
+    assert waits == [30, 60, 120, 240]
+    run = run_row(engine)
+    assert (run.state, run.failures, run.deaths) == (RunState.WAITING, 0, 0)
+    assert run.error is not None
+    assert run.hint is not None
+    assert run.error.startswith("the files of run 1 cannot be used: ")
+    assert "dropforge cancel 1" in run.hint
+    with transaction(engine) as session:
+        open_ones = [one for one in session.exec(select(Attempt)) if one.state == AttemptState.SUBMITTED]
+    assert open_ones == []
+    place.unlink()
+    ticks(dispatcher, 20, run.not_before)
+    assert (run_row(engine).state, run_row(engine).failures) == (RunState.SUCCEEDED, 0)
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_run_that_was_put_off_by_a_clock_a_year_ahead_begins_when_the_clock_is_right_again(
+    engine: Engine, settings: Settings, executor: ScriptedExecutor, restart: bool
+) -> None:
+    dispatcher = new_dispatcher(engine, settings, executor)
+    add_drop(engine, "a")
+    year = 365 * 86_400_000
+    with transaction(engine) as session:
+        queue.enqueue(session, "default", "drop", NOW + year, NOW + year + 600_000)
+    dispatcher.tick(NOW + year)
+    if restart:
+        dispatcher = new_dispatcher(engine, settings, executor)
+    assert run_row(engine).not_before == (NOW if restart else NOW + year + 600_000)
+    dispatcher.tick(NOW)
+    assert executor.steps == ["prepare"]
 
 
 def test_too_little_data_fixes_nothing_on_the_track(

@@ -242,6 +242,24 @@ def test_leftovers_of_dead_processes_go_when_they_are_older_than_a_day(history: 
     assert made.there(*stale) == [False] * len(stale)
 
 
+def test_a_run_that_cannot_be_read_keeps_what_might_be_its_own_and_no_other_garbage(
+    history: Callable[..., History],
+) -> None:
+    made = history(keep_models=0)
+    loser, other = made.run(days=30), made.run("waiting")
+    folder = made.root / f"runs/{other}"
+    folder.rename(made.root / "aside")
+    # What the kernel says to root, too, and not only to another user.
+    folder.touch()
+    collected = {item.path for item in made.collect().items}
+    assert f"models/{loser:04d}" in collected
+    assert f"runs/{loser}/checkpoints" in collected
+    assert not any(path.endswith((f"models/{other:04d}", f"runs/{other}")) for path in collected)
+    folder.unlink()
+    (made.root / "aside").rename(folder)
+    assert made.there(f"models/{other:04d}", f"runs/{other}/checkpoints") == [True, True]
+
+
 def test_an_order_for_an_attempt_that_is_open_stays_in_the_spool(history: Callable[..., History]) -> None:
     made = history()
     run = made.run("running", attempts=("submitted",))

@@ -17,6 +17,7 @@ from daemon.commands import KEPT_OUTPUT, Command, last_line
 from daemon.database import transaction
 from daemon.hooks import Hooks
 from daemon.tables import Event, Promotion
+from daemon.troubles import Troubles
 from pipeline.errors import DropforgeError
 from tests.chaos.house import START, Daemon, build, records
 from tests.daemon.test_stopped_wins import DAMAGED
@@ -606,3 +607,31 @@ def test_a_forced_model_is_asked_for_its_health_too(house: House) -> None:
     approval.force(house.daemon.engine, house.daemon.root, 1, "I know better", house.now)
     house.settle()
     assert [row.kind for row in house.rows()] == ["base", "forced", "rollback"]
+
+
+def test_a_command_that_cannot_be_begun_is_its_tracks_trouble_and_is_begun_after_a_pause(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    path = tmp_path / "dropforge.toml"
+    path.write_text(f"{path.read_text()}[tracks.other]\n")
+    house.start(tell(house))
+    (house.daemon.settings.inbox_folder / "other").mkdir(exist_ok=True)
+    (house.daemon.settings.inbox_folder / "other/a.jsonl").write_bytes(records("other"))
+    house.promote()
+    seconds = [0.0]
+    troubles = Troubles(lambda: seconds[0])
+
+    def begin(argv: tuple[str, ...], environment: dict[str, str], limit: float) -> Command:
+        if environment["PROMOTION_TRACK"] == "default" and seconds[0] < 30:
+            raise OSError(24, "Too many open files")
+        return Command(argv, environment, limit)
+
+    house.hooks = house.new_hooks(begin=begin, troubles=troubles)
+    house.settle()
+    assert [told["PROMOTION_TRACK"] for told in house.told()] == ["other"]
+    assert troubles.words == {"hooks of track default": "Too many open files"}
+    house.settle()
+    assert len(house.told()) == 1
+    seconds[0] = 30
+    house.settle()
+    assert [told["PROMOTION_TRACK"] for told in house.told()] == ["other", "default"]
+    assert troubles.words == {}

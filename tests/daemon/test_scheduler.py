@@ -13,15 +13,15 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from sqlalchemy import Engine
+from sqlalchemy.exc import OperationalError
 from sqlmodel import select
 
-from daemon import scheduler
 from daemon.cron import cron_trigger
 from daemon.database import migrate, open_engine, transaction
 from daemon.queue import enqueue
 from daemon.scheduler import Schedule, last_due, take_due_slots
 from daemon.settings import Settings
-from daemon.tables import Drop, DropState, Event, Run, Slot
+from daemon.tables import Drop, DropState, Event, Run, Slot, Track
 
 BERLIN = "Europe/Berlin"
 NIGHTLY = Settings(trigger="nightly", schedule="0 2 * * *", timezone="UTC")
@@ -366,53 +366,154 @@ def test_two_daemons_take_a_night_once(engine: Engine, path: Path) -> None:
     assert len(slots(engine)) == len(runs(engine)) == 1
 
 
-# --- the thread
+# --- when to look
 
 
-def test_a_schedule_catches_up_at_its_start_and_wakes_the_dispatcher(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+class Clocks:
+    """A wall clock and a monotonic one, both in seconds from `start`, and a daemon's loop that asks twice a second."""
+
+    def __init__(self, engine: Engine, settings: Settings, start: str) -> None:
+        self.wall, self.monotonic = utc(start).timestamp(), 1000.0
+        self.woken = 0
+        self.schedule = Schedule(engine, settings, self._wake, lambda: self.monotonic)
+        self.ask()
+
+    def _wake(self) -> None:
+        self.woken += 1
+
+    def ask(self) -> None:
+        self.schedule.tick(round(1000 * self.wall))
+
+    def pass_by(self, seconds: float, step: float = 0.5) -> None:
+        """Let time go by for both."""
+        for _ in range(round(seconds / step)):
+            self.wall += step
+            self.monotonic += step
+            self.ask()
+
+    def set(self, **by: float) -> None:
+        """Set the wall clock, or suspend the machine: the monotonic one knows of neither."""
+        self.wall += timedelta(**by).total_seconds()
+
+
+def due_times(engine: Engine) -> list[str]:
+    return [f"{from_ms(due):%m-%d %H:%M}" for _, due, _, _ in slots(engine)]
+
+
+def looks(engine: Engine, clocks: Clocks, seconds: float) -> list[int]:
+    """Return when the schedule looks, in seconds from now, while time goes by."""
+    found, seen = [], None
+    for second in range(round(seconds)):
+        with transaction(engine) as session:
+            nightly = session.get_one(Track, "default").nightly or {}
+        if nightly.get("looked_at") != seen:
+            seen = nightly.get("looked_at")
+            found.append(second)
+        clocks.pass_by(1, 1)
+    return found[1:]
+
+
+def test_a_schedule_catches_up_at_its_start_and_wakes_the_dispatcher(engine: Engine) -> None:
     drop(engine)
-    monkeypatch.setattr(scheduler, "now_ms", lambda: ms("2026-05-02 09:00"))
-    woken = threading.Event()
-    schedule = Schedule(engine, NIGHTLY, woken.set)
-    schedule.start()
-    schedule.stop()
-    assert woken.is_set()
-    assert len(runs(engine)) == 1
+    clocks = Clocks(engine, NIGHTLY, "2026-05-02 09:00")
+    assert (clocks.woken, len(runs(engine))) == (1, 1)
 
 
-def test_a_schedule_wakes_nobody_for_a_night_without_new_data(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduler, "now_ms", lambda: ms("2026-05-02 09:00"))
-    woken = threading.Event()
-    schedule = Schedule(engine, NIGHTLY, woken.set)
-    schedule.look()
-    assert not woken.is_set()
-    assert len(slots(engine)) == 1
+def test_a_schedule_wakes_nobody_for_a_night_without_new_data(engine: Engine) -> None:
+    clocks = Clocks(engine, NIGHTLY, "2026-05-02 09:00")
+    assert (clocks.woken, len(slots(engine))) == (0, 1)
 
 
-def test_a_schedule_looks_at_the_fire_times_of_each_nightly_track_however_late(engine: Engine) -> None:
-    tracks = {"both": {"trigger": "both", "schedule": "0 4 * * 1"}, "never": {"trigger": "drop"}}
-    schedule = Schedule(engine, NIGHTLY.model_copy(update={"tracks": tracks}), lambda: None)
-    schedule.start()
-    jobs = schedule._scheduler.get_jobs()
-    schedule.stop()
-    assert sorted(str(job.trigger) for job in jobs) == [
-        "cron[month='*', day='*', day_of_week='*', hour='2', minute='0']",
-        "cron[month='*', day='*', day_of_week='mon', hour='4', minute='0']",
-        "interval[0:05:00]",
-    ]
-    assert {(job.misfire_grace_time, job.coalesce, job.max_instances) for job in jobs} == {(None, True, 1)}
+def test_a_schedule_looks_every_five_minutes_and_punctually_when_a_track_is_due(engine: Engine) -> None:
+    # Each of them is a transaction: twice a second is for the clocks alone.
+    both, never = {"trigger": "both", "schedule": "2 2 * * 6"}, {"trigger": "drop", "schedule": "1 2 * * *"}
+    settings = NIGHTLY.model_copy(update={"tracks": {"both": both, "never": never}})
+    clocks = Clocks(engine, settings, "2026-05-02 01:50:30")
+    assert looks(engine, clocks, 16 * 60) == [300, 570, 690]
+    assert due_times(engine) == ["05-02 02:00", "05-02 02:02"]
 
 
-def test_a_schedule_outlives_a_database_that_cannot_be_read(engine: Engine, tmp_path: Path) -> None:
-    schedule = Schedule(open_engine(tmp_path / "empty.db"), NIGHTLY, lambda: None)
-    schedule.look()
+def test_a_schedule_by_drops_alone_is_looked_at_once(engine: Engine) -> None:
+    clocks = Clocks(engine, Settings(timezone="UTC"), "2026-05-02 01:50")
+    clocks.pass_by(3600, 10)
     assert slots(engine) == []
 
 
-def test_a_schedule_that_was_never_started_can_be_stopped(engine: Engine) -> None:
-    Schedule(engine, NIGHTLY, lambda: None).stop()
+@pytest.mark.parametrize("days", [-2, 2, -365, 365])
+def test_whichever_way_the_clock_is_set_the_next_night_is_taken_on_the_minute(engine: Engine, days: int) -> None:
+    clocks = Clocks(engine, NIGHTLY, "2026-05-10 12:00")
+    clocks.set(days=days)
+    midday = utc("2026-05-10 12:00") + timedelta(days=days)
+    clocks.pass_by(13 * 3600, 60)
+    clocks.pass_by(3599, 1)
+    before = due_times(engine)
+    clocks.pass_by(2, 1)
+    night = f"{midday + 14 * HOUR:%m-%d %H:%M}"
+    assert night not in before
+    assert night in due_times(engine)
+    assert len(slots(engine)) == len({due for _, due, _, _ in slots(engine)})
+
+
+def test_a_clock_that_is_a_year_ahead_at_boot_costs_no_night_when_it_is_right_again(engine: Engine) -> None:
+    drop(engine)
+    clocks = Clocks(engine, NIGHTLY, "2027-05-02 12:00")
+    assert (clocks.woken, due_times(engine)) == (1, ["05-02 02:00"]), "what was missed is made up for once"
+    clocks.pass_by(40)
+    clocks.set(days=-365)
+    clocks.pass_by(3 * 86_400, 60)
+    assert due_times(engine)[1:] == ["05-03 02:00", "05-04 02:00", "05-05 02:00"]
+
+
+def test_a_clock_that_is_set_back_just_before_a_night_does_not_lose_that_night(engine: Engine) -> None:
+    clocks = Clocks(engine, NIGHTLY, "2026-05-10 01:59:50")
+    clocks.set(days=-2)
+    clocks.pass_by(11)
+    assert "05-08 02:00" in due_times(engine)
+
+
+@pytest.mark.parametrize(("slept", "taken"), [(9, ["05-11 02:00"]), (3 * 24, ["05-13 02:00"])])
+def test_a_night_that_the_machine_slept_through_is_taken_as_soon_as_it_wakes(
+    engine: Engine, slept: int, taken: list[str]
+) -> None:
+    clocks = Clocks(engine, NIGHTLY, "2026-05-10 18:00")
+    before = len(slots(engine))
+    clocks.set(hours=slept)
+    clocks.pass_by(0.5)
+    assert due_times(engine)[before:] == taken
+    clocks.pass_by(600)
+    assert due_times(engine)[before:] == taken
+
+
+@pytest.mark.parametrize(
+    ("start", "expected"),
+    [
+        ("2026-03-28 12:00", ["03-29 01:30", "03-30 00:30"]),
+        ("2026-10-24 12:00", ["10-25 00:30", "10-26 01:30"]),
+    ],
+)
+def test_when_the_clocks_change_each_night_is_taken_once_and_within_a_minute(
+    engine: Engine, start: str, expected: list[str]
+) -> None:
+    settings = NIGHTLY.model_copy(update={"schedule": "30 2 * * *", "timezone": BERLIN})
+    clocks = Clocks(engine, settings, start)
+    before = len(slots(engine))
+    clocks.pass_by(40 * 3600, 60)
+    with transaction(engine) as session:
+        late = [(slot.taken_at - slot.due_at) / 1000 for slot in session.exec(select(Slot))][before:]
+    assert due_times(engine)[before:] == expected
+    assert max(late) < 60
+
+
+def test_a_look_that_fails_is_made_again_at_the_next_call(tmp_path: Path) -> None:
+    path = tmp_path / "later.db"
+    moment = ms("2026-05-02 12:00")
+    schedule = Schedule(open_engine(path), NIGHTLY, lambda: None, lambda: 1.0)
+    with pytest.raises(OperationalError):
+        schedule.tick(moment)
+    migrate(path)
+    schedule.tick(moment)
+    with transaction(open_engine(path)) as session:
+        assert session.get_one(Track, "default").nightly is not None
 
 
 if __name__ == "__main__":

@@ -38,7 +38,6 @@ def test_trouble_with_the_disk_is_no_reason_for_systemd_to_end_the_training(
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(service, "notify", lambda *words: said.extend(words))
-    monkeypatch.setattr(type(daemon._intake), "alive", True)
     monkeypatch.setattr(daemon._worker, "keep_alive", lambda _now: None)
     monkeypatch.setattr(daemon._dispatcher, "tick", fail)
     daemon.stop.set()

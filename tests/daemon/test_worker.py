@@ -62,6 +62,11 @@ def spec_of(root: Path, script: str, *, run: int = 1, grace: float = 30.0) -> St
     )  # fmt: skip
 
 
+def as_scripted(spec: StepSpec, _place: Path) -> tuple[str, ...]:
+    """Do what stands in the spec, which the worker itself would not look at."""
+    return spec.argv
+
+
 def result_of(spec: StepSpec) -> StepResult:
     return StepResult.model_validate(durable.read_json(Path(spec.root) / spec.folder / RESULT_NAME))
 
@@ -75,7 +80,7 @@ def wait_for(condition: Callable[[], object]) -> None:
 
 @pytest.fixture
 def worker(tmp_path: Path) -> Iterator[Worker]:
-    worker = Worker(tmp_path)
+    worker = Worker(tmp_path, as_scripted)
     thread = threading.Thread(target=worker.serve)
     thread.start()
     yield worker
@@ -90,7 +95,7 @@ def test_an_attempt_is_queued_run_and_ended(tmp_path: Path) -> None:
     executor.submit(spec)
     assert executor.poll(spec) is JobState.QUEUED
     assert executor.list_mine() == ["1-train-1"]
-    worker = Worker(tmp_path)
+    worker = Worker(tmp_path, as_scripted)
     thread = threading.Thread(target=worker.serve)
     thread.start()
     wait_for(lambda: executor.poll(spec) is JobState.ENDED)
@@ -106,7 +111,7 @@ def test_a_step_sees_no_secret_of_the_workers_environment(tmp_path: Path, monkey
     monkeypatch.setenv("SECRET_TOKEN", "hush")
     executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, GOOD)
     executor.submit(spec)
-    worker = Worker(tmp_path)
+    worker = Worker(tmp_path, as_scripted)
     thread = threading.Thread(target=worker.serve)
     thread.start()
     wait_for(lambda: executor.poll(spec) is JobState.ENDED)
@@ -131,7 +136,7 @@ def test_a_step_with_network_sees_its_key_and_the_proxies_and_no_other_step_does
         )
         spec = spec.model_copy(update={"network": network, "config": config})
         executor.submit(spec)
-        worker = Worker(tmp_path)
+        worker = Worker(tmp_path, as_scripted)
         thread = threading.Thread(target=worker.serve)
         thread.start()
         wait_for((tmp_path / spec.folder / RESULT_NAME).exists)
@@ -144,6 +149,34 @@ def test_a_step_with_network_sees_its_key_and_the_proxies_and_no_other_step_does
     assert seen[True]["HTTPS_PROXY"] == "http://name:word@proxy"
     assert "OTHER_KEY" not in seen[True]
     assert {"JUDGE_KEY", "OTHER_KEY", "HTTPS_PROXY"} & set(seen[False]) == set()
+
+
+def test_a_step_gets_no_variable_of_its_specs_that_the_program_does_not_set(tmp_path: Path) -> None:
+    told = PRELUDE + "say(json.dumps(dict(os.environ))); result('ok', 0)"
+    spec = spec_of(tmp_path, told).model_copy(update={"env": {"LD_AUDIT": "/evil.so", "OMP_WAIT_POLICY": "ACTIVE"}})
+    LocalExecutor(tmp_path).submit(spec)
+    worker = Worker(tmp_path, as_scripted)
+    thread = threading.Thread(target=worker.serve)
+    thread.start()
+    wait_for((tmp_path / spec.folder / RESULT_NAME).exists)
+    worker.stop.set()
+    thread.join()
+    seen = json.loads((tmp_path / spec.folder / "said").read_text())
+    assert ("LD_AUDIT" in seen, seen["OMP_WAIT_POLICY"]) == (False, "ACTIVE")
+
+
+def test_an_attempt_that_has_ended_is_not_done_again(tmp_path: Path) -> None:
+    executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, GOOD)
+    executor.submit(spec)
+    ended = StepResult(key=spec.key, fence=spec.fence, status="ok", exit_code=0)
+    durable.write_json(tmp_path / spec.folder / RESULT_NAME, ended.model_dump())
+    worker = Worker(tmp_path, as_scripted)
+    thread = threading.Thread(target=worker.serve)
+    thread.start()
+    wait_for(lambda: not executor.list_mine())
+    worker.stop.set()
+    thread.join()
+    assert not (tmp_path / spec.folder / "said").exists()
 
 
 @pytest.mark.parametrize(("number", "name"), [(9, "SIGKILL"), (35, "signal 35")])
@@ -164,7 +197,7 @@ def test_a_cancelled_step_is_asked_to_stop(tmp_path: Path) -> None:
     executor.submit(spec)
     wait_for((tmp_path / spec.folder / "said").exists)
     assert executor.poll(spec) is JobState.RUNNING
-    executor.cancel(spec)
+    executor.cancel(spec.key)
     wait_for(lambda: executor.poll(spec) is JobState.ENDED)
     assert result_of(spec).status == "interrupted"
 
@@ -176,7 +209,7 @@ def test_a_deaf_step_is_killed_after_its_grace(tmp_path: Path) -> None:
     wait_for((tmp_path / spec.folder / "said").exists)
     process = Spool(tmp_path).process_of(spec.key)
     assert process is not None
-    executor.cancel(spec)
+    executor.cancel(spec.key)
     wait_for(lambda: executor.poll(spec) is JobState.ENDED)
     assert result_of(spec).exit_code == 75
     assert not is_alive(process)
@@ -185,7 +218,7 @@ def test_a_deaf_step_is_killed_after_its_grace(tmp_path: Path) -> None:
 def start_worker(root: Path) -> subprocess.Popen[bytes]:
     code = (
         "import sys, pathlib; from daemon.worker import serve; "
-        "sys.exit(serve(pathlib.Path(sys.argv[1]), with_lifeline=True))"
+        "sys.exit(serve(pathlib.Path(sys.argv[1]), with_lifeline=True, command=lambda spec, _place: spec.argv))"
     )
     return subprocess.Popen([sys.executable, "-c", code, str(root)], stdin=subprocess.PIPE)
 
@@ -261,7 +294,7 @@ def test_a_second_worker_waits_for_the_first(tmp_path: Path) -> None:
     assert lock.acquire()
     executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, GOOD)
     executor.submit(spec)
-    worker = Worker(tmp_path)
+    worker = Worker(tmp_path, as_scripted)
     thread = threading.Thread(target=worker.serve)
     thread.start()
     assert executor.poll(spec) is JobState.QUEUED
@@ -288,7 +321,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch, name: str, number: int) -> threading
 
 def stop_when(tried: threading.Event, root: Path) -> None:
     """Let a worker serve until something was tried, and tell it to stop then."""
-    worker = Worker(root)
+    worker = Worker(root, as_scripted)
     thread = threading.Thread(target=worker.serve, daemon=True)
     thread.start()
     wait_for(tried.is_set)
@@ -326,7 +359,7 @@ def test_only_a_full_disk_is_waited_for(tmp_path: Path, monkeypatch: pytest.Monk
     executor.submit(spec)
     refuse(monkeypatch, name, errno.EIO)
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):
-        Worker(tmp_path).serve()
+        Worker(tmp_path, as_scripted).serve()
     assert executor.poll(spec) is JobState.LOST, "seen as what it is, and not as a step that goes on"
 
 

@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 from sqlmodel import col, select
 
 from daemon.database import transaction
+from daemon.orders import read_order
 from daemon.tables import Drop, Run
 from daemon.watcher import make_inbox
 from pipeline import __main__ as step_process
 from pipeline import durable
 from pipeline.artifacts import Dataset, Model, Verdict
-from pipeline.contract import RESULT_NAME, SPEC_NAME, Attempt, StepResult, StepSpec
+from pipeline.contract import RESULT_NAME, Attempt, StepResult, StepSpec
 from pipeline.dataset_files import dataset_hash
 from tests.chaos.house import DAY, START, Daemon
 
@@ -98,8 +99,8 @@ class Box:
     def _work(self, tampers: Mapping[str, Tamper]) -> None:
         root = self.daemon.root
         for entry in sorted((root / "spool/queue").glob("[!.]*.json")):
-            folder = root / durable.read_json(entry)["folder"]
-            spec = StepSpec.model_validate_json((folder / SPEC_NAME).read_bytes())
+            spec = read_order(root, entry).spec
+            folder = root / spec.folder
             result = _process(spec, folder) if self._real else step_process._run(spec.step, Attempt(spec))
             if spec.step in tampers and result.artifact is not None:
                 artifact = tampers[spec.step](spec, result.artifact)

@@ -1,0 +1,107 @@
+"""The wall clock of a real daemon is set while it runs, or its machine is suspended: nights go on."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import pytest
+from sqlalchemy.exc import OperationalError
+from sqlmodel import Session, select
+
+from daemon.database import open_reader
+from daemon.tables import Slot, Track
+from tests.hostile.people import DAEMON, Box
+
+Tell = Callable[[str, object], None]
+#: The daemon, whose wall clock goes by what a file says it is ahead, in nanoseconds.
+PROGRAM = """
+import sys, time
+from daemon import cli
+real = time.time_ns
+def ahead():
+    with open("ahead") as file:
+        return int(file.read() or 0)
+time.time_ns = lambda: real() + ahead()
+sys.exit(cli.main())
+"""
+SETTINGS = {
+    "DROPFORGE_WORKER": "separate", "DROPFORGE_TRIGGER": "nightly", "DROPFORGE_SCHEDULE": "0 2 * * *",
+    "DROPFORGE_TIMEZONE": "UTC",
+}  # fmt: skip
+
+
+class Clock:
+    """What the daemon takes for the time."""
+
+    def __init__(self, box: Box) -> None:
+        self._path = box.folder / "ahead"
+
+    def set(self, text: str) -> None:
+        then = datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()
+        aside = self._path.with_name("ahead.new")
+        aside.write_text(str(int(then * 1_000_000_000) - time.time_ns()))
+        aside.rename(self._path)
+
+
+def nights(box: Box) -> list[str]:
+    """Return the slots that were taken."""
+    engine = open_reader(box.state / "dropforge.db")
+    try:
+        with Session(engine) as session:
+            due = [slot.due_at / 1000 for slot in session.exec(select(Slot)) if slot.track == "default"]
+    finally:
+        engine.dispose()
+    return [f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M}" for at in due]
+
+
+def looked_at(box: Box) -> str:
+    """Return on which day the schedule was looked at last."""
+    engine = open_reader(box.state / "dropforge.db")
+    try:
+        with Session(engine) as session:
+            track = session.get(Track, "default")
+            at = (track.nightly or {}).get("looked_at") if track is not None else None
+    except OperationalError:
+        return ""
+    finally:
+        engine.dispose()
+    return f"{datetime.fromtimestamp(at / 1000, UTC):%Y-%m-%d}" if isinstance(at, int) else ""
+
+
+CASES = {
+    "two days back in the middle": (["2026-05-10 12:00", "2026-05-08 12:00", "2026-05-09 01:59:58"],
+                                    ["2026-05-09 02:00"]),
+    "two days ahead in the middle": (["2026-05-10 12:00", "2026-05-12 12:00", "2026-05-13 01:59:58"],
+                                     ["2026-05-12 02:00", "2026-05-13 02:00"]),
+    "a year ahead at boot, then right": (["2027-05-10 12:00", "2026-05-10 12:00", "2026-05-11 01:59:58"],
+                                         ["2026-05-11 02:00"]),
+    "suspended over a night": (["2026-05-10 18:00", "2026-05-11 09:00"], ["2026-05-11 02:00"]),
+    "suspended over three nights": (["2026-05-10 18:00", "2026-05-13 09:00"], ["2026-05-13 02:00"]),
+}  # fmt: skip
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("what", CASES)
+def test_the_next_night_is_taken_whatever_the_clock_does(
+    new_box: Callable[..., Box], what: str, record_property: Tell
+) -> None:
+    times, expected = CASES[what]
+    box = new_box()
+    clock = Clock(box)
+    clock.set(times[0])
+    argv = box.namespace.argv(DAEMON, [sys.executable, "-P", "-c", PROGRAM, "run"], box.folder, 0o007)
+    with box.log.open("ab") as log:
+        box.process = subprocess.Popen(
+            argv, stdout=log, stderr=log, env={**box.environment, **SETTINGS}, start_new_session=True
+        )
+    box.until(lambda: "daemon_ready" in box.said() or box.ended)
+    box.until(lambda: looked_at(box) == times[0][:10])
+    for text in times[1:]:
+        clock.set(text)
+        # It looks by itself, though no fire time has come by its old plan.
+        box.until(lambda day=text[:10]: looked_at(box) == day, 30)  # type: ignore[misc]
+    box.until(lambda: nights(box) == expected, 30)
+    record_property("probe", [f"clock: {what}", f"taken: {expected}", f"taken: {nights(box)}"])
+    assert box.stop() == 0
