@@ -14,7 +14,7 @@ from daemon import champions, gc, publishing, queue
 from daemon.bases import Bases
 from daemon.conclusion import conclude
 from daemon.database import ChangeWatch, transaction
-from daemon.disk import Disk, NoRoom
+from daemon.disk import Disk
 from daemon.executors import Executor, JobState
 from daemon.executors.local import Spool
 from daemon.footprint import needed_bytes, of_waiting_drops, still_needed
@@ -169,7 +169,7 @@ class Dispatcher:
             return False
         try:
             self._has_room(run, margin=False)
-        except NoRoom as error:
+        except DropforgeError as error:
             self._wait_for_room(claim, error, now)
             return False
         begun = queue.begin_attempt(self._engine, claim, step.name, now)
@@ -270,7 +270,7 @@ class Dispatcher:
         return config
 
     def _has_room(self, run: Run, *, margin: bool = True) -> None:
-        """Raise `NoRoom` if the disk has no room for what a run with its snapshot has still to do."""
+        """Raise `NoRoom` if the disk has no room for what a run has still to do, `CannotTell` if nobody can tell."""
         self.disk.require(still_needed(self._root, run), margin=margin)
 
     def _next(self, run: Run) -> tuple[dict[str, str], Step | None]:
