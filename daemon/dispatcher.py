@@ -14,17 +14,16 @@ from sqlmodel import Session
 from daemon import champions, gc, publishing, queue
 from daemon.conclusion import conclude
 from daemon.database import ChangeWatch, transaction
-from daemon.disk import Disk, NoRoom, is_full
+from daemon.disk import Disk, is_full
 from daemon.executors import Executor, JobState
 from daemon.executors.local import Spool
 from daemon.footprint import needed_bytes, of_waiting_drops, still_needed
 from daemon.reopening import standing, take_back
-from daemon.rights import user
 from daemon.run_settings import compose
 from daemon.settings import Settings
 from daemon.specs import spec_of
 from daemon.tables import Attempt, AttemptState, Run, Track
-from daemon.troubles import RunsApart, Troubles, in_words
+from daemon.troubles import RunsApart, Troubles
 from daemon.upkeep import Upkeep
 from pipeline.artifacts import Artifact, Dataset, Report
 from pipeline.config import RunConfig
@@ -170,7 +169,7 @@ class Dispatcher:
             return False
         try:
             self._has_room(run, margin=False)
-        except NoRoom as error:
+        except DropforgeError as error:
             self._wait_for_room(claim, error, now)
             return False
         begun = queue.begin_attempt(self._engine, claim, step.name, now)
@@ -267,12 +266,7 @@ class Dispatcher:
         """Return what a new run of `track` is told; raises `DropforgeError` while it cannot run."""
         self.bases.require(track.name)
         config = compose(self._settings, track)
-        try:
-            needs = needed_bytes(config, *of_waiting_drops(session, track.name))
-        except (OSError, ValueError) as error:
-            message = f"the base model of track {track.name} cannot be read: {in_words(error)}"
-            raise DropforgeError(message, f"let {user()}, that the daemon runs as, read every file of it") from error
-        self.disk.require(needs)
+        self.disk.require(needed_bytes(config, *of_waiting_drops(session, track.name)))
         return config
 
     def _goes_on(self, run: Run) -> None:
@@ -283,7 +277,7 @@ class Dispatcher:
             raise self._apart.words(run.id or 0, error) from error
 
     def _has_room(self, run: Run, *, margin: bool = True) -> None:
-        """Raise `NoRoom` if the disk has no room for what a run with its snapshot has still to do."""
+        """Raise `NoRoom` if the disk has no room for what a run has still to do, `CannotTell` if nobody can tell."""
         self.disk.require(still_needed(self._root, run), margin=margin)
 
     def _next(self, run: Run) -> tuple[dict[str, str], Step | None]:

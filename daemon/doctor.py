@@ -32,6 +32,7 @@ from daemon.watcher import watched_folders
 from pipeline.artifacts import Frozen
 from pipeline.errors import DropforgeError
 from pipeline.manifest import check_base, model_files
+from pipeline.regular_files import open_regular
 
 Level = Literal["ok", "warn", "bad"]
 _GIB = 1 << 30
@@ -229,7 +230,7 @@ def _bases(settings: Settings) -> Iterator[Finding]:
         try:
             check_base(Path(folder))
             for path in model_files(Path(folder)):
-                with path.open("rb") as file:
+                with open_regular(path) as file:
                     file.read(1)
         except DropforgeError as error:
             yield Finding(name=name, level="bad", text=error.message, remedy=error.hint)

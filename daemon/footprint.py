@@ -1,8 +1,6 @@
 """What a run leaves on the disk: a bound for each step, from the base model's files, the settings and the drops."""
 
-import json
 import math
-import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -13,7 +11,9 @@ from daemon.publishing import published, run_folder
 from daemon.retention import tree_bytes
 from daemon.tables import Drop, DropState, Run
 from pipeline.config import RunConfig
+from pipeline.errors import DropforgeError
 from pipeline.manifest import model_files
+from pipeline.safetensors_files import read_shapes
 
 #: Checkpoints that are there at once: those that are kept (pipeline.qlora.checkpoints.KEPT) and the one being written.
 CHECKPOINTS = 3
@@ -29,20 +29,27 @@ _ANSWER_BYTES = 1000
 _TOKEN_BYTES = 8
 _LONGEST_ANSWER = 512
 _NO_LORA = ("embed", "lm_head", "wte", "wpe")
-_SAFETENSORS_HEAD = 8
+
+
+class CannotTell(DropforgeError):
+    """The base model's files cannot be read, so nobody can say what a run would leave on the disk."""
 
 
 def needed_bytes(config: RunConfig, data_bytes: int, rows: int) -> dict[str, int]:
     """
     Return what each step of a run leaves on the disk, at most, by step; `data_bytes` and `rows` are of its drops.
 
-    From the headers of the base's safetensors files, which are read anew. Raises `OSError` or `ValueError` if they
-    cannot be.
+    From the headers of the base's safetensors files, which are read anew. Raises `CannotTell` if they cannot be.
     """
     base = Path(config.base_model)
-    shapes = [shape for path in sorted(base.glob("*.safetensors")) for shape in _linear_shapes(path)]
+    try:
+        files = model_files(base)
+        shapes = [shape for path in files if path.suffix == ".safetensors" for shape in _linear_shapes(path)]
+        sizes = [(path.suffix == ".safetensors", path.stat().st_size) for path in files]
+    except (OSError, ValueError) as error:
+        message = f"the base model {base} cannot be read: {error}"
+        raise CannotTell(message, "see what dropforge doctor says of it") from error
     trained = sum(config.train.rank * (shape[-1] + shape[-2]) * math.prod(shape[:-2]) for shape in shapes)
-    sizes = [(path.suffix == ".safetensors", path.stat().st_size) for path in model_files(base)]
     beside = sum(size for is_weights, size in sizes if not is_weights)
     adapter = trained * _ADAPTER_BYTES + beside
     answer = (config.evaluate.max_new_tokens or _LONGEST_ANSWER) * _TOKEN_BYTES + _ANSWER_BYTES
@@ -84,8 +91,5 @@ def _of_snapshot(state_folder: Path, snapshot: Iterable[Mapping[str, object]]) -
 
 def _linear_shapes(path: Path) -> list[list[int]]:
     """Return the shapes of the matrices in a safetensors file that get an adapter, stacks of matrices included."""
-    with path.open("rb") as file:
-        length = struct.unpack("<Q", file.read(_SAFETENSORS_HEAD))[0]
-        header = json.loads(file.read(length))
-    shapes = {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+    shapes, _ = read_shapes(path)
     return [shape for name, shape in shapes.items() if len(shape) > 1 and not any(word in name for word in _NO_LORA)]

@@ -25,7 +25,8 @@ from daemon.processes import FileLock, identify, is_alive, kill_group, signal_na
 from daemon.signals import on_stop
 from pipeline import durable
 from pipeline.contract import LIFELINE, LOG_NAME, RESULT_NAME, SPEC_NAME, StepError, StepResult, StepSpec
-from pipeline.errors import EXIT_DISK_FULL, EXIT_FAILED, EXIT_INTERRUPTED, is_disk_full
+from pipeline.errors import EXIT_BAD_DATA, EXIT_DISK_FULL, EXIT_FAILED, EXIT_INTERRUPTED, is_disk_full
+from pipeline.foreign_code import ENDED_BY, SECONDS
 
 #: What of the worker's own environment a step may see: where things are and how the hardware is used, no secrets.
 ALLOWED_ENVIRONMENT = (
@@ -321,6 +322,12 @@ def _result_of_dead(spec: StepSpec, returncode: int, *, stopped: bool) -> StepRe
         message = f"the disk of {spec.root} is full: step {spec.step} could not write its files"
         hint = "free some room there, the run then goes on by itself; dropforge gc --dry-run says what it can give back"
         code = returncode
+    elif returncode == -ENDED_BY:
+        message = (
+            f"step {spec.step} was ended: the tokenizer or the chat template of {spec.config.base_model} took more "
+            f"than {SECONDS:g} s of the processor, to load or for one record"
+        )
+        hint, code = "mend tokenizer.json and chat_template.jinja there, or use another base model", EXIT_BAD_DATA
     elif returncode < 0:
         message = f"step {spec.step} was killed by {signal_name(-returncode)}"
         hint = "SIGKILL is most often the kernel's answer to memory running out; see its log and the system's"

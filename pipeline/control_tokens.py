@@ -10,6 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from pipeline.model_texts import read_object, read_text
+
 #: The files of a model folder that name them.
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -39,14 +41,14 @@ def _read(files: tuple[tuple[Path, int, int], ...]) -> tuple[str, ...]:
     tokenizer, *configs = (path for path, _size, _time in files)
     found = set(_special(_added_tokens(tokenizer)))
     for path in configs:
-        found.update(_named(_object(path)))
+        found.update(_named(read_object(path) or {}))
     return tuple(sorted(found - {""}))
 
 
 def _added_tokens(path: Path) -> Any:
     """Return the list in tokenizer.json without reading the vocabulary behind it, which takes many times its size."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         start = text.find(_ADDED)
         if 0 <= start < text.find('"model":'):
             begins = start + len(_ADDED)
@@ -82,11 +84,3 @@ def _text(token: Any) -> Iterator[str]:
     text = token.get("content") if isinstance(token, dict) else token
     if isinstance(text, str):
         yield text
-
-
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline.regular_files import open_regular
+
 _CHUNK_BYTES = 1 << 20
 
 
@@ -114,8 +116,8 @@ def publish_folder(source: Path, target: Path) -> None:
 
 
 def sha256_file(path: Path) -> str:
-    """Return the hexadecimal sha256 of a file's bytes."""
-    with path.open("rb") as file:
+    """Return the hexadecimal sha256 of a regular file's bytes."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -1,15 +1,16 @@
 """A model folder's identity, its manifest of hashes, and what makes a folder a base model that can be trained."""
 
 import hashlib
-import json
-import struct
-from collections.abc import Mapping
-from fnmatch import fnmatch
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline import durable
 from pipeline.errors import CannotTrain, DropforgeError
+from pipeline.model_sizes import size_problem, too_few_weights
+from pipeline.model_texts import read_object, unfit_file
+from pipeline.safetensors_files import HEADER_BYTES, NotSafetensorsError, read_shapes
 
 MANIFEST_NAME = "dropforge-manifest.json"
 PICKLES = (".bin", ".pt", ".pth", ".pkl")
@@ -25,9 +26,9 @@ _IDENTITY = (
 
 def model_files(folder: Path) -> list[Path]:
     """Return the files that make up the model's identity, sorted by their name below `folder`."""
-    found = (path for path in folder.rglob("*") if path.is_file())
-    names = {path.relative_to(folder).as_posix(): path for path in found}
-    return [names[name] for name in sorted(names) if any(_matches(name, pattern) for pattern in _IDENTITY)]
+    # Only where a pattern looks: what else lies in the folder, or how deep, is not followed.
+    found = {path for pattern in _IDENTITY for path in folder.glob(pattern) if path.is_file()}
+    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 
 
 def model_id(folder: Path) -> str:
@@ -64,7 +65,7 @@ def verify_manifest(folder: Path) -> str:
     Raises `DropforgeError` naming the first file that is missing, changed, or part of the model but not listed.
     """
     hint = "the folder is damaged: restore it from a backup, or train it again"
-    value = _read_object(folder / MANIFEST_NAME)
+    value = read_object(folder / MANIFEST_NAME)
     if value is None or not isinstance(value.get("files"), dict):
         message = f"{folder} has no readable {MANIFEST_NAME}"
         raise DropforgeError(message, hint)
@@ -89,22 +90,16 @@ def check_base(folder: Path) -> None:
     """
     Make sure that `folder` is a base model in transformers' format that can be trained; loads no weights.
 
-    Raises `CannotTrain` saying what is wrong: no folder, no whole safetensors weights, code of its own, weights that
-    are quantised already, an adapter instead of a model, no tokenizer.
+    The folder may come from anybody: nothing in it is opened that is no regular file, or read beyond a limit. Raises
+    `CannotTrain` saying what is wrong: no folder, pipes, files or sizes that no model has, no whole safetensors
+    weights, code of its own, weights that are quantised already, an adapter instead of a model, no tokenizer.
     """
     if not folder.is_dir():
         message = f"there is no base model folder {folder}"
         raise CannotTrain(message, "set base_model to the folder of a model in transformers' format")
-    for path in sorted(folder.iterdir()):
-        if path.exists() and not path.is_file() and not path.is_dir():
-            message = f"the base model {folder} cannot be read: {path} is not a file"  # who opens a FIFO, waits
-            raise CannotTrain(message, f"take it away: ls -l {path}")
-    for problem, hint in (
-        _adapter_problem(folder),
-        _config_problem(folder),
-        _weights_problem(folder),
-        _tokenizer_problem(folder),
-    ):
+    looks = (_files_problem, _adapter_problem, _config_problem, _weights_problem, _tokenizer_problem)
+    for look in looks:
+        problem, hint = look(folder)
         if problem:
             message = f"the base model {folder} {problem}"
             raise CannotTrain(message, hint)
@@ -113,6 +108,11 @@ def check_base(folder: Path) -> None:
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 Problem = tuple[str, str]
 _FINE: Problem = ("", "")
+_ANEW = "get the model anew from whom you trust, or use another one"
+
+
+def _files_problem(folder: Path) -> Problem:
+    return unfit_file(folder), _ANEW
 
 
 def _adapter_problem(folder: Path) -> Problem:
@@ -122,10 +122,11 @@ def _adapter_problem(folder: Path) -> Problem:
 
 
 def _config_problem(folder: Path) -> Problem:
-    config = _read_object(folder / "config.json")
+    config = read_object(folder / "config.json")
     if config is None:
         return "has no readable config.json", "use a model folder as transformers' save_pretrained writes it"
-    if "auto_map" in config:
+    text = config.get("text_config")
+    if "auto_map" in config or (isinstance(text, dict) and "auto_map" in text):
         return "needs code of its own (auto_map in config.json), which is never run", (
             "use a model whose architecture transformers has itself"
         )
@@ -135,7 +136,12 @@ def _config_problem(folder: Path) -> Problem:
         )
     if config.get("is_encoder_decoder"):
         return "is an encoder-decoder", "use a causal language model"
-    return _FINE
+    if "transformers_weights" in config:
+        return "names its weights by itself (transformers_weights in config.json)", (
+            "save it again with transformers' save_pretrained"
+        )
+    problem = size_problem(config)
+    return (f"has a config.json that no model has: {problem}", _ANEW) if problem else _FINE
 
 
 def _weights_problem(folder: Path) -> Problem:
@@ -144,44 +150,44 @@ def _weights_problem(folder: Path) -> Problem:
         pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
         found = f", only pickled ones ({pickles[0]}), which can run code when they are read" if pickles else ""
         return f"has no safetensors weights{found}", "save it again with transformers' save_pretrained"
-    index = _read_object(folder / _INDEX)
-    if index is not None:
-        missing = sorted(set(index.get("weight_map", {}).values()) - {path.name for path in weights})
-        if missing:
-            return f"lacks the shard {missing[0]} that {_INDEX} names", "download the model again"
-    broken = next((path for path in weights if not _is_whole(path)), None)
-    if broken is not None:
-        return f"has a {broken.name} that is cut off or no safetensors file", (
-            "download it again (with git: git lfs pull)"
-        )
-    return _FINE
+    return _index_problem(folder, {path.name for path in weights}) or _shards_problem(folder, weights) or _FINE
+
+
+def _index_problem(folder: Path, names: set[str]) -> Problem | None:
+    if not (folder / _INDEX).exists():
+        return None
+    index = read_object(folder / _INDEX)
+    shards = index.get("weight_map") if index else None
+    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+        return f"has no readable {_INDEX}", "download the model again"
+    missing = sorted(set(shards.values()) - names)
+    return (f"lacks the shard {missing[0]} that {_INDEX} names", "download the model again") if missing else None
+
+
+def _shards_problem(folder: Path, weights: Iterable[Path]) -> Problem | None:
+    left, numbers = HEADER_BYTES, 0
+    for path in weights:
+        try:
+            shapes, length = read_shapes(path, left)
+        except NotSafetensorsError as error:
+            return f"has a {path.name} that is cut off or no safetensors file: {error}", (
+                "download it again (with git: git lfs pull)"
+            )
+        left -= length
+        numbers += sum(math.prod(shape) for shape in shapes.values())
+    problem = too_few_weights(read_object(folder / "config.json") or {}, numbers)
+    return (f"has a config.json that is not of its weights: {problem}", _ANEW) if problem else None
 
 
 def _tokenizer_problem(folder: Path) -> Problem:
-    if not any((folder / name).exists() for name in _TOKENIZERS):
+    if not any((folder / name).is_file() for name in _TOKENIZERS):
         return "has no tokenizer", "save the tokenizer into the same folder, with its save_pretrained"
-    config = _read_object(folder / "tokenizer_config.json") or {}
+    config = read_object(folder / "tokenizer_config.json") or {}
     if "auto_map" in config:
         return "needs code of its own (auto_map in tokenizer_config.json), which is never run", (
             "use a model whose tokenizer transformers has itself"
         )
     return _FINE
-
-
-def _is_whole(path: Path) -> bool:
-    """Say whether a safetensors file is as long as its header says (8 bytes of length, JSON, then the tensors)."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(8)
-        length = struct.unpack("<Q", head)[0] if len(head) == 8 else size  # noqa: PLR2004 - the format's own number
-        if 8 + length > size:
-            return False
-        try:
-            header = json.loads(file.read(length))
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-            return False
-    return size == 8 + length + max(ends, default=0)
 
 
 def _identity(hashes: Mapping[str, str]) -> str:
@@ -196,17 +202,3 @@ def _difference(path: Path, entry: Mapping[str, Any]) -> str:
     if path.stat().st_size != entry.get("size"):
         return f"has {path.stat().st_size} bytes instead of {entry.get('size')}"
     return "" if durable.sha256_file(path) == entry.get("sha256") else "has changed"
-
-
-def _read_object(path: Path) -> dict[str, Any] | None:
-    """Return the JSON object in `path`; `None` if there is none."""
-    try:
-        value = durable.read_json(path)
-    except (ValueError, OSError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _matches(name: str, pattern: str) -> bool:
-    """Match a name against a pattern whose `*` does not cross folders."""
-    return name.count("/") == pattern.count("/") and fnmatch(name, pattern)

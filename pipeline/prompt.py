@@ -10,10 +10,12 @@ neither end nor forge a turn.
 
 import re
 from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from typing import Any, Literal
 
 from pipeline.errors import CannotTrain
+from pipeline.foreign_code import foreign_code
 
 Format = Literal["chat", "alpaca"]
 
@@ -76,7 +78,11 @@ def template_for(tokenizer: Any, fmt: Format) -> str | None:
 
 
 def prompt_ids(tokenizer: Any, fmt: Format, content: str) -> list[int]:
-    """Return the token ids of the prompt for one user message, up to where the answer begins."""
+    """
+    Return the token ids of the prompt for one user message, up to where the answer begins.
+
+    Raises `CannotTrain` if chat template or tokenizer cannot do it.
+    """
     veil = _Veil(tokenizer, content)
     return veil.ids(veil.render(fmt, content))
 
@@ -86,7 +92,8 @@ def completion_ids(tokenizer: Any, fmt: Format, content: str, output: str, stops
     Return the token ids that the model is to answer with: `output`, ended by one of the `stops`.
 
     What a template writes after the turn's end is cut, and where it ends no turn the tokenizer's EOS does. The ids
-    follow on `prompt_ids` as they are: the prompt's tokens are never merged with the answer's.
+    follow on `prompt_ids` as they are: the prompt's tokens are never merged with the answer's. Raises `CannotTrain` if
+    chat template or tokenizer cannot do it.
     """
     veil = _Veil(tokenizer, content, output)
     asked = veil.render(fmt, content)
@@ -153,22 +160,28 @@ class _Veil:
         turns = [{"role": "user", "content": self.hide(content)}]
         if output is not None:
             turns.append({"role": "assistant", "content": self.hide(output)})
-        text = self._tokenizer.apply_chat_template(
-            turns, chat_template=template_for(self._tokenizer, fmt), add_generation_prompt=output is None,
-            tokenize=False,
-        )  # fmt: skip
+        with self._foreign("the chat template", "cannot render a request", "chat_template.jinja"):
+            text = self._tokenizer.apply_chat_template(
+                turns, chat_template=template_for(self._tokenizer, fmt), add_generation_prompt=output is None,
+                tokenize=False,
+            )  # fmt: skip
         return str(text)
 
     def ids(self, text: str) -> list[int]:
         """Return the tokens of a rendered text."""
-        if not self._tokens:
-            return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
-        ids: list[int] = []
-        for piece in re.split(f"([{''.join(self._tokens)}])", text):
-            hidden = self._tokens.get(piece)
-            if piece:
-                encoded = self._tokenizer(
-                    hidden or piece, add_special_tokens=False, split_special_tokens=hidden is not None
-                )
-                ids += encoded["input_ids"]
-        return ids
+        with self._foreign("the tokenizer", "cannot encode a record", "tokenizer.json"):
+            if not self._tokens:
+                return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+            ids: list[int] = []
+            for piece in re.split(f"([{''.join(self._tokens)}])", text):
+                hidden = self._tokens.get(piece)
+                if piece:
+                    encoded = self._tokenizer(
+                        hidden or piece, add_special_tokens=False, split_special_tokens=hidden is not None
+                    )
+                    ids += encoded["input_ids"]
+            return ids
+
+    def _foreign(self, program: str, problem: str, file: str) -> AbstractContextManager[None]:
+        what = f"{program} in {self._tokenizer.name_or_path} {problem}"
+        return foreign_code(what, f"mend {file} there, or use another base model")

@@ -67,7 +67,9 @@ def end_tokens(folder: Path, tokenizer: Any) -> tuple[int, ...]:
     try:
         named = GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id
     except OSError:
-        named = getattr(AutoConfig.from_pretrained(folder, local_files_only=True), "eos_token_id", None)
+        named = getattr(
+            AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False), "eos_token_id", None
+        )
     return tuple(stop_ids(tokenizer, named))
 
 
@@ -108,7 +110,7 @@ def arithmetic(folder: Path, device: Device) -> dict[str, Any]:
     import torch
     import transformers
 
-    config: Any = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    config: Any = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if device == "cuda":
         name = torch.cuda.get_device_name()
     else:
@@ -127,7 +129,7 @@ def layout(folder: Path) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     automatic: Any = AutoModelForCausalLM
     with torch.device("meta"):
         return automatic.from_config(config)
@@ -150,7 +152,7 @@ def vocabulary(folder: Path) -> int:
     """Return how many tokens the model in `folder` chooses from."""
     from transformers import AutoConfig
 
-    config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     return int(config.get_text_config().vocab_size)
 
 

@@ -3,10 +3,12 @@
 import logging
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.errors import CannotTrain, StepFailed
+from pipeline.foreign_code import foreign_code
 
 if TYPE_CHECKING:
     import torch
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
 
 Device = Literal["cpu", "cuda"]
 
+#: What transformers says of weights that are not as large as config.json has it.
+_OTHER_SIZES = "ignore_mismatched_sizes"
 #: What the libraries say to each other: peft asks transformers by names that transformers is giving up.
 _THEIR_QUARRELS = (".?is_gradient_checkpointing.? is deprecated",)
 
@@ -59,11 +63,9 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     quiet()
-    try:
+    hint = "save the tokenizer into the folder again, with its save_pretrained"
+    with foreign_code(f"the tokenizer in {folder} cannot be loaded", hint):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        message = f"the tokenizer in {folder} cannot be loaded: {error}"
-        raise CannotTrain(message, "save the tokenizer into the folder again, with its save_pretrained") from error
     if tokenizer.eos_token_id is None:
         message = f"the tokenizer in {folder} has no EOS token, so a model could not learn where an answer ends"
         raise CannotTrain(message, "name its eos_token in tokenizer_config.json")
@@ -83,7 +85,7 @@ def load_model(
 
     quiet()
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, told = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype or "auto",
             device_map={"": device},
@@ -91,17 +93,29 @@ def load_model(
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError) as error:
-        message = f"the model in {folder} cannot be loaded: {error}"
-        hint = "use a causal language model in transformers' format, saved as safetensors"
-        raise CannotTrain(message, hint) from error
     except MemoryError as error:
         message = f"not enough memory to load the model in {folder}"
         raise StepFailed(message, "free memory on this machine, or use a smaller base model") from error
+    except Exception as error:  # libraries raise errors of every kind at a damaged folder
+        if isinstance(error, RuntimeError) and _OTHER_SIZES not in str(error):
+            raise  # the device's trouble, which may pass: memory that is in use, a driver
+        message = f"the model in {folder} cannot be loaded: {type(error).__name__}: {error}"[:1000]
+        hint = "use a causal language model in transformers' format, saved as safetensors"
+        raise CannotTrain(message, hint) from error
+    _refuse_made_up(folder, told)
     _keep_unpacked(model)
     model.eval()
     return model
+
+
+def _refuse_made_up(folder: Path, told: Mapping[str, Any]) -> None:
+    """Raise `CannotTrain` if weights were missing, which the library makes up at random."""
+    names = sorted(told["missing_keys"])
+    if names:
+        message = f"the model in {folder} lacks {len(names)} weights that its config.json speaks of: {names[0]}"
+        raise CannotTrain(message, "get the model anew: its config.json and its weights are not of one model")
 
 
 def _nf4() -> object:

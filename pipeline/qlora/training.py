@@ -170,7 +170,7 @@ def _trainer(
 
     _check_card(training.device)
     # Mixed precision is bf16's, which does not mix with float16; the merge goes into the base as it is.
-    saved: Any = AutoConfig.from_pretrained(training.base, local_files_only=True).dtype
+    saved: Any = AutoConfig.from_pretrained(training.base, local_files_only=True, trust_remote_code=False).dtype
     dtype = torch.bfloat16 if saved == torch.float16 else None
     model: Any = load_model(training.base, training.device, config.quantization, dtype)
     _check_vocabulary(model, rows)

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import sqlite3
 from collections import namedtuple
 from collections.abc import Callable
@@ -230,7 +231,8 @@ def test_a_torn_ballast_is_made_anew_and_none_is_kept_if_none_is_wanted(tmp_path
 def dispatcher(tmp_path: Path, tiny_llama: Path, free: Callable[[int], None]) -> Dispatcher:
     """A dispatcher with one queued run and plenty of room."""
     free(100 * GB)
-    settings = Settings(state=str(tmp_path / "state"), base_model=str(tiny_llama), run_after_quiet_seconds=0)
+    base = shutil.copytree(tiny_llama, tmp_path / "base")
+    settings = Settings(state=str(tmp_path / "state"), base_model=str(base), run_after_quiet_seconds=0)
     migrate(settings.state_folder / "dropforge.db")
     engine = open_engine(settings.state_folder / "dropforge.db")
     made = Dispatcher(engine, settings, LocalExecutor(settings.state_folder))
@@ -286,6 +288,26 @@ def test_a_waiting_run_is_checked_too_and_waits_uncounted(dispatcher: Dispatcher
     free(100 * GB)
     dispatcher.tick(run.not_before)
     assert only_run(dispatcher).state == RunState.RUNNING
+
+
+@pytest.mark.parametrize("drops_claim", [True, False], ids=["waiting", "between steps"])
+def test_a_run_whose_base_was_damaged_waits_and_holds_up_nobody(dispatcher: Dispatcher, drops_claim: bool) -> None:
+    weights = Path(dispatcher._settings.base_model) / "model.safetensors"
+    if drops_claim:
+        dispatcher.tick(NOW)
+        dispatcher.abandon(NOW)
+        weights.write_bytes(b"cut")
+        dispatcher.tick(NOW)
+    else:
+        claim = queue.claim(dispatcher._engine, NOW, dispatcher._configure)
+        assert claim is not None
+        dispatcher._claims = [claim]
+        weights.write_bytes(b"cut")
+        dispatcher.tick(NOW)
+    run = only_run(dispatcher)
+    assert (run.state, run.failures, run.deaths, dispatcher.idle) == (RunState.WAITING, 0, 0, True)
+    assert "shorter than its header" in str(run.error)
+    assert run.not_before > NOW
 
 
 def test_a_step_that_filled_the_disk_lets_its_run_wait_uncounted_and_its_waste_is_gone(dispatcher: Dispatcher) -> None:

@@ -21,6 +21,8 @@ from pipeline import durable
 from pipeline.artifacts import ModelRef
 from pipeline.config import JudgeConfig, RunConfig
 from pipeline.contract import RESULT_NAME, StepResult, StepSpec
+from pipeline.errors import EXIT_BAD_DATA
+from pipeline.foreign_code import ENDED_BY
 
 PRELUDE = """
 import json, os, signal, sys, threading, pathlib
@@ -177,6 +179,20 @@ def test_an_attempt_that_has_ended_is_not_done_again(tmp_path: Path) -> None:
     worker.stop.set()
     thread.join()
     assert not (tmp_path / spec.folder / "said").exists()
+
+
+def test_a_step_that_a_models_own_code_kept_busy_names_the_model_and_is_not_retried(
+    tmp_path: Path, worker: Worker
+) -> None:
+    assert not worker.stop.is_set()
+    executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, KILLED.replace("{}", str(int(ENDED_BY))))
+    executor.submit(spec)
+    wait_for(lambda: executor.poll(spec) is JobState.ENDED)
+    result = result_of(spec)
+    assert (result.status, result.exit_code) == ("failed", EXIT_BAD_DATA)
+    assert result.error is not None
+    assert "the tokenizer or the chat template of m took more than 120 s" in result.error.message
+    assert "chat_template.jinja" in result.error.hint
 
 
 @pytest.mark.parametrize(("number", "name"), [(9, "SIGKILL"), (35, "signal 35")])

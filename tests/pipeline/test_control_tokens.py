@@ -1,6 +1,7 @@
 """The control tokens of a model folder, read without its tokenizer."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,18 @@ def test_files_that_are_missing_or_broken_give_none(tmp_path: Path, text: str) -
     assert control_tokens(tmp_path / "nowhere") == ()
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         write(tmp_path, name, text)
+    assert control_tokens(tmp_path) == ()
+
+
+def test_a_pipe_and_a_file_without_end_give_none_and_are_not_waited_for(tmp_path: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        os.mkfifo(tmp_path / name)
+    (tmp_path / "special_tokens_map.json").symlink_to("/dev/zero")
+    assert control_tokens(tmp_path) == ()
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        (tmp_path / name).unlink()
+        write(tmp_path, name, '{"eos_token": "<one>", "added_tokens": [{"content": "<two>", "special": true}]}')
+        os.truncate(tmp_path / name, 1 << 30)
     assert control_tokens(tmp_path) == ()
 
 

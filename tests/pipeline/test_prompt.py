@@ -1,5 +1,7 @@
 """Prompts: what training, evaluation and the exported template have in common."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -193,3 +195,36 @@ def test_a_conversation_in_alpacas_format_ends_each_answer_with_eos(alpaca: Any)
     ]
     text = alpaca.apply_chat_template(turns, chat_template=ALPACA_TEMPLATE, tokenize=False)
     assert text == "Be brief.\n\n" + alpaca_prompt("One?") + "1<|im_end|>" + alpaca_prompt("Two?")
+
+
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    [
+        ("{% for ", "TemplateSyntaxError"),
+        ("{{ raise_exception('no system message') }}", "TemplateError: no system message"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
+        ("{% for i in range(10**9) %}{% endfor %}", "OverflowError"),
+        ("{{ ''.__class__.__mro__ }}", "SecurityError"),
+    ],
+)
+def test_a_template_that_cannot_render_is_named(tiny_llama: Path, template: str, problem: str) -> None:
+    tokenizer: Any = load_tokenizer(tiny_llama)
+    tokenizer.chat_template = template
+    with pytest.raises(CannotTrain, match=problem) as raised:
+        prompt_ids(tokenizer, "chat", "Hello")
+    assert str(tiny_llama) in raised.value.message
+    assert "chat_template.jinja" in raised.value.hint
+
+
+def test_a_panic_of_the_tokenizers_library_is_an_error_like_others(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_llama, tmp_path / "model"))
+    value = json.loads((folder / "tokenizer.json").read_text())
+    # Exponential in a run of a's: the regex library gives up, and the library around it panics.
+    value["pre_tokenizer"] = {
+        "type": "Split", "pattern": {"Regex": "(a|a)*$"}, "behavior": "Isolated", "invert": False,
+    }  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(value))
+    tokenizer: Any = load_tokenizer(folder)
+    with pytest.raises(CannotTrain, match="cannot encode a record: PanicException") as raised:
+        prompt_ids(tokenizer, "chat", "a" * 200 + "!")
+    assert "tokenizer.json" in raised.value.hint

@@ -251,6 +251,24 @@ def test_chat_format_without_a_template_is_refused(bench: Bench, tiny: Any, tiny
         bench.train(tiny_llama_alpaca, tiny.rows(9, seed=5), format="chat")
 
 
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"num_hidden_layers": 3}, "lacks 9 weights that its config.json speaks of: model.layers.2."),
+        ({"vocab_size": 840}, "ignore_mismatched_sizes"),
+        ({"num_attention_heads": 5}, "not a multiple of the number of attention heads"),
+    ],
+)
+def test_a_config_that_is_not_of_its_weights_is_refused_and_nothing_made_up(
+    tiny_llama: Path, tmp_path: Path, change: dict[str, int], problem: str
+) -> None:
+    base = Path(shutil.copytree(tiny_llama, tmp_path / "base"))
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(CannotTrain, match=problem):
+        load_model(base, "cpu")
+
+
 def test_a_training_that_diverges_fails_and_says_where(bench: Bench, tiny: Any, tiny_llama: Path) -> None:
     with pytest.raises(StepFailed, match="diverged") as raised:
         bench.train(tiny_llama, tiny.rows(40, seed=5), learning_rate=1e30)

@@ -146,12 +146,17 @@ def champion(machine: Machine) -> str:
     return (machine.root / STATE / "tracks" / "default" / "champion").readlink().name
 
 
-def runs(machine: Machine) -> list[dict[str, Any]]:
-    """Return what `dropforge runs` says, asked as the service's user with the unit's own environment."""
+def listed(machine: Machine, what: str) -> list[dict[str, Any]]:
+    """Return what `dropforge runs` or `drops` says, asked as the service's user with the unit's own environment."""
     environment = shown(machine, "Environment").split()
     user = ["runuser", "-u", "dropforge", "--", "env", *environment]
-    found = json.loads(machine.run(*user, "/opt/dropforge/bin/dropforge", "runs", "--json").stdout)
-    return list(found["runs"])
+    found = json.loads(machine.run(*user, "/opt/dropforge/bin/dropforge", what, "--json").stdout)
+    return list(found[what])
+
+
+def runs(machine: Machine) -> list[dict[str, Any]]:
+    """Return the runs."""
+    return listed(machine, "runs")
 
 
 def test_the_unit_is_as_closed_as_a_trainer_allows() -> None:
@@ -226,6 +231,90 @@ def test_a_stop_in_training_leaves_nothing_running_and_the_run_waiting(machine: 
     assert ours(machine) == {}
     (run,) = runs(machine)
     assert run["state"] == "waiting"
+
+
+#: What a member of the group tries in the inbox, each a shell script; none may move what is the daemon's.
+_ATTACKS = {
+    "swap rejected for a link": "mv rejected o; rmdir rejected; ln -sfT /var/lib/dropforge/spool/queue rejected",
+    "swap done for a link": "mv done o; rmdir done; ln -sfT /var/lib/dropforge/drops done",
+    "swap a track's folder": "mv support o; rmdir support; ln -sfT /var/lib/dropforge support",
+    "open a folder for others": "chmod 777 rejected done support",
+    "forge an order": 'printf \'{"folder": "/srv/dropforge/inbox/forged"}\' > 9-train-1.json; mkdir forged',
+    "write the order itself": "cp 9-train-1.json /var/lib/dropforge/spool/queue/",
+    "a link to the database": "ln -s /var/lib/dropforge/dropforge.db link.jsonl",
+    "a hard link": "ln /srv/tiny/drop.jsonl hard.jsonl",
+    "a pipe": "mkfifo pipe.jsonl",
+    "a folder": "mkdir -p folder.jsonl/deep",
+    "a file of 8 TiB": "truncate --size 8T huge.jsonl",
+    "a held-out file": "cp /srv/tiny/heldout.jsonl heldout/mine-heldout.jsonl",
+}
+#: What of it is a drop like any other: a held-out file, which waits for a person.
+_TAKEN = ("mine-heldout.jsonl",)
+#: Those that the file system must refuse outright.
+_REFUSED = {name for name in _ATTACKS if name.startswith(("swap", "open", "write"))}
+
+
+def as_user(machine: Machine, user: str, script: str) -> subprocess.CompletedProcess[str]:
+    """Run a shell script in the inbox as a user."""
+    argv = ("runuser", "-u", user, "--", "sh", "-c", f"cd /srv/dropforge/inbox && {script}")
+    return machine.run(*argv, check=False)
+
+
+def tree(folder: Path) -> dict[str, int]:
+    """Return the folders and links below a folder, with their modes and kinds."""
+    return {str(path.relative_to(folder)): path.lstat().st_mode for path in folder.rglob("*") if not path.is_file()}
+
+
+@pytest.mark.timeout(400)
+def test_a_member_of_the_group_moves_nothing_and_an_honest_file_goes_through(
+    machine: Machine, record_property: Any
+) -> None:
+    configure(machine, "none")
+    settings = machine.root / "etc/dropforge/dropforge.toml"
+    # What is tried here is the inbox: nothing is to be trained.
+    text = settings.read_text().replace("run_after_quiet_seconds = 0.5", "run_after_quiet_seconds = 3600")
+    settings.write_text(f"{text}\n[tracks.support]\n")
+    machine.run("useradd", "--no-create-home", "--groups", "dropforge", "reader")
+    machine.run("bash", "-ec", "head -n 20 /srv/tiny/drop.jsonl | tee /srv/tiny/heldout.jsonl > /srv/tiny/small.jsonl")
+    start(machine)
+    inbox, state = machine.root / "srv/dropforge/inbox", machine.root / STATE
+    wait_until(lambda: in_state(machine, "active") and (inbox / "support").is_dir())
+    own = [inbox / name for name in ("done", "rejected", "support", "heldout", "support/heldout")]
+    before = {path: (path.lstat().st_ino, path.lstat().st_mode) for path in own}
+    spool = tree(state / "spool")
+    attempts = {name: as_user(machine, "sender", script).returncode for name, script in _ATTACKS.items()}
+    assert {name for name, code in attempts.items() if code} >= _REFUSED, attempts
+
+    assert (
+        as_user(
+            machine, "reader", "cp /srv/tiny/small.jsonl support/.x && mv support/.x support/honest.jsonl"
+        ).returncode
+        == 0
+    )
+    assert as_user(machine, "sender", "cp /srv/tiny/drop.jsonl .x && mv .x mine.jsonl").returncode == 0
+    honest, mine = inbox / "done/support/~reader/honest.jsonl", inbox / "done/~sender/mine.jsonl"
+    wait_until(lambda: in_state(machine, "active") and honest.exists() and mine.exists())
+    told = [inbox / "rejected/~sender/9-train-1.json", inbox / "done/~sender/mine-heldout.jsonl"]
+    wait_until(lambda: in_state(machine, "active") and all(path.exists() for path in told))
+    assert {path: (path.lstat().st_ino, path.lstat().st_mode) for path in own} == before
+    assert tree(state / "spool") == spool
+    assert not list((state / "spool").rglob("9-train-1*"))
+    assert not (state / "runs/9").exists()
+    taken = {drop["name"]: drop["state"] for drop in listed(machine, "drops") if drop["state"] != "rejected"}
+    assert taken == {"honest.jsonl": "accepted", "mine.jsonl": "accepted"} | dict.fromkeys(_TAKEN, "proposed"), taken
+    assert "Traceback" not in journal(machine)
+
+    for name in (mine.name, f"{mine.name}.receipt.json"):
+        assert as_user(machine, "sender", f"cat done/~sender/{name}").returncode == 0, "who sent it may read it"
+        for attempt in ("cat", "rm -f", "mv -t ."):
+            assert as_user(machine, "reader", f"{attempt} done/~sender/{name}").returncode != 0, attempt
+    assert as_user(machine, "reader", "ls done/~sender").returncode != 0
+    assert mine.exists()
+    exposure = ["systemd-analyze", "security", "--no-pager", f"--threshold={MOST_EXPOSURE}", "dropforge"]
+    assert machine.run(*exposure, check=False).returncode == 0, "no worse than without all this"
+    refused = sum(code != 0 for code in attempts.values())
+    happened = f"{refused} of {len(attempts)} refused at once, none had an effect"
+    record_property("probe", ["a member of the group attacks the service's inbox", "no effect", happened])
 
 
 def test_the_rig_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -1,0 +1,53 @@
+"""The sizes in a model's config.json: whole numbers that a model can have, before anything is laid out by them."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+_FAR = 1 << 24
+_LAYERS = 1 << 12
+#: The most that a size may be, by its names in transformers; more than any model has.
+_MOST = {
+    "vocab_size": _FAR,
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "intermediate_size", "n_inner"), _FAR),
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers"), _LAYERS),
+    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_key_value_heads", "head_dim"), 1 << 16),
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx"), 1 << 31),
+}
+
+
+def size_problem(config: Mapping[str, Any]) -> str:
+    """Return what is wrong with the sizes in a config.json, its `text_config` included; empty if nothing is."""
+    text = config.get("text_config")
+    parts = {"": config, "text_config.": text if isinstance(text, dict) else {}}
+    return next((problem for prefix, part in parts.items() for problem in _problems(prefix, part)), "")
+
+
+def too_few_weights(config: Mapping[str, Any], numbers: int) -> str:
+    """
+    Return why a model of `numbers` weights cannot be what its config.json says; empty if it can.
+
+    What is missing would be made up at random, in any amount. A layer has a square of its width at the least.
+    """
+    text = config.get("text_config")
+    part = text if isinstance(text, dict) else config
+    layers, width = part.get("num_hidden_layers"), part.get("hidden_size")
+    if not isinstance(layers, int) or not isinstance(width, int) or layers * width * width <= numbers:
+        return ""
+    return f"num_hidden_layers is {layers:,} and hidden_size {width:,}, and its weights are {numbers:,} numbers only"
+
+
+def _problems(prefix: str, config: Mapping[str, Any]) -> Iterator[str]:
+    for name, most in _MOST.items():
+        value = config.get(name)
+        # Some architectures have a number for each layer, and null is the default.
+        for one in value if isinstance(value, list) else [] if value is None else [value]:
+            if not isinstance(one, int) or isinstance(one, bool) or not 1 <= one <= most:
+                yield f"{prefix}{name} is {_shown(one)}, and must be a whole number from 1 to {most:,}"
+    heads, shared = config.get("num_attention_heads"), config.get("num_key_value_heads")
+    if isinstance(heads, int) and isinstance(shared, int) and heads % shared:
+        yield f"{prefix}num_attention_heads is {heads}, and must be a multiple of num_key_value_heads, {shared}"
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}…"  # noqa: PLR2004 - enough to find it by

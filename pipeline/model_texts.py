@@ -1,0 +1,51 @@
+"""The files of a model folder that are read as text, each up to a size: a model may come from anybody."""
+
+import json
+import stat
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from pipeline.regular_files import read_regular
+
+#: Lists of tokens or of tensors, which large models need.
+_LISTS = ("tokenizer.json", "vocab.*", "merges.txt", "*.tiktoken", "*.model", "*.safetensors.index.json")
+_LIST_BYTES = 128 << 20
+_TEXT_BYTES = 4 << 20
+_TEXTS = ("*.json", "*.jinja", "*.txt", "*.tiktoken", "*.model")
+
+
+def read_text(path: Path) -> str:
+    """Return a file's text. Raises `OSError` if it is no regular file or too large, `ValueError` if not UTF-8."""
+    return read_regular(path, _most(path)).decode()
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object in a file; `None` if there is none that can be read."""
+    try:
+        value = json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def unfit_file(folder: Path) -> str:
+    """Return which file of a model folder nobody should open, and why; empty if there is none."""
+    places = (folder, folder / "additional_chat_templates")
+    for path in sorted(path for place in places if place.is_dir() for path in place.iterdir()):
+        name = path.relative_to(folder).as_posix()
+        try:
+            info = path.stat()
+        except FileNotFoundError:
+            continue  # a link to nowhere; where the file is needed, that it is missing is said
+        if stat.S_ISDIR(info.st_mode):
+            continue
+        if not stat.S_ISREG(info.st_mode):
+            return f"holds {name}, which is no regular file"
+        if any(fnmatch(name, pattern) for pattern in _TEXTS) and info.st_size > _most(path):
+            return f"has a {name} of {info.st_size:,} bytes, and {_most(path):,} is the most"
+    return ""
+
+
+def _most(path: Path) -> int:
+    return _LIST_BYTES if any(fnmatch(path.name, pattern) for pattern in _LISTS) else _TEXT_BYTES

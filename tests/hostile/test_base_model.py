@@ -1,0 +1,232 @@
+"""A base model from an enemy: `init`, `doctor` and `status` say what is wrong with it, and it holds up nobody else."""
+
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.foreign_code import ENDED_BY
+
+#: Seconds after which a command that should be refused at once hangs.
+PATIENCE = 120
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1"}
+Spoil = Callable[[Path], object]
+
+
+def set_in(name: str, **values: object) -> Spoil:
+    def spoil(folder: Path) -> None:
+        value = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**value, **values}))
+
+    return spoil
+
+
+def pipe(name: str) -> Spoil:
+    def spoil(folder: Path) -> None:
+        (folder / name).unlink(missing_ok=True)
+        os.mkfifo(folder / name)
+
+    return spoil
+
+
+def weights(data: bytes) -> Spoil:
+    return lambda folder: (folder / "model.safetensors").write_bytes(data)
+
+
+def pickled(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def escaping(folder: Path) -> None:
+    index = {"weight_map": {"a": "../../x.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+#: What is wrong, how it is made, and what is said of it.
+EVIL: dict[str, tuple[Spoil, str]] = {
+    "a vocabulary of 0": (set_in("config.json", vocab_size=0), "vocab_size is 0"),
+    "a width of -96": (set_in("config.json", hidden_size=-96), "hidden_size is -96"),
+    "10^12 layers": (set_in("config.json", num_hidden_layers=10**12), "num_hidden_layers is 1000000000000"),
+    "a pipe as config.json": (pipe("config.json"), "holds config.json, which is no regular file"),
+    "a pipe as tokenizer.json": (pipe("tokenizer.json"), "holds tokenizer.json, which is no regular file"),
+    "a chat template of 10 MB": (
+        lambda folder: (folder / "chat_template.jinja").write_text("x" * 10_000_000),
+        "chat_template.jinja of 10,000,000 bytes",
+    ),
+    "a header of 2^60 bytes": (weights(struct.pack("<Q", 1 << 60) + b"{}"), "shorter than its header"),
+    "an index out of the folder": (escaping, "lacks the shard ../../x.safetensors"),
+    "pickled weights": (pickled, "only pickled ones"),
+    "code of its own": (set_in("config.json", auto_map={"AutoModelForCausalLM": "modeling_x.X"}), "auto_map"),
+    "config.json 200,000 deep": (lambda folder: (folder / "config.json").write_text("[" * 200_000), "no readable"),
+}
+
+
+def run_cli(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-P", "-m", "daemon", *arguments]
+    return subprocess.run(
+        argv, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=PATIENCE
+    )
+
+
+def spoilt(base: Path, folder: Path, spoil: Spoil) -> Path:
+    made = Path(shutil.copytree(base, folder))
+    spoil(made)
+    return made
+
+
+@pytest.mark.parametrize("what", EVIL)
+def test_init_and_doctor_name_it(what: str, tiny_llama: Path, tmp_path: Path, record_property: Any) -> None:
+    spoil, words = EVIL[what]
+    base = spoilt(tiny_llama, tmp_path / "base", spoil)
+    begun = run_cli(tmp_path, "init", "place", "--base-model", str(base))
+    assert (begun.returncode, (tmp_path / "place").exists()) == (65, False), begun
+    (tmp_path / "dropforge.toml").write_text(f'base_model = "{base}"\n')
+    found = json.loads(run_cli(tmp_path, "doctor", "--json").stdout)["findings"]
+    (line,) = [one for one in found if one["name"] == "base of default"]
+    assert words in " ".join(begun.stderr.split())
+    assert (line["level"], words in line["text"], bool(line["remedy"])) == ("bad", True, True), line
+    assert "Traceback" not in begun.stderr
+    record_property("probe", [f"a base model with {what}", "init and doctor name it", f"said: {words}"])
+
+
+class Daemon:
+    """`dropforge run` on two tracks, and what it says."""
+
+    def __init__(self, folder: Path, settings: str) -> None:
+        self.folder = folder
+        (folder / "inbox").mkdir()
+        (folder / "dropforge.toml").write_text(settings)
+        self.log = (folder / "log").open("wb")
+        argv = [sys.executable, "-P", "-m", "daemon", "run"]
+        self.process = subprocess.Popen(argv, cwd=folder, env=ENVIRONMENT, stdout=self.log, stderr=self.log)
+
+    def wait(self, condition: Callable[[], object]) -> None:
+        """Wait for a condition; the test's own time limit ends a wait in vain."""
+        pause = threading.Event()
+        while not condition():
+            assert self.process.poll() is None, (self.folder / "log").read_text()
+            pause.wait(0.2)
+
+    def runs(self) -> dict[str, dict[str, Any]]:
+        """Return the latest run of each track."""
+        said = run_cli(self.folder, "runs", "--json")
+        return {run["track"]: run for run in json.loads(said.stdout)["runs"]} if said.returncode == 0 else {}
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[Callable[[str], Daemon]]:
+    """A factory of one daemon, ended after the test."""
+    made: list[Daemon] = []
+
+    def start(settings: str) -> Daemon:
+        made.append(Daemon(tmp_path, settings))
+        return made[-1]
+
+    yield start
+    for daemon in made:
+        daemon.process.terminate()
+        daemon.process.wait()
+        daemon.log.close()
+
+
+@pytest.mark.parametrize("what", ["a width of -96", "a pipe as config.json"])
+@pytest.mark.timeout(300)
+def test_its_track_waits_with_the_reason_and_others_go_on(
+    what: str, tiny_llama: Path, tmp_path: Path, started: Callable[[str], Daemon], record_property: Any
+) -> None:
+    spoil, words = EVIL[what]
+    base = spoilt(tiny_llama, tmp_path / "evil", spoil)
+    daemon = started(
+        f'base_model = "{tiny_llama}"\nrun_after_quiet_seconds = 0\nreconcile_seconds = 1\n'
+        f'[intake]\nsettle_seconds = 0\n[tracks.evil]\nbase_model = "{base}"\n[tracks.good]\n'
+    )
+    daemon.wait((tmp_path / "inbox/good").is_dir)
+    rows = "".join(json.dumps({"instruction": f"say {n}", "output": "x"}) + "\n" for n in range(5))
+    for place in ("evil/0.jsonl", "good/1.jsonl"):
+        (tmp_path / "inbox" / place).write_text(rows)
+    daemon.wait(lambda: daemon.runs().get("good", {}).get("state") == "succeeded")
+    daemon.wait(lambda: words in (daemon.runs().get("evil", {}).get("error") or ""))
+    assert daemon.runs()["evil"]["state"] == "queued", "before its first step"
+    status = run_cli(tmp_path, "status")
+    assert words in " ".join(status.stdout.split()), status
+    good = daemon.runs()["good"]["outcome"]
+    assert good == "insufficient_evidence", "five rows are few, and it was judged"
+    record_property("probe", [f"the base of one track: {what}", "it waits with the reason", f"the other: {good}"])
+
+
+_LOAD = """
+import sys
+from pathlib import Path
+from pipeline.errors import DropforgeError
+from pipeline.qlora.generation import arithmetic, end_tokens, open_model
+from pipeline.qlora.loading import load_tokenizer
+folder = Path(sys.argv[1])
+for use in (
+    lambda: load_tokenizer(folder), lambda: end_tokens(folder, load_tokenizer(folder)),
+    lambda: arithmetic(folder, "cpu"), lambda: open_model(folder, load_tokenizer(folder), "cpu"),
+):
+    try:
+        use()
+    except (DropforgeError, ValueError, OSError) as error:
+        print(f"refused: {error}"[:200])
+"""
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known architecture", "own architecture"])
+def test_its_code_is_never_run_even_where_nobody_checks(
+    known: bool, tiny_llama: Path, tmp_path: Path, record_property: Any
+) -> None:
+    decoy = tmp_path / "decoy"
+    base = Path(shutil.copytree(tiny_llama, tmp_path / "base"))
+    code = f"open({str(decoy)!r}, 'w').close()\nclass X: pass\n"
+    for name in ("modeling_x.py", "configuration_x.py", "tokenization_x.py", "custom_generate/generate.py"):
+        (base / name).parent.mkdir(exist_ok=True)
+        (base / name).write_text(code)
+    auto = {"AutoConfig": "configuration_x.X", "AutoModelForCausalLM": "modeling_x.X"}
+    set_in("config.json", auto_map=auto, **({} if known else {"model_type": "x"}))(base)
+    set_in("tokenizer_config.json", auto_map={"AutoTokenizer": ["tokenization_x.X", "tokenization_x.X"]})(base)
+    argv = [sys.executable, "-P", "-c", _LOAD, str(base)]
+    done = subprocess.run(
+        argv, env=ENVIRONMENT, capture_output=True, text=True, check=True, input="y\n" * 20, timeout=PATIENCE
+    )
+    assert not decoy.exists(), done
+    assert ("refused" in done.stdout) != known, "where transformers has the architecture itself, it takes its own"
+    ended = "its own code was left alone" if known else "refused"
+    record_property("probe", ["a base model's code, loaded unchecked", "never run", ended])
+
+
+_ASK = """
+import sys
+from pathlib import Path
+from pipeline import foreign_code
+from pipeline.prompt import prompt_ids
+from pipeline.qlora.loading import load_tokenizer
+tokenizer = load_tokenizer(Path(sys.argv[1]))
+foreign_code.SECONDS = 1.0
+print("loaded", flush=True)
+prompt_ids(tokenizer, "chat", "Hello")
+"""
+_ENDLESS = {
+    "loops in loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "a number that never lets go": "{{ 7 ** (7 ** 12) }}",
+}
+
+
+@pytest.mark.parametrize("what", _ENDLESS)
+def test_a_chat_template_without_end_ends_its_step(
+    what: str, tiny_llama: Path, tmp_path: Path, record_property: Any
+) -> None:
+    base = Path(shutil.copytree(tiny_llama, tmp_path / "base"))
+    (base / "chat_template.jinja").write_text(_ENDLESS[what])
+    argv = [sys.executable, "-P", "-c", _ASK, str(base)]
+    done = subprocess.run(argv, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=PATIENCE)
+    assert (done.returncode, done.stdout) == (-ENDED_BY, "loaded\n"), done
+    record_property("probe", [f"a chat template with {what}", "the step is ended", f"ended by {ENDED_BY.name}"])

@@ -1,0 +1,147 @@
+"""A judge that is an enemy: it drips, never ends, or answers with more than anybody can hold."""
+
+import contextlib
+import socket
+import threading
+import tracemalloc
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import judge_client
+from pipeline.contract import Attempt
+from pipeline.judge import judge
+from pipeline.judge_client import Patience
+from tests.pipeline.test_judge import Bench, lines
+
+_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+_MIB = 1 << 20
+#: Parts of an answer, as they are sent.
+Parts = Iterator[bytes]
+
+
+class RawEndpoint:
+    """Sends what a function gives, part by part, to whoever asks, until they are gone or `over` is set."""
+
+    def __init__(self, parts: Callable[[], Parts]) -> None:
+        self.over = threading.Event()
+        self.sent = 0
+        self._parts = parts
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._server.getsockname()[1]}/v1"
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            connection, _ = self._server.accept()
+            with connection, contextlib.suppress(OSError):
+                if self.over.is_set():
+                    return
+                connection.recv(_MIB)
+                for part in self._parts():
+                    if self.over.is_set():
+                        break
+                    connection.sendall(part)
+                    self.sent += len(part)
+
+    def close(self) -> None:
+        self.over.set()
+        socket.create_connection(self._server.getsockname()).close()
+        self._thread.join()
+        self._server.close()
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Callable[[], Parts]], RawEndpoint]]:
+    """A factory of one endpoint."""
+    made: list[RawEndpoint] = []
+
+    def start(parts: Callable[[], Parts]) -> RawEndpoint:
+        made.append(RawEndpoint(parts))
+        return made[-1]
+
+    yield start
+    for one in made:
+        one.close()
+
+
+def drip(before: bytes, drop: bytes) -> Parts:
+    """Give a drop again and again, each long before anybody loses patience with one."""
+    yield before
+    pause = threading.Event()
+    while not pause.wait(0.01):
+        yield drop
+
+
+def pour(before: bytes, part: bytes) -> Parts:
+    yield before
+    while True:
+        yield part
+
+
+DRIPS: dict[str, tuple[bytes, bytes]] = {
+    "a body of blanks": (_HEAD + b"\r\n", b" "),
+    "a header": (_HEAD + b"X-Long: ", b"x"),
+    "answers that go on": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "a chunk": (_HEAD + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
+}
+
+
+@pytest.mark.parametrize("what", DRIPS)
+def test_one_that_drips_is_given_up_after_its_time_in_all(
+    what: str, tmp_path: Path, make_attempt: Callable[..., Attempt], serve: Callable[..., RawEndpoint],
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], record_property: Any,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(judge_client, "PATIENCE", Patience(tries=1))
+    endpoint = serve(lambda: drip(*DRIPS[what]))
+    judgement = judge(Bench(tmp_path, make_attempt).attempt(endpoint.url, lines(1), timeout_seconds=0.5))
+    assert judgement.failed == 1
+    assert "no answer within 0.5 s" in capfd.readouterr().err
+    record_property("probe", [f"a judge drips {what}", "given up after its time in all", "no answer within 0.5 s"])
+
+
+FLOODS: dict[str, tuple[bytes, bytes]] = {
+    "a body without end": (_HEAD + b"\r\n", b" " * _MIB),
+    "a body said to have 1 GB": (_HEAD + b"Content-Length: 1073741824\r\n\r\n", b" " * _MIB),
+    "chunks without end": (_HEAD + b"Transfer-Encoding: chunked\r\n\r\n", b"100000\r\n" + b" " * _MIB + b"\r\n"),
+    "a header without end": (_HEAD + b"X-Long: ", b"x" * _MIB),
+}
+
+
+@pytest.mark.parametrize("what", FLOODS)
+def test_one_that_floods_is_not_listened_to(
+    what: str, tmp_path: Path, make_attempt: Callable[..., Attempt], serve: Callable[..., RawEndpoint],
+    monkeypatch: pytest.MonkeyPatch, record_property: Any,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(judge_client, "PATIENCE", Patience(tries=1))
+    endpoint = serve(lambda: pour(*FLOODS[what]))
+    judgement = judge(Bench(tmp_path, make_attempt).attempt(endpoint.url, lines(1), timeout_seconds=300))
+    # One question: what else was sent lies in the buffers of the two ends.
+    assert (judgement.failed, endpoint.sent < 32 * _MIB) == (1, True)
+    record_property("probe", [f"a judge sends {what}", "no answer", f"hung up after {endpoint.sent / _MIB:.0f} MiB"])
+
+
+def test_an_answer_that_unpacks_to_far_more_is_not_unpacked(
+    tmp_path: Path, make_attempt: Callable[..., Attempt], serve: Callable[..., RawEndpoint],
+    monkeypatch: pytest.MonkeyPatch, record_property: Any,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(judge_client, "PATIENCE", Patience(tries=1))
+    packer = zlib.compressobj(1, wbits=31)
+    packed = b"".join([*(packer.compress(b" " * _MIB) for _ in range(128)), packer.flush()])
+    head = _HEAD + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(packed)
+    endpoint = serve(lambda: iter((head, packed)))
+    attempt = Bench(tmp_path, make_attempt).attempt(endpoint.url, lines(1), timeout_seconds=300)
+    tracemalloc.start()
+    try:
+        judgement = judge(attempt)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (judgement.failed, most < 32 * _MIB) == (1, True), most
+    record_property(
+        "probe", ["a judge's answer unpacks to 128 MiB", "no answer", f"held {most / _MIB:.0f} MiB at most"]
+    )
