@@ -10,6 +10,8 @@ import json
 import re
 from collections.abc import Collection
 
+from pipeline.control_tokens import token_pattern
+
 KEYS = ("instruction", "input", "output")
 REQUIRED = ("instruction", "output")
 _BLANKS = rb"[ \t]*+"
@@ -35,11 +37,11 @@ class PlainRows:
 
     def __init__(self, control_tokens: Collection[str]) -> None:
         """Make the patterns; a text that holds one of `control_tokens` is not plain."""
-        spelled = [json.dumps(token, ensure_ascii=False)[1:-1].encode() for token in control_tokens]
+        spelled = token_pattern([json.dumps(token, ensure_ascii=False)[1:-1] for token in control_tokens]).encode()
         # A token beyond ASCII could be spelled with escapes in part: then no line with such an escape is plain.
         escapes = all(token.isascii() for token in control_tokens)
         self._row = re.compile(_row(escapes=escapes)).fullmatch
-        self._suspect = re.compile(b"|".join(re.escape(token) for token in spelled)).search if spelled else None
+        self._suspect = re.compile(spelled).search if spelled else None
         self._mojibake = re.compile(_MOJIBAKE).search
 
     def take(self, line: bytes) -> bool:
