@@ -14,6 +14,7 @@ from pipeline.control_tokens import token_pattern
 
 KEYS = ("instruction", "input", "output")
 REQUIRED = ("instruction", "output")
+MOST_KEYS = 1000
 _BLANKS = rb"[ \t]*+"
 #: An escape of one character, or both halves of one beyond the first 65,536. Not plain, though it may be good: ASCII in
 #: escapes, U+FFFD, and letters that begin text which was decoded wrongly where another escape follows.
@@ -30,6 +31,15 @@ _FIRST_ESCAPED = rb"|\\(?!u0085|u00[aA]0|u1680|u20[025]|u3000)" + _ESCAPE
 _MOJIBAKE = (
     rb"\xc3[\x82\x83](?=[\xc2\xc5\xc6\xcb\xe2])|\xc3[\x90\x91]\xc2|\xc3\xa2\xe2\x82\xac|\xc3\xaf\xc2\xbb|\xef\xbf\xbd"
 )
+
+_STRING = rb'"(?:[^"\\]++|\\.)*+"'
+_PAIR = rb"\s*+" + _STRING + rb"\s*+:\s*+(?:" + _STRING + rb'|[^"\[\]{},]++)\s*+,'
+_MANY_KEYS = re.compile(rb"\s*+\{(?:" + _PAIR + rb"){%d}" % MOST_KEYS)
+
+
+def has_many_keys(line: bytes) -> bool:
+    """Say whether `line` begins an object of more than `MOST_KEYS` keys, if that shows at once: to read all is slow."""
+    return line.count(b":") > MOST_KEYS and _MANY_KEYS.match(line) is not None
 
 
 class PlainRows:

@@ -20,7 +20,7 @@ from pipeline.artifacts import Frozen
 from pipeline.formats import HEAD_BYTES, foreign_format, printable
 from pipeline.json_array import read_array
 from pipeline.likeness import nearest
-from pipeline.plain_rows import KEYS, PlainRows
+from pipeline.plain_rows import KEYS, MOST_KEYS, PlainRows, has_many_keys
 from pipeline.strict_json import FLATTEN, NESTED, BadJson, StrictParser, has_surrogate_escape
 
 _BOM = b"\xef\xbb\xbf"
@@ -35,8 +35,8 @@ _SHOWN_KEY = 60
 LABELS = ("tags", "category")
 MOST_TAGS = 20
 LONGEST_TAG = 64
-MOST_KEYS = 1000
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+FEWER_KEYS = "keep instruction, input and output alone"
 _MEND = "mend it there; a broken array cannot be read any further"
 #: What other formats call our keys.
 _ALIASES = {
@@ -225,16 +225,19 @@ def _line_rows(file: BufferedReader, limits: Limits, plain: PlainRows | None) ->
         if not too_long and take(line):
             taken += 1
             continue
+        if not too_long and not line.strip(_BLANKS):
+            number += _skip_blanks(file, most)
+            continue
         if taken:
             yield PlainRun(taken)
             taken = 0
         if too_long:
             _skip_line(file)
             yield _too_long(number, None, limits)
-        elif line.strip(_BLANKS):
-            yield _line_row(line.removesuffix(b"\n"), number, parser)
+        elif plain is not None and has_many_keys(line):
+            yield _many_keys(number)
         else:
-            number += _skip_blanks(file, most)
+            yield _line_row(line.removesuffix(b"\n"), number, parser)
     if taken:
         yield PlainRun(taken)
 
@@ -242,6 +245,8 @@ def _line_rows(file: BufferedReader, limits: Limits, plain: PlainRows | None) ->
 def _skip_blanks(file: BufferedReader, most: int) -> int:
     """Pass all blank lines that the buffer holds at once; return how many."""
     held = file.peek()[:most]
+    if held[:1].strip(_BLANKS):
+        return 0
     run = _BLANK_RUN.match(held)
     end = held.rfind(b"\n", 0, run.end() if run else 0) + 1
     file.read(end)
@@ -310,6 +315,11 @@ def _encodable(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _many_keys(line: int) -> Finding:
+    message = f"the record has more than the {MOST_KEYS:,} keys that are read"
+    return Finding(line=line, rule="maxproperties", message=message, remedy=FEWER_KEYS)
 
 
 def _too_long(line: int, record: int | None, limits: Limits) -> Finding:

@@ -10,7 +10,7 @@ from pipeline.formats import printable
 #: Python itself reads no more, by default.
 _MAX_DIGITS = 4300
 _SHOWN_KEY = 40
-_MANY_OBJECTS = 100
+_MANY_OBJECTS = 1000
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 NESTED = "nested too deeply"
 FLATTEN = "a record is one object with three texts: flatten it"

@@ -21,11 +21,11 @@ from referencing import Registry
 from pipeline.artifacts import Frozen
 from pipeline.formats import OTHER_ROWS, printable, shown
 from pipeline.outline import meant, outline
-from pipeline.plain_rows import KEYS, PlainRows
+from pipeline.plain_rows import KEYS, MOST_KEYS, PlainRows
 from pipeline.records import (
+    FEWER_KEYS,
     LABELS,
     LONGEST_TAG,
-    MOST_KEYS,
     MOST_TAGS,
     FileFinding,
     Finding,
@@ -166,12 +166,16 @@ def row_findings(row: Row) -> list[Finding]:
     if isinstance(value, dict):
         if len(value) > MOST_KEYS:
             message = f"the record has {len(value):,} keys, at most {MOST_KEYS:,} are read"
-            return [_finding(row, None, "maxproperties", message, "keep instruction, input and output alone")]
+            return [_finding(row, None, "maxproperties", message, FEWER_KEYS)]
         other = next((key for key in OTHER_ROWS if key in value), None)
         if other is not None and "instruction" not in value:
             name, remedy = OTHER_ROWS[other]
             return [_finding(row, other, "format", f"the row is {name}", remedy)]
     found = [_worded_label(row, error) or _worded(row, error) for error in _schema().iter_errors(outline(value))]
+    tags = value.get("tags") if isinstance(value, dict) else None
+    if isinstance(tags, list) and len(tags) > MOST_TAGS:
+        message = f"tags are {len(tags):,}, at most {MOST_TAGS} are read"
+        found.append(_finding(row, "tags", "maxitems", message, "leave some out"))
     return found + list(_misnamed(row, {finding.field for finding in found}))
 
 
@@ -296,9 +300,7 @@ def _worded_label(row: Row, error: ValidationError) -> Finding | None:
         return None
     value = meant(row.value, error)
     one = "category" if field == "category" else "a tag"
-    if error.validator == "maxItems":
-        message, remedy = f"tags are {len(value):,}, at most {MOST_TAGS} are read", "leave some out"
-    elif error.validator == "maxLength":
+    if error.validator == "maxLength":
         message = f"{one} has {len(value):,} characters, at most {LONGEST_TAG} are read"
         remedy = "shorten it: it names a slice of the report"
     elif error.validator == "pattern" and error.validator_value == r"\S":

@@ -300,7 +300,7 @@ def test_an_older_drop_keeps_its_rows_without_keys_beyond_the_bound(tmp_path: Pa
     ],
 )  # fmt: skip
 def test_a_row_of_very_many_objects_is_read_as_strictly_as_any(tmp_path: Path, last: bytes, rule: str) -> None:
-    line = b'{"x": [' + b'{"a": {}}, ' * 200 + last + b"]}"
+    line = b'{"x": [' + b'{"a": {}}, ' * 600 + last + b"]}"
     (found,) = rows(tmp_path, line)
     assert getattr(found, "rule", "") == rule
     if isinstance(found, Row):
