@@ -1,14 +1,15 @@
 """
 Measure what it costs to validate a drop, beside the loop that everybody writes.
 
-    python bench/intake.py [--rows 100000] [--megabytes 20 100] [--full]
+    python bench/intake.py [--rows 100000] [--megabytes 20 100] [--full] [--hostile MEGABYTES]
 
 Makes a file of Alpaca records (lengths, escapes and share of inputs like the original's), then reads it in two ways,
 each in a process of its own, in turns:
   ours   `pipeline.validate`: every check on, control tokens of a chat model included
   loop   `json.loads` and `jsonschema` on every line, which knows neither lines, encodings, duplicate keys nor tokens
 and prints one table: rows a second, their ratio, and the peak memory of ours on a small and a large file. --full is
-1,000,000 rows, and files of 100 MB and 2 GB. Everything made is deleted at the end.
+1,000,000 rows, and files of 100 MB and 2 GB. --hostile measures files made to cost much instead: seconds, time a byte
+beside that of a good file of the same size, and peak memory. Everything made is deleted at the end.
 """
 
 import argparse
@@ -35,6 +36,41 @@ SCHEMA = Path(__file__).parents[1] / "schemas" / "alpaca-record.schema.json"
 TURNS = 3
 #: Share of records that spell characters beyond ASCII, as escapes.
 ACCENTED = 0.02
+#: How often the time a byte of a good file a refused one may take.
+MOST_TIMES = 4.0
+HEAD = b'{"instruction": "a", "output": "b", "'
+#: Files made to cost much: their beginning, and what follows again and again.
+HOSTILE: dict[str, tuple[bytes, bytes]] = {
+    "tags of two million numbers": (b"", HEAD + b'tags": [' + b"1," * 1_980_000 + b"1]}\n"),
+    "tags of 20,000 numbers": (b"", HEAD + b'tags": [' + b"1," * 20_000 + b"1]}\n"),
+    "20 bad tags a line": (b"", HEAD + b'tags": [' + b"1," * 19 + b"1]}\n"),
+    "330,000 unknown keys": (b"", HEAD + b"".join(b'k%d":1,"' % key for key in range(330_000)) + b'":1}\n'),
+    "empty lines": (b"", b"\n"),
+    "carriage returns": (b"", b"\r\n"),
+    "no JSON": (b"", b"x\n"),
+    "empty objects": (b"", b"{}\n"),
+    "keys that stand twice": (b"", HEAD + b'x": 1, "x": 2}\n'),
+    "lone surrogates": (b"", HEAD[:-4] + b'\\ud83d"}\n'),
+    "4 MB of lone surrogates": (b"", HEAD + b'x": "' + b"\\ud83d" * 660_000 + b'"}\n'),
+    "4 MB without an end": (b"", HEAD + b"x" * 3_990_000 + b"\n"),
+    "nested without end": (b"", HEAD + b'x": ' + b"[" * 3_990_000 + b"\n"),
+    "4 MB of digits": (b"", HEAD + b'x": ' + b"7" * 3_990_000 + b"}\n"),
+    "4 MB of <": (b"", HEAD[:-4] + b"<" * 3_990_000 + b'"}\n'),
+    "NUL": (b"", b"\0"),
+    "an array of empty arrays": (b"[", b"[],"),
+    "an array of one element": (b"[[", b"1,"),
+    "an array of newlines": (b"[", b"\n"),
+}
+#: Files of good rows, each of which needs a look at its JSON.
+UNUSUAL: dict[str, tuple[bytes, bytes]] = {
+    "short rows": (b"", HEAD[:-3] + b"}\n"),
+    "an empty line after each row": (b"", HEAD[:-3] + b"}\n\n"),
+    "short rows with a key more": (b"", HEAD + b'id": 1}\n'),
+    "rows of 900 keys more": (b"", HEAD + b"".join(b'k%d": 1, "' % key for key in range(900)) + b'":1}\n'),
+    "two million numbers a row": (b"", HEAD + b'x": [' + b"1," * 1_980_000 + b"1]}\n"),
+    "500,000 objects a row": (b"", HEAD + b'x": [' + b'{"a":1},' * 490_000 + b"1]}\n"),
+    "an array of short rows": (b"[", HEAD[:-3] + b"},"),
+}
 TEXT = """
 the of and to in is that it was for on are as with his they at be this have from or one had by word but not
 what all were we when your can said there use an each which she do how their if will up other about out many
@@ -50,10 +86,13 @@ def main() -> int:
     parser.add_argument("--megabytes", type=int, nargs=2, default=(20, 100), metavar=("SMALL", "LARGE"))
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--read", nargs=2, metavar=("WAY", "FILE"), help=argparse.SUPPRESS)
+    parser.add_argument("--hostile", type=int, metavar="MEGABYTES")
     asked = parser.parse_args()
     if asked.read:
         print(json.dumps(read(asked.read[0], Path(asked.read[1]))))
         return 0
+    if asked.hostile:
+        return hostile(asked.hostile * 1_000_000)
     rows = 1_000_000 if asked.full else asked.rows
     small, large = (100, 2000) if asked.full else asked.megabytes
     with tempfile.TemporaryDirectory(prefix="dropforge-bench-") as name:
@@ -106,7 +145,7 @@ def make(path: Path, *, rows: int | None = None, size: int | None = None) -> Non
 def read(way: str, path: Path) -> dict[str, float]:
     """Read a file in one way; return its rows, seconds of work, and the peak memory of this process in bytes."""
     started = time.process_time()
-    rows = ours(path) if way == "ours" else loop(path)
+    rows = {"ours": ours, "loop": loop, "any": whatever}[way](path)
     seconds = time.process_time() - started
     return {"rows": rows, "seconds": seconds, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
@@ -117,6 +156,11 @@ def ours(path: Path) -> int:
     if not found.ok:
         sys.exit(found.reason)
     return found.good_rows
+
+
+def whatever(path: Path) -> int:
+    """Validate a file that may be refused."""
+    return validate(path, Options(control_tokens=TOKENS)).rows
 
 
 def loop(path: Path) -> int:
@@ -146,6 +190,43 @@ def compare(path: Path) -> dict[str, float]:
             once = apart(way, path)
             speeds.append(once["rows"] / once["seconds"])
     return {way: max(speeds) for way, speeds in found.items()}
+
+
+def hostile(size: int) -> int:
+    """Measure files of about `size` bytes that are made to cost much; return the exit code."""
+    table = Table("", "MB", "s", "times a good one's byte", "peak MB", title="files made to cost much")
+    missed = []
+    with tempfile.TemporaryDirectory(prefix="dropforge-bench-") as name:
+        path = Path(name) / "good.jsonl"
+        make(path, size=size)
+        good = min(cost(path) for _ in range(TURNS))
+        table.add_row("a good file", *cells(path, good, good))
+        for kind, (start, unit) in {**HOSTILE, **UNUSUAL}.items():
+            path = Path(name) / "drop.jsonl"
+            with path.open("wb") as file:
+                file.write(start)
+                block = unit * max(1, 1_000_000 // len(unit))
+                for _ in range(max(1, size // len(block))):
+                    file.write(block)
+            found = cost(path)
+            table.add_row(kind, *cells(path, found, good), end_section=kind == list(HOSTILE)[-1])
+            if kind in HOSTILE and found[0] > MOST_TIMES * good[0]:
+                missed.append(kind)
+    Console().print(table)
+    print(f"refused at no more than {MOST_TIMES:g} times a byte of a good file: {', '.join(missed) or 'kept'}")
+    return 1 if missed else 0
+
+
+def cost(path: Path) -> tuple[float, float]:
+    """Return the seconds a byte, and the peak memory, of validating a file in a process of its own."""
+    once = apart("any", path)
+    return once["seconds"] / path.stat().st_size, once["peak"]
+
+
+def cells(path: Path, found: tuple[float, float], good: tuple[float, float]) -> tuple[str, ...]:
+    """Word one measurement."""
+    size = path.stat().st_size
+    return f"{size / 1e6:.1f}", f"{found[0] * size:.2f}", f"{found[0] / good[0]:.1f}", f"{found[1] / 1e6:.0f}"
 
 
 def show(rows: int, speeds: dict[str, float], sizes: tuple[int, int], peaks: list[float]) -> int:

@@ -26,7 +26,8 @@ def validation_options(settings: Settings, track: str) -> Options:
     """Return what a file for `track` may be: the settings, and the control tokens of the track's base model."""
     base, intake = settings.track(track).base_model, settings.intake
     tokens = control_tokens(Path(base)) if base else ()
-    return Options(intake.max_line_bytes, intake.unknown_keys, tokens, intake.special_tokens)
+    most = intake.max_bad_rows if intake.on_bad_rows == "quarantine" else 0
+    return Options(intake.max_line_bytes, intake.unknown_keys, tokens, intake.special_tokens, most)
 
 
 def rule(validation: Validation, intake: IntakeSettings) -> Ruling:
@@ -34,9 +35,9 @@ def rule(validation: Validation, intake: IntakeSettings) -> Ruling:
     bad, rows = validation.bad_rows, validation.rows
     if validation.ok:
         return Ruling(accepted=True, reason=validation.reason)
-    if intake.on_bad_rows == "reject" or not validation.complete:
+    if intake.on_bad_rows == "reject" or not (validation.complete or validation.stopped):
         return Ruling(accepted=False, reason=validation.reason)
-    found = f"{bad:,} of {rows:,} rows are bad"
+    found = f"{bad:,} of {'the first ' * validation.stopped}{rows:,} rows are bad"
     ceiling = ""
     if bad > intake.max_bad_rows:
         ceiling = f"intake.max_bad_rows allows {intake.max_bad_rows:,}"
@@ -44,7 +45,7 @@ def rule(validation: Validation, intake: IntakeSettings) -> Ruling:
         ceiling = f"intake.max_bad_percent allows {intake.max_bad_percent:g} %, these are {100 * bad / rows:.3g} %"
     elif validation.good_rows == 0:
         ceiling = "no row is left"
-    if ceiling:
+    if ceiling or not validation.complete:
         return Ruling(accepted=False, reason=f"{found}, {ceiling}; {validation.reason}", ceiling=ceiling)
     return Ruling(accepted=True, reason=f"{found} and set aside; {validation.reason}")
 

@@ -7,7 +7,7 @@ its run, then the file leaves the inbox. A file that is recorded but still there
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -162,7 +162,8 @@ class Intake:
             earlier = _earlier(session, source)
         if earlier is not None and earlier[0].quarantined:
             drop, detail = earlier
-            errors = receipts.errors(drop, validate(taken.path, options), taken.sha256)
+            again = validate(taken.path, replace(options, most_bad_rows=drop.quarantined))
+            errors = receipts.errors(drop, again, taken.sha256)
             return self._answer(source, drop, _receipt(drop, detail, None, taken.sha256), detail.get("run"), errors)
         same = self._duplicate(source, taken, taken.sha256)
         if same is not None:

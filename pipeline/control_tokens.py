@@ -5,8 +5,10 @@ In data they could end or forge a turn. (What training and evaluation do with th
 """
 
 import json
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Collection, Iterable, Iterator
 from functools import lru_cache
+from itertools import groupby, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,24 @@ def control_tokens(folder: Path) -> tuple[str, ...]:
     A file that is not there or cannot be read gives none: what is wrong with a base model is told elsewhere.
     """
     return _read(tuple(_signature(folder / name) for name in FILES))
+
+
+def token_pattern(tokens: Collection[str]) -> str:
+    """
+    Return a regular expression for any of `tokens`, the longest where several begin at one place.
+
+    Parted by their beginnings: tried one after another, a base's hundreds of tokens would all be tried at every `<`.
+    """
+    ends = "" in tokens
+    branches = []
+    for _, group in groupby(sorted(set(tokens) - {""}), key=lambda token: token[0]):
+        alike = list(group)
+        pairs = takewhile(lambda pair: pair[0] == pair[1], zip(alike[0], alike[-1], strict=False))
+        start = "".join(char for char, _ in pairs)
+        branches.append(re.escape(start) + token_pattern([token[len(start) :] for token in alike]))
+    if len(branches) == 1 and not ends:
+        return branches[0]
+    return f"(?:{'|'.join(branches)})" + "?" * ends if branches else ""
 
 
 def _signature(path: Path) -> tuple[Path, int, int]:

@@ -10,8 +10,11 @@ import json
 import re
 from collections.abc import Collection
 
+from pipeline.control_tokens import token_pattern
+
 KEYS = ("instruction", "input", "output")
 REQUIRED = ("instruction", "output")
+MOST_KEYS = 1000
 _BLANKS = rb"[ \t]*+"
 #: An escape of one character, or both halves of one beyond the first 65,536. Not plain, though it may be good: ASCII in
 #: escapes, U+FFFD, and letters that begin text which was decoded wrongly where another escape follows.
@@ -29,17 +32,26 @@ _MOJIBAKE = (
     rb"\xc3[\x82\x83](?=[\xc2\xc5\xc6\xcb\xe2])|\xc3[\x90\x91]\xc2|\xc3\xa2\xe2\x82\xac|\xc3\xaf\xc2\xbb|\xef\xbf\xbd"
 )
 
+_STRING = rb'"(?:[^"\\]++|\\.)*+"'
+_PAIR = rb"\s*+" + _STRING + rb"\s*+:\s*+(?:" + _STRING + rb'|[^"\[\]{},]++)\s*+,'
+_MANY_KEYS = re.compile(rb"\s*+\{(?:" + _PAIR + rb"){%d}" % MOST_KEYS)
+
+
+def has_many_keys(line: bytes) -> bool:
+    """Say whether `line` begins an object of more than `MOST_KEYS` keys, if that shows at once: to read all is slow."""
+    return line.count(b":") > MOST_KEYS and _MANY_KEYS.match(line) is not None
+
 
 class PlainRows:
     """Says of a line's bytes whether they are a plain row."""
 
     def __init__(self, control_tokens: Collection[str]) -> None:
         """Make the patterns; a text that holds one of `control_tokens` is not plain."""
-        spelled = [json.dumps(token, ensure_ascii=False)[1:-1].encode() for token in control_tokens]
+        spelled = token_pattern([json.dumps(token, ensure_ascii=False)[1:-1] for token in control_tokens]).encode()
         # A token beyond ASCII could be spelled with escapes in part: then no line with such an escape is plain.
         escapes = all(token.isascii() for token in control_tokens)
         self._row = re.compile(_row(escapes=escapes)).fullmatch
-        self._suspect = re.compile(b"|".join(re.escape(token) for token in spelled)).search if spelled else None
+        self._suspect = re.compile(spelled).search if spelled else None
         self._mojibake = re.compile(_MOJIBAKE).search
 
     def take(self, line: bytes) -> bool:

@@ -9,29 +9,34 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from functools import lru_cache
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from pydantic import Field
 
 from pipeline.artifacts import Frozen
 from pipeline.formats import HEAD_BYTES, foreign_format, printable
 from pipeline.json_array import read_array
-from pipeline.plain_rows import KEYS, PlainRows
+from pipeline.likeness import nearest
+from pipeline.plain_rows import KEYS, MOST_KEYS, PlainRows, has_many_keys
 from pipeline.strict_json import FLATTEN, NESTED, BadJson, StrictParser, has_surrogate_escape
 
 _BOM = b"\xef\xbb\xbf"
 #: What JSON calls blank; a form feed is none.
 _BLANKS = b" \t\r\n"
+_BLANK_RUN = re.compile(rb"[ \t\r\n]*+")
 _NEARNESS = 0.8
+_LONGEST_KEY = 40
+_LONGEST_MISSPELLING = 16
 _SHOWN_KEY = 60
 #: Keys that say what a record is about, for the report alone; as the schema bounds them.
 LABELS = ("tags", "category")
 MOST_TAGS = 20
 LONGEST_TAG = 64
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+FEWER_KEYS = "keep instruction, input and output alone"
 _MEND = "mend it there; a broken array cannot be read any further"
 #: What other formats call our keys.
 _ALIASES = {
@@ -130,13 +135,13 @@ def read_records(path: Path, limits: Limits) -> Iterator[Record | Finding]:
     """
     Yield a drop's records, and a finding for every row that is none (`validate` words those at length).
 
-    Labels that break their rules are left out: a drop may be older than these.
+    Labels that break their rules, and keys beyond the bound, are left out: a drop may be older than these rules.
     """
     for row in read_rows(path, limits):
         if isinstance(row, Finding):
             yield row
             continue
-        yield record_of(row) or record_of(_unlabelled(row)) or Finding(
+        yield record_of(row) or record_of(_as_before(row)) or Finding(
             line=row.line, record=row.record, rule="schema",
             message="not a record: instruction and output must be text that is not blank, input text",
             remedy="see every problem: dropforge check FILE",
@@ -150,7 +155,7 @@ def record_of(row: Row) -> Record | None:
     The quick road past jsonschema: a property test holds it to the schema's answer.
     """
     value = row.value
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or len(value) > MOST_KEYS:
         return None
     instruction, given, output = value.get("instruction"), value.get("input", ""), value.get("output")
     if not (isinstance(instruction, str) and isinstance(given, str) and isinstance(output, str)):
@@ -161,7 +166,7 @@ def record_of(row: Row) -> Record | None:
         return Record(row.line, instruction, given, output)
     unknown = tuple(key for key in value if key not in KEYS and key not in LABELS)
     tags = _tags(value)
-    if tags is None or any(key_meant(key, value) for key in unknown):
+    if tags is None or ("input" not in value and any(nearest_key(key) == "input" for key in unknown)):
         return None
     return Record(row.line, instruction, given, output, unknown, tags)
 
@@ -182,10 +187,11 @@ def _is_label(value: object) -> bool:
     return bool(value.strip()) and _CONTROL.search(value) is None
 
 
-def _unlabelled(row: Row) -> Row:
+def _as_before(row: Row) -> Row:
     if not isinstance(row.value, dict):
         return row
-    return Row(row.line, row.record, {key: value for key, value in row.value.items() if key not in LABELS})
+    read = row.value.keys() - set(LABELS) if len(row.value) <= MOST_KEYS else KEYS
+    return Row(row.line, row.record, {key: value for key, value in row.value.items() if key in read})
 
 
 def key_meant(key: str, value: Mapping[str, Any]) -> str | None:
@@ -194,19 +200,21 @@ def key_meant(key: str, value: Mapping[str, Any]) -> str | None:
     return known if known is not None and known not in value else None
 
 
-@lru_cache(maxsize=1024)
 def nearest_key(key: str) -> str | None:
     """Return the known key most like `key` (`Output`, `instructions`, `response`), or `None`."""
-    if len(key) > 40:  # noqa: PLR2004 - no misspelling is this long, and the comparison is quadratic
-        return None
+    # Looked at before anything is remembered: a key may be as long as a line.
+    return _nearest_key(key) if len(key) <= _LONGEST_KEY else None
+
+
+@lru_cache(maxsize=1024)
+def _nearest_key(key: str) -> str | None:
     plain = key.strip().casefold()
-    if plain in _ALIASES:
-        return _ALIASES[plain]
-    ratio, best = max((SequenceMatcher(None, plain, known).ratio(), known) for known in KEYS)
-    return best if ratio >= _NEARNESS else None
+    if plain in _ALIASES or len(plain) > _LONGEST_MISSPELLING:
+        return _ALIASES.get(plain)
+    return nearest(plain, KEYS, _NEARNESS)
 
 
-def _line_rows(file: BinaryIO, limits: Limits, plain: PlainRows | None) -> Iterator[Row | Finding | PlainRun]:
+def _line_rows(file: BufferedReader, limits: Limits, plain: PlainRows | None) -> Iterator[Row | Finding | PlainRun]:
     parser = StrictParser()
     take = plain.take if plain is not None else _nothing
     most = limits.max_line_bytes
@@ -217,16 +225,32 @@ def _line_rows(file: BinaryIO, limits: Limits, plain: PlainRows | None) -> Itera
         if not too_long and take(line):
             taken += 1
             continue
+        if not too_long and not line.strip(_BLANKS):
+            number += _skip_blanks(file, most)
+            continue
         if taken:
             yield PlainRun(taken)
             taken = 0
         if too_long:
             _skip_line(file)
             yield _too_long(number, None, limits)
-        elif line.strip(_BLANKS):
+        elif plain is not None and has_many_keys(line):
+            yield _many_keys(number)
+        else:
             yield _line_row(line.removesuffix(b"\n"), number, parser)
     if taken:
         yield PlainRun(taken)
+
+
+def _skip_blanks(file: BufferedReader, most: int) -> int:
+    """Pass all blank lines that the buffer holds at once; return how many."""
+    held = file.peek()[:most]
+    if held[:1].strip(_BLANKS):
+        return 0
+    run = _BLANK_RUN.match(held)
+    end = held.rfind(b"\n", 0, run.end() if run else 0) + 1
+    file.read(end)
+    return held.count(b"\n", 0, end)
 
 
 def _nothing(_line: bytes) -> bool:
@@ -249,7 +273,7 @@ def _line_row(line: bytes, number: int, parser: StrictParser) -> Row | Finding:
     return _checked(Row(number, None, value), escaped=has_surrogate_escape(text))
 
 
-def _array_rows(file: BinaryIO, limits: Limits) -> Iterator[Row | Finding]:
+def _array_rows(file: BufferedReader, limits: Limits) -> Iterator[Row | Finding]:
     for item in read_array(file, limits.max_line_bytes):
         if item.error is None:
             yield _checked(Row(item.line, item.record, item.value), escaped=item.escaped)
@@ -293,6 +317,11 @@ def _encodable(text: str) -> bool:
     return True
 
 
+def _many_keys(line: int) -> Finding:
+    message = f"the record has more than the {MOST_KEYS:,} keys that are read"
+    return Finding(line=line, rule="maxproperties", message=message, remedy=FEWER_KEYS)
+
+
 def _too_long(line: int, record: int | None, limits: Limits) -> Finding:
     what = "the line" if record is None else "the element"
     return Finding(
@@ -311,6 +340,6 @@ def _remedy(error: BadJson, line: bytes) -> str:
     return "write one complete JSON object on the line"
 
 
-def _skip_line(file: BinaryIO) -> None:
+def _skip_line(file: BufferedReader) -> None:
     while (part := file.readline(1 << 20)) and not part.endswith(b"\n"):
         pass

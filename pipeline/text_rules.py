@@ -4,6 +4,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from pipeline.control_tokens import token_pattern
 from pipeline.formats import printable
 from pipeline.plain_rows import KEYS
 
@@ -49,7 +50,7 @@ class TextRules:
     def __init__(self, control_tokens: Collection[str], *, escape: bool) -> None:
         """With `escape` a control token in a text is odd, else a fault."""
         self._escape = escape
-        tokens = "|".join(re.escape(token) for token in sorted(control_tokens, key=len, reverse=True))
+        tokens = token_pattern(control_tokens)
         self._token = re.compile(tokens) if tokens else None
         self._control = re.compile(_CONTROL)
         self._mojibake = re.compile(_MOJIBAKE)

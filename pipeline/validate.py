@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,8 +20,10 @@ from referencing import Registry
 
 from pipeline.artifacts import Frozen
 from pipeline.formats import OTHER_ROWS, printable, shown
-from pipeline.plain_rows import KEYS, PlainRows
+from pipeline.outline import meant, outline
+from pipeline.plain_rows import KEYS, MOST_KEYS, PlainRows
 from pipeline.records import (
+    FEWER_KEYS,
     LABELS,
     LONGEST_TAG,
     MOST_TAGS,
@@ -35,12 +38,12 @@ from pipeline.records import (
     record_of,
     scan_rows,
 )  # fmt: skip
-from pipeline.strict_json import FLATTEN, NESTED
 from pipeline.text_rules import ODDITIES, TextRules
 
 SCHEMA = "alpaca-record.schema.json"
 MOST_FINDINGS = 1000
-_MOST_KEYS = 100
+_MOST_NOTICES = 100
+_MOST_HINTS = 100
 _KEY_WIDTH = 60
 
 
@@ -56,6 +59,8 @@ class Options:
     """Texts that the base model's tokenizer reads as control tokens."""
     special_tokens: Literal["reject", "escape"] = "reject"
     """Records that hold one: a finding each, or counted, as they will be read as plain text."""
+    most_bad_rows: int = 0
+    """Bad rows that could be set aside: behind `MOST_FINDINGS`, a file with more of them is read no further."""
 
 
 class Notice(Frozen):
@@ -73,7 +78,7 @@ class Validation(Frozen):
     """What a file was found to be."""
 
     rows: int
-    """Records found, good or not."""
+    """Records found, good or not; where reading stopped early, up to there."""
     good_rows: int
     findings_total: int
     findings: tuple[Finding, ...]
@@ -81,6 +86,8 @@ class Validation(Frozen):
     warnings: tuple[Notice, ...]
     complete: bool = True
     """Whether the file was read to its end, and is one of records: bad rows can be set aside only then."""
+    stopped: bool = False
+    """Whether reading stopped early because there were too many findings."""
 
     @property
     def bad_rows(self) -> int:
@@ -100,14 +107,23 @@ class Validation(Frozen):
         first = self.findings[0]
         where = "" if first.line is None else f"line {first.line:,}: "
         count = "" if self.findings_total == 1 else f"{self.findings_total:,} findings; the first: "
+        if self.stopped:
+            count = f"stopped after {count}"
         return f"{count}{where}{first.message}"
 
 
 def validate(path: Path, options: Options) -> Validation:
-    """Read the file at `path` whole and return what it holds. Raises `OSError` only."""
-    tally = _Tally(RowJudge(options))
+    """
+    Read the file at `path` and return what it holds. Raises `OSError` only.
+
+    A file that is refused in any case is not read to its end once there are `MOST_FINDINGS` findings.
+    """
+    tally = _Tally(RowJudge(options), options.most_bad_rows)
     plain = PlainRows(options.control_tokens)
     for row in scan_rows(path, Limits(options.max_line_bytes), plain):
+        if tally.is_full:
+            tally.stop()
+            break
         tally.add(row)
     return tally.result()
 
@@ -148,14 +164,18 @@ def row_findings(row: Row) -> list[Finding]:
     """Return what the schema, and the rule on misnamed keys, have against one row; in the order of the keys."""
     value = row.value
     if isinstance(value, dict):
+        if len(value) > MOST_KEYS:
+            message = f"the record has {len(value):,} keys, at most {MOST_KEYS:,} are read"
+            return [_finding(row, None, "maxproperties", message, FEWER_KEYS)]
         other = next((key for key in OTHER_ROWS if key in value), None)
         if other is not None and "instruction" not in value:
             name, remedy = OTHER_ROWS[other]
             return [_finding(row, other, "format", f"the row is {name}", remedy)]
-    try:
-        found = [_worded_label(row, error) or _worded(row, error) for error in _schema().iter_errors(value)]
-    except RecursionError:
-        return [_finding(row, None, "nesting", NESTED, FLATTEN)]
+    found = [_worded_label(row, error) or _worded(row, error) for error in _schema().iter_errors(outline(value))]
+    tags = value.get("tags") if isinstance(value, dict) else None
+    if isinstance(tags, list) and len(tags) > MOST_TAGS:
+        message = f"tags are {len(tags):,}, at most {MOST_TAGS} are read"
+        found.append(_finding(row, "tags", "maxitems", message, "leave some out"))
     return found + list(_misnamed(row, {finding.field for finding in found}))
 
 
@@ -172,15 +192,26 @@ def _schema() -> Draft202012Validator:
 class _Tally:
     """Counts what a file holds."""
 
-    def __init__(self, judge: RowJudge) -> None:
+    def __init__(self, judge: RowJudge, most_bad_rows: int) -> None:
         self._judge = judge
+        self._most_bad_rows = most_bad_rows
         self._rows = 0
         self._good = 0
         self._complete = True
+        self._stopped = False
         self._total = 0
         self._findings: list[Finding] = []
         self._notices: dict[tuple[str, str], list[int]] = {}
         """Rows and first line, by kind and key."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the file is refused whatever follows, and no further finding would be kept."""
+        return self._total >= MOST_FINDINGS and self._rows - self._good > self._most_bad_rows
+
+    def stop(self) -> None:
+        """Note that more follows, which is not read."""
+        self._complete, self._stopped = False, True
 
     def add(self, row: Row | Finding | PlainRun) -> None:
         if isinstance(row, PlainRun):
@@ -202,7 +233,7 @@ class _Tally:
         notices = tuple(_notice(*place, *count) for place, count in self._notices.items())
         return Validation(
             rows=self._rows, good_rows=self._good, findings_total=self._total,
-            findings=tuple(self._findings), warnings=notices, complete=self._complete,
+            findings=tuple(self._findings), warnings=notices, complete=self._complete, stopped=self._stopped,
         )  # fmt: skip
 
     def _add_row(self, row: Row) -> None:
@@ -224,7 +255,7 @@ class _Tally:
         self._findings.extend(found[: MOST_FINDINGS - len(self._findings)])
 
     def _count(self, kind: str, key: str, line: int) -> None:
-        known = (kind, key) in self._notices or len(self._notices) < _MOST_KEYS or kind != "unknown_key"
+        known = (kind, key) in self._notices or len(self._notices) < _MOST_NOTICES or kind != "unknown_key"
         count = self._notices.setdefault((kind, key if known else "…"), [0, line])
         count[0] += 1
 
@@ -251,11 +282,12 @@ def _worded(row: Row, error: ValidationError) -> Finding:
     if error.validator == "type" and field is None:
         message = f"a record is an object, this is {_article(row.value)}"
         return _finding(row, None, "type", message, 'write {"instruction": ..., "input": ..., "output": ...}')
-    if error.validator == "type" and error.instance is None:
+    value = meant(row.value, error)
+    if error.validator == "type" and value is None:
         remedy = "use an empty string or leave it out" if field == "input" else f"write the {field} as a text"
         return _finding(row, field, "type", f"{field} is null, not a text", remedy)
     if error.validator == "type":
-        return _finding(row, field, "type", f"{field} is {_article(error.instance)}, not a text", "put it in quotes")
+        return _finding(row, field, "type", f"{field} is {_article(value)}, not a text", "put it in quotes")
     return _finding(
         row, field, str(error.validator).lower(), f"breaks the schema at {error.json_path}", f"see {SCHEMA}"
     )
@@ -266,12 +298,10 @@ def _worded_label(row: Row, error: ValidationError) -> Finding | None:
     field = error.path[0] if error.path else None
     if field not in LABELS:
         return None
-    value: Any = error.instance
+    value = meant(row.value, error)
     one = "category" if field == "category" else "a tag"
-    if error.validator == "maxItems":
-        message, remedy = f"tags are {len(value)}, at most {MOST_TAGS} are read", "leave some out"
-    elif error.validator == "maxLength":
-        message = f"{one} has {len(value)} characters, at most {LONGEST_TAG} are read"
+    if error.validator == "maxLength":
+        message = f"{one} has {len(value):,} characters, at most {LONGEST_TAG} are read"
         remedy = "shorten it: it names a slice of the report"
     elif error.validator == "pattern" and error.validator_value == r"\S":
         message, remedy = f"{one} is blank", "leave it out"
@@ -292,7 +322,8 @@ def _missing(error: ValidationError) -> str:
 
 
 def _missing_finding(row: Row, field: str) -> Finding:
-    near = next((key for key in row.value if key not in KEYS and key_meant(key, row.value) == field), None)
+    others = islice((key for key in row.value if key not in KEYS), _MOST_HINTS)
+    near = next((key for key in others if key_meant(key, row.value) == field), None)
     if near is None:
         return _finding(row, field, "missing", f"{field} is missing", f'add the key "{field}" with a text')
     name = printable(near[:_KEY_WIDTH])
@@ -304,7 +335,8 @@ def _misnamed(row: Row, told: set[str | None]) -> Iterator[Finding]:
     """Find unknown keys that are probably `input`, which would be lost without a word."""
     if not isinstance(row.value, dict):
         return
-    for key in row.value:
+    # Of a row that is bad in any case so many keys are looked at; one that is not must not be lost.
+    for key in islice(row.value, _MOST_HINTS if told else None):
         known = key_meant(key, row.value) if key not in KEYS else None
         if known is not None and known not in told:
             told.add(known)

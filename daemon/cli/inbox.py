@@ -240,12 +240,15 @@ def _print_known(known: "DropView | None") -> None:
 
 
 def _print_findings(file: Path, validation: "Validation", ruling: "Ruling") -> None:
+    from pipeline.validate import MOST_FINDINGS  # noqa: PLC0415 - a quick start for the other commands
+
     for finding in validation.findings[:_MOST_SHOWN]:
         where = f"{file}:{finding.line}" if finding.line is not None else str(file)
         print_line(f"{where}: {finding.message}; {finding.remedy}")
     if validation.findings_total > _MOST_SHOWN:
         more = validation.findings_total - _MOST_SHOWN
-        print_line(f"... and {more:,} more; all of them: dropforge check --json {file}")
+        kept = "" if len(validation.findings) == validation.findings_total else f"the first {MOST_FINDINGS:,}"
+        print_line(f"... and {more:,} more; {kept or 'all of them'}: dropforge check --json {file}")
     for notice in validation.warnings:
         where = f"{file}:{notice.line}" if notice.line is not None else str(file)
         print_line(f"{where}: warning: {notice.message} ({notice.rows:,} records)")
@@ -254,7 +257,8 @@ def _print_findings(file: Path, validation: "Validation", ruling: "Ruling") -> N
         verdict = f"{validation.bad_rows:,} are bad: it would be "
         verdict += "accepted without them" if ruling.accepted else "rejected"
         verdict += f": {ruling.ceiling}" if ruling.ceiling else ""
-    print_line(f"{file}: {validation.rows:,} records; {verdict}")
+    read = "records, read no further" if validation.stopped else "records"
+    print_line(f"{file}: {validation.rows:,} {read}; {verdict}")
 
 
 def _what_follows(settings: "Settings", track: str, *, heldout: bool, known: bool) -> str:

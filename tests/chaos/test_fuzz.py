@@ -29,7 +29,7 @@ from tests.chaos.corpus import GOOD, TOKENS, bad_files, clean_files
 SECONDS = float(os.environ.get("DROPFORGE_FUZZ_SECONDS") or 20)
 SEED = int(os.environ.get("DROPFORGE_CHAOS_SEED") or random.SystemRandom().randrange(10**6))
 EXAMPLES = 300
-MOST_DIGITS = 400
+MOST_DIGITS = 4300
 OPTIONS = Options(max_line_bytes=2000, control_tokens=TOKENS)
 #: Without a token beyond ASCII, lines with escapes are judged by their bytes too.
 PLAINER = replace(OPTIONS, control_tokens=TOKENS[:5])

@@ -2,13 +2,16 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline import prompt
-from pipeline.control_tokens import control_tokens
+from pipeline.control_tokens import control_tokens, token_pattern
 from pipeline.qlora.loading import load_tokenizer
 
 
@@ -69,3 +72,21 @@ def test_a_tokenizer_that_is_replaced_is_read_again(tmp_path: Path) -> None:
     assert control_tokens(tmp_path) == ("<one>",)
     write(tmp_path, "tokenizer_config.json", {"eos_token": "<another>"})
     assert control_tokens(tmp_path) == ("<another>",)
+
+
+TOKENS = st.lists(st.text("<|ab>\\", min_size=1, max_size=4), min_size=1, max_size=8)
+
+
+@given(tokens=TOKENS, text=st.text("<|ab>\\", max_size=12))
+def test_the_pattern_finds_the_first_token_and_the_longest_there(tokens: list[str], text: str) -> None:
+    each = re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)))
+    found, wanted = re.search(token_pattern(tokens), text), each.search(text)
+    assert (found and found.span()) == (wanted and wanted.span())
+
+
+def test_hundreds_of_tokens_are_told_apart_by_their_beginnings() -> None:
+    assert token_pattern([]) == ""
+    assert token_pattern(["</s>", "<s>"]) == "<(?:/s>|s>)"
+    many = token_pattern([f"<|reserved_special_token_{number}|>" for number in range(256)])
+    assert many.count("reserved") == 1
+    assert re.fullmatch(many, "<|reserved_special_token_255|>")

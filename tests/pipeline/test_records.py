@@ -8,9 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import json_array
+from pipeline import json_array, records
 from pipeline.formats import printable
-from pipeline.records import Finding, Limits, Record, Row, nearest_key, read_records, read_rows, record_of
+from pipeline.plain_rows import PlainRows
+from pipeline.records import (
+    Finding,
+    Limits,
+    Record,
+    Row,
+    nearest_key,
+    read_records,
+    read_rows,
+    record_of,
+    scan_rows,
+)
 
 GOOD = b'{"instruction": "a", "output": "b"}'
 JSON = st.recursive(
@@ -45,6 +56,28 @@ def test_lines_end_at_newline_bytes_alone(tmp_path: Path) -> None:
     found = rows(tmp_path, data + b"\r\n\n  \n" + GOOD)
     assert [row.line for row in found] == [1, 4]
     assert "\u2028two\u0085" in values(found)[0]["instruction"]
+
+
+class Counted(PlainRows):
+    """Takes no line, and counts how many it was asked about."""
+
+    asked = 0
+
+    def take(self, _line: bytes) -> bool:
+        self.asked += 1
+        return False
+
+
+@pytest.mark.parametrize("blank", [b"\n", b"\r\n", b" \t\n"])
+def test_blank_lines_are_passed_many_at_once_and_counted(tmp_path: Path, blank: bytes) -> None:
+    path = tmp_path / "drop.jsonl"
+    path.write_bytes(blank * 100_000 + GOOD + b"\n" + blank + GOOD + blank * 3 + b" " + GOOD)
+    plain = Counted(())
+    found = list(scan_rows(path, Limits(), plain))
+    assert [row.line for row in found if isinstance(row, Row)] == [100_001, 100_003, 100_006]
+    assert plain.asked < 1000
+    small = list(read_rows(path, Limits(max_line_bytes=64)))
+    assert [row.line for row in small] == [100_001, 100_003, 100_006]
 
 
 def test_a_byte_order_mark_is_accepted_once_and_only_at_the_start(tmp_path: Path) -> None:
@@ -242,6 +275,36 @@ def test_a_drop_from_before_labels_had_rules_keeps_its_rows_without_them(tmp_pat
 )  # fmt: skip
 def test_a_misnamed_key_is_known_by_its_likeness(key: str, known: str | None) -> None:
     assert nearest_key(key) == known
+
+
+def test_no_key_as_long_as_a_line_is_remembered() -> None:
+    before = records._nearest_key.cache_info().currsize
+    for number in range(10):
+        assert nearest_key(f"{number}" * 1_000_000) is None
+    assert records._nearest_key.cache_info().currsize == before
+
+
+def test_an_older_drop_keeps_its_rows_without_keys_beyond_the_bound(tmp_path: Path) -> None:
+    path = tmp_path / "drop.jsonl"
+    row = {**{f"key {number}": 1 for number in range(5000)}, "instruction": "a", "output": "b"}
+    path.write_text(json.dumps(row))
+    assert list(read_records(path, Limits())) == [Record(1, "a", "", "b")]
+
+
+@pytest.mark.parametrize(
+    ("last", "rule"),
+    [
+        (b'{"a": 1, "a": 2}', "duplicate_key"), (b'{"b": "\\u003a", "a": 1, "a": 2}', "duplicate_key"),
+        (b"NaN", "number"), (b"1e999", "number"), (b"7" * 5000, "number"), (b'"\\ud800"', "surrogate"),
+        (b"{} {", "json"), (b'{"a": ' * 5000, "nesting"), (b'"a:b"', ""), (b'{"\\u003a": ":"}', ""), (b"1.50", ""),
+    ],
+)  # fmt: skip
+def test_a_row_of_very_many_objects_is_read_as_strictly_as_any(tmp_path: Path, last: bytes, rule: str) -> None:
+    line = b'{"x": [' + b'{"a": {}}, ' * 600 + last + b"]}"
+    (found,) = rows(tmp_path, line)
+    assert getattr(found, "rule", "") == rule
+    if isinstance(found, Row):
+        assert found.value == json.loads(line)
 
 
 def test_a_key_that_is_probably_input_is_not_lost_without_a_word() -> None:

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError
 
-from pipeline.plain_rows import KEYS
-from pipeline.records import Row, key_meant, record_of
+from pipeline.outline import outline
+from pipeline.plain_rows import KEYS, MOST_KEYS
+from pipeline.records import MOST_TAGS, Row, key_meant, record_of
 from pipeline.validate import MOST_FINDINGS, Options, Validation, row_findings, validate
 
 GOOD = {"instruction": "a", "input": "", "output": "b"}
@@ -136,11 +138,81 @@ def test_tags_and_category_are_keys_of_a_record(tmp_path: Path) -> None:
 
 
 def test_findings_and_kinds_of_warnings_are_bounded_and_counted_on(tmp_path: Path) -> None:
-    found = check(tmp_path, *({"output": "b"} for _ in range(MOST_FINDINGS + 5)))
+    bad = [{"output": "b"} for _ in range(MOST_FINDINGS + 5)]
+    found = check(tmp_path, *bad, options=Options(most_bad_rows=MOST_FINDINGS + 5))
     assert (len(found.findings), found.findings_total) == (MOST_FINDINGS, MOST_FINDINGS + 5)
+    assert (found.complete, found.stopped) == (True, False)
     many = check(tmp_path, *({**GOOD, f"key {number}": 1} for number in range(300)))
     assert len(many.warnings) < 150
     assert sum(notice.rows for notice in many.warnings) == 300
+
+
+def test_a_file_that_is_refused_in_any_case_is_not_read_to_its_end(tmp_path: Path) -> None:
+    bad = [{"output": "b"} for _ in range(MOST_FINDINGS)]
+    whole = check(tmp_path, GOOD, *bad)
+    assert (whole.rows, whole.findings_total, whole.complete, whole.stopped) == (1001, 1000, True, False)
+    cut = check(tmp_path, GOOD, *bad, GOOD, GOOD)
+    assert (cut.rows, cut.good_rows, cut.findings_total, cut.complete, cut.stopped) == (1001, 1, 1000, False, True)
+    assert cut.reason == "stopped after 1,000 findings; the first: line 2: instruction is missing"
+    ceiling = check(tmp_path, *[{}] * 600, GOOD, options=Options(most_bad_rows=600))
+    assert (ceiling.rows, ceiling.findings_total, ceiling.complete) == (601, 1200, True)
+
+
+def wordings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Count the errors of jsonschema from now on, and the characters of their words."""
+    sizes: list[int] = []
+    made = ValidationError.__init__
+
+    def counted(self: ValidationError, message: str, *rest: Any, **named: Any) -> None:
+        sizes.append(len(message))
+        made(self, message, *rest, **named)
+
+    monkeypatch.setattr(ValidationError, "__init__", counted)
+    return sizes
+
+
+@pytest.mark.parametrize(
+    ("more", "rule", "message"),
+    [
+        ({"tags": [1] * 100_000}, "maxitems", "tags are 100,000, at most 20"),
+        ({"tags": ["x" * 100_000] * 3}, "maxlength", "a tag has 100,000 characters, at most 64"),
+        ({"category": [1] * 100_000}, "type", "category is a list, not a text"),
+        ({"input": [1] * 100_000}, "type", "input is a list, not a text"),
+        ({"output": "\n" * 100_000}, "blank", "output is blank"),
+        ({f"key {number}": 1 for number in range(100_000)}, "maxproperties", "has more than the 1,000 keys"),
+    ],
+    ids=["tags", "long tags", "category", "input", "blank", "keys"],
+)  # fmt: skip
+def test_a_row_is_judged_without_a_word_for_each_of_its_items(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any], rule: str, message: str
+) -> None:
+    sizes = wordings(monkeypatch)
+    found = check(tmp_path, GOOD, {**BARE, **more})
+    assert (found.findings[0].line, found.findings[0].rule) == (2, rule)
+    assert message in found.findings[0].message
+    assert found.findings_total <= 3
+    assert len(sizes) <= 10
+    assert sum(sizes) < 5000
+
+
+def test_a_record_may_have_so_many_keys_and_no_more(tmp_path: Path) -> None:
+    most = {**GOOD, **{f"key {number}": 1 for number in range(MOST_KEYS - 3)}}
+    assert check(tmp_path, most).ok
+    assert SCHEMA.is_valid(most)
+    for more, words in ((1, "more than the 1,000 keys that are read"), ([], "has 1,001 keys, at most 1,000 are read")):
+        found = check(tmp_path, {**most, "key 0": more, "one more": 1})
+        assert [(finding.rule, words in finding.message) for finding in found.findings] == [("maxproperties", True)]
+    assert not SCHEMA.is_valid({**most, "one more": 1})
+
+
+@given(value=ROWS | VALUES)
+def test_the_outline_of_a_row_breaks_the_schema_where_the_row_does(value: Any) -> None:
+    def errors(row: Any) -> list[tuple[Any, ...]]:
+        return [(*error.absolute_path, error.validator, error.validator_value) for error in SCHEMA.iter_errors(row)]
+
+    many = isinstance(value, dict) and isinstance(value.get("tags"), list) and len(value["tags"]) > MOST_TAGS
+    wanted = [error for error in errors(value) if not (many and error[0] == "tags")]
+    assert errors(outline(value)) == wanted
 
 
 def test_findings_repeat_little_of_the_data_and_nothing_that_cannot_be_printed(tmp_path: Path) -> None:
