@@ -25,6 +25,7 @@ from daemon.succession import (
     end_waiting,
     follow,
     intend,
+    promotion_of,
     recover,
     require_generation,
 )
@@ -134,7 +135,7 @@ def promote(  # noqa: PLR0913, PLR0917 - what is promoted over which generation,
     )  # fmt: skip
     with alone(state_folder, candidate.track):
         with transaction(engine) as session:
-            done = _promotion_of(session, candidate.run_id)
+            done = promotion_of(session, candidate.run_id)
             if done is not None:
                 return done
             if candidate.token is not None:
@@ -366,13 +367,7 @@ def _other_ways(track: str) -> str:
 def has_promoted(engine: Engine, run_id: int) -> bool:
     """Say whether a run's candidate became the champion by its verdict, though the run may not have ended yet."""
     with transaction(engine) as session:
-        return _promotion_of(session, run_id) is not None
-
-
-def _promotion_of(session: Session, run_id: int) -> Promotion | None:
-    """Return the row by which a run's candidate became the champion; one that was forced is another matter."""
-    done = select(Promotion).where(Promotion.run_id == run_id, Promotion.state == PromotionState.DONE)
-    return session.exec(done.where(Promotion.kind == PromotionKind.PROMOTION)).first()
+        return promotion_of(session, run_id) is not None
 
 
 def _is_intended(session: Session, run_id: int) -> bool:

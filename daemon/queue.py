@@ -20,6 +20,7 @@ from daemon.database import transaction
 from daemon.run_states import ALLOWED, FINAL, RETRIABLE, Move, WrongState, change
 from daemon.settings import RetrySettings, TrackSettings
 from daemon.snapshots import hold_new_drops, retake_snapshot, take_snapshot, waiting_drops
+from daemon.succession import promotion_of
 from daemon.tables import Run, RunState, Track
 from daemon.tracks import ensure_track, fix_track
 from daemon.troubles import SetApart
@@ -225,13 +226,17 @@ def cancel(engine: Engine, run_id: int, now: int) -> RunState:
     """
     End a queued or waiting run at once; ask for the end of a running one, whose owner calls `cancelled`.
 
-    Returns the state that the run is in now. Raises `WrongState` for a run that has ended or does not exist.
+    Returns the state that the run is in now. Raises `WrongState` for a run that has ended or does not exist, and for
+    one that waits for no more than to be told that it has won: its model reigns.
     """
     with transaction(engine) as session:
         run = _known(session, run_id)
         if run.state in FINAL:
             message = f"run {run_id} has ended already: {run.state}"
             raise WrongState(message, f"look at it: dropforge show {run_id}")
+        if run.state != RunState.RUNNING and promotion_of(session, run_id) is not None:
+            message = f"the model of run {run_id} is the champion of track {run.track} already; the run ends by itself"
+            raise WrongState(message, f"to go back to the model before: dropforge rollback --track {run.track}")
         if run.state != RunState.RUNNING:
             return change(session, run, Move(RunState.CANCELLED, "run_cancelled"), now)
         if not run.cancel_requested:
@@ -355,7 +360,7 @@ def _retriable(session: Session, run_id: int) -> Run:
 
 def _wait(session: Session, run: Run, move: Move, now: int) -> RunState:
     """Let a running run wait, or end it if a person asked for that meanwhile."""
-    if run.cancel_requested:
+    if run.cancel_requested and promotion_of(session, _id(run)) is None:
         move = Move(RunState.CANCELLED, "run_cancelled", move.values, move.detail)
     return change(session, run, move, now)
 

@@ -51,6 +51,12 @@ def champion(session: Session, track: str) -> ModelRef:
     )
 
 
+def promotion_of(session: Session, run_id: int) -> Promotion | None:
+    """Return the row by which a run's candidate became the champion; one that was forced is another matter."""
+    done = select(Promotion).where(Promotion.run_id == run_id, Promotion.state == PromotionState.DONE)
+    return session.exec(done.where(Promotion.kind == PromotionKind.PROMOTION)).first()
+
+
 def require_generation(session: Session, track: str, expected: int | None) -> None:
     """Raise `ChampionMoved` if the track's champion is of another generation, or it is not known which was meant."""
     if champion(session, track).generation != expected:

@@ -22,6 +22,8 @@ from pipeline.qlora import checkpoints
 from tests.chaos.house import _SETTINGS, DAY, START, Daemon, build, records
 
 NOW = START + DAY + 3_600_000
+#: When a run goes on that was set apart for an error of the disk.
+LATER = NOW + 60_000
 MARK = checkpoints.fingerprint({"dataset": "d"})
 
 
@@ -89,7 +91,7 @@ def _taken(state: DropState) -> Callable[[Daemon], None]:
         place = "rejected" if state == DropState.REJECTED else "done"
         assert (daemon.settings.inbox_folder / place / "new.jsonl").exists()
         assert _runs(daemon) == ["queued"]
-        daemon.finish_runs(NOW)
+        daemon.finish_runs(LATER)
         assert _runs(daemon) == ["succeeded"]
 
     return complete
@@ -116,7 +118,7 @@ def _night_over(daemon: Daemon) -> None:
     for _ in range(2):
         daemon.night(NOW)
     assert _runs(daemon) == ["cancelled", "queued"]
-    daemon.finish_runs(NOW)
+    daemon.finish_runs(LATER)
     assert _runs(daemon) == ["cancelled", "succeeded"]
 
 
@@ -135,7 +137,7 @@ def _restored(daemon: Daemon) -> None:
     with suppress(drops.WrongDrop):
         drops.restore(daemon.engine, 1, "they were right", NOW, daemon.settings)
     assert _drops(daemon) == [("new.jsonl", "accepted")]
-    daemon.finish_runs(NOW)
+    daemon.finish_runs(LATER)
     assert _runs(daemon) == ["cancelled", "succeeded"]
 
 
@@ -151,7 +153,7 @@ def _ticking(folder: Path) -> Callable[[], object]:
 
 def _ended(outcome: str, *, drop: str = "accepted") -> Callable[[Daemon], None]:
     def complete(daemon: Daemon) -> None:
-        daemon.finish_runs(NOW, outcome)
+        daemon.finish_runs(LATER, outcome)
         with transaction(daemon.engine) as session:
             run = session.get_one(Run, 1)
             assert (run.state, run.outcome, run.failures, run.deaths) == (RunState.SUCCEEDED, outcome, 0, 0)
@@ -201,7 +203,7 @@ def _overtaken_at(step: str) -> Callable[[Path], None]:
 
 
 def _compared_again(daemon: Daemon) -> None:
-    daemon.finish_runs(NOW, "not_shown_better")
+    daemon.finish_runs(LATER, "not_shown_better")
     with transaction(daemon.engine) as session:
         run = session.get_one(Run, 2)
         assert (run.state, run.outcome, run.failures) == (RunState.SUCCEEDED, "not_shown_better", 0)
@@ -327,7 +329,7 @@ def _came_to(outcome: str) -> Callable[[Path], None]:
 
 
 def _waits(daemon: Daemon) -> None:
-    daemon.finish_runs(NOW, "promoted")
+    daemon.finish_runs(LATER, "promoted")
     with transaction(daemon.engine) as session:
         assert session.get_one(Run, 1).outcome == "awaiting_approval"
     assert _reigning(daemon) == (0, [None])
@@ -350,7 +352,7 @@ def _withdrawn_at(step: str) -> Callable[[Path], None]:
 
 
 def _done_without(daemon: Daemon) -> None:
-    daemon.finish_runs(NOW, "promoted")
+    daemon.finish_runs(LATER, "promoted")
     with transaction(daemon.engine) as session:
         runs = session.exec(select(Run).order_by(col(Run.id))).all()
     assert [(run.state, run.outcome) for run in runs] == [("succeeded", "overtaken"), ("succeeded", "promoted")]
@@ -468,7 +470,7 @@ def _starting(folder: Path) -> Callable[[], object]:
 def _started(daemon: Daemon) -> None:
     assert _reigning(daemon) == (0, [None])
     _accepted(daemon, "new.jsonl", "new")
-    daemon.finish_runs(NOW)
+    daemon.finish_runs(LATER)
     assert _runs(daemon) == ["succeeded"]
 
 
@@ -489,7 +491,7 @@ def _promoted_in_vain(folder: Path) -> None:
 
 
 def _kept(daemon: Daemon) -> None:
-    daemon.finish_runs(NOW)
+    daemon.finish_runs(LATER)
     assert _reigning(daemon) == (0, [None])
     assert _runs(daemon) == ["failed"]
 

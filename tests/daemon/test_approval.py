@@ -1,5 +1,6 @@
 """A win that waits for a person, and a model that a person makes the champion whatever its verdict."""
 
+import errno
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -396,8 +397,7 @@ def test_a_promotion_that_was_begun_before_the_withdrawal_is_finished(
     run = house.at("decide")
 
     def full(*_arguments: Any) -> Promotion:
-        message = "no space left on device"
-        raise OSError(message)
+        raise OSError(errno.ENOSPC, "no space left on device")
 
     with monkeypatch.context() as broken:
         broken.setattr(champions, "carry_out", full)

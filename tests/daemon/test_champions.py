@@ -313,7 +313,7 @@ def test_a_promotion_that_was_cut_anywhere_ends_whole_or_not_begun_and_happens_o
 
 
 @pytest.mark.usefixtures("track")
-@pytest.mark.parametrize("point", range(1, 8))
+@pytest.mark.parametrize("point", range(1, 7))
 def test_a_recovery_that_is_cut_itself_is_finished_by_the_next(
     engine: Engine, state: Path, monkeypatch: pytest.MonkeyPatch, point: int
 ) -> None:

@@ -1,5 +1,6 @@
 """The dispatcher on a real database and real folders; the executor is one that does each step at once, by a script."""
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -288,8 +289,7 @@ def test_a_claim_that_failed_is_tried_again(
     add_drop(engine, "a")
 
     def full(*_: object, **__: object) -> None:
-        message = "disk full"
-        raise OSError(message)
+        raise OSError(errno.ENOSPC, "disk full")
 
     with monkeypatch.context() as broken:
         broken.setattr(queue, "claim", full)
@@ -673,7 +673,7 @@ def move_champion(engine: Engine, settings: Settings) -> None:
     """Let somebody else's model take the place of the base model."""
     other = write_model(settings.state_folder / "models" / "other", b"somebody else's")
     with transaction(engine) as session:
-        run = Run(track="default", state="queued", trigger="drop", created_at=NOW, not_before=NOW + 10**12)
+        run = Run(track="default", state="queued", trigger="drop", created_at=NOW, not_before=NOW + 3_000_000)
         session.add(run)
         session.flush()
         run_id = run.id or 0
@@ -725,8 +725,7 @@ def test_a_champion_that_moved_while_the_daemon_was_dead_before_the_verdicts_ord
 
     def dies(spec: StepSpec) -> None:
         if spec.step == "decide":
-            message = "the daemon is gone"
-            raise OSError(message)
+            raise OSError(errno.ENOSPC, "the daemon is gone")
         submit(spec)
 
     add_drop(engine, "a")
@@ -934,8 +933,7 @@ def test_drops_are_held_in_the_moment_in_which_the_run_ends_or_not_at_all(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     def full(*_: object) -> None:
-        message = "disk full"
-        raise OSError(message)
+        raise OSError(errno.ENOSPC, "disk full")
 
     executor.outcome = "worse"
     drop = add_drop(engine, "a")
@@ -957,8 +955,7 @@ def die_before_the_end(dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch) 
     """Act on the verdict of a run, and break off before the run has ended."""
 
     def full(*_: object, **__: object) -> None:
-        message = "disk full"
-        raise OSError(message)
+        raise OSError(errno.ENOSPC, "disk full")
 
     with monkeypatch.context() as broken:
         broken.setattr(queue, "finish", full)
@@ -975,6 +972,28 @@ def test_a_run_that_was_promoted_before_the_daemon_died_waits_for_no_approval(
     ticks(new_dispatcher(engine, with_gate(settings, approval="manual"), executor))
     assert run_row(engine).outcome == "promoted"
     assert executor.steps.count("evaluate") == 1
+
+
+@pytest.mark.parametrize("asked", ["before", "while it waits"])
+def test_a_run_that_was_set_apart_when_its_model_reigned_is_not_cancelled_and_ends_well(
+    engine: Engine, dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    def ask_and_break(*_: object, **__: object) -> None:
+        if asked == "before":
+            queue.cancel(engine, 1, NOW)
+        raise OSError(errno.EIO, "Input/output error")
+
+    add_drop(engine, "a")
+    with monkeypatch.context() as patch:
+        patch.setattr(queue, "finish", ask_and_break)
+        ticks(dispatcher)
+    assert run_row(engine).state == RunState.WAITING
+    if asked == "while it waits":
+        with pytest.raises(queue.WrongState, match="is the champion of track default already"):
+            queue.cancel(engine, 1, NOW)
+    ticks(dispatcher, 4, NOW + 60_000)
+    assert (run_row(engine).state, run_row(engine).outcome) == (RunState.SUCCEEDED, "promoted")
+    assert len(done_promotions(engine)) == 1
 
 
 def test_a_run_whose_model_reigns_already_is_not_cancelled_any_more(
