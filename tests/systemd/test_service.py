@@ -238,6 +238,8 @@ _ATTACKS = {
     "swap rejected for a link": "mv rejected o; rmdir rejected; ln -sfT /var/lib/dropforge/spool/queue rejected",
     "swap done for a link": "mv done o; rmdir done; ln -sfT /var/lib/dropforge/drops done",
     "swap a track's folder": "mv support o; rmdir support; ln -sfT /var/lib/dropforge support",
+    "swap a folder in it": "cd support && mv heldout o; rmdir heldout; ln -sfT /var/lib/dropforge/drops heldout",
+    "write into answers": "ln -s /var/lib/dropforge/spool/queue rejected/support",
     "open a folder for others": "chmod 777 rejected done support",
     "forge an order": 'printf \'{"folder": "/srv/dropforge/inbox/forged"}\' > 9-train-1.json; mkdir forged',
     "write the order itself": "cp 9-train-1.json /var/lib/dropforge/spool/queue/",
