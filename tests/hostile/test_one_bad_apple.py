@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ Record = Callable[[str, object], None]
 SETTINGS = """
 [tracks.bad]
 base_model = "bad-base"
+[tracks.bad.hooks]
+after_promotion = ["sh", "-c", "test ! -e hangs || sleep 1000; exit 3"]
 [tracks.good]
 base_model = "good-base"
 [tracks.better]
@@ -54,6 +57,11 @@ class House:
     def error(self) -> str:
         """Return what is wrong with the newest run of the track in trouble."""
         return str(self.runs("bad")[0]["error"])
+
+    def hook(self) -> str:
+        """Return what is said of the hook of the track in trouble."""
+        lines = self.box.cli(DAEMON, "status").stdout.splitlines()
+        return " ".join(line for line in lines if line.startswith("track bad") and "hooks." in line)
 
     def reaches_a_verdict(self, track: str) -> None:
         """Raise unless a track's run ends with a verdict and its file is filed."""
@@ -100,12 +108,28 @@ def damaged_artifact(house: House) -> None:
     assert house.box.cli(DAEMON, "retry", str(run)).returncode == 0
 
 
+def failing_hook(house: House) -> None:
+    """Let another base take the champion's place, which the hook is told of."""
+    box = house.box
+    box.until(lambda: '"good"' in box.cli(DAEMON, "champion", "--track", "good", "--json").stdout)
+    shutil.rmtree(box.folder / "bad-base")
+    write_model(box.folder / "bad-base", b"other weights")
+    box.until(lambda: "hooks.after_promotion" in house.hook(), LONG)
+
+
+def hanging_hook(house: House) -> None:
+    (house.box.folder / "hangs").touch()
+    failing_hook(house)
+
+
 #: What makes it, what tells of it, and words of that.
 TROUBLES: dict[str, tuple[Callable[[House], None], Callable[[House], str], str]] = {
     "a file that cannot be read": (unreadable, House.left, "cannot be opened"),
     "a file of 8 TiB": (huge, House.refusal, "too_large"),
     "a base whose config.json is a pipe": (base_that_hangs, House.error, "config.json, which is no regular file"),
     "a damaged artifact": (damaged_artifact, House.error, "prepare.json"),
+    "a hook that fails": (failing_hook, House.hook, "hooks.after_promotion failed: exit code 3"),
+    "a hook that hangs": (hanging_hook, House.hook, "hooks.after_promotion is running"),
 }
 
 
