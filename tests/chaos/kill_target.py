@@ -187,7 +187,12 @@ def _read_all(fd: int) -> str:
 def main(folder: Path) -> None:
     """Answer requests on standard input until it ends."""
     # Whatever the operation logs is no call of its own.
-    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
+    # Without the library's own tracebacks, which show every local of SQLAlchemy's and take ten seconds each.
+    processors = structlog.processors
+    structlog.configure(
+        processors=[processors.format_exc_info, processors.JSONRenderer()],
+        logger_factory=structlog.ReturnLoggerFactory(),
+    )
     benches: dict[str, Bench] = {}
     for line in sys.stdin:
         request = json.loads(line)

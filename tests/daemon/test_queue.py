@@ -176,11 +176,11 @@ def test_a_claimed_run_has_a_snapshot_of_the_accepted_drops_of_its_track(engine:
     assert run.snapshot is not None
     assert [(row["id"], row["role"], row["path"]) for row in run.snapshot] == [
         (1, "train", f"drops/{1:064x}.jsonl"),
-        (6, "heldout", f"drops/{6:064x}.jsonl"),
+        (7, "heldout", f"drops/{7:064x}.jsonl"),
     ]
     assert RunConfig.model_validate(run.config).track == "default"
     with transaction(engine) as session:
-        assert [row.first_run for row in session.exec(select(Drop))] == [1, None, None, None, None, 1, None]
+        assert [row.first_run for row in session.exec(select(Drop))] == [1, None, None, None, None, None, 1, None]
 
 
 def test_a_later_run_has_the_old_drops_too_and_leaves_their_first_run(engine: Engine) -> None:
