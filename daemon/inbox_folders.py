@@ -8,6 +8,7 @@ and `rejected/` are the daemon's alone to write, and what another user dropped l
 user and the daemon can read.
 """
 
+import contextlib
 import errno
 import os
 import stat
@@ -71,9 +72,24 @@ class InboxFolders:
                 if self._root is not None:
                     log.warning("inbox_replaced", inbox=str(self.path))
                 self._root = Folder(os.open(self.path, _FOLDER))
+                self._make_sticky(self._root)
         except OSError as error:
             raise _unusable(self.path, error) from error
         return self._root
+
+    def _make_sticky(self, root: Folder) -> None:
+        """Let nobody move what is another's, if the inbox is the daemon's; `why_movable` tells of one that is not."""
+        info = os.fstat(root.fd)
+        if info.st_uid == os.geteuid() and info.st_mode & _OTHERS_WRITE and not info.st_mode & stat.S_ISVTX:
+            with contextlib.suppress(OSError):  # a unit may forbid it beside a set-group-id bit
+                os.fchmod(root.fd, stat.S_IMODE(info.st_mode) | stat.S_ISVTX)
+
+    def why_movable(self) -> str | None:
+        """Return why a file may lie where somebody else than its owner has put it; `None` if it cannot."""
+        mode = os.fstat(self.root().fd).st_mode
+        if not mode & _OTHERS_WRITE or mode & stat.S_ISVTX:
+            return None
+        return f"others may move files in the inbox (chmod +t {self.path})"
 
     def shared(self, *names: str) -> Folder:
         """Return a folder that files are dropped into; without names the inbox."""

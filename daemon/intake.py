@@ -6,12 +6,13 @@ its run, then the file leaves the inbox. A file that is recorded but still there
 """
 
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, func
 from sqlmodel import Session, col, select
 
 from daemon import queue, receipts
@@ -115,7 +116,10 @@ class Intake:
             return _outcome(settled, "queue_full", self._full_words)
         try:
             folder = self._inbox.shared(*settled.folders)
-            return self._take(_Source(settled, look(settled.name, folder.fd), folder, now_ms))
+            info = look(settled.name, folder.fd)
+            if stat.S_ISDIR(info.st_mode):
+                return _outcome(settled, "gone", "a folder has taken its name")
+            return self._take(_Source(settled, info, folder, now_ms))
         except FileNotFoundError:
             return _outcome(settled, "gone", "it is not there any more")
         except SourceChanged as error:
@@ -131,25 +135,21 @@ class Intake:
         return sorted(self._full)
 
     def _take(self, source: _Source) -> Outcome:
-        settled = source.settled
-        stuck = self._stuck.pop(settled, None)
+        stuck = self._stuck.pop(source.settled, None)
         if stuck is not None and identity(stuck[0].info) == identity(source.info):
             return self._file_away(*stuck, source.now)
         with transaction(self._engine) as session:
             finished = self._finish_earlier(session, source)
-            full = finished is None and settled.role == "train" and self._is_full(session, settled.track)
+            full = "" if finished is not None else self._why_full(session, source.settled)
         if finished is not None:
             return self._file_away(*finished, source.now)
-        if full:
-            self._full.add(settled.track)
-            return self._left(settled, "queue_full", self._full_words, source.now)
-        refused = self._refused_unread(source)
+        refused = None if full else self._refused_unread(source)
         if refused is not None:
             return self._reject(source, refused, refused.reason, sha256="")
-        no_room = self._no_room(source.info.st_size)
+        no_room = full or self._no_room(source.info.st_size)
         if no_room:
-            return self._left(settled, "no_room", no_room, source.now)
-        taken = copy(settled.name, source.folder.fd, source.info, self._incoming)
+            return self._left(source.settled, "queue_full" if full else "no_room", no_room, source.now)
+        taken = copy(source.settled.name, source.folder.fd, source.info, self._incoming)
         try:
             return self._judge(source, taken)
         finally:
@@ -208,6 +208,7 @@ class Intake:
         drop = _drop(source, DropState.ACCEPTED, content)
         if settled.role == "heldout":
             drop.reason = why_it_waits(self._settings, settled.track, source.info.st_uid, source.info.st_mode)
+            drop.reason = drop.reason or self._inbox.why_movable()
             drop.state = DropState.ACCEPTED if drop.reason is None else DropState.PROPOSED
         drop.rows, drop.warnings = validation.good_rows, sum(notice.rows for notice in validation.warnings)
         drop.findings, drop.quarantined = validation.findings_total, validation.bad_rows
@@ -287,6 +288,17 @@ class Intake:
     def _full_words(self) -> str:
         most = self._settings.intake.max_waiting_drops
         return f"{most} drops of the track wait for a run (intake.max_waiting_drops); it is taken when one has begun"
+
+    def _why_full(self, session: Session, settled: Settled) -> str:
+        """Return in words that too many drops wait already, for a run or for a person; empty if not."""
+        if settled.role == "train":
+            full = self._is_full(session, settled.track)
+            self._full |= {settled.track} if full else set()
+            return self._full_words if full else ""
+        proposed = select(func.count()).where(Drop.track == settled.track, Drop.state == DropState.PROPOSED)
+        few = session.exec(proposed).one() < self._settings.intake.max_waiting_drops
+        words = "intake.max_waiting_drops held-out files of the track wait for a word: dropforge drops accept, withdraw"
+        return "" if few else words
 
     def _is_full(self, session: Session, track: str) -> bool:
         return queue.waiting_drops(session, track) >= self._settings.intake.max_waiting_drops

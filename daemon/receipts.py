@@ -27,6 +27,7 @@ ERRORS = ".errors.json"
 #: A name, its number, the document's ending and the temporary name that it is written under stay below 255 bytes.
 _LONGEST_NAME = 190
 _LONGEST_ENDING = 20
+_FIRST_TRIES = 20
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def file_away(inbox: InboxFolders, filing: Filing) -> None:
     settled = filing.settled
     home = (REJECTED if filing.rejected else DONE,) + (() if settled.track == "default" else (settled.track,))
     source, target = inbox.shared(*settled.folders), inbox.answers(*home, owner=filing.info.st_uid)
-    name = _free_name(target, settled.name, filing.documents)
+    name = _free_name(target, filing)
     for ending, document in filing.documents.items():
         durable.write_json(target.path / (os.fsdecode(name) + ending), document)
     try:
@@ -115,7 +116,7 @@ def file_away(inbox: InboxFolders, filing: Filing) -> None:
 def remove_leftovers(inbox: InboxFolders) -> None:
     """Remove the half-written documents of a daemon that died."""
     for name in (DONE, REJECTED):
-        with contextlib.suppress(InboxUnusable):  # which the first scan says
+        with contextlib.suppress(InboxUnusable, OSError):  # which the first scan says
             _remove_leftovers(inbox.closed(name), deeper=2)
 
 
@@ -152,8 +153,11 @@ def _remove_leftovers(folder: Folder, deeper: int) -> None:
     with os.scandir(folder.fd) as entries:
         names = [entry.name for entry in entries if deeper and entry.is_dir(follow_symlinks=False)]
     for name in names:
-        below = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder.fd)
-        _remove_leftovers(Folder(below), deeper - 1)
+        # A folder that is not the daemon's is nothing that it has written to.
+        with contextlib.suppress(OSError):
+            below = Folder(os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder.fd))
+            if os.fstat(below.fd).st_uid == os.geteuid():
+                _remove_leftovers(below, deeper - 1)
 
 
 def _give_back_another(source: Folder, name: bytes, target: Folder, new: bytes, info: os.stat_result) -> None:
@@ -162,12 +166,14 @@ def _give_back_another(source: Folder, name: bytes, target: Folder, new: bytes, 
         os.rename(new, name, src_dir_fd=target.fd, dst_dir_fd=source.fd)
 
 
-def _free_name(folder: Folder, name: bytes, documents: Mapping[str, Document]) -> bytes:
-    stem, dot, suffix = _shortened(name).rpartition(b".")
+def _free_name(folder: Folder, filing: Filing) -> bytes:
+    stem, dot, suffix = _shortened(filing.settled.name).rpartition(b".")
     if not stem:
         stem, dot, suffix = dot + suffix, b"", b""
-    names = (stem + (b"" if number == 1 else b"-%d" % number) + dot + suffix for number in itertools.count(1))
-    return next(name for name in names if _is_free(folder, os.fsdecode(name), documents))
+    # After a few tries by what no other drop has, or thousands of equal names would be gone through for each.
+    numbers = itertools.chain(range(1, _FIRST_TRIES + 1), itertools.count(1000 * max(filing.drop, 1)))
+    names = (stem + (b"" if number == 1 else b"-%d" % number) + dot + suffix for number in numbers)
+    return next(name for name in names if _is_free(folder, os.fsdecode(name), filing.documents))
 
 
 def _is_free(folder: Folder, name: str, documents: Mapping[str, Document]) -> bool:

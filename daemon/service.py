@@ -188,7 +188,7 @@ class IntakeLoop:
             self._poke()
             return
         log.debug("file_left", outcome=str(outcome))
-        if outcome.kind in {"unreadable", "no_room", "not_moved"}:
+        if outcome.kind in {"unreadable", "no_room", "not_moved"} or settled.role == "heldout":
             self._watcher.put_off(settled, outcome.message, time.monotonic())
 
     def _write_note(self) -> None:

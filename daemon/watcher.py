@@ -5,6 +5,7 @@ Events of the kernel (or of polling) carry no data that matters: they only wake 
 The same scan runs on a timer, so a file is found even if every event was lost.
 """
 
+import contextlib
 import itertools
 import os
 import stat
@@ -210,7 +211,7 @@ class Watcher:
 
     def waiting(self) -> list[str]:
         """Return the files, relative to the inbox, that are quiet but still open for writing somewhere."""
-        return sorted(_shown(place, name) for place, name, seen in self._all() if seen.has_writer)
+        return sorted(_shown(place, name) for place, name, seen in self._all() if seen.has_writer)[:_MOST_LEFT]
 
     def left(self) -> list[dict[str, str]]:
         """Return files and folders, relative to the inbox, that could not be taken or used, each {"name", "why"}."""
@@ -223,7 +224,7 @@ class Watcher:
         known = {*self._settings.track_names, DONE, REJECTED, HELDOUT} - {"default"}
         with os.scandir(self.inbox.root().fd) as entries:
             names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
-        unknown = [name for name in names if name not in known and not name.startswith(".")]
+        unknown = [name for name in names if name not in known and not name.startswith(".")][:_MOST_LEFT]
         return [{"name": printable(name), "nearest": nearest(name, self._settings.track_names)} for name in unknown]
 
     def _all(self) -> Iterator[tuple[WatchedFolder, bytes, _Candidate]]:
@@ -287,17 +288,16 @@ class Watcher:
 def _listing(folder: Folder) -> dict[bytes, _Shape]:
     """Return what lies in a folder and is neither a folder nor still being written, by name."""
     found = {}
-    for text in os.listdir(folder.fd):  # noqa: PTH208 - the folder is the descriptor
-        name = os.fsencode(text)
-        if is_passed_over(name):
-            continue
-        try:
-            info = os.stat(name, dir_fd=folder.fd, follow_symlinks=False)
-        except FileNotFoundError:
-            continue
-        if not stat.S_ISDIR(info.st_mode):
-            regular = stat.S_ISREG(info.st_mode)
-            found[name] = _Shape(info.st_ctime_ns, info.st_mtime_ns, info.st_size, info.st_ino, regular)
+    with os.scandir(folder.fd) as entries:
+        for entry in entries:
+            name = os.fsencode(entry.name)
+            # What a person has mounted there may refuse every question, and is gone as far as others can see.
+            with contextlib.suppress(OSError):
+                if is_passed_over(name) or entry.is_dir(follow_symlinks=False):
+                    continue
+                info = entry.stat(follow_symlinks=False)
+                regular = stat.S_ISREG(info.st_mode)
+                found[name] = _Shape(info.st_ctime_ns, info.st_mtime_ns, info.st_size, info.st_ino, regular)
     return found
 
 

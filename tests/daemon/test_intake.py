@@ -673,3 +673,49 @@ def test_half_written_documents_are_cleared_away_at_the_start_and_nothing_else(t
         (folder / name).write_text("part")
     box.restart()
     assert {path.name for path in folder.iterdir() if path.is_file()} == set(names)
+
+
+def test_a_folder_that_takes_a_files_name_is_not_moved_into_the_answers(tmp_path: Path) -> None:
+    box = Box(tmp_path)
+    (box.inbox / "a.jsonl").mkdir()
+    assert box.take(box.inbox / "a.jsonl").kind == "gone"
+    assert (box.inbox / "a.jsonl").is_dir()
+
+
+def test_what_a_person_left_in_the_answers_keeps_no_daemon_from_starting(tmp_path: Path) -> None:
+    box = Box(tmp_path)
+    foreign = box.inbox / "rejected" / "foreign"
+    (foreign / ".x.json.q.tmp").mkdir(parents=True)
+    (box.inbox / "done" / ".y.json.q.tmp").mkdir()
+    box.restart()
+    assert box.drop("a.jsonl", GOOD).kind == "accepted"
+
+
+def test_thousands_of_one_name_are_not_gone_through_for_each(tmp_path: Path) -> None:
+    box = Box(tmp_path)
+    for number in range(1, 21):
+        (box.inbox / "done" / ("a.jsonl" if number == 1 else f"a-{number}.jsonl")).touch()
+    box.drop("a.jsonl", GOOD)
+    assert (box.inbox / "done" / "a-1000.jsonl").read_bytes() == jsonl(GOOD)
+
+
+def test_held_out_files_that_wait_for_a_person_have_a_ceiling(tmp_path: Path) -> None:
+    box = Box(tmp_path, intake={"max_waiting_drops": 1})
+    assert box.drop("a.jsonl", GOOD, "heldout").kind == "proposed"
+    outcome = box.drop("b.jsonl", GOOD[:1], "heldout")
+    assert outcome.kind == "queue_full"
+    assert "drops accept" in outcome.message
+    assert (box.inbox / "heldout" / "b.jsonl").exists()
+    assert box.drop("c.jsonl", GOOD).kind == "accepted"
+
+
+def test_a_file_that_somebody_else_may_have_moved_there_waits_for_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = Box(tmp_path, gate={"on": "pinned"})
+    assert box.drop("a.jsonl", GOOD, "heldout").kind == "accepted"
+    # As under a unit that forbids it, the daemon cannot set the sticky bit itself.
+    monkeypatch.setattr(os, "fchmod", lambda *_: None)
+    box.inbox.chmod(0o2770)
+    assert box.drop("b.jsonl", GOOD[:1], "heldout").kind == "proposed"
+    assert "chmod +t" in str(box.rows(Drop)[1].reason)

@@ -401,3 +401,40 @@ def test_folders_have_the_inboxs_rights_and_nobody_moves_what_is_anothers(
     watcher(tmp_path)
     rights = {path.name: path.stat().st_mode & 0o7777 for path in (tmp_path / "inbox").iterdir()}
     assert rights == {"support": 0o3775, "heldout": 0o3775, "done": 0o2755, "rejected": 0o2755}
+
+
+def test_a_name_that_refuses_every_question_hides_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = watcher(tmp_path, intake={"settle_seconds": 0})
+    (tmp_path / "inbox" / "a.jsonl").write_text("x")
+    (tmp_path / "inbox" / "mounted").write_text("x")
+    scandir = os.scandir
+
+    class Refusing:
+        """An entry of a mount that another user has made: its server answers nobody else."""
+
+        def __init__(self, entry: os.DirEntry[str]) -> None:
+            self.name = entry.name
+            self._entry = entry
+
+        def is_dir(self, *, follow_symlinks: bool) -> bool:
+            return self._entry.is_dir(follow_symlinks=follow_symlinks)
+
+        def stat(self, *, follow_symlinks: bool) -> os.stat_result:
+            if self.name == "mounted":
+                raise PermissionError(13, "Permission denied")
+            return self._entry.stat(follow_symlinks=follow_symlinks)
+
+    @contextmanager
+    def listed(fd: int) -> Iterator[Iterator[Refusing]]:
+        with scandir(fd) as entries:
+            yield (Refusing(entry) for entry in entries)
+
+    monkeypatch.setattr("daemon.watcher.os.scandir", listed)
+    assert names(watch.scan(0.0)) == ["a.jsonl"]
+
+
+def test_an_inbox_that_is_the_daemons_is_made_sticky(tmp_path: Path) -> None:
+    (tmp_path / "inbox").mkdir()
+    (tmp_path / "inbox").chmod(0o2770)
+    watcher(tmp_path)
+    assert (tmp_path / "inbox").stat().st_mode & 0o7777 == 0o3770

@@ -11,6 +11,7 @@ import os
 import shlex
 import signal
 import sqlite3
+import stat
 import subprocess
 import sys
 import tempfile
@@ -95,9 +96,11 @@ class Box:
         self.process: subprocess.Popen[bytes] | None = None
         (folder / "dropforge.toml").write_text(_QUICK + settings)
         write_model(folder / "base", b"base weights")
-        for place, mode in ((self.inbox, inbox_mode), (self.state, 0o700)):
+        # Without the sticky bit it is an administrator's, by mistake: the daemon sets it on one of its own.
+        owner = DAEMON.number if inbox_mode & stat.S_ISVTX else 0
+        for place, mode, user in ((self.inbox, inbox_mode, owner), (self.state, 0o700, DAEMON.number)):
             place.mkdir()
-            os.chown(place, DAEMON.number, GROUP)
+            os.chown(place, user, GROUP)
             place.chmod(mode)
 
     @property
