@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from pipeline.errors import StepFailed
 from pipeline.prompt import stop_ids
-from pipeline.qlora.loading import Device, load_model
+from pipeline.qlora.loading import Device, arithmetic_dtype, load_model
 
 #: Most memory that one batch's float32 logits may take when references are scored.
 _LOGITS_BYTES = 1 << 28
@@ -75,14 +75,14 @@ def end_tokens(folder: Path, tokenizer: Any) -> tuple[int, ...]:
 
 def open_model(folder: Path, tokenizer: Any, device: Device) -> AskedModel:
     """
-    Return the model in `folder`, in the float type that it is saved in, on `device`.
+    Return the model in `folder` on `device`, in the float type that it is saved in (but see `arithmetic_dtype`).
 
     Raises `CannotTrain` if there is none, `StepFailed` if memory does not hold it.
     """
     from transformers import GenerationConfig
 
     with memory_errors():
-        model: Any = load_model(folder, device)
+        model: Any = load_model(folder, device, dtype=arithmetic_dtype(device))
     ends = end_tokens(folder, tokenizer)
     # The folder's own sampling settings must not leak into an evaluation that is greedy by definition.
     config: Any = GenerationConfig
@@ -116,6 +116,7 @@ def arithmetic(folder: Path, device: Device) -> dict[str, Any]:
     else:
         # Measured in bf16: another number of threads alone changed one answer in 32.
         name = f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+        name += ", computing in float32" if arithmetic_dtype(device) is not None else ""
     return {
         "dtype": str(config.dtype or _stored_dtype(folder)).removeprefix("torch."),
         "device": f"{device} {name}",

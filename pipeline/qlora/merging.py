@@ -2,7 +2,8 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import StepFailed
 from pipeline.manifest import PICKLES
 from pipeline.prompt import Format, template_for
-from pipeline.qlora.loading import load_model
+from pipeline.qlora.loading import arithmetic_dtype, load_model
 
 if TYPE_CHECKING:
     import torch
@@ -53,8 +54,20 @@ def next_logits(model: Any, prompts: Sequence[Sequence[int]]) -> "list[torch.Ten
     """Return each tokenised prompt's next-token logits (vocabulary,) in float32; one prompt a pass, so no padding."""
     import torch
 
-    with torch.inference_mode():
+    with torch.inference_mode(), _computable(model):
         return [model(input_ids=torch.tensor([list(ids)])).logits[0, -1].float() for ids in prompts]
+
+
+@contextmanager
+def _computable(model: Any) -> Iterator[None]:
+    """Let a model compute in what the processor can (`arithmetic_dtype`); its weights are as they were afterwards."""
+    single = arithmetic_dtype("cpu")
+    dtypes = {} if single is None else {weight: weight.dtype for weight in model.parameters()}
+    for weight in dtypes:
+        weight.data = weight.data.to(single)
+    yield
+    for weight, dtype in dtypes.items():
+        weight.data = weight.data.to(dtype)
 
 
 def tolerance(dtype: str, base: "Sequence[torch.Tensor]", adapted: "Sequence[torch.Tensor]") -> float:

@@ -15,7 +15,7 @@ from pipeline.config import TrainConfig
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain, Interrupted, StepFailed
 from pipeline.qlora.checkpoints import keeper, newest_valid, step_of
-from pipeline.qlora.loading import Device, load_model
+from pipeline.qlora.loading import Device, arithmetic_dtype, load_model
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -171,11 +171,12 @@ def _trainer(
     _check_card(training.device)
     # Mixed precision is bf16's, which does not mix with float16; the merge goes into the base as it is.
     saved: Any = AutoConfig.from_pretrained(training.base, local_files_only=True, trust_remote_code=False).dtype
-    dtype = torch.bfloat16 if saved == torch.float16 else None
+    single = arithmetic_dtype(training.device)
+    dtype = single or (torch.bfloat16 if saved == torch.float16 else None)
     model: Any = load_model(training.base, training.device, config.quantization, dtype)
     _check_vocabulary(model, rows)
     # A float32 base is trained in float32: nothing in it is 16-bit or quantised, so mixed precision would only round.
-    mixed = config.quantization == "nf4" or model.dtype != torch.float32
+    mixed = single is None and (config.quantization == "nf4" or model.dtype != torch.float32)
     lengths = [len(row.input_ids) for row in rows]
 
     class Trainer(SFTTrainer):  # type: ignore[misc, unused-ignore]
