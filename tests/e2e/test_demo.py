@@ -13,7 +13,7 @@ from pipeline.artifacts import Adapter, Dataset
 DROPFORGE = Path(sys.executable).parent / "dropforge"
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_an_honest_drop_is_promoted_and_a_poisoned_one_refused_and_held_back(tmp_path: Path) -> None:
     folder = tmp_path / "demo"
     done = subprocess.run([DROPFORGE, "demo", "--folder", folder], capture_output=True, text=True, check=False)
