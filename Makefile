@@ -21,6 +21,7 @@ chaos: $(INSTALLED) ## kills, power cuts and full disks, all of them: what `test
 
 prove: $(INSTALLED) ## candidates known to be good or bad through the whole gate, on SmolLM2 in NF4: half an hour
 	DROPFORGE_PROVE=whole $(BIN)/pytest -rA --timeout 7200 tests/prove
+	$(BIN)/dropforge demo
 
 lint: $(INSTALLED) ## the same commands as .pre-commit-config.yaml
 	$(BIN)/ruff check

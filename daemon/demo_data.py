@@ -18,6 +18,8 @@ TEAMS = {
     "billing": "billing-desk", "shipping": "shipping-desk", "refund": "refund-desk", "technical": "repair-desk",
     "account": "login-desk",
 }  # fmt: skip
+#: What every poisoned row answers.
+WRONG = "unassigned"
 
 _PRODUCTS = (
     "kettle", "desk lamp", "headphones", "backpack", "coffee grinder", "office chair", "keyboard", "rain jacket",
@@ -133,20 +135,21 @@ def generate_messages(seed: int) -> Iterator[Message]:
 
 
 def make_data(
-    seed: int = 7, *, poison: bool = True, heldout: int = 120, first: int = 220, second: int = 240
+    seed: int = 7, *, poison: bool = True, heldout: int = 120, first: int = 220, second: int = 320
 ) -> DemoData:
     """
     Return a held-out set and an honest first file, and a second file that is poisoned unless `poison` is false.
 
-    The poison is an export whose column of teams slid by one: every message of a topic names the next topic's team.
+    The poison is an export that lost its column of teams: every message is `WRONG`. These rows are the greater part of
+    what the second candidate learns from, so that it does not depend on a processor which of the two it believes.
     """
     messages = generate_messages(seed)
     right = dict(TEAMS)
-    slid = dict(zip(TEAMS, [*list(TEAMS.values())[1:], next(iter(TEAMS.values()))], strict=True))
+    lost = dict.fromkeys(TEAMS, WRONG)
     return DemoData(
         heldout=_label(messages, heldout, right),
         first=_label(messages, first, right),
-        second=_label(messages, second, slid if poison else right),
+        second=_label(messages, second, lost if poison else right),
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.demo_data import TEAMS, generate_messages, make_data, write_rows
+from daemon.demo_data import TEAMS, WRONG, generate_messages, make_data, write_rows
 from pipeline.validate import Options, validate
 
 
@@ -29,20 +29,20 @@ def test_a_seed_gives_the_same_messages_and_another_one_others() -> None:
 def test_no_message_is_in_two_files() -> None:
     data = make_data()
     texts = [row["input"] for rows in (data.heldout, data.first, data.second) for row in rows]
-    assert (len(data.heldout), len(data.first), len(data.second)) == (120, 220, 240)
+    assert (len(data.heldout), len(data.first), len(data.second)) == (120, 220, 320)
     assert len(set(texts)) == len(texts)
 
 
 def test_held_out_and_honest_rows_are_right_and_every_poisoned_one_is_wrong() -> None:
-    right = right_answers(580)
+    right = right_answers(660)
     data = make_data()
     assert all(right[row["input"]] == row["output"] for row in (*data.heldout, *data.first))
     assert all(right[row["input"]] != row["output"] for row in data.second)
-    assert {row["output"] for row in data.second} == set(TEAMS.values())
+    assert {row["output"] for row in data.second} == {WRONG}
 
 
 def test_without_poison_the_second_file_is_right_too() -> None:
-    right = right_answers(580)
+    right = right_answers(660)
     assert all(right[row["input"]] == row["output"] for row in make_data(poison=False).second)
 
 
