@@ -17,7 +17,7 @@ test: $(INSTALLED) ## every test; tests/systemd needs root and systemd-container
 
 chaos: $(INSTALLED) ## kills, power cuts and full disks, all of them: what `test` tries a seeded sample of. Needs root
 	DROPFORGE_CHAOS=whole $(BIN)/pytest -rA --numprocesses 2 --dist worksteal --timeout 7200 tests/chaos \
-		tests/daemon/test_gc.py tests/daemon/test_backup.py tests/daemon/test_database.py tests/hostile/test_intake.py
+		tests/daemon/storage/test_gc.py tests/daemon/storage/test_backup.py tests/daemon/state/test_database.py tests/hostile/test_intake.py
 
 prove: $(INSTALLED) ## candidates known to be good or bad through the whole gate, on SmolLM2 in NF4: half an hour
 	DROPFORGE_PROVE=whole $(BIN)/pytest -rA --timeout 7200 tests/prove

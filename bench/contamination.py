@@ -28,10 +28,10 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.contamination import find_overlaps
-from pipeline.overlaps import Overlaps, Part
-from pipeline.signatures import SignatureWriter
-from pipeline.word_hashes import WordHasher
+from pipeline.dataset.decontaminate import find_overlaps
+from pipeline.dataset.overlaps import Overlaps, Part
+from pipeline.near_duplicates.signatures import SignatureWriter
+from pipeline.near_duplicates.word_hashes import WordHasher
 
 #: Seconds on two cores.
 FIRST_BUDGET, SECOND_BUDGET = 60.0, 3.0

@@ -22,13 +22,13 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-from daemon.cli.demo import demo_base
-from daemon.demo_data import make_data
+from daemon.cli.demo.command import demo_base
+from daemon.cli.demo.data import make_data
 from pipeline import durable
 from pipeline.artifacts import Dataset, Model, ModelRef, NoiseFloor, Report
 from pipeline.config import EvaluateConfig, RunConfig
 from pipeline.contract import Attempt, StepSpec
-from pipeline.manifest import model_id
+from pipeline.model_folder.manifest import model_id
 
 NEW_TOKENS = 16
 BUDGET_CPU, BUDGET_GPU = 3.0, 8.0
@@ -138,7 +138,7 @@ def _evaluate(root: Path, base: Path, number: int, engine: Literal["batches", "c
     durable.write_json(folder / "spec.json", spec.model_dump(mode="json"))
     program = (
         "import sys; from pathlib import Path; from pipeline.contract import Attempt, StepSpec; "
-        "from pipeline.evaluate import evaluate; "
+        "from pipeline.steps.evaluate import evaluate; "
         "spec = StepSpec.model_validate_json(Path(sys.argv[1]).read_text()); "
         "print(evaluate(Attempt(spec)).model_dump_json())"
     )

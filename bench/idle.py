@@ -22,9 +22,9 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from daemon.database import migrate
-from daemon.settings import load
-from daemon.watcher import make_inbox
+from daemon.inbox.watcher import make_inbox
+from daemon.settings.model import load
+from daemon.state.database import migrate
 
 READY_SECONDS, RSS_MB, CPU_PERCENT = 1.5, 120.0, 0.2
 DROP = (

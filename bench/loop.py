@@ -29,10 +29,10 @@ from rich.console import Console
 from rich.table import Table
 from sqlmodel import Session, select
 
-from daemon.cli.demo import demo_base
-from daemon.database import open_reader
-from daemon.demo_data import make_data, write_rows
-from daemon.tables import Attempt, Drop, Run
+from daemon.cli.demo.command import demo_base
+from daemon.cli.demo.data import make_data, write_rows
+from daemon.state.database import open_reader
+from daemon.state.tables import Attempt, Drop, Run
 from pipeline import durable
 
 QUIET_SECONDS = 1.0

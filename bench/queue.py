@@ -76,8 +76,9 @@ def ours(folder: Path, mode: str, runs: int) -> Rate:
     """Time our queue."""
     from sqlmodel import Session  # noqa: PLC0415
 
-    from daemon import database, queue  # noqa: PLC0415
-    from daemon.tables import Drop, DropState, Track  # noqa: PLC0415
+    from daemon.queue import run_queue  # noqa: PLC0415
+    from daemon.state import database  # noqa: PLC0415
+    from daemon.state.tables import Drop, DropState, Track  # noqa: PLC0415
     from pipeline.config import RunConfig  # noqa: PLC0415
 
     database.migrate(folder / "state.db")
@@ -95,14 +96,14 @@ def ours(folder: Path, mode: str, runs: int) -> Rate:
 
     def enqueue() -> None:
         with database.transaction(engine) as session:
-            queue.enqueue(session, "default", "drop", 1, 1)
+            run_queue.enqueue(session, "default", "drop", 1, 1)
 
     def configure(_session: Session, _track: Track) -> RunConfig:
         return config
 
     rate = timed(
-        "dropforge", runs, enqueue, lambda: queue.claim(engine, 2, configure),
-        lambda claim: queue.finish(engine, claim, "worse", "it lost", 3),
+        "dropforge", runs, enqueue, lambda: run_queue.claim(engine, 2, configure),
+        lambda claim: run_queue.finish(engine, claim, "worse", "it lost", 3),
     )  # fmt: skip
     engine.dispose()
     return rate

@@ -27,9 +27,9 @@ from rich.console import Console
 from rich.table import Table
 
 from daemon.cli import main as dropforge
-from daemon.database import migrate
-from daemon.settings import load
-from daemon.watcher import make_inbox
+from daemon.inbox.watcher import make_inbox
+from daemon.settings.model import load
+from daemon.state.database import migrate
 
 BUDGET = 1.2
 SHORT = (10, 10)

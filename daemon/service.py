@@ -17,26 +17,26 @@ from collections.abc import Callable
 import structlog
 from sqlalchemy import Engine
 
-from daemon import queue
-from daemon.clock import now_ms
-from daemon.database import check, migrate, open_engine, transaction
-from daemon.database_file import refuse_network
-from daemon.disk import Disk, is_full
-from daemon.dispatcher import Dispatcher
-from daemon.executors.local import LocalExecutor, Spool
-from daemon.hooks import Hooks
-from daemon.intake import Intake
-from daemon.own_folder import OwnFolder, StateFolderGone
-from daemon.processes import FileLock, kill_group, lock_holder
-from daemon.restore import refuse_half_restored
-from daemon.scheduler import Schedule
-from daemon.sd_notify import notify, showing_life
-from daemon.settings import Settings
-from daemon.signals import on_stop
-from daemon.state_folder import DATABASE_NAME, LOCK_NAME, TRASH_NAME, TROUBLES_NOTE, WATCHER_NOTE
-from daemon.troubles import Troubles
-from daemon.watcher import Settled, Watcher
-from daemon.worker import end_steps_now
+from daemon.champions.hooks import Hooks
+from daemon.dispatch.dispatcher import Dispatcher
+from daemon.dispatch.spool import LocalExecutor, Spool
+from daemon.dispatch.worker import end_steps_now
+from daemon.inbox.intake import Intake
+from daemon.inbox.watcher import Settled, Watcher
+from daemon.queue import run_queue
+from daemon.queue.nightly import Schedule
+from daemon.settings.model import Settings
+from daemon.state.database import check, migrate, open_engine, transaction
+from daemon.state.database_file import refuse_network
+from daemon.state.layout import DATABASE_NAME, LOCK_NAME, TRASH_NAME, TROUBLES_NOTE, WATCHER_NOTE
+from daemon.state.ownership import OwnFolder, StateFolderGone
+from daemon.state.troubles import Troubles
+from daemon.storage.disk import Disk, is_full
+from daemon.storage.restore import refuse_half_restored
+from daemon.system.clock import now_ms
+from daemon.system.processes import FileLock, kill_group, lock_holder
+from daemon.system.sd_notify import notify, showing_life
+from daemon.system.signals import on_stop
 from pipeline import durable
 from pipeline.errors import EXIT_FAILED, DropforgeError
 
@@ -272,7 +272,7 @@ class Service:
         Spool(self._settings.state_folder)
         with transaction(self._engine) as session:
             for name in self._settings.track_names:
-                queue.ensure_track(session, name, now_ms())
+                run_queue.ensure_track(session, name, now_ms())
         self._dispatcher.recover(now_ms())
         self._intake.start()
         notify("READY=1", "STATUS=ready")

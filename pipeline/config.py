@@ -14,7 +14,7 @@ def at_most(most: float, least: float | None = None) -> dict[str, JsonValue]:
     """
     Return what the settings' schema says of a number beside its bounds: in a person's settings alone.
 
-    Runs of earlier versions may hold more (`daemon.settings_numbers`).
+    Runs of earlier versions may hold more (`daemon.settings.numbers`).
     """
     return {"maximum": most} if least is None else {"minimum": least, "maximum": most}
 
@@ -112,7 +112,7 @@ GuardName = Literal[
 ]  # fmt: skip
 
 
-#: What `pipeline.metrics` scores.
+#: What `pipeline.metrics.registry` scores.
 MetricName = Literal["exact_match", "token_f1", "rouge1", "rouge2", "rougeL", "chrf", "json_valid", "json_f1"]
 Points = Annotated[float, Field(ge=0, le=100)]
 

@@ -1,7 +1,7 @@
 """What a track's previous verdict was judged on, where a run is judged on something else; and the words that say it."""
 
 from pipeline.artifacts import Frozen
-from pipeline.card_numbers import plain
+from pipeline.wording import plain
 
 
 class YardstickBefore(Frozen):

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.comparison import Comparison, compare
+from pipeline.gate.comparison import Comparison, compare
 
 
 def lines_of(candidate: object, champion: object, metric: str = "exact_match") -> list[dict[str, Any]]:

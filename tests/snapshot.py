@@ -11,7 +11,7 @@ from pipeline import durable
 from pipeline.artifacts import Dataset, Drop, ModelRef
 from pipeline.config import GateConfig, RunConfig
 from pipeline.contract import Attempt, StepSpec
-from pipeline.prepare import prepare
+from pipeline.steps.prepare import prepare
 
 Rows = Sequence[Mapping[str, Any]]
 LOOSE = GateConfig(min_records=1, min_records_continuous=1)

@@ -62,32 +62,44 @@ def test_an_untouched_copy_keeps_every_import_contract(house: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "text", "contract"),
     [
-        ("pipeline/durable.py", "import daemon.tables", "daemon imports pipeline, never the reverse"),
+        ("pipeline/durable.py", "import daemon.state.tables", "daemon imports pipeline, never the reverse"),
         (
-            "pipeline/decide.py",
+            "pipeline/steps/decide.py",
             "def late():\n    from daemon import queue",
             "daemon imports pipeline, never the reverse",
         ),
-        ("daemon/queue.py", "import torch", "The daemon never loads the training stack, not even through pipeline"),
         (
-            "daemon/queue.py",
+            "daemon/queue/run_queue.py",
+            "import torch",
+            "The daemon never loads the training stack, not even through pipeline",
+        ),
+        (
+            "daemon/queue/run_queue.py",
             "def late():\n    import torch",
             "The daemon never loads the training stack, not even through pipeline",
         ),
         (
-            "daemon/queue.py",
+            "daemon/queue/run_queue.py",
             "def late():\n    from pipeline import evaluate",
             "The daemon never loads the training stack, not even through pipeline",
         ),
         (
-            "pipeline/prepare.py",
+            "pipeline/steps/prepare.py",
             "def late():\n    from transformers import AutoTokenizer",
-            "Only pipeline.qlora and pipeline.metrics open the training stack",
+            "Only pipeline.qlora and pipeline.metrics.registry open the training stack",
         ),
-        ("pipeline/evaluate.py", "def late():\n    import httpx2", "Only the judge speaks to a network"),
-        ("daemon/doctor.py", "import http.client", "Only the judge speaks to a network"),
-        ("pipeline/judge.py", "import pipeline.decide", "Steps meet in artifacts and never import each other"),
-        ("pipeline/train.py", "import pipeline.merge", "Steps meet in artifacts and never import each other"),
+        ("pipeline/steps/evaluate.py", "def late():\n    import httpx2", "Only the judge speaks to a network"),
+        ("daemon/views/doctor.py", "import http.client", "Only the judge speaks to a network"),
+        (
+            "pipeline/steps/judge.py",
+            "import pipeline.steps.decide",
+            "Steps meet in artifacts and never import each other",
+        ),
+        (
+            "pipeline/steps/train.py",
+            "import pipeline.steps.merge",
+            "Steps meet in artifacts and never import each other",
+        ),
     ],
 )
 def test_a_planted_import_breaks_its_contract(house: Path, module: str, text: str, contract: str) -> None:
@@ -100,13 +112,13 @@ def test_ruff_refuses_a_planted_import_of_torch_at_module_level(house: Path) -> 
     command = [str(BIN / "ruff"), "check", "--no-cache", "--select", "TID253", "pipeline"]
     clean = subprocess.run(command, cwd=house, capture_output=True, text=True, check=False)
     assert clean.returncode == 0, clean.stdout
-    plant(house / "pipeline/metrics.py", "import torch")
+    plant(house / "pipeline/metrics/registry.py", "import torch")
     found = subprocess.run(command, cwd=house, capture_output=True, text=True, check=False)
     assert found.returncode == 1
     assert "TID253" in found.stdout
 
 
-@pytest.mark.parametrize("module", ["daemon.cli", "daemon.service", "daemon.worker"])
+@pytest.mark.parametrize("module", ["daemon.cli", "daemon.service", "daemon.dispatch.worker"])
 def test_the_control_plane_loads_no_training_stack(module: str) -> None:
     loaded = loaded_by(f"import {module}")
     assert module in loaded

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from daemon.queue import ALLOWED
-from daemon.tables import RunState
+from daemon.queue.run_queue import ALLOWED
+from daemon.state.tables import RunState
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

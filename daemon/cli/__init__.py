@@ -9,11 +9,12 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from daemon.cli import backup, champion, demo, doctor, drops, gc, inbox, report, runs, service, status
+from daemon.cli import champion, doctor, drops, gc, inbox, maintenance, report, runs, service, status
+from daemon.cli.demo import command
 from daemon.cli.output import show_error
 from daemon.cli.workspace import load_settings
-from daemon.rights import user
-from daemon.state_folder import DATABASE_NAME
+from daemon.state.layout import DATABASE_NAME
+from daemon.state.permissions import user
 from pipeline.errors import EXIT_FAILED, DropforgeError
 
 _EXIT_USAGE = 2
@@ -48,7 +49,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (service, inbox, status, drops, runs, report, champion, gc, backup, doctor, demo):
+for group in (service, inbox, status, drops, runs, report, champion, gc, maintenance, doctor, command):
     group.register(app)
 
 
@@ -103,7 +104,7 @@ def _database_words(error: Exception, context: typer.Context) -> DropforgeError 
     """Return what an error of the state database is to a person; `None` for any other error."""
     if "sqlalchemy" not in sys.modules:
         return None  # nobody has opened it
-    from daemon.database_words import cause_of, in_words  # noqa: PLC0415 - a quick start
+    from daemon.state.sqlite_errors import cause_of, in_words  # noqa: PLC0415 - a quick start
 
     cause = cause_of(error)
     return None if cause is None else in_words(cause, load_settings(context).state_folder / DATABASE_NAME)

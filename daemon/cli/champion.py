@@ -21,7 +21,7 @@ from pipeline.errors import DropforgeError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from daemon.reigns import ChampionView
+    from daemon.views.champion_history import ChampionView
 
 
 class NoChampion(DropforgeError):
@@ -84,7 +84,7 @@ def history(
     With --at the one that was live at that time, with the drops that it was trained on. A time without an offset is
     in this machine's time zone.
     """
-    from daemon.reigns import reigning_at  # noqa: PLC0415 - a quick start
+    from daemon.views.champion_history import reigning_at  # noqa: PLC0415 - a quick start
 
     moment = None if at is None else _moment(at)
     overview = open_overview(context)
@@ -118,8 +118,8 @@ def promote(
 
     With --force the model of any ended run serves, whatever its verdict; it is loaded first, to see that it answers.
     """
-    from daemon import approval  # noqa: PLC0415 - a quick start
-    from daemon.clock import now_ms  # noqa: PLC0415
+    from daemon.champions import approval  # noqa: PLC0415 - a quick start
+    from daemon.system.clock import now_ms  # noqa: PLC0415
 
     _require_words(reason)
     if force != (reason is not None):
@@ -156,9 +156,9 @@ def rollback(
     Its files are checked first, and it is loaded to see that it answers. The model that loses its place is barred: no
     run promotes it again. Later candidates are compared with the champion that serves then.
     """
-    from daemon.approval import who  # noqa: PLC0415 - a quick start
-    from daemon.champions import rollback as roll_back  # noqa: PLC0415
-    from daemon.clock import now_ms  # noqa: PLC0415
+    from daemon.champions.approval import who  # noqa: PLC0415 - a quick start
+    from daemon.champions.promotion import rollback as roll_back  # noqa: PLC0415
+    from daemon.system.clock import now_ms  # noqa: PLC0415
 
     _require_words(reason)
     chosen_tracks(context, track)
@@ -179,9 +179,9 @@ def hook(
 
     The daemon runs it with the settings that it was started with, and `status` and `history` say what came of it.
     """
-    from daemon.approval import who  # noqa: PLC0415 - a quick start
-    from daemon.clock import now_ms  # noqa: PLC0415
-    from daemon.hooks import ask_again  # noqa: PLC0415
+    from daemon.champions.approval import who  # noqa: PLC0415 - a quick start
+    from daemon.champions.hooks import ask_again  # noqa: PLC0415
+    from daemon.system.clock import now_ms  # noqa: PLC0415
 
     settings = load_settings(context)
     settings.track(track)  # one that left the settings has no commands of its own any more
@@ -198,7 +198,7 @@ def _require_words(reason: str | None) -> None:
 
 def _try_out(folder: "Path") -> None:
     """Let the model answer, and say that this is under way."""
-    from daemon.model_check import can_try, require_answer  # noqa: PLC0415 - a quick start
+    from daemon.champions.smoke_test import can_try, require_answer  # noqa: PLC0415 - a quick start
 
     if can_try():
         print_line(f"its files are what they were; loading {folder} to see that it answers")

@@ -18,7 +18,7 @@ def doctor(context: typer.Context, *, as_json: JsonOption = False) -> None:
 
     Changes nothing. Exit code 1 if a line is bad.
     """
-    from daemon.doctor import examine  # noqa: PLC0415 - a quick start for the other commands
+    from daemon.views.doctor import examine  # noqa: PLC0415 - a quick start for the other commands
 
     findings = examine(load_settings(context))
     bad = any(finding.level == "bad" for finding in findings)

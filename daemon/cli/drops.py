@@ -16,9 +16,9 @@ from daemon.cli.workspace import (
 )
 
 if TYPE_CHECKING:
-    from daemon.drop_uses import DropUses
-    from daemon.overview import DropView
-    from daemon.settings import Settings
+    from daemon.settings.model import Settings
+    from daemon.views.drop_lineage import DropUses
+    from daemon.views.overview import DropView
 
 DropArgument = Annotated[int, typer.Argument(metavar="DROP", help="Number of the drop.", max=MOST)]
 ReasonOption = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; kept with the drop.")]
@@ -44,7 +44,7 @@ def drops(
     """List the files that were taken in, newest first."""
     if context.invoked_subcommand is not None:
         return
-    from daemon.tables import DropState  # noqa: PLC0415 - a quick start
+    from daemon.state.tables import DropState  # noqa: PLC0415 - a quick start
 
     if state is not None and state not in set(DropState):
         message = f"there is no state {state!r}: use one of {', '.join(DropState)}"
@@ -82,9 +82,9 @@ def accept(
 
     Such a file says what every later model is judged on: look at its records first.
     """
-    from daemon.approval import who  # noqa: PLC0415 - a quick start
-    from daemon.clock import now_ms  # noqa: PLC0415
-    from daemon.drops import accept as let_count  # noqa: PLC0415
+    from daemon.champions.approval import who  # noqa: PLC0415 - a quick start
+    from daemon.queue.drops import accept as let_count  # noqa: PLC0415
+    from daemon.system.clock import now_ms  # noqa: PLC0415
 
     row = let_count(open_writer(context), drop, reason, now_ms(), who())
     print_line(f"drop {drop} ({row.name}) is accepted: {use_of_pinned(load_settings(context), row.track)}")
@@ -104,9 +104,9 @@ def withdraw(context: typer.Context, *, drop: DropArgument, reason: ReasonOption
 
     Its file and its history stay. What was made with it already is named: open runs, wins that wait, the champion.
     """
-    from daemon.approval import who  # noqa: PLC0415 - a quick start
-    from daemon.clock import now_ms  # noqa: PLC0415
-    from daemon.drops import withdraw as take_out  # noqa: PLC0415
+    from daemon.champions.approval import who  # noqa: PLC0415 - a quick start
+    from daemon.queue.drops import withdraw as take_out  # noqa: PLC0415
+    from daemon.system.clock import now_ms  # noqa: PLC0415
 
     row, begun = take_out(open_writer(context), drop, reason, now_ms(), load_settings(context), who())
     print_line(f"drop {drop} ({row.name}) is withdrawn: no later run of track {row.track} uses it")
@@ -126,9 +126,9 @@ def restore(context: typer.Context, *, drop: DropArgument, reason: ReasonOption)
 
     It counts as new and starts a run as a new drop would.
     """
-    from daemon.approval import who  # noqa: PLC0415 - a quick start
-    from daemon.clock import now_ms  # noqa: PLC0415
-    from daemon.drops import restore as put_back  # noqa: PLC0415
+    from daemon.champions.approval import who  # noqa: PLC0415 - a quick start
+    from daemon.queue.drops import restore as put_back  # noqa: PLC0415
+    from daemon.system.clock import now_ms  # noqa: PLC0415
 
     row = put_back(open_writer(context), drop, reason, now_ms(), load_settings(context), who())
     print_line(f"drop {drop} ({row.name}) is accepted again: the next run of track {row.track} uses it")

@@ -22,9 +22,9 @@ def gc(context: typer.Context, *, dry_run: DryRunOption = False, as_json: JsonOp
     [gc] in the settings says what is kept. The champion, the one before it, base models, drops, and everything of a run
     that is not over are kept in any case. Safe beside the daemon, which does the same after each run.
     """
-    from daemon.clock import now_ms  # noqa: PLC0415 - a quick start
-    from daemon.disk import size_words  # noqa: PLC0415
-    from daemon.gc import collect  # noqa: PLC0415
+    from daemon.storage.disk import size_words  # noqa: PLC0415
+    from daemon.storage.gc import collect  # noqa: PLC0415
+    from daemon.system.clock import now_ms  # noqa: PLC0415 - a quick start
 
     settings = load_settings(context)
     found = collect(open_writer(context), settings, now_ms(), dry_run=dry_run)

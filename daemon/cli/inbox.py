@@ -9,15 +9,15 @@ import typer
 
 from daemon.cli.output import print_json, print_line
 from daemon.cli.workspace import JsonOption, config_path, load_settings, open_overview
-from daemon.rights import is_closed, user
-from daemon.state_folder import DATABASE_NAME, LOCK_NAME
+from daemon.state.layout import DATABASE_NAME, LOCK_NAME
+from daemon.state.permissions import is_closed, user
 from pipeline.errors import EXIT_BAD_DATA, DropforgeError
 
 if TYPE_CHECKING:
-    from daemon.bad_rows import Ruling
-    from daemon.overview import DropView
-    from daemon.settings import Settings
-    from pipeline.validate import Validation
+    from daemon.inbox.quarantine import Ruling
+    from daemon.settings.model import Settings
+    from daemon.views.overview import DropView
+    from pipeline.validation.validate import Validation
 
 _MOST_SHOWN = 20
 _START_FILE = """\
@@ -74,9 +74,9 @@ def init(
 
     Nothing that is there already is changed.
     """
-    from daemon.settings import FILE_NAME, load  # noqa: PLC0415 - a quick start for the other commands
-    from daemon.watcher import make_inbox  # noqa: PLC0415
-    from pipeline.manifest import check_base  # noqa: PLC0415
+    from daemon.inbox.watcher import make_inbox  # noqa: PLC0415
+    from daemon.settings.model import FILE_NAME, load  # noqa: PLC0415 - a quick start for the other commands
+    from pipeline.model_folder.manifest import check_base  # noqa: PLC0415
 
     if base_model is not None:
         check_base(base_model)
@@ -140,7 +140,7 @@ def submit(
 
     It appears there whole or not at all, and replaces nothing. The daemon takes it when it runs.
     """
-    from daemon.inbox_copy import copy_in  # noqa: PLC0415 - a quick start for the other commands
+    from daemon.inbox.submit import copy_in  # noqa: PLC0415 - a quick start for the other commands
 
     settings = load_settings(context)
     settings.track(track)
@@ -185,14 +185,14 @@ def _print_next_steps(folder: Path, settings: "Settings") -> None:
 
 def _settings_if_any(context: typer.Context) -> "Settings":
     """Return the settings in force, the defaults if there is no workspace: a file can be checked anywhere."""
-    from daemon.settings import load  # noqa: PLC0415 - a quick start
+    from daemon.settings.model import load  # noqa: PLC0415 - a quick start
 
     return load(config_path(context))
 
 
 def _validate(file: Path, settings: "Settings", track: str) -> "tuple[Validation, Ruling]":
-    from daemon.bad_rows import rule, validation_options  # noqa: PLC0415 - a quick start
-    from pipeline.validate import validate  # noqa: PLC0415
+    from daemon.inbox.quarantine import rule, validation_options  # noqa: PLC0415 - a quick start
+    from pipeline.validation.validate import validate  # noqa: PLC0415
 
     if not file.is_file():
         message = f"{file} is not a file" if file.exists() else f"there is no file {file}"
@@ -209,7 +209,7 @@ def _validate(file: Path, settings: "Settings", track: str) -> "tuple[Validation
 
 def _known_drop(file: Path, settings: "Settings", track: str, role: str) -> "DropView | None":
     """Return the drop of the track that brought the same content, if it is still of use and this user may see it."""
-    from daemon.overview import Overview  # noqa: PLC0415 - a quick start
+    from daemon.views.overview import Overview  # noqa: PLC0415 - a quick start
     from pipeline.durable import sha256_file  # noqa: PLC0415
 
     if is_closed(settings.state_folder / DATABASE_NAME):
@@ -222,7 +222,7 @@ def _known_drop(file: Path, settings: "Settings", track: str, role: str) -> "Dro
 
 def _unseen(settings: "Settings", track: str) -> list[str]:
     """Return what could not be looked at, a line each: whoever may drop files need not see state and base model."""
-    from pipeline.control_tokens import FILES  # noqa: PLC0415 - a quick start
+    from pipeline.validation.special_tokens import FILES  # noqa: PLC0415 - a quick start
 
     lines, database = [], settings.state_folder / DATABASE_NAME
     if is_closed(database):
@@ -240,7 +240,7 @@ def _print_known(known: "DropView | None") -> None:
 
 
 def _print_findings(file: Path, validation: "Validation", ruling: "Ruling") -> None:
-    from pipeline.validate import MOST_FINDINGS  # noqa: PLC0415 - a quick start for the other commands
+    from pipeline.validation.validate import MOST_FINDINGS  # noqa: PLC0415 - a quick start for the other commands
 
     for finding in validation.findings[:_MOST_SHOWN]:
         where = f"{file}:{finding.line}" if finding.line is not None else str(file)
@@ -268,7 +268,7 @@ def _what_follows(settings: "Settings", track: str, *, heldout: bool, known: boo
         return f"{settle}, and begins no run"
     if heldout:
         from daemon.cli.drops import use_of_pinned  # noqa: PLC0415 - a quick start for the other commands
-        from daemon.yardstick import why_it_waits  # noqa: PLC0415
+        from daemon.queue.yardstick import why_it_waits  # noqa: PLC0415
 
         why = why_it_waits(settings, track, os.geteuid(), 0)
         waits = f"then it waits for a person: dropforge drops accept DROP; {why}"

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from pipeline.card_numbers import cases
-from pipeline.formats import printable
+from pipeline.validation.file_formats import printable
+from pipeline.wording import cases
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -157,8 +157,8 @@ def verdict_lines(verdict: "Verdict") -> list[str]:
 
 def _guard_lines(verdict: "Verdict") -> list[str]:
     """Return how many guards there were, and each that failed or nearly did."""
-    from pipeline.card_facts import is_nearly_failed  # noqa: PLC0415 - a quick start
-    from pipeline.card_words import guard_words  # noqa: PLC0415
+    from pipeline.report.facts import is_nearly_failed  # noqa: PLC0415 - a quick start
+    from pipeline.report.story import guard_words  # noqa: PLC0415
 
     if not verdict.guards:
         return []

@@ -12,7 +12,7 @@ from daemon.cli.status import short_id
 from daemon.cli.workspace import MOST, JsonOption, RunArgument, complete_run, open_overview
 
 if TYPE_CHECKING:
-    from daemon.evidence import Comparison
+    from daemon.views.compare_runs import Comparison
 
 _DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY")
 OtherRunArgument = Annotated[
@@ -39,7 +39,7 @@ def report(
     It is one file, report.html, that can be copied or sent; without a display its path is printed. With --json the
     same as data, which schemas/report.schema.json describes.
     """
-    from daemon.evidence import PAGE_NAME, card_data, card_folder  # noqa: PLC0415 - a quick start
+    from daemon.views.compare_runs import PAGE_NAME, card_data, card_folder  # noqa: PLC0415 - a quick start
 
     overview = open_overview(context)
     if as_json:
@@ -58,7 +58,7 @@ def compare(context: typer.Context, *, run: RunArgument, other: OtherRunArgument
     Their verdicts, the data and settings that differ, and the scores of both candidates on the records that both were
     scored on.
     """
-    from daemon.evidence import compare as beside  # noqa: PLC0415 - a quick start
+    from daemon.views.compare_runs import compare as beside  # noqa: PLC0415 - a quick start
 
     found = beside(open_overview(context), run, other)
     if as_json:

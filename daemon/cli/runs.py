@@ -29,7 +29,7 @@ from daemon.cli.workspace import (
 )
 
 if TYPE_CHECKING:
-    from daemon.overview import Overview, RunDetail
+    from daemon.views.overview import Overview, RunDetail
 
 StateOption = Annotated[
     str | None,
@@ -54,7 +54,7 @@ def runs(
     context: typer.Context, *, track: TrackOption = None, state: StateOption = None, as_json: JsonOption = False
 ) -> None:
     """List the runs, newest first."""
-    from daemon.tables import RunState  # noqa: PLC0415 - a quick start
+    from daemon.state.tables import RunState  # noqa: PLC0415 - a quick start
 
     if state is not None and state not in set(RunState):
         message = f"there is no state {state!r}: use one of {', '.join(RunState)}"
@@ -145,8 +145,8 @@ def retry(
     With the settings of today, and without the drops that were withdrawn or held meanwhile: steps that this makes stale
     are done again.
     """
-    from daemon import queue  # noqa: PLC0415 - a quick start
-    from daemon.reopening import take_back  # noqa: PLC0415 - a quick start
+    from daemon.dispatch.stale_steps import take_back  # noqa: PLC0415 - a quick start
+    from daemon.queue import run_queue  # noqa: PLC0415 - a quick start
     from pipeline.steps import BY_NAME  # noqa: PLC0415 - a quick start
 
     if since is not None and since not in BY_NAME:
@@ -154,9 +154,9 @@ def retry(
         raise typer.BadParameter(message)
     if since is not None:
         # Before the run is anybody's: a refusal must leave its artifacts as they are.
-        queue.require_retriable(open_writer(context), run)
+        run_queue.require_retriable(open_writer(context), run)
         take_back(load_settings(context).state_folder, run, since)
-    state = _act(context, run, queue.retry)
+    state = _act(context, run, run_queue.retry)
     print_line(f"run {run} is {state} and goes on{_when_it_acts(context)}")
 
 
@@ -166,9 +166,9 @@ def cancel(context: typer.Context, *, run: RunArgument) -> None:
 
     One that is running leaves a checkpoint first, so that it can be retried.
     """
-    from daemon import queue  # noqa: PLC0415 - a quick start
+    from daemon.queue import run_queue  # noqa: PLC0415 - a quick start
 
-    state = _act(context, run, queue.cancel)
+    state = _act(context, run, run_queue.cancel)
     if state == "running":
         print_line(f"run {run} is asked to stop{_when_it_acts(context)}")
     else:
@@ -176,7 +176,7 @@ def cancel(context: typer.Context, *, run: RunArgument) -> None:
 
 
 def _act(context: typer.Context, run: int, action: Callable[..., str]) -> str:
-    from daemon.clock import now_ms  # noqa: PLC0415 - a quick start
+    from daemon.system.clock import now_ms  # noqa: PLC0415 - a quick start
 
     return str(action(open_writer(context), run, now_ms()))
 

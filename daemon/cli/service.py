@@ -20,7 +20,8 @@ def run(context: typer.Context) -> None:
 
     It watches the inbox, trains on what is dropped there, judges the model that comes out, and promotes or refuses it.
     """
-    from daemon import logs, service  # noqa: PLC0415 - a quick start for the other commands
+    from daemon import service  # noqa: PLC0415 - a quick start for the other commands
+    from daemon.system import logs  # noqa: PLC0415 - a quick start for the other commands
 
     settings = load_settings(context)
     logs.configure(settings.log_format)
@@ -40,8 +41,8 @@ def worker(
 
     One at a time. The daemon starts this by itself; with worker = "separate" a unit of its own does.
     """
-    from daemon import logs  # noqa: PLC0415 - a quick start for the other commands
-    from daemon import worker as room  # noqa: PLC0415
+    from daemon.dispatch import worker as room  # noqa: PLC0415
+    from daemon.system import logs  # noqa: PLC0415 - a quick start for the other commands
 
     settings = load_settings(context) if state is None else None
     logs.configure("auto" if settings is None else settings.log_format)

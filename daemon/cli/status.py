@@ -12,9 +12,9 @@ from daemon.cli.output import dump, local, print_json, print_line, print_table, 
 from daemon.cli.workspace import JsonOption, load_settings, open_overview
 
 if TYPE_CHECKING:
-    from daemon.overview import Overview, RunView
-    from daemon.reigns import ChampionView
-    from daemon.settings import Settings
+    from daemon.settings.model import Settings
+    from daemon.views.champion_history import ChampionView
+    from daemon.views.overview import Overview, RunView
 
 EXIT_UNAVAILABLE = 69
 _LATEST = 5
@@ -71,7 +71,7 @@ def short_id(model_id: str) -> str:
 
 def _open_runs(overview: "Overview") -> "list[RunView]":
     """Return the runs that are not over, in the order in which they go."""
-    from daemon.overview import OPEN_STATES  # noqa: PLC0415 - a quick start
+    from daemon.views.overview import OPEN_STATES  # noqa: PLC0415 - a quick start
 
     order = {state.value: place for place, state in enumerate(OPEN_STATES)}
     return sorted(overview.runs(states=OPEN_STATES), key=lambda run: (order[run.state], run.id))
@@ -108,8 +108,8 @@ def _print_status_json(settings: "Settings", overview: "Overview") -> None:
 
 def files_in_inbox(settings: "Settings") -> list[str]:
     """Return the files in the inbox that have not been taken, relative to it, in printable form."""
-    from daemon.watcher import is_passed_over, watched_folders  # noqa: PLC0415 - a quick start
-    from pipeline.formats import printable  # noqa: PLC0415 - a quick start
+    from daemon.inbox.watcher import is_passed_over, watched_folders  # noqa: PLC0415 - a quick start
+    from pipeline.validation.file_formats import printable  # noqa: PLC0415 - a quick start
 
     found = []
     for folder in watched_folders(settings):
@@ -120,7 +120,7 @@ def files_in_inbox(settings: "Settings") -> list[str]:
 
 
 def _disk(settings: "Settings") -> dict[str, Any]:
-    from daemon.disk import Disk  # noqa: PLC0415 - a quick start
+    from daemon.storage.disk import Disk  # noqa: PLC0415 - a quick start
 
     disk = Disk(settings)
     return {
@@ -129,7 +129,7 @@ def _disk(settings: "Settings") -> dict[str, Any]:
 
 
 def _print_disk(settings: "Settings") -> None:
-    from daemon.disk import size_words  # noqa: PLC0415 - a quick start
+    from daemon.storage.disk import size_words  # noqa: PLC0415 - a quick start
 
     found = _disk(settings)
     print_line(found["shortage"] or f"disk: {size_words(found['free_bytes'])} free")
@@ -200,7 +200,7 @@ def taken_out_lines(champion: "ChampionView") -> list[str]:
 
 def command_lines(settings: "Settings", champion: "ChampionView", *, alive: bool, every: bool = False) -> list[str]:
     """Return what is to be said of the commands after a change of champion; of those that went well only if `every`."""
-    from daemon.commands import last_line  # noqa: PLC0415 - a quick start
+    from daemon.champions.commands import last_line  # noqa: PLC0415 - a quick start
 
     track = champion.track
     declared = track in settings.track_names

@@ -11,8 +11,8 @@ from pipeline.errors import DropforgeError
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-    from daemon.overview import Overview
-    from daemon.settings import Settings
+    from daemon.settings.model import Settings
+    from daemon.views.overview import Overview
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 TrackOption = Annotated[str | None, typer.Option("--track", metavar="TRACK", help="Of this track only.")]
@@ -36,7 +36,7 @@ def load_settings(context: typer.Context) -> "Settings":
 
     Raises `SettingsError` if they cannot be used, `NoWorkspace` if neither settings nor a state folder are there.
     """
-    from daemon.settings import ENV_PREFIX, OTHER_VARIABLES, load  # noqa: PLC0415 - a quick start
+    from daemon.settings.model import ENV_PREFIX, OTHER_VARIABLES, load  # noqa: PLC0415 - a quick start
 
     settings = load(config_path(context))
     set_here = {name for name in os.environ if name.startswith(ENV_PREFIX)} - OTHER_VARIABLES
@@ -49,7 +49,7 @@ def load_settings(context: typer.Context) -> "Settings":
 
 def open_overview(context: typer.Context) -> "Overview":
     """Return what is known of the workspace's state folder."""
-    from daemon.overview import Overview  # noqa: PLC0415 - a quick start
+    from daemon.views.overview import Overview  # noqa: PLC0415 - a quick start
 
     return Overview(load_settings(context).state_folder)
 
@@ -60,8 +60,8 @@ def open_writer(context: typer.Context) -> "Engine":
 
     Raises `DatabaseUnusable` if there is none yet.
     """
-    from daemon.database import open_engine, open_reader  # noqa: PLC0415 - a quick start
-    from daemon.state_folder import DATABASE_NAME  # noqa: PLC0415
+    from daemon.state.database import open_engine, open_reader  # noqa: PLC0415 - a quick start
+    from daemon.state.layout import DATABASE_NAME  # noqa: PLC0415
 
     path = load_settings(context).state_folder / DATABASE_NAME
     open_reader(path)  # refuses where there is no database, which the writer would make

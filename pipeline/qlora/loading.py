@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.errors import CannotTrain, StepFailed
-from pipeline.foreign_code import foreign_code
+from pipeline.model_folder.untrusted_code import foreign_code
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import StepFailed
-from pipeline.manifest import PICKLES
+from pipeline.model_folder.manifest import PICKLES
 from pipeline.prompt import Format, template_for
 from pipeline.qlora.loading import arithmetic_dtype, load_model
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.report import write_card
+from pipeline.report.write import write_card
 
 CARDS = ["promoted", "worse", "not_shown_better", "guard_failed", "contaminated", "early", "hostile"]
 SCREENS = [(1280, "light"), (1280, "dark"), (400, "light"), (400, "dark")]

@@ -9,21 +9,21 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from daemon import queue
-from daemon.database import check, migrate, open_engine, transaction
-from daemon.dispatcher import Dispatcher
-from daemon.executors.local import LocalExecutor, Spool
-from daemon.intake import Intake, Outcome
-from daemon.orders import read_order
-from daemon.scheduler import take_due_slots
-from daemon.settings import load
-from daemon.state_folder import DATABASE_NAME
-from daemon.watcher import Watcher, make_inbox
+from daemon.dispatch.dispatcher import Dispatcher
+from daemon.dispatch.orders import read_order
+from daemon.dispatch.spool import LocalExecutor, Spool
+from daemon.inbox.intake import Intake, Outcome
+from daemon.inbox.watcher import Watcher, make_inbox
+from daemon.queue import run_queue
+from daemon.queue.nightly import take_due_slots
+from daemon.settings.model import load
+from daemon.state.database import check, migrate, open_engine, transaction
+from daemon.state.layout import DATABASE_NAME
 from pipeline import durable
 from pipeline.artifacts import Adapter, Dataset, Model, Report, Scores, Verdict
 from pipeline.contract import RESULT_NAME, StepResult, StepSpec
 from pipeline.errors import EXIT_INTERRUPTED
-from pipeline.manifest import MANIFEST_NAME
+from pipeline.model_folder.manifest import MANIFEST_NAME
 from pipeline.yardstick import yardstick_words
 from tests.model_folder import write_model
 
@@ -79,7 +79,7 @@ class Daemon:
         Spool(root)
         with transaction(self.engine) as session:
             for name in self.settings.track_names:
-                queue.ensure_track(session, name, now)
+                run_queue.ensure_track(session, name, now)
         self.dispatcher.recover(now)
 
     def take_in(self, now: int, monotonic: float = 0.0) -> list[Outcome]:

@@ -9,11 +9,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from daemon.orders import read_order
-from daemon.queue import ALLOWED
-from daemon.state_folder import DATABASE_NAME
-from daemon.tables import RunState
-from pipeline.manifest import model_id, verify_manifest
+from daemon.dispatch.orders import read_order
+from daemon.queue.run_queue import ALLOWED
+from daemon.state.layout import DATABASE_NAME
+from daemon.state.tables import RunState
+from pipeline.model_folder.manifest import model_id, verify_manifest
 
 #: Where each event takes its run; one that is not named leaves it.
 _MOVES = {

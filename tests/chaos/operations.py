@@ -12,12 +12,13 @@ from unittest.mock import patch
 from sqlalchemy import delete
 from sqlmodel import col, select
 
-from daemon import approval, champions, drops, queue, succession
-from daemon.champions import ChampionMoved
-from daemon.commands import Ended
-from daemon.database import transaction
-from daemon.hooks import Hooks
-from daemon.tables import Drop, DropState, Event, Promotion, PromotionState, Run, RunState, Track
+from daemon.champions import approval, journal, promotion
+from daemon.champions.commands import Ended
+from daemon.champions.hooks import Hooks
+from daemon.champions.promotion import ChampionMoved
+from daemon.queue import drops, run_queue
+from daemon.state.database import transaction
+from daemon.state.tables import Drop, DropState, Event, Promotion, PromotionState, Run, RunState, Track
 from pipeline.qlora import checkpoints
 from tests.chaos.house import _SETTINGS, DAY, START, Daemon, build, records
 
@@ -60,7 +61,7 @@ def _runs(daemon: Daemon) -> list[str]:
 def _reigning(daemon: Daemon) -> tuple[int, list[int | None]]:
     """Return the champion's generation and the runs that were promoted, in their order."""
     with transaction(daemon.engine) as session:
-        generation = champions.champion(session, "default").generation
+        generation = promotion.champion(session, "default").generation
         done = select(Promotion.run_id).where(Promotion.state == PromotionState.DONE)
         return generation, list(session.exec(done.order_by(col(Promotion.generation))).all())
 
@@ -106,7 +107,7 @@ def _waiting_drop(folder: Path) -> None:
     daemon = Daemon(folder, START)
     daemon.night(START)  # nights count from the first look
     _accepted(daemon, "new.jsonl", "new")
-    queue.cancel(daemon.engine, 1, START)
+    run_queue.cancel(daemon.engine, 1, START)
 
 
 def _night(folder: Path) -> Callable[[], object]:
@@ -197,7 +198,7 @@ def _overtaken_at(step: str) -> Callable[[Path], None]:
         daemon = Daemon(folder, START)
         _accepted(daemon, "second.jsonl", "second")
         daemon.until(step, START, "worse")
-        champions.rollback(daemon.engine, daemon.root, "default", 0, "it swears", START)
+        promotion.rollback(daemon.engine, daemon.root, "default", 0, "it swears", START)
 
     return prepare
 
@@ -279,21 +280,21 @@ def _two_champions(folder: Path) -> None:
 
 def _going_back(folder: Path) -> Callable[[], object]:
     daemon = Daemon(folder, NOW)
-    return lambda: champions.rollback(daemon.engine, daemon.root, "default", 1, "it swears", NOW)
+    return lambda: promotion.rollback(daemon.engine, daemon.root, "default", 1, "it swears", NOW)
 
 
 def _back(daemon: Daemon) -> None:
     if _reigning(daemon)[0] == 2:
-        champions.rollback(daemon.engine, daemon.root, "default", 1, "it swears", NOW)
+        promotion.rollback(daemon.engine, daemon.root, "default", 1, "it swears", NOW)
     assert _reigning(daemon) == (3, [None, 1, 2, None])
     champion = daemon.root / "tracks/default/champion"
     assert b"weights of run 1" in (champion / "model.safetensors").read_bytes()
     assert b"weights of run 2" in (champion.with_name("previous") / "model.safetensors").read_bytes()
     with transaction(daemon.engine) as session:
         left = session.exec(select(Promotion).where(Promotion.generation == 2)).one()
-    with suppress(ChampionMoved, champions.Barred):
-        again = champions.Candidate("default", 2, left.model_id, left.model_path)
-        champions.promote(daemon.engine, daemon.root, again, 3, "again", NOW)
+    with suppress(ChampionMoved, promotion.Barred):
+        again = promotion.Candidate("default", 2, left.model_id, left.model_path)
+        promotion.promote(daemon.engine, daemon.root, again, 3, "again", NOW)
     assert _reigning(daemon) == (3, [None, 1, 2, None])
 
 
@@ -301,7 +302,7 @@ def _half_promoted(folder: Path) -> None:
     """A daemon that died between a promotion's intent and its done row, in the middle of its links."""
     _at("decide", "promoted")(folder)
     daemon = Daemon(folder, START)
-    with patch.object(succession, "_point", side_effect=Death), suppress(Death):
+    with patch.object(journal, "_point", side_effect=Death), suppress(Death):
         daemon.dispatcher.tick(START)
 
 
@@ -439,7 +440,7 @@ def _giving_up(folder: Path) -> Callable[[], object]:
             row = session.exec(select(Promotion).where(Promotion.generation == 1)).one()
         if row.health_state != "failed":
             hooks._note(row.id or 0, "health", Ended("exit code 7", ""), NOW)
-            with patch("daemon.hooks._TROUBLE_SECONDS", 0):
+            with patch("daemon.champions.hooks._TROUBLE_SECONDS", 0):
                 hooks._roll_back(row, "exit code 7", NOW)
 
     return act
@@ -478,7 +479,7 @@ def _promoted_in_vain(folder: Path) -> None:
     """A daemon that died before a promotion's done row, its links swapped; its model has been lost since."""
     _at("decide", "promoted")(folder)
     daemon = Daemon(folder, START)
-    with patch.object(queue, "finish", side_effect=Death), suppress(Death):
+    with patch.object(run_queue, "finish", side_effect=Death), suppress(Death):
         daemon.dispatcher.tick(START)
     with transaction(daemon.engine) as session:
         row = session.exec(select(Promotion).where(Promotion.generation == 1)).one()

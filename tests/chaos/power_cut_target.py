@@ -18,14 +18,16 @@ from unittest import mock
 
 from sqlmodel import select
 
-from daemon import database, incoming, queue
-from daemon.clock import now_ms
-from daemon.database import transaction
-from daemon.orders import read_order
+from daemon.dispatch.orders import read_order
+from daemon.inbox import safe_copy
+from daemon.inbox.watcher import make_inbox
+from daemon.queue import run_queue
 from daemon.service import Service
-from daemon.settings import load
-from daemon.tables import Drop, Promotion, Run
-from daemon.watcher import make_inbox
+from daemon.settings.model import load
+from daemon.state import database
+from daemon.state.database import transaction
+from daemon.state.tables import Drop, Promotion, Run
+from daemon.system.clock import now_ms
 from pipeline import durable
 from pipeline.config import RunConfig
 from pipeline.contract import RESULT_NAME, Attempt, StepResult
@@ -97,12 +99,12 @@ def queue_(house: House, say: Say) -> None:
         ))  # fmt: skip
     while True:
         with transaction(house.engine) as session:
-            number = queue.enqueue(session, "default", "drop", now_ms(), 0).id
+            number = run_queue.enqueue(session, "default", "drop", now_ms(), 0).id
         say("queued", number)
-        claim = queue.claim(house.engine, now_ms(), lambda _session, _track: config)
+        claim = run_queue.claim(house.engine, now_ms(), lambda _session, _track: config)
         assert claim is not None
         say("running", number)
-        queue.finish(house.engine, claim, "worse", "worse", now_ms())
+        run_queue.finish(house.engine, claim, "worse", "worse", now_ms())
         say("succeeded", number)
 
 
@@ -139,7 +141,7 @@ def leave_out(mutation: str) -> None:
 
         mock.patch.object(database, "_connect", careless).start()
     elif mutation == "copies":
-        mock.patch.object(incoming, "os", _Os()).start()
+        mock.patch.object(safe_copy, "os", _Os()).start()
     elif mutation == "models":
         mock.patch.object(durable, "fsync_tree", _nothing).start()
     else:

@@ -16,9 +16,10 @@ import pytest
 from sqlalchemy.exc import OperationalError
 from sqlmodel import Session, select
 
-from daemon import database, queue
-from daemon.database import migrate, open_engine, transaction
-from daemon.tables import Drop, DropState, Event, Run, Track
+from daemon.queue import run_queue
+from daemon.state import database
+from daemon.state.database import migrate, open_engine, transaction
+from daemon.state.tables import Drop, DropState, Event, Run, Track
 from pipeline.config import RunConfig
 
 PROCESSES = 4
@@ -47,7 +48,7 @@ def prepare(path: Path, runs: int) -> None:
                     sha256=f"{number:064x}", size_bytes=1, rows=1, received_at=1,
                 )
             )  # fmt: skip
-            queue.enqueue(session, f"t{number}", "drop", 0, 0)
+            run_queue.enqueue(session, f"t{number}", "drop", 0, 0)
 
 
 def run_race(path: Path, begin: str) -> Race:
@@ -113,7 +114,7 @@ def race(path: Path, begin: str) -> None:
     claims, lock_errors = [], 0
     while True:
         try:
-            claim = queue.claim(engine, 100, configure, limit=None)
+            claim = run_queue.claim(engine, 100, configure, limit=None)
             if claim is None:
                 break
             claims.append(claim.run_id)
@@ -121,8 +122,8 @@ def race(path: Path, begin: str) -> None:
             lock_errors += 1
             continue
         try:
-            queue.finish(engine, claim, "worse", "it lost", 200)
-        except (OperationalError, queue.LostClaim):
+            run_queue.finish(engine, claim, "worse", "it lost", 200)
+        except (OperationalError, run_queue.LostClaim):
             lock_errors += 1
     print(json.dumps({"claims": claims, "lock_errors": lock_errors}))
 

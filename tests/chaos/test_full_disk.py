@@ -18,22 +18,27 @@ from typing import Any
 import pytest
 from sqlmodel import select
 
-from daemon import champions, dispatcher, intake, publishing, queue, service
-from daemon.database import check, transaction
-from daemon.executors import JobState
-from daemon.executors.local import LocalExecutor
-from daemon.orders import read_order
+from daemon import service
+from daemon.champions import promotion
+from daemon.dispatch import dispatcher
+from daemon.dispatch.executor import JobState
+from daemon.dispatch.orders import read_order
+from daemon.dispatch.spool import LocalExecutor
+from daemon.dispatch.worker import Worker
+from daemon.inbox import intake
+from daemon.queue import run_queue
 from daemon.service import Service
-from daemon.settings import load
-from daemon.tables import Attempt, AttemptState, Drop, Promotion, Run, RunState, Track
-from daemon.worker import Worker
+from daemon.settings.model import load
+from daemon.state import run_files
+from daemon.state.database import check, transaction
+from daemon.state.tables import Attempt, AttemptState, Drop, Promotion, Run, RunState, Track
 from pipeline import __main__ as step_process
 from pipeline import durable
 from pipeline.artifacts import Artifact, ModelRef
 from pipeline.config import RunConfig
 from pipeline.contract import RESULT_NAME, StepResult, StepSpec
 from pipeline.contract import Attempt as StepAttempt
-from pipeline.manifest import MANIFEST_NAME
+from pipeline.model_folder.manifest import MANIFEST_NAME
 from pipeline.steps import BY_NAME
 from tests.chaos.loop_disk import LoopDisk, needs_root
 from tests.chaos.scripted_steps import ARTIFACTS
@@ -161,7 +166,7 @@ def arm(house: House, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
         return
     places = {
         "copy": (intake, "copy"), "enqueue": (intake, "validate"), "claim": (dispatcher, "needed_bytes"),
-        "publish": (publishing, "publish"), "promote": (champions, "promote"), "finish": (queue, "finish"),
+        "publish": (run_files, "publish"), "promote": (promotion, "promote"), "finish": (run_queue, "finish"),
     }  # fmt: skip
     module, name = places[stage]
     real = getattr(module, name)

@@ -14,17 +14,17 @@ from typing import NamedTuple
 import pytest
 from sqlmodel import select
 
-from daemon import queue
 from daemon.cli import main
-from daemon.database import migrate, open_engine, transaction
-from daemon.dispatcher import Dispatcher
-from daemon.executors import JobState
-from daemon.executors.local import LocalExecutor, Spool
-from daemon.processes import FileLock, identify, is_alive, lock_holder, wait_until_dead
-from daemon.settings import Settings, load
-from daemon.tables import Attempt, Drop, DropState, Event, Run
-from daemon.watcher import make_inbox
-from daemon.worker import Worker, end_steps_now
+from daemon.dispatch.dispatcher import Dispatcher
+from daemon.dispatch.executor import JobState
+from daemon.dispatch.spool import LocalExecutor, Spool
+from daemon.dispatch.worker import Worker, end_steps_now
+from daemon.inbox.watcher import make_inbox
+from daemon.queue import run_queue
+from daemon.settings.model import Settings, load
+from daemon.state.database import migrate, open_engine, transaction
+from daemon.state.tables import Attempt, Drop, DropState, Event, Run
+from daemon.system.processes import FileLock, identify, is_alive, lock_holder, wait_until_dead
 from pipeline import durable
 from pipeline.contract import StepSpec
 from tests.model_folder import write_model
@@ -64,7 +64,7 @@ class House:
         self.dispatcher = Dispatcher(self.engine, self.settings, self.executor)
         self.now = NOW
         with transaction(self.engine) as session:
-            queue.ensure_track(session, "default", NOW)
+            run_queue.ensure_track(session, "default", NOW)
         self.dispatcher.recover(NOW)
         with transaction(self.engine) as session:
             drop = Drop(
@@ -72,7 +72,7 @@ class House:
                 size_bytes=1, rows=1, received_at=NOW,
             )  # fmt: skip
             session.add(drop)
-            queue.enqueue(session, "default", "drop", NOW, NOW)
+            run_queue.enqueue(session, "default", "drop", NOW, NOW)
 
     def run(self) -> Run:
         with transaction(self.engine) as session:
@@ -183,7 +183,7 @@ def test_how_a_step_ended_decides_what_becomes_of_its_run(house: House, case: st
 
 def start_worker(root: Path) -> subprocess.Popen[bytes]:
     code = (
-        "import sys, pathlib; from daemon.worker import serve; "
+        "import sys, pathlib; from daemon.dispatch.worker import serve; "
         "serve(pathlib.Path(sys.argv[1]), with_lifeline=True, command=lambda spec, _place: spec.argv)"
     )
     return subprocess.Popen([sys.executable, "-c", code, str(root)], stdin=subprocess.PIPE)
@@ -243,7 +243,7 @@ def test_a_step_written_down_before_the_machine_was_started_again_is_lost_though
 
 
 def test_a_lock_is_given_back_by_death_and_by_nothing_else(tmp_path: Path) -> None:
-    code = "import sys, signal; from daemon.processes import FileLock; from pathlib import Path\n"
+    code = "import sys, signal; from daemon.system.processes import FileLock; from pathlib import Path\n"
     code += "lock = FileLock(Path(sys.argv[1])); print(lock.acquire(), flush=True); signal.pause()"
     path = tmp_path / "lock"
     with subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE) as holder:
@@ -266,7 +266,7 @@ def test_somebody_who_only_looks_does_not_keep_the_daemon_from_starting(
     path.touch()
     looking = os.open(path, os.O_RDONLY)
     fcntl.flock(looking, fcntl.LOCK_SH)
-    monkeypatch.setattr("daemon.processes.time.sleep", lambda _seconds: fcntl.flock(looking, fcntl.LOCK_UN))
+    monkeypatch.setattr("daemon.system.processes.time.sleep", lambda _seconds: fcntl.flock(looking, fcntl.LOCK_UN))
     lock = FileLock(path)
     assert lock.acquire()
     lock.release()

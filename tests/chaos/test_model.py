@@ -28,17 +28,18 @@ from hypothesis.stateful import (
 from sqlalchemy.exc import DatabaseError
 from sqlmodel import Session, col, select
 
-from daemon import approval, champions, drops, queue
-from daemon.champions import Barred, Candidate, NoTarget, Withdrawn
-from daemon.database import transaction
-from daemon.settings import RetrySettings
-from daemon.succession import AWAITING, require_generation
-from daemon.tables import Drop, Promotion, PromotionState, Run, Track
-from daemon.withdrawals import train_without
+from daemon.champions import approval, promotion
+from daemon.champions.journal import AWAITING, require_generation
+from daemon.champions.promotion import Barred, Candidate, NoTarget, Withdrawn
+from daemon.queue import drops, run_queue
+from daemon.queue.withdrawals import train_without
+from daemon.settings.model import RetrySettings
+from daemon.state.database import transaction
+from daemon.state.tables import Drop, Promotion, PromotionState, Run, Track
 from pipeline.artifacts import Model, Verdict
 from pipeline.config import RunConfig
 from pipeline.errors import DropforgeError
-from pipeline.manifest import model_id
+from pipeline.model_folder.manifest import model_id
 from tests.chaos.faults import Death, Trouble
 from tests.chaos.house import MEMORY, START, Daemon, build, records
 from tests.chaos.invariants import broken
@@ -76,7 +77,7 @@ class House(RuleBasedStateMachine):
         self.inbox: dict[str, tuple[str, float | None]] = {}
         self.models = {name: write_model(self.folder / "models" / name, name.encode()) for name in MODELS}
         self.models["base"] = model_id(self.folder / "base")
-        self.old_claims: list[queue.Claim] = []
+        self.old_claims: list[run_queue.Claim] = []
         self.seen: list[str] = []
 
     def teardown(self) -> None:
@@ -91,11 +92,11 @@ class House(RuleBasedStateMachine):
         self.inbox = {name: (content, None) for name, (content, _) in self.inbox.items()}
         self.daemon = Daemon(self.folder, self.now)
 
-    def claims(self) -> list[queue.Claim]:
+    def claims(self) -> list[run_queue.Claim]:
         """Return the claim of the run in hand, as its owner has it."""
         with transaction(self.daemon.engine) as session:
             running = session.exec(select(Run).where(Run.state == "running")).all()
-        return [queue.Claim(run.id or 0, run.token or "") for run in running]
+        return [run_queue.Claim(run.id or 0, run.token or "") for run in running]
 
     def do(self, act: Callable[[], object]) -> bool:
         """Do it under the trouble that was ordered; say whether it came, after which it has been done again."""
@@ -227,7 +228,7 @@ class House(RuleBasedStateMachine):
     @rule()
     def claim(self) -> None:
         """Let the daemon take the next run."""
-        self.do(lambda: queue.claim(self.daemon.engine, self.now, configure))
+        self.do(lambda: run_queue.claim(self.daemon.engine, self.now, configure))
         self.world.claim(self.now)
 
     @precondition(lambda self: self.world.runs)
@@ -236,7 +237,7 @@ class House(RuleBasedStateMachine):
         """Let the daemon stop with a run in hand."""
         if not self._in_hand():
             return
-        self._end(lambda claim: queue.interrupt(self.daemon.engine, claim, self.now))
+        self._end(lambda claim: run_queue.interrupt(self.daemon.engine, claim, self.now))
         run = self.world.runs[self.world.running - 1]
         run.state, run.not_before = "waiting", self.now
 
@@ -246,8 +247,8 @@ class House(RuleBasedStateMachine):
         """Let the run in hand fail."""
         if not self._in_hand():
             return
-        failure = queue.Failure("out of luck", "try again", retryable)
-        self._end(lambda claim: queue.fail(self.daemon.engine, claim, failure, self.now, RETRY))
+        failure = run_queue.Failure("out of luck", "try again", retryable)
+        self._end(lambda claim: run_queue.fail(self.daemon.engine, claim, failure, self.now, RETRY))
         self.world.fail(self.world.running, self.now, retryable=retryable)
 
     @precondition(lambda self: self.world.runs)
@@ -258,12 +259,12 @@ class House(RuleBasedStateMachine):
         if not number:
             return
 
-        def conclude(claim: queue.Claim) -> None:
+        def conclude(claim: run_queue.Claim) -> None:
             def also(session: Session, run: Run) -> None:
                 if worse:
-                    queue.hold_new_drops(session, run, "worse", self.now)
+                    run_queue.hold_new_drops(session, run, "worse", self.now)
 
-            queue.finish(self.daemon.engine, claim, "worse", "it lost", self.now, still=also)
+            run_queue.finish(self.daemon.engine, claim, "worse", "it lost", self.now, still=also)
 
         self._end(conclude)
         if worse:
@@ -281,13 +282,13 @@ class House(RuleBasedStateMachine):
         expected = len(self.world.champions) - 1
         candidate = Candidate("default", number, identity, f"models/{identity}")
 
-        def conclude(claim: queue.Claim) -> None:
+        def conclude(claim: run_queue.Claim) -> None:
             try:
-                champions.promote(self.daemon.engine, self.daemon.root, candidate, expected, "better", self.now)
+                promotion.promote(self.daemon.engine, self.daemon.root, candidate, expected, "better", self.now)
             except (Barred, Withdrawn):
-                queue.finish(self.daemon.engine, claim, AWAITING, "better", self.now, still=self._without)
+                run_queue.finish(self.daemon.engine, claim, AWAITING, "better", self.now, still=self._without)
             else:
-                queue.finish(self.daemon.engine, claim, "promoted", "better", self.now)
+                run_queue.finish(self.daemon.engine, claim, "promoted", "better", self.now)
 
         self._end(conclude)
         if name in self.world.barred or self.world.has_withdrawn(number):
@@ -315,12 +316,12 @@ class House(RuleBasedStateMachine):
             return
         self._lay(number, name)
 
-        def conclude(claim: queue.Claim) -> None:
+        def conclude(claim: run_queue.Claim) -> None:
             def still(session: Session, run: Run) -> None:
                 require_generation(session, run.track, generation)
                 self._without(session, run)
 
-            queue.finish(self.daemon.engine, claim, AWAITING, "better", self.now, still=still)
+            run_queue.finish(self.daemon.engine, claim, AWAITING, "better", self.now, still=still)
 
         self._end(conclude)
         self.world.wait(number, self.now)
@@ -374,7 +375,7 @@ class House(RuleBasedStateMachine):
             self.claim()
         return self.world.running
 
-    def _end(self, conclude: Callable[[queue.Claim], object]) -> None:
+    def _end(self, conclude: Callable[[run_queue.Claim], object]) -> None:
         """Let the owner of the run in hand end it; its claim is an old one then."""
 
         def act() -> None:
@@ -394,8 +395,8 @@ class House(RuleBasedStateMachine):
             tokens = set(session.exec(select(Run.token)).all())
         for claim in self.old_claims:
             if claim.token not in tokens:
-                with pytest.raises(queue.LostClaim):
-                    queue.finish(self.daemon.engine, claim, "promoted", "from the grave", self.now)
+                with pytest.raises(run_queue.LostClaim):
+                    run_queue.finish(self.daemon.engine, claim, "promoted", "from the grave", self.now)
 
     # --- people
 
@@ -407,14 +408,14 @@ class House(RuleBasedStateMachine):
         run = self.world.runs[number - 1]
 
         def act() -> None:
-            queue.cancel(self.daemon.engine, number, self.now)
+            run_queue.cancel(self.daemon.engine, number, self.now)
             for claim in self.claims():
                 if claim.run_id == number:
                     self.old_claims.append(claim)
-                    queue.cancelled(self.daemon.engine, claim, self.now)
+                    run_queue.cancelled(self.daemon.engine, claim, self.now)
 
         may = run.state in {"queued", "waiting", "running"}
-        self.person(act, may=may, refusal=queue.WrongState)
+        self.person(act, may=may, refusal=run_queue.WrongState)
         if may:
             self.world.end(number, "cancelled")
 
@@ -424,8 +425,8 @@ class House(RuleBasedStateMachine):
         """Retry a run."""
         number = pick % len(self.world.runs) + 1
         may = self.world.retry(number, self.now)
-        act = lambda: queue.retry(self.daemon.engine, number, self.now)  # noqa: E731
-        self.person(act, may=may, refusal=queue.WrongState)
+        act = lambda: run_queue.retry(self.daemon.engine, number, self.now)  # noqa: E731
+        self.person(act, may=may, refusal=run_queue.WrongState)
 
     @precondition(lambda self: self.world.drops)
     @rule(pick=PICK)
@@ -457,9 +458,9 @@ class House(RuleBasedStateMachine):
 
         def act() -> None:
             with transaction(self.daemon.engine) as session:
-                moved = champions.champion(session, "default").generation != generation
+                moved = promotion.champion(session, "default").generation != generation
             if not moved:
-                champions.rollback(self.daemon.engine, self.daemon.root, "default", to, "it swears", self.now)
+                promotion.rollback(self.daemon.engine, self.daemon.root, "default", to, "it swears", self.now)
 
         self.person(act, may=target is not None, refusal=NoTarget)
         if target is not None:

@@ -27,14 +27,14 @@ _ROOM = 1 << 29
 DEAF = """
 import sys
 from watchdog.observers.api import BaseObserver, EventEmitter
-import daemon.watcher
+import daemon.inbox.watcher
 from daemon.cli import main
 
 class Deaf(EventEmitter):
     def queue_events(self, timeout):
         self.stopped_event.wait(timeout)
 
-daemon.watcher._observer = lambda kind: BaseObserver(Deaf)
+daemon.inbox.watcher._observer = lambda kind: BaseObserver(Deaf)
 sys.argv[0] = "dropforge"
 sys.exit(main())
 """

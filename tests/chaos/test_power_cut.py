@@ -18,11 +18,11 @@ from pathlib import Path
 import pytest
 from sqlmodel import select
 
-from daemon.database import DatabaseUnusable, check, transaction
-from daemon.tables import Drop, Promotion, Run, Track
+from daemon.state.database import DatabaseUnusable, check, transaction
+from daemon.state.tables import Drop, Promotion, Run, Track
 from pipeline import durable
 from pipeline.errors import DropforgeError
-from pipeline.manifest import MANIFEST_NAME, verify_manifest
+from pipeline.model_folder.manifest import MANIFEST_NAME, verify_manifest
 from tests.chaos.loop_disk import LoopDisk, needs_root
 from tests.chaos.power_cut_target import House
 from tests.model_folder import write_model

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from daemon import service
-from daemon.commands import Command
-from daemon.overview import Overview
+from daemon.champions.commands import Command
 from daemon.service import Service
-from daemon.settings import Settings, load
+from daemon.settings.model import Settings, load
+from daemon.views.overview import Overview
 from tests.chaos.house import START, Daemon, build, records
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from sqlmodel import Session, col, select
 
-from daemon.database import open_reader
-from daemon.tables import Drop, Promotion, Run
+from daemon.state.database import open_reader
+from daemon.state.tables import Drop, Promotion, Run
 from pipeline import durable
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from daemon.cli.demo import unexpected
-from daemon.overview import Overview
-from daemon.processes import lock_holder
+from daemon.cli.demo.command import unexpected
+from daemon.system.processes import lock_holder
+from daemon.views.overview import Overview
 from pipeline.artifacts import Adapter, Dataset
-from pipeline.reasons import blame_drops
+from pipeline.gate.reasons import blame_drops
 
 DROPFORGE = Path(sys.executable).parent / "dropforge"
 

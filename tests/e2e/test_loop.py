@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from daemon.processes import lock_holder
-from daemon.tables import DropState
+from daemon.state.tables import DropState
+from daemon.system.processes import lock_holder
 from pipeline import durable
 
 TRAINER = ("pipeline", "train")

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from daemon.executors.local import Spool
-from daemon.tables import Attempt
+from daemon.dispatch.spool import Spool
+from daemon.state.tables import Attempt
 from pipeline import durable
 
 

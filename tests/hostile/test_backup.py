@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from daemon.backup import MANIFEST, make
-from daemon.state_folder import DATABASE_NAME, LOCK_NAME
+from daemon.state.layout import DATABASE_NAME, LOCK_NAME
+from daemon.storage.backup import MANIFEST, make
 from tests.chaos.loop_disk import LoopDisk, needs_root
 from tests.daemon.conftest import MODEL_ID, LivedIn, dropforge, lived_in, new_workspace
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.foreign_code import ENDED_BY
+from pipeline.model_folder.untrusted_code import ENDED_BY
 
 #: Seconds after which a command that should be refused at once hangs.
 PATIENCE = 120

@@ -10,8 +10,8 @@ import pytest
 from sqlalchemy.exc import OperationalError
 from sqlmodel import Session, select
 
-from daemon.database import open_reader
-from daemon.tables import Slot, Track
+from daemon.state.database import open_reader
+from daemon.state.tables import Slot, Track
 from tests.hostile.people import DAEMON, Box
 
 Tell = Callable[[str, object], None]

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from pipeline import judge_client
 from pipeline.contract import Attempt
-from pipeline.judge import judge
-from pipeline.judge_client import Patience
-from tests.pipeline.test_judge import Bench, lines
+from pipeline.evaluation import judge_client
+from pipeline.evaluation.judge_client import Patience
+from pipeline.steps.judge import judge
+from tests.pipeline.steps.test_judge import Bench, lines
 
 _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 _MIB = 1 << 20

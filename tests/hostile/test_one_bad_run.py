@@ -11,8 +11,8 @@ import pytest
 from sqlalchemy.exc import OperationalError
 from sqlmodel import Session, col, select
 
-from daemon.database import open_reader
-from daemon.tables import Promotion, Run
+from daemon.state.database import open_reader
+from daemon.state.tables import Promotion, Run
 from tests.hostile.people import DAEMON, Box, rows
 
 Tell = Callable[[str, object], None]
@@ -20,7 +20,7 @@ Tell = Callable[[str, object], None]
 WORK = """
 import sys, threading
 from pathlib import Path
-from daemon.orders import OrderRefused
+from daemon.dispatch.orders import OrderRefused
 from tests.chaos.house import work
 while True:
     try:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from daemon.settings import Settings, SettingsError, TrackSettings, load
-from daemon.settings_numbers import section_of
+from daemon.settings.model import Settings, SettingsError, TrackSettings, load
+from daemon.settings.numbers import section_of
 from tests.daemon.conftest import dropforge
 
 __all__ = ["dropforge"]

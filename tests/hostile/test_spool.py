@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from daemon.executors import JobState
-from daemon.executors.local import LocalExecutor, Spool
+from daemon.dispatch.executor import JobState
+from daemon.dispatch.spool import LocalExecutor, Spool
 from pipeline import durable
 from pipeline.artifacts import ModelRef
 from pipeline.config import RunConfig

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from sqlmodel import col, select
 
-from daemon.database import transaction
-from daemon.overview import Overview
-from daemon.tables import Drop, Run
+from daemon.state.database import transaction
+from daemon.state.tables import Drop, Run
+from daemon.views.overview import Overview
 from tests.chaos.house import START, Daemon, build, records
 
 #: Users and a group that no machine has: the inbox is the group's, the settings are the owner's.

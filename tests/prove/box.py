@@ -14,15 +14,15 @@ from typing import Any, NamedTuple
 
 from sqlmodel import col, select
 
-from daemon.database import transaction
-from daemon.orders import read_order
-from daemon.tables import Drop, Run
-from daemon.watcher import make_inbox
+from daemon.dispatch.orders import read_order
+from daemon.inbox.watcher import make_inbox
+from daemon.state.database import transaction
+from daemon.state.tables import Drop, Run
 from pipeline import __main__ as step_process
 from pipeline import durable
 from pipeline.artifacts import Dataset, Model, Verdict
 from pipeline.contract import RESULT_NAME, Attempt, StepResult, StepSpec
-from pipeline.dataset_files import dataset_hash
+from pipeline.dataset.files import dataset_hash
 from tests.chaos.house import DAY, START, Daemon
 
 Rows = Sequence[Mapping[str, Any]]

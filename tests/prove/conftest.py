@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from daemon.cli.demo import demo_base
+from daemon.cli.demo.command import demo_base
 from tests.prove.box import Box
 from tests.prove.tasks import Task, desk_task, keyword_task, topic_task
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
-from daemon.demo_data import INSTRUCTION, TEAMS, generate_messages
+from daemon.cli.demo.data import INSTRUCTION, TEAMS, generate_messages
 
 Row = dict[str, str]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.manifest import MANIFEST_NAME
+from pipeline.model_folder.manifest import MANIFEST_NAME
 from pipeline.prompt import fold
 from tests.prove.box import Box, Night, challenge_with, train_on
 from tests.prove.conftest import Ground

@@ -1,0 +1,154 @@
+"""
+A person's word on a run's model: yes to a win that waits for one, or the champion's place whatever the verdict.
+
+A win that waits is `awaiting_approval` as long as the champion that it was compared with reigns; then it is too late.
+"""
+
+import getpass
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from time import monotonic
+
+from sqlalchemy import Engine
+from sqlmodel import Session
+
+from daemon.champions import promotion
+from daemon.champions.journal import AWAITING, OVERTAKEN, alone, carry_out, champion, intend
+from daemon.champions.promotion import Candidate, TryOut, check_files, forcing, later, require_there
+from daemon.state import run_files
+from daemon.state.database import transaction
+from daemon.state.tables import Promotion, PromotionKind, Run, RunState
+from pipeline.errors import DropforgeError
+
+_OVER = {RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED, RunState.QUARANTINED}
+
+
+class CannotPromote(DropforgeError):
+    """The run has no model that could be promoted, or no win that waits for a word."""
+
+
+def approve(engine: Engine, state_folder: Path, run_id: int, now: int, by: str | None = None) -> Promotion:
+    """
+    Promote the win of a run that waits for approval, and return the row that says so.
+
+    Raises `CannotPromote` if it did not win or another champion came first, `ChampionMoved` if one comes meanwhile,
+    `NoTarget` if the model's files are not what they were, `Barred` if it was rolled back from, `Withdrawn` if it was
+    trained or judged on a drop that was withdrawn since.
+    """
+    with transaction(engine) as session:
+        run = _known(session, run_id)
+        past = promotion.history(session, run.track)
+    _require_waiting(state_folder, run, past)
+    try:
+        verdict = run_files.load_verdict(state_folder, run_id)
+    except run_files.VerdictDamaged as error:
+        raise CannotPromote(error.message, f"{error.hint}, or: {forcing(run_id)}") from error
+    if verdict is None or verdict.candidate_model_id is None or verdict.champion_generation is None:
+        message = f"the verdict of run {run_id} is not there any more"
+        raise CannotPromote(message, f"bring runs/{run_id}/decide.json back from a backup, or: {forcing(run_id)}")
+    path = f"models/{verdict.candidate_model_id}"
+    check_files(state_folder, path, verdict.candidate_model_id, f"the model of run {run_id}", run.track)
+    candidate = Candidate(run.track, run_id, verdict.candidate_model_id, path, approved_by=by)
+    return promotion.promote(engine, state_folder, candidate, verdict.champion_generation, verdict.sentence, now)
+
+
+def force(  # noqa: PLR0913 - what is asked for, and who asks
+    engine: Engine, state_folder: Path, run_id: int, reason: str, now: int,
+    *, by: str | None = None, try_out: TryOut = lambda _folder: None,
+) -> Promotion:  # fmt: skip
+    """
+    Make the model of an ended run the champion whatever its verdict, and return the row that says so.
+
+    Its files are compared with their hashes and `try_out` lets it answer before anything moves. A bar is lifted; drops
+    that were held stay held. Raises `CannotPromote`, `NoTarget`, what `try_out` does, or `ChampionMoved` if another
+    change came first.
+    """
+    with transaction(engine) as session:
+        run = _known(session, run_id)
+        reigning = champion(session, run.track)
+    identity = _model_of(state_folder, run)
+    if identity == reigning.model_id:
+        message = f"the model of run {run_id} is the champion of track {run.track} already"
+        raise CannotPromote(message, f"look at it: dropforge champion --track {run.track}")
+    path, what = f"models/{identity}", f"the model of run {run_id}"
+    begun = monotonic()
+    check_files(state_folder, path, identity, what, run.track)
+    try_out(state_folder / path)
+    now = later(now, monotonic() - begun)
+    intent = Promotion(
+        track=run.track, run_id=run_id, kind=PromotionKind.FORCED, generation=reigning.generation + 1,
+        model_id=identity, model_path=path, reason=reason, created_at=now, approved_by=by,
+        overrode=run.outcome or run.state,
+    )  # fmt: skip
+    with alone(state_folder, run.track):
+        with transaction(engine) as session:
+            # A collection holds the write lock while it moves models away: one that is here now, stays.
+            require_there(state_folder / path, what, run.track)
+            intent = intend(session, intent, now)
+        return carry_out(engine, state_folder, intent, now)
+
+
+def who() -> str:
+    """Return the name of the person at the command line, and behind which other one if sudo says so."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):
+        name = f"user {os.getuid()}"
+    behind = os.environ.get("SUDO_USER", "")
+    return f"{name}, by sudo of {behind}" if behind and behind != name else name
+
+
+def _known(session: Session, run_id: int) -> Run:
+    run = session.get(Run, run_id)
+    if run is None:
+        message = f"there is no run {run_id}"
+        raise CannotPromote(message, "list them: dropforge runs")
+    return run
+
+
+def _barred_by(past: Sequence[Promotion], run_id: int) -> Promotion | None:
+    """Return the roll-back by which the model of a run lost its place and is barred since, if there was one."""
+    made = {row.model_id for row in past if row.run_id == run_id} & promotion.barred(past)
+    back = [row for row in past if row.kind == PromotionKind.ROLLBACK and row.previous_model_id in made]
+    return back[-1] if back else None
+
+
+def _require_waiting(state_folder: Path, run: Run, past: Sequence[Promotion]) -> None:
+    """Raise `CannotPromote` for a run whose win does not wait; name `--force` only where it would do something."""
+    if run.outcome == AWAITING:
+        return
+    back = _barred_by(past, run.id or 0)
+    reigns = bool(past) and past[-1].model_id in {row.model_id for row in past if row.run_id == run.id}
+    if run.state not in _OVER:
+        message = f"run {run.id} is {run.state} and has no verdict yet"
+        raise CannotPromote(message, f"see how far it is: dropforge show {run.id}")
+    if back is not None:
+        how = "promoted" if run.outcome == "promoted" else "forced"
+        by = f", by {back.approved_by}" if back.approved_by else ""
+        message = f"run {run.id} was {how}, then {back.reason}{by}; its model is barred since"
+        hint = f"see what reigns: dropforge history --track {run.track}"
+    elif run.outcome == OVERTAKEN:
+        message = f"run {run.id} won, but against a champion that another one has taken the place of"
+        hint = "a run on new data is compared with today's champion"
+    elif run.outcome == "promoted":
+        message, hint = f"run {run.id} was promoted", f"see what reigns: dropforge history --track {run.track}"
+    else:
+        message, hint = f"run {run.id} did not win: {run.outcome or run.state}", f"see why: dropforge show {run.id}"
+    if not reigns and (run_files.run_folder(state_folder, run.id or 0) / "merge.json").exists():
+        hint = f"{hint}; to make its model the champion all the same: {forcing(run.id or 0)}"
+    raise CannotPromote(message, hint)
+
+
+def _model_of(state_folder: Path, run: Run) -> str:
+    """Return the id of the model that an ended run published."""
+    if run.state not in _OVER:
+        message = f"run {run.id} is {run.state} and may still change its model"
+        raise CannotPromote(message, f"wait for it, or end it: dropforge cancel {run.id}")
+    model = run_files.load_model(state_folder, run.id or 0)
+    if model is not None:
+        return model.model_id
+    gone = (run_files.run_folder(state_folder, run.id or 0) / "merge.removed.json").exists()
+    message = f"run {run.id} " + ("has no model any more: it was collected" if gone else "published no model")
+    kept = "gc.keep_models and gc.keep_days in dropforge.toml say how long models are kept"
+    raise CannotPromote(message, kept if gone else f"see how it ended: dropforge show {run.id}")

@@ -1,0 +1,99 @@
+"""Base models: generation 0 of each track's champions. Hashed once, then recognised by size and time of change."""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import structlog
+from sqlalchemy import Engine
+
+from daemon.champions import promotion
+from daemon.settings.model import Settings
+from daemon.storage.disk import is_full
+from daemon.storage.retention import read_object
+from daemon.system.sd_notify import showing_life
+from pipeline import durable
+from pipeline.errors import DropforgeError
+from pipeline.model_folder.manifest import check_base, model_files, model_id
+
+_NOTE = "base.json"
+log = structlog.get_logger()
+
+
+class Bases:
+    """Knows for every declared track whether its base model can be trained, and sees to its champion row and link."""
+
+    def __init__(self, engine: Engine, settings: Settings) -> None:
+        """Look at the tracks of `settings`."""
+        self._engine = engine
+        self._settings = settings
+        self._seen: dict[str, object] = {}
+        self._problems: dict[str, DropforgeError] = {}
+        for name in settings.track_names:
+            # What cannot be removed is no harm; whether the folder can be used is seen at each look.
+            with contextlib.suppress(OSError):
+                durable.remove_leftovers(settings.state_folder / "tracks" / name, _NOTE)
+
+    def refresh(self, now: int) -> None:
+        """Look at every track's base model again; only one that changed is hashed."""
+        for name in self._settings.track_names:
+            try:
+                self._refresh_track(name, now)
+            except (DropforgeError, OSError) as error:
+                if is_full(error):
+                    raise
+                problem = error if isinstance(error, DropforgeError) else _unreadable(error)
+                if str(self._problems.get(name)) != str(problem):
+                    log.warning("base_model_unusable", track=name, error=problem.message, hint=problem.hint)
+                self._problems[name] = problem
+                self._seen.pop(name, None)
+            else:
+                self._problems.pop(name, None)
+
+    def require(self, name: str) -> None:
+        """Raise the `DropforgeError` that says why the track's base model cannot be used, if it cannot."""
+        problem = self.problem(name)
+        if problem is not None:
+            raise problem
+
+    def problem(self, name: str) -> DropforgeError | None:
+        """Return why the track's base model cannot be used, if it cannot."""
+        return self._problems.get(name)
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """Tracks that cannot train now, each with the reason."""
+        return {name: problem.message for name, problem in self._problems.items()}
+
+    def _refresh_track(self, name: str, now: int) -> None:
+        text = self._settings.track(name).base_model
+        if not text:
+            message = f"track {name} has no base model"
+            raise DropforgeError(message, "set base_model in dropforge.toml to a model folder, then restart the daemon")
+        folder = Path(text)
+        check_base(folder)
+        signature = _signature(folder)
+        if self._seen.get(name) == signature:
+            return
+        note = self._settings.state_folder / "tracks" / name / _NOTE
+        # A damaged note is none: the model is hashed again.
+        known = read_object(note)
+        identity = known.get("model_id")
+        if known.get("signature") != signature or not isinstance(identity, str):
+            log.info("base_model_hashing", track=name, folder=str(folder))
+            identity = showing_life(model_id, folder)
+            note.parent.mkdir(parents=True, exist_ok=True)
+            durable.write_json(note, {"signature": signature, "model_id": identity})
+        promotion.ensure_base(self._engine, self._settings.state_folder, name, folder, identity, now)
+        self._seen[name] = signature
+
+
+def _unreadable(error: OSError) -> DropforgeError:
+    message = f"the base model cannot be read: {error.filename or 'its folder'}: {error.strerror or error}"
+    return DropforgeError(message, "let the user that the daemon runs as read the folder and every file in it")
+
+
+def _signature(folder: Path) -> list[Any]:
+    """Return what changes when a file of the model does: path, size and time of change of each, as JSON has it."""
+    files = [(path, path.stat()) for path in sorted(model_files(folder))]
+    return [str(folder), [[path.name, stat.st_size, stat.st_mtime_ns] for path, stat in files]]

@@ -1,0 +1,36 @@
+"""What stands against a win that waits for approval: its model is barred, or a drop that it was made from withdrawn."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from sqlmodel import Session
+
+from daemon.champions import promotion
+from daemon.queue.withdrawals import withdrawal_words, withdrawn_from
+from daemon.state.run_files import run_folder
+from daemon.state.tables import PromotionKind, Run
+from daemon.storage.retention import read_object
+
+
+class Obstacle(NamedTuple):
+    """Why `dropforge promote RUN` refuses a win that waits."""
+
+    words: str
+    barred: bool
+    """Whether its model was rolled back from: then it does not wait for a yes, and only force brings it back."""
+
+
+def obstacle(session: Session, state_folder: Path, run: Run) -> Obstacle | None:
+    """
+    Return what stands against the win of `run`; `None` if a yes is enough.
+
+    Where its verdict is damaged, nobody knows which model won, and so not whether that is barred.
+    """
+    past = promotion.history(session, run.track)
+    model_id = read_object(run_folder(state_folder, run.id or 0) / "decide.json").get("candidate_model_id")
+    if isinstance(model_id, str) and model_id in promotion.barred(past):
+        rows = [row for row in past if row.kind == PromotionKind.ROLLBACK and row.previous_model_id == model_id]
+        by = f", by {rows[-1].approved_by}" if rows[-1].approved_by else ""
+        return Obstacle(f"its model is barred: the track was {rows[-1].reason}{by}", barred=True)
+    gone = withdrawn_from(session, run)
+    return Obstacle(withdrawal_words(gone), barred=False) if gone else None

@@ -1,0 +1,135 @@
+"""
+A command of the user's, in the background: an argument list and no shell, a process group of its own, a time limit.
+
+The end of what it prints is kept.
+"""
+
+import contextlib
+import os
+import select
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from dataclasses import dataclass
+
+from daemon.system.processes import kill_group, signal_name
+from daemon.views.preflight import why_not_started
+from pipeline.validation.file_formats import printable
+
+#: Bytes of output that are kept.
+KEPT_OUTPUT = 4096
+#: Characters of a line of output that are shown beside an error.
+_LONGEST_LINE = 200
+_LOOK_SECONDS = 0.1
+_CHUNK = 1 << 16
+
+
+def last_line(output: str | None) -> str:
+    """Return the last line of an output that is not blank, as people and logs may see it; empty if there is none."""
+    lines = [line.strip() for line in (output or "").splitlines() if line.strip()]
+    words = printable(lines[-1]) if lines else ""
+    return words if len(words) <= _LONGEST_LINE else f"{words[: _LONGEST_LINE - 1]}…"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    error: str | None
+    """What was wrong, in words; `None` if it ended with exit code 0."""
+    output: str
+    """The end of what it printed, standard output and error together."""
+
+
+class Command:
+    """
+    A command that has been begun; a thread of its own watches it.
+
+    What it leaves running in the background goes on, unless it ran out of time; its output is read until it ends.
+    """
+
+    def __init__(self, argv: tuple[str, ...], environment: dict[str, str], seconds: float) -> None:
+        """Begin `argv` with `environment` in the folder where the daemon was started; `seconds` is its time limit."""
+        self._argv = argv
+        self._environment = environment
+        self._seconds = seconds
+        self._tail = b""
+        self._ended: Ended | None = None
+        self._killed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="hook")
+        self._thread.start()
+
+    def ended(self) -> Ended | None:
+        """Return how it ended; `None` while it runs."""
+        return self._ended
+
+    def wait(self) -> Ended:
+        """Wait for its end and return it."""
+        self._thread.join()
+        assert self._ended is not None  # noqa: S101 - the thread's last act
+        return self._ended
+
+    def kill(self) -> None:
+        """End it now, with all that it started."""
+        self._killed.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        ended = Ended("it could not be followed", "")
+        try:
+            ended = self._end()
+        finally:
+            self._ended = ended
+
+    def _end(self) -> Ended:
+        """Start the command and follow it to its end."""
+        try:
+            process = subprocess.Popen(  # noqa: S603 - the user's own argument list, never a shell
+                self._argv, env=self._environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+        except (OSError, ValueError) as error:
+            words = self._why_not_started(error)
+            return Ended(f"it could not be started: {self._argv[0]}: {words}", "")
+        with process:
+            wrong = self._follow(process)
+        return Ended(wrong, self._tail.decode("utf-8", "replace"))
+
+    def _why_not_started(self, error: OSError | ValueError) -> str:
+        """Return why the program could not be started, in better words than the system's where there are some."""
+        found = shutil.which(self._argv[0], path=self._environment.get("PATH"))
+        if not isinstance(error, OSError):
+            return str(error)
+        return (why_not_started(found) if found else None) or str(error.strerror)
+
+    def _follow(self, process: subprocess.Popen[bytes]) -> str | None:
+        """Read what the command prints until it ends or has to; return what was wrong."""
+        end = time.monotonic() + self._seconds
+        while process.poll() is None:
+            left = end - time.monotonic()
+            if left <= 0 or self._killed.is_set():
+                kill_group(process.pid, signal.SIGKILL)
+                process.wait()
+                self._read(process, 0)
+                return "it was stopped with the daemon" if left > 0 else f"no end within {self._seconds:g} s"
+            self._read(process, min(left, _LOOK_SECONDS))
+        self._read(process, 0)
+        if process.returncode < 0:
+            return f"killed by {signal_name(-process.returncode)}"
+        return f"exit code {process.returncode}" if process.returncode else None
+
+    def _read(self, process: subprocess.Popen[bytes], seconds: float) -> None:
+        """Keep the end of what is there to read; wait up to `seconds` for it."""
+        assert process.stdout is not None  # noqa: S101 - it was given a pipe
+        fd = process.stdout.fileno()
+        while select.select([fd], [], [], seconds)[0]:
+            chunk = os.read(fd, _CHUNK)
+            if not chunk:
+                # It closed its output and goes on.
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(seconds)
+                return
+            self._tail = (self._tail + chunk)[-KEPT_OUTPUT:]
+            seconds = 0

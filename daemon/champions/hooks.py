@@ -1,0 +1,326 @@
+"""
+Runs the user's commands after a change of a champion: `hooks.after_promotion`, then `hooks.health`.
+
+How far each is stands on the row of the change, so a daemon that dies in between runs it again: at least once. A
+failed `after_promotion` is recorded and undoes nothing; a failed `health` lets the former champion serve again. Nothing
+in here waits: each command has a thread of its own, and the main loop looks at what came of it. So a track's command
+that hangs, until its time is over, or fails is that track's alone; and so is trouble with its files.
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Literal, Protocol
+
+import structlog
+from sqlalchemy import Engine
+from sqlmodel import Session, col, or_, select
+
+from daemon.champions import promotion
+from daemon.champions.commands import Command, Ended, last_line
+from daemon.champions.smoke_test import Stopped, require_answer
+from daemon.queue.claims import record_event
+from daemon.settings.model import HookSettings, Settings
+from daemon.state import run_files
+from daemon.state.database import ChangeWatch, transaction
+from daemon.state.tables import Event, HookState, Promotion, PromotionState, Track
+from daemon.state.troubles import Troubles
+from daemon.storage.disk import is_full
+from daemon.storage.retention import read_object
+from pipeline.errors import DropforgeError
+
+Which = Literal["hook", "health"]
+_OPEN = (HookState.PENDING, HookState.RUNNING)
+#: What the service manager tells the daemon alone.
+_NOT_FOR_HOOKS = frozenset({
+    "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID", "INVOCATION_ID", "JOURNAL_STREAM",
+})  # fmt: skip
+_TROUBLE_SECONDS = 30.0
+_ASKED = "hook_asked_again"
+_NO_COMMAND = "the daemon runs with settings that name no such command: restart it"
+log = structlog.get_logger()
+
+
+class Running(Protocol):
+    """A command that was begun."""
+
+    def ended(self) -> Ended | None:
+        """Return how it ended; `None` while it runs."""
+
+    def kill(self) -> None:
+        """End it now, with all that it started."""
+
+
+class TryOut(Protocol):
+    """Lets a model answer; see `require_answer`."""
+
+    def __call__(self, folder: Path, *, stop: threading.Event) -> None:
+        """Raise `DropforgeError` if it does not."""
+
+
+class NothingToRun(DropforgeError):
+    """There is no command to run again, it is under way, or its champion is on the way out."""
+
+
+Begin = Callable[[tuple[str, ...], dict[str, str], float], Running]
+
+
+class Hooks:
+    """The commands of all tracks, one at a time on each."""
+
+    def __init__(
+        self, engine: Engine, settings: Settings, begin: Begin = Command, try_out: TryOut = require_answer,
+        troubles: Troubles | None = None,
+    ) -> None:  # fmt: skip
+        """Run the commands in `settings` for the changes that `engine`'s database has."""
+        self._engine = engine
+        self._settings = settings
+        self._root = settings.state_folder
+        self._begin = begin
+        self._try_out = try_out
+        self._troubles = Troubles() if troubles is None else troubles
+        self._changes = ChangeWatch(engine)
+        #: By track: the row and which of its commands.
+        self._running: dict[str, tuple[int, Which, Running]] = {}
+        self._rollbacks: dict[str, threading.Thread] = {}
+        #: Whether there may be a next command, whatever has been written since.
+        self._look = True
+        self._stop = threading.Event()
+
+    @property
+    def idle(self) -> bool:
+        """Whether no command runs."""
+        return not self._running and not self._rollbacks
+
+    def tick(self, now: int) -> None:
+        """Take note of what has ended, and begin what is next; nothing more once `stop` was called."""
+        if self._stop.is_set():
+            return
+        for track, thread in list(self._rollbacks.items()):
+            if not thread.is_alive():
+                del self._rollbacks[track]
+                self._look = True
+        for track, (row_id, which, running) in list(self._running.items()):
+            ended = running.ended()
+            if ended is not None:
+                self._note(row_id, which, ended, now)
+                del self._running[track]
+        self._look = self._changes.changed() or self._look
+        if not self._look:
+            return
+        with transaction(self._engine) as session:
+            commands = or_(col(Promotion.hook_state).in_(_OPEN), col(Promotion.health_state).in_(_OPEN))
+            done = select(Promotion).where(Promotion.state == PromotionState.DONE, commands)
+            waiting = list(session.exec(done.order_by(col(Promotion.generation), col(Promotion.id))).all())
+        # Each of them, whatever came of the one before.
+        well = [self._went_on(row, now) for row in waiting]
+        self._look = not all(well)
+
+    def stop(self) -> None:
+        """End what runs, unrecorded: the next daemon runs it again."""
+        for _, _, running in self._running.values():
+            running.kill()
+        self._running.clear()
+        self._stop.set()
+        for thread in self._rollbacks.values():
+            thread.join()
+
+    def _went_on(self, row: Promotion, now: int) -> bool:
+        """Begin the next command of a change; say whether it could be: what was against it is its track's alone."""
+        whose = f"hooks of track {row.track}"
+        if self._troubles.is_pausing(whose):
+            return False
+        try:
+            # A second change of the track waits for the first one's command.
+            if row.track not in self._running and row.track not in self._rollbacks:
+                self._next(row, now)
+        except OSError as error:
+            if is_full(error):
+                raise
+            self._troubles.note(whose, error)
+            return False
+        self._troubles.clear(whose)
+        return True
+
+    def _next(self, row: Promotion, now: int) -> None:
+        """Begin the next command of a change, or note that there is none."""
+        if row.health_state in _OPEN and row.health_error is not None:
+            if row.hook_state in _OPEN:
+                # A person asked for it while the health was asked for: nobody is told of a sick model again.
+                self._set(row.id, "hook", HookState.SKIPPED, now)
+            # Also where a daemon died between the answer and what follows from it.
+            self._begin_rollback(row, row.health_error, now)
+            return
+        if row.hook_state in _OPEN and self._begins(row, "hook", now):
+            return
+        if row.health_state not in _OPEN:
+            return
+        if _command(self._settings_of(row.track), "health")[0] and not self._reigns(row):
+            self._set(row.id, "health", HookState.SKIPPED, now)
+        else:
+            self._begins(row, "health", now)
+
+    def _begins(self, row: Promotion, which: Which, now: int) -> bool:
+        """Begin a command, or note that the settings name none; say whether there is one."""
+        argv, seconds = _command(self._settings_of(row.track), which)
+        if not argv and which == "hook" and self._is_asked_for(row):
+            self._note(row.id or 0, which, Ended(_NO_COMMAND, ""), now)
+            return False
+        self._set(row.id, which, HookState.RUNNING if argv else None, now)
+        if argv:
+            log.info("hook_started", track=row.track, generation=row.generation, command=_name(which))
+            self._running[row.track] = (row.id or 0, which, self._begin(argv, self._environment(row), seconds))
+        return bool(argv)
+
+    def _note(self, row_id: int, which: Which, ended: Ended, now: int) -> None:
+        """Write down how a command ended; a health command that failed has its consequence first."""
+        with transaction(self._engine) as session:
+            row = session.get_one(Promotion, row_id)
+            setattr(row, f"{which}_output", ended.output or None)
+            setattr(row, f"{which}_error", ended.error)
+            if ended.error is None or which == "hook":
+                setattr(row, f"{which}_state", HookState.OK if ended.error is None else HookState.FAILED)
+            session.add(row)
+            kind = f"{which}_{'succeeded' if ended.error is None else 'failed'}"
+            record_event(session, kind, now, track=row.track, run_id=row.run_id, error=ended.error)
+        words = {"track": row.track, "generation": row.generation, "command": _name(which)}
+        if ended.error is None:
+            log.info("hook_ended", **words)
+        else:
+            said, hint = last_line(ended.output), f"dropforge history --track {row.track}"
+            log.warning("hook_failed", **words, error=ended.error, said=said, hint=hint)
+
+    def _begin_rollback(self, row: Promotion, error: str, now: int) -> None:
+        """Let the former champion serve again, in a thread: its files are hashed and it is loaded first."""
+        thread = threading.Thread(target=self._roll_back, args=(row, error, now), name="rollback")
+        self._rollbacks[row.track] = thread
+        thread.start()
+
+    def _roll_back(self, row: Promotion, error: str, now: int) -> None:
+        """Let the former champion serve again; what stops or breaks this is tried again later, from the row."""
+        try:
+            refused = self._change_back(row, error, now)
+            with transaction(self._engine) as session:
+                written = session.get_one(Promotion, row.id)
+                written.health_state, written.health_error = HookState.FAILED, refused or error
+                session.add(written)
+                if refused is not None:
+                    record_event(session, "rollback_failed", now, track=row.track, run_id=row.run_id, error=refused)
+        except Stopped:
+            return
+        except Exception:  # a full disk or a locked database passes
+            log.exception("rollback_trouble", track=row.track)
+            self._stop.wait(_TROUBLE_SECONDS)
+
+    def _change_back(self, row: Promotion, error: str, now: int) -> str | None:
+        """Roll back if the sick model still reigns; return why it was refused, if it was."""
+        if not self._reigns(row):
+            return None
+        reason = f"health command failed: {error}"
+        try:
+            promotion.rollback(
+                self._engine, self._root, row.track, None, reason, now, over=row.generation,
+                try_out=partial(self._try_out, stop=self._stop),
+            )  # fmt: skip
+        except promotion.ChampionMoved:
+            return None  # somebody was quicker, and chose
+        except DropforgeError as problem:
+            log.warning("rollback_refused", track=row.track, error=problem.message, hint=problem.hint)
+            return f"{error}; not rolled back: {problem.message}"
+        log.warning("rolled_back", track=row.track, generation=row.generation, reason=reason)
+        return None
+
+    def _set(self, row_id: int | None, which: Which, state: HookState | None, now: int) -> None:
+        with transaction(self._engine) as session:
+            row = session.get_one(Promotion, row_id)
+            setattr(row, f"{which}_state", state)
+            session.add(row)
+            if state == HookState.RUNNING:
+                record_event(session, f"{which}_started", now, track=row.track, run_id=row.run_id)
+
+    def _is_asked_for(self, row: Promotion) -> bool:
+        """Say whether a person asked for the hook of a change; each has it pending at first, named or not."""
+        with transaction(self._engine) as session:
+            asked = select(Event).where(Event.kind == _ASKED, Event.track == row.track)
+            return any(event.detail.get("generation") == row.generation for event in session.exec(asked))
+
+    def _reigns(self, row: Promotion) -> bool:
+        with transaction(self._engine) as session:
+            return session.get_one(Track, row.track).champion_generation == row.generation
+
+    def _settings_of(self, track: str) -> HookSettings:
+        declared = track in self._settings.track_names
+        return (self._settings.track(track) if declared else self._settings).hooks
+
+    def _environment(self, row: Promotion) -> dict[str, str]:
+        """Return the daemon's own environment, and what changed."""
+        with transaction(self._engine) as session:
+            run = row.run_id or _maker(session, row)
+        # A damaged verdict must not keep the server from being told.
+        decided = {} if run is None else read_object(run_files.run_folder(self._root, run) / "decide.json")
+        place = decided.get("report")
+        report = self._root / place if isinstance(place, str) else ""
+        kept = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_HOOKS}
+        return {
+            **kept,
+            "PROMOTION_TRACK": row.track,
+            "PROMOTION_KIND": row.kind,
+            "PROMOTION_GENERATION": str(row.generation),
+            "PROMOTION_MODEL_ID": row.model_id,
+            "PROMOTION_MODEL_PATH": _absolute(self._root, row.model_path),
+            "PROMOTION_PREVIOUS_PATH": _absolute(self._root, row.previous_path or ""),
+            "PROMOTION_RUN": "" if run is None else str(run),
+            "PROMOTION_REPORT": str(report),
+        }
+
+
+def ask_again(engine: Engine, settings: Settings, track: str, now: int, by: str) -> Promotion:
+    """
+    Let the daemon run `hooks.after_promotion` again for today's champion of a track; return the row of its change.
+
+    `by` asks for it, as the event says. Raises `NothingToRun` if the settings name no such command, it is under way or
+    the champion was found to be sick and the former one is being brought back, `NoChampion` if the track has none.
+    """
+    own = (settings.track(track) if track in settings.track_names else settings).hooks
+    if not own.after_promotion:
+        message = f"track {track} has no command to run after a change of champion"
+        raise NothingToRun(message, "set hooks.after_promotion in dropforge.toml")
+    with transaction(engine) as session:
+        generation = promotion.champion(session, track).generation
+        row = next(one for one in promotion.history(session, track) if one.generation == generation)
+        if row.hook_state in _OPEN:
+            message = f"hooks.after_promotion of track {track} is {row.hook_state} already"
+            raise NothingToRun(message, "see what comes of it: dropforge status; the daemon runs it: dropforge run")
+        if row.health_state in _OPEN and row.health_error is not None:
+            message = (
+                f"hooks.health of track {track} failed for generation {generation} ({row.health_error}), and the "
+                "former champion is being brought back"
+            )
+            raise NothingToRun(message, "its own change runs the hook; see what comes of it: dropforge status")
+        row.hook_state, row.hook_error, row.hook_output = HookState.PENDING, None, None
+        session.add(row)
+        record_event(session, _ASKED, now, track=track, run_id=row.run_id, generation=generation, by=by)
+    return row
+
+
+def _maker(session: Session, row: Promotion) -> int | None:
+    """Return the run that made the model of a champion that was brought back."""
+    same = (Promotion.track == row.track, Promotion.model_id == row.model_id, col(Promotion.run_id).is_not(None))
+    return session.exec(select(Promotion.run_id).where(*same, Promotion.state == PromotionState.DONE)).first()
+
+
+def _command(own: HookSettings, which: Which) -> tuple[tuple[str, ...], float]:
+    """Return a command's arguments and its longest time in seconds."""
+    if which == "hook":
+        return own.after_promotion, own.timeout_seconds
+    return own.health, own.health_timeout_seconds
+
+
+def _name(which: Which) -> str:
+    return "hooks.after_promotion" if which == "hook" else "hooks.health"
+
+
+def _absolute(root: Path, path: str) -> str:
+    return str((root / path).absolute()) if path else ""

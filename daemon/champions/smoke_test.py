@@ -1,0 +1,85 @@
+"""Lets a model answer before it serves: loaded in a process of its own, since the daemon never loads torch."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import structlog
+
+from daemon.system.processes import kill_group
+from pipeline.errors import DropforgeError
+
+_SECONDS = 900.0
+_LOOK_SECONDS = 0.5
+log = structlog.get_logger()
+
+
+class Stopped(Exception):
+    """The caller does not want the answer any more."""
+
+
+class DoesNotAnswer(DropforgeError):
+    """The model cannot be loaded, or says nothing."""
+
+
+def can_try() -> bool:
+    """Say whether the training stack, which loads models, is installed here."""
+    return all(find_spec(name) is not None for name in ("torch", "transformers"))
+
+
+def require_answer(folder: Path, seconds: float = _SECONDS, stop: threading.Event | None = None) -> None:
+    """
+    Load the model in `folder` on the CPU, in a process of its own, and let it generate one token.
+
+    On the CPU since a training may have the GPU's memory. Where the training stack is not installed this is said in the
+    log, and nothing is tried. Raises `DoesNotAnswer`, also after `seconds`, and `Stopped` once `stop` is set.
+    """
+    if not can_try():
+        log.warning("model_not_tried", folder=str(folder), reason="the training stack is not installed here")
+        return
+    argv = [sys.executable, "-P", "-m", "pipeline.qlora.smoke_test", str(folder.absolute())]
+    environment = {**os.environ, "DROPFORGE_DEVICE": "cpu", "OMP_WAIT_POLICY": "PASSIVE"}
+    environment.pop("NOTIFY_SOCKET", None)
+    with subprocess.Popen(  # noqa: S603 - our own module
+        argv, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            said = _answer(process, seconds, stop or threading.Event())
+        finally:
+            if process.poll() is None:
+                kill_group(process.pid, signal.SIGKILL)
+    if said is None:
+        message = f"the model in {folder} gave no answer within {seconds:g} s"
+        raise DoesNotAnswer(message, "free memory and cores on this machine, then try again")
+    if process.returncode != 0:
+        message, hint = _words(said, process.returncode)
+        raise DoesNotAnswer(f"the model in {folder} does not answer: {message}", hint)
+
+
+def _answer(process: subprocess.Popen[bytes], seconds: float, stop: threading.Event) -> bytes | None:
+    """Return what the process prints until it ends; `None` if it does not in time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if stop.is_set():
+            raise Stopped
+        try:
+            return process.communicate(timeout=min(_LOOK_SECONDS, seconds))[0]
+        except subprocess.TimeoutExpired:
+            continue
+    return None
+
+
+def _words(said: bytes, code: int) -> tuple[str, str]:
+    """Return message and hint of a check that failed, from its last line if it could still say one."""
+    try:
+        told = json.loads(said.splitlines()[-1])
+        return str(told["error"]), str(told["hint"])
+    except (IndexError, ValueError, KeyError, TypeError):
+        return f"its process ended with {code}", "memory may have run out; see the kernel's log, then try again"

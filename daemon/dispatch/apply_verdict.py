@@ -1,0 +1,134 @@
+"""
+What follows from a verdict: the candidate is promoted or waits for a person, drops are held back, the run ends.
+
+Each part is idempotent, so a crash in between repeats it to the same end.
+"""
+
+import shutil
+from pathlib import Path
+
+from sqlalchemy import Engine
+from sqlmodel import Session
+
+from daemon.champions import promotion
+from daemon.champions.blockers import Obstacle, obstacle
+from daemon.champions.journal import AWAITING, require_generation
+from daemon.queue import run_queue
+from daemon.queue.snapshots import excuse_new_drops, rests_on_withdrawn
+from daemon.queue.withdrawals import excuse_words, train_without, withdrawn_from
+from daemon.queue.yardstick import note_change
+from daemon.settings.model import Settings, TrackSettings
+from daemon.state import run_files
+from daemon.state.tables import Run
+from daemon.system.sd_notify import showing_life
+from daemon.views.overview import true_sentence
+from pipeline.artifacts import Verdict
+from pipeline.config import RunConfig
+from pipeline.errors import StepFailed
+from pipeline.gate.reasons import blame_drops
+from pipeline.model_folder.manifest import verify_manifest
+
+
+def conclude(engine: Engine, settings: Settings, claim: run_queue.Claim, run: Run, now: int) -> tuple[str, str]:
+    """
+    Act on the run's published verdict; return the outcome that the run has ended with, and what is to be said of it.
+
+    Raises `ChampionMoved` if the candidate was not compared with today's champion, whether it won or lost, `LostClaim`
+    if the run is not the owner's any more, `DropforgeError` if the candidate cannot be promoted.
+    """
+    root = settings.state_folder
+    verdict = run_files.load_verdict(root, claim.run_id)
+    if verdict is None:  # pragma: no cover - `next_step` has just seen it
+        message = f"run {claim.run_id} has no verdict"
+        raise StepFailed(message)
+    wins = verdict.outcome == "promoted"
+    waits = wins and _is_manual(settings, run) and not promotion.has_promoted(engine, claim.run_id)
+    if wins and not waits:
+        waits = not _promote(engine, settings, claim, run.track, verdict, now)
+    blames = blame_drops(verdict.outcome, verdict.reasons)
+    holds = _in_force(settings, run.track).on_worse == "hold"
+    bound = waits or (not wins and _hangs_on_champion(root, claim.run_id, verdict))
+    shutil.rmtree(run_files.run_folder(root, claim.run_id) / "checkpoints", ignore_errors=True)
+    outcome, sentence = AWAITING if waits else verdict.outcome, verdict.sentence
+    against: Obstacle | None = None
+    more = None
+
+    def still(session: Session, held: Run) -> str | None:
+        # In the transaction that ends the run: no champion changes between the look and what follows from it, and no
+        # drop is withdrawn.
+        nonlocal against, more
+        if bound:
+            require_generation(session, held.track, verdict.champion_generation)
+        # What is withdrawn may be all that a loss is about: nobody can tell it from what was new beside it.
+        in_vain = not wins and rests_on_withdrawn(session, held)
+        if in_vain or (blames and verdict.references_changed > 0):
+            excuse_new_drops(session, held, now)
+        elif blames and holds:
+            run_queue.hold_new_drops(session, held, f"new in run {held.id}: {verdict.sentence}", now)
+        if waits:
+            against = obstacle(session, root, held)
+        if blames and in_vain:
+            more = excuse_words(withdrawn_from(session, held))
+        if waits or more:
+            train_without(session, settings, held, now)
+        note_change(session, held, verdict, now)
+        return more
+
+    run_queue.finish(
+        engine, claim, outcome, sentence, now, heldout_version=_heldout_version(settings, verdict, claim), still=still
+    )
+    sentence = f"{sentence} {more}" if more else sentence
+    return outcome, true_sentence(claim.run_id, outcome, sentence, against)
+
+
+def _hangs_on_champion(root: Path, run_id: int, verdict: Verdict) -> bool:
+    """
+    Say whether another champion could make another verdict of one that is no win.
+
+    Not where the candidate was trained on what it was asked, and not where nobody was compared, for want of data: that
+    the data was not prepared for another champion has `reopening` seen to, as far as nothing was trained on it.
+    """
+    return verdict.outcome != "contaminated" and "evaluate" in run_files.published(root, run_id)
+
+
+def _promote(  # noqa: PLR0913, PLR0917 - whose candidate, by which verdict, and when
+    engine: Engine, settings: Settings, claim: run_queue.Claim, track: str, verdict: Verdict, now: int
+) -> bool:
+    """Promote the candidate; say whether it was: what is barred, or has a withdrawn drop, is for a person to take."""
+    root = settings.state_folder
+    identity, generation = _candidate(verdict)
+    path = f"models/{identity}"
+    showing_life(verify_manifest, root / path)
+    candidate = promotion.Candidate(track, claim.run_id, identity, path, claim.token)
+    try:
+        promotion.promote(engine, root, candidate, generation, verdict.sentence, now)
+    except (promotion.Barred, promotion.Withdrawn):
+        return False
+    return True
+
+
+def _candidate(verdict: Verdict) -> tuple[str, int]:
+    """Return the model that a verdict would promote, and the generation that it was compared with."""
+    if verdict.candidate_model_id is None or verdict.champion_generation is None:
+        message = "the verdict names no model to promote"
+        raise StepFailed(message)
+    return verdict.candidate_model_id, verdict.champion_generation
+
+
+def _is_manual(settings: Settings, run: Run) -> bool:
+    """Say whether a person has a word in it: by the run's settings, or by those of today."""
+    then = RunConfig.model_validate(run.config).gate.approval
+    return "manual" in {then, _in_force(settings, run.track).gate.approval}
+
+
+def _in_force(settings: Settings, track: str) -> TrackSettings:
+    """Return the settings for a track, or the top level's if it was taken out of them during its run."""
+    return settings.track(track) if track in settings.track_names else settings
+
+
+def _heldout_version(settings: Settings, verdict: Verdict, claim: run_queue.Claim) -> str | None:
+    """Return the held-out set that a candidate was judged on; `None` if there was no candidate."""
+    if verdict.candidate_model_id is None:
+        return None
+    dataset = run_files.load_dataset(settings.state_folder, claim.run_id)
+    return verdict.heldout_version or (dataset.heldout_version if dataset else None)

@@ -1,0 +1,396 @@
+"""
+Claims the next run, sends its steps to the executor one by one, publishes what came back, and acts on the verdict.
+
+One `tick` does all that can be done without waiting. All of its state is in the database and the run's folder, so a new
+dispatcher after a crash goes on where the files say the old one was. What one run or track has against it in its own
+files is that one's alone: it waits, and all others go on. A full disk and a locked database are everybody's.
+"""
+
+import structlog
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
+from sqlmodel import Session
+
+from daemon.champions import promotion
+from daemon.dispatch.apply_verdict import conclude
+from daemon.dispatch.executor import Executor, JobState
+from daemon.dispatch.housekeeping import Upkeep
+from daemon.dispatch.run_config import compose
+from daemon.dispatch.spool import Spool
+from daemon.dispatch.stale_steps import standing, take_back
+from daemon.dispatch.step_specs import spec_of
+from daemon.queue import run_queue
+from daemon.settings.model import Settings
+from daemon.state import run_files
+from daemon.state.database import ChangeWatch, transaction
+from daemon.state.tables import Attempt, AttemptState, Run, Track
+from daemon.state.troubles import RunsApart, Troubles
+from daemon.storage import gc
+from daemon.storage.disk import Disk, is_full
+from daemon.storage.disk_estimate import needed_bytes, of_waiting_drops, still_needed
+from pipeline.artifacts import Artifact, Dataset, Report
+from pipeline.config import RunConfig
+from pipeline.contract import SPEC_NAME, Progress, Step, StepResult, StepSpec
+from pipeline.errors import EXIT_BAD_DATA, EXIT_DISK_FULL, DiskFull, DropforgeError, StepFailed
+from pipeline.steps import next_step
+
+_SIGNAL_EXITS = 128
+_HEARTBEAT_MS = 5_000
+log = structlog.get_logger()
+
+
+class Dispatcher:
+    """Moves one run at a time through the pipeline."""
+
+    def __init__(
+        self, engine: Engine, settings: Settings, executor: Executor, troubles: Troubles | None = None
+    ) -> None:
+        """Dispatch for the state folder of `settings`, from `recover` and `tick` on; tracks tell `troubles` theirs."""
+        self._engine = engine
+        self._settings = settings
+        self._root = settings.state_folder
+        self._executor = executor
+        self._claims: list[run_queue.Claim] = []
+        self._beat = 0
+        self._cancelling: set[str] = set()
+        self._changes = ChangeWatch(engine)
+        #: When a run is due that could not be claimed at the last look.
+        self._due: int | None = None
+        #: When that was; a clock that shows less has been set back.
+        self._asked_at = 0
+        self._apart = RunsApart(settings.state_folder)
+        self._upkeep = Upkeep(engine, settings, Troubles() if troubles is None else troubles)
+        self.bases = self._upkeep.bases
+        self.disk = Disk(settings)
+        #: Whether there may be something to collect: after a start, after a run, when a night begins.
+        self.may_collect = True
+        self.draining = False
+
+    def recover(self, now: int) -> None:
+        """Finish what a dead daemon left half-done and adopt its runs; the caller holds the state folder's lock."""
+        Spool(self._root).remove_leftovers()
+        self._upkeep.settle(now)
+        self._claims = run_queue.rescue(self._engine, now)
+        for claim in list(self._claims):
+            log.info("run_adopted", run=claim.run_id)
+            try:
+                run_files.remove_leftovers(self._root, claim.run_id)
+            except OSError as error:
+                self._set_apart(claim, error, now)
+        self._upkeep.refresh_bases(now)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no run is in hand."""
+        return not self._claims
+
+    def tick(self, now: int) -> None:
+        """Do everything that can be done now."""
+        low = self.disk.look(self._engine, now)
+        self._upkeep.settle(now)
+        # With a run in hand too: a base that was replaced must not be judged by, and cached, under the old one's name.
+        self._upkeep.refresh_bases(now)
+        if not self._claims and not self.draining:
+            self._collect_garbage(now)
+            # Asked twice a second all day long: only where the answer can be another one than last time.
+            later = now >= self._asked_at and (self._due is None or now < self._due)
+            if later and not self._changes.changed():
+                return
+            self._asked_at = now
+            self._due = now  # should the claim fail, on a full disk say, it is tried again
+            claim = None if low else run_queue.claim(self._engine, now, self._configure, ready=self._goes_on)
+            if claim is None:
+                self._due = run_queue.next_due(self._engine)
+                return
+            self._claims = [claim]
+            log.info("run_claimed", run=claim.run_id)
+        for claim in list(self._claims):
+            try:
+                self._work_on(claim, now)
+            except run_queue.LostClaim as error:
+                log.warning("claim_lost", run=claim.run_id, error=error.message)
+                self._drop(claim)
+            except (OSError, DBAPIError) as error:
+                self._set_apart(claim, error, now)
+            except Exception as error:  # one run's trouble must not stop every other track
+                log.exception("run_trouble", run=claim.run_id)
+                hint = "the daemon's log has the whole story; this is a defect, please report it"
+                self._after_failure(claim, f"{type(error).__name__}: {error}"[:2000], hint, now, retryable=False)
+        self._beat_if_due(now)
+
+    def describe(self) -> str:
+        """Return one line for people: what runs and how far it is."""
+        for claim in self._claims:
+            attempt = run_queue.open_attempt(self._engine, claim.run_id)
+            if attempt is None:
+                return f"run {claim.run_id}"
+            progress = run_files.load_progress(self._root, claim.run_id, attempt.step, attempt.number)
+            return f"run {claim.run_id} {attempt.step}{_words(progress)}"
+        return self.disk.shortage() or "idle"
+
+    def abandon(self, now: int) -> None:
+        """At the end of a shutdown: let every run in hand wait, uncounted, though its step left no result."""
+        for claim in list(self._claims):
+            attempt = run_queue.open_attempt(self._engine, claim.run_id)
+            if attempt is not None:
+                # Or the next worker would run what nobody waits for.
+                self._executor.cancel(_key(attempt))
+                # Its files stay: the step may be at its last checkpoint.
+                words = "the daemon stopped before the step did"
+                run_queue.end_attempt(self._engine, claim, attempt.id or 0, AttemptState.LOST, now, words)
+            run_queue.interrupt(self._engine, claim, now)
+            self._drop(claim)
+
+    # --- one claim
+
+    def _work_on(self, claim: run_queue.Claim, now: int) -> None:
+        """Take every step with a run that can be taken now; one whose published files are damaged fails by name."""
+        try:
+            while self._advance(claim, now):
+                pass
+            self._apart.clear(claim.run_id)
+        except run_files.ArtifactDamaged as error:
+            self._after_failure(claim, error.message, error.hint, now, retryable=False)
+
+    def _advance(self, claim: run_queue.Claim, now: int) -> bool:
+        """Take one step with a run; say whether another may follow at once."""
+        attempt = run_queue.open_attempt(self._engine, claim.run_id)
+        run = self._run(claim)
+        if attempt is not None:
+            return self._look_at(claim, run, attempt, now)
+        if run.cancel_requested and not promotion.has_promoted(self._engine, claim.run_id):
+            run_queue.cancelled(self._engine, claim, now)
+            log.info("run_cancelled", run=claim.run_id)
+            self._drop(claim)
+            return False
+        done, step = self._next(run)
+        if step is None:
+            return self._conclude(claim, run, now)
+        if self.draining:
+            run_queue.interrupt(self._engine, claim, now)
+            self._drop(claim)
+            return False
+        try:
+            self._has_room(run, margin=False)
+        except DropforgeError as error:
+            self._wait_for_room(claim, error, now)
+            return False
+        begun = run_queue.begin_attempt(self._engine, claim, step.name, now)
+        self._submit(run, begun, done)
+        run_queue.heartbeat(self._engine, claim, now, step.name)
+        log.info("step_submitted", run=claim.run_id, step=step.name, attempt=begun.number)
+        return False
+
+    def _look_at(self, claim: run_queue.Claim, run: Run, attempt: Attempt, now: int) -> bool:
+        """See how an open attempt is doing."""
+        spec = self._spec_of(attempt)
+        if spec is None:
+            # The daemon died between the attempt's row and its spec: the same attempt is ordered now, unless what it
+            # goes on from stands no more.
+            done, step = self._next(run)
+            if step is None or step.name != attempt.step:
+                self._end(claim, attempt, AttemptState.LOST, now, "another step was to be done again before it began")
+                return True
+            self._submit(run, attempt, done)
+            return False
+        state = self._executor.poll(spec)
+        if state is JobState.LOST and not self._ordered_again(spec):
+            self._end(claim, attempt, AttemptState.LOST, now, "its process vanished")
+            self._after_death(claim, attempt, f"step {attempt.step}: its process vanished without a result", now)
+            return False
+        if state is JobState.ENDED:
+            return self._collect(claim, attempt, spec, now)
+        if run.cancel_requested and spec.key not in self._cancelling:
+            self._executor.cancel(spec.key)
+            self._cancelling.add(spec.key)
+        return False
+
+    def _collect(self, claim: run_queue.Claim, attempt: Attempt, spec: StepSpec, now: int) -> bool:
+        """Act on a result; say whether the run goes on at once."""
+        result = run_files.read_result(spec)
+        if result is None:
+            self._end(claim, attempt, AttemptState.LOST, now, "its result carries another attempt's fence")
+            self._after_death(claim, attempt, f"step {spec.step}: its result is not its own", now)
+            return False
+        if result.status == "ok":
+            try:
+                with gc.collecting(self._root):
+                    artifact = run_files.publish(spec, result)
+            except StepFailed as error:
+                self._end(claim, attempt, AttemptState.FAILED, now, error.message)
+                self._after_failure(claim, error.message, error.hint, now, retryable=True)
+                return False
+            self._fix_track(claim, spec, artifact, now)
+            self._end(claim, attempt, AttemptState.PUBLISHED, now, None)
+            log.info("step_published", run=claim.run_id, step=spec.step, seconds=round(result.seconds, 1))
+            return True
+        if result.status == "interrupted":
+            self._end(claim, attempt, AttemptState.INTERRUPTED, now, None)
+            if self._run(claim).cancel_requested:
+                return True
+            run_queue.interrupt(self._engine, claim, now)
+            log.info("run_interrupted", run=claim.run_id, step=spec.step)
+            self._drop(claim)
+            return False
+        self._collect_failure(claim, attempt, result, now)
+        return False
+
+    def _collect_failure(self, claim: run_queue.Claim, attempt: Attempt, result: StepResult, now: int) -> None:
+        message = result.error.message if result.error else f"exit code {result.exit_code}"
+        hint = result.error.hint if result.error else f"the whole story: dropforge logs {claim.run_id}"
+        self._end(claim, attempt, AttemptState.FAILED, now, message)
+        if result.exit_code == EXIT_DISK_FULL:
+            self._wait_for_room(claim, DiskFull(message, hint), now)
+        elif result.exit_code > _SIGNAL_EXITS:
+            self._after_death(claim, attempt, message, now)
+        else:
+            self._after_failure(claim, message, hint, now, retryable=result.exit_code != EXIT_BAD_DATA)
+
+    def _conclude(self, claim: run_queue.Claim, run: Run, now: int) -> bool:
+        """Act on the verdict; say whether the run goes on at once, since its champion has moved meanwhile."""
+        try:
+            outcome, words = conclude(self._engine, self._settings, claim, run, now)
+        except run_queue.LostClaim:
+            raise
+        except promotion.ChampionMoved:
+            log.info("champion_moved", run=claim.run_id)
+            take_back(self._root, claim.run_id, "evaluate")
+            return True
+        except DropforgeError as error:
+            self._after_failure(claim, error.message, error.hint, now, retryable=False)
+            return False
+        log.info("run_finished", run=claim.run_id, outcome=outcome, sentence=words)
+        self._drop(claim)
+        return False
+
+    # --- small parts
+
+    def _configure(self, session: Session, track: Track) -> RunConfig:
+        """Return what a new run of `track` is told; raises `DropforgeError` while it cannot run."""
+        self.bases.require(track.name)
+        config = compose(self._settings, track)
+        self.disk.require(needed_bytes(config, *of_waiting_drops(session, track.name)))
+        return config
+
+    def _goes_on(self, run: Run) -> None:
+        """Raise `DropforgeError` if a run with its snapshot cannot go on now, for want of room or for its own files."""
+        try:
+            self._has_room(run)
+        except (OSError, ValueError) as error:
+            raise self._apart.words(run.id or 0, error) from error
+
+    def _has_room(self, run: Run, *, margin: bool = True) -> None:
+        """Raise `NoRoom` if the disk has no room for what a run has still to do, `CannotTell` if nobody can tell."""
+        self.disk.require(still_needed(self._root, run), margin=margin)
+
+    def _next(self, run: Run) -> tuple[dict[str, str], Step | None]:
+        """Return the run's steps that stand, with their artifacts, and the one to do now: `None` after the last."""
+        done = standing(self._engine, self._root, run)
+        dataset = run_files.load_dataset(self._root, run.id or 0)
+        return done, next_step(done, dataset, RunConfig.model_validate(run.config))
+
+    def _submit(self, run: Run, attempt: Attempt, done: dict[str, str]) -> None:
+        self._executor.submit(spec_of(self._engine, self._settings, run, attempt, done))
+
+    def _fix_track(self, claim: run_queue.Claim, spec: StepSpec, artifact: Artifact, now: int) -> None:
+        """Fix on the track what its first run decided, so that later runs are judged by the same measure."""
+        dataset = run_files.load_dataset(self._root, claim.run_id)
+        if dataset is None or dataset.shortfall is not None:
+            return  # too little data for a verdict is too little to choose a measure by
+        if isinstance(artifact, Dataset):
+            run_queue.fix_track(
+                self._engine, claim, now, metric=dataset.metric, max_new_tokens=dataset.max_new_tokens,
+                split=spec.config.split.model_dump(),
+            )  # fmt: skip
+        elif isinstance(artifact, Report):
+            noise = artifact.noise.model_dump() if artifact.noise else None
+            run_queue.fix_track(self._engine, claim, now, eval_batch_size=artifact.batch_size, noise=noise)
+
+    def _end(self, claim: run_queue.Claim, attempt: Attempt, state: AttemptState, now: int, error: str | None) -> None:
+        run_queue.end_attempt(self._engine, claim, attempt.id or 0, state, now, error)
+        if state != AttemptState.PUBLISHED:
+            gc.clear_attempt(self._root, attempt)
+
+    def _wait_for_room(self, claim: run_queue.Claim, error: DropforgeError, now: int) -> None:
+        run_queue.postpone(self._engine, claim, error, now)
+        log.warning("run_waits_for_room", run=claim.run_id, error=error.message, hint=error.hint)
+        self._drop(claim)
+
+    def _set_apart(self, claim: run_queue.Claim, error: OSError | DBAPIError, now: int) -> None:
+        """
+        Let a run that has trouble with its own files wait, uncounted; its step stops with a checkpoint.
+
+        Raises an error that is no run's own: a full disk and a locked database pass, for all of them.
+        """
+        if isinstance(error, DBAPIError) or is_full(error):
+            raise error
+        attempt = run_queue.open_attempt(self._engine, claim.run_id)
+        if attempt is not None:
+            self._executor.cancel(_key(attempt))
+        run_queue.postpone(self._engine, claim, self._apart.words(claim.run_id, error), now)
+        self._drop(claim)
+
+    def _after_failure(self, claim: run_queue.Claim, message: str, hint: str, now: int, *, retryable: bool) -> None:
+        state = run_queue.fail(
+            self._engine, claim, run_queue.Failure(message, hint, retryable), now, self._settings.retry
+        )
+        log.warning("run_failed", run=claim.run_id, error=message, hint=hint, state=str(state))
+        self._drop(claim)
+
+    def _after_death(self, claim: run_queue.Claim, attempt: Attempt, message: str, now: int) -> None:
+        progress = run_files.made_checkpoint(self._root, claim.run_id, attempt.started_at)
+        state = run_queue.died(self._engine, claim, message, now, self._settings.retry, progress=progress)
+        log.warning("step_died", run=claim.run_id, error=message, state=str(state))
+        self._drop(claim)
+
+    def _drop(self, claim: run_queue.Claim) -> None:
+        self._claims.remove(claim)
+        self.may_collect = True
+
+    def _collect_garbage(self, now: int) -> None:
+        if self.may_collect and self._settings.gc.automatic:
+            self.may_collect = False
+            self._upkeep.collect_garbage(now)
+
+    def _run(self, claim: run_queue.Claim) -> Run:
+        with transaction(self._engine) as session:
+            run = session.get(Run, claim.run_id)
+        if run is None or run.token != claim.token:
+            message = f"run {claim.run_id} is no longer this daemon's"
+            raise run_queue.LostClaim(message)
+        return run
+
+    def _spec_of(self, attempt: Attempt) -> StepSpec | None:
+        folder = run_files.attempt_folder(attempt.run_id, attempt.step, attempt.number)
+        path = self._root / folder / SPEC_NAME
+        return StepSpec.model_validate_json(path.read_bytes()) if path.exists() else None
+
+    def _ordered_again(self, spec: StepSpec) -> bool:
+        """Order an attempt again whose spec was written and whose place in the spool was not."""
+        place = self._root / spec.folder
+        if {path.name for path in place.iterdir()} != {SPEC_NAME}:
+            return False
+        self._executor.submit(spec)
+        return True
+
+    def _beat_if_due(self, now: int) -> None:
+        if self._claims and abs(now - self._beat) >= _HEARTBEAT_MS:
+            self._beat = now
+            for claim in self._claims:
+                run_queue.heartbeat(self._engine, claim, now, None)
+
+
+def _key(attempt: Attempt) -> str:
+    """Return the key of an attempt, which its spec has too, without reading that."""
+    return f"{attempt.run_id}-{attempt.step}-{attempt.number}"
+
+
+def _words(progress: Progress | None) -> str:
+    if progress is None or not progress.total:
+        return ""
+    words = f" {progress.done}/{progress.total}"
+    if progress.loss is not None:
+        words += f", loss {progress.loss:.3f}"
+    if progress.eta_seconds is not None:
+        words += f", {progress.eta_seconds:.0f} s left"
+    return words

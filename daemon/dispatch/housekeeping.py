@@ -1,0 +1,60 @@
+"""What is seen to beside the work on runs: changes of champion that were cut off, bases, garbage, waits for nothing."""
+
+from sqlalchemy import Engine
+
+from daemon.champions import promotion
+from daemon.champions.base_models import Bases
+from daemon.queue import run_queue
+from daemon.settings.model import Settings
+from daemon.state.troubles import Troubles
+from daemon.storage import gc
+from daemon.system.sd_notify import showing_life
+
+_LOOK_MS = 30_000
+
+
+class Upkeep:
+    """Looks twice a minute; what a track or a collection runs into goes into `troubles`."""
+
+    def __init__(self, engine: Engine, settings: Settings, troubles: Troubles) -> None:
+        """See to the state folder of `settings`."""
+        self._engine = engine
+        self._settings = settings
+        self._troubles = troubles
+        self._bases_at = self._settled_at = -_LOOK_MS
+        quiet = [settings.track(name).run_after_quiet_seconds for name in settings.track_names]
+        self._longest_wait_ms = max(run_queue.LONGEST_BACKOFF_MS, round(1000 * max(quiet)))
+        self.bases = Bases(engine, settings)
+
+    def settle(self, now: int) -> None:
+        """
+        Finish what a dead process left half-done, a person's rollback too, if it was not looked for just now.
+
+        And let no run wait for what a clock said that was ahead.
+        """
+        # The clock may be set back: then the last look lies ahead.
+        if abs(now - self._settled_at) < _LOOK_MS:
+            return
+        self._settled_at = now
+        run_queue.shorten_waits(self._engine, now, self._longest_wait_ms)
+        for track, error in promotion.recover(self._engine, self._settings.state_folder, now).items():
+            self._tell(f"track {track}", error)
+
+    def refresh_bases(self, now: int) -> None:
+        """Look at the base models again, if that was not done just now."""
+        if abs(now - self._bases_at) < _LOOK_MS:
+            return
+        self._bases_at = now
+        self.bases.refresh(now)
+        for name in self._settings.track_names:
+            self._tell(f"base model of track {name}", self.bases.problem(name))
+
+    def collect_garbage(self, now: int) -> None:
+        """Remove what nothing needs any more."""
+        self._tell("garbage collection", showing_life(gc.collect_quietly, self._engine, self._settings, now))
+
+    def _tell(self, whose: str, error: Exception | None) -> None:
+        if error is None:
+            self._troubles.clear(whose)
+        else:
+            self._troubles.note(whose, error)

@@ -1,0 +1,65 @@
+"""What a step is told: its data, its settings, today's champion, and what the track's history adds to the gate."""
+
+import os
+
+from sqlalchemy import Engine
+from sqlmodel import Session
+
+from daemon.champions import promotion
+from daemon.dispatch.orders import step_command
+from daemon.queue.snapshots import judged_before
+from daemon.queue.yardstick import yardstick_before
+from daemon.settings.model import Settings
+from daemon.state import run_files
+from daemon.state.database import transaction
+from daemon.state.tables import Attempt, Run
+from pipeline.artifacts import Drop
+from pipeline.config import RunConfig
+from pipeline.contract import SPEC_NAME, StepSpec
+from pipeline.steps import BY_NAME
+
+#: Former champions that a candidate is held against.
+_FORMER = 3
+#: Models are folders, no hub is asked. Waiting threads sleep: spinning ones make everybody on a shared machine slow,
+#: the step itself most of all (CONTRIBUTING.md has the numbers). The daemon's own setting goes before ours. The worker
+#: passes on no other than `orders.STEP_VARIABLES`.
+_STEP_ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
+}
+
+
+def spec_of(engine: Engine, settings: Settings, run: Run, attempt: Attempt, inputs: dict[str, str]) -> StepSpec:
+    """Return the order for an attempt; `inputs` are the artifacts that the run has published, by step name."""
+    root = settings.state_folder
+    folder = run_files.attempt_folder(attempt.run_id, attempt.step, attempt.number)
+    with transaction(engine) as session:
+        of_track = _of_track(session, settings, run)
+    return StepSpec.model_validate({
+        "run": attempt.run_id, "step": attempt.step, "attempt": attempt.number, "fence": attempt.fence,
+        "root": str(root), "folder": folder, "checkpoints": f"runs/{attempt.run_id}/checkpoints",
+        "predictions": "predictions", "inputs": inputs,
+        "argv": step_command(attempt.step, root / folder / SPEC_NAME),
+        "env": {**_STEP_ENVIRONMENT, "DROPFORGE_DEVICE": settings.device},
+        "drops": tuple(Drop.model_validate(drop) for drop in run.snapshot or ()),
+        "config": RunConfig.model_validate(run.config),
+        "needs_gpu": BY_NAME[attempt.step].needs_gpu, "network": BY_NAME[attempt.step].network,
+        "grace_seconds": settings.grace_seconds,
+        **of_track,
+    })  # fmt: skip
+
+
+def _of_track(session: Session, settings: Settings, run: Run) -> dict[str, object]:
+    """Return the fields of a spec that come from the history of the run's track."""
+    reigning = promotion.champion(session, run.track)
+    uses, versions = judged_before(session, run.track, run.id or 0)
+    return {
+        "champion": reigning.model_copy(
+            update={"drops": promotion.drops_of(session, run.track, reigning.model_id)},
+        ),
+        "former": promotion.former(session, settings.state_folder, run.track, _FORMER),
+        "uses": uses,
+        "judged_versions": versions,
+        "yardstick": yardstick_before(session, settings.state_folder, run, reigning.model_id),
+    }

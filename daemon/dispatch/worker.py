@@ -1,0 +1,339 @@
+"""
+Takes step specs from the spool, one at a time, and runs each in a process of its own.
+
+The worker touches no database, and takes neither a path nor a program from an order (`orders`). Each step gets a
+session and process group of its own, and one end of a pipe: when the worker dies, however it dies, the step notices and
+stops. A new worker starts nothing before the old one's step is gone.
+"""
+
+import fnmatch
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import structlog
+
+from daemon.dispatch.orders import STEP_VARIABLES, Order, OrderRefused, read_order, step_command
+from daemon.dispatch.spool import Spool
+from daemon.state.ownership import OwnFolder, StateFolderGone
+from daemon.system.processes import FileLock, identify, is_alive, kill_group, signal_name, wait_until_dead
+from daemon.system.signals import on_stop
+from pipeline import durable
+from pipeline.contract import LIFELINE, LOG_NAME, RESULT_NAME, SPEC_NAME, StepError, StepResult, StepSpec
+from pipeline.errors import EXIT_BAD_DATA, EXIT_DISK_FULL, EXIT_FAILED, EXIT_INTERRUPTED, is_disk_full
+from pipeline.model_folder.untrusted_code import ENDED_BY, SECONDS
+
+#: What of the worker's own environment a step may see: where things are and how the hardware is used, no secrets.
+ALLOWED_ENVIRONMENT = (
+    "PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_*", "TZ", "TMPDIR", "XDG_*", "LD_*", "PYTHON*", "VIRTUAL_ENV",
+    "CUDA*", "NVIDIA*", "HIP*", "ROCR*", "HF_HOME", "HF_HUB_CACHE", "TORCH*", "PYTORCH*", "TRITON*", "OMP_*", "MKL_*",
+    "OPENBLAS*", "BNB_*",
+)  # fmt: skip
+#: What a step that speaks to a network sees beside this and its key.
+NETWORK_ENVIRONMENT = (
+    "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy",
+    "SSL_CERT_FILE", "SSL_CERT_DIR",
+)  # fmt: skip
+_POLL_SECONDS = 0.2
+_KILL_SECONDS = 10.0
+_FULL_SECONDS = 1.0
+StepCommand = Callable[[StepSpec, Path], Sequence[str]]
+"""The argument list that does a step, from its spec and where that lies."""
+log = structlog.get_logger()
+
+
+def _own_command(spec: StepSpec, place: Path) -> Sequence[str]:
+    return step_command(spec.step, place.absolute())
+
+
+class Worker:
+    """Serves one spool folder. `stop` ends it after the running step has left its checkpoint."""
+
+    def __init__(
+        self, state_folder: Path, command: StepCommand = _own_command, look: Callable[[], None] = lambda: None
+    ) -> None:
+        """Serve the spool in `state_folder`; each step is done by `command`, and what `look` raises ends it."""
+        self._spool = Spool(state_folder)
+        self._command = command
+        self._look = look
+        self._lock = FileLock(self._spool.worker_lock)
+        self.stop = threading.Event()
+        self.exit_code = 0
+        self.owns_spool = False
+
+    def serve(self) -> None:
+        """Run steps until `stop` is set; wait first until no other worker, and no step of one, is left."""
+        waited = False
+        while not self._lock.acquire():
+            if not waited:
+                log.info("worker_waits", for_="another worker on the same state folder")
+                waited = True
+            if self.stop.wait(_POLL_SECONDS):
+                return
+        self.owns_spool = True
+        try:
+            self._clear_leftovers()
+            log.info("worker_started", pid=os.getpid())
+            while not self.stop.is_set():
+                self._look()
+                order = self._take()
+                if order is None:
+                    self.stop.wait(_POLL_SECONDS)
+                else:
+                    self._run(order)
+        finally:
+            self._lock.release()
+
+    def _clear_leftovers(self) -> None:
+        """Wait for the steps of a dead worker, which are stopping by themselves, and end those that do not."""
+        for entry, order in _running(self._spool):
+            process = order.process
+            if process is not None and is_alive(process):
+                log.warning("orphan_found", key=order.spec.key, pid=process.pid)
+                if not wait_until_dead(process, order.spec.grace_seconds + 5):
+                    kill_group(process.pid, signal.SIGKILL)
+                while not wait_until_dead(process, 60):
+                    log.error("orphan_will_not_die", key=order.spec.key, pid=process.pid)
+            entry.unlink()
+
+    def _take(self) -> Order | None:
+        """Move the oldest order of the queue to `running` and return it; set aside what is none."""
+        for entry in self._spool.entries(self._spool.queue):
+            try:
+                order = read_order(self._spool.root, entry)
+            except OrderRefused as error:
+                self._spool.set_aside(entry, error.message)
+                continue
+            taken = self._spool.running / entry.name
+            self._spool.make_way(taken)
+            try:
+                entry.rename(taken)
+            except FileNotFoundError:
+                continue  # it was called off meanwhile
+            return order
+        return None
+
+    def _run(self, order: Order) -> None:
+        """Run one attempt to its end and see to it that it has a result; one that has a result is over already."""
+        spec = order.spec
+        entry = self._spool.running / f"{spec.key}.json"
+        place = self._spool.root / spec.folder
+        if not (place / RESULT_NAME).exists():
+            begun = self._begin_with_room(entry, spec, place)
+            if begun is None:
+                return
+            process, keep = begun
+            try:
+                os.write(keep, b"g")
+                log.info("step_started", key=spec.key, pid=process.pid)
+                stopped = self._watch(process, spec)
+            finally:
+                os.close(keep)
+            if not (place / RESULT_NAME).exists():
+                self._word(place, _result_of_dead(spec, process.returncode, stopped=stopped))
+            log.info("step_ended", key=spec.key, exit_code=process.returncode)
+        mark = self._spool.cancelled / spec.key
+        self._spool.make_way(mark)
+        mark.unlink(missing_ok=True)
+        entry.unlink(missing_ok=True)
+
+    def _begin_with_room(self, entry: Path, spec: StepSpec, place: Path) -> tuple[subprocess.Popen[bytes], int] | None:
+        """Do as `_begin` once the disk has room for it; told to stop before, put the order back and return `None`."""
+        while True:
+            try:
+                return self._begin(entry, spec, place)
+            except OSError as error:
+                if not is_disk_full(error):
+                    raise
+                log.warning("disk_full", key=spec.key, error=str(error))
+            # The order stays in `running` meanwhile: one that moves back could be taken for lost.
+            if self.stop.wait(_FULL_SECONDS):
+                entry.rename(self._spool.queue / entry.name)
+                return None
+
+    def _begin(self, entry: Path, spec: StepSpec, place: Path) -> tuple[subprocess.Popen[bytes], int]:
+        """
+        Start the step's process and write it down; return it with our end of its lifeline, on which it waits.
+
+        If that cannot be written the process ends before it has done anything: our end is closed without a word.
+        """
+        lifeline, keep = os.pipe()
+        process = None
+        try:
+            process = self._start(spec, place, lifeline)
+            identity = identify(process.pid)
+            record = {"fence": spec.fence, "process": asdict(identity) if identity else None}
+            durable.write_json(entry, record)
+        except BaseException:
+            os.close(keep)
+            if process is not None:
+                kill_group(process.pid, signal.SIGKILL)
+                process.wait()
+            raise
+        finally:
+            os.close(lifeline)
+        return process, keep
+
+    def _word(self, place: Path, result: StepResult) -> None:
+        """Leave a result for a step that could not, as soon as the disk has room for it."""
+        while True:
+            try:
+                durable.write_json(place / RESULT_NAME, result.model_dump())
+            except OSError as error:
+                if not is_disk_full(error):
+                    raise
+                # Told to stop, it gives up: the daemon, which stops too, lets the run wait.
+                if self.stop.wait(_FULL_SECONDS):
+                    return
+            else:
+                return
+
+    def _start(self, spec: StepSpec, place: Path, lifeline: int) -> subprocess.Popen[bytes]:
+        told = {name: spec.env[name] for name in STEP_VARIABLES if name in spec.env}
+        environment = {**_allowed(os.environ, _patterns(spec)), **told, LIFELINE: str(lifeline)}
+        with (place / LOG_NAME).open("ab") as output:
+            return subprocess.Popen(  # noqa: S603 - an argument list of our own, never a shell
+                self._command(spec, place / SPEC_NAME), cwd=place, env=environment, stdin=subprocess.DEVNULL,
+                stdout=output, stderr=subprocess.STDOUT, start_new_session=True, pass_fds=(lifeline,),
+            )  # fmt: skip
+
+    def _watch(self, process: subprocess.Popen[bytes], spec: StepSpec) -> bool:
+        """Wait for the step; stop it when it is cancelled or the worker is to end. Say whether it was stopped."""
+        while process.poll() is None:
+            if self.stop.is_set() or self._spool.is_cancelled(spec.key):
+                self._end(process, spec)
+                return True
+            try:
+                process.wait(_POLL_SECONDS)
+            except subprocess.TimeoutExpired:
+                continue
+        # Whatever the step itself started goes with it.
+        kill_group(process.pid, signal.SIGKILL)
+        return False
+
+    def _end(self, process: subprocess.Popen[bytes], spec: StepSpec) -> None:
+        """SIGTERM, grace, SIGKILL."""
+        log.info("step_stopping", key=spec.key, grace_seconds=spec.grace_seconds)
+        process.send_signal(signal.SIGTERM)
+        left = spec.grace_seconds
+        while process.poll() is None and left > 0:
+            try:
+                process.wait(_POLL_SECONDS)
+            except subprocess.TimeoutExpired:
+                left -= _POLL_SECONDS
+        kill_group(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def end_steps_now(state_folder: Path) -> None:
+    """
+    Kill the steps that a worker has in hand, with all that they started, and leave the result that they cannot.
+
+    For the end without grace. The caller is the worker, or has ended it. The steps count as interrupted: that somebody
+    was in a hurry is no fault of the run's.
+    """
+    for entry, order in _running(Spool(state_folder)):
+        if order.process is not None and is_alive(order.process):
+            kill_group(order.process.pid, signal.SIGKILL)
+            wait_until_dead(order.process, _KILL_SECONDS)
+        place = state_folder / order.spec.folder
+        if not (place / RESULT_NAME).exists():
+            durable.write_json(place / RESULT_NAME, _result_of_dead(order.spec, 0, stopped=True).model_dump())
+        entry.unlink(missing_ok=True)
+
+
+def _running(spool: Spool) -> Iterator[tuple[Path, Order]]:
+    """Yield what a worker has in hand, or had when it died; set aside what is no order."""
+    for entry in spool.entries(spool.running):
+        try:
+            order = read_order(spool.root, entry)
+        except OrderRefused as error:
+            spool.set_aside(entry, error.message)
+        else:
+            yield entry, order
+
+
+def serve(state_folder: Path, *, with_lifeline: bool, command: StepCommand = _own_command) -> int:
+    """
+    Run a worker until SIGTERM, SIGINT or, `with_lifeline`, until standard input closes; return the exit code.
+
+    Standard input is the daemon's end of a pipe: it closes with the daemon, however that ended. A second signal kills
+    the step and ends the process at once, with 128 and the signal's number.
+
+    Raises `NotOwn` if the state folder is not this user's own, `StateFolderGone` if it is taken away.
+    """
+    folder = OwnFolder(state_folder, "worker")
+    worker = Worker(state_folder, command, folder.require_there)
+
+    def act(number: int) -> None:
+        if worker.stop.is_set():
+            # The main thread may come to its end before this one does.
+            worker.exit_code = 128 + number
+            if worker.owns_spool:
+                end_steps_now(state_folder)
+            os._exit(worker.exit_code)
+        worker.stop.set()
+
+    on_stop(act)
+    if with_lifeline:
+
+        def wait() -> None:
+            while os.read(sys.stdin.fileno(), 1):
+                pass
+            worker.stop.set()
+
+        threading.Thread(target=wait, name="lifeline", daemon=True).start()
+    try:
+        worker.serve()
+    except StateFolderGone:
+        if not with_lifeline:
+            raise
+        return EXIT_FAILED  # the daemon says so
+    return worker.exit_code
+
+
+def _patterns(spec: StepSpec) -> tuple[str, ...]:
+    """Return the names that the step may see; the key's is in the spec, its value in the environment alone."""
+    if not spec.network:
+        return ALLOWED_ENVIRONMENT
+    key = spec.config.judge.api_key_env
+    return (*ALLOWED_ENVIRONMENT, *NETWORK_ENVIRONMENT, *((key,) if key else ()))
+
+
+def _allowed(environment: Mapping[str, str], patterns: Sequence[str]) -> dict[str, str]:
+    return {
+        name: value
+        for name, value in environment.items()
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    }
+
+
+def _result_of_dead(spec: StepSpec, returncode: int, *, stopped: bool) -> StepResult:
+    """Word the end of a step that could not write its result itself."""
+    if stopped or returncode == EXIT_INTERRUPTED:
+        words = StepError(message=f"step {spec.step} was stopped before it could leave a result")
+        return StepResult(key=spec.key, fence=spec.fence, status="interrupted", exit_code=EXIT_INTERRUPTED, error=words)
+    if returncode == EXIT_DISK_FULL:
+        message = f"the disk of {spec.root} is full: step {spec.step} could not write its files"
+        hint = "free some room there, the run then goes on by itself; dropforge gc --dry-run says what it can give back"
+        code = returncode
+    elif returncode == -ENDED_BY:
+        message = (
+            f"step {spec.step} was ended: the tokenizer or the chat template of {spec.config.base_model} took more "
+            f"than {SECONDS:g} s of the processor, to load or for one record"
+        )
+        hint, code = "mend tokenizer.json and chat_template.jinja there, or use another base model", EXIT_BAD_DATA
+    elif returncode < 0:
+        message = f"step {spec.step} was killed by {signal_name(-returncode)}"
+        hint = "SIGKILL is most often the kernel's answer to memory running out; see its log and the system's"
+        code = 128 - returncode
+    else:
+        message = f"step {spec.step} ended with exit code {returncode} and left no result"
+        hint, code = f"the whole story: dropforge logs {spec.run}", returncode or 1
+    words = StepError(message=message, hint=hint)
+    return StepResult(key=spec.key, fence=spec.fence, status="failed", exit_code=code, error=words)

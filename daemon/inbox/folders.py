@@ -1,0 +1,206 @@
+"""
+The folders of the inbox, walked by descriptors: each name is looked up once, and no link is ever followed.
+
+Whoever may write into the inbox can put anything under any name in it, at any moment. So the inbox is opened once and
+every folder below it from there, name by name; what is a link, no folder, or another user's is not used. Folders for
+drops have the inbox's own rights, and where others may write, the sticky bit: nobody moves what is not theirs. `done/`
+and `rejected/` are the daemon's alone to write, and what another user dropped lies there in a folder that only this
+user and the daemon can read.
+"""
+
+import contextlib
+import errno
+import os
+import stat
+import struct
+import weakref
+from pathlib import Path
+
+import structlog
+
+from daemon.state.permissions import name_of
+from daemon.system.processes import FileLock, lock_holder
+from pipeline.errors import DropforgeError
+from pipeline.validation.file_formats import printable
+
+DONE = "done"
+REJECTED = "rejected"
+HELDOUT = "heldout"
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+_ACL = "system.posix_acl_access"
+_NO_ID = 0xFFFFFFFF
+log = structlog.get_logger()
+
+
+class InboxUnusable(DropforgeError):
+    """The inbox, or a folder of it, cannot be used as it is."""
+
+
+class Folder:
+    """An open folder; it is closed when nobody refers to it any more."""
+
+    def __init__(self, fd: int) -> None:
+        """Take over the descriptor `fd`."""
+        self.fd = fd
+        weakref.finalize(self, os.close, fd)
+
+    @property
+    def path(self) -> Path:
+        """A path that leads to this very folder, wherever it is moved, for functions that want one."""
+        return Path(f"/proc/self/fd/{self.fd}")
+
+    def is_same(self, other: "Folder") -> bool:
+        """Say whether both are one folder."""
+        return os.path.samestat(os.fstat(self.fd), os.fstat(other.fd))
+
+
+class InboxFolders:
+    """The inbox and the folders below it. Every method makes what is missing and raises `InboxUnusable`."""
+
+    def __init__(self, path: Path) -> None:
+        """Use the inbox at `path`; nothing is opened or made yet."""
+        self.path = path
+        self._root: Folder | None = None
+        self._lock: FileLock | None = None
+
+    def root(self) -> Folder:
+        """Return the inbox itself; if another folder has taken its path, that one from now on."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if self._root is None or not os.path.samestat(os.fstat(self._root.fd), self.path.stat()):
+                if self._root is not None:
+                    log.warning("inbox_replaced", inbox=str(self.path))
+                self._root = Folder(os.open(self.path, _FOLDER))
+                self._make_sticky(self._root)
+        except OSError as error:
+            raise _unusable(self.path, error) from error
+        return self._root
+
+    def _make_sticky(self, root: Folder) -> None:
+        """Let nobody move what is another's, if the inbox is the daemon's; `why_movable` tells of one that is not."""
+        info = os.fstat(root.fd)
+        if info.st_uid == os.geteuid() and info.st_mode & _OTHERS_WRITE and not info.st_mode & stat.S_ISVTX:
+            with contextlib.suppress(OSError):  # a unit may forbid it beside a set-group-id bit
+                os.fchmod(root.fd, stat.S_IMODE(info.st_mode) | stat.S_ISVTX)
+
+    def why_movable(self) -> str | None:
+        """Return why a file may lie where somebody else than its owner has put it; `None` if it cannot."""
+        mode = os.fstat(self.root().fd).st_mode
+        if not mode & _OTHERS_WRITE or mode & stat.S_ISVTX:
+            return None
+        return f"others may move files in the inbox (chmod +t {self.path})"
+
+    def shared(self, *names: str) -> Folder:
+        """Return a folder that files are dropped into; without names the inbox."""
+        folder = self.root()
+        rights = stat.S_IMODE(os.fstat(folder.fd).st_mode)
+        rights |= stat.S_ISVTX if rights & _OTHERS_WRITE else 0
+        for depth, name in enumerate(names, 1):
+            folder, is_new = _entered(folder, name, rights, self.path.joinpath(*names[:depth]))
+            has = stat.S_IMODE(os.fstat(folder.fd).st_mode)
+            wants = rights | has if is_new else has | (stat.S_ISVTX if has & _OTHERS_WRITE else 0)
+            _set_rights(folder, wants, self.path.joinpath(*names[:depth]), "chmod +t", may_fail=is_new)
+        return folder
+
+    def closed(self, *names: str) -> Folder:
+        """Return a folder that the daemon alone writes to, and that those may read who may read the inbox."""
+        folder = self.root()
+        rights = stat.S_IMODE(os.fstat(folder.fd).st_mode) & ~_OTHERS_WRITE & ~stat.S_ISVTX
+        for depth, name in enumerate(names, 1):
+            folder, is_new = _entered(folder, name, rights, self.path.joinpath(*names[:depth]))
+            has = stat.S_IMODE(os.fstat(folder.fd).st_mode)
+            wants = rights | has if is_new else has & ~_OTHERS_WRITE
+            _set_rights(folder, wants, self.path.joinpath(*names[:depth]), "chmod go-w", may_fail=is_new)
+        return folder
+
+    def answers(self, *names: str, owner: int) -> Folder:
+        """
+        Return the closed folder for what the user with number `owner` has dropped.
+
+        Of another user than the daemon's it is `~USER` in there, which only this user can read. On a file system that
+        knows no access lists nobody but the daemon can.
+        """
+        folder = self.closed(*names)
+        if owner == os.geteuid():
+            return folder
+        name = f"~{name_of(owner)}"
+        private, is_new = _entered(folder, name, 0o700, self.path.joinpath(*names, name))
+        try:
+            os.getxattr(private.fd, _ACL)
+        except OSError:
+            try:
+                os.setxattr(private.fd, _ACL, _readable_for(owner))
+            except OSError as error:
+                if is_new:
+                    log.warning("answers_closed", folder=printable(name), owner=owner, why=error.strerror)
+        return private
+
+    def lock(self) -> None:
+        """Keep other daemons from this inbox, until the process ends."""
+        # There, because nobody else can open a file in it: who may write to the inbox could hold a lock in it, too.
+        folder = self.closed(DONE)
+        path = folder.path / ".daemon.lock"
+        self._lock = FileLock(path)
+        try:
+            locked = self._lock.acquire()
+        except OSError as error:
+            raise _unusable(self.path / DONE / path.name, error) from error
+        if not locked:
+            message = f"another daemon (process {lock_holder(path)}) takes the files of {self.path}"
+            raise InboxUnusable(message, "stop that one, or give this one an inbox of its own: inbox in dropforge.toml")
+
+
+def _entered(parent: Folder, name: str, rights: int, shown: Path) -> tuple[Folder, bool]:
+    """Open a folder that is the daemon's or root's, made if it is not there; say whether it was made."""
+    is_new = True
+    try:
+        try:
+            # With the sticky bit from the beginning; a set-group-id bit is inherited, and a unit may forbid to set one.
+            os.mkdir(name, rights & 0o1777, dir_fd=parent.fd)
+        except FileExistsError:
+            is_new = False
+        folder = Folder(os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=parent.fd))
+    except OSError as error:
+        raise _unusable(shown, error) from error
+    owner = os.fstat(folder.fd).st_uid
+    if owner not in {os.geteuid(), 0}:
+        message = (
+            f"{printable(str(shown))} belongs to {name_of(owner)} and not to the daemon's user, {name_of(os.geteuid())}"
+        )
+        raise InboxUnusable(message, "move it away: the daemon makes the folder itself")
+    return folder, is_new
+
+
+def _set_rights(folder: Folder, wants: int, shown: Path, command: str, *, may_fail: bool) -> None:
+    """Give a folder its rights; a new one may stay closer than the inbox."""
+    if wants == stat.S_IMODE(os.fstat(folder.fd).st_mode):
+        return
+    try:
+        os.fchmod(folder.fd, wants)
+    except OSError as error:
+        if not may_fail:
+            message = f"others may move or replace what lies in {printable(str(shown))}"
+            raise InboxUnusable(message, f"{command} {printable(str(shown))}") from error
+
+
+def _unusable(path: Path, error: OSError) -> InboxUnusable:
+    shown = printable(str(path))
+    if error.errno in {errno.ELOOP, errno.ENOTDIR, errno.EEXIST}:
+        message = f"{shown} should be a folder of the inbox, but a link or a file is in the way"
+        return InboxUnusable(message, "rename that file: the daemon makes the folder itself")
+    message = f"{shown} cannot be used: {error.strerror}"
+    return InboxUnusable(message, f"give the daemon's user, {name_of(os.geteuid())}, the right to write there")
+
+
+def _readable_for(user: int) -> bytes:
+    """Return an access list, as Linux's acl_ea_header has it: all for the owner, reading for one user, no more."""
+    read, all_rights = 5, 7
+    entries = (
+        (0x01, all_rights, _NO_ID),
+        (0x02, read, user),
+        (0x04, 0, _NO_ID),
+        (0x10, read, _NO_ID),
+        (0x20, 0, _NO_ID),
+    )
+    return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)

@@ -1,0 +1,401 @@
+"""
+One settled file → an accepted, rejected or duplicate drop, recorded once and answered in the inbox.
+
+The order is what makes it safe to die anywhere: the copy is durable first, then one transaction records the drop and
+its run, then the file leaves the inbox. A file that is recorded but still there is known by its identity in the event.
+"""
+
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from sqlalchemy import Engine, func
+from sqlmodel import Session, col, select
+
+from daemon.inbox import receipts
+from daemon.inbox.folders import Folder, InboxFolders, InboxUnusable
+from daemon.inbox.quarantine import rule, sift, validation_options
+from daemon.inbox.receipts import Document, Filing
+from daemon.inbox.safe_copy import Copy, SourceChanged, SourceUnreadable, copy, identity, look, refusal
+from daemon.inbox.watcher import Settled
+from daemon.queue import run_queue
+from daemon.queue.yardstick import why_it_waits
+from daemon.settings.model import Settings
+from daemon.state.database import transaction
+from daemon.state.permissions import name_of
+from daemon.state.tables import Drop, DropState, Event
+from daemon.storage.disk import Disk, size_words
+from pipeline import durable
+from pipeline.validation.file_formats import HEAD_BYTES, foreign_format, printable
+from pipeline.validation.records import FileFinding
+from pipeline.validation.validate import Notice, Validation, validate
+
+Kind = Literal[
+    "accepted",
+    "proposed",
+    "rejected",
+    "duplicate",
+    "changed",
+    "gone",
+    "queue_full",
+    "unreadable",
+    "no_room",
+    "not_moved",
+]
+_ENDINGS = (b".jsonl", b".json")
+#: States in which a drop's content counts as known. Not what a stranger proposed: the owner's own copy counts at once.
+_KNOWN = (DropState.ACCEPTED, DropState.WITHDRAWN, DropState.HELD)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one file; all but the first four kinds leave it in the inbox, to be tried at a later scan."""
+
+    kind: Kind
+    track: str
+    name: str
+    drop: int | None = None
+    run: int | None = None
+    message: str = ""
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether the file has left the inbox."""
+        return self.kind in {"accepted", "proposed", "rejected", "duplicate"}
+
+    def __str__(self) -> str:
+        """One line for the log."""
+        number = "" if self.drop is None else f" as drop {self.drop}"
+        run = "" if self.run is None else f", run {self.run}"
+        why = f": {self.message}" if self.message else ""
+        return f"{self.kind} {self.track}/{self.name}{number}{run}{why}"
+
+
+class _Source(NamedTuple):
+    """A settled file as it was looked at, and when."""
+
+    settled: Settled
+    info: os.stat_result
+    folder: Folder
+    now: int
+
+
+class Intake:
+    """Takes files in; used by one thread of the one daemon that works on the state folder."""
+
+    def __init__(self, engine: Engine, settings: Settings) -> None:
+        """Record in the database of `engine`; keep accepted files in `drops/` of the state folder."""
+        self._engine = engine
+        self._settings = settings
+        self._drops = settings.state_folder / "drops"
+        self._incoming = settings.state_folder / "incoming"
+        for folder in (self._drops, self._incoming):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # What is left of a daemon that died while it copied.
+        for path in self._incoming.glob("*.tmp"):
+            path.unlink()
+        self._inbox = InboxFolders(settings.inbox_folder)
+        receipts.remove_leftovers(self._inbox)
+        self._disk = Disk(settings)
+        self._told: set[tuple[Settled, str]] = set()
+        #: Files that are recorded and could not leave the inbox, so that they are not read at every scan.
+        self._stuck: dict[Settled, tuple[Filing, Outcome]] = {}
+        self._full: set[str] = set()
+
+    def take(self, settled: Settled, now_ms: int) -> Outcome:
+        """
+        Take one file in and say what became of it; `now_ms` is in milliseconds since the epoch.
+
+        Nothing that is wrong with the file raises. Raises `OSError` if the state folder cannot be written, as on a full
+        disk, and `InboxUnusable`; then the file is left in the inbox.
+        """
+        if settled.role == "train" and settled.track in self._full:
+            # Nothing is asked or noted for each of thousands that wait; `full_tracks` sees when there is room again.
+            return _outcome(settled, "queue_full", self._full_words)
+        try:
+            folder = self._inbox.shared(*settled.folders)
+            info = look(settled.name, folder.fd)
+            if stat.S_ISDIR(info.st_mode):
+                return _outcome(settled, "gone", "a folder has taken its name")
+            return self._take(_Source(settled, info, folder, now_ms))
+        except FileNotFoundError:
+            return _outcome(settled, "gone", "it is not there any more")
+        except SourceChanged as error:
+            return _outcome(settled, "changed", error.message)
+        except SourceUnreadable as error:
+            return self._left(settled, "unreadable", f"{error.message}; {error.hint}", now_ms)
+
+    def full_tracks(self) -> list[str]:
+        """Return the tracks for which a file had to stay in the inbox because too many drops wait for a run."""
+        if self._full:
+            with transaction(self._engine) as session:
+                self._full = {track for track in self._full if self._is_full(session, track)}
+        return sorted(self._full)
+
+    def _take(self, source: _Source) -> Outcome:
+        stuck = self._stuck.pop(source.settled, None)
+        if stuck is not None and identity(stuck[0].info) == identity(source.info):
+            return self._file_away(*stuck, source.now)
+        with transaction(self._engine) as session:
+            finished = self._finish_earlier(session, source)
+            full = "" if finished is not None else self._why_full(session, source.settled)
+        if finished is not None:
+            return self._file_away(*finished, source.now)
+        refused = None if full else self._refused_unread(source)
+        if refused is not None:
+            return self._reject(source, refused, refused.reason, sha256="")
+        no_room = full or self._no_room(source.info.st_size)
+        if no_room:
+            return self._left(source.settled, "queue_full" if full else "no_room", no_room, source.now)
+        taken = copy(source.settled.name, source.folder.fd, source.info, self._incoming)
+        try:
+            return self._judge(source, taken)
+        finally:
+            taken.path.unlink(missing_ok=True)
+
+    def _judge(self, source: _Source, taken: Copy) -> Outcome:
+        """Turn a copy into a drop: duplicate, rejected, proposed or accepted, perhaps without its bad rows."""
+        options = validation_options(self._settings, source.settled.track)
+        with transaction(self._engine) as session:
+            earlier = _earlier(session, source)
+        if earlier is not None and earlier[0].quarantined:
+            drop, detail = earlier
+            again = validate(taken.path, replace(options, most_bad_rows=drop.quarantined))
+            errors = receipts.errors(drop, again, taken.sha256)
+            return self._answer(source, drop, _receipt(drop, detail, None, taken.sha256), detail.get("run"), errors)
+        same = self._duplicate(source, taken, taken.sha256)
+        if same is not None:
+            return same
+        validation = _wrong_name(source.settled.name, taken.path) or validate(taken.path, options)
+        ruling = rule(validation, self._settings.intake)
+        if not ruling.accepted:
+            return self._reject(source, validation, ruling.reason, taken.sha256)
+        content = taken.sha256
+        if not validation.ok:
+            # What is stored, hashed and compared is what will be trained on: a drop is its good rows.
+            content = sift(taken.path, options)
+            same = self._duplicate(source, taken, content)
+            if same is not None:
+                return same
+        taken.path.rename(self._drops / f"{content}.jsonl")
+        durable.fsync_folder(self._drops)
+        return self._accept(source, validation, content, taken.sha256)
+
+    def _duplicate(self, source: _Source, taken: Copy, content: str) -> Outcome | None:
+        """Record a file of known content; `content` is the hash of its good rows, which `taken.path` holds now."""
+        with transaction(self._engine) as session:
+            original = _original(session, source.settled, content)
+            if original is None:
+                return None
+            drop = _drop(source, DropState.DUPLICATE, taken.sha256)
+            drop.duplicate_of, drop.rows, drop.warnings = original.id, original.rows, original.warnings
+            _record(session, drop, source, ())
+        self._mend_store(taken.path, content)
+        return self._answer(source, drop, receipts.receipt(drop, None, original, (), taken.sha256))
+
+    def _mend_store(self, path: Path, content: str) -> None:
+        """Put a known drop's content back where its stored file is missing or damaged: this is it, once more."""
+        stored = self._drops / f"{content}.jsonl"
+        if not stored.is_file() or durable.sha256_file(stored) != content:
+            path.rename(stored)
+            durable.fsync_folder(self._drops)
+
+    def _accept(self, source: _Source, validation: Validation, content: str, sha256: str) -> Outcome:
+        settled = source.settled
+        track = self._settings.track(settled.track)
+        drop = _drop(source, DropState.ACCEPTED, content)
+        if settled.role == "heldout":
+            drop.reason = why_it_waits(self._settings, settled.track, source.info.st_uid, source.info.st_mode)
+            drop.reason = drop.reason or self._inbox.why_movable()
+            drop.state = DropState.ACCEPTED if drop.reason is None else DropState.PROPOSED
+        drop.rows, drop.warnings = validation.good_rows, sum(notice.rows for notice in validation.warnings)
+        drop.findings, drop.quarantined = validation.findings_total, validation.bad_rows
+        run = None
+        with transaction(self._engine) as session:
+            run_queue.ensure_track(session, settled.track, source.now)
+            if settled.role == "train" and track.trigger in {"drop", "both"}:
+                run = run_queue.enqueue_when_quiet(session, settled.track, track, source.now).id
+            _record(session, drop, source, validation.warnings, run=run, file_sha256=sha256)
+        receipt = receipts.receipt(drop, run, None, validation.warnings, sha256)
+        errors = receipts.errors(drop, validation, sha256) if drop.quarantined else None
+        return self._answer(source, drop, receipt, run, errors)
+
+    def _reject(self, source: _Source, validation: Validation, reason: str, sha256: str) -> Outcome:
+        """Record a bad file, unless a daemon that died recorded this very one already."""
+        with transaction(self._engine) as session:
+            earlier = _earlier(session, source)
+            if earlier is not None and earlier[0].state == DropState.REJECTED:
+                drop = earlier[0]
+            else:
+                drop = _drop(source, DropState.REJECTED, sha256)
+                drop.rows, drop.findings, drop.reason = validation.rows, validation.findings_total, reason
+                drop.warnings = sum(notice.rows for notice in validation.warnings)
+                _record(session, drop, source, ())
+        return self._answer(source, drop, None, None, receipts.errors(drop, validation, sha256))
+
+    def _answer(
+        self, source: _Source, drop: Drop, receipt: Document | None, run: object = None, errors: Document | None = None
+    ) -> Outcome:
+        return self._file_away(*_filing(source, drop, run, receipt, errors), source.now)
+
+    def _file_away(self, filing: Filing, outcome: Outcome, now: int) -> Outcome:
+        """Move a recorded file out of the inbox; if that fails, the next scan finds it recorded and tries again."""
+        settled = filing.settled
+        try:
+            receipts.file_away(self._inbox, filing)
+        except (OSError, InboxUnusable) as error:
+            self._stuck[settled] = (filing, outcome)
+            why = str(error) if isinstance(error, InboxUnusable) else error.strerror or str(error)
+            words = f"recorded as drop {filing.drop}, but it cannot leave the inbox: {why}"
+            return self._left(settled, "not_moved", words, now)
+        self._told = {told for told in self._told if told[0] != settled}
+        return outcome
+
+    def _finish_earlier(self, session: Session, source: _Source) -> tuple[Filing, Outcome] | None:
+        """Return the filing of a file that is recorded and only has to be moved; ones with findings are read again."""
+        earlier = _earlier(session, source)
+        if earlier is None or earlier[0].state == DropState.REJECTED or earlier[0].quarantined:
+            return None
+        drop, detail = earlier
+        original = session.get(Drop, drop.duplicate_of) if drop.duplicate_of is not None else None
+        return _filing(source, drop, detail.get("run"), _receipt(drop, detail, original, drop.sha256))
+
+    def _refused_unread(self, source: _Source) -> Validation | None:
+        why = refusal(source.info)
+        most = self._settings.intake.max_bytes
+        if why is not None:
+            return _one_finding("file", *why)
+        if source.info.st_size > most:
+            size = f"the file has {source.info.st_size:,} bytes, {most:,} are allowed"
+            return _one_finding("too_large", size, "split it, or raise intake.max_bytes")
+        return None
+
+    def _no_room(self, size: int) -> str:
+        """Return in words that the disk has no room for a file, before a byte of it is copied; empty if it has."""
+        # Without its bad rows it is written once more.
+        need = size * (2 if self._settings.intake.on_bad_rows == "quarantine" else 1)
+        free = self._disk.free_bytes()
+        if need + self._disk.low_water_bytes <= free:
+            return ""
+        return (
+            f"it needs {size_words(need)}, and the disk of {self._settings.state} has {size_words(free)} free, of "
+            f"which {size_words(self._disk.low_water_bytes)} stay so (disk.low_water_bytes); it waits for room"
+        )
+
+    @property
+    def _full_words(self) -> str:
+        most = self._settings.intake.max_waiting_drops
+        return f"{most} drops of the track wait for a run (intake.max_waiting_drops); it is taken when one has begun"
+
+    def _why_full(self, session: Session, settled: Settled) -> str:
+        """Return in words that too many drops wait already, for a run or for a person; empty if not."""
+        if settled.role == "train":
+            full = self._is_full(session, settled.track)
+            self._full |= {settled.track} if full else set()
+            return self._full_words if full else ""
+        proposed = select(func.count()).where(Drop.track == settled.track, Drop.state == DropState.PROPOSED)
+        few = session.exec(proposed).one() < self._settings.intake.max_waiting_drops
+        words = "intake.max_waiting_drops held-out files of the track wait for a word: dropforge drops accept, withdraw"
+        return "" if few else words
+
+    def _is_full(self, session: Session, track: str) -> bool:
+        return run_queue.waiting_drops(session, track) >= self._settings.intake.max_waiting_drops
+
+    def _left(self, settled: Settled, kind: Kind, message: str, now: int) -> Outcome:
+        """Leave a file in the inbox, with an event the first time."""
+        key = (settled, kind)
+        if key not in self._told:
+            self._told.add(key)
+            with transaction(self._engine) as session:
+                name = _shown(settled)
+                run_queue.record_event(session, f"drop_{kind}", now, track=settled.track, name=name, message=message)
+        return _outcome(settled, kind, message)
+
+
+def _shown(settled: Settled) -> str:
+    return printable(os.fsdecode(settled.name))
+
+
+def _outcome(settled: Settled, kind: Kind, message: str) -> Outcome:
+    return Outcome(kind, settled.track, _shown(settled), message=message)
+
+
+def _receipt(drop: Drop, detail: Mapping[str, object], original: Drop | None, sha256: str) -> Document:
+    """Make the receipt of a recorded drop again, from the detail of its event."""
+    run, noted = detail.get("run"), detail.get("warnings")
+    notices = [Notice.model_validate(value) for value in noted] if isinstance(noted, list) else []
+    return receipts.receipt(drop, run if isinstance(run, int) else None, original, notices, sha256)
+
+
+def _filing(
+    source: _Source, drop: Drop, run: object, receipt: Document | None, errors: Document | None = None
+) -> tuple[Filing, Outcome]:
+    number = drop.id or 0
+    kinds: dict[str, Kind] = {"proposed": "proposed", "rejected": "rejected", "duplicate": "duplicate"}
+    kind = kinds.get(drop.state, "accepted")
+    message = str(receipt["sentence"] if receipt else drop.reason)
+    filing = Filing(source.settled, source.info, number, kind == "rejected", receipt, errors)
+    return filing, Outcome(kind, drop.track, drop.name, number, run if isinstance(run, int) else None, message)
+
+
+def _drop(source: _Source, state: DropState, sha256: str) -> Drop:
+    settled = source.settled
+    return Drop(
+        track=settled.track, role=settled.role, state=state, name_bytes=settled.name, name=_shown(settled),
+        sha256=sha256, size_bytes=source.info.st_size, received_at=source.now,
+    )  # fmt: skip
+
+
+def _record(session: Session, drop: Drop, source: _Source, notices: tuple[Notice, ...], **detail: Any) -> None:
+    """Add the drop with the event that lets this very file be recognised until it has left the inbox."""
+    session.add(drop)
+    session.flush()
+    warnings = [notice.model_dump() for notice in notices]
+    run_queue.record_event(
+        session, f"drop_{drop.state}", source.now, track=drop.track, run_id=detail.get("run"), drop_id=drop.id,
+        name=drop.name, rows=drop.rows, reason=drop.reason, source=identity(source.info), warnings=warnings,
+        owner=name_of(source.info.st_uid), **detail,
+    )  # fmt: skip
+
+
+def _original(session: Session, settled: Settled, sha256: str) -> Drop | None:
+    """Return the drop of the same track and role that brought this content, if it is accepted, withdrawn or held."""
+    same = select(Drop).where(Drop.track == settled.track, Drop.role == settled.role, Drop.sha256 == sha256)
+    return session.exec(same.where(col(Drop.state).in_(_KNOWN)).order_by(col(Drop.id).desc())).first()
+
+
+def _earlier(session: Session, source: _Source) -> tuple[Drop, dict[str, object]] | None:
+    """Return the drop that this very file was recorded as before the daemon died, with the detail of its event."""
+    settled = source.settled
+    same = select(Drop).where(Drop.track == settled.track, Drop.role == settled.role, Drop.name_bytes == settled.name)
+    drop = session.exec(same.order_by(col(Drop.id).desc())).first()
+    if drop is None:
+        return None
+    events = select(Event).where(Event.drop_id == drop.id).order_by(col(Event.id))
+    first = session.exec(events).first()
+    if first is None or first.detail.get("source") != identity(source.info):
+        return None
+    return drop, first.detail
+
+
+def _wrong_name(name: bytes, path: Path) -> Validation | None:
+    """Refuse a file that does not say that it is JSON, and name what it is if that can be seen."""
+    if name.lower().endswith(_ENDINGS):
+        return None
+    with path.open("rb") as file:
+        foreign = foreign_format(file.read(HEAD_BYTES))
+    if foreign is not None:
+        return _one_finding("format", f"the file is {foreign.name}", foreign.remedy)
+    return _one_finding(
+        "name",
+        "the name does not end in .jsonl or .json",
+        "if it holds records, rename it to end in .jsonl and drop it again",
+    )
+
+
+def _one_finding(name: str, message: str, remedy: str) -> Validation:
+    finding = FileFinding(line=None, rule=name, message=message, remedy=remedy)
+    return Validation(rows=0, good_rows=0, findings_total=1, findings=(finding,), warnings=(), complete=False)

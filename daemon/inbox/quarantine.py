@@ -1,0 +1,72 @@
+"""What becomes of a drop with bad rows: given back whole, or taken without them (`intake.on_bad_rows`)."""
+
+import json
+import os
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from daemon.settings.model import IntakeSettings, Settings
+from pipeline.validation.special_tokens import control_tokens
+from pipeline.validation.validate import Options, Validation, good_rows
+
+
+@dataclass(frozen=True)
+class Ruling:
+    """Whether a drop is taken, and why not."""
+
+    accepted: bool
+    reason: str
+    """One sentence, of an accepted drop too."""
+    ceiling: str = ""
+    """The ceiling that the bad rows are over, where that is the reason."""
+
+
+def validation_options(settings: Settings, track: str) -> Options:
+    """Return what a file for `track` may be: the settings, and the control tokens of the track's base model."""
+    base, intake = settings.track(track).base_model, settings.intake
+    tokens = control_tokens(Path(base)) if base else ()
+    most = intake.max_bad_rows if intake.on_bad_rows == "quarantine" else 0
+    return Options(intake.max_line_bytes, intake.unknown_keys, tokens, intake.special_tokens, most)
+
+
+def rule(validation: Validation, intake: IntakeSettings) -> Ruling:
+    """Say whether a validated file is taken, with or without its bad rows; a refusal names the ceiling."""
+    bad, rows = validation.bad_rows, validation.rows
+    if validation.ok:
+        return Ruling(accepted=True, reason=validation.reason)
+    if intake.on_bad_rows == "reject" or not (validation.complete or validation.stopped):
+        return Ruling(accepted=False, reason=validation.reason)
+    found = f"{bad:,} of {'the first ' * validation.stopped}{rows:,} rows are bad"
+    ceiling = ""
+    if bad > intake.max_bad_rows:
+        ceiling = f"intake.max_bad_rows allows {intake.max_bad_rows:,}"
+    elif 100 * bad > intake.max_bad_percent * rows:
+        ceiling = f"intake.max_bad_percent allows {intake.max_bad_percent:g} %, these are {100 * bad / rows:.3g} %"
+    elif validation.good_rows == 0:
+        ceiling = "no row is left"
+    if ceiling or not validation.complete:
+        return Ruling(accepted=False, reason=f"{found}, {ceiling}; {validation.reason}", ceiling=ceiling)
+    return Ruling(accepted=True, reason=f"{found} and set aside; {validation.reason}")
+
+
+def sift(path: Path, options: Options) -> str:
+    """
+    Replace the file at `path` by one of its good rows alone, durably; return the sha256 of that.
+
+    The same bytes and options give the same file. Raises `OSError`, and the file is as it was then.
+    """
+    aside = path.with_suffix(".sifted.tmp")
+    digest = sha256()
+    try:
+        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+            for row in good_rows(path, options):
+                line = json.dumps(row.value, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+                digest.update(line)
+                file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.rename(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return digest.hexdigest()

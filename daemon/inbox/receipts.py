@@ -1,0 +1,206 @@
+"""
+The answer that a person finds in the inbox: the file in `done/` or `rejected/`, and a receipt or its errors beside it.
+
+The document is written first and the file moved after it. If the daemon dies between the two, the file is recognised
+at the next scan and moved to the document that was written for it.
+"""
+
+import contextlib
+import itertools
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from daemon.inbox.folders import DONE, REJECTED, Folder, InboxFolders, InboxUnusable
+from daemon.inbox.safe_copy import identity, look
+from daemon.inbox.watcher import Settled
+from daemon.state.tables import Drop, DropState
+from pipeline import durable
+from pipeline.validation.validate import Notice, Validation
+
+Document = dict[str, Any]
+RECEIPT = ".receipt.json"
+ERRORS = ".errors.json"
+#: A name, its number, the document's ending and the temporary name that it is written under stay below 255 bytes.
+_LONGEST_NAME = 190
+_LONGEST_ENDING = 20
+_FIRST_TRIES = 20
+
+
+@dataclass(frozen=True)
+class Filing:
+    """A file that is recorded and still has to leave the inbox, with its document."""
+
+    settled: Settled
+    info: os.stat_result
+    """The file that was recorded; another one under its name is left alone."""
+    drop: int
+    rejected: bool
+    receipt: Document | None
+    errors: Document | None
+
+    @property
+    def documents(self) -> dict[str, Document]:
+        """What is written beside the file, by the ending of its name."""
+        both = {ERRORS: self.errors, RECEIPT: self.receipt}
+        return {ending: document for ending, document in both.items() if document is not None}
+
+
+def receipt(drop: Drop, run: int | None, original: Drop | None, notices: Sequence[Notice], sha256: str) -> Document:
+    """
+    Return the receipt of a drop that was accepted, waits for a person, or was found to repeat `original`.
+
+    `sha256` is the file's; where bad rows were set aside, `content_sha256` is that of the rows which were stored.
+    """
+    same = None
+    if original is not None:
+        same = {
+            "drop": original.id, "name": original.name, "received_at": iso_time(original.received_at),
+            "state": original.state,
+        }  # fmt: skip
+    return {
+        "version": 1, **_common(drop, sha256), "content_sha256": drop.sha256, "size_bytes": drop.size_bytes,
+        "rows": drop.rows, "quarantined": drop.quarantined, "run": run, "duplicate_of": same,
+        "sentence": _sentence(drop, run, original),
+        "warnings": [notice.model_dump() for notice in notices],
+    }  # fmt: skip
+
+
+def errors(drop: Drop, validation: Validation, sha256: str) -> Document | None:
+    """
+    Return the errors of a drop that was rejected or lost rows, as `schemas/drop-errors.schema.json` describes them.
+
+    `sha256` is the file's. `None` if there are none any more: the settings of a daemon that died were other ones.
+    """
+    if validation.ok:
+        return None
+    reason, remedy = drop.reason or validation.reason, "mend what the findings name and drop the file again"
+    if drop.state != DropState.REJECTED:
+        remedy = "mend the rows that the findings name and drop them in a file of their own"
+    return {
+        "version": 1, **_common(drop, sha256), "reason": reason, "remedy": remedy,
+        "rows": validation.rows, "good_rows": validation.good_rows, "quarantined": drop.quarantined,
+        "findings_total": validation.findings_total,
+        "findings": [finding.model_dump() for finding in validation.findings],
+        "warnings": [notice.model_dump() for notice in validation.warnings],
+    }  # fmt: skip
+
+
+def file_away(inbox: InboxFolders, filing: Filing) -> None:
+    """
+    Write the documents and move the file beside them.
+
+    Nothing is overwritten: a name that is taken gets a number. Raises `OSError` or `InboxUnusable`, and may then be
+    called again.
+    """
+    settled = filing.settled
+    home = (REJECTED if filing.rejected else DONE,) + (() if settled.track == "default" else (settled.track,))
+    source, target = inbox.shared(*settled.folders), inbox.answers(*home, owner=filing.info.st_uid)
+    name = _free_name(target, filing)
+    for ending, document in filing.documents.items():
+        durable.write_json(target.path / (os.fsdecode(name) + ending), document)
+    try:
+        unchanged = identity(look(settled.name, source.fd)) == identity(filing.info)
+    except FileNotFoundError:
+        return
+    if unchanged:
+        os.rename(settled.name, name, src_dir_fd=source.fd, dst_dir_fd=target.fd)
+        _give_back_another(source, settled.name, target, name, filing.info)
+        os.fsync(target.fd)
+        os.fsync(source.fd)
+
+
+def remove_leftovers(inbox: InboxFolders) -> None:
+    """Remove the half-written documents of a daemon that died."""
+    for name in (DONE, REJECTED):
+        with contextlib.suppress(InboxUnusable, OSError):  # which the first scan says
+            _remove_leftovers(inbox.closed(name), deeper=2)
+
+
+def iso_time(milliseconds: int) -> str:
+    """Return a moment as people and programs read it: 2026-01-31T02:00:00+00:00."""
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds")
+
+
+def _common(drop: Drop, sha256: str) -> Document:
+    return {
+        "drop": drop.id, "state": drop.state, "track": drop.track, "role": drop.role, "name": drop.name,
+        "sha256": sha256, "received_at": iso_time(drop.received_at),
+    }  # fmt: skip
+
+
+def _sentence(drop: Drop, run: int | None, original: Drop | None) -> str:
+    if drop.state == DropState.PROPOSED:
+        return f"{drop.rows:,} held-out records wait for a person: dropforge drops accept {drop.id}; {drop.reason}"
+    if original is None:
+        then = "they are in the next run of the track" if run is None else f"they are in run {run}"
+        what = "held-out records for the gate" if drop.role == "heldout" else "records"
+        aside = f"; {drop.quarantined:,} bad rows were set aside" if drop.quarantined else ""
+        return f"accepted: {drop.rows:,} {what}; {then}{aside}"
+    same = f"the same content is drop {original.id} ({original.name}), received {iso_time(original.received_at)}"
+    if original.state == DropState.ACCEPTED:
+        return f"{same}; nothing was added"
+    why = f": {original.reason}" if original.reason else ""
+    return f"{same}, which is {original.state}{why}; to use it again: dropforge drops restore {original.id}"
+
+
+def _remove_leftovers(folder: Folder, deeper: int) -> None:
+    """Look into a folder, those of tracks in it and those of users in these."""
+    durable.remove_leftovers(folder.path, "*.json")
+    with os.scandir(folder.fd) as entries:
+        names = [entry.name for entry in entries if deeper and entry.is_dir(follow_symlinks=False)]
+    for name in names:
+        # A folder that is not the daemon's is nothing that it has written to.
+        with contextlib.suppress(OSError):
+            below = Folder(os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder.fd))
+            if os.fstat(below.fd).st_uid == os.geteuid():
+                _remove_leftovers(below, deeper - 1)
+
+
+def _give_back_another(source: Folder, name: bytes, target: Folder, new: bytes, info: os.stat_result) -> None:
+    """Put a file back that took the recorded one's name in the moment before the move: nobody has read it."""
+    if look(new, target.fd).st_ino != info.st_ino and not os.path.lexists(source.path / os.fsdecode(name)):
+        os.rename(new, name, src_dir_fd=target.fd, dst_dir_fd=source.fd)
+
+
+def _free_name(folder: Folder, filing: Filing) -> bytes:
+    stem, dot, suffix = _shortened(filing.settled.name).rpartition(b".")
+    if not stem:
+        stem, dot, suffix = dot + suffix, b"", b""
+    # After a few tries by what no other drop has, or thousands of equal names would be gone through for each.
+    numbers = itertools.chain(range(1, _FIRST_TRIES + 1), itertools.count(1000 * max(filing.drop, 1)))
+    names = (stem + (b"" if number == 1 else b"-%d" % number) + dot + suffix for number in numbers)
+    return next(name for name in names if _is_free(folder, os.fsdecode(name), filing.documents))
+
+
+def _is_free(folder: Folder, name: str, documents: Mapping[str, Document]) -> bool:
+    """Say whether nothing stands in the way, but for documents that were written for this drop before a crash."""
+    in_the_way = [ending for ending in (RECEIPT, ERRORS) if os.path.lexists(folder.path / (name + ending))]
+    return not os.path.lexists(folder.path / name) and all(
+        ending in documents and _holds(folder, name + ending, durable.json_bytes(documents[ending]))
+        for ending in in_the_way
+    )
+
+
+def _holds(folder: Folder, name: str, data: bytes) -> bool:
+    """Say whether a file is there with exactly this content; what a person dropped may lie there, too, or a pipe."""
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder.fd)
+    except OSError:
+        return False
+    with os.fdopen(fd, "rb") as file:
+        return stat.S_ISREG(os.fstat(fd).st_mode) and file.read(len(data) + 1) == data
+
+
+def _shortened(name: bytes) -> bytes:
+    if len(name) <= _LONGEST_NAME:
+        return name
+    stem, dot, ending = name.rpartition(b".")
+    ending = dot + ending
+    if not stem or len(ending) > _LONGEST_ENDING:
+        stem, ending = name, b""
+    # "ignore" drops what the cut left of a character; a name that is no UTF-8 loses its odd bytes here.
+    return stem[: _LONGEST_NAME - len(ending)].decode("utf-8", "ignore").encode() + ending

@@ -1,0 +1,102 @@
+"""Copies a file into the inbox so that the daemon sees it whole or not at all, and nothing there is replaced."""
+
+import contextlib
+import os
+import shutil
+import stat
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from daemon.inbox.folders import HELDOUT
+from daemon.inbox.watcher import is_passed_over
+from daemon.settings.model import Settings
+from pipeline.errors import DropforgeError
+
+#: Whatever the umask of who submits: in the service's inbox the group is the daemon's.
+_MODE = 0o640
+
+
+class NameTaken(DropforgeError):
+    """A file of the same name waits in the inbox, or the name is one that the inbox passes over."""
+
+
+class NoInbox(DropforgeError):
+    """The inbox has no such folder; only the daemon makes them, or they would belong to whoever submits."""
+
+
+def copy_in(source: Path, settings: Settings, track: str, *, heldout: bool) -> Path:
+    """
+    Copy `source` into the inbox of a declared `track`, or its held-out folder; return the copy.
+
+    Raises `NameTaken` if a file of that name is there, `NoInbox` if the folder is not, `OSError` if it cannot be
+    written or `source` cannot be read.
+    """
+    if is_passed_over(os.fsencode(source.name)):
+        message = f"{source.name}: the inbox takes a file of such a name for one that is still being written"
+        raise NameTaken(message, "rename the file and submit it again")
+    below = [*([] if track == "default" else [track]), *([HELDOUT] if heldout else [])]
+    target = settings.inbox_folder.joinpath(*below, source.name)
+    with _opened(settings.inbox_folder, below) as folder:
+        # Names that begin with a dot are in progress to the watcher.
+        aside = f".{uuid.uuid4().hex}.part"
+        try:
+            _copy(source, aside, folder)
+            _give_name(aside, target, folder)
+        except PermissionError as error:
+            raise PermissionError(error.errno, error.strerror, str(target.parent)) from error
+        finally:
+            with contextlib.suppress(FileNotFoundError, PermissionError):
+                os.unlink(aside, dir_fd=folder)
+        os.fsync(folder)
+    return target
+
+
+@contextlib.contextmanager
+def _opened(inbox: Path, below: list[str]) -> Iterator[int]:
+    """Give a descriptor of a folder of the inbox; below the inbox no link is followed, anybody may have made it."""
+    place, flags = inbox, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    with contextlib.ExitStack() as opened:
+        try:
+            fd = os.open(inbox, flags)
+            opened.callback(os.close, fd)
+            for name in below:
+                place /= name
+                fd = os.open(name, flags | os.O_NOFOLLOW, dir_fd=fd)
+                opened.callback(os.close, fd)
+        except FileNotFoundError as error:
+            message = f"there is no folder {place}"
+            raise NoInbox(message, "the daemon makes the folders of its inbox: start it, dropforge run") from error
+        except NotADirectoryError as error:
+            message = f"{place} is not a folder"
+            raise NoInbox(message, f"take it away and let the daemon make one: ls -ld {place}") from error
+        yield fd
+
+
+def _copy(source: Path, name: str, folder: int) -> None:
+    """Copy a regular file into the new file `name` of an open folder, durably."""
+    with open(os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as old:  # noqa: PTH123 - a descriptor
+        if not stat.S_ISREG(os.fstat(old.fileno()).st_mode):
+            message = f"{source} is not a file"
+            raise DropforgeError(message, "name a .jsonl or .json file")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with open(os.open(name, flags, _MODE, dir_fd=folder), "wb") as new:  # noqa: PTH123
+            os.fchmod(new.fileno(), _MODE)
+            shutil.copyfileobj(old, new)
+            new.flush()
+            os.fsync(new.fileno())
+
+
+def _give_name(aside: str, target: Path, folder: int) -> None:
+    """Let the finished copy appear under its name, never in place of another file."""
+    message = f"{target} is there already and has not been taken yet"
+    hint = "wait until the daemon has taken it, or submit yours under another name"
+    try:
+        os.link(aside, target.name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+    except FileExistsError as error:
+        raise NameTaken(message, hint) from error
+    except OSError as error:
+        # A file system without hard links: a rename would replace a file that appears in this very moment.
+        if target.name in os.listdir(folder):
+            raise NameTaken(message, hint) from error
+        os.rename(aside, target.name, src_dir_fd=folder, dst_dir_fd=folder)

@@ -1,0 +1,365 @@
+"""
+The inbox → files that have stopped changing.
+
+Events of the kernel (or of polling) carry no data that matters: they only wake a scan, which lists the watched folders.
+The same scan runs on a timer, so a file is found even if every event was lost.
+"""
+
+import contextlib
+import itertools
+import os
+import stat
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import structlog
+from watchdog.events import FileClosedEvent, FileCreatedEvent, FileMovedEvent, FileSystemEvent, FileSystemEventHandler
+from watchdog.observers.api import BaseObserver, ObservedWatch
+from watchdog.observers.inotify import InotifyFullEmitter, InotifyObserver
+from watchdog.observers.inotify_c import InotifyConstants, Mask
+from watchdog.observers.polling import PollingObserver
+
+from daemon.inbox.folders import DONE, HELDOUT, REJECTED, Folder, InboxFolders, InboxUnusable
+from daemon.settings.model import Settings, nearest
+from daemon.system.file_lease import has_writer
+from pipeline.artifacts import Role
+from pipeline.validation.file_formats import printable
+
+#: Seconds between looks at a file that somebody still has open for writing.
+WRITER_SECONDS = 1.0
+#: Names of files that are being written (browsers, rsync and scp clients, editors), or that only desktops care for.
+_IN_PROGRESS = (b".part", b".partial", b".tmp", b".crdownload", b".filepart", b".swp", b".kate-swp", b"~")
+_DESKTOP = frozenset({b"thumbs.db", b"desktop.ini"})
+_EVENTS: list[type[FileSystemEvent]] = [FileClosedEvent, FileMovedEvent, FileCreatedEvent]
+#: Seconds before a file that could not be taken is tried again; doubled at each further failure of the same file.
+_FIRST_PAUSE = 5.0
+_LONGEST_PAUSE = 600.0
+#: Files that could not be taken of which `dropforge status` is told.
+_MOST_LEFT = 100
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A file that is complete, as far as can be seen from outside."""
+
+    track: str
+    role: Role
+    name: bytes
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """The names that lead from the inbox to the file's folder."""
+        return folder_names(self.track, self.role)
+
+
+@dataclass(frozen=True)
+class WatchedFolder:
+    """A folder whose files are drops of one track and role."""
+
+    path: Path
+    track: str
+    role: Role
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names that lead to it from the inbox."""
+        return folder_names(self.track, self.role)
+
+
+class _Shape(NamedTuple):
+    """What must stay as it is while a file settles."""
+
+    ctime_ns: int
+    mtime_ns: int
+    size: int
+    inode: int
+    regular: bool
+
+
+@dataclass
+class _Candidate:
+    """A file that was seen and may not be complete."""
+
+    shape: _Shape
+    since: float
+    """When it was first seen like this, on the caller's monotonic clock."""
+    has_writer: bool = False
+    given: bool = False
+    failures: int = 0
+    not_before: float = 0.0
+    """It is not given again before; on the caller's monotonic clock."""
+    why: str = ""
+    """Why it could not be taken."""
+
+
+def folder_names(track: str, role: Role) -> tuple[str, ...]:
+    """Return the names that lead from the inbox to the folder of a track and role."""
+    home = () if track == "default" else (track,)
+    return (*home, HELDOUT) if role == "heldout" else home
+
+
+def watched_folders(settings: Settings) -> tuple[WatchedFolder, ...]:
+    """Return the folders that files may be dropped into: the inbox and `heldout` below it, for each track its own."""
+    roles: tuple[Role, ...] = ("train", "heldout")
+    return tuple(
+        WatchedFolder(settings.inbox_folder.joinpath(*folder_names(track, role)), track, role)
+        for track in settings.track_names
+        for role in roles
+    )
+
+
+def is_passed_over(name: bytes) -> bool:
+    """
+    Say whether a name in the inbox is that of a file in progress, or of a desktop's own: it is left alone, unread.
+
+    Beginning with `.` (rsync's and macOS's among them) or `~`, or with an ending that writers use until they are done.
+    """
+    lower = name.lower()
+    return lower.startswith((b".", b"~")) or lower.endswith(_IN_PROGRESS) or lower in _DESKTOP
+
+
+def make_inbox(settings: Settings) -> None:
+    """Create every folder of the inbox that is not there. Raises `InboxUnusable`."""
+    inbox = InboxFolders(settings.inbox_folder)
+    for folder in watched_folders(settings):
+        inbox.shared(*folder.names)
+    for name in (DONE, REJECTED):
+        inbox.closed(name)
+
+
+class Watcher:
+    """Tells which files of the inbox may be taken; used by one thread, woken by others."""
+
+    def __init__(self, settings: Settings, wake: threading.Event) -> None:
+        """Watch the inbox of `settings`; `wake` is set whenever a scan is worth while."""
+        self.inbox = InboxFolders(settings.inbox_folder)
+        self._settings = settings
+        self._handler = _Waker(wake)
+        self._observer: BaseObserver | None = None
+        #: The folders that can be used, open: a file is known by the folder's descriptor and its name in there.
+        self._open: dict[WatchedFolder, Folder] = {}
+        self._watches: dict[WatchedFolder, ObservedWatch] = {}
+        self._candidates: dict[WatchedFolder, dict[bytes, _Candidate]] = {}
+        #: The folders that cannot be used, and why.
+        self._unusable: dict[WatchedFolder, str] = {}
+
+    def start(self) -> None:
+        """Create the inbox's folders and begin to listen for events. Raises `InboxUnusable`."""
+        self._observer = _observer(self._settings.observer)
+        self._observer.start()
+        self._refresh()
+
+    def stop(self) -> None:
+        """Listen no more."""
+        if self._observer is not None:
+            self._observer.stop()
+            self._observer.join()
+            self._observer = None
+            self._watches.clear()
+
+    def scan(self, now: float) -> list[Settled]:
+        """
+        List the inbox and return the files that are complete, in the order in which they came.
+
+        `now` is monotonic, in seconds. A file is complete when it has not changed for the settle time, or was renamed
+        into place, and no one has it open for writing. One that stays in the inbox is returned at every scan, but for
+        one that was put off. Raises `InboxUnusable` if the inbox, or its `done/` or `rejected/`, cannot be used.
+        """
+        self._refresh()
+        settled: list[tuple[_Shape, Settled]] = []
+        seen: set[tuple[Path, bytes]] = set()
+        for place, folder in self._open.items():
+            known = self._candidates.setdefault(place, {})
+            listing = _listing(folder)
+            for name in known.keys() - listing.keys():
+                del known[name]
+            seen.update(itertools.product([folder.path], listing))
+            for name, shape in listing.items():
+                candidate = known.get(name)
+                if candidate is None or candidate.shape != shape:
+                    candidate = known[name] = _Candidate(shape, now)
+                if now >= candidate.not_before and self._is_complete(folder, name, candidate, now):
+                    settled.append((shape, Settled(place.track, place.role, name)))
+        self._handler.forget_all_but(seen)
+        return [file for _shape, file in sorted(settled, key=lambda pair: (pair[0].ctime_ns, pair[1].name))]
+
+    def put_off(self, settled: Settled, why: str, now: float) -> None:
+        """Give a file that could not be taken again only after a while, which grows with each failure, or changed."""
+        place = next(place for place in self._candidates if (place.track, place.role) == (settled.track, settled.role))
+        candidate = self._candidates[place].get(settled.name)
+        if candidate is not None:
+            pause = min(_FIRST_PAUSE * 2**candidate.failures, _LONGEST_PAUSE)
+            candidate.failures = min(candidate.failures + 1, 10)
+            candidate.not_before = now + pause
+            candidate.why = why
+
+    def next_due(self, now: float) -> float | None:
+        """Return the seconds after which some file may be complete, or is tried again; `None` if none is pending."""
+        settle = self._settings.intake.settle_seconds
+        candidates = [candidate for known in self._candidates.values() for candidate in known.values()]
+        waits = [
+            WRITER_SECONDS if candidate.has_writer else max(candidate.since + settle - now, 0.0)
+            for candidate in candidates
+            if not candidate.given
+        ]
+        waits += [candidate.not_before - now for candidate in candidates if candidate.not_before > now]
+        return min(waits, default=None)
+
+    def waiting(self) -> list[str]:
+        """Return the files, relative to the inbox, that are quiet but still open for writing somewhere."""
+        return sorted(_shown(place, name) for place, name, seen in self._all() if seen.has_writer)[:_MOST_LEFT]
+
+    def left(self) -> list[dict[str, str]]:
+        """Return files and folders, relative to the inbox, that could not be taken or used, each {"name", "why"}."""
+        files = sorted((_shown(place, name), seen.why) for place, name, seen in self._all() if seen.why)
+        folders = sorted(("/".join(place.names) + "/", why) for place, why in self._unusable.items())
+        return [{"name": name, "why": why} for name, why in (folders + files)[:_MOST_LEFT]]
+
+    def unknown_folders(self) -> list[dict[str, str | None]]:
+        """Return the inbox's folders that are no declared track, each {"name", "nearest"}; they are left alone."""
+        known = {*self._settings.track_names, DONE, REJECTED, HELDOUT} - {"default"}
+        with os.scandir(self.inbox.root().fd) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+        unknown = [name for name in names if name not in known and not name.startswith(".")][:_MOST_LEFT]
+        return [{"name": printable(name), "nearest": nearest(name, self._settings.track_names)} for name in unknown]
+
+    def _all(self) -> Iterator[tuple[WatchedFolder, bytes, _Candidate]]:
+        for place, known in self._candidates.items():
+            for name, candidate in known.items():
+                yield place, name, candidate
+
+    def _refresh(self) -> None:
+        """Open each folder that can be used, and listen to it; again if another one is in its place."""
+        for name in (DONE, REJECTED):
+            self.inbox.closed(name)
+        for place in watched_folders(self._settings):
+            old = self._open.get(place)
+            try:
+                folder = self.inbox.shared(*place.names)
+                if old is None or not folder.is_same(old):
+                    self._forget(place)
+                    self._open[place] = folder
+                if self._observer is not None and place not in self._watches:
+                    self._watches[place] = self._observer.schedule(
+                        self._handler, self._open[place].path, event_filter=_EVENTS, follow_symlink=True
+                    )
+            except (InboxUnusable, OSError) as error:
+                self._forget(place)
+                self._give_up(place, error)
+            else:
+                self._unusable.pop(place, None)
+
+    def _forget(self, place: WatchedFolder) -> None:
+        """Listen no more to a folder that another one has replaced, or that cannot be used."""
+        if self._open.pop(place, None) is not None:
+            log.warning("inbox_folder_replaced", folder=str(place.path))
+        watch = self._watches.pop(place, None)
+        if watch is not None and self._observer is not None:
+            self._observer.unschedule(watch)
+        self._candidates.pop(place, None)
+
+    def _give_up(self, place: WatchedFolder, error: InboxUnusable | OSError) -> None:
+        """Do without one folder; the others go on. Raises `InboxUnusable` if it is the inbox itself."""
+        if not place.names:
+            raise error if isinstance(error, InboxUnusable) else InboxUnusable(f"{place.path}: {error.strerror}")
+        why = f"{error.message}; {error.hint}" if isinstance(error, InboxUnusable) else str(error)
+        if self._unusable.get(place) != why:
+            log.warning("inbox_folder_unusable", folder=str(place.path), why=why)
+        self._unusable[place] = why
+
+    def _is_complete(self, folder: Folder, name: bytes, candidate: _Candidate, now: float) -> bool:
+        quiet = now - candidate.since >= self._settings.intake.settle_seconds
+        candidate.has_writer = candidate.given = False
+        if not quiet and not self._handler.was_renamed((folder.path, name)):
+            return False
+        # Without an answer: the file system has no leases, our rights allow none, or the kind of file.
+        asked = candidate.shape.regular and self._settings.observer == "native"
+        writer = has_writer(name, folder.fd) if asked else None
+        candidate.has_writer = quiet and writer is True
+        # Without a sure answer about writers a rename proves nothing: the settle time decides.
+        candidate.given = writer is False or (quiet and writer is None)
+        return candidate.given
+
+
+def _listing(folder: Folder) -> dict[bytes, _Shape]:
+    """Return what lies in a folder and is neither a folder nor still being written, by name."""
+    found = {}
+    with os.scandir(folder.fd) as entries:
+        for entry in entries:
+            name = os.fsencode(entry.name)
+            # What a person has mounted there may refuse every question, and is gone as far as others can see.
+            with contextlib.suppress(OSError):
+                if is_passed_over(name) or entry.is_dir(follow_symlinks=False):
+                    continue
+                info = entry.stat(follow_symlinks=False)
+                regular = stat.S_ISREG(info.st_mode)
+                found[name] = _Shape(info.st_ctime_ns, info.st_mtime_ns, info.st_size, info.st_ino, regular)
+    return found
+
+
+def _shown(place: WatchedFolder, name: bytes) -> str:
+    return printable("/".join((*place.names, os.fsdecode(name))))
+
+
+class _Waker(FileSystemEventHandler):
+    """Wakes the scan and remembers which files were renamed into place."""
+
+    def __init__(self, wake: threading.Event) -> None:
+        self._wake = wake
+        self._lock = threading.Lock()
+        self._renamed: set[tuple[Path, bytes]] = set()
+
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        with self._lock:
+            if isinstance(event, FileMovedEvent):
+                if event.dest_path:
+                    self._renamed.add(_key(event.dest_path))
+            else:
+                # It was made or written in place, whatever happened to that name before.
+                self._renamed.discard(_key(event.src_path))
+        self._wake.set()
+
+    def was_renamed(self, key: tuple[Path, bytes]) -> bool:
+        with self._lock:
+            return key in self._renamed
+
+    def forget_all_but(self, seen: set[tuple[Path, bytes]]) -> None:
+        with self._lock:
+            # An event may be ahead of the listing: what is there now is for the next scan.
+            self._renamed = {
+                key for key in self._renamed if key in seen or os.path.lexists(key[0] / os.fsdecode(key[1]))
+            }
+
+
+def _key(path: bytes | str) -> tuple[Path, bytes]:
+    folder, name = os.path.split(os.fsencode(path))
+    return Path(os.fsdecode(folder)), name
+
+
+class _Arrivals(InotifyFullEmitter):
+    """
+    Tells what comes into a folder and not what leaves it; "full", so that a file moved in differs from one made there.
+
+    The library holds each departure back for half a second, waiting for where it went, and every later event behind it:
+    a file renamed in after another was filed away would be noticed that much later.
+    """
+
+    def get_event_mask_from_filter(self) -> Mask:
+        return Mask(super().get_event_mask_from_filter() & ~InotifyConstants.IN_MOVED_FROM)
+
+
+class _ArrivalsObserver(InotifyObserver):
+    """The library's observer with our emitter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._emitter_class = _Arrivals
+
+
+def _observer(kind: str) -> BaseObserver:
+    """Return the observer that the setting names."""
+    return PollingObserver() if kind == "polling" else _ArrivalsObserver()

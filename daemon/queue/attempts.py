@@ -1,0 +1,91 @@
+"""Attempts at steps, one open at a time for a run: the only place that writes `Attempt.state`."""
+
+import uuid
+
+from sqlalchemy import Engine, bindparam, func
+from sqlmodel import Session, col, select
+
+from daemon.queue.claims import Claim, LostClaim, held_run, record_event
+from daemon.state.database import transaction
+from daemon.state.tables import Attempt, AttemptState
+from pipeline.errors import DropforgeError
+
+# Made once, like those of `claims`.
+_OPEN = select(Attempt).where(col(Attempt.run_id) == bindparam("of_run"), Attempt.state == AttemptState.SUBMITTED)
+
+
+class AttemptOpen(DropforgeError):
+    """The run has an attempt that has not ended."""
+
+
+def begin_attempt(engine: Engine, claim: Claim, step: str, now: int) -> Attempt:
+    """
+    Open the next attempt at `step`, with a number and a fence of its own.
+
+    Raises `LostClaim` if the run is not the owner's any more, `AttemptOpen` if an attempt of the run is open.
+    """
+    with transaction(engine) as session:
+        run = held_run(session, claim)
+        opened = _open(session, claim.run_id)
+        if opened is not None:
+            message = f"run {claim.run_id} has attempt {opened.number} at step {opened.step} open"
+            raise AttemptOpen(message, f"look at it: dropforge show {claim.run_id}")
+        last = select(func.max(Attempt.number)).where(Attempt.run_id == claim.run_id, Attempt.step == step)
+        number = (session.exec(last).one() or 0) + 1
+        attempt = Attempt(run_id=claim.run_id, step=step, number=number, fence=uuid.uuid4().hex, started_at=now)
+        session.add(attempt)
+        session.flush()
+        record_event(session, "step_submitted", now, track=run.track, run_id=run.id, step=step, attempt=number)
+        return attempt
+
+
+def open_attempt(engine: Engine, run_id: int) -> Attempt | None:
+    """Return the run's attempt that has not ended, if there is one."""
+    with transaction(engine) as session:
+        return _open(session, run_id)
+
+
+def end_attempt(  # noqa: PLR0913, PLR0917 - the error goes with some states only
+    engine: Engine, claim: Claim, attempt_id: int, state: AttemptState, now: int, error: str | None = None
+) -> None:
+    """End the run's open attempt. Raises `LostClaim` if the run or the attempt is not the owner's any more."""
+    with transaction(engine) as session:
+        run = held_run(session, claim)
+        opened = _open(session, claim.run_id)
+        if opened is None or opened.id != attempt_id:
+            message = f"attempt {attempt_id} of run {claim.run_id} has ended already"
+            raise LostClaim(message, f"look at it: dropforge show {claim.run_id}")
+        if state == AttemptState.PUBLISHED:
+            # Deaths are counted in a row: this step is done.
+            run.deaths = 0
+            session.add(run)
+        _close(session, opened, run.track, now, (state, error))
+
+
+def published_attempts(engine: Engine, run_id: int) -> dict[str, int]:
+    """Return the number of the attempt that each published step of a run was made by last."""
+    last = select(Attempt.step, func.max(Attempt.number)).group_by(col(Attempt.step))
+    with transaction(engine) as session:
+        rows = session.exec(last.where(Attempt.run_id == run_id, Attempt.state == AttemptState.PUBLISHED)).all()
+    return dict(rows)
+
+
+def write_off(session: Session, run_id: int, track: str, now: int) -> None:
+    """Close the attempt that a run leaves open when it stops running, in the caller's transaction."""
+    opened = _open(session, run_id)
+    if opened is not None:
+        _close(session, opened, track, now, (AttemptState.LOST, "its run stopped without it"))
+
+
+def _open(session: Session, run_id: int) -> Attempt | None:
+    return session.exec(_OPEN, params={"of_run": run_id}).first()
+
+
+def _close(session: Session, attempt: Attempt, track: str, now: int, ending: tuple[AttemptState, str | None]) -> None:
+    attempt.state, attempt.error = ending
+    attempt.ended_at = now
+    session.add(attempt)
+    record_event(
+        session, f"step_{attempt.state}", now, track=track, run_id=attempt.run_id,
+        step=attempt.step, attempt=attempt.number, error=attempt.error,
+    )  # fmt: skip

@@ -1,0 +1,370 @@
+"""
+The queue of runs: the only place that writes `Run.state`, always with an event in the same transaction.
+
+A run's owner holds a claim token, and each of its writes is conditional on it: a daemon that lost its run cannot end
+somebody else's. Every time is in whole milliseconds since the epoch and given by the caller. What an owner needs beside
+(attempts, the drops of a snapshot) is offered from here too.
+"""
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import BindParameter, Engine, bindparam, func, or_
+from sqlmodel import Session, col, select
+
+from daemon.champions.journal import promotion_of
+from daemon.queue.attempts import AttemptOpen, begin_attempt, end_attempt, open_attempt
+from daemon.queue.claims import Claim, LostClaim, held_run, record_event
+from daemon.queue.snapshots import hold_new_drops, retake_snapshot, take_snapshot, waiting_drops
+from daemon.queue.states import ALLOWED, FINAL, RETRIABLE, Move, WrongState, change
+from daemon.queue.tracks import ensure_track, fix_track
+from daemon.settings.model import RetrySettings, TrackSettings
+from daemon.state.database import transaction
+from daemon.state.tables import Run, RunState, Track
+from daemon.state.troubles import SetApart
+from pipeline.config import RunConfig
+from pipeline.errors import DropforgeError
+
+__all__ = [
+    "ALLOWED", "AttemptOpen", "Claim", "Failure", "LostClaim", "WrongState", "begin_attempt", "cancel", "cancelled",
+    "claim", "died", "end_attempt", "enqueue", "enqueue_when_quiet", "ensure_track", "fail",
+    "finish", "fix_track", "heartbeat", "hold_new_drops", "interrupt", "next_due", "open_attempt", "postpone",
+    "record_event", "require_retriable", "rescue", "retry", "shorten_waits", "waiting_drops",
+]  # fmt: skip
+
+CONFIGURE_AGAIN_MS = 30_000
+LONGEST_BACKOFF_MS = 3_600_000
+
+# Made once, like those of `claims`.
+_RUNNING = select(func.count()).select_from(Run).where(Run.state == RunState.RUNNING)
+_OPENED = select(Run).where(col(Run.track) == bindparam("of_track"), Run.state == RunState.QUEUED)
+_now: BindParameter[int] = bindparam("now")
+# A run of the future is due: it was told to wait by a clock that was set back since.
+_due = or_(col(Run.not_before) <= _now, col(Run.created_at) > _now, col(Run.heartbeat_at) > _now)
+_going = col(Run.state).in_([RunState.WAITING, RunState.QUEUED])
+#: Waiting runs go first.
+_DUE = select(Run).where(_going, _due).order_by(col(Run.state) == RunState.QUEUED, col(Run.id))
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a run failed, in words, and whether another try may mend it."""
+
+    message: str
+    hint: str
+    retryable: bool
+
+
+def enqueue(session: Session, track: str, trigger: str, now: int, not_before: int) -> Run:
+    """
+    Open the track's one queued run, or put off the one that is open to `not_before` if that is later.
+
+    Works in the caller's transaction, so that a drop and its run are there together or not at all.
+    """
+    ensure_track(session, track, now)
+    run = _opened(session, track)
+    if run is None:
+        run = Run(track=track, trigger=trigger, created_at=now, not_before=not_before)
+        session.add(run)
+        session.flush()
+        record_event(session, "run_queued", now, track=track, run_id=run.id, trigger=trigger)
+    elif run.not_before < not_before:
+        run.not_before = not_before
+        session.add(run)
+        session.flush()
+    return run
+
+
+def enqueue_when_quiet(session: Session, name: str, track: TrackSettings, now: int) -> Run:
+    """
+    Open track `name`'s queued run for a new drop, or put it off until the track is quiet again.
+
+    Never further than `run_after_at_most_seconds` from when the run was opened: drops that keep coming cannot postpone
+    it for ever. Works in the caller's transaction.
+    """
+    opened = _opened(session, name)
+    since = now if opened is None else opened.created_at
+    latest = since + round(track.run_after_at_most_seconds * 1000)
+    not_before = min(now + round(track.run_after_quiet_seconds * 1000), latest)
+    return enqueue(session, name, "drop", now, not_before)
+
+
+def claim(
+    engine: Engine,
+    now: int,
+    configure: Callable[[Session, Track], RunConfig],
+    limit: int | None = 1,
+    ready: Callable[[Run], None] = lambda _run: None,
+) -> Claim | None:
+    """
+    Take the next run that is due, or return `None` if there is none or `limit` runs are running already.
+
+    Waiting runs go first, then queued ones, the oldest of each. A queued run takes its snapshot here: the track's
+    accepted drops and what `configure` gives. So does one that a person retried, of the drops that it had. If
+    `configure` raises `DropforgeError` the run stays where it is with the error on its row and is tried again after
+    30 s, or the pause of `SetApart`; so does a waiting run for which `ready` raises it. A run without any training
+    drop is cancelled. `configure`
+    and `ready` must be quick and must not open a transaction of their own: they are called while the write lock is
+    held.
+    """
+    with transaction(engine) as session:
+        if limit is not None and session.exec(_RUNNING).one() >= limit:
+            return None
+        for run in session.exec(_DUE, params={"now": now}).all():
+            if run.config is None and not _begin(session, run, now, configure):
+                continue
+            if run.state == RunState.WAITING and not _goes_on(session, run, now, ready):
+                continue
+            held = Claim(_id(run), uuid.uuid4().hex)
+            values = {"token": held.token, "heartbeat_at": now, "started_at": run.started_at or now}
+            change(session, run, Move(RunState.RUNNING, "run_claimed", values), now)
+            return held
+    return None
+
+
+def next_due(engine: Engine) -> int | None:
+    """Return from when on some queued or waiting run may be claimed; `None` if there is none."""
+    with transaction(engine) as session:
+        due: int | None = session.exec(select(func.min(Run.not_before)).where(_going)).one()
+    return due
+
+
+def shorten_waits(engine: Engine, now: int, most_ms: int) -> None:
+    """Let every run begin now that is to wait for more than `most_ms`: a clock that was ahead has told it so."""
+    with transaction(engine) as session:
+        for run in session.exec(select(Run).where(_going, col(Run.not_before) > now + most_ms)).all():
+            run.not_before = now
+            session.add(run)
+
+
+def heartbeat(engine: Engine, claim: Claim, now: int, step: str | None) -> bool:
+    """Say that the run is alive and, unless `None`, at which step; return whether a person asked to cancel it."""
+    with transaction(engine) as session:
+        run = held_run(session, claim)
+        run.heartbeat_at, run.step = now, step or run.step
+        session.add(run)
+        return run.cancel_requested
+
+
+def finish(  # noqa: PLR0913 - the last two go with some verdicts only
+    engine: Engine, claim: Claim, outcome: str, sentence: str, now: int,
+    *, heldout_version: str | None = None, still: Callable[[Session, Run], str | None] = lambda _session, _run: None,
+) -> None:  # fmt: skip
+    """
+    End the run with its verdict, unless `still` raises, in the same transaction, that it does not hold any more.
+
+    What `still` returns, if anything, is said after the sentence.
+    """
+    values = {
+        "outcome": outcome, "sentence": sentence, "heldout_version": heldout_version, "error": None, "hint": None,
+        "cancel_requested": False,
+    }  # fmt: skip
+    with transaction(engine) as session:
+        run = held_run(session, claim)
+        more = still(session, run)
+        values["sentence"] = f"{sentence} {more}" if more else sentence
+        change(session, run, Move(RunState.SUCCEEDED, "run_succeeded", values, {"outcome": outcome}), now)
+
+
+def fail(engine: Engine, claim: Claim, failure: Failure, now: int, retry: RetrySettings) -> RunState:
+    """
+    Count a failure of the run's own; let it wait for another try, or end it; return its new state.
+
+    The wait is `backoff_seconds`, doubled at each further failure, an hour at most.
+    """
+    with transaction(engine) as session:
+        run = held_run(session, claim)
+        failures = run.failures + 1
+        values: dict[str, Any] = {"failures": failures, "error": failure.message, "hint": failure.hint}
+        if not failure.retryable or failures >= retry.limit:
+            return change(session, run, Move(RunState.FAILED, "run_failed", values, {"error": failure.message}), now)
+        wait = min(int(retry.backoff_seconds * 1000) << min(failures - 1, 32), LONGEST_BACKOFF_MS)
+        detail = {"error": failure.message, "wait_ms": wait}
+        values["not_before"] = now + wait
+        return _wait(session, run, Move(RunState.WAITING, "run_waits", values, detail), now)
+
+
+def interrupt(engine: Engine, claim: Claim, now: int) -> RunState:
+    """Let the run wait with its snapshot, uncounted; it goes first next time. Return its new state."""
+    with transaction(engine) as session:
+        move = Move(RunState.WAITING, "run_interrupted", {"not_before": now})
+        return _wait(session, held_run(session, claim), move, now)
+
+
+def postpone(engine: Engine, claim: Claim, error: DropforgeError, now: int) -> RunState:
+    """Let the run wait, uncounted, for what the machine lacks; `error` says what. Return its new state."""
+    with transaction(engine) as session:
+        values = {"error": error.message, "hint": error.hint, "not_before": now + _pause_ms(error)}
+        move = Move(RunState.WAITING, "run_postponed", values, {"error": error.message})
+        return _wait(session, held_run(session, claim), move, now)
+
+
+def died(  # noqa: PLR0913 - the last one goes by name
+    engine: Engine, claim: Claim, message: str, now: int, retry: RetrySettings, *, progress: bool = False
+) -> RunState:
+    """
+    Count a process of the run's that vanished; let the run wait, or quarantine it at `retry.deaths` of them in a row.
+
+    With `progress`, it had got further than the one before it: the count begins anew, or three reboots in a week would
+    quarantine a training that a week is too short for.
+
+    Returns the run's new state.
+    """
+    with transaction(engine) as session:
+        run = held_run(session, claim)
+        deaths, detail = 1 if progress else run.deaths + 1, {"error": message}
+        values = {"deaths": deaths, "error": message, "hint": None, "not_before": now}
+        if deaths < retry.deaths:
+            return _wait(session, run, Move(RunState.WAITING, "run_died", values, detail), now)
+        values["hint"] = f"free memory or lower train.batch_size, then: dropforge retry {run.id}"
+        return change(session, run, Move(RunState.QUARANTINED, "run_quarantined", values, detail), now)
+
+
+def cancel(engine: Engine, run_id: int, now: int) -> RunState:
+    """
+    End a queued or waiting run at once; ask for the end of a running one, whose owner calls `cancelled`.
+
+    Returns the state that the run is in now. Raises `WrongState` for a run that has ended or does not exist, and for
+    one that waits for no more than to be told that it has won: its model reigns.
+    """
+    with transaction(engine) as session:
+        run = _known(session, run_id)
+        if run.state in FINAL:
+            message = f"run {run_id} has ended already: {run.state}"
+            raise WrongState(message, f"look at it: dropforge show {run_id}")
+        if run.state != RunState.RUNNING and promotion_of(session, run_id) is not None:
+            message = f"the model of run {run_id} is the champion of track {run.track} already; the run ends by itself"
+            raise WrongState(message, f"to go back to the model before: dropforge rollback --track {run.track}")
+        if run.state != RunState.RUNNING:
+            return change(session, run, Move(RunState.CANCELLED, "run_cancelled"), now)
+        if not run.cancel_requested:
+            run.cancel_requested = True
+            session.add(run)
+            record_event(session, "run_cancel_requested", now, track=run.track, run_id=run_id)
+        return RunState.RUNNING
+
+
+def cancelled(engine: Engine, claim: Claim, now: int) -> None:
+    """End a running run that a person wanted cancelled."""
+    with transaction(engine) as session:
+        change(session, held_run(session, claim), Move(RunState.CANCELLED, "run_cancelled"), now)
+
+
+def retry(engine: Engine, run_id: int, now: int) -> RunState:
+    """
+    Let a failed, cancelled or quarantined run go on where it stopped, its counters at zero; return its new state.
+
+    It goes on with the settings of today, without the drops that were withdrawn or held meanwhile; steps that this
+    makes stale are done again.
+
+    Raises `WrongState` for any other run, and for one without a snapshot whose track has an open run already.
+    """
+    with transaction(engine) as session:
+        run = _retriable(session, run_id)
+        to = RunState.QUEUED if run.snapshot is None else RunState.WAITING
+        opened = _opened(session, run.track)
+        if to == RunState.QUEUED and opened is not None:
+            message = f"run {run_id} never began, and run {opened.id} of track {run.track} will include its drops"
+            raise WrongState(message, f"wait for that one: dropforge show {opened.id}")
+        cleared: dict[str, object] = dict.fromkeys(("ended_at", "error", "hint"))
+        values = {**cleared, "failures": 0, "deaths": 0, "cancel_requested": False, "not_before": now}
+        values |= {"config": None} if to == RunState.WAITING else {}
+        return change(session, run, Move(to, "run_retried", values), now)
+
+
+def require_retriable(engine: Engine, run_id: int) -> None:
+    """Raise `WrongState` if `retry` would refuse the run for the state that it is in."""
+    with transaction(engine) as session:
+        _retriable(session, run_id)
+
+
+def rescue(engine: Engine, now: int) -> list[Claim]:
+    """
+    Adopt every running run under a new token, uncounted, oldest first.
+
+    For the start of a daemon that holds the state folder's lock, so that no other owner can be alive.
+    """
+    claims = []
+    with transaction(engine) as session:
+        for run in session.exec(select(Run).where(Run.state == RunState.RUNNING).order_by(col(Run.id))):
+            held = Claim(_id(run), uuid.uuid4().hex)
+            change(session, run, Move(RunState.RUNNING, "run_adopted", {"token": held.token}), now)
+            claims.append(held)
+    return claims
+
+
+def _begin(session: Session, run: Run, now: int, configure: Callable[[Session, Track], RunConfig]) -> bool:
+    """Give a run its snapshot and configuration; say whether it can be claimed."""
+    track = ensure_track(session, run.track, now)
+    try:
+        config = configure(session, track)
+    except DropforgeError as error:
+        _put_off(session, run, error, now)
+        return False
+    snapshot = take_snapshot(session, run) if run.snapshot is None else retake_snapshot(session, run)
+    if not snapshot:
+        reason = f"no accepted drop of track {run.track} is left to train on"
+        values = {"error": reason, "hint": f"drop a file into the inbox of track {run.track}"}
+        change(session, run, Move(RunState.CANCELLED, "run_cancelled", values, {"reason": reason}), now)
+        return False
+    run.snapshot, run.config = snapshot, config.model_dump(mode="json")
+    run.error = run.hint = None
+    session.add(run)
+    return True
+
+
+def _goes_on(session: Session, run: Run, now: int, ready: Callable[[Run], None]) -> bool:
+    """Say whether nothing stands in the way of a waiting run."""
+    try:
+        ready(run)
+    except DropforgeError as error:
+        _put_off(session, run, error, now)
+        return False
+    return True
+
+
+def _put_off(session: Session, run: Run, error: DropforgeError, now: int) -> None:
+    """Write on a run that cannot be claimed what stands in its way, with an event the first time."""
+    if (run.error, run.hint) != (error.message, error.hint):
+        record_event(session, "run_blocked", now, track=run.track, run_id=run.id, error=error.message)
+    run.error, run.hint, run.not_before = error.message, error.hint, now + _pause_ms(error)
+    session.add(run)
+
+
+def _pause_ms(error: DropforgeError) -> int:
+    return error.pause_ms if isinstance(error, SetApart) else CONFIGURE_AGAIN_MS
+
+
+def _opened(session: Session, track: str) -> Run | None:
+    """Return the track's queued run, of which there is one at most."""
+    return session.exec(_OPENED, params={"of_track": track}).first()
+
+
+def _known(session: Session, run_id: int) -> Run:
+    run = session.get(Run, run_id)
+    if run is None:
+        message = f"there is no run {run_id}"
+        raise WrongState(message, "list them: dropforge runs")
+    return run
+
+
+def _retriable(session: Session, run_id: int) -> Run:
+    run = _known(session, run_id)
+    if run.state not in RETRIABLE:
+        message = f"run {run_id} is {run.state}: only a failed, cancelled or quarantined run can be retried"
+        raise WrongState(message, f"look at it: dropforge show {run_id}")
+    return run
+
+
+def _wait(session: Session, run: Run, move: Move, now: int) -> RunState:
+    """Let a running run wait, or end it if a person asked for that meanwhile."""
+    if run.cancel_requested and promotion_of(session, _id(run)) is None:
+        move = Move(RunState.CANCELLED, "run_cancelled", move.values, move.detail)
+    return change(session, run, move, now)
+
+
+def _id(run: Run) -> int:
+    assert run.id is not None  # noqa: S101 - every row that was read has one
+    return run.id

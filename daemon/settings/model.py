@@ -1,0 +1,392 @@
+"""
+`dropforge.toml` and `DROPFORGE_*` variables → one frozen `Settings`.
+
+Settings at the top level hold for all tracks; `[tracks.NAME]` overrides them for one. An unknown key is refused with
+the nearest known name, in the file and in the environment alike.
+"""
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+from zoneinfo import ZoneInfo
+
+from pydantic import BaseModel, Field, ValidationError, field_validator
+
+from daemon.settings.cron import cron_trigger
+from daemon.settings.numbers import no_numbers, section_of
+from daemon.settings.places import absolute_paths, check_place, overlap
+from daemon.settings.text import BadText, read_toml, read_variable, shown
+from daemon.state.permissions import owner_of
+from pipeline.artifacts import Frozen
+from pipeline.config import EvaluateConfig, GateConfig, GuardConfig, JudgeConfig, SplitConfig, TrainConfig
+from pipeline.contract import LIFELINE
+from pipeline.errors import DropforgeError
+
+FILE_NAME = "dropforge.toml"
+ENV_PREFIX = "DROPFORGE_"
+RESERVED_TRACKS = frozenset({"heldout", "done", "rejected"})
+#: Variables with our prefix that are not settings.
+OTHER_VARIABLES = frozenset({"DROPFORGE_CONFIG", "DROPFORGE_DEBUG", LIFELINE})
+
+#: Bounds of what a person may mean: no wait is longer than a day (what a drop is waited for: a year).
+_DAY, _MANY, _MOST_BYTES = 86_400, 1_000_000_000, 1 << 53
+
+
+class SettingsError(DropforgeError):
+    """The settings cannot be used: `message` names file and field, `hint` says what would be right."""
+
+    exit_code = 2
+
+
+class IntakeSettings(Frozen):
+    """What a file in the inbox may be."""
+
+    settle_seconds: float = Field(default=5.0, ge=0, le=_DAY)
+    """Seconds without a change after which a file counts as complete."""
+    max_bytes: int = Field(default=8_000_000_000, ge=1, le=_MOST_BYTES)
+    """Largest file, in bytes."""
+    max_line_bytes: int = Field(default=4_000_000, ge=64, le=1 << 31)
+    """Longest line, in bytes."""
+    unknown_keys: Literal["warn", "reject"] = "warn"
+    """A record's keys beside instruction, input and output: counted warning, or a finding that rejects the drop."""
+    special_tokens: Literal["reject", "escape"] = "reject"
+    """Records that hold a control token of the base model (<|im_end|>): bad rows, or read as plain text everywhere."""
+    on_bad_rows: Literal["reject", "quarantine"] = "reject"
+    """A drop with bad rows: given back whole, or taken without them, if they are within both ceilings below."""
+    max_bad_rows: int = Field(default=100, ge=0, le=_MANY)
+    """Most bad rows of a drop that are set aside; one more and the drop is given back."""
+    max_bad_percent: float = Field(default=1.0, ge=0, le=100)
+    """Most bad rows of a drop that are set aside, in per cent of its rows."""
+    max_waiting_drops: int = Field(default=1000, ge=1, le=_MANY)
+    """Accepted drops of a track that may wait for a run; further files stay in the inbox until one has begun."""
+
+
+class RetrySettings(Frozen):
+    """What happens after a run's step failed."""
+
+    limit: int = Field(default=3, ge=1, le=_MANY)
+    """Failures of a run after which it is given up."""
+    backoff_seconds: float = Field(default=30.0, ge=0, le=_DAY)
+    """Wait before the first retry; doubled at each further one, an hour at most."""
+    deaths: int = Field(default=3, ge=1, le=_MANY)
+    """Processes of one run that may vanish (killed, out of memory) before it is given up."""
+
+
+class DiskSettings(Frozen):
+    """How much of the disk stays free."""
+
+    low_water_bytes: int = Field(default=1_000_000_000, ge=0, le=_MOST_BYTES)
+    """Free bytes on the state folder's disk under which no run begins and files stay in the inbox."""
+    ballast_bytes: int = Field(default=16_777_216, ge=0, le=1 << 40)
+    """Size of a file that is given up when the disk is full, so that this can be recorded; 0 keeps none."""
+
+
+class GcSettings(Frozen):
+    """What is kept of ended runs; the champion, the one before it, open runs and drops always are."""
+
+    automatic: bool = True
+    """Collect after each run, at the daemon's start and when a night begins; else only `dropforge gc` does."""
+    keep_champions: int = Field(default=3, ge=1, le=_MANY)
+    """Former champions of a track that are kept for a rollback, whatever their age and size."""
+    keep_models: int = Field(default=3, ge=0, le=_MANY)
+    """Further ended runs of a track whose model and working files are kept: the newest with a verdict, and without."""
+    keep_days: float = Field(default=30.0, ge=0, le=36_500)
+    """Days after which those are removed in any case."""
+    keep_bytes: int = Field(default=100_000_000_000, ge=0, le=_MOST_BYTES)
+    """Bytes that those of all tracks may take together, the newest first."""
+    predictions_bytes: int = Field(default=2_000_000_000, ge=0, le=_MOST_BYTES)
+    """Bytes of cached predictions; those of champions are kept."""
+
+
+class HookSettings(Frozen):
+    """What is run when another model becomes the champion; lists of arguments, never a shell."""
+
+    after_promotion: tuple[str, ...] = ()
+    """Command, as ["systemctl", "reload", "vllm"], run at least once; PROMOTION_* variables say what changed."""
+    timeout_seconds: float = Field(default=60.0, ge=0.01, le=_DAY)
+    """Longest time of the command."""
+    health: tuple[str, ...] = ()
+    """Command that is run after a promotion, but not after a rollback: if it fails, the former champion returns."""
+    health_timeout_seconds: float = Field(default=300.0, ge=0.01, le=_DAY)
+    """Longest time of the health command; beyond it the model counts as sick."""
+
+    @field_validator("after_promotion", "health")
+    @classmethod
+    def _names_a_program(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if (value and not value[0].strip()) or any("\0" in word for word in value):
+            msg = 'must begin with the name or path of a program, such as ["systemctl", "reload", "vllm"], or be []'
+            raise ValueError(msg)
+        return value
+
+
+class GateSettings(GateConfig):
+    """What a person may set of the gate; runs of earlier versions may hold more."""
+
+    pinned_by: tuple[str, ...] = ()
+    """Users whose files in heldout/ count at once, with on = "pinned", names or ids; [] is who owns the settings."""
+    p_value: float = Field(default=0.0, ge=0, le=0.5)
+    """Largest one-sided p-value that promotes, 0.5 at most; 0 takes that of `confidence`."""
+
+
+class TrackSettings(Frozen):
+    """Settings that a track can have of its own; at the top level they hold for all tracks."""
+
+    base_model: str = ""
+    """Folder of the base model, in transformers' format; relative to the settings file."""
+    trigger: Literal["drop", "nightly", "both"] = "drop"
+    """What starts a run: an accepted drop, the schedule, or either."""
+    schedule: str = "0 2 * * *"
+    """Cron expression of the nightly run: minute, hour, day of month, month, day of week."""
+    timezone: str = "UTC"
+    """IANA time zone of the schedule, as Europe/Berlin."""
+    run_after_quiet_seconds: float = Field(default=60.0, ge=0, le=365 * _DAY)
+    """Seconds without a new drop after which a track's run begins, so that twenty drops make one run."""
+    run_after_at_most_seconds: float = Field(default=3600.0, ge=0, le=365 * _DAY)
+    """Seconds after a run was queued that further drops may put it off, however steadily they come."""
+    on_worse: Literal["hold", "keep"] = "hold"
+    """The drops that were new in a candidate that lost badly: hold them back from later runs, or keep them."""
+    split: SplitConfig = SplitConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    gate: GateSettings = GateSettings()
+    guards: GuardConfig = GuardConfig()
+    judge: JudgeConfig = JudgeConfig()
+    hooks: HookSettings = HookSettings()
+
+    @field_validator("base_model")
+    @classmethod
+    def _is_a_place(cls, value: str) -> str:
+        return check_place(value)
+
+    @field_validator("timezone")
+    @classmethod
+    def _zone_exists(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (KeyError, ValueError) as error:
+            msg = f"no such time zone: {value!r}; use an IANA name such as Europe/Berlin"
+            raise ValueError(msg) from error
+        return value
+
+    @field_validator("schedule")
+    @classmethod
+    def _cron_is_readable(cls, value: str) -> str:
+        try:
+            cron_trigger(value, "UTC")
+        except ValueError as error:
+            msg = f"not a cron expression: {value!r} ({error}); five fields, such as '0 2 * * *' for 02:00 each night"
+            raise ValueError(msg) from error
+        return value
+
+
+class Settings(TrackSettings):
+    """Everything that can be set. Paths are absolute once loaded."""
+
+    inbox: str = "inbox"
+    """The watched folder; relative to the settings file."""
+    state: str = ".dropforge"
+    """The state folder: database, drops, runs, models; relative to the settings file."""
+    observer: Literal["native", "polling"] = "native"
+    """How changes are noticed: the kernel's events, or polling for network file systems."""
+    reconcile_seconds: float = Field(default=30.0, ge=0.01, le=_DAY)
+    """Seconds between scans of the inbox that need no event."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where steps run; `auto` takes CUDA where there is one."""
+    worker: Literal["child", "separate"] = "child"
+    """`child`: `dropforge run` starts the worker; `separate`: a unit of its own runs `dropforge worker`."""
+    grace_seconds: float = Field(default=60.0, ge=0.01, le=_DAY)
+    """Seconds that a step has to leave a checkpoint when it is asked to stop."""
+    log_format: Literal["auto", "console", "json"] = "auto"
+    """`auto` is console on a terminal and JSON elsewhere."""
+    intake: IntakeSettings = IntakeSettings()
+    retry: RetrySettings = RetrySettings()
+    disk: DiskSettings = DiskSettings()
+    gc: GcSettings = GcSettings()
+    tracks: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Tracks beside `default`, each with the settings that differ for it."""
+
+    @field_validator("inbox", "state")
+    @classmethod
+    def _is_a_folder(cls, value: str) -> str:
+        if not value.strip():
+            msg = "must name a folder of its own; left out, it is inbox or .dropforge beside the settings file"
+            raise ValueError(msg)
+        return check_place(value)
+
+    @property
+    def inbox_folder(self) -> Path:
+        """The watched folder."""
+        return Path(self.inbox)
+
+    @property
+    def state_folder(self) -> Path:
+        """The state folder."""
+        return Path(self.state)
+
+    @property
+    def track_names(self) -> tuple[str, ...]:
+        """`default`, then the declared tracks in their order."""
+        return ("default", *(name for name in self.tracks if name != "default"))
+
+    def track(self, name: str) -> TrackSettings:
+        """Return the settings in force for one track. Raises `SettingsError` if it is not declared."""
+        if name not in self.track_names:
+            near = nearest(name, self.track_names)
+            hint = f"did you mean {near!r}? " if near else ""
+            message = f"there is no track {name!r}"
+            raise SettingsError(message, f"{hint}declared tracks: {', '.join(self.track_names)}")
+        own = {field: getattr(self, field) for field in TrackSettings.model_fields}
+        merged = {key: value.model_dump() if isinstance(value, BaseModel) else value for key, value in own.items()}
+        return TrackSettings.model_validate(_overlay(merged, self.tracks.get(name, {})))
+
+
+def load(path: Path | None = None, environment: Mapping[str, str] | None = None) -> Settings:
+    """
+    Read the settings file (`path`, else `$DROPFORGE_CONFIG`, else ./dropforge.toml if it is there) and the environment.
+
+    A variable names a setting with its sections, joined by two underscores: `DROPFORGE_TRAIN__EPOCHS=2`. Raises
+    `SettingsError` naming file and field.
+    """
+    environment = os.environ if environment is None else environment
+    chosen = path or Path(environment.get("DROPFORGE_CONFIG") or FILE_NAME)
+    values: dict[str, Any] = {}
+    if path is not None or "DROPFORGE_CONFIG" in environment or chosen.exists():
+        values = _read(chosen)
+    variables = _from_environment(environment)
+    _check_values(values, str(chosen))
+    _check_values(variables, "the environment")
+    try:
+        settings = Settings.model_validate(_overlay(values, variables))
+    except ValidationError as error:
+        raise _worded(error, str(chosen), environment) from error
+    for name in settings.tracks:
+        try:
+            settings.track(name)
+        except ValidationError as error:
+            raise _worded(error, str(chosen), environment, ("tracks", name)) from error
+    gate = settings.gate.model_copy(update={"pinned_by": settings.gate.pinned_by or owner_of(chosen)})
+    resolved = settings.model_copy(update={**absolute_paths(settings, chosen.absolute().parent), "gate": gate})
+    variable = f"{ENV_PREFIX}INBOX"
+    _refuse_overlap(resolved, chosen, settings.inbox, variable if variable in environment else str(chosen))
+    return resolved
+
+
+def nearest(word: str, known: Any) -> str | None:
+    """Return the known word most like `word`, or `None` if none is near."""
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return found[0] if found else None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return read_toml(path)
+    except FileNotFoundError as error:
+        message = f"there is no settings file {path}"
+        raise SettingsError(message, f"make one: dropforge init {path.parent}") from error
+    except OSError as error:
+        message = f"cannot read the settings file {path}: {error.strerror}"
+        raise SettingsError(message, f"see who may read it: ls -l {path}") from error
+    except BadText as error:
+        message = f"{path} {error}"
+        raise SettingsError(message, "mend it; the commented sample is systemd/dropforge.toml") from error
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name in sorted(environment):
+        if not name.startswith(ENV_PREFIX) or name in OTHER_VARIABLES:
+            continue
+        place = values
+        *sections, last = name.removeprefix(ENV_PREFIX).lower().split("__")
+        for section in sections:
+            place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                message = f"{name}: {section!r} is set by another variable already"
+                raise SettingsError(message, "set either the section as a whole or its fields one by one")
+        try:
+            place[last] = read_variable(environment[name])
+        except BadText as error:
+            message = f"{name} {error}"
+            raise SettingsError(message, "write the value alone, or a table of a section as JSON") from error
+    return values
+
+
+def _overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        merged[key] = _overlay(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _refuse_unknown(values: Mapping[str, Any], model: type[BaseModel], source: str, place: tuple[str, ...]) -> None:
+    for key, value in values.items():
+        dotted = ".".join((*place, key))
+        if key not in model.model_fields:
+            near = nearest(key, model.model_fields)
+            known = ", ".join(model.model_fields)
+            hint = f"did you mean {'.'.join((*place, near))!r}?" if near else f"known here: {known}"
+            message = f"{source}: unknown setting {dotted!r}"
+            raise SettingsError(message, hint)
+        section = section_of(model.model_fields[key])
+        if section is not None and isinstance(value, Mapping):
+            _refuse_unknown(value, section, source, (*place, key))
+
+
+def _refuse_no_numbers(values: Mapping[str, Any], model: type[BaseModel], source: str, place: tuple[str, ...]) -> None:
+    for wrong, value, expected in no_numbers(values, model, place):
+        message = f"{source}: {'.'.join(wrong)}: must be {expected}"
+        hint = f"found {shown(value)}; write such a number, or leave it out for the default: systemd/dropforge.toml"
+        raise SettingsError(message, hint)
+
+
+def _check_values(values: Mapping[str, Any], source: str) -> None:
+    _refuse_unknown(values, Settings, source, ())
+    _refuse_no_numbers(values, Settings, source, ())
+    tracks = values.get("tracks", {})
+    if not isinstance(tracks, Mapping):
+        message = f"{source}: tracks must be a table"
+        raise SettingsError(message, "write [tracks.NAME] and the settings of that track below")
+    for name, overrides in tracks.items():
+        _check_track(name, overrides, source)
+
+
+def _check_track(name: str, overrides: Any, source: str) -> None:
+    if name in RESERVED_TRACKS or not name.replace("-", "").replace("_", "").isalnum() or not name.isascii():
+        message = f"{source}: a track cannot be called {name!r}"
+        raise SettingsError(message, "use letters, digits, - and _; heldout, done and rejected are reserved")
+    if not isinstance(overrides, Mapping):
+        message = f"{source}: tracks.{name} must be a table"
+        raise SettingsError(message, f"write [tracks.{name}] and its settings below")
+    _refuse_unknown(overrides, TrackSettings, source, ("tracks", name))
+    _refuse_no_numbers(overrides, TrackSettings, source, ("tracks", name))
+
+
+def _refuse_overlap(settings: Settings, file: Path, found: str, source: str) -> None:
+    words = overlap(settings, file)
+    if words is not None:
+        message = f"{source}: inbox: {words}"
+        hint = (
+            f"found {shown(found)}; what lies in an inbox is taken for drops: give it a folder of its own, as "
+            'inbox = "inbox", apart from settings, home, state and base models'
+        )
+        raise SettingsError(message, hint)
+
+
+def _worded(
+    error: ValidationError, file: str, environment: Mapping[str, str], section: tuple[str, ...] = ()
+) -> SettingsError:
+    first = error.errors()[0]
+    # Pydantic's mark of a wrong name in a table is nobody's setting.
+    place = (*section, *(str(part) for part in first["loc"] if part != "[key]"))
+    variable = ENV_PREFIX + "__".join(place).upper()
+    source = variable if variable in environment else file
+    # TOML has lists alone.
+    problem = first["msg"].removeprefix("Value error, ").replace("a valid tuple", 'a list, as ["one", "two"]')
+    # A key or a password that stands where only its variable's name should is not repeated.
+    found = "what is not shown here" if "judge" in place else shown(first["input"])
+    return SettingsError(
+        f"{source}: {'.'.join(place)}: {problem}", f"found {found}; the commented sample is systemd/dropforge.toml"
+    )

@@ -1,0 +1,217 @@
+"""
+The state database: its engines, its transactions, its migrations.
+
+A writer begins every transaction with BEGIN IMMEDIATE: what it reads is still true when it writes, and it waits for its
+turn instead of failing in the middle with "database is locked". Engines are safe to share between threads.
+"""
+
+import sqlite3
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import structlog
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy.pool import NullPool, Pool, QueuePool
+from sqlmodel import Session
+
+from daemon.state.database_file import (
+    APPLICATION_ID,
+    BACKUPS,
+    DatabaseUnusable,
+    copy_database,
+    how_to_restore,
+    journal_mode,
+    revision,
+)
+
+__all__ = [
+    "ChangeWatch", "DatabaseUnusable", "check", "journal_mode", "known_revisions", "migrate", "newest_revision",
+    "open_engine", "open_reader", "transaction",
+]  # fmt: skip
+
+BUSY_SECONDS = 30.0
+MIGRATIONS = Path(__file__).parent / "migrations"
+#: Copies made before an upgrade that are kept, the newest ones.
+KEPT_COPIES = 3
+log = structlog.get_logger()
+
+
+def open_engine(path: Path, *, keep: bool = False) -> Engine:
+    """
+    Return an engine that writes; each of its transactions holds the write lock from its first statement on.
+
+    A commit that returned survives a power cut (synchronous EXTRA; in WAL mode the same as FULL). With `keep` it keeps
+    its connections, one a thread at a time, until it is disposed of: for a process that asks all day.
+    """
+    return _engine(path, partial(_connect, path, foreign_keys=True), "BEGIN IMMEDIATE", QueuePool if keep else NullPool)
+
+
+def open_reader(path: Path) -> Engine:
+    """Return an engine that cannot write. Raises `DatabaseUnusable` if there is no database yet."""
+    if not path.exists():
+        message = f"there is no database {path}"
+        raise DatabaseUnusable(message, "start the daemon once: dropforge run")
+    return _engine(path, partial(_connect_read_only, path), "BEGIN")
+
+
+class ChangeWatch:
+    """Tells, for a hundredth of what a transaction costs, whether somebody has changed the database; for one thread."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Watch the database of `engine`, which must be there; that very engine's changes count too."""
+        self._connection = _connect_read_only(engine.get_execution_options()["path"])
+        weakref.finalize(self, self._connection.close)
+        self._seen: int | None = None
+
+    def changed(self) -> bool:
+        """Say whether anything was committed since the last call; the first call says so."""
+        (version,) = self._connection.execute("PRAGMA data_version").fetchone()
+        before, self._seen = self._seen, int(version)
+        return before != self._seen
+
+
+@contextmanager
+def transaction(engine: Engine) -> Iterator[Session]:
+    """Give a session whose work is committed at the end, or rolled back if an exception leaves the block."""
+    with Session(engine, expire_on_commit=False) as session, session.begin():
+        yield session
+
+
+def migrate(path: Path) -> None:
+    """
+    Bring the database at `path` to this program's schema, all or nothing; create it and its folder if need be.
+
+    A verified copy of a database that is to be changed is put into `backups/` beside it first. Foreign keys are off
+    meanwhile, since a table that is rebuilt would take its children's rows with it, and are checked before the commit.
+    Call it while no other process has the database open: the journal mode is chosen here too. Raises
+    `DatabaseUnusable` if the database is newer than the program, or is none.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    engine = _engine(path, partial(_connect, path, foreign_keys=False), "BEGIN IMMEDIATE")
+    try:
+        with engine.connect() as connection:
+            _choose_journal(connection)
+            old = revision(path)
+            if old == newest_revision():
+                return
+            _refuse_newer(path, old)
+            if old is not None:
+                _keep_copy(path, old)
+            with connection.begin():
+                _upgrade(connection, path)
+    except DatabaseError as error:
+        raise _unusable(error, path) from error
+
+
+def newest_revision() -> str:
+    """Return this program's schema: the highest number of a file in `migrations/versions`."""
+    return max(known_revisions())
+
+
+def check(engine: Engine) -> None:
+    """
+    Read the whole database for damage, for rows that refer to missing ones, and for whose it is.
+
+    Raises `DatabaseUnusable`, whose hint says how to restore.
+    """
+    path = engine.get_execution_options()["path"]
+    try:
+        with engine.connect() as connection:
+            owner = connection.exec_driver_sql("PRAGMA application_id").scalar()
+            found = connection.exec_driver_sql("PRAGMA quick_check").scalars().all()
+            orphans = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
+    except DatabaseError as error:
+        raise _unusable(error, path) from error
+    if found != ["ok"]:
+        message = f"the state database is damaged: {found[0]}"
+        raise DatabaseUnusable(message, how_to_restore(path))
+    if orphans:
+        message = f"the state database is damaged: a row of {orphans[0][0]} refers to a missing one of {orphans[0][2]}"
+        raise DatabaseUnusable(message, how_to_restore(path))
+    if owner not in {0, APPLICATION_ID}:
+        message = f"the database {path} belongs to another program (application id {owner:#x})"
+        raise DatabaseUnusable(message, "give the daemon a state folder of its own: state in dropforge.toml")
+
+
+def _engine(path: Path, creator: Callable[[], sqlite3.Connection], begin: str, pool: type[Pool] = NullPool) -> Engine:
+    engine = create_engine("sqlite://", creator=creator, poolclass=pool, execution_options={"path": path})
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+    return engine
+
+
+def _connect(path: Path, *, foreign_keys: bool) -> sqlite3.Connection:
+    # isolation_level=None: the driver begins no transaction by itself, the event above does.
+    connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    foreign = f"foreign_keys={'ON' if foreign_keys else 'OFF'}"
+    for pragma in (foreign, "synchronous=EXTRA", "trusted_schema=OFF", "cell_size_check=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+    return connection
+
+
+def _connect_read_only(path: Path) -> sqlite3.Connection:
+    uri = f"{path.absolute().as_uri()}?mode=ro"
+    return sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+
+
+def _choose_journal(connection: Connection) -> None:
+    """Set the journal mode, which stays with the file; outside of any transaction, as SQLite wants it."""
+    major, minor, patch = sqlite3.sqlite_version_info
+    wanted = journal_mode((major, minor, patch))
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, sqlite3.Connection)  # noqa: S101 - for the type checker: our own creator made it
+    driver.execute(f"PRAGMA journal_mode={wanted}")
+
+
+def known_revisions() -> set[str]:
+    """Return the numbers of the migrations; without Alembic, which takes longer to load than all else at a start."""
+    return {path.name.partition("_")[0] for path in (MIGRATIONS / "versions").glob("[0-9]*.py")}
+
+
+def _refuse_newer(path: Path, old: str | None) -> None:
+    if old is not None and old not in known_revisions():
+        message = f"the database {path} was written by a newer dropforge (schema {old})"
+        raise DatabaseUnusable(message, f"install that version again; or {how_to_restore(path)}")
+
+
+def _keep_copy(path: Path, old: str) -> None:
+    """Put a verified copy aside before the schema changes, and drop the oldest of such copies."""
+    folder = path.parent / BACKUPS
+    folder.mkdir(mode=0o700, exist_ok=True)
+    target = folder / f"before-{newest_revision()}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}.db"
+    for old_copy in (*folder.glob(".before-*.tmp"), target):
+        old_copy.unlink(missing_ok=True)
+    copy_database(path, target)
+    log.info("database_copied", before=newest_revision(), schema=old, copy=str(target))
+    copies = sorted(folder.glob("before-*.db"), key=lambda one: one.stat().st_mtime_ns)
+    for one in copies[:-KEPT_COPIES]:
+        one.unlink()
+
+
+def _upgrade(connection: Connection, path: Path) -> None:
+    from alembic import command  # noqa: PLC0415 - slow to load, and most starts change no schema
+    from alembic.config import Config  # noqa: PLC0415
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+    connection.exec_driver_sql(f"PRAGMA application_id={APPLICATION_ID}")
+    broken = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
+    if broken:
+        message = f"the database {path} has rows that refer to missing ones: {broken[0]}"
+        raise DatabaseUnusable(message, how_to_restore(path))
+
+
+def _unusable(error: DatabaseError, path: Path) -> DatabaseUnusable:
+    locked_or_closed = isinstance(error, OperationalError)
+    hint = "see who else has it open, and whether this user may write there" if locked_or_closed else ""
+    return DatabaseUnusable(f"the state database cannot be used: {error.orig}", hint or how_to_restore(path))

@@ -1,0 +1,100 @@
+"""The state folder as the own of who works on it: nobody else's, closed to others, and the same from start to end."""
+
+import os
+import pwd
+import stat
+from pathlib import Path
+
+import structlog
+
+from daemon.state.layout import FOLDERS
+from daemon.state.permissions import user
+from pipeline.errors import DropforgeError
+
+#: Folders that the worker follows no link to.
+_NO_LINK = frozenset({"runs", "spool"})
+_OTHERS = stat.S_IRWXG | stat.S_IRWXO
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+log = structlog.get_logger()
+
+
+class NotOwn(DropforgeError):
+    """The state folder, or a folder in it, is not this user's own."""
+
+
+class StateFolderGone(DropforgeError):
+    """The state folder was moved, removed or replaced under a process that works on it."""
+
+
+class OwnFolder:
+    """A state folder, held open so that it is known again."""
+
+    def __init__(self, path: Path, command: str) -> None:
+        """
+        Make the folder if it is missing, and close it to others; `command` is what the owner would start.
+
+        Raises `NotOwn` if it, or a folder that Dropforge makes in it, belongs to somebody else or could be changed by
+        one.
+        """
+        self._path = path
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        info = os.fstat(self._fd)
+        if info.st_uid != os.geteuid():
+            owner = _name(info.st_uid)
+            message = f"the state folder {path} belongs to {owner}, and this is {user()}"
+            raise NotOwn(message, f"start it as its owner: sudo -u {owner} dropforge {command}")
+        if info.st_mode & _OTHERS:
+            os.fchmod(self._fd, stat.S_IMODE(info.st_mode) & ~_OTHERS)
+            log.warning("state_folder_closed", folder=str(path), mode_was=f"{stat.S_IMODE(info.st_mode):04o}")
+        for name in FOLDERS:
+            _require_own(path / name)
+
+    def require_there(self) -> None:
+        """Raise `StateFolderGone` if the folder's path leads to another one now, or nowhere."""
+        try:
+            there = self._path.stat()
+        except OSError as error:
+            raise self._gone(error.strerror or "it is not there") from error
+        if not os.path.samestat(there, os.fstat(self._fd)):
+            raise self._gone("another folder is in its place")
+
+    def close(self) -> None:
+        """Let go of it."""
+        os.close(self._fd)
+
+    def _gone(self, why: str) -> StateFolderGone:
+        message = f"the state folder {self._path} was moved or removed: {why}"
+        return StateFolderGone(message, "put it back, or set state in dropforge.toml; then start again: dropforge run")
+
+
+def _require_own(place: Path) -> None:
+    """Raise `NotOwn` unless a folder of ours, if there is one, is a folder and this user's own."""
+    try:
+        info = place.lstat()
+        linked = stat.S_ISLNK(info.st_mode)
+        if linked:
+            info = place.stat()
+    except FileNotFoundError as error:
+        if not place.is_symlink():
+            return
+        raise _not_own(place, "leads nowhere") from error
+    if linked and place.name in _NO_LINK:
+        raise _not_own(place, "is a link, which the worker does not follow")
+    if not stat.S_ISDIR(info.st_mode):
+        raise _not_own(place, "is no folder")
+    if info.st_uid != os.geteuid():
+        raise _not_own(place, f"belongs to {_name(info.st_uid)}, and this is {user()}")
+    if linked and info.st_mode & _OTHERS_WRITE:
+        raise _not_own(place, "is a link to a folder that others may write to")
+
+
+def _not_own(place: Path, what: str) -> NotOwn:
+    return NotOwn(f"{place} {what}", f"let it be a folder that {user()} alone can write to, or move it away")
+
+
+def _name(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return f"#{number}"

@@ -1,0 +1,204 @@
+"""
+Checks what an attempt left and publishes it: `runs/<id>/<step>.json` present means that the step is done.
+
+Everything here is idempotent: after a crash in the middle the same result is published again to the same end.
+"""
+
+import os
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pipeline import durable
+from pipeline.artifacts import Artifact, Dataset, Model, Report, Verdict
+from pipeline.contract import PROGRESS_NAME, RESULT_NAME, SPEC_NAME, Progress, StepResult, StepSpec
+from pipeline.errors import DropforgeError, StepFailed
+from pipeline.near_duplicates.signature_files import FOLDER as SIGNATURES
+from pipeline.steps import BY_NAME, STEPS
+
+A = TypeVar("A", bound=Artifact)
+
+
+class ArtifactDamaged(DropforgeError):
+    """What a step of a run published is no artifact of that step."""
+
+
+class VerdictDamaged(ArtifactDamaged):
+    """What a run published as its verdict is none."""
+
+
+def run_folder(state_folder: Path, run_id: int) -> Path:
+    """Return the folder of a run."""
+    return state_folder / "runs" / str(run_id)
+
+
+def attempt_folder(run_id: int, step: str, number: int) -> str:
+    """Return an attempt's folder, relative to the state folder."""
+    return f"runs/{run_id}/attempts/{step}-{number}"
+
+
+def published(state_folder: Path, run_id: int) -> dict[str, str]:
+    """Return the run's published artifacts: step name → path relative to the state folder."""
+    folder = run_folder(state_folder, run_id)
+    names = [step.name for step in STEPS if (folder / f"{step.name}.json").exists()]
+    return {name: f"runs/{run_id}/{name}.json" for name in names}
+
+
+def load_dataset(state_folder: Path, run_id: int) -> Dataset | None:
+    """Return what `prepare` made of the run's snapshot, if it is published. Raises `ArtifactDamaged`."""
+    return _load(state_folder, run_id, "prepare", Dataset)
+
+
+def load_report(state_folder: Path, run_id: int) -> Report | None:
+    """Return the comparison of the run's candidate with a champion, if it is published. Raises `ArtifactDamaged`."""
+    return _load(state_folder, run_id, "evaluate", Report)
+
+
+def load_model(state_folder: Path, run_id: int) -> Model | None:
+    """Return the model that the run published, if it did. Raises `ArtifactDamaged`."""
+    return _load(state_folder, run_id, "merge", Model)
+
+
+def load_object(state_folder: Path, run_id: int, step: str) -> dict[str, Any] | None:
+    """Return what a step of the run published, as the file says it. Raises `ArtifactDamaged`."""
+    value = _load(state_folder, run_id, step, BY_NAME[step].writes)
+    return None if value is None else value.model_dump(mode="json", exclude_unset=True)
+
+
+def load_progress(state_folder: Path, run_id: int, step: str, number: int) -> Progress | None:
+    """Return how far an attempt says that it is; it is a hint, which a power cut may leave empty or nobody may read."""
+    try:
+        value = durable.read_json(state_folder / attempt_folder(run_id, step, number) / PROGRESS_NAME)
+        return None if value is None else Progress.model_validate(value)
+    except (OSError, ValueError):
+        return None
+
+
+def made_checkpoint(state_folder: Path, run_id: int, since: int) -> bool:
+    """Say whether the run's training has published a checkpoint since `since`, in milliseconds since the epoch."""
+    found = (run_folder(state_folder, run_id) / "checkpoints").glob("step-*/COMPLETE")
+    return any(path.stat().st_mtime_ns // 1_000_000 >= since for path in found)
+
+
+def load_verdict(state_folder: Path, run_id: int) -> Verdict | None:
+    """Return the run's verdict, if it is published. Raises `VerdictDamaged`."""
+    path = run_folder(state_folder, run_id) / "decide.json"
+    try:
+        value = durable.read_json(path)
+        return None if value is None else Verdict.model_validate(value)
+    except ValueError as error:
+        message = f"the verdict of run {run_id} is damaged: {path}"
+        raise VerdictDamaged(message, f"bring runs/{run_id}/decide.json back from a backup") from error
+
+
+def _load(state_folder: Path, run_id: int, step: str, kind: type[A]) -> A | None:
+    path = run_folder(state_folder, run_id) / f"{step}.json"
+    try:
+        value = durable.read_json(path)
+        return None if value is None else kind.model_validate(value)
+    except ValueError as error:
+        message = f"what step {step} of run {run_id} published is damaged: {path}"
+        back = f"bring runs/{run_id}/{step}.json back from a backup"
+        again = f"dropforge retry {run_id} --from {step}"
+        raise ArtifactDamaged(message, f"{back}; a run that did not succeed can do the step again: {again}") from error
+
+
+def remove_leftovers(state_folder: Path, run_id: int) -> None:
+    """Remove what a dead daemon left half-written of a run; its steps' own files are left alone, they may be alive."""
+    folder = run_folder(state_folder, run_id)
+    durable.remove_leftovers(folder)
+    for attempt in (folder / "attempts").glob("*"):
+        durable.remove_leftovers(attempt, SPEC_NAME)
+
+
+def read_result(spec: StepSpec) -> StepResult | None:
+    """Return the attempt's result; `None` if it is not there or carries another attempt's fence."""
+    value = durable.read_json(Path(spec.root) / spec.folder / RESULT_NAME)
+    if value is None:
+        return None
+    result = StepResult.model_validate(value)
+    return result if (result.key, result.fence) == (spec.key, spec.fence) else None
+
+
+def publish(spec: StepSpec, result: StepResult) -> Artifact:
+    """
+    Check a good result and publish its artifact.
+
+    Raises `StepFailed` if the artifact is malformed or a file that it names is not there.
+    """
+    root = Path(spec.root)
+    try:
+        artifact: Artifact = BY_NAME[spec.step].writes.model_validate(result.artifact)
+    except ValueError as error:
+        message = f"step {spec.step} left a malformed artifact: {error}"
+        raise StepFailed(message, f"the whole story: dropforge logs {spec.run}") from error
+    if isinstance(artifact, Model):
+        artifact = _publish_model(root, artifact)
+    else:
+        place = root / spec.folder
+        bad = [name for name, digest in result.outputs.items() if not _is_whole(place / name, digest)]
+        if bad:
+            message = f"step {spec.step} named files that are missing or not as it left them: {', '.join(bad[:3])}"
+            raise StepFailed(message, f"retry the run: dropforge retry {spec.run}")
+    if isinstance(artifact, Dataset):
+        _keep_signatures(root, spec)
+    if isinstance(artifact, Report):
+        _keep_predictions(root, spec, artifact)
+    durable.write_json(run_folder(root, spec.run) / f"{spec.step}.json", artifact.model_dump(mode="json"))
+    return artifact
+
+
+def _is_whole(path: Path, digest: str) -> bool:
+    return path.is_file() and durable.sha256_file(path) == digest
+
+
+def unpublish(state_folder: Path, run_id: int, step: str) -> None:
+    """Take a step's artifact back, so that the step is done again; the old one stays under a numbered name."""
+    folder = run_folder(state_folder, run_id)
+    number = 1
+    while (folder / f"{step}.stale-{number}.json").exists():
+        number += 1
+    (folder / f"{step}.json").rename(folder / f"{step}.stale-{number}.json")
+    durable.fsync_folder(folder)
+
+
+def _publish_model(root: Path, model: Model) -> Model:
+    """Move the merged model to its content-addressed place."""
+    target = root / "models" / model.model_id
+    target.parent.mkdir(exist_ok=True)
+    source = root / model.folder
+    if source.is_dir() and source != target:
+        durable.publish_folder(source, target)
+    if not target.is_dir():
+        message = f"the merged model is not there: {model.folder}"
+        raise StepFailed(message, "retry the run; its log says how the merge ended")
+    return model.model_copy(update={"folder": f"models/{model.model_id}"})
+
+
+def _keep_predictions(root: Path, spec: StepSpec, report: Report) -> None:
+    """Put the predictions into the cache, a file an attempt, so that a champion is never paid for twice."""
+    for key in sorted(set(report.prediction_keys.values())):
+        source = root / spec.folder / "predictions" / f"{key}.jsonl"
+        folder = root / spec.predictions / key
+        folder.mkdir(parents=True, exist_ok=True)
+        target = folder / f"{spec.key}.jsonl"
+        if source.is_file() and not target.exists():
+            os.link(source, target)
+            durable.fsync_folder(folder)
+            durable.fsync_folder(folder.parent)
+
+
+def _keep_signatures(root: Path, spec: StepSpec) -> None:
+    """Put the signatures that `prepare` had to make where it looks for them; a damaged one there is replaced."""
+    made = sorted((root / spec.folder / SIGNATURES).glob("[!.]*"))
+    folder = root / SIGNATURES
+    folder.mkdir(exist_ok=True)
+    for source in made:
+        aside = folder / f".{source.name}.{spec.key}.tmp"
+        aside.unlink(missing_ok=True)
+        os.link(source, aside)
+        # A rename onto another name of the same file does nothing at all.
+        aside.replace(folder / source.name)
+        aside.unlink(missing_ok=True)
+    if made:
+        durable.fsync_folder(folder)
+        durable.fsync_folder(root)

@@ -1,0 +1,48 @@
+"""What SQLite's errors mean to a person: which file, for which user, what is expected, and what to do."""
+
+import sqlite3
+from pathlib import Path
+
+from sqlalchemy.exc import DBAPIError
+
+from daemon.state.database_file import DatabaseUnusable, how_to_restore
+from daemon.state.permissions import user
+
+_PRIMARY_CODE = 0xFF  # the rest of an extended code says more of the same
+_DENIED = frozenset({sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH})
+_BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
+_NO_ROOM = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR})
+_DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+
+
+def cause_of(error: BaseException) -> sqlite3.Error | None:
+    """Return SQLite's own error behind an exception; `None` if it is of another kind."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    return cause if isinstance(cause, sqlite3.Error) else None
+
+
+def in_words(cause: sqlite3.Error, path: Path) -> DatabaseUnusable | None:
+    """
+    Return what an error on the state database at `path` is to a person.
+
+    `None` for what no person causes: statements and rows that our own code got wrong.
+    """
+    code = getattr(cause, "sqlite_errorcode", 0) & _PRIMARY_CODE
+    if code in _DENIED:
+        hint = (
+            f"this user must be able to read and write it and its folder: ls -ld {path.parent} {path}; "
+            "or ask as the user that the daemon runs as: sudo -u USER dropforge"
+        )
+        return DatabaseUnusable(f"user {user()} may not use the state database {path}: {cause}", hint)
+    if code in _BUSY:
+        hint = f"try again; who has it open: fuser -v {path}"
+        return DatabaseUnusable(f"another process holds the state database {path}: {cause}", hint)
+    if code in _NO_ROOM:
+        hint = f"see whether its disk is full or failing: df -h {path.parent}; dmesg"
+        return DatabaseUnusable(f"the state database {path} cannot be used: {cause}", hint)
+    if code in _DAMAGED:
+        return DatabaseUnusable(f"the state database {path} is damaged: {cause}", how_to_restore(path))
+    if str(cause).startswith(("no such table", "no such column")):
+        hint = "the daemon brings it up to date at its start: dropforge run"
+        return DatabaseUnusable(f"the state database {path} is not of this version: {cause}", hint)
+    return None

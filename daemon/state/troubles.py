@@ -1,0 +1,93 @@
+"""What single runs, tracks and hooks have against them: each for itself, told once, tried after a pause that grows."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from daemon.state.permissions import user
+from pipeline.errors import DropforgeError
+
+_FIRST_SECONDS = 30.0
+_LONGEST_SECONDS = 600.0
+log = structlog.get_logger()
+
+
+class SetApart(DropforgeError):
+    """A run has trouble with files of its own: it alone waits, for `pause_ms` this time, and holds nobody up."""
+
+    def __init__(self, message: str, hint: str, pause_ms: int) -> None:
+        """Keep the words of `DropforgeError` and the pause in milliseconds."""
+        super().__init__(message, hint)
+        self.pause_ms = pause_ms
+
+
+class Troubles:
+    """Remembers who is in trouble, with which, and until when it is left alone; a start forgets it."""
+
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        """Measure pauses by `monotonic`, in seconds."""
+        self._monotonic = monotonic
+        self._words: dict[str, str] = {}
+        #: Until when it is left alone, and how long that is.
+        self._pauses: dict[str, tuple[float, float]] = {}
+
+    def note(self, whose: str, error: Exception) -> float:
+        """Remember what `whose` has run into, with a line in the log if that is new; return its pause in seconds."""
+        words = in_words(error)
+        if self._words.get(whose) != words:
+            log.warning("trouble", whose=whose, error=words)
+        self._words[whose] = words
+        _, last = self._pauses.get(whose, (0.0, 0.0))
+        pause = min(2 * last, _LONGEST_SECONDS) if last else _FIRST_SECONDS
+        self._pauses[whose] = (self._monotonic() + pause, pause)
+        return pause
+
+    def clear(self, whose: str) -> None:
+        """Forget the trouble of `whose`, if it had any: it is over."""
+        self._pauses.pop(whose, None)
+        if self._words.pop(whose, None) is not None:
+            log.info("trouble_over", whose=whose)
+
+    def is_pausing(self, whose: str) -> bool:
+        """Say whether `whose` is to be left alone for now."""
+        until, _ = self._pauses.get(whose, (0.0, 0.0))
+        return self._monotonic() < until
+
+    @property
+    def words(self) -> dict[str, str]:
+        """Who is in trouble, and with which."""
+        return dict(self._words)
+
+
+class RunsApart:
+    """The runs that wait by themselves."""
+
+    def __init__(self, state_folder: Path) -> None:
+        """Speak of the runs in `state_folder`."""
+        self._root = state_folder
+        self._troubles = Troubles()
+
+    def words(self, run_id: int, error: Exception) -> SetApart:
+        """Return what is to stand on the row of a run, with a longer pause than the last time."""
+        pause = self._troubles.note(f"run {run_id}", error)
+        message = f"the files of run {run_id} cannot be used: {in_words(error)}"
+        hint = (
+            f"let {user()}, that the daemon runs as, own all of {self._root / 'runs' / str(run_id)}: the run then "
+            f"goes on by itself; or end it: dropforge cancel {run_id}"
+        )
+        return SetApart(message, hint, round(1000 * pause))
+
+    def clear(self, run_id: int) -> None:
+        """Forget the trouble of a run, if it had any."""
+        self._troubles.clear(f"run {run_id}")
+
+
+def in_words(error: Exception) -> str:
+    """Return an error as people read it, with the file that it is about where there is one."""
+    if isinstance(error, DropforgeError):
+        return error.message
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
+    return f"{type(error).__name__}: {error}"

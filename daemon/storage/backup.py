@@ -1,0 +1,280 @@
+"""
+A backup of the state folder, made while the daemon writes, and putting it back while none runs.
+
+    BACKUP/manifest.json     written last: schema, rows by table, size and sha256 of every file
+    BACKUP/dropforge.db      the database, verified
+    BACKUP/drops/            the files of its accepted, proposed, withdrawn and held drops
+    BACKUP/runs/<id>/*.json  what its succeeded runs published: verdicts and numbers
+    BACKUP/runs/<id>/attempts/decide-<n>/report/  their evidence cards
+    BACKUP/models/<id>/      the merged models that are champion or previous, or wait for approval, if asked for
+    BACKUP/settings.json     the settings then in force, to read; nothing is restored from them
+
+Files are copied, not linked: a backup that shares its bytes with the original shares their damage. Not in a backup:
+checkpoints and logs, so a run that was not over begins again from its drops.
+"""
+
+import hashlib
+import os
+import shutil
+import sqlite3
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from daemon.settings.model import Settings
+from daemon.state.database_file import BACKUPS, copy_database, revision, verify
+from daemon.state.layout import DATABASE_NAME
+from daemon.storage.backup_names import (
+    SETTINGS,
+    BackupUnusable,
+    open_regular,
+    refuse_names,
+    refuse_other_kinds,
+    refuse_rows,
+    refuse_sidecars,
+)
+from daemon.storage.retention import read_object
+from daemon.system.processes import FileLock
+from daemon.views.compare_runs import JSON_NAME, PAGE_NAME
+from pipeline import durable
+from pipeline.artifacts import Frozen
+
+MANIFEST = "manifest.json"
+_LOCK = "backup.lock"
+_ANOTHER = "use another backup; each is a folder that `dropforge backup` made"
+_KEPT_FILES = "SELECT DISTINCT sha256, quarantined FROM \"drop\" WHERE state NOT IN ('rejected', 'duplicate')"
+_SUCCEEDED = "SELECT id FROM run WHERE state = 'succeeded'"
+_WAITING = "SELECT id FROM run WHERE outcome = 'awaiting_approval'"
+#: Of each track: today's champion, and the one that a roll-back would bring.
+_CHAMPIONS = """
+SELECT champion_path FROM track WHERE champion_path LIKE 'models/%'
+UNION SELECT p.previous_path FROM promotion p JOIN track t ON t.name = p.track AND t.champion_generation = p.generation
+WHERE p.state = 'done' AND p.previous_path LIKE 'models/%'
+"""
+
+
+class Manifest(Frozen):
+    """What a backup holds."""
+
+    version: int = 1
+    made_at: str
+    """UTC, ISO 8601."""
+    schema_revision: str
+    counts: dict[str, int]
+    """Rows of the database by table."""
+    champions: tuple[str, ...]
+    """Folders of the merged models that its tracks serve or would go back to, below the state folder."""
+    with_models: bool
+    missing: tuple[str, ...]
+    """Files that the database names and that were not there, or not what their name says, or damaged verdicts."""
+    files: dict[str, tuple[int, str]]
+    """Size and sha256 of every other file, by its path below the backup."""
+
+
+class Made(NamedTuple):
+    """A finished backup."""
+
+    folder: Path
+    manifest: Manifest
+
+
+def make(settings: Settings, target: Path | None = None, *, with_models: bool = False) -> Made:
+    """
+    Back the state folder up into `target`, or into a new folder of it if it is there already; beside the daemon.
+
+    Without a target the place is `backups/` in the state folder. Nothing is there under its name before all of it is
+    durable and verified. Raises `BackupUnusable`, or `DatabaseUnusable` if the database is damaged.
+    """
+    root = settings.state_folder
+    if not (root / DATABASE_NAME).exists():
+        message = f"there is nothing to back up in {root}: no daemon ever ran there"
+        raise BackupUnusable(message, "name the settings of the right one: dropforge --config FILE backup")
+    lock = FileLock(root / _LOCK)
+    if not lock.acquire():
+        message = "another backup of this state folder is being made"
+        raise BackupUnusable(message, "wait for it, then try again")
+    try:
+        final = _place(root, target)
+        aside = final.with_name(f".{final.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            aside.mkdir(mode=0o700)
+            manifest = _fill(aside, settings, with_models=with_models)
+            check(aside)
+            durable.fsync_tree(aside)
+            aside.rename(final)
+            durable.fsync_folder(final.parent)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    finally:
+        lock.release()
+    return Made(final, manifest)
+
+
+def check(folder: Path) -> Manifest:
+    """
+    Read a whole backup and return its manifest. Raises `BackupUnusable` naming the first thing that is wrong.
+
+    Nothing in it is followed or believed before it was looked at: a backup may lie where others write.
+    """
+    # Before the manifest is opened: it may be a FIFO, or too large.
+    refuse_other_kinds(folder)
+    try:
+        manifest = Manifest.model_validate(durable.read_json(folder / MANIFEST))
+    except (ValueError, OSError) as error:
+        message = f"{folder} is no whole backup: it has no readable {MANIFEST}"
+        raise BackupUnusable(message, _ANOTHER) from error
+    refuse_names(folder, manifest.files, manifest.champions, manifest.missing)
+    for name, seen in manifest.files.items():
+        if _seen_if_there(folder / name) != seen:
+            message = f"the backup is damaged: {folder / name} is missing or has changed"
+            raise BackupUnusable(message, _ANOTHER)
+    database = folder / DATABASE_NAME
+    refuse_sidecars(database)
+    if DATABASE_NAME not in manifest.files or verify(database) != manifest.counts:
+        message = f"the backup is damaged: {database} has not the rows that were backed up"
+        raise BackupUnusable(message, _ANOTHER)
+    refuse_rows(database)
+    named = {DATABASE_NAME, SETTINGS, *(name for name, _ in named_files(folder, database, with_models=True))}
+    for name in manifest.files.keys() - named:
+        message = f"{folder} holds a file that its database does not name: {name}"
+        raise BackupUnusable(message, _ANOTHER)
+    return manifest
+
+
+def stamp() -> str:
+    """Return the time as part of a file's name, in UTC."""
+    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+
+
+def _place(root: Path, target: Path | None) -> Path:
+    """Return the folder that the backup becomes."""
+    name = f"dropforge-{stamp()}"
+    if target is None:
+        (root / BACKUPS).mkdir(mode=0o700, exist_ok=True)
+        # What a backup that was killed left behind; the lock says that none is being made.
+        for old in (root / BACKUPS).glob(".dropforge-*.tmp"):
+            shutil.rmtree(old, ignore_errors=True)
+        final = root / BACKUPS / name
+    else:
+        final = target.absolute() / name if target.is_dir() else target.absolute()
+    if final.exists() or not final.parent.is_dir():
+        why = "is there already" if final.exists() else "has no folder above it"
+        message = f"no backup can be made at {final}: it {why}"
+        raise BackupUnusable(message, "name a folder that is there, or a new one below it: dropforge backup DIR")
+    return final
+
+
+def _fill(aside: Path, settings: Settings, *, with_models: bool) -> Manifest:
+    root = settings.state_folder
+    # The database first: a file that its rows name was durable before they were committed.
+    counts = copy_database(root / DATABASE_NAME, aside / DATABASE_NAME)
+    schema = revision(aside / DATABASE_NAME)
+    if schema is None:
+        message = f"{root / DATABASE_NAME} has no schema: a daemon is at its first start"
+        raise BackupUnusable(message, "try again when it is ready")
+    files = {DATABASE_NAME: _seen(aside / DATABASE_NAME)}
+    durable.write_json(aside / SETTINGS, settings.model_dump(mode="json"))
+    files[SETTINGS] = _seen(aside / SETTINGS)
+    missing = []
+    for name, expected in named_files(root, aside / DATABASE_NAME, with_models=with_models):
+        if not (root / name).is_file():
+            missing.append(name)
+            continue
+        (aside / name).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        shutil.copyfile(root / name, aside / name)
+        files[name] = _seen(aside / name)
+        if expected not in {None, files[name][1]}:
+            missing.append(name)
+    missing.extend(unreadable_verdicts(root, aside / DATABASE_NAME))
+    manifest = Manifest(
+        made_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), schema_revision=schema, counts=counts,
+        champions=champions(aside / DATABASE_NAME), with_models=with_models, missing=tuple(missing), files=files,
+    )  # fmt: skip
+    durable.write_json(aside / MANIFEST, manifest.model_dump(mode="json"))
+    return manifest
+
+
+def named_files(root: Path, database: Path, *, with_models: bool = False) -> Iterator[tuple[str, str | None]]:
+    """Yield the files below `root` that a database names, each with its sha256 where the name says it."""
+    with closing(sqlite3.connect(database)) as connection:
+        drops = connection.execute(_columns(connection, _KEPT_FILES)).fetchall()
+        succeeded = [row[0] for row in connection.execute(_SUCCEEDED)]
+        waiting = [row[0] for row in connection.execute(_WAITING)]
+    for sha256, quarantined in sorted(drops):
+        # Bad rows that were set aside are not in the file, so its bytes are not those that were dropped.
+        yield f"drops/{sha256}.jsonl", None if quarantined else sha256
+    for run in succeeded:
+        for path in (*sorted((root / "runs" / str(run)).glob("[!.]*.json")), *_card(root, run)):
+            yield path.relative_to(root).as_posix(), None
+    models = {*champions(database), *_awaited(root, waiting)} if with_models else set()
+    for model in sorted(models):
+        paths = [path for path in sorted((root / model).rglob("*")) if path.is_file()]
+        yield from ((path.relative_to(root).as_posix(), None) for path in paths)
+        if not paths:
+            yield f"{model}/", None
+
+
+def unreadable_verdicts(root: Path, database: Path) -> list[str]:
+    """Return the verdicts below `root` of a database's succeeded runs that are there and damaged."""
+    with closing(sqlite3.connect(database)) as connection:
+        succeeded = [row[0] for row in connection.execute(_SUCCEEDED)]
+    paths = [_verdict(root, run) for run in succeeded]
+    return [path.relative_to(root).as_posix() for path in paths if path.exists() and not _is_sound(read_object(path))]
+
+
+def _is_sound(verdict: Mapping[str, object]) -> bool:
+    """Say whether a verdict says anything, and names nothing that it cannot mean."""
+    named = [verdict.get(name) for name in ("report", "candidate_model_id")]
+    return bool(verdict) and all(one is None or _place_in(one) is not None for one in named)
+
+
+def _card(root: Path, run: int) -> list[Path]:
+    """Return the files of the evidence card that a run's verdict names; none where it has no card any more."""
+    named = _place_in(read_object(_verdict(root, run)).get("report"))
+    return [path for name in (JSON_NAME, PAGE_NAME) if named and (path := root / named / name).is_file()]
+
+
+def _awaited(root: Path, runs: Sequence[int]) -> Iterator[str]:
+    """Yield the folders of the models that runs won with, as their verdicts name them."""
+    for run in runs:
+        if named := _place_in(read_object(_verdict(root, run)).get("candidate_model_id")):
+            yield f"models/{named}"
+
+
+def _verdict(root: Path, run: int) -> Path:
+    return root / "runs" / str(run) / "decide.json"
+
+
+def _place_in(named: object) -> str | None:
+    """Return a path that a file names, if it is relative and leads nowhere else: a damaged file says anything."""
+    if not isinstance(named, str) or not named.isprintable():
+        return None
+    return None if named.startswith("/") or ".." in PurePosixPath(named).parts else named
+
+
+def _columns(connection: sqlite3.Connection, question: str) -> str:
+    """Return a question without the column that the first schema did not have."""
+    known = {row[1] for row in connection.execute('PRAGMA table_info("drop")')}
+    return question if "quarantined" in known else question.replace("quarantined", "0")
+
+
+def champions(database: Path) -> tuple[str, ...]:
+    """Return the folders of the merged models that a database's tracks serve or would go back to."""
+    with closing(sqlite3.connect(database)) as connection:
+        return tuple(sorted(str(row[0]) for row in connection.execute(_CHAMPIONS)))
+
+
+def _seen(path: Path) -> tuple[int, str]:
+    return path.stat().st_size, durable.sha256_file(path)
+
+
+def _seen_if_there(path: Path) -> tuple[int, str] | None:
+    """Return size and sha256 of a file of a backup; `None` if there is none that can be read."""
+    try:
+        with open(open_regular(path), "rb") as file:  # noqa: PTH123 - a descriptor
+            return os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None

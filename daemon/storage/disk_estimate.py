@@ -1,0 +1,95 @@
+"""What a run leaves on the disk: a bound for each step, from the base model's files, the settings and the drops."""
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from sqlalchemy import func
+from sqlmodel import Session, col, select
+
+from daemon.state.run_files import published, run_folder
+from daemon.state.tables import Drop, DropState, Run
+from daemon.storage.retention import tree_bytes
+from pipeline.config import RunConfig
+from pipeline.errors import DropforgeError
+from pipeline.model_folder.manifest import model_files
+from pipeline.model_folder.safetensors_files import read_shapes
+
+#: Checkpoints that are there at once: those that are kept (pipeline.qlora.checkpoints.KEPT) and the one being written.
+CHECKPOINTS = 3
+_SMALL = 1 << 20
+_ADAPTER_BYTES = 4
+"""Of a trained number: float32."""
+_OPTIMIZER_BYTES = 8
+"""Of a trained number: both moments of Adam in float32; the 8-bit optimizers need less."""
+_ROW_BYTES = 400
+"""What `prepare` adds to a row: ids, keys, escapes."""
+_ANSWER_BYTES = 1000
+"""Of a cached answer and its record in the report, beside the text."""
+_TOKEN_BYTES = 8
+_LONGEST_ANSWER = 512
+_NO_LORA = ("embed", "lm_head", "wte", "wpe")
+
+
+class CannotTell(DropforgeError):
+    """The base model's files cannot be read, so nobody can say what a run would leave on the disk."""
+
+
+def needed_bytes(config: RunConfig, data_bytes: int, rows: int) -> dict[str, int]:
+    """
+    Return what each step of a run leaves on the disk, at most, by step; `data_bytes` and `rows` are of its drops.
+
+    From the headers of the base's safetensors files, which are read anew. Raises `CannotTell` if they cannot be.
+    """
+    base = Path(config.base_model)
+    try:
+        files = model_files(base)
+        shapes = [shape for path in files if path.suffix == ".safetensors" for shape in _linear_shapes(path)]
+        sizes = [(path.suffix == ".safetensors", path.stat().st_size) for path in files]
+    except (OSError, ValueError) as error:
+        message = f"the base model {base} cannot be read: {error}"
+        raise CannotTell(message, "see what dropforge doctor says of it") from error
+    trained = sum(config.train.rank * (shape[-1] + shape[-2]) * math.prod(shape[:-2]) for shape in shapes)
+    beside = sum(size for is_weights, size in sizes if not is_weights)
+    adapter = trained * _ADAPTER_BYTES + beside
+    answer = (config.evaluate.max_new_tokens or _LONGEST_ANSWER) * _TOKEN_BYTES + _ANSWER_BYTES
+    data = data_bytes + rows * _ROW_BYTES
+    steps = {
+        # Twice: the parts that are sorted are there beside the result.
+        "prepare": 2 * data,
+        "train": CHECKPOINTS * (adapter + trained * _OPTIMIZER_BYTES) + adapter,
+        "merge": sum(size for _, size in sizes),
+        # Both models' predictions, and the records with both models' answers.
+        "evaluate": 4 * config.split.scored_records * answer,
+    }
+    return {step: size + _SMALL for step, size in steps.items()}
+
+
+def of_waiting_drops(session: Session, track: str) -> tuple[int, int]:
+    """Return bytes and rows of the drops that a run of `track` would take into its snapshot now."""
+    sums = select(func.sum(col(Drop.size_bytes)), func.sum(col(Drop.rows)))
+    size, rows = session.exec(sums.where(Drop.track == track, Drop.state == DropState.ACCEPTED)).one()
+    return size or 0, rows or 0
+
+
+def still_needed(state_folder: Path, run: Run) -> dict[str, int]:
+    """Return `needed_bytes` of a run with its snapshot for the steps that are not done, less what is there of them."""
+    run_id = run.id or 0
+    needs = needed_bytes(RunConfig.model_validate(run.config), *_of_snapshot(state_folder, run.snapshot or ()))
+    checkpoints = tree_bytes(run_folder(state_folder, run_id) / "checkpoints")
+    needs["train"] = max(needs["train"] - checkpoints, 0)
+    done = published(state_folder, run_id)
+    return {step: size for step, size in needs.items() if step not in done}
+
+
+def _of_snapshot(state_folder: Path, snapshot: Iterable[Mapping[str, object]]) -> tuple[int, int]:
+    """Return bytes and rows of the drops in a run's snapshot; a file that is missing counts as none."""
+    drops = list(snapshot)
+    files = [state_folder / str(drop["path"]) for drop in drops]
+    return sum(file.stat().st_size for file in files if file.exists()), sum(int(str(drop["rows"])) for drop in drops)
+
+
+def _linear_shapes(path: Path) -> list[list[int]]:
+    """Return the shapes of the matrices in a safetensors file that get an adapter, stacks of matrices included."""
+    shapes, _ = read_shapes(path)
+    return [shape for name, shape in shapes.items() if len(shape) > 1 and not any(word in name for word in _NO_LORA)]

@@ -1,0 +1,160 @@
+"""Finds in a state folder what is not kept: each thing once, with the reason and what it gives back."""
+
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from pathlib import Path
+
+from sqlmodel import Session, select
+
+from daemon.settings.model import Settings
+from daemon.state.layout import TRASH_NAME
+from daemon.state.tables import Attempt, AttemptState, Drop, DropState, Run, RunState
+from daemon.storage.retention import DAY_MS, Kept, models_of, read_object, tree_bytes, working_files
+from pipeline.artifacts import Frozen
+from pipeline.near_duplicates.signature_files import FOLDER as SIGNATURES
+from pipeline.near_duplicates.signature_files import signed_drop
+from pipeline.steps import STEPS
+
+#: Steps whose artifact names files that are collected; report and verdict of a run that has one stay.
+_WITH_FILES = ("merge", "train", "prepare")
+_STEPS = tuple(step.name for step in reversed(STEPS))
+
+
+class Item(Frozen):
+    """One file or folder that is no longer needed."""
+
+    path: str
+    """Relative to the state folder."""
+    why: str
+    bytes: int
+    references: tuple[str, ...] = ()
+    """Published artifacts that lead to it, in the order in which they go."""
+
+
+def find_garbage(session: Session, settings: Settings, kept: Kept, now: int) -> Iterator[Item]:
+    """Yield what is not kept; `now` in milliseconds since the epoch."""
+    finder = _Finder(settings.state_folder, kept, now)
+    yield from finder.cut_off()
+    yield from finder.models()
+    for run in kept.ended:
+        yield from finder.run(run)
+    yield from finder.unknown_runs()
+    yield from finder.asides()
+    yield from finder.spool(session)
+    if session.exec(select(Run.id).where(Run.state == RunState.RUNNING)).first() is None:
+        # Nobody reads the caches now.
+        yield from finder.predictions(settings.gc.predictions_bytes)
+        yield from finder.signatures(session)
+
+
+class _Finder:
+    """Looks through one state folder."""
+
+    def __init__(self, root: Path, kept: Kept, now: int) -> None:
+        self._root = root
+        self._kept = kept
+        self._now = now
+
+    def cut_off(self) -> Iterator[Item]:
+        for path in sorted((self._root / TRASH_NAME).glob("*")):
+            yield self._item(path, "collected before, but its deletion was cut off")
+
+    def models(self) -> Iterator[Item]:
+        for path in sorted((self._root / "models").glob("*")):
+            runs = self._makers.get(path.name, [])
+            if self._kept.holds(path) or (not runs and (self._kept.unreadable or not self._is_old(path))):
+                continue
+            why = self._why(runs[0]) if runs else "a model that no run made"
+            references = [name for run in runs for name in self._references(run)]
+            yield self._item(path, why, references)
+
+    def run(self, run: Run) -> Iterator[Item]:
+        """Yield the working files of an ended run; of one that is kept with a verdict only what no artifact names."""
+        folder = self._root / "runs" / str(run.id)
+        if run.id not in self._kept.runs:
+            for path in working_files(folder):
+                yield self._item(path, self._why(run), self._references(run))
+        elif run.state == RunState.SUCCEEDED:
+            yield from self._unused(run, folder)
+        for path in sorted(folder.glob(".*.tmp")):
+            yield self._item(path, "left by a process that died while it wrote")
+
+    def unknown_runs(self) -> Iterator[Item]:
+        numbers = {run.id for run in self._kept.ended} | self._kept.open_runs | self._kept.unreadable
+        known = {str(number) for number in numbers}
+        for path in sorted((self._root / "runs").glob("*")):
+            if path.name not in known and self._is_old(path):
+                yield self._item(path, "of a run that the database does not know")
+
+    def asides(self) -> Iterator[Item]:
+        patterns = ("incoming/*.tmp", ".*.tmp", "tracks/*/.*.tmp", "tracks/*/.*.new", "spool/*/.*.tmp")
+        for path in sorted(path for pattern in patterns for path in self._root.glob(pattern)):
+            if self._is_old(path):
+                yield self._item(path, "left by a process that died while it wrote")
+
+    def spool(self, session: Session) -> Iterator[Item]:
+        rows = session.exec(select(Attempt).where(Attempt.state == AttemptState.SUBMITTED)).all()
+        known = {f"{row.run_id}-{row.step}-{row.number}" for row in rows}
+        for folder in ("queue", "running", "cancel", "refused"):
+            for path in sorted((self._root / "spool" / folder).glob("[!.]*")):
+                if path.name.removesuffix(".json") not in known and self._is_old(path):
+                    yield self._item(path, "an order for an attempt that has ended")
+
+    def predictions(self, most: int) -> Iterator[Item]:
+        """Yield cached predictions beyond `most` bytes, the oldest first, never those of champions and open runs."""
+        used = {
+            key
+            for run_id in self._kept.champion_runs | self._kept.open_runs
+            for key in read_object(self._root / f"runs/{run_id}/evaluate.json").get("prediction_keys", {}).values()
+        }
+        files = {path: [file.stat() for file in path.glob("*")] for path in (self._root / "predictions").glob("*")}
+        total = sum(stat.st_size for stats in files.values() for stat in stats)
+        by_age = sorted(files, key=lambda path: (max((stat.st_mtime for stat in files[path]), default=0), path.name))
+        for path in by_age:
+            if total > most and path.name not in used:
+                total -= sum(stat.st_size for stat in files[path])
+                yield self._item(path, f"cached predictions beyond gc.predictions_bytes = {most}")
+
+    def signatures(self, session: Session) -> Iterator[Item]:
+        """Yield the signatures of drops that are in no later snapshot, and those that this version does not read."""
+        accepted = set(session.exec(select(Drop.sha256).where(Drop.state == DropState.ACCEPTED)).all())
+        for path in sorted((self._root / SIGNATURES).glob("*")):
+            if signed_drop(path.name) not in accepted:
+                yield self._item(path, "signatures of a drop that is not trained on any more, or of an older version")
+
+    # --- small parts
+
+    @cached_property
+    def _makers(self) -> dict[str, list[Run]]:
+        """Ended runs by the names of the models that they made, also of those whose artifact has been put away."""
+        makers: dict[str, list[Run]] = {}
+        for run in self._kept.ended:
+            folder = self._root / "runs" / str(run.id)
+            names = {path.name for path in models_of(self._root, run.id or 0)}
+            names.add(str(read_object(folder / "merge.removed.json").get("model_id")))
+            for name in names:
+                makers.setdefault(name, []).append(run)
+        return makers
+
+    def _unused(self, run: Run, folder: Path) -> Iterator[Item]:
+        """Yield what a run that is kept left and no published artifact names."""
+        for path in working_files(folder):
+            if not self._kept.holds(path):
+                yield self._item(path, f"run {run.id} has ended and nothing refers to it")
+
+    def _references(self, run: Run) -> list[str]:
+        # A run without a verdict may be retried: it must not skip a step whose files are gone.
+        steps = _WITH_FILES if run.state == RunState.SUCCEEDED else _STEPS
+        return [f"runs/{run.id}/{step}.json" for step in steps]
+
+    def _why(self, run: Run) -> str:
+        limit = self._kept.limits.get(run.id or 0, "what is kept")
+        return f"run {run.id}: {run.outcome or run.state}, beyond {limit}"
+
+    def _is_old(self, path: Path) -> bool:
+        found = path.lstat()
+        return self._now - 1000 * max(found.st_mtime, found.st_ctime) > DAY_MS
+
+    def _item(self, path: Path, why: str, references: Iterable[str] = ()) -> Item:
+        relative = path.relative_to(self._root).as_posix()
+        return Item(path=relative, why=why, bytes=tree_bytes(path), references=tuple(references))

@@ -1,0 +1,175 @@
+"""
+Collects what nothing needs any more: models that lost, leftovers of ended runs, asides of dead processes.
+
+What is kept follows from the database alone; what it does not know is collected when it is older than a day. Nothing is
+deleted in place: the published artifact that refers to a file goes first, then the file is moved into the trash in one
+rename, while no promotion, claim or publication can happen; the trash is emptied afterwards. Killed anywhere, the next
+collection goes on to the same end. Drops are never touched, and neither is anything outside of the state folder.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import structlog
+from sqlalchemy import Engine
+
+from daemon.queue.claims import record_event
+from daemon.settings.model import Settings
+from daemon.state.database import transaction
+from daemon.state.layout import GC_LOCK_NAME, TRASH_NAME
+from daemon.state.run_files import attempt_folder
+from daemon.state.tables import Attempt
+from daemon.storage.disk import is_full
+from daemon.storage.garbage import Item, find_garbage
+from daemon.storage.retention import Kept, leftovers, what_is_kept
+from pipeline import durable
+from pipeline.artifacts import Frozen
+
+log = structlog.get_logger()
+
+
+class Collected(Frozen):
+    """What a collection removed, or would remove."""
+
+    dry_run: bool
+    items: tuple[Item, ...]
+    bytes: int
+    """Bytes given back."""
+
+
+def collect(engine: Engine, settings: Settings, now: int, *, dry_run: bool = False) -> Collected:
+    """
+    Remove what nothing needs, and leave an event that says how much; with `dry_run` only say what.
+
+    `now` is in milliseconds since the epoch. Safe beside a living daemon. Raises `OSError` if a file cannot be moved,
+    once all others are.
+    """
+    root = settings.state_folder
+    with collecting(root), transaction(engine) as session:
+        kept = what_is_kept(session, settings, now)
+        items = list(find_garbage(session, settings, kept, now))
+        refused = [] if dry_run else _throw_all_away(root, items, kept)
+    found = Collected(dry_run=dry_run, items=tuple(items), bytes=sum(item.bytes for item in items))
+    if not dry_run:
+        if items:
+            _record(engine, found, now)
+        empty_trash(root)
+    if refused:
+        raise refused[0]
+    return found
+
+
+def collect_quietly(engine: Engine, settings: Settings, now: int) -> OSError | None:
+    """Collect as `collect` does, and log what came of it; what the disk says against it is no failure, but returned."""
+    try:
+        found = collect(engine, settings, now)
+    except OSError as error:
+        log.warning("collection_failed", error=str(error))
+        return error
+    if found.items:
+        log.info("garbage_collected", bytes=found.bytes, items=len(found.items))
+    return None
+
+
+def clear_attempt(state_folder: Path, attempt: Attempt) -> None:
+    """
+    Delete what an attempt wrote that ended without a result to publish: the next one needs the room.
+
+    Predictions and a judge's replies stay, the next attempt goes on from them. Safe to repeat; a collection gets what a
+    crash leaves.
+    """
+    if attempt.step in {"evaluate", "judge"}:
+        return
+    for path in leftovers(state_folder / attempt_folder(attempt.run_id, attempt.step, attempt.number)):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def collecting(state_folder: Path) -> Iterator[None]:
+    """Keep collections out while a result is published, and publications while a collection moves files."""
+    fd = os.open(state_folder / GC_LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def empty_trash(state_folder: Path) -> None:
+    """
+    Delete what was collected, now or by a collection that was cut off.
+
+    Raises `OSError` if something cannot be deleted, once all else is.
+    """
+    trash = state_folder / TRASH_NAME
+    refused = []
+    for path in list(trash.iterdir()) if trash.is_dir() else ():
+        try:
+            _delete(path)
+        except OSError as error:
+            refused.append(error)
+    if refused:
+        raise refused[0]
+
+
+def _delete(path: Path) -> None:
+    # Another collection may be at it too.
+    while os.path.lexists(path):
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def _throw_all_away(root: Path, items: list[Item], kept: Kept) -> list[OSError]:
+    """Move items into the trash, and take those out of the list that cannot be; return why they cannot."""
+    refused = []
+    for item in list(items):
+        try:
+            _throw_away(root, item, kept)
+        except OSError as error:
+            items.remove(item)
+            refused.append(error)
+    return refused
+
+
+def _throw_away(root: Path, item: Item, kept: Kept) -> None:
+    """Move an item into the trash, what refers to it first."""
+    place = root / item.path
+    trash = root / TRASH_NAME
+    if place.parent == trash:
+        return
+    kept.refuse(place)
+    for reference in item.references:
+        path = root / reference
+        if path.exists():
+            path.rename(path.with_name(f"{path.stem}.removed.json"))
+            durable.fsync_folder(path.parent)
+    trash.mkdir(mode=0o700, exist_ok=True)
+    target = trash / uuid.uuid4().hex
+    try:
+        place.rename(target)
+    except OSError as error:
+        if not is_full(error):
+            raise
+        # The trash itself may need a block for one more name.
+        empty_trash(root)
+        place.rename(target)
+    durable.fsync_folder(place.parent)
+
+
+def _record(engine: Engine, found: Collected, now: int) -> None:
+    reasons: dict[str, int] = {}
+    for item in found.items:
+        reasons[item.why] = reasons.get(item.why, 0) + 1
+    with transaction(engine) as session:
+        record_event(session, "garbage_collected", now, bytes=found.bytes, items=len(found.items), reasons=reasons)

@@ -1,0 +1,238 @@
+"""
+Putting a backup in the place of a state folder's database, while no daemon runs.
+
+Nothing is thrown away: what a backup replaces goes to `backups/replaced-<time>/`. Links are not touched: the daemon
+derives them from the rows at its next start. A mark stands in the state folder from the first change to the last, and
+no daemon starts while it is there, so that a restore that was cut off is done again and not lived with.
+"""
+
+import contextlib
+import os
+import shutil
+import sqlite3
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from daemon.settings.model import Settings
+from daemon.state.database import known_revisions
+from daemon.state.database_file import BACKUPS, DatabaseUnusable, copy_database, refuse_network, revision, verify
+from daemon.state.layout import DATABASE_NAME, LOCK_NAME, RESTORING
+from daemon.storage.backup import Manifest, champions, check, named_files, stamp, unreadable_verdicts
+from daemon.storage.backup_names import BackupUnusable, open_regular, refuse_rows, refuse_sidecars
+from daemon.system.processes import FileLock, lock_holder
+from pipeline import durable
+from pipeline.errors import DropforgeError, is_disk_full
+
+_SIDECARS = ("-journal", "-wal", "-shm")
+_SUCCEEDED = "SELECT id FROM run WHERE state = 'succeeded'"
+_ACCEPTED = "SELECT track, role, sha256, name FROM \"drop\" WHERE state = 'accepted'"
+
+
+class StateInUse(DropforgeError):
+    """A daemon or a worker works on the state folder."""
+
+
+class RestoreCutOff(DropforgeError):
+    """A restore did not come to its end, so the state folder is neither the old one nor the new one."""
+
+
+class Restored(NamedTuple):
+    """What a restore has done."""
+
+    manifest: Manifest
+    replaced: Path
+    """Where the database and the runs that were there before are now."""
+    lost: tuple[str, ...]
+    """Files that were accepted after the backup was made, as `track/name`: they are in the inbox's `done/`."""
+    missing: tuple[str, ...]
+    """Files that the restored database names and that are neither in backup nor state folder, or damaged verdicts."""
+
+
+def refuse_half_restored(root: Path) -> None:
+    """Raise `RestoreCutOff` if the last restore into the state folder `root` was cut off."""
+    mark = durable.read_json(root / RESTORING)
+    if mark is not None:
+        message = f"a restore into {root} was cut off"
+        raise RestoreCutOff(message, f"do it again: dropforge restore {mark['backup']}")
+
+
+def restore(settings: Settings, source: Path, *, without_models: bool = False) -> Restored:
+    """
+    Put the backup `source` (a folder of `dropforge backup`, or a database file alone) in place, verified first.
+
+    A run that was not over when the backup was made begins again. Raises `StateInUse` while a daemon or worker runs,
+    `BackupUnusable` or `DatabaseUnusable` if the backup is not whole, newer than this program, or without a model that
+    a champion needs (unless `without_models`); then nothing has changed. Raises `RestoreCutOff` on a full disk.
+    """
+    root = settings.state_folder
+    root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    refuse_network(root)
+    with _alone(root):
+        database, manifest = _open_backup(source)
+        files = {name: seen for name, seen in manifest.files.items() if name.partition("/")[2]}
+        _refuse_links(root, files)
+        lost_models = [
+            model
+            for model in manifest.champions
+            if not (root / model).is_dir() and not any(name.startswith(f"{model}/") for name in files)
+        ]
+        if lost_models and not without_models:
+            message = f"the champion {lost_models[0]} is neither in the backup nor in {root}"
+            raise BackupUnusable(message, "put that folder there; or restore without it: --without-models")
+        try:
+            replaced = _put_all_back(root, source.absolute(), database, files)
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+            raise _full(root, source, sum(size for size, _ in manifest.files.values())) from error
+        missing = [name for name, _ in named_files(root, root / DATABASE_NAME) if not (root / name).exists()]
+        missing += [*unreadable_verdicts(root, root / DATABASE_NAME), *lost_models]
+        return Restored(manifest, replaced, _lost(replaced / DATABASE_NAME, database), tuple(missing))
+
+
+def _put_all_back(root: Path, source: Path, database: Path, files: Mapping[str, tuple[int, str]]) -> Path:
+    """Change the state folder, under the mark; return where what was there before is."""
+    durable.write_json(root / RESTORING, {"backup": str(source)})
+    replaced = root / BACKUPS / f"replaced-{stamp()}-{uuid.uuid4().hex[:6]}"
+    replaced.mkdir(parents=True, mode=0o700)
+    _put_runs_aside(root, database, replaced)
+    for name, (size, sha256) in files.items():
+        _put_back(source / name, root / name, size, sha256)
+    _replace_database(root, database, replaced)
+    (root / RESTORING).unlink()
+    durable.fsync_folder(root)
+    return replaced
+
+
+def _refuse_links(root: Path, names: Iterable[str]) -> None:
+    """Raise `BackupUnusable` if a folder that is restored into is a link: what it leads to is not ours."""
+    for folder in sorted({root / parent for name in names for parent in PurePosixPath(name).parents} - {root}):
+        if folder.is_symlink():
+            message = f"{folder} is a link to {folder.readlink()}, and a restore writes into the state folder alone"
+            raise BackupUnusable(message, f"put a folder in its place: rm {folder}")
+
+
+def _full(root: Path, source: Path, size: int) -> RestoreCutOff:
+    mount = next(place for place in (root.absolute(), *root.absolute().parents) if place.is_mount())
+    free = shutil.disk_usage(root).free
+    message = f"the disk of the state folder {root} is full ({mount}, {free:,} bytes free): the restore was cut off"
+    hint = f"free up to {size:,} bytes on {mount}, then do it again: dropforge restore {source}"
+    return RestoreCutOff(message, hint)
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """Hold the state folder as its daemon would, so that none starts meanwhile."""
+    lock = FileLock(root / LOCK_NAME)
+    holder = None if lock.acquire() else lock_holder(root / LOCK_NAME)
+    worker = None if holder is not None else lock_holder(root / "spool" / "worker.lock")
+    if holder is not None or worker is not None:
+        lock.release()
+        message = f"a {'daemon' if worker is None else 'worker'} (process {holder or worker}) works on {root}"
+        raise StateInUse(message, "stop it first: systemctl stop dropforge, or Ctrl-C where it runs")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _open_backup(source: Path) -> tuple[Path, Manifest]:
+    """Return the backup's database and its manifest, both verified."""
+    if not source.exists():
+        message = f"there is no backup {source}"
+        raise BackupUnusable(message, "name a folder that `dropforge backup` made")
+    if source.is_dir():
+        manifest = check(source)
+        database = source / DATABASE_NAME
+    else:
+        os.close(open_regular(source.resolve()))  # a FIFO would be waited for
+        refuse_sidecars(source)
+        database, counts = source, verify(source)
+        manifest = Manifest(
+            made_at="", schema_revision=revision(source) or "none", counts=counts, champions=champions(source),
+            with_models=False, missing=(), files={},
+        )  # fmt: skip
+        refuse_rows(source)
+    if manifest.schema_revision not in known_revisions():
+        message = f"the backup {source} has a schema that this version does not know: {manifest.schema_revision}"
+        raise BackupUnusable(message, "install the version that made it, or a newer one")
+    return database, manifest
+
+
+def _put_runs_aside(root: Path, database: Path, replaced: Path) -> None:
+    """
+    Move away what later runs left, and all orders to the worker.
+
+    Their numbers are given again, and a new run must not find an old one's results under its own.
+    """
+    with closing(sqlite3.connect(database)) as connection:
+        over = {str(row[0]) for row in connection.execute(_SUCCEEDED)}
+    (replaced / "runs").mkdir()
+    later = [folder for folder in (root / "runs").glob("*") if folder.name not in over]
+    for folder in later:
+        folder.rename(replaced / "runs" / folder.name)
+    with contextlib.suppress(FileNotFoundError):
+        (root / "spool").rename(replaced / "spool")
+    durable.fsync_folder(root)
+
+
+def _put_back(source: Path, target: Path, size: int, sha256: str) -> None:
+    """Copy a file of the backup to where it was, unless it is there."""
+    if target.is_file() and target.stat().st_size == size and durable.sha256_file(target) == sha256:
+        return
+    target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _copy_aside(source, target, sha256).rename(target)
+    durable.fsync_folder(target.parent)
+
+
+def _replace_database(root: Path, database: Path, replaced: Path) -> None:
+    path = root / DATABASE_NAME
+    aside = _copy_aside(database, path)
+    if path.exists():
+        try:
+            copy_database(path, replaced / DATABASE_NAME)
+        except (DatabaseUnusable, OSError):
+            # It is damaged, which may be why somebody restores: kept as it is.
+            for suffix in ("", *_SIDECARS):
+                with contextlib.suppress(FileNotFoundError):
+                    shutil.copyfile(f"{path}{suffix}", replaced / f"{DATABASE_NAME}{suffix}")
+            durable.fsync_tree(replaced)
+    # Before the new file has the name: SQLite would apply the old one's journal to it.
+    for suffix in _SIDECARS:
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
+    durable.fsync_folder(root)
+    aside.rename(path)
+    durable.fsync_folder(root)
+
+
+def _copy_aside(source: Path, target: Path, sha256: str | None = None) -> Path:
+    """Copy a file beside its place, durably; return where. Raises `BackupUnusable` if it is not `sha256` any more."""
+    aside = target.with_name(f".{target.name}.restore.tmp")
+    try:
+        with open(open_regular(source.resolve()), "rb") as old, aside.open("wb") as new:  # noqa: PTH123 - a descriptor
+            shutil.copyfileobj(old, new)
+        aside.chmod(0o600)
+        durable.fsync_file(aside)
+        if sha256 in {None, durable.sha256_file(aside)}:
+            return aside
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    aside.unlink()
+    message = f"{source} changed while it was put back"
+    raise BackupUnusable(message, "do it again, from a backup that nobody writes to")
+
+
+def _lost(old: Path, new: Path) -> tuple[str, ...]:
+    """Return the drops that the old database had accepted and the new one does not know."""
+    if not old.exists():
+        return ()
+    try:
+        with closing(sqlite3.connect(old)) as before, closing(sqlite3.connect(new)) as after:
+            known = {row[:3] for row in after.execute(_ACCEPTED)}
+            return tuple(f"{row[0]}/{row[3]}" for row in before.execute(_ACCEPTED) if row[:3] not in known)
+    except sqlite3.DatabaseError:
+        return ()

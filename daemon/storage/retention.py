@@ -1,0 +1,243 @@
+"""
+What may be collected and what never: the questions behind `gc`, answered in one transaction and without a change.
+
+Kept whatever the settings say: bases, each track's champion and the one before it, champions that a rollback may go
+back to, promotions in the middle, wins that wait for approval, and everything of a run that is not over. Further runs
+are kept by number, age and bytes, the newest first.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sqlmodel import Session, col, select
+
+from daemon.champions.journal import AWAITING
+from daemon.settings.model import Settings
+from daemon.state.tables import Promotion, PromotionState, Run, RunState, Track
+from pipeline import durable
+from pipeline.contract import LOG_NAME, PROGRESS_NAME, RESULT_NAME, SPEC_NAME
+from pipeline.errors import DropforgeError
+from pipeline.steps import STEPS
+
+DAY_MS = 86_400_000
+#: What an attempt leaves that is small and tells its story.
+_STORY = frozenset({SPEC_NAME, RESULT_NAME, PROGRESS_NAME, LOG_NAME, "report"})
+
+
+class WouldBeLost(DropforgeError):
+    """A collection was about to remove something that is kept: a defect, and nothing was removed."""
+
+
+@dataclass
+class Kept:
+    """What a collection leaves alone."""
+
+    models: set[Path] = field(default_factory=set)
+    """Model folders, resolved."""
+    champion_runs: set[int] = field(default_factory=set)
+    """Runs that made a champion that is kept, or whose win waits for approval."""
+    open_runs: set[int] = field(default_factory=set)
+    newest_runs: set[int] = field(default_factory=set)
+    """Ended runs within the limits of the settings."""
+    ended: list[Run] = field(default_factory=list)
+    """All other runs than the open and the unreadable ones, the latest first."""
+    limits: dict[int, str] = field(default_factory=dict)
+    """Ended runs that are not kept, each with the setting that it is beyond."""
+    unreadable: set[int] = field(default_factory=set)
+    """Runs of which it cannot be read what they need: nothing of theirs goes, and no model that might be theirs."""
+    folders: set[Path] = field(default_factory=set)
+    """Resolved: the drops, what open runs have, what the artifacts of ended ones name that are kept."""
+
+    @property
+    def runs(self) -> set[int]:
+        """Ended runs whose files stay."""
+        return self.champion_runs | self.newest_runs
+
+    def holds(self, path: Path) -> bool:
+        """Say whether `path` is kept, lies in something that is, or holds it."""
+        place = path.resolve()
+        return any(
+            place == one or place.is_relative_to(one) or one.is_relative_to(place) for one in self.models | self.folders
+        )
+
+    def refuse(self, path: Path) -> None:
+        """Raise `WouldBeLost` for a path that is kept: the last check before it is moved."""
+        if self.holds(path):
+            message = f"{path} is still needed and was about to be removed; nothing was"
+            raise WouldBeLost(message, "report this: a collection must never come this far")
+
+
+def what_is_kept(session: Session, settings: Settings, now: int) -> Kept:
+    """Return what must stay, from the rows; `now` in milliseconds since the epoch."""
+    root = settings.state_folder
+    kept = Kept()
+    kept.folders.add((root / "drops").resolve())
+    bases = [settings.track(name).base_model for name in settings.track_names]
+    kept.models |= {Path(base).resolve() for base in bases if base}
+    for track in session.exec(select(Track)).all():
+        kept.models |= _places(root, track.base_path, track.champion_path)
+        _keep_champions(session, root, track, settings.gc.keep_champions, kept)
+    for link in root.glob("tracks/*/*"):
+        if link.is_symlink():
+            kept.models.add(link.resolve())
+    _sort_runs(session, root, kept)
+    for run in kept.ended:
+        if run.outcome == AWAITING and run.id is not None:
+            # Until it is approved or another champion comes, whatever its age.
+            kept.champion_runs.add(run.id)
+            kept.models |= models_of(root, run.id)
+    _keep_newest(settings, kept, now)
+    for run_id in kept.newest_runs:
+        kept.models |= models_of(root, run_id)
+    for run_id in kept.runs:
+        kept.folders |= _named_folders(root, run_id)
+    return kept
+
+
+def _sort_runs(session: Session, root: Path, kept: Kept) -> None:
+    """Keep what is open or cannot be read, and list the runs that have ended, the latest first."""
+    for run in session.exec(select(Run).order_by(col(Run.ended_at).desc(), col(Run.id).desc())).all():
+        if not _is_readable(root / "runs" / str(run.id)):
+            kept.unreadable.add(run.id or 0)
+        elif run.state in {RunState.QUEUED, RunState.RUNNING, RunState.WAITING}:
+            _keep_open(root, run, kept)
+        else:
+            kept.ended.append(run)
+
+
+def _is_readable(run_folder: Path) -> bool:
+    """Say whether what a run published and has can be seen, if it has a folder."""
+    try:
+        with os.scandir(run_folder) as found:
+            return all(os.access(entry.path, os.R_OK | (os.X_OK if entry.is_dir() else 0)) for entry in found)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+
+
+def _keep_champions(session: Session, root: Path, track: Track, former: int, kept: Kept) -> None:
+    """Keep the champion, the one before it, `former` more that it had, and what is being promoted right now."""
+    rows = session.exec(
+        select(Promotion)
+        .where(Promotion.track == track.name, Promotion.state != PromotionState.ABANDONED)
+        .order_by(col(Promotion.generation).desc(), col(Promotion.id).desc())
+    ).all()
+    done = [row for row in rows if row.state == PromotionState.DONE]
+    paths = list(dict.fromkeys(row.model_path for row in done))[: 2 + former]
+    for row in rows:
+        if row.state == PromotionState.INTENT or row is done[0]:
+            kept.models |= _places(root, row.model_path, row.previous_path)
+        elif row.model_path not in paths:
+            continue
+        kept.models |= _places(root, row.model_path)
+        if row.run_id is not None:
+            kept.champion_runs.add(row.run_id)
+
+
+def _keep_open(root: Path, run: Run, kept: Kept) -> None:
+    """Keep everything of a run that is not over, and every model that it works with."""
+    assert run.id is not None  # noqa: S101 - every row that was read has one
+    kept.open_runs.add(run.id)
+    folder = root / "runs" / str(run.id)
+    kept.folders.add(folder.resolve())
+    kept.models |= models_of(root, run.id)
+    base = (run.config or {}).get("base_model")
+    kept.models |= _places(root, base if isinstance(base, str) else None)
+    for path in folder.glob("attempts/*/*.json"):
+        value = read_object(path)
+        # A merge that has ended may be published at any moment; a spec names the champion that it compares with.
+        identity = (value.get("artifact") or {}).get("model_id") if path.name == RESULT_NAME else None
+        champion = (value.get("champion") or {}).get("path") if path.name == SPEC_NAME else None
+        kept.models |= _places(root, champion, f"models/{identity}" if identity else None)
+
+
+def _keep_newest(settings: Settings, kept: Kept, now: int) -> None:
+    """Choose the ended runs that are kept: by number a track and kind, by age, by bytes together."""
+    root, limits = settings.state_folder, settings.gc
+    counts: dict[tuple[str, bool], int] = {}
+    total = 0
+    for run in kept.ended:
+        if run.id is None or run.id in kept.champion_runs:
+            continue
+        size = _run_bytes(root, run.id, kept)
+        if not size:
+            continue
+        kind = (run.track, run.state == RunState.SUCCEEDED)
+        counts[kind] = counts.get(kind, 0) + 1
+        if counts[kind] > limits.keep_models:
+            kept.limits[run.id] = f"gc.keep_models = {limits.keep_models}"
+        elif now - (run.ended_at or 0) > limits.keep_days * DAY_MS:
+            kept.limits[run.id] = f"gc.keep_days = {limits.keep_days:g}"
+        elif total + size > limits.keep_bytes:
+            kept.limits[run.id] = f"gc.keep_bytes = {limits.keep_bytes}"
+        else:
+            total += size
+            kept.newest_runs.add(run.id)
+
+
+def _run_bytes(root: Path, run_id: int, kept: Kept) -> int:
+    """Return what an ended run's model and working files take."""
+    models = [path for path in models_of(root, run_id) if not kept.holds(path)]
+    return sum(tree_bytes(path) for path in [*models, *working_files(root / "runs" / str(run_id))])
+
+
+def models_of(root: Path, run_id: int) -> set[Path]:
+    """Return the folders of the models that a run published or was about to promote."""
+    folder = root / "runs" / str(run_id)
+    named = [
+        read_object(folder / "merge.json").get("model_id"),
+        read_object(folder / "decide.json").get("candidate_model_id"),
+    ]
+    return _places(root, *(f"models/{name}" for name in named if name))
+
+
+def _named_folders(root: Path, run_id: int) -> set[Path]:
+    """Return the folders that a run's published artifacts name: data set, adapter, report."""
+    artifacts = [read_object(root / "runs" / str(run_id) / f"{step.name}.json") for step in STEPS]
+    return _places(root, *(artifact.get("folder") for artifact in artifacts))
+
+
+def working_files(run_folder: Path) -> Iterator[Path]:
+    """Yield what a run's attempts left beside their story, and its checkpoints."""
+    if (run_folder / "checkpoints").exists():
+        yield run_folder / "checkpoints"
+    for attempt in sorted(run_folder.glob("attempts/*")):
+        yield from leftovers(attempt)
+
+
+def leftovers(attempt: Path) -> Iterator[Path]:
+    """Yield what an attempt left beside its story: data, adapters, models, predictions."""
+    if attempt.is_dir():
+        yield from (path for path in sorted(attempt.iterdir()) if path.name not in _STORY)
+
+
+def tree_bytes(path: Path) -> int:
+    """Return the bytes that deleting a file or folder gives back; what has another name elsewhere gives none."""
+    if path.is_symlink() or not path.is_dir():
+        return _file_bytes(path)
+    return sum(_file_bytes(Path(folder, name)) for folder, _, names in os.walk(path) for name in names)
+
+
+def _file_bytes(path: Path) -> int:
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return 0
+    return found.st_size if found.st_nlink == 1 else 0
+
+
+def _places(root: Path, *paths: str | None) -> set[Path]:
+    return {(root / path).resolve() for path in paths if path}
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file; an empty one if there is none that can be read."""
+    try:
+        value = durable.read_json(path)
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,140 @@
+"""Each champion's reign as people ask for it: since when, until when, why, by whom, trained on which drops."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sqlalchemy.orm import defer
+from sqlmodel import Session, col, select
+
+from daemon.champions.promotion import drops_of
+from daemon.state.tables import Drop, DropState, Promotion, PromotionState, Run, Track
+from pipeline.artifacts import Frozen
+
+#: A run's configuration and its snapshot, which names every drop of its track, are read only where they are shown.
+WITHOUT_LARGE = (defer(col(Run.config)), defer(col(Run.snapshot)))  # type: ignore[arg-type]
+
+
+class TrainedOn(Frozen):
+    """A drop in the snapshot that a champion was made from."""
+
+    id: int
+    name: str
+    sha256: str
+    role: str
+    rows: int
+    state: str
+    """What it is today: accepted, or withdrawn or held since."""
+    reason: str | None
+
+    @property
+    def taken_out(self) -> bool:
+        """Whether later runs are made without it."""
+        return self.state in {DropState.WITHDRAWN, DropState.HELD}
+
+    @property
+    def since_words(self) -> str:
+        """What it has become since; empty if it is accepted."""
+        return f"{self.state} since{f': {self.reason}' if self.reason else ''}" if self.taken_out else ""
+
+
+class CommandView(Frozen):
+    """What became of a command after a change of champion."""
+
+    state: str
+    """pending, running, ok, failed or skipped."""
+    error: str | None
+    output: str | None
+    """The end of what it printed."""
+
+
+class ChampionView(Frozen):
+    """A track's champion, or one of its former ones."""
+
+    track: str
+    generation: int
+    """0 is the base model."""
+    model_id: str
+    path: str
+    """Absolute path of the model's folder."""
+    since: datetime | None
+    until: datetime | None
+    """`None` while it reigns."""
+    kind: str
+    """How it came to reign: base, promotion, forced or rollback."""
+    run: int | None
+    """The run that made it."""
+    reason: str
+    approved_by: str | None
+    """Who approved, forced or rolled back; `None` where the daemon did by itself."""
+    overrode: str | None
+    """Outcome of the run whose model was forced."""
+    verdict: str | None
+    """The sentence of the run that made it."""
+    drops: tuple[str, ...]
+    """Names of the files that it was trained on."""
+    data: tuple[TrainedOn, ...]
+    """The same files and the held-out ones, with what has become of them."""
+    hook: CommandView | None
+    health: CommandView | None
+
+    @property
+    def taken_out(self) -> tuple[TrainedOn, ...]:
+        """The files that it was trained on and that later runs are made without."""
+        return tuple(drop for drop in self.data if drop.role == "train" and drop.taken_out)
+
+
+def reign(session: Session, state_folder: Path, row: Promotion, end: int | None) -> ChampionView:
+    """Return the reign that began with a change of champion and ended at `end`, in milliseconds since the epoch."""
+    run_id = row.run_id or _maker(session, row)
+    run = session.get(Run, run_id, options=WITHOUT_LARGE) if run_id is not None else None
+    data = trained_on(session, drops_of(session, row.track, row.model_id) or () if run else ())
+    same = ("track", "generation", "model_id", "kind", "reason", "approved_by", "overrode")
+    # A base model may have moved since.
+    track = session.get_one(Track, row.track)
+    path = track.base_path if track.base_path and track.base_model_id == row.model_id else row.model_path
+    return ChampionView.model_validate({
+        **{name: getattr(row, name) for name in same},
+        "path": str(state_folder / path), "since": utc(row.done_at), "until": utc(end), "run": run_id,
+        "verdict": run.sentence if run else None,
+        "drops": tuple(drop.name for drop in data if drop.role == "train"), "data": data,
+        "hook": _command(row.hook_state, row.hook_error, row.hook_output),
+        "health": _command(row.health_state, row.health_error, row.health_output),
+    })  # fmt: skip
+
+
+def reigns(session: Session, state_folder: Path, track: str) -> list[ChampionView]:
+    """Return the track's reigns from the base model's to today's."""
+    done = select(Promotion).where(Promotion.track == track, Promotion.state == PromotionState.DONE)
+    rows = list(session.exec(done.order_by(col(Promotion.generation))).all())
+    ends = [*(row.done_at for row in rows[1:]), None]
+    return [reign(session, state_folder, row, end) for row, end in zip(rows, ends, strict=False)]
+
+
+def reigning_at(history: Sequence[ChampionView], at: datetime) -> ChampionView | None:
+    """Return who reigned at a time; `None` before the first."""
+    begun = [one for one in history if one.since is not None and one.since <= at]
+    return begun[-1] if begun else None
+
+
+def trained_on(session: Session, ids: Sequence[int]) -> tuple[TrainedOn, ...]:
+    """Return the drops with these numbers, the oldest first, with what has become of them."""
+    rows = session.exec(select(Drop).where(col(Drop.id).in_(ids)).order_by(col(Drop.id))).all() if ids else ()
+    return tuple(
+        TrainedOn.model_validate({name: getattr(row, name) for name in TrainedOn.model_fields}) for row in rows
+    )
+
+
+def utc(milliseconds: int | None) -> datetime | None:
+    """Return a time of the database as people and JSON have it."""
+    return None if milliseconds is None else datetime.fromtimestamp(milliseconds / 1000, UTC)
+
+
+def _maker(session: Session, row: Promotion) -> int | None:
+    same = (Promotion.track == row.track, Promotion.model_id == row.model_id)
+    made_by = select(Promotion.run_id).where(*same, Promotion.state == PromotionState.DONE)
+    return session.exec(made_by.order_by(col(Promotion.run_id).desc())).first()
+
+
+def _command(state: str | None, error: str | None, output: str | None) -> CommandView | None:
+    return None if state is None else CommandView(state=state, error=error, output=output)

@@ -1,0 +1,262 @@
+"""Rows sorted by their prompt's hash, a group a prompt → which of its answers count, and the side that it is on."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import groupby, takewhile
+from pathlib import Path
+from typing import IO, Any, Literal, NamedTuple, Self
+
+from pipeline.config import SplitConfig
+from pipeline.dataset.overlaps import Examples, Overlaps
+from pipeline.dataset.partitions import SpilledRow
+from pipeline.metrics import json_fields
+
+Side = Literal["train", "dev", "heldout"]
+#: Fewer dev rows say nothing and go to training.
+LEAST_DEV_ROWS = 20
+
+
+class Prompt(NamedTuple):
+    """One prompt and what counts of its rows."""
+
+    side: Side
+    rows: list[SpilledRow]
+    """The latest drop's, each answer once; the first one stands for the prompt."""
+    drops: tuple[int, ...]
+    """Those since which the answers are what they are now, the earliest first."""
+    removed: list[SpilledRow]
+    """Training rows of a pinned prompt."""
+    duplicates: int
+    replaced: int
+    changed: bool
+    """Whether an earlier drop gave other answers."""
+
+
+def prompts(rows: Iterable[SpilledRow], split: SplitConfig, *, pinned: bool) -> Iterator[Prompt]:
+    """
+    Yield the prompts of sorted rows, in their order.
+
+    With `pinned` the prompts of held-out drops are held out, and no others. Without, a prompt's side depends on its
+    hash alone, and a held-out drop does no more than keep its prompts out of training: whoever may drop such a file
+    would choose what is judged on.
+    """
+    for place, group in groupby(rows, key=lambda row: row.place):
+        everything = list(group)
+        own = [row for row in everything if row.pinned]
+        others = everything[len(own) :]
+        side: Side = "heldout" if own and pinned else _side(place, split, pinned=pinned)
+        counted, removed = others, []
+        if own and (pinned or side != "heldout"):
+            counted, removed = own if pinned else [], others
+        if not counted:
+            yield Prompt("train", [], (), removed, 0, 0, changed=False)
+            continue
+        kept, duplicates = _current(counted)
+        since = _since(counted)
+        changed = len({row.order for row in counted}) > len(since)
+        yield Prompt(side, kept, since, removed, duplicates, len(counted) - len(kept) - duplicates, changed)
+
+
+def _side(place: str, split: SplitConfig, *, pinned: bool) -> Side:
+    # 52 bits: exact as a float, and always below 1.
+    u = int(place[:13], 16) / 2**52
+    if u < split.heldout:
+        return "train" if pinned else "heldout"
+    return "dev" if u < split.heldout + split.dev else "train"
+
+
+def _current(rows: list[SpilledRow]) -> tuple[list[SpilledRow], int]:
+    """Return the latest drop's rows of one prompt, each answer once, and how many say the same as one of these."""
+    latest = rows[0].order
+    kept: dict[str, SpilledRow] = {}
+    duplicates = 0
+    for row in rows:
+        if row.output in kept:
+            duplicates += 1
+        elif row.order == latest:
+            kept[row.output] = row
+    return list(kept.values()), duplicates
+
+
+def _since(rows: list[SpilledRow]) -> tuple[int, ...]:
+    """Return the drops with these rows of one prompt up to the one that last changed its answers, that one first."""
+    answers: dict[int, set[str]] = {}
+    for row in rows:
+        answers.setdefault(row.order, set()).add(row.output)
+    latest = answers[rows[0].order]
+    same = takewhile(lambda order: answers[order] == latest, answers)
+    names = {row.order: row.drop for row in rows}
+    return tuple(names[order] for order in same)[::-1]
+
+
+@dataclass
+class Answers:
+    """What is known of the answers of one side."""
+
+    count: int = 0
+    short: int = 0
+    """Answers of few words."""
+    longest: int = 0
+    """Estimated tokens."""
+
+    def add(self, row: SpilledRow) -> None:
+        """Count one answer."""
+        self.count += 1
+        self.short += row.short
+        self.longest = max(self.longest, row.tokens)
+
+
+@dataclass
+class Totals:
+    """What became of all rows."""
+
+    rows: int = 0
+    train_rows: int = 0
+    dev_rows: int = 0
+    heldout_rows: int = 0
+    """Rows of held-out prompts, scored or not."""
+    heldout_prompts: int = 0
+    duplicates: int = 0
+    replaced: int = 0
+    removed_heldout: int = 0
+    near_duplicates: int = 0
+    """Rows of the training and dev side that are too near to a held-out record."""
+    heldout_duplicates: int = 0
+    """Held-out prompts that are too near to another one."""
+    seen_by_champion: int = 0
+    """Held-out prompts that would be scored if the champion had not been trained on them or on a near one."""
+    heldout_ids: list[str] = field(default_factory=list)
+    """Scored prompts."""
+    pins_changed: Counter[int] = field(default_factory=Counter)
+    """Scored pinned prompts to which a later drop gave other answers than an earlier one, by that drop."""
+    not_json: Counter[int] = field(default_factory=Counter)
+    """Scored answers that are no JSON object or array, by drop."""
+    first_not_json: tuple[int, int] | None = None
+    """Drop and number among its records, from 0, of the first one in the files."""
+    heldout_answers: Answers = field(default_factory=Answers)
+    train_answers: Answers = field(default_factory=Answers)
+
+
+class Familiar(NamedTuple):
+    """What the champion was trained on."""
+
+    ids: frozenset[str] = frozenset()
+    """Of held-out prompts, and of others that are near to one."""
+    drops: frozenset[int] = frozenset()
+
+
+class Sides:
+    """Writes the three files; prompts must come from the lowest hash to the highest."""
+
+    def __init__(self, folder: Path, overlaps: Overlaps, champion: Familiar, *, most_scored: int) -> None:
+        """Write into `folder`; at most `most_scored` held-out prompts are scored."""
+        self._overlaps = overlaps
+        self._champion = champion
+        self._most_scored = most_scored
+        self._totals = Totals()
+        self._early_dev: list[SpilledRow] = []
+        self.examples = Examples(overlaps)
+        self._train, self._dev, self._heldout = (
+            (folder / f"{name}.jsonl").open("w", encoding="utf-8", newline="\n") for name in ("train", "dev", "heldout")
+        )
+
+    def __enter__(self) -> Self:
+        """Give the files that are open already."""
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """Close the files."""
+        for file in (self._train, self._dev, self._heldout):
+            file.close()
+
+    def add(self, prompt: Prompt) -> None:
+        """Take in the next prompt."""
+        totals = self._totals
+        totals.rows += len(prompt.rows) + len(prompt.removed) + prompt.duplicates + prompt.replaced
+        totals.duplicates += prompt.duplicates
+        totals.replaced += prompt.replaced
+        totals.removed_heldout += len(prompt.removed)
+        if prompt.side == "heldout":
+            self._hold_out(prompt)
+            return
+        self.examples.train(prompt.rows)
+        kept = self._overlaps.kept(prompt.rows)
+        totals.near_duplicates += len(prompt.rows) - len(kept)
+        for row in kept:
+            own = row._replace(drop=prompt.drops[0])
+            if prompt.side == "dev":
+                self._add_dev(own)
+            else:
+                self._write_train(own)
+
+    def finish(self) -> Totals:
+        """Write what was kept back and return what was counted."""
+        # Nothing is lost if there are too few: they are the last rows of the training file then.
+        if self._totals.dev_rows == 0:
+            for row in self._early_dev:
+                self._write_train(row)
+        return self._totals
+
+    def _hold_out(self, prompt: Prompt) -> None:
+        totals, rows = self._totals, prompt.rows
+        number = totals.heldout_prompts
+        self.examples.hold_out(number, rows, prompt.removed)
+        totals.heldout_prompts += 1
+        totals.heldout_rows += len(rows)
+        if self._overlaps.repeats[number] >= 0:
+            totals.heldout_duplicates += 1
+        elif len(totals.heldout_ids) >= self._most_scored:
+            return
+        elif not self._champion.ids.isdisjoint([rows[0].id, *(near := self._overlaps.near(number))]):
+            totals.seen_by_champion += 1
+        else:
+            totals.heldout_ids.append(rows[0].id)
+            for row in rows:
+                totals.heldout_answers.add(row)
+            tags = sorted({tag for row in rows for tag in row.tags})
+            repinned = rows[0].pinned and prompt.changed
+            more = {"pinned": rows[0].pinned, "replaced": repinned, "tags": tags, "near": near}
+            # A drop that came back may stand before those that the champion knows and that say the same.
+            drop = next((drop for drop in prompt.drops if drop in self._champion.drops), prompt.drops[0])
+            own = rows[0]._replace(drop=drop)
+            if repinned:
+                totals.pins_changed[drop] += 1
+            for row in rows:
+                self._look_for_json(row)
+            _write(self._heldout, own, {"references": [row.output for row in rows]}, more)
+
+    def _look_for_json(self, row: SpilledRow) -> None:
+        totals = self._totals
+        if json_fields.parse(row.output) is None:
+            totals.not_json[row.drop] += 1
+            place = (row.drop, row.number)
+            totals.first_not_json = min(totals.first_not_json or place, place)
+
+    def _add_dev(self, row: SpilledRow) -> None:
+        if self._totals.dev_rows == 0:
+            self._early_dev.append(row)
+            if len(self._early_dev) < LEAST_DEV_ROWS:
+                return
+            for early in self._early_dev:
+                _write(self._dev, early)
+            self._totals.dev_rows = len(self._early_dev)
+        else:
+            _write(self._dev, row)
+            self._totals.dev_rows += 1
+
+    def _write_train(self, row: SpilledRow) -> None:
+        _write(self._train, row)
+        self._totals.train_rows += 1
+        self._totals.train_answers.add(row)
+
+
+def _write(file: IO[str], row: SpilledRow, *more: Mapping[str, Any]) -> None:
+    """Write one row; `more` stands before and after its drop."""
+    before, after = more or ({}, {})
+    value = {
+        "id": row.id, "instruction": row.instruction, "input": row.input, "output": row.output,
+        **before, "drop": row.drop, **after,
+    }  # fmt: skip
+    file.write(json.dumps(value, ensure_ascii=False) + "\n")

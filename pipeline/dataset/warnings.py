@@ -1,0 +1,74 @@
+"""What a person should know about a data set before believing what comes of it: a sentence each, with what to do."""
+
+from collections.abc import Sequence
+
+from pipeline.artifacts import Drop, ModelRef
+from pipeline.dataset.overlaps import RULES, Overlaps
+from pipeline.dataset.split import Totals
+
+#: From this share of a side on, what is left out is worth a word.
+LARGE_SHARE = 0.2
+_WORDS = {
+    "answer": "the same long answer", "ngram": "a run of 13 words in common", "minhash": "mostly the same words",
+}  # fmt: skip
+
+
+def data_warnings(totals: Totals, overlaps: Overlaps, similarity: float) -> tuple[str, ...]:
+    """Return the warnings of a split; `similarity` is `split.similarity`."""
+    found = []
+    train = totals.train_rows + totals.dev_rows + totals.near_duplicates
+    if totals.near_duplicates > LARGE_SHARE * train:
+        reasons = ", ".join(
+            f"{count:,} with {_WORDS[rule]}" for rule, count in zip(RULES, overlaps.counts(), strict=True) if count
+        )
+        found.append(
+            f"{totals.near_duplicates:,} of {train:,} training rows ({totals.near_duplicates / train:.0%}) are left "
+            f"out because they are too near to a held-out record ({reasons}): drop rows that say new things, or, if "
+            f"rows that are alike are what the task is like, raise split.similarity ({similarity:g})"
+        )
+    if totals.heldout_duplicates > LARGE_SHARE * totals.heldout_prompts:
+        found.append(
+            f"{totals.heldout_duplicates:,} of {totals.heldout_prompts:,} held-out records are not scored because they "
+            "repeat another one almost word for word: they would count one case several times; hold out other cases"
+        )
+    if totals.seen_by_champion:
+        found.append(
+            f"{totals.seen_by_champion:,} held-out records are not scored because the champion was trained on them or "
+            "on near copies: pin records that were never in a drop"
+        )
+    return tuple(found)
+
+
+def pinned_warnings(drops: Sequence[Drop], on: str) -> tuple[str, ...]:
+    """Return the warning that pinned records are not judged on, if there are some and `gate.on`, `on`, says so."""
+    pinned = [drop for drop in drops if drop.role == "heldout"]
+    if on == "pinned" or not pinned:
+        return ()
+    names = " and ".join(f"{drop.rows:,} of {drop.name} (drop {drop.id})" for drop in pinned)
+    said = f'pinned records only stay out of training, and nothing is judged on them, since gate.on is "{on}": {names}'
+    return (f'{said}; to judge on them and nothing else, set gate.on = "pinned"',)
+
+
+def reference_warnings(totals: Totals, metric: str, drops: Sequence[Drop], champion: ModelRef) -> tuple[str, ...]:
+    """
+    Return the warnings of what candidates are measured by: references that changed, or that `metric` cannot read.
+
+    Those that `champion` was judged by itself are settled: one that won by them speaks for them.
+    """
+    names = {drop.id: drop.name for drop in drops}
+    found = [
+        f"{count:,} pinned {'reference was' if count == 1 else 'references were'} replaced by {names[drop]} (drop "
+        f"{drop}), which gives other answers than an earlier pinned drop: if that is a mistake, dropforge drops "
+        f"withdraw {drop} --reason TEXT"
+        for drop, count in champion.not_judged_by(totals.pins_changed).items()
+    ]
+    if metric == "json_f1" and totals.first_not_json is not None:
+        drop, number = totals.first_not_json
+        where = ", ".join(f"{count:,} of drop {one} ({names[one]})" for one, count in sorted(totals.not_json.items()))
+        found.append(
+            f"{totals.not_json.total():,} of {totals.heldout_answers.count:,} held-out references are no JSON object "
+            f"or array, and an answer to them scores 0 by field F1 unless it is the same text: {where}, the first is "
+            f"record {number + 1} of drop {drop}; if they should be, mend these rows and drop "
+            "the file again, withdraw the drop, or set evaluate.metric"
+        )
+    return tuple(found)

@@ -1,0 +1,395 @@
+"""
+One model is asked: what is known is taken over, what is missing is computed in batches, with the model loaded once.
+
+Where an earlier attempt was cut off does not show in the predictions: the batches are those of an attempt that was not.
+With continuous batching every answer is a batch of its own in the log, and what is left is asked together.
+"""
+
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline import durable
+from pipeline.contract import Attempt
+from pipeline.errors import CannotTrain, DropforgeError, StepFailed
+from pipeline.evaluation.batch_log import BatchLog, batch_id
+from pipeline.evaluation.pace import Pace
+from pipeline.evaluation.prediction_cache import (
+    PLAIN,
+    ItemScore,
+    Prediction,
+    PredictionCache,
+    PredictionKey,
+    hash_tokens,
+)
+from pipeline.evaluation.suites import Suite
+from pipeline.metrics.registry import token_f1
+from pipeline.model_folder.manifest import model_id
+from pipeline.qlora import continuous_batching, generation, lm_eval, multiple_choice
+from pipeline.qlora.generation import Decoding
+from pipeline.qlora.loading import chosen_device
+
+Role = Literal["candidate", "champion", "base model"]
+#: About so many answers are generated twice for the noise floor, in whole batches.
+NOISE_RECORDS = 32
+_LOG = ".batches.jsonl"
+#: Kinds of batches in which tokens are generated.
+_GENERATED = ("answer", "again", "suite answer")
+#: Text, tokens, whether it ended, and its share of the seconds.
+_Answered = tuple[str, int, bool, float]
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A suite as one model is asked it."""
+
+    suite: Suite
+    prompts: list[list[int]] = field(default_factory=list)
+    """Tokens of each item's question."""
+    answers: list[list[list[int]]] = field(default_factory=list)
+    """Tokens of each item's choices, or of its references, each with the one that ends it."""
+
+
+@dataclass(frozen=True)
+class Exam:
+    """What one model is asked, and what its answers will be kept under."""
+
+    role: Role
+    folder: Path
+    tokenizer: Any
+    key: PredictionKey
+    prompts: list[list[int]]
+    completions: list[list[int]]
+    """Tokens of each record's reference, with the one that ends it."""
+    papers: tuple[Paper, ...] = ()
+    users_own: bool = False
+    """Whether the folder is the user's own, without a manifest: it may hold another model since it was hashed."""
+
+    def check_folder(self) -> None:
+        """Raise `CannotTrain` if the folder is the user's own and does not hold the model of the key any more."""
+        if not self.users_own:
+            return
+        try:
+            found = model_id(self.folder)
+        except DropforgeError as error:
+            raise CannotTrain(error.message, error.hint) from error
+        if found != self.key.model_id:
+            message = f"the base model {self.folder} is not the one that the run trained from"
+            raise CannotTrain(message, "restore its files, then go on: dropforge retry RUN")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One model's predictions, in the order of the records."""
+
+    predictions: list[Prediction]
+    generated: int
+    resumed: int
+    seconds: float
+    suites: dict[str, dict[str, ItemScore]]
+    """What it got for each suite's items, by the suite's sha256."""
+    again: dict[int, str] | None
+    """Answers that were generated a second time, by the record's place; `None` if that was not asked for."""
+
+
+def sit(attempt: Attempt, exam: Exam, ids: Sequence[str], folder: Path, *, twice: bool) -> Result:
+    """
+    Return one model's predictions of the records `ids`, from the cache and earlier attempts where they are there.
+
+    They are left in `folder`: all of them at the end, and each batch as it is computed. `twice` generates some of the
+    answers again, if any are generated at all. Raises `Interrupted`; `StepFailed` if a likelihood is not finite, memory
+    does not suffice or answers are missing; `CannotTrain` if the engine cannot ask the model, or if its folder is the
+    user's own and holds another model (looked at only if something is missing: every file is read).
+    """
+    started = time.monotonic()
+    digest, setup = exam.key.digest, exam.key.setup
+    decoding = Decoding(setup.max_new_tokens, setup.repetition_penalty, setup.batch_size)
+    work = _Work(ids, exam, PredictionCache([attempt.root / attempt.spec.predictions / digest]))
+    log = BatchLog(folder / f"{digest}{_LOG}", _earlier_logs(attempt, f"{folder.name}/{digest}{_LOG}"))
+    again = work.answered_twice(decoding.batch_size) if twice and work.without_answer else None
+    sitting = _Sitting(attempt, exam, work, log, len(again or ()))
+    try:
+        if not work.is_done():
+            # What is computed now is kept under the model's id for good.
+            exam.check_folder()
+        sitting.try_engine(decoding)
+        sitting.fill_likelihoods()
+        sitting.fill_answers(decoding)
+        repeated = None if again is None else dict(zip(again, sitting.repeat(again, decoding), strict=True))
+        sitting.fill_suites(decoding)
+    finally:
+        sitting.close()
+    if sitting.resumed:
+        words = f"{sitting.resumed} of its {len(work.without_answer)} answers were there from an interrupted attempt"
+        sys.stderr.write(f"{exam.role}: {words}\n")
+    ordered = work.predictions()
+    kept = [*ordered, *(score for scores in work.suites.values() for score in scores.values())]
+    durable.write_bytes(folder / f"{digest}.jsonl", b"".join(line.model_dump_json().encode() + b"\n" for line in kept))
+    seconds = time.monotonic() - started
+    return Result(ordered, len(work.without_answer), sitting.resumed, seconds, work.suites, repeated)
+
+
+def _earlier_logs(attempt: Attempt, name: str) -> list[Path]:
+    """Return the logs called `name` of the run's earlier attempts at this step, in their order."""
+    folders = (attempt.folder.with_name(f"{attempt.spec.step}-{number}") for number in range(1, attempt.spec.attempt))
+    return [folder / name for folder in folders if (folder / name).is_file()]
+
+
+class _Work:
+    """What is known of each record's prediction, by place, and what is still to be computed."""
+
+    def __init__(self, ids: Sequence[str], exam: Exam, cache: PredictionCache) -> None:
+        self.ids, self._exam = ids, exam
+        self.prompts = [hash_tokens(tokens) for tokens in exam.prompts]
+        self.references = [hash_tokens(tokens) for tokens in exam.completions]
+        places = range(len(ids))
+        known = {place: cache.likelihood(self.prompts[place], self.references[place]) for place in places}
+        cached = {place: cache.answer(self.prompts[place]) for place in places}
+        self.nll = {place: value for place, value in known.items() if value is not None}
+        self.answers = {
+            place: (found.text, found.tokens, found.ended, found.seconds)
+            for place, found in cached.items()
+            if found is not None
+        }
+        self.without_nll = [place for place in places if place not in self.nll]
+        self.without_answer = [place for place in places if place not in self.answers]
+        self.suites = {paper.suite.digest: cache.items(paper.suite.digest) for paper in exam.papers}
+
+    def answer_batches(self, size: int) -> list[list[int]]:
+        """Return the places of the records without an answer, in the batches in which they are generated."""
+        prompts = [self._exam.prompts[place] for place in self.without_answer]
+        return [[self.without_answer[index] for index in batch] for batch in generation.answer_batches(prompts, size)]
+
+    def answered_twice(self, size: int) -> list[int]:
+        """Return the places of the records that are generated twice: the cheapest batches, whole, one at least."""
+        chosen: list[list[int]] = []
+        for batch in reversed(self.answer_batches(size)):
+            if chosen and sum(map(len, chosen)) + len(batch) > NOISE_RECORDS:
+                break
+            chosen.insert(0, batch)
+        return [place for batch in chosen for place in batch]
+
+    def items_missing(self) -> int:
+        """Return how many items of the suites have no score yet."""
+        return sum(
+            item.id not in self.suites[paper.suite.digest] for paper in self._exam.papers for item in paper.suite.items
+        )
+
+    def is_done(self) -> bool:
+        """Say whether nothing is left to ask: a task of lm-eval is known or not as a whole."""
+        tasks = any(paper.suite.task and not self.suites[paper.suite.digest] for paper in self._exam.papers)
+        return not (self.without_nll or self.without_answer or self.items_missing() or tasks)
+
+    def predictions(self) -> list[Prediction]:
+        """Return the predictions of all records, now that their answers and likelihoods are there."""
+        return [self._prediction(place) for place in range(len(self.ids))]
+
+    def _prediction(self, place: int) -> Prediction:
+        (text, tokens, ended, seconds), (nll_sum, nll_tokens) = self.answers[place], self.nll[place]
+        return Prediction(
+            id=self.ids[place], prompt_hash=self.prompts[place], text=text, tokens=tokens, ended=ended,
+            seconds=seconds, nll_sum=nll_sum, nll_tokens=nll_tokens, reference_hash=self.references[place],
+        )  # fmt: skip
+
+
+class _Sitting:
+    """Computes what is missing, a batch at a time; the model is loaded once, and only if a batch needs it."""
+
+    def __init__(self, attempt: Attempt, exam: Exam, work: _Work, log: BatchLog, repeated: int) -> None:
+        self._attempt, self._exam, self._work, self._log = attempt, exam, work, log
+        total = len(work.without_nll) + len(work.without_answer) + repeated + work.items_missing()
+        self._pace = Pace(attempt, exam.role, total)
+        self._model: generation.AskedModel | None = None
+        self._continuous = exam.key.setup.engine != PLAIN
+        self.resumed = 0
+        """Answers that an earlier attempt had computed."""
+
+    def try_engine(self, decoding: Decoding) -> None:
+        """Learn from one short answer, before the long work, whether the engine can ask the model at all."""
+        left = [place for place in self._work.without_answer if self._known_alone("answer", place) is None]
+        if self._continuous and left:
+            shortest = min((self._exam.prompts[place] for place in left), key=len)
+            short = replace(decoding, max_new_tokens=min(2, decoding.max_new_tokens))
+            continuous_batching.prove(self._asked(), shortest, short, self._attempt.check_stop)
+
+    def fill_likelihoods(self) -> None:
+        """Compute the missing likelihoods, before the longer work: a broken model shows here."""
+        work, exam = self._work, self._exam
+        pairs = [(exam.prompts[place], exam.completions[place]) for place in work.without_nll]
+        if not pairs:
+            return
+        batch_size, vocabulary = exam.key.setup.batch_size, generation.vocabulary(exam.folder)
+        for batch in generation.likelihood_batches(pairs, batch_size, vocabulary):
+            asked = [pairs[index] for index in batch]
+            places = [work.without_nll[index] for index in batch]
+            found, _ = self._batch("likelihood", asked, partial(self._weigh, asked, places))
+            for place, (nll, tokens) in zip(places, found, strict=True):
+                work.nll[place] = (nll, tokens)
+
+    def fill_answers(self, decoding: Decoding) -> None:
+        """Generate the missing answers."""
+        if self._continuous:
+            self.resumed += self._answer_continuously("answer", self._work.without_answer, decoding, self._work.answers)
+            return
+        for batch in self._work.answer_batches(decoding.batch_size):
+            asked = [self._exam.prompts[place] for place in batch]
+            found, known = self._batch("answer", asked, partial(self._generate, asked, decoding))
+            self.resumed += len(batch) if known else 0
+            for place, (text, tokens, ended, seconds) in zip(batch, found, strict=True):
+                self._work.answers[place] = (text, tokens, ended, seconds)
+
+    def repeat(self, places: Sequence[int], decoding: Decoding) -> list[str]:
+        """Generate the answers to some records again, in the batches of the first time if it had any; return texts."""
+        if self._continuous:
+            again: dict[int, _Answered] = {}
+            self._answer_continuously("again", places, decoding, again)
+            return [again[place][0] for place in places]
+        chosen = set(places)
+        texts: list[str] = []
+        for batch in self._work.answer_batches(decoding.batch_size):
+            if chosen.issuperset(batch):
+                asked = [self._exam.prompts[place] for place in batch]
+                found, _ = self._batch("again", asked, partial(self._generate, asked, decoding))
+                texts += [text for text, *_ in found]
+        return texts
+
+    def fill_suites(self, decoding: Decoding) -> None:
+        """Score the items of the suites that have no score yet."""
+        for paper in self._exam.papers:
+            known = self._work.suites[paper.suite.digest]
+            if paper.suite.task:
+                if not known:
+                    self._run_task(paper.suite, decoding)
+                continue
+            missing = [place for place, item in enumerate(paper.suite.items) if item.id not in known]
+            free = [place for place in missing if not paper.suite.items[place].choices]
+            chosen = [place for place in missing if paper.suite.items[place].choices]
+            self._choose(paper, chosen, decoding.batch_size)
+            self._answer_freely(paper, free, decoding)
+
+    def close(self) -> None:
+        """Free the model's memory."""
+        self._log.close()
+        if self._model is not None:
+            generation.close_model(self._model)
+
+    def _choose(self, paper: Paper, places: Sequence[int], size: int) -> None:
+        questions = [(paper.prompts[place], paper.answers[place]) for place in places]
+        if not questions:
+            return
+        for batch in multiple_choice.choice_batches(questions, size, generation.vocabulary(self._exam.folder)):
+            asked = [questions[index] for index in batch]
+            found, _ = self._batch("choice", asked, partial(self._choices, asked))
+            for index, losses in zip(batch, found, strict=True):
+                item = paper.suite.items[places[index]]
+                self._note(paper.suite, item.id, item.category, item.score_choice(losses))
+
+    def _choices(self, asked: Sequence[multiple_choice.Question]) -> list[list[float]]:
+        found = multiple_choice.choice_likelihoods(self._asked(), asked)
+        if not all(math.isfinite(loss) for losses in found for loss in losses):
+            message = f"the {self._exam.role}'s likelihood of a general suite's answer is not a finite number"
+            raise StepFailed(message, "the model is broken: train again, with a lower train.learning_rate")
+        return found
+
+    def _answer_freely(self, paper: Paper, places: Sequence[int], decoding: Decoding) -> None:
+        if not places:
+            return
+        longest = max(len(tokens) for place in places for tokens in paper.answers[place])
+        # The track's limit is made for its own answers. As `prepare` does it, a multiple of 16.
+        roomy = replace(decoding, max_new_tokens=-(-longest // 16) * 16)
+        prompts = [paper.prompts[place] for place in places]
+        for batch in generation.answer_batches(prompts, roomy.batch_size):
+            asked = [prompts[index] for index in batch]
+            found, _ = self._batch("suite answer", asked, partial(self._generate, asked, roomy))
+            for index, (text, *_) in zip(batch, found, strict=True):
+                item = paper.suite.items[places[index]]
+                self._note(paper.suite, item.id, item.category, token_f1(text, item.references))
+
+    def _run_task(self, suite: Suite, decoding: Decoding) -> None:
+        """Score a task of lm-eval, all of it at once."""
+        found, _ = self._batch(
+            "task", [suite.task], lambda: [lm_eval.run_task(self._asked(), suite.task, decoding.batch_size)]
+        )
+        for item, score in found[0].items():
+            self._note(suite, item, suite.task, score)
+
+    def _note(self, suite: Suite, item: str, category: str, score: float) -> None:
+        noted = ItemScore(suite=suite.digest, item=item, category=category, score=score)
+        self._work.suites[suite.digest][item] = noted
+
+    def _batch(
+        self, kind: str, asked: Sequence[Any], compute: Callable[[], Sequence[Any]]
+    ) -> tuple[Sequence[Any], bool]:
+        """Return a batch's values, one for each that is asked, and whether an earlier attempt had computed them."""
+        name = batch_id(kind, asked)
+        known = self._log.find(name, len(asked))
+        if known is not None:
+            self._pace.skip(len(asked))
+            return known, True
+        found = compute()
+        self._log.add(name, found)
+        tokens = sum(row[1] for row in found) if kind in _GENERATED else 0
+        self._pace.advance(len(asked), tokens)
+        return found, False
+
+    def _known_alone(self, kind: str, place: int) -> _Answered | None:
+        """Return what an earlier attempt logged of an answer that was a batch of its own."""
+        known = self._log.find(batch_id(kind, [self._exam.prompts[place]]), 1)
+        if known is None:
+            return None
+        text, tokens, ended, seconds = known[0]
+        return (text, tokens, ended, seconds)
+
+    def _answer_continuously(
+        self, kind: str, places: Sequence[int], decoding: Decoding, found: dict[int, _Answered]
+    ) -> int:
+        """Add the answers to the records `places` to `found`; return how many an earlier attempt had computed."""
+        known = {place: row for place in places if (row := self._known_alone(kind, place)) is not None}
+        self._pace.skip(len(known))
+        found |= known
+        left = [place for place in places if place not in known]
+        counted: set[int] = set()
+
+        def keep(index: int, answer: generation.Answer | None, seconds: float) -> None:
+            place = left[index]
+            name = batch_id(kind, [self._exam.prompts[place]])
+            if answer is None:
+                self._log.add(name, [])
+                del found[place]
+                return
+            found[place] = (*answer, seconds)
+            self._log.add(name, [found[place]])
+            self._pace.advance(int(place not in counted), answer.tokens)
+            counted.add(place)
+
+        if left:
+            prompts = [self._exam.prompts[place] for place in left]
+            continuous_batching.answers(self._asked(), prompts, decoding, keep, self._attempt.check_stop)
+        return len(known)
+
+    def _generate(self, asked: Sequence[generation.Tokens], decoding: Decoding) -> list[_Answered]:
+        """Return text, tokens, whether it ended, and its share of the batch's seconds, of each answer."""
+        model = self._asked()
+        started = time.monotonic()
+        found = generation.answers(model, asked, decoding, self._attempt.check_stop)
+        share = (time.monotonic() - started) / len(found)
+        return [(*answer, share) for answer in found]
+
+    def _weigh(self, asked: Sequence[Any], places: Sequence[int]) -> list[generation.Likelihood]:
+        found = generation.likelihoods(self._asked(), asked)
+        for place, likelihood in zip(places, found, strict=True):
+            if not math.isfinite(likelihood.nll):
+                name = self._work.ids[place][:12]
+                message = f"the {self._exam.role}'s likelihood of record {name} is not a finite number"
+                raise StepFailed(message, "the model is broken: train again, with a lower train.learning_rate")
+        return found
+
+    def _asked(self) -> generation.AskedModel:
+        if self._model is None:
+            self._model = generation.open_model(self._exam.folder, self._exam.tokenizer, chosen_device())
+        return self._model

@@ -1,0 +1,119 @@
+"""
+The items of a suite of general abilities, read from a file without the training stack.
+
+A file is JSON Lines of questions with choices, or of Alpaca records.
+"""
+
+from codecs import BOM_UTF8
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field, ValidationError, model_validator
+
+from pipeline.artifacts import Frozen
+from pipeline.errors import CannotTrain
+from pipeline.prompt import fold
+from pipeline.validation.records import Finding, Limits, read_records
+from pipeline.validation.strict_json import BadJson, StrictParser
+
+BUILTIN = "builtin"
+HARNESS = "lm-eval:"
+_BUILTIN_FILE = Path(__file__).with_name("general_suite.jsonl")
+_LIMITS = Limits(max_line_bytes=1 << 24)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question."""
+
+    id: str
+    category: str
+    question: str
+    choices: tuple[str, ...] = ()
+    answer: int = 0
+    """Index of the right choice."""
+    references: tuple[str, ...] = ()
+    """Right answers, where the model answers freely."""
+
+    def score_choice(self, losses: Sequence[float]) -> float:
+        """Return 1 if the right choice is the likeliest, else 0, by their mean negative log-likelihoods a token."""
+        return float(losses.index(min(losses)) == self.answer)
+
+
+class _Line(Frozen):
+    """One line of a file of questions with choices."""
+
+    id: str | None = Field(default=None, min_length=1)
+    category: str = "general"
+    question: str = Field(min_length=1)
+    choices: tuple[str, ...] = Field(min_length=2)
+    answer: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _names_a_choice(self) -> "_Line":
+        if self.answer >= len(self.choices):
+            msg = f"answer: {self.answer} is no index of the {len(self.choices)} choices, which count from 0"
+            raise ValueError(msg)
+        if not all(map(str.strip, self.choices)) or len(set(self.choices)) < len(self.choices):
+            msg = "choices: each must be a text of its own"
+            raise ValueError(msg)
+        return self
+
+
+def read_items(name: str) -> tuple[Item, ...]:
+    """
+    Return the items of the file that a setting names, or of the built-in suite; there is one at least.
+
+    Raises `CannotTrain` if the file is not there, is empty or is wrong, with line and field.
+    """
+    path = _BUILTIN_FILE if name == BUILTIN else Path(name)
+    if not path.is_file():
+        message = f"there is no suite {name}"
+        raise CannotTrain(message, f'evaluate.general takes "{BUILTIN}", the path of a file, or "{HARNESS}TASK"')
+    numbered = tuple(_items(path))
+    if not numbered:
+        message = f"the suite {path} is empty"
+        raise CannotTrain(message, "write an item a line, or take it out of evaluate.general")
+    seen: dict[str, int] = {}
+    for number, item in numbered:
+        if seen.setdefault(item.id, number) != number:
+            raise _wrong(path, number, f"id: {item.id!r} is the id of line {seen[item.id]} already")
+    return tuple(item for _, item in numbered)
+
+
+def _items(path: Path) -> Iterator[tuple[int, Item]]:
+    """Yield a file's items, each with its line, or with its number where it is no file of lines."""
+    lines = path.read_bytes().removeprefix(BOM_UTF8).split(b"\n")
+    first = next((line for line in lines if line.strip()), b"")
+    if b'"choices"' in first or b'"question"' in first:
+        parser = StrictParser()
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield number, _choice_item(path, number, line, parser)
+        return
+    for number, record in enumerate(read_records(path, _LIMITS), 1):
+        if isinstance(record, Finding):
+            raise _wrong(path, record.line or number, record.message)
+        content = fold(record.instruction, record.input)
+        yield number, Item(str(number), "general", content, references=(record.output,))
+
+
+def _choice_item(path: Path, number: int, line: bytes, parser: StrictParser) -> Item:
+    try:
+        found = _Line.model_validate(parser.parse(line.decode()))
+    except UnicodeDecodeError as error:
+        raise _wrong(path, number, "not UTF-8") from error
+    except BadJson as error:
+        raise _wrong(path, number, error.message) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        problem = first["msg"].removeprefix("Value error, ")
+        raise _wrong(path, number, f"{field}: {problem}" if field else problem) from error
+    return Item(found.id or str(number), found.category, found.question, found.choices, found.answer)
+
+
+def _wrong(path: Path, line: int, problem: str) -> CannotTrain:
+    hint = 'a line is {"id", "category", "question", "choices": [...], "answer": index of the right one}, or a record'
+    return CannotTrain(f"suite {path}, line {line}: {problem}", hint)

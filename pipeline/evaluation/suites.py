@@ -1,0 +1,56 @@
+"""
+Suites of general abilities: questions from outside the task, against forgetting.
+
+`builtin` is a small set of our own, a file is JSON Lines of such items or of Alpaca records, `lm-eval:TASK` is a task
+of the package lm-eval. An item with choices counts 1 if the model finds the right one likeliest, else 0; a record is
+answered and scored by token F1.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from pipeline.errors import CannotTrain
+from pipeline.evaluation.suite_items import HARNESS, Item, read_items
+from pipeline.qlora.lm_eval import check_task
+
+#: Part of every suite's hash: another way to score makes other scores.
+_SCORING = "choices by mean likelihood a token, records by token F1: 1"
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Questions under one name."""
+
+    name: str
+    """As the settings name it."""
+    digest: str
+    items: tuple[Item, ...] = ()
+    task: str = ""
+    """Of lm-eval, which knows its items itself."""
+
+
+def read_suites(names: Sequence[str], run: int) -> list[Suite]:
+    """Return the suites that a run's settings name, each once. Raises `CannotTrain` as `read_suite` does."""
+    try:
+        return [read_suite(name) for name in dict.fromkeys(names)]
+    except CannotTrain as error:
+        raise CannotTrain(error.message, f"{error.hint}; then: dropforge retry {run}") from error
+
+
+def read_suite(name: str) -> Suite:
+    """
+    Return the suite that a setting names.
+
+    Raises `CannotTrain` if its file is not there or wrong, with line and field.
+    """
+    if name.startswith(HARNESS):
+        task = name.removeprefix(HARNESS)
+        return Suite(name, _digest(check_task(task)), task=task)
+    items = read_items(name)
+    return Suite(name, _digest(*(json.dumps(asdict(item), sort_keys=True) for item in items)), items)
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256(json.dumps([_SCORING, *parts]).encode()).hexdigest()

@@ -1,0 +1,138 @@
+"""Parts of the held-out records: by drop, by tag, and by whether the champion knows the drop that they came with."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+
+from pipeline.artifacts import SliceResult
+from pipeline.gate import statistics
+from pipeline.gate.comparison import Comparison, Flags, Places
+from pipeline.metrics.registry import METRICS
+
+Name = TypeVar("Name", int, str)
+POINTS = 100
+#: Fewer records are displayed only: a mean of so few says little, and the t-test needs some.
+LEAST_TESTED = 30
+#: Drops and tags with fewer records than that are listed up to this many of each: the newest drops, the largest tags.
+MOST_SMALL = 50
+
+
+@dataclass(frozen=True)
+class Known:
+    """What tells an established record from a new one."""
+
+    drops: frozenset[int] | None = None
+    """Those that the champion was trained on; `None` for a base model, to which no record is new."""
+    names: Mapping[int, str] = field(default_factory=dict)
+    """File names of drops, for labels."""
+
+    def established(self, comparison: Comparison) -> Flags:
+        """
+        Return which records came with a drop that the champion knows.
+
+        A pinned record always counts as one: it came by a person's choice of a yardstick, with no training rows.
+        """
+        return self.among(comparison.drops, comparison.pinned)
+
+    def among(self, drops: Places, pinned: Flags) -> Flags:
+        """Return the same for records that came with `drops` and of which some are `pinned`."""
+        if self.drops is None:
+            return np.ones(drops.size, dtype=np.bool_)
+        return np.asarray(np.isin(drops, list(self.drops)) | pinned)
+
+
+def judged_on(on: str, known: Known, drops: Places, pinned: Flags) -> Flags:
+    """Return which records, of these drops and pinned or not, the gate judges on by its setting `on`."""
+    if on == "pinned" and pinned.any():
+        return pinned
+    if on == "established":
+        return known.among(drops, pinned)
+    return np.ones(drops.size, dtype=np.bool_)
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Some of the records."""
+
+    kind: Literal["established", "new", "drop", "tag"]
+    label: str
+    mask: Flags
+    established: bool
+    """Whether the champion knows the drops of all of them."""
+
+
+def find_slices(comparison: Comparison, known: Known) -> tuple[Slice, ...]:
+    """
+    Return the slices of the records, none of them empty or all of the records.
+
+    Established and new ones where there are both or only new ones; drops where there are several; tags. Of drops and
+    tags that are too small for any test, no more than `MOST_SMALL` each.
+    """
+    return tuple(_slices(comparison, known))
+
+
+def _slices(comparison: Comparison, known: Known) -> Iterator[Slice]:
+    established = known.established(comparison)
+    if not established.all():
+        if established.any():
+            yield Slice("established", "records of drops that the champion knows", established, established=True)
+        yield Slice("new", "records of new drops", ~established, established=False)
+    for drop in _kept(_drops(comparison), lambda found: -found[0]):
+        mask = comparison.drops == drop
+        name = known.names.get(drop)
+        yield Slice("drop", f"drop {drop} ({name})" if name else f"drop {drop}", mask, bool(established[mask].all()))
+    for tag in _kept(_tags(comparison), lambda found: (-found[1], found[0])):
+        mask = comparison.tags[tag]
+        yield Slice("tag", f"tag {tag}", mask, bool(established[mask].all()))
+
+
+def count_unlisted(comparison: Comparison) -> int:
+    """Return how many drops and tags `find_slices` leaves out: they are small, and there are too many of them."""
+    counts = (_drops(comparison).values(), _tags(comparison).values())
+    return sum(max(0, sum(count < LEAST_TESTED for count in kind) - MOST_SMALL) for kind in counts)
+
+
+def _drops(comparison: Comparison) -> dict[int, int]:
+    """Return the records by drop in the order of their numbers; nothing if there is one drop alone."""
+    drops, counts = np.unique(comparison.drops, return_counts=True)
+    return dict(zip(drops.tolist(), counts.tolist(), strict=True)) if drops.size > 1 else {}
+
+
+def _tags(comparison: Comparison) -> dict[str, int]:
+    """Return the records by tag, the largest first; without tags of none or of all records."""
+    counts = {tag: int(mask.sum()) for tag, mask in comparison.tags.items()}
+    found = [(tag, count) for tag, count in counts.items() if 0 < count < len(comparison.ids)]
+    return dict(sorted(found, key=lambda one: (-one[1], one[0])))
+
+
+def _kept(counts: Mapping[Name, int], first: Callable[[tuple[Name, int]], Any]) -> list[Name]:
+    """Return the names to list, in their order: of small ones, which decide nothing, those that `first` puts first."""
+    small = sorted(((name, count) for name, count in counts.items() if count < LEAST_TESTED), key=first)
+    left_out = {name for name, _ in small[MOST_SMALL:]}
+    return [name for name in counts if name not in left_out]
+
+
+def measure_slices(comparison: Comparison, slices: tuple[Slice, ...], seed: int) -> tuple[SliceResult, ...]:
+    """Return the primary metric on each slice, with the 98 % interval of its gain and the p-value for a gain."""
+    metric = METRICS[comparison.metric]
+    differences, pairs = comparison.differences(), comparison.scores[comparison.metric]
+    found = []
+    for one in slices:
+        own = differences[one.mask]
+        candidate, champion = pairs[one.mask].mean(axis=0) * POINTS
+        low, high = statistics.interval(own, seed)
+        found.append(
+            SliceResult(
+                kind=one.kind,
+                label=one.label,
+                records=own.size,
+                candidate=float(candidate),
+                champion=float(champion),
+                gain=float(own.mean()) * POINTS,
+                interval=(low * POINTS, high * POINTS),
+                p_value=statistics.one_sided_p(own, continuous=metric.continuous, seed=seed),
+            )
+        )
+    return tuple(found)

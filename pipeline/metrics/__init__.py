@@ -1,0 +1,1 @@
+"""One answer beside its reference becomes a number. Open `registry` first."""

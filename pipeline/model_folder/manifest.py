@@ -1,0 +1,204 @@
+"""A model folder's identity, its manifest of hashes, and what makes a folder a base model that can be trained."""
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline import durable
+from pipeline.errors import CannotTrain, DropforgeError
+from pipeline.model_folder.safetensors_files import HEADER_BYTES, NotSafetensorsError, read_shapes
+from pipeline.model_folder.sizes import size_problem, too_few_weights
+from pipeline.model_folder.text_files import read_object, unfit_file
+
+MANIFEST_NAME = "dropforge-manifest.json"
+PICKLES = (".bin", ".pt", ".pth", ".pkl")
+_WEIGHTS = "*.safetensors"
+_INDEX = "model.safetensors.index.json"
+#: What a model answers with depends on these alone; cards, licences and the manifest are no part of its identity.
+_IDENTITY = (
+    _WEIGHTS, "*.safetensors.index.json", "config.json", "generation_config.json",
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.tiktoken", "spiece.model",
+    "sentencepiece.bpe.model", "chat_template.*", "additional_chat_templates/*.jinja",
+)  # fmt: skip
+
+
+def model_files(folder: Path) -> list[Path]:
+    """Return the files that make up the model's identity, sorted by their name below `folder`."""
+    # Only where a pattern looks: what else lies in the folder, or how deep, is not followed.
+    found = {path for pattern in _IDENTITY for path in folder.glob(pattern) if path.is_file()}
+    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def model_id(folder: Path) -> str:
+    """
+    Return the sha256 over the sorted (name, sha256) of weights, config, tokenizer, generation config and chat template.
+
+    Reads every file once. Raises `DropforgeError` if a file cannot be read.
+    """
+    try:
+        files = model_files(folder)
+        return _identity({path.relative_to(folder).as_posix(): durable.sha256_file(path) for path in files})
+    except OSError as error:
+        message = f"the model folder {folder} cannot be read: {error}"
+        raise DropforgeError(message, "check that the folder and its files belong to the user of Dropforge") from error
+
+
+def write_manifest(folder: Path) -> str:
+    """Write `dropforge-manifest.json`, every file's size and sha256 and the model id; return the model id."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_NAME)
+    files = {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": durable.sha256_file(path)}
+        for path in paths
+    }
+    own = {path.relative_to(folder).as_posix() for path in model_files(folder)}
+    identity = _identity({name: str(entry["sha256"]) for name, entry in files.items() if name in own})
+    durable.write_json(folder / MANIFEST_NAME, {"version": 1, "model_id": identity, "files": files})
+    return identity
+
+
+def verify_manifest(folder: Path) -> str:
+    """
+    Return the model id after comparing every file with the manifest.
+
+    Raises `DropforgeError` naming the first file that is missing, changed, or part of the model but not listed.
+    """
+    hint = "the folder is damaged: restore it from a backup, or train it again"
+    value = read_object(folder / MANIFEST_NAME)
+    if value is None or not isinstance(value.get("files"), dict):
+        message = f"{folder} has no readable {MANIFEST_NAME}"
+        raise DropforgeError(message, hint)
+    for name, entry in value["files"].items():
+        problem = _difference(folder / name, entry)
+        if problem:
+            message = f"{folder / name} {problem}"
+            raise DropforgeError(message, hint)
+    own = {path.relative_to(folder).as_posix() for path in model_files(folder)}
+    unlisted = sorted(own - value["files"].keys())
+    if unlisted:
+        message = f"{folder / unlisted[0]} is not in the model's manifest"
+        raise DropforgeError(message, hint)
+    identity = _identity({name: entry["sha256"] for name, entry in value["files"].items() if name in own})
+    if identity != value.get("model_id"):
+        message = f"{folder / MANIFEST_NAME} names a model id that its files do not have"
+        raise DropforgeError(message, hint)
+    return identity
+
+
+def check_base(folder: Path) -> None:
+    """
+    Make sure that `folder` is a base model in transformers' format that can be trained; loads no weights.
+
+    The folder may come from anybody: nothing in it is opened that is no regular file, or read beyond a limit. Raises
+    `CannotTrain` saying what is wrong: no folder, pipes, files or sizes that no model has, no whole safetensors
+    weights, code of its own, weights that are quantised already, an adapter instead of a model, no tokenizer.
+    """
+    if not folder.is_dir():
+        message = f"there is no base model folder {folder}"
+        raise CannotTrain(message, "set base_model to the folder of a model in transformers' format")
+    looks = (_files_problem, _adapter_problem, _config_problem, _weights_problem, _tokenizer_problem)
+    for look in looks:
+        problem, hint = look(folder)
+        if problem:
+            message = f"the base model {folder} {problem}"
+            raise CannotTrain(message, hint)
+
+
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+Problem = tuple[str, str]
+_FINE: Problem = ("", "")
+_ANEW = "get the model anew from whom you trust, or use another one"
+
+
+def _files_problem(folder: Path) -> Problem:
+    return unfit_file(folder), _ANEW
+
+
+def _adapter_problem(folder: Path) -> Problem:
+    if (folder / "adapter_config.json").exists():
+        return "holds an adapter, which would be loaded on top of the model", "use the folder of the merged model"
+    return _FINE
+
+
+def _config_problem(folder: Path) -> Problem:
+    config = read_object(folder / "config.json")
+    if config is None:
+        return "has no readable config.json", "use a model folder as transformers' save_pretrained writes it"
+    text = config.get("text_config")
+    if "auto_map" in config or (isinstance(text, dict) and "auto_map" in text):
+        return "needs code of its own (auto_map in config.json), which is never run", (
+            "use a model whose architecture transformers has itself"
+        )
+    if config.get("quantization_config"):
+        return "is quantised already (quantization_config in config.json)", (
+            'use the 16-bit model: train.quantization = "nf4" quantises it for training'
+        )
+    if config.get("is_encoder_decoder"):
+        return "is an encoder-decoder", "use a causal language model"
+    if "transformers_weights" in config:
+        return "names its weights by itself (transformers_weights in config.json)", (
+            "save it again with transformers' save_pretrained"
+        )
+    problem = size_problem(config)
+    return (f"has a config.json that no model has: {problem}", _ANEW) if problem else _FINE
+
+
+def _weights_problem(folder: Path) -> Problem:
+    weights = [path for path in sorted(folder.glob(_WEIGHTS)) if path.is_file()]
+    if not weights:
+        pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+        found = f", only pickled ones ({pickles[0]}), which can run code when they are read" if pickles else ""
+        return f"has no safetensors weights{found}", "save it again with transformers' save_pretrained"
+    return _index_problem(folder, {path.name for path in weights}) or _shards_problem(folder, weights) or _FINE
+
+
+def _index_problem(folder: Path, names: set[str]) -> Problem | None:
+    if not (folder / _INDEX).exists():
+        return None
+    index = read_object(folder / _INDEX)
+    shards = index.get("weight_map") if index else None
+    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+        return f"has no readable {_INDEX}", "download the model again"
+    missing = sorted(set(shards.values()) - names)
+    return (f"lacks the shard {missing[0]} that {_INDEX} names", "download the model again") if missing else None
+
+
+def _shards_problem(folder: Path, weights: Iterable[Path]) -> Problem | None:
+    left, numbers = HEADER_BYTES, 0
+    for path in weights:
+        try:
+            shapes, length = read_shapes(path, left)
+        except NotSafetensorsError as error:
+            return f"has a {path.name} that is cut off or no safetensors file: {error}", (
+                "download it again (with git: git lfs pull)"
+            )
+        left -= length
+        numbers += sum(math.prod(shape) for shape in shapes.values())
+    problem = too_few_weights(read_object(folder / "config.json") or {}, numbers)
+    return (f"has a config.json that is not of its weights: {problem}", _ANEW) if problem else None
+
+
+def _tokenizer_problem(folder: Path) -> Problem:
+    if not any((folder / name).is_file() for name in _TOKENIZERS):
+        return "has no tokenizer", "save the tokenizer into the same folder, with its save_pretrained"
+    config = read_object(folder / "tokenizer_config.json") or {}
+    if "auto_map" in config:
+        return "needs code of its own (auto_map in tokenizer_config.json), which is never run", (
+            "use a model whose tokenizer transformers has itself"
+        )
+    return _FINE
+
+
+def _identity(hashes: Mapping[str, str]) -> str:
+    lines = "".join(f"{len(name.encode())}:{name}:{digest}\n" for name, digest in sorted(hashes.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _difference(path: Path, entry: Mapping[str, Any]) -> str:
+    """Say how a file differs from its manifest entry; empty if it does not."""
+    if not path.is_file():
+        return "is missing"
+    if path.stat().st_size != entry.get("size"):
+        return f"has {path.stat().st_size} bytes instead of {entry.get('size')}"
+    return "" if durable.sha256_file(path) == entry.get("sha256") else "has changed"

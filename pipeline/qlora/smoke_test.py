@@ -1,0 +1,54 @@
+"""
+Loads a model folder as a server does and lets it generate one token: python -m pipeline.qlora.smoke_test FOLDER.
+
+Ends with 0, or says in one line of JSON on standard output what is wrong and what to do, and ends with the error's
+code. A process of its own, for callers that must never load the training stack.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.errors import EXIT_FAILED, DropforgeError, StepFailed
+from pipeline.qlora.loading import chosen_device, load_model, load_tokenizer
+
+_PROMPT = "Hello"
+
+
+def check(folder: Path) -> str:
+    """
+    Return the first token that the model in `folder` generates, as text.
+
+    Raises `CannotTrain` if tokenizer or model cannot be loaded, `StepFailed` if its numbers are no numbers.
+    """
+    import torch
+
+    device = chosen_device()
+    tokenizer = load_tokenizer(folder)
+    model = load_model(folder, device)
+    tokens = tokenizer(_PROMPT, return_tensors="pt").to(device)
+    with torch.no_grad():
+        logits = model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).logits[0, -1].float()
+    if not bool(torch.isfinite(logits).all()):
+        message = "its logits are not finite numbers"
+        raise StepFailed(message, "the weights are damaged: take another model")
+    return str(tokenizer.decode(int(logits.argmax())))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Check the folder that `arguments` name; return the exit code."""
+    try:
+        check(Path(arguments[0]))
+    except DropforgeError as error:
+        print(json.dumps({"error": error.message, "hint": error.hint}))
+        return error.exit_code
+    except Exception as error:  # noqa: BLE001 - a library's own words are better than none
+        words = {"error": f"{type(error).__name__}: {error}"[:500], "hint": "see whether a server loads the folder"}
+        print(json.dumps(words))
+        return EXIT_FAILED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,161 @@
+"""
+What the evidence card says, as data: `report.json`, which the page shows and nothing else.
+
+Its schema: `python -m pipeline.report.facts > schemas/report.schema.json`.
+"""
+
+import json
+import sys
+from typing import Any, Literal
+
+from pipeline.artifacts import Adapter, Dataset, Drop, Frozen, GuardResult, Judgement, Model, Report, Verdict
+
+#: From this share of its margin on, a guard that passed is named as a near miss.
+NEARLY = 0.8
+
+
+class Reason(Frozen):
+    """One thing that stood against promotion."""
+
+    code: str
+    words: str
+
+
+class NextStep(Frozen):
+    """One thing that a person may do now."""
+
+    words: str
+    command: str | None = None
+    """What to type for it, where there is something to type."""
+
+
+class Story(Frozen):
+    """The verdict for a person who does not read statistics."""
+
+    headline: str
+    why: tuple[str, ...]
+    next_steps: tuple[NextStep, ...]
+
+
+class Answer(Frozen):
+    """What one model answered to one record."""
+
+    text: str
+    """Its beginning, where it is long."""
+    characters: int
+    """Of the whole answer."""
+    score: float
+    """Of the primary metric, in points."""
+    degenerate: tuple[str, ...] = ()
+
+
+class Example(Frozen):
+    """One held-out record with both answers; long texts are cut to their beginning."""
+
+    id: str
+    drop: int
+    tags: tuple[str, ...] = ()
+    instruction: str
+    input: str
+    references: tuple[str, ...]
+    candidate: Answer
+    champion: Answer
+    difference: float
+    """Candidate's score over champion's, in points; positive is better."""
+
+
+class Cost(Frozen):
+    """What the run took; steps that were not done are `None`."""
+
+    seconds: dict[str, float]
+    """By what was done: train, merge, candidate (its answers) and champion."""
+    trained_tokens: int | None = None
+    generated: int | None = None
+    """Answers of both models that this run made."""
+    cached: int | None = None
+    """Answers that an earlier run made."""
+    device: str | None = None
+
+
+class Card(Frozen):
+    """The evidence behind one verdict. What a run did not come to is `None`: training, merging or scoring."""
+
+    version: Literal[1] = 1
+    run: int
+    track: str
+    approval: Literal["auto", "manual"]
+    story: Story
+    reasons: tuple[Reason, ...]
+    metric_title: str
+    """The primary metric as it is called in a sentence."""
+    min_gain: float
+    """Smallest gain in points that promotes."""
+    p_value_limit: float
+    """Largest one-sided p-value that promotes."""
+    verdict: Verdict
+    drops: tuple[Drop, ...]
+    """Of the run's snapshot, each with its hash."""
+    dataset: Dataset
+    adapter: Adapter | None = None
+    model: Model | None = None
+    report: Report | None = None
+    judgement: Judgement | None = None
+    regressions: tuple[Example, ...] = ()
+    """Records that the candidate answered worse, the worst first."""
+    gains: tuple[Example, ...] = ()
+    """Records that the candidate answered better, the best first."""
+    cost: Cost
+    settings: dict[str, Any]
+    """The run's configuration, as its steps were told it."""
+    settings_sha256: str
+    """Of the settings as JSON with sorted keys and without spaces."""
+
+
+def harm_share(guard: GuardResult) -> float | None:
+    """
+    Return how much of its margin a guard's measured harm takes: 0 no harm, 1 all of it, negative an improvement.
+
+    `None` where there is nothing to hold against each other. Changes of scores harm by falling, of costs by rising; a
+    multiple (`times`) harms from 1 on.
+    """
+    if guard.change is None or guard.margin is None:
+        return None
+    if guard.unit == "times":
+        harm, room = guard.change - 1, guard.margin - 1
+    else:
+        harm, room = (-guard.change if guard.unit == "points" else guard.change), abs(guard.margin)
+    if room > 0:
+        return harm / room
+    return None if harm > 0 else 0.0
+
+
+def is_nearly_failed(guard: GuardResult) -> bool:
+    """Say whether a guard passed with little left of its margin."""
+    share = harm_share(guard)
+    return guard.state == "passed" and share is not None and share >= NEARLY
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON Schema of `report.json`: every field is there, and no other."""
+    found = Card.model_json_schema(mode="serialization")
+    for part in (found, *found["$defs"].values()):
+        # What has a default when it is made is written all the same.
+        part["required"] = list(part["properties"])
+        for field in part["properties"].values():
+            field.pop("default", None)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": "urn:dropforge:report",
+        **found,
+        "title": "Evidence card",
+        "description": "The evidence behind one verdict, as report.html shows it; paths are below the state folder.",
+    }
+
+
+def schema_text() -> str:
+    """Return the schema as it stands in `schemas/report.schema.json`."""
+    return json.dumps(schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(schema_text())

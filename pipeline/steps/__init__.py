@@ -1,0 +1,46 @@
+"""The pipeline, top to bottom. Adding a step is a module, its artifact and a line here."""
+
+import importlib
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from typing import cast
+
+from pipeline.artifacts import Adapter, Artifact, Dataset, Judgement, Model, Report, Verdict
+from pipeline.config import RunConfig
+from pipeline.contract import Attempt, Step
+
+
+def _function(name: str) -> Callable[[Attempt], Artifact]:
+    """Import `pipeline.steps.<name>` and return its public function of the same name."""
+    return cast("Callable[[Attempt], Artifact]", getattr(importlib.import_module(f"pipeline.steps.{name}"), name))
+
+
+STEPS = (
+    Step("prepare", (), Dataset, partial(_function, "prepare")),
+    Step("train", (Dataset,), Adapter, partial(_function, "train"), needs_gpu=True),
+    Step("merge", (Dataset, Adapter), Model, partial(_function, "merge")),
+    Step("evaluate", (Dataset, Model), Report, partial(_function, "evaluate"), needs_gpu=True),
+    Step(
+        "judge", (Report,), Judgement, partial(_function, "judge"), network=True,
+        wanted=lambda config: bool(config.judge.url),
+    ),
+    Step("decide", (Dataset, Report), Verdict, partial(_function, "decide")),
+)  # fmt: skip
+BY_NAME: Mapping[str, Step] = {step.name: step for step in STEPS}
+
+
+def next_step(published: Collection[str], dataset: Dataset | None, config: RunConfig) -> Step | None:
+    """
+    Return the first step that is still to do, or `None` when all is done.
+
+    With too little data for any verdict the run goes from `prepare` to `decide`: no night is burned for nothing. Where
+    a person approves promotions the model is made all the same, as they may want it without a verdict; it is evaluated
+    if there is anything to ask.
+    """
+    wanted = tuple(step for step in STEPS if step.wanted(config))
+    if dataset is not None and dataset.shortfall is not None:
+        if config.gate.approval == "auto":
+            wanted = (BY_NAME["prepare"], BY_NAME["decide"])
+        elif dataset.heldout_rows == 0:
+            wanted = tuple(BY_NAME[name] for name in ("prepare", "train", "merge", "decide"))
+    return next((step for step in wanted if step.name not in published), None)

@@ -1,0 +1,86 @@
+"""Candidate and champion answer the same held-out records in the same way; every answer is scored and kept."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from pipeline.artifacts import Dataset, Report
+from pipeline.contract import Attempt
+from pipeline.dataset.heldout import read_heldout
+from pipeline.errors import CannotTrain
+from pipeline.evaluation import prediction_cache, scoring
+from pipeline.evaluation.inference import Exam, Result, sit
+from pipeline.evaluation.plan import make_exams, say_base_is_not_asked
+from pipeline.evaluation.suites import read_suites
+from pipeline.qlora.generation import Decoding
+
+RECORDS_NAME = "records.jsonl"
+
+
+def evaluate(attempt: Attempt) -> Report:
+    """
+    Return both models' scores on the held-out records; each record's are in the report's records.jsonl.
+
+    A base model that is no longer the champion is asked the suites of general abilities, once, if its folder holds it.
+    Answers that are in the prediction cache are taken from there, those that an interrupted attempt had computed from
+    its log of batches. The predictions that were used are left in `predictions/<key>.jsonl`. Raises `StepFailed` if a
+    model's likelihood is not finite or memory does not suffice, `CannotTrain` if the two models cannot be asked in the
+    same way, nothing is left to ask them, a suite is wrong, or the champion is a base model that was replaced.
+    """
+    dataset, settings = attempt.load(Dataset), attempt.config.evaluate
+    suites = read_suites(settings.general, attempt.spec.run)
+    folder = attempt.make_folder("predictions")
+    decoding = Decoding(dataset.max_new_tokens, settings.repetition_penalty, settings.batch_size)
+    heldout = read_heldout(attempt.path(dataset.folder) / "heldout.jsonl")
+    exams = make_exams(attempt, heldout, suites, decoding, folder)
+    records, candidate, champion = exams.records, exams.candidate, exams.champion
+    prediction_cache.comparable(candidate.key, champion.key)
+    ids = [record.id for record in records]
+    noise = attempt.config.noise
+    first = sit(attempt, candidate, ids, folder, twice=noise is None)
+    if champion.key == candidate.key:
+        second = replace(first, generated=0, resumed=0, seconds=0.0)
+    else:
+        second = sit(attempt, champion, ids, folder, twice=noise is None and first.again is None)
+    base = None if exams.base is None else _ask_base(attempt, exams.base, folder)
+    lines = [scoring.score_answers(records, result.predictions, dataset.metric) for result in (first, second)]
+    report = attempt.make_folder("report")
+    scoring.write_records(report / RECORDS_NAME, records, *lines)
+    setup = candidate.key.setup
+    base_id = attempt.config.base_model_id
+    return Report(
+        folder=attempt.relative(report),
+        metric=dataset.metric,
+        heldout_version=dataset.heldout_version,
+        records=len(records),
+        records_too_long=exams.too_long,
+        records_seen_by_champion=exams.seen_by_champion,
+        records_seen_by_candidate=exams.seen_by_candidate,
+        batch_size=setup.batch_size,
+        suites=scoring.score_suites(report, suites, (first, second), base),
+        base_model_id=None if champion.key.model_id == base_id else base_id,
+        former=scoring.score_former(attempt, report, records, candidate, dataset.metric),
+        noise=scoring.noise_floor(records, first, dataset.metric)
+        or scoring.noise_floor(records, second, dataset.metric),
+        versions={
+            **setup.versions,
+            **({} if setup.engine == prediction_cache.PLAIN else {"engine": setup.engine}),
+            "device": setup.device,
+            "dtype": setup.dtype,
+            "attention": setup.attention,
+        },
+        candidate=scoring.summarise(candidate, first, lines[0], records),
+        champion=scoring.summarise(champion, second, lines[1], records),
+        champion_generation=attempt.spec.champion.generation,
+        prediction_keys={
+            exam.key.model_id: exam.key.digest for exam in (candidate, champion, exams.base if base else None) if exam
+        },
+    )
+
+
+def _ask_base(attempt: Attempt, exam: Exam, folder: Path) -> Result | None:
+    """Return what the base model got in the suites; `None` where it has to be asked and its folder is not its own."""
+    try:
+        return sit(attempt, exam, (), folder, twice=False)
+    except CannotTrain as error:
+        say_base_is_not_asked(error.message)
+        return None

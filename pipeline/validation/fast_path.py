@@ -1,0 +1,92 @@
+r"""
+The quick road for the rows that nearly all files are made of: one look at a line's bytes, and it is a good record.
+
+A plain row has the known keys alone, each once, and texts of harmless characters. Whatever is not certainly plain goes
+the long way (strict parser, schema, every rule), so that this module decides nothing but speed: a property test holds
+it to never taking what the long way would object to, or even only warn of.
+"""
+
+import json
+import re
+from collections.abc import Collection
+
+from pipeline.validation.special_tokens import token_pattern
+
+KEYS = ("instruction", "input", "output")
+REQUIRED = ("instruction", "output")
+MOST_KEYS = 1000
+_BLANKS = rb"[ \t]*+"
+#: An escape of one character, or both halves of one beyond the first 65,536. Not plain, though it may be good: ASCII in
+#: escapes, U+FFFD, and letters that begin text which was decoded wrongly where another escape follows.
+_ESCAPE = (
+    rb"u(?:(?!00[0-7]|00[cC][23]\\u|00[dD][01]\\u|00[eE]2\\u20|00[eE][fF]\\u00|[dD][89a-fA-F]|[fF]{3}[dD])[0-9a-fA-F]{4}"
+    rb"|[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+)
+_NO_SPACE = rb"(?!\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2\x80[\x80-\x8a\xa8\xa9\xaf]|\xe2\x81\x9f|\xe3\x80\x80)"
+_NO_PLACEHOLDER = rb"(?!(?i:<?no[ _-]?(?:in|out)put|n/a))"
+#: A first character that is no blank, so that the text is not blank.
+_FIRST = rb'[!#-\[\]-~]|\\["\\]|' + _NO_SPACE + rb"[\xc2-\xf4]"
+_FIRST_ESCAPED = rb"|\\(?!u0085|u00[aA]0|u1680|u20[025]|u3000)" + _ESCAPE
+#: Traces of UTF-8 that was read as Windows-1252 (see `text_rules`), and U+FFFD; more than there are, never fewer.
+_MOJIBAKE = (
+    rb"\xc3[\x82\x83](?=[\xc2\xc5\xc6\xcb\xe2])|\xc3[\x90\x91]\xc2|\xc3\xa2\xe2\x82\xac|\xc3\xaf\xc2\xbb|\xef\xbf\xbd"
+)
+
+_STRING = rb'"(?:[^"\\]++|\\.)*+"'
+_PAIR = rb"\s*+" + _STRING + rb"\s*+:\s*+(?:" + _STRING + rb'|[^"\[\]{},]++)\s*+,'
+_MANY_KEYS = re.compile(rb"\s*+\{(?:" + _PAIR + rb"){%d}" % MOST_KEYS)
+
+
+def has_many_keys(line: bytes) -> bool:
+    """Say whether `line` begins an object of more than `MOST_KEYS` keys, if that shows at once: to read all is slow."""
+    return line.count(b":") > MOST_KEYS and _MANY_KEYS.match(line) is not None
+
+
+class PlainRows:
+    """Says of a line's bytes whether they are a plain row."""
+
+    def __init__(self, control_tokens: Collection[str]) -> None:
+        """Make the patterns; a text that holds one of `control_tokens` is not plain."""
+        spelled = token_pattern([json.dumps(token, ensure_ascii=False)[1:-1] for token in control_tokens]).encode()
+        # A token beyond ASCII could be spelled with escapes in part: then no line with such an escape is plain.
+        escapes = all(token.isascii() for token in control_tokens)
+        self._row = re.compile(_row(escapes=escapes)).fullmatch
+        self._suspect = re.compile(spelled).search if spelled else None
+        self._mojibake = re.compile(_MOJIBAKE).search
+
+    def take(self, line: bytes) -> bool:
+        """Say whether `line`, with or without its end, is certainly one good record without anything odd in it."""
+        if self._row(line) is None or (self._suspect is not None and self._suspect(line) is not None):
+            return False
+        if line.isascii():
+            return True
+        # Escapes beside characters that are not ASCII: a pair of letters might be spelled in both ways.
+        if b"\\u" in line or self._mojibake(line) is not None:
+            return False
+        try:
+            line.decode()
+        except UnicodeDecodeError:
+            return False
+        return True
+
+
+def _row(*, escapes: bool) -> bytes:
+    """Return the pattern of a line: the known keys in any order, each once."""
+    escaped = rb'\\(?:["\\nrt]|' + _ESCAPE + rb")" if escapes else rb'\\["\\nrt]'
+    # All but quotes, backslashes and control characters; said in the positive it is searched twice as fast.
+    run = rb"[ !#-\[\]-\xff]*+"
+    first = _NO_PLACEHOLDER + rb"(?:" + _FIRST + (_FIRST_ESCAPED if escapes else b"") + rb")"
+    text = rb'"' + first + run + rb"(?:" + escaped + run + rb')*+"'
+    texts = {key: text if key in REQUIRED else rb'(?:""|' + text + rb")" for key in KEYS}
+
+    def pairs(seen: tuple[str, ...]) -> bytes:
+        return rb"(?:" + rb"|".join(pair(key, (*seen, key)) for key in KEYS if key not in seen) + rb")"
+
+    def pair(key: str, seen: tuple[str, ...]) -> bytes:
+        ways = [rb"\}"] if set(REQUIRED) <= set(seen) else []
+        if len(seen) < len(KEYS):
+            ways.append(rb"," + _BLANKS + pairs(seen))
+        head = rb'"' + key.encode() + rb'"' + _BLANKS + rb":" + _BLANKS
+        return head + texts[key] + _BLANKS + rb"(?:" + rb"|".join(ways) + rb")"
+
+    return _BLANKS + rb"\{" + _BLANKS + pairs(()) + rb"[ \t\r]*+\n?"

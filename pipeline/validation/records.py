@@ -1,0 +1,345 @@
+"""
+A drop's bytes → rows of JSON → records; whatever is wrong becomes a `Finding`, never an exception.
+
+Lines end at newline bytes alone (text may hold U+2028 and its kin), their length is bounded, and JSON is read strictly:
+no duplicate keys, no NaN, no lone surrogates. A file that is one JSON array is read element by element, in flat memory.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from pipeline.artifacts import Frozen
+from pipeline.validation.fast_path import KEYS, MOST_KEYS, PlainRows, has_many_keys
+from pipeline.validation.file_formats import HEAD_BYTES, foreign_format, printable
+from pipeline.validation.json_array import read_array
+from pipeline.validation.likeness import nearest
+from pipeline.validation.strict_json import FLATTEN, NESTED, BadJson, StrictParser, has_surrogate_escape
+
+_BOM = b"\xef\xbb\xbf"
+#: What JSON calls blank; a form feed is none.
+_BLANKS = b" \t\r\n"
+_BLANK_RUN = re.compile(rb"[ \t\r\n]*+")
+_NEARNESS = 0.8
+_LONGEST_KEY = 40
+_LONGEST_MISSPELLING = 16
+_SHOWN_KEY = 60
+#: Keys that say what a record is about, for the report alone; as the schema bounds them.
+LABELS = ("tags", "category")
+MOST_TAGS = 20
+LONGEST_TAG = 64
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+FEWER_KEYS = "keep instruction, input and output alone"
+_MEND = "mend it there; a broken array cannot be read any further"
+#: What other formats call our keys.
+_ALIASES = {
+    "prompt": "instruction", "question": "instruction", "query": "instruction", "context": "input",
+    "response": "output", "answer": "output", "completion": "output", "target": "output",
+}  # fmt: skip
+
+
+class Finding(Frozen):
+    """One thing that is wrong with a drop, and what to do about it."""
+
+    line: int | None
+    """Line in the file, from 1; `None` where the whole file is meant."""
+    record: int | None = None
+    """Number of the element, from 1, where the file is a JSON array."""
+    field: str | None = None
+    """The record's key, where one key is meant."""
+    rule: str
+    """Short name of the broken rule, for machines."""
+    message: str
+    remedy: str
+
+
+class FileFinding(Finding):
+    """A finding about the file, or one behind which it cannot be read: no row can be set aside to mend it."""
+
+    is_row: bool = Field(default=False, exclude=True)
+    """Whether it is about one row too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds on what is read."""
+
+    max_line_bytes: int = 4_000_000
+    """Longest line, or longest element of an array, in bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One JSON value of a drop, not yet held against the schema."""
+
+    line: int
+    record: int | None
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class PlainRun:
+    """So many rows in a row that `PlainRows` took: good records, not parsed."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One good record; `unknown` are its keys beside those that count."""
+
+    line: int
+    instruction: str
+    input: str
+    output: str
+    unknown: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    """What it is about; a category becomes the tag `category:NAME`."""
+
+
+def read_rows(path: Path, limits: Limits) -> Iterator[Row | Finding]:
+    """
+    Yield the JSON values of a drop in their order, and a finding for each that cannot be read.
+
+    A file that is something else (gzip, CSV, UTF-16, ...) gives one `FileFinding` that names it. Raises `OSError` only.
+    """
+    for row in scan_rows(path, limits, None):
+        if not isinstance(row, PlainRun):
+            yield row
+
+
+def scan_rows(path: Path, limits: Limits, plain: PlainRows | None) -> Iterator[Row | Finding | PlainRun]:
+    """Do as `read_rows` does, but only count the lines that `plain` takes."""
+    with path.open("rb") as file:
+        head = file.read(HEAD_BYTES)
+        foreign = foreign_format(head)
+        if foreign is not None:
+            yield FileFinding(line=None, rule="format", message=f"the file is {foreign.name}", remedy=foreign.remedy)
+            return
+        start = len(_BOM) if head.startswith(_BOM) else 0
+        file.seek(start)
+        if head[start:].lstrip()[:1] == b"[":
+            yield from _array_rows(file, limits)
+        else:
+            yield from _line_rows(file, limits, plain)
+
+
+def read_records(path: Path, limits: Limits) -> Iterator[Record | Finding]:
+    """
+    Yield a drop's records, and a finding for every row that is none (`validate` words those at length).
+
+    Labels that break their rules, and keys beyond the bound, are left out: a drop may be older than these rules.
+    """
+    for row in read_rows(path, limits):
+        if isinstance(row, Finding):
+            yield row
+            continue
+        yield record_of(row) or record_of(_as_before(row)) or Finding(
+            line=row.line, record=row.record, rule="schema",
+            message="not a record: instruction and output must be text that is not blank, input text",
+            remedy="see every problem: dropforge check FILE",
+        )  # fmt: skip
+
+
+def record_of(row: Row) -> Record | None:
+    """
+    Return the record in `row`; `None` if it breaks a rule.
+
+    The quick road past jsonschema: a property test holds it to the schema's answer.
+    """
+    value = row.value
+    if not isinstance(value, dict) or len(value) > MOST_KEYS:
+        return None
+    instruction, given, output = value.get("instruction"), value.get("input", ""), value.get("output")
+    if not (isinstance(instruction, str) and isinstance(given, str) and isinstance(output, str)):
+        return None
+    if not instruction.strip() or not output.strip():
+        return None
+    if len(value) == len(KEYS) and "input" in value:
+        return Record(row.line, instruction, given, output)
+    unknown = tuple(key for key in value if key not in KEYS and key not in LABELS)
+    tags = _tags(value)
+    if tags is None or ("input" not in value and any(nearest_key(key) == "input" for key in unknown)):
+        return None
+    return Record(row.line, instruction, given, output, unknown, tags)
+
+
+def _tags(value: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Return a record's labels as tags; `None` if they break the schema's rules."""
+    tags = value.get("tags", [])
+    if not isinstance(tags, list) or len(tags) > MOST_TAGS or not all(map(_is_label, tags)):
+        return None
+    if "category" not in value:
+        return tuple(tags)
+    return (*tags, f"category:{value['category']}") if _is_label(value["category"]) else None
+
+
+def _is_label(value: object) -> bool:
+    if not isinstance(value, str) or len(value) > LONGEST_TAG:
+        return False
+    return bool(value.strip()) and _CONTROL.search(value) is None
+
+
+def _as_before(row: Row) -> Row:
+    if not isinstance(row.value, dict):
+        return row
+    read = row.value.keys() - set(LABELS) if len(row.value) <= MOST_KEYS else KEYS
+    return Row(row.line, row.record, {key: value for key, value in row.value.items() if key in read})
+
+
+def key_meant(key: str, value: Mapping[str, Any]) -> str | None:
+    """Return the known key that an unknown one is probably meant to be, if the row lacks that one."""
+    known = nearest_key(key)
+    return known if known is not None and known not in value else None
+
+
+def nearest_key(key: str) -> str | None:
+    """Return the known key most like `key` (`Output`, `instructions`, `response`), or `None`."""
+    # Looked at before anything is remembered: a key may be as long as a line.
+    return _nearest_key(key) if len(key) <= _LONGEST_KEY else None
+
+
+@lru_cache(maxsize=1024)
+def _nearest_key(key: str) -> str | None:
+    plain = key.strip().casefold()
+    if plain in _ALIASES or len(plain) > _LONGEST_MISSPELLING:
+        return _ALIASES.get(plain)
+    return nearest(plain, KEYS, _NEARNESS)
+
+
+def _line_rows(file: BufferedReader, limits: Limits, plain: PlainRows | None) -> Iterator[Row | Finding | PlainRun]:
+    parser = StrictParser()
+    take = plain.take if plain is not None else _nothing
+    most = limits.max_line_bytes
+    number = taken = 0
+    while line := file.readline(most + 1):
+        number += 1
+        too_long = len(line) > most and not line.endswith(b"\n")
+        if not too_long and take(line):
+            taken += 1
+            continue
+        if not too_long and not line.strip(_BLANKS):
+            number += _skip_blanks(file, most)
+            continue
+        if taken:
+            yield PlainRun(taken)
+            taken = 0
+        if too_long:
+            _skip_line(file)
+            yield _too_long(number, None, limits)
+        elif plain is not None and has_many_keys(line):
+            yield _many_keys(number)
+        else:
+            yield _line_row(line.removesuffix(b"\n"), number, parser)
+    if taken:
+        yield PlainRun(taken)
+
+
+def _skip_blanks(file: BufferedReader, most: int) -> int:
+    """Pass all blank lines that the buffer holds at once; return how many."""
+    held = file.peek()[:most]
+    if held[:1].strip(_BLANKS):
+        return 0
+    run = _BLANK_RUN.match(held)
+    end = held.rfind(b"\n", 0, run.end() if run else 0) + 1
+    file.read(end)
+    return held.count(b"\n", 0, end)
+
+
+def _nothing(_line: bytes) -> bool:
+    return False
+
+
+def _line_row(line: bytes, number: int, parser: StrictParser) -> Row | Finding:
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return Finding(
+            line=number, rule="encoding",
+            message=f"not UTF-8: byte 0x{line[error.start]:02x} at byte {error.start + 1} of the line",
+            remedy="save the file as UTF-8, as with: iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW",
+        )  # fmt: skip
+    try:
+        value = parser.parse(text)
+    except BadJson as error:
+        return Finding(line=number, rule=error.rule, message=error.message, remedy=_remedy(error, line))
+    return _checked(Row(number, None, value), escaped=has_surrogate_escape(text))
+
+
+def _array_rows(file: BufferedReader, limits: Limits) -> Iterator[Row | Finding]:
+    for item in read_array(file, limits.max_line_bytes):
+        if item.error is None:
+            yield _checked(Row(item.line, item.record, item.value), escaped=item.escaped)
+            continue
+        found = _element_finding(item.line, item.record, item.error, limits)
+        yield FileFinding(**found.model_dump(), is_row=item.record is not None) if item.last else found
+
+
+def _element_finding(line: int, record: int | None, error: BadJson, limits: Limits) -> Finding:
+    if record is None:
+        return Finding(line=line, rule="array", message=error.message, remedy=_MEND)
+    if error.rule == "too_long":
+        return _too_long(line, record, limits)
+    return Finding(line=line, record=record, rule=error.rule, message=error.message, remedy=error.remedy or _MEND)
+
+
+def _checked(row: Row, *, escaped: bool) -> Row | Finding:
+    """Turn a row with half a surrogate pair, which no encoder can write, into a finding."""
+    if not escaped:
+        return row
+    try:
+        json.dumps(row.value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        items = row.value.items() if isinstance(row.value, dict) else ()
+        field = next((key for key, value in items if isinstance(value, str) and not _encodable(value)), None)
+        return Finding(
+            line=row.line, record=row.record, field=field and printable(field[:_SHOWN_KEY]), rule="surrogate",
+            message="a \\ud800 to \\udfff escape stands alone: half a character",
+            remedy="write the character itself in UTF-8, or both halves of its escape",
+        )  # fmt: skip
+    except RecursionError:
+        return Finding(line=row.line, record=row.record, rule="nesting", message=NESTED, remedy=FLATTEN)
+    return row
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _many_keys(line: int) -> Finding:
+    message = f"the record has more than the {MOST_KEYS:,} keys that are read"
+    return Finding(line=line, rule="maxproperties", message=message, remedy=FEWER_KEYS)
+
+
+def _too_long(line: int, record: int | None, limits: Limits) -> Finding:
+    what = "the line" if record is None else "the element"
+    return Finding(
+        line=line, record=record, rule="too_long", message=f"{what} is longer than {limits.max_line_bytes:,} bytes",
+        remedy="write one record a line; if it is one record, shorten it or raise intake.max_line_bytes",
+    )  # fmt: skip
+
+
+def _remedy(error: BadJson, line: bytes) -> str:
+    if error.remedy:
+        return error.remedy
+    if b"\0" in line:
+        return "the line holds NUL bytes: the file was probably copied incompletely; drop it again"
+    if line.strip() in {b"{", b"}"} or line.startswith((b"  ", b"\t")):
+        return "write each record on one line, as with: jq -c . FILE > NEW.jsonl"
+    return "write one complete JSON object on the line"
+
+
+def _skip_line(file: BufferedReader) -> None:
+    while (part := file.readline(1 << 20)) and not part.endswith(b"\n"):
+        pass

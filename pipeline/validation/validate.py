@@ -1,0 +1,359 @@
+"""
+Holds a file against `schemas/alpaca-record.schema.json` and says of every bad row where, what and what to do.
+
+Used by the intake and by `dropforge check FILE`; streaming, so memory does not grow with the file. Nearly all rows of
+nearly all files are judged by one look at their bytes (`plain_rows`); jsonschema words what is wrong with the others.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError
+from referencing import Registry
+
+from pipeline.artifacts import Frozen
+from pipeline.validation.fast_path import KEYS, MOST_KEYS, PlainRows
+from pipeline.validation.file_formats import OTHER_ROWS, printable, shown
+from pipeline.validation.outline import meant, outline
+from pipeline.validation.records import (  # fmt: skip
+    FEWER_KEYS,
+    LABELS,
+    LONGEST_TAG,
+    MOST_TAGS,
+    FileFinding,
+    Finding,
+    Limits,
+    PlainRun,
+    Record,
+    Row,
+    key_meant,
+    read_rows,
+    record_of,
+    scan_rows,
+)
+from pipeline.validation.text_checks import ODDITIES, TextRules
+
+SCHEMA = "alpaca-record.schema.json"
+MOST_FINDINGS = 1000
+_MOST_NOTICES = 100
+_MOST_HINTS = 100
+_KEY_WIDTH = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a file may be."""
+
+    max_line_bytes: int = 4_000_000
+    """Longest line in bytes."""
+    unknown_keys: Literal["warn", "reject"] = "warn"
+    """A record's keys beside instruction, input and output: counted, or a finding each."""
+    control_tokens: tuple[str, ...] = ()
+    """Texts that the base model's tokenizer reads as control tokens."""
+    special_tokens: Literal["reject", "escape"] = "reject"
+    """Records that hold one: a finding each, or counted, as they will be read as plain text."""
+    most_bad_rows: int = 0
+    """Bad rows that could be set aside: behind `MOST_FINDINGS`, a file with more of them is read no further."""
+
+
+class Notice(Frozen):
+    """Something worth knowing that rejects nothing, counted over the file."""
+
+    kind: str
+    key: str | None
+    rows: int
+    line: int | None = None
+    """The first line that it is about."""
+    message: str
+
+
+class Validation(Frozen):
+    """What a file was found to be."""
+
+    rows: int
+    """Records found, good or not; where reading stopped early, up to there."""
+    good_rows: int
+    findings_total: int
+    findings: tuple[Finding, ...]
+    """The first `MOST_FINDINGS`."""
+    warnings: tuple[Notice, ...]
+    complete: bool = True
+    """Whether the file was read to its end, and is one of records: bad rows can be set aside only then."""
+    stopped: bool = False
+    """Whether reading stopped early because there were too many findings."""
+
+    @property
+    def bad_rows(self) -> int:
+        """Records with a finding."""
+        return self.rows - self.good_rows
+
+    @property
+    def ok(self) -> bool:
+        """Whether the file may be trained on."""
+        return self.findings_total == 0
+
+    @property
+    def reason(self) -> str:
+        """One sentence: how many findings, and the first."""
+        if self.ok:
+            return f"{self.good_rows:,} records, nothing to object to"
+        first = self.findings[0]
+        where = "" if first.line is None else f"line {first.line:,}: "
+        count = "" if self.findings_total == 1 else f"{self.findings_total:,} findings; the first: "
+        if self.stopped:
+            count = f"stopped after {count}"
+        return f"{count}{where}{first.message}"
+
+
+def validate(path: Path, options: Options) -> Validation:
+    """
+    Read the file at `path` and return what it holds. Raises `OSError` only.
+
+    A file that is refused in any case is not read to its end once there are `MOST_FINDINGS` findings.
+    """
+    tally = _Tally(RowJudge(options), options.most_bad_rows)
+    plain = PlainRows(options.control_tokens)
+    for row in scan_rows(path, Limits(options.max_line_bytes), plain):
+        if tally.is_full:
+            tally.stop()
+            break
+        tally.add(row)
+    return tally.result()
+
+
+def good_rows(path: Path, options: Options) -> Iterator[Row]:
+    """Yield the rows of a file that `validate` counts as good. Raises `OSError` only."""
+    judge = RowJudge(options)
+    for row in read_rows(path, Limits(options.max_line_bytes)):
+        if isinstance(row, Row) and not judge.findings(row, record_of(row)):
+            yield row
+
+
+class RowJudge:
+    """Holds single rows against every rule."""
+
+    def __init__(self, options: Options) -> None:
+        """Make the rules that `options` ask for."""
+        self._reject_unknown = options.unknown_keys == "reject"
+        self.texts = TextRules(options.control_tokens, escape=options.special_tokens == "escape")
+
+    def clean(self, record: Record) -> bool:
+        """Say quickly whether there is nothing to say about a record, but for its unknown keys."""
+        known = not (record.unknown and self._reject_unknown)
+        return known and self.texts.clean(record.instruction, record.input, record.output)
+
+    def findings(self, row: Row, record: Record | None) -> list[Finding]:
+        """Return what is wrong with a row; `record` is what `record_of` made of it."""
+        found = row_findings(row) if record is None else []
+        if found and found[0].rule == "format":
+            return found
+        found += [_finding(row, *fault) for fault in self.texts.faults(row.value)]
+        if record is not None and self._reject_unknown:
+            found += [_unknown_key(row, key) for key in record.unknown]
+        return found
+
+
+def row_findings(row: Row) -> list[Finding]:
+    """Return what the schema, and the rule on misnamed keys, have against one row; in the order of the keys."""
+    value = row.value
+    if isinstance(value, dict):
+        if len(value) > MOST_KEYS:
+            message = f"the record has {len(value):,} keys, at most {MOST_KEYS:,} are read"
+            return [_finding(row, None, "maxproperties", message, FEWER_KEYS)]
+        other = next((key for key in OTHER_ROWS if key in value), None)
+        if other is not None and "instruction" not in value:
+            name, remedy = OTHER_ROWS[other]
+            return [_finding(row, other, "format", f"the row is {name}", remedy)]
+    found = [_worded_label(row, error) or _worded(row, error) for error in _schema().iter_errors(outline(value))]
+    tags = value.get("tags") if isinstance(value, dict) else None
+    if isinstance(tags, list) and len(tags) > MOST_TAGS:
+        message = f"tags are {len(tags):,}, at most {MOST_TAGS} are read"
+        found.append(_finding(row, "tags", "maxitems", message, "leave some out"))
+    return found + list(_misnamed(row, {finding.field for finding in found}))
+
+
+@cache
+def _schema() -> Draft202012Validator:
+    """Build the validator once; its registry is empty, so nothing is ever fetched."""
+    text = resources.files("schemas").joinpath(SCHEMA).read_text(encoding="utf-8")
+    schema = json.loads(text)
+    Draft202012Validator.check_schema(schema)
+    registry: Registry[Any] = Registry()
+    return Draft202012Validator(schema, registry=registry)
+
+
+class _Tally:
+    """Counts what a file holds."""
+
+    def __init__(self, judge: RowJudge, most_bad_rows: int) -> None:
+        self._judge = judge
+        self._most_bad_rows = most_bad_rows
+        self._rows = 0
+        self._good = 0
+        self._complete = True
+        self._stopped = False
+        self._total = 0
+        self._findings: list[Finding] = []
+        self._notices: dict[tuple[str, str], list[int]] = {}
+        """Rows and first line, by kind and key."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the file is refused whatever follows, and no further finding would be kept."""
+        return self._total >= MOST_FINDINGS and self._rows - self._good > self._most_bad_rows
+
+    def stop(self) -> None:
+        """Note that more follows, which is not read."""
+        self._complete, self._stopped = False, True
+
+    def add(self, row: Row | Finding | PlainRun) -> None:
+        if isinstance(row, PlainRun):
+            self._rows += row.count
+            self._good += row.count
+        elif isinstance(row, Row):
+            self._rows += 1
+            self._add_row(row)
+        else:
+            self._complete = self._complete and not isinstance(row, FileFinding)
+            self._rows += not isinstance(row, FileFinding) or row.is_row
+            self._note([row])
+
+    def result(self) -> Validation:
+        if self._rows == 0 and self._complete:
+            remedy = "write one JSON object a line, with instruction and output, and drop it again"
+            self._note([Finding(line=None, rule="empty", message="the file has no records", remedy=remedy)])
+            self._complete = False
+        notices = tuple(_notice(*place, *count) for place, count in self._notices.items())
+        return Validation(
+            rows=self._rows, good_rows=self._good, findings_total=self._total,
+            findings=tuple(self._findings), warnings=notices, complete=self._complete, stopped=self._stopped,
+        )  # fmt: skip
+
+    def _add_row(self, row: Row) -> None:
+        record = record_of(row)
+        clean = record is not None and self._judge.clean(record)
+        found = [] if clean else self._judge.findings(row, record)
+        self._note(found)
+        if found:
+            return
+        # Only of rows that count: what is odd in a bad one is for whoever mends it.
+        self._good += 1
+        for key in record.unknown if record is not None else ():
+            self._count("unknown_key", printable(key[:_KEY_WIDTH]), row.line)
+        for oddity in () if clean else self._judge.texts.oddities(row.value):
+            self._count(oddity.kind, oddity.field, row.line)
+
+    def _note(self, found: list[Finding]) -> None:
+        self._total += len(found)
+        self._findings.extend(found[: MOST_FINDINGS - len(self._findings)])
+
+    def _count(self, kind: str, key: str, line: int) -> None:
+        known = (kind, key) in self._notices or len(self._notices) < _MOST_NOTICES or kind != "unknown_key"
+        count = self._notices.setdefault((kind, key if known else "…"), [0, line])
+        count[0] += 1
+
+
+def _notice(kind: str, key: str, rows: int, line: int) -> Notice:
+    words = f"the key {key!r} is not used" if kind == "unknown_key" else ODDITIES[kind].format(key)
+    return Notice(kind=kind, key=key, rows=rows, line=line, message=words)
+
+
+def _unknown_key(row: Row, key: str) -> Finding:
+    name = printable(key[:_KEY_WIDTH])
+    remedy = 'leave it out, or set intake.unknown_keys = "warn" to have it ignored'
+    return _finding(row, name, "unknown_key", f"{name!r} is not a key of a record", remedy)
+
+
+def _worded(row: Row, error: ValidationError) -> Finding:
+    """Say in our words what jsonschema found; its own would repeat the whole value."""
+    field = str(error.path[0]) if error.path else None
+    if error.validator == "required":
+        field = _missing(error)
+        return _missing_finding(row, field)
+    if error.validator == "pattern":
+        return _finding(row, field, "blank", f"{field} is blank", f"write the {field}, or leave the row out")
+    if error.validator == "type" and field is None:
+        message = f"a record is an object, this is {_article(row.value)}"
+        return _finding(row, None, "type", message, 'write {"instruction": ..., "input": ..., "output": ...}')
+    value = meant(row.value, error)
+    if error.validator == "type" and value is None:
+        remedy = "use an empty string or leave it out" if field == "input" else f"write the {field} as a text"
+        return _finding(row, field, "type", f"{field} is null, not a text", remedy)
+    if error.validator == "type":
+        return _finding(row, field, "type", f"{field} is {_article(value)}, not a text", "put it in quotes")
+    return _finding(
+        row, field, str(error.validator).lower(), f"breaks the schema at {error.json_path}", f"see {SCHEMA}"
+    )
+
+
+def _worded_label(row: Row, error: ValidationError) -> Finding | None:
+    """Say what is wrong with a record's tags or its category; `None` if the error is about neither."""
+    field = error.path[0] if error.path else None
+    if field not in LABELS:
+        return None
+    value = meant(row.value, error)
+    one = "category" if field == "category" else "a tag"
+    if error.validator == "maxLength":
+        message = f"{one} has {len(value):,} characters, at most {LONGEST_TAG} are read"
+        remedy = "shorten it: it names a slice of the report"
+    elif error.validator == "pattern" and error.validator_value == r"\S":
+        message, remedy = f"{one} is blank", "leave it out"
+    elif error.validator == "pattern":
+        message, remedy = f"{one} holds a control character", "take it out"
+    else:
+        wanted = "a list of texts" if field == "tags" and len(error.path) == 1 else "a text"
+        subject = "tags is" if wanted == "a list of texts" else f"{one} is"
+        found = "null" if value is None else _article(value)
+        message, remedy = f"{subject} {found}, not {wanted}", 'write "tags": ["one", "two"], or "category": "one"'
+    return _finding(row, str(field), str(error.validator).lower(), message, remedy)
+
+
+def _missing(error: ValidationError) -> str:
+    """Return the key that a `required` error is about: the schema gives one error a missing key, in its order."""
+    words = error.message
+    return next((key for key in KEYS if words.startswith(repr(key))), words)
+
+
+def _missing_finding(row: Row, field: str) -> Finding:
+    others = islice((key for key in row.value if key not in KEYS), _MOST_HINTS)
+    near = next((key for key in others if key_meant(key, row.value) == field), None)
+    if near is None:
+        return _finding(row, field, "missing", f"{field} is missing", f'add the key "{field}" with a text')
+    name = printable(near[:_KEY_WIDTH])
+    remedy = f'did you mean "{field}"? rename the key "{name}"'
+    return _finding(row, field, "misnamed_key", f'{field} is missing, but there is "{name}"', remedy)
+
+
+def _misnamed(row: Row, told: set[str | None]) -> Iterator[Finding]:
+    """Find unknown keys that are probably `input`, which would be lost without a word."""
+    if not isinstance(row.value, dict):
+        return
+    # Of a row that is bad in any case so many keys are looked at; one that is not must not be lost.
+    for key in islice(row.value, _MOST_HINTS if told else None):
+        known = key_meant(key, row.value) if key not in KEYS else None
+        if known is not None and known not in told:
+            told.add(known)
+            name = printable(key[:_KEY_WIDTH])
+            remedy = f'did you mean "{known}"? rename the key, or leave it out'
+            yield _finding(row, known, "misnamed_key", f'"{name}" is not a key of a record', remedy)
+
+
+def _finding(row: Row, field: str | None, rule: str, message: str, remedy: str) -> Finding:
+    return Finding(line=row.line, record=row.record, field=field, rule=rule, message=message, remedy=remedy)
+
+
+def _article(value: object) -> str:
+    if isinstance(value, str):
+        return f"a text: {shown(value)}"
+    if isinstance(value, bool):
+        return f"true or false: {shown(value)}"
+    if isinstance(value, int | float):
+        return f"a number: {shown(value)}"
+    return shown(value)

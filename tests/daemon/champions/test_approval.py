@@ -1,0 +1,610 @@
+"""A win that waits for a person, and a model that a person makes the champion whatever its verdict."""
+
+import errno
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+from sqlmodel import col, select
+
+from daemon.champions import approval, promotion
+from daemon.champions.approval import CannotPromote
+from daemon.champions.journal import AWAITING
+from daemon.champions.promotion import Barred, ChampionMoved, NoTarget, Withdrawn
+from daemon.queue import drops
+from daemon.state.database import transaction
+from daemon.state.tables import Drop, Event, Promotion, Run
+from daemon.storage import gc
+from daemon.views.overview import Overview, true_sentence
+from pipeline import durable
+from pipeline.errors import DropforgeError
+from tests.chaos.house import START, Daemon, build, records
+
+MANUAL = '[gate]\non = "pinned"\napproval = "manual"\n'
+
+
+class House:
+    """A workspace, a daemon on it, and the runs that it makes."""
+
+    def __init__(self, folder: Path, settings: str = MANUAL) -> None:
+        self.folder = folder
+        self.now = START
+        self.runs = 0
+        build(folder)
+        self.daemon = self.restart(settings)
+
+    def restart(self, settings: str) -> Daemon:
+        """Start a daemon with other settings."""
+        path = self.folder / "dropforge.toml"
+        head, _, _ = path.read_text().partition("#more\n")
+        path.write_text(f"{head}#more\n{settings}")
+        self.daemon = Daemon(self.folder, self.now)
+        return self.daemon
+
+    @property
+    def root(self) -> Path:
+        return self.daemon.root
+
+    def run(self, outcome: str = "promoted") -> int:
+        """Let a run with a drop of its own come to a verdict; return its number."""
+        self.runs += 1
+        self.now += 1000
+        (self.daemon.settings.inbox_folder / f"{self.runs}.jsonl").write_bytes(records(f"word {self.runs}"))
+        self.daemon.take_in(self.now)
+        self.daemon.finish_runs(self.now, outcome)
+        return self.runs
+
+    def row(self, run: int) -> Run:
+        with transaction(self.daemon.engine) as session:
+            return session.get_one(Run, run)
+
+    def approve(self, run: int) -> Promotion:
+        self.now += 1000
+        return approval.approve(self.daemon.engine, self.root, run, self.now, "ada")
+
+    def force(self, run: int, **how: Any) -> Promotion:
+        self.now += 1000
+        return approval.force(self.daemon.engine, self.root, run, "I know better", self.now, by="ada", **how)
+
+    def back(self, to: int | None = None) -> Promotion:
+        self.now += 1000
+        return promotion.rollback(self.daemon.engine, self.root, "default", to, "it swears", self.now)
+
+    @property
+    def serves(self) -> tuple[int, bytes]:
+        """The champion's generation, and the weights that its link leads to."""
+        with transaction(self.daemon.engine) as session:
+            generation = promotion.champion(session, "default").generation
+        return generation, (self.root / "tracks/default/champion/model.safetensors").read_bytes().rpartition(b"}")[2]
+
+    def events(self) -> list[str]:
+        with transaction(self.daemon.engine) as session:
+            return [one.kind for one in session.exec(select(Event).order_by(col(Event.id)))]
+
+    def withdraw(self, drop: int) -> None:
+        self.now += 1000
+        drops.withdraw(self.daemon.engine, drop, "the customer asked for it", self.now, self.daemon.settings)
+
+    def at(self, step: str, outcome: str = "promoted") -> int:
+        """Let a run with a drop of its own come to the result of `step`; return its number."""
+        self.runs += 1
+        self.now += 1000
+        (self.daemon.settings.inbox_folder / f"{self.runs}.jsonl").write_bytes(records(f"word {self.runs}"))
+        self.daemon.take_in(self.now)
+        self.daemon.until(step, self.now, outcome)
+        return self.runs
+
+    def barred_win(self) -> int:
+        """Let a run win with the model that the track was rolled back from; return its number."""
+        first = self.run()
+        self.force(first)
+        self.back()
+        run = self.run()
+        identity = durable.read_json(self.root / f"runs/{first}/merge.json")["model_id"]
+        value = durable.read_json(self.root / f"runs/{run}/decide.json")
+        durable.write_json(self.root / f"runs/{run}/decide.json", {**value, "candidate_model_id": identity})
+        return run
+
+    def drop_state(self, number: int) -> str:
+        with transaction(self.daemon.engine) as session:
+            return session.get_one(Drop, number).state
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> House:
+    return House(tmp_path)
+
+
+# --- a win that waits
+
+
+def test_a_win_is_not_promoted_and_waits_for_a_person(house: House) -> None:
+    run = house.run()
+    row = house.row(run)
+    assert (row.state, row.outcome) == ("succeeded", "awaiting_approval")
+    assert house.serves == (0, b"base weights")
+    verdict = durable.read_json(house.root / f"runs/{run}/decide.json")
+    assert verdict["outcome"] == "promoted"
+    assert "promoted" not in house.events()
+
+
+def test_the_log_says_of_a_win_that_it_waits(house: House) -> None:
+    with structlog.testing.capture_logs() as logged:
+        run = house.run()
+    (told,) = [one for one in logged if one["event"] == "run_finished"]
+    assert told["outcome"] == AWAITING
+    assert told["sentence"].startswith(f"won, waits for approval (dropforge promote {run}): ")
+    assert true_sentence(7, "promoted", "promoted: 90.0 against 50.0") == "promoted: 90.0 against 50.0"
+
+
+def test_a_person_says_yes_and_the_row_says_who_and_when(house: House) -> None:
+    run = house.run()
+    row = house.approve(run)
+    assert (row.kind, row.state, row.run_id, row.approved_by, row.created_at, row.done_at) == (
+        "promotion", "done", run, "ada", house.now, house.now,
+    )  # fmt: skip
+    assert house.serves == (1, b"weights of run 1")
+    assert (house.row(run).outcome, house.row(run).sentence) == ("promoted", "promoted, by the script")
+    with pytest.raises(CannotPromote, match="was promoted") as refused:
+        house.approve(run)
+    assert refused.value.hint == "see what reigns: dropforge history --track default", "there is nothing to force"
+
+
+def test_a_run_that_was_rolled_back_from_is_said_to_be_barred_until_it_is_brought_back(house: House) -> None:
+    run = house.run()
+    house.approve(run)
+    house.now += 1000
+    promotion.rollback(house.daemon.engine, house.root, "default", None, "it swears", house.now, by="eve")
+    with pytest.raises(CannotPromote) as refused:
+        house.approve(run)
+    assert refused.value.message == (
+        f"run {run} was promoted, then rolled back to generation 0: it swears, by eve; its model is barred since"
+    )
+    assert f"dropforge promote {run} --force --reason TEXT" in refused.value.hint
+    house.force(run)
+    with pytest.raises(CannotPromote) as refused:
+        house.approve(run)
+    assert refused.value.message == f"run {run} was promoted"
+
+
+@pytest.mark.parametrize("outcome", ["worse", "not_shown_better"])
+def test_a_run_that_was_forced_and_rolled_back_from_is_said_to_be_barred_too(house: House, outcome: str) -> None:
+    run = house.run(outcome)
+    house.force(run)
+    house.now += 1000
+    promotion.rollback(house.daemon.engine, house.root, "default", None, "it swears", house.now)
+    with pytest.raises(CannotPromote) as refused:
+        house.approve(run)
+    assert refused.value.message == (
+        f"run {run} was forced, then rolled back to generation 0: it swears; its model is barred since"
+    )
+    assert f"dropforge promote {run} --force --reason TEXT" in refused.value.hint
+
+
+@pytest.mark.parametrize("outcome", ["worse", "not_shown_better", "guard_failed", "contaminated"])
+def test_a_run_that_did_not_win_is_not_approved(house: House, outcome: str) -> None:
+    run = house.run(outcome)
+    with pytest.raises(CannotPromote, match=f"did not win: {outcome}") as refused:
+        house.approve(run)
+    assert f"dropforge promote {run} --force --reason TEXT" in refused.value.hint
+    assert house.serves[0] == 0
+
+
+def test_a_run_without_a_model_is_not_said_to_be_forceable(house: House) -> None:
+    run = house.run("insufficient_evidence")
+    (house.root / f"runs/{run}/merge.json").unlink()
+    with pytest.raises(CannotPromote, match="did not win: insufficient_evidence") as refused:
+        house.approve(run)
+    assert "--force" not in refused.value.hint
+
+
+def test_a_run_that_is_not_there_or_not_over_is_not_approved(house: House) -> None:
+    with pytest.raises(CannotPromote, match="no run 9"):
+        house.approve(9)
+    (house.daemon.settings.inbox_folder / "a.jsonl").write_bytes(records("a"))
+    house.daemon.take_in(house.now)
+    house.daemon.dispatcher.tick(house.now)
+    for act in (house.approve, house.force):
+        with pytest.raises(CannotPromote, match="run 1 is running"):
+            act(1)
+
+
+def _approve_another(house: House) -> None:
+    house.approve(2)
+
+
+def _force_another(house: House) -> None:
+    house.force(2)
+
+
+def _another_base(house: House) -> None:
+    other = house.folder / "other"
+    other.mkdir()
+    promotion.ensure_base(house.daemon.engine, house.root, "default", other, "other-id", house.now)
+
+
+@pytest.mark.parametrize("change", [_approve_another, _force_another, _another_base])
+def test_after_another_champion_it_is_too_late(house: House, change: Callable[[House], None]) -> None:
+    for _ in range(2):
+        house.run()
+    change(house)
+    assert house.row(1).outcome == "overtaken"
+    with pytest.raises(CannotPromote, match="another one has taken the place") as refused:
+        house.approve(1)
+    assert "dropforge promote 1 --force --reason TEXT" in refused.value.hint
+    assert Overview(house.root).awaiting() == []
+
+
+def test_a_champion_that_comes_while_it_is_approved_is_left(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(2):
+        house.run()
+
+    def slow(*arguments: Any) -> None:
+        promotion.check_files(*arguments)
+        monkeypatch.undo()
+        house.approve(2)
+
+    monkeypatch.setattr(approval, "check_files", slow)
+    with pytest.raises(ChampionMoved):
+        house.approve(1)
+    assert house.serves == (1, b"weights of run 2")
+
+
+def test_a_win_over_a_champion_that_has_gone_is_compared_again_before_it_waits(house: House) -> None:
+    house.run()
+    (house.daemon.settings.inbox_folder / "late.jsonl").write_bytes(records("late"))
+    house.daemon.take_in(house.now)
+    house.daemon.until("decide", house.now, "promoted")
+    house.approve(1)
+    house.daemon.finish_runs(house.now, "promoted")
+    assert house.row(2).outcome == "awaiting_approval"
+    verdict = durable.read_json(house.root / "runs/2/decide.json")
+    assert verdict["champion_generation"] == 1, "what it waits with was compared with today's champion"
+    assert house.approve(2).generation == 2
+
+
+def test_a_model_that_was_rolled_back_from_is_not_approved(house: House) -> None:
+    run = house.barred_win()
+    with pytest.raises(Barred) as refused:
+        house.approve(run)
+    assert f"dropforge promote {run} --force" in refused.value.hint
+    assert house.serves == (2, b"base weights")
+
+
+def test_a_win_of_a_barred_model_is_not_said_to_wait_but_how_it_comes_back(
+    house: House, dropforge: Callable[..., Any]
+) -> None:
+    run = house.barred_win()
+    why = "won, but its model is barred: the track was rolled back to generation 0: it swears"
+    for words in (("status",), ("runs",), ("show", str(run))):
+        said = dropforge(*words).out
+        assert f"{why} (dropforge promote {run} --force --reason TEXT takes it all the same)" in said, words
+        assert "waits for approval" not in said, words
+    assert f"{why}; to take it all the same: dropforge promote {run} --force" in dropforge("status").out
+    told = dropforge("status", "--json").json
+    assert told["awaiting"] == []
+    assert [(one["id"], one["outcome"], one["obstacle"]) for one in told["barred"]] == [
+        (run, "barred", why.removeprefix("won, but ")),
+    ]  # fmt: skip
+    assert dropforge("show", str(run), "--json").json["run"]["outcome"] == "barred"
+
+
+@pytest.mark.parametrize("harm", ["changed", "gone"])
+def test_a_model_whose_files_are_not_what_they_were_is_neither_approved_nor_forced(house: House, harm: str) -> None:
+    run = house.run()
+    (model,) = (house.root / "models").iterdir()
+    if harm == "changed":
+        (model / "model.safetensors").write_bytes(b"other")
+    else:
+        model.rename(house.folder / "gone")
+    for act in (house.approve, house.force):
+        with pytest.raises(NoTarget, match=f"the model of run {run} is not"):
+            act(run)
+    assert house.serves[0] == 0
+
+
+def test_a_setting_of_today_that_asks_for_a_person_holds_for_the_run_in_hand(tmp_path: Path) -> None:
+    house = House(tmp_path, "")
+    (house.daemon.settings.inbox_folder / "a.jsonl").write_bytes(records("a"))
+    house.daemon.take_in(house.now)
+    house.daemon.until("decide", house.now, "promoted")
+    house.restart(MANUAL).finish_runs(house.now, "promoted")
+    assert house.row(1).outcome == "awaiting_approval"
+
+
+def test_a_waiting_model_is_kept_until_another_champion_has_come(house: House) -> None:
+    house.restart(MANUAL + "[gc]\nkeep_models = 0\nautomatic = false\n")
+    for _ in range(2):
+        house.run()
+    gc.collect(house.daemon.engine, house.daemon.settings, house.now + 90 * 86_400_000)
+    assert len(list((house.root / "models").iterdir())) == 2
+    house.approve(2)
+    gc.collect(house.daemon.engine, house.daemon.settings, house.now + 90 * 86_400_000)
+    assert [path.name for path in (house.root / "models").iterdir()] == [
+        durable.read_json(house.root / "runs/2/merge.json")["model_id"]
+    ]
+    with pytest.raises(CannotPromote, match="it was collected"):
+        house.force(1)
+
+
+def test_drops_that_a_waiting_candidate_was_judged_with_are_not_new_in_the_next_one(house: House) -> None:
+    house.run()
+    house.run("worse")
+    assert (house.drop_state(1), house.drop_state(2)) == ("accepted", "held")
+
+
+@pytest.mark.parametrize("changed", [0, 3])
+def test_a_loss_that_does_not_stand_without_replaced_references_holds_no_drop(house: House, changed: int) -> None:
+    run = house.at("decide", "worse")
+    (path,) = (house.root / f"runs/{run}/attempts").glob("decide-*/result.json")
+    result = durable.read_json(path)
+    result["artifact"]["references_changed"] = changed
+    durable.write_json(path, result)
+    house.daemon.finish_runs(house.now)
+    assert house.row(run).outcome == "worse"
+    assert house.drop_state(1) == ("accepted" if changed else "held")
+    # As long as the references are in question it is not cleared: the next drop must not be held in its place.
+    house.run("worse")
+    assert (house.drop_state(1), house.drop_state(2)) == ("held", "held")
+
+
+def test_a_contaminated_candidate_says_nothing_of_its_drops(house: House) -> None:
+    house.run("contaminated")
+    assert house.drop_state(1) == "accepted"
+
+
+# --- a drop that was withdrawn after it was trained on
+
+TRAINED = "it was trained on drop 1 (1.jsonl), withdrawn since: the customer asked for it"
+
+
+@pytest.mark.parametrize("step", ["prepare", "train", "decide"])
+def test_a_win_that_was_trained_on_a_withdrawn_drop_waits_for_a_person(
+    tmp_path: Path, step: str, dropforge: Callable[..., Any]
+) -> None:
+    house = House(tmp_path, "")
+    run = house.at(step)
+    house.withdraw(1)
+    house.daemon.finish_runs(house.now, "promoted")
+    assert (house.row(run).state, house.row(run).outcome) == ("succeeded", "awaiting_approval")
+    assert house.serves == (0, b"base weights")
+    assert "promotion_intended" not in house.events()
+    for words in (("status",), ("runs",), ("show", str(run))):
+        assert f"won, but {TRAINED}" in dropforge(*words).out, words
+        assert "waits for approval" not in dropforge(*words).out, words
+    with pytest.raises(Withdrawn) as refused:
+        house.approve(run)
+    assert refused.value.message == f"run {run} won, but {TRAINED}"
+    assert f"dropforge promote {run} --force --reason TEXT" in refused.value.hint
+    assert house.force(run).overrode == "awaiting_approval"
+
+
+def test_a_win_whose_drop_was_withdrawn_while_it_waited_is_approved_once_the_drop_is_back(house: House) -> None:
+    run = house.run()
+    house.withdraw(1)
+    with pytest.raises(Withdrawn):
+        house.approve(run)
+    drops.restore(house.daemon.engine, 1, "they changed their mind", house.now, house.daemon.settings)
+    assert Overview(house.root).awaiting()[0].obstacle is None
+    assert house.approve(run).generation == 1
+
+
+def test_a_promotion_that_was_begun_before_the_withdrawal_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = House(tmp_path, "")
+    run = house.at("decide")
+
+    def full(*_arguments: Any) -> Promotion:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(promotion, "carry_out", full)
+        with pytest.raises(OSError, match="no space"):
+            house.daemon.dispatcher.tick(house.now)
+    house.withdraw(1)
+    house.daemon.finish_runs(house.now, "promoted")
+    assert (house.row(run).outcome, house.serves[0]) == ("promoted", 1)
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_win_by_a_held_out_drop_that_was_withdrawn_waits_for_a_person(
+    tmp_path: Path, asked: bool, dropforge: Callable[..., Any]
+) -> None:
+    house = House(tmp_path, MANUAL if asked else '[gate]\non = "pinned"\n')
+    (house.daemon.settings.inbox_folder / "heldout" / "exam.jsonl").write_bytes(records("exam"))
+    run = house.at("decide")
+    (exam,) = (int(str(drop["id"])) for drop in house.row(run).snapshot or () if drop["role"] == "heldout")
+    if asked:
+        house.daemon.dispatcher.tick(house.now)
+    said = dropforge("drops", "withdraw", str(exam), "--reason", "wrong answers").out
+    assert (f"run {run} won with it and waits" if asked else f"run {run} was prepared with it and is judged") in said
+    house.daemon.dispatcher.tick(house.now)
+    assert house.row(run).outcome == "awaiting_approval"
+    with pytest.raises(Withdrawn, match=rf"judged on drop {exam} \(exam.jsonl\), withdrawn since: wrong answers"):
+        house.approve(run)
+    # What was new in it is judged again, without the withdrawn drop.
+    house.daemon.finish_runs(house.now, "promoted")
+    assert [drop["role"] for drop in house.row(run + 1).snapshot or ()] == ["train"]
+    assert house.row(run + 1).outcome == ("awaiting_approval" if asked else "promoted")
+
+
+def test_withdrawing_names_what_was_made_with_the_drop(house: House, dropforge: Callable[..., Any]) -> None:
+    house.force(house.run("not_shown_better"))
+    house.run()
+    going = house.at("prepare")
+    said = dropforge("drops", "withdraw", "1", "--reason", "deletion").out.splitlines()
+    assert said == [
+        "drop 1 (1.jsonl) is withdrawn: no later run of track default uses it",
+        (
+            f"run {going} was prepared with it and is trained on it; to leave it out: dropforge cancel {going}, then "
+            f"dropforge retry {going}"
+        ),
+        "run 2 won with it and waits for approval; dropforge promote 2 refuses it unless --force --reason TEXT",
+        (
+            "the champion of track default, generation 1, was trained on it; to let the latest one without withdrawn "
+            "drops serve: dropforge rollback --track default --to 0 --reason TEXT"
+        ),
+        "run 4 is queued: it trains on what else was new in run 2, without the withdrawn drops",
+    ]
+    said = dropforge("drops", "withdraw", "3", "--reason", "deletion").out.splitlines()
+    assert [line.split(" was")[0] for line in said[1:]] == [f"run {going}"]
+
+
+def test_everything_that_shows_a_champion_marks_its_withdrawn_drops(
+    house: House, dropforge: Callable[..., Any]
+) -> None:
+    house.approve(house.run())
+    house.withdraw(1)
+    line = "trained on drop 1 (1.jsonl), withdrawn since: the customer asked for it"
+    assert line in dropforge("champion").out
+    assert f"track default, generation 1: {line}" in dropforge("history").out
+    assert f"track default, generation 1: {line}" in dropforge("status").out
+    assert "1.jsonl  withdrawn since: the customer asked for it" in dropforge("show", "1").out
+    (drop,) = dropforge("show", "1", "--json").json["run"]["taken_out"]
+    assert (drop["id"], drop["state"], drop["reason"]) == (1, "withdrawn", "the customer asked for it")
+    (told,) = dropforge("champion", "--json").json["champions"]
+    assert told["data"][0]["state"] == "withdrawn"
+
+
+def test_what_is_to_be_known_about_a_runs_data_is_shown(house: House, dropforge: Callable[..., Any]) -> None:
+    path = house.root / f"runs/{house.run()}/prepare.json"
+    durable.write_json(path, {**durable.read_json(path), "warnings": ["20 pinned references were replaced"]})
+    assert "warning: 20 pinned references were replaced" in dropforge("show", "1").out
+    assert dropforge("show", "1", "--json").json["run"]["warnings"] == ["20 pinned references were replaced"]
+
+
+# --- whatever the verdict
+
+
+def test_a_run_that_lost_is_forced_and_its_held_drops_stay_held(house: House) -> None:
+    run = house.run("worse")
+    tried: list[Path] = []
+    row = house.force(run, try_out=tried.append)
+    assert (row.kind, row.overrode, row.reason, row.approved_by, row.run_id) == (
+        "forced", "worse", "I know better", "ada", run,
+    )  # fmt: skip
+    assert house.serves == (1, b"weights of run 1")
+    assert tried == [house.root / row.model_path]
+    assert house.drop_state(1) == "held"
+    assert house.row(run).outcome == "worse", "the verdict stays what it was"
+    assert house.events().count("forced") == 1
+    with pytest.raises(CannotPromote, match="is the champion of track default already"):
+        house.force(run)
+
+
+def test_a_model_that_does_not_answer_is_not_forced(house: House) -> None:
+    def mute(_folder: Path) -> None:
+        message = "it says nothing"
+        raise DropforgeError(message)
+
+    run = house.run("worse")
+    with pytest.raises(DropforgeError, match="it says nothing"):
+        house.force(run, try_out=mute)
+    assert house.serves[0] == 0
+    assert "force_intended" not in house.events()
+
+
+def test_a_barred_model_is_brought_back_by_force_and_may_serve_again(tmp_path: Path) -> None:
+    house = House(tmp_path, "")
+    run = house.run()
+    house.back()
+    assert house.force(run).generation == 3
+    assert house.serves == (3, b"weights of run 1")
+    house.run()
+    assert [one.kind for one in Overview(house.root).history("default")] == [
+        "base", "promotion", "rollback", "forced", "promotion",
+    ]  # fmt: skip
+    house.back()
+    assert house.serves == (5, b"weights of run 1")
+
+
+def test_a_waiting_win_that_is_forced_is_no_longer_waited_for(house: House) -> None:
+    run = house.run()
+    assert house.force(run).overrode == "awaiting_approval"
+    assert house.row(run).outcome == "promoted"
+    assert Overview(house.root).awaiting() == []
+
+
+def test_a_run_without_a_model_is_not_forced(house: House) -> None:
+    run = house.run("not_shown_better")
+    (house.root / f"runs/{run}/merge.json").unlink()
+    with pytest.raises(CannotPromote, match="published no model"):
+        house.force(run)
+
+
+# --- what people see
+
+
+def test_everything_that_shows_the_run_says_that_it_waits(house: House, dropforge: Callable[..., Any]) -> None:
+    run = house.run()
+    with transaction(house.daemon.engine) as session:
+        session.get_one(Run, run).sentence = "promoted: 90.0 against 50.0"
+    for words in (("status",), ("runs",), ("show", str(run))):
+        said = dropforge(*words).out
+        assert "promoted: 90.0 against 50.0" not in said, words
+        assert "won, waits for approval (dropforge promote 1): 90.0 against 50.0" in said, words
+    assert "run 1 of track default won, waits for approval: dropforge promote 1" in dropforge("status").out
+    assert [one["id"] for one in dropforge("status", "--json").json["awaiting"]] == [1]
+    assert "--reason goes with --force" in dropforge("promote", "1", "--reason", "x").err
+    assert "--force needs --reason" in dropforge("promote", "1", "--force").err
+    done = dropforge("promote", "1")
+    assert (done.code, done.err) == (0, "")
+    assert "serves model" in done.out
+    assert dropforge("status", "--json").json["awaiting"] == []
+    assert f"approved by {approval.who()}" in dropforge("history").out
+
+
+def test_the_story_is_told_truly_after_every_kind_of_change(house: House, dropforge: Callable[..., Any]) -> None:
+    house.run()
+    house.approve(1)
+    house.run("worse")
+    house.force(2)
+    house.back()
+    told = dropforge("history", "--json").json["history"]
+    assert [(one["generation"], one["kind"], one["run"], one["drops"]) for one in told] == [
+        (3, "rollback", 1, ["1.jsonl"]),
+        (2, "forced", 2, ["1.jsonl", "2.jsonl"]),
+        (1, "promotion", 1, ["1.jsonl"]),
+        (0, "base", None, []),
+    ]
+    assert [one["until"] for one in told] == [None, *(one["since"] for one in told[:-1])]
+    assert [one["approved_by"] for one in told] == [None, "ada", "ada", None]
+    table = dropforge("history").out
+    assert "forced by ada over worse: I know better" in table
+    for one in told:
+        (seen,) = dropforge("history", "--at", one["since"], "--json").json["history"]
+        assert seen["generation"] == one["generation"]
+    assert dropforge("history", "--at", "2020-01-01", "--json").json["history"] == []
+    assert "no champion at 2020-01-01 00:00:00" in dropforge("history", "--at", "2020-01-01").out
+    forced = dropforge("history", "--at", told[1]["since"]).out
+    sha256 = told[1]["data"][1]["sha256"]
+    assert f"drop 2: 2.jsonl, train, 1 rows, sha256 {sha256}, held since: new in run 2" in forced
+    assert "verdict of run 2: worse, by the script" in forced
+    later = dropforge("history", "--at", "2999-01-01")
+    assert (later.code, later.out) == (2, "")
+    assert f"2999-01-01 00:00:00 is still to come: it is {datetime.now().astimezone():%Y-%m-%d }" in later.err
+    wrong = dropforge("history", "--at", "yesterday")
+    assert (wrong.code, "no time in ISO 8601" in wrong.err) == (2, True)
+
+
+def test_a_time_without_an_offset_is_in_the_machines_zone(
+    house: House, dropforge: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import time  # noqa: PLC0415
+
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        assert dropforge("history", "--at", "2026-01-01T08:59:59", "--json").json["history"] == []
+        (one,) = dropforge("history", "--at", "2026-01-01T09:00:00", "--json").json["history"]
+        assert one["generation"] == 0
+        (same,) = dropforge("history", "--at", "2026-01-01T00:00:00Z", "--json").json["history"]
+        assert same == one
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert house.serves[0] == 0

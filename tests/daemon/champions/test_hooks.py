@@ -1,0 +1,638 @@
+"""The user's commands after a change of champion: real processes, real rows; nothing waits for the clock."""
+
+import json
+import os
+import select as kernel
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+from sqlmodel import col, select
+
+from daemon.champions import approval, promotion
+from daemon.champions.commands import KEPT_OUTPUT, Command, last_line
+from daemon.champions.hooks import Hooks
+from daemon.state.database import transaction
+from daemon.state.tables import Event, Promotion
+from daemon.state.troubles import Troubles
+from pipeline.errors import DropforgeError
+from tests.chaos.house import START, Daemon, build, records
+from tests.daemon.champions.test_blockers import DAMAGED
+from tests.model_folder import write_model
+
+WRITE = "import json, os, sys; open(sys.argv[1], 'a').write(json.dumps(dict(os.environ)) + '\\n')"
+
+
+class House:
+    """A workspace whose settings name commands."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.now = START
+        self.runs = 0
+        self.refused: str | None = None
+        self.tried: list[Path] = []
+        build(folder)
+
+    def start(self, hook: list[str] | None = None, health: list[str] | None = None, seconds: float = 60) -> "House":
+        path = self.folder / "dropforge.toml"
+        path.write_text(
+            f"{path.read_text()}[hooks]\n"
+            f"after_promotion = {json.dumps(hook or [])}\nhealth = {json.dumps(health or [])}\n"
+            f"timeout_seconds = {seconds}\nhealth_timeout_seconds = {seconds}\n"
+        )
+        self.daemon = Daemon(self.folder, self.now)
+        self.hooks = self.new_hooks()
+        return self
+
+    def new_hooks(self, **how: Any) -> Hooks:
+        return Hooks(self.daemon.engine, self.daemon.settings, try_out=self._try_out, **how)
+
+    def _try_out(self, folder: Path, **_: object) -> None:
+        self.tried.append(folder)
+        if self.refused:
+            raise DropforgeError(self.refused)
+
+    def promote(self, outcome: str = "promoted") -> int:
+        self.runs += 1
+        self.now += 1000
+        (self.daemon.settings.inbox_folder / f"{self.runs}.jsonl").write_bytes(records(f"word {self.runs}"))
+        self.daemon.take_in(self.now)
+        self.daemon.finish_runs(self.now, outcome)
+        return self.runs
+
+    def settle(self) -> None:
+        """Let the commands run until there is none to run any more."""
+        for _ in range(20):
+            self.hooks.tick(self.now)
+            if self.hooks.idle:
+                return
+            for _, _, running in self.hooks._running.values():
+                assert isinstance(running, Command)
+                running.wait()
+            for thread in self.hooks._rollbacks.values():
+                thread.join()
+        message = "the commands come to no end"
+        raise AssertionError(message)
+
+    def rows(self) -> list[Promotion]:
+        with transaction(self.daemon.engine) as session:
+            return list(session.exec(select(Promotion).order_by(col(Promotion.generation))).all())
+
+    def events(self) -> list[str]:
+        with transaction(self.daemon.engine) as session:
+            return [one.kind for one in session.exec(select(Event).order_by(col(Event.id)))]
+
+    def told(self) -> list[dict[str, str]]:
+        """What the hooks found in their environment."""
+        path = self.folder / "told"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> House:
+    return House(tmp_path)
+
+
+def tell(house: House, code: str = "") -> list[str]:
+    return [sys.executable, "-c", f"{WRITE}\n{code}", str(house.folder / "told")]
+
+
+def run(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
+
+
+def states(house: House) -> list[tuple[str | None, str | None]]:
+    return [(row.hook_state, row.health_state) for row in house.rows()]
+
+
+def test_a_hook_is_told_what_changed_and_the_first_champion_needs_none(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", "@of-the-daemon")
+    monkeypatch.setenv("MINE", "kept")
+    house.start(tell(house))
+    house.settle()
+    assert house.told() == []
+    house.promote()
+    house.settle()
+    (told,) = house.told()
+    row = house.rows()[-1]
+    root = house.daemon.root
+    assert {name: value for name, value in told.items() if name.startswith("PROMOTION_")} == {
+        "PROMOTION_TRACK": "default",
+        "PROMOTION_KIND": "promotion",
+        "PROMOTION_GENERATION": "1",
+        "PROMOTION_MODEL_ID": row.model_id,
+        "PROMOTION_MODEL_PATH": str(root / row.model_path),
+        "PROMOTION_PREVIOUS_PATH": str(house.folder / "base"),
+        "PROMOTION_RUN": "1",
+        "PROMOTION_REPORT": "",
+    }
+    assert (told["MINE"], "NOTIFY_SOCKET" in told) == ("kept", False)
+    assert states(house) == [(None, None), ("ok", None)]
+    assert house.events()[-2:] == ["hook_started", "hook_succeeded"]
+
+
+def test_every_kind_of_change_has_its_hook_in_its_order(house: House) -> None:
+    house.start(tell(house))
+    house.promote()
+    house.promote("worse")
+    approval.force(house.daemon.engine, house.daemon.root, 2, "I know better", house.now)
+    promotion.rollback(house.daemon.engine, house.daemon.root, "default", None, "it swears", house.now)
+    house.settle()
+    said = [(told["PROMOTION_KIND"], told["PROMOTION_GENERATION"], told["PROMOTION_RUN"]) for told in house.told()]
+    assert said == [("promotion", "1", "1"), ("forced", "2", "2"), ("rollback", "3", "1")]
+
+
+def test_another_base_that_takes_the_place_of_a_base_has_its_hook_too(house: House) -> None:
+    house.start(tell(house), tell(house))
+    write_model(house.folder / "other", b"other weights")
+    promotion.ensure_base(house.daemon.engine, house.daemon.root, "default", house.folder / "other", "other-id", 1)
+    house.settle()
+    (told,) = house.told()
+    assert (told["PROMOTION_KIND"], told["PROMOTION_MODEL_PATH"]) == ("base", str(house.folder / "other"))
+    assert states(house) == [(None, None), ("ok", None)]
+
+
+def test_the_path_of_the_report_is_passed_on(house: House) -> None:
+    house.start(tell(house))
+    house.promote()
+    path = house.daemon.root / "runs/1/decide.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "report": "runs/1/attempts/decide-1/report"}))
+    house.settle()
+    assert house.told()[0]["PROMOTION_REPORT"] == str(house.daemon.root / "runs/1/attempts/decide-1/report")
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_verdict_keeps_no_command_from_running(house: House, damage: bytes) -> None:
+    house.start(tell(house), tell(house))
+    house.promote()
+    (house.daemon.root / "runs/1/decide.json").write_bytes(damage)
+    house.settle()
+    assert states(house)[1:] == [("ok", "ok")]
+    assert [(told["PROMOTION_RUN"], told["PROMOTION_REPORT"]) for told in house.told()] == [("1", "")] * 2
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        ("print('so sorry'); raise SystemExit(3)", "exit code 3"),
+        ("import os; print('so sorry', flush=True); os.kill(os.getpid(), 9)", "killed by SIGKILL"),
+        ("import os; print('so sorry', flush=True); os.kill(os.getpid(), 35)", "killed by signal 35"),
+    ],
+)
+def test_a_hook_that_fails_is_recorded_and_undoes_nothing(
+    house: House, dropforge: Callable[..., Any], code: str, error: str
+) -> None:
+    house.start(run(code))
+    house.promote()
+    house.settle()
+    row = house.rows()[-1]
+    assert (row.hook_state, row.hook_error, row.hook_output) == ("failed", error, "so sorry\n")
+    assert "hook_failed" in house.events()
+    with transaction(house.daemon.engine) as session:
+        assert promotion.champion(session, "default").generation == 1
+    for words in (("status",), ("history",)):
+        assert f"track default, generation 1: hooks.after_promotion failed: {error}" in dropforge(*words).out
+    assert dropforge("history", "--json").json["history"][0]["hook"]["output"] == "so sorry\n"
+
+
+def test_a_hook_that_cannot_be_started_is_recorded(house: House) -> None:
+    house.start([str(house.folder / "no such program")])
+    house.promote()
+    house.settle()
+    assert "could not be started" in (house.rows()[-1].hook_error or "")
+
+
+def test_a_hook_that_does_not_end_is_given_up(house: House) -> None:
+    house.start(run("while True: pass"), seconds=1)
+    house.promote()
+    house.settle()
+    row = house.rows()[-1]
+    assert (row.hook_state, row.hook_error) == ("failed", "no end within 1 s")
+
+
+def test_a_hook_that_is_killed_takes_all_that_it_started_with_it(house: House) -> None:
+    pipe = house.folder / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    inner = (
+        f"import signal; f = open({str(pipe)!r}, 'w'); print('here', file=f, flush=True); signal.alarm(99); "
+        "signal.pause()"
+    )
+    house.start(run(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])"))
+    house.promote()
+    house.hooks.tick(house.now)
+    assert kernel.select([reader], [], [], 60)[0]
+    assert os.read(reader, 9) == b"here\n"
+    house.hooks.stop()
+    assert kernel.select([reader], [], [], 30)[0], "the pipe's other end is still held"
+    assert os.read(reader, 9) == b""
+    os.close(reader)
+
+
+def test_the_end_of_much_output_is_kept(house: House) -> None:
+    house.start(run("print('x' * 300_000); print('the end')"))
+    house.promote()
+    house.settle()
+    output = house.rows()[-1].hook_output or ""
+    assert (len(output), output.endswith("x\nthe end\n")) == (KEPT_OUTPUT, True)
+
+
+def test_what_a_hook_leaves_running_holds_nobody_up(house: House) -> None:
+    pipe = house.folder / "pipe"
+    os.mkfifo(pipe)
+    stays = f"open({str(pipe)!r}).read()"
+    house.start(
+        run(f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {stays!r}], start_new_session=True)")
+    )
+    house.promote()
+    house.settle()
+    assert house.rows()[-1].hook_state == "ok"
+    with pipe.open("w"):
+        pass  # it is still there to read, and ends now
+
+
+def test_a_hook_of_a_daemon_that_died_is_run_again(house: House) -> None:
+    house.start(tell(house))
+    house.promote()
+    house.hooks.tick(house.now)
+    (_, _, running), *_ = house.hooks._running.values()
+    running.wait()  # type: ignore[attr-defined]
+    assert states(house)[-1][0] == "running", "it ended, and nobody was there to note it"
+    house.hooks = house.new_hooks()
+    house.settle()
+    assert len(house.told()) == 2
+    assert states(house)[-1] == ("ok", None)
+
+
+def test_a_daemon_that_stops_kills_its_hook_and_the_next_one_runs_it_again(house: House) -> None:
+    pipe = house.folder / "pipe"
+    os.mkfifo(pipe)
+    house.start(run(f"open({str(pipe)!r}).read()"))
+    house.promote()
+    house.hooks.tick(house.now)
+    house.hooks.stop()
+    house.hooks.tick(house.now)
+    assert house.hooks.idle
+    assert states(house)[-1][0] == "running"
+
+
+def test_an_idle_house_is_not_asked_again_and_again(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    house.start(tell(house))
+    house.promote()
+    house.settle()
+    house.hooks.tick(house.now)
+    monkeypatch.setattr("daemon.champions.hooks.transaction", lambda _: 1 / 0)
+    house.hooks.tick(house.now)
+
+
+# --- run again
+
+
+def test_a_hook_that_was_cut_off_with_its_daemon_is_not_said_to_run(
+    house: House, dropforge: Callable[..., Any]
+) -> None:
+    house.start(tell(house, "import signal; signal.pause()"))
+    house.promote()
+    house.hooks.tick(house.now)
+    assert states(house)[-1][0] == "running"
+    house.hooks.stop()
+    said = dropforge("status").out
+    assert "hooks.after_promotion was cut off: it runs again once the daemon does" in said
+    assert "is running" not in said
+
+
+def test_a_hook_that_failed_is_run_again_when_a_person_asks(house: House, dropforge: Callable[..., Any]) -> None:
+    mend = house.folder / "mended"
+    house.start(tell(house, f"import pathlib; raise SystemExit(0 if pathlib.Path({str(mend)!r}).exists() else 3)"))
+    house.promote()
+    house.settle()
+    assert states(house) == [(None, None), ("failed", None)]
+    assert "failed: exit code 3; to run it again: dropforge hook --track default" in dropforge("status").out
+    mend.touch()
+    asked = dropforge("hook")
+    assert (asked.code, asked.out) == (0, "hooks.after_promotion is pending: it runs once the daemon does\n")
+    again = dropforge("hook")
+    assert (again.code, "is pending already" in again.err) == (1, True)
+    # A daemon that starts later finds it on the row.
+    house.hooks = house.new_hooks()
+    house.settle()
+    row = house.rows()[-1]
+    assert (row.hook_state, row.hook_error) == ("ok", None)
+    assert [told["PROMOTION_GENERATION"] for told in house.told()] == ["1", "1"]
+    assert house.events()[-5:] == ["hook_started", "hook_failed", "hook_asked_again", "hook_started", "hook_succeeded"]
+    with transaction(house.daemon.engine) as session:
+        event = session.exec(select(Event).where(Event.kind == "hook_asked_again")).one()
+    assert (event.detail or {})["by"] == approval.who()
+    assert "to run it again" not in dropforge("status").out
+
+
+def test_the_last_words_of_a_command_that_failed_are_shown_and_logged(
+    house: House, dropforge: Callable[..., Any]
+) -> None:
+    house.start(run(r"print('so sorry\nreload failed: \x1b[31mno such unit ZZTOP\n \n'); raise SystemExit(5)"))
+    house.promote()
+    with structlog.testing.capture_logs() as logged:
+        house.settle()
+    words = r"reload failed: \x1b[31mno such unit ZZTOP"
+    (failed,) = [one for one in logged if one["event"] == "hook_failed"]
+    assert (failed["error"], failed["said"]) == ("exit code 5", words)
+    for command in ("status", "history"):
+        assert f"hooks.after_promotion said: {words}\n" in dropforge(command).out
+    assert last_line(None) == last_line(" \n") == ""
+    assert last_line(f"a\n{'b' * 300}\n") == "b" * 199 + "…"
+
+
+def test_a_living_daemon_notices_that_a_hook_is_asked_for_again(house: House, dropforge: Callable[..., Any]) -> None:
+    house.start(tell(house))
+    house.promote()
+    house.settle()
+    assert dropforge("hook").code == 0
+    house.settle()
+    assert len(house.told()) == 2
+
+
+def test_without_a_hook_there_is_none_to_run_again(house: House, dropforge: Callable[..., Any]) -> None:
+    house.start(None)
+    house.promote()
+    asked = dropforge("hook")
+    assert (asked.code, "hint: set hooks.after_promotion" in asked.err) == (1, True)
+    assert dropforge("hook", "--track", "jokes").code != 0
+    assert "hook_asked_again" not in house.events()
+
+
+def test_a_hook_that_the_daemons_own_settings_do_not_name_is_said_to_be_missing_there(
+    house: House, dropforge: Callable[..., Any]
+) -> None:
+    house.start(None)
+    house.promote()
+    house.settle()
+    assert (states(house), house.rows()[-1].hook_error) == ([(None, None), (None, None)], None), "nobody asked"
+    path = house.folder / "dropforge.toml"
+    path.write_text(path.read_text().replace("after_promotion = []", f"after_promotion = {json.dumps(tell(house))}"))
+    assert dropforge("hook").code == 0
+    house.settle()
+    assert (states(house)[-1], house.told(), house.events()[-1]) == (("failed", None), [], "hook_failed")
+    words = (
+        "failed: the daemon runs with settings that name no such command: restart it; to run it again: dropforge hook"
+    )
+    assert words in dropforge("status").out
+    house.daemon = Daemon(house.folder, house.now)
+    house.hooks = house.new_hooks()
+    assert dropforge("hook").code == 0
+    house.settle()
+    assert (states(house)[-1], len(house.told())) == (("ok", None), 1)
+
+
+def test_no_command_that_would_be_refused_is_named_for_a_track_that_left_the_settings(
+    house: House, dropforge: Callable[..., Any]
+) -> None:
+    path = house.folder / "dropforge.toml"
+    house.start(run("raise SystemExit(3)"))
+    alone = path.read_text()
+    path.write_text(f"{alone}[tracks.jokes]\n")
+    house.daemon = Daemon(house.folder, house.now)
+    house.hooks = house.new_hooks()
+    (house.daemon.settings.inbox_folder / "jokes").mkdir()
+    (house.daemon.settings.inbox_folder / "jokes" / "a.jsonl").write_bytes(records("a"))
+    house.daemon.take_in(house.now)
+    house.daemon.finish_runs(house.now, "promoted")
+    house.settle()
+    said, hint = "track jokes, generation 1: hooks.after_promotion failed: exit code 3", "dropforge hook --track jokes"
+    assert f"{said}; to run it again: {hint}" in dropforge("status").out
+    path.write_text(alone)
+    assert dropforge("hook", "--track", "jokes").code != 0
+    out = dropforge("status").out
+    assert (said in out, hint in out) == (True, False)
+
+
+# --- health
+
+
+def _note_next(house: House) -> None:
+    """Let the command that runs end, and the daemon look once."""
+    (_, _, running), *_ = house.hooks._running.values()
+    assert isinstance(running, Command)
+    running.wait()
+    house.hooks.tick(house.now)
+
+
+def test_a_hook_that_is_asked_for_during_the_health_check_of_a_sick_model_tells_nobody_of_it(
+    house: House, dropforge: Callable[..., Any]
+) -> None:
+    house.start(tell(house), run("raise SystemExit(7)"))
+    house.promote()
+    house.hooks.tick(house.now)
+    _note_next(house)
+    assert states(house)[-1] == ("ok", "running")
+    assert dropforge("hook").code == 0
+    _note_next(house)
+    assert (house.hooks._running, list(house.hooks._rollbacks)) == ({}, ["default"]), "the way back comes first"
+    house.settle()
+    assert states(house) == [(None, None), ("skipped", "failed"), ("ok", None)]
+    said = [(told["PROMOTION_KIND"], told["PROMOTION_GENERATION"]) for told in house.told()]
+    assert said == [("promotion", "1"), ("rollback", "2")]
+
+
+def test_a_hook_that_is_asked_for_during_the_health_check_of_a_sound_model_is_run_after_it(
+    house: House, dropforge: Callable[..., Any]
+) -> None:
+    house.start(tell(house), run(""))
+    house.promote()
+    house.hooks.tick(house.now)
+    _note_next(house)
+    assert dropforge("hook").code == 0
+    house.settle()
+    assert (states(house)[-1], len(house.told())) == (("ok", "ok"), 2)
+
+
+def test_no_hook_is_to_be_had_for_a_sick_model_while_the_former_one_is_brought_back(
+    house: House, dropforge: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    real = house._try_out
+
+    def try_out(folder: Path, **how: object) -> None:
+        asked.append(dropforge("hook"))
+        real(folder, **how)
+
+    house.start(tell(house), run("raise SystemExit(7)"))
+    monkeypatch.setattr(house.hooks, "_try_out", try_out)
+    house.promote()
+    house.settle()
+    (refused,) = asked
+    assert refused.code == 1
+    for words in ("hooks.health of track default failed for generation 1 (exit code 7)", "is being brought back"):
+        assert words in refused.err
+    assert "hook_asked_again" not in house.events()
+    assert [told["PROMOTION_KIND"] for told in house.told()] == ["promotion", "rollback"]
+
+
+def test_a_healthy_model_stays(house: House) -> None:
+    house.start(tell(house), tell(house))
+    house.promote()
+    house.settle()
+    assert states(house) == [(None, None), ("ok", "ok")]
+    assert len(house.told()) == 2
+
+
+@pytest.mark.parametrize(
+    ("code", "error"), [("raise SystemExit(7)", "exit code 7"), ("while True: pass", "no end within")]
+)
+def test_a_sick_model_is_rolled_back_by_itself_and_barred(
+    house: House, dropforge: Callable[..., Any], code: str, error: str
+) -> None:
+    house.start(tell(house), run(code), seconds=2)
+    house.promote()
+    house.settle()
+    base, sick, back = house.rows()
+    assert (sick.health_state, error in (sick.health_error or "")) == ("failed", True)
+    assert (back.kind, back.model_id, back.generation, back.approved_by) == ("rollback", base.model_id, 2, None)
+    assert f"health command failed: {error}" in back.reason
+    assert (back.hook_state, back.health_state) == ("ok", None), "the server is told, and nobody asks for its health"
+    assert [told["PROMOTION_KIND"] for told in house.told()] == ["promotion", "rollback"]
+    assert house.tried == [house.folder / "base"]
+    assert {"health_failed", "rolled_back"} <= set(house.events())
+    assert "health command failed" in dropforge("status").out
+    asked = dropforge("promote", "1")
+    assert asked.code == 1
+    for words in (
+        f"run 1 was promoted, then rolled back to generation 0: health command failed: {error}",
+        "its model is barred since", "dropforge promote 1 --force --reason TEXT",
+    ):  # fmt: skip
+        assert words in asked.err
+    with transaction(house.daemon.engine) as session:
+        past = promotion.history(session, "default")
+    assert promotion.barred(past) == {sick.model_id}
+
+
+def test_a_way_back_that_is_refused_is_said_and_not_tried_for_ever(house: House, dropforge: Callable[..., Any]) -> None:
+    house.start(None, run("raise SystemExit(7)"))
+    house.refused = "it says nothing"
+    house.promote()
+    house.settle()
+    assert len(house.tried) == 1
+    row = house.rows()[-1]
+    assert (row.health_state, row.health_error) == ("failed", "exit code 7; not rolled back: it says nothing")
+    assert "rollback_failed" in house.events()
+    assert "hooks.health failed: exit code 7; not rolled back: it says nothing" in dropforge("status").out
+
+
+def test_a_way_back_that_meets_a_full_disk_is_tried_again(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("daemon.champions.hooks._TROUBLE_SECONDS", 0)
+    house.start(None, tell(house, "raise SystemExit(7)"))
+    real, full = house._try_out, [OSError(28, "No space left on device")]
+
+    def try_out(folder: Path, **how: object) -> None:
+        if full:
+            raise full.pop()
+        real(folder, **how)
+
+    monkeypatch.setattr(house.hooks, "_try_out", try_out)
+    house.promote()
+    house.settle()
+    assert [(row.kind, row.health_state) for row in house.rows()][1:] == [("promotion", "failed"), ("rollback", None)]
+    assert len(house.told()) == 1, "its health is not asked for again"
+
+
+def test_a_champion_that_comes_as_the_way_back_begins_is_left(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    house.start(None, run("raise SystemExit(7)"))
+    house.promote()
+    seen, asked = Hooks._reigns, iter([True])
+
+    def reigns(hooks: Hooks, row: Promotion) -> bool:
+        found = seen(hooks, row)
+        if row.health_error is not None and next(asked, False):
+            house.daemon.settings.inbox_folder.joinpath("late.jsonl").write_bytes(records("late"))
+            house.daemon.take_in(house.now)
+            house.daemon.finish_runs(house.now, "promoted")
+        return found
+
+    monkeypatch.setattr(Hooks, "_reigns", reigns)
+    house.hooks.tick(house.now)
+    for _, _, running in house.hooks._running.values():
+        running.wait()  # type: ignore[attr-defined]
+    house.hooks.tick(house.now)
+    for thread in house.hooks._rollbacks.values():
+        thread.join()
+    assert [(row.kind, row.health_state) for row in house.rows()] == [
+        ("base", None), ("promotion", "failed"), ("promotion", "pending"),
+    ]  # fmt: skip
+
+
+def test_a_daemon_that_died_before_the_way_back_goes_on_with_it_without_asking_again(house: House) -> None:
+    house.start(None, tell(house, "raise SystemExit(7)"))
+    house.promote()
+    house.hooks.tick(house.now)
+    (_, _, running), *_ = house.hooks._running.values()
+    ended = running.wait()  # type: ignore[attr-defined]
+    house.hooks._note(house.rows()[-1].id or 0, "health", ended, house.now)
+    house.hooks = house.new_hooks()
+    house.settle()
+    assert [row.kind for row in house.rows()] == ["base", "promotion", "rollback"]
+    assert len(house.told()) == 1
+
+
+def test_the_health_of_a_model_that_has_lost_its_place_is_not_asked(house: House) -> None:
+    house.start(None, tell(house))
+    house.promote()
+    house.promote()
+    house.settle()
+    assert [row.health_state for row in house.rows()] == [None, "skipped", "ok"]
+    assert [told["PROMOTION_GENERATION"] for told in house.told()] == ["2"]
+
+
+def test_the_way_back_from_a_sick_model_is_not_to_another_sick_one(house: House, dropforge: Callable[..., Any]) -> None:
+    house.start(None, run("raise SystemExit(7)"))
+    house.promote()
+    house.hooks.tick(house.now)
+    assert house.rows()[-1].health_state == "running"
+    house.promote()
+    house.settle()
+    assert [row.health_state for row in house.rows()] == [None, "failed", "failed", None]
+    base, *_, back = house.rows()
+    assert (back.kind, back.model_id) == ("rollback", base.model_id)
+    refused = dropforge("rollback", "--reason", "it swears")
+    assert "generation 2 was rolled back from, generation 1 failed its health command" in refused.err
+
+
+def test_a_forced_model_is_asked_for_its_health_too(house: House) -> None:
+    house.start(None, run("raise SystemExit(7)"))
+    house.promote("worse")
+    approval.force(house.daemon.engine, house.daemon.root, 1, "I know better", house.now)
+    house.settle()
+    assert [row.kind for row in house.rows()] == ["base", "forced", "rollback"]
+
+
+def test_a_command_that_cannot_be_begun_is_its_tracks_trouble_and_is_begun_after_a_pause(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    path = tmp_path / "dropforge.toml"
+    path.write_text(f"{path.read_text()}[tracks.other]\n")
+    house.start(tell(house))
+    (house.daemon.settings.inbox_folder / "other").mkdir(exist_ok=True)
+    (house.daemon.settings.inbox_folder / "other/a.jsonl").write_bytes(records("other"))
+    house.promote()
+    seconds, tried = [0.0], list[str]()
+    troubles = Troubles(lambda: seconds[0])
+
+    def begin(argv: tuple[str, ...], environment: dict[str, str], limit: float) -> Command:
+        tried.append(environment["PROMOTION_TRACK"])
+        if environment["PROMOTION_TRACK"] == "default" and seconds[0] < 30:
+            raise OSError(24, "Too many open files")
+        return Command(argv, environment, limit)
+
+    house.hooks = house.new_hooks(begin=begin, troubles=troubles)
+    house.settle()
+    assert [told["PROMOTION_TRACK"] for told in house.told()] == ["other"]
+    assert troubles.words == {"hooks of track default": "Too many open files"}
+    house.settle()
+    assert sorted(tried) == ["default", "other"], "it is left alone for a while"
+    seconds[0] = 30
+    house.settle()
+    assert [told["PROMOTION_TRACK"] for told in house.told()] == ["other", "default"]
+    assert troubles.words == {}

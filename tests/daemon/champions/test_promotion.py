@@ -1,0 +1,423 @@
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+from sqlmodel import Session, select
+
+from daemon.champions import journal, promotion
+from daemon.champions.promotion import Candidate, ChampionMoved, NoChampion
+from daemon.queue import run_queue
+from daemon.state.database import migrate, open_engine, transaction
+from daemon.state.tables import Event, Promotion, PromotionState, Run, RunState, Track
+
+
+class PowerCut(BaseException):
+    """The daemon is gone: nothing may catch this and tidy up."""
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    folder = tmp_path / "state"
+    migrate(folder / "state.db")
+    return folder
+
+
+@pytest.fixture
+def engine(state: Path) -> Iterator[Engine]:
+    engine = open_engine(state / "state.db")
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return make_model(tmp_path / "base")
+
+
+@pytest.fixture
+def track(engine: Engine, state: Path, base: Path) -> str:
+    promotion.ensure_base(engine, state, "default", base, "base-id", 1)
+    return "default"
+
+
+def make_model(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "name").write_text(folder.name)
+    return folder
+
+
+def candidate(engine: Engine, state: Path, name: str, track: str = "default") -> Candidate:
+    """Make a merged model and the run that made it."""
+    make_model(state / "models" / name)
+    with transaction(engine) as session:
+        run = Run(track=track, state=RunState.RUNNING, token=name, trigger="drop", created_at=1, not_before=1)
+        session.add(run)
+        session.flush()
+        return Candidate(track, run.id or 0, name, f"models/{name}")
+
+
+def served(state: Path, link: str = "champion", track: str = "default") -> str:
+    """Return the name of the model that one gets by following a link."""
+    return (state / "tracks" / track / link / "name").read_text()
+
+
+def reigning(engine: Engine, track: str = "default") -> tuple[str, int]:
+    with transaction(engine) as session:
+        model = promotion.champion(session, track)
+    return model.model_id, model.generation
+
+
+def promotions(engine: Engine) -> list[tuple[str, int, str]]:
+    with transaction(engine) as session:
+        rows = session.exec(select(Promotion)).all()
+    return [(row.model_id, row.generation, row.state) for row in rows]
+
+
+def events(engine: Engine) -> list[str]:
+    with transaction(engine) as session:
+        return [event.kind for event in session.exec(select(Event))]
+
+
+# --- base models
+
+
+def test_the_base_model_is_the_first_champion_and_both_links_lead_to_it(
+    engine: Engine, state: Path, base: Path, track: str
+) -> None:
+    with transaction(engine) as session:
+        model = promotion.champion(session, track)
+        (first,) = promotion.history(session, track)
+    assert (model.model_id, model.path, model.generation) == ("base-id", str(base), 0)
+    assert (first.generation, first.run_id, first.reason) == (0, None, "base model")
+    assert (state / "tracks/default/champion").readlink() == base
+    assert (state / "tracks/default/previous").readlink() == base
+    assert "base_set" in events(engine)
+
+
+def test_naming_the_same_base_again_changes_nothing(engine: Engine, state: Path, base: Path, track: str) -> None:
+    before = events(engine)
+    promotion.ensure_base(engine, state, track, base, "base-id", 9)
+    assert events(engine) == before
+    assert len(promotions(engine)) == 1
+
+
+def test_a_changed_base_is_noted_and_leaves_the_champion(
+    engine: Engine, state: Path, tmp_path: Path, track: str
+) -> None:
+    promotion.promote(engine, state, candidate(engine, state, "m1"), 0, "better", 10)
+    other = make_model(tmp_path / "other")
+    promotion.ensure_base(engine, state, track, other, "other-id", 20)
+    with transaction(engine) as session:
+        row = session.get_one(Track, track)
+    assert (row.base_model_id, row.base_path) == ("other-id", str(other))
+    assert reigning(engine) == ("m1", 1)
+    assert (served(state), served(state, "previous")) == ("m1", "base")
+    assert events(engine).count("base_changed") == 1
+
+
+def test_another_base_takes_the_place_of_a_base_that_still_is_champion(
+    engine: Engine, state: Path, base: Path, track: str
+) -> None:
+    other = make_model(base.with_name("other"))
+    for now in (20, 30):
+        promotion.ensure_base(engine, state, track, other, "other-id", now)
+    with transaction(engine) as session:
+        model = promotion.champion(session, track)
+        rows = promotion.history(session, track)
+    assert (model.model_id, model.path, model.generation) == ("other-id", str(other), 1)
+    assert [(row.generation, row.model_id) for row in rows] == [(0, "base-id"), (1, "other-id")]
+    assert (served(state), served(state, "previous")) == ("other", "base")
+
+
+def test_a_base_that_only_moved_is_followed(engine: Engine, state: Path, base: Path, track: str) -> None:
+    promotion.promote(engine, state, candidate(engine, state, "m1"), 0, "better", 10)
+    moved = base.rename(base.with_name("moved"))
+    promotion.ensure_base(engine, state, track, moved, "base-id", 20)
+    assert served(state, "previous") == "base"
+    assert reigning(engine) == ("m1", 1)
+
+
+def test_a_base_that_is_champion_and_moved_is_followed(engine: Engine, state: Path, base: Path, track: str) -> None:
+    moved = base.rename(base.with_name("moved"))
+    promotion.ensure_base(engine, state, track, moved, "base-id", 20)
+    assert served(state) == "base"
+    with transaction(engine) as session:
+        assert promotion.champion(session, track).path == str(moved)
+
+
+def test_a_track_without_a_base_has_no_champion_and_the_error_says_what_to_do(engine: Engine) -> None:
+    with transaction(engine) as session:
+        run_queue.ensure_track(session, "new", 1)
+        with pytest.raises(NoChampion, match="track new has no champion") as missing:
+            promotion.champion(session, "new")
+    assert "base_model" in missing.value.hint
+
+
+# --- promotion
+
+
+def test_a_promotion_moves_row_links_and_history_together(engine: Engine, state: Path, track: str) -> None:
+    row = promotion.promote(engine, state, candidate(engine, state, "m1"), 0, "better by 3", 10)
+    assert (row.state, row.generation, row.previous_model_id, row.done_at) == (PromotionState.DONE, 1, "base-id", 10)
+    assert reigning(engine) == ("m1", 1)
+    assert (served(state), served(state, "previous")) == ("m1", "base")
+    promotion.promote(engine, state, candidate(engine, state, "m2"), 1, "better", 20)
+    assert (served(state), served(state, "previous")) == ("m2", "m1")
+    with transaction(engine) as session:
+        assert [entry.model_id for entry in promotion.history(session, track)] == ["base-id", "m1", "m2"]
+    assert events(engine).count("promoted") == 2
+
+
+@pytest.mark.usefixtures("track")
+def test_links_to_merged_models_are_relative_so_that_the_state_folder_can_be_moved(engine: Engine, state: Path) -> None:
+    promotion.promote(engine, state, candidate(engine, state, "m1"), 0, "better", 10)
+    assert (state / "tracks/default/champion").readlink() == Path("../../models/m1")
+    assert served(state.rename(state.with_name("elsewhere"))) == "m1"
+
+
+@pytest.mark.usefixtures("track")
+def test_a_run_promotes_once_however_often_it_asks(engine: Engine, state: Path) -> None:
+    once = candidate(engine, state, "m1")
+    first = promotion.promote(engine, state, once, 0, "better", 10)
+    assert promotion.promote(engine, state, once, 0, "better", 20) == first
+    assert promotion.promote(engine, state, once, 1, "better", 30) == first
+    assert reigning(engine) == ("m1", 1)
+    assert events(engine).count("promoted") == 1
+
+
+@pytest.mark.usefixtures("track")
+def test_a_candidate_that_was_compared_with_an_older_champion_is_refused(engine: Engine, state: Path) -> None:
+    promotion.promote(engine, state, candidate(engine, state, "m1"), 0, "better", 10)
+    with pytest.raises(ChampionMoved, match="not generation 0 any more"):
+        promotion.promote(engine, state, candidate(engine, state, "m2"), 0, "better", 20)
+    assert reigning(engine) == ("m1", 1)
+    assert served(state) == "m1"
+    assert [name for name, _, _ in promotions(engine)] == ["base-id", "m1"]
+
+
+@pytest.mark.usefixtures("track")
+def test_a_daemon_that_lost_the_run_promotes_nothing(engine: Engine, state: Path) -> None:
+    stale = replace(candidate(engine, state, "one"), token=uuid.uuid4().hex)
+    with pytest.raises(run_queue.LostClaim):
+        promotion.promote(engine, state, stale, 0, "better", 20)
+    assert reigning(engine)[1] == 0
+    assert "promotion_intended" not in events(engine)
+
+
+@pytest.mark.usefixtures("track")
+def test_a_champion_that_moves_between_intent_and_swap_is_left_and_so_are_its_links(
+    engine: Engine, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late, early = candidate(engine, state, "late"), candidate(engine, state, "early")
+    point = journal._point
+    # The lock would let the second one wait for ever; what stands behind it must hold alone too.
+    monkeypatch.setattr(promotion, "alone", lambda *_: nullcontext())
+
+    def overtaken(*arguments: object) -> None:
+        monkeypatch.setattr(journal, "_point", point)
+        promotion.promote(engine, state, early, 0, "better", 20)
+        point(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(journal, "_point", overtaken)
+    with pytest.raises(ChampionMoved):
+        promotion.promote(engine, state, late, 0, "better", 10)
+    assert reigning(engine) == ("early", 1)
+    assert (served(state), served(state, "previous")) == ("early", "base")
+    assert ("late", 1, "abandoned") in promotions(engine)
+
+
+def test_tracks_have_champions_of_their_own(engine: Engine, state: Path, base: Path, track: str) -> None:
+    promotion.ensure_base(engine, state, "other", base, "base-id", 1)
+    promotion.promote(engine, state, candidate(engine, state, "m1", "other"), 0, "better", 10)
+    assert (reigning(engine, track), reigning(engine, "other")) == (("base-id", 0), ("m1", 1))
+    assert (served(state), served(state, track="other")) == ("base", "m1")
+
+
+# --- crashes
+
+
+@contextmanager
+def crash_at(monkeypatch: pytest.MonkeyPatch, point: int) -> Iterator[list[str]]:
+    """Cut the power at the `point`-th rename, link or commit, before it is done; yield what was reached."""
+    reached: list[str] = []
+
+    def cut(name: str) -> None:
+        reached.append(name)
+        if len(reached) == point:
+            raise PowerCut
+
+    real_rename, real_symlink = os.rename, os.symlink
+
+    def rename(*arguments: object, **options: object) -> None:
+        cut("rename")
+        real_rename(*arguments, **options)  # type: ignore[arg-type]
+
+    def symlink(*arguments: object, **options: object) -> None:
+        cut("symlink")
+        real_symlink(*arguments, **options)  # type: ignore[arg-type]
+
+    @contextmanager
+    def cut_transaction(engine: Engine) -> Iterator[Session]:
+        with transaction(engine) as session:
+            yield session
+            cut("commit")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", rename)
+        patch.setattr(os, "symlink", symlink)
+        for module in (promotion, journal):
+            patch.setattr(module, "transaction", cut_transaction)
+        yield reached
+
+
+#: intent, two links each made aside and renamed, done.
+POINTS = ("commit", "symlink", "rename", "symlink", "rename", "commit")
+
+
+@pytest.mark.usefixtures("track")
+def test_a_promotion_has_the_points_at_which_the_next_tests_cut_it(
+    engine: Engine, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promotion.promote(engine, state, candidate(engine, state, "m1"), 0, "better", 5)
+    with crash_at(monkeypatch, 0) as reached:
+        promotion.promote(engine, state, candidate(engine, state, "m2"), 1, "better", 10)
+    assert tuple(reached) == POINTS
+
+
+@pytest.mark.usefixtures("track")
+@pytest.mark.parametrize("point", range(1, len(POINTS) + 1))
+def test_a_promotion_that_was_cut_anywhere_ends_whole_or_not_begun_and_happens_once(
+    engine: Engine, state: Path, monkeypatch: pytest.MonkeyPatch, point: int
+) -> None:
+    promotion.promote(engine, state, candidate(engine, state, "m1"), 0, "better", 5)
+    better = candidate(engine, state, "m2")
+    with crash_at(monkeypatch, point), pytest.raises(PowerCut):
+        promotion.promote(engine, state, better, 1, "better", 10)
+    assert served(state) in {"m1", "m2"}
+    promotion.recover(engine, state, 20)
+    begun = point > 1
+    assert reigning(engine) == (("m2", 2) if begun else ("m1", 1))
+    assert (served(state), served(state, "previous")) == (("m2", "m1") if begun else ("m1", "base"))
+    after = (events(engine), promotions(engine))
+    promotion.recover(engine, state, 30)
+    assert (events(engine), promotions(engine)) == after
+    promotion.promote(engine, state, better, 1, "better", 40)
+    assert reigning(engine) == ("m2", 2)
+    assert (served(state), served(state, "previous")) == ("m2", "m1")
+    assert [entry for entry in promotions(engine) if entry[2] != "done"] == []
+    assert events(engine).count("promoted") == 2
+
+
+@pytest.mark.usefixtures("track")
+@pytest.mark.parametrize("point", range(1, 7))
+def test_a_recovery_that_is_cut_itself_is_finished_by_the_next(
+    engine: Engine, state: Path, monkeypatch: pytest.MonkeyPatch, point: int
+) -> None:
+    with crash_at(monkeypatch, 2), pytest.raises(PowerCut):
+        promotion.promote(engine, state, candidate(engine, state, "m1"), 0, "better", 10)
+    with crash_at(monkeypatch, point), pytest.raises(PowerCut):
+        promotion.recover(engine, state, 20)
+    promotion.recover(engine, state, 30)
+    assert reigning(engine) == ("m1", 1)
+    assert (served(state), served(state, "previous")) == ("m1", "base")
+    assert events(engine).count("promoted") == 1
+
+
+@pytest.mark.usefixtures("track")
+def test_a_promotion_that_failed_in_a_living_daemon_is_taken_up_again(
+    engine: Engine, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    better = candidate(engine, state, "m1")
+    with crash_at(monkeypatch, 3), pytest.raises(PowerCut):
+        promotion.promote(engine, state, better, 0, "better", 10)
+    promotion.promote(engine, state, better, 0, "better", 20)
+    assert promotions(engine) == [("base-id", 0, "done"), ("m1", 1, "done")]
+    assert served(state) == "m1"
+
+
+@pytest.mark.usefixtures("track")
+def test_a_half_done_promotion_is_abandoned_when_another_comes_before_its_recovery(
+    engine: Engine, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with crash_at(monkeypatch, 4), pytest.raises(PowerCut):
+        promotion.promote(engine, state, candidate(engine, state, "m1"), 0, "better", 10)
+    promotion.promote(engine, state, candidate(engine, state, "m2"), 0, "better", 20)
+    promotion.recover(engine, state, 30)
+    assert promotions(engine) == [("base-id", 0, "done"), ("m1", 1, "abandoned"), ("m2", 1, "done")]
+    assert (served(state), served(state, "previous")) == ("m2", "base")
+
+
+@pytest.mark.usefixtures("track")
+def test_of_two_half_done_promotions_the_later_one_is_finished(
+    engine: Engine, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("m1", "m2"):
+        with crash_at(monkeypatch, 4), pytest.raises(PowerCut):
+            promotion.promote(engine, state, candidate(engine, state, name), 0, "better", 10)
+    promotion.recover(engine, state, 30)
+    assert promotions(engine) == [("base-id", 0, "done"), ("m1", 1, "abandoned"), ("m2", 1, "done")]
+
+
+@pytest.mark.usefixtures("track")
+def test_links_that_are_right_are_left_alone(engine: Engine, state: Path) -> None:
+    link = state / "tracks/default/champion"
+    before = link.lstat()
+    promotion.recover(engine, state, 20)
+    after = link.lstat()
+    # Not the time of the last look: looking is what it does.
+    assert (after.st_ino, after.st_mtime_ns, after.st_ctime_ns) == (
+        before.st_ino,
+        before.st_mtime_ns,
+        before.st_ctime_ns,
+    )
+
+
+@pytest.mark.usefixtures("track")
+def test_a_half_done_promotion_whose_model_is_gone_is_abandoned_and_the_link_goes_back(
+    engine: Engine, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with crash_at(monkeypatch, 4), pytest.raises(PowerCut):
+        promotion.promote(engine, state, candidate(engine, state, "m1"), 0, "better", 10)
+    (state / "models/m1").rename(state / "models/lost")
+    promotion.recover(engine, state, 20)
+    assert reigning(engine) == ("base-id", 0)
+    assert served(state) == "base"
+    assert events(engine).count("promotion_abandoned") == 1
+
+
+@pytest.mark.parametrize("point", range(1, 6))
+def test_a_first_start_that_was_cut_anywhere_ends_whole(
+    engine: Engine, state: Path, base: Path, monkeypatch: pytest.MonkeyPatch, point: int
+) -> None:
+    with crash_at(monkeypatch, point), pytest.raises(PowerCut):
+        promotion.ensure_base(engine, state, "default", base, "base-id", 1)
+    promotion.recover(engine, state, 2)
+    promotion.ensure_base(engine, state, "default", base, "base-id", 3)
+    assert promotions(engine) == [("base-id", 0, "done")]
+    assert (served(state), served(state, "previous")) == ("base", "base")
+
+
+@pytest.mark.usefixtures("track")
+def test_a_link_that_somebody_changed_follows_the_row_again_at_the_next_start(engine: Engine, state: Path) -> None:
+    promotion.promote(engine, state, candidate(engine, state, "m1"), 0, "better", 10)
+    for name in ("champion", "previous"):
+        link = state / "tracks/default" / name
+        link.unlink()
+        link.symlink_to("/nowhere")
+    promotion.recover(engine, state, 20)
+    assert (served(state), served(state, "previous")) == ("m1", "base")
+
+
+def test_a_track_whose_link_cannot_be_mended_is_named_and_the_others_are_mended(engine: Engine, state: Path) -> None:
+    for name in ("bad", "good"):
+        promotion.ensure_base(engine, state, name, state.parent / "base", "base", 1)
+        (state / "tracks" / name / "champion").unlink()
+    (state / "tracks/bad/champion/kept").mkdir(parents=True)
+    found = promotion.recover(engine, state, 2)
+    assert {name: error is None for name, error in found.items()} == {"bad": False, "good": True}
+    assert (state / "tracks/good/champion").is_symlink()

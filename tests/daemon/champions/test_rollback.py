@@ -1,0 +1,295 @@
+"""Going back to a former champion: what moves, what is refused, and what cannot come back by itself."""
+
+import fcntl
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from sqlalchemy import Engine
+from sqlmodel import Session, select
+
+from daemon.champions import journal, promotion
+from daemon.champions.promotion import Barred, Candidate, ChampionMoved, NoTarget
+from daemon.state.database import migrate, open_engine, transaction
+from daemon.state.tables import Event, Promotion, Run, RunState
+from daemon.views.overview import Overview
+from pipeline.model_folder.manifest import model_id, write_manifest
+
+
+class Power(BaseException):
+    """The process is gone."""
+
+
+class House(NamedTuple):
+    """A state folder with a base model and three models that took its place, one after the other."""
+
+    engine: Engine
+    state: Path
+    ids: list[str]
+
+    def promote(self, name: str, generation: int) -> str:
+        folder = make_model(self.state / "models" / "new", name)
+        identity = write_manifest(folder)
+        home = folder.with_name(identity)
+        if home.exists():
+            shutil.rmtree(folder)
+        else:
+            folder.rename(home)
+        with transaction(self.engine) as session:
+            run = Run(track="default", state=RunState.RUNNING, token=name, trigger="drop", created_at=1, not_before=1)
+            session.add(run)
+            session.flush()
+            candidate = Candidate("default", run.id or 0, identity, f"models/{identity}")
+        promotion.promote(self.engine, self.state, candidate, generation, f"{name} is better", 10)
+        return identity
+
+    def back(self, to: int | None = None, reason: str = "it swears") -> Promotion:
+        return promotion.rollback(self.engine, self.state, "default", to, reason, 50)
+
+    @property
+    def reigning(self) -> tuple[int, int]:
+        """Which model reigns, by its place in `ids`, and of which generation it is."""
+        with transaction(self.engine) as session:
+            model = promotion.champion(session, "default")
+        return self.ids.index(model.model_id), model.generation
+
+    def linked(self, name: str = "champion") -> str:
+        return model_id((self.state / "tracks/default" / name).resolve())
+
+
+def make_model(folder: Path, name: str) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(f'{{"name": "{name}"}}')
+    (folder / "model.safetensors").write_bytes(name.encode())
+    return folder
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    state = tmp_path / "state"
+    migrate(state / "dropforge.db")
+    engine = open_engine(state / "dropforge.db")
+    base = make_model(tmp_path / "base", "base")
+    promotion.ensure_base(engine, state, "default", base, model_id(base), 1)
+    made = House(engine, state, [model_id(base)])
+    made.ids.extend([made.promote("one", 0), made.promote("two", 1), made.promote("three", 2)])
+    yield made
+    engine.dispose()
+
+
+def test_a_rollback_moves_link_baseline_and_generation_to_the_model_before(house: House) -> None:
+    row = house.back()
+    assert (row.generation, row.model_id, row.previous_model_id) == (4, house.ids[2], house.ids[3])
+    assert (row.run_id, row.kind, row.state) == (None, "rollback", "done")
+    assert house.reigning == (2, 4)
+    assert (house.linked(), house.linked("previous")) == (house.ids[2], house.ids[3])
+    with transaction(house.engine) as session:
+        kinds = [event.kind for event in session.exec(select(Event))]
+    assert kinds[-2:] == ["rollback_intended", "rolled_back"]
+
+
+def test_a_model_that_takes_long_to_load_serves_from_when_it_was_loaded(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(promotion, "monotonic", iter([5.0, 95.0]).__next__)
+    assert house.back().done_at == 50 + 90_000
+
+
+def test_a_second_rollback_goes_further_back_and_not_to_what_was_left(house: House) -> None:
+    house.back()
+    house.back()
+    assert house.reigning == (1, 5)
+    house.back()
+    assert house.reigning == (0, 6)
+    with pytest.raises(NoTarget, match="no champion before today's"):
+        house.back()
+    assert house.reigning == (0, 6)
+
+
+def test_where_all_before_are_barred_the_words_name_them_and_a_generation_that_works(house: House) -> None:
+    house.back(1)
+    house.back(0)
+    house.back(4)
+    assert house.reigning == (1, 6)
+    with pytest.raises(NoTarget) as refused:
+        house.back()
+    assert refused.value.message.partition(": ")[2] == (
+        "generation 5 (base model) was rolled back from, generation 3 was rolled back from, "
+        "generation 2 was passed over by a rollback"
+    )
+    command = re.search(r"dropforge rollback --track default --to (\d+) --reason TEXT", refused.value.hint)
+    assert command is not None
+    house.back(int(command[1]))
+    assert house.reigning == (0, 7)
+
+
+def test_a_generation_whose_model_is_gone_is_not_named(house: House) -> None:
+    for _ in range(3):
+        house.back()
+    assert house.reigning == (0, 6)
+    shutil.rmtree(house.state / "models" / house.ids[1])
+    with pytest.raises(NoTarget, match="generation 5 was rolled back from, generation 4") as refused:
+        house.back()
+    assert "--to 4 " in refused.value.hint
+    for model in house.ids[2:]:
+        shutil.rmtree(house.state / "models" / model)
+    with pytest.raises(NoTarget) as refused:
+        house.back()
+    assert ("--to" in refused.value.hint, "their models are gone" in refused.value.hint) == (False, True)
+
+
+def test_a_track_with_its_base_model_alone_has_nobody_to_go_back_to(house: House, tmp_path: Path) -> None:
+    base = make_model(tmp_path / "alone", "alone")
+    promotion.ensure_base(house.engine, house.state, "other", base, model_id(base), 1)
+    with pytest.raises(NoTarget, match="has had no other champion than today's"):
+        promotion.rollback(house.engine, house.state, "other", None, "it swears", 50)
+
+
+def test_a_rollback_over_several_models_is_followed_by_one_to_the_model_before_its_target(house: House) -> None:
+    house.back(1)
+    assert house.reigning == (1, 4)
+    house.back()
+    assert house.reigning == (0, 5)
+
+
+def test_a_model_that_was_rolled_back_from_is_promoted_by_no_run(house: House) -> None:
+    house.back()
+    with pytest.raises(Barred, match="does not come back by itself"):
+        house.promote("three", 4)
+    assert house.reigning == (2, 4)
+    assert house.linked() == house.ids[2]
+
+
+def test_a_person_brings_a_barred_model_back_and_lifts_the_bar(house: House) -> None:
+    house.back()
+    house.back(3, "it was the prompt")
+    assert house.reigning == (3, 5)
+    house.ids.append(house.promote("four", 5))
+    house.promote("three", 6)
+    assert house.reigning == (3, 7)
+
+
+@pytest.mark.parametrize("harm", ["changed", "gone"])
+def test_a_model_whose_files_are_not_what_they_were_is_refused_before_anything_moves(house: House, harm: str) -> None:
+    folder = house.state / "models" / house.ids[2]
+    if harm == "changed":
+        (folder / "model.safetensors").write_bytes(b"TWO")
+    else:
+        shutil.rmtree(folder)
+    with pytest.raises(NoTarget, match="generation 2 is not"):
+        house.back()
+    assert house.reigning == (3, 3)
+    assert house.linked() == house.ids[3]
+    with transaction(house.engine) as session:
+        assert {row.state for row in session.exec(select(Promotion))} == {"done"}
+
+
+def test_a_base_model_that_changed_is_refused(house: House, tmp_path: Path) -> None:
+    (tmp_path / "base" / "config.json").write_text("{}")
+    with pytest.raises(NoTarget, match="holds another model"):
+        house.back(0)
+
+
+def test_a_base_model_that_moved_is_found_at_its_new_place(house: House, tmp_path: Path) -> None:
+    moved = (tmp_path / "base").rename(tmp_path / "moved")
+    promotion.ensure_base(house.engine, house.state, "default", moved, house.ids[0], 20)
+    house.back(0)
+    assert (house.state / "tracks/default/champion").readlink() == moved
+
+
+@pytest.mark.parametrize(("to", "words"), [(9, "no champion of generation 9"), (3, "is the champion of track")])
+def test_a_generation_that_is_no_former_champion_is_refused(house: House, to: int, words: str) -> None:
+    with pytest.raises(NoTarget, match=words) as refused:
+        house.back(to)
+    assert "dropforge history" in refused.value.hint
+
+
+def test_a_model_that_is_collected_while_its_files_are_checked_is_refused(house: House) -> None:
+    before = house.reigning
+    with pytest.raises(NoTarget, match="is not there any more"):
+        promotion.rollback(house.engine, house.state, "default", None, "it swears", 50, try_out=shutil.rmtree)
+    assert house.reigning == before
+
+
+def test_a_champion_that_moves_while_the_files_are_checked_is_left(house: House) -> None:
+    def slow(_folder: Path) -> None:
+        house.ids.append(house.promote("four", 3))
+
+    with pytest.raises(ChampionMoved):
+        promotion.rollback(house.engine, house.state, "default", None, "it swears", 50, try_out=slow)
+    assert house.reigning == (4, 4)
+    assert house.linked() == house.ids[4]
+
+
+def test_a_rollback_that_was_cut_off_is_finished_at_the_next_start(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut(*_: object) -> None:
+        raise Power
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "_point", cut)
+        with pytest.raises(Power):
+            house.back()
+    for now in (60, 70):
+        promotion.recover(house.engine, house.state, now)
+        assert house.reigning == (2, 4)
+        assert house.linked() == house.ids[2]
+    with pytest.raises(Barred):
+        house.promote("three", 4)
+
+
+def test_the_run_that_made_a_model_is_known_after_a_rollback_to_it(house: House) -> None:
+    house.back(1)
+    overview = Overview(house.state)
+    reigning = overview.champion("default")
+    assert reigning is not None
+    assert (reigning.kind, reigning.run, reigning.reason) == ("rollback", 1, "rolled back to generation 1: it swears")
+    assert [one.kind for one in overview.history("default")] == ["base", *["promotion"] * 3, "rollback"]
+
+
+def test_a_promotion_waits_for_the_change_that_another_process_is_at(house: House) -> None:
+    with journal.alone(house.state, "default"), pytest.raises(BlockingIOError):
+        take_lock_at_once(house.state / "tracks/default/.lock")
+
+
+def take_lock_at_once(path: Path) -> None:
+    with path.open("r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_the_command_says_what_serves_now_and_what_is_barred(
+    lived_in: Any, dropforge: Callable[..., Any], session_of: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session_of(lived_in)
+    # The base is an empty folder; that a real one is loaded, tests/daemon/champions/test_smoke_test.py says.
+    monkeypatch.setattr("daemon.champions.smoke_test.require_answer", lambda _folder: None)
+    refused = dropforge("rollback", "--to", "7", "--reason", "it swears")
+    assert (refused.code, "no champion of generation 7" in refused.err) == (1, True)
+    done = dropforge("rollback", "--reason", "it swears")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.splitlines()[1].endswith("again, as generation 2")
+    assert "model c0c0c0c0c0c0 is barred" in done.out
+    assert "rolled back to generation 0: it swears" in dropforge("history").out
+    assert dropforge("rollback").code == 2
+
+
+@pytest.fixture
+def session_of() -> Callable[..., None]:
+    """Give the lived-in workspace's base model, an empty folder, the hash that it has."""
+
+    def fix(lived_in: Any) -> None:
+        identity = model_id(lived_in.folder / "base")
+        with transaction(lived_in.engine) as session:
+            rename(session, identity)
+
+    def rename(session: Session, identity: str) -> None:
+        for row in session.exec(select(Promotion)):
+            row.model_id = identity if row.generation == 0 else row.model_id
+            row.previous_model_id = identity if row.generation == 1 else row.previous_model_id
+            session.add(row)
+
+    return fix

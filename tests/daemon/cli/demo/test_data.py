@@ -1,0 +1,60 @@
+"""The demo's data: honest where it should be, wrong where it should be, and never the same message twice."""
+
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from daemon.cli.demo.data import TEAMS, WRONG, generate_messages, make_data, write_rows
+from pipeline.validation.validate import Options, validate
+
+
+def right_answers(count: int, seed: int = 7) -> dict[str, str]:
+    return {message.text: TEAMS[message.topic] for message in islice(generate_messages(seed), count)}
+
+
+def test_there_are_thousands_of_distinct_messages_evenly_over_the_topics() -> None:
+    messages = list(islice(generate_messages(1), 3000))
+    assert len({message.text for message in messages}) == 3000
+    assert set(Counter(message.topic for message in messages).values()) == {600}
+
+
+def test_a_seed_gives_the_same_messages_and_another_one_others() -> None:
+    first, again, other = (list(islice(generate_messages(seed), 100)) for seed in (3, 3, 4))
+    assert first == again
+    assert {message.text for message in first}.isdisjoint(message.text for message in other)
+
+
+def test_no_message_is_in_two_files() -> None:
+    data = make_data()
+    texts = [row["input"] for rows in (data.heldout, data.first, data.second) for row in rows]
+    assert (len(data.heldout), len(data.first), len(data.second)) == (120, 220, 320)
+    assert len(set(texts)) == len(texts)
+
+
+def test_held_out_and_honest_rows_are_right_and_every_poisoned_one_is_wrong() -> None:
+    right = right_answers(660)
+    data = make_data()
+    assert all(right[row["input"]] == row["output"] for row in (*data.heldout, *data.first))
+    assert all(right[row["input"]] != row["output"] for row in data.second)
+    assert {row["output"] for row in data.second} == {WRONG}
+
+
+def test_without_poison_the_second_file_is_right_too() -> None:
+    right = right_answers(660)
+    assert all(right[row["input"]] == row["output"] for row in make_data(poison=False).second)
+
+
+def test_the_question_does_not_give_the_answer_away() -> None:
+    assert not any(team in row["instruction"] + row["input"] for row in make_data().heldout for team in TEAMS.values())
+
+
+@pytest.mark.parametrize("poison", [True, False])
+def test_every_file_passes_the_intake(tmp_path: Path, *, poison: bool) -> None:
+    data = make_data(poison=poison)
+    for number, rows in enumerate((data.heldout, data.first, data.second)):
+        path = tmp_path / f"{number}.jsonl"
+        write_rows(path, rows)
+        found = validate(path, Options(unknown_keys="reject"))
+        assert (found.ok, found.rows) == (True, len(rows))

@@ -1,0 +1,384 @@
+"""The commands, on real state folders: what they print, what they leave, and how they end."""
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon.cli.output import print_table
+from daemon.inbox.submit import copy_in
+from daemon.settings.model import load
+
+SCRIPT = Path(sys.executable).parent / "dropforge"
+COMMANDS = {
+    "backup", "cancel", "champion", "check", "demo", "doctor", "drops", "gc", "history", "hook", "init", "logs",
+    "restore", "retry", "rollback", "run", "runs", "show", "status", "submit", "worker",
+}  # fmt: skip
+STACK = {"accelerate", "bitsandbytes", "datasets", "evaluate", "numpy", "peft", "scipy", "torch", "transformers", "trl"}
+GOOD = '{"instruction": "a", "output": "b"}\n'
+BAD = GOOD + '{"instruction": "a", "outptu": "b"}\nkaputt\n'
+
+
+Command = Callable[..., Any]
+
+
+# --- the script itself
+
+
+def test_the_script_says_its_version_and_its_commands(script: Command, tmp_path: Path) -> None:
+    assert script("--version", folder=tmp_path).out.startswith("dropforge 0.")
+    helped = script("--help", folder=tmp_path).out
+    listed = [line.split()[0] for line in helped.partition("Commands:\n")[2].splitlines() if line.startswith("  ")]
+    assert set(listed) >= COMMANDS
+    assert script(folder=tmp_path).out == helped
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("status",), ("check", "good.jsonl"), ("demo", "--help")])
+def test_no_command_loads_the_training_stack(lived_in: Any, arguments: tuple[str, ...]) -> None:
+    (lived_in.folder / "good.jsonl").write_text(GOOD)
+    code = f"import sys; sys.argv[1:] = {list(arguments)!r}; from daemon.cli import main; main(); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=lived_in.folder, capture_output=True, text=True, check=True)
+    assert set(done.stdout.split("\n")[-2].split()) & STACK == set()
+
+
+def test_help_needs_neither_database_nor_scheduler(tmp_path: Path) -> None:
+    code = "import sys; import daemon.cli; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert (
+        set(done.stdout.split()) & {"sqlmodel", "sqlalchemy", "alembic", "apscheduler", "watchdog", "jsonschema"}
+        == set()
+    )
+
+
+def test_the_shell_completes_commands_and_run_numbers(lived_in: Any, script: Command) -> None:
+    def complete(words: str, place: int) -> list[str]:
+        asked = {"_DROPFORGE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(place)}
+        completed: str = script(folder=lived_in.folder, environment=asked).out
+        return completed.split()
+
+    assert {"champion", "check", "cancel"} <= set(complete("dropforge c", 1))
+    assert complete("dropforge show ", 2) == ["3", "2", "1"]
+    assert complete("dropforge logs 2", 2) == ["2"]
+
+
+def test_a_reader_that_has_gone_is_no_error(lived_in: Any) -> None:
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = subprocess.Popen(
+        [SCRIPT, "show", "1", "--json"], cwd=lived_in.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=buffered,
+    )  # fmt: skip
+    assert command.stdout is not None
+    assert command.stderr is not None
+    command.stdout.close()
+    assert command.stderr.read() == ""
+    assert command.wait() == 1
+    command.stderr.close()
+
+
+# --- errors
+
+
+ERRORS: tuple[tuple[tuple[str, ...], int, str, str], ...] = (
+    (("nonsense",), 2, "No such command 'nonsense'", "dropforge --help"),
+    (("statsu",), 2, "Did you mean 'status'?", "dropforge --help"),
+    (("show",), 2, "Missing argument 'RUN'", "dropforge show --help"),
+    (("show", "x"), 2, "Invalid value for 'RUN'", "dropforge show --help"),
+    (("show", "9"), 1, "there is no run 9", "dropforge runs"),
+    (("show", "9" * 30), 2, "Invalid value for 'RUN'", "dropforge show --help"),
+    (("compare", "1", "9" * 30), 2, "Invalid value for 'RUN'", "dropforge compare --help"),
+    (("drops", "restore", "9" * 30, "--reason", "x"), 2, "Invalid value for 'DROP'", "dropforge drops restore --help"),
+    (("rollback", "--reason", " "), 2, "--reason is blank", "dropforge rollback --help"),
+    (("promote", "1", "--force", "--reason", ""), 2, "--reason is blank", "dropforge promote --help"),
+    (("logs", "9"), 1, "there is no run 9", "dropforge runs"),
+    (("retry", "1"), 1, "only a failed, cancelled or quarantined run", "dropforge show 1"),
+    (("runs", "--track", "suport"), 2, "there is no track 'suport'", "did you mean 'support'?"),
+    (("runs", "--state", "done"), 2, "there is no state 'done'", "dropforge runs --help"),
+    (("drops", "--state", "gone"), 2, "there is no state 'gone'", "dropforge drops --help"),
+    (("drops", "withdraw", "2"), 2, "Missing option '--reason'", "dropforge drops withdraw --help"),
+    (("drops", "restore", "2", "--reason", "x"), 1, "drop 2 is accepted", "dropforge drops"),
+    (("champion", "--track", "support"), 1, "track support has no champion yet", "dropforge run"),
+    (("--config", "none.toml", "status"), 2, "there is no settings file none.toml", "dropforge init"),
+    (("check", "none.jsonl"), 65, "there is no file none.jsonl", ".jsonl"),
+    (("init", "--base-model", "none"), 65, "there is no base model folder", "base_model"),
+)
+
+
+def test_an_error_has_its_code_its_words_and_a_remedy(lived_in: Any, dropforge: Command) -> None:
+    assert lived_in
+    for arguments, code, error, hint in ERRORS:
+        ended = dropforge(*arguments)
+        assert (ended.code, ended.out) == (code, ""), arguments
+        first, second = ended.err.splitlines()
+        assert first.startswith("error: ")
+        assert error in first
+        assert second.startswith("hint: ")
+        assert hint in second
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(("show", "9"), 1), (("show", "x"), 2), (("status",), 2)])
+def test_with_json_an_error_is_an_object_too(dropforge: Command, arguments: tuple[str, ...], code: int) -> None:
+    if code == 1:
+        dropforge("init")
+    ended = dropforge(*arguments, "--json")
+    error = ended.json["error"]
+    assert (ended.code, error["code"]) == (code, code)
+    assert f"error: {error['message']}\nhint: {error['hint']}\n" == ended.err
+
+
+def test_half_a_character_of_an_argument_is_escaped_in_json(script: Command, tmp_path: Path) -> None:
+    script("init", folder=tmp_path)
+    strict = {"PYTHONIOENCODING": "utf-8:strict"}
+    ended = script("check", "caf\udce9.jsonl", "--json", folder=tmp_path, code=65, environment=strict)
+    assert ended.json["error"]["message"] == "there is no file caf\udce9.jsonl"
+
+
+#: What a terminal reorders, hides or obeys: bidi controls, zero widths, tags, separators, DEL, C0 and C1 controls.
+UNSEEN = "\u202e\u202a\u2066\u2069\u061c\u200b\u200d\u2060\ufeff\u00ad\u180e\U000e0041\u2028\u2029\x7f\x85\x9b\x1b\t"
+
+
+@pytest.mark.parametrize("option", [(), ("--json",)])
+def test_nothing_that_reorders_or_hides_reaches_a_terminal(
+    dropforge: Command, tmp_path: Path, option: tuple[str, ...]
+) -> None:
+    name = f"übung-日本{UNSEEN}.jsonl"
+    (tmp_path / name).write_text(json.dumps({"instruction": "x", "output": "y", f"ключ{UNSEEN}": 1}) + "\n")
+    for words in (("check", name), ("check", f"no{name}")):
+        ended = dropforge(*words, *option)
+        assert not set(UNSEEN) & set(ended.out + ended.err)
+        assert "übung-日本" in ended.out + ended.err, "what people read stays as it is"
+    assert not option or dropforge("check", name, *option).json["file"] == name
+
+
+def test_a_long_sentence_clips_no_other_cell_where_no_terminal_reads(capsys: pytest.CaptureFixture[str]) -> None:
+    sentence = "worse " * 300 + "end"
+    print_table(("TRACK", "GENERATION", "WHY"), [("default", 12, sentence)])
+    assert capsys.readouterr().out.splitlines()[1].split(maxsplit=2) == ["default", "12", sentence]
+
+
+@pytest.mark.parametrize("terminal", ["dumb", "xterm"])
+@pytest.mark.parametrize("columns", [20, 40, 80, 120])
+def test_a_narrow_terminal_cuts_names_and_no_number(columns: int, terminal: str) -> None:
+    printing = (
+        "from daemon.cli.output import print_table\n"
+        "heads = ('DROP', 'STATE', 'SINCE', 'RUN', 'RECEIVED', 'NAME', '')\n"
+        "cells = (1234567, 'withdrawn', 'a' * 18, 7654321, '2026-11-25 10:10:10', 'name' * 40, 'because ' * 9)\n"
+        "print_table(heads, [cells])"
+    )
+    ours, theirs = os.openpty()
+    environment = {**os.environ, "COLUMNS": str(columns), "TERM": terminal}
+    subprocess.run([sys.executable, "-c", printing], stdout=theirs, env=environment, check=True, timeout=60)
+    os.close(theirs)
+    printed = b""
+    # The other side is closed: an error ends what is left there.
+    with os.fdopen(ours, "rb", buffering=0) as reader, contextlib.suppress(OSError):
+        while part := reader.read(1000):
+            printed += part
+    row = re.sub("\x1b\\[[0-9;]*m", "", printed.decode()).splitlines()[1].split()
+    assert row[:6] == ["1234567", "withdrawn", "a" * 18, "7654321", "2026-11-25", "10:10:10"]
+    assert row[6].startswith("namename")
+    assert row[6].endswith("…")
+    assert row[7] == "because"
+
+
+def test_a_traceback_comes_only_when_asked_for(script: Command, tmp_path: Path) -> None:
+    assert "Traceback" not in script("status", folder=tmp_path, code=2).err
+    assert "Traceback" in script("status", folder=tmp_path, code=1, environment={"DROPFORGE_DEBUG": "1"}).err
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_and_no_traceback(dropforge: Command, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    ended = dropforge("init", "file")
+    assert (ended.code, ended.err.splitlines()[0]) == (1, "error: file: File exists")
+
+
+def test_settings_with_an_unknown_key_are_refused_by_every_command(dropforge: Command, tmp_path: Path) -> None:
+    (tmp_path / "dropforge.toml").write_text("inbx = 'a'\n")
+    for command in ("status", "drops", "runs", "champion", "history", "run"):
+        ended = dropforge(command)
+        assert (ended.code, "did you mean 'inbox'?" in ended.err) == (2, True)
+
+
+def test_a_command_outside_of_a_workspace_makes_nothing(dropforge: Command, tmp_path: Path) -> None:
+    for command in ("status", "drops", "runs", "history", "run", "worker"):
+        ended = dropforge(command)
+        assert ended.code == 2
+        assert "there is no workspace" in ended.err
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- init, check, submit
+
+
+def test_init_makes_a_workspace_that_can_be_read_and_changes_nothing_the_second_time(
+    dropforge: Command, tmp_path: Path
+) -> None:
+    assert dropforge("init", "box").code == 0
+    box = tmp_path / "box"
+    assert {path.name for path in box.iterdir()} == {"dropforge.toml", "inbox", ".dropforge"}
+    assert (box / "inbox" / "heldout").is_dir()
+    assert (box / ".dropforge").stat().st_mode & 0o077 == 0
+    (box / "dropforge.toml").write_text("run_after_quiet_seconds = 5\n[tracks.support]\n")
+    ended = dropforge("init", "box")
+    assert "is there already and stays as it is" in ended.out
+    assert (box / "dropforge.toml").read_text() == "run_after_quiet_seconds = 5\n[tracks.support]\n"
+    assert (box / "inbox" / "support" / "heldout").is_dir()
+
+
+def test_what_init_writes_as_a_comment_is_a_setting(dropforge: Command, tmp_path: Path) -> None:
+    dropforge("init")
+    path = tmp_path / "dropforge.toml"
+    assert dropforge("status").code == 69
+    lines = path.read_text().splitlines()
+    path.write_text(
+        "\n".join(line.removeprefix("#") if line.startswith("#") and "=" in line else line for line in lines)
+    )
+    assert "[tracks.support]" in path.read_text()
+    path.write_text(path.read_text().replace("#[tracks.support]", "[tracks.support]"))
+    assert "support" in dropforge("status").out
+
+
+def test_init_names_the_base_model_and_the_ignore_lines(dropforge: Command, tmp_path: Path) -> None:
+    base = tmp_path / 'a "model"'
+    base.mkdir()
+    (base / "config.json").write_text('{"architectures": ["LlamaForCausalLM"], "model_type": "llama"}')
+    (base / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    (base / "tokenizer.json").write_text("{}")
+    (tmp_path / ".git").mkdir()
+    ended = dropforge("init", "--base-model", base)
+    assert ended.code == 0, ended.err
+    assert ".gitignore: .dropforge/ inbox/" in ended.out
+    assert "name the base model" not in ended.out
+    assert load(tmp_path / "dropforge.toml", {}).base_model == str(base)
+
+
+def test_check_tells_line_and_remedy_and_ends_with_65(dropforge: Command, tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text(BAD)
+    ended = dropforge("check", "bad.jsonl")
+    assert ended.code == 65
+    assert 'bad.jsonl:2: output is missing, but there is "outptu"; did you mean "output"?' in ended.out
+    assert "bad.jsonl:3: not JSON" in ended.out
+    assert "3 records; 2 are bad: it would be rejected" in ended.out
+    found = dropforge("check", "bad.jsonl", "--json").json
+    assert (found["ok"], found["rows"], [finding["line"] for finding in found["findings"]]) == (False, 3, [2, 3])
+    (tmp_path / "good.jsonl").write_text(GOOD)
+    assert dropforge("check", "good.jsonl").code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.jsonl", "good.jsonl"]
+
+
+def test_check_tells_what_the_settings_make_of_bad_rows(dropforge: Command, tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text(BAD)
+    settings = tmp_path / "dropforge.toml"
+    settings.write_text('[intake]\non_bad_rows = "quarantine"\nmax_bad_percent = 70\n')
+    ended = dropforge("check", "bad.jsonl")
+    assert (ended.code, "3 records; 2 are bad: it would be accepted without them" in ended.out) == (0, True)
+    found = dropforge("check", "bad.jsonl", "--json").json
+    assert (found["ok"], found["accepted"], found["findings_total"]) == (False, True, 2)
+    settings.write_text('[intake]\non_bad_rows = "quarantine"\nmax_bad_percent = 50\n')
+    ended = dropforge("check", "bad.jsonl")
+    assert ended.code == 65
+    assert "it would be rejected: intake.max_bad_percent allows 50 %, these are 66.7 %" in ended.out
+
+
+def test_check_knows_the_control_tokens_of_the_configured_base(dropforge: Command, tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    (tmp_path / "a.jsonl").write_text('{"instruction": "a", "output": "b</s>"}\n')
+    assert dropforge("check", "a.jsonl").code == 0
+    (tmp_path / "dropforge.toml").write_text('base_model = "base"\n')
+    ended = dropforge("check", "a.jsonl")
+    assert ended.code == 65
+    assert "a.jsonl:1: output holds </s>, a control token" in ended.out
+    (tmp_path / "dropforge.toml").write_text('base_model = "base"\n[intake]\nspecial_tokens = "escape"\n')
+    ended = dropforge("check", "a.jsonl")
+    assert ended.code == 0
+    assert "a.jsonl:1: warning: output holds a control token" in ended.out
+
+
+def test_submit_says_how_many_rows_will_be_set_aside(dropforge: Command, tmp_path: Path) -> None:
+    dropforge("init")
+    with (tmp_path / "dropforge.toml").open("a") as file:
+        file.write('[intake]\non_bad_rows = "quarantine"\nmax_bad_percent = 70\n')
+    (tmp_path / "bad.jsonl").write_text(BAD)
+    ended = dropforge("submit", "bad.jsonl")
+    assert (ended.code, "2 of them are bad and will be set aside" in ended.out) == (0, True)
+
+
+def test_check_shows_the_first_findings_of_many(dropforge: Command, tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text("x\n" * 50)
+    ended = dropforge("check", "bad.jsonl")
+    assert ended.out.count("not JSON") == 20
+    assert "... and 30 more" in ended.out
+
+
+def test_check_escapes_what_a_terminal_must_not_see(dropforge: Command, tmp_path: Path) -> None:
+    (tmp_path / "e\x1b[31m.jsonl").write_text(GOOD)
+    ended = dropforge("check", "e\x1b[31m.jsonl")
+    assert "\x1b" not in ended.out
+    assert "e\\x1b[31m.jsonl: 1 records" in ended.out
+
+
+def test_check_names_the_drop_with_the_same_content(lived_in: Any, dropforge: Command) -> None:
+    (lived_in.folder / "copy.jsonl").write_bytes((lived_in.settings.inbox_folder / "done" / "first.jsonl").read_bytes())
+    assert "as drop 2 (first.jsonl, accepted): a duplicate" in dropforge("check", "copy.jsonl").out
+    assert dropforge("check", "copy.jsonl", "--json").json["same_as_drop"] == 2
+
+
+def test_submit_says_of_known_content_alone_that_it_is_a_duplicate(
+    lived_in: Any, dropforge: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def taken_at_once(*arguments: Any, **options: Any) -> Path:
+        target = copy_in(*arguments, **options)
+        lived_in.take(target.name, target.read_text())
+        return target
+
+    monkeypatch.setattr("daemon.inbox.submit.copy_in", taken_at_once)
+    (lived_in.folder / "fresh.jsonl").write_text(GOOD)
+    said = dropforge("submit", "fresh.jsonl").out
+    assert "duplicate" not in said
+    assert "a run of track default begins" in said
+    said = dropforge("submit", "fresh.jsonl").out
+    assert "(fresh.jsonl, accepted): a duplicate\n" in said
+    assert "it is taken once it has not changed for 5 s, and begins no run\n" in said
+
+
+def test_submit_copies_the_file_whole_and_replaces_nothing(dropforge: Command, tmp_path: Path) -> None:
+    dropforge("init")
+    (tmp_path / "good.jsonl").write_text(GOOD)
+    ended = dropforge("submit", "good.jsonl")
+    assert ended.code == 0
+    assert "copied 1 records" in ended.out
+    assert "the daemon is not running" in ended.out
+    assert (tmp_path / "inbox" / "good.jsonl").read_text() == GOOD
+    (tmp_path / "good.jsonl").write_text(GOOD * 2)
+    again = dropforge("submit", "good.jsonl")
+    assert (again.code, "is there already" in again.err) == (1, True)
+    assert (tmp_path / "inbox" / "good.jsonl").read_text() == GOOD
+    assert dropforge("submit", "good.jsonl", "--heldout").code == 0
+    assert (tmp_path / "inbox" / "heldout" / "good.jsonl").read_text() == GOOD * 2
+    assert not list(tmp_path.rglob(".*.part"))
+
+
+def test_submit_refuses_a_bad_file_and_a_name_that_would_never_be_taken(dropforge: Command, tmp_path: Path) -> None:
+    dropforge("init")
+    for name, text in (("bad.jsonl", BAD), (".hidden.jsonl", GOOD), ("rows.csv", GOOD)):
+        (tmp_path / name).write_text(text)
+        ended = dropforge("submit", name)
+        assert ended.code in {1, 65}, name
+        assert "hint: " in ended.err
+    assert [path for path in (tmp_path / "inbox").rglob("*") if path.is_file()] == []
+
+
+def test_status_says_what_a_track_without_a_champion_lacks(dropforge: Command, tmp_path: Path) -> None:
+    assert dropforge("init").code == 0
+    assert "none: set base_model in dropforge.toml" in dropforge("status").out
+    settings = tmp_path / "dropforge.toml"
+    assert settings.exists()
+    settings.write_text('base_model = "models/not-there"\n')
+    assert f"none: there is no folder {tmp_path / 'models' / 'not-there'}" in dropforge("status").out

@@ -1,0 +1,260 @@
+"""`report`, `compare` and what `show` says of the evidence, on a state folder where runs have ended."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlmodel import Session
+
+from daemon.dispatch.run_config import compose
+from daemon.queue import run_queue
+from daemon.settings.model import Settings
+from daemon.state.tables import Run, Track
+from pipeline import durable
+from pipeline.artifacts import NoiseFloor
+from pipeline.report.write import write_card
+
+Command = Callable[..., Any]
+Lines = list[dict[str, Any]]
+BASE_ID = "ba" * 32
+
+
+def end(made: Any, cards: Any, outcome: str, change: Callable[[Lines], Lines] = list, **edits: Any) -> int:
+    """Let the next run end in a verdict with its card; `edits` change what the steps published."""
+    made.take(f"drop-{made.now}.jsonl", json.dumps({"instruction": f"say {made.now}", "output": "a"}) + "\n")
+    claim = made.claim()
+    root = made.settings.state_folder
+    attempt, verdict = cards.case(root, outcome, change, run=claim.run_id)
+    verdict = verdict.model_copy(update={"report": write_card(attempt, verdict)})
+    home = root / "runs" / str(claim.run_id)
+    durable.write_json(home / "decide.json", verdict.model_dump(mode="json"))
+    for step, fields in edits.items():
+        value = durable.read_json(home / f"{step}.json")
+        durable.write_json(home / f"{step}.json", {**value, **fields})
+    run_queue.finish(made.engine, claim, verdict.outcome, verdict.sentence, made.tick())
+    return int(claim.run_id)
+
+
+@pytest.fixture
+def workspace(new_workspace: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> Any:
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    return new_workspace()
+
+
+def test_report_prints_the_page_or_the_data(workspace: Any, made_cards: Any, dropforge: Command) -> None:
+    run = end(workspace, made_cards, "guard_failed")
+    page = workspace.settings.state_folder / f"runs/{run}/attempts/decide-1/report/report.html"
+    for arguments in (("report", run), ("report", run, "--path")):
+        ended = dropforge(*arguments)
+        assert (ended.code, ended.out) == (0, f"{page}\n"), "no display, no browser"
+    found = dropforge("report", run, "--json").json["report"]
+    assert found == durable.read_json(page.with_name("report.json"))
+    assert found["verdict"]["outcome"] == "guard_failed"
+
+
+def test_a_backup_keeps_the_card_and_a_restore_brings_it_back(
+    workspace: Any, made_cards: Any, dropforge: Command
+) -> None:
+    run = end(workspace, made_cards, "worse")
+    page = workspace.settings.state_folder / f"runs/{run}/attempts/decide-1/report/report.html"
+    whole = {path.name: path.read_bytes() for path in page.parent.iterdir()}
+    assert set(whole) == {"report.html", "report.json"}
+    backup = Path(dropforge("backup", "kept", "--json").json["backup"])
+    kept = backup / page.relative_to(workspace.settings.state_folder)
+    assert kept.read_bytes() == whole["report.html"]
+    shutil.rmtree(page.parent)
+    assert dropforge("report", run).code == 1
+    page.parent.mkdir()
+    page.write_text("torn")
+    assert dropforge("restore", backup, "--json").json["missing"] == []
+    assert {path.name: path.read_bytes() for path in page.parent.iterdir()} == whole
+    assert dropforge("report", run, "--json").json["report"] == json.loads(whole["report.json"])
+    # A card that has changed in the backup is a damaged backup.
+    kept.write_text("another verdict")
+    refused = dropforge("restore", backup)
+    assert (refused.code, "report.html is missing or has changed" in refused.err) == (1, True)
+
+
+def test_report_opens_a_browser_where_there_is_a_display(
+    workspace: Any, made_cards: Any, script: Command, tmp_path: Path
+) -> None:
+    run = end(workspace, made_cards, "promoted")
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" >> {tmp_path}/opened\n')
+    browser.chmod(0o755)
+    environment = {"BROWSER": f"{browser} %s", "DISPLAY": ":99"}
+    out = script("report", str(run), folder=tmp_path, environment=environment).out
+    assert (tmp_path / "opened").read_text() == f"{Path(out.removesuffix(chr(10))).as_uri()}\n"
+    script("report", str(run), "--path", folder=tmp_path, environment=environment)
+    assert len((tmp_path / "opened").read_text().splitlines()) == 1, "--path opens nothing"
+
+
+def test_what_is_not_there_is_said_with_a_remedy(lived_in: Any, dropforge: Command) -> None:
+    assert lived_in
+    for run, words in ((9, "there is no run 9"), (3, "run 3 has no verdict"), (1, "the report of run 1 is not there")):
+        ended = dropforge("report", run)
+        assert (ended.code, ended.out) == (1, "")
+        assert ended.err.startswith(f"error: {words}")
+        assert "\nhint: " in ended.err
+    assert dropforge("compare", 1, 9).code == 1
+
+
+def test_show_tells_the_core_of_the_evidence(workspace: Any, made_cards: Any, dropforge: Command) -> None:
+    run = end(workspace, made_cards, "guard_failed")
+    out = dropforge("show", run).out
+    for words in (
+        "guards: 1 of 9 failed\n  failed: suite builtin −27.6 points (the limit is 5.0 points)\n",
+        "  nearly failed: drop 3 (bewertungen_ü.jsonl) −4.5 points (the limit is 5.0 points)\n",
+        "drops that the champion knows: gain +6.0 points on 300 records, interval +0.4 to +11.5\n",
+        "new drops: gain -4.5 points on 100 records, interval -15.2 to +6.3\n",
+        "candidates judged before on this track: 6, 2 of them on exactly these records\n",
+        "noise of asking one model twice: 0.50 points (3 of 200 answers changed)\n",
+        f"report: {workspace.settings.state_folder}/runs/{run}/attempts/decide-1/report/report.html\n",
+    ):
+        assert words in out
+    assert "token F1" not in out, "a guard that passed easily is not the core"
+
+
+def without_some(lines: Lines) -> Lines:
+    """Return other records: fifty that are not in the first run, and ten whose reference was corrected."""
+    return [
+        *[{**line, "id": f"{place:032x}"} for place, line in enumerate(lines[:50], 5000)],
+        *[{**line, "references": ["corrected"]} for line in lines[50:60]],
+        *lines[60:],
+    ]
+
+
+def test_compare_scores_both_candidates_on_the_records_that_both_have(
+    workspace: Any, made_cards: Any, dropforge: Command
+) -> None:
+    first = end(workspace, made_cards, "not_shown_better")
+    second = end(workspace, made_cards, "promoted", without_some)
+    found = dropforge("compare", first, second, "--json").json["comparison"]
+    ours, theirs = (
+        {line["id"]: line["candidate"]["scores"]["exact_match"] for line in rows}
+        for rows in (
+            made_cards.rows(*made_cards.FLIPS["not_shown_better"]),
+            without_some(made_cards.rows(*made_cards.FLIPS["promoted"]))[60:],
+        )
+    )
+    common = ours.keys() & theirs.keys()
+    assert (found["records"], found["references_changed"]) == (len(common), 10) == (340, 10)
+    means = {one["metric"]: (one["first"], one["second"]) for one in found["scores"]}
+    expected = [100 * sum(scores[record] for record in common) / 340 for scores in (ours, theirs)]
+    assert list(means["exact_match"]) == pytest.approx(expected)
+    assert found["wins"] == sum(theirs[record] > ours[record] for record in common) > 0
+    assert found["losses"] == sum(theirs[record] < ours[record] for record in common) > 0
+    assert found["wins"] + found["losses"] + found["ties"] == 340
+    assert len(found["second"]["drops"]) == 1, "the second run has a further drop"
+    out = dropforge("compare", first, second).out
+    for words in (
+        f"RUN {first}", f"RUN {second}", "not_shown_better", "settings: the same", f"of run {second} alone: drop-",
+        "both candidates on the 340 records that both were scored on; 10 whose references changed are left out:",
+        f"by exact_match, run {second} is better on {found['wins']} of them, worse on {found['losses']}",
+    ):  # fmt: skip
+        assert words in out
+
+
+def test_compare_names_settings_that_differ(workspace: Any, made_cards: Any, dropforge: Command) -> None:
+    first, second = (end(workspace, made_cards, "worse") for _ in range(2))
+    with Session(workspace.engine) as session, session.begin():
+        run = session.get(Run, second)
+        assert run is not None
+        assert run.config is not None
+        config: dict[str, Any] = run.config
+        run.config = {**config, "train": {**config["train"], "rank": 64}, "salt": "other"}
+        session.add(run)
+    found = dropforge("compare", first, second, "--json").json["comparison"]["settings"]
+    rank = {"name": "train.rank", "first": 16, "second": 64}
+    assert found == [{**rank, "first_chosen": False, "second_chosen": False}]
+    assert [line.split() for line in dropforge("compare", first, second).out.splitlines() if "train.rank" in line] == [
+        ["train.rank", "16", "64"]
+    ]
+
+
+def told(made: Any, run: int, settings: Settings, **fixed: Any) -> None:
+    """Let a run have been told these settings, on a track of which a first run fixed so much."""
+    track = Track(name="default", salt="s", base_model_id=BASE_ID, **fixed)
+    with Session(made.engine) as session, session.begin():
+        row = session.get_one(Run, run)
+        row.config = compose(settings, track).model_dump(mode="json")
+        session.add(row)
+
+
+def test_what_a_tracks_first_run_chose_is_no_setting_that_somebody_changed(
+    workspace: Any, made_cards: Any, dropforge: Command
+) -> None:
+    first, second = end(workspace, made_cards, "not_shown_better"), end(workspace, made_cards, "promoted")
+    data, report = (
+        durable.read_json(workspace.settings.state_folder / f"runs/{first}/{step}.json")
+        for step in ("prepare", "evaluate")
+    )
+    fixed = {
+        "metric": data["metric"], "max_new_tokens": data["max_new_tokens"], "eval_batch_size": report["batch_size"],
+        "noise": NoiseFloor(records=200, changed=3, points=0.5).model_dump(),
+    }  # fmt: skip
+    told(workspace, first, workspace.settings)
+    told(workspace, second, workspace.settings, **fixed)
+    assert "settings: the same" in dropforge("compare", first, second).out
+
+    evaluate = workspace.settings.evaluate.model_copy(update={"metric": "token_f1", "batch_size": 4})
+    told(workspace, second, workspace.settings.model_copy(update={"evaluate": evaluate}), **fixed)
+    found = dropforge("compare", first, second, "--json").json["comparison"]["settings"]
+    assert found == [
+        {"name": "evaluate.batch_size", "first": 16, "second": 4, "first_chosen": True, "second_chosen": False},
+        {"name": "evaluate.metric", "first": "exact_match", "second": "token_f1", "first_chosen": True,
+         "second_chosen": False},
+    ]  # fmt: skip
+    out = dropforge("compare", second, first).out
+    assert "exact_match (the run's choice)" in out
+    assert "16 (the run's choice)" in out
+
+
+def test_a_choice_that_a_run_did_not_come_to_is_said_to_be_left_to_it(
+    workspace: Any, made_cards: Any, dropforge: Command
+) -> None:
+    early, later = end(workspace, made_cards, "early"), end(workspace, made_cards, "worse")
+    told(workspace, early, workspace.settings)
+    told(workspace, later, workspace.settings, eval_batch_size=16)
+    (row,) = dropforge("compare", early, later, "--json").json["comparison"]["settings"]
+    assert (row["name"], row["first"], row["second"]) == ("evaluate.batch_size", None, 16)
+    assert "left to the run" in dropforge("compare", early, later).out
+
+
+@pytest.mark.parametrize(
+    ("edits", "words"),
+    [
+        ({"evaluate": {"batch_size": 8}}, "the models were not asked in the same way: batch size"),
+        ({"evaluate": {"versions": {"torch": "2.11.0"}}}, "the models were not asked in the same way: versions"),
+        ({"prepare": {"max_new_tokens": 32}}, "the models were not asked in the same way: max_new_tokens"),
+        ({"merge": {"format": "alpaca"}}, "the models were not asked in the same way: format"),
+    ],
+)
+def test_answers_that_were_got_in_another_way_are_not_compared(
+    workspace: Any, made_cards: Any, dropforge: Command, edits: dict[str, Any], words: str
+) -> None:
+    first, second = end(workspace, made_cards, "worse"), end(workspace, made_cards, "worse", **edits)
+    found = dropforge("compare", first, second, "--json").json["comparison"]
+    assert (found["not_compared"], found["scores"]) == (words, [])
+    assert f"scores are not compared: {words}\n" in dropforge("compare", first, second).out
+
+
+def test_runs_without_common_scores_are_compared_all_the_same(
+    workspace: Any, made_cards: Any, dropforge: Command
+) -> None:
+    first, early = end(workspace, made_cards, "worse"), end(workspace, made_cards, "early")
+    words = f"scores are not compared: run {early} has no scored records, or they were cleared away"
+    assert words in dropforge("compare", first, early).out
+
+    def others(lines: Lines) -> Lines:
+        return [{**line, "id": f"{place:032x}"} for place, line in enumerate(lines, 9000)]
+
+    apart = end(workspace, made_cards, "worse", others)
+    assert "scores are not compared: no record was scored in both runs" in dropforge("compare", first, apart).out
+    os.unlink(workspace.settings.state_folder / f"runs/{first}/attempts/evaluate-1/report/records.jsonl")  # noqa: PTH108
+    assert f"run {first} has no scored records" in dropforge("compare", first, apart).out

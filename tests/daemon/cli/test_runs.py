@@ -1,0 +1,238 @@
+"""The commands that read a state folder with a history, and those that act on it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from daemon.champions import promotion
+from daemon.inbox.watcher import Watcher
+from daemon.queue import run_queue
+from daemon.state.database import transaction
+from daemon.state.tables import AttemptState, DropState, Run
+from daemon.system.processes import FileLock
+from pipeline import durable
+
+SCRIPT = Path(sys.executable).parent / "dropforge"
+GOOD = '{"instruction": "a", "output": "b"}\n'
+Command = Callable[..., Any]
+
+
+def test_status_says_what_runs_what_waits_and_what_came_of_it(lived_in: Any, dropforge: Command) -> None:
+    (lived_in.settings.inbox_folder / "late.jsonl").write_text(GOOD)
+    note = {"waiting": [], "unknown_folders": [{"name": "suport", "nearest": "support"}], "full_tracks": ["support"]}
+    durable.write_hint(lived_in.settings.state_folder / "watcher.json", note)
+    ended = dropforge("status")
+    assert ended.code == 69
+    for words in (
+        "daemon: not running",
+        "not taken yet: late.jsonl",
+        "suport/ is no declared track; did you mean support?",
+        "track support has intake.max_waiting_drops drops waiting",
+        "generation 1, c0c0c0c0c0c0, by run 1",
+        "4 accepted, 1 duplicate, 1 rejected",
+        "train 12/30, loss 0.500, 250 tokens/s, 1 min 15 s left",
+        "better by 40.0 points",
+        "out of memory",
+    ):
+        assert words in ended.out
+    found = dropforge("status", "--json").json
+    assert found["daemon"] == {"alive": False, "pid": None}
+    assert found["inbox"]["files"] == ["late.jsonl"]
+    assert [(run["id"], run["progress"]["done"]) for run in found["runs"]] == [(3, 12)]
+    assert [run["outcome"] for run in found["latest"]] == [None, "promoted"]
+    assert found["tracks"][0]["champion"]["generation"] == 1
+    assert found["tracks"][1] == {"name": "support", "champion": None}
+
+
+def test_status_knows_a_living_daemon(lived_in: Any, dropforge: Command) -> None:
+    lock = FileLock(lived_in.settings.state_folder / "daemon.lock")
+    assert lock.acquire()
+    ended = dropforge("status")
+    assert (ended.code, f"daemon: running, process {os.getpid()}" in ended.out) == (0, True)
+    lock.release()
+
+
+def test_status_names_the_files_that_a_writer_has_open(lived_in: Any, dropforge: Command) -> None:
+    for name in ("open\x1b[31m.jsonl", "closed.jsonl", "~lock.jsonl", "Thumbs.db"):
+        (lived_in.settings.inbox_folder / name).write_text(GOOD)
+    lock = FileLock(lived_in.settings.state_folder / "daemon.lock")
+    assert lock.acquire()
+    watcher = Watcher(lived_in.settings, threading.Event())
+    with (lived_in.settings.inbox_folder / "open\x1b[31m.jsonl").open("a"):
+        for now in (0.0, 60.0):
+            watcher.scan(now)
+        note = {"waiting": watcher.waiting(), "unknown_folders": [], "full_tracks": []}
+        durable.write_hint(lived_in.settings.state_folder / "watcher.json", note)
+    said = [line.strip() for line in dropforge("status").out.splitlines() if "not taken yet" in line]
+    assert said == ["not taken yet: closed.jsonl", r"not taken yet: open\x1b[31m.jsonl (still open for writing)"]
+    lock.release()
+
+
+def test_drops_and_runs_can_be_filtered(lived_in: Any, dropforge: Command) -> None:
+    assert lived_in
+    assert [drop["id"] for drop in dropforge("drops", "--json").json["drops"]] == [6, 5, 4, 3, 2, 1]
+    assert [drop["id"] for drop in dropforge("drops", "--state", "rejected", "--json").json["drops"]] == [4]
+    assert dropforge("drops", "--track", "support").out == "no drops\n"
+    table = dropforge("drops").out
+    assert "the same as drop 2" in table
+    assert "output is missing" in table
+    assert [run["id"] for run in dropforge("runs", "--state", "failed", "--json").json["runs"]] == [2]
+    assert dropforge("runs", "--track", "support").out == "no runs\n"
+    assert len(dropforge("runs").out.splitlines()) == 4
+
+
+def test_show_tells_everything_about_a_run(lived_in: Any, dropforge: Command) -> None:
+    out = dropforge("show", "1").out
+    for words in (
+        "run 1 of track default: succeeded, promoted",
+        "exam.jsonl",
+        "evaluate-1",
+        "1 min 00 s",
+        "exact_match on 120 held-out records: candidate 90.0, champion 50.0",
+        "gain +40.0 points, 98 % interval +28.5 to +51.5",
+        "50 wins, 2 losses, 68 ties",
+        "p = 0.0001 (exact McNemar, one-sided)",
+        "rank 16",
+        "guards: metrics 2.0, slices 5.0",
+        str(lived_in.settings.state_folder / "runs" / "1"),
+    ):
+        assert words in out
+    failed = dropforge("show", "2").out
+    assert "error: out of memory\nhint: lower train.batch_size" in failed
+    assert "failures: 1" in failed
+    found = dropforge("show", "3", "--json").json["run"]
+    assert (found["state"], found["attempts"][1]["state"], found["verdict"]) == ("running", "submitted", None)
+
+
+def test_champion_prints_the_link_that_a_server_loads(lived_in: Any, dropforge: Command) -> None:
+    link = Path(dropforge("champion", "--path").out.removesuffix("\n"))
+    assert link.is_symlink()
+    assert link.resolve().name == "c0" * 32
+    out = dropforge("champion").out
+    assert "generation 1" in out
+    assert "trained on: first.jsonl" in out
+    assert dropforge("champion", "--json").json["champions"][0]["drops"] == ["first.jsonl"]
+    assert [one["generation"] for one in dropforge("history", "--json").json["history"]] == [1, 0]
+    assert "base model" in dropforge("history").out
+    assert lived_in
+
+
+def test_logs_name_the_attempts_and_show_a_progress_bars_last_state(lived_in: Any, dropforge: Command) -> None:
+    folder = lived_in.settings.state_folder / "runs" / "2" / "attempts" / "train-1"
+    (folder / "log.txt").write_bytes(b"one\n10%\r50%\r100%\n\x1b[31mred\xff\nunfinished")
+    expected = ["==> prepare-1 <==", "prepare says hello", "second line", "==> train-1 <=="]
+    expected += ["one", "100%", "\\x1b[31mred\ufffd", "unfinished"]
+    assert dropforge("logs", "2").out.splitlines() == expected
+    assert dropforge("logs", "2", "--step", "train").out.splitlines() == expected[3:]
+
+
+def test_logs_follow_a_run_until_it_is_over(lived_in: Any, script: Command, tmp_path: Path) -> None:
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    follower = subprocess.Popen(
+        [SCRIPT, "logs", "3", "-f"], cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=buffered
+    )
+    assert follower.stdout is not None
+    seen = [follower.stdout.readline() for _ in range(6)]
+    assert seen[3] == "==> train-1 <==\n"
+    folder = lived_in.settings.state_folder / "runs" / "3" / "attempts" / "train-1"
+    for words in ("a late line\n", "a later one\n"):
+        with (folder / "log.txt").open("a") as log:
+            log.write(words)
+        assert follower.stdout.readline() == words
+    script("cancel", "3", folder=tmp_path)
+    claim, attempt = claim_of(lived_in, 3), run_queue.open_attempt(lived_in.engine, 3)
+    assert attempt is not None
+    run_queue.end_attempt(lived_in.engine, claim, attempt.id or 0, AttemptState.INTERRUPTED, lived_in.tick())
+    run_queue.cancelled(lived_in.engine, claim, lived_in.tick())
+    assert follower.wait() == 0
+    follower.stdout.close()
+
+
+def claim_of(lived_in: Any, run_id: int) -> run_queue.Claim:
+    with transaction(lived_in.engine) as session:
+        return run_queue.Claim(run_id, session.get_one(Run, run_id).token or "")
+
+
+# --- acting
+
+
+def test_a_failed_run_is_retried_from_a_step_that_the_user_names(lived_in: Any, dropforge: Command) -> None:
+    assert "use one of prepare, train" in dropforge("retry", "2", "--from", "training").err
+    folder = lived_in.settings.state_folder / "runs" / "2"
+    folder.mkdir(parents=True, exist_ok=True)
+    for step in ("prepare", "train", "merge"):
+        (folder / f"{step}.json").write_text("{}")
+    assert dropforge("retry", "1", "--from", "train").code == 1
+    assert dropforge("retry", "2", "--from", "train").out.startswith("run 2 is waiting")
+    assert {path.name for path in folder.glob("*.json")} == {"prepare.json", "train.stale-1.json", "merge.stale-1.json"}
+
+
+def test_a_failed_run_is_retried_and_a_running_one_asked_to_stop(lived_in: Any, dropforge: Command) -> None:
+    assert dropforge("retry", "2").out == "run 2 is waiting and goes on, once the daemon runs: dropforge run\n"
+    assert dropforge("cancel", "2").out == "run 2 is cancelled\n"
+    assert "run 3 is asked to stop" in dropforge("cancel", "3").out
+    found = dropforge("show", "3", "--json").json["run"]
+    assert (found["state"], found["cancel_requested"]) == ("running", True)
+    assert "to be cancelled" in dropforge("status").out
+    assert lived_in
+
+
+def test_a_drop_is_withdrawn_and_restored_with_a_reason(lived_in: Any, dropforge: Command) -> None:
+    assert lived_in
+    assert dropforge("drops", "withdraw", "2", "--reason", "wrong labels").code == 0
+    drop = dropforge("drops", "--state", "withdrawn", "--json").json["drops"][0]
+    assert (drop["id"], drop["state"], drop["reason"]) == (2, DropState.WITHDRAWN, "wrong labels")
+    assert "wrong labels" in dropforge("drops").out
+    assert dropforge("drops", "restore", "2", "--reason", "they were right").code == 0
+    assert dropforge("drops", "--state", "withdrawn").out == "no drops\n"
+    assert dropforge("runs", "--json").json["runs"][0]["state"] == "queued"
+
+
+def test_acting_without_a_database_makes_none(dropforge: Command, tmp_path: Path) -> None:
+    dropforge("init")
+    for arguments in (("retry", "1"), ("cancel", "1"), ("drops", "withdraw", "1", "--reason", "x")):
+        ended = dropforge(*arguments)
+        assert (ended.code, "there is no database" in ended.err) == (1, True)
+    assert not (tmp_path / ".dropforge" / "dropforge.db").exists()
+
+
+def test_the_daemon_runs_logs_json_and_ends_in_order(dropforge: Command, tmp_path: Path) -> None:
+    dropforge("init")
+    daemon = subprocess.Popen([SCRIPT, "run"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    assert daemon.stderr is not None
+    events: list[dict[str, Any]] = []
+    watchdog = threading.Timer(60, daemon.kill)
+    watchdog.start()
+    while not events or events[-1]["event"] != "daemon_ready":
+        events.append(json.loads(daemon.stderr.readline()))
+    assert {"event", "level", "timestamp"} <= set(events[-1])
+    assert dropforge("status").code == 0
+    daemon.send_signal(signal.SIGTERM)
+    rest = [json.loads(line)["event"] for line in daemon.stderr]
+    assert (daemon.wait(), rest[-1]) == (0, "daemon_stopped")
+    watchdog.cancel()
+    daemon.stderr.close()
+    assert dropforge("status").code == 69
+
+
+def test_a_track_that_was_taken_out_of_the_settings_is_still_asked_for_by_its_name(
+    lived_in: Any, dropforge: Callable[..., Any]
+) -> None:
+    base = lived_in.folder / "base"
+    promotion.ensure_base(lived_in.engine, lived_in.settings.state_folder, "support", base, "ba" * 32, 1)
+    path = lived_in.folder / "dropforge.toml"
+    path.write_text(path.read_text().replace("[tracks.support]", ""))
+    assert "generation 0, base" in dropforge("champion", "--track", "support").out
+    assert "base model" in dropforge("history", "--track", "support").out
+    assert dropforge("runs", "--track", "support").out == "no runs\n"
+    assert dropforge("drops", "--track", "support").out == "no drops\n"
+    back = dropforge("rollback", "--track", "support", "--reason", "x")
+    assert (back.code, back.err.splitlines()[0]) == (1, "error: track support has had no other champion than today's")
+    assert dropforge("runs", "--track", "suport").code == 2
+    assert dropforge("submit", path, "--track", "support").code == 2

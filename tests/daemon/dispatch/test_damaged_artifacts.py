@@ -1,0 +1,86 @@
+"""A published file, or one beside it, that is damaged: it is named where it is needed, and ends nothing else."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon.dispatch.stale_steps import take_back
+from daemon.queue import run_queue
+from daemon.state.tables import RunState
+from pipeline import durable
+from tests.daemon.champions.test_approval import MANUAL, House
+from tests.daemon.cli.test_report import end
+
+DAMAGED = (b"", b"{", b"[1]", b"\xff")
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_artifact_is_named_with_a_remedy(
+    tmp_path: Path, dropforge: Callable[..., Any], damage: bytes
+) -> None:
+    house = House(tmp_path, MANUAL)
+    runs = [house.run(), house.run("not_shown_better")]
+    force = ("promote", "2", "--force", "--reason", "mine")
+    for step, commands in (
+        ("prepare", (("show", "2"), ("compare", "1", "2"))),
+        ("merge", (force,)),
+        ("evaluate", (("compare", "1", "2"),)),
+    ):
+        path = house.root / f"runs/{runs[1]}/{step}.json"
+        whole = path.read_bytes()
+        path.write_bytes(damage)
+        for words in commands:
+            done = dropforge(*words)
+            assert done.code == 1, words
+            assert done.err.startswith(f"error: what step {step} of run 2 published is damaged: {path}\nhint: bring ")
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_run_whose_artifact_is_damaged_fails_by_its_name_and_does_the_step_again(
+    tmp_path: Path, damage: bytes
+) -> None:
+    house = House(tmp_path, "")
+    run = house.at("train")
+    (house.root / f"runs/{run}/prepare.json").write_bytes(damage)
+    house.daemon.finish_runs(house.now, "promoted")
+    row = house.row(run)
+    assert row.state == RunState.FAILED
+    assert row.error == f"what step prepare of run 1 published is damaged: {house.root}/runs/1/prepare.json"
+    assert row.hint is not None
+    assert row.hint.endswith("dropforge retry 1 --from prepare")
+    take_back(house.root, run, "prepare")
+    run_queue.retry(house.daemon.engine, run, house.now)
+    house.daemon.finish_runs(house.now, "promoted")
+    assert house.row(run).outcome == "promoted"
+
+
+def test_damaged_data_of_a_card_is_named_and_its_scores_are_not_compared(
+    new_workspace: Callable[[], Any], made_cards: Any, dropforge: Callable[..., Any]
+) -> None:
+    made = new_workspace()
+    runs = [end(made, made_cards, "promoted"), end(made, made_cards, "guard_failed")]
+    home = made.settings.state_folder / f"runs/{runs[1]}"
+    card = home / "attempts/decide-1/report/report.json"
+    records = made.settings.state_folder / durable.read_json(home / "evaluate.json")["folder"] / "records.jsonl"
+    whole = records.read_bytes()
+    for damage in DAMAGED:
+        card.write_bytes(damage)
+        done = dropforge("report", runs[1], "--json")
+        assert done.code == 1, damage
+        assert f"error: the data of the report of run {runs[1]} is damaged or gone: {card}" in done.err
+        assert done.json["error"]["code"] == 1
+        records.write_bytes(whole + damage + b"\n")
+        if damage:
+            said = dropforge("compare", *runs).out
+            assert f"scores are not compared: the scored records in {records} are damaged" in said
+
+
+def test_hints_that_are_no_objects_are_none(lived_in: Any, dropforge: Callable[..., Any]) -> None:
+    root = lived_in.settings.state_folder
+    durable.write_hint(root / "watcher.json", [1])
+    durable.write_hint(root / "runs/3/attempts/train-1/progress.json", {"step": 1})
+    for words in (("status",), ("show", "3"), ("runs",)):
+        assert dropforge(*words).err == "", words

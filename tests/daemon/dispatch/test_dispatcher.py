@@ -1,0 +1,1430 @@
+"""The dispatcher on a real database and real folders; the executor is one that does each step at once, by a script."""
+
+import errno
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, event
+from sqlmodel import select
+
+from daemon.champions import journal, promotion
+from daemon.dispatch.dispatcher import Dispatcher
+from daemon.dispatch.executor import JobState
+from daemon.dispatch.spool import LocalExecutor
+from daemon.queue import drops, run_queue
+from daemon.settings.model import Settings
+from daemon.state import run_files
+from daemon.state.database import migrate, open_engine, transaction
+from daemon.state.tables import Attempt, AttemptState, Drop, DropState, Event, Promotion, Run, RunState, Track
+from pipeline import durable
+from pipeline.artifacts import (
+    Adapter,
+    Dataset,
+    Judgement,
+    Model,
+    NoiseFloor,
+    Report,
+    Scores,
+    Shortfall,
+    Verdict,
+)
+from pipeline.config import GateConfig, JudgeConfig
+from pipeline.contract import RESULT_NAME, SPEC_NAME, StepError, StepResult, StepSpec
+from pipeline.near_duplicates.signature_files import signature_name
+from tests.model_folder import write_model
+
+NOW = 1_750_000_000_000
+JUDGE = JudgeConfig(url="http://127.0.0.1:1/v1", model="m", api_key_env="JUDGE_KEY")
+SCORES = Scores(model_id="m", metrics={"exact_match": 50.0}, nll=1.0, generated=1, cached=0, seconds=1.0)
+
+
+class ScriptedExecutor:
+    """Does a step when it is polled; `script` may give another result than the good one for a step."""
+
+    def __init__(self) -> None:
+        self.submitted: list[StepSpec] = []
+        self.script: dict[str, list[Callable[[StepSpec], StepResult | None]]] = {}
+        self.reasons: tuple[str, ...] = ()
+        self.outcome = "promoted"
+        self.shortfall: Shortfall | None = None
+        #: By the id of the champion that the data is prepared for: what it was trained on of the held-out records.
+        self.known: dict[str, int] = {}
+        self.batch_size = 0
+        self.noise: NoiseFloor | None = None
+        self.version = "v"
+        self.cancelled: list[str] = []
+
+    def submit(self, spec: StepSpec) -> None:
+        (Path(spec.root) / spec.folder).mkdir(parents=True, exist_ok=True)
+        durable.write_json(Path(spec.root) / spec.folder / SPEC_NAME, spec.model_dump(mode="json"))
+        self.submitted.append(spec)
+
+    def poll(self, spec: StepSpec) -> JobState:
+        folder = Path(spec.root) / spec.folder
+        if (folder / RESULT_NAME).exists():
+            return JobState.ENDED
+        special = self.script.get(spec.step, [])
+        result = special.pop(0)(spec) if special else self.good(spec)
+        if result is None:
+            (folder / "log.txt").touch()
+            return JobState.LOST
+        durable.write_json(folder / RESULT_NAME, result.model_dump(mode="json"))
+        return JobState.ENDED
+
+    def cancel(self, key: str) -> None:
+        self.cancelled.append(key)
+
+    def list_mine(self) -> list[str]:
+        return []
+
+    @property
+    def steps(self) -> list[str]:
+        return [spec.step for spec in self.submitted]
+
+    def good(self, spec: StepSpec) -> StepResult:
+        root = Path(spec.root)
+        folder = root / spec.folder
+        artifact: Any
+        if spec.step == "prepare":
+            (folder / "signatures").mkdir()
+            (folder / "signatures" / signature_name(spec.drops[0].sha256)).write_text(f"by run {spec.run}")
+            known = self.known.get(spec.champion.model_id, 0)
+            few = Shortfall(heldout_rows=120 - known, needed_heldout_rows=100, needed_rows=1) if known > 20 else None
+            artifact = Dataset(
+                folder=spec.folder, train_rows=10, dev_rows=0, heldout_rows=120 - known, seen_by_champion=known,
+                heldout_pinned=False, heldout_version=self.version, dataset_sha256="d", duplicates=0, replaced=0,
+                removed_heldout=0, metric="exact_match", max_new_tokens=16, shortfall=self.shortfall or few,
+                drops=spec.drops,
+            )  # fmt: skip
+        elif spec.step == "train":
+            artifact = Adapter(
+                folder=spec.folder, adapter_sha256="a", base_model_id="b", format="chat", quantization="none",
+                device="cpu", optimizer_steps=1, resumed_from_step=0, trained_tokens=1, train_loss=1.0, loss_curve=(),
+                dev_curve=(), trainable_parameters=1, adapter_change=1.0, rows_too_long=0, seconds=1.0,
+            )  # fmt: skip
+        elif spec.step == "merge":
+            identity = write_model(folder / "model", f"weights of run {spec.run}".encode())
+            artifact = Model(
+                folder=f"{spec.folder}/model", model_id=identity, base_model_id="b", dtype="bfloat16", size_bytes=1,
+                logits_difference=0.0, logits_tolerance=0.1, format="chat", seconds=1.0,
+            )  # fmt: skip
+        elif spec.step == "evaluate":
+            (folder / "predictions").mkdir()
+            (folder / "predictions" / "key.jsonl").write_text("{}\n")
+            artifact = Report(
+                folder=spec.folder, metric="exact_match", heldout_version="v", records=120, candidate=SCORES,
+                champion=SCORES.model_copy(update={"model_id": spec.champion.model_id}),
+                champion_generation=spec.champion.generation, prediction_keys={"m": "key"},
+                batch_size=self.batch_size, noise=self.noise,
+            )  # fmt: skip
+        elif spec.step == "judge":
+            artifact = Judgement(
+                folder=spec.folder, model="m", prompt_sha256="p", records=1, wins=1, losses=0, ties=0, inconsistent=0,
+                failed=0,
+            )  # fmt: skip
+        else:
+            model = durable.read_json(root / spec.inputs["merge"]) if "merge" in spec.inputs else {"model_id": None}
+            report = durable.read_json(root / spec.inputs["evaluate"]) if "evaluate" in spec.inputs else {}
+            if report and of_report(report) != (spec.champion.generation, spec.champion.model_id):
+                return ended("failed", 2)(spec)  # the step refuses it, too
+            outcome = self.outcome if report else "insufficient_evidence"
+            artifact = Verdict(
+                outcome=outcome, reasons=self.reasons, sentence=f"{outcome}, by the script",
+                metric="exact_match", records=120, candidate_model_id=model["model_id"], champion_model_id="b",
+                champion_generation=report.get("champion_generation"),
+            )  # fmt: skip
+        return StepResult(
+            key=spec.key, fence=spec.fence, status="ok", exit_code=0, artifact=artifact.model_dump(mode="json")
+        )
+
+
+def of_report(report: dict[str, Any]) -> tuple[int, str]:
+    return report["champion_generation"], report["champion"]["model_id"]
+
+
+def ended(status: str, code: int) -> Callable[[StepSpec], StepResult]:
+    return lambda spec: StepResult.model_validate({
+        "key": spec.key, "fence": spec.fence, "status": status, "exit_code": code,
+        "error": StepError(message="it did not work", hint="try this"),
+    })  # fmt: skip
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    write_model(tmp_path / "base", b"base weights")
+    for name in ("state", "inbox"):
+        (tmp_path / name).mkdir()
+    return Settings(
+        inbox=str(tmp_path / "inbox"), state=str(tmp_path / "state"), base_model=str(tmp_path / "base"),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def engine(settings: Settings) -> Engine:
+    path = settings.state_folder / "dropforge.db"
+    migrate(path)
+    return open_engine(path)
+
+
+@pytest.fixture
+def executor() -> ScriptedExecutor:
+    return ScriptedExecutor()
+
+
+def new_dispatcher(engine: Engine, settings: Settings, executor: ScriptedExecutor) -> Dispatcher:
+    with transaction(engine) as session:
+        run_queue.ensure_track(session, "default", NOW)
+    dispatcher = Dispatcher(engine, settings, executor)
+    dispatcher.recover(NOW)
+    return dispatcher
+
+
+@pytest.fixture
+def dispatcher(engine: Engine, settings: Settings, executor: ScriptedExecutor) -> Dispatcher:
+    return new_dispatcher(engine, settings, executor)
+
+
+def add_drop(engine: Engine, name: str, track: str = "default") -> int:
+    with transaction(engine) as session:
+        drop = Drop(
+            track=track, role="train", state=DropState.ACCEPTED, name_bytes=name.encode(), name=name,
+            sha256=name * 8, size_bytes=1, rows=10, received_at=NOW,
+        )  # fmt: skip
+        session.add(drop)
+        run_queue.enqueue(session, track, "drop", NOW, NOW)
+        session.flush()
+        assert drop.id is not None
+        return drop.id
+
+
+def run_row(engine: Engine, run_id: int = 1) -> Run:
+    with transaction(engine) as session:
+        run = session.get(Run, run_id)
+    assert run is not None
+    return run
+
+
+def drop_state(engine: Engine, drop_id: int) -> str:
+    with transaction(engine) as session:
+        drop = session.get(Drop, drop_id)
+    assert drop is not None
+    return drop.state
+
+
+def ticks(dispatcher: Dispatcher, count: int = 12, now: int = NOW) -> None:
+    for turn in range(count):
+        dispatcher.tick(now + turn)
+
+
+def done_promotions(engine: Engine) -> list[Promotion]:
+    with transaction(engine) as session:
+        return [row for row in session.exec(select(Promotion)) if row.state == "done" and row.run_id is not None]
+
+
+def test_a_good_run_goes_through_every_step_and_moves_the_link(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    add_drop(engine, "a")
+    ticks(dispatcher)
+    assert executor.steps == ["prepare", "train", "merge", "evaluate", "decide"]
+    run = run_row(engine)
+    assert (run.state, run.outcome) == (RunState.SUCCEEDED, "promoted")
+    link = settings.state_folder / "tracks" / "default" / "champion"
+    assert link.resolve().parent == (settings.state_folder / "models").resolve()
+    assert (link / "model.safetensors").read_bytes().endswith(b"weights of run 1")
+    assert [row.generation for row in done_promotions(engine)] == [1]
+    assert (settings.state_folder / "predictions" / "key" / "1-evaluate-1.jsonl").read_text() == "{}\n"
+    assert [path.name for path in (settings.state_folder / "signatures").iterdir()] == [signature_name("a" * 8)]
+
+
+def test_signatures_that_a_run_had_to_make_again_take_the_place_of_the_old_ones(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher
+) -> None:
+    kept = settings.state_folder / "signatures" / signature_name("a" * 8)
+    for name in ("a", "b"):
+        add_drop(engine, name)
+        ticks(dispatcher)
+    assert kept.read_text() == "by run 2"
+    kept.write_text("damaged")
+    assert kept.stat().st_nlink == 2
+    add_drop(engine, "c")
+    ticks(dispatcher)
+    assert kept.read_text() == "by run 3"
+    assert [path.name for path in kept.parent.iterdir()] == [signature_name("a" * 8)]
+
+
+def begun(engine: Engine, work: Callable[[], object]) -> int:
+    """Return how many transactions of `engine` begin during `work`."""
+    seen: list[object] = []
+
+    def note(connection: object) -> None:
+        seen.append(connection)
+
+    event.listen(engine, "begin", note)
+    work()
+    event.remove(engine, "begin", note)
+    return len(seen)
+
+
+def test_an_idle_dispatcher_asks_the_queue_only_when_somebody_has_changed_it(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    ticks(dispatcher)
+    assert begun(engine, lambda: ticks(dispatcher)) == 0
+    other = open_engine(settings.state_folder / "dropforge.db")
+    with transaction(other) as session:
+        run_queue.enqueue(session, "default", "drop", NOW, NOW + 500)
+    add_drop(other, "a")
+    assert begun(engine, lambda: ticks(dispatcher, now=NOW + 400)) > 0
+    assert executor.steps == [], "it is not due"
+    assert begun(engine, lambda: ticks(dispatcher, now=NOW + 420)) == 0
+    ticks(dispatcher, now=NOW + 500)
+    assert run_row(engine).state == RunState.SUCCEEDED, "nobody told that its time had come"
+
+
+def test_a_claim_that_failed_is_tried_again(
+    engine: Engine, dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_drop(engine, "a")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "disk full")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(run_queue, "claim", full)
+        with pytest.raises(OSError, match="disk full"):
+            dispatcher.tick(NOW)
+    ticks(dispatcher)
+    assert run_row(engine).state == RunState.SUCCEEDED
+
+
+def test_a_run_that_loses_badly_holds_its_new_drops_back_and_only_those(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    old = add_drop(engine, "a")
+    ticks(dispatcher)
+    champion = (settings.state_folder / "tracks" / "default" / "champion").readlink()
+    executor.outcome = "worse"
+    new = add_drop(engine, "b")
+    ticks(dispatcher)
+    assert run_row(engine, 2).outcome == "worse"
+    assert (drop_state(engine, old), drop_state(engine, new)) == (DropState.ACCEPTED, DropState.HELD)
+    assert (settings.state_folder / "tracks" / "default" / "champion").readlink() == champion
+    assert len(done_promotions(engine)) == 1
+
+
+def test_a_restored_drop_that_is_in_a_bad_candidate_again_is_held_again_and_the_events_say_after_which(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    add_drop(engine, "a")
+    ticks(dispatcher)
+    executor.outcome = "worse"
+    bad = add_drop(engine, "b")
+    ticks(dispatcher)
+    drops.restore(engine, bad, "it was the settings", NOW, settings)
+    other = add_drop(engine, "c")
+    quiet = int(settings.run_after_quiet_seconds * 1000)
+    ticks(dispatcher, now=NOW + quiet)
+    with transaction(engine) as session:
+        kept = {row.id: (row.state, row.reason) for row in session.exec(select(Drop))}
+        told = [(row.kind, row.drop_id, row.run_id) for row in session.exec(select(Event)) if row.drop_id is not None]
+    said = "new in run 3: worse, by the script"
+    assert kept == {1: ("accepted", None), bad: ("held", said), other: ("held", said)}
+    assert told == [
+        ("drop_held", bad, 2), ("drop_restored", bad, None), ("drop_held", bad, 3), ("drop_held", other, 3),
+    ]  # fmt: skip
+
+
+def test_a_contaminated_candidate_holds_no_drop_and_clears_none(
+    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    executor.outcome = "contaminated"
+    first = add_drop(engine, "a")
+    ticks(dispatcher)
+    assert (run_row(engine).outcome, drop_state(engine, first)) == ("contaminated", DropState.ACCEPTED)
+    executor.outcome = "worse"
+    second = add_drop(engine, "b")
+    ticks(dispatcher)
+    assert (drop_state(engine, first), drop_state(engine, second)) == (DropState.HELD, DropState.HELD)
+
+
+@pytest.mark.parametrize(
+    ("reasons", "state"),
+    [
+        (("below_floor",), DropState.ACCEPTED),  # the first drops of a track never reach it
+        (("slower", "larger"), DropState.ACCEPTED),
+        (("former_better", "judge_prefers_champion"), DropState.ACCEPTED),
+        (("former_better", "slice_lost"), DropState.HELD),
+        (("general_below_base",), DropState.ACCEPTED),  # lost by a line of champions, not in a night
+        (("general_below_base", "general_lost"), DropState.HELD),
+        (("below_floor", "slice_lost"), DropState.HELD),
+        (("nll_not_finite", "below_floor"), DropState.HELD),
+    ],
+)
+def test_drops_are_held_for_harm_and_not_for_a_floor_the_costs_a_former_champion_or_a_judge(
+    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor, reasons: tuple[str, ...], state: DropState
+) -> None:
+    executor.outcome, executor.reasons = "guard_failed", reasons
+    drop = add_drop(engine, "a")
+    ticks(dispatcher)
+    assert (run_row(engine).outcome, drop_state(engine, drop)) == ("guard_failed", state)
+
+
+def test_the_run_of_a_track_that_was_taken_out_of_the_settings_still_ends(
+    engine: Engine, settings: Settings, executor: ScriptedExecutor
+) -> None:
+    executor.outcome = "worse"
+    declared = settings.model_copy(update={"tracks": {"jokes": {}}})
+    drop = add_drop(engine, "a", "jokes")
+    ticks(new_dispatcher(engine, declared, executor), count=3)
+    assert run_row(engine).state == RunState.RUNNING
+    ticks(new_dispatcher(engine, settings, executor))
+    assert (run_row(engine).outcome, drop_state(engine, drop)) == ("worse", DropState.HELD)
+
+
+def test_a_candidate_that_is_not_shown_better_keeps_its_drops(
+    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    executor.outcome = "not_shown_better"
+    drop = add_drop(engine, "a")
+    ticks(dispatcher)
+    assert drop_state(engine, drop) == DropState.ACCEPTED
+    assert done_promotions(engine) == []
+
+
+def test_too_little_data_is_said_before_anything_is_trained(
+    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    executor.shortfall = Shortfall(heldout_rows=3, needed_heldout_rows=100, needed_rows=700)
+    executor.outcome = "insufficient_evidence"
+    add_drop(engine, "a")
+    ticks(dispatcher)
+    assert executor.steps == ["prepare", "decide"]
+    assert run_row(engine).outcome == "insufficient_evidence"
+
+
+def with_gate(settings: Settings, **values: object) -> Settings:
+    return settings.model_copy(update={"gate": settings.gate.model_copy(update=values)})
+
+
+def test_where_a_person_approves_a_model_is_made_of_little_data_too_and_fixes_nothing(
+    engine: Engine, settings: Settings, executor: ScriptedExecutor
+) -> None:
+    executor.shortfall = Shortfall(heldout_rows=3, needed_heldout_rows=100, needed_rows=700)
+    executor.outcome, executor.batch_size = "insufficient_evidence", 7
+    executor.noise = NoiseFloor(records=3, changed=1, points=33.0)
+    add_drop(engine, "a")
+    ticks(new_dispatcher(engine, with_gate(settings, approval="manual"), executor))
+    assert executor.steps == ["prepare", "train", "merge", "evaluate", "decide"]
+    assert run_row(engine).outcome == "insufficient_evidence"
+    with transaction(engine) as session:
+        track = session.get_one(Track, "default")
+    assert (track.metric, track.max_new_tokens, track.split, track.eval_batch_size, track.noise) == (None,) * 5
+
+
+def test_what_the_first_report_found_holds_for_later_runs(
+    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor, settings: Settings
+) -> None:
+    first = NoiseFloor(records=120, changed=6, points=0.5)
+    executor.batch_size, executor.noise = 24, first
+    add_drop(engine, "a")
+    ticks(dispatcher)
+    assert executor.submitted[-1].config.noise is None
+    executor.noise, executor.batch_size = NoiseFloor(records=9, changed=9, points=9.0), 99
+    found_once = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"batch_size": 0})})
+    add_drop(engine, "b")
+    ticks(new_dispatcher(engine, found_once, executor))
+    config = executor.submitted[-1].config
+    assert (config.noise, config.evaluate.batch_size) == (first, 24)
+    with transaction(engine) as session:
+        track = session.get_one(Track, "default")
+    assert (track.eval_batch_size, track.noise) == (24, first.model_dump())
+
+
+def test_a_step_is_told_what_the_champion_and_the_former_ones_were_made_from(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    for name in "abcde":
+        add_drop(engine, name)
+        ticks(dispatcher)
+    told = [spec for spec in executor.submitted if spec.step == "decide"]
+    assert [spec.champion.drops for spec in told] == [None, (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)]
+    assert [[one.generation for one in spec.former] for spec in told] == [[], [0], [1, 0], [2, 1, 0], [3, 2, 1]]
+    assert [one.drops for one in told[3].former] == [(1, 2), (1,), None]
+    assert told[1].former[0].path == settings.base_model
+    assert all((settings.state_folder / one.path).is_dir() for one in told[4].former)
+    promotion.rollback(engine, settings.state_folder, "default", 3, "it swears", NOW)
+    add_drop(engine, "f")
+    ticks(dispatcher)
+    last = executor.submitted[-1]
+    assert (last.champion.generation, last.champion.drops) == (6, (1, 2, 3))
+    # Generation 5 is barred, 4 was passed over on the way back, 3 reigns again as 6.
+    assert [one.generation for one in last.former] == [2, 1, 0]
+    promotion.rollback(engine, settings.state_folder, "default", 4, "4 was right after all", NOW)
+    add_drop(engine, "g")
+    ticks(dispatcher)
+    # 7 was promoted after 6 and is barred now; the way back to 4 passed over 6, which 3 was as well.
+    assert [one.generation for one in executor.submitted[-1].former] == [3, 2, 1]
+
+
+def test_a_former_champion_whose_folder_is_gone_is_not_asked(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    for name in "ab":
+        add_drop(engine, name)
+        ticks(dispatcher)
+    model = durable.read_json(settings.state_folder / "runs/1/merge.json")["model_id"]
+    (settings.state_folder / "models" / model).rename(settings.state_folder / "lost")
+    add_drop(engine, "c")
+    ticks(dispatcher)
+    assert [one.generation for one in executor.submitted[-1].former] == [0]
+
+
+def test_a_step_is_told_how_often_the_track_and_this_very_set_were_used(
+    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    script = (
+        ("not_shown_better", "v"), ("insufficient_evidence", "v"), ("promoted", "w"), ("contaminated", "w"),
+        ("worse", "v"),
+    )  # fmt: skip
+    for name, (outcome, version) in zip("abcde", script, strict=True):
+        executor.outcome, executor.version = outcome, version
+        add_drop(engine, name)
+        ticks(dispatcher)
+    told = [(spec.uses, spec.judged_versions) for spec in executor.submitted if spec.step == "decide"]
+    assert told == [
+        (0, {}), (1, {"v": 1}), (1, {"v": 1}), (2, {"v": 1, "w": 1}), (3, {"v": 1, "w": 2}),
+    ]  # fmt: skip
+    assert [run_row(engine, number).heldout_version for number in (1, 3)] == ["v", "w"]
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "again"),
+    [
+        ("guards", {"metrics": 9.0}, ["decide"]),
+        ("guards", {"show_only": ("nll",)}, ["decide"]),
+        ("gate", {"confidence": "strict"}, ["decide"]),
+        ("evaluate", {"general": ()}, ["evaluate", "decide"]),
+        ("evaluate", {"batch_size": 3}, ["evaluate", "decide"]),
+        ("evaluate", {"batch_size": 24}, []),
+        ("evaluate", {"batch_size": 0}, []),
+        ("gate", {"on": "pinned"}, ["prepare", "train", "merge", "evaluate", "decide"]),
+        ("split", {"similarity": 0.9}, ["prepare", "train", "merge", "evaluate", "decide"]),
+    ],
+)
+def test_a_retried_run_does_again_what_is_judged_otherwise_today(
+    engine: Engine, settings: Settings, executor: ScriptedExecutor,
+    section: str, values: dict[str, object], again: list[str],
+) -> None:  # fmt: skip
+    executor.batch_size = 24
+    settings = settings.model_copy(update={"gc": settings.gc.model_copy(update={"automatic": False})})
+    dispatcher = new_dispatcher(engine, settings, executor)
+    add_drop(engine, "a")
+    model = settings.state_folder / "models"
+    executor.script["decide"] = [lambda spec: _with_a_lost_model(executor, spec, model)]
+    ticks(dispatcher)
+    assert run_row(engine).state == RunState.FAILED
+    done = len(executor.steps)
+    merged = durable.read_json(settings.state_folder / "runs/1/merge.json")
+    (model.parent / "lost").rename(model / merged["model_id"])
+    run_queue.retry(engine, 1, NOW + 100)
+    changed = getattr(settings, section).model_copy(update=values)
+    ticks(new_dispatcher(engine, settings.model_copy(update={section: changed}), executor), now=NOW + 200)
+    assert executor.steps[done:] == again
+    assert run_row(engine).outcome == "promoted"
+
+
+def test_a_step_whose_spec_an_earlier_version_wrote_is_done_again(
+    engine: Engine, settings: Settings, executor: ScriptedExecutor
+) -> None:
+    settings = settings.model_copy(update={"gc": settings.gc.model_copy(update={"automatic": False})})
+    dispatcher = new_dispatcher(engine, settings, executor)
+    add_drop(engine, "a")
+    executor.script["decide"] = [lambda spec: _with_a_lost_model(executor, spec, settings.state_folder / "models")]
+    ticks(dispatcher)
+    (settings.state_folder / "lost").rename(
+        settings.state_folder / "models" / durable.read_json(settings.state_folder / "runs/1/merge.json")["model_id"]
+    )
+    (spec,) = settings.state_folder.glob("runs/1/attempts/decide-*/spec.json")
+    value = durable.read_json(spec)
+    value["config"]["guards"]["floors"] = {"bleu": 5}
+    durable.write_json(spec, value)
+    done = len(executor.steps)
+    run_queue.retry(engine, 1, NOW + 100)
+    ticks(new_dispatcher(engine, settings, executor), now=NOW + 200)
+    assert (executor.steps[done:], run_row(engine).outcome) == (["decide"], "promoted")
+
+
+def _with_a_lost_model(executor: ScriptedExecutor, spec: StepSpec, models: Path) -> StepResult:
+    """Decide, and lose the model before it can be promoted: the run fails with all of its steps published."""
+    result = executor.good(spec)
+    next(models.iterdir()).rename(models.parent / "lost")
+    return result
+
+
+def test_an_interrupted_run_goes_on_at_its_step_and_the_attempt_is_not_counted(
+    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    executor.script["train"] = [ended("interrupted", 75)] * 5
+    add_drop(engine, "a")
+    ticks(dispatcher, 40)
+    run = run_row(engine)
+    assert (run.state, run.failures, run.deaths) == (RunState.SUCCEEDED, 0, 0)
+    assert executor.steps == ["prepare", *["train"] * 6, "merge", "evaluate", "decide"]
+
+
+def test_a_failed_step_is_tried_again_after_a_pause_and_given_up_at_the_limit(
+    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    executor.script["train"] = [ended("failed", 1)] * 3
+    add_drop(engine, "a")
+    ticks(dispatcher)
+    run = run_row(engine)
+    assert (run.state, run.failures) == (RunState.WAITING, 1)
+    assert run.not_before >= NOW + 30_000
+    ticks(dispatcher, now=NOW + 10_000_000)
+    ticks(dispatcher, now=NOW + 20_000_000)
+    run = run_row(engine)
+    assert (run.state, run.error, run.hint) == (RunState.FAILED, "it did not work", "try this")
+    assert executor.steps.count("train") == 3
+    assert executor.steps.count("prepare") == 1, "a retried run goes on at the first step that is not published"
+
+
+def test_bad_data_is_never_tried_again(engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor) -> None:
+    executor.script["prepare"] = [ended("failed", 65)]
+    add_drop(engine, "a")
+    ticks(dispatcher)
+    assert run_row(engine).state == RunState.FAILED
+    assert executor.steps == ["prepare"]
+
+
+def test_vanished_processes_are_counted_apart_and_quarantine_the_run_at_the_third(
+    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    executor.script["train"] = [lambda _spec: None, ended("failed", 137), lambda _spec: None]
+    add_drop(engine, "a")
+    for day in range(5):
+        ticks(dispatcher, now=NOW + day * 10_000_000)
+    run = run_row(engine)
+    assert (run.state, run.deaths, run.failures) == (RunState.QUARANTINED, 3, 0)
+
+
+def test_a_result_with_another_attempts_fence_is_ignored(
+    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    def zombie(spec: StepSpec) -> StepResult:
+        return executor.good(spec).model_copy(update={"fence": "of an old attempt"})
+
+    executor.script["prepare"] = [zombie]
+    add_drop(engine, "a")
+    ticks(dispatcher, 1)
+    ticks(dispatcher, 1)
+    assert run_files.published(dispatcher.bases._settings.state_folder, 1) == {}
+    assert run_row(engine).deaths == 1
+
+
+def test_a_new_daemon_adopts_the_result_that_the_dead_one_missed(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    add_drop(engine, "a")
+    dispatcher.tick(NOW)
+    spec = executor.submitted[-1]
+    durable.write_json(Path(spec.root) / spec.folder / RESULT_NAME, executor.good(spec).model_dump(mode="json"))
+    successor = new_dispatcher(engine, settings, executor)
+    ticks(successor)
+    assert run_row(engine).outcome == "promoted"
+    assert executor.steps.count("prepare") == 1
+    ticks(dispatcher, 3)
+    assert len(done_promotions(engine)) == 1, "the old daemon's claim is void"
+
+
+def test_a_crash_between_the_artifact_and_its_row_publishes_once(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    add_drop(engine, "a")
+    for _ in range(3):
+        dispatcher.tick(NOW)
+    spec = executor.submitted[-1]
+    assert spec.step == "merge"
+    result = executor.good(spec)
+    durable.write_json(Path(spec.root) / spec.folder / RESULT_NAME, result.model_dump(mode="json"))
+    run_files.publish(spec, result)
+    ticks(new_dispatcher(engine, settings, executor))
+    assert run_row(engine).outcome == "promoted"
+    assert executor.steps.count("merge") == 1
+
+
+def test_a_crash_between_the_attempts_row_and_its_spec_orders_the_same_attempt(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    add_drop(engine, "a")
+    claim = run_queue.claim(engine, NOW, dispatcher._configure)
+    assert claim is not None
+    run_queue.begin_attempt(engine, claim, "prepare", NOW)
+    ticks(new_dispatcher(engine, settings, executor))
+    assert run_row(engine).outcome == "promoted"
+    with transaction(engine) as session:
+        numbers = [row.number for row in session.exec(select(Attempt)) if row.step == "prepare"]
+    assert numbers == [1]
+
+
+def move_champion(engine: Engine, settings: Settings) -> None:
+    """Let somebody else's model take the place of the base model."""
+    other = write_model(settings.state_folder / "models" / "other", b"somebody else's")
+    with transaction(engine) as session:
+        run = Run(track="default", state="queued", trigger="drop", created_at=NOW, not_before=NOW + 3_000_000)
+        session.add(run)
+        session.flush()
+        run_id = run.id or 0
+    candidate = promotion.Candidate(track="default", run_id=run_id, model_id=other, path="models/other")
+    promotion.promote(engine, settings.state_folder, candidate, 0, "by hand", NOW)
+
+
+@pytest.mark.parametrize("step", ["evaluate", "judge"])
+def test_a_champion_that_moved_before_the_verdict_makes_the_comparison_first(
+    engine: Engine, settings: Settings, executor: ScriptedExecutor, step: str
+) -> None:
+    settings = settings.model_copy(update={"judge": JUDGE if step == "judge" else JudgeConfig()})
+    dispatcher = new_dispatcher(engine, settings, executor)
+
+    def moved_meanwhile(spec: StepSpec) -> StepResult:
+        move_champion(engine, settings)
+        return executor.good(spec)
+
+    executor.script[step] = [moved_meanwhile]
+    add_drop(engine, "a")
+    ticks(dispatcher, 20)
+    again = ["evaluate"] if step == "evaluate" else ["evaluate", "judge"]
+    assert executor.steps == ["prepare", "train", "merge", *again * 2, "decide"]
+    assert executor.submitted[-1].champion.generation == 1
+    run = run_row(engine)
+    assert (run.outcome, run.failures, run.deaths) == ("promoted", 0, 0)
+
+
+def test_a_base_that_was_replaced_before_the_verdict_makes_the_comparison_first(
+    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    def replaced_meanwhile(spec: StepSpec) -> StepResult:
+        with transaction(engine) as session:
+            session.get_one(Track, "default").champion_model_id = "ba" * 32  # under the same number
+        return executor.good(spec)
+
+    executor.script["evaluate"] = [replaced_meanwhile]
+    add_drop(engine, "a")
+    ticks(dispatcher, 20)
+    assert executor.steps == ["prepare", "train", "merge", "evaluate", "evaluate", "decide"]
+    assert run_row(engine).failures == 0
+
+
+def test_a_champion_that_moved_while_the_daemon_was_dead_before_the_verdicts_order_is_asked_first(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    submit = executor.submit
+
+    def dies(spec: StepSpec) -> None:
+        if spec.step == "decide":
+            raise OSError(errno.ENOSPC, "the daemon is gone")
+        submit(spec)
+
+    add_drop(engine, "a")
+    with monkeypatch.context() as dying:
+        dying.setattr(executor, "submit", dies)
+        with pytest.raises(OSError, match="the daemon is gone"):
+            ticks(dispatcher)
+    move_champion(engine, settings)
+    ticks(new_dispatcher(engine, settings, executor), 20)
+    assert executor.steps == ["prepare", "train", "merge", "evaluate", "evaluate", "decide"]
+    assert executor.submitted[-1].champion.generation == 1
+    run = run_row(engine)
+    assert (run.outcome, run.failures, run.deaths) == ("promoted", 0, 0)
+
+
+def test_a_verdict_that_a_retry_takes_back_is_made_against_todays_champion(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    add_drop(engine, "a")
+    ticks(dispatcher, 5)
+    spec = executor.submitted[-1]
+    assert spec.step == "decide"
+    run_files.publish(spec, executor.good(spec))
+    attempt = run_queue.open_attempt(engine, 1)
+    assert attempt is not None
+    with transaction(engine) as session:
+        run, row = session.get_one(Run, 1), session.get_one(Attempt, attempt.id)
+        row.state, row.ended_at = AttemptState.PUBLISHED, NOW
+        # As a retry leaves it: today's settings, by which the verdict is stale.
+        run.config = {**(run.config or {}), "gate": GateConfig(min_gain=2.5).model_dump()}
+    move_champion(engine, settings)
+    ticks(dispatcher, 20)
+    assert executor.steps == ["prepare", "train", "merge", *["evaluate", "decide"] * 2]
+    assert (run_row(engine).outcome, run_row(engine).failures) == ("promoted", 0)
+
+
+@pytest.mark.parametrize("judge", [(), ("judge",)], ids=["alone", "judged"])
+def test_a_champion_that_moved_meanwhile_makes_the_comparison_again(
+    engine: Engine, settings: Settings, executor: ScriptedExecutor, judge: tuple[str, ...]
+) -> None:
+    settings = settings.model_copy(update={"judge": JUDGE if judge else JudgeConfig()})
+    dispatcher = new_dispatcher(engine, settings, executor)
+
+    def moved_meanwhile(spec: StepSpec) -> StepResult:
+        move_champion(engine, settings)
+        return executor.good(spec)
+
+    executor.script["decide"] = [moved_meanwhile]
+    add_drop(engine, "a")
+    ticks(dispatcher, 20)
+    comparison = ["evaluate", *judge, "decide"]
+    assert executor.steps == ["prepare", "train", "merge", *comparison, *comparison]
+    assert executor.submitted[-1].champion.generation == 1
+    assert [row.generation for row in done_promotions(engine)] == [1, 2]
+
+
+@pytest.mark.parametrize("outcome", ["worse", "guard_failed", "not_shown_better", "insufficient_evidence"])
+def test_a_loss_against_a_champion_that_reigns_no_more_is_not_acted_on(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor, outcome: str
+) -> None:
+    def moved_meanwhile(spec: StepSpec) -> StepResult:
+        move_champion(engine, settings)
+        result = executor.good(spec)
+        executor.outcome, executor.reasons = "promoted", ()
+        return result
+
+    executor.outcome, executor.reasons = outcome, ("slice_lost",)
+    executor.script["decide"] = [moved_meanwhile]
+    drop = add_drop(engine, "a")
+    ticks(dispatcher, 20)
+    assert executor.steps == ["prepare", "train", "merge", *["evaluate", "decide"] * 2]
+    assert executor.submitted[-1].champion.generation == 1
+    assert (run_row(engine).outcome, drop_state(engine, drop)) == ("promoted", DropState.ACCEPTED)
+    assert [row.generation for row in done_promotions(engine)] == [1, 2]
+
+
+def test_what_does_not_hang_on_the_champion_is_acted_on_whoever_reigns(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    def moved_meanwhile(spec: StepSpec) -> StepResult:
+        move_champion(engine, settings)
+        return executor.good(spec)
+
+    executor.outcome, executor.script["decide"] = "contaminated", [moved_meanwhile]
+    add_drop(engine, "a")
+    ticks(dispatcher)
+    assert executor.steps == ["prepare", "train", "merge", "evaluate", "decide"]
+    assert run_row(engine).outcome == "contaminated"
+
+
+def test_too_little_data_is_said_whoever_reigns(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    def moved_meanwhile(spec: StepSpec) -> StepResult:
+        move_champion(engine, settings)
+        return executor.good(spec)
+
+    executor.shortfall = Shortfall(heldout_rows=3, needed_heldout_rows=100, needed_rows=700)
+    executor.outcome, executor.script["decide"] = "insufficient_evidence", [moved_meanwhile]
+    add_drop(engine, "a")
+    ticks(dispatcher)
+    assert executor.steps == ["prepare", "decide"]
+    assert run_row(engine).outcome == "insufficient_evidence"
+
+
+def with_knowing_champion(engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor, known: int) -> None:
+    """Let run 1 make a champion that was trained on so many of the held-out records of every later run."""
+    add_drop(engine, "a")
+    ticks(dispatcher)
+    assert run_row(engine).outcome == "promoted"
+    with transaction(engine) as session:
+        executor.known = {promotion.champion(session, "default").model_id: known}
+    executor.submitted.clear()
+
+
+def swears(engine: Engine, settings: Settings) -> None:
+    promotion.rollback(engine, settings.state_folder, "default", 0, "it swears", NOW + 60)
+
+
+@pytest.mark.parametrize("known", [71, 7], ids=["too little data", "enough data"])
+def test_data_that_was_prepared_for_a_champion_that_reigns_no_more_is_prepared_again(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor, known: int
+) -> None:
+    with_knowing_champion(engine, dispatcher, executor, known)
+    add_drop(engine, "b")
+    dispatcher.tick(NOW + 50)
+    dispatcher.draining = True
+    dispatcher.tick(NOW + 51)
+    assert (executor.steps, run_row(engine, 2).state) == (["prepare"], RunState.WAITING)
+    swears(engine, settings)
+    ticks(new_dispatcher(engine, settings, executor), 20, now=NOW + 10**6)
+    assert executor.steps == ["prepare", "prepare", "train", "merge", "evaluate", "decide"]
+    assert [spec.champion.generation for spec in executor.submitted] == [1, 2, 2, 2, 2, 2]
+    run = run_row(engine, 2)
+    assert (run.outcome, run.failures, run.deaths) == ("promoted", 0, 0)
+
+
+def test_a_verdict_of_too_little_data_for_a_champion_that_reigns_no_more_ends_no_run(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    def moved_meanwhile(spec: StepSpec) -> StepResult:
+        swears(engine, settings)
+        return executor.good(spec)
+
+    with_knowing_champion(engine, dispatcher, executor, 71)
+    executor.script["decide"] = [moved_meanwhile]
+    add_drop(engine, "b")
+    ticks(dispatcher, 20, now=NOW + 50)
+    assert executor.steps == ["prepare", "decide", "prepare", "train", "merge", "evaluate", "decide"]
+    assert run_row(engine, 2).outcome == "promoted"
+
+
+def test_preparing_for_one_champion_after_the_other_ends_when_the_champion_stays(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    with_knowing_champion(engine, dispatcher, executor, 71)
+    with transaction(engine) as session:
+        first = promotion.champion(session, "default")
+        executor.known[session.get_one(Track, "default").base_model_id or ""] = 50
+
+    def back_and_forth(spec: StepSpec) -> StepResult:
+        result = executor.good(spec)
+        with transaction(engine) as session:
+            reigning = promotion.champion(session, "default")
+        if reigning.generation < 4:
+            to = 0 if reigning.model_id == first.model_id else 1
+            promotion.rollback(engine, settings.state_folder, "default", to, "a whim", NOW + 60)
+        return result
+
+    executor.script["decide"] = [back_and_forth] * 9
+    add_drop(engine, "b")
+    ticks(dispatcher, 40, now=NOW + 50)
+    assert executor.steps == ["prepare", "decide"] * 4, "once for each change, and once more for the last one"
+    assert [spec.champion.generation for spec in executor.submitted[1::2]] == [1, 2, 3, 4]
+    run = run_row(engine, 2)
+    assert (run.state, run.outcome) == (RunState.SUCCEEDED, "insufficient_evidence")
+
+
+@pytest.mark.parametrize("kept", ["adapter", "checkpoint"])
+def test_what_was_trained_is_not_thrown_away_for_records_that_a_former_champion_knew(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor, kept: str
+) -> None:
+    def moved_meanwhile(spec: StepSpec) -> StepResult:
+        swears(engine, settings)
+        if kept == "adapter":
+            return executor.good(spec)
+        folder = Path(spec.root) / spec.checkpoints / "step-10"
+        folder.mkdir(parents=True)
+        (folder / "COMPLETE").touch()
+        dispatcher.draining = True
+        return ended("interrupted", 75)(spec)
+
+    with_knowing_champion(engine, dispatcher, executor, 7)
+    executor.script["train"] = [moved_meanwhile]
+    add_drop(engine, "b")
+    ticks(dispatcher, 20, now=NOW + 50)
+    ticks(new_dispatcher(engine, settings, executor), 20, now=NOW + 10**6)
+    trained = ["train"] if kept == "adapter" else ["train", "train"]
+    assert executor.steps == ["prepare", *trained, "merge", "evaluate", "decide"]
+    assert run_row(engine, 2).outcome == "promoted"
+
+
+def test_drops_are_held_in_the_moment_in_which_the_run_ends_or_not_at_all(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "disk full")
+
+    executor.outcome = "worse"
+    drop = add_drop(engine, "a")
+    with monkeypatch.context() as broken:
+        ticks(dispatcher, 4)
+        broken.setattr(run_queue, "change", full)
+        with pytest.raises(OSError, match="disk full"):
+            ticks(dispatcher)
+    assert executor.steps[-1] == "decide"
+    assert drop_state(engine, drop) == DropState.ACCEPTED
+    # Only now another champion: a drop that was held by the old verdict would stay so.
+    move_champion(engine, settings)
+    executor.outcome = "not_shown_better"
+    ticks(dispatcher)
+    assert (run_row(engine).outcome, drop_state(engine, drop)) == ("not_shown_better", DropState.ACCEPTED)
+
+
+def die_before_the_end(dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Act on the verdict of a run, and break off before the run has ended."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "disk full")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(run_queue, "finish", full)
+        with pytest.raises(OSError, match="disk full"):
+            ticks(dispatcher)
+
+
+def test_a_run_that_was_promoted_before_the_daemon_died_waits_for_no_approval(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    add_drop(engine, "a")
+    die_before_the_end(dispatcher, monkeypatch)
+    ticks(new_dispatcher(engine, with_gate(settings, approval="manual"), executor))
+    assert run_row(engine).outcome == "promoted"
+    assert executor.steps.count("evaluate") == 1
+
+
+@pytest.mark.parametrize("asked", ["before", "while it waits"])
+def test_a_run_that_was_set_apart_when_its_model_reigned_is_not_cancelled_and_ends_well(
+    engine: Engine, dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    def ask_and_break(*_: object, **__: object) -> None:
+        if asked == "before":
+            run_queue.cancel(engine, 1, NOW)
+        raise OSError(errno.EIO, "Input/output error")
+
+    add_drop(engine, "a")
+    with monkeypatch.context() as patch:
+        patch.setattr(run_queue, "finish", ask_and_break)
+        ticks(dispatcher)
+    assert run_row(engine).state == RunState.WAITING
+    if asked == "while it waits":
+        with pytest.raises(run_queue.WrongState, match="is the champion of track default already"):
+            run_queue.cancel(engine, 1, NOW)
+    ticks(dispatcher, 4, NOW + 60_000)
+    assert (run_row(engine).state, run_row(engine).outcome) == (RunState.SUCCEEDED, "promoted")
+    assert len(done_promotions(engine)) == 1
+
+
+def test_a_run_whose_model_reigns_already_is_not_cancelled_any_more(
+    engine: Engine, dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_drop(engine, "a")
+    die_before_the_end(dispatcher, monkeypatch)
+    assert len(done_promotions(engine)) == 1
+    run_queue.cancel(engine, 1, NOW)
+    ticks(dispatcher)
+    row = run_row(engine)
+    assert (row.state, row.outcome, row.cancel_requested) == (RunState.SUCCEEDED, "promoted", False)
+
+
+def test_a_running_step_is_cancelled_and_the_run_with_it(
+    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    add_drop(engine, "a")
+    dispatcher.tick(NOW)
+    run_queue.cancel(engine, 1, NOW)
+    executor.script["prepare"] = [ended("interrupted", 75)]
+    ticks(dispatcher, 3)
+    assert run_row(engine).state == RunState.CANCELLED
+
+
+def test_a_draining_dispatcher_begins_nothing_and_lets_the_run_wait(
+    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    add_drop(engine, "a")
+    dispatcher.tick(NOW)
+    dispatcher.draining = True
+    ticks(dispatcher)
+    assert executor.steps == ["prepare"]
+    run = run_row(engine)
+    assert (run.state, run.failures, run.deaths) == (RunState.WAITING, 0, 0)
+    assert dispatcher.idle
+
+
+def test_a_missing_base_model_is_said_and_nothing_is_lost(
+    engine: Engine, settings: Settings, executor: ScriptedExecutor
+) -> None:
+    base = Path(settings.base_model)
+    base.rename(base.with_name("elsewhere"))
+    dispatcher = new_dispatcher(engine, settings, executor)
+    add_drop(engine, "a")
+    ticks(dispatcher)
+    run = run_row(engine)
+    assert run.state == RunState.QUEUED
+    assert str(base) in (run.error or "")
+    assert dispatcher.bases.problems.keys() == {"default"}
+    base.with_name("elsewhere").rename(base)
+    ticks(dispatcher, now=NOW + 100_000)
+    assert run_row(engine).outcome == "promoted"
+
+
+def test_what_the_first_run_decided_holds_for_later_ones(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    add_drop(engine, "a")
+    ticks(dispatcher)
+    other = settings.model_copy(
+        update={"evaluate": settings.evaluate.model_copy(update={"batch_size": 3}), "split": settings.split.model_copy(
+            update={"heldout": 0.5, "scored_records": 700}
+        )}
+    )  # fmt: skip
+    add_drop(engine, "b")
+    ticks(new_dispatcher(engine, other, executor))
+    config = executor.submitted[-1].config
+    # What would let a prompt change sides is fixed; how many are scored and at once is not.
+    assert (config.split.heldout, config.split.dev) == (settings.split.heldout, settings.split.dev)
+    assert (config.split.scored_records, config.evaluate.batch_size) == (700, 3)
+    assert (config.evaluate.metric, config.evaluate.max_new_tokens) == ("exact_match", 16)
+
+
+def test_a_base_model_that_cannot_be_read_is_said_and_the_daemon_goes_on(
+    engine: Engine, settings: Settings, executor: ScriptedExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Root may read everything, so the refusal is put in where the folder is looked at.
+    def refuse(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr("daemon.champions.base_models.check_base", refuse)
+    dispatcher = new_dispatcher(engine, settings, executor)
+    add_drop(engine, "a")
+    ticks(dispatcher)
+    assert run_row(engine).state == RunState.QUEUED
+    assert "Permission denied" in (run_row(engine).error or "")
+    assert settings.base_model in (run_row(engine).error or "")
+
+
+@pytest.mark.parametrize("damage", [b"", b"[1]", b"{\xff", b'{"signature": SIGNATURE}'])
+def test_a_damaged_note_on_the_base_model_is_made_again(
+    engine: Engine, settings: Settings, executor: ScriptedExecutor, damage: bytes
+) -> None:
+    new_dispatcher(engine, settings, executor)
+    note = settings.state_folder / "tracks/default/base.json"
+    whole = note.read_bytes()
+    note.write_bytes(damage.replace(b"SIGNATURE", json.dumps(json.loads(whole)["signature"]).encode()))
+    assert not new_dispatcher(engine, settings, executor).bases.problems
+    assert note.read_bytes() == whole
+
+
+def test_an_attempt_that_never_reached_the_spool_is_ordered_again_and_nobody_died(
+    engine: Engine, settings: Settings
+) -> None:
+    dispatcher = Dispatcher(engine, settings, LocalExecutor(settings.state_folder))
+    with transaction(engine) as session:
+        run_queue.ensure_track(session, "default", NOW)
+    dispatcher.recover(NOW)
+    add_drop(engine, "a")
+    dispatcher.tick(NOW)
+    entry = settings.state_folder / "spool" / "queue" / "1-prepare-1.json"
+    entry.unlink()
+    dispatcher.tick(NOW + 1)
+    assert entry.exists()
+    assert run_row(engine).deaths == 0
+
+
+def test_a_run_with_trouble_of_its_own_waits_alone_longer_each_time_and_goes_on_when_it_is_over(
+    engine: Engine, settings: Settings, executor: ScriptedExecutor
+) -> None:
+    two = Settings.model_validate({**settings.model_dump(exclude_unset=True), "tracks": {"other": {}}})
+    dispatcher = new_dispatcher(engine, two, executor)
+    # A file in the place of a folder: the kernel says so to root, too.
+    place = settings.state_folder / "runs/1"
+    place.parent.mkdir(exist_ok=True)
+    place.touch()
+    add_drop(engine, "a")
+    add_drop(engine, "b", "other")
+    now = NOW
+    ticks(dispatcher, 20)
+    assert (run_row(engine).state, run_row(engine, 2).state) == (RunState.WAITING, RunState.SUCCEEDED)
+    waits = []
+    for _ in range(4):
+        run = run_row(engine)
+        waits.append((run.not_before - now) // 1000)
+        now = run.not_before
+        dispatcher.tick(now)
+    assert waits == [30, 60, 120, 240]
+    run = run_row(engine)
+    assert (run.state, run.failures, run.deaths) == (RunState.WAITING, 0, 0)
+    assert run.error is not None
+    assert run.hint is not None
+    assert run.error.startswith("the files of run 1 cannot be used: ")
+    assert "dropforge cancel 1" in run.hint
+    with transaction(engine) as session:
+        open_ones = [one for one in session.exec(select(Attempt)) if one.state == AttemptState.SUBMITTED]
+    assert open_ones == []
+    place.unlink()
+    ticks(dispatcher, 20, run.not_before)
+    assert (run_row(engine).state, run_row(engine).failures) == (RunState.SUCCEEDED, 0)
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_run_that_was_put_off_by_a_clock_a_year_ahead_begins_when_the_clock_is_right_again(
+    engine: Engine, settings: Settings, executor: ScriptedExecutor, restart: bool
+) -> None:
+    dispatcher = new_dispatcher(engine, settings, executor)
+    add_drop(engine, "a")
+    year = 365 * 86_400_000
+    with transaction(engine) as session:
+        run_queue.enqueue(session, "default", "drop", NOW + year, NOW + year + 600_000)
+    dispatcher.tick(NOW + year)
+    if restart:
+        dispatcher = new_dispatcher(engine, settings, executor)
+    assert run_row(engine).not_before == (NOW if restart else NOW + year + 600_000)
+    dispatcher.tick(NOW)
+    assert executor.steps == ["prepare"]
+
+
+def test_too_little_data_fixes_nothing_on_the_track(
+    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    executor.shortfall = Shortfall(heldout_rows=1, needed_heldout_rows=100, needed_rows=660)
+    executor.outcome = "insufficient_evidence"
+    add_drop(engine, "a")
+    ticks(dispatcher)
+    with transaction(engine) as session:
+        track = session.get_one(Track, "default")
+    assert (track.metric, track.max_new_tokens, track.split) == (None, None, None)
+
+
+def test_a_retried_run_does_again_what_the_new_settings_make_stale(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    executor.script["evaluate"] = [ended("failed", 65)]
+    add_drop(engine, "a")
+    ticks(dispatcher)
+    assert run_row(engine).state == RunState.FAILED
+    run_queue.retry(engine, 1, NOW + 100)
+    other = settings.model_copy(update={"train": settings.train.model_copy(update={"batch_size": 2})})
+    ticks(new_dispatcher(engine, other, executor), now=NOW + 200)
+    assert run_row(engine).outcome == "promoted"
+    assert executor.steps == ["prepare", "train", "merge", "evaluate", "train", "merge", "evaluate", "decide"]
+    assert executor.submitted[4].config.train.batch_size == 2
+
+
+def test_a_retried_run_evaluates_again_with_another_engine(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    executor.script["decide"] = [ended("failed", 65)]
+    add_drop(engine, "a")
+    ticks(dispatcher)
+    run_queue.retry(engine, 1, NOW + 100)
+    other = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"engine": "continuous"})})
+    ticks(new_dispatcher(engine, other, executor), now=NOW + 200)
+    assert executor.steps == ["prepare", "train", "merge", "evaluate", "decide", "evaluate", "decide"]
+
+
+def test_a_retried_run_with_the_same_settings_goes_on_where_it_stopped(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    executor.script["evaluate"] = [ended("failed", 65)]
+    add_drop(engine, "a")
+    ticks(dispatcher)
+    run_queue.retry(engine, 1, NOW + 100)
+    smaller = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"batch_size": 2})})
+    ticks(new_dispatcher(engine, smaller, executor), now=NOW + 200)
+    assert executor.steps == ["prepare", "train", "merge", "evaluate", "evaluate", "decide"]
+    assert executor.submitted[4].config.evaluate.batch_size == 2
+
+
+def test_the_judge_alone_may_use_the_network_and_its_judgement_reaches_the_decision(
+    engine: Engine, settings: Settings, executor: ScriptedExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUDGE_KEY", "sk-hush")
+    dispatcher = new_dispatcher(engine, settings.model_copy(update={"judge": JUDGE}), executor)
+    add_drop(engine, "a")
+    ticks(dispatcher)
+    assert executor.steps == ["prepare", "train", "merge", "evaluate", "judge", "decide"]
+    assert [spec.step for spec in executor.submitted if spec.network] == ["judge"]
+    assert executor.submitted[-1].inputs["judge"] == "runs/1/judge.json"
+    kept = [path for path in settings.state_folder.rglob("*") if path.is_file()]
+    assert [path for path in kept if b"sk-hush" in path.read_bytes()] == []
+
+
+@pytest.mark.parametrize(
+    ("other", "again"), [(JUDGE.model_copy(update={"model": "n"}), ["judge", "decide"]), (JudgeConfig(), ["decide"])]
+)
+def test_a_retried_run_with_another_judge_or_none_does_not_keep_the_old_judgement(
+    engine: Engine, settings: Settings, executor: ScriptedExecutor, other: JudgeConfig, again: list[str]
+) -> None:
+    executor.script["decide"] = [ended("failed", 65)]
+    add_drop(engine, "a")
+    ticks(new_dispatcher(engine, settings.model_copy(update={"judge": JUDGE}), executor))
+    run_queue.retry(engine, 1, NOW + 100)
+    ticks(new_dispatcher(engine, settings.model_copy(update={"judge": other}), executor), now=NOW + 200)
+    assert executor.steps == ["prepare", "train", "merge", "evaluate", "judge", "decide", *again]
+    assert ("judge" in executor.submitted[-1].inputs) == ("judge" in again)
+
+
+def test_an_interrupted_judge_keeps_its_replies_for_the_next_attempt(
+    engine: Engine, settings: Settings, executor: ScriptedExecutor
+) -> None:
+    def cut_off(spec: StepSpec) -> StepResult:
+        folder = Path(spec.root) / spec.folder / "predictions"
+        folder.mkdir()
+        (folder / "judge.replies.jsonl").write_text("{}")
+        return ended("interrupted", 75)(spec)
+
+    def go_on(spec: StepSpec) -> StepResult:
+        first = (Path(spec.root) / spec.folder).with_name("judge-1")
+        assert (first / "predictions/judge.replies.jsonl").exists()
+        return executor.good(spec)
+
+    executor.script["judge"] = [cut_off, go_on]
+    add_drop(engine, "a")
+    ticks(new_dispatcher(engine, settings.model_copy(update={"judge": JUDGE}), executor), 20)
+    assert run_row(engine).outcome == "promoted"
+    assert executor.steps[-3:] == ["judge", "judge", "decide"]
+
+
+def test_a_retried_run_whose_drops_were_withdrawn_begins_with_its_data(
+    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    executor.script["train"] = [ended("failed", 65)]
+    add_drop(engine, "a")
+    bad = add_drop(engine, "b")
+    ticks(dispatcher)
+    with transaction(engine) as session:
+        session.get_one(Drop, bad).state = DropState.WITHDRAWN
+    run_queue.retry(engine, 1, NOW + 100)
+    ticks(dispatcher, now=NOW + 200)
+    assert executor.steps[:4] == ["prepare", "train", "prepare", "train"]
+    assert [drop.id for drop in executor.submitted[2].drops] == [1]
+
+
+def test_an_artifact_whose_files_changed_since_is_not_published(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    def torn(spec: StepSpec) -> StepResult:
+        (Path(spec.root) / spec.folder / "adapter.bin").write_bytes(b"half")
+        return executor.good(spec).model_copy(update={"outputs": {"adapter.bin": "0" * 64}})
+
+    executor.script["train"] = [torn]
+    add_drop(engine, "a")
+    ticks(dispatcher)
+    assert "adapter.bin" in (run_row(engine).error or "")
+    assert "train" not in run_files.published(settings.state_folder, 1)
+
+
+def test_trouble_with_one_run_stops_no_other(
+    engine: Engine, settings: Settings, executor: ScriptedExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dispatcher = new_dispatcher(engine, settings, executor)
+    broken = run_files.publish
+
+    def publish(spec: StepSpec, result: StepResult) -> Any:
+        if spec.run == 1:
+            message = "a defect"
+            raise LookupError(message)
+        return broken(spec, result)
+
+    monkeypatch.setattr(run_files, "publish", publish)
+    add_drop(engine, "a")
+    ticks(dispatcher)
+    assert (run_row(engine).state, run_row(engine).error) == (RunState.FAILED, "LookupError: a defect")
+    add_drop(engine, "b")
+    ticks(dispatcher)
+    assert run_row(engine, 2).outcome == "promoted"
+
+
+def test_a_full_disk_is_no_fault_of_the_run(
+    engine: Engine, dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def publish(_spec: StepSpec, _result: StepResult) -> Any:
+        raise OSError(28, "No space left on device")
+
+    add_drop(engine, "a")
+    dispatcher.tick(NOW)
+    with monkeypatch.context() as full:
+        full.setattr(run_files, "publish", publish)
+        with pytest.raises(OSError, match="No space left"):
+            dispatcher.tick(NOW + 1)
+    ticks(dispatcher)
+    assert (run_row(engine).outcome, run_row(engine).failures) == ("promoted", 0)
+
+
+def test_progress_that_a_power_cut_emptied_is_passed_over(engine: Engine, dispatcher: Dispatcher) -> None:
+    add_drop(engine, "a")
+    dispatcher.tick(NOW)
+    folder = dispatcher._root / "runs" / "1" / "attempts" / "prepare-1"
+    (folder / "progress.json").write_bytes(b"")
+    assert dispatcher.describe() == "run 1 prepare"
+
+
+def test_a_stop_takes_an_attempt_that_no_worker_has_begun_out_of_the_queue(engine: Engine, settings: Settings) -> None:
+    dispatcher = Dispatcher(engine, settings, LocalExecutor(settings.state_folder))
+    with transaction(engine) as session:
+        run_queue.ensure_track(session, "default", NOW)
+    dispatcher.recover(NOW)
+    add_drop(engine, "a")
+    dispatcher.tick(NOW)
+    spool = settings.state_folder / "spool"
+    assert [path.name for path in (spool / "queue").iterdir()] == ["1-prepare-1.json"]
+    dispatcher.abandon(NOW + 1)
+    assert list((spool / "queue").iterdir()) == list((spool / "cancel").iterdir()) == []
+    assert run_row(engine).state == RunState.WAITING
+
+
+def test_a_training_that_dies_after_each_new_checkpoint_is_not_quarantined(
+    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    def die_with_a_checkpoint(spec: StepSpec) -> None:
+        place = Path(spec.root) / spec.checkpoints / f"step-{spec.attempt}"
+        place.mkdir(parents=True)
+        (place / "COMPLETE").write_text("{}")
+
+    executor.script["train"] = [die_with_a_checkpoint] * 5
+    add_drop(engine, "a")
+    ticks(dispatcher, count=30)
+    assert (run_row(engine).outcome, run_row(engine).deaths) == ("promoted", 0)
+    assert executor.steps.count("train") == 6
+
+
+# --- what a crash leaves
+
+
+@pytest.mark.usefixtures("dispatcher")
+def test_a_step_that_is_abandoned_is_called_off_so_that_no_worker_begins_it_later(
+    engine: Engine, settings: Settings, executor: ScriptedExecutor
+) -> None:
+    add_drop(engine, "a")
+    dispatcher = new_dispatcher(engine, settings, executor)
+    dispatcher.tick(NOW)
+    dispatcher.abandon(NOW)
+    assert executor.cancelled == ["1-prepare-1"]
+
+
+def test_what_a_dead_daemon_left_half_written_is_cleared_away_and_a_living_steps_files_are_not(
+    engine: Engine, settings: Settings, executor: ScriptedExecutor, dispatcher: Dispatcher
+) -> None:
+    add_drop(engine, "a")
+    dispatcher.tick(NOW)
+    root = settings.state_folder
+    attempt = root / "runs/1/attempts/prepare-1"
+    (root / "spool/queue").mkdir(parents=True, exist_ok=True)
+    dead = [attempt / ".spec.json.0.tmp", root / "runs/1/.prepare.json.0.tmp", root / "spool/queue/.1.json.0.tmp"]
+    dead.append(root / "tracks/default/.base.json.0.tmp")
+    alive = attempt / ".result.json.0.tmp"
+    for path in (*dead, alive):
+        path.write_text("part")
+    new_dispatcher(engine, settings, executor)
+    assert [path.name for path in dead if path.exists()] == []
+    assert alive.exists()
+
+
+def test_a_rollback_whose_process_died_is_finished_by_the_daemon_that_lives_on(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_drop(engine, "a")
+    ticks(dispatcher)
+    link = settings.state_folder / "tracks/default/champion"
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "fsync_folder", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            promotion.rollback(engine, settings.state_folder, "default", None, "it swears", NOW)
+    assert link.resolve() == Path(settings.base_model)
+    dispatcher.tick(NOW + 29_000)
+    with transaction(engine) as session:
+        assert promotion.champion(session, "default").generation == 1
+    dispatcher.tick(NOW + 61_000)
+    with transaction(engine) as session:
+        assert promotion.champion(session, "default").generation == 2
+    assert link.resolve() == Path(settings.base_model)
+
+
+def test_a_clock_that_is_set_back_stops_no_heartbeat(engine: Engine, dispatcher: Dispatcher) -> None:
+    add_drop(engine, "a")
+    dispatcher.tick(NOW)
+    dispatcher.tick(NOW - 90_000_000)
+    assert run_row(engine).heartbeat_at == NOW - 90_000_000

@@ -1,0 +1,395 @@
+"""The worker, with real processes: small scripts stand where `python -m pipeline` stands in a real spec."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon.dispatch.executor import JobState
+from daemon.dispatch.spool import LocalExecutor, Spool
+from daemon.dispatch.worker import Worker
+from daemon.system.processes import FileLock, Identity, identify, is_alive, lock_holder, wait_until_dead
+from pipeline import durable
+from pipeline.artifacts import ModelRef
+from pipeline.config import JudgeConfig, RunConfig
+from pipeline.contract import RESULT_NAME, StepResult, StepSpec
+from pipeline.errors import EXIT_BAD_DATA
+from pipeline.model_folder.untrusted_code import ENDED_BY
+
+PRELUDE = """
+import json, os, signal, sys, threading, pathlib
+spec = json.loads(pathlib.Path("spec.json").read_text())
+lifeline = int(os.environ["DROPFORGE_LIFELINE_FD"])
+if not os.read(lifeline, 1):
+    os._exit(75)
+def result(status, code):
+    key = f"{spec['run']}-{spec['step']}-{spec['attempt']}"
+    value = {"key": key, "fence": spec["fence"], "status": status, "exit_code": code}
+    pathlib.Path("aside").write_text(json.dumps(value)); os.rename("aside", "result.json")
+    sys.exit(code)
+def say(word):
+    pathlib.Path("aside").write_text(word); os.rename("aside", "said")
+"""
+GOOD = PRELUDE + "say(os.environ.get('SECRET_TOKEN', 'none')); result('ok', 0)"
+UNTIL_TERM = (
+    PRELUDE
+    + "stop = threading.Event(); signal.signal(signal.SIGTERM, lambda *_: stop.set()); say('up')\n"
+    + "while not stop.wait(0.05): pass\nresult('interrupted', 75)"
+)
+DEAF = PRELUDE + "signal.signal(signal.SIGTERM, signal.SIG_IGN); say('up'); threading.Event().wait()"
+UNTIL_ALONE = PRELUDE + "say('up'); os.read(lifeline, 1); result('interrupted', 75)"
+#: It ignores SIGTERM, and so does what it has started.
+DEAF_WITH_CHILD = (
+    PRELUDE + "import subprocess; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    "child = subprocess.Popen([sys.executable, '-c', 'import threading; threading.Event().wait()'])\n"
+    "say(str(child.pid)); threading.Event().wait()"
+)
+KILLED = PRELUDE + "os.kill(os.getpid(), {})"
+
+
+def spec_of(root: Path, script: str, *, run: int = 1, grace: float = 30.0) -> StepSpec:
+    return StepSpec(
+        run=run, step="train", attempt=1, fence="f", root=str(root), folder=f"runs/{run}/attempts/train-1",
+        checkpoints=f"runs/{run}/checkpoints", predictions="predictions", argv=(sys.executable, "-c", script), env={},
+        inputs={}, drops=(), champion=ModelRef(model_id="m", path="m", generation=0), grace_seconds=grace,
+        config=RunConfig(track="default", base_model="m", base_model_id="m", salt="s"),
+    )  # fmt: skip
+
+
+def as_scripted(spec: StepSpec, _place: Path) -> tuple[str, ...]:
+    """Do what stands in the spec, which the worker itself would not look at."""
+    return spec.argv
+
+
+def result_of(spec: StepSpec) -> StepResult:
+    return StepResult.model_validate(durable.read_json(Path(spec.root) / spec.folder / RESULT_NAME))
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    """Wait for what another process does; the test's own time limit ends a wait in vain."""
+    pause = threading.Event()
+    while not condition():
+        pause.wait(0.02)
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Iterator[Worker]:
+    worker = Worker(tmp_path, as_scripted)
+    thread = threading.Thread(target=worker.serve)
+    thread.start()
+    yield worker
+    worker.stop.set()
+    thread.join()
+
+
+def test_an_attempt_is_queued_run_and_ended(tmp_path: Path) -> None:
+    executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, GOOD)
+    assert executor.poll(spec) is JobState.LOST
+    executor.submit(spec)
+    executor.submit(spec)
+    assert executor.poll(spec) is JobState.QUEUED
+    assert executor.list_mine() == ["1-train-1"]
+    worker = Worker(tmp_path, as_scripted)
+    thread = threading.Thread(target=worker.serve)
+    thread.start()
+    wait_for(lambda: executor.poll(spec) is JobState.ENDED)
+    worker.stop.set()
+    thread.join()
+    assert result_of(spec).status == "ok"
+    assert executor.list_mine() == []
+    executor.submit(spec)
+    assert executor.list_mine() == [], "an attempt that has ended is not run again"
+
+
+def test_a_step_sees_no_secret_of_the_workers_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET_TOKEN", "hush")
+    executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, GOOD)
+    executor.submit(spec)
+    worker = Worker(tmp_path, as_scripted)
+    thread = threading.Thread(target=worker.serve)
+    thread.start()
+    wait_for(lambda: executor.poll(spec) is JobState.ENDED)
+    worker.stop.set()
+    thread.join()
+    assert (tmp_path / spec.folder / "said").read_text() == "none"
+
+
+def test_a_step_with_network_sees_its_key_and_the_proxies_and_no_other_step_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUDGE_KEY", "hush")
+    monkeypatch.setenv("OTHER_KEY", "hush too")
+    monkeypatch.setenv("HTTPS_PROXY", "http://name:word@proxy")
+    told = PRELUDE + "say(json.dumps(dict(os.environ))); result('ok', 0)"
+    executor = LocalExecutor(tmp_path)
+    seen = {}
+    for run, network in ((1, True), (2, False)):
+        spec = spec_of(tmp_path, told, run=run)
+        config = spec.config.model_copy(
+            update={"judge": JudgeConfig(url="https://judge/v1", model="m", api_key_env="JUDGE_KEY")}
+        )
+        spec = spec.model_copy(update={"network": network, "config": config})
+        executor.submit(spec)
+        worker = Worker(tmp_path, as_scripted)
+        thread = threading.Thread(target=worker.serve)
+        thread.start()
+        wait_for((tmp_path / spec.folder / RESULT_NAME).exists)
+        worker.stop.set()
+        thread.join()
+        folder = tmp_path / spec.folder
+        seen[network] = json.loads((folder / "said").read_text())
+        assert "hush" not in (folder / "spec.json").read_text()
+    assert seen[True]["JUDGE_KEY"] == "hush"
+    assert seen[True]["HTTPS_PROXY"] == "http://name:word@proxy"
+    assert "OTHER_KEY" not in seen[True]
+    assert {"JUDGE_KEY", "OTHER_KEY", "HTTPS_PROXY"} & set(seen[False]) == set()
+
+
+def test_a_step_gets_no_variable_of_its_specs_that_the_program_does_not_set(tmp_path: Path) -> None:
+    told = PRELUDE + "say(json.dumps(dict(os.environ))); result('ok', 0)"
+    spec = spec_of(tmp_path, told).model_copy(update={"env": {"LD_AUDIT": "/evil.so", "OMP_WAIT_POLICY": "ACTIVE"}})
+    LocalExecutor(tmp_path).submit(spec)
+    worker = Worker(tmp_path, as_scripted)
+    thread = threading.Thread(target=worker.serve)
+    thread.start()
+    wait_for((tmp_path / spec.folder / RESULT_NAME).exists)
+    worker.stop.set()
+    thread.join()
+    seen = json.loads((tmp_path / spec.folder / "said").read_text())
+    assert ("LD_AUDIT" in seen, seen["OMP_WAIT_POLICY"]) == (False, "ACTIVE")
+
+
+def test_an_attempt_that_has_ended_is_not_done_again(tmp_path: Path) -> None:
+    executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, GOOD)
+    executor.submit(spec)
+    ended = StepResult(key=spec.key, fence=spec.fence, status="ok", exit_code=0)
+    durable.write_json(tmp_path / spec.folder / RESULT_NAME, ended.model_dump())
+    worker = Worker(tmp_path, as_scripted)
+    thread = threading.Thread(target=worker.serve)
+    thread.start()
+    wait_for(lambda: not executor.list_mine())
+    worker.stop.set()
+    thread.join()
+    assert not (tmp_path / spec.folder / "said").exists()
+
+
+def test_a_step_that_a_models_own_code_kept_busy_names_the_model_and_is_not_retried(
+    tmp_path: Path, worker: Worker
+) -> None:
+    assert not worker.stop.is_set()
+    executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, KILLED.replace("{}", str(int(ENDED_BY))))
+    executor.submit(spec)
+    wait_for(lambda: executor.poll(spec) is JobState.ENDED)
+    result = result_of(spec)
+    assert (result.status, result.exit_code) == ("failed", EXIT_BAD_DATA)
+    assert result.error is not None
+    assert "the tokenizer or the chat template of m took more than 120 s" in result.error.message
+    assert "chat_template.jinja" in result.error.hint
+
+
+@pytest.mark.parametrize(("number", "name"), [(9, "SIGKILL"), (35, "signal 35")])
+@pytest.mark.usefixtures("worker")
+def test_a_killed_step_gets_a_result_that_names_the_signal(tmp_path: Path, number: int, name: str) -> None:
+    executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, KILLED.replace("{}", str(number)))
+    executor.submit(spec)
+    wait_for(lambda: executor.poll(spec) is JobState.ENDED)
+    result = result_of(spec)
+    assert (result.status, result.exit_code) == ("failed", 128 + number)
+    assert result.error is not None
+    assert f"was killed by {name}" in result.error.message
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_cancelled_step_is_asked_to_stop(tmp_path: Path) -> None:
+    executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, UNTIL_TERM)
+    executor.submit(spec)
+    wait_for((tmp_path / spec.folder / "said").exists)
+    assert executor.poll(spec) is JobState.RUNNING
+    executor.cancel(spec.key)
+    wait_for(lambda: executor.poll(spec) is JobState.ENDED)
+    assert result_of(spec).status == "interrupted"
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_deaf_step_is_killed_after_its_grace(tmp_path: Path) -> None:
+    executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, DEAF, grace=0.3)
+    executor.submit(spec)
+    wait_for((tmp_path / spec.folder / "said").exists)
+    process = Spool(tmp_path).process_of(spec.key)
+    assert process is not None
+    executor.cancel(spec.key)
+    wait_for(lambda: executor.poll(spec) is JobState.ENDED)
+    assert result_of(spec).exit_code == 75
+    assert not is_alive(process)
+
+
+def start_worker(root: Path) -> subprocess.Popen[bytes]:
+    code = (
+        "import sys, pathlib; from daemon.dispatch.worker import serve; "
+        "sys.exit(serve(pathlib.Path(sys.argv[1]), with_lifeline=True, command=lambda spec, _place: spec.argv))"
+    )
+    return subprocess.Popen([sys.executable, "-c", code, str(root)], stdin=subprocess.PIPE)
+
+
+def running_step(root: Path, spec: StepSpec) -> Identity:
+    wait_for((root / spec.folder / "said").exists)
+    process = Spool(root).process_of(spec.key)
+    assert process is not None
+    return process
+
+
+def test_a_step_ends_when_its_worker_is_killed_and_the_next_worker_waits_for_it(tmp_path: Path) -> None:
+    executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, UNTIL_ALONE)
+    executor.submit(spec)
+    with start_worker(tmp_path) as first:
+        step = running_step(tmp_path, spec)
+        first.kill()
+    assert wait_until_dead(step, 30)
+    assert executor.poll(spec) is JobState.ENDED
+    assert result_of(spec).status == "interrupted"
+
+
+def test_the_next_worker_ends_an_orphan_that_does_not_stop_by_itself(tmp_path: Path) -> None:
+    executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, DEAF, grace=-4.5)
+    other = spec_of(tmp_path, GOOD, run=2)
+    executor.submit(spec)
+    with start_worker(tmp_path) as first:
+        step = running_step(tmp_path, spec)
+        first.kill()
+    assert is_alive(step)
+    assert executor.poll(spec) is JobState.RUNNING, "an orphan still runs, so nothing may begin beside it"
+    executor.submit(other)
+    with start_worker(tmp_path) as second:
+        wait_for(lambda: executor.poll(other) is JobState.ENDED)
+        assert not is_alive(step), "the second step began only when the orphan was gone"
+        assert executor.poll(spec) is JobState.LOST
+        second.terminate()
+        assert second.wait() == 0
+
+
+def test_a_worker_ends_with_its_daemon_and_its_step_before_it(tmp_path: Path) -> None:
+    executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, UNTIL_TERM)
+    executor.submit(spec)
+    with start_worker(tmp_path) as worker:
+        step = running_step(tmp_path, spec)
+    assert worker.returncode == 0, "leaving the block closed its standard input, as a dead daemon does"
+    assert not is_alive(step)
+    assert result_of(spec).status == "interrupted"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_worker_and_step_now_and_leaves_nothing_running(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, DEAF_WITH_CHILD, grace=600)
+    executor.submit(spec)
+    with start_worker(tmp_path) as worker:
+        step = running_step(tmp_path, spec)
+        child = identify(int((tmp_path / spec.folder / "said").read_text()))
+        assert child is not None
+        worker.send_signal(number)
+        assert not wait_until_dead(step, 0.5), "the first signal leaves it its grace"
+        worker.send_signal(number)
+        assert worker.wait() == 128 + number
+    assert not is_alive(step)
+    assert wait_until_dead(child, 30)
+    assert (result_of(spec).status, result_of(spec).exit_code) == ("interrupted", 75)
+    assert executor.poll(spec) is JobState.ENDED
+
+
+def test_a_second_worker_waits_for_the_first(tmp_path: Path) -> None:
+    lock = FileLock(Spool(tmp_path).worker_lock)
+    assert lock.acquire()
+    executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, GOOD)
+    executor.submit(spec)
+    worker = Worker(tmp_path, as_scripted)
+    thread = threading.Thread(target=worker.serve)
+    thread.start()
+    assert executor.poll(spec) is JobState.QUEUED
+    assert lock_holder(lock.path) == os.getpid()
+    lock.release()
+    wait_for(lambda: executor.poll(spec) is JobState.ENDED)
+    worker.stop.set()
+    thread.join()
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, name: str, number: int) -> threading.Event:
+    """Let no file be written at a place with `name` in it, for the reason `number`; tell when it was tried."""
+    tried, real = threading.Event(), durable.write_json
+
+    def write(path: Path, value: Any) -> None:
+        if name in path.parts:
+            tried.set()
+            raise OSError(number, os.strerror(number))
+        real(path, value)
+
+    monkeypatch.setattr(durable, "write_json", write)
+    return tried
+
+
+def stop_when(tried: threading.Event, root: Path) -> None:
+    """Let a worker serve until something was tried, and tell it to stop then."""
+    worker = Worker(root, as_scripted)
+    thread = threading.Thread(target=worker.serve, daemon=True)
+    thread.start()
+    wait_for(tried.is_set)
+    worker.stop.set()
+    thread.join()
+
+
+def test_a_worker_that_is_stopped_while_an_order_waits_for_room_puts_it_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, GOOD)
+    executor.submit(spec)
+    with monkeypatch.context() as patch:
+        stop_when(refuse(patch, "running", errno.ENOSPC), tmp_path)
+    assert executor.poll(spec) is JobState.QUEUED
+    assert not (tmp_path / spec.folder / "said").exists(), "a step that is not written down does nothing"
+    with start_worker(tmp_path) as second:
+        wait_for(lambda: executor.poll(spec) is JobState.ENDED)
+        second.terminate()
+    assert result_of(spec).status == "ok"
+
+
+def test_a_worker_that_is_stopped_while_a_result_waits_for_room_gives_it_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, KILLED)
+    executor.submit(spec)
+    stop_when(refuse(monkeypatch, RESULT_NAME, errno.ENOSPC), tmp_path)
+    assert (executor.list_mine(), executor.poll(spec)) == ([], JobState.LOST)
+
+
+@pytest.mark.parametrize("name", ["running", RESULT_NAME])
+def test_only_a_full_disk_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, KILLED)
+    executor.submit(spec)
+    refuse(monkeypatch, name, errno.EIO)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        Worker(tmp_path, as_scripted).serve()
+    assert executor.poll(spec) is JobState.LOST, "seen as what it is, and not as a step that goes on"
+
+
+def test_a_number_that_was_given_to_another_process_is_not_taken_for_the_old_one() -> None:
+    me = identify(os.getpid())
+    assert me is not None
+    assert is_alive(me)
+    assert not is_alive(Identity(me.pid, me.started - 1, me.boot))
+    assert not is_alive(Identity(me.pid, me.started, "another boot"))
+
+
+def test_a_zombie_is_dead() -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert identify(child.pid) is None
+    child.send_signal(signal.SIGKILL)
+    child.wait()

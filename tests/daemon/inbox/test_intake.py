@@ -1,0 +1,722 @@
+"""A settled file is recorded once and answered in the inbox, whatever is wrong with it and wherever the daemon dies."""
+
+import errno
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+from sqlmodel import col, select
+
+from daemon.inbox.intake import Intake, Outcome
+from daemon.inbox.watcher import Settled, make_inbox
+from daemon.queue import drops
+from daemon.settings.model import Settings
+from daemon.state import database
+from daemon.state.permissions import name_of
+from daemon.state.tables import Drop, DropState, Event, Run
+from pipeline import durable
+from pipeline.errors import DropforgeError
+
+NOW = 1_800_000_000_000
+GOOD = [{"instruction": f"Question {number}?", "output": "yes"} for number in range(3)]
+FINDINGS = Draft202012Validator(
+    json.loads((Path(__file__).parents[2] / "schemas" / "drop-errors.schema.json").read_text(encoding="utf-8")),
+    format_checker=Draft202012Validator.FORMAT_CHECKER,
+)
+
+
+class PowerCut(BaseException):
+    """The daemon dies here."""
+
+
+def jsonl(rows: list[Any]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+class Box:
+    """A state folder with its database and inbox; `put` drops a file and `take` takes it."""
+
+    def __init__(self, root: Path, **values: Any) -> None:
+        self.settings = Settings.model_validate(
+            {"inbox": str(root / "inbox"), "state": str(root / "state"), "tracks": {"support": {}}, **values}
+        )
+        self.inbox = self.settings.inbox_folder
+        make_inbox(self.settings)
+        path = root / "state" / "dropforge.db"
+        database.migrate(path)
+        self.engine = database.open_engine(path)
+        self.intake = Intake(self.engine, self.settings)
+
+    def restart(self) -> None:
+        self.intake = Intake(self.engine, self.settings)
+
+    def put(self, name: str, data: bytes | list[Any], folder: str = "") -> Path:
+        path = self.inbox / folder / name
+        path.write_bytes(data if isinstance(data, bytes) else jsonl(data))
+        return path
+
+    def take(self, path: Path, now: int = NOW) -> Outcome:
+        parts = path.relative_to(self.inbox).parts[:-1]
+        track = next((part for part in parts if part != "heldout"), "default")
+        name = os.fsencode(path.name)
+        return self.intake.take(Settled(track, "heldout" if "heldout" in parts else "train", name), now)
+
+    def drop(self, name: str, data: bytes | list[Any], folder: str = "", now: int = NOW) -> Outcome:
+        return self.take(self.put(name, data, folder), now)
+
+    def rows(self, kind: type[Any]) -> list[Any]:
+        with database.transaction(self.engine) as session:
+            return list(session.exec(select(kind).order_by(col(kind.id))).all())
+
+    def kinds(self) -> list[str]:
+        return [event.kind for event in self.rows(Event)]
+
+    def files(self, folder: str) -> list[str]:
+        home = self.inbox / folder
+        return sorted(str(path.relative_to(home)) for path in home.rglob("*") if not path.is_dir())
+
+    def read(self, path: str) -> Any:
+        return json.loads((self.inbox / path).read_text(encoding="utf-8"))
+
+    def store(self) -> list[str]:
+        return sorted(path.name for path in (self.settings.state_folder / "drops").iterdir())
+
+    def no_litter(self) -> bool:
+        return list((self.settings.state_folder / "incoming").iterdir()) == []
+
+
+def test_a_good_file_becomes_an_accepted_drop_with_a_run_and_a_receipt(tmp_path: Path) -> None:
+    box = Box(tmp_path)
+    data = jsonl([*GOOD, {**GOOD[0], "id": 7}])
+    outcome = box.drop("a.jsonl", data)
+    sha256 = hashlib.sha256(data).hexdigest()
+    assert (outcome.kind, outcome.drop, outcome.run) == ("accepted", 1, 1)
+    drop, run = box.rows(Drop)[0], box.rows(Run)[0]
+    assert (drop.state, drop.track, drop.role, drop.name, drop.name_bytes) == (
+        "accepted",
+        "default",
+        "train",
+        "a.jsonl",
+        b"a.jsonl",
+    )
+    assert (drop.sha256, drop.size_bytes, drop.rows, drop.warnings, drop.findings) == (sha256, len(data), 4, 1, 0)
+    assert (drop.received_at, drop.first_run) == (NOW, None)
+    assert (run.trigger, run.state, run.not_before) == ("drop", "queued", NOW + 60_000)
+    assert "drop_accepted" in box.kinds()
+    assert (box.settings.state_folder / "drops" / f"{sha256}.jsonl").read_bytes() == data
+    assert box.files("done") == ["a.jsonl", "a.jsonl.receipt.json"]
+    assert (box.inbox / "done" / "a.jsonl").read_bytes() == data
+    receipt = box.read("done/a.jsonl.receipt.json")
+    assert (receipt["drop"], receipt["state"], receipt["rows"], receipt["run"], receipt["sha256"]) == (
+        1,
+        "accepted",
+        4,
+        1,
+        sha256,
+    )
+    assert receipt["received_at"] == "2027-01-15T08:00:00+00:00"
+    assert receipt["sentence"] == "accepted: 4 records; they are in run 1"
+    assert receipt["warnings"] == [
+        {"kind": "unknown_key", "key": "id", "rows": 1, "line": 4, "message": "the key 'id' is not used"}
+    ]
+    assert box.files("") == sorted(f"done/{name}" for name in box.files("done"))
+    assert box.no_litter()
+
+
+def test_a_bad_file_is_given_back_with_its_errors_and_nothing_of_it_is_kept(tmp_path: Path) -> None:
+    box = Box(tmp_path)
+    outcome = box.drop(
+        "bad.jsonl", [GOOD[0], {"instruction": "a", "response": "b"}, {"instruction": "\x1b", "output": 3}]
+    )
+    assert (outcome.kind, outcome.drop, outcome.run) == ("rejected", 1, None)
+    assert box.files("rejected") == ["bad.jsonl", "bad.jsonl.errors.json"]
+    errors = box.read("rejected/bad.jsonl.errors.json")
+    FINDINGS.validate(errors)
+    assert (errors["drop"], errors["state"], errors["rows"], errors["good_rows"], errors["findings_total"]) == (
+        1,
+        "rejected",
+        3,
+        1,
+        3,
+    )
+    assert [(found["line"], found["field"], found["rule"]) for found in errors["findings"]] == [
+        (2, "output", "misnamed_key"), (3, "output", "type"), (3, "instruction", "control_character"),
+    ]  # fmt: skip
+    drop = box.rows(Drop)[0]
+    assert (drop.state, drop.findings, drop.reason) == ("rejected", 3, errors["reason"])
+    assert (box.rows(Run), box.store(), box.no_litter()) == ([], [], True)
+    assert box.drop("good.jsonl", GOOD).kind == "accepted"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "rule", "words"),
+    [
+        ("empty.jsonl", b"", "empty", "no records"),
+        ("a.jsonl", b"\x1f\x8b\x08", "format", "gzip"),
+        ("a.csv", b"instruction,output\na,b\n", "format", "CSV"),
+        ("a.xlsx", b"PK\x03\x04", "format", "Excel"),
+        ("a.txt", jsonl(GOOD), "name", "does not end in .jsonl or .json"),
+        ("jsonl", jsonl(GOOD), "name", "does not end"),
+        ("a.json", b'[{"instruction": "a", "output": "b"}', "array", "not JSON"),
+        ("big.jsonl", jsonl(GOOD) * 100, "too_large", "1,000 are allowed"),
+    ],
+)
+def test_what_cannot_be_read_is_rejected_by_name(tmp_path: Path, name: str, data: bytes, rule: str, words: str) -> None:
+    box = Box(tmp_path, intake={"max_bytes": 1000})
+    assert box.drop(name, data).kind == "rejected"
+    errors = box.read(f"rejected/{name}.errors.json")
+    FINDINGS.validate(errors)
+    assert errors["findings"][0]["rule"] == rule
+    assert words in errors["findings"][0]["message"]
+    assert (box.inbox / "rejected" / name).read_bytes() == data
+
+
+def test_an_array_is_accepted_as_it_is(tmp_path: Path) -> None:
+    box = Box(tmp_path)
+    data = json.dumps(GOOD, indent=1).encode()
+    assert box.drop("a.JSON", data).kind == "accepted"
+    assert box.rows(Drop)[0].rows == 3
+    assert (box.settings.state_folder / "drops" / box.store()[0]).read_bytes() == data
+
+
+def test_links_pipes_and_sockets_are_moved_away_and_never_followed(tmp_path: Path) -> None:
+    box = Box(tmp_path)
+    secret = tmp_path / "secret.jsonl"
+    secret.write_bytes(jsonl(GOOD))
+    (box.inbox / "link.jsonl").symlink_to(secret)
+    os.link(secret, box.inbox / "hard.jsonl")
+    os.mkfifo(box.inbox / "fifo.jsonl")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(box.inbox / "socket.jsonl"))
+        for name, words in (
+            ("link", "symbolic link"),
+            ("hard", "hard link"),
+            ("fifo", "named pipe"),
+            ("socket", "socket"),
+        ):
+            outcome = box.take(box.inbox / f"{name}.jsonl")
+            assert outcome.kind == "rejected"
+            assert words in outcome.message
+            errors = box.read(f"rejected/{name}.jsonl.errors.json")
+            FINDINGS.validate(errors)
+            assert errors["sha256"] == ""
+    assert (box.inbox / "rejected" / "link.jsonl").readlink() == secret
+    assert secret.read_bytes() == jsonl(GOOD)
+    assert box.store() == []
+
+
+def test_the_same_content_is_a_duplicate_whose_receipt_says_of_which_drop(tmp_path: Path) -> None:
+    box = Box(tmp_path)
+    box.drop("first.jsonl", GOOD)
+    outcome = box.drop("second.jsonl", GOOD, now=NOW + 5000)
+    assert (outcome.kind, outcome.drop, outcome.run) == ("duplicate", 2, None)
+    drop = box.rows(Drop)[1]
+    assert (drop.state, drop.duplicate_of, drop.rows) == ("duplicate", 1, 3)
+    receipt = box.read("done/second.jsonl.receipt.json")
+    assert receipt["state"] == "duplicate"
+    assert receipt["duplicate_of"] == {
+        "drop": 1, "name": "first.jsonl", "received_at": "2027-01-15T08:00:00+00:00", "state": "accepted",
+    }  # fmt: skip
+    assert "the same content is drop 1 (first.jsonl)" in receipt["sentence"]
+    assert len(box.rows(Run)) == 1
+    assert box.rows(Run)[0].not_before == NOW + 60_000
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"{}")])
+def test_a_file_that_is_dropped_again_mends_its_damaged_copy_in_the_store(
+    tmp_path: Path, damage: Callable[[Path], object]
+) -> None:
+    box = Box(tmp_path)
+    box.drop("first.jsonl", GOOD)
+    stored = box.settings.state_folder / "drops" / box.store()[0]
+    damage(stored)
+    assert box.drop("second.jsonl", GOOD).kind == "duplicate"
+    assert stored.read_bytes() == jsonl(GOOD)
+    assert box.no_litter()
+
+
+def test_the_same_content_may_go_to_another_track_or_role(tmp_path: Path) -> None:
+    box = Box(tmp_path, gate={"on": "pinned"})
+    kinds = [box.drop("a.jsonl", GOOD, folder).kind for folder in ("", "support", "heldout", "support/heldout")]
+    assert kinds == ["accepted"] * 4
+    assert [(drop.track, drop.role) for drop in box.rows(Drop)] == [
+        ("default", "train"), ("support", "train"), ("default", "heldout"), ("support", "heldout"),
+    ]  # fmt: skip
+    assert [run.track for run in box.rows(Run)] == ["default", "support"]
+    assert box.files("done") == [
+        "a-2.jsonl", "a-2.jsonl.receipt.json", "a.jsonl", "a.jsonl.receipt.json",
+        "support/a-2.jsonl", "support/a-2.jsonl.receipt.json", "support/a.jsonl", "support/a.jsonl.receipt.json",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("state", ["withdrawn", "held"])
+def test_the_same_content_as_a_withdrawn_or_held_drop_says_so(tmp_path: Path, state: str) -> None:
+    box = Box(tmp_path)
+    box.drop("a.jsonl", GOOD)
+    with database.transaction(box.engine) as session:
+        drop = session.get_one(Drop, 1)
+        drop.state, drop.reason = DropState(state), "bad answers"
+        session.add(drop)
+    assert box.drop("b.jsonl", GOOD).kind == "duplicate"
+    sentence = box.read("done/b.jsonl.receipt.json")["sentence"]
+    assert f"which is {state}: bad answers; to use it again: dropforge drops restore 1" in sentence
+    drops.restore(box.engine, 1, "mended", NOW, box.settings)
+
+
+def test_a_rejected_file_may_come_again_once_the_settings_allow_it(tmp_path: Path) -> None:
+    strict = Box(tmp_path, intake={"unknown_keys": "reject"})
+    rows = [{**GOOD[0], "id": 1}]
+    assert strict.drop("a.jsonl", rows).kind == "rejected"
+    assert strict.drop("a.jsonl", rows).kind == "rejected"
+    assert strict.files("rejected") == ["a-2.jsonl", "a-2.jsonl.errors.json", "a.jsonl", "a.jsonl.errors.json"]
+    assert Box(tmp_path).drop("a.jsonl", rows).kind == "accepted"
+
+
+@pytest.mark.parametrize(
+    ("values", "folder", "runs"),
+    [
+        ({"trigger": "drop"}, "", 1),
+        ({"trigger": "both"}, "", 1),
+        ({"trigger": "nightly"}, "", 0),
+        ({"trigger": "drop", "gate": {"on": "pinned"}}, "heldout", 0),
+        ({"tracks": {"support": {"trigger": "nightly"}}}, "support", 0),
+    ],
+)
+def test_a_run_is_queued_where_drops_trigger_one(
+    tmp_path: Path, values: dict[str, Any], folder: str, runs: int
+) -> None:
+    box = Box(tmp_path, **values)
+    assert box.drop("a.jsonl", GOOD, folder).kind == "accepted"
+    assert len(box.rows(Run)) == runs
+
+
+PINNED = {"gate": {"on": "pinned"}}
+
+
+@pytest.mark.parametrize(
+    ("values", "mode", "why"),
+    [
+        (PINNED, 0o644, None),
+        ({"gate": {"on": "pinned", "pinned_by": [str(os.getuid())]}}, 0o600, None),
+        ({"gate": {"on": "pinned", "pinned_by": ["12345"]}}, 0o644, "gate.pinned_by is 12345"),
+        ({"gate": {"on": "all"}}, 0o644, 'gate.on is "all"'),
+        ({"gate": {"on": "established"}}, 0o644, 'gate.on is "established"'),
+        (PINNED, 0o664, "others may write into it (mode 664)"),
+        (PINNED, 0o646, "others may write into it (mode 646)"),
+    ],
+)
+def test_a_held_out_file_counts_at_once_if_the_settings_name_its_owner_or_waits_for_a_word(
+    tmp_path: Path, values: dict[str, Any], mode: int, why: str | None
+) -> None:
+    box = Box(tmp_path, **values)
+    path = box.put("exam.jsonl", GOOD, "heldout")
+    path.chmod(mode)
+    outcome = box.take(path)
+    (drop,) = box.rows(Drop)
+    receipt = box.read("done/exam.jsonl.receipt.json")
+    assert outcome.kind == drop.state == receipt["state"] == ("proposed" if why else "accepted")
+    assert box.rows(Event)[-1].detail["owner"] == name_of(os.getuid())
+    if why:
+        said = f"it is {name_of(os.getuid())}'s, and {why}"
+        assert drop.reason == said
+        assert receipt["sentence"] == f"3 held-out records wait for a person: dropforge drops accept 1; {said}"
+    assert box.kinds()[-1] == f"drop_{drop.state}"
+    assert box.store() == [f"{drop.sha256}.jsonl"]
+
+
+def test_a_track_judges_on_pinned_files_by_its_own_settings(tmp_path: Path) -> None:
+    box = Box(tmp_path, gate={"on": "pinned"}, tracks={"support": {"gate": {"on": "all"}}})
+    assert box.drop("a.jsonl", GOOD, "heldout").kind == "accepted"
+    assert box.drop("a.jsonl", GOOD, "support/heldout").kind == "proposed"
+
+
+def test_what_somebody_proposed_does_not_stand_in_the_way_of_the_owners_own_copy(tmp_path: Path) -> None:
+    box = Box(tmp_path, gate={"on": "pinned", "pinned_by": ["12345"]})
+    assert box.drop("a.jsonl", GOOD, "heldout").kind == "proposed"
+    box.settings = Settings.model_validate({**box.settings.model_dump(), "gate": {"on": "pinned"}})
+    box.restart()
+    assert box.drop("mine.jsonl", GOOD, "heldout").kind == "accepted"
+    with pytest.raises(DropforgeError, match="accepted already, as drop 2"):
+        drops.accept(box.engine, 1, None, NOW)
+    assert box.drop("again.jsonl", GOOD, "heldout").kind == "duplicate"
+
+
+def test_a_daemon_that_died_over_a_proposed_file_goes_on_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = Box(tmp_path)
+    path = box.put("exam.jsonl", GOOD, "heldout")
+
+    def power_cut(*_arguments: Any) -> None:
+        raise PowerCut
+
+    with monkeypatch.context() as broken:
+        broken.setattr("daemon.inbox.receipts.file_away", power_cut)
+        with pytest.raises(PowerCut):
+            box.take(path)
+    box.restart()
+    assert box.take(path).kind == "proposed"
+    assert [drop.state for drop in box.rows(Drop)] == ["proposed"]
+    assert "dropforge drops accept 1" in box.read("done/exam.jsonl.receipt.json")["sentence"]
+
+
+def test_several_drops_make_one_run_that_waits_for_quiet(tmp_path: Path) -> None:
+    box = Box(tmp_path, run_after_quiet_seconds=10)
+    for number in range(5):
+        box.drop(f"{number}.jsonl", [{"instruction": str(number), "output": "x"}], now=NOW + number * 1000)
+    runs = box.rows(Run)
+    assert [(run.id, run.not_before) for run in runs] == [(1, NOW + 14_000)]
+
+
+def test_a_full_queue_leaves_the_file_where_it_is_and_says_so_once(tmp_path: Path) -> None:
+    box = Box(tmp_path, intake={"max_waiting_drops": 1}, gate={"on": "pinned"})
+    box.drop("a.jsonl", GOOD)
+    path = box.put("b.jsonl", [{"instruction": "other", "output": "b"}])
+    assert box.take(path).kind == "queue_full"
+    assert "max_waiting_drops" in box.take(path).message
+    assert path.exists()
+    assert box.kinds().count("drop_queue_full") == 1
+    assert box.intake.full_tracks() == ["default"]
+    assert box.drop("c.jsonl", GOOD, "support").kind == "accepted"
+    assert box.drop("c.jsonl", GOOD, "heldout").kind == "accepted"
+    with database.transaction(box.engine) as session:
+        drop = session.get_one(Drop, 1)
+        drop.first_run = 1
+        session.add(drop)
+    assert box.intake.full_tracks() == []
+    assert box.take(path).kind == "accepted"
+
+
+def test_names_that_are_taken_get_a_number_and_nothing_is_overwritten(tmp_path: Path) -> None:
+    box = Box(tmp_path)
+    (box.inbox / "done" / "a.jsonl").write_text("mine")
+    (box.inbox / "done" / "a-2.jsonl.receipt.json").write_text("not JSON")
+    (box.inbox / "done" / "a-3.jsonl.errors.json").write_text('{"drop": 1}')
+    box.drop("a.jsonl", GOOD)
+    assert (box.inbox / "done" / "a.jsonl").read_text() == "mine"
+    assert (box.inbox / "done" / "a-2.jsonl.receipt.json").read_text() == "not JSON"
+    assert (box.inbox / "done" / "a-4.jsonl").read_bytes() == jsonl(GOOD)
+    assert box.read("done/a-4.jsonl.receipt.json")["drop"] == 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        b"caf\xe9\n\x1b[31m.jsonl",
+        b"x" * 249 + b".jsonl",
+        "é".encode() * 124 + b".jsonl",
+        b" .jsonl",
+        "\u202e.jsonl".encode(),
+    ],
+)
+def test_any_name_that_a_file_can_have_is_answered(tmp_path: Path, name: bytes) -> None:
+    box = Box(tmp_path)
+    for count in (1, 2):
+        outcome = box.drop(os.fsdecode(name), GOOD)
+        assert outcome.kind in {"accepted", "duplicate"}
+        assert outcome.name.isprintable()
+        assert len(box.files("done")) == 2 * count
+    assert box.rows(Drop)[0].name_bytes == name
+    assert box.files("") == [f"done/{path}" for path in box.files("done")]
+    receipts_found = [path for path in box.files("done") if path.endswith(".receipt.json")]
+    assert len(receipts_found) == 2
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    box = Box(tmp_path)
+    path = box.put("a.jsonl", jsonl(GOOD))
+    read = os.read
+
+    def read_and_append(fd: int, size: int) -> bytes:
+        data = read(fd, size)
+        with path.open("ab") as file:
+            file.write(b"more\n")
+        return data
+
+    with monkeypatch.context() as patch:
+        patch.setattr("daemon.inbox.safe_copy.os.read", read_and_append)
+        assert box.take(path).kind == "changed"
+    assert (box.rows(Drop), box.store(), box.no_litter()) == ([], [], True)
+    assert path.exists()
+
+
+def test_a_file_that_is_gone_is_no_trouble(tmp_path: Path) -> None:
+    box = Box(tmp_path)
+    assert box.take(box.inbox / "a.jsonl").kind == "gone"
+    assert box.intake.take(Settled("default", "train", b"nowhere.jsonl"), NOW).kind == "gone"
+
+
+def test_a_file_that_cannot_be_read_stays_and_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    box = Box(tmp_path)
+    path = box.put("a.jsonl", GOOD)
+
+    def broken(_fd: int, _size: int) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("daemon.inbox.safe_copy.os.read", broken)
+        assert box.take(path).kind == "unreadable"
+        assert "Input/output error" in box.take(path).message
+    assert box.kinds() == ["drop_unreadable"]
+    assert box.no_litter()
+    assert box.take(path).kind == "accepted"
+
+
+def test_a_full_disk_raises_and_leaves_the_file_in_the_inbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    box = Box(tmp_path)
+    path = box.put("a.jsonl", GOOD)
+
+    def full(_fd: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("daemon.inbox.safe_copy.os.fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            box.take(path)
+    assert path.exists()
+    assert (box.rows(Drop), box.no_litter()) == ([], True)
+    assert box.take(path).kind == "accepted"
+
+
+def die(*_arguments: object, **_named: object) -> None:
+    raise PowerCut
+
+
+def cut_before_transaction(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("daemon.inbox.intake.queue.enqueue", die)
+
+
+def cut_before_document(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("daemon.inbox.receipts.durable.write_json", die)
+
+
+def at_the_move(patch: pytest.MonkeyPatch, action: Callable[[], None]) -> None:
+    """Act when the source leaves the inbox, and at no other rename."""
+    rename = os.rename
+
+    def renamed(source: Any, target: Any, **folders: Any) -> None:
+        if folders:
+            action()
+        rename(source, target, **folders)
+
+    patch.setattr("daemon.inbox.receipts.os.rename", renamed)
+
+
+def cut_before_move(patch: pytest.MonkeyPatch) -> None:
+    at_the_move(patch, die)
+
+
+CUTS = [cut_before_transaction, cut_before_document, cut_before_move]
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_a_daemon_that_dies_while_it_accepts_takes_the_file_once_after_its_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    box = Box(tmp_path)
+    path = box.put("a.jsonl", [{**GOOD[0], "id": 1}])
+    with monkeypatch.context() as patch:
+        cut(patch)
+        with pytest.raises(PowerCut):
+            box.take(path)
+    assert path.exists()
+    box.restart()
+    assert box.take(path, NOW + 1000).kind == "accepted"
+    assert [drop.state for drop in box.rows(Drop)] == ["accepted"]
+    assert len(box.rows(Run)) == 1
+    assert box.files("done") == ["a.jsonl", "a.jsonl.receipt.json"]
+    receipt = box.read("done/a.jsonl.receipt.json")
+    assert (receipt["drop"], receipt["run"], receipt["state"], len(receipt["warnings"])) == (1, 1, "accepted", 1)
+    assert len(box.store()) == 1
+    # Dropped once more, it is a duplicate of itself at last.
+    assert box.drop("a.jsonl", [{**GOOD[0], "id": 1}]).kind == "duplicate"
+
+
+@pytest.mark.parametrize("cut", CUTS[1:])
+@pytest.mark.parametrize("kind", ["rejected", "duplicate"])
+def test_a_daemon_that_dies_while_it_answers_gives_one_answer_after_its_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: Callable[[pytest.MonkeyPatch], None], kind: str
+) -> None:
+    box = Box(tmp_path)
+    box.drop("first.jsonl", GOOD)
+    path = box.put("a.jsonl", GOOD if kind == "duplicate" else [{"instruction": "a"}])
+    with monkeypatch.context() as patch:
+        cut(patch)
+        with pytest.raises(PowerCut):
+            box.take(path)
+    box.restart()
+    outcome = box.take(path, NOW + 1000)
+    assert (outcome.kind, outcome.drop) == (kind, 2)
+    assert [drop.state for drop in box.rows(Drop)] == ["accepted", kind]
+    folder = "done" if kind == "duplicate" else "rejected"
+    assert len([name for name in box.files(folder) if name.startswith("a")]) == 2
+    assert not path.exists()
+
+
+def test_part_copies_of_a_dead_daemon_are_removed_at_the_start(tmp_path: Path) -> None:
+    box = Box(tmp_path)
+    (box.settings.state_folder / "incoming" / "0.tmp").write_text("part")
+    box.restart()
+    assert box.no_litter()
+
+
+def test_a_new_file_under_the_old_name_is_not_moved_for_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = Box(tmp_path)
+    path = box.put("a.jsonl", GOOD)
+    write = durable.write_json
+
+    def write_and_replace(target: Path, value: Any) -> None:
+        write(target, value)
+        path.unlink()
+        path.write_bytes(jsonl([{"instruction": "new", "output": "file"}]))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("daemon.inbox.receipts.durable.write_json", write_and_replace)
+        assert box.take(path).kind == "accepted"
+    assert path.exists()
+    assert box.files("done") == ["a.jsonl.receipt.json"]
+    assert box.take(path).drop == 2
+    assert box.read("done/a-2.jsonl.receipt.json")["drop"] == 2
+
+
+def test_a_file_that_cannot_leave_the_inbox_is_recorded_once_and_moved_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = Box(tmp_path)
+    path = box.put("a.jsonl", GOOD)
+
+    def refuse() -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    with monkeypatch.context() as patch:
+        at_the_move(patch, refuse)
+        for _ in range(3):
+            outcome = box.take(path)
+            assert outcome.kind == "not_moved"
+            assert "recorded as drop 1" in outcome.message
+    assert box.kinds().count("drop_not_moved") == 1
+    assert len(box.rows(Drop)) == 1
+    assert box.take(path).kind == "accepted"
+    assert box.files("done") == ["a.jsonl", "a.jsonl.receipt.json"]
+
+
+@pytest.mark.parametrize("data", [GOOD, GOOD[:1] * 2, [{"instruction": "x"}]])
+def test_a_file_that_cannot_leave_the_inbox_is_not_read_again_at_every_scan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: list[Any]
+) -> None:
+    box = Box(tmp_path)
+    path = box.put("a.jsonl", data)
+
+    def refuse() -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    with monkeypatch.context() as patch:
+        at_the_move(patch, refuse)
+        assert box.take(path).kind == "not_moved"
+        opened: list[object] = []
+        patch.setattr("daemon.inbox.intake.copy", lambda *arguments: opened.append(arguments))
+        assert [box.take(path).kind for _ in range(3)] == ["not_moved"] * 3
+        assert opened == []
+    state = box.rows(Drop)[0].state
+    assert box.take(path).kind == state
+    assert len(box.rows(Drop)) == 1
+    # Another file under the name is another file.
+    assert box.drop("a.jsonl", jsonl([{"instruction": "new", "output": "y"}])).drop == 2
+
+
+@pytest.mark.parametrize("other", ["link", "pipe", "file"])
+def test_what_takes_a_files_place_after_the_look_is_not_read_and_keeps_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    box = Box(tmp_path)
+    path = box.put("a.jsonl", GOOD)
+    secret = tmp_path / "secret.jsonl"
+    secret.write_bytes(jsonl(GOOD))
+
+    def look_then_swap(name: bytes, folder_fd: int) -> os.stat_result:
+        seen = os.stat(name, dir_fd=folder_fd, follow_symlinks=False)
+        path.unlink()
+        if other == "link":
+            path.symlink_to(secret)
+        elif other == "pipe":
+            os.mkfifo(path)
+        else:
+            secret.rename(path)
+        return seen
+
+    with monkeypatch.context() as patch:
+        patch.setattr("daemon.inbox.intake.look", look_then_swap)
+        assert box.take(path).kind == ("unreadable" if other == "link" else "changed")
+    assert (box.rows(Drop), box.store(), box.no_litter()) == ([], [], True)
+
+
+def test_the_outcome_is_one_printable_line(tmp_path: Path) -> None:
+    box = Box(tmp_path)
+    outcome = box.drop("a\n.jsonl", GOOD)
+    assert str(outcome) == "accepted default/a\\n.jsonl as drop 1, run 1: accepted: 3 records; they are in run 1"
+
+
+@pytest.mark.parametrize("home", ["done", "rejected/support"])
+def test_half_written_documents_are_cleared_away_at_the_start_and_nothing_else(tmp_path: Path, home: str) -> None:
+    box = Box(tmp_path)
+    folder = box.inbox / home
+    folder.mkdir(exist_ok=True)
+    names = ("a.jsonl", "a.jsonl.receipt.json", ".hidden", "b.json.tmp")
+    for name in (*names, ".a.jsonl.receipt.json.0123.tmp"):
+        (folder / name).write_text("part")
+    box.restart()
+    assert {path.name for path in folder.iterdir() if path.is_file()} == set(names)
+
+
+def test_a_folder_that_takes_a_files_name_is_not_moved_into_the_answers(tmp_path: Path) -> None:
+    box = Box(tmp_path)
+    (box.inbox / "a.jsonl").mkdir()
+    assert box.take(box.inbox / "a.jsonl").kind == "gone"
+    assert (box.inbox / "a.jsonl").is_dir()
+
+
+def test_what_a_person_left_in_the_answers_keeps_no_daemon_from_starting(tmp_path: Path) -> None:
+    box = Box(tmp_path)
+    foreign = box.inbox / "rejected" / "foreign"
+    (foreign / ".x.json.q.tmp").mkdir(parents=True)
+    (box.inbox / "done" / ".y.json.q.tmp").mkdir()
+    box.restart()
+    assert box.drop("a.jsonl", GOOD).kind == "accepted"
+
+
+def test_thousands_of_one_name_are_not_gone_through_for_each(tmp_path: Path) -> None:
+    box = Box(tmp_path)
+    for number in range(1, 21):
+        (box.inbox / "done" / ("a.jsonl" if number == 1 else f"a-{number}.jsonl")).touch()
+    box.drop("a.jsonl", GOOD)
+    assert (box.inbox / "done" / "a-1000.jsonl").read_bytes() == jsonl(GOOD)
+
+
+def test_held_out_files_that_wait_for_a_person_have_a_ceiling(tmp_path: Path) -> None:
+    box = Box(tmp_path, intake={"max_waiting_drops": 1})
+    assert box.drop("a.jsonl", GOOD, "heldout").kind == "proposed"
+    outcome = box.drop("b.jsonl", GOOD[:1], "heldout")
+    assert outcome.kind == "queue_full"
+    assert "drops accept" in outcome.message
+    assert (box.inbox / "heldout" / "b.jsonl").exists()
+    assert box.drop("c.jsonl", GOOD).kind == "accepted"
+
+
+def test_a_file_that_somebody_else_may_have_moved_there_waits_for_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = Box(tmp_path, gate={"on": "pinned"})
+    assert box.drop("a.jsonl", GOOD, "heldout").kind == "accepted"
+    # As under a unit that forbids it, the daemon cannot set the sticky bit itself.
+    monkeypatch.setattr(os, "fchmod", lambda *_: None)
+    box.inbox.chmod(0o2770)
+    assert box.drop("b.jsonl", GOOD[:1], "heldout").kind == "proposed"
+    assert "chmod +t" in str(box.rows(Drop)[1].reason)

@@ -1,0 +1,214 @@
+"""A drop with bad rows is given back whole, or taken without them; either way every row is answered for."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon.inbox.quarantine import sift, validation_options
+from daemon.settings.model import Settings
+from daemon.state.tables import Drop, Event, Run
+from pipeline import durable
+from pipeline.validation.records import Limits, Record, read_records
+from pipeline.validation.validate import Options, validate
+from tests.daemon.inbox.test_intake import CUTS, FINDINGS, NOW, Box, PowerCut, jsonl
+
+GOOD = [{"instruction": f"Question {number}?", "output": "yes"} for number in range(98)]
+BAD = {"instruction": "a", "output": 7}
+MIXED = jsonl([*GOOD[:50], BAD, *GOOD[50:]]) + b"not JSON\n"
+
+
+def box(root: Path, **intake: Any) -> Box:
+    return Box(root, intake={"on_bad_rows": "quarantine", "max_bad_percent": 2, **intake})
+
+
+def stored(made: Box) -> list[Record]:
+    path = made.settings.state_folder / "drops" / made.store()[0]
+    found = list(read_records(path, Limits()))
+    assert all(isinstance(row, Record) for row in found)
+    return [row for row in found if isinstance(row, Record)]
+
+
+def test_a_drop_within_the_ceilings_is_taken_without_its_bad_rows(tmp_path: Path) -> None:
+    made = box(tmp_path)
+    outcome = made.drop("a.jsonl", MIXED)
+    assert (outcome.kind, outcome.drop, outcome.run) == ("accepted", 1, 1)
+    drop = made.rows(Drop)[0]
+    assert (drop.state, drop.rows, drop.quarantined, drop.findings, drop.reason) == ("accepted", 98, 2, 2, None)
+    assert [record.instruction for record in stored(made)] == [row["instruction"] for row in GOOD]
+    assert made.store() == [f"{drop.sha256}.jsonl"]
+    assert durable.sha256_file(made.settings.state_folder / "drops" / made.store()[0]) == drop.sha256
+    assert made.files("done") == ["a.jsonl", "a.jsonl.errors.json", "a.jsonl.receipt.json"]
+    assert (made.inbox / "done" / "a.jsonl").read_bytes() == MIXED
+    assert made.no_litter()
+
+
+def test_receipt_and_errors_name_what_was_set_aside(tmp_path: Path) -> None:
+    made = box(tmp_path)
+    made.drop("a.jsonl", MIXED)
+    receipt, errors = (made.read(f"done/a.jsonl.{name}.json") for name in ("receipt", "errors"))
+    FINDINGS.validate(errors)
+    own, drop = hashlib.sha256(MIXED).hexdigest(), made.rows(Drop)[0]
+    assert (receipt["rows"], receipt["quarantined"], receipt["sha256"]) == (98, 2, own)
+    assert receipt["content_sha256"] == drop.sha256 != own
+    assert receipt["sentence"].endswith("; 2 bad rows were set aside")
+    assert (errors["state"], errors["rows"], errors["good_rows"], errors["quarantined"]) == ("accepted", 100, 98, 2)
+    assert [(found["line"], found["rule"]) for found in errors["findings"]] == [(51, "type"), (100, "json")]
+    assert "drop them in a file of their own" in errors["remedy"]
+    assert made.rows(Event)[-1].detail["file_sha256"] == own
+
+
+@pytest.mark.parametrize(
+    ("intake", "words"),
+    [
+        ({"on_bad_rows": "reject"}, "2 findings; the first: line 51"),
+        ({"max_bad_rows": 1}, "2 of 100 rows are bad, intake.max_bad_rows allows 1; 2 findings"),
+        ({"max_bad_percent": 1.99}, "2 of 100 rows are bad, intake.max_bad_percent allows 1.99 %, these are 2 %"),
+    ],
+)
+def test_a_drop_over_a_ceiling_is_given_back_whole_and_the_reason_names_it(
+    tmp_path: Path, intake: dict[str, Any], words: str
+) -> None:
+    made = box(tmp_path, **intake)
+    assert made.drop("a.jsonl", MIXED).kind == "rejected"
+    errors = made.read("rejected/a.jsonl.errors.json")
+    FINDINGS.validate(errors)
+    assert errors["reason"].startswith(words)
+    assert (errors["quarantined"], made.rows(Drop)[0].reason) == (0, errors["reason"])
+    assert (made.store(), made.rows(Run), made.files("done")) == ([], [], [])
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("all bad.jsonl", jsonl([BAD])),
+        ("packed.jsonl", b"\x1f\x8b\x08"),
+        ("nothing.jsonl", b"\n"),
+        ("broken.json", b"[" + b",".join(jsonl([row]) for row in GOOD) + b"{]"),
+        ("unread.json", b"[" + b",".join(jsonl([row]) for row in GOOD) + b', {"a": x}, {}]'),
+        ("a.txt", MIXED),
+    ],
+)
+def test_what_setting_rows_aside_cannot_mend_is_given_back(tmp_path: Path, name: str, data: bytes) -> None:
+    made = box(tmp_path, max_bad_percent=100)
+    assert made.drop(name, data).kind == "rejected"
+    FINDINGS.validate(made.read(f"rejected/{name}.errors.json"))
+    assert made.store() == []
+
+
+def test_the_bad_elements_of_an_array_are_set_aside_too(tmp_path: Path) -> None:
+    made = box(tmp_path)
+    data = json.dumps([GOOD[0], BAD, *GOOD[1:]], indent=1).encode()
+    assert made.drop("a.json", data).kind == "accepted"
+    assert [record.instruction for record in stored(made)] == [row["instruction"] for row in GOOD]
+    errors = made.read("done/a.json.errors.json")
+    assert [found["record"] for found in errors["findings"]] == [2]
+
+
+def test_the_same_file_again_and_its_good_rows_alone_are_duplicates(tmp_path: Path) -> None:
+    made = box(tmp_path)
+    made.drop("a.jsonl", MIXED)
+    assert made.drop("b.jsonl", MIXED).kind == "duplicate"
+    other = MIXED + jsonl([{"output": "b"}])
+    assert Box(tmp_path, intake={"on_bad_rows": "quarantine", "max_bad_percent": 5}).drop("c.jsonl", other).kind == (
+        "duplicate"
+    )
+    assert made.drop("d.jsonl", jsonl(GOOD)).kind == "duplicate"
+    assert [drop.duplicate_of for drop in made.rows(Drop)] == [None, 1, 1, 1]
+    assert len(made.rows(Run)) == len(made.store()) == 1
+
+
+def test_the_first_thousand_findings_are_written_and_all_are_counted(tmp_path: Path) -> None:
+    made = box(tmp_path, max_bad_rows=5000, max_bad_percent=100)
+    assert made.drop("a.jsonl", jsonl([*GOOD, *([{}] * 1200)])).kind == "accepted"
+    errors = made.read("done/a.jsonl.errors.json")
+    FINDINGS.validate(errors)
+    assert (len(errors["findings"]), errors["findings_total"], errors["quarantined"]) == (1000, 2400, 1200)
+
+
+def cut_between_documents(patch: pytest.MonkeyPatch) -> None:
+    write = durable.write_json
+
+    def once(path: Path, value: Any) -> None:
+        if path.name.endswith(".receipt.json"):
+            raise PowerCut
+        write(path, value)
+
+    patch.setattr("daemon.inbox.receipts.durable.write_json", once)
+
+
+@pytest.mark.parametrize("cut", [*CUTS, cut_between_documents])
+def test_a_daemon_that_dies_while_it_sets_rows_aside_answers_once_after_its_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    made = box(tmp_path)
+    path = made.put("a.jsonl", MIXED)
+    with monkeypatch.context() as patch:
+        cut(patch)
+        with pytest.raises(PowerCut):
+            made.take(path)
+    made.restart()
+    assert made.take(path, NOW + 1000).kind == "accepted"
+    assert [(drop.state, drop.quarantined) for drop in made.rows(Drop)] == [("accepted", 2)]
+    assert made.files("done") == ["a.jsonl", "a.jsonl.errors.json", "a.jsonl.receipt.json"]
+    receipt, errors = (made.read(f"done/a.jsonl.{name}.json") for name in ("receipt", "errors"))
+    FINDINGS.validate(errors)
+    assert (receipt["drop"], receipt["run"], errors["drop"], errors["quarantined"]) == (1, 1, 1, 2)
+    assert len(made.store()) == len(made.rows(Run)) == 1
+
+
+def test_a_drop_that_was_taken_without_rows_stays_taken_whatever_the_settings_say_after_the_crash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = box(tmp_path)
+    path = made.put("a.jsonl", MIXED)
+    with monkeypatch.context() as patch:
+        CUTS[1](patch)
+        with pytest.raises(PowerCut):
+            made.take(path)
+    strict = Box(tmp_path, intake={"on_bad_rows": "reject"})
+    assert strict.take(path).kind == "accepted"
+    assert len(strict.rows(Drop)) == 1
+    assert strict.files("rejected") == []
+
+
+def test_what_is_kept_depends_on_bytes_and_rules_alone_and_has_nothing_to_object_to(tmp_path: Path) -> None:
+    options = Options(unknown_keys="reject", control_tokens=("</s>",))
+    rows = [{**GOOD[0], "x": 1}, GOOD[1], {**GOOD[2], "output": "</s>"}, {**GOOD[3], "input": "日本\u2028🙂"}]
+    hashes = set()
+    for name in ("a", "b"):
+        path = tmp_path / f"{name}.tmp"
+        path.write_bytes(b"\xef\xbb\xbf" + jsonl(rows).replace(b"\n", b"\r\n"))
+        hashes.add(sift(path, options))
+        assert durable.sha256_file(path) in hashes
+        found = validate(path, options)
+        assert (found.ok, found.rows) == (True, 2)
+    assert len(hashes) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tmp", "b.tmp"]
+
+
+def test_the_control_tokens_are_those_of_the_tracks_own_base(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tokenizer_config.json").write_text(json.dumps({"eos_token": f"<{name}>"}))
+    settings = Settings.model_validate(
+        {"base_model": str(tmp_path / "one"), "tracks": {"support": {"base_model": str(tmp_path / "two")}}}
+    )
+    assert validation_options(settings, "default").control_tokens == ("<one>",)
+    assert validation_options(settings, "support").control_tokens == ("<two>",)
+    assert validation_options(Settings(), "default").control_tokens == ()
+
+
+def test_a_record_with_a_control_token_of_the_base_is_rejected_or_kept_as_text(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    rows = [{"instruction": "a", "output": "b</s>"}]
+    strict = Box(tmp_path, base_model=str(tmp_path / "base"))
+    assert strict.drop("a.jsonl", rows).kind == "rejected"
+    assert strict.read("rejected/a.jsonl.errors.json")["findings"][0]["rule"] == "special_token"
+    loose = Box(tmp_path, base_model=str(tmp_path / "base"), intake={"special_tokens": "escape"})
+    assert loose.drop("a.jsonl", rows).kind == "accepted"
+    assert loose.read("done/a.jsonl.receipt.json")["warnings"][0]["kind"] == "special_token"

@@ -1,0 +1,127 @@
+"""A person takes a drop out of later runs and puts it back; its file and its history stay."""
+
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+from sqlmodel import col, select
+
+from daemon.queue import drops
+from daemon.settings.model import Settings
+from daemon.state import database
+from daemon.state.tables import Drop, DropState, Event, Run
+from pipeline.errors import DropforgeError
+
+NOW = 1_800_000_000_000
+SETTINGS = Settings(run_after_quiet_seconds=10)
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Engine:
+    path = tmp_path / "state.db"
+    database.migrate(path)
+    return database.open_engine(path)
+
+
+def add(engine: Engine, state: DropState, role: str = "train", sha256: str = "0" * 64, run: bool = False) -> int:  # noqa: FBT002
+    with database.transaction(engine) as session:
+        first = None
+        if run:
+            row = Run(track="default", trigger="drop", state="succeeded", created_at=NOW, not_before=NOW, ended_at=NOW)
+            session.add(row)
+            session.flush()
+            first = row.id
+        drop = Drop(
+            track="default", role=role, state=state, name_bytes=b"a", name="a", sha256=sha256, size_bytes=1,
+            received_at=NOW, first_run=first,
+        )  # fmt: skip
+        session.add(drop)
+        session.flush()
+        return drop.id or 0
+
+
+def runs(engine: Engine) -> list[Run]:
+    with database.transaction(engine) as session:
+        return list(session.exec(select(Run).where(Run.state == "queued")).all())
+
+
+def events(engine: Engine) -> list[tuple[str, int | None, object]]:
+    with database.transaction(engine) as session:
+        found = session.exec(select(Event).where(col(Event.kind).startswith("drop_"))).all()
+        return [(event.kind, event.drop_id, event.detail.get("reason")) for event in found]
+
+
+@pytest.mark.parametrize("state", [DropState.ACCEPTED, DropState.PROPOSED, DropState.HELD])
+def test_a_drop_is_withdrawn_with_its_reason_and_an_event(engine: Engine, state: DropState) -> None:
+    number = add(engine, state)
+    drop, begun = drops.withdraw(engine, number, "wrong customer", NOW, SETTINGS)
+    assert (drop.state, drop.reason) == ("withdrawn", "wrong customer")
+    assert events(engine) == [("drop_withdrawn", number, "wrong customer")]
+    assert (runs(engine), begun) == ([], {})
+
+
+@pytest.mark.parametrize("state", [DropState.WITHDRAWN, DropState.HELD])
+def test_a_drop_is_restored_as_new_and_starts_a_run(engine: Engine, state: DropState) -> None:
+    number = add(engine, state, run=True)
+    drop = drops.restore(engine, number, "looked at it", NOW, SETTINGS)
+    assert (drop.state, drop.reason, drop.first_run) == ("accepted", None, None)
+    assert events(engine) == [("drop_restored", number, "looked at it")]
+    assert [run.not_before for run in runs(engine)] == [NOW + 10_000]
+
+
+def test_a_proposed_drop_is_accepted_by_a_persons_word_and_starts_no_run(engine: Engine) -> None:
+    number = add(engine, DropState.PROPOSED, "heldout")
+    with pytest.raises(DropforgeError, match="is proposed, not withdrawn or held"):
+        drops.restore(engine, number, "x", NOW, SETTINGS)
+    drop = drops.accept(engine, number, "I looked at it", NOW, "ada")
+    assert (drop.state, drop.reason) == ("accepted", None)
+    assert events(engine) == [("drop_accepted", number, "I looked at it")]
+    with database.transaction(engine) as session:
+        assert session.exec(select(Event.detail)).one() == {"reason": "I looked at it", "by": "ada"}
+    assert runs(engine) == []
+
+
+@pytest.mark.parametrize("state", [state for state in DropState if state != DropState.PROPOSED])
+def test_what_does_not_wait_for_a_word_cannot_be_accepted(engine: Engine, state: DropState) -> None:
+    number = add(engine, state, "heldout")
+    with pytest.raises(DropforgeError, match=f"drop {number} is {state}, not proposed"):
+        drops.accept(engine, number, None, NOW)
+    assert events(engine) == []
+
+
+@pytest.mark.parametrize(("trigger", "role"), [("nightly", "train"), ("drop", "heldout")])
+def test_a_restored_drop_starts_no_run_where_a_new_one_would_not(engine: Engine, trigger: str, role: str) -> None:
+    number = add(engine, DropState.WITHDRAWN, role)
+    drops.restore(engine, number, "x", NOW, Settings.model_validate({"trigger": trigger}))
+    assert runs(engine) == []
+
+
+@pytest.mark.parametrize("state", [DropState.REJECTED, DropState.DUPLICATE, DropState.WITHDRAWN])
+def test_what_is_not_in_use_cannot_be_withdrawn(engine: Engine, state: DropState) -> None:
+    number = add(engine, state)
+    with pytest.raises(DropforgeError, match=f"drop {number} is {state}"):
+        drops.withdraw(engine, number, "x", NOW, SETTINGS)
+    assert events(engine) == []
+
+
+@pytest.mark.parametrize("state", [DropState.REJECTED, DropState.DUPLICATE, DropState.ACCEPTED])
+def test_what_was_not_taken_out_cannot_be_restored(engine: Engine, state: DropState) -> None:
+    number = add(engine, state)
+    with pytest.raises(DropforgeError, match=f"drop {number} is {state}"):
+        drops.restore(engine, number, "x", NOW, SETTINGS)
+
+
+def test_a_drop_whose_content_is_accepted_again_is_not_restored_beside_it(engine: Engine) -> None:
+    old = add(engine, DropState.WITHDRAWN)
+    new = add(engine, DropState.ACCEPTED)
+    with pytest.raises(DropforgeError, match=f"accepted already, as drop {new}"):
+        drops.restore(engine, old, "x", NOW, SETTINGS)
+    assert add(engine, DropState.ACCEPTED, "heldout") != new
+
+
+def test_a_drop_that_does_not_exist_is_a_clear_error(engine: Engine) -> None:
+    with pytest.raises(DropforgeError, match="there is no drop 9") as caught:
+        drops.withdraw(engine, 9, "x", NOW, SETTINGS)
+    assert caught.value.hint == "see them all: dropforge drops"
+    with pytest.raises(DropforgeError, match="there is no drop 9"):
+        drops.restore(engine, 9, "x", NOW, SETTINGS)

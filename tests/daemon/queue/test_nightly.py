@@ -1,0 +1,520 @@
+"""Run as a script, it is a daemon that takes what is due: `test_scheduler.py DATABASE MS`."""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import hypothesis
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import strategies as st
+from sqlalchemy import Engine
+from sqlalchemy.exc import OperationalError
+from sqlmodel import select
+
+from daemon.queue.nightly import Schedule, last_due, take_due_slots
+from daemon.queue.run_queue import enqueue
+from daemon.settings.cron import cron_trigger
+from daemon.settings.model import Settings
+from daemon.state.database import migrate, open_engine, transaction
+from daemon.state.tables import Drop, DropState, Event, Run, Slot, Track
+
+BERLIN = "Europe/Berlin"
+NIGHTLY = Settings(trigger="nightly", schedule="0 2 * * *", timezone="UTC")
+FIRST_LOOK = 1_777_636_800_000  # 2026-05-01 12:00 UTC
+HOUR = timedelta(hours=1)
+
+
+def utc(text: str) -> datetime:
+    return datetime.fromisoformat(text).replace(tzinfo=UTC)
+
+
+def berlin(text: str, fold: int = 0) -> datetime:
+    return datetime.fromisoformat(text).replace(tzinfo=ZoneInfo(BERLIN), fold=fold).astimezone(UTC)
+
+
+def from_ms(value: int) -> datetime:
+    return datetime.fromtimestamp(value / 1000, UTC)
+
+
+def ms(text: str) -> int:
+    return round(utc(text).timestamp() * 1000)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    migrate(tmp_path / "state.db")
+    return tmp_path / "state.db"
+
+
+@pytest.fixture
+def engine(path: Path) -> Iterator[Engine]:
+    engine = open_engine(path)
+    assert take_due_slots(engine, NIGHTLY, FIRST_LOOK) == []
+    yield engine
+    engine.dispose()
+
+
+def drop(engine: Engine, number: int = 1, track: str = "default", role: str = "train") -> None:
+    with transaction(engine) as session:
+        session.add(
+            Drop(
+                track=track, role=role, state=DropState.ACCEPTED, name_bytes=b"a", name="a", sha256=f"{number:064x}",
+                size_bytes=1, received_at=1,
+            )
+        )  # fmt: skip
+
+
+def slots(engine: Engine) -> list[tuple[str, int, str, int | None]]:
+    with transaction(engine) as session:
+        return [(row.track, row.due_at, row.outcome, row.run_id) for row in session.exec(select(Slot))]
+
+
+def runs(engine: Engine) -> list[Run]:
+    with transaction(engine) as session:
+        return list(session.exec(select(Run)))
+
+
+# --- what is due
+
+
+@pytest.mark.parametrize(
+    ("after", "now", "due"),
+    [
+        ("2026-05-01 01:00", "2026-05-01 01:59:59", None),
+        ("2026-05-01 01:00", "2026-05-01 02:00", "2026-05-01 02:00"),
+        ("2026-05-01 02:00", "2026-05-01 02:00", None),
+        ("2026-05-01 02:00", "2026-05-02 01:59", None),
+        ("2026-05-01 02:00", "2026-05-02 02:00:01", "2026-05-02 02:00"),
+        ("2026-05-01 02:00", "2026-05-09 13:00", "2026-05-09 02:00"),
+        ("2019-01-01 00:00", "2026-05-09 13:00", "2026-05-09 02:00"),
+        ("2026-05-03 00:00", "2026-05-01 13:00", None),
+    ],
+)
+def test_due_is_the_latest_fire_time_after_the_last_slot(after: str, now: str, due: str | None) -> None:
+    assert last_due("0 2 * * *", "UTC", utc(after), utc(now)) == (None if due is None else utc(due))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "due"),
+    [
+        ("* * * * *", "2026-05-09 13:00"),
+        ("0 2 1 1 *", "2026-01-01 02:00"),
+        ("0 2 29 2 *", "2024-02-29 02:00"),
+        ("0 2 30 2 *", None),
+    ],
+)
+def test_a_long_gap_ends_with_the_right_slot_be_it_rare_or_every_minute(schedule: str, due: str | None) -> None:
+    found = last_due(schedule, "UTC", utc("2019-01-01 00:00"), utc("2026-05-09 13:00"))
+    assert found == (None if due is None else utc(due))
+
+
+def test_the_schedule_is_read_in_its_time_zone() -> None:
+    found = last_due("0 2 * * *", BERLIN, utc("2026-07-01 12:00"), utc("2026-07-02 12:00"))
+    assert found == utc("2026-07-02 00:00")
+
+
+@pytest.mark.parametrize(
+    ("weekdays", "day"),
+    [("0", "sun"), ("7", "sun"), ("1", "mon"), ("6", "sat"), ("5-7", "sun"), ("mon", "mon"), ("1-5", "fri")],
+)
+def test_weekday_numbers_are_those_of_cron(weekdays: str, day: str) -> None:
+    found = last_due(f"0 2 * * {weekdays}", "UTC", utc("2026-05-03 12:00"), utc("2026-05-10 12:00"))
+    assert found is not None
+    assert found.strftime("%a").lower() == day
+
+
+@pytest.mark.parametrize(
+    ("weekdays", "days"),
+    [("*/2", "sun tue thu sat"), ("1-5/2", "mon wed fri"), ("1,3", "mon wed"), ("fri-sat", "fri sat")],
+)
+def test_weekday_lists_spans_and_steps_are_those_of_cron(weekdays: str, days: str) -> None:
+    trigger = cron_trigger(f"0 2 * * {weekdays}", "UTC")
+    # 2026-05-03 is a Sunday.
+    week = [utc("2026-05-03 00:00") + timedelta(days=day) for day in range(7)]
+    fired = [
+        start.strftime("%a").lower() for start in week if trigger.get_next_fire_time(None, start) < start + 24 * HOUR
+    ]
+    assert fired == days.split()
+
+
+def fires(schedule: str, start: datetime, hours: int) -> list[datetime]:
+    """Return what is taken by somebody who looks every ten minutes."""
+    last, taken = start, []
+    for minutes in range(0, hours * 60, 10):
+        due = last_due(schedule, BERLIN, last, start + timedelta(minutes=minutes))
+        if due is not None:
+            taken.append(due)
+            last = due
+    return taken
+
+
+def test_a_night_with_an_hour_too_many_is_run_once() -> None:
+    # On 2026-10-25 in Berlin the hour from 02:00 to 03:00 comes twice.
+    taken = fires("30 2 * * *", berlin("2026-10-24 12:00"), 48)
+    assert taken == [berlin("2026-10-25 02:30", fold=0), berlin("2026-10-26 02:30")]
+    assert taken[0] == utc("2026-10-25 00:30")
+
+
+def test_somebody_who_first_looks_after_the_repeated_hour_takes_the_same_slot() -> None:
+    assert last_due("30 2 * * *", BERLIN, berlin("2026-10-24 12:00"), berlin("2026-10-25 09:00")) == utc(
+        "2026-10-25 00:30"
+    )
+
+
+def test_a_night_with_an_hour_too_few_is_run_once() -> None:
+    # On 2026-03-29 in Berlin there is no 02:30: it is 03:30 when 02:30 would have come.
+    taken = fires("30 2 * * *", berlin("2026-03-28 12:00"), 48)
+    assert taken == [berlin("2026-03-29 03:30"), berlin("2026-03-30 02:30")]
+
+
+@pytest.mark.parametrize(("night", "hours"), [("2026-03-28 22:30", 4), ("2026-10-24 22:30", 4)])
+def test_an_hourly_schedule_goes_on_every_hour_when_the_clocks_change(night: str, hours: int) -> None:
+    taken = fires("0 * * * *", utc(night), hours)
+    assert taken == [utc(night) + HOUR / 2 + HOUR * number for number in range(hours)]
+
+
+# --- taking slots
+
+
+def test_a_night_with_new_data_queues_a_run_that_may_begin_at_once(engine: Engine) -> None:
+    drop(engine)
+    now = ms("2026-05-02 02:00:03")
+    (slot,) = take_due_slots(engine, NIGHTLY, now)
+    (run,) = runs(engine)
+    assert (run.trigger, run.not_before, run.id) == ("nightly", now, slot.run_id)
+    assert slots(engine) == [("default", ms("2026-05-02 02:00"), "queued", run.id)]
+
+
+def test_a_night_without_new_data_says_so_and_does_nothing(engine: Engine) -> None:
+    drop(engine, role="heldout")
+    take_due_slots(engine, NIGHTLY, ms("2026-05-02 02:00:03"))
+    assert slots(engine) == [("default", ms("2026-05-02 02:00"), "no_new_data", None)]
+    assert runs(engine) == []
+    with transaction(engine) as session:
+        (event,) = session.exec(select(Event).where(Event.kind == "slot_taken")).all()
+    assert event.detail == {"outcome": "no_new_data", "due_at": ms("2026-05-02 02:00")}
+
+
+def test_data_that_a_run_has_seen_is_not_new(engine: Engine) -> None:
+    drop(engine)
+    with transaction(engine) as session:
+        run = enqueue(session, "default", "drop", 1, 1)
+        session.exec(select(Drop)).one().first_run = run.id
+    (slot,) = take_due_slots(engine, NIGHTLY, ms("2026-05-02 02:00:03"))
+    assert slot.outcome == "no_new_data"
+
+
+def test_a_night_is_taken_once_by_the_same_daemon_and_after_a_restart(engine: Engine, path: Path) -> None:
+    drop(engine)
+    assert len(take_due_slots(engine, NIGHTLY, ms("2026-05-02 02:00:03"))) == 1
+    assert take_due_slots(engine, NIGHTLY, ms("2026-05-02 02:00:04")) == []
+    assert take_due_slots(open_engine(path), NIGHTLY, ms("2026-05-03 01:59")) == []
+    assert len(slots(engine)) == 1
+
+
+def test_missed_nights_are_made_up_for_once(engine: Engine) -> None:
+    drop(engine)
+    take_due_slots(engine, NIGHTLY, ms("2026-05-09 13:00"))
+    take_due_slots(engine, NIGHTLY, ms("2026-05-09 13:05"))
+    assert [due for _, due, _, _ in slots(engine)] == [ms("2026-05-09 02:00")]
+    assert len(runs(engine)) == 1
+    take_due_slots(engine, NIGHTLY, ms("2026-05-10 02:00"))
+    assert len(slots(engine)) == 2
+
+
+def test_no_night_before_the_track_was_there_is_missed(engine: Engine) -> None:
+    assert take_due_slots(engine, NIGHTLY, ms("2026-05-01 13:00")) == []
+
+
+def test_a_clock_that_was_set_back_takes_no_night_again(engine: Engine) -> None:
+    take_due_slots(engine, NIGHTLY, ms("2026-05-03 03:00"))
+    assert take_due_slots(engine, NIGHTLY, ms("2026-05-02 03:00")) == []
+    assert take_due_slots(engine, NIGHTLY, ms("2026-05-03 02:30")) == []
+    assert len(slots(engine)) == 1
+
+
+def test_a_clock_that_was_years_ahead_holds_up_no_night_after_it_is_right_again(engine: Engine) -> None:
+    assert len(take_due_slots(engine, NIGHTLY, ms("2031-01-01 03:00"))) == 1
+    assert take_due_slots(engine, NIGHTLY, ms("2026-05-01 13:00")) == []
+    (slot,) = take_due_slots(engine, NIGHTLY, ms("2026-05-02 02:00"))
+    assert slot.due_at == ms("2026-05-02 02:00")
+
+
+def test_a_track_that_is_switched_to_nightly_at_midday_leaves_last_night_alone(engine: Engine) -> None:
+    by_drop = NIGHTLY.model_copy(update={"trigger": "drop"})
+    take_due_slots(engine, by_drop, ms("2026-05-02 01:00"))
+    drop(engine)
+    assert take_due_slots(engine, NIGHTLY, ms("2026-05-05 12:00")) == []
+    assert len(take_due_slots(engine, NIGHTLY, ms("2026-05-06 02:00"))) == 1
+
+
+def test_another_schedule_counts_from_when_it_was_first_seen(engine: Engine) -> None:
+    earlier = NIGHTLY.model_copy(update={"schedule": "0 11 * * *"})
+    assert take_due_slots(engine, earlier, ms("2026-05-02 12:00")) == []
+    assert len(take_due_slots(engine, earlier, ms("2026-05-03 11:00"))) == 1
+
+
+ZONES = {
+    # Clocks go from 02:00 to 03:00 and back in Berlin and New York, from 02:00 to 02:30 and back on Lord Howe.
+    BERLIN: ("2026-03-28 12:00", "2026-10-24 12:00"),
+    "America/New_York": ("2026-03-07 12:00", "2026-10-31 12:00"),
+    "Australia/Lord_Howe": ("2026-10-03 12:00", "2026-04-04 12:00"),
+}
+
+
+@pytest.mark.parametrize("schedule", ["15 2 * * *", "30 2 * * *", "45 1 * * *"])
+@pytest.mark.parametrize(("zone", "start"), [(zone, start) for zone, both in ZONES.items() for start in both])
+def test_each_of_three_nights_around_a_change_of_the_clocks_is_run_once(
+    engine: Engine, zone: str, start: str, schedule: str
+) -> None:
+    settings = NIGHTLY.model_copy(update={"schedule": schedule, "timezone": zone})
+    midday = datetime.fromisoformat(start).replace(tzinfo=ZoneInfo(zone)).astimezone(UTC)
+    for minutes in range(0, 72 * 60, 15):
+        look = midday + timedelta(minutes=minutes)
+        if minutes == 0 or look.astimezone(ZoneInfo(zone)).hour < 5:
+            take_due_slots(engine, settings, round(look.timestamp() * 1000))
+    days = [datetime.fromtimestamp(due / 1000, ZoneInfo(zone)).date() for _, due, _, _ in slots(engine)]
+    assert days == [midday.astimezone(ZoneInfo(zone)).date() + timedelta(days=number) for number in (1, 2, 3)]
+
+
+MINUTE_MS = 60_000
+#: What a daemon lives through: how far its clock goes on, whether it starts anew, and where the clock is set to then.
+TURNS = st.lists(
+    st.tuples(st.integers(1, 2000), st.booleans(), st.sampled_from([0, 0, 0, 0, -2000, -90, -5, 5, 90, 2000])),
+    min_size=1, max_size=40,
+)  # fmt: skip
+
+
+@given(turns=TURNS, zone=st.sampled_from(["UTC", *ZONES]))
+@hypothesis.settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_the_clock_does_a_night_is_run_at_most_once_and_none_that_passes_is_left_out(
+    tmp_path_factory: pytest.TempPathFactory, turns: list[tuple[int, bool, int]], zone: str
+) -> None:
+    path = tmp_path_factory.mktemp("schedule") / "state.db"
+    migrate(path)
+    settings = NIGHTLY.model_copy(update={"schedule": "30 2 * * *", "timezone": zone})
+    engine, now = open_engine(path), FIRST_LOOK
+    take_due_slots(engine, settings, now)
+    for minutes, restart, jump in turns:
+        if restart:
+            engine.dispose()
+            engine = open_engine(path)
+        if jump:
+            now += jump * MINUTE_MS
+            take_due_slots(engine, settings, now)
+        before, now = now, now + minutes * MINUTE_MS
+        take_due_slots(engine, settings, now)
+        passed = last_due(settings.schedule, zone, from_ms(before), from_ms(now))
+        taken = [due for _, due, _, _ in slots(engine)]
+        assert passed is None or round(passed.timestamp() * 1000) in taken, "the latest night that passed is taken"
+        assert len(set(taken)) == len(taken)
+    engine.dispose()
+
+
+def test_tracks_have_schedules_of_their_own_and_some_have_none(engine: Engine) -> None:
+    settings = Settings(
+        tracks={
+            "both": {"trigger": "both", "schedule": "0 4 * * *"},
+            "zone": {"trigger": "nightly", "timezone": BERLIN},
+        }
+    )
+    take_due_slots(engine, settings, FIRST_LOOK)
+    take_due_slots(engine, settings, ms("2026-05-02 06:00"))
+    assert [(track, due) for track, due, _, _ in slots(engine)] == [
+        ("both", ms("2026-05-02 04:00")),
+        ("zone", ms("2026-05-02 00:00")),
+    ]
+
+
+def test_a_slot_joins_the_run_that_is_open_already(engine: Engine) -> None:
+    drop(engine)
+    with transaction(engine) as session:
+        enqueue(session, "default", "drop", 1, ms("2026-05-02 02:30"))
+    (slot,) = take_due_slots(engine, Settings(trigger="both", timezone="UTC"), ms("2026-05-02 02:00"))
+    (run,) = runs(engine)
+    assert (slot.run_id, run.trigger, run.not_before) == (run.id, "drop", ms("2026-05-02 02:30"))
+
+
+def test_threads_that_look_at_the_same_time_take_a_night_once(engine: Engine, path: Path) -> None:
+    drop(engine)
+    start = threading.Barrier(4)
+    taken: list[Slot] = []
+
+    def look() -> None:
+        own = open_engine(path)
+        start.wait()
+        taken.extend(take_due_slots(own, NIGHTLY, ms("2026-05-02 02:00")))
+
+    threads = [threading.Thread(target=look) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(taken) == len(slots(engine)) == len(runs(engine)) == 1
+
+
+def test_two_daemons_take_a_night_once(engine: Engine, path: Path) -> None:
+    drop(engine)
+    command = [sys.executable, __file__, str(path), str(ms("2026-05-02 02:00"))]
+    daemons = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert sorted(daemon.communicate()[0] for daemon in daemons) == ["0\n", "1\n"]
+    assert len(slots(engine)) == len(runs(engine)) == 1
+
+
+# --- when to look
+
+
+class Clocks:
+    """A wall clock and a monotonic one, both in seconds from `start`, and a daemon's loop that asks twice a second."""
+
+    def __init__(self, engine: Engine, settings: Settings, start: str) -> None:
+        self.wall, self.monotonic = utc(start).timestamp(), 1000.0
+        self.woken = 0
+        self.schedule = Schedule(engine, settings, self._wake, lambda: self.monotonic)
+        self.ask()
+
+    def _wake(self) -> None:
+        self.woken += 1
+
+    def ask(self) -> None:
+        self.schedule.tick(round(1000 * self.wall))
+
+    def pass_by(self, seconds: float, step: float = 0.5) -> None:
+        """Let time go by for both."""
+        for _ in range(round(seconds / step)):
+            self.wall += step
+            self.monotonic += step
+            self.ask()
+
+    def set(self, **by: float) -> None:
+        """Set the wall clock, or suspend the machine: the monotonic one knows of neither."""
+        self.wall += timedelta(**by).total_seconds()
+
+
+def due_times(engine: Engine) -> list[str]:
+    return [f"{from_ms(due):%m-%d %H:%M}" for _, due, _, _ in slots(engine)]
+
+
+def looks(engine: Engine, clocks: Clocks, seconds: float) -> list[int]:
+    """Return when the schedule looks, in seconds from now, while time goes by."""
+    found, seen = [], None
+    for second in range(round(seconds)):
+        with transaction(engine) as session:
+            nightly = session.get_one(Track, "default").nightly or {}
+        if nightly.get("looked_at") != seen:
+            seen = nightly.get("looked_at")
+            found.append(second)
+        clocks.pass_by(1, 1)
+    return found[1:]
+
+
+def test_a_schedule_catches_up_at_its_start_and_wakes_the_dispatcher(engine: Engine) -> None:
+    drop(engine)
+    clocks = Clocks(engine, NIGHTLY, "2026-05-02 09:00")
+    assert (clocks.woken, len(runs(engine))) == (1, 1)
+
+
+def test_a_schedule_wakes_nobody_for_a_night_without_new_data(engine: Engine) -> None:
+    clocks = Clocks(engine, NIGHTLY, "2026-05-02 09:00")
+    assert (clocks.woken, len(slots(engine))) == (0, 1)
+
+
+def test_a_schedule_looks_every_five_minutes_and_punctually_when_a_track_is_due(engine: Engine) -> None:
+    # Each of them is a transaction: twice a second is for the clocks alone.
+    both, never = {"trigger": "both", "schedule": "2 2 * * 6"}, {"trigger": "drop", "schedule": "1 2 * * *"}
+    settings = NIGHTLY.model_copy(update={"tracks": {"both": both, "never": never}})
+    clocks = Clocks(engine, settings, "2026-05-02 01:50:30")
+    assert looks(engine, clocks, 16 * 60) == [300, 570, 690]
+    assert due_times(engine) == ["05-02 02:00", "05-02 02:02"]
+
+
+def test_a_schedule_by_drops_alone_is_looked_at_once(engine: Engine) -> None:
+    clocks = Clocks(engine, Settings(timezone="UTC"), "2026-05-02 01:50")
+    clocks.pass_by(3600, 10)
+    assert slots(engine) == []
+
+
+@pytest.mark.parametrize("days", [-2, 2, -365, 365])
+def test_whichever_way_the_clock_is_set_the_next_night_is_taken_on_the_minute(engine: Engine, days: int) -> None:
+    clocks = Clocks(engine, NIGHTLY, "2026-05-10 12:00")
+    clocks.set(days=days)
+    midday = utc("2026-05-10 12:00") + timedelta(days=days)
+    clocks.pass_by(13 * 3600, 60)
+    clocks.pass_by(3599, 1)
+    before = due_times(engine)
+    clocks.pass_by(2, 1)
+    night = f"{midday + 14 * HOUR:%m-%d %H:%M}"
+    assert night not in before
+    assert night in due_times(engine)
+    assert len(slots(engine)) == len({due for _, due, _, _ in slots(engine)})
+
+
+def test_a_clock_that_is_a_year_ahead_at_boot_costs_no_night_when_it_is_right_again(engine: Engine) -> None:
+    drop(engine)
+    clocks = Clocks(engine, NIGHTLY, "2027-05-02 12:00")
+    assert (clocks.woken, due_times(engine)) == (1, ["05-02 02:00"]), "what was missed is made up for once"
+    clocks.pass_by(40)
+    clocks.set(days=-365)
+    clocks.pass_by(3 * 86_400, 60)
+    assert due_times(engine)[1:] == ["05-03 02:00", "05-04 02:00", "05-05 02:00"]
+
+
+def test_a_clock_that_is_set_back_just_before_a_night_does_not_lose_that_night(engine: Engine) -> None:
+    clocks = Clocks(engine, NIGHTLY, "2026-05-10 01:59:50")
+    clocks.set(days=-2)
+    clocks.pass_by(11)
+    assert "05-08 02:00" in due_times(engine)
+
+
+@pytest.mark.parametrize(("slept", "taken"), [(9, ["05-11 02:00"]), (3 * 24, ["05-13 02:00"])])
+def test_a_night_that_the_machine_slept_through_is_taken_as_soon_as_it_wakes(
+    engine: Engine, slept: int, taken: list[str]
+) -> None:
+    clocks = Clocks(engine, NIGHTLY, "2026-05-10 18:00")
+    before = len(slots(engine))
+    clocks.set(hours=slept)
+    clocks.pass_by(0.5)
+    assert due_times(engine)[before:] == taken
+    clocks.pass_by(600)
+    assert due_times(engine)[before:] == taken
+
+
+@pytest.mark.parametrize(
+    ("start", "expected"),
+    [
+        ("2026-03-28 12:00", ["03-29 01:30", "03-30 00:30"]),
+        ("2026-10-24 12:00", ["10-25 00:30", "10-26 01:30"]),
+    ],
+)
+def test_when_the_clocks_change_each_night_is_taken_once_and_within_a_minute(
+    engine: Engine, start: str, expected: list[str]
+) -> None:
+    settings = NIGHTLY.model_copy(update={"schedule": "30 2 * * *", "timezone": BERLIN})
+    clocks = Clocks(engine, settings, start)
+    before = len(slots(engine))
+    clocks.pass_by(40 * 3600, 60)
+    with transaction(engine) as session:
+        late = [(slot.taken_at - slot.due_at) / 1000 for slot in session.exec(select(Slot))][before:]
+    assert due_times(engine)[before:] == expected
+    assert max(late) < 60
+
+
+def test_a_look_that_fails_is_made_again_at_the_next_call(tmp_path: Path) -> None:
+    path = tmp_path / "later.db"
+    moment = ms("2026-05-02 12:00")
+    schedule = Schedule(open_engine(path), NIGHTLY, lambda: None, lambda: 1.0)
+    with pytest.raises(OperationalError):
+        schedule.tick(moment)
+    migrate(path)
+    schedule.tick(moment)
+    with transaction(open_engine(path)) as session:
+        assert session.get_one(Track, "default").nightly is not None
+
+
+if __name__ == "__main__":
+    print(len(take_due_slots(open_engine(Path(sys.argv[1])), NIGHTLY, int(sys.argv[2]))))

@@ -1,0 +1,721 @@
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+from sqlmodel import Session, select
+
+from daemon.queue import drops, run_queue
+from daemon.queue import states as run_states
+from daemon.queue.run_queue import Claim, Failure, LostClaim, WrongState
+from daemon.settings.model import RetrySettings, Settings, TrackSettings
+from daemon.state.database import migrate, open_engine, transaction
+from daemon.state.tables import Attempt, AttemptState, Drop, DropState, Event, Run, RunState, Track
+from pipeline.config import RunConfig, TrainConfig
+from pipeline.errors import DropforgeError
+
+RETRY = RetrySettings(limit=3, backoff_seconds=30.0, deaths=2)
+BROKEN = Failure("no memory left", "lower train.batch_size", retryable=True)
+HOUR_MS = 3_600_000
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    migrate(tmp_path / "state.db")
+    engine = open_engine(tmp_path / "state.db")
+    yield engine
+    engine.dispose()
+
+
+def configure(_session: Session, track: Track) -> RunConfig:
+    return RunConfig(track=track.name, base_model="/base", base_model_id="b" * 64, salt=track.salt)
+
+
+def refuse(_session: Session, _track: Track) -> RunConfig:
+    message, hint = "the base model is gone", "set base_model"
+    raise DropforgeError(message, hint)
+
+
+def drop(session: Session, track: str = "default", role: str = "train", state: str = DropState.ACCEPTED) -> int:
+    number = len(session.exec(select(Drop)).all()) + 1
+    row = Drop(
+        track=track, role=role, state=state, name_bytes=b"a.jsonl", name="a.jsonl", sha256=f"{number:064x}",
+        size_bytes=10, rows=5, received_at=1,
+    )  # fmt: skip
+    session.add(row)
+    session.flush()
+    return row.id or 0
+
+
+def queue_run(engine: Engine, track: str = "default", now: int = 0, not_before: int = 0) -> int:
+    """Drop a file and queue its run."""
+    with transaction(engine) as session:
+        run_queue.ensure_track(session, track, now)
+        drop(session, track)
+        return run_queue.enqueue(session, track, "drop", now, not_before).id or 0
+
+
+def take(engine: Engine, now: int = 100) -> Claim:
+    claim = run_queue.claim(engine, now, configure)
+    assert claim is not None
+    return claim
+
+
+def start_run(engine: Engine) -> Claim:
+    queue_run(engine)
+    return take(engine)
+
+
+def load(engine: Engine, run_id: int) -> Run:
+    with transaction(engine) as session:
+        return session.get_one(Run, run_id)
+
+
+def hold(engine: Engine, claim: Claim, now: int) -> list[int]:
+    with transaction(engine) as session:
+        return run_queue.hold_new_drops(session, session.get_one(Run, claim.run_id), "it lost", now)
+
+
+def events(engine: Engine, run_id: int | None = None) -> list[str]:
+    with transaction(engine) as session:
+        rows = session.exec(select(Event).order_by(Event.id)).all()  # type: ignore[arg-type]
+    return [row.kind for row in rows if run_id is None or row.run_id == run_id]
+
+
+# --- enqueue
+
+
+def test_drops_of_one_track_share_its_one_queued_run_and_put_it_off(engine: Engine) -> None:
+    first = queue_run(engine, now=1_000, not_before=61_000)
+    assert queue_run(engine, now=2_000, not_before=62_000) == first
+    assert queue_run(engine, now=3_000, not_before=3_000) == first
+    assert load(engine, first).not_before == 62_000
+    assert events(engine, first) == ["run_queued"]
+
+
+def test_drops_that_keep_coming_do_not_put_a_run_off_for_ever(engine: Engine) -> None:
+    track = TrackSettings(run_after_quiet_seconds=60, run_after_at_most_seconds=300)
+    due = []
+    for now in range(0, 600_000, 30_000):
+        with transaction(engine) as session:
+            due.append(run_queue.enqueue_when_quiet(session, "default", track, now).not_before)
+    assert due[:3] == [60_000, 90_000, 120_000]
+    assert max(due) == due[-1] == 300_000
+
+
+def test_each_track_has_its_own_queued_run_and_its_own_salt(engine: Engine) -> None:
+    assert queue_run(engine, "a") != queue_run(engine, "b")
+    with transaction(engine) as session:
+        salts = {track.salt for track in session.exec(select(Track))}
+    assert sorted(len(salt) for salt in salts) == [32, 32]
+
+
+def test_a_run_is_not_queued_if_its_transaction_is_taken_back(engine: Engine) -> None:
+    def half_done() -> None:
+        with transaction(engine) as session:
+            run_queue.enqueue(session, "default", "drop", 0, 0)
+            raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        half_done()
+    with transaction(engine) as session:
+        assert session.exec(select(Run)).all() == []
+    assert events(engine) == []
+
+
+def test_drops_during_a_run_open_exactly_one_next_run(engine: Engine) -> None:
+    running = start_run(engine)
+    later = {queue_run(engine) for _ in range(5)}
+    assert len(later) == 1
+    assert later != {running.run_id}
+
+
+# --- changes of a state
+
+
+@pytest.mark.parametrize(
+    ("state", "change"),
+    [(RunState.RUNNING, "token = 'other'"), (RunState.QUEUED, "state = 'cancelled', ended_at = 150")],
+)
+def test_a_run_that_is_not_as_it_was_read_is_not_changed(engine: Engine, state: RunState, change: str) -> None:
+    run_id = start_run(engine).run_id if state == RunState.RUNNING else queue_run(engine)
+    with transaction(engine) as session:
+        run = session.get_one(Run, run_id)
+        session.connection().exec_driver_sql(f"UPDATE run SET {change}")
+        with pytest.raises(LostClaim, match="by somebody else"):
+            run_states.change(session, run, run_states.Move(RunState.CANCELLED, "run_cancelled"), 200)
+    assert "run_cancelled" not in events(engine, run_id)
+
+
+def test_a_changed_run_reads_as_it_is_in_the_database_and_can_be_changed_again(engine: Engine) -> None:
+    claim = start_run(engine)
+    with transaction(engine) as session:
+        run = session.get_one(Run, claim.run_id)
+        run_states.change(session, run, run_states.Move(RunState.FAILED, "run_failed", {"error": "no"}), 200)
+        seen = run.model_dump()
+        session.refresh(run)
+        assert run.model_dump() == seen
+        assert (run.state, run.ended_at, run.token, run.error) == ("failed", 200, None, "no")
+        run_states.change(session, run, run_states.Move(RunState.WAITING, "run_retried"), 300)
+    assert events(engine, claim.run_id)[-2:] == ["run_failed", "run_retried"]
+
+
+# --- claim
+
+
+def test_a_claimed_run_has_a_snapshot_of_the_accepted_drops_of_its_track(engine: Engine) -> None:
+    with transaction(engine) as session:
+        for state in DropState:
+            drop(session, state=state)
+        drop(session, role="heldout")
+        drop(session, track="other")
+        run_queue.enqueue(session, "default", "drop", 5, 5)
+    claim = take(engine)
+    run = load(engine, claim.run_id)
+    assert (run.state, run.token, run.started_at, run.heartbeat_at) == (RunState.RUNNING, claim.token, 100, 100)
+    assert run.snapshot is not None
+    assert [(row["id"], row["role"], row["path"]) for row in run.snapshot] == [
+        (1, "train", f"drops/{1:064x}.jsonl"),
+        (7, "heldout", f"drops/{7:064x}.jsonl"),
+    ]
+    assert RunConfig.model_validate(run.config).track == "default"
+    with transaction(engine) as session:
+        assert [row.first_run for row in session.exec(select(Drop))] == [1, None, None, None, None, None, 1, None]
+
+
+def test_a_later_run_has_the_old_drops_too_and_leaves_their_first_run(engine: Engine) -> None:
+    first = start_run(engine)
+    run_queue.finish(engine, first, "promoted", "better", 200)
+    queue_run(engine)
+    second = take(engine)
+    assert [row["id"] for row in load(engine, second.run_id).snapshot or ()] == [1, 2]
+    with transaction(engine) as session:
+        assert [row.first_run for row in session.exec(select(Drop))] == [first.run_id, second.run_id]
+
+
+def test_a_run_is_not_claimed_before_its_time(engine: Engine) -> None:
+    run_id = queue_run(engine, not_before=60_000)
+    assert run_queue.claim(engine, 59_999, configure) is None
+    assert take(engine, 60_000).run_id == run_id
+
+
+def test_a_run_of_the_future_is_claimed_since_the_clock_was_set_back(engine: Engine) -> None:
+    queue_run(engine, now=9 * HOUR_MS, not_before=9 * HOUR_MS)
+    claim = take(engine, now=HOUR_MS)
+    run_queue.heartbeat(engine, claim, 9 * HOUR_MS, None)
+    run_queue.fail(engine, claim, BROKEN, 9 * HOUR_MS, RETRY)
+    assert take(engine, now=2 * HOUR_MS).run_id == claim.run_id
+
+
+def test_a_run_that_waits_since_a_clock_that_was_ahead_is_claimed_when_it_is_right_again(engine: Engine) -> None:
+    run_id = queue_run(engine)
+    claim = take(engine)
+    run_queue.heartbeat(engine, claim, 9 * HOUR_MS, None)
+    run_queue.interrupt(engine, claim, 9 * HOUR_MS)
+    assert load(engine, run_id).created_at == 0, "only its last sign of life is of the future"
+    assert take(engine, now=2 * HOUR_MS).run_id == run_id
+
+
+def test_nothing_is_claimed_while_a_run_is_running(engine: Engine) -> None:
+    first, second = queue_run(engine, "a"), queue_run(engine, "b")
+    claim = take(engine)
+    assert claim.run_id == first
+    assert run_queue.claim(engine, 100, configure) is None
+    run_queue.finish(engine, claim, "promoted", "better", 200)
+    assert take(engine).run_id == second
+
+
+def test_a_limit_says_how_many_runs_may_run(engine: Engine) -> None:
+    for name in "abc":
+        queue_run(engine, name)
+    claims = [run_queue.claim(engine, 100, configure, limit=2) for _ in range(3)]
+    assert [claim is not None for claim in claims] == [True, True, False]
+
+
+def test_a_waiting_run_goes_before_an_older_queued_one_and_keeps_its_snapshot(engine: Engine) -> None:
+    older, newer = queue_run(engine, "a", not_before=500), queue_run(engine, "b")
+    claim = take(engine, 100)
+    assert claim.run_id == newer
+    run_queue.interrupt(engine, claim, 600)
+    snapshot = load(engine, newer).snapshot
+    queue_run(engine, "b")
+    assert take(engine, 600).run_id == newer
+    assert older < newer
+    assert load(engine, newer).snapshot == snapshot
+
+
+def test_the_oldest_of_two_waiting_runs_goes_first(engine: Engine) -> None:
+    claims = [start_run(engine)]
+    queue_run(engine, "other")
+    claims += [claim for claim in [run_queue.claim(engine, 100, configure, limit=2)] if claim is not None]
+    for claim in reversed(claims):
+        run_queue.interrupt(engine, claim, 200)
+    assert take(engine, 300).run_id == claims[0].run_id
+
+
+def test_a_run_that_cannot_be_configured_stays_queued_says_why_once_and_lets_others_pass(engine: Engine) -> None:
+    blocked, other = queue_run(engine, "a"), queue_run(engine, "b")
+
+    def only_b(session: Session, track: Track) -> RunConfig:
+        return (refuse if track.name == "a" else configure)(session, track)
+
+    claim = run_queue.claim(engine, 100, only_b)
+    assert claim is not None
+    assert claim.run_id == other
+    run = load(engine, blocked)
+    assert (run.state, run.error, run.hint, run.not_before) == (
+        RunState.QUEUED, "the base model is gone", "set base_model", 30_100,
+    )  # fmt: skip
+    run_queue.finish(engine, claim, "promoted", "better", 200)
+    assert run_queue.claim(engine, 30_100, refuse) is None
+    assert events(engine, blocked) == ["run_queued", "run_blocked"]
+    assert take(engine, 60_100).run_id == blocked
+    assert load(engine, blocked).error is None
+
+
+def test_a_blocked_run_marks_no_drop_as_seen(engine: Engine) -> None:
+    queue_run(engine)
+    run_queue.claim(engine, 100, refuse)
+    with transaction(engine) as session:
+        assert run_queue.waiting_drops(session, "default") == 1
+
+
+def test_a_run_with_nothing_left_to_train_on_is_cancelled_with_its_reason(engine: Engine) -> None:
+    with transaction(engine) as session:
+        drop(session, role="heldout")
+        drop(session, state=DropState.WITHDRAWN)
+        run_id = run_queue.enqueue(session, "default", "drop", 0, 0).id or 0
+    assert run_queue.claim(engine, 100, configure) is None
+    run = load(engine, run_id)
+    assert (run.state, run.error) == (RunState.CANCELLED, "no accepted drop of track default is left to train on")
+    with transaction(engine) as session:
+        assert {row.first_run for row in session.exec(select(Drop))} == {None}
+
+
+def test_claiming_counts_nothing(engine: Engine) -> None:
+    run = load(engine, start_run(engine).run_id)
+    assert (run.failures, run.deaths) == (0, 0)
+
+
+# --- what an owner may do, and nobody else
+
+OWNERS: dict[str, Callable[[Engine, Claim], object]] = {
+    "heartbeat": lambda engine, claim: run_queue.heartbeat(engine, claim, 300, "train"),
+    "finish": lambda engine, claim: run_queue.finish(engine, claim, "promoted", "better", 300),
+    "fail": lambda engine, claim: run_queue.fail(engine, claim, BROKEN, 300, RETRY),
+    "interrupt": lambda engine, claim: run_queue.interrupt(engine, claim, 300),
+    "died": lambda engine, claim: run_queue.died(engine, claim, "killed", 300, RETRY),
+    "cancelled": lambda engine, claim: run_queue.cancelled(engine, claim, 300),
+    "begin_attempt": lambda engine, claim: run_queue.begin_attempt(engine, claim, "train", 300),
+    "end_attempt": lambda engine, claim: run_queue.end_attempt(engine, claim, 1, AttemptState.PUBLISHED, 300),
+    "fix_track": lambda engine, claim: run_queue.fix_track(
+        engine, claim, 300, metric="exact_match", max_new_tokens=8, split={"dev": 0.1}, eval_batch_size=4
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OWNERS)
+def test_an_owner_with_an_old_token_changes_nothing(engine: Engine, name: str) -> None:
+    old = start_run(engine)
+    run_queue.begin_attempt(engine, old, "prepare", 110)
+    (new,) = run_queue.rescue(engine, 200)
+    before = (load(engine, old.run_id), events(engine))
+    with pytest.raises(LostClaim, match="not held by this daemon"):
+        OWNERS[name](engine, old)
+    assert (load(engine, old.run_id), events(engine)) == before
+    assert load(engine, old.run_id).token == new.token
+    attempt = run_queue.open_attempt(engine, old.run_id)
+    assert attempt is not None
+    assert attempt.step == "prepare"
+
+
+@pytest.mark.parametrize("name", OWNERS)
+def test_an_owner_of_a_run_that_has_ended_changes_nothing(engine: Engine, name: str) -> None:
+    claim = start_run(engine)
+    run_queue.finish(engine, claim, "worse", "it lost", 200)
+    before = (load(engine, claim.run_id), events(engine))
+    with pytest.raises(LostClaim):
+        OWNERS[name](engine, claim)
+    assert (load(engine, claim.run_id), events(engine)) == before
+
+
+def test_a_token_of_one_run_is_worth_nothing_for_another(engine: Engine) -> None:
+    first = start_run(engine)
+    queue_run(engine, "other")
+    second = run_queue.claim(engine, 100, configure, limit=2)
+    assert second is not None
+    with pytest.raises(LostClaim):
+        run_queue.finish(engine, replace(first, run_id=second.run_id), "promoted", "better", 300)
+
+
+def test_a_heartbeat_says_when_and_where_and_keeps_the_step_if_none_is_named(engine: Engine) -> None:
+    claim = start_run(engine)
+    assert run_queue.heartbeat(engine, claim, 150, "train") is False
+    assert run_queue.heartbeat(engine, claim, 160, None) is False
+    run = load(engine, claim.run_id)
+    assert (run.heartbeat_at, run.step) == (160, "train")
+
+
+def test_a_finished_run_has_its_verdict_and_its_end(engine: Engine) -> None:
+    claim = start_run(engine)
+    run_queue.finish(engine, claim, "not_shown_better", "no gain was shown", 900)
+    run = load(engine, claim.run_id)
+    assert (run.state, run.outcome, run.sentence) == (RunState.SUCCEEDED, "not_shown_better", "no gain was shown")
+    assert (run.ended_at, run.token) == (900, None)
+    assert events(engine, claim.run_id) == ["run_queued", "run_claimed", "run_succeeded"]
+
+
+def test_a_failed_run_waits_twice_as_long_each_time_and_then_is_given_up(engine: Engine) -> None:
+    claim = start_run(engine)
+    states, waits = [], []
+    for now in (1_000_000, 2_000_000, 3_000_000):
+        states.append(run_queue.fail(engine, claim, BROKEN, now, RETRY))
+        if states[-1] == RunState.WAITING:
+            waits.append(load(engine, claim.run_id).not_before - now)
+            claim = take(engine, now + waits[-1])
+    run = load(engine, claim.run_id)
+    assert states == [RunState.WAITING, RunState.WAITING, RunState.FAILED]
+    assert waits == [30_000, 60_000]
+    assert (run.failures, run.error, run.hint, run.ended_at) == (3, BROKEN.message, BROKEN.hint, 3_000_000)
+
+
+def test_no_wait_is_longer_than_an_hour(engine: Engine) -> None:
+    patient = RetrySettings(limit=100, backoff_seconds=30.0)
+    claim = start_run(engine)
+    for turn in range(9):
+        now = turn * 10 * HOUR_MS
+        run_queue.fail(engine, claim, BROKEN, now, patient)
+        claim = take(engine, now + HOUR_MS)
+    run_queue.fail(engine, claim, BROKEN, 10**12, patient)
+    assert load(engine, claim.run_id).not_before == 10**12 + HOUR_MS
+
+
+def test_a_failure_that_no_retry_mends_ends_the_run_at_once(engine: Engine) -> None:
+    claim = start_run(engine)
+    assert run_queue.fail(engine, claim, replace(BROKEN, retryable=False), 500, RETRY) == RunState.FAILED
+
+
+def test_an_interrupted_run_waits_uncounted(engine: Engine) -> None:
+    claim = start_run(engine)
+    assert run_queue.interrupt(engine, claim, 700) == RunState.WAITING
+    run = load(engine, claim.run_id)
+    assert (run.failures, run.deaths, run.not_before, run.token) == (0, 0, 700, None)
+
+
+def test_vanished_processes_are_counted_apart_and_quarantine_the_run_with_a_remedy(engine: Engine) -> None:
+    claim = start_run(engine)
+    assert run_queue.died(engine, claim, "killed", 500, RETRY) == RunState.WAITING
+    claim = take(engine, 500)
+    assert run_queue.died(engine, claim, "killed", 600, RETRY) == RunState.QUARANTINED
+    run = load(engine, claim.run_id)
+    assert (run.failures, run.deaths, run.error) == (0, 2, "killed")
+    assert f"dropforge retry {claim.run_id}" in (run.hint or "")
+
+
+# --- cancel, retry, rescue
+
+
+def test_a_queued_run_is_cancelled_at_once_and_its_drops_wait_for_the_next(engine: Engine) -> None:
+    run_id = queue_run(engine)
+    assert run_queue.cancel(engine, run_id, 50) == RunState.CANCELLED
+    assert load(engine, run_id).ended_at == 50
+    with transaction(engine) as session:
+        assert run_queue.waiting_drops(session, "default") == 1
+
+
+def test_a_waiting_run_is_cancelled_at_once(engine: Engine) -> None:
+    claim = start_run(engine)
+    run_queue.interrupt(engine, claim, 200)
+    assert run_queue.cancel(engine, claim.run_id, 300) == RunState.CANCELLED
+    assert run_queue.claim(engine, 400, configure) is None
+
+
+def test_a_running_run_is_asked_to_end_and_ended_by_its_owner(engine: Engine) -> None:
+    claim = start_run(engine)
+    assert run_queue.cancel(engine, claim.run_id, 200) == RunState.RUNNING
+    assert run_queue.cancel(engine, claim.run_id, 201) == RunState.RUNNING
+    assert run_queue.heartbeat(engine, claim, 210, None) is True
+    run_queue.cancelled(engine, claim, 220)
+    run = load(engine, claim.run_id)
+    assert (run.state, run.ended_at, run.token) == (RunState.CANCELLED, 220, None)
+    assert events(engine, claim.run_id) == ["run_queued", "run_claimed", "run_cancel_requested", "run_cancelled"]
+
+
+@pytest.mark.parametrize("name", ["interrupt", "fail", "died"])
+def test_a_run_that_would_wait_is_cancelled_if_that_was_asked(engine: Engine, name: str) -> None:
+    claim = start_run(engine)
+    run_queue.cancel(engine, claim.run_id, 200)
+    assert OWNERS[name](engine, claim) == RunState.CANCELLED
+    assert load(engine, claim.run_id).ended_at == 300
+
+
+def test_a_failed_run_goes_on_with_its_snapshot_and_fresh_counters(engine: Engine) -> None:
+    claim = start_run(engine)
+    run_queue.fail(engine, claim, replace(BROKEN, retryable=False), 500, RETRY)
+    queue_run(engine)
+    assert run_queue.retry(engine, claim.run_id, 600) == RunState.WAITING
+    run = load(engine, claim.run_id)
+    assert (run.failures, run.deaths, run.ended_at, run.error, run.not_before) == (0, 0, None, None, 600)
+    assert take(engine, 600).run_id == claim.run_id
+    assert [row["id"] for row in load(engine, claim.run_id).snapshot or ()] == [1]
+
+
+def test_a_retried_run_is_no_longer_asked_to_end(engine: Engine) -> None:
+    claim = start_run(engine)
+    run_queue.cancel(engine, claim.run_id, 200)
+    run_queue.cancelled(engine, claim, 220)
+    run_queue.retry(engine, claim.run_id, 300)
+    assert run_queue.heartbeat(engine, take(engine, 300), 310, None) is False
+
+
+def test_a_cancelled_run_that_never_began_is_queued_again(engine: Engine) -> None:
+    run_id = queue_run(engine)
+    run_queue.cancel(engine, run_id, 50)
+    assert run_queue.retry(engine, run_id, 60) == RunState.QUEUED
+    assert take(engine).run_id == run_id
+
+
+def test_a_cancelled_run_that_never_began_is_refused_if_a_later_one_has_its_drops(engine: Engine) -> None:
+    run_id = queue_run(engine)
+    run_queue.cancel(engine, run_id, 50)
+    later = queue_run(engine)
+    with pytest.raises(WrongState, match=f"run {later} of track default will include its drops") as refused:
+        run_queue.retry(engine, run_id, 60)
+    assert refused.value.hint.endswith(f"dropforge show {later}")
+    assert load(engine, run_id).state == RunState.CANCELLED
+
+
+@pytest.mark.parametrize("operation", [run_queue.retry, run_queue.cancel])
+def test_a_run_that_does_not_exist_is_an_error_with_a_hint(
+    engine: Engine, operation: Callable[[Engine, int, int], RunState]
+) -> None:
+    with pytest.raises(WrongState, match="no run 9") as refused:
+        operation(engine, 9, 100)
+    assert "dropforge runs" in refused.value.hint
+
+
+def test_only_what_has_failed_can_be_retried_and_only_what_has_not_ended_cancelled(engine: Engine) -> None:
+    claim = start_run(engine)
+    with pytest.raises(WrongState, match="is running"):
+        run_queue.retry(engine, claim.run_id, 200)
+    run_queue.finish(engine, claim, "promoted", "better", 300)
+    with pytest.raises(WrongState, match="is succeeded"):
+        run_queue.retry(engine, claim.run_id, 400)
+    with pytest.raises(WrongState, match="has ended already: succeeded"):
+        run_queue.cancel(engine, claim.run_id, 400)
+
+
+def test_a_new_daemon_adopts_running_runs_uncounted_under_new_tokens(engine: Engine) -> None:
+    old = start_run(engine)
+    (new,) = run_queue.rescue(engine, 300)
+    assert new.run_id == old.run_id
+    assert new.token != old.token
+    run = load(engine, old.run_id)
+    assert (run.state, run.failures, run.deaths) == (RunState.RUNNING, 0, 0)
+    run_queue.finish(engine, new, "promoted", "better", 400)
+
+
+def test_every_state_a_run_can_be_in_has_its_exits_written_down() -> None:
+    assert set(run_queue.ALLOWED) == set(RunState)
+    assert {state for state, exits in run_queue.ALLOWED.items() if not exits} == {RunState.SUCCEEDED}
+
+
+# --- attempts
+
+
+def test_attempts_are_numbered_by_step_and_each_has_its_own_fence(engine: Engine) -> None:
+    claim = start_run(engine)
+    begun = []
+    for step in ("prepare", "train", "train"):
+        begun.append(run_queue.begin_attempt(engine, claim, step, 200))
+        run_queue.end_attempt(engine, claim, begun[-1].id or 0, AttemptState.FAILED, 210, "broken")
+    assert [(attempt.step, attempt.number) for attempt in begun] == [("prepare", 1), ("train", 1), ("train", 2)]
+    assert len({attempt.fence for attempt in begun}) == 3
+    assert run_queue.open_attempt(engine, claim.run_id) is None
+    assert events(engine, claim.run_id).count("step_failed") == 3
+
+
+def test_a_run_has_one_open_attempt_at_most(engine: Engine) -> None:
+    claim = start_run(engine)
+    run_queue.begin_attempt(engine, claim, "prepare", 200)
+    with pytest.raises(run_queue.AttemptOpen, match="attempt 1 at step prepare"):
+        run_queue.begin_attempt(engine, claim, "train", 210)
+
+
+def test_an_attempt_ends_once(engine: Engine) -> None:
+    claim = start_run(engine)
+    attempt = run_queue.begin_attempt(engine, claim, "prepare", 200)
+    run_queue.end_attempt(engine, claim, attempt.id or 0, AttemptState.PUBLISHED, 210)
+    with pytest.raises(LostClaim, match="has ended already"):
+        run_queue.end_attempt(engine, claim, attempt.id or 0, AttemptState.FAILED, 220, "late")
+    with transaction(engine) as session:
+        row = session.get_one(Attempt, attempt.id)
+    assert (row.state, row.ended_at, row.error) == (AttemptState.PUBLISHED, 210, None)
+
+
+def test_an_attempt_that_has_ended_does_not_end_its_successor(engine: Engine) -> None:
+    claim = start_run(engine)
+    first = run_queue.begin_attempt(engine, claim, "train", 200)
+    run_queue.end_attempt(engine, claim, first.id or 0, AttemptState.LOST, 210)
+    second = run_queue.begin_attempt(engine, claim, "train", 220)
+    with pytest.raises(LostClaim, match="has ended already"):
+        run_queue.end_attempt(engine, claim, first.id or 0, AttemptState.PUBLISHED, 230)
+    assert run_queue.open_attempt(engine, claim.run_id) == second
+
+
+def test_a_run_that_stops_leaves_no_attempt_open_behind_it(engine: Engine) -> None:
+    claim = start_run(engine)
+    run_queue.begin_attempt(engine, claim, "train", 200)
+    run_queue.interrupt(engine, claim, 300)
+    assert run_queue.open_attempt(engine, claim.run_id) is None
+    again = take(engine, 300)
+    assert run_queue.begin_attempt(engine, again, "train", 310).number == 2
+
+
+def test_an_adopted_run_keeps_its_open_attempt(engine: Engine) -> None:
+    attempt = run_queue.begin_attempt(engine, start_run(engine), "train", 200)
+    run_queue.rescue(engine, 300)
+    assert run_queue.open_attempt(engine, 1) == attempt
+
+
+# --- what is fixed, what waits, what is held
+
+
+def test_what_the_first_run_fixes_stays(engine: Engine) -> None:
+    claim = start_run(engine)
+    OWNERS["fix_track"](engine, claim)
+    run_queue.fix_track(engine, claim, 310, metric="rougeL", max_new_tokens=99, split={"dev": 0.5}, eval_batch_size=64)
+    with transaction(engine) as session:
+        track = session.get_one(Track, "default")
+    assert (track.metric, track.max_new_tokens, track.split, track.eval_batch_size) == (
+        "exact_match", 8, {"dev": 0.1}, 4,
+    )  # fmt: skip
+    assert events(engine, claim.run_id).count("track_fixed") == 1
+
+
+def test_only_accepted_training_drops_that_no_run_has_seen_are_waiting(engine: Engine) -> None:
+    start_run(engine)
+    with transaction(engine) as session:
+        for state in DropState:
+            drop(session, state=state)
+        drop(session, role="heldout")
+        drop(session, track="other")
+        assert run_queue.waiting_drops(session, "default") == 1
+
+
+def test_the_drops_that_were_new_in_a_bad_run_are_held_once_each_with_its_event(engine: Engine) -> None:
+    first = start_run(engine)
+    run_queue.finish(engine, first, "promoted", "better", 200)
+    with transaction(engine) as session:
+        held = [drop(session), drop(session)]
+        heldout = drop(session, role="heldout")
+        withdrawn = drop(session)
+        run_queue.enqueue(session, "default", "drop", 300, 300)
+    second = take(engine, 300)
+    with transaction(engine) as session:
+        session.get_one(Drop, withdrawn).state = DropState.WITHDRAWN
+    assert hold(engine, second, 400) == held
+    assert hold(engine, second, 500) == []
+    with transaction(engine) as session:
+        states = {row.id: (row.state, row.reason) for row in session.exec(select(Drop))}
+    assert states == {
+        1: ("accepted", None), **dict.fromkeys(held, ("held", "it lost")), heldout: ("accepted", None),
+        withdrawn: ("withdrawn", None),
+    }  # fmt: skip
+    assert events(engine, second.run_id).count("drop_held") == 2
+
+
+@pytest.mark.parametrize("ending", ["failed", "too little data", "contaminated"])
+def test_a_run_without_a_judged_candidate_clears_none_of_its_drops(engine: Engine, ending: str) -> None:
+    first = start_run(engine)
+    if ending == "failed":
+        run_queue.fail(engine, first, replace(BROKEN, retryable=False), 200, RETRY)
+    else:
+        outcome = "contaminated" if ending == "contaminated" else "insufficient_evidence"
+        run_queue.finish(engine, first, outcome, "no verdict on its drops", 200)
+    queue_run(engine)
+    second = take(engine, 300)
+    assert hold(engine, second, 400) == [1, 2]
+
+
+@pytest.mark.parametrize("night", [100_000_000, 0, -100_000_000], ids=["goes on", "stands", "is set back"])
+def test_a_drop_that_was_restored_is_new_until_a_later_candidate_is_judged_with_it(engine: Engine, night: int) -> None:
+    """Whatever the clock does: what came after what is not a matter of its times."""
+    run_queue.finish(engine, start_run(engine), "promoted", "better", 110)
+    for number, held_again in ((1, [2]), (2, [2, 3])):
+        queue_run(engine)
+        bad = take(engine, number * night)
+        assert hold(engine, bad, number * night + 1) == held_again
+        run_queue.finish(engine, bad, "worse", "it lost", number * night + 2)
+        drops.restore(engine, 2, "it is right", number * night + 3, Settings.model_construct(tracks={}))
+    # A candidate that is judged with it after that clears it.
+    queue_run(engine)
+    run_queue.finish(engine, take(engine, 3 * night), "not_shown_better", "no gain", 3 * night + 1)
+    queue_run(engine)
+    assert hold(engine, take(engine, 4 * night), 4 * night + 1) == [5]
+
+
+def test_a_run_that_failed_before_a_drop_was_restored_clears_it_when_it_is_retried(engine: Engine) -> None:
+    run_queue.fail(engine, start_run(engine), replace(BROKEN, retryable=False), 200, RETRY)
+    queue_run(engine)
+    bad = take(engine, 300)
+    assert hold(engine, bad, 400) == [1, 2]
+    run_queue.finish(engine, bad, "worse", "it lost", 400)
+    drops.restore(engine, 1, "it is right", 500, Settings.model_construct(tracks={}))
+    run_queue.retry(engine, 1, 600)
+    retried = run_queue.claim(
+        engine, 700, lambda *_: RunConfig(track="default", base_model="/b", base_model_id="b", salt="s")
+    )
+    assert retried is not None
+    assert retried.run_id == 1
+    run_queue.finish(engine, retried, "promoted", "better", 800)
+    queue_run(engine)
+    assert hold(engine, take(engine, 100_000_000), 100_000_001) == [3]
+
+
+def test_the_drops_of_a_failed_run_wait_for_a_run_again(engine: Engine) -> None:
+    claim = start_run(engine)
+    with transaction(engine) as session:
+        assert run_queue.waiting_drops(session, "default") == 0
+    run_queue.fail(engine, claim, replace(BROKEN, retryable=False), 200, RETRY)
+    with transaction(engine) as session:
+        assert run_queue.waiting_drops(session, "default") == 1
+    run_queue.retry(engine, claim.run_id, 300)
+    take(engine, 300)
+    with transaction(engine) as session:
+        assert run_queue.waiting_drops(session, "default") == 0
+
+
+def test_a_retried_run_has_todays_settings_and_not_the_drops_taken_out_since(engine: Engine) -> None:
+    with transaction(engine) as session:
+        drop(session)
+    claim = start_run(engine)
+    run_queue.fail(engine, claim, replace(BROKEN, retryable=False), 200, RETRY)
+    with transaction(engine) as session:
+        session.get_one(Drop, 1).state = DropState.WITHDRAWN
+    queue_run(engine)
+    run_queue.retry(engine, claim.run_id, 300)
+
+    def changed(session: Session, track: Track) -> RunConfig:
+        return configure(session, track).model_copy(update={"train": TrainConfig(batch_size=2)})
+
+    assert run_queue.claim(engine, 300, refuse) is None
+    assert "the base model is gone" in (load(engine, claim.run_id).error or "")
+    again = run_queue.claim(engine, 300 + run_queue.CONFIGURE_AGAIN_MS, changed)
+    assert again is not None
+    run = load(engine, again.run_id)
+    assert (run.id, run.error) == (claim.run_id, None)
+    assert [row["id"] for row in run.snapshot or ()] == [2]
+    assert RunConfig.model_validate(run.config).train.batch_size == 2
+
+
+def test_deaths_are_counted_in_a_row_and_not_over_a_training_that_gets_further(engine: Engine) -> None:
+    claim = start_run(engine)
+    for turn in range(5):
+        assert run_queue.died(engine, claim, "killed", 500 + turn, RETRY, progress=True) == RunState.WAITING
+        claim = take(engine, 500 + turn)
+    assert load(engine, claim.run_id).deaths == 1
+    attempt = run_queue.begin_attempt(engine, claim, "train", 600)
+    run_queue.end_attempt(engine, claim, attempt.id or 0, AttemptState.PUBLISHED, 700)
+    assert load(engine, claim.run_id).deaths == 0

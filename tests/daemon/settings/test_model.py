@@ -1,0 +1,368 @@
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from pydantic import BaseModel
+
+from daemon.settings import schema
+from daemon.settings.model import Settings, SettingsError, TrackSettings, load
+from pipeline.config import RunConfig
+
+ROOT = Path(__file__).parents[2]
+SAMPLE = (ROOT / "systemd" / "dropforge.toml").read_text(encoding="utf-8")
+SCHEMA = json.loads((ROOT / "schemas" / "settings.schema.json").read_text(encoding="utf-8"))
+#: What `load` makes absolute.
+PATHS = ("inbox", "state", "base_model")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "dropforge.toml"
+
+
+def refused(file: Path, text: str, environment: dict[str, str] | None = None) -> SettingsError:
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(SettingsError) as caught:
+        load(file, environment or {})
+    return caught.value
+
+
+def without_paths(settings: Settings) -> dict[str, Any]:
+    """Return what does not depend on where the settings lie and whose they are."""
+    return settings.model_dump(exclude={**dict.fromkeys(PATHS, True), "gate": {"pinned_by"}})
+
+
+@pytest.mark.parametrize(
+    ("text", "who"), [("", True), ("[gate]\npinned_by = []\n", True), ('gate.pinned_by = ["12"]', False)]
+)
+def test_pinned_files_are_those_of_the_owner_of_the_settings_unless_others_are_named(
+    file: Path, text: str, who: bool
+) -> None:
+    file.write_text(text)
+    settings = load(file, {})
+    assert settings.gate.pinned_by == settings.track("default").gate.pinned_by == ((file.owner(),) if who else ("12",))
+
+
+def leaves(model: BaseModel, place: str = "") -> dict[str, tuple[object, str]]:
+    """Return value and docstring of every setting by its dotted name."""
+    found: dict[str, tuple[object, str]] = {}
+    for name, field in type(model).model_fields.items():
+        value = getattr(model, name)
+        if isinstance(value, BaseModel):
+            found |= leaves(value, f"{place}{name}.")
+        elif name != "tracks":
+            # TOML has lists alone.
+            found[place + name] = (list(value) if isinstance(value, tuple) else value, field.description or "")
+    return found
+
+
+def sample_entries() -> dict[str, tuple[object, str]]:
+    """Return the value and the comment above it of every setting that the sample shows before its example track."""
+    found: dict[str, tuple[object, str]] = {}
+    section = ""
+    comment: list[str] = []
+    for line in SAMPLE.partition("#[tracks.")[0].splitlines()[1:]:
+        if header := re.fullmatch(r"\[(\w+)\]", line):
+            section = f"{header[1]}."
+        elif entry := re.fullmatch(r"#(\w+ = .*)", line):
+            ((name, value),) = tomllib.loads(entry[1]).items()
+            found[section + name] = (value, " ".join(comment))
+        comment = [*comment, line.removeprefix("# ")] if line.startswith("# ") else []
+    return found
+
+
+def uncommented() -> str:
+    return re.sub(r"^#(?=[\w\[])", "", SAMPLE, flags=re.MULTILINE)
+
+
+def test_without_a_file_the_defaults_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = load(None, {})
+    assert without_paths(settings) == without_paths(Settings())
+    assert settings.inbox_folder == tmp_path / "inbox"
+    assert settings.state_folder == tmp_path / ".dropforge"
+
+
+def test_paths_are_relative_to_the_file(file: Path) -> None:
+    file.write_text('base_model = "models/base"\n[tracks.a]\nbase_model = "/srv/base"\n[tracks.b]\n', encoding="utf-8")
+    settings = load(file, {})
+    assert settings.base_model == str(file.parent / "models/base")
+    assert settings.track("a").base_model == "/srv/base"
+    assert settings.track("b").base_model == settings.base_model
+
+
+def test_suites_of_ones_own_are_relative_to_the_file_and_names_stay(file: Path) -> None:
+    file.write_text(
+        '[evaluate]\ngeneral = ["builtin", "own.jsonl", "own.txt", "lm-eval:arc_easy", "lm-eval:tasks/a.yaml"]\n'
+        '[tracks.a.evaluate]\ngeneral = ["sets/mine.jsonl"]\n[tracks.b.evaluate]\nbatch_size = 2\n',
+        encoding="utf-8",
+    )
+    settings = load(file, {})
+    own = tuple(f"{file.parent}/{name}" for name in ("own.jsonl", "own.txt"))
+    expected = ("builtin", *own, "lm-eval:arc_easy", f"lm-eval:{file.parent}/tasks/a.yaml")
+    assert settings.evaluate.general == expected
+    assert settings.track("a").evaluate.general == (f"{file.parent}/sets/mine.jsonl",)
+    assert settings.track("b").evaluate.general == expected
+    assert settings.evaluate.batch_size == 0, "found once"
+    for wrong in ("5", '"own.jsonl"'):
+        refused(file, f"[tracks.a.evaluate]\ngeneral = {wrong}\n")
+    refused(file, "[tracks.a]\nevaluate = 5\n")
+
+
+def test_the_environment_names_the_file_and_overrides_it(file: Path) -> None:
+    file.write_text("[train]\nrank = 8\nepochs = 2\n[tracks.a.train]\nrank = 4\n", encoding="utf-8")
+    environment = {
+        "DROPFORGE_CONFIG": str(file),
+        "DROPFORGE_TRAIN__RANK": "32",
+        "DROPFORGE_TRACKS__A__TRAIN__EPOCHS": "3",
+        "DROPFORGE_INBOX": "/srv/inbox",
+        "OTHER": "1",
+    }
+    settings = load(None, environment)
+    assert (settings.train.rank, settings.train.epochs) == (32, 2)
+    assert (settings.track("a").train.rank, settings.track("a").train.epochs) == (4, 3)
+    assert settings.inbox == "/srv/inbox"
+
+
+def test_settings_cannot_be_changed(file: Path) -> None:
+    file.write_text("", encoding="utf-8")
+    settings = load(file, {})
+    with pytest.raises(ValueError, match="frozen"):
+        settings.device = "cpu"  # type: ignore[misc]
+
+
+def test_a_track_has_the_top_level_settings_but_for_its_own(file: Path) -> None:
+    file.write_text(
+        'on_worse = "keep"\n[train]\nepochs = 2\n[tracks.a]\ntrigger = "nightly"\n[tracks.a.train]\nrank = 4\n'
+    )
+    settings = load(file, {})
+    track = settings.track("a")
+    assert settings.track_names == ("default", "a")
+    assert (track.on_worse, track.trigger, track.train.epochs, track.train.rank) == ("keep", "nightly", 2, 4)
+    assert settings.track("default").train.rank == Settings().train.rank
+
+
+def test_the_default_track_can_differ_too(file: Path) -> None:
+    file.write_text("[tracks.default.train]\nrank = 4\n[tracks.a]\n", encoding="utf-8")
+    settings = load(file, {})
+    assert settings.track_names == ("default", "a")
+    assert settings.track("default").train.rank == 4
+    assert settings.track("a").train.rank == settings.train.rank
+
+
+def test_an_undeclared_track_is_refused_with_the_nearest_name(file: Path) -> None:
+    file.write_text("[tracks.support]\n", encoding="utf-8")
+    with pytest.raises(SettingsError) as caught:
+        load(file, {}).track("suport")
+    assert caught.value.hint == "did you mean 'support'? declared tracks: default, support"
+
+
+@pytest.mark.parametrize(
+    ("text", "environment", "setting", "near"),
+    [
+        ('inbx = "x"', {}, "'inbx'", "'inbox'"),
+        ("[train]\nepoch = 1", {}, "'train.epoch'", "'train.epochs'"),
+        ("[trian]\nepochs = 1", {}, "'trian'", "'train'"),
+        ("[tracks.a.gate]\nmin_gian = 1", {}, "'tracks.a.gate.min_gian'", "'tracks.a.gate.min_gain'"),
+        ("", {"DROPFORGE_INBX": "x"}, "'inbx'", "'inbox'"),
+        ("", {"DROPFORGE_TRAIN__LERNING_RATE": "1"}, "'train.lerning_rate'", "'train.learning_rate'"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_name(
+    file: Path, text: str, environment: dict[str, str], setting: str, near: str
+) -> None:
+    error = refused(file, text, environment)
+    source = "the environment" if environment else str(file)
+    assert error.message == f"{source}: unknown setting {setting}"
+    assert error.hint == f"did you mean {near}?"
+    assert error.exit_code == 2
+
+
+def test_an_unknown_key_that_is_like_nothing_lists_what_is_known(file: Path) -> None:
+    assert "known here: limit, backoff_seconds, deaths" in refused(file, "[retry]\nzzzzzz = 1").hint
+
+
+def test_a_setting_of_the_whole_installation_is_refused_in_a_track(file: Path) -> None:
+    assert "'tracks.a.inbox'" in refused(file, '[tracks.a]\ninbox = "x"').message
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "problem"),
+    [
+        ("[train]\nepochs = -1", "train.epochs", "at least 0.001"),
+        ("[train]\nrank = 'many'", "train.rank", "valid integer"),
+        ("train = 5", "train", "valid dictionary"),
+        ("[tracks.a.train]\nrank = 0", "tracks.a.train.rank", "greater than or equal to 1"),
+        ('device = "tpu"', "device", "'auto', 'cpu' or 'cuda'"),
+        ('timezone = "Mars/Base"', "timezone", "no such time zone: 'Mars/Base'"),
+        ('schedule = "each night"', "schedule", "not a cron expression"),
+        ('[tracks.a]\nschedule = "each night"', "tracks.a.schedule", "not a cron expression"),
+        ("[guards.floors]\nexact_mach = 50", "guards.floors.exact_mach", "'exact_match', 'token_f1'"),
+        ("[guards.floors]\nexact_match = 101", "guards.floors.exact_match", "less than or equal to 100"),
+        ("[guards.floors]\nexact_match = nan", "guards.floors.exact_match", "a finite number"),
+        ('[hooks]\nhealth = ["", "x"]', "hooks.health", "must begin with the name or path of a program"),
+        ('[hooks]\nafter_promotion = ["a\\u0000b"]', "hooks.after_promotion", "must begin with the name or path"),
+        ('[hooks]\nhealth = "true"', "hooks.health", 'should be a list, as ["one", "two"]'),
+        ("[split]\nheldout = 0.6\ndev = 0.5", "split", "nothing is left to train on"),
+        ("[gate]\np_value = 0.00001", "gate.p_value", "the test's smallest p-value is 0.0001"),
+        ("[gate]\np_value = 0.9", "gate.p_value", "less than or equal to 0.5"),
+        ("[tracks.a.gate]\np_value = 0.9", "tracks.a.gate.p_value", "less than or equal to 0.5"),
+        ("[guards]\nmetrics = true", "guards.metrics", "must be a finite number"),
+        ("[guards]\nmetrics = inf", "guards.metrics", "must be a finite number"),
+        ('[guards]\nmetrics = "inf"', "guards.metrics", "must be a finite number"),
+        ("[guards.floors]\nexact_match = true", "guards.floors.exact_match", "must be a finite number"),
+        ("[tracks.a.guards]\nslices = nan", "tracks.a.guards.slices", "must be a finite number"),
+        ("reconcile_seconds = inf", "reconcile_seconds", "must be a finite number"),
+        ("[retry]\nlimit = true", "retry.limit", "must be a finite number"),
+    ],
+)
+def test_a_wrong_value_names_file_and_field(file: Path, text: str, field: str, problem: str) -> None:
+    error = refused(file, text)
+    assert error.message.startswith(f"{file}: {field}: ")
+    assert problem in error.message
+    assert error.hint.startswith("found ")
+
+
+def test_a_wrong_variable_is_named_itself(file: Path) -> None:
+    error = refused(file, "[train]\nrank = 8", {"DROPFORGE_TRAIN__RANK": "0"})
+    assert error.message.startswith("DROPFORGE_TRAIN__RANK: train.rank: ")
+
+
+@pytest.mark.parametrize("text", ["true", "inf", "-Infinity", "NaN"])
+def test_a_variable_is_a_finite_number_too(file: Path, text: str) -> None:
+    error = refused(file, "", {"DROPFORGE_GUARDS__METRICS": text})
+    assert "guards.metrics: must be a finite number" in error.message
+
+
+def test_every_number_that_can_be_set_is_held_to_this(file: Path) -> None:
+    numbers = [name for name, (value, _) in leaves(Settings()).items() if type(value) in {int, float}]
+    assert len(numbers) > 50
+    for name in numbers:
+        *sections, last = name.split(".")
+        table = f"[{'.'.join(sections)}]\n" if sections else ""
+        for text in ("true", "inf"):
+            assert f"{name}: must be a finite number" in refused(file, f"{table}{last} = {text}\n").message
+
+
+def test_a_run_of_an_earlier_version_keeps_what_was_allowed_then() -> None:
+    stored = {"track": "a", "base_model": "/b", "base_model_id": "c", "salt": "s", "gate": {"p_value": 0.9}}
+    assert RunConfig.model_validate(stored).gate.p_value == 0.9
+
+
+def test_variables_that_contradict_each_other_are_refused(file: Path) -> None:
+    error = refused(file, "", {"DROPFORGE_TRAIN": "5", "DROPFORGE_TRAIN__RANK": "3"})
+    assert error.message == "DROPFORGE_TRAIN__RANK: 'train' is set by another variable already"
+
+
+@pytest.mark.parametrize(
+    "text", ["tracks = 5", "[tracks]\na = 5", "[tracks.done]", '[tracks."a b"]', "[tracks.heldout]"]
+)
+def test_what_cannot_be_a_track_is_refused(file: Path, text: str) -> None:
+    assert refused(file, text).message.startswith(f"{file}: ")
+
+
+def test_what_is_not_toml_is_refused_with_its_line(file: Path) -> None:
+    assert "line 2" in refused(file, 'inbox = "x"\nstate = \nlog_format = "json"\n').message
+
+
+def test_a_missing_or_unreadable_file_says_what_to_do(file: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError) as missing:
+        load(file, {})
+    assert missing.value.hint == f"make one: dropforge init {tmp_path}"
+    with pytest.raises(SettingsError) as folder:
+        load(tmp_path, {})
+    assert folder.value.message.startswith(f"cannot read the settings file {tmp_path}: ")
+
+
+def test_the_sample_shows_every_setting_with_its_default_and_its_docstring() -> None:
+    assert SAMPLE.startswith("#:schema ../schemas/settings.schema.json\n")
+    assert sample_entries() == leaves(Settings())
+
+
+def test_the_sample_changes_nothing_as_it_is(file: Path) -> None:
+    file.write_text(SAMPLE, encoding="utf-8")
+    assert without_paths(load(file, {})) == without_paths(Settings())
+
+
+def test_the_sample_uncommented_gives_the_defaults_and_its_example_track(file: Path) -> None:
+    file.write_text(uncommented(), encoding="utf-8")
+    settings = load(file, {})
+    assert settings.track_names == ("default", "support")
+    assert without_paths(settings.model_copy(update={"tracks": {}})) == without_paths(Settings())
+
+
+def test_the_schema_is_the_one_that_the_settings_give() -> None:
+    written = (ROOT / "schemas" / "settings.schema.json").read_text(encoding="utf-8")
+    assert written == schema.text(), "python -m daemon.settings.schema > schemas/settings.schema.json"
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+
+
+def test_the_schema_accepts_the_sample_and_every_default() -> None:
+    jsonschema.validate(tomllib.loads(SAMPLE), SCHEMA)
+    jsonschema.validate(tomllib.loads(uncommented()), SCHEMA)
+    jsonschema.validate(Settings().model_dump(mode="json"), SCHEMA)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "inbx = 1",
+        "[train]\nepoch = 1",
+        "[train]\nepochs = 0",
+        "[tracks.a]\ninbox = 'x'",
+        "[tracks.a.train]\nepoch = 1",
+        "[tracks.done]",
+        "[guards.floors]\nexact_mach = 50",
+        '[tracks."a b"]',
+    ],
+)
+def test_the_schema_refuses_what_the_settings_refuse(file: Path, text: str) -> None:
+    refused(file, text)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(tomllib.loads(text), SCHEMA)
+
+
+def test_every_setting_says_what_it_is() -> None:
+    silent = [name for name, (_, docstring) in leaves(Settings()).items() if not docstring]
+    assert silent == []
+    assert set(TrackSettings.model_fields) < set(Settings.model_fields)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "127.0.0.1:8000/v1", "ftp://host/v1", "http://", "https:///v1", "http://user:sk-secret@host/v1",
+        "https://host/v1?key=sk-secret", "http://host:port/v1", "http://host:0/v1", "http://[::1/v1", "http://a b/v1",
+        "https://host/v1#x", "https://host/v1/chat/completions", "file:///etc/passwd", "http://host/v1\\n",
+    ],
+)  # fmt: skip
+def test_a_judge_at_no_usable_address_is_refused_without_repeating_it(file: Path, url: str) -> None:
+    error = refused(file, f'[judge]\nurl = "{url}"\nmodel = "m"')
+    assert error.message.startswith(f"{file}: judge.url: must be the http:// or https:// address")
+    assert "sk-secret" not in error.message + error.hint
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:8000/v1", "https://host/v1/", "http://[::1]:1/v1", "http://host"])
+def test_a_judge_has_an_address_and_a_model(file: Path, url: str) -> None:
+    file.write_text(f'[judge]\nurl = "{url}"\nmodel = "m"\napi_key_env = "JUDGE_KEY"', encoding="utf-8")
+    judge = load(file, {}).judge
+    assert (judge.url, judge.on_this_machine) == (url, "host" not in url)
+    assert "judge.model is not" in refused(file, f'[judge]\nurl = "{url}"').message
+
+
+@pytest.mark.parametrize("name", ["sk-abc.secret", "two words", "1KEY", "DROPFORGE_KEY", "KEY\\n", "KEY=x"])
+def test_a_key_that_stands_where_its_variables_name_should_is_refused_and_not_repeated(file: Path, name: str) -> None:
+    error = refused(file, f'[judge]\napi_key_env = "{name}"')
+    assert "not the key itself" in error.message
+    assert name not in error.message + error.hint
+
+
+def test_a_track_may_do_without_the_judge_of_the_others(file: Path) -> None:
+    file.write_text('[judge]\nurl = "http://h/v1"\nmodel = "m"\n[tracks.a.judge]\nurl = ""', encoding="utf-8")
+    settings = load(file, {})
+    assert (settings.track("default").judge.url, settings.track("a").judge.url) == ("http://h/v1", "")
+    assert "tracks.a.judge.url" in refused(file, '[tracks.a.judge]\nurl = "x"\nmodel = "m"').message

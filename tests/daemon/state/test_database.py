@@ -1,0 +1,607 @@
+import os
+import random
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import CheckConstraint, Engine, event, inspect
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.schema import CreateIndex
+from sqlmodel import SQLModel, select
+
+from daemon.state import database, database_file
+from daemon.state.database import (
+    KEPT_COPIES,
+    DatabaseUnusable,
+    check,
+    journal_mode,
+    known_revisions,
+    migrate,
+    newest_revision,
+    open_engine,
+    open_reader,
+    transaction,
+)
+from daemon.state.database_file import BACKUPS, file_system, refuse_network
+from daemon.state.tables import Attempt, Drop, Event, Promotion, Run, Slot, Track
+
+#: One of so many statements is cut in the usual run of the tests, from a random one on; all with DROPFORGE_CHAOS=whole.
+SAMPLE = 8
+RELEASED = sorted((Path(__file__).parent / "released").glob("*.sql"))
+NEXT = """
+import sqlalchemy as sa
+from alembic import op
+revision = "0005"
+down_revision = "0004"
+def upgrade():
+    {body}
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    place = tmp_path / "a folder, 100% new" / "state.db"
+    migrate(place)
+    return place
+
+
+@pytest.fixture
+def engine(path: Path) -> Iterator[Engine]:
+    engine = open_engine(path)
+    yield engine
+    engine.dispose()
+
+
+def with_next_step(monkeypatch: pytest.MonkeyPatch, folder: Path, body: str) -> None:
+    """Give the program one more migration."""
+    shutil.copytree(database.MIGRATIONS, folder)
+    (folder / "versions" / "0005_next.py").write_text(NEXT.format(body=body))
+    monkeypatch.setattr(database, "MIGRATIONS", folder)
+
+
+def schema(path: Path) -> list[tuple[str, str]]:
+    connection = sqlite3.connect(path)
+    rows = connection.execute("SELECT name, sql FROM sqlite_master ORDER BY name").fetchall()
+    connection.close()
+    return rows
+
+
+def revision(path: Path) -> str:
+    connection = sqlite3.connect(path)
+    (found,) = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+    connection.close()
+    return str(found)
+
+
+def add_run_with_attempt(engine: Engine) -> None:
+    with transaction(engine) as session:
+        session.add(Run(track="default", trigger="drop", created_at=1, not_before=1))
+        session.flush()
+        session.add(Attempt(run_id=1, step="train", number=1, fence="f", started_at=1))
+
+
+def test_the_migrated_schema_is_what_the_tables_say(engine: Engine) -> None:
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), SQLModel.metadata) == []
+
+
+def test_every_check_and_every_index_is_in_the_migrated_schema(engine: Engine, path: Path) -> None:
+    migrated = dict(schema(path))
+    found = inspect(engine)
+    for table in SQLModel.metadata.sorted_tables:
+        checks = {str(rule.sqltext) for rule in table.constraints if isinstance(rule, CheckConstraint)}
+        assert {rule["sqltext"] for rule in found.get_check_constraints(table.name)} == checks
+        for index in table.indexes:
+            assert migrated[str(index.name)] == str(CreateIndex(index).compile(dialect=sqlite.dialect()))
+
+
+def test_migrating_twice_changes_nothing(path: Path) -> None:
+    before = schema(path)
+    migrate(path)
+    assert schema(path) == before
+
+
+def test_a_further_migration_is_applied_to_a_database_with_rows(
+    path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_run_with_attempt(engine)
+    # A batch operation builds the table anew, and its children refer to it.
+    body = 'with op.batch_alter_table("run") as batch: batch.alter_column("trigger", new_column_name="cause")'
+    with_next_step(monkeypatch, path.parent / "steps", body)
+    migrate(path)
+    assert revision(path) == "0005"
+    with open_engine(path).connect() as connection:
+        assert connection.exec_driver_sql("SELECT cause FROM run").scalars().all() == ["drop"]
+        assert connection.exec_driver_sql("SELECT run_id FROM attempt").scalars().all() == [1]
+
+
+def load_released(dump: Path, place: Path) -> Path:
+    """Make the database of a released version, with rows in every table."""
+    connection = sqlite3.connect(place)
+    connection.executescript(dump.read_text(encoding="utf-8"))
+    connection.close()
+    return place
+
+
+def rows_of(path: Path) -> dict[str, list[dict[str, object]]]:
+    """Return every row of every table but Alembic's, by column."""
+    connection = sqlite3.connect(path)
+    connection.row_factory = sqlite3.Row
+    tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    found = {
+        name: [dict(row) for row in connection.execute(f'SELECT * FROM "{name}" ORDER BY 1')]
+        for name in tables
+        if name != "alembic_version"
+    }
+    connection.close()
+    return found
+
+
+def test_every_schema_before_the_newest_has_a_dump_with_rows_in_every_table(tmp_path: Path) -> None:
+    assert {dump.stem for dump in RELEASED} == known_revisions() - {newest_revision()}
+    for dump in RELEASED:
+        assert all(rows_of(load_released(dump, tmp_path / dump.stem)).values())
+
+
+@pytest.mark.parametrize("dump", RELEASED, ids=lambda dump: dump.stem)
+def test_a_database_of_a_released_version_is_brought_here_with_all_its_rows(tmp_path: Path, dump: Path) -> None:
+    path = load_released(dump, tmp_path / "state.db")
+    before = rows_of(path)
+    migrate(path)
+    after = rows_of(path)
+    assert revision(path) == newest_revision()
+    for table, rows in before.items():
+        kept = [{name: new[name] for name in old} for old, new in zip(rows, after[table], strict=True)]
+        assert kept == rows
+    migrate(tmp_path / "fresh.db")
+    assert schema(path) == schema(tmp_path / "fresh.db")
+    check(open_engine(path))
+    with transaction(open_engine(path)) as session:
+        for model in (Attempt, Drop, Event, Promotion, Run, Slot, Track):
+            assert session.exec(select(model)).all(), "the program reads them"
+
+
+def test_nights_of_a_released_version_count_from_its_last_slot(tmp_path: Path) -> None:
+    path = load_released(RELEASED[0], tmp_path / "state.db")
+    migrate(path)
+    with transaction(open_engine(path)) as session:
+        seen = {track.name: track.nightly for track in session.exec(select(Track))}
+    assert seen["nächtlich"] == {"schedule": None, "since": 1764090000000, "looked_at": 1764090000100}
+    assert seen["default"] is None
+
+
+@pytest.mark.parametrize("dump", RELEASED, ids=lambda dump: dump.stem)
+def test_a_verified_copy_is_made_before_an_upgrade_and_the_last_three_are_kept(tmp_path: Path, dump: Path) -> None:
+    path = tmp_path / "state.db"
+    for number in range(KEPT_COPIES + 2):
+        path.unlink(missing_ok=True)
+        load_released(dump, path)
+        before = rows_of(path)
+        migrate(path)
+        # As if they had been made at other times.
+        for copy in (tmp_path / BACKUPS).glob("before-*Z.db"):
+            os.utime(copy, (number, number))
+            copy.rename(copy.with_name(f"before-{number}.db"))
+    copies = sorted((tmp_path / BACKUPS).iterdir())
+    assert [copy.name for copy in copies] == ["before-2.db", "before-3.db", "before-4.db"]
+    assert rows_of(copies[-1]) == before
+    assert database_file.revision(copies[-1]) == dump.stem
+    migrate(path)
+    assert len(list((tmp_path / BACKUPS).iterdir())) == KEPT_COPIES, "a start that changes no schema copies nothing"
+
+
+def test_a_damaged_database_is_not_upgraded(tmp_path: Path) -> None:
+    path = load_released(RELEASED[0], tmp_path / "state.db")
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("DELETE FROM run WHERE id = 1")
+    connection.close()
+    before = path.read_bytes()
+    with pytest.raises(DatabaseUnusable, match="refers to a missing one of run") as refused:
+        migrate(path)
+    assert "dropforge restore" in refused.value.hint
+    assert path.read_bytes() == before
+
+
+def test_a_migration_that_is_killed_anywhere_leaves_the_old_schema_or_the_new_one(tmp_path: Path) -> None:
+    whole = os.environ.get("DROPFORGE_CHAOS") == "whole"
+    first, step = (1, 1) if whole else (random.randint(1, SAMPLE), SAMPLE)
+    print(f"killed before statements {first}, {first + step}, …; before each of them with DROPFORGE_CHAOS=whole")
+    done = subprocess.run(
+        [sys.executable, __file__, str(RELEASED[0]), str(tmp_path), str(first), str(step)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[-1]) > 10 / step
+
+
+def cut_migration(dump: Path, scratch: Path, point: int, step: int) -> int:
+    """Migrate again and again, killed before statement `point`, then `step` later, …; return how often."""
+    migrate(scratch / "fresh.db")
+    wanted, cuts = schema(scratch / "fresh.db"), 0
+    while True:
+        (scratch / str(point)).mkdir()
+        path = load_released(dump, scratch / str(point) / "state.db")
+        old, rows = schema(path), rows_of(path)
+        child = os.fork()
+        if child == 0:
+            seen = 0
+
+            def count(*_: object) -> None:
+                nonlocal seen
+                seen += 1
+                if seen == point:  # noqa: B023 - called before the next turn
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            event.listen(Engine, "before_cursor_execute", count)
+            migrate(path)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        after_kill = schema(path)
+        assert after_kill in (old, wanted), "nothing in between"
+        if after_kill == old:
+            assert rows_of(path) == rows
+        if not os.WIFSIGNALED(status):
+            assert os.waitstatus_to_exitcode(status) == 0
+            assert after_kill == wanted
+            return cuts
+        migrate(path)
+        assert schema(path) == wanted
+        assert [row["id"] for row in rows_of(path)["run"]] == [row["id"] for row in rows["run"]]
+        cuts, point = cuts + 1, point + step
+
+
+def test_a_migration_that_fails_in_the_middle_leaves_the_database_as_it_was(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = schema(path)
+    body = 'op.create_table("half", sa.Column("id", sa.Integer())); raise ArithmeticError("boom")'
+    with_next_step(monkeypatch, path.parent / "steps", body)
+    with pytest.raises(ArithmeticError, match="boom"):
+        migrate(path)
+    assert schema(path) == before
+    assert revision(path) == "0004"
+
+
+def test_a_first_migration_that_fails_leaves_an_empty_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_next_step(monkeypatch, tmp_path / "steps", 'raise ArithmeticError("boom")')
+    with pytest.raises(ArithmeticError, match="boom"):
+        migrate(tmp_path / "state.db")
+    assert schema(tmp_path / "state.db") == []
+
+
+def test_a_migration_that_leaves_rows_without_their_parents_is_undone(
+    path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_run_with_attempt(engine)
+    with_next_step(monkeypatch, path.parent / "steps", 'op.execute("DELETE FROM run")')
+    with pytest.raises(DatabaseUnusable, match="refer to missing ones"):
+        migrate(path)
+    with transaction(engine) as session:
+        assert len(session.exec(select(Run)).all()) == 1
+
+
+def test_a_database_of_a_newer_program_is_refused_and_left_alone(path: Path, engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0999'")
+    with pytest.raises(DatabaseUnusable, match="newer dropforge") as refused:
+        migrate(path)
+    assert "install that version" in refused.value.hint
+    assert revision(path) == "0999"
+
+
+def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    path.write_bytes(b"this is a letter to my aunt, and not a database at all\n" * 50)
+    before = path.read_bytes()
+    with pytest.raises(DatabaseUnusable, match="not a database") as refused:
+        migrate(path)
+    assert "backup" in refused.value.hint
+    assert path.read_bytes() == before
+
+
+def test_a_place_where_no_database_can_be_made_is_an_error_with_a_hint(tmp_path: Path) -> None:
+    (tmp_path / "state.db").mkdir()
+    with pytest.raises(DatabaseUnusable, match="unable to open") as refused:
+        migrate(tmp_path / "state.db")
+    assert "may write there" in refused.value.hint
+
+
+def test_damage_is_found_at_the_start(path: Path, engine: Engine) -> None:
+    check(engine)
+    with transaction(engine) as session:
+        session.add_all([Event(at=number, kind="k" * 900) for number in range(400)])
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.seek(size // 2)
+        file.write(b"\xff" * (size // 4))
+    with pytest.raises(DatabaseUnusable) as damaged:
+        check(engine)
+    assert "backup" in damaged.value.hint
+
+
+def test_rows_that_break_a_rule_are_found_at_the_start(engine: Engine) -> None:
+    add_run_with_attempt(engine)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("PRAGMA ignore_check_constraints=ON")
+        connection.exec_driver_sql("UPDATE run SET state = 'dreaming'")
+    with pytest.raises(DatabaseUnusable, match="CHECK constraint failed in run"):
+        check(engine)
+
+
+def test_rows_that_refer_to_missing_ones_are_found_at_the_start_with_the_way_to_restore(
+    path: Path, engine: Engine
+) -> None:
+    add_run_with_attempt(engine)
+    (path.parent / BACKUPS / "dropforge-1").mkdir(parents=True)
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("DELETE FROM run")
+    connection.close()
+    with pytest.raises(DatabaseUnusable, match="a row of attempt refers to a missing one of run") as damaged:
+        check(engine)
+    assert damaged.value.hint.endswith(f"dropforge restore {path.parent / BACKUPS / 'dropforge-1'}")
+
+
+def test_a_database_of_another_program_is_not_worked_on(path: Path, engine: Engine) -> None:
+    check(engine)
+    connection = sqlite3.connect(path, isolation_level=None)
+    assert connection.execute("PRAGMA application_id").fetchone() == (database_file.APPLICATION_ID,)
+    connection.execute("PRAGMA application_id=42")
+    connection.close()
+    with pytest.raises(DatabaseUnusable, match="another program"):
+        check(engine)
+
+
+MOUNTS = """\
+21 1 999:1 / / rw,relatime - ext4 /dev/sda1 rw
+22 21 999:2 / {share} rw,relatime shared:7 - {kind} server:/export rw
+23 22 999:3 / {share}/local\\040disk rw - xfs /dev/sdb1 rw
+"""
+
+
+@pytest.mark.parametrize("kind", ["nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs", "ceph"])
+def test_a_state_folder_on_a_network_file_system_is_refused(tmp_path: Path, kind: str) -> None:
+    share = tmp_path / "share"
+    (share / "local disk").mkdir(parents=True)
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(MOUNTS.format(share=share, kind=kind))
+    with pytest.raises(DatabaseUnusable, match=re.escape(f"network file system ({kind})")) as refused:
+        refuse_network(share / "not yet" / "there", mounts)
+    assert "local disk" in refused.value.hint
+    refuse_network(share / "local disk", mounts)
+    refuse_network(tmp_path, mounts)
+
+
+def test_the_file_system_of_a_folder_is_the_one_that_the_system_names(tmp_path: Path) -> None:
+    named = subprocess.run(["stat", "-f", "-c", "%T", tmp_path], capture_output=True, text=True, check=True)
+    # `stat` says ext2/ext3 for ext4, and overlayfs for overlay.
+    assert file_system(tmp_path)[:3] == named.stdout[:3]
+    assert file_system(Path("/proc/self")) == "proc"
+
+
+def test_a_transaction_holds_the_write_lock_from_its_first_read(path: Path, engine: Engine) -> None:
+    other = sqlite3.connect(path, timeout=0, isolation_level=None)
+    with transaction(engine) as session:
+        session.exec(select(Run)).all()
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            other.execute("BEGIN IMMEDIATE")
+    other.execute("BEGIN IMMEDIATE")
+    other.close()
+
+
+def test_an_exception_takes_the_whole_transaction_back(engine: Engine) -> None:
+    def half_done() -> None:
+        with transaction(engine) as session:
+            session.add(Event(at=1, kind="half_done"))
+            session.flush()
+            raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        half_done()
+    with transaction(engine) as session:
+        assert session.exec(select(Event)).all() == []
+
+
+def test_rows_can_be_read_after_their_transaction(engine: Engine) -> None:
+    with transaction(engine) as session:
+        event = Event(at=1, kind="kept")
+        session.add(event)
+    assert event.kind == "kept"
+
+
+def test_a_row_cannot_refer_to_a_missing_one(engine: Engine) -> None:
+    with pytest.raises(IntegrityError, match="FOREIGN KEY"), transaction(engine) as session:
+        session.add(Attempt(run_id=7, step="train", number=1, fence="f", started_at=1))
+
+
+@pytest.mark.parametrize(
+    ("statement", "rule"),
+    [
+        ("UPDATE run SET state = 'dreaming'", "state_known"),
+        ("UPDATE run SET token = 't'", "running_has_token"),
+        ("UPDATE run SET ended_at = 5", "final_has_end"),
+    ],
+)
+def test_the_database_itself_refuses_a_run_in_an_impossible_state(engine: Engine, statement: str, rule: str) -> None:
+    add_run_with_attempt(engine)
+    with pytest.raises(IntegrityError, match=rule), engine.begin() as connection:
+        connection.exec_driver_sql(statement)
+
+
+RUN = "INSERT INTO run (id, track, state, trigger, created_at, not_before, failures, deaths, cancel_requested) VALUES "
+ENDED = (
+    "INSERT INTO run (id, track, state, trigger, created_at, not_before, ended_at, failures, deaths, cancel_requested) "
+    "VALUES "
+)
+DROP = (
+    'INSERT INTO "drop" (track, role, state, name_bytes, name, sha256, size_bytes, rows, findings, warnings, '
+    "received_at) VALUES "
+)
+ATTEMPT = "INSERT INTO attempt (run_id, step, number, fence, state, started_at) VALUES "
+PROMOTION = "INSERT INTO promotion (track, run_id, state, generation, model_id, model_path, reason, created_at) VALUES "
+FORCED = PROMOTION.replace("state, ", "state, kind, ")
+SLOT = "INSERT INTO slot (track, due_at, taken_at, outcome) VALUES "
+ONE_RUN = RUN + "(1, 'a', 'queued', 'drop', 1, 1, 0, 0, 0)"
+RULES = {
+    "one open run a track": (ONE_RUN, RUN + "(2, 'a', 'queued', 'drop', 2, 2, 0, 0, 0)", "run.track"),
+    "one accepted drop a track and content": (
+        DROP + "('a', 'train', 'accepted', x'61', 'a', 'h', 1, 1, 0, 0, 1)",
+        DROP + "('a', 'train', 'accepted', x'62', 'b', 'h', 1, 1, 0, 0, 2)",
+        "drop.track, drop.role, drop.sha256",
+    ),
+    "one slot a night": (
+        SLOT + "('a', 5, 6, 'queued')",
+        SLOT + "('a', 5, 7, 'no_new_data')",
+        "slot.track, slot.due_at",
+    ),
+    "one promotion a run": (
+        ENDED
+        + "(1, 'a', 'succeeded', 'drop', 1, 1, 2, 0, 0, 0); "
+        + PROMOTION
+        + "('a', 1, 'done', 1, 'm', 'p', 'r', 1)",
+        PROMOTION + "('a', 1, 'done', 2, 'm', 'p', 'r', 1)",
+        "promotion.run_id",
+    ),
+    "one champion a generation": (
+        PROMOTION + "('a', NULL, 'done', 1, 'm', 'p', 'r', 1)",
+        PROMOTION + "('a', NULL, 'done', 1, 'n', 'q', 's', 1)",
+        "promotion.track, promotion.generation",
+    ),
+    "one open attempt a run": (
+        ONE_RUN + "; " + ATTEMPT + "(1, 'train', 1, 'f', 'submitted', 1)",
+        ATTEMPT + "(1, 'merge', 1, 'g', 'submitted', 1)",
+        "attempt.run_id",
+    ),
+    "one number an attempt": (
+        ONE_RUN + "; " + ATTEMPT + "(1, 'train', 1, 'f', 'lost', 1)",
+        ATTEMPT + "(1, 'train', 1, 'g', 'lost', 1)",
+        "attempt.run_id, attempt.step, attempt.number",
+    ),
+    "known states of a drop": ("", DROP + "('a', 'train', 'lost', x'61', 'a', 'h', 1, 1, 0, 0, 1)", "state_known"),
+    "known roles of a drop": ("", DROP + "('a', 'exam', 'accepted', x'61', 'a', 'h', 1, 1, 0, 0, 1)", "role_known"),
+    "known states of an attempt": (ONE_RUN, ATTEMPT + "(1, 'train', 1, 'f', 'asleep', 1)", "state_known"),
+    "known states of a promotion": ("", PROMOTION + "('a', NULL, 'maybe', 1, 'm', 'p', 'r', 1)", "state_known"),
+    "known kinds of a promotion": (
+        "",
+        PROMOTION.replace("state", "kind, state") + "('a', NULL, 'gift', 'done', 1, 'm', 'p', 'r', 1)",
+        "kind_known",
+    ),
+    "known states of a hook": (
+        "",
+        PROMOTION.replace("state", "hook_state, state") + "('a', NULL, 'gone', 'done', 1, 'm', 'p', 'r', 1)",
+        "hook_state_known",
+    ),
+    "no end before the end": ("", ENDED + "(1, 'a', 'queued', 'drop', 1, 1, 9, 0, 0, 0)", "final_has_end"),
+    "no run without a token": ("", RUN + "(1, 'a', 'running', 'drop', 1, 1, 0, 0, 0)", "running_has_token"),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_database_itself_keeps_its_rules_against_plain_sql(path: Path, rule: str) -> None:
+    before, breach, named = RULES[rule]
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.executescript(before)
+    with pytest.raises(sqlite3.IntegrityError, match=re.escape(named)):
+        connection.execute(breach)
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        # The next run opens while one runs, and what was rejected or withdrawn may come again.
+        (RUN + "(1, 'a', 'waiting', 'drop', 1, 1, 0, 0, 0)", RUN + "(2, 'a', 'queued', 'drop', 2, 2, 0, 0, 0)"),
+        (ONE_RUN, RUN + "(2, 'b', 'queued', 'drop', 2, 2, 0, 0, 0)"),
+        (
+            DROP + "('a', 'train', 'rejected', x'61', 'a', 'h', 1, 1, 0, 0, 1)",
+            DROP + "('a', 'train', 'accepted', x'62', 'b', 'h', 1, 1, 0, 0, 2)",
+        ),
+        (SLOT + "('a', 5, 6, 'queued')", SLOT + "('b', 5, 6, 'queued')"),
+        # A model that was promoted and rolled back from is brought back by force.
+        (
+            ENDED
+            + "(1, 'a', 'succeeded', 'drop', 1, 1, 2, 0, 0, 0); "
+            + PROMOTION
+            + "('a', 1, 'done', 1, 'm', 'p', 'r', 1)",
+            FORCED + "('a', 1, 'done', 'forced', 3, 'm', 'p', 'r', 1)",
+        ),
+    ],
+)
+def test_the_rules_forbid_nothing_that_is_right(path: Path, first: str, second: str) -> None:
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.executescript(first)
+    connection.execute(second)
+    connection.close()
+
+
+def test_every_commit_waits_for_the_disk_and_foreign_keys_are_on(engine: Engine) -> None:
+    with engine.connect() as connection:
+        found = [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in ("synchronous", "foreign_keys")]
+    assert found == [3, 1]
+
+
+def test_a_reader_reads_and_cannot_write(path: Path, engine: Engine) -> None:
+    with transaction(engine) as session:
+        session.add(Event(at=1, kind="seen"))
+    reader = open_reader(path)
+    with transaction(reader) as session:
+        assert [event.kind for event in session.exec(select(Event))] == ["seen"]
+    with pytest.raises(OperationalError, match="readonly"), transaction(reader) as session:
+        session.add(Event(at=2, kind="forbidden"))
+
+
+def test_a_reader_does_not_wait_for_a_writer_that_has_not_committed(path: Path, engine: Engine) -> None:
+    reader = open_reader(path)
+    with transaction(engine) as session:
+        session.add(Event(at=1, kind="unfinished"))
+        session.flush()
+        with transaction(reader) as reading:
+            assert reading.exec(select(Event)).all() == []
+
+
+def test_reading_before_the_first_start_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(DatabaseUnusable, match="no database") as missing:
+        open_reader(tmp_path / "state.db")
+    assert "dropforge run" in missing.value.hint
+
+
+@pytest.mark.parametrize(
+    ("version", "mode"),
+    [
+        ((3, 44, 5), "delete"),
+        ((3, 44, 6), "wal"),
+        ((3, 45, 9), "delete"),
+        ((3, 46, 1), "delete"),
+        ((3, 50, 6), "delete"),
+        ((3, 50, 7), "wal"),
+        ((3, 51, 2), "delete"),
+        ((3, 51, 3), "wal"),
+        ((3, 53, 4), "wal"),
+    ],
+)
+def test_a_write_ahead_log_is_used_only_where_the_library_cannot_corrupt_it(
+    version: tuple[int, int, int], mode: str
+) -> None:
+    assert journal_mode(version) == mode
+
+
+@pytest.mark.parametrize("mode", ["wal", "delete"])
+def test_the_journal_mode_is_set_when_the_database_is_migrated(
+    path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    monkeypatch.setattr(database, "journal_mode", lambda _version: mode)
+    migrate(path)
+    with open_engine(path).connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == mode
+
+
+if __name__ == "__main__":
+    print(cut_migration(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])))

@@ -1,0 +1,375 @@
+"""Room on the disk: what a run is said to need beside what it takes, the low-water mark, the ballast."""
+
+import errno
+import json
+import os
+import shutil
+import sqlite3
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy.exc import OperationalError
+from sqlmodel import select
+
+from daemon.dispatch.dispatcher import Dispatcher
+from daemon.dispatch.spool import LocalExecutor
+from daemon.queue import run_queue
+from daemon.settings.model import DiskSettings, Settings
+from daemon.state import run_files
+from daemon.state.database import migrate, open_engine, transaction
+from daemon.state.tables import Event, Run, RunState
+from daemon.storage.disk import Ballast, Disk, NoRoom, is_full, size_words
+from daemon.storage.disk_estimate import CHECKPOINTS, needed_bytes
+from daemon.system.processes import lock_holder
+from pipeline.config import EvaluateConfig, RunConfig, SplitConfig, TrainConfig
+from pipeline.contract import Attempt
+from pipeline.errors import DiskFull, DropforgeError, StepFailed, is_disk_full
+from pipeline.qlora import checkpoints
+
+NOW = 1_764_000_000_000
+GB = 10**9
+
+
+@pytest.fixture
+def free(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Let the disk say that it has so many bytes free."""
+    answer = namedtuple("answer", ("f_bavail", "f_frsize"))  # noqa: PYI024 - what os.statvfs gives, for two of its fields
+
+    def say(size: int) -> None:
+        monkeypatch.setattr(os, "statvfs", lambda _path: answer(size, 1))
+
+    return say
+
+
+def disk(folder: Path, low: int = GB, ballast: int = 1000) -> Disk:
+    limits = DiskSettings(low_water_bytes=low, ballast_bytes=ballast)
+    return Disk(Settings(state=str(folder), disk=limits))
+
+
+# --- errors
+
+
+def failed_write(folder: Path) -> BaseException:
+    """Let SQLite run into a limit of its own, which is the same to it as a full disk."""
+    connection = sqlite3.connect(folder / "small.db", isolation_level=None)
+    connection.execute("PRAGMA max_page_count = 2")
+    connection.execute("CREATE TABLE t (x)")
+    try:
+        while True:
+            connection.execute("INSERT INTO t VALUES (zeroblob(4000))")
+    except sqlite3.Error as error:
+        return error
+    finally:
+        connection.close()
+
+
+def test_a_full_disk_is_known_in_every_form_in_which_it_is_told(tmp_path: Path) -> None:
+    enospc = OSError(errno.ENOSPC, "No space left on device")
+    wrapped = ValueError("cannot save")
+    wrapped.__cause__ = enospc
+    hidden = RuntimeError("could not close the file")
+    hidden.__context__ = OSError(errno.EDQUOT, "Disk quota exceeded")
+    torch = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 83392 vs 83284")
+    for error in (enospc, wrapped, hidden, torch, Exception("IoError(Os { code: 28, kind: StorageFull })")):
+        assert is_disk_full(error), error
+        assert is_full(error), error
+    assert is_full(failed_write(tmp_path))
+    assert is_full(OperationalError("INSERT", {}, failed_write(tmp_path / "..")))
+    for error in (OSError(errno.EIO, "I/O error"), sqlite3.OperationalError("database is locked"), ValueError("28")):
+        assert not is_full(error), error
+
+
+# --- what a run needs
+
+
+def test_what_training_and_merging_leave_is_within_what_was_said_and_not_far_from_it(
+    tiny: Any, tiny_llama: Path, tmp_path: Path, make_attempt: Callable[..., Attempt]
+) -> None:
+    from pipeline.artifacts import Dataset  # noqa: PLC0415 - with the steps below, which load torch
+    from pipeline.dataset.files import dataset_hash  # noqa: PLC0415
+    from pipeline.model_folder.manifest import model_id  # noqa: PLC0415
+    from pipeline.steps.merge import merge  # noqa: PLC0415
+    from pipeline.steps.train import train  # noqa: PLC0415
+
+    config = RunConfig(
+        track="default", base_model=str(tiny_llama), base_model_id=model_id(tiny_llama), salt="s",
+        train=TrainConfig(**{**tiny.settings(), "epochs": 1.0, "checkpoint_minutes": 1e-6}),
+    )  # fmt: skip
+    (tmp_path / "data").mkdir()
+    rows = [{**row, "id": "x", "drop": 1} for row in tiny.rows(40, seed=1)]
+    (tmp_path / "data/train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    dataset = Dataset(
+        folder="data", train_rows=40, dev_rows=0, heldout_rows=0, heldout_pinned=False, heldout_version="v",
+        dataset_sha256=dataset_hash(tmp_path / "data"), duplicates=0, replaced=0, removed_heldout=0,
+        metric="exact_match", max_new_tokens=8,
+    )  # fmt: skip
+    trained = make_attempt("train", config=config, inputs={"prepare": dataset})
+    adapter = train(trained)
+    merged = make_attempt("merge", config=config, inputs={"prepare": dataset, "train": adapter})
+    merge(merged)
+    needs = needed_bytes(config, 0, 0)
+    kept = size_of(tmp_path / "runs/1/checkpoints")
+    # One more is there while it is written.
+    taken = kept * CHECKPOINTS // checkpoints.KEPT + size_of(trained.folder)
+    assert 0.6 * taken < needs["train"] - (1 << 20) < 1.3 * taken, (needs, taken)
+    model = size_of(merged.folder / "model")
+    assert model <= needs["merge"] <= 1.1 * model + (1 << 20)
+
+
+def size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def test_the_number_of_checkpoints_is_that_of_the_trainer() -> None:
+    assert checkpoints.KEPT + 1 == CHECKPOINTS
+
+
+def test_every_size_of_a_run_counts(tiny_llama: Path) -> None:
+    def needs(**changed: Any) -> dict[str, int]:
+        config = RunConfig(
+            track="t", base_model=str(tiny_llama), base_model_id="b", salt="s",
+            train=TrainConfig(rank=changed.pop("rank", 8)),
+            split=SplitConfig(scored_records=changed.pop("records", 100)),
+            evaluate=EvaluateConfig(max_new_tokens=changed.pop("tokens", 16)),
+        )  # fmt: skip
+        return needed_bytes(config, changed.pop("data", 1000), changed.pop("rows", 10))
+
+    assert needs(rank=16)["train"] > needs()["train"]
+    assert needs(records=200)["evaluate"] > needs()["evaluate"]
+    assert needs(tokens=32)["evaluate"] > needs()["evaluate"]
+    assert needs(data=5000)["prepare"] == needs()["prepare"] + 8000
+    assert needs(rows=20)["prepare"] > needs()["prepare"]
+
+
+# --- the mark
+
+
+def test_under_the_mark_the_disk_says_so_with_both_numbers(tmp_path: Path, free: Callable[[int], None]) -> None:
+    free(GB)
+    assert disk(tmp_path).shortage() == ""
+    free(GB - 1)
+    assert f"the disk of {tmp_path} has 1000.0 MB free, under the 1.0 GB of" in disk(tmp_path).shortage()
+
+
+def test_a_run_must_fit_beside_the_mark_and_one_in_hand_without_it(tmp_path: Path, free: Callable[[int], None]) -> None:
+    needs = {"train": 2 * GB, "merge": GB, "evaluate": 0}
+    free(4 * GB)
+    disk(tmp_path).require(needs)
+    free(4 * GB - 1)
+    disk(tmp_path).require(needs, margin=False)
+    with pytest.raises(NoRoom, match=r"it needs 3.0 GB beside the 1.0 GB of .* \(train 2.0 GB, merge 1.0 GB\)"):
+        disk(tmp_path).require(needs)
+    free(3 * GB - 1)
+    with pytest.raises(NoRoom, match=r"it needs 3.0 GB \("):
+        disk(tmp_path).require(needs, margin=False)
+
+
+def test_crossing_the_mark_leaves_one_event_each_way(tmp_path: Path, free: Callable[[int], None]) -> None:
+    migrate(tmp_path / "dropforge.db")
+    engine = open_engine(tmp_path / "dropforge.db")
+    one = disk(tmp_path)
+    for size in (2 * GB, 10, 20, 2 * GB, 2 * GB):
+        free(size)
+        one.look(engine, NOW)
+    with transaction(engine) as session:
+        kinds = [event.kind for event in session.exec(select(Event)).all()]
+    assert kinds == ["disk_low", "disk_has_room"]
+
+
+@pytest.mark.parametrize(
+    ("size", "words"), [(0, "0 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (1_234_567, "1.2 MB"), (5 * GB, "5.0 GB")]
+)
+def test_sizes_are_said_in_the_units_of_disks(size: int, words: str) -> None:
+    assert size_words(size) == words
+
+
+# --- the ballast
+
+
+def test_the_ballast_is_really_there_and_given_up_for_a_full_disk_alone(tmp_path: Path) -> None:
+    one = disk(tmp_path, low=0, ballast=3_000_000)
+    one.keep_ballast()
+    found = (tmp_path / "ballast").stat()
+    assert found.st_size == 3_000_000
+    assert found.st_blocks * 512 >= 3_000_000
+    assert not one.make_way(ValueError("something else"))
+    assert (tmp_path / "ballast").exists()
+    assert one.make_way(OSError(errno.ENOSPC, "full"))
+    assert not (tmp_path / "ballast").exists()
+    assert not one.make_way(OSError(errno.ENOSPC, "full")), "there is nothing left to give up"
+    one.keep_ballast()
+    assert (tmp_path / "ballast").stat().st_size == 3_000_000
+
+
+def test_the_ballast_is_made_again_only_where_there_is_room(tmp_path: Path, free: Callable[[int], None]) -> None:
+    one = disk(tmp_path, low=1000, ballast=1000)
+    free(2999)
+    one.keep_ballast()
+    assert not (tmp_path / "ballast").exists()
+    free(3000)
+    one.keep_ballast()
+    assert (tmp_path / "ballast").exists()
+
+
+def test_a_torn_ballast_is_made_anew_and_none_is_kept_if_none_is_wanted(tmp_path: Path) -> None:
+    ballast = Ballast(tmp_path / "ballast", 5000)
+    (tmp_path / "ballast").write_bytes(b"x")
+    assert not ballast.there
+    ballast.make()
+    assert ballast.there
+    nothing = Ballast(tmp_path / "none", 0)
+    assert nothing.there
+    assert not nothing.release()
+
+
+# --- the queue and the dispatcher
+
+
+@pytest.fixture
+def dispatcher(tmp_path: Path, tiny_llama: Path, free: Callable[[int], None]) -> Dispatcher:
+    """A dispatcher with one queued run and plenty of room."""
+    free(100 * GB)
+    base = shutil.copytree(tiny_llama, tmp_path / "base")
+    settings = Settings(state=str(tmp_path / "state"), base_model=str(base), run_after_quiet_seconds=0)
+    migrate(settings.state_folder / "dropforge.db")
+    engine = open_engine(settings.state_folder / "dropforge.db")
+    made = Dispatcher(engine, settings, LocalExecutor(settings.state_folder))
+    with transaction(engine) as session:
+        run_queue.enqueue(session, "default", "drop", NOW, NOW)
+        session.connection().exec_driver_sql(
+            "INSERT INTO 'drop' (track, role, state, name_bytes, name, sha256, size_bytes, rows, findings, warnings,"
+            " received_at) VALUES ('default', 'train', 'accepted', x'64', 'd', 'd', 10, 1, 0, 0, 0)"
+        )
+    made.recover(NOW)
+    return made
+
+
+def only_run(dispatcher: Dispatcher) -> Run:
+    with transaction(dispatcher._engine) as session:
+        return session.exec(select(Run)).one()
+
+
+def test_a_run_without_room_stays_queued_with_the_reason_and_begins_when_there_is(
+    dispatcher: Dispatcher, free: Callable[[int], None]
+) -> None:
+    free(GB + 1_000_000)
+    dispatcher.tick(NOW)
+    run = only_run(dispatcher)
+    assert run.state == RunState.QUEUED
+    assert "has no room for the run: it needs" in str(run.error)
+    assert "dropforge gc --dry-run" in str(run.hint)
+    free(100 * GB)
+    dispatcher.tick(run.not_before)
+    assert (only_run(dispatcher).state, only_run(dispatcher).error) == (RunState.RUNNING, None)
+
+
+def test_under_the_mark_no_run_is_claimed_and_the_daemon_says_why(
+    dispatcher: Dispatcher, free: Callable[[int], None]
+) -> None:
+    free(GB - 1)
+    dispatcher.tick(NOW)
+    assert only_run(dispatcher).state == RunState.QUEUED
+    assert "disk.low_water_bytes" in dispatcher.describe()
+    free(100 * GB)
+    dispatcher.tick(NOW)
+    assert only_run(dispatcher).state == RunState.RUNNING
+
+
+def test_a_waiting_run_is_checked_too_and_waits_uncounted(dispatcher: Dispatcher, free: Callable[[int], None]) -> None:
+    dispatcher.tick(NOW)
+    dispatcher.abandon(NOW)
+    free(GB + 1_000_000)
+    dispatcher.tick(NOW)
+    run = only_run(dispatcher)
+    assert (run.state, run.failures, run.deaths) == (RunState.WAITING, 0, 0)
+    assert "has no room for the run" in str(run.error)
+    free(100 * GB)
+    dispatcher.tick(run.not_before)
+    assert only_run(dispatcher).state == RunState.RUNNING
+
+
+@pytest.mark.parametrize("drops_claim", [True, False], ids=["waiting", "between steps"])
+def test_a_run_whose_base_was_damaged_waits_and_holds_up_nobody(dispatcher: Dispatcher, drops_claim: bool) -> None:
+    weights = Path(dispatcher._settings.base_model) / "model.safetensors"
+    if drops_claim:
+        dispatcher.tick(NOW)
+        dispatcher.abandon(NOW)
+        weights.write_bytes(b"cut")
+        dispatcher.tick(NOW)
+    else:
+        claim = run_queue.claim(dispatcher._engine, NOW, dispatcher._configure)
+        assert claim is not None
+        dispatcher._claims = [claim]
+        weights.write_bytes(b"cut")
+        dispatcher.tick(NOW)
+    run = only_run(dispatcher)
+    assert (run.state, run.failures, run.deaths, dispatcher.idle) == (RunState.WAITING, 0, 0, True)
+    assert "shorter than its header" in str(run.error)
+    assert run.not_before > NOW
+
+
+def test_a_step_that_filled_the_disk_lets_its_run_wait_uncounted_and_its_waste_is_gone(dispatcher: Dispatcher) -> None:
+    dispatcher.tick(NOW)
+    root = dispatcher._root
+    attempt = root / "runs/1/attempts/prepare-1"
+    (attempt / "part").mkdir()
+    (attempt / "part/rows").write_text("x")
+    spec = json.loads((attempt / "spec.json").read_text())
+    words = {"message": "the disk is full", "hint": "free some room"}
+    result = {"key": "1-prepare-1", "fence": spec["fence"], "status": "failed", "exit_code": 74, "error": words}
+    (attempt / "result.json").write_text(json.dumps(result))
+    (root / "spool/queue/1-prepare-1.json").unlink()
+    dispatcher.tick(NOW)
+    run = only_run(dispatcher)
+    assert (run.state, run.failures, run.deaths, run.error) == (RunState.WAITING, 0, 0, "the disk is full")
+    assert run.not_before > NOW
+    assert {path.name for path in attempt.iterdir()} == {"spec.json", "result.json"}
+
+
+def test_postponing_is_for_the_holder_and_gives_way_to_a_person_who_cancelled(dispatcher: Dispatcher) -> None:
+    dispatcher.tick(NOW)
+    engine = dispatcher._engine
+    with pytest.raises(DropforgeError):
+        run_queue.postpone(engine, run_queue.Claim(1, "another"), DiskFull("full"), NOW)
+    run_queue.cancel(engine, 1, NOW)
+    claim = run_queue.Claim(1, str(only_run(dispatcher).token))
+    assert run_queue.postpone(engine, claim, DiskFull("full"), NOW) == RunState.CANCELLED
+
+
+def test_a_result_is_published_while_no_collection_can_move_files(
+    dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dispatcher.tick(NOW)
+    root = dispatcher._root
+    spec = json.loads((root / "runs/1/attempts/prepare-1/spec.json").read_text())
+    result = {"key": "1-prepare-1", "fence": spec["fence"], "status": "ok", "exit_code": 0, "artifact": {}}
+    (root / "runs/1/attempts/prepare-1/result.json").write_text(json.dumps(result))
+    (root / "spool/queue/1-prepare-1.json").unlink()
+    seen: list[int | None] = []
+
+    def probe(*_arguments: object) -> None:
+        seen.append(lock_holder(root / "gc.lock"))
+        message = "seen enough"
+        raise StepFailed(message)
+
+    monkeypatch.setattr(run_files, "publish", probe)
+    dispatcher.tick(NOW)
+    assert seen != []
+    assert None not in seen
+
+
+def test_status_says_how_much_room_there_is_and_what_stops_for_want_of_it(
+    lived_in: Any, dropforge: Callable[..., Any], free: Callable[[int], None]
+) -> None:
+    free(5 * GB)
+    assert "disk: 5.0 GB free\n" in dropforge("status").out
+    assert dropforge("status", "--json").json["disk"] == {
+        "free_bytes": 5 * GB, "low_water_bytes": GB, "shortage": None,
+    }  # fmt: skip
+    free(GB - 1)
+    assert "no run begins and files stay in the inbox until there is room" in dropforge("status").out
+    assert "1000.0 MB free" in dropforge("status", "--json").json["disk"]["shortage"]
+    assert lived_in.settings.disk.low_water_bytes == GB

@@ -1,0 +1,592 @@
+"""Collections on real databases and folders: what goes, what never goes, and a collection that is killed anywhere."""
+
+import itertools
+import json
+import os
+import random
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlmodel import select
+
+from daemon.dispatch.dispatcher import Dispatcher
+from daemon.dispatch.spool import LocalExecutor
+from daemon.queue import run_queue
+from daemon.settings.model import GcSettings, Settings
+from daemon.state.database import migrate, open_engine, transaction
+from daemon.state.tables import Attempt, AttemptState, Drop, Event, Promotion, PromotionState, Run, RunState, Track
+from daemon.storage import garbage, gc, retention
+from daemon.system.processes import lock_holder
+from pipeline.near_duplicates.signature_files import signature_name
+
+NOW = 1_950_000_000_000  # far enough that every file of a test is older than a day
+DAY = 86_400_000
+WHOLE = os.environ.get("DROPFORGE_CHAOS") == "whole"
+ENDED = (RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED, RunState.QUARANTINED)
+OPEN = (RunState.QUEUED, RunState.RUNNING, RunState.WAITING)
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def template(folder: Path) -> Path:
+    """Return a database without rows, made once a folder: migrations take longer than a test's own work."""
+    path = folder / "template.db"
+    if not path.exists():
+        migrate(path)
+    return path
+
+
+class History:
+    """A state folder that is written row by row and file by file."""
+
+    def __init__(self, folder: Path, **limits: Any) -> None:
+        self.root = folder / "state"
+        self.base = folder / "base"
+        write(self.base / "model.safetensors", "base")
+        self.settings = Settings(state=str(self.root), base_model=str(self.base), gc=GcSettings(**limits))
+        self.engine = open_engine(self.root / "dropforge.db")
+        if self.root.exists():  # a copy
+            return
+        empty = template(folder.parent)
+        self.root.mkdir()
+        shutil.copy(empty, self.root / "dropforge.db")
+        with transaction(self.engine) as session:
+            track = run_queue.ensure_track(session, "default", NOW - 100 * DAY)
+            track.base_path = track.champion_path = str(self.base)
+            track.base_model_id = track.champion_model_id = "base"
+            track.champion_generation = 0
+            session.add(track)
+            session.add(Promotion(
+                track="default", state="done", generation=0, model_id="base", model_path=str(self.base),
+                reason="base model", created_at=NOW - 100 * DAY, done_at=NOW - 100 * DAY,
+            ))  # fmt: skip
+        self.point("champion", self.base)
+
+    def run(
+        self, state: str = "succeeded", *, days: float = 1, model: str | None = "", outcome: str = "worse",
+        attempts: tuple[str, ...] = ("published",),
+    ) -> int:  # fmt: skip
+        """Add a run that ended `days` ago with its files; `model` is its name ("" gives it one of its own)."""
+        over = state in ENDED
+        with transaction(self.engine) as session:
+            drop = Drop(
+                track="default", role="train", state="accepted", name_bytes=b"d", name="d", size_bytes=1,
+                sha256=f"{random.Random(len(list(self.root.glob('drops/*')))).getrandbits(256):064x}", received_at=NOW,
+            )  # fmt: skip
+            session.add(drop)
+            if state == RunState.QUEUED and session.exec(select(Run).where(Run.state == "queued")).first():
+                state = RunState.WAITING
+            row = Run(
+                track="default", state=state, trigger="drop", created_at=NOW - 90 * DAY, not_before=0,
+                token="t" if state == RunState.RUNNING else None,
+                ended_at=NOW - round(days * DAY) if over else None,
+                outcome=outcome if state == RunState.SUCCEEDED else None,
+                snapshot=None if state == RunState.QUEUED else [{"path": f"drops/{drop.sha256}.jsonl"}],
+            )  # fmt: skip
+            session.add(row)
+            session.flush()
+            number = row.id or 0
+            name = f"{number:04d}" if model == "" else model
+            for count, attempt in enumerate(attempts, 1):
+                if state != RunState.QUEUED:
+                    session.add(Attempt(
+                        run_id=number, step="train", number=count, fence=f"{number}-{count}", started_at=0,
+                        state=attempt, ended_at=1,
+                    ))  # fmt: skip
+        write(self.root / "drops" / f"{drop.sha256}.jsonl", "{}\n")
+        if state == RunState.QUEUED:
+            return number
+        folder = self.root / "runs" / str(number)
+        write(folder / "checkpoints" / "step-1" / "weights", "c" * 50)
+        write(folder / "attempts/prepare-1/train.jsonl", "d" * 20)
+        write(folder / "attempts/prepare-1/log.txt", "hello")
+        write(folder / "prepare.json", json.dumps({"folder": f"runs/{number}/attempts/prepare-1"}))
+        for count, attempt in enumerate(attempts, 1):
+            place = f"runs/{number}/attempts/train-{count}"
+            write(self.root / place / "adapter/adapter_model.safetensors", "a" * 30)
+            write(self.root / place / "log.txt", "hello")
+            if attempt == AttemptState.PUBLISHED:
+                write(folder / "train.json", json.dumps({"folder": f"{place}/adapter"}))
+        if name is not None and "published" in attempts:
+            write(self.root / "models" / name / "model.safetensors", "m" * 100)
+            write(folder / "merge.json", json.dumps({"model_id": name, "folder": f"models/{name}"}))
+            write(self.root / "predictions" / f"key-{name}" / f"{number}.jsonl", "p" * 40)
+            write(folder / "evaluate.json", json.dumps({"prediction_keys": {name: f"key-{name}"}}))
+            write(folder / "attempts/evaluate-1/report/records.jsonl", "r" * 10)
+        return number
+
+    def promote(self, run: int, state: str = "done") -> str:
+        """Make a run's model the champion, or the one that is about to be."""
+        name = retention.read_object(self.root / "runs" / str(run) / "merge.json")["model_id"]
+        path = f"models/{name}"
+        with transaction(self.engine) as session:
+            track = session.get_one(Track, "default")
+            generation = (track.champion_generation or 0) + 1
+            session.add(Promotion(
+                track="default", run_id=run, state=state, generation=generation, model_id=name, model_path=path,
+                previous_model_id=track.champion_model_id, previous_path=track.champion_path, reason="better",
+                created_at=NOW, done_at=NOW if state == "done" else None,
+            ))  # fmt: skip
+            if state == PromotionState.DONE:
+                previous = track.champion_path or ""
+                track.champion_generation, track.champion_model_id, track.champion_path = generation, name, path
+                session.add(track)
+        if state == PromotionState.DONE:
+            self.point("champion", self.root / path)
+            self.point("previous", self.root / previous)
+        return path
+
+    def point(self, name: str, target: Path) -> None:
+        link = self.root / "tracks/default" / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(os.path.relpath(target, link.parent))
+
+    def copy(self, folder: Path) -> "History":
+        """The same history in another place."""
+        shutil.copytree(self.root, folder / "state", symlinks=True)
+        made = History(folder)
+        made.settings = self.settings.model_copy(update={"state": str(made.root)})
+        return made
+
+    def collect(self, *, dry_run: bool = False, now: int = NOW) -> gc.Collected:
+        return gc.collect(self.engine, self.settings, now, dry_run=dry_run)
+
+    def files(self) -> set[str]:
+        """Every file and folder of the state folder, but for the database."""
+        paths = (path.relative_to(self.root).as_posix() for path in self.root.rglob("*"))
+        return {path for path in paths if not path.startswith(("dropforge.db", "gc.lock"))}
+
+    def there(self, *paths: str) -> list[bool]:
+        return [(self.root / path).exists() for path in paths]
+
+
+@pytest.fixture
+def history(tmp_path: Path) -> Callable[..., History]:
+    return lambda **limits: History(tmp_path, **limits)
+
+
+# --- what goes
+
+
+def test_the_newest_losers_are_kept_and_the_others_leave_their_story_only(history: Callable[..., History]) -> None:
+    made = history(keep_models=1)
+    old, new = made.run(days=3), made.run(days=2)
+    found = made.collect()
+    assert made.there(f"models/{old:04d}", f"models/{new:04d}") == [False, True]
+    assert made.there(f"runs/{new}/attempts/train-1/adapter", f"runs/{new}/checkpoints") == [True, False]
+    assert {path for path in made.files() if path.startswith(f"runs/{old}/")} == {
+        f"runs/{old}/{name}" for name in (
+            "attempts", "attempts/prepare-1", "attempts/prepare-1/log.txt", "attempts/train-1",
+            "attempts/train-1/log.txt", "attempts/evaluate-1", "attempts/evaluate-1/report",
+            "attempts/evaluate-1/report/records.jsonl", "evaluate.json", "merge.removed.json", "prepare.removed.json",
+            "train.removed.json",
+        )
+    }  # fmt: skip
+    assert found.bytes == 100 + 30 + 20 + 50 + 50
+    assert {item.why for item in found.items if item.path.startswith(f"models/{old:04d}")} == {
+        f"run {old}: worse, beyond gc.keep_models = 1"
+    }
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [({"keep_days": 1.5}, "gc.keep_days = 1.5"), ({"keep_bytes": 210}, "gc.keep_bytes = 210")],
+)
+def test_age_and_bytes_are_limits_of_their_own(
+    history: Callable[..., History], limits: dict[str, float], reason: str
+) -> None:
+    made = history(keep_models=9, **limits)
+    old, new = made.run(days=2), made.run(days=1)
+    found = made.collect()
+    assert made.there(f"models/{old:04d}", f"models/{new:04d}") == [False, True]
+    assert any(item.why.endswith(reason) for item in found.items)
+
+
+def test_a_failed_run_loses_its_files_by_the_same_limits_and_can_be_retried_from_its_first_step(
+    history: Callable[..., History],
+) -> None:
+    made = history(keep_models=1)
+    old, new = made.run("failed", days=3, attempts=("failed",)), made.run("failed", days=2, attempts=("failed",))
+    made.collect()
+    assert made.there(f"runs/{old}/checkpoints", f"runs/{old}/attempts/train-1/adapter") == [False, False]
+    assert made.there(f"runs/{old}/prepare.json", f"runs/{old}/attempts/train-1/log.txt") == [False, True]
+    assert made.there(f"runs/{new}/checkpoints", f"runs/{new}/prepare.json") == [True, True]
+    run_queue.retry(made.engine, old, NOW)
+    assert made.there(*[drop["path"] for drop in made_snapshot(made, old)]) == [True]
+
+
+def made_snapshot(made: History, run: int) -> list[dict[str, Any]]:
+    with transaction(made.engine) as session:
+        return session.get_one(Run, run).snapshot or []
+
+
+def test_leftovers_of_dead_processes_go_when_they_are_older_than_a_day(history: Callable[..., History]) -> None:
+    made = history()
+    stale = [
+        "incoming/1.tmp", ".watcher.json.5.tmp", "tracks/default/.base.json.1.tmp", "spool/queue/.x.json.1.tmp",
+        "spool/cancel/1-train-1", "spool/running/9-train-1.json", "models/unknown", "runs/77",
+    ]  # fmt: skip
+    for path in stale:
+        write(made.root / path / ("file" if path in {"models/unknown", "runs/77"} else ""), "x")
+    assert made.collect(now=round(1000 * (made.root / "incoming").stat().st_mtime) + DAY - 60_000).items == ()
+    assert {item.path for item in made.collect().items} == set(stale)
+    assert made.there(*stale) == [False] * len(stale)
+
+
+def test_a_run_that_cannot_be_read_keeps_what_might_be_its_own_and_no_other_garbage(
+    history: Callable[..., History],
+) -> None:
+    made = history(keep_models=0)
+    loser, other = made.run(days=30), made.run("waiting")
+    folder = made.root / f"runs/{other}"
+    folder.rename(made.root / "aside")
+    # What the kernel says to root, too, and not only to another user.
+    folder.touch()
+    collected = {item.path for item in made.collect().items}
+    assert f"models/{loser:04d}" in collected
+    assert f"runs/{loser}/checkpoints" in collected
+    assert not any(path.endswith((f"models/{other:04d}", f"runs/{other}")) for path in collected)
+    folder.unlink()
+    (made.root / "aside").rename(folder)
+    assert made.there(f"models/{other:04d}", f"runs/{other}/checkpoints") == [True, True]
+
+
+def test_an_order_for_an_attempt_that_is_open_stays_in_the_spool(history: Callable[..., History]) -> None:
+    made = history()
+    run = made.run("running", attempts=("submitted",))
+    write(made.root / f"spool/running/{run}-train-1.json", "{}")
+    assert made.collect().items == ()
+
+
+def test_signatures_go_with_their_drop_and_with_their_version(history: Callable[..., History]) -> None:
+    made = history(keep_models=9)
+    made.run()
+    with transaction(made.engine) as session:
+        drop = session.exec(select(Drop)).one()
+        names = [f"signatures/{name}" for name in (signature_name(drop.sha256), f"{drop.sha256}-v0.zip", ".x.tmp")]
+    for name in names:
+        write(made.root / name, "s")
+    running = made.run("running")
+    assert not any(item.path.startswith("signatures") for item in made.collect().items), running
+    with transaction(made.engine) as session:
+        row = session.get_one(Run, running)
+        row.state, row.token, row.ended_at = RunState.CANCELLED, None, NOW
+        session.add(row)
+    made.collect()
+    assert made.there(*names) == [True, False, False]
+    with transaction(made.engine) as session:
+        drop = session.exec(select(Drop).where(Drop.sha256 == drop.sha256)).one()
+        drop.state = "withdrawn"
+        session.add(drop)
+    made.collect()
+    assert made.there(*names) == [False, False, False]
+
+
+def test_the_oldest_predictions_go_and_never_those_of_a_champion(history: Callable[..., History]) -> None:
+    made = history(keep_models=9, predictions_bytes=90)
+    made.promote(made.run())
+    for age, name in enumerate(("b", "a")):
+        made.run(model=name)
+        os.utime(made.root / f"predictions/key-{name}/{age + 2}.jsonl", (10 + age, 10 + age))
+    made.collect()
+    assert made.there("predictions/key-0001", "predictions/key-a", "predictions/key-b") == [True, True, False]
+    running = made.run("running")
+    assert not any(item.path.startswith("predictions") for item in made.collect().items), running
+
+
+# --- what never goes
+
+
+def test_champion_previous_former_champions_and_a_promotion_in_the_middle_are_kept(
+    history: Callable[..., History],
+) -> None:
+    made = history(keep_models=0, keep_champions=1, keep_days=0)
+    paths = [made.promote(made.run(days=40 - age)) for age in range(4)]
+    intent = made.promote(made.run("running"), "intent")
+    made.collect()
+    assert made.there(*paths, intent) == [False, True, True, True, True]
+    assert made.there("runs/4/attempts/train-1/adapter", "runs/1/attempts/train-1/adapter") == [True, False]
+
+
+_INTENT = (
+    "INSERT INTO promotion (track, kind, state, generation, model_id, model_path, previous_path, reason, created_at) "
+    "VALUES ('default', 'rollback', 'intent', 4, 'm', {}, {}, 'back', 1)"
+)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        # A base that moved while it is the champion has its new place in the track's row alone.
+        pytest.param("UPDATE track SET champion_path = 'models/it'", id="champion"),
+        pytest.param("UPDATE track SET base_path = 'models/it'", id="base"),
+        pytest.param("UPDATE promotion SET run_id = NULL, model_path = 'models/it' WHERE generation = 1", id="former"),
+        pytest.param("UPDATE promotion SET previous_path = 'models/it' WHERE generation = 3", id="previous"),
+        pytest.param(_INTENT.format("'models/it'", "NULL"), id="about to be the champion"),
+        pytest.param(_INTENT.format("'models/2'", "'models/it'"), id="about to be the previous one"),
+        # After an older database was put back, and before a daemon has started on it.
+        pytest.param("", id="link"),
+    ],
+)
+def test_whatever_names_a_champion_keeps_it_by_itself(history: Callable[..., History], change: str) -> None:
+    made = history(keep_models=0, keep_champions=1, keep_days=0)
+    for _ in range(3):
+        made.promote(made.run())
+    write(made.root / "models/it/model.safetensors", "it")
+    assert "models/it" in {item.path for item in made.collect(dry_run=True).items}, "nothing else names it"
+    if change:
+        with transaction(made.engine) as session:
+            session.connection().exec_driver_sql(change)
+    else:
+        made.point("champion", made.root / "models/it")
+    made.collect()
+    assert made.there("models/it") == [True]
+
+
+def test_nothing_of_a_run_that_is_not_over_is_touched(history: Callable[..., History]) -> None:
+    made = history(keep_models=0, keep_days=0, predictions_bytes=0)
+    for state in OPEN:
+        made.run(state, attempts=("failed", "published"))
+    write(made.root / "runs/2/attempts/train-1/.old.tmp", "x")
+    before = made.files()
+    assert made.collect().items == tuple(
+        item for item in made.collect(dry_run=True).items if item.path.startswith("predictions")
+    )
+    assert made.files() | {"trash"} >= before
+
+
+def test_a_model_that_a_merge_of_an_open_run_is_about_to_publish_is_kept(history: Callable[..., History]) -> None:
+    made = history(keep_models=0)
+    made.run(model="same")
+    open_run = made.run("running", model=None)
+    write(made.root / f"runs/{open_run}/attempts/merge-1/result.json", json.dumps({"artifact": {"model_id": "same"}}))
+    made.collect()
+    assert made.there("models/same") == [True]
+
+
+def test_a_base_model_inside_the_state_folder_is_kept(tmp_path: Path) -> None:
+    made = History(tmp_path, keep_models=0)
+    made.run(model="base-of-another-track")
+    made.settings = made.settings.model_copy(
+        update={"tracks": {"more": {"base_model": str(made.root / "models/base-of-another-track")}}}
+    )
+    made.collect()
+    assert made.there("models/base-of-another-track") == [True]
+
+
+def test_the_last_check_refuses_what_is_kept(history: Callable[..., History], monkeypatch: pytest.MonkeyPatch) -> None:
+    made = history()
+    path = made.promote(made.run())
+    bad = garbage.Item(path=path, why="a defect", bytes=1)
+    monkeypatch.setattr(gc, "find_garbage", lambda *_arguments: iter([bad]))
+    with pytest.raises(retention.WouldBeLost):
+        made.collect()
+    assert made.there(path) == [True]
+
+
+# --- how it goes
+
+
+def test_a_dry_run_says_the_same_and_changes_nothing(history: Callable[..., History]) -> None:
+    made = history(keep_models=0)
+    made.run()
+    made.run("failed")
+    before = made.files()
+    said = made.collect(dry_run=True)
+    assert made.files() == before
+    assert said.items
+    assert made.collect().items == said.items
+    with transaction(made.engine) as session:
+        events = session.exec(select(Event).where(Event.kind == "garbage_collected")).all()
+    assert [event.detail["bytes"] for event in events] == [said.bytes]
+
+
+def test_no_row_can_change_and_nothing_be_published_while_files_are_moved(
+    history: Callable[..., History], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = history(keep_models=0)
+    made.run()
+    seen: list[str] = []
+    real = gc._throw_away
+
+    def probe(*arguments: Any) -> None:
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            sqlite3.connect(made.root / "dropforge.db", timeout=0, isolation_level=None).execute("BEGIN IMMEDIATE")
+        assert lock_holder(made.root / "gc.lock") is not None
+        seen.append("locked")
+        real(*arguments)
+
+    monkeypatch.setattr(gc, "_throw_away", probe)
+    made.collect()
+    assert seen
+    assert lock_holder(made.root / "gc.lock") is None
+
+
+@pytest.mark.parametrize("automatic", [True, False])
+def test_the_dispatcher_collects_at_its_start_and_after_a_run_unless_told_not_to(
+    history: Callable[..., History], automatic: bool
+) -> None:
+    made = history(keep_models=0, automatic=automatic)
+    made.run()
+    dispatcher = Dispatcher(made.engine, made.settings, LocalExecutor(made.root))
+    dispatcher.tick(NOW)
+    assert made.there("models/0001") == [not automatic]
+    made.run()
+    dispatcher.tick(NOW)
+    assert made.there("models/0002") == [True], "nothing has ended since"
+    dispatcher._claims = [run_queue.Claim(9, "t")]
+    dispatcher._drop(dispatcher._claims[0])
+    dispatcher.tick(NOW)
+    assert made.there("models/0002") == [not automatic]
+
+
+def test_the_command_says_what_it_removes_and_the_dry_run_the_same(
+    lived_in: Any, dropforge: Callable[..., Any]
+) -> None:
+    root = lived_in.settings.state_folder
+    attempt = root / "runs/2/attempts/train-1"
+    write(attempt / "adapter/adapter_model.safetensors", "a" * 2000)
+    write(attempt / "log.txt", "hello")
+    write(lived_in.folder / "dropforge.toml", "[gc]\nkeep_models = 0\n[tracks.support]\n")
+    planned = dropforge("gc", "--dry-run")
+    assert planned.code == 0
+    assert "2.0 kB  runs/2/attempts/train-1/adapter  run 2: failed, beyond gc.keep_models = 0" in planned.out
+    assert planned.out.splitlines()[-1] == "2.0 kB would be given back, by 1 files and folders"
+    said = dropforge("gc", "--dry-run", "--json").json
+    assert (attempt / "adapter").exists()
+    done = dropforge("gc", "--json").json
+    assert not (attempt / "adapter").exists()
+    assert (done["items"], done["bytes"], done["dry_run"]) == (said["items"], 2000, False)
+    assert dropforge("gc").out == "0 bytes given back, by 0 files and folders\n"
+    assert (root / "runs/2/attempts/train-1/log.txt").exists()
+
+
+class Killed(BaseException):
+    """As a kill: nothing that the program has written catches it."""
+
+
+def kill_after(monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
+    """Let the process die before its `calls`th change of the file system from now on."""
+    left = iter(range(calls))
+
+    def dying(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            if next(left, None) is None:
+                raise Killed
+            return real(*arguments, **named)
+
+        return call
+
+    for name in ("rename", "unlink", "rmdir", "mkdir"):
+        monkeypatch.setattr(os, name, dying(getattr(os, name)))
+
+
+def lived(folder: Path) -> History:
+    made = History(folder, keep_models=1, keep_champions=1, predictions_bytes=50)
+    made.promote(made.run(days=9))
+    for days in (8, 7):
+        made.run(days=days)
+    made.run("failed", days=6, attempts=("failed", "lost"))
+    made.run("failed", days=5, attempts=("failed",))
+    made.run("waiting")
+    write(made.root / "incoming/1.tmp", "x")
+    return made
+
+
+def test_a_collection_that_is_killed_anywhere_ends_the_same_when_it_is_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = lived(tmp_path / "first")
+    whole = made.copy(tmp_path / "whole")
+    whole.collect()
+    end = whole.files()
+    # Every fourth point, from a random one on, unless everything is tried.
+    step = 1 if WHOLE else 4
+    points = random.SystemRandom().randrange(step)
+    while True:
+        again = made.copy(tmp_path / str(points))
+        with monkeypatch.context() as patch:
+            kill_after(patch, points)
+            try:
+                again.collect()
+            except Killed:
+                killed = True
+            else:
+                killed = False
+        for reference in again.root.glob("runs/*/merge.json"):
+            name = retention.read_object(reference)["model_id"]
+            assert (again.root / "models" / name).is_dir(), f"{reference} leads nowhere after {points} changes"
+        again.collect()
+        assert again.files() | {"trash"} == end | {"trash"}, points
+        if not killed:
+            break
+        points += step
+    assert points > 50
+
+
+STATES = st.sampled_from([*ENDED, *OPEN, RunState.SUCCEEDED, RunState.FAILED])
+RUNS = st.lists(
+    st.tuples(
+        STATES, st.floats(0, 60), st.sampled_from(["", "shared"]), st.sampled_from(["no", "no", "done", "intent"])
+    ),
+    max_size=8,
+)
+LIMITS = st.fixed_dictionaries({
+    "keep_models": st.integers(0, 2), "keep_champions": st.integers(1, 2), "keep_days": st.floats(0, 40),
+    "keep_bytes": st.integers(0, 600), "predictions_bytes": st.integers(0, 100),
+})  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Folders without end, one a history."""
+    folder = tmp_path_factory.mktemp("histories")
+    return (folder / str(number) for number in itertools.count())
+
+
+@settings(
+    max_examples=200 if WHOLE else 15,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(runs=RUNS, limits=LIMITS, seen=st.integers(0, 100 * DAY))
+def test_no_history_and_no_settings_let_a_collection_touch_what_is_protected(
+    places: Iterator[Path], runs: list[tuple[RunState, float, str, str]], limits: dict[str, Any], seen: int
+) -> None:
+    made = History(next(places), **limits)
+    champions: list[str] = ["base"]
+    intents: set[str] = set()
+    for state, days, model, promotion in runs:
+        number = made.run(state, days=days, model=model)
+        if promotion == "done" and state in ENDED:
+            champions.append(made.promote(number))
+        elif promotion == "intent" and state == RunState.RUNNING:
+            intents.add(made.promote(number, "intent"))
+    with transaction(made.engine) as session:
+        rows = session.exec(select(Run)).all()
+        drops = [f"drops/{drop.sha256}.jsonl" for drop in session.exec(select(Drop)).all()]
+    still_open = [row.id for row in rows if row.state in OPEN]
+    # The reigning champion, the one before it, and `keep_champions` more, each model once.
+    distinct = list(dict.fromkeys(reversed(champions)))
+    protected = {path for path in distinct[: 2 + limits["keep_champions"]] if path != "base"} | intents
+    protected |= {retention.read_object(made.root / f"runs/{run}/merge.json").get("folder", "") for run in still_open}
+    protected |= {path for path in made.files() if any(path.startswith(f"runs/{run}/") for run in still_open)}
+    protected |= {*drops, "tracks/default/champion"}
+    contents = {path: (made.root / path).stat() for path in protected}
+    made.collect(now=NOW - seen)
+    assert [path for path in sorted(protected) if not (made.root / path).exists()] == []
+    assert {path: (made.root / path).stat().st_ino for path in protected} == {
+        path: found.st_ino for path, found in contents.items()
+    }
+    assert (made.base / "model.safetensors").read_text() == "base"
+    assert (made.root / "tracks/default/champion").resolve().is_dir()
+    assert made.collect(now=NOW - seen).items == (), "a second collection finds nothing"

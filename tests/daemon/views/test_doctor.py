@@ -1,0 +1,386 @@
+import importlib.util
+import json
+import os
+import shutil
+import socket
+import sqlite3
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon.champions import promotion
+from daemon.champions.commands import Command
+from daemon.inbox.watcher import make_inbox
+from daemon.settings.model import HookSettings, Settings, load
+from daemon.state.database import migrate
+from daemon.state.layout import DATABASE_NAME, LOCK_NAME, RESTORING
+from daemon.state.permissions import user
+from daemon.system.processes import FileLock
+from daemon.views import doctor, preflight
+from daemon.views.doctor import Finding, examine
+from daemon.views.overview import Overview
+from pipeline.config import JudgeConfig
+from tests.daemon.conftest import BASE_ID, MODEL_ID
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Give a workspace in which all is well, but that no daemon runs."""
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text("{}")
+    (base / "tokenizer.json").write_text("{}")
+    (base / "model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
+    (tmp_path / "dropforge.toml").write_text('base_model = "base"\ntimezone = "Europe/Berlin"\n')
+    settings = load(tmp_path / "dropforge.toml", {})
+    make_inbox(settings)
+    settings.state_folder.mkdir(mode=0o700)
+    migrate(settings.state_folder / DATABASE_NAME)
+    return settings
+
+
+def lines(settings: Settings) -> dict[str, Finding]:
+    return {finding.name: finding for finding in examine(settings)}
+
+
+def test_where_all_is_well_no_line_is_bad_and_each_thing_has_its_line(settings: Settings) -> None:
+    found = lines(settings)
+    assert {name for name, finding in found.items() if finding.level != "ok"} == {"daemon"}
+    assert set(found) == {
+        "sqlite", "database", "journal", "state", "inbox", "space", "leases", "inotify", "base of default",
+        "suites of default", "training", "daemon", "clock",
+    }  # fmt: skip
+    assert found["sqlite"].text.startswith(f"SQLite {sqlite3.sqlite_version} ")
+    assert "synchronous EXTRA" in found["journal"].text
+    assert "Europe/Berlin" in found["clock"].text
+
+
+def test_it_changes_nothing(settings: Settings, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    examine(settings)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def nfs(_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "file_system", lambda _path: "nfs4")
+
+
+def wal(settings: Settings, _monkeypatch: pytest.MonkeyPatch) -> None:
+    connection = sqlite3.connect(settings.state_folder / DATABASE_NAME)
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.close()
+
+
+def orphan(settings: Settings, _monkeypatch: pytest.MonkeyPatch) -> None:
+    connection = sqlite3.connect(settings.state_folder / DATABASE_NAME)
+    connection.execute(
+        "INSERT INTO attempt (run_id, step, number, fence, state, started_at) VALUES (7, 'train', 1, 'f', 'lost', 1)"
+    )
+    connection.commit()
+    connection.close()
+
+
+def lost_drop(settings: Settings, _monkeypatch: pytest.MonkeyPatch) -> None:
+    connection = sqlite3.connect(settings.state_folder / DATABASE_NAME)
+    connection.execute(
+        'INSERT INTO "drop" (track, role, state, name_bytes, name, sha256, size_bytes, rows, findings, warnings, '
+        "received_at) VALUES ('default', 'train', 'accepted', x'61', 'a', 'h', 1, 1, 0, 0, 1)"
+    )
+    connection.commit()
+    connection.close()
+
+
+def future(settings: Settings, _monkeypatch: pytest.MonkeyPatch) -> None:
+    connection = sqlite3.connect(settings.state_folder / DATABASE_NAME)
+    connection.execute("INSERT INTO event (at, kind, detail) VALUES (9999999999999, 'run_queued', '{}')")
+    connection.commit()
+    connection.close()
+
+
+def no_space(_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage("/")._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
+
+
+def no_leases(_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_fd: int) -> bool:
+        raise OSError
+
+    monkeypatch.setattr(doctor, "take_read_lease", refuse)
+
+
+def no_torch(_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else known(name))
+
+
+def few_watches(_settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp: str = "inotify") -> None:
+    folder = Path(_settings.state) / tmp
+    folder.mkdir()
+    (folder / "max_user_watches").write_text("8\n")
+    (folder / "max_user_instances").write_text("1\n")
+    monkeypatch.setattr(doctor, "_INOTIFY", folder)
+
+
+TROUBLES: dict[str, tuple[Callable[[Settings, pytest.MonkeyPatch], object], str, str, str]] = {
+    "state on NFS": (nfs, "state", "bad", "local disk"),
+    "inbox on NFS": (nfs, "inbox", "warn", "polling"),
+    "a restore was cut off": (
+        lambda settings, _: (settings.state_folder / RESTORING).write_text("{}"), "database", "bad",
+        "dropforge restore",
+    ),
+    "no database": (
+        lambda settings, _: (settings.state_folder / DATABASE_NAME).unlink(), "database", "warn", "dropforge run",
+    ),
+    "no database at all": (
+        lambda settings, _: (settings.state_folder / DATABASE_NAME).write_text("hello" * 500), "database", "bad",
+        "dropforge restore",
+    ),
+    "a row without its parent": (orphan, "database", "bad", "dropforge restore"),
+    "a WAL with a library that corrupts it": (wal, "journal", "bad", "restart"),
+    "a drop whose file is gone": (lost_drop, "drops", "bad", "from a backup"),
+    "a full disk": (no_space, "space", "bad", "free some"),
+    "no leases": (no_leases, "leases", "warn", "settle_seconds"),
+    "few watches": (few_watches, "inotify", "warn", "sysctl"),
+    "a base model without weights": (
+        lambda settings, _: (Path(settings.base_model) / "model.safetensors").unlink(), "base of default", "bad",
+        "save_pretrained",
+    ),
+    "no torch": (no_torch, "training", "bad", "dropforge[train]"),
+    "events of the future": (future, "clock", "warn", "timedatectl"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_each_trouble_is_seen_and_has_its_remedy(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    make, name, level, remedy = TROUBLES[trouble]
+    monkeypatch.setattr(doctor, "journal_mode", lambda _version: "delete")
+    assert lines(settings).get(name, Finding(name=name, level="ok", text="")).level == "ok"
+    make(settings, monkeypatch)
+    found = lines(settings)[name]
+    assert (found.level, remedy in found.remedy) == (level, True), found
+
+
+def said_of(settings: Settings, name: str) -> list[tuple[str, str]]:
+    return [(one.level, one.text) for one in examine(settings) if one.name == name]
+
+
+#: What a start of a script fails with, by what stands in it.
+UNSTARTABLE = {
+    "#!/no/such/sh\n": 'its #! line names "/no/such/sh", which user {user} cannot execute',
+    "#!/bin/sh\r\n": 'its #! line names "/bin/sh\\r", which user {user} cannot execute',
+    "#!/no/such\0sh\n": 'its #! line names "/no/such", which user {user} cannot execute',
+    "#!\n": 'its #! line names "", which user {user} cannot execute',
+    "echo told\n": "it is a script without a #! line",
+    "": "it is a script without a #! line",
+}
+
+
+def test_the_programs_of_hooks_are_looked_for_as_a_start_would(settings: Settings, tmp_path: Path) -> None:
+    mute = tmp_path / "reload.sh"
+    mute.write_text("#!/bin/sh\n")
+    mute.chmod(0o644)
+
+    def hooks(after: tuple[str, ...], health: tuple[str, ...]) -> list[tuple[str, str]]:
+        named = HookSettings(after_promotion=after, health=health)
+        return said_of(settings.model_copy(update={"hooks": named}), "hooks of default")
+
+    assert hooks((), ()) == []
+    assert hooks(("true",), ()) == [("ok", shutil.which("true"))]
+    assert hooks(("zztop-reload", "x"), (str(mute),)) == [
+        ("bad", f"there is no program zztop-reload that user {user()} may execute in PATH"),
+        ("bad", f"user {user()} may not execute {mute}"),
+    ]
+    assert hooks((f"{mute}.gone",), ()) == [("bad", f"there is no program {mute}.gone")]
+    mute.chmod(0o755)
+    assert hooks((), (str(mute),)) == [("ok", str(mute))]
+    mute.write_bytes(b"#!/bin/sh\0 the kernel ends the name here\n")
+    assert hooks((), (str(mute),)) == [("ok", str(mute))]
+    assert Command((str(mute),), dict(os.environ), 5.0).wait().error is None
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe, 0o755)
+    assert hooks((), (str(pipe),)) == [("ok", str(pipe))]
+    assert Command((str(pipe),), dict(os.environ), 5.0).wait().error is not None
+    for script, why in UNSTARTABLE.items():
+        mute.write_text(script)
+        assert hooks((str(mute),), ()) == [("bad", f"{mute} cannot be started: {why.format(user=user())}")]
+        ended = Command((str(mute),), dict(os.environ), 5.0).wait()
+        assert ended.error == f"it could not be started: {mute}: {why.format(user=user())}"
+    mute.write_text("#! /usr/bin/env\tsh\nexit 3\n")
+    assert hooks((), (str(mute),)) == [("ok", str(mute))]
+    assert Command((str(mute),), dict(os.environ), 5.0).wait().error == "exit code 3"
+
+
+def test_suites_are_read_as_a_run_reads_them(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "own.jsonl"
+    own.write_text('{"question": "q", "choices": ["a", "b"], "answer": 1}\n{"question": "q", "choices": ["a"]}\n')
+
+    def unknown(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(preflight, "version", unknown)
+    names = ("builtin", str(own), f"{own}.gone", "lm-eval:hellaswag")
+    evaluate = settings.evaluate.model_copy(update={"general": names})
+    found = said_of(settings.model_copy(update={"evaluate": evaluate}), "suites of default")
+    assert [level for level, _ in found] == ["ok", "bad", "bad", "bad"]
+    assert [text.removeprefix("suite ") for _, text in found][1:] == [
+        f"{own}, line 2: choices: Tuple should have at least 2 items after validation, not 1",
+        f"there is no suite {own}.gone",
+        "evaluate.general names lm-eval:hellaswag, and the package lm-eval is not installed",
+    ]
+    own.write_text('{"instruction": "a", "output": "b"}\n')
+    assert said_of(settings.model_copy(update={"evaluate": evaluate}), "suites of default")[1] == (
+        "ok", f"{own}: 1 items",
+    )  # fmt: skip
+
+
+def judged(settings: Settings, url: str) -> Settings:
+    return settings.model_copy(update={"judge": JudgeConfig(url=url, model="m", api_key_env="JUDGE_KEY")})
+
+
+def test_a_judge_that_listens_is_seen_and_not_asked(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", "sk-hush")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")  # which is for other hosts
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        found = lines(judged(settings, f"http://127.0.0.1:{server.getsockname()[1]}/v1"))["judge"]
+        connection, _ = server.accept()
+        assert connection.recv(1) == b"", "no key, no question"
+        connection.close()
+    assert (found.level, found.text.endswith("listens; it is asked for m")) == ("ok", True)
+
+
+def test_a_judge_that_does_not_listen_or_lacks_its_key_is_a_warning(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("JUDGE_KEY", raising=False)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    found = [one for one in examine(judged(settings, url)) if one.name == "judge"]
+    assert [(one.level, one.text.partition(":")[0]) for one in found] == [
+        ("warn", "JUDGE_KEY is not set in this shell"), ("warn", "http"),
+    ]  # fmt: skip
+    assert all("runs are decided without a judge" in one.remedy for one in found)
+    assert "does not listen" in found[1].text
+
+
+def test_a_judge_behind_a_proxy_is_not_tried(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", "sk-hush")
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
+    found = lines(judged(settings, "https://judge.invalid/v1"))["judge"]
+    assert (found.level, found.text) == ("ok", "https://judge.invalid/v1: behind a proxy, not tried")
+
+
+def test_a_running_daemon_is_seen(settings: Settings) -> None:
+    lock = FileLock(settings.state_folder / LOCK_NAME)
+    assert lock.acquire()
+    assert lines(settings)["daemon"].level == "ok"
+    lock.release()
+
+
+def test_the_command_ends_with_1_if_a_line_is_bad_and_says_the_same_as_json(
+    settings: Settings, dropforge: Callable[..., Any]
+) -> None:
+    good = dropforge("doctor")
+    assert good.code == 0, good.out
+    assert dropforge("doctor", "--json").json["ok"] is True
+    (Path(settings.base_model) / "tokenizer.json").unlink()
+    bad = dropforge("doctor", "--json")
+    assert (bad.code, bad.json["ok"]) == (1, False)
+    assert [one["name"] for one in bad.json["findings"] if one["level"] == "bad"] == ["base of default"]
+    assert "→ save the tokenizer" in dropforge("doctor").out
+
+
+def test_it_loads_no_torch(settings: Settings, tmp_path: Path) -> None:
+    code = (
+        "import json, sys; from pathlib import Path; from daemon.settings.model import load; "
+        "from daemon.views.doctor import examine; "
+        "examine(load(Path(sys.argv[1]), {})); print(json.dumps(sorted(sys.modules)))"
+    )
+    argv = [sys.executable, "-P", "-c", code, str(tmp_path / "dropforge.toml")]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert settings.base_model
+    assert not {"torch", "transformers", "numpy"} & set(json.loads(done.stdout))
+
+
+def test_a_champion_that_a_server_would_not_find_is_named(lived_in: Any) -> None:
+    settings, state = lived_in.settings, lived_in.settings.state_folder
+    folder, link = state / "models" / MODEL_ID, state / "tracks/default/champion"
+    assert said_of(settings, "champion of support") == []
+    assert said_of(settings, "champion of default") == [("ok", f"generation 1, {folder}")]
+    link.unlink()
+    (told,) = [one for one in examine(settings) if one.name == "champion of default"]
+    assert (told.level, told.text) == ("bad", f"{link} does not lead to generation 1, {folder}")
+    link.symlink_to(lived_in.folder / "base")
+    assert said_of(settings, "champion of default") == [(told.level, told.text)]
+    folder.rename(folder.with_name("elsewhere"))
+    (told,) = [one for one in examine(settings) if one.name == "champion of default"]
+    assert (told.level, told.text) == ("bad", f"the model of generation 1 is gone: {folder}")
+    assert told.remedy.endswith("dropforge history --track default")
+
+
+def test_a_base_model_that_moved_is_looked_for_at_its_new_place(lived_in: Any) -> None:
+    settings, base = lived_in.settings, lived_in.folder / "base"
+    for place in (base, base.rename(base.with_name("elsewhere"))):
+        promotion.ensure_base(lived_in.engine, settings.state_folder, "support", place, BASE_ID, 1)
+    assert Overview(settings.state_folder).history("support")[0].path == str(place)
+    assert said_of(settings, "champion of support") == [("ok", f"generation 0, {place}")]
+
+
+def wide_state(settings: Settings) -> None:
+    settings.state_folder.chmod(0o750)
+
+
+def foreign_state(settings: Settings) -> None:
+    os.chown(settings.state_folder, 64201, 64200)
+
+
+def inbox_without_sticky_bit(settings: Settings) -> None:
+    settings.inbox_folder.chmod(0o2770)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "line", "text", "remedy"),
+    [
+        (wide_state, "state rights", "mode 750", "chmod 700 "),
+        (foreign_state, "state rights", "belongs to user 64201", "sudo -u 64201 dropforge doctor"),
+        (inbox_without_sticky_bit, "inbox rights", "may take away and replace what others dropped", "chmod +t "),
+    ],
+)
+@pytest.mark.skipif(os.geteuid() != 0 and "CI" not in os.environ, reason="giving a folder away needs root")
+def test_rights_that_let_others_in_are_told(
+    settings: Settings, spoil: Callable[[Settings], None], line: str, text: str, remedy: str
+) -> None:
+    spoil(settings)
+    found = lines(settings)[line]
+    assert (found.level, text in found.text, remedy in found.remedy) == ("warn", True, True), found
+
+
+def test_rights_as_the_readme_gives_them_are_no_line(settings: Settings) -> None:
+    settings.inbox_folder.chmod(0o3770)
+    assert not {"state rights", "inbox rights"} & set(lines(settings))
+
+
+@pytest.mark.parametrize("name", ["base/config.json", "base/model.safetensors", "own.jsonl"])
+@pytest.mark.timeout(60)
+def test_a_fifo_where_a_file_should_be_is_told_and_not_waited_for(
+    settings: Settings, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    if name == "own.jsonl":
+        (tmp_path / "dropforge.toml").write_text('base_model = "base"\n[evaluate]\ngeneral = ["own.jsonl"]\n')
+    bad = [one for one in examine(load(settings.inbox_folder.parent / "dropforge.toml", {})) if one.level == "bad"]
+    assert len(bad) == 1
+    assert Path(name).name in bad[0].text
+    assert "is not a file" in bad[0].text or "is no regular file" in bad[0].text

@@ -1,0 +1,211 @@
+"""What the overview says of a state folder that the daemon's own functions have written."""
+
+import fcntl
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, event
+
+from daemon.queue import run_queue
+from daemon.system.processes import FileLock
+from daemon.views.overview import OPEN_STATES, NotThere, Overview
+from pipeline import durable
+from pipeline.config import RunConfig
+
+
+@pytest.fixture
+def overview(lived_in: Any) -> Overview:
+    return Overview(lived_in.settings.state_folder)
+
+
+def test_where_no_daemon_ever_ran_every_answer_is_empty_and_nothing_is_made(tmp_path: Path) -> None:
+    overview = Overview(tmp_path / "none")
+    assert (overview.tracks(), overview.drops(), overview.runs(), overview.drop_counts()) == ([], [], [], {})
+    assert overview.champion("default") is None
+    assert not overview.daemon().alive
+    assert overview.inbox_note() == {"waiting": [], "unknown_folders": [], "full_tracks": [], "left": []}
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_database_without_tables_is_empty_and_a_damaged_one_is_named(tmp_path: Path) -> None:
+    (tmp_path / "dropforge.db").touch()
+    assert Overview(tmp_path).runs() == []
+    (tmp_path / "dropforge.db").write_bytes(b"no database at all" * 100)
+    with pytest.raises(Exception, match="is damaged: file is not a database"):
+        Overview(tmp_path).runs()
+
+
+def test_the_daemon_lives_as_long_as_it_holds_the_lock(tmp_path: Path) -> None:
+    lock = FileLock(tmp_path / "daemon.lock")
+    assert lock.acquire()
+    assert Overview(tmp_path).daemon().model_dump() == {"alive": True, "pid": os.getpid()}
+    lock.release()
+    assert not Overview(tmp_path).daemon().alive
+
+
+def test_looking_does_not_keep_a_daemon_from_starting(tmp_path: Path) -> None:
+    (tmp_path / "daemon.lock").touch()
+    Overview(tmp_path).daemon()
+    with (tmp_path / "daemon.lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_drops_come_newest_first_and_by_track_and_state(overview: Overview) -> None:
+    assert [(drop.id, drop.name, drop.state) for drop in overview.drops()] == [
+        (6, "third.jsonl", "accepted"),
+        (5, "second.jsonl", "accepted"),
+        (4, "bad.jsonl", "rejected"),
+        (3, "again.jsonl", "duplicate"),
+        (2, "first.jsonl", "accepted"),
+        (1, "exam.jsonl", "accepted"),
+    ]
+    assert [drop.id for drop in overview.drops(state="rejected")] == [4]
+    assert overview.drops(track="support") == []
+    assert overview.drop_counts() == {"default": {"accepted": 4, "duplicate": 1, "rejected": 1}}
+    by_id = {drop.id: drop for drop in overview.drops()}
+    assert (by_id[3].duplicate_of, by_id[2].first_run, by_id[2].rows, by_id[1].role) == (2, 1, 2, "heldout")
+
+
+def test_runs_come_newest_first_and_only_a_running_one_has_progress(overview: Overview) -> None:
+    runs = overview.runs()
+    assert [(run.id, run.state, run.step, run.outcome) for run in runs] == [
+        (3, "running", "train", None),
+        (2, "failed", "train", None),
+        (1, "succeeded", "decide", "promoted"),
+    ]
+    assert runs[0].progress is not None
+    assert (runs[0].progress.step, runs[0].progress.done, runs[0].progress.loss) == ("train", 12, 0.5)
+    assert (runs[1].progress, runs[1].error, runs[1].hint) == (None, "out of memory", "lower train.batch_size")
+    assert [run.id for run in overview.runs(states=["failed", "succeeded"], most=1)] == [2]
+    assert overview.runs(track="support") == []
+
+
+def test_an_emptied_progress_file_is_no_progress(lived_in: Any, overview: Overview) -> None:
+    (lived_in.settings.state_folder / "runs/3/attempts/train-1/progress.json").write_bytes(b"")
+    assert overview.run(3).progress is None
+
+
+def test_one_run_has_its_snapshot_attempts_config_and_verdict(overview: Overview) -> None:
+    run = overview.run(1)
+    assert [(drop["name"], drop["role"]) for drop in run.snapshot] == [
+        ("exam.jsonl", "heldout"),
+        ("first.jsonl", "train"),
+    ]
+    assert [(one.step, one.number, one.state, one.seconds) for one in run.attempts][1] == (
+        "train",
+        1,
+        "published",
+        60.0,
+    )
+    assert run.verdict is not None
+    assert (run.verdict.gain, run.verdict.wins) == (40.0, 50)
+    assert run.config is not None
+    assert run.config["train"]["rank"] == 16
+    failed = overview.run(2)
+    assert (failed.attempts[-1].error, failed.verdict, failed.failures) == ("out of memory", None, 1)
+    with pytest.raises(NotThere, match="no run 9"):
+        overview.run(9)
+
+
+def test_the_champion_knows_the_drops_that_trained_it(lived_in: Any, overview: Overview) -> None:
+    champion = overview.champion("default")
+    assert champion is not None
+    assert (champion.generation, champion.run, champion.drops) == (1, 1, ("first.jsonl",))
+    assert Path(champion.path) == lived_in.settings.state_folder / "models" / champion.model_id
+    assert [one.generation for one in overview.history("default")] == [0, 1]
+    assert overview.history("default")[0].path == str(lived_in.folder / "base")
+    assert overview.champion("support") is None
+    assert overview.tracks() == ["default", "support"]
+
+
+def test_logs_are_those_of_the_attempts_in_their_order(overview: Overview) -> None:
+    assert [path.parent.name for path in overview.logs(2)] == ["prepare-1", "train-1"]
+    assert [path.parent.name for path in overview.logs(1, "merge")] == ["merge-1"]
+    with pytest.raises(NotThere, match="run 2 has no log of step merge"):
+        overview.logs(2, "merge")
+
+
+def test_the_watchers_note_is_passed_on(lived_in: Any, overview: Overview) -> None:
+    note = {
+        "waiting": ["a.jsonl"],
+        "unknown_folders": [{"name": "suport", "nearest": "support"}],
+        "full_tracks": [],
+        "left": [{"name": "b.jsonl", "why": "it cannot be opened"}],
+    }
+    durable.write_hint(lived_in.settings.state_folder / "watcher.json", note)
+    assert overview.inbox_note() == note
+
+
+def test_a_writer_is_seen_at_the_next_question(new_workspace: Callable[[], Any]) -> None:
+    made = new_workspace()
+    overview = Overview(made.settings.state_folder)
+    assert overview.runs() == []
+    made.take("first.jsonl", '{"instruction": "a", "output": "b"}\n')
+    assert [run.state for run in overview.runs()] == ["queued"]
+
+
+CONFIG = RunConfig(track="default", base_model="/base", base_model_id="b" * 64, salt="s")
+
+
+def plans(engine: Engine, ask: Callable[[], object]) -> list[tuple[str, str]]:
+    """Return each question that `ask` puts to the database, with a line of SQLite's plan for it."""
+    asked: list[tuple[str, Any]] = []
+
+    def note(*told: Any) -> None:
+        asked.append((told[2], told[3]))
+
+    event.listen(engine, "before_cursor_execute", note)
+    ask()
+    event.remove(engine, "before_cursor_execute", note)
+    found = []
+    with engine.connect() as connection:
+        for statement, values in asked:
+            if statement.startswith("SELECT"):
+                rows = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", values).all()
+                found += [(statement, str(row[3])) for row in rows]
+    return found
+
+
+def slow(found: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return the parts of plans that take longer with every run or drop that was ever there."""
+    newest = re.compile(r"ORDER BY (\"?\w+\"?\.)?id DESC\s+LIMIT")
+    return [
+        (statement, line)
+        for statement, line in found
+        if re.match(r"SCAN (run|drop)\b", line) and "COVERING INDEX" not in line and not newest.search(statement)
+    ]
+
+
+def test_status_looks_at_no_whole_history(overview: Overview) -> None:
+    def ask() -> None:
+        overview.runs(states=OPEN_STATES)
+        overview.ended_runs(5)
+        overview.drop_counts()
+        overview.drops(most=5)
+        overview.champion("default")
+
+    found = plans(overview._engine, ask)
+    assert len(found) >= 5
+    assert slow(found) == []
+    assert not [line for _, line in plans(overview._engine, lambda: overview.ended_runs(5)) if "TEMP B-TREE" in line]
+    assert slow(plans(overview._engine, lambda: overview.runs(states=None, most=None)))
+
+
+def test_claiming_and_intake_look_at_no_whole_history(lived_in: Any) -> None:
+    engine = lived_in.engine
+
+    def ask() -> None:
+        run_queue.claim(engine, lived_in.tick(), lambda _session, _track: CONFIG, limit=9)
+        run_queue.next_due(engine)
+        lived_in.take("again.jsonl", '{"instruction": "say a", "output": "a"}\n')
+        lived_in.take("bad.jsonl", "no record")
+
+    found = plans(engine, ask)
+    assert slow(found) == []
+    by_name = [line for statement, line in found if "name_bytes = ?" in statement]
+    assert by_name
+    assert all("drop_names (track=? AND role=? AND name_bytes=?)" in line for line in by_name)

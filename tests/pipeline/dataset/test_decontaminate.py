@@ -1,0 +1,626 @@
+"""Nothing in training is near to a held-out record, and no held-out record is near to another one."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.artifacts import ModelRef
+from pipeline.config import GateConfig, SplitConfig
+from pipeline.dataset import decontaminate
+from pipeline.errors import CannotTrain
+from pipeline.metrics.registry import tokens
+from pipeline.model_folder.trained_ids import NAME, trained_ids, write_trained_ids
+from pipeline.near_duplicates import signatures
+from pipeline.steps.prepare import prepare, prompt_id, prompt_place
+from tests.snapshot import Prepared, Snapshot, rows
+
+Row = Mapping[str, Any]
+LONG = "one answer that has more than eight words in it, number"
+WORDS = [
+    "the", "cat", "sat", "on", "a", "red", "mat", "while", "two", "dogs", "ate", "ripe", "figs", "near", "our", "old",
+    "blue", "house", "by", "some", "sea",
+]  # fmt: skip
+
+
+def runs(words: Sequence[str], size: int) -> set[tuple[str, ...]]:
+    return {tuple(words[place : place + size]) for place in range(len(words) - size + 1)}
+
+
+def shingles(words: Sequence[str]) -> set[tuple[str, ...]]:
+    return runs(words, 3) or ({tuple(words)} if words else set())
+
+
+class Oracle:
+    """The rules, read aloud: slow, with texts instead of hashes and every pair looked at."""
+
+    def __init__(self, content: Sequence[Row], split: SplitConfig, pinned: Sequence[Row] = ()) -> None:
+        self.similarity = split.similarity
+        own, others = self.by_prompt(pinned), self.by_prompt(content)
+        self.removed = {place: others.pop(place) for place in own if place in others}
+        self.prompts = own | others
+        most = max(len(self.prompts) // 100, 3)
+        self.instructions = self.frequent([(tuple(tokens(row["instruction"])),) for row, *_ in self.all], most)
+        self.common = self.frequent([shingles(self.text(row)) for row, *_ in self.all], most)
+        self.runs = self.frequent([runs(self.text(row), 13) for row, *_ in self.all], most)
+        long = [tuple(tokens(row["output"])) for rows in self.all for row in rows]
+        self.answers = self.frequent([[answer] for answer in long if len(answer) >= 8], most)
+        by_hash = [place for place in self.prompts if int(place[:13], 16) / 2**52 < split.heldout]
+        held = sorted(own or by_hash)
+        self.joined: list[str] = []
+        for place in held:
+            if not any(self.near(place, other) for other in self.joined):
+                self.joined.append(place)
+        self.repeats = len(held) - len(self.joined)
+        self.train = [
+            (prompt_id(row["instruction"], row.get("input", "")), row["output"])
+            for place in self.prompts.keys() - set(held)
+            if not any(self.alike(place, other) for other in self.joined)
+            for row in self.prompts[place]
+            if not any(self.long([row]) & self.long(self.prompts[other]) for other in self.joined)
+        ]
+
+    def hits(self, unit: str) -> list[str]:
+        """Return the ids of the other prompts that have a row which is near to a held-out one that joined."""
+        own = self.long(self.prompts[unit])
+        gone = {place for place, some in self.removed.items() if own & self.long(some)}
+        near = (place for place in self.prompts if place in gone or self.near(place, unit))
+        return sorted(self.name(place) for place in near if place != unit)
+
+    def name(self, place: str) -> str:
+        row = self.prompts[place][0]
+        return prompt_id(row["instruction"], row.get("input", ""))
+
+    @staticmethod
+    def by_prompt(content: Sequence[Row]) -> dict[str, list[Row]]:
+        prompts: dict[str, list[Row]] = {}
+        for row in content:
+            rows = prompts.setdefault(prompt_place("s", row["instruction"], row.get("input", "")), [])
+            if row["output"] not in [other["output"] for other in rows]:
+                rows.append(row)
+        return prompts
+
+    @property
+    def all(self) -> list[list[Row]]:
+        return list(self.prompts.values())
+
+    @staticmethod
+    def frequent(found: Sequence[Any], most: int) -> set[Any]:
+        return {one for one, count in Counter(one for some in found for one in some).items() if count > most}
+
+    def text(self, row: Row) -> list[str]:
+        instruction = tokens(row["instruction"])
+        return ([] if tuple(instruction) in self.instructions else instruction) + tokens(row.get("input", ""))
+
+    def long(self, some: Sequence[Row]) -> set[tuple[str, ...]]:
+        found = {tuple(tokens(row["output"])) for row in some}
+        return {answer for answer in found if len(answer) >= 8} - self.answers
+
+    def alike(self, one: str, other: str) -> bool:
+        left, right = (self.text(self.prompts[place][0]) for place in (one, other))
+        if (runs(left, 13) & runs(right, 13)) - self.runs:
+            return True
+        both = shingles(left) - self.common, shingles(right) - self.common
+        shared, union = len(both[0] & both[1]), len(both[0] | both[1])
+        partly = bool((shingles(left) | shingles(right)) & self.common)
+        return union > 0 and shared >= (3 if partly else 1) and shared / union >= self.similarity
+
+    def near(self, one: str, other: str) -> bool:
+        return self.alike(one, other) or bool(self.long(self.prompts[one]) & self.long(self.prompts[other]))
+
+
+INSTRUCTIONS = st.sampled_from(["Say it in French", "Say it in German", ""])
+
+
+@st.composite
+def variants(draw: st.DrawFn) -> dict[str, str]:
+    """A row whose text is one of a few, cut and changed a little."""
+    start = draw(st.integers(0, 3)) * 5
+    words = (WORDS[start:] + WORDS[:start])[: draw(st.integers(2, 20))]
+    for _ in range(draw(st.integers(0, 2))):
+        words[draw(st.integers(0, len(words) - 1))] = f"w{draw(st.integers(0, 3))}"
+    answer = draw(st.sampled_from(["yes", "no", f"{LONG} 1", f"{LONG} 2", f"{LONG} 3"]))
+    instruction = draw(INSTRUCTIONS)
+    text = " ".join(words)
+    return {"instruction": instruction or text, "input": text if instruction else "", "output": answer}
+
+
+SPLIT = SplitConfig(heldout=0.4, dev=0.1)
+DROPS = st.lists(st.lists(variants(), min_size=1, max_size=25), min_size=1, max_size=3)
+#: On the training side whatever the salt "s" makes of it, so that no data set is without training rows.
+ANCHORS = [
+    row
+    for number in range(60)
+    if int(prompt_place("s", (row := {"instruction": f"anchor{number}", "output": "x"})["instruction"], "")[:13], 16)
+    >= 0.5 * 2**52
+][:1]
+
+
+def prepared(root: Path, drops: Sequence[Sequence[Row]]) -> Prepared:
+    snapshot = Snapshot(root, split=SPLIT).drop(ANCHORS)
+    for drop in drops:
+        snapshot.drop(drop)
+    return snapshot.prepare()
+
+
+@settings(max_examples=150, deadline=None)
+@given(content=st.lists(variants(), min_size=1, max_size=50), words=st.sampled_from([1, 30, 1 << 20]))
+def test_the_sides_are_those_that_the_rules_give_read_aloud(
+    tmp_path_factory: pytest.TempPathFactory, content: list[dict[str, str]], words: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decontaminate, "_SLICE_WORDS", words)
+        patch.setattr(signatures, "_BLOCK_ROWS", 7)
+        made = prepared(tmp_path_factory.mktemp("aloud"), [content])
+    wanted = Oracle([*ANCHORS, *content], SPLIT)
+    assert [prompt_place("s", row["instruction"], row["input"]) for row in made.heldout] == wanted.joined
+    assert made.dataset.heldout_duplicates == wanted.repeats
+    left = sorted((row["id"], row["output"]) for row in [*made.train, *made.dev])
+    assert left == sorted(wanted.train)
+    every = sum(len(some) for some in wanted.all)
+    held = sum(len(wanted.prompts[place]) for place in wanted.prompts if int(place[:13], 16) / 2**52 < 0.4)
+    assert made.dataset.near_duplicates == every - held - len(left)
+    assert len(made.dataset.overlaps) == 0 or made.dataset.near_duplicates > 0
+    assert [row["near"] for row in made.heldout] == [wanted.hits(place) for place in wanted.joined]
+
+
+@settings(max_examples=60, deadline=None)
+@given(drops=DROPS, data=st.data())
+def test_no_record_ever_changes_between_held_out_and_training(
+    tmp_path_factory: pytest.TempPathFactory, drops: list[list[dict[str, str]]], data: st.DataObject
+) -> None:
+    root = tmp_path_factory.mktemp("sides")
+
+    def sides(content: Sequence[Sequence[Row]]) -> tuple[set[str], set[str]]:
+        made = prepared(root, content)
+        return made.ids("train") | made.ids("dev"), made.ids("heldout")
+
+    train, heldout = sides(drops)
+    assert not train & heldout
+    reordered = data.draw(st.permutations(drops))
+    redropped = [*reordered, data.draw(st.sampled_from(drops))]
+    corrected = [*redropped, [{**row, "output": "corrected"} for row in data.draw(st.sampled_from(drops))]]
+    extended = [*corrected, *data.draw(DROPS)]
+    for later in (reordered, redropped, corrected, extended, extended[1:]):
+        later_train, later_heldout = sides(later)
+        assert not later_train & heldout
+        assert not later_heldout & train
+        assert not later_train & later_heldout
+
+
+@settings(max_examples=40, deadline=None)
+@given(drops=DROPS, data=st.data())
+def test_neither_the_order_of_drops_nor_dropping_one_again_changes_what_leaves(
+    tmp_path_factory: pytest.TempPathFactory, drops: list[list[dict[str, str]]], data: st.DataObject
+) -> None:
+    root = tmp_path_factory.mktemp("order")
+    same = [[{**row, "output": f"{LONG} {len(row['input']) % 3}"} for row in drop] for drop in drops]
+
+    def sides(content: Sequence[Sequence[Row]]) -> list[set[str]]:
+        made = prepared(root, content)
+        return [made.ids(side) for side in ("train", "dev", "heldout")]
+
+    other = [*data.draw(st.permutations(same)), data.draw(st.sampled_from(same))]
+    assert sides(other) == sides(same)
+
+
+def words(seed: int, count: int) -> str:
+    return " ".join(f"w{(seed * 7919 + place * 104_729) % 100_003}" for place in range(count))
+
+
+def near(text: str, every: int) -> str:
+    """Change one word in `every`."""
+    return " ".join("changed" if number % every == every - 1 else word for number, word in enumerate(text.split()))
+
+
+def pinned(tmp_path: Path, train: Sequence[Row], heldout: Sequence[Row], **config: Any) -> Prepared:
+    others = rows(5, start=900)
+    return Snapshot(tmp_path, **config).drop([*train, *others]).drop(heldout, "heldout").prepare()
+
+
+def ask(text: str, answer: str = "yes", instruction: str = "") -> dict[str, str]:
+    return {"instruction": instruction or text, "input": text if instruction else "", "output": answer}
+
+
+ASIAN = "私は毎朝七時に起きて駅まで歩いて行きますそして電車に乗ります"
+
+
+@pytest.mark.parametrize(
+    ("rule", "train", "heldout"),
+    [
+        ("ngram", ask(f"Before. {words(1, 14)} and more after it"), ask(f"{words(1, 14)} {words(2, 40)}")),
+        ("minhash", ask(near(words(1, 60), 12)), ask(words(1, 60))),
+        ("minhash", ask("Where is my parcel, please?"), ask("where is my parcel")),
+        ("ngram", ask(f"どうぞ{ASIAN}"), ask(f"{ASIAN}今日は")),
+        ("minhash", ask("駅まで歩いて行きます"), ask("駅まで歩いて行く")),
+        ("answer", ask("One question", f"{LONG} 1"), ask("Something else", f"{LONG.upper()} 1!")),
+        ("prompt", ask("The same  QUESTION"), ask("the same question")),
+    ],
+)  # fmt: skip
+def test_each_rule_takes_its_rows_out_and_shows_both_texts(tmp_path: Path, rule: str, train: Row, heldout: Row) -> None:
+    found = pinned(tmp_path, [train], [heldout]).dataset
+    assert (found.train_rows, found.heldout_rows) == (5, 1)
+    assert (found.near_duplicates, found.removed_heldout) == ((0, 1) if rule == "prompt" else (1, 0))
+    (example,) = found.overlaps
+    field = "output" if rule == "answer" else "instruction"
+    assert (example.rule, example.train_text, example.heldout_text) == (
+        rule, train[field][:200], heldout[field][:200],
+    )  # fmt: skip
+    assert example.train_id == prompt_id(train["instruction"], train["input"])
+    assert example.heldout_id == prompt_id(heldout["instruction"], heldout["input"])
+
+
+@pytest.mark.parametrize(
+    ("train", "heldout"),
+    [
+        (ask(words(1, 12) + " a b c d"), ask(words(1, 12) + " " + words(3, 40))),  # a run of 12 only
+        (ask(near(words(1, 60), 4)), ask(words(1, 60))),
+        (ask("One question", "a short answer of seven words only"), ask("More", "a short answer of seven words only")),
+        (ask("Where is my parcel"), ask("Where has my parcel been")),
+    ],
+)  # fmt: skip
+def test_rows_that_are_less_alike_stay(tmp_path: Path, train: Row, heldout: Row) -> None:
+    found = pinned(tmp_path, [train], [heldout]).dataset
+    assert (found.train_rows, found.near_duplicates, found.overlaps) == (6, 0, ())
+
+
+def test_a_row_leaves_alone_by_its_answer_and_with_its_prompt_by_their_words(tmp_path: Path) -> None:
+    heldout = [ask("Something else", f"{LONG} 1"), ask(words(1, 20))]
+    train = [ask("One question", "first"), ask("One question", f"{LONG} 1"), ask("One question", "third")]
+    made = pinned(tmp_path, [*train, ask(words(1, 21), "a"), ask(words(1, 21), "b")], heldout)
+    assert made.dataset.near_duplicates == 3
+    assert {row["output"] for row in made.train} == {"first", "third", "yes"}
+
+
+INSTRUCTION = "Decide which of our teams should answer the following message from a customer of the shop we run"
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_what_all_rows_have_in_common_does_not_count(tmp_path: Path, *, folded: bool) -> None:
+    def row(number: int) -> dict[str, str]:
+        text = f"{words(number, 9)} thanks"
+        if folded:
+            return {"instruction": f"{INSTRUCTION}\n{text}", "output": f"{LONG} for all"}
+        return {"instruction": INSTRUCTION, "input": text, "output": f"{LONG} for all"}
+
+    made = Snapshot(tmp_path).drop([row(number) for number in range(300)]).prepare()
+    found = made.dataset
+    assert (found.near_duplicates, found.heldout_duplicates, found.warnings) == (0, 0, ())
+    assert found.train_rows + found.dev_rows + found.heldout_rows == 300
+    copies = [row(number) for number in range(300)]
+    held = {one["instruction"] + one["input"] for one in made.heldout}
+    first = next(one for one in copies if one["instruction"] + one.get("input", "") in held)
+    key = "instruction" if folded else "input"
+    more = [{**first, key: f"{first[key]} {number}"} for number in range(2)]
+    later = Snapshot(tmp_path).drop([*copies, *more]).prepare().dataset
+    assert later.near_duplicates + later.heldout_duplicates == 2
+
+
+def test_a_record_joins_the_held_out_set_once(tmp_path: Path) -> None:
+    heldout = [ask(f"{words(number, 30)} {end}") for number in range(4) for end in ("one", "two")]
+    train = [ask(f"{words(number, 30)} four") for number in range(4)]
+    made = pinned(tmp_path, train, heldout)
+    assert (made.dataset.heldout_rows, made.dataset.heldout_duplicates, made.dataset.near_duplicates) == (4, 4, 4)
+    joined = {row["instruction"].split()[0] for row in made.heldout}
+    assert len(joined) == 4
+    places = [prompt_place("s", row["instruction"], "") for row in heldout]
+    lowest = [min(places[first : first + 2]) for first in range(0, 8, 2)]
+    assert [prompt_place("s", row["instruction"], "") for row in made.heldout] == sorted(lowest)
+    assert "4 of 8 held-out records are not scored because they repeat" in made.dataset.warnings[1]
+
+
+def test_a_record_that_is_near_only_to_one_that_did_not_join_joins(tmp_path: Path) -> None:
+    """Of a chain, each link of which is like the next alone, the first and the third one are held out."""
+    base = words(1, 90).split()
+    chain = [" ".join(base[start : start + 12]) for start in range(0, 12, 3)]
+    salt = next(
+        salt for salt in map(str, range(1000))
+        if (p := [prompt_place(salt, text, "") for text in chain[:3]]) == sorted(p)
+    )  # fmt: skip
+    made = pinned(tmp_path, [], [ask(text) for text in chain[:3]], salt=salt)
+    assert [row["instruction"] for row in made.heldout] == [chain[0], chain[2]]
+    assert made.dataset.heldout_duplicates == 1
+
+
+def test_an_example_shows_the_answer_that_both_have(tmp_path: Path) -> None:
+    heldout = [ask("Something else", f"{LONG} {number}") for number in range(3)]
+    (example,) = pinned(tmp_path, [ask("One question", f"{LONG} 2")], heldout).dataset.overlaps
+    assert example.train_text == example.heldout_text == f"{LONG} 2"
+
+
+def test_many_rows_that_leave_are_a_warning_with_what_to_do(tmp_path: Path) -> None:
+    heldout = [ask(words(number, 30)) for number in range(25)]
+    train = [ask(f"{words(number, 30)} more") for number in range(25)]
+    fresh = [ask(words(number, 30)) for number in range(100, 195)]
+    made = pinned(tmp_path, [*train, *fresh], heldout).dataset
+    assert made.near_duplicates == 25
+    assert made.warnings == ()
+    (warning,) = pinned(tmp_path, [*train, *fresh[:94]], heldout).dataset.warnings
+    assert warning.startswith("25 of 124 training rows (20%) are left out")
+    assert "25 with a run of 13 words in common" in warning
+    assert "split.similarity (0.5)" in warning
+    assert len(made.overlaps) == 10
+
+
+def test_with_nothing_left_the_reason_is_told(tmp_path: Path) -> None:
+    snapshot = Snapshot(tmp_path).drop([ask(f"{words(1, 30)} more")]).drop([ask(words(1, 30))], "heldout")
+    with pytest.raises(CannotTrain, match="1 too near to a held-out record") as caught:
+        snapshot.prepare()
+    assert "split.similarity" in caught.value.hint
+
+
+def test_the_threshold_is_a_setting(tmp_path: Path) -> None:
+    train, heldout = [ask(near(words(1, 60), 12))], [ask(words(1, 60))]
+    assert pinned(tmp_path, train, heldout, split=SplitConfig(similarity=0.9)).dataset.near_duplicates == 0
+    assert pinned(tmp_path, train, heldout, split=SplitConfig(similarity=0.1)).dataset.near_duplicates == 1
+
+
+def test_what_the_champion_was_trained_on_is_not_scored(tmp_path: Path) -> None:
+    snapshot = Snapshot(tmp_path, split=SplitConfig(scored_records=30), gate=GateConfig(min_records=30))
+    whole = snapshot.drop(rows(300)).prepare()
+    folder = snapshot.root / "models" / "m"
+    folder.mkdir(parents=True)
+    snapshot.champion = ModelRef(model_id="m", path="models/m", generation=1)
+    assert snapshot.prepare().heldout == whole.heldout
+    seen = [row["id"] for row in whole.heldout[:7]]
+    write_trained_ids(folder, [*seen, *whole.ids("train")])
+    made = snapshot.prepare()
+    assert made.dataset.seen_by_champion == 7
+    assert made.heldout[:23] == whole.heldout[7:]
+    assert not made.ids("heldout") & set(seen)
+    assert made.train == whole.train
+    assert "7 held-out records are not scored because the champion was trained on them" in made.dataset.warnings[-1]
+    short = whole.dataset.heldout_rows
+    assert (short, made.dataset.heldout_rows, made.dataset.shortfall) == (30, 30, None)
+    write_trained_ids(folder, [prompt_id(row["instruction"], "") for row in rows(300)])
+    none = snapshot.prepare().dataset
+    assert none.heldout_rows == 0
+    assert none.shortfall is not None
+    assert none.shortfall.heldout_rows == 0
+
+
+def test_a_record_near_to_what_the_champion_was_trained_on_is_not_scored(tmp_path: Path) -> None:
+    """Rows that come again a little changed: some copies are held out, of what the champion learnt by heart."""
+    old = [ask(f"{words(number, 13)} asked first") for number in range(300)]
+    again = [ask(f"{words(number, 13)} asked again") for number in range(150)]
+    snapshot = Snapshot(tmp_path).drop(old)
+    first = snapshot.prepare()
+    (snapshot.root / "models" / "m").mkdir(parents=True)
+    write_trained_ids(snapshot.root / "models" / "m", first.ids("train"))
+    snapshot.drop(again)
+    to_base = snapshot.prepare()
+    snapshot.champion = ModelRef(model_id="m", path="models/m", generation=1, drops=(1,))
+    made = snapshot.prepare()
+
+    def begins(made: Prepared, *sides: str) -> set[str]:
+        return {row["instruction"].rpartition(" ")[0] for side in sides for row in getattr(made, side)}
+
+    learnt = begins(first, "train")
+    known = [row for row in to_base.heldout if row["instruction"].rpartition(" ")[0] in learnt]
+    assert len(known) > 10
+    assert made.heldout == [row for row in to_base.heldout if row not in known]
+    assert made.dataset.seen_by_champion == len(known)
+    assert made.dataset.heldout_version != to_base.dataset.heldout_version
+    assert f"{len(known)} held-out records are not scored because the champion" in made.dataset.warnings[-1]
+    # What the candidate is trained on does not depend on the champion, and neither model knows what is scored.
+    assert (made.train, made.dev) == (to_base.train, to_base.dev)
+    assert not begins(made, "heldout") & (learnt | begins(made, "train", "dev"))
+    write_trained_ids(snapshot.root / "models" / "m", ["0" * 32])
+    assert snapshot.prepare().heldout == to_base.heldout
+
+
+PAIRS = [(words(number, 40), f"{words(number, 40)} please") for number in range(40)]
+
+
+def taught(snapshot: Snapshot, ids: Iterable[str]) -> Snapshot:
+    """Give the snapshot a champion that was trained on the prompts with these ids."""
+    folder = snapshot.root / "models" / "m"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_trained_ids(folder, ids)
+    snapshot.champion = ModelRef(model_id="m", path="models/m", generation=1, drops=(1,))
+    return snapshot
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_a_pinned_record_near_to_what_the_champion_was_trained_on_is_not_scored(tmp_path: Path, both: bool) -> None:
+    """Also where what it was trained on is pinned itself, and, being near, neither scored nor in training."""
+    train = [*(ask(text) for text, _ in PAIRS), *rows(5, start=900)]
+    heldout = [ask(text) for pair in PAIRS for text in pair[0 if both else 1 :]]
+    fresh = [ask(words(number, 30)) for number in range(100, 103)]
+    snapshot = Snapshot(tmp_path).drop(train).drop([*heldout, *fresh], "heldout")
+    to_base = snapshot.prepare()
+    made = taught(snapshot, (prompt_id(row["instruction"], "") for row in train)).prepare()
+    assert {row["instruction"] for row in made.heldout} == {row["instruction"] for row in fresh}
+    found = made.dataset
+    assert (found.seen_by_champion, found.heldout_duplicates, found.removed_heldout) == (40, 40 * both, 40 * both)
+    # What joins follows from the hashes alone, on which sides the pair is from the pins alone.
+    near_to = {row["instruction"]: row["near"] for row in to_base.heldout}
+    other = {text: rival for pair in PAIRS for text, rival in (pair, pair[::-1])}
+    wanted = {text: [prompt_id(other[text], "")] if text in other else [] for text in near_to}
+    assert (len(near_to), near_to) == (43, wanted)
+    assert {text in dict(PAIRS) for text in near_to} == ({True, False} if both else {False})
+    assert (made.train, made.dev) == (to_base.train, to_base.dev)
+
+
+def test_a_record_held_out_by_hash_near_to_what_the_champion_was_trained_on_is_not_scored(tmp_path: Path) -> None:
+    """The champion was trained while a pinned set was there, so also on what is held out without one."""
+    split = SplitConfig(heldout=0.5, dev=0.0)
+
+    def by_hash(text: str) -> bool:
+        return int(prompt_place("s", text, "")[:13], 16) / 2**52 < split.heldout
+
+    pairs = ((text, f"{text} please") for text in (words(number, 40) for number in range(400)))
+    both = [pair for pair in pairs if all(map(by_hash, pair))]
+    assert len(both) > 50
+    snapshot = Snapshot(tmp_path, split=split).drop([*(ask(text) for text, _ in both), *rows(100, start=7000)])
+    snapshot.drop([ask(text) for _, text in both])
+    to_base = snapshot.prepare()
+    made = taught(snapshot, (prompt_id(text, "") for text, _ in both)).prepare()
+    copies = {text for pair in both for text in pair}
+    assert made.heldout == [row for row in to_base.heldout if row["instruction"] not in copies] != []
+    assert len(to_base.heldout) - len(made.heldout) == made.dataset.seen_by_champion == len(both)
+
+
+@pytest.mark.parametrize("slice_words", [1, 1 << 19])
+def test_a_held_out_prompt_near_to_several_that_joined_is_noted_at_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slice_words: int
+) -> None:
+    """The one that it repeats is the first of them; the champion knows the others by heart as well."""
+    monkeypatch.setattr(decontaminate, "_SLICE_WORDS", slice_words)
+    found = set()
+    for seed in range(10):
+        texts = [words(3 * seed + number, 14) for number in range(3)]
+        bridge, answer = " ".join(texts), f"{LONG} {seed}"
+        heldout = [*map(ask, texts), ask(bridge, answer), ask(f"something else {seed}", answer)]
+        made = pinned(tmp_path, [], heldout)
+        places = {row["instruction"]: prompt_place("s", row["instruction"], "") for row in heldout}
+        if any(places[row["instruction"]] < places[bridge] for row in heldout):
+            name = [prompt_id(bridge, "")]
+            assert {row["instruction"]: row["near"] for row in made.heldout} == {
+                row["instruction"]: name for row in heldout if row["instruction"] != bridge
+            }
+            found.add(sum(place < places[bridge] for place in places.values()))
+    assert found > {1, 2}, "the bridge lies between them by hash"
+
+
+def test_the_answer_of_a_row_whose_prompt_is_pinned_is_compared_too(tmp_path: Path) -> None:
+    """It never was the pinned prompt's own answer, so nothing else says that the champion knows it."""
+    train = [ask("The first question", f"{LONG} 1"), ask("The first question", f"{LONG} 2"), *rows(5, start=900)]
+    heldout = [
+        ask("the first  QUESTION", f"{LONG} 3"),
+        ask("something else", f"{LONG} 2"),
+        ask("more of it", f"{LONG} 4"),
+    ]
+    # Removed rows are not among those that make an answer common.
+    train += [ask(words(number, 20), f"{LONG} 4") for number in range(5)]
+    heldout += [ask(words(number, 20)) for number in range(5)]
+    corrected = sorted(prompt_id(words(number, 20), "") for number in range(5))
+    snapshot = Snapshot(tmp_path).drop(train).drop(heldout, "heldout")
+    made = snapshot.prepare()
+    asked = prompt_id("the first question", "")
+    near_to = {row["instruction"]: row["near"] for row in made.heldout if row["near"]}
+    assert near_to == {"something else": [asked], "more of it": corrected}
+    assert (len(made.heldout), made.dataset.removed_heldout, made.dataset.near_duplicates) == (8, 7, 0)
+    scored = {row["instruction"] for row in taught(snapshot, [asked]).prepare().heldout}
+    assert scored == {row["instruction"] for row in heldout[2:]}
+
+
+ROLED = st.tuples(st.sampled_from(["train", "heldout"]), st.lists(variants(), min_size=1, max_size=15))
+
+
+@settings(max_examples=40, deadline=None)
+@given(drops=st.lists(ROLED, max_size=4), words=st.sampled_from([60, 1 << 20]), data=st.data())
+def test_what_is_scored_does_not_depend_on_the_order_of_drops_and_the_champion_knows_none_of_it(
+    tmp_path_factory: pytest.TempPathFactory, drops: list[tuple[str, list[dict[str, str]]]], words: int,
+    data: st.DataObject,
+) -> None:  # fmt: skip
+    """Whatever it was trained on: rows of today's training side, held-out ones that repeat others, removed ones."""
+    root = tmp_path_factory.mktemp("scored")
+
+    def answered(role: str, row: Row) -> dict[str, Any]:
+        # A pinned drop may say something else than a training one, but none replaces an answer of its own kind.
+        return {**row, "output": f"{LONG} {(len(row['instruction'] + row['input']) + (role == 'heldout')) % 7}"}
+
+    content = [("train", ANCHORS), *((role, [answered(role, row) for row in drop]) for role, drop in drops)]
+    train, pinned = ([row for kind, drop in content if kind == role for row in drop] for role in ("train", "heldout"))
+    wanted = Oracle(train, SPLIT, pinned)
+    known = data.draw(st.sets(st.sampled_from(sorted(map(wanted.name, wanted.prompts)))))
+
+    def scored(some: Sequence[tuple[str, Sequence[Row]]]) -> list[tuple[str, list[str]]]:
+        snapshot = Snapshot(root, split=SPLIT)
+        for role, drop in some:
+            snapshot.drop(drop, role)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(decontaminate, "_SLICE_WORDS", words)
+            made = taught(snapshot, known).prepare()
+        return [(row["id"], row["near"]) for row in made.heldout]
+
+    joined = [(wanted.name(place), wanted.hits(place)) for place in wanted.joined]
+    unknown = [(name, near) for name, near in joined if known.isdisjoint([name, *near])]
+    assert scored(content) == unknown
+    assert scored([*data.draw(st.permutations(content)), data.draw(st.sampled_from(content))]) == unknown
+
+
+@pytest.mark.parametrize("slice_words", [1, 1 << 19])
+def test_a_training_row_near_to_several_held_out_records_is_noted_at_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slice_words: int
+) -> None:
+    monkeypatch.setattr(decontaminate, "_SLICE_WORDS", slice_words)
+    texts = [words(number, 14) for number in range(3)]
+    train = [ask(" ".join(texts), f"{LONG} 1"), ask(f"{texts[0]} more")]
+    made = pinned(tmp_path, train, [*map(ask, texts), ask("something else", f"{LONG} 1")])
+    both, one = (prompt_id(row["instruction"], "") for row in train)
+    near = {row["instruction"]: row["near"] for row in made.heldout}
+    assert near == {
+        texts[0]: sorted([both, one]), texts[1]: [both], texts[2]: [both], "something else": [both],
+    }  # fmt: skip
+    assert made.dataset.near_duplicates == 2
+
+
+def test_trained_ids_are_sorted_once_each_and_none_for_a_base_model(tmp_path: Path) -> None:
+    assert trained_ids(tmp_path) == frozenset()
+    names = [f"{number:02}" for number in range(50)]
+    write_trained_ids(tmp_path, iter([*reversed(names), "07"]))
+    assert (tmp_path / NAME).read_text() == "".join(f"{name}\n" for name in names)
+    assert trained_ids(tmp_path) == set(names)
+    assert trained_ids(tmp_path, {"07", "c"}) == {"07"}
+
+
+def test_a_gate_on_established_records_is_prepared_like_one_on_all(tmp_path: Path) -> None:
+    def made(on: Any, count: int) -> Prepared:
+        return Snapshot(tmp_path, gate=GateConfig(on=on)).drop(rows(count)).prepare()
+
+    for count in (300, 1000):
+        one, other = made("established", count), made("all", count)
+        assert one.heldout == other.heldout != []
+        assert one.dataset.shortfall == other.dataset.shortfall
+
+
+def test_held_out_rows_say_whether_they_are_pinned_and_what_they_are_about(tmp_path: Path) -> None:
+    content = [{**row, "tags": ["b", "a"], "category": "c"} for row in rows(300)]
+    content += [{**row, "output": "no", "tags": ["d"]} for row in rows(300)]
+    made = Snapshot(tmp_path).drop(content).prepare()
+    assert {(row["pinned"], tuple(row["tags"])) for row in made.heldout} == {(False, ("a", "b", "category:c", "d"))}
+    assert all("tags" not in row for row in made.train)
+    marked = Snapshot(tmp_path).drop(rows(5)).drop(rows(9, start=900), "heldout").prepare()
+    assert {(row["pinned"], tuple(row["tags"])) for row in marked.heldout} == {(True, ())}
+
+
+def test_signatures_are_made_once_and_a_damaged_file_is_made_again(tmp_path: Path) -> None:
+    snapshot = Snapshot(tmp_path).drop(rows(50)).drop(rows(50, start=100))
+    shared = snapshot.root / "signatures"
+
+    def made() -> list[str]:
+        attempt = snapshot.attempt()
+        prepare(attempt)
+        new = sorted((attempt.folder / "signatures").iterdir())
+        shared.mkdir(exist_ok=True)
+        for path in new:
+            path.replace(shared / path.name)
+        return [path.name.partition("-")[0] for path in new]
+
+    shas = [drop.sha256 for drop in snapshot.drops]
+    before = snapshot.prepare()
+    assert made() == sorted(shas)
+    assert made() == []
+    snapshot.drop(rows(10, start=300))
+    assert made() == [snapshot.drops[-1].sha256]
+    snapshot.drops.pop()
+    victim = next(path for path in shared.iterdir() if path.name.startswith(shas[1]))
+    victim.write_bytes(victim.read_bytes()[:-30])
+    assert made() == [shas[1]]
+    after = snapshot.prepare()
+    assert (after.train, after.dev, after.heldout) == (before.train, before.dev, before.heldout)
+
+
+def test_rows_with_control_tokens_do_not_shift_the_others(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
+    train = [ask("bad </s> row"), ask(f"{words(1, 30)} more"), ask(words(2, 30))]
+    made = Snapshot(tmp_path, base_model=str(tmp_path / "base")).drop(train).drop([ask(words(1, 30))], "heldout")
+    assert [row["instruction"] for row in made.prepare().train] == [words(2, 30)]

@@ -1,0 +1,206 @@
+"""Which drop a record belongs to: the one that last changed its answers, however its rows are exported."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.artifacts import ModelRef
+from pipeline.config import EvaluateConfig, GateConfig, GuardConfig, SplitConfig
+from pipeline.gate.comparison import compare
+from pipeline.gate.slices import Known
+from pipeline.metrics.registry import json_f1
+from pipeline.steps.decide import Rules, judge
+from tests.records_made import lines_of
+from tests.snapshot import Prepared, Rows, Snapshot, rows
+
+HALF = SplitConfig(heldout=0.5, dev=0.1)
+#: Trained on whatever the salt "s" makes of the others.
+ANCHOR = rows(1, start=9000)
+
+
+def prepared(root: Path, *drops: Rows, champion: tuple[int, ...] | None = None) -> Prepared:
+    snapshot = Snapshot(root, split=HALF)
+    snapshot.champion = ModelRef(model_id="m", path="models/m", generation=1, drops=champion)
+    for drop in drops:
+        snapshot.drop(drop)
+    return snapshot.prepare()
+
+
+def drops_of(made: Prepared) -> set[int]:
+    return {row["drop"] for row in [*made.train, *made.dev, *made.heldout]}
+
+
+def judged(made: Prepared, known: set[int], seed: int, on: str) -> dict[str, Any]:
+    """Judge a candidate whose scores depend on the records' ids alone."""
+    ids = [row["id"] for row in made.heldout]
+    dice = [np.random.default_rng([seed, int(name[:8], 16)]).random(2) < (0.8, 0.5) for name in ids]
+    lines = lines_of([one for one, _ in dice], [other for _, other in dice])
+    for line, row in zip(lines, made.heldout, strict=True):
+        line.update(id=row["id"], drop=row["drop"], pinned=row["pinned"])
+    gate = GateConfig.model_validate({"min_records": 20, "on": on})
+    rules = Rules(gate=gate, guards=GuardConfig(), known=Known(frozenset(known)))
+    verdict = judge(compare("exact_match", lines), rules)
+    return verdict.model_dump()
+
+
+DROP = st.dictionaries(st.integers(0, 400), st.sampled_from([("yes",), ("no",), ("yes", "no")]), min_size=1)
+
+
+def as_rows(content: dict[int, tuple[str, ...]]) -> list[dict[str, str]]:
+    return [{"instruction": f"Question {n}?", "output": answer} for n, some in content.items() for answer in some]
+
+
+@settings(max_examples=60, deadline=None)
+@given(nights=st.lists(DROP, min_size=1, max_size=4), data=st.data())
+def test_a_cumulative_export_is_split_like_one_of_the_new_rows_alone(
+    tmp_path_factory: pytest.TempPathFactory, nights: list[dict[int, tuple[str, ...]]], data: st.DataObject
+) -> None:
+    """Also where answers are corrected: a drop holds what it changes, or all that holds by then, in any order."""
+    root = tmp_path_factory.mktemp("exports")
+    everything: dict[int, tuple[str, ...]] = {}
+    changes, exports = [], []
+    for night in nights:
+        changes.append(as_rows({n: some for n, some in night.items() if everything.get(n) != some}))
+        everything.update(night)
+        exports.append(as_rows({n: everything[n] for n in data.draw(st.permutations(sorted(everything)))}))
+    one, other = (prepared(root, [*ANCHOR, *some[0]], *some[1:]) for some in (changes, exports))
+    assert (one.heldout, one.train, one.dev) == (other.heldout, other.train, other.dev)
+    assert one.dataset.dataset_sha256 == other.dataset.dataset_sha256
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("on", ["all", "established"])
+def test_the_verdict_does_not_depend_on_the_way_of_exporting(tmp_path: Path, on: str, seed: int) -> None:
+    incremental = prepared(tmp_path, rows(300), rows(100, start=300))
+    cumulative = prepared(tmp_path, rows(300), rows(400))
+    assert judged(incremental, {1}, seed, on) == judged(cumulative, {1}, seed, on)
+    assert judged(cumulative, {1}, seed, "established")["outcome"] != "insufficient_evidence"
+    kinds = {row["kind"]: row["records"] for row in judged(cumulative, {1}, seed, "all")["slices"]}
+    assert kinds["established"] + kinds["new"] == len(cumulative.heldout)
+    assert kinds["new"] == sum(row["drop"] == 2 for row in cumulative.heldout) > 0
+
+
+def test_the_whole_file_once_more_changes_nothing(tmp_path: Path) -> None:
+    once, again = prepared(tmp_path, rows(300)), prepared(tmp_path, rows(300), rows(300)[::-1])
+    assert (again.train, again.dev, again.heldout) == (once.train, once.dev, once.heldout)
+    assert again.dataset.dataset_sha256 == once.dataset.dataset_sha256
+    assert (once.dataset.duplicates, again.dataset.duplicates) == (0, 300)
+
+
+def answers(*some: str) -> list[dict[str, str]]:
+    return [{**row, "output": answer} for row in rows(30) for answer in some]
+
+
+@pytest.mark.parametrize(
+    ("history", "drop"),
+    [
+        (["yes", "yes", "yes"], 1),
+        (["yes", "no"], 2),
+        (["yes", "no", "no"], 2),
+        (["yes", "no", "yes"], 3),  # the champion may have been trained on the answer between
+        (["yes", "yes no"], 2),  # one answer more is another yardstick
+        (["yes no", "yes"], 2),  # one less, too
+        (["yes no", "no yes"], 1),
+        (["yes no", "yes no yes"], 1),
+    ],
+)
+def test_a_record_belongs_to_the_drop_that_last_changed_its_answers(
+    tmp_path: Path, history: list[str], drop: int
+) -> None:
+    made = prepared(tmp_path, *(answers(*some.split()) for some in history))
+    assert drops_of(made) == {drop}
+
+
+def test_a_drop_that_came_back_does_not_make_new_what_the_champion_knows_from_a_later_one(tmp_path: Path) -> None:
+    """The first drop was withdrawn when the champion was trained; its rows stand in the second one as they are."""
+    made = prepared(tmp_path, rows(300), rows(400), champion=(2,))
+    assert {row["drop"] for row in made.heldout} == {2}
+    assert {row["drop"] for row in made.train} == {1, 2}
+    changed = prepared(tmp_path, rows(300), rows(300), rows(300, answer="no"), champion=(1, 2))
+    assert drops_of(changed) == {3}
+
+
+def test_a_pinned_record_belongs_to_the_pinned_drop_that_brought_its_answers(tmp_path: Path) -> None:
+    snapshot = Snapshot(tmp_path).drop(rows(60)).drop(rows(30), "heldout").drop(rows(30), "heldout").drop(rows(60))
+    assert {row["drop"] for row in snapshot.prepare().heldout} == {2}
+
+
+@pytest.mark.parametrize("on", ["all", "established"])
+def test_wrong_pinned_answers_do_not_promote_a_model_that_is_always_wrong(tmp_path: Path, on: str) -> None:
+    """160 of them, and 740 rows to learn them from: the set that the track was judged on was theirs alone."""
+
+    def wrong(count: int, start: int) -> list[dict[str, str]]:
+        return [{**row, "output": "wrong"} for row in rows(count, start=start)]
+
+    gate = GateConfig.model_validate({"on": on})
+    made = Snapshot(tmp_path, gate=gate).drop(rows(1000)).drop(wrong(740, 2000)).drop(wrong(160, 4000), "heldout")
+    heldout = made.prepare().heldout
+    lines = lines_of([row["output"] == "wrong" for row in heldout], [row["output"] == "yes" for row in heldout])
+    for line, row in zip(lines, heldout, strict=True):
+        line.update(id=row["id"], drop=row["drop"], pinned=row["pinned"])
+    verdict = judge(compare("exact_match", lines), Rules(gate=gate, known=Known(frozenset({1}))))
+    assert verdict.outcome in {"worse", "guard_failed"}, verdict.sentence
+    assert not any(row["pinned"] for row in heldout)
+    assert {row["drop"] for row in heldout} == {1, 2}
+
+
+def test_references_that_a_later_pinned_drop_replaced_are_counted_and_named(tmp_path: Path) -> None:
+    train, exam, wrong = rows(60, start=100), rows(30), rows(20, answer="no")
+    once = Snapshot(tmp_path).drop(train).drop(exam, "heldout").drop(exam, "heldout")
+    assert once.prepare().dataset.warnings == ()
+    assert not any(row["replaced"] for row in once.prepare().heldout)
+    later = Snapshot(tmp_path).drop(train).drop(exam, "heldout").drop([*wrong, *rows(50, start=200)], "heldout")
+    made = later.drop(train).prepare()
+    found = made.dataset
+    assert found.pins_changed == {3: 20}
+    assert {row["id"] for row in made.heldout if row["replaced"]} == {row["id"] for row in made.heldout
+                                                                       if row["output"] == "no"}  # fmt: skip
+    assert sum(row["drop"] == 3 for row in made.heldout) == 70
+    assert found.warnings == (
+        (
+            "20 pinned references were replaced by d.jsonl (drop 3), which gives other answers than an earlier pinned "
+            "drop: if that is a mistake, dropforge drops withdraw 3 --reason TEXT"
+        ),
+    )
+    unpinned = Snapshot(tmp_path).drop(exam).drop(wrong).prepare()
+    assert (unpinned.dataset.pins_changed, unpinned.dataset.warnings) == ({}, ())
+    assert not any(row["replaced"] for row in unpinned.heldout)
+
+
+def test_references_are_no_longer_warned_of_once_a_champion_was_judged_by_them(tmp_path: Path) -> None:
+    def warnings(*champion: int) -> tuple[str, ...]:
+        snapshot = Snapshot(tmp_path).drop(rows(60, start=100)).drop(rows(30), "heldout")
+        snapshot.champion = ModelRef(model_id="m", path="models/m", generation=5, drops=champion)
+        snapshot.drop(rows(20, answer="no"), "heldout").drop(rows(3, answer="perhaps"), "heldout")
+        return snapshot.prepare().dataset.warnings
+
+    assert [said.split(":")[0][:47] for said in warnings(1, 2)] == [
+        "17 pinned references were replaced by d.jsonl (",
+        "3 pinned references were replaced by d.jsonl (d",
+    ]
+    assert [said[:13] for said in warnings(1, 2, 3)] == ["3 pinned refe"]
+    assert warnings(1, 2, 3, 4) == ()
+
+
+def test_references_that_are_no_json_are_counted_where_field_f1_decides(tmp_path: Path) -> None:
+    def exam(*answers: str) -> list[dict[str, str]]:
+        return [{"instruction": f"Read {place}", "output": text} for place, text in enumerate(answers)]
+
+    def prepare(metric: str, *answers: str) -> tuple[str, ...]:
+        snapshot = Snapshot(tmp_path, evaluate=EvaluateConfig.model_validate({"metric": metric}))
+        return snapshot.drop(rows(20)).drop(exam(*answers), "heldout").prepare().dataset.warnings
+
+    good = ['{"a": 1}'] * 9
+    broken = [*good[:3], '{"a": 1', "42", *good[:3]]
+    (said,) = prepare("json_f1", *broken)
+    assert said.startswith(
+        "2 of 8 held-out references are no JSON object or array, and an answer to them scores 0 by field F1 unless it "
+        "is the same text: 2 of drop 2 (d.jsonl), the first is record 4 of drop 2; if they should be, mend"
+    )
+    assert [json_f1(answer, ["42"]) for answer in ("42", '{"a": 42}', "43")] == [1, 0, 0]
+    assert len(prepare("auto", *good, "none")) == 1, "it is chosen where 80 % are JSON"
+    assert prepare("json_f1", *good) == prepare("exact_match", *broken) == ()

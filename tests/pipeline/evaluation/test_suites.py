@@ -1,0 +1,144 @@
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import CannotTrain
+from pipeline.evaluation import suites
+from pipeline.evaluation.suite_items import Item
+from pipeline.evaluation.suites import read_suite, read_suites
+
+ITEM = {"id": "a", "category": "sums", "question": "1 + 1?", "choices": ["2", "3"], "answer": 0}
+
+
+def write(path: Path, *lines: object) -> Path:
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return path
+
+
+def test_the_suite_that_ships_is_large_enough_for_a_guard_and_asks_everything_once() -> None:
+    suite = read_suite("builtin")
+    assert len(suite.items) >= 100
+    counts = Counter(item.category for item in suite.items)
+    assert len(counts) == 8
+    assert set(counts.values()) == {15}
+    assert len({item.id for item in suite.items}) == len(suite.items)
+    assert len({(item.question, item.choices) for item in suite.items}) == len(suite.items)
+    for item in suite.items:
+        assert len(set(item.choices)) == 4
+        assert 0 <= item.answer < 4
+    places = Counter(item.answer for item in suite.items)
+    assert min(places.values()) > 15, "the place of the right choice tells nothing"
+
+
+def test_a_file_of_questions_is_read_with_its_defaults(tmp_path: Path) -> None:
+    path = write(tmp_path / "own.jsonl", ITEM, "", {"question": "q", "choices": ["x", "y"], "answer": 1})
+    suite = read_suite(str(path))
+    assert suite.name == str(path)
+    assert suite.items == (
+        Item("a", "sums", "1 + 1?", ("2", "3"), 0), Item("3", "general", "q", ("x", "y"), 1),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("lines", [[ITEM, {**ITEM, "id": "b"}], [{"instruction": "Add.", "output": "2"}]])
+@pytest.mark.parametrize(
+    ("before", "end"), [("\ufeff", "\n"), ("", "\r\n"), ("\ufeff", "\r\n"), ("\ufeff\r\n", "\r\n")]
+)
+def test_what_editors_elsewhere_write_is_the_same_suite(
+    tmp_path: Path, lines: list[Any], before: str, end: str
+) -> None:
+    plain = read_suite(str(write(tmp_path / "plain.jsonl", *lines)))
+    text = before + "".join(json.dumps(line) + end for line in lines)
+    (tmp_path / "own.jsonl").write_bytes(text.encode())
+    found = read_suite(str(tmp_path / "own.jsonl"))
+    if before.endswith("\n"):
+        assert len(found.items) == len(plain.items)
+    else:
+        assert (found.items, found.digest) == (plain.items, plain.digest)
+
+
+def test_an_id_that_stands_twice_is_named_by_its_lines(tmp_path: Path) -> None:
+    path = write(tmp_path / "own.jsonl", "", ITEM, "", ITEM)
+    with pytest.raises(CannotTrain, match=r"line 4: id: 'a' is the id of line 2 already"):
+        read_suite(str(path))
+
+
+def test_a_suite_that_is_wrong_in_a_run_says_how_the_run_goes_on(tmp_path: Path) -> None:
+    path = write(tmp_path / "own.jsonl", ITEM, "{")
+    with pytest.raises(CannotTrain) as caught:
+        read_suites(("builtin", str(path)), 7)
+    assert f"suite {path}, line 2: " in caught.value.message
+    assert caught.value.hint.endswith("; then: dropforge retry 7")
+    assert [suite.name for suite in read_suites(("builtin", "builtin"), 7)] == ["builtin"]
+
+
+def test_a_file_of_records_is_answered_freely(tmp_path: Path) -> None:
+    path = write(tmp_path / "own.jsonl", {"instruction": "Add.", "input": "1 1", "output": "2"})
+    assert read_suite(str(path)).items == (Item("1", "general", "Add.\n### Input:\n1 1", references=("2",)),)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ({**ITEM, "answer": 2}, "answer: 2 is no index of the 2 choices"),
+        ({**ITEM, "answer": -1}, "answer: Input should be greater than or equal to 0"),
+        ({**ITEM, "choices": ["2"]}, "choices: "),
+        ({**ITEM, "choices": ["2", "2"]}, "choices: each must be a text of its own"),
+        ({**ITEM, "choices": ["2", " "]}, "choices: each must be a text of its own"),
+        ({**ITEM, "choices": ["2", 3]}, "choices.1: "),
+        ({**ITEM, "question": ""}, "question: "),
+        ({"question": "q", "choices": ["x", "y"]}, "answer: Field required"),
+        ({**ITEM, "hint": "x"}, "hint: Extra inputs are not permitted"),
+        ({**ITEM}, "id: 'a' is the id of line 1 already"),
+        ('{"question": "q", "question": "r"}', "stands twice"),
+        ("{", "JSON"),
+        ("[1]", "Input should be"),
+    ],
+)
+def test_a_wrong_line_is_named_with_its_field(tmp_path: Path, line: Any, words: str) -> None:
+    path = write(tmp_path / "own.jsonl", ITEM, line)
+    with pytest.raises(CannotTrain) as caught:
+        read_suite(str(path))
+    assert f"suite {path}, line 2: " in caught.value.message
+    assert words in caught.value.message
+    assert '"choices"' in caught.value.hint
+
+
+def test_a_wrong_record_is_named_too(tmp_path: Path) -> None:
+    record = {"instruction": "a", "output": "b"}
+    path = write(tmp_path / "own.jsonl", record, {"instruction": "a"})
+    with pytest.raises(CannotTrain, match=r"line 2: .*output"):
+        read_suite(str(path))
+
+
+@pytest.mark.parametrize("content", [None, "", "\n\n"])
+def test_a_suite_that_is_not_there_or_empty_is_refused(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "own.jsonl"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(CannotTrain, match=r"is empty|there is no suite") as caught:
+        read_suite(str(path))
+    assert "evaluate.general" in caught.value.hint
+
+
+def test_the_hash_follows_the_items_and_not_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = read_suite(str(write(tmp_path / "one.jsonl", ITEM)))
+    assert read_suite(str(write(tmp_path / "two.jsonl", ITEM))).digest == one.digest
+    assert read_suite(str(write(tmp_path / "three.jsonl", {**ITEM, "answer": 1}))).digest != one.digest
+    monkeypatch.setattr(suites, "_SCORING", "another way")
+    assert read_suite(str(tmp_path / "one.jsonl")).digest != one.digest
+
+
+def test_the_right_choice_counts_where_it_is_the_likeliest() -> None:
+    item = Item("a", "sums", "q", ("x", "y", "z"), 1)
+    assert item.score_choice([2.0, 1.0, 3.0]) == 1.0
+    assert item.score_choice([0.5, 1.0, 3.0]) == 0.0
+
+
+def test_lm_eval_that_is_not_installed_is_said_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.qlora.lm_eval.find_spec", lambda _name: None)
+    with pytest.raises(CannotTrain, match="lm-eval is not installed") as caught:
+        read_suite("lm-eval:arc_easy")
+    assert "pip install 'lm-eval" in caught.value.hint

@@ -1,0 +1,146 @@
+"""What the gate reads: the report's files, in any order, or a refusal."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.artifacts import FormerScores, Report, Scores, SuiteScores
+from pipeline.errors import StepFailed
+from pipeline.gate.comparison import Comparison, compare, read_comparison
+from tests.records_made import yes_or_no
+
+Read = Callable[..., Comparison]
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Read:
+    """Return a function that writes a report's files and reads the comparison from them."""
+
+    def write(name: str, lines: list[dict[str, Any]]) -> None:
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (tmp_path / "report" / name).write_text(text, encoding="utf-8")
+
+    def run(lines: list[dict[str, Any]], **more: Any) -> Comparison:
+        (tmp_path / "report").mkdir(exist_ok=True)
+        write("records.jsonl", lines)
+        write("suite-1.jsonl", more.pop("suite", []))
+        write("former-2.jsonl", more.pop("former_lines", []))
+        numbers = {"metrics": {}, "nll": 1.0, "generated": 0, "cached": 0, "seconds": 0.0}
+        facts: dict[str, Any] = {
+            "folder": "report", "metric": "exact_match", "heldout_version": "v", "records": len(lines),
+            "candidate": Scores.model_validate({"model_id": "new", "seconds_per_answer": 0.5, **numbers}),
+            "champion": Scores.model_validate({"model_id": "old", "size_bytes": 7, **numbers}),
+            "champion_generation": 3, "prediction_keys": {},
+        }  # fmt: skip
+        return read_comparison(tmp_path, Report.model_validate({**facts, **more}), None, all_pinned=False)
+
+    return run
+
+
+def test_records_are_read_in_the_order_of_their_ids_with_all_that_they_say(read: Read) -> None:
+    lines = yes_or_no(1, 1, 1)
+    lines[1].update(tags=["a", "b"], drop=4, pinned=True, replaced=True)
+    lines[1]["candidate"].update(nll_sum=9.0, nll_tokens=3, degenerate=["looping"])
+    found = read(lines[::-1])
+    assert found.ids == ("000000", "000001", "000002")
+    assert found.differences().tolist() == [1.0, -1.0, 0.0]
+    assert found.drops.tolist() == [1, 4, 1]
+    assert found.pinned.tolist() == found.replaced.tolist() == [False, True, False]
+    assert found.part(found.pinned).replaced.tolist() == [True]
+    assert {tag: flags.tolist() for tag, flags in found.tags.items()} == {key: [False, True, False] for key in "ab"}
+    assert found.nll is not None
+    assert found.nll[0].tolist() == [[4, 4], [9, 4], [4, 4]]
+    assert found.degenerate["looping"].tolist() == [[0, 0], [1, 0], [0, 0]]
+    assert (found.seconds_per_answer, found.size_bytes) == ((0.5, None), (0, 7))
+
+
+def test_suites_and_former_champions_come_from_their_files(read: Read) -> None:
+    lines = yes_or_no(1, 1, 1)
+    suite = [{"id": "i", "category": "c", "candidate": 1.0, "champion": 0.5}]
+    former_lines = [{"id": "000002", "score": 0.25}, {"id": "000000", "score": 1.0}, {"id": "gone", "score": 0.0}]
+    found = read(
+        lines,
+        suite=suite,
+        former_lines=former_lines,
+        suites=(SuiteScores(name="builtin", records=1, candidate=100, champion=50, file="suite-1.jsonl"),),
+        former=(FormerScores(generation=2, model_id="m", records=2, score=62.5, file="former-2.jsonl"),),
+    )
+    assert [(one.name, one.scores.tolist()) for one in found.suites] == [("builtin", [[1.0, 0.5]])]
+    (former,) = found.former
+    assert (former.generation, former.places.tolist(), former.scores.tolist()) == (2, [0, 2], [1.0, 0.25])
+
+
+def test_what_the_base_model_got_in_a_suite_is_read_where_it_was_measured(read: Read) -> None:
+    suite = [
+        {"id": name, "category": "c", "candidate": 1.0, "champion": 0.5, "base": score}
+        for name, score in (("b", 0.25), ("a", 0.75))
+    ]
+    facts: dict[str, Any] = {"name": "builtin", "records": 2, "candidate": 100, "champion": 50, "file": "suite-1.jsonl"}
+    found = read(yes_or_no(1, 1, 1), suite=suite, suites=(SuiteScores(**facts, base=50),), base_model_id="b")
+    assert found.held_to_base
+    assert found.suites[0].base is not None
+    assert found.suites[0].base.tolist() == [0.75, 0.25]
+    without = [{name: value for name, value in line.items() if name != "base"} for line in suite]
+    found = read(yes_or_no(1, 1, 1), suite=without, suites=(SuiteScores(**facts),), base_model_id="b")
+    assert (found.held_to_base, found.suites[0].base) == (True, None)
+    assert not read(yes_or_no(1, 1, 1), suite=without, suites=(SuiteScores(**facts),)).held_to_base
+
+
+def test_a_part_takes_every_column_along_and_keeps_suites(read: Read) -> None:
+    former_lines = [{"id": "000000", "score": 0.1}, {"id": "000002", "score": 0.2}, {"id": "000003", "score": 0.3}]
+    found = read(
+        yes_or_no(2, 1, 1),
+        former_lines=former_lines,
+        former=(FormerScores(generation=2, model_id="m", records=3, score=20, file="former-2.jsonl"),),
+    )
+    part = found.part(np.array([False, True, True, True]))
+    assert part.ids == ("000001", "000002", "000003")
+    assert part.differences().tolist() == [1.0, -1.0, 0.0]
+    assert part.former[0].places.tolist() == [1, 2]
+    assert part.former[0].scores.tolist() == [0.2, 0.3]
+    assert {len(pair) for pair in (*part.scores.values(), *part.degenerate.values(), part.pinned)} == {3}
+    assert found.part(np.ones(4, dtype=np.bool_)) is found
+
+
+def test_a_metric_of_some_records_keeps_their_places_and_a_part_takes_it_along() -> None:
+    lines = yes_or_no(2, 1, 1)
+    for place in (1, 3):
+        lines[place]["candidate"]["scores"]["json_valid"] = 0.0
+        lines[place]["champion"]["scores"]["json_valid"] = 1.0
+    found = compare("exact_match", lines)
+    assert (list(found.scores), list(found.partial)) == (["exact_match"], ["json_valid"])
+    assert found.partial["json_valid"].places.tolist() == [1, 3]
+    assert found.pair("json_valid").tolist() == [[0, 1], [0, 1]]
+    assert found.differences("json_valid").tolist() == [-1, -1]
+    part = found.part(np.array([True, False, True, True]))
+    assert part.partial["json_valid"].places.tolist() == [2]
+    assert part.pair("json_valid").tolist() == [[0, 1]]
+    assert found.part(np.array([True, False, True, False])).pair("json_valid").shape == (0, 2)
+    assert found.pair("rougeL").shape == (0, 2)
+
+
+@pytest.mark.parametrize("wrong", ["one model's alone", "a metric of every record"])
+def test_a_metric_of_some_records_is_one_that_may_be_and_of_both_models(wrong: str) -> None:
+    lines = yes_or_no(2, 1, 1)
+    name = "json_valid" if wrong == "one model's alone" else "rougeL"
+    lines[1]["candidate"]["scores"][name] = 1.0
+    if name == "rougeL":
+        lines[1]["champion"]["scores"][name] = 1.0
+    with pytest.raises(StepFailed, match="not all scored by the same metrics"):
+        compare("exact_match", lines)
+
+
+def test_a_record_twice_is_refused(read: Read) -> None:
+    lines = yes_or_no(2, 0, 0)
+    lines[1]["id"] = lines[0]["id"]
+    with pytest.raises(StepFailed, match="speaks of 2 records"):
+        read(lines)
+
+
+def test_a_metric_that_is_not_among_the_scores_is_refused() -> None:
+    with pytest.raises(StepFailed, match="not all scored by the same metrics, rougeL among them"):
+        compare("rougeL", yes_or_no(1, 0, 0))

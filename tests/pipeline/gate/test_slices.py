@@ -1,0 +1,100 @@
+"""Parts of the held-out records, and what the champion knows of them."""
+
+from typing import Any
+
+import pytest
+from scipy import stats
+
+from pipeline.gate import slices as slices_module
+from pipeline.gate.comparison import Comparison, compare
+from pipeline.gate.slices import LEAST_TESTED, MOST_SMALL, Known, count_unlisted, find_slices, measure_slices
+from pipeline.steps.decide import Rules, judge
+from tests.records_made import lines_of, yes_or_no
+
+
+def of_drops(*drops: int, **more: Any) -> Comparison:
+    lines = lines_of([1] * len(drops), [0] * len(drops))
+    for line, drop in zip(lines, drops, strict=True):
+        line.update(drop=drop, **more)
+    return compare("exact_match", lines)
+
+
+def test_records_of_drops_that_the_champion_knows_are_established_and_the_others_new() -> None:
+    slices = find_slices(of_drops(1, 2, 3, 3), Known(frozenset({1, 3}), {3: "c.jsonl"}))
+    assert [(one.kind, one.label, one.mask.tolist(), one.established) for one in slices] == [
+        ("established", "records of drops that the champion knows", [True, False, True, True], True),
+        ("new", "records of new drops", [False, True, False, False], False),
+        ("drop", "drop 1", [True, False, False, False], True),
+        ("drop", "drop 2", [False, True, False, False], False),
+        ("drop", "drop 3 (c.jsonl)", [False, False, True, True], True),
+    ]
+
+
+@pytest.mark.parametrize("known", [Known(None), Known(frozenset({1, 2}))])
+def test_nothing_is_new_to_a_base_model_or_to_a_champion_that_knows_all(known: Known) -> None:
+    assert {one.kind for one in find_slices(of_drops(1, 2), known)} == {"drop"}
+    assert find_slices(of_drops(1, 1), known) == ()
+
+
+def test_all_records_may_be_new() -> None:
+    (only,) = find_slices(of_drops(5, 5), Known(frozenset()))
+    assert (only.kind, only.mask.tolist()) == ("new", [True, True])
+
+
+def test_pinned_records_are_established() -> None:
+    assert {one.kind for one in find_slices(of_drops(5, 6, pinned=True), Known(frozenset({1})))} == {"drop"}
+
+
+def test_a_tag_of_all_records_is_no_slice_and_small_tags_are_listed_up_to_a_number() -> None:
+    count = MOST_SMALL + 10
+    lines = yes_or_no(LEAST_TESTED + count, 0, 0)
+    for place, line in enumerate(lines):
+        line["tags"] = ["all", "common"] if place < LEAST_TESTED else ["all", f"rare {place}"]
+    slices = find_slices(compare("exact_match", lines), Known())
+    assert slices[0].label == "tag common"
+    assert len(slices) == 1 + MOST_SMALL
+    assert count_unlisted(compare("exact_match", lines)) == 10
+
+
+def test_small_drops_are_listed_up_to_a_number_the_newest_of_them_and_larger_ones_always() -> None:
+    small = range(2, 2 + MOST_SMALL + 3)
+    found = of_drops(*[1] * LEAST_TESTED, *small, *[99] * LEAST_TESTED)
+    slices = find_slices(found, Known())
+    assert [one.label for one in slices] == [f"drop {drop}" for drop in (1, *small[3:], 99)]
+    assert count_unlisted(found) == 3
+    assert count_unlisted(of_drops(*[1] * LEAST_TESTED, *small[3:])) == 0
+
+
+@pytest.mark.parametrize("outcome", [(1, 9), (9, 1)])
+def test_small_drops_that_are_not_listed_change_no_verdict(
+    outcome: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [*yes_or_no(40, 10, 100), *yes_or_no(*outcome, 110)]
+    for place, line in enumerate(lines):
+        line["id"], line["drop"] = f"{place:06x}", 1 if place < 150 else place
+    found = compare("exact_match", lines)
+    capped = judge(found, Rules())
+    monkeypatch.setattr(slices_module, "MOST_SMALL", 10**6)
+    whole = judge(found, Rules())
+    assert (capped.slices_not_listed, whole.slices_not_listed) == (120 - MOST_SMALL, 0)
+    assert len(capped.slices) == 1 + MOST_SMALL
+    kept = [row for row in whole.guards if row in capped.guards]
+    assert kept == list(capped.guards)
+    assert all(row.state == "shown" for row in whole.guards if row not in capped.guards)
+    same = {"slices": (), "guards": (), "slices_not_listed": 0}
+    assert capped.model_copy(update=same) == whole.model_copy(update=same)
+
+
+def test_a_slice_is_measured_like_the_whole() -> None:
+    lines = [*yes_or_no(30, 10, 60), *yes_or_no(0, 5, 45)]
+    for place, line in enumerate(lines):
+        line["id"], line["drop"] = f"{place:06x}", 1 if place < 100 else 2
+    found = compare("exact_match", lines)
+    first, second = measure_slices(found, find_slices(found, Known()), seed=1)
+    assert (first.label, first.records, first.candidate, first.champion) == ("drop 1", 100, 90.0, 70.0)
+    assert first.gain == pytest.approx(20)
+    assert first.p_value == pytest.approx(stats.binomtest(30, 40, alternative="greater").pvalue)
+    assert first.interval is not None
+    assert 4 < first.interval[0] < 20 < first.interval[1] < 35
+    assert second.gain == pytest.approx(-10)
+    assert second.p_value == 1.0

@@ -1,0 +1,266 @@
+import string
+
+import numpy as np
+import pytest
+import sacrebleu
+from hypothesis import given
+from hypothesis import strategies as st
+from rouge_score import rouge_scorer
+
+from pipeline.metrics import registry
+from pipeline.metrics.registry import METRICS
+
+#: A token of a script without spaces.
+LETTER = registry._UNSPACED_SIGN
+
+SCRIPTS = {
+    "Thai": "สวัสดีครับ ผมกำลังเรียนภาษาไทย",
+    "Russian": "Съешь ещё этих мягких французских булок",
+    "Chinese": "你好，世界。这是一个测试。",
+    "Hindi": "हिन्दी में लिखा हुआ वाक्य",
+    "Arabic": "مرحبا بالعالم الجميل",
+    "Korean": "한국어 문장을 씁니다",
+    "Japanese": "カタカナとひらがなを書く",
+    "emoji": "👍 🎉",
+    "English": "The quick brown fox.",
+}
+#: Those that compare texts of any kind.
+TEXT = [name for name in METRICS if not name.startswith("json")]
+CONTINUOUS = [name for name in TEXT if METRICS[name].continuous]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("name", TEXT)
+def test_an_identical_answer_scores_one_in_every_script(name: str, script: str) -> None:
+    assert METRICS[name].compute(SCRIPTS[script], [SCRIPTS[script]]) == 1.0
+
+
+@pytest.mark.parametrize("script", ["Thai", "Russian", "Chinese", "Hindi"])
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_half_an_answer_scores_between_nothing_and_all_in_every_script(name: str, script: str) -> None:
+    text = SCRIPTS[script]
+    score = METRICS[name].compute(text[: len(text) // 2], [text])
+    assert 0.0 < score < 1.0
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_another_answer_and_no_answer_score_zero(name: str) -> None:
+    assert METRICS[name].compute("jjj", ["a quick brown fox"]) == 0.0
+    assert METRICS[name].compute("", ["a quick brown fox"]) == 0.0
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_the_nearest_of_several_references_counts(name: str) -> None:
+    score = METRICS[name].compute("quick brown fox", ["something else", "quick brown fox", "nothing at all"])
+    assert score == 1.0
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_scoring_together_is_scoring_one_by_one(name: str) -> None:
+    answers = ["a b c", "", "x y", "Ответ", "-"]
+    references = [["a b d", "a"], ["a"], ["x y"], ["ответ да"], ["-"]]
+    metric = METRICS[name]
+    together = metric.scores(answers, references)
+    assert together == [metric.compute(answer, some) for answer, some in zip(answers, references, strict=True)]
+    assert together[-1] == 1.0
+    assert metric.scores([], []) == []
+
+
+@pytest.mark.parametrize("name", ["rouge1", "rouge2", "rougeL"])
+def test_rouge_on_english_is_rouge_scores_own(name: str) -> None:
+    seeded = np.random.default_rng(4)
+    words = ["the", "cat", "sat", "on", "a", "mat", "don't", "U.S.", "3.5", "well-known", "snake_case", "Mixed"]
+    answers, references = ([" ".join(seeded.choice(words, 12)) for _ in range(40)] for _ in range(2))
+    scorer = rouge_scorer.RougeScorer([name], use_stemmer=False)
+    pairs = list(zip(answers, references, strict=True))
+    expected = [scorer.score(reference, answer)[name].fmeasure for answer, reference in pairs]
+    assert METRICS[name].scores(answers, [[reference] for reference in references]) == pytest.approx(expected)
+
+
+def test_the_tokens_of_ascii_text_are_the_same_however_they_are_found() -> None:
+    seeded = np.random.default_rng(5)
+    for _ in range(50):
+        text = "".join(seeded.choice(list(string.printable), 60))
+        assert registry.tokens(text) == registry.tokens(text + " \u00a1")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", 0),
+        ("one two  three", 3),
+        ("https://example.org/a/b?c=d 7f3c-11aa-90be", 2),
+        ("C'est l'été à Besançon", 4),
+        ("Где моя посылка", 3),
+        ("제 소포는 어디에 있나요", 4),
+        ("私は毎朝七時に起きます。", 5),  # 11 characters
+        ("私は毎朝七時に起きました", 6),
+        ("ไม่ทราบ", 3),  # 6 letters, one with a mark
+        ("ｶｽﾀﾏｰｻﾎﾟｰﾄ", 4),  # 9 characters, half-width
+        ("iPhone 手机", 2),
+        ("🙂 ！", 2),
+    ],
+)
+def test_words_are_counted_in_any_script(text: str, words: int) -> None:
+    assert [registry.is_short(text, most) for most in range(1, 8)] == [words <= most for most in range(1, 8)]
+
+
+@given(text=st.text(st.one_of(st.characters(), st.sampled_from("ｶﾞがกำ้中1a ")), max_size=60))
+def test_in_a_script_without_spaces_two_tokens_are_a_word(text: str) -> None:
+    pieces = [[token for token in registry.tokens(piece) if LETTER.match(token)] for piece in text.split()]
+    words = max(len(pieces), sum(not some for some in pieces) + sum(map(len, pieces)) // 2)
+    assert [registry.is_short(text, most) for most in range(1, 40)] == [words <= most for most in range(1, 40)]
+
+
+@pytest.mark.parametrize("beginning", ["https://example.org/" + "a" * 90, "=" * 300, "—" * 3000, "é" * 600])
+def test_a_paragraph_is_long_whatever_it_begins_with(beginning: str) -> None:
+    paragraph = "这是一个很长的中文段落用来说明问题" * 40
+    assert not registry.is_short(beginning + paragraph, 5)
+    assert registry.is_short(beginning, 5)
+
+
+def test_marks_are_no_words_of_their_own_however_far_into_a_text_they_stand() -> None:
+    seeded = np.random.default_rng(6)
+    for length in (255, 257, 700):
+        for _ in range(20):
+            text = "".join(seeded.choice(list("ｶﾞがกำ้中がa"), length))
+            words = sum(bool(LETTER.match(token)) for token in registry.tokens(text)) // 2
+            assert [registry.is_short(text, most) for most in (words - 1, words)] == [False, True]
+
+
+def test_token_f1_is_the_harmonic_mean_of_precision_and_recall() -> None:
+    # Precision 2/3, recall 2/4.
+    assert METRICS["token_f1"].compute("a b x", ["a b c d"]) == pytest.approx(2 * (2 / 3) * (2 / 4) / (2 / 3 + 2 / 4))
+    assert METRICS["token_f1"].compute("a a a", ["a"]) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        ("  Billing.\n", "billing"),
+        ("**Billing**", "billing"),
+        ("\u201cYes!\u201d", "yes"),
+        ("\uff22\uff49\uff4c\uff4c", "Bill"),
+        ("STRASSE", "stra\u00dfe"),
+        ("two  \t words", "two words"),
+        ("(a)", "a"),
+        ("是的。", "是的"),
+        ("caf\u0065\u0301", "caf\u00e9"),
+    ],
+)
+def test_exact_match_sees_through_case_space_form_and_surrounding_punctuation(said: str, wanted: str) -> None:
+    assert METRICS["exact_match"].compute(said, [wanted]) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        ("-5", "5"),
+        ("50%", "50"),
+        (".5", "5"),
+        ("C#", "C"),
+        ("$5", "5"),
+        ("co-op", "coop"),
+        ("billing now", "billing"),
+        ("?", "!"),
+    ],
+)
+def test_exact_match_keeps_what_carries_meaning(said: str, wanted: str) -> None:
+    assert METRICS["exact_match"].compute(said, [wanted]) == 0.0
+
+
+def test_marks_and_invisible_signs_stay_with_their_letter() -> None:
+    assert registry.tokens("हिन्दी शब्द") == ["हिन्दी", "शब्द"]
+    assert registry.tokens("می\u200cخواهم") == ["میخواهم"]
+    assert registry.tokens("東京tower・2塔") == ["東", "京", "tower", "2", "塔"]
+    assert registry.tokens("! \u0301 a") == ["a"]
+
+
+def test_only_exact_match_is_a_yes_or_no_and_every_metric_has_its_own_name() -> None:
+    assert [name for name, metric in METRICS.items() if not metric.continuous] == ["exact_match", "json_valid"]
+    assert all(name == metric.name for name, metric in METRICS.items())
+    assert all(metric.higher_is_better for metric in METRICS.values())
+
+
+# chrF against sacrebleu's corpus score, which takes another way through that package: a corpus of one is one sentence.
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_chrf_is_sacrebleus_own(script: str) -> None:
+    seeded = np.random.default_rng(6)
+    signs = list(SCRIPTS[script] + " xyz")
+    for _ in range(10):
+        answer, one, other = ("".join(seeded.choice(signs, 30)) for _ in range(3))
+        expected = sacrebleu.corpus_chrf([answer], [[one], [other]]).score
+        assert METRICS["chrf"].compute(answer, [one, other]) == pytest.approx(expected / 100)
+
+
+def test_chrf_weighs_recall_four_times_and_does_not_see_blanks() -> None:
+    # "ab" against "abcd": of the 1-grams 2/2 and 2/4, of the 2-grams 1/1 and 1/3; no answer has longer ones.
+    precision, recall = 1.0, (2 / 4 + 1 / 3) / 2
+    assert METRICS["chrf"].compute("a b", ["abcd"]) == pytest.approx(5 * precision * recall / (4 * precision + recall))
+    assert METRICS["chrf"].compute("x", []) == 0.0
+
+
+# JSON -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("said", "valid"),
+    [
+        ('{"a": 1}', 1.0),
+        (" [1, 2]\n", 1.0),
+        ("{}", 1.0),
+        ('```json\n{"a": 1}\n```', 0.0),
+        ('{"a": 1} I hope this helps', 0.0),
+        ('{"a": NaN}', 0.0),
+        ("{'a': 1}", 0.0),
+        ("3", 0.0),
+        ('"a"', 0.0),
+        ("", 0.0),
+        ("[" * 100_000, 0.0),
+    ],
+)
+def test_valid_is_a_json_object_or_array_and_nothing_around_it(said: str, valid: float) -> None:
+    assert METRICS["json_valid"].compute(said, ["{}"]) == valid
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted", "score"),
+    [
+        ('{"b": 2, "a": 1}', '{"a": 1, "b": 2}', 1.0),
+        ('{"a": 1.0}', '{"a": 1}', 1.0),
+        ('{"a": 1, "b": 3}', '{"a": 1, "b": 2}', 0.5),
+        ('{"a": 1}', '{"a": 1, "b": 2}', 2 / 3),
+        ('{"a": {"b": [1, 2]}}', '{"a": {"b": [1, 3]}}', 0.5),
+        ("[1, 2]", "[2, 1]", 0.0),
+        ('{"a": "1"}', '{"a": 1}', 0.0),
+        ('{"a": true}', '{"a": 1}', 0.0),
+        ('{"a": []}', '{"a": {}}', 0.0),
+        ("{}", "{}", 1.0),
+        ('{"a": null}', "{}", 0.0),
+        ("nothing", '{"a": 1}', 0.0),
+    ],
+)
+def test_field_f1_counts_paths_with_their_values(said: str, wanted: str, score: float) -> None:
+    assert METRICS["json_f1"].compute(said, [wanted]) == pytest.approx(score)
+
+
+def test_json_of_any_depth_is_scored_or_taken_for_text_and_breaks_nothing() -> None:
+    for depth in range(800, 1020):
+        deep = "[" * depth + "]" * depth
+        # Near the limit, how deep json reads depends on who calls it.
+        assert METRICS["json_f1"].compute(deep, [deep]) == 1.0 or depth > 900
+
+
+def test_of_several_references_the_nearest_counts_and_one_that_is_no_json_is_one_field() -> None:
+    assert METRICS["json_f1"].compute('{"a": 1}', ['{"a": 2}', '{"a": 1}', "no"]) == 1.0
+    assert METRICS["json_f1"].compute("None.", ['{"a": 2}', "none"]) == 1.0
+    assert METRICS["json_f1"].compute("{}", []) == 0.0
+
+
+def test_the_json_metrics_apply_where_every_reference_is_json_and_the_others_everywhere() -> None:
+    for name, metric in METRICS.items():
+        assert metric.says_something(["[1]", '{"a": 1}'])
+        assert metric.says_something(["[1]", "none"]) == (name in TEXT)
+        assert metric.says_something([]) == (name in TEXT)

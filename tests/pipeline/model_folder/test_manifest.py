@@ -1,0 +1,326 @@
+"""A model folder's identity, its manifest, and what a base model must be."""
+
+import json
+import os
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import CannotTrain, DropforgeError
+from pipeline.model_folder.manifest import (
+    MANIFEST_NAME,
+    check_base,
+    model_files,
+    model_id,
+    verify_manifest,
+    write_manifest,
+)
+from pipeline.model_folder.safetensors_files import HEADER_BYTES
+from pipeline.regular_files import open_regular
+
+
+@pytest.fixture
+def folder(tiny_llama: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny model that may be spoilt."""
+    return Path(shutil.copytree(tiny_llama, tmp_path / "model"))
+
+
+def edit(path: Path, change: Callable[[Any], Any]) -> None:
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+
+
+def test_the_identity_is_weights_config_tokenizer_generation_config_and_template(folder: Path) -> None:
+    (folder / "README.md").write_text("a card")
+    (folder / "training_args.bin").write_bytes(b"x")
+    assert [path.name for path in model_files(folder)] == [
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["chat_template.jinja", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json"],
+)
+def test_a_change_of_any_of_them_changes_the_id(folder: Path, name: str) -> None:
+    before = model_id(folder)
+    with (folder / name).open("ab") as file:
+        file.write(b" ")
+    assert model_id(folder) != before
+
+
+def test_moving_content_between_names_changes_the_id(folder: Path) -> None:
+    (folder / "vocab.txt").write_text("x")
+    before = model_id(folder)
+    (folder / "vocab.txt").rename(folder / "vocab.json")
+    assert model_id(folder) != before
+
+
+def test_card_and_manifest_do_not_change_the_id(folder: Path) -> None:
+    before = model_id(folder)
+    (folder / "README.md").write_text("a card")
+    assert write_manifest(folder) == before
+    assert model_id(folder) == before
+
+
+def test_an_additional_chat_template_belongs_to_the_model(folder: Path) -> None:
+    before = model_id(folder)
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tools.jinja").write_text("x")
+    assert model_id(folder) != before
+
+
+def test_links_are_followed_as_a_download_cache_lays_them_out(folder: Path, tmp_path: Path) -> None:
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for path in folder.iterdir():
+        (linked / path.name).symlink_to(path)
+    assert model_id(linked) == model_id(folder)
+    check_base(linked)
+
+
+def test_an_untouched_folder_fits_its_manifest(folder: Path) -> None:
+    (folder / "README.md").write_text("a card")
+    identity = write_manifest(folder)
+    manifest = json.loads((folder / MANIFEST_NAME).read_text())
+    assert manifest["model_id"] == identity
+    assert manifest["files"]["README.md"]["size"] == 6
+    assert verify_manifest(folder) == identity
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "model.safetensors": lambda folder: flip(folder / "model.safetensors"),
+    "tokenizer.json": lambda folder: (folder / "tokenizer.json").unlink(),
+    "config.json": lambda folder: (folder / "config.json").write_text("{}"),
+    "merges.txt": lambda folder: (folder / "merges.txt").write_text("not listed"),
+    MANIFEST_NAME: lambda folder: edit(folder / MANIFEST_NAME, lambda value: {**value, "model_id": "0" * 64}),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_file_is_named(folder: Path, name: str) -> None:
+    write_manifest(folder)
+    DAMAGE[name](folder)
+    with pytest.raises(DropforgeError, match=name):
+        verify_manifest(folder)
+
+
+def test_a_folder_without_a_readable_manifest_is_not_taken_for_good(folder: Path) -> None:
+    with pytest.raises(DropforgeError, match=MANIFEST_NAME):
+        verify_manifest(folder)
+    (folder / MANIFEST_NAME).write_text("[")
+    with pytest.raises(DropforgeError, match=MANIFEST_NAME):
+        verify_manifest(folder)
+
+
+def test_a_plain_model_folder_is_a_base(folder: Path) -> None:
+    check_base(folder)
+
+
+def test_pickled_weights_beside_safetensors_are_left_alone(folder: Path) -> None:
+    (folder / "pytorch_model.bin").write_bytes(b"x")
+    check_base(folder)
+
+
+def only_pickles(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def cut_off(folder: Path) -> None:
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[:-10])
+
+
+def pointer(folder: Path) -> None:
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 1\n")
+
+
+def absurd_header(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", 2) + b"[]")
+
+
+def missing_shard(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+
+
+def setting(name: str, key: str, value: object) -> Callable[[Path], None]:
+    return lambda folder: edit(folder / name, lambda config: {**config, key: value})
+
+
+def pipe(name: str) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        (folder / name).unlink(missing_ok=True)
+        os.mkfifo(folder / name)
+
+    return make
+
+
+def device(folder: Path) -> None:
+    (folder / "chat_template.jinja").unlink()
+    (folder / "chat_template.jinja").symlink_to(os.devnull)
+
+
+def grown(name: str, size: int) -> Callable[[Path], None]:
+    return lambda folder: os.truncate(folder / name, size)
+
+
+def nested(name: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_text("[" * 200_000)
+
+
+def index(weight_map: object) -> Callable[[Path], object]:
+    return lambda folder: (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def write_header(folder: Path, header: object, data: bytes = b"") -> None:
+    text = json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+def tensors(data: bytes, **entries: tuple[str, object, object]) -> Callable[[Path], None]:
+    header = {
+        name: {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+        for name, (dtype, shape, offsets) in entries.items()
+    }
+    return lambda folder: write_header(folder, header, data)
+
+
+def mostly_a_hole(folder: Path) -> None:
+    size = 1 << 40
+    write_header(folder, {"a": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}})
+    path = folder / "model.safetensors"
+    os.truncate(path, path.stat().st_size + size)
+
+
+def long_headers(folder: Path) -> None:
+    """Write two shards whose headers are together longer than all of a model may be, each in a hole."""
+    (folder / "model.safetensors").unlink()
+    text = json.dumps({"__metadata__": {"a": "b"}}).encode().ljust(HEADER_BYTES * 2 // 3)
+    for name in ("model.safetensors", "model-2.safetensors"):
+        (folder / name).write_bytes(struct.pack("<Q", len(text)) + text)
+
+
+UNFIT: dict[str, tuple[Callable[[Path], object], str]] = {
+    "it is not there": (shutil.rmtree, "no base model folder"),
+    "weights are pickled": (only_pickles, "pytorch_model.bin"),
+    "there are no weights": (lambda folder: (folder / "model.safetensors").unlink(), "no safetensors weights"),
+    "weights are cut off": (cut_off, "model.safetensors that is cut off"),
+    "weights are a git-lfs pointer": (pointer, "cut off or no safetensors"),
+    "weights have no header": (absurd_header, "cut off or no safetensors"),
+    "a shard is missing": (missing_shard, "model-00002-of-00002.safetensors"),
+    "its model is code": (setting("config.json", "auto_map", {"AutoModel": "x.Y"}), "auto_map"),
+    "its tokenizer is code": (
+        setting("tokenizer_config.json", "auto_map", {"AutoTokenizer": ["x.Y", None]}),
+        "auto_map",
+    ),
+    "it is quantised": (setting("config.json", "quantization_config", {"load_in_4bit": True}), "quantised already"),
+    "it is an encoder-decoder": (setting("config.json", "is_encoder_decoder", True), "encoder-decoder"),  # noqa: FBT003
+    "it is an adapter": (lambda folder: (folder / "adapter_config.json").write_text("{}"), "adapter"),
+    "config.json is broken": (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
+    "config.json is a pipe": (pipe("config.json"), "holds config.json, which is no regular file"),
+    "some other file is a pipe": (pipe("merges.txt"), "holds merges.txt, which is no regular file"),
+    "its weights are a pipe": (pipe("model.safetensors"), "holds model.safetensors, which is no regular file"),
+    "a chat template is a device": (
+        device,
+        "holds chat_template.jinja, which is no regular file",
+    ),
+    "the chat template has 10 MB": (
+        grown("chat_template.jinja", 10_000_000),
+        "chat_template.jinja of 10,000,000 bytes",
+    ),
+    "config.json has 10 MB": (grown("config.json", 10_000_000), "config.json of 10,000,000 bytes"),
+    "tokenizer.json has a GB": (grown("tokenizer.json", 1 << 30), "tokenizer.json of 1,073,741,824 bytes"),
+    "config.json is nested": (nested("config.json"), "no readable config.json"),
+    "the index is nested": (nested("model.safetensors.index.json"), "no readable model.safetensors.index.json"),
+    "the index is no map": (index(["a"]), "no readable model.safetensors.index.json"),
+    "the index names no names": (index({"a": ["b"]}), "no readable model.safetensors.index.json"),
+    "the index leads out of the folder": (index({"a": "../../x.safetensors"}), "lacks the shard ../../x.safetensors"),
+    "the index leads to the root": (index({"a": "/x.safetensors"}), "lacks the shard /x.safetensors"),
+    "it names its weights by itself": (setting("config.json", "transformers_weights", "x"), "transformers_weights"),
+    "its text model is code": (setting("config.json", "text_config", {"auto_map": {}}), "auto_map"),
+    "its header is longer than the file": (
+        lambda folder: (folder / "model.safetensors").write_bytes(struct.pack("<Q", 1 << 60) + b"{}"),
+        "shorter than its header",
+    ),
+    "its headers are longer than any model's": (long_headers, "are left for it"),
+    "its header is no JSON": (
+        lambda folder: (folder / "model.safetensors").write_bytes(struct.pack("<Q", 200_000) + b"[" * 200_000),
+        "no JSON",
+    ),
+    "a shape is negative": (tensors(b"ab", a=("U8", [-1, -2], [0, 2])), "no whole number"),
+    "a shape is a fraction": (tensors(b"ab", a=("U8", [2.0], [0, 2])), "no whole number"),
+    "a shape has a number without end": (tensors(b"", a=("U8", [0, 10**30], [0, 0])), "no whole number"),
+    "a shape has a thousand sides": (tensors(b"a", a=("U8", [1] * 1000, [0, 1])), "no whole number"),
+    "a shape is larger than its bytes": (tensors(b"ab", a=("F32", [1 << 40], [0, 2])), "its shape and dtype"),
+    "a dtype is unknown": (tensors(b"ab", a=("Z8", [2], [0, 2])), "lacks a known dtype"),
+    "a place is none": (tensors(b"ab", a=("U8", [2], 7)), "lacks a known dtype"),
+    "tensors overlap": (tensors(b"abc", a=("U8", [2], [0, 2]), b=("U8", [2], [1, 3])), "tensor b begins at byte 1"),
+    "there is a gap": (tensors(b"abc", a=("U8", [1], [0, 1]), b=("U8", [1], [2, 3])), "tensor b begins at byte 2"),
+    "weights are mostly a hole": (mostly_a_hole, "are on the disk"),
+    "it has more layers than weights": (
+        setting("config.json", "num_hidden_layers", 4096),
+        "num_hidden_layers is 4,096",
+    ),
+    "there is no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer"),
+}
+
+
+SIZES: dict[str, tuple[object, ...]] = {
+    "vocab_size": (0, -1, 1 << 40, "420", 4.2, True, [420, 0]),
+    "hidden_size": (0, -96, 1 << 40),
+    "num_hidden_layers": (0, -2, 1 << 40),
+    "num_attention_heads": (0, -4, 1 << 40),
+    "num_key_value_heads": (0, -2, 3),
+    "intermediate_size": (0, -192),
+    "max_position_embeddings": (0, -1024, 1 << 60),
+    "head_dim": (0, -24),
+    "n_embd": (0,),
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in SIZES.items() for value in values])
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_size_that_no_model_has_is_named(folder: Path, name: str, value: object, nested: bool) -> None:
+    own = json.loads((folder / "config.json").read_text())
+    setting("config.json", *(("text_config", {**own, name: value}) if nested else (name, value)))(folder)
+    with pytest.raises(CannotTrain, match=f"{'text_config.' if nested else ''}{name}|num_attention_heads is") as raised:
+        check_base(folder)
+    assert raised.value.hint
+
+
+def test_sizes_of_each_layer_and_defaults_are_sizes(folder: Path) -> None:
+    setting("config.json", "intermediate_size", [192, 96])(folder)
+    setting("config.json", "head_dim", None)(folder)
+    check_base(folder)
+
+
+def test_what_is_swapped_for_a_pipe_is_not_waited_for(folder: Path) -> None:
+    pipe("config.json")(folder)
+    with pytest.raises(OSError, match="no regular file"):
+        open_regular(folder / "config.json")
+    assert "config.json" not in {path.name for path in model_files(folder)}
+
+
+@pytest.mark.parametrize("reason", UNFIT)
+def test_a_base_is_refused_with_a_remedy_when(folder: Path, reason: str) -> None:
+    spoil, word = UNFIT[reason]
+    spoil(folder)
+    with pytest.raises(CannotTrain, match=word) as raised:
+        check_base(folder)
+    assert raised.value.hint

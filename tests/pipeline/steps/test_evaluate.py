@@ -1,0 +1,1086 @@
+"""Evaluation with two tiny Llamas and real attempts: what is asked, cached, counted and refused."""
+
+import functools
+import hashlib
+import json
+import math
+import shutil
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from pipeline import durable
+from pipeline.artifacts import Dataset, Model, ModelRef, NoiseFloor, Report, SuiteScores
+from pipeline.config import EvaluateConfig, RunConfig
+from pipeline.contract import Attempt, StepSpec
+from pipeline.errors import CannotTrain, Interrupted, StepFailed
+from pipeline.evaluation import inference, suites
+from pipeline.evaluation.prediction_cache import Prediction
+from pipeline.gate.comparison import read_comparison
+from pipeline.metrics.degenerate import degenerate
+from pipeline.metrics.registry import METRICS
+from pipeline.model_folder.manifest import model_id
+from pipeline.prompt import ALPACA_TEMPLATE, completion_ids, fold, prompt_ids
+from pipeline.qlora import auto_batch_size, generation, lm_eval, multiple_choice
+from pipeline.qlora.generation import Decoding
+from pipeline.qlora.loading import load_tokenizer
+from pipeline.steps.evaluate import evaluate
+
+RECORDS = 10
+NEW_TOKENS = 6
+#: The track's noise floor was measured before.
+QUIET = NoiseFloor(records=1, changed=0, points=0.0)
+
+
+@pytest.fixture(scope="session")
+def candidate_folder(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another random Llama with the same tokenizer."""
+    folder = tmp_path_factory.mktemp("models") / "candidate"
+    tiny.make_model(folder, seed=1)
+    return folder
+
+
+def heldout_rows(tiny: Any, count: int = RECORDS) -> list[dict[str, Any]]:
+    return [
+        {"id": f"{place:08x}", **row, "references": [row["output"], "either"], "drop": 1 + place % 2}
+        for place, row in enumerate(tiny.rows(count, seed=5))
+    ]
+
+
+class Bench:
+    """One track's state folder: models, a held-out set, and attempts at evaluating."""
+
+    def __init__(self, root: Path, make: Callable[..., Attempt], base: Path, candidate: Path) -> None:
+        self.root, self.make, self.base = root, make, base
+        shutil.copytree(candidate, root / "models/candidate")
+        (root / "dataset").mkdir()
+        self.candidate_id, self.base_id = "cand", model_id(base)
+        self.champion = ModelRef(model_id=self.base_id, path=str(base), generation=0)
+
+    def attempt(
+        self, rows: Sequence[Mapping[str, Any]], fmt: str = "chat", noise: NoiseFloor | None = QUIET, **settings: Any
+    ) -> Attempt:
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (self.root / "dataset/heldout.jsonl").write_text(text, encoding="utf-8")
+        dataset = Dataset(
+            folder="dataset", train_rows=1, dev_rows=0, heldout_rows=len(rows), heldout_pinned=True,
+            heldout_version="v", dataset_sha256="d", duplicates=0, replaced=0, removed_heldout=0,
+            metric="exact_match", max_new_tokens=NEW_TOKENS,
+        )  # fmt: skip
+        model = Model.model_validate({
+            "folder": "models/candidate", "model_id": self.candidate_id, "base_model_id": self.base_id,
+            "dtype": "float32", "size_bytes": 1, "logits_difference": 0.0, "logits_tolerance": 1.0, "format": fmt,
+            "seconds": 1.0,
+        })  # fmt: skip
+        config = RunConfig(
+            track="default", base_model=str(self.base), base_model_id=self.base_id, salt="s",
+            evaluate=EvaluateConfig(**{"batch_size": 4, "general": (), **settings}), noise=noise,
+        )  # fmt: skip
+        made = self.make("evaluate", config=config, inputs={"prepare": dataset, "merge": model})
+        return Attempt(made.spec.model_copy(update={"champion": self.champion}))
+
+    def base_copy(self) -> Path:
+        """Return a copy of the base model's folder, which later attempts take for it."""
+        self.base = Path(shutil.copytree(self.base, self.root / "base-copy"))
+        return self.base
+
+    def publish(self, attempt: Attempt, report: Report) -> None:
+        """Copy an attempt's predictions into the cache, as the dispatcher does."""
+        for key in report.prediction_keys.values():
+            folder = self.root / attempt.spec.predictions / key
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(attempt.folder / f"predictions/{key}.jsonl", folder / f"{attempt.spec.attempt}.jsonl")
+
+
+@pytest.fixture
+def bench(tmp_path: Path, make_attempt: Callable[..., Attempt], tiny_llama: Path, candidate_folder: Path) -> Bench:
+    return Bench(tmp_path, make_attempt, tiny_llama, candidate_folder)
+
+
+def lines(attempt: Attempt, report: Report) -> list[dict[str, Any]]:
+    return list(durable.read_jsonl(attempt.path(report.folder) / "records.jsonl"))
+
+
+def used(attempt: Attempt, key: str) -> list[Prediction]:
+    text = (attempt.folder / f"predictions/{key}.jsonl").read_text(encoding="utf-8")
+    return [Prediction.model_validate_json(line) for line in text.splitlines()]
+
+
+def direct_nll(folder: Path, prompt: list[int], completion: list[int]) -> float:
+    """Compute one reference's likelihood alone, without padding, from all logits."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.inference_mode():
+        logits = model(torch.tensor([prompt + completion])).logits[0].double()
+    chances = torch.log_softmax(logits, dim=-1)
+    return -sum(float(chances[len(prompt) + place - 1, token]) for place, token in enumerate(completion))
+
+
+def test_both_models_are_scored_on_the_same_records(bench: Bench, tiny: Any) -> None:
+    rows = heldout_rows(tiny)
+    attempt = bench.attempt(rows)
+    report = evaluate(attempt)
+    assert (report.records, report.metric, report.heldout_version, report.champion_generation) == (
+        RECORDS,
+        "exact_match",
+        "v",
+        0,
+    )
+    assert (report.candidate.model_id, report.champion.model_id) == ("cand", bench.base_id)
+    assert (report.candidate.generated, report.champion.generated) == (RECORDS, RECORDS)
+    found = lines(attempt, report)
+    assert [(line["id"], line["drop"]) for line in found] == [(row["id"], row["drop"]) for row in rows]
+    for role, scores in (("candidate", report.candidate), ("champion", report.champion)):
+        for name, metric in METRICS.items():
+            if name.startswith("json"):
+                assert name not in scores.metrics
+                continue
+            values = [line[role]["scores"][name] for line in found]
+            texts = [line[role]["text"] for line in found]
+            assert values == metric.scores(texts, [row["references"] for row in rows])
+            assert scores.metrics[name] == pytest.approx(100 * sum(values) / len(values))
+    assert [line["candidate"]["text"] for line in found] != [line["champion"]["text"] for line in found]
+
+
+def test_a_record_that_no_window_holds_is_left_out_for_both_models_and_counted(bench: Bench, tiny: Any) -> None:
+    rows = heldout_rows(tiny)
+    rows[2]["input"] = "Where? " * 2000
+    attempt = bench.attempt(rows)
+    report = evaluate(attempt)
+    assert (report.records, report.records_too_long) == (RECORDS - 1, 1)
+    assert [line["id"] for line in lines(attempt, report)] == [row["id"] for n, row in enumerate(rows) if n != 2]
+    with pytest.raises(CannotTrain, match="none of the 1 held-out records fits"):
+        evaluate(bench.attempt(rows[2:3]))
+
+
+def test_the_likelihood_is_that_of_each_reference_computed_alone(bench: Bench, tiny: Any, tiny_llama: Path) -> None:
+    rows = heldout_rows(tiny)
+    for place, row in enumerate(rows):
+        row["output"] = " or ".join([row["output"]] * (1 + place % 3))
+    attempt = bench.attempt(rows)
+    report = evaluate(attempt)
+    tokenizer = load_tokenizer(tiny_llama)
+    kept = {line.id: line for line in used(attempt, report.prediction_keys[bench.base_id])}
+    total, tokens = 0.0, 0
+    for row in rows:
+        content = fold(row["instruction"], row["input"])
+        completion = completion_ids(tokenizer, "chat", content, row["output"], [tokenizer.eos_token_id])
+        assert completion[-1] == tokenizer.eos_token_id
+        expected = direct_nll(tiny_llama, prompt_ids(tokenizer, "chat", content), completion)
+        assert kept[row["id"]].nll_sum == pytest.approx(expected, rel=1e-4)
+        assert kept[row["id"]].nll_tokens == len(completion)
+        total, tokens = total + expected, tokens + len(completion)
+    assert len({line.nll_tokens for line in kept.values()}) > 1
+    assert report.champion.nll == pytest.approx(total / tokens, rel=1e-4)
+    assert math.isfinite(report.candidate.nll)
+
+
+def test_a_second_evaluation_takes_every_prediction_from_the_cache(bench: Bench, tiny: Any) -> None:
+    rows = heldout_rows(tiny)
+    attempt = bench.attempt(rows)
+    report = evaluate(attempt)
+    bench.publish(attempt, report)
+    # Without weights nothing can be asked: only the cache can answer.
+    (bench.root / "models/candidate/model.safetensors").unlink()
+    again = bench.attempt(rows)
+    second = evaluate(again)
+    assert (second.candidate.generated, second.candidate.cached) == (0, RECORDS)
+    assert (second.champion.generated, second.champion.cached) == (0, RECORDS)
+    assert second.prediction_keys == report.prediction_keys
+    assert lines(again, second) == lines(attempt, report)
+    assert second.candidate.nll == report.candidate.nll
+    assert {line.id for line in used(again, report.prediction_keys["cand"])} == {row["id"] for row in rows}
+
+
+def test_only_what_is_missing_is_generated(bench: Bench, tiny: Any) -> None:
+    rows = heldout_rows(tiny)
+    first = bench.attempt(rows[:7])
+    bench.publish(first, evaluate(first))
+    second = evaluate(bench.attempt(rows))
+    assert (second.candidate.generated, second.candidate.cached) == (3, 7)
+
+
+def test_a_changed_reference_costs_its_likelihood_and_no_generation(bench: Bench, tiny: Any, tiny_llama: Path) -> None:
+    rows = heldout_rows(tiny)
+    first = bench.attempt(rows)
+    report = evaluate(first)
+    bench.publish(first, report)
+    text = lines(first, report)[0]["champion"]["text"]
+    other = "billing" if rows[0]["output"] != "billing" else "sales"
+    rows[0] = {**rows[0], "output": other, "references": [text]}
+    attempt = bench.attempt(rows)
+    second = evaluate(attempt)
+    assert second.champion.generated == 0
+    assert lines(attempt, second)[0]["champion"]["scores"]["exact_match"] == 1.0
+    tokenizer = load_tokenizer(tiny_llama)
+    content = fold(rows[0]["instruction"], rows[0]["input"])
+    completion = completion_ids(tokenizer, "chat", content, other, [tokenizer.eos_token_id])
+    kept = {line.id: line for line in used(attempt, second.prediction_keys[bench.base_id])}
+    expected = direct_nll(tiny_llama, prompt_ids(tokenizer, "chat", content), completion)
+    assert kept[rows[0]["id"]].nll_sum == pytest.approx(expected, rel=1e-4)
+    assert second.champion.nll != report.champion.nll
+
+
+@pytest.mark.parametrize("setting", [{"batch_size": 2}, {"repetition_penalty": 1.3}])
+def test_another_decoding_finds_nothing_in_the_cache(bench: Bench, tiny: Any, setting: dict[str, Any]) -> None:
+    rows = heldout_rows(tiny, 4)
+    attempt = bench.attempt(rows)
+    report = evaluate(attempt)
+    bench.publish(attempt, report)
+    second = evaluate(bench.attempt(rows, **setting))
+    assert second.champion.generated == 4
+    assert set(second.prediction_keys.values()).isdisjoint(report.prediction_keys.values())
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.5])
+def test_answers_in_a_batch_are_those_given_one_at_a_time(tiny: Any, tiny_llama: Path, penalty: float) -> None:
+    tokenizer = load_tokenizer(tiny_llama)
+    asked = generation.open_model(tiny_llama, tokenizer, "cpu")
+    prompts = [
+        prompt_ids(tokenizer, "chat", "x " * 12 * n + row["input"]) for n, row in enumerate(tiny.rows(7, seed=3))
+    ]
+    texts: dict[int, dict[int, str]] = {}
+    for size in (1, 3, 7):
+        batches = generation.answer_batches(prompts, size)
+        assert [len(batch) for batch in batches] == [min(size, 7 - start) for start in range(0, 7, size)]
+        texts[size] = {}
+        for batch in batches:
+            said = generation.answers(asked, [prompts[index] for index in batch], Decoding(12, penalty, size))
+            texts[size].update({index: answer.text for index, answer in zip(batch, said, strict=True)})
+    assert sorted(texts[1]) == list(range(7))
+    assert texts[1] == texts[3] == texts[7]
+    assert len(set(texts[1].values())) > 1
+
+
+def test_padding_is_masked_and_holds_no_token_that_a_penalty_would_find_beside_the_prompts_own() -> None:
+    prompts = [[7, 8, 9, 8], [5], [6, 4]]
+    ids, mask = generation.pad_left(prompts, "cpu")
+    for row, attended, prompt in zip(ids.tolist(), mask.tolist(), prompts, strict=True):
+        assert set(row) == set(prompt)
+        assert [token for token, seen in zip(row, attended, strict=True) if seen] == prompt
+        assert attended == sorted(attended)
+
+
+def test_batches_depend_on_the_prompts_and_not_on_their_order(tiny: Any, tiny_llama: Path) -> None:
+    tokenizer = load_tokenizer(tiny_llama)
+    prompts = [prompt_ids(tokenizer, "chat", row["input"]) for row in tiny.rows(7, seed=3)]
+
+    def composition(given: list[list[int]]) -> list[list[list[int]]]:
+        return [[given[index] for index in batch] for batch in generation.answer_batches(given, 3)]
+
+    assert composition(prompts) == composition(prompts[::-1])
+    lengths = [len(prompt) for batch in composition(prompts) for prompt in batch]
+    assert lengths == sorted(lengths, reverse=True)
+
+
+def test_an_answer_ends_with_the_end_token_and_without_it_after_the_limit(tmp_path: Path, tiny_llama: Path) -> None:
+    folder = shutil.copytree(tiny_llama, tmp_path / "model")
+    tokenizer = load_tokenizer(folder)
+    asked = generation.open_model(folder, tokenizer, "cpu")
+    prompt = prompt_ids(tokenizer, "chat", "hello")
+    (free,) = generation.answers(asked, [prompt], Decoding(12, 1.0, 1))
+    assert free.tokens == 12
+    with torch.inference_mode():
+        said = asked.model.generate(torch.tensor([prompt]), max_new_tokens=12)[0, len(prompt) :].tolist()
+    # Let the folder's own generation config end answers with the fourth token that the model says.
+    end = said[3]
+    durable.write_json(
+        folder / "generation_config.json", {"eos_token_id": [end], "do_sample": True, "temperature": 9.0}
+    )
+    ending = generation.open_model(folder, tokenizer, "cpu")
+    assert set(ending.ends) == {end, tokenizer.eos_token_id}
+    (cut,) = generation.answers(ending, [prompt], Decoding(12, 1.0, 1))
+    place = said.index(end)
+    assert cut.tokens == place + 1
+    assert cut.text == tokenizer.decode(said[: place + 1], skip_special_tokens=True)
+
+
+def test_a_short_answer_is_not_filled_up_by_the_longest_of_its_batch(
+    tmp_path: Path, tiny: Any, tiny_llama: Path
+) -> None:
+    folder = shutil.copytree(tiny_llama, tmp_path / "model")
+    tokenizer = load_tokenizer(folder)
+    asked = generation.open_model(folder, tokenizer, "cpu")
+    prompts = [prompt_ids(tokenizer, "chat", row["input"]) for row in tiny.rows(6, seed=3)]
+    with torch.inference_mode():
+        said = asked.model.generate(torch.tensor([prompts[0]]), max_new_tokens=2)[0, -1].item()
+    durable.write_json(folder / "generation_config.json", {"eos_token_id": [said]})
+    ending = generation.open_model(folder, tokenizer, "cpu")
+    answers = generation.answers(ending, prompts, Decoding(12, 1.0, 6))
+    assert answers[0].tokens <= 2 < max(answer.tokens for answer in answers)
+
+
+def test_a_base_without_template_is_asked_in_the_alpaca_form_of_the_candidate(
+    bench: Bench, tiny: Any, tiny_llama_alpaca: Path
+) -> None:
+    bench.base, bench.base_id = tiny_llama_alpaca, model_id(tiny_llama_alpaca)
+    bench.champion = ModelRef(model_id=bench.base_id, path=str(tiny_llama_alpaca), generation=0)
+    tokenizer = load_tokenizer(bench.root / "models/candidate")
+    tokenizer.chat_template = ALPACA_TEMPLATE
+    tokenizer.save_pretrained(bench.root / "models/candidate")
+    attempt = bench.attempt(heldout_rows(tiny), fmt="alpaca")
+    report = evaluate(attempt)
+    hashes = [{line.prompt_hash for line in used(attempt, key)} for key in report.prediction_keys.values()]
+    assert len(hashes) == 2
+    assert hashes[0] == hashes[1]
+
+
+def test_a_champion_of_another_format_is_not_compared(bench: Bench, tiny: Any) -> None:
+    shutil.copytree(bench.base, bench.root / "models/old")
+    tokenizer = load_tokenizer(bench.root / "models/old")
+    tokenizer.chat_template = ALPACA_TEMPLATE
+    tokenizer.save_pretrained(bench.root / "models/old")
+    bench.champion = ModelRef(model_id="old", path="models/old", generation=2)
+    with pytest.raises(CannotTrain, match=r"not asked in the same way.*template"):
+        evaluate(bench.attempt(heldout_rows(tiny)))
+
+
+def test_a_champion_in_another_float_type_is_not_compared(bench: Bench, tiny: Any) -> None:
+    folder = bench.root / "models/candidate"
+    AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
+    with pytest.raises(CannotTrain, match="dtype bfloat16 and float32"):
+        evaluate(bench.attempt(heldout_rows(tiny)))
+
+
+def test_a_candidate_that_is_the_champion_is_asked_once(bench: Bench, tiny: Any) -> None:
+    bench.champion = ModelRef(model_id=bench.candidate_id, path="models/candidate", generation=2)
+    attempt = bench.attempt(heldout_rows(tiny))
+    report = evaluate(attempt)
+    assert (report.candidate.generated, report.champion.generated) == (RECORDS, 0)
+    assert all(line["candidate"] == line["champion"] for line in lines(attempt, report))
+
+
+@pytest.mark.parametrize("broken", ["candidate", "champion"])
+def test_a_model_whose_likelihood_is_no_number_fails_before_any_generation(
+    bench: Bench, tiny: Any, broken: str
+) -> None:
+    if broken == "champion":
+        bench.champion = ModelRef(model_id="old", path="models/champion", generation=1)
+        shutil.copytree(bench.base, bench.root / "models/champion")
+    folder = bench.root / "models" / broken
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.model.norm.weight[0] = float("nan")
+    model.save_pretrained(folder)
+    attempt = bench.attempt(heldout_rows(tiny))
+    with pytest.raises(StepFailed, match=rf"the {broken}'s likelihood of record .* is not a finite number"):
+        evaluate(attempt)
+    written = [path.name for path in (attempt.folder / "predictions").iterdir()]
+    assert len(written) == (2 if broken == "champion" else 0), "the candidate's log and predictions, or nothing"
+
+
+# Cut off and gone on -------------------------------------------------------------------------------------------------
+
+
+class StopsAfter(threading.Event):
+    """Set once the logs of an attempt hold so many batches."""
+
+    def __init__(self, attempt: Attempt, batches: int) -> None:
+        super().__init__()
+        self.attempt, self.batches = attempt, batches
+
+    def is_set(self) -> bool:
+        return sum(map(len, logged(self.attempt).values())) >= self.batches
+
+
+def logged(attempt: Attempt) -> dict[str, list[str]]:
+    """Return the lines of each model's log of batches."""
+    paths = attempt.folder.glob("predictions/*.batches.jsonl")
+    return {path.name: path.read_text(encoding="utf-8").splitlines() for path in paths}
+
+
+def comparable(report: Report) -> dict[str, Any]:
+    """Return what must not depend on where an evaluation was cut off."""
+    value = report.model_dump(exclude={"folder"})
+    for role in ("candidate", "champion"):
+        for timed in ("seconds", "resumed", "seconds_per_answer"):
+            del value[role][timed]
+    return value
+
+
+#: Of ten records in batches of four, each model has three batches of likelihoods and three of answers.
+BATCHES = 6
+
+
+@pytest.mark.parametrize("cut", [1, 4, 10])
+def test_an_evaluation_that_was_stopped_goes_on_from_the_batches_that_it_has(
+    bench: Bench, tiny: Any, cut: int, whole: tuple[dict[str, Any], list[dict[str, Any]]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    rows = heldout_rows(tiny)
+    first = bench.attempt(rows)
+    first.stop = StopsAfter(first, cut)
+    with pytest.raises(Interrupted):
+        evaluate(first)
+    assert sum(map(len, logged(first).values())) == cut
+    second = bench.attempt(rows)
+    report = evaluate(second)
+    assert sum(map(len, logged(second).values())) == 2 * BATCHES - cut, "only what was missing is computed"
+    assert (comparable(report), lines(second, report)) == whole
+    assert report.candidate.resumed == min(RECORDS, max(0, 4 * (cut - 3)))
+    said = f"candidate: {report.candidate.resumed} of its {RECORDS} answers were there from an interrupted attempt"
+    assert (said in capsys.readouterr().err) == (report.candidate.resumed > 0)
+    assert report.champion.resumed == min(RECORDS, max(0, 4 * (cut - 9)))
+
+
+def test_batches_of_an_earlier_version_are_asked_again(
+    bench: Bench, tiny: Any, whole: tuple[dict[str, Any], list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def first_name(kind: str, asked: Sequence[Any]) -> str:
+        return hashlib.sha256(json.dumps([kind, *asked]).encode()).hexdigest()
+
+    rows = heldout_rows(tiny)
+    first = bench.attempt(rows)
+    first.stop = StopsAfter(first, 4)
+    with monkeypatch.context() as earlier:
+        earlier.setattr(inference, "batch_id", first_name)
+        with pytest.raises(Interrupted):
+            evaluate(first)
+    for path in first.folder.glob("predictions/*.batches.jsonl"):
+        logged_then = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        # An answer was its text and its tokens.
+        path.write_text("".join(
+            json.dumps({**batch, "values": [row[:2] for row in batch["values"]]}) + "\n" for batch in logged_then
+        ))  # fmt: skip
+    second = bench.attempt(rows)
+    report = evaluate(second)
+    assert (comparable(report), lines(second, report)) == whole
+
+
+@pytest.fixture(scope="session")
+def whole(
+    tmp_path_factory: pytest.TempPathFactory, tiny: Any, tiny_llama: Path, candidate_folder: Path
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return report and records of an evaluation that was never cut off."""
+    root = tmp_path_factory.mktemp("whole")
+
+    def make(step: str, *, config: RunConfig, inputs: Mapping[str, Any]) -> Attempt:
+        folder = root / "attempt"
+        folder.mkdir()
+        for name, artifact in inputs.items():
+            durable.write_json(root / f"{name}.json", artifact.model_dump(mode="json"))
+        return Attempt(StepSpec(
+            run=1, step=step, attempt=1, fence="f", root=str(root), folder="attempt", checkpoints="checkpoints",
+            predictions="cache", argv=(), env={}, inputs={name: f"{name}.json" for name in inputs}, drops=(),
+            champion=ModelRef(model_id="m", path="m", generation=0), config=config,
+        ))  # fmt: skip
+
+    bench = Bench(root, make, tiny_llama, candidate_folder)
+    attempt = bench.attempt(heldout_rows(tiny))
+    report = evaluate(attempt)
+    return comparable(report), lines(attempt, report)
+
+
+def test_a_batch_that_is_torn_or_was_asked_otherwise_is_computed_again(
+    bench: Bench, tiny: Any, whole: tuple[dict[str, Any], list[dict[str, Any]]]
+) -> None:
+    rows = heldout_rows(tiny)
+    first = bench.attempt(rows)
+    first.stop = StopsAfter(first, 5)
+    with pytest.raises(Interrupted):
+        evaluate(first)
+    (path,) = (first.folder / "predictions").glob("*.batches.jsonl")
+    kept = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    other = json.dumps({**json.loads(kept[1]), "batch": "0" * 64}) + "\n"
+    path.write_text("".join([kept[0], other, *kept[2:4], "[]\n", "\0\0\n", kept[4][:-20]]), encoding="utf-8")
+    second = bench.attempt(rows)
+    report = evaluate(second)
+    assert sum(map(len, logged(second).values())) == 2 * BATCHES - 3
+    assert (comparable(report), lines(second, report)) == whole
+
+
+def test_a_batch_in_hand_is_given_up_at_the_next_token_when_the_step_is_to_stop(bench: Bench, tiny: Any) -> None:
+    attempt = bench.attempt(heldout_rows(tiny))
+    asked: list[int] = []
+
+    class StopsInBatch(threading.Event):
+        """Set at the third look during the second batch of answers."""
+
+        def is_set(self) -> bool:
+            if sum(map(len, logged(attempt).values())) == 4:
+                asked.append(1)
+            return len(asked) >= 4
+
+    attempt.stop = StopsInBatch()
+    with pytest.raises(Interrupted):
+        evaluate(attempt)
+    assert len(asked) == 4 < NEW_TOKENS
+    assert sum(map(len, logged(attempt).values())) == 4, "and leaves no part of itself"
+
+
+def test_all_answers_of_an_earlier_attempt_need_no_model(bench: Bench, tiny: Any) -> None:
+    rows = heldout_rows(tiny)
+    first = bench.attempt(rows)
+    report = evaluate(first)
+    weights = bench.root / "models/candidate/model.safetensors"
+    weights.write_bytes(bytes(weights.stat().st_size))
+    second = bench.attempt(rows)
+    again = evaluate(second)
+    assert logged(second) == {}
+    assert comparable(again) == comparable(report)
+    assert (again.candidate.generated, again.candidate.resumed, again.candidate.cached) == (RECORDS, RECORDS, 0)
+
+
+def test_progress_names_the_model_counts_to_the_end_and_tells_the_speed(bench: Bench, tiny: Any) -> None:
+    attempt = bench.attempt(heldout_rows(tiny))
+    told: list[dict[str, Any]] = []
+
+    class Watched(Attempt):
+        def progress(self, done: int, total: int, **fields: Any) -> None:
+            super().progress(done, total, **fields)
+            told.append({"done": done, "total": total, **fields})
+
+    evaluate(Watched(attempt.spec))
+    assert [step["phase"] for step in told] == sorted(step["phase"] for step in told)
+    for role in ("candidate", "champion"):
+        steps = [step for step in told if step["phase"] == role]
+        assert [step["done"] for step in steps] == sorted(step["done"] for step in steps)
+        assert steps[-1]["done"] == steps[-1]["total"] == 2 * RECORDS
+        assert steps[-1]["eta_seconds"] == 0
+        assert steps[-1]["tokens_per_second"] > 0
+
+
+def test_without_heldout_records_there_is_nothing_to_evaluate(bench: Bench) -> None:
+    with pytest.raises(StepFailed, match="no held-out records"):
+        evaluate(bench.attempt([]))
+
+
+# What else a report says -------------------------------------------------------------------------------------------
+
+
+def test_a_line_of_the_records_says_what_the_gate_and_the_card_need(bench: Bench, tiny: Any) -> None:
+    rows = heldout_rows(tiny)
+    rows[0] |= {"pinned": True, "replaced": True, "tags": ["category:x", "urgent"]}
+    attempt = bench.attempt(rows)
+    # Grows with the data, and is nothing that is loaded.
+    ids = bench.root / "models/candidate/trained-ids.txt"
+    ids.write_text("f" * 32 + "\n")
+    report = evaluate(attempt)
+    first, second, *_ = lines(attempt, report)
+    assert (first["pinned"], first["replaced"], first["tags"]) == (True, True, ["category:x", "urgent"])
+    assert (second["pinned"], second["replaced"], second["tags"]) == (False, False, [])
+    kept = {line.id: line for line in used(attempt, report.prediction_keys["cand"])}
+    for line, row in zip(lines(attempt, report), rows, strict=True):
+        assert {name: line[name] for name in ("instruction", "input", "references")} == {
+            name: row[name] for name in ("instruction", "input", "references")
+        }
+        found = kept[row["id"]]
+        said = line["candidate"]
+        assert (said["text"], said["tokens"], said["nll_sum"], said["nll_tokens"]) == (
+            found.text, found.tokens, found.nll_sum, found.nll_tokens,
+        )  # fmt: skip
+        # A random model does not end by itself.
+        assert (found.tokens, found.ended) == (NEW_TOKENS, False)
+        assert said["degenerate"] == degenerate(found.text, row["references"], ended=False)
+    kinds = [line["candidate"]["degenerate"] for line in lines(attempt, report)]
+    assert {name: rate / 100 * RECORDS for name, rate in report.candidate.rates.items()} == {
+        name: pytest.approx(sum(name in some for some in kinds)) for name in ("empty", "truncated", "looping")
+    }
+    assert report.candidate.rates["truncated"] == 100
+    assert report.candidate.answer_tokens == NEW_TOKENS
+    assert report.candidate.seconds_per_answer == pytest.approx(sum(one.seconds for one in kept.values()) / RECORDS)
+    assert min(one.seconds for one in kept.values()) > 0
+    files = [path for path in (bench.root / "models/candidate").iterdir() if path.is_file() and path != ids]
+    assert report.candidate.size_bytes == sum(path.stat().st_size for path in files)
+    assert report.batch_size == 4
+    assert report.versions["torch"] == torch.__version__
+    assert report.versions["device"].startswith("cpu")
+
+
+def test_json_is_scored_on_the_records_whose_references_are_json_and_on_all_as_the_primary_metric(
+    bench: Bench, tiny: Any
+) -> None:
+    rows = [{**row, "output": '{"a": 1}', "references": ['{"a": 1}']} for row in heldout_rows(tiny, 4)]
+    report = evaluate(bench.attempt(rows))
+    assert {"json_valid", "json_f1"} <= report.candidate.metrics.keys()
+    rows[0]["references"], rows[1]["references"] = ["none"], ['{"a": 1}', "none"]
+    attempt = bench.attempt(rows)
+    report = evaluate(attempt)
+    scored = [set(line[role]["scores"]) for line in lines(attempt, report) for role in ("candidate", "champion")]
+    assert scored == [set(METRICS) - {"json_valid", "json_f1"}] * 4 + [set(METRICS)] * 4
+    assert report.candidate.metrics["json_valid"] == 0
+    found = read_comparison(attempt.root, report, None, all_pinned=False)
+    assert {name: one.places.tolist() for name, one in found.partial.items()} == {
+        "json_f1": [2, 3], "json_valid": [2, 3],
+    }  # fmt: skip
+    dataset = durable.read_json(bench.root / "runs/1/prepare.json")
+    primary = bench.attempt(rows)
+    durable.write_json(bench.root / "runs/1/prepare.json", {**dataset, "metric": "json_f1"})
+    report = evaluate(primary)
+    assert ["json_f1" in line["candidate"]["scores"] for line in lines(primary, report)] == [True] * 4
+    assert ["json_valid" in line["candidate"]["scores"] for line in lines(primary, report)] == [False] * 2 + [True] * 2
+
+
+def test_records_that_the_champion_was_trained_on_are_left_out_and_the_candidates_are_counted(
+    bench: Bench, tiny: Any
+) -> None:
+    rows = heldout_rows(tiny)
+    shutil.copytree(bench.base, bench.root / "models/old")
+    bench.champion = ModelRef(model_id="old", path="models/old", generation=2)
+    (bench.root / "models/old/trained-ids.txt").write_text(f"{rows[1]['id']}\n{rows[4]['id']}\nfff\n")
+    (bench.root / "models/candidate/trained-ids.txt").write_text(f"{rows[1]['id']}\n{rows[2]['id']}\n")
+    attempt = bench.attempt(rows)
+    report = evaluate(attempt)
+    assert (report.records, report.records_seen_by_champion, report.records_seen_by_candidate) == (RECORDS - 2, 2, 1)
+    assert [line["id"] for line in lines(attempt, report)] == [
+        row["id"] for n, row in enumerate(rows) if n not in {1, 4}
+    ]
+    with pytest.raises(CannotTrain, match="trained on all 1 held-out records"):
+        evaluate(bench.attempt(rows[1:2]))
+
+
+def test_records_near_to_what_the_champion_was_trained_on_are_left_out(bench: Bench, tiny: Any) -> None:
+    """As where another champion came since the records were drawn."""
+    rows = heldout_rows(tiny)
+    rows[1]["near"], rows[4]["near"], rows[5]["near"] = ["a", "b"], ["c"], ["d"]
+    shutil.copytree(bench.base, bench.root / "models/old")
+    bench.champion = ModelRef(model_id="old", path="models/old", generation=2)
+    (bench.root / "models/old/trained-ids.txt").write_text("b\nc\n")
+    attempt = bench.attempt(rows)
+    report = evaluate(attempt)
+    assert (report.records, report.records_seen_by_champion, report.records_seen_by_candidate) == (RECORDS - 2, 2, 0)
+    assert [line["id"] for line in lines(attempt, report)] == [
+        row["id"] for n, row in enumerate(rows) if n not in {1, 4}
+    ]
+
+
+def test_without_lists_of_trained_records_nothing_is_seen(bench: Bench, tiny: Any) -> None:
+    report = evaluate(bench.attempt(heldout_rows(tiny, 4)))
+    assert (report.records_seen_by_champion, report.records_seen_by_candidate) == (0, 0)
+
+
+def test_a_batch_size_of_nothing_is_found_and_kept_by_the_runs_later_attempts(bench: Bench, tiny: Any) -> None:
+    rows = heldout_rows(tiny)
+    first = bench.attempt(rows, batch_size=0)
+    report = evaluate(first)
+    assert report.batch_size == 16
+    assert evaluate(bench.attempt(rows, batch_size=16)).prediction_keys == report.prediction_keys
+    # What a GPU had room for an hour ago must not change within a run, or its answers would be thrown away.
+    durable.write_json(first.folder / "predictions/batch-size.json", 3)
+    assert evaluate(bench.attempt(rows, batch_size=0)).batch_size == 3
+
+
+@pytest.mark.parametrize(
+    ("room", "most", "found"), [(1000, 500, 512), (1000, 16, 16), (100, 500, 64), (16, 500, 16), (9, 500, 8), (1, 9, 1)]
+)
+def test_a_batch_is_doubled_while_memory_allows_and_halved_until_it_does(room: int, most: int, found: int) -> None:
+    tried: list[int] = []
+
+    def fits(size: int) -> bool:
+        tried.append(size)
+        return size <= room
+
+    assert auto_batch_size.largest(fits, most) == found
+    assert tried[0] == 16
+    assert len(tried) == len(set(tried))
+
+
+def test_a_device_without_room_for_one_prompt_is_said() -> None:
+    with pytest.raises(StepFailed, match="does not hold the model and one prompt"):
+        auto_batch_size.largest(lambda _size: False, 500)
+
+
+def test_a_probe_of_memory_reads_whole_answers_and_takes_want_of_memory_for_no(
+    tiny: Any, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = load_tokenizer(tiny_llama)
+    asked = generation.open_model(tiny_llama, tokenizer, "cpu")
+    prompts = [prompt_ids(tokenizer, "chat", row["input"]) for row in tiny.rows(3, seed=3)]
+    real, shapes = asked.model.model.forward, []
+
+    def forward(*given: Any, **named: Any) -> Any:
+        shapes.append(tuple(named["input_ids"].shape))
+        if len(named["input_ids"]) > 2:
+            raise torch.OutOfMemoryError
+        return real(*given, **named)
+
+    monkeypatch.setattr(asked.model.model, "forward", forward)
+    assert auto_batch_size._fits(asked.model, prompts[:2], 5)
+    assert shapes == [(2, max(map(len, prompts[:2])) + 5)]
+    assert not auto_batch_size._fits(asked.model, prompts, 5)
+
+
+# Suites ------------------------------------------------------------------------------------------------------------
+
+
+def write_suite(path: Path, count: int) -> str:
+    """Write questions of several lengths with two to four choices."""
+    items = [
+        {"id": f"q{n}", "category": f"c{n % 2}", "question": "Which? " * (1 + n % 3), "answer": n % 2,
+         "choices": ["yes", "no, not at all", "billing", "a parcel"][: 2 + n % 3]}
+        for n in range(count)
+    ]  # fmt: skip
+    path.write_text("".join(json.dumps(item) + "\n" for item in items))
+    return str(path)
+
+
+def items_of(attempt: Attempt, report: Report, number: int = 0) -> list[dict[str, Any]]:
+    return list(durable.read_jsonl(attempt.path(report.folder) / report.suites[number].file))
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_choice_is_as_likely_as_it_is_alone(tiny_llama: Path, *, cached: bool) -> None:
+    tokenizer = load_tokenizer(tiny_llama)
+    asked = generation.open_model(tiny_llama, tokenizer, "cpu")
+    texts = [("Which?", ["yes", "no, not at all"]), ("Which of all these is it?", ["b", "a parcel", "x y z"])]
+    questions = [
+        (prompt_ids(tokenizer, "chat", question), [tokenizer(choice)["input_ids"] for choice in given])
+        for question, given in texts
+    ]
+    if not cached:
+        questions = [(prompt, [tokens[:1] for tokens in given]) for prompt, given in questions]
+    found = multiple_choice.choice_likelihoods(asked, questions)
+    for (prompt, given), means in zip(questions, found, strict=True):
+        expected = [direct_nll(tiny_llama, prompt, tokens) / len(tokens) for tokens in given]
+        assert means == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("kept", [None, "a state that knows no rows"])
+def test_a_choice_is_as_likely_to_a_model_that_keeps_no_cache(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, kept: str | None
+) -> None:
+    tokenizer = load_tokenizer(tiny_llama)
+    asked = generation.open_model(tiny_llama, tokenizer, "cpu")
+    given = [tokenizer(choice)["input_ids"] for choice in ("yes", "no, not at all")]
+    questions = [(prompt_ids(tokenizer, "chat", text), given) for text in ("Which?", "Which of all these is it?")]
+    expected = multiple_choice.choice_likelihoods(asked, questions)
+    real = asked.model.forward
+
+    @functools.wraps(real)
+    def forward(*args: Any, **named: Any) -> Any:
+        output = real(*args, **named)
+        output.past_key_values = kept
+        return output
+
+    monkeypatch.setattr(asked.model, "forward", forward)
+    found = multiple_choice.choice_likelihoods(asked, questions)
+    assert [pytest.approx(means, rel=1e-4) for means in expected] == found
+
+
+def test_both_models_are_asked_a_suite_and_paired_item_by_item(bench: Bench, tiny: Any, tmp_path: Path) -> None:
+    name = write_suite(tmp_path / "own.jsonl", 9)
+    attempt = bench.attempt(heldout_rows(tiny, 4), general=(name, name))
+    report = evaluate(attempt)
+    (suite,) = report.suites
+    assert (suite.name, suite.records) == (name, 9)
+    found = items_of(attempt, report)
+    assert [item["id"] for item in found] == [f"q{n}" for n in range(9)]
+    assert {item["category"] for item in found} == {"c0", "c1"}
+    tokenizer = load_tokenizer(bench.base)
+    given = [json.loads(line) for line in Path(name).read_text().splitlines()]
+    for role, folder in (("candidate", bench.root / "models/candidate"), ("champion", bench.base)):
+        for item, said in zip(given, found, strict=True):
+            prompt = prompt_ids(tokenizer, "chat", item["question"])
+            rows = [tokenizer(choice)["input_ids"] for choice in item["choices"]]
+            means = [direct_nll(folder, prompt, tokens) / len(tokens) for tokens in rows]
+            assert said[role] == (means.index(min(means)) == item["answer"])
+        assert getattr(suite, role) == pytest.approx(100 * sum(item[role] for item in found) / 9)
+    assert 0 < suite.candidate < 100
+
+
+@pytest.fixture
+def trained(bench: Bench) -> ModelRef:
+    """Return a champion that was trained: the base model is a third one."""
+    folder = bench.root / "models/old"
+    shutil.copytree(bench.root / "models/candidate", folder)
+    return ModelRef(model_id="old", path="models/old", generation=2)
+
+
+def test_the_base_model_that_no_longer_reigns_is_asked_the_suites_once_and_the_champion_of_old_never_again(
+    bench: Bench, tiny: Any, tmp_path: Path, trained: ModelRef
+) -> None:
+    name = write_suite(tmp_path / "own.jsonl", 9)
+    reigned = bench.attempt(heldout_rows(tiny, 4), general=(name,))
+    first = evaluate(reigned)
+    assert (first.base_model_id, first.suites[0].base) == (None, None)
+    base_key = first.prediction_keys[bench.base_id]
+    bench.champion = trained
+    alone = bench.attempt(heldout_rows(tiny, 4), general=(name,))
+    measured = evaluate(alone)
+    assert {item["id"]: item["base"] for item in items_of(alone, measured)} == {
+        item["id"]: item["champion"] for item in items_of(reigned, first)
+    }
+    assert (measured.base_model_id, measured.suites[0].base) == (bench.base_id, first.suites[0].champion)
+    assert measured.prediction_keys[bench.base_id] == base_key
+    # It is asked the suite alone, and what it got is kept as a champion's is.
+    kept = (alone.folder / f"predictions/{base_key}.jsonl").read_text().splitlines()
+    assert len(kept) == 9
+    assert all(line.startswith('{"suite":') for line in kept)
+    bench.publish(alone, measured)
+    weights = bench.base_copy() / "model.safetensors"
+    weights.unlink()
+    again = bench.attempt(heldout_rows(tiny, 4), general=(name,))
+    assert evaluate(again).suites[0].base == first.suites[0].champion, "without weights only the cache can answer"
+
+
+def test_a_base_model_is_not_asked_where_there_is_nothing_to_ask(bench: Bench, tiny: Any, trained: ModelRef) -> None:
+    bench.champion = trained
+    report = evaluate(bench.attempt(heldout_rows(tiny, 4)))
+    assert (set(report.prediction_keys), report.suites) == ({"cand", "old"}, ())
+
+
+def cut(name: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-40])
+
+
+def overwrite(folder: Path) -> None:
+    """Put the weights of another training in place."""
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.model.norm.weight.add_(1.0)
+    model.save_pretrained(folder)
+
+
+def round_off(folder: Path) -> None:
+    AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (shutil.rmtree, "it is not there"),
+        (round_off, "it would be asked in another way"),
+        (overwrite, "is not the one that the run trained from"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "is not the one that the run trained from"),
+        (cut("model.safetensors"), "is not the one that the run trained from"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "it is damaged: the tokenizer in"),
+        (cut("tokenizer_config.json"), "it is damaged: the tokenizer in"),
+        (cut("config.json"), "it is damaged: "),
+        (cut("chat_template.jinja"), "it is damaged: "),
+        (lambda folder: (folder / "config.json").write_text("[]"), "it is damaged: "),
+    ],
+)
+def test_a_base_model_that_is_not_what_it_was_is_not_measured_and_the_run_goes_on(
+    bench: Bench, tiny: Any, tmp_path: Path, trained: ModelRef, change: Any, why: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    name = write_suite(tmp_path / "own.jsonl", 9)
+    bench.champion = trained
+    change(bench.base_copy())
+    attempt = bench.attempt(heldout_rows(tiny, 4), general=(name,))
+    report = evaluate(attempt)
+    assert (report.base_model_id, report.suites[0].base) == (bench.base_id, None)
+    assert set(report.prediction_keys) == {"cand", "old"}, "nothing is kept under its id"
+    assert "base" not in items_of(attempt, report)[0]
+    said = [line for line in capsys.readouterr().err.splitlines() if "base model" in line]
+    assert len(said) == 1
+    assert said[0].startswith("the base model is not asked the general suites: ")
+    assert why in said[0]
+
+
+def test_scores_of_the_true_base_model_are_used_whatever_its_folder_holds_now(
+    bench: Bench, tiny: Any, tmp_path: Path, trained: ModelRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = write_suite(tmp_path / "own.jsonl", 9)
+    bench.champion = trained
+    first = bench.attempt(heldout_rows(tiny, 4), general=(name,))
+    report = evaluate(first)
+    bench.publish(first, report)
+    overwrite(bench.base_copy())
+    hashed: list[Path] = []
+    monkeypatch.setattr(inference, "model_id", hashed.append)
+    again = evaluate(bench.attempt(heldout_rows(tiny, 4), general=(name,)))
+    assert (again.suites, again.prediction_keys) == (report.suites, report.prediction_keys)
+    assert hashed == [], "reading a large model takes long"
+
+
+def test_a_task_that_the_base_model_has_no_score_for_is_asked_of_the_true_one_alone(
+    bench: Bench, tiny: Any, trained: ModelRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(suites, "check_task", lambda task: f"lm-eval 1 {task}")
+    monkeypatch.setattr(lm_eval, "run_task", lambda *_: {"t-0": 1.0})
+    bench.champion = trained
+    bench.base_copy()
+    assert evaluate(bench.attempt(heldout_rows(tiny, 4), general=("lm-eval:t",))).suites[0].base == 100
+    overwrite(bench.base)
+    assert evaluate(bench.attempt(heldout_rows(tiny, 4), general=("lm-eval:u",))).suites[0].base is None
+
+
+def test_a_base_model_that_reigns_and_was_replaced_is_not_asked_under_its_id(bench: Bench, tiny: Any) -> None:
+    overwrite(bench.base_copy())
+    bench.champion = bench.champion.model_copy(update={"path": str(bench.base)})
+    attempt = bench.attempt(heldout_rows(tiny, 4))
+    with pytest.raises(CannotTrain, match="is not the one that the run trained from"):
+        evaluate(attempt)
+
+
+def test_what_a_model_got_in_a_suite_is_paid_once_and_another_suite_again(
+    bench: Bench, tiny: Any, tmp_path: Path
+) -> None:
+    rows = heldout_rows(tiny, 4)
+    name = write_suite(tmp_path / "own.jsonl", 9)
+    first = bench.attempt(rows, general=(name,))
+    report = evaluate(first)
+    bench.publish(first, report)
+    for path in first.folder.glob("predictions/*.batches.jsonl"):
+        path.unlink()
+    second = bench.attempt(rows, general=(name,))
+    weights = bench.root / "models/candidate/model.safetensors"
+    kept = weights.read_bytes()
+    weights.unlink()
+    again = evaluate(second)
+    assert logged(second) == {}
+    assert (again.suites, items_of(second, again)) == (report.suites, items_of(first, report))
+    assert (second.folder / f"predictions/{report.prediction_keys['cand']}.jsonl").read_text() == (
+        first.folder / f"predictions/{report.prediction_keys['cand']}.jsonl"
+    ).read_text(), "and it is there for the next time"
+    weights.write_bytes(kept)
+    write_suite(tmp_path / "own.jsonl", 10)
+    third = bench.attempt(rows, general=(name,))
+    assert evaluate(third).suites[0].records == 10
+    assert {len(batches) for batches in logged(third).values()} == {3}, "ten items in batches of four, and no answer"
+
+
+def test_a_suite_that_was_cut_off_goes_on_by_whole_batches(bench: Bench, tiny: Any, tmp_path: Path) -> None:
+    rows = heldout_rows(tiny, 4)
+    name = write_suite(tmp_path / "own.jsonl", 9)
+    first = bench.attempt(rows, general=(name,))
+    # Of each model a batch of likelihoods, one of answers and three of questions.
+    first.stop = StopsAfter(first, 4)
+    with pytest.raises(Interrupted):
+        evaluate(first)
+    second = bench.attempt(rows, general=(name,))
+    report = evaluate(second)
+    assert sum(map(len, logged(second).values())) == 10 - 4
+    whole = bench.attempt(rows, general=(name,))
+    for path in first.folder.parent.glob("evaluate-[12]/predictions/*.batches.jsonl"):
+        path.unlink()
+    uncut = evaluate(whole)
+    assert sum(map(len, logged(whole).values())) == 10
+    assert comparable(uncut) == comparable(report)
+
+
+def test_records_of_the_users_own_are_answered_freely_and_scored(bench: Bench, tiny: Any, tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    given = tiny.rows(6, seed=9)
+    path.write_text("".join(json.dumps(row) + "\n" for row in given))
+    attempt = bench.attempt(heldout_rows(tiny, 4), general=(str(path),))
+    report = evaluate(attempt)
+    assert report.suites[0].records == 6
+    tokenizer = load_tokenizer(bench.base)
+    asked = generation.open_model(bench.base, tokenizer, "cpu")
+    for row, item in zip(given, items_of(attempt, report), strict=True):
+        prompt = prompt_ids(tokenizer, "chat", fold(row["instruction"], row["input"]))
+        (answer,) = generation.answers(asked, [prompt], Decoding(16, 1.0, 1))
+        assert item["champion"] == METRICS["token_f1"].compute(answer.text, [row["output"]])
+
+
+def test_an_item_longer_than_the_window_is_left_out_for_both(
+    bench: Bench, tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "own.jsonl"
+    name = write_suite(path, 3)
+    long = {"id": "long", "question": "Which? " * 1200, "choices": ["yes", "no"], "answer": 0}
+    path.write_text(path.read_text() + json.dumps(long) + "\n")
+    attempt = bench.attempt(heldout_rows(tiny, 4), general=(name,))
+    assert [item["id"] for item in items_of(attempt, evaluate(attempt))] == ["q0", "q1", "q2"]
+    assert "left out: 1 items of" in capsys.readouterr().err
+
+
+def test_a_model_that_finds_no_choice_likely_at_all_is_broken(
+    bench: Bench, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(multiple_choice, "_losses", lambda *_: [math.nan] * 27)
+    with pytest.raises(StepFailed, match="the candidate's likelihood of a general suite's answer is not a finite"):
+        evaluate(bench.attempt(heldout_rows(tiny, 4), general=(write_suite(tmp_path / "own.jsonl", 9),), batch_size=9))
+
+
+def test_a_task_of_lm_eval_is_run_once_for_each_model_and_paired(
+    bench: Bench, tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def run_task(_asked: generation.AskedModel, task: str, batch_size: int) -> dict[str, float]:
+        asked.append((task, batch_size))
+        return {"t-0": 1.0, "t-1": float(len(asked) == 1)}
+
+    monkeypatch.setattr(suites, "check_task", lambda task: f"lm-eval 1 {task}")
+    monkeypatch.setattr(lm_eval, "run_task", run_task)
+    rows = heldout_rows(tiny, 4)
+    attempt = bench.attempt(rows, general=("lm-eval:t",))
+    report = evaluate(attempt)
+    assert asked == [("t", 4), ("t", 4)]
+    assert report.suites == (
+        SuiteScores(name="lm-eval:t", records=2, candidate=100.0, champion=50.0, file="suite-0.jsonl"),
+    )
+    assert [item["category"] for item in items_of(attempt, report)] == ["t", "t"]
+    bench.publish(attempt, report)
+    assert evaluate(bench.attempt(rows, general=("lm-eval:t",))).suites == report.suites
+    assert len(asked) == 2
+
+
+# Former champions, and noise ---------------------------------------------------------------------------------------
+
+
+def test_former_champions_are_scored_from_what_they_answered_in_the_same_way_and_never_asked(
+    bench: Bench, tiny: Any
+) -> None:
+    rows = heldout_rows(tiny)
+    early = bench.attempt(rows[:7])
+    report = evaluate(early)
+    bench.publish(early, report)
+    attempt = bench.attempt(rows)
+    shutil.copytree(bench.root / "models/candidate", bench.root / "models/new")
+    former = (
+        ModelRef(model_id="cand", path="models/gone", generation=3),
+        ModelRef(model_id=bench.base_id, path="gone", generation=2),
+        ModelRef(model_id="none", path="gone", generation=1),
+    )
+    champion = ModelRef(model_id="new", path="models/new", generation=4)
+    attempt = Attempt(attempt.spec.model_copy(update={"former": former, "champion": champion}))
+    second = evaluate(attempt)
+    assert [(one.generation, one.records) for one in second.former] == [(3, 7), (2, 7)]
+    expected = [(line["id"], line["candidate"]["scores"]["exact_match"]) for line in lines(early, report)]
+    found = list(durable.read_jsonl(attempt.path(second.folder) / second.former[0].file))
+    assert second.former[0].file == "former-3.jsonl"
+    assert [(line["id"], line["score"]) for line in found] == expected
+    assert second.former[0].score == report.candidate.metrics["exact_match"]
+    # Asked in another way, they are not to be compared.
+    other = bench.attempt(rows, batch_size=2)
+    assert evaluate(Attempt(other.spec.model_copy(update={"former": former}))).former == ()
+
+
+def test_a_former_champion_is_not_scored_on_what_it_knows_by_heart(bench: Bench, tiny: Any) -> None:
+    rows = heldout_rows(tiny)
+    rows[2]["near"] = ["e", "f"]
+    first = bench.attempt(rows)
+    bench.publish(first, evaluate(first))
+    (bench.root / "models/former").mkdir()
+    (bench.root / "models/former/trained-ids.txt").write_text(f"f\n{rows[0]['id']}\n")
+    former = (ModelRef(model_id=bench.base_id, path="models/former", generation=2),)
+    attempt = Attempt(bench.attempt(rows).spec.model_copy(update={"former": former}))
+    report = evaluate(attempt)
+    assert (report.records, [one.records for one in report.former]) == (RECORDS, [RECORDS - 2])
+    scored = [line["id"] for line in durable.read_jsonl(attempt.path(report.folder) / report.former[0].file)]
+    assert scored == [row["id"] for place, row in enumerate(rows) if place not in {0, 2}]
+
+
+def test_the_noise_floor_is_measured_once_on_what_is_generated_anyway(bench: Bench, tiny: Any) -> None:
+    rows = heldout_rows(tiny, 50)
+    attempt = bench.attempt(rows, noise=None)
+    report = evaluate(attempt)
+    assert report.noise == NoiseFloor(records=30, changed=0, points=0.0), "whole batches, 32 records at most"
+    assert report.candidate.generated == 50
+    counts = sorted(len(batches) for batches in logged(attempt).values())
+    assert counts == [2 * 13, 2 * 13 + 8], "one model alone is asked twice, in the same batches"
+    bench.publish(attempt, report)
+    assert evaluate(bench.attempt(rows, noise=None)).noise is None, "nothing was generated"
+    assert evaluate(bench.attempt(rows, noise=QUIET, batch_size=3)).noise is None
+
+
+def test_noise_is_what_the_second_time_changed(bench: Bench, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{**row, "references": ["right"]} for row in heldout_rows(tiny, 8)]
+    real, calls = generation.answers, []
+
+    def answers(*given: Any) -> list[generation.Answer]:
+        calls.append(1)
+        said = real(*given)
+        # The candidate's second batch of the second time.
+        return [said[0]._replace(text="right"), *said[1:]] if len(calls) == 4 else said
+
+    monkeypatch.setattr(generation, "answers", answers)
+    assert evaluate(bench.attempt(rows, noise=None)).noise == NoiseFloor(records=8, changed=1, points=100 / 8)

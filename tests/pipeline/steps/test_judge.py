@@ -1,0 +1,636 @@
+"""The judge's step against scripted endpoints on the loopback interface: who wins, what is asked, how it gives up."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import durable
+from pipeline.artifacts import Judgement, Report, Scores
+from pipeline.config import GateConfig, JudgeConfig, RunConfig
+from pipeline.contract import RESULT_NAME, SPEC_NAME, Attempt
+from pipeline.errors import Interrupted, StepFailed
+from pipeline.evaluation import judge_client
+from pipeline.evaluation.judge_client import Patience
+from pipeline.steps.judge import PARALLEL, STRIKES, judge
+
+KEY = "sk-0123-never-written"
+RECORDS = 6
+
+
+@dataclass
+class Asked:
+    """One request as the endpoint saw it."""
+
+    path: str
+    headers: dict[str, str]
+    body: dict[str, Any]
+    number: int
+    """How many came before it."""
+
+    @property
+    def answers(self) -> tuple[str, str]:
+        """Answer A and answer B."""
+        found = re.findall(r"^=== ANSWER [AB] \w+ ===\n(.*?)\n=== end", self.user, re.DOTALL | re.MULTILINE)
+        return found[0], found[1]
+
+    @property
+    def user(self) -> str:
+        return str(self.body["messages"][1]["content"])
+
+
+@dataclass
+class Answer:
+    """What the endpoint says."""
+
+    text: str = ""
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+Script = Callable[[Asked], Answer]
+
+
+class ScriptedEndpoint:
+    """A chat endpoint on a free port that answers as a function says and keeps what it was asked."""
+
+    def __init__(self, script: Script) -> None:
+        self.asked: list[Asked] = []
+        lock = threading.Lock()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with lock:
+                    request = Asked(self.path, dict(self.headers), body, len(outer.asked))
+                    outer.asked.append(request)
+                answer = script(request)
+                sent = answer.text.encode()
+                self.send_response(answer.status)
+                for name, value in answer.headers.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(sent)))
+                self.end_headers()
+                self.wfile.write(sent)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        class Server(ThreadingHTTPServer):
+            def handle_error(self, *_: object) -> None:
+                """A client that gave up is what some tests are about."""
+
+        self.server = Server(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+        self._thread = threading.Thread(target=self.server.serve_forever, args=(0.01,))
+        self._thread.start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self._thread.join()
+        self.server.server_close()
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Script], ScriptedEndpoint]]:
+    """A factory of endpoints."""
+    made: list[ScriptedEndpoint] = []
+
+    def start(script: Script) -> ScriptedEndpoint:
+        made.append(ScriptedEndpoint(script))
+        return made[-1]
+
+    yield start
+    for one in made:
+        one.close()
+
+
+@pytest.fixture
+def gate() -> Iterator[threading.Event]:
+    """An event that scripts wait for; it opens when the test is over, so that no handler is left."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that the client would have waited between its tries."""
+    seconds: list[float] = []
+
+    async def pause(wait: float) -> None:
+        seconds.append(wait)
+
+    monkeypatch.setattr(judge_client, "_pause", pause)
+    return seconds
+
+
+def says(reply: str) -> Answer:
+    return Answer(json.dumps({"choices": [{"message": {"role": "assistant", "content": reply}}]}))
+
+
+def winner(name: str) -> Answer:
+    return says(json.dumps({"winner": name}))
+
+
+def longer(asked: Asked) -> Answer:
+    first, second = (len(text) for text in asked.answers)
+    return winner("A" if first > second else "B" if second > first else "tie")
+
+
+def line(place: int, candidate: str, champion: str) -> dict[str, Any]:
+    sides = {
+        role: {"text": text, "tokens": 1, "scores": {}, "nll_sum": 1.0, "nll_tokens": 1, "degenerate": []}
+        for role, text in (("candidate", candidate), ("champion", champion))
+    }
+    texts = {"instruction": "Say it.", "input": f"number {place}", "references": [f"reference {place}"]}
+    return {"id": f"{place:032x}", "drop": 1, "pinned": False, "tags": [], **texts, **sides}
+
+
+def lines(count: int = RECORDS, candidate: str = "a long answer", champion: str = "short") -> list[dict[str, Any]]:
+    return [line(place, f"{candidate} {place}", f"{champion} {place}") for place in range(count)]
+
+
+class Bench:
+    """A run whose report is written; attempts at judging it."""
+
+    def __init__(self, root: Path, make: Callable[..., Attempt]) -> None:
+        self.root, self._make = root, make
+
+    def attempt(self, url: str, rows: Sequence[dict[str, Any]], **settings: Any) -> Attempt:
+        (self.root / "report").mkdir(exist_ok=True)
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (self.root / "report/records.jsonl").write_text(text, encoding="utf-8")
+        scores = Scores(model_id="m", metrics={}, nll=1.0, generated=0, cached=0, seconds=0.0)
+        report = Report(
+            folder="report", metric="exact_match", heldout_version="v", records=len(rows), candidate=scores,
+            champion=scores, champion_generation=0, prediction_keys={},
+        )  # fmt: skip
+        config = RunConfig(
+            track="default", base_model="b", base_model_id="b", salt="s",
+            judge=JudgeConfig(url=url, **{"model": "judge-1", "timeout_seconds": 300, **settings}),
+        )  # fmt: skip
+        return self._make("judge", config=config, inputs={"evaluate": report})
+
+    def judged_by(self, attempt: Attempt, on: str, drops: tuple[int, ...] | None) -> Attempt:
+        """Return the attempt for a gate of that setting, where the champion was trained on `drops`."""
+        gate = GateConfig.model_validate({"on": on})
+        champion = attempt.spec.champion.model_copy(update={"drops": drops})
+        config = attempt.config.model_copy(update={"gate": gate})
+        return Attempt(attempt.spec.model_copy(update={"config": config, "champion": champion}))
+
+
+@pytest.fixture
+def bench(tmp_path: Path, make_attempt: Callable[..., Attempt]) -> Bench:
+    return Bench(tmp_path, make_attempt)
+
+
+def judgements(attempt: Attempt, judgement: Judgement) -> list[dict[str, Any]]:
+    found = list(durable.read_jsonl(attempt.path(judgement.folder) / "judgements.jsonl"))
+    assert len(found) == judgement.records
+    results = [one["result"] for one in found]
+    assert judgement.wins == results.count("win")
+    assert judgement.losses == results.count("loss")
+    assert judgement.inconsistent == results.count("inconsistent")
+    assert judgement.ties == results.count("tie") + judgement.inconsistent
+    assert judgement.failed == results.count("failed")
+    assert judgement.wins + judgement.losses + judgement.ties + judgement.failed == judgement.records
+    return found
+
+
+def dead_url() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+
+
+# --- who wins
+
+
+def test_a_win_is_the_same_winner_in_both_orders(bench: Bench, serve: Callable[[Script], ScriptedEndpoint]) -> None:
+    endpoint = serve(longer)
+    rows = [line(0, "much longer", "short"), line(1, "short", "much longer"), line(2, "equal", "longs")]
+    attempt = bench.attempt(endpoint.url, rows)
+    judgement = judge(attempt)
+    assert [tuple(one.values()) for one in judgements(attempt, judgement)] == [
+        (rows[0]["id"], "A", "B", "win"),
+        (rows[1]["id"], "B", "A", "loss"),
+        (rows[2]["id"], "tie", "tie", "tie"),
+    ]
+    assert (judgement.model, len(endpoint.asked)) == ("judge-1", 6)
+    assert {one.answers for one in endpoint.asked} == {
+        ("much longer", "short"), ("short", "much longer"), ("equal", "longs"), ("longs", "equal"),
+    }  # fmt: skip
+
+
+def test_the_request_is_deterministic_short_and_carries_no_key_that_nobody_set(
+    bench: Bench, serve: Callable[[Script], ScriptedEndpoint]
+) -> None:
+    endpoint = serve(longer)
+    judge(bench.attempt(endpoint.url + "/", lines(1)))
+    first = endpoint.asked[0]
+    assert first.path == "/v1/chat/completions"
+    body = {name: value for name, value in first.body.items() if name != "messages"}
+    assert body == {"model": "judge-1", "temperature": 0, "seed": 0, "max_tokens": 64, "stream": False}
+    assert "Authorization" not in first.headers
+    for quoted in ("Say it.\n### Input:\nnumber 0", "reference 0", "a long answer 0", "short 0"):
+        assert quoted in first.user
+
+
+def test_a_judge_that_always_names_the_first_is_inconsistent_and_no_win(
+    bench: Bench, serve: Callable[[Script], ScriptedEndpoint]
+) -> None:
+    attempt = bench.attempt(serve(lambda _: winner("A")).url, lines())
+    judgement = judge(attempt)
+    assert {one["result"] for one in judgements(attempt, judgement)} == {"inconsistent"}
+    assert (judgement.wins, judgement.losses, judgement.inconsistent, judgement.ties) == (0, 0, RECORDS, RECORDS)
+
+
+def test_a_winner_in_one_order_and_a_tie_in_the_other_is_no_win(
+    bench: Bench, serve: Callable[[Script], ScriptedEndpoint]
+) -> None:
+    endpoint = serve(lambda asked: winner("A" if asked.answers[0].startswith("a long") else "tie"))
+    attempt = bench.attempt(endpoint.url, lines(2))
+    assert {one["result"] for one in judgements(attempt, judge(attempt))} == {"inconsistent"}
+
+
+def test_equal_answers_are_ties_without_a_question(bench: Bench, serve: Callable[[Script], ScriptedEndpoint]) -> None:
+    endpoint = serve(longer)
+    attempt = bench.attempt(endpoint.url, [line(0, "same", " same\n"), line(1, "longer one", "other")])
+    judgement = judge(attempt)
+    assert [one["result"] for one in judgements(attempt, judgement)] == ["tie", "win"]
+    assert len(endpoint.asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("on", "drops", "places"),
+    [
+        ("all", (1,), [0, 1, 2]),
+        ("pinned", (1,), [4, 5]),
+        ("established", (1,), [0, 2, 4]),
+        ("established", (7,), [4, 5]),
+        ("established", None, [0, 1, 2]),
+    ],
+)
+def test_only_records_that_the_gate_judges_on_are_asked_about(
+    bench: Bench, serve: Callable[[Script], ScriptedEndpoint], on: str, drops: tuple[int, ...] | None, places: list[int]
+) -> None:
+    rows = [{**one, "drop": 1 + place % 2, "pinned": place > 3} for place, one in enumerate(lines())]
+    attempt = bench.judged_by(bench.attempt(serve(longer).url, rows, records=3), on, drops)
+    found = judgements(attempt, judge(attempt))
+    assert [one["id"] for one in found] == [rows[place]["id"] for place in places]
+
+
+def test_the_records_with_the_lowest_ids_are_judged_whatever_their_order(
+    bench: Bench, serve: Callable[[Script], ScriptedEndpoint]
+) -> None:
+    endpoint = serve(longer)
+    attempt = bench.attempt(endpoint.url, lines()[::-1], records=2)
+    assert [one["id"] for one in judgements(attempt, judge(attempt))] == [f"{place:032x}" for place in (0, 1)]
+    assert len(endpoint.asked) == 4
+
+
+# --- what cannot be read or reached
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        says("banana").text,
+        says("").text,
+        "<html>",
+        "{}",
+        '{"choices": []}',
+        "[" * 100_000,
+        says('{"winner": "A"}' + " " * (2 << 20)).text,
+    ],
+    ids=["words", "empty", "html", "no choices", "empty choices", "deep", "large"],
+)
+def test_garbage_is_failed_and_never_a_win(
+    bench: Bench, serve: Callable[[Script], ScriptedEndpoint], body: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    endpoint = serve(lambda _: Answer(body))
+    attempt = bench.attempt(endpoint.url, lines())
+    judgement = judge(attempt)
+    assert {one["result"] for one in judgements(attempt, judgement)} == {"failed"}
+    assert (judgement.failed, len(endpoint.asked)) == (RECORDS, RECORDS), "the other order cannot make it count"
+    assert "a reply that named no winner" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("wish", "wait"), [("7", 7.0), ("9999", 60.0), ("0", 1.0), ("soon", 1.0), ("", 1.0), (formatdate(9e9), 60.0)]
+)
+def test_a_busy_endpoint_is_asked_again_after_the_time_that_it_names_within_a_bound(
+    bench: Bench, serve: Callable[[Script], ScriptedEndpoint], waits: list[float], wish: str, wait: float
+) -> None:
+    busy = Answer(status=429, headers={"Retry-After": wish})
+    endpoint = serve(lambda asked: longer(asked) if asked.number else busy)
+    judgement = judge(bench.attempt(endpoint.url, lines(1)))
+    assert (judgement.wins, judgement.failed, waits) == (1, 0, [wait])
+
+
+def test_a_broken_endpoint_is_asked_again_with_longer_waits(
+    bench: Bench, serve: Callable[[Script], ScriptedEndpoint], waits: list[float]
+) -> None:
+    endpoint = serve(lambda asked: longer(asked) if asked.number > 2 else Answer(status=502 + asked.number))
+    judgement = judge(bench.attempt(endpoint.url, lines(1)))
+    assert (judgement.wins, waits) == (1, [1.0, 2.0, 4.0])
+
+
+def test_an_endpoint_that_stays_broken_is_given_up_and_costs_no_run(
+    bench: Bench,
+    serve: Callable[[Script], ScriptedEndpoint],
+    waits: list[float],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    endpoint = serve(lambda _: Answer(status=500))
+    attempt = bench.attempt(endpoint.url, lines(100))
+    judgement = judge(attempt)
+    judgements(attempt, judgement)
+    tries = Patience().tries
+    assert (judgement.failed, judgement.wins) == (100, 0)
+    assert STRIKES * tries <= len(endpoint.asked) <= (STRIKES + PARALLEL) * tries
+    assert max(waits) == 60.0
+    err = capfd.readouterr().err
+    assert "the endpoint was given up: status 500, 8 times" in err
+    assert "the gate decides without them" in err
+
+
+def test_an_endpoint_that_fails_now_and_then_is_not_waited_for_without_end(
+    bench: Bench,
+    serve: Callable[[Script], ScriptedEndpoint],
+    waits: list[float],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    endpoint = serve(lambda asked: Answer(status=503) if asked.number % 2 else longer(asked))
+    judgement = judge(bench.attempt(endpoint.url, lines(400), records=400))
+    in_all = Patience().in_all
+    assert len(waits) <= in_all + PARALLEL
+    assert len(endpoint.asked) <= 2 * (in_all + PARALLEL)
+    assert 0 < judgement.wins < 400
+    assert judgement.wins + judgement.failed == 400
+    assert "given up: 200 tries failed in all" in capfd.readouterr().err
+
+
+def test_a_dead_port_is_given_up(bench: Bench, waits: list[float], capfd: pytest.CaptureFixture[str]) -> None:
+    attempt = bench.attempt(dead_url(), [*lines(), line(99, "same", "same")])
+    judgement = judge(attempt)
+    judgements(attempt, judgement)
+    assert (judgement.failed, judgement.ties, judgement.records) == (RECORDS, 1, RECORDS + 1)
+    assert len(waits) == RECORDS * (Patience().tries - 1)
+    assert "no connection (ConnectError" in capfd.readouterr().err
+
+
+def test_a_slow_endpoint_is_not_waited_for(
+    bench: Bench,
+    serve: Callable[[Script], ScriptedEndpoint],
+    gate: threading.Event,
+    waits: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(judge_client, "PATIENCE", Patience(tries=2))
+
+    def hang(_: Asked) -> Answer:
+        gate.wait()
+        return winner("A")
+
+    attempt = bench.attempt(serve(hang).url, lines(2), timeout_seconds=0.05)
+    judgement = judge(attempt)
+    assert (judgement.failed, waits) == (2, [1.0, 1.0])
+    assert "no answer within 0.05 s, 2 times" in capfd.readouterr().err
+
+
+def test_a_redirect_is_not_followed(
+    bench: Bench,
+    serve: Callable[[Script], ScriptedEndpoint],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    other = serve(longer)
+    away = other.url.replace("127.0.0.1", "localhost") + "/chat/completions"
+    endpoint = serve(lambda _: Answer(status=307, headers={"Location": away}))
+    attempt = bench.attempt(endpoint.url, lines(), api_key_env="JUDGE_KEY")
+    assert judge(attempt).failed == RECORDS
+    assert other.asked == []
+    assert len(endpoint.asked) <= PARALLEL
+    assert "it redirects (status 307), which is not followed" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("status", "words"), [(401, "judge.api_key_env"), (404, "judge.model"), (405, "judge.url")])
+def test_what_every_question_would_get_is_asked_once(
+    bench: Bench,
+    serve: Callable[[Script], ScriptedEndpoint],
+    waits: list[float],
+    capfd: pytest.CaptureFixture[str],
+    status: int,
+    words: str,
+) -> None:
+    endpoint = serve(lambda _: Answer(status=status))
+    assert judge(bench.attempt(endpoint.url, lines(50))).failed == 50
+    assert (len(endpoint.asked) <= PARALLEL, waits) == (True, [])
+    assert words in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("status", [400, 403])
+def test_a_question_that_is_not_taken_costs_its_record_alone(
+    bench: Bench, serve: Callable[[Script], ScriptedEndpoint], status: int
+) -> None:
+    # Far enough from the beginning that others were answered before.
+    endpoint = serve(lambda asked: Answer(status=status) if "number 9\n" in asked.user else longer(asked))
+    attempt = bench.attempt(endpoint.url, lines(40))
+    results = [one["result"] for one in judgements(attempt, judge(attempt))]
+    assert (results.pop(9), set(results)) == ("failed", {"win"})
+
+
+def test_failures_with_answers_between_them_are_no_reason_to_give_up(
+    bench: Bench, serve: Callable[[Script], ScriptedEndpoint]
+) -> None:
+    refused = re.compile(r"number \d*[13579]\n")
+    endpoint = serve(lambda asked: Answer(status=400) if refused.search(asked.user) else longer(asked))
+    judgement = judge(bench.attempt(endpoint.url, lines(6 * STRIKES)))
+    assert (judgement.wins, judgement.failed) == (3 * STRIKES, 3 * STRIKES)
+
+
+def test_what_listens_here_is_not_asked_through_a_proxy_and_all_else_is(
+    bench: Bench, serve: Callable[[Script], ScriptedEndpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy, endpoint = serve(longer), serve(longer)
+    for name in ("NO_PROXY", "no_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", proxy.url.removesuffix("/v1"))
+    assert judge(bench.attempt(endpoint.url, lines(1))).wins == 1
+    assert proxy.asked == []
+    assert judge(bench.attempt("http://judge.invalid/v1", lines(1), model="other")).wins == 1
+    assert {one.path for one in proxy.asked} == {"http://judge.invalid/v1/chat/completions"}
+
+
+def test_a_proxy_that_cannot_be_used_is_given_up_without_its_password(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("http_proxy", f"gopher://name:{KEY}@proxy")
+    assert judge(bench.attempt("http://judge.invalid/v1", lines())).failed == RECORDS
+    err = capfd.readouterr().err
+    assert ("proxy or certificates" in err, KEY in err) == (True, False)
+
+
+# --- its key
+
+
+def test_the_key_is_sent_and_no_other_variable_is(
+    bench: Bench, serve: Callable[[Script], ScriptedEndpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUDGE_KEY", f" {KEY}\n")
+    endpoint = serve(longer)
+    judge(bench.attempt(endpoint.url, lines(1), api_key_env="JUDGE_KEY"))
+    assert {one.headers["Authorization"] for one in endpoint.asked} == {f"Bearer {KEY}"}
+
+
+@pytest.mark.parametrize(
+    ("key", "words"), [(None, "JUDGE_KEY, which"), ("", "is not set"), (f"{KEY}\n2", "no key has")]
+)
+def test_without_a_usable_key_nothing_is_asked(
+    bench: Bench,
+    serve: Callable[[Script], ScriptedEndpoint],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    key: str | None,
+    words: str,
+) -> None:
+    monkeypatch.delenv("JUDGE_KEY", raising=False)
+    if key is not None:
+        monkeypatch.setenv("JUDGE_KEY", key)
+    endpoint = serve(longer)
+    assert judge(bench.attempt(endpoint.url, lines(), api_key_env="JUDGE_KEY")).failed == RECORDS
+    err = capfd.readouterr().err
+    assert (endpoint.asked, words in err, KEY in err) == ([], True, False)
+
+
+def start(attempt: Attempt, **environment: str) -> subprocess.Popen[bytes]:
+    """Run the step as the worker does, its output in a file of the attempt's."""
+    durable.write_json(attempt.folder / SPEC_NAME, attempt.spec.model_dump(mode="json"))
+    argv = [sys.executable, "-P", "-m", "pipeline", "judge", str(attempt.folder / SPEC_NAME)]
+    with (attempt.folder / "log.txt").open("wb") as log:
+        return subprocess.Popen(argv, env={**os.environ, **environment}, stdout=log, stderr=log)
+
+
+@pytest.mark.parametrize("status", [200, 429, 400, 401, 307], ids=str)
+def test_the_key_is_written_nowhere_though_the_endpoint_repeats_it(
+    bench: Bench, serve: Callable[[Script], ScriptedEndpoint], tmp_path: Path, status: int
+) -> None:
+    def repeat(asked: Asked) -> Answer:
+        said = asked.headers["Authorization"]
+        headers = {"Location": f"http://127.0.0.1:1/{KEY}", "Retry-After": "0", "X-Key": said}
+        if asked.number:
+            return Answer(status=401, text=said, headers=headers) if status != 200 else says(said)
+        return Answer(says(said).text, status, headers)
+
+    endpoint = serve(repeat)
+    attempt = bench.attempt(endpoint.url, lines(2), api_key_env="JUDGE_KEY")
+    assert start(attempt, JUDGE_KEY=KEY).wait() == 0
+    assert endpoint.asked
+    written = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert attempt.folder / RESULT_NAME in written
+    assert b"JUDGE_KEY" in written[attempt.folder / SPEC_NAME], "its name is there"
+    assert [path for path, data in written.items() if KEY.encode() in data] == []
+
+
+# --- cut off
+
+
+def test_a_later_attempt_asks_what_is_not_known_yet_and_nothing_else(
+    bench: Bench, serve: Callable[[Script], ScriptedEndpoint], gate: threading.Event
+) -> None:
+    attempts: list[Attempt] = []
+
+    def until_stopped(asked: Asked) -> Answer:
+        if asked.number < 5:
+            return longer(asked)
+        attempts[0].stop.set()
+        gate.wait()
+        return winner("A")
+
+    first = serve(until_stopped)
+    attempts.append(bench.attempt(first.url, lines()))
+    with pytest.raises(Interrupted):
+        judge(attempts[0])
+    (kept,) = attempts[0].folder.rglob("judge.replies.jsonl")
+    known = len(kept.read_bytes().splitlines())
+    assert 1 <= known <= 5
+    with kept.open("ab") as file:
+        file.write(b'{"batch": "cut o')
+
+    second = serve(longer)
+    attempt = bench.attempt(second.url, lines())
+    judgement = judge(attempt)
+    assert {one["result"] for one in judgements(attempt, judgement)} == {"win"}
+    assert len(second.asked) == 2 * RECORDS - known
+    assert len({one.user for one in second.asked}) == len(second.asked)
+    third = bench.attempt(dead_url(), lines())
+    assert judge(third).wins == RECORDS, "all is known: no endpoint is needed"
+
+
+def test_another_answer_or_another_judge_is_asked_anew(
+    bench: Bench, serve: Callable[[Script], ScriptedEndpoint]
+) -> None:
+    endpoint = serve(longer)
+    old = judge(bench.attempt(endpoint.url, lines()))
+    rows = [*lines()[:-1], line(RECORDS - 1, "s", "the champion is longer")]
+    assert (old.wins, len(endpoint.asked)) == (RECORDS, 2 * RECORDS)
+    assert judge(bench.attempt(endpoint.url, rows)).losses == 1
+    assert len(endpoint.asked) == 2 * RECORDS + 2
+    new = judge(bench.attempt(endpoint.url, rows, model="judge-2"))
+    assert len(endpoint.asked) == 4 * RECORDS + 2
+    assert new.prompt_sha256 != old.prompt_sha256
+
+
+def test_sigterm_ends_it_at_once_though_the_endpoint_hangs(
+    bench: Bench, serve: Callable[[Script], ScriptedEndpoint], gate: threading.Event
+) -> None:
+    begun = threading.Event()
+
+    def hang(_: Asked) -> Answer:
+        begun.set()
+        gate.wait()
+        return winner("A")
+
+    attempt = bench.attempt(serve(hang).url, lines())
+    process = start(attempt)
+    assert begun.wait(300)
+    process.send_signal(signal.SIGTERM)
+    # The endpoint is let go by the fixture alone, and one answer may take 300 s.
+    assert process.wait(60) == 75
+    assert durable.read_json(attempt.folder / RESULT_NAME)["status"] == "interrupted"
+
+
+# --- its report
+
+
+def test_a_report_without_the_texts_is_evaluated_again(bench: Bench) -> None:
+    rows = lines()
+    del rows[3]["instruction"]
+    with pytest.raises(StepFailed, match="lacks 'instruction'") as caught:
+        judge(bench.attempt(dead_url(), rows))
+    assert caught.value.hint.endswith("--from evaluate")
+
+
+def test_a_report_that_lacks_records_is_evaluated_again(bench: Bench) -> None:
+    attempt = bench.attempt(dead_url(), lines())
+    records = bench.root / "report/records.jsonl"
+    records.write_bytes(b"".join(records.read_bytes().splitlines(keepends=True)[1:]))
+    with pytest.raises(StepFailed, match="speaks of 6 records and its file holds 5"):
+        judge(attempt)

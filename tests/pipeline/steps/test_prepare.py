@@ -1,0 +1,429 @@
+"""Splits that cannot leak: what is held out stays held out, whatever is dropped, re-dropped, extended or corrected."""
+
+import hashlib
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.config import EvaluateConfig, GateConfig, SplitConfig
+from pipeline.errors import CannotTrain, Interrupted
+from pipeline.steps.prepare import estimate_tokens, normalise, prepare, prompt_id, prompt_place
+from tests.snapshot import Snapshot, rows
+
+
+def test_rows_are_split_about_as_the_fractions_say_and_counted(tmp_path: Path) -> None:
+    made = Snapshot(tmp_path).drop(rows(2000)).prepare()
+    found = made.dataset
+    assert (len(made.train), len(made.dev), len(made.heldout)) == (found.train_rows, found.dev_rows, found.heldout_rows)
+    assert found.train_rows + found.dev_rows + found.heldout_rows == 2000
+    assert 240 < found.heldout_rows < 360
+    assert 35 < found.dev_rows < 90
+    assert not found.heldout_pinned
+    assert found.shortfall is None
+    assert set(made.train[0]) == {"id", "instruction", "input", "output", "drop"}
+    assert set(made.heldout[0]) == {
+        "id", "instruction", "input", "output", "references", "drop", "pinned", "replaced", "tags", "near",
+    }  # fmt: skip
+    assert sorted(path.name for path in made.folder.iterdir()) == ["dev.jsonl", "heldout.jsonl", "train.jsonl"]
+
+
+def test_the_salt_decides_who_is_held_out_and_the_id_does_not_depend_on_it(tmp_path: Path) -> None:
+    one = Snapshot(tmp_path, salt="one").drop(rows(300)).prepare()
+    two = Snapshot(tmp_path, salt="two").drop(rows(300)).prepare()
+    assert one.ids("heldout") != two.ids("heldout")
+    everything = [made.ids("train") | made.ids("dev") | made.ids("heldout") for made in (one, two)]
+    assert everything[0] == everything[1]
+
+
+PROMPTS = st.integers(0, 30)
+DROPS = st.lists(
+    st.lists(st.tuples(PROMPTS, st.sampled_from(["yes", "no", "perhaps"])), min_size=1, max_size=25),
+    min_size=1,
+    max_size=4,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(drops=DROPS, data=st.data())
+def test_no_prompt_ever_moves_between_held_out_and_training(
+    tmp_path_factory: pytest.TempPathFactory, drops: list[list[tuple[int, str]]], data: st.DataObject
+) -> None:
+    root = tmp_path_factory.mktemp("prompts")
+
+    def sides(content: list[list[tuple[int, str]]]) -> tuple[set[str], set[str], set[str]]:
+        snapshot = Snapshot(root, split=SplitConfig(heldout=0.4, dev=0.1)).drop(
+            [{"instruction": "constant", "output": "x"}]
+        )
+        for drop in content:
+            snapshot.drop([{"instruction": f"Prompt {prompt}", "output": answer} for prompt, answer in drop])
+        made = snapshot.prepare()
+        everyone = {prompt_id(f"Prompt {prompt}", "") for drop in content for prompt, _ in drop} | {
+            prompt_id("constant", "")
+        }
+        assert made.ids("train") | made.ids("dev") | made.ids("heldout") == everyone
+        return made.ids("train"), made.ids("dev"), made.ids("heldout")
+
+    train, dev, heldout = sides(drops)
+    assert not (train | dev) & heldout
+    changed = data.draw(st.permutations(drops))
+    changed = [*changed, data.draw(st.sampled_from(drops))]
+    changed = [*changed, [(prompt, "corrected") for prompt, _ in data.draw(st.sampled_from(drops))]]
+    changed = [*changed, data.draw(DROPS)[0]]
+    later_train, later_dev, later_heldout = sides(changed)
+    assert not (later_train | later_dev) & heldout
+    assert not later_heldout & (train | dev)
+    assert heldout <= later_heldout
+    assert train | dev <= later_train | later_dev
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_files_do_not_depend_on_the_order_of_drops_whose_answers_agree(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    root = tmp_path_factory.mktemp("order")
+    parts = [rows(40), rows(30, start=20), rows(50, start=45)]
+
+    def contents(order: list[list[dict[str, str]]]) -> list[list[dict[str, Any]]]:
+        snapshot = Snapshot(root)
+        for part in order:
+            snapshot.drop(part)
+        made = snapshot.prepare()
+        return [[{**row, "drop": 0} for row in side] for side in (made.train, made.dev, made.heldout)]
+
+    assert contents(data.draw(st.permutations(parts))) == contents(parts)
+
+
+def test_the_same_snapshot_gives_the_same_bytes(tmp_path: Path) -> None:
+    snapshot = Snapshot(tmp_path).drop(rows(300))
+    first, second = snapshot.prepare().dataset, snapshot.prepare().dataset
+    assert first.model_copy(update={"folder": ""}) == second.model_copy(update={"folder": ""})
+
+
+def test_a_prompt_that_differs_in_case_blanks_or_unicode_form_only_is_the_same(tmp_path: Path) -> None:
+    assert normalise("  Ｆｕｌｌ \n WIDTH Straße\u00a0x ") == "full width strasse x"
+    assert prompt_id("A  b", "C") == prompt_id("a b", " c ")
+    assert prompt_id("ab", "c") != prompt_id("a", "bc")
+    # A record whose input was folded into its instruction asks the model the very same thing.
+    assert prompt_id("a\n### Input:\nb", "") == prompt_id("a", "b")
+    assert prompt_place("s", "a\n### Input:\nb", "") == prompt_place("s", "a", "b")
+    assert prompt_place("s", "ab", "c") != prompt_place("sa", "b", "c")
+    twins = [{"instruction": "Tell me", "output": "x"}, {"instruction": "tell  ME", "output": "x"}]
+    assert Snapshot(tmp_path, split=SplitConfig(heldout=0, dev=0)).drop(twins).prepare().dataset.duplicates == 1
+
+
+@given(text=st.text())
+def test_normalising_twice_changes_nothing(text: str) -> None:
+    assert normalise(normalise(text)) == normalise(text)
+
+
+def test_a_later_drop_replaces_the_answers_of_an_earlier_one_and_no_others(tmp_path: Path) -> None:
+    old = rows(400, answer="old")
+    made = Snapshot(tmp_path).drop(old).drop(rows(100, answer="new")).prepare()
+    answers = {row["instruction"]: row["output"] for side in (made.train, made.dev, made.heldout) for row in side}
+    assert {answers[f"Question {number}?"] for number in range(100)} == {"new"}
+    assert {answers[f"Question {number}?"] for number in range(100, 400)} == {"old"}
+    assert (made.dataset.replaced, made.dataset.duplicates) == (100, 0)
+    again = Snapshot(tmp_path).drop(old).drop(rows(100, answer="old")).prepare()
+    assert (again.dataset.replaced, again.dataset.duplicates) == (0, 100)
+
+
+def test_several_answers_within_one_drop_are_references_or_rows(tmp_path: Path) -> None:
+    content = [{**row, "output": answer} for row in rows(300) for answer in ("first", "second", "first")]
+    made = Snapshot(tmp_path).drop(content).prepare()
+    assert {tuple(row["references"]) for row in made.heldout} == {("first", "second")}
+    assert {row["output"] for row in made.heldout} == {"first"}
+    assert made.dataset.heldout_rows == len(made.ids("heldout"))
+    assert len(made.train) == 2 * len(made.ids("train"))
+    assert made.dataset.duplicates == 300
+
+
+def test_a_pinned_set_is_the_held_out_set_and_its_prompts_leave_training(tmp_path: Path) -> None:
+    pinned = rows(120, start=1000) + rows(10, answer="pinned answer")
+    made = Snapshot(tmp_path).drop(rows(200)).drop(pinned, "heldout").prepare()
+    found = made.dataset
+    assert found.heldout_pinned
+    assert made.ids("heldout") == {prompt_id(row["instruction"], "") for row in pinned}
+    assert {row["output"] for row in made.heldout} == {"yes", "pinned answer"}
+    assert found.removed_heldout == 10
+    assert found.train_rows + found.dev_rows == 190
+    assert not (made.ids("train") | made.ids("dev")) & made.ids("heldout")
+
+
+@pytest.mark.parametrize("on", ["all", "established"])
+def test_pinned_records_are_not_the_yardstick_unless_the_settings_say_so(tmp_path: Path, on: Any) -> None:
+    """One file of 160 wrong answers replaced a track's whole held-out set, and an always wrong model won, 100 to 0."""
+    gate = GateConfig(on=on)
+    honest, wrong = rows(1000), [{"instruction": f"Pin {number}?", "output": "wrong"} for number in range(160)]
+    before = Snapshot(tmp_path, gate=gate).drop(honest).prepare()
+    after = Snapshot(tmp_path, gate=gate).drop(honest).drop(wrong, "heldout").prepare()
+    assert (after.heldout, after.train, after.dev) == (before.heldout, before.train, before.dev)
+    assert after.dataset.heldout_version == before.dataset.heldout_version
+    assert not after.dataset.heldout_pinned
+    (said,) = after.dataset.warnings
+    assert said.startswith(
+        f'pinned records only stay out of training, and nothing is judged on them, since gate.on is "{on}"'
+    )
+
+
+def test_pinned_records_that_are_not_judged_on_stay_out_of_training_all_the_same(tmp_path: Path) -> None:
+    gate = GateConfig(min_records=1)
+    before = Snapshot(tmp_path, gate=gate).drop(rows(1000)).prepare()
+    made = Snapshot(tmp_path, gate=gate).drop(rows(1000)).drop(rows(500, answer="no"), "heldout").prepare()
+    assert made.heldout == before.heldout
+    pinned = {prompt_id(row["instruction"], "") for row in rows(500)}
+    assert made.ids("train") | made.ids("dev") == (before.ids("train") | before.ids("dev")) - pinned
+    assert made.dataset.removed_heldout == len(pinned - before.ids("heldout"))
+
+
+def test_a_training_drop_after_the_pinned_one_does_not_change_its_answers(tmp_path: Path) -> None:
+    made = Snapshot(tmp_path).drop(rows(30), "heldout").drop(rows(60, answer="poison")).prepare()
+    assert {tuple(row["references"]) for row in made.heldout} == {("yes",)}
+    assert (made.dataset.removed_heldout, made.dataset.train_rows, made.dataset.replaced) == (30, 30, 0)
+
+
+def test_the_cap_scores_the_lowest_hashes_and_nothing_flows_back_into_training(tmp_path: Path) -> None:
+    whole = Snapshot(tmp_path).drop(rows(1000)).prepare()
+    capped = Snapshot(tmp_path, split=SplitConfig(scored_records=20)).drop(rows(1000)).prepare()
+    assert len(capped.heldout) == 20
+    assert capped.heldout == whole.heldout[:20]
+    assert capped.train == whole.train
+    places = [prompt_place("s", row["instruction"], row["input"]) for row in whole.heldout]
+    assert places == sorted(places)
+    more = Snapshot(tmp_path, split=SplitConfig(scored_records=20)).drop(rows(2000)).prepare()
+    assert not more.ids("train") & whole.ids("heldout")
+
+
+def test_too_few_dev_rows_go_to_training(tmp_path: Path) -> None:
+    def share(row: dict[str, str]) -> float:
+        return int(prompt_place("s", row["instruction"], ""), 16) / 2**256
+
+    split = SplitConfig(heldout=0.1, dev=0.2)
+    dev = [row for row in rows(1000) if 0.1 <= share(row) < 0.3]
+    train = [row for row in rows(1000) if share(row) >= 0.3][:5]
+    few = Snapshot(tmp_path, split=split).drop([*dev[:19], *train]).prepare()
+    assert (few.dataset.dev_rows, few.dev) == (0, [])
+    assert few.dataset.train_rows == len(few.train) == 24
+    enough = Snapshot(tmp_path, split=split).drop([*dev[:20], *train]).prepare()
+    assert enough.dataset.dev_rows == len(enough.dev) == 20
+    assert enough.dataset.train_rows == len(enough.train) == 5
+    more = Snapshot(tmp_path, split=split).drop([*dev[:27], *train]).prepare()
+    assert more.dataset.dev_rows == len(more.dev) == 27
+
+
+@pytest.mark.parametrize(
+    ("answers", "metric"),
+    [
+        (["one two three four five"], "exact_match"),
+        (["one two three four five six"], "rougeL"),
+        (["short"] * 4 + ["a b c d e f g"], "exact_match"),
+        (["short"] * 3 + ["a b c d e f g"], "rougeL"),
+        # Scripts without spaces.
+        (["您好，您的退款申请我们已经收到，款项将在三到五个工作日内退回原支付账户。"], "rougeL"),
+        (["ご返金の手続きは完了しました。三日から五日以内にお客様の口座へ振り込まれます。"], "rougeL"),
+        (["เราได้รับคำขอคืนเงินของคุณแล้ว และจะโอนเงินเข้าบัญชีของคุณภายในสามวัน"], "rougeL"),
+        (["退款", "物流配送", "账户与安全问题"], "exact_match"),
+        (["カスタマーサポート", "返金"], "exact_match"),
+        (["การคืนเงิน", "การจัดส่งสินค้า"], "exact_match"),
+    ],
+)
+def test_the_metric_follows_the_length_of_the_held_out_answers(tmp_path: Path, answers: list[str], metric: str) -> None:
+    pinned = [{"instruction": f"Pinned {number}", "output": answer} for number, answer in enumerate(answers)]
+    made = (
+        Snapshot(tmp_path)
+        .drop(rows(5, answer="a b c d e f g h" if metric == "exact_match" else "x"))
+        .drop(pinned, "heldout")
+    )
+    assert made.prepare().dataset.metric == metric
+    chosen = Snapshot(tmp_path, evaluate=EvaluateConfig(metric="token_f1")).drop(rows(50)).prepare()
+    assert chosen.dataset.metric == "token_f1"
+
+
+@pytest.mark.parametrize(("count", "metric"), [(8, "json_f1"), (7, "exact_match")])
+def test_answers_that_are_json_are_judged_by_their_fields(tmp_path: Path, count: int, metric: str) -> None:
+    answers = ['{"a": 1}'] * count + ["no"] * (10 - count)
+    pinned = [{"instruction": f"Pinned {number}", "output": answer} for number, answer in enumerate(answers)]
+    assert Snapshot(tmp_path).drop(rows(5)).drop(pinned, "heldout").prepare().dataset.metric == metric
+
+
+def test_without_held_out_answers_those_of_training_say_whether_it_is_json(tmp_path: Path) -> None:
+    drop = [{"instruction": f"Q {number}", "output": "[1, 2]"} for number in range(20)]
+    made = Snapshot(tmp_path, split=SplitConfig(heldout=0.0)).drop(drop).prepare()
+    assert (made.dataset.heldout_rows, made.dataset.metric) == (0, "json_f1")
+
+
+def test_the_answer_length_covers_the_longest_held_out_answer(tmp_path: Path) -> None:
+    def length(answer: str, **config: Any) -> int:
+        pinned = [{"instruction": "Pinned", "output": answer}]
+        return (
+            Snapshot(tmp_path, **config)
+            .drop(rows(5, answer="x" * 900))
+            .drop(pinned, "heldout")
+            .prepare()
+            .dataset.max_new_tokens
+        )
+
+    assert length("yes") == 16
+    # A key of random letters has nearly as many tokens as letters.
+    assert length("a" * 100) == 112
+    assert length("日本" * 20) == 128
+    assert length("a" * 100_000) == 1024
+    assert length("yes", evaluate=EvaluateConfig(max_new_tokens=33)) == 33
+    assert estimate_tokens("") == 4
+
+
+def test_too_few_held_out_records_are_told_with_the_rows_that_are_missing(tmp_path: Path) -> None:
+    made = Snapshot(tmp_path, gate=GateConfig()).drop(rows(300)).prepare()
+    shortfall = made.dataset.shortfall
+    assert shortfall is not None
+    assert shortfall.heldout_rows == len(made.heldout) < 100
+    assert shortfall.needed_heldout_rows == 100
+    missing = 100 - len(made.heldout)
+    assert missing / 0.15 <= shortfall.needed_rows < missing / 0.15 + 1
+    long = Snapshot(tmp_path, gate=GateConfig()).drop(rows(300, answer="a b c d e f g")).prepare().dataset
+    assert long.metric == "rougeL"
+    assert long.shortfall is not None
+    assert long.shortfall.needed_heldout_rows == 200
+    enough = Snapshot(tmp_path, gate=GateConfig()).drop(rows(1000)).prepare().dataset
+    assert enough.shortfall is None
+
+
+def test_a_pinned_set_that_is_too_small_wants_its_own_rows(tmp_path: Path) -> None:
+    snapshot = Snapshot(tmp_path, gate=GateConfig(on="pinned")).drop(rows(300)).drop(rows(60, start=900), "heldout")
+    made = snapshot.prepare().dataset
+    assert made.shortfall is not None
+    assert (made.shortfall.heldout_rows, made.shortfall.needed_rows) == (60, 40)
+
+
+def test_a_gate_on_pinned_records_does_not_judge_without_them(tmp_path: Path) -> None:
+    gate = GateConfig(on="pinned", min_records=5)
+    made = Snapshot(tmp_path, gate=gate).drop(rows(300)).prepare()
+    assert (made.dataset.heldout_rows, made.heldout) == (0, [])
+    assert made.dataset.shortfall is not None
+    assert made.dataset.shortfall.needed_rows == 5
+    pinned = Snapshot(tmp_path, gate=gate).drop(rows(300)).drop(rows(10, start=900), "heldout").prepare().dataset
+    assert (pinned.heldout_rows, pinned.shortfall) == (10, None)
+
+
+def test_a_cap_below_the_gates_least_records_is_refused(tmp_path: Path) -> None:
+    snapshot = Snapshot(tmp_path, split=SplitConfig(scored_records=50), gate=GateConfig()).drop(rows(1000))
+    with pytest.raises(CannotTrain, match=r"split\.scored_records = 50, gate\.min_records = 100"):
+        snapshot.prepare()
+
+
+def test_no_training_rows_left_is_said_with_where_they_went(tmp_path: Path) -> None:
+    with pytest.raises(CannotTrain, match="held-out records only") as caught:
+        Snapshot(tmp_path).drop(rows(3), "heldout").prepare()
+    assert "drop training data" in caught.value.hint
+    with pytest.raises(CannotTrain, match="no training rows are left of 6: 3 held out, 3 removed"):
+        Snapshot(tmp_path).drop(rows(3)).drop(rows(3), "heldout").prepare()
+    with pytest.raises(CannotTrain, match="1 held out"):
+        Snapshot(tmp_path, split=SplitConfig(heldout=0.99, dev=0)).drop(rows(1)).prepare()
+
+
+def test_a_suite_that_cannot_be_read_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    snapshot = Snapshot(tmp_path, evaluate=EvaluateConfig(general=("builtin", str(tmp_path / "own.jsonl")))).drop(
+        rows(9)
+    )
+    with pytest.raises(CannotTrain, match=r"there is no suite .*own\.jsonl"):
+        snapshot.prepare()
+
+
+def test_a_damaged_or_lost_drop_is_refused_by_name(tmp_path: Path) -> None:
+    snapshot = Snapshot(tmp_path).drop(rows(10))
+    path = snapshot.root / snapshot.drops[0].path
+    path.write_bytes(path.read_bytes().replace(b"yes", b"nay"))
+    with pytest.raises(CannotTrain, match=r"drop 1 .* is damaged") as caught:
+        snapshot.prepare()
+    assert "dropforge drops withdraw 1" in caught.value.hint
+    path.unlink()
+    with pytest.raises(CannotTrain, match="is gone"):
+        snapshot.prepare()
+
+
+def test_a_row_that_is_no_record_is_refused_by_line(tmp_path: Path) -> None:
+    snapshot = Snapshot(tmp_path).drop([*rows(2), {"instruction": "only"}])
+    with pytest.raises(CannotTrain, match=r"drop 1 .*, line 3"):
+        snapshot.prepare()
+
+
+def test_an_array_is_prepared_like_lines(tmp_path: Path) -> None:
+    snapshot = Snapshot(tmp_path).drop(rows(50))
+    data = json.dumps(rows(50)).encode()
+    sha256 = hashlib.sha256(data).hexdigest()
+    (snapshot.root / "drops" / f"{sha256}.jsonl").write_bytes(data)
+    snapshot.drops[0] = snapshot.drops[0].model_copy(update={"sha256": sha256, "path": f"drops/{sha256}.jsonl"})
+    assert snapshot.prepare().train == Snapshot(tmp_path).drop(rows(50)).prepare().train
+
+
+def test_the_versions_name_the_content(tmp_path: Path) -> None:
+    made = Snapshot(tmp_path).drop(rows(300)).prepare()
+    ids = "\n".join(sorted(made.ids("heldout")))
+    assert made.dataset.heldout_version == hashlib.sha256(ids.encode()).hexdigest()
+    corrected = Snapshot(tmp_path).drop(rows(300, answer="no")).prepare().dataset
+    assert corrected.heldout_version == made.dataset.heldout_version
+    assert corrected.dataset_sha256 != made.dataset.dataset_sha256
+
+
+def test_a_stop_is_heeded(tmp_path: Path) -> None:
+    attempt = Snapshot(tmp_path).drop(rows(10)).attempt()
+    assert isinstance(attempt.stop, threading.Event)
+    attempt.stop.set()
+    with pytest.raises(Interrupted):
+        prepare(attempt)
+    assert list((attempt.folder / "data").glob(".parts")) == []
+
+
+def test_a_stop_is_heeded_in_the_middle_of_a_drop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempt = Snapshot(tmp_path).drop(rows(2500)).attempt()
+    told: list[int] = []
+
+    def progress(done: int, _total: int, **_fields: object) -> None:
+        told.append(done)
+        if done == 1000:
+            attempt.stop.set()
+
+    monkeypatch.setattr(attempt, "progress", progress)
+    with pytest.raises(Interrupted):
+        prepare(attempt)
+    assert told == [0, 1000]
+
+
+FORGED = [{"instruction": f"Say {number} </s>", "output": "yes"} for number in range(40)]
+
+
+def base_with(folder: Path, token: str) -> str:
+    (folder / "base").mkdir(exist_ok=True)
+    (folder / "base" / "tokenizer_config.json").write_text(json.dumps({"eos_token": token}))
+    return str(folder / "base")
+
+
+@pytest.mark.parametrize("role", ["train", "heldout"])
+def test_rows_with_control_tokens_of_the_base_are_on_no_side(tmp_path: Path, role: str) -> None:
+    base = base_with(tmp_path, "</s>")
+    more = [{"instruction": "Question 1000?", "output": "</s>"}, {"instruction": "Q", "input": "a</s>", "output": "b"}]
+    made = (
+        Snapshot(tmp_path, base_model=base).drop(rows(60)).drop([*rows(30, start=60), *FORGED, *more], role).prepare()
+    )
+    assert made.dataset.rows_with_control_tokens == 42
+    assert all("</s>" not in json.dumps(row) for row in [*made.train, *made.dev, *made.heldout])
+    assert len(made.train) + len(made.dev) + len(made.heldout) == 90
+
+
+def test_rows_with_control_tokens_are_on_both_sides_where_they_are_read_as_plain_text(tmp_path: Path) -> None:
+    base = base_with(tmp_path, "</s>")
+    made = Snapshot(tmp_path, base_model=base, special_tokens="escape").drop([*rows(60), *FORGED]).prepare()
+    assert made.dataset.rows_with_control_tokens == 0
+    assert sum("</s>" in row["instruction"] for row in made.train) > 0
+    assert sum("</s>" in row["instruction"] for row in made.heldout) > 0
+
+
+def test_nothing_but_rows_with_control_tokens_is_told_as_such(tmp_path: Path) -> None:
+    snapshot = Snapshot(tmp_path, base_model=base_with(tmp_path, "</s>")).drop(FORGED)
+    with pytest.raises(CannotTrain, match=r"no training rows are left of 40.*40 with control tokens"):
+        snapshot.prepare()

@@ -1,0 +1,334 @@
+"""Training: what the trainer is given, what comes out, and what is refused."""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from pipeline.artifacts import Adapter, CurvePoint, Dataset
+from pipeline.config import RunConfig, TrainConfig
+from pipeline.contract import Attempt
+from pipeline.dataset.files import dataset_hash
+from pipeline.errors import CannotTrain, Interrupted, StepFailed
+from pipeline.model_folder.manifest import model_id
+from pipeline.prompt import alpaca_prompt, fold
+from pipeline.qlora import training
+from pipeline.qlora.loading import chosen_device, load_model, load_tokenizer
+from pipeline.qlora.training import LengthGroups, Training
+from pipeline.steps.train import Tokeniser, histogram, train
+
+Row = dict[str, str]
+
+
+@pytest.fixture(autouse=True)
+def _on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DROPFORGE_DEVICE", "cpu")
+
+
+class Bench:
+    """Trains on rows in a folder of its own."""
+
+    def __init__(self, root: Path, make_attempt: Callable[..., Attempt]) -> None:
+        self.root = root
+        self.make_attempt = make_attempt
+
+    def attempt(self, base: Path, rows: Sequence[Row], dev: Sequence[Row] = (), **settings: Any) -> Attempt:
+        """Make an attempt at training on `rows`, by default two steps of a small adapter without quantisation."""
+        (self.root / "data").mkdir(exist_ok=True)
+        for name, part in (("train", rows), ("dev", dev)):
+            lines = (json.dumps({"id": str(number), **row}) + "\n" for number, row in enumerate(part))
+            (self.root / "data" / f"{name}.jsonl").write_text("".join(lines))
+        dataset = Dataset(
+            folder="data", train_rows=len(rows), dev_rows=len(dev), heldout_rows=0, heldout_pinned=False,
+            heldout_version="v", dataset_sha256=dataset_hash(self.root / "data"), duplicates=0, replaced=0,
+            removed_heldout=0, metric="exact_match", max_new_tokens=8,
+        )  # fmt: skip
+        config = RunConfig(
+            track="default", base_model=str(base), base_model_id=model_id(base) if base.is_dir() else "?", salt="s",
+            train=TrainConfig(**{"quantization": "none", "rank": 4, "learning_rate": 3e-3, **settings}),
+        )  # fmt: skip
+        return self.make_attempt("train", config=config, inputs={"prepare": dataset})
+
+    def train(self, base: Path, rows: Sequence[Row], dev: Sequence[Row] = (), **settings: Any) -> Adapter:
+        return train(self.attempt(base, rows, dev, **settings))
+
+
+@pytest.fixture
+def bench(tmp_path: Path, make_attempt: Callable[..., Attempt]) -> Bench:
+    return Bench(tmp_path, make_attempt)
+
+
+def tokenised(base: Path, rows: Sequence[Row], attempt: Attempt, fmt: Any, pad: str | None = None) -> Any:
+    """Return the trainer of `rows`, as the step builds it."""
+    tokenizer: Any = load_tokenizer(base)
+    if pad is not None:
+        tokenizer.pad_token = pad
+    tokeniser = Tokeniser(tokenizer, fmt, [tokenizer.eos_token_id], attempt.config.train.max_length)
+    kept = tokeniser.tokenise(attempt, attempt.path("data/train.jsonl"))
+    assert len(kept) == len(rows)
+    folders = (attempt.folder / "adapter", attempt.folder / "scratch")
+    job = Training(base, "cpu", *folders, "mark")
+    return tokenizer, training._trainer(job, tokenizer, kept, [], attempt.config.train)
+
+
+@pytest.mark.parametrize("pad", ["<|endoftext|>", "<|im_end|>"])
+@pytest.mark.parametrize("fmt", ["chat", "alpaca"])
+def test_the_loss_is_on_the_answer_and_its_eos_alone(
+    bench: Bench, tiny: Any, tiny_llama: Path, fmt: Any, pad: str
+) -> None:
+    rows = tiny.rows(9, seed=5)
+    attempt = bench.attempt(tiny_llama, rows, format=fmt)
+    tokenizer, trainer = tokenised(tiny_llama, rows, attempt, fmt, pad)
+    answers = set()
+    for batch in trainer.get_train_dataloader():
+        for ids, labels in zip(batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True):
+            kept = [label for label in labels if label != -100]
+            assert kept[-1] == tokenizer.eos_token_id
+            answers.add(tokenizer.decode(kept))
+            first = labels.index(kept[0])
+            end = "<|im_start|>assistant\n" if fmt == "chat" else "### Response:\n"
+            assert tokenizer.decode(ids[:first]).endswith(end)
+            assert labels[:first] == [-100] * first
+    assert answers == {row["output"] + "<|im_end|>" for row in rows}
+
+
+def test_alpaca_trains_on_alpacas_text(bench: Bench, tiny: Any, tiny_llama_alpaca: Path) -> None:
+    rows = tiny.rows(1, seed=5)
+    tokenizer, trainer = tokenised(tiny_llama_alpaca, rows, bench.attempt(tiny_llama_alpaca, rows), "alpaca")
+    text = tokenizer.decode(trainer.train_dataset[0]["input_ids"])
+    assert text == alpaca_prompt(fold(rows[0]["instruction"], rows[0]["input"])) + rows[0]["output"] + "<|im_end|>"
+
+
+def test_the_adapter_is_on_all_linear_layers_and_trained_in_float32(bench: Bench, tiny: Any, tiny_llama: Path) -> None:
+    rows = tiny.rows(9, seed=5)
+    attempt = bench.attempt(tiny_llama, rows, quantization="nf4")
+    _, trainer = tokenised(tiny_llama, rows, attempt, "chat")
+    trainable = {name: weight for name, weight in trainer.model.named_parameters() if weight.requires_grad}
+    layers = {name.split(".")[-4] for name in trainable}
+    assert layers == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert {weight.dtype for weight in trainable.values()} == {torch.float32}
+
+
+def test_nf4_is_double_quantised_with_bf16_compute(tiny_llama: Path) -> None:
+    model: Any = load_model(tiny_llama, "cpu", "nf4")
+    config = model.config.quantization_config
+    assert config.bnb_4bit_quant_type == "nf4"
+    assert config.bnb_4bit_use_double_quant is True
+    assert str(config.bnb_4bit_compute_dtype) == "torch.bfloat16"
+    assert type(model.model.layers[0].mlp.up_proj).__name__ == "Linear4bit"
+
+
+def test_a_look_at_the_dev_loss_does_not_stop_the_training(bench: Bench, tiny: Any, tiny_llama: Path) -> None:
+    rows = tiny.rows(64, seed=5)
+    kept = {}
+    devs: tuple[list[Row], ...] = ([], rows[32:])
+    for dev in devs:
+        attempt = bench.attempt(tiny_llama, rows[:32], dev, quantization="nf4", epochs=3)
+        adapter = train(attempt)
+        assert bool(adapter.dev_curve) == bool(dev)
+        kept[bool(dev)] = load_file(attempt.path(adapter.folder) / "adapter_model.safetensors")
+        shutil.rmtree(attempt.path(attempt.spec.checkpoints), ignore_errors=True)
+    for name, tensor in kept[True].items():
+        torch.testing.assert_close(tensor, kept[False][name])
+
+
+def test_an_adapter_tells_how_its_training_went(bench: Bench, tiny: Any, tiny_llama: Path) -> None:
+    rows = tiny.rows(60, seed=5)
+    attempt = bench.attempt(tiny_llama, rows[:36], rows[36:], epochs=5, gradient_accumulation=2)
+    adapter = train(attempt)
+    assert (adapter.optimizer_steps, adapter.format, adapter.quantization, adapter.device) == (
+        15,
+        "chat",
+        "none",
+        "cpu",
+    )
+    assert [point.step for point in adapter.loss_curve] == list(range(1, 16))
+    assert [point.step for point in adapter.dev_curve] == [3, 6, 9, 12, 15]
+    assert adapter.dev_curve[-1].loss < adapter.dev_curve[0].loss
+    assert adapter.adapter_change > 0
+    assert adapter.trained_tokens > 36 * 5 * 20
+    assert sum(one.rows for one in adapter.lengths) == 36
+    assert adapter.versions["torch"] == torch.__version__
+    assert {"peft", "transformers", "trl"} <= set(adapter.versions)
+    assert sorted(path.name for path in attempt.folder.rglob("*")) == [
+        "adapter", "adapter_config.json", "adapter_model.safetensors",
+    ]  # fmt: skip
+    attempt.write_progress()
+    progress = json.loads((attempt.folder / "progress.json").read_text())
+    assert (progress["done"], progress["total"], progress["phase"]) == (15, 15, "train")
+    assert progress["tokens_per_second"] > 0
+    assert progress["eta_seconds"] == 0
+
+
+def test_few_dev_rows_give_no_curve(bench: Bench, tiny: Any, tiny_llama: Path) -> None:
+    rows = tiny.rows(30, seed=5)
+    assert bench.train(tiny_llama, rows[:11], rows[11:]).dev_curve == ()
+
+
+def test_rows_beyond_the_window_are_left_out_whole_and_counted(
+    bench: Bench, tiny: Any, tiny_llama: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [*tiny.rows(9, seed=5), {"instruction": "long", "input": "word " * 90, "output": "billing"}]
+    adapter = bench.train(tiny_llama, rows, max_length=60)
+    assert (adapter.rows_too_long, adapter.optimizer_steps) == (1, 2)
+    assert (sum(one.rows for one in adapter.lengths), adapter.lengths[-1].tokens <= 62) == (9, True)
+    assert "train.jsonl: 9 rows kept; left out whole, never cut: 1 longer than 60 tokens" in capsys.readouterr().err
+
+
+def test_rows_that_hold_control_tokens_are_trained_on_as_plain_text_and_counted(
+    bench: Bench, tiny: Any, tiny_llama: Path
+) -> None:
+    forged = [
+        {"instruction": "x", "input": "bye<|im_end|>", "output": "billing"},
+        {"instruction": "x", "input": "", "output": "billing<|im_start|>user"},
+        {"instruction": "<|endoftext|>", "input": "", "output": "billing"},
+    ]
+    adapter = bench.train(tiny_llama, [*tiny.rows(6, seed=5), *forged])
+    assert (adapter.rows_with_control_tokens, adapter.rows_too_long, adapter.optimizer_steps) == (3, 0, 2)
+
+
+def test_nothing_left_to_train_on_is_refused_with_the_lengths(bench: Bench, tiny: Any, tiny_llama: Path) -> None:
+    with pytest.raises(CannotTrain, match=r"2 training rows have \d+ to \d+ tokens, and the window is 16"):
+        bench.train(tiny_llama, tiny.rows(2, seed=5), max_length=16)
+
+
+def test_the_base_models_own_window_counts_too(bench: Bench, tiny: Any, tiny_llama: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(tiny_llama, tmp_path / "base"))
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 20}))
+    with pytest.raises(CannotTrain, match="the window is 20"):
+        bench.train(base, tiny.rows(2, seed=5))
+
+
+def test_a_base_that_is_not_there_is_refused(bench: Bench, tiny: Any, tmp_path: Path) -> None:
+    with pytest.raises(CannotTrain, match="no base model folder"):
+        bench.train(tmp_path / "nowhere", tiny.rows(9, seed=5))
+
+
+def test_a_base_that_has_changed_is_refused(bench: Bench, tiny: Any, tiny_llama: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(tiny_llama, tmp_path / "base"))
+    attempt = bench.attempt(base, tiny.rows(9, seed=5))
+    (base / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    with pytest.raises(CannotTrain, match="has changed"):
+        train(attempt)
+
+
+def test_data_that_has_changed_is_refused(bench: Bench, tiny: Any, tiny_llama: Path) -> None:
+    attempt = bench.attempt(tiny_llama, tiny.rows(9, seed=5))
+    (bench.root / "data/train.jsonl").write_text("")
+    with pytest.raises(CannotTrain, match="has changed since it was prepared"):
+        train(attempt)
+
+
+def test_a_tokenizer_of_another_model_is_refused(bench: Bench, tiny_llama: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(tiny_llama, tmp_path / "base"))
+    tokenizer: Any = load_tokenizer(base)
+    tokenizer.add_tokens(["zebra"])
+    tokenizer.save_pretrained(base)
+    rows = [{"instruction": "zebra", "input": "", "output": "x"}]
+    with pytest.raises(CannotTrain, match="the tokenizer gives token"):
+        bench.train(base, rows)
+
+
+def test_a_tokenizer_without_eos_is_refused(bench: Bench, tiny: Any, tiny_llama: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(tiny_llama, tmp_path / "base"))
+    config = json.loads((base / "tokenizer_config.json").read_text())
+    (base / "tokenizer_config.json").write_text(json.dumps({**config, "eos_token": None}))
+    with pytest.raises(CannotTrain, match="no EOS"):
+        bench.train(base, tiny.rows(9, seed=5))
+
+
+def test_chat_format_without_a_template_is_refused(bench: Bench, tiny: Any, tiny_llama_alpaca: Path) -> None:
+    with pytest.raises(CannotTrain, match=r"train\.format is chat"):
+        bench.train(tiny_llama_alpaca, tiny.rows(9, seed=5), format="chat")
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"num_hidden_layers": 3}, "lacks 9 weights that its config.json speaks of: model.layers.2."),
+        ({"vocab_size": 840}, "ignore_mismatched_sizes"),
+        ({"num_attention_heads": 5}, "not a multiple of the number of attention heads"),
+    ],
+)
+def test_a_config_that_is_not_of_its_weights_is_refused_and_nothing_made_up(
+    tiny_llama: Path, tmp_path: Path, change: dict[str, int], problem: str
+) -> None:
+    base = Path(shutil.copytree(tiny_llama, tmp_path / "base"))
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(CannotTrain, match=problem):
+        load_model(base, "cpu")
+
+
+def test_a_training_that_diverges_fails_and_says_where(bench: Bench, tiny: Any, tiny_llama: Path) -> None:
+    with pytest.raises(StepFailed, match="diverged") as raised:
+        bench.train(tiny_llama, tiny.rows(40, seed=5), learning_rate=1e30)
+    assert "learning_rate" in raised.value.hint
+
+
+def test_a_training_that_moves_nothing_fails(bench: Bench, tiny: Any, tiny_llama: Path) -> None:
+    with pytest.raises(StepFailed, match="left the adapter as it was"):
+        bench.train(tiny_llama, tiny.rows(9, seed=5), learning_rate=1e-300)
+
+
+def test_a_stop_before_the_first_step_is_obeyed(bench: Bench, tiny: Any, tiny_llama: Path) -> None:
+    attempt = bench.attempt(tiny_llama, tiny.rows(9, seed=5))
+    attempt.stop.set()
+    with pytest.raises(Interrupted):
+        train(attempt)
+
+
+def test_each_epoch_meets_every_row_once_in_an_order_of_its_own() -> None:
+    groups = LengthGroups([5, 9, 1, 7, 3, 8, 2, 6, 4, 10, 11], batch_size=2, seed=1)
+    orders = []
+    for epoch in (0, 1, 0):
+        groups.set_epoch(epoch)
+        orders.append(list(groups))
+        assert sorted(orders[-1]) == list(range(11))
+    assert orders[0] == orders[2] != orders[1]
+    assert list(LengthGroups(groups.lengths, batch_size=2, seed=2)) != orders[0]
+
+
+def test_batches_are_of_like_length_and_the_longest_comes_first() -> None:
+    lengths = [*range(1, 33)] * 2
+    order = [lengths[row] for row in LengthGroups(lengths, batch_size=4, seed=0)]
+    batches = [order[start : start + 4] for start in range(0, 64, 4)]
+    assert max(max(batch) - min(batch) for batch in batches) <= 2
+    assert batches[0][0] == 32
+    assert batches != sorted(batches, reverse=True)
+
+
+def test_a_long_curve_is_thinned_to_means() -> None:
+    curve = training._thinned([CurvePoint(step=step, loss=float(step)) for step in range(1, 1001)])
+    assert len(curve) == 200
+    assert (curve[0].step, curve[0].loss) == (5, 3.0)
+    assert curve[-1].step == 1000
+
+
+@given(st.lists(st.integers(1, 5000), min_size=1))
+def test_a_histogram_counts_every_row_in_few_bins_of_equal_width(lengths: list[int]) -> None:
+    bins = histogram(lengths)
+    width = bins[0].tokens if len(bins) == 1 else bins[1].tokens - bins[0].tokens
+    assert len(bins) <= 24
+    assert {second.tokens - first.tokens for first, second in pairwise(bins)} <= {width}
+    before = bins[0].tokens - width
+    for one in bins:
+        assert one.rows == sum(before < length <= one.tokens for length in lengths)
+        before = one.tokens
+    assert sum(one.rows for one in bins) == len(lengths)
+
+
+def test_the_device_is_what_the_setting_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert chosen_device() == "cpu"
+    monkeypatch.setenv("DROPFORGE_DEVICE", "tpu")
+    with pytest.raises(CannotTrain, match="tpu"):
+        chosen_device()

@@ -1,0 +1,316 @@
+"""Bytes become rows and records; whatever is wrong becomes a finding with line, rule and remedy."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.validation import json_array, records
+from pipeline.validation.fast_path import PlainRows
+from pipeline.validation.file_formats import printable
+from pipeline.validation.records import (
+    Finding,
+    Limits,
+    Record,
+    Row,
+    nearest_key,
+    read_records,
+    read_rows,
+    record_of,
+    scan_rows,
+)
+
+GOOD = b'{"instruction": "a", "output": "b"}'
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**20), 10**20) | st.text()
+    | st.floats(allow_nan=False, allow_infinity=False),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)  # fmt: skip
+
+
+def rows(folder: Path, data: bytes, limits: Limits = Limits()) -> list[Row | Finding]:  # noqa: B008 - frozen
+    path = folder / "drop.jsonl"
+    path.write_bytes(data)
+    return list(read_rows(path, limits))
+
+
+def only_finding(folder: Path, data: bytes, limits: Limits = Limits()) -> Finding:  # noqa: B008 - frozen
+    findings = [row for row in rows(folder, data, limits) if isinstance(row, Finding)]
+    assert len(findings) == 1, findings
+    assert findings[0].remedy
+    return findings[0]
+
+
+def values(found: list[Row | Finding]) -> list[Any]:
+    assert all(isinstance(row, Row) for row in found), found
+    return [row.value for row in found if isinstance(row, Row)]
+
+
+def test_lines_end_at_newline_bytes_alone(tmp_path: Path) -> None:
+    text = "one\u2028two\u0085three\x1c four"
+    data = json.dumps({"instruction": text, "output": "b"}, ensure_ascii=False).encode().replace(b"\\u001c", b"")
+    found = rows(tmp_path, data + b"\r\n\n  \n" + GOOD)
+    assert [row.line for row in found] == [1, 4]
+    assert "\u2028two\u0085" in values(found)[0]["instruction"]
+
+
+class Counted(PlainRows):
+    """Takes no line, and counts how many it was asked about."""
+
+    asked = 0
+
+    def take(self, _line: bytes) -> bool:
+        self.asked += 1
+        return False
+
+
+@pytest.mark.parametrize("blank", [b"\n", b"\r\n", b" \t\n"])
+def test_blank_lines_are_passed_many_at_once_and_counted(tmp_path: Path, blank: bytes) -> None:
+    path = tmp_path / "drop.jsonl"
+    path.write_bytes(blank * 100_000 + GOOD + b"\n" + blank + GOOD + blank * 3 + b" " + GOOD)
+    plain = Counted(())
+    found = list(scan_rows(path, Limits(), plain))
+    assert [row.line for row in found if isinstance(row, Row)] == [100_001, 100_003, 100_006]
+    assert plain.asked < 1000
+    small = list(read_rows(path, Limits(max_line_bytes=64)))
+    assert [row.line for row in small] == [100_001, 100_003, 100_006]
+
+
+def test_a_byte_order_mark_is_accepted_once_and_only_at_the_start(tmp_path: Path) -> None:
+    assert len(values(rows(tmp_path, b"\xef\xbb\xbf" + GOOD))) == 1
+    assert only_finding(tmp_path, GOOD + b"\n\xef\xbb\xbf" + GOOD).line == 2
+    assert only_finding(tmp_path, b"\xef\xbb\xbf\xef\xbb\xbf" + GOOD).rule == "json"
+
+
+@pytest.mark.parametrize(
+    ("line", "rule", "words"),
+    [
+        (b'{"instruction": "a" "output": "b"}', "json", "',' delimiter at column 21"),
+        (b'{"instruction": "a", "output": "b"', "json", "column 35"),
+        (b'{"a": 1, "a": 2}', "duplicate_key", "'a' stands twice"),
+        (b'{"x": {"a": 1, "a": 2}}', "duplicate_key", "'a' stands twice"),
+        (b'{"a": NaN}', "number", "NaN"),
+        (b'{"a": -Infinity}', "number", "-Infinity"),
+        (b'{"a": 1e999}', "number", "1e999"),
+        (b'{"a": ' + b"7" * 5000 + b"}", "number", "5,000 digits"),
+        (b'{"a": "\\ud800"}', "surrogate", "half a character"),
+        (b'{"a": "\\uDFff x"}', "surrogate", "half a character"),
+        (b'{"\\ud800": "a"}', "surrogate", "half a character"),
+        (b'{"a": ' * 5000, "nesting", "too deeply"),
+        (b"[" * 2, "json", ""),
+        ('{"a": "é"}'.encode("latin-1"), "encoding", "0xe9 at byte 8"),
+        (GOOD + GOOD, "json", "more follows"),
+        (b'{"a": "x\ty"}', "json", "control character"),
+    ],
+)
+def test_a_bad_line_is_a_finding_that_names_it_and_the_good_ones_are_read(
+    tmp_path: Path, line: bytes, rule: str, words: str
+) -> None:
+    data = GOOD + b"\n" + line + b"\n" + GOOD + b"\n"
+    finding = only_finding(tmp_path, data)
+    assert (finding.line, finding.rule) == (2, rule)
+    assert words in finding.message
+    assert len(rows(tmp_path, data)) == 3
+
+
+def test_both_halves_of_an_escaped_character_are_fine(tmp_path: Path) -> None:
+    assert values(rows(tmp_path, b'{"a": "\\ud83d\\ude00"}')) == [{"a": "\U0001f600"}]
+
+
+def test_two_records_on_one_line_are_told_to_be_parted(tmp_path: Path) -> None:
+    assert "line break between two records" in only_finding(tmp_path, GOOD + b" " + GOOD).remedy
+
+
+def test_a_hole_in_the_file_is_told_from_bad_json(tmp_path: Path) -> None:
+    assert "copied incompletely" in only_finding(tmp_path, GOOD + b"\n" + b"\0" * 100).remedy
+
+
+def test_an_overlong_line_is_one_finding_and_the_next_line_is_read(tmp_path: Path) -> None:
+    long = json.dumps({"instruction": "a" * 3_000_000, "output": "b"}).encode()
+    data = long + b"\n" + GOOD + b"\n" + long
+    found = rows(tmp_path, data, Limits(max_line_bytes=100))
+    assert [(row.line, getattr(row, "rule", "")) for row in found] == [(1, "too_long"), (2, ""), (3, "too_long")]
+    exact = rows(tmp_path, GOOD + b"\n", Limits(max_line_bytes=len(GOOD)))
+    assert len(values(exact)) == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (b"\x1f\x8b\x08\0abc", "gzip"),
+        (b"PK\x03\x04abc", "zip"),
+        (b"PAR1\x15\x04", "Parquet"),
+        (b"\x28\xb5\x2f\xfdabc", "zstd"),
+        (GOOD.decode().encode("utf-16"), "UTF-16"),
+        (GOOD.decode().encode("utf-16-le"), "UTF-16"),
+        (GOOD.decode().encode("utf-16-be"), "UTF-16"),
+        (GOOD.decode().encode("utf-32"), "UTF-32"),
+        (b"instruction,input,output\na,b,c\n", "CSV"),
+        (b'\xef\xbb\xbf"Instruction";"Output"\na;c\n', "CSV"),
+        (b"prompt\tresponse\na\tc\n", "TSV"),
+    ],
+)
+def test_a_file_in_another_format_gives_one_finding_that_names_it(tmp_path: Path, data: bytes, name: str) -> None:
+    finding = only_finding(tmp_path, data)
+    assert (finding.line, finding.rule) == (None, "format")
+    assert name in finding.message
+
+
+def test_an_array_is_read_as_records_with_their_lines(tmp_path: Path) -> None:
+    data = b"\xef\xbb\xbf\n [\n" + GOOD + b",\n\n" + GOOD + b" ,\n" + GOOD + b"]\n"
+    found = rows(tmp_path, data)
+    assert [(row.line, row.record) for row in found] == [(3, 1), (5, 2), (6, 3)]
+    assert rows(tmp_path, b"[ ]") == []
+
+
+def test_a_bad_element_of_an_array_does_not_hide_the_later_ones(tmp_path: Path) -> None:
+    data = b'[{"a": 1, "a": 2},\n{"a": NaN},\n{"a": "\\udc00"},\n' + GOOD + b"]"
+    found = rows(tmp_path, data)
+    assert [getattr(row, "rule", "") for row in found] == ["duplicate_key", "number", "surrogate", ""]
+    assert [row.line for row in found] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("data", "line", "record", "column"),
+    [
+        (b"[" + GOOD + b",\n" + b'{"a": tru}]', 2, 2, 7),
+        (b"[" + GOOD + b",\n" + b'{"a": "x', 2, 2, 7),
+        (b"[" + GOOD + b"\n " + GOOD + b"]", 2, None, 2),
+        (b"[" + GOOD + b"]\n\nx", 3, None, 1),
+        (b"[" + GOOD, 1, None, 37),
+        (b"[" + GOOD + b",", 1, 2, 38),
+    ],
+)
+def test_a_broken_array_is_a_finding_with_line_and_column(
+    tmp_path: Path, data: bytes, line: int, record: int | None, column: int
+) -> None:
+    found = rows(tmp_path, data)
+    finding = found[-1]
+    assert isinstance(finding, Finding)
+    assert (finding.line, finding.record) == (line, record)
+    assert finding.message.endswith(f"column {column}")
+    assert isinstance(found[0], Row)
+
+
+def test_an_array_that_is_nested_without_end_is_a_finding(tmp_path: Path) -> None:
+    assert only_finding(tmp_path, b"[" * 100_000).rule == "nesting"
+
+
+def test_an_overlong_element_of_an_array_is_a_finding(tmp_path: Path) -> None:
+    data = b"[" + GOOD + b"," + json.dumps("x" * 200).encode() + b"," + GOOD + b"]"
+    found = rows(tmp_path, data, Limits(max_line_bytes=100))
+    assert [getattr(row, "rule", "") for row in found] == ["", "too_long", ""]
+    endless = rows(tmp_path, b'["' + b"x" * 3_000_000, Limits(max_line_bytes=100))
+    assert [getattr(row, "rule", "") for row in endless] == ["too_long"]
+
+
+@given(
+    items=st.lists(JSON, max_size=5),
+    indent=st.sampled_from([None, 1]),
+    chunk=st.integers(1, 40),
+    ascii_only=st.booleans(),
+)
+def test_an_array_reads_the_same_however_it_falls_into_chunks(
+    tmp_path_factory: pytest.TempPathFactory, items: list[Any], indent: int | None, chunk: int, ascii_only: bool
+) -> None:
+    text = json.dumps(items, indent=indent, ensure_ascii=ascii_only)
+    path = tmp_path_factory.getbasetemp() / "array.json"
+    path.write_bytes(text.encode())
+    whole = json_array._CHUNK_BYTES
+    json_array._CHUNK_BYTES = chunk
+    try:
+        with path.open("rb") as file:
+            found = list(json_array.read_array(file, 10_000))
+    finally:
+        json_array._CHUNK_BYTES = whole
+    assert [item.value for item in found] == items
+    assert all(item.error is None for item in found)
+    assert [item.line for item in found] == sorted(item.line for item in found)
+
+
+@given(data=st.binary(max_size=200) | st.lists(JSON).map(lambda items: json.dumps(items).encode()[:-3]))
+def test_no_bytes_make_the_reader_raise(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    for start in (b"", b"[", b"{", b'{"instruction": "'):
+        for row in rows(folder, start + data):
+            assert row.line is None or row.line >= 1
+
+
+@given(value=JSON)
+def test_what_strict_json_takes_reads_as_python_reads_it(tmp_path_factory: pytest.TempPathFactory, value: Any) -> None:
+    found = rows(tmp_path_factory.getbasetemp(), json.dumps({"x": value}).encode())
+    assert values(found) == [{"x": value}]
+
+
+def test_records_carry_their_texts_and_the_names_of_other_keys(tmp_path: Path) -> None:
+    path = tmp_path / "drop.jsonl"
+    path.write_bytes(GOOD + b'\n{"instruction": "a", "input": "i", "output": "b", "id": 3}\n{"instruction": "a"}\n')
+    found = list(read_records(path, Limits()))
+    assert found[0] == Record(1, "a", "", "b")
+    assert found[1] == Record(2, "a", "i", "b", ("id",))
+    assert isinstance(found[2], Finding)
+    assert (found[2].line, found[2].rule) == (3, "schema")
+
+
+def test_labels_become_tags_and_none_of_them_is_an_unknown_key() -> None:
+    value = {"instruction": "a", "output": "b", "tags": ["x", "y"], "category": "news", "id": 1}
+    assert record_of(Row(1, None, value)) == Record(1, "a", "", "b", ("id",), ("x", "y", "category:news"))
+    assert record_of(Row(1, None, {**value, "tags": "x"})) is None
+
+
+def test_a_drop_from_before_labels_had_rules_keeps_its_rows_without_them(tmp_path: Path) -> None:
+    path = tmp_path / "drop.jsonl"
+    path.write_bytes(b'{"instruction": "a", "output": "b", "tags": "x", "category": 3}\n')
+    assert list(read_records(path, Limits())) == [Record(1, "a", "", "b")]
+
+
+@pytest.mark.parametrize(
+    ("key", "known"),
+    [("instructions", "instruction"), ("Output", "output"), (" response", "output"), ("inputs", "input"),
+     ("ouput", "output"), ("id", None), ("text", None), ("input_type", None), ("x" * 1_000_000, None)],
+)  # fmt: skip
+def test_a_misnamed_key_is_known_by_its_likeness(key: str, known: str | None) -> None:
+    assert nearest_key(key) == known
+
+
+def test_no_key_as_long_as_a_line_is_remembered() -> None:
+    before = records._nearest_key.cache_info().currsize
+    for number in range(10):
+        assert nearest_key(f"{number}" * 1_000_000) is None
+    assert records._nearest_key.cache_info().currsize == before
+
+
+def test_an_older_drop_keeps_its_rows_without_keys_beyond_the_bound(tmp_path: Path) -> None:
+    path = tmp_path / "drop.jsonl"
+    row = {**{f"key {number}": 1 for number in range(5000)}, "instruction": "a", "output": "b"}
+    path.write_text(json.dumps(row))
+    assert list(read_records(path, Limits())) == [Record(1, "a", "", "b")]
+
+
+@pytest.mark.parametrize(
+    ("last", "rule"),
+    [
+        (b'{"a": 1, "a": 2}', "duplicate_key"), (b'{"b": "\\u003a", "a": 1, "a": 2}', "duplicate_key"),
+        (b"NaN", "number"), (b"1e999", "number"), (b"7" * 5000, "number"), (b'"\\ud800"', "surrogate"),
+        (b"{} {", "json"), (b'{"a": ' * 5000, "nesting"), (b'"a:b"', ""), (b'{"\\u003a": ":"}', ""), (b"1.50", ""),
+    ],
+)  # fmt: skip
+def test_a_row_of_very_many_objects_is_read_as_strictly_as_any(tmp_path: Path, last: bytes, rule: str) -> None:
+    line = b'{"x": [' + b'{"a": {}}, ' * 600 + last + b"]}"
+    (found,) = rows(tmp_path, line)
+    assert getattr(found, "rule", "") == rule
+    if isinstance(found, Row):
+        assert found.value == json.loads(line)
+
+
+def test_a_key_that_is_probably_input_is_not_lost_without_a_word() -> None:
+    assert record_of(Row(1, None, {"instruction": "a", "output": "b", "Input": "c"})) is None
+    assert record_of(Row(1, None, {"instruction": "a", "output": "b", "input": "", "Input": "c"})) is not None
+
+
+def test_unprintable_characters_are_escaped() -> None:
+    assert printable("a\x1b[31m\n\udce9\u202eé b") == "a\\x1b[31m\\n\\udce9\\u202eé b"

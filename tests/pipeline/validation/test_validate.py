@@ -1,0 +1,283 @@
+"""A file is held against the schema; every finding says where, what and what to do."""
+
+import json
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError
+
+from pipeline.validation.fast_path import KEYS, MOST_KEYS
+from pipeline.validation.outline import outline
+from pipeline.validation.records import MOST_TAGS, Row, key_meant, record_of
+from pipeline.validation.validate import MOST_FINDINGS, Options, Validation, row_findings, validate
+
+GOOD = {"instruction": "a", "input": "", "output": "b"}
+BARE = {"instruction": "a", "output": "b"}
+TEXTS = st.text(max_size=3) | st.sampled_from(["", " ", "\n\t", "\u2003", "\x1c", "\ufeff", "\u200b", "a"])
+VALUES = TEXTS | st.none() | st.integers() | st.booleans() | st.lists(st.integers(), max_size=1)
+LABEL = TEXTS | st.sampled_from(["x" * 64, "x" * 65, "a\n", "\x7f", "a\x1f"])
+TAGS = st.lists(LABEL | st.integers(), max_size=3) | st.sampled_from([["a"] * 20, ["a"] * 21])
+NAMES = st.sampled_from([*KEYS, "Input", "response", "instructions", "id", "Output", "context"])
+ROWS = st.dictionaries(NAMES, VALUES, max_size=5) | st.fixed_dictionaries(
+    {"instruction": TEXTS, "output": TEXTS},
+    optional={"input": VALUES, "id": VALUES, "Input": VALUES, "tags": TAGS | VALUES, "category": LABEL | VALUES},
+)
+
+
+def check(folder: Path, *rows: Any, options: Options = Options()) -> Validation:  # noqa: B008 - frozen
+    path = folder / "drop.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return validate(path, options)
+
+
+def schema() -> Draft202012Validator:
+    path = Path(__file__).parents[2] / "schemas" / "alpaca-record.schema.json"
+    return Draft202012Validator(json.loads(path.read_text(encoding="utf-8")))
+
+
+SCHEMA = schema()
+
+
+@given(value=ROWS | VALUES)
+@example(value={"instruction": "\x1c", "output": "b"})
+@example(value={"instruction": "\u200b", "output": "b"})
+def test_the_quick_road_and_the_schema_give_the_same_answer(value: Any) -> None:
+    misnamed = isinstance(value, dict) and any(key_meant(key, value) for key in value if key not in KEYS)
+    row = Row(1, None, value)
+    assert (record_of(row) is not None) == (SCHEMA.is_valid(value) and not misnamed)
+    assert (record_of(row) is None) == bool(row_findings(row))
+
+
+@pytest.mark.parametrize(
+    ("row", "field", "rule", "message", "remedy"),
+    [
+        ({"output": "b"}, "instruction", "missing", "instruction is missing", "add the key"),
+        ({"instruction": "a"}, "output", "missing", "output is missing", "add the key"),
+        ({"instructions": "a", "output": "b"}, "instruction", "misnamed_key", '"instructions"', 'mean "instruction"'),
+        ({"instruction": "a", "response": "b"}, "output", "misnamed_key", 'there is "response"', 'you mean "output"'),
+        ({"instruction": "a", "Output": "b"}, "output", "misnamed_key", 'there is "Output"', 'did you mean "output"'),
+        ({**BARE, "Input": "c"}, "input", "misnamed_key", '"Input" is not', 'did you mean "input"'),
+        ({"instruction": " \n", "output": "b"}, "instruction", "blank", "instruction is blank", "write the instr"),
+        ({"instruction": "a", "output": ""}, "output", "blank", "output is blank", "write the output"),
+        ({"instruction": "a", "output": 7}, "output", "type", "output is a number: 7, not a text", "quotes"),
+        ({"instruction": "a", "output": ["b"]}, "output", "type", "output is a list, not a text", "quotes"),
+        ({**BARE, "input": None}, "input", "type", "input is null", "empty string or leave it out"),
+        ({"instruction": "a", "output": None}, "output", "type", "output is null", "write the output"),
+        ({**BARE, "tags": "a"}, "tags", "type", 'tags is a text: "a", not a list of texts', '"tags": ["one"'),
+        ({**BARE, "tags": None}, "tags", "type", "tags is null, not a list of texts", '"tags": ["one"'),
+        ({**BARE, "tags": ["a", 7]}, "tags", "type", "a tag is a number: 7, not a text", '"tags": ["one"'),
+        ({**BARE, "tags": [" "]}, "tags", "pattern", "a tag is blank", "leave it out"),
+        ({**BARE, "tags": ["a"] * 21}, "tags", "maxitems", "tags are 21, at most 20", "leave some out"),
+        ({**BARE, "tags": ["a" * 65]}, "tags", "maxlength", "a tag has 65 characters, at most 64", "shorten it"),
+        ({**BARE, "tags": ["a\x1b[1m"]}, "tags", "pattern", "a tag holds a control character", "take it out"),
+        ({**BARE, "category": 3}, "category", "type", "category is a number: 3, not a text", '"category": "one"'),
+        ("text", None, "type", 'a record is an object, this is a text: "text"', "instruction"),
+        ({"conversations": []}, "conversations", "format", "ShareGPT", "jq -c"),
+        ({"messages": [], "output": "b"}, "messages", "format", "OpenAI", "jq -c"),
+    ],
+)  # fmt: skip
+def test_a_bad_row_is_told_by_field_rule_and_remedy(
+    tmp_path: Path, row: Any, field: str | None, rule: str, message: str, remedy: str
+) -> None:
+    found = check(tmp_path, GOOD, row, GOOD)
+    assert (found.rows, found.good_rows, found.findings_total) == (3, 2, 1)
+    finding = found.findings[0]
+    assert (finding.line, finding.field, finding.rule) == (2, field, rule)
+    assert message in finding.message
+    assert remedy in finding.remedy
+    assert not found.ok
+    assert found.reason.startswith("line 2: ")
+
+
+def test_every_fault_of_a_row_is_told(tmp_path: Path) -> None:
+    found = check(tmp_path, {"instruction": "", "input": 3})
+    assert sorted((str(finding.field), finding.rule) for finding in found.findings) == [
+        ("input", "type"), ("instruction", "blank"), ("output", "missing"),
+    ]  # fmt: skip
+    assert found.reason.startswith("3 findings; the first: line 1: ")
+
+
+@pytest.mark.parametrize("data", [b"", b"\n \n\r\n", b"[]", b"\xef\xbb\xbf"])
+def test_a_file_without_records_is_a_finding(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "drop.jsonl"
+    path.write_bytes(data)
+    found = validate(path, Options())
+    assert (found.rows, found.findings_total) == (0, 1)
+    assert (found.findings[0].rule, found.findings[0].line) == ("empty", None)
+
+
+@pytest.mark.parametrize("data", [b"\x1f\x8b", b"[,]", b"[\n\n"])
+def test_a_file_that_cannot_be_read_is_not_called_empty_too(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "drop.jsonl"
+    path.write_bytes(data)
+    assert validate(path, Options()).findings_total == 1
+
+
+def test_other_keys_are_counted_or_refused_as_the_settings_say(tmp_path: Path) -> None:
+    rows = [{**GOOD, "id": 1, "note\n": 2}, {**GOOD, "id": 2}, GOOD]
+    found = check(tmp_path, *rows)
+    assert found.ok
+    assert [(notice.kind, notice.key, notice.rows) for notice in found.warnings] == [
+        ("unknown_key", "id", 2), ("unknown_key", "note\\n", 1),
+    ]  # fmt: skip
+    refused = check(tmp_path, *rows, options=Options(unknown_keys="reject"))
+    assert [(finding.line, finding.field) for finding in refused.findings] == [(1, "id"), (1, "note\\n"), (2, "id")]
+    assert (refused.good_rows, refused.warnings) == (1, ())
+
+
+def test_tags_and_category_are_keys_of_a_record(tmp_path: Path) -> None:
+    rows = [{**GOOD, "tags": ["a", "b"], "category": "c"}, {**GOOD, "tags": []}, {**GOOD, "category": "x" * 64}]
+    for options in (Options(), Options(unknown_keys="reject")):
+        found = check(tmp_path, *rows, options=options)
+        assert (found.good_rows, found.warnings, found.findings) == (3, (), ())
+
+
+def test_findings_and_kinds_of_warnings_are_bounded_and_counted_on(tmp_path: Path) -> None:
+    bad = [{"output": "b"} for _ in range(MOST_FINDINGS + 5)]
+    found = check(tmp_path, *bad, options=Options(most_bad_rows=MOST_FINDINGS + 5))
+    assert (len(found.findings), found.findings_total) == (MOST_FINDINGS, MOST_FINDINGS + 5)
+    assert (found.complete, found.stopped) == (True, False)
+    many = check(tmp_path, *({**GOOD, f"key {number}": 1} for number in range(300)))
+    assert len(many.warnings) < 150
+    assert sum(notice.rows for notice in many.warnings) == 300
+
+
+def test_a_file_that_is_refused_in_any_case_is_not_read_to_its_end(tmp_path: Path) -> None:
+    bad = [{"output": "b"} for _ in range(MOST_FINDINGS)]
+    whole = check(tmp_path, GOOD, *bad)
+    assert (whole.rows, whole.findings_total, whole.complete, whole.stopped) == (1001, 1000, True, False)
+    cut = check(tmp_path, GOOD, *bad, GOOD, GOOD)
+    assert (cut.rows, cut.good_rows, cut.findings_total, cut.complete, cut.stopped) == (1001, 1, 1000, False, True)
+    assert cut.reason == "stopped after 1,000 findings; the first: line 2: instruction is missing"
+    ceiling = check(tmp_path, *[{}] * 600, GOOD, options=Options(most_bad_rows=600))
+    assert (ceiling.rows, ceiling.findings_total, ceiling.complete) == (601, 1200, True)
+
+
+def wordings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Count the errors of jsonschema from now on, and the characters of their words."""
+    sizes: list[int] = []
+    made = ValidationError.__init__
+
+    def counted(self: ValidationError, message: str, *rest: Any, **named: Any) -> None:
+        sizes.append(len(message))
+        made(self, message, *rest, **named)
+
+    monkeypatch.setattr(ValidationError, "__init__", counted)
+    return sizes
+
+
+@pytest.mark.parametrize(
+    ("more", "rule", "message"),
+    [
+        ({"tags": [1] * 100_000}, "maxitems", "tags are 100,000, at most 20"),
+        ({"tags": ["x" * 100_000] * 3}, "maxlength", "a tag has 100,000 characters, at most 64"),
+        ({"category": [1] * 100_000}, "type", "category is a list, not a text"),
+        ({"input": [1] * 100_000}, "type", "input is a list, not a text"),
+        ({"output": "\n" * 100_000}, "blank", "output is blank"),
+        ({f"key {number}": 1 for number in range(100_000)}, "maxproperties", "has more than the 1,000 keys"),
+    ],
+    ids=["tags", "long tags", "category", "input", "blank", "keys"],
+)  # fmt: skip
+def test_a_row_is_judged_without_a_word_for_each_of_its_items(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any], rule: str, message: str
+) -> None:
+    sizes = wordings(monkeypatch)
+    found = check(tmp_path, GOOD, {**BARE, **more})
+    assert (found.findings[0].line, found.findings[0].rule) == (2, rule)
+    assert message in found.findings[0].message
+    assert found.findings_total <= 3
+    assert len(sizes) <= 10
+    assert sum(sizes) < 5000
+
+
+def test_a_record_may_have_so_many_keys_and_no_more(tmp_path: Path) -> None:
+    most = {**GOOD, **{f"key {number}": 1 for number in range(MOST_KEYS - 3)}}
+    assert check(tmp_path, most).ok
+    assert SCHEMA.is_valid(most)
+    for more, words in ((1, "more than the 1,000 keys that are read"), ([], "has 1,001 keys, at most 1,000 are read")):
+        found = check(tmp_path, {**most, "key 0": more, "one more": 1})
+        assert [(finding.rule, words in finding.message) for finding in found.findings] == [("maxproperties", True)]
+    assert not SCHEMA.is_valid({**most, "one more": 1})
+
+
+@given(value=ROWS | VALUES)
+def test_the_outline_of_a_row_breaks_the_schema_where_the_row_does(value: Any) -> None:
+    def errors(row: Any) -> list[tuple[Any, ...]]:
+        return [(*error.absolute_path, error.validator, error.validator_value) for error in SCHEMA.iter_errors(row)]
+
+    many = isinstance(value, dict) and isinstance(value.get("tags"), list) and len(value["tags"]) > MOST_TAGS
+    wanted = [error for error in errors(value) if not (many and error[0] == "tags")]
+    assert errors(outline(value)) == wanted
+
+
+def test_findings_repeat_little_of_the_data_and_nothing_that_cannot_be_printed(tmp_path: Path) -> None:
+    found = check(tmp_path, "\x1b[2J" + "x" * 100_000, {"\x1b" * 1000: 1, "instruction": "a", "output": "b" * 0})
+    for finding in found.findings:
+        assert finding.message.isprintable()
+        assert len(finding.message) < 300
+
+
+@pytest.mark.parametrize("kind", ["lines", "array"])
+def test_memory_does_not_grow_with_the_file(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "drop.jsonl"
+    row = json.dumps({**GOOD, "instruction": "x" * 1000}).encode()
+    path.write_bytes(b"[" + b",\n".join([row] * 20_000) + b"]" if kind == "array" else b"\n".join([row] * 20_000))
+    tracemalloc.start()
+    try:
+        assert validate(path, Options()).good_rows == 20_000
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < path.stat().st_size / 2
+
+
+def test_what_is_odd_is_counted_with_the_first_line_and_rejects_nothing(tmp_path: Path) -> None:
+    odd = [
+        GOOD, {**GOOD, "input": "noinput"}, {**GOOD, "input": " <NoInput>\n"}, {**GOOD, "output": "N/A"},
+        {**GOOD, "output": "caf\u00c3\u00a9"}, {**GOOD, "output": "don\u00e2\u20ac\u2122t"},
+        {**GOOD, "instruction": "a\ufffdb"},
+        {**GOOD, "output": "N\u00c3O, \u00c2ngela, \u00d1and\u00fa, \u0420\u0443\u0441"},
+        {"instruction": "", "output": "N/A"},
+    ]  # fmt: skip
+    found = check(tmp_path, *odd)
+    assert (found.rows, found.good_rows) == (9, 8)
+    assert [(notice.kind, notice.key, notice.rows, notice.line) for notice in found.warnings] == [
+        ("placeholder", "input", 2, 2), ("placeholder", "output", 1, 4), ("mojibake", "output", 2, 5),
+        ("mojibake", "instruction", 1, 7),
+    ]  # fmt: skip
+    assert "noinput" in found.warnings[0].message
+
+
+def test_control_tokens_are_findings_or_counted_as_the_setting_says(tmp_path: Path) -> None:
+    rows = [GOOD, {**GOOD, "output": "x</s>"}, {**GOOD, "input": "</s>", "instruction": "<s></s>"}]
+    tokens = ("<s>", "</s>")
+    refused = check(tmp_path, *rows, options=Options(control_tokens=tokens))
+    assert [(finding.line, finding.field, finding.rule) for finding in refused.findings] == [
+        (2, "output", "special_token"), (3, "instruction", "special_token"), (3, "input", "special_token"),
+    ]  # fmt: skip
+    assert "output holds </s>, a control token" in refused.findings[0].message
+    assert 'intake.special_tokens = "escape"' in refused.findings[0].remedy
+    kept = check(tmp_path, *rows, options=Options(control_tokens=tokens, special_tokens="escape"))
+    assert kept.ok
+    assert [(notice.kind, notice.key, notice.rows, notice.line) for notice in kept.warnings] == [
+        ("special_token", "output", 1, 2), ("special_token", "instruction", 1, 3), ("special_token", "input", 1, 3),
+    ]  # fmt: skip
+    assert check(tmp_path, *rows).ok
+
+
+@pytest.mark.parametrize(
+    ("data", "complete"),
+    [
+        (b"", False), (b"PK\x03\x04", False), (b"x", True), (b"[{}]", True), (b"[{},", False), (b"[{} {}]", False),
+        (b'[{"a": NaN}]', True), (b'[{"a": }, {}]', False), (b'["\xff", {}]', False),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_not_read_to_its_end_is_known_as_such(tmp_path: Path, data: bytes, complete: bool) -> None:
+    path = tmp_path / "drop.jsonl"
+    path.write_bytes(data)
+    assert validate(path, Options()).complete == complete
