@@ -5,8 +5,8 @@ Measure how often a model is promoted that is no better, and how often one that 
 
 Null nights: thirty nights of challengers exactly as good as the first champion, on the same 500 held-out records of
 five drops; a promoted challenger is the next champion, with its lucky answers. `naive` promotes by the mean,
-`+2 points` by a margin, `ours` is `pipeline.steps.decide.weigh`, the function that decides, with every guard on. Then the
-power of the whole decision at the gain that the card states, and what each guard takes from it: the same candidates
+`+2 points` by a margin, `ours` is `pipeline.gate.verdict.weigh`, the function that decides, with every guard on. Then
+the power of the whole decision at the gain that the card states, and what each guard takes from it: the same candidates
 with some guards only. Exit code 1 if a stated bound is missed.
 """
 
@@ -22,7 +22,7 @@ from scipy import stats
 
 from pipeline.gate.comparison import Comparison, Suite
 from pipeline.gate.statistics import Floats
-from pipeline.steps.decide import Rules, judge, weigh
+from pipeline.gate.verdict import Rules, judge, weigh
 
 NIGHTS, RECORDS, DROPS, SUITE_ITEMS, TOKENS = 30, 500, 5, 150, 10
 #: 60 % right answers, and 20 % of the records answered differently by two equal models.

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from daemon.inbox.watcher import make_inbox
-from daemon.settings.model import load
+from daemon.settings.load import load
 from daemon.state.database import migrate
 
 READY_SECONDS, RSS_MB, CPU_PERCENT = 1.5, 120.0, 0.2

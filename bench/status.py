@@ -28,7 +28,7 @@ from rich.table import Table
 
 from daemon.cli import main as dropforge
 from daemon.inbox.watcher import make_inbox
-from daemon.settings.model import load
+from daemon.settings.load import load
 from daemon.state.database import migrate
 
 BUDGET = 1.2

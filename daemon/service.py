@@ -8,22 +8,18 @@ process (or a unit of its own) and holds everything that is heavy.
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
 
 import structlog
-from sqlalchemy import Engine
 
 from daemon.champions.hooks import Hooks
 from daemon.dispatch.dispatcher import Dispatcher
 from daemon.dispatch.spool import LocalExecutor, Spool
-from daemon.dispatch.worker import end_steps_now
-from daemon.inbox.intake import Intake
-from daemon.inbox.watcher import Settled, Watcher
-from daemon.queue import run_queue
+from daemon.dispatch.worker_process import WorkerProcess
+from daemon.inbox.loop import TROUBLE_SECONDS, IntakeLoop
+from daemon.queue import tracks
 from daemon.queue.nightly import Schedule
 from daemon.settings.model import Settings
 from daemon.state.database import check, migrate, open_engine, transaction
@@ -31,10 +27,10 @@ from daemon.state.database_file import refuse_network
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, TRASH_NAME, TROUBLES_NOTE, WATCHER_NOTE
 from daemon.state.ownership import OwnFolder, StateFolderGone
 from daemon.state.troubles import Troubles
-from daemon.storage.disk import Disk, is_full
+from daemon.storage.disk import is_full
 from daemon.storage.restore import refuse_half_restored
 from daemon.system.clock import now_ms
-from daemon.system.processes import FileLock, kill_group, lock_holder
+from daemon.system.processes import FileLock, lock_holder
 from daemon.system.sd_notify import notify, showing_life
 from daemon.system.signals import on_stop
 from pipeline import durable
@@ -43,165 +39,11 @@ from pipeline.errors import EXIT_FAILED, DropforgeError
 _TICK_SECONDS = 0.25
 _IDLE_TICK_SECONDS = 0.5
 _STATUS_SECONDS = 2.0
-_WORKER_RESTART_SECONDS = 1.0
-_TROUBLE_SECONDS = 5.0
 log = structlog.get_logger()
 
 
 class AlreadyRunning(DropforgeError):
     """Another daemon works on the same state folder."""
-
-
-class IntakeEnded(DropforgeError):
-    """Nobody takes files in any more; the service manager starts the daemon again."""
-
-
-class WorkerProcess:
-    """`dropforge worker` as our child: it lives as long as the pipe to its standard input is open."""
-
-    def __init__(self, settings: Settings) -> None:
-        """Prepare a worker for the state folder of `settings`."""
-        self._settings = settings
-        self._process: subprocess.Popen[bytes] | None = None
-        self._not_before = 0.0
-
-    def keep_alive(self, monotonic: float) -> None:
-        """Start the worker if it is not there, at most once a second."""
-        if self._process is not None and self._process.poll() is not None:
-            log.warning("worker_died", exit_code=self._process.returncode)
-            self._process = None
-        if self._process is None and monotonic >= self._not_before:
-            self._not_before = monotonic + _WORKER_RESTART_SECONDS
-            # -P: a folder called `daemon` where this one was started must not be taken for ours.
-            argv = [sys.executable, "-P", "-m", "daemon", "worker", "--lifeline", "--state", self._settings.state]
-            # A session of its own, so that Ctrl-C on the terminal reaches the daemon alone, which stops it in order.
-            self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, start_new_session=True)  # noqa: S603 - our own
-
-    def stop(self) -> None:
-        """Ask the worker to end: its step leaves a checkpoint first."""
-        if self._process is not None and self._process.stdin is not None:
-            with contextlib.suppress(OSError):
-                self._process.stdin.close()
-
-    @property
-    def alive(self) -> bool:
-        """Whether the process is there."""
-        return self._process is not None and self._process.poll() is None
-
-    def kill(self) -> None:
-        """End it in any case, and its step with it."""
-        if self._process is not None:
-            self.let_go()
-            end_steps_now(self._settings.state_folder)
-
-    def let_go(self) -> None:
-        """End the worker alone; its step notices, and stops by itself."""
-        if self._process is not None:
-            kill_group(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-
-
-class IntakeLoop:
-    """The thread that turns settled files into drops."""
-
-    def __init__(self, engine: Engine, settings: Settings, poke: Callable[[], None]) -> None:
-        """Watch the inbox of `settings`; `poke` is called after each file taken."""
-        self._poke = poke
-        self.wake = threading.Event()
-        self.stop = threading.Event()
-        self._settings = settings
-        self._watcher = Watcher(settings, self.wake)
-        self._intake = Intake(engine, settings)
-        self._disk = Disk(settings)
-        self._note: object = None
-        self._ended: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="intake")
-
-    def start(self) -> None:
-        """Begin to watch. Raises `InboxUnusable`, also if another daemon watches the same inbox."""
-        self._watcher.inbox.lock()
-        self._watcher.start()
-        self._thread.start()
-
-    def finish(self) -> None:
-        """Stop after the file in hand; what has not been taken stays in the inbox."""
-        self.stop.set()
-        self.wake.set()
-        self._thread.join()
-        self._watcher.stop()
-
-    def require_alive(self) -> None:
-        """Raise `IntakeEnded` if the thread has ended though nobody told it to."""
-        if self._ended is not None:
-            message = f"the thread that takes files in has ended: {type(self._ended).__name__}: {self._ended}"
-            raise IntakeEnded(message, "start the daemon again; this is a defect, please report it") from self._ended
-
-    def _run(self) -> None:
-        try:
-            while not self.stop.is_set():
-                self.wake.wait(self._turn())
-                self.wake.clear()
-        except BaseException as error:
-            self._ended = error
-            log.exception("intake_ended")
-            self._poke()
-
-    def _turn(self) -> float:
-        """Take in what is settled; return the seconds until the next look."""
-        try:
-            self._scan()
-            due = self._watcher.next_due(time.monotonic())
-        except DropforgeError as error:
-            log.warning("intake_trouble", error=error.message, hint=error.hint)
-        except Exception as error:  # the thread must outlive whatever one file or a full disk does to it
-            if self._disk.make_way(error):
-                return 0
-            if is_full(error):
-                log.warning("disk_full", error=str(error))
-            else:
-                log.exception("intake_trouble")
-        else:
-            pause = self._settings.reconcile_seconds
-            return pause if due is None else min(pause, max(due, 0.05))
-        return _TROUBLE_SECONDS
-
-    def _scan(self) -> None:
-        for settled in self._watcher.scan(time.monotonic()):
-            # Under the low-water mark files stay where they are; `dropforge status` says so.
-            if self.stop.is_set() or self._disk.shortage():
-                break
-            self._take(settled)
-        self._write_note()
-
-    def _take(self, settled: Settled) -> None:
-        """Take one file; one that cannot be taken is passed over for a while, whatever is wrong with it."""
-        try:
-            outcome = self._intake.take(settled, now_ms())
-        except Exception as error:
-            if is_full(error):
-                raise  # there was room for the file when it was looked at: no other fits in now
-            self._watcher.put_off(settled, f"it could not be taken: {error}", time.monotonic())
-            log.warning("file_trouble", track=settled.track, name=settled.name, error=str(error), exc_info=True)
-            return
-        if outcome.is_taken:
-            log.info("file_taken", outcome=str(outcome))
-            self._poke()
-            return
-        log.debug("file_left", outcome=str(outcome))
-        if outcome.kind in {"unreadable", "no_room", "not_moved"} or settled.role == "heldout":
-            self._watcher.put_off(settled, outcome.message, time.monotonic())
-
-    def _write_note(self) -> None:
-        """Tell `dropforge status` what the inbox holds that is not taken, when that has changed."""
-        note = {
-            "waiting": self._watcher.waiting(),
-            "unknown_folders": self._watcher.unknown_folders(),
-            "full_tracks": self._intake.full_tracks(),
-            "left": self._watcher.left(),
-        }
-        if note != self._note:
-            self._note = note
-            durable.write_hint(self._settings.state_folder / WATCHER_NOTE, note)
 
 
 class Service:
@@ -272,7 +114,7 @@ class Service:
         Spool(self._settings.state_folder)
         with transaction(self._engine) as session:
             for name in self._settings.track_names:
-                run_queue.ensure_track(session, name, now_ms())
+                tracks.ensure_track(session, name, now_ms())
         self._dispatcher.recover(now_ms())
         self._intake.start()
         notify("READY=1", "STATUS=ready")
@@ -304,7 +146,7 @@ class Service:
         if not self._tick():
             # Waiting for room on the disk is being alive: systemd's watchdog must not end the training over it.
             notify("WATCHDOG=1")
-            self.stop.wait(_TROUBLE_SECONDS)
+            self.stop.wait(TROUBLE_SECONDS)
             return
         notify("WATCHDOG=1")
 
@@ -376,7 +218,7 @@ class Service:
 
     def _end_worker(self) -> None:
         self._worker.stop()
-        end = time.monotonic() + self._settings.grace_seconds + _TROUBLE_SECONDS
+        end = time.monotonic() + self._settings.grace_seconds + TROUBLE_SECONDS
         while self._worker.alive and time.monotonic() < end:
             self._tick()
             notify("WATCHDOG=1")

@@ -384,3 +384,6 @@ class Verdict(Artifact):
     champion_generation: int | None = None
     candidate_model_id: str | None = None
     champion_model_id: str | None = None
+
+
+PAGE_NAME, JSON_NAME, RECORDS_NAME = "report.html", "report.json", "records.jsonl"

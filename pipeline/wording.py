@@ -89,3 +89,49 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
 def tick(value: float) -> str:
     """Return the number at a tick, as short as it is."""
     return f"{value:,.10g}".replace("-", "\u2212")
+
+
+def printable(text: str) -> str:
+    """Return `text` with everything that a terminal or a log must not see (controls, lone surrogates) escaped."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def shown(value: object, width: int = 60) -> str:
+    """Return a short, printable form of a JSON value for a message."""
+    if isinstance(value, str):
+        clipped = value[:width] + ("…" if len(value) > width else "")
+        return f'"{printable(clipped)}"'
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if value is None:
+        return "null"
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, list):
+        return "a list"
+    return str(value)[:width]
+
+
+def size_words(size: int) -> str:
+    """Return a number of bytes as people read it, as 1.2 GB."""
+    for unit, power in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= power:
+            return f"{size / power:.1f} {unit}"
+    return f"{size} bytes"
+
+
+_MINUTE, _HOUR = 60, 3600
+
+
+def duration(seconds: float | None) -> str:
+    """Return a length of time, as 48 s, 3 min 05 s or 2 h 10 min."""
+    if seconds is None:
+        return ""
+    whole = round(seconds)
+    if whole < _MINUTE:
+        return f"{whole} s"
+    if whole < _HOUR:
+        return f"{whole // _MINUTE} min {whole % _MINUTE:02} s"
+    return f"{whole // _HOUR} h {whole % _HOUR // _MINUTE:02} min"

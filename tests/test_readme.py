@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.queue.run_queue import ALLOWED
+from daemon.queue.states import ALLOWED
 from daemon.state.tables import RunState
 
 ROOT = Path(__file__).parents[1]

@@ -13,12 +13,14 @@ from time import monotonic
 from sqlalchemy import Engine
 from sqlmodel import Session
 
-from daemon.champions import promotion
-from daemon.champions.journal import AWAITING, OVERTAKEN, alone, carry_out, champion, intend
-from daemon.champions.promotion import Candidate, TryOut, check_files, forcing, later, require_there
+from daemon.champions import history, promotion
+from daemon.champions.history import forcing
+from daemon.champions.journal import alone, carry_out, champion, intend
+from daemon.champions.model_files import TryOut, check_files, later, require_there
+from daemon.champions.promotion import Candidate
 from daemon.state import run_files
 from daemon.state.database import transaction
-from daemon.state.tables import Promotion, PromotionKind, Run, RunState
+from daemon.state.tables import AWAITING, OVERTAKEN, Promotion, PromotionKind, Run, RunState
 from pipeline.errors import DropforgeError
 
 _OVER = {RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED, RunState.QUARANTINED}
@@ -38,7 +40,7 @@ def approve(engine: Engine, state_folder: Path, run_id: int, now: int, by: str |
     """
     with transaction(engine) as session:
         run = _known(session, run_id)
-        past = promotion.history(session, run.track)
+        past = history.history(session, run.track)
     _require_waiting(state_folder, run, past)
     try:
         verdict = run_files.load_verdict(state_folder, run_id)
@@ -109,7 +111,7 @@ def _known(session: Session, run_id: int) -> Run:
 
 def _barred_by(past: Sequence[Promotion], run_id: int) -> Promotion | None:
     """Return the roll-back by which the model of a run lost its place and is barred since, if there was one."""
-    made = {row.model_id for row in past if row.run_id == run_id} & promotion.barred(past)
+    made = {row.model_id for row in past if row.run_id == run_id} & history.barred(past)
     back = [row for row in past if row.kind == PromotionKind.ROLLBACK and row.previous_model_id in made]
     return back[-1] if back else None
 

@@ -7,12 +7,16 @@ from typing import Any
 import structlog
 from sqlalchemy import Engine
 
-from daemon.champions import promotion
+from daemon.champions.journal import alone, end_waiting, follow
+from daemon.queue.tracks import ensure_track
 from daemon.settings.model import Settings
+from daemon.state.database import transaction
+from daemon.state.events import record_event
+from daemon.state.tables import HookState, Promotion, PromotionKind, PromotionState, Track
 from daemon.storage.disk import is_full
-from daemon.storage.retention import read_object
 from daemon.system.sd_notify import showing_life
 from pipeline import durable
+from pipeline.durable import read_object
 from pipeline.errors import DropforgeError
 from pipeline.model_folder.manifest import check_base, model_files, model_id
 
@@ -84,7 +88,7 @@ class Bases:
             identity = showing_life(model_id, folder)
             note.parent.mkdir(parents=True, exist_ok=True)
             durable.write_json(note, {"signature": signature, "model_id": identity})
-        promotion.ensure_base(self._engine, self._settings.state_folder, name, folder, identity, now)
+        ensure_base(self._engine, self._settings.state_folder, name, folder, identity, now)
         self._seen[name] = signature
 
 
@@ -97,3 +101,53 @@ def _signature(folder: Path) -> list[Any]:
     """Return what changes when a file of the model does: path, size and time of change of each, as JSON has it."""
     files = [(path, path.stat()) for path in sorted(model_files(folder))]
     return [str(folder), [[path.name, stat.st_size, stat.st_mtime_ns] for path, stat in files]]
+
+
+def ensure_base(  # noqa: PLR0913, PLR0917 - which base of which track, where and when
+    engine: Engine, state_folder: Path, track_name: str, base_path: Path, base_model_id: str, now: int
+) -> None:
+    """
+    Make the base model the track's first champion, generation 0, if it has none; see to its links.
+
+    Another base later on is noted on the track and leaves a champion that was trained as it is; while the champion is
+    still the old base, the new one takes its place as the next generation. A base that only moved, with the same
+    content, is followed to its new place.
+    """
+    with alone(state_folder, track_name):
+        _set_base(engine, track_name, base_path, base_model_id, now)
+        follow(engine, state_folder, track_name)
+
+
+def _set_base(engine: Engine, track_name: str, base_path: Path, base_model_id: str, now: int) -> None:
+    with transaction(engine) as session:
+        track = ensure_track(session, track_name, now)
+        path = str(base_path.absolute())
+        known = (track.base_path, track.base_model_id)
+        track.base_path, track.base_model_id = path, base_model_id
+        if track.champion_generation is None:
+            track.champion_generation, track.champion_model_id, track.champion_path = 0, base_model_id, path
+            session.add(_base_row(track, "base model", now))
+            record_event(session, "base_set", now, track=track_name, model_id=base_model_id, path=path)
+        elif known != (path, base_model_id):
+            record_event(session, "base_changed", now, track=track_name, model_id=base_model_id, path=path)
+            if track.champion_model_id == known[1] != base_model_id:
+                old = (track.champion_model_id, track.champion_path)
+                track.champion_generation += 1
+                track.champion_model_id, track.champion_path = base_model_id, path
+                row = _base_row(track, "another base model in the settings", now)
+                row.previous_model_id, row.previous_path = old
+                row.hook_state = HookState.PENDING
+                session.add(row)
+                end_waiting(session, track.name, None, now)
+        if track.champion_model_id == base_model_id:
+            track.champion_path = path
+        session.add(track)
+
+
+def _base_row(track: Track, reason: str, now: int) -> Promotion:
+    """Return the row that makes the base model in `track`'s champion columns its champion."""
+    return Promotion.model_validate({
+        "track": track.name, "kind": PromotionKind.BASE, "state": PromotionState.DONE,
+        "generation": track.champion_generation, "model_id": track.champion_model_id, "model_path": track.champion_path,
+        "reason": reason, "created_at": now, "done_at": now,
+    })  # fmt: skip

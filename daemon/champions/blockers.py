@@ -5,11 +5,12 @@ from typing import NamedTuple
 
 from sqlmodel import Session
 
-from daemon.champions import promotion
+from daemon.champions import history
+from daemon.champions.history import forcing
 from daemon.queue.withdrawals import withdrawal_words, withdrawn_from
 from daemon.state.run_files import run_folder
-from daemon.state.tables import PromotionKind, Run
-from daemon.storage.retention import read_object
+from daemon.state.tables import AWAITING, OVERTAKEN, PromotionKind, Run
+from pipeline.durable import read_object
 
 
 class Obstacle(NamedTuple):
@@ -26,11 +27,37 @@ def obstacle(session: Session, state_folder: Path, run: Run) -> Obstacle | None:
 
     Where its verdict is damaged, nobody knows which model won, and so not whether that is barred.
     """
-    past = promotion.history(session, run.track)
+    past = history.history(session, run.track)
     model_id = read_object(run_folder(state_folder, run.id or 0) / "decide.json").get("candidate_model_id")
-    if isinstance(model_id, str) and model_id in promotion.barred(past):
+    if isinstance(model_id, str) and model_id in history.barred(past):
         rows = [row for row in past if row.kind == PromotionKind.ROLLBACK and row.previous_model_id == model_id]
         by = f", by {rows[-1].approved_by}" if rows[-1].approved_by else ""
         return Obstacle(f"its model is barred: the track was {rows[-1].reason}{by}", barred=True)
     gone = withdrawn_from(session, run)
     return Obstacle(withdrawal_words(gone), barred=False) if gone else None
+
+
+#: What `decide` begins the sentence of a win with.
+_WON = "promoted: "
+
+
+#: What the outcome of a win is called that was not promoted.
+_WORDS = {
+    AWAITING: "won, waits for approval (dropforge promote {run})",
+    OVERTAKEN: "won, but another champion came first, with which it was not compared",
+}
+
+
+def true_sentence(run: int, outcome: str, sentence: str, against: Obstacle | None = None) -> str:
+    """
+    Return the sentence of a run that ended with `outcome`.
+
+    That of a win that was not promoted says what it waits for, or what is against it.
+    """
+    words = _WORDS.get(outcome)
+    if words is None:
+        return sentence
+    said = words.format(run=run)
+    if against is not None:
+        said = f"won, but {against.words} ({forcing(run)} takes it all the same)"
+    return f"{said}: {sentence.removeprefix(_WON)}"

@@ -15,8 +15,8 @@ import time
 from dataclasses import dataclass
 
 from daemon.system.processes import kill_group, signal_name
-from daemon.views.preflight import why_not_started
-from pipeline.validation.file_formats import printable
+from daemon.system.programs import why_not_started
+from pipeline.wording import printable
 
 #: Bytes of output that are kept.
 KEPT_OUTPUT = 4096

@@ -18,17 +18,17 @@ import structlog
 from sqlalchemy import Engine
 from sqlmodel import Session, col, or_, select
 
-from daemon.champions import promotion
+from daemon.champions import history, journal, rollback
 from daemon.champions.commands import Command, Ended, last_line
 from daemon.champions.smoke_test import Stopped, require_answer
-from daemon.queue.claims import record_event
 from daemon.settings.model import HookSettings, Settings
 from daemon.state import run_files
 from daemon.state.database import ChangeWatch, transaction
+from daemon.state.events import record_event
 from daemon.state.tables import Event, HookState, Promotion, PromotionState, Track
 from daemon.state.troubles import Troubles
 from daemon.storage.disk import is_full
-from daemon.storage.retention import read_object
+from pipeline.durable import read_object
 from pipeline.errors import DropforgeError
 
 Which = Literal["hook", "health"]
@@ -220,11 +220,11 @@ class Hooks:
             return None
         reason = f"health command failed: {error}"
         try:
-            promotion.rollback(
+            rollback.rollback(
                 self._engine, self._root, row.track, None, reason, now, over=row.generation,
                 try_out=partial(self._try_out, stop=self._stop),
             )  # fmt: skip
-        except promotion.ChampionMoved:
+        except journal.ChampionMoved:
             return None  # somebody was quicker, and chose
         except DropforgeError as problem:
             log.warning("rollback_refused", track=row.track, error=problem.message, hint=problem.hint)
@@ -288,8 +288,8 @@ def ask_again(engine: Engine, settings: Settings, track: str, now: int, by: str)
         message = f"track {track} has no command to run after a change of champion"
         raise NothingToRun(message, "set hooks.after_promotion in dropforge.toml")
     with transaction(engine) as session:
-        generation = promotion.champion(session, track).generation
-        row = next(one for one in promotion.history(session, track) if one.generation == generation)
+        generation = journal.champion(session, track).generation
+        row = next(one for one in history.history(session, track) if one.generation == generation)
         if row.hook_state in _OPEN:
             message = f"hooks.after_promotion of track {track} is {row.hook_state} already"
             raise NothingToRun(message, "see what comes of it: dropforge status; the daemon runs it: dropforge run")

@@ -12,18 +12,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sqlalchemy import ColumnElement, Engine, literal, update
+from sqlalchemy import Engine, update
 from sqlmodel import Session, col, select
 
-from daemon.queue.claims import record_event
 from daemon.state.database import transaction
-from daemon.state.tables import HookState, Promotion, PromotionKind, PromotionState, Run, Track
+from daemon.state.events import record_event
+from daemon.state.tables import OVERTAKEN, HookState, Promotion, PromotionKind, PromotionState, Run, Track, waits
 from pipeline.artifacts import ModelRef
 from pipeline.durable import fsync_folder
 from pipeline.errors import DropforgeError, is_disk_full
 
-#: `Run.outcome` of a win that a person has to approve, and of one that another champion came before.
-AWAITING, OVERTAKEN = "awaiting_approval", "overtaken"
 #: The events of a change that is intended and of one that is done.
 _EVENTS = {
     PromotionKind.PROMOTION: ("promotion_intended", "promoted"),
@@ -49,12 +47,6 @@ def champion(session: Session, track: str) -> ModelRef:
     return ModelRef.model_validate(
         {"model_id": row.champion_model_id, "path": row.champion_path, "generation": row.champion_generation}
     )
-
-
-def promotion_of(session: Session, run_id: int) -> Promotion | None:
-    """Return the row by which a run's candidate became the champion; one that was forced is another matter."""
-    done = select(Promotion).where(Promotion.run_id == run_id, Promotion.state == PromotionState.DONE)
-    return session.exec(done.where(Promotion.kind == PromotionKind.PROMOTION)).first()
 
 
 def require_generation(session: Session, track: str, expected: int | None) -> None:
@@ -132,11 +124,6 @@ def carry_out(engine: Engine, state_folder: Path, intent: Promotion, now: int) -
         follow(engine, state_folder, intent.track)
         raise _moved(intent.track, intent.generation - 1)
     return row
-
-
-def waits() -> ColumnElement[bool]:
-    """Return what is true of the runs that wait for approval; in words that let SQLite use their small index."""
-    return col(Run.outcome) == literal(AWAITING, literal_execute=True)
 
 
 def end_waiting(session: Session, track: str, promoted: int | None, now: int) -> None:

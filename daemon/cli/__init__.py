@@ -9,12 +9,12 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from daemon.cli import champion, doctor, drops, gc, inbox, maintenance, report, runs, service, status
-from daemon.cli.demo import command
+from daemon.cli import champion, drops, inbox, maintenance, report, runs, service, status
+from daemon.cli.demo import command as demo
 from daemon.cli.output import show_error
 from daemon.cli.workspace import load_settings
 from daemon.state.layout import DATABASE_NAME
-from daemon.state.permissions import user
+from daemon.system.programs import user
 from pipeline.errors import EXIT_FAILED, DropforgeError
 
 _EXIT_USAGE = 2
@@ -49,7 +49,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (service, inbox, status, drops, runs, report, champion, gc, maintenance, doctor, command):
+for group in (service, inbox, status, drops, runs, report, champion, maintenance, demo):
     group.register(app)
 
 

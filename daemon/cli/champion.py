@@ -157,7 +157,7 @@ def rollback(
     run promotes it again. Later candidates are compared with the champion that serves then.
     """
     from daemon.champions.approval import who  # noqa: PLC0415 - a quick start
-    from daemon.champions.promotion import rollback as roll_back  # noqa: PLC0415
+    from daemon.champions.rollback import rollback as roll_back  # noqa: PLC0415
     from daemon.system.clock import now_ms  # noqa: PLC0415
 
     _require_words(reason)

@@ -10,7 +10,8 @@ import typer
 from daemon.cli.output import print_json, print_line
 from daemon.cli.workspace import JsonOption, config_path, load_settings, open_overview
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME
-from daemon.state.permissions import is_closed, user
+from daemon.state.permissions import is_closed
+from daemon.system.programs import user
 from pipeline.errors import EXIT_BAD_DATA, DropforgeError
 
 if TYPE_CHECKING:
@@ -75,7 +76,8 @@ def init(
     Nothing that is there already is changed.
     """
     from daemon.inbox.watcher import make_inbox  # noqa: PLC0415
-    from daemon.settings.model import FILE_NAME, load  # noqa: PLC0415 - a quick start for the other commands
+    from daemon.settings.load import load  # noqa: PLC0415 - a quick start for the other commands
+    from daemon.settings.model import FILE_NAME  # noqa: PLC0415 - a quick start for the other commands
     from pipeline.model_folder.manifest import check_base  # noqa: PLC0415
 
     if base_model is not None:
@@ -185,7 +187,7 @@ def _print_next_steps(folder: Path, settings: "Settings") -> None:
 
 def _settings_if_any(context: typer.Context) -> "Settings":
     """Return the settings in force, the defaults if there is no workspace: a file can be checked anywhere."""
-    from daemon.settings.model import load  # noqa: PLC0415 - a quick start
+    from daemon.settings.load import load  # noqa: PLC0415 - a quick start
 
     return load(config_path(context))
 

@@ -1,21 +1,47 @@
-"""`backup` and `restore`: a copy of the state folder, and putting it back."""
+"""Looking after a workspace: `gc`, `backup`, `restore`, `doctor`."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from daemon.cli.output import print_json, print_line
-from daemon.cli.workspace import JsonOption, load_settings
+from daemon.cli.output import print_json, print_line, print_table
+from daemon.cli.workspace import JsonOption, load_settings, open_writer
 from pipeline.errors import EXIT_FAILED
 
 _MOST_NAMED = 20
 
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed, and why.")]
+
 
 def register(app: typer.Typer) -> None:
     """Add this group's commands."""
+    app.command()(gc)
     app.command()(backup)
     app.command()(restore)
+    app.command()(doctor)
+
+
+def gc(context: typer.Context, *, dry_run: DryRunOption = False, as_json: JsonOption = False) -> None:
+    """
+    Remove what nothing needs any more: models that lost, leftovers of ended runs, old cached predictions.
+
+    [gc] in the settings says what is kept. The champion, the one before it, base models, drops, and everything of a run
+    that is not over are kept in any case. Safe beside the daemon, which does the same after each run.
+    """
+    from daemon.storage.gc import collect  # noqa: PLC0415
+    from daemon.system.clock import now_ms  # noqa: PLC0415 - a quick start
+    from pipeline.wording import size_words  # noqa: PLC0415
+
+    settings = load_settings(context)
+    found = collect(open_writer(context), settings, now_ms(), dry_run=dry_run)
+    if as_json:
+        print_json(**found.model_dump(mode="json"))
+        return
+    if found.items:
+        print_table(("SIZE", "WHAT", "WHY"), [(size_words(one.bytes), one.path, one.why) for one in found.items])
+    verb = "would be given back" if dry_run else "given back"
+    print_line(f"{size_words(found.bytes)} {verb}, by {len(found.items)} files and folders")
 
 
 def backup(
@@ -85,3 +111,25 @@ def restore(
         print_line(f"and {len(done.lost) - _MOST_NAMED} more")
     for name in done.missing[:_MOST_NAMED]:
         print_line(f"missing or damaged: {name}")
+
+
+def doctor(context: typer.Context, *, as_json: JsonOption = False) -> None:
+    """
+    Look at database, disks, inbox, models and clock, and say what to mend.
+
+    Changes nothing. Exit code 1 if a line is bad.
+    """
+    from daemon.views.doctor import examine  # noqa: PLC0415 - a quick start for the other commands
+
+    findings = examine(load_settings(context))
+    bad = any(finding.level == "bad" for finding in findings)
+    if as_json:
+        print_json(ok=not bad, findings=[finding.model_dump(mode="json") for finding in findings])
+    else:
+        width = max(len(finding.name) for finding in findings)
+        for finding in findings:
+            print_line(f"{finding.level:4}  {finding.name:{width}}  {finding.text}")
+            if finding.remedy:
+                print_line(f"{'':{width + 6}}  → {finding.remedy}")
+    if bad:
+        raise typer.Exit(EXIT_FAILED)

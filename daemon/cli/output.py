@@ -6,8 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from pipeline.validation.file_formats import printable
-from pipeline.wording import cases
+from pipeline.wording import cases, duration, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,7 +19,6 @@ SCHEMA = 1
 _WIDE = 100_000
 #: Columns between those of a table; what is never cut; the least that is left of a longer one, and of the last.
 _GAP, _SHORT, _LEAST, _BEYOND = 2, 20, 10, 30
-_MINUTE, _HOUR = 60, 3600
 
 
 def make_console(*, stderr: bool = False) -> "Console":
@@ -103,18 +101,6 @@ def until(time: datetime) -> str:
     """Return how long it is until `time`, in words."""
     seconds = (time - datetime.now(UTC)).total_seconds()
     return f"in {duration(seconds)}" if seconds >= 1 else "now"
-
-
-def duration(seconds: float | None) -> str:
-    """Return a length of time, as 48 s, 3 min 05 s or 2 h 10 min."""
-    if seconds is None:
-        return ""
-    whole = round(seconds)
-    if whole < _MINUTE:
-        return f"{whole} s"
-    if whole < _HOUR:
-        return f"{whole // _MINUTE} min {whole % _MINUTE:02} s"
-    return f"{whole // _HOUR} h {whole % _HOUR // _MINUTE:02} min"
 
 
 def progress_words(progress: "Progress | None") -> str:

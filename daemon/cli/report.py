@@ -39,7 +39,8 @@ def report(
     It is one file, report.html, that can be copied or sent; without a display its path is printed. With --json the
     same as data, which schemas/report.schema.json describes.
     """
-    from daemon.views.compare_runs import PAGE_NAME, card_data, card_folder  # noqa: PLC0415 - a quick start
+    from daemon.views.compare_runs import card_data, card_folder  # noqa: PLC0415 - a quick start
+    from pipeline.artifacts import PAGE_NAME  # noqa: PLC0415 - a quick start
 
     overview = open_overview(context)
     if as_json:

@@ -8,15 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from daemon.cli.output import (
-    dump,
-    duration,
-    local,
-    print_json,
-    print_line,
-    print_table,
-    verdict_lines,
-)
+from daemon.cli.output import dump, local, print_json, print_line, print_table, verdict_lines
 from daemon.cli.status import describe_run
 from daemon.cli.workspace import (
     JsonOption,
@@ -27,6 +19,7 @@ from daemon.cli.workspace import (
     open_overview,
     open_writer,
 )
+from pipeline.wording import duration
 
 if TYPE_CHECKING:
     from daemon.views.overview import Overview, RunDetail

@@ -109,7 +109,7 @@ def _print_status_json(settings: "Settings", overview: "Overview") -> None:
 def files_in_inbox(settings: "Settings") -> list[str]:
     """Return the files in the inbox that have not been taken, relative to it, in printable form."""
     from daemon.inbox.watcher import is_passed_over, watched_folders  # noqa: PLC0415 - a quick start
-    from pipeline.validation.file_formats import printable  # noqa: PLC0415 - a quick start
+    from pipeline.wording import printable  # noqa: PLC0415 - a quick start
 
     found = []
     for folder in watched_folders(settings):
@@ -129,7 +129,7 @@ def _disk(settings: "Settings") -> dict[str, Any]:
 
 
 def _print_disk(settings: "Settings") -> None:
-    from daemon.storage.disk import size_words  # noqa: PLC0415 - a quick start
+    from pipeline.wording import size_words  # noqa: PLC0415 - a quick start
 
     found = _disk(settings)
     print_line(found["shortage"] or f"disk: {size_words(found['free_bytes'])} free")

@@ -36,7 +36,8 @@ def load_settings(context: typer.Context) -> "Settings":
 
     Raises `SettingsError` if they cannot be used, `NoWorkspace` if neither settings nor a state folder are there.
     """
-    from daemon.settings.model import ENV_PREFIX, OTHER_VARIABLES, load  # noqa: PLC0415 - a quick start
+    from daemon.settings.load import load  # noqa: PLC0415 - a quick start
+    from daemon.settings.model import ENV_PREFIX, OTHER_VARIABLES  # noqa: PLC0415 - a quick start
 
     settings = load(config_path(context))
     set_here = {name for name in os.environ if name.startswith(ENV_PREFIX)} - OTHER_VARIABLES

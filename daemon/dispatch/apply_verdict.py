@@ -11,17 +11,16 @@ from sqlalchemy import Engine
 from sqlmodel import Session
 
 from daemon.champions import promotion
-from daemon.champions.blockers import Obstacle, obstacle
-from daemon.champions.journal import AWAITING, require_generation
-from daemon.queue import run_queue
+from daemon.champions.blockers import Obstacle, obstacle, true_sentence
+from daemon.champions.journal import require_generation
+from daemon.queue import claims, run_queue, snapshots, withdrawals
 from daemon.queue.snapshots import excuse_new_drops, rests_on_withdrawn
 from daemon.queue.withdrawals import excuse_words, train_without, withdrawn_from
 from daemon.queue.yardstick import note_change
 from daemon.settings.model import Settings, TrackSettings
 from daemon.state import run_files
-from daemon.state.tables import Run
+from daemon.state.tables import AWAITING, Run
 from daemon.system.sd_notify import showing_life
-from daemon.views.overview import true_sentence
 from pipeline.artifacts import Verdict
 from pipeline.config import RunConfig
 from pipeline.errors import StepFailed
@@ -29,7 +28,7 @@ from pipeline.gate.reasons import blame_drops
 from pipeline.model_folder.manifest import verify_manifest
 
 
-def conclude(engine: Engine, settings: Settings, claim: run_queue.Claim, run: Run, now: int) -> tuple[str, str]:
+def conclude(engine: Engine, settings: Settings, claim: claims.Claim, run: Run, now: int) -> tuple[str, str]:
     """
     Act on the run's published verdict; return the outcome that the run has ended with, and what is to be said of it.
 
@@ -64,7 +63,7 @@ def conclude(engine: Engine, settings: Settings, claim: run_queue.Claim, run: Ru
         if in_vain or (blames and verdict.references_changed > 0):
             excuse_new_drops(session, held, now)
         elif blames and holds:
-            run_queue.hold_new_drops(session, held, f"new in run {held.id}: {verdict.sentence}", now)
+            snapshots.hold_new_drops(session, held, f"new in run {held.id}: {verdict.sentence}", now)
         if waits:
             against = obstacle(session, root, held)
         if blames and in_vain:
@@ -92,7 +91,7 @@ def _hangs_on_champion(root: Path, run_id: int, verdict: Verdict) -> bool:
 
 
 def _promote(  # noqa: PLR0913, PLR0917 - whose candidate, by which verdict, and when
-    engine: Engine, settings: Settings, claim: run_queue.Claim, track: str, verdict: Verdict, now: int
+    engine: Engine, settings: Settings, claim: claims.Claim, track: str, verdict: Verdict, now: int
 ) -> bool:
     """Promote the candidate; say whether it was: what is barred, or has a withdrawn drop, is for a person to take."""
     root = settings.state_folder
@@ -102,7 +101,7 @@ def _promote(  # noqa: PLR0913, PLR0917 - whose candidate, by which verdict, and
     candidate = promotion.Candidate(track, claim.run_id, identity, path, claim.token)
     try:
         promotion.promote(engine, root, candidate, generation, verdict.sentence, now)
-    except (promotion.Barred, promotion.Withdrawn):
+    except (promotion.Barred, withdrawals.Withdrawn):
         return False
     return True
 
@@ -126,7 +125,7 @@ def _in_force(settings: Settings, track: str) -> TrackSettings:
     return settings.track(track) if track in settings.track_names else settings
 
 
-def _heldout_version(settings: Settings, verdict: Verdict, claim: run_queue.Claim) -> str | None:
+def _heldout_version(settings: Settings, verdict: Verdict, claim: claims.Claim) -> str | None:
     """Return the held-out set that a candidate was judged on; `None` if there was no candidate."""
     if verdict.candidate_model_id is None:
         return None

@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 from sqlmodel import Session
 
-from daemon.champions import promotion
+from daemon.champions import journal, promotion
 from daemon.dispatch.apply_verdict import conclude
 from daemon.dispatch.executor import Executor, JobState
 from daemon.dispatch.housekeeping import Upkeep
@@ -19,7 +19,7 @@ from daemon.dispatch.run_config import compose
 from daemon.dispatch.spool import Spool
 from daemon.dispatch.stale_steps import standing, take_back
 from daemon.dispatch.step_specs import spec_of
-from daemon.queue import run_queue
+from daemon.queue import attempts, claims, run_queue, tracks
 from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.database import ChangeWatch, transaction
@@ -50,7 +50,7 @@ class Dispatcher:
         self._settings = settings
         self._root = settings.state_folder
         self._executor = executor
-        self._claims: list[run_queue.Claim] = []
+        self._claims: list[claims.Claim] = []
         self._beat = 0
         self._cancelling: set[str] = set()
         self._changes = ChangeWatch(engine)
@@ -107,7 +107,7 @@ class Dispatcher:
         for claim in list(self._claims):
             try:
                 self._work_on(claim, now)
-            except run_queue.LostClaim as error:
+            except claims.LostClaim as error:
                 log.warning("claim_lost", run=claim.run_id, error=error.message)
                 self._drop(claim)
             except (OSError, DBAPIError) as error:
@@ -121,7 +121,7 @@ class Dispatcher:
     def describe(self) -> str:
         """Return one line for people: what runs and how far it is."""
         for claim in self._claims:
-            attempt = run_queue.open_attempt(self._engine, claim.run_id)
+            attempt = attempts.open_attempt(self._engine, claim.run_id)
             if attempt is None:
                 return f"run {claim.run_id}"
             progress = run_files.load_progress(self._root, claim.run_id, attempt.step, attempt.number)
@@ -131,19 +131,19 @@ class Dispatcher:
     def abandon(self, now: int) -> None:
         """At the end of a shutdown: let every run in hand wait, uncounted, though its step left no result."""
         for claim in list(self._claims):
-            attempt = run_queue.open_attempt(self._engine, claim.run_id)
+            attempt = attempts.open_attempt(self._engine, claim.run_id)
             if attempt is not None:
                 # Or the next worker would run what nobody waits for.
                 self._executor.cancel(_key(attempt))
                 # Its files stay: the step may be at its last checkpoint.
                 words = "the daemon stopped before the step did"
-                run_queue.end_attempt(self._engine, claim, attempt.id or 0, AttemptState.LOST, now, words)
+                attempts.end_attempt(self._engine, claim, attempt.id or 0, AttemptState.LOST, now, words)
             run_queue.interrupt(self._engine, claim, now)
             self._drop(claim)
 
     # --- one claim
 
-    def _work_on(self, claim: run_queue.Claim, now: int) -> None:
+    def _work_on(self, claim: claims.Claim, now: int) -> None:
         """Take every step with a run that can be taken now; one whose published files are damaged fails by name."""
         try:
             while self._advance(claim, now):
@@ -152,9 +152,9 @@ class Dispatcher:
         except run_files.ArtifactDamaged as error:
             self._after_failure(claim, error.message, error.hint, now, retryable=False)
 
-    def _advance(self, claim: run_queue.Claim, now: int) -> bool:
+    def _advance(self, claim: claims.Claim, now: int) -> bool:
         """Take one step with a run; say whether another may follow at once."""
-        attempt = run_queue.open_attempt(self._engine, claim.run_id)
+        attempt = attempts.open_attempt(self._engine, claim.run_id)
         run = self._run(claim)
         if attempt is not None:
             return self._look_at(claim, run, attempt, now)
@@ -175,13 +175,13 @@ class Dispatcher:
         except DropforgeError as error:
             self._wait_for_room(claim, error, now)
             return False
-        begun = run_queue.begin_attempt(self._engine, claim, step.name, now)
+        begun = attempts.begin_attempt(self._engine, claim, step.name, now)
         self._submit(run, begun, done)
         run_queue.heartbeat(self._engine, claim, now, step.name)
         log.info("step_submitted", run=claim.run_id, step=step.name, attempt=begun.number)
         return False
 
-    def _look_at(self, claim: run_queue.Claim, run: Run, attempt: Attempt, now: int) -> bool:
+    def _look_at(self, claim: claims.Claim, run: Run, attempt: Attempt, now: int) -> bool:
         """See how an open attempt is doing."""
         spec = self._spec_of(attempt)
         if spec is None:
@@ -205,7 +205,7 @@ class Dispatcher:
             self._cancelling.add(spec.key)
         return False
 
-    def _collect(self, claim: run_queue.Claim, attempt: Attempt, spec: StepSpec, now: int) -> bool:
+    def _collect(self, claim: claims.Claim, attempt: Attempt, spec: StepSpec, now: int) -> bool:
         """Act on a result; say whether the run goes on at once."""
         result = run_files.read_result(spec)
         if result is None:
@@ -235,7 +235,7 @@ class Dispatcher:
         self._collect_failure(claim, attempt, result, now)
         return False
 
-    def _collect_failure(self, claim: run_queue.Claim, attempt: Attempt, result: StepResult, now: int) -> None:
+    def _collect_failure(self, claim: claims.Claim, attempt: Attempt, result: StepResult, now: int) -> None:
         message = result.error.message if result.error else f"exit code {result.exit_code}"
         hint = result.error.hint if result.error else f"the whole story: dropforge logs {claim.run_id}"
         self._end(claim, attempt, AttemptState.FAILED, now, message)
@@ -246,13 +246,13 @@ class Dispatcher:
         else:
             self._after_failure(claim, message, hint, now, retryable=result.exit_code != EXIT_BAD_DATA)
 
-    def _conclude(self, claim: run_queue.Claim, run: Run, now: int) -> bool:
+    def _conclude(self, claim: claims.Claim, run: Run, now: int) -> bool:
         """Act on the verdict; say whether the run goes on at once, since its champion has moved meanwhile."""
         try:
             outcome, words = conclude(self._engine, self._settings, claim, run, now)
-        except run_queue.LostClaim:
+        except claims.LostClaim:
             raise
-        except promotion.ChampionMoved:
+        except journal.ChampionMoved:
             log.info("champion_moved", run=claim.run_id)
             take_back(self._root, claim.run_id, "evaluate")
             return True
@@ -292,31 +292,31 @@ class Dispatcher:
     def _submit(self, run: Run, attempt: Attempt, done: dict[str, str]) -> None:
         self._executor.submit(spec_of(self._engine, self._settings, run, attempt, done))
 
-    def _fix_track(self, claim: run_queue.Claim, spec: StepSpec, artifact: Artifact, now: int) -> None:
+    def _fix_track(self, claim: claims.Claim, spec: StepSpec, artifact: Artifact, now: int) -> None:
         """Fix on the track what its first run decided, so that later runs are judged by the same measure."""
         dataset = run_files.load_dataset(self._root, claim.run_id)
         if dataset is None or dataset.shortfall is not None:
             return  # too little data for a verdict is too little to choose a measure by
         if isinstance(artifact, Dataset):
-            run_queue.fix_track(
+            tracks.fix_track(
                 self._engine, claim, now, metric=dataset.metric, max_new_tokens=dataset.max_new_tokens,
                 split=spec.config.split.model_dump(),
             )  # fmt: skip
         elif isinstance(artifact, Report):
             noise = artifact.noise.model_dump() if artifact.noise else None
-            run_queue.fix_track(self._engine, claim, now, eval_batch_size=artifact.batch_size, noise=noise)
+            tracks.fix_track(self._engine, claim, now, eval_batch_size=artifact.batch_size, noise=noise)
 
-    def _end(self, claim: run_queue.Claim, attempt: Attempt, state: AttemptState, now: int, error: str | None) -> None:
-        run_queue.end_attempt(self._engine, claim, attempt.id or 0, state, now, error)
+    def _end(self, claim: claims.Claim, attempt: Attempt, state: AttemptState, now: int, error: str | None) -> None:
+        attempts.end_attempt(self._engine, claim, attempt.id or 0, state, now, error)
         if state != AttemptState.PUBLISHED:
             gc.clear_attempt(self._root, attempt)
 
-    def _wait_for_room(self, claim: run_queue.Claim, error: DropforgeError, now: int) -> None:
+    def _wait_for_room(self, claim: claims.Claim, error: DropforgeError, now: int) -> None:
         run_queue.postpone(self._engine, claim, error, now)
         log.warning("run_waits_for_room", run=claim.run_id, error=error.message, hint=error.hint)
         self._drop(claim)
 
-    def _set_apart(self, claim: run_queue.Claim, error: OSError | DBAPIError, now: int) -> None:
+    def _set_apart(self, claim: claims.Claim, error: OSError | DBAPIError, now: int) -> None:
         """
         Let a run that has trouble with its own files wait, uncounted; its step stops with a checkpoint.
 
@@ -324,26 +324,26 @@ class Dispatcher:
         """
         if isinstance(error, DBAPIError) or is_full(error):
             raise error
-        attempt = run_queue.open_attempt(self._engine, claim.run_id)
+        attempt = attempts.open_attempt(self._engine, claim.run_id)
         if attempt is not None:
             self._executor.cancel(_key(attempt))
         run_queue.postpone(self._engine, claim, self._apart.words(claim.run_id, error), now)
         self._drop(claim)
 
-    def _after_failure(self, claim: run_queue.Claim, message: str, hint: str, now: int, *, retryable: bool) -> None:
+    def _after_failure(self, claim: claims.Claim, message: str, hint: str, now: int, *, retryable: bool) -> None:
         state = run_queue.fail(
             self._engine, claim, run_queue.Failure(message, hint, retryable), now, self._settings.retry
         )
         log.warning("run_failed", run=claim.run_id, error=message, hint=hint, state=str(state))
         self._drop(claim)
 
-    def _after_death(self, claim: run_queue.Claim, attempt: Attempt, message: str, now: int) -> None:
+    def _after_death(self, claim: claims.Claim, attempt: Attempt, message: str, now: int) -> None:
         progress = run_files.made_checkpoint(self._root, claim.run_id, attempt.started_at)
         state = run_queue.died(self._engine, claim, message, now, self._settings.retry, progress=progress)
         log.warning("step_died", run=claim.run_id, error=message, state=str(state))
         self._drop(claim)
 
-    def _drop(self, claim: run_queue.Claim) -> None:
+    def _drop(self, claim: claims.Claim) -> None:
         self._claims.remove(claim)
         self.may_collect = True
 
@@ -352,12 +352,12 @@ class Dispatcher:
             self.may_collect = False
             self._upkeep.collect_garbage(now)
 
-    def _run(self, claim: run_queue.Claim) -> Run:
+    def _run(self, claim: claims.Claim) -> Run:
         with transaction(self._engine) as session:
             run = session.get(Run, claim.run_id)
         if run is None or run.token != claim.token:
             message = f"run {claim.run_id} is no longer this daemon's"
-            raise run_queue.LostClaim(message)
+            raise claims.LostClaim(message)
         return run
 
     def _spec_of(self, attempt: Attempt) -> StepSpec | None:

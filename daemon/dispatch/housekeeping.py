@@ -2,7 +2,7 @@
 
 from sqlalchemy import Engine
 
-from daemon.champions import promotion
+from daemon.champions import journal
 from daemon.champions.base_models import Bases
 from daemon.queue import run_queue
 from daemon.settings.model import Settings
@@ -37,7 +37,7 @@ class Upkeep:
             return
         self._settled_at = now
         run_queue.shorten_waits(self._engine, now, self._longest_wait_ms)
-        for track, error in promotion.recover(self._engine, self._settings.state_folder, now).items():
+        for track, error in journal.recover(self._engine, self._settings.state_folder, now).items():
             self._tell(f"track {track}", error)
 
     def refresh_bases(self, now: int) -> None:

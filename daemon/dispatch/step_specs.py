@@ -5,7 +5,7 @@ import os
 from sqlalchemy import Engine
 from sqlmodel import Session
 
-from daemon.champions import promotion
+from daemon.champions import history, journal
 from daemon.dispatch.orders import step_command
 from daemon.queue.snapshots import judged_before
 from daemon.queue.yardstick import yardstick_before
@@ -52,13 +52,13 @@ def spec_of(engine: Engine, settings: Settings, run: Run, attempt: Attempt, inpu
 
 def _of_track(session: Session, settings: Settings, run: Run) -> dict[str, object]:
     """Return the fields of a spec that come from the history of the run's track."""
-    reigning = promotion.champion(session, run.track)
+    reigning = journal.champion(session, run.track)
     uses, versions = judged_before(session, run.track, run.id or 0)
     return {
         "champion": reigning.model_copy(
-            update={"drops": promotion.drops_of(session, run.track, reigning.model_id)},
+            update={"drops": history.drops_of(session, run.track, reigning.model_id)},
         ),
-        "former": promotion.former(session, settings.state_folder, run.track, _FORMER),
+        "former": history.former(session, settings.state_folder, run.track, _FORMER),
         "uses": uses,
         "judged_versions": versions,
         "yardstick": yardstick_before(session, settings.state_folder, run, reigning.model_id),

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import structlog
 
-from daemon.state.permissions import name_of
 from daemon.system.processes import FileLock, lock_holder
+from daemon.system.programs import name_of
 from pipeline.errors import DropforgeError
-from pipeline.validation.file_formats import printable
+from pipeline.wording import printable
 
 DONE = "done"
 REJECTED = "rejected"

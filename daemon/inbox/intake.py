@@ -21,17 +21,19 @@ from daemon.inbox.quarantine import rule, sift, validation_options
 from daemon.inbox.receipts import Document, Filing
 from daemon.inbox.safe_copy import Copy, SourceChanged, SourceUnreadable, copy, identity, look, refusal
 from daemon.inbox.watcher import Settled
-from daemon.queue import run_queue
+from daemon.queue import run_queue, snapshots, tracks
 from daemon.queue.yardstick import why_it_waits
 from daemon.settings.model import Settings
+from daemon.state import events
 from daemon.state.database import transaction
-from daemon.state.permissions import name_of
 from daemon.state.tables import Drop, DropState, Event
-from daemon.storage.disk import Disk, size_words
+from daemon.storage.disk import Disk
+from daemon.system.programs import name_of
 from pipeline import durable
-from pipeline.validation.file_formats import HEAD_BYTES, foreign_format, printable
+from pipeline.validation.file_formats import HEAD_BYTES, foreign_format
 from pipeline.validation.records import FileFinding
 from pipeline.validation.validate import Notice, Validation, validate
+from pipeline.wording import printable, size_words
 
 Kind = Literal[
     "accepted",
@@ -215,7 +217,7 @@ class Intake:
         drop.findings, drop.quarantined = validation.findings_total, validation.bad_rows
         run = None
         with transaction(self._engine) as session:
-            run_queue.ensure_track(session, settled.track, source.now)
+            tracks.ensure_track(session, settled.track, source.now)
             if settled.role == "train" and track.trigger in {"drop", "both"}:
                 run = run_queue.enqueue_when_quiet(session, settled.track, track, source.now).id
             _record(session, drop, source, validation.warnings, run=run, file_sha256=sha256)
@@ -302,7 +304,7 @@ class Intake:
         return "" if few else words
 
     def _is_full(self, session: Session, track: str) -> bool:
-        return run_queue.waiting_drops(session, track) >= self._settings.intake.max_waiting_drops
+        return snapshots.waiting_drops(session, track) >= self._settings.intake.max_waiting_drops
 
     def _left(self, settled: Settled, kind: Kind, message: str, now: int) -> Outcome:
         """Leave a file in the inbox, with an event the first time."""
@@ -311,7 +313,7 @@ class Intake:
             self._told.add(key)
             with transaction(self._engine) as session:
                 name = _shown(settled)
-                run_queue.record_event(session, f"drop_{kind}", now, track=settled.track, name=name, message=message)
+                events.record_event(session, f"drop_{kind}", now, track=settled.track, name=name, message=message)
         return _outcome(settled, kind, message)
 
 
@@ -354,7 +356,7 @@ def _record(session: Session, drop: Drop, source: _Source, notices: tuple[Notice
     session.add(drop)
     session.flush()
     warnings = [notice.model_dump() for notice in notices]
-    run_queue.record_event(
+    events.record_event(
         session, f"drop_{drop.state}", source.now, track=drop.track, run_id=detail.get("run"), drop_id=drop.id,
         name=drop.name, rows=drop.rows, reason=drop.reason, source=identity(source.info), warnings=warnings,
         owner=name_of(source.info.st_uid), **detail,

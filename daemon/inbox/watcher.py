@@ -23,10 +23,11 @@ from watchdog.observers.inotify_c import InotifyConstants, Mask
 from watchdog.observers.polling import PollingObserver
 
 from daemon.inbox.folders import DONE, HELDOUT, REJECTED, Folder, InboxFolders, InboxUnusable
-from daemon.settings.model import Settings, nearest
+from daemon.settings.model import Settings
+from daemon.settings.text import nearest
 from daemon.system.file_lease import has_writer
 from pipeline.artifacts import Role
-from pipeline.validation.file_formats import printable
+from pipeline.wording import printable
 
 #: Seconds between looks at a file that somebody still has open for writing.
 WRITER_SECONDS = 1.0

@@ -5,8 +5,9 @@ import uuid
 from sqlalchemy import Engine, bindparam, func
 from sqlmodel import Session, col, select
 
-from daemon.queue.claims import Claim, LostClaim, held_run, record_event
+from daemon.queue.claims import Claim, LostClaim, held_run
 from daemon.state.database import transaction
+from daemon.state.events import record_event
 from daemon.state.tables import Attempt, AttemptState
 from pipeline.errors import DropforgeError
 

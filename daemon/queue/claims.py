@@ -2,14 +2,12 @@
 
 from dataclasses import dataclass
 
-from sqlalchemy import bindparam, insert
+from sqlalchemy import bindparam
 from sqlmodel import Session, col, select
 
-from daemon.state.tables import Event, Run, RunState
+from daemon.state.tables import Run, RunState
 from pipeline.errors import DropforgeError
 
-# Made once: putting a statement together takes longer than SQLite's own work on it.
-_EVENT = insert(Event.metadata.tables["event"])
 _HELD = select(Run).where(
     col(Run.id) == bindparam("held_id"), Run.state == RunState.RUNNING, col(Run.token) == bindparam("held_token")
 )
@@ -25,21 +23,6 @@ class Claim:
 
     run_id: int
     token: str
-
-
-def record_event(  # noqa: PLR0913 - what it is about goes by name, and most events name one thing
-    session: Session,
-    kind: str,
-    now: int,
-    *,
-    track: str | None = None,
-    run_id: int | None = None,
-    drop_id: int | None = None,
-    **detail: object,
-) -> None:
-    """Write the event `kind` (what happened, in the past) with its JSON `detail` in the caller's transaction."""
-    row = {"at": now, "kind": kind, "track": track, "run_id": run_id, "drop_id": drop_id, "detail": detail}
-    session.connection().execute(_EVENT, row)
 
 
 def held_run(session: Session, claim: Claim) -> Run:

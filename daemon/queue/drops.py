@@ -9,12 +9,12 @@ from typing import NamedTuple
 from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 
-from daemon.champions.journal import waits
 from daemon.queue import run_queue
 from daemon.queue.withdrawals import train_without
 from daemon.settings.model import Settings
+from daemon.state import events
 from daemon.state.database import transaction
-from daemon.state.tables import Drop, DropState, Run
+from daemon.state.tables import Drop, DropState, Run, waits
 from pipeline.errors import DropforgeError
 
 
@@ -39,7 +39,7 @@ def accept(engine: Engine, drop_id: int, reason: str | None, now: int, by: str |
             raise WrongDrop(message, "see what waits for a word: dropforge drops --state proposed")
         _refuse_twin(session, drop)
         _set(session, drop, DropState.ACCEPTED, None)
-        run_queue.record_event(session, "drop_accepted", now, track=drop.track, drop_id=drop.id, reason=reason, by=by)
+        events.record_event(session, "drop_accepted", now, track=drop.track, drop_id=drop.id, reason=reason, by=by)
         return drop
 
 
@@ -58,7 +58,7 @@ def withdraw(  # noqa: PLR0913, PLR0917 - what is asked for, and who asks
             message = f"drop {drop_id} is {drop.state}, not accepted, proposed or held"
             raise WrongDrop(message, "see the drops and their states: dropforge drops")
         _set(session, drop, DropState.WITHDRAWN, reason)
-        run_queue.record_event(session, "drop_withdrawn", now, track=drop.track, drop_id=drop.id, reason=reason, by=by)
+        events.record_event(session, "drop_withdrawn", now, track=drop.track, drop_id=drop.id, reason=reason, by=by)
         runs = {}
         for run in session.exec(select(Run).where(Run.track == drop.track, waits()).order_by(col(Run.id))).all():
             begun = train_without(session, settings, run, now)
@@ -83,7 +83,7 @@ def restore(  # noqa: PLR0913, PLR0917 - what is asked for, and who asks
         _refuse_twin(session, drop)
         _set(session, drop, DropState.ACCEPTED, None)
         drop.first_run = None
-        run_queue.record_event(session, "drop_restored", now, track=drop.track, drop_id=drop.id, reason=reason, by=by)
+        events.record_event(session, "drop_restored", now, track=drop.track, drop_id=drop.id, reason=reason, by=by)
         if drop.track in settings.track_names and drop.role == "train":
             track = settings.track(drop.track)
             if track.trigger in {"drop", "both"}:

@@ -20,10 +20,13 @@ from apscheduler.triggers.cron import CronTrigger
 from sqlalchemy import Engine, func
 from sqlmodel import Session, select
 
-from daemon.queue.run_queue import enqueue, ensure_track, record_event, waiting_drops
+from daemon.queue.run_queue import enqueue
+from daemon.queue.snapshots import waiting_drops
+from daemon.queue.tracks import ensure_track
 from daemon.settings.cron import cron_trigger
 from daemon.settings.model import Settings, TrackSettings
 from daemon.state.database import transaction
+from daemon.state.events import record_event
 from daemon.state.tables import Slot, Track
 
 #: Looked back over one after the other, so that a long gap costs no step for each of its fire times.

@@ -14,25 +14,17 @@ from typing import Any
 from sqlalchemy import BindParameter, Engine, bindparam, func, or_
 from sqlmodel import Session, col, select
 
-from daemon.champions.journal import promotion_of
-from daemon.queue.attempts import AttemptOpen, begin_attempt, end_attempt, open_attempt
-from daemon.queue.claims import Claim, LostClaim, held_run, record_event
-from daemon.queue.snapshots import hold_new_drops, retake_snapshot, take_snapshot, waiting_drops
-from daemon.queue.states import ALLOWED, FINAL, RETRIABLE, Move, WrongState, change
-from daemon.queue.tracks import ensure_track, fix_track
+from daemon.queue.claims import Claim, held_run
+from daemon.queue.snapshots import retake_snapshot, take_snapshot
+from daemon.queue.states import FINAL, RETRIABLE, Move, WrongState, change
+from daemon.queue.tracks import ensure_track
 from daemon.settings.model import RetrySettings, TrackSettings
 from daemon.state.database import transaction
-from daemon.state.tables import Run, RunState, Track
+from daemon.state.events import record_event
+from daemon.state.tables import Run, RunState, Track, promotion_of
 from daemon.state.troubles import SetApart
 from pipeline.config import RunConfig
 from pipeline.errors import DropforgeError
-
-__all__ = [
-    "ALLOWED", "AttemptOpen", "Claim", "Failure", "LostClaim", "WrongState", "begin_attempt", "cancel", "cancelled",
-    "claim", "died", "end_attempt", "enqueue", "enqueue_when_quiet", "ensure_track", "fail",
-    "finish", "fix_track", "heartbeat", "hold_new_drops", "interrupt", "next_due", "open_attempt", "postpone",
-    "record_event", "require_retriable", "rescue", "retry", "shorten_waits", "waiting_drops",
-]  # fmt: skip
 
 CONFIGURE_AGAIN_MS = 30_000
 LONGEST_BACKOFF_MS = 3_600_000

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from sqlalchemy import func, or_, update
 from sqlmodel import Session, col, select
 
-from daemon.queue.claims import record_event
+from daemon.state.events import record_event
 from daemon.state.tables import Drop, DropState, Event, Run
 from pipeline import artifacts
 

@@ -14,8 +14,9 @@ from sqlalchemy.orm.attributes import set_committed_value
 from sqlmodel import Session
 
 from daemon.queue.attempts import write_off
-from daemon.queue.claims import LostClaim, record_event
+from daemon.queue.claims import LostClaim
 from daemon.queue.snapshots import give_back
+from daemon.state.events import record_event
 from daemon.state.tables import Run, RunState
 from pipeline.errors import DropforgeError
 

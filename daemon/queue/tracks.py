@@ -6,8 +6,9 @@ from typing import Any
 from sqlalchemy import Engine
 from sqlmodel import Session
 
-from daemon.queue.claims import Claim, held_run, record_event
+from daemon.queue.claims import Claim, held_run
 from daemon.state.database import transaction
+from daemon.state.events import record_event
 from daemon.state.tables import Track
 
 

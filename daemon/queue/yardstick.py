@@ -12,12 +12,12 @@ from pathlib import Path
 from sqlalchemy import func
 from sqlmodel import Session, col, select
 
-from daemon.queue.claims import record_event
 from daemon.queue.snapshots import JUDGED
 from daemon.settings.model import Settings
-from daemon.state.permissions import name_of, user
+from daemon.state.events import record_event
 from daemon.state.run_files import ArtifactDamaged, load_dataset, load_verdict
 from daemon.state.tables import Drop, DropState, Event, Run
+from daemon.system.programs import name_of, user
 from pipeline.artifacts import Dataset, Verdict
 from pipeline.config import RunConfig
 from pipeline.wording import count

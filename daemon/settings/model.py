@@ -5,20 +5,15 @@ Settings at the top level hold for all tracks; `[tracks.NAME]` overrides them fo
 the nearest known name, in the file and in the environment alike.
 """
 
-import difflib
-import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, field_validator
 
 from daemon.settings.cron import cron_trigger
-from daemon.settings.numbers import no_numbers, section_of
-from daemon.settings.places import absolute_paths, check_place, overlap
-from daemon.settings.text import BadText, read_toml, read_variable, shown
-from daemon.state.permissions import owner_of
+from daemon.settings.places import check_place
+from daemon.settings.text import nearest, overlay
 from pipeline.artifacts import Frozen
 from pipeline.config import EvaluateConfig, GateConfig, GuardConfig, JudgeConfig, SplitConfig, TrainConfig
 from pipeline.contract import LIFELINE
@@ -239,154 +234,4 @@ class Settings(TrackSettings):
             raise SettingsError(message, f"{hint}declared tracks: {', '.join(self.track_names)}")
         own = {field: getattr(self, field) for field in TrackSettings.model_fields}
         merged = {key: value.model_dump() if isinstance(value, BaseModel) else value for key, value in own.items()}
-        return TrackSettings.model_validate(_overlay(merged, self.tracks.get(name, {})))
-
-
-def load(path: Path | None = None, environment: Mapping[str, str] | None = None) -> Settings:
-    """
-    Read the settings file (`path`, else `$DROPFORGE_CONFIG`, else ./dropforge.toml if it is there) and the environment.
-
-    A variable names a setting with its sections, joined by two underscores: `DROPFORGE_TRAIN__EPOCHS=2`. Raises
-    `SettingsError` naming file and field.
-    """
-    environment = os.environ if environment is None else environment
-    chosen = path or Path(environment.get("DROPFORGE_CONFIG") or FILE_NAME)
-    values: dict[str, Any] = {}
-    if path is not None or "DROPFORGE_CONFIG" in environment or chosen.exists():
-        values = _read(chosen)
-    variables = _from_environment(environment)
-    _check_values(values, str(chosen))
-    _check_values(variables, "the environment")
-    try:
-        settings = Settings.model_validate(_overlay(values, variables))
-    except ValidationError as error:
-        raise _worded(error, str(chosen), environment) from error
-    for name in settings.tracks:
-        try:
-            settings.track(name)
-        except ValidationError as error:
-            raise _worded(error, str(chosen), environment, ("tracks", name)) from error
-    gate = settings.gate.model_copy(update={"pinned_by": settings.gate.pinned_by or owner_of(chosen)})
-    resolved = settings.model_copy(update={**absolute_paths(settings, chosen.absolute().parent), "gate": gate})
-    variable = f"{ENV_PREFIX}INBOX"
-    _refuse_overlap(resolved, chosen, settings.inbox, variable if variable in environment else str(chosen))
-    return resolved
-
-
-def nearest(word: str, known: Any) -> str | None:
-    """Return the known word most like `word`, or `None` if none is near."""
-    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return found[0] if found else None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return read_toml(path)
-    except FileNotFoundError as error:
-        message = f"there is no settings file {path}"
-        raise SettingsError(message, f"make one: dropforge init {path.parent}") from error
-    except OSError as error:
-        message = f"cannot read the settings file {path}: {error.strerror}"
-        raise SettingsError(message, f"see who may read it: ls -l {path}") from error
-    except BadText as error:
-        message = f"{path} {error}"
-        raise SettingsError(message, "mend it; the commented sample is systemd/dropforge.toml") from error
-
-
-def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for name in sorted(environment):
-        if not name.startswith(ENV_PREFIX) or name in OTHER_VARIABLES:
-            continue
-        place = values
-        *sections, last = name.removeprefix(ENV_PREFIX).lower().split("__")
-        for section in sections:
-            place = place.setdefault(section, {})
-            if not isinstance(place, dict):
-                message = f"{name}: {section!r} is set by another variable already"
-                raise SettingsError(message, "set either the section as a whole or its fields one by one")
-        try:
-            place[last] = read_variable(environment[name])
-        except BadText as error:
-            message = f"{name} {error}"
-            raise SettingsError(message, "write the value alone, or a table of a section as JSON") from error
-    return values
-
-
-def _overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for key, value in above.items():
-        old = merged.get(key)
-        merged[key] = _overlay(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return merged
-
-
-def _refuse_unknown(values: Mapping[str, Any], model: type[BaseModel], source: str, place: tuple[str, ...]) -> None:
-    for key, value in values.items():
-        dotted = ".".join((*place, key))
-        if key not in model.model_fields:
-            near = nearest(key, model.model_fields)
-            known = ", ".join(model.model_fields)
-            hint = f"did you mean {'.'.join((*place, near))!r}?" if near else f"known here: {known}"
-            message = f"{source}: unknown setting {dotted!r}"
-            raise SettingsError(message, hint)
-        section = section_of(model.model_fields[key])
-        if section is not None and isinstance(value, Mapping):
-            _refuse_unknown(value, section, source, (*place, key))
-
-
-def _refuse_no_numbers(values: Mapping[str, Any], model: type[BaseModel], source: str, place: tuple[str, ...]) -> None:
-    for wrong, value, expected in no_numbers(values, model, place):
-        message = f"{source}: {'.'.join(wrong)}: must be {expected}"
-        hint = f"found {shown(value)}; write such a number, or leave it out for the default: systemd/dropforge.toml"
-        raise SettingsError(message, hint)
-
-
-def _check_values(values: Mapping[str, Any], source: str) -> None:
-    _refuse_unknown(values, Settings, source, ())
-    _refuse_no_numbers(values, Settings, source, ())
-    tracks = values.get("tracks", {})
-    if not isinstance(tracks, Mapping):
-        message = f"{source}: tracks must be a table"
-        raise SettingsError(message, "write [tracks.NAME] and the settings of that track below")
-    for name, overrides in tracks.items():
-        _check_track(name, overrides, source)
-
-
-def _check_track(name: str, overrides: Any, source: str) -> None:
-    if name in RESERVED_TRACKS or not name.replace("-", "").replace("_", "").isalnum() or not name.isascii():
-        message = f"{source}: a track cannot be called {name!r}"
-        raise SettingsError(message, "use letters, digits, - and _; heldout, done and rejected are reserved")
-    if not isinstance(overrides, Mapping):
-        message = f"{source}: tracks.{name} must be a table"
-        raise SettingsError(message, f"write [tracks.{name}] and its settings below")
-    _refuse_unknown(overrides, TrackSettings, source, ("tracks", name))
-    _refuse_no_numbers(overrides, TrackSettings, source, ("tracks", name))
-
-
-def _refuse_overlap(settings: Settings, file: Path, found: str, source: str) -> None:
-    words = overlap(settings, file)
-    if words is not None:
-        message = f"{source}: inbox: {words}"
-        hint = (
-            f"found {shown(found)}; what lies in an inbox is taken for drops: give it a folder of its own, as "
-            'inbox = "inbox", apart from settings, home, state and base models'
-        )
-        raise SettingsError(message, hint)
-
-
-def _worded(
-    error: ValidationError, file: str, environment: Mapping[str, str], section: tuple[str, ...] = ()
-) -> SettingsError:
-    first = error.errors()[0]
-    # Pydantic's mark of a wrong name in a table is nobody's setting.
-    place = (*section, *(str(part) for part in first["loc"] if part != "[key]"))
-    variable = ENV_PREFIX + "__".join(place).upper()
-    source = variable if variable in environment else file
-    # TOML has lists alone.
-    problem = first["msg"].removeprefix("Value error, ").replace("a valid tuple", 'a list, as ["one", "two"]')
-    # A key or a password that stands where only its variable's name should is not repeated.
-    found = "what is not shown here" if "judge" in place else shown(first["input"])
-    return SettingsError(
-        f"{source}: {'.'.join(place)}: {problem}", f"found {found}; the commented sample is systemd/dropforge.toml"
-    )
+        return TrackSettings.model_validate(overlay(merged, self.tracks.get(name, {})))

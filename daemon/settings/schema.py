@@ -1,7 +1,8 @@
 """
 The JSON Schema of `dropforge.toml`, for editors: `python -m daemon.settings.schema > schemas/settings.schema.json`.
 
-It says what `daemon.settings.model` says about names, kinds and bounds; cron expressions and time zones are judged there.
+It says what `daemon.settings.model` says about names, kinds and bounds; cron expressions and time zones are judged
+there.
 """
 
 import json

@@ -1,7 +1,9 @@
 """The text of settings, file and variables, read into values: what cannot be read ends in words, not in a traceback."""
 
+import difflib
 import json
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,3 +55,18 @@ def shown(value: Any) -> str:
         return f"a value that {_DEEP}"
     except ValueError:
         return "a number of too many digits"
+
+
+def nearest(word: str, known: Any) -> str | None:
+    """Return the known word most like `word`, or `None` if none is near."""
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return found[0] if found else None
+
+
+def overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `below` with the values of `above` over it, tables within tables."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        merged[key] = overlay(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged

@@ -29,11 +29,6 @@ from daemon.state.database_file import (
     revision,
 )
 
-__all__ = [
-    "ChangeWatch", "DatabaseUnusable", "check", "journal_mode", "known_revisions", "migrate", "newest_revision",
-    "open_engine", "open_reader", "transaction",
-]  # fmt: skip
-
 BUSY_SECONDS = 30.0
 MIGRATIONS = Path(__file__).parent / "migrations"
 #: Copies made before an upgrade that are kept, the newest ones.

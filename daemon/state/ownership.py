@@ -8,7 +8,7 @@ from pathlib import Path
 import structlog
 
 from daemon.state.layout import FOLDERS
-from daemon.state.permissions import user
+from daemon.system.programs import user
 from pipeline.errors import DropforgeError
 
 #: Folders that the worker follows no link to.

@@ -2,33 +2,15 @@
 
 import errno
 import os
-import pwd
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from daemon.state.layout import DATABASE_NAME, FOLDERS
+from daemon.system.programs import name_of, user
 
 #: What file systems answer that know no files without a name.
 _NO_NAMELESS = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL})
-
-
-def user() -> str:
-    """Return who this process is for the kernel, whatever the environment says."""
-    return name_of(os.geteuid())
-
-
-def name_of(uid: int) -> str:
-    """Return a user's name, or the number of one that has none here."""
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
-
-
-def owner_of(path: Path) -> tuple[str, ...]:
-    """Return the name of the user whose file this is; nobody if it is not there."""
-    return (name_of(path.stat().st_uid),) if path.exists() else ()
 
 
 def is_closed(path: Path) -> bool:

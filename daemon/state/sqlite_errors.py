@@ -6,7 +6,7 @@ from pathlib import Path
 from sqlalchemy.exc import DBAPIError
 
 from daemon.state.database_file import DatabaseUnusable, how_to_restore
-from daemon.state.permissions import user
+from daemon.system.programs import user
 
 _PRIMARY_CODE = 0xFF  # the rest of an extended code says more of the same
 _DENIED = frozenset({sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH})

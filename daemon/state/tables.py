@@ -9,8 +9,11 @@ since the epoch, UTC. Every change of a state leaves an `Event` row in the same 
 
 from enum import StrEnum
 
-from sqlalchemy import CheckConstraint, Index, LargeBinary, text
-from sqlmodel import JSON, Column, Field, SQLModel
+from sqlalchemy import CheckConstraint, ColumnElement, Index, LargeBinary, literal, text
+from sqlmodel import JSON, Column, Field, Session, SQLModel, col, select
+
+#: `Run.outcome` of a win that a person has to approve, and of one that another champion came before.
+AWAITING, OVERTAKEN = "awaiting_approval", "overtaken"
 
 
 class DropState(StrEnum):
@@ -304,3 +307,14 @@ class Event(SQLModel, table=True):
     run_id: int | None = Field(default=None, index=True)
     drop_id: int | None = Field(default=None, index=True)
     detail: dict[str, object] = Field(default_factory=dict, sa_column=Column(JSON))
+
+
+def waits() -> ColumnElement[bool]:
+    """Return what is true of the runs that wait for approval; in words that let SQLite use their small index."""
+    return col(Run.outcome) == literal(AWAITING, literal_execute=True)
+
+
+def promotion_of(session: Session, run_id: int) -> Promotion | None:
+    """Return the row by which a run's candidate became the champion; one that was forced is another matter."""
+    done = select(Promotion).where(Promotion.run_id == run_id, Promotion.state == PromotionState.DONE)
+    return session.exec(done.where(Promotion.kind == PromotionKind.PROMOTION)).first()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import structlog
 
-from daemon.state.permissions import user
+from daemon.system.programs import user
 from pipeline.errors import DropforgeError
 
 _FIRST_SECONDS = 30.0

@@ -36,11 +36,10 @@ from daemon.storage.backup_names import (
     refuse_rows,
     refuse_sidecars,
 )
-from daemon.storage.retention import read_object
 from daemon.system.processes import FileLock
-from daemon.views.compare_runs import JSON_NAME, PAGE_NAME
 from pipeline import durable
-from pipeline.artifacts import Frozen
+from pipeline.artifacts import JSON_NAME, PAGE_NAME, Frozen
+from pipeline.durable import read_object
 
 MANIFEST = "manifest.json"
 _LOCK = "backup.lock"

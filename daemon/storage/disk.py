@@ -14,12 +14,13 @@ import structlog
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from daemon.queue.claims import record_event
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
+from daemon.state.events import record_event
 from daemon.state.layout import BALLAST_NAME
 from daemon.system.sd_notify import notify
 from pipeline.errors import DropforgeError, is_disk_full
+from pipeline.wording import size_words
 
 _MEGABYTE = 1 << 20
 log = structlog.get_logger()
@@ -153,11 +154,3 @@ class Disk:
             return False
         log.warning("disk_full", error=str(error), given_up_bytes=self._ballast.size)
         return True
-
-
-def size_words(size: int) -> str:
-    """Return a number of bytes as people read it, as 1.2 GB."""
-    for unit, power in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if size >= power:
-            return f"{size / power:.1f} {unit}"
-    return f"{size} bytes"

@@ -9,8 +9,9 @@ from sqlmodel import Session, select
 from daemon.settings.model import Settings
 from daemon.state.layout import TRASH_NAME
 from daemon.state.tables import Attempt, AttemptState, Drop, DropState, Run, RunState
-from daemon.storage.retention import DAY_MS, Kept, models_of, read_object, tree_bytes, working_files
+from daemon.storage.retention import DAY_MS, Kept, models_of, tree_bytes, working_files
 from pipeline.artifacts import Frozen
+from pipeline.durable import read_object
 from pipeline.near_duplicates.signature_files import FOLDER as SIGNATURES
 from pipeline.near_duplicates.signature_files import signed_drop
 from pipeline.steps import STEPS

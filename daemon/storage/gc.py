@@ -18,9 +18,9 @@ from pathlib import Path
 import structlog
 from sqlalchemy import Engine
 
-from daemon.queue.claims import record_event
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
+from daemon.state.events import record_event
 from daemon.state.layout import GC_LOCK_NAME, TRASH_NAME
 from daemon.state.run_files import attempt_folder
 from daemon.state.tables import Attempt

@@ -10,15 +10,13 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from sqlmodel import Session, col, select
 
-from daemon.champions.journal import AWAITING
 from daemon.settings.model import Settings
-from daemon.state.tables import Promotion, PromotionState, Run, RunState, Track
-from pipeline import durable
+from daemon.state.tables import AWAITING, Promotion, PromotionState, Run, RunState, Track
 from pipeline.contract import LOG_NAME, PROGRESS_NAME, RESULT_NAME, SPEC_NAME
+from pipeline.durable import read_object
 from pipeline.errors import DropforgeError
 from pipeline.steps import STEPS
 
@@ -232,12 +230,3 @@ def _file_bytes(path: Path) -> int:
 
 def _places(root: Path, *paths: str | None) -> set[Path]:
     return {(root / path).resolve() for path in paths if path}
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file; an empty one if there is none that can be read."""
-    try:
-        value = durable.read_json(path)
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}

@@ -7,7 +7,7 @@ from pathlib import Path
 from sqlalchemy.orm import defer
 from sqlmodel import Session, col, select
 
-from daemon.champions.promotion import drops_of
+from daemon.champions.history import drops_of
 from daemon.state.tables import Drop, DropState, Promotion, PromotionState, Run, Track
 from pipeline.artifacts import Frozen
 

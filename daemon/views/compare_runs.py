@@ -6,10 +6,9 @@ from typing import Any
 
 from daemon.views.overview import NotThere, Overview, RunDetail
 from pipeline import durable
-from pipeline.artifacts import Frozen
+from pipeline.artifacts import JSON_NAME, PAGE_NAME, RECORDS_NAME, Frozen
 from pipeline.errors import DropforgeError
 
-PAGE_NAME, JSON_NAME, RECORDS_NAME = "report.html", "report.json", "records.jsonl"
 #: Nobody sets them: one differs between tracks by design, the other was measured by the track's first run.
 _UNTOLD = frozenset({"salt", "noise"})
 #: What a setting holds that leaves the choice to the run, and where that run's choice is published: step and field.

@@ -23,12 +23,13 @@ from daemon.settings.model import Settings
 from daemon.state.database import newest_revision, open_engine
 from daemon.state.database_file import DatabaseUnusable, file_system, is_network, journal_mode, revision, verify
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, RESTORING
-from daemon.state.permissions import may_replace, refusal, state_rights, user
+from daemon.state.permissions import may_replace, refusal, state_rights
 from daemon.storage.backup import named_files
 from daemon.system.file_lease import take_read_lease
 from daemon.system.processes import lock_holder
+from daemon.system.programs import find_program, user
 from daemon.views.overview import Overview
-from daemon.views.preflight import find_program, try_suite
+from daemon.views.preflight import try_suite
 from pipeline.artifacts import Frozen
 from pipeline.errors import DropforgeError
 from pipeline.model_folder.manifest import check_base, model_files

@@ -5,10 +5,10 @@ from pathlib import Path
 from sqlalchemy import func
 from sqlmodel import Session, col, select
 
-from daemon.champions import promotion
+from daemon.champions import history
 from daemon.champions.blockers import obstacle
-from daemon.champions.journal import NoChampion, champion, waits
-from daemon.state.tables import Drop, DropState, Event, Run, RunState
+from daemon.champions.journal import NoChampion, champion
+from daemon.state.tables import Drop, DropState, Event, Run, RunState, waits
 from pipeline.artifacts import Frozen
 
 #: Former champions that are looked through for one without withdrawn drops.
@@ -48,9 +48,9 @@ def drop_uses(session: Session, state_folder: Path, drop: Drop) -> DropUses:
         reigning = champion(session, drop.track)
     except NoChampion:
         return uses
-    if drop.id not in (promotion.drops_of(session, drop.track, reigning.model_id) or ()):
+    if drop.id not in (history.drops_of(session, drop.track, reigning.model_id) or ()):
         return uses
-    former = promotion.former(session, state_folder, drop.track, _MOST_FORMER)
+    former = history.former(session, state_folder, drop.track, _MOST_FORMER)
     gone = {drop.id, *session.exec(select(Drop.id).where(Drop.track == drop.track, Drop.state == DropState.WITHDRAWN))}
     before = next((one.generation for one in former if gone.isdisjoint(one.drops or ())), None)
     return uses.model_copy(update={"champion": reigning.generation, "before": before})

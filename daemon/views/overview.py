@@ -14,30 +14,33 @@ from sqlalchemy import Engine, func
 from sqlalchemy.exc import DatabaseError
 from sqlmodel import Session, col, select
 
-from daemon.champions.blockers import Obstacle, obstacle
-from daemon.champions.journal import AWAITING, OVERTAKEN, waits
-from daemon.champions.promotion import forcing
-from daemon.state.database import DatabaseUnusable, open_reader
+from daemon.champions.blockers import Obstacle, obstacle, true_sentence
+from daemon.state.database import open_reader
+from daemon.state.database_file import DatabaseUnusable
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, TROUBLES_NOTE, WATCHER_NOTE
 from daemon.state.run_files import load_object, load_progress, load_verdict
 from daemon.state.sqlite_errors import cause_of, in_words
-from daemon.state.tables import Attempt, Drop, Event, Promotion, PromotionState, Run, RunState, Track
-from daemon.storage.retention import read_object
+from daemon.state.tables import (
+    AWAITING,
+    Attempt,
+    Drop,
+    Event,
+    Promotion,
+    PromotionState,
+    Run,
+    RunState,
+    Track,
+    waits,
+)
 from daemon.system.processes import lock_holder
 from daemon.views.champion_history import WITHOUT_LARGE, ChampionView, TrainedOn, reign, reigns, trained_on, utc
 from daemon.views.drop_lineage import DropUses, drop_uses
 from pipeline.artifacts import Frozen, Verdict
 from pipeline.contract import LOG_NAME, Progress
+from pipeline.durable import read_object
 from pipeline.errors import DropforgeError
 
 T = TypeVar("T")
-#: What `decide` begins the sentence of a win with.
-_WON = "promoted: "
-#: What the outcome of a win is called that was not promoted.
-_WORDS = {
-    AWAITING: "won, waits for approval (dropforge promote {run})",
-    OVERTAKEN: "won, but another champion came first, with which it was not compared",
-}
 #: What the outcome of a win is called whose model was rolled back from: no yes is waited for.
 BARRED = "barred"
 OPEN_STATES = (RunState.RUNNING, RunState.WAITING, RunState.QUEUED)
@@ -346,21 +349,6 @@ class Overview:
         if attempt is None:
             return None
         return load_progress(self.folder, attempt.run_id, attempt.step, attempt.number)
-
-
-def true_sentence(run: int, outcome: str, sentence: str, against: Obstacle | None = None) -> str:
-    """
-    Return the sentence of a run that ended with `outcome`.
-
-    That of a win that was not promoted says what it waits for, or what is against it.
-    """
-    words = _WORDS.get(outcome)
-    if words is None:
-        return sentence
-    said = words.format(run=run)
-    if against is not None:
-        said = f"won, but {against.words} ({forcing(run)} takes it all the same)"
-    return f"{said}: {sentence.removeprefix(_WON)}"
 
 
 def _sentence(row: Run, against: Obstacle | None) -> str | None:

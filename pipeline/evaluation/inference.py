@@ -9,78 +9,32 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pipeline import durable
 from pipeline.contract import Attempt
-from pipeline.errors import CannotTrain, DropforgeError, StepFailed
+from pipeline.errors import StepFailed
 from pipeline.evaluation.batch_log import BatchLog, batch_id
-from pipeline.evaluation.pace import Pace
+from pipeline.evaluation.pending import Answered, Pending
+from pipeline.evaluation.plan import Exam, Paper
 from pipeline.evaluation.prediction_cache import (
     PLAIN,
     ItemScore,
     Prediction,
     PredictionCache,
-    PredictionKey,
-    hash_tokens,
 )
 from pipeline.evaluation.suites import Suite
 from pipeline.metrics.registry import token_f1
-from pipeline.model_folder.manifest import model_id
 from pipeline.qlora import continuous_batching, generation, lm_eval, multiple_choice
 from pipeline.qlora.generation import Decoding
 from pipeline.qlora.loading import chosen_device
 
-Role = Literal["candidate", "champion", "base model"]
-#: About so many answers are generated twice for the noise floor, in whole batches.
-NOISE_RECORDS = 32
 _LOG = ".batches.jsonl"
 #: Kinds of batches in which tokens are generated.
 _GENERATED = ("answer", "again", "suite answer")
-#: Text, tokens, whether it ended, and its share of the seconds.
-_Answered = tuple[str, int, bool, float]
-
-
-@dataclass(frozen=True)
-class Paper:
-    """A suite as one model is asked it."""
-
-    suite: Suite
-    prompts: list[list[int]] = field(default_factory=list)
-    """Tokens of each item's question."""
-    answers: list[list[list[int]]] = field(default_factory=list)
-    """Tokens of each item's choices, or of its references, each with the one that ends it."""
-
-
-@dataclass(frozen=True)
-class Exam:
-    """What one model is asked, and what its answers will be kept under."""
-
-    role: Role
-    folder: Path
-    tokenizer: Any
-    key: PredictionKey
-    prompts: list[list[int]]
-    completions: list[list[int]]
-    """Tokens of each record's reference, with the one that ends it."""
-    papers: tuple[Paper, ...] = ()
-    users_own: bool = False
-    """Whether the folder is the user's own, without a manifest: it may hold another model since it was hashed."""
-
-    def check_folder(self) -> None:
-        """Raise `CannotTrain` if the folder is the user's own and does not hold the model of the key any more."""
-        if not self.users_own:
-            return
-        try:
-            found = model_id(self.folder)
-        except DropforgeError as error:
-            raise CannotTrain(error.message, error.hint) from error
-        if found != self.key.model_id:
-            message = f"the base model {self.folder} is not the one that the run trained from"
-            raise CannotTrain(message, "restore its files, then go on: dropforge retry RUN")
 
 
 @dataclass(frozen=True)
@@ -109,7 +63,7 @@ def sit(attempt: Attempt, exam: Exam, ids: Sequence[str], folder: Path, *, twice
     started = time.monotonic()
     digest, setup = exam.key.digest, exam.key.setup
     decoding = Decoding(setup.max_new_tokens, setup.repetition_penalty, setup.batch_size)
-    work = _Work(ids, exam, PredictionCache([attempt.root / attempt.spec.predictions / digest]))
+    work = Pending(ids, exam, PredictionCache([attempt.root / attempt.spec.predictions / digest]))
     log = BatchLog(folder / f"{digest}{_LOG}", _earlier_logs(attempt, f"{folder.name}/{digest}{_LOG}"))
     again = work.answered_twice(decoding.batch_size) if twice and work.without_answer else None
     sitting = _Sitting(attempt, exam, work, log, len(again or ()))
@@ -140,70 +94,13 @@ def _earlier_logs(attempt: Attempt, name: str) -> list[Path]:
     return [folder / name for folder in folders if (folder / name).is_file()]
 
 
-class _Work:
-    """What is known of each record's prediction, by place, and what is still to be computed."""
-
-    def __init__(self, ids: Sequence[str], exam: Exam, cache: PredictionCache) -> None:
-        self.ids, self._exam = ids, exam
-        self.prompts = [hash_tokens(tokens) for tokens in exam.prompts]
-        self.references = [hash_tokens(tokens) for tokens in exam.completions]
-        places = range(len(ids))
-        known = {place: cache.likelihood(self.prompts[place], self.references[place]) for place in places}
-        cached = {place: cache.answer(self.prompts[place]) for place in places}
-        self.nll = {place: value for place, value in known.items() if value is not None}
-        self.answers = {
-            place: (found.text, found.tokens, found.ended, found.seconds)
-            for place, found in cached.items()
-            if found is not None
-        }
-        self.without_nll = [place for place in places if place not in self.nll]
-        self.without_answer = [place for place in places if place not in self.answers]
-        self.suites = {paper.suite.digest: cache.items(paper.suite.digest) for paper in exam.papers}
-
-    def answer_batches(self, size: int) -> list[list[int]]:
-        """Return the places of the records without an answer, in the batches in which they are generated."""
-        prompts = [self._exam.prompts[place] for place in self.without_answer]
-        return [[self.without_answer[index] for index in batch] for batch in generation.answer_batches(prompts, size)]
-
-    def answered_twice(self, size: int) -> list[int]:
-        """Return the places of the records that are generated twice: the cheapest batches, whole, one at least."""
-        chosen: list[list[int]] = []
-        for batch in reversed(self.answer_batches(size)):
-            if chosen and sum(map(len, chosen)) + len(batch) > NOISE_RECORDS:
-                break
-            chosen.insert(0, batch)
-        return [place for batch in chosen for place in batch]
-
-    def items_missing(self) -> int:
-        """Return how many items of the suites have no score yet."""
-        return sum(
-            item.id not in self.suites[paper.suite.digest] for paper in self._exam.papers for item in paper.suite.items
-        )
-
-    def is_done(self) -> bool:
-        """Say whether nothing is left to ask: a task of lm-eval is known or not as a whole."""
-        tasks = any(paper.suite.task and not self.suites[paper.suite.digest] for paper in self._exam.papers)
-        return not (self.without_nll or self.without_answer or self.items_missing() or tasks)
-
-    def predictions(self) -> list[Prediction]:
-        """Return the predictions of all records, now that their answers and likelihoods are there."""
-        return [self._prediction(place) for place in range(len(self.ids))]
-
-    def _prediction(self, place: int) -> Prediction:
-        (text, tokens, ended, seconds), (nll_sum, nll_tokens) = self.answers[place], self.nll[place]
-        return Prediction(
-            id=self.ids[place], prompt_hash=self.prompts[place], text=text, tokens=tokens, ended=ended,
-            seconds=seconds, nll_sum=nll_sum, nll_tokens=nll_tokens, reference_hash=self.references[place],
-        )  # fmt: skip
-
-
 class _Sitting:
     """Computes what is missing, a batch at a time; the model is loaded once, and only if a batch needs it."""
 
-    def __init__(self, attempt: Attempt, exam: Exam, work: _Work, log: BatchLog, repeated: int) -> None:
+    def __init__(self, attempt: Attempt, exam: Exam, work: Pending, log: BatchLog, repeated: int) -> None:
         self._attempt, self._exam, self._work, self._log = attempt, exam, work, log
         total = len(work.without_nll) + len(work.without_answer) + repeated + work.items_missing()
-        self._pace = Pace(attempt, exam.role, total)
+        self._pace = _Pace(attempt, exam.role, total)
         self._model: generation.AskedModel | None = None
         self._continuous = exam.key.setup.engine != PLAIN
         self.resumed = 0
@@ -246,7 +143,7 @@ class _Sitting:
     def repeat(self, places: Sequence[int], decoding: Decoding) -> list[str]:
         """Generate the answers to some records again, in the batches of the first time if it had any; return texts."""
         if self._continuous:
-            again: dict[int, _Answered] = {}
+            again: dict[int, Answered] = {}
             self._answer_continuously("again", places, decoding, again)
             return [again[place][0] for place in places]
         chosen = set(places)
@@ -337,7 +234,7 @@ class _Sitting:
         self._pace.advance(len(asked), tokens)
         return found, False
 
-    def _known_alone(self, kind: str, place: int) -> _Answered | None:
+    def _known_alone(self, kind: str, place: int) -> Answered | None:
         """Return what an earlier attempt logged of an answer that was a batch of its own."""
         known = self._log.find(batch_id(kind, [self._exam.prompts[place]]), 1)
         if known is None:
@@ -346,7 +243,7 @@ class _Sitting:
         return (text, tokens, ended, seconds)
 
     def _answer_continuously(
-        self, kind: str, places: Sequence[int], decoding: Decoding, found: dict[int, _Answered]
+        self, kind: str, places: Sequence[int], decoding: Decoding, found: dict[int, Answered]
     ) -> int:
         """Add the answers to the records `places` to `found`; return how many an earlier attempt had computed."""
         known = {place: row for place in places if (row := self._known_alone(kind, place)) is not None}
@@ -372,7 +269,7 @@ class _Sitting:
             continuous_batching.answers(self._asked(), prompts, decoding, keep, self._attempt.check_stop)
         return len(known)
 
-    def _generate(self, asked: Sequence[generation.Tokens], decoding: Decoding) -> list[_Answered]:
+    def _generate(self, asked: Sequence[generation.Tokens], decoding: Decoding) -> list[Answered]:
         """Return text, tokens, whether it ended, and its share of the batch's seconds, of each answer."""
         model = self._asked()
         started = time.monotonic()
@@ -393,3 +290,36 @@ class _Sitting:
         if self._model is None:
             self._model = generation.open_model(self._exam.folder, self._exam.tokenizer, chosen_device())
         return self._model
+
+
+class _Pace:
+    """Says how far one model's part is, and stops between batches when the step is to stop."""
+
+    def __init__(self, attempt: Attempt, phase: str, total: int) -> None:
+        """Begin a phase of `total` records; raises `Interrupted`."""
+        self._attempt, self._phase, self._total = attempt, phase, total
+        self._started = time.monotonic()
+        self._generating_since: float | None = None
+        self._done = self._skipped = self._tokens = 0
+        attempt.check_stop()
+        attempt.progress(0, total, phase=phase)
+
+    def skip(self, records: int) -> None:
+        """Count `records` that an earlier attempt had done."""
+        self._done += records
+        self._skipped += records
+        self._attempt.progress(self._done, self._total, phase=self._phase)
+
+    def advance(self, records: int, tokens: int) -> None:
+        """Count one batch of `records` in which `tokens` were generated; raises `Interrupted`."""
+        now = time.monotonic()
+        rate = None
+        if tokens:
+            self._tokens += tokens
+            rate = self._tokens / max(now - (self._generating_since or self._started), 1e-9)
+        else:
+            self._generating_since = now
+        self._done += records
+        left = (now - self._started) / (self._done - self._skipped) * (self._total - self._done)
+        self._attempt.progress(self._done, self._total, phase=self._phase, tokens_per_second=rate, eta_seconds=left)
+        self._attempt.check_stop()

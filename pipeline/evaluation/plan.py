@@ -3,18 +3,18 @@
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipeline import durable
 from pipeline.artifacts import Model
 from pipeline.contract import Attempt
 from pipeline.dataset.heldout import HeldoutRecord
-from pipeline.errors import CannotTrain
-from pipeline.evaluation.inference import Exam, Paper, Role
+from pipeline.errors import CannotTrain, DropforgeError
 from pipeline.evaluation.prediction_cache import PredictionKey, Setup, hash_tokens
 from pipeline.evaluation.suites import Suite
+from pipeline.model_folder.manifest import model_id
 from pipeline.model_folder.trained_ids import trained_ids
 from pipeline.prompt import Format, completion_ids, fold, prompt_ids
 from pipeline.qlora import auto_batch_size, continuous_batching, generation
@@ -24,6 +24,48 @@ from pipeline.qlora.loading import chosen_device, load_tokenizer
 #: The request whose prompt tokens stand for a model's template.
 _PROBE = fold("Repeat the word.", "word")
 _FOUND_NAME = "batch-size.json"
+
+
+Role = Literal["candidate", "champion", "base model"]
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A suite as one model is asked it."""
+
+    suite: Suite
+    prompts: list[list[int]] = field(default_factory=list)
+    """Tokens of each item's question."""
+    answers: list[list[list[int]]] = field(default_factory=list)
+    """Tokens of each item's choices, or of its references, each with the one that ends it."""
+
+
+@dataclass(frozen=True)
+class Exam:
+    """What one model is asked, and what its answers will be kept under."""
+
+    role: Role
+    folder: Path
+    tokenizer: Any
+    key: PredictionKey
+    prompts: list[list[int]]
+    completions: list[list[int]]
+    """Tokens of each record's reference, with the one that ends it."""
+    papers: tuple[Paper, ...] = ()
+    users_own: bool = False
+    """Whether the folder is the user's own, without a manifest: it may hold another model since it was hashed."""
+
+    def check_folder(self) -> None:
+        """Raise `CannotTrain` if the folder is the user's own and does not hold the model of the key any more."""
+        if not self.users_own:
+            return
+        try:
+            found = model_id(self.folder)
+        except DropforgeError as error:
+            raise CannotTrain(error.message, error.hint) from error
+        if found != self.key.model_id:
+            message = f"the base model {self.folder} is not the one that the run trained from"
+            raise CannotTrain(message, "restore its files, then go on: dropforge retry RUN")
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,13 @@ from pipeline import durable
 from pipeline.artifacts import FormerScores, NoiseFloor, Scores, SuiteScores
 from pipeline.contract import Attempt
 from pipeline.dataset.heldout import HeldoutRecord
-from pipeline.evaluation.inference import Exam, Result
+from pipeline.evaluation.inference import Result
+from pipeline.evaluation.plan import Exam
 from pipeline.evaluation.prediction_cache import Prediction, PredictionCache, PredictionKey, hash_tokens
 from pipeline.evaluation.suites import Suite
 from pipeline.metrics.degenerate import KINDS, degenerate
-from pipeline.metrics.registry import METRICS, Metric, tokens
+from pipeline.metrics.registry import METRICS, Metric
+from pipeline.metrics.tokens import tokens
 from pipeline.model_folder import trained_ids
 
 _POINTS = 100

@@ -1,15 +1,15 @@
 """
 Text → the hashes of its words, 32 bits each: what near-duplicates are found by.
 
-The words are those of `pipeline.metrics.registry.tokens` (a character each in scripts without spaces), only faster: a piece
-between blanks is looked at once, as no word reaches over a blank.
+The words are those of `pipeline.metrics.tokens.tokens` (a character each in scripts without spaces), only faster: a
+piece between blanks is looked at once, as no word reaches over a blank.
 """
 
 import re
 import unicodedata
 import zlib
 
-from pipeline.metrics.registry import tokens
+from pipeline.metrics.tokens import tokens
 
 _ASCII_WORD = re.compile(r"[a-z0-9]+")
 _MOST_KNOWN = 1 << 18

@@ -8,8 +8,8 @@ from pipeline.contract import Attempt
 from pipeline.dataset.heldout import read_heldout
 from pipeline.errors import CannotTrain
 from pipeline.evaluation import prediction_cache, scoring
-from pipeline.evaluation.inference import Exam, Result, sit
-from pipeline.evaluation.plan import make_exams, say_base_is_not_asked
+from pipeline.evaluation.inference import Result, sit
+from pipeline.evaluation.plan import Exam, make_exams, say_base_is_not_asked
 from pipeline.evaluation.suites import read_suites
 from pipeline.qlora.generation import Decoding
 

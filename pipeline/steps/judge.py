@@ -11,9 +11,8 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -21,60 +20,15 @@ from pipeline import durable
 from pipeline.artifacts import Judgement, Report
 from pipeline.contract import Attempt
 from pipeline.errors import StepFailed
-from pipeline.evaluation.batch_log import BatchLog, batch_id
-from pipeline.evaluation.judge_client import Endpoint, NoAnswerError, read_key
-from pipeline.evaluation.judge_prompt import Chat, Choice, Question, messages, prompt_sha256, read_choice
+from pipeline.evaluation.batch_log import BatchLog
+from pipeline.evaluation.judge_client import NoAnswerError
+from pipeline.evaluation.judge_session import SHOWN_REPLY, Judged, JudgeSession, Outcome, Pair
 from pipeline.gate.comparison import JUDGEMENTS_NAME, count_results
 from pipeline.gate.slices import Known, judged_on
 from pipeline.prompt import fold
 
 #: In the attempt's folder `predictions`, which no clearing up touches while the run goes on: replies may cost money.
 REPLIES_NAME = "judge.replies.jsonl"
-PARALLEL = 4
-#: Records without an answer in a row after which the endpoint is given up.
-STRIKES = 8
-_STOP_SECONDS = 0.2
-_SHOWN_REPLY = 80
-
-Outcome = Literal["win", "loss", "tie", "inconsistent", "failed"]
-
-
-@dataclass(frozen=True)
-class _Pair:
-    """One held-out record with both models' answers."""
-
-    id: str
-    request: str
-    reference: str
-    candidate: str
-    champion: str
-
-    def question(self, *, candidate_first: bool) -> Question:
-        answers = (self.candidate, self.champion) if candidate_first else (self.champion, self.candidate)
-        return Question(self.request, self.reference, *answers)
-
-
-@dataclass(frozen=True)
-class _Judged:
-    """The winner in each order as the judge named it; `None` where it was not asked or could not be read."""
-
-    candidate_first: Choice | None = None
-    champion_first: Choice | None = None
-
-    @property
-    def result(self) -> Outcome:
-        """What both together say: only the same answer in both orders counts."""
-        match (self.candidate_first, self.champion_first):
-            case (None, _) | (_, None):
-                return "failed"
-            case ("A", "B"):
-                return "win"
-            case ("B", "A"):
-                return "loss"
-            case ("tie", "tie"):
-                return "tie"
-            case _:
-                return "inconsistent"
 
 
 def judge(attempt: Attempt) -> Judgement:
@@ -90,14 +44,14 @@ def judge(attempt: Attempt) -> Judgement:
     pairs = _read_pairs(attempt, report)[: config.records]
     folder = attempt.make_folder("report")
     log = BatchLog(attempt.make_folder("predictions") / REPLIES_NAME, _earlier_logs(attempt))
-    sitting = _Sitting(attempt, pairs, log)
+    sitting = JudgeSession(attempt, pairs, log)
     try:
         asyncio.run(sitting.hold())
     except NoAnswerError as error:
         sitting.gave_up = error.words
     finally:
         log.close()
-    judged = {pair.id: sitting.judged.get(pair.id, _Judged()) for pair in pairs}
+    judged = {pair.id: sitting.judged.get(pair.id, Judged()) for pair in pairs}
     _write_judgements(folder / JUDGEMENTS_NAME, judged)
     counts = Counter(one.result for one in judged.values())
     _say(sitting, counts, len(pairs))
@@ -109,7 +63,7 @@ def judge(attempt: Attempt) -> Judgement:
     )
 
 
-def _read_pairs(attempt: Attempt, report: Report) -> list[_Pair]:
+def _read_pairs(attempt: Attempt, report: Report) -> list[Pair]:
     """Return the report's records that the gate judges on, those with the lowest ids first."""
     lines = list(durable.read_jsonl(attempt.path(report.folder) / "records.jsonl"))
     try:
@@ -133,8 +87,8 @@ def _judged_on(attempt: Attempt, lines: Sequence[Mapping[str, Any]]) -> list[boo
     return [bool(flag) for flag in judged_on(attempt.config.gate.on, known, came_with, pinned)]
 
 
-def _pair(line: Mapping[str, Any]) -> _Pair:
-    return _Pair(
+def _pair(line: Mapping[str, Any]) -> Pair:
+    return Pair(
         id=line["id"],
         request=fold(line["instruction"], line["input"]),
         reference=next(iter(line["references"]), ""),
@@ -151,99 +105,7 @@ def _earlier_logs(attempt: Attempt) -> Iterator[Path]:
             yield path
 
 
-class _Sitting:
-    """Asks what is not known yet, some records at a time, each record's two questions one after the other."""
-
-    def __init__(self, attempt: Attempt, pairs: Sequence[_Pair], log: BatchLog) -> None:
-        self._attempt, self._pairs, self._log = attempt, pairs, log
-        self.prompt = prompt_sha256(attempt.config.judge.model)
-        self.judged: dict[str, _Judged] = {}
-        self.asked = self.found = 0
-        """Questions that were answered now, and by an earlier attempt."""
-        self.gave_up = ""
-        """Why the rest was not asked."""
-        self.unreadable = ""
-        """A reply that named no winner, as an example."""
-        self._in_a_row = 0
-
-    async def hold(self) -> None:
-        """Judge all pairs. Raises `Interrupted`, and `NoAnswerError` when the endpoint is given up."""
-        self._take_known()
-        waiting = iter([pair for pair in self._pairs if pair.id not in self.judged])
-        config = self._attempt.config.judge
-        async with Endpoint(config, read_key(config.api_key_env)) as endpoint:
-            tasks = {asyncio.create_task(self._serve(endpoint, waiting)) for _ in range(PARALLEL)}
-            left = tasks
-            try:
-                while left:
-                    done, left = await asyncio.wait(left, timeout=_STOP_SECONDS)
-                    self._attempt.check_stop()
-                    for task in done:
-                        task.result()
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
-
-    def _take_known(self) -> None:
-        """Judge the pairs that need no question: equal answers, and those of which every reply is in the log."""
-        for pair in self._pairs:
-            if pair.candidate == pair.champion:
-                self.judged[pair.id] = _Judged("tie", "tie")
-                continue
-            first, second = (self._find(messages(pair.question(candidate_first=way))) for way in (True, False))
-            if first == [None]:
-                self.judged[pair.id] = _Judged()
-                self.found += 1
-            elif first and second:
-                self.judged[pair.id] = _Judged(*first, *second)
-                self.found += 2
-        self._say_progress()
-
-    async def _serve(self, endpoint: Endpoint, waiting: Iterator[_Pair]) -> None:
-        for pair in waiting:
-            try:
-                self.judged[pair.id] = await self._judge(endpoint, pair)
-            except NoAnswerError as error:
-                self._in_a_row += 1
-                # What is forbidden for one question alone, as by a filter of contents, is no reason to give up.
-                if (error.for_all and not self.asked) or self._in_a_row >= STRIKES:
-                    raise
-                self.judged[pair.id] = _Judged()
-                sys.stderr.write(f"judge: no answer for record {pair.id[:12]}: {error.words}\n")
-            self._say_progress()
-
-    async def _judge(self, endpoint: Endpoint, pair: _Pair) -> _Judged:
-        first = await self._choice(endpoint, pair.question(candidate_first=True))
-        if first is None:
-            # Nothing that the other order says could make it count.
-            return _Judged()
-        return _Judged(first, await self._choice(endpoint, pair.question(candidate_first=False)))
-
-    async def _choice(self, endpoint: Endpoint, question: Question) -> Choice | None:
-        chat = messages(question)
-        known = self._find(chat)
-        if known:
-            self.found += 1
-            return known[0]
-        reply = await endpoint.ask(chat)
-        self._in_a_row = 0
-        choice = read_choice(reply)
-        if choice is None:
-            self.unreadable = self.unreadable or reply or "(empty, or no chat completion)"
-        self._log.add(batch_id(self.prompt, chat), [choice])
-        self.asked += 1
-        return choice
-
-    def _find(self, chat: Chat) -> list[Choice | None] | None:
-        """Return, as a list of one, what an earlier attempt was told; `None` if it did not ask."""
-        return self._log.find(batch_id(self.prompt, chat), 1)
-
-    def _say_progress(self) -> None:
-        self._attempt.progress(len(self.judged), len(self._pairs), phase="judge")
-
-
-def _write_judgements(path: Path, judged: Mapping[str, _Judged]) -> None:
+def _write_judgements(path: Path, judged: Mapping[str, Judged]) -> None:
     lines = [
         {
             "id": record,
@@ -256,12 +118,12 @@ def _write_judgements(path: Path, judged: Mapping[str, _Judged]) -> None:
     durable.write_bytes(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
-def _say(sitting: _Sitting, counts: Mapping[Outcome, int], records: int) -> None:
+def _say(sitting: JudgeSession, counts: Mapping[Outcome, int], records: int) -> None:
     """Write to the log what came of it."""
     said = [f"{counts[name]} {name}" for name in ("win", "loss", "tie", "inconsistent", "failed")]
     words = [f"{records} records: {', '.join(said)}; {sitting.asked} replies, {sitting.found} from before"]
     if sitting.unreadable:
-        words.append(f"a reply that named no winner: {sitting.unreadable[:_SHOWN_REPLY]!r}")
+        words.append(f"a reply that named no winner: {sitting.unreadable[:SHOWN_REPLY]!r}")
     if sitting.gave_up:
         words.append(f"the endpoint was given up: {sitting.gave_up}")
         words.append("records without an answer count as failed, and the gate decides without them")

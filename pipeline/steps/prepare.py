@@ -6,45 +6,30 @@ A record's side depends on its prompt alone: u = sha256(salt, normalised prompt)
 already is the same record. Rows are sorted by it on disk, in parts, so memory does not grow with the data.
 """
 
-import hashlib
 import math
-import re
 import sys
-import unicodedata
-from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 
 from pipeline import durable
-from pipeline.artifacts import Dataset, Drop, Shortfall
+from pipeline.artifacts import Dataset, Shortfall
 from pipeline.config import SplitConfig
 from pipeline.contract import Attempt
 from pipeline.dataset.decontaminate import find_overlaps
 from pipeline.dataset.files import dataset_hash
 from pipeline.dataset.heldout import version_of
 from pipeline.dataset.overlaps import Overlaps
-from pipeline.dataset.partitions import Spill, SpilledRow
+from pipeline.dataset.partitions import Spill
+from pipeline.dataset.snapshot_reader import CHECK_EVERY, SnapshotReader
 from pipeline.dataset.split import Familiar, Sides, Totals, prompts
 from pipeline.dataset.warnings import data_warnings, pinned_warnings, reference_warnings
 from pipeline.errors import CannotTrain
 from pipeline.evaluation.suites import read_suites
 from pipeline.metrics import json_fields
-from pipeline.metrics.registry import is_short
 from pipeline.model_folder.trained_ids import trained_ids
-from pipeline.near_duplicates.signature_files import FOLDER, signature_name
-from pipeline.near_duplicates.signatures import SignatureWriter, holds
-from pipeline.near_duplicates.word_hashes import WordHasher
-from pipeline.prompt import fold
-from pipeline.validation.records import Finding, Limits, Record, read_records
-from pipeline.validation.special_tokens import control_tokens
 
-SHORT_WORDS = 5
 SHORT_SHARE = 0.8
-_CHECK_EVERY = 1000
-#: The intake bounded the lines already, perhaps by another setting than today's.
-_LIMITS = Limits(max_line_bytes=1 << 40)
 _TOKENS_STEP = 16
-_MORE_TOKENS = 4
 _MOST_TOKENS = 1024
 
 
@@ -64,7 +49,7 @@ def prepare(attempt: Attempt) -> Dataset:
     # The settings alone say what is judged on, never what was dropped.
     pinned = attempt.config.gate.on == "pinned"
     with Spill(folder) as spill:
-        reading = _Reading(attempt, spill)
+        reading = SnapshotReader(attempt, spill)
         for order, drop in enumerate(attempt.spec.drops):
             reading.read(order, drop)
         overlaps, champion = _compare(attempt, spill, reading, pinned=pinned)
@@ -101,104 +86,7 @@ def prepare(attempt: Attempt) -> Dataset:
     )  # fmt: skip
 
 
-def normalise(text: str) -> str:
-    """Return the form in which two prompts are the same: NFKC, case folded, blanks collapsed."""
-    if text.isascii():
-        return " ".join(text.lower().split())
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(unicodedata.normalize("NFKC", folded).split())
-
-
-def prompt_id(instruction: str, given: str) -> str:
-    """Return a record's id, 32 hexadecimal digits: the same for prompts that are the same once normalised."""
-    return _id(normalise(fold(instruction, given)))
-
-
-def prompt_place(salt: str, instruction: str, given: str) -> str:
-    """Return the hexadecimal sha256 that decides a prompt's side; as a fraction of its range it is u."""
-    return _place(salt, normalise(fold(instruction, given)))
-
-
-def estimate_tokens(text: str) -> int:
-    """
-    Return a number of tokens that is certainly enough for `text`.
-
-    One a byte of UTF-8, which is the most that a byte-level tokenizer makes of it (keys, sequences and codes come near
-    that), and 4 for a leading blank and the end.
-    """
-    return len(text.encode("utf-8")) + _MORE_TOKENS
-
-
-def _id(prompt: str) -> str:
-    return hashlib.sha256(_lengths(prompt)).hexdigest()[:32]
-
-
-def _place(salt: str, prompt: str) -> str:
-    return hashlib.sha256(_lengths(salt, prompt)).hexdigest()
-
-
-def _lengths(*texts: str) -> bytes:
-    """Join texts so that no two different lists give the same bytes."""
-    encoded = [text.encode("utf-8") for text in texts]
-    return b"".join(len(part).to_bytes(8, "big") + part for part in encoded)
-
-
-class _Reading:
-    """Spills the rows of the drops, and makes the signatures of those that have none yet."""
-
-    def __init__(self, attempt: Attempt, spill: Spill) -> None:
-        self._attempt = attempt
-        self._spill = spill
-        self._hasher = WordHasher()
-        tokens = control_tokens(Path(attempt.config.base_model)) if attempt.config.special_tokens == "reject" else ()
-        self._holds = re.compile("|".join(map(re.escape, tokens))).search if tokens else None
-        self._done = 0
-        self._total = sum(drop.rows for drop in attempt.spec.drops)
-        self.forged = 0
-        """Rows that hold control tokens and stay out of every side."""
-        self.signatures: list[Path] = []
-        """A drop each."""
-        self.counts: list[int] = []
-        """A drop each: its records."""
-        attempt.make_folder(FOLDER)
-        attempt.progress(0, self._total, phase="reading")
-
-    def read(self, order: int, drop: Drop) -> None:
-        attempt = self._attempt
-        path = attempt.path(drop.path)
-        _check_whole(attempt, path, drop)
-        signer = self._signer(drop)
-        number = 0
-        with signer or nullcontext():
-            for number, record in enumerate(read_records(path, _LIMITS), start=1):
-                if isinstance(record, Finding):
-                    message = f"drop {drop.id} ({drop.name}), line {record.line}: {record.message}"
-                    raise CannotTrain(message, f"take it out: dropforge drops withdraw {drop.id} --reason 'bad row'")
-                if signer is not None:
-                    signer.add(record.instruction, record.input, record.output)
-                self._take(record, drop, order, number - 1)
-        self.counts.append(number)
-
-    def _take(self, record: Record, drop: Drop, order: int, number: int) -> None:
-        if self._holds is not None and any(map(self._holds, (record.instruction, record.input, record.output))):
-            self.forged += 1
-        else:
-            self._spill.add(_spilled(self._attempt.config.salt, record, drop, (order, number)))
-        self._done += 1
-        if self._done % _CHECK_EVERY == 0:
-            self._attempt.check_stop()
-            self._attempt.progress(self._done, self._total)
-
-    def _signer(self, drop: Drop) -> SignatureWriter | None:
-        """Find the drop's signatures; if there are none that hold, return what makes them."""
-        name = signature_name(drop.sha256)
-        kept, own = self._attempt.root / FOLDER / name, self._attempt.folder / FOLDER / name
-        found = next((path for path in (own, kept) if holds(path, drop.rows)), None)
-        self.signatures.append(found or own)
-        return SignatureWriter(own, self._hasher) if found is None else None
-
-
-def _compare(attempt: Attempt, spill: Spill, reading: _Reading, *, pinned: bool) -> tuple[Overlaps, Familiar]:
+def _compare(attempt: Attempt, spill: Spill, reading: SnapshotReader, *, pinned: bool) -> tuple[Overlaps, Familiar]:
     """Find what is too near to the held-out set; return that, and what of all this the champion knows."""
     if reading.forged:
         sys.stderr.write(
@@ -224,27 +112,6 @@ def _compare(attempt: Attempt, spill: Spill, reading: _Reading, *, pinned: bool)
     return overlaps, Familiar(trained_ids(attempt.path(champion.path), heldout), frozenset(champion.drops or ()))
 
 
-def _check_whole(attempt: Attempt, path: Path, drop: Drop) -> None:
-    attempt.check_stop()
-    hint = f"drop the file again, or take it out: dropforge drops withdraw {drop.id} --reason damaged"
-    if not path.is_file():
-        message = f"drop {drop.id} ({drop.name}) is gone from the store: {drop.path}"
-        raise CannotTrain(message, hint)
-    if durable.sha256_file(path) != drop.sha256:
-        message = f"drop {drop.id} ({drop.name}) is damaged: its bytes no longer have the hash that they came with"
-        raise CannotTrain(message, hint)
-
-
-def _spilled(salt: str, record: Record, drop: Drop, place: tuple[int, int]) -> SpilledRow:
-    prompt = normalise(fold(record.instruction, record.input))
-    return SpilledRow(
-        place=_place(salt, prompt), id=_id(prompt), pinned=drop.role == "heldout", order=place[0], number=place[1],
-        drop=drop.id, instruction=record.instruction, input=record.input, output=record.output, tags=record.tags,
-        tokens=estimate_tokens(record.output),
-        short=is_short(record.output, SHORT_WORDS),
-    )  # fmt: skip
-
-
 def _metric(attempt: Attempt, totals: Totals) -> str:
     """Return the primary metric: field F1 suits JSON, exact match short answers, ROUGE-L long ones."""
     chosen = attempt.config.evaluate.metric
@@ -260,7 +127,7 @@ def _json_share(folder: Path) -> float:
     """Return the share of JSON objects and arrays among the scored answers, or, where there are none, some others."""
     held_out = [text for row in durable.read_jsonl(folder / "heldout.jsonl") for text in row["references"]]
     trained = (row["output"] for row in durable.read_jsonl(folder / "train.jsonl"))
-    answers = held_out or list(islice(trained, _CHECK_EVERY))
+    answers = held_out or list(islice(trained, CHECK_EVERY))
     return sum(json_fields.parse(text) is not None for text in answers) / max(1, len(answers))
 
 

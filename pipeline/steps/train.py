@@ -22,7 +22,7 @@ from pipeline.qlora.generation import end_tokens
 from pipeline.qlora.loading import chosen_device, load_tokenizer
 from pipeline.qlora.training import TokenRow, Training, fit
 
-_CHECK_EVERY = 500
+CHECK_EVERY = 500
 _MOST_BINS = 24
 _LIBRARIES = ("accelerate", "bitsandbytes", "peft", "tokenizers", "torch", "transformers", "trl")
 
@@ -92,7 +92,7 @@ class Tokeniser:
         self.lengths = []
         kept = []
         for number, row in enumerate(_rows(path)):
-            if number % _CHECK_EVERY == 0:
+            if number % CHECK_EVERY == 0:
                 attempt.check_stop()
             content = fold(row["instruction"], row["input"])
             prompt = prompt_ids(self.tokenizer, self.format, content)

@@ -128,29 +128,6 @@ def foreign_format(head: bytes) -> Foreign | None:
     return _text(head)
 
 
-def printable(text: str) -> str:
-    """Return `text` with everything that a terminal or a log must not see (controls, lone surrogates) escaped."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-
-
-def shown(value: object, width: int = 60) -> str:
-    """Return a short, printable form of a JSON value for a message."""
-    if isinstance(value, str):
-        clipped = value[:width] + ("…" if len(value) > width else "")
-        return f'"{printable(clipped)}"'
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if value is None:
-        return "null"
-    if isinstance(value, dict):
-        return "an object"
-    if isinstance(value, list):
-        return "a list"
-    return str(value)[:width]
-
-
 def _text(head: bytes) -> Foreign | None:
     """Recognise text that is something else by its first line."""
     body = head.removeprefix(b"\xef\xbb\xbf").lstrip()

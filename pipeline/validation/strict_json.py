@@ -5,7 +5,7 @@ import math
 import re
 from typing import Any
 
-from pipeline.validation.file_formats import printable
+from pipeline.wording import printable
 
 #: Python itself reads no more, by default.
 _MAX_DIGITS = 4300

@@ -20,7 +20,7 @@ from referencing import Registry
 
 from pipeline.artifacts import Frozen
 from pipeline.validation.fast_path import KEYS, MOST_KEYS, PlainRows
-from pipeline.validation.file_formats import OTHER_ROWS, printable, shown
+from pipeline.validation.file_formats import OTHER_ROWS
 from pipeline.validation.outline import meant, outline
 from pipeline.validation.records import (  # fmt: skip
     FEWER_KEYS,
@@ -39,6 +39,7 @@ from pipeline.validation.records import (  # fmt: skip
     scan_rows,
 )
 from pipeline.validation.text_checks import ODDITIES, TextRules
+from pipeline.wording import printable, shown
 
 SCHEMA = "alpaca-record.schema.json"
 MOST_FINDINGS = 1000

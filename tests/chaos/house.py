@@ -14,9 +14,9 @@ from daemon.dispatch.orders import read_order
 from daemon.dispatch.spool import LocalExecutor, Spool
 from daemon.inbox.intake import Intake, Outcome
 from daemon.inbox.watcher import Watcher, make_inbox
-from daemon.queue import run_queue
+from daemon.queue import tracks
 from daemon.queue.nightly import take_due_slots
-from daemon.settings.model import load
+from daemon.settings.load import load
 from daemon.state.database import check, migrate, open_engine, transaction
 from daemon.state.layout import DATABASE_NAME
 from pipeline import durable
@@ -79,7 +79,7 @@ class Daemon:
         Spool(root)
         with transaction(self.engine) as session:
             for name in self.settings.track_names:
-                run_queue.ensure_track(session, name, now)
+                tracks.ensure_track(session, name, now)
         self.dispatcher.recover(now)
 
     def take_in(self, now: int, monotonic: float = 0.0) -> list[Outcome]:

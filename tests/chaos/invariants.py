@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from daemon.dispatch.orders import read_order
-from daemon.queue.run_queue import ALLOWED
+from daemon.queue.states import ALLOWED
 from daemon.state.layout import DATABASE_NAME
 from daemon.state.tables import RunState
 from pipeline.model_folder.manifest import model_id, verify_manifest

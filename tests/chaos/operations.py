@@ -12,10 +12,10 @@ from unittest.mock import patch
 from sqlalchemy import delete
 from sqlmodel import col, select
 
-from daemon.champions import approval, journal, promotion
+from daemon.champions import approval, journal, promotion, rollback
 from daemon.champions.commands import Ended
 from daemon.champions.hooks import Hooks
-from daemon.champions.promotion import ChampionMoved
+from daemon.champions.journal import ChampionMoved
 from daemon.queue import drops, run_queue
 from daemon.state.database import transaction
 from daemon.state.tables import Drop, DropState, Event, Promotion, PromotionState, Run, RunState, Track
@@ -61,7 +61,7 @@ def _runs(daemon: Daemon) -> list[str]:
 def _reigning(daemon: Daemon) -> tuple[int, list[int | None]]:
     """Return the champion's generation and the runs that were promoted, in their order."""
     with transaction(daemon.engine) as session:
-        generation = promotion.champion(session, "default").generation
+        generation = journal.champion(session, "default").generation
         done = select(Promotion.run_id).where(Promotion.state == PromotionState.DONE)
         return generation, list(session.exec(done.order_by(col(Promotion.generation))).all())
 
@@ -198,7 +198,7 @@ def _overtaken_at(step: str) -> Callable[[Path], None]:
         daemon = Daemon(folder, START)
         _accepted(daemon, "second.jsonl", "second")
         daemon.until(step, START, "worse")
-        promotion.rollback(daemon.engine, daemon.root, "default", 0, "it swears", START)
+        rollback.rollback(daemon.engine, daemon.root, "default", 0, "it swears", START)
 
     return prepare
 
@@ -280,12 +280,12 @@ def _two_champions(folder: Path) -> None:
 
 def _going_back(folder: Path) -> Callable[[], object]:
     daemon = Daemon(folder, NOW)
-    return lambda: promotion.rollback(daemon.engine, daemon.root, "default", 1, "it swears", NOW)
+    return lambda: rollback.rollback(daemon.engine, daemon.root, "default", 1, "it swears", NOW)
 
 
 def _back(daemon: Daemon) -> None:
     if _reigning(daemon)[0] == 2:
-        promotion.rollback(daemon.engine, daemon.root, "default", 1, "it swears", NOW)
+        rollback.rollback(daemon.engine, daemon.root, "default", 1, "it swears", NOW)
     assert _reigning(daemon) == (3, [None, 1, 2, None])
     champion = daemon.root / "tracks/default/champion"
     assert b"weights of run 1" in (champion / "model.safetensors").read_bytes()

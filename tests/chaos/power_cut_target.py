@@ -23,7 +23,7 @@ from daemon.inbox import safe_copy
 from daemon.inbox.watcher import make_inbox
 from daemon.queue import run_queue
 from daemon.service import Service
-from daemon.settings.model import load
+from daemon.settings.load import load
 from daemon.state import database
 from daemon.state.database import transaction
 from daemon.state.tables import Drop, Promotion, Run

@@ -17,6 +17,7 @@ from sqlalchemy.exc import OperationalError
 from sqlmodel import Session, select
 
 from daemon.queue import run_queue
+from daemon.queue.claims import LostClaim
 from daemon.state import database
 from daemon.state.database import migrate, open_engine, transaction
 from daemon.state.tables import Drop, DropState, Event, Run, Track
@@ -123,7 +124,7 @@ def race(path: Path, begin: str) -> None:
             continue
         try:
             run_queue.finish(engine, claim, "worse", "it lost", 200)
-        except (OperationalError, run_queue.LostClaim):
+        except (OperationalError, LostClaim):
             lock_errors += 1
     print(json.dumps({"claims": claims, "lock_errors": lock_errors}))
 

@@ -28,7 +28,7 @@ from daemon.dispatch.worker import Worker
 from daemon.inbox import intake
 from daemon.queue import run_queue
 from daemon.service import Service
-from daemon.settings.model import load
+from daemon.settings.load import load
 from daemon.state import run_files
 from daemon.state.database import check, transaction
 from daemon.state.tables import Attempt, AttemptState, Drop, Promotion, Run, RunState, Track

@@ -20,8 +20,8 @@ from daemon.dispatch.executor import JobState
 from daemon.dispatch.spool import LocalExecutor, Spool
 from daemon.dispatch.worker import Worker, end_steps_now
 from daemon.inbox.watcher import make_inbox
-from daemon.queue import run_queue
-from daemon.settings.model import Settings, load
+from daemon.queue import run_queue, tracks
+from daemon.settings.load import load
 from daemon.state.database import migrate, open_engine, transaction
 from daemon.state.tables import Attempt, Drop, DropState, Event, Run
 from daemon.system.processes import FileLock, identify, is_alive, lock_holder, wait_until_dead
@@ -55,7 +55,7 @@ class House:
         self.folder = folder
         write_model(folder / "base", b"base weights")
         (folder / "dropforge.toml").write_text('base_model = "base"\nrun_after_quiet_seconds = 0\n')
-        self.settings: Settings = load(folder / "dropforge.toml", {})
+        self.settings = load(folder / "dropforge.toml", {})
         make_inbox(self.settings)
         self.root = self.settings.state_folder
         migrate(self.root / "dropforge.db")
@@ -64,7 +64,7 @@ class House:
         self.dispatcher = Dispatcher(self.engine, self.settings, self.executor)
         self.now = NOW
         with transaction(self.engine) as session:
-            run_queue.ensure_track(session, "default", NOW)
+            tracks.ensure_track(session, "default", NOW)
         self.dispatcher.recover(NOW)
         with transaction(self.engine) as session:
             drop = Drop(

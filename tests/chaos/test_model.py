@@ -28,14 +28,16 @@ from hypothesis.stateful import (
 from sqlalchemy.exc import DatabaseError
 from sqlmodel import Session, col, select
 
-from daemon.champions import approval, promotion
-from daemon.champions.journal import AWAITING, require_generation
-from daemon.champions.promotion import Barred, Candidate, NoTarget, Withdrawn
-from daemon.queue import drops, run_queue
-from daemon.queue.withdrawals import train_without
+from daemon.champions import approval, journal, promotion, rollback
+from daemon.champions.journal import require_generation
+from daemon.champions.model_files import NoTarget
+from daemon.champions.promotion import Barred, Candidate
+from daemon.queue import drops, run_queue, snapshots, states
+from daemon.queue.claims import Claim, LostClaim
+from daemon.queue.withdrawals import Withdrawn, train_without
 from daemon.settings.model import RetrySettings
 from daemon.state.database import transaction
-from daemon.state.tables import Drop, Promotion, PromotionState, Run, Track
+from daemon.state.tables import AWAITING, Drop, Promotion, PromotionState, Run, Track
 from pipeline.artifacts import Model, Verdict
 from pipeline.config import RunConfig
 from pipeline.errors import DropforgeError
@@ -77,7 +79,7 @@ class House(RuleBasedStateMachine):
         self.inbox: dict[str, tuple[str, float | None]] = {}
         self.models = {name: write_model(self.folder / "models" / name, name.encode()) for name in MODELS}
         self.models["base"] = model_id(self.folder / "base")
-        self.old_claims: list[run_queue.Claim] = []
+        self.old_claims: list[Claim] = []
         self.seen: list[str] = []
 
     def teardown(self) -> None:
@@ -92,11 +94,11 @@ class House(RuleBasedStateMachine):
         self.inbox = {name: (content, None) for name, (content, _) in self.inbox.items()}
         self.daemon = Daemon(self.folder, self.now)
 
-    def claims(self) -> list[run_queue.Claim]:
+    def claims(self) -> list[Claim]:
         """Return the claim of the run in hand, as its owner has it."""
         with transaction(self.daemon.engine) as session:
             running = session.exec(select(Run).where(Run.state == "running")).all()
-        return [run_queue.Claim(run.id or 0, run.token or "") for run in running]
+        return [Claim(run.id or 0, run.token or "") for run in running]
 
     def do(self, act: Callable[[], object]) -> bool:
         """Do it under the trouble that was ordered; say whether it came, after which it has been done again."""
@@ -259,10 +261,10 @@ class House(RuleBasedStateMachine):
         if not number:
             return
 
-        def conclude(claim: run_queue.Claim) -> None:
+        def conclude(claim: Claim) -> None:
             def also(session: Session, run: Run) -> None:
                 if worse:
-                    run_queue.hold_new_drops(session, run, "worse", self.now)
+                    snapshots.hold_new_drops(session, run, "worse", self.now)
 
             run_queue.finish(self.daemon.engine, claim, "worse", "it lost", self.now, still=also)
 
@@ -282,7 +284,7 @@ class House(RuleBasedStateMachine):
         expected = len(self.world.champions) - 1
         candidate = Candidate("default", number, identity, f"models/{identity}")
 
-        def conclude(claim: run_queue.Claim) -> None:
+        def conclude(claim: Claim) -> None:
             try:
                 promotion.promote(self.daemon.engine, self.daemon.root, candidate, expected, "better", self.now)
             except (Barred, Withdrawn):
@@ -316,7 +318,7 @@ class House(RuleBasedStateMachine):
             return
         self._lay(number, name)
 
-        def conclude(claim: run_queue.Claim) -> None:
+        def conclude(claim: Claim) -> None:
             def still(session: Session, run: Run) -> None:
                 require_generation(session, run.track, generation)
                 self._without(session, run)
@@ -375,7 +377,7 @@ class House(RuleBasedStateMachine):
             self.claim()
         return self.world.running
 
-    def _end(self, conclude: Callable[[run_queue.Claim], object]) -> None:
+    def _end(self, conclude: Callable[[Claim], object]) -> None:
         """Let the owner of the run in hand end it; its claim is an old one then."""
 
         def act() -> None:
@@ -395,7 +397,7 @@ class House(RuleBasedStateMachine):
             tokens = set(session.exec(select(Run.token)).all())
         for claim in self.old_claims:
             if claim.token not in tokens:
-                with pytest.raises(run_queue.LostClaim):
+                with pytest.raises(LostClaim):
                     run_queue.finish(self.daemon.engine, claim, "promoted", "from the grave", self.now)
 
     # --- people
@@ -415,7 +417,7 @@ class House(RuleBasedStateMachine):
                     run_queue.cancelled(self.daemon.engine, claim, self.now)
 
         may = run.state in {"queued", "waiting", "running"}
-        self.person(act, may=may, refusal=run_queue.WrongState)
+        self.person(act, may=may, refusal=states.WrongState)
         if may:
             self.world.end(number, "cancelled")
 
@@ -426,7 +428,7 @@ class House(RuleBasedStateMachine):
         number = pick % len(self.world.runs) + 1
         may = self.world.retry(number, self.now)
         act = lambda: run_queue.retry(self.daemon.engine, number, self.now)  # noqa: E731
-        self.person(act, may=may, refusal=run_queue.WrongState)
+        self.person(act, may=may, refusal=states.WrongState)
 
     @precondition(lambda self: self.world.drops)
     @rule(pick=PICK)
@@ -458,9 +460,9 @@ class House(RuleBasedStateMachine):
 
         def act() -> None:
             with transaction(self.daemon.engine) as session:
-                moved = promotion.champion(session, "default").generation != generation
+                moved = journal.champion(session, "default").generation != generation
             if not moved:
-                promotion.rollback(self.daemon.engine, self.daemon.root, "default", to, "it swears", self.now)
+                rollback.rollback(self.daemon.engine, self.daemon.root, "default", to, "it swears", self.now)
 
         self.person(act, may=target is not None, refusal=NoTarget)
         if target is not None:

@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 from sqlmodel import select
 
-from daemon.state.database import DatabaseUnusable, check, transaction
+from daemon.state.database import check, transaction
+from daemon.state.database_file import DatabaseUnusable
 from daemon.state.tables import Drop, Promotion, Run, Track
 from pipeline import durable
 from pipeline.errors import DropforgeError

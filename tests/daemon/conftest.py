@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 import pytest
 from sqlalchemy import Engine
 
-from daemon.champions import promotion
+from daemon.champions import base_models, promotion
 from daemon.cli import main
 from daemon.inbox.intake import Intake
 from daemon.inbox.watcher import Settled, make_inbox
-from daemon.queue import run_queue
-from daemon.settings.model import RetrySettings, Settings, load
+from daemon.queue import attempts, claims, run_queue, tracks
+from daemon.settings.load import load
+from daemon.settings.model import RetrySettings, Settings
 from daemon.state.database import migrate, open_engine, transaction
 from daemon.state.tables import AttemptState
 from pipeline import durable
@@ -50,17 +51,17 @@ class LivedIn:
         settled = Settled("default", "heldout" if role == "heldout" else "train", name.encode())
         Intake(self.engine, self.settings).take(settled, self.tick())
 
-    def claim(self) -> run_queue.Claim:
+    def claim(self) -> claims.Claim:
         """Let the next run begin."""
         config = RunConfig(track="default", base_model="/base", base_model_id=BASE_ID, salt="s")
         claim = run_queue.claim(self.engine, self.tick(), lambda _session, _track: config)
         assert claim is not None
         return claim
 
-    def attempt(self, claim: run_queue.Claim, step: str, state: AttemptState | None = AttemptState.PUBLISHED) -> Path:
+    def attempt(self, claim: claims.Claim, step: str, state: AttemptState | None = AttemptState.PUBLISHED) -> Path:
         """Let one step be tried, with a log; leave the attempt open for `None`."""
         run_queue.heartbeat(self.engine, claim, self.tick(), step)
-        begun = run_queue.begin_attempt(self.engine, claim, step, self.now)
+        begun = attempts.begin_attempt(self.engine, claim, step, self.now)
         folder = self.settings.state_folder / "runs" / str(claim.run_id) / "attempts" / f"{step}-{begun.number}"
         folder.mkdir(parents=True)
         (folder / LOG_NAME).write_text(f"{step} says hello\nsecond line\n")
@@ -68,10 +69,10 @@ class LivedIn:
         durable.write_hint(folder / PROGRESS_NAME, progress.model_dump())
         if state is not None:
             error = "out of memory" if state == AttemptState.FAILED else None
-            run_queue.end_attempt(self.engine, claim, begun.id or 0, state, self.tick(), error)
+            attempts.end_attempt(self.engine, claim, begun.id or 0, state, self.tick(), error)
         return folder
 
-    def promote(self, claim: run_queue.Claim) -> None:
+    def promote(self, claim: claims.Claim) -> None:
         """Let the run end with a promotion."""
         verdict = Verdict(
             outcome="promoted", reasons=(), sentence="better by 40.0 points", metric="exact_match", records=120,
@@ -86,7 +87,7 @@ class LivedIn:
         promotion.promote(self.engine, root, candidate, 0, verdict.sentence, self.tick())
         run_queue.finish(self.engine, claim, verdict.outcome, verdict.sentence, self.tick())
 
-    def fail(self, claim: run_queue.Claim) -> None:
+    def fail(self, claim: claims.Claim) -> None:
         """Let the run end without a verdict."""
         failure = run_queue.Failure("out of memory", "lower train.batch_size", retryable=False)
         run_queue.fail(self.engine, claim, failure, self.tick(), RetrySettings())
@@ -111,8 +112,8 @@ def new_workspace(tmp_path: Path) -> Callable[[], LivedIn]:
         (tmp_path / "base").mkdir()
         with transaction(engine) as session:
             for name in settings.track_names:
-                run_queue.ensure_track(session, name, START)
-        promotion.ensure_base(engine, settings.state_folder, "default", tmp_path / "base", BASE_ID, START)
+                tracks.ensure_track(session, name, START)
+        base_models.ensure_base(engine, settings.state_folder, "default", tmp_path / "base", BASE_ID, START)
         return LivedIn(tmp_path, settings, engine)
 
     return make

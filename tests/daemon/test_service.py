@@ -7,7 +7,8 @@ import pytest
 from daemon import service
 from daemon.champions.commands import Command
 from daemon.service import Service
-from daemon.settings.model import Settings, load
+from daemon.settings.load import load
+from daemon.settings.model import Settings
 from daemon.views.overview import Overview
 from tests.chaos.house import START, Daemon, build, records
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from daemon.settings.model import Settings, SettingsError, TrackSettings, load
+from daemon.settings.load import load
+from daemon.settings.model import Settings, SettingsError, TrackSettings
 from daemon.settings.numbers import section_of
 from tests.daemon.conftest import dropforge
 

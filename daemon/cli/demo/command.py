@@ -223,7 +223,7 @@ def _daemon(folder: Path, base: Path) -> "Iterator[_Stage]":
 
 def _put(stage: _Stage, file: Path, *, heldout: bool) -> None:
     from daemon.inbox.submit import copy_in  # noqa: PLC0415 - a quick start for the other commands
-    from daemon.settings.model import load  # noqa: PLC0415
+    from daemon.settings.load import load  # noqa: PLC0415
 
     copy_in(file, load(stage.folder / "dropforge.toml", {}), "default", heldout=heldout)
 

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from daemon.cli.output import duration, make_console, print_line, progress_words
+from daemon.cli.output import make_console, print_line, progress_words
 from pipeline.steps import STEPS
-from pipeline.validation.file_formats import printable
+from pipeline.wording import duration, printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars

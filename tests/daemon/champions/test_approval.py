@@ -10,15 +10,18 @@ import pytest
 import structlog
 from sqlmodel import col, select
 
-from daemon.champions import approval, promotion
+from daemon.champions import approval, base_models, journal, model_files, promotion, rollback
 from daemon.champions.approval import CannotPromote
-from daemon.champions.journal import AWAITING
-from daemon.champions.promotion import Barred, ChampionMoved, NoTarget, Withdrawn
+from daemon.champions.blockers import true_sentence
+from daemon.champions.journal import ChampionMoved
+from daemon.champions.model_files import NoTarget
+from daemon.champions.promotion import Barred
 from daemon.queue import drops
+from daemon.queue.withdrawals import Withdrawn
 from daemon.state.database import transaction
-from daemon.state.tables import Drop, Event, Promotion, Run
+from daemon.state.tables import AWAITING, Drop, Event, Promotion, Run
 from daemon.storage import gc
-from daemon.views.overview import Overview, true_sentence
+from daemon.views.overview import Overview
 from pipeline import durable
 from pipeline.errors import DropforgeError
 from tests.chaos.house import START, Daemon, build, records
@@ -71,13 +74,13 @@ class House:
 
     def back(self, to: int | None = None) -> Promotion:
         self.now += 1000
-        return promotion.rollback(self.daemon.engine, self.root, "default", to, "it swears", self.now)
+        return rollback.rollback(self.daemon.engine, self.root, "default", to, "it swears", self.now)
 
     @property
     def serves(self) -> tuple[int, bytes]:
         """The champion's generation, and the weights that its link leads to."""
         with transaction(self.daemon.engine) as session:
-            generation = promotion.champion(session, "default").generation
+            generation = journal.champion(session, "default").generation
         return generation, (self.root / "tracks/default/champion/model.safetensors").read_bytes().rpartition(b"}")[2]
 
     def events(self) -> list[str]:
@@ -157,7 +160,7 @@ def test_a_run_that_was_rolled_back_from_is_said_to_be_barred_until_it_is_brough
     run = house.run()
     house.approve(run)
     house.now += 1000
-    promotion.rollback(house.daemon.engine, house.root, "default", None, "it swears", house.now, by="eve")
+    rollback.rollback(house.daemon.engine, house.root, "default", None, "it swears", house.now, by="eve")
     with pytest.raises(CannotPromote) as refused:
         house.approve(run)
     assert refused.value.message == (
@@ -175,7 +178,7 @@ def test_a_run_that_was_forced_and_rolled_back_from_is_said_to_be_barred_too(hou
     run = house.run(outcome)
     house.force(run)
     house.now += 1000
-    promotion.rollback(house.daemon.engine, house.root, "default", None, "it swears", house.now)
+    rollback.rollback(house.daemon.engine, house.root, "default", None, "it swears", house.now)
     with pytest.raises(CannotPromote) as refused:
         house.approve(run)
     assert refused.value.message == (
@@ -223,7 +226,7 @@ def _force_another(house: House) -> None:
 def _another_base(house: House) -> None:
     other = house.folder / "other"
     other.mkdir()
-    promotion.ensure_base(house.daemon.engine, house.root, "default", other, "other-id", house.now)
+    base_models.ensure_base(house.daemon.engine, house.root, "default", other, "other-id", house.now)
 
 
 @pytest.mark.parametrize("change", [_approve_another, _force_another, _another_base])
@@ -243,7 +246,7 @@ def test_a_champion_that_comes_while_it_is_approved_is_left(house: House, monkey
         house.run()
 
     def slow(*arguments: Any) -> None:
-        promotion.check_files(*arguments)
+        model_files.check_files(*arguments)
         monkeypatch.undo()
         house.approve(2)
 

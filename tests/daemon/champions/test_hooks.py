@@ -12,7 +12,7 @@ import pytest
 import structlog
 from sqlmodel import col, select
 
-from daemon.champions import approval, promotion
+from daemon.champions import approval, base_models, history, journal, rollback
 from daemon.champions.commands import KEPT_OUTPUT, Command, last_line
 from daemon.champions.hooks import Hooks
 from daemon.state.database import transaction
@@ -142,7 +142,7 @@ def test_every_kind_of_change_has_its_hook_in_its_order(house: House) -> None:
     house.promote()
     house.promote("worse")
     approval.force(house.daemon.engine, house.daemon.root, 2, "I know better", house.now)
-    promotion.rollback(house.daemon.engine, house.daemon.root, "default", None, "it swears", house.now)
+    rollback.rollback(house.daemon.engine, house.daemon.root, "default", None, "it swears", house.now)
     house.settle()
     said = [(told["PROMOTION_KIND"], told["PROMOTION_GENERATION"], told["PROMOTION_RUN"]) for told in house.told()]
     assert said == [("promotion", "1", "1"), ("forced", "2", "2"), ("rollback", "3", "1")]
@@ -151,7 +151,7 @@ def test_every_kind_of_change_has_its_hook_in_its_order(house: House) -> None:
 def test_another_base_that_takes_the_place_of_a_base_has_its_hook_too(house: House) -> None:
     house.start(tell(house), tell(house))
     write_model(house.folder / "other", b"other weights")
-    promotion.ensure_base(house.daemon.engine, house.daemon.root, "default", house.folder / "other", "other-id", 1)
+    base_models.ensure_base(house.daemon.engine, house.daemon.root, "default", house.folder / "other", "other-id", 1)
     house.settle()
     (told,) = house.told()
     assert (told["PROMOTION_KIND"], told["PROMOTION_MODEL_PATH"]) == ("base", str(house.folder / "other"))
@@ -195,7 +195,7 @@ def test_a_hook_that_fails_is_recorded_and_undoes_nothing(
     assert (row.hook_state, row.hook_error, row.hook_output) == ("failed", error, "so sorry\n")
     assert "hook_failed" in house.events()
     with transaction(house.daemon.engine) as session:
-        assert promotion.champion(session, "default").generation == 1
+        assert journal.champion(session, "default").generation == 1
     for words in (("status",), ("history",)):
         assert f"track default, generation 1: hooks.after_promotion failed: {error}" in dropforge(*words).out
     assert dropforge("history", "--json").json["history"][0]["hook"]["output"] == "so sorry\n"
@@ -507,8 +507,8 @@ def test_a_sick_model_is_rolled_back_by_itself_and_barred(
     ):  # fmt: skip
         assert words in asked.err
     with transaction(house.daemon.engine) as session:
-        past = promotion.history(session, "default")
-    assert promotion.barred(past) == {sick.model_id}
+        past = history.history(session, "default")
+    assert history.barred(past) == {sick.model_id}
 
 
 def test_a_way_back_that_is_refused_is_said_and_not_tried_for_ever(house: House, dropforge: Callable[..., Any]) -> None:

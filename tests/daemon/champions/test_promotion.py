@@ -9,9 +9,10 @@ import pytest
 from sqlalchemy import Engine
 from sqlmodel import Session, select
 
-from daemon.champions import journal, promotion
-from daemon.champions.promotion import Candidate, ChampionMoved, NoChampion
-from daemon.queue import run_queue
+from daemon.champions import base_models, history, journal, promotion
+from daemon.champions.journal import ChampionMoved, NoChampion
+from daemon.champions.promotion import Candidate
+from daemon.queue import claims, tracks
 from daemon.state.database import migrate, open_engine, transaction
 from daemon.state.tables import Event, Promotion, PromotionState, Run, RunState, Track
 
@@ -41,7 +42,7 @@ def base(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def track(engine: Engine, state: Path, base: Path) -> str:
-    promotion.ensure_base(engine, state, "default", base, "base-id", 1)
+    base_models.ensure_base(engine, state, "default", base, "base-id", 1)
     return "default"
 
 
@@ -68,7 +69,7 @@ def served(state: Path, link: str = "champion", track: str = "default") -> str:
 
 def reigning(engine: Engine, track: str = "default") -> tuple[str, int]:
     with transaction(engine) as session:
-        model = promotion.champion(session, track)
+        model = journal.champion(session, track)
     return model.model_id, model.generation
 
 
@@ -90,8 +91,8 @@ def test_the_base_model_is_the_first_champion_and_both_links_lead_to_it(
     engine: Engine, state: Path, base: Path, track: str
 ) -> None:
     with transaction(engine) as session:
-        model = promotion.champion(session, track)
-        (first,) = promotion.history(session, track)
+        model = journal.champion(session, track)
+        (first,) = history.history(session, track)
     assert (model.model_id, model.path, model.generation) == ("base-id", str(base), 0)
     assert (first.generation, first.run_id, first.reason) == (0, None, "base model")
     assert (state / "tracks/default/champion").readlink() == base
@@ -101,7 +102,7 @@ def test_the_base_model_is_the_first_champion_and_both_links_lead_to_it(
 
 def test_naming_the_same_base_again_changes_nothing(engine: Engine, state: Path, base: Path, track: str) -> None:
     before = events(engine)
-    promotion.ensure_base(engine, state, track, base, "base-id", 9)
+    base_models.ensure_base(engine, state, track, base, "base-id", 9)
     assert events(engine) == before
     assert len(promotions(engine)) == 1
 
@@ -111,7 +112,7 @@ def test_a_changed_base_is_noted_and_leaves_the_champion(
 ) -> None:
     promotion.promote(engine, state, candidate(engine, state, "m1"), 0, "better", 10)
     other = make_model(tmp_path / "other")
-    promotion.ensure_base(engine, state, track, other, "other-id", 20)
+    base_models.ensure_base(engine, state, track, other, "other-id", 20)
     with transaction(engine) as session:
         row = session.get_one(Track, track)
     assert (row.base_model_id, row.base_path) == ("other-id", str(other))
@@ -125,10 +126,10 @@ def test_another_base_takes_the_place_of_a_base_that_still_is_champion(
 ) -> None:
     other = make_model(base.with_name("other"))
     for now in (20, 30):
-        promotion.ensure_base(engine, state, track, other, "other-id", now)
+        base_models.ensure_base(engine, state, track, other, "other-id", now)
     with transaction(engine) as session:
-        model = promotion.champion(session, track)
-        rows = promotion.history(session, track)
+        model = journal.champion(session, track)
+        rows = history.history(session, track)
     assert (model.model_id, model.path, model.generation) == ("other-id", str(other), 1)
     assert [(row.generation, row.model_id) for row in rows] == [(0, "base-id"), (1, "other-id")]
     assert (served(state), served(state, "previous")) == ("other", "base")
@@ -137,24 +138,24 @@ def test_another_base_takes_the_place_of_a_base_that_still_is_champion(
 def test_a_base_that_only_moved_is_followed(engine: Engine, state: Path, base: Path, track: str) -> None:
     promotion.promote(engine, state, candidate(engine, state, "m1"), 0, "better", 10)
     moved = base.rename(base.with_name("moved"))
-    promotion.ensure_base(engine, state, track, moved, "base-id", 20)
+    base_models.ensure_base(engine, state, track, moved, "base-id", 20)
     assert served(state, "previous") == "base"
     assert reigning(engine) == ("m1", 1)
 
 
 def test_a_base_that_is_champion_and_moved_is_followed(engine: Engine, state: Path, base: Path, track: str) -> None:
     moved = base.rename(base.with_name("moved"))
-    promotion.ensure_base(engine, state, track, moved, "base-id", 20)
+    base_models.ensure_base(engine, state, track, moved, "base-id", 20)
     assert served(state) == "base"
     with transaction(engine) as session:
-        assert promotion.champion(session, track).path == str(moved)
+        assert journal.champion(session, track).path == str(moved)
 
 
 def test_a_track_without_a_base_has_no_champion_and_the_error_says_what_to_do(engine: Engine) -> None:
     with transaction(engine) as session:
-        run_queue.ensure_track(session, "new", 1)
+        tracks.ensure_track(session, "new", 1)
         with pytest.raises(NoChampion, match="track new has no champion") as missing:
-            promotion.champion(session, "new")
+            journal.champion(session, "new")
     assert "base_model" in missing.value.hint
 
 
@@ -169,7 +170,7 @@ def test_a_promotion_moves_row_links_and_history_together(engine: Engine, state:
     promotion.promote(engine, state, candidate(engine, state, "m2"), 1, "better", 20)
     assert (served(state), served(state, "previous")) == ("m2", "m1")
     with transaction(engine) as session:
-        assert [entry.model_id for entry in promotion.history(session, track)] == ["base-id", "m1", "m2"]
+        assert [entry.model_id for entry in history.history(session, track)] == ["base-id", "m1", "m2"]
     assert events(engine).count("promoted") == 2
 
 
@@ -203,7 +204,7 @@ def test_a_candidate_that_was_compared_with_an_older_champion_is_refused(engine:
 @pytest.mark.usefixtures("track")
 def test_a_daemon_that_lost_the_run_promotes_nothing(engine: Engine, state: Path) -> None:
     stale = replace(candidate(engine, state, "one"), token=uuid.uuid4().hex)
-    with pytest.raises(run_queue.LostClaim):
+    with pytest.raises(claims.LostClaim):
         promotion.promote(engine, state, stale, 0, "better", 20)
     assert reigning(engine)[1] == 0
     assert "promotion_intended" not in events(engine)
@@ -232,7 +233,7 @@ def test_a_champion_that_moves_between_intent_and_swap_is_left_and_so_are_its_li
 
 
 def test_tracks_have_champions_of_their_own(engine: Engine, state: Path, base: Path, track: str) -> None:
-    promotion.ensure_base(engine, state, "other", base, "base-id", 1)
+    base_models.ensure_base(engine, state, "other", base, "base-id", 1)
     promotion.promote(engine, state, candidate(engine, state, "m1", "other"), 0, "better", 10)
     assert (reigning(engine, track), reigning(engine, "other")) == (("base-id", 0), ("m1", 1))
     assert (served(state), served(state, track="other")) == ("base", "m1")
@@ -299,12 +300,12 @@ def test_a_promotion_that_was_cut_anywhere_ends_whole_or_not_begun_and_happens_o
     with crash_at(monkeypatch, point), pytest.raises(PowerCut):
         promotion.promote(engine, state, better, 1, "better", 10)
     assert served(state) in {"m1", "m2"}
-    promotion.recover(engine, state, 20)
+    journal.recover(engine, state, 20)
     begun = point > 1
     assert reigning(engine) == (("m2", 2) if begun else ("m1", 1))
     assert (served(state), served(state, "previous")) == (("m2", "m1") if begun else ("m1", "base"))
     after = (events(engine), promotions(engine))
-    promotion.recover(engine, state, 30)
+    journal.recover(engine, state, 30)
     assert (events(engine), promotions(engine)) == after
     promotion.promote(engine, state, better, 1, "better", 40)
     assert reigning(engine) == ("m2", 2)
@@ -321,8 +322,8 @@ def test_a_recovery_that_is_cut_itself_is_finished_by_the_next(
     with crash_at(monkeypatch, 2), pytest.raises(PowerCut):
         promotion.promote(engine, state, candidate(engine, state, "m1"), 0, "better", 10)
     with crash_at(monkeypatch, point), pytest.raises(PowerCut):
-        promotion.recover(engine, state, 20)
-    promotion.recover(engine, state, 30)
+        journal.recover(engine, state, 20)
+    journal.recover(engine, state, 30)
     assert reigning(engine) == ("m1", 1)
     assert (served(state), served(state, "previous")) == ("m1", "base")
     assert events(engine).count("promoted") == 1
@@ -347,7 +348,7 @@ def test_a_half_done_promotion_is_abandoned_when_another_comes_before_its_recove
     with crash_at(monkeypatch, 4), pytest.raises(PowerCut):
         promotion.promote(engine, state, candidate(engine, state, "m1"), 0, "better", 10)
     promotion.promote(engine, state, candidate(engine, state, "m2"), 0, "better", 20)
-    promotion.recover(engine, state, 30)
+    journal.recover(engine, state, 30)
     assert promotions(engine) == [("base-id", 0, "done"), ("m1", 1, "abandoned"), ("m2", 1, "done")]
     assert (served(state), served(state, "previous")) == ("m2", "base")
 
@@ -359,7 +360,7 @@ def test_of_two_half_done_promotions_the_later_one_is_finished(
     for name in ("m1", "m2"):
         with crash_at(monkeypatch, 4), pytest.raises(PowerCut):
             promotion.promote(engine, state, candidate(engine, state, name), 0, "better", 10)
-    promotion.recover(engine, state, 30)
+    journal.recover(engine, state, 30)
     assert promotions(engine) == [("base-id", 0, "done"), ("m1", 1, "abandoned"), ("m2", 1, "done")]
 
 
@@ -367,7 +368,7 @@ def test_of_two_half_done_promotions_the_later_one_is_finished(
 def test_links_that_are_right_are_left_alone(engine: Engine, state: Path) -> None:
     link = state / "tracks/default/champion"
     before = link.lstat()
-    promotion.recover(engine, state, 20)
+    journal.recover(engine, state, 20)
     after = link.lstat()
     # Not the time of the last look: looking is what it does.
     assert (after.st_ino, after.st_mtime_ns, after.st_ctime_ns) == (
@@ -384,7 +385,7 @@ def test_a_half_done_promotion_whose_model_is_gone_is_abandoned_and_the_link_goe
     with crash_at(monkeypatch, 4), pytest.raises(PowerCut):
         promotion.promote(engine, state, candidate(engine, state, "m1"), 0, "better", 10)
     (state / "models/m1").rename(state / "models/lost")
-    promotion.recover(engine, state, 20)
+    journal.recover(engine, state, 20)
     assert reigning(engine) == ("base-id", 0)
     assert served(state) == "base"
     assert events(engine).count("promotion_abandoned") == 1
@@ -395,9 +396,9 @@ def test_a_first_start_that_was_cut_anywhere_ends_whole(
     engine: Engine, state: Path, base: Path, monkeypatch: pytest.MonkeyPatch, point: int
 ) -> None:
     with crash_at(monkeypatch, point), pytest.raises(PowerCut):
-        promotion.ensure_base(engine, state, "default", base, "base-id", 1)
-    promotion.recover(engine, state, 2)
-    promotion.ensure_base(engine, state, "default", base, "base-id", 3)
+        base_models.ensure_base(engine, state, "default", base, "base-id", 1)
+    journal.recover(engine, state, 2)
+    base_models.ensure_base(engine, state, "default", base, "base-id", 3)
     assert promotions(engine) == [("base-id", 0, "done")]
     assert (served(state), served(state, "previous")) == ("base", "base")
 
@@ -409,15 +410,15 @@ def test_a_link_that_somebody_changed_follows_the_row_again_at_the_next_start(en
         link = state / "tracks/default" / name
         link.unlink()
         link.symlink_to("/nowhere")
-    promotion.recover(engine, state, 20)
+    journal.recover(engine, state, 20)
     assert (served(state), served(state, "previous")) == ("m1", "base")
 
 
 def test_a_track_whose_link_cannot_be_mended_is_named_and_the_others_are_mended(engine: Engine, state: Path) -> None:
     for name in ("bad", "good"):
-        promotion.ensure_base(engine, state, name, state.parent / "base", "base", 1)
+        base_models.ensure_base(engine, state, name, state.parent / "base", "base", 1)
         (state / "tracks" / name / "champion").unlink()
     (state / "tracks/bad/champion/kept").mkdir(parents=True)
-    found = promotion.recover(engine, state, 2)
+    found = journal.recover(engine, state, 2)
     assert {name: error is None for name, error in found.items()} == {"bad": False, "good": True}
     assert (state / "tracks/good/champion").is_symlink()

@@ -11,8 +11,10 @@ import pytest
 from sqlalchemy import Engine
 from sqlmodel import Session, select
 
-from daemon.champions import journal, promotion
-from daemon.champions.promotion import Barred, Candidate, ChampionMoved, NoTarget
+from daemon.champions import base_models, journal, promotion, rollback
+from daemon.champions.journal import ChampionMoved
+from daemon.champions.model_files import NoTarget
+from daemon.champions.promotion import Barred, Candidate
 from daemon.state.database import migrate, open_engine, transaction
 from daemon.state.tables import Event, Promotion, Run, RunState
 from daemon.views.overview import Overview
@@ -47,13 +49,13 @@ class House(NamedTuple):
         return identity
 
     def back(self, to: int | None = None, reason: str = "it swears") -> Promotion:
-        return promotion.rollback(self.engine, self.state, "default", to, reason, 50)
+        return rollback.rollback(self.engine, self.state, "default", to, reason, 50)
 
     @property
     def reigning(self) -> tuple[int, int]:
         """Which model reigns, by its place in `ids`, and of which generation it is."""
         with transaction(self.engine) as session:
-            model = promotion.champion(session, "default")
+            model = journal.champion(session, "default")
         return self.ids.index(model.model_id), model.generation
 
     def linked(self, name: str = "champion") -> str:
@@ -73,7 +75,7 @@ def house(tmp_path: Path) -> Iterator[House]:
     migrate(state / "dropforge.db")
     engine = open_engine(state / "dropforge.db")
     base = make_model(tmp_path / "base", "base")
-    promotion.ensure_base(engine, state, "default", base, model_id(base), 1)
+    base_models.ensure_base(engine, state, "default", base, model_id(base), 1)
     made = House(engine, state, [model_id(base)])
     made.ids.extend([made.promote("one", 0), made.promote("two", 1), made.promote("three", 2)])
     yield made
@@ -143,9 +145,9 @@ def test_a_generation_whose_model_is_gone_is_not_named(house: House) -> None:
 
 def test_a_track_with_its_base_model_alone_has_nobody_to_go_back_to(house: House, tmp_path: Path) -> None:
     base = make_model(tmp_path / "alone", "alone")
-    promotion.ensure_base(house.engine, house.state, "other", base, model_id(base), 1)
+    base_models.ensure_base(house.engine, house.state, "other", base, model_id(base), 1)
     with pytest.raises(NoTarget, match="has had no other champion than today's"):
-        promotion.rollback(house.engine, house.state, "other", None, "it swears", 50)
+        rollback.rollback(house.engine, house.state, "other", None, "it swears", 50)
 
 
 def test_a_rollback_over_several_models_is_followed_by_one_to_the_model_before_its_target(house: House) -> None:
@@ -195,7 +197,7 @@ def test_a_base_model_that_changed_is_refused(house: House, tmp_path: Path) -> N
 
 def test_a_base_model_that_moved_is_found_at_its_new_place(house: House, tmp_path: Path) -> None:
     moved = (tmp_path / "base").rename(tmp_path / "moved")
-    promotion.ensure_base(house.engine, house.state, "default", moved, house.ids[0], 20)
+    base_models.ensure_base(house.engine, house.state, "default", moved, house.ids[0], 20)
     house.back(0)
     assert (house.state / "tracks/default/champion").readlink() == moved
 
@@ -210,7 +212,7 @@ def test_a_generation_that_is_no_former_champion_is_refused(house: House, to: in
 def test_a_model_that_is_collected_while_its_files_are_checked_is_refused(house: House) -> None:
     before = house.reigning
     with pytest.raises(NoTarget, match="is not there any more"):
-        promotion.rollback(house.engine, house.state, "default", None, "it swears", 50, try_out=shutil.rmtree)
+        rollback.rollback(house.engine, house.state, "default", None, "it swears", 50, try_out=shutil.rmtree)
     assert house.reigning == before
 
 
@@ -219,7 +221,7 @@ def test_a_champion_that_moves_while_the_files_are_checked_is_left(house: House)
         house.ids.append(house.promote("four", 3))
 
     with pytest.raises(ChampionMoved):
-        promotion.rollback(house.engine, house.state, "default", None, "it swears", 50, try_out=slow)
+        rollback.rollback(house.engine, house.state, "default", None, "it swears", 50, try_out=slow)
     assert house.reigning == (4, 4)
     assert house.linked() == house.ids[4]
 
@@ -235,7 +237,7 @@ def test_a_rollback_that_was_cut_off_is_finished_at_the_next_start(
         with pytest.raises(Power):
             house.back()
     for now in (60, 70):
-        promotion.recover(house.engine, house.state, now)
+        journal.recover(house.engine, house.state, now)
         assert house.reigning == (2, 4)
         assert house.linked() == house.ids[2]
     with pytest.raises(Barred):

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from daemon.champions import promotion, smoke_test
+from daemon.champions import journal, smoke_test
 from daemon.champions.smoke_test import DoesNotAnswer, Stopped, require_answer
 from daemon.state.database import transaction
 from pipeline.errors import StepFailed
-from pipeline.qlora import smoke_test
+from pipeline.qlora.smoke_test import check
 from tests.chaos.house import START, Daemon, build, records
 from tests.tiny_llama import make_model
 
@@ -45,7 +45,7 @@ def test_weights_that_are_no_numbers_are_refused(tiny: Path, tmp_path: Path) -> 
     tensors["model.norm.weight"] = torch.full_like(tensors["model.norm.weight"], float("nan"))
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(StepFailed, match="not finite"):
-        smoke_test.check(folder)
+        check(folder)
 
 
 def test_one_that_takes_too_long_is_given_up(tiny: Path) -> None:
@@ -81,7 +81,7 @@ def test_the_command_loads_the_model_before_anything_moves(
 
     def generation() -> int:
         with transaction(daemon.engine) as session:
-            return promotion.champion(session, "default").generation
+            return journal.champion(session, "default").generation
 
     # The scripted models are no models.
     refused = dropforge("promote", "2", "--force", "--reason", "I know better")

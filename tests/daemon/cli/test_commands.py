@@ -14,7 +14,7 @@ import pytest
 
 from daemon.cli.output import print_table
 from daemon.inbox.submit import copy_in
-from daemon.settings.model import load
+from daemon.settings.load import load
 
 SCRIPT = Path(sys.executable).parent / "dropforge"
 COMMANDS = {

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from daemon.champions import promotion
+from daemon.champions import base_models
 from daemon.inbox.watcher import Watcher
-from daemon.queue import run_queue
+from daemon.queue import attempts, claims, run_queue
 from daemon.state.database import transaction
 from daemon.state.tables import AttemptState, DropState, Run
 from daemon.system.processes import FileLock
@@ -146,17 +146,17 @@ def test_logs_follow_a_run_until_it_is_over(lived_in: Any, script: Command, tmp_
             log.write(words)
         assert follower.stdout.readline() == words
     script("cancel", "3", folder=tmp_path)
-    claim, attempt = claim_of(lived_in, 3), run_queue.open_attempt(lived_in.engine, 3)
+    claim, attempt = claim_of(lived_in, 3), attempts.open_attempt(lived_in.engine, 3)
     assert attempt is not None
-    run_queue.end_attempt(lived_in.engine, claim, attempt.id or 0, AttemptState.INTERRUPTED, lived_in.tick())
+    attempts.end_attempt(lived_in.engine, claim, attempt.id or 0, AttemptState.INTERRUPTED, lived_in.tick())
     run_queue.cancelled(lived_in.engine, claim, lived_in.tick())
     assert follower.wait() == 0
     follower.stdout.close()
 
 
-def claim_of(lived_in: Any, run_id: int) -> run_queue.Claim:
+def claim_of(lived_in: Any, run_id: int) -> claims.Claim:
     with transaction(lived_in.engine) as session:
-        return run_queue.Claim(run_id, session.get_one(Run, run_id).token or "")
+        return claims.Claim(run_id, session.get_one(Run, run_id).token or "")
 
 
 # --- acting
@@ -225,7 +225,7 @@ def test_a_track_that_was_taken_out_of_the_settings_is_still_asked_for_by_its_na
     lived_in: Any, dropforge: Callable[..., Any]
 ) -> None:
     base = lived_in.folder / "base"
-    promotion.ensure_base(lived_in.engine, lived_in.settings.state_folder, "support", base, "ba" * 32, 1)
+    base_models.ensure_base(lived_in.engine, lived_in.settings.state_folder, "support", base, "ba" * 32, 1)
     path = lived_in.folder / "dropforge.toml"
     path.write_text(path.read_text().replace("[tracks.support]", ""))
     assert "generation 0, base" in dropforge("champion", "--track", "support").out

@@ -10,11 +10,11 @@ import pytest
 from sqlalchemy import Engine, event
 from sqlmodel import select
 
-from daemon.champions import journal, promotion
+from daemon.champions import journal, promotion, rollback
 from daemon.dispatch.dispatcher import Dispatcher
 from daemon.dispatch.executor import JobState
 from daemon.dispatch.spool import LocalExecutor
-from daemon.queue import drops, run_queue
+from daemon.queue import attempts, drops, run_queue, states, tracks
 from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.database import migrate, open_engine, transaction
@@ -176,7 +176,7 @@ def executor() -> ScriptedExecutor:
 
 def new_dispatcher(engine: Engine, settings: Settings, executor: ScriptedExecutor) -> Dispatcher:
     with transaction(engine) as session:
-        run_queue.ensure_track(session, "default", NOW)
+        tracks.ensure_track(session, "default", NOW)
     dispatcher = Dispatcher(engine, settings, executor)
     dispatcher.recover(NOW)
     return dispatcher
@@ -456,14 +456,14 @@ def test_a_step_is_told_what_the_champion_and_the_former_ones_were_made_from(
     assert [one.drops for one in told[3].former] == [(1, 2), (1,), None]
     assert told[1].former[0].path == settings.base_model
     assert all((settings.state_folder / one.path).is_dir() for one in told[4].former)
-    promotion.rollback(engine, settings.state_folder, "default", 3, "it swears", NOW)
+    rollback.rollback(engine, settings.state_folder, "default", 3, "it swears", NOW)
     add_drop(engine, "f")
     ticks(dispatcher)
     last = executor.submitted[-1]
     assert (last.champion.generation, last.champion.drops) == (6, (1, 2, 3))
     # Generation 5 is barred, 4 was passed over on the way back, 3 reigns again as 6.
     assert [one.generation for one in last.former] == [2, 1, 0]
-    promotion.rollback(engine, settings.state_folder, "default", 4, "4 was right after all", NOW)
+    rollback.rollback(engine, settings.state_folder, "default", 4, "4 was right after all", NOW)
     add_drop(engine, "g")
     ticks(dispatcher)
     # 7 was promoted after 6 and is barred now; the way back to 4 passed over 6, which 3 was as well.
@@ -663,7 +663,7 @@ def test_a_crash_between_the_attempts_row_and_its_spec_orders_the_same_attempt(
     add_drop(engine, "a")
     claim = run_queue.claim(engine, NOW, dispatcher._configure)
     assert claim is not None
-    run_queue.begin_attempt(engine, claim, "prepare", NOW)
+    attempts.begin_attempt(engine, claim, "prepare", NOW)
     ticks(new_dispatcher(engine, settings, executor))
     assert run_row(engine).outcome == "promoted"
     with transaction(engine) as session:
@@ -751,7 +751,7 @@ def test_a_verdict_that_a_retry_takes_back_is_made_against_todays_champion(
     spec = executor.submitted[-1]
     assert spec.step == "decide"
     run_files.publish(spec, executor.good(spec))
-    attempt = run_queue.open_attempt(engine, 1)
+    attempt = attempts.open_attempt(engine, 1)
     assert attempt is not None
     with transaction(engine) as session:
         run, row = session.get_one(Run, 1), session.get_one(Attempt, attempt.id)
@@ -839,12 +839,12 @@ def with_knowing_champion(engine: Engine, dispatcher: Dispatcher, executor: Scri
     ticks(dispatcher)
     assert run_row(engine).outcome == "promoted"
     with transaction(engine) as session:
-        executor.known = {promotion.champion(session, "default").model_id: known}
+        executor.known = {journal.champion(session, "default").model_id: known}
     executor.submitted.clear()
 
 
 def swears(engine: Engine, settings: Settings) -> None:
-    promotion.rollback(engine, settings.state_folder, "default", 0, "it swears", NOW + 60)
+    rollback.rollback(engine, settings.state_folder, "default", 0, "it swears", NOW + 60)
 
 
 @pytest.mark.parametrize("known", [71, 7], ids=["too little data", "enough data"])
@@ -885,16 +885,16 @@ def test_preparing_for_one_champion_after_the_other_ends_when_the_champion_stays
 ) -> None:
     with_knowing_champion(engine, dispatcher, executor, 71)
     with transaction(engine) as session:
-        first = promotion.champion(session, "default")
+        first = journal.champion(session, "default")
         executor.known[session.get_one(Track, "default").base_model_id or ""] = 50
 
     def back_and_forth(spec: StepSpec) -> StepResult:
         result = executor.good(spec)
         with transaction(engine) as session:
-            reigning = promotion.champion(session, "default")
+            reigning = journal.champion(session, "default")
         if reigning.generation < 4:
             to = 0 if reigning.model_id == first.model_id else 1
-            promotion.rollback(engine, settings.state_folder, "default", to, "a whim", NOW + 60)
+            rollback.rollback(engine, settings.state_folder, "default", to, "a whim", NOW + 60)
         return result
 
     executor.script["decide"] = [back_and_forth] * 9
@@ -991,7 +991,7 @@ def test_a_run_that_was_set_apart_when_its_model_reigned_is_not_cancelled_and_en
         ticks(dispatcher)
     assert run_row(engine).state == RunState.WAITING
     if asked == "while it waits":
-        with pytest.raises(run_queue.WrongState, match="is the champion of track default already"):
+        with pytest.raises(states.WrongState, match="is the champion of track default already"):
             run_queue.cancel(engine, 1, NOW)
     ticks(dispatcher, 4, NOW + 60_000)
     assert (run_row(engine).state, run_row(engine).outcome) == (RunState.SUCCEEDED, "promoted")
@@ -1103,7 +1103,7 @@ def test_an_attempt_that_never_reached_the_spool_is_ordered_again_and_nobody_die
 ) -> None:
     dispatcher = Dispatcher(engine, settings, LocalExecutor(settings.state_folder))
     with transaction(engine) as session:
-        run_queue.ensure_track(session, "default", NOW)
+        tracks.ensure_track(session, "default", NOW)
     dispatcher.recover(NOW)
     add_drop(engine, "a")
     dispatcher.tick(NOW)
@@ -1345,7 +1345,7 @@ def test_progress_that_a_power_cut_emptied_is_passed_over(engine: Engine, dispat
 def test_a_stop_takes_an_attempt_that_no_worker_has_begun_out_of_the_queue(engine: Engine, settings: Settings) -> None:
     dispatcher = Dispatcher(engine, settings, LocalExecutor(settings.state_folder))
     with transaction(engine) as session:
-        run_queue.ensure_track(session, "default", NOW)
+        tracks.ensure_track(session, "default", NOW)
     dispatcher.recover(NOW)
     add_drop(engine, "a")
     dispatcher.tick(NOW)
@@ -1412,14 +1412,14 @@ def test_a_rollback_whose_process_died_is_finished_by_the_daemon_that_lives_on(
     with monkeypatch.context() as patch:
         patch.setattr(journal, "fsync_folder", lambda _: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            promotion.rollback(engine, settings.state_folder, "default", None, "it swears", NOW)
+            rollback.rollback(engine, settings.state_folder, "default", None, "it swears", NOW)
     assert link.resolve() == Path(settings.base_model)
     dispatcher.tick(NOW + 29_000)
     with transaction(engine) as session:
-        assert promotion.champion(session, "default").generation == 1
+        assert journal.champion(session, "default").generation == 1
     dispatcher.tick(NOW + 61_000)
     with transaction(engine) as session:
-        assert promotion.champion(session, "default").generation == 2
+        assert journal.champion(session, "default").generation == 2
     assert link.resolve() == Path(settings.base_model)
 
 

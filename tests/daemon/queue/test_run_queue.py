@@ -6,9 +6,11 @@ import pytest
 from sqlalchemy import Engine
 from sqlmodel import Session, select
 
-from daemon.queue import drops, run_queue
+from daemon.queue import attempts, drops, run_queue, snapshots, states, tracks
 from daemon.queue import states as run_states
-from daemon.queue.run_queue import Claim, Failure, LostClaim, WrongState
+from daemon.queue.claims import Claim, LostClaim
+from daemon.queue.run_queue import Failure
+from daemon.queue.states import WrongState
 from daemon.settings.model import RetrySettings, Settings, TrackSettings
 from daemon.state.database import migrate, open_engine, transaction
 from daemon.state.tables import Attempt, AttemptState, Drop, DropState, Event, Run, RunState, Track
@@ -51,7 +53,7 @@ def drop(session: Session, track: str = "default", role: str = "train", state: s
 def queue_run(engine: Engine, track: str = "default", now: int = 0, not_before: int = 0) -> int:
     """Drop a file and queue its run."""
     with transaction(engine) as session:
-        run_queue.ensure_track(session, track, now)
+        tracks.ensure_track(session, track, now)
         drop(session, track)
         return run_queue.enqueue(session, track, "drop", now, not_before).id or 0
 
@@ -74,7 +76,7 @@ def load(engine: Engine, run_id: int) -> Run:
 
 def hold(engine: Engine, claim: Claim, now: int) -> list[int]:
     with transaction(engine) as session:
-        return run_queue.hold_new_drops(session, session.get_one(Run, claim.run_id), "it lost", now)
+        return snapshots.hold_new_drops(session, session.get_one(Run, claim.run_id), "it lost", now)
 
 
 def events(engine: Engine, run_id: int | None = None) -> list[str]:
@@ -278,7 +280,7 @@ def test_a_blocked_run_marks_no_drop_as_seen(engine: Engine) -> None:
     queue_run(engine)
     run_queue.claim(engine, 100, refuse)
     with transaction(engine) as session:
-        assert run_queue.waiting_drops(session, "default") == 1
+        assert snapshots.waiting_drops(session, "default") == 1
 
 
 def test_a_run_with_nothing_left_to_train_on_is_cancelled_with_its_reason(engine: Engine) -> None:
@@ -307,9 +309,9 @@ OWNERS: dict[str, Callable[[Engine, Claim], object]] = {
     "interrupt": lambda engine, claim: run_queue.interrupt(engine, claim, 300),
     "died": lambda engine, claim: run_queue.died(engine, claim, "killed", 300, RETRY),
     "cancelled": lambda engine, claim: run_queue.cancelled(engine, claim, 300),
-    "begin_attempt": lambda engine, claim: run_queue.begin_attempt(engine, claim, "train", 300),
-    "end_attempt": lambda engine, claim: run_queue.end_attempt(engine, claim, 1, AttemptState.PUBLISHED, 300),
-    "fix_track": lambda engine, claim: run_queue.fix_track(
+    "begin_attempt": lambda engine, claim: attempts.begin_attempt(engine, claim, "train", 300),
+    "end_attempt": lambda engine, claim: attempts.end_attempt(engine, claim, 1, AttemptState.PUBLISHED, 300),
+    "fix_track": lambda engine, claim: tracks.fix_track(
         engine, claim, 300, metric="exact_match", max_new_tokens=8, split={"dev": 0.1}, eval_batch_size=4
     ),
 }
@@ -318,14 +320,14 @@ OWNERS: dict[str, Callable[[Engine, Claim], object]] = {
 @pytest.mark.parametrize("name", OWNERS)
 def test_an_owner_with_an_old_token_changes_nothing(engine: Engine, name: str) -> None:
     old = start_run(engine)
-    run_queue.begin_attempt(engine, old, "prepare", 110)
+    attempts.begin_attempt(engine, old, "prepare", 110)
     (new,) = run_queue.rescue(engine, 200)
     before = (load(engine, old.run_id), events(engine))
     with pytest.raises(LostClaim, match="not held by this daemon"):
         OWNERS[name](engine, old)
     assert (load(engine, old.run_id), events(engine)) == before
     assert load(engine, old.run_id).token == new.token
-    attempt = run_queue.open_attempt(engine, old.run_id)
+    attempt = attempts.open_attempt(engine, old.run_id)
     assert attempt is not None
     assert attempt.step == "prepare"
 
@@ -421,7 +423,7 @@ def test_a_queued_run_is_cancelled_at_once_and_its_drops_wait_for_the_next(engin
     assert run_queue.cancel(engine, run_id, 50) == RunState.CANCELLED
     assert load(engine, run_id).ended_at == 50
     with transaction(engine) as session:
-        assert run_queue.waiting_drops(session, "default") == 1
+        assert snapshots.waiting_drops(session, "default") == 1
 
 
 def test_a_waiting_run_is_cancelled_at_once(engine: Engine) -> None:
@@ -517,8 +519,8 @@ def test_a_new_daemon_adopts_running_runs_uncounted_under_new_tokens(engine: Eng
 
 
 def test_every_state_a_run_can_be_in_has_its_exits_written_down() -> None:
-    assert set(run_queue.ALLOWED) == set(RunState)
-    assert {state for state, exits in run_queue.ALLOWED.items() if not exits} == {RunState.SUCCEEDED}
+    assert set(states.ALLOWED) == set(RunState)
+    assert {state for state, exits in states.ALLOWED.items() if not exits} == {RunState.SUCCEEDED}
 
 
 # --- attempts
@@ -528,27 +530,27 @@ def test_attempts_are_numbered_by_step_and_each_has_its_own_fence(engine: Engine
     claim = start_run(engine)
     begun = []
     for step in ("prepare", "train", "train"):
-        begun.append(run_queue.begin_attempt(engine, claim, step, 200))
-        run_queue.end_attempt(engine, claim, begun[-1].id or 0, AttemptState.FAILED, 210, "broken")
+        begun.append(attempts.begin_attempt(engine, claim, step, 200))
+        attempts.end_attempt(engine, claim, begun[-1].id or 0, AttemptState.FAILED, 210, "broken")
     assert [(attempt.step, attempt.number) for attempt in begun] == [("prepare", 1), ("train", 1), ("train", 2)]
     assert len({attempt.fence for attempt in begun}) == 3
-    assert run_queue.open_attempt(engine, claim.run_id) is None
+    assert attempts.open_attempt(engine, claim.run_id) is None
     assert events(engine, claim.run_id).count("step_failed") == 3
 
 
 def test_a_run_has_one_open_attempt_at_most(engine: Engine) -> None:
     claim = start_run(engine)
-    run_queue.begin_attempt(engine, claim, "prepare", 200)
-    with pytest.raises(run_queue.AttemptOpen, match="attempt 1 at step prepare"):
-        run_queue.begin_attempt(engine, claim, "train", 210)
+    attempts.begin_attempt(engine, claim, "prepare", 200)
+    with pytest.raises(attempts.AttemptOpen, match="attempt 1 at step prepare"):
+        attempts.begin_attempt(engine, claim, "train", 210)
 
 
 def test_an_attempt_ends_once(engine: Engine) -> None:
     claim = start_run(engine)
-    attempt = run_queue.begin_attempt(engine, claim, "prepare", 200)
-    run_queue.end_attempt(engine, claim, attempt.id or 0, AttemptState.PUBLISHED, 210)
+    attempt = attempts.begin_attempt(engine, claim, "prepare", 200)
+    attempts.end_attempt(engine, claim, attempt.id or 0, AttemptState.PUBLISHED, 210)
     with pytest.raises(LostClaim, match="has ended already"):
-        run_queue.end_attempt(engine, claim, attempt.id or 0, AttemptState.FAILED, 220, "late")
+        attempts.end_attempt(engine, claim, attempt.id or 0, AttemptState.FAILED, 220, "late")
     with transaction(engine) as session:
         row = session.get_one(Attempt, attempt.id)
     assert (row.state, row.ended_at, row.error) == (AttemptState.PUBLISHED, 210, None)
@@ -556,27 +558,27 @@ def test_an_attempt_ends_once(engine: Engine) -> None:
 
 def test_an_attempt_that_has_ended_does_not_end_its_successor(engine: Engine) -> None:
     claim = start_run(engine)
-    first = run_queue.begin_attempt(engine, claim, "train", 200)
-    run_queue.end_attempt(engine, claim, first.id or 0, AttemptState.LOST, 210)
-    second = run_queue.begin_attempt(engine, claim, "train", 220)
+    first = attempts.begin_attempt(engine, claim, "train", 200)
+    attempts.end_attempt(engine, claim, first.id or 0, AttemptState.LOST, 210)
+    second = attempts.begin_attempt(engine, claim, "train", 220)
     with pytest.raises(LostClaim, match="has ended already"):
-        run_queue.end_attempt(engine, claim, first.id or 0, AttemptState.PUBLISHED, 230)
-    assert run_queue.open_attempt(engine, claim.run_id) == second
+        attempts.end_attempt(engine, claim, first.id or 0, AttemptState.PUBLISHED, 230)
+    assert attempts.open_attempt(engine, claim.run_id) == second
 
 
 def test_a_run_that_stops_leaves_no_attempt_open_behind_it(engine: Engine) -> None:
     claim = start_run(engine)
-    run_queue.begin_attempt(engine, claim, "train", 200)
+    attempts.begin_attempt(engine, claim, "train", 200)
     run_queue.interrupt(engine, claim, 300)
-    assert run_queue.open_attempt(engine, claim.run_id) is None
+    assert attempts.open_attempt(engine, claim.run_id) is None
     again = take(engine, 300)
-    assert run_queue.begin_attempt(engine, again, "train", 310).number == 2
+    assert attempts.begin_attempt(engine, again, "train", 310).number == 2
 
 
 def test_an_adopted_run_keeps_its_open_attempt(engine: Engine) -> None:
-    attempt = run_queue.begin_attempt(engine, start_run(engine), "train", 200)
+    attempt = attempts.begin_attempt(engine, start_run(engine), "train", 200)
     run_queue.rescue(engine, 300)
-    assert run_queue.open_attempt(engine, 1) == attempt
+    assert attempts.open_attempt(engine, 1) == attempt
 
 
 # --- what is fixed, what waits, what is held
@@ -585,7 +587,7 @@ def test_an_adopted_run_keeps_its_open_attempt(engine: Engine) -> None:
 def test_what_the_first_run_fixes_stays(engine: Engine) -> None:
     claim = start_run(engine)
     OWNERS["fix_track"](engine, claim)
-    run_queue.fix_track(engine, claim, 310, metric="rougeL", max_new_tokens=99, split={"dev": 0.5}, eval_batch_size=64)
+    tracks.fix_track(engine, claim, 310, metric="rougeL", max_new_tokens=99, split={"dev": 0.5}, eval_batch_size=64)
     with transaction(engine) as session:
         track = session.get_one(Track, "default")
     assert (track.metric, track.max_new_tokens, track.split, track.eval_batch_size) == (
@@ -601,7 +603,7 @@ def test_only_accepted_training_drops_that_no_run_has_seen_are_waiting(engine: E
             drop(session, state=state)
         drop(session, role="heldout")
         drop(session, track="other")
-        assert run_queue.waiting_drops(session, "default") == 1
+        assert snapshots.waiting_drops(session, "default") == 1
 
 
 def test_the_drops_that_were_new_in_a_bad_run_are_held_once_each_with_its_event(engine: Engine) -> None:
@@ -677,14 +679,14 @@ def test_a_run_that_failed_before_a_drop_was_restored_clears_it_when_it_is_retri
 def test_the_drops_of_a_failed_run_wait_for_a_run_again(engine: Engine) -> None:
     claim = start_run(engine)
     with transaction(engine) as session:
-        assert run_queue.waiting_drops(session, "default") == 0
+        assert snapshots.waiting_drops(session, "default") == 0
     run_queue.fail(engine, claim, replace(BROKEN, retryable=False), 200, RETRY)
     with transaction(engine) as session:
-        assert run_queue.waiting_drops(session, "default") == 1
+        assert snapshots.waiting_drops(session, "default") == 1
     run_queue.retry(engine, claim.run_id, 300)
     take(engine, 300)
     with transaction(engine) as session:
-        assert run_queue.waiting_drops(session, "default") == 0
+        assert snapshots.waiting_drops(session, "default") == 0
 
 
 def test_a_retried_run_has_todays_settings_and_not_the_drops_taken_out_since(engine: Engine) -> None:
@@ -716,6 +718,6 @@ def test_deaths_are_counted_in_a_row_and_not_over_a_training_that_gets_further(e
         assert run_queue.died(engine, claim, "killed", 500 + turn, RETRY, progress=True) == RunState.WAITING
         claim = take(engine, 500 + turn)
     assert load(engine, claim.run_id).deaths == 1
-    attempt = run_queue.begin_attempt(engine, claim, "train", 600)
-    run_queue.end_attempt(engine, claim, attempt.id or 0, AttemptState.PUBLISHED, 700)
+    attempt = attempts.begin_attempt(engine, claim, "train", 600)
+    attempts.end_attempt(engine, claim, attempt.id or 0, AttemptState.PUBLISHED, 700)
     assert load(engine, claim.run_id).deaths == 0

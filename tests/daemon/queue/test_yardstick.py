@@ -11,7 +11,7 @@ from daemon.champions.approval import who
 from daemon.queue import drops
 from daemon.queue.yardstick import yardstick_before
 from daemon.state.database import transaction
-from daemon.state.permissions import name_of
+from daemon.system.programs import name_of
 from daemon.views.overview import Overview
 from pipeline import durable
 from pipeline.yardstick import YardstickBefore

@@ -9,7 +9,8 @@ import pytest
 from pydantic import BaseModel
 
 from daemon.settings import schema
-from daemon.settings.model import Settings, SettingsError, TrackSettings, load
+from daemon.settings.load import load
+from daemon.settings.model import Settings, SettingsError, TrackSettings
 from pipeline.config import RunConfig
 
 ROOT = Path(__file__).parents[2]

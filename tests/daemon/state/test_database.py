@@ -21,9 +21,7 @@ from sqlmodel import SQLModel, select
 from daemon.state import database, database_file
 from daemon.state.database import (
     KEPT_COPIES,
-    DatabaseUnusable,
     check,
-    journal_mode,
     known_revisions,
     migrate,
     newest_revision,
@@ -31,7 +29,7 @@ from daemon.state.database import (
     open_reader,
     transaction,
 )
-from daemon.state.database_file import BACKUPS, file_system, refuse_network
+from daemon.state.database_file import BACKUPS, DatabaseUnusable, file_system, journal_mode, refuse_network
 from daemon.state.tables import Attempt, Drop, Event, Promotion, Run, Slot, Track
 
 #: One of so many statements is cut in the usual run of the tests, from a random one on; all with DROPFORGE_CHAOS=whole.

@@ -13,7 +13,7 @@ import pytest
 
 from daemon.queue import drops
 from daemon.state.layout import DATABASE_NAME
-from daemon.state.permissions import user
+from daemon.system.programs import user
 
 SCRIPT = Path(sys.executable).parent / "dropforge"
 #: Root may write whatever the modes say; without these rights it is a user as any other.

@@ -23,9 +23,10 @@ from sqlmodel import col, select
 
 from daemon.dispatch.dispatcher import Dispatcher
 from daemon.dispatch.spool import LocalExecutor
-from daemon.queue import run_queue
+from daemon.queue import claims, run_queue
 from daemon.service import Service
-from daemon.settings.model import Settings, load
+from daemon.settings.load import load
+from daemon.settings.model import Settings
 from daemon.state.database import migrate, open_engine, transaction
 from daemon.state.database_file import BACKUPS, DatabaseUnusable, copy_database, verify
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, RESTORING
@@ -92,7 +93,7 @@ def test_a_backup_with_models_has_that_of_a_win_that_waits_for_approval(served: 
     (run,) = [row for row in rows(served.settings, Run) if row.state == "running"]
     place = served.settings.state_folder / "runs" / str(run.id)
     durable.write_json(place / "decide.json", {"outcome": "promoted", "candidate_model_id": folder.name})
-    run_queue.finish(served.engine, run_queue.Claim(run.id, run.token), "awaiting_approval", "better", served.tick())
+    run_queue.finish(served.engine, claims.Claim(run.id, run.token), "awaiting_approval", "better", served.tick())
     made = make(served.settings, tmp_path / "kept", with_models=True)
     assert (made.folder / "models" / folder.name / "model.safetensors").read_bytes() == b"a win"
     assert made.manifest.champions == (MODEL,), "nobody needs it to serve"

@@ -16,18 +16,19 @@ from sqlmodel import select
 
 from daemon.dispatch.dispatcher import Dispatcher
 from daemon.dispatch.spool import LocalExecutor
-from daemon.queue import run_queue
+from daemon.queue import claims, run_queue
 from daemon.settings.model import DiskSettings, Settings
 from daemon.state import run_files
 from daemon.state.database import migrate, open_engine, transaction
 from daemon.state.tables import Event, Run, RunState
-from daemon.storage.disk import Ballast, Disk, NoRoom, is_full, size_words
+from daemon.storage.disk import Ballast, Disk, NoRoom, is_full
 from daemon.storage.disk_estimate import CHECKPOINTS, needed_bytes
 from daemon.system.processes import lock_holder
 from pipeline.config import EvaluateConfig, RunConfig, SplitConfig, TrainConfig
 from pipeline.contract import Attempt
 from pipeline.errors import DiskFull, DropforgeError, StepFailed, is_disk_full
 from pipeline.qlora import checkpoints
+from pipeline.wording import size_words
 
 NOW = 1_764_000_000_000
 GB = 10**9
@@ -333,9 +334,9 @@ def test_postponing_is_for_the_holder_and_gives_way_to_a_person_who_cancelled(di
     dispatcher.tick(NOW)
     engine = dispatcher._engine
     with pytest.raises(DropforgeError):
-        run_queue.postpone(engine, run_queue.Claim(1, "another"), DiskFull("full"), NOW)
+        run_queue.postpone(engine, claims.Claim(1, "another"), DiskFull("full"), NOW)
     run_queue.cancel(engine, 1, NOW)
-    claim = run_queue.Claim(1, str(only_run(dispatcher).token))
+    claim = claims.Claim(1, str(only_run(dispatcher).token))
     assert run_queue.postpone(engine, claim, DiskFull("full"), NOW) == RunState.CANCELLED
 
 

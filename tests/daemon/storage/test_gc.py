@@ -17,12 +17,13 @@ from sqlmodel import select
 
 from daemon.dispatch.dispatcher import Dispatcher
 from daemon.dispatch.spool import LocalExecutor
-from daemon.queue import run_queue
+from daemon.queue import claims, run_queue, tracks
 from daemon.settings.model import GcSettings, Settings
 from daemon.state.database import migrate, open_engine, transaction
 from daemon.state.tables import Attempt, AttemptState, Drop, Event, Promotion, PromotionState, Run, RunState, Track
 from daemon.storage import garbage, gc, retention
 from daemon.system.processes import lock_holder
+from pipeline import durable
 from pipeline.near_duplicates.signature_files import signature_name
 
 NOW = 1_950_000_000_000  # far enough that every file of a test is older than a day
@@ -60,7 +61,7 @@ class History:
         self.root.mkdir()
         shutil.copy(empty, self.root / "dropforge.db")
         with transaction(self.engine) as session:
-            track = run_queue.ensure_track(session, "default", NOW - 100 * DAY)
+            track = tracks.ensure_track(session, "default", NOW - 100 * DAY)
             track.base_path = track.champion_path = str(self.base)
             track.base_model_id = track.champion_model_id = "base"
             track.champion_generation = 0
@@ -126,7 +127,7 @@ class History:
 
     def promote(self, run: int, state: str = "done") -> str:
         """Make a run's model the champion, or the one that is about to be."""
-        name = retention.read_object(self.root / "runs" / str(run) / "merge.json")["model_id"]
+        name = durable.read_object(self.root / "runs" / str(run) / "merge.json")["model_id"]
         path = f"models/{name}"
         with transaction(self.engine) as session:
             track = session.get_one(Track, "default")
@@ -444,7 +445,7 @@ def test_the_dispatcher_collects_at_its_start_and_after_a_run_unless_told_not_to
     made.run()
     dispatcher.tick(NOW)
     assert made.there("models/0002") == [True], "nothing has ended since"
-    dispatcher._claims = [run_queue.Claim(9, "t")]
+    dispatcher._claims = [claims.Claim(9, "t")]
     dispatcher._drop(dispatcher._claims[0])
     dispatcher.tick(NOW)
     assert made.there("models/0002") == [not automatic]
@@ -524,7 +525,7 @@ def test_a_collection_that_is_killed_anywhere_ends_the_same_when_it_is_run_again
             else:
                 killed = False
         for reference in again.root.glob("runs/*/merge.json"):
-            name = retention.read_object(reference)["model_id"]
+            name = durable.read_object(reference)["model_id"]
             assert (again.root / "models" / name).is_dir(), f"{reference} leads nowhere after {points} changes"
         again.collect()
         assert again.files() | {"trash"} == end | {"trash"}, points
@@ -578,7 +579,7 @@ def test_no_history_and_no_settings_let_a_collection_touch_what_is_protected(
     # The reigning champion, the one before it, and `keep_champions` more, each model once.
     distinct = list(dict.fromkeys(reversed(champions)))
     protected = {path for path in distinct[: 2 + limits["keep_champions"]] if path != "base"} | intents
-    protected |= {retention.read_object(made.root / f"runs/{run}/merge.json").get("folder", "") for run in still_open}
+    protected |= {durable.read_object(made.root / f"runs/{run}/merge.json").get("folder", "") for run in still_open}
     protected |= {path for path in made.files() if any(path.startswith(f"runs/{run}/") for run in still_open)}
     protected |= {*drops, "tracks/default/champion"}
     contents = {path: (made.root / path).stat() for path in protected}

@@ -14,14 +14,15 @@ from typing import Any
 
 import pytest
 
-from daemon.champions import promotion
+from daemon.champions import base_models
 from daemon.champions.commands import Command
 from daemon.inbox.watcher import make_inbox
-from daemon.settings.model import HookSettings, Settings, load
+from daemon.settings.load import load
+from daemon.settings.model import HookSettings, Settings
 from daemon.state.database import migrate
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, RESTORING
-from daemon.state.permissions import user
 from daemon.system.processes import FileLock
+from daemon.system.programs import user
 from daemon.views import doctor, preflight
 from daemon.views.doctor import Finding, examine
 from daemon.views.overview import Overview
@@ -332,7 +333,7 @@ def test_a_champion_that_a_server_would_not_find_is_named(lived_in: Any) -> None
 def test_a_base_model_that_moved_is_looked_for_at_its_new_place(lived_in: Any) -> None:
     settings, base = lived_in.settings, lived_in.folder / "base"
     for place in (base, base.rename(base.with_name("elsewhere"))):
-        promotion.ensure_base(lived_in.engine, settings.state_folder, "support", place, BASE_ID, 1)
+        base_models.ensure_base(lived_in.engine, settings.state_folder, "support", place, BASE_ID, 1)
     assert Overview(settings.state_folder).history("support")[0].path == str(place)
     assert said_of(settings, "champion of support") == [("ok", f"generation 0, {place}")]
 

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from pipeline.artifacts import ModelRef
 from pipeline.config import GateConfig, SplitConfig
 from pipeline.dataset import decontaminate
+from pipeline.dataset.prompt_hash import prompt_id, prompt_place
 from pipeline.errors import CannotTrain
-from pipeline.metrics.registry import tokens
+from pipeline.metrics.tokens import tokens
 from pipeline.model_folder.trained_ids import NAME, trained_ids, write_trained_ids
 from pipeline.near_duplicates import signatures
-from pipeline.steps.prepare import prepare, prompt_id, prompt_place
+from pipeline.steps.prepare import prepare
 from tests.snapshot import Prepared, Snapshot, rows
 
 Row = Mapping[str, Any]

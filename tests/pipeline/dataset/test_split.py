@@ -12,8 +12,8 @@ from pipeline.artifacts import ModelRef
 from pipeline.config import EvaluateConfig, GateConfig, GuardConfig, SplitConfig
 from pipeline.gate.comparison import compare
 from pipeline.gate.slices import Known
+from pipeline.gate.verdict import Rules, judge
 from pipeline.metrics.registry import json_f1
-from pipeline.steps.decide import Rules, judge
 from tests.records_made import lines_of
 from tests.snapshot import Prepared, Rows, Snapshot, rows
 

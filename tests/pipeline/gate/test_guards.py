@@ -17,9 +17,9 @@ from pipeline.gate.guards import check, watched
 from pipeline.gate.reasons import GUARD_REASONS, REASONS
 from pipeline.gate.slices import LEAST_TESTED, Known, find_slices
 from pipeline.gate.statistics import Floats
+from pipeline.gate.verdict import Rules, judge, weigh
 from pipeline.metrics.registry import METRICS
 from pipeline.report.story import guard_words as card_words
-from pipeline.steps.decide import Rules, judge, weigh
 from tests.records_made import lines_of, yes_or_no
 
 Lines = list[dict[str, Any]]

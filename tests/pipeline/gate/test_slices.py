@@ -8,7 +8,7 @@ from scipy import stats
 from pipeline.gate import slices as slices_module
 from pipeline.gate.comparison import Comparison, compare
 from pipeline.gate.slices import LEAST_TESTED, MOST_SMALL, Known, count_unlisted, find_slices, measure_slices
-from pipeline.steps.decide import Rules, judge
+from pipeline.gate.verdict import Rules, judge
 from tests.records_made import lines_of, yes_or_no
 
 

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score import rouge_scorer
 
-from pipeline.metrics import registry
+from pipeline.metrics import tokens
 from pipeline.metrics.registry import METRICS
 
 #: A token of a script without spaces.
-LETTER = registry._UNSPACED_SIGN
+LETTER = tokens._UNSPACED_SIGN
 
 SCRIPTS = {
     "Thai": "สวัสดีครับ ผมกำลังเรียนภาษาไทย",
@@ -81,7 +81,7 @@ def test_the_tokens_of_ascii_text_are_the_same_however_they_are_found() -> None:
     seeded = np.random.default_rng(5)
     for _ in range(50):
         text = "".join(seeded.choice(list(string.printable), 60))
-        assert registry.tokens(text) == registry.tokens(text + " \u00a1")
+        assert tokens.tokens(text) == tokens.tokens(text + " \u00a1")
 
 
 @pytest.mark.parametrize(
@@ -102,21 +102,21 @@ def test_the_tokens_of_ascii_text_are_the_same_however_they_are_found() -> None:
     ],
 )
 def test_words_are_counted_in_any_script(text: str, words: int) -> None:
-    assert [registry.is_short(text, most) for most in range(1, 8)] == [words <= most for most in range(1, 8)]
+    assert [tokens.is_short(text, most) for most in range(1, 8)] == [words <= most for most in range(1, 8)]
 
 
 @given(text=st.text(st.one_of(st.characters(), st.sampled_from("ｶﾞがกำ้中1a ")), max_size=60))
 def test_in_a_script_without_spaces_two_tokens_are_a_word(text: str) -> None:
-    pieces = [[token for token in registry.tokens(piece) if LETTER.match(token)] for piece in text.split()]
+    pieces = [[token for token in tokens.tokens(piece) if LETTER.match(token)] for piece in text.split()]
     words = max(len(pieces), sum(not some for some in pieces) + sum(map(len, pieces)) // 2)
-    assert [registry.is_short(text, most) for most in range(1, 40)] == [words <= most for most in range(1, 40)]
+    assert [tokens.is_short(text, most) for most in range(1, 40)] == [words <= most for most in range(1, 40)]
 
 
 @pytest.mark.parametrize("beginning", ["https://example.org/" + "a" * 90, "=" * 300, "—" * 3000, "é" * 600])
 def test_a_paragraph_is_long_whatever_it_begins_with(beginning: str) -> None:
     paragraph = "这是一个很长的中文段落用来说明问题" * 40
-    assert not registry.is_short(beginning + paragraph, 5)
-    assert registry.is_short(beginning, 5)
+    assert not tokens.is_short(beginning + paragraph, 5)
+    assert tokens.is_short(beginning, 5)
 
 
 def test_marks_are_no_words_of_their_own_however_far_into_a_text_they_stand() -> None:
@@ -124,8 +124,8 @@ def test_marks_are_no_words_of_their_own_however_far_into_a_text_they_stand() ->
     for length in (255, 257, 700):
         for _ in range(20):
             text = "".join(seeded.choice(list("ｶﾞがกำ้中がa"), length))
-            words = sum(bool(LETTER.match(token)) for token in registry.tokens(text)) // 2
-            assert [registry.is_short(text, most) for most in (words - 1, words)] == [False, True]
+            words = sum(bool(LETTER.match(token)) for token in tokens.tokens(text)) // 2
+            assert [tokens.is_short(text, most) for most in (words - 1, words)] == [False, True]
 
 
 def test_token_f1_is_the_harmonic_mean_of_precision_and_recall() -> None:
@@ -170,10 +170,10 @@ def test_exact_match_keeps_what_carries_meaning(said: str, wanted: str) -> None:
 
 
 def test_marks_and_invisible_signs_stay_with_their_letter() -> None:
-    assert registry.tokens("हिन्दी शब्द") == ["हिन्दी", "शब्द"]
-    assert registry.tokens("می\u200cخواهم") == ["میخواهم"]
-    assert registry.tokens("東京tower・2塔") == ["東", "京", "tower", "2", "塔"]
-    assert registry.tokens("! \u0301 a") == ["a"]
+    assert tokens.tokens("हिन्दी शब्द") == ["हिन्दी", "शब्द"]
+    assert tokens.tokens("می\u200cخواهم") == ["میخواهم"]
+    assert tokens.tokens("東京tower・2塔") == ["東", "京", "tower", "2", "塔"]
+    assert tokens.tokens("! \u0301 a") == ["a"]
 
 
 def test_only_exact_match_is_a_yes_or_no_and_every_metric_has_its_own_name() -> None:

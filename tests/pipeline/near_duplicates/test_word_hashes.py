@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.metrics.registry import tokens
+from pipeline.metrics.tokens import tokens
 from pipeline.near_duplicates import word_hashes
 from pipeline.near_duplicates.word_hashes import WordHasher
 

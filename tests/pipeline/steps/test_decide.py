@@ -35,8 +35,9 @@ from pipeline.gate.explain import Circumstances, sentence
 from pipeline.gate.reasons import REASONS
 from pipeline.gate.slices import Known
 from pipeline.gate.statistics import Floats
+from pipeline.gate.verdict import Rules, judge, weigh
 from pipeline.report.facts import Card
-from pipeline.steps.decide import Rules, decide, judge, weigh
+from pipeline.steps.decide import decide
 from pipeline.yardstick import YardstickBefore
 from tests.records_made import lines_of, paired, yes_or_no
 

@@ -24,7 +24,8 @@ from pipeline.contract import RESULT_NAME, SPEC_NAME, Attempt
 from pipeline.errors import Interrupted, StepFailed
 from pipeline.evaluation import judge_client
 from pipeline.evaluation.judge_client import Patience
-from pipeline.steps.judge import PARALLEL, STRIKES, judge
+from pipeline.evaluation.judge_session import PARALLEL, STRIKES
+from pipeline.steps.judge import judge
 
 KEY = "sk-0123-never-written"
 RECORDS = 6

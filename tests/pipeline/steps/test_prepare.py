@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import EvaluateConfig, GateConfig, SplitConfig
+from pipeline.dataset.prompt_hash import normalise, prompt_id, prompt_place
+from pipeline.dataset.snapshot_reader import estimate_tokens
 from pipeline.errors import CannotTrain, Interrupted
-from pipeline.steps.prepare import estimate_tokens, normalise, prepare, prompt_id, prompt_place
+from pipeline.steps.prepare import prepare
 from tests.snapshot import Snapshot, rows
 
 

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from pipeline.validation import json_array, records
 from pipeline.validation.fast_path import PlainRows
-from pipeline.validation.file_formats import printable
 from pipeline.validation.records import (
     Finding,
     Limits,
@@ -22,6 +21,7 @@ from pipeline.validation.records import (
     record_of,
     scan_rows,
 )
+from pipeline.wording import printable
 
 GOOD = b'{"instruction": "a", "output": "b"}'
 JSON = st.recursive(

@@ -8,7 +8,7 @@ import pytest
 from sqlmodel import Session
 
 from daemon.cli.demo import command
-from daemon.queue import run_queue
+from daemon.queue import run_queue, snapshots
 from daemon.state.tables import Run
 from daemon.system.processes import FileLock
 from daemon.views.overview import Overview
@@ -34,7 +34,7 @@ def judged(made: Any, outcome: str, *, hold: bool) -> list[str]:
 
     def also(session: Session, run: Run) -> None:
         if hold:
-            run_queue.hold_new_drops(session, run, "new in a bad run", now)
+            snapshots.hold_new_drops(session, run, "new in a bad run", now)
 
     run_queue.finish(made.engine, second, outcome, "so it is", now, still=also)
     overview = Overview(made.settings.state_folder)

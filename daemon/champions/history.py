@@ -1,0 +1,88 @@
+"""What a track's past promotions say: former champions, blocked and unhealthy models."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sqlmodel import Session, col, select
+
+from daemon.state.tables import HookState, Promotion, PromotionKind, PromotionState, Run, Track
+from pipeline.artifacts import ModelRef
+
+
+def history(session: Session, track: str) -> list[Promotion]:
+    """Return the track's champions, the base model first and today's last."""
+    done = select(Promotion).where(Promotion.track == track, Promotion.state == PromotionState.DONE)
+    return list(session.exec(done.order_by(col(Promotion.generation))).all())
+
+
+def unhealthy_models(past: Sequence[Promotion]) -> set[str]:
+    """Return the models that failed their health command when they last came to reign: others took their place."""
+    latest = {row.model_id: row for row in past}
+    return {model for model, row in latest.items() if row.health_state == HookState.FAILED}
+
+
+def former(session: Session, state_folder: Path, track: str, most: int) -> list[ModelRef]:
+    """
+    Return up to `most` former champions of the track that may serve again, the latest first.
+
+    Not today's, not those that were rolled back from, that failed their health command or that a way back passed over,
+    not those whose folder is gone; base models are among them.
+    """
+    past, row = history(session, track), session.get_one(Track, track)
+    shut, over = barred(past) | unhealthy_models(past) | {row.champion_model_id}, _passed_over(past)
+    found: dict[str, ModelRef] = {}
+    for one in reversed(past):
+        moved = one.model_id == row.base_model_id and row.base_path is not None
+        path = row.base_path if moved and row.base_path is not None else one.model_path
+        left = one.generation in over or one.model_id in shut
+        if left or one.model_id in found or not (state_folder / path).is_dir():
+            continue
+        found[one.model_id] = ModelRef(
+            model_id=one.model_id, path=path, generation=one.generation, drops=drops_of(session, track, one.model_id)
+        )
+        if len(found) == most:
+            break
+    return list(found.values())
+
+
+def _passed_over(past: Sequence[Promotion]) -> set[int]:
+    """Return the generations between those that were rolled back from and those that reigned again for them."""
+    over: set[int] = set()
+    for row in past:
+        if row.kind == PromotionKind.ROLLBACK:
+            before = [one.generation for one in past if one.generation < row.generation]
+            target = max(one.generation for one in past if one.model_id == row.model_id and one.generation in before)
+            over.update(generation for generation in before if generation > target)
+    return over
+
+
+def drops_of(session: Session, track: str, model: str) -> tuple[int, ...] | None:
+    """Return the drops in the snapshot that a champion's model was made from; `None` for a base model."""
+    made = select(Promotion).where(
+        Promotion.track == track,
+        Promotion.model_id == model,
+        Promotion.state == PromotionState.DONE,
+        col(Promotion.run_id).is_not(None),
+    )
+    row = session.exec(made.order_by(col(Promotion.generation).desc())).first()
+    if row is None:
+        return None
+    if row.drops is not None:
+        return tuple(row.drops)
+    # Promoted by an earlier version.
+    return tuple(int(str(drop["id"])) for drop in session.get_one(Run, row.run_id).snapshot or ())
+
+
+def barred(past: Sequence[Promotion]) -> set[str]:
+    """Return the models that were rolled back from and that nobody has brought back since."""
+    shut = set()
+    for row in past:
+        if row.kind == PromotionKind.ROLLBACK and row.previous_model_id is not None:
+            shut.add(row.previous_model_id)
+        shut.discard(row.model_id)
+    return shut
+
+
+def forcing(run_id: int) -> str:
+    """Return the command that makes a run's model the champion whatever its verdict."""
+    return f"dropforge promote {run_id} --force --reason TEXT"

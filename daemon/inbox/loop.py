@@ -1,0 +1,127 @@
+"""The intake's thread: watch the inbox, take in what is ready, pause after trouble."""
+
+import threading
+import time
+from collections.abc import Callable
+
+import structlog
+from sqlalchemy import Engine
+
+from daemon.inbox.intake import Intake
+from daemon.inbox.watcher import Settled, Watcher
+from daemon.settings.model import Settings
+from daemon.state.layout import WATCHER_NOTE
+from daemon.storage.disk import Disk, is_full
+from daemon.system.clock import now_ms
+from pipeline import durable
+from pipeline.errors import DropforgeError
+
+TROUBLE_SECONDS = 5.0
+log = structlog.get_logger()
+
+
+class IntakeEnded(DropforgeError):
+    """Nobody takes files in any more; the service manager starts the daemon again."""
+
+
+class IntakeLoop:
+    """The thread that turns settled files into drops."""
+
+    def __init__(self, engine: Engine, settings: Settings, poke: Callable[[], None]) -> None:
+        """Watch the inbox of `settings`; `poke` is called after each file taken."""
+        self._poke = poke
+        self.wake = threading.Event()
+        self.stop = threading.Event()
+        self._settings = settings
+        self._watcher = Watcher(settings, self.wake)
+        self._intake = Intake(engine, settings)
+        self._disk = Disk(settings)
+        self._note: object = None
+        self._ended: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="intake")
+
+    def start(self) -> None:
+        """Begin to watch. Raises `InboxUnusable`, also if another daemon watches the same inbox."""
+        self._watcher.inbox.lock()
+        self._watcher.start()
+        self._thread.start()
+
+    def finish(self) -> None:
+        """Stop after the file in hand; what has not been taken stays in the inbox."""
+        self.stop.set()
+        self.wake.set()
+        self._thread.join()
+        self._watcher.stop()
+
+    def require_alive(self) -> None:
+        """Raise `IntakeEnded` if the thread has ended though nobody told it to."""
+        if self._ended is not None:
+            message = f"the thread that takes files in has ended: {type(self._ended).__name__}: {self._ended}"
+            raise IntakeEnded(message, "start the daemon again; this is a defect, please report it") from self._ended
+
+    def _run(self) -> None:
+        try:
+            while not self.stop.is_set():
+                self.wake.wait(self._turn())
+                self.wake.clear()
+        except BaseException as error:
+            self._ended = error
+            log.exception("intake_ended")
+            self._poke()
+
+    def _turn(self) -> float:
+        """Take in what is settled; return the seconds until the next look."""
+        try:
+            self._scan()
+            due = self._watcher.next_due(time.monotonic())
+        except DropforgeError as error:
+            log.warning("intake_trouble", error=error.message, hint=error.hint)
+        except Exception as error:  # the thread must outlive whatever one file or a full disk does to it
+            if self._disk.make_way(error):
+                return 0
+            if is_full(error):
+                log.warning("disk_full", error=str(error))
+            else:
+                log.exception("intake_trouble")
+        else:
+            pause = self._settings.reconcile_seconds
+            return pause if due is None else min(pause, max(due, 0.05))
+        return TROUBLE_SECONDS
+
+    def _scan(self) -> None:
+        for settled in self._watcher.scan(time.monotonic()):
+            # Under the low-water mark files stay where they are; `dropforge status` says so.
+            if self.stop.is_set() or self._disk.shortage():
+                break
+            self._take(settled)
+        self._write_note()
+
+    def _take(self, settled: Settled) -> None:
+        """Take one file; one that cannot be taken is passed over for a while, whatever is wrong with it."""
+        try:
+            outcome = self._intake.take(settled, now_ms())
+        except Exception as error:
+            if is_full(error):
+                raise  # there was room for the file when it was looked at: no other fits in now
+            self._watcher.put_off(settled, f"it could not be taken: {error}", time.monotonic())
+            log.warning("file_trouble", track=settled.track, name=settled.name, error=str(error), exc_info=True)
+            return
+        if outcome.is_taken:
+            log.info("file_taken", outcome=str(outcome))
+            self._poke()
+            return
+        log.debug("file_left", outcome=str(outcome))
+        if outcome.kind in {"unreadable", "no_room", "not_moved"} or settled.role == "heldout":
+            self._watcher.put_off(settled, outcome.message, time.monotonic())
+
+    def _write_note(self) -> None:
+        """Tell `dropforge status` what the inbox holds that is not taken, when that has changed."""
+        note = {
+            "waiting": self._watcher.waiting(),
+            "unknown_folders": self._watcher.unknown_folders(),
+            "full_tracks": self._intake.full_tracks(),
+            "left": self._watcher.left(),
+        }
+        if note != self._note:
+            self._note = note
+            durable.write_hint(self._settings.state_folder / WATCHER_NOTE, note)

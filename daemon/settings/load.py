@@ -1,0 +1,158 @@
+"""Read `dropforge.toml` and environment variables into checked settings."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from daemon.settings.model import (
+    ENV_PREFIX,
+    FILE_NAME,
+    OTHER_VARIABLES,
+    RESERVED_TRACKS,
+    Settings,
+    SettingsError,
+    TrackSettings,
+)
+from daemon.settings.numbers import no_numbers, section_of
+from daemon.settings.places import absolute_paths, overlap
+from daemon.settings.text import BadText, nearest, overlay, read_toml, read_variable, shown
+from daemon.system.programs import owner_of
+
+
+def load(path: Path | None = None, environment: Mapping[str, str] | None = None) -> Settings:
+    """
+    Read the settings file (`path`, else `$DROPFORGE_CONFIG`, else ./dropforge.toml if it is there) and the environment.
+
+    A variable names a setting with its sections, joined by two underscores: `DROPFORGE_TRAIN__EPOCHS=2`. Raises
+    `SettingsError` naming file and field.
+    """
+    environment = os.environ if environment is None else environment
+    chosen = path or Path(environment.get("DROPFORGE_CONFIG") or FILE_NAME)
+    values: dict[str, Any] = {}
+    if path is not None or "DROPFORGE_CONFIG" in environment or chosen.exists():
+        values = _read(chosen)
+    variables = _from_environment(environment)
+    _check_values(values, str(chosen))
+    _check_values(variables, "the environment")
+    try:
+        settings = Settings.model_validate(overlay(values, variables))
+    except ValidationError as error:
+        raise _worded(error, str(chosen), environment) from error
+    for name in settings.tracks:
+        try:
+            settings.track(name)
+        except ValidationError as error:
+            raise _worded(error, str(chosen), environment, ("tracks", name)) from error
+    gate = settings.gate.model_copy(update={"pinned_by": settings.gate.pinned_by or owner_of(chosen)})
+    resolved = settings.model_copy(update={**absolute_paths(settings, chosen.absolute().parent), "gate": gate})
+    variable = f"{ENV_PREFIX}INBOX"
+    _refuse_overlap(resolved, chosen, settings.inbox, variable if variable in environment else str(chosen))
+    return resolved
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return read_toml(path)
+    except FileNotFoundError as error:
+        message = f"there is no settings file {path}"
+        raise SettingsError(message, f"make one: dropforge init {path.parent}") from error
+    except OSError as error:
+        message = f"cannot read the settings file {path}: {error.strerror}"
+        raise SettingsError(message, f"see who may read it: ls -l {path}") from error
+    except BadText as error:
+        message = f"{path} {error}"
+        raise SettingsError(message, "mend it; the commented sample is systemd/dropforge.toml") from error
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name in sorted(environment):
+        if not name.startswith(ENV_PREFIX) or name in OTHER_VARIABLES:
+            continue
+        place = values
+        *sections, last = name.removeprefix(ENV_PREFIX).lower().split("__")
+        for section in sections:
+            place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                message = f"{name}: {section!r} is set by another variable already"
+                raise SettingsError(message, "set either the section as a whole or its fields one by one")
+        try:
+            place[last] = read_variable(environment[name])
+        except BadText as error:
+            message = f"{name} {error}"
+            raise SettingsError(message, "write the value alone, or a table of a section as JSON") from error
+    return values
+
+
+def _refuse_unknown(values: Mapping[str, Any], model: type[BaseModel], source: str, place: tuple[str, ...]) -> None:
+    for key, value in values.items():
+        dotted = ".".join((*place, key))
+        if key not in model.model_fields:
+            near = nearest(key, model.model_fields)
+            known = ", ".join(model.model_fields)
+            hint = f"did you mean {'.'.join((*place, near))!r}?" if near else f"known here: {known}"
+            message = f"{source}: unknown setting {dotted!r}"
+            raise SettingsError(message, hint)
+        section = section_of(model.model_fields[key])
+        if section is not None and isinstance(value, Mapping):
+            _refuse_unknown(value, section, source, (*place, key))
+
+
+def _refuse_no_numbers(values: Mapping[str, Any], model: type[BaseModel], source: str, place: tuple[str, ...]) -> None:
+    for wrong, value, expected in no_numbers(values, model, place):
+        message = f"{source}: {'.'.join(wrong)}: must be {expected}"
+        hint = f"found {shown(value)}; write such a number, or leave it out for the default: systemd/dropforge.toml"
+        raise SettingsError(message, hint)
+
+
+def _check_values(values: Mapping[str, Any], source: str) -> None:
+    _refuse_unknown(values, Settings, source, ())
+    _refuse_no_numbers(values, Settings, source, ())
+    tracks = values.get("tracks", {})
+    if not isinstance(tracks, Mapping):
+        message = f"{source}: tracks must be a table"
+        raise SettingsError(message, "write [tracks.NAME] and the settings of that track below")
+    for name, overrides in tracks.items():
+        _check_track(name, overrides, source)
+
+
+def _check_track(name: str, overrides: Any, source: str) -> None:
+    if name in RESERVED_TRACKS or not name.replace("-", "").replace("_", "").isalnum() or not name.isascii():
+        message = f"{source}: a track cannot be called {name!r}"
+        raise SettingsError(message, "use letters, digits, - and _; heldout, done and rejected are reserved")
+    if not isinstance(overrides, Mapping):
+        message = f"{source}: tracks.{name} must be a table"
+        raise SettingsError(message, f"write [tracks.{name}] and its settings below")
+    _refuse_unknown(overrides, TrackSettings, source, ("tracks", name))
+    _refuse_no_numbers(overrides, TrackSettings, source, ("tracks", name))
+
+
+def _refuse_overlap(settings: Settings, file: Path, found: str, source: str) -> None:
+    words = overlap(settings, file)
+    if words is not None:
+        message = f"{source}: inbox: {words}"
+        hint = (
+            f"found {shown(found)}; what lies in an inbox is taken for drops: give it a folder of its own, as "
+            'inbox = "inbox", apart from settings, home, state and base models'
+        )
+        raise SettingsError(message, hint)
+
+
+def _worded(
+    error: ValidationError, file: str, environment: Mapping[str, str], section: tuple[str, ...] = ()
+) -> SettingsError:
+    first = error.errors()[0]
+    # Pydantic's mark of a wrong name in a table is nobody's setting.
+    place = (*section, *(str(part) for part in first["loc"] if part != "[key]"))
+    variable = ENV_PREFIX + "__".join(place).upper()
+    source = variable if variable in environment else file
+    # TOML has lists alone.
+    problem = first["msg"].removeprefix("Value error, ").replace("a valid tuple", 'a list, as ["one", "two"]')
+    # A key or a password that stands where only its variable's name should is not repeated.
+    found = "what is not shown here" if "judge" in place else shown(first["input"])
+    return SettingsError(
+        f"{source}: {'.'.join(place)}: {problem}", f"found {found}; the commented sample is systemd/dropforge.toml"
+    )

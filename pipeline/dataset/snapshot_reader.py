@@ -1,0 +1,120 @@
+"""Read the drops of a run, row by row, into partitions."""
+
+import re
+from contextlib import nullcontext
+from pathlib import Path
+
+from pipeline import durable
+from pipeline.artifacts import Drop
+from pipeline.contract import Attempt
+from pipeline.dataset.partitions import Spill, SpilledRow
+from pipeline.dataset.prompt_hash import hash_id, hash_place, normalise
+from pipeline.errors import CannotTrain
+from pipeline.metrics.tokens import is_short
+from pipeline.near_duplicates.signature_files import FOLDER, signature_name
+from pipeline.near_duplicates.signatures import SignatureWriter, holds
+from pipeline.near_duplicates.word_hashes import WordHasher
+from pipeline.prompt import fold
+from pipeline.validation.records import Finding, Limits, Record, read_records
+from pipeline.validation.special_tokens import control_tokens
+
+SHORT_WORDS = 5
+
+
+CHECK_EVERY = 1000
+
+
+#: The intake bounded the lines already, perhaps by another setting than today's.
+_LIMITS = Limits(max_line_bytes=1 << 40)
+
+
+_MORE_TOKENS = 4
+
+
+def estimate_tokens(text: str) -> int:
+    """
+    Return a number of tokens that is certainly enough for `text`.
+
+    One a byte of UTF-8, which is the most that a byte-level tokenizer makes of it (keys, sequences and codes come near
+    that), and 4 for a leading blank and the end.
+    """
+    return len(text.encode("utf-8")) + _MORE_TOKENS
+
+
+class SnapshotReader:
+    """Spills the rows of the drops, and makes the signatures of those that have none yet."""
+
+    def __init__(self, attempt: Attempt, spill: Spill) -> None:
+        """Read into `spill`."""
+        self._attempt = attempt
+        self._spill = spill
+        self._hasher = WordHasher()
+        tokens = control_tokens(Path(attempt.config.base_model)) if attempt.config.special_tokens == "reject" else ()
+        self._holds = re.compile("|".join(map(re.escape, tokens))).search if tokens else None
+        self._done = 0
+        self._total = sum(drop.rows for drop in attempt.spec.drops)
+        self.forged = 0
+        """Rows that hold control tokens and stay out of every side."""
+        self.signatures: list[Path] = []
+        """A drop each."""
+        self.counts: list[int] = []
+        """A drop each: its records."""
+        attempt.make_folder(FOLDER)
+        attempt.progress(0, self._total, phase="reading")
+
+    def read(self, order: int, drop: Drop) -> None:
+        """Read one drop, the `order`th of the run. Raises `StepFailed` if its file is not what it was."""
+        attempt = self._attempt
+        path = attempt.path(drop.path)
+        _check_whole(attempt, path, drop)
+        signer = self._signer(drop)
+        number = 0
+        with signer or nullcontext():
+            for number, record in enumerate(read_records(path, _LIMITS), start=1):
+                if isinstance(record, Finding):
+                    message = f"drop {drop.id} ({drop.name}), line {record.line}: {record.message}"
+                    raise CannotTrain(message, f"take it out: dropforge drops withdraw {drop.id} --reason 'bad row'")
+                if signer is not None:
+                    signer.add(record.instruction, record.input, record.output)
+                self._take(record, drop, order, number - 1)
+        self.counts.append(number)
+
+    def _take(self, record: Record, drop: Drop, order: int, number: int) -> None:
+        if self._holds is not None and any(map(self._holds, (record.instruction, record.input, record.output))):
+            self.forged += 1
+        else:
+            self._spill.add(_spilled(self._attempt.config.salt, record, drop, (order, number)))
+        self._done += 1
+        if self._done % CHECK_EVERY == 0:
+            self._attempt.check_stop()
+            self._attempt.progress(self._done, self._total)
+
+    def _signer(self, drop: Drop) -> SignatureWriter | None:
+        """Find the drop's signatures; if there are none that hold, return what makes them."""
+        name = signature_name(drop.sha256)
+        kept, own = self._attempt.root / FOLDER / name, self._attempt.folder / FOLDER / name
+        found = next((path for path in (own, kept) if holds(path, drop.rows)), None)
+        self.signatures.append(found or own)
+        return SignatureWriter(own, self._hasher) if found is None else None
+
+
+def _check_whole(attempt: Attempt, path: Path, drop: Drop) -> None:
+    attempt.check_stop()
+    hint = f"drop the file again, or take it out: dropforge drops withdraw {drop.id} --reason damaged"
+    if not path.is_file():
+        message = f"drop {drop.id} ({drop.name}) is gone from the store: {drop.path}"
+        raise CannotTrain(message, hint)
+    if durable.sha256_file(path) != drop.sha256:
+        message = f"drop {drop.id} ({drop.name}) is damaged: its bytes no longer have the hash that they came with"
+        raise CannotTrain(message, hint)
+
+
+def _spilled(salt: str, record: Record, drop: Drop, place: tuple[int, int]) -> SpilledRow:
+    prompt = normalise(fold(record.instruction, record.input))
+    return SpilledRow(
+        place=hash_place(salt, prompt), id=hash_id(prompt),
+        pinned=drop.role == "heldout", order=place[0], number=place[1],
+        drop=drop.id, instruction=record.instruction, input=record.input, output=record.output, tags=record.tags,
+        tokens=estimate_tokens(record.output),
+        short=is_short(record.output, SHORT_WORDS),
+    )  # fmt: skip
