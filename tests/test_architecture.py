@@ -14,7 +14,7 @@ BIN = Path(sys.executable).parent
 STACK = {"accelerate", "bitsandbytes", "datasets", "evaluate", "matplotlib", "peft", "torch", "transformers", "trl"}
 NUMBERS = {"numpy", "scipy"}
 VAGUE_NAMES = {"utils", "util", "common", "helpers", "manager", "models", "types", "misc"}
-MOST_LINES = 400
+MOST_LINES, MOST_MODULES = 400, 12
 MODULES = sorted(path for room in ("daemon", "pipeline") for path in (ROOT / room).rglob("*.py"))
 
 
@@ -59,6 +59,27 @@ def test_an_untouched_copy_keeps_every_import_contract(house: Path) -> None:
     assert lint_imports(house).returncode == 0
 
 
+#: On each floor a module that must not import what stands above it, and one that stands there.
+UPWARD = (
+    ("daemon/service.py", "daemon.cli"), ("daemon/views/overview.py", "daemon.service"),
+    ("daemon/views/overview.py", "daemon.dispatch.dispatcher"), ("daemon/inbox/intake.py", "daemon.dispatch.worker"),
+    ("daemon/inbox/intake.py", "daemon.champions.promotion"), ("daemon/storage/gc.py", "daemon.inbox.intake"),
+    ("daemon/queue/run_queue.py", "daemon.champions.promotion"), ("daemon/state/tables.py", "daemon.queue.run_queue"),
+    ("daemon/settings/model.py", "daemon.state.tables"), ("daemon/system/clock.py", "daemon.state.layout"),
+    ("pipeline/evaluation/plan.py", "pipeline.steps.evaluate"),
+    ("pipeline/report/facts.py", "pipeline.evaluation.plan"),
+    ("pipeline/dataset/split.py", "pipeline.qlora.loading"), ("pipeline/gate/guards.py", "pipeline.report.facts"),
+    ("pipeline/contract.py", "pipeline.gate.reasons"), ("pipeline/prompt.py", "pipeline.contract"),
+    ("pipeline/validation/records.py", "pipeline.dataset.split"), ("pipeline/wording.py", "pipeline.prompt"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("module", "above"), UPWARD)
+def test_a_planted_upward_import_breaks_the_floors(house: Path, module: str, above: str) -> None:
+    plant(house / module, f"def late():\n    import {above}")
+    assert f"Inside {module.partition('/')[0]} imports run downwards" in broken_contracts(house)
+
+
 @pytest.mark.parametrize(
     ("module", "text", "contract"),
     [
@@ -80,7 +101,7 @@ def test_an_untouched_copy_keeps_every_import_contract(house: Path) -> None:
         ),
         (
             "daemon/queue/run_queue.py",
-            "def late():\n    from pipeline import evaluate",
+            "def late():\n    from pipeline.steps import evaluate",
             "The daemon never loads the training stack, not even through pipeline",
         ),
         (
@@ -149,3 +170,8 @@ def test_the_rooms_hold_no_code_in_their_init() -> None:
         assert [type(node) for node in body] == [ast.Expr], (
             "only a docstring: another distribution may overwrite the file"
         )
+
+
+def test_a_folder_holds_at_most_twelve_modules() -> None:
+    folders = {path.parent for path in MODULES}
+    assert [folder for folder in folders if len(list(folder.glob("*.py"))) > MOST_MODULES] == []

@@ -24,8 +24,8 @@ from daemon.inbox.watcher import Settled
 from daemon.queue import run_queue, snapshots, tracks
 from daemon.queue.yardstick import why_it_waits
 from daemon.settings.model import Settings
-from daemon.state import events
 from daemon.state.database import transaction
+from daemon.state.events import record_event
 from daemon.state.tables import Drop, DropState, Event
 from daemon.storage.disk import Disk
 from daemon.system.programs import name_of
@@ -35,18 +35,8 @@ from pipeline.validation.records import FileFinding
 from pipeline.validation.validate import Notice, Validation, validate
 from pipeline.wording import printable, size_words
 
-Kind = Literal[
-    "accepted",
-    "proposed",
-    "rejected",
-    "duplicate",
-    "changed",
-    "gone",
-    "queue_full",
-    "unreadable",
-    "no_room",
-    "not_moved",
-]
+Taken = Literal["accepted", "proposed", "rejected", "duplicate"]
+Kind = Taken | Literal["changed", "gone", "queue_full", "unreadable", "no_room", "not_moved"]
 _ENDINGS = (b".jsonl", b".json")
 #: States in which a drop's content counts as known. Not what a stranger proposed: the owner's own copy counts at once.
 _KNOWN = (DropState.ACCEPTED, DropState.WITHDRAWN, DropState.HELD)
@@ -313,7 +303,7 @@ class Intake:
             self._told.add(key)
             with transaction(self._engine) as session:
                 name = _shown(settled)
-                events.record_event(session, f"drop_{kind}", now, track=settled.track, name=name, message=message)
+                record_event(session, f"drop_{kind}", now, track=settled.track, name=name, message=message)
         return _outcome(settled, kind, message)
 
 
@@ -356,7 +346,7 @@ def _record(session: Session, drop: Drop, source: _Source, notices: tuple[Notice
     session.add(drop)
     session.flush()
     warnings = [notice.model_dump() for notice in notices]
-    events.record_event(
+    record_event(
         session, f"drop_{drop.state}", source.now, track=drop.track, run_id=detail.get("run"), drop_id=drop.id,
         name=drop.name, rows=drop.rows, reason=drop.reason, source=identity(source.info), warnings=warnings,
         owner=name_of(source.info.st_uid), **detail,

@@ -96,7 +96,7 @@ def test_a_rollback_moves_link_baseline_and_generation_to_the_model_before(house
 def test_a_model_that_takes_long_to_load_serves_from_when_it_was_loaded(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(promotion, "monotonic", iter([5.0, 95.0]).__next__)
+    monkeypatch.setattr(rollback, "monotonic", iter([5.0, 95.0]).__next__)
     assert house.back().done_at == 50 + 90_000
 
 

@@ -26,7 +26,7 @@ from pipeline.errors import DropforgeError
 NOW = 1_800_000_000_000
 GOOD = [{"instruction": f"Question {number}?", "output": "yes"} for number in range(3)]
 FINDINGS = Draft202012Validator(
-    json.loads((Path(__file__).parents[2] / "schemas" / "drop-errors.schema.json").read_text(encoding="utf-8")),
+    json.loads((Path(__file__).parents[3] / "schemas" / "drop-errors.schema.json").read_text(encoding="utf-8")),
     format_checker=Draft202012Validator.FORMAT_CHECKER,
 )
 
@@ -489,7 +489,7 @@ def die(*_arguments: object, **_named: object) -> None:
 
 
 def cut_before_transaction(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("daemon.inbox.intake.queue.enqueue", die)
+    patch.setattr("daemon.inbox.intake.run_queue.enqueue", die)
 
 
 def cut_before_document(patch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from daemon.settings.load import load
 from daemon.settings.model import Settings, SettingsError, TrackSettings
 from pipeline.config import RunConfig
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SAMPLE = (ROOT / "systemd" / "dropforge.toml").read_text(encoding="utf-8")
 SCHEMA = json.loads((ROOT / "schemas" / "settings.schema.json").read_text(encoding="utf-8"))
 #: What `load` makes absolute.

@@ -34,7 +34,7 @@ from daemon.state.tables import Attempt, Drop, Event, Promotion, Run, Slot, Trac
 
 #: One of so many statements is cut in the usual run of the tests, from a random one on; all with DROPFORGE_CHAOS=whole.
 SAMPLE = 8
-RELEASED = sorted((Path(__file__).parent / "released").glob("*.sql"))
+RELEASED = sorted((Path(__file__).parents[1] / "released").glob("*.sql"))
 NEXT = """
 import sqlalchemy as sa
 from alembic import op

@@ -304,7 +304,7 @@ def test_the_command_ends_with_1_if_a_line_is_bad_and_says_the_same_as_json(
 
 def test_it_loads_no_torch(settings: Settings, tmp_path: Path) -> None:
     code = (
-        "import json, sys; from pathlib import Path; from daemon.settings.model import load; "
+        "import json, sys; from pathlib import Path; from daemon.settings.load import load; "
         "from daemon.views.doctor import examine; "
         "examine(load(Path(sys.argv[1]), {})); print(json.dumps(sorted(sys.modules)))"
     )

@@ -15,7 +15,7 @@ MONTHS, CANDIDATES = 60, 150
 @pytest.fixture(scope="module")
 def bench() -> ModuleType:
     """Return the script as a module."""
-    spec = importlib.util.spec_from_file_location("bench_gate", Path(__file__).parents[2] / "bench/gate.py")
+    spec = importlib.util.spec_from_file_location("bench_gate", Path(__file__).parents[3] / "bench/gate.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

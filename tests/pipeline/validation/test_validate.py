@@ -36,7 +36,7 @@ def check(folder: Path, *rows: Any, options: Options = Options()) -> Validation:
 
 
 def schema() -> Draft202012Validator:
-    path = Path(__file__).parents[2] / "schemas" / "alpaca-record.schema.json"
+    path = Path(__file__).parents[3] / "schemas" / "alpaca-record.schema.json"
     return Draft202012Validator(json.loads(path.read_text(encoding="utf-8")))
 
 
