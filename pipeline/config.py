@@ -120,7 +120,7 @@ Points = Annotated[float, Field(ge=0, le=100)]
 class GateConfig(Frozen):
     """When a candidate replaces the champion."""
 
-    on: Literal["all", "established", "pinned"] = "all"
+    on: Literal["all", "seen", "pinned"] = "all"
     """What is judged on: the drops' own held-out shares, those of drops that the champion knows, or pinned files."""
     approval: Literal["auto", "manual"] = "auto"
     """`manual` holds a candidate that won until a person says `dropforge promote RUN`."""
@@ -244,7 +244,7 @@ class RunConfig(Frozen):
     base_model_id: str
     salt: str
     special_tokens: Literal["reject", "escape"] = "reject"
-    """Records that hold a control token of the base model: left out of every side, or read as plain text on each."""
+    """Records that hold a special token of the base model: left out of every split, or read as plain text on each."""
     split: SplitConfig = SplitConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()

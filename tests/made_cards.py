@@ -175,9 +175,9 @@ def guards(*, failing: bool = False) -> tuple[GuardResult, ...]:
 def slices() -> tuple[SliceResult, ...]:
     """Return slices of every kind."""
     return (
-        SliceResult(kind="established", label="drops that the champion knows", records=300, candidate=72.0,
+        SliceResult(kind="seen", label="drops that the champion knows", records=300, candidate=72.0,
                     champion=66.0, gain=6.0, interval=(0.4, 11.5)),
-        SliceResult(kind="new", label="new drops", records=100, candidate=61.0, champion=65.5, gain=-4.5,
+        SliceResult(kind="unseen", label="new drops", records=100, candidate=61.0, champion=65.5, gain=-4.5,
                     interval=(-15.2, 6.3)),
         SliceResult(kind="drop", label="drop 1 (reviews-2026-10.jsonl)", records=300, candidate=72.0, champion=66.0,
                     gain=6.0, interval=(0.4, 11.5)),

@@ -199,12 +199,12 @@ def follow(engine: Engine, state_folder: Path, track: str) -> None:
     """Make the track's links equal to its row."""
     with transaction(engine) as session:
         row = session.get_one(Track, track)
-        reigning = select(Promotion).where(
+        serving = select(Promotion).where(
             Promotion.track == track,
             Promotion.state == PromotionState.DONE,
             Promotion.generation == row.champion_generation,
         )
-        promotion = session.exec(reigning).one()
+        promotion = session.exec(serving).one()
     path = row.champion_path or promotion.model_path
     previous = promotion.previous_path or path
     if promotion.previous_model_id == row.base_model_id and row.base_path is not None:

@@ -159,7 +159,7 @@ def _slice_lines(verdict: "Verdict") -> list[str]:
     """Return the gain on records of drops that the champion knows, and on those of new ones."""
     lines = []
     for one in verdict.slices:
-        if one.kind in {"established", "new"}:
+        if one.kind in {"seen", "unseen"}:
             between = f", interval {one.interval[0]:+.1f} to {one.interval[1]:+.1f}" if one.interval else ""
             lines.append(f"{one.label}: gain {one.gain:+.1f} points on {one.records} records{between}")
     return lines

@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 StateOption = Annotated[
     str | None,
     typer.Option(
-        "--state", metavar="STATE", help="queued, running, waiting, succeeded, failed, cancelled or quarantined.",
+        "--state", metavar="STATE", help="queued, running, waiting, succeeded, failed, cancelled or crashed.",
     ),
 ]  # fmt: skip
 StepOption = Annotated[
     str | None, typer.Option("--step", metavar="STEP", help="Of this step only, as train or evaluate.")
 ]
 _FOLLOW_SECONDS = 0.5
-_FINAL = ("succeeded", "failed", "cancelled", "quarantined")
+_FINAL = ("succeeded", "failed", "cancelled", "crashed")
 
 
 def register(app: typer.Typer) -> None:
@@ -133,12 +133,12 @@ def retry(
     ] = None,
 ) -> None:
     """
-    Let a failed, cancelled or quarantined run go on where it stopped.
+    Let a failed, cancelled or crashed run go on where it stopped.
 
-    With the settings of today, and without the drops that were withdrawn or held meanwhile: steps that this makes stale
-    are done again.
+    With the settings of today, and without the drops that were withdrawn or suspended meanwhile: steps that
+    this makes stale are done again.
     """
-    from daemon.dispatch.stale_steps import take_back  # noqa: PLC0415 - a quick start
+    from daemon.dispatch.stale_steps import invalidate  # noqa: PLC0415 - a quick start
     from daemon.queue import run_queue  # noqa: PLC0415 - a quick start
     from pipeline.steps import BY_NAME  # noqa: PLC0415 - a quick start
 
@@ -148,7 +148,7 @@ def retry(
     if since is not None:
         # Before the run is anybody's: a refusal must leave its artifacts as they are.
         run_queue.require_retriable(open_writer(context), run)
-        take_back(load_settings(context).state_folder, run, since)
+        invalidate(load_settings(context).state_folder, run, since)
     state = _act(context, run, run_queue.retry)
     print_line(f"run {run} is {state} and goes on{_when_it_acts(context)}")
 

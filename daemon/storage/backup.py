@@ -3,7 +3,7 @@ A backup of the state folder, made while the daemon writes, and putting it back 
 
     BACKUP/manifest.json     written last: schema, rows by table, size and sha256 of every file
     BACKUP/dropforge.db      the database, verified
-    BACKUP/drops/            the files of its accepted, proposed, withdrawn and held drops
+    BACKUP/drops/            the files of its accepted, proposed, withdrawn and suspended drops
     BACKUP/runs/<id>/*.json  what its succeeded runs published: verdicts and numbers
     BACKUP/runs/<id>/attempts/decide-<n>/report/  their evidence cards
     BACKUP/models/<id>/      the merged models that are champion or previous, or wait for approval, if asked for

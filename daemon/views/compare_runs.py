@@ -23,7 +23,7 @@ class CardDamaged(DropforgeError):
     """The data of a run's evidence card, or its scored records, are none."""
 
 
-class Side(Frozen):
+class ComparedRun(Frozen):
     """One of the two runs."""
 
     run: int
@@ -62,8 +62,8 @@ class Score(Frozen):
 class Comparison(Frozen):
     """Two runs beside each other."""
 
-    first: Side
-    second: Side
+    first: ComparedRun
+    second: ComparedRun
     settings: tuple[Setting, ...]
     records: int = 0
     """Scored in both runs, with the same references."""
@@ -111,17 +111,17 @@ def compare(overview: Overview, first_id: int, second_id: int) -> Comparison:
     first, second = overview.run(first_id), overview.run(second_id)
     names = [{drop["sha256"]: drop["name"] for drop in run.snapshot} for run in (first, second)]
     made = Comparison(
-        first=_side(overview, first, _only(names[0], names[1])),
-        second=_side(overview, second, _only(names[1], names[0])),
+        first=_compared(overview, first, _only(names[0], names[1])),
+        second=_compared(overview, second, _only(names[1], names[0])),
         settings=tuple(_differing(overview, first, second)),
     )
     return made.model_copy(update=_scores(overview, first, second))
 
 
-def _side(overview: Overview, run: RunDetail, drops: tuple[str, ...]) -> Side:
+def _compared(overview: Overview, run: RunDetail, drops: tuple[str, ...]) -> ComparedRun:
     data = overview.published(run.id, "prepare") or {}
     verdict = run.verdict
-    return Side(
+    return ComparedRun(
         run=run.id, track=run.track, state=run.state, outcome=run.outcome, sentence=run.sentence, drops=drops,
         gain=verdict.gain if verdict else None, model_id=verdict.candidate_model_id if verdict else None,
         train_rows=data.get("train_rows"),

@@ -55,7 +55,7 @@ _LEAST_P = 0.0001
 
 
 @dataclass(frozen=True)
-class Circumstances:
+class VerdictContext:
     """What a sentence says beside the verdict's own numbers."""
 
     track_option: str
@@ -63,18 +63,18 @@ class Circumstances:
     gate: GateConfig
     least_records: int
     harm_p_value: float
-    dearest_guards: str | None = None
+    costliest_guards: str | None = None
     """The family of guards that would stop the most good candidates by chance."""
-    established_lost: tuple[str, ...] = ()
+    seen_lost: tuple[str, ...] = ()
     seen_by_candidate: int = 0
     seen_by_champion: int = 0
     repinned: tuple[tuple[int, str, int], ...] = ()
     """Pinned drops that changed references since the champion was judged: number, file, records."""
     held_excused: bool = False
-    """Whether a bad verdict does not stand without these records, so that no drop is held back."""
+    """Whether a bad verdict does not stand without these records, so that no drop is suspended."""
 
 
-def sentence(verdict: Verdict, facts: Circumstances) -> str:
+def sentence(verdict: Verdict, facts: VerdictContext) -> str:
     """Return the verdict in one sentence with its numbers, and a second one on what this set can show."""
     head = f"{WORDS[verdict.outcome]}: "
     title = METRICS[verdict.metric].title
@@ -177,13 +177,13 @@ _GUARD_WORDS: Mapping[str, Callable[[GuardResult], str]] = {
 }  # fmt: skip
 
 
-def _why(verdict: Verdict, facts: Circumstances) -> str:
+def _why(verdict: Verdict, facts: VerdictContext) -> str:
     """Say what stood against promotion, the decisive first; of a promoted one, what it rests on."""
     said = _said(verdict, facts)
     failed = [row for row in verdict.guards if row.state == "failed"]
     guards = [guard_words(row) for row in failed]
     # A slice that lost and is a guard says so itself.
-    told = {"established_lost"} if any(row.guard == "slice" for row in failed) else set()
+    told = {"seen_lost"} if any(row.guard == "slice" for row in failed) else set()
     tested = [said[code] for code in verdict.reasons if code in said and code not in told]
     if verdict.outcome == "worse":
         drops = "" if facts.held_excused else " and at the drops that were new"
@@ -198,7 +198,7 @@ def _why(verdict: Verdict, facts: Circumstances) -> str:
     return "; ".join(parts)
 
 
-def _yardstick(facts: Circumstances) -> str:
+def _yardstick(facts: VerdictContext) -> str:
     """Say that both models were measured by other references than the champion was when it won."""
     if not facts.repinned:
         return ""
@@ -207,10 +207,10 @@ def _yardstick(facts: Circumstances) -> str:
     if not facts.held_excused:
         return found
     back = " and ".join(f"dropforge drops withdraw {drop} --reason TEXT" for drop, _, _ in facts.repinned)
-    return f"{found}, and without them this would not be shown: look at them first ({back}); no drop is held back"
+    return f"{found}, and without them this would not be shown: look at them first ({back}); no drop is suspended"
 
 
-def _said(verdict: Verdict, facts: Circumstances) -> dict[str, str]:
+def _said(verdict: Verdict, facts: VerdictContext) -> dict[str, str]:
     """Return the words of the reasons that are no guard's."""
     gate, least = facts.gate, facts.least_records
     pinned = "drop rows into the track's heldout folder, or set gate.on"
@@ -218,27 +218,27 @@ def _said(verdict: Verdict, facts: Circumstances) -> dict[str, str]:
         "trained_on_heldout": f"the candidate was trained on {records(facts.seen_by_candidate)} of these; "
         "the next run is prepared and trained anew; drop a file to begin one",
         "no_pinned_heldout": f'gate.on is "pinned" and no held-out set was dropped; {pinned}',
-        "too_few_established": f'gate.on is "established" and a verdict needs {least} held-out records of drops that '
+        "too_few_seen": f'gate.on is "seen" and a verdict needs {least} held-out records of drops that '
         f'the champion was trained on; drop more rows of their kind, or set gate.on = "all"',
         "too_few_records": f"a verdict needs {records(least)}; drop more rows",
         "harm_shown": f"a loss like this by chance has {p(facts.harm_p_value)}",
         "p_above_limit": f"{_p_beside(verdict.p_value, gate.alpha)} is above {gate.alpha:g}",
         "gain_below_minimum": f"a gain of {_beside(verdict.gain or 0.0, gate.min_gain, 2)} is below {gate.min_gain:g}",
         "gain_from_new_data": f"{REASONS['gain_from_new_data']}, {_with_and_without(verdict)}",
-        "established_lost": f"the gain is there only with new records, and {_listed(facts.established_lost)} lost",
+        "seen_lost": f"the gain is there only with new records, and {_listed(facts.seen_lost)} lost",
     }
 
 
 def _with_and_without(verdict: Verdict) -> str:
     gains = {row.kind: row for row in verdict.slices}
-    new, known = gains.get("new"), gains.get("established")
+    new, known = gains.get("unseen"), gains.get("seen")
     on_new = f"{new.gain:+.1f} points on {new.records} of them" if new else "none of them old"
     return f"{on_new} and {known.gain:+.1f} on the {known.records} others" if known else on_new
 
 
-def _context(verdict: Verdict, facts: Circumstances) -> str:
+def _context(verdict: Verdict, facts: VerdictContext) -> str:
     """Say what this set can show at all, how often it was used, and what it leaves out."""
-    sees = f"{_sees(verdict, facts.dearest_guards)}; "
+    sees = f"{_sees(verdict, facts.costliest_guards)}; "
     if verdict.outcome == "insufficient_evidence":
         # No gain would be promoted on it, and the sentence has said what is missing.
         sees = ""
@@ -254,7 +254,7 @@ def _context(verdict: Verdict, facts: Circumstances) -> str:
     return f"{sees}{uses}{same}{seen}."
 
 
-def _sees(verdict: Verdict, dearest: str | None) -> str:
+def _sees(verdict: Verdict, costliest: str | None) -> str:
     """Say the smallest gain that this set can show, and what stands in its way."""
     smallest = verdict.smallest_detectable_gain
     if smallest is None:
@@ -262,7 +262,7 @@ def _sees(verdict: Verdict, dearest: str | None) -> str:
     found = f"A gain of {smallest:.1f} points would be promoted on this set in {cases(verdict.detectable_power)}"
     if (verdict.detectable_power or POWER) >= POWER:
         return found
-    most = f", most of all {_FAMILIES.get(dearest, 'those on slices')}" if dearest else ""
+    most = f", most of all {_FAMILIES.get(costliest, 'those on slices')}" if costliest else ""
     chance = f"guards that look at few records also stop good candidates by chance{most}"
     return f"{found}, and none much more surely: {chance}"
 

@@ -181,7 +181,7 @@ def _slices(verdict: Verdict) -> Html:
     rows: list[list[Child]] = [[*_slice_row(one), slice_picture(one, ends)] for one in verdict.slices]
     kinds = {one.kind for one in verdict.slices}
     lead = "The same records, by where they come from."
-    if {"established", "new"} <= kinds:
+    if {"seen", "unseen"} <= kinds:
         lead += (
             " New are those of drops that the champion was not trained on: a new drop brings its own questions, so a "
             "gain that is only there says less."

@@ -36,7 +36,7 @@ def what_was_judged(card: Card) -> Html:
         ("Held-out records", [f"{data.heldout_rows:,}", ", a set of your own" if data.heldout_pinned else None]),
         ("Duplicates left out", _number(data.duplicates)),
         ("Answers replaced by a later drop's", _number(data.replaced)),
-        ("Rows with control tokens, left out", _number(data.rows_with_control_tokens)),
+        ("Rows with special tokens, left out", _number(data.rows_with_special_tokens)),
         ("Held-out records too long to ask", _number(card.report.records_too_long if card.report else 0)),
     ])  # fmt: skip
     drops = table(columns, rows, "What was dropped") if rows else None

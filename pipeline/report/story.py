@@ -38,7 +38,7 @@ _FOUND = {
     "size": "What is larger",
     "judge": "What the judge says",
 }
-_KEPT = "No drop is held back for this: all are trained on again, together with the next ones."
+_KEPT = "No drop is suspended for this: all are trained on again, together with the next ones."
 BADGES: dict[Outcome, str] = {
     "promoted": "Promoted",
     "worse": "Worse",
@@ -271,7 +271,7 @@ def _after_replaced(dataset: Dataset, spec: StepSpec) -> list[NextStep]:
 
 def _after_no_proof(verdict: Verdict, dataset: Dataset) -> list[NextStep]:
     steps = []
-    if "established_lost" in verdict.reasons:
+    if "seen_lost" in verdict.reasons:
         words = "See in the slices, below, what records of older drops lost: new ones do not make up for it."
         steps.append(NextStep(words=words))
     elif verdict.records_needed:

@@ -65,11 +65,11 @@ def decide(attempt: Attempt) -> Verdict:
 
 def _require_champion(found: Report, spec: StepSpec) -> None:
     """Raise `StepFailed` if another champion than the spec's was asked: which records are new follows from that."""
-    reigning = spec.champion
-    if not found.is_against(reigning):
+    serving = spec.champion
+    if not found.is_against(serving):
         message = (
             f"the report's candidate was compared with generation {found.champion_generation} "
-            f"({found.champion.model_id[:12]}), and generation {reigning.generation} ({reigning.model_id[:12]}) is the "
+            f"({found.champion.model_id[:12]}), and generation {serving.generation} ({serving.model_id[:12]}) is the "
             "champion"
         )
         raise StepFailed(message, f"evaluate again: dropforge retry {spec.run} --from evaluate")

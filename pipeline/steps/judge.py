@@ -44,21 +44,21 @@ def judge(attempt: Attempt) -> Judgement:
     pairs = _read_pairs(attempt, report)[: config.records]
     folder = attempt.make_folder("report")
     log = BatchLog(attempt.make_folder("predictions") / REPLIES_NAME, _earlier_logs(attempt))
-    sitting = JudgeSession(attempt, pairs, log)
+    session = JudgeSession(attempt, pairs, log)
     try:
-        asyncio.run(sitting.hold())
+        asyncio.run(session.hold())
     except NoAnswerError as error:
-        sitting.gave_up = error.words
+        session.gave_up = error.words
     finally:
         log.close()
-    judged = {pair.id: sitting.judged.get(pair.id, Judged()) for pair in pairs}
+    judged = {pair.id: session.judged.get(pair.id, Judged()) for pair in pairs}
     _write_judgements(folder / JUDGEMENTS_NAME, judged)
     counts = Counter(one.result for one in judged.values())
-    _say(sitting, counts, len(pairs))
+    _say(session, counts, len(pairs))
     return Judgement(
         folder=attempt.relative(folder),
         model=config.model,
-        prompt_sha256=sitting.prompt,
+        prompt_sha256=session.prompt,
         **count_results([one.result for one in judged.values()]),
     )
 
@@ -118,13 +118,13 @@ def _write_judgements(path: Path, judged: Mapping[str, Judged]) -> None:
     durable.write_bytes(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
-def _say(sitting: JudgeSession, counts: Mapping[Outcome, int], records: int) -> None:
+def _say(session: JudgeSession, counts: Mapping[Outcome, int], records: int) -> None:
     """Write to the log what came of it."""
     said = [f"{counts[name]} {name}" for name in ("win", "loss", "tie", "inconsistent", "failed")]
-    words = [f"{records} records: {', '.join(said)}; {sitting.asked} replies, {sitting.found} from before"]
-    if sitting.unreadable:
-        words.append(f"a reply that named no winner: {sitting.unreadable[:SHOWN_REPLY]!r}")
-    if sitting.gave_up:
-        words.append(f"the endpoint was given up: {sitting.gave_up}")
+    words = [f"{records} records: {', '.join(said)}; {session.asked} replies, {session.found} from before"]
+    if session.unreadable:
+        words.append(f"a reply that named no winner: {session.unreadable[:SHOWN_REPLY]!r}")
+    if session.gave_up:
+        words.append(f"the endpoint was given up: {session.gave_up}")
         words.append("records without an answer count as failed, and the gate decides without them")
     sys.stderr.write("".join(f"judge: {line}\n" for line in words))

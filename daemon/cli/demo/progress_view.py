@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 #: The demo sets no judge.
 _STEPS = tuple(step for step in STEPS if not step.network)
-_FINAL = ("succeeded", "failed", "cancelled", "quarantined")
+_FINAL = ("succeeded", "failed", "cancelled", "crashed")
 _PARTS = 4
 """Lines for a step that counts, where there is no terminal."""
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from daemon.dispatch.stale_steps import take_back
+from daemon.dispatch.stale_steps import invalidate
 from daemon.queue import run_queue
 from daemon.state.tables import RunState
 from pipeline import durable
@@ -51,7 +51,7 @@ def test_a_run_whose_artifact_is_damaged_fails_by_its_name_and_does_the_step_aga
     assert row.error == f"what step prepare of run 1 published is damaged: {house.root}/runs/1/prepare.json"
     assert row.hint is not None
     assert row.hint.endswith("dropforge retry 1 --from prepare")
-    take_back(house.root, run, "prepare")
+    invalidate(house.root, run, "prepare")
     run_queue.retry(house.daemon.engine, run, house.now)
     house.daemon.finish_runs(house.now, "promoted")
     assert house.row(run).outcome == "promoted"

@@ -311,7 +311,7 @@ def test_a_run_that_loses_badly_holds_its_new_drops_back_and_only_those(
     new = add_drop(engine, "b")
     ticks(dispatcher)
     assert run_row(engine, 2).outcome == "worse"
-    assert (drop_state(engine, old), drop_state(engine, new)) == (DropState.ACCEPTED, DropState.HELD)
+    assert (drop_state(engine, old), drop_state(engine, new)) == (DropState.ACCEPTED, DropState.SUSPENDED)
     assert (settings.state_folder / "tracks" / "default" / "champion").readlink() == champion
     assert len(done_promotions(engine)) == 1
 
@@ -332,9 +332,10 @@ def test_a_restored_drop_that_is_in_a_bad_candidate_again_is_held_again_and_the_
         kept = {row.id: (row.state, row.reason) for row in session.exec(select(Drop))}
         told = [(row.kind, row.drop_id, row.run_id) for row in session.exec(select(Event)) if row.drop_id is not None]
     said = "new in run 3: worse, by the script"
-    assert kept == {1: ("accepted", None), bad: ("held", said), other: ("held", said)}
+    assert kept == {1: ("accepted", None), bad: ("suspended", said), other: ("suspended", said)}
     assert told == [
-        ("drop_held", bad, 2), ("drop_restored", bad, None), ("drop_held", bad, 3), ("drop_held", other, 3),
+        ("drop_suspended", bad, 2), ("drop_restored", bad, None), ("drop_suspended", bad, 3),
+        ("drop_suspended", other, 3),
     ]  # fmt: skip
 
 
@@ -348,7 +349,7 @@ def test_a_contaminated_candidate_holds_no_drop_and_clears_none(
     executor.outcome = "worse"
     second = add_drop(engine, "b")
     ticks(dispatcher)
-    assert (drop_state(engine, first), drop_state(engine, second)) == (DropState.HELD, DropState.HELD)
+    assert (drop_state(engine, first), drop_state(engine, second)) == (DropState.SUSPENDED, DropState.SUSPENDED)
 
 
 @pytest.mark.parametrize(
@@ -357,11 +358,11 @@ def test_a_contaminated_candidate_holds_no_drop_and_clears_none(
         (("below_floor",), DropState.ACCEPTED),  # the first drops of a track never reach it
         (("slower", "larger"), DropState.ACCEPTED),
         (("former_better", "judge_prefers_champion"), DropState.ACCEPTED),
-        (("former_better", "slice_lost"), DropState.HELD),
+        (("former_better", "slice_lost"), DropState.SUSPENDED),
         (("general_below_base",), DropState.ACCEPTED),  # lost by a line of champions, not in a night
-        (("general_below_base", "general_lost"), DropState.HELD),
-        (("below_floor", "slice_lost"), DropState.HELD),
-        (("nll_not_finite", "below_floor"), DropState.HELD),
+        (("general_below_base", "general_lost"), DropState.SUSPENDED),
+        (("below_floor", "slice_lost"), DropState.SUSPENDED),
+        (("nll_not_finite", "below_floor"), DropState.SUSPENDED),
     ],
 )
 def test_drops_are_held_for_harm_and_not_for_a_floor_the_costs_a_former_champion_or_a_judge(
@@ -382,7 +383,7 @@ def test_the_run_of_a_track_that_was_taken_out_of_the_settings_still_ends(
     ticks(new_dispatcher(engine, declared, executor), count=3)
     assert run_row(engine).state == RunState.RUNNING
     ticks(new_dispatcher(engine, settings, executor))
-    assert (run_row(engine).outcome, drop_state(engine, drop)) == ("worse", DropState.HELD)
+    assert (run_row(engine).outcome, drop_state(engine, drop)) == ("worse", DropState.SUSPENDED)
 
 
 def test_a_candidate_that_is_not_shown_better_keeps_its_drops(
@@ -461,12 +462,12 @@ def test_a_step_is_told_what_the_champion_and_the_former_ones_were_made_from(
     ticks(dispatcher)
     last = executor.submitted[-1]
     assert (last.champion.generation, last.champion.drops) == (6, (1, 2, 3))
-    # Generation 5 is barred, 4 was passed over on the way back, 3 reigns again as 6.
+    # Generation 5 is blocked, 4 was skipped on the way back, 3 serves again as 6.
     assert [one.generation for one in last.former] == [2, 1, 0]
     rollback.rollback(engine, settings.state_folder, "default", 4, "4 was right after all", NOW)
     add_drop(engine, "g")
     ticks(dispatcher)
-    # 7 was promoted after 6 and is barred now; the way back to 4 passed over 6, which 3 was as well.
+    # 7 was promoted after 6 and is blocked now; the way back to 4 skipped 6, which 3 was as well.
     assert [one.generation for one in executor.submitted[-1].former] == [3, 2, 1]
 
 
@@ -609,7 +610,7 @@ def test_vanished_processes_are_counted_apart_and_quarantine_the_run_at_the_thir
     for day in range(5):
         ticks(dispatcher, now=NOW + day * 10_000_000)
     run = run_row(engine)
-    assert (run.state, run.deaths, run.failures) == (RunState.QUARANTINED, 3, 0)
+    assert (run.state, run.deaths, run.failures) == (RunState.CRASHED, 3, 0)
 
 
 def test_a_result_with_another_attempts_fence_is_ignored(
@@ -785,7 +786,7 @@ def test_a_champion_that_moved_meanwhile_makes_the_comparison_again(
 
 
 @pytest.mark.parametrize("outcome", ["worse", "guard_failed", "not_shown_better", "insufficient_evidence"])
-def test_a_loss_against_a_champion_that_reigns_no_more_is_not_acted_on(
+def test_a_loss_against_a_champion_that_serves_no_more_is_not_acted_on(
     engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor, outcome: str
 ) -> None:
     def moved_meanwhile(spec: StepSpec) -> StepResult:
@@ -804,7 +805,7 @@ def test_a_loss_against_a_champion_that_reigns_no_more_is_not_acted_on(
     assert [row.generation for row in done_promotions(engine)] == [1, 2]
 
 
-def test_what_does_not_hang_on_the_champion_is_acted_on_whoever_reigns(
+def test_what_does_not_hang_on_the_champion_is_acted_on_whoever_serves(
     engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
 ) -> None:
     def moved_meanwhile(spec: StepSpec) -> StepResult:
@@ -818,7 +819,7 @@ def test_what_does_not_hang_on_the_champion_is_acted_on_whoever_reigns(
     assert run_row(engine).outcome == "contaminated"
 
 
-def test_too_little_data_is_said_whoever_reigns(
+def test_too_little_data_is_said_whoever_serves(
     engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
 ) -> None:
     def moved_meanwhile(spec: StepSpec) -> StepResult:
@@ -848,7 +849,7 @@ def swears(engine: Engine, settings: Settings) -> None:
 
 
 @pytest.mark.parametrize("known", [71, 7], ids=["too little data", "enough data"])
-def test_data_that_was_prepared_for_a_champion_that_reigns_no_more_is_prepared_again(
+def test_data_that_was_prepared_for_a_champion_that_serves_no_more_is_prepared_again(
     engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor, known: int
 ) -> None:
     with_knowing_champion(engine, dispatcher, executor, known)
@@ -865,7 +866,7 @@ def test_data_that_was_prepared_for_a_champion_that_reigns_no_more_is_prepared_a
     assert (run.outcome, run.failures, run.deaths) == ("promoted", 0, 0)
 
 
-def test_a_verdict_of_too_little_data_for_a_champion_that_reigns_no_more_ends_no_run(
+def test_a_verdict_of_too_little_data_for_a_champion_that_serves_no_more_ends_no_run(
     engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
 ) -> None:
     def moved_meanwhile(spec: StepSpec) -> StepResult:
@@ -891,9 +892,9 @@ def test_preparing_for_one_champion_after_the_other_ends_when_the_champion_stays
     def back_and_forth(spec: StepSpec) -> StepResult:
         result = executor.good(spec)
         with transaction(engine) as session:
-            reigning = journal.champion(session, "default")
-        if reigning.generation < 4:
-            to = 0 if reigning.model_id == first.model_id else 1
+            serving = journal.champion(session, "default")
+        if serving.generation < 4:
+            to = 0 if serving.model_id == first.model_id else 1
             rollback.rollback(engine, settings.state_folder, "default", to, "a whim", NOW + 60)
         return result
 
@@ -977,7 +978,7 @@ def test_a_run_that_was_promoted_before_the_daemon_died_waits_for_no_approval(
 
 
 @pytest.mark.parametrize("asked", ["before", "while it waits"])
-def test_a_run_that_was_set_apart_when_its_model_reigned_is_not_cancelled_and_ends_well(
+def test_a_run_that_was_set_apart_when_its_model_served_is_not_cancelled_and_ends_well(
     engine: Engine, dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch, asked: str
 ) -> None:
     def ask_and_break(*_: object, **__: object) -> None:
@@ -998,7 +999,7 @@ def test_a_run_that_was_set_apart_when_its_model_reigned_is_not_cancelled_and_en
     assert len(done_promotions(engine)) == 1
 
 
-def test_a_run_whose_model_reigns_already_is_not_cancelled_any_more(
+def test_a_run_whose_model_serves_already_is_not_cancelled_any_more(
     engine: Engine, dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add_drop(engine, "a")
@@ -1334,7 +1335,7 @@ def test_a_full_disk_is_no_fault_of_the_run(
     assert (run_row(engine).outcome, run_row(engine).failures) == ("promoted", 0)
 
 
-def test_progress_that_a_power_cut_emptied_is_passed_over(engine: Engine, dispatcher: Dispatcher) -> None:
+def test_progress_that_a_power_cut_emptied_is_skipped(engine: Engine, dispatcher: Dispatcher) -> None:
     add_drop(engine, "a")
     dispatcher.tick(NOW)
     folder = dispatcher._root / "runs" / "1" / "attempts" / "prepare-1"

@@ -289,7 +289,7 @@ def test_answers_that_are_scored_by_degrees_are_held_against_the_base_model_too(
     assert row_of(verdict_on(fallen(0.11, below=1e-13)), "general_base").state == "passed"
 
 
-def test_a_base_model_that_was_not_measured_is_said_and_one_that_reigns_is_left_out() -> None:
+def test_a_base_model_that_was_not_measured_is_said_and_one_that_serves_is_left_out() -> None:
     suite = Suite("builtin", np.tile([0.6, 0.6], (120, 1)))
     row = row_of(verdict_on(of_good(suites=(suite,), held_to_base=True)), "general_base")
     assert (row.label, row.state) == ("builtin against the base model, which was not measured", "shown")
@@ -532,7 +532,7 @@ def test_a_metric_of_some_records_is_no_metric_where_none_of_those_is_judged() -
     for place, line in enumerate(lines):
         line["drop"] = 1 if place < 60 else 2
     rules = Rules(
-        gate=GateConfig(on="established"), known=Known(frozenset({2})),
+        gate=GateConfig(on="seen"), known=Known(frozenset({2})),
         guards=GuardConfig(floors={"json_valid": 95}),
     )  # fmt: skip
     verdict = judge(compare("exact_match", lines), rules)
@@ -744,8 +744,8 @@ def test_a_former_champion_that_answered_none_of_the_judged_records_has_no_word(
     for place, line in enumerate(lines):
         line["drop"] = 1 if place < 150 else 2
     found = replace(compare("exact_match", lines), former=(Former(2, np.arange(150, 200), np.ones(50)),))
-    verdict = judge(found, Rules(gate=GateConfig(on="established"), known=Known(frozenset({1}))))
+    verdict = judge(found, Rules(gate=GateConfig(on="seen"), known=Known(frozenset({1}))))
     assert (verdict.outcome, verdict.records) == ("promoted", 150)
     assert "former" not in {row.guard for row in verdict.guards}
-    nothing = judge(found, Rules(gate=GateConfig(on="established"), known=Known(frozenset({7}))))
-    assert nothing.reasons[0] == "too_few_established"
+    nothing = judge(found, Rules(gate=GateConfig(on="seen"), known=Known(frozenset({7}))))
+    assert nothing.reasons[0] == "too_few_seen"

@@ -194,7 +194,7 @@ def test_a_verdict_by_replaced_references_says_to_look_at_these_and_that_no_drop
             ),
             "dropforge drops withdraw 3 --reason TEXT",
         ),
-        ("No drop is held back for this: all are trained on again, together with the next ones.", None),
+        ("No drop is suspended for this: all are trained on again, together with the next ones.", None),
     ]
 
 
@@ -222,7 +222,7 @@ def test_the_card_of_a_gain_that_is_shown_does_not_call_it_chance(made_cards: An
         "The gain is no luck, but it is small: drop more or other data, or ask for less (gate.min_gain)."
     )
     # Beside a gain on new records the champion's own have lost.
-    lost = verdict.model_copy(update={"reasons": ("gain_from_new_data", "established_lost")})
+    lost = verdict.model_copy(update={"reasons": ("gain_from_new_data", "seen_lost")})
     again = made_cards.attempt(tmp_path, published, lines, run=2)
     story = durable.read_json(tmp_path / write_card(again, lost) / "report.json")["story"]
     assert "Records of drops that the champion knows lost." in story["why"]
@@ -323,7 +323,7 @@ def test_a_guard_that_blames_no_drop_is_told_as_what_it_found_and_what_helps(
     assert story["why"][-1] == why
     assert all(step.format(track="maths") in to_do for step in steps)
     assert ("--force" in to_do) == (name in {"latency", "size", "judge"})
-    assert "No drop is held back for this" in to_do
+    assert "No drop is suspended for this" in to_do
     assert "withdraw" not in to_do
     assert "restore" not in to_do
 
@@ -358,7 +358,7 @@ def test_where_another_guard_shows_harm_the_drops_are_looked_at(made_cards: Any,
     assert story["headline"] == "The new model gains, but loses something that it must not lose. The champion stays."
     assert list(story["why"][-2:]) == ["What it loses: builtin −13.3 points (the limit is 5.0 points).", why]
     assert "dropforge drops withdraw" in to_do
-    assert "No drop is held back" not in to_do
+    assert "No drop is suspended" not in to_do
 
 
 def test_a_win_that_waits_for_a_person_says_how_to_promote_it(made_cards: Any, tmp_path: Path) -> None:

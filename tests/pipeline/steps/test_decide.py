@@ -31,7 +31,7 @@ from pipeline.contract import Attempt, StepSpec
 from pipeline.dataset.heldout import version_of
 from pipeline.errors import StepFailed
 from pipeline.gate.comparison import Comparison, Suite, compare, count_results
-from pipeline.gate.explain import Circumstances, sentence
+from pipeline.gate.explain import VerdictContext, sentence
 from pipeline.gate.reasons import REASONS
 from pipeline.gate.slices import Known
 from pipeline.gate.statistics import Floats
@@ -103,7 +103,7 @@ def test_the_same_answers_are_not_shown_better() -> None:
 )
 def test_a_number_is_told_from_the_limit_that_it_missed(p_value: float, limit: float, gain: float, said: str) -> None:
     verdict = judged(yes_or_no(0, 0, 120)).model_copy(update={"p_value": p_value, "gain": gain})
-    assert said in sentence(verdict, Circumstances("", GateConfig(p_value=limit), 50, 0.01))
+    assert said in sentence(verdict, VerdictContext("", GateConfig(p_value=limit), 50, 0.01))
 
 
 def test_noise_is_not_shown_better_and_says_how_many_records_would_tell() -> None:
@@ -227,7 +227,7 @@ def test_a_set_that_can_show_no_gain_is_said_to_be_one_where_nothing_won() -> No
     verdict = judge(compare("exact_match", yes_or_no(3, 1, 0)), by(min_records=4))
     assert verdict.smallest_detectable_gain is None
     assert words in verdict.sentence
-    facts = Circumstances(track_option=RULES.track_option, gate=RULES.gate, least_records=100, harm_p_value=1.0)
+    facts = VerdictContext(track_option=RULES.track_option, gate=RULES.gate, least_records=100, harm_p_value=1.0)
     won = judge(compare("exact_match", yes_or_no(100, 0, 20)), RULES)
     nothing = {"smallest_detectable_gain": None, "detectable_power": None}
     assert words not in sentence(won.model_copy(update=nothing), facts)
@@ -393,12 +393,12 @@ def test_signs_are_flipped_before_anything_is_promoted() -> None:
 # New drops bring their own held-out records, and so their own yardstick.
 
 
-def of_drops(established: tuple[int, int, int], new: tuple[int, int, int]) -> Lines:
+def of_drops(seen: tuple[int, int, int], new: tuple[int, int, int]) -> Lines:
     """Return records of drop 1 and of drop 2, each with so many won, lost and equal."""
-    lines = [*yes_or_no(*established), *yes_or_no(*new)]
+    lines = [*yes_or_no(*seen), *yes_or_no(*new)]
     for place, line in enumerate(lines):
         line["id"] = f"{place:06x}"
-        line["drop"] = 1 if place < sum(established) else 2
+        line["drop"] = 1 if place < sum(seen) else 2
     return lines
 
 
@@ -410,7 +410,7 @@ def test_a_win_that_is_there_only_with_new_records_counts_and_says_so() -> None:
     assert verdict.outcome == "promoted"
     assert verdict.reasons == ("gain_from_new_data",)
     gains = {row.kind: (row.records, row.gain) for row in verdict.slices if row.kind != "drop"}
-    assert gains == {"established": (150, 0.0), "new": (150, pytest.approx(100 * 58 / 150))}
+    assert gains == {"seen": (150, 0.0), "unseen": (150, pytest.approx(100 * 58 / 150))}
     assert "+38.7 points on 150 of them and +0.0 on the 150 others" in verdict.sentence
 
 
@@ -428,7 +428,7 @@ def test_a_base_model_knows_no_drops_so_nothing_is_new_to_it() -> None:
 def test_a_win_on_new_records_that_costs_established_ones_is_refused_and_names_them() -> None:
     verdict = judged(of_drops((2, 16, 132), (70, 2, 78)), Rules(known=KNOWS_ONE))
     assert verdict.outcome == "guard_failed"
-    assert {"slice_lost", "established_lost", "gain_from_new_data"} <= set(verdict.reasons)
+    assert {"slice_lost", "seen_lost", "gain_from_new_data"} <= set(verdict.reasons)
     assert "drop 1 (old.jsonl) lost 9.3 points on 150 records" in verdict.sentence
     assert "margin 5" in verdict.sentence
 
@@ -437,7 +437,7 @@ def test_settings_that_only_show_slices_do_not_buy_a_win_on_new_records_with_est
     rules = Rules(known=KNOWS_ONE, guards=GuardConfig(show_only=("slice",)))
     verdict = judged(of_drops((2, 16, 132), (70, 2, 78)), rules)
     assert verdict.outcome == "not_shown_better"
-    assert "established_lost" in verdict.reasons
+    assert "seen_lost" in verdict.reasons
 
 
 def test_pinned_records_are_never_new() -> None:
@@ -463,7 +463,7 @@ def test_a_loss_on_replaced_references_alone_holds_nothing_and_names_the_drop() 
     assert (verdict.outcome, verdict.references_changed) == ("worse", 40)
     assert (
         ": pinned references were replaced since the champion was judged, 40 by new.jsonl (drop 2), and without them "
-        "this would not be shown: look at them first (dropforge drops withdraw 2 --reason TEXT); no drop is held back; "
+        "this would not be shown: look at them first (dropforge drops withdraw 2 --reason TEXT); no drop is suspended; "
         "a loss like this"
     ) in verdict.sentence
     before = judged(lines, Rules(known=KNOWS_ONE))
@@ -565,7 +565,7 @@ def test_the_step_leaves_out_what_the_champion_was_judged_by(make: Callable[...,
 
 
 def test_the_gate_on_established_records_is_not_moved_by_new_ones() -> None:
-    rules = Rules(gate=GateConfig(on="established"), known=KNOWS_ONE)
+    rules = Rules(gate=GateConfig(on="seen"), known=KNOWS_ONE)
     odd = judged(of_drops((4, 4, 142), (60, 2, 88)), rules)
     assert odd.outcome == "not_shown_better"
     assert odd.records == 150
@@ -575,9 +575,9 @@ def test_the_gate_on_established_records_is_not_moved_by_new_ones() -> None:
 
 
 def test_the_gate_on_established_records_wants_enough_of_them() -> None:
-    verdict = judged(of_drops((60, 0, 30), (60, 2, 88)), Rules(gate=GateConfig(on="established"), known=KNOWS_ONE))
+    verdict = judged(of_drops((60, 0, 30), (60, 2, 88)), Rules(gate=GateConfig(on="seen"), known=KNOWS_ONE))
     assert verdict.outcome == "insufficient_evidence"
-    assert verdict.reasons == ("too_few_established",)
+    assert verdict.reasons == ("too_few_seen",)
     assert 'set gate.on = "all"' in verdict.sentence
 
 

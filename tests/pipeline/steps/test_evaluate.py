@@ -790,19 +790,19 @@ def trained(bench: Bench) -> ModelRef:
     return ModelRef(model_id="old", path="models/old", generation=2)
 
 
-def test_the_base_model_that_no_longer_reigns_is_asked_the_suites_once_and_the_champion_of_old_never_again(
+def test_the_base_model_that_no_longer_serves_is_asked_the_suites_once_and_the_champion_of_old_never_again(
     bench: Bench, tiny: Any, tmp_path: Path, trained: ModelRef
 ) -> None:
     name = write_suite(tmp_path / "own.jsonl", 9)
-    reigned = bench.attempt(heldout_rows(tiny, 4), general=(name,))
-    first = evaluate(reigned)
+    served = bench.attempt(heldout_rows(tiny, 4), general=(name,))
+    first = evaluate(served)
     assert (first.base_model_id, first.suites[0].base) == (None, None)
     base_key = first.prediction_keys[bench.base_id]
     bench.champion = trained
     alone = bench.attempt(heldout_rows(tiny, 4), general=(name,))
     measured = evaluate(alone)
     assert {item["id"]: item["base"] for item in items_of(alone, measured)} == {
-        item["id"]: item["champion"] for item in items_of(reigned, first)
+        item["id"]: item["champion"] for item in items_of(served, first)
     }
     assert (measured.base_model_id, measured.suites[0].base) == (bench.base_id, first.suites[0].champion)
     assert measured.prediction_keys[bench.base_id] == base_key
@@ -900,7 +900,7 @@ def test_a_task_that_the_base_model_has_no_score_for_is_asked_of_the_true_one_al
     assert evaluate(bench.attempt(heldout_rows(tiny, 4), general=("lm-eval:u",))).suites[0].base is None
 
 
-def test_a_base_model_that_reigns_and_was_replaced_is_not_asked_under_its_id(bench: Bench, tiny: Any) -> None:
+def test_a_base_model_that_serves_and_was_replaced_is_not_asked_under_its_id(bench: Bench, tiny: Any) -> None:
     overwrite(bench.base_copy())
     bench.champion = bench.champion.model_copy(update={"path": str(bench.base)})
     attempt = bench.attempt(heldout_rows(tiny, 4))

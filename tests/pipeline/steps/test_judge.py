@@ -153,12 +153,12 @@ def longer(asked: Asked) -> Answer:
 
 
 def line(place: int, candidate: str, champion: str) -> dict[str, Any]:
-    sides = {
+    splits = {
         role: {"text": text, "tokens": 1, "scores": {}, "nll_sum": 1.0, "nll_tokens": 1, "degenerate": []}
         for role, text in (("candidate", candidate), ("champion", champion))
     }
     texts = {"instruction": "Say it.", "input": f"number {place}", "references": [f"reference {place}"]}
-    return {"id": f"{place:032x}", "drop": 1, "pinned": False, "tags": [], **texts, **sides}
+    return {"id": f"{place:032x}", "drop": 1, "pinned": False, "tags": [], **texts, **splits}
 
 
 def lines(count: int = RECORDS, candidate: str = "a long answer", champion: str = "short") -> list[dict[str, Any]]:
@@ -281,9 +281,9 @@ def test_equal_answers_are_ties_without_a_question(bench: Bench, serve: Callable
     [
         ("all", (1,), [0, 1, 2]),
         ("pinned", (1,), [4, 5]),
-        ("established", (1,), [0, 2, 4]),
-        ("established", (7,), [4, 5]),
-        ("established", None, [0, 1, 2]),
+        ("seen", (1,), [0, 2, 4]),
+        ("seen", (7,), [4, 5]),
+        ("seen", None, [0, 1, 2]),
     ],
 )
 def test_only_records_that_the_gate_judges_on_are_asked_about(

@@ -123,7 +123,7 @@ def _create_attempts() -> None:
 
 
 def _create_drops() -> None:
-    states = "'accepted', 'rejected', 'duplicate', 'withdrawn', 'held'"
+    states = "'accepted', 'rejected', 'duplicate', 'withdrawn', 'suspended'"
     op.create_table(
         "drop",
         _integer("id"),

@@ -57,8 +57,8 @@ def _index_drops() -> None:
 
 
 def _create_runs(name: str) -> None:
-    states = "'queued', 'running', 'waiting', 'succeeded', 'failed', 'cancelled', 'quarantined'"
-    final = "'succeeded', 'failed', 'cancelled', 'quarantined'"
+    states = "'queued', 'running', 'waiting', 'succeeded', 'failed', 'cancelled', 'crashed'"
+    final = "'succeeded', 'failed', 'cancelled', 'crashed'"
     op.create_table(
         name,
         sa.Column("id", sa.Integer(), nullable=False),

@@ -29,7 +29,7 @@ def upgrade() -> None:
 
 
 def _create_drops(name: str) -> None:
-    states = "'accepted', 'proposed', 'rejected', 'duplicate', 'withdrawn', 'held'"
+    states = "'accepted', 'proposed', 'rejected', 'duplicate', 'withdrawn', 'suspended'"
     op.create_table(
         name,
         sa.Column("id", sa.Integer(), nullable=False),
