@@ -8,6 +8,9 @@ process each: the guide's loop of `generate` over one model; our evaluate step, 
 likelihoods too; the step again with another challenger and the same champion. Both sides load their models themselves,
 decode greedily and allow the same number of tokens. Challengers are the base with a little noise on its last norm, so
 that they answer alike and take as long. The first row is for one model; the ratio compares it with one model of ours.
+
+Measured with both engines, 60 records in bf16, two busy CPU cores, each twice: answers of at most 16 tokens took 10 s
+in batches and 23 to 29 s continuously, of at most 64 tokens 51 to 60 s and 55 to 61 s. On a GPU it was not measured.
 """
 
 import argparse
