@@ -1,7 +1,7 @@
 """
 Split records into train, dev and held-out sets that share nothing.
 
-In: the drops of a run. Out: frozen files, and warnings about them. `snapshot_reader` reads the drops, `split` says on
-which side a record is, `decontaminate` takes out what held-out and training data have in common, `warnings` words what
+In: the drops of a run. Out: frozen files, and warnings about them. `snapshot_reader` reads the drops, `split` says
+where a record goes, `decontaminate` takes out what held-out and training data have in common, `warnings` words what
 a person should know. README.md has the rules. Open `split` first.
 """
