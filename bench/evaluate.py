@@ -5,9 +5,12 @@ Measure what an evaluation costs beside a loop that answers one record at a time
 
 One table on one base model (SmolLM2-135M-Instruct) and the demo's held-out questions, one after the other in one
 process each: the guide's loop of `generate` over one model; our evaluate step, which asks two models and measures their
-likelihoods too; the step again with another challenger and the same champion. Both sides load their models themselves,
+likelihoods too; the step again with another challenger and the same champion. Both load their models themselves,
 decode greedily and allow the same number of tokens. Challengers are the base with a little noise on its last norm, so
 that they answer alike and take as long. The first row is for one model; the ratio compares it with one model of ours.
+
+Measured with both engines, 60 records in bf16, two busy CPU cores, each twice: answers of at most 16 tokens took 10 s
+in batches and 23 to 29 s continuously, of at most 64 tokens 51 to 60 s and 55 to 61 s. On a GPU it was not measured.
 """
 
 import argparse

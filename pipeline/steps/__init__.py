@@ -1,4 +1,10 @@
-"""The pipeline, top to bottom. Adding a step is a module, its artifact and a line here."""
+"""
+The pipeline, top to bottom: prepare, train, merge, evaluate, judge (if there is one), decide.
+
+In: an `Attempt`: an order and the artifacts of earlier steps. Out: one artifact. Each step is a module with a function
+of the same name; steps never import each other. Adding one is a module, its artifact and a line in `STEPS`.
+Open this file, then `prepare`.
+"""
 
 import importlib
 from collections.abc import Callable, Collection, Mapping
