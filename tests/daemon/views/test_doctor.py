@@ -21,6 +21,7 @@ from daemon.settings.load import load
 from daemon.settings.model import HookSettings, Settings
 from daemon.state.database import migrate
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, RESTORING
+from daemon.storage.disk_estimate import needed_bytes
 from daemon.system.processes import FileLock
 from daemon.system.programs import user
 from daemon.views import doctor, preflight
@@ -168,6 +169,14 @@ def test_each_trouble_is_seen_and_has_its_remedy(
     make(settings, monkeypatch)
     found = lines(settings)[name]
     assert (found.level, remedy in found.remedy) == (level, True), found
+
+
+def test_a_run_needs_the_room_that_the_daemon_asks_for(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = sum(needed_bytes(settings.track("default"), 0, 0).values()) + settings.disk.low_water_bytes
+    usage = shutil.disk_usage("/")
+    for free, level in ((needed, "ok"), (needed - 1, "bad")):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _path, free=free: usage._replace(free=free))
+        assert lines(settings)["space"].level == level
 
 
 def said_of(settings: Settings, name: str) -> list[tuple[str, str]]:
