@@ -45,7 +45,6 @@ class World:
     drops: list[Drop] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
     champions: list[str] = field(default_factory=lambda: ["base"])
-    came_after: dict[str, str] = field(default_factory=dict)
     barred: set[str] = field(default_factory=set)
     waits: set[int] = field(default_factory=set)
     nights: set[int] = field(default_factory=set)
@@ -215,7 +214,6 @@ class World:
         return True
 
     def _reign(self, model: str) -> None:
-        self.came_after[model] = self.champions[-1]
         self.champions.append(model)
         self.barred.discard(model)
         self.waits.clear()
@@ -226,12 +224,8 @@ class World:
         if to is not None:
             found = self.champions[to] if to < len(self.champions) else reigning
             return None if found == reigning else found
-        before = reigning
-        for _ in self.champions:
-            before = self.came_after.get(before, "")
-            if before and before != reigning and before not in self.barred:
-                return before
-        return None
+        before = self.champions[-2] if len(self.champions) > 1 else reigning
+        return None if before in self.barred or before == reigning else before
 
     def roll_back(self, model: str) -> None:
         """Let a former champion reign, and bar the one that loses its place."""

@@ -606,11 +606,15 @@ def test_the_way_back_from_a_sick_model_is_not_to_another_sick_one(house: House,
     assert house.rows()[-1].health_state == "running"
     house.promote()
     house.settle()
-    assert [row.health_state for row in house.rows()] == [None, "failed", "failed", None]
-    base, *_, back = house.rows()
-    assert (back.kind, back.model_id) == ("rollback", base.model_id)
+    assert [(row.kind, row.health_state) for row in house.rows()] == [
+        ("base", None),
+        ("promotion", "failed"),
+        ("promotion", "failed"),
+    ]
+    assert "rollback_failed" in house.events()
     refused = dropforge("rollback", "--reason", "it swears")
-    assert "generation 2 was rolled back from, generation 1 failed its health command" in refused.err
+    assert "the model of generation 1 failed its health command" in refused.err
+    assert "--to takes 0 (base model), 1 (failed its health command);" in refused.err
 
 
 def test_a_forced_model_is_asked_for_its_health_too(house: House) -> None:
