@@ -12,6 +12,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 import structlog
+from pydantic import ValidationError
 from sqlalchemy import Engine
 
 from daemon.champions.journal import champion
@@ -67,7 +68,10 @@ def _first_stale(engine: Engine, state_folder: Path, run: Run, done: dict[str, s
     for name in done:
         if name not in numbers:
             continue
-        made = _order(state_folder, run.id or 0, name, numbers[name])
+        try:
+            made = _order(state_folder, run.id or 0, name, numbers[name])
+        except ValidationError:
+            return name  # it is damaged, so nobody knows what the step was made from
         if made is None:
             continue
         if _basis(name, made.config, [drop.id for drop in made.drops]) != _basis(name, config, ids):
@@ -80,7 +84,7 @@ def _first_stale(engine: Engine, state_folder: Path, run: Run, done: dict[str, s
 
 
 def _order(state_folder: Path, run_id: int, step: str, number: int) -> StepSpec | None:
-    """Return the spec of an attempt, if it is there still."""
+    """Return the spec of an attempt, if it is there still. Raises `ValidationError` on a damaged one."""
     path = state_folder / run_files.attempt_folder(run_id, step, number) / SPEC_NAME
     return StepSpec.model_validate_json(path.read_bytes()) if path.exists() else None
 
