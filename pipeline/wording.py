@@ -27,7 +27,7 @@ def count(number: int, noun: str, plural: str = "") -> str:
 
 
 def cases(power: float | None) -> str:
-    """Return a power in words, as 8 of 10 cases; a verdict of an older version does not say it, and meant 0.8."""
+    """Return a power in words, as 8 of 10 cases; where a verdict has none, 0.8."""
     return f"{10 * (0.8 if power is None else power):.0f} of 10 cases"
 
 

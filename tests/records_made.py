@@ -22,6 +22,7 @@ def lines_of(candidate: object, champion: object, metric: str = "exact_match") -
             "id": f"{place:06x}",
             "drop": 1,
             "pinned": False,
+            "replaced": False,
             "tags": [],
             "instruction": f"question {place}",
             "input": "",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sqlmodel import Session, col, select
 
-from daemon.state.tables import HookState, Promotion, PromotionKind, PromotionState, Run, Track
+from daemon.state.tables import HookState, Promotion, PromotionKind, PromotionState, Track
 from pipeline.artifacts import ModelRef
 
 
@@ -65,12 +65,7 @@ def drops_of(session: Session, track: str, model: str) -> tuple[int, ...] | None
         col(Promotion.run_id).is_not(None),
     )
     row = session.exec(made.order_by(col(Promotion.generation).desc())).first()
-    if row is None:
-        return None
-    if row.drops is not None:
-        return tuple(row.drops)
-    # Promoted by an earlier version.
-    return tuple(int(str(drop["id"])) for drop in session.get_one(Run, row.run_id).snapshot or ())
+    return None if row is None or row.drops is None else tuple(row.drops)
 
 
 def blocked(past: Sequence[Promotion]) -> set[str]:

@@ -16,16 +16,11 @@ from daemon.cli.workspace import (
     open_overview,
     open_writer,
 )
-from pipeline.errors import DropforgeError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from daemon.views.champion_history import ChampionView
-
-
-class NoChampion(DropforgeError):
-    """The track has no champion, not even its base model."""
 
 
 def register(app: typer.Typer) -> None:
@@ -55,8 +50,9 @@ def champion(
     names = chosen_tracks(context, track or ("default" if path else None))
     found = [one for one in (overview.champion(name) for name in names) if one is not None]
     if not found:
-        message = f"track {names[0]} has no champion yet"
-        raise NoChampion(message, "set base_model in dropforge.toml and start the daemon: dropforge run")
+        from daemon.champions.journal import NoChampion  # noqa: PLC0415 - a quick start
+
+        raise NoChampion(names[0])
     if as_json:
         print_json(champions=dump(found))
     elif path:

@@ -34,7 +34,6 @@ StepOption = Annotated[
     str | None, typer.Option("--step", metavar="STEP", help="Of this step only, as train or evaluate.")
 ]
 _FOLLOW_SECONDS = 0.5
-_FINAL = ("succeeded", "failed", "cancelled", "crashed")
 
 
 def register(app: typer.Typer) -> None:
@@ -63,7 +62,7 @@ def runs(
         return
     rows = [
         (run.id, run.track, run.state, local(run.started_at or run.created_at), run.outcome,
-         run.sentence or run.error if run.state in _FINAL else describe_run(run))
+         run.sentence or run.error if run.ended_at else describe_run(run))
         for run in found
     ]  # fmt: skip
     print_table(("RUN", "TRACK", "STATE", "BEGAN", "OUTCOME", ""), rows)
@@ -118,7 +117,7 @@ def logs(
     overview = open_overview(context)
     tail = _Tail(overview, run, step)
     tail.print_new()
-    while follow and overview.run(run).state not in _FINAL:
+    while follow and overview.run(run).ended_at is None:
         time.sleep(_FOLLOW_SECONDS)
         tail.print_new()
     tail.print_new(whole=True)
@@ -135,8 +134,8 @@ def retry(
     """
     Let a failed, cancelled or crashed run go on where it stopped.
 
-    With the settings of today, and without the drops that were withdrawn or suspended meanwhile: steps that
-    this makes stale are done again.
+    With the settings of today, and without the drops that were withdrawn or suspended meanwhile: steps that this
+    makes stale are done again.
     """
     from daemon.dispatch.stale_steps import invalidate  # noqa: PLC0415 - a quick start
     from daemon.queue import run_queue  # noqa: PLC0415 - a quick start
@@ -181,7 +180,7 @@ def _when_it_acts(context: typer.Context) -> str:
 
 def _print_head(run: "RunDetail") -> None:
     print_line(f"run {run.id} of track {run.track}: {run.state}{f', {run.outcome}' if run.outcome else ''}")
-    if run.state not in _FINAL:
+    if run.ended_at is None:
         print_line(describe_run(run))
     if run.error:
         print_line(f"error: {run.error}")

@@ -71,8 +71,7 @@ def _first_stale(engine: Engine, state_folder: Path, run: Run, done: dict[str, s
         try:
             made = _order(state_folder, run.id or 0, name, numbers[name])
         except ValidationError:
-            # An earlier version wrote it, under settings that this one refuses.
-            return name
+            return name  # it is damaged, so nobody knows what the step was made from
         if made is None:
             continue
         if _basis(name, made.config, [drop.id for drop in made.drops]) != _basis(name, config, ids):
@@ -85,7 +84,7 @@ def _first_stale(engine: Engine, state_folder: Path, run: Run, done: dict[str, s
 
 
 def _order(state_folder: Path, run_id: int, step: str, number: int) -> StepSpec | None:
-    """Return the spec of an attempt, if it is there still. Raises `ValidationError` if it is not one of today's."""
+    """Return the spec of an attempt, if it is there still. Raises `ValidationError` on a damaged one."""
     path = state_folder / run_files.attempt_folder(run_id, step, number) / SPEC_NAME
     return StepSpec.model_validate_json(path.read_bytes()) if path.exists() else None
 

@@ -117,12 +117,10 @@ class HookSettings(Frozen):
 
 
 class GateSettings(GateConfig):
-    """What a person may set of the gate; runs of earlier versions may hold more."""
+    """What a person may set of the gate."""
 
     pinned_by: tuple[str, ...] = ()
     """Users whose files in heldout/ count at once, with on = "pinned", names or ids; [] is who owns the settings."""
-    p_value: float = Field(default=0.0, ge=0, le=0.5)
-    """Largest one-sided p-value that promotes, 0.5 at most; 0 takes that of `confidence`."""
 
 
 class TrackSettings(Frozen):

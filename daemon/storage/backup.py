@@ -199,7 +199,7 @@ def _fill(aside: Path, settings: Settings, *, with_models: bool) -> Manifest:
 def named_files(root: Path, database: Path, *, with_models: bool = False) -> Iterator[tuple[str, str | None]]:
     """Yield the files below `root` that a database names, each with its sha256 where the name says it."""
     with closing(sqlite3.connect(database)) as connection:
-        drops = connection.execute(_columns(connection, _KEPT_FILES)).fetchall()
+        drops = connection.execute(_KEPT_FILES).fetchall()
         succeeded = [row[0] for row in connection.execute(_SUCCEEDED)]
         waiting = [row[0] for row in connection.execute(_WAITING)]
     for sha256, quarantined in sorted(drops):
@@ -252,12 +252,6 @@ def _place_in(named: object) -> str | None:
     if not isinstance(named, str) or not named.isprintable():
         return None
     return None if named.startswith("/") or ".." in PurePosixPath(named).parts else named
-
-
-def _columns(connection: sqlite3.Connection, question: str) -> str:
-    """Return a question without the column that the first schema did not have."""
-    known = {row[1] for row in connection.execute('PRAGMA table_info("drop")')}
-    return question if "quarantined" in known else question.replace("quarantined", "0")
 
 
 def champions(database: Path) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ def decide(attempt: Attempt) -> Verdict:
             message = "the report was made on another held-out set or with another metric than the dataset's"
             raise StepFailed(message, f"evaluate again: dropforge retry {spec.run} --from evaluate")
         _require_champion(found, spec)
-        comparison = read_comparison(attempt.root, found, judgement, all_pinned=dataset.heldout_pinned)
+        comparison = read_comparison(attempt.root, found, judgement)
         # Without those that are too long to ask, or that today's champion was trained on.
         version = version_of(comparison.ids)
         used = (spec.uses, spec.judged_versions.get(version, 0))

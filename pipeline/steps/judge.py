@@ -82,8 +82,8 @@ def _judged_on(attempt: Attempt, lines: Sequence[Mapping[str, Any]]) -> list[boo
     """Say of each record whether the gate judges on it: to ask about another one would cost and not count."""
     drops = attempt.spec.champion.drops
     known = Known(None if drops is None else frozenset(drops))
-    came_with = np.array([line.get("drop", 0) for line in lines], dtype=np.int64)
-    pinned = np.array([line.get("pinned", False) for line in lines], dtype=np.bool_)
+    came_with = np.array([line["drop"] for line in lines], dtype=np.int64)
+    pinned = np.array([line["pinned"] for line in lines], dtype=np.bool_)
     return [bool(flag) for flag in judged_on(attempt.config.gate.on, known, came_with, pinned)]
 
 

@@ -45,7 +45,6 @@ class World:
     drops: list[Drop] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
     champions: list[str] = field(default_factory=lambda: ["base"])
-    came_after: dict[str, str] = field(default_factory=dict)
     blocked: set[str] = field(default_factory=set)
     waits: set[int] = field(default_factory=set)
     nights: set[int] = field(default_factory=set)
@@ -215,7 +214,6 @@ class World:
         return True
 
     def _serve(self, model: str) -> None:
-        self.came_after[model] = self.champions[-1]
         self.champions.append(model)
         self.blocked.discard(model)
         self.waits.clear()
@@ -226,12 +224,8 @@ class World:
         if to is not None:
             found = self.champions[to] if to < len(self.champions) else serving
             return None if found == serving else found
-        before = serving
-        for _ in self.champions:
-            before = self.came_after.get(before, "")
-            if before and before != serving and before not in self.blocked:
-                return before
-        return None
+        before = self.champions[-2] if len(self.champions) > 1 else serving
+        return None if before in self.blocked or before == serving else before
 
     def roll_back(self, model: str) -> None:
         """Let a former champion serve, and bar the one that loses its place."""

@@ -208,6 +208,18 @@ def test_a_hook_that_cannot_be_started_is_recorded(house: House) -> None:
     assert "could not be started" in (house.rows()[-1].hook_error or "")
 
 
+@pytest.mark.parametrize("first_line", ["#!/no/such/sh\n", "#!/bin/sh\r\n", "echo told\n"])
+def test_a_script_that_cannot_be_started_is_said_to_have_a_wrong_first_line(tmp_path: Path, first_line: str) -> None:
+    script = tmp_path / "reload.sh"
+    script.write_text(first_line)
+    script.chmod(0o755)
+    error = Command((str(script),), dict(os.environ), 5.0).wait().error or ""
+    assert error.startswith(f"it could not be started: {script}: ")
+    assert error.endswith("; if it is a script, look at its #! line")
+    gone = Command((f"{script}.gone",), dict(os.environ), 5.0).wait().error
+    assert gone == f"it could not be started: {script}.gone: No such file or directory"
+
+
 def test_a_hook_that_does_not_end_is_given_up(house: House) -> None:
     house.start(run("while True: pass"), seconds=1)
     house.promote()
@@ -596,11 +608,15 @@ def test_the_way_back_from_an_unhealthy_model_is_not_to_another_unhealthy_one(
     assert house.rows()[-1].health_state == "running"
     house.promote()
     house.settle()
-    assert [row.health_state for row in house.rows()] == [None, "failed", "failed", None]
-    base, *_, back = house.rows()
-    assert (back.kind, back.model_id) == ("rollback", base.model_id)
+    assert [(row.kind, row.health_state) for row in house.rows()] == [
+        ("base", None),
+        ("promotion", "failed"),
+        ("promotion", "failed"),
+    ]
+    assert "rollback_failed" in house.events()
     refused = dropforge("rollback", "--reason", "it swears")
-    assert "generation 2 was rolled back from, generation 1 failed its health command" in refused.err
+    assert "the model of generation 1 failed its health command" in refused.err
+    assert "--to takes 0 (base model), 1 (failed its health command);" in refused.err
 
 
 def test_a_forced_model_is_asked_for_its_health_too(house: House) -> None:

@@ -21,24 +21,18 @@ from daemon.state.database import migrate, open_engine, transaction
 from daemon.state.tables import Attempt, AttemptState, Drop, DropState, Event, Promotion, Run, RunState, Track
 from pipeline import durable
 from pipeline.artifacts import (
-    Adapter,
-    Dataset,
     Judgement,
-    Model,
     NoiseFloor,
-    Report,
-    Scores,
     Shortfall,
-    Verdict,
 )
 from pipeline.config import GateConfig, JudgeConfig
 from pipeline.contract import RESULT_NAME, SPEC_NAME, StepError, StepResult, StepSpec
 from pipeline.near_duplicates.signature_files import signature_name
+from tests.made_artifacts import made_adapter, made_dataset, made_model, made_report, made_verdict
 from tests.model_folder import write_model
 
 NOW = 1_750_000_000_000
 JUDGE = JudgeConfig(url="http://127.0.0.1:1/v1", model="m", api_key_env="JUDGE_KEY")
-SCORES = Scores(model_id="m", metrics={"exact_match": 50.0}, nll=1.0, generated=1, cached=0, seconds=1.0)
 
 
 class ScriptedExecutor:
@@ -93,49 +87,27 @@ class ScriptedExecutor:
             (folder / "signatures" / signature_name(spec.drops[0].sha256)).write_text(f"by run {spec.run}")
             known = self.known.get(spec.champion.model_id, 0)
             few = Shortfall(heldout_rows=120 - known, needed_heldout_rows=100, needed_rows=1) if known > 20 else None
-            artifact = Dataset(
-                folder=spec.folder, train_rows=10, dev_rows=0, heldout_rows=120 - known, seen_by_champion=known,
-                heldout_pinned=False, heldout_version=self.version, dataset_sha256="d", duplicates=0, replaced=0,
-                removed_heldout=0, metric="exact_match", max_new_tokens=16, shortfall=self.shortfall or few,
-                drops=spec.drops,
-            )  # fmt: skip
+            artifact = made_dataset(
+                spec,
+                heldout_rows=120 - known,
+                seen_by_champion=known,
+                heldout_version=self.version,
+                shortfall=self.shortfall or few,
+            )
         elif spec.step == "train":
-            artifact = Adapter(
-                folder=spec.folder, adapter_sha256="a", base_model_id="b", format="chat", quantization="none",
-                device="cpu", optimizer_steps=1, resumed_from_step=0, trained_tokens=1, train_loss=1.0, loss_curve=(),
-                dev_curve=(), trainable_parameters=1, adapter_change=1.0, rows_too_long=0, seconds=1.0,
-            )  # fmt: skip
+            artifact = made_adapter(spec)
         elif spec.step == "merge":
-            identity = write_model(folder / "model", f"weights of run {spec.run}".encode())
-            artifact = Model(
-                folder=f"{spec.folder}/model", model_id=identity, base_model_id="b", dtype="bfloat16", size_bytes=1,
-                logits_difference=0.0, logits_tolerance=0.1, format="chat", seconds=1.0,
-            )  # fmt: skip
+            artifact = made_model(spec)
         elif spec.step == "evaluate":
-            (folder / "predictions").mkdir()
-            (folder / "predictions" / "key.jsonl").write_text("{}\n")
-            artifact = Report(
-                folder=spec.folder, metric="exact_match", heldout_version="v", records=120, candidate=SCORES,
-                champion=SCORES.model_copy(update={"model_id": spec.champion.model_id}),
-                champion_generation=spec.champion.generation, prediction_keys={"m": "key"},
-                batch_size=self.batch_size, noise=self.noise,
-            )  # fmt: skip
+            artifact = made_report(spec, batch_size=self.batch_size, noise=self.noise)
         elif spec.step == "judge":
-            artifact = Judgement(
-                folder=spec.folder, model="m", prompt_sha256="p", records=1, wins=1, losses=0, ties=0, inconsistent=0,
-                failed=0,
-            )  # fmt: skip
+            counts = dict.fromkeys(("losses", "ties", "inconsistent", "failed"), 0)
+            artifact = Judgement(folder=spec.folder, model="m", prompt_sha256="p", records=1, wins=1, **counts)
         else:
-            model = durable.read_json(root / spec.inputs["merge"]) if "merge" in spec.inputs else {"model_id": None}
             report = durable.read_json(root / spec.inputs["evaluate"]) if "evaluate" in spec.inputs else {}
             if report and of_report(report) != (spec.champion.generation, spec.champion.model_id):
                 return ended("failed", 2)(spec)  # the step refuses it, too
-            outcome = self.outcome if report else "insufficient_evidence"
-            artifact = Verdict(
-                outcome=outcome, reasons=self.reasons, sentence=f"{outcome}, by the script",
-                metric="exact_match", records=120, candidate_model_id=model["model_id"], champion_model_id="b",
-                champion_generation=report.get("champion_generation"),
-            )  # fmt: skip
+            artifact = made_verdict(spec, self.outcome if report else "insufficient_evidence", reasons=self.reasons)
         return StepResult(
             key=spec.key, fence=spec.fence, status="ok", exit_code=0, artifact=artifact.model_dump(mode="json")
         )
@@ -538,7 +510,7 @@ def test_a_retried_run_does_again_what_is_judged_otherwise_today(
     assert run_row(engine).outcome == "promoted"
 
 
-def test_a_step_whose_spec_an_earlier_version_wrote_is_done_again(
+def test_a_step_whose_spec_is_damaged_is_done_again(
     engine: Engine, settings: Settings, executor: ScriptedExecutor
 ) -> None:
     settings = settings.model_copy(update={"gc": settings.gc.model_copy(update={"automatic": False})})
@@ -550,9 +522,7 @@ def test_a_step_whose_spec_an_earlier_version_wrote_is_done_again(
         settings.state_folder / "models" / durable.read_json(settings.state_folder / "runs/1/merge.json")["model_id"]
     )
     (spec,) = settings.state_folder.glob("runs/1/attempts/decide-*/spec.json")
-    value = durable.read_json(spec)
-    value["config"]["guards"]["floors"] = {"bleu": 5}
-    durable.write_json(spec, value)
+    spec.write_text('{"version": 1,')
     done = len(executor.steps)
     run_queue.retry(engine, 1, NOW + 100)
     ticks(new_dispatcher(engine, settings, executor), now=NOW + 200)

@@ -36,7 +36,7 @@ def read(tmp_path: Path) -> Read:
             "champion": Scores.model_validate({"model_id": "old", "size_bytes": 7, **numbers}),
             "champion_generation": 3, "prediction_keys": {},
         }  # fmt: skip
-        return read_comparison(tmp_path, Report.model_validate({**facts, **more}), None, all_pinned=False)
+        return read_comparison(tmp_path, Report.model_validate({**facts, **more}), None)
 
     return run
 

@@ -603,7 +603,7 @@ def test_json_is_scored_on_the_records_whose_references_are_json_and_on_all_as_t
     scored = [set(line[role]["scores"]) for line in lines(attempt, report) for role in ("candidate", "champion")]
     assert scored == [set(METRICS) - {"json_valid", "json_f1"}] * 4 + [set(METRICS)] * 4
     assert report.candidate.metrics["json_valid"] == 0
-    found = read_comparison(attempt.root, report, None, all_pinned=False)
+    found = read_comparison(attempt.root, report, None)
     assert {name: one.places.tolist() for name, one in found.partial.items()} == {
         "json_f1": [2, 3], "json_valid": [2, 3],
     }  # fmt: skip
