@@ -235,7 +235,7 @@ class NoiseFloor(Frozen):
     """Mean absolute change of the primary metric, in points."""
 
 
-class Report(Artifact):
+class Evaluation(Artifact):
     """What `evaluate` measured: `records.jsonl` in `folder` holds both models' scores, a line a record."""
 
     step: ClassVar[str] = "evaluate"

@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 
 from pipeline.report.examples import MOST_CHARACTERS
-from pipeline.report.facts import Answer, Card, Example
+from pipeline.report.facts import Answer, Example, Report
 from pipeline.report.markup import Child, Html, folded, join, section, tag
 from pipeline.wording import count, plain, signed
 
 _PREVIEW = 90
 
 
-def answers(card: Card) -> Html:
+def answers(card: Report) -> Html:
     """Return the section of the worst regressions and the best gains; nothing without any."""
     names = {drop.id: drop.name for drop in card.drops}
     parts = [

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from pipeline.artifacts import GuardResult, SliceResult, Verdict
 from pipeline.report.answers import answers
-from pipeline.report.facts import Card, is_nearly_failed
+from pipeline.report.facts import Report, is_nearly_failed
 from pipeline.report.markup import Child, Column, Html, section, table, tag
 from pipeline.report.plots import (
     axis_picture,
@@ -25,7 +25,7 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-ur
 _GUARD_STATES = {"passed": "✓ passed", "failed": "✗ failed", "shown": "shown only"}
 
 
-def page(card: Card) -> str:
+def page(card: Report) -> str:
     """Return the whole page; the same card gives the same bytes."""
     verdict = card.verdict
     title = f"{BADGES[verdict.outcome]}: run {card.run} of track {card.track}"
@@ -49,7 +49,7 @@ def page(card: Card) -> str:
     return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
 
 
-def _first_screen(card: Card) -> list[Child]:
+def _first_screen(card: Report) -> list[Child]:
     story = card.story
     steps = [
         tag("li", step.words, tag("code", step.command, class_="command") if step.command else None)
@@ -67,7 +67,7 @@ def _first_screen(card: Card) -> list[Child]:
     ]  # fmt: skip
 
 
-def _headline_numbers(card: Card) -> Html | None:
+def _headline_numbers(card: Report) -> Html | None:
     verdict = card.verdict
     if verdict.candidate_score is None or verdict.champion_score is None or verdict.gain is None:
         return None
@@ -87,7 +87,7 @@ def _headline_numbers(card: Card) -> Html | None:
     )  # fmt: skip
 
 
-def _gain(card: Card) -> Html:
+def _gain(card: Report) -> Html:
     verdict, least = card.verdict, card.min_gain
     drawn = interval_picture(verdict, least)
     if not drawn or verdict.gain is None or verdict.interval is None:

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 
 from pipeline.artifacts import Adapter, LengthBin, Overlap, Scores
-from pipeline.report.facts import Card
+from pipeline.report.facts import Report
 from pipeline.report.markup import Child, Column, Html, facts, folded, section, table, tag
 from pipeline.report.plots import curve_picture, lengths_picture, swatch
 from pipeline.wording import count, plain, seconds, signed, size
@@ -18,7 +18,7 @@ _RULES = {
 }
 
 
-def what_was_judged(card: Card) -> Html:
+def what_was_judged(card: Report) -> Html:
     """Return the data: drops, rows, and what was left out."""
     data = card.dataset
     columns = (
@@ -43,7 +43,7 @@ def what_was_judged(card: Card) -> Html:
     return section("The data", [tag("p", words, class_="warning") for words in data.warnings], counted, drops)
 
 
-def checks(card: Card) -> Html:
+def checks(card: Report) -> Html:
     """Return what was done so that the numbers can be believed: leaks, noise, how often the set was used."""
     data, verdict, report = card.dataset, card.verdict, card.report
     noise = verdict.noise
@@ -70,7 +70,7 @@ def checks(card: Card) -> Html:
     return section("Can these numbers be believed?", found, _overlaps(data.overlaps), _former(card))
 
 
-def training(card: Card) -> Html:
+def training(card: Report) -> Html:
     """Return the training with its curves, and what the run took."""
     adapter, cost = card.adapter, card.cost
     if adapter is None:
@@ -101,7 +101,7 @@ def training(card: Card) -> Html:
     )  # fmt: skip
 
 
-def origin(card: Card) -> Html:
+def origin(card: Report) -> Html:
     """Return the names and hashes by which every part can be found or made again."""
     adapter, model, report = card.adapter, card.model, card.report
     generation = card.verdict.champion_generation
@@ -142,7 +142,7 @@ def _hash(value: str | None) -> Html | None:
     return tag("span", value, class_="code") if value else None
 
 
-def _opinion(card: Card) -> str | None:
+def _opinion(card: Report) -> str | None:
     judged = card.judgement
     if judged is None:
         return None
@@ -163,7 +163,7 @@ def _overlaps(overlaps: Sequence[Overlap]) -> Html | None:
     return folded(f"Examples of what was left out ({len(overlaps)})", table(columns, rows, "Beginnings of both texts"))
 
 
-def _former(card: Card) -> Html | None:
+def _former(card: Report) -> Html | None:
     if card.report is None or not card.report.former:
         return None
     columns = (
@@ -199,7 +199,7 @@ def _median_bin(bins: Iterable[LengthBin]) -> int:
     return int(statistics.median_high(spread))
 
 
-def _scores(card: Card) -> Html | None:
+def _scores(card: Report) -> Html | None:
     """Return a table of everything that was measured of both models."""
     report = card.report
     if report is None:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 
-from pipeline.artifacts import Dataset, GuardResult, Outcome, Report, Verdict
+from pipeline.artifacts import Dataset, Evaluation, GuardResult, Outcome, Verdict
 from pipeline.config import RunConfig
 from pipeline.contract import StepSpec
 from pipeline.gate.reasons import REASONS, excuse_drops
@@ -61,7 +61,7 @@ def _sentence(words: str) -> str:
     return f"{words[0].upper()}{words[1:]}."
 
 
-def tell(verdict: Verdict, dataset: Dataset, report: Report | None, spec: StepSpec) -> Story:
+def tell(verdict: Verdict, dataset: Dataset, report: Evaluation | None, spec: StepSpec) -> Story:
     """Return the story of a verdict; `spec` is that of the step which made it."""
     config = spec.config
     headline = _HEADLINES[verdict.outcome]
@@ -107,7 +107,7 @@ def _numbers(verdict: Verdict) -> list[str]:
     ]
 
 
-def _because(verdict: Verdict, report: Report | None) -> list[str]:
+def _because(verdict: Verdict, report: Evaluation | None) -> list[str]:
     if verdict.outcome == "promoted" and verdict.p_value is not None:
         guarded = ", and no guard stands against it" if verdict.guards else ""
         return [f"A model that is no better would look like this {luck(verdict.p_value)}{guarded}."]

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from pipeline import durable
-from pipeline.artifacts import Adapter, Artifact, Dataset, Judgement, Model, Report, Verdict
+from pipeline.artifacts import Adapter, Artifact, Dataset, Evaluation, Judgement, Model, Verdict
 from pipeline.contract import Attempt
 from pipeline.metrics.registry import METRICS
 from pipeline.report.examples import pick
-from pipeline.report.facts import Card, Cost
+from pipeline.report.facts import Cost, Report
 from pipeline.report.page import page
 from pipeline.report.story import reasons, tell
 
@@ -18,7 +18,7 @@ FOLDER_NAME, JSON_NAME, PAGE_NAME = "report", "report.json", "report.html"
 A = TypeVar("A", bound=Artifact)
 
 
-def write_card(attempt: Attempt, verdict: Verdict, judgement: Judgement | None = None) -> str:
+def write_report(attempt: Attempt, verdict: Verdict, judgement: Judgement | None = None) -> str:
     """
     Write `verdict`'s card into a new folder of the attempt; return the folder, relative to the state folder.
 
@@ -26,23 +26,23 @@ def write_card(attempt: Attempt, verdict: Verdict, judgement: Judgement | None =
     """
     folder = attempt.make_folder(FOLDER_NAME)
     place = attempt.relative(folder)
-    card = _card(attempt, verdict.model_copy(update={"report": place}), judgement)
+    card = _report(attempt, verdict.model_copy(update={"report": place}), judgement)
     durable.write_json(folder / JSON_NAME, card.model_dump(mode="json"))
     durable.write_bytes(folder / PAGE_NAME, page(card).encode())
     return place
 
 
-def _card(attempt: Attempt, verdict: Verdict, judgement: Judgement | None) -> Card:
+def _report(attempt: Attempt, verdict: Verdict, judgement: Judgement | None) -> Report:
     dataset, config = attempt.load(Dataset), attempt.config
     adapter, model = _published(attempt, Adapter), _published(attempt, Model)
-    report = _published(attempt, Report)
+    report = _published(attempt, Evaluation)
     judgement = judgement or _published(attempt, Judgement)
     metric = METRICS.get(verdict.metric)
     regressions, gains = pick(
         _records(attempt, report), verdict.metric, higher_is_better=metric is None or metric.higher_is_better
     )
     settings = config.model_dump(mode="json")
-    return Card(
+    return Report(
         run=attempt.spec.run, track=config.track, approval=config.gate.approval,
         story=tell(verdict, dataset, report, attempt.spec), reasons=reasons(verdict),
         metric_title=metric.title if metric else verdict.metric,
@@ -63,12 +63,12 @@ def _published(attempt: Attempt, kind: type[A]) -> A | None:
     return attempt.load(kind) if kind.step in attempt.spec.inputs else None
 
 
-def _records(attempt: Attempt, report: Report | None) -> Iterator[dict[str, Any]]:
+def _records(attempt: Attempt, report: Evaluation | None) -> Iterator[dict[str, Any]]:
     if report is not None:
         yield from durable.read_jsonl(attempt.path(report.folder) / "records.jsonl")
 
 
-def _cost(adapter: Adapter | None, model: Model | None, report: Report | None) -> Cost:
+def _cost(adapter: Adapter | None, model: Model | None, report: Evaluation | None) -> Cost:
     both = [] if report is None else [report.candidate, report.champion]
     took = {
         "train": adapter and adapter.seconds, "merge": model and model.seconds,

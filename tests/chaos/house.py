@@ -20,7 +20,7 @@ from daemon.settings.load import load
 from daemon.state.database import check, migrate, open_engine, transaction
 from daemon.state.layout import DATABASE_NAME
 from pipeline import durable
-from pipeline.artifacts import Adapter, Dataset, Model, Report, Scores, Verdict
+from pipeline.artifacts import Adapter, Dataset, Evaluation, Model, Scores, Verdict
 from pipeline.contract import RESULT_NAME, StepResult, StepSpec
 from pipeline.errors import EXIT_INTERRUPTED
 from pipeline.model_folder.manifest import MANIFEST_NAME
@@ -164,11 +164,11 @@ def _merge(spec: StepSpec, root: Path, _outcome: str) -> Model:
     )  # fmt: skip
 
 
-def _evaluate(spec: StepSpec, root: Path, _outcome: str) -> Report:
+def _evaluate(spec: StepSpec, root: Path, _outcome: str) -> Evaluation:
     (root / spec.folder / "predictions").mkdir()
     (root / spec.folder / "predictions" / "key.jsonl").write_text("{}\n")
     scores = Scores(model_id="m", metrics={"exact_match": 50.0}, nll=1.0, generated=1, cached=0, seconds=1.0)
-    return Report(
+    return Evaluation(
         folder=spec.folder, metric="exact_match", heldout_version="v", records=120, candidate=scores,
         champion=scores.model_copy(update={"model_id": spec.champion.model_id}),
         champion_generation=spec.champion.generation, prediction_keys={"m": "key"},
@@ -177,7 +177,7 @@ def _evaluate(spec: StepSpec, root: Path, _outcome: str) -> Report:
 
 def _decide(spec: StepSpec, root: Path, outcome: str) -> Verdict:
     model, report = (durable.read_json(root / spec.inputs[step]) for step in ("merge", "evaluate"))
-    assert Report.model_validate(report).is_against(spec.champion), "decide would refuse this report"
+    assert Evaluation.model_validate(report).is_against(spec.champion), "decide would refuse this report"
     return Verdict.model_validate({
         "outcome": outcome, "reasons": (), "sentence": f"{outcome}, by the script", "metric": "exact_match",
         "records": 120, "candidate_model_id": model["model_id"], "champion_model_id": "b",

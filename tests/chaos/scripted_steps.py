@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from pipeline import durable
-from pipeline.artifacts import Adapter, Artifact, Dataset, Model, Report, Scores, Verdict
+from pipeline.artifacts import Adapter, Artifact, Dataset, Evaluation, Model, Scores, Verdict
 from pipeline.contract import Attempt as StepAttempt
 from tests.model_folder import write_model
 
@@ -38,7 +38,7 @@ def _evaluate(attempt: StepAttempt) -> Artifact:
     (attempt.folder / "predictions").mkdir(exist_ok=True)
     durable.write_bytes(attempt.folder / "predictions/key.jsonl", b"p" * 100_000)
     scores = Scores(model_id="m", metrics={"exact_match": 50.0}, nll=1.0, generated=1, cached=0, seconds=1.0)
-    return Report(
+    return Evaluation(
         folder=attempt.spec.folder, metric="exact_match", heldout_version="v", records=120, candidate=scores,
         champion=scores.model_copy(update={"model_id": attempt.spec.champion.model_id}),
         champion_generation=attempt.spec.champion.generation, prediction_keys={"m": "key"},
@@ -46,7 +46,7 @@ def _evaluate(attempt: StepAttempt) -> Artifact:
 
 
 def _decide(attempt: StepAttempt) -> Artifact:
-    model, report = attempt.load(Model), attempt.load(Report)
+    model, report = attempt.load(Model), attempt.load(Evaluation)
     assert report.is_against(attempt.spec.champion), "decide would refuse this report"
     return Verdict(
         outcome="promoted", reasons=(), sentence="better", metric="exact_match", records=120,

@@ -23,10 +23,10 @@ from pipeline import durable
 from pipeline.artifacts import (
     Adapter,
     Dataset,
+    Evaluation,
     Judgement,
     Model,
     NoiseFloor,
-    Report,
     Scores,
     Shortfall,
     Verdict,
@@ -114,7 +114,7 @@ class ScriptedExecutor:
         elif spec.step == "evaluate":
             (folder / "predictions").mkdir()
             (folder / "predictions" / "key.jsonl").write_text("{}\n")
-            artifact = Report(
+            artifact = Evaluation(
                 folder=spec.folder, metric="exact_match", heldout_version="v", records=120, candidate=SCORES,
                 champion=SCORES.model_copy(update={"model_id": spec.champion.model_id}),
                 champion_generation=spec.champion.generation, prediction_keys={"m": "key"},

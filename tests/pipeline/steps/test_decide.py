@@ -15,12 +15,12 @@ from scipy import stats
 from pipeline import durable
 from pipeline.artifacts import (
     Dataset,
+    Evaluation,
     FormerScores,
     Judgement,
     Model,
     ModelRef,
     NoiseFloor,
-    Report,
     Scores,
     Shortfall,
     SuiteScores,
@@ -36,7 +36,7 @@ from pipeline.gate.reasons import REASONS
 from pipeline.gate.slices import Known
 from pipeline.gate.statistics import Floats
 from pipeline.gate.verdict import Rules, judge, weigh
-from pipeline.report.facts import Card
+from pipeline.report.facts import Report
 from pipeline.steps.decide import decide
 from pipeline.yardstick import YardstickBefore
 from tests.records_made import lines_of, paired, yes_or_no
@@ -627,7 +627,7 @@ def make(tmp_path: Path) -> Callable[..., Attempt]:
         durable.write_json(tmp_path / "prepare.json", Dataset.model_validate({**facts, **dataset}).model_dump())
         inputs = {"prepare": "prepare.json"}
         if lines is not None:
-            write_report(tmp_path, lines)
+            write_evaluation(tmp_path, lines)
             inputs["evaluate"] = "evaluate.json"
         spec = StepSpec(
             run=7, step="decide", attempt=1, fence="f", root=str(tmp_path), folder="attempt", checkpoints="c",
@@ -643,7 +643,7 @@ def make(tmp_path: Path) -> Callable[..., Attempt]:
     return attempt
 
 
-def write_report(root: Path, lines: Lines, **more: object) -> None:
+def write_evaluation(root: Path, lines: Lines, **more: object) -> None:
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (root / "evaluated/records.jsonl").write_text(text, encoding="utf-8")
     numbers = {"metrics": {}, "nll": 1.0, "generated": 0, "cached": 0, "seconds": 0.0}
@@ -653,7 +653,7 @@ def write_report(root: Path, lines: Lines, **more: object) -> None:
         "champion": Scores.model_validate({"model_id": "old", **numbers}),
         "champion_generation": 3, "prediction_keys": {},
     }  # fmt: skip
-    durable.write_json(root / "evaluate.json", Report.model_validate({**facts, **more}).model_dump(mode="json"))
+    durable.write_json(root / "evaluate.json", Evaluation.model_validate({**facts, **more}).model_dump(mode="json"))
 
 
 @pytest.mark.parametrize(
@@ -701,7 +701,7 @@ def test_the_step_knows_what_the_report_says_about_the_candidates_training(
 ) -> None:
     lines = yes_or_no(100, 2, 18)
     attempt = make(lines, seen_by_champion=6)
-    write_report(tmp_path, lines, records_seen_by_candidate=2, records_seen_by_champion=3)
+    write_evaluation(tmp_path, lines, records_seen_by_candidate=2, records_seen_by_champion=3)
     verdict = decide(attempt)
     assert verdict.outcome == "contaminated"
     # Six before training, and three of the others as another champion came.
@@ -715,11 +715,11 @@ def test_every_verdict_has_its_card(
 ) -> None:
     written: list[Verdict] = []
 
-    def write_card(attempt: Attempt, verdict: Verdict, _judgement: object) -> str:
+    def write_report(attempt: Attempt, verdict: Verdict, _judgement: object) -> str:
         written.append(verdict)
         return attempt.relative(attempt.folder / "card")
 
-    monkeypatch.setattr("pipeline.report.write.write_card", write_card)
+    monkeypatch.setattr("pipeline.report.write.write_report", write_report)
     shortfall = None if lines else Shortfall(heldout_rows=36, needed_heldout_rows=100, needed_rows=430)
     verdict = decide(make(lines, shortfall=shortfall))
     assert verdict.report == "attempt/card"
@@ -745,7 +745,7 @@ def test_the_card_says_of_the_judge_what_the_gate_counted(make: Callable[..., At
     attempt = make(lines, GateConfig(on="pinned"))
     results = {line["id"]: "win" if line["pinned"] else "loss" for line in lines[:160]}
     verdict = decide(with_judgement(attempt, results))
-    card = Card.model_validate_json((attempt.root / (verdict.report or "") / "report.json").read_bytes())
+    card = Report.model_validate_json((attempt.root / (verdict.report or "") / "report.json").read_bytes())
     (row,) = [row for row in verdict.guards if row.guard == "judge"]
     assert (row.candidate, row.champion, row.state) == (80, 0, "passed")
     assert card.judgement is not None
@@ -770,7 +770,7 @@ def test_the_step_reads_suites_former_champions_a_judgement_and_the_noise_floor(
     answers = [{"id": line["id"], "score": 1.0} for line in lines]
     (folder / "former-2.jsonl").write_text("".join(json.dumps(one) + "\n" for one in answers), encoding="utf-8")
     noise = NoiseFloor(records=120, changed=3, points=0.4)
-    write_report(
+    write_evaluation(
         tmp_path, lines, noise=noise,
         suites=(SuiteScores(name="builtin", records=120, candidate=0, champion=100, file="suite-1.jsonl"),),
         former=(FormerScores(generation=2, model_id="m", records=120, score=100, file="former-2.jsonl"),),

@@ -13,6 +13,7 @@ from pipeline.artifacts import (
     CurvePoint,
     Dataset,
     Drop,
+    Evaluation,
     FormerScores,
     GuardResult,
     Judgement,
@@ -21,7 +22,6 @@ from pipeline.artifacts import (
     ModelRef,
     NoiseFloor,
     Overlap,
-    Report,
     Scores,
     Shortfall,
     SliceResult,
@@ -120,7 +120,7 @@ def model() -> Model:
     )  # fmt: skip
 
 
-def report(lines: Sequence[Mapping[str, Any]], **changes: Any) -> Report:
+def report(lines: Sequence[Mapping[str, Any]], **changes: Any) -> Evaluation:
     """Return what `evaluate` would have published of these records."""
 
     def scores(role: str, model_id: str, generated: int) -> Scores:
@@ -134,7 +134,7 @@ def report(lines: Sequence[Mapping[str, Any]], **changes: Any) -> Report:
             length_ratio=1.0, answer_tokens=2.1, seconds_per_answer=0.53, size_bytes=269_000_000,
         )  # fmt: skip
 
-    made = Report(
+    made = Evaluation(
         folder="runs/1/attempts/evaluate-1/report", metric="exact_match", heldout_version=HELDOUT, records=len(lines),
         records_too_long=1, batch_size=16, versions={"torch": "2.10.0", "device": "cpu AVX512, 2 threads"},
         former=(FormerScores(generation=1, model_id="e3" * 32, records=280, score=58.2, file="former-1.jsonl"),),
