@@ -98,7 +98,7 @@ class Report(Frozen):
     dataset: Dataset
     adapter: Adapter | None = None
     model: Model | None = None
-    report: Evaluation | None = None
+    evaluation: Evaluation | None = None
     judgement: Judgement | None = None
     regressions: tuple[Example, ...] = ()
     """Records that the candidate answered worse, the worst first."""

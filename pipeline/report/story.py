@@ -61,7 +61,7 @@ def _sentence(words: str) -> str:
     return f"{words[0].upper()}{words[1:]}."
 
 
-def tell(verdict: Verdict, dataset: Dataset, report: Evaluation | None, spec: StepSpec) -> Story:
+def tell(verdict: Verdict, dataset: Dataset, evaluation: Evaluation | None, spec: StepSpec) -> Story:
     """Return the story of a verdict; `spec` is that of the step which made it."""
     config = spec.config
     headline = _HEADLINES[verdict.outcome]
@@ -71,7 +71,7 @@ def tell(verdict: Verdict, dataset: Dataset, report: Evaluation | None, spec: St
         # Nobody knows yet whether it does: a drop that it was made from may be withdrawn before the run is concluded.
         manual = config.gate.approval == "manual"
         headline += " It waits for your approval." if manual else " It wins."
-    why = (*_numbers(verdict), *_because(verdict, report), *_excuse(verdict), *_limits(verdict, dataset, config))
+    why = (*_numbers(verdict), *_because(verdict, evaluation), *_excuse(verdict), *_limits(verdict, dataset, config))
     if verdict.yardstick is not None:
         why = (*why, verdict.yardstick)
     if verdict.references_changed:
@@ -107,7 +107,7 @@ def _numbers(verdict: Verdict) -> list[str]:
     ]
 
 
-def _because(verdict: Verdict, report: Evaluation | None) -> list[str]:
+def _because(verdict: Verdict, evaluation: Evaluation | None) -> list[str]:
     if verdict.outcome == "promoted" and verdict.p_value is not None:
         guarded = ", and no guard stands against it" if verdict.guards else ""
         return [f"A model that is no better would look like this {luck(verdict.p_value)}{guarded}."]
@@ -115,8 +115,8 @@ def _because(verdict: Verdict, report: Evaluation | None) -> list[str]:
         failed = [guard for guard in verdict.guards if guard.state == "failed"]
         found = [f"{_FOUND.get(guard.guard, 'What it loses')}: {guard_words(guard)}." for guard in failed]
         return found or [reason.words for reason in reasons(verdict)]
-    if verdict.outcome == "contaminated" and report is not None and report.records_seen_by_candidate:
-        seen = count(report.records_seen_by_candidate, "record")
+    if verdict.outcome == "contaminated" and evaluation is not None and evaluation.records_seen_by_candidate:
+        seen = count(evaluation.records_seen_by_candidate, "record")
         return [f"{seen} of those that it was judged on were among its training rows."]
     unproven = verdict.outcome == "not_shown_better"
     if unproven and "p_above_limit" in verdict.reasons and verdict.p_value is not None and (verdict.gain or 0) > 0:
@@ -202,8 +202,10 @@ def _next_steps(verdict: Verdict, dataset: Dataset, config: RunConfig, run: int)
 
 
 def _after_a_win(verdict: Verdict, config: RunConfig, run: int) -> list[NextStep]:
-    undo = NextStep(words="If it disappoints in use, let the champion before it serve again.",
-                    command=f"dropforge rollback{config.track_option} --reason TEXT")  # fmt: skip
+    undo = NextStep(
+        words="If it disappoints in use, let the champion before it serve again.",
+        command=f"dropforge rollback{config.track_option} --reason TEXT",
+    )
     costs = " The answers that became worse, below, show what it costs." if verdict.losses else ""
     if config.gate.approval == "manual":
         return [NextStep(words=f"Let it serve.{costs}", command=f"dropforge promote {run}")]
@@ -221,8 +223,12 @@ def _after_guards(verdict: Verdict, config: RunConfig, run: int) -> list[NextSte
     failed = [guard for guard in verdict.guards if guard.state == "failed"]
     steps = list(dict.fromkeys(step for guard in failed for step in _against(guard, config)))
     if {guard.guard for guard in failed} <= {"latency", "size", "judge"}:
-        steps.append(NextStep(words="If that is no harm to you, let it serve all the same.",
-                              command=f"dropforge promote {run} --force --reason TEXT"))  # fmt: skip
+        steps.append(
+            NextStep(
+                words="If that is no harm to you, let it serve all the same.",
+                command=f"dropforge promote {run} --force --reason TEXT",
+            )
+        )
     return [*steps, NextStep(words=_KEPT)]
 
 
@@ -233,39 +239,56 @@ def _against(guard: GuardResult, config: RunConfig) -> list[NextStep]:
     steps = {
         "general_base": [
             NextStep(words="Add general rows: they bring back what was lost."),
-            NextStep(words="Or let the champion before today's serve again, if it lost less.",
-                     command=f"{rollback} --reason TEXT"),
+            NextStep(
+                words="Or let the champion before today's serve again, if it lost less.",
+                command=f"{rollback} --reason TEXT",
+            ),
         ],
-        "former": [NextStep(words="If the former champion is the better one, let it serve again.",
-                            command=f"{rollback} --to GENERATION --reason TEXT")],
-        "floor": [NextStep(words="Take the floor out, or drop rows that it can be scored by (guards.floors)." if missing
-                           else "Drop more rows of the kind that the floor asks for, or lower it (guards.floors).")],
+        "former": [
+            NextStep(
+                words="If the former champion is the better one, let it serve again.",
+                command=f"{rollback} --to GENERATION --reason TEXT",
+            )
+        ],
+        "floor": [
+            NextStep(
+                words="Take the floor out, or drop rows that it can be scored by (guards.floors)."
+                if missing
+                else "Drop more rows of the kind that the floor asks for, or lower it (guards.floors)."
+            )
+        ],
         "latency": [NextStep(words="Look for longer answers in the new drops, or allow more time (guards.latency).")],
         "size": [NextStep(words="Allow a larger model, if there is room for it (guards.size).")],
         "judge": [NextStep(words="Read the answers that changed, below, and see whether the judge is right.")],
-    }  # fmt: skip
+    }
     return steps[guard.guard]
 
 
 def _after_harm() -> list[NextStep]:
     return [
         NextStep(words="Read the answers that became worse, below: wrong or odd data in a new drop shows there."),
-        NextStep(words="If a drop is to blame, take it out of later runs.",
-                 command="dropforge drops withdraw DROP --reason TEXT"),
-        NextStep(words="If the drop is right after all, put it back when it is held.",
-                 command="dropforge drops restore DROP --reason TEXT"),
-    ]  # fmt: skip
+        NextStep(
+            words="If a drop is to blame, take it out of later runs.",
+            command="dropforge drops withdraw DROP --reason TEXT",
+        ),
+        NextStep(
+            words="If the drop is right after all, put it back when it is held.",
+            command="dropforge drops restore DROP --reason TEXT",
+        ),
+    ]
 
 
 def _after_replaced(dataset: Dataset, spec: StepSpec) -> list[NextStep]:
     """Return what helps where a bad verdict says more of new references than of the new drops."""
     names = {drop.id: drop.name for drop in (*dataset.drops, *spec.drops)}
     steps = [
-        NextStep(words=f"Look at the pinned drop {drop}{f' ({names[drop]})' if drop in names else ''} first: it gives "
-                       "other answers than an earlier one. If they are wrong, take it out of later runs.",
-                 command=f"dropforge drops withdraw {drop} --reason TEXT")
+        NextStep(
+            words=f"Look at the pinned drop {drop}{f' ({names[drop]})' if drop in names else ''} first: it gives "
+            "other answers than an earlier one. If they are wrong, take it out of later runs.",
+            command=f"dropforge drops withdraw {drop} --reason TEXT",
+        )
         for drop in spec.champion.not_judged_by(dataset.pins_changed)
-    ]  # fmt: skip
+    ]
     return [*steps, NextStep(words=_KEPT)]
 
 

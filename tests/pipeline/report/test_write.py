@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
@@ -19,8 +19,8 @@ from pipeline.artifacts import GuardResult
 from pipeline.contract import Attempt
 from pipeline.gate.reasons import NO_FAULT_OF_DROPS
 from pipeline.report.examples import MOST_CHARACTERS, pick
-from pipeline.report.facts import Report, harm_share, is_nearly_failed, schema_text
-from pipeline.report.markup import tag, text
+from pipeline.report.facts import Cost, NextStep, Report, Story, harm_share, is_nearly_failed, schema_text
+from pipeline.report.page import render_page
 from pipeline.report.story import guard_words
 from pipeline.report.write import hash_settings, write_report
 from pipeline.steps.decide import decide
@@ -28,6 +28,18 @@ from pipeline.wording import luck, plain, signed, ticks
 
 OUTCOMES = ["promoted", "worse", "not_shown_better", "guard_failed", "contaminated", "early"]
 VOID = {"meta", "link", "br", "hr"}
+#: The elements of a page; no other may come from a text.
+TAGS = {
+    tag
+    for tags in (
+        "html head meta link title style body header main section div p span small em bdi code pre h1 h2 h3 ul li",
+        "dl dt dd table caption thead tbody tr th td details summary figure figcaption svg desc rect line circle",
+        "polyline text",
+    )
+    for tag in tags.split()
+}
+#: What a page must not hold: controls but newline and tab, and what turns the order of text.
+CONTROL = "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069]"
 SCHEMA = json.loads(resources.files("schemas").joinpath("report.schema.json").read_text(encoding="utf-8"))
 
 
@@ -53,6 +65,11 @@ class Page(HTMLParser):
         self._open.pop()
 
     def handle_data(self, data: str) -> None:
+        inside = self._open[-1] if self._open else {"tag": "", "text": ""}
+        if inside["tag"] == "pre" and not inside["text"]:
+            data = data.removeprefix("\n")
+        elif "\n" in data and not data.strip():
+            return  # between two lines of a template
         for one in self._open:
             one["text"] += data
 
@@ -93,12 +110,7 @@ def test_the_page_is_one_sound_document_that_loads_nothing(made_reports: Any, tm
     _, source = write(made_reports, tmp_path, outcome.replace("hostile", "worse"), *change)
     page = Page(source)
     assert page.all("html")[0]["lang"] == "en"
-    assert {one["tag"] for one in page.elements} <= {
-        "html", "head", "meta", "link", "title", "style", "body", "header", "main", "section", "div", "p", "span",
-        "small", "em", "bdi", "code", "pre", "h1", "h2", "h3", "ul", "li", "dl", "dt", "dd", "table", "caption",
-        "thead", "tbody", "tr", "th", "td", "details", "summary", "figure", "figcaption", "svg", "desc", "rect", "line",
-        "circle", "polyline", "text",
-    }  # fmt: skip
+    assert {one["tag"] for one in page.elements} <= TAGS
     assert [one["href"] for one in page.elements if "href" in one] == ["data:,"]
     assert not [name for one in page.elements for name in one if name.startswith("on") or name in {"src", "srcset"}]
     assert "url(" not in page.all("style")[0]["text"]
@@ -390,7 +402,7 @@ def test_every_part_of_the_evidence_is_on_the_page(made_reports: Any, tmp_path: 
         data["dataset_sha256"], data["heldout_version"], adapter["adapter_sha256"], adapter["base_model_id"],
         verdict["candidate_model_id"], verdict["champion_model_id"], card["settings_sha256"],
         *(drop["sha256"] for drop in card["drops"]), *(drop["name"] for drop in card["drops"]),
-        *card["report"]["prediction_keys"].values(), "torch 2.10.0",
+        *card["evaluation"]["prediction_keys"].values(), "torch 2.10.0",
         *(guard["label"] for guard in verdict["guards"]), *(one["label"] for one in verdict["slices"]),
         f"{verdict['wins']} better", f"{verdict['losses']} worse", f"{verdict['ties']} equal",
         signed(verdict["gain"]), plain(verdict["candidate_score"]), plain(verdict["champion_score"]),
@@ -444,8 +456,8 @@ def test_the_same_records_in_another_order_give_the_same_bytes(made_reports: Any
     first = write(made_reports, tmp_path / "a", "worse")
     second = write(made_reports, tmp_path / "b", "worse", shuffled)
     for card in (first[0], second[0]):
-        card["report"]["candidate"].pop("metrics")  # sums of floats in another order
-        card["report"]["champion"].pop("metrics")
+        card["evaluation"]["candidate"].pop("metrics")  # sums of floats in another order
+        card["evaluation"]["champion"].pop("metrics")
     assert first == second
 
 
@@ -495,18 +507,48 @@ def test_harm_is_held_against_the_margin(
     assert is_nearly_failed(guard) == (share is not None and share >= 0.8)
 
 
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text())
-def test_any_text_comes_back_from_the_markup(words: str) -> None:
-    page = Page(f"<div>{tag('p', words)}</div>")
-    assert [one["tag"] for one in page.elements] == ["div", "p"]
-    visible = re.sub("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069]", "", words)
-    shown = page.all("p")[0]["text"]
-    assert re.sub(r"\\x[0-9a-f]{2}|\\u[0-9a-f]{4}|\\r", "", shown) == re.sub(
-        r"\\x[0-9a-f]{2}|\\u[0-9a-f]{4}|\\r", "", visible
+def test_any_text_is_shown_as_text_wherever_it_stands(made_reports: Any, words: str) -> None:
+    words = f"<{words}>"
+    dataset, verdict = made_reports.early()
+    guard = GuardResult(guard="size", label=words, unit="times", change=1.0, margin=2.0, state="passed")
+    source = render_page(
+        Report(
+            run=1,
+            track=words,
+            approval="auto",
+            story=Story(headline=words, why=(words,), next_steps=(NextStep(words=words, command=words),)),
+            reasons=(),
+            metric_title="exact match",
+            min_gain=1.0,
+            p_value_limit=0.01,
+            verdict=verdict.model_copy(update={"guards": (guard,)}),
+            drops=(),
+            dataset=dataset.model_copy(update={"warnings": (words,)}),
+            cost=Cost(seconds={}),
+            settings={words: words},
+            settings_sha256="00",
+        )
     )
-    attribute = Page(tag("p", "x", title=words)).all("p")[0]["title"]
-    assert attribute == shown
-    assert text(words).isascii() or not words.isascii()
+    assert re.search(CONTROL, source) is None
+    page = Page(source)
+    (headline,) = (one["text"] for one in page.all("h1"))
+    escapes = r"\\x[0-9a-f]{2}|\\u[0-9a-f]{4}|\\r"
+    assert re.sub(escapes, "", headline) == re.sub(escapes, "", re.sub(CONTROL, "", words))
+    pictures = [one["aria-label"].partition(": 0 %")[0] for one in page.all("svg")]
+    told = [one["text"] for tag in ("bdi", "li", "code") for one in page.all(tag)]
+    warnings = [one["text"] for one in page.all("p") if one.get("class") == "warning"]
+    assert {*pictures, *told, *warnings} == {headline, headline * 2}, "a step and its command are one entry of a list"
+    assert {one["tag"] for one in page.elements} <= TAGS
+
+
+def test_no_template_calls_a_text_safe() -> None:
+    folder = resources.files("pipeline.report").joinpath("templates")
+    sources = {one.name: one.read_text(encoding="utf-8") for one in folder.iterdir()}
+    assert {"report.html.jinja", "style.css"} <= set(sources)
+    for name, source in sources.items():
+        assert not re.search(r"\|\s*safe|autoescape|Markup|<script|=\s*\{\{", source), name
 
 
 @given(st.floats(-1e4, 1e4), st.floats(1e-3, 1e4))
