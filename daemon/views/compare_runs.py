@@ -4,10 +4,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from daemon.views.overview import NotThere, Overview, RunDetail
 from pipeline import durable
 from pipeline.artifacts import JSON_NAME, PAGE_NAME, RECORDS_NAME, Frozen
 from pipeline.errors import DropforgeError
+from pipeline.report.facts import Story
 
 #: Nobody sets them: one differs between tracks by design, the other was measured by the track's first run.
 _UNTOLD = frozenset({"salt", "noise"})
@@ -104,6 +107,17 @@ def report_data(overview: Overview, run_id: int) -> dict[str, Any]:
         message = f"the data of the report of run {run_id} is damaged or gone: {path}"
         raise ReportDamaged(message, f"bring it back from a backup; the page beside it: dropforge report {run_id}")
     return value
+
+
+def story_of(overview: Overview, run: RunDetail) -> Story | None:
+    """Return why a run's verdict is what it is, and what to do, as its report has it; `None` without a sound one."""
+    if run.verdict is None or run.verdict.report is None:
+        return None
+    told = durable.read_object(overview.folder / run.verdict.report / JSON_NAME).get("story")
+    try:
+        return Story.model_validate(told)
+    except ValidationError:
+        return None
 
 
 def compare(overview: Overview, first_id: int, second_id: int) -> Comparison:

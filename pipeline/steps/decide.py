@@ -25,7 +25,7 @@ def decide(attempt: Attempt) -> Verdict:
     judgement = attempt.load(Judgement) if Judgement.step in spec.inputs else None
     if dataset.shortfall is not None and Evaluation.step not in spec.inputs:
         made = attempt.load(Model).model_id if Model.step in spec.inputs else None
-        verdict = early_verdict(dataset, dataset.shortfall, attempt.config.gate, trained=made is not None)
+        verdict = early_verdict(dataset, dataset.shortfall, attempt.config.gate)
         facts = {
             "champion_generation": spec.champion.generation, "champion_model_id": spec.champion.model_id,
             "candidate_model_id": made,
@@ -78,7 +78,6 @@ def _require_champion(found: Evaluation, spec: StepSpec) -> None:
 def _rules(attempt: Attempt, dataset: Dataset, found: Evaluation) -> Rules:
     champion = attempt.spec.champion
     return Rules(
-        track_option=attempt.config.track_option,
         gate=attempt.config.gate,
         guards=attempt.config.guards,
         known=Known(
@@ -86,7 +85,5 @@ def _rules(attempt: Attempt, dataset: Dataset, found: Evaluation) -> Rules:
             names={drop.id: drop.name for drop in (*dataset.drops, *attempt.spec.drops)},
         ),
         seen_by_candidate=found.records_seen_by_candidate,
-        # The second left out of what the first had left, if another champion came between.
-        seen_by_champion=dataset.seen_by_champion + found.records_seen_by_champion,
         repinned=champion.not_judged_by(dataset.pins_changed),
     )

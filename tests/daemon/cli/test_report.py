@@ -13,7 +13,7 @@ from sqlmodel import Session
 from daemon.dispatch.run_config import compose
 from daemon.queue import run_queue
 from daemon.settings.model import Settings
-from daemon.state.tables import Run, Track
+from daemon.state.tables import OVERTAKEN, Run, Track
 from pipeline import durable
 from pipeline.artifacts import NoiseFloor
 from pipeline.report.write import write_report
@@ -108,8 +108,10 @@ def test_show_tells_the_core_of_the_evidence(workspace: Any, made_reports: Any, 
     run = end(workspace, made_reports, "guard_failed")
     out = dropforge("show", run).out
     for words in (
-        "guards: 1 of 9 failed\n  failed: suite builtin −27.6 points (the limit is 5.0 points)\n",
-        "  nearly failed: drop 3 (bewertungen_ü.jsonl) −4.5 points (the limit is 5.0 points)\n",
+        "\nwhy:\n  Both models answered the same 400 records that neither was trained on. The new model scored 94.0 of",
+        "\n  What it loses: suite builtin −27.6 points (the limit is 5.0 points).\nwhat to do next:\n  Train less ",
+        "\n  If a drop is to blame, take it out of later runs: dropforge drops withdraw DROP --reason TEXT\n",
+        "guards: 1 of 9 failed\n  nearly failed: drop 3 (bewertungen_ü.jsonl) −4.5 points (the limit is 5.0 points)\n",
         "drops that the champion knows: gain +6.0 points on 300 records, interval +0.4 to +11.5\n",
         "new drops: gain -4.5 points on 100 records, interval -15.2 to +6.3\n",
         "candidates judged before on this track: 6, 2 of them on exactly these records\n",
@@ -118,6 +120,24 @@ def test_show_tells_the_core_of_the_evidence(workspace: Any, made_reports: Any, 
     ):
         assert words in out
     assert "token F1" not in out, "a guard that passed easily is not the core"
+    (workspace.settings.state_folder / f"runs/{run}/attempts/decide-1/report/report.json").write_text('{"story": 1}')
+    out = dropforge("show", run).out
+    assert "why:" not in out
+    assert "exact_match on 400 held-out records: candidate 94.0, champion 82.5\ngain +11.5 points, 98 %" in out
+    assert "70 wins, 24 losses, 306 ties\n" in out
+    assert "guards: 1 of 9 failed\n  failed: suite builtin −27.6 points (the limit is 5.0 points)\n" in out
+
+
+def test_show_says_nothing_of_what_to_do_about_a_win_that_came_too_late(
+    workspace: Any, made_reports: Any, dropforge: Command
+) -> None:
+    run = end(workspace, made_reports, "promoted")
+    assert "what to do next:\n  Nothing has to be done" in dropforge("show", run).out
+    with Session(workspace.engine) as session, session.begin():
+        session.get_one(Run, run).outcome = OVERTAKEN
+    out = dropforge("show", run).out
+    assert "\nwon, but another champion came first, with which it was not compared: " in out
+    assert ("why:" in out, "what to do next" in out) == (True, False)
 
 
 def without_some(lines: Lines) -> Lines:

@@ -183,7 +183,6 @@ def test_the_first_screen_says_what_was_decided_why_and_what_to_do(
     assert words in first
     assert all(why in first for why in card["story"]["why"])
     assert [step["words"] for step in card["story"]["next_steps"] if step["words"] not in first] == []
-    assert card["verdict"]["sentence"] in page.words()
 
 
 @pytest.mark.parametrize("outcome", ["worse", "guard_failed"])
@@ -239,7 +238,7 @@ def test_the_card_of_a_gain_that_is_shown_does_not_call_it_chance(made_reports: 
     assert (verdict.outcome, verdict.reasons) == ("not_shown_better", ("gain_below_minimum",))
     assert verdict.report is not None
     card = durable.read_json(tmp_path / verdict.report / "report.json")
-    assert "The gain is smaller than the settings ask for." in card["story"]["why"]
+    assert "The gain is smaller than the settings ask for: 3.75 is below 5." in card["story"]["why"]
     assert card["story"]["next_steps"][0]["words"] == (
         "The gain is no luck, but it is small: drop more or other data, or ask for less (gate.min_gain)."
     )
@@ -248,7 +247,7 @@ def test_the_card_of_a_gain_that_is_shown_does_not_call_it_chance(made_reports: 
     again = made_reports.attempt(tmp_path, published, lines, run=2)
     story = durable.read_json(tmp_path / write_report(again, lost) / "report.json")["story"]
     assert "Records of drops that the champion knows lost." in story["why"]
-    assert story["next_steps"][0]["words"].startswith("See in the slices, below, what records of older drops lost")
+    assert story["next_steps"][0]["words"].startswith("See in the report's slices what records of older drops lost")
     for words in (*card["story"]["why"], *story["why"]):
         assert "no proof" not in words
 
