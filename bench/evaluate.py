@@ -28,7 +28,7 @@ from rich.table import Table
 from daemon.cli.demo.command import demo_base
 from daemon.cli.demo.data import make_data
 from pipeline import durable
-from pipeline.artifacts import Dataset, Model, ModelRef, NoiseFloor, Report
+from pipeline.artifacts import Dataset, Evaluation, Model, ModelRef, NoiseFloor
 from pipeline.config import EvaluateConfig, RunConfig
 from pipeline.contract import Attempt, StepSpec
 from pipeline.model_folder.manifest import model_id
@@ -111,7 +111,7 @@ def _make_challenger(base: Path, folder: Path, seed: int) -> None:
     AutoTokenizer.from_pretrained(base).save_pretrained(folder)
 
 
-def _evaluate(root: Path, base: Path, number: int, engine: Literal["batches", "continuous"]) -> Report:
+def _evaluate(root: Path, base: Path, number: int, engine: Literal["batches", "continuous"]) -> Evaluation:
     """Run the step in a process of its own, as the worker does, and keep its predictions as the dispatcher does."""
     base_id = model_id(base)
     dataset = Dataset(
@@ -149,7 +149,7 @@ def _evaluate(root: Path, base: Path, number: int, engine: Literal["batches", "c
     done = subprocess.run(argv, env=_environment(), capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"the evaluation failed: {done.stderr[-2000:]}")
-    report = Report.model_validate_json(done.stdout.splitlines()[-1])
+    report = Evaluation.model_validate_json(done.stdout.splitlines()[-1])
     for key in report.prediction_keys.values():
         kept = root / "predictions" / key
         kept.mkdir(parents=True, exist_ok=True)
@@ -161,7 +161,7 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
 
 
-def _print(records: int, loop: dict[str, Any], reports: list[Report]) -> int:
+def _print(records: int, loop: dict[str, Any], reports: list[Evaluation]) -> int:
     first, second = reports
     table = Table(
         title=f"{records} held-out records, at most {NEW_TOKENS} tokens an answer, {first.versions['device']}"

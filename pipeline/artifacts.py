@@ -235,7 +235,7 @@ class NoiseFloor(Frozen):
     """Mean absolute change of the primary metric, in points."""
 
 
-class Report(Artifact):
+class Evaluation(Artifact):
     """What `evaluate` measured: `records.jsonl` in `folder` holds both models' scores, a line a record."""
 
     step: ClassVar[str] = "evaluate"
@@ -340,6 +340,7 @@ class Verdict(Artifact):
     outcome: Outcome
     reasons: tuple[str, ...]
     sentence: str
+    """The verdict in one short line; the report's story has the rest."""
     metric: str
     records: int
     candidate_score: float | None = None
@@ -356,6 +357,8 @@ class Verdict(Artifact):
     """Smallest true gain that this decision, its guards included, promotes with `detectable_power`; `None`: none."""
     detectable_power: float | None = None
     """0.8, or where even a large gain is promoted more rarely, 0.7 to 0.5; `None` if none is promoted so often."""
+    costliest_guards: str | None = None
+    """The kind of guards that would stop the most good candidates by chance."""
     records_needed: int | None = None
     """
     Further held-out records with which the observed gain, if it is real, is promoted with 80 % power: the test's is 80

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import durable
-from pipeline.artifacts import Adapter, Dataset, Model, Report, Scores, Verdict
+from pipeline.artifacts import Adapter, Dataset, Evaluation, Model, Scores, Verdict
 from pipeline.contract import StepSpec
 from tests.model_folder import write_model
 
@@ -39,7 +39,7 @@ def made_model(spec: StepSpec, weights: bytes | None = None) -> Model:
     )  # fmt: skip
 
 
-def made_report(spec: StepSpec, predictions: bytes = b"{}\n", **more: Any) -> Report:
+def made_report(spec: StepSpec, predictions: bytes = b"{}\n", **more: Any) -> Evaluation:
     """Write predictions, and return a report against the champion of the order."""
     folder = Path(spec.root) / spec.folder / "predictions"
     folder.mkdir(exist_ok=True)
@@ -50,14 +50,16 @@ def made_report(spec: StepSpec, predictions: bytes = b"{}\n", **more: Any) -> Re
         "champion": scores.model_copy(update={"model_id": spec.champion.model_id}),
         "champion_generation": spec.champion.generation, "prediction_keys": {"m": "key"},
     }  # fmt: skip
-    return Report.model_validate({**values, **more})
+    return Evaluation.model_validate({**values, **more})
 
 
 def made_verdict(spec: StepSpec, outcome: str, **more: Any) -> Verdict:
     """Return a verdict on what the steps before it published; there need be neither model nor report."""
     read = {name: durable.read_json(Path(spec.root) / path) for name, path in spec.inputs.items()}
     report = read.get("evaluate")
-    assert report is None or Report.model_validate(report).is_against(spec.champion), "decide would refuse this report"
+    assert report is None or Evaluation.model_validate(report).is_against(spec.champion), (
+        "decide would refuse this report"
+    )
     values = {
         "outcome": outcome, "reasons": (), "sentence": f"{outcome}, by the script", "metric": "exact_match",
         "records": 120, "candidate_model_id": read.get("merge", {}).get("model_id"), "champion_model_id": "b",

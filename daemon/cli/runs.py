@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -22,7 +21,10 @@ from daemon.cli.workspace import (
 from pipeline.wording import duration
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from daemon.views.overview import Overview, RunDetail
+    from pipeline.artifacts import Verdict
 
 StateOption = Annotated[
     str | None,
@@ -74,7 +76,8 @@ def show(context: typer.Context, *, run: RunArgument, as_json: JsonOption = Fals
 
     Its data, attempts, settings and folder, and the verdict with its numbers.
     """
-    found = open_overview(context).run(run)
+    overview = open_overview(context)
+    found = overview.run(run)
     if as_json:
         print_json(run=found.model_dump(mode="json"))
         return
@@ -99,11 +102,21 @@ def show(context: typer.Context, *, run: RunArgument, as_json: JsonOption = Fals
             value = found.config.get(name)
             print_line(f"{name}: {value if isinstance(value, str) else _listed(value)}")
     if found.verdict is not None:
-        print_line()
-        for line in verdict_lines(found.verdict):
-            print_line(line)
-        if found.verdict.report:
-            print_line(f"report: {Path(found.folder).parents[1] / found.verdict.report / 'report.html'}")
+        _print_verdict(overview, found, found.verdict)
+
+
+def _print_verdict(overview: "Overview", run: "RunDetail", verdict: "Verdict") -> None:
+    from daemon.views.compare_runs import story_of  # noqa: PLC0415 - a quick start
+
+    print_line()
+    story = story_of(overview, run)
+    if story is not None and run.outcome != verdict.outcome:
+        # What to do about a win that was not promoted stands in its line.
+        story = story.model_copy(update={"next_steps": ()})
+    for line in verdict_lines(verdict, story):
+        print_line(line)
+    if verdict.report:
+        print_line(f"report: {overview.folder / verdict.report / 'report.html'}")
 
 
 def logs(

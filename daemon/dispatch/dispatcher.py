@@ -28,7 +28,7 @@ from daemon.state.troubles import RunsApart, Troubles
 from daemon.storage import gc
 from daemon.storage.disk import Disk, is_full
 from daemon.storage.disk_estimate import needed_bytes, of_waiting_drops, still_needed
-from pipeline.artifacts import Artifact, Dataset, Report
+from pipeline.artifacts import Artifact, Dataset, Evaluation
 from pipeline.config import RunConfig
 from pipeline.contract import SPEC_NAME, Progress, Step, StepResult, StepSpec
 from pipeline.errors import EXIT_BAD_DATA, EXIT_DISK_FULL, DiskFull, DropforgeError, StepFailed
@@ -302,7 +302,7 @@ class Dispatcher:
                 self._engine, claim, now, metric=dataset.metric, max_new_tokens=dataset.max_new_tokens,
                 split=spec.config.split.model_dump(),
             )  # fmt: skip
-        elif isinstance(artifact, Report):
+        elif isinstance(artifact, Evaluation):
             noise = artifact.noise.model_dump() if artifact.noise else None
             tracks.fix_track(self._engine, claim, now, eval_batch_size=artifact.batch_size, noise=noise)
 

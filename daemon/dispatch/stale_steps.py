@@ -116,7 +116,7 @@ def _basis(step: str, config: RunConfig, drops: list[object]) -> tuple[object, .
 
 def _is_against_todays(engine: Engine, state_folder: Path, run: Run) -> bool:
     """Say whether the run's report compares its candidate with the champion that serves now."""
-    report = run_files.load_report(state_folder, run.id or 0)
+    report = run_files.load_evaluation(state_folder, run.id or 0)
     with transaction(engine) as session:
         serving = champion(session, run.track)
     return report is None or report.is_against(serving)
@@ -146,7 +146,7 @@ def _is_left_for_another(engine: Engine, state_folder: Path, run: Run, whole: Co
 
 def _same_batches(state_folder: Path, run_id: int, made: RunConfig, config: RunConfig) -> bool:
     """Say whether the settings still ask for as many prompts at once as `evaluate` took, or leave it to the track."""
-    report = run_files.load_report(state_folder, run_id)
+    report = run_files.load_evaluation(state_folder, run_id)
     taken = 0 if report is None else report.batch_size
     return config.evaluate.batch_size in {0, made.evaluate.batch_size, taken}
 

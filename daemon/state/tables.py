@@ -19,7 +19,7 @@ AWAITING, OVERTAKEN = "awaiting_approval", "overtaken"
 class DropState(StrEnum):
     """What has become of one file."""
 
-    #: It passed validation and is in every later snapshot of its track; withdrawn by a person, suspended by the dispatcher.
+    #: It passed validation and is in every later snapshot of its track; a person withdraws it, a verdict suspends it.
     ACCEPTED = "accepted"
     #: A held-out file that waits for a person's word, in no snapshot: accepted or withdrawn by a person.
     PROPOSED = "proposed"

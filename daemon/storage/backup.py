@@ -206,7 +206,7 @@ def named_files(root: Path, database: Path, *, with_models: bool = False) -> Ite
         # Bad rows that were set aside are not in the file, so its bytes are not those that were dropped.
         yield f"drops/{sha256}.jsonl", None if quarantined else sha256
     for run in succeeded:
-        for path in (*sorted((root / "runs" / str(run)).glob("[!.]*.json")), *_card(root, run)):
+        for path in (*sorted((root / "runs" / str(run)).glob("[!.]*.json")), *_report(root, run)):
             yield path.relative_to(root).as_posix(), None
     models = {*champions(database), *_awaited(root, waiting)} if with_models else set()
     for model in sorted(models):
@@ -230,7 +230,7 @@ def _is_sound(verdict: Mapping[str, object]) -> bool:
     return bool(verdict) and all(one is None or _place_in(one) is not None for one in named)
 
 
-def _card(root: Path, run: int) -> list[Path]:
+def _report(root: Path, run: int) -> list[Path]:
     """Return the files of the evidence card that a run's verdict names; none where it has no card any more."""
     named = _place_in(read_object(_verdict(root, run)).get("report"))
     return [path for name in (JSON_NAME, PAGE_NAME) if named and (path := root / named / name).is_file()]

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline import durable
-from pipeline.artifacts import Judgement, Report, SuiteScores
+from pipeline.artifacts import Evaluation, Judgement, SuiteScores
 from pipeline.errors import StepFailed
 from pipeline.gate.statistics import Floats
 from pipeline.metrics.registry import METRICS
@@ -141,7 +141,7 @@ class Comparison:
         )
 
 
-def read_comparison(root: Path, report: Report, judgement: Judgement | None) -> Comparison:
+def read_comparison(root: Path, report: Evaluation, judgement: Judgement | None) -> Comparison:
     """
     Return what the report's files below `root` hold.
 

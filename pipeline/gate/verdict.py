@@ -10,7 +10,7 @@ from pipeline.artifacts import GuardResult, Outcome, Verdict
 from pipeline.config import GateConfig, GuardConfig
 from pipeline.gate import guards, statistics
 from pipeline.gate.comparison import Comparison
-from pipeline.gate.explain import VerdictContext, sentence
+from pipeline.gate.explain import short_line
 from pipeline.gate.guards import Guards
 from pipeline.gate.power import (
     LOWER_POWERS,
@@ -49,16 +49,12 @@ _TESTS = {True: "sign flip, paired t and skewness-adjusted t", False: "exact McN
 
 @dataclass(frozen=True)
 class Rules:
-    """What a candidate is held to, what is known about the records, and how commands name the track."""
+    """What a candidate is held to, and what is known about the records."""
 
-    track_option: str = ""
     gate: GateConfig = field(default_factory=GateConfig)
     guards: GuardConfig = field(default_factory=GuardConfig)
     known: Known = field(default_factory=Known)
     seen_by_candidate: int = 0
-    seen_by_champion: int = 0
-    """Held-out records that are left out because a champion was trained on them or on near copies: the one that they
-    were prepared for, or today's."""
     repinned: Mapping[int, int] = field(default_factory=dict)
     """Pinned drops that came after the champion was judged, and how many earlier references each of them replaced."""
 
@@ -76,7 +72,6 @@ class Decision:
     gain: float
     p_value: float
     """Exact where it is small enough to promote; above that it may be the t-test's alone, which is no larger."""
-    harm_p_value: float
     seed: int
 
 
@@ -115,6 +110,7 @@ def judge(comparison: Comparison, rules: Rules, *, used: tuple[int, int] = (0, 0
         ties=differences.size - wins - losses,
         smallest_detectable_gain=None if smallest is None else smallest.gain * POINTS,
         detectable_power=None if smallest is None else smallest.power,
+        costliest_guards=None if smallest is None else smallest.costliest,
         records_needed=None if found.outcome == "promoted" else needed,
         guards=found.guards.rows,
         slices=measure_slices(comparison, find_slices(comparison, rules.known), found.seed),
@@ -123,19 +119,7 @@ def judge(comparison: Comparison, rules: Rules, *, used: tuple[int, int] = (0, 0
         uses=used[0],
         same_set_uses=used[1],
     )
-    facts = VerdictContext(
-        track_option=rules.track_option,
-        gate=rules.gate,
-        least_records=least,
-        harm_p_value=found.harm_p_value,
-        costliest_guards=None if smallest is None else smallest.costliest,
-        seen_lost=found.guards.seen_lost,
-        seen_by_candidate=rules.seen_by_candidate,
-        seen_by_champion=rules.seen_by_champion,
-        repinned=tuple((drop, rules.known.names.get(drop, ""), n) for drop, n in rules.repinned.items()),
-        held_excused=excused,
-    )
-    return verdict.model_copy(update={"sentence": sentence(verdict, facts)})
+    return verdict.model_copy(update={"sentence": short_line(verdict, least)})
 
 
 def weigh(comparison: Comparison, rules: Rules) -> Decision:
@@ -172,7 +156,7 @@ def weigh(comparison: Comparison, rules: Rules) -> Decision:
     }
     reasons = tuple(code for code, holds in against.items() if holds)
     outcome = _outcome(reasons, checked, wins=wins)
-    return Decision(outcome, reasons, part, slices, checked, gain, p_value, harm, seed)
+    return Decision(outcome, reasons, part, slices, checked, gain, p_value, seed)
 
 
 @dataclass(frozen=True)

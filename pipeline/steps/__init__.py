@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import cast
 
-from pipeline.artifacts import Adapter, Artifact, Dataset, Judgement, Model, Report, Verdict
+from pipeline.artifacts import Adapter, Artifact, Dataset, Evaluation, Judgement, Model, Verdict
 from pipeline.config import RunConfig
 from pipeline.contract import Attempt, Step
 
@@ -25,12 +25,12 @@ STEPS = (
     Step("prepare", (), Dataset, partial(_function, "prepare")),
     Step("train", (Dataset,), Adapter, partial(_function, "train"), needs_gpu=True),
     Step("merge", (Dataset, Adapter), Model, partial(_function, "merge")),
-    Step("evaluate", (Dataset, Model), Report, partial(_function, "evaluate"), needs_gpu=True),
+    Step("evaluate", (Dataset, Model), Evaluation, partial(_function, "evaluate"), needs_gpu=True),
     Step(
-        "judge", (Report,), Judgement, partial(_function, "judge"), network=True,
+        "judge", (Evaluation,), Judgement, partial(_function, "judge"), network=True,
         wanted=lambda config: bool(config.judge.url),
     ),
-    Step("decide", (Dataset, Report), Verdict, partial(_function, "decide")),
+    Step("decide", (Dataset, Evaluation), Verdict, partial(_function, "decide")),
 )  # fmt: skip
 BY_NAME: Mapping[str, Step] = {step.name: step for step in STEPS}
 

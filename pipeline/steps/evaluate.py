@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.artifacts import Dataset, Report
+from pipeline.artifacts import Dataset, Evaluation
 from pipeline.contract import Attempt
 from pipeline.dataset.heldout import read_heldout
 from pipeline.errors import CannotTrain
@@ -16,7 +16,7 @@ from pipeline.qlora.generation import Decoding
 RECORDS_NAME = "records.jsonl"
 
 
-def evaluate(attempt: Attempt) -> Report:
+def evaluate(attempt: Attempt) -> Evaluation:
     """
     Return both models' scores on the held-out records; each record's are in the report's records.jsonl.
 
@@ -47,7 +47,7 @@ def evaluate(attempt: Attempt) -> Report:
     scoring.write_records(report / RECORDS_NAME, records, *lines)
     setup = candidate.key.setup
     base_id = attempt.config.base_model_id
-    return Report(
+    return Evaluation(
         folder=attempt.relative(report),
         metric=dataset.metric,
         heldout_version=dataset.heldout_version,

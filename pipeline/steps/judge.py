@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import durable
-from pipeline.artifacts import Judgement, Report
+from pipeline.artifacts import Evaluation, Judgement
 from pipeline.contract import Attempt
 from pipeline.errors import StepFailed
 from pipeline.evaluation.batch_log import BatchLog
@@ -39,7 +39,7 @@ def judge(attempt: Attempt) -> Judgement:
     from its log. Raises `StepFailed` if the report's records cannot be read, `Interrupted` if asked to stop; never for
     the endpoint's sake.
     """
-    report = attempt.load(Report)
+    report = attempt.load(Evaluation)
     config = attempt.config.judge
     pairs = _read_pairs(attempt, report)[: config.records]
     folder = attempt.make_folder("report")
@@ -63,7 +63,7 @@ def judge(attempt: Attempt) -> Judgement:
     )
 
 
-def _read_pairs(attempt: Attempt, report: Report) -> list[Pair]:
+def _read_pairs(attempt: Attempt, report: Evaluation) -> list[Pair]:
     """Return the report's records that the gate judges on, those with the lowest ids first."""
     lines = list(durable.read_jsonl(attempt.path(report.folder) / "records.jsonl"))
     try:

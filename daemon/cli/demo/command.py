@@ -237,6 +237,7 @@ def _pin(stage: _Stage, file: Path, rows: int) -> None:
 def _drop_and_watch(stage: _Stage, file: Path, number: int) -> "RunDetail":
     """Drop a file, show what becomes of it, and return its run, which is over. Raises `DemoFailed` if it failed."""
     from daemon.cli.demo.progress_view import show_run  # noqa: PLC0415 - rich is slow to load
+    from daemon.views.compare_runs import story_of  # noqa: PLC0415 - a quick start for the other commands
 
     print_line()
     _put(stage, file, heldout=False)
@@ -247,7 +248,7 @@ def _drop_and_watch(stage: _Stage, file: Path, number: int) -> "RunDetail":
         message = f"run {number} is {run.state}: {run.error or 'no verdict'}"
         hint = f"the whole story: dropforge --config {stage.folder / 'dropforge.toml'} logs {number}"
         raise DemoFailed(message, run.hint or hint)
-    for line in verdict_lines(run.verdict):
+    for line in verdict_lines(run.verdict, story_of(stage.overview, run)):
         print_line(f"  {line}")
     return run
 

@@ -58,10 +58,10 @@ def test_a_run_whose_artifact_is_damaged_fails_by_its_name_and_does_the_step_aga
 
 
 def test_damaged_data_of_a_card_is_named_and_its_scores_are_not_compared(
-    new_workspace: Callable[[], Any], made_cards: Any, dropforge: Callable[..., Any]
+    new_workspace: Callable[[], Any], made_reports: Any, dropforge: Callable[..., Any]
 ) -> None:
     made = new_workspace()
-    runs = [end(made, made_cards, "promoted"), end(made, made_cards, "guard_failed")]
+    runs = [end(made, made_reports, "promoted"), end(made, made_reports, "guard_failed")]
     home = made.settings.state_folder / f"runs/{runs[1]}"
     card = home / "attempts/decide-1/report/report.json"
     records = made.settings.state_folder / durable.read_json(home / "evaluate.json")["folder"] / "records.jsonl"

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pipeline import durable
-from pipeline.artifacts import Dataset, Model, ModelRef, NoiseFloor, Report, SuiteScores
+from pipeline.artifacts import Dataset, Evaluation, Model, ModelRef, NoiseFloor, SuiteScores
 from pipeline.config import EvaluateConfig, RunConfig
 from pipeline.contract import Attempt, StepSpec
 from pipeline.errors import CannotTrain, Interrupted, StepFailed
@@ -89,7 +89,7 @@ class Bench:
         self.base = Path(shutil.copytree(self.base, self.root / "base-copy"))
         return self.base
 
-    def publish(self, attempt: Attempt, report: Report) -> None:
+    def publish(self, attempt: Attempt, report: Evaluation) -> None:
         """Copy an attempt's predictions into the cache, as the dispatcher does."""
         for key in report.prediction_keys.values():
             folder = self.root / attempt.spec.predictions / key
@@ -102,7 +102,7 @@ def bench(tmp_path: Path, make_attempt: Callable[..., Attempt], tiny_llama: Path
     return Bench(tmp_path, make_attempt, tiny_llama, candidate_folder)
 
 
-def lines(attempt: Attempt, report: Report) -> list[dict[str, Any]]:
+def lines(attempt: Attempt, report: Evaluation) -> list[dict[str, Any]]:
     return list(durable.read_jsonl(attempt.path(report.folder) / "records.jsonl"))
 
 
@@ -393,7 +393,7 @@ def logged(attempt: Attempt) -> dict[str, list[str]]:
     return {path.name: path.read_text(encoding="utf-8").splitlines() for path in paths}
 
 
-def comparable(report: Report) -> dict[str, Any]:
+def comparable(report: Evaluation) -> dict[str, Any]:
     """Return what must not depend on where an evaluation was cut off."""
     value = report.model_dump(exclude={"folder"})
     for role in ("candidate", "champion"):
@@ -718,7 +718,7 @@ def write_suite(path: Path, count: int) -> str:
     return str(path)
 
 
-def items_of(attempt: Attempt, report: Report, number: int = 0) -> list[dict[str, Any]]:
+def items_of(attempt: Attempt, report: Evaluation, number: int = 0) -> list[dict[str, Any]]:
     return list(durable.read_jsonl(attempt.path(report.folder) / report.suites[number].file))
 
 

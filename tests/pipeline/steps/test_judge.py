@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from pipeline import durable
-from pipeline.artifacts import Judgement, Report, Scores
+from pipeline.artifacts import Evaluation, Judgement, Scores
 from pipeline.config import GateConfig, JudgeConfig, RunConfig
 from pipeline.contract import RESULT_NAME, SPEC_NAME, Attempt
 from pipeline.errors import Interrupted, StepFailed
@@ -176,7 +176,7 @@ class Bench:
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (self.root / "report/records.jsonl").write_text(text, encoding="utf-8")
         scores = Scores(model_id="m", metrics={}, nll=1.0, generated=0, cached=0, seconds=0.0)
-        report = Report(
+        report = Evaluation(
             folder="report", metric="exact_match", heldout_version="v", records=len(rows), candidate=scores,
             champion=scores, champion_generation=0, prediction_keys={},
         )  # fmt: skip
