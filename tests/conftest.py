@@ -43,6 +43,20 @@ if _is_memory_of_use():
 settings.register_profile("dropforge", deadline=None)
 settings.load_profile("dropforge")
 
+#: What `make test` leaves to `make test-all`: processes killed at many points, other users, systemd, a browser, and
+#: models that really learn. Single long tests elsewhere are marked where they stand.
+_LONG_FOLDERS = {"browser", "chaos", "hostile", "prove", "systemd"}
+_QUICK_FILES = {"chaos/test_corpus.py"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is long by its folder, before pytest chooses by markers."""
+    for item in items:
+        place = item.path.relative_to(Path(__file__).parent)
+        if place.parts[0] in _LONG_FOLDERS and place.as_posix() not in _QUICK_FILES:
+            item.add_marker(pytest.mark.long)
+
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """
