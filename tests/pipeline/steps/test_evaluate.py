@@ -19,7 +19,7 @@ from pipeline.artifacts import Dataset, Model, ModelRef, NoiseFloor, Report, Sui
 from pipeline.config import EvaluateConfig, RunConfig
 from pipeline.contract import Attempt, StepSpec
 from pipeline.errors import CannotTrain, Interrupted, StepFailed
-from pipeline.evaluation import inference, suites
+from pipeline.evaluation import inference, plan, suites
 from pipeline.evaluation.prediction_cache import Prediction
 from pipeline.gate.comparison import read_comparison
 from pipeline.metrics.degenerate import degenerate
@@ -882,7 +882,7 @@ def test_scores_of_the_true_base_model_are_used_whatever_its_folder_holds_now(
     bench.publish(first, report)
     overwrite(bench.base_copy())
     hashed: list[Path] = []
-    monkeypatch.setattr(inference, "model_id", hashed.append)
+    monkeypatch.setattr(plan, "model_id", hashed.append)
     again = evaluate(bench.attempt(heldout_rows(tiny, 4), general=(name,)))
     assert (again.suites, again.prediction_keys) == (report.suites, report.prediction_keys)
     assert hashed == [], "reading a large model takes long"
