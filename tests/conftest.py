@@ -46,7 +46,7 @@ settings.load_profile("dropforge")
 #: What `make test` leaves to `make test-all`: processes killed at many points, other users, systemd, a browser, and
 #: models that really learn. Single long tests elsewhere are marked where they stand.
 _LONG_FOLDERS = {"browser", "chaos", "hostile", "prove", "systemd"}
-_QUICK_FILES = {"chaos/test_corpus.py"}
+_QUICK_FILES = {"chaos/test_corpus.py", "hostile/test_backup.py", "hostile/test_judge.py", "hostile/test_settings.py"}
 
 
 @pytest.hookimpl(tryfirst=True)
