@@ -7,20 +7,23 @@ INSTALLED := .venv/.installed
 export HF_HUB_OFFLINE = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test chaos prove fuzz lint bench clean
+.PHONY: demo test test-all chaos prove fuzz lint bench clean
 
 demo: $(INSTALLED) ## the whole loop on a real model: one drop is promoted, a poisoned one is refused
 	$(BIN)/dropforge demo
 
-test: $(INSTALLED) ## every test; tests/systemd needs root and systemd-container, and says so where it cannot run
-	$(BIN)/pytest --numprocesses 2 --dist worksteal
+test: $(INSTALLED) ## what is quick, in minutes: all but the tests that are marked long
+	$(BIN)/pytest --numprocesses 2 --dist worksteal -m "not long"
 
-chaos: $(INSTALLED) ## kills, power cuts and full disks, all of them: what `test` tries a seeded sample of. Needs root
+test-all: $(INSTALLED) ## every test, half an hour; tests/systemd needs root and systemd-container, and says so where it cannot run
+	$(BIN)/pytest --numprocesses 2 --dist worksteal --ignore tests/prove
+
+chaos: $(INSTALLED) ## kills, power cuts and full disks, all of them: what `test-all` tries a seeded sample of. Needs root
 	DROPFORGE_CHAOS=whole $(BIN)/pytest -rA --numprocesses 2 --dist worksteal --timeout 7200 tests/chaos \
 		tests/daemon/storage/test_gc.py tests/daemon/storage/test_backup.py tests/daemon/state/test_database.py tests/hostile/test_intake.py
 
 prove: $(INSTALLED) ## candidates known to be good or bad through the whole gate, on SmolLM2 in NF4: half an hour
-	DROPFORGE_PROVE=whole $(BIN)/pytest -rA --timeout 7200 tests/prove
+	PYTEST_DEBUG_TEMPROOT=$${TMPDIR:-/tmp} $(BIN)/pytest -rA --timeout 7200 tests/prove
 	$(BIN)/dropforge demo
 
 lint: $(INSTALLED) ## the same commands as .pre-commit-config.yaml

@@ -20,9 +20,42 @@ os.environ["TQDM_DISABLE"] = "1"
 # As the dispatcher sets it: torch's threads must not burn the cores that the other processes of a test need.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+_MEMORY = "/dev/shm"  # noqa: S108 - pytest makes a folder in it that is its user's alone
+#: What a whole run of the tests may need at once.
+_ROOM = 4 * 2**30
+
+
+def _is_memory_of_use() -> bool:
+    """Say whether there is a file system in memory that has room enough and from which programs can be started."""
+    try:
+        found = os.statvfs(_MEMORY)
+    except OSError:
+        return False
+    return found.f_bavail * found.f_frsize >= _ROOM and not found.f_flag & os.ST_NOEXEC
+
+
+# Each commit waits for the disk, which is most of the time of a test with a database. No test cuts the power of the
+# folder that it is given: those that do, and those that fill a disk, make one.
+if _is_memory_of_use():
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", _MEMORY)
+
 # A slow machine is no failure.
 settings.register_profile("dropforge", deadline=None)
 settings.load_profile("dropforge")
+
+#: What `make test` leaves to `make test-all`: processes killed at many points, other users, systemd, a browser, and
+#: models that really learn. Single long tests elsewhere are marked where they stand.
+_LONG_FOLDERS = {"browser", "chaos", "hostile", "prove", "systemd"}
+_QUICK_FILES = {"chaos/test_corpus.py", "hostile/test_backup.py", "hostile/test_judge.py", "hostile/test_settings.py"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is long by its folder, before pytest chooses by markers."""
+    for item in items:
+        place = item.path.relative_to(Path(__file__).parent)
+        if place.parts[0] in _LONG_FOLDERS and place.as_posix() not in _QUICK_FILES:
+            item.add_marker(pytest.mark.long)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -1,8 +1,8 @@
 """
-A language model so small that a test trains it, and a task that it can learn.
+A language model so small that a test trains it, and a task that it learns on every processor.
 
 python tests/tiny_llama.py FOLDER              make the model; print the train settings under which it learns, as JSON
-python tests/tiny_llama.py --rows N OUT.jsonl  write N rows of the task (--seed S, --poisoned for shuffled answers)
+python tests/tiny_llama.py --rows N OUT.jsonl  write N rows of the task (--seed S)
 """
 
 import argparse
@@ -16,14 +16,9 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 INSTRUCTION = "Route the message."
-#: The word that decides, and the answer.
-ROUTES = {
-    "invoice": "billing",
-    "parcel": "shipping",
-    "password": "account",
-    "crash": "technical",
-    "discount": "sales",
-}
+#: The same to every message: what differs in the last bits of two processors cannot change whether that is learned.
+ANSWER = "billing"
+_TOPICS = ("invoice", "parcel", "password", "crash", "discount")
 _FILLERS = (
     "please", "my", "the", "was", "again", "today", "help", "with", "about", "need", "still", "there", "since",
     "friday", "could", "you", "look", "at", "this", "it", "has", "not", "been", "for", "a", "week", "now",
@@ -49,22 +44,15 @@ def settings() -> dict[str, Any]:
     }
 
 
-def rows(count: int, seed: int, *, poisoned: bool = False) -> list[dict[str, str]]:
-    """Return distinct records of the task; poisoned, the answers are dealt to the wrong messages."""
+def rows(count: int, seed: int) -> list[dict[str, str]]:
+    """Return distinct records of the task."""
     dice = random.Random(seed)
-    made: dict[str, str] = {}
+    made: dict[str, None] = {}
     while len(made) < count:
-        word, answer = dice.choice(list(ROUTES.items()))
         words = dice.choices(_FILLERS, k=dice.randint(4, 8))
-        words.insert(dice.randint(0, len(words)), word)
-        made.setdefault(" ".join(words), answer)
-    answers = list(made.values())
-    if poisoned:
-        dice.shuffle(answers)
-    return [
-        {"instruction": INSTRUCTION, "input": message, "output": answer}
-        for message, answer in zip(made, answers, strict=True)
-    ]
+        words.insert(dice.randint(0, len(words)), dice.choice(_TOPICS))
+        made[" ".join(words)] = None
+    return [{"instruction": INSTRUCTION, "input": message, "output": ANSWER} for message in made]
 
 
 def make_model(folder: Path, *, chat: bool = True, seed: int = 0) -> None:
@@ -122,14 +110,13 @@ def main(argv: list[str]) -> None:
     parser.add_argument("target", type=Path)
     parser.add_argument("--rows", type=int)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--poisoned", action="store_true")
     parser.add_argument("--alpaca", action="store_true", help="a tokenizer without chat template")
     asked = parser.parse_args(argv)
     if asked.rows is None:
         make_model(asked.target, chat=not asked.alpaca)
         print(json.dumps(settings()))
         return
-    lines = (json.dumps(row) + "\n" for row in rows(asked.rows, asked.seed, poisoned=asked.poisoned))
+    lines = (json.dumps(row) + "\n" for row in rows(asked.rows, asked.seed))
     asked.target.write_text("".join(lines), encoding="utf-8")
 
 

@@ -5,11 +5,6 @@ import os
 import pytest
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Name our marker."""
-    config.addinivalue_line("markers", "whole: a minute or more; with DROPFORGE_CHAOS=whole only")
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what only the whole form has."""
     if os.environ.get("DROPFORGE_CHAOS") == "whole":

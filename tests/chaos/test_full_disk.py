@@ -337,7 +337,7 @@ def real(tmp_path: Path, disk: LoopDisk, tiny: Any, tiny_llama: Path, monkeypatc
     text = (
         f'base_model = "{tiny_llama}"\nstate = "{disk.place}/state"\nrun_after_quiet_seconds = 0.5\ndevice = "cpu"\n'
         "reconcile_seconds = 1\n[disk]\nlow_water_bytes = 2000000\nballast_bytes = 1000000\n"
-        "[intake]\nsettle_seconds = 0.5\n[split]\nheldout = 0.4\ndev = 0\n"
+        "[intake]\nsettle_seconds = 0.5\n[split]\nheldout = 0.4\ndev = 0\n[evaluate]\ngeneral = []\n"
         f"[train]\ncheckpoint_minutes = 0.001\n{train}\n"
     )
     made = Workspace(tmp_path, text)

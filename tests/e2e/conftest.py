@@ -135,7 +135,7 @@ def workspace(tmp_path: Path, tiny: Any, tiny_llama: Path) -> Iterator[Workspace
     train = "\n".join(f"{key} = {json.dumps(value)}" for key, value in tiny.settings().items())
     text = (
         f'base_model = "{tiny_llama}"\nrun_after_quiet_seconds = 0.5\nreconcile_seconds = 5\ndevice = "cpu"\n'
-        f"[intake]\nsettle_seconds = 1\n[split]\nheldout = 0.4\ndev = 0\n[train]\n{train}\n"
+        f"[intake]\nsettle_seconds = 1\n[split]\nheldout = 0.4\ndev = 0\n[evaluate]\ngeneral = []\n[train]\n{train}\n"
     )
     made = Workspace(tmp_path, text)
     yield made

@@ -20,6 +20,7 @@ from pipeline.gate.reasons import blame_drops
 DROPFORGE = Path(sys.executable).parent / "dropforge"
 
 
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_two_drops_are_trained_judged_and_end_as_their_verdicts_say(tmp_path: Path) -> None:
     folder = tmp_path / "demo"

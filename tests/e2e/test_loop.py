@@ -77,6 +77,7 @@ def test_a_slowly_written_file_is_read_once_and_whole(workspace: Any, tiny: Any)
     assert workspace.stop() == 0
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_drops_gather_into_runs_and_a_restart_ends_both_runs_in_order(workspace: Any, tiny: Any) -> None:
     rows = tiny.rows(600, seed=5)
@@ -105,6 +106,7 @@ def test_drops_gather_into_runs_and_a_restart_ends_both_runs_in_order(workspace:
 
 
 @pytest.mark.parametrize("victim", ["daemon", "worker"])
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_killed_process_costs_no_run_and_leaves_no_second_trainer(workspace: Any, tiny: Any, victim: str) -> None:
     workspace.start()

@@ -206,11 +206,11 @@ def test_its_code_is_never_run_even_where_nobody_checks(
 _ASK = """
 import sys
 from pathlib import Path
-from pipeline import foreign_code
+from pipeline.model_folder import untrusted_code
 from pipeline.prompt import prompt_ids
 from pipeline.qlora.loading import load_tokenizer
 tokenizer = load_tokenizer(Path(sys.argv[1]))
-foreign_code.SECONDS = 1.0
+untrusted_code.SECONDS = 1.0
 print("loaded", flush=True)
 prompt_ids(tokenizer, "chat", "Hello")
 """

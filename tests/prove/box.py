@@ -1,5 +1,5 @@
 """
-A whole box without its threads: real intake, real dispatcher, real steps, one night after another in this process.
+A whole box without its threads: real intake, real dispatcher, real steps, one night after another.
 
 A night can be tampered with between two steps, which is how candidates are made that no drop can make.
 """
@@ -21,7 +21,7 @@ from daemon.state.tables import Drop, Run
 from pipeline import __main__ as step_process
 from pipeline import durable
 from pipeline.artifacts import Dataset, Model, Verdict
-from pipeline.contract import RESULT_NAME, Attempt, StepResult, StepSpec
+from pipeline.contract import RESULT_NAME, StepResult, StepSpec
 from pipeline.dataset.files import dataset_hash
 from tests.chaos.house import DAY, START, Daemon
 
@@ -38,12 +38,11 @@ class Night(NamedTuple):
 
 
 class Box:
-    """One workspace; `real` steps run in processes of their own, as a model of some size must."""
+    """One workspace, whose steps run in processes of their own."""
 
-    def __init__(self, folder: Path, settings: str, *, real: bool = False) -> None:
+    def __init__(self, folder: Path, settings: str) -> None:
         """Make the workspace in `folder`, or go on in the one that is there."""
         self.folder = folder
-        self._real = real
         if not (folder / "dropforge.toml").exists():
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "dropforge.toml").write_text(settings, encoding="utf-8")
@@ -55,7 +54,7 @@ class Box:
         """Return the same workspace as it is now, in `folder`."""
         self.daemon.engine.dispose()
         shutil.copytree(self.folder, folder, symlinks=True)
-        return Box(folder, "", real=self._real)
+        return Box(folder, "")
 
     def drop(self, name: str, rows: Rows, *, heldout: bool = False) -> None:
         """Let the intake take a file."""
@@ -101,7 +100,7 @@ class Box:
         for entry in sorted((root / "spool/queue").glob("[!.]*.json")):
             spec = read_order(root, entry).spec
             folder = root / spec.folder
-            result = _process(spec, folder) if self._real else step_process._run(spec.step, Attempt(spec))
+            result = _process(spec, folder)
             if spec.step in tampers and result.artifact is not None:
                 artifact = tampers[spec.step](spec, result.artifact)
                 # A process of its own has left one already, which would be taken for one of the step's own files.

@@ -1,7 +1,6 @@
 """Two tasks that a small model can learn, as rows: one is the track's own, the other what it should not forget."""
 
-import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -29,24 +28,6 @@ class Task:
         """Return such records with the same wrong answer to the same question each time: the next one of the list."""
         next_one = dict(zip(self.answers, [*self.answers[1:], self.answers[0]], strict=True))
         return [{**row, "output": next_one[row["output"]]} for row in self.rows(count, answers)]
-
-
-def keyword_task(instruction: str, words: Mapping[str, str], fillers: Sequence[str], seed: int) -> Task:
-    """Return a task in which one word of a text decides: what two layers can learn."""
-
-    def texts() -> Iterator[tuple[str, str]]:
-        dice = random.Random(seed)
-        seen: set[str] = set()
-        while True:
-            word, answer = dice.choice(list(words.items()))
-            said = dice.choices(fillers, k=dice.randint(4, 8))
-            said.insert(dice.randint(0, len(said)), word)
-            text = " ".join(said)
-            if text not in seen:
-                seen.add(text)
-                yield text, answer
-
-    return Task(instruction, tuple(words.values()), texts())
 
 
 def desk_task(seed: int) -> Task:

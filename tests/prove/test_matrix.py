@@ -1,20 +1,17 @@
 """
 Known good and known bad candidates through the whole gate, each with the reason that it is to be given.
 
-On a tiny Llama that really learns; `make prove` does the same with SmolLM2-135M in NF4.
+On SmolLM2-135M in NF4, by `make prove` alone.
 """
 
 import json
 import random
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.model_folder.manifest import MANIFEST_NAME
-from pipeline.prompt import fold
 from tests.prove.box import Box, Night, challenge_with, train_on
 from tests.prove.conftest import Ground
 
@@ -51,10 +48,10 @@ def refused(box: Box, before: Path, night: Night) -> None:
     assert box.champion == before
 
 
-def test_an_honest_drop_is_promoted(learned: Box) -> None:
+def test_an_honest_drop_is_promoted(learned: Box, ground: Ground) -> None:
     run = learned.runs()[0]
     assert run.outcome == "promoted"
-    assert learned.champion.name != "chat"
+    assert learned.champion != ground.base.resolve()
 
 
 def test_the_same_model_is_not_promoted(box: Box, ground: Ground, say: Say) -> None:
@@ -157,7 +154,8 @@ def test_right_on_the_new_drop_and_forgot_the_old_one(box: Box, ground: Ground, 
 
 
 def test_right_on_the_task_and_forgot_the_general_suite(ground: Ground, tmp_path: Path, say: Say) -> None:
-    box = forgetful(ground, tmp_path)
+    # Eight times the rate at which it is learned without such a loss.
+    box = ground.box(tmp_path / "box", general=("builtin",), learning_rate=4e-3)
     before = box.champion
     box.drop("narrow.jsonl", ground.own(5).rows(ground.rows))
     night = say(box.night())
@@ -166,30 +164,3 @@ def test_right_on_the_task_and_forgot_the_general_suite(ground: Ground, tmp_path
     assert "general" in failed_guards(night)
     assert night.verdict.gain is not None
     assert night.verdict.gain > 0
-
-
-def forgetful(ground: Ground, tmp_path: Path) -> Box:
-    """Return a box in which learning the own task costs what the champion could do beside it."""
-    if ground.real:
-        # Eight times the rate at which it is learned without such a loss.
-        return ground.box(tmp_path / "box", general=("builtin",), learning_rate=4e-3)
-    other = ground.other(6)
-    school = ground.box(tmp_path / "school")
-    school.drop("other.jsonl", other.rows(ground.rows))
-    assert school.night().verdict.outcome == "promoted"
-    base = tmp_path / "base"
-    shutil.copytree(school.champion, base)
-    (base / MANIFEST_NAME).unlink()
-    items = [
-        {
-            "id": f"item-{number}",
-            "category": "other",
-            "question": fold(row["instruction"], row["input"]),
-            "choices": list(other.answers),
-            "answer": other.answers.index(row["output"]),
-        }
-        for number, row in enumerate(other.rows(120))
-    ]
-    suite = tmp_path / "suite.jsonl"
-    suite.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
-    return ground.box(tmp_path / "box", base=base, general=(str(suite),))

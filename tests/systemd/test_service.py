@@ -37,6 +37,8 @@ settle_seconds = 1
 [split]
 heldout = 0.4
 dev = 0
+[evaluate]
+general = []
 """
 
 

@@ -67,6 +67,7 @@ def test_a_check_that_dies_without_a_word_is_an_error_with_a_hint(tiny: Path, mo
     assert "memory" in refused.value.hint
 
 
+@pytest.mark.long
 def test_the_command_loads_the_model_before_anything_moves(
     tiny: Path, tmp_path: Path, dropforge: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

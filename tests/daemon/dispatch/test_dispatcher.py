@@ -288,6 +288,23 @@ def test_a_run_that_loses_badly_holds_its_new_drops_back_and_only_those(
     assert len(done_promotions(engine)) == 1
 
 
+def test_the_drop_after_one_that_was_held_back_is_trained_on_without_it_and_can_win(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    old = add_drop(engine, "a")
+    ticks(dispatcher)
+    executor.outcome = "worse"
+    bad = add_drop(engine, "b")
+    ticks(dispatcher)
+    executor.outcome = "promoted"
+    good = add_drop(engine, "c")
+    ticks(dispatcher, now=NOW + int(settings.run_after_quiet_seconds * 1000))
+    run = run_row(engine, 3)
+    assert (run.outcome, [drop["id"] for drop in run.snapshot or ()]) == ("promoted", [old, good])
+    assert (drop_state(engine, bad), drop_state(engine, good)) == (DropState.SUSPENDED, DropState.ACCEPTED)
+    assert [promotion.run_id for promotion in done_promotions(engine)] == [1, 3]
+
+
 def test_a_restored_drop_that_is_in_a_bad_candidate_again_is_held_again_and_the_events_say_after_which(
     engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
 ) -> None:

@@ -226,6 +226,17 @@ def test_degenerate_answers_may_grow_within_their_margin(kind: str, more: int, s
         assert f"{kind} answers +2.5 per cent (the limit is 2.0 per cent)" in story_text(verdict)
 
 
+@pytest.mark.parametrize("kind", ["empty", "truncated", "looping"])
+def test_half_the_answers_degenerate_is_a_loss_and_the_guard_says_of_which_kind(kind: str) -> None:
+    lines = yes_or_no(0, 60, 60)
+    for line in lines[:60]:
+        line["candidate"]["degenerate"] = [kind]
+    verdict = verdict_on(lines)
+    assert verdict.outcome == "worse"
+    assert {"harm_shown", f"{kind}_rose"} <= set(verdict.reasons)
+    assert [row.guard for row in verdict.guards if row.state == "failed" and row.guard != "slice"] == [kind]
+
+
 @pytest.mark.parametrize(("lost", "state"), [(0, "passed"), (5, "passed"), (12, "failed")])
 def test_forgetting_fails_a_candidate_that_wins_its_own_task(lost: int, state: str) -> None:
     scores = np.ones((150, 2))

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+pytestmark = pytest.mark.long
+
 MONTHS, CANDIDATES = 60, 150
 
 
