@@ -71,16 +71,16 @@ def _target(past: Sequence[Promotion], serving: ModelRef, to: int | None, state_
             message = f"the model of generation {to} is the champion of track {track} already"
             raise NoTarget(message, hint)
         return found
-    latest = {row.model_id: row for row in past}
-    former = latest.get(past[-1].previous_model_id or "")
+    # A run can make the very model that serves, and promote it again.
+    others = {row.model_id: row for row in past if row.model_id != serving.model_id}
+    former = max(others.values(), key=lambda row: row.generation, default=None)
     if former is None:
         message = f"track {track} has had no other champion than today's"
         raise NoTarget(message, hint)
     against = _against(former, past, state_folder)
     if against:
         message = f"no rollback without --to: the model of generation {former.generation} {against}"
-        others = [row for model, row in latest.items() if model != serving.model_id]
-        raise NoTarget(message, _choices(others, past, state_folder))
+        raise NoTarget(message, _choices(list(others.values()), past, state_folder))
     return former
 
 

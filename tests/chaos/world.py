@@ -224,8 +224,8 @@ class World:
         if to is not None:
             found = self.champions[to] if to < len(self.champions) else serving
             return None if found == serving else found
-        before = self.champions[-2] if len(self.champions) > 1 else serving
-        return None if before in self.blocked or before == serving else before
+        before = next((one for one in reversed(self.champions) if one != serving), None)
+        return None if before in self.blocked else before
 
     def roll_back(self, model: str) -> None:
         """Let a former champion serve, and bar the one that loses its place."""

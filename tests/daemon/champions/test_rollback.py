@@ -112,6 +112,12 @@ def test_a_second_rollback_does_not_guess_but_says_which_generations_there_are(h
     assert house.serving == (1, 5)
 
 
+def test_a_model_that_was_promoted_twice_is_not_its_own_former_champion(house: House) -> None:
+    house.promote("three", 3)
+    house.back()
+    assert house.serving == (2, 5)
+
+
 def test_a_generation_whose_model_is_gone_is_not_named(house: House) -> None:
     house.back(1)
     shutil.rmtree(house.state / "models" / house.ids[3])
