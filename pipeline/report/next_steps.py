@@ -117,7 +117,7 @@ def _after_harm() -> list[NextStep]:
             command="dropforge drops withdraw DROP --reason TEXT",
         ),
         NextStep(
-            words="If the drop is right after all, put it back when it is held.",
+            words="If the drop is right after all, put it back if it was suspended.",
             command="dropforge drops restore DROP --reason TEXT",
         ),
     ]
