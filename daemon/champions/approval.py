@@ -20,7 +20,7 @@ from daemon.champions.model_files import TryOut, check_files, later, require_the
 from daemon.champions.promotion import Candidate
 from daemon.state import run_files
 from daemon.state.database import transaction
-from daemon.state.tables import AWAITING, OVERTAKEN, Promotion, PromotionKind, Run
+from daemon.state.tables import AWAITING, OVERTAKEN, Promotion, PromotionKind, Run, state_words
 from pipeline.errors import DropforgeError
 
 
@@ -121,7 +121,7 @@ def _require_waiting(state_folder: Path, run: Run, past: Sequence[Promotion]) ->
     back = _blocked_by(past, run.id or 0)
     serves = bool(past) and past[-1].model_id in {row.model_id for row in past if row.run_id == run.id}
     if run.ended_at is None:
-        message = f"run {run.id} is {run.state} and has no verdict yet"
+        message = f"run {run.id} {state_words(run.state)} and has no verdict yet"
         raise CannotPromote(message, f"see how far it is: dropforge show {run.id}")
     if back is not None:
         how = "promoted" if run.outcome == "promoted" else "forced"
@@ -143,7 +143,7 @@ def _require_waiting(state_folder: Path, run: Run, past: Sequence[Promotion]) ->
 def _model_of(state_folder: Path, run: Run) -> str:
     """Return the id of the model that an ended run published."""
     if run.ended_at is None:
-        message = f"run {run.id} is {run.state} and may still change its model"
+        message = f"run {run.id} {state_words(run.state)} and may still change its model"
         raise CannotPromote(message, f"wait for it, or end it: dropforge cancel {run.id}")
     model = run_files.load_model(state_folder, run.id or 0)
     if model is not None:

@@ -172,12 +172,13 @@ def cancel(context: typer.Context, *, run: RunArgument) -> None:
     One that is running leaves a checkpoint first, so that it can be retried.
     """
     from daemon.queue import run_queue  # noqa: PLC0415 - a quick start
+    from daemon.state.tables import state_words  # noqa: PLC0415 - a quick start
 
     state = _act(context, run, run_queue.cancel)
     if state == "running":
         print_line(f"run {run} is asked to stop{_when_it_acts(context)}")
     else:
-        print_line(f"run {run} is {state}")
+        print_line(f"run {run} {state_words(state)}")
 
 
 def _act(context: typer.Context, run: int, action: Callable[..., str]) -> str:

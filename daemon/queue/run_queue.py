@@ -21,7 +21,7 @@ from daemon.queue.tracks import ensure_track
 from daemon.settings.model import RetrySettings, TrackSettings
 from daemon.state.database import transaction
 from daemon.state.events import record_event
-from daemon.state.tables import Run, RunState, Track, promotion_of
+from daemon.state.tables import Run, RunState, Track, promotion_of, state_words
 from daemon.state.troubles import SetApart
 from pipeline.config import RunConfig
 from pipeline.errors import DropforgeError
@@ -345,7 +345,7 @@ def _known(session: Session, run_id: int) -> Run:
 def _retriable(session: Session, run_id: int) -> Run:
     run = _known(session, run_id)
     if run.state not in RETRIABLE:
-        message = f"run {run_id} is {run.state}: only a failed, cancelled or crashed run can be retried"
+        message = f"run {run_id} {state_words(run.state)}: only a failed, cancelled or crashed run can be retried"
         raise WrongState(message, f"look at it: dropforge show {run_id}")
     return run
 

@@ -53,6 +53,13 @@ class RunState(StrEnum):
     CRASHED = "crashed"
 
 
+def state_words(state: str) -> str:
+    """Return a run's state as it is said after the run's number: "is queued", "succeeded", "was cancelled"."""
+    if state in {RunState.SUCCEEDED, RunState.FAILED, RunState.CRASHED}:
+        return str(state)
+    return f"was {state}" if state == RunState.CANCELLED else f"is {state}"
+
+
 class AttemptState(StrEnum):
     """How far one attempt at one step is."""
 

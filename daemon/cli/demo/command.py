@@ -237,6 +237,7 @@ def _pin(stage: _Stage, file: Path, rows: int) -> None:
 def _drop_and_watch(stage: _Stage, file: Path, number: int) -> "RunDetail":
     """Drop a file, show what becomes of it, and return its run, which is over. Raises `DemoFailed` if it failed."""
     from daemon.cli.demo.progress_view import show_run  # noqa: PLC0415 - rich is slow to load
+    from daemon.state.tables import state_words  # noqa: PLC0415
     from daemon.views.compare_runs import story_of  # noqa: PLC0415 - a quick start for the other commands
 
     print_line()
@@ -245,7 +246,7 @@ def _drop_and_watch(stage: _Stage, file: Path, number: int) -> "RunDetail":
     stage.wait(lambda: len(stage.overview.runs()) >= number)
     run = show_run(stage.overview, number, stage.wait)
     if run.verdict is None:
-        message = f"run {number} is {run.state}: {run.error or 'no verdict'}"
+        message = f"run {number} {state_words(run.state)}: {run.error or 'no verdict'}"
         hint = f"the whole story: dropforge --config {stage.folder / 'dropforge.toml'} logs {number}"
         raise DemoFailed(message, run.hint or hint)
     for line in verdict_lines(run.verdict, story_of(stage.overview, run)):

@@ -48,6 +48,8 @@ def _current(run: "RunDetail") -> "Progress | None":
 @contextmanager
 def _lines() -> "Iterator[Callable[[RunDetail], None]]":
     """Print a line whenever something has changed that matters."""
+    from daemon.state.tables import state_words  # noqa: PLC0415 - a quick start for the other commands
+
     said: set[object] = set()
 
     def say(key: object, words: str) -> None:
@@ -56,7 +58,7 @@ def _lines() -> "Iterator[Callable[[RunDetail], None]]":
             print_line(f"  {words}")
 
     def show(run: "RunDetail") -> None:
-        say(run.state, f"run {run.id} is {run.state}" + (f": {run.error}" if run.error else ""))
+        say(run.state, f"run {run.id} {state_words(run.state)}" + (f": {run.error}" if run.error else ""))
         for step in _STEPS:
             seconds = _seconds(run, step.name)
             if seconds is not None:

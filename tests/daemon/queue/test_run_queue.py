@@ -502,7 +502,7 @@ def test_only_what_has_failed_can_be_retried_and_only_what_has_not_ended_cancell
     with pytest.raises(WrongState, match="is running"):
         run_queue.retry(engine, claim.run_id, 200)
     run_queue.finish(engine, claim, "promoted", "better", 300)
-    with pytest.raises(WrongState, match="is succeeded"):
+    with pytest.raises(WrongState, match="succeeded"):
         run_queue.retry(engine, claim.run_id, 400)
     with pytest.raises(WrongState, match="has ended already: succeeded"):
         run_queue.cancel(engine, claim.run_id, 400)
