@@ -3,7 +3,7 @@ How a champion changes: journalled, moved by compare-and-set, with links that fo
 
 The row is the truth, the links `tracks/<track>/champion` and `previous` are its picture in the state folder. A change
 is an intent row, then the links, then the done row; `recover` finishes or abandons what a crash left between. Which
-change there may be is for `champions` and `approval` to say.
+change there may be is for `promotion`, `rollback` and `approval` to say.
 """
 
 import fcntl

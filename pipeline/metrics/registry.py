@@ -1,7 +1,8 @@
 """
 Metrics: how near an answer comes to its references, 0 (nothing) to 1 (the same), in any script.
 
-With several references the nearest one counts. Adding a metric is one entry in METRICS.
+With several references the nearest one counts. Adding a metric is one entry in METRICS, and its name in
+`pipeline.config.MetricName`.
 """
 
 import tempfile
@@ -88,7 +89,7 @@ def json_valid(prediction: str, _references: Sequence[str]) -> float:
 
 
 def json_f1(prediction: str, references: Sequence[str]) -> float:
-    """Return the F1 of the prediction's fields (`json_answers.field_f1`); a reference that is no JSON is one field."""
+    """Return the F1 of the prediction's fields (`json_fields.field_f1`); a reference that is no JSON is one field."""
     return max(
         (
             exact_match(prediction, [reference])
