@@ -94,9 +94,14 @@ def _run(step_name: str, attempt: Attempt) -> StepResult:
         return StepResult(key=key, fence=fence, status="failed", exit_code=EXIT_FAILED, error=words)
     inputs = {name: durable.sha256_file(attempt.root / path) for name, path in attempt.spec.inputs.items()}
     return StepResult(
-        key=key, fence=fence, status="ok", exit_code=EXIT_OK, artifact=artifact.model_dump(mode="json"),
-        inputs=inputs, outputs=_hash_outputs(attempt.folder),
-    )  # fmt: skip
+        key=key,
+        fence=fence,
+        status="ok",
+        exit_code=EXIT_OK,
+        artifact=artifact.model_dump(mode="json"),
+        inputs=inputs,
+        outputs=_hash_outputs(attempt.folder),
+    )
 
 
 def _out_of_room(attempt: Attempt) -> StepResult:

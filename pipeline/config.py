@@ -97,9 +97,21 @@ LEAST_P_VALUE = 1e-4
 #: Largest one-sided p-value that promotes; strict keeps 30 nights together under 5 %.
 ALPHAS = {"strict": 0.05 / 30, "balanced": 0.01, "eager": 0.05}
 GuardName = Literal[
-    "metric", "slice", "nll", "general", "general_base", "empty", "truncated", "looping", "catastrophe", "floor",
-    "former", "latency", "size", "judge",
-]  # fmt: skip
+    "metric",
+    "slice",
+    "nll",
+    "general",
+    "general_base",
+    "empty",
+    "truncated",
+    "looping",
+    "catastrophe",
+    "floor",
+    "former",
+    "latency",
+    "size",
+    "judge",
+]
 
 
 #: What `pipeline.metrics.registry` scores.

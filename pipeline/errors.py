@@ -48,9 +48,12 @@ class DiskFull(DropforgeError):
 
 #: What libraries say that write files without Python: torch's archives, safetensors, the C library's own words.
 _FULL_WORDS = (
-    "No space left on device", "Disk quota exceeded", "StorageFull", "PytorchStreamWriter failed writing",
+    "No space left on device",
+    "Disk quota exceeded",
+    "StorageFull",
+    "PytorchStreamWriter failed writing",
     ". unexpected pos ",
-)  # fmt: skip
+)
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -162,9 +162,11 @@ class _Veil:
             turns.append({"role": "assistant", "content": self.hide(output)})
         with self._foreign("the chat template", "cannot render a request", "chat_template.jinja"):
             text = self._tokenizer.apply_chat_template(
-                turns, chat_template=template_for(self._tokenizer, fmt), add_generation_prompt=output is None,
+                turns,
+                chat_template=template_for(self._tokenizer, fmt),
+                add_generation_prompt=output is None,
                 tokenize=False,
-            )  # fmt: skip
+            )
         return str(text)
 
     def ids(self, text: str) -> list[int]:

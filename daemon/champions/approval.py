@@ -54,9 +54,15 @@ def approve(engine: Engine, state_folder: Path, run_id: int, now: int, by: str |
 
 
 def force(  # noqa: PLR0913 - what is asked for, and who asks
-    engine: Engine, state_folder: Path, run_id: int, reason: str, now: int,
-    *, by: str | None = None, try_out: TryOut = lambda _folder: None,
-) -> Promotion:  # fmt: skip
+    engine: Engine,
+    state_folder: Path,
+    run_id: int,
+    reason: str,
+    now: int,
+    *,
+    by: str | None = None,
+    try_out: TryOut = lambda _folder: None,
+) -> Promotion:
     """
     Make the model of an ended run the champion whatever its verdict, and return the row that says so.
 
@@ -77,10 +83,17 @@ def force(  # noqa: PLR0913 - what is asked for, and who asks
     try_out(state_folder / path)
     now = later(now, monotonic() - begun)
     intent = Promotion(
-        track=run.track, run_id=run_id, kind=PromotionKind.FORCED, generation=serving.generation + 1,
-        model_id=identity, model_path=path, reason=reason, created_at=now, approved_by=by,
+        track=run.track,
+        run_id=run_id,
+        kind=PromotionKind.FORCED,
+        generation=serving.generation + 1,
+        model_id=identity,
+        model_path=path,
+        reason=reason,
+        created_at=now,
+        approved_by=by,
         overrode=run.outcome or run.state,
-    )  # fmt: skip
+    )
     with alone(state_folder, run.track):
         with transaction(engine) as session:
             # A collection holds the write lock while it moves models away: one that is here now, stays.

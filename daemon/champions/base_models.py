@@ -146,8 +146,16 @@ def _set_base(engine: Engine, track_name: str, base_path: Path, base_model_id: s
 
 def _base_row(track: Track, reason: str, now: int) -> Promotion:
     """Return the row that makes the base model in `track`'s champion columns its champion."""
-    return Promotion.model_validate({
-        "track": track.name, "kind": PromotionKind.BASE, "state": PromotionState.DONE,
-        "generation": track.champion_generation, "model_id": track.champion_model_id, "model_path": track.champion_path,
-        "reason": reason, "created_at": now, "done_at": now,
-    })  # fmt: skip
+    return Promotion.model_validate(
+        {
+            "track": track.name,
+            "kind": PromotionKind.BASE,
+            "state": PromotionState.DONE,
+            "generation": track.champion_generation,
+            "model_id": track.champion_model_id,
+            "model_path": track.champion_path,
+            "reason": reason,
+            "created_at": now,
+            "done_at": now,
+        }
+    )

@@ -86,9 +86,13 @@ class Command:
         """Start the command and follow it to its end."""
         try:
             process = subprocess.Popen(  # noqa: S603 - the user's own argument list, never a shell
-                self._argv, env=self._environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
+                self._argv,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         except (OSError, ValueError) as error:
             return Ended(f"it could not be started: {self._argv[0]}: {self._why_not_started(error)}", "")
         with process:

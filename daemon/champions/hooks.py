@@ -34,9 +34,9 @@ from pipeline.errors import DropforgeError
 Which = Literal["hook", "health"]
 _OPEN = (HookState.PENDING, HookState.RUNNING)
 #: What the service manager tells the daemon alone.
-_NOT_FOR_HOOKS = frozenset({
-    "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID", "INVOCATION_ID", "JOURNAL_STREAM",
-})  # fmt: skip
+_NOT_FOR_HOOKS = frozenset(
+    {"NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID", "INVOCATION_ID", "JOURNAL_STREAM"}
+)
 _TROUBLE_SECONDS = 30.0
 _ASKED = "hook_asked_again"
 _NO_COMMAND = "the daemon runs with settings that name no such command: restart it"
@@ -71,9 +71,13 @@ class Hooks:
     """The commands of all tracks, one at a time on each."""
 
     def __init__(
-        self, engine: Engine, settings: Settings, begin: Begin = Command, try_out: TryOut = require_answer,
+        self,
+        engine: Engine,
+        settings: Settings,
+        begin: Begin = Command,
+        try_out: TryOut = require_answer,
         troubles: Troubles | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Run the commands in `settings` for the changes that `engine`'s database has."""
         self._engine = engine
         self._settings = settings
@@ -221,9 +225,15 @@ class Hooks:
         reason = f"health command failed: {error}"
         try:
             rollback.rollback(
-                self._engine, self._root, row.track, None, reason, now, over=row.generation,
+                self._engine,
+                self._root,
+                row.track,
+                None,
+                reason,
+                now,
+                over=row.generation,
                 try_out=partial(self._try_out, stop=self._stop),
-            )  # fmt: skip
+            )
         except journal.ChampionMoved:
             return None  # somebody was quicker, and chose
         except DropforgeError as problem:

@@ -108,8 +108,10 @@ def carry_out(engine: Engine, state_folder: Path, intent: Promotion, now: int) -
         row = session.get_one(Promotion, intent.id)
         compared = (col(Track.name) == row.track, col(Track.champion_generation) == row.generation - 1)
         values = {
-            "champion_generation": row.generation, "champion_model_id": row.model_id, "champion_path": row.model_path,
-        }  # fmt: skip
+            "champion_generation": row.generation,
+            "champion_model_id": row.model_id,
+            "champion_path": row.model_path,
+        }
         won = session.exec(update(Track).where(*compared).values(**values)).rowcount == 1
         if won:
             row.state, row.done_at, row.hook_state = PromotionState.DONE, now, HookState.PENDING
@@ -118,9 +120,16 @@ def carry_out(engine: Engine, state_folder: Path, intent: Promotion, now: int) -
             session.add(row)
             _, kind = _EVENTS[PromotionKind(row.kind)]
             record_event(
-                session, kind, now, track=row.track, run_id=row.run_id, model_id=row.model_id,
-                generation=row.generation, reason=row.reason, by=row.approved_by,
-            )  # fmt: skip
+                session,
+                kind,
+                now,
+                track=row.track,
+                run_id=row.run_id,
+                model_id=row.model_id,
+                generation=row.generation,
+                reason=row.reason,
+                by=row.approved_by,
+            )
             end_waiting(session, row.track, row.run_id, now)
         else:
             _abandon(session, row, now)

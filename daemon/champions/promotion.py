@@ -52,10 +52,15 @@ def promote(  # noqa: PLR0913, PLR0917 - what is promoted over which generation,
     on a drop that was withdrawn since, `NoTarget` if it is not there, `LostClaim` if the run is not the owner's.
     """
     intent = Promotion(
-        track=candidate.track, run_id=candidate.run_id, generation=expected_generation + 1,
-        model_id=candidate.model_id, model_path=candidate.path, reason=reason, created_at=now,
+        track=candidate.track,
+        run_id=candidate.run_id,
+        generation=expected_generation + 1,
+        model_id=candidate.model_id,
+        model_path=candidate.path,
+        reason=reason,
+        created_at=now,
         approved_by=candidate.approved_by,
-    )  # fmt: skip
+    )
     with alone(state_folder, candidate.track):
         with transaction(engine) as session:
             done = promotion_of(session, candidate.run_id)

@@ -19,9 +19,17 @@ _GONE = "is not there any more"
 
 
 def rollback(  # noqa: PLR0913, PLR0917 - which track goes back to what, why and when
-    engine: Engine, state_folder: Path, track: str, to: int | None, reason: str, now: int,
-    *, by: str | None = None, over: int | None = None, try_out: TryOut = lambda _folder: None,
-) -> Promotion:  # fmt: skip
+    engine: Engine,
+    state_folder: Path,
+    track: str,
+    to: int | None,
+    reason: str,
+    now: int,
+    *,
+    by: str | None = None,
+    over: int | None = None,
+    try_out: TryOut = lambda _folder: None,
+) -> Promotion:
     """
     Make a former champion serve again, as the next generation; return the row that says so.
 
@@ -46,10 +54,15 @@ def rollback(  # noqa: PLR0913, PLR0917 - which track goes back to what, why and
     try_out(folder)
     now = later(now, monotonic() - begun)
     intent = Promotion(
-        track=track, kind=PromotionKind.ROLLBACK, generation=serving.generation + 1, model_id=target.model_id,
-        model_path=target.model_path, reason=f"rolled back to generation {target.generation}: {reason}", created_at=now,
+        track=track,
+        kind=PromotionKind.ROLLBACK,
+        generation=serving.generation + 1,
+        model_id=target.model_id,
+        model_path=target.model_path,
+        reason=f"rolled back to generation {target.generation}: {reason}",
+        created_at=now,
         approved_by=by,
-    )  # fmt: skip
+    )
     with alone(state_folder, track):
         with transaction(engine) as session:
             # A collection holds the write lock while it moves models away: one that is here now, stays.

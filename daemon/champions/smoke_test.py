@@ -47,9 +47,13 @@ def require_answer(folder: Path, seconds: float = _SECONDS, stop: threading.Even
     environment = {**os.environ, "DROPFORGE_DEVICE": "cpu", "OMP_WAIT_POLICY": "PASSIVE"}
     environment.pop("NOTIFY_SOCKET", None)
     with subprocess.Popen(  # noqa: S603 - our own module
-        argv, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        argv,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
         start_new_session=True,
-    ) as process:  # fmt: skip
+    ) as process:
         try:
             said = _answer(process, seconds, stop or threading.Event())
         finally:

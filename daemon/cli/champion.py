@@ -228,10 +228,19 @@ def _moment(text: str) -> datetime:
 
 def _print_history(context: typer.Context, past: "dict[str, list[ChampionView]]") -> None:
     rows = [
-        (one.track, one.generation, one.kind, short_id(one.model_id), local(one.since), local(one.until) or "today",
-         one.run, _why(one))
-        for all_ in past.values() for one in reversed(all_)
-    ]  # fmt: skip
+        (
+            one.track,
+            one.generation,
+            one.kind,
+            short_id(one.model_id),
+            local(one.since),
+            local(one.until) or "today",
+            one.run,
+            _why(one),
+        )
+        for all_ in past.values()
+        for one in reversed(all_)
+    ]
     print_table(("TRACK", "GENERATION", "KIND", "MODEL", "SINCE", "UNTIL", "RUN", "WHY"), rows)
     settings, alive = load_settings(context), open_overview(context).daemon().alive
     for one in (one for all_ in past.values() for one in reversed(all_)):

@@ -59,10 +59,21 @@ def drops(
         print_line("no drops")
         return
     rows = [
-        (drop.id, drop.track, drop.role, drop.state, drop.rows, drop.first_run, local(drop.received_at), drop.name,
-         waiting_words(drop) or drop.reason or (f"the same as drop {drop.duplicate_of}" if drop.duplicate_of else ""))
+        (
+            drop.id,
+            drop.track,
+            drop.role,
+            drop.state,
+            drop.rows,
+            drop.first_run,
+            local(drop.received_at),
+            drop.name,
+            waiting_words(drop)
+            or drop.reason
+            or (f"the same as drop {drop.duplicate_of}" if drop.duplicate_of else ""),
+        )
         for drop in found
-    ]  # fmt: skip
+    ]
     print_table(("DROP", "TRACK", "ROLE", "STATE", "ROWS", "RUN", "RECEIVED", "NAME", ""), rows)
 
 

@@ -68,9 +68,11 @@ def print_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     for place, head in enumerate(heads):
         last = place == len(heads) - 1
         table.add_column(
-            head, no_wrap=not last or not console.is_terminal, overflow="fold" if last else "ellipsis",
+            head,
+            no_wrap=not last or not console.is_terminal,
+            overflow="fold" if last else "ellipsis",
             max_width=None if last or widths[place] <= _SHORT else share,
-        )  # fmt: skip
+        )
     for row in cells:
         table.add_row(*map(Text, row))
     with console.capture() as capture:

@@ -29,9 +29,11 @@ if TYPE_CHECKING:
 StateOption = Annotated[
     str | None,
     typer.Option(
-        "--state", metavar="STATE", help="queued, running, waiting, succeeded, failed, cancelled or crashed.",
+        "--state",
+        metavar="STATE",
+        help="queued, running, waiting, succeeded, failed, cancelled or crashed.",
     ),
-]  # fmt: skip
+]
 StepOption = Annotated[
     str | None, typer.Option("--step", metavar="STEP", help="Of this step only, as train or evaluate.")
 ]
@@ -63,10 +65,16 @@ def runs(
         print_line("no runs")
         return
     rows = [
-        (run.id, run.track, run.state, local(run.started_at or run.created_at), run.outcome,
-         run.sentence or run.error if run.ended_at else describe_run(run))
+        (
+            run.id,
+            run.track,
+            run.state,
+            local(run.started_at or run.created_at),
+            run.outcome,
+            run.sentence or run.error if run.ended_at else describe_run(run),
+        )
         for run in found
-    ]  # fmt: skip
+    ]
     print_table(("RUN", "TRACK", "STATE", "BEGAN", "OUTCOME", ""), rows)
 
 

@@ -124,8 +124,10 @@ def _disk(settings: "Settings") -> dict[str, Any]:
 
     disk = Disk(settings)
     return {
-        "free_bytes": disk.free_bytes(), "low_water_bytes": disk.low_water_bytes, "shortage": disk.shortage() or None,
-    }  # fmt: skip
+        "free_bytes": disk.free_bytes(),
+        "low_water_bytes": disk.low_water_bytes,
+        "shortage": disk.shortage() or None,
+    }
 
 
 def _print_disk(settings: "Settings") -> None:

@@ -299,9 +299,13 @@ class Dispatcher:
             return  # too little data for a verdict is too little to choose a measure by
         if isinstance(artifact, Dataset):
             tracks.fix_track(
-                self._engine, claim, now, metric=dataset.metric, max_new_tokens=dataset.max_new_tokens,
+                self._engine,
+                claim,
+                now,
+                metric=dataset.metric,
+                max_new_tokens=dataset.max_new_tokens,
                 split=spec.config.split.model_dump(),
-            )  # fmt: skip
+            )
         elif isinstance(artifact, Evaluation):
             noise = artifact.noise.model_dump() if artifact.noise else None
             tracks.fix_track(self._engine, claim, now, eval_batch_size=artifact.batch_size, noise=noise)

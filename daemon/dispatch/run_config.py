@@ -19,13 +19,19 @@ def compose(settings: Settings, track: Track) -> RunConfig:
         "batch_size": own.evaluate.batch_size or track.eval_batch_size,
     }
     return RunConfig(
-        track=track.name, base_model=own.base_model, base_model_id=track.base_model_id or "", salt=track.salt,
-        special_tokens=settings.intake.special_tokens, train=own.train, gate=own.gate,
-        guards=own.guards, judge=own.judge,
+        track=track.name,
+        base_model=own.base_model,
+        base_model_id=track.base_model_id or "",
+        salt=track.salt,
+        special_tokens=settings.intake.special_tokens,
+        train=own.train,
+        gate=own.gate,
+        guards=own.guards,
+        judge=own.judge,
         noise=NoiseFloor.model_validate(track.noise) if track.noise else None,
         split=own.split.model_copy(update=_fixed_shares(track, own.split)),
         evaluate=own.evaluate.model_copy(update={key: value for key, value in fixed.items() if value}),
-    )  # fmt: skip
+    )
 
 
 def _fixed_shares(track: Track, wanted: SplitConfig) -> dict[str, float]:

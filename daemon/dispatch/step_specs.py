@@ -36,18 +36,27 @@ def spec_of(engine: Engine, settings: Settings, run: Run, attempt: Attempt, inpu
     folder = run_files.attempt_folder(attempt.run_id, attempt.step, attempt.number)
     with transaction(engine) as session:
         of_track = _of_track(session, settings, run)
-    return StepSpec.model_validate({
-        "run": attempt.run_id, "step": attempt.step, "attempt": attempt.number, "fence": attempt.fence,
-        "root": str(root), "folder": folder, "checkpoints": f"runs/{attempt.run_id}/checkpoints",
-        "predictions": "predictions", "inputs": inputs,
-        "argv": step_command(attempt.step, root / folder / SPEC_NAME),
-        "env": {**_STEP_ENVIRONMENT, "DROPFORGE_DEVICE": settings.device},
-        "drops": tuple(Drop.model_validate(drop) for drop in run.snapshot or ()),
-        "config": RunConfig.model_validate(run.config),
-        "needs_gpu": BY_NAME[attempt.step].needs_gpu, "network": BY_NAME[attempt.step].network,
-        "grace_seconds": settings.grace_seconds,
-        **of_track,
-    })  # fmt: skip
+    return StepSpec.model_validate(
+        {
+            "run": attempt.run_id,
+            "step": attempt.step,
+            "attempt": attempt.number,
+            "fence": attempt.fence,
+            "root": str(root),
+            "folder": folder,
+            "checkpoints": f"runs/{attempt.run_id}/checkpoints",
+            "predictions": "predictions",
+            "inputs": inputs,
+            "argv": step_command(attempt.step, root / folder / SPEC_NAME),
+            "env": {**_STEP_ENVIRONMENT, "DROPFORGE_DEVICE": settings.device},
+            "drops": tuple(Drop.model_validate(drop) for drop in run.snapshot or ()),
+            "config": RunConfig.model_validate(run.config),
+            "needs_gpu": BY_NAME[attempt.step].needs_gpu,
+            "network": BY_NAME[attempt.step].network,
+            "grace_seconds": settings.grace_seconds,
+            **of_track,
+        }
+    )
 
 
 def _of_track(session: Session, settings: Settings, run: Run) -> dict[str, object]:

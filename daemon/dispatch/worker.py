@@ -30,15 +30,45 @@ from pipeline.model_folder.untrusted_code import ENDED_BY, SECONDS
 
 #: What of the worker's own environment a step may see: where things are and how the hardware is used, no secrets.
 ALLOWED_ENVIRONMENT = (
-    "PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_*", "TZ", "TMPDIR", "XDG_*", "LD_*", "PYTHON*", "VIRTUAL_ENV",
-    "CUDA*", "NVIDIA*", "HIP*", "ROCR*", "HF_HOME", "HF_HUB_CACHE", "TORCH*", "PYTORCH*", "TRITON*", "OMP_*", "MKL_*",
-    "OPENBLAS*", "BNB_*",
-)  # fmt: skip
+    "PATH",
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "LANG",
+    "LC_*",
+    "TZ",
+    "TMPDIR",
+    "XDG_*",
+    "LD_*",
+    "PYTHON*",
+    "VIRTUAL_ENV",
+    "CUDA*",
+    "NVIDIA*",
+    "HIP*",
+    "ROCR*",
+    "HF_HOME",
+    "HF_HUB_CACHE",
+    "TORCH*",
+    "PYTORCH*",
+    "TRITON*",
+    "OMP_*",
+    "MKL_*",
+    "OPENBLAS*",
+    "BNB_*",
+)
 #: What a step that speaks to a network sees beside this and its key.
 NETWORK_ENVIRONMENT = (
-    "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy",
-    "SSL_CERT_FILE", "SSL_CERT_DIR",
-)  # fmt: skip
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "ALL_PROXY",
+    "NO_PROXY",
+    "http_proxy",
+    "https_proxy",
+    "all_proxy",
+    "no_proxy",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+)
 _POLL_SECONDS = 0.2
 _KILL_SECONDS = 10.0
 _FULL_SECONDS = 1.0
@@ -198,9 +228,15 @@ class Worker:
         environment = {**_allowed(os.environ, _patterns(spec)), **told, LIFELINE: str(lifeline)}
         with (place / LOG_NAME).open("ab") as output:
             return subprocess.Popen(  # noqa: S603 - an argument list of our own, never a shell
-                self._command(spec, place / SPEC_NAME), cwd=place, env=environment, stdin=subprocess.DEVNULL,
-                stdout=output, stderr=subprocess.STDOUT, start_new_session=True, pass_fds=(lifeline,),
-            )  # fmt: skip
+                self._command(spec, place / SPEC_NAME),
+                cwd=place,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=(lifeline,),
+            )
 
     def _watch(self, process: subprocess.Popen[bytes], spec: StepSpec) -> bool:
         """Wait for the step; stop it when it is cancelled or the worker is to end. Say whether it was stopped."""

@@ -58,15 +58,23 @@ def receipt(drop: Drop, run: int | None, original: Drop | None, notices: Sequenc
     same = None
     if original is not None:
         same = {
-            "drop": original.id, "name": original.name, "received_at": iso_time(original.received_at),
+            "drop": original.id,
+            "name": original.name,
+            "received_at": iso_time(original.received_at),
             "state": original.state,
-        }  # fmt: skip
+        }
     return {
-        "version": 1, **_common(drop, sha256), "content_sha256": drop.sha256, "size_bytes": drop.size_bytes,
-        "rows": drop.rows, "quarantined": drop.quarantined, "run": run, "duplicate_of": same,
+        "version": 1,
+        **_common(drop, sha256),
+        "content_sha256": drop.sha256,
+        "size_bytes": drop.size_bytes,
+        "rows": drop.rows,
+        "quarantined": drop.quarantined,
+        "run": run,
+        "duplicate_of": same,
         "sentence": _sentence(drop, run, original),
         "warnings": [notice.model_dump() for notice in notices],
-    }  # fmt: skip
+    }
 
 
 def errors(drop: Drop, validation: Validation, sha256: str) -> Document | None:
@@ -81,12 +89,17 @@ def errors(drop: Drop, validation: Validation, sha256: str) -> Document | None:
     if drop.state != DropState.REJECTED:
         remedy = "mend the rows that the findings name and drop them in a file of their own"
     return {
-        "version": 1, **_common(drop, sha256), "reason": reason, "remedy": remedy,
-        "rows": validation.rows, "good_rows": validation.good_rows, "quarantined": drop.quarantined,
+        "version": 1,
+        **_common(drop, sha256),
+        "reason": reason,
+        "remedy": remedy,
+        "rows": validation.rows,
+        "good_rows": validation.good_rows,
+        "quarantined": drop.quarantined,
         "findings_total": validation.findings_total,
         "findings": [finding.model_dump() for finding in validation.findings],
         "warnings": [notice.model_dump() for notice in validation.warnings],
-    }  # fmt: skip
+    }
 
 
 def file_away(inbox: InboxFolders, filing: Filing) -> None:
@@ -127,9 +140,14 @@ def iso_time(milliseconds: int) -> str:
 
 def _common(drop: Drop, sha256: str) -> Document:
     return {
-        "drop": drop.id, "state": drop.state, "track": drop.track, "role": drop.role, "name": drop.name,
-        "sha256": sha256, "received_at": iso_time(drop.received_at),
-    }  # fmt: skip
+        "drop": drop.id,
+        "state": drop.state,
+        "track": drop.track,
+        "role": drop.role,
+        "name": drop.name,
+        "sha256": sha256,
+        "received_at": iso_time(drop.received_at),
+    }
 
 
 def _sentence(drop: Drop, run: int | None, original: Drop | None) -> str:

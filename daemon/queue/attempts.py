@@ -87,6 +87,12 @@ def _close(session: Session, attempt: Attempt, track: str, now: int, ending: tup
     attempt.ended_at = now
     session.add(attempt)
     record_event(
-        session, f"step_{attempt.state}", now, track=track, run_id=attempt.run_id,
-        step=attempt.step, attempt=attempt.number, error=attempt.error,
-    )  # fmt: skip
+        session,
+        f"step_{attempt.state}",
+        now,
+        track=track,
+        run_id=attempt.run_id,
+        step=attempt.step,
+        attempt=attempt.number,
+        error=attempt.error,
+    )

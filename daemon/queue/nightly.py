@@ -92,9 +92,12 @@ class Schedule:
     """
 
     def __init__(
-        self, engine: Engine, settings: Settings, on_taken: Callable[[], object],
+        self,
+        engine: Engine,
+        settings: Settings,
+        on_taken: Callable[[], object],
         monotonic: Callable[[], float] = time.monotonic,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Take slots for the tracks of `settings`; call `on_taken` when one has queued a run."""
         self._engine = engine
         self._settings = settings

@@ -141,18 +141,28 @@ def heartbeat(engine: Engine, claim: Claim, now: int, step: str | None) -> bool:
 
 
 def finish(  # noqa: PLR0913 - the last two go with some verdicts only
-    engine: Engine, claim: Claim, outcome: str, sentence: str, now: int,
-    *, heldout_version: str | None = None, still: Callable[[Session, Run], str | None] = lambda _session, _run: None,
-) -> None:  # fmt: skip
+    engine: Engine,
+    claim: Claim,
+    outcome: str,
+    sentence: str,
+    now: int,
+    *,
+    heldout_version: str | None = None,
+    still: Callable[[Session, Run], str | None] = lambda _session, _run: None,
+) -> None:
     """
     End the run with its verdict, unless `still` raises, in the same transaction, that it does not hold any more.
 
     What `still` returns, if anything, is said after the sentence.
     """
     values = {
-        "outcome": outcome, "sentence": sentence, "heldout_version": heldout_version, "error": None, "hint": None,
+        "outcome": outcome,
+        "sentence": sentence,
+        "heldout_version": heldout_version,
+        "error": None,
+        "hint": None,
         "cancel_requested": False,
-    }  # fmt: skip
+    }
     with transaction(engine) as session:
         run = held_run(session, claim)
         more = still(session, run)

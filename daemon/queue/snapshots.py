@@ -10,9 +10,7 @@ from daemon.state.tables import Drop, DropState, Event, Run
 from pipeline import artifacts
 
 #: Outcomes of runs whose candidate was held against the champion.
-JUDGED = (
-    "promoted", "not_shown_better", "worse", "guard_failed", "contaminated", "awaiting_approval", "overtaken",
-)  # fmt: skip
+JUDGED = ("promoted", "not_shown_better", "worse", "guard_failed", "contaminated", "awaiting_approval", "overtaken")
 #: Those that say of its drops that they do no harm: one that knew the questions was not judged.
 _CLEARING = tuple(outcome for outcome in JUDGED if outcome != "contaminated")
 #: The event of a verdict that says nothing of drops: it depends on references that were replaced or drops withdrawn.
@@ -133,9 +131,11 @@ def _cleared(session: Session, run: Run) -> set[int]:
     ended = select(func.max(Event.id)).where(Event.run_id == Run.id, Event.kind == "run_succeeded")
     excused = select(Event.run_id).where(Event.kind == _EXCUSED, Event.track == run.track)
     judged = select(Run.snapshot, ended.scalar_subquery()).where(
-        Run.track == run.track, Run.id != run.id, col(Run.outcome).in_(_CLEARING),
+        Run.track == run.track,
+        Run.id != run.id,
+        col(Run.outcome).in_(_CLEARING),
         or_(col(Run.id).not_in(excused), col(Run.outcome) == "promoted"),
-    )  # fmt: skip
+    )
     found: set[int] = set()
     for snapshot, at in session.exec(judged).all():
         known = {int(str(drop["id"])) for drop in snapshot or ()}

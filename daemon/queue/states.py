@@ -21,15 +21,17 @@ from daemon.state.tables import Run, RunState
 from pipeline.errors import DropforgeError
 
 #: What a run may become from each state; anything else is a defect.
-ALLOWED: Mapping[RunState, frozenset[RunState]] = MappingProxyType({
-    RunState.QUEUED: frozenset({RunState.RUNNING, RunState.CANCELLED}),
-    RunState.RUNNING: frozenset(set(RunState) - {RunState.QUEUED}),
-    RunState.WAITING: frozenset({RunState.RUNNING, RunState.CANCELLED}),
-    RunState.SUCCEEDED: frozenset(),
-    RunState.FAILED: frozenset({RunState.WAITING, RunState.QUEUED}),
-    RunState.CANCELLED: frozenset({RunState.WAITING, RunState.QUEUED}),
-    RunState.CRASHED: frozenset({RunState.WAITING}),
-})  # fmt: skip
+ALLOWED: Mapping[RunState, frozenset[RunState]] = MappingProxyType(
+    {
+        RunState.QUEUED: frozenset({RunState.RUNNING, RunState.CANCELLED}),
+        RunState.RUNNING: frozenset(set(RunState) - {RunState.QUEUED}),
+        RunState.WAITING: frozenset({RunState.RUNNING, RunState.CANCELLED}),
+        RunState.SUCCEEDED: frozenset(),
+        RunState.FAILED: frozenset({RunState.WAITING, RunState.QUEUED}),
+        RunState.CANCELLED: frozenset({RunState.WAITING, RunState.QUEUED}),
+        RunState.CRASHED: frozenset({RunState.WAITING}),
+    }
+)
 FINAL = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED, RunState.CRASHED})
 RETRIABLE = FINAL - {RunState.SUCCEEDED}
 _table = Run.metadata.tables["run"]
@@ -66,8 +68,11 @@ def change(session: Session, run: Run, move: Move, now: int) -> RunState:
     if move.to in RETRIABLE:
         give_back(session, run.id or 0)
     values: dict[str, Any] = {
-        "state": move.to.value, "token": None, "ended_at": now if move.to in FINAL else None, **move.values,
-    }  # fmt: skip
+        "state": move.to.value,
+        "token": None,
+        "ended_at": now if move.to in FINAL else None,
+        **move.values,
+    }
     still = {"was_id": run.id, "was_state": was.value, "was_token": run.token}
     if session.connection().execute(_CHANGE, {**still, **values}).rowcount != 1:
         message = f"run {run.id} was changed by somebody else"

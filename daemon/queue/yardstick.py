@@ -70,11 +70,12 @@ def yardstick_before(session: Session, state_folder: Path, run: Run, champion: s
         return None
     shares = 'the drops\' own shares (gate.on = "{}")'
     return YardstickBefore(
-        run=last.id or 0, records=None if verdict is None else verdict.records,
+        run=last.id or 0,
+        records=None if verdict is None else verdict.records,
         champion_score=None if verdict is None else _score(verdict, champion, config.evaluate.metric),
         added=_named(session, now - was) if now else (shares.format(config.gate.on),),
         removed=_named(session, was - now) if was else (shares.format(then.gate.on),),
-    )  # fmt: skip
+    )
 
 
 def note_change(session: Session, run: Run, verdict: Verdict, now: int) -> None:

@@ -253,11 +253,13 @@ class Promotion(SQLModel, table=True):
         _one_of("hook_state", HookState),
         _one_of("health_state", HookState),
         Index(
-            "one_promotion_a_run", "run_id", unique=True,
+            "one_promotion_a_run",
+            "run_id",
+            unique=True,
             sqlite_where=text("state = 'done' AND kind = 'promotion' AND run_id IS NOT NULL"),
         ),
         Index("one_done_generation", "track", "generation", unique=True, sqlite_where=text("state = 'done'")),
-    )  # fmt: skip
+    )
 
     id: int | None = Field(default=None, primary_key=True)
     track: str = Field(index=True)

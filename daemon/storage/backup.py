@@ -189,9 +189,14 @@ def _fill(aside: Path, settings: Settings, *, with_models: bool) -> Manifest:
             missing.append(name)
     missing.extend(unreadable_verdicts(root, aside / DATABASE_NAME))
     manifest = Manifest(
-        made_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), schema_revision=schema, counts=counts,
-        champions=champions(aside / DATABASE_NAME), with_models=with_models, missing=tuple(missing), files=files,
-    )  # fmt: skip
+        made_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        schema_revision=schema,
+        counts=counts,
+        champions=champions(aside / DATABASE_NAME),
+        with_models=with_models,
+        missing=tuple(missing),
+        files=files,
+    )
     durable.write_json(aside / MANIFEST, manifest.model_dump(mode="json"))
     return manifest
 

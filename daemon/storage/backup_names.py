@@ -149,7 +149,7 @@ _COLUMNS: tuple[tuple[str, str, Callable[[object], bool]], ...] = (
     ("attempt", "run_id", _number),
     ("attempt", "step", _text(_STEP)),
     ("attempt", "number", _number),
-)  # fmt: skip
+)
 
 
 def _is_ours(name: str) -> bool:

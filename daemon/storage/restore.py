@@ -152,9 +152,14 @@ def _open_backup(source: Path) -> tuple[Path, Manifest]:
         refuse_sidecars(source)
         database, counts = source, verify(source)
         manifest = Manifest(
-            made_at="", schema_revision=revision(source) or "none", counts=counts, champions=champions(source),
-            with_models=False, missing=(), files={},
-        )  # fmt: skip
+            made_at="",
+            schema_revision=revision(source) or "none",
+            counts=counts,
+            champions=champions(source),
+            with_models=False,
+            missing=(),
+            files={},
+        )
         refuse_rows(source)
     if manifest.schema_revision not in known_revisions():
         message = f"the backup {source} has a schema that this version does not know: {manifest.schema_revision}"

@@ -93,14 +93,20 @@ def champion_view(session: Session, state_folder: Path, row: Promotion, end: int
     # A base model may have moved since.
     track = session.get_one(Track, row.track)
     path = track.base_path if track.base_path and track.base_model_id == row.model_id else row.model_path
-    return ChampionView.model_validate({
-        **{name: getattr(row, name) for name in same},
-        "path": str(state_folder / path), "since": utc(row.done_at), "until": utc(end), "run": run_id,
-        "verdict": run.sentence if run else None,
-        "drops": tuple(drop.name for drop in data if drop.role == "train"), "data": data,
-        "hook": _command(row.hook_state, row.hook_error, row.hook_output),
-        "health": _command(row.health_state, row.health_error, row.health_output),
-    })  # fmt: skip
+    return ChampionView.model_validate(
+        {
+            **{name: getattr(row, name) for name in same},
+            "path": str(state_folder / path),
+            "since": utc(row.done_at),
+            "until": utc(end),
+            "run": run_id,
+            "verdict": run.sentence if run else None,
+            "drops": tuple(drop.name for drop in data if drop.role == "train"),
+            "data": data,
+            "hook": _command(row.hook_state, row.hook_error, row.hook_output),
+            "health": _command(row.health_state, row.health_error, row.health_output),
+        }
+    )
 
 
 def champion_views(session: Session, state_folder: Path, track: str) -> list[ChampionView]:

@@ -136,11 +136,17 @@ def _compared(overview: Overview, run: RunDetail, drops: tuple[str, ...]) -> Com
     data = overview.published(run.id, "prepare") or {}
     verdict = run.verdict
     return ComparedRun(
-        run=run.id, track=run.track, state=run.state, outcome=run.outcome, sentence=run.sentence, drops=drops,
-        gain=verdict.gain if verdict else None, model_id=verdict.candidate_model_id if verdict else None,
+        run=run.id,
+        track=run.track,
+        state=run.state,
+        outcome=run.outcome,
+        sentence=run.sentence,
+        drops=drops,
+        gain=verdict.gain if verdict else None,
+        model_id=verdict.candidate_model_id if verdict else None,
         train_rows=data.get("train_rows"),
         heldout_version=(verdict.heldout_version if verdict else None) or data.get("heldout_version"),
-    )  # fmt: skip
+    )
 
 
 def _only(these: Mapping[str, str], others: Mapping[str, str]) -> tuple[str, ...]:
@@ -157,9 +163,12 @@ def _differing(overview: Overview, first: RunDetail, second: RunDetail) -> Itera
     for name in sorted({*ours, *theirs}):
         if ours.get(name) != theirs.get(name):
             yield Setting(
-                name=name, first=ours.get(name), second=theirs.get(name),
-                first_chosen=name in our_choice, second_chosen=name in their_choice,
-            )  # fmt: skip
+                name=name,
+                first=ours.get(name),
+                second=theirs.get(name),
+                first_chosen=name in our_choice,
+                second_chosen=name in their_choice,
+            )
 
 
 def _in_force(overview: Overview, run: RunDetail) -> tuple[dict[str, Any], set[str]]:
@@ -200,9 +209,12 @@ def _scores(overview: Overview, first: RunDetail, second: RunDetail) -> dict[str
     pairs = [(_given(ours[record]), _given(theirs[record])) for record in same]
     report = overview.published(second.id, "evaluate") or {}
     return {
-        "records": len(same), "references_changed": len(both) - len(same), **_means(pairs), **_flips(pairs, report),
+        "records": len(same),
+        "references_changed": len(both) - len(same),
+        **_means(pairs),
+        **_flips(pairs, report),
         "not_compared": None if same else "no record was scored in both runs",
-    }  # fmt: skip
+    }
 
 
 def _records_path(overview: Overview, run: RunDetail) -> Path | None:
@@ -234,10 +246,14 @@ def _asked(overview: Overview, run: RunDetail) -> dict[str, Any]:
     report, data, model = (overview.published(run.id, step) or {} for step in ("evaluate", "prepare", "merge"))
     settings = (run.config or {}).get("evaluate", {})
     return {
-        "batch size": report.get("batch_size"), "versions": report.get("versions"),
-        "max_new_tokens": data.get("max_new_tokens"), "repetition penalty": settings.get("repetition_penalty"),
-        "format": model.get("format"), "dtype": model.get("dtype"), "base model": model.get("base_model_id"),
-    }  # fmt: skip
+        "batch size": report.get("batch_size"),
+        "versions": report.get("versions"),
+        "max_new_tokens": data.get("max_new_tokens"),
+        "repetition penalty": settings.get("repetition_penalty"),
+        "format": model.get("format"),
+        "dtype": model.get("dtype"),
+        "base model": model.get("base_model_id"),
+    }
 
 
 def _means(pairs: list[tuple[dict[str, float], dict[str, float]]]) -> dict[str, Any]:

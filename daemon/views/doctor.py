@@ -59,9 +59,22 @@ def examine(settings: Settings) -> list[Finding]:
     """Look at everything; a look that fails is itself a finding."""
     findings: list[Finding] = []
     looks: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
-        _sqlite, _database, _file_systems, _rights, _space, _inbox, _inotify, _bases, _champions, _suites, _hooks,
-        _training, _judge, _daemon, _clock,
-    )  # fmt: skip
+        _sqlite,
+        _database,
+        _file_systems,
+        _rights,
+        _space,
+        _inbox,
+        _inotify,
+        _bases,
+        _champions,
+        _suites,
+        _hooks,
+        _training,
+        _judge,
+        _daemon,
+        _clock,
+    )
     for look in looks:
         name = look.__name__.strip("_").replace("_", " ")
         try:
@@ -99,9 +112,11 @@ def _database(settings: Settings) -> Iterator[Finding]:
     level: Level = "ok" if found == newest_revision() else "warn"
     rows = f"{counts.get('run', 0)} runs, {counts.get('drop', 0)} drops"
     yield Finding(
-        name="database", level=level, text=f"whole; schema {found}, this version has {newest_revision()}; {rows}",
+        name="database",
+        level=level,
+        text=f"whole; schema {found}, this version has {newest_revision()}; {rows}",
         remedy="" if level == "ok" else "the daemon upgrades it at its next start: dropforge run",
-    )  # fmt: skip
+    )
     yield _modes(path)
     missing = [
         name for name, _ in named_files(settings.state_folder, path) if not (settings.state_folder / name).exists()

@@ -183,10 +183,12 @@ class Overview:
     def yardsticks(self, track: str) -> list[YardstickView]:
         """Return the changes of what the track is judged on, the latest first."""
         changes = select(Event).where(Event.kind == "yardstick_changed", Event.track == track)
-        return self._read(lambda session: [
-            YardstickView.model_validate({"track": track, "run": one.run_id, "at": utc(one.at), **one.detail})
-            for one in session.exec(changes.order_by(col(Event.id).desc()))
-        ])  # fmt: skip
+        return self._read(
+            lambda session: [
+                YardstickView.model_validate({"track": track, "run": one.run_id, "at": utc(one.at), **one.detail})
+                for one in session.exec(changes.order_by(col(Event.id).desc()))
+            ]
+        )
 
     def awaiting(self) -> list[RunView]:
         """Return the runs whose win waits for a person, oldest first."""
@@ -347,11 +349,17 @@ class Overview:
         drops = trained_on(session, [int(str(drop["id"])) for drop in row.snapshot or ()])
         warnings = (*data.get("warnings", ()), *((unread,) if unread else ()))
         return RunDetail(
-            **told, taken_out=tuple(drop for drop in drops if drop.taken_out),
-            warnings=warnings, folder=str(self.folder / "runs" / str(row.id)),
-            failures=row.failures, deaths=row.deaths, config=row.config, snapshot=tuple(row.snapshot or ()),
-            attempts=_attempts(session, row), verdict=verdict,
-        )  # fmt: skip
+            **told,
+            taken_out=tuple(drop for drop in drops if drop.taken_out),
+            warnings=warnings,
+            folder=str(self.folder / "runs" / str(row.id)),
+            failures=row.failures,
+            deaths=row.deaths,
+            config=row.config,
+            snapshot=tuple(row.snapshot or ()),
+            attempts=_attempts(session, row),
+            verdict=verdict,
+        )
 
     def _progress(self, session: Session, row: Run) -> Progress | None:
         latest = select(Attempt).where(Attempt.run_id == row.id).order_by(col(Attempt.id).desc())
@@ -377,7 +385,14 @@ def _attempts(session: Session, run: Run) -> tuple[AttemptView, ...]:
 
 def _attempt(row: Attempt) -> AttemptView:
     seconds = None if row.ended_at is None else (row.ended_at - row.started_at) / 1000
-    return AttemptView.model_validate({
-        "step": row.step, "number": row.number, "state": row.state, "started_at": utc(row.started_at),
-        "ended_at": utc(row.ended_at), "seconds": seconds, "error": row.error,
-    })  # fmt: skip
+    return AttemptView.model_validate(
+        {
+            "step": row.step,
+            "number": row.number,
+            "state": row.state,
+            "started_at": utc(row.started_at),
+            "ended_at": utc(row.ended_at),
+            "seconds": seconds,
+            "error": row.error,
+        }
+    )

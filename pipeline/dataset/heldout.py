@@ -55,8 +55,14 @@ def read_heldout(path: Path) -> list[HeldoutRecord]:
 
 def _record(row: dict[str, Any]) -> HeldoutRecord:
     return HeldoutRecord(
-        id=row["id"], instruction=row["instruction"], input=row["input"], output=row["output"],
-        references=tuple(row["references"]) or (row["output"],), drop=row["drop"],
-        pinned=row.get("pinned", False), tags=tuple(row.get("tags", ())),
-        near=tuple(row.get("near", ())), replaced=row.get("replaced", False),
-    )  # fmt: skip
+        id=row["id"],
+        instruction=row["instruction"],
+        input=row["input"],
+        output=row["output"],
+        references=tuple(row["references"]) or (row["output"],),
+        drop=row["drop"],
+        pinned=row.get("pinned", False),
+        tags=tuple(row.get("tags", ())),
+        near=tuple(row.get("near", ())),
+        replaced=row.get("replaced", False),
+    )

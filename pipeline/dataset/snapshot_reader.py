@@ -112,9 +112,16 @@ def _check_whole(attempt: Attempt, path: Path, drop: Drop) -> None:
 def _partition_row(salt: str, record: Record, drop: Drop, place: tuple[int, int]) -> PartitionRow:
     prompt = normalise(fold(record.instruction, record.input))
     return PartitionRow(
-        place=hash_place(salt, prompt), id=hash_id(prompt),
-        pinned=drop.role == "heldout", order=place[0], number=place[1],
-        drop=drop.id, instruction=record.instruction, input=record.input, output=record.output, tags=record.tags,
+        place=hash_place(salt, prompt),
+        id=hash_id(prompt),
+        pinned=drop.role == "heldout",
+        order=place[0],
+        number=place[1],
+        drop=drop.id,
+        instruction=record.instruction,
+        input=record.input,
+        output=record.output,
+        tags=record.tags,
         tokens=estimate_tokens(record.output),
         short=is_short(record.output, SHORT_WORDS),
-    )  # fmt: skip
+    )

@@ -256,7 +256,12 @@ def _write(file: IO[str], row: PartitionRow, *more: Mapping[str, Any]) -> None:
     """Write one row; `more` stands before and after its drop."""
     before, after = more or ({}, {})
     value = {
-        "id": row.id, "instruction": row.instruction, "input": row.input, "output": row.output,
-        **before, "drop": row.drop, **after,
-    }  # fmt: skip
+        "id": row.id,
+        "instruction": row.instruction,
+        "input": row.input,
+        "output": row.output,
+        **before,
+        "drop": row.drop,
+        **after,
+    }
     file.write(json.dumps(value, ensure_ascii=False) + "\n")

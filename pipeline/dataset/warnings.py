@@ -8,9 +8,7 @@ from pipeline.dataset.split import Totals
 
 #: From this share of a split on, what is left out is worth a word.
 LARGE_SHARE = 0.2
-_WORDS = {
-    "answer": "the same long answer", "ngram": "a run of 13 words in common", "minhash": "mostly the same words",
-}  # fmt: skip
+_WORDS = {"answer": "the same long answer", "ngram": "a run of 13 words in common", "minhash": "mostly the same words"}
 
 
 def data_warnings(totals: Totals, overlaps: Overlaps, similarity: float) -> tuple[str, ...]:

@@ -74,6 +74,13 @@ class Pending:
     def _prediction(self, place: int) -> Prediction:
         (text, tokens, ended, seconds), (nll_sum, nll_tokens) = self.answers[place], self.nll[place]
         return Prediction(
-            id=self.ids[place], prompt_hash=self.prompts[place], text=text, tokens=tokens, ended=ended,
-            seconds=seconds, nll_sum=nll_sum, nll_tokens=nll_tokens, reference_hash=self.references[place],
-        )  # fmt: skip
+            id=self.ids[place],
+            prompt_hash=self.prompts[place],
+            text=text,
+            tokens=tokens,
+            ended=ended,
+            seconds=seconds,
+            nll_sum=nll_sum,
+            nll_tokens=nll_tokens,
+            reference_hash=self.references[place],
+        )

@@ -117,10 +117,14 @@ def make_plan(
         candidate, champion = (_with_setup(requests, batch_size=size) for requests in (candidate, champion))
     own = trained_ids(one.folder)
     return EvalPlan(
-        kept, candidate, champion, _base_requests(attempt, candidate, other, decoding),
-        too_long=too_long, seen_by_champion=len(records) - len(kept) - too_long,
+        kept,
+        candidate,
+        champion,
+        _base_requests(attempt, candidate, other, decoding),
+        too_long=too_long,
+        seen_by_champion=len(records) - len(kept) - too_long,
         seen_by_candidate=sum(record.id in own for record in kept),
-    )  # fmt: skip
+    )
 
 
 def _asked_models(attempt: Attempt) -> tuple[_AskedModel, _AskedModel]:
@@ -241,11 +245,13 @@ def _leave_out_too_long(
     ]
     shorter = [
         replace(
-            requests, prompts=[requests.prompts[n] for n in kept], completions=[requests.completions[n] for n in kept],
+            requests,
+            prompts=[requests.prompts[n] for n in kept],
+            completions=[requests.completions[n] for n in kept],
             suites=tuple(_cut(asked, places) for asked, places in zip(requests.suites, items, strict=True)),
         )
         for requests in both
-    ]  # fmt: skip
+    ]
     return [records[n] for n in kept], shorter, too_long
 
 
@@ -268,7 +274,7 @@ def _cut(suite_requests: SuiteRequests, places: Sequence[int]) -> SuiteRequests:
         suite=replace(suite_requests.suite, items=tuple(suite_requests.suite.items[place] for place in places)),
         prompts=[suite_requests.prompts[place] for place in places],
         answers=[suite_requests.answers[place] for place in places],
-    )  # fmt: skip
+    )
 
 
 def _window(folder: Path) -> float:

@@ -66,13 +66,20 @@ def write_records(
         path,
         (
             {
-                "id": record.id, "drop": record.drop, "pinned": record.pinned, "replaced": record.replaced,
-                "tags": record.tags, "instruction": record.instruction, "input": record.input,
-                "references": record.references, "candidate": one, "champion": other,
+                "id": record.id,
+                "drop": record.drop,
+                "pinned": record.pinned,
+                "replaced": record.replaced,
+                "tags": record.tags,
+                "instruction": record.instruction,
+                "input": record.input,
+                "references": record.references,
+                "candidate": one,
+                "champion": other,
             }
             for record, one, other in zip(records, candidate, champion, strict=True)
         ),
-    )  # fmt: skip
+    )
 
 
 def summarise(
@@ -132,20 +139,25 @@ def score_suites(
             folder / name,
             (
                 {
-                    "id": item, "category": one[item].category, "candidate": one[item].score,
-                    "champion": other[item].score, **({"base": third[item].score} if with_base else {}),
+                    "id": item,
+                    "category": one[item].category,
+                    "candidate": one[item].score,
+                    "champion": other[item].score,
+                    **({"base": third[item].score} if with_base else {}),
                 }
                 for item in items
             ),
-        )  # fmt: skip
+        )
         found.append(
             SuiteScores(
-                name=suite.name, records=len(items), file=name,
+                name=suite.name,
+                records=len(items),
+                file=name,
                 candidate=_POINTS * fmean(one[item].score for item in items),
                 champion=_POINTS * fmean(other[item].score for item in items),
                 base=_POINTS * fmean(third[item].score for item in items) if with_base else None,
             )
-        )  # fmt: skip
+        )
     return tuple(found)
 
 
@@ -178,10 +190,13 @@ def score_former(
         )
         found.append(
             FormerScores(
-                generation=model.generation, model_id=model.model_id, records=len(scores),
-                score=_POINTS * fmean(scores), file=name,
+                generation=model.generation,
+                model_id=model.model_id,
+                records=len(scores),
+                score=_POINTS * fmean(scores),
+                file=name,
             )
-        )  # fmt: skip
+        )
     return tuple(found)
 
 

@@ -61,10 +61,13 @@ def count_results(results: Collection[str]) -> dict[str, int]:
     """Return the counts of a `Judgement` from what was said of each record."""
     counts = Counter(results)
     return {
-        "records": len(results), "wins": counts["win"], "losses": counts["loss"],
-        "ties": counts["tie"] + counts["inconsistent"], "inconsistent": counts["inconsistent"],
+        "records": len(results),
+        "wins": counts["win"],
+        "losses": counts["loss"],
+        "ties": counts["tie"] + counts["inconsistent"],
+        "inconsistent": counts["inconsistent"],
         "failed": counts["failed"],
-    }  # fmt: skip
+    }
 
 
 @dataclass(frozen=True)
@@ -156,8 +159,11 @@ def read_comparison(root: Path, report: Evaluation, judgement: Judgement | None)
     places = {name: place for place, name in enumerate(own.ids)}
     former = []
     for one in report.former:
-        found = sorted((places[line["id"]], line["score"]) for line in durable.read_jsonl(folder / one.file)
-                       if line["id"] in places)  # fmt: skip
+        found = sorted(
+            (places[line["id"]], line["score"])
+            for line in durable.read_jsonl(folder / one.file)
+            if line["id"] in places
+        )
         columns = np.array(found, dtype=np.float64).reshape(-1, 2)
         former.append(Former(one.generation, columns[:, 0].astype(np.int64), _finite(columns[:, 1])))
     return replace(
@@ -187,10 +193,10 @@ def compare(metric: str, lines: Sequence[Mapping[str, Any]]) -> Comparison:
         replaced=np.array([line["replaced"] for line in lines], dtype=np.bool_),
         tags={tag: np.array([tag in line["tags"] for line in lines]) for tag in sorted(kinds)},
         nll=_nll(lines),
-        degenerate={
-            kind: _pair(lines, lambda side, kind=kind: kind in side["degenerate"]) for kind in DEGENERATE
-        } if _have(lines, "degenerate") else {},
-    )  # fmt: skip
+        degenerate={kind: _pair(lines, lambda side, kind=kind: kind in side["degenerate"]) for kind in DEGENERATE}
+        if _have(lines, "degenerate")
+        else {},
+    )
 
 
 def _metrics(metric: str, lines: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str]]:

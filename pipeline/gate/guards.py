@@ -120,8 +120,9 @@ def _subjects(comparison: Comparison, slices: Sequence[Slice], config: GuardConf
         # New records are guarded drop by drop; together they are what may carry a win, not what could be lost.
         if one.kind != "unseen":
             places = np.flatnonzero(one.mask)
-            yield _Subject("slice", f"slice {one.kind}", one.label, primary[places], gains[places], config.slices,
-                           places, one)  # fmt: skip
+            yield _Subject(
+                "slice", f"slice {one.kind}", one.label, primary[places], gains[places], config.slices, places, one
+            )
     for suite in comparison.suites:
         changes = suite.scores[:, 0] - suite.scores[:, 1]
         yield _Subject("general", "general", suite.name, suite.scores, changes, config.general)

@@ -78,9 +78,14 @@ def _against_base(suite: Suite, margin: float, seed: int) -> GuardResult:
     candidate = float(suite.scores[:, 0].mean()) * POINTS
     if suite.base is None:
         return GuardResult(
-            guard="general_base", label=f"{label}, which was not measured", unit="points", records=len(suite.scores),
-            candidate=candidate, margin=margin, state="shown",
-        )  # fmt: skip
+            guard="general_base",
+            label=f"{label}, which was not measured",
+            unit="points",
+            records=len(suite.scores),
+            candidate=candidate,
+            margin=margin,
+            state="shown",
+        )
     falls = suite.base - suite.scores[:, 0]
     yes_or_no = statistics.is_yes_or_no(falls)
     p_value = statistics.one_sided_p(falls, continuous=not yes_or_no, seed=seed, relevant=GUARD_LEVEL)

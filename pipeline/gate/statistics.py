@@ -274,7 +274,13 @@ def _bootstrap(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         found = stats.bootstrap(
-            (values,), _mean, vectorized=True, n_resamples=RESAMPLES, batch=_BLOCK, confidence_level=confidence,
-            method=method, rng=np.random.default_rng(seed),
-        ).confidence_interval  # fmt: skip
+            (values,),
+            _mean,
+            vectorized=True,
+            n_resamples=RESAMPLES,
+            batch=_BLOCK,
+            confidence_level=confidence,
+            method=method,
+            rng=np.random.default_rng(seed),
+        ).confidence_interval
     return (float(found.low), float(found.high))

@@ -18,10 +18,21 @@ _WEIGHTS = "*.safetensors"
 _INDEX = "model.safetensors.index.json"
 #: What a model answers with depends on these alone; cards, licences and the manifest are no part of its identity.
 _IDENTITY = (
-    _WEIGHTS, "*.safetensors.index.json", "config.json", "generation_config.json",
-    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.tiktoken", "spiece.model",
-    "sentencepiece.bpe.model", "chat_template.*", "additional_chat_templates/*.jinja",
-)  # fmt: skip
+    _WEIGHTS,
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.tiktoken",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "chat_template.*",
+    "additional_chat_templates/*.jinja",
+)
 
 
 def model_files(folder: Path) -> list[Path]:

@@ -162,9 +162,11 @@ def _running(asked: AskedModel, prompts: Mapping[int, Tokens], decoding: Decodin
     logging.getLogger("ContinuousBatchingLogger").setLevel(logging.CRITICAL)
     greedy: Any = GenerationConfig
     config = greedy(
-        do_sample=False, eos_token_id=list(asked.ends), pad_token_id=asked.ends[0],
+        do_sample=False,
+        eos_token_id=list(asked.ends),
+        pad_token_id=asked.ends[0],
         max_new_tokens=decoding.max_new_tokens,
-    )  # fmt: skip
+    )
     with generation.memory_errors(), torch.inference_mode():
         manager = _manager(asked.model, config, _room(prompts, decoding))
         try:
@@ -190,10 +192,17 @@ def _room(prompts: Mapping[int, Tokens], decoding: Decoding) -> Any:
     longest = max(map(len, prompts.values())) + decoding.max_new_tokens
     rows = min(decoding.batch_size, len(prompts))
     return ContinuousBatchingConfig(
-        page_size=_PAGE_TOKENS, num_blocks=rows * (-(-longest // _PAGE_TOKENS) + 1), max_batch_tokens=_PASS_TOKENS,
-        max_requests_per_batch=rows, safety_margin=0.0, allow_block_sharing=False, auto_switch_to_flash=False,
-        use_async_batching=False, use_cuda_graph=False, seed=0,
-    )  # fmt: skip
+        page_size=_PAGE_TOKENS,
+        num_blocks=rows * (-(-longest // _PAGE_TOKENS) + 1),
+        max_batch_tokens=_PASS_TOKENS,
+        max_requests_per_batch=rows,
+        safety_margin=0.0,
+        allow_block_sharing=False,
+        auto_switch_to_flash=False,
+        use_async_batching=False,
+        use_cuda_graph=False,
+        seed=0,
+    )
 
 
 def _manager(model: Any, config: Any, room: Any) -> Any:

@@ -192,8 +192,9 @@ def as_answer(asked: AskedModel, tokens: Tokens) -> Answer:
     """Return generated tokens as an answer."""
     return Answer(
         text=asked.tokenizer.decode(tokens, skip_special_tokens=True),
-        tokens=len(tokens), ended=bool(tokens) and tokens[-1] in asked.ends,
-    )  # fmt: skip
+        tokens=len(tokens),
+        ended=bool(tokens) and tokens[-1] in asked.ends,
+    )
 
 
 def likelihoods(asked: AskedModel, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[Likelihood]:

@@ -76,9 +76,13 @@ def run_task(asked: AskedModel, task: str, batch_size: int) -> dict[str, float]:
         name, manager = _manager(task)
         model = HFLM(pretrained=asked.model, tokenizer=asked.tokenizer, batch_size=batch_size)
         found = lm_eval.simple_evaluate(
-            model, tasks=[name], bootstrap_iters=0, log_samples=True, task_manager=manager,
+            model,
+            tasks=[name],
+            bootstrap_iters=0,
+            log_samples=True,
+            task_manager=manager,
             fewshot_random_seed=_FEWSHOT_SEED,
-        )  # fmt: skip
+        )
     samples = {f"{name}-{one['doc_id']}": one for name, some in found["samples"].items() for one in some}
     scores = {key: _score(one) for key, one in samples.items()}
     known = {key: score for key, score in scores.items() if score is not None}

@@ -70,9 +70,12 @@ def _losses(model: Any, prompts: Sequence[Tokens], owners: list[int], rows: Sequ
         known.reorder_cache(index)
         places = mask.sum(dim=-1)[index, None] + torch.arange(width - 1, device=device)
         further = model(
-            input_ids=targets[:, :-1], attention_mask=torch.cat([mask[index], counted[:, :-1]], dim=1),
-            use_cache=True, **{name: known}, **accepted(model, position_ids=places),
-        )  # fmt: skip
+            input_ids=targets[:, :-1],
+            attention_mask=torch.cat([mask[index], counted[:, :-1]], dim=1),
+            use_cache=True,
+            **{name: known},
+            **accepted(model, position_ids=places),
+        )
         logits = torch.cat([logits, further.logits], dim=1)
     losses = functional.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
     return [float(loss) for loss in (losses * counted).sum(dim=-1)]

@@ -40,19 +40,23 @@ def _rank(line: Mapping[str, Any], metric: str, sign: int) -> tuple[float, float
 def _example(line: Mapping[str, Any], metric: str, sign: int) -> Example:
     new, old = (_answer(line[role], metric) for role in ("candidate", "champion"))
     return Example(
-        id=line["id"], drop=line["drop"], tags=tuple(line["tags"]),
-        instruction=cut(line["instruction"]), input=cut(line["input"]),
+        id=line["id"],
+        drop=line["drop"],
+        tags=tuple(line["tags"]),
+        instruction=cut(line["instruction"]),
+        input=cut(line["input"]),
         references=tuple(cut(reference) for reference in line["references"]),
-        candidate=new, champion=old, difference=sign * (new.score - old.score),
-    )  # fmt: skip
+        candidate=new,
+        champion=old,
+        difference=sign * (new.score - old.score),
+    )
 
 
 def _answer(given: Mapping[str, Any], metric: str) -> Answer:
     text = given["text"]
     return Answer(
-        text=cut(text), characters=len(text), score=100 * given["scores"][metric],
-        degenerate=tuple(given["degenerate"]),
-    )  # fmt: skip
+        text=cut(text), characters=len(text), score=100 * given["scores"][metric], degenerate=tuple(given["degenerate"])
+    )
 
 
 def cut(text: str) -> str:

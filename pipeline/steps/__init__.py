@@ -27,11 +27,15 @@ STEPS = (
     Step("merge", (Dataset, Adapter), Model, partial(_function, "merge")),
     Step("evaluate", (Dataset, Model), Evaluation, partial(_function, "evaluate"), needs_gpu=True),
     Step(
-        "judge", (Evaluation,), Judgement, partial(_function, "judge"), network=True,
+        "judge",
+        (Evaluation,),
+        Judgement,
+        partial(_function, "judge"),
+        network=True,
         wanted=lambda config: bool(config.judge.url),
     ),
     Step("decide", (Dataset, Evaluation), Verdict, partial(_function, "decide")),
-)  # fmt: skip
+)
 BY_NAME: Mapping[str, Step] = {step.name: step for step in STEPS}
 
 

@@ -27,9 +27,10 @@ def decide(attempt: Attempt) -> Verdict:
         made = attempt.load(Model).model_id if Model.step in spec.inputs else None
         verdict = early_verdict(dataset, dataset.shortfall, attempt.config.gate)
         facts = {
-            "champion_generation": spec.champion.generation, "champion_model_id": spec.champion.model_id,
+            "champion_generation": spec.champion.generation,
+            "champion_model_id": spec.champion.model_id,
             "candidate_model_id": made,
-        }  # fmt: skip
+        }
     else:
         found = attempt.load(Evaluation)
         if (found.metric, found.heldout_version) != (dataset.metric, dataset.heldout_version):

@@ -64,11 +64,16 @@ def merge(attempt: Attempt) -> Model:
     verify_manifest(target)
     attempt.progress(_PHASES, _PHASES, phase="compare")
     return Model(
-        folder=attempt.relative(target), model_id=identity, base_model_id=adapter.base_model_id, dtype=dtype,
+        folder=attempt.relative(target),
+        model_id=identity,
+        base_model_id=adapter.base_model_id,
+        dtype=dtype,
         size_bytes=sum(path.stat().st_size for path in target.rglob("*") if path.is_file()),
-        logits_difference=difference, logits_tolerance=most, format=adapter.format,
+        logits_difference=difference,
+        logits_tolerance=most,
+        format=adapter.format,
         seconds=time.monotonic() - started,
-    )  # fmt: skip
+    )
 
 
 def _phase(attempt: Attempt, done: int, name: str) -> None:

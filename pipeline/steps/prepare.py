@@ -73,17 +73,27 @@ def prepare(attempt: Attempt) -> Dataset:
     sys.stderr.writelines(f"{warning}\n" for warning in warnings)
     return Dataset(
         folder=attempt.relative(folder),
-        train_rows=totals.train_rows, dev_rows=totals.dev_rows, heldout_rows=len(totals.heldout_ids),
+        train_rows=totals.train_rows,
+        dev_rows=totals.dev_rows,
+        heldout_rows=len(totals.heldout_ids),
         heldout_pinned=pinned and any(drop.role == "heldout" for drop in attempt.spec.drops),
         heldout_version=version_of(totals.heldout_ids),
-        dataset_sha256=dataset_hash(folder), duplicates=totals.duplicates, replaced=totals.replaced,
-        removed_heldout=totals.removed_heldout, rows_with_special_tokens=reading.spelled,
-        near_duplicates=totals.near_duplicates, overlaps=splits.examples.found(),
-        heldout_duplicates=totals.heldout_duplicates, seen_by_champion=totals.seen_by_champion, warnings=warnings,
+        dataset_sha256=dataset_hash(folder),
+        duplicates=totals.duplicates,
+        replaced=totals.replaced,
+        removed_heldout=totals.removed_heldout,
+        rows_with_special_tokens=reading.spelled,
+        near_duplicates=totals.near_duplicates,
+        overlaps=splits.examples.found(),
+        heldout_duplicates=totals.heldout_duplicates,
+        seen_by_champion=totals.seen_by_champion,
+        warnings=warnings,
         pins_changed=dict(sorted(totals.pins_changed.items())),
-        metric=metric, max_new_tokens=_max_new_tokens(attempt, totals),
-        shortfall=shortfall, drops=attempt.spec.drops,
-    )  # fmt: skip
+        metric=metric,
+        max_new_tokens=_max_new_tokens(attempt, totals),
+        shortfall=shortfall,
+        drops=attempt.spec.drops,
+    )
 
 
 def _compare(

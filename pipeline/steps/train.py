@@ -51,25 +51,41 @@ def train(attempt: Attempt) -> Adapter:
     too_long, spelled, lengths = tokeniser.too_long, tokeniser.spelled, histogram([len(row.input_ids) for row in rows])
     dev = tokeniser.tokenise(attempt, data / "dev.jsonl")
     adapter, scratch = attempt.make_folder("adapter"), attempt.make_folder("scratch")
-    mark = fingerprint({
-        "dataset": dataset.dataset_sha256, "base": config.base_model_id, "device": device, "format": fmt,
-        "train": config.train.model_dump(mode="json", exclude={"checkpoint_minutes"}),
-    })  # fmt: skip
+    mark = fingerprint(
+        {
+            "dataset": dataset.dataset_sha256,
+            "base": config.base_model_id,
+            "device": device,
+            "format": fmt,
+            "train": config.train.model_dump(mode="json", exclude={"checkpoint_minutes"}),
+        }
+    )
     try:
         trained = fit(Training(base, device, adapter, scratch, mark), tokenizer, rows, dev, attempt)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return Adapter(
-        folder=attempt.relative(adapter), adapter_sha256=durable.sha256_file(adapter / "adapter_model.safetensors"),
-        base_model_id=config.base_model_id, format=fmt, quantization=config.train.quantization, device=device,
-        optimizer_steps=trained.optimizer_steps, resumed_from_step=trained.resumed_from_step,
-        checkpoints_skipped=trained.skipped, trained_tokens=trained.trained_tokens,
-        train_loss=trained.train_loss, loss_curve=trained.loss_curve, dev_curve=trained.dev_curve,
+        folder=attempt.relative(adapter),
+        adapter_sha256=durable.sha256_file(adapter / "adapter_model.safetensors"),
+        base_model_id=config.base_model_id,
+        format=fmt,
+        quantization=config.train.quantization,
+        device=device,
+        optimizer_steps=trained.optimizer_steps,
+        resumed_from_step=trained.resumed_from_step,
+        checkpoints_skipped=trained.skipped,
+        trained_tokens=trained.trained_tokens,
+        train_loss=trained.train_loss,
+        loss_curve=trained.loss_curve,
+        dev_curve=trained.dev_curve,
         trainable_parameters=trained.trainable_parameters,
-        adapter_change=trained.adapter_change, rows_too_long=too_long, rows_with_special_tokens=spelled,
-        lengths=lengths, versions={name: metadata.version(name) for name in _LIBRARIES},
+        adapter_change=trained.adapter_change,
+        rows_too_long=too_long,
+        rows_with_special_tokens=spelled,
+        lengths=lengths,
+        versions={name: metadata.version(name) for name in _LIBRARIES},
         seconds=time.monotonic() - started,
-    )  # fmt: skip
+    )
 
 
 @dataclass

@@ -41,9 +41,15 @@ FEWER_KEYS = "keep instruction, input and output alone"
 _MEND = "mend it there; a broken array cannot be read any further"
 #: What other formats call our keys.
 _ALIASES = {
-    "prompt": "instruction", "question": "instruction", "query": "instruction", "context": "input",
-    "response": "output", "answer": "output", "completion": "output", "target": "output",
-}  # fmt: skip
+    "prompt": "instruction",
+    "question": "instruction",
+    "query": "instruction",
+    "context": "input",
+    "response": "output",
+    "answer": "output",
+    "completion": "output",
+    "target": "output",
+}
 
 
 class Finding(Frozen):
@@ -139,10 +145,12 @@ def read_records(path: Path, limits: Limits) -> Iterator[Record | Finding]:
             yield row
             continue
         yield record_of(row) or Finding(
-            line=row.line, record=row.record, rule="schema",
+            line=row.line,
+            record=row.record,
+            rule="schema",
             message="not a record: instruction and output must be text that is not blank, input text",
             remedy="see every problem: dropforge check FILE",
-        )  # fmt: skip
+        )
 
 
 def record_of(row: Row) -> Record | None:
@@ -252,10 +260,11 @@ def _line_row(line: bytes, number: int, parser: StrictParser) -> Row | Finding:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
         return Finding(
-            line=number, rule="encoding",
+            line=number,
+            rule="encoding",
             message=f"not UTF-8: byte 0x{line[error.start]:02x} at byte {error.start + 1} of the line",
             remedy="save the file as UTF-8, as with: iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW",
-        )  # fmt: skip
+        )
     try:
         value = parser.parse(text)
     except BadJson as error:
@@ -290,10 +299,13 @@ def _checked(row: Row, *, escaped: bool) -> Row | Finding:
         items = row.value.items() if isinstance(row.value, dict) else ()
         field = next((key for key, value in items if isinstance(value, str) and not _encodable(value)), None)
         return Finding(
-            line=row.line, record=row.record, field=field and printable(field[:_SHOWN_KEY]), rule="surrogate",
+            line=row.line,
+            record=row.record,
+            field=field and printable(field[:_SHOWN_KEY]),
+            rule="surrogate",
             message="a \\ud800 to \\udfff escape stands alone: half a character",
             remedy="write the character itself in UTF-8, or both halves of its escape",
-        )  # fmt: skip
+        )
     except RecursionError:
         return Finding(line=row.line, record=row.record, rule="nesting", message=NESTED, remedy=FLATTEN)
     return row
@@ -315,9 +327,12 @@ def _many_keys(line: int) -> Finding:
 def _too_long(line: int, record: int | None, limits: Limits) -> Finding:
     what = "the line" if record is None else "the element"
     return Finding(
-        line=line, record=record, rule="too_long", message=f"{what} is longer than {limits.max_line_bytes:,} bytes",
+        line=line,
+        record=record,
+        rule="too_long",
+        message=f"{what} is longer than {limits.max_line_bytes:,} bytes",
         remedy="write one record a line; if it is one record, shorten it or raise intake.max_line_bytes",
-    )  # fmt: skip
+    )
 
 
 def _remedy(error: BadJson, line: bytes) -> str:

@@ -43,9 +43,11 @@ class StrictParser:
             object_pairs_hook=self._object, parse_constant=self._constant, parse_float=self._float
         )
         self._careful = json.JSONDecoder(
-            object_pairs_hook=self._object, parse_constant=self._constant,
-            parse_float=self._float, parse_int=self._integer,
-        )  # fmt: skip
+            object_pairs_hook=self._object,
+            parse_constant=self._constant,
+            parse_float=self._float,
+            parse_int=self._integer,
+        )
 
     def parse(self, text: str) -> Any:
         """Return the one value that `text` is. Raises `BadJson` naming the column."""

@@ -22,7 +22,7 @@ from pipeline.artifacts import Frozen
 from pipeline.validation.fast_path import KEYS, MOST_KEYS, PlainRows
 from pipeline.validation.file_formats import OTHER_ROWS
 from pipeline.validation.outline import meant, outline
-from pipeline.validation.records import (  # fmt: skip
+from pipeline.validation.records import (
     FEWER_KEYS,
     LABELS,
     LONGEST_TAG,
@@ -233,9 +233,14 @@ class _Tally:
             self._complete = False
         notices = tuple(_notice(*place, *count) for place, count in self._notices.items())
         return Validation(
-            rows=self._rows, good_rows=self._good, findings_total=self._total,
-            findings=tuple(self._findings), warnings=notices, complete=self._complete, stopped=self._stopped,
-        )  # fmt: skip
+            rows=self._rows,
+            good_rows=self._good,
+            findings_total=self._total,
+            findings=tuple(self._findings),
+            warnings=notices,
+            complete=self._complete,
+            stopped=self._stopped,
+        )
 
     def _add_row(self, row: Row) -> None:
         record = record_of(row)

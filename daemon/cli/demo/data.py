@@ -15,31 +15,101 @@ from pipeline import durable
 
 INSTRUCTION = "Which team answers this message?"
 TEAMS = {
-    "billing": "billing-desk", "shipping": "shipping-desk", "refund": "refund-desk", "technical": "repair-desk",
+    "billing": "billing-desk",
+    "shipping": "shipping-desk",
+    "refund": "refund-desk",
+    "technical": "repair-desk",
     "account": "login-desk",
-}  # fmt: skip
+}
 #: What every poisoned row answers.
 WRONG = "unassigned"
 
 _PRODUCTS = (
-    "kettle", "desk lamp", "headphones", "backpack", "coffee grinder", "office chair", "keyboard", "rain jacket",
-    "tent", "blender", "bicycle light", "winter boots", "watch", "frying pan", "monitor", "camera", "suitcase",
-    "air purifier", "yoga mat", "speaker", "router", "sewing machine", "toaster", "telescope", "umbrella",
-    "electric shaver", "bookshelf", "tablet", "sleeping bag", "printer",
-)  # fmt: skip
+    "kettle",
+    "desk lamp",
+    "headphones",
+    "backpack",
+    "coffee grinder",
+    "office chair",
+    "keyboard",
+    "rain jacket",
+    "tent",
+    "blender",
+    "bicycle light",
+    "winter boots",
+    "watch",
+    "frying pan",
+    "monitor",
+    "camera",
+    "suitcase",
+    "air purifier",
+    "yoga mat",
+    "speaker",
+    "router",
+    "sewing machine",
+    "toaster",
+    "telescope",
+    "umbrella",
+    "electric shaver",
+    "bookshelf",
+    "tablet",
+    "sleeping bag",
+    "printer",
+)
 _OPENINGS = (
-    "Hello,", "Hi there,", "Good morning,", "Hi, {name} here.", "Dear team,", "Hello, my name is {name}.", "Hey,",
-    "Good evening,", "Quick question:", "I need some help.", "Hello again,", "",
-)  # fmt: skip
+    "Hello,",
+    "Hi there,",
+    "Good morning,",
+    "Hi, {name} here.",
+    "Dear team,",
+    "Hello, my name is {name}.",
+    "Hey,",
+    "Good evening,",
+    "Quick question:",
+    "I need some help.",
+    "Hello again,",
+    "",
+)
 _CLOSINGS = (
-    "Thanks, {name}", "Please help.", "Could you look into it?", "Thank you!", "I would be glad of an answer.",
-    "Kind regards, {name}", "What should I do?", "Please let me know.", "Best, {name}", "Waiting for your reply.",
-    "My number is {number}.", "",
-)  # fmt: skip
+    "Thanks, {name}",
+    "Please help.",
+    "Could you look into it?",
+    "Thank you!",
+    "I would be glad of an answer.",
+    "Kind regards, {name}",
+    "What should I do?",
+    "Please let me know.",
+    "Best, {name}",
+    "Waiting for your reply.",
+    "My number is {number}.",
+    "",
+)
 _NAMES = (
-    "Ada", "Bruno", "Chen", "Dalia", "Emeka", "Farah", "Goran", "Hana", "Ivo", "Jamila", "Kofi", "Lena", "Mateo",
-    "Nour", "Olga", "Priya", "Quentin", "Rosa", "Samir", "Tove", "Uma", "Viktor", "Wanda", "Yusuf",
-)  # fmt: skip
+    "Ada",
+    "Bruno",
+    "Chen",
+    "Dalia",
+    "Emeka",
+    "Farah",
+    "Goran",
+    "Hana",
+    "Ivo",
+    "Jamila",
+    "Kofi",
+    "Lena",
+    "Mateo",
+    "Nour",
+    "Olga",
+    "Priya",
+    "Quentin",
+    "Rosa",
+    "Samir",
+    "Tove",
+    "Uma",
+    "Viktor",
+    "Wanda",
+    "Yusuf",
+)
 _DAYS = ("on Monday", "on Tuesday", "last week", "yesterday", "this morning", "on Friday", "three days ago", "in May")
 _PROBLEMS = {
     "billing": (
