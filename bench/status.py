@@ -34,7 +34,7 @@ from daemon.state.database import migrate
 BUDGET = 1.2
 SHORT = (10, 10)
 STARTED = 1_764_000_000_000
-STATES = ("accepted", "accepted", "accepted", "duplicate", "rejected", "withdrawn", "held")
+STATES = ("accepted", "accepted", "accepted", "duplicate", "rejected", "withdrawn", "suspended")
 RUN = (
     "INSERT INTO run (id, track, state, trigger, created_at, not_before, token, started_at, ended_at, config, "
     "snapshot, failures, deaths, cancel_requested, step, outcome, sentence) VALUES (?,?,?,?,?,?,?,?,?,?,?,0,0,0,?,?,?)"

@@ -1,6 +1,8 @@
 """
 Time, state and people: the only package with a clock, a database and a command line.
 
-`service` composes everything; `watcher` and `intake` turn files into drops, `queue` owns the runs' states,
-`dispatcher` sends steps to an executor and publishes what came back, `champions` promotes.
+In: files in the inbox, commands of people. Out: runs whose steps `pipeline` does, and the model that serves.
+A file goes through `inbox`, `queue`, `dispatch` and `champions`. `cli` and `views` show it, `storage` keeps room for
+it; `state`, `settings` and `system` are what all of them stand on. Imports run downwards only.
+Open `service` first: it builds the daemon from all of these.
 """

@@ -90,8 +90,8 @@ class Dataset(Artifact):
     """Answers replaced by a later drop's answer to the same prompt."""
     removed_heldout: int
     """Training rows left out because their prompt is in the held-out set."""
-    rows_with_control_tokens: int = 0
-    """Rows left out of every side because their text holds a control token of the base's tokenizer."""
+    rows_with_special_tokens: int = 0
+    """Rows left out of every split because their text holds a special token of the base's tokenizer."""
     near_duplicates: int = 0
     """Training rows left out because they are too near to a held-out record; beside `removed_heldout`."""
     overlaps: tuple[Overlap, ...] = ()
@@ -138,7 +138,7 @@ class Adapter(Artifact):
     optimizer_steps: int
     resumed_from_step: int
     """Step of the checkpoint that the last attempt went on from; 0 if it began at the beginning."""
-    checkpoints_passed_over: tuple[str, ...] = ()
+    checkpoints_skipped: tuple[str, ...] = ()
     """Newer checkpoints that it could not go on from, each with the reason."""
     trained_tokens: int
     train_loss: float
@@ -149,8 +149,8 @@ class Adapter(Artifact):
     """L2 norm of the change of all adapter weights since initialisation."""
     rows_too_long: int
     """Rows longer than the window, left out of training and counted here."""
-    rows_with_control_tokens: int = 0
-    """Training rows whose text holds a control token of the tokenizer: trained on as plain text."""
+    rows_with_special_tokens: int = 0
+    """Training rows whose text holds a special token of the tokenizer: trained on as plain text."""
     lengths: tuple[LengthBin, ...] = ()
     """Histogram of the training rows' lengths, the shortest first."""
     versions: dict[str, str] = Field(default_factory=dict)
@@ -235,7 +235,7 @@ class NoiseFloor(Frozen):
     """Mean absolute change of the primary metric, in points."""
 
 
-class Report(Artifact):
+class Evaluation(Artifact):
     """What `evaluate` measured: `records.jsonl` in `folder` holds both models' scores, a line a record."""
 
     step: ClassVar[str] = "evaluate"
@@ -321,7 +321,7 @@ class GuardResult(Frozen):
 class SliceResult(Frozen):
     """The primary metric on a part of the held-out records, in points."""
 
-    kind: Literal["established", "new", "drop", "tag"]
+    kind: Literal["seen", "unseen", "drop", "tag"]
     label: str
     records: int
     candidate: float
@@ -340,6 +340,7 @@ class Verdict(Artifact):
     outcome: Outcome
     reasons: tuple[str, ...]
     sentence: str
+    """The verdict in one short line; the report's story has the rest."""
     metric: str
     records: int
     candidate_score: float | None = None
@@ -356,6 +357,8 @@ class Verdict(Artifact):
     """Smallest true gain that this decision, its guards included, promotes with `detectable_power`; `None`: none."""
     detectable_power: float | None = None
     """0.8, or where even a large gain is promoted more rarely, 0.7 to 0.5; `None` if none is promoted so often."""
+    costliest_guards: str | None = None
+    """The kind of guards that would stop the most good candidates by chance."""
     records_needed: int | None = None
     """
     Further held-out records with which the observed gain, if it is real, is promoted with 80 % power: the test's is 80

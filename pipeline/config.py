@@ -5,23 +5,13 @@ import re
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, JsonValue, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.artifacts import Frozen, NoiseFloor
 
-
-def at_most(most: float, least: float | None = None) -> dict[str, JsonValue]:
-    """
-    Return what the settings' schema says of a number beside its bounds: in a person's settings alone.
-
-    Runs of earlier versions may hold more (`daemon.settings.numbers`).
-    """
-    return {"maximum": most} if least is None else {"minimum": least, "maximum": most}
-
-
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 #: More records, points or times than anybody has: a number beyond is a slip.
-_MANY = at_most(10_000_000)
+_MANY = 10_000_000
 
 
 class SplitConfig(Frozen):
@@ -31,7 +21,7 @@ class SplitConfig(Frozen):
     """Share of prompts that only the gate ever sees."""
     dev: Fraction = 0.03
     """Share of prompts for the loss curve; under 20 rows it is not used."""
-    scored_records: int = Field(default=1000, ge=1, json_schema_extra=_MANY)
+    scored_records: int = Field(default=1000, ge=1, le=_MANY)
     """Most held-out records scored in one evaluation; those with the lowest hash are taken."""
     similarity: float = Field(default=0.5, gt=0, le=1)
     """Share of 3-word shingles in common (Jaccard) from which two records are near-duplicates."""
@@ -51,27 +41,27 @@ class TrainConfig(Frozen):
     """Prompt format; `auto` is the tokenizer's chat template where there is one, else Alpaca's."""
     quantization: Literal["nf4", "none"] = "nf4"
     """`nf4` trains over the base in 4 bits (double quantisation, bf16 compute), `none` over the 16-bit base."""
-    rank: int = Field(default=16, ge=1, json_schema_extra=at_most(65_536))
+    rank: int = Field(default=16, ge=1, le=65_536)
     """LoRA rank, on all linear layers."""
-    alpha: int = Field(default=32, ge=1, json_schema_extra=at_most(1_048_576))
+    alpha: int = Field(default=32, ge=1, le=1_048_576)
     """LoRA alpha: updates are scaled by alpha / rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """LoRA dropout probability."""
-    learning_rate: float = Field(default=2e-4, gt=0, json_schema_extra=at_most(10))
+    learning_rate: float = Field(default=2e-4, gt=0, le=10)
     """Peak learning rate of the cosine schedule."""
     warmup: float = Field(default=0.03, ge=0, lt=1)
     """Share of the optimizer steps spent warming up."""
-    epochs: float = Field(default=1.0, gt=0, json_schema_extra=at_most(10_000, 0.001))
+    epochs: float = Field(default=1.0, ge=0.001, le=10_000)
     """Passes over the training rows."""
-    batch_size: int = Field(default=8, ge=1, json_schema_extra=at_most(65_536))
+    batch_size: int = Field(default=8, ge=1, le=65_536)
     """Rows a forward pass."""
-    gradient_accumulation: int = Field(default=1, ge=1, json_schema_extra=at_most(65_536))
+    gradient_accumulation: int = Field(default=1, ge=1, le=65_536)
     """Forward passes an optimizer step."""
-    max_length: int = Field(default=1024, ge=16, json_schema_extra=at_most(16_777_216))
+    max_length: int = Field(default=1024, ge=16, le=16_777_216)
     """Window in tokens, prompt and answer together; longer rows are left out and counted, never cut."""
-    checkpoint_minutes: float = Field(default=5.0, gt=0, json_schema_extra=at_most(525_600, 0.0001))
+    checkpoint_minutes: float = Field(default=5.0, ge=1e-6, le=525_600)
     """Minutes between checkpoints."""
-    seed: int = Field(default=42, json_schema_extra=at_most(4_294_967_295, 0))
+    seed: int = Field(default=42, ge=0, le=4_294_967_295)
     """Seed of initialisation and data order."""
 
 
@@ -80,11 +70,11 @@ class EvaluateConfig(Frozen):
 
     metric: Literal["auto", "exact_match", "token_f1", "rouge1", "rouge2", "rougeL", "chrf", "json_f1"] = "auto"
     """Primary metric; `auto` is exact match for short references, field F1 for JSON, else ROUGE-L."""
-    max_new_tokens: int = Field(default=0, ge=0, json_schema_extra=at_most(1_048_576))
+    max_new_tokens: int = Field(default=0, ge=0, le=1_048_576)
     """Longest answer in tokens; 0 derives it from the references at the track's first run."""
-    repetition_penalty: float = Field(default=1.0, gt=0, json_schema_extra=at_most(100, 0.01))
+    repetition_penalty: float = Field(default=1.0, ge=0.01, le=100)
     """Greedy decoding's repetition penalty."""
-    batch_size: int = Field(default=0, ge=0, json_schema_extra=at_most(65_536))
+    batch_size: int = Field(default=0, ge=0, le=65_536)
     """Prompts generated together; 0 finds it at the track's first evaluation: 16 on a CPU, what fits on a GPU."""
     general: tuple[str, ...] = ("builtin",)
     """Suites against forgetting: `builtin`, files of your own, `lm-eval:TASK`; none with []."""
@@ -120,19 +110,19 @@ Points = Annotated[float, Field(ge=0, le=100)]
 class GateConfig(Frozen):
     """When a candidate replaces the champion."""
 
-    on: Literal["all", "established", "pinned"] = "all"
+    on: Literal["all", "seen", "pinned"] = "all"
     """What is judged on: the drops' own held-out shares, those of drops that the champion knows, or pinned files."""
     approval: Literal["auto", "manual"] = "auto"
     """`manual` holds a candidate that won until a person says `dropforge promote RUN`."""
     confidence: Literal["strict", "balanced", "eager"] = "balanced"
     """How sure a gain must be: one false promotion in 600, 100 or 20 candidates that are no better."""
-    p_value: float = Field(default=0.0, ge=0, lt=1)
-    """Largest one-sided p-value that promotes; 0 takes that of `confidence`."""
-    min_gain: float = Field(default=1.0, ge=0, json_schema_extra=at_most(100))
+    p_value: float = Field(default=0.0, ge=0, le=0.5)
+    """Largest one-sided p-value that promotes, 0.5 at most; 0 takes that of `confidence`."""
+    min_gain: float = Field(default=1.0, ge=0, le=100)
     """Smallest mean gain in points that promotes."""
-    min_records: int = Field(default=100, ge=1, json_schema_extra=_MANY)
+    min_records: int = Field(default=100, ge=1, le=_MANY)
     """Fewest held-out records for a verdict with exact match."""
-    min_records_continuous: int = Field(default=200, ge=1, json_schema_extra=_MANY)
+    min_records_continuous: int = Field(default=200, ge=1, le=_MANY)
     """Fewest held-out records for a verdict with any other metric."""
 
     @field_validator("p_value")
@@ -153,23 +143,23 @@ class GateConfig(Frozen):
 class GuardConfig(Frozen):
     """What a candidate that wins must not lose: a guard fails where harm is shown, or beyond its margin."""
 
-    metrics: float = Field(default=2.0, ge=0, json_schema_extra=_MANY)
+    metrics: float = Field(default=2.0, ge=0, le=_MANY)
     """Largest loss of any other metric, in points, on 100 records or more."""
-    slices: float = Field(default=5.0, ge=0, json_schema_extra=_MANY)
+    slices: float = Field(default=5.0, ge=0, le=_MANY)
     """Largest loss of the primary metric on a drop or tag, in points, on 100 records or more."""
-    general: float = Field(default=5.0, ge=0, json_schema_extra=_MANY)
+    general: float = Field(default=5.0, ge=0, le=_MANY)
     """Largest loss on a suite of general abilities, in points, on 100 items or more."""
-    general_base: float = Field(default=10.0, ge=0, json_schema_extra=_MANY)
+    general_base: float = Field(default=10.0, ge=0, le=_MANY)
     """Largest loss on such a suite against the base model, in points: that of a line of champions together."""
-    former: float = Field(default=1.0, ge=0, json_schema_extra=_MANY)
+    former: float = Field(default=1.0, ge=0, le=_MANY)
     """Largest loss against the best former champion, in points, on 100 records or more."""
-    nll: float = Field(default=0.1, ge=0, json_schema_extra=_MANY)
+    nll: float = Field(default=0.1, ge=0, le=_MANY)
     """Largest rise of the references' negative log-likelihood, in nats a token."""
-    degenerate: float = Field(default=2.0, ge=0, json_schema_extra=_MANY)
+    degenerate: float = Field(default=2.0, ge=0, le=_MANY)
     """Largest rise of empty, truncated or looping answers, each in per cent of the records."""
-    latency: float = Field(default=3.0, ge=1, json_schema_extra=_MANY)
+    latency: float = Field(default=3.0, ge=1, le=_MANY)
     """Largest time an answer against the champion's, as a multiple."""
-    size: float = Field(default=1.5, ge=1, json_schema_extra=_MANY)
+    size: float = Field(default=1.5, ge=1, le=_MANY)
     """Largest model folder against the champion's, as a multiple."""
     floors: dict[MetricName, Points] = Field(default_factory=dict)
     """Lowest score of a metric that is promoted, in points: floors.exact_match = 60."""
@@ -186,9 +176,9 @@ class JudgeConfig(Frozen):
     """Name of the model there."""
     api_key_env: str = ""
     """Variable that holds the key; its value is written nowhere."""
-    records: int = Field(default=200, ge=1, json_schema_extra=_MANY)
+    records: int = Field(default=200, ge=1, le=_MANY)
     """Most held-out records that are judged, those with the lowest hash."""
-    timeout_seconds: float = Field(default=60.0, gt=0, json_schema_extra=at_most(86_400, 0.01))
+    timeout_seconds: float = Field(default=60.0, ge=0.01, le=86_400)
     """Longest wait for one answer."""
 
     @field_validator("url")
@@ -244,7 +234,7 @@ class RunConfig(Frozen):
     base_model_id: str
     salt: str
     special_tokens: Literal["reject", "escape"] = "reject"
-    """Records that hold a control token of the base model: left out of every side, or read as plain text on each."""
+    """Records that hold a special token of the base model: left out of every split, or read as plain text on each."""
     split: SplitConfig = SplitConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()

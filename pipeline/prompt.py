@@ -4,7 +4,7 @@ Record → prompt and completion tokens: one place for training, evaluation and 
 Both formats go through a chat template: the tokenizer's own, or Alpaca's, which the merged model then carries. So what
 was trained is, token for token, what `apply_chat_template` of a user message gives to whoever serves the model.
 
-A control token that stands in a record's text is encoded as the plain text that it is, on every side alike: it can
+A special token that stands in a record's text is encoded as the plain text that it is, in every split alike: it can
 neither end nor forge a turn.
 """
 
@@ -114,29 +114,29 @@ def stop_ids(tokenizer: Any, generation_eos: int | Collection[int] | None) -> li
     return sorted({tokenizer.eos_token_id, *further})
 
 
-def control_tokens(tokenizer: Any) -> list[str]:
-    """Return the texts that the tokenizer reads as control tokens; in data they could end or forge a turn."""
+def special_tokens(tokenizer: Any) -> list[str]:
+    """Return the texts that the tokenizer reads as special tokens; in data they could end or forge a turn."""
     added: Mapping[int, Any] = tokenizer.added_tokens_decoder
     return sorted({str(token.content) for token in added.values() if token.special and token.content})
 
 
-def holds_control_token(tokenizer: Any, *texts: str) -> bool:
-    """Say whether one of the texts spells a control token of the tokenizer."""
+def holds_special_token(tokenizer: Any, *texts: str) -> bool:
+    """Say whether one of the texts spells a special token of the tokenizer."""
     pattern = _control_pattern(tokenizer)
     return pattern is not None and any(pattern.search(text) for text in texts)
 
 
 @lru_cache(maxsize=8)
 def _control_pattern(tokenizer: Any) -> re.Pattern[str] | None:
-    tokens = sorted(control_tokens(tokenizer), key=len, reverse=True)
+    tokens = sorted(special_tokens(tokenizer), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, tokens))) if tokens else None
 
 
 class _Veil:
     """
-    Hides control tokens in data behind private characters while a template is rendered around it.
+    Hides special tokens in data behind private characters while a template is rendered around it.
 
-    The text between them is encoded as ever, so the template's own tokens are control tokens, and the hidden ones are
+    The text between them is encoded as ever, so the template's own tokens are special tokens, and the hidden ones are
     encoded with `split_special_tokens`, as the plain text that they are.
     """
 
@@ -150,7 +150,7 @@ class _Veil:
         self._tokens = {mark: token for token, mark in self._marks.items()}
 
     def hide(self, text: str) -> str:
-        """Return `text` with a private character for each control token."""
+        """Return `text` with a private character for each special token."""
         if not self._marks or self._pattern is None:
             return text
         return self._pattern.sub(lambda found: self._marks[found[0]], text)

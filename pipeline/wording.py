@@ -7,6 +7,7 @@ _KILO = 1000
 #: Below this p-value a fraction is too small to be worth its digits.
 _TINY_P = 0.0001
 _OFTEN_P = 0.2
+_MOST_DIGITS = 12
 
 
 def plain(value: float, digits: int = 1) -> str:
@@ -27,7 +28,7 @@ def count(number: int, noun: str, plural: str = "") -> str:
 
 
 def cases(power: float | None) -> str:
-    """Return a power in words, as 8 of 10 cases; a verdict of an older version does not say it, and meant 0.8."""
+    """Return a power in words, as 8 of 10 cases; where a verdict has none, 0.8."""
     return f"{10 * (0.8 if power is None else power):.0f} of 10 cases"
 
 
@@ -58,11 +59,18 @@ def size(octets: int) -> str:
     return f"{value:.1f} TB"
 
 
-def p_words(value: float) -> str:
-    """Return a p-value as it is written."""
+def p_words(value: float, limit: float) -> str:
+    """Return a p-value with the digits that tell it from its limit."""
     if value < _TINY_P:
         return "p < 0.0001"
-    return f"p = {value:.4f}" if value < 0.1 else f"p = {value:.2f}"  # noqa: PLR2004 - further digits say nothing
+    return f"p = {beside(value, limit, 4 if value < 0.1 else 2)}"  # noqa: PLR2004 - further digits say nothing
+
+
+def beside(value: float, limit: float, digits: int = 2) -> str:
+    """Return a number with the digits that tell it from a limit that it is not: 0.996 is below 1, and 1.00 is not."""
+    while value != limit and round(value, digits) == round(limit, digits) and digits < _MOST_DIGITS:
+        digits += 1
+    return f"{value:.{digits}f}"
 
 
 def luck(value: float) -> str:

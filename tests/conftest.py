@@ -96,9 +96,9 @@ def tiny() -> Any:
 
 
 @pytest.fixture(scope="session")
-def made_cards() -> Any:
-    """The module tests/made_cards.py: runs that ended in each verdict, of written artifacts."""
-    return _load("made_cards")
+def made_reports() -> Any:
+    """The module tests/made_reports.py: runs that ended in each verdict, of written artifacts."""
+    return _load("made_reports")
 
 
 @pytest.fixture(scope="session")

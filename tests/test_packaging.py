@@ -58,8 +58,9 @@ def test_a_wheel_holds_the_rooms_and_nothing_else(wheel: Path) -> None:
         path.relative_to(ROOT).as_posix() for room in ("daemon", "pipeline") for path in (ROOT / room).rglob("*.py")
     }
     ours |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "schemas").glob("*.json")}
+    ours |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "pipeline/report/templates").iterdir()}
     assert ours <= set(names)
-    assert not [name for name in names if re.search(r"__pycache__|\.pyc$", name)]
+    assert not [name for name in names if re.search(r"__pycache__|\.pyc$|README\.md$|\.png$", name)]
 
 
 def test_an_installed_wheel_works_without_the_checkout(wheel: Path, tmp_path: Path) -> None:

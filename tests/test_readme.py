@@ -1,5 +1,6 @@
-"""What README.md claims, run as far as it is cheap; tests/systemd runs its installation as a service."""
+"""What README.md and its kin claim, run as far as it is cheap; tests/systemd runs the installation as a service."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -13,6 +14,17 @@ from daemon.state.tables import RunState
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DROPFORGE = Path(sys.executable).parent / "dropforge"
+DOCUMENTS = sorted(
+    path
+    for path in (*ROOT.glob("*.md"), *(ROOT / "daemon").rglob("*.md"), *(ROOT / "pipeline").rglob("*.md"))
+    if path.name != "CHANGELOG.md"  # it tells of what was
+)
+FOLDERS = sorted(
+    path.parent
+    for room in ("daemon", "pipeline")
+    for path in (ROOT / room).rglob("__init__.py")
+    if "migrations" not in path.parts
+)
 READERS = ("status", "drops", "runs", "show", "champion", "history", "report", "compare")
 
 
@@ -27,12 +39,51 @@ def block(title: str) -> list[str]:
     return found[1].splitlines()
 
 
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def in_backticks(text: str) -> set[str]:
+    """Return what a text names, without its blocks of code."""
+    return set(re.findall(r"(?<!`)`([^`\n]+)`(?!`)", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)))
+
+
+def named_paths(text: str) -> set[str]:
+    """Return the files and folders of the repository that a text names, not those that the program makes."""
+    ours = r"(?:daemon|pipeline|schemas|systemd|tests|bench|\.ci)/[\w./-]*|[\w/]+\.(?:py|md)|Makefile|pyproject\.toml"
+    return {name for name in in_backticks(text) if re.fullmatch(ours, name)} - {"__init__.py"}  # any of them
+
+
+def lost_paths(document: Path) -> list[str]:
+    """Return the paths that a document names and that are neither below the root nor beside it."""
+    named = named_paths(document.read_text(encoding="utf-8"))
+    return sorted(name for name in named if not ((ROOT / name).exists() or (document.parent / name).exists()))
+
+
+def lost_modules(text: str) -> list[str]:
+    """Return the dotted names of ours that a text names and that lead to no module, nor to a name in one."""
+    found = re.findall(r"\b(?:daemon|pipeline)(?:\.\w+)+", " ".join(in_backticks(text)))
+    return sorted(name for name in found if source(name) is None and not is_in_module(name))
+
+
+def source(module: str) -> Path | None:
+    place = ROOT.joinpath(*module.split("."))
+    return next((path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()), None)
+
+
+def is_in_module(name: str) -> bool:
+    module, _, word = name.rpartition(".")
+    path = source(module)
+    return path is not None and re.search(rf"\b{word}\b", path.read_text(encoding="utf-8")) is not None
+
+
 def commands() -> list[str]:
     return sorted(set(re.findall(r"(?<![/\w-])dropforge ([a-z]+)", README)))
 
 
-def test_it_is_short() -> None:
-    assert len(README.splitlines()) <= 180
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_it_is_short(name: str) -> None:
+    assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) <= 150
 
 
 def test_it_names_the_commands_that_this_test_asks_for() -> None:
@@ -51,17 +102,22 @@ def test_a_command_that_does_not_exist_would_be_seen() -> None:
 
 
 def test_the_make_targets_that_it_names_exist() -> None:
-    targets = set(re.findall(r"\bmake (demo|test|prove|lint|bench|clean)\b", README))
+    targets = set(re.findall(r"\bmake ([a-z]+)", "\n".join([*in_backticks(README), *block("Use it")])))
     assert targets >= {"demo", "test"}
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
 
 
 def test_its_tree_is_the_tree() -> None:
-    shown = {line.split("/")[0] for line in block("The tree")}
+    shown = set(re.findall(r"(?:^|  )(\w+)/  ", "\n".join(block("The tree")), re.MULTILINE))
     made = {"build", "demo", "dist", "dropforge.egg-info"}  # by the targets of make, and ignored
     folders = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")}
     assert shown == folders - made
+
+
+def test_its_picture_is_small() -> None:
+    (picture,) = re.findall(r"!\[[^]]+\]\(([^)]+)\)", README)
+    assert (ROOT / picture).stat().st_size <= 150_000
 
 
 def test_its_links_lead_somewhere() -> None:
@@ -80,3 +136,27 @@ def test_its_state_chart_is_what_the_queue_allows() -> None:
 def test_a_workspace_can_be_made_as_it_says(tmp_path: Path) -> None:
     subprocess.run([DROPFORGE, "init"], cwd=tmp_path, check=True, capture_output=True)
     assert {"dropforge.toml", "inbox", ".dropforge"} <= {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=relative)
+def test_what_a_document_names_is_there(document: Path) -> None:
+    assert lost_paths(document) == []
+    assert lost_modules(document.read_text(encoding="utf-8")) == []
+
+
+def test_a_path_that_is_not_there_would_be_seen(tmp_path: Path) -> None:
+    document = tmp_path / "README.md"
+    document.write_text("`daemon/watcher.py`, `verdict.py`, `daemon/service.py`, `inbox/done/`", encoding="utf-8")
+    assert lost_paths(document) == ["daemon/watcher.py", "verdict.py"]
+    assert lost_modules("`python -m daemon.settings_schema`, `daemon.settings.schema`") == ["daemon.settings_schema"]
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=relative)
+def test_a_folder_says_what_it_is_for(folder: Path) -> None:
+    text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")), clean=False) or ""
+    assert len(text.splitlines()) <= 10
+    assert "\nIn: " in text or folder.name in {"system", "demo"}
+    assert re.search(r"Open `?\w+|open the one", text, re.IGNORECASE)
+    beside = {name for name in in_backticks(text) if re.fullmatch(r"[a-z_]+", name)}
+    known = {path.stem for path in folder.iterdir()} | {"drop", "pipeline"}  # a table, and the other room
+    assert beside <= known

@@ -1,7 +1,7 @@
 """
 A person's word on a run's model: yes to a win that waits for one, or the champion's place whatever the verdict.
 
-A win that waits is `awaiting_approval` as long as the champion that it was compared with reigns; then it is too late.
+A win that waits is `awaiting_approval` as long as the champion that it was compared with serves; then it is too late.
 """
 
 import getpass
@@ -20,10 +20,8 @@ from daemon.champions.model_files import TryOut, check_files, later, require_the
 from daemon.champions.promotion import Candidate
 from daemon.state import run_files
 from daemon.state.database import transaction
-from daemon.state.tables import AWAITING, OVERTAKEN, Promotion, PromotionKind, Run, RunState
+from daemon.state.tables import AWAITING, OVERTAKEN, Promotion, PromotionKind, Run
 from pipeline.errors import DropforgeError
-
-_OVER = {RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED, RunState.QUARANTINED}
 
 
 class CannotPromote(DropforgeError):
@@ -35,7 +33,7 @@ def approve(engine: Engine, state_folder: Path, run_id: int, now: int, by: str |
     Promote the win of a run that waits for approval, and return the row that says so.
 
     Raises `CannotPromote` if it did not win or another champion came first, `ChampionMoved` if one comes meanwhile,
-    `NoTarget` if the model's files are not what they were, `Barred` if it was rolled back from, `Withdrawn` if it was
+    `NoTarget` if the model's files are not what they were, `Blocked` if it was rolled back from, `Withdrawn` if it was
     trained or judged on a drop that was withdrawn since.
     """
     with transaction(engine) as session:
@@ -68,9 +66,9 @@ def force(  # noqa: PLR0913 - what is asked for, and who asks
     """
     with transaction(engine) as session:
         run = _known(session, run_id)
-        reigning = champion(session, run.track)
+        serving = champion(session, run.track)
     identity = _model_of(state_folder, run)
-    if identity == reigning.model_id:
+    if identity == serving.model_id:
         message = f"the model of run {run_id} is the champion of track {run.track} already"
         raise CannotPromote(message, f"look at it: dropforge champion --track {run.track}")
     path, what = f"models/{identity}", f"the model of run {run_id}"
@@ -79,7 +77,7 @@ def force(  # noqa: PLR0913 - what is asked for, and who asks
     try_out(state_folder / path)
     now = later(now, monotonic() - begun)
     intent = Promotion(
-        track=run.track, run_id=run_id, kind=PromotionKind.FORCED, generation=reigning.generation + 1,
+        track=run.track, run_id=run_id, kind=PromotionKind.FORCED, generation=serving.generation + 1,
         model_id=identity, model_path=path, reason=reason, created_at=now, approved_by=by,
         overrode=run.outcome or run.state,
     )  # fmt: skip
@@ -109,9 +107,9 @@ def _known(session: Session, run_id: int) -> Run:
     return run
 
 
-def _barred_by(past: Sequence[Promotion], run_id: int) -> Promotion | None:
-    """Return the roll-back by which the model of a run lost its place and is barred since, if there was one."""
-    made = {row.model_id for row in past if row.run_id == run_id} & history.barred(past)
+def _blocked_by(past: Sequence[Promotion], run_id: int) -> Promotion | None:
+    """Return the roll-back by which the model of a run lost its place and is blocked since, if there was one."""
+    made = {row.model_id for row in past if row.run_id == run_id} & history.blocked(past)
     back = [row for row in past if row.kind == PromotionKind.ROLLBACK and row.previous_model_id in made]
     return back[-1] if back else None
 
@@ -120,31 +118,31 @@ def _require_waiting(state_folder: Path, run: Run, past: Sequence[Promotion]) ->
     """Raise `CannotPromote` for a run whose win does not wait; name `--force` only where it would do something."""
     if run.outcome == AWAITING:
         return
-    back = _barred_by(past, run.id or 0)
-    reigns = bool(past) and past[-1].model_id in {row.model_id for row in past if row.run_id == run.id}
-    if run.state not in _OVER:
+    back = _blocked_by(past, run.id or 0)
+    serves = bool(past) and past[-1].model_id in {row.model_id for row in past if row.run_id == run.id}
+    if run.ended_at is None:
         message = f"run {run.id} is {run.state} and has no verdict yet"
         raise CannotPromote(message, f"see how far it is: dropforge show {run.id}")
     if back is not None:
         how = "promoted" if run.outcome == "promoted" else "forced"
         by = f", by {back.approved_by}" if back.approved_by else ""
-        message = f"run {run.id} was {how}, then {back.reason}{by}; its model is barred since"
-        hint = f"see what reigns: dropforge history --track {run.track}"
+        message = f"run {run.id} was {how}, then {back.reason}{by}; its model is blocked since"
+        hint = f"see what serves: dropforge history --track {run.track}"
     elif run.outcome == OVERTAKEN:
         message = f"run {run.id} won, but against a champion that another one has taken the place of"
         hint = "a run on new data is compared with today's champion"
     elif run.outcome == "promoted":
-        message, hint = f"run {run.id} was promoted", f"see what reigns: dropforge history --track {run.track}"
+        message, hint = f"run {run.id} was promoted", f"see what serves: dropforge history --track {run.track}"
     else:
         message, hint = f"run {run.id} did not win: {run.outcome or run.state}", f"see why: dropforge show {run.id}"
-    if not reigns and (run_files.run_folder(state_folder, run.id or 0) / "merge.json").exists():
+    if not serves and (run_files.run_folder(state_folder, run.id or 0) / "merge.json").exists():
         hint = f"{hint}; to make its model the champion all the same: {forcing(run.id or 0)}"
     raise CannotPromote(message, hint)
 
 
 def _model_of(state_folder: Path, run: Run) -> str:
     """Return the id of the model that an ended run published."""
-    if run.state not in _OVER:
+    if run.ended_at is None:
         message = f"run {run.id} is {run.state} and may still change its model"
         raise CannotPromote(message, f"wait for it, or end it: dropforge cancel {run.id}")
     model = run_files.load_model(state_folder, run.id or 0)

@@ -1,4 +1,4 @@
-"""What stands against a win that waits for approval: its model is barred, or a drop that it was made from withdrawn."""
+"""What blocks a win that waits for approval: its model was rolled back from, or one of its drops was withdrawn."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -13,28 +13,28 @@ from daemon.state.tables import AWAITING, OVERTAKEN, PromotionKind, Run
 from pipeline.durable import read_object
 
 
-class Obstacle(NamedTuple):
+class Blocker(NamedTuple):
     """Why `dropforge promote RUN` refuses a win that waits."""
 
     words: str
-    barred: bool
+    blocked: bool
     """Whether its model was rolled back from: then it does not wait for a yes, and only force brings it back."""
 
 
-def obstacle(session: Session, state_folder: Path, run: Run) -> Obstacle | None:
+def blocker(session: Session, state_folder: Path, run: Run) -> Blocker | None:
     """
     Return what stands against the win of `run`; `None` if a yes is enough.
 
-    Where its verdict is damaged, nobody knows which model won, and so not whether that is barred.
+    Where its verdict is damaged, nobody knows which model won, and so not whether that is blocked.
     """
     past = history.history(session, run.track)
     model_id = read_object(run_folder(state_folder, run.id or 0) / "decide.json").get("candidate_model_id")
-    if isinstance(model_id, str) and model_id in history.barred(past):
+    if isinstance(model_id, str) and model_id in history.blocked(past):
         rows = [row for row in past if row.kind == PromotionKind.ROLLBACK and row.previous_model_id == model_id]
         by = f", by {rows[-1].approved_by}" if rows[-1].approved_by else ""
-        return Obstacle(f"its model is barred: the track was {rows[-1].reason}{by}", barred=True)
+        return Blocker(f"its model is blocked: the track was {rows[-1].reason}{by}", blocked=True)
     gone = withdrawn_from(session, run)
-    return Obstacle(withdrawal_words(gone), barred=False) if gone else None
+    return Blocker(withdrawal_words(gone), blocked=False) if gone else None
 
 
 #: What `decide` begins the sentence of a win with.
@@ -48,7 +48,7 @@ _WORDS = {
 }
 
 
-def true_sentence(run: int, outcome: str, sentence: str, against: Obstacle | None = None) -> str:
+def true_sentence(run: int, outcome: str, sentence: str, against: Blocker | None = None) -> str:
     """
     Return the sentence of a run that ended with `outcome`.
 

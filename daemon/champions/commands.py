@@ -15,7 +15,6 @@ import time
 from dataclasses import dataclass
 
 from daemon.system.processes import kill_group, signal_name
-from daemon.system.programs import why_not_started
 from pipeline.wording import printable
 
 #: Bytes of output that are kept.
@@ -91,18 +90,16 @@ class Command:
                 stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
         except (OSError, ValueError) as error:
-            words = self._why_not_started(error)
-            return Ended(f"it could not be started: {self._argv[0]}: {words}", "")
+            return Ended(f"it could not be started: {self._argv[0]}: {self._why_not_started(error)}", "")
         with process:
             wrong = self._follow(process)
         return Ended(wrong, self._tail.decode("utf-8", "replace"))
 
     def _why_not_started(self, error: OSError | ValueError) -> str:
-        """Return why the program could not be started, in better words than the system's where there are some."""
-        found = shutil.which(self._argv[0], path=self._environment.get("PATH"))
-        if not isinstance(error, OSError):
-            return str(error)
-        return (why_not_started(found) if found else None) or str(error.strerror)
+        """Return the system's reason; of a script that is there, "No such file" is said of its interpreter."""
+        words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        is_there = shutil.which(self._argv[0], path=self._environment.get("PATH")) is not None
+        return f"{words}; if it is a script, look at its #! line" if is_there else words
 
     def _follow(self, process: subprocess.Popen[bytes]) -> str | None:
         """Read what the command prints until it ends or has to; return what was wrong."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sqlmodel import Session, col, select
 
-from daemon.state.tables import HookState, Promotion, PromotionKind, PromotionState, Run, Track
+from daemon.state.tables import HookState, Promotion, PromotionKind, PromotionState, Track
 from pipeline.artifacts import ModelRef
 
 
@@ -16,7 +16,7 @@ def history(session: Session, track: str) -> list[Promotion]:
 
 
 def unhealthy_models(past: Sequence[Promotion]) -> set[str]:
-    """Return the models that failed their health command when they last came to reign: others took their place."""
+    """Return the models that failed their health command when they last came to serve: others took their place."""
     latest = {row.model_id: row for row in past}
     return {model for model, row in latest.items() if row.health_state == HookState.FAILED}
 
@@ -25,11 +25,11 @@ def former(session: Session, state_folder: Path, track: str, most: int) -> list[
     """
     Return up to `most` former champions of the track that may serve again, the latest first.
 
-    Not today's, not those that were rolled back from, that failed their health command or that a way back passed over,
+    Not today's, not those that were rolled back from, that failed their health command or that a rollback skipped,
     not those whose folder is gone; base models are among them.
     """
     past, row = history(session, track), session.get_one(Track, track)
-    shut, over = barred(past) | unhealthy_models(past) | {row.champion_model_id}, _passed_over(past)
+    shut, over = blocked(past) | unhealthy_models(past) | {row.champion_model_id}, _skipped(past)
     found: dict[str, ModelRef] = {}
     for one in reversed(past):
         moved = one.model_id == row.base_model_id and row.base_path is not None
@@ -45,8 +45,8 @@ def former(session: Session, state_folder: Path, track: str, most: int) -> list[
     return list(found.values())
 
 
-def _passed_over(past: Sequence[Promotion]) -> set[int]:
-    """Return the generations between those that were rolled back from and those that reigned again for them."""
+def _skipped(past: Sequence[Promotion]) -> set[int]:
+    """Return the generations between those that were rolled back from and those that served again for them."""
     over: set[int] = set()
     for row in past:
         if row.kind == PromotionKind.ROLLBACK:
@@ -65,15 +65,10 @@ def drops_of(session: Session, track: str, model: str) -> tuple[int, ...] | None
         col(Promotion.run_id).is_not(None),
     )
     row = session.exec(made.order_by(col(Promotion.generation).desc())).first()
-    if row is None:
-        return None
-    if row.drops is not None:
-        return tuple(row.drops)
-    # Promoted by an earlier version.
-    return tuple(int(str(drop["id"])) for drop in session.get_one(Run, row.run_id).snapshot or ())
+    return None if row is None or row.drops is None else tuple(row.drops)
 
 
-def barred(past: Sequence[Promotion]) -> set[str]:
+def blocked(past: Sequence[Promotion]) -> set[str]:
     """Return the models that were rolled back from and that nobody has brought back since."""
     shut = set()
     for row in past:

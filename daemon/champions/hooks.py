@@ -148,7 +148,7 @@ class Hooks:
         """Begin the next command of a change, or note that there is none."""
         if row.health_state in _OPEN and row.health_error is not None:
             if row.hook_state in _OPEN:
-                # A person asked for it while the health was asked for: nobody is told of a sick model again.
+                # A person asked for it while the health was asked for: nobody is told of an unhealthy model again.
                 self._set(row.id, "hook", HookState.SKIPPED, now)
             # Also where a daemon died between the answer and what follows from it.
             self._begin_rollback(row, row.health_error, now)
@@ -157,7 +157,7 @@ class Hooks:
             return
         if row.health_state not in _OPEN:
             return
-        if _command(self._settings_of(row.track), "health")[0] and not self._reigns(row):
+        if _command(self._settings_of(row.track), "health")[0] and not self._serves(row):
             self._set(row.id, "health", HookState.SKIPPED, now)
         else:
             self._begins(row, "health", now)
@@ -215,8 +215,8 @@ class Hooks:
             self._stop.wait(_TROUBLE_SECONDS)
 
     def _change_back(self, row: Promotion, error: str, now: int) -> str | None:
-        """Roll back if the sick model still reigns; return why it was refused, if it was."""
-        if not self._reigns(row):
+        """Roll back if the unhealthy model still serves; return why it was refused, if it was."""
+        if not self._serves(row):
             return None
         reason = f"health command failed: {error}"
         try:
@@ -246,7 +246,7 @@ class Hooks:
             asked = select(Event).where(Event.kind == _ASKED, Event.track == row.track)
             return any(event.detail.get("generation") == row.generation for event in session.exec(asked))
 
-    def _reigns(self, row: Promotion) -> bool:
+    def _serves(self, row: Promotion) -> bool:
         with transaction(self._engine) as session:
             return session.get_one(Track, row.track).champion_generation == row.generation
 
@@ -281,7 +281,7 @@ def ask_again(engine: Engine, settings: Settings, track: str, now: int, by: str)
     Let the daemon run `hooks.after_promotion` again for today's champion of a track; return the row of its change.
 
     `by` asks for it, as the event says. Raises `NothingToRun` if the settings name no such command, it is under way or
-    the champion was found to be sick and the former one is being brought back, `NoChampion` if the track has none.
+    the champion was found to be unhealthy and the former one is being brought back, `NoChampion` if the track has none.
     """
     own = (settings.track(track) if track in settings.track_names else settings).hooks
     if not own.after_promotion:

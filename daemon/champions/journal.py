@@ -37,13 +37,17 @@ class ChampionMoved(DropforgeError):
 class NoChampion(DropforgeError):
     """The track has no champion, not even its base model."""
 
+    def __init__(self, track: str) -> None:
+        """Say so of `track`."""
+        hint = "set base_model in dropforge.toml and start the daemon: dropforge run"
+        super().__init__(f"track {track} has no champion yet", hint)
+
 
 def champion(session: Session, track: str) -> ModelRef:
     """Return the track's champion. Raises `NoChampion` before its base model is known."""
     row = session.get(Track, track)
     if row is None or row.champion_generation is None:
-        message = f"track {track} has no champion yet"
-        raise NoChampion(message, "set base_model in dropforge.toml and start the daemon: dropforge run")
+        raise NoChampion(track)
     return ModelRef.model_validate(
         {"model_id": row.champion_model_id, "path": row.champion_path, "generation": row.champion_generation}
     )
@@ -199,12 +203,12 @@ def follow(engine: Engine, state_folder: Path, track: str) -> None:
     """Make the track's links equal to its row."""
     with transaction(engine) as session:
         row = session.get_one(Track, track)
-        reigning = select(Promotion).where(
+        serving = select(Promotion).where(
             Promotion.track == track,
             Promotion.state == PromotionState.DONE,
             Promotion.generation == row.champion_generation,
         )
-        promotion = session.exec(reigning).one()
+        promotion = session.exec(serving).one()
     path = row.champion_path or promotion.model_path
     previous = promotion.previous_path or path
     if promotion.previous_model_id == row.base_model_id and row.base_path is not None:

@@ -1,7 +1,7 @@
 """
-Each track's champion: which model reigns, which ones did, and the rules by which one takes another's place.
+Each track's champion: which model serves, which ones did, and the rules by which one takes another's place.
 
-`succession` has the mechanics. A model that was rolled back from is barred: no run promotes it again, only a person
+`journal` has the mechanics. A model that was rolled back from is blocked: no run promotes it again, only a person
 brings it back.
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from sqlalchemy import Engine
 from sqlmodel import Session, select
 
-from daemon.champions.history import barred, forcing, history
+from daemon.champions.history import blocked, forcing, history
 from daemon.champions.journal import alone, carry_out, intend
 from daemon.champions.model_files import require_there
 from daemon.queue.claims import Claim, held_run
@@ -23,7 +23,7 @@ from pipeline.errors import DropforgeError
 """Lets the model in a folder answer; raises `DropforgeError` if it does not."""
 
 
-class Barred(DropforgeError):
+class Blocked(DropforgeError):
     """The model was rolled back from: only a person brings it back."""
 
 
@@ -48,7 +48,7 @@ def promote(  # noqa: PLR0913, PLR0917 - what is promoted over which generation,
     Make the candidate its track's champion and return the row that says so.
 
     For a run that did this already nothing happens and its row is returned. Raises `ChampionMoved` if the champion is
-    not of `expected_generation` any more, `Barred` if the model was rolled back from, `Withdrawn` if it was trained
+    not of `expected_generation` any more, `Blocked` if the model was rolled back from, `Withdrawn` if it was trained
     on a drop that was withdrawn since, `NoTarget` if it is not there, `LostClaim` if the run is not the owner's.
     """
     intent = Promotion(
@@ -63,10 +63,10 @@ def promote(  # noqa: PLR0913, PLR0917 - what is promoted over which generation,
                 return done
             if candidate.token is not None:
                 held_run(session, Claim(candidate.run_id, candidate.token))
-            if candidate.model_id in barred(history(session, candidate.track)):
+            if candidate.model_id in blocked(history(session, candidate.track)):
                 message = f"model {candidate.model_id[:12]} was rolled back from and does not come back by itself"
                 see = f"see why: dropforge history --track {candidate.track}"
-                raise Barred(message, f"{see}; to bring it back: {forcing(candidate.run_id)}")
+                raise Blocked(message, f"{see}; to bring it back: {forcing(candidate.run_id)}")
             if not _is_intended(session, candidate.run_id):
                 # What was journalled before the withdrawal is finished by `recover`, too.
                 require_no_withdrawal(session, candidate.run_id, forcing(candidate.run_id))

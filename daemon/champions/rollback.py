@@ -6,7 +6,7 @@ from time import monotonic
 
 from sqlalchemy import Engine
 
-from daemon.champions.history import barred, history, unhealthy_models
+from daemon.champions.history import blocked, history, unhealthy_models
 from daemon.champions.journal import alone, carry_out, champion, intend, require_generation
 from daemon.champions.model_files import NoTarget, TryOut, check_files, later, other_ways, require_there
 from daemon.state.database import transaction
@@ -15,6 +15,7 @@ from pipeline.artifacts import ModelRef
 
 #: Former champions that a refused rollback names.
 _TOLD = 5
+_GONE = "is not there any more"
 
 
 def rollback(  # noqa: PLR0913, PLR0917 - which track goes back to what, why and when
@@ -22,30 +23,30 @@ def rollback(  # noqa: PLR0913, PLR0917 - which track goes back to what, why and
     *, by: str | None = None, over: int | None = None, try_out: TryOut = lambda _folder: None,
 ) -> Promotion:  # fmt: skip
     """
-    Make a former champion reign again, as the next generation; return the row that says so.
+    Make a former champion serve again, as the next generation; return the row that says so.
 
-    `to` is the generation of the former champion, `None` the one that today's took the place of; `over` is the one that
-    has to reign now, `None` for whichever does. Before anything moves every file of its model is compared with its
-    hash, and `try_out` lets it answer. The model that loses its place is barred: no run promotes it again, only a
-    person brings it back. Raises `NoTarget`, `NoChampion`, what `try_out` does, or `ChampionMoved` if another change
-    came first.
+    `to` is its generation, `None` that of the one that today's took the place of, if nothing speaks against it; `over`
+    is the one that has to serve now, `None` for whichever does. Before anything moves every file of its model is
+    compared with its hash, and `try_out` lets it answer. The model that loses its place is blocked: no run promotes it
+    again, only a person brings it back. Raises `NoTarget`, `NoChampion`, what `try_out` does, or `ChampionMoved` if
+    another change came first.
     """
     with transaction(engine) as session:
-        reigning = champion(session, track)
+        serving = champion(session, track)
         if over is not None:
             require_generation(session, track, over)
         row, past = session.get_one(Track, track), history(session, track)
     for one in past:
         if one.model_id == row.base_model_id and row.base_path is not None:
             one.model_path = row.base_path
-    target = _target(past, reigning, to, state_folder)
+    target = _target(past, serving, to, state_folder)
     folder, what = state_folder / target.model_path, f"the model of generation {target.generation}"
     begun = monotonic()
     check_files(state_folder, target.model_path, target.model_id, what, track)
     try_out(folder)
     now = later(now, monotonic() - begun)
     intent = Promotion(
-        track=track, kind=PromotionKind.ROLLBACK, generation=reigning.generation + 1, model_id=target.model_id,
+        track=track, kind=PromotionKind.ROLLBACK, generation=serving.generation + 1, model_id=target.model_id,
         model_path=target.model_path, reason=f"rolled back to generation {target.generation}: {reason}", created_at=now,
         approved_by=by,
     )  # fmt: skip
@@ -57,8 +58,8 @@ def rollback(  # noqa: PLR0913, PLR0917 - which track goes back to what, why and
         return carry_out(engine, state_folder, intent, now)
 
 
-def _target(past: Sequence[Promotion], reigning: ModelRef, to: int | None, state_folder: Path) -> Promotion:
-    """Return the former champion of generation `to`, or the one before today's that is neither barred nor sick."""
+def _target(past: Sequence[Promotion], serving: ModelRef, to: int | None, state_folder: Path) -> Promotion:
+    """Return the former champion of generation `to`, or the one that today's took the place of."""
     track = past[0].track
     hint = f"see the generations: dropforge history --track {track}"
     if to is not None:
@@ -66,54 +67,43 @@ def _target(past: Sequence[Promotion], reigning: ModelRef, to: int | None, state
         if found is None:
             message = f"track {track} has had no champion of generation {to}"
             raise NoTarget(message, hint)
-        if found.model_id == reigning.model_id:
+        if found.model_id == serving.model_id:
             message = f"the model of generation {to} is the champion of track {track} already"
             raise NoTarget(message, hint)
         return found
-    shut, before, chain = barred(past) | unhealthy_models(past), reigning.model_id, []
-    # The last row by which a model won its place, not those by which it came back, says what it took the place of.
-    won = {row.model_id: row for row in past if row.kind != PromotionKind.ROLLBACK}
-    latest = {row.model_id: row for row in past}
-    for _ in past:
-        before = won[before].previous_model_id or ""
-        if before in latest and before not in shut and before != reigning.model_id:
-            return latest[before]
-        if before not in won:
-            break
-        chain.append(before)
-    # Those that today's came after, the nearest first; then those that came after it, the latest first.
-    others = [latest.pop(model) for model in chain if model in latest and model != reigning.model_id]
-    after = (row for model, row in latest.items() if model != reigning.model_id)
-    others += sorted(after, key=lambda row: row.generation, reverse=True)
-    raise _no_target(past, others, state_folder)
-
-
-def _no_target(past: Sequence[Promotion], others: Sequence[Promotion], state_folder: Path) -> NoTarget:
-    """
-    Return why a rollback finds nothing to go back to by itself, and the generation that a person can name.
-
-    `others` has the latest row of each model that does not reign, the best one to name first.
-    """
-    track, shut, sick = past[0].track, barred(past), unhealthy_models(past)
-    bases = {row.model_id for row in past if row.kind == PromotionKind.BASE}
-    if not others:
+    # A run can make the very model that serves, and promote it again.
+    others = {row.model_id: row for row in past if row.model_id != serving.model_id}
+    former = max(others.values(), key=lambda row: row.generation, default=None)
+    if former is None:
         message = f"track {track} has had no other champion than today's"
-        return NoTarget(message, f"see for yourself: dropforge history --track {track}")
-    told = [
-        f"generation {row.generation}{' (base model)' if row.model_id in bases else ''} {_why_not(row, shut, sick)}"
-        for row in others[:_TOLD]
-    ]
-    told += [f"and {len(others) - _TOLD} more"] if len(others) > _TOLD else []
-    message = f"track {track} has no champion before today's that a rollback takes by itself: {', '.join(told)}"
-    there = next((row for row in others if (state_folder / row.model_path).is_dir()), None)
-    if there is None:
-        return NoTarget(message, f"their models are gone: {other_ways(track)}")
-    command = f"dropforge rollback --track {track} --to {there.generation} --reason TEXT"
-    return NoTarget(message, f"to take one all the same: {command}; see them all: dropforge history --track {track}")
+        raise NoTarget(message, hint)
+    against = _against(former, past, state_folder)
+    if against:
+        message = f"no rollback without --to: the model of generation {former.generation} {against}"
+        raise NoTarget(message, _choices(list(others.values()), past, state_folder))
+    return former
 
 
-def _why_not(row: Promotion, shut: set[str], sick: set[str]) -> str:
-    """Say why a rollback does not take a model by itself, whose latest row this is."""
-    if row.model_id in shut:
+def _against(row: Promotion, past: Sequence[Promotion], state_folder: Path) -> str:
+    """Say why a rollback does not take a former champion by itself; empty if it does."""
+    if not (state_folder / row.model_path).is_dir():
+        return _GONE
+    if row.model_id in blocked(past):
         return "was rolled back from"
-    return "failed its health command" if row.model_id in sick else "was passed over by a rollback"
+    return "failed its health command" if row.model_id in unhealthy_models(past) else ""
+
+
+def _choices(others: Sequence[Promotion], past: Sequence[Promotion], state_folder: Path) -> str:
+    """Return the command for a person, and what it takes: first the generations that nothing speaks against."""
+    track, bases = past[0].track, {row.model_id for row in past if row.kind == PromotionKind.BASE}
+    against = {row.generation: _against(row, past, state_folder) for row in others}
+    there = [row for row in others if against[row.generation] != _GONE]
+    if not there:
+        return f"the models of all former champions are gone: {other_ways(track)}"
+    there.sort(key=lambda row: (bool(against[row.generation]), -row.generation))
+    told = []
+    for row in there[:_TOLD]:
+        remarks = ["base model"] * (row.model_id in bases) + [against[row.generation]] * bool(against[row.generation])
+        told.append(f"{row.generation} ({', '.join(remarks)})" if remarks else str(row.generation))
+    command = f"dropforge rollback --track {track} --to {there[0].generation} --reason TEXT"
+    return f"name one: {command}; --to takes {', '.join(told)}; see them all: dropforge history --track {track}"

@@ -1,4 +1,9 @@
-"""The command line: one file a command group, one function a command, which parses, calls one thing and prints."""
+"""
+The command line: a file a command group, a function a command, which parses, calls one thing and prints.
+
+In: arguments. Out: lines, tables or JSON (`output`), and an exit code. This module gathers the commands and words the
+errors of all of them. Open `runs` first to see how a command is written.
+"""
 
 import os
 import sys

@@ -16,16 +16,11 @@ from daemon.cli.workspace import (
     open_overview,
     open_writer,
 )
-from pipeline.errors import DropforgeError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from daemon.views.champion_history import ChampionView
-
-
-class NoChampion(DropforgeError):
-    """The track has no champion, not even its base model."""
 
 
 def register(app: typer.Typer) -> None:
@@ -55,8 +50,9 @@ def champion(
     names = chosen_tracks(context, track or ("default" if path else None))
     found = [one for one in (overview.champion(name) for name in names) if one is not None]
     if not found:
-        message = f"track {names[0]} has no champion yet"
-        raise NoChampion(message, "set base_model in dropforge.toml and start the daemon: dropforge run")
+        from daemon.champions.journal import NoChampion  # noqa: PLC0415 - a quick start
+
+        raise NoChampion(names[0])
     if as_json:
         print_json(champions=dump(found))
     elif path:
@@ -84,14 +80,14 @@ def history(
     With --at the one that was live at that time, with the drops that it was trained on. A time without an offset is
     in this machine's time zone.
     """
-    from daemon.views.champion_history import reigning_at  # noqa: PLC0415 - a quick start
+    from daemon.views.champion_history import serving_at  # noqa: PLC0415 - a quick start
 
     moment = None if at is None else _moment(at)
     overview = open_overview(context)
     past = {name: overview.history(name) for name in chosen_tracks(context, track)}
     yardsticks = [one for name in past if moment is None for one in overview.yardsticks(name)]
     if moment is not None:
-        past = {name: [one] if (one := reigning_at(all_, moment)) else [] for name, all_ in past.items()}
+        past = {name: [one] if (one := serving_at(all_, moment)) else [] for name, all_ in past.items()}
     if as_json:
         print_json(history=dump(one for all_ in past.values() for one in reversed(all_)), yardsticks=dump(yardsticks))
     elif moment is not None:
@@ -153,7 +149,7 @@ def rollback(
     """
     Let a former champion serve again.
 
-    Its files are checked first, and it is loaded to see that it answers. The model that loses its place is barred: no
+    Its files are checked first, and it is loaded to see that it answers. The model that loses its place is blocked: no
     run promotes it again. Later candidates are compared with the champion that serves then.
     """
     from daemon.champions.approval import who  # noqa: PLC0415 - a quick start
@@ -165,7 +161,7 @@ def rollback(
     root = load_settings(context).state_folder
     row = roll_back(open_writer(context), root, track, to, reason, now_ms(), by=who(), try_out=_try_out)
     print_line(f"track {track} serves model {short_id(row.model_id)} again, as generation {row.generation}")
-    print_line(f"model {short_id(row.previous_model_id or '')} is barred: no run promotes it again")
+    print_line(f"model {short_id(row.previous_model_id or '')} is blocked: no run promotes it again")
     _print_commands(context, track)
 
 
@@ -263,7 +259,7 @@ def _print_moment(context: typer.Context, past: "dict[str, list[ChampionView]]",
 
 
 def _why(one: "ChampionView") -> str:
-    """Return why a champion reigned, and by whose word."""
+    """Return why a champion served, and by whose word."""
     who = one.approved_by
     if one.kind == "forced":
         return f"forced{f' by {who}' if who else ''} over {one.overrode}: {one.reason}"

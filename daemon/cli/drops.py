@@ -24,7 +24,7 @@ DropArgument = Annotated[int, typer.Argument(metavar="DROP", help="Number of the
 ReasonOption = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; kept with the drop.")]
 StateOption = Annotated[
     str | None,
-    typer.Option("--state", help="accepted, proposed, rejected, duplicate, withdrawn or held.", metavar="STATE"),
+    typer.Option("--state", help="accepted, proposed, rejected, duplicate, withdrawn or suspended.", metavar="STATE"),
 ]
 
 
@@ -122,7 +122,7 @@ def withdraw(context: typer.Context, *, drop: DropArgument, reason: ReasonOption
 
 def restore(context: typer.Context, *, drop: DropArgument, reason: ReasonOption) -> None:
     """
-    Put a withdrawn or held drop back.
+    Put a withdrawn or suspended drop back.
 
     It counts as new and starts a run as a new drop would.
     """
@@ -146,9 +146,9 @@ def _still_in(uses: "DropUses", track: str, role: str) -> list[str]:
         for run in uses.wins
     ]
     lines += [
-        f"drop {other} is held back for run {run}, which had this one, too; if that was all that was wrong: "
+        f"drop {other} is suspended for run {run}, which had this one, too; if that was all that was wrong: "
         f"dropforge drops restore {other} --reason TEXT"
-        for other, run in uses.held
+        for other, run in uses.suspended
     ]
     if uses.champion is not None:
         see = f"dropforge history --track {track}"

@@ -218,7 +218,7 @@ def _known_drop(file: Path, settings: "Settings", track: str, role: str) -> "Dro
         return None
     drops = [drop for drop in Overview(settings.state_folder).drops(track) if drop.role == role]
     same = sha256_file(file) if drops else ""
-    known = {"accepted", "withdrawn", "held"}
+    known = {"accepted", "withdrawn", "suspended"}
     return next((drop for drop in drops if drop.sha256 == same and drop.state in known), None)
 
 
@@ -232,7 +232,7 @@ def _unseen(settings: "Settings", track: str) -> list[str]:
     base = Path(settings.track(track).base_model)
     closed = next((base / name for name in FILES if is_closed(base / name)), None)
     if closed is not None:
-        lines.append(f"control tokens are not looked for: user {user()} may not read {closed}")
+        lines.append(f"special tokens are not looked for: user {user()} may not read {closed}")
     return lines
 
 

@@ -6,13 +6,14 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from pipeline.wording import cases, duration, printable
+from pipeline.wording import cases, duration, printable, signed, span
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from pipeline.artifacts import Frozen, Verdict
     from pipeline.contract import Progress
+    from pipeline.report.facts import Story
 
 SCHEMA = 1
 #: Columns where no terminal sets an end: more than any verdict has, as all cells of a wider line would be clipped.
@@ -118,31 +119,31 @@ def progress_words(progress: "Progress | None") -> str:
     return ", ".join(words)
 
 
-def verdict_lines(verdict: "Verdict") -> list[str]:
-    """Return a verdict with the numbers behind it, a line each."""
-    lines = [verdict.sentence, *([verdict.yardstick] if verdict.yardstick else [])]
-    if verdict.candidate_score is not None and verdict.champion_score is not None:
+def verdict_lines(verdict: "Verdict", story: "Story | None") -> list[str]:
+    """Return a verdict, why it is so and what to do, and the numbers that its story leaves out, a line each."""
+    lines = [verdict.sentence]
+    if story is not None:
+        lines += ["why:", *(f"  {words}" for words in story.why)]
+        steps = [f"{one.words.rstrip('.')}: {one.command}" if one.command else one.words for one in story.next_steps]
+        lines += ["what to do next:", *(f"  {words}" for words in steps)] if steps else []
+    elif verdict.candidate_score is not None and verdict.champion_score is not None:
         lines.append(
             f"{verdict.metric} on {verdict.records} held-out records: "
             f"candidate {verdict.candidate_score:.1f}, champion {verdict.champion_score:.1f}"
         )
-    if verdict.gain is not None:
-        interval = verdict.interval
-        between = f", 98 % interval {interval[0]:+.1f} to {interval[1]:+.1f}" if interval else ""
-        lines.append(f"gain {verdict.gain:+.1f} points{between}")
+        between = f", 98 % interval {span(verdict.interval)}" if verdict.interval else ""
+        lines.append(f"gain {signed(verdict.gain or 0.0)} points{between}")
         lines.append(f"{verdict.wins} wins, {verdict.losses} losses, {verdict.ties} ties")
     if verdict.p_value is not None:
         lines.append(f"p = {verdict.p_value:.2g} ({verdict.test}, one-sided)")
     if verdict.smallest_detectable_gain is not None:
         often = cases(verdict.detectable_power)
         lines.append(f"smallest gain that is promoted in {often}: {verdict.smallest_detectable_gain:.1f} points")
-    if verdict.records_needed:
-        lines.append(f"further held-out records that would show this gain: {verdict.records_needed}")
-    return [*lines, *_guard_lines(verdict), *_slice_lines(verdict), *_trust_lines(verdict)]
+    return [*lines, *_guard_lines(verdict, told=story is not None), *_slice_lines(verdict), *_trust_lines(verdict)]
 
 
-def _guard_lines(verdict: "Verdict") -> list[str]:
-    """Return how many guards there were, and each that failed or nearly did."""
+def _guard_lines(verdict: "Verdict", *, told: bool) -> list[str]:
+    """Return how many guards there were, and each that failed, unless that is `told` before, or nearly did."""
     from pipeline.report.facts import is_nearly_failed  # noqa: PLC0415 - a quick start
     from pipeline.report.story import guard_words  # noqa: PLC0415
 
@@ -151,7 +152,7 @@ def _guard_lines(verdict: "Verdict") -> list[str]:
     failed = [guard for guard in verdict.guards if guard.state == "failed"]
     nearly = [guard for guard in verdict.guards if is_nearly_failed(guard)]
     lines = [f"guards: {len(failed)} of {len(verdict.guards)} failed"]
-    lines += [f"  failed: {guard_words(guard)}" for guard in failed]
+    lines += [] if told else [f"  failed: {guard_words(guard)}" for guard in failed]
     return lines + [f"  nearly failed: {guard_words(guard)}" for guard in nearly]
 
 
@@ -159,7 +160,7 @@ def _slice_lines(verdict: "Verdict") -> list[str]:
     """Return the gain on records of drops that the champion knows, and on those of new ones."""
     lines = []
     for one in verdict.slices:
-        if one.kind in {"established", "new"}:
+        if one.kind in {"seen", "unseen"}:
             between = f", interval {one.interval[0]:+.1f} to {one.interval[1]:+.1f}" if one.interval else ""
             lines.append(f"{one.label}: gain {one.gain:+.1f} points on {one.records} records{between}")
     return lines

@@ -39,14 +39,14 @@ def report(
     It is one file, report.html, that can be copied or sent; without a display its path is printed. With --json the
     same as data, which schemas/report.schema.json describes.
     """
-    from daemon.views.compare_runs import card_data, card_folder  # noqa: PLC0415 - a quick start
+    from daemon.views.compare_runs import report_data, report_folder  # noqa: PLC0415 - a quick start
     from pipeline.artifacts import PAGE_NAME  # noqa: PLC0415 - a quick start
 
     overview = open_overview(context)
     if as_json:
-        print_json(report=card_data(overview, run))
+        print_json(report=report_data(overview, run))
         return
-    page = card_folder(overview, run).absolute() / PAGE_NAME
+    page = report_folder(overview, run).absolute() / PAGE_NAME
     if not path and _has_display():
         webbrowser.open(page.as_uri())
     print_line(str(page))

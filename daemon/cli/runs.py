@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -22,19 +21,21 @@ from daemon.cli.workspace import (
 from pipeline.wording import duration
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from daemon.views.overview import Overview, RunDetail
+    from pipeline.artifacts import Verdict
 
 StateOption = Annotated[
     str | None,
     typer.Option(
-        "--state", metavar="STATE", help="queued, running, waiting, succeeded, failed, cancelled or quarantined.",
+        "--state", metavar="STATE", help="queued, running, waiting, succeeded, failed, cancelled or crashed.",
     ),
 ]  # fmt: skip
 StepOption = Annotated[
     str | None, typer.Option("--step", metavar="STEP", help="Of this step only, as train or evaluate.")
 ]
 _FOLLOW_SECONDS = 0.5
-_FINAL = ("succeeded", "failed", "cancelled", "quarantined")
 
 
 def register(app: typer.Typer) -> None:
@@ -63,7 +64,7 @@ def runs(
         return
     rows = [
         (run.id, run.track, run.state, local(run.started_at or run.created_at), run.outcome,
-         run.sentence or run.error if run.state in _FINAL else describe_run(run))
+         run.sentence or run.error if run.ended_at else describe_run(run))
         for run in found
     ]  # fmt: skip
     print_table(("RUN", "TRACK", "STATE", "BEGAN", "OUTCOME", ""), rows)
@@ -75,7 +76,8 @@ def show(context: typer.Context, *, run: RunArgument, as_json: JsonOption = Fals
 
     Its data, attempts, settings and folder, and the verdict with its numbers.
     """
-    found = open_overview(context).run(run)
+    overview = open_overview(context)
+    found = overview.run(run)
     if as_json:
         print_json(run=found.model_dump(mode="json"))
         return
@@ -100,11 +102,21 @@ def show(context: typer.Context, *, run: RunArgument, as_json: JsonOption = Fals
             value = found.config.get(name)
             print_line(f"{name}: {value if isinstance(value, str) else _listed(value)}")
     if found.verdict is not None:
-        print_line()
-        for line in verdict_lines(found.verdict):
-            print_line(line)
-        if found.verdict.report:
-            print_line(f"report: {Path(found.folder).parents[1] / found.verdict.report / 'report.html'}")
+        _print_verdict(overview, found, found.verdict)
+
+
+def _print_verdict(overview: "Overview", run: "RunDetail", verdict: "Verdict") -> None:
+    from daemon.views.compare_runs import story_of  # noqa: PLC0415 - a quick start
+
+    print_line()
+    story = story_of(overview, run)
+    if story is not None and run.outcome != verdict.outcome:
+        # What to do about a win that was not promoted stands in its line.
+        story = story.model_copy(update={"next_steps": ()})
+    for line in verdict_lines(verdict, story):
+        print_line(line)
+    if verdict.report:
+        print_line(f"report: {overview.folder / verdict.report / 'report.html'}")
 
 
 def logs(
@@ -118,7 +130,7 @@ def logs(
     overview = open_overview(context)
     tail = _Tail(overview, run, step)
     tail.print_new()
-    while follow and overview.run(run).state not in _FINAL:
+    while follow and overview.run(run).ended_at is None:
         time.sleep(_FOLLOW_SECONDS)
         tail.print_new()
     tail.print_new(whole=True)
@@ -133,12 +145,12 @@ def retry(
     ] = None,
 ) -> None:
     """
-    Let a failed, cancelled or quarantined run go on where it stopped.
+    Let a failed, cancelled or crashed run go on where it stopped.
 
-    With the settings of today, and without the drops that were withdrawn or held meanwhile: steps that this makes stale
-    are done again.
+    With the settings of today, and without the drops that were withdrawn or suspended meanwhile: steps that this
+    makes stale are done again.
     """
-    from daemon.dispatch.stale_steps import take_back  # noqa: PLC0415 - a quick start
+    from daemon.dispatch.stale_steps import invalidate  # noqa: PLC0415 - a quick start
     from daemon.queue import run_queue  # noqa: PLC0415 - a quick start
     from pipeline.steps import BY_NAME  # noqa: PLC0415 - a quick start
 
@@ -148,7 +160,7 @@ def retry(
     if since is not None:
         # Before the run is anybody's: a refusal must leave its artifacts as they are.
         run_queue.require_retriable(open_writer(context), run)
-        take_back(load_settings(context).state_folder, run, since)
+        invalidate(load_settings(context).state_folder, run, since)
     state = _act(context, run, run_queue.retry)
     print_line(f"run {run} is {state} and goes on{_when_it_acts(context)}")
 
@@ -181,7 +193,7 @@ def _when_it_acts(context: typer.Context) -> str:
 
 def _print_head(run: "RunDetail") -> None:
     print_line(f"run {run.id} of track {run.track}: {run.state}{f', {run.outcome}' if run.outcome else ''}")
-    if run.state not in _FINAL:
+    if run.ended_at is None:
         print_line(describe_run(run))
     if run.error:
         print_line(f"error: {run.error}")

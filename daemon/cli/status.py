@@ -97,7 +97,7 @@ def _print_status_json(settings: "Settings", overview: "Overview") -> None:
         troubles=overview.troubles() if overview.daemon().alive else {},
         tracks=tracks,
         awaiting=dump(overview.awaiting()),
-        barred=dump(overview.barred()),
+        blocked=dump(overview.blocked()),
         proposed=dump(overview.drops(state="proposed", most=_LATEST)),
         drops=overview.drop_counts(),
         latest_drops=dump(overview.drops(most=_LATEST)),
@@ -108,13 +108,13 @@ def _print_status_json(settings: "Settings", overview: "Overview") -> None:
 
 def files_in_inbox(settings: "Settings") -> list[str]:
     """Return the files in the inbox that have not been taken, relative to it, in printable form."""
-    from daemon.inbox.watcher import is_passed_over, watched_folders  # noqa: PLC0415 - a quick start
+    from daemon.inbox.watcher import is_skipped, watched_folders  # noqa: PLC0415 - a quick start
     from pipeline.wording import printable  # noqa: PLC0415 - a quick start
 
     found = []
     for folder in watched_folders(settings):
         if folder.path.is_dir():
-            names = [path for path in folder.path.iterdir() if not is_passed_over(os.fsencode(path.name))]
+            names = [path for path in folder.path.iterdir() if not is_skipped(os.fsencode(path.name))]
             found += [path for path in names if path.is_file()]
     return sorted(printable(str(path.relative_to(settings.inbox_folder))) for path in found)
 
@@ -181,10 +181,10 @@ def _print_open_ends(settings: "Settings", overview: "Overview", *, alive: bool)
         )
     if len(proposed) > _LATEST:
         print_line("and further ones: dropforge drops --state proposed")
-    for run in (*overview.awaiting(), *overview.barred()):
+    for run in (*overview.awaiting(), *overview.blocked()):
         words = f"waits for approval: dropforge promote {run.id}"
-        if run.obstacle is not None:
-            words = f"but {run.obstacle}; to take it all the same: dropforge promote {run.id} --force --reason TEXT"
+        if run.blocker is not None:
+            words = f"but {run.blocker}; to take it all the same: dropforge promote {run.id} --force --reason TEXT"
         print_line(f"run {run.id} of track {run.track} won, {words}")
     for track, champion in _champions(settings, overview).items():
         for line in taken_out_lines(champion) if champion is not None else ():
@@ -194,7 +194,7 @@ def _print_open_ends(settings: "Settings", overview: "Overview", *, alive: bool)
 
 
 def taken_out_lines(champion: "ChampionView") -> list[str]:
-    """Return a line for each drop that a champion was trained on and that was withdrawn or held since."""
+    """Return a line for each drop that a champion was trained on and that was withdrawn or suspended since."""
     return [f"trained on drop {drop.id} ({drop.name}), {drop.since_words}" for drop in champion.taken_out]
 
 
@@ -260,5 +260,5 @@ def _print_runs(overview: "Overview") -> None:
         ]
         print_table(("RUN", "TRACK", "ENDED", "OUTCOME", ""), rows)
         for run in latest:
-            if run.state == "quarantined" and run.hint:
-                print_line(f"run {run.id} is quarantined; hint: {run.hint}")
+            if run.state == "crashed" and run.hint:
+                print_line(f"run {run.id} crashed; hint: {run.hint}")

@@ -1,6 +1,8 @@
 """
-A run is worked on, step by step, and its verdict is applied.
+Take a run through its steps and apply the verdict.
 
-In: queued runs. Out: published steps, and what follows from the verdict. `dispatcher` decides what is next, `spool`
-hands orders to `worker`, a process of its own, `apply_verdict` ends the run. Open `dispatcher` first.
+In: queued runs. Out: published steps, then what follows from the verdict. `dispatcher` decides what is next and
+publishes what came back; `step_specs` words the order, `spool` hands it to `worker`, a process of its own that starts
+one process a step; `apply_verdict` promotes or suspends and ends the run. README.md says why.
+Open `dispatcher` first.
 """

@@ -1,5 +1,5 @@
 """
-What follows from a verdict: the candidate is promoted or waits for a person, drops are held back, the run ends.
+What follows from a verdict: the candidate is promoted or waits for a person, drops are suspended, the run ends.
 
 Each part is idempotent, so a crash in between repeats it to the same end.
 """
@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 from sqlmodel import Session
 
 from daemon.champions import promotion
-from daemon.champions.blockers import Obstacle, obstacle, true_sentence
+from daemon.champions.blockers import Blocker, blocker, true_sentence
 from daemon.champions.journal import require_generation
 from daemon.queue import claims, run_queue, snapshots, withdrawals
 from daemon.queue.snapshots import excuse_new_drops, rests_on_withdrawn
@@ -45,11 +45,11 @@ def conclude(engine: Engine, settings: Settings, claim: claims.Claim, run: Run, 
     if wins and not waits:
         waits = not _promote(engine, settings, claim, run.track, verdict, now)
     blames = blame_drops(verdict.outcome, verdict.reasons)
-    holds = _in_force(settings, run.track).on_worse == "hold"
+    holds = _in_force(settings, run.track).on_worse == "suspend"
     bound = waits or (not wins and _hangs_on_champion(root, claim.run_id, verdict))
     shutil.rmtree(run_files.run_folder(root, claim.run_id) / "checkpoints", ignore_errors=True)
     outcome, sentence = AWAITING if waits else verdict.outcome, verdict.sentence
-    against: Obstacle | None = None
+    against: Blocker | None = None
     more = None
 
     def still(session: Session, held: Run) -> str | None:
@@ -63,9 +63,9 @@ def conclude(engine: Engine, settings: Settings, claim: claims.Claim, run: Run, 
         if in_vain or (blames and verdict.references_changed > 0):
             excuse_new_drops(session, held, now)
         elif blames and holds:
-            snapshots.hold_new_drops(session, held, f"new in run {held.id}: {verdict.sentence}", now)
+            snapshots.suspend_new_drops(session, held, f"new in run {held.id}: {verdict.sentence}", now)
         if waits:
-            against = obstacle(session, root, held)
+            against = blocker(session, root, held)
         if blames and in_vain:
             more = excuse_words(withdrawn_from(session, held))
         if waits or more:
@@ -85,7 +85,7 @@ def _hangs_on_champion(root: Path, run_id: int, verdict: Verdict) -> bool:
     Say whether another champion could make another verdict of one that is no win.
 
     Not where the candidate was trained on what it was asked, and not where nobody was compared, for want of data: that
-    the data was not prepared for another champion has `reopening` seen to, as far as nothing was trained on it.
+    the data was not prepared for another champion has `stale_steps` invalidated, as far as nothing was trained on it.
     """
     return verdict.outcome != "contaminated" and "evaluate" in run_files.published(root, run_id)
 
@@ -93,7 +93,7 @@ def _hangs_on_champion(root: Path, run_id: int, verdict: Verdict) -> bool:
 def _promote(  # noqa: PLR0913, PLR0917 - whose candidate, by which verdict, and when
     engine: Engine, settings: Settings, claim: claims.Claim, track: str, verdict: Verdict, now: int
 ) -> bool:
-    """Promote the candidate; say whether it was: what is barred, or has a withdrawn drop, is for a person to take."""
+    """Promote the candidate; say whether it was: what is blocked, or has a withdrawn drop, is for a person to take."""
     root = settings.state_folder
     identity, generation = _candidate(verdict)
     path = f"models/{identity}"
@@ -101,7 +101,7 @@ def _promote(  # noqa: PLR0913, PLR0917 - whose candidate, by which verdict, and
     candidate = promotion.Candidate(track, claim.run_id, identity, path, claim.token)
     try:
         promotion.promote(engine, root, candidate, generation, verdict.sentence, now)
-    except (promotion.Barred, withdrawals.Withdrawn):
+    except (promotion.Blocked, withdrawals.Withdrawn):
         return False
     return True
 

@@ -17,7 +17,7 @@ from daemon.dispatch.executor import Executor, JobState
 from daemon.dispatch.housekeeping import Upkeep
 from daemon.dispatch.run_config import compose
 from daemon.dispatch.spool import Spool
-from daemon.dispatch.stale_steps import standing, take_back
+from daemon.dispatch.stale_steps import invalidate, up_to_date
 from daemon.dispatch.step_specs import spec_of
 from daemon.queue import attempts, claims, run_queue, tracks
 from daemon.settings.model import Settings
@@ -28,7 +28,7 @@ from daemon.state.troubles import RunsApart, Troubles
 from daemon.storage import gc
 from daemon.storage.disk import Disk, is_full
 from daemon.storage.disk_estimate import needed_bytes, of_waiting_drops, still_needed
-from pipeline.artifacts import Artifact, Dataset, Report
+from pipeline.artifacts import Artifact, Dataset, Evaluation
 from pipeline.config import RunConfig
 from pipeline.contract import SPEC_NAME, Progress, Step, StepResult, StepSpec
 from pipeline.errors import EXIT_BAD_DATA, EXIT_DISK_FULL, DiskFull, DropforgeError, StepFailed
@@ -254,7 +254,7 @@ class Dispatcher:
             raise
         except journal.ChampionMoved:
             log.info("champion_moved", run=claim.run_id)
-            take_back(self._root, claim.run_id, "evaluate")
+            invalidate(self._root, claim.run_id, "evaluate")
             return True
         except DropforgeError as error:
             self._after_failure(claim, error.message, error.hint, now, retryable=False)
@@ -285,7 +285,7 @@ class Dispatcher:
 
     def _next(self, run: Run) -> tuple[dict[str, str], Step | None]:
         """Return the run's steps that stand, with their artifacts, and the one to do now: `None` after the last."""
-        done = standing(self._engine, self._root, run)
+        done = up_to_date(self._engine, self._root, run)
         dataset = run_files.load_dataset(self._root, run.id or 0)
         return done, next_step(done, dataset, RunConfig.model_validate(run.config))
 
@@ -302,7 +302,7 @@ class Dispatcher:
                 self._engine, claim, now, metric=dataset.metric, max_new_tokens=dataset.max_new_tokens,
                 split=spec.config.split.model_dump(),
             )  # fmt: skip
-        elif isinstance(artifact, Report):
+        elif isinstance(artifact, Evaluation):
             noise = artifact.noise.model_dump() if artifact.noise else None
             tracks.fix_track(self._engine, claim, now, eval_batch_size=artifact.batch_size, noise=noise)
 

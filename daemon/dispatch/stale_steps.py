@@ -2,10 +2,10 @@
 Which published steps of a run still stand.
 
 A run that a person retries goes on with today's settings and without the drops that were taken out since. Every
-published step is held against the spec that it was made from; the first one that would be made from something else is
-taken back, and all later ones with it. A report on a champion that reigns no more is taken back, too, as long as there
-is no verdict on it; what a verdict on it still means is for `conclusion` to say. So is data from which held-out records
-were left out since a champion knew them that reigns no more, until something was trained on it.
+published step is compared with the spec that it was made from; the first one that would be made from something else is
+invalidated, and all later ones with it. So is an evaluation against a former champion, as long as there is no verdict
+on it (what such a verdict still means, `apply_verdict` says), and data without records that a former champion knew,
+until something was trained on it.
 """
 
 from collections.abc import Collection
@@ -27,7 +27,7 @@ from pipeline.steps import BY_NAME, STEPS, next_step
 log = structlog.get_logger()
 
 
-def standing(engine: Engine, state_folder: Path, run: Run) -> dict[str, str]:
+def up_to_date(engine: Engine, state_folder: Path, run: Run) -> dict[str, str]:
     """Take back the steps of a run in hand that are stale; return the others: step name → path of its artifact."""
     run_id = run.id or 0
     done = run_files.published(state_folder, run_id)
@@ -42,11 +42,11 @@ def standing(engine: Engine, state_folder: Path, run: Run) -> dict[str, str]:
     if stale is None:
         return done
     log.info("steps_taken_back", run=run_id, since=stale)
-    take_back(state_folder, run_id, stale)
+    invalidate(state_folder, run_id, stale)
     return run_files.published(state_folder, run_id)
 
 
-def take_back(state_folder: Path, run_id: int, step: str) -> list[str]:
+def invalidate(state_folder: Path, run_id: int, step: str) -> list[str]:
     """
     Take a run's published artifacts back from `step` on; return the names of the steps that are to be done again.
 
@@ -71,8 +71,7 @@ def _first_stale(engine: Engine, state_folder: Path, run: Run, done: dict[str, s
         try:
             made = _order(state_folder, run.id or 0, name, numbers[name])
         except ValidationError:
-            # An earlier version wrote it, under settings that this one refuses.
-            return name
+            return name  # it is damaged, so nobody knows what the step was made from
         if made is None:
             continue
         if _basis(name, made.config, [drop.id for drop in made.drops]) != _basis(name, config, ids):
@@ -85,7 +84,7 @@ def _first_stale(engine: Engine, state_folder: Path, run: Run, done: dict[str, s
 
 
 def _order(state_folder: Path, run_id: int, step: str, number: int) -> StepSpec | None:
-    """Return the spec of an attempt, if it is there still. Raises `ValidationError` if it is not one of today's."""
+    """Return the spec of an attempt, if it is there still. Raises `ValidationError` on a damaged one."""
     path = state_folder / run_files.attempt_folder(run_id, step, number) / SPEC_NAME
     return StepSpec.model_validate_json(path.read_bytes()) if path.exists() else None
 
@@ -116,16 +115,16 @@ def _basis(step: str, config: RunConfig, drops: list[object]) -> tuple[object, .
 
 
 def _is_against_todays(engine: Engine, state_folder: Path, run: Run) -> bool:
-    """Say whether the run's report compares its candidate with the champion that reigns now."""
-    report = run_files.load_report(state_folder, run.id or 0)
+    """Say whether the run's report compares its candidate with the champion that serves now."""
+    report = run_files.load_evaluation(state_folder, run.id or 0)
     with transaction(engine) as session:
-        reigning = champion(session, run.track)
-    return report is None or report.is_against(reigning)
+        serving = champion(session, run.track)
+    return report is None or report.is_against(serving)
 
 
 def _is_left_for_another(engine: Engine, state_folder: Path, run: Run, whole: Collection[str]) -> bool:
     """
-    Say whether data left records out for a champion that reigns no more, and no training goes to waste without it.
+    Say whether data left records out for a champion that serves no more, and no training goes to waste without it.
 
     Too little data, too, may be so only for that champion. Where none was left out, no other one leaves more to ask.
     """
@@ -140,14 +139,14 @@ def _is_left_for_another(engine: Engine, state_folder: Path, run: Run, whole: Co
     number = published_attempts(engine, run_id).get("prepare", 0)
     made = _order(state_folder, run_id, "prepare", number)
     with transaction(engine) as session:
-        reigning = champion(session, run.track)
-    # The same model knows the same, whatever reigned in between.
-    return made is not None and made.champion.model_id != reigning.model_id
+        serving = champion(session, run.track)
+    # The same model knows the same, whatever served in between.
+    return made is not None and made.champion.model_id != serving.model_id
 
 
 def _same_batches(state_folder: Path, run_id: int, made: RunConfig, config: RunConfig) -> bool:
     """Say whether the settings still ask for as many prompts at once as `evaluate` took, or leave it to the track."""
-    report = run_files.load_report(state_folder, run_id)
+    report = run_files.load_evaluation(state_folder, run_id)
     taken = 0 if report is None else report.batch_size
     return config.evaluate.batch_size in {0, made.evaluate.batch_size, taken}
 

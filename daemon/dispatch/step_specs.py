@@ -21,7 +21,7 @@ from pipeline.steps import BY_NAME
 #: Former champions that a candidate is held against.
 _FORMER = 3
 #: Models are folders, no hub is asked. Waiting threads sleep: spinning ones make everybody on a shared machine slow,
-#: the step itself most of all (CONTRIBUTING.md has the numbers). The daemon's own setting goes before ours. The worker
+#: the step itself most of all (README.md has the numbers). The daemon's own setting goes before ours. The worker
 #: passes on no other than `orders.STEP_VARIABLES`.
 _STEP_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -52,14 +52,14 @@ def spec_of(engine: Engine, settings: Settings, run: Run, attempt: Attempt, inpu
 
 def _of_track(session: Session, settings: Settings, run: Run) -> dict[str, object]:
     """Return the fields of a spec that come from the history of the run's track."""
-    reigning = journal.champion(session, run.track)
+    serving = journal.champion(session, run.track)
     uses, versions = judged_before(session, run.track, run.id or 0)
     return {
-        "champion": reigning.model_copy(
-            update={"drops": history.drops_of(session, run.track, reigning.model_id)},
+        "champion": serving.model_copy(
+            update={"drops": history.drops_of(session, run.track, serving.model_id)},
         ),
         "former": history.former(session, settings.state_folder, run.track, _FORMER),
         "uses": uses,
         "judged_versions": versions,
-        "yardstick": yardstick_before(session, settings.state_folder, run, reigning.model_id),
+        "yardstick": yardstick_before(session, settings.state_folder, run, serving.model_id),
     }

@@ -1,7 +1,8 @@
 """
-A file becomes a drop.
+Turn a dropped file into a drop, or refuse it with the reason beside it.
 
-In: files that anybody may write. Out: rows in `drop` with their bytes in the state folder, or files in `rejected/`
-with the reason beside them. `folders` walks the inbox by descriptors, `watcher` says which files are ready, `intake`
-takes one, `receipts` files it away. Open `intake` first.
+In: files that anybody may have written. Out: rows in `drop` with their bytes in the state folder, or files in
+`rejected/`. `watcher` says which files are complete, `safe_copy` copies one without trust, `intake` accepts or refuses
+it (what is wrong with a row is found by `pipeline.validation`), `receipts` files it away.
+Open `intake` first.
 """

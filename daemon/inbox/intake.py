@@ -39,7 +39,7 @@ Taken = Literal["accepted", "proposed", "rejected", "duplicate"]
 Kind = Taken | Literal["changed", "gone", "queue_full", "unreadable", "no_room", "not_moved"]
 _ENDINGS = (b".jsonl", b".json")
 #: States in which a drop's content counts as known. Not what a stranger proposed: the owner's own copy counts at once.
-_KNOWN = (DropState.ACCEPTED, DropState.WITHDRAWN, DropState.HELD)
+_KNOWN = (DropState.ACCEPTED, DropState.WITHDRAWN, DropState.SUSPENDED)
 
 
 @dataclass(frozen=True)
@@ -354,7 +354,7 @@ def _record(session: Session, drop: Drop, source: _Source, notices: tuple[Notice
 
 
 def _original(session: Session, settled: Settled, sha256: str) -> Drop | None:
-    """Return the drop of the same track and role that brought this content, if it is accepted, withdrawn or held."""
+    """Return the drop of the same track and role with this content that is accepted, withdrawn or suspended."""
     same = select(Drop).where(Drop.track == settled.track, Drop.role == settled.role, Drop.sha256 == sha256)
     return session.exec(same.where(col(Drop.state).in_(_KNOWN)).order_by(col(Drop.id).desc())).first()
 

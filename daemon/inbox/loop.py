@@ -97,7 +97,7 @@ class IntakeLoop:
         self._write_note()
 
     def _take(self, settled: Settled) -> None:
-        """Take one file; one that cannot be taken is passed over for a while, whatever is wrong with it."""
+        """Take one file; one that cannot be taken is skipped for a while, whatever is wrong with it."""
         try:
             outcome = self._intake.take(settled, now_ms())
         except Exception as error:

@@ -7,7 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from daemon.settings.model import IntakeSettings, Settings
-from pipeline.validation.special_tokens import control_tokens
+from pipeline.validation.special_tokens import special_tokens
 from pipeline.validation.validate import Options, Validation, good_rows
 
 
@@ -23,9 +23,9 @@ class Ruling:
 
 
 def validation_options(settings: Settings, track: str) -> Options:
-    """Return what a file for `track` may be: the settings, and the control tokens of the track's base model."""
+    """Return what a file for `track` may be: the settings, and the special tokens of the track's base model."""
     base, intake = settings.track(track).base_model, settings.intake
-    tokens = control_tokens(Path(base)) if base else ()
+    tokens = special_tokens(Path(base)) if base else ()
     most = intake.max_bad_rows if intake.on_bad_rows == "quarantine" else 0
     return Options(intake.max_line_bytes, intake.unknown_keys, tokens, intake.special_tokens, most)
 

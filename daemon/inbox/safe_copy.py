@@ -63,9 +63,9 @@ def refusal(info: os.stat_result) -> tuple[str, str] | None:
     return None
 
 
-def copy(name: bytes, folder_fd: int, info: os.stat_result, incoming: Path) -> Copy:
+def copy(name: bytes, folder_fd: int, info: os.stat_result, folder: Path) -> Copy:
     """
-    Copy the file that `look` saw into the folder `incoming` and make it durable.
+    Copy the file that `look` saw into `folder` and make it durable.
 
     Raises `SourceUnreadable` or `SourceChanged`, with nothing left behind; `OSError` if the copy cannot be written.
     """
@@ -76,7 +76,7 @@ def copy(name: bytes, folder_fd: int, info: os.stat_result, incoming: Path) -> C
     except OSError as error:
         message = f"it cannot be opened: {error.strerror}"
         raise SourceUnreadable(message, "give the daemon's user the right to read it") from error
-    target = incoming / f"{uuid.uuid4().hex}.tmp"
+    target = folder / f"{uuid.uuid4().hex}.tmp"
     try:
         sha256 = _stream(fd, info, target)
     except BaseException:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from daemon.inbox.folders import HELDOUT
-from daemon.inbox.watcher import is_passed_over
+from daemon.inbox.watcher import is_skipped
 from daemon.settings.model import Settings
 from pipeline.errors import DropforgeError
 
@@ -32,7 +32,7 @@ def copy_in(source: Path, settings: Settings, track: str, *, heldout: bool) -> P
     Raises `NameTaken` if a file of that name is there, `NoInbox` if the folder is not, `OSError` if it cannot be
     written or `source` cannot be read.
     """
-    if is_passed_over(os.fsencode(source.name)):
+    if is_skipped(os.fsencode(source.name)):
         message = f"{source.name}: the inbox takes a file of such a name for one that is still being written"
         raise NameTaken(message, "rename the file and submit it again")
     below = [*([] if track == "default" else [track]), *([HELDOUT] if heldout else [])]

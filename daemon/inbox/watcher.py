@@ -113,7 +113,7 @@ def watched_folders(settings: Settings) -> tuple[WatchedFolder, ...]:
     )
 
 
-def is_passed_over(name: bytes) -> bool:
+def is_skipped(name: bytes) -> bool:
     """
     Say whether a name in the inbox is that of a file in progress, or of a desktop's own: it is left alone, unread.
 
@@ -294,7 +294,7 @@ def _listing(folder: Folder) -> dict[bytes, _Shape]:
             name = os.fsencode(entry.name)
             # What a person has mounted there may refuse every question, and is gone as far as others can see.
             with contextlib.suppress(OSError):
-                if is_passed_over(name) or entry.is_dir(follow_symlinks=False):
+                if is_skipped(name) or entry.is_dir(follow_symlinks=False):
                     continue
                 info = entry.stat(follow_symlinks=False)
                 regular = stat.S_ISREG(info.st_mode)

@@ -1,7 +1,7 @@
 """
 What a person does with a drop after it was taken in: accept a proposed one, take one out of later runs, put it back.
 
-Its file and its lineage stay. (Drops that were new in a bad candidate are held back by `snapshots.hold_new_drops`.)
+Its file and its lineage stay. (Drops that were new in a bad candidate are suspended by `snapshots.suspend_new_drops`.)
 """
 
 from typing import NamedTuple
@@ -54,8 +54,8 @@ def withdraw(  # noqa: PLR0913, PLR0917 - what is asked for, and who asks
     """
     with transaction(engine) as session:
         drop = _known(session, drop_id)
-        if drop.state not in {DropState.ACCEPTED, DropState.PROPOSED, DropState.HELD}:
-            message = f"drop {drop_id} is {drop.state}, not accepted, proposed or held"
+        if drop.state not in {DropState.ACCEPTED, DropState.PROPOSED, DropState.SUSPENDED}:
+            message = f"drop {drop_id} is {drop.state}, not accepted, proposed or suspended"
             raise WrongDrop(message, "see the drops and their states: dropforge drops")
         _set(session, drop, DropState.WITHDRAWN, reason)
         events.record_event(session, "drop_withdrawn", now, track=drop.track, drop_id=drop.id, reason=reason, by=by)
@@ -71,14 +71,14 @@ def restore(  # noqa: PLR0913, PLR0917 - what is asked for, and who asks
     engine: Engine, drop_id: int, reason: str, now: int, settings: Settings, by: str | None = None
 ) -> Drop:
     """
-    Put a withdrawn or held drop back into later snapshots; it counts as new and starts a run as a new drop would.
+    Put a withdrawn or suspended drop back into later snapshots; it counts as new and starts a run as a new drop would.
 
     Raises `WrongDrop`.
     """
     with transaction(engine) as session:
         drop = _known(session, drop_id)
-        if drop.state not in {DropState.WITHDRAWN, DropState.HELD}:
-            message = f"drop {drop_id} is {drop.state}, not withdrawn or held"
+        if drop.state not in {DropState.WITHDRAWN, DropState.SUSPENDED}:
+            message = f"drop {drop_id} is {drop.state}, not withdrawn or suspended"
             raise WrongDrop(message, "see the drops and their states: dropforge drops")
         _refuse_twin(session, drop)
         _set(session, drop, DropState.ACCEPTED, None)

@@ -211,7 +211,7 @@ def died(  # noqa: PLR0913 - the last one goes by name
         if deaths < retry.deaths:
             return _wait(session, run, Move(RunState.WAITING, "run_died", values, detail), now)
         values["hint"] = f"free memory or lower train.batch_size, then: dropforge retry {run.id}"
-        return change(session, run, Move(RunState.QUARANTINED, "run_quarantined", values, detail), now)
+        return change(session, run, Move(RunState.CRASHED, "run_crashed", values, detail), now)
 
 
 def cancel(engine: Engine, run_id: int, now: int) -> RunState:
@@ -219,7 +219,7 @@ def cancel(engine: Engine, run_id: int, now: int) -> RunState:
     End a queued or waiting run at once; ask for the end of a running one, whose owner calls `cancelled`.
 
     Returns the state that the run is in now. Raises `WrongState` for a run that has ended or does not exist, and for
-    one that waits for no more than to be told that it has won: its model reigns.
+    one that waits for no more than to be told that it has won: its model serves.
     """
     with transaction(engine) as session:
         run = _known(session, run_id)
@@ -246,9 +246,9 @@ def cancelled(engine: Engine, claim: Claim, now: int) -> None:
 
 def retry(engine: Engine, run_id: int, now: int) -> RunState:
     """
-    Let a failed, cancelled or quarantined run go on where it stopped, its counters at zero; return its new state.
+    Let a failed, cancelled or crashed run go on where it stopped, its counters at zero; return its new state.
 
-    It goes on with the settings of today, without the drops that were withdrawn or held meanwhile; steps that this
+    It goes on with the settings of today, without the drops that were withdrawn or suspended meanwhile; steps that this
     makes stale are done again.
 
     Raises `WrongState` for any other run, and for one without a snapshot whose track has an open run already.
@@ -345,7 +345,7 @@ def _known(session: Session, run_id: int) -> Run:
 def _retriable(session: Session, run_id: int) -> Run:
     run = _known(session, run_id)
     if run.state not in RETRIABLE:
-        message = f"run {run_id} is {run.state}: only a failed, cancelled or quarantined run can be retried"
+        message = f"run {run_id} is {run.state}: only a failed, cancelled or crashed run can be retried"
         raise WrongState(message, f"look at it: dropforge show {run_id}")
     return run
 

@@ -1,4 +1,4 @@
-"""Which drops a run sees: its snapshot, what waits for the next one, what is held back after a bad one."""
+"""Which drops a run sees: its snapshot, what waits for the next one, what is suspended after a bad one."""
 
 from collections.abc import Sequence
 
@@ -74,27 +74,27 @@ def judged_before(session: Session, track: str, run_id: int) -> tuple[int, dict[
     return sum(number for _, number in found), {version: number for version, number in found if version is not None}
 
 
-def hold_new_drops(session: Session, run: Run, reason: str, now: int) -> list[int]:
+def suspend_new_drops(session: Session, run: Run, reason: str, now: int) -> list[int]:
     """
     Take the drops for training that were new in a run out of later snapshots; return their numbers.
 
     New are those that no other candidate was judged with, since they came or a person last restored them: a run that
-    ended without a verdict clears nobody. Works in the caller's transaction, which ends the run: drops are not held for
-    a verdict that is not acted on.
+    ended without a verdict clears nobody. Works in the transaction that ends the run: drops are not suspended for a
+    verdict that is not acted on.
     """
-    held = new_drops(session, run, DropState.ACCEPTED)
-    for drop in held:
-        drop.state, drop.reason = DropState.HELD, reason
+    suspended = new_drops(session, run, DropState.ACCEPTED)
+    for drop in suspended:
+        drop.state, drop.reason = DropState.SUSPENDED, reason
         session.add(drop)
-        record_event(session, "drop_held", now, track=drop.track, run_id=run.id, drop_id=drop.id, reason=reason)
-    return [drop.id or 0 for drop in held]
+        record_event(session, "drop_suspended", now, track=drop.track, run_id=run.id, drop_id=drop.id, reason=reason)
+    return [drop.id or 0 for drop in suspended]
 
 
 def rests_on_withdrawn(session: Session, run: Run) -> bool:
     """
     Say whether a verdict on a run may be all about drops that were withdrawn meanwhile.
 
-    Such are those for training that were new in it, as `hold_new_drops` has it, and held-out ones, old or new.
+    Such are those for training that were new in it, as `suspend_new_drops` has it, and held-out ones, old or new.
     """
     ids = [drop["id"] for drop in run.snapshot or ()]
     asked = select(Drop.id).where(col(Drop.id).in_(ids), Drop.state == DropState.WITHDRAWN, Drop.role == "heldout")
@@ -102,7 +102,7 @@ def rests_on_withdrawn(session: Session, run: Run) -> bool:
 
 
 def new_drops(session: Session, run: Run, state: DropState) -> list[Drop]:
-    """Return the drops for training in a run that no other candidate was judged with, as `hold_new_drops` has it."""
+    """Return the drops for training in a run that no other candidate was judged with, as `suspend_new_drops` has it."""
     old = _cleared(session, run)
     ids = [drop["id"] for drop in run.snapshot or () if drop["id"] not in old]
     new = select(Drop).where(col(Drop.id).in_(ids), Drop.state == state, Drop.role == "train")
@@ -111,7 +111,7 @@ def new_drops(session: Session, run: Run, state: DropState) -> list[Drop]:
 
 def excuse_new_drops(session: Session, run: Run, now: int) -> None:
     """
-    Note that what a run's verdict says does not count for its drops: none is held back, and none is cleared.
+    Note that what a run's verdict says does not count for its drops: none is suspended, and none is cleared.
 
     Only its promotion clears them still. Works in the caller's transaction; once is enough.
     """

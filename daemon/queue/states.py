@@ -28,9 +28,9 @@ ALLOWED: Mapping[RunState, frozenset[RunState]] = MappingProxyType({
     RunState.SUCCEEDED: frozenset(),
     RunState.FAILED: frozenset({RunState.WAITING, RunState.QUEUED}),
     RunState.CANCELLED: frozenset({RunState.WAITING, RunState.QUEUED}),
-    RunState.QUARANTINED: frozenset({RunState.WAITING}),
+    RunState.CRASHED: frozenset({RunState.WAITING}),
 })  # fmt: skip
-FINAL = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED, RunState.QUARANTINED})
+FINAL = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED, RunState.CRASHED})
 RETRIABLE = FINAL - {RunState.SUCCEEDED}
 _table = Run.metadata.tables["run"]
 #: Changes a run that is still as it was read; its new values go with the parameters.

@@ -41,7 +41,7 @@ def excuse_words(drops: Sequence[Drop]) -> str:
     """Say what becomes of a bad verdict that may be all about withdrawn drops."""
     named = " and ".join(f"drop {drop.id} ({drop.name})" for drop in drops)
     were, it = ("was", "it") if len(drops) == 1 else ("were", "them")
-    kept = f"no drop is held back for this, and what else was new is trained on without {it}"
+    kept = f"no drop is suspended for this, and what else was new is trained on without {it}"
     return f"{named[:1].upper()}{named[1:]} {were} withdrawn meanwhile: {kept}."
 
 

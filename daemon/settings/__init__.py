@@ -1,5 +1,7 @@
 """
-`dropforge.toml` and environment variables become one checked `Settings`.
+Read `dropforge.toml` and environment variables into one checked, frozen `Settings`.
 
-`model` has every setting with its default and its bounds; a wrong one ends in an error that names it.
+In: text from people. Out: `Settings`, or an error that names the setting and what it takes. `model` has every setting
+with default and bounds (those of the steps are in `pipeline.config`), `load` reads them, `schema` writes the JSON
+Schema for editors. Open `model` first.
 """

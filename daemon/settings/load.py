@@ -102,8 +102,8 @@ def _refuse_unknown(values: Mapping[str, Any], model: type[BaseModel], source: s
 
 
 def _refuse_no_numbers(values: Mapping[str, Any], model: type[BaseModel], source: str, place: tuple[str, ...]) -> None:
-    for wrong, value, expected in no_numbers(values, model, place):
-        message = f"{source}: {'.'.join(wrong)}: must be {expected}"
+    for wrong, value in no_numbers(values, model, place):
+        message = f"{source}: {'.'.join(wrong)}: must be a finite number"
         hint = f"found {shown(value)}; write such a number, or leave it out for the default: systemd/dropforge.toml"
         raise SettingsError(message, hint)
 

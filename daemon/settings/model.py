@@ -47,7 +47,7 @@ class IntakeSettings(Frozen):
     unknown_keys: Literal["warn", "reject"] = "warn"
     """A record's keys beside instruction, input and output: counted warning, or a finding that rejects the drop."""
     special_tokens: Literal["reject", "escape"] = "reject"
-    """Records that hold a control token of the base model (<|im_end|>): bad rows, or read as plain text everywhere."""
+    """Records that hold a special token of the base model (<|im_end|>): bad rows, or read as plain text everywhere."""
     on_bad_rows: Literal["reject", "quarantine"] = "reject"
     """A drop with bad rows: given back whole, or taken without them, if they are within both ceilings below."""
     max_bad_rows: int = Field(default=100, ge=0, le=_MANY)
@@ -105,7 +105,7 @@ class HookSettings(Frozen):
     health: tuple[str, ...] = ()
     """Command that is run after a promotion, but not after a rollback: if it fails, the former champion returns."""
     health_timeout_seconds: float = Field(default=300.0, ge=0.01, le=_DAY)
-    """Longest time of the health command; beyond it the model counts as sick."""
+    """Longest time of the health command; beyond it the model counts as unhealthy."""
 
     @field_validator("after_promotion", "health")
     @classmethod
@@ -117,12 +117,10 @@ class HookSettings(Frozen):
 
 
 class GateSettings(GateConfig):
-    """What a person may set of the gate; runs of earlier versions may hold more."""
+    """What a person may set of the gate."""
 
     pinned_by: tuple[str, ...] = ()
     """Users whose files in heldout/ count at once, with on = "pinned", names or ids; [] is who owns the settings."""
-    p_value: float = Field(default=0.0, ge=0, le=0.5)
-    """Largest one-sided p-value that promotes, 0.5 at most; 0 takes that of `confidence`."""
 
 
 class TrackSettings(Frozen):
@@ -140,7 +138,7 @@ class TrackSettings(Frozen):
     """Seconds without a new drop after which a track's run begins, so that twenty drops make one run."""
     run_after_at_most_seconds: float = Field(default=3600.0, ge=0, le=365 * _DAY)
     """Seconds after a run was queued that further drops may put it off, however steadily they come."""
-    on_worse: Literal["hold", "keep"] = "hold"
+    on_worse: Literal["suspend", "keep"] = "suspend"
     """The drops that were new in a candidate that lost badly: hold them back from later runs, or keep them."""
     split: SplitConfig = SplitConfig()
     train: TrainConfig = TrainConfig()

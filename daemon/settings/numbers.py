@@ -14,12 +14,8 @@ from pydantic.fields import FieldInfo
 
 def no_numbers(
     values: Mapping[str, Any], model: type[BaseModel], place: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], Any, str]]:
-    """
-    Yield each value that is not the number that `model` has there, with the names that lead to it and what is expected.
-
-    Bounds that a field has in the schema alone (`pipeline.config.at_most`) are held here: stored runs may be beyond.
-    """
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield each value that is no number where `model` has one, with the names that lead to it."""
     for key, value in values.items():
         field = model.model_fields.get(key)
         section = None if field is None else section_of(field)
@@ -27,31 +23,19 @@ def no_numbers(
             yield from no_numbers(value, section, (*place, key))
         elif field is not None and _is_number(field.annotation):
             named = {(*place, key, name): one for name, one in value.items()} if isinstance(value, Mapping) else None
-            for where, one in (named or {(*place, key): value}).items():
-                expected = _expected(one, field)
-                if expected:
-                    yield where, one, expected
+            yield from ((where, one) for where, one in (named or {(*place, key): value}).items() if not _is_finite(one))
 
 
-def _expected(value: Any, field: FieldInfo) -> str:
-    """Return what a number must be that `value` is not; nothing if it is, or is no number at all: so says Pydantic."""
+def _is_finite(value: Any) -> bool:
+    """Say whether a value is a finite number, or none at all: then Pydantic says so."""
     if isinstance(value, bool):
-        return "a finite number"
+        return False
     try:
-        number = float(value)
+        return math.isfinite(float(value))
     except OverflowError:
-        number = math.inf  # a whole number beyond any float
+        return False  # a whole number beyond any float
     except (TypeError, ValueError):
-        return ""
-    if not math.isfinite(number):
-        return "a finite number"
-    bounds = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-    least, most = bounds.get("minimum"), bounds.get("maximum")
-    if isinstance(most, int | float) and number > most:
-        return f"at most {most:,}"
-    if isinstance(least, int | float) and number < least:
-        return f"at least {least:,}"
-    return ""
+        return True
 
 
 def section_of(field: FieldInfo) -> type[BaseModel] | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline import durable
-from pipeline.artifacts import Artifact, Dataset, Model, Report, Verdict
+from pipeline.artifacts import Artifact, Dataset, Evaluation, Model, Verdict
 from pipeline.contract import PROGRESS_NAME, RESULT_NAME, SPEC_NAME, Progress, StepResult, StepSpec
 from pipeline.errors import DropforgeError, StepFailed
 from pipeline.near_duplicates.signature_files import FOLDER as SIGNATURES
@@ -48,9 +48,9 @@ def load_dataset(state_folder: Path, run_id: int) -> Dataset | None:
     return _load(state_folder, run_id, "prepare", Dataset)
 
 
-def load_report(state_folder: Path, run_id: int) -> Report | None:
+def load_evaluation(state_folder: Path, run_id: int) -> Evaluation | None:
     """Return the comparison of the run's candidate with a champion, if it is published. Raises `ArtifactDamaged`."""
-    return _load(state_folder, run_id, "evaluate", Report)
+    return _load(state_folder, run_id, "evaluate", Evaluation)
 
 
 def load_model(state_folder: Path, run_id: int) -> Model | None:
@@ -141,7 +141,7 @@ def publish(spec: StepSpec, result: StepResult) -> Artifact:
             raise StepFailed(message, f"retry the run: dropforge retry {spec.run}")
     if isinstance(artifact, Dataset):
         _keep_signatures(root, spec)
-    if isinstance(artifact, Report):
+    if isinstance(artifact, Evaluation):
         _keep_predictions(root, spec, artifact)
     durable.write_json(run_folder(root, spec.run) / f"{spec.step}.json", artifact.model_dump(mode="json"))
     return artifact
@@ -174,7 +174,7 @@ def _publish_model(root: Path, model: Model) -> Model:
     return model.model_copy(update={"folder": f"models/{model.model_id}"})
 
 
-def _keep_predictions(root: Path, spec: StepSpec, report: Report) -> None:
+def _keep_predictions(root: Path, spec: StepSpec, report: Evaluation) -> None:
     """Put the predictions into the cache, a file an attempt, so that a champion is never paid for twice."""
     for key in sorted(set(report.prediction_keys.values())):
         source = root / spec.folder / "predictions" / f"{key}.jsonl"

@@ -2,7 +2,7 @@
 The rows of the state database and the states that they pass through.
 
 Only `queue` writes `Run.state`, only `attempts` writes `Attempt.state`, only `intake`, `drops` and `snapshots` write
-`Drop.state`, only `champions` and `succession` write `Promotion` and the champion columns of `Track`, and only `hooks`
+`Drop.state`, only `daemon.champions` writes `Promotion` and the champion columns of `Track`, and only `hooks`
 what became of a promotion's commands. Times are whole milliseconds
 since the epoch, UTC. Every change of a state leaves an `Event` row in the same transaction.
 """
@@ -19,7 +19,7 @@ AWAITING, OVERTAKEN = "awaiting_approval", "overtaken"
 class DropState(StrEnum):
     """What has become of one file."""
 
-    #: It passed validation and is in every later snapshot of its track; withdrawn by a person, held by the dispatcher.
+    #: It passed validation and is in every later snapshot of its track; a person withdraws it, a verdict suspends it.
     ACCEPTED = "accepted"
     #: A held-out file that waits for a person's word, in no snapshot: accepted or withdrawn by a person.
     PROPOSED = "proposed"
@@ -30,7 +30,7 @@ class DropState(StrEnum):
     #: A person took it out of later snapshots; a person restores it.
     WITHDRAWN = "withdrawn"
     #: It was new in a candidate that lost badly and is out of later snapshots; a person restores it.
-    HELD = "held"
+    SUSPENDED = "suspended"
 
 
 class RunState(StrEnum):
@@ -50,7 +50,7 @@ class RunState(StrEnum):
     CANCELLED = "cancelled"
     #: Its processes vanished again and again (killed, out of memory), so it may not take the box down once more; a
     #: person retries it.
-    QUARANTINED = "quarantined"
+    CRASHED = "crashed"
 
 
 class AttemptState(StrEnum):
@@ -77,7 +77,7 @@ class PromotionKind(StrEnum):
     PROMOTION = "promotion"
     #: A person made a run's model the champion, whatever its verdict.
     FORCED = "forced"
-    #: A person made a former champion reign again; the one that lost its place is barred.
+    #: A person made a former champion serve again; the one that lost its place is blocked.
     ROLLBACK = "rollback"
 
 
@@ -104,7 +104,7 @@ class HookState(StrEnum):
     #: It ended otherwise, or not in time; final.
     FAILED = "failed"
     #: Of a health command: another champion had taken the place before it could be asked. Of a hook that a person asked
-    #: for again: the model was found to be sick meanwhile. Final.
+    #: for again: the model was found to be unhealthy meanwhile. Final.
     SKIPPED = "skipped"
 
 
@@ -166,7 +166,7 @@ class Drop(SQLModel, table=True):
     quarantined: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     #: The drop whose content this one repeats.
     duplicate_of: int | None = Field(default=None, foreign_key="drop.id", index=True)
-    #: Why it is proposed, rejected, withdrawn or held; in words.
+    #: Why it is proposed, rejected, withdrawn or suspended; in words.
     reason: str | None = None
     received_at: int
     #: The first run whose snapshot holds it; `None` while it waits for a run.
@@ -180,7 +180,7 @@ class Run(SQLModel, table=True):
         _one_of("state", RunState),
         CheckConstraint("(state = 'running') = (token IS NOT NULL)", name="running_has_token"),
         CheckConstraint(
-            "(state IN ('succeeded', 'failed', 'cancelled', 'quarantined')) = (ended_at IS NOT NULL)",
+            "(state IN ('succeeded', 'failed', 'cancelled', 'crashed')) = (ended_at IS NOT NULL)",
             name="final_has_end",
         ),
         Index("one_open_run", "track", unique=True, sqlite_where=text("state = 'queued'")),

@@ -3,7 +3,7 @@ A backup of the state folder, made while the daemon writes, and putting it back 
 
     BACKUP/manifest.json     written last: schema, rows by table, size and sha256 of every file
     BACKUP/dropforge.db      the database, verified
-    BACKUP/drops/            the files of its accepted, proposed, withdrawn and held drops
+    BACKUP/drops/            the files of its accepted, proposed, withdrawn and suspended drops
     BACKUP/runs/<id>/*.json  what its succeeded runs published: verdicts and numbers
     BACKUP/runs/<id>/attempts/decide-<n>/report/  their evidence cards
     BACKUP/models/<id>/      the merged models that are champion or previous, or wait for approval, if asked for
@@ -199,14 +199,14 @@ def _fill(aside: Path, settings: Settings, *, with_models: bool) -> Manifest:
 def named_files(root: Path, database: Path, *, with_models: bool = False) -> Iterator[tuple[str, str | None]]:
     """Yield the files below `root` that a database names, each with its sha256 where the name says it."""
     with closing(sqlite3.connect(database)) as connection:
-        drops = connection.execute(_columns(connection, _KEPT_FILES)).fetchall()
+        drops = connection.execute(_KEPT_FILES).fetchall()
         succeeded = [row[0] for row in connection.execute(_SUCCEEDED)]
         waiting = [row[0] for row in connection.execute(_WAITING)]
     for sha256, quarantined in sorted(drops):
         # Bad rows that were set aside are not in the file, so its bytes are not those that were dropped.
         yield f"drops/{sha256}.jsonl", None if quarantined else sha256
     for run in succeeded:
-        for path in (*sorted((root / "runs" / str(run)).glob("[!.]*.json")), *_card(root, run)):
+        for path in (*sorted((root / "runs" / str(run)).glob("[!.]*.json")), *_report(root, run)):
             yield path.relative_to(root).as_posix(), None
     models = {*champions(database), *_awaited(root, waiting)} if with_models else set()
     for model in sorted(models):
@@ -230,7 +230,7 @@ def _is_sound(verdict: Mapping[str, object]) -> bool:
     return bool(verdict) and all(one is None or _place_in(one) is not None for one in named)
 
 
-def _card(root: Path, run: int) -> list[Path]:
+def _report(root: Path, run: int) -> list[Path]:
     """Return the files of the evidence card that a run's verdict names; none where it has no card any more."""
     named = _place_in(read_object(_verdict(root, run)).get("report"))
     return [path for name in (JSON_NAME, PAGE_NAME) if named and (path := root / named / name).is_file()]
@@ -252,12 +252,6 @@ def _place_in(named: object) -> str | None:
     if not isinstance(named, str) or not named.isprintable():
         return None
     return None if named.startswith("/") or ".." in PurePosixPath(named).parts else named
-
-
-def _columns(connection: sqlite3.Connection, question: str) -> str:
-    """Return a question without the column that the first schema did not have."""
-    known = {row[1] for row in connection.execute('PRAGMA table_info("drop")')}
-    return question if "quarantined" in known else question.replace("quarantined", "0")
 
 
 def champions(database: Path) -> tuple[str, ...]:

@@ -104,10 +104,8 @@ def refuse_rows(database: Path) -> None:
 
 def _wrong(connection: sqlite3.Connection) -> Iterator[tuple[str, str, object]]:
     for table, column, is_right in _COLUMNS:
-        known = {row[1] for row in connection.execute(f'PRAGMA table_info("{table}")')}
-        if column in known:  # earlier schemas had fewer
-            values = (row[0] for row in connection.execute(f'SELECT DISTINCT "{column}" FROM "{table}"'))  # noqa: S608 - our own words
-            yield from ((table, column, value) for value in values if not is_right(value))
+        values = (row[0] for row in connection.execute(f'SELECT DISTINCT "{column}" FROM "{table}"'))  # noqa: S608 - our own words
+        yield from ((table, column, value) for value in values if not is_right(value))
 
 
 def _text(is_right: Callable[[str], object]) -> Callable[[object], bool]:

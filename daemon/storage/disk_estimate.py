@@ -7,6 +7,7 @@ from pathlib import Path
 from sqlalchemy import func
 from sqlmodel import Session, col, select
 
+from daemon.settings.model import TrackSettings
 from daemon.state.run_files import published, run_folder
 from daemon.state.tables import Drop, DropState, Run
 from daemon.storage.retention import tree_bytes
@@ -35,7 +36,7 @@ class CannotTell(DropforgeError):
     """The base model's files cannot be read, so nobody can say what a run would leave on the disk."""
 
 
-def needed_bytes(config: RunConfig, data_bytes: int, rows: int) -> dict[str, int]:
+def needed_bytes(config: RunConfig | TrackSettings, data_bytes: int, rows: int) -> dict[str, int]:
     """
     Return what each step of a run leaves on the disk, at most, by step; `data_bytes` and `rows` are of its drops.
 

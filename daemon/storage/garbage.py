@@ -121,7 +121,7 @@ class _Finder:
         accepted = set(session.exec(select(Drop.sha256).where(Drop.state == DropState.ACCEPTED)).all())
         for path in sorted((self._root / SIGNATURES).glob("*")):
             if signed_drop(path.name) not in accepted:
-                yield self._item(path, "signatures of a drop that is not trained on any more, or of an older version")
+                yield self._item(path, "signatures of a drop that is not trained on any more, or by other rules")
 
     # --- small parts
 

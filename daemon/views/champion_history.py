@@ -1,4 +1,4 @@
-"""Each champion's reign as people ask for it: since when, until when, why, by whom, trained on which drops."""
+"""Each champion's time as people ask for it: since when, until when, why, by whom, trained on which drops."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -24,13 +24,13 @@ class TrainedOn(Frozen):
     role: str
     rows: int
     state: str
-    """What it is today: accepted, or withdrawn or held since."""
+    """What it is today: accepted, or withdrawn or suspended since."""
     reason: str | None
 
     @property
     def taken_out(self) -> bool:
         """Whether later runs are made without it."""
-        return self.state in {DropState.WITHDRAWN, DropState.HELD}
+        return self.state in {DropState.WITHDRAWN, DropState.SUSPENDED}
 
     @property
     def since_words(self) -> str:
@@ -59,9 +59,9 @@ class ChampionView(Frozen):
     """Absolute path of the model's folder."""
     since: datetime | None
     until: datetime | None
-    """`None` while it reigns."""
+    """`None` while it serves."""
     kind: str
-    """How it came to reign: base, promotion, forced or rollback."""
+    """How it became the champion: base, promotion, forced or rollback."""
     run: int | None
     """The run that made it."""
     reason: str
@@ -84,8 +84,8 @@ class ChampionView(Frozen):
         return tuple(drop for drop in self.data if drop.role == "train" and drop.taken_out)
 
 
-def reign(session: Session, state_folder: Path, row: Promotion, end: int | None) -> ChampionView:
-    """Return the reign that began with a change of champion and ended at `end`, in milliseconds since the epoch."""
+def champion_view(session: Session, state_folder: Path, row: Promotion, end: int | None) -> ChampionView:
+    """Return the champion that a change made, until `end` in milliseconds since the epoch."""
     run_id = row.run_id or _maker(session, row)
     run = session.get(Run, run_id, options=WITHOUT_LARGE) if run_id is not None else None
     data = trained_on(session, drops_of(session, row.track, row.model_id) or () if run else ())
@@ -103,16 +103,16 @@ def reign(session: Session, state_folder: Path, row: Promotion, end: int | None)
     })  # fmt: skip
 
 
-def reigns(session: Session, state_folder: Path, track: str) -> list[ChampionView]:
-    """Return the track's reigns from the base model's to today's."""
+def champion_views(session: Session, state_folder: Path, track: str) -> list[ChampionView]:
+    """Return the track's champions, the base model first and today's last."""
     done = select(Promotion).where(Promotion.track == track, Promotion.state == PromotionState.DONE)
     rows = list(session.exec(done.order_by(col(Promotion.generation))).all())
     ends = [*(row.done_at for row in rows[1:]), None]
-    return [reign(session, state_folder, row, end) for row, end in zip(rows, ends, strict=False)]
+    return [champion_view(session, state_folder, row, end) for row, end in zip(rows, ends, strict=False)]
 
 
-def reigning_at(history: Sequence[ChampionView], at: datetime) -> ChampionView | None:
-    """Return who reigned at a time; `None` before the first."""
+def serving_at(history: Sequence[ChampionView], at: datetime) -> ChampionView | None:
+    """Return who served at a time; `None` before the first."""
     begun = [one for one in history if one.since is not None and one.since <= at]
     return begun[-1] if begun else None
 

@@ -4,10 +4,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from daemon.views.overview import NotThere, Overview, RunDetail
 from pipeline import durable
 from pipeline.artifacts import JSON_NAME, PAGE_NAME, RECORDS_NAME, Frozen
 from pipeline.errors import DropforgeError
+from pipeline.report.facts import Story
 
 #: Nobody sets them: one differs between tracks by design, the other was measured by the track's first run.
 _UNTOLD = frozenset({"salt", "noise"})
@@ -19,11 +22,11 @@ _CHOSEN: Mapping[str, tuple[object, str, str]] = {
 }
 
 
-class CardDamaged(DropforgeError):
+class ReportDamaged(DropforgeError):
     """The data of a run's evidence card, or its scored records, are none."""
 
 
-class Side(Frozen):
+class ComparedRun(Frozen):
     """One of the two runs."""
 
     run: int
@@ -62,8 +65,8 @@ class Score(Frozen):
 class Comparison(Frozen):
     """Two runs beside each other."""
 
-    first: Side
-    second: Side
+    first: ComparedRun
+    second: ComparedRun
     settings: tuple[Setting, ...]
     records: int = 0
     """Scored in both runs, with the same references."""
@@ -80,7 +83,7 @@ class Comparison(Frozen):
     """Why there are no scores."""
 
 
-def card_folder(overview: Overview, run_id: int) -> Path:
+def report_folder(overview: Overview, run_id: int) -> Path:
     """Return the folder of a run's report.html and report.json. Raises `NotThere`."""
     run = overview.run(run_id)
     if run.verdict is None:
@@ -93,17 +96,28 @@ def card_folder(overview: Overview, run_id: int) -> Path:
     return folder
 
 
-def card_data(overview: Overview, run_id: int) -> dict[str, Any]:
-    """Return what report.json says of a run. Raises `NotThere` or `CardDamaged`."""
-    path = card_folder(overview, run_id) / JSON_NAME
+def report_data(overview: Overview, run_id: int) -> dict[str, Any]:
+    """Return what report.json says of a run. Raises `NotThere` or `ReportDamaged`."""
+    path = report_folder(overview, run_id) / JSON_NAME
     try:
         value = durable.read_json(path)
     except ValueError:
         value = None
     if not isinstance(value, dict):
         message = f"the data of the report of run {run_id} is damaged or gone: {path}"
-        raise CardDamaged(message, f"bring it back from a backup; the page beside it: dropforge report {run_id}")
+        raise ReportDamaged(message, f"bring it back from a backup; the page beside it: dropforge report {run_id}")
     return value
+
+
+def story_of(overview: Overview, run: RunDetail) -> Story | None:
+    """Return why a run's verdict is what it is, and what to do, as its report has it; `None` without a sound one."""
+    if run.verdict is None or run.verdict.report is None:
+        return None
+    told = durable.read_object(overview.folder / run.verdict.report / JSON_NAME).get("story")
+    try:
+        return Story.model_validate(told)
+    except ValidationError:
+        return None
 
 
 def compare(overview: Overview, first_id: int, second_id: int) -> Comparison:
@@ -111,17 +125,17 @@ def compare(overview: Overview, first_id: int, second_id: int) -> Comparison:
     first, second = overview.run(first_id), overview.run(second_id)
     names = [{drop["sha256"]: drop["name"] for drop in run.snapshot} for run in (first, second)]
     made = Comparison(
-        first=_side(overview, first, _only(names[0], names[1])),
-        second=_side(overview, second, _only(names[1], names[0])),
+        first=_compared(overview, first, _only(names[0], names[1])),
+        second=_compared(overview, second, _only(names[1], names[0])),
         settings=tuple(_differing(overview, first, second)),
     )
     return made.model_copy(update=_scores(overview, first, second))
 
 
-def _side(overview: Overview, run: RunDetail, drops: tuple[str, ...]) -> Side:
+def _compared(overview: Overview, run: RunDetail, drops: tuple[str, ...]) -> ComparedRun:
     data = overview.published(run.id, "prepare") or {}
     verdict = run.verdict
-    return Side(
+    return ComparedRun(
         run=run.id, track=run.track, state=run.state, outcome=run.outcome, sentence=run.sentence, drops=drops,
         gain=verdict.gain if verdict else None, model_id=verdict.candidate_model_id if verdict else None,
         train_rows=data.get("train_rows"),
@@ -175,7 +189,7 @@ def _scores(overview: Overview, first: RunDetail, second: RunDetail) -> dict[str
             return {"not_compared": f"run {run.id} has no scored records, or they were cleared away"}
     try:
         ours, theirs = (_by_id(path) for path in places if path is not None)
-    except CardDamaged as error:
+    except ReportDamaged as error:
         return {"not_compared": error.message}
     ways = [_asked(overview, run) for run in (first, second)]
     other = sorted(name for name in ways[0] if ways[0][name] != ways[1][name])
@@ -198,7 +212,7 @@ def _records_path(overview: Overview, run: RunDetail) -> Path | None:
 
 
 def _by_id(path: Path) -> dict[str, dict[str, Any]]:
-    """Return the scored records by their id. Raises `CardDamaged`."""
+    """Return the scored records by their id. Raises `ReportDamaged`."""
     try:
         lines = {line["id"]: line for line in durable.read_jsonl(path)}
         sound = all(isinstance(score, float | int) for line in lines.values() for score in _given(line).values())
@@ -206,7 +220,7 @@ def _by_id(path: Path) -> dict[str, dict[str, Any]]:
         sound = False
     if not sound:
         message = f"the scored records in {path} are damaged"
-        raise CardDamaged(message)
+        raise ReportDamaged(message)
     return lines
 
 

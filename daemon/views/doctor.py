@@ -9,7 +9,7 @@ import sqlite3
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import datetime
 from functools import partial
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -25,6 +25,7 @@ from daemon.state.database_file import DatabaseUnusable, file_system, is_network
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, RESTORING
 from daemon.state.permissions import may_replace, refusal, state_rights
 from daemon.storage.backup import named_files
+from daemon.storage.disk_estimate import CannotTell, needed_bytes
 from daemon.system.file_lease import take_read_lease
 from daemon.system.processes import lock_holder
 from daemon.system.programs import find_program, user
@@ -37,9 +38,6 @@ from pipeline.regular_files import open_regular
 
 Level = Literal["ok", "warn", "bad"]
 _GIB = 1 << 30
-_LEAST_FREE = 2 * _GIB
-#: Weights, checkpoint, merged model and predictions of one run, in sizes of the base model.
-_BASES_A_RUN = 3
 _LEAST_WATCHES = 1024
 _BUILT = 1_750_000_000  # a clock before this (June 2025) has lost its battery
 _JUDGE_SECONDS = 3.0
@@ -171,11 +169,17 @@ def _space(settings: Settings) -> Iterator[Finding]:
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free
-    bases = {settings.track(name).base_model for name in settings.track_names} - {""}
-    sizes = [sum(path.stat().st_size for path in model_files(Path(base))) for base in bases if Path(base).is_dir()]
-    need = max(_LEAST_FREE, _BASES_A_RUN * max(sizes, default=0))
-    text = f"{free / _GIB:.1f} GiB free for the state folder; a run takes up to {need / _GIB:.1f} GiB"
-    if free < need:
+    needs = [0]
+    for track in (settings.track(name) for name in settings.track_names):
+        # Why a base model cannot be read, the look at the bases says.
+        with suppress(CannotTell):
+            needs.append(sum(needed_bytes(track, 0, 0).values()) if track.base_model else 0)
+    need, kept = max(needs), settings.disk.low_water_bytes
+    text = (
+        f"{free / _GIB:.1f} GiB free for the state folder; a run takes up to {need / _GIB:.1f} GiB beside its drops, "
+        f"and {kept / _GIB:.1f} GiB stay free (disk.low_water_bytes)"
+    )
+    if free < need + kept:
         yield Finding(name="space", level="bad", text=text, remedy="free some, or move state to a larger disk")
     else:
         yield Finding(name="space", level="ok", text=text)

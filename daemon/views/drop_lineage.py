@@ -6,7 +6,7 @@ from sqlalchemy import func
 from sqlmodel import Session, col, select
 
 from daemon.champions import history
-from daemon.champions.blockers import obstacle
+from daemon.champions.blockers import blocker
 from daemon.champions.journal import NoChampion, champion
 from daemon.state.tables import Drop, DropState, Event, Run, RunState, waits
 from pipeline.artifacts import Frozen
@@ -21,11 +21,11 @@ class DropUses(Frozen):
     runs: tuple[int, ...] = ()
     """Open runs that were prepared with it."""
     wins: tuple[int, ...] = ()
-    """Runs whose win waits for approval and that were prepared with it; not those whose model is barred."""
-    held: tuple[tuple[int, int], ...] = ()
-    """Drops that are held back, each with the run that had a bad verdict on it and on this one."""
+    """Runs whose win waits for approval and that were prepared with it; not those whose model is blocked."""
+    suspended: tuple[tuple[int, int], ...] = ()
+    """Drops that are suspended, each with the run that had a bad verdict on it and on this one."""
     champion: int | None = None
-    """Generation of the reigning champion, if that was trained on it."""
+    """Generation of the serving champion, if that was trained on it."""
     before: int | None = None
     """The latest generation that may serve again and was trained on no drop that is withdrawn."""
 
@@ -40,33 +40,35 @@ def drop_uses(session: Session, state_folder: Path, drop: Drop) -> DropUses:
     )
     runs = tuple(run.id or 0 for run in session.exec(opened.order_by(col(Run.id))) if _has(run, drop))
     waiting = session.exec(select(Run).where(Run.track == drop.track, waits()).order_by(col(Run.id)))
-    wins = tuple(run.id or 0 for run in waiting if _has(run, drop) and not _is_barred(session, state_folder, run))
-    uses = DropUses(runs=runs, wins=wins, held=_held_beside(session, drop))
+    wins = tuple(run.id or 0 for run in waiting if _has(run, drop) and not _is_blocked(session, state_folder, run))
+    uses = DropUses(runs=runs, wins=wins, suspended=_suspended_beside(session, drop))
     if drop.role != "train":
         return uses
     try:
-        reigning = champion(session, drop.track)
+        serving = champion(session, drop.track)
     except NoChampion:
         return uses
-    if drop.id not in (history.drops_of(session, drop.track, reigning.model_id) or ()):
+    if drop.id not in (history.drops_of(session, drop.track, serving.model_id) or ()):
         return uses
     former = history.former(session, state_folder, drop.track, _MOST_FORMER)
     gone = {drop.id, *session.exec(select(Drop.id).where(Drop.track == drop.track, Drop.state == DropState.WITHDRAWN))}
     before = next((one.generation for one in former if gone.isdisjoint(one.drops or ())), None)
-    return uses.model_copy(update={"champion": reigning.generation, "before": before})
+    return uses.model_copy(update={"champion": serving.generation, "before": before})
 
 
-def _held_beside(session: Session, drop: Drop) -> tuple[tuple[int, int], ...]:
-    """Return the drops that are held back for a run that had this one, too, each with the latest such run."""
-    held = select(Drop.id).where(Drop.track == drop.track, Drop.state == DropState.HELD)
-    since = select(Event.drop_id, func.max(Event.run_id)).where(Event.kind == "drop_held", col(Event.drop_id).in_(held))
+def _suspended_beside(session: Session, drop: Drop) -> tuple[tuple[int, int], ...]:
+    """Return the drops that are suspended for a run that had this one, too, each with the latest such run."""
+    held = select(Drop.id).where(Drop.track == drop.track, Drop.state == DropState.SUSPENDED)
+    since = select(Event.drop_id, func.max(Event.run_id)).where(
+        Event.kind == "drop_suspended", col(Event.drop_id).in_(held)
+    )
     rows = session.exec(since.group_by(col(Event.drop_id)).order_by(col(Event.drop_id))).all()
     return tuple((one, run) for one, run in rows if one and run and _has(session.get_one(Run, run), drop))
 
 
-def _is_barred(session: Session, state_folder: Path, run: Run) -> bool:
-    against = obstacle(session, state_folder, run)
-    return against is not None and against.barred
+def _is_blocked(session: Session, state_folder: Path, run: Run) -> bool:
+    against = blocker(session, state_folder, run)
+    return against is not None and against.blocked
 
 
 def _has(run: Run, drop: Drop) -> bool:

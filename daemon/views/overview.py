@@ -14,7 +14,7 @@ from sqlalchemy import Engine, func
 from sqlalchemy.exc import DatabaseError
 from sqlmodel import Session, col, select
 
-from daemon.champions.blockers import Obstacle, obstacle, true_sentence
+from daemon.champions.blockers import Blocker, blocker, true_sentence
 from daemon.state.database import open_reader
 from daemon.state.database_file import DatabaseUnusable
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, TROUBLES_NOTE, WATCHER_NOTE
@@ -33,7 +33,15 @@ from daemon.state.tables import (
     waits,
 )
 from daemon.system.processes import lock_holder
-from daemon.views.champion_history import WITHOUT_LARGE, ChampionView, TrainedOn, reign, reigns, trained_on, utc
+from daemon.views.champion_history import (
+    WITHOUT_LARGE,
+    ChampionView,
+    TrainedOn,
+    champion_view,
+    champion_views,
+    trained_on,
+    utc,
+)
 from daemon.views.drop_lineage import DropUses, drop_uses
 from pipeline.artifacts import Frozen, Verdict
 from pipeline.contract import LOG_NAME, Progress
@@ -42,7 +50,7 @@ from pipeline.errors import DropforgeError
 
 T = TypeVar("T")
 #: What the outcome of a win is called whose model was rolled back from: no yes is waited for.
-BARRED = "barred"
+BLOCKED = "blocked"
 OPEN_STATES = (RunState.RUNNING, RunState.WAITING, RunState.QUEUED)
 
 
@@ -106,8 +114,8 @@ class RunView(Frozen):
     error: str | None
     hint: str | None
     cancel_requested: bool
-    obstacle: str | None = None
-    """Why a win is promoted by force only: its model is barred, or a drop that it was made from withdrawn since."""
+    blocker: str | None = None
+    """Why a win is promoted by force only: its model is blocked, or a drop that it was made from withdrawn since."""
 
 
 class AttemptView(Frozen):
@@ -132,7 +140,7 @@ class RunDetail(RunView):
     snapshot: tuple[dict[str, Any], ...]
     """The drops that it works on."""
     taken_out: tuple[TrainedOn, ...] = ()
-    """Those of them that were withdrawn or held since."""
+    """Those of them that were withdrawn or suspended since."""
     warnings: tuple[str, ...] = ()
     """What is to be known about its data."""
     attempts: tuple[AttemptView, ...]
@@ -163,12 +171,14 @@ class Overview:
         """Return the track's champion; `None` before its base model is known."""
         done = select(Promotion).where(Promotion.track == track, Promotion.state == PromotionState.DONE)
         latest = done.order_by(col(Promotion.generation).desc()).limit(1)
-        found = self._read(lambda session: [reign(session, self.folder, row, None) for row in session.exec(latest)])
+        found = self._read(
+            lambda session: [champion_view(session, self.folder, row, None) for row in session.exec(latest)]
+        )
         return found[0] if found else None
 
     def history(self, track: str) -> list[ChampionView]:
         """Return the track's champions from the base model to today's."""
-        return self._read(lambda session: reigns(session, self.folder, track))
+        return self._read(lambda session: champion_views(session, self.folder, track))
 
     def yardsticks(self, track: str) -> list[YardstickView]:
         """Return the changes of what the track is judged on, the latest first."""
@@ -180,11 +190,11 @@ class Overview:
 
     def awaiting(self) -> list[RunView]:
         """Return the runs whose win waits for a person, oldest first."""
-        return [run for run in self._wins() if run.outcome != BARRED]
+        return [run for run in self._wins() if run.outcome != BLOCKED]
 
-    def barred(self) -> list[RunView]:
+    def blocked(self) -> list[RunView]:
         """Return the runs that won with a model that was rolled back from, oldest first: they wait for nothing."""
-        return [run for run in self._wins() if run.outcome == BARRED]
+        return [run for run in self._wins() if run.outcome == BLOCKED]
 
     def uses(self, drop_id: int) -> DropUses:
         """Return what a drop is still in that no later snapshot holds."""
@@ -293,8 +303,8 @@ class Overview:
         won = select(Run).where(waits()).options(*WITHOUT_LARGE).order_by(col(Run.id))
         return self._read(lambda session: [RunView(**self._run(session, row)) for row in session.exec(won)])
 
-    def _obstacle(self, session: Session, row: Run) -> Obstacle | None:
-        return obstacle(session, self.folder, row) if row.outcome == AWAITING else None
+    def _blocker(self, session: Session, row: Run) -> Blocker | None:
+        return blocker(session, self.folder, row) if row.outcome == AWAITING else None
 
     def _of_run(self, run_id: int, question: Callable[[Session, Run], T]) -> T:
         """Ask about one run. Raises `NotThere`."""
@@ -317,11 +327,11 @@ class Overview:
         times = ("created_at", "not_before", "started_at", "ended_at")
         progress = self._progress(session, row) if row.state == RunState.RUNNING else None
         values: dict[str, Any] = {name: getattr(row, name) for name in same}
-        against = self._obstacle(session, row)
+        against = self._blocker(session, row)
         values["sentence"] = _sentence(row, against)
         if against is not None:
-            values["obstacle"] = against.words
-            values["outcome"] = BARRED if against.barred else row.outcome
+            values["blocker"] = against.words
+            values["outcome"] = BLOCKED if against.blocked else row.outcome
         return {"id": row.id, "progress": progress, **values, **{name: utc(getattr(row, name)) for name in times}}
 
     def _detail(self, session: Session, row: Run) -> RunDetail:
@@ -351,7 +361,7 @@ class Overview:
         return load_progress(self.folder, attempt.run_id, attempt.step, attempt.number)
 
 
-def _sentence(row: Run, against: Obstacle | None) -> str | None:
+def _sentence(row: Run, against: Blocker | None) -> str | None:
     return None if row.sentence is None else true_sentence(row.id or 0, row.outcome or "", row.sentence, against)
 
 

@@ -1,6 +1,7 @@
 """
-Records become train, dev and held-out sets that share nothing.
+Split records into train, dev and held-out sets that share nothing.
 
-In: the drops of a run. Out: frozen files and warnings about them. `split` places records, `decontaminate` finds what
-the held-out set and the training data have in common. Open `split` first.
+In: the drops of a run. Out: frozen files, and warnings about them. `snapshot_reader` reads the drops, `split` says
+where a record goes, `decontaminate` takes out what held-out and training data have in common, `warnings` words what
+a person should know. README.md has the rules. Open `split` first.
 """

@@ -5,9 +5,9 @@ Compared is what varies: an instruction that more than 1 % of the prompts share 
 or a long answer that more than 1 % of them have. (Nor can copies of one text be told from the form of a task, where
 they are more than that.) In the order of their hash, a held-out record joins the held-out set unless it is near to one
 that joined before it; whatever else is near to one that joined, leaves, and is noted at each that it is near to: a
-model may have been trained on it once. Nothing in here can move a record to another side.
+model may have been trained on it once. Nothing in here can move a record to another split.
 
-Memory: about 70 bytes a row, 24 for each held-out record that one is near to, 4 a word of the held-out side, and the
+Memory: about 70 bytes a row, 24 for each held-out record that one is near to, 4 a word of the held-out split, and the
 tables of a part of it, whatever the data.
 """
 
@@ -33,7 +33,7 @@ Pairs = tuple[tuple[Indices, Indices], tuple[Indices, Indices]]
 
 @dataclass
 class _Heldout:
-    """The held-out side, by hash."""
+    """The held-out split, by hash."""
 
     texts: Texts
     answers: list[list[int]]
@@ -46,7 +46,7 @@ class _Heldout:
 
 def find_overlaps(files: Sequence[Path], overlaps: Overlaps, similarity: float, check_stop: Callable[[], None]) -> None:
     """
-    Note in `overlaps`, which knows the side of every row, which training rows leave and which held-out ones repeat.
+    Note in `overlaps`, which knows the split of every row, which training rows leave and which held-out ones repeat.
 
     Noted is also each held-out record that such a row is near to, not only the first one that it leaves by.
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.artifacts import Overlap
-from pipeline.dataset.partitions import SpilledRow
+from pipeline.dataset.partitions import PartitionRow
 from pipeline.prompt import fold
 
 Rule = Literal["answer", "ngram", "minhash"]
@@ -25,7 +25,7 @@ class Part(IntEnum):
     """What a row of a drop is in the split; a prompt's first row stands for it."""
 
     NONE = 0
-    """On no side: a duplicate, replaced, or with a control token."""
+    """In no split: a duplicate, replaced, or with a special token."""
     TRAIN = 1
     """Training or dev."""
     TRAIN_MORE = 2
@@ -40,7 +40,7 @@ class Overlaps:
     """Where the rows of the drops are in the split, and which of them leave: about 22 bytes a row."""
 
     def __init__(self, counts: Sequence[int]) -> None:
-        """Begin with drops of so many rows, none of which is on a side yet."""
+        """Begin with drops of so many rows, none of which is in a split yet."""
         self.parts: list[npt.NDArray[np.uint8]] = [np.zeros(count, np.uint8) for count in counts]
         """A drop each, [rows] of `Part`."""
         self.units: list[npt.NDArray[np.int32]] = [np.full(count, -1, np.int32) for count in counts]
@@ -49,19 +49,19 @@ class Overlaps:
         self.rules: list[npt.NDArray[np.uint8]] = [np.zeros(count, np.uint8) for count in counts]
         """A drop each, [rows]: 1 + the number in `RULES` of what a training row leaves by; 0 if it stays."""
         self.ids: list[npt.NDArray[np.uint64]] = [np.zeros((count, 2), np.uint64) for count in counts]
-        """A drop each, [rows, halves]: the id of a row that is on a side or removed."""
+        """A drop each, [rows, halves]: the id of a row that is in a split or removed."""
         self._near: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64]]] = []
         self.heldout = 0
         """Held-out prompts."""
         self.repeats: npt.NDArray[np.int32] = np.zeros(0, np.int32)
         """[held-out prompts]: an earlier one that it is near to, so that it is not scored; -1 if there is none."""
 
-    def train(self, rows: Sequence[SpilledRow]) -> None:
+    def train(self, rows: Sequence[PartitionRow]) -> None:
         """Note the rows of a prompt that is not held out."""
         for number, row in enumerate(rows):
             self._note(row, Part.TRAIN_MORE if number else Part.TRAIN)
 
-    def hold_out(self, rows: Sequence[SpilledRow], removed: Sequence[SpilledRow] = ()) -> None:
+    def hold_out(self, rows: Sequence[PartitionRow], removed: Sequence[PartitionRow] = ()) -> None:
         """Note the rows of the next held-out prompt, and those of training drops that ask the same."""
         for number, row in enumerate(rows):
             self._note(row, Part.HELDOUT_MORE if number else Part.HELDOUT)
@@ -71,7 +71,7 @@ class Overlaps:
             self.units[row.order][row.number] = self.heldout
         self.heldout += 1
 
-    def _note(self, row: SpilledRow, part: Part) -> None:
+    def _note(self, row: PartitionRow, part: Part) -> None:
         self.parts[row.order][row.number] = part
         self.ids[row.order][row.number, 0] = int(row.id[:_HALF], 16)
         self.ids[row.order][row.number, 1] = int(row.id[_HALF:], 16)
@@ -96,7 +96,7 @@ class Overlaps:
         order = np.argsort(units, kind="stable")
         return np.searchsorted(units[order], np.arange(self.heldout + 1)), ids[order]
 
-    def kept(self, rows: Sequence[SpilledRow]) -> list[SpilledRow]:
+    def kept(self, rows: Sequence[PartitionRow]) -> list[PartitionRow]:
         """Return of a training prompt's rows those that stay: all go with their prompt, one alone by its answer."""
         rules = [int(self.rules[row.order][row.number]) for row in rows]
         if rules and rules[0] > 1 + RULES.index("answer"):
@@ -128,18 +128,18 @@ class Examples:
         """Choose the rows."""
         self._wanted = {(drop, row): (rule, unit) for drop, row, rule, unit in islice(overlaps.some(), MOST_EXAMPLES)}
         self._units = {unit for _rule, unit in self._wanted.values()}
-        self._heldout: dict[int, list[SpilledRow]] = {}
-        self._train: dict[tuple[int, int], SpilledRow] = {}
+        self._heldout: dict[int, list[PartitionRow]] = {}
+        self._train: dict[tuple[int, int], PartitionRow] = {}
         self._prompts: list[Overlap] = []
 
-    def hold_out(self, unit: int, rows: list[SpilledRow], removed: list[SpilledRow]) -> None:
+    def hold_out(self, unit: int, rows: list[PartitionRow], removed: list[PartitionRow]) -> None:
         """Look at the held-out prompt with this number, and at the training rows that ask the same."""
         if unit in self._units:
             self._heldout[unit] = rows
         if removed and len(self._prompts) < MOST_EXAMPLES:
             self._prompts.append(_overlap("prompt", removed[0], rows[0]))
 
-    def train(self, rows: list[SpilledRow]) -> None:
+    def train(self, rows: list[PartitionRow]) -> None:
         """Look at the rows of a training prompt."""
         self._train.update({place: row for row in rows if (place := (row.order, row.number)) in self._wanted})
 
@@ -153,14 +153,14 @@ class Examples:
         return tuple([*near, *self._prompts][:MOST_EXAMPLES])
 
 
-def _overlap(rule: Literal["prompt"] | Rule, row: SpilledRow, heldout: SpilledRow) -> Overlap:
+def _overlap(rule: Literal["prompt"] | Rule, row: PartitionRow, heldout: PartitionRow) -> Overlap:
     texts = (row.output, heldout.output) if rule == "answer" else _prompts(row, heldout)
     return Overlap(
         rule=rule, train_id=row.id, heldout_id=heldout.id, train_text=texts[0][:_SHOWN], heldout_text=texts[1][:_SHOWN]
     )
 
 
-def _prompts(row: SpilledRow, heldout: SpilledRow) -> tuple[str, str]:
+def _prompts(row: PartitionRow, heldout: PartitionRow) -> tuple[str, str]:
     """Return both prompts, without an instruction that they share: there is room for their beginning only."""
     if row.instruction == heldout.instruction and row.input and heldout.input:
         return row.input, heldout.input

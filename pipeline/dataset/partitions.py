@@ -9,8 +9,8 @@ from typing import IO, NamedTuple, Self
 _PARTS = 64
 
 
-class SpilledRow(NamedTuple):
-    """One record on its way to a side."""
+class PartitionRow(NamedTuple):
+    """One record on its way to a split."""
 
     place: str
     """Hexadecimal hash of salt and prompt."""
@@ -29,7 +29,7 @@ class SpilledRow(NamedTuple):
     short: bool
 
 
-class Spill:
+class Partitions:
     """Rows on disk, parted by the first digits of their place, so that each part can be sorted in memory."""
 
     def __init__(self, folder: Path) -> None:
@@ -48,14 +48,14 @@ class Spill:
         self._close()
         shutil.rmtree(self._folder)
 
-    def add(self, row: SpilledRow) -> None:
+    def add(self, row: PartitionRow) -> None:
         """Keep one row."""
         part = int(row.place[:8], 16) * _PARTS >> 32
         if part not in self._files:
             self._files[part] = (self._folder / str(part)).open("w", encoding="utf-8")
         self._files[part].write(json.dumps(row, ensure_ascii=False) + "\n")
 
-    def sorted_parts(self) -> Iterator[list[SpilledRow]]:
+    def sorted_parts(self) -> Iterator[list[PartitionRow]]:
         """
         Yield each part's rows by prompt; of a prompt, pinned ones first, then the latest drop, in the drop's order.
 
@@ -67,7 +67,7 @@ class Spill:
             rows = []
             if path.exists():
                 with path.open("rb") as file:
-                    rows = [SpilledRow(*json.loads(line)) for line in file]
+                    rows = [PartitionRow(*json.loads(line)) for line in file]
             rows.sort(key=lambda row: (row.place, not row.pinned, -row.order, row.number))
             yield rows
 

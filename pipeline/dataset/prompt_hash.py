@@ -20,7 +20,7 @@ def prompt_id(instruction: str, given: str) -> str:
 
 
 def prompt_place(salt: str, instruction: str, given: str) -> str:
-    """Return the hexadecimal sha256 that decides a prompt's side; as a fraction of its range it is u."""
+    """Return the hexadecimal sha256 that decides a prompt's split; as a fraction of its range it is u."""
     return hash_place(salt, normalise(fold(instruction, given)))
 
 

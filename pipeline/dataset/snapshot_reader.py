@@ -7,7 +7,7 @@ from pathlib import Path
 from pipeline import durable
 from pipeline.artifacts import Drop
 from pipeline.contract import Attempt
-from pipeline.dataset.partitions import Spill, SpilledRow
+from pipeline.dataset.partitions import PartitionRow, Partitions
 from pipeline.dataset.prompt_hash import hash_id, hash_place, normalise
 from pipeline.errors import CannotTrain
 from pipeline.metrics.tokens import is_short
@@ -16,7 +16,7 @@ from pipeline.near_duplicates.signatures import SignatureWriter, holds
 from pipeline.near_duplicates.word_hashes import WordHasher
 from pipeline.prompt import fold
 from pipeline.validation.records import Finding, Limits, Record, read_records
-from pipeline.validation.special_tokens import control_tokens
+from pipeline.validation.special_tokens import special_tokens
 
 SHORT_WORDS = 5
 
@@ -42,19 +42,19 @@ def estimate_tokens(text: str) -> int:
 
 
 class SnapshotReader:
-    """Spills the rows of the drops, and makes the signatures of those that have none yet."""
+    """Partition the rows of the drops, and make the signatures of those that have none yet."""
 
-    def __init__(self, attempt: Attempt, spill: Spill) -> None:
-        """Read into `spill`."""
+    def __init__(self, attempt: Attempt, partitions: Partitions) -> None:
+        """Read into `partitions`."""
         self._attempt = attempt
-        self._spill = spill
+        self._partitions = partitions
         self._hasher = WordHasher()
-        tokens = control_tokens(Path(attempt.config.base_model)) if attempt.config.special_tokens == "reject" else ()
+        tokens = special_tokens(Path(attempt.config.base_model)) if attempt.config.special_tokens == "reject" else ()
         self._holds = re.compile("|".join(map(re.escape, tokens))).search if tokens else None
         self._done = 0
         self._total = sum(drop.rows for drop in attempt.spec.drops)
-        self.forged = 0
-        """Rows that hold control tokens and stay out of every side."""
+        self.spelled = 0
+        """Rows that hold special tokens and stay out of every split."""
         self.signatures: list[Path] = []
         """A drop each."""
         self.counts: list[int] = []
@@ -81,9 +81,9 @@ class SnapshotReader:
 
     def _take(self, record: Record, drop: Drop, order: int, number: int) -> None:
         if self._holds is not None and any(map(self._holds, (record.instruction, record.input, record.output))):
-            self.forged += 1
+            self.spelled += 1
         else:
-            self._spill.add(_spilled(self._attempt.config.salt, record, drop, (order, number)))
+            self._partitions.add(_partition_row(self._attempt.config.salt, record, drop, (order, number)))
         self._done += 1
         if self._done % CHECK_EVERY == 0:
             self._attempt.check_stop()
@@ -109,9 +109,9 @@ def _check_whole(attempt: Attempt, path: Path, drop: Drop) -> None:
         raise CannotTrain(message, hint)
 
 
-def _spilled(salt: str, record: Record, drop: Drop, place: tuple[int, int]) -> SpilledRow:
+def _partition_row(salt: str, record: Record, drop: Drop, place: tuple[int, int]) -> PartitionRow:
     prompt = normalise(fold(record.instruction, record.input))
-    return SpilledRow(
+    return PartitionRow(
         place=hash_place(salt, prompt), id=hash_id(prompt),
         pinned=drop.role == "heldout", order=place[0], number=place[1],
         drop=drop.id, instruction=record.instruction, input=record.input, output=record.output, tags=record.tags,

@@ -1,4 +1,4 @@
-"""Rows sorted by their prompt's hash, a group a prompt → which of its answers count, and the side that it is on."""
+"""Rows sorted by their prompt's hash, a group a prompt → which of its answers count, and the split that it is in."""
 
 import json
 from collections import Counter
@@ -10,10 +10,10 @@ from typing import IO, Any, Literal, NamedTuple, Self
 
 from pipeline.config import SplitConfig
 from pipeline.dataset.overlaps import Examples, Overlaps
-from pipeline.dataset.partitions import SpilledRow
+from pipeline.dataset.partitions import PartitionRow
 from pipeline.metrics import json_fields
 
-Side = Literal["train", "dev", "heldout"]
+SplitName = Literal["train", "dev", "heldout"]
 #: Fewer dev rows say nothing and go to training.
 LEAST_DEV_ROWS = 20
 
@@ -21,12 +21,12 @@ LEAST_DEV_ROWS = 20
 class Prompt(NamedTuple):
     """One prompt and what counts of its rows."""
 
-    side: Side
-    rows: list[SpilledRow]
+    split: SplitName
+    rows: list[PartitionRow]
     """The latest drop's, each answer once; the first one stands for the prompt."""
     drops: tuple[int, ...]
     """Those since which the answers are what they are now, the earliest first."""
-    removed: list[SpilledRow]
+    removed: list[PartitionRow]
     """Training rows of a pinned prompt."""
     duplicates: int
     replaced: int
@@ -34,11 +34,11 @@ class Prompt(NamedTuple):
     """Whether an earlier drop gave other answers."""
 
 
-def prompts(rows: Iterable[SpilledRow], split: SplitConfig, *, pinned: bool) -> Iterator[Prompt]:
+def prompts(rows: Iterable[PartitionRow], split: SplitConfig, *, pinned: bool) -> Iterator[Prompt]:
     """
     Yield the prompts of sorted rows, in their order.
 
-    With `pinned` the prompts of held-out drops are held out, and no others. Without, a prompt's side depends on its
+    With `pinned` the prompts of held-out drops are held out, and no others. Without, a prompt's split depends on its
     hash alone, and a held-out drop does no more than keep its prompts out of training: whoever may drop such a file
     would choose what is judged on.
     """
@@ -46,9 +46,9 @@ def prompts(rows: Iterable[SpilledRow], split: SplitConfig, *, pinned: bool) -> 
         everything = list(group)
         own = [row for row in everything if row.pinned]
         others = everything[len(own) :]
-        side: Side = "heldout" if own and pinned else _side(place, split, pinned=pinned)
+        chosen: SplitName = "heldout" if own and pinned else _split_of(place, split, pinned=pinned)
         counted, removed = others, []
-        if own and (pinned or side != "heldout"):
+        if own and (pinned or chosen != "heldout"):
             counted, removed = own if pinned else [], others
         if not counted:
             yield Prompt("train", [], (), removed, 0, 0, changed=False)
@@ -56,10 +56,10 @@ def prompts(rows: Iterable[SpilledRow], split: SplitConfig, *, pinned: bool) -> 
         kept, duplicates = _current(counted)
         since = _since(counted)
         changed = len({row.order for row in counted}) > len(since)
-        yield Prompt(side, kept, since, removed, duplicates, len(counted) - len(kept) - duplicates, changed)
+        yield Prompt(chosen, kept, since, removed, duplicates, len(counted) - len(kept) - duplicates, changed)
 
 
-def _side(place: str, split: SplitConfig, *, pinned: bool) -> Side:
+def _split_of(place: str, split: SplitConfig, *, pinned: bool) -> SplitName:
     # 52 bits: exact as a float, and always below 1.
     u = int(place[:13], 16) / 2**52
     if u < split.heldout:
@@ -67,10 +67,10 @@ def _side(place: str, split: SplitConfig, *, pinned: bool) -> Side:
     return "dev" if u < split.heldout + split.dev else "train"
 
 
-def _current(rows: list[SpilledRow]) -> tuple[list[SpilledRow], int]:
+def _current(rows: list[PartitionRow]) -> tuple[list[PartitionRow], int]:
     """Return the latest drop's rows of one prompt, each answer once, and how many say the same as one of these."""
     latest = rows[0].order
-    kept: dict[str, SpilledRow] = {}
+    kept: dict[str, PartitionRow] = {}
     duplicates = 0
     for row in rows:
         if row.output in kept:
@@ -80,7 +80,7 @@ def _current(rows: list[SpilledRow]) -> tuple[list[SpilledRow], int]:
     return list(kept.values()), duplicates
 
 
-def _since(rows: list[SpilledRow]) -> tuple[int, ...]:
+def _since(rows: list[PartitionRow]) -> tuple[int, ...]:
     """Return the drops with these rows of one prompt up to the one that last changed its answers, that one first."""
     answers: dict[int, set[str]] = {}
     for row in rows:
@@ -93,7 +93,7 @@ def _since(rows: list[SpilledRow]) -> tuple[int, ...]:
 
 @dataclass
 class Answers:
-    """What is known of the answers of one side."""
+    """What is known of the answers of one split."""
 
     count: int = 0
     short: int = 0
@@ -101,7 +101,7 @@ class Answers:
     longest: int = 0
     """Estimated tokens."""
 
-    def add(self, row: SpilledRow) -> None:
+    def add(self, row: PartitionRow) -> None:
         """Count one answer."""
         self.count += 1
         self.short += row.short
@@ -122,7 +122,7 @@ class Totals:
     replaced: int = 0
     removed_heldout: int = 0
     near_duplicates: int = 0
-    """Rows of the training and dev side that are too near to a held-out record."""
+    """Rows of the training and dev split that are too near to a held-out record."""
     heldout_duplicates: int = 0
     """Held-out prompts that are too near to another one."""
     seen_by_champion: int = 0
@@ -147,7 +147,7 @@ class Familiar(NamedTuple):
     drops: frozenset[int] = frozenset()
 
 
-class Sides:
+class SplitWriter:
     """Writes the three files; prompts must come from the lowest hash to the highest."""
 
     def __init__(self, folder: Path, overlaps: Overlaps, champion: Familiar, *, most_scored: int) -> None:
@@ -156,7 +156,7 @@ class Sides:
         self._champion = champion
         self._most_scored = most_scored
         self._totals = Totals()
-        self._early_dev: list[SpilledRow] = []
+        self._early_dev: list[PartitionRow] = []
         self.examples = Examples(overlaps)
         self._train, self._dev, self._heldout = (
             (folder / f"{name}.jsonl").open("w", encoding="utf-8", newline="\n") for name in ("train", "dev", "heldout")
@@ -178,7 +178,7 @@ class Sides:
         totals.duplicates += prompt.duplicates
         totals.replaced += prompt.replaced
         totals.removed_heldout += len(prompt.removed)
-        if prompt.side == "heldout":
+        if prompt.split == "heldout":
             self._hold_out(prompt)
             return
         self.examples.train(prompt.rows)
@@ -186,7 +186,7 @@ class Sides:
         totals.near_duplicates += len(prompt.rows) - len(kept)
         for row in kept:
             own = row._replace(drop=prompt.drops[0])
-            if prompt.side == "dev":
+            if prompt.split == "dev":
                 self._add_dev(own)
             else:
                 self._write_train(own)
@@ -227,14 +227,14 @@ class Sides:
                 self._look_for_json(row)
             _write(self._heldout, own, {"references": [row.output for row in rows]}, more)
 
-    def _look_for_json(self, row: SpilledRow) -> None:
+    def _look_for_json(self, row: PartitionRow) -> None:
         totals = self._totals
         if json_fields.parse(row.output) is None:
             totals.not_json[row.drop] += 1
             place = (row.drop, row.number)
             totals.first_not_json = min(totals.first_not_json or place, place)
 
-    def _add_dev(self, row: SpilledRow) -> None:
+    def _add_dev(self, row: PartitionRow) -> None:
         if self._totals.dev_rows == 0:
             self._early_dev.append(row)
             if len(self._early_dev) < LEAST_DEV_ROWS:
@@ -246,13 +246,13 @@ class Sides:
             _write(self._dev, row)
             self._totals.dev_rows += 1
 
-    def _write_train(self, row: SpilledRow) -> None:
+    def _write_train(self, row: PartitionRow) -> None:
         _write(self._train, row)
         self._totals.train_rows += 1
         self._totals.train_answers.add(row)
 
 
-def _write(file: IO[str], row: SpilledRow, *more: Mapping[str, Any]) -> None:
+def _write(file: IO[str], row: PartitionRow, *more: Mapping[str, Any]) -> None:
     """Write one row; `more` stands before and after its drop."""
     before, after = more or ({}, {})
     value = {

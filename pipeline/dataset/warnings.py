@@ -6,7 +6,7 @@ from pipeline.artifacts import Drop, ModelRef
 from pipeline.dataset.overlaps import RULES, Overlaps
 from pipeline.dataset.split import Totals
 
-#: From this share of a side on, what is left out is worth a word.
+#: From this share of a split on, what is left out is worth a word.
 LARGE_SHARE = 0.2
 _WORDS = {
     "answer": "the same long answer", "ngram": "a run of 13 words in common", "minhash": "mostly the same words",

@@ -1,6 +1,7 @@
 """
-Models are asked, their answers scored.
+Ask models and score their answers.
 
-In: a model folder and held-out records or suites. Out: predictions, kept by what they depend on, and scores. `plan`
-says what is asked of whom, `inference` asks, `scoring` scores. Open `plan` first.
+In: model folders, held-out records, suites of general abilities. Out: predictions, cached under all that they depend
+on, and scores for the gate. `plan` says what is asked of whom, `inference` asks, `scoring` scores; `judge_session` asks
+the optional LLM judge. README.md says why. Open `plan` first.
 """

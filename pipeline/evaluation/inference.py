@@ -19,7 +19,7 @@ from pipeline.contract import Attempt
 from pipeline.errors import StepFailed
 from pipeline.evaluation.batch_log import BatchLog, batch_id
 from pipeline.evaluation.pending import Answered, Pending
-from pipeline.evaluation.plan import Exam, Paper
+from pipeline.evaluation.plan import ModelRequests, SuiteRequests
 from pipeline.evaluation.prediction_cache import (
     PLAIN,
     ItemScore,
@@ -51,7 +51,7 @@ class Result:
     """Answers that were generated a second time, by the record's place; `None` if that was not asked for."""
 
 
-def sit(attempt: Attempt, exam: Exam, ids: Sequence[str], folder: Path, *, twice: bool) -> Result:
+def predict(attempt: Attempt, requests: ModelRequests, ids: Sequence[str], folder: Path, *, twice: bool) -> Result:
     """
     Return one model's predictions of the records `ids`, from the cache and earlier attempts where they are there.
 
@@ -61,31 +61,33 @@ def sit(attempt: Attempt, exam: Exam, ids: Sequence[str], folder: Path, *, twice
     user's own and holds another model (looked at only if something is missing: every file is read).
     """
     started = time.monotonic()
-    digest, setup = exam.key.digest, exam.key.setup
+    digest, setup = requests.key.digest, requests.key.setup
     decoding = Decoding(setup.max_new_tokens, setup.repetition_penalty, setup.batch_size)
-    work = Pending(ids, exam, PredictionCache([attempt.root / attempt.spec.predictions / digest]))
+    pending = Pending(ids, requests, PredictionCache([attempt.root / attempt.spec.predictions / digest]))
     log = BatchLog(folder / f"{digest}{_LOG}", _earlier_logs(attempt, f"{folder.name}/{digest}{_LOG}"))
-    again = work.answered_twice(decoding.batch_size) if twice and work.without_answer else None
-    sitting = _Sitting(attempt, exam, work, log, len(again or ()))
+    again = pending.answered_twice(decoding.batch_size) if twice and pending.without_answer else None
+    inference = _Inference(attempt, requests, pending, log, len(again or ()))
     try:
-        if not work.is_done():
+        if not pending.is_done():
             # What is computed now is kept under the model's id for good.
-            exam.check_folder()
-        sitting.try_engine(decoding)
-        sitting.fill_likelihoods()
-        sitting.fill_answers(decoding)
-        repeated = None if again is None else dict(zip(again, sitting.repeat(again, decoding), strict=True))
-        sitting.fill_suites(decoding)
+            requests.check_folder()
+        inference.try_engine(decoding)
+        inference.fill_likelihoods()
+        inference.fill_answers(decoding)
+        repeated = None if again is None else dict(zip(again, inference.repeat(again, decoding), strict=True))
+        inference.fill_suites(decoding)
     finally:
-        sitting.close()
-    if sitting.resumed:
-        words = f"{sitting.resumed} of its {len(work.without_answer)} answers were there from an interrupted attempt"
-        sys.stderr.write(f"{exam.role}: {words}\n")
-    ordered = work.predictions()
-    kept = [*ordered, *(score for scores in work.suites.values() for score in scores.values())]
+        inference.close()
+    if inference.resumed:
+        words = (
+            f"{inference.resumed} of its {len(pending.without_answer)} answers were there from an interrupted attempt"
+        )
+        sys.stderr.write(f"{requests.role}: {words}\n")
+    ordered = pending.predictions()
+    kept = [*ordered, *(score for scores in pending.suites.values() for score in scores.values())]
     durable.write_bytes(folder / f"{digest}.jsonl", b"".join(line.model_dump_json().encode() + b"\n" for line in kept))
     seconds = time.monotonic() - started
-    return Result(ordered, len(work.without_answer), sitting.resumed, seconds, work.suites, repeated)
+    return Result(ordered, len(pending.without_answer), inference.resumed, seconds, pending.suites, repeated)
 
 
 def _earlier_logs(attempt: Attempt, name: str) -> list[Path]:
@@ -94,51 +96,55 @@ def _earlier_logs(attempt: Attempt, name: str) -> list[Path]:
     return [folder / name for folder in folders if (folder / name).is_file()]
 
 
-class _Sitting:
+class _Inference:
     """Computes what is missing, a batch at a time; the model is loaded once, and only if a batch needs it."""
 
-    def __init__(self, attempt: Attempt, exam: Exam, work: Pending, log: BatchLog, repeated: int) -> None:
-        self._attempt, self._exam, self._work, self._log = attempt, exam, work, log
-        total = len(work.without_nll) + len(work.without_answer) + repeated + work.items_missing()
-        self._pace = _Pace(attempt, exam.role, total)
+    def __init__(
+        self, attempt: Attempt, requests: ModelRequests, pending: Pending, log: BatchLog, repeated: int
+    ) -> None:
+        self._attempt, self._requests, self._pending, self._log = attempt, requests, pending, log
+        total = len(pending.without_nll) + len(pending.without_answer) + repeated + pending.items_missing()
+        self._pace = _Pace(attempt, requests.role, total)
         self._model: generation.AskedModel | None = None
-        self._continuous = exam.key.setup.engine != PLAIN
+        self._continuous = requests.key.setup.engine != PLAIN
         self.resumed = 0
         """Answers that an earlier attempt had computed."""
 
     def try_engine(self, decoding: Decoding) -> None:
-        """Learn from one short answer, before the long work, whether the engine can ask the model at all."""
-        left = [place for place in self._work.without_answer if self._known_alone("answer", place) is None]
+        """Learn from one short answer, before the long pending, whether the engine can ask the model at all."""
+        left = [place for place in self._pending.without_answer if self._known_alone("answer", place) is None]
         if self._continuous and left:
-            shortest = min((self._exam.prompts[place] for place in left), key=len)
+            shortest = min((self._requests.prompts[place] for place in left), key=len)
             short = replace(decoding, max_new_tokens=min(2, decoding.max_new_tokens))
             continuous_batching.prove(self._asked(), shortest, short, self._attempt.check_stop)
 
     def fill_likelihoods(self) -> None:
-        """Compute the missing likelihoods, before the longer work: a broken model shows here."""
-        work, exam = self._work, self._exam
-        pairs = [(exam.prompts[place], exam.completions[place]) for place in work.without_nll]
+        """Compute the missing likelihoods, before the longer pending: a broken model shows here."""
+        pending, requests = self._pending, self._requests
+        pairs = [(requests.prompts[place], requests.completions[place]) for place in pending.without_nll]
         if not pairs:
             return
-        batch_size, vocabulary = exam.key.setup.batch_size, generation.vocabulary(exam.folder)
+        batch_size, vocabulary = requests.key.setup.batch_size, generation.vocabulary(requests.folder)
         for batch in generation.likelihood_batches(pairs, batch_size, vocabulary):
             asked = [pairs[index] for index in batch]
-            places = [work.without_nll[index] for index in batch]
+            places = [pending.without_nll[index] for index in batch]
             found, _ = self._batch("likelihood", asked, partial(self._weigh, asked, places))
             for place, (nll, tokens) in zip(places, found, strict=True):
-                work.nll[place] = (nll, tokens)
+                pending.nll[place] = (nll, tokens)
 
     def fill_answers(self, decoding: Decoding) -> None:
         """Generate the missing answers."""
         if self._continuous:
-            self.resumed += self._answer_continuously("answer", self._work.without_answer, decoding, self._work.answers)
+            self.resumed += self._answer_continuously(
+                "answer", self._pending.without_answer, decoding, self._pending.answers
+            )
             return
-        for batch in self._work.answer_batches(decoding.batch_size):
-            asked = [self._exam.prompts[place] for place in batch]
+        for batch in self._pending.answer_batches(decoding.batch_size):
+            asked = [self._requests.prompts[place] for place in batch]
             found, known = self._batch("answer", asked, partial(self._generate, asked, decoding))
             self.resumed += len(batch) if known else 0
             for place, (text, tokens, ended, seconds) in zip(batch, found, strict=True):
-                self._work.answers[place] = (text, tokens, ended, seconds)
+                self._pending.answers[place] = (text, tokens, ended, seconds)
 
     def repeat(self, places: Sequence[int], decoding: Decoding) -> list[str]:
         """Generate the answers to some records again, in the batches of the first time if it had any; return texts."""
@@ -148,26 +154,26 @@ class _Sitting:
             return [again[place][0] for place in places]
         chosen = set(places)
         texts: list[str] = []
-        for batch in self._work.answer_batches(decoding.batch_size):
+        for batch in self._pending.answer_batches(decoding.batch_size):
             if chosen.issuperset(batch):
-                asked = [self._exam.prompts[place] for place in batch]
+                asked = [self._requests.prompts[place] for place in batch]
                 found, _ = self._batch("again", asked, partial(self._generate, asked, decoding))
                 texts += [text for text, *_ in found]
         return texts
 
     def fill_suites(self, decoding: Decoding) -> None:
         """Score the items of the suites that have no score yet."""
-        for paper in self._exam.papers:
-            known = self._work.suites[paper.suite.digest]
-            if paper.suite.task:
+        for suite_requests in self._requests.suites:
+            known = self._pending.suites[suite_requests.suite.digest]
+            if suite_requests.suite.task:
                 if not known:
-                    self._run_task(paper.suite, decoding)
+                    self._run_task(suite_requests.suite, decoding)
                 continue
-            missing = [place for place, item in enumerate(paper.suite.items) if item.id not in known]
-            free = [place for place in missing if not paper.suite.items[place].choices]
-            chosen = [place for place in missing if paper.suite.items[place].choices]
-            self._choose(paper, chosen, decoding.batch_size)
-            self._answer_freely(paper, free, decoding)
+            missing = [place for place, item in enumerate(suite_requests.suite.items) if item.id not in known]
+            free = [place for place in missing if not suite_requests.suite.items[place].choices]
+            chosen = [place for place in missing if suite_requests.suite.items[place].choices]
+            self._choose(suite_requests, chosen, decoding.batch_size)
+            self._answer_freely(suite_requests, free, decoding)
 
     def close(self) -> None:
         """Free the model's memory."""
@@ -175,37 +181,37 @@ class _Sitting:
         if self._model is not None:
             generation.close_model(self._model)
 
-    def _choose(self, paper: Paper, places: Sequence[int], size: int) -> None:
-        questions = [(paper.prompts[place], paper.answers[place]) for place in places]
+    def _choose(self, suite_requests: SuiteRequests, places: Sequence[int], size: int) -> None:
+        questions = [(suite_requests.prompts[place], suite_requests.answers[place]) for place in places]
         if not questions:
             return
-        for batch in multiple_choice.choice_batches(questions, size, generation.vocabulary(self._exam.folder)):
+        for batch in multiple_choice.choice_batches(questions, size, generation.vocabulary(self._requests.folder)):
             asked = [questions[index] for index in batch]
             found, _ = self._batch("choice", asked, partial(self._choices, asked))
             for index, losses in zip(batch, found, strict=True):
-                item = paper.suite.items[places[index]]
-                self._note(paper.suite, item.id, item.category, item.score_choice(losses))
+                item = suite_requests.suite.items[places[index]]
+                self._note(suite_requests.suite, item.id, item.category, item.score_choice(losses))
 
     def _choices(self, asked: Sequence[multiple_choice.Question]) -> list[list[float]]:
         found = multiple_choice.choice_likelihoods(self._asked(), asked)
         if not all(math.isfinite(loss) for losses in found for loss in losses):
-            message = f"the {self._exam.role}'s likelihood of a general suite's answer is not a finite number"
+            message = f"the {self._requests.role}'s likelihood of a general suite's answer is not a finite number"
             raise StepFailed(message, "the model is broken: train again, with a lower train.learning_rate")
         return found
 
-    def _answer_freely(self, paper: Paper, places: Sequence[int], decoding: Decoding) -> None:
+    def _answer_freely(self, suite_requests: SuiteRequests, places: Sequence[int], decoding: Decoding) -> None:
         if not places:
             return
-        longest = max(len(tokens) for place in places for tokens in paper.answers[place])
+        longest = max(len(tokens) for place in places for tokens in suite_requests.answers[place])
         # The track's limit is made for its own answers. As `prepare` does it, a multiple of 16.
         roomy = replace(decoding, max_new_tokens=-(-longest // 16) * 16)
-        prompts = [paper.prompts[place] for place in places]
+        prompts = [suite_requests.prompts[place] for place in places]
         for batch in generation.answer_batches(prompts, roomy.batch_size):
             asked = [prompts[index] for index in batch]
             found, _ = self._batch("suite answer", asked, partial(self._generate, asked, roomy))
             for index, (text, *_) in zip(batch, found, strict=True):
-                item = paper.suite.items[places[index]]
-                self._note(paper.suite, item.id, item.category, token_f1(text, item.references))
+                item = suite_requests.suite.items[places[index]]
+                self._note(suite_requests.suite, item.id, item.category, token_f1(text, item.references))
 
     def _run_task(self, suite: Suite, decoding: Decoding) -> None:
         """Score a task of lm-eval, all of it at once."""
@@ -217,7 +223,7 @@ class _Sitting:
 
     def _note(self, suite: Suite, item: str, category: str, score: float) -> None:
         noted = ItemScore(suite=suite.digest, item=item, category=category, score=score)
-        self._work.suites[suite.digest][item] = noted
+        self._pending.suites[suite.digest][item] = noted
 
     def _batch(
         self, kind: str, asked: Sequence[Any], compute: Callable[[], Sequence[Any]]
@@ -236,7 +242,7 @@ class _Sitting:
 
     def _known_alone(self, kind: str, place: int) -> Answered | None:
         """Return what an earlier attempt logged of an answer that was a batch of its own."""
-        known = self._log.find(batch_id(kind, [self._exam.prompts[place]]), 1)
+        known = self._log.find(batch_id(kind, [self._requests.prompts[place]]), 1)
         if known is None:
             return None
         text, tokens, ended, seconds = known[0]
@@ -254,7 +260,7 @@ class _Sitting:
 
         def keep(index: int, answer: generation.Answer | None, seconds: float) -> None:
             place = left[index]
-            name = batch_id(kind, [self._exam.prompts[place]])
+            name = batch_id(kind, [self._requests.prompts[place]])
             if answer is None:
                 self._log.add(name, [])
                 del found[place]
@@ -265,7 +271,7 @@ class _Sitting:
             counted.add(place)
 
         if left:
-            prompts = [self._exam.prompts[place] for place in left]
+            prompts = [self._requests.prompts[place] for place in left]
             continuous_batching.answers(self._asked(), prompts, decoding, keep, self._attempt.check_stop)
         return len(known)
 
@@ -281,14 +287,14 @@ class _Sitting:
         found = generation.likelihoods(self._asked(), asked)
         for place, likelihood in zip(places, found, strict=True):
             if not math.isfinite(likelihood.nll):
-                name = self._work.ids[place][:12]
-                message = f"the {self._exam.role}'s likelihood of record {name} is not a finite number"
+                name = self._pending.ids[place][:12]
+                message = f"the {self._requests.role}'s likelihood of record {name} is not a finite number"
                 raise StepFailed(message, "the model is broken: train again, with a lower train.learning_rate")
         return found
 
     def _asked(self) -> generation.AskedModel:
         if self._model is None:
-            self._model = generation.open_model(self._exam.folder, self._exam.tokenizer, chosen_device())
+            self._model = generation.open_model(self._requests.folder, self._requests.tokenizer, chosen_device())
         return self._model
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from pipeline.evaluation.plan import Exam
+from pipeline.evaluation.plan import ModelRequests
 from pipeline.evaluation.prediction_cache import Prediction, PredictionCache, hash_tokens
 from pipeline.qlora import generation
 
@@ -17,11 +17,11 @@ Answered = tuple[str, int, bool, float]
 class Pending:
     """What is known of each record's prediction, by place, and what is still to be computed."""
 
-    def __init__(self, ids: Sequence[str], exam: Exam, cache: PredictionCache) -> None:
-        """Look up what `cache` knows of the records `ids` and the suites of `exam`."""
-        self.ids, self._exam = ids, exam
-        self.prompts = [hash_tokens(tokens) for tokens in exam.prompts]
-        self.references = [hash_tokens(tokens) for tokens in exam.completions]
+    def __init__(self, ids: Sequence[str], requests: ModelRequests, cache: PredictionCache) -> None:
+        """Look up what `cache` knows of the records `ids` and the suites of `requests`."""
+        self.ids, self._requests = ids, requests
+        self.prompts = [hash_tokens(tokens) for tokens in requests.prompts]
+        self.references = [hash_tokens(tokens) for tokens in requests.completions]
         places = range(len(ids))
         known = {place: cache.likelihood(self.prompts[place], self.references[place]) for place in places}
         cached = {place: cache.answer(self.prompts[place]) for place in places}
@@ -33,11 +33,13 @@ class Pending:
         }
         self.without_nll = [place for place in places if place not in self.nll]
         self.without_answer = [place for place in places if place not in self.answers]
-        self.suites = {paper.suite.digest: cache.items(paper.suite.digest) for paper in exam.papers}
+        self.suites = {
+            suite_requests.suite.digest: cache.items(suite_requests.suite.digest) for suite_requests in requests.suites
+        }
 
     def answer_batches(self, size: int) -> list[list[int]]:
         """Return the places of the records without an answer, in the batches in which they are generated."""
-        prompts = [self._exam.prompts[place] for place in self.without_answer]
+        prompts = [self._requests.prompts[place] for place in self.without_answer]
         return [[self.without_answer[index] for index in batch] for batch in generation.answer_batches(prompts, size)]
 
     def answered_twice(self, size: int) -> list[int]:
@@ -52,12 +54,17 @@ class Pending:
     def items_missing(self) -> int:
         """Return how many items of the suites have no score yet."""
         return sum(
-            item.id not in self.suites[paper.suite.digest] for paper in self._exam.papers for item in paper.suite.items
+            item.id not in self.suites[suite_requests.suite.digest]
+            for suite_requests in self._requests.suites
+            for item in suite_requests.suite.items
         )
 
     def is_done(self) -> bool:
         """Say whether nothing is left to ask: a task of lm-eval is known or not as a whole."""
-        tasks = any(paper.suite.task and not self.suites[paper.suite.digest] for paper in self._exam.papers)
+        tasks = any(
+            suite_requests.suite.task and not self.suites[suite_requests.suite.digest]
+            for suite_requests in self._requests.suites
+        )
         return not (self.without_nll or self.without_answer or self.items_missing() or tasks)
 
     def predictions(self) -> list[Prediction]:

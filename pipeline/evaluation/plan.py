@@ -30,7 +30,7 @@ Role = Literal["candidate", "champion", "base model"]
 
 
 @dataclass(frozen=True)
-class Paper:
+class SuiteRequests:
     """A suite as one model is asked it."""
 
     suite: Suite
@@ -41,7 +41,7 @@ class Paper:
 
 
 @dataclass(frozen=True)
-class Exam:
+class ModelRequests:
     """What one model is asked, and what its answers will be kept under."""
 
     role: Role
@@ -51,7 +51,7 @@ class Exam:
     prompts: list[list[int]]
     completions: list[list[int]]
     """Tokens of each record's reference, with the one that ends it."""
-    papers: tuple[Paper, ...] = ()
+    suites: tuple[SuiteRequests, ...] = ()
     users_own: bool = False
     """Whether the folder is the user's own, without a manifest: it may hold another model since it was hashed."""
 
@@ -69,13 +69,13 @@ class Exam:
 
 
 @dataclass(frozen=True)
-class Exams:
+class EvalPlan:
     """What both models are asked, and which held-out records that leaves."""
 
     records: list[HeldoutRecord]
-    candidate: Exam
-    champion: Exam
-    base: Exam | None
+    candidate: ModelRequests
+    champion: ModelRequests
+    base: ModelRequests | None
     """The suites alone; `None` if the base model is the champion, there is no suite, or it cannot be asked so."""
     too_long: int
     """Records that are left out because they do not fit into a window."""
@@ -86,7 +86,7 @@ class Exams:
 
 
 @dataclass(frozen=True)
-class _Seat:
+class _AskedModel:
     """Which model is asked as what, in which format."""
 
     role: Role
@@ -96,9 +96,9 @@ class _Seat:
     users_own: bool = False
 
 
-def make_exams(
+def make_plan(
     attempt: Attempt, records: list[HeldoutRecord], suites: Sequence[Suite], decoding: Decoding, folder: Path
-) -> Exams:
+) -> EvalPlan:
     """
     Return what both models are asked; with a batch size of 0 in `decoding` it is found, and kept in `folder`.
 
@@ -106,24 +106,24 @@ def make_exams(
     cannot be asked by the engine that the settings name.
     """
     # A template may hold today's date: everything is tokenised before the long work.
-    one, other = _seats(attempt)
+    one, other = _asked_models(attempt)
     kept = _unseen(records, trained_ids(other.folder))
-    asked = [_exam(seat, kept, suites, decoding) for seat in (one, other)]
+    asked = [_requests(model, kept, suites, decoding) for model in (one, other)]
     if attempt.config.evaluate.engine == "continuous":
-        asked = [_asked_continuously(exam) for exam in asked]
+        asked = [_asked_continuously(requests) for requests in asked]
     kept, (candidate, champion), too_long = _leave_out_too_long(kept, asked, decoding.max_new_tokens)
     if not decoding.batch_size:
         size = _batch_size(attempt, candidate, decoding.max_new_tokens, folder)
-        candidate, champion = (_with_setup(exam, batch_size=size) for exam in (candidate, champion))
+        candidate, champion = (_with_setup(requests, batch_size=size) for requests in (candidate, champion))
     own = trained_ids(one.folder)
-    return Exams(
-        kept, candidate, champion, _base_exam(attempt, candidate, other, decoding),
+    return EvalPlan(
+        kept, candidate, champion, _base_requests(attempt, candidate, other, decoding),
         too_long=too_long, seen_by_champion=len(records) - len(kept) - too_long,
         seen_by_candidate=sum(record.id in own for record in kept),
     )  # fmt: skip
 
 
-def _seats(attempt: Attempt) -> tuple[_Seat, _Seat]:
+def _asked_models(attempt: Attempt) -> tuple[_AskedModel, _AskedModel]:
     model, champion = attempt.load(Model), attempt.spec.champion
     # A merged model's own template renders the format that it was trained in. The base model, before any training, is
     # asked in the format that the candidate was trained in.
@@ -131,22 +131,24 @@ def _seats(attempt: Attempt) -> tuple[_Seat, _Seat]:
     is_base = champion.model_id == model.base_model_id
     base_format: Format = model.format if is_base else own
     return (
-        _Seat("candidate", model.model_id, attempt.path(model.folder), own),
-        _Seat("champion", champion.model_id, attempt.path(champion.path), base_format, users_own=is_base),
+        _AskedModel("candidate", model.model_id, attempt.path(model.folder), own),
+        _AskedModel("champion", champion.model_id, attempt.path(champion.path), base_format, users_own=is_base),
     )
 
 
-def _base_exam(attempt: Attempt, candidate: Exam, champion: _Seat, decoding: Decoding) -> Exam | None:
+def _base_requests(
+    attempt: Attempt, candidate: ModelRequests, champion: _AskedModel, decoding: Decoding
+) -> ModelRequests | None:
     """Return what the base model is asked beside a trained champion: the candidate's items of the suites."""
     model, folder = attempt.load(Model), Path(attempt.config.base_model)
-    if champion.model_id == model.base_model_id or not candidate.papers:
+    if champion.model_id == model.base_model_id or not candidate.suites:
         return None
     if attempt.config.base_model_id != model.base_model_id or not (folder / "config.json").is_file():
         say_base_is_not_asked("it is not there")
         return None
-    seat = _Seat("base model", model.base_model_id, folder, model.format, users_own=True)
+    asked_model = _AskedModel("base model", model.base_model_id, folder, model.format, users_own=True)
     try:
-        asked = _exam(seat, [], [paper.suite for paper in candidate.papers], decoding)
+        asked = _requests(asked_model, [], [suite_requests.suite for suite_requests in candidate.suites], decoding)
     except Exception as error:  # noqa: BLE001 - libraries raise errors of every kind at a damaged folder
         say_base_is_not_asked(f"it is damaged: {error}")
         return None
@@ -174,24 +176,26 @@ def _unseen(records: list[HeldoutRecord], trained: frozenset[str]) -> list[Heldo
     return kept
 
 
-def _exam(seat: _Seat, records: Sequence[HeldoutRecord], suites: Sequence[Suite], decoding: Decoding) -> Exam:
-    tokenizer: Any = load_tokenizer(seat.folder)
-    stops = generation.end_tokens(seat.folder, tokenizer)
+def _requests(
+    model: _AskedModel, records: Sequence[HeldoutRecord], suites: Sequence[Suite], decoding: Decoding
+) -> ModelRequests:
+    tokenizer: Any = load_tokenizer(model.folder)
+    stops = generation.end_tokens(model.folder, tokenizer)
     setup = Setup(
-        template=hash_tokens(prompt_ids(tokenizer, seat.format, _PROBE)),
+        template=hash_tokens(prompt_ids(tokenizer, model.format, _PROBE)),
         max_new_tokens=decoding.max_new_tokens,
         repetition_penalty=decoding.repetition_penalty,
         batch_size=decoding.batch_size,
-        **generation.arithmetic(seat.folder, chosen_device()),
+        **generation.arithmetic(model.folder, chosen_device()),
     )
 
     def answer(content: str, output: str) -> list[int]:
-        return completion_ids(tokenizer, seat.format, content, output, stops)
+        return completion_ids(tokenizer, model.format, content, output, stops)
 
-    def paper(suite: Suite) -> Paper:
-        return Paper(
+    def suite_requests(suite: Suite) -> SuiteRequests:
+        return SuiteRequests(
             suite=suite,
-            prompts=[prompt_ids(tokenizer, seat.format, item.question) for item in suite.items],
+            prompts=[prompt_ids(tokenizer, model.format, item.question) for item in suite.items],
             answers=[
                 # How likely the end is after a choice says little of what the model knows.
                 [answer(item.question, choice)[:-1] for choice in item.choices]
@@ -200,67 +204,70 @@ def _exam(seat: _Seat, records: Sequence[HeldoutRecord], suites: Sequence[Suite]
             ],
         )
 
-    return Exam(
-        role=seat.role,
-        folder=seat.folder,
+    return ModelRequests(
+        role=model.role,
+        folder=model.folder,
         tokenizer=tokenizer,
-        key=PredictionKey(model_id=seat.model_id, setup=setup),
-        prompts=[prompt_ids(tokenizer, seat.format, record.content) for record in records],
+        key=PredictionKey(model_id=model.model_id, setup=setup),
+        prompts=[prompt_ids(tokenizer, model.format, record.content) for record in records],
         completions=[answer(record.content, record.output) for record in records],
-        papers=tuple(map(paper, suites)),
-        users_own=seat.users_own,
+        suites=tuple(map(suite_requests, suites)),
+        users_own=model.users_own,
     )
 
 
 def _leave_out_too_long(
-    records: list[HeldoutRecord], exams: Sequence[Exam], answer_tokens: int
-) -> tuple[list[HeldoutRecord], list[Exam], int]:
+    records: list[HeldoutRecord], both: Sequence[ModelRequests], answer_tokens: int
+) -> tuple[list[HeldoutRecord], list[ModelRequests], int]:
     """
     Leave out what does not fit into a model's window with its answer, for both models; return how many records.
 
     Training leaves such rows out too. Asked all the same, one long document would fail every run of the track.
     """
-    window = min(_window(exam.folder) for exam in exams)
+    window = min(_window(requests.folder) for requests in both)
 
-    def fits(exam: Exam, place: int) -> bool:
-        return len(exam.prompts[place]) + max(answer_tokens, len(exam.completions[place])) <= window
+    def fits(requests: ModelRequests, place: int) -> bool:
+        return len(requests.prompts[place]) + max(answer_tokens, len(requests.completions[place])) <= window
 
-    kept = [place for place in range(len(records)) if all(fits(exam, place) for exam in exams)]
+    kept = [place for place in range(len(records)) if all(fits(requests, place) for requests in both)]
     too_long = len(records) - len(kept)
     if not kept:
         message = f"none of the {len(records)} held-out records fits into the window of {window} tokens with its answer"
         raise CannotTrain(message, "drop shorter records, or use a base model with a longer window")
     if too_long:
         sys.stderr.write(f"left out: {too_long} held-out records longer than {window} tokens with their answer\n")
-    items = [_fitting_items([exam.papers[number] for exam in exams], window) for number in range(len(exams[0].papers))]
+    items = [
+        _fitting_items([requests.suites[number] for requests in both], window) for number in range(len(both[0].suites))
+    ]
     shorter = [
         replace(
-            exam, prompts=[exam.prompts[n] for n in kept], completions=[exam.completions[n] for n in kept],
-            papers=tuple(_cut(paper, places) for paper, places in zip(exam.papers, items, strict=True)),
+            requests, prompts=[requests.prompts[n] for n in kept], completions=[requests.completions[n] for n in kept],
+            suites=tuple(_cut(asked, places) for asked, places in zip(requests.suites, items, strict=True)),
         )
-        for exam in exams
+        for requests in both
     ]  # fmt: skip
     return [records[n] for n in kept], shorter, too_long
 
 
-def _fitting_items(papers: Sequence[Paper], window: float) -> list[int]:
+def _fitting_items(suites: Sequence[SuiteRequests], window: float) -> list[int]:
     """Return the places of a suite's items that fit into the window with their answer, a free one with some room."""
-    suite = papers[0].suite
+    suite = suites[0].suite
 
-    def fits(paper: Paper, place: int) -> bool:
+    def fits(suite_requests: SuiteRequests, place: int) -> bool:
         room = 0 if suite.items[place].choices else auto_batch_size.ROUND
-        return len(paper.prompts[place]) + max(map(len, paper.answers[place])) + room <= window
+        return len(suite_requests.prompts[place]) + max(map(len, suite_requests.answers[place])) + room <= window
 
-    kept = [place for place in range(len(suite.items)) if all(fits(paper, place) for paper in papers)]
+    kept = [place for place in range(len(suite.items)) if all(fits(suite_requests, place) for suite_requests in suites)]
     if len(kept) < len(suite.items):
         sys.stderr.write(f"left out: {len(suite.items) - len(kept)} items of {suite.name} longer than the window\n")
     return kept
 
 
-def _cut(paper: Paper, places: Sequence[int]) -> Paper:
-    return Paper(
-        suite=replace(paper.suite, items=tuple(paper.suite.items[place] for place in places)),
-        prompts=[paper.prompts[place] for place in places], answers=[paper.answers[place] for place in places],
+def _cut(suite_requests: SuiteRequests, places: Sequence[int]) -> SuiteRequests:
+    return SuiteRequests(
+        suite=replace(suite_requests.suite, items=tuple(suite_requests.suite.items[place] for place in places)),
+        prompts=[suite_requests.prompts[place] for place in places],
+        answers=[suite_requests.answers[place] for place in places],
     )  # fmt: skip
 
 
@@ -270,18 +277,18 @@ def _window(folder: Path) -> float:
     return own if isinstance(own, int) else math.inf
 
 
-def _with_setup(exam: Exam, **changed: Any) -> Exam:
-    setup = exam.key.setup.model_copy(update=changed)
-    return replace(exam, key=exam.key.model_copy(update={"setup": setup}))
+def _with_setup(requests: ModelRequests, **changed: Any) -> ModelRequests:
+    setup = requests.key.setup.model_copy(update=changed)
+    return replace(requests, key=requests.key.model_copy(update={"setup": setup}))
 
 
-def _asked_continuously(exam: Exam) -> Exam:
+def _asked_continuously(requests: ModelRequests) -> ModelRequests:
     """Have a model asked by continuous batching; raises `CannotTrain` before either is loaded if it cannot be."""
-    continuous_batching.check(exam.folder, exam.key.setup.repetition_penalty)
-    return _with_setup(exam, engine=continuous_batching.ENGINE)
+    continuous_batching.check(requests.folder, requests.key.setup.repetition_penalty)
+    return _with_setup(requests, engine=continuous_batching.ENGINE)
 
 
-def _batch_size(attempt: Attempt, exam: Exam, answer_tokens: int, folder: Path) -> int:
+def _batch_size(attempt: Attempt, requests: ModelRequests, answer_tokens: int, folder: Path) -> int:
     """Return how many prompts are generated together: what an earlier attempt of the run found, or found now."""
     for number in range(attempt.spec.attempt - 1, 0, -1):
         earlier = attempt.folder.with_name(f"{attempt.spec.step}-{number}") / folder.name / _FOUND_NAME
@@ -289,6 +296,6 @@ def _batch_size(attempt: Attempt, exam: Exam, answer_tokens: int, folder: Path) 
             size = int(durable.read_json(earlier))
             break
     else:
-        size = auto_batch_size.batch_size(exam.folder, exam.tokenizer, exam.prompts, answer_tokens)
+        size = auto_batch_size.batch_size(requests.folder, requests.tokenizer, requests.prompts, answer_tokens)
     durable.write_json(folder / _FOUND_NAME, size)
     return size

@@ -22,7 +22,7 @@ from pipeline.errors import CannotTrain
 
 #: A score's first field is its suite: so far it is looked for in a line.
 _HEAD = 16
-#: The engine that a key does not name: predictions of before there was another one stay valid.
+#: The engine that takes prompts in batches of a fixed size.
 PLAIN = "batches"
 
 
@@ -53,10 +53,7 @@ class PredictionKey(Frozen):
     @property
     def digest(self) -> str:
         """The sha256 that names the key's folder."""
-        named = self.model_dump(mode="json")
-        if self.setup.engine == PLAIN:
-            del named["setup"]["engine"]
-        return _sha256(named)
+        return _sha256(self.model_dump(mode="json"))
 
 
 class Prediction(Frozen):

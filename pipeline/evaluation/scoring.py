@@ -11,7 +11,7 @@ from pipeline.artifacts import FormerScores, NoiseFloor, Scores, SuiteScores
 from pipeline.contract import Attempt
 from pipeline.dataset.heldout import HeldoutRecord
 from pipeline.evaluation.inference import Result
-from pipeline.evaluation.plan import Exam
+from pipeline.evaluation.plan import ModelRequests
 from pipeline.evaluation.prediction_cache import Prediction, PredictionCache, PredictionKey, hash_tokens
 from pipeline.evaluation.suites import Suite
 from pipeline.metrics.degenerate import KINDS, degenerate
@@ -75,7 +75,9 @@ def write_records(
     )  # fmt: skip
 
 
-def summarise(exam: Exam, result: Result, lines: Sequence[Line], records: Sequence[HeldoutRecord]) -> Scores:
+def summarise(
+    requests: ModelRequests, result: Result, lines: Sequence[Line], records: Sequence[HeldoutRecord]
+) -> Scores:
     """
     Return one model's means over the records, in points, and what its answers are like.
 
@@ -84,7 +86,7 @@ def summarise(exam: Exam, result: Result, lines: Sequence[Line], records: Sequen
     answers = result.predictions
     scored = [line["scores"] for line in lines]
     return Scores(
-        model_id=exam.key.model_id,
+        model_id=requests.key.model_id,
         metrics={
             name: _POINTS * fmean(scores[name] for scores in scored if name in scores)
             for name in METRICS
@@ -100,7 +102,9 @@ def summarise(exam: Exam, result: Result, lines: Sequence[Line], records: Sequen
         answer_tokens=fmean(answer.tokens for answer in answers),
         seconds_per_answer=fmean(answer.seconds for answer in answers),
         size_bytes=sum(
-            path.stat().st_size for path in exam.folder.rglob("*") if path.is_file() and path.name != trained_ids.NAME
+            path.stat().st_size
+            for path in requests.folder.rglob("*")
+            if path.is_file() and path.name != trained_ids.NAME
         ),
     )
 
@@ -146,17 +150,17 @@ def score_suites(
 
 
 def score_former(
-    attempt: Attempt, folder: Path, records: Sequence[HeldoutRecord], exam: Exam, primary: str
+    attempt: Attempt, folder: Path, records: Sequence[HeldoutRecord], requests: ModelRequests, primary: str
 ) -> tuple[FormerScores, ...]:
     """
-    Return former champions' primary metric over the records that they answered, asked in the way of `exam`.
+    Return former champions' primary metric over the records that they answered, asked in the way of `requests`.
 
     Only what is in the cache counts: nothing is generated. Each record's score is left in a file of `folder`.
     """
-    hashes = [hash_tokens(prompt) for prompt in exam.prompts]
+    hashes = [hash_tokens(prompt) for prompt in requests.prompts]
     found = []
     for model in attempt.spec.former:
-        key = PredictionKey(model_id=model.model_id, setup=exam.key.setup)
+        key = PredictionKey(model_id=model.model_id, setup=requests.key.setup)
         known = PredictionCache([attempt.root / attempt.spec.predictions / key.digest])
         answers = [(record, known.answer(prompt)) for record, prompt in zip(records, hashes, strict=True)]
         # What it was trained on it knows by heart.

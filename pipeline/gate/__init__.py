@@ -1,6 +1,8 @@
 """
-Scores become a decision.
+Turn scores into a decision. numpy and scipy only; no model, no network, no database.
 
-Pure: numpy and scipy, no file, no model. `comparison` and `guards` weigh, `statistics` and `power` have the tests with
-their sources, `explain` says it in a sentence.
+In: both models' scores on the same records. Out: a verdict with its numbers, reasons and a sentence. `comparison` lays
+them side by side, `guards` and `limits` apply the margins, `statistics` and `power` have the tests, `verdict` decides,
+`explain` words it. README.md has shapes, formulas' sources and the reasons for tests and margins.
+Open `verdict` first.
 """

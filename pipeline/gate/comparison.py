@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline import durable
-from pipeline.artifacts import Judgement, Report, SuiteScores
+from pipeline.artifacts import Evaluation, Judgement, SuiteScores
 from pipeline.errors import StepFailed
 from pipeline.gate.statistics import Floats
 from pipeline.metrics.registry import METRICS
@@ -141,19 +141,18 @@ class Comparison:
         )
 
 
-def read_comparison(root: Path, report: Report, judgement: Judgement | None, *, all_pinned: bool) -> Comparison:
+def read_comparison(root: Path, report: Evaluation, judgement: Judgement | None) -> Comparison:
     """
     Return what the report's files below `root` hold.
 
-    `all_pinned` says whether a record that does not say it is pinned. Raises `StepFailed` if the files are not the
-    report's, or hold a score that is no number.
+    Raises `StepFailed` if the files are not the report's, or hold a score that is no number.
     """
     folder = root / report.folder
     lines = list(durable.read_jsonl(folder / "records.jsonl"))
     if len({line["id"] for line in lines}) != report.records or len(lines) != report.records:
         message = f"the report speaks of {report.records} records and its file holds {len(lines)}"
         raise StepFailed(message, _AGAIN)
-    own = compare(report.metric, lines, all_pinned=all_pinned)
+    own = compare(report.metric, lines)
     places = {name: place for place, name in enumerate(own.ids)}
     former = []
     for one in report.former:
@@ -173,21 +172,20 @@ def read_comparison(root: Path, report: Report, judgement: Judgement | None, *, 
     )
 
 
-def compare(metric: str, lines: Sequence[Mapping[str, Any]], *, all_pinned: bool = False) -> Comparison:
+def compare(metric: str, lines: Sequence[Mapping[str, Any]]) -> Comparison:
     """Return the comparison that lines of records.jsonl make, in any order. Raises `StepFailed` as reading does."""
     lines = sorted(lines, key=lambda line: str(line["id"]))
     whole, some = _metrics(metric, lines)
-    kinds = {tag for line in lines for tag in line.get("tags", ())}
+    kinds = {tag for line in lines for tag in line["tags"]}
     return Comparison(
         metric=metric,
         ids=tuple(str(line["id"]) for line in lines),
         scores={name: _scores(lines, name) for name in whole},
         partial={name: _partial(lines, name) for name in some},
         drops=np.array([line["drop"] for line in lines], dtype=np.int64),
-        pinned=np.array([line.get("pinned", all_pinned) for line in lines], dtype=np.bool_),
-        # Where an older version did not say which ones, none: a drop that is held in error is restored by a command.
-        replaced=np.array([line.get("replaced", False) for line in lines], dtype=np.bool_),
-        tags={tag: np.array([tag in line.get("tags", ()) for line in lines]) for tag in sorted(kinds)},
+        pinned=np.array([line["pinned"] for line in lines], dtype=np.bool_),
+        replaced=np.array([line["replaced"] for line in lines], dtype=np.bool_),
+        tags={tag: np.array([tag in line["tags"] for line in lines]) for tag in sorted(kinds)},
         nll=_nll(lines),
         degenerate={
             kind: _pair(lines, lambda side, kind=kind: kind in side["degenerate"]) for kind in DEGENERATE

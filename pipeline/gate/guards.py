@@ -28,8 +28,8 @@ class Guards:
     """What the guards of a report say."""
 
     rows: tuple[GuardResult, ...]
-    established_lost: tuple[str, ...]
-    """Labels of the slices of established records that lost, whether or not the settings let a slice fail."""
+    seen_lost: tuple[str, ...]
+    """Labels of the slices of seen records that lost, whether or not the settings let a slice fail."""
 
     @property
     def failed(self) -> tuple[GuardResult, ...]:
@@ -64,7 +64,7 @@ def check(comparison: Comparison, slices: Sequence[Slice], config: GuardConfig, 
         lost += [
             row.label
             for member, row in zip(members, results, strict=True)
-            if member.part is not None and member.part.established and row.state == "failed"
+            if member.part is not None and member.part.seen and row.state == "failed"
         ]
         rows += [_worst_former(results)] if family == "former" else results
     rows += point_guards(comparison, config, seed)
@@ -118,7 +118,7 @@ def _subjects(comparison: Comparison, slices: Sequence[Slice], config: GuardConf
     primary, gains = comparison.scores[comparison.metric], comparison.differences()
     for one in slices:
         # New records are guarded drop by drop; together they are what may carry a win, not what could be lost.
-        if one.kind != "new":
+        if one.kind != "unseen":
             places = np.flatnonzero(one.mask)
             yield _Subject("slice", f"slice {one.kind}", one.label, primary[places], gains[places], config.slices,
                            places, one)  # fmt: skip

@@ -130,7 +130,7 @@ class Watched:
     """The differences' own catastrophes are held against those that gained as much, and nothing else is."""
 
 
-class Hurdles:
+class GuardModel:
     """The guards of one report, as simulated estimates of all that they watch, with the gain itself beside them."""
 
     def __init__(self, differences: Floats, watched: Sequence[Watched], test: GainTest, seed: int) -> None:
@@ -162,7 +162,7 @@ class Hurdles:
             stopped |= caught
         return 1.0 - float(stopped.mean())
 
-    def dearest(self, gain: float, chance: float) -> str | None:
+    def costliest(self, gain: float, chance: float) -> str | None:
         """Return the family of guards that stops the most of these winners; `None` if none stops any."""
         winners = self._order[: max(1, round(chance * DRAWS))]
         caught = {family: int(stops.sum()) for family, stops in self._stopped(gain, winners).items()}
@@ -195,7 +195,7 @@ class Detectable:
     power: float
     test_power: float
     """The test's own power there, which the guards take something from."""
-    dearest: str | None = None
+    costliest: str | None = None
     """Family of the guards that take the most."""
 
 
@@ -211,27 +211,27 @@ def asked_power(smallest: Detectable | None) -> float:
 
 
 def smallest_detectable_gain(
-    differences: Sequence[float] | Floats, test: GainTest, hurdles: Hurdles | None = None, power: float = POWER
+    differences: Sequence[float] | Floats, test: GainTest, guard_model: GuardModel | None = None, power: float = POWER
 ) -> Detectable | None:
     """
     Return the smallest true gain that as many records with this much noise would promote with the given power.
 
     Noise is the standard deviation of the differences, or, for a yes-or-no metric, the share of records that go the
     other way (the rarer direction, by the rule of succession: none seen does not mean none to come). `None` if not
-    even the largest gain would be promoted so often. Without `hurdles` it is the test's own.
+    even the largest gain would be promoted so often. Without `guard_model` it is the test's own.
     """
     values = np.asarray(differences, dtype=np.float64)
     if values.size == 0:
         return None
     rarer = min(int(np.count_nonzero(values > 0)), int(np.count_nonzero(values < 0)))
     against = (rarer + 1) / (values.size + 2)
-    hurdles = Hurdles(values, (), test, _SEED) if hurdles is None else hurdles
-    noise = Noise(float(values.std(ddof=1)) if values.size > 1 else 0.0, against, hurdles.needed)
+    guard_model = GuardModel(values, (), test, _SEED) if guard_model is None else guard_model
+    noise = Noise(float(values.std(ddof=1)) if values.size > 1 else 0.0, against, guard_model.needed)
     largest = 1.0 if test.continuous else 1 - 2 * against
 
     def chance(gain: float) -> float:
         shown = test.chance(values.size, gain, noise)
-        return shown if shown < power else shown * hurdles.passing(gain, shown)
+        return shown if shown < power else shown * guard_model.passing(gain, shown)
 
     if largest <= 0 or chance(largest) < power:
         return None
@@ -240,7 +240,7 @@ def smallest_detectable_gain(
         middle = (low + high) / 2
         low, high = (low, middle) if chance(middle) >= power else (middle, high)
     shown = test.chance(values.size, high, noise)
-    return Detectable(high, power, shown, hurdles.dearest(high, shown))
+    return Detectable(high, power, shown, guard_model.costliest(high, shown))
 
 
 def records_needed(differences: Sequence[float] | Floats, test: GainTest, power: float = POWER) -> int | None:

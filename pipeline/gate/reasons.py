@@ -32,7 +32,7 @@ WITHOUT_REFERENCES = frozenset({"general", "empty", "truncated", "looping"})
 REASONS: Mapping[str, str] = {
     "trained_on_heldout": "the candidate was trained on records that it was judged on",
     "no_pinned_heldout": "no held-out set was dropped",
-    "too_few_established": "too few held-out records of drops that the champion knows",
+    "too_few_seen": "too few held-out records of drops that the champion knows",
     "too_few_records": "too few held-out records",
     "harm_shown": "a loss is shown",
     "nll_not_finite": "the candidate's likelihood of the references is not a number",
@@ -53,7 +53,7 @@ REASONS: Mapping[str, str] = {
     "p_above_limit": "the gain may be chance",
     "gain_below_minimum": "the gain is too small",
     "gain_from_new_data": "the gain is shown only with the records of new drops",
-    "established_lost": "records of drops that the champion knows lost",
+    "seen_lost": "records of drops that the champion knows lost",
 }
 
 

@@ -21,14 +21,14 @@ MOST_SMALL = 50
 
 @dataclass(frozen=True)
 class Known:
-    """What tells an established record from a new one."""
+    """What tells an seen record from a new one."""
 
     drops: frozenset[int] | None = None
     """Those that the champion was trained on; `None` for a base model, to which no record is new."""
     names: Mapping[int, str] = field(default_factory=dict)
     """File names of drops, for labels."""
 
-    def established(self, comparison: Comparison) -> Flags:
+    def seen(self, comparison: Comparison) -> Flags:
         """
         Return which records came with a drop that the champion knows.
 
@@ -47,7 +47,7 @@ def judged_on(on: str, known: Known, drops: Places, pinned: Flags) -> Flags:
     """Return which records, of these drops and pinned or not, the gate judges on by its setting `on`."""
     if on == "pinned" and pinned.any():
         return pinned
-    if on == "established":
+    if on == "seen":
         return known.among(drops, pinned)
     return np.ones(drops.size, dtype=np.bool_)
 
@@ -56,10 +56,10 @@ def judged_on(on: str, known: Known, drops: Places, pinned: Flags) -> Flags:
 class Slice:
     """Some of the records."""
 
-    kind: Literal["established", "new", "drop", "tag"]
+    kind: Literal["seen", "unseen", "drop", "tag"]
     label: str
     mask: Flags
-    established: bool
+    seen: bool
     """Whether the champion knows the drops of all of them."""
 
 
@@ -67,25 +67,25 @@ def find_slices(comparison: Comparison, known: Known) -> tuple[Slice, ...]:
     """
     Return the slices of the records, none of them empty or all of the records.
 
-    Established and new ones where there are both or only new ones; drops where there are several; tags. Of drops and
+    Seen and new ones where there are both or only new ones; drops where there are several; tags. Of drops and
     tags that are too small for any test, no more than `MOST_SMALL` each.
     """
     return tuple(_slices(comparison, known))
 
 
 def _slices(comparison: Comparison, known: Known) -> Iterator[Slice]:
-    established = known.established(comparison)
-    if not established.all():
-        if established.any():
-            yield Slice("established", "records of drops that the champion knows", established, established=True)
-        yield Slice("new", "records of new drops", ~established, established=False)
+    seen = known.seen(comparison)
+    if not seen.all():
+        if seen.any():
+            yield Slice("seen", "records of drops that the champion knows", seen, seen=True)
+        yield Slice("unseen", "records of new drops", ~seen, seen=False)
     for drop in _kept(_drops(comparison), lambda found: -found[0]):
         mask = comparison.drops == drop
         name = known.names.get(drop)
-        yield Slice("drop", f"drop {drop} ({name})" if name else f"drop {drop}", mask, bool(established[mask].all()))
+        yield Slice("drop", f"drop {drop} ({name})" if name else f"drop {drop}", mask, bool(seen[mask].all()))
     for tag in _kept(_tags(comparison), lambda found: (-found[1], found[0])):
         mask = comparison.tags[tag]
-        yield Slice("tag", f"tag {tag}", mask, bool(established[mask].all()))
+        yield Slice("tag", f"tag {tag}", mask, bool(seen[mask].all()))
 
 
 def count_unlisted(comparison: Comparison) -> int:

@@ -10,14 +10,14 @@ from pipeline.artifacts import GuardResult, Outcome, Verdict
 from pipeline.config import GateConfig, GuardConfig
 from pipeline.gate import guards, statistics
 from pipeline.gate.comparison import Comparison
-from pipeline.gate.explain import Circumstances, sentence
+from pipeline.gate.explain import short_line
 from pipeline.gate.guards import Guards
 from pipeline.gate.power import (
     LOWER_POWERS,
     POWER,
     Detectable,
     GainTest,
-    Hurdles,
+    GuardModel,
     asked_power,
     records_needed,
     smallest_detectable_gain,
@@ -49,22 +49,18 @@ _TESTS = {True: "sign flip, paired t and skewness-adjusted t", False: "exact McN
 
 @dataclass(frozen=True)
 class Rules:
-    """What a candidate is held to, what is known about the records, and how commands name the track."""
+    """What a candidate is held to, and what is known about the records."""
 
-    track_option: str = ""
     gate: GateConfig = field(default_factory=GateConfig)
     guards: GuardConfig = field(default_factory=GuardConfig)
     known: Known = field(default_factory=Known)
     seen_by_candidate: int = 0
-    seen_by_champion: int = 0
-    """Held-out records that are left out because a champion was trained on them or on near copies: the one that they
-    were prepared for, or today's."""
     repinned: Mapping[int, int] = field(default_factory=dict)
     """Pinned drops that came after the champion was judged, and how many earlier references each of them replaced."""
 
 
 @dataclass(frozen=True)
-class Weighed:
+class Decision:
     """A decision and what it was made from; gains in points."""
 
     outcome: Outcome
@@ -76,7 +72,6 @@ class Weighed:
     gain: float
     p_value: float
     """Exact where it is small enough to promote; above that it may be the t-test's alone, which is no larger."""
-    harm_p_value: float
     seed: int
 
 
@@ -115,6 +110,7 @@ def judge(comparison: Comparison, rules: Rules, *, used: tuple[int, int] = (0, 0
         ties=differences.size - wins - losses,
         smallest_detectable_gain=None if smallest is None else smallest.gain * POINTS,
         detectable_power=None if smallest is None else smallest.power,
+        costliest_guards=None if smallest is None else smallest.costliest,
         records_needed=None if found.outcome == "promoted" else needed,
         guards=found.guards.rows,
         slices=measure_slices(comparison, find_slices(comparison, rules.known), found.seed),
@@ -123,27 +119,15 @@ def judge(comparison: Comparison, rules: Rules, *, used: tuple[int, int] = (0, 0
         uses=used[0],
         same_set_uses=used[1],
     )
-    facts = Circumstances(
-        track_option=rules.track_option,
-        gate=rules.gate,
-        least_records=least,
-        harm_p_value=found.harm_p_value,
-        dearest_guards=None if smallest is None else smallest.dearest,
-        established_lost=found.guards.established_lost,
-        seen_by_candidate=rules.seen_by_candidate,
-        seen_by_champion=rules.seen_by_champion,
-        repinned=tuple((drop, rules.known.names.get(drop, ""), n) for drop, n in rules.repinned.items()),
-        held_excused=excused,
-    )
-    return verdict.model_copy(update={"sentence": sentence(verdict, facts)})
+    return verdict.model_copy(update={"sentence": short_line(verdict, least)})
 
 
-def weigh(comparison: Comparison, rules: Rules) -> Weighed:
+def weigh(comparison: Comparison, rules: Rules) -> Decision:
     """
     Decide: p-value and mean gain within the gate's limits on enough records, and no guard failed.
 
     `worse` needs the mirrored test to show harm. A gain that is shown only together with the records of new drops
-    counts where no slice of established records lost: such a drop brings its own yardstick.
+    counts where no slice of seen records lost: such a drop brings its own yardstick.
     """
     gate = rules.gate
     part = on_part(comparison, rules)
@@ -160,19 +144,19 @@ def weigh(comparison: Comparison, rules: Rules) -> Weighed:
     against = {
         "trained_on_heldout": rules.seen_by_candidate > 0,
         "no_pinned_heldout": gate.on == "pinned" and not comparison.pinned.any(),
-        "too_few_established": few and gate.on == "established",
-        "too_few_records": few and gate.on != "established",
+        "too_few_seen": few and gate.on == "seen",
+        "too_few_records": few and gate.on != "seen",
         "harm_shown": harm <= HARM_P_VALUE,
         "nll_not_finite": any(row.guard == "nll" and row.candidate is None for row in checked.failed),
         **{GUARD_REASONS[row.guard]: True for row in checked.failed},
         "p_above_limit": p_value > gate.alpha,
         "gain_below_minimum": not shown.is_large(gain),
-        "established_lost": only_new and bool(checked.established_lost),
+        "seen_lost": only_new and bool(checked.seen_lost),
         "gain_from_new_data": only_new,
     }
     reasons = tuple(code for code, holds in against.items() if holds)
     outcome = _outcome(reasons, checked, wins=wins)
-    return Weighed(outcome, reasons, part, slices, checked, gain, p_value, harm, seed)
+    return Decision(outcome, reasons, part, slices, checked, gain, p_value, seed)
 
 
 @dataclass(frozen=True)
@@ -197,13 +181,13 @@ class _Shown:
         return p_value <= self.gate.alpha and self.is_large(gain)
 
     def without_new(self, part: Comparison, known: Known) -> bool:
-        """Return whether the gain is shown on the established records alone."""
-        mask = known.established(part)
+        """Return whether the gain is shown on the seen records alone."""
+        mask = known.seen(part)
         differences = part.differences()[mask]
         return bool(mask.all()) or self.wins(self.gain(differences), self.p_value(differences))
 
 
-def _is_excused(found: Weighed, comparison: Comparison, rules: Rules) -> bool:
+def _is_excused(found: Decision, comparison: Comparison, rules: Rules) -> bool:
     """
     Say whether all that blames the drops depends on references that were replaced since the champion was judged.
 
@@ -220,7 +204,7 @@ def _is_excused(found: Weighed, comparison: Comparison, rules: Rules) -> bool:
     return not blame_drops(rest.outcome, rest.reasons)
 
 
-def _blames_whatever_the_references(found: Weighed) -> bool:
+def _blames_whatever_the_references(found: Decision) -> bool:
     """Say whether a decision that blames drops would do so by what no reference has a part in."""
     wins = not {"p_above_limit", "gain_below_minimum"} & set(found.reasons)
     own = [row for row in found.guards.failed if row.guard in WITHOUT_REFERENCES]
@@ -250,24 +234,24 @@ def _outcome(reasons: Sequence[str], checked: Guards, *, wins: bool) -> Outcome:
     """
     if "trained_on_heldout" in reasons:
         return "contaminated"
-    if {"no_pinned_heldout", "too_few_established", "too_few_records"} & set(reasons):
+    if {"no_pinned_heldout", "too_few_seen", "too_few_records"} & set(reasons):
         return "insufficient_evidence"
     if "harm_shown" in reasons:
         return "worse"
     blaming = [row for row in checked.failed if row.guard not in NO_FAULT_OF_DROPS]
     if checked.failed and (wins or any(map(_is_sure, blaming)) or "nll_not_finite" in reasons):
         return "guard_failed"
-    return "promoted" if wins and "established_lost" not in reasons else "not_shown_better"
+    return "promoted" if wins and "seen_lost" not in reasons else "not_shown_better"
 
 
-def _power(found: Weighed, rules: Rules, least: int) -> tuple[Detectable | None, int | None]:
+def _power(found: Decision, rules: Rules, least: int) -> tuple[Detectable | None, int | None]:
     """Return the smallest gain that this decision would let pass, and the records that are missing."""
     differences = found.part.differences()
     test = GainTest(METRICS[found.part.metric].continuous, rules.gate.alpha, rules.gate.min_gain / POINTS)
     if not differences.size:
         return None, None
-    hurdles = Hurdles(differences, guards.watched(found.part, found.slices, rules.guards), test, found.seed)
-    tried = (smallest_detectable_gain(differences, test, hurdles, power) for power in (POWER, *LOWER_POWERS))
+    guard_model = GuardModel(differences, guards.watched(found.part, found.slices, rules.guards), test, found.seed)
+    tried = (smallest_detectable_gain(differences, test, guard_model, power) for power in (POWER, *LOWER_POWERS))
     smallest = next((one for one in tried if one is not None), None)
     # Where no gain is shown at all there are too few records, and it is not for the guards.
     shows = smallest is not None or smallest_detectable_gain(differences, test) is not None

@@ -1,6 +1,6 @@
 """
-A model as a folder: what has to be in it, read as if an enemy wrote it.
+A model as a folder: what has to be in it, read without trusting who wrote it.
 
-`manifest` says which model it is by the hashes of its files; the others read one kind of file each, within bounds.
-Open `manifest` first.
+In: a folder from anybody. Out: its identity and manifest, or what is wrong with it. `manifest` names a model by the
+hashes of its files; each other module reads one kind of file, within bounds. Open `manifest` first.
 """

@@ -1,8 +1,11 @@
 """
 The only door to torch, transformers, peft, trl and bitsandbytes.
 
-Every module in here imports the stack inside its functions, so importing one costs nothing. Base models are folders on
-this machine: whatever comes in through this door stays off the network and prints no progress bars of its own.
+In: model folders and tokenised rows. Out: an adapter, a merged folder, answers, likelihoods. `training` trains,
+`loading` loads, `merging` merges, `generation` answers. Every module imports the stack inside its functions, so
+importing one costs nothing. Base models are folders on this machine: the libraries stay off the network and print no
+progress bars. README.md says how far a merge may round.
+Open `training` first.
 """
 
 import os

@@ -40,7 +40,7 @@ class Choice:
 
     checkpoint: Path | None
     """The newest valid one; `None` if there is none, so that the training begins at step 0."""
-    passed_over: tuple[str, ...]
+    skipped: tuple[str, ...]
     """Each newer one with the reason, in words."""
 
 
@@ -49,7 +49,7 @@ def publish(source: Path, folder: Path, step: int, mark: str) -> Path:
     Move the trainer's checkpoint `source` to `folder`/step-`step`, durably; return its new place.
 
     `source` must be on the same file system, `mark` is the training's fingerprint. The newest `KEPT` of this training
-    are left; what it passed over, or left torn, goes.
+    are left; what it skipped, or left torn, goes.
     """
     target = folder / f"{_PREFIX}{step}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -76,16 +76,16 @@ def newest_valid(folder: Path, mark: str) -> Choice:
     """
     Choose the newest checkpoint that is whole and belongs to this training.
 
-    Torn, damaged and foreign ones are passed over, with a line on stderr saying why.
+    Torn, damaged and foreign ones are skipped, with a line on stderr saying why.
     """
-    passed_over: list[str] = []
+    skipped: list[str] = []
     for path in _by_step(folder):
         problem = _doubt(path, mark) or _damage(path)
         if not problem:
-            return Choice(path, tuple(passed_over))
-        passed_over.append(f"checkpoint {path.name} is passed over: {problem}")
-        sys.stderr.write(f"{passed_over[-1]}\n")
-    return Choice(None, tuple(passed_over))
+            return Choice(path, tuple(skipped))
+        skipped.append(f"checkpoint {path.name} is skipped: {problem}")
+        sys.stderr.write(f"{skipped[-1]}\n")
+    return Choice(None, tuple(skipped))
 
 
 def step_of(checkpoint: Path) -> int:

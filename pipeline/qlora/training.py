@@ -52,7 +52,7 @@ class Trained:
 
     optimizer_steps: int
     resumed_from_step: int
-    passed_over: tuple[str, ...]
+    skipped: tuple[str, ...]
     """Checkpoints that could not be used, each with the reason."""
     trained_tokens: int
     train_loss: float
@@ -121,7 +121,7 @@ def fit(
     checkpoint = choice.checkpoint
     if checkpoint is not None:
         sys.stderr.write(f"training goes on from checkpoint {checkpoint.name}\n")
-    elif choice.passed_over:
+    elif choice.skipped:
         sys.stderr.write("training begins again at step 0: no checkpoint can be used\n")
     try:
         trainer = _trainer(training, tokenizer, rows, dev, config)
@@ -145,7 +145,7 @@ def fit(
     return Trained(
         optimizer_steps=state.global_step,
         resumed_from_step=step_of(checkpoint) if checkpoint else 0,
-        passed_over=choice.passed_over,
+        skipped=choice.skipped,
         trained_tokens=int(state.num_input_tokens_seen),
         train_loss=sum(point.loss for point in losses) / max(1, len(losses)),
         loss_curve=_thinned(losses),

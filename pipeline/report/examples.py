@@ -40,18 +40,18 @@ def _rank(line: Mapping[str, Any], metric: str, sign: int) -> tuple[float, float
 def _example(line: Mapping[str, Any], metric: str, sign: int) -> Example:
     new, old = (_answer(line[role], metric) for role in ("candidate", "champion"))
     return Example(
-        id=line["id"], drop=line["drop"], tags=tuple(line.get("tags", ())),
-        instruction=cut(line.get("instruction", "")), input=cut(line.get("input", "")),
-        references=tuple(cut(reference) for reference in line.get("references", ())),
+        id=line["id"], drop=line["drop"], tags=tuple(line["tags"]),
+        instruction=cut(line["instruction"]), input=cut(line["input"]),
+        references=tuple(cut(reference) for reference in line["references"]),
         candidate=new, champion=old, difference=sign * (new.score - old.score),
     )  # fmt: skip
 
 
 def _answer(given: Mapping[str, Any], metric: str) -> Answer:
-    text = given.get("text", "")
+    text = given["text"]
     return Answer(
         text=cut(text), characters=len(text), score=100 * given["scores"][metric],
-        degenerate=tuple(given.get("degenerate", ())),
+        degenerate=tuple(given["degenerate"]),
     )  # fmt: skip
 
 

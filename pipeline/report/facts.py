@@ -8,7 +8,7 @@ import json
 import sys
 from typing import Any, Literal
 
-from pipeline.artifacts import Adapter, Dataset, Drop, Frozen, GuardResult, Judgement, Model, Report, Verdict
+from pipeline.artifacts import Adapter, Dataset, Drop, Evaluation, Frozen, GuardResult, Judgement, Model, Verdict
 
 #: From this share of its margin on, a guard that passed is named as a near miss.
 NEARLY = 0.8
@@ -77,7 +77,7 @@ class Cost(Frozen):
     device: str | None = None
 
 
-class Card(Frozen):
+class Report(Frozen):
     """The evidence behind one verdict. What a run did not come to is `None`: training, merging or scoring."""
 
     version: Literal[1] = 1
@@ -98,7 +98,7 @@ class Card(Frozen):
     dataset: Dataset
     adapter: Adapter | None = None
     model: Model | None = None
-    report: Report | None = None
+    evaluation: Evaluation | None = None
     judgement: Judgement | None = None
     regressions: tuple[Example, ...] = ()
     """Records that the candidate answered worse, the worst first."""
@@ -137,7 +137,7 @@ def is_nearly_failed(guard: GuardResult) -> bool:
 
 def schema() -> dict[str, Any]:
     """Return the JSON Schema of `report.json`: every field is there, and no other."""
-    found = Card.model_json_schema(mode="serialization")
+    found = Report.model_json_schema(mode="serialization")
     for part in (found, *found["$defs"].values()):
         # What has a default when it is made is written all the same.
         part["required"] = list(part["properties"])

@@ -1,14 +1,13 @@
 """The verdict for a person who does not read statistics: what was decided, why, and what to do now."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 
-from pipeline.artifacts import Dataset, GuardResult, Outcome, Report, Verdict
-from pipeline.config import RunConfig
+from pipeline.artifacts import Dataset, Evaluation, GuardResult, Outcome, Verdict
 from pipeline.contract import StepSpec
-from pipeline.gate.reasons import REASONS, excuse_drops
-from pipeline.report.facts import NextStep, Reason, Story
-from pipeline.wording import cases, count, luck, plain, signed
+from pipeline.gate.reasons import GUARD_REASONS, REASONS, excuse_drops
+from pipeline.report.facts import Reason, Story
+from pipeline.report.next_steps import next_steps
+from pipeline.wording import beside, cases, count, luck, plain, signed
 
 #: What a code of the verdict's reasons means to somebody who does not know it; others keep the gate's few words.
 _REASONS = {
@@ -38,7 +37,20 @@ _FOUND = {
     "size": "What is larger",
     "judge": "What the judge says",
 }
-_KEPT = "No drop is held back for this: all are trained on again, together with the next ones."
+#: The power that the gate asks for and the least that it names; its module would bring scipy into the daemon.
+_POWER, _LEAST_POWER = 0.8, 0.5
+#: Kinds of guards as a sentence names them; the others are those of slices.
+_FAMILIES: Mapping[str, str] = {
+    "metric": "those on other metrics",
+    "general": "those on general suites",
+    "general_base": "those against the base model",
+    "nll": "the one on likelihood",
+    "empty": "the one on empty answers",
+    "truncated": "the one on answers cut off",
+    "looping": "the one on looping answers",
+    "catastrophe": "the one on answers that lost half of the scale",
+    "former": "the one on former champions",
+}
 BADGES: dict[Outcome, str] = {
     "promoted": "Promoted",
     "worse": "Worse",
@@ -61,7 +73,7 @@ def _sentence(words: str) -> str:
     return f"{words[0].upper()}{words[1:]}."
 
 
-def tell(verdict: Verdict, dataset: Dataset, report: Report | None, spec: StepSpec) -> Story:
+def tell(verdict: Verdict, dataset: Dataset, evaluation: Evaluation | None, spec: StepSpec) -> Story:
     """Return the story of a verdict; `spec` is that of the step which made it."""
     config = spec.config
     headline = _HEADLINES[verdict.outcome]
@@ -71,14 +83,14 @@ def tell(verdict: Verdict, dataset: Dataset, report: Report | None, spec: StepSp
         # Nobody knows yet whether it does: a drop that it was made from may be withdrawn before the run is concluded.
         manual = config.gate.approval == "manual"
         headline += " It waits for your approval." if manual else " It wins."
-    why = (*_numbers(verdict), *_because(verdict, report), *_excuse(verdict), *_limits(verdict, dataset, config))
-    if verdict.yardstick is not None:
-        why = (*why, verdict.yardstick)
-    if verdict.references_changed:
-        steps: Sequence[NextStep] = _after_replaced(dataset, spec)
-    else:
-        steps = _next_steps(verdict, dataset, config, spec.run)
-    return Story(headline=headline, why=why, next_steps=tuple(steps))
+    why = [
+        *_numbers(verdict),
+        *_because(verdict, evaluation, spec),
+        *_replaced(verdict, dataset, spec),
+        *_limits(verdict, dataset, spec),
+        *([] if verdict.yardstick is None else [verdict.yardstick]),
+    ]
+    return Story(headline=headline, why=tuple(why), next_steps=tuple(next_steps(verdict, dataset, spec)))
 
 
 def _guarded(codes: Sequence[str]) -> str:
@@ -107,46 +119,82 @@ def _numbers(verdict: Verdict) -> list[str]:
     ]
 
 
-def _because(verdict: Verdict, report: Report | None) -> list[str]:
+def _because(verdict: Verdict, evaluation: Evaluation | None, spec: StepSpec) -> list[str]:
+    """Say what the decision rests on, the decisive first."""
+    told = {reason.code: reason.words for reason in reasons(verdict)}
     if verdict.outcome == "promoted" and verdict.p_value is not None:
         guarded = ", and no guard stands against it" if verdict.guards else ""
-        return [f"A model that is no better would look like this {luck(verdict.p_value)}{guarded}."]
-    if verdict.outcome == "guard_failed":
-        failed = [guard for guard in verdict.guards if guard.state == "failed"]
-        found = [f"{_FOUND.get(guard.guard, 'What it loses')}: {guard_words(guard)}." for guard in failed]
-        return found or [reason.words for reason in reasons(verdict)]
-    if verdict.outcome == "contaminated" and report is not None and report.records_seen_by_candidate:
-        seen = count(report.records_seen_by_candidate, "record")
+        won = f"A model that is no better would look like this {luck(verdict.p_value)}{guarded}."
+        return [won, *([_on_new_data(verdict)] if "gain_from_new_data" in told else [])]
+    if verdict.outcome == "contaminated" and evaluation is not None and evaluation.records_seen_by_candidate:
+        seen = count(evaluation.records_seen_by_candidate, "record")
         return [f"{seen} of those that it was judged on were among its training rows."]
-    unproven = verdict.outcome == "not_shown_better"
-    if unproven and "p_above_limit" in verdict.reasons and verdict.p_value is not None and (verdict.gain or 0) > 0:
-        first = [f"A model that is no better would look like this {luck(verdict.p_value)}: that is no proof."]
-        return first if "gain_below_minimum" not in verdict.reasons else [*first, _REASONS["gain_below_minimum"]]
-    told_by_limits = "too_few_records" if verdict.gain is None else ""
-    return [reason.words for reason in reasons(verdict) if reason.code != told_by_limits]
+    failed = [guard for guard in verdict.guards if guard.state == "failed"]
+    lost = [f"{_FOUND.get(guard.guard, 'What it loses')}: {guard_words(guard)}." for guard in failed]
+    if verdict.outcome == "guard_failed" and lost:
+        return [*([told["nll_not_finite"]] if "nll_not_finite" in told else []), *lost]
+    unsaid = {GUARD_REASONS[guard.guard] for guard in failed}
+    if verdict.gain is None:
+        unsaid.add("too_few_records")
+    if verdict.outcome == "worse":
+        unsaid |= {"p_above_limit", "gain_below_minimum"}
+    if verdict.gain is not None and verdict.gain > 0:
+        told |= _of_a_gain(verdict.gain, verdict.p_value or 0.0, spec.config.gate.min_gain)
+    return [*(told[code] for code in verdict.reasons if code not in unsaid), *lost]
 
 
-def _excuse(verdict: Verdict) -> list[str]:
-    """Say that a bad verdict depends on references that the champion was not judged by."""
-    if not verdict.references_changed:
-        return []
-    replaced = count(verdict.references_changed, "pinned reference")
-    were = "was" if verdict.references_changed == 1 else "were"
-    return [f"But {replaced} {were} replaced since the champion was judged, and without them this would not be shown."]
+def _of_a_gain(gain: float, p_value: float, least: float) -> dict[str, str]:
+    """Return what two codes mean beside a gain."""
+    small = f"{beside(gain, least)} is below {least:g}"
+    return {
+        "p_above_limit": f"A model that is no better would look like this {luck(p_value)}: that is no proof.",
+        "gain_below_minimum": f"The gain is smaller than the settings ask for: {small}.",
+    }
 
 
-def _limits(verdict: Verdict, dataset: Dataset, config: RunConfig) -> list[str]:
+def _on_new_data(verdict: Verdict) -> str:
+    """Say how a gain differs between records of new drops and those that the champion knows."""
+    slices = {one.kind: f"{signed(one.gain)} on {count(one.records, 'record')}" for one in verdict.slices}
+    parts = [f"{slices[kind]} of {name} drops" for kind, name in (("new", "new"), ("seen", "older")) if kind in slices]
+    return f"The gain is shown only with the records of new drops: {' and '.join(parts)}."
+
+
+def _replaced(verdict: Verdict, dataset: Dataset, spec: StepSpec) -> list[str]:
+    """Say that both models were judged by other references than the champion was when it won."""
+    since = "replaced since the champion was judged"
+    if verdict.references_changed:
+        were = "was" if verdict.references_changed == 1 else "were"
+        replaced = f"{count(verdict.references_changed, 'pinned reference')} {were} {since}"
+        return [f"But {replaced}, and without them this would not be shown."]
+    by = spec.champion.not_judged_by(dataset.pins_changed)
+    names = {drop.id: drop.name for drop in (*dataset.drops, *spec.drops)}
+    told = " and ".join(f"{number:,} by drop {drop} ({names.get(drop, '')})" for drop, number in by.items())
+    return [f"Pinned references were {since}: {told}."] if told and verdict.gain is not None else []
+
+
+def _limits(verdict: Verdict, dataset: Dataset, spec: StepSpec) -> list[str]:
     """Say what this held-out set could have shown, where that is what was missing."""
     if dataset.shortfall is not None and verdict.gain is None:
         have, need = dataset.shortfall.heldout_rows, dataset.shortfall.needed_heldout_rows
         done = "asked" if verdict.candidate_model_id else "trained"
-        return [f"There are {count(have, 'held-out record')}, and a verdict needs {need:,}. Nothing was {done}."]
-    smallest = verdict.smallest_detectable_gain
-    if verdict.outcome != "not_shown_better" or smallest is None:
+        words = f"There are {count(have, 'held-out record')}, and a verdict needs {need:,}. Nothing was {done}."
+        if dataset.seen_by_champion:
+            words += (
+                f" {dataset.seen_by_champion:,} more are left out: the champion was trained on them or near copies."
+            )
+        return [words]
+    if verdict.outcome != "not_shown_better":
         return []
-    least = f"; the settings ask for {plain(config.gate.min_gain)}" if config.gate.min_gain else ""
-    often = cases(verdict.detectable_power)
-    return [f"With these records, a gain of {plain(smallest)} points or more is promoted in {often}{least}."]
+    smallest, power, gate = verdict.smallest_detectable_gain, verdict.detectable_power, spec.config.gate
+    if smallest is None:
+        return [f"With these records no gain, however large, is promoted in {cases(_LEAST_POWER)}."]
+    least = f"; the settings ask for {plain(gate.min_gain)}" if gate.min_gain else ""
+    found = f"With these records, a gain of {plain(smallest)} points or more is promoted in {cases(power)}{least}."
+    if (power or _POWER) >= _POWER:
+        return [found]
+    costliest = verdict.costliest_guards
+    most = f", most of all {_FAMILIES.get(costliest, 'those on slices')}" if costliest else ""
+    return [found, f"No gain is promoted much more surely: guards stop good candidates by chance{most}."]
 
 
 def guard_words(guard: GuardResult) -> str:
@@ -184,131 +232,3 @@ def margin_words(guard: GuardResult) -> str:
 def digits(guard: GuardResult) -> int:
     """Return how many decimals a guard's numbers have."""
     return {"nats": 3, "times": 2, "records": 0}.get(guard.unit, 1)
-
-
-def _next_steps(verdict: Verdict, dataset: Dataset, config: RunConfig, run: int) -> Sequence[NextStep]:
-    tell_next: dict[Outcome, Callable[[], list[NextStep]]] = {
-        "promoted": lambda: _after_a_win(verdict, config, run),
-        "worse": _after_harm,
-        "not_shown_better": lambda: _after_no_proof(verdict, dataset),
-        "insufficient_evidence": lambda: _after_too_little(verdict, dataset),
-        "guard_failed": lambda: _after_guards(verdict, config, run),
-        "contaminated": lambda: [
-            NextStep(words="Judge it on other records: drop a held-out set that no drop has rows of."),
-            NextStep(words="See which drops are new in this run.", command=f"dropforge show {run}"),
-        ],
-    }
-    return tell_next[verdict.outcome]()
-
-
-def _after_a_win(verdict: Verdict, config: RunConfig, run: int) -> list[NextStep]:
-    undo = NextStep(words="If it disappoints in use, let the champion before it serve again.",
-                    command=f"dropforge rollback{config.track_option} --reason TEXT")  # fmt: skip
-    costs = " The answers that became worse, below, show what it costs." if verdict.losses else ""
-    if config.gate.approval == "manual":
-        return [NextStep(words=f"Let it serve.{costs}", command=f"dropforge promote {run}")]
-    unless = (
-        "unless a drop that it was trained or judged on was withdrawn meanwhile, or the track was rolled back from "
-        "this very model before: then it waits for you"
-    )
-    return [NextStep(words=f"Nothing has to be done, {unless}.{costs}"), undo]
-
-
-def _after_guards(verdict: Verdict, config: RunConfig, run: int) -> list[NextStep]:
-    """Return what helps against the guards that failed; only where one of them speaks of harm, drops are looked at."""
-    if not excuse_drops(verdict.reasons):
-        return _after_harm()
-    failed = [guard for guard in verdict.guards if guard.state == "failed"]
-    steps = list(dict.fromkeys(step for guard in failed for step in _against(guard, config)))
-    if {guard.guard for guard in failed} <= {"latency", "size", "judge"}:
-        steps.append(NextStep(words="If that is no harm to you, let it serve all the same.",
-                              command=f"dropforge promote {run} --force --reason TEXT"))  # fmt: skip
-    return [*steps, NextStep(words=_KEPT)]
-
-
-def _against(guard: GuardResult, config: RunConfig) -> list[NextStep]:
-    """Return what helps against one guard that says nothing against the new drops."""
-    rollback = f"dropforge rollback{config.track_option}"
-    missing = guard.candidate is None
-    steps = {
-        "general_base": [
-            NextStep(words="Add general rows: they bring back what was lost."),
-            NextStep(words="Or let the champion before today's serve again, if it lost less.",
-                     command=f"{rollback} --reason TEXT"),
-        ],
-        "former": [NextStep(words="If the former champion is the better one, let it serve again.",
-                            command=f"{rollback} --to GENERATION --reason TEXT")],
-        "floor": [NextStep(words="Take the floor out, or drop rows that it can be scored by (guards.floors)." if missing
-                           else "Drop more rows of the kind that the floor asks for, or lower it (guards.floors).")],
-        "latency": [NextStep(words="Look for longer answers in the new drops, or allow more time (guards.latency).")],
-        "size": [NextStep(words="Allow a larger model, if there is room for it (guards.size).")],
-        "judge": [NextStep(words="Read the answers that changed, below, and see whether the judge is right.")],
-    }  # fmt: skip
-    return steps[guard.guard]
-
-
-def _after_harm() -> list[NextStep]:
-    return [
-        NextStep(words="Read the answers that became worse, below: wrong or odd data in a new drop shows there."),
-        NextStep(words="If a drop is to blame, take it out of later runs.",
-                 command="dropforge drops withdraw DROP --reason TEXT"),
-        NextStep(words="If the drop is right after all, put it back when it is held.",
-                 command="dropforge drops restore DROP --reason TEXT"),
-    ]  # fmt: skip
-
-
-def _after_replaced(dataset: Dataset, spec: StepSpec) -> list[NextStep]:
-    """Return what helps where a bad verdict says more of new references than of the new drops."""
-    names = {drop.id: drop.name for drop in (*dataset.drops, *spec.drops)}
-    steps = [
-        NextStep(words=f"Look at the pinned drop {drop}{f' ({names[drop]})' if drop in names else ''} first: it gives "
-                       "other answers than an earlier one. If they are wrong, take it out of later runs.",
-                 command=f"dropforge drops withdraw {drop} --reason TEXT")
-        for drop in spec.champion.not_judged_by(dataset.pins_changed)
-    ]  # fmt: skip
-    return [*steps, NextStep(words=_KEPT)]
-
-
-def _after_no_proof(verdict: Verdict, dataset: Dataset) -> list[NextStep]:
-    steps = []
-    if "established_lost" in verdict.reasons:
-        words = "See in the slices, below, what records of older drops lost: new ones do not make up for it."
-        steps.append(NextStep(words=words))
-    elif verdict.records_needed:
-        records = count(verdict.records_needed, "more held-out record")
-        rows = _rows_for(verdict.records_needed, dataset)
-        given = f", which about {rows:,} rows like these give" if rows else ""
-        words = f"Drop more data: about {records} would show this gain if it is real{given}."
-        steps.append(NextStep(words=words))
-    elif "p_above_limit" not in verdict.reasons:
-        words = "The gain is no luck, but it is small: drop more or other data, or ask for less (gate.min_gain)."
-        steps.append(NextStep(words=words))
-    else:
-        steps.append(NextStep(words="Drop more or other data: what is there taught the model nothing that shows."))
-    steps.append(NextStep(words="Nothing is lost: these drops are trained on again, together with the next ones."))
-    return steps
-
-
-def _rows_for(records: int, dataset: Dataset) -> int:
-    """Return about how many rows bring so many held-out records, to two digits; 0 where drops bring none."""
-    rows = dataset.train_rows + dataset.dev_rows + dataset.heldout_rows
-    if dataset.heldout_pinned or not dataset.heldout_rows:
-        return 0
-    wanted = records * rows / dataset.heldout_rows
-    step = int(10 ** max(0, math.floor(math.log10(wanted)) - 1))
-    return math.ceil(wanted / step) * step
-
-
-def _after_too_little(verdict: Verdict, dataset: Dataset) -> list[NextStep]:
-    folder = "Drop a file of records into the track's folder heldout."
-    if "no_pinned_heldout" in verdict.reasons:
-        return [NextStep(words=folder)]
-    short = dataset.shortfall
-    if dataset.heldout_pinned:
-        missing = "" if short is None else f" {short.needed_heldout_rows - short.heldout_rows:,} more are needed."
-        return [NextStep(words=folder + missing)]
-    if short is not None:
-        return [NextStep(words=f"Drop about {count(short.needed_rows, 'more row')} of the same kind.")]
-    if verdict.records_needed:
-        return [NextStep(words=f"Drop more rows: {count(verdict.records_needed, 'more held-out record')} are needed.")]
-    return [NextStep(words="Drop more rows of the same kind.")]

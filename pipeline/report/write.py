@@ -6,51 +6,75 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from pipeline import durable
-from pipeline.artifacts import Adapter, Artifact, Dataset, Judgement, Model, Report, Verdict
+from pipeline.artifacts import (
+    JSON_NAME,
+    PAGE_NAME,
+    RECORDS_NAME,
+    Adapter,
+    Artifact,
+    Dataset,
+    Evaluation,
+    Judgement,
+    Model,
+    Verdict,
+)
 from pipeline.contract import Attempt
 from pipeline.metrics.registry import METRICS
 from pipeline.report.examples import pick
-from pipeline.report.facts import Card, Cost
-from pipeline.report.page import page
+from pipeline.report.facts import Cost, Report
+from pipeline.report.page import render_page
 from pipeline.report.story import reasons, tell
 
-FOLDER_NAME, JSON_NAME, PAGE_NAME = "report", "report.json", "report.html"
+_FOLDER_NAME = "report"
 A = TypeVar("A", bound=Artifact)
 
 
-def write_card(attempt: Attempt, verdict: Verdict, judgement: Judgement | None = None) -> str:
+def write_report(attempt: Attempt, verdict: Verdict, judgement: Judgement | None = None) -> str:
     """
-    Write `verdict`'s card into a new folder of the attempt; return the folder, relative to the state folder.
+    Write `verdict`'s evidence card into a new folder of the attempt; return the folder, relative to the state folder.
 
     It shows what the run's earlier steps published, as far as it came; `judgement` is what the gate counted of it.
     """
-    folder = attempt.make_folder(FOLDER_NAME)
+    folder = attempt.make_folder(_FOLDER_NAME)
     place = attempt.relative(folder)
-    card = _card(attempt, verdict.model_copy(update={"report": place}), judgement)
-    durable.write_json(folder / JSON_NAME, card.model_dump(mode="json"))
-    durable.write_bytes(folder / PAGE_NAME, page(card).encode())
+    report = _report(attempt, verdict.model_copy(update={"report": place}), judgement)
+    durable.write_json(folder / JSON_NAME, report.model_dump(mode="json"))
+    durable.write_bytes(folder / PAGE_NAME, render_page(report).encode())
     return place
 
 
-def _card(attempt: Attempt, verdict: Verdict, judgement: Judgement | None) -> Card:
+def _report(attempt: Attempt, verdict: Verdict, judgement: Judgement | None) -> Report:
     dataset, config = attempt.load(Dataset), attempt.config
     adapter, model = _published(attempt, Adapter), _published(attempt, Model)
-    report = _published(attempt, Report)
+    evaluation = _published(attempt, Evaluation)
     judgement = judgement or _published(attempt, Judgement)
     metric = METRICS.get(verdict.metric)
     regressions, gains = pick(
-        _records(attempt, report), verdict.metric, higher_is_better=metric is None or metric.higher_is_better
+        _records(attempt, evaluation), verdict.metric, higher_is_better=metric is None or metric.higher_is_better
     )
     settings = config.model_dump(mode="json")
-    return Card(
-        run=attempt.spec.run, track=config.track, approval=config.gate.approval,
-        story=tell(verdict, dataset, report, attempt.spec), reasons=reasons(verdict),
+    return Report(
+        run=attempt.spec.run,
+        track=config.track,
+        approval=config.gate.approval,
+        story=tell(verdict, dataset, evaluation, attempt.spec),
+        reasons=reasons(verdict),
         metric_title=metric.title if metric else verdict.metric,
-        min_gain=config.gate.min_gain, p_value_limit=config.gate.alpha,
-        verdict=verdict, drops=attempt.spec.drops or dataset.drops, dataset=dataset, adapter=adapter, model=model,
-        report=report, judgement=judgement, regressions=regressions, gains=gains, cost=_cost(adapter, model, report),
-        settings=settings, settings_sha256=hash_settings(settings),
-    )  # fmt: skip
+        min_gain=config.gate.min_gain,
+        p_value_limit=config.gate.alpha,
+        verdict=verdict,
+        drops=attempt.spec.drops or dataset.drops,
+        dataset=dataset,
+        adapter=adapter,
+        model=model,
+        evaluation=evaluation,
+        judgement=judgement,
+        regressions=regressions,
+        gains=gains,
+        cost=_cost(adapter, model, evaluation),
+        settings=settings,
+        settings_sha256=hash_settings(settings),
+    )
 
 
 def hash_settings(settings: Mapping[str, Any]) -> str:
@@ -63,17 +87,19 @@ def _published(attempt: Attempt, kind: type[A]) -> A | None:
     return attempt.load(kind) if kind.step in attempt.spec.inputs else None
 
 
-def _records(attempt: Attempt, report: Report | None) -> Iterator[dict[str, Any]]:
-    if report is not None:
-        yield from durable.read_jsonl(attempt.path(report.folder) / "records.jsonl")
+def _records(attempt: Attempt, evaluation: Evaluation | None) -> Iterator[dict[str, Any]]:
+    if evaluation is not None:
+        yield from durable.read_jsonl(attempt.path(evaluation.folder) / RECORDS_NAME)
 
 
-def _cost(adapter: Adapter | None, model: Model | None, report: Report | None) -> Cost:
-    both = [] if report is None else [report.candidate, report.champion]
+def _cost(adapter: Adapter | None, model: Model | None, evaluation: Evaluation | None) -> Cost:
+    both = [] if evaluation is None else [evaluation.candidate, evaluation.champion]
     took = {
-        "train": adapter and adapter.seconds, "merge": model and model.seconds,
-        "candidate": report and report.candidate.seconds, "champion": report and report.champion.seconds,
-    }  # fmt: skip
+        "train": adapter and adapter.seconds,
+        "merge": model and model.seconds,
+        "candidate": evaluation and evaluation.candidate.seconds,
+        "champion": evaluation and evaluation.champion.seconds,
+    }
     return Cost(
         seconds={name: value for name, value in took.items() if value is not None},
         trained_tokens=adapter.trained_tokens if adapter else None,

@@ -1,11 +1,17 @@
-"""The pipeline, top to bottom. Adding a step is a module, its artifact and a line here."""
+"""
+The pipeline, top to bottom: prepare, train, merge, evaluate, judge (if there is one), decide.
+
+In: an `Attempt`: an order and the artifacts of earlier steps. Out: one artifact. Each step is a module with a function
+of the same name; steps never import each other. Adding one is a module, its artifact and a line in `STEPS`.
+Open this file, then `prepare`.
+"""
 
 import importlib
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import cast
 
-from pipeline.artifacts import Adapter, Artifact, Dataset, Judgement, Model, Report, Verdict
+from pipeline.artifacts import Adapter, Artifact, Dataset, Evaluation, Judgement, Model, Verdict
 from pipeline.config import RunConfig
 from pipeline.contract import Attempt, Step
 
@@ -19,12 +25,12 @@ STEPS = (
     Step("prepare", (), Dataset, partial(_function, "prepare")),
     Step("train", (Dataset,), Adapter, partial(_function, "train"), needs_gpu=True),
     Step("merge", (Dataset, Adapter), Model, partial(_function, "merge")),
-    Step("evaluate", (Dataset, Model), Report, partial(_function, "evaluate"), needs_gpu=True),
+    Step("evaluate", (Dataset, Model), Evaluation, partial(_function, "evaluate"), needs_gpu=True),
     Step(
-        "judge", (Report,), Judgement, partial(_function, "judge"), network=True,
+        "judge", (Evaluation,), Judgement, partial(_function, "judge"), network=True,
         wanted=lambda config: bool(config.judge.url),
     ),
-    Step("decide", (Dataset, Report), Verdict, partial(_function, "decide")),
+    Step("decide", (Dataset, Evaluation), Verdict, partial(_function, "decide")),
 )  # fmt: skip
 BY_NAME: Mapping[str, Step] = {step.name: step for step in STEPS}
 

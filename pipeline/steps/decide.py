@@ -1,6 +1,6 @@
 """The gate: from both models' scores on the same records to a verdict, its numbers and the words that say it."""
 
-from pipeline.artifacts import Dataset, Judgement, Model, Report, Verdict
+from pipeline.artifacts import Dataset, Evaluation, Judgement, Model, Verdict
 from pipeline.contract import Attempt, StepSpec
 from pipeline.dataset.heldout import version_of
 from pipeline.errors import StepFailed
@@ -23,20 +23,20 @@ def decide(attempt: Attempt) -> Verdict:
     dataset, spec = attempt.load(Dataset), attempt.spec
     version = dataset.heldout_version
     judgement = attempt.load(Judgement) if Judgement.step in spec.inputs else None
-    if dataset.shortfall is not None and Report.step not in spec.inputs:
+    if dataset.shortfall is not None and Evaluation.step not in spec.inputs:
         made = attempt.load(Model).model_id if Model.step in spec.inputs else None
-        verdict = early_verdict(dataset, dataset.shortfall, attempt.config.gate, trained=made is not None)
+        verdict = early_verdict(dataset, dataset.shortfall, attempt.config.gate)
         facts = {
             "champion_generation": spec.champion.generation, "champion_model_id": spec.champion.model_id,
             "candidate_model_id": made,
         }  # fmt: skip
     else:
-        found = attempt.load(Report)
+        found = attempt.load(Evaluation)
         if (found.metric, found.heldout_version) != (dataset.metric, dataset.heldout_version):
             message = "the report was made on another held-out set or with another metric than the dataset's"
             raise StepFailed(message, f"evaluate again: dropforge retry {spec.run} --from evaluate")
         _require_champion(found, spec)
-        comparison = read_comparison(attempt.root, found, judgement, all_pinned=dataset.heldout_pinned)
+        comparison = read_comparison(attempt.root, found, judgement)
         # Without those that are too long to ask, or that today's champion was trained on.
         version = version_of(comparison.ids)
         used = (spec.uses, spec.judged_versions.get(version, 0))
@@ -60,25 +60,24 @@ def decide(attempt: Attempt) -> Verdict:
             "heldout_version": version,
         }
     )
-    return verdict.model_copy(update={"report": write.write_card(attempt, verdict, judgement)})
+    return verdict.model_copy(update={"report": write.write_report(attempt, verdict, judgement)})
 
 
-def _require_champion(found: Report, spec: StepSpec) -> None:
+def _require_champion(found: Evaluation, spec: StepSpec) -> None:
     """Raise `StepFailed` if another champion than the spec's was asked: which records are new follows from that."""
-    reigning = spec.champion
-    if not found.is_against(reigning):
+    serving = spec.champion
+    if not found.is_against(serving):
         message = (
             f"the report's candidate was compared with generation {found.champion_generation} "
-            f"({found.champion.model_id[:12]}), and generation {reigning.generation} ({reigning.model_id[:12]}) is the "
+            f"({found.champion.model_id[:12]}), and generation {serving.generation} ({serving.model_id[:12]}) is the "
             "champion"
         )
         raise StepFailed(message, f"evaluate again: dropforge retry {spec.run} --from evaluate")
 
 
-def _rules(attempt: Attempt, dataset: Dataset, found: Report) -> Rules:
+def _rules(attempt: Attempt, dataset: Dataset, found: Evaluation) -> Rules:
     champion = attempt.spec.champion
     return Rules(
-        track_option=attempt.config.track_option,
         gate=attempt.config.gate,
         guards=attempt.config.guards,
         known=Known(
@@ -86,7 +85,5 @@ def _rules(attempt: Attempt, dataset: Dataset, found: Report) -> Rules:
             names={drop.id: drop.name for drop in (*dataset.drops, *attempt.spec.drops)},
         ),
         seen_by_candidate=found.records_seen_by_candidate,
-        # The second left out of what the first had left, if another champion came between.
-        seen_by_champion=dataset.seen_by_champion + found.records_seen_by_champion,
         repinned=champion.not_judged_by(dataset.pins_changed),
     )

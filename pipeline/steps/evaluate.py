@@ -3,20 +3,20 @@
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.artifacts import Dataset, Report
+from pipeline.artifacts import Dataset, Evaluation
 from pipeline.contract import Attempt
 from pipeline.dataset.heldout import read_heldout
 from pipeline.errors import CannotTrain
 from pipeline.evaluation import prediction_cache, scoring
-from pipeline.evaluation.inference import Result, sit
-from pipeline.evaluation.plan import Exam, make_exams, say_base_is_not_asked
+from pipeline.evaluation.inference import Result, predict
+from pipeline.evaluation.plan import ModelRequests, make_plan, say_base_is_not_asked
 from pipeline.evaluation.suites import read_suites
 from pipeline.qlora.generation import Decoding
 
 RECORDS_NAME = "records.jsonl"
 
 
-def evaluate(attempt: Attempt) -> Report:
+def evaluate(attempt: Attempt) -> Evaluation:
     """
     Return both models' scores on the held-out records; each record's are in the report's records.jsonl.
 
@@ -31,30 +31,30 @@ def evaluate(attempt: Attempt) -> Report:
     folder = attempt.make_folder("predictions")
     decoding = Decoding(dataset.max_new_tokens, settings.repetition_penalty, settings.batch_size)
     heldout = read_heldout(attempt.path(dataset.folder) / "heldout.jsonl")
-    exams = make_exams(attempt, heldout, suites, decoding, folder)
-    records, candidate, champion = exams.records, exams.candidate, exams.champion
+    plan = make_plan(attempt, heldout, suites, decoding, folder)
+    records, candidate, champion = plan.records, plan.candidate, plan.champion
     prediction_cache.comparable(candidate.key, champion.key)
     ids = [record.id for record in records]
     noise = attempt.config.noise
-    first = sit(attempt, candidate, ids, folder, twice=noise is None)
+    first = predict(attempt, candidate, ids, folder, twice=noise is None)
     if champion.key == candidate.key:
         second = replace(first, generated=0, resumed=0, seconds=0.0)
     else:
-        second = sit(attempt, champion, ids, folder, twice=noise is None and first.again is None)
-    base = None if exams.base is None else _ask_base(attempt, exams.base, folder)
+        second = predict(attempt, champion, ids, folder, twice=noise is None and first.again is None)
+    base = None if plan.base is None else _ask_base(attempt, plan.base, folder)
     lines = [scoring.score_answers(records, result.predictions, dataset.metric) for result in (first, second)]
     report = attempt.make_folder("report")
     scoring.write_records(report / RECORDS_NAME, records, *lines)
     setup = candidate.key.setup
     base_id = attempt.config.base_model_id
-    return Report(
+    return Evaluation(
         folder=attempt.relative(report),
         metric=dataset.metric,
         heldout_version=dataset.heldout_version,
         records=len(records),
-        records_too_long=exams.too_long,
-        records_seen_by_champion=exams.seen_by_champion,
-        records_seen_by_candidate=exams.seen_by_candidate,
+        records_too_long=plan.too_long,
+        records_seen_by_champion=plan.seen_by_champion,
+        records_seen_by_candidate=plan.seen_by_candidate,
         batch_size=setup.batch_size,
         suites=scoring.score_suites(report, suites, (first, second), base),
         base_model_id=None if champion.key.model_id == base_id else base_id,
@@ -72,15 +72,17 @@ def evaluate(attempt: Attempt) -> Report:
         champion=scoring.summarise(champion, second, lines[1], records),
         champion_generation=attempt.spec.champion.generation,
         prediction_keys={
-            exam.key.model_id: exam.key.digest for exam in (candidate, champion, exams.base if base else None) if exam
+            requests.key.model_id: requests.key.digest
+            for requests in (candidate, champion, plan.base if base else None)
+            if requests
         },
     )
 
 
-def _ask_base(attempt: Attempt, exam: Exam, folder: Path) -> Result | None:
+def _ask_base(attempt: Attempt, requests: ModelRequests, folder: Path) -> Result | None:
     """Return what the base model got in the suites; `None` where it has to be asked and its folder is not its own."""
     try:
-        return sit(attempt, exam, (), folder, twice=False)
+        return predict(attempt, requests, (), folder, twice=False)
     except CannotTrain as error:
         say_base_is_not_asked(error.message)
         return None

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import durable
-from pipeline.artifacts import Judgement, Report
+from pipeline.artifacts import Evaluation, Judgement
 from pipeline.contract import Attempt
 from pipeline.errors import StepFailed
 from pipeline.evaluation.batch_log import BatchLog
@@ -39,31 +39,31 @@ def judge(attempt: Attempt) -> Judgement:
     from its log. Raises `StepFailed` if the report's records cannot be read, `Interrupted` if asked to stop; never for
     the endpoint's sake.
     """
-    report = attempt.load(Report)
+    report = attempt.load(Evaluation)
     config = attempt.config.judge
     pairs = _read_pairs(attempt, report)[: config.records]
     folder = attempt.make_folder("report")
     log = BatchLog(attempt.make_folder("predictions") / REPLIES_NAME, _earlier_logs(attempt))
-    sitting = JudgeSession(attempt, pairs, log)
+    session = JudgeSession(attempt, pairs, log)
     try:
-        asyncio.run(sitting.hold())
+        asyncio.run(session.hold())
     except NoAnswerError as error:
-        sitting.gave_up = error.words
+        session.gave_up = error.words
     finally:
         log.close()
-    judged = {pair.id: sitting.judged.get(pair.id, Judged()) for pair in pairs}
+    judged = {pair.id: session.judged.get(pair.id, Judged()) for pair in pairs}
     _write_judgements(folder / JUDGEMENTS_NAME, judged)
     counts = Counter(one.result for one in judged.values())
-    _say(sitting, counts, len(pairs))
+    _say(session, counts, len(pairs))
     return Judgement(
         folder=attempt.relative(folder),
         model=config.model,
-        prompt_sha256=sitting.prompt,
+        prompt_sha256=session.prompt,
         **count_results([one.result for one in judged.values()]),
     )
 
 
-def _read_pairs(attempt: Attempt, report: Report) -> list[Pair]:
+def _read_pairs(attempt: Attempt, report: Evaluation) -> list[Pair]:
     """Return the report's records that the gate judges on, those with the lowest ids first."""
     lines = list(durable.read_jsonl(attempt.path(report.folder) / "records.jsonl"))
     try:
@@ -82,8 +82,8 @@ def _judged_on(attempt: Attempt, lines: Sequence[Mapping[str, Any]]) -> list[boo
     """Say of each record whether the gate judges on it: to ask about another one would cost and not count."""
     drops = attempt.spec.champion.drops
     known = Known(None if drops is None else frozenset(drops))
-    came_with = np.array([line.get("drop", 0) for line in lines], dtype=np.int64)
-    pinned = np.array([line.get("pinned", False) for line in lines], dtype=np.bool_)
+    came_with = np.array([line["drop"] for line in lines], dtype=np.int64)
+    pinned = np.array([line["pinned"] for line in lines], dtype=np.bool_)
     return [bool(flag) for flag in judged_on(attempt.config.gate.on, known, came_with, pinned)]
 
 
@@ -118,13 +118,13 @@ def _write_judgements(path: Path, judged: Mapping[str, Judged]) -> None:
     durable.write_bytes(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
-def _say(sitting: JudgeSession, counts: Mapping[Outcome, int], records: int) -> None:
+def _say(session: JudgeSession, counts: Mapping[Outcome, int], records: int) -> None:
     """Write to the log what came of it."""
     said = [f"{counts[name]} {name}" for name in ("win", "loss", "tie", "inconsistent", "failed")]
-    words = [f"{records} records: {', '.join(said)}; {sitting.asked} replies, {sitting.found} from before"]
-    if sitting.unreadable:
-        words.append(f"a reply that named no winner: {sitting.unreadable[:SHOWN_REPLY]!r}")
-    if sitting.gave_up:
-        words.append(f"the endpoint was given up: {sitting.gave_up}")
+    words = [f"{records} records: {', '.join(said)}; {session.asked} replies, {session.found} from before"]
+    if session.unreadable:
+        words.append(f"a reply that named no winner: {session.unreadable[:SHOWN_REPLY]!r}")
+    if session.gave_up:
+        words.append(f"the endpoint was given up: {session.gave_up}")
         words.append("records without an answer count as failed, and the gate decides without them")
     sys.stderr.write("".join(f"judge: {line}\n" for line in words))

@@ -1,7 +1,7 @@
 """
 The snapshot's drops → train, dev and held-out rows: deduplicated, and split so that nothing can cross over.
 
-A record's side depends on its prompt alone: u = sha256(salt, normalised prompt), length-prefixed, read as a number in
+A record's split depends on its prompt alone: u = sha256(salt, normalised prompt), length-prefixed, read as a number in
 [0, 1). The prompt is what the model reads, instruction and input folded into one text: a record that comes folded
 already is the same record. Rows are sorted by it on disk, in parts, so memory does not grow with the data.
 """
@@ -19,9 +19,9 @@ from pipeline.dataset.decontaminate import find_overlaps
 from pipeline.dataset.files import dataset_hash
 from pipeline.dataset.heldout import version_of
 from pipeline.dataset.overlaps import Overlaps
-from pipeline.dataset.partitions import Spill
+from pipeline.dataset.partitions import Partitions
 from pipeline.dataset.snapshot_reader import CHECK_EVERY, SnapshotReader
-from pipeline.dataset.split import Familiar, Sides, Totals, prompts
+from pipeline.dataset.split import Familiar, SplitWriter, Totals, prompts
 from pipeline.dataset.warnings import data_warnings, pinned_warnings, reference_warnings
 from pipeline.errors import CannotTrain
 from pipeline.evaluation.suites import read_suites
@@ -39,7 +39,7 @@ def prepare(attempt: Attempt) -> Dataset:
 
     Rows are {"id", "instruction", "input", "output", "drop"}; held-out rows, of which only the scored ones are written,
     have "references", "pinned", "replaced" (whether an earlier pinned drop gave other answers), "tags" and "near" too,
-    the ids of prompts on any side that are too near to them. Raises `CannotTrain` if a drop is damaged, no training
+    the ids of prompts in any split that are too near to them. Raises `CannotTrain` if a drop is damaged, no training
     rows are left, the settings allow no verdict ever, or a suite that they name cannot be read.
     """
     # The evaluation reads them hours later: what is wrong with one is said before anything is trained.
@@ -48,23 +48,23 @@ def prepare(attempt: Attempt) -> Dataset:
     folder = attempt.make_folder("data")
     # The settings alone say what is judged on, never what was dropped.
     pinned = attempt.config.gate.on == "pinned"
-    with Spill(folder) as spill:
-        reading = SnapshotReader(attempt, spill)
+    with Partitions(folder) as partitions:
+        reading = SnapshotReader(attempt, partitions)
         for order, drop in enumerate(attempt.spec.drops):
             reading.read(order, drop)
-        overlaps, champion = _compare(attempt, spill, reading, pinned=pinned)
-        with Sides(folder, overlaps, champion, most_scored=split.scored_records) as sides:
-            attempt.progress(0, spill.parts, phase="splitting")
-            for number, rows in enumerate(spill.sorted_parts()):
+        overlaps, champion = _compare(attempt, partitions, reading, pinned=pinned)
+        with SplitWriter(folder, overlaps, champion, most_scored=split.scored_records) as splits:
+            attempt.progress(0, partitions.parts, phase="splitting")
+            for number, rows in enumerate(partitions.sorted_parts()):
                 attempt.check_stop()
                 for prompt in prompts(rows, split, pinned=pinned):
-                    sides.add(prompt)
-                attempt.progress(number + 1, spill.parts)
-            totals = sides.finish()
+                    splits.add(prompt)
+                attempt.progress(number + 1, partitions.parts)
+            totals = splits.finish()
     metric = _metric(attempt, totals)
     shortfall = _shortfall(attempt, totals, metric)
     if totals.train_rows == 0:
-        raise _nothing_to_train(attempt, totals, reading.forged)
+        raise _nothing_to_train(attempt, totals, reading.spelled)
     warnings = (
         *pinned_warnings(attempt.spec.drops, attempt.config.gate.on),
         *data_warnings(totals, overlaps, split.similarity),
@@ -77,8 +77,8 @@ def prepare(attempt: Attempt) -> Dataset:
         heldout_pinned=pinned and any(drop.role == "heldout" for drop in attempt.spec.drops),
         heldout_version=version_of(totals.heldout_ids),
         dataset_sha256=dataset_hash(folder), duplicates=totals.duplicates, replaced=totals.replaced,
-        removed_heldout=totals.removed_heldout, rows_with_control_tokens=reading.forged,
-        near_duplicates=totals.near_duplicates, overlaps=sides.examples.found(),
+        removed_heldout=totals.removed_heldout, rows_with_special_tokens=reading.spelled,
+        near_duplicates=totals.near_duplicates, overlaps=splits.examples.found(),
         heldout_duplicates=totals.heldout_duplicates, seen_by_champion=totals.seen_by_champion, warnings=warnings,
         pins_changed=dict(sorted(totals.pins_changed.items())),
         metric=metric, max_new_tokens=_max_new_tokens(attempt, totals),
@@ -86,25 +86,27 @@ def prepare(attempt: Attempt) -> Dataset:
     )  # fmt: skip
 
 
-def _compare(attempt: Attempt, spill: Spill, reading: SnapshotReader, *, pinned: bool) -> tuple[Overlaps, Familiar]:
+def _compare(
+    attempt: Attempt, partitions: Partitions, reading: SnapshotReader, *, pinned: bool
+) -> tuple[Overlaps, Familiar]:
     """Find what is too near to the held-out set; return that, and what of all this the champion knows."""
-    if reading.forged:
+    if reading.spelled:
         sys.stderr.write(
-            f"{reading.forged} rows hold control tokens of the base model's tokenizer and are on no side: they came "
+            f"{reading.spelled} rows hold special tokens of the base model's tokenizer and are in no split: they came "
             'before the base or the setting changed (intake.special_tokens = "escape" keeps such rows, as plain text)\n'
         )
     overlaps = Overlaps(reading.counts)
     heldout: set[str] = set()
-    attempt.progress(0, spill.parts, phase="sorting")
-    for number, rows in enumerate(spill.sorted_parts()):
+    attempt.progress(0, partitions.parts, phase="sorting")
+    for number, rows in enumerate(partitions.sorted_parts()):
         attempt.check_stop()
         for prompt in prompts(rows, attempt.config.split, pinned=pinned):
-            if prompt.side == "heldout":
+            if prompt.split == "heldout":
                 overlaps.hold_out(prompt.rows, prompt.removed)
                 heldout.add(prompt.rows[0].id)
             else:
                 overlaps.train(prompt.rows)
-        attempt.progress(number + 1, spill.parts)
+        attempt.progress(number + 1, partitions.parts)
     attempt.progress(0, 1, phase="comparing")
     find_overlaps(reading.signatures, overlaps, attempt.config.split.similarity, attempt.check_stop)
     champion = attempt.spec.champion
@@ -157,7 +159,7 @@ def _shortfall(attempt: Attempt, totals: Totals, metric: str) -> Shortfall | Non
     return Shortfall(heldout_rows=scored, needed_heldout_rows=needed, needed_rows=rows)
 
 
-def _nothing_to_train(attempt: Attempt, totals: Totals, forged: int) -> CannotTrain:
+def _nothing_to_train(attempt: Attempt, totals: Totals, spelled: int) -> CannotTrain:
     if not any(drop.role == "train" for drop in attempt.spec.drops):
         return CannotTrain(
             "the snapshot holds held-out records only", "drop training data into the track's inbox folder"
@@ -165,11 +167,11 @@ def _nothing_to_train(attempt: Attempt, totals: Totals, forged: int) -> CannotTr
     where = (
         f"{totals.heldout_rows} held out, {totals.removed_heldout} removed because their prompt is in the held-out set"
     )
-    message = f"no training rows are left of {totals.rows + forged}: {where}, {totals.duplicates} duplicates"
+    message = f"no training rows are left of {totals.rows + spelled}: {where}, {totals.duplicates} duplicates"
     if totals.near_duplicates:
         message += f", {totals.near_duplicates} too near to a held-out record"
-    if forged:
-        message += f", {forged} with control tokens of the base model's tokenizer"
+    if spelled:
+        message += f", {spelled} with special tokens of the base model's tokenizer"
     return CannotTrain(message, _more_rows(attempt.config.split, totals))
 
 

@@ -16,7 +16,7 @@ from pipeline.contract import Attempt
 from pipeline.dataset.files import dataset_hash
 from pipeline.errors import CannotTrain
 from pipeline.model_folder.manifest import check_base, model_id
-from pipeline.prompt import Format, choose_format, completion_ids, fold, holds_control_token, prompt_ids
+from pipeline.prompt import Format, choose_format, completion_ids, fold, holds_special_token, prompt_ids
 from pipeline.qlora.checkpoints import fingerprint
 from pipeline.qlora.generation import end_tokens
 from pipeline.qlora.loading import chosen_device, load_tokenizer
@@ -48,7 +48,7 @@ def train(attempt: Attempt) -> Adapter:
     _check_same_data(data, dataset.dataset_sha256)
     rows = tokeniser.tokenise(attempt, data / "train.jsonl")
     tokeniser.refuse_none_left(rows)
-    too_long, forged, lengths = tokeniser.too_long, tokeniser.forged, histogram([len(row.input_ids) for row in rows])
+    too_long, spelled, lengths = tokeniser.too_long, tokeniser.spelled, histogram([len(row.input_ids) for row in rows])
     dev = tokeniser.tokenise(attempt, data / "dev.jsonl")
     adapter, scratch = attempt.make_folder("adapter"), attempt.make_folder("scratch")
     mark = fingerprint({
@@ -63,10 +63,10 @@ def train(attempt: Attempt) -> Adapter:
         folder=attempt.relative(adapter), adapter_sha256=durable.sha256_file(adapter / "adapter_model.safetensors"),
         base_model_id=config.base_model_id, format=fmt, quantization=config.train.quantization, device=device,
         optimizer_steps=trained.optimizer_steps, resumed_from_step=trained.resumed_from_step,
-        checkpoints_passed_over=trained.passed_over, trained_tokens=trained.trained_tokens,
+        checkpoints_skipped=trained.skipped, trained_tokens=trained.trained_tokens,
         train_loss=trained.train_loss, loss_curve=trained.loss_curve, dev_curve=trained.dev_curve,
         trainable_parameters=trained.trainable_parameters,
-        adapter_change=trained.adapter_change, rows_too_long=too_long, rows_with_control_tokens=forged,
+        adapter_change=trained.adapter_change, rows_too_long=too_long, rows_with_special_tokens=spelled,
         lengths=lengths, versions={name: metadata.version(name) for name in _LIBRARIES},
         seconds=time.monotonic() - started,
     )  # fmt: skip
@@ -82,13 +82,13 @@ class Tokeniser:
     window: int
     """Most tokens of prompt and answer together."""
     too_long: int = 0
-    forged: int = 0
-    """Rows whose text holds one of the tokenizer's control tokens; it is plain text to the model."""
+    spelled: int = 0
+    """Rows whose text holds one of the tokenizer's special tokens; it is plain text to the model."""
     lengths: list[int] = field(default_factory=list)
 
     def tokenise(self, attempt: Attempt, path: Path) -> list[TokenRow]:
         """Return the rows of a JSON Lines file that fit. Raises `Interrupted` if the attempt is asked to stop."""
-        self.too_long = self.forged = 0
+        self.too_long = self.spelled = 0
         self.lengths = []
         kept = []
         for number, row in enumerate(_rows(path)):
@@ -101,12 +101,12 @@ class Tokeniser:
             if self.lengths[-1] > self.window:
                 self.too_long += 1
                 continue
-            self.forged += holds_control_token(self.tokenizer, content, row["output"])
+            self.spelled += holds_special_token(self.tokenizer, content, row["output"])
             kept.append(TokenRow([*prompt, *answer], [0] * len(prompt) + [1] * len(answer)))
-        if self.too_long or self.forged:
+        if self.too_long or self.spelled:
             sys.stderr.write(
                 f"{path.name}: {len(kept)} rows kept; left out whole, never cut: {self.too_long} longer than "
-                f"{self.window} tokens; {self.forged} kept ones spell control tokens of the tokenizer as plain text\n"
+                f"{self.window} tokens; {self.spelled} kept ones spell special tokens of the tokenizer as plain text\n"
             )
         return kept
 

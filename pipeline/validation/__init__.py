@@ -1,6 +1,7 @@
 """
-Dropped bytes become records or findings.
+Turn dropped bytes into records or findings.
 
-In: a file from anybody. Out: how many rows are good, and for each bad one file, line, field, what was expected and what
-to do. `fast_path` passes plain rows at the speed of the disk; `records` has the rules. Open `validate` first.
+In: a file from anybody. Out: the number of good rows, and for each bad one its line, field, what was expected and what
+to do. `fast_path` passes plain rows quickly; `records` reads all others; `text_checks` and `special_tokens` look at
+texts; `validate` holds each row against `schemas/alpaca-record.schema.json`. Open `validate` first.
 """

@@ -45,11 +45,11 @@ def has_many_keys(line: bytes) -> bool:
 class PlainRows:
     """Says of a line's bytes whether they are a plain row."""
 
-    def __init__(self, control_tokens: Collection[str]) -> None:
-        """Make the patterns; a text that holds one of `control_tokens` is not plain."""
-        spelled = token_pattern([json.dumps(token, ensure_ascii=False)[1:-1] for token in control_tokens]).encode()
+    def __init__(self, special_tokens: Collection[str]) -> None:
+        """Make the patterns; a text that holds one of `special_tokens` is not plain."""
+        spelled = token_pattern([json.dumps(token, ensure_ascii=False)[1:-1] for token in special_tokens]).encode()
         # A token beyond ASCII could be spelled with escapes in part: then no line with such an escape is plain.
-        escapes = all(token.isascii() for token in control_tokens)
+        escapes = all(token.isascii() for token in special_tokens)
         self._row = re.compile(_row(escapes=escapes)).fullmatch
         self._suspect = re.compile(spelled).search if spelled else None
         self._mojibake = re.compile(_MOJIBAKE).search

@@ -133,16 +133,12 @@ def scan_rows(path: Path, limits: Limits, plain: PlainRows | None) -> Iterator[R
 
 
 def read_records(path: Path, limits: Limits) -> Iterator[Record | Finding]:
-    """
-    Yield a drop's records, and a finding for every row that is none (`validate` words those at length).
-
-    Labels that break their rules, and keys beyond the bound, are left out: a drop may be older than these rules.
-    """
+    """Yield a drop's records, and a finding for every row that is none (`validate` words those at length)."""
     for row in read_rows(path, limits):
         if isinstance(row, Finding):
             yield row
             continue
-        yield record_of(row) or record_of(_as_before(row)) or Finding(
+        yield record_of(row) or Finding(
             line=row.line, record=row.record, rule="schema",
             message="not a record: instruction and output must be text that is not blank, input text",
             remedy="see every problem: dropforge check FILE",
@@ -186,13 +182,6 @@ def _is_label(value: object) -> bool:
     if not isinstance(value, str) or len(value) > LONGEST_TAG:
         return False
     return bool(value.strip()) and _CONTROL.search(value) is None
-
-
-def _as_before(row: Row) -> Row:
-    if not isinstance(row.value, dict):
-        return row
-    read = row.value.keys() - set(LABELS) if len(row.value) <= MOST_KEYS else KEYS
-    return Row(row.line, row.record, {key: value for key, value in row.value.items() if key in read})
 
 
 def key_meant(key: str, value: Mapping[str, Any]) -> str | None:

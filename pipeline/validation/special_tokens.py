@@ -1,5 +1,5 @@
 """
-The control tokens of a model folder's tokenizer, read as plain JSON: nothing of the training stack is loaded.
+The special tokens of a model folder's tokenizer, read as plain JSON: nothing of the training stack is loaded.
 
 In data they could end or forge a turn. (What training and evaluation do with them: `prompt`.)
 """
@@ -21,9 +21,9 @@ _LISTS = ("additional_special_tokens", "extra_special_tokens")
 _ADDED = '"added_tokens":'
 
 
-def control_tokens(folder: Path) -> tuple[str, ...]:
+def special_tokens(folder: Path) -> tuple[str, ...]:
     """
-    Return the texts that the tokenizer in `folder` reads as control tokens, sorted.
+    Return the texts that the tokenizer in `folder` reads as special tokens, sorted.
 
     A file that is not there or cannot be read gives none: what is wrong with a base model is told elsewhere.
     """

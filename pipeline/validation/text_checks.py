@@ -1,4 +1,4 @@
-"""What a record's texts must not hold (control characters, the base's control tokens), and what is odd in them."""
+"""What a record's texts must not hold (control characters, the base's special tokens), and what is odd in them."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -40,17 +40,17 @@ class Oddity(NamedTuple):
 ODDITIES: Mapping[str, str] = {
     "mojibake": "{} looks as if its UTF-8 had been read as Windows-1252 (as in Ã©) or could not be read (U+FFFD)",
     "placeholder": "{} is a placeholder such as noinput or N/A, trained on as it stands; for no input, leave it empty",
-    "special_token": "{} holds a control token of the base model's tokenizer, which is read as plain text",
+    "special_token": "{} holds a special token of the base model's tokenizer, which is read as plain text",
 }
 
 
 class TextRules:
     """Holds the texts of records against these rules; made once for a file."""
 
-    def __init__(self, control_tokens: Collection[str], *, escape: bool) -> None:
-        """With `escape` a control token in a text is odd, else a fault."""
+    def __init__(self, special_tokens: Collection[str], *, escape: bool) -> None:
+        """With `escape` a special token in a text is odd, else a fault."""
         self._escape = escape
-        tokens = token_pattern(control_tokens)
+        tokens = token_pattern(special_tokens)
         self._token = re.compile(tokens) if tokens else None
         self._control = re.compile(_CONTROL)
         self._mojibake = re.compile(_MOJIBAKE)
@@ -76,7 +76,7 @@ class TextRules:
             token = None if self._escape or self._token is None else self._token.search(text)
             if token is not None:
                 name = printable(token[0][:_SHOWN_TOKEN])
-                what = f"{field} holds {name}, a control token of the base model's tokenizer"
+                what = f"{field} holds {name}, a special token of the base model's tokenizer"
                 remedy = 'take it out, or set intake.special_tokens = "escape" to have it read as plain text'
                 yield TextFault(field, "special_token", what, remedy)
 

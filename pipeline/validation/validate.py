@@ -2,7 +2,7 @@
 Holds a file against `schemas/alpaca-record.schema.json` and says of every bad row where, what and what to do.
 
 Used by the intake and by `dropforge check FILE`; streaming, so memory does not grow with the file. Nearly all rows of
-nearly all files are judged by one look at their bytes (`plain_rows`); jsonschema words what is wrong with the others.
+nearly all files are judged by one look at their bytes (`fast_path`); jsonschema words what is wrong with the others.
 """
 
 import json
@@ -56,9 +56,9 @@ class Options:
     """Longest line in bytes."""
     unknown_keys: Literal["warn", "reject"] = "warn"
     """A record's keys beside instruction, input and output: counted, or a finding each."""
-    control_tokens: tuple[str, ...] = ()
-    """Texts that the base model's tokenizer reads as control tokens."""
-    special_tokens: Literal["reject", "escape"] = "reject"
+    special_tokens: tuple[str, ...] = ()
+    """Texts that the base model's tokenizer reads as special tokens."""
+    on_special_tokens: Literal["reject", "escape"] = "reject"
     """Records that hold one: a finding each, or counted, as they will be read as plain text."""
     most_bad_rows: int = 0
     """Bad rows that could be set aside: behind `MOST_FINDINGS`, a file with more of them is read no further."""
@@ -120,7 +120,7 @@ def validate(path: Path, options: Options) -> Validation:
     A file that is refused in any case is not read to its end once there are `MOST_FINDINGS` findings.
     """
     tally = _Tally(RowJudge(options), options.most_bad_rows)
-    plain = PlainRows(options.control_tokens)
+    plain = PlainRows(options.special_tokens)
     for row in scan_rows(path, Limits(options.max_line_bytes), plain):
         if tally.is_full:
             tally.stop()
@@ -143,7 +143,7 @@ class RowJudge:
     def __init__(self, options: Options) -> None:
         """Make the rules that `options` ask for."""
         self._reject_unknown = options.unknown_keys == "reject"
-        self.texts = TextRules(options.control_tokens, escape=options.special_tokens == "escape")
+        self.texts = TextRules(options.special_tokens, escape=options.on_special_tokens == "escape")
 
     def clean(self, record: Record) -> bool:
         """Say quickly whether there is nothing to say about a record, but for its unknown keys."""

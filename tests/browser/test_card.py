@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.report.write import write_card
+from pipeline.report.write import write_report
 
 CARDS = ["promoted", "worse", "not_shown_better", "guard_failed", "contaminated", "early", "hostile"]
 SCREENS = [(1280, "light"), (1280, "dark"), (400, "light"), (400, "dark")]
@@ -54,14 +54,14 @@ return [page.scrollWidth, page.clientWidth, window.innerWidth, wide];
 
 
 @pytest.fixture(scope="session")
-def pages(made_cards: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def pages(made_reports: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Write a card of each kind."""
     found = {}
     for name in CARDS:
         root = tmp_path_factory.mktemp(name)
-        change = [made_cards.hostile] if name == "hostile" else []
-        attempt, verdict = made_cards.case(root, name.replace("hostile", "not_shown_better"), *change)
-        found[name] = root / write_card(attempt, verdict) / "report.html"
+        change = [made_reports.hostile] if name == "hostile" else []
+        attempt, verdict = made_reports.case(root, name.replace("hostile", "not_shown_better"), *change)
+        found[name] = root / write_report(attempt, verdict) / "report.html"
     return found
 
 
@@ -125,21 +125,21 @@ def test_a_page_asks_for_nothing_and_runs_nothing(chromium: Any, open_page: Open
     assert chromium.title.endswith("run 1 of track default")
 
 
-def test_a_hostile_text_is_shown_as_text(chromium: Any, open_page: Open, made_cards: Any) -> None:
+def test_a_hostile_text_is_shown_as_text(chromium: Any, open_page: Open, made_reports: Any) -> None:
     open_page("hostile", unfolded=True)
     shown = chromium.execute_script("return [...document.querySelectorAll('pre')].map((one) => one.innerText)")
-    visible = made_cards.HOSTILE.replace("\x1b", "\\x1b").replace("\x00", "\\x00").replace("\u202e", "\\u202e")
+    visible = made_reports.HOSTILE.replace("\x1b", "\\x1b").replace("\x00", "\\x00").replace("\u202e", "\\u202e")
     assert visible in shown
     assert chromium.execute_script("return document.querySelectorAll('img, script, iframe, link').length") == 1
 
 
-def test_each_script_runs_in_its_own_direction(chromium: Any, open_page: Open, made_cards: Any) -> None:
+def test_each_script_runs_in_its_own_direction(chromium: Any, open_page: Open, made_reports: Any) -> None:
     open_page("hostile", unfolded=True)
     found = chromium.execute_script(
         "return [...document.querySelectorAll('pre')].map((one) => [one.innerText, getComputedStyle(one).direction])"
     )
     directions = dict(found)
-    assert [directions[words] for words in made_cards.SCRIPTS] == ["rtl", "ltr", "ltr"]
+    assert [directions[words] for words in made_reports.SCRIPTS] == ["rtl", "ltr", "ltr"]
 
 
 def test_paper_shows_what_is_folded_on_screen(chromium: Any, open_page: Open) -> None:

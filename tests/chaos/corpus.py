@@ -27,9 +27,9 @@ TOKENS = (
     "<|\\|>",
     "<|a\nb|>",
 )
-OPTIONS = Options(max_line_bytes=5000, control_tokens=TOKENS)
+OPTIONS = Options(max_line_bytes=5000, special_tokens=TOKENS)
 #: With tokens of ASCII alone, more lines are judged by their bytes.
-PLAINER = replace(OPTIONS, control_tokens=tuple(token for token in TOKENS if token.isascii()))
+PLAINER = replace(OPTIONS, special_tokens=tuple(token for token in TOKENS if token.isascii()))
 RECORD = {"instruction": "Do it.", "input": "with this", "output": "done"}
 GOOD = json.dumps(RECORD).encode()
 HEADER = b"instruction,input,output\na,b,c\n"
@@ -313,7 +313,7 @@ def _controls() -> Iterator[Case]:
 
 
 def _tokens() -> Iterator[Case]:
-    """Control tokens of a tokenizer in data, however they are spelled."""
+    """Special tokens of a tokenizer in data, however they are spelled."""
     for number, token in enumerate(TOKENS):
         field = FIELDS[number % 3]
         yield Case(f"token {token!a}", _row(**{field: f"a {token}b"}), "special_token", 2, field)

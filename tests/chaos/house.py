@@ -20,11 +20,12 @@ from daemon.settings.load import load
 from daemon.state.database import check, migrate, open_engine, transaction
 from daemon.state.layout import DATABASE_NAME
 from pipeline import durable
-from pipeline.artifacts import Adapter, Dataset, Model, Report, Scores, Verdict
+from pipeline.artifacts import Artifact
 from pipeline.contract import RESULT_NAME, StepResult, StepSpec
 from pipeline.errors import EXIT_INTERRUPTED
 from pipeline.model_folder.manifest import MANIFEST_NAME
 from pipeline.yardstick import yardstick_words
+from tests.made_artifacts import made_adapter, made_dataset, made_model, made_report, made_verdict
 from tests.model_folder import write_model
 
 #: 2026-01-01T00:00:00Z.
@@ -133,59 +134,23 @@ def interrupted(spec: StepSpec) -> StepResult:
 
 def result_of(spec: StepSpec, outcome: str) -> StepResult:
     """Do one step; return its result, which is a good one."""
-    artifact = _ARTIFACTS[spec.step](spec, Path(spec.root), outcome)
+    artifact = _artifact(spec, outcome)
     return StepResult(
         key=spec.key, fence=spec.fence, status="ok", exit_code=0, artifact=artifact.model_dump(mode="json")
     )
 
 
-def _prepare(spec: StepSpec, _root: Path, _outcome: str) -> Dataset:
-    return Dataset(
-        folder=spec.folder, train_rows=10, dev_rows=0, heldout_rows=120,
-        heldout_pinned=spec.config.gate.on == "pinned" and any(drop.role == "heldout" for drop in spec.drops),
-        heldout_version="v", dataset_sha256="d", duplicates=0, replaced=0, removed_heldout=0,
-        metric="exact_match", max_new_tokens=16, drops=spec.drops,
-    )  # fmt: skip
-
-
-def _train(spec: StepSpec, _root: Path, _outcome: str) -> Adapter:
-    return Adapter(
-        folder=spec.folder, adapter_sha256="a", base_model_id="b", format="chat", quantization="none", device="cpu",
-        optimizer_steps=1, resumed_from_step=0, trained_tokens=1, train_loss=1.0, loss_curve=(), dev_curve=(),
-        trainable_parameters=1, adapter_change=1.0, rows_too_long=0, seconds=1.0,
-    )  # fmt: skip
-
-
-def _merge(spec: StepSpec, root: Path, _outcome: str) -> Model:
-    identity = write_model(root / spec.folder / "model", f"weights of run {spec.run}".encode())
-    return Model(
-        folder=f"{spec.folder}/model", model_id=identity, base_model_id="b", dtype="bfloat16", size_bytes=1,
-        logits_difference=0.0, logits_tolerance=0.1, format="chat", seconds=1.0,
-    )  # fmt: skip
-
-
-def _evaluate(spec: StepSpec, root: Path, _outcome: str) -> Report:
-    (root / spec.folder / "predictions").mkdir()
-    (root / spec.folder / "predictions" / "key.jsonl").write_text("{}\n")
-    scores = Scores(model_id="m", metrics={"exact_match": 50.0}, nll=1.0, generated=1, cached=0, seconds=1.0)
-    return Report(
-        folder=spec.folder, metric="exact_match", heldout_version="v", records=120, candidate=scores,
-        champion=scores.model_copy(update={"model_id": spec.champion.model_id}),
-        champion_generation=spec.champion.generation, prediction_keys={"m": "key"},
-    )  # fmt: skip
-
-
-def _decide(spec: StepSpec, root: Path, outcome: str) -> Verdict:
-    model, report = (durable.read_json(root / spec.inputs[step]) for step in ("merge", "evaluate"))
-    assert Report.model_validate(report).is_against(spec.champion), "decide would refuse this report"
-    return Verdict.model_validate({
-        "outcome": outcome, "reasons": (), "sentence": f"{outcome}, by the script", "metric": "exact_match",
-        "records": 120, "candidate_model_id": model["model_id"], "champion_model_id": "b",
-        "champion_generation": report["champion_generation"],
-        "yardstick": spec.yardstick and yardstick_words(spec.yardstick, 120, 50.0),
-    })  # fmt: skip
-
-
-_ARTIFACTS: dict[str, Any] = {
-    "prepare": _prepare, "train": _train, "merge": _merge, "evaluate": _evaluate, "decide": _decide,
-}  # fmt: skip
+def _artifact(spec: StepSpec, outcome: str) -> Artifact:
+    match spec.step:
+        case "prepare":
+            asked = spec.config.gate.on == "pinned"
+            return made_dataset(spec, heldout_pinned=asked and any(drop.role == "heldout" for drop in spec.drops))
+        case "train":
+            return made_adapter(spec)
+        case "merge":
+            return made_model(spec)
+        case "evaluate":
+            return made_report(spec)
+        case _:
+            words = spec.yardstick and yardstick_words(spec.yardstick, 120, 50.0)
+            return made_verdict(spec, outcome, yardstick=words)

@@ -19,7 +19,7 @@ from pipeline.model_folder.manifest import model_id, verify_manifest
 _MOVES = {
     "run_claimed": "running", "run_adopted": "running", "run_succeeded": "succeeded", "run_failed": "failed",
     "run_waits": "waiting", "run_interrupted": "waiting", "run_died": "waiting", "run_cancelled": "cancelled",
-    "run_postponed": "waiting", "run_quarantined": "quarantined",
+    "run_postponed": "waiting", "run_crashed": "quarantined",
 }  # fmt: skip
 _DOCUMENTS = {"done": ".receipt.json", "rejected": ".errors.json"}
 
@@ -109,7 +109,7 @@ def _store(state: Path, rows: _Rows) -> Iterator[str]:
             yield f"drops/{path.name} does not hash to its name"
     for drop in rows.drops:
         if (
-            drop["state"] in {"accepted", "withdrawn", "held"}
+            drop["state"] in {"accepted", "withdrawn", "suspended"}
             and not (state / f"drops/{drop['sha256']}.jsonl").exists()
         ):
             yield f"drop {drop['id']} is {drop['state']} and its content is not in the store"
@@ -200,7 +200,7 @@ def _told(rows: _Rows) -> Iterator[str]:
 
 
 def _awaiting(state: Path, rows: _Rows, track: dict[str, Any]) -> Iterator[str]:
-    """A win waits with a model that is there, compared with the champion that reigns, and was not promoted."""
+    """A win waits with a model that is there, compared with the champion that serves, and was not promoted."""
     promoted = {row["run_id"] for row in rows.promotions if row["state"] == "done"}
     for run in rows.runs:
         if run["track"] != track["name"] or run["outcome"] != "awaiting_approval":

@@ -58,7 +58,7 @@ def _runs(daemon: Daemon) -> list[str]:
         return [run.state for run in session.exec(select(Run).order_by(col(Run.id)))]
 
 
-def _reigning(daemon: Daemon) -> tuple[int, list[int | None]]:
+def _serving(daemon: Daemon) -> tuple[int, list[int | None]]:
     """Return the champion's generation and the runs that were promoted, in their order."""
     with transaction(daemon.engine) as session:
         generation = journal.champion(session, "default").generation
@@ -160,7 +160,7 @@ def _ended(outcome: str, *, drop: str = "accepted") -> Callable[[Daemon], None]:
             assert (run.state, run.outcome, run.failures, run.deaths) == (RunState.SUCCEEDED, outcome, 0, 0)
         assert _drops(daemon) == [("new.jsonl", drop)]
         promoted = outcome == "promoted"
-        assert _reigning(daemon) == ((1, [None, 1]) if promoted else (0, [None]))
+        assert _serving(daemon) == ((1, [None, 1]) if promoted else (0, [None]))
 
     return complete
 
@@ -209,7 +209,7 @@ def _compared_again(daemon: Daemon) -> None:
         run = session.get_one(Run, 2)
         assert (run.state, run.outcome, run.failures) == (RunState.SUCCEEDED, "not_shown_better", 0)
     assert _drops(daemon) == [("new.jsonl", "accepted"), ("second.jsonl", "accepted")]
-    assert _reigning(daemon) == (2, [None, 1, None])
+    assert _serving(daemon) == (2, [None, 1, None])
 
 
 # --- checkpoints
@@ -284,18 +284,18 @@ def _going_back(folder: Path) -> Callable[[], object]:
 
 
 def _back(daemon: Daemon) -> None:
-    if _reigning(daemon)[0] == 2:
+    if _serving(daemon)[0] == 2:
         rollback.rollback(daemon.engine, daemon.root, "default", 1, "it swears", NOW)
-    assert _reigning(daemon) == (3, [None, 1, 2, None])
+    assert _serving(daemon) == (3, [None, 1, 2, None])
     champion = daemon.root / "tracks/default/champion"
     assert b"weights of run 1" in (champion / "model.safetensors").read_bytes()
     assert b"weights of run 2" in (champion.with_name("previous") / "model.safetensors").read_bytes()
     with transaction(daemon.engine) as session:
         left = session.exec(select(Promotion).where(Promotion.generation == 2)).one()
-    with suppress(ChampionMoved, promotion.Barred):
+    with suppress(ChampionMoved, promotion.Blocked):
         again = promotion.Candidate("default", 2, left.model_id, left.model_path)
         promotion.promote(daemon.engine, daemon.root, again, 3, "again", NOW)
-    assert _reigning(daemon) == (3, [None, 1, 2, None])
+    assert _serving(daemon) == (3, [None, 1, 2, None])
 
 
 def _half_promoted(folder: Path) -> None:
@@ -333,9 +333,9 @@ def _waits(daemon: Daemon) -> None:
     daemon.finish_runs(LATER, "promoted")
     with transaction(daemon.engine) as session:
         assert session.get_one(Run, 1).outcome == "awaiting_approval"
-    assert _reigning(daemon) == (0, [None])
+    assert _serving(daemon) == (0, [None])
     approval.approve(daemon.engine, daemon.root, 1, NOW)
-    assert _reigning(daemon) == (1, [None, 1])
+    assert _serving(daemon) == (1, [None, 1])
 
 
 def _withdrawn_at(step: str) -> Callable[[Path], None]:
@@ -358,7 +358,7 @@ def _done_without(daemon: Daemon) -> None:
         runs = session.exec(select(Run).order_by(col(Run.id))).all()
     assert [(run.state, run.outcome) for run in runs] == [("succeeded", "overtaken"), ("succeeded", "promoted")]
     assert [drop["id"] for drop in runs[1].snapshot or ()] == [2]
-    assert _reigning(daemon) == (1, [None, 2])
+    assert _serving(daemon) == (1, [None, 2])
 
 
 def _approving(folder: Path) -> Callable[[], object]:
@@ -378,7 +378,7 @@ def _done_by_hand(kind: str, outcome: str, drop: str) -> Callable[[Daemon], None
         for _ in range(2):
             with suppress(approval.CannotPromote):
                 act(daemon.folder)()
-        assert _reigning(daemon) == (1, [None, 1])
+        assert _serving(daemon) == (1, [None, 1])
         with transaction(daemon.engine) as session:
             row = session.exec(select(Promotion).where(Promotion.generation == 1)).one()
             assert (row.kind, row.approved_by, session.get_one(Run, 1).outcome) == (kind, "ada", outcome)
@@ -427,7 +427,7 @@ def _hooked(daemon: Daemon) -> None:
         row = session.exec(select(Promotion).where(Promotion.generation == 1)).one()
     assert (row.hook_state, row.hook_error, row.hook_output) == ("failed", "badly", "it said this")
     assert row.health_state == "ok"
-    assert _reigning(daemon) == (1, [None, 1])
+    assert _serving(daemon) == (1, [None, 1])
 
 
 def _giving_up(folder: Path) -> Callable[[], object]:
@@ -469,7 +469,7 @@ def _starting(folder: Path) -> Callable[[], object]:
 
 
 def _started(daemon: Daemon) -> None:
-    assert _reigning(daemon) == (0, [None])
+    assert _serving(daemon) == (0, [None])
     _accepted(daemon, "new.jsonl", "new")
     daemon.finish_runs(LATER)
     assert _runs(daemon) == ["succeeded"]
@@ -493,7 +493,7 @@ def _promoted_in_vain(folder: Path) -> None:
 
 def _kept(daemon: Daemon) -> None:
     daemon.finish_runs(LATER)
-    assert _reigning(daemon) == (0, [None])
+    assert _serving(daemon) == (0, [None])
     assert _runs(daemon) == ["failed"]
 
 
@@ -512,7 +512,7 @@ OPERATIONS = {
     "publish of a model": Operation(_at("merge", "promoted"), _ticking, _ended("promoted")),
     "publish of predictions": Operation(_at("evaluate", "promoted"), _ticking, _ended("promoted")),
     "finish": Operation(_at("decide", "not_shown_better"), _ticking, _ended("not_shown_better")),
-    "finish that holds drops": Operation(_at("decide", "worse"), _ticking, _ended("worse", drop="held")),
+    "finish that holds drops": Operation(_at("decide", "worse"), _ticking, _ended("worse", drop="suspended")),
     "report that comes too late": Operation(_overtaken_at("evaluate"), _ticking, _compared_again),
     "verdict that comes too late": Operation(_overtaken_at("decide"), _ticking, _compared_again),
     "checkpoint": Operation(_trained, _checkpointing, _checkpointed),
@@ -523,7 +523,7 @@ OPERATIONS = {
     "approve": Operation(
         _by_hand(_came_to("promoted")), _approving, _done_by_hand("promotion", "promoted", "accepted")
     ),
-    "force": Operation(_came_to("worse"), _forcing, _done_by_hand("forced", "worse", "held")),
+    "force": Operation(_came_to("worse"), _forcing, _done_by_hand("forced", "worse", "suspended")),
     "hook": Operation(
         _by_hand(_came_to("promoted"), '[hooks]\nafter_promotion = ["badly"]\nhealth = ["well"]\n'), _hooking, _hooked
     ),

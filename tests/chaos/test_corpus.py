@@ -13,7 +13,7 @@ from tests.chaos.corpus import OPTIONS, PLAINER, Case, bad_files, clean_files
 
 SCRIPT = Path(sys.executable).parent / "dropforge"
 BAD, CLEAN = bad_files(), clean_files()
-#: The settings of a workspace whose answer is that of `OPTIONS` in all but the control tokens, which need a base.
+#: The settings of a workspace whose answer is that of `OPTIONS` in all but the special tokens, which need a base.
 SETTINGS = f"[intake]\nmax_line_bytes = {OPTIONS.max_line_bytes}\n"
 WHOLE = os.environ.get("DROPFORGE_CHAOS") == "whole"
 SEED = int(os.environ.get("DROPFORGE_CHAOS_SEED") or random.SystemRandom().randrange(10**6))

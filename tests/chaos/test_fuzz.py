@@ -30,9 +30,9 @@ SECONDS = float(os.environ.get("DROPFORGE_FUZZ_SECONDS") or 20)
 SEED = int(os.environ.get("DROPFORGE_CHAOS_SEED") or random.SystemRandom().randrange(10**6))
 EXAMPLES = 300
 MOST_DIGITS = 4300
-OPTIONS = Options(max_line_bytes=2000, control_tokens=TOKENS)
+OPTIONS = Options(max_line_bytes=2000, special_tokens=TOKENS)
 #: Without a token beyond ASCII, lines with escapes are judged by their bytes too.
-PLAINER = replace(OPTIONS, control_tokens=TOKENS[:5])
+PLAINER = replace(OPTIONS, special_tokens=TOKENS[:5])
 SCHEMA = Draft202012Validator(
     json.loads((Path(__file__).parents[2] / "schemas" / "alpaca-record.schema.json").read_text(encoding="utf-8"))
 )
@@ -152,7 +152,7 @@ def quick(lines: dict[int, bytes]) -> None:
             assert list(judge.texts.oddities(row.value)) == []
 
 
-ROADS = [(PlainRows(options.control_tokens), RowJudge(options)) for options in (OPTIONS, PLAINER)]
+ROADS = [(PlainRows(options.special_tokens), RowJudge(options)) for options in (OPTIONS, PLAINER)]
 
 
 def search(seed: int, path: Path) -> Callable[[], None]:

@@ -215,7 +215,7 @@ def test_a_run_that_takes_worker_and_step_down_three_times_is_quarantined_where_
     assert "vanished processes: 3" in ask("show 1")
     with transaction(house.engine) as session:
         kinds = [event.kind for event in session.exec(select(Event)) if event.run_id == 1]
-    assert (kinds.count("run_died"), kinds.count("run_quarantined")) == (2, 1)
+    assert (kinds.count("run_died"), kinds.count("run_crashed")) == (2, 1)
     house.now += 24 * HOUR
     house.dispatcher.tick(house.now)
     assert len(house.attempts()) == 3, "it does not begin again by itself"

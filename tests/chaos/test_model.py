@@ -31,7 +31,7 @@ from sqlmodel import Session, col, select
 from daemon.champions import approval, journal, promotion, rollback
 from daemon.champions.journal import require_generation
 from daemon.champions.model_files import NoTarget
-from daemon.champions.promotion import Barred, Candidate
+from daemon.champions.promotion import Blocked, Candidate
 from daemon.queue import drops, run_queue, snapshots, states
 from daemon.queue.claims import Claim, LostClaim
 from daemon.queue.withdrawals import Withdrawn, train_without
@@ -264,7 +264,7 @@ class House(RuleBasedStateMachine):
         def conclude(claim: Claim) -> None:
             def also(session: Session, run: Run) -> None:
                 if worse:
-                    snapshots.hold_new_drops(session, run, "worse", self.now)
+                    snapshots.suspend_new_drops(session, run, "worse", self.now)
 
             run_queue.finish(self.daemon.engine, claim, "worse", "it lost", self.now, still=also)
 
@@ -276,7 +276,7 @@ class House(RuleBasedStateMachine):
     @precondition(lambda self: self.world.runs)
     @rule(name=st.sampled_from(MODELS))
     def win(self, name: str) -> None:
-        """Let the run's candidate win; a barred model or one of a withdrawn drop is for a person to take."""
+        """Let the run's candidate win; a blocked model or one of a withdrawn drop is for a person to take."""
         number, identity = self._in_hand(), self.models[name]
         if not number:
             return
@@ -287,13 +287,13 @@ class House(RuleBasedStateMachine):
         def conclude(claim: Claim) -> None:
             try:
                 promotion.promote(self.daemon.engine, self.daemon.root, candidate, expected, "better", self.now)
-            except (Barred, Withdrawn):
+            except (Blocked, Withdrawn):
                 run_queue.finish(self.daemon.engine, claim, AWAITING, "better", self.now, still=self._without)
             else:
                 run_queue.finish(self.daemon.engine, claim, "promoted", "better", self.now)
 
         self._end(conclude)
-        if name in self.world.barred or self.world.has_withdrawn(number):
+        if name in self.world.blocked or self.world.has_withdrawn(number):
             self.world.wait(number, self.now)
         else:
             self.world.promote(number, name)
@@ -353,12 +353,12 @@ class House(RuleBasedStateMachine):
     @precondition(lambda self: self.world.runs)
     @rule(pick=PICK)
     def approve(self, pick: int) -> None:
-        """Say yes to a win, which only one that waits gets, if its model is not barred and no drop withdrawn."""
+        """Say yes to a win, which only one that waits gets, if its model is not blocked and no drop withdrawn."""
         number = pick % len(self.world.runs) + 1
         name = self.world.runs[number - 1].model
-        may = number in self.world.waits and name not in self.world.barred and not self.world.has_withdrawn(number)
+        may = number in self.world.waits and name not in self.world.blocked and not self.world.has_withdrawn(number)
         act = lambda: approval.approve(self.daemon.engine, self.daemon.root, number, self.now)  # noqa: E731
-        self.person(act, may=may, refusal=(approval.CannotPromote, Barred, Withdrawn))
+        self.person(act, may=may, refusal=(approval.CannotPromote, Blocked, Withdrawn))
         if may:
             self.world.promote(number, name)
 
@@ -436,7 +436,7 @@ class House(RuleBasedStateMachine):
         """Withdraw a drop."""
         number = pick % len(self.world.drops) + 1
         drop = self.world.drops[number - 1]
-        may = drop.state in {"accepted", "held"}
+        may = drop.state in {"accepted", "suspended"}
         act = lambda: drops.withdraw(self.daemon.engine, number, "wrong", self.now, self.daemon.settings)  # noqa: E731
         self.person(act, may=may, refusal=drops.WrongDrop)
         if may:
@@ -477,7 +477,7 @@ class House(RuleBasedStateMachine):
             drop_rows = session.exec(select(Drop).order_by(col(Drop.id))).all()
             run_rows = session.exec(select(Run).order_by(col(Run.id))).all()
             done = select(Promotion.model_id).where(Promotion.state == PromotionState.DONE)
-            reigned = session.exec(done.order_by(col(Promotion.generation))).all()
+            served = session.exec(done.order_by(col(Promotion.generation))).all()
         assert [(row.name, row.state, row.first_run) for row in drop_rows] == [
             (drop.name, drop.state, drop.first_run) for drop in self.world.drops
         ]
@@ -485,7 +485,7 @@ class House(RuleBasedStateMachine):
             (run.state, run.failures, run.snapshot) for run in self.world.runs
         ]
         assert {row.id for row in run_rows if row.outcome == AWAITING} == self.world.waits
-        assert reigned == [self.models[name] for name in self.world.champions]
+        assert served == [self.models[name] for name in self.world.champions]
         assert sorted(path.name for path in (self.folder / "inbox").glob("*.jsonl")) == sorted(self.inbox)
         assert broken(self.folder) == []
 
@@ -508,7 +508,7 @@ def test_whatever_happens_the_daemon_does_what_the_model_says(
                 met[name] = met.get(name, 0) + 1
             states = [drop.state for drop in self.world.drops] + [run.state for run in self.world.runs]
             states += ["waiting for a word"] * len(self.world.waits) + ["stopped win"] * self.world.stopped
-            states += ["champion"] * (len(self.world.champions) - 1) + ["barred"] * len(self.world.barred)
+            states += ["champion"] * (len(self.world.champions) - 1) + ["blocked"] * len(self.world.blocked)
             for state in states:
                 came[state] = came.get(state, 0) + 1
             super().teardown()
@@ -524,7 +524,7 @@ def test_whatever_happens_the_daemon_does_what_the_model_says(
         told = "; ".join(_counted(words, what) for words, what in (("trouble met at", met), ("there were", came)))
         record_property("table", f"model check: seed {chosen}, {examples} histories of up to {steps} steps; {told}")
     assert met, "no trouble came"
-    assert {"accepted", "duplicate", "rejected", "succeeded", "champion", "barred", "stopped win"} <= came.keys(), (
+    assert {"accepted", "duplicate", "rejected", "succeeded", "champion", "blocked", "stopped win"} <= came.keys(), (
         "the histories are too tame"
     )
 

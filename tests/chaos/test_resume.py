@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline import durable
-from pipeline.artifacts import Adapter, Artifact, Dataset, Model, ModelRef, NoiseFloor, Report
+from pipeline.artifacts import Adapter, Artifact, Dataset, Evaluation, Model, ModelRef, NoiseFloor
 from pipeline.config import EvaluateConfig, RunConfig, TrainConfig
 from pipeline.contract import LOG_NAME, RESULT_NAME, SPEC_NAME, StepResult, StepSpec
 from pipeline.dataset.files import dataset_hash
@@ -304,7 +304,7 @@ def test_killed_at_every_sync_and_rename_of_writing_a_checkpoint_a_whole_one_is_
 # Evaluating --------------------------------------------------------------------------------------------------------
 
 
-class Evaluation:
+class EvaluateStep:
     """Two tiny models that answer thirty records."""
 
     def __init__(self, steps: Steps, tiny: Any, base: Path, candidate: Path) -> None:
@@ -324,9 +324,9 @@ class Evaluation:
         )  # fmt: skip
         return spec_of(root, "evaluate", attempt, config, {"prepare": self.dataset, "merge": model})
 
-    def finish(self, spec: StepSpec) -> tuple[Report, dict[str, Any], str]:
+    def finish(self, spec: StepSpec) -> tuple[Evaluation, dict[str, Any], str]:
         """Evaluate to the end; return the report, what of it may not depend on a cut, and all records."""
-        report = Report.model_validate(self.steps.run(spec).artifact)
+        report = Evaluation.model_validate(self.steps.run(spec).artifact)
         value = report.model_dump(exclude={"folder"})
         for role in ("candidate", "champion"):
             for timed in ("seconds", "resumed", "seconds_per_answer"):
@@ -345,14 +345,14 @@ def has_kept(spec: StepSpec, wanted: int) -> bool:
 
 
 @pytest.fixture(scope="module")
-def evaluation(steps: Steps, tiny: Any, tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
+def evaluation(steps: Steps, tiny: Any, tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> EvaluateStep:
     candidate = tmp_path_factory.mktemp("models") / "candidate"
     tiny.make_model(candidate, seed=1)
-    return Evaluation(steps, tiny, tiny_llama, candidate)
+    return EvaluateStep(steps, tiny, tiny_llama, candidate)
 
 
 @pytest.fixture(scope="module")
-def uncut_report(evaluation: Evaluation, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
+def uncut_report(evaluation: EvaluateStep, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
     spec = evaluation.spec(tmp_path_factory.mktemp("uncut"), 1)
     _, value, records = evaluation.finish(spec)
     assert sum(batches(spec)) == BATCHES
@@ -362,7 +362,7 @@ def uncut_report(evaluation: Evaluation, tmp_path_factory: pytest.TempPathFactor
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 @pytest.mark.timeout(300)
 def test_an_evaluation_cut_off_goes_on_from_the_predictions_that_it_has(
-    evaluation: Evaluation, uncut_report: tuple[dict[str, Any], str], tmp_path: Path, dice: random.Random,
+    evaluation: EvaluateStep, uncut_report: tuple[dict[str, Any], str], tmp_path: Path, dice: random.Random,
     number: signal.Signals, *, whole: bool,
 ) -> None:  # fmt: skip
     for place in range(8 if whole else 1):

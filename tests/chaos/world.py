@@ -45,8 +45,7 @@ class World:
     drops: list[Drop] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
     champions: list[str] = field(default_factory=lambda: ["base"])
-    came_after: dict[str, str] = field(default_factory=dict)
-    barred: set[str] = field(default_factory=set)
+    blocked: set[str] = field(default_factory=set)
     waits: set[int] = field(default_factory=set)
     nights: set[int] = field(default_factory=set)
     restored: dict[int, int] = field(default_factory=dict)
@@ -61,7 +60,7 @@ class World:
 
     def take(self, name: str, content: str, now: int) -> None:
         """Take a file in."""
-        known = {drop.content for drop in self.drops if drop.state in {"accepted", "withdrawn", "held"}}
+        known = {drop.content for drop in self.drops if drop.state in {"accepted", "withdrawn", "suspended"}}
         state = "rejected" if content.startswith("bad") else "duplicate" if content in known else "accepted"
         self.drops.append(Drop(name, content, state))
         if state == "accepted":
@@ -170,7 +169,7 @@ class World:
         """Hold back what no other candidate was judged with since it came, or came back."""
         for place in self.new_in(number):
             if self.drops[place - 1].state == "accepted":
-                self.drops[place - 1].state = "held"
+                self.drops[place - 1].state = "suspended"
 
     def retry(self, number: int, now: int) -> bool:
         """Let a run go on; say whether it may."""
@@ -187,7 +186,7 @@ class World:
         """Put a drop back; say whether it may."""
         drop = self.drops[number - 1]
         twin = any(other.content == drop.content and other.state == "accepted" for other in self.drops)
-        if drop.state not in {"withdrawn", "held"} or twin:
+        if drop.state not in {"withdrawn", "suspended"} or twin:
             return False
         drop.state, drop.first_run = "accepted", None
         self.moments += 1
@@ -196,46 +195,41 @@ class World:
         return True
 
     def promote(self, number: int, model: str) -> bool:
-        """Let a run's model reign, once; say whether it may."""
+        """Let a run's model serve, once; say whether it may."""
         run = self.runs[number - 1]
         if not run.promoted:
-            if model in self.barred:
+            if model in self.blocked:
                 return False
-            self._reign(model)
+            self._serve(model)
             run.promoted = True
         return True
 
     def force(self, number: int) -> bool:
-        """Let the model of a run that is over reign, whatever became of it; say whether it may."""
+        """Let the model of a run that is over serve, whatever became of it; say whether it may."""
         run = self.runs[number - 1]
         over = run.state in {"succeeded", "failed", "cancelled"}
         if not over or not run.model or run.model == self.champions[-1]:
             return False
-        self._reign(run.model)
+        self._serve(run.model)
         return True
 
-    def _reign(self, model: str) -> None:
-        self.came_after[model] = self.champions[-1]
+    def _serve(self, model: str) -> None:
         self.champions.append(model)
-        self.barred.discard(model)
+        self.blocked.discard(model)
         self.waits.clear()
 
     def target(self, to: int | None) -> str | None:
         """Return the model that a rollback leads to."""
-        reigning = self.champions[-1]
+        serving = self.champions[-1]
         if to is not None:
-            found = self.champions[to] if to < len(self.champions) else reigning
-            return None if found == reigning else found
-        before = reigning
-        for _ in self.champions:
-            before = self.came_after.get(before, "")
-            if before and before != reigning and before not in self.barred:
-                return before
-        return None
+            found = self.champions[to] if to < len(self.champions) else serving
+            return None if found == serving else found
+        before = next((one for one in reversed(self.champions) if one != serving), None)
+        return None if before in self.blocked else before
 
     def roll_back(self, model: str) -> None:
-        """Let a former champion reign, and bar the one that loses its place."""
-        self.barred.add(self.champions[-1])
-        self.barred.discard(model)
+        """Let a former champion serve, and bar the one that loses its place."""
+        self.blocked.add(self.champions[-1])
+        self.blocked.discard(model)
         self.champions.append(model)
         self.waits.clear()

@@ -251,15 +251,3 @@ def test_a_database_alone_is_looked_at_as_one_in_a_backup_is(
     done = dropforge("restore", alone)
     record_property("probe", [f"restore: database, {kind}", "refused", done.err.splitlines()[0][:90]])
     assert (done.code, done.out, everything(lived_in.folder)) == (1, "", before)
-
-
-@pytest.mark.parametrize("version", ["0001", "0002"])
-def test_a_database_of_an_earlier_version_is_put_back(
-    dropforge: Callable[..., Any], tmp_path: Path, version: str
-) -> None:
-    (tmp_path / "dropforge.toml").touch()
-    script = Path(__file__).parents[1] / "daemon" / "released" / f"{version}.sql"
-    with closing(sqlite3.connect(tmp_path / "old.db")) as connection:
-        connection.executescript(script.read_text())
-    done = dropforge("restore", tmp_path / "old.db", "--without-models")
-    assert done.code == 0, done.err

@@ -41,7 +41,7 @@ def evil_spec(root: Path, run: int, folder: Path, said: str | None = None) -> No
 
 
 def entry_of(run: int, folder: str | None = None, fence: str | None = None) -> str:
-    """Return an entry as this version and the one before would have it."""
+    """Return an entry as the daemon would have it, and a path, which none of its own names."""
     value = {"folder": folder or f"runs/{run}/attempts/{STEP}-1", "fence": fence or f"fence-{run}"}
     return json.dumps(value)
 

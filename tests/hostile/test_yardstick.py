@@ -78,7 +78,7 @@ def new_yard() -> Iterator[Callable[[str], Yard]]:
 WRONG = records(*(f"wrong {number}" for number in range(160)))
 
 
-@pytest.mark.parametrize("on", ["all", "established", "pinned"])
+@pytest.mark.parametrize("on", ["all", "seen", "pinned"])
 def test_a_strangers_pinned_file_waits_and_the_owners_counts(
     new_yard: Callable[[str], Yard], on: str, record_property: Callable[[str, object], None]
 ) -> None:

@@ -129,7 +129,7 @@ def test_a_large_wrong_drop_is_held_back_and_the_next_honest_one_wins(ground: Gr
     night = say(box.night())
     refused(box, before, night)
     assert night.verdict.outcome in {"worse", "guard_failed"}
-    assert box.drop_states() == {"honest.jsonl": "accepted", "wrong.jsonl": "held"}
+    assert box.drop_states() == {"honest.jsonl": "accepted", "wrong.jsonl": "suspended"}
     box.drop("next.jsonl", own.rows(ground.rows))
     night = say(box.night())
     assert night.verdict.outcome == "promoted"
@@ -149,8 +149,8 @@ def test_right_on_the_new_drop_and_forgot_the_old_one(box: Box, ground: Ground, 
     refused(box, before, night)
     assert night.verdict.outcome in {"worse", "guard_failed"}
     assert "slice" in failed_guards(night)
-    gains = {part.kind: part.gain for part in night.verdict.slices if part.kind in {"established", "new"}}
-    assert gains["new"] > 0 > gains["established"]
+    gains = {part.kind: part.gain for part in night.verdict.slices if part.kind in {"seen", "unseen"}}
+    assert gains["unseen"] > 0 > gains["seen"]
 
 
 def test_right_on_the_task_and_forgot_the_general_suite(ground: Ground, tmp_path: Path, say: Say) -> None:

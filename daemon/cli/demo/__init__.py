@@ -1,5 +1,5 @@
 """
-The demo: the whole loop on a real small model, through a real daemon.
+`dropforge demo`: the whole loop on a real small model, through a real daemon.
 
-`command` runs it, `data` makes its three files from a seed, `progress_view` shows a run while it goes.
+`command` runs it, `data` makes its files from a seed, `progress_view` shows a run as it goes. Open `command` first.
 """

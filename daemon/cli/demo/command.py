@@ -107,7 +107,7 @@ def demo(
     """
     Show the whole loop on a real small model.
 
-    Needs no GPU and takes some minutes: an honest drop is promoted, a poisoned one refused and held back.
+    Needs no GPU and takes some minutes: an honest drop is promoted, a poisoned one refused and suspended.
     """
     from daemon.cli.demo.data import make_data, write_rows  # noqa: PLC0415 - a quick start for the other commands
 
@@ -237,6 +237,7 @@ def _pin(stage: _Stage, file: Path, rows: int) -> None:
 def _drop_and_watch(stage: _Stage, file: Path, number: int) -> "RunDetail":
     """Drop a file, show what becomes of it, and return its run, which is over. Raises `DemoFailed` if it failed."""
     from daemon.cli.demo.progress_view import show_run  # noqa: PLC0415 - rich is slow to load
+    from daemon.views.compare_runs import story_of  # noqa: PLC0415 - a quick start for the other commands
 
     print_line()
     _put(stage, file, heldout=False)
@@ -247,7 +248,7 @@ def _drop_and_watch(stage: _Stage, file: Path, number: int) -> "RunDetail":
         message = f"run {number} is {run.state}: {run.error or 'no verdict'}"
         hint = f"the whole story: dropforge --config {stage.folder / 'dropforge.toml'} logs {number}"
         raise DemoFailed(message, run.hint or hint)
-    for line in verdict_lines(run.verdict):
+    for line in verdict_lines(run.verdict, story_of(stage.overview, run)):
         print_line(f"  {line}")
     return run
 
@@ -289,7 +290,7 @@ def _print_places(stage: _Stage, first: "RunDetail", seconds: float) -> None:
 
 
 def unexpected(overview: "Overview", first: "RunDetail", poisoned: "RunDetail | None") -> list[str]:
-    """Return what is other than it should be: the first run promoted, a poisoned one refused and its drop held back."""
+    """Return what is other than it should be: the first run promoted, a poisoned one refused and its drop suspended."""
     problems = []
     if first.outcome != "promoted":
         problems.append(f"the honest drop should be promoted and is {first.outcome}")
@@ -297,8 +298,8 @@ def unexpected(overview: "Overview", first: "RunDetail", poisoned: "RunDetail | 
         if poisoned.outcome == "promoted":
             problems.append("the poisoned drop should be refused and is promoted")
         states = [drop.state for drop in overview.drops() if drop.first_run == poisoned.id]
-        if states != ["held"]:
-            problems.append(f"the poisoned drop should be held back and is {', '.join(states)}")
+        if states != ["suspended"]:
+            problems.append(f"the poisoned drop should be suspended and is {', '.join(states)}")
         champion = overview.champion("default")
         if champion is None or champion.run != first.id:
             problems.append("the champion is not the honest drop's model")

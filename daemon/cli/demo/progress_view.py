@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 #: The demo sets no judge.
 _STEPS = tuple(step for step in STEPS if not step.network)
-_FINAL = ("succeeded", "failed", "cancelled", "quarantined")
 _PARTS = 4
 """Lines for a step that counts, where there is no terminal."""
 
@@ -29,7 +28,7 @@ def show_run(overview: "Overview", run_id: int, wait: Callable[[Callable[[], Any
         def over() -> "RunDetail | None":
             run = overview.run(run_id)
             show(run)
-            return run if run.state in _FINAL else None
+            return run if run.ended_at else None
 
         found: RunDetail = wait(over)
     return found

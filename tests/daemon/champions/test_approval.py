@@ -15,7 +15,7 @@ from daemon.champions.approval import CannotPromote
 from daemon.champions.blockers import true_sentence
 from daemon.champions.journal import ChampionMoved
 from daemon.champions.model_files import NoTarget
-from daemon.champions.promotion import Barred
+from daemon.champions.promotion import Blocked
 from daemon.queue import drops
 from daemon.queue.withdrawals import Withdrawn
 from daemon.state.database import transaction
@@ -100,7 +100,7 @@ class House:
         self.daemon.until(step, self.now, outcome)
         return self.runs
 
-    def barred_win(self) -> int:
+    def blocked_win(self) -> int:
         """Let a run win with the model that the track was rolled back from; return its number."""
         first = self.run()
         self.force(first)
@@ -153,10 +153,10 @@ def test_a_person_says_yes_and_the_row_says_who_and_when(house: House) -> None:
     assert (house.row(run).outcome, house.row(run).sentence) == ("promoted", "promoted, by the script")
     with pytest.raises(CannotPromote, match="was promoted") as refused:
         house.approve(run)
-    assert refused.value.hint == "see what reigns: dropforge history --track default", "there is nothing to force"
+    assert refused.value.hint == "see what serves: dropforge history --track default", "there is nothing to force"
 
 
-def test_a_run_that_was_rolled_back_from_is_said_to_be_barred_until_it_is_brought_back(house: House) -> None:
+def test_a_run_that_was_rolled_back_from_is_said_to_be_blocked_until_it_is_brought_back(house: House) -> None:
     run = house.run()
     house.approve(run)
     house.now += 1000
@@ -164,7 +164,7 @@ def test_a_run_that_was_rolled_back_from_is_said_to_be_barred_until_it_is_brough
     with pytest.raises(CannotPromote) as refused:
         house.approve(run)
     assert refused.value.message == (
-        f"run {run} was promoted, then rolled back to generation 0: it swears, by eve; its model is barred since"
+        f"run {run} was promoted, then rolled back to generation 0: it swears, by eve; its model is blocked since"
     )
     assert f"dropforge promote {run} --force --reason TEXT" in refused.value.hint
     house.force(run)
@@ -174,7 +174,7 @@ def test_a_run_that_was_rolled_back_from_is_said_to_be_barred_until_it_is_brough
 
 
 @pytest.mark.parametrize("outcome", ["worse", "not_shown_better"])
-def test_a_run_that_was_forced_and_rolled_back_from_is_said_to_be_barred_too(house: House, outcome: str) -> None:
+def test_a_run_that_was_forced_and_rolled_back_from_is_said_to_be_blocked_too(house: House, outcome: str) -> None:
     run = house.run(outcome)
     house.force(run)
     house.now += 1000
@@ -182,7 +182,7 @@ def test_a_run_that_was_forced_and_rolled_back_from_is_said_to_be_barred_too(hou
     with pytest.raises(CannotPromote) as refused:
         house.approve(run)
     assert refused.value.message == (
-        f"run {run} was forced, then rolled back to generation 0: it swears; its model is barred since"
+        f"run {run} was forced, then rolled back to generation 0: it swears; its model is blocked since"
     )
     assert f"dropforge promote {run} --force --reason TEXT" in refused.value.hint
 
@@ -270,18 +270,18 @@ def test_a_win_over_a_champion_that_has_gone_is_compared_again_before_it_waits(h
 
 
 def test_a_model_that_was_rolled_back_from_is_not_approved(house: House) -> None:
-    run = house.barred_win()
-    with pytest.raises(Barred) as refused:
+    run = house.blocked_win()
+    with pytest.raises(Blocked) as refused:
         house.approve(run)
     assert f"dropforge promote {run} --force" in refused.value.hint
     assert house.serves == (2, b"base weights")
 
 
-def test_a_win_of_a_barred_model_is_not_said_to_wait_but_how_it_comes_back(
+def test_a_win_of_a_blocked_model_is_not_said_to_wait_but_how_it_comes_back(
     house: House, dropforge: Callable[..., Any]
 ) -> None:
-    run = house.barred_win()
-    why = "won, but its model is barred: the track was rolled back to generation 0: it swears"
+    run = house.blocked_win()
+    why = "won, but its model is blocked: the track was rolled back to generation 0: it swears"
     for words in (("status",), ("runs",), ("show", str(run))):
         said = dropforge(*words).out
         assert f"{why} (dropforge promote {run} --force --reason TEXT takes it all the same)" in said, words
@@ -289,10 +289,10 @@ def test_a_win_of_a_barred_model_is_not_said_to_wait_but_how_it_comes_back(
     assert f"{why}; to take it all the same: dropforge promote {run} --force" in dropforge("status").out
     told = dropforge("status", "--json").json
     assert told["awaiting"] == []
-    assert [(one["id"], one["outcome"], one["obstacle"]) for one in told["barred"]] == [
-        (run, "barred", why.removeprefix("won, but ")),
+    assert [(one["id"], one["outcome"], one["blocker"]) for one in told["blocked"]] == [
+        (run, "blocked", why.removeprefix("won, but ")),
     ]  # fmt: skip
-    assert dropforge("show", str(run), "--json").json["run"]["outcome"] == "barred"
+    assert dropforge("show", str(run), "--json").json["run"]["outcome"] == "blocked"
 
 
 @pytest.mark.parametrize("harm", ["changed", "gone"])
@@ -336,7 +336,7 @@ def test_a_waiting_model_is_kept_until_another_champion_has_come(house: House) -
 def test_drops_that_a_waiting_candidate_was_judged_with_are_not_new_in_the_next_one(house: House) -> None:
     house.run()
     house.run("worse")
-    assert (house.drop_state(1), house.drop_state(2)) == ("accepted", "held")
+    assert (house.drop_state(1), house.drop_state(2)) == ("accepted", "suspended")
 
 
 @pytest.mark.parametrize("changed", [0, 3])
@@ -348,10 +348,10 @@ def test_a_loss_that_does_not_stand_without_replaced_references_holds_no_drop(ho
     durable.write_json(path, result)
     house.daemon.finish_runs(house.now)
     assert house.row(run).outcome == "worse"
-    assert house.drop_state(1) == ("accepted" if changed else "held")
+    assert house.drop_state(1) == ("accepted" if changed else "suspended")
     # As long as the references are in question it is not cleared: the next drop must not be held in its place.
     house.run("worse")
-    assert (house.drop_state(1), house.drop_state(2)) == ("held", "held")
+    assert (house.drop_state(1), house.drop_state(2)) == ("suspended", "suspended")
 
 
 def test_a_contaminated_candidate_says_nothing_of_its_drops(house: House) -> None:
@@ -391,7 +391,7 @@ def test_a_win_whose_drop_was_withdrawn_while_it_waited_is_approved_once_the_dro
     with pytest.raises(Withdrawn):
         house.approve(run)
     drops.restore(house.daemon.engine, 1, "they changed their mind", house.now, house.daemon.settings)
-    assert Overview(house.root).awaiting()[0].obstacle is None
+    assert Overview(house.root).awaiting()[0].blocker is None
     assert house.approve(run).generation == 1
 
 
@@ -492,7 +492,7 @@ def test_a_run_that_lost_is_forced_and_its_held_drops_stay_held(house: House) ->
     )  # fmt: skip
     assert house.serves == (1, b"weights of run 1")
     assert tried == [house.root / row.model_path]
-    assert house.drop_state(1) == "held"
+    assert house.drop_state(1) == "suspended"
     assert house.row(run).outcome == "worse", "the verdict stays what it was"
     assert house.events().count("forced") == 1
     with pytest.raises(CannotPromote, match="is the champion of track default already"):
@@ -511,7 +511,7 @@ def test_a_model_that_does_not_answer_is_not_forced(house: House) -> None:
     assert "force_intended" not in house.events()
 
 
-def test_a_barred_model_is_brought_back_by_force_and_may_serve_again(tmp_path: Path) -> None:
+def test_a_blocked_model_is_brought_back_by_force_and_may_serve_again(tmp_path: Path) -> None:
     house = House(tmp_path, "")
     run = house.run()
     house.back()
@@ -585,7 +585,7 @@ def test_the_story_is_told_truly_after_every_kind_of_change(house: House, dropfo
     assert "no champion at 2020-01-01 00:00:00" in dropforge("history", "--at", "2020-01-01").out
     forced = dropforge("history", "--at", told[1]["since"]).out
     sha256 = told[1]["data"][1]["sha256"]
-    assert f"drop 2: 2.jsonl, train, 1 rows, sha256 {sha256}, held since: new in run 2" in forced
+    assert f"drop 2: 2.jsonl, train, 1 rows, sha256 {sha256}, suspended since: new in run 2" in forced
     assert "verdict of run 2: worse, by the script" in forced
     later = dropforge("history", "--at", "2999-01-01")
     assert (later.code, later.out) == (2, "")

@@ -1,4 +1,4 @@
-"""A win that waits and what is against it: a withdrawn drop, a barred model, a verdict that cannot be read."""
+"""A win that waits and what is against it: a withdrawn drop, a blocked model, a verdict that cannot be read."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -76,7 +76,7 @@ def test_a_bad_verdict_on_a_withdrawn_drop_holds_no_other_back_before_it_was_jud
     house.daemon.finish_runs(house.now, second)
     assert runs(house) == [(first, ["good.jsonl", "1.jsonl"]), (second, ["good.jsonl"])]
     # What was bad without it is: the withdrawal clears nobody.
-    assert house.drop_state(3 - bad) == ("accepted" if second == "promoted" else "held")
+    assert house.drop_state(3 - bad) == ("accepted" if second == "promoted" else "suspended")
     assert house.drop_state(bad) == "withdrawn"
 
 
@@ -103,7 +103,7 @@ def test_a_verdict_by_a_held_out_drop_that_was_withdrawn_clears_nobody(
     house.run("worse")
     with transaction(house.daemon.engine) as session:
         states = dict(session.exec(select(Drop.name, Drop.state)).all())
-    assert states == {"exam.jsonl": "withdrawn", "1.jsonl": "held", "3.jsonl": "held"}
+    assert states == {"exam.jsonl": "withdrawn", "1.jsonl": "suspended", "3.jsonl": "suspended"}
 
 
 def test_a_win_by_a_held_out_drop_clears_its_drops_once_it_is_promoted_all_the_same(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_what_an_earlier_run_had_without_a_verdict_is_trained_on_without_it_too(
     house.withdraw(2)
     house.daemon.finish_runs(house.now, "worse")
     assert runs(house)[2:] == [("worse", ["1.jsonl"])]
-    assert house.drop_state(1) == "held"
+    assert house.drop_state(1) == "suspended"
 
 
 def test_a_withdrawn_drop_that_is_old_excuses_nothing(house: House) -> None:
@@ -131,7 +131,7 @@ def test_a_withdrawn_drop_that_is_old_excuses_nothing(house: House) -> None:
     house.at("decide", "worse")
     house.withdraw(1)
     house.daemon.finish_runs(house.now)
-    assert (house.drop_state(2), len(runs(house))) == ("held", 2)
+    assert (house.drop_state(2), len(runs(house))) == ("suspended", 2)
 
 
 def test_a_bad_verdict_on_withdrawn_drops_alone_starts_nothing(house: House) -> None:
@@ -151,7 +151,7 @@ def test_a_loss_of_the_run_without_it_leaves_the_stopped_win_waiting(house: Hous
     assert [outcome for outcome, _ in runs(house)] == ["awaiting_approval", second]
     assert waiting(house) == 0
     # The win says nothing for the other drop, since the withdrawn one may be all that won.
-    assert house.drop_state(3 - bad) == ("held" if second == "worse" else "accepted")
+    assert house.drop_state(3 - bad) == ("suspended" if second == "worse" else "accepted")
 
 
 def test_at_night_the_other_drops_are_new_again(house: House) -> None:
@@ -260,7 +260,7 @@ def test_withdrawing_names_what_was_held_back_with_the_drop(house: House, dropfo
     house.daemon.dispatcher.tick(house.now)
     said = dropforge("drops", "withdraw", str(bad), "--reason", "wrong answers").out.splitlines()
     way = f"if that was all that was wrong: dropforge drops restore {3 - bad} --reason TEXT"
-    assert said[1:] == [f"drop {3 - bad} is held back for run 1, which had this one, too; {way}"]
+    assert said[1:] == [f"drop {3 - bad} is suspended for run 1, which had this one, too; {way}"]
 
 
 def test_a_run_whose_bad_verdict_holds_nothing_says_why(house: House, dropforge: Callable[..., Any]) -> None:
@@ -268,14 +268,14 @@ def test_a_run_whose_bad_verdict_holds_nothing_says_why(house: House, dropforge:
     house.withdraw(bad)
     with structlog.testing.capture_logs() as logged:
         house.daemon.dispatcher.tick(house.now)
-    kept = "no drop is held back for this, and what else was new is trained on without it"
+    kept = "no drop is suspended for this, and what else was new is trained on without it"
     why = f"Drop {bad} (1.jsonl) was withdrawn meanwhile: {kept}"
     (told,) = [one for one in logged if one["event"] == "run_finished"]
     assert why in told["sentence"]
     assert why in dropforge("show", "1").out
 
 
-def test_the_way_back_that_is_named_is_not_to_a_sick_model(house: House, dropforge: Callable[..., Any]) -> None:
+def test_the_way_back_that_is_named_is_not_to_an_unhealthy_model(house: House, dropforge: Callable[..., Any]) -> None:
     for _ in range(2):
         house.run()
     with transaction(house.daemon.engine) as session:
@@ -321,14 +321,14 @@ def test_where_every_former_champion_has_a_withdrawn_drop_none_is_named(
     assert "dropforge rollback" not in said
 
 
-def test_withdrawing_does_not_say_of_a_barred_win_that_it_waits(tmp_path: Path, dropforge: Callable[..., Any]) -> None:
+def test_withdrawing_does_not_say_of_a_blocked_win_that_it_waits(tmp_path: Path, dropforge: Callable[..., Any]) -> None:
     house = House(tmp_path, MANUAL)
-    run = house.barred_win()
+    run = house.blocked_win()
     said = dropforge("drops", "withdraw", str(run), "--reason", "deletion").out
     assert said == f"drop {run} ({run}.jsonl) is withdrawn: no later run of track default uses it\n"
 
 
-def test_a_win_of_a_barred_model_is_over_and_is_not_trained_again_every_night(
+def test_a_win_of_a_blocked_model_is_over_and_is_not_trained_again_every_night(
     house: House, dropforge: Callable[..., Any]
 ) -> None:
     first = house.run()
@@ -345,7 +345,7 @@ def test_a_win_of_a_barred_model_is_over_and_is_not_trained_again_every_night(
     assert house.serves == (2, b"base weights")
     assert (waiting(house), runs(house)[-1][0]) == (0, "awaiting_approval")
     said = dropforge("status").out
-    assert "won, but its model is barred: the track was rolled back to generation 0: it swears" in said
+    assert "won, but its model is blocked: the track was rolled back to generation 0: it swears" in said
     assert "waits for approval" not in said
 
 

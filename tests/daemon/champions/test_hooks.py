@@ -208,6 +208,18 @@ def test_a_hook_that_cannot_be_started_is_recorded(house: House) -> None:
     assert "could not be started" in (house.rows()[-1].hook_error or "")
 
 
+@pytest.mark.parametrize("first_line", ["#!/no/such/sh\n", "#!/bin/sh\r\n", "echo told\n"])
+def test_a_script_that_cannot_be_started_is_said_to_have_a_wrong_first_line(tmp_path: Path, first_line: str) -> None:
+    script = tmp_path / "reload.sh"
+    script.write_text(first_line)
+    script.chmod(0o755)
+    error = Command((str(script),), dict(os.environ), 5.0).wait().error or ""
+    assert error.startswith(f"it could not be started: {script}: ")
+    assert error.endswith("; if it is a script, look at its #! line")
+    gone = Command((f"{script}.gone",), dict(os.environ), 5.0).wait().error
+    assert gone == f"it could not be started: {script}.gone: No such file or directory"
+
+
 def test_a_hook_that_does_not_end_is_given_up(house: House) -> None:
     house.start(run("while True: pass"), seconds=1)
     house.promote()
@@ -422,7 +434,7 @@ def _note_next(house: House) -> None:
     house.hooks.tick(house.now)
 
 
-def test_a_hook_that_is_asked_for_during_the_health_check_of_a_sick_model_tells_nobody_of_it(
+def test_a_hook_that_is_asked_for_during_the_health_check_of_an_unhealthy_model_tells_nobody_of_it(
     house: House, dropforge: Callable[..., Any]
 ) -> None:
     house.start(tell(house), run("raise SystemExit(7)"))
@@ -451,7 +463,7 @@ def test_a_hook_that_is_asked_for_during_the_health_check_of_a_sound_model_is_ru
     assert (states(house)[-1], len(house.told())) == (("ok", "ok"), 2)
 
 
-def test_no_hook_is_to_be_had_for_a_sick_model_while_the_former_one_is_brought_back(
+def test_no_hook_is_to_be_had_for_an_unhealthy_model_while_the_former_one_is_brought_back(
     house: House, dropforge: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
@@ -484,14 +496,14 @@ def test_a_healthy_model_stays(house: House) -> None:
 @pytest.mark.parametrize(
     ("code", "error"), [("raise SystemExit(7)", "exit code 7"), ("while True: pass", "no end within")]
 )
-def test_a_sick_model_is_rolled_back_by_itself_and_barred(
+def test_an_unhealthy_model_is_rolled_back_by_itself_and_blocked(
     house: House, dropforge: Callable[..., Any], code: str, error: str
 ) -> None:
     house.start(tell(house), run(code), seconds=2)
     house.promote()
     house.settle()
-    base, sick, back = house.rows()
-    assert (sick.health_state, error in (sick.health_error or "")) == ("failed", True)
+    base, unhealthy, back = house.rows()
+    assert (unhealthy.health_state, error in (unhealthy.health_error or "")) == ("failed", True)
     assert (back.kind, back.model_id, back.generation, back.approved_by) == ("rollback", base.model_id, 2, None)
     assert f"health command failed: {error}" in back.reason
     assert (back.hook_state, back.health_state) == ("ok", None), "the server is told, and nobody asks for its health"
@@ -503,12 +515,12 @@ def test_a_sick_model_is_rolled_back_by_itself_and_barred(
     assert asked.code == 1
     for words in (
         f"run 1 was promoted, then rolled back to generation 0: health command failed: {error}",
-        "its model is barred since", "dropforge promote 1 --force --reason TEXT",
+        "its model is blocked since", "dropforge promote 1 --force --reason TEXT",
     ):  # fmt: skip
         assert words in asked.err
     with transaction(house.daemon.engine) as session:
         past = history.history(session, "default")
-    assert history.barred(past) == {sick.model_id}
+    assert history.blocked(past) == {unhealthy.model_id}
 
 
 def test_a_way_back_that_is_refused_is_said_and_not_tried_for_ever(house: House, dropforge: Callable[..., Any]) -> None:
@@ -543,9 +555,9 @@ def test_a_way_back_that_meets_a_full_disk_is_tried_again(house: House, monkeypa
 def test_a_champion_that_comes_as_the_way_back_begins_is_left(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     house.start(None, run("raise SystemExit(7)"))
     house.promote()
-    seen, asked = Hooks._reigns, iter([True])
+    seen, asked = Hooks._serves, iter([True])
 
-    def reigns(hooks: Hooks, row: Promotion) -> bool:
+    def serves(hooks: Hooks, row: Promotion) -> bool:
         found = seen(hooks, row)
         if row.health_error is not None and next(asked, False):
             house.daemon.settings.inbox_folder.joinpath("late.jsonl").write_bytes(records("late"))
@@ -553,7 +565,7 @@ def test_a_champion_that_comes_as_the_way_back_begins_is_left(house: House, monk
             house.daemon.finish_runs(house.now, "promoted")
         return found
 
-    monkeypatch.setattr(Hooks, "_reigns", reigns)
+    monkeypatch.setattr(Hooks, "_serves", serves)
     house.hooks.tick(house.now)
     for _, _, running in house.hooks._running.values():
         running.wait()  # type: ignore[attr-defined]
@@ -587,18 +599,24 @@ def test_the_health_of_a_model_that_has_lost_its_place_is_not_asked(house: House
     assert [told["PROMOTION_GENERATION"] for told in house.told()] == ["2"]
 
 
-def test_the_way_back_from_a_sick_model_is_not_to_another_sick_one(house: House, dropforge: Callable[..., Any]) -> None:
+def test_the_way_back_from_an_unhealthy_model_is_not_to_another_unhealthy_one(
+    house: House, dropforge: Callable[..., Any]
+) -> None:
     house.start(None, run("raise SystemExit(7)"))
     house.promote()
     house.hooks.tick(house.now)
     assert house.rows()[-1].health_state == "running"
     house.promote()
     house.settle()
-    assert [row.health_state for row in house.rows()] == [None, "failed", "failed", None]
-    base, *_, back = house.rows()
-    assert (back.kind, back.model_id) == ("rollback", base.model_id)
+    assert [(row.kind, row.health_state) for row in house.rows()] == [
+        ("base", None),
+        ("promotion", "failed"),
+        ("promotion", "failed"),
+    ]
+    assert "rollback_failed" in house.events()
     refused = dropforge("rollback", "--reason", "it swears")
-    assert "generation 2 was rolled back from, generation 1 failed its health command" in refused.err
+    assert "the model of generation 1 failed its health command" in refused.err
+    assert "--to takes 0 (base model), 1 (failed its health command);" in refused.err
 
 
 def test_a_forced_model_is_asked_for_its_health_too(house: House) -> None:

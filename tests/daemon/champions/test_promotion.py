@@ -67,7 +67,7 @@ def served(state: Path, link: str = "champion", track: str = "default") -> str:
     return (state / "tracks" / track / link / "name").read_text()
 
 
-def reigning(engine: Engine, track: str = "default") -> tuple[str, int]:
+def serving(engine: Engine, track: str = "default") -> tuple[str, int]:
     with transaction(engine) as session:
         model = journal.champion(session, track)
     return model.model_id, model.generation
@@ -116,7 +116,7 @@ def test_a_changed_base_is_noted_and_leaves_the_champion(
     with transaction(engine) as session:
         row = session.get_one(Track, track)
     assert (row.base_model_id, row.base_path) == ("other-id", str(other))
-    assert reigning(engine) == ("m1", 1)
+    assert serving(engine) == ("m1", 1)
     assert (served(state), served(state, "previous")) == ("m1", "base")
     assert events(engine).count("base_changed") == 1
 
@@ -140,7 +140,7 @@ def test_a_base_that_only_moved_is_followed(engine: Engine, state: Path, base: P
     moved = base.rename(base.with_name("moved"))
     base_models.ensure_base(engine, state, track, moved, "base-id", 20)
     assert served(state, "previous") == "base"
-    assert reigning(engine) == ("m1", 1)
+    assert serving(engine) == ("m1", 1)
 
 
 def test_a_base_that_is_champion_and_moved_is_followed(engine: Engine, state: Path, base: Path, track: str) -> None:
@@ -165,7 +165,7 @@ def test_a_track_without_a_base_has_no_champion_and_the_error_says_what_to_do(en
 def test_a_promotion_moves_row_links_and_history_together(engine: Engine, state: Path, track: str) -> None:
     row = promotion.promote(engine, state, candidate(engine, state, "m1"), 0, "better by 3", 10)
     assert (row.state, row.generation, row.previous_model_id, row.done_at) == (PromotionState.DONE, 1, "base-id", 10)
-    assert reigning(engine) == ("m1", 1)
+    assert serving(engine) == ("m1", 1)
     assert (served(state), served(state, "previous")) == ("m1", "base")
     promotion.promote(engine, state, candidate(engine, state, "m2"), 1, "better", 20)
     assert (served(state), served(state, "previous")) == ("m2", "m1")
@@ -187,7 +187,7 @@ def test_a_run_promotes_once_however_often_it_asks(engine: Engine, state: Path) 
     first = promotion.promote(engine, state, once, 0, "better", 10)
     assert promotion.promote(engine, state, once, 0, "better", 20) == first
     assert promotion.promote(engine, state, once, 1, "better", 30) == first
-    assert reigning(engine) == ("m1", 1)
+    assert serving(engine) == ("m1", 1)
     assert events(engine).count("promoted") == 1
 
 
@@ -196,7 +196,7 @@ def test_a_candidate_that_was_compared_with_an_older_champion_is_refused(engine:
     promotion.promote(engine, state, candidate(engine, state, "m1"), 0, "better", 10)
     with pytest.raises(ChampionMoved, match="not generation 0 any more"):
         promotion.promote(engine, state, candidate(engine, state, "m2"), 0, "better", 20)
-    assert reigning(engine) == ("m1", 1)
+    assert serving(engine) == ("m1", 1)
     assert served(state) == "m1"
     assert [name for name, _, _ in promotions(engine)] == ["base-id", "m1"]
 
@@ -206,7 +206,7 @@ def test_a_daemon_that_lost_the_run_promotes_nothing(engine: Engine, state: Path
     stale = replace(candidate(engine, state, "one"), token=uuid.uuid4().hex)
     with pytest.raises(claims.LostClaim):
         promotion.promote(engine, state, stale, 0, "better", 20)
-    assert reigning(engine)[1] == 0
+    assert serving(engine)[1] == 0
     assert "promotion_intended" not in events(engine)
 
 
@@ -227,7 +227,7 @@ def test_a_champion_that_moves_between_intent_and_swap_is_left_and_so_are_its_li
     monkeypatch.setattr(journal, "_point", overtaken)
     with pytest.raises(ChampionMoved):
         promotion.promote(engine, state, late, 0, "better", 10)
-    assert reigning(engine) == ("early", 1)
+    assert serving(engine) == ("early", 1)
     assert (served(state), served(state, "previous")) == ("early", "base")
     assert ("late", 1, "abandoned") in promotions(engine)
 
@@ -235,7 +235,7 @@ def test_a_champion_that_moves_between_intent_and_swap_is_left_and_so_are_its_li
 def test_tracks_have_champions_of_their_own(engine: Engine, state: Path, base: Path, track: str) -> None:
     base_models.ensure_base(engine, state, "other", base, "base-id", 1)
     promotion.promote(engine, state, candidate(engine, state, "m1", "other"), 0, "better", 10)
-    assert (reigning(engine, track), reigning(engine, "other")) == (("base-id", 0), ("m1", 1))
+    assert (serving(engine, track), serving(engine, "other")) == (("base-id", 0), ("m1", 1))
     assert (served(state), served(state, track="other")) == ("base", "m1")
 
 
@@ -302,13 +302,13 @@ def test_a_promotion_that_was_cut_anywhere_ends_whole_or_not_begun_and_happens_o
     assert served(state) in {"m1", "m2"}
     journal.recover(engine, state, 20)
     begun = point > 1
-    assert reigning(engine) == (("m2", 2) if begun else ("m1", 1))
+    assert serving(engine) == (("m2", 2) if begun else ("m1", 1))
     assert (served(state), served(state, "previous")) == (("m2", "m1") if begun else ("m1", "base"))
     after = (events(engine), promotions(engine))
     journal.recover(engine, state, 30)
     assert (events(engine), promotions(engine)) == after
     promotion.promote(engine, state, better, 1, "better", 40)
-    assert reigning(engine) == ("m2", 2)
+    assert serving(engine) == ("m2", 2)
     assert (served(state), served(state, "previous")) == ("m2", "m1")
     assert [entry for entry in promotions(engine) if entry[2] != "done"] == []
     assert events(engine).count("promoted") == 2
@@ -324,7 +324,7 @@ def test_a_recovery_that_is_cut_itself_is_finished_by_the_next(
     with crash_at(monkeypatch, point), pytest.raises(PowerCut):
         journal.recover(engine, state, 20)
     journal.recover(engine, state, 30)
-    assert reigning(engine) == ("m1", 1)
+    assert serving(engine) == ("m1", 1)
     assert (served(state), served(state, "previous")) == ("m1", "base")
     assert events(engine).count("promoted") == 1
 
@@ -386,7 +386,7 @@ def test_a_half_done_promotion_whose_model_is_gone_is_abandoned_and_the_link_goe
         promotion.promote(engine, state, candidate(engine, state, "m1"), 0, "better", 10)
     (state / "models/m1").rename(state / "models/lost")
     journal.recover(engine, state, 20)
-    assert reigning(engine) == ("base-id", 0)
+    assert serving(engine) == ("base-id", 0)
     assert served(state) == "base"
     assert events(engine).count("promotion_abandoned") == 1
 

@@ -40,12 +40,14 @@ def test_the_script_says_its_version_and_its_commands(script: Command, tmp_path:
     assert script(folder=tmp_path).out == helped
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("status",), ("check", "good.jsonl"), ("demo", "--help")])
-def test_no_command_loads_the_training_stack(lived_in: Any, arguments: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("status",), ("show", "1"), ("check", "good.jsonl"), ("demo", "--help")]
+)
+def test_no_command_loads_the_training_stack_or_the_templates(lived_in: Any, arguments: tuple[str, ...]) -> None:
     (lived_in.folder / "good.jsonl").write_text(GOOD)
     code = f"import sys; sys.argv[1:] = {list(arguments)!r}; from daemon.cli import main; main(); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=lived_in.folder, capture_output=True, text=True, check=True)
-    assert set(done.stdout.split("\n")[-2].split()) & STACK == set()
+    assert set(done.stdout.split("\n")[-2].split()) & {*STACK, "jinja2"} == set()
 
 
 def test_help_needs_neither_database_nor_scheduler(tmp_path: Path) -> None:
@@ -97,7 +99,7 @@ ERRORS: tuple[tuple[tuple[str, ...], int, str, str], ...] = (
     (("rollback", "--reason", " "), 2, "--reason is blank", "dropforge rollback --help"),
     (("promote", "1", "--force", "--reason", ""), 2, "--reason is blank", "dropforge promote --help"),
     (("logs", "9"), 1, "there is no run 9", "dropforge runs"),
-    (("retry", "1"), 1, "only a failed, cancelled or quarantined run", "dropforge show 1"),
+    (("retry", "1"), 1, "only a failed, cancelled or crashed run", "dropforge show 1"),
     (("runs", "--track", "suport"), 2, "there is no track 'suport'", "did you mean 'support'?"),
     (("runs", "--state", "done"), 2, "there is no state 'done'", "dropforge runs --help"),
     (("drops", "--state", "gone"), 2, "there is no state 'gone'", "dropforge drops --help"),
@@ -286,7 +288,7 @@ def test_check_tells_what_the_settings_make_of_bad_rows(dropforge: Command, tmp_
     assert "it would be rejected: intake.max_bad_percent allows 50 %, these are 66.7 %" in ended.out
 
 
-def test_check_knows_the_control_tokens_of_the_configured_base(dropforge: Command, tmp_path: Path) -> None:
+def test_check_knows_the_special_tokens_of_the_configured_base(dropforge: Command, tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
     (tmp_path / "a.jsonl").write_text('{"instruction": "a", "output": "b</s>"}\n')
@@ -294,11 +296,11 @@ def test_check_knows_the_control_tokens_of_the_configured_base(dropforge: Comman
     (tmp_path / "dropforge.toml").write_text('base_model = "base"\n')
     ended = dropforge("check", "a.jsonl")
     assert ended.code == 65
-    assert "a.jsonl:1: output holds </s>, a control token" in ended.out
+    assert "a.jsonl:1: output holds </s>, a special token" in ended.out
     (tmp_path / "dropforge.toml").write_text('base_model = "base"\n[intake]\nspecial_tokens = "escape"\n')
     ended = dropforge("check", "a.jsonl")
     assert ended.code == 0
-    assert "a.jsonl:1: warning: output holds a control token" in ended.out
+    assert "a.jsonl:1: warning: output holds a special token" in ended.out
 
 
 def test_submit_says_how_many_rows_will_be_set_aside(dropforge: Command, tmp_path: Path) -> None:

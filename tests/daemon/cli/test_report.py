@@ -13,10 +13,10 @@ from sqlmodel import Session
 from daemon.dispatch.run_config import compose
 from daemon.queue import run_queue
 from daemon.settings.model import Settings
-from daemon.state.tables import Run, Track
+from daemon.state.tables import OVERTAKEN, Run, Track
 from pipeline import durable
 from pipeline.artifacts import NoiseFloor
-from pipeline.report.write import write_card
+from pipeline.report.write import write_report
 
 Command = Callable[..., Any]
 Lines = list[dict[str, Any]]
@@ -29,7 +29,7 @@ def end(made: Any, cards: Any, outcome: str, change: Callable[[Lines], Lines] = 
     claim = made.claim()
     root = made.settings.state_folder
     attempt, verdict = cards.case(root, outcome, change, run=claim.run_id)
-    verdict = verdict.model_copy(update={"report": write_card(attempt, verdict)})
+    verdict = verdict.model_copy(update={"report": write_report(attempt, verdict)})
     home = root / "runs" / str(claim.run_id)
     durable.write_json(home / "decide.json", verdict.model_dump(mode="json"))
     for step, fields in edits.items():
@@ -46,8 +46,8 @@ def workspace(new_workspace: Callable[[], Any], monkeypatch: pytest.MonkeyPatch)
     return new_workspace()
 
 
-def test_report_prints_the_page_or_the_data(workspace: Any, made_cards: Any, dropforge: Command) -> None:
-    run = end(workspace, made_cards, "guard_failed")
+def test_report_prints_the_page_or_the_data(workspace: Any, made_reports: Any, dropforge: Command) -> None:
+    run = end(workspace, made_reports, "guard_failed")
     page = workspace.settings.state_folder / f"runs/{run}/attempts/decide-1/report/report.html"
     for arguments in (("report", run), ("report", run, "--path")):
         ended = dropforge(*arguments)
@@ -58,9 +58,9 @@ def test_report_prints_the_page_or_the_data(workspace: Any, made_cards: Any, dro
 
 
 def test_a_backup_keeps_the_card_and_a_restore_brings_it_back(
-    workspace: Any, made_cards: Any, dropforge: Command
+    workspace: Any, made_reports: Any, dropforge: Command
 ) -> None:
-    run = end(workspace, made_cards, "worse")
+    run = end(workspace, made_reports, "worse")
     page = workspace.settings.state_folder / f"runs/{run}/attempts/decide-1/report/report.html"
     whole = {path.name: path.read_bytes() for path in page.parent.iterdir()}
     assert set(whole) == {"report.html", "report.json"}
@@ -81,9 +81,9 @@ def test_a_backup_keeps_the_card_and_a_restore_brings_it_back(
 
 
 def test_report_opens_a_browser_where_there_is_a_display(
-    workspace: Any, made_cards: Any, script: Command, tmp_path: Path
+    workspace: Any, made_reports: Any, script: Command, tmp_path: Path
 ) -> None:
-    run = end(workspace, made_cards, "promoted")
+    run = end(workspace, made_reports, "promoted")
     browser = tmp_path / "browser"
     browser.write_text(f'#!/bin/sh\necho "$1" >> {tmp_path}/opened\n')
     browser.chmod(0o755)
@@ -104,12 +104,14 @@ def test_what_is_not_there_is_said_with_a_remedy(lived_in: Any, dropforge: Comma
     assert dropforge("compare", 1, 9).code == 1
 
 
-def test_show_tells_the_core_of_the_evidence(workspace: Any, made_cards: Any, dropforge: Command) -> None:
-    run = end(workspace, made_cards, "guard_failed")
+def test_show_tells_the_core_of_the_evidence(workspace: Any, made_reports: Any, dropforge: Command) -> None:
+    run = end(workspace, made_reports, "guard_failed")
     out = dropforge("show", run).out
     for words in (
-        "guards: 1 of 9 failed\n  failed: suite builtin −27.6 points (the limit is 5.0 points)\n",
-        "  nearly failed: drop 3 (bewertungen_ü.jsonl) −4.5 points (the limit is 5.0 points)\n",
+        "\nwhy:\n  Both models answered the same 400 records that neither was trained on. The new model scored 94.0 of",
+        "\n  What it loses: suite builtin −27.6 points (the limit is 5.0 points).\nwhat to do next:\n  Train less ",
+        "\n  If a drop is to blame, take it out of later runs: dropforge drops withdraw DROP --reason TEXT\n",
+        "guards: 1 of 9 failed\n  nearly failed: drop 3 (bewertungen_ü.jsonl) −4.5 points (the limit is 5.0 points)\n",
         "drops that the champion knows: gain +6.0 points on 300 records, interval +0.4 to +11.5\n",
         "new drops: gain -4.5 points on 100 records, interval -15.2 to +6.3\n",
         "candidates judged before on this track: 6, 2 of them on exactly these records\n",
@@ -118,6 +120,24 @@ def test_show_tells_the_core_of_the_evidence(workspace: Any, made_cards: Any, dr
     ):
         assert words in out
     assert "token F1" not in out, "a guard that passed easily is not the core"
+    (workspace.settings.state_folder / f"runs/{run}/attempts/decide-1/report/report.json").write_text('{"story": 1}')
+    out = dropforge("show", run).out
+    assert "why:" not in out
+    assert "exact_match on 400 held-out records: candidate 94.0, champion 82.5\ngain +11.5 points, 98 %" in out
+    assert "70 wins, 24 losses, 306 ties\n" in out
+    assert "guards: 1 of 9 failed\n  failed: suite builtin −27.6 points (the limit is 5.0 points)\n" in out
+
+
+def test_show_says_nothing_of_what_to_do_about_a_win_that_came_too_late(
+    workspace: Any, made_reports: Any, dropforge: Command
+) -> None:
+    run = end(workspace, made_reports, "promoted")
+    assert "what to do next:\n  Nothing has to be done" in dropforge("show", run).out
+    with Session(workspace.engine) as session, session.begin():
+        session.get_one(Run, run).outcome = OVERTAKEN
+    out = dropforge("show", run).out
+    assert "\nwon, but another champion came first, with which it was not compared: " in out
+    assert ("why:" in out, "what to do next" in out) == (True, False)
 
 
 def without_some(lines: Lines) -> Lines:
@@ -130,16 +150,16 @@ def without_some(lines: Lines) -> Lines:
 
 
 def test_compare_scores_both_candidates_on_the_records_that_both_have(
-    workspace: Any, made_cards: Any, dropforge: Command
+    workspace: Any, made_reports: Any, dropforge: Command
 ) -> None:
-    first = end(workspace, made_cards, "not_shown_better")
-    second = end(workspace, made_cards, "promoted", without_some)
+    first = end(workspace, made_reports, "not_shown_better")
+    second = end(workspace, made_reports, "promoted", without_some)
     found = dropforge("compare", first, second, "--json").json["comparison"]
     ours, theirs = (
         {line["id"]: line["candidate"]["scores"]["exact_match"] for line in rows}
         for rows in (
-            made_cards.rows(*made_cards.FLIPS["not_shown_better"]),
-            without_some(made_cards.rows(*made_cards.FLIPS["promoted"]))[60:],
+            made_reports.rows(*made_reports.FLIPS["not_shown_better"]),
+            without_some(made_reports.rows(*made_reports.FLIPS["promoted"]))[60:],
         )
     )
     common = ours.keys() & theirs.keys()
@@ -160,8 +180,8 @@ def test_compare_scores_both_candidates_on_the_records_that_both_have(
         assert words in out
 
 
-def test_compare_names_settings_that_differ(workspace: Any, made_cards: Any, dropforge: Command) -> None:
-    first, second = (end(workspace, made_cards, "worse") for _ in range(2))
+def test_compare_names_settings_that_differ(workspace: Any, made_reports: Any, dropforge: Command) -> None:
+    first, second = (end(workspace, made_reports, "worse") for _ in range(2))
     with Session(workspace.engine) as session, session.begin():
         run = session.get(Run, second)
         assert run is not None
@@ -187,9 +207,9 @@ def told(made: Any, run: int, settings: Settings, **fixed: Any) -> None:
 
 
 def test_what_a_tracks_first_run_chose_is_no_setting_that_somebody_changed(
-    workspace: Any, made_cards: Any, dropforge: Command
+    workspace: Any, made_reports: Any, dropforge: Command
 ) -> None:
-    first, second = end(workspace, made_cards, "not_shown_better"), end(workspace, made_cards, "promoted")
+    first, second = end(workspace, made_reports, "not_shown_better"), end(workspace, made_reports, "promoted")
     data, report = (
         durable.read_json(workspace.settings.state_folder / f"runs/{first}/{step}.json")
         for step in ("prepare", "evaluate")
@@ -216,9 +236,9 @@ def test_what_a_tracks_first_run_chose_is_no_setting_that_somebody_changed(
 
 
 def test_a_choice_that_a_run_did_not_come_to_is_said_to_be_left_to_it(
-    workspace: Any, made_cards: Any, dropforge: Command
+    workspace: Any, made_reports: Any, dropforge: Command
 ) -> None:
-    early, later = end(workspace, made_cards, "early"), end(workspace, made_cards, "worse")
+    early, later = end(workspace, made_reports, "early"), end(workspace, made_reports, "worse")
     told(workspace, early, workspace.settings)
     told(workspace, later, workspace.settings, eval_batch_size=16)
     (row,) = dropforge("compare", early, later, "--json").json["comparison"]["settings"]
@@ -236,25 +256,25 @@ def test_a_choice_that_a_run_did_not_come_to_is_said_to_be_left_to_it(
     ],
 )
 def test_answers_that_were_got_in_another_way_are_not_compared(
-    workspace: Any, made_cards: Any, dropforge: Command, edits: dict[str, Any], words: str
+    workspace: Any, made_reports: Any, dropforge: Command, edits: dict[str, Any], words: str
 ) -> None:
-    first, second = end(workspace, made_cards, "worse"), end(workspace, made_cards, "worse", **edits)
+    first, second = end(workspace, made_reports, "worse"), end(workspace, made_reports, "worse", **edits)
     found = dropforge("compare", first, second, "--json").json["comparison"]
     assert (found["not_compared"], found["scores"]) == (words, [])
     assert f"scores are not compared: {words}\n" in dropforge("compare", first, second).out
 
 
 def test_runs_without_common_scores_are_compared_all_the_same(
-    workspace: Any, made_cards: Any, dropforge: Command
+    workspace: Any, made_reports: Any, dropforge: Command
 ) -> None:
-    first, early = end(workspace, made_cards, "worse"), end(workspace, made_cards, "early")
+    first, early = end(workspace, made_reports, "worse"), end(workspace, made_reports, "early")
     words = f"scores are not compared: run {early} has no scored records, or they were cleared away"
     assert words in dropforge("compare", first, early).out
 
     def others(lines: Lines) -> Lines:
         return [{**line, "id": f"{place:032x}"} for place, line in enumerate(lines, 9000)]
 
-    apart = end(workspace, made_cards, "worse", others)
+    apart = end(workspace, made_reports, "worse", others)
     assert "scores are not compared: no record was scored in both runs" in dropforge("compare", first, apart).out
     os.unlink(workspace.settings.state_folder / f"runs/{first}/attempts/evaluate-1/report/records.jsonl")  # noqa: PTH108
     assert f"run {first} has no scored records" in dropforge("compare", first, apart).out

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from daemon.dispatch.stale_steps import take_back
+from daemon.dispatch.stale_steps import invalidate
 from daemon.queue import run_queue
 from daemon.state.tables import RunState
 from pipeline import durable
@@ -51,17 +51,17 @@ def test_a_run_whose_artifact_is_damaged_fails_by_its_name_and_does_the_step_aga
     assert row.error == f"what step prepare of run 1 published is damaged: {house.root}/runs/1/prepare.json"
     assert row.hint is not None
     assert row.hint.endswith("dropforge retry 1 --from prepare")
-    take_back(house.root, run, "prepare")
+    invalidate(house.root, run, "prepare")
     run_queue.retry(house.daemon.engine, run, house.now)
     house.daemon.finish_runs(house.now, "promoted")
     assert house.row(run).outcome == "promoted"
 
 
 def test_damaged_data_of_a_card_is_named_and_its_scores_are_not_compared(
-    new_workspace: Callable[[], Any], made_cards: Any, dropforge: Callable[..., Any]
+    new_workspace: Callable[[], Any], made_reports: Any, dropforge: Callable[..., Any]
 ) -> None:
     made = new_workspace()
-    runs = [end(made, made_cards, "promoted"), end(made, made_cards, "guard_failed")]
+    runs = [end(made, made_reports, "promoted"), end(made, made_reports, "guard_failed")]
     home = made.settings.state_folder / f"runs/{runs[1]}"
     card = home / "attempts/decide-1/report/report.json"
     records = made.settings.state_folder / durable.read_json(home / "evaluate.json")["folder"] / "records.jsonl"

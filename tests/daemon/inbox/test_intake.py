@@ -255,7 +255,7 @@ def test_the_same_content_may_go_to_another_track_or_role(tmp_path: Path) -> Non
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("state", ["withdrawn", "held"])
+@pytest.mark.parametrize("state", ["withdrawn", "suspended"])
 def test_the_same_content_as_a_withdrawn_or_held_drop_says_so(tmp_path: Path, state: str) -> None:
     box = Box(tmp_path)
     box.drop("a.jsonl", GOOD)
@@ -306,7 +306,7 @@ PINNED = {"gate": {"on": "pinned"}}
         ({"gate": {"on": "pinned", "pinned_by": [str(os.getuid())]}}, 0o600, None),
         ({"gate": {"on": "pinned", "pinned_by": ["12345"]}}, 0o644, "gate.pinned_by is 12345"),
         ({"gate": {"on": "all"}}, 0o644, 'gate.on is "all"'),
-        ({"gate": {"on": "established"}}, 0o644, 'gate.on is "established"'),
+        ({"gate": {"on": "seen"}}, 0o644, 'gate.on is "seen"'),
         (PINNED, 0o664, "others may write into it (mode 664)"),
         (PINNED, 0o646, "others may write into it (mode 646)"),
     ],

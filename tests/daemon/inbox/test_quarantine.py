@@ -176,7 +176,7 @@ def test_a_drop_that_was_taken_without_rows_stays_taken_whatever_the_settings_sa
 
 
 def test_what_is_kept_depends_on_bytes_and_rules_alone_and_has_nothing_to_object_to(tmp_path: Path) -> None:
-    options = Options(unknown_keys="reject", control_tokens=("</s>",))
+    options = Options(unknown_keys="reject", special_tokens=("</s>",))
     rows = [{**GOOD[0], "x": 1}, GOOD[1], {**GOOD[2], "output": "</s>"}, {**GOOD[3], "input": "日本\u2028🙂"}]
     hashes = set()
     for name in ("a", "b"):
@@ -190,19 +190,19 @@ def test_what_is_kept_depends_on_bytes_and_rules_alone_and_has_nothing_to_object
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tmp", "b.tmp"]
 
 
-def test_the_control_tokens_are_those_of_the_tracks_own_base(tmp_path: Path) -> None:
+def test_the_special_tokens_are_those_of_the_tracks_own_base(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "tokenizer_config.json").write_text(json.dumps({"eos_token": f"<{name}>"}))
     settings = Settings.model_validate(
         {"base_model": str(tmp_path / "one"), "tracks": {"support": {"base_model": str(tmp_path / "two")}}}
     )
-    assert validation_options(settings, "default").control_tokens == ("<one>",)
-    assert validation_options(settings, "support").control_tokens == ("<two>",)
-    assert validation_options(Settings(), "default").control_tokens == ()
+    assert validation_options(settings, "default").special_tokens == ("<one>",)
+    assert validation_options(settings, "support").special_tokens == ("<two>",)
+    assert validation_options(Settings(), "default").special_tokens == ()
 
 
-def test_a_record_with_a_control_token_of_the_base_is_rejected_or_kept_as_text(tmp_path: Path) -> None:
+def test_a_record_with_a_special_token_of_the_base_is_rejected_or_kept_as_text(tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
     rows = [{"instruction": "a", "output": "b</s>"}]

@@ -395,7 +395,7 @@ def test_folders_have_the_inboxs_rights_and_nobody_moves_what_is_anothers(
     watcher(tmp_path)
     rights = {path.name: path.stat().st_mode & 0o7777 for path in (tmp_path / "inbox").iterdir()}
     assert rights == {"support": drops, "heldout": drops, "done": answers, "rejected": answers}
-    # As an earlier version, or a hand, may have left them.
+    # As a hand may have left them.
     for name in rights:
         (tmp_path / "inbox" / name).chmod(0o2775)
     watcher(tmp_path)

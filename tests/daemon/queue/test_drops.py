@@ -51,7 +51,7 @@ def events(engine: Engine) -> list[tuple[str, int | None, object]]:
         return [(event.kind, event.drop_id, event.detail.get("reason")) for event in found]
 
 
-@pytest.mark.parametrize("state", [DropState.ACCEPTED, DropState.PROPOSED, DropState.HELD])
+@pytest.mark.parametrize("state", [DropState.ACCEPTED, DropState.PROPOSED, DropState.SUSPENDED])
 def test_a_drop_is_withdrawn_with_its_reason_and_an_event(engine: Engine, state: DropState) -> None:
     number = add(engine, state)
     drop, begun = drops.withdraw(engine, number, "wrong customer", NOW, SETTINGS)
@@ -60,7 +60,7 @@ def test_a_drop_is_withdrawn_with_its_reason_and_an_event(engine: Engine, state:
     assert (runs(engine), begun) == ([], {})
 
 
-@pytest.mark.parametrize("state", [DropState.WITHDRAWN, DropState.HELD])
+@pytest.mark.parametrize("state", [DropState.WITHDRAWN, DropState.SUSPENDED])
 def test_a_drop_is_restored_as_new_and_starts_a_run(engine: Engine, state: DropState) -> None:
     number = add(engine, state, run=True)
     drop = drops.restore(engine, number, "looked at it", NOW, SETTINGS)
@@ -71,7 +71,7 @@ def test_a_drop_is_restored_as_new_and_starts_a_run(engine: Engine, state: DropS
 
 def test_a_proposed_drop_is_accepted_by_a_persons_word_and_starts_no_run(engine: Engine) -> None:
     number = add(engine, DropState.PROPOSED, "heldout")
-    with pytest.raises(DropforgeError, match="is proposed, not withdrawn or held"):
+    with pytest.raises(DropforgeError, match="is proposed, not withdrawn or suspended"):
         drops.restore(engine, number, "x", NOW, SETTINGS)
     drop = drops.accept(engine, number, "I looked at it", NOW, "ada")
     assert (drop.state, drop.reason) == ("accepted", None)

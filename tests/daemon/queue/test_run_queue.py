@@ -76,7 +76,7 @@ def load(engine: Engine, run_id: int) -> Run:
 
 def hold(engine: Engine, claim: Claim, now: int) -> list[int]:
     with transaction(engine) as session:
-        return snapshots.hold_new_drops(session, session.get_one(Run, claim.run_id), "it lost", now)
+        return snapshots.suspend_new_drops(session, session.get_one(Run, claim.run_id), "it lost", now)
 
 
 def events(engine: Engine, run_id: int | None = None) -> list[str]:
@@ -409,7 +409,7 @@ def test_vanished_processes_are_counted_apart_and_quarantine_the_run_with_a_reme
     claim = start_run(engine)
     assert run_queue.died(engine, claim, "killed", 500, RETRY) == RunState.WAITING
     claim = take(engine, 500)
-    assert run_queue.died(engine, claim, "killed", 600, RETRY) == RunState.QUARANTINED
+    assert run_queue.died(engine, claim, "killed", 600, RETRY) == RunState.CRASHED
     run = load(engine, claim.run_id)
     assert (run.failures, run.deaths, run.error) == (0, 2, "killed")
     assert f"dropforge retry {claim.run_id}" in (run.hint or "")
@@ -622,10 +622,10 @@ def test_the_drops_that_were_new_in_a_bad_run_are_held_once_each_with_its_event(
     with transaction(engine) as session:
         states = {row.id: (row.state, row.reason) for row in session.exec(select(Drop))}
     assert states == {
-        1: ("accepted", None), **dict.fromkeys(held, ("held", "it lost")), heldout: ("accepted", None),
+        1: ("accepted", None), **dict.fromkeys(held, ("suspended", "it lost")), heldout: ("accepted", None),
         withdrawn: ("withdrawn", None),
     }  # fmt: skip
-    assert events(engine, second.run_id).count("drop_held") == 2
+    assert events(engine, second.run_id).count("drop_suspended") == 2
 
 
 @pytest.mark.parametrize("ending", ["failed", "too little data", "contaminated"])

@@ -1,5 +1,4 @@
 import os
-import random
 import re
 import shutil
 import signal
@@ -7,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,6 @@ from daemon.state import database, database_file
 from daemon.state.database import (
     KEPT_COPIES,
     check,
-    known_revisions,
     migrate,
     newest_revision,
     open_engine,
@@ -30,18 +29,25 @@ from daemon.state.database import (
     transaction,
 )
 from daemon.state.database_file import BACKUPS, DatabaseUnusable, file_system, journal_mode, refuse_network
-from daemon.state.tables import Attempt, Drop, Event, Promotion, Run, Slot, Track
+from daemon.state.tables import Attempt, Event, Run
 
-#: One of so many statements is cut in the usual run of the tests, from a random one on; all with DROPFORGE_CHAOS=whole.
-SAMPLE = 8
-RELEASED = sorted((Path(__file__).parents[1] / "released").glob("*.sql"))
+#: One more migration than the program has.
 NEXT = """
 import sqlalchemy as sa
 from alembic import op
-revision = "0005"
-down_revision = "0004"
+revision = "0002"
+down_revision = "0001"
 def upgrade():
     {body}
+"""
+#: Builds a table anew by hand, though others refer to it; each line is a statement.
+REBUILD = """
+    op.execute("CREATE TABLE new AS SELECT *, 'seen' AS note FROM run")
+    op.drop_table("run")
+    op.create_table("run", sa.Column("id", sa.Integer(), primary_key=True), sa.Column("note", sa.String()))
+    op.execute("INSERT INTO run SELECT id, note FROM new")
+    op.drop_table("new")
+    op.create_index("run_notes", "run", ["note"])
 """
 
 
@@ -59,11 +65,16 @@ def engine(path: Path) -> Iterator[Engine]:
     engine.dispose()
 
 
+def steps_with_next(folder: Path, body: str) -> Path:
+    """Return a folder of migrations: the program's, and one more."""
+    shutil.copytree(database.MIGRATIONS, folder)
+    (folder / "versions" / "0002_next.py").write_text(NEXT.format(body=body))
+    return folder
+
+
 def with_next_step(monkeypatch: pytest.MonkeyPatch, folder: Path, body: str) -> None:
     """Give the program one more migration."""
-    shutil.copytree(database.MIGRATIONS, folder)
-    (folder / "versions" / "0005_next.py").write_text(NEXT.format(body=body))
-    monkeypatch.setattr(database, "MIGRATIONS", folder)
+    monkeypatch.setattr(database, "MIGRATIONS", steps_with_next(folder, body))
 
 
 def schema(path: Path) -> list[tuple[str, str]]:
@@ -108,28 +119,6 @@ def test_migrating_twice_changes_nothing(path: Path) -> None:
     assert schema(path) == before
 
 
-def test_a_further_migration_is_applied_to_a_database_with_rows(
-    path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    add_run_with_attempt(engine)
-    # A batch operation builds the table anew, and its children refer to it.
-    body = 'with op.batch_alter_table("run") as batch: batch.alter_column("trigger", new_column_name="cause")'
-    with_next_step(monkeypatch, path.parent / "steps", body)
-    migrate(path)
-    assert revision(path) == "0005"
-    with open_engine(path).connect() as connection:
-        assert connection.exec_driver_sql("SELECT cause FROM run").scalars().all() == ["drop"]
-        assert connection.exec_driver_sql("SELECT run_id FROM attempt").scalars().all() == [1]
-
-
-def load_released(dump: Path, place: Path) -> Path:
-    """Make the database of a released version, with rows in every table."""
-    connection = sqlite3.connect(place)
-    connection.executescript(dump.read_text(encoding="utf-8"))
-    connection.close()
-    return place
-
-
 def rows_of(path: Path) -> dict[str, list[dict[str, object]]]:
     """Return every row of every table but Alembic's, by column."""
     connection = sqlite3.connect(path)
@@ -144,102 +133,90 @@ def rows_of(path: Path) -> dict[str, list[dict[str, object]]]:
     return found
 
 
-def test_every_schema_before_the_newest_has_a_dump_with_rows_in_every_table(tmp_path: Path) -> None:
-    assert {dump.stem for dump in RELEASED} == known_revisions() - {newest_revision()}
-    for dump in RELEASED:
-        assert all(rows_of(load_released(dump, tmp_path / dump.stem)).values())
-
-
-@pytest.mark.parametrize("dump", RELEASED, ids=lambda dump: dump.stem)
-def test_a_database_of_a_released_version_is_brought_here_with_all_its_rows(tmp_path: Path, dump: Path) -> None:
-    path = load_released(dump, tmp_path / "state.db")
+def test_a_further_migration_is_applied_to_a_database_with_rows(
+    path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_run_with_attempt(engine)
     before = rows_of(path)
+    # A batch operation builds the table anew, and its children refer to it.
+    body = 'with op.batch_alter_table("run") as batch: batch.alter_column("trigger", new_column_name="cause")'
+    with_next_step(monkeypatch, path.parent / "steps", body)
     migrate(path)
-    after = rows_of(path)
-    assert revision(path) == newest_revision()
-    for table, rows in before.items():
-        kept = [{name: new[name] for name in old} for old, new in zip(rows, after[table], strict=True)]
-        assert kept == rows
-    migrate(tmp_path / "fresh.db")
-    assert schema(path) == schema(tmp_path / "fresh.db")
-    check(open_engine(path))
-    with transaction(open_engine(path)) as session:
-        for model in (Attempt, Drop, Event, Promotion, Run, Slot, Track):
-            assert session.exec(select(model)).all(), "the program reads them"
+    assert revision(path) == newest_revision() == "0002"
+    (run,) = before["run"]
+    run["cause"] = run.pop("trigger")
+    assert rows_of(path) == before
+    check(engine)
 
 
-def test_nights_of_a_released_version_count_from_its_last_slot(tmp_path: Path) -> None:
-    path = load_released(RELEASED[0], tmp_path / "state.db")
-    migrate(path)
-    with transaction(open_engine(path)) as session:
-        seen = {track.name: track.nightly for track in session.exec(select(Track))}
-    assert seen["nächtlich"] == {"schedule": None, "since": 1764090000000, "looked_at": 1764090000100}
-    assert seen["default"] is None
-
-
-@pytest.mark.parametrize("dump", RELEASED, ids=lambda dump: dump.stem)
-def test_a_verified_copy_is_made_before_an_upgrade_and_the_last_three_are_kept(tmp_path: Path, dump: Path) -> None:
-    path = tmp_path / "state.db"
+def test_a_verified_copy_is_made_before_an_upgrade_and_the_last_three_are_kept(
+    path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_run_with_attempt(engine)
+    before, first = rows_of(path), path.read_bytes()
+    with_next_step(monkeypatch, path.parent / "steps", REBUILD)
+    backups = path.parent / BACKUPS
     for number in range(KEPT_COPIES + 2):
-        path.unlink(missing_ok=True)
-        load_released(dump, path)
-        before = rows_of(path)
+        path.write_bytes(first)
         migrate(path)
         # As if they had been made at other times.
-        for copy in (tmp_path / BACKUPS).glob("before-*Z.db"):
+        for copy in backups.glob("before-*Z.db"):
             os.utime(copy, (number, number))
             copy.rename(copy.with_name(f"before-{number}.db"))
-    copies = sorted((tmp_path / BACKUPS).iterdir())
+    copies = sorted(backups.iterdir())
     assert [copy.name for copy in copies] == ["before-2.db", "before-3.db", "before-4.db"]
     assert rows_of(copies[-1]) == before
-    assert database_file.revision(copies[-1]) == dump.stem
+    assert database_file.revision(copies[-1]) == "0001"
     migrate(path)
-    assert len(list((tmp_path / BACKUPS).iterdir())) == KEPT_COPIES, "a start that changes no schema copies nothing"
+    assert len(list(backups.iterdir())) == KEPT_COPIES, "a start that changes no schema copies nothing"
 
 
-def test_a_damaged_database_is_not_upgraded(tmp_path: Path) -> None:
-    path = load_released(RELEASED[0], tmp_path / "state.db")
+def test_a_damaged_database_is_not_upgraded(path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_run_with_attempt(engine)
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute("DELETE FROM run WHERE id = 1")
     connection.close()
     before = path.read_bytes()
+    with_next_step(monkeypatch, path.parent / "steps", REBUILD)
     with pytest.raises(DatabaseUnusable, match="refers to a missing one of run") as refused:
         migrate(path)
     assert "dropforge restore" in refused.value.hint
     assert path.read_bytes() == before
 
 
-def test_a_migration_that_is_killed_anywhere_leaves_the_old_schema_or_the_new_one(tmp_path: Path) -> None:
-    whole = os.environ.get("DROPFORGE_CHAOS") == "whole"
-    first, step = (1, 1) if whole else (random.randint(1, SAMPLE), SAMPLE)
-    print(f"killed before statements {first}, {first + step}, …; before each of them with DROPFORGE_CHAOS=whole")
-    done = subprocess.run(
-        [sys.executable, __file__, str(RELEASED[0]), str(tmp_path), str(first), str(step)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+def test_a_migration_that_is_killed_anywhere_leaves_the_old_schema_or_the_new_one(
+    path: Path, engine: Engine, tmp_path: Path
+) -> None:
+    add_run_with_attempt(engine)
+    engine.dispose()
+    command = [sys.executable, __file__, str(path), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout.split()[-1]) > 10 / step
+    assert int(done.stdout.split()[-1]) > 10
 
 
-def cut_migration(dump: Path, scratch: Path, point: int, step: int) -> int:
-    """Migrate again and again, killed before statement `point`, then `step` later, …; return how often."""
-    migrate(scratch / "fresh.db")
-    wanted, cuts = schema(scratch / "fresh.db"), 0
-    while True:
+def cut_migration(original: Path, scratch: Path) -> int:
+    """Migrate again and again, killed before the first statement, then before the second, …; return how often."""
+    old, rows = schema(original), rows_of(original)
+    database.MIGRATIONS = steps_with_next(scratch / "steps", REBUILD)
+    shutil.copy(original, scratch / "whole.db")
+    migrate(scratch / "whole.db")
+    wanted = schema(scratch / "whole.db")
+    for point in count(1):
         (scratch / str(point)).mkdir()
-        path = load_released(dump, scratch / str(point) / "state.db")
-        old, rows = schema(path), rows_of(path)
+        path = scratch / str(point) / "state.db"
+        shutil.copy(original, path)
         child = os.fork()
         if child == 0:
             seen = 0
 
-            def count(*_: object) -> None:
+            def die_in_time(*_: object) -> None:
                 nonlocal seen
                 seen += 1
                 if seen == point:  # noqa: B023 - called before the next turn
                     os.kill(os.getpid(), signal.SIGKILL)
 
-            event.listen(Engine, "before_cursor_execute", count)
+            event.listen(Engine, "before_cursor_execute", die_in_time)
             migrate(path)
             os._exit(0)
         _, status = os.waitpid(child, 0)
@@ -250,11 +227,11 @@ def cut_migration(dump: Path, scratch: Path, point: int, step: int) -> int:
         if not os.WIFSIGNALED(status):
             assert os.waitstatus_to_exitcode(status) == 0
             assert after_kill == wanted
-            return cuts
+            return point - 1
         migrate(path)
         assert schema(path) == wanted
         assert [row["id"] for row in rows_of(path)["run"]] == [row["id"] for row in rows["run"]]
-        cuts, point = cuts + 1, point + step
+    raise AssertionError
 
 
 def test_a_migration_that_fails_in_the_middle_leaves_the_database_as_it_was(
@@ -266,7 +243,7 @@ def test_a_migration_that_fails_in_the_middle_leaves_the_database_as_it_was(
     with pytest.raises(ArithmeticError, match="boom"):
         migrate(path)
     assert schema(path) == before
-    assert revision(path) == "0004"
+    assert revision(path) == "0001"
 
 
 def test_a_first_migration_that_fails_leaves_an_empty_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -602,4 +579,4 @@ def test_the_journal_mode_is_set_when_the_database_is_migrated(
 
 
 if __name__ == "__main__":
-    print(cut_migration(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])))
+    print(cut_migration(Path(sys.argv[1]), Path(sys.argv[2])))

@@ -29,7 +29,7 @@ from pipeline.near_duplicates.signature_files import signature_name
 NOW = 1_950_000_000_000  # far enough that every file of a test is older than a day
 DAY = 86_400_000
 WHOLE = os.environ.get("DROPFORGE_CHAOS") == "whole"
-ENDED = (RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED, RunState.QUARANTINED)
+ENDED = (RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED, RunState.CRASHED)
 OPEN = (RunState.QUEUED, RunState.RUNNING, RunState.WAITING)
 
 
@@ -576,7 +576,7 @@ def test_no_history_and_no_settings_let_a_collection_touch_what_is_protected(
         rows = session.exec(select(Run)).all()
         drops = [f"drops/{drop.sha256}.jsonl" for drop in session.exec(select(Drop)).all()]
     still_open = [row.id for row in rows if row.state in OPEN]
-    # The reigning champion, the one before it, and `keep_champions` more, each model once.
+    # The serving champion, the one before it, and `keep_champions` more, each model once.
     distinct = list(dict.fromkeys(reversed(champions)))
     protected = {path for path in distinct[: 2 + limits["keep_champions"]] if path != "base"} | intents
     protected |= {durable.read_object(made.root / f"runs/{run}/merge.json").get("folder", "") for run in still_open}

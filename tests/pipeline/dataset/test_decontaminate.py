@@ -133,7 +133,7 @@ def variants(draw: st.DrawFn) -> dict[str, str]:
 
 SPLIT = SplitConfig(heldout=0.4, dev=0.1)
 DROPS = st.lists(st.lists(variants(), min_size=1, max_size=25), min_size=1, max_size=3)
-#: On the training side whatever the salt "s" makes of it, so that no data set is without training rows.
+#: In the training split whatever the salt "s" makes of it, so that no data set is without training rows.
 ANCHORS = [
     row
     for number in range(60)
@@ -175,20 +175,20 @@ def test_the_sides_are_those_that_the_rules_give_read_aloud(
 def test_no_record_ever_changes_between_held_out_and_training(
     tmp_path_factory: pytest.TempPathFactory, drops: list[list[dict[str, str]]], data: st.DataObject
 ) -> None:
-    root = tmp_path_factory.mktemp("sides")
+    root = tmp_path_factory.mktemp("splits")
 
-    def sides(content: Sequence[Sequence[Row]]) -> tuple[set[str], set[str]]:
+    def splits(content: Sequence[Sequence[Row]]) -> tuple[set[str], set[str]]:
         made = prepared(root, content)
         return made.ids("train") | made.ids("dev"), made.ids("heldout")
 
-    train, heldout = sides(drops)
+    train, heldout = splits(drops)
     assert not train & heldout
     reordered = data.draw(st.permutations(drops))
     redropped = [*reordered, data.draw(st.sampled_from(drops))]
     corrected = [*redropped, [{**row, "output": "corrected"} for row in data.draw(st.sampled_from(drops))]]
     extended = [*corrected, *data.draw(DROPS)]
     for later in (reordered, redropped, corrected, extended, extended[1:]):
-        later_train, later_heldout = sides(later)
+        later_train, later_heldout = splits(later)
         assert not later_train & heldout
         assert not later_heldout & train
         assert not later_train & later_heldout
@@ -202,12 +202,12 @@ def test_neither_the_order_of_drops_nor_dropping_one_again_changes_what_leaves(
     root = tmp_path_factory.mktemp("order")
     same = [[{**row, "output": f"{LONG} {len(row['input']) % 3}"} for row in drop] for drop in drops]
 
-    def sides(content: Sequence[Sequence[Row]]) -> list[set[str]]:
+    def splits(content: Sequence[Sequence[Row]]) -> list[set[str]]:
         made = prepared(root, content)
         return [made.ids(side) for side in ("train", "dev", "heldout")]
 
     other = [*data.draw(st.permutations(same)), data.draw(st.sampled_from(same))]
-    assert sides(other) == sides(same)
+    assert splits(other) == splits(same)
 
 
 def words(seed: int, count: int) -> str:
@@ -398,8 +398,8 @@ def test_a_record_near_to_what_the_champion_was_trained_on_is_not_scored(tmp_pat
     snapshot.champion = ModelRef(model_id="m", path="models/m", generation=1, drops=(1,))
     made = snapshot.prepare()
 
-    def begins(made: Prepared, *sides: str) -> set[str]:
-        return {row["instruction"].rpartition(" ")[0] for side in sides for row in getattr(made, side)}
+    def begins(made: Prepared, *splits: str) -> set[str]:
+        return {row["instruction"].rpartition(" ")[0] for side in splits for row in getattr(made, side)}
 
     learnt = begins(first, "train")
     known = [row for row in to_base.heldout if row["instruction"].rpartition(" ")[0] in learnt]
@@ -439,7 +439,7 @@ def test_a_pinned_record_near_to_what_the_champion_was_trained_on_is_not_scored(
     assert {row["instruction"] for row in made.heldout} == {row["instruction"] for row in fresh}
     found = made.dataset
     assert (found.seen_by_champion, found.heldout_duplicates, found.removed_heldout) == (40, 40 * both, 40 * both)
-    # What joins follows from the hashes alone, on which sides the pair is from the pins alone.
+    # What joins follows from the hashes alone, on which splits the pair is from the pins alone.
     near_to = {row["instruction"]: row["near"] for row in to_base.heldout}
     other = {text: rival for pair in PAIRS for text, rival in (pair, pair[::-1])}
     wanted = {text: [prompt_id(other[text], "")] if text in other else [] for text in near_to}
@@ -520,7 +520,7 @@ def test_what_is_scored_does_not_depend_on_the_order_of_drops_and_the_champion_k
     tmp_path_factory: pytest.TempPathFactory, drops: list[tuple[str, list[dict[str, str]]]], words: int,
     data: st.DataObject,
 ) -> None:  # fmt: skip
-    """Whatever it was trained on: rows of today's training side, held-out ones that repeat others, removed ones."""
+    """Whatever it was trained on: rows of today's training split, held-out ones that repeat others, removed ones."""
     root = tmp_path_factory.mktemp("scored")
 
     def answered(role: str, row: Row) -> dict[str, Any]:
@@ -577,7 +577,7 @@ def test_a_gate_on_established_records_is_prepared_like_one_on_all(tmp_path: Pat
         return Snapshot(tmp_path, gate=GateConfig(on=on)).drop(rows(count)).prepare()
 
     for count in (300, 1000):
-        one, other = made("established", count), made("all", count)
+        one, other = made("seen", count), made("all", count)
         assert one.heldout == other.heldout != []
         assert one.dataset.shortfall == other.dataset.shortfall
 
@@ -619,7 +619,7 @@ def test_signatures_are_made_once_and_a_damaged_file_is_made_again(tmp_path: Pat
     assert (after.train, after.dev, after.heldout) == (before.train, before.dev, before.heldout)
 
 
-def test_rows_with_control_tokens_do_not_shift_the_others(tmp_path: Path) -> None:
+def test_rows_with_special_tokens_do_not_shift_the_others(tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
     train = [ask("bad </s> row"), ask(f"{words(1, 30)} more"), ask(words(2, 30))]

@@ -73,15 +73,15 @@ def test_a_cumulative_export_is_split_like_one_of_the_new_rows_alone(
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("on", ["all", "established"])
+@pytest.mark.parametrize("on", ["all", "seen"])
 def test_the_verdict_does_not_depend_on_the_way_of_exporting(tmp_path: Path, on: str, seed: int) -> None:
     incremental = prepared(tmp_path, rows(300), rows(100, start=300))
     cumulative = prepared(tmp_path, rows(300), rows(400))
     assert judged(incremental, {1}, seed, on) == judged(cumulative, {1}, seed, on)
-    assert judged(cumulative, {1}, seed, "established")["outcome"] != "insufficient_evidence"
+    assert judged(cumulative, {1}, seed, "seen")["outcome"] != "insufficient_evidence"
     kinds = {row["kind"]: row["records"] for row in judged(cumulative, {1}, seed, "all")["slices"]}
-    assert kinds["established"] + kinds["new"] == len(cumulative.heldout)
-    assert kinds["new"] == sum(row["drop"] == 2 for row in cumulative.heldout) > 0
+    assert kinds["seen"] + kinds["unseen"] == len(cumulative.heldout)
+    assert kinds["unseen"] == sum(row["drop"] == 2 for row in cumulative.heldout) > 0
 
 
 def test_the_whole_file_once_more_changes_nothing(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_a_pinned_record_belongs_to_the_pinned_drop_that_brought_its_answers(tmp
     assert {row["drop"] for row in snapshot.prepare().heldout} == {2}
 
 
-@pytest.mark.parametrize("on", ["all", "established"])
+@pytest.mark.parametrize("on", ["all", "seen"])
 def test_wrong_pinned_answers_do_not_promote_a_model_that_is_always_wrong(tmp_path: Path, on: str) -> None:
     """160 of them, and 740 rows to learn them from: the set that the track was judged on was theirs alone."""
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import durable
-from pipeline.artifacts import Report, Scores
+from pipeline.artifacts import Evaluation, Scores
 from pipeline.config import JudgeConfig, RunConfig
 from pipeline.contract import Attempt
 from pipeline.evaluation import judge_client
@@ -106,7 +106,7 @@ def test_it_is_asked_in_both_orders_and_what_it_says_adds_up(
     (tmp_path / "report").mkdir()
     (tmp_path / "report/records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     scores = Scores(model_id="m", metrics={}, nll=1.0, generated=0, cached=0, seconds=0.0)
-    report = Report(
+    report = Evaluation(
         folder="report", metric="exact_match", heldout_version="v", records=len(rows), candidate=scores,
         champion=scores, champion_generation=0, prediction_keys={},
     )  # fmt: skip

@@ -77,11 +77,6 @@ def test_two_models_asked_in_the_same_way_are_compared_under_keys_of_their_own()
     assert PredictionKey(model_id="m" * 64, setup=SETUP.model_copy()).digest == KEY.digest
 
 
-def test_the_engine_of_old_is_not_in_the_key_so_that_what_was_predicted_before_there_was_another_stays_valid() -> None:
-    assert SETUP.engine == "batches"
-    assert KEY.digest == "4f0708d1b679c65e8bbb26f300ad3bd9ba30518b9f2cb7e6e0ed661bb020d5ac"
-
-
 def test_a_hit_is_by_prompt_and_a_miss_is_a_miss(tmp_path: Path) -> None:
     write(tmp_path / "key", prediction())
     cache = PredictionCache([tmp_path / "key"])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.artifacts import FormerScores, Report, Scores, SuiteScores
+from pipeline.artifacts import Evaluation, FormerScores, Scores, SuiteScores
 from pipeline.errors import StepFailed
 from pipeline.gate.comparison import Comparison, compare, read_comparison
 from tests.records_made import yes_or_no
@@ -36,7 +36,7 @@ def read(tmp_path: Path) -> Read:
             "champion": Scores.model_validate({"model_id": "old", "size_bytes": 7, **numbers}),
             "champion_generation": 3, "prediction_keys": {},
         }  # fmt: skip
-        return read_comparison(tmp_path, Report.model_validate({**facts, **more}), None, all_pinned=False)
+        return read_comparison(tmp_path, Evaluation.model_validate({**facts, **more}), None)
 
     return run
 

@@ -20,7 +20,7 @@ from pipeline.gate.statistics import Floats
 from pipeline.gate.verdict import Rules, judge, weigh
 from pipeline.metrics.registry import METRICS
 from pipeline.report.story import guard_words as card_words
-from tests.records_made import lines_of, yes_or_no
+from tests.records_made import lines_of, story_text, yes_or_no
 
 Lines = list[dict[str, Any]]
 #: Wins the gate's test by far, with nothing against it.
@@ -96,9 +96,10 @@ def test_another_metric_fails_on_harm_that_is_shown_or_beyond_its_margin(
     assert (verdict.outcome == "promoted") == (state == "passed")
     if state == "failed":
         assert (verdict.outcome, verdict.reasons) == ("guard_failed", ("metric_lost",))
-        assert f"ROUGE-L lost {100 * lost:.1f} points on 200 records" in verdict.sentence
-        assert "margin 2" in verdict.sentence
-        assert "guards.metrics" in verdict.sentence
+        assert verdict.sentence.startswith("guard failed (ROUGE-L): +")
+        said = story_text(verdict)
+        assert f"What it loses: ROUGE-L −{100 * lost:.1f} points (the limit is 2.0 points)." in said
+        assert "guards.metrics is the margin" in said
 
 
 def test_the_tests_of_one_kind_share_their_level() -> None:
@@ -143,7 +144,7 @@ def test_a_slice_fails_where_its_loss_is_shown(lost: int, size: int, state: str)
     assert row_of(verdict, "slice", "drop 1").state == "passed"
     assert verdict.outcome == ("guard_failed" if state == "failed" else "promoted")
     if state == "failed":
-        assert f"drop 2 lost {100 * lost / size:.1f} points on {size} records" in verdict.sentence
+        assert f"What it loses: drop 2 −{100 * lost / size:.1f} points" in story_text(verdict)
 
 
 def test_a_loss_beyond_the_margin_counts_from_a_hundred_records_on() -> None:
@@ -199,7 +200,7 @@ def test_the_likelihood_may_fall_within_its_margin_however_surely(rise: float, s
     assert verdict.outcome == ("promoted" if state == "passed" else "guard_failed")
     if state == "failed":
         assert verdict.reasons == ("nll_rose",)
-        assert "nats a token (margin 0.1" in verdict.sentence
+        assert "nats (the limit is 0.10 nats)" in story_text(verdict)
 
 
 def test_the_likelihood_is_weighted_by_tokens() -> None:
@@ -222,7 +223,7 @@ def test_degenerate_answers_may_grow_within_their_margin(kind: str, more: int, s
     assert (row.state, row.candidate, row.champion) == (state, 100 * more / 200, 0.0)
     if state == "failed":
         assert (verdict.outcome, verdict.reasons) == ("guard_failed", (f"{kind}_rose",))
-        assert f"{kind} answers rose from 0.0 to 2.5 per cent (margin 2" in verdict.sentence
+        assert f"{kind} answers +2.5 per cent (the limit is 2.0 per cent)" in story_text(verdict)
 
 
 @pytest.mark.parametrize("kind", ["empty", "truncated", "looping"])
@@ -246,7 +247,7 @@ def test_forgetting_fails_a_candidate_that_wins_its_own_task(lost: int, state: s
     assert (row.label, row.state, row.records) == ("builtin", state, 150)
     if state == "failed":
         assert (verdict.outcome, verdict.reasons) == ("guard_failed", ("general_lost",))
-        assert "builtin lost 7.3 points on 150 records" in verdict.sentence
+        assert "What it loses: builtin −7.3 points" in story_text(verdict)
 
 
 def against_base(lost: int, items: int = 120, champion_lost: int | None = None) -> Comparison:
@@ -277,13 +278,11 @@ def test_a_suite_may_lose_little_against_the_base_model(lost: int, items: int, s
     assert (verdict.outcome == "promoted") == (state != "failed")
     if state == "failed":
         assert verdict.reasons == ("general_below_base",)
-        assert f"builtin against the base model lost {100 * lost / items:.1f} points on {items} records" in (
-            verdict.sentence
-        )
-        assert "dropforge rollback --reason TEXT" in verdict.sentence
-        assert "guards.general_base" in verdict.sentence
-        elsewhere = judge(against_base(lost, items), Rules(track_option=" --track jokes", known=Known(None)))
-        assert "dropforge rollback --track jokes --reason TEXT" in elsewhere.sentence
+        said = story_text(verdict)
+        assert f"builtin against the base model −{100 * lost / items:.1f} points" in said
+        assert "dropforge rollback --reason TEXT" in said
+        assert "guards.general_base" in said
+        assert "dropforge rollback --track jokes --reason TEXT" in story_text(verdict, "jokes")
         assert verdict_on(against_base(lost, items), general_base=50).outcome == "promoted"
 
 
@@ -300,7 +299,7 @@ def test_answers_that_are_scored_by_degrees_are_held_against_the_base_model_too(
     assert row_of(verdict_on(fallen(0.11, below=1e-13)), "general_base").state == "passed"
 
 
-def test_a_base_model_that_was_not_measured_is_said_and_one_that_reigns_is_left_out() -> None:
+def test_a_base_model_that_was_not_measured_is_said_and_one_that_serves_is_left_out() -> None:
     suite = Suite("builtin", np.tile([0.6, 0.6], (120, 1)))
     row = row_of(verdict_on(of_good(suites=(suite,), held_to_base=True)), "general_base")
     assert (row.label, row.state) == ("builtin against the base model, which was not measured", "shown")
@@ -400,7 +399,7 @@ def test_the_smallest_gain_knows_what_the_champion_has_left_of_the_margin_agains
     assert gains[3] == gains[4], "nothing is left: what falls below the champion fails, which is every second one"
     assert noisy(40, other=0).detectable_power == 0.8, "nothing is left, and nothing changes"
     even = verdict_on(replace(compare("exact_match", yes_or_no(10, 4, 186)), suites=suites(11)))
-    assert "most of all those against the base model" in even.sentence
+    assert "most of all those against the base model" in story_text(even)
     few = noisy(8, LEAST_TESTED - 1)
     assert (row_of(few, "general_base").state, few.detectable_power) == ("shown", 0.8)
 
@@ -423,7 +422,7 @@ def test_the_best_former_champion_is_the_one_that_stands() -> None:
     row = row_of(verdict, "former")
     assert (row.label, row.state) == ("champion of generation 2", "failed")
     assert verdict.reasons == ("former_better",)
-    assert "the champion of generation 2 is 2.0 points better on 200 records" in verdict.sentence
+    assert "What it falls behind: champion of generation 2 −2.0 points" in story_text(verdict)
     assert verdict_on(of_good(former=formers), former=3.0).outcome == "promoted"
 
 
@@ -453,7 +452,7 @@ def test_catastrophes_are_no_price_for_many_small_gains(lost: int, gained: int, 
     assert verdict.outcome == ("promoted" if state == "passed" else "guard_failed")
     if state == "failed":
         assert verdict.reasons == ("catastrophes",)
-        assert f"{lost} answers lost 50 points or more and {gained} gained as much" in verdict.sentence
+        assert f"What it loses: {row.label} −{lost - gained} records." in story_text(verdict)
 
 
 @pytest.mark.parametrize(("records", "state"), [(LEAST_TESTED - 1, "shown"), (LEAST_TESTED, "failed")])
@@ -468,7 +467,7 @@ def test_a_score_below_its_floor_is_not_promoted(floor: float, state: str) -> No
     assert row_of(verdict, "floor").state == state
     assert (verdict.reasons == ("below_floor",)) == (state == "failed")
     if state == "failed":
-        assert "exact match, at least 99, is 98.0 (guards.floors)" in verdict.sentence
+        assert "What is not reached: exact match, at least 99: 98.0 points." in story_text(verdict)
 
 
 def test_a_floor_for_a_metric_that_nothing_was_scored_by_fails_and_says_so() -> None:
@@ -476,8 +475,7 @@ def test_a_floor_for_a_metric_that_nothing_was_scored_by_fails_and_says_so() -> 
     row = row_of(verdict, "floor")
     assert (row.state, row.records, row.candidate, row.change) == ("failed", 0, None, None)
     assert (verdict.outcome, verdict.reasons) == ("guard_failed", ("below_floor",))
-    assert "valid JSON, at least 99, could be scored on none of these records (guards.floors)" in verdict.sentence
-    assert "take out one that nothing can be scored by" in verdict.sentence
+    assert "Take the floor out, or drop rows that it can be scored by (guards.floors)" in story_text(verdict)
     assert card_words(row) == "valid JSON, at least 99: scored on none of these records"
     assert verdict_on(good(), floors={"json_valid": 99}, show_only=("floor",)).outcome == "promoted"
 
@@ -533,7 +531,7 @@ def test_a_metric_of_some_records_is_guarded_on_them() -> None:
     row = row_of(verdict, "metric")
     assert (row.label, row.state, row.records) == ("valid JSON", "failed", 60)
     assert row.change == pytest.approx(-10)
-    assert "valid JSON lost 10.0 points on 60 records" in verdict.sentence
+    assert "valid JSON −10.0 points" in story_text(verdict)
     assert row_of(verdict_on(partly_json(0, 60)), "metric").state == "passed"
     assert row_of(verdict_on(partly_json(20, LEAST_TESTED - 1)), "metric").state == "shown"
 
@@ -543,7 +541,7 @@ def test_a_metric_of_some_records_is_no_metric_where_none_of_those_is_judged() -
     for place, line in enumerate(lines):
         line["drop"] = 1 if place < 60 else 2
     rules = Rules(
-        gate=GateConfig(on="established"), known=Known(frozenset({2})),
+        gate=GateConfig(on="seen"), known=Known(frozenset({2})),
         guards=GuardConfig(floors={"json_valid": 95}),
     )  # fmt: skip
     verdict = judge(compare("exact_match", lines), rules)
@@ -700,7 +698,7 @@ def test_a_candidate_that_does_not_win_has_failed_a_guard_only_if_the_harm_is_su
     unsure, sure = verdict_on(lost_suite(8)), verdict_on(lost_suite(12))
     assert unsure.outcome == "not_shown_better"
     assert unsure.reasons == ("general_lost", "p_above_limit", "gain_below_minimum")
-    assert "builtin lost 5.3 points" in unsure.sentence
+    assert "What it loses: builtin −5.3 points" in story_text(unsure)
     assert sure.outcome == "guard_failed"
 
 
@@ -755,8 +753,8 @@ def test_a_former_champion_that_answered_none_of_the_judged_records_has_no_word(
     for place, line in enumerate(lines):
         line["drop"] = 1 if place < 150 else 2
     found = replace(compare("exact_match", lines), former=(Former(2, np.arange(150, 200), np.ones(50)),))
-    verdict = judge(found, Rules(gate=GateConfig(on="established"), known=Known(frozenset({1}))))
+    verdict = judge(found, Rules(gate=GateConfig(on="seen"), known=Known(frozenset({1}))))
     assert (verdict.outcome, verdict.records) == ("promoted", 150)
     assert "former" not in {row.guard for row in verdict.guards}
-    nothing = judge(found, Rules(gate=GateConfig(on="established"), known=Known(frozenset({7}))))
-    assert nothing.reasons[0] == "too_few_established"
+    nothing = judge(found, Rules(gate=GateConfig(on="seen"), known=Known(frozenset({7}))))
+    assert nothing.reasons[0] == "too_few_seen"

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from pipeline.gate import power, statistics
-from pipeline.gate.power import GainTest, Hurdles, Watched, asked_power
+from pipeline.gate.power import GainTest, GuardModel, Watched, asked_power
 from pipeline.gate.resamples import DRAWS, Moments, Resamples, grow
 
 YES_OR_NO = GainTest(continuous=False, alpha=0.01, min_gain=0.01)
@@ -111,20 +111,20 @@ def test_guards_make_the_smallest_gain_larger_so_that_the_whole_decision_keeps_i
     # Two suites of general abilities that a good candidate leaves as they are: Holm's 5 % together.
     suites = [Watched("general", 0.02), Watched("general", 0.03)]
     alone = power.smallest_detectable_gain(differences, CONTINUOUS)
-    whole = power.smallest_detectable_gain(differences, CONTINUOUS, Hurdles(differences, suites, CONTINUOUS, seed=1))
+    whole = power.smallest_detectable_gain(differences, CONTINUOUS, GuardModel(differences, suites, CONTINUOUS, seed=1))
     assert alone is not None
     assert whole is not None
     assert whole.gain > alone.gain
     assert whole.test_power * 0.95 == pytest.approx(0.8, abs=0.01)
-    assert (alone.dearest, whole.dearest) == (None, "general")
+    assert (alone.costliest, whole.costliest) == (None, "general")
 
 
 def test_a_guard_that_sees_the_gain_itself_costs_nearly_nothing_and_one_without_noise_nothing() -> None:
     differences = np.random.default_rng(22).normal(0, 0.2, 400)
     parts = (differences - differences.mean()) / 400
-    same = Hurdles(differences, [Watched("slice", parts, slope=1.0)], CONTINUOUS, seed=1)
+    same = GuardModel(differences, [Watched("slice", parts, slope=1.0)], CONTINUOUS, seed=1)
     assert same.passing(0.03, 0.8) == 1.0
-    still = Hurdles(differences, [Watched("metric", np.zeros(400), margin=0.02)], CONTINUOUS, seed=1)
+    still = GuardModel(differences, [Watched("metric", np.zeros(400), margin=0.02)], CONTINUOUS, seed=1)
     assert still.passing(0.0, 0.5) == 1.0
 
 
@@ -132,44 +132,44 @@ def test_the_share_that_passes_is_what_the_tests_of_redrawn_records_let_pass() -
     random = np.random.default_rng(23)
     gains = random.normal(0, 0.2, 300)
     other = random.normal(0, 0.1, 300)
-    hurdles = Hurdles(gains, [Watched("metric", (other - other.mean()) / 300, margin=0.008)], CONTINUOUS, seed=1)
+    guard_model = GuardModel(gains, [Watched("metric", (other - other.mean()) / 300, margin=0.008)], CONTINUOUS, seed=1)
     draws = random.integers(0, 300, (4000, 300))
     redrawn = (other - other.mean())[draws]
     harmed = stats.ttest_1samp(redrawn, 0, axis=1, alternative="less").pvalue <= 0.05
     expected = 1 - float(np.mean(harmed | (redrawn.mean(axis=1) < -0.008)))
-    assert hurdles.passing(0.0, 1.0) == pytest.approx(expected, abs=0.025)
+    assert guard_model.passing(0.0, 1.0) == pytest.approx(expected, abs=0.025)
 
 
 def test_where_the_guards_stop_too_many_no_gain_is_called_detectable() -> None:
     differences = np.random.default_rng(24).normal(0, 0.2, 400)
     strict = [Watched(f"kind {number}", 0.02, margin=0.005) for number in range(3)]
-    hurdles = Hurdles(differences, strict, CONTINUOUS, seed=1)
-    assert power.smallest_detectable_gain(differences, CONTINUOUS, hurdles) is None
+    guard_model = GuardModel(differences, strict, CONTINUOUS, seed=1)
+    assert power.smallest_detectable_gain(differences, CONTINUOUS, guard_model) is None
     # A loss of 0.005 where the error is 0.02 happens to 0.4 of good candidates, three times over.
     passing = stats.norm.sf(-0.25) ** 3
-    rarely = power.smallest_detectable_gain(differences, CONTINUOUS, hurdles, power=passing - 0.03)
+    rarely = power.smallest_detectable_gain(differences, CONTINUOUS, guard_model, power=passing - 0.03)
     assert rarely is not None
     assert rarely.power == passing - 0.03
-    assert power.smallest_detectable_gain(differences, CONTINUOUS, hurdles, power=passing + 0.03) is None
+    assert power.smallest_detectable_gain(differences, CONTINUOUS, guard_model, power=passing + 0.03) is None
 
 
-def test_the_dearest_guards_are_those_that_stop_the_most_good_candidates() -> None:
+def test_the_costliest_guards_are_those_that_stop_the_most_good_candidates() -> None:
     differences = np.random.default_rng(25).normal(0, 0.2, 400)
     kinds = [Watched("general", 0.02, margin=0.04), Watched("empty", 0.02, tested=False, margin=0.01)]
-    assert Hurdles(differences, kinds, CONTINUOUS, seed=1).dearest(0.05, 0.9) == "empty"
-    assert Hurdles(differences, kinds[:1], CONTINUOUS, seed=1).dearest(0.05, 0.9) == "general"
+    assert GuardModel(differences, kinds, CONTINUOUS, seed=1).costliest(0.05, 0.9) == "empty"
+    assert GuardModel(differences, kinds[:1], CONTINUOUS, seed=1).costliest(0.05, 0.9) == "general"
     sure = [Watched("size", 0.001, tested=False, margin=0.1)]
-    assert Hurdles(differences, sure, CONTINUOUS, seed=1).dearest(0.05, 0.9) is None
+    assert GuardModel(differences, sure, CONTINUOUS, seed=1).costliest(0.05, 0.9) is None
 
 
 def test_the_draws_of_a_large_heldout_set_take_little_memory() -> None:
     differences, others = np.random.default_rng(1).normal(0, 0.3, (2, 20_000))
     tracemalloc.start()
-    hurdles = Hurdles(differences, [Watched("metric", others / others.size)], CONTINUOUS, seed=2)
+    guard_model = GuardModel(differences, [Watched("metric", others / others.size)], CONTINUOUS, seed=2)
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 100_000_000
-    assert hurdles.passing(0.0, 0.5) == pytest.approx(0.95, abs=0.02)
+    assert guard_model.passing(0.0, 0.5) == pytest.approx(0.95, abs=0.02)
 
 
 #: Four of 200 records lose much, the others gain a little.

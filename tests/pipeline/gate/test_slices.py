@@ -21,9 +21,9 @@ def of_drops(*drops: int, **more: Any) -> Comparison:
 
 def test_records_of_drops_that_the_champion_knows_are_established_and_the_others_new() -> None:
     slices = find_slices(of_drops(1, 2, 3, 3), Known(frozenset({1, 3}), {3: "c.jsonl"}))
-    assert [(one.kind, one.label, one.mask.tolist(), one.established) for one in slices] == [
-        ("established", "records of drops that the champion knows", [True, False, True, True], True),
-        ("new", "records of new drops", [False, True, False, False], False),
+    assert [(one.kind, one.label, one.mask.tolist(), one.seen) for one in slices] == [
+        ("seen", "records of drops that the champion knows", [True, False, True, True], True),
+        ("unseen", "records of new drops", [False, True, False, False], False),
         ("drop", "drop 1", [True, False, False, False], True),
         ("drop", "drop 2", [False, True, False, False], False),
         ("drop", "drop 3 (c.jsonl)", [False, False, True, True], True),
@@ -38,7 +38,7 @@ def test_nothing_is_new_to_a_base_model_or_to_a_champion_that_knows_all(known: K
 
 def test_all_records_may_be_new() -> None:
     (only,) = find_slices(of_drops(5, 5), Known(frozenset()))
-    assert (only.kind, only.mask.tolist()) == ("new", [True, True])
+    assert (only.kind, only.mask.tolist()) == ("unseen", [True, True])
 
 
 def test_pinned_records_are_established() -> None:

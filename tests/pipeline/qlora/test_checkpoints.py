@@ -69,7 +69,7 @@ def test_a_step_that_was_left_torn_is_replaced(folder: Path, tmp_path: Path) -> 
     assert newest_valid(folder, MARK).checkpoint == folder / "step-20"
 
 
-def test_what_a_training_passed_over_is_not_counted_among_those_that_are_kept(folder: Path, tmp_path: Path) -> None:
+def test_what_a_training_skipped_is_not_counted_among_those_that_are_kept(folder: Path, tmp_path: Path) -> None:
     other = fingerprint({"dataset": "other"})
     publish(written(tmp_path, 5), folder, 5, other)
     assert [path.name for path in folder.iterdir()] == ["step-5"], "it could not go on from 10 or 20"
@@ -105,12 +105,12 @@ def test_the_older_one_is_taken_when(folder: Path, damage: str, capsys: pytest.C
     TORN[damage](folder / "step-20")
     found = newest_valid(folder, MARK)
     assert found.checkpoint == folder / "step-10"
-    (said,) = found.passed_over
-    assert said.startswith("checkpoint step-20 is passed over: ")
+    (said,) = found.skipped
+    assert said.startswith("checkpoint step-20 is skipped: ")
     assert said in capsys.readouterr().err
 
 
-def test_a_checkpoint_without_complete_is_passed_over_though_all_that_it_lists_is_whole(folder: Path) -> None:
+def test_a_checkpoint_without_complete_is_skipped_though_all_that_it_lists_is_whole(folder: Path) -> None:
     (folder / "step-20" / COMPLETE).unlink()
     listing = durable.read_json(folder / "step-20" / LISTING)
     assert listing["fingerprint"] == MARK
@@ -118,10 +118,10 @@ def test_a_checkpoint_without_complete_is_passed_over_though_all_that_it_lists_i
         assert durable.sha256_file(folder / "step-20" / name) == entry["sha256"], "the manifest verifies"
     found = newest_valid(folder, MARK)
     assert found.checkpoint == folder / "step-10"
-    assert "writing it was cut off" in found.passed_over[0]
+    assert "writing it was cut off" in found.skipped[0]
 
 
-def test_a_checkpoint_of_another_training_is_passed_over(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_of_another_training_is_skipped(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert newest_valid(folder, fingerprint({"dataset": "other"})).checkpoint is None
     assert "another training" in capsys.readouterr().err
 
@@ -198,8 +198,8 @@ def test_a_training_stopped_in_its_second_epoch_and_resumed_ends_in_the_same_wei
     assert found.keys() == expected.keys()
     for name, tensor in found.items():
         assert torch.equal(tensor, expected[name]), name
-    (passed_over,) = adapter.checkpoints_passed_over
-    assert "step-11 is passed over: optimizer.pt is missing, cut off or changed" in passed_over
+    (skipped,) = adapter.checkpoints_skipped
+    assert "step-11 is skipped: optimizer.pt is missing, cut off or changed" in skipped
     assert [point.step for point in adapter.loss_curve] == list(range(1, 22))
     assert adapter.trained_tokens == whole.trained_tokens
     assert adapter.train_loss == pytest.approx(whole.train_loss)
@@ -218,4 +218,4 @@ def test_a_checkpoint_of_other_data_is_not_resumed(
     other = dataset.model_copy(update={"dataset_sha256": dataset_hash(tmp_path / "data")})
     adapter = train(make_attempt("train", config=config, inputs={"prepare": other}))
     assert adapter.resumed_from_step == 0
-    assert ["another training" in one for one in adapter.checkpoints_passed_over] == [True, True]
+    assert ["another training" in one for one in adapter.checkpoints_skipped] == [True, True]

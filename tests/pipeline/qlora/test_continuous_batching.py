@@ -17,7 +17,7 @@ from transformers.generation.continuous_batching.requests import RequestStatus
 from transformers.generation.continuous_batching.scheduler import FIFOScheduler
 
 from pipeline import durable
-from pipeline.artifacts import Dataset, Model, ModelRef, NoiseFloor, Report
+from pipeline.artifacts import Dataset, Evaluation, Model, ModelRef, NoiseFloor
 from pipeline.config import EvaluateConfig, RunConfig
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain, Interrupted, StepFailed
@@ -311,7 +311,7 @@ def attempt(
     return make
 
 
-def used(attempt: Attempt, report: Report, role: str) -> list[Prediction]:
+def used(attempt: Attempt, report: Evaluation, role: str) -> list[Prediction]:
     key = report.prediction_keys[role]
     text = (attempt.folder / f"predictions/{key}.jsonl").read_text(encoding="utf-8")
     return [Prediction.model_validate_json(line) for line in text.splitlines()]

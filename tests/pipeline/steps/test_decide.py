@@ -15,12 +15,12 @@ from scipy import stats
 from pipeline import durable
 from pipeline.artifacts import (
     Dataset,
+    Evaluation,
     FormerScores,
     Judgement,
     Model,
     ModelRef,
     NoiseFloor,
-    Report,
     Scores,
     Shortfall,
     SuiteScores,
@@ -31,15 +31,15 @@ from pipeline.contract import Attempt, StepSpec
 from pipeline.dataset.heldout import version_of
 from pipeline.errors import StepFailed
 from pipeline.gate.comparison import Comparison, Suite, compare, count_results
-from pipeline.gate.explain import Circumstances, sentence
 from pipeline.gate.reasons import REASONS
 from pipeline.gate.slices import Known
 from pipeline.gate.statistics import Floats
 from pipeline.gate.verdict import Rules, judge, weigh
-from pipeline.report.facts import Card
+from pipeline.report.facts import Report
 from pipeline.steps.decide import decide
+from pipeline.wording import p_words
 from pipeline.yardstick import YardstickBefore
-from tests.records_made import lines_of, paired, yes_or_no
+from tests.records_made import lines_of, paired, story_text, yes_or_no
 
 Lines = list[dict[str, Any]]
 RULES = Rules()
@@ -65,12 +65,11 @@ def test_a_better_candidate_is_promoted_and_the_sentence_says_why() -> None:
     assert verdict.interval is not None
     low, high = verdict.interval
     assert 88 < low < 100 * 116 / 120 < high <= 100
-    assert verdict.sentence == (
-        "promoted: exact match 97.5 against the champion's 0.8 on 120 held-out records (gain 96.7 points, "
-        f"98 % interval {low:.1f} to {high:.1f}, p < 0.0001; 116 better, 0 worse, 4 equal). "
-        f"A gain of {verdict.smallest_detectable_gain:.1f} points would be promoted on this set in 8 of 10 cases; "
-        "0 candidates of this track were judged before."
-    )
+    assert verdict.sentence == f"promoted: +96.7 points (+{low:.1f} to +{high:.1f})"
+    said = story_text(verdict)
+    assert "The new model scored 97.5 of 100 points, the champion 0.8: a change of +96.7." in said
+    assert "It answered 116 of them better, 0 worse and 4 equally well." in said
+    assert "would look like this less than once in 10,000 times" in said
 
 
 def test_a_better_candidate_is_promoted_on_a_continuous_metric() -> None:
@@ -94,16 +93,19 @@ def test_the_same_answers_are_not_shown_better() -> None:
 @pytest.mark.parametrize(
     ("p_value", "limit", "gain", "said"),
     [
-        (0.0312, 0.01, 0.4, "p = 0.0312 is above 0.01; a gain of 0.40 is below 1"),
-        (0.010004, 0.01, 0.996, "p = 0.010004 is above 0.01; a gain of 0.996 is below 1"),
-        (0.0100000001, 0.01, 1 - 1e-8, "p = 0.0100000001 is above 0.01; a gain of 0.99999999 is below 1"),
-        (0.101, 0.1, 0.4, "p = 0.101 is above 0.1"),
-        (0.31, 0.1, 0.4, "p = 0.31 is above 0.1"),
+        (0.0312, 0.01, 0.4, ("p = 0.0312", "0.40 is below 1.")),
+        (0.010004, 0.01, 0.996, ("p = 0.010004", "0.996 is below 1.")),
+        (0.0100000001, 0.01, 1 - 1e-8, ("p = 0.0100000001", "0.99999999 is below 1.")),
+        (0.101, 0.1, 0.4, ("p = 0.101", "0.40 is below 1.")),
+        (0.31, 0.1, 0.4, ("p = 0.31", "0.40 is below 1.")),
     ],
 )
-def test_a_number_is_told_from_the_limit_that_it_missed(p_value: float, limit: float, gain: float, said: str) -> None:
+def test_a_number_is_told_from_the_limit_that_it_missed(
+    p_value: float, limit: float, gain: float, said: tuple[str, str]
+) -> None:
     verdict = judged(yes_or_no(0, 0, 120)).model_copy(update={"p_value": p_value, "gain": gain})
-    assert said in sentence(verdict, Circumstances("", GateConfig(p_value=limit), 50, 0.01))
+    assert p_words(p_value, limit) == said[0]
+    assert f"smaller than the settings ask for: {said[1]}" in story_text(verdict)
 
 
 def test_noise_is_not_shown_better_and_says_how_many_records_would_tell() -> None:
@@ -112,7 +114,7 @@ def test_noise_is_not_shown_better_and_says_how_many_records_would_tell() -> Non
     assert verdict.reasons == ("p_above_limit",)
     assert verdict.records_needed is not None
     assert verdict.records_needed == pytest.approx(2221 - 200, rel=0.06)
-    assert f"about {verdict.records_needed} more held-out records" in verdict.sentence
+    assert f"about {verdict.records_needed:,} more held-out records would show this gain" in story_text(verdict)
 
 
 def test_shuffled_answers_are_worse() -> None:
@@ -121,8 +123,9 @@ def test_shuffled_answers_are_worse() -> None:
     verdict = judge(paired(noise.permutation(answers) == answers, [1] * 118 + [0] * 2), RULES)
     assert verdict.outcome == "worse"
     assert "harm_shown" in verdict.reasons
-    assert verdict.sentence.startswith("worse: exact match ")
-    assert ": a loss like this by chance has p < 0.0001; look at the worst regressions " in verdict.sentence
+    assert verdict.sentence.startswith("worse: −")
+    said = story_text(verdict)
+    assert "The loss is larger than chance would explain. Read the answers that became worse" in said
 
 
 def test_candidate_and_champion_changing_places_turns_promoted_into_worse() -> None:
@@ -174,8 +177,8 @@ def test_too_few_records_promote_nothing_however_clear_they_are(metric: str, lea
     assert short.outcome == "insufficient_evidence"
     assert short.reasons == ("too_few_records",)
     assert short.records_needed == 1
-    assert f"a verdict needs {least} held-out records" in short.sentence
-    assert "would be promoted" not in short.sentence, "on so few no gain is"
+    assert short.sentence.endswith(f" held-out records, and a verdict needs {least}")
+    assert "promoted" not in story_text(short), "on so few no gain is"
     assert (short.smallest_detectable_gain, short.detectable_power) == (None, None)
     assert clear(least).outcome == "promoted"
 
@@ -187,58 +190,46 @@ def test_a_likelihood_that_is_no_number_fails_a_candidate_that_would_win() -> No
     broken = judged(lines)
     assert broken.outcome == "guard_failed"
     assert broken.reasons == ("nll_not_finite", "nll_rose")
-    assert "likelihood of the references is not a finite number" in broken.sentence
+    assert "likelihood of the expected answers is not a number: it is broken." in story_text(broken)
 
 
 def test_without_the_pinned_set_that_was_asked_for_nothing_is_judged() -> None:
     verdict = judged(yes_or_no(100, 0, 20), by(on="pinned"))
     assert verdict.outcome == "insufficient_evidence"
     assert verdict.reasons == ("no_pinned_heldout",)
-    assert "drop rows into the track's heldout folder" in verdict.sentence
+    assert verdict.sentence == "insufficient evidence: no held-out set was dropped"
+    assert "Drop a file of records into the track's folder heldout." in story_text(verdict)
 
 
 def test_a_candidate_that_was_trained_on_held_out_records_is_contaminated_however_good_it_looks() -> None:
     verdict = judged(yes_or_no(100, 0, 20), Rules(seen_by_candidate=3))
     assert verdict.outcome == "contaminated"
     assert verdict.reasons == ("trained_on_heldout",)
-    assert "trained on 3 held-out records of these" in verdict.sentence
     # Such a run has succeeded: it cannot be retried.
-    assert "dropforge retry" not in verdict.sentence
-    assert "drop a file to begin one" in verdict.sentence
+    assert "dropforge retry" not in story_text(verdict)
+    assert "drop a file of rows: the next run is prepared and trained anew" in story_text(verdict)
 
 
-def test_records_that_the_champion_was_trained_on_are_said() -> None:
-    assert (
-        "12 held-out records that the champion at the time was trained on, or on near copies of, are left out"
-        in judged(yes_or_no(100, 0, 20), Rules(seen_by_champion=12)).sentence
-    )
-
-
-def test_how_often_the_set_was_used_is_said() -> None:
+def test_how_often_the_set_was_used_is_kept() -> None:
     verdict = judge(compare("exact_match", yes_or_no(100, 0, 20)), RULES, used=(8, 3))
     assert (verdict.uses, verdict.same_set_uses) == (8, 3)
-    assert "8 candidates of this track were judged before, 3 of them on these records" in verdict.sentence
-    once = judge(compare("exact_match", yes_or_no(100, 0, 20)), RULES, used=(1, 0))
-    assert "1 candidate of this track was judged before" in once.sentence
 
 
 def test_a_set_that_can_show_no_gain_is_said_to_be_one_where_nothing_won() -> None:
-    words = "no gain, however large, would be promoted in 5 of 10 cases"
+    words = "no gain, however large, is promoted in 5 of 10 cases"
     verdict = judge(compare("exact_match", yes_or_no(3, 1, 0)), by(min_records=4))
     assert verdict.smallest_detectable_gain is None
-    assert words in verdict.sentence
-    facts = Circumstances(track_option=RULES.track_option, gate=RULES.gate, least_records=100, harm_p_value=1.0)
+    assert words in story_text(verdict)
     won = judge(compare("exact_match", yes_or_no(100, 0, 20)), RULES)
     nothing = {"smallest_detectable_gain": None, "detectable_power": None}
-    assert words not in sentence(won.model_copy(update=nothing), facts)
+    assert words not in story_text(won.model_copy(update=nothing))
 
 
 def test_a_change_that_rounds_to_nothing_has_no_sign_in_the_sentence() -> None:
     noise = np.random.default_rng(2).normal(0, 1, 300)
     tiny = -0.0002 + 1e-5 * noise
     said = judge(paired(0.5 + tiny, np.full(300, 0.5), "rougeL"), RULES).sentence
-    assert "-0.0" not in said
-    assert "gain 0.0 points, 98 % interval 0.0 to 0.0" in said
+    assert said == "worse: 0.0 points (0.0 to 0.0)"
 
 
 def test_where_guards_stop_too_many_by_chance_the_gain_of_fewer_cases_is_said_with_the_guards() -> None:
@@ -249,13 +240,13 @@ def test_where_guards_stop_too_many_by_chance_the_gain_of_fewer_cases_is_said_wi
     assert verdict.detectable_power == 0.7
     assert verdict.smallest_detectable_gain is not None
     assert (
-        f"A gain of {verdict.smallest_detectable_gain:.1f} points would be promoted on this set in 7 of 10 cases, "
-        "and none much more surely: guards that look at few records also stop good candidates by chance, most of all "
-        "those on general suites; "
-    ) in verdict.sentence
+        f"a gain of {verdict.smallest_detectable_gain:.1f} points or more is promoted in 7 of 10 cases; the settings "
+        "ask for 1.0. No gain is promoted much more surely: guards stop good candidates by chance, most of all those "
+        "on general suites."
+    ) in story_text(verdict)
     without = judge(replace(found, suites=()), RULES)
     assert without.detectable_power == 0.8
-    assert "in 8 of 10 cases; " in without.sentence
+    assert "is promoted in 8 of 10 cases; the settings ask for 1.0. Drop more" in story_text(without)
 
 
 def test_guards_with_more_noise_never_make_the_verdict_ask_for_fewer_records() -> None:
@@ -359,10 +350,8 @@ def test_no_records_at_all_are_insufficient_evidence() -> None:
     verdict = judged([])
     assert verdict.outcome == "insufficient_evidence"
     assert verdict.candidate_score is None
-    assert verdict.sentence.startswith(
-        "insufficient evidence: no held-out records to judge on, and a verdict by exact match needs 100"
-    )
-    assert "would be promoted" not in verdict.sentence
+    assert verdict.sentence == "insufficient evidence: 0 held-out records, and a verdict needs 100"
+    assert "promoted" not in story_text(verdict)
 
 
 def test_a_score_that_is_no_number_is_refused() -> None:
@@ -393,12 +382,12 @@ def test_signs_are_flipped_before_anything_is_promoted() -> None:
 # New drops bring their own held-out records, and so their own yardstick.
 
 
-def of_drops(established: tuple[int, int, int], new: tuple[int, int, int]) -> Lines:
+def of_drops(seen: tuple[int, int, int], new: tuple[int, int, int]) -> Lines:
     """Return records of drop 1 and of drop 2, each with so many won, lost and equal."""
-    lines = [*yes_or_no(*established), *yes_or_no(*new)]
+    lines = [*yes_or_no(*seen), *yes_or_no(*new)]
     for place, line in enumerate(lines):
         line["id"] = f"{place:06x}"
-        line["drop"] = 1 if place < sum(established) else 2
+        line["drop"] = 1 if place < sum(seen) else 2
     return lines
 
 
@@ -410,8 +399,11 @@ def test_a_win_that_is_there_only_with_new_records_counts_and_says_so() -> None:
     assert verdict.outcome == "promoted"
     assert verdict.reasons == ("gain_from_new_data",)
     gains = {row.kind: (row.records, row.gain) for row in verdict.slices if row.kind != "drop"}
-    assert gains == {"established": (150, 0.0), "new": (150, pytest.approx(100 * 58 / 150))}
-    assert "+38.7 points on 150 of them and +0.0 on the 150 others" in verdict.sentence
+    assert gains == {"seen": (150, 0.0), "unseen": (150, pytest.approx(100 * 58 / 150))}
+    assert (
+        "The gain is shown only with the records of new drops: +38.7 on 150 records of new drops and 0.0 on 150 "
+        "records of older drops."
+    ) in story_text(verdict)
 
 
 def test_a_win_that_is_there_without_new_records_needs_no_such_reason() -> None:
@@ -428,16 +420,15 @@ def test_a_base_model_knows_no_drops_so_nothing_is_new_to_it() -> None:
 def test_a_win_on_new_records_that_costs_established_ones_is_refused_and_names_them() -> None:
     verdict = judged(of_drops((2, 16, 132), (70, 2, 78)), Rules(known=KNOWS_ONE))
     assert verdict.outcome == "guard_failed"
-    assert {"slice_lost", "established_lost", "gain_from_new_data"} <= set(verdict.reasons)
-    assert "drop 1 (old.jsonl) lost 9.3 points on 150 records" in verdict.sentence
-    assert "margin 5" in verdict.sentence
+    assert {"slice_lost", "seen_lost", "gain_from_new_data"} <= set(verdict.reasons)
+    assert "What it loses: drop 1 (old.jsonl) −9.3 points (the limit is 5.0 points)." in story_text(verdict)
 
 
 def test_settings_that_only_show_slices_do_not_buy_a_win_on_new_records_with_established_ones() -> None:
     rules = Rules(known=KNOWS_ONE, guards=GuardConfig(show_only=("slice",)))
     verdict = judged(of_drops((2, 16, 132), (70, 2, 78)), rules)
     assert verdict.outcome == "not_shown_better"
-    assert "established_lost" in verdict.reasons
+    assert "seen_lost" in verdict.reasons
 
 
 def test_pinned_records_are_never_new() -> None:
@@ -461,21 +452,21 @@ def test_a_loss_on_replaced_references_alone_holds_nothing_and_names_the_drop() 
     lines = pinned((8, 6, 130), (0, 40, 0))
     verdict = judged(lines, REPLACED)
     assert (verdict.outcome, verdict.references_changed) == ("worse", 40)
-    assert (
-        ": pinned references were replaced since the champion was judged, 40 by new.jsonl (drop 2), and without them "
-        "this would not be shown: look at them first (dropforge drops withdraw 2 --reason TEXT); no drop is held back; "
-        "a loss like this"
-    ) in verdict.sentence
+    said = story_text(verdict, pins_changed={2: 40})
+    assert "But 40 pinned references were replaced since the champion was judged, and without them this would" in said
+    assert "Look at the pinned drop 2 (new.jsonl) first" in said
+    assert "No drop is suspended for this" in said
     before = judged(lines, Rules(known=KNOWS_ONE))
     assert (before.outcome, before.references_changed) == ("worse", 0)
-    assert "pinned references" not in before.sentence
-    assert ("drops that were new" in before.sentence, "drops that were new" in verdict.sentence) == (True, False)
+    assert "inned references" not in story_text(before)
+    assert ("a drop is to blame" in story_text(before), "a drop is to blame" in said) == (True, False)
 
 
 def test_a_loss_that_the_other_references_show_too_holds_drops_all_the_same() -> None:
     verdict = judged(pinned((2, 60, 80), (0, 40, 0)), REPLACED)
     assert (verdict.outcome, verdict.references_changed) == ("worse", 0)
-    assert "40 by new.jsonl (drop 2); a loss like this" in verdict.sentence
+    said = story_text(verdict, pins_changed={2: 40})
+    assert "Pinned references were replaced since the champion was judged: 40 by drop 2 (new.jsonl)." in said
 
 
 @pytest.mark.parametrize("kept", [(0, 0, 0), (0, 10, 10), (0, 0, 60)])
@@ -489,7 +480,7 @@ def test_where_all_references_were_replaced_or_the_others_show_nothing_a_loss_sa
 def test_one_corrected_reference_excuses_no_loss_on_those_that_its_drop_brought() -> None:
     verdict = judged(pinned((0, 0, 40), (0, 1, 0), (6, 40, 113)), replace(REPLACED, repinned={2: 1}))
     assert (verdict.outcome, verdict.references_changed) == ("worse", 0)
-    assert "1 by new.jsonl (drop 2); a loss like this" in verdict.sentence
+    assert "was judged: 1 by drop 2 (new.jsonl)." in story_text(verdict, pins_changed={2: 1})
 
 
 def test_a_loss_on_the_other_records_counts_though_they_are_too_few_for_a_verdict() -> None:
@@ -541,20 +532,13 @@ def test_a_guard_that_failed_on_replaced_references_alone_names_no_remedy_agains
         line["candidate"]["nll_sum"] = 40.0
     verdict = judged(lines, REPLACED)
     assert (verdict.outcome, verdict.references_changed) == ("guard_failed", 40)
-    assert "guards.nll" not in verdict.sentence
-    assert "guards.nll" in judged(lines).sentence
+    assert "guards.nll" not in story_text(verdict, pins_changed={2: 40})
+    assert "guards.nll" in story_text(judged(lines))
 
 
 def test_the_step_counts_what_was_replaced_since_the_champion_was_judged(make: Callable[..., Attempt]) -> None:
     lines = pinned((8, 6, 130), (0, 40, 0))
     assert decide(make(lines, heldout_pinned=True, pins_changed={2: 40})).references_changed == 40
-
-
-def test_records_that_do_not_say_whether_they_were_replaced_excuse_nothing(make: Callable[..., Attempt]) -> None:
-    lines = pinned((8, 6, 130), (0, 40, 0))
-    for line in lines:
-        del line["replaced"]
-    assert decide(make(lines, heldout_pinned=True, pins_changed={2: 40})).references_changed == 0
 
 
 def test_the_step_leaves_out_what_the_champion_was_judged_by(make: Callable[..., Attempt]) -> None:
@@ -565,7 +549,7 @@ def test_the_step_leaves_out_what_the_champion_was_judged_by(make: Callable[...,
 
 
 def test_the_gate_on_established_records_is_not_moved_by_new_ones() -> None:
-    rules = Rules(gate=GateConfig(on="established"), known=KNOWS_ONE)
+    rules = Rules(gate=GateConfig(on="seen"), known=KNOWS_ONE)
     odd = judged(of_drops((4, 4, 142), (60, 2, 88)), rules)
     assert odd.outcome == "not_shown_better"
     assert odd.records == 150
@@ -575,10 +559,10 @@ def test_the_gate_on_established_records_is_not_moved_by_new_ones() -> None:
 
 
 def test_the_gate_on_established_records_wants_enough_of_them() -> None:
-    verdict = judged(of_drops((60, 0, 30), (60, 2, 88)), Rules(gate=GateConfig(on="established"), known=KNOWS_ONE))
+    verdict = judged(of_drops((60, 0, 30), (60, 2, 88)), Rules(gate=GateConfig(on="seen"), known=KNOWS_ONE))
     assert verdict.outcome == "insufficient_evidence"
-    assert verdict.reasons == ("too_few_established",)
-    assert 'set gate.on = "all"' in verdict.sentence
+    assert verdict.reasons == ("too_few_seen",)
+    assert 'set gate.on = "all"' in story_text(verdict)
 
 
 def test_the_gate_on_pinned_records_leaves_the_others_out() -> None:
@@ -627,7 +611,7 @@ def make(tmp_path: Path) -> Callable[..., Attempt]:
         durable.write_json(tmp_path / "prepare.json", Dataset.model_validate({**facts, **dataset}).model_dump())
         inputs = {"prepare": "prepare.json"}
         if lines is not None:
-            write_report(tmp_path, lines)
+            write_evaluation(tmp_path, lines)
             inputs["evaluate"] = "evaluate.json"
         spec = StepSpec(
             run=7, step="decide", attempt=1, fence="f", root=str(tmp_path), folder="attempt", checkpoints="c",
@@ -643,7 +627,7 @@ def make(tmp_path: Path) -> Callable[..., Attempt]:
     return attempt
 
 
-def write_report(root: Path, lines: Lines, **more: object) -> None:
+def write_evaluation(root: Path, lines: Lines, **more: object) -> None:
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (root / "evaluated/records.jsonl").write_text(text, encoding="utf-8")
     numbers = {"metrics": {}, "nll": 1.0, "generated": 0, "cached": 0, "seconds": 0.0}
@@ -653,7 +637,13 @@ def write_report(root: Path, lines: Lines, **more: object) -> None:
         "champion": Scores.model_validate({"model_id": "old", **numbers}),
         "champion_generation": 3, "prediction_keys": {},
     }  # fmt: skip
-    durable.write_json(root / "evaluate.json", Report.model_validate({**facts, **more}).model_dump(mode="json"))
+    durable.write_json(root / "evaluate.json", Evaluation.model_validate({**facts, **more}).model_dump(mode="json"))
+
+
+def story_of(root: Path, verdict: Verdict) -> str:
+    """Return all that the report of a verdict says of why it is so and what to do."""
+    story = durable.read_json(root / str(verdict.report) / "report.json")["story"]
+    return " ".join((*story["why"], *(step["words"] for step in story["next_steps"])))
 
 
 @pytest.mark.parametrize(
@@ -701,12 +691,14 @@ def test_the_step_knows_what_the_report_says_about_the_candidates_training(
 ) -> None:
     lines = yes_or_no(100, 2, 18)
     attempt = make(lines, seen_by_champion=6)
-    write_report(tmp_path, lines, records_seen_by_candidate=2, records_seen_by_champion=3)
+    write_evaluation(tmp_path, lines, records_seen_by_candidate=2, records_seen_by_champion=3)
     verdict = decide(attempt)
     assert verdict.outcome == "contaminated"
     # Six before training, and three of the others as another champion came.
-    words = "9 held-out records that the champion at the time was trained on, or on near copies of, are left out"
-    assert words in verdict.sentence
+    words = (
+        "Held-out records that the champion at the time was trained on, or on near copies of, left out</dt><dd>9</dd>"
+    )
+    assert words in (tmp_path / str(verdict.report) / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("lines", [None, yes_or_no(5, 4, 111)])
@@ -715,11 +707,11 @@ def test_every_verdict_has_its_card(
 ) -> None:
     written: list[Verdict] = []
 
-    def write_card(attempt: Attempt, verdict: Verdict, _judgement: object) -> str:
+    def write_report(attempt: Attempt, verdict: Verdict, _judgement: object) -> str:
         written.append(verdict)
         return attempt.relative(attempt.folder / "card")
 
-    monkeypatch.setattr("pipeline.report.write.write_card", write_card)
+    monkeypatch.setattr("pipeline.report.write.write_report", write_report)
     shortfall = None if lines else Shortfall(heldout_rows=36, needed_heldout_rows=100, needed_rows=430)
     verdict = decide(make(lines, shortfall=shortfall))
     assert verdict.report == "attempt/card"
@@ -745,7 +737,7 @@ def test_the_card_says_of_the_judge_what_the_gate_counted(make: Callable[..., At
     attempt = make(lines, GateConfig(on="pinned"))
     results = {line["id"]: "win" if line["pinned"] else "loss" for line in lines[:160]}
     verdict = decide(with_judgement(attempt, results))
-    card = Card.model_validate_json((attempt.root / (verdict.report or "") / "report.json").read_bytes())
+    card = Report.model_validate_json((attempt.root / (verdict.report or "") / "report.json").read_bytes())
     (row,) = [row for row in verdict.guards if row.guard == "judge"]
     assert (row.candidate, row.champion, row.state) == (80, 0, "passed")
     assert card.judgement is not None
@@ -770,7 +762,7 @@ def test_the_step_reads_suites_former_champions_a_judgement_and_the_noise_floor(
     answers = [{"id": line["id"], "score": 1.0} for line in lines]
     (folder / "former-2.jsonl").write_text("".join(json.dumps(one) + "\n" for one in answers), encoding="utf-8")
     noise = NoiseFloor(records=120, changed=3, points=0.4)
-    write_report(
+    write_evaluation(
         tmp_path, lines, noise=noise,
         suites=(SuiteScores(name="builtin", records=120, candidate=0, champion=100, file="suite-1.jsonl"),),
         former=(FormerScores(generation=2, model_id="m", records=120, score=100, file="former-2.jsonl"),),
@@ -783,17 +775,17 @@ def test_the_step_reads_suites_former_champions_a_judgement_and_the_noise_floor(
 
 
 def test_a_shortfall_ends_the_run_before_training_and_says_how_many_rows_are_needed(
-    make: Callable[..., Attempt],
+    make: Callable[..., Attempt], tmp_path: Path
 ) -> None:
     short = Shortfall(heldout_rows=36, needed_heldout_rows=100, needed_rows=430)
     verdict = decide(make(None, shortfall=short))
     assert verdict.outcome == "insufficient_evidence"
     assert verdict.reasons == ("too_few_records",)
     assert verdict.champion_generation == 3
-    assert verdict.sentence == (
-        "insufficient evidence, nothing was trained: 36 held-out records, and a verdict by exact match needs 100; "
-        "about 430 more rows of the same kind would do"
-    )
+    assert verdict.sentence == "insufficient evidence: 36 held-out records, and a verdict needs 100"
+    story = story_of(tmp_path, verdict)
+    assert "There are 36 held-out records, and a verdict needs 100. Nothing was trained." in story
+    assert "Drop about 430 more rows of the same kind." in story
 
 
 def test_a_model_that_there_is_nothing_to_ask_has_its_verdict_without_being_evaluated(
@@ -809,24 +801,23 @@ def test_a_model_that_there_is_nothing_to_ask_has_its_verdict_without_being_eval
     spec = attempt.spec.model_copy(update={"inputs": {**attempt.spec.inputs, "merge": "merge.json"}})
     verdict = decide(Attempt(spec))
     assert (verdict.outcome, verdict.candidate_model_id) == ("insufficient_evidence", "new")
-    assert verdict.sentence.startswith("insufficient evidence, nothing was asked")
+    assert verdict.sentence == "insufficient evidence: no held-out set was dropped"
     page = (tmp_path / str(verdict.report) / "report.html").read_text(encoding="utf-8")
     assert "Nothing was asked." in page
 
 
-def test_a_shortfall_says_what_is_left_out_since_the_champion_was_trained_on_it(make: Callable[..., Attempt]) -> None:
+def test_a_shortfall_says_what_is_left_out_since_the_champion_was_trained_on_it(
+    make: Callable[..., Attempt], tmp_path: Path
+) -> None:
     short = Shortfall(heldout_rows=36, needed_heldout_rows=100, needed_rows=430)
     verdict = decide(make(None, shortfall=short, seen_by_champion=25))
-    assert (
-        "needs 100 (25 more that the champion at the time of preparing was trained on, or on near copies of, are left "
-        "out); about 430" in verdict.sentence
-    )
+    assert "25 more are left out: the champion was trained on them or near copies." in story_of(tmp_path, verdict)
 
 
-def test_a_short_pinned_set_asks_for_rows_in_its_own_folder(make: Callable[..., Attempt]) -> None:
+def test_a_short_pinned_set_asks_for_rows_in_its_own_folder(make: Callable[..., Attempt], tmp_path: Path) -> None:
     short = Shortfall(heldout_rows=36, needed_heldout_rows=100, needed_rows=64)
     verdict = decide(make(None, shortfall=short, heldout_pinned=True))
-    assert verdict.sentence.endswith("drop at least 64 more into the track's heldout folder")
+    assert "into the track's folder heldout. 64 more are needed." in story_of(tmp_path, verdict)
 
 
 def test_the_gate_on_pinned_wants_a_pinned_set_before_and_after_training(make: Callable[..., Attempt]) -> None:
@@ -834,24 +825,15 @@ def test_the_gate_on_pinned_wants_a_pinned_set_before_and_after_training(make: C
     assert (verdict.outcome, verdict.reasons) == ("insufficient_evidence", ("no_pinned_heldout",))
 
 
-def test_the_gate_on_pinned_says_so_before_training(make: Callable[..., Attempt]) -> None:
+def test_the_gate_on_pinned_says_so_before_training(make: Callable[..., Attempt], tmp_path: Path) -> None:
     short = Shortfall(heldout_rows=150, needed_heldout_rows=100, needed_rows=0)
     verdict = decide(make(None, GateConfig(on="pinned"), shortfall=short))
     assert verdict.reasons == ("no_pinned_heldout",)
-    assert 'gate.on is "pinned"; drop at least 100 rows' in verdict.sentence
+    assert "Drop a file of records into the track's folder heldout." in story_of(tmp_path, verdict)
 
 
 def test_the_gate_on_pinned_judges_where_there_is_a_pinned_set(make: Callable[..., Attempt]) -> None:
     lines = [{**line, "pinned": True} for line in yes_or_no(100, 2, 18)]
-    assert decide(make(lines, GateConfig(on="pinned"), heldout_pinned=True)).outcome == "promoted"
-
-
-def test_lines_that_do_not_say_whether_they_are_pinned_are_what_the_dataset_is(make: Callable[..., Attempt]) -> None:
-    lines = yes_or_no(100, 2, 18)
-    for line in lines:
-        del line["pinned"], line["tags"]
-        for role in ("candidate", "champion"):
-            line[role] = {"text": "x", "scores": line[role]["scores"]}
     assert decide(make(lines, GateConfig(on="pinned"), heldout_pinned=True)).outcome == "promoted"
 
 

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pipeline import durable
-from pipeline.artifacts import Dataset, Model, ModelRef, NoiseFloor, Report, SuiteScores
+from pipeline.artifacts import Dataset, Evaluation, Model, ModelRef, NoiseFloor, SuiteScores
 from pipeline.config import EvaluateConfig, RunConfig
 from pipeline.contract import Attempt, StepSpec
 from pipeline.errors import CannotTrain, Interrupted, StepFailed
@@ -89,7 +89,7 @@ class Bench:
         self.base = Path(shutil.copytree(self.base, self.root / "base-copy"))
         return self.base
 
-    def publish(self, attempt: Attempt, report: Report) -> None:
+    def publish(self, attempt: Attempt, report: Evaluation) -> None:
         """Copy an attempt's predictions into the cache, as the dispatcher does."""
         for key in report.prediction_keys.values():
             folder = self.root / attempt.spec.predictions / key
@@ -102,7 +102,7 @@ def bench(tmp_path: Path, make_attempt: Callable[..., Attempt], tiny_llama: Path
     return Bench(tmp_path, make_attempt, tiny_llama, candidate_folder)
 
 
-def lines(attempt: Attempt, report: Report) -> list[dict[str, Any]]:
+def lines(attempt: Attempt, report: Evaluation) -> list[dict[str, Any]]:
     return list(durable.read_jsonl(attempt.path(report.folder) / "records.jsonl"))
 
 
@@ -393,7 +393,7 @@ def logged(attempt: Attempt) -> dict[str, list[str]]:
     return {path.name: path.read_text(encoding="utf-8").splitlines() for path in paths}
 
 
-def comparable(report: Report) -> dict[str, Any]:
+def comparable(report: Evaluation) -> dict[str, Any]:
     """Return what must not depend on where an evaluation was cut off."""
     value = report.model_dump(exclude={"folder"})
     for role in ("candidate", "champion"):
@@ -603,7 +603,7 @@ def test_json_is_scored_on_the_records_whose_references_are_json_and_on_all_as_t
     scored = [set(line[role]["scores"]) for line in lines(attempt, report) for role in ("candidate", "champion")]
     assert scored == [set(METRICS) - {"json_valid", "json_f1"}] * 4 + [set(METRICS)] * 4
     assert report.candidate.metrics["json_valid"] == 0
-    found = read_comparison(attempt.root, report, None, all_pinned=False)
+    found = read_comparison(attempt.root, report, None)
     assert {name: one.places.tolist() for name, one in found.partial.items()} == {
         "json_f1": [2, 3], "json_valid": [2, 3],
     }  # fmt: skip
@@ -718,7 +718,7 @@ def write_suite(path: Path, count: int) -> str:
     return str(path)
 
 
-def items_of(attempt: Attempt, report: Report, number: int = 0) -> list[dict[str, Any]]:
+def items_of(attempt: Attempt, report: Evaluation, number: int = 0) -> list[dict[str, Any]]:
     return list(durable.read_jsonl(attempt.path(report.folder) / report.suites[number].file))
 
 
@@ -790,19 +790,19 @@ def trained(bench: Bench) -> ModelRef:
     return ModelRef(model_id="old", path="models/old", generation=2)
 
 
-def test_the_base_model_that_no_longer_reigns_is_asked_the_suites_once_and_the_champion_of_old_never_again(
+def test_the_base_model_that_no_longer_serves_is_asked_the_suites_once_and_the_champion_of_old_never_again(
     bench: Bench, tiny: Any, tmp_path: Path, trained: ModelRef
 ) -> None:
     name = write_suite(tmp_path / "own.jsonl", 9)
-    reigned = bench.attempt(heldout_rows(tiny, 4), general=(name,))
-    first = evaluate(reigned)
+    served = bench.attempt(heldout_rows(tiny, 4), general=(name,))
+    first = evaluate(served)
     assert (first.base_model_id, first.suites[0].base) == (None, None)
     base_key = first.prediction_keys[bench.base_id]
     bench.champion = trained
     alone = bench.attempt(heldout_rows(tiny, 4), general=(name,))
     measured = evaluate(alone)
     assert {item["id"]: item["base"] for item in items_of(alone, measured)} == {
-        item["id"]: item["champion"] for item in items_of(reigned, first)
+        item["id"]: item["champion"] for item in items_of(served, first)
     }
     assert (measured.base_model_id, measured.suites[0].base) == (bench.base_id, first.suites[0].champion)
     assert measured.prediction_keys[bench.base_id] == base_key
@@ -900,7 +900,7 @@ def test_a_task_that_the_base_model_has_no_score_for_is_asked_of_the_true_one_al
     assert evaluate(bench.attempt(heldout_rows(tiny, 4), general=("lm-eval:u",))).suites[0].base is None
 
 
-def test_a_base_model_that_reigns_and_was_replaced_is_not_asked_under_its_id(bench: Bench, tiny: Any) -> None:
+def test_a_base_model_that_serves_and_was_replaced_is_not_asked_under_its_id(bench: Bench, tiny: Any) -> None:
     overwrite(bench.base_copy())
     bench.champion = bench.champion.model_copy(update={"path": str(bench.base)})
     attempt = bench.attempt(heldout_rows(tiny, 4))

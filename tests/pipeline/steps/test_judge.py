@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from pipeline import durable
-from pipeline.artifacts import Judgement, Report, Scores
+from pipeline.artifacts import Evaluation, Judgement, Scores
 from pipeline.config import GateConfig, JudgeConfig, RunConfig
 from pipeline.contract import RESULT_NAME, SPEC_NAME, Attempt
 from pipeline.errors import Interrupted, StepFailed
@@ -153,12 +153,12 @@ def longer(asked: Asked) -> Answer:
 
 
 def line(place: int, candidate: str, champion: str) -> dict[str, Any]:
-    sides = {
+    splits = {
         role: {"text": text, "tokens": 1, "scores": {}, "nll_sum": 1.0, "nll_tokens": 1, "degenerate": []}
         for role, text in (("candidate", candidate), ("champion", champion))
     }
     texts = {"instruction": "Say it.", "input": f"number {place}", "references": [f"reference {place}"]}
-    return {"id": f"{place:032x}", "drop": 1, "pinned": False, "tags": [], **texts, **sides}
+    return {"id": f"{place:032x}", "drop": 1, "pinned": False, "tags": [], **texts, **splits}
 
 
 def lines(count: int = RECORDS, candidate: str = "a long answer", champion: str = "short") -> list[dict[str, Any]]:
@@ -176,7 +176,7 @@ class Bench:
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (self.root / "report/records.jsonl").write_text(text, encoding="utf-8")
         scores = Scores(model_id="m", metrics={}, nll=1.0, generated=0, cached=0, seconds=0.0)
-        report = Report(
+        report = Evaluation(
             folder="report", metric="exact_match", heldout_version="v", records=len(rows), candidate=scores,
             champion=scores, champion_generation=0, prediction_keys={},
         )  # fmt: skip
@@ -281,9 +281,9 @@ def test_equal_answers_are_ties_without_a_question(bench: Bench, serve: Callable
     [
         ("all", (1,), [0, 1, 2]),
         ("pinned", (1,), [4, 5]),
-        ("established", (1,), [0, 2, 4]),
-        ("established", (7,), [4, 5]),
-        ("established", None, [0, 1, 2]),
+        ("seen", (1,), [0, 2, 4]),
+        ("seen", (7,), [4, 5]),
+        ("seen", None, [0, 1, 2]),
     ],
 )
 def test_only_records_that_the_gate_judges_on_are_asked_about(

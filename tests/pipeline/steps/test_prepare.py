@@ -57,7 +57,7 @@ def test_no_prompt_ever_moves_between_held_out_and_training(
 ) -> None:
     root = tmp_path_factory.mktemp("prompts")
 
-    def sides(content: list[list[tuple[int, str]]]) -> tuple[set[str], set[str], set[str]]:
+    def splits(content: list[list[tuple[int, str]]]) -> tuple[set[str], set[str], set[str]]:
         snapshot = Snapshot(root, split=SplitConfig(heldout=0.4, dev=0.1)).drop(
             [{"instruction": "constant", "output": "x"}]
         )
@@ -70,13 +70,13 @@ def test_no_prompt_ever_moves_between_held_out_and_training(
         assert made.ids("train") | made.ids("dev") | made.ids("heldout") == everyone
         return made.ids("train"), made.ids("dev"), made.ids("heldout")
 
-    train, dev, heldout = sides(drops)
+    train, dev, heldout = splits(drops)
     assert not (train | dev) & heldout
     changed = data.draw(st.permutations(drops))
     changed = [*changed, data.draw(st.sampled_from(drops))]
     changed = [*changed, [(prompt, "corrected") for prompt, _ in data.draw(st.sampled_from(drops))]]
     changed = [*changed, data.draw(DROPS)[0]]
-    later_train, later_dev, later_heldout = sides(changed)
+    later_train, later_dev, later_heldout = splits(changed)
     assert not (later_train | later_dev) & heldout
     assert not later_heldout & (train | dev)
     assert heldout <= later_heldout
@@ -157,7 +157,7 @@ def test_a_pinned_set_is_the_held_out_set_and_its_prompts_leave_training(tmp_pat
     assert not (made.ids("train") | made.ids("dev")) & made.ids("heldout")
 
 
-@pytest.mark.parametrize("on", ["all", "established"])
+@pytest.mark.parametrize("on", ["all", "seen"])
 def test_pinned_records_are_not_the_yardstick_unless_the_settings_say_so(tmp_path: Path, on: Any) -> None:
     """One file of 160 wrong answers replaced a track's whole held-out set, and an always wrong model won, 100 to 0."""
     gate = GateConfig(on=on)
@@ -406,26 +406,26 @@ def base_with(folder: Path, token: str) -> str:
 
 
 @pytest.mark.parametrize("role", ["train", "heldout"])
-def test_rows_with_control_tokens_of_the_base_are_on_no_side(tmp_path: Path, role: str) -> None:
+def test_rows_with_special_tokens_of_the_base_are_on_no_side(tmp_path: Path, role: str) -> None:
     base = base_with(tmp_path, "</s>")
     more = [{"instruction": "Question 1000?", "output": "</s>"}, {"instruction": "Q", "input": "a</s>", "output": "b"}]
     made = (
         Snapshot(tmp_path, base_model=base).drop(rows(60)).drop([*rows(30, start=60), *FORGED, *more], role).prepare()
     )
-    assert made.dataset.rows_with_control_tokens == 42
+    assert made.dataset.rows_with_special_tokens == 42
     assert all("</s>" not in json.dumps(row) for row in [*made.train, *made.dev, *made.heldout])
     assert len(made.train) + len(made.dev) + len(made.heldout) == 90
 
 
-def test_rows_with_control_tokens_are_on_both_sides_where_they_are_read_as_plain_text(tmp_path: Path) -> None:
+def test_rows_with_special_tokens_are_on_both_sides_where_they_are_read_as_plain_text(tmp_path: Path) -> None:
     base = base_with(tmp_path, "</s>")
     made = Snapshot(tmp_path, base_model=base, special_tokens="escape").drop([*rows(60), *FORGED]).prepare()
-    assert made.dataset.rows_with_control_tokens == 0
+    assert made.dataset.rows_with_special_tokens == 0
     assert sum("</s>" in row["instruction"] for row in made.train) > 0
     assert sum("</s>" in row["instruction"] for row in made.heldout) > 0
 
 
-def test_nothing_but_rows_with_control_tokens_is_told_as_such(tmp_path: Path) -> None:
+def test_nothing_but_rows_with_special_tokens_is_told_as_such(tmp_path: Path) -> None:
     snapshot = Snapshot(tmp_path, base_model=base_with(tmp_path, "</s>")).drop(FORGED)
-    with pytest.raises(CannotTrain, match=r"no training rows are left of 40.*40 with control tokens"):
+    with pytest.raises(CannotTrain, match=r"no training rows are left of 40.*40 with special tokens"):
         snapshot.prepare()

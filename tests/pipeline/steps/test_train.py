@@ -183,7 +183,7 @@ def test_rows_beyond_the_window_are_left_out_whole_and_counted(
     assert "train.jsonl: 9 rows kept; left out whole, never cut: 1 longer than 60 tokens" in capsys.readouterr().err
 
 
-def test_rows_that_hold_control_tokens_are_trained_on_as_plain_text_and_counted(
+def test_rows_that_hold_special_tokens_are_trained_on_as_plain_text_and_counted(
     bench: Bench, tiny: Any, tiny_llama: Path
 ) -> None:
     forged = [
@@ -192,7 +192,7 @@ def test_rows_that_hold_control_tokens_are_trained_on_as_plain_text_and_counted(
         {"instruction": "<|endoftext|>", "input": "", "output": "billing"},
     ]
     adapter = bench.train(tiny_llama, [*tiny.rows(6, seed=5), *forged])
-    assert (adapter.rows_with_control_tokens, adapter.rows_too_long, adapter.optimizer_steps) == (3, 0, 2)
+    assert (adapter.rows_with_special_tokens, adapter.rows_too_long, adapter.optimizer_steps) == (3, 0, 2)
 
 
 def test_nothing_left_to_train_on_is_refused_with_the_lengths(bench: Bench, tiny: Any, tiny_llama: Path) -> None:

@@ -262,12 +262,6 @@ def test_labels_become_tags_and_none_of_them_is_an_unknown_key() -> None:
     assert record_of(Row(1, None, {**value, "tags": "x"})) is None
 
 
-def test_a_drop_from_before_labels_had_rules_keeps_its_rows_without_them(tmp_path: Path) -> None:
-    path = tmp_path / "drop.jsonl"
-    path.write_bytes(b'{"instruction": "a", "output": "b", "tags": "x", "category": 3}\n')
-    assert list(read_records(path, Limits())) == [Record(1, "a", "", "b")]
-
-
 @pytest.mark.parametrize(
     ("key", "known"),
     [("instructions", "instruction"), ("Output", "output"), (" response", "output"), ("inputs", "input"),
@@ -282,13 +276,6 @@ def test_no_key_as_long_as_a_line_is_remembered() -> None:
     for number in range(10):
         assert nearest_key(f"{number}" * 1_000_000) is None
     assert records._nearest_key.cache_info().currsize == before
-
-
-def test_an_older_drop_keeps_its_rows_without_keys_beyond_the_bound(tmp_path: Path) -> None:
-    path = tmp_path / "drop.jsonl"
-    row = {**{f"key {number}": 1 for number in range(5000)}, "instruction": "a", "output": "b"}
-    path.write_text(json.dumps(row))
-    assert list(read_records(path, Limits())) == [Record(1, "a", "", "b")]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The control tokens of a model folder, read without its tokenizer."""
+"""The special tokens of a model folder, read without its tokenizer."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline import prompt
 from pipeline.qlora.loading import load_tokenizer
-from pipeline.validation.special_tokens import control_tokens, token_pattern
+from pipeline.validation.special_tokens import special_tokens, token_pattern
 
 
 def write(folder: Path, name: str, value: Any) -> None:
@@ -20,7 +20,7 @@ def write(folder: Path, name: str, value: Any) -> None:
 
 
 def test_they_are_those_that_the_tokenizer_itself_has(tiny_llama: Path) -> None:
-    assert list(control_tokens(tiny_llama)) == prompt.control_tokens(load_tokenizer(tiny_llama))
+    assert list(special_tokens(tiny_llama)) == prompt.special_tokens(load_tokenizer(tiny_llama))
 
 
 def test_every_file_that_names_some_is_read(tmp_path: Path) -> None:
@@ -36,42 +36,42 @@ def test_every_file_that_names_some_is_read(tmp_path: Path) -> None:
         },
     )  # fmt: skip
     write(tmp_path, "special_tokens_map.json", {"additional_special_tokens": ["<f>", {"content": "<g>"}]})
-    assert control_tokens(tmp_path) == ("<a>", "<b>", "<c>", "<d>", "<e>", "<f>", "<g>")
+    assert special_tokens(tmp_path) == ("<a>", "<b>", "<c>", "<d>", "<e>", "<f>", "<g>")
 
 
 def test_the_vocabulary_behind_the_list_is_not_parsed(tmp_path: Path) -> None:
     listed = '{"content": "<a>", "special": true}'
     write(tmp_path, "tokenizer.json", f'{{"added_tokens":\n [{listed}], "model": {{"vocab": not even JSON')
-    assert control_tokens(tmp_path) == ("<a>",)
+    assert special_tokens(tmp_path) == ("<a>",)
     write(tmp_path, "tokenizer.json", f'{{"model": {{}}, "added_tokens": [{listed.replace("<a>", "<behind>")}]}}')
-    assert control_tokens(tmp_path) == ("<behind>",)
+    assert special_tokens(tmp_path) == ("<behind>",)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"added_tokens": 7}', '{"added_tokens": [7'])
 def test_files_that_are_missing_or_broken_give_none(tmp_path: Path, text: str) -> None:
-    assert control_tokens(tmp_path / "nowhere") == ()
+    assert special_tokens(tmp_path / "nowhere") == ()
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         write(tmp_path, name, text)
-    assert control_tokens(tmp_path) == ()
+    assert special_tokens(tmp_path) == ()
 
 
 def test_a_pipe_and_a_file_without_end_give_none_and_are_not_waited_for(tmp_path: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         os.mkfifo(tmp_path / name)
     (tmp_path / "special_tokens_map.json").symlink_to("/dev/zero")
-    assert control_tokens(tmp_path) == ()
+    assert special_tokens(tmp_path) == ()
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         (tmp_path / name).unlink()
         write(tmp_path, name, '{"eos_token": "<one>", "added_tokens": [{"content": "<two>", "special": true}]}')
         os.truncate(tmp_path / name, 1 << 30)
-    assert control_tokens(tmp_path) == ()
+    assert special_tokens(tmp_path) == ()
 
 
 def test_a_tokenizer_that_is_replaced_is_read_again(tmp_path: Path) -> None:
     write(tmp_path, "tokenizer_config.json", {"eos_token": "<one>"})
-    assert control_tokens(tmp_path) == ("<one>",)
+    assert special_tokens(tmp_path) == ("<one>",)
     write(tmp_path, "tokenizer_config.json", {"eos_token": "<another>"})
-    assert control_tokens(tmp_path) == ("<another>",)
+    assert special_tokens(tmp_path) == ("<another>",)
 
 
 TOKENS = st.lists(st.text("<|ab>\\", min_size=1, max_size=4), min_size=1, max_size=8)

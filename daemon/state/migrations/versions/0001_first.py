@@ -62,13 +62,15 @@ def _create_tracks() -> None:
         _integer("champion_generation", null=True),
         _text("champion_model_id", null=True),
         _text("champion_path", null=True),
+        _json("nightly"),
+        _json("noise"),
         sa.PrimaryKeyConstraint("name"),
     )
 
 
 def _create_runs() -> None:
-    states = "'queued', 'running', 'waiting', 'succeeded', 'failed', 'cancelled'"
-    final = "'succeeded', 'failed', 'cancelled'"
+    final = "'succeeded', 'failed', 'cancelled', 'crashed'"
+    states = f"'queued', 'running', 'waiting', {final}"
     op.create_table(
         "run",
         _integer("id"),
@@ -91,13 +93,16 @@ def _create_runs() -> None:
         _text("hint", null=True),
         _text("outcome", null=True),
         _text("sentence", null=True),
+        _text("heldout_version", null=True),
         sa.CheckConstraint(f"state IN ({states})", name="state_known"),
         sa.CheckConstraint("(state = 'running') = (token IS NOT NULL)", name="running_has_token"),
         sa.CheckConstraint(f"(state IN ({final})) = (ended_at IS NOT NULL)", name="final_has_end"),
         sa.PrimaryKeyConstraint("id"),
     )
     op.create_index("ix_run_track", "run", ["track"])
+    op.create_index("ix_run_state", "run", ["state"])
     op.create_index("one_open_run", "run", ["track"], unique=True, sqlite_where=sa.text("state = 'queued'"))
+    op.create_index("run_awaiting", "run", ["outcome"], sqlite_where=sa.text("outcome = 'awaiting_approval'"))
 
 
 def _create_attempts() -> None:
@@ -123,7 +128,7 @@ def _create_attempts() -> None:
 
 
 def _create_drops() -> None:
-    states = "'accepted', 'rejected', 'duplicate', 'withdrawn', 'held'"
+    states = "'accepted', 'proposed', 'rejected', 'duplicate', 'withdrawn', 'suspended'"
     op.create_table(
         "drop",
         _integer("id"),
@@ -137,6 +142,7 @@ def _create_drops() -> None:
         _integer("rows"),
         _integer("findings"),
         _integer("warnings"),
+        sa.Column("quarantined", sa.Integer(), nullable=False, server_default="0"),
         _integer("duplicate_of", null=True),
         _text("reason", null=True),
         _integer("received_at"),
@@ -148,17 +154,23 @@ def _create_drops() -> None:
         sa.PrimaryKeyConstraint("id"),
     )
     op.create_index("ix_drop_sha256", "drop", ["sha256"])
-    op.create_index("ix_drop_track", "drop", ["track"])
+    op.create_index("ix_drop_duplicate_of", "drop", ["duplicate_of"])
+    op.create_index("ix_drop_first_run", "drop", ["first_run"])
+    op.create_index("drop_states", "drop", ["track", "state"])
+    op.create_index("drop_names", "drop", ["track", "role", "name_bytes"])
+    op.create_index("drop_waiting", "drop", ["track", "role", "state"], sqlite_where=sa.text("first_run IS NULL"))
     accepted = sa.text("state = 'accepted'")
     op.create_index("one_accepted_drop", "drop", ["track", "role", "sha256"], unique=True, sqlite_where=accepted)
 
 
 def _create_promotions() -> None:
+    hook_states = "'pending', 'running', 'ok', 'failed', 'skipped'"
     op.create_table(
         "promotion",
         _integer("id"),
         _text("track"),
         _integer("run_id", null=True),
+        sa.Column("kind", sa.String(), nullable=False, server_default="promotion"),
         _text("state"),
         _integer("generation"),
         _text("model_id"),
@@ -168,15 +180,27 @@ def _create_promotions() -> None:
         _text("reason"),
         _integer("created_at"),
         _integer("done_at", null=True),
+        _text("approved_by", null=True),
+        _text("overrode", null=True),
+        _json("drops"),
+        _text("hook_state", null=True),
+        _text("hook_error", null=True),
+        _text("hook_output", null=True),
+        _text("health_state", null=True),
+        _text("health_error", null=True),
+        _text("health_output", null=True),
         sa.CheckConstraint("state IN ('intent', 'done', 'abandoned')", name="state_known"),
+        sa.CheckConstraint("kind IN ('base', 'promotion', 'forced', 'rollback')", name="kind_known"),
+        sa.CheckConstraint(f"hook_state IN ({hook_states})", name="hook_state_known"),
+        sa.CheckConstraint(f"health_state IN ({hook_states})", name="health_state_known"),
         sa.ForeignKeyConstraint(["run_id"], ["run.id"]),
         sa.PrimaryKeyConstraint("id"),
     )
     done = sa.text("state = 'done'")
-    done_by_run = sa.text("state = 'done' AND run_id IS NOT NULL")
+    won = sa.text("state = 'done' AND kind = 'promotion' AND run_id IS NOT NULL")
     op.create_index("ix_promotion_track", "promotion", ["track"])
     op.create_index("one_done_generation", "promotion", ["track", "generation"], unique=True, sqlite_where=done)
-    op.create_index("one_promotion_a_run", "promotion", ["run_id"], unique=True, sqlite_where=done_by_run)
+    op.create_index("one_promotion_a_run", "promotion", ["run_id"], unique=True, sqlite_where=won)
 
 
 def _create_slots() -> None:

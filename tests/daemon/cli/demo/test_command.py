@@ -34,7 +34,7 @@ def judged(made: Any, outcome: str, *, hold: bool) -> list[str]:
 
     def also(session: Session, run: Run) -> None:
         if hold:
-            snapshots.hold_new_drops(session, run, "new in a bad run", now)
+            snapshots.suspend_new_drops(session, run, "new in a bad run", now)
 
     run_queue.finish(made.engine, second, outcome, "so it is", now, still=also)
     overview = Overview(made.settings.state_folder)
@@ -46,7 +46,7 @@ def test_a_promotion_then_a_refusal_that_is_held_back_is_what_the_demo_shows(sho
 
 
 def test_a_refusal_that_is_not_held_back_is_not(shown: Any) -> None:
-    assert judged(shown, "not_shown_better", hold=False) == ["the poisoned drop should be held back and is accepted"]
+    assert judged(shown, "not_shown_better", hold=False) == ["the poisoned drop should be suspended and is accepted"]
 
 
 def test_a_poisoned_drop_that_wins_is_not(shown: Any) -> None:

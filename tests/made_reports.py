@@ -13,6 +13,7 @@ from pipeline.artifacts import (
     CurvePoint,
     Dataset,
     Drop,
+    Evaluation,
     FormerScores,
     GuardResult,
     Judgement,
@@ -21,7 +22,6 @@ from pipeline.artifacts import (
     ModelRef,
     NoiseFloor,
     Overlap,
-    Report,
     Scores,
     Shortfall,
     SliceResult,
@@ -29,6 +29,7 @@ from pipeline.artifacts import (
 )
 from pipeline.config import GateConfig, RunConfig
 from pipeline.contract import Attempt, StepSpec
+from pipeline.gate.explain import short_line
 
 BASE, OLD, NEW = "ba" * 32, "c1" * 32, "d2" * 32
 HELDOUT, DATA = "4e" * 32, "da" * 32
@@ -57,7 +58,8 @@ def row(place: int, new: float, old: float, text: str = "") -> dict[str, Any]:
         }  # fmt: skip
 
     return {
-        "id": f"{place:032x}", "drop": 1 if place % 4 else 3, "pinned": False, "tags": ["category:food"],
+        "id": f"{place:032x}", "drop": 1 if place % 4 else 3, "pinned": False, "replaced": False,
+        "tags": ["category:food"],
         "instruction": "How many stars does this review give?", "input": text or f"Review number {place}: it was fine.",
         "references": [stars], "candidate": answered(new), "champion": answered(old),
     }  # fmt: skip
@@ -120,7 +122,7 @@ def model() -> Model:
     )  # fmt: skip
 
 
-def report(lines: Sequence[Mapping[str, Any]], **changes: Any) -> Report:
+def report(lines: Sequence[Mapping[str, Any]], **changes: Any) -> Evaluation:
     """Return what `evaluate` would have published of these records."""
 
     def scores(role: str, model_id: str, generated: int) -> Scores:
@@ -134,7 +136,7 @@ def report(lines: Sequence[Mapping[str, Any]], **changes: Any) -> Report:
             length_ratio=1.0, answer_tokens=2.1, seconds_per_answer=0.53, size_bytes=269_000_000,
         )  # fmt: skip
 
-    made = Report(
+    made = Evaluation(
         folder="runs/1/attempts/evaluate-1/report", metric="exact_match", heldout_version=HELDOUT, records=len(lines),
         records_too_long=1, batch_size=16, versions={"torch": "2.10.0", "device": "cpu AVX512, 2 threads"},
         former=(FormerScores(generation=1, model_id="e3" * 32, records=280, score=58.2, file="former-1.jsonl"),),
@@ -175,9 +177,9 @@ def guards(*, failing: bool = False) -> tuple[GuardResult, ...]:
 def slices() -> tuple[SliceResult, ...]:
     """Return slices of every kind."""
     return (
-        SliceResult(kind="established", label="drops that the champion knows", records=300, candidate=72.0,
+        SliceResult(kind="seen", label="drops that the champion knows", records=300, candidate=72.0,
                     champion=66.0, gain=6.0, interval=(0.4, 11.5)),
-        SliceResult(kind="new", label="new drops", records=100, candidate=61.0, champion=65.5, gain=-4.5,
+        SliceResult(kind="unseen", label="new drops", records=100, candidate=61.0, champion=65.5, gain=-4.5,
                     interval=(-15.2, 6.3)),
         SliceResult(kind="drop", label="drop 1 (reviews-2026-10.jsonl)", records=300, candidate=72.0, champion=66.0,
                     gain=6.0, interval=(0.4, 11.5)),
@@ -196,7 +198,7 @@ def verdict(outcome: str, lines: Sequence[Mapping[str, Any]], **changes: Any) ->
     }  # fmt: skip
     made = Verdict.model_validate({
         "outcome": outcome, "reasons": reasons.get(outcome, ("too_few_records",)), "metric": "exact_match",
-        "sentence": f"{outcome.replace('_', ' ')}: exact match on {len(pairs)} records, gain {gain:.1f} points",
+        "sentence": "",
         "records": len(pairs), "candidate_score": 100 * sum(new for new, _ in pairs) / len(pairs),
         "champion_score": 100 * sum(old for _, old in pairs) / len(pairs), "gain": gain,
         "interval": (gain - 5.6, gain + 5.4), "p_value": 0.0021 if gain > 5 else 0.21, "test": "exact McNemar",
@@ -207,7 +209,8 @@ def verdict(outcome: str, lines: Sequence[Mapping[str, Any]], **changes: Any) ->
         "noise": NoiseFloor(records=200, changed=3, points=0.5), "heldout_version": HELDOUT, "champion_generation": 2,
         "candidate_model_id": NEW, "champion_model_id": OLD,
     })  # fmt: skip
-    return made.model_copy(update=changes)
+    made = made.model_copy(update=changes)
+    return made.model_copy(update={"sentence": short_line(made, 100)})
 
 
 def early() -> tuple[Dataset, Verdict]:
@@ -216,7 +219,7 @@ def early() -> tuple[Dataset, Verdict]:
     data = dataset(shortfall=short, heldout_rows=31, train_rows=170, dev_rows=0, warnings=(), overlaps=())
     verdict = Verdict(
         outcome="insufficient_evidence", reasons=("too_few_records",), metric="exact_match", records=31,
-        sentence="insufficient evidence, nothing was trained: 31 held-out records, and a verdict needs 100",
+        sentence="insufficient evidence: 31 held-out records, and a verdict needs 100",
         champion_generation=0, champion_model_id=BASE,
     )  # fmt: skip
     return data, verdict

@@ -1,0 +1,185 @@
+"""What a person can do after a verdict: each step with its command, where there is one."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from pipeline.artifacts import Dataset, GuardResult, Outcome, Verdict
+from pipeline.config import RunConfig
+from pipeline.contract import StepSpec
+from pipeline.gate.reasons import excuse_drops
+from pipeline.report.facts import NextStep
+from pipeline.wording import count
+
+_KEPT = "No drop is suspended for this: all are trained on again, together with the next ones."
+#: What helps against a guard that shows harm, before the new drops are looked at.
+_REMEDIES: Mapping[str, str] = {
+    "metric": "Look at its worst answers in the report; guards.metrics is the margin.",
+    "slice": "Drop more rows of that kind, or withdraw the drop that spoils it; guards.slices is the margin.",
+    "nll": "Train less or on cleaner answers (train.epochs, train.learning_rate); guards.nll is the margin.",
+    "general": "Train less (train.epochs, train.learning_rate) or add general rows; guards.general is the margin.",
+    "empty": "Look for empty answers in the new drops; guards.degenerate is the margin.",
+    "truncated": "Look for long answers in the new drops, or raise evaluate.max_new_tokens.",
+    "looping": "Train less or set evaluate.repetition_penalty; guards.degenerate is the margin.",
+}
+
+
+def next_steps(verdict: Verdict, dataset: Dataset, spec: StepSpec) -> Sequence[NextStep]:
+    """Return what to do now, the most useful first; `spec` is that of the step which made the verdict."""
+    if verdict.references_changed:
+        return _after_replaced(dataset, spec)
+    config, run = spec.config, spec.run
+    tell_next: dict[Outcome, Callable[[], list[NextStep]]] = {
+        "promoted": lambda: _after_a_win(verdict, config, run),
+        "worse": _after_harm,
+        "not_shown_better": lambda: _after_no_proof(verdict, dataset),
+        "insufficient_evidence": lambda: _after_too_little(verdict, dataset),
+        "guard_failed": lambda: _after_guards(verdict, config, run),
+        "contaminated": lambda: [
+            NextStep(words="Judge it on other records: drop a held-out set that no drop has rows of."),
+            NextStep(words="See which drops are new in this run.", command=f"dropforge show {run}"),
+            NextStep(words="Or drop a file of rows: the next run is prepared and trained anew."),
+        ],
+    }
+    return tell_next[verdict.outcome]()
+
+
+def _after_a_win(verdict: Verdict, config: RunConfig, run: int) -> list[NextStep]:
+    undo = NextStep(
+        words="If it disappoints in use, let the champion before it serve again.",
+        command=f"dropforge rollback{config.track_option} --reason TEXT",
+    )
+    costs = " The answers that became worse, in the report, show what it costs." if verdict.losses else ""
+    if config.gate.approval == "manual":
+        return [NextStep(words=f"Let it serve.{costs}", command=f"dropforge promote {run}")]
+    unless = (
+        "unless a drop that it was trained or judged on was withdrawn meanwhile, or the track was rolled back from "
+        "this very model before: then it waits for you"
+    )
+    return [NextStep(words=f"Nothing has to be done, {unless}.{costs}"), undo]
+
+
+def _after_guards(verdict: Verdict, config: RunConfig, run: int) -> list[NextStep]:
+    """Return what helps against the guards that failed; only where one of them speaks of harm, drops are looked at."""
+    failed = [guard for guard in verdict.guards if guard.state == "failed"]
+    if not excuse_drops(verdict.reasons):
+        remedies = dict.fromkeys(_REMEDIES[guard.guard] for guard in failed if guard.guard in _REMEDIES)
+        return [*(NextStep(words=words) for words in remedies), *_after_harm()]
+    steps = list(dict.fromkeys(step for guard in failed for step in _against(guard, config)))
+    if {guard.guard for guard in failed} <= {"latency", "size", "judge"}:
+        steps.append(
+            NextStep(
+                words="If that is no harm to you, let it serve all the same.",
+                command=f"dropforge promote {run} --force --reason TEXT",
+            )
+        )
+    return [*steps, NextStep(words=_KEPT)]
+
+
+def _against(guard: GuardResult, config: RunConfig) -> list[NextStep]:
+    """Return what helps against one guard that says nothing against the new drops."""
+    rollback = f"dropforge rollback{config.track_option}"
+    missing = guard.candidate is None
+    steps = {
+        "general_base": [
+            NextStep(words="Add general rows: they bring back what was lost; guards.general_base is the margin."),
+            NextStep(
+                words="Or let the champion before today's serve again, if it lost less.",
+                command=f"{rollback} --reason TEXT",
+            ),
+        ],
+        "former": [
+            NextStep(
+                words="If the former champion is the better one, let it serve again; guards.former is the margin.",
+                command=f"{rollback} --to GENERATION --reason TEXT",
+            )
+        ],
+        "floor": [
+            NextStep(
+                words="Take the floor out, or drop rows that it can be scored by (guards.floors)."
+                if missing
+                else "Drop more rows of the kind that the floor asks for, or lower it (guards.floors)."
+            )
+        ],
+        "latency": [NextStep(words="Look for longer answers in the new drops, or allow more time (guards.latency).")],
+        "size": [NextStep(words="Allow a larger model, if there is room for it (guards.size).")],
+        "judge": [NextStep(words="Read the answers that changed, in the report, and see whether the judge is right.")],
+    }
+    return steps[guard.guard]
+
+
+def _after_harm() -> list[NextStep]:
+    return [
+        NextStep(
+            words="Read the answers that became worse, in the report: wrong or odd data in a new drop shows there."
+        ),
+        NextStep(
+            words="If a drop is to blame, take it out of later runs.",
+            command="dropforge drops withdraw DROP --reason TEXT",
+        ),
+        NextStep(
+            words="If the drop is right after all, put it back when it is held.",
+            command="dropforge drops restore DROP --reason TEXT",
+        ),
+    ]
+
+
+def _after_replaced(dataset: Dataset, spec: StepSpec) -> list[NextStep]:
+    """Return what helps where a bad verdict says more of new references than of the new drops."""
+    names = {drop.id: drop.name for drop in (*dataset.drops, *spec.drops)}
+    steps = [
+        NextStep(
+            words=f"Look at the pinned drop {drop}{f' ({names[drop]})' if drop in names else ''} first: it gives "
+            "other answers than an earlier one. If they are wrong, take it out of later runs.",
+            command=f"dropforge drops withdraw {drop} --reason TEXT",
+        )
+        for drop in spec.champion.not_judged_by(dataset.pins_changed)
+    ]
+    return [*steps, NextStep(words=_KEPT)]
+
+
+def _after_no_proof(verdict: Verdict, dataset: Dataset) -> list[NextStep]:
+    steps = []
+    if "seen_lost" in verdict.reasons:
+        words = "See in the report's slices what records of older drops lost: new ones do not make up for it."
+        steps.append(NextStep(words=words))
+    elif verdict.records_needed:
+        records = count(verdict.records_needed, "more held-out record")
+        rows = _rows_for(verdict.records_needed, dataset)
+        given = f", which about {rows:,} rows like these give" if rows else ""
+        words = f"Drop more data: about {records} would show this gain if it is real{given}."
+        steps.append(NextStep(words=words))
+    elif "p_above_limit" not in verdict.reasons:
+        words = "The gain is no luck, but it is small: drop more or other data, or ask for less (gate.min_gain)."
+        steps.append(NextStep(words=words))
+    else:
+        steps.append(NextStep(words="Drop more or other data: what is there taught the model nothing that shows."))
+    steps.append(NextStep(words="Nothing is lost: these drops are trained on again, together with the next ones."))
+    return steps
+
+
+def _rows_for(records: int, dataset: Dataset) -> int:
+    """Return about how many rows bring so many held-out records, to two digits; 0 where drops bring none."""
+    rows = dataset.train_rows + dataset.dev_rows + dataset.heldout_rows
+    if dataset.heldout_pinned or not dataset.heldout_rows:
+        return 0
+    wanted = records * rows / dataset.heldout_rows
+    step = int(10 ** max(0, math.floor(math.log10(wanted)) - 1))
+    return math.ceil(wanted / step) * step
+
+
+def _after_too_little(verdict: Verdict, dataset: Dataset) -> list[NextStep]:
+    folder = "Drop a file of records into the track's folder heldout."
+    if "too_few_seen" in verdict.reasons:
+        words = 'Drop more rows of the kind that the champion was trained on, or set gate.on = "all".'
+        return [NextStep(words=words)]
+    if "no_pinned_heldout" in verdict.reasons:
+        return [NextStep(words=f'{folder} Or set gate.on = "all".')]
+    short = dataset.shortfall
+    if dataset.heldout_pinned:
+        missing = "" if short is None else f" {short.needed_heldout_rows - short.heldout_rows:,} more are needed."
+        return [NextStep(words=folder + missing)]
+    if short is not None:
+        return [NextStep(words=f"Drop about {count(short.needed_rows, 'more row')} of the same kind.")]
+    if verdict.records_needed:
+        return [NextStep(words=f"Drop more rows: {count(verdict.records_needed, 'more held-out record')} are needed.")]
+    return [NextStep(words="Drop more rows of the same kind.")]

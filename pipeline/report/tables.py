@@ -1,0 +1,169 @@
+"""The evidence card's tables as data: `templates/parts.html.jinja` draws them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from pipeline.artifacts import Evaluation, FormerScores, GuardResult, Overlap, SliceResult, Verdict
+from pipeline.report.facts import Report, is_nearly_failed
+from pipeline.report.plots import Axis, Bar, guard_bar, slice_axis
+from pipeline.report.story import change_words, digits, margin_words
+from pipeline.wording import plain, signed, span
+
+_GUARD_STATES = {"passed": "✓ passed", "failed": "✗ failed", "shown": "shown only"}
+_RULES = {
+    "prompt": "the same prompt",
+    "answer": "the same long answer",
+    "ngram": "13 words in a row in common",
+    "minhash": "most 3-word sequences in common",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table."""
+
+    head: str
+    number: bool = False
+    """Digits, set to the right."""
+    axis: Axis | None = None
+    """The scale of its pictures, drawn in its head."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: a text with a smaller one beneath it, or a picture."""
+
+    text: str = ""
+    kind: str = ""
+    """The class of its text."""
+    small: str = ""
+    bar: Bar | None = None
+    gain: SliceResult | None = None
+
+
+#: A cell that is a text alone is written as such; `None` is an empty one.
+Row = Sequence[Cell | str | None]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table whose first column names its rows."""
+
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+def _table(caption: str, columns: Sequence[Column], rows: Sequence[Row]) -> Table:
+    """Return a table without the columns that have no value."""
+    cells = [[cell if isinstance(cell, Cell) else Cell(cell or "") for cell in row] for row in rows]
+    kept = [place for place in range(len(columns)) if any(row[place] != Cell() for row in cells)]
+    made = tuple(tuple(row[place] for place in kept) for row in cells)
+    return Table(caption, tuple(columns[place] for place in kept), made)
+
+
+def _numbers(*heads: str) -> tuple[Column, ...]:
+    return tuple(Column(head, number=True) for head in heads)
+
+
+def _plain(value: float | None, places: int = 1) -> str | None:
+    return None if value is None else plain(value, places)
+
+
+def guards_table(verdict: Verdict) -> Table:
+    """Return a row for each guard: those that failed first, then those that nearly did."""
+    numbers = _numbers("Champion", "New model", "Change", "Limit")
+    columns = (Column("Guard"), *numbers, Column("Against the limit"), *_numbers("Records"), Column("State"))
+    note = (
+        "A guard fails on harm that is shown beyond chance, or beyond its limit. Bars: the line in the middle is no "
+        "change, to the right of it is harm, the dashed line is the limit."
+    )
+    order = {"failed": 0, "passed": 1, "shown": 2}
+    guards = sorted(verdict.guards, key=lambda guard: (order[guard.state], not is_nearly_failed(guard)))
+    return _table(note, columns, [_guard_row(guard) for guard in guards])
+
+
+def _guard_row(guard: GuardResult) -> Row:
+    places, nearly = digits(guard), is_nearly_failed(guard)
+    bound = f"at best {signed(guard.bound, places)}" if guard.bound is not None and guard.state == "failed" else ""
+    # The score beside the candidate's is the champion's, but for the guard that goes back to the base model.
+    beside = "the base model" if guard.guard == "general_base" and guard.champion is not None else ""
+    state = Cell(_GUARD_STATES[guard.state], f"state {guard.state}")
+    return (
+        guard.label,
+        Cell(_plain(guard.champion, places) or "", small=beside),
+        _plain(guard.candidate, places),
+        Cell(change_words(guard), small=bound),
+        margin_words(guard),
+        Cell(guard.label if (bar := guard_bar(guard)) else "", bar=bar),
+        None if guard.records is None else f"{guard.records:,}",
+        Cell("! nearly failed", "state nearly") if nearly else state,
+    )
+
+
+def slices_table(slices: Sequence[SliceResult]) -> Table:
+    """Return a row for each slice, their gains on one scale."""
+    numbers = _numbers("Records", "Champion", "New model", "Gain", "Interval")
+    columns = (Column("Records of"), *numbers, Column("On one scale", axis=slice_axis(slices)))
+    note = "Points of the primary metric; a dot is the gain, a line its interval."
+    return _table(note, columns, [_slice_row(one) for one in slices])
+
+
+def _slice_row(one: SliceResult) -> Row:
+    interval = span(one.interval) if one.interval else None
+    scores = (plain(one.champion), plain(one.candidate), signed(one.gain))
+    return (one.label, f"{one.records:,}", *scores, interval, Cell(one.label, gain=one))
+
+
+def drops_table(report: Report) -> Table:
+    """Return a row for each drop of the run's snapshot."""
+    columns = (Column("File"), *_numbers("Drop"), Column("Used for"), *_numbers("Rows"), Column("sha256"))
+    roles = {"train": "training and held-out", "heldout": "held-out"}
+    rows = [
+        (drop.name, str(drop.id), roles[drop.role], f"{drop.rows:,}", Cell(drop.sha256, "code"))
+        for drop in report.drops
+    ]
+    return _table("What was dropped", columns, rows)
+
+
+def overlaps_table(overlaps: Sequence[Overlap]) -> Table:
+    """Return examples of training rows that were left out for a held-out record."""
+    columns = (Column("Training row"), Column("Held-out record"), Column("In common"))
+    rows = [(one.train_text, one.heldout_text, _RULES[one.rule]) for one in overlaps]
+    return _table("Beginnings of both texts", columns, rows)
+
+
+def former_table(former: Sequence[FormerScores]) -> Table:
+    """Return a row for each former champion that had answered some of the records."""
+    columns = (Column("Former champion"), *_numbers("Records", "Score"), Column("Model"))
+    rows = [
+        (f"generation {one.generation}", f"{one.records:,}", plain(one.score), Cell(one.model_id, "code"))
+        for one in former
+    ]
+    return _table("Former champions on those of the records that they had answered, in points", columns, rows)
+
+
+def scores_table(evaluation: Evaluation) -> Table:
+    """Return a row for everything that was measured of both models."""
+    columns = (Column("Measured"), *_numbers("Champion", "New model", "Change"))
+    rows: list[Row] = []
+    for name, old, new, places in _measured(evaluation):
+        change = None if old is None or new is None else signed(new - old, places)
+        if (old, new) != (None, None):
+            rows.append((name, _plain(old, places), _plain(new, places), change))
+    return _table("Means", columns, rows)
+
+
+def _measured(evaluation: Evaluation) -> Iterator[tuple[str, float | None, float | None, int]]:
+    """Give the name of each measure, the champion's value, the candidate's, and how many decimals they have."""
+    old, new = evaluation.champion, evaluation.candidate
+    for name in sorted({*new.metrics, *old.metrics}, key=lambda name: (name != evaluation.metric, name)):
+        yield name, old.metrics.get(name), new.metrics.get(name), 1
+    yield "likelihood (nats a token, less is better)", old.nll, new.nll, 3
+    for name in sorted({*new.rates, *old.rates}):
+        yield f"{name} answers (per cent)", old.rates.get(name), new.rates.get(name), 1
+    yield "length over the reference's", old.length_ratio, new.length_ratio, 2
+    yield "tokens an answer", old.answer_tokens or None, new.answer_tokens or None, 1
+    yield "seconds an answer", old.seconds_per_answer, new.seconds_per_answer, 3
+    for one in evaluation.suites:
+        yield f"suite {one.name} ({one.records:,})", one.champion, one.candidate, 1

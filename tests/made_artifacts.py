@@ -1,0 +1,68 @@
+"""What good steps hand over that loaded no model and read no data: for tests of those that wait for steps."""
+
+from pathlib import Path
+from typing import Any
+
+from pipeline import durable
+from pipeline.artifacts import Adapter, Dataset, Evaluation, Model, Scores, Verdict
+from pipeline.contract import StepSpec
+from tests.model_folder import write_model
+
+
+def made_dataset(spec: StepSpec, **more: Any) -> Dataset:
+    """Return a dataset of enough records."""
+    values = {
+        "folder": spec.folder, "train_rows": 10, "dev_rows": 0, "heldout_rows": 120, "heldout_pinned": False,
+        "heldout_version": "v", "dataset_sha256": "d", "duplicates": 0, "replaced": 0, "removed_heldout": 0,
+        "metric": "exact_match", "max_new_tokens": 16, "drops": spec.drops,
+    }  # fmt: skip
+    return Dataset.model_validate({**values, **more})
+
+
+def made_adapter(spec: StepSpec, **more: Any) -> Adapter:
+    """Return an adapter that was trained in one step."""
+    values = {
+        "folder": spec.folder, "adapter_sha256": "a", "base_model_id": "b", "format": "chat", "quantization": "none",
+        "device": "cpu", "optimizer_steps": 1, "resumed_from_step": 0, "trained_tokens": 1, "train_loss": 1.0,
+        "loss_curve": (), "dev_curve": (), "trainable_parameters": 1, "adapter_change": 1.0, "rows_too_long": 0,
+        "seconds": 1.0,
+    }  # fmt: skip
+    return Adapter.model_validate({**values, **more})
+
+
+def made_model(spec: StepSpec, weights: bytes | None = None) -> Model:
+    """Write a model of the run, and return it."""
+    identity = write_model(Path(spec.root) / spec.folder / "model", weights or f"weights of run {spec.run}".encode())
+    return Model(
+        folder=f"{spec.folder}/model", model_id=identity, base_model_id="b", dtype="bfloat16", size_bytes=1,
+        logits_difference=0.0, logits_tolerance=0.1, format="chat", seconds=1.0,
+    )  # fmt: skip
+
+
+def made_report(spec: StepSpec, predictions: bytes = b"{}\n", **more: Any) -> Evaluation:
+    """Write predictions, and return a report against the champion of the order."""
+    folder = Path(spec.root) / spec.folder / "predictions"
+    folder.mkdir(exist_ok=True)
+    durable.write_bytes(folder / "key.jsonl", predictions)
+    scores = Scores(model_id="m", metrics={"exact_match": 50.0}, nll=1.0, generated=1, cached=0, seconds=1.0)
+    values = {
+        "folder": spec.folder, "metric": "exact_match", "heldout_version": "v", "records": 120, "candidate": scores,
+        "champion": scores.model_copy(update={"model_id": spec.champion.model_id}),
+        "champion_generation": spec.champion.generation, "prediction_keys": {"m": "key"},
+    }  # fmt: skip
+    return Evaluation.model_validate({**values, **more})
+
+
+def made_verdict(spec: StepSpec, outcome: str, **more: Any) -> Verdict:
+    """Return a verdict on what the steps before it published; there need be neither model nor report."""
+    read = {name: durable.read_json(Path(spec.root) / path) for name, path in spec.inputs.items()}
+    report = read.get("evaluate")
+    assert report is None or Evaluation.model_validate(report).is_against(spec.champion), (
+        "decide would refuse this report"
+    )
+    values = {
+        "outcome": outcome, "reasons": (), "sentence": f"{outcome}, by the script", "metric": "exact_match",
+        "records": 120, "candidate_model_id": read.get("merge", {}).get("model_id"), "champion_model_id": "b",
+        "champion_generation": report and report["champion_generation"],
+    }  # fmt: skip
+    return Verdict.model_validate({**values, **more})

@@ -1,0 +1,45 @@
+"""One word for one thing: the names that were replaced by the field's own do not come back."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+#: Each as a whole word, beside what is said instead.
+REPLACED = {
+    r"exams?|Exams?|Paper|seats?|_?Seat|sitting|sit": "plan, requests, predict",
+    r"Sides|spill|Spill|SpilledRow|near_texts|plain_rows": "split, partitions, jaccard, fast_path",
+    r"control_tokens?|control tokens?|forged": "special_tokens",
+    r"Card|card_[a-z]+|[a-z]+_card": "Report, report_*",
+    r"established": "seen, unseen",
+    r"QUARANTINED|HELD|held back": "crashed (runs), suspended (drops)",
+    r"reign(?:s|ed|ing)?|(?<!rule of )succession|barred|sick|passed[_ ]over": "serve, journal, blocked, skipped",
+    r"waiting_wins?|[Oo]bstacles?": "blocker",
+    r"conclusion|reopening|standing|take_back": "apply_verdict, stale_steps, invalidate",
+    r"footprint|named_things|inbox_copy|harness|fitting": "disk_estimate, preflight, submit, lm_eval, auto_batch_size",
+    r"Weighed|Circumstances|[Hh]urdles?|dearest": "Decision, VerdictContext, guard model, costliest",
+}
+ENDINGS = {".py", ".json", ".md", ".toml", ".jinja", ".css", ".service"}
+
+
+def files() -> Iterator[Path]:
+    for place in ("daemon", "pipeline", "schemas", "systemd"):
+        yield from (path for path in (ROOT / place).rglob("*") if path.suffix in ENDINGS)
+    yield from (ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md"))
+
+
+def found(text: str, words: str) -> list[str]:
+    return [match[0] for match in re.finditer(rf"\b(?:{words})\b", text)]
+
+
+@pytest.mark.parametrize("words", REPLACED, ids=REPLACED.values())
+def test_a_replaced_word_is_nowhere(words: str) -> None:
+    places = {str(path.relative_to(ROOT)): found(path.read_text(encoding="utf-8"), words) for path in files()}
+    assert {place: words for place, words in places.items() if words} == {}
+
+
+def test_a_word_that_came_back_would_be_found() -> None:
+    for text in ("class Exam:", "the champion reigns", "drops are held back", "control_tokens"):
+        assert any(found(text, words) for words in REPLACED)
