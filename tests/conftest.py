@@ -1,5 +1,6 @@
 """What holds for all tests, and the tiny models and attempts that several share."""
 
+import gc
 import importlib.util
 import os
 from collections.abc import Callable, Mapping
@@ -58,6 +59,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.long)
 
 
+def pytest_collection_finish() -> None:
+    """Keep what was imported out of garbage collections, each of which took half a second with torch's objects."""
+    gc.freeze()
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """
     Print what tests measured, a line each: `record_property("table", text)`; and what attacks did:
@@ -100,6 +106,8 @@ def tiny_llama(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random two-layer Llama with a chat template. Tests must not change it."""
     folder = tmp_path_factory.mktemp("models") / "chat"
     tiny.make_model(folder)
+    # As in pytest_collection_finish: making the model imported the rest of transformers.
+    gc.freeze()
     return folder
 
 

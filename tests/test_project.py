@@ -38,6 +38,13 @@ def test_every_target_sets_itself_up() -> None:
         assert len(recipe(target)) >= 1
 
 
+def test_what_one_target_leaves_out_of_the_tests_another_runs() -> None:
+    quick, everything = recipe("test"), recipe("test-all")
+    assert quick == ['.venv/bin/pytest --numprocesses 2 --dist worksteal -m "not long"']
+    assert everything == [".venv/bin/pytest --numprocesses 2 --dist worksteal --ignore tests/prove"]
+    assert recipe("prove")[0].endswith(" tests/prove")
+
+
 def test_the_check_before_landing_runs_lint_then_the_tests() -> None:
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)

@@ -288,7 +288,7 @@ def test_a_run_that_loses_badly_holds_its_new_drops_back_and_only_those(
     assert len(done_promotions(engine)) == 1
 
 
-def test_the_drop_after_one_that_was_held_back_is_trained_on_without_it_and_can_win(
+def test_the_drop_after_one_that_was_suspended_is_trained_on_without_it_and_can_win(
     engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
 ) -> None:
     old = add_drop(engine, "a")
