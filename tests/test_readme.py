@@ -102,7 +102,7 @@ def test_a_command_that_does_not_exist_would_be_seen() -> None:
 
 
 def test_the_make_targets_that_it_names_exist() -> None:
-    targets = set(re.findall(r"\bmake ([a-z]+)", "\n".join([*in_backticks(README), *block("Use it")])))
+    targets = set(re.findall(r"\bmake ([a-z-]+)", "\n".join([*in_backticks(README), *block("Use it")])))
     assert targets >= {"demo", "test"}
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
