@@ -331,7 +331,6 @@ def answers_logged(attempt: Attempt) -> int:
     return sum(len(values) == 1 and isinstance(values[0][0], str) for values in lines)
 
 
-@pytest.mark.long
 def test_both_engines_predict_the_same_under_keys_of_their_own(attempt: Callable[..., Attempt]) -> None:
     plain, other = attempt(engine="batches"), attempt()
     reports = evaluate(plain), evaluate(other)
@@ -347,7 +346,6 @@ def test_both_engines_predict_the_same_under_keys_of_their_own(attempt: Callable
     assert answers_logged(other) == 2 * RECORDS
 
 
-@pytest.mark.long
 def test_an_evaluation_that_was_stopped_keeps_each_answer_that_it_has(
     attempt: Callable[..., Attempt], capsys: pytest.CaptureFixture[str], tamper: Callable[[Tamper], list[str]]
 ) -> None:
@@ -402,7 +400,6 @@ def test_it_is_looked_whether_to_stop_before_the_first_answer_too(
     assert continuously(asked, prompts)[0] == in_batches(asked, prompts), "the model can be asked again"
 
 
-@pytest.mark.long
 def test_an_answer_that_was_taken_back_is_not_resumed(
     attempt: Callable[..., Attempt], tamper: Callable[[Tamper], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -415,14 +412,12 @@ def test_an_answer_that_was_taken_back_is_not_resumed(
     assert evaluate(attempt()).candidate.resumed == RECORDS - 1
 
 
-@pytest.mark.long
 def test_the_noise_floor_is_measured_by_asking_some_again(attempt: Callable[..., Attempt]) -> None:
     made = attempt(noise=None)
     assert evaluate(made).noise == NoiseFloor(records=RECORDS, changed=0, points=0.0)
     assert answers_logged(made) == 3 * RECORDS
 
 
-@pytest.mark.long
 def test_progress_counts_every_answer_once(
     attempt: Callable[..., Attempt], tamper: Callable[[Tamper], list[str]]
 ) -> None:
