@@ -270,8 +270,13 @@ def test_a_config_that_is_not_of_its_weights_is_refused_and_nothing_made_up(
 
 
 def test_a_training_that_diverges_fails_and_says_where(bench: Bench, tiny: Any, tiny_llama: Path) -> None:
+    attempt = bench.attempt(tiny_llama, tiny.rows(40, seed=5))
+    # Beyond what settings may say, so that it diverges on every processor.
+    far = attempt.config.train.model_copy(update={"learning_rate": 1e30})
+    config = attempt.config.model_copy(update={"train": far})
+    attempt.spec = attempt.spec.model_copy(update={"config": config})
     with pytest.raises(StepFailed, match="diverged") as raised:
-        bench.train(tiny_llama, tiny.rows(40, seed=5), learning_rate=1e30)
+        train(attempt)
     assert "learning_rate" in raised.value.hint
 
 
