@@ -155,7 +155,8 @@ def _of_a_gain(gain: float, p_value: float, least: float) -> dict[str, str]:
 def _on_new_data(verdict: Verdict) -> str:
     """Say how a gain differs between records of new drops and those that the champion knows."""
     slices = {one.kind: f"{signed(one.gain)} on {count(one.records, 'record')}" for one in verdict.slices}
-    parts = [f"{slices[kind]} of {name} drops" for kind, name in (("unseen", "new"), ("seen", "older")) if kind in slices]
+    names = (("unseen", "new"), ("seen", "older"))
+    parts = [f"{slices[kind]} of {name} drops" for kind, name in names if kind in slices]
     return f"The gain is shown only with the records of new drops: {' and '.join(parts)}."
 
 
