@@ -1,11 +1,13 @@
 """Read `dropforge.toml` and environment variables into checked settings."""
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from daemon.settings.model import (
     ENV_PREFIX,
@@ -16,7 +18,6 @@ from daemon.settings.model import (
     SettingsError,
     TrackSettings,
 )
-from daemon.settings.numbers import no_numbers, section_of
 from daemon.settings.places import absolute_paths, overlap
 from daemon.settings.text import BadText, nearest, overlay, read_toml, read_variable, shown
 from daemon.system.programs import owner_of
@@ -156,3 +157,40 @@ def _worded(
     return SettingsError(
         f"{source}: {'.'.join(place)}: {problem}", f"found {found}; the commented sample is systemd/dropforge.toml"
     )
+
+
+def no_numbers(
+    values: Mapping[str, Any], model: type[BaseModel], place: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield each value that is no number where `model` has one, with the names that lead to it."""
+    for key, value in values.items():
+        field = model.model_fields.get(key)
+        section = None if field is None else section_of(field)
+        if section is not None and isinstance(value, Mapping):
+            yield from no_numbers(value, section, (*place, key))
+        elif field is not None and _is_number(field.annotation):
+            named = {(*place, key, name): one for name, one in value.items()} if isinstance(value, Mapping) else None
+            yield from ((where, one) for where, one in (named or {(*place, key): value}).items() if not _is_finite(one))
+
+
+def _is_finite(value: Any) -> bool:
+    """Say whether a value is a finite number, or none at all: then Pydantic says so."""
+    if isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:
+        return False  # a whole number beyond any float
+    except (TypeError, ValueError):
+        return True
+
+
+def section_of(field: FieldInfo) -> type[BaseModel] | None:
+    """Return the model of a field that is a table of settings; `None` for any other field."""
+    kinds = [field.annotation, *get_args(field.annotation)]
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+
+
+def _is_number(annotation: Any) -> bool:
+    """Say whether a field holds numbers, by itself or under names of their own."""
+    return annotation in {int, float} or any(_is_number(part) for part in get_args(annotation))

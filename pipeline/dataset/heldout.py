@@ -1,4 +1,4 @@
-"""The held-out records, as `prepare` wrote them and as both models are asked them."""
+"""The files that `prepare` freezes: their hash, and the held-out records as both models are asked them."""
 
 import hashlib
 from collections.abc import Iterable
@@ -9,6 +9,9 @@ from typing import Any
 from pipeline import durable
 from pipeline.errors import StepFailed
 from pipeline.prompt import fold
+
+#: What `prepare` freezes, and `dataset_hash` is of.
+NAMES = ("train.jsonl", "dev.jsonl", "heldout.jsonl")
 
 
 @dataclass(frozen=True)
@@ -66,3 +69,16 @@ def _record(row: dict[str, Any]) -> HeldoutRecord:
         near=tuple(row.get("near", ())),
         replaced=row.get("replaced", False),
     )
+
+
+def dataset_hash(folder: Path) -> str:
+    """
+    Return one hash of the three files: sha256 over a line of name and sha256 for each; a missing one counts as empty.
+
+    Raises `OSError` if one cannot be read.
+    """
+    return hashlib.sha256("".join(f"{name} {_hash(folder / name)}\n" for name in NAMES).encode()).hexdigest()
+
+
+def _hash(path: Path) -> str:
+    return durable.sha256_file(path) if path.exists() else hashlib.sha256().hexdigest()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from pipeline.artifacts import GuardResult, Outcome, Verdict
+from pipeline.artifacts import Dataset, GuardResult, Outcome, Shortfall, Verdict
 from pipeline.config import GateConfig, GuardConfig
 from pipeline.gate import guards, statistics
 from pipeline.gate.comparison import Comparison
@@ -258,3 +258,18 @@ def _power(found: Decision, rules: Rules, least: int) -> tuple[Detectable | None
     needed = records_needed(differences, test, asked_power(smallest) if shows else POWER)
     missing = None if needed is None else max(0, max(needed, least) - differences.size)
     return smallest, missing
+
+
+def early_verdict(dataset: Dataset, shortfall: Shortfall, gate: GateConfig) -> Verdict:
+    """Return the verdict for too little data: no model was trained for it, or one that there is nothing to ask."""
+    have, need = shortfall.heldout_rows, shortfall.needed_heldout_rows
+    unpinned = gate.on == "pinned" and not dataset.heldout_pinned
+    reasons = {"no_pinned_heldout": unpinned, "too_few_records": have < need}
+    verdict = Verdict(
+        outcome="insufficient_evidence",
+        reasons=tuple(code for code, holds in reasons.items() if holds),
+        sentence="",
+        metric=dataset.metric,
+        records=have,
+    )
+    return verdict.model_copy(update={"sentence": short_line(verdict, need)})

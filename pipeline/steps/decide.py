@@ -5,11 +5,10 @@ from pipeline.contract import Attempt, StepSpec
 from pipeline.dataset.heldout import version_of
 from pipeline.errors import StepFailed
 from pipeline.gate.comparison import read_comparison
-from pipeline.gate.shortfall import early_verdict
 from pipeline.gate.slices import (
     Known,
 )
-from pipeline.gate.verdict import Rules, judge, on_part
+from pipeline.gate.verdict import Rules, early_verdict, judge, on_part
 from pipeline.report import write
 from pipeline.yardstick import yardstick_words
 

@@ -16,8 +16,7 @@ from pipeline.artifacts import Dataset, Shortfall
 from pipeline.config import SplitConfig
 from pipeline.contract import Attempt
 from pipeline.dataset.decontaminate import find_overlaps
-from pipeline.dataset.files import dataset_hash
-from pipeline.dataset.heldout import version_of
+from pipeline.dataset.heldout import dataset_hash, version_of
 from pipeline.dataset.overlaps import Overlaps
 from pipeline.dataset.partitions import Partitions
 from pipeline.dataset.snapshot_reader import CHECK_EVERY, SnapshotReader

@@ -13,7 +13,7 @@ from typing import Any
 from pipeline import durable
 from pipeline.artifacts import Adapter, Dataset, LengthBin
 from pipeline.contract import Attempt
-from pipeline.dataset.files import dataset_hash
+from pipeline.dataset.heldout import dataset_hash
 from pipeline.errors import CannotTrain
 from pipeline.model_folder.manifest import check_base, model_id
 from pipeline.prompt import Format, choose_format, completion_ids, fold, holds_special_token, prompt_ids

@@ -20,7 +20,7 @@ from pipeline import durable
 from pipeline.artifacts import Adapter, Artifact, Dataset, Evaluation, Model, ModelRef, NoiseFloor
 from pipeline.config import EvaluateConfig, RunConfig, TrainConfig
 from pipeline.contract import LOG_NAME, RESULT_NAME, SPEC_NAME, StepResult, StepSpec
-from pipeline.dataset.files import dataset_hash
+from pipeline.dataset.heldout import dataset_hash
 from pipeline.model_folder.manifest import model_id
 from pipeline.qlora.checkpoints import COMPLETE, step_of
 

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from daemon.settings.load import load
+from daemon.settings.load import load, section_of
 from daemon.settings.model import Settings, SettingsError, TrackSettings
-from daemon.settings.numbers import section_of
 from tests.daemon.conftest import dropforge
 
 __all__ = ["dropforge"]

@@ -90,7 +90,7 @@ def test_what_training_and_merging_leave_is_within_what_was_said_and_not_far_fro
     tiny: Any, tiny_llama: Path, tmp_path: Path, make_attempt: Callable[..., Attempt]
 ) -> None:
     from pipeline.artifacts import Dataset  # noqa: PLC0415 - with the steps below, which load torch
-    from pipeline.dataset.files import dataset_hash  # noqa: PLC0415
+    from pipeline.dataset.heldout import dataset_hash  # noqa: PLC0415
     from pipeline.model_folder.manifest import model_id  # noqa: PLC0415
     from pipeline.steps.merge import merge  # noqa: PLC0415
     from pipeline.steps.train import train  # noqa: PLC0415

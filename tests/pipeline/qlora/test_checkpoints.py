@@ -14,7 +14,7 @@ from pipeline import durable
 from pipeline.artifacts import Adapter, Dataset
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.contract import Attempt
-from pipeline.dataset.files import dataset_hash
+from pipeline.dataset.heldout import dataset_hash
 from pipeline.errors import Interrupted
 from pipeline.model_folder.manifest import model_id
 from pipeline.qlora.checkpoints import COMPLETE, LISTING, Choice, fingerprint, newest_valid, publish, step_of

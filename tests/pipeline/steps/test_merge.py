@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from pipeline.artifacts import Adapter, Dataset, Model
 from pipeline.config import EvaluateConfig, RunConfig, TrainConfig
 from pipeline.contract import Attempt
-from pipeline.dataset.files import dataset_hash
+from pipeline.dataset.heldout import dataset_hash
 from pipeline.errors import CannotTrain, DropforgeError, Interrupted, StepFailed
 from pipeline.model_folder.manifest import MANIFEST_NAME, model_id, verify_manifest
 from pipeline.model_folder.trained_ids import trained_ids

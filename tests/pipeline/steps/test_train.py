@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from pipeline.artifacts import Adapter, CurvePoint, Dataset
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.contract import Attempt
-from pipeline.dataset.files import dataset_hash
+from pipeline.dataset.heldout import dataset_hash
 from pipeline.errors import CannotTrain, Interrupted, StepFailed
 from pipeline.model_folder.manifest import model_id
 from pipeline.prompt import alpaca_prompt, fold
