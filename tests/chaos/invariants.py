@@ -19,7 +19,7 @@ from pipeline.model_folder.manifest import model_id, verify_manifest
 _MOVES = {
     "run_claimed": "running", "run_adopted": "running", "run_succeeded": "succeeded", "run_failed": "failed",
     "run_waits": "waiting", "run_interrupted": "waiting", "run_died": "waiting", "run_cancelled": "cancelled",
-    "run_postponed": "waiting", "run_crashed": "quarantined",
+    "run_postponed": "waiting", "run_crashed": "crashed",
 }  # fmt: skip
 _DOCUMENTS = {"done": ".receipt.json", "rejected": ".errors.json"}
 

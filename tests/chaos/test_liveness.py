@@ -158,8 +158,8 @@ ENDS = {
     "a failure (1) is tried up to the limit": End("result('failed', 1)", ("waiting", 1, 0), ("failed", 3, 0)),
     "so is any other exit code": End("os._exit(70)", ("waiting", 1, 0), ("failed", 3, 0)),
     "and a good one without a result": End("os._exit(0)", ("waiting", 1, 0), ("failed", 3, 0)),
-    "a kill is a death": End("os.kill(os.getpid(), 9)", ("waiting", 0, 1), ("quarantined", 0, 3)),
-    "so is a crash": End("os.kill(os.getpid(), signal.SIGSEGV)", ("waiting", 0, 1), ("quarantined", 0, 3)),
+    "a kill is a death": End("os.kill(os.getpid(), 9)", ("waiting", 0, 1), ("crashed", 0, 3)),
+    "so is a crash": End("os.kill(os.getpid(), signal.SIGSEGV)", ("waiting", 0, 1), ("crashed", 0, 3)),
 }
 
 
@@ -189,7 +189,7 @@ def start_worker(root: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", code, str(root)], stdin=subprocess.PIPE)
 
 
-def test_a_run_that_takes_worker_and_step_down_three_times_is_quarantined_where_everybody_looks(
+def test_a_run_that_takes_worker_and_step_down_three_times_is_crashed_where_everybody_looks(
     house: House, ask: Callable[..., str]
 ) -> None:
     house.executor.script = HANG
@@ -203,15 +203,15 @@ def test_a_run_that_takes_worker_and_step_down_three_times_is_quarantined_where_
             os.kill(step.pid, signal.SIGKILL)
         assert wait_until_dead(step, 30)
         house.until(lambda n=number: house.ended() == n)  # type: ignore[misc]
-        assert house.run().state == ("quarantined" if number == 3 else "waiting")
-    for command in ("status", "runs", "runs --state quarantined", "show 1"):
+        assert house.run().state == ("crashed" if number == 3 else "waiting")
+    for command in ("status", "runs", "runs --state crashed", "show 1"):
         said = ask(command)
-        assert "quarantined" in said, command
+        assert "crashed" in said, command
         assert "vanished" in said, command
     for command in ("status", "show 1"):
         assert "hint: free memory or lower train.batch_size, then: dropforge retry 1" in ask(command)
     (shown,) = json.loads(ask("runs --json"))["runs"]
-    assert (shown["state"], shown["hint"].rpartition(": ")[2]) == ("quarantined", "dropforge retry 1")
+    assert (shown["state"], shown["hint"].rpartition(": ")[2]) == ("crashed", "dropforge retry 1")
     assert "vanished processes: 3" in ask("show 1")
     with transaction(house.engine) as session:
         kinds = [event.kind for event in session.exec(select(Event)) if event.run_id == 1]

@@ -94,6 +94,8 @@ def test_a_member_who_swaps_things_at_random_reaches_nothing_else(
     swapper = box.popen(ALICE, sys.executable, "-P", str(Path(__file__).with_name("swapper.py")), str(decoy))
     with contextlib.suppress(subprocess.TimeoutExpired):
         swapper.wait(RACE_SECONDS)
+    # However the processes were scheduled: without a folder refused the race was none.
+    box.until(lambda: refusals(box) > 0)
     turns = int(swapper.communicate()[0])
     box.until(lambda: put_right(box))
     box.drop(BOB, "after.jsonl", rows("after"))
@@ -105,10 +107,14 @@ def test_a_member_who_swaps_things_at_random_reaches_nothing_else(
     assert all(hashlib.sha256(path.read_bytes()).hexdigest() == path.stem for path in (box.state / "drops").iterdir())
     outside = touched(trace.read_text(errors="replace"), decoy)
     assert outside == []
-    refused = box.said().count("inbox_folder_unusable") + box.said().count("intake_trouble")
-    assert refused > 0, "the race was none"
     probe = f"folders, links, files, pipes swapped {turns:,} times in {RACE_SECONDS} s"
-    record_property("probe", [probe, "nothing outside opened", f"0 opened, folders refused {refused} times"])
+    record_property("probe", [probe, "nothing outside opened", f"0 opened, folders refused {refusals(box)} times"])
+
+
+def refusals(box: Box) -> int:
+    """Return how often the daemon said that a folder of the inbox cannot be used."""
+    said = box.said()
+    return said.count("inbox_folder_unusable") + said.count("intake_trouble")
 
 
 def put_right(box: Box) -> bool:

@@ -98,6 +98,10 @@ def test_it_is_asked_in_both_orders_and_what_it_says_adds_up(
             "instruction": "Route the message.",
             "input": "my parcel has not been here since friday",
             "references": ["shipping"],
+            "drop": 1,
+            "pinned": False,
+            "replaced": False,
+            "tags": [],
             "candidate": {"text": candidate},
             "champion": {"text": champion},
         }
