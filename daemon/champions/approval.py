@@ -66,9 +66,9 @@ def force(  # noqa: PLR0913 - what is asked for, and who asks
     """
     Make the model of an ended run the champion whatever its verdict, and return the row that says so.
 
-    Its files are compared with their hashes and `try_out` lets it answer before anything moves. A bar is lifted; drops
-    that were held stay held. Raises `CannotPromote`, `NoTarget`, what `try_out` does, or `ChampionMoved` if another
-    change came first.
+    Its files are compared with their hashes and `try_out` lets it answer before anything moves. The model is no longer
+    blocked; drops that were suspended stay so. Raises `CannotPromote`, `NoTarget`, what `try_out` does, or
+    `ChampionMoved` if another change came first.
     """
     with transaction(engine) as session:
         run = _known(session, run_id)

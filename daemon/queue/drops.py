@@ -47,7 +47,7 @@ def withdraw(  # noqa: PLR0913, PLR0917 - what is asked for, and who asks
     engine: Engine, drop_id: int, reason: str, now: int, settings: Settings, by: str | None = None
 ) -> Withdrawal:
     """
-    Take an accepted, proposed or held drop out of every later snapshot, training and held-out alike.
+    Take an accepted, proposed or suspended drop out of every later snapshot, training and held-out alike.
 
     Runs that have their snapshot keep it. Where a win waits that this stops, what else was new in it waits for a run
     again. Raises `WrongDrop`.
