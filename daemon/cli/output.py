@@ -165,8 +165,8 @@ def _slice_lines(verdict: "Verdict") -> list[str]:
     lines = []
     for one in verdict.slices:
         if one.kind in {"seen", "unseen"}:
-            between = f", interval {one.interval[0]:+.1f} to {one.interval[1]:+.1f}" if one.interval else ""
-            lines.append(f"{one.label}: gain {one.gain:+.1f} points on {one.records} records{between}")
+            between = f", interval {span(one.interval)}" if one.interval else ""
+            lines.append(f"{one.label}: gain {signed(one.gain)} points on {one.records} records{between}")
     return lines
 
 

@@ -10,6 +10,7 @@ import typer
 from daemon.cli.output import print_json, print_line, print_table
 from daemon.cli.status import short_id
 from daemon.cli.workspace import MOST, JsonOption, RunArgument, complete_run, open_overview
+from pipeline.wording import signed
 
 if TYPE_CHECKING:
     from daemon.views.compare_runs import Comparison
@@ -83,7 +84,7 @@ def _print_sides(found: "Comparison") -> None:
     rows = [
         ("track", *(side.track for side in sides)),
         ("verdict", *(side.outcome or side.state for side in sides)),
-        ("gain", *("" if side.gain is None else f"{side.gain:+.1f} points" for side in sides)),
+        ("gain", *("" if side.gain is None else f"{signed(side.gain)} points" for side in sides)),
         ("candidate", *(short_id(side.model_id or "") for side in sides)),
         ("rows to train on", *(side.train_rows for side in sides)),
         ("held-out set", *(short_id(side.heldout_version or "") for side in sides)),
@@ -120,7 +121,7 @@ def _print_scores(found: "Comparison") -> None:
     left_out = f"; {changed} whose references changed are left out" if changed else ""
     print_line(f"both candidates on the {found.records} records that both were scored on{left_out}:")
     rows = [
-        (one.metric, f"{one.first:.1f}", f"{one.second:.1f}", f"{one.second - one.first:+.1f}") for one in found.scores
+        (one.metric, f"{one.first:.1f}", f"{one.second:.1f}", signed(one.second - one.first)) for one in found.scores
     ]
     print_table(("METRIC", *_heads(found), "CHANGE"), rows)
     if found.metric:

@@ -70,12 +70,11 @@ def runs(
             run.track,
             run.state,
             local(run.started_at or run.created_at),
-            run.outcome,
             run.sentence or run.error if run.ended_at else describe_run(run),
         )
         for run in found
     ]
-    print_table(("RUN", "TRACK", "STATE", "BEGAN", "OUTCOME", ""), rows)
+    print_table(("RUN", "TRACK", "STATE", "BEGAN", ""), rows)
 
 
 def show(context: typer.Context, *, run: RunArgument, as_json: JsonOption = False) -> None:

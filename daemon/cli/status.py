@@ -257,10 +257,10 @@ def _print_runs(overview: "Overview") -> None:
     if latest:
         print_line()
         rows = [
-            (run.id, run.track, local(run.ended_at), run.outcome or run.state, run.sentence or run.error)
+            (run.id, run.track, local(run.ended_at), run.sentence or ": ".join(filter(None, (run.state, run.error))))
             for run in latest
         ]
-        print_table(("RUN", "TRACK", "ENDED", "OUTCOME", ""), rows)
+        print_table(("RUN", "TRACK", "ENDED", "OUTCOME"), rows)
         for run in latest:
             if run.state == "crashed" and run.hint:
                 print_line(f"run {run.id} crashed; hint: {run.hint}")
