@@ -20,7 +20,8 @@ from daemon.champions.model_files import TryOut, check_files, later, require_the
 from daemon.champions.promotion import Candidate
 from daemon.state import run_files
 from daemon.state.database import transaction
-from daemon.state.tables import AWAITING, OVERTAKEN, Promotion, PromotionKind, Run, state_words
+from daemon.state.states import AWAITING, OVERTAKEN, PromotionKind, state_words
+from daemon.state.tables import Promotion, Run
 from pipeline.errors import DropforgeError
 
 

@@ -9,7 +9,8 @@ from daemon.champions import history
 from daemon.champions.history import forcing
 from daemon.queue.withdrawals import withdrawal_words, withdrawn_from
 from daemon.state.run_files import run_folder
-from daemon.state.tables import AWAITING, OVERTAKEN, PromotionKind, Run
+from daemon.state.states import AWAITING, OVERTAKEN, PromotionKind
+from daemon.state.tables import Run
 from pipeline.durable import read_object
 
 

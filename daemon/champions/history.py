@@ -5,7 +5,8 @@ from pathlib import Path
 
 from sqlmodel import Session, col, select
 
-from daemon.state.tables import HookState, Promotion, PromotionKind, PromotionState, Track
+from daemon.state.states import HookState, PromotionKind, PromotionState
+from daemon.state.tables import Promotion, Track
 from pipeline.artifacts import ModelRef
 
 

@@ -25,7 +25,8 @@ from daemon.settings.model import HookSettings, Settings
 from daemon.state import run_files
 from daemon.state.database import ChangeWatch, transaction
 from daemon.state.events import record_event
-from daemon.state.tables import Event, HookState, Promotion, PromotionState, Track
+from daemon.state.states import HookState, PromotionState
+from daemon.state.tables import Event, Promotion, Track
 from daemon.state.troubles import Troubles
 from daemon.storage.disk import is_full
 from pipeline.durable import read_object

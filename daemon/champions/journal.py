@@ -17,7 +17,8 @@ from sqlmodel import Session, col, select
 
 from daemon.state.database import transaction
 from daemon.state.events import record_event
-from daemon.state.tables import OVERTAKEN, HookState, Promotion, PromotionKind, PromotionState, Run, Track, waits
+from daemon.state.states import OVERTAKEN, HookState, PromotionKind, PromotionState
+from daemon.state.tables import Promotion, Run, Track, waits
 from pipeline.artifacts import ModelRef
 from pipeline.durable import fsync_folder
 from pipeline.errors import DropforgeError, is_disk_full

@@ -17,7 +17,8 @@ from daemon.champions.model_files import require_there
 from daemon.queue.claims import Claim, held_run
 from daemon.queue.withdrawals import require_no_withdrawal
 from daemon.state.database import transaction
-from daemon.state.tables import Promotion, PromotionKind, PromotionState, promotion_of
+from daemon.state.states import PromotionKind, PromotionState
+from daemon.state.tables import Promotion, promotion_of
 from pipeline.errors import DropforgeError
 
 """Lets the model in a folder answer; raises `DropforgeError` if it does not."""

@@ -19,7 +19,8 @@ from daemon.queue.withdrawals import excuse_words, train_without, withdrawn_from
 from daemon.queue.yardstick import note_change
 from daemon.settings.model import Settings, TrackSettings
 from daemon.state import run_files
-from daemon.state.tables import AWAITING, Run
+from daemon.state.states import AWAITING
+from daemon.state.tables import Run
 from daemon.system.sd_notify import showing_life
 from pipeline.artifacts import Verdict
 from pipeline.config import RunConfig

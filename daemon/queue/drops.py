@@ -14,7 +14,8 @@ from daemon.queue.withdrawals import train_without
 from daemon.settings.model import Settings
 from daemon.state import events
 from daemon.state.database import transaction
-from daemon.state.tables import Drop, DropState, Run, waits
+from daemon.state.states import DropState
+from daemon.state.tables import Drop, Run, waits
 from pipeline.errors import DropforgeError
 
 

@@ -6,7 +6,8 @@ from sqlalchemy import func, or_, update
 from sqlmodel import Session, col, select
 
 from daemon.state.events import record_event
-from daemon.state.tables import Drop, DropState, Event, Run
+from daemon.state.states import DropState
+from daemon.state.tables import Drop, Event, Run
 from pipeline import artifacts
 
 #: Outcomes of runs whose candidate was held against the champion.

@@ -13,7 +13,8 @@ from sqlmodel import Session, col, select
 from daemon.queue.run_queue import enqueue_when_quiet
 from daemon.queue.snapshots import excuse_new_drops, give_back, new_drops
 from daemon.settings.model import Settings
-from daemon.state.tables import Drop, DropState, Run
+from daemon.state.states import DropState
+from daemon.state.tables import Drop, Run
 from pipeline.errors import DropforgeError
 
 

@@ -8,7 +8,8 @@ from sqlalchemy.orm import defer
 from sqlmodel import Session, col, select
 
 from daemon.champions.history import drops_of
-from daemon.state.tables import Drop, DropState, Promotion, PromotionState, Run, Track
+from daemon.state.states import DropState, PromotionState
+from daemon.state.tables import Drop, Promotion, Run, Track
 from pipeline.artifacts import Frozen
 
 #: A run's configuration and its snapshot, which names every drop of its track, are read only where they are shown.

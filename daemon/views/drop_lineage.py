@@ -8,7 +8,8 @@ from sqlmodel import Session, col, select
 from daemon.champions import history
 from daemon.champions.blockers import blocker
 from daemon.champions.journal import NoChampion, champion
-from daemon.state.tables import Drop, DropState, Event, Run, RunState, waits
+from daemon.state.states import DropState, RunState
+from daemon.state.tables import Drop, Event, Run, waits
 from pipeline.artifacts import Frozen
 
 #: Former champions that are looked through for one without withdrawn drops.

@@ -20,18 +20,8 @@ from daemon.state.database_file import DatabaseUnusable
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, TROUBLES_NOTE, WATCHER_NOTE
 from daemon.state.run_files import load_object, load_progress, load_verdict
 from daemon.state.sqlite_errors import cause_of, in_words
-from daemon.state.tables import (
-    AWAITING,
-    Attempt,
-    Drop,
-    Event,
-    Promotion,
-    PromotionState,
-    Run,
-    RunState,
-    Track,
-    waits,
-)
+from daemon.state.states import AWAITING, PromotionState, RunState
+from daemon.state.tables import Attempt, Drop, Event, Promotion, Run, Track, waits
 from daemon.system.processes import lock_holder
 from daemon.views.champion_history import (
     WITHOUT_LARGE,

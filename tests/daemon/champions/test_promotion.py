@@ -14,7 +14,8 @@ from daemon.champions.journal import ChampionMoved, NoChampion
 from daemon.champions.promotion import Candidate
 from daemon.queue import claims, tracks
 from daemon.state.database import migrate, open_engine, transaction
-from daemon.state.tables import Event, Promotion, PromotionState, Run, RunState, Track
+from daemon.state.states import PromotionState, RunState
+from daemon.state.tables import Event, Promotion, Run, Track
 
 
 class PowerCut(BaseException):
