@@ -54,6 +54,12 @@ def champion(session: Session, track: str) -> ModelRef:
     )
 
 
+def history(session: Session, track: str) -> list[Promotion]:
+    """Return the track's champions, the base model first and today's last."""
+    done = select(Promotion).where(Promotion.track == track, Promotion.state == PromotionState.DONE)
+    return list(session.exec(done.order_by(col(Promotion.generation))).all())
+
+
 def require_generation(session: Session, track: str, expected: int | None) -> None:
     """Raise `ChampionMoved` if the track's champion is of another generation, or it is not known which was meant."""
     if champion(session, track).generation != expected:
