@@ -78,7 +78,8 @@ def ours(folder: Path, mode: str, runs: int) -> Rate:
 
     from daemon.queue import run_queue  # noqa: PLC0415
     from daemon.state import database  # noqa: PLC0415
-    from daemon.state.tables import Drop, DropState, Track  # noqa: PLC0415
+    from daemon.state.states import DropState  # noqa: PLC0415
+    from daemon.state.tables import Drop, Track  # noqa: PLC0415
     from pipeline.config import RunConfig  # noqa: PLC0415
 
     database.migrate(folder / "state.db")

@@ -7,16 +7,18 @@ Every path in here is relative to the state folder, so the folder can be moved o
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
+
+from pipeline.described import Described
 
 Role = Literal["train", "heldout"]
 Outcome = Literal["promoted", "worse", "not_shown_better", "insufficient_evidence", "guard_failed", "contaminated"]
 
 
-class Frozen(BaseModel):
+class Frozen(Described):
     """A value that crosses a process border: unknown fields are a defect, not something to skip."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Artifact(Frozen):

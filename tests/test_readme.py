@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from daemon.queue.states import ALLOWED
-from daemon.state.tables import RunState
+from daemon.state.states import RunState
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

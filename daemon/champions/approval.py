@@ -13,14 +13,15 @@ from time import monotonic
 from sqlalchemy import Engine
 from sqlmodel import Session
 
-from daemon.champions import history, promotion
-from daemon.champions.history import forcing
+from daemon.champions import journal, promotion
+from daemon.champions.history import blocked, forcing
 from daemon.champions.journal import alone, carry_out, champion, intend
 from daemon.champions.model_files import TryOut, check_files, later, require_there
 from daemon.champions.promotion import Candidate
 from daemon.state import run_files
 from daemon.state.database import transaction
-from daemon.state.tables import AWAITING, OVERTAKEN, Promotion, PromotionKind, Run, state_words
+from daemon.state.states import AWAITING, OVERTAKEN, PromotionKind, state_words
+from daemon.state.tables import Promotion, Run
 from pipeline.errors import DropforgeError
 
 
@@ -38,7 +39,7 @@ def approve(engine: Engine, state_folder: Path, run_id: int, now: int, by: str |
     """
     with transaction(engine) as session:
         run = _known(session, run_id)
-        past = history.history(session, run.track)
+        past = journal.history(session, run.track)
     _require_waiting(state_folder, run, past)
     try:
         verdict = run_files.load_verdict(state_folder, run_id)
@@ -122,7 +123,7 @@ def _known(session: Session, run_id: int) -> Run:
 
 def _blocked_by(past: Sequence[Promotion], run_id: int) -> Promotion | None:
     """Return the roll-back by which the model of a run lost its place and is blocked since, if there was one."""
-    made = {row.model_id for row in past if row.run_id == run_id} & history.blocked(past)
+    made = {row.model_id for row in past if row.run_id == run_id} & blocked(past)
     back = [row for row in past if row.kind == PromotionKind.ROLLBACK and row.previous_model_id in made]
     return back[-1] if back else None
 

@@ -12,7 +12,8 @@ from daemon.queue.tracks import ensure_track
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
 from daemon.state.events import record_event
-from daemon.state.tables import HookState, Promotion, PromotionKind, PromotionState, Track
+from daemon.state.states import HookState, PromotionKind, PromotionState
+from daemon.state.tables import Promotion, Track
 from daemon.storage.disk import is_full
 from daemon.system.sd_notify import showing_life
 from pipeline import durable

@@ -1,16 +1,17 @@
 """What blocks a win that waits for approval: its model was rolled back from, or one of its drops was withdrawn."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from sqlmodel import Session
-
-from daemon.champions import history
-from daemon.champions.history import forcing
-from daemon.queue.withdrawals import withdrawal_words, withdrawn_from
-from daemon.state.run_files import run_folder
-from daemon.state.tables import AWAITING, OVERTAKEN, PromotionKind, Run
+from daemon.champions.history import blocked, forcing
+from daemon.queue.withdrawals import withdrawal_words
+from daemon.state.states import AWAITING, OVERTAKEN, PromotionKind
 from pipeline.durable import read_object
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from daemon.state.tables import Drop, Promotion
 
 
 class Blocker(NamedTuple):
@@ -21,19 +22,18 @@ class Blocker(NamedTuple):
     """Whether its model was rolled back from: then it does not wait for a yes, and only force brings it back."""
 
 
-def blocker(session: Session, state_folder: Path, run: Run) -> Blocker | None:
+def blocker(folder: Path, past: "Sequence[Promotion]", gone: "Sequence[Drop]") -> Blocker | None:
     """
-    Return what stands against the win of `run`; `None` if a yes is enough.
+    Return what stands against the win of the run in `folder`; `None` if a yes is enough.
 
-    Where its verdict is damaged, nobody knows which model won, and so not whether that is blocked.
+    `past` are its track's champions, `gone` the drops in its snapshot that were withdrawn since. Where its verdict is
+    damaged, nobody knows which model won, and so not whether that is blocked.
     """
-    past = history.history(session, run.track)
-    model_id = read_object(run_folder(state_folder, run.id or 0) / "decide.json").get("candidate_model_id")
-    if isinstance(model_id, str) and model_id in history.blocked(past):
+    model_id = read_object(folder / "decide.json").get("candidate_model_id")
+    if isinstance(model_id, str) and model_id in blocked(past):
         rows = [row for row in past if row.kind == PromotionKind.ROLLBACK and row.previous_model_id == model_id]
         by = f", by {rows[-1].approved_by}" if rows[-1].approved_by else ""
         return Blocker(f"its model is blocked: the track was {rows[-1].reason}{by}", blocked=True)
-    gone = withdrawn_from(session, run)
     return Blocker(withdrawal_words(gone), blocked=False) if gone else None
 
 

@@ -1,51 +1,47 @@
-"""What a track's past promotions say: former champions, blocked and unhealthy models."""
+"""What the rows of a track's promotions say, whoever read them: former champions, blocked and unhealthy models."""
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sqlmodel import Session, col, select
-
-from daemon.state.tables import HookState, Promotion, PromotionKind, PromotionState, Track
+from daemon.state.states import HookState, PromotionKind
 from pipeline.artifacts import ModelRef
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
-def history(session: Session, track: str) -> list[Promotion]:
-    """Return the track's champions, the base model first and today's last."""
-    done = select(Promotion).where(Promotion.track == track, Promotion.state == PromotionState.DONE)
-    return list(session.exec(done.order_by(col(Promotion.generation))).all())
+    from daemon.state.tables import Promotion, Track
 
 
-def unhealthy_models(past: Sequence[Promotion]) -> set[str]:
+def unhealthy_models(past: "Sequence[Promotion]") -> set[str]:
     """Return the models that failed their health command when they last came to serve: others took their place."""
     latest = {row.model_id: row for row in past}
     return {model for model, row in latest.items() if row.health_state == HookState.FAILED}
 
 
-def former(session: Session, state_folder: Path, track: str, most: int) -> list[ModelRef]:
+def former(past: "Sequence[Promotion]", track: "Track", state_folder: Path, most: int) -> list[ModelRef]:
     """
-    Return up to `most` former champions of the track that may serve again, the latest first.
+    Return up to `most` of a track's `past` champions that may serve again, the latest first.
 
     Not today's, not those that were rolled back from, that failed their health command or that a rollback skipped,
     not those whose folder is gone; base models are among them.
     """
-    past, row = history(session, track), session.get_one(Track, track)
-    shut, over = blocked(past) | unhealthy_models(past) | {row.champion_model_id}, _skipped(past)
+    shut, over = blocked(past) | unhealthy_models(past) | {track.champion_model_id}, _skipped(past)
     found: dict[str, ModelRef] = {}
     for one in reversed(past):
-        moved = one.model_id == row.base_model_id and row.base_path is not None
-        path = row.base_path if moved and row.base_path is not None else one.model_path
+        moved = one.model_id == track.base_model_id and track.base_path is not None
+        path = track.base_path if moved and track.base_path is not None else one.model_path
         left = one.generation in over or one.model_id in shut
         if left or one.model_id in found or not (state_folder / path).is_dir():
             continue
         found[one.model_id] = ModelRef(
-            model_id=one.model_id, path=path, generation=one.generation, drops=drops_of(session, track, one.model_id)
+            model_id=one.model_id, path=path, generation=one.generation, drops=drops_of(past, one.model_id)
         )
         if len(found) == most:
             break
     return list(found.values())
 
 
-def _skipped(past: Sequence[Promotion]) -> set[int]:
+def _skipped(past: "Sequence[Promotion]") -> set[int]:
     """Return the generations between those that were rolled back from and those that served again for them."""
     over: set[int] = set()
     for row in past:
@@ -56,19 +52,13 @@ def _skipped(past: Sequence[Promotion]) -> set[int]:
     return over
 
 
-def drops_of(session: Session, track: str, model: str) -> tuple[int, ...] | None:
+def drops_of(past: "Sequence[Promotion]", model: str) -> tuple[int, ...] | None:
     """Return the drops in the snapshot that a champion's model was made from; `None` for a base model."""
-    made = select(Promotion).where(
-        Promotion.track == track,
-        Promotion.model_id == model,
-        Promotion.state == PromotionState.DONE,
-        col(Promotion.run_id).is_not(None),
-    )
-    row = session.exec(made.order_by(col(Promotion.generation).desc())).first()
-    return None if row is None or row.drops is None else tuple(row.drops)
+    made = [row.drops for row in past if row.model_id == model and row.run_id is not None]
+    return None if not made or made[-1] is None else tuple(made[-1])
 
 
-def blocked(past: Sequence[Promotion]) -> set[str]:
+def blocked(past: "Sequence[Promotion]") -> set[str]:
     """Return the models that were rolled back from and that nobody has brought back since."""
     shut = set()
     for row in past:

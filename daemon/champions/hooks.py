@@ -18,14 +18,15 @@ import structlog
 from sqlalchemy import Engine
 from sqlmodel import Session, col, or_, select
 
-from daemon.champions import history, journal, rollback
+from daemon.champions import journal, rollback
 from daemon.champions.commands import Command, Ended, last_line
 from daemon.champions.smoke_test import Stopped, require_answer
 from daemon.settings.model import HookSettings, Settings
 from daemon.state import run_files
 from daemon.state.database import ChangeWatch, transaction
 from daemon.state.events import record_event
-from daemon.state.tables import Event, HookState, Promotion, PromotionState, Track
+from daemon.state.states import HookState, PromotionState
+from daemon.state.tables import Event, Promotion, Track
 from daemon.state.troubles import Troubles
 from daemon.storage.disk import is_full
 from pipeline.durable import read_object
@@ -299,7 +300,7 @@ def ask_again(engine: Engine, settings: Settings, track: str, now: int, by: str)
         raise NothingToRun(message, "set hooks.after_promotion in dropforge.toml")
     with transaction(engine) as session:
         generation = journal.champion(session, track).generation
-        row = next(one for one in history.history(session, track) if one.generation == generation)
+        row = next(one for one in journal.history(session, track) if one.generation == generation)
         if row.hook_state in _OPEN:
             message = f"hooks.after_promotion of track {track} is {row.hook_state} already"
             raise NothingToRun(message, "see what comes of it: dropforge status; the daemon runs it: dropforge run")

@@ -17,7 +17,8 @@ from sqlmodel import Session, col, select
 
 from daemon.state.database import transaction
 from daemon.state.events import record_event
-from daemon.state.tables import OVERTAKEN, HookState, Promotion, PromotionKind, PromotionState, Run, Track, waits
+from daemon.state.states import OVERTAKEN, HookState, PromotionKind, PromotionState
+from daemon.state.tables import Promotion, Run, Track, waits
 from pipeline.artifacts import ModelRef
 from pipeline.durable import fsync_folder
 from pipeline.errors import DropforgeError, is_disk_full
@@ -51,6 +52,12 @@ def champion(session: Session, track: str) -> ModelRef:
     return ModelRef.model_validate(
         {"model_id": row.champion_model_id, "path": row.champion_path, "generation": row.champion_generation}
     )
+
+
+def history(session: Session, track: str) -> list[Promotion]:
+    """Return the track's champions, the base model first and today's last."""
+    done = select(Promotion).where(Promotion.track == track, Promotion.state == PromotionState.DONE)
+    return list(session.exec(done.order_by(col(Promotion.generation))).all())
 
 
 def require_generation(session: Session, track: str, expected: int | None) -> None:

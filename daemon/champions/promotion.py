@@ -11,13 +11,15 @@ from pathlib import Path
 from sqlalchemy import Engine
 from sqlmodel import Session, select
 
-from daemon.champions.history import blocked, forcing, history
-from daemon.champions.journal import alone, carry_out, intend
+from daemon.champions.history import blocked, forcing
+from daemon.champions.journal import alone, carry_out, history, intend
 from daemon.champions.model_files import require_there
 from daemon.queue.claims import Claim, held_run
+from daemon.queue.snapshots import withdrawn_from
 from daemon.queue.withdrawals import require_no_withdrawal
 from daemon.state.database import transaction
-from daemon.state.tables import Promotion, PromotionKind, PromotionState, promotion_of
+from daemon.state.states import PromotionKind, PromotionState
+from daemon.state.tables import Promotion, Run, promotion_of
 from pipeline.errors import DropforgeError
 
 """Lets the model in a folder answer; raises `DropforgeError` if it does not."""
@@ -74,7 +76,8 @@ def promote(  # noqa: PLR0913, PLR0917 - what is promoted over which generation,
                 raise Blocked(message, f"{see}; to bring it back: {forcing(candidate.run_id)}")
             if not _is_intended(session, candidate.run_id):
                 # What was journalled before the withdrawal is finished by `recover`, too.
-                require_no_withdrawal(session, candidate.run_id, forcing(candidate.run_id))
+                gone = withdrawn_from(session, session.get_one(Run, candidate.run_id))
+                require_no_withdrawal(candidate.run_id, gone, forcing(candidate.run_id))
             require_there(state_folder / candidate.path, f"the model of run {candidate.run_id}", candidate.track)
             intent = intend(session, intent, now)
         return carry_out(engine, state_folder, intent, now)

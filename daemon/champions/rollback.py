@@ -6,11 +6,12 @@ from time import monotonic
 
 from sqlalchemy import Engine
 
-from daemon.champions.history import blocked, history, unhealthy_models
-from daemon.champions.journal import alone, carry_out, champion, intend, require_generation
+from daemon.champions.history import blocked, unhealthy_models
+from daemon.champions.journal import alone, carry_out, champion, history, intend, require_generation
 from daemon.champions.model_files import NoTarget, TryOut, check_files, later, other_ways, require_there
 from daemon.state.database import transaction
-from daemon.state.tables import Promotion, PromotionKind, Track
+from daemon.state.states import PromotionKind
+from daemon.state.tables import Promotion, Track
 from pipeline.artifacts import ModelRef
 
 #: Former champions that a refused rollback names.

@@ -7,7 +7,6 @@ errors of all of them. Open `runs` first to see how a command is written.
 
 import os
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,6 +59,8 @@ for group in (service, inbox, status, drops, runs, report, champion, maintenance
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001 - as typer calls it
     if wanted:
+        from importlib.metadata import version  # noqa: PLC0415 - a quick start
+
         print(f"dropforge {version('dropforge')}")
         raise typer.Exit
 
@@ -107,7 +108,7 @@ def main() -> int:
 
 def _database_words(error: Exception, context: typer.Context) -> DropforgeError | None:
     """Return what an error of the state database is to a person; `None` for any other error."""
-    if "sqlalchemy" not in sys.modules:
+    if "sqlite3" not in sys.modules:
         return None  # nobody has opened it
     from daemon.state.sqlite_errors import cause_of, in_words  # noqa: PLC0415 - a quick start
 

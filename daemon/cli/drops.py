@@ -44,7 +44,7 @@ def drops(
     """List the files that were taken in, newest first."""
     if context.invoked_subcommand is not None:
         return
-    from daemon.state.tables import DropState  # noqa: PLC0415 - a quick start
+    from daemon.state.states import DropState  # noqa: PLC0415 - a quick start
 
     if state is not None and state not in set(DropState):
         message = f"there is no state {state!r}: use one of {', '.join(DropState)}"

@@ -50,7 +50,7 @@ def runs(
     context: typer.Context, *, track: TrackOption = None, state: StateOption = None, as_json: JsonOption = False
 ) -> None:
     """List the runs, newest first."""
-    from daemon.state.tables import RunState  # noqa: PLC0415 - a quick start
+    from daemon.state.states import RunState  # noqa: PLC0415 - a quick start
 
     if state is not None and state not in set(RunState):
         message = f"there is no state {state!r}: use one of {', '.join(RunState)}"
@@ -179,7 +179,7 @@ def cancel(context: typer.Context, *, run: RunArgument) -> None:
     One that is running leaves a checkpoint first, so that it can be retried.
     """
     from daemon.queue import run_queue  # noqa: PLC0415 - a quick start
-    from daemon.state.tables import state_words  # noqa: PLC0415 - a quick start
+    from daemon.state.states import state_words  # noqa: PLC0415 - a quick start
 
     state = _act(context, run, run_queue.cancel)
     if state == "running":

@@ -108,7 +108,7 @@ def _print_status_json(settings: "Settings", overview: "Overview") -> None:
 
 def files_in_inbox(settings: "Settings") -> list[str]:
     """Return the files in the inbox that have not been taken, relative to it, in printable form."""
-    from daemon.inbox.watcher import is_skipped, watched_folders  # noqa: PLC0415 - a quick start
+    from daemon.inbox.drop_folders import is_skipped, watched_folders  # noqa: PLC0415 - a quick start
     from pipeline.wording import printable  # noqa: PLC0415 - a quick start
 
     found = []
@@ -120,9 +120,9 @@ def files_in_inbox(settings: "Settings") -> list[str]:
 
 
 def _disk(settings: "Settings") -> dict[str, Any]:
-    from daemon.storage.disk import Disk  # noqa: PLC0415 - a quick start
+    from daemon.storage.free_space import FreeSpace  # noqa: PLC0415 - a quick start
 
-    disk = Disk(settings)
+    disk = FreeSpace(settings)
     return {
         "free_bytes": disk.free_bytes(),
         "low_water_bytes": disk.low_water_bytes,

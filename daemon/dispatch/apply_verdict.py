@@ -12,14 +12,16 @@ from sqlmodel import Session
 
 from daemon.champions import promotion
 from daemon.champions.blockers import Blocker, blocker, true_sentence
-from daemon.champions.journal import require_generation
+from daemon.champions.journal import history, require_generation
 from daemon.queue import claims, run_queue, snapshots, withdrawals
-from daemon.queue.snapshots import excuse_new_drops, rests_on_withdrawn
-from daemon.queue.withdrawals import excuse_words, train_without, withdrawn_from
+from daemon.queue.drops import train_without
+from daemon.queue.snapshots import excuse_new_drops, rests_on_withdrawn, withdrawn_from
+from daemon.queue.withdrawals import excuse_words
 from daemon.queue.yardstick import note_change
 from daemon.settings.model import Settings, TrackSettings
 from daemon.state import run_files
-from daemon.state.tables import AWAITING, Run
+from daemon.state.states import AWAITING
+from daemon.state.tables import Run
 from daemon.system.sd_notify import showing_life
 from pipeline.artifacts import Verdict
 from pipeline.config import RunConfig
@@ -65,7 +67,8 @@ def conclude(engine: Engine, settings: Settings, claim: claims.Claim, run: Run, 
         elif blames and holds:
             snapshots.suspend_new_drops(session, held, f"new in run {held.id}: {verdict.sentence}", now)
         if waits:
-            against = blocker(session, root, held)
+            past, gone = history(session, held.track), withdrawn_from(session, held)
+            against = blocker(run_files.run_folder(root, claim.run_id), past, gone)
         if blames and in_vain:
             more = excuse_words(withdrawn_from(session, held))
         if waits or more:

@@ -23,7 +23,8 @@ from daemon.queue import attempts, claims, run_queue, tracks
 from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.database import ChangeWatch, transaction
-from daemon.state.tables import Attempt, AttemptState, Run, Track
+from daemon.state.states import AttemptState
+from daemon.state.tables import Attempt, Run, Track
 from daemon.state.troubles import RunsApart, Troubles
 from daemon.storage import gc
 from daemon.storage.disk import Disk, is_full
@@ -335,9 +336,8 @@ class Dispatcher:
         self._drop(claim)
 
     def _after_failure(self, claim: claims.Claim, message: str, hint: str, now: int, *, retryable: bool) -> None:
-        state = run_queue.fail(
-            self._engine, claim, run_queue.Failure(message, hint, retryable), now, self._settings.retry
-        )
+        failure = run_queue.Failure(message, hint, retryable)
+        state = run_queue.fail(self._engine, claim, failure, now, self._settings.retry)
         log.warning("run_failed", run=claim.run_id, error=message, hint=hint, state=str(state))
         self._drop(claim)
 

@@ -12,7 +12,7 @@ from daemon.queue.yardstick import yardstick_before
 from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.database import transaction
-from daemon.state.tables import Attempt, Run
+from daemon.state.tables import Attempt, Run, Track
 from pipeline.artifacts import Drop
 from pipeline.config import RunConfig
 from pipeline.contract import SPEC_NAME, StepSpec
@@ -61,13 +61,13 @@ def spec_of(engine: Engine, settings: Settings, run: Run, attempt: Attempt, inpu
 
 def _of_track(session: Session, settings: Settings, run: Run) -> dict[str, object]:
     """Return the fields of a spec that come from the history of the run's track."""
-    serving = journal.champion(session, run.track)
+    serving, past = journal.champion(session, run.track), journal.history(session, run.track)
     uses, versions = judged_before(session, run.track, run.id or 0)
     return {
         "champion": serving.model_copy(
-            update={"drops": history.drops_of(session, run.track, serving.model_id)},
+            update={"drops": history.drops_of(past, serving.model_id)},
         ),
-        "former": history.former(session, settings.state_folder, run.track, _FORMER),
+        "former": history.former(past, session.get_one(Track, run.track), settings.state_folder, _FORMER),
         "uses": uses,
         "judged_versions": versions,
         "yardstick": yardstick_before(session, settings.state_folder, run, serving.model_id),

@@ -18,14 +18,12 @@ from pathlib import Path
 
 import structlog
 
+from daemon.inbox.drop_folders import DONE
 from daemon.system.processes import FileLock, lock_holder
 from daemon.system.programs import name_of
 from pipeline.errors import DropforgeError
 from pipeline.wording import printable
 
-DONE = "done"
-REJECTED = "rejected"
-HELDOUT = "heldout"
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _ACL = "system.posix_acl_access"

@@ -26,7 +26,8 @@ from daemon.queue.yardstick import why_it_waits
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
 from daemon.state.events import record_event
-from daemon.state.tables import Drop, DropState, Event
+from daemon.state.states import DropState
+from daemon.state.tables import Drop, Event
 from daemon.storage.disk import Disk
 from daemon.system.programs import name_of
 from pipeline import durable

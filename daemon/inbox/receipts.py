@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from daemon.inbox.folders import DONE, REJECTED, Folder, InboxFolders, InboxUnusable
+from daemon.inbox.drop_folders import DONE, REJECTED
+from daemon.inbox.folders import Folder, InboxFolders, InboxUnusable
 from daemon.inbox.safe_copy import identity, look
 from daemon.inbox.watcher import Settled
-from daemon.state.tables import Drop, DropState
+from daemon.state.states import DropState
+from daemon.state.tables import Drop
 from pipeline import durable
 from pipeline.validation.validate import Notice, Validation
 

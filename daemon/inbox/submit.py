@@ -8,8 +8,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from daemon.inbox.folders import HELDOUT
-from daemon.inbox.watcher import is_skipped
+from daemon.inbox.drop_folders import HELDOUT, is_skipped
 from daemon.settings.model import Settings
 from pipeline.errors import DropforgeError
 

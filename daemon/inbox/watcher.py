@@ -22,7 +22,8 @@ from watchdog.observers.inotify import InotifyFullEmitter, InotifyObserver
 from watchdog.observers.inotify_c import InotifyConstants, Mask
 from watchdog.observers.polling import PollingObserver
 
-from daemon.inbox.folders import DONE, HELDOUT, REJECTED, Folder, InboxFolders, InboxUnusable
+from daemon.inbox.drop_folders import DONE, HELDOUT, REJECTED, WatchedFolder, folder_names, is_skipped, watched_folders
+from daemon.inbox.folders import Folder, InboxFolders, InboxUnusable
 from daemon.settings.model import Settings
 from daemon.settings.text import nearest
 from daemon.system.file_lease import has_writer
@@ -31,9 +32,6 @@ from pipeline.wording import printable
 
 #: Seconds between looks at a file that somebody still has open for writing.
 WRITER_SECONDS = 1.0
-#: Names of files that are being written (browsers, rsync and scp clients, editors), or that only desktops care for.
-_IN_PROGRESS = (b".part", b".partial", b".tmp", b".crdownload", b".filepart", b".swp", b".kate-swp", b"~")
-_DESKTOP = frozenset({b"thumbs.db", b"desktop.ini"})
 _EVENTS: list[type[FileSystemEvent]] = [FileClosedEvent, FileMovedEvent, FileCreatedEvent]
 #: Seconds before a file that could not be taken is tried again; doubled at each further failure of the same file.
 _FIRST_PAUSE = 5.0
@@ -54,20 +52,6 @@ class Settled:
     @property
     def folders(self) -> tuple[str, ...]:
         """The names that lead from the inbox to the file's folder."""
-        return folder_names(self.track, self.role)
-
-
-@dataclass(frozen=True)
-class WatchedFolder:
-    """A folder whose files are drops of one track and role."""
-
-    path: Path
-    track: str
-    role: Role
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names that lead to it from the inbox."""
         return folder_names(self.track, self.role)
 
 
@@ -95,32 +79,6 @@ class _Candidate:
     """It is not given again before; on the caller's monotonic clock."""
     why: str = ""
     """Why it could not be taken."""
-
-
-def folder_names(track: str, role: Role) -> tuple[str, ...]:
-    """Return the names that lead from the inbox to the folder of a track and role."""
-    home = () if track == "default" else (track,)
-    return (*home, HELDOUT) if role == "heldout" else home
-
-
-def watched_folders(settings: Settings) -> tuple[WatchedFolder, ...]:
-    """Return the folders that files may be dropped into: the inbox and `heldout` below it, for each track its own."""
-    roles: tuple[Role, ...] = ("train", "heldout")
-    return tuple(
-        WatchedFolder(settings.inbox_folder.joinpath(*folder_names(track, role)), track, role)
-        for track in settings.track_names
-        for role in roles
-    )
-
-
-def is_skipped(name: bytes) -> bool:
-    """
-    Say whether a name in the inbox is that of a file in progress, or of a desktop's own: it is left alone, unread.
-
-    Beginning with `.` (rsync's and macOS's among them) or `~`, or with an ending that writers use until they are done.
-    """
-    lower = name.lower()
-    return lower.startswith((b".", b"~")) or lower.endswith(_IN_PROGRESS) or lower in _DESKTOP
 
 
 def make_inbox(settings: Settings) -> None:

@@ -8,7 +8,8 @@ from sqlmodel import Session, col, select
 from daemon.queue.claims import Claim, LostClaim, held_run
 from daemon.state.database import transaction
 from daemon.state.events import record_event
-from daemon.state.tables import Attempt, AttemptState
+from daemon.state.states import AttemptState
+from daemon.state.tables import Attempt
 from pipeline.errors import DropforgeError
 
 # Made once, like those of `claims`.

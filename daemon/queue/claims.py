@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from sqlalchemy import bindparam
 from sqlmodel import Session, col, select
 
-from daemon.state.tables import Run, RunState
+from daemon.state.states import RunState
+from daemon.state.tables import Run
 from pipeline.errors import DropforgeError
 
 _HELD = select(Run).where(

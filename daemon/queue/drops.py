@@ -1,7 +1,8 @@
 """
 What a person does with a drop after it was taken in: accept a proposed one, take one out of later runs, put it back.
 
-Its file and its lineage stay. (Drops that were new in a bad candidate are suspended by `snapshots.suspend_new_drops`.)
+Its file and its lineage stay; what was new beside a withdrawn one is trained on without it. (Drops that were new in a
+bad candidate are suspended by `snapshots.suspend_new_drops`.)
 """
 
 from typing import NamedTuple
@@ -10,11 +11,12 @@ from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 
 from daemon.queue import run_queue
-from daemon.queue.withdrawals import train_without
+from daemon.queue.snapshots import excuse_new_drops, give_back, new_drops, withdrawn_from
 from daemon.settings.model import Settings
 from daemon.state import events
 from daemon.state.database import transaction
-from daemon.state.tables import Drop, DropState, Run, waits
+from daemon.state.states import DropState
+from daemon.state.tables import Drop, Run, waits
 from pipeline.errors import DropforgeError
 
 
@@ -89,6 +91,33 @@ def restore(  # noqa: PLR0913, PLR0917 - what is asked for, and who asks
             if track.trigger in {"drop", "both"}:
                 run_queue.enqueue_when_quiet(session, drop.track, track, now)
         return drop
+
+
+def train_without(session: Session, settings: Settings, run: Run, now: int) -> Run | None:
+    """
+    Let what was new in a run wait for a run again without the drops withdrawn since, and start one as a new drop would.
+
+    Such a drop stops a win, and may be all that a bad verdict is about. Return the run that is started, if there is
+    one. Nothing is started where only withdrawn drops were new, and nothing is done where none was withdrawn, or where
+    this was done before. Works in the caller's transaction, which ends the run or withdraws the drop. It has an end:
+    the next run has no withdrawn drop, so only a further withdrawal stops that one.
+    """
+    if not withdrawn_from(session, run):
+        return None
+    excuse_new_drops(session, run, now)
+    own = select(Drop).where(Drop.first_run == run.id, Drop.state == DropState.ACCEPTED, Drop.role == "train")
+    some = session.exec(own).first() is not None
+    give_back(session, run.id or 0)
+    for drop in new_drops(session, run, DropState.ACCEPTED):
+        # New, though an earlier run had it, which had no verdict on it; what is a later run's is trained on there.
+        if 0 < (drop.first_run or 0) < (run.id or 0):
+            drop.first_run, some = None, True
+            session.add(drop)
+    if some and run.track in settings.track_names:
+        track = settings.track(run.track)
+        if track.trigger in {"drop", "both"}:
+            return run_queue.enqueue_when_quiet(session, run.track, track, now)
+    return None
 
 
 def _known(session: Session, drop_id: int) -> Drop:

@@ -21,7 +21,8 @@ from daemon.queue.tracks import ensure_track
 from daemon.settings.model import RetrySettings, TrackSettings
 from daemon.state.database import transaction
 from daemon.state.events import record_event
-from daemon.state.tables import Run, RunState, Track, promotion_of, state_words
+from daemon.state.states import RunState, state_words
+from daemon.state.tables import Run, Track, promotion_of
 from daemon.state.troubles import SetApart
 from pipeline.config import RunConfig
 from pipeline.errors import DropforgeError

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from sqlalchemy import func, or_, update
 from sqlmodel import Session, col, select
 
+from daemon.queue.withdrawals import withdrawn
 from daemon.state.events import record_event
-from daemon.state.tables import Drop, DropState, Event, Run
+from daemon.state.states import DropState
+from daemon.state.tables import Drop, Event, Run
 from pipeline import artifacts
 
 #: Outcomes of runs whose candidate was held against the champion.
@@ -86,6 +88,12 @@ def suspend_new_drops(session: Session, run: Run, reason: str, now: int) -> list
         session.add(drop)
         record_event(session, "drop_suspended", now, track=drop.track, run_id=run.id, drop_id=drop.id, reason=reason)
     return [drop.id or 0 for drop in suspended]
+
+
+def withdrawn_from(session: Session, run: Run) -> list[Drop]:
+    """Return the drops in a run's snapshot, for training or held out, that were withdrawn since, the oldest first."""
+    ids = [drop["id"] for drop in run.snapshot or ()]
+    return withdrawn(session.exec(select(Drop).where(col(Drop.id).in_(ids)).order_by(col(Drop.id))))
 
 
 def rests_on_withdrawn(session: Session, run: Run) -> bool:

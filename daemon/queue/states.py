@@ -17,7 +17,8 @@ from daemon.queue.attempts import write_off
 from daemon.queue.claims import LostClaim
 from daemon.queue.snapshots import give_back
 from daemon.state.events import record_event
-from daemon.state.tables import Run, RunState
+from daemon.state.states import RunState
+from daemon.state.tables import Run
 from pipeline.errors import DropforgeError
 
 #: What a run may become from each state; anything else is a defect.

@@ -16,7 +16,8 @@ from daemon.queue.snapshots import JUDGED
 from daemon.settings.model import Settings
 from daemon.state.events import record_event
 from daemon.state.run_files import ArtifactDamaged, load_dataset, load_verdict
-from daemon.state.tables import Drop, DropState, Event, Run
+from daemon.state.states import DropState
+from daemon.state.tables import Drop, Event, Run
 from daemon.system.programs import name_of, user
 from pipeline.artifacts import Dataset, Verdict
 from pipeline.config import RunConfig

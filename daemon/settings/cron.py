@@ -1,16 +1,21 @@
 """Cron expressions as cron reads them."""
 
-from apscheduler.triggers.cron import CronTrigger
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from apscheduler.triggers.cron import CronTrigger
 
 _DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 
 
-def cron_trigger(schedule: str, timezone: str) -> CronTrigger:
+def cron_trigger(schedule: str, timezone: str) -> "CronTrigger":
     """
     Return the trigger of a five-field cron expression. Raises `ValueError` if it is none.
 
     Weekday numbers are cron's, 0 and 7 for Sunday; APScheduler by itself would read 0 as Monday.
     """
+    from apscheduler.triggers.cron import CronTrigger  # noqa: PLC0415 - where no schedule is set it is not needed
+
     *fields, weekdays = schedule.split()
     return CronTrigger.from_crontab(" ".join((*fields, _named(weekdays))), timezone=timezone)
 

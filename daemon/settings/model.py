@@ -231,5 +231,7 @@ class Settings(TrackSettings):
             message = f"there is no track {name!r}"
             raise SettingsError(message, f"{hint}declared tracks: {', '.join(self.track_names)}")
         own = {field: getattr(self, field) for field in TrackSettings.model_fields}
+        if not self.tracks.get(name):
+            return TrackSettings.model_construct(**own)  # nothing but what was checked as a part of these settings
         merged = {key: value.model_dump() if isinstance(value, BaseModel) else value for key, value in own.items()}
-        return TrackSettings.model_validate(overlay(merged, self.tracks.get(name, {})))
+        return TrackSettings.model_validate(overlay(merged, self.tracks[name]))

@@ -3,8 +3,6 @@
 import sqlite3
 from pathlib import Path
 
-from sqlalchemy.exc import DBAPIError
-
 from daemon.state.database_file import DatabaseUnusable, how_to_restore
 from daemon.system.programs import user
 
@@ -17,7 +15,7 @@ _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
 def cause_of(error: BaseException) -> sqlite3.Error | None:
     """Return SQLite's own error behind an exception; `None` if it is of another kind."""
-    cause = error.orig if isinstance(error, DBAPIError) else error
+    cause = getattr(error, "orig", None) or error  # SQLAlchemy wraps it; whoever only reads does not load that
     return cause if isinstance(cause, sqlite3.Error) else None
 
 

@@ -1,5 +1,5 @@
 """
-The rows of the state database and the states that they pass through.
+The rows of the state database; `states` says what states they pass through.
 
 Only `queue` writes `Run.state`, only `attempts` writes `Attempt.state`, only `intake`, `drops` and `snapshots` write
 `Drop.state`, only `daemon.champions` writes `Promotion` and the champion columns of `Track`, and only `hooks`
@@ -12,107 +12,7 @@ from enum import StrEnum
 from sqlalchemy import CheckConstraint, ColumnElement, Index, LargeBinary, literal, text
 from sqlmodel import JSON, Column, Field, Session, SQLModel, col, select
 
-#: `Run.outcome` of a win that a person has to approve, and of one that another champion came before.
-AWAITING, OVERTAKEN = "awaiting_approval", "overtaken"
-
-
-class DropState(StrEnum):
-    """What has become of one file."""
-
-    #: It passed validation and is in every later snapshot of its track; a person withdraws it, a verdict suspends it.
-    ACCEPTED = "accepted"
-    #: A held-out file that waits for a person's word, in no snapshot: accepted or withdrawn by a person.
-    PROPOSED = "proposed"
-    #: It failed validation and was given back with its findings; final.
-    REJECTED = "rejected"
-    #: The same content is accepted on the track already (`duplicate_of`); final.
-    DUPLICATE = "duplicate"
-    #: A person took it out of later snapshots; a person restores it.
-    WITHDRAWN = "withdrawn"
-    #: It was new in a candidate that lost badly and is out of later snapshots; a person restores it.
-    SUSPENDED = "suspended"
-
-
-class RunState(StrEnum):
-    """How far one run is."""
-
-    #: Open: it collects drops and has no snapshot yet; claimed by the dispatcher when its track has been quiet.
-    QUEUED = "queued"
-    #: A daemon holds its claim token and works on it; moved on by `finish`, `fail`, `interrupt`, `cancel`, `rescue`.
-    RUNNING = "running"
-    #: Interrupted or to be retried: it keeps its snapshot and is claimed, from `not_before` on, before any queued run.
-    WAITING = "waiting"
-    #: It ended with a verdict, promoted or not; final.
-    SUCCEEDED = "succeeded"
-    #: It ended without a verdict; a person retries it.
-    FAILED = "failed"
-    #: A person ended it; a person retries it.
-    CANCELLED = "cancelled"
-    #: Its processes vanished again and again (killed, out of memory), so it may not take the box down once more; a
-    #: person retries it.
-    CRASHED = "crashed"
-
-
-def state_words(state: str) -> str:
-    """Return a run's state as it is said after the run's number: "is queued", "succeeded", "was cancelled"."""
-    if state in {RunState.SUCCEEDED, RunState.FAILED, RunState.CRASHED}:
-        return str(state)
-    return f"was {state}" if state == RunState.CANCELLED else f"is {state}"
-
-
-class AttemptState(StrEnum):
-    """How far one attempt at one step is."""
-
-    #: Its spec is with the executor; moved on by the dispatcher.
-    SUBMITTED = "submitted"
-    #: Its result was checked and its artifact published; final.
-    PUBLISHED = "published"
-    #: It ended with an error; final.
-    FAILED = "failed"
-    #: It was asked to stop and left a checkpoint; final.
-    INTERRUPTED = "interrupted"
-    #: Its process vanished without a result; final.
-    LOST = "lost"
-
-
-class PromotionKind(StrEnum):
-    """Why a champion changed."""
-
-    #: A base model became the champion: generation 0, or another base in the settings.
-    BASE = "base"
-    #: A run's candidate won; where approval is manual, a person said yes.
-    PROMOTION = "promotion"
-    #: A person made a run's model the champion, whatever its verdict.
-    FORCED = "forced"
-    #: A person made a former champion serve again; the one that lost its place is blocked.
-    ROLLBACK = "rollback"
-
-
-class PromotionState(StrEnum):
-    """How far one change of a champion is."""
-
-    #: Journalled: the link may or may not have been swapped; finished or abandoned at the next start.
-    INTENT = "intent"
-    #: The link points to `model_path` or did; final.
-    DONE = "done"
-    #: Somebody else moved the champion first; final.
-    ABANDONED = "abandoned"
-
-
-class HookState(StrEnum):
-    """How far a command is that follows a change of a champion; nothing where there is none to run."""
-
-    #: To be run by the daemon.
-    PENDING = "pending"
-    #: The daemon runs it, or died while it did: then it is run again.
-    RUNNING = "running"
-    #: It ended with exit code 0; final.
-    OK = "ok"
-    #: It ended otherwise, or not in time; final.
-    FAILED = "failed"
-    #: Of a health command: another champion had taken the place before it could be asked. Of a hook that a person asked
-    #: for again: the model was found to be unhealthy meanwhile. Final.
-    SKIPPED = "skipped"
+from daemon.state.states import AWAITING, AttemptState, DropState, HookState, PromotionKind, PromotionState, RunState
 
 
 def _one_of(column: str, states: type[StrEnum]) -> CheckConstraint:

@@ -1,5 +1,5 @@
 """
-Room on the disk: the mark under which nothing new begins, whether a run fits, and the ballast for a full disk.
+Room on the disk: whether a run fits, what is said where there is little, and the ballast for a full disk.
 
 A full disk refuses the note that it is full, too. The ballast is a file of no use that is given up then, so that the
 failure can be recorded; it is made again once there is room.
@@ -18,6 +18,7 @@ from daemon.settings.model import Settings
 from daemon.state.database import transaction
 from daemon.state.events import record_event
 from daemon.state.layout import BALLAST_NAME
+from daemon.storage.free_space import FreeSpace
 from daemon.system.sd_notify import notify
 from pipeline.errors import DropforgeError, is_disk_full
 from pipeline.wording import size_words
@@ -80,32 +81,14 @@ class Ballast:
         return True
 
 
-class Disk:
-    """The file system that the state folder lies on."""
+class Disk(FreeSpace):
+    """The file system that the state folder lies on, and what is done about it."""
 
     def __init__(self, settings: Settings) -> None:
         """Look at the state folder of `settings`, which need not exist."""
-        self._root = settings.state_folder
-        self.low_water_bytes = settings.disk.low_water_bytes
+        super().__init__(settings)
         self._ballast = Ballast(self._root / BALLAST_NAME, settings.disk.ballast_bytes)
         self._was_low = False
-
-    def free_bytes(self) -> int:
-        """Return what an ordinary user may still write."""
-        folder = next(folder for folder in (self._root, *self._root.parents) if folder.exists())
-        found = os.statvfs(folder)
-        return found.f_bavail * found.f_frsize
-
-    def shortage(self) -> str:
-        """Return in words that the disk is under the low-water mark; empty if it is not."""
-        free = self.free_bytes()
-        if free >= self.low_water_bytes:
-            return ""
-        mark = size_words(self.low_water_bytes)
-        return (
-            f"the disk of {self._root} has {size_words(free)} free, under the {mark} of disk.low_water_bytes: "
-            "no run begins and files stay in the inbox until there is room (dropforge gc --dry-run)"
-        )
 
     def require(self, needs: Mapping[str, int], *, margin: bool = True) -> None:
         """

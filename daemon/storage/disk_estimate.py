@@ -9,7 +9,8 @@ from sqlmodel import Session, col, select
 
 from daemon.settings.model import TrackSettings
 from daemon.state.run_files import published, run_folder
-from daemon.state.tables import Drop, DropState, Run
+from daemon.state.states import DropState
+from daemon.state.tables import Drop, Run
 from daemon.storage.retention import tree_bytes
 from pipeline.config import RunConfig
 from pipeline.errors import DropforgeError

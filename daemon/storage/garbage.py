@@ -8,7 +8,8 @@ from sqlmodel import Session, select
 
 from daemon.settings.model import Settings
 from daemon.state.layout import TRASH_NAME
-from daemon.state.tables import Attempt, AttemptState, Drop, DropState, Run, RunState
+from daemon.state.states import AttemptState, DropState, RunState
+from daemon.state.tables import Attempt, Drop, Run
 from daemon.storage.retention import DAY_MS, Kept, models_of, tree_bytes, working_files
 from pipeline.artifacts import Frozen
 from pipeline.durable import read_object

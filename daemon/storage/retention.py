@@ -14,7 +14,8 @@ from pathlib import Path
 from sqlmodel import Session, col, select
 
 from daemon.settings.model import Settings
-from daemon.state.tables import AWAITING, Promotion, PromotionState, Run, RunState, Track
+from daemon.state.states import AWAITING, PromotionState, RunState
+from daemon.state.tables import Promotion, Run, Track
 from pipeline.contract import LOG_NAME, PROGRESS_NAME, RESULT_NAME, SPEC_NAME
 from pipeline.durable import read_object
 from pipeline.errors import DropforgeError

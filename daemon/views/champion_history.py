@@ -1,18 +1,18 @@
 """Each champion's time as people ask for it: since when, until when, why, by whom, trained on which drops."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-
-from sqlalchemy.orm import defer
-from sqlmodel import Session, col, select
+from sqlite3 import Connection
+from typing import TYPE_CHECKING
 
 from daemon.champions.history import drops_of
-from daemon.state.tables import Drop, DropState, Promotion, PromotionState, Run, Track
+from daemon.state.states import DropState
+from daemon.views.reader import champions_of, drops_with
 from pipeline.artifacts import Frozen
 
-#: A run's configuration and its snapshot, which names every drop of its track, are read only where they are shown.
-WITHOUT_LARGE = (defer(col(Run.config)), defer(col(Run.snapshot)))  # type: ignore[arg-type]
+if TYPE_CHECKING:
+    from daemon.state.tables import Promotion
 
 
 class TrainedOn(Frozen):
@@ -84,14 +84,16 @@ class ChampionView(Frozen):
         return tuple(drop for drop in self.data if drop.role == "train" and drop.taken_out)
 
 
-def champion_view(session: Session, state_folder: Path, row: Promotion, end: int | None) -> ChampionView:
+def champion_view(base: Connection, state_folder: Path, row: "Promotion", end: int | None) -> ChampionView:
     """Return the champion that a change made, until `end` in milliseconds since the epoch."""
-    run_id = row.run_id or _maker(session, row)
-    run = session.get(Run, run_id, options=WITHOUT_LARGE) if run_id is not None else None
-    data = trained_on(session, drops_of(session, row.track, row.model_id) or () if run else ())
+    alike = "SELECT * FROM promotion WHERE track = ? AND model_id = ? AND state = 'done' ORDER BY generation"
+    made = base.execute(alike, (row.track, row.model_id)).fetchall()
+    run_id = row.run_id or max((one.run_id for one in made if one.run_id is not None), default=None)
+    run = base.execute("SELECT sentence FROM run WHERE id = ?", (run_id,)).fetchone()
+    data = trained_on(base, drops_of(made, row.model_id) or () if run else ())
     same = ("track", "generation", "model_id", "kind", "reason", "approved_by", "overrode")
     # A base model may have moved since.
-    track = session.get_one(Track, row.track)
+    track = base.execute("SELECT * FROM track WHERE name = ?", (row.track,)).fetchone()
     path = track.base_path if track.base_path and track.base_model_id == row.model_id else row.model_path
     return ChampionView.model_validate(
         {
@@ -109,12 +111,11 @@ def champion_view(session: Session, state_folder: Path, row: Promotion, end: int
     )
 
 
-def champion_views(session: Session, state_folder: Path, track: str) -> list[ChampionView]:
+def champion_views(base: Connection, state_folder: Path, track: str) -> list[ChampionView]:
     """Return the track's champions, the base model first and today's last."""
-    done = select(Promotion).where(Promotion.track == track, Promotion.state == PromotionState.DONE)
-    rows = list(session.exec(done.order_by(col(Promotion.generation))).all())
+    rows = champions_of(base, track)
     ends = [*(row.done_at for row in rows[1:]), None]
-    return [champion_view(session, state_folder, row, end) for row, end in zip(rows, ends, strict=False)]
+    return [champion_view(base, state_folder, row, end) for row, end in zip(rows, ends, strict=False)]
 
 
 def serving_at(history: Sequence[ChampionView], at: datetime) -> ChampionView | None:
@@ -123,23 +124,17 @@ def serving_at(history: Sequence[ChampionView], at: datetime) -> ChampionView | 
     return begun[-1] if begun else None
 
 
-def trained_on(session: Session, ids: Sequence[int]) -> tuple[TrainedOn, ...]:
+def trained_on(base: Connection, ids: Iterable[int]) -> tuple[TrainedOn, ...]:
     """Return the drops with these numbers, the oldest first, with what has become of them."""
-    rows = session.exec(select(Drop).where(col(Drop.id).in_(ids)).order_by(col(Drop.id))).all() if ids else ()
     return tuple(
-        TrainedOn.model_validate({name: getattr(row, name) for name in TrainedOn.model_fields}) for row in rows
+        TrainedOn.model_validate({name: getattr(row, name) for name in TrainedOn.model_fields})
+        for row in drops_with(base, ids)
     )
 
 
 def utc(milliseconds: int | None) -> datetime | None:
     """Return a time of the database as people and JSON have it."""
     return None if milliseconds is None else datetime.fromtimestamp(milliseconds / 1000, UTC)
-
-
-def _maker(session: Session, row: Promotion) -> int | None:
-    same = (Promotion.track == row.track, Promotion.model_id == row.model_id)
-    made_by = select(Promotion.run_id).where(*same, Promotion.state == PromotionState.DONE)
-    return session.exec(made_by.order_by(col(Promotion.run_id).desc())).first()
 
 
 def _command(state: str | None, error: str | None, output: str | None) -> CommandView | None:

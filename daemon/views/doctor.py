@@ -18,7 +18,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from daemon.inbox.watcher import watched_folders
+from daemon.inbox.drop_folders import watched_folders
 from daemon.settings.model import Settings
 from daemon.state.database import newest_revision, open_engine
 from daemon.state.database_file import DatabaseUnusable, file_system, is_network, journal_mode, revision, verify

@@ -4,49 +4,31 @@ Read-only questions about a state folder, answered from its database and files a
 Times are UTC. What is not there (no database yet, a file that a crash took) is an empty answer, not an error.
 """
 
+import sqlite3
 from collections.abc import Callable, Iterable
 from datetime import datetime
-from functools import cached_property
+from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from sqlite3 import Connection
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import Engine, func
-from sqlalchemy.exc import DatabaseError
-from sqlmodel import Session, col, select
-
-from daemon.champions.blockers import Blocker, blocker, true_sentence
-from daemon.state.database import open_reader
+from daemon.champions.blockers import Blocker, true_sentence
 from daemon.state.database_file import DatabaseUnusable
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, TROUBLES_NOTE, WATCHER_NOTE
-from daemon.state.run_files import load_object, load_progress, load_verdict
-from daemon.state.sqlite_errors import cause_of, in_words
-from daemon.state.tables import (
-    AWAITING,
-    Attempt,
-    Drop,
-    Event,
-    Promotion,
-    PromotionState,
-    Run,
-    RunState,
-    Track,
-    waits,
-)
+from daemon.state.run_files import attempt_folder, load_object, load_progress, load_verdict
+from daemon.state.sqlite_errors import in_words
+from daemon.state.states import AWAITING, RunState
 from daemon.system.processes import lock_holder
-from daemon.views.champion_history import (
-    WITHOUT_LARGE,
-    ChampionView,
-    TrainedOn,
-    champion_view,
-    champion_views,
-    trained_on,
-    utc,
-)
-from daemon.views.drop_lineage import DropUses, drop_uses
+from daemon.views.champion_history import ChampionView, TrainedOn, champion_view, champion_views, trained_on, utc
+from daemon.views.drop_lineage import DropUses, blocker_of, drop_uses
+from daemon.views.reader import reading
 from pipeline.artifacts import Frozen, Verdict
 from pipeline.contract import LOG_NAME, Progress
 from pipeline.durable import read_object
 from pipeline.errors import DropforgeError
+
+if TYPE_CHECKING:
+    from daemon.state.tables import Attempt, Drop, Run
 
 T = TypeVar("T")
 #: What the outcome of a win is called whose model was rolled back from: no yes is waited for.
@@ -118,6 +100,11 @@ class RunView(Frozen):
     """Why a win is promoted by force only: its model is blocked, or a drop that it was made from withdrawn since."""
 
 
+#: The columns of runs and drops that lists need.
+_RUN_COLUMNS = tuple(name for name in RunView.model_fields if name not in {"progress", "blocker"})
+_RUN, _DROP = ", ".join(_RUN_COLUMNS), ", ".join(DropView.model_fields)
+
+
 class AttemptView(Frozen):
     """One attempt at one step."""
 
@@ -165,30 +152,27 @@ class Overview:
 
     def tracks(self) -> list[str]:
         """Return the names of the tracks that the database knows, in their order of appearance."""
-        return self._read(lambda session: list(session.exec(select(Track.name).order_by(col(Track.created_at)))))
+        return [row.name for row in self._rows("SELECT name FROM track ORDER BY created_at")]
 
     def champion(self, track: str) -> ChampionView | None:
         """Return the track's champion; `None` before its base model is known."""
-        done = select(Promotion).where(Promotion.track == track, Promotion.state == PromotionState.DONE)
-        latest = done.order_by(col(Promotion.generation).desc()).limit(1)
+        done = "SELECT * FROM promotion WHERE track = ? AND state = 'done' ORDER BY generation DESC LIMIT 1"
         found = self._read(
-            lambda session: [champion_view(session, self.folder, row, None) for row in session.exec(latest)]
+            lambda base: [champion_view(base, self.folder, row, None) for row in base.execute(done, (track,))]
         )
         return found[0] if found else None
 
     def history(self, track: str) -> list[ChampionView]:
         """Return the track's champions from the base model to today's."""
-        return self._read(lambda session: champion_views(session, self.folder, track))
+        return self._read(lambda base: champion_views(base, self.folder, track))
 
     def yardsticks(self, track: str) -> list[YardstickView]:
         """Return the changes of what the track is judged on, the latest first."""
-        changes = select(Event).where(Event.kind == "yardstick_changed", Event.track == track)
-        return self._read(
-            lambda session: [
-                YardstickView.model_validate({"track": track, "run": one.run_id, "at": utc(one.at), **one.detail})
-                for one in session.exec(changes.order_by(col(Event.id).desc()))
-            ]
-        )
+        changes = "SELECT * FROM event WHERE kind = 'yardstick_changed' AND track = ? ORDER BY id DESC"
+        return [
+            YardstickView.model_validate({"track": track, "run": one.run_id, "at": utc(one.at), **one.detail})
+            for one in self._rows(changes, track)
+        ]
 
     def awaiting(self) -> list[RunView]:
         """Return the runs whose win waits for a person, oldest first."""
@@ -200,52 +184,35 @@ class Overview:
 
     def uses(self, drop_id: int) -> DropUses:
         """Return what a drop is still in that no later snapshot holds."""
-
-        def read(session: Session) -> list[DropUses]:
-            row = session.get(Drop, drop_id)
-            return [] if row is None else [drop_uses(session, self.folder, row)]
-
-        found = self._read(read)
+        wanted = 'SELECT * FROM "drop" WHERE id = ?'
+        found = self._read(lambda base: [drop_uses(base, self.folder, row) for row in base.execute(wanted, (drop_id,))])
         return found[0] if found else DropUses()
 
     def drops(self, track: str | None = None, state: str | None = None, most: int | None = None) -> list[DropView]:
         """Return the drops, newest first, at most `most` of them."""
-        wanted = select(Drop).order_by(col(Drop.id).desc()).limit(most)
-        if track is not None:
-            wanted = wanted.where(Drop.track == track)
-        if state is not None:
-            wanted = wanted.where(Drop.state == state)
-        return self._read(lambda session: [_drop(row) for row in session.exec(wanted)])
+        newest, values = _newest({"track": track, "state": state}, most)
+        wanted = f'SELECT {_DROP} FROM "drop" {newest}'  # noqa: S608 - our own words
+        return [_drop(row) for row in self._rows(wanted, *values)]
 
     def drop_counts(self) -> dict[str, dict[str, int]]:
         """Return how many drops of each track are in each state."""
-        counted = select(Drop.track, Drop.state, func.count()).group_by(Drop.track, Drop.state)
-
-        def read(session: Session) -> list[tuple[str, str, int]]:
-            return [(track, state, number) for track, state, number in session.exec(counted)]
-
         counts: dict[str, dict[str, int]] = {}
-        for track, state, number in self._read(read):
-            counts.setdefault(track, {})[state] = number
+        counted = 'SELECT track, state, count(*) AS number FROM "drop" GROUP BY track, state'
+        for row in self._rows(counted):
+            counts.setdefault(row.track, {})[row.state] = row.number
         return counts
 
     def runs(
         self, track: str | None = None, states: Iterable[str] | None = None, most: int | None = None
     ) -> list[RunView]:
         """Return the runs, newest first, at most `most` of them."""
-        wanted = select(Run).options(*WITHOUT_LARGE).order_by(col(Run.id).desc()).limit(most)
-        if track is not None:
-            wanted = wanted.where(Run.track == track)
-        if states is not None:
-            wanted = wanted.where(col(Run.state).in_(list(states)))
-        return self._read(lambda session: [RunView(**self._run(session, row)) for row in session.exec(wanted)])
+        newest, values = _newest({"track": track, "state": None if states is None else list(states)}, most)
+        return self._runs(newest, *values)
 
     def ended_runs(self, most: int) -> list[RunView]:
         """Return the newest runs that have ended, at most `most`: a few of many are found without looking at all."""
         # By its end, not its state: SQLite would gather every run of the ended states before it takes the newest.
-        ended = select(Run).where(col(Run.ended_at).is_not(None)).options(*WITHOUT_LARGE)
-        newest = ended.order_by(col(Run.id).desc()).limit(most)
-        return self._read(lambda session: [RunView(**self._run(session, row)) for row in session.exec(newest)])
+        return self._runs("WHERE ended_at IS NOT NULL ORDER BY id DESC LIMIT ?", most)
 
     def run(self, run_id: int) -> RunDetail:
         """Return one run with its attempts and its verdict. Raises `NotThere`, or `ArtifactDamaged`."""
@@ -254,7 +221,7 @@ class Overview:
     def logs(self, run_id: int, step: str | None = None) -> list[Path]:
         """Return the logs of a run's attempts, oldest first. Raises `NotThere` if the run, or any log, is not there."""
         attempts = [one for one in self._of_run(run_id, _attempts) if step in {None, one.step}]
-        paths = [self._attempt_folder(run_id, one.step, one.number) / LOG_NAME for one in attempts]
+        paths = [self.folder / attempt_folder(run_id, one.step, one.number) / LOG_NAME for one in attempts]
         found = [path for path in paths if path.exists()]
         if not found:
             message = f"run {run_id} has no log" + (f" of step {step}" if step else "")
@@ -280,64 +247,59 @@ class Overview:
 
     # --- how it is read
 
-    @cached_property
-    def _engine(self) -> Engine:
-        return open_reader(self.folder / DATABASE_NAME)
-
-    def _read(self, question: Callable[[Session], list[T]]) -> list[T]:
+    def _read(self, question: Callable[[Connection], list[T]]) -> list[T]:
         """Ask the database in one transaction; the answer is empty if there is none yet."""
-        if not (self.folder / DATABASE_NAME).exists():
+        path = self.folder / DATABASE_NAME
+        if not path.exists():
             return []
         try:
-            with Session(self._engine) as session:
-                return question(session)
-        except DatabaseError as error:
-            if "no such table" in str(error.orig):
+            with reading(path) as base:
+                return question(base)
+        except sqlite3.DatabaseError as error:
+            if "no such table" in str(error):
                 return []  # the first daemon is about to make them
-            cause = cause_of(error)
-            words = None if cause is None else in_words(cause, self.folder / DATABASE_NAME)
+            words = in_words(error, path)
             if words is not None:
                 raise words from error
-            message = f"the state database cannot be read: {error.orig}"
+            message = f"the state database cannot be read: {error}"
             raise DatabaseUnusable(message, "see whether this user may read it; the daemon's log says more") from error
 
+    def _rows(self, question: str, *values: object) -> list[Any]:
+        return self._read(lambda base: base.execute(question, values).fetchall())
+
+    def _runs(self, which: str, *values: object) -> list[RunView]:
+        """Return some runs, without their settings and snapshots: these are large, and read only where shown."""
+        wanted = f"SELECT {_RUN} FROM run {which}"  # noqa: S608 - our own words
+        return self._read(
+            lambda base: [RunView(**self._run(base, row)) for row in base.execute(wanted, values).fetchall()]
+        )
+
     def _wins(self) -> list[RunView]:
-        won = select(Run).where(waits()).options(*WITHOUT_LARGE).order_by(col(Run.id))
-        return self._read(lambda session: [RunView(**self._run(session, row)) for row in session.exec(won)])
+        # The outcome as it stands, not as a value: so SQLite uses the small index of the runs that wait.
+        return self._runs("WHERE outcome = 'awaiting_approval' ORDER BY id")
 
-    def _blocker(self, session: Session, row: Run) -> Blocker | None:
-        return blocker(session, self.folder, row) if row.outcome == AWAITING else None
-
-    def _of_run(self, run_id: int, question: Callable[[Session, Run], T]) -> T:
+    def _of_run(self, run_id: int, question: Callable[[Connection, "Run"], T]) -> T:
         """Ask about one run. Raises `NotThere`."""
-
-        def read(session: Session) -> list[T]:
-            row = session.get(Run, run_id)
-            return [] if row is None else [question(session, row)]
-
-        found = self._read(read)
+        wanted = "SELECT * FROM run WHERE id = ?"
+        found = self._read(lambda base: [question(base, row) for row in base.execute(wanted, (run_id,)).fetchall()])
         if not found:
             message = f"there is no run {run_id}"
             raise NotThere(message, "list them: dropforge runs")
         return found[0]
 
-    def _attempt_folder(self, run_id: int, step: str, number: int) -> Path:
-        return self.folder / "runs" / str(run_id) / "attempts" / f"{step}-{number}"
-
-    def _run(self, session: Session, row: Run) -> dict[str, Any]:
-        same = ("track", "state", "trigger", "step", "outcome", "sentence", "error", "hint", "cancel_requested")
-        times = ("created_at", "not_before", "started_at", "ended_at")
-        progress = self._progress(session, row) if row.state == RunState.RUNNING else None
-        values: dict[str, Any] = {name: getattr(row, name) for name in same}
-        against = self._blocker(session, row)
+    def _run(self, base: Connection, row: "Run") -> dict[str, Any]:
+        run_id, times = row.id or 0, ("created_at", "not_before", "started_at", "ended_at")
+        values = {name: getattr(row, name) for name in _RUN_COLUMNS}
+        against = blocker_of(base, self.folder, row.track, run_id) if row.outcome == AWAITING else None
         values["sentence"] = _sentence(row, against)
         if against is not None:
             values["blocker"] = against.words
             values["outcome"] = BLOCKED if against.blocked else row.outcome
-        return {"id": row.id, "progress": progress, **values, **{name: utc(getattr(row, name)) for name in times}}
+        progress = self._progress(base, run_id) if row.state == RunState.RUNNING else None
+        return {**values, "progress": progress, **{name: utc(values[name]) for name in times}}
 
-    def _detail(self, session: Session, row: Run) -> RunDetail:
-        told, unread = self._run(session, row), None
+    def _detail(self, base: Connection, row: "Run") -> RunDetail:
+        told, unread = self._run(base, row), None
         try:
             verdict, data = self.verdict(row.id or 0), self.published(row.id or 0, "prepare") or {}
         except OSError as error:
@@ -346,7 +308,7 @@ class Overview:
         if verdict is not None and row.outcome is not None:
             # It may say "promoted", and nothing was, and knows nothing of drops that were withdrawn meanwhile.
             verdict = verdict.model_copy(update={"sentence": told["sentence"]})
-        drops = trained_on(session, [int(str(drop["id"])) for drop in row.snapshot or ()])
+        drops = trained_on(base, [int(str(drop["id"])) for drop in row.snapshot or ()])
         warnings = (*data.get("warnings", ()), *((unread,) if unread else ()))
         return RunDetail(
             **told,
@@ -357,33 +319,40 @@ class Overview:
             deaths=row.deaths,
             config=row.config,
             snapshot=tuple(row.snapshot or ()),
-            attempts=_attempts(session, row),
+            attempts=_attempts(base, row),
             verdict=verdict,
         )
 
-    def _progress(self, session: Session, row: Run) -> Progress | None:
-        latest = select(Attempt).where(Attempt.run_id == row.id).order_by(col(Attempt.id).desc())
-        attempt = session.exec(latest).first()
-        if attempt is None:
-            return None
-        return load_progress(self.folder, attempt.run_id, attempt.step, attempt.number)
+    def _progress(self, base: Connection, run_id: int) -> Progress | None:
+        latest = "SELECT step, number FROM attempt WHERE run_id = ? ORDER BY id DESC LIMIT 1"
+        attempt = base.execute(latest, (run_id,)).fetchone()
+        return None if attempt is None else load_progress(self.folder, run_id, attempt.step, attempt.number)
 
 
-def _sentence(row: Run, against: Blocker | None) -> str | None:
+def _newest(wanted: dict[str, str | list[str] | None], most: int | None) -> tuple[str, list[object]]:
+    """Return the end of a question for the newest rows whose columns have the `wanted` values, and its values."""
+    given = {name: [value] if isinstance(value, str) else value for name, value in wanted.items() if value is not None}
+    where = " AND ".join(f"{name} IN ({', '.join('?' * len(values))})" for name, values in given.items())
+    limit = () if most is None else (most,)
+    end = f"{f'WHERE {where} ' if given else ''}ORDER BY id DESC{' LIMIT ?' if limit else ''}"
+    return end, [*chain.from_iterable(given.values()), *limit]
+
+
+def _sentence(row: "Run", against: Blocker | None) -> str | None:
     return None if row.sentence is None else true_sentence(row.id or 0, row.outcome or "", row.sentence, against)
 
 
-def _drop(row: Drop) -> DropView:
+def _drop(row: "Drop") -> DropView:
     values = {name: getattr(row, name) for name in DropView.model_fields}
     return DropView.model_validate({**values, "received_at": utc(row.received_at)})
 
 
-def _attempts(session: Session, run: Run) -> tuple[AttemptView, ...]:
-    made = select(Attempt).where(Attempt.run_id == run.id).order_by(col(Attempt.id))
-    return tuple(_attempt(row) for row in session.exec(made))
+def _attempts(base: Connection, run: "Run") -> tuple[AttemptView, ...]:
+    made = base.execute("SELECT * FROM attempt WHERE run_id = ? ORDER BY id", (run.id,))
+    return tuple(_attempt(row) for row in made)
 
 
-def _attempt(row: Attempt) -> AttemptView:
+def _attempt(row: "Attempt") -> AttemptView:
     seconds = None if row.ended_at is None else (row.ended_at - row.started_at) / 1000
     return AttemptView.model_validate(
         {

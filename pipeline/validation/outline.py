@@ -1,11 +1,12 @@
 """A row as small as its faults allow, for jsonschema, whose work would grow with everything that a row holds."""
 
-from typing import Any
-
-from jsonschema.exceptions import ValidationError
+from typing import TYPE_CHECKING, Any
 
 from pipeline.validation.fast_path import KEYS
 from pipeline.validation.records import LABELS, LONGEST_TAG, MOST_TAGS
+
+if TYPE_CHECKING:
+    from jsonschema.exceptions import ValidationError
 
 
 def outline(value: Any) -> Any:
@@ -28,7 +29,7 @@ def outline(value: Any) -> Any:
     return small
 
 
-def meant(value: Any, error: ValidationError) -> Any:
+def meant(value: Any, error: "ValidationError") -> Any:
     """Return what in the row `value` an error about its outline is about."""
     for step in error.absolute_path:
         value = value[step]

@@ -9,14 +9,9 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
-
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import ValidationError
-from referencing import Registry
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.artifacts import Frozen
 from pipeline.validation.fast_path import KEYS, MOST_KEYS, PlainRows
@@ -40,6 +35,10 @@ from pipeline.validation.records import (
 )
 from pipeline.validation.text_checks import ODDITIES, TextRules
 from pipeline.wording import printable, shown
+
+if TYPE_CHECKING:
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import ValidationError
 
 SCHEMA = "alpaca-record.schema.json"
 MOST_FINDINGS = 1000
@@ -181,8 +180,13 @@ def row_findings(row: Row) -> list[Finding]:
 
 
 @cache
-def _schema() -> Draft202012Validator:
+def _schema() -> "Draft202012Validator":
     """Build the validator once; its registry is empty, so nothing is ever fetched."""
+    from importlib import resources  # noqa: PLC0415 - a quick start: most files have no row that it is needed for
+
+    from jsonschema import Draft202012Validator  # noqa: PLC0415
+    from referencing import Registry  # noqa: PLC0415
+
     text = resources.files("schemas").joinpath(SCHEMA).read_text(encoding="utf-8")
     schema = json.loads(text)
     Draft202012Validator.check_schema(schema)
@@ -277,7 +281,7 @@ def _unknown_key(row: Row, key: str) -> Finding:
     return _finding(row, name, "unknown_key", f"{name!r} is not a key of a record", remedy)
 
 
-def _worded(row: Row, error: ValidationError) -> Finding:
+def _worded(row: Row, error: "ValidationError") -> Finding:
     """Say in our words what jsonschema found; its own would repeat the whole value."""
     field = str(error.path[0]) if error.path else None
     if error.validator == "required":
@@ -299,7 +303,7 @@ def _worded(row: Row, error: ValidationError) -> Finding:
     )
 
 
-def _worded_label(row: Row, error: ValidationError) -> Finding | None:
+def _worded_label(row: Row, error: "ValidationError") -> Finding | None:
     """Say what is wrong with a record's tags or its category; `None` if the error is about neither."""
     field = error.path[0] if error.path else None
     if field not in LABELS:
@@ -321,7 +325,7 @@ def _worded_label(row: Row, error: ValidationError) -> Finding | None:
     return _finding(row, str(field), str(error.validator).lower(), message, remedy)
 
 
-def _missing(error: ValidationError) -> str:
+def _missing(error: "ValidationError") -> str:
     """Return the key that a `required` error is about: the schema gives one error a missing key, in its order."""
     words = error.message
     return next((key for key in KEYS if words.startswith(repr(key))), words)

@@ -12,7 +12,7 @@ from typing import Any
 from daemon.dispatch.orders import read_order
 from daemon.queue.states import ALLOWED
 from daemon.state.layout import DATABASE_NAME
-from daemon.state.tables import RunState
+from daemon.state.states import RunState
 from pipeline.model_folder.manifest import model_id, verify_manifest
 
 #: Where each event takes its run; one that is not named leaves it.

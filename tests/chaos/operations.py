@@ -18,7 +18,8 @@ from daemon.champions.hooks import Hooks
 from daemon.champions.journal import ChampionMoved
 from daemon.queue import drops, run_queue
 from daemon.state.database import transaction
-from daemon.state.tables import Drop, DropState, Event, Promotion, PromotionState, Run, RunState, Track
+from daemon.state.states import DropState, PromotionState, RunState
+from daemon.state.tables import Drop, Event, Promotion, Run, Track
 from pipeline.qlora import checkpoints
 from tests.chaos.house import _SETTINGS, DAY, START, Daemon, build, records
 

@@ -20,7 +20,8 @@ from daemon.queue import run_queue
 from daemon.queue.claims import LostClaim
 from daemon.state import database
 from daemon.state.database import migrate, open_engine, transaction
-from daemon.state.tables import Drop, DropState, Event, Run, Track
+from daemon.state.states import DropState
+from daemon.state.tables import Drop, Event, Run, Track
 from pipeline.config import RunConfig
 
 PROCESSES = 4

@@ -31,7 +31,8 @@ from daemon.service import Service
 from daemon.settings.load import load
 from daemon.state import run_files
 from daemon.state.database import check, transaction
-from daemon.state.tables import Attempt, AttemptState, Drop, Promotion, Run, RunState, Track
+from daemon.state.states import AttemptState, RunState
+from daemon.state.tables import Attempt, Drop, Promotion, Run, Track
 from pipeline import __main__ as step_process
 from pipeline import durable
 from pipeline.artifacts import Artifact, ModelRef

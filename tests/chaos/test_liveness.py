@@ -23,7 +23,8 @@ from daemon.inbox.watcher import make_inbox
 from daemon.queue import run_queue, tracks
 from daemon.settings.load import load
 from daemon.state.database import migrate, open_engine, transaction
-from daemon.state.tables import Attempt, Drop, DropState, Event, Run
+from daemon.state.states import DropState
+from daemon.state.tables import Attempt, Drop, Event, Run
 from daemon.system.processes import FileLock, identify, is_alive, lock_holder, wait_until_dead
 from pipeline import durable
 from pipeline.contract import StepSpec

@@ -34,10 +34,12 @@ from daemon.champions.model_files import NoTarget
 from daemon.champions.promotion import Blocked, Candidate
 from daemon.queue import drops, run_queue, snapshots, states
 from daemon.queue.claims import Claim, LostClaim
-from daemon.queue.withdrawals import Withdrawn, train_without
+from daemon.queue.drops import train_without
+from daemon.queue.withdrawals import Withdrawn
 from daemon.settings.model import RetrySettings
 from daemon.state.database import transaction
-from daemon.state.tables import AWAITING, Drop, Promotion, PromotionState, Run, Track
+from daemon.state.states import AWAITING, PromotionState
+from daemon.state.tables import Drop, Promotion, Run, Track
 from pipeline.artifacts import Model, Verdict
 from pipeline.config import RunConfig
 from pipeline.errors import DropforgeError

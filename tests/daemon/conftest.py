@@ -20,7 +20,7 @@ from daemon.queue import attempts, claims, run_queue, tracks
 from daemon.settings.load import load
 from daemon.settings.model import RetrySettings, Settings
 from daemon.state.database import migrate, open_engine, transaction
-from daemon.state.tables import AttemptState
+from daemon.state.states import AttemptState
 from pipeline import durable
 from pipeline.artifacts import Verdict
 from pipeline.config import RunConfig

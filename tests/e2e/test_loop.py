@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from daemon.state.tables import DropState
+from daemon.state.states import DropState
 from daemon.system.processes import lock_holder
 from pipeline import durable
 

@@ -237,7 +237,7 @@ def _pin(stage: _Stage, file: Path, rows: int) -> None:
 def _drop_and_watch(stage: _Stage, file: Path, number: int) -> "RunDetail":
     """Drop a file, show what becomes of it, and return its run, which is over. Raises `DemoFailed` if it failed."""
     from daemon.cli.demo.progress_view import show_run  # noqa: PLC0415 - rich is slow to load
-    from daemon.state.tables import state_words  # noqa: PLC0415
+    from daemon.state.states import state_words  # noqa: PLC0415
     from daemon.views.compare_runs import story_of  # noqa: PLC0415 - a quick start for the other commands
 
     print_line()

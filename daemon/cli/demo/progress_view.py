@@ -48,7 +48,7 @@ def _current(run: "RunDetail") -> "Progress | None":
 @contextmanager
 def _lines() -> "Iterator[Callable[[RunDetail], None]]":
     """Print a line whenever something has changed that matters."""
-    from daemon.state.tables import state_words  # noqa: PLC0415 - a quick start for the other commands
+    from daemon.state.states import state_words  # noqa: PLC0415 - a quick start for the other commands
 
     said: set[object] = set()
 

@@ -19,7 +19,8 @@ from daemon.champions.promotion import Blocked
 from daemon.queue import drops
 from daemon.queue.withdrawals import Withdrawn
 from daemon.state.database import transaction
-from daemon.state.tables import AWAITING, Drop, Event, Promotion, Run
+from daemon.state.states import AWAITING
+from daemon.state.tables import Drop, Event, Promotion, Run
 from daemon.storage import gc
 from daemon.views.overview import Overview
 from pipeline import durable

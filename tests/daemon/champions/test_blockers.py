@@ -11,7 +11,8 @@ from sqlmodel import col, select
 from daemon.queue.snapshots import waiting_drops
 from daemon.state.database import transaction
 from daemon.state.layout import FOLDERS
-from daemon.state.tables import Drop, HookState, Promotion, Run
+from daemon.state.states import HookState
+from daemon.state.tables import Drop, Promotion, Run
 from pipeline import durable
 from pipeline.contract import LOG_NAME
 from tests.chaos.house import DAY, records

@@ -519,7 +519,7 @@ def test_an_unhealthy_model_is_rolled_back_by_itself_and_blocked(
     ):  # fmt: skip
         assert words in asked.err
     with transaction(house.daemon.engine) as session:
-        past = history.history(session, "default")
+        past = journal.history(session, "default")
     assert history.blocked(past) == {unhealthy.model_id}
 
 

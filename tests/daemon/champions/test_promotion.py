@@ -9,12 +9,13 @@ import pytest
 from sqlalchemy import Engine
 from sqlmodel import Session, select
 
-from daemon.champions import base_models, history, journal, promotion
+from daemon.champions import base_models, journal, promotion
 from daemon.champions.journal import ChampionMoved, NoChampion
 from daemon.champions.promotion import Candidate
 from daemon.queue import claims, tracks
 from daemon.state.database import migrate, open_engine, transaction
-from daemon.state.tables import Event, Promotion, PromotionState, Run, RunState, Track
+from daemon.state.states import PromotionState, RunState
+from daemon.state.tables import Event, Promotion, Run, Track
 
 
 class PowerCut(BaseException):
@@ -92,7 +93,7 @@ def test_the_base_model_is_the_first_champion_and_both_links_lead_to_it(
 ) -> None:
     with transaction(engine) as session:
         model = journal.champion(session, track)
-        (first,) = history.history(session, track)
+        (first,) = journal.history(session, track)
     assert (model.model_id, model.path, model.generation) == ("base-id", str(base), 0)
     assert (first.generation, first.run_id, first.reason) == (0, None, "base model")
     assert (state / "tracks/default/champion").readlink() == base
@@ -129,7 +130,7 @@ def test_another_base_takes_the_place_of_a_base_that_still_is_champion(
         base_models.ensure_base(engine, state, track, other, "other-id", now)
     with transaction(engine) as session:
         model = journal.champion(session, track)
-        rows = history.history(session, track)
+        rows = journal.history(session, track)
     assert (model.model_id, model.path, model.generation) == ("other-id", str(other), 1)
     assert [(row.generation, row.model_id) for row in rows] == [(0, "base-id"), (1, "other-id")]
     assert (served(state), served(state, "previous")) == ("other", "base")
@@ -170,7 +171,7 @@ def test_a_promotion_moves_row_links_and_history_together(engine: Engine, state:
     promotion.promote(engine, state, candidate(engine, state, "m2"), 1, "better", 20)
     assert (served(state), served(state, "previous")) == ("m2", "m1")
     with transaction(engine) as session:
-        assert [entry.model_id for entry in history.history(session, track)] == ["base-id", "m1", "m2"]
+        assert [entry.model_id for entry in journal.history(session, track)] == ["base-id", "m1", "m2"]
     assert events(engine).count("promoted") == 2
 
 

@@ -15,7 +15,8 @@ from daemon.champions.journal import ChampionMoved
 from daemon.champions.model_files import NoTarget
 from daemon.champions.promotion import Blocked, Candidate
 from daemon.state.database import migrate, open_engine, transaction
-from daemon.state.tables import Event, Promotion, Run, RunState
+from daemon.state.states import RunState
+from daemon.state.tables import Event, Promotion, Run
 from daemon.views.overview import Overview
 from pipeline.model_folder.manifest import model_id, write_manifest
 

@@ -50,6 +50,18 @@ def test_no_command_loads_the_training_stack_or_the_templates(lived_in: Any, arg
     assert set(done.stdout.split("\n")[-2].split()) & {*STACK, "jinja2"} == set()
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [("status",), ("status", "--json"), ("runs",), ("show", "1"), ("history",), ("drops",), ("check", "good.jsonl")],
+)
+def test_a_question_needs_neither_tables_nor_logs_nor_scheduler(lived_in: Any, arguments: tuple[str, ...]) -> None:
+    (lived_in.folder / "good.jsonl").write_text(GOOD)
+    code = f"import sys; sys.argv[1:] = {list(arguments)!r}; from daemon.cli import main; main(); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=lived_in.folder, capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split("\n")[-2].split())
+    assert loaded & {"sqlalchemy", "sqlmodel", "structlog", "apscheduler", "watchdog", "jsonschema"} == set()
+
+
 def test_help_needs_neither_database_nor_scheduler(tmp_path: Path) -> None:
     code = "import sys; import daemon.cli; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)

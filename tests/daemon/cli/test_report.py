@@ -13,7 +13,8 @@ from sqlmodel import Session
 from daemon.dispatch.run_config import compose
 from daemon.queue import run_queue
 from daemon.settings.model import Settings
-from daemon.state.tables import OVERTAKEN, Run, Track
+from daemon.state.states import OVERTAKEN
+from daemon.state.tables import Run, Track
 from pipeline import durable
 from pipeline.artifacts import NoiseFloor
 from pipeline.report.write import write_report

@@ -14,7 +14,8 @@ from daemon.champions import base_models
 from daemon.inbox.watcher import Watcher
 from daemon.queue import attempts, claims, run_queue
 from daemon.state.database import transaction
-from daemon.state.tables import AttemptState, DropState, Run
+from daemon.state.states import AttemptState, DropState
+from daemon.state.tables import Run
 from daemon.system.processes import FileLock
 from pipeline import durable
 

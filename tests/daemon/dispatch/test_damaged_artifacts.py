@@ -8,7 +8,7 @@ import pytest
 
 from daemon.dispatch.stale_steps import invalidate
 from daemon.queue import run_queue
-from daemon.state.tables import RunState
+from daemon.state.states import RunState
 from pipeline import durable
 from tests.daemon.champions.test_approval import MANUAL, House
 from tests.daemon.cli.test_report import end

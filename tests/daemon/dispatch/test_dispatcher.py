@@ -18,7 +18,8 @@ from daemon.queue import attempts, drops, run_queue, states, tracks
 from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.database import migrate, open_engine, transaction
-from daemon.state.tables import Attempt, AttemptState, Drop, DropState, Event, Promotion, Run, RunState, Track
+from daemon.state.states import AttemptState, DropState, RunState
+from daemon.state.tables import Attempt, Drop, Event, Promotion, Run, Track
 from pipeline import durable
 from pipeline.artifacts import (
     Judgement,

@@ -18,7 +18,8 @@ from daemon.inbox.watcher import Settled, make_inbox
 from daemon.queue import drops
 from daemon.settings.model import Settings
 from daemon.state import database
-from daemon.state.tables import Drop, DropState, Event, Run
+from daemon.state.states import DropState
+from daemon.state.tables import Drop, Event, Run
 from daemon.system.programs import name_of
 from pipeline import durable
 from pipeline.errors import DropforgeError

@@ -9,7 +9,8 @@ from sqlmodel import col, select
 from daemon.queue import drops
 from daemon.settings.model import Settings
 from daemon.state import database
-from daemon.state.tables import Drop, DropState, Event, Run
+from daemon.state.states import DropState
+from daemon.state.tables import Drop, Event, Run
 from pipeline.errors import DropforgeError
 
 NOW = 1_800_000_000_000

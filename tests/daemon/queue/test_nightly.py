@@ -21,7 +21,8 @@ from daemon.queue.run_queue import enqueue
 from daemon.settings.cron import cron_trigger
 from daemon.settings.model import Settings
 from daemon.state.database import migrate, open_engine, transaction
-from daemon.state.tables import Drop, DropState, Event, Run, Slot, Track
+from daemon.state.states import DropState
+from daemon.state.tables import Drop, Event, Run, Slot, Track
 
 BERLIN = "Europe/Berlin"
 NIGHTLY = Settings(trigger="nightly", schedule="0 2 * * *", timezone="UTC")

@@ -13,7 +13,8 @@ from daemon.queue.run_queue import Failure
 from daemon.queue.states import WrongState
 from daemon.settings.model import RetrySettings, Settings, TrackSettings
 from daemon.state.database import migrate, open_engine, transaction
-from daemon.state.tables import Attempt, AttemptState, Drop, DropState, Event, Run, RunState, Track
+from daemon.state.states import AttemptState, DropState, RunState
+from daemon.state.tables import Attempt, Drop, Event, Run, Track
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.errors import DropforgeError
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from daemon.settings import schema
 from daemon.settings.load import load
 from daemon.settings.model import Settings, SettingsError, TrackSettings
+from pipeline.described import field_docs
 
 ROOT = Path(__file__).parents[3]
 SAMPLE = (ROOT / "systemd" / "dropforge.toml").read_text(encoding="utf-8")
@@ -50,13 +51,14 @@ def test_pinned_files_are_those_of_the_owner_of_the_settings_unless_others_are_n
 def leaves(model: BaseModel, place: str = "") -> dict[str, tuple[object, str]]:
     """Return value and docstring of every setting by its dotted name."""
     found: dict[str, tuple[object, str]] = {}
-    for name, field in type(model).model_fields.items():
+    docs = field_docs(type(model))
+    for name in type(model).model_fields:
         value = getattr(model, name)
         if isinstance(value, BaseModel):
             found |= leaves(value, f"{place}{name}.")
         elif name != "tracks":
             # TOML has lists alone.
-            found[place + name] = (list(value) if isinstance(value, tuple) else value, field.description or "")
+            found[place + name] = (list(value) if isinstance(value, tuple) else value, docs.get(name, ""))
     return found
 
 

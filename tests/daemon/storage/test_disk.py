@@ -20,7 +20,8 @@ from daemon.queue import claims, run_queue
 from daemon.settings.model import DiskSettings, Settings
 from daemon.state import run_files
 from daemon.state.database import migrate, open_engine, transaction
-from daemon.state.tables import Event, Run, RunState
+from daemon.state.states import RunState
+from daemon.state.tables import Event, Run
 from daemon.storage.disk import Ballast, Disk, NoRoom, is_full
 from daemon.storage.disk_estimate import CHECKPOINTS, needed_bytes
 from daemon.system.processes import lock_holder

@@ -20,7 +20,8 @@ from daemon.dispatch.spool import LocalExecutor
 from daemon.queue import claims, run_queue, tracks
 from daemon.settings.model import GcSettings, Settings
 from daemon.state.database import migrate, open_engine, transaction
-from daemon.state.tables import Attempt, AttemptState, Drop, Event, Promotion, PromotionState, Run, RunState, Track
+from daemon.state.states import AttemptState, PromotionState, RunState
+from daemon.state.tables import Attempt, Drop, Event, Promotion, Run, Track
 from daemon.storage import garbage, gc, retention
 from daemon.system.processes import lock_holder
 from pipeline import durable

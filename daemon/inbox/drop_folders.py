@@ -1,0 +1,54 @@
+"""Which folders files may be dropped into, and which names in them are left alone; `watcher` sees what changes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from daemon.settings.model import Settings
+from pipeline.artifacts import Role
+
+DONE = "done"
+REJECTED = "rejected"
+HELDOUT = "heldout"
+#: Names of files that are being written (browsers, rsync and scp clients, editors), or that only desktops care for.
+_IN_PROGRESS = (b".part", b".partial", b".tmp", b".crdownload", b".filepart", b".swp", b".kate-swp", b"~")
+_DESKTOP = frozenset({b"thumbs.db", b"desktop.ini"})
+
+
+@dataclass(frozen=True)
+class WatchedFolder:
+    """A folder whose files are drops of one track and role."""
+
+    path: Path
+    track: str
+    role: Role
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names that lead to it from the inbox."""
+        return folder_names(self.track, self.role)
+
+
+def folder_names(track: str, role: Role) -> tuple[str, ...]:
+    """Return the names that lead from the inbox to the folder of a track and role."""
+    home = () if track == "default" else (track,)
+    return (*home, HELDOUT) if role == "heldout" else home
+
+
+def watched_folders(settings: Settings) -> tuple[WatchedFolder, ...]:
+    """Return the folders that files may be dropped into: the inbox and `heldout` below it, for each track its own."""
+    roles: tuple[Role, ...] = ("train", "heldout")
+    return tuple(
+        WatchedFolder(settings.inbox_folder.joinpath(*folder_names(track, role)), track, role)
+        for track in settings.track_names
+        for role in roles
+    )
+
+
+def is_skipped(name: bytes) -> bool:
+    """
+    Say whether a name in the inbox is that of a file in progress, or of a desktop's own: it is left alone, unread.
+
+    Beginning with `.` (rsync's and macOS's among them) or `~`, or with an ending that writers use until they are done.
+    """
+    lower = name.lower()
+    return lower.startswith((b".", b"~")) or lower.endswith(_IN_PROGRESS) or lower in _DESKTOP

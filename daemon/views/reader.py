@@ -1,0 +1,60 @@
+"""
+The state database for those who only read: the standard library's driver, opened read-only.
+
+SQLAlchemy and the classes of the tables take longer to load than all that `dropforge status` does.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+_BUSY_SECONDS = 30.0
+
+sqlite3.register_converter("JSON", json.loads)
+
+
+class Row(SimpleNamespace):
+    """A row: each column is an attribute, as in the class of its table."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Refuse a column that the database does not have, in the words in which SQLite would."""
+        message = f"no such column: {name}"
+        raise sqlite3.OperationalError(message)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[sqlite3.Connection]:
+    """Give a connection that cannot write; all that it is asked is answered from one state of the database."""
+    uri = f"{path.absolute().as_uri()}?mode=ro"
+    converting = sqlite3.PARSE_DECLTYPES
+    opened = sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None, detect_types=converting)
+    with closing(opened) as base:
+        base.row_factory = _row
+        base.execute("BEGIN")
+        yield base
+
+
+def champions_of(base: sqlite3.Connection, track: str) -> list[Any]:
+    """Return the promotions by which a track's champions came, the base model's first and today's last."""
+    done = "SELECT * FROM promotion WHERE track = ? AND state = 'done' ORDER BY generation"
+    return base.execute(done, (track,)).fetchall()
+
+
+def drops_with(base: sqlite3.Connection, ids: Iterable[int]) -> list[Any]:
+    """Return the drops with these numbers, the oldest first."""
+    wanted = 'SELECT * FROM "drop" WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id'
+    return base.execute(wanted, (json.dumps(list(ids)),)).fetchall()
+
+
+def snapshot_of(base: sqlite3.Connection, run_id: int) -> list[int]:
+    """Return the drops in a run's snapshot."""
+    (row,) = base.execute("SELECT snapshot FROM run WHERE id = ?", (run_id,))
+    return [int(drop["id"]) for drop in row.snapshot or ()]
+
+
+def _row(cursor: sqlite3.Cursor, values: Sequence[Any]) -> Row:
+    return Row(**{column[0]: value for column, value in zip(cursor.description, values, strict=True)})

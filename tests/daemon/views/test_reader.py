@@ -1,0 +1,54 @@
+"""What a reader sees of the database: the writers' rows, from one state of it, and nothing that it could change."""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlmodel import select
+
+from daemon.state.database import transaction
+from daemon.state.tables import Attempt, Drop, Event, Promotion, Run, Slot, Track
+from daemon.views.reader import reading
+
+
+@pytest.fixture
+def path(lived_in: Any) -> Path:
+    found: Path = lived_in.settings.state_folder / "dropforge.db"
+    return found
+
+
+@pytest.mark.parametrize("table", [Track, Drop, Run, Attempt, Promotion, Slot, Event])
+def test_a_row_has_the_columns_of_its_table_with_json_as_values(lived_in: Any, path: Path, table: Any) -> None:
+    with reading(path) as base:
+        ours = [vars(row) for row in base.execute(f'SELECT * FROM "{table.__tablename__}" ORDER BY 1')]
+    with transaction(lived_in.engine) as session:
+        theirs = [row.model_dump() for row in session.exec(select(table).order_by(*table.__table__.primary_key))]
+    assert ours == theirs
+    assert ours or table is Slot
+
+
+def test_nothing_can_be_written(path: Path) -> None:
+    with reading(path) as base, pytest.raises(sqlite3.OperationalError, match="readonly"):
+        base.execute("DELETE FROM event")
+
+
+def test_all_answers_are_from_one_state_of_the_database(lived_in: Any, path: Path) -> None:
+    with closing(sqlite3.connect(path)) as writer:
+        writer.execute("PRAGMA journal_mode=WAL")  # else the writer below would wait for the reader
+    count = "SELECT count(*) AS number FROM event"
+    with reading(path) as base:
+        (before,) = base.execute(count)
+        with transaction(lived_in.engine) as session:
+            session.add(Event(at=1, kind="meanwhile"))
+        assert base.execute(count).fetchall() == [before]
+    with reading(path) as base:
+        assert base.execute(count).fetchone().number == before.number + 1
+
+
+def test_a_column_of_another_version_is_missed_in_sqlites_words(path: Path) -> None:
+    with reading(path) as base:
+        row = base.execute("SELECT * FROM track").fetchone()
+    with pytest.raises(sqlite3.OperationalError, match="no such column: colour"):
+        _ = row.colour
