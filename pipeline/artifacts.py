@@ -298,13 +298,14 @@ class GuardResult(Frozen):
 
     guard: str
     """
-    metric, slice, nll, general, general_base, empty, truncated, looping, catastrophe, floor, former, latency, size or
-    judge.
+    slice, general, general_base, anchor, nll, empty, truncated, looping, floor, judge, metric, former, catastrophe,
+    latency or size.
     """
     label: str
     """Of what, in words for a person: `token F1`, `drop 3 (answers.jsonl)`."""
     unit: Literal["points", "nats", "times", "per cent", "records"]
     records: int | None = None
+    """Groups of alike held-out records, or items of a suite."""
     candidate: float | None = None
     champion: float | None = None
     """Both in `unit`; of costs, which are `times`, in what `label` says: seconds, MB."""
@@ -318,6 +319,8 @@ class GuardResult(Frozen):
     """Largest loss in `unit` that is let pass."""
     state: Literal["passed", "failed", "shown"]
     """`shown`: too few records, or the settings say so; it cannot stand against promotion."""
+    drop: int | None = None
+    """The drop that it is about, where the champion knows it."""
 
 
 class SliceResult(Frozen):
@@ -326,6 +329,8 @@ class SliceResult(Frozen):
     kind: Literal["seen", "unseen", "drop", "tag"]
     label: str
     records: int
+    groups: int
+    """Of records that are paraphrases of each other; one alone is a group, too."""
     candidate: float
     champion: float
     gain: float
@@ -345,7 +350,10 @@ class Verdict(Artifact):
     """The verdict in one short line; the report's story has the rest."""
     metric: str
     records: int
+    groups: int
+    """Of records that are paraphrases of each other, each one unit of the test; a record alone is a group, too."""
     candidate_score: float | None = None
+    """Mean over the groups, as the champion's."""
     champion_score: float | None = None
     gain: float | None = None
     interval: tuple[float, float] | None = None
@@ -355,24 +363,20 @@ class Verdict(Artifact):
     wins: int = 0
     losses: int = 0
     ties: int = 0
+    """All three in groups."""
     smallest_detectable_gain: float | None = None
-    """Smallest true gain that this decision, its guards included, promotes with `detectable_power`; `None`: none."""
-    detectable_power: float | None = None
-    """0.8, or where even a large gain is promoted more rarely, 0.7 to 0.5; `None` if none is promoted so often."""
-    costliest_guards: str | None = None
-    """The kind of guards that would stop the most good candidates by chance."""
+    """
+    Smallest true gain that this decision, its guards included, promotes in eight of ten cases; `None`: none, or the
+    verdict is another one than `not_shown_better`.
+    """
     records_needed: int | None = None
-    """
-    Further held-out records with which the observed gain, if it is real, is promoted with 80 % power: the test's is 80
-    to 95 %, as much as today's guards make it need. Where they leave less than eight of ten to any gain, it is 95 %.
-    """
+    """Further groups with which the observed gain, if it is real, is promoted in about eight of ten cases."""
     guards: tuple[GuardResult, ...] = ()
+    blames_new_drops: bool = False
+    """Whether it speaks against drops that the champion does not know: by `worse`, an old drop or the likelihood."""
+    lost_drops: tuple[int, ...] = ()
+    """Drops that the champion knows and on which the candidate lost."""
     slices: tuple[SliceResult, ...] = ()
-    references_changed: int = 0
-    """
-    Pinned records whose references changed since the champion was judged, where the verdict is a bad one and all that
-    speaks against the candidate depends on them: it holds no drops back.
-    """
     slices_not_listed: int = 0
     """Further drops and tags, of too few records to decide anything."""
     uses: int = 0
@@ -392,3 +396,5 @@ class Verdict(Artifact):
 
 
 PAGE_NAME, JSON_NAME, RECORDS_NAME = "report.html", "report.json", "records.jsonl"
+#: In the judgement's folder, a line a record.
+JUDGEMENTS_NAME = "judgements.jsonl"

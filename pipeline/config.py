@@ -92,25 +92,22 @@ class EvaluateConfig(Frozen):
         return self
 
 
-#: The permutation test's smallest p-value is one in 10,000: a limit below it would promote nothing.
-LEAST_P_VALUE = 1e-4
-#: Largest one-sided p-value that promotes; strict keeps 30 nights together under 5 %.
-ALPHAS = {"strict": 0.05 / 30, "balanced": 0.01, "eager": 0.05}
 GuardName = Literal[
-    "metric",
     "slice",
-    "nll",
     "general",
     "general_base",
+    "anchor",
+    "nll",
     "empty",
     "truncated",
     "looping",
-    "catastrophe",
     "floor",
+    "judge",
+    "metric",
     "former",
+    "catastrophe",
     "latency",
     "size",
-    "judge",
 ]
 
 
@@ -126,57 +123,54 @@ class GateConfig(Frozen):
     """What is judged on: the drops' own held-out shares, those of drops that the champion knows, or pinned files."""
     approval: Literal["auto", "manual"] = "auto"
     """`manual` holds a candidate that won until a person says `dropforge promote RUN`."""
-    confidence: Literal["strict", "balanced", "eager"] = "balanced"
-    """How sure a gain must be: one false promotion in 600, 100 or 20 candidates that are no better."""
-    p_value: float = Field(default=0.0, ge=0, le=0.5)
-    """Largest one-sided p-value that promotes, 0.5 at most; 0 takes that of `confidence`."""
+    p_value: float = Field(default=0.01, gt=0, le=0.5)
+    """Largest one-sided p-value that promotes: at 0.01 one candidate in 100 that is no better, 0.5 at most."""
     min_gain: float = Field(default=1.0, ge=0, le=100)
     """Smallest mean gain in points that promotes."""
     min_records: int = Field(default=100, ge=1, le=_MANY)
-    """Fewest held-out records for a verdict with exact match."""
+    """Fewest held-out records for a verdict with exact match; paraphrases of each other count as one."""
     min_records_continuous: int = Field(default=200, ge=1, le=_MANY)
-    """Fewest held-out records for a verdict with any other metric."""
-
-    @field_validator("p_value")
-    @classmethod
-    def _can_be_reached(cls, value: float) -> float:
-        if 0 < value < LEAST_P_VALUE:
-            least = f"the test's smallest p-value is {LEAST_P_VALUE:g}"
-            msg = f"at {value:g} no gain could be shown: {least}; use that or more"
-            raise ValueError(msg)
-        return value
-
-    @property
-    def alpha(self) -> float:
-        """The largest p-value that promotes."""
-        return self.p_value or ALPHAS[self.confidence]
+    """Fewest for a verdict with any other metric."""
 
 
 class GuardConfig(Frozen):
-    """What a candidate that wins must not lose: a guard fails where harm is shown, or beyond its margin."""
+    """What a candidate that wins must not lose: a guard fails where harm is shown."""
 
-    metrics: float = Field(default=2.0, ge=0, le=_MANY)
-    """Largest loss of any other metric, in points, on 100 records or more."""
+    stop: tuple[GuardName, ...] = (
+        "slice",
+        "general",
+        "general_base",
+        "anchor",
+        "nll",
+        "empty",
+        "truncated",
+        "looping",
+        "floor",
+        "judge",
+    )
+    """Guards that stand against a promotion; the others are shown in the report."""
     slices: float = Field(default=5.0, ge=0, le=_MANY)
-    """Largest loss of the primary metric on a drop or tag, in points, on 100 records or more."""
+    """Largest loss on a drop that the champion knows or a tag, in points, on 100 records or more."""
     general: float = Field(default=5.0, ge=0, le=_MANY)
-    """Largest loss on a suite of general abilities, in points, on 100 items or more."""
+    """Largest loss on a suite of general abilities, in points; what is beyond fails if it is shown at p = .01."""
     general_base: float = Field(default=10.0, ge=0, le=_MANY)
-    """Largest loss on such a suite against the base model, in points: that of a line of champions together."""
-    former: float = Field(default=1.0, ge=0, le=_MANY)
-    """Largest loss against the best former champion, in points, on 100 records or more."""
+    """The same against the base model: the loss of a line of champions together."""
+    anchor: float = Field(default=5.0, ge=0, le=_MANY)
+    """Largest loss on a drop against the former champion that was best on it, in points, if shown at p = .05."""
     nll: float = Field(default=0.1, ge=0, le=_MANY)
     """Largest rise of the references' negative log-likelihood, in nats a token."""
     degenerate: float = Field(default=2.0, ge=0, le=_MANY)
-    """Largest rise of empty, truncated or looping answers, each in per cent of the records."""
+    """Largest rise of empty, truncated or looping answers, each in per cent of the records, if shown at p = .01."""
+    metrics: float = Field(default=2.0, ge=0, le=_MANY)
+    """Largest loss of any other metric, in points, where `stop` has "metric"."""
+    former: float = Field(default=1.0, ge=0, le=_MANY)
+    """Largest loss against the best former champion, in points, where `stop` has "former"."""
     latency: float = Field(default=3.0, ge=1, le=_MANY)
-    """Largest time an answer against the champion's, as a multiple."""
+    """Largest time an answer against the champion's, as a multiple, where `stop` has "latency"."""
     size: float = Field(default=1.5, ge=1, le=_MANY)
-    """Largest model folder against the champion's, as a multiple."""
+    """Largest model folder against the champion's, as a multiple, where `stop` has "size"."""
     floors: dict[MetricName, Points] = Field(default_factory=dict)
     """Lowest score of a metric that is promoted, in points: floors.exact_match = 60."""
-    show_only: tuple[GuardName, ...] = ()
-    """Guards that are shown in the report and never stand against promotion."""
 
 
 class JudgeConfig(Frozen):

@@ -27,11 +27,6 @@ def count(number: int, noun: str, plural: str = "") -> str:
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
-def cases(power: float | None) -> str:
-    """Return a power in words, as 8 of 10 cases; where a verdict has none, 0.8."""
-    return f"{10 * (0.8 if power is None else power):.0f} of 10 cases"
-
-
 def span(interval: tuple[float, float], digits: int = 1) -> str:
     """Return an interval in words."""
     return f"{signed(interval[0], digits)} to {signed(interval[1], digits)}"

@@ -24,9 +24,9 @@ def lines_of(candidate: object, champion: object, metric: str = "exact_match") -
     return [
         {
             "id": f"{place:06x}",
+            "group": f"{place:06x}",
             "drop": 1,
             "pinned": False,
-            "replaced": False,
             "tags": [],
             "instruction": f"question {place}",
             "input": "",

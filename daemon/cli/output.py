@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from pipeline.wording import cases, duration, printable, signed, span
+from pipeline.wording import duration, printable, signed, span
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -141,8 +141,8 @@ def verdict_lines(verdict: "Verdict", story: "Story | None") -> list[str]:
     if verdict.p_value is not None:
         lines.append(f"p = {verdict.p_value:.2g} ({verdict.test}, one-sided)")
     if verdict.smallest_detectable_gain is not None:
-        often = cases(verdict.detectable_power)
-        lines.append(f"smallest gain that is promoted in {often}: {verdict.smallest_detectable_gain:.1f} points")
+        smallest = f"{verdict.smallest_detectable_gain:.1f} points"
+        lines.append(f"smallest gain that is promoted in 8 of 10 cases: {smallest}")
     return [*lines, *_guard_lines(verdict, told=story is not None), *_slice_lines(verdict), *_trust_lines(verdict)]
 
 

@@ -26,7 +26,6 @@ from daemon.system.sd_notify import showing_life
 from pipeline.artifacts import Verdict
 from pipeline.config import RunConfig
 from pipeline.errors import StepFailed
-from pipeline.gate.reasons import blame_drops
 from pipeline.model_folder.manifest import verify_manifest
 
 
@@ -46,7 +45,7 @@ def conclude(engine: Engine, settings: Settings, claim: claims.Claim, run: Run, 
     waits = wins and _is_manual(settings, run) and not promotion.has_promoted(engine, claim.run_id)
     if wins and not waits:
         waits = not _promote(engine, settings, claim, run.track, verdict, now)
-    blames = blame_drops(verdict.outcome, verdict.reasons)
+    blames = verdict.blames_new_drops
     holds = _in_force(settings, run.track).on_worse == "suspend"
     bound = waits or (not wins and _hangs_on_champion(root, claim.run_id, verdict))
     shutil.rmtree(run_files.run_folder(root, claim.run_id) / "checkpoints", ignore_errors=True)
@@ -62,7 +61,7 @@ def conclude(engine: Engine, settings: Settings, claim: claims.Claim, run: Run, 
             require_generation(session, held.track, verdict.champion_generation)
         # What is withdrawn may be all that a loss is about: nobody can tell it from what was new beside it.
         in_vain = not wins and rests_on_withdrawn(session, held)
-        if in_vain or (blames and verdict.references_changed > 0):
+        if in_vain:
             excuse_new_drops(session, held, now)
         elif blames and holds:
             snapshots.suspend_new_drops(session, held, f"new in run {held.id}: {verdict.sentence}", now)

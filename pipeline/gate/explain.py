@@ -14,13 +14,19 @@ WORDS: dict[Outcome, str] = {
 }
 
 
+def in_groups(verdict: Verdict) -> str:
+    """Say how many groups the records are, where some are paraphrases of each other."""
+    return "" if verdict.groups == verdict.records else f" in {count(verdict.groups, 'group')}"
+
+
 def short_line(verdict: Verdict, needed_records: int) -> str:
     """Return the verdict with its gain and interval, as `promoted: +11.5 points (+5.9 to +16.9)`."""
     words = WORDS[verdict.outcome]
     if verdict.outcome == "insufficient_evidence":
         if "no_pinned_heldout" in verdict.reasons:
             return f"{words}: {REASONS['no_pinned_heldout']}"
-        return f"{words}: {count(verdict.records, 'held-out record')}, and a verdict needs {needed_records:,}"
+        have = f"{count(verdict.records, 'held-out record')}{in_groups(verdict)}"
+        return f"{words}: {have}, and a verdict needs {needed_records:,}"
     failed = [guard.label for guard in verdict.guards if guard.state == "failed"]
     if verdict.outcome == "guard_failed" and failed:
         words += f" ({failed[0]}{f' and {len(failed) - 1} more' if failed[1:] else ''})"

@@ -13,7 +13,7 @@ from pipeline.metrics.registry import METRICS
 
 Name = TypeVar("Name", int, str)
 POINTS = 100
-#: Fewer records are displayed only: a mean of so few says little, and the t-test needs some.
+#: Fewer groups are displayed only: a mean of so few says little, and the t-test needs some.
 LEAST_TESTED = 30
 #: Drops and tags with fewer records than that are listed up to this many of each: the newest drops, the largest tags.
 MOST_SMALL = 50
@@ -21,7 +21,7 @@ MOST_SMALL = 50
 
 @dataclass(frozen=True)
 class Known:
-    """What tells an seen record from a new one."""
+    """What tells a seen record from a new one."""
 
     drops: frozenset[int] | None = None
     """Those that the champion was trained on; `None` for a base model, to which no record is new."""
@@ -42,6 +42,10 @@ class Known:
             return np.ones(drops.size, dtype=np.bool_)
         return np.asarray(np.isin(drops, list(self.drops)) | pinned)
 
+    def label(self, drop: int) -> str:
+        """Return a drop's number with its file's name."""
+        return f"drop {drop} ({self.names[drop]})" if drop in self.names else f"drop {drop}"
+
 
 def judged_on(on: str, known: Known, drops: Places, pinned: Flags) -> Flags:
     """Return which records, of these drops and pinned or not, the gate judges on by its setting `on`."""
@@ -59,8 +63,8 @@ class Slice:
     kind: Literal["seen", "unseen", "drop", "tag"]
     label: str
     mask: Flags
-    seen: bool
-    """Whether the champion knows the drops of all of them."""
+    drop: int | None = None
+    """Of a slice that is a drop which the champion knows."""
 
 
 def find_slices(comparison: Comparison, known: Known) -> tuple[Slice, ...]:
@@ -77,15 +81,13 @@ def _slices(comparison: Comparison, known: Known) -> Iterator[Slice]:
     seen = known.seen(comparison)
     if not seen.all():
         if seen.any():
-            yield Slice("seen", "records of drops that the champion knows", seen, seen=True)
-        yield Slice("unseen", "records of new drops", ~seen, seen=False)
+            yield Slice("seen", "records of drops that the champion knows", seen)
+        yield Slice("unseen", "records of new drops", ~seen)
     for drop in _kept(_drops(comparison), lambda found: -found[0]):
         mask = comparison.drops == drop
-        name = known.names.get(drop)
-        yield Slice("drop", f"drop {drop} ({name})" if name else f"drop {drop}", mask, bool(seen[mask].all()))
+        yield Slice("drop", known.label(drop), mask, drop if seen[mask].all() else None)
     for tag in _kept(_tags(comparison), lambda found: (-found[1], found[0])):
-        mask = comparison.tags[tag]
-        yield Slice("tag", f"tag {tag}", mask, bool(seen[mask].all()))
+        yield Slice("tag", f"tag {tag}", comparison.tags[tag])
 
 
 def count_unlisted(comparison: Comparison) -> int:
@@ -116,23 +118,23 @@ def _kept(counts: Mapping[Name, int], first: Callable[[tuple[Name, int]], Any]) 
 
 def measure_slices(comparison: Comparison, slices: tuple[Slice, ...], seed: int) -> tuple[SliceResult, ...]:
     """Return the primary metric on each slice, with the 98 % interval of its gain and the p-value for a gain."""
-    metric = METRICS[comparison.metric]
-    differences, pairs = comparison.differences(), comparison.scores[comparison.metric]
+    yes_or_no = not METRICS[comparison.metric].continuous
     found = []
     for one in slices:
-        own = differences[one.mask]
-        candidate, champion = pairs[one.mask].mean(axis=0) * POINTS
+        own = comparison.differences(one.mask)
+        candidate, champion = comparison.pairs(one.mask).mean(axis=0) * POINTS
         low, high = statistics.interval(own, seed)
         found.append(
             SliceResult(
                 kind=one.kind,
                 label=one.label,
-                records=own.size,
+                records=int(one.mask.sum()),
+                groups=own.size,
                 candidate=float(candidate),
                 champion=float(champion),
                 gain=float(own.mean()) * POINTS,
                 interval=(low * POINTS, high * POINTS),
-                p_value=statistics.one_sided_p(own, continuous=metric.continuous, seed=seed),
+                p_value=statistics.one_sided_p(own, yes_or_no=yes_or_no),
             )
         )
     return tuple(found)

@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pipeline.artifacts import Dataset, GuardResult, Outcome, Verdict
 from pipeline.config import RunConfig
 from pipeline.contract import StepSpec
-from pipeline.gate.reasons import excuse_drops
 from pipeline.report.facts import NextStep
 from pipeline.wording import count
 
 _KEPT = "No drop is suspended for this: all are trained on again, together with the next ones."
-#: What helps against a guard that shows harm, before the new drops are looked at.
+#: More held-out records than so many times today's are no advice that anybody can follow.
+_MANY_TIMES = 10
+#: What helps against a guard that shows harm of this model.
 _REMEDIES: Mapping[str, str] = {
-    "metric": "Look at its worst answers in the report; guards.metrics is the margin.",
     "slice": "Drop more rows of that kind, or withdraw the drop that spoils it; guards.slices is the margin.",
     "nll": "Train less or on cleaner answers (train.epochs, train.learning_rate); guards.nll is the margin.",
     "general": "Train less (train.epochs, train.learning_rate) or add general rows; guards.general is the margin.",
@@ -25,13 +25,11 @@ _REMEDIES: Mapping[str, str] = {
 
 def next_steps(verdict: Verdict, dataset: Dataset, spec: StepSpec) -> Sequence[NextStep]:
     """Return what to do now, the most useful first; `spec` is that of the step which made the verdict."""
-    if verdict.references_changed:
-        return _after_replaced(dataset, spec)
     config, run = spec.config, spec.run
     tell_next: dict[Outcome, Callable[[], list[NextStep]]] = {
         "promoted": lambda: _after_a_win(verdict, config, run),
-        "worse": _after_harm,
-        "not_shown_better": lambda: _after_no_proof(verdict, dataset),
+        "worse": lambda: _after_harm(verdict),
+        "not_shown_better": lambda: _after_no_proof(verdict, dataset, run),
         "insufficient_evidence": lambda: _after_too_little(verdict, dataset),
         "guard_failed": lambda: _after_guards(verdict, config, run),
         "contaminated": lambda: [
@@ -59,12 +57,11 @@ def _after_a_win(verdict: Verdict, config: RunConfig, run: int) -> list[NextStep
 
 
 def _after_guards(verdict: Verdict, config: RunConfig, run: int) -> list[NextStep]:
-    """Return what helps against the guards that failed; only where one of them speaks of harm, drops are looked at."""
+    """Return what helps against the guards that failed; only where one of them blames drops, these are looked at."""
     failed = [guard for guard in verdict.guards if guard.state == "failed"]
-    if not excuse_drops(verdict.reasons):
-        remedies = dict.fromkeys(_REMEDIES[guard.guard] for guard in failed if guard.guard in _REMEDIES)
-        return [*(NextStep(words=words) for words in remedies), *_after_harm()]
-    steps = list(dict.fromkeys(step for guard in failed for step in _against(guard, config)))
+    remedies = dict.fromkeys(_REMEDIES[guard.guard] for guard in failed if guard.guard in _REMEDIES)
+    steps = [NextStep(words=words) for words in remedies]
+    steps += dict.fromkeys(step for guard in failed for step in _against(guard, config))
     if {guard.guard for guard in failed} <= {"latency", "size", "judge"}:
         steps.append(
             NextStep(
@@ -72,11 +69,11 @@ def _after_guards(verdict: Verdict, config: RunConfig, run: int) -> list[NextSte
                 command=f"dropforge promote {run} --force --reason TEXT",
             )
         )
-    return [*steps, NextStep(words=_KEPT)]
+    return [*steps, *(_after_harm(verdict) if verdict.blames_new_drops else [NextStep(words=_KEPT)])]
 
 
 def _against(guard: GuardResult, config: RunConfig) -> list[NextStep]:
-    """Return what helps against one guard that says nothing against the new drops."""
+    """Return what helps against one guard that is about no loss of this model."""
     rollback = f"dropforge rollback{config.track_option}"
     missing = guard.candidate is None
     steps = {
@@ -87,6 +84,15 @@ def _against(guard: GuardResult, config: RunConfig) -> list[NextStep]:
                 command=f"{rollback} --reason TEXT",
             ),
         ],
+        "anchor": [
+            NextStep(words="Drop more rows of that old kind to bring back what was lost; guards.anchor is the margin."),
+            NextStep(
+                words="Or let the champion that was better on it serve again.",
+                command=f"{rollback} --to GENERATION --reason TEXT",
+            ),
+        ],
+        "metric": [NextStep(words="Look at its worst answers in the report; guards.metrics is the margin.")],
+        "catastrophe": [NextStep(words="Read the answers that became worst, in the report.")],
         "former": [
             NextStep(
                 words="If the former champion is the better one, let it serve again; guards.former is the margin.",
@@ -104,44 +110,31 @@ def _against(guard: GuardResult, config: RunConfig) -> list[NextStep]:
         "size": [NextStep(words="Allow a larger model, if there is room for it (guards.size).")],
         "judge": [NextStep(words="Read the answers that changed, in the report, and see whether the judge is right.")],
     }
-    return steps[guard.guard]
+    return steps.get(guard.guard, [])
 
 
-def _after_harm() -> list[NextStep]:
+def _after_harm(verdict: Verdict) -> list[NextStep]:
+    read = "Read the answers that became worse, in the report: wrong or odd data in a new drop shows there."
+    if not verdict.blames_new_drops:
+        return [NextStep(words=f"{read} No drop is put under suspicion, as the champion was trained on none.")]
     return [
         NextStep(
-            words="Read the answers that became worse, in the report: wrong or odd data in a new drop shows there."
+            words="Nothing has to be done: the drops that the champion does not know are tried one by one, each alone, "
+            'and the one that is worse again is suspended (on_worse = "keep" tries none).',
+            command="dropforge drops",
         ),
+        NextStep(words=read),
         NextStep(
-            words="If a drop is to blame, take it out of later runs.",
+            words="If you know which drop is to blame, take it out of later runs.",
             command="dropforge drops withdraw DROP --reason TEXT",
         ),
-        NextStep(
-            words="If the drop is right after all, put it back if it was suspended.",
-            command="dropforge drops restore DROP --reason TEXT",
-        ),
     ]
 
 
-def _after_replaced(dataset: Dataset, spec: StepSpec) -> list[NextStep]:
-    """Return what helps where a bad verdict says more of new references than of the new drops."""
-    names = {drop.id: drop.name for drop in (*dataset.drops, *spec.drops)}
-    steps = [
-        NextStep(
-            words=f"Look at the pinned drop {drop}{f' ({names[drop]})' if drop in names else ''} first: it gives "
-            "other answers than an earlier one. If they are wrong, take it out of later runs.",
-            command=f"dropforge drops withdraw {drop} --reason TEXT",
-        )
-        for drop in spec.champion.not_judged_by(dataset.pins_changed)
-    ]
-    return [*steps, NextStep(words=_KEPT)]
-
-
-def _after_no_proof(verdict: Verdict, dataset: Dataset) -> list[NextStep]:
+def _after_no_proof(verdict: Verdict, dataset: Dataset, run: int) -> list[NextStep]:
     steps = []
-    if "seen_lost" in verdict.reasons:
-        words = "See in the report's slices what records of older drops lost: new ones do not make up for it."
-        steps.append(NextStep(words=words))
+    if verdict.records_needed and verdict.records_needed > _MANY_TIMES * verdict.groups:
+        steps += _far_away(verdict, run)
     elif verdict.records_needed:
         records = count(verdict.records_needed, "more held-out record")
         rows = _rows_for(verdict.records_needed, dataset)
@@ -155,6 +148,26 @@ def _after_no_proof(verdict: Verdict, dataset: Dataset) -> list[NextStep]:
         steps.append(NextStep(words="Drop more or other data: what is there taught the model nothing that shows."))
     steps.append(NextStep(words="Nothing is lost: these drops are trained on again, together with the next ones."))
     return steps
+
+
+def _far_away(verdict: Verdict, run: int) -> list[NextStep]:
+    """Return what there is to do where a gain is so small that no such set would show it."""
+    times = math.ceil((verdict.records_needed or 0) / max(1, verdict.groups))
+    return [
+        NextStep(
+            words=f"Wait for more drops: it would take about {times:,} times as many held-out records to show a "
+            "gain as small as this, and gains of several drops add up."
+        ),
+        NextStep(
+            words="Or read the answers that changed, in the report, and let it serve by your own word: the price is "
+            "that nothing but you says that it is better.",
+            command=f"dropforge promote {run} --force --reason TEXT",
+        ),
+        NextStep(
+            words="Or ask for less proof: at gate.p_value = 0.05 one candidate in 20 that is no better is promoted, "
+            "not one in 100."
+        ),
+    ]
 
 
 def _rows_for(records: int, dataset: Dataset) -> int:

@@ -54,7 +54,7 @@ def _environment() -> "Environment":
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in ("cases", "count", "p_words", "plain", "seconds", "signed", "size", "span", "tick"):
+    for name in ("count", "p_words", "plain", "seconds", "signed", "size", "span", "tick"):
         made.filters[name] = getattr(wording, name)
     made.filters["thousands"] = "{:,}".format
     made.filters["nonzero"] = lambda number: f"{number:,}" if number else ""

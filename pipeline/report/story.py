@@ -1,13 +1,12 @@
 """The verdict for a person who does not read statistics: what was decided, why, and what to do now."""
 
-from collections.abc import Mapping, Sequence
-
 from pipeline.artifacts import Dataset, Evaluation, GuardResult, Outcome, Verdict
 from pipeline.contract import StepSpec
-from pipeline.gate.reasons import GUARD_REASONS, REASONS, excuse_drops
+from pipeline.gate.explain import in_groups
+from pipeline.gate.reasons import GUARD_REASONS, REASONS
 from pipeline.report.facts import Reason, Story
 from pipeline.report.next_steps import next_steps
-from pipeline.wording import beside, cases, count, luck, plain, signed
+from pipeline.wording import beside, count, luck, plain, signed
 
 #: What a code of the verdict's reasons means to somebody who does not know it; others keep the gate's few words.
 _REASONS = {
@@ -31,25 +30,12 @@ _HEADLINES: dict[Outcome, str] = {
 #: What a failed guard found, where it is no loss of this model: it may have lost nothing, or others before it.
 _FOUND = {
     "general_base": "What was lost since the base model, earlier champions included",
+    "anchor": "What was lost since a former champion, by all since then",
     "former": "What it falls behind",
     "floor": "What is not reached",
     "latency": "What takes longer",
     "size": "What is larger",
     "judge": "What the judge says",
-}
-#: The power that the gate asks for and the least that it names; its module would bring scipy into the daemon.
-_POWER, _LEAST_POWER = 0.8, 0.5
-#: Kinds of guards as a sentence names them; the others are those of slices.
-_FAMILIES: Mapping[str, str] = {
-    "metric": "those on other metrics",
-    "general": "those on general suites",
-    "general_base": "those against the base model",
-    "nll": "the one on likelihood",
-    "empty": "the one on empty answers",
-    "truncated": "the one on answers cut off",
-    "looping": "the one on looping answers",
-    "catastrophe": "the one on answers that lost half of the scale",
-    "former": "the one on former champions",
 }
 BADGES: dict[Outcome, str] = {
     "promoted": "Promoted",
@@ -78,28 +64,42 @@ def tell(verdict: Verdict, dataset: Dataset, evaluation: Evaluation | None, spec
     config = spec.config
     headline = _HEADLINES[verdict.outcome]
     if verdict.outcome == "guard_failed":
-        headline = _guarded(verdict.reasons)
+        headline = _guarded(verdict)
     if verdict.outcome == "promoted":
         # Nobody knows yet whether it does: a drop that it was made from may be withdrawn before the run is concluded.
         manual = config.gate.approval == "manual"
         headline += " It waits for your approval." if manual else " It wins."
     why = [
+        *_likeness_only(verdict, evaluation),
         *_numbers(verdict),
         *_because(verdict, evaluation, spec),
-        *_replaced(verdict, dataset, spec),
         *_limits(verdict, dataset, spec),
         *([] if verdict.yardstick is None else [verdict.yardstick]),
     ]
     return Story(headline=headline, why=tuple(why), next_steps=tuple(next_steps(verdict, dataset, spec)))
 
 
-def _guarded(codes: Sequence[str]) -> str:
+def _guarded(verdict: Verdict) -> str:
     """Return the headline where a guard failed: what is beyond one is not always something that this model lost."""
-    if excuse_drops(codes):
+    failed = {guard.guard for guard in verdict.guards if guard.state == "failed"}
+    if failed and failed <= set(_FOUND):
         return "The new model gains, but a guard stands against it. The champion stays."
     headline = _HEADLINES["guard_failed"]
-    gains = not {"p_above_limit", "gain_below_minimum"} & set(codes)
+    gains = not {"p_above_limit", "gain_below_minimum"} & set(verdict.reasons)
     return headline.replace("loses", "gains, but loses") if gains else headline
+
+
+def _likeness_only(verdict: Verdict, evaluation: Evaluation | None) -> list[str]:
+    """Say that no answer of either model is right in the strict sense, where a metric of likeness decides."""
+    exact = "exact_match"
+    if evaluation is None or verdict.gain is None or verdict.metric == exact:
+        return []
+    found = [side.metrics.get(exact) for side in (evaluation.candidate, evaluation.champion)]
+    if found != [0.0, 0.0]:
+        return []
+    asked = count(verdict.records, "record")
+    words = f"Neither model gave one right answer to the {asked}, word for word: what is compared is likeness alone."
+    return [words]
 
 
 def _numbers(verdict: Verdict) -> list[str]:
@@ -113,9 +113,12 @@ def _numbers(verdict: Verdict) -> list[str]:
         )
         return [words]
     scored = f"The new model scored {new} of 100 points, the champion {old}: a change of {signed(verdict.gain)}."
+    of_them = "of them"
+    if in_groups(verdict):
+        asked, of_them = f"{asked}{in_groups(verdict)} of alike ones, each of which counts once", "of the groups"
     return [
-        f"Both models answered the same {asked} that neither was trained on. {scored}",
-        f"It answered {verdict.wins:,} of them better, {verdict.losses:,} worse and {verdict.ties:,} equally well.",
+        f"Both models answered the same {asked}; neither was trained on them. {scored}",
+        f"It did better on {verdict.wins:,} {of_them}, worse on {verdict.losses:,}, equally well on {verdict.ties:,}.",
     ]
 
 
@@ -160,25 +163,13 @@ def _on_new_data(verdict: Verdict) -> str:
     return f"The gain is shown only with the records of new drops: {' and '.join(parts)}."
 
 
-def _replaced(verdict: Verdict, dataset: Dataset, spec: StepSpec) -> list[str]:
-    """Say that both models were judged by other references than the champion was when it won."""
-    since = "replaced since the champion was judged"
-    if verdict.references_changed:
-        were = "was" if verdict.references_changed == 1 else "were"
-        replaced = f"{count(verdict.references_changed, 'pinned reference')} {were} {since}"
-        return [f"But {replaced}, and without them this would not be shown."]
-    by = spec.champion.not_judged_by(dataset.pins_changed)
-    names = {drop.id: drop.name for drop in (*dataset.drops, *spec.drops)}
-    told = " and ".join(f"{number:,} by drop {drop} ({names.get(drop, '')})" for drop, number in by.items())
-    return [f"Pinned references were {since}: {told}."] if told and verdict.gain is not None else []
-
-
 def _limits(verdict: Verdict, dataset: Dataset, spec: StepSpec) -> list[str]:
     """Say what this held-out set could have shown, where that is what was missing."""
     if dataset.shortfall is not None and verdict.gain is None:
         have, need = dataset.shortfall.heldout_rows, dataset.shortfall.needed_heldout_rows
         done = "asked" if verdict.candidate_model_id else "trained"
-        words = f"There are {count(have, 'held-out record')}, and a verdict needs {need:,}. Nothing was {done}."
+        records = count(have, "held-out record") if have == dataset.heldout_rows else count(have, "held-out group")
+        words = f"There are {records}, and a verdict needs {need:,}. Nothing was {done}."
         if dataset.seen_by_champion:
             words += (
                 f" {dataset.seen_by_champion:,} more are left out: the champion was trained on them or near copies."
@@ -186,16 +177,11 @@ def _limits(verdict: Verdict, dataset: Dataset, spec: StepSpec) -> list[str]:
         return [words]
     if verdict.outcome != "not_shown_better":
         return []
-    smallest, power, gate = verdict.smallest_detectable_gain, verdict.detectable_power, spec.config.gate
+    smallest, gate = verdict.smallest_detectable_gain, spec.config.gate
     if smallest is None:
-        return [f"With these records no gain, however large, is promoted in {cases(_LEAST_POWER)}."]
+        return ["With these records no gain, however large, is promoted in 8 of 10 cases."]
     least = f"; the settings ask for {plain(gate.min_gain)}" if gate.min_gain else ""
-    found = f"With these records, a gain of {plain(smallest)} points or more is promoted in {cases(power)}{least}."
-    if (power or _POWER) >= _POWER:
-        return [found]
-    costliest = verdict.costliest_guards
-    most = f", most of all {_FAMILIES.get(costliest, 'those on slices')}" if costliest else ""
-    return [found, f"No gain is promoted much more surely: guards stop good candidates by chance{most}."]
+    return [f"With these records, a gain of {plain(smallest)} points or more is promoted in 8 of 10 cases{least}."]
 
 
 def guard_words(guard: GuardResult) -> str:

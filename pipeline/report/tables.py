@@ -75,8 +75,8 @@ def guards_table(verdict: Verdict) -> Table:
     numbers = _numbers("Champion", "New model", "Change", "Limit")
     columns = (Column("Guard"), *numbers, Column("Against the limit"), *_numbers("Records"), Column("State"))
     note = (
-        "A guard fails on harm that is shown beyond chance, or beyond its limit. Bars: the line in the middle is no "
-        "change, to the right of it is harm, the dashed line is the limit."
+        "A guard fails on harm that is shown beyond chance; most must be beyond their limit, too. Bars: the line in "
+        "the middle is no change, to the right of it is harm, the dashed line is the limit."
     )
     order = {"failed": 0, "passed": 1, "shown": 2}
     guards = sorted(verdict.guards, key=lambda guard: (order[guard.state], not is_nearly_failed(guard)))

@@ -61,7 +61,7 @@ def _report(attempt: Attempt, verdict: Verdict, judgement: Judgement | None) -> 
         reasons=reasons(verdict),
         metric_title=metric.title if metric else verdict.metric,
         min_gain=config.gate.min_gain,
-        p_value_limit=config.gate.alpha,
+        p_value_limit=config.gate.p_value,
         verdict=verdict,
         drops=attempt.spec.drops or dataset.drops,
         dataset=dataset,

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from pipeline import durable
-from pipeline.artifacts import Evaluation, Judgement
+from pipeline.artifacts import JUDGEMENTS_NAME, Evaluation, Judgement
 from pipeline.contract import Attempt
 from pipeline.errors import StepFailed
 from pipeline.evaluation.batch_log import BatchLog
 from pipeline.evaluation.judge_client import NoAnswerError
 from pipeline.evaluation.judge_session import SHOWN_REPLY, Judged, JudgeSession, Outcome, Pair
-from pipeline.gate.comparison import JUDGEMENTS_NAME, count_results
+from pipeline.gate.comparison import count_results
 from pipeline.gate.slices import Known, judged_on
 from pipeline.prompt import fold
 
