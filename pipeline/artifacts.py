@@ -339,6 +339,17 @@ class SliceResult(Frozen):
     """One-sided, for a gain."""
 
 
+class DropLoss(Frozen):
+    """The champion's negative log-likelihood of the references in one drop's held-out records, in nats a token."""
+
+    drop: int
+    nats: float
+    known: bool
+    """Whether the champion was trained on the drop."""
+    stands_out: bool = False
+    """Whether it is new, and above the known ones by more than these differ among each other."""
+
+
 class Verdict(Artifact):
     """What `decide` concluded, with the numbers behind it; gains and intervals in points of the primary metric."""
 
@@ -376,6 +387,8 @@ class Verdict(Artifact):
     """Whether it speaks against drops that the champion does not know: by `worse`, an old drop or the likelihood."""
     lost_drops: tuple[int, ...] = ()
     """Drops that the champion knows and on which the candidate lost."""
+    champion_losses: tuple[DropLoss, ...] = ()
+    """By drop; they warn, and say which new drop is suspected first, and stop nothing."""
     slices: tuple[SliceResult, ...] = ()
     slices_not_listed: int = 0
     """Further drops and tags, of too few records to decide anything."""

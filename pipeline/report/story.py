@@ -73,6 +73,7 @@ def tell(verdict: Verdict, dataset: Dataset, evaluation: Evaluation | None, spec
         *_likeness_only(verdict, evaluation),
         *_numbers(verdict),
         *_because(verdict, evaluation, spec),
+        *_stand_out(verdict, dataset, spec),
         *_limits(verdict, dataset, spec),
         *([] if verdict.yardstick is None else [verdict.yardstick]),
     ]
@@ -161,6 +162,19 @@ def _on_new_data(verdict: Verdict) -> str:
     names = (("unseen", "new"), ("seen", "older"))
     parts = [f"{slices[kind]} of {name} drops" for kind, name in names if kind in slices]
     return f"The gain is shown only with the records of new drops: {' and '.join(parts)}."
+
+
+def _stand_out(verdict: Verdict, dataset: Dataset, spec: StepSpec) -> list[str]:
+    """Name the new drops whose answers the champion finds far less likely than those of the drops that it knows."""
+    old = [one.nats for one in verdict.champion_losses if one.known]
+    names = {drop.id: drop.name for drop in (*dataset.drops, *spec.drops)}
+    return [
+        f"Look at drop {one.drop} ({names.get(one.drop, '')}): the champion finds its answers less likely than any that "
+        f"it knows, {plain(one.nats, 2)} nats a token beside {plain(min(old), 2)} to {plain(max(old), 2)}. New kinds of "
+        "task look like this, and wrong answers do."
+        for one in verdict.champion_losses
+        if one.stands_out
+    ]
 
 
 def _limits(verdict: Verdict, dataset: Dataset, spec: StepSpec) -> list[str]:

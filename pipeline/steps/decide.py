@@ -14,6 +14,7 @@ from pipeline.gate.comparison import EVALUATE_AGAIN, Comparison, Former, Opinion
 from pipeline.gate.slices import Known
 from pipeline.gate.verdict import Rules, decide_verdict, early_verdict, on_part
 from pipeline.report import write
+from pipeline.report.drop_losses import measure_drop_losses
 from pipeline.yardstick import yardstick_words
 
 
@@ -46,9 +47,11 @@ def decide(attempt: Attempt) -> Verdict:
         used = (spec.uses, spec.judged_versions.get(version, 0))
         rules = _rules(attempt, dataset, found)
         verdict = decide_verdict(comparison, rules, used=used)
+        losses = measure_drop_losses(comparison, rules.known)
         if comparison.opinion is not None:
             judgement = comparison.opinion.on(on_part(comparison, rules).ids)
         facts = {
+            "champion_losses": losses,
             "champion_generation": found.champion_generation,
             "candidate_model_id": found.candidate.model_id,
             "champion_model_id": found.champion.model_id,

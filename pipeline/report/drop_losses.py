@@ -1,0 +1,32 @@
+"""How likely the champion finds the answers of each drop: wrong data in a new drop often shows there at once."""
+
+import numpy as np
+
+from pipeline.artifacts import DropLoss
+from pipeline.gate.comparison import Comparison
+from pipeline.gate.slices import Known
+
+#: A mean over fewer held-out records says nothing of its drop.
+_LEAST = 10
+
+
+def measure_drop_losses(comparison: Comparison, known: Known) -> tuple[DropLoss, ...]:
+    """
+    Return the champion's negative log-likelihood a token on the held-out records of each drop, by the drops' numbers.
+
+    On held-out records, which no model was trained on: known drops and new ones are asked alike. A new drop stands out
+    if it lies above the known ones by more than these, two or more, differ among each other. Nothing for a base model,
+    which knows no drop, and where no likelihood was measured.
+    """
+    if comparison.nll is None or not known.drops:
+        return ()
+    sums, tokens = (columns[:, 1] for columns in comparison.nll)
+    found = []
+    for drop in np.unique(comparison.drops).tolist():
+        mask = comparison.drops == drop
+        if mask.sum() >= _LEAST and np.isfinite(sums[mask]).all():
+            nats = float(sums[mask].sum() / tokens[mask].sum())
+            found.append(DropLoss(drop=drop, nats=nats, known=drop in known.drops))
+    old = [one.nats for one in found if one.known]
+    most = 2 * max(old) - min(old) if len(old) > 1 else float("inf")
+    return tuple(one.model_copy(update={"stands_out": not one.known and one.nats > most}) for one in found)
