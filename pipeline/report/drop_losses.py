@@ -23,7 +23,7 @@ def measure_drop_losses(comparison: Comparison, known: Known) -> tuple[DropLoss,
     sums, tokens = (columns[:, 1] for columns in comparison.nll)
     found = []
     for drop in np.unique(comparison.drops).tolist():
-        mask = comparison.drops == drop
+        mask = (comparison.drops == drop) & ~comparison.pinned
         if mask.sum() >= _LEAST and np.isfinite(sums[mask]).all():
             nats = float(sums[mask].sum() / tokens[mask].sum())
             found.append(DropLoss(drop=drop, nats=nats, known=drop in known.drops))

@@ -169,9 +169,9 @@ def _stand_out(verdict: Verdict, dataset: Dataset, spec: StepSpec) -> list[str]:
     old = [one.nats for one in verdict.champion_losses if one.known]
     names = {drop.id: drop.name for drop in (*dataset.drops, *spec.drops)}
     return [
-        f"Look at drop {one.drop} ({names.get(one.drop, '')}): the champion finds its answers less likely than any that "
-        f"it knows, {plain(one.nats, 2)} nats a token beside {plain(min(old), 2)} to {plain(max(old), 2)}. New kinds of "
-        "task look like this, and wrong answers do."
+        f"Look at drop {one.drop} ({names.get(one.drop, '')}): the champion finds its answers less likely than those "
+        f"of all drops that it knows, {plain(one.nats, 2)} nats a token beside {plain(min(old), 2)} to "
+        f"{plain(max(old), 2)}. New kinds of task look like this, and wrong answers do."
         for one in verdict.champion_losses
         if one.stands_out
     ]
