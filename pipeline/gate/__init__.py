@@ -2,7 +2,7 @@
 Turn scores into a decision. numpy and scipy only; no model, no network, no database.
 
 In: both models' scores on the same records. Out: a verdict with its numbers, reasons and a sentence. `comparison` lays
-them side by side, `guards` and `limits` apply the margins, `statistics` and `power` have the tests, `verdict` decides,
+them side by side, `guards` has what stops a win, `statistics` the tests, `power` what they can show, `verdict` decides,
 `explain` words it. README.md has shapes, formulas' sources and the reasons for tests and margins.
 Open `verdict` first.
 """
