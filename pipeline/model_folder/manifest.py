@@ -10,7 +10,7 @@ from pipeline import durable
 from pipeline.errors import CannotTrain, DropforgeError
 from pipeline.model_folder.safetensors_files import HEADER_BYTES, NotSafetensorsError, read_shapes
 from pipeline.model_folder.sizes import size_problem, too_few_weights
-from pipeline.model_folder.text_files import read_object, unfit_file
+from pipeline.model_folder.text_files import try_read_object, unfit_file
 
 MANIFEST_NAME = "dropforge-manifest.json"
 PICKLES = (".bin", ".pt", ".pth", ".pkl")
@@ -76,7 +76,7 @@ def verify_manifest(folder: Path) -> str:
     Raises `DropforgeError` naming the first file that is missing, changed, or part of the model but not listed.
     """
     hint = "the folder is damaged: restore it from a backup, or train it again"
-    value = read_object(folder / MANIFEST_NAME)
+    value = try_read_object(folder / MANIFEST_NAME)
     if value is None or not isinstance(value.get("files"), dict):
         message = f"{folder} has no readable {MANIFEST_NAME}"
         raise DropforgeError(message, hint)
@@ -133,7 +133,7 @@ def _adapter_problem(folder: Path) -> Problem:
 
 
 def _config_problem(folder: Path) -> Problem:
-    config = read_object(folder / "config.json")
+    config = try_read_object(folder / "config.json")
     if config is None:
         return "has no readable config.json", "use a model folder as transformers' save_pretrained writes it"
     text = config.get("text_config")
@@ -167,7 +167,7 @@ def _weights_problem(folder: Path) -> Problem:
 def _index_problem(folder: Path, names: set[str]) -> Problem | None:
     if not (folder / _INDEX).exists():
         return None
-    index = read_object(folder / _INDEX)
+    index = try_read_object(folder / _INDEX)
     shards = index.get("weight_map") if index else None
     if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
         return f"has no readable {_INDEX}", "download the model again"
@@ -186,14 +186,14 @@ def _shards_problem(folder: Path, weights: Iterable[Path]) -> Problem | None:
             )
         left -= length
         numbers += sum(math.prod(shape) for shape in shapes.values())
-    problem = too_few_weights(read_object(folder / "config.json") or {}, numbers)
+    problem = too_few_weights(try_read_object(folder / "config.json") or {}, numbers)
     return (f"has a config.json that is not of its weights: {problem}", _ANEW) if problem else None
 
 
 def _tokenizer_problem(folder: Path) -> Problem:
     if not any((folder / name).is_file() for name in _TOKENIZERS):
         return "has no tokenizer", "save the tokenizer into the same folder, with its save_pretrained"
-    config = read_object(folder / "tokenizer_config.json") or {}
+    config = try_read_object(folder / "tokenizer_config.json") or {}
     if "auto_map" in config:
         return "needs code of its own (auto_map in tokenizer_config.json), which is never run", (
             "use a model whose tokenizer transformers has itself"

@@ -20,7 +20,7 @@ def read_text(path: Path) -> str:
     return read_regular(path, _most(path)).decode()
 
 
-def read_object(path: Path) -> dict[str, Any] | None:
+def try_read_object(path: Path) -> dict[str, Any] | None:
     """Return the JSON object in a file; `None` if there is none that can be read."""
     try:
         value = json.loads(read_text(path))

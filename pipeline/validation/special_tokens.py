@@ -12,7 +12,7 @@ from itertools import groupby, takewhile
 from pathlib import Path
 from typing import Any
 
-from pipeline.model_folder.text_files import read_object, read_text
+from pipeline.model_folder.text_files import read_text, try_read_object
 
 #: The files of a model folder that name them.
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -61,7 +61,7 @@ def _read(files: tuple[tuple[Path, int, int], ...]) -> tuple[str, ...]:
     tokenizer, *configs = (path for path, _size, _time in files)
     found = set(_special(_added_tokens(tokenizer)))
     for path in configs:
-        found.update(_named(read_object(path) or {}))
+        found.update(_named(try_read_object(path) or {}))
     return tuple(sorted(found - {""}))
 
 
