@@ -24,6 +24,7 @@ def lines_of(candidate: object, champion: object, metric: str = "exact_match") -
     return [
         {
             "id": f"{place:06x}",
+            "group": f"{place:06x}",
             "drop": 1,
             "pinned": False,
             "replaced": False,
@@ -62,6 +63,7 @@ def story_text(verdict: Verdict, track: str = "default", **facts: Any) -> str:
         train_rows=1,
         dev_rows=0,
         heldout_rows=verdict.records,
+        heldout_groups=verdict.records,
         heldout_pinned=False,
         heldout_version="v",
         dataset_sha256="d",
