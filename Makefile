@@ -42,6 +42,7 @@ bench: $(INSTALLED) ## the loop, the queue, a long history, an idle daemon, vali
 	$(BIN)/python bench/idle.py
 	$(BIN)/python bench/gate.py
 	$(BIN)/python bench/contamination.py
+	$(BIN)/python bench/groups.py
 
 fuzz: $(INSTALLED) ## ten minutes of bytes that no reader may choke on or take for good
 	DROPFORGE_FUZZ_SECONDS=600 $(BIN)/pytest --capture no tests/chaos/test_fuzz.py

@@ -83,8 +83,10 @@ def main() -> int:
 def _write_heldout(root: Path, records: int) -> None:
     rows = make_data(heldout=records, first=1, second=1).heldout
     (root / "data").mkdir()
+    facts = {"drop": 1, "pinned": False, "replaced": False, "tags": [], "near": []}
     lines = (
-        json.dumps({"id": f"{n:032x}", **row, "references": [row["output"]], "drop": 1}) for n, row in enumerate(rows)
+        json.dumps({"id": (name := f"{n:032x}"), **row, "references": [row["output"]], **facts, "group": name})
+        for n, row in enumerate(rows)
     )
     (root / "data/heldout.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -115,7 +117,8 @@ def _evaluate(root: Path, base: Path, number: int, engine: Literal["batches", "c
     """Run the step in a process of its own, as the worker does, and keep its predictions as the dispatcher does."""
     base_id = model_id(base)
     dataset = Dataset(
-        folder="data", train_rows=1, dev_rows=0, heldout_rows=1, heldout_pinned=True, heldout_version="v",
+        folder="data", train_rows=1, dev_rows=0, heldout_rows=1, heldout_groups=1, heldout_pinned=True,
+        heldout_version="v",
         dataset_sha256="d", duplicates=0, replaced=0, removed_heldout=0, metric="exact_match",
         max_new_tokens=NEW_TOKENS,
     )  # fmt: skip

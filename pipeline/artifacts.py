@@ -57,7 +57,9 @@ class Shortfall(Frozen):
     """Why no verdict is possible with this data, known before any training."""
 
     heldout_rows: int
+    """What the scored held-out records count as: those that ask the same in other words are one."""
     needed_heldout_rows: int
+    """As many a verdict needs."""
     needed_rows: int
     """About how many further rows of the same kind would have to be dropped."""
 
@@ -83,6 +85,8 @@ class Dataset(Artifact):
     dev_rows: int
     heldout_rows: int
     """Scored records: the cap applied."""
+    heldout_groups: int
+    """What they count as: records that ask the same in other words are one."""
     heldout_pinned: bool
     heldout_version: str
     """sha256 of the scored records' sorted ids."""

@@ -1,5 +1,6 @@
 """What good steps hand over that loaded no model and read no data: for tests of those that wait for steps."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,18 @@ from tests.model_folder import write_model
 def made_dataset(spec: StepSpec, **more: Any) -> Dataset:
     """Return a dataset of enough records."""
     values = {
-        "folder": spec.folder, "train_rows": 10, "dev_rows": 0, "heldout_rows": 120, "heldout_pinned": False,
+        "folder": spec.folder, "train_rows": 10, "dev_rows": 0, "heldout_rows": 120, "heldout_groups": 120,
+        "heldout_pinned": False,
         "heldout_version": "v", "dataset_sha256": "d", "duplicates": 0, "replaced": 0, "removed_heldout": 0,
         "metric": "exact_match", "max_new_tokens": 16, "drops": spec.drops,
     }  # fmt: skip
     return Dataset.model_validate({**values, **more})
+
+
+def heldout_row(name: str, row: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """Return a row of heldout.jsonl that nothing else is near to, of drop 1."""
+    facts = {"id": name, "references": [row["output"]], "drop": 1, "pinned": False, "replaced": False}
+    return {**row, **facts, "tags": [], "near": [], "group": name, **more}
 
 
 def made_adapter(spec: StepSpec, **more: Any) -> Adapter:

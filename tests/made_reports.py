@@ -58,8 +58,8 @@ def row(place: int, new: float, old: float, text: str = "") -> dict[str, Any]:
         }  # fmt: skip
 
     return {
-        "id": f"{place:032x}", "drop": 1 if place % 4 else 3, "pinned": False, "replaced": False,
-        "tags": ["category:food"],
+        "id": f"{place:032x}", "group": f"{place:032x}", "drop": 1 if place % 4 else 3, "pinned": False,
+        "replaced": False, "tags": ["category:food"],
         "instruction": "How many stars does this review give?", "input": text or f"Review number {place}: it was fine.",
         "references": [stars], "candidate": answered(new), "champion": answered(old),
     }  # fmt: skip
@@ -88,7 +88,8 @@ def hostile(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def dataset(**changes: Any) -> Dataset:
     """Return what `prepare` would have published."""
     made = Dataset(
-        folder="runs/1/attempts/prepare-1/data", train_rows=1930, dev_rows=62, heldout_rows=400, heldout_pinned=False,
+        folder="runs/1/attempts/prepare-1/data", train_rows=1930, dev_rows=62, heldout_rows=400, heldout_groups=400,
+        heldout_pinned=False,
         heldout_version=HELDOUT, dataset_sha256=DATA, duplicates=12, replaced=3, removed_heldout=2, near_duplicates=41,
         overlaps=(Overlap(rule="minhash", train_id="a" * 32, heldout_id="b" * 32, train_text="It was <great> food",
                           heldout_text="it was great food!"),),
@@ -216,7 +217,9 @@ def verdict(outcome: str, lines: Sequence[Mapping[str, Any]], **changes: Any) ->
 def early() -> tuple[Dataset, Verdict]:
     """Return data that is too little for any verdict, and the verdict that says so before training."""
     short = Shortfall(heldout_rows=31, needed_heldout_rows=100, needed_rows=460)
-    data = dataset(shortfall=short, heldout_rows=31, train_rows=170, dev_rows=0, warnings=(), overlaps=())
+    data = dataset(
+        shortfall=short, heldout_rows=31, heldout_groups=31, train_rows=170, dev_rows=0, warnings=(), overlaps=()
+    )
     verdict = Verdict(
         outcome="insufficient_evidence", reasons=("too_few_records",), metric="exact_match", records=31,
         sentence="insufficient evidence: 31 held-out records, and a verdict needs 100",

@@ -62,6 +62,7 @@ def story_text(verdict: Verdict, track: str = "default", **facts: Any) -> str:
         train_rows=1,
         dev_rows=0,
         heldout_rows=verdict.records,
+        heldout_groups=verdict.records,
         heldout_pinned=False,
         heldout_version="v",
         dataset_sha256="d",

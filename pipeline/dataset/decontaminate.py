@@ -27,8 +27,22 @@ from pipeline.near_duplicates.signatures import Block, read_blocks
 #: What is in more than this share of the prompts, and in more than so many of them, is the task's, not the row's.
 COMMON_SHARE = 0.01
 COMMON_ROWS = 3
+#: A long answer to more prompts than that is a label of the task; to fewer it may be one case, asked in other words.
+LABEL_ROWS = 10
 _SLICE_WORDS = 1 << 19
 Pairs = tuple[tuple[Indices, Indices], tuple[Indices, Indices]]
+
+
+@dataclass(frozen=True)
+class HeldoutTexts:
+    """What held-out prompts are compared by, joined or not, by their number."""
+
+    texts: Texts
+    common: Boilerplate
+    answers: Hashes
+    """Long ones that are no label of the task, some of them several times."""
+    answered: Indices
+    """[answers]: the prompt that each is of."""
 
 
 @dataclass
@@ -40,25 +54,31 @@ class _Heldout:
     """Of each prompt, the hashes of its long answers."""
     near: npt.NDArray[np.int32]
     """[prompts]: the one that joined and that it is near to; -1 if it joins itself."""
+    named: tuple[Hashes, Indices]
+    """Long answers that are no label of the task, and the prompt that each is of."""
     owners: dict[int, int] = field(default_factory=dict)
     """Long answer → the prompt that joined with it."""
 
 
-def find_overlaps(files: Sequence[Path], overlaps: Overlaps, similarity: float, check_stop: Callable[[], None]) -> None:
+def find_overlaps(
+    files: Sequence[Path], overlaps: Overlaps, similarity: float, check_stop: Callable[[], None]
+) -> HeldoutTexts:
     """
     Note in `overlaps`, which knows the split of every row, which training rows leave and which held-out ones repeat.
 
-    Noted is also each held-out record that such a row is near to, not only the first one that it leaves by.
+    Noted is also each held-out record that such a row is near to, not only the first one that it leaves by. Returned is
+    what the held-out prompts were compared by.
 
     `files` are the drops' signatures, in their order. `check_stop` is called again and again. Raises `OSError`.
     """
     source = _Source(files, overlaps, check_stop)
     source.learn()
     heldout = source.heldout()
-    for part in _slices(heldout.texts):
+    for part in slices(heldout.texts):
         _settle(source, heldout, part, similarity)
     source.mark_answers(heldout)
     overlaps.repeats = heldout.near
+    return HeldoutTexts(heldout.texts, source.common, *heldout.named)
 
 
 class _Source:
@@ -68,7 +88,7 @@ class _Source:
         self._files = files
         self._overlaps = overlaps
         self._check_stop = check_stop
-        self._instructions = self._answers = np.zeros(0, np.uint64)
+        self._instructions = self._answers = self._labels = np.zeros(0, np.uint64)
         self.common = Boilerplate(self._instructions, self._instructions)
 
     def blocks(self) -> Iterator[tuple[int, Block]]:
@@ -90,6 +110,7 @@ class _Source:
         most = max(int(COMMON_SHARE * prompts), COMMON_ROWS)
         self._instructions = _frequent(instructions, most)
         self._answers = _frequent(answers, most)
+        self._labels = _frequent(answers, max(most, LABEL_ROWS))
         short, long = FrequentHashes(most), FrequentHashes(most)
         for step in ("note", "count"):
             for drop, block in self.blocks():
@@ -115,6 +136,7 @@ class _Source:
     def heldout(self) -> _Heldout:
         parts, units = [], []
         answers: list[list[int]] = [[] for _ in range(self._overlaps.heldout)]
+        named, owners = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
         for drop, block in self.blocks():
             place = self.parts(drop, block)
             unit = self._overlaps.units[drop][block.first : block.first + len(block.rows)]
@@ -122,11 +144,15 @@ class _Source:
             parts.append(self.texts(block, first))
             units.append(unit[first])
             answer = block.rows["answer"]
-            long = _is(place, Part.HELDOUT, Part.HELDOUT_MORE) & (answer != 0) & ~members(answer, self._answers)
+            long = _is(place, Part.HELDOUT, Part.HELDOUT_MORE) & (answer != 0) & ~members(answer, self._labels)
+            named.append(answer[long])
+            owners.append(unit[long].astype(np.int64))
+            long &= ~members(answer, self._answers)
             for number, value in zip(unit[long].tolist(), answer[long].tolist(), strict=True):
                 answers[number].append(value)
         order = np.argsort(np.concatenate(units)) if units else np.zeros(0, np.int64)
-        return _Heldout(join(parts).take(order), answers, np.full(self._overlaps.heldout, -1, np.int32))
+        near = np.full(self._overlaps.heldout, -1, np.int32)
+        return _Heldout(join(parts).take(order), answers, near, (np.concatenate(named), np.concatenate(owners)))
 
     def mark(self, near: NearTexts, names: Indices) -> None:
         """Note which prompts are near to a text of `near`, and mark the training rows; `names` are its prompts."""
@@ -187,7 +213,7 @@ def _settle(source: _Source, heldout: _Heldout, part: slice, similarity: float) 
     if len(joined) < len(waiting):
         near = NearTexts(heldout.texts.take(waiting[joined]), source.common, similarity)
     names = waiting[joined]
-    for later in _slices(heldout.texts, part.stop):
+    for later in slices(heldout.texts, part.stop):
         numbers = np.arange(later.start, later.stop)
         numbers = numbers[heldout.near[later] < 0]
         rules, units = nearest(len(numbers), near_pairs(near, heldout.texts.take(numbers)))
@@ -219,7 +245,7 @@ def _join(heldout: _Heldout, waiting: Indices, near: NearTexts) -> None:
         heldout.owners.update(dict.fromkeys(answers, unit))
 
 
-def _slices(texts: Texts, start: int = 0) -> Iterator[slice]:
+def slices(texts: Texts, start: int = 0) -> Iterator[slice]:
     """Part the texts from `start` on so that each part has a bounded number of words, or one text."""
     while start < len(texts):
         most = texts.starts[start] + _SLICE_WORDS

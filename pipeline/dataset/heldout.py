@@ -1,6 +1,7 @@
 """The files that `prepare` freezes: their hash, and the held-out records as both models are asked them."""
 
 import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +27,13 @@ class HeldoutRecord:
     references: tuple[str, ...]
     drop: int
     pinned: bool
-    tags: tuple[str, ...]
-    near: tuple[str, ...] = ()
-    """Ids of prompts that are too near to it: of training, which lose what is near, or held out, which repeat it."""
-    replaced: bool = False
+    replaced: bool
     """Whether it is pinned, and its drop gave other answers than an earlier pinned one."""
+    tags: tuple[str, ...]
+    near: tuple[str, ...]
+    """Ids of prompts that are too near to it: of training, which lose what is near, or held out, which repeat it."""
+    group: str
+    """Id of the first of the scored records that ask the same as it in other words; its own if there are no others."""
 
     @property
     def content(self) -> str:
@@ -64,11 +67,21 @@ def _record(row: dict[str, Any]) -> HeldoutRecord:
         output=row["output"],
         references=tuple(row["references"]) or (row["output"],),
         drop=row["drop"],
-        pinned=row.get("pinned", False),
-        tags=tuple(row.get("tags", ())),
-        near=tuple(row.get("near", ())),
-        replaced=row.get("replaced", False),
+        pinned=row["pinned"],
+        replaced=row["replaced"],
+        tags=tuple(row["tags"]),
+        near=tuple(row["near"]),
+        group=row["group"],
     )
+
+
+def write_groups(path: Path, groups: Iterable[str]) -> None:
+    """Add to each record in `path`, in their order, the group that it is of."""
+    aside = path.with_name(f".{path.name}")
+    with aside.open("w", encoding="utf-8", newline="\n") as file:
+        for row, group in zip(durable.read_jsonl(path), groups, strict=True):
+            file.write(json.dumps({**row, "group": group}, ensure_ascii=False) + "\n")
+    aside.replace(path)
 
 
 def dataset_hash(folder: Path) -> str:

@@ -128,7 +128,9 @@ class Totals:
     seen_by_champion: int = 0
     """Held-out prompts that would be scored if the champion had not been trained on them or on a near one."""
     heldout_ids: list[str] = field(default_factory=list)
-    """Scored prompts."""
+    """Scored prompts, by their hash."""
+    heldout_numbers: list[int] = field(default_factory=list)
+    """Their numbers among all held-out prompts."""
     pins_changed: Counter[int] = field(default_factory=Counter)
     """Scored pinned prompts to which a later drop gave other answers than an earlier one, by that drop."""
     not_json: Counter[int] = field(default_factory=Counter)
@@ -213,6 +215,7 @@ class SplitWriter:
             totals.seen_by_champion += 1
         else:
             totals.heldout_ids.append(rows[0].id)
+            totals.heldout_numbers.append(number)
             for row in rows:
                 totals.heldout_answers.add(row)
             tags = sorted({tag for row in rows for tag in row.tags})

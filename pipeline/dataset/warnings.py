@@ -37,6 +37,14 @@ def data_warnings(totals: Totals, overlaps: Overlaps, similarity: float) -> tupl
     return tuple(found)
 
 
+def group_warnings(records: int, groups: int) -> tuple[str, ...]:
+    """Return the warning that many of the scored held-out records ask the same in other words."""
+    if records - groups <= LARGE_SHARE * records:
+        return ()
+    said = f"{records:,} held-out records count as {groups:,}, since some ask the same in other words"
+    return (f"{said} or have the same long answer: hold out other cases",)
+
+
 def pinned_warnings(drops: Sequence[Drop], on: str) -> tuple[str, ...]:
     """Return the warning that pinned records are not judged on, if there are some and `gate.on`, `on`, says so."""
     pinned = [drop for drop in drops if drop.role == "heldout"]

@@ -67,6 +67,7 @@ def write_records(
         (
             {
                 "id": record.id,
+                "group": record.group,
                 "drop": record.drop,
                 "pinned": record.pinned,
                 "replaced": record.replaced,

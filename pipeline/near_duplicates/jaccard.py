@@ -18,7 +18,8 @@ from pipeline.near_duplicates.ngrams import Hashes, HashFilter, Indices, Texts, 
 Rule = Literal["ngram", "minhash"]
 SHINGLE = 3
 LONG_RUN = 13
-#: Where a part of a text is not counted, fewer shingles in common than this are chance: a product's name, a date.
+#: Where a part of a text is not counted, or little is asked, fewer shingles in common than this are chance: a product's
+#: name, a date.
 LEAST_SHARED = 3
 _MOST_AT_ONCE = 1 << 22
 _ROUNDING = 1e-9
@@ -57,10 +58,11 @@ def shingle_sets(texts: Texts, common: Hashes) -> ShingleSets:
 class NearTexts:
     """Finds texts that are near to the ones that it was made of."""
 
-    def __init__(self, texts: Texts, common: Boilerplate, similarity: float) -> None:
-        """Make the look-up tables: about 40 bytes a word."""
+    def __init__(self, texts: Texts, common: Boilerplate, similarity: float, least_shared: int = 1) -> None:
+        """Make the look-up tables, about 40 bytes a word. Texts that share fewer shingles than asked are not near."""
         self._common = common
         self._similarity = similarity
+        self._least_shared = least_shared
         self.sets = shingle_sets(texts, common.shingles)
         self._keys = np.sort(_keyed(self.sets.hashes, self.sets.rows))
         self._rare, self._rare_rows = self._rarest()
@@ -133,7 +135,8 @@ class NearTexts:
             start = stop
         union = sets.sizes[places] + self.sets.sizes[ours] - shared
         partly = sets.partly[places] | self.sets.partly[ours]
-        near = (shared >= self._similarity * union - _ROUNDING) & (shared >= np.where(partly, LEAST_SHARED, 1))
+        least = np.where(partly, LEAST_SHARED, self._least_shared)
+        near = (shared >= self._similarity * union - _ROUNDING) & (shared >= least)
         return theirs[near], ours[near]
 
 

@@ -15,13 +15,14 @@ from pipeline import durable
 from pipeline.artifacts import Dataset, Shortfall
 from pipeline.config import SplitConfig
 from pipeline.contract import Attempt
-from pipeline.dataset.decontaminate import find_overlaps
-from pipeline.dataset.heldout import dataset_hash, version_of
+from pipeline.dataset.decontaminate import HeldoutTexts, find_overlaps
+from pipeline.dataset.groups import find_groups
+from pipeline.dataset.heldout import dataset_hash, version_of, write_groups
 from pipeline.dataset.overlaps import Overlaps
 from pipeline.dataset.partitions import Partitions
 from pipeline.dataset.snapshot_reader import CHECK_EVERY, SnapshotReader
 from pipeline.dataset.split import Familiar, SplitWriter, Totals, prompts
-from pipeline.dataset.warnings import data_warnings, pinned_warnings, reference_warnings
+from pipeline.dataset.warnings import data_warnings, group_warnings, pinned_warnings, reference_warnings
 from pipeline.errors import CannotTrain
 from pipeline.evaluation.suites import read_suites
 from pipeline.metrics import json_fields
@@ -37,9 +38,10 @@ def prepare(attempt: Attempt) -> Dataset:
     Make `train.jsonl`, `dev.jsonl` and `heldout.jsonl` of the drops in the spec.
 
     Rows are {"id", "instruction", "input", "output", "drop"}; held-out rows, of which only the scored ones are written,
-    have "references", "pinned", "replaced" (whether an earlier pinned drop gave other answers), "tags" and "near" too,
-    the ids of prompts in any split that are too near to them. Raises `CannotTrain` if a drop is damaged, no training
-    rows are left, the settings allow no verdict ever, or a suite that they name cannot be read.
+    have "references", "pinned", "replaced" (whether an earlier pinned drop gave other answers), "tags", "near" (the ids
+    of prompts in any split that are too near to them) and "group" (the first id of those that count as one) too.
+    Raises `CannotTrain` if a drop is damaged, no training rows are left, the settings allow no verdict ever, or a suite
+    that they name cannot be read.
     """
     # The evaluation reads them hours later: what is wrong with one is said before anything is trained.
     read_suites(attempt.config.evaluate.general, attempt.spec.run)
@@ -51,7 +53,7 @@ def prepare(attempt: Attempt) -> Dataset:
         reading = SnapshotReader(attempt, partitions)
         for order, drop in enumerate(attempt.spec.drops):
             reading.read(order, drop)
-        overlaps, champion = _compare(attempt, partitions, reading, pinned=pinned)
+        overlaps, champion, texts = _compare(attempt, partitions, reading, pinned=pinned)
         with SplitWriter(folder, overlaps, champion, most_scored=split.scored_records) as splits:
             attempt.progress(0, partitions.parts, phase="splitting")
             for number, rows in enumerate(partitions.sorted_parts()):
@@ -60,13 +62,17 @@ def prepare(attempt: Attempt) -> Dataset:
                     splits.add(prompt)
                 attempt.progress(number + 1, partitions.parts)
             totals = splits.finish()
+    groups = find_groups(texts, totals.heldout_numbers, totals.heldout_ids, split.similarity)
+    write_groups(folder / "heldout.jsonl", groups)
+    grouped = len(set(groups))
     metric = _metric(attempt, totals)
-    shortfall = _shortfall(attempt, totals, metric)
+    shortfall = _shortfall(attempt, (len(groups), grouped), metric)
     if totals.train_rows == 0:
         raise _nothing_to_train(attempt, totals, reading.spelled)
     warnings = (
         *pinned_warnings(attempt.spec.drops, attempt.config.gate.on),
         *data_warnings(totals, overlaps, split.similarity),
+        *group_warnings(len(groups), grouped),
         *reference_warnings(totals, metric, attempt.spec.drops, attempt.spec.champion),
     )
     sys.stderr.writelines(f"{warning}\n" for warning in warnings)
@@ -74,7 +80,8 @@ def prepare(attempt: Attempt) -> Dataset:
         folder=attempt.relative(folder),
         train_rows=totals.train_rows,
         dev_rows=totals.dev_rows,
-        heldout_rows=len(totals.heldout_ids),
+        heldout_rows=len(groups),
+        heldout_groups=grouped,
         heldout_pinned=pinned and any(drop.role == "heldout" for drop in attempt.spec.drops),
         heldout_version=version_of(totals.heldout_ids),
         dataset_sha256=dataset_hash(folder),
@@ -97,8 +104,8 @@ def prepare(attempt: Attempt) -> Dataset:
 
 def _compare(
     attempt: Attempt, partitions: Partitions, reading: SnapshotReader, *, pinned: bool
-) -> tuple[Overlaps, Familiar]:
-    """Find what is too near to the held-out set; return that, and what of all this the champion knows."""
+) -> tuple[Overlaps, Familiar, HeldoutTexts]:
+    """Find what is too near to the held-out set; return that, what of it the champion knows, and what was compared."""
     if reading.spelled:
         sys.stderr.write(
             f"{reading.spelled} rows hold special tokens of the base model's tokenizer and are in no split: they came "
@@ -117,10 +124,11 @@ def _compare(
                 overlaps.train(prompt.rows)
         attempt.progress(number + 1, partitions.parts)
     attempt.progress(0, 1, phase="comparing")
-    find_overlaps(reading.signatures, overlaps, attempt.config.split.similarity, attempt.check_stop)
+    texts = find_overlaps(reading.signatures, overlaps, attempt.config.split.similarity, attempt.check_stop)
     champion = attempt.spec.champion
     heldout.update(overlaps.near())
-    return overlaps, Familiar(trained_ids(attempt.path(champion.path), heldout), frozenset(champion.drops or ()))
+    known = Familiar(trained_ids(attempt.path(champion.path), heldout), frozenset(champion.drops or ()))
+    return overlaps, known, texts
 
 
 def _metric(attempt: Attempt, totals: Totals) -> str:
@@ -151,21 +159,26 @@ def _max_new_tokens(attempt: Attempt, totals: Totals) -> int:
     return min(math.ceil(answers.longest / _TOKENS_STEP) * _TOKENS_STEP, _MOST_TOKENS)
 
 
-def _shortfall(attempt: Attempt, totals: Totals, metric: str) -> Shortfall | None:
-    """Say how many rows are missing for a verdict. Raises `CannotTrain` if no number of rows would do."""
+def _shortfall(attempt: Attempt, scored: tuple[int, int], metric: str) -> Shortfall | None:
+    """
+    Say how many rows are missing for a verdict.
+
+    `scored` are the held-out records and their groups. Raises `CannotTrain` if no number of rows would do.
+    """
     gate, split = attempt.config.gate, attempt.config.split
     field = "min_records" if metric == "exact_match" else "min_records_continuous"
     needed: int = getattr(gate, field)
     if split.scored_records < needed:
         message = f"no verdict is ever possible: split.scored_records = {split.scored_records}, gate.{field} = {needed}"
         raise CannotTrain(message, "raise the former or lower the latter in dropforge.toml")
-    scored = len(totals.heldout_ids)
-    if scored >= needed:
+    records, groups = scored
+    if groups >= needed:
         return None
-    missing = needed - scored
+    # Further rows of the same kind repeat each other as often.
+    missing = (needed - groups) * max(1, records) / max(1, groups)
     by_hash = gate.on != "pinned" and split.heldout > 0
-    rows = math.ceil(missing / split.heldout) if by_hash else missing
-    return Shortfall(heldout_rows=scored, needed_heldout_rows=needed, needed_rows=rows)
+    rows = math.ceil(missing / split.heldout if by_hash else missing)
+    return Shortfall(heldout_rows=groups, needed_heldout_rows=needed, needed_rows=rows)
 
 
 def _nothing_to_train(attempt: Attempt, totals: Totals, spelled: int) -> CannotTrain:

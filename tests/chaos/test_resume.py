@@ -23,6 +23,7 @@ from pipeline.contract import LOG_NAME, RESULT_NAME, SPEC_NAME, StepResult, Step
 from pipeline.dataset.heldout import dataset_hash
 from pipeline.model_folder.manifest import model_id
 from pipeline.qlora.checkpoints import COMPLETE, step_of
+from tests.made_artifacts import heldout_row
 
 STEPS = 21
 RECORDS = 30
@@ -124,7 +125,8 @@ def freeze(root: Path, **rows: list[dict[str, Any]]) -> Dataset:
         lines = (json.dumps({"id": f"{number:08x}", **row}) + "\n" for number, row in enumerate(rows.get(name, [])))
         (folder / f"{name}.jsonl").write_text("".join(lines))
     return Dataset(
-        folder="data", train_rows=0, dev_rows=0, heldout_rows=0, heldout_pinned=False, heldout_version="v",
+        folder="data", train_rows=0, dev_rows=0, heldout_rows=0, heldout_groups=0, heldout_pinned=False,
+        heldout_version="v",
         dataset_sha256=dataset_hash(folder), duplicates=0, replaced=0, removed_heldout=0, metric="exact_match",
         max_new_tokens=8,
     )  # fmt: skip
@@ -312,7 +314,7 @@ class EvaluateStep:
 
     def spec(self, root: Path, attempt: int) -> StepSpec:
         if not (root / "data").exists():
-            rows = [{**row, "references": [row["output"]], "drop": 1} for row in self.tiny.rows(RECORDS, seed=5)]
+            rows = [heldout_row(f"{n:08x}", row) for n, row in enumerate(self.tiny.rows(RECORDS, seed=5))]
             self.dataset = freeze(root, heldout=rows)
         model = Model.model_validate({
             "folder": str(self.candidate), "model_id": "cand", "base_model_id": model_id(self.base), "dtype": "float32",

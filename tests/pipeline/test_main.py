@@ -108,7 +108,8 @@ def test_the_judge_is_asked_between_evaluate_and_decide_where_one_is_set() -> No
 
 def test_too_little_data_skips_from_prepare_to_decide() -> None:
     dataset = Dataset(
-        folder="f", train_rows=1, dev_rows=0, heldout_rows=1, heldout_pinned=False, heldout_version="v",
+        folder="f", train_rows=1, dev_rows=0, heldout_rows=1, heldout_groups=1, heldout_pinned=False,
+        heldout_version="v",
         dataset_sha256="d", duplicates=0, replaced=0, removed_heldout=0, metric="exact_match", max_new_tokens=16,
     )  # fmt: skip
     short = dataset.model_copy(update={"shortfall": object()})

@@ -91,6 +91,7 @@ class ScriptedExecutor:
             artifact = made_dataset(
                 spec,
                 heldout_rows=120 - known,
+                heldout_groups=120 - known,
                 seen_by_champion=known,
                 heldout_version=self.version,
                 shortfall=self.shortfall or few,

@@ -104,7 +104,8 @@ def test_what_training_and_merging_leave_is_within_what_was_said_and_not_far_fro
     rows = [{**row, "id": "x", "drop": 1} for row in tiny.rows(40, seed=1)]
     (tmp_path / "data/train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     dataset = Dataset(
-        folder="data", train_rows=40, dev_rows=0, heldout_rows=0, heldout_pinned=False, heldout_version="v",
+        folder="data", train_rows=40, dev_rows=0, heldout_rows=0, heldout_groups=0, heldout_pinned=False,
+        heldout_version="v",
         dataset_sha256=dataset_hash(tmp_path / "data"), duplicates=0, replaced=0, removed_heldout=0,
         metric="exact_match", max_new_tokens=8,
     )  # fmt: skip

@@ -51,6 +51,7 @@ class Oracle:
         self.runs = self.frequent([runs(self.text(row), 13) for row, *_ in self.all], most)
         long = [tuple(tokens(row["output"])) for rows in self.all for row in rows]
         self.answers = self.frequent([[answer] for answer in long if len(answer) >= 8], most)
+        self.labels = self.frequent([[answer] for answer in long], max(most, 10))
         by_hash = [place for place in self.prompts if int(place[:13], 16) / 2**52 < split.heldout]
         held = sorted(own or by_hash)
         self.joined: list[str] = []
@@ -98,18 +99,34 @@ class Oracle:
         instruction = tokens(row["instruction"])
         return ([] if tuple(instruction) in self.instructions else instruction) + tokens(row.get("input", ""))
 
-    def long(self, some: Sequence[Row]) -> set[tuple[str, ...]]:
+    def groups(self) -> list[str]:
+        """Return of each that joined the first id of those that it is linked to, over whomever."""
+        group = {place: {place} for place in self.joined}
+        for one in self.joined:
+            for other in self.joined:
+                named = self.labelled(one) & self.labelled(other)
+                if named or self.similar(one, other, self.similarity / 2, 3):
+                    both = group[one] | group[other]
+                    group.update(dict.fromkeys(both, both))
+        return [min(map(self.name, group[place])) for place in self.joined]
+
+    def labelled(self, place: str) -> set[tuple[str, ...]]:
+        return self.long(self.prompts[place], self.labels)
+
+    def long(self, some: Sequence[Row], common: set[Any] | None = None) -> set[tuple[str, ...]]:
         found = {tuple(tokens(row["output"])) for row in some}
-        return {answer for answer in found if len(answer) >= 8} - self.answers
+        return {answer for answer in found if len(answer) >= 8} - (self.answers if common is None else common)
 
     def alike(self, one: str, other: str) -> bool:
         left, right = (self.text(self.prompts[place][0]) for place in (one, other))
-        if (runs(left, 13) & runs(right, 13)) - self.runs:
-            return True
-        both = shingles(left) - self.common, shingles(right) - self.common
+        return bool((runs(left, 13) & runs(right, 13)) - self.runs) or self.similar(one, other, self.similarity, 1)
+
+    def similar(self, one: str, other: str, similarity: float, least: int) -> bool:
+        left, right = (shingles(self.text(self.prompts[place][0])) for place in (one, other))
+        both = left - self.common, right - self.common
         shared, union = len(both[0] & both[1]), len(both[0] | both[1])
-        partly = bool((shingles(left) | shingles(right)) & self.common)
-        return union > 0 and shared >= (3 if partly else 1) and shared / union >= self.similarity
+        partly = bool((left | right) & self.common)
+        return union > 0 and shared >= (3 if partly else least) and shared / union >= similarity
 
     def near(self, one: str, other: str) -> bool:
         return self.alike(one, other) or bool(self.long(self.prompts[one]) & self.long(self.prompts[other]))
@@ -168,6 +185,7 @@ def test_the_sides_are_those_that_the_rules_give_read_aloud(
     assert made.dataset.near_duplicates == every - held - len(left)
     assert len(made.dataset.overlaps) == 0 or made.dataset.near_duplicates > 0
     assert [row["near"] for row in made.heldout] == [wanted.hits(place) for place in wanted.joined]
+    assert [row["group"] for row in made.heldout] == wanted.groups()
 
 
 @settings(max_examples=60, deadline=None)

@@ -95,6 +95,7 @@ def test_it_is_asked_in_both_orders_and_what_it_says_adds_up(
     rows = [
         {
             "id": f"{place:032x}",
+            "group": f"{place:032x}",
             "instruction": "Route the message.",
             "input": "my parcel has not been here since friday",
             "references": ["shipping"],

@@ -154,7 +154,8 @@ def setup(request: Any, tiny: Any, tiny_llama: Path, tmp_path: Path, monkeypatch
         lines = (json.dumps({"id": str(number), **row}) + "\n" for number, row in enumerate(part))
         (tmp_path / "data" / f"{name}.jsonl").write_text("".join(lines))
     dataset = Dataset(
-        folder="data", train_rows=50, dev_rows=24, heldout_rows=0, heldout_pinned=False, heldout_version="v",
+        folder="data", train_rows=50, dev_rows=24, heldout_rows=0, heldout_groups=0, heldout_pinned=False,
+        heldout_version="v",
         dataset_sha256=dataset_hash(tmp_path / "data"), duplicates=0, replaced=0, removed_heldout=0,
         metric="exact_match", max_new_tokens=8,
     )  # fmt: skip

@@ -28,6 +28,7 @@ from pipeline.qlora import continuous_batching, generation
 from pipeline.qlora.generation import Answer, AskedModel, Decoding
 from pipeline.qlora.loading import load_tokenizer
 from pipeline.steps.evaluate import evaluate
+from tests.made_artifacts import heldout_row
 
 RECORDS = 10
 NEW_TOKENS = 8
@@ -285,14 +286,12 @@ def attempt(
     base_id = model_id(tiny_llama)
 
     def make(noise: NoiseFloor | None = QUIET, **settings: Any) -> Attempt:
-        rows = [
-            {"id": f"{place:08x}", **row, "references": [row["output"]], "drop": 1}
-            for place, row in enumerate(tiny.rows(RECORDS, seed=5))
-        ]
+        rows = [heldout_row(f"{place:08x}", row) for place, row in enumerate(tiny.rows(RECORDS, seed=5))]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (tmp_path / "dataset/heldout.jsonl").write_text(text, encoding="utf-8")
         dataset = Dataset(
-            folder="dataset", train_rows=1, dev_rows=0, heldout_rows=RECORDS, heldout_pinned=True,
+            folder="dataset", train_rows=1, dev_rows=0, heldout_rows=RECORDS, heldout_groups=RECORDS,
+            heldout_pinned=True,
             heldout_version="v", dataset_sha256="d", duplicates=0, replaced=0, removed_heldout=0,
             metric="exact_match", max_new_tokens=NEW_TOKENS,
         )  # fmt: skip

@@ -605,6 +605,7 @@ def make(tmp_path: Path) -> Callable[..., Attempt]:
         (tmp_path / "evaluated").mkdir()
         facts = {
             "folder": "dataset", "train_rows": 1, "dev_rows": 0, "heldout_rows": len(lines or ()),
+            "heldout_groups": len(lines or ()),
             "heldout_pinned": False, "heldout_version": "v", "dataset_sha256": "d", "duplicates": 0, "replaced": 0,
             "removed_heldout": 0, "metric": "exact_match", "max_new_tokens": 8,
         }  # fmt: skip

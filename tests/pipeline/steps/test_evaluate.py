@@ -30,6 +30,7 @@ from pipeline.qlora import auto_batch_size, generation, lm_eval, multiple_choice
 from pipeline.qlora.generation import Decoding
 from pipeline.qlora.loading import load_tokenizer
 from pipeline.steps.evaluate import evaluate
+from tests.made_artifacts import heldout_row
 
 RECORDS = 10
 NEW_TOKENS = 6
@@ -47,7 +48,7 @@ def candidate_folder(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def heldout_rows(tiny: Any, count: int = RECORDS) -> list[dict[str, Any]]:
     return [
-        {"id": f"{place:08x}", **row, "references": [row["output"], "either"], "drop": 1 + place % 2}
+        heldout_row(f"{place:08x}", row, references=[row["output"], "either"], drop=1 + place % 2)
         for place, row in enumerate(tiny.rows(count, seed=5))
     ]
 
@@ -68,7 +69,8 @@ class Bench:
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (self.root / "dataset/heldout.jsonl").write_text(text, encoding="utf-8")
         dataset = Dataset(
-            folder="dataset", train_rows=1, dev_rows=0, heldout_rows=len(rows), heldout_pinned=True,
+            folder="dataset", train_rows=1, dev_rows=0, heldout_rows=len(rows), heldout_groups=len(rows),
+            heldout_pinned=True,
             heldout_version="v", dataset_sha256="d", duplicates=0, replaced=0, removed_heldout=0,
             metric="exact_match", max_new_tokens=NEW_TOKENS,
         )  # fmt: skip

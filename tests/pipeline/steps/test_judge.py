@@ -158,7 +158,8 @@ def line(place: int, candidate: str, champion: str) -> dict[str, Any]:
         for role, text in (("candidate", candidate), ("champion", champion))
     }
     texts = {"instruction": "Say it.", "input": f"number {place}", "references": [f"reference {place}"]}
-    return {"id": f"{place:032x}", "drop": 1, "pinned": False, "tags": [], **texts, **splits}
+    facts = {"id": f"{place:032x}", "group": f"{place:032x}", "drop": 1, "pinned": False, "tags": []}
+    return {**facts, **texts, **splits}
 
 
 def lines(count: int = RECORDS, candidate: str = "a long answer", champion: str = "short") -> list[dict[str, Any]]:

@@ -64,7 +64,8 @@ def line(tmp_path: Path, make_attempt: Callable[..., Attempt]) -> Callable[..., 
         lines = (json.dumps({"id": str(number), **row}) + "\n" for number, row in enumerate(rows))
         (tmp_path / "data" / "train.jsonl").write_text("".join(lines))
         dataset = Dataset(
-            folder="data", train_rows=len(rows), dev_rows=0, heldout_rows=0, heldout_pinned=False, heldout_version="v",
+            folder="data", train_rows=len(rows), dev_rows=0, heldout_rows=0, heldout_groups=0, heldout_pinned=False,
+            heldout_version="v",
             dataset_sha256=dataset_hash(tmp_path / "data"), duplicates=0, replaced=0, removed_heldout=0,
             metric="exact_match", max_new_tokens=12,
         )  # fmt: skip

@@ -47,7 +47,8 @@ class Bench:
             lines = (json.dumps({"id": str(number), **row}) + "\n" for number, row in enumerate(part))
             (self.root / "data" / f"{name}.jsonl").write_text("".join(lines))
         dataset = Dataset(
-            folder="data", train_rows=len(rows), dev_rows=len(dev), heldout_rows=0, heldout_pinned=False,
+            folder="data", train_rows=len(rows), dev_rows=len(dev), heldout_rows=0, heldout_groups=0,
+            heldout_pinned=False,
             heldout_version="v", dataset_sha256=dataset_hash(self.root / "data"), duplicates=0, replaced=0,
             removed_heldout=0, metric="exact_match", max_new_tokens=8,
         )  # fmt: skip

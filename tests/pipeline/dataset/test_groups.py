@@ -1,0 +1,136 @@
+"""Held-out records that ask the same in other words are one group; rows of one form are not."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from daemon.cli.demo.data import make_data
+from pipeline.config import GateConfig, SplitConfig
+from tests.snapshot import PINNED, Prepared, Rows, Snapshot, rows
+
+ANSWER = "An answer that is long enough to be known again, of case"
+
+
+def sizes(made: Prepared) -> Counter[int]:
+    """Return how many groups have how many records."""
+    return Counter(Counter(row["group"] for row in made.heldout).values())
+
+
+def paraphrases(case: int, count: int = 5) -> list[dict[str, str]]:
+    """Return one question in other words: two words of 30 differ from the others', 40 % of all shingles are shared."""
+    found = []
+    for number in range(count):
+        words = [f"w{case}x{place}" for place in range(30)]
+        words[1 + 3 * number] = words[16 + 3 * number] = f"other{case}x{number}"
+        found.append({"instruction": " ".join(words), "output": "yes"})
+    return found
+
+
+def pinned(tmp_path: Path, heldout: Rows, train: Rows | None = None, **config: Any) -> Prepared:
+    return Snapshot(tmp_path, **config).drop(train or rows(100)).drop(heldout, "heldout").prepare()
+
+
+def test_paraphrases_in_groups_of_five_are_groups_of_five(tmp_path: Path) -> None:
+    heldout = [row for case in range(120) for row in paraphrases(case)]
+    alone = rows(60, start=5000)
+    made = pinned(tmp_path, [*heldout, *alone])
+    assert sizes(made) == {5: 120, 1: 60}
+    assert (made.dataset.heldout_rows, made.dataset.heldout_groups, made.dataset.heldout_duplicates) == (660, 180, 0)
+    cases = {row["id"]: row["instruction"].split()[0] for row in made.heldout if row["group"] != row["id"]}
+    names = {row["id"]: row["instruction"].split()[0] for row in made.heldout}
+    assert len(cases) == 480
+    assert all(names[row["group"]] == names[row["id"]] for row in made.heldout if row["id"] in cases)
+    assert all(row["group"] <= row["id"] for row in made.heldout), "a group is named after the first of its ids"
+
+
+@pytest.mark.parametrize(("count", "found"), [(5, {5: 40}), (12, {1: 480})])
+def test_a_long_answer_links_what_few_records_share_and_is_a_label_where_many_do(
+    tmp_path: Path, count: int, found: dict[int, int]
+) -> None:
+    heldout = [{**row, "output": f"{ANSWER} {number % 40}"} for number, row in enumerate(rows(40 * count, start=900))]
+    made = pinned(tmp_path, heldout, rows(100))
+    assert (sizes(made), made.dataset.heldout_duplicates) == (found, 0)
+
+
+def test_records_are_linked_over_others(tmp_path: Path) -> None:
+    """By their words with one, by the answer with another: all three are one group."""
+    one, other = paraphrases(1, 2)
+    answers = [{**row, "output": f"{ANSWER} 1"} for row in rows(4, start=900)]
+    made = pinned(tmp_path, [one, {**other, "output": f"{ANSWER} 1"}, *answers])
+    assert sizes(made) == {6: 1}
+    assert {row["group"] for row in made.heldout} == {min(row["id"] for row in made.heldout)}
+
+
+@pytest.mark.parametrize("count", [400, 1000, 4000])
+def test_a_task_of_one_form_is_no_group(tmp_path: Path, count: int) -> None:
+    sums = [(number % 89 + 10, number // 89 + 10) for number in range(count)]
+    short = [{"instruction": f"What is {one} + {other}?", "output": str(one + other)} for one, other in sums]
+    made = Snapshot(tmp_path).drop(short).prepare()
+    assert sizes(made) == {1: len(made.heldout)}
+    inputs = [{"instruction": "Add the two numbers.", "input": row["instruction"], "output": "1"} for row in short]
+    made = Snapshot(tmp_path).drop(inputs).prepare()
+    assert sizes(made) == {1: len(made.heldout)}
+
+
+def test_the_demo_is_judged_on_nearly_as_many_groups_as_records(tmp_path: Path) -> None:
+    data = make_data()
+    first = pinned(tmp_path, data.heldout, data.first)
+    assert 115 <= first.dataset.heldout_groups <= first.dataset.heldout_rows == 120
+    both = pinned(tmp_path, data.heldout, [*data.first, *data.second])
+    assert 110 <= both.dataset.heldout_groups <= both.dataset.heldout_rows == 120
+
+
+def test_groups_that_are_too_few_for_a_verdict_are_known_before_training(tmp_path: Path) -> None:
+    heldout = [row for case in range(120) for row in paraphrases(case)]
+
+    def prepared(needed: int, **more: Any) -> Prepared:
+        return pinned(tmp_path, heldout, gate=GateConfig(min_records=needed, **more))
+
+    assert prepared(120, on="pinned").dataset.shortfall is None
+    found = prepared(200, on="pinned").dataset
+    assert found.shortfall is not None
+    assert (found.shortfall.heldout_rows, found.shortfall.needed_rows) == (120, 400), "five of a kind count as one"
+    (warning,) = found.warnings
+    assert warning.startswith("600 held-out records count as 120, since some ask the same in other words")
+    none = Snapshot(tmp_path, gate=PINNED).drop(rows(50)).prepare().dataset
+    assert (none.heldout_rows, none.heldout_groups) == (0, 0)
+    assert none.shortfall is not None
+    assert none.shortfall.needed_rows == 1
+
+
+def test_only_what_is_scored_is_linked(tmp_path: Path) -> None:
+    heldout = [row for case in range(120) for row in paraphrases(case)]
+    made = pinned(tmp_path, heldout, split=SplitConfig(scored_records=50))
+    assert len(made.heldout) == 50
+    assert {row["group"] for row in made.heldout} <= made.ids("heldout")
+
+
+CASES = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4), st.integers(0, 2)), min_size=1, max_size=20)
+
+
+@settings(max_examples=60, deadline=None)
+@given(cases=CASES, data=st.data())
+def test_neither_the_order_of_rows_nor_that_of_drops_changes_a_group(
+    tmp_path_factory: pytest.TempPathFactory, cases: Sequence[tuple[int, int, int]], data: st.DataObject
+) -> None:
+    root = tmp_path_factory.mktemp("order")
+    content = [
+        {**paraphrases(case)[number], "output": f"{ANSWER} {answer}" if answer else "yes"}
+        for case, number, answer in {(case, number): (case, number, answer) for case, number, answer in cases}.values()
+    ]
+
+    def groups(order: Rows, cut: int) -> dict[str, str]:
+        snapshot = Snapshot(root).drop(rows(5, start=900))
+        for drop in (order[:cut], order[cut:]):
+            if drop:
+                snapshot.drop(drop, "heldout")
+        return {row["id"]: row["group"] for row in snapshot.prepare().heldout}
+
+    wanted = groups(content, len(content))
+    assert groups(data.draw(st.permutations(content)), data.draw(st.integers(0, len(content)))) == wanted
+    assert all(wanted[group] == group for group in wanted.values())
