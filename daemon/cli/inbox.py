@@ -122,7 +122,7 @@ def check(
     else:
         _print_findings(file, validation, ruling)
         _print_known(known)
-        for line in unseen:
+        for line in (*unseen, *_lacks(settings, track, "train", 0 if known else validation.good_rows)):
             print_line(line)
     if not ruling.accepted:
         raise typer.Exit(EXIT_BAD_DATA)
@@ -158,7 +158,8 @@ def submit(
     if not validation.ok:
         print_line(f"{validation.bad_rows:,} of them are bad and will be set aside: dropforge check {file}")
     _print_known(known)
-    for line in _unseen(settings, track):
+    fresh = 0 if known else validation.good_rows
+    for line in (*_unseen(settings, track), *_lacks(settings, track, "heldout" if heldout else "train", fresh)):
         print_line(line)
     print_line(_what_follows(settings, track, heldout=heldout, known=known is not None))
     if is_closed(lock := settings.state_folder / LOCK_NAME):
@@ -234,6 +235,22 @@ def _unseen(settings: "Settings", track: str) -> list[str]:
     if closed is not None:
         lines.append(f"special tokens are not looked for: user {user()} may not read {closed}")
     return lines
+
+
+def _lacks(settings: "Settings", track: str, role: str, fresh: int) -> list[str]:
+    """Return what the track would still lack for a verdict with so many `fresh` rows: a line, or none."""
+    from daemon.inbox.minimum import too_few  # noqa: PLC0415 - a quick start
+    from daemon.views.overview import Overview  # noqa: PLC0415
+
+    own = settings.track(track)
+    if is_closed(settings.state_folder / DATABASE_NAME) or (role == "heldout" and own.gate.on != "pinned"):
+        return []
+    overview = Overview(settings.state_folder)
+    rows = {role: fresh}
+    for drop in overview.drops(track, "accepted"):
+        rows[drop.role] = rows.get(drop.role, 0) + drop.rows
+    said = too_few(track, own, overview.metric(track), rows)
+    return [] if said is None else [f"with this file, {said}"]
 
 
 def _print_known(known: "DropView | None") -> None:
