@@ -17,7 +17,7 @@ from sqlmodel import Session, col, select
 
 from daemon.inbox import receipts
 from daemon.inbox.folders import Folder, InboxFolders, InboxUnusable
-from daemon.inbox.follow_up import follow_up
+from daemon.inbox.follow_up import follow_up, held_out_already
 from daemon.inbox.quarantine import rule, sift, validation_options
 from daemon.inbox.receipts import Document, Filing
 from daemon.inbox.safe_copy import Copy, SourceChanged, SourceUnreadable, copy, identity, look, refusal
@@ -206,9 +206,10 @@ class Intake:
             drop.state = DropState.ACCEPTED if drop.reason is None else DropState.PROPOSED
         drop.rows, drop.warnings = validation.good_rows, sum(notice.rows for notice in validation.warnings)
         drop.findings, drop.quarantined = validation.findings_total, validation.bad_rows
+        held_out = held_out_already(self._engine, self._settings, drop)
         with transaction(self._engine) as session:
             run, lacks = follow_up(session, self._settings, drop, source.now)
-            notices = (*validation.warnings, *lacks)
+            notices = (*validation.warnings, *held_out, *lacks)
             _record(session, drop, source, notices, run=run, file_sha256=sha256)
         receipt = receipts.receipt(drop, run, None, notices, sha256)
         errors = receipts.errors(drop, validation, sha256) if drop.quarantined else None

@@ -15,6 +15,7 @@ import pytest
 from daemon.cli.output import print_table
 from daemon.inbox.submit import copy_in
 from daemon.settings.load import load
+from tests.daemon.conftest import lines
 
 SCRIPT = Path(sys.executable).parent / "dropforge"
 COMMANDS = {
@@ -352,6 +353,11 @@ def test_check_and_submit_say_what_the_track_lacks_for_a_verdict(
     for command in (("check", "fresh.jsonl"), ("submit", "fresh.jsonl")):
         assert pinned in dropforge(*command).out, "the files are for training"
     assert "with this file, track default has 3 pinned records" in dropforge("submit", "--heldout", "fresh.jsonl").out
+    (lived_in.folder / "exam.jsonl").write_text(lines("q") + GOOD)
+    asked = "exam.jsonl: 1 of 2 rows is a held-out question"
+    assert asked in dropforge("check", "exam.jsonl").out
+    assert asked in dropforge("submit", "exam.jsonl").out
+    assert asked not in dropforge("submit", "--heldout", "exam.jsonl").out
     monkeypatch.setenv("DROPFORGE_GATE__ON", "all")
     said = dropforge("check", "fresh.jsonl").out
     assert "with this file, track default has 6 rows, and a verdict needs 100 (200 where answers are long)" in said

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from daemon.inbox.minimum import too_few
+from daemon.inbox.remarks import pinned_already, too_few
 from daemon.settings.model import TrackSettings
 
 
@@ -59,3 +59,12 @@ def test_a_track_that_is_judged_on_pinned_records_needs_these() -> None:
     )
     assert said("exact_match", {"heldout": 100}, **pinned) is None
     assert "has 0 pinned records" in (said(None, {}, **pinned) or "")
+
+
+def test_rows_that_are_held_out_questions_are_counted_with_the_file() -> None:
+    said = "250 of 250 rows are held-out questions, pinned in this track: never trained on"
+    assert pinned_already("mgsm_en.jsonl", 250, 250) == f"mgsm_en.jsonl: {said}"
+    assert pinned_already("a.jsonl", 1, 3) == (
+        "a.jsonl: 1 of 3 rows is a held-out question, pinned in this track: never trained on"
+    )
+    assert pinned_already("a.jsonl", 0, 3) is None

@@ -1,4 +1,9 @@
-"""Whether a track has rows enough for a verdict, said where a file is dropped: below the minimum nothing is trained."""
+"""
+What a person should know of a file where it is dropped, not a night later.
+
+Whether its track has rows enough for a verdict: below the minimum nothing is trained. And how many of its rows are
+pinned as held-out records: those are never trained on.
+"""
 
 import math
 from collections.abc import Mapping
@@ -34,6 +39,14 @@ def too_few(name: str, track: TrackSettings, metric: str | None, rows: Mapping[s
     if share > 0:
         needed += f", so about {_either(_rows_for(least, share), _rows_for(most, share))} rows"
     return f'{needed}: {nothing} until then; or pin records of your own: gate.on = "pinned", then {pin}'
+
+
+def pinned_already(name: str, pinned: int, rows: int) -> str | None:
+    """Say how many of a training file's rows are held-out questions; `None` if none is."""
+    if not pinned:
+        return None
+    are = "is a held-out question" if pinned == 1 else "are held-out questions"
+    return f"{name}: {pinned:,} of {count(rows, 'row')} {are}, pinned in this track: never trained on"
 
 
 def _either(least: int, most: int) -> str:
