@@ -95,10 +95,14 @@ def accept(
     """
     from daemon.champions.approval import who  # noqa: PLC0415 - a quick start
     from daemon.queue.drops import accept as let_count  # noqa: PLC0415
+    from daemon.queue.yardstick import begin_on_records  # noqa: PLC0415
     from daemon.system.clock import now_ms  # noqa: PLC0415
 
-    row = let_count(open_writer(context), drop, reason, now_ms(), who())
-    print_line(f"drop {drop} ({row.name}) is accepted: {use_of_pinned(load_settings(context), row.track)}")
+    engine, settings = open_writer(context), load_settings(context)
+    row = let_count(engine, drop, reason, now_ms(), who())
+    print_line(f"drop {drop} ({row.name}) is accepted: {use_of_pinned(settings, row.track)}")
+    begin_on_records(engine, settings, row.track, now_ms())
+    _print_queued(context, settings, row.track)
 
 
 def use_of_pinned(settings: "Settings", track: str) -> str:
@@ -139,10 +143,23 @@ def restore(context: typer.Context, *, drop: DropArgument, reason: ReasonOption)
     """
     from daemon.champions.approval import who  # noqa: PLC0415 - a quick start
     from daemon.queue.drops import restore as put_back  # noqa: PLC0415
+    from daemon.queue.yardstick import begin_on_records  # noqa: PLC0415
     from daemon.system.clock import now_ms  # noqa: PLC0415
 
-    row = put_back(open_writer(context), drop, reason, now_ms(), load_settings(context), who())
+    engine, settings = open_writer(context), load_settings(context)
+    row = put_back(engine, drop, reason, now_ms(), settings, who())
     print_line(f"drop {drop} ({row.name}) is accepted again: the next run of track {row.track} uses it")
+    begin_on_records(engine, settings, row.track, now_ms())
+    _print_queued(context, settings, row.track)
+
+
+def _print_queued(context: typer.Context, settings: "Settings", track: str) -> None:
+    """Say that a run is queued, if one is, and when it begins."""
+    from daemon.state.states import RunState  # noqa: PLC0415 - a quick start
+
+    for run in open_overview(context).runs(track, [RunState.QUEUED]) if track in settings.track_names else ():
+        quiet = settings.track(track).run_after_quiet_seconds
+        print_line(f"run {run.id} is queued: it begins after {quiet:g} s without another drop")
 
 
 def _still_in(uses: "DropUses", track: str, role: str) -> list[str]:

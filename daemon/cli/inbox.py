@@ -122,7 +122,7 @@ def check(
     else:
         _print_findings(file, validation, ruling)
         _print_known(known)
-        for line in unseen:
+        for line in (*unseen, *_remarks(settings, track, "train", file, 0 if known else validation.good_rows)):
             print_line(line)
     if not ruling.accepted:
         raise typer.Exit(EXIT_BAD_DATA)
@@ -158,7 +158,8 @@ def submit(
     if not validation.ok:
         print_line(f"{validation.bad_rows:,} of them are bad and will be set aside: dropforge check {file}")
     _print_known(known)
-    for line in _unseen(settings, track):
+    fresh, role = 0 if known else validation.good_rows, "heldout" if heldout else "train"
+    for line in (*_unseen(settings, track), *_remarks(settings, track, role, file, fresh)):
         print_line(line)
     print_line(_what_follows(settings, track, heldout=heldout, known=known is not None))
     if is_closed(lock := settings.state_folder / LOCK_NAME):
@@ -234,6 +235,26 @@ def _unseen(settings: "Settings", track: str) -> list[str]:
     if closed is not None:
         lines.append(f"special tokens are not looked for: user {user()} may not read {closed}")
     return lines
+
+
+def _remarks(settings: "Settings", track: str, role: str, file: Path, fresh: int) -> list[str]:
+    """Return what a receipt would warn of: which of so many `fresh` rows are held out, what the track lacks still."""
+    from daemon.inbox.remarks import pinned_already, too_few  # noqa: PLC0415 - a quick start
+    from daemon.views.overview import Overview  # noqa: PLC0415
+    from pipeline.dataset.pinned_prompts import count_pinned  # noqa: PLC0415
+
+    own = settings.track(track)
+    if is_closed(settings.state_folder / DATABASE_NAME) or (role == "heldout" and own.gate.on != "pinned"):
+        return []
+    overview = Overview(settings.state_folder)
+    rows, pinned = {role: fresh}, []
+    for drop in overview.drops(track, "accepted"):
+        rows[drop.role] = rows.get(drop.role, 0) + drop.rows
+        pinned += [settings.state_folder / "drops" / f"{drop.sha256}.jsonl"] if drop.role == "heldout" else []
+    count = count_pinned(file, pinned) if role == "train" and fresh and not any(map(is_closed, pinned)) else 0
+    said = too_few(track, own, overview.metric(track), rows)
+    found = (pinned_already(file.name, count, fresh), None if said is None else f"with this file, {said}")
+    return [line for line in found if line is not None]
 
 
 def _print_known(known: "DropView | None") -> None:

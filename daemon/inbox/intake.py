@@ -17,11 +17,12 @@ from sqlmodel import Session, col, select
 
 from daemon.inbox import receipts
 from daemon.inbox.folders import Folder, InboxFolders, InboxUnusable
+from daemon.inbox.follow_up import follow_up, held_out_already
 from daemon.inbox.quarantine import rule, sift, validation_options
 from daemon.inbox.receipts import Document, Filing
 from daemon.inbox.safe_copy import Copy, SourceChanged, SourceUnreadable, copy, identity, look, refusal
 from daemon.inbox.watcher import Settled
-from daemon.queue import run_queue, snapshots, tracks
+from daemon.queue import snapshots
 from daemon.queue.yardstick import why_it_waits
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
@@ -198,7 +199,6 @@ class Intake:
 
     def _accept(self, source: _Source, validation: Validation, content: str, sha256: str) -> Outcome:
         settled = source.settled
-        track = self._settings.track(settled.track)
         drop = _drop(source, DropState.ACCEPTED, content)
         if settled.role == "heldout":
             drop.reason = why_it_waits(self._settings, settled.track, source.info.st_uid, source.info.st_mode)
@@ -206,13 +206,12 @@ class Intake:
             drop.state = DropState.ACCEPTED if drop.reason is None else DropState.PROPOSED
         drop.rows, drop.warnings = validation.good_rows, sum(notice.rows for notice in validation.warnings)
         drop.findings, drop.quarantined = validation.findings_total, validation.bad_rows
-        run = None
+        held_out = held_out_already(self._engine, self._settings, drop)
         with transaction(self._engine) as session:
-            tracks.ensure_track(session, settled.track, source.now)
-            if settled.role == "train" and track.trigger in {"drop", "both"}:
-                run = run_queue.enqueue_when_quiet(session, settled.track, track, source.now).id
-            _record(session, drop, source, validation.warnings, run=run, file_sha256=sha256)
-        receipt = receipts.receipt(drop, run, None, validation.warnings, sha256)
+            run, lacks = follow_up(session, self._settings, drop, source.now)
+            notices = (*validation.warnings, *held_out, *lacks)
+            _record(session, drop, source, notices, run=run, file_sha256=sha256)
+        receipt = receipts.receipt(drop, run, None, notices, sha256)
         errors = receipts.errors(drop, validation, sha256) if drop.quarantined else None
         return self._answer(source, drop, receipt, run, errors)
 

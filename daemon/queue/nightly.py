@@ -23,6 +23,7 @@ from sqlmodel import Session, select
 from daemon.queue.run_queue import enqueue
 from daemon.queue.snapshots import waiting_drops
 from daemon.queue.tracks import ensure_track
+from daemon.queue.yardstick import records_came
 from daemon.settings.cron import cron_trigger
 from daemon.settings.model import Settings, TrackSettings
 from daemon.state.database import transaction
@@ -65,8 +66,9 @@ def take_due_slots(engine: Engine, settings: Settings, now: int) -> list[Slot]:
     """
     Take the latest due slot of every track with a nightly trigger, in one transaction.
 
-    With drops for training that no run has seen, the track's run is queued to begin at once; without, the slot says
-    `no_new_data`. Earlier slots that were missed are covered by the one that is taken. `now` in ms since the epoch.
+    With drops for training that no run has seen, or pinned records that the last one lacked, the track's run is queued
+    to begin at once; without, the slot says `no_new_data`. Earlier slots that were missed are covered by the one that
+    is taken. `now` in ms since the epoch.
     """
     taken = []
     with transaction(engine) as session:
@@ -74,7 +76,7 @@ def take_due_slots(engine: Engine, settings: Settings, now: int) -> list[Slot]:
             track = settings.track(name)
             row = ensure_track(session, name, now)
             if track.trigger in {"nightly", "both"}:
-                slot = _take(session, row, track, now)
+                slot = _take(session, row, settings, now)
                 taken += [slot] if slot is not None else []
             elif row.nightly is not None:
                 # Should it be switched on again, nights count from then.
@@ -140,7 +142,8 @@ class Schedule:
         return min((_ms(fire) for fire in fires if fire is not None), default=math.inf)
 
 
-def _take(session: Session, row: Track, track: TrackSettings, now: int) -> Slot | None:
+def _take(session: Session, row: Track, settings: Settings, now: int) -> Slot | None:
+    track = settings.track(row.name)
     since = _since(row, track, now)
     row.nightly = {"schedule": _words(track), "since": since, "looked_at": now}
     session.add(row)
@@ -150,7 +153,7 @@ def _take(session: Session, row: Track, track: TrackSettings, now: int) -> Slot 
     if due is None:
         return None
     slot = Slot(track=row.name, due_at=_ms(due), taken_at=now, outcome="no_new_data")
-    if waiting_drops(session, row.name):
+    if waiting_drops(session, row.name) or records_came(session, settings, row.name):
         slot.run_id = enqueue(session, row.name, "nightly", now, now).id
         slot.outcome = "queued"
     session.add(slot)

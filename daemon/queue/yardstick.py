@@ -9,15 +9,17 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
-from sqlalchemy import func
+from sqlalchemy import Engine, func
 from sqlmodel import Session, col, select
 
+from daemon.queue import run_queue
 from daemon.queue.snapshots import JUDGED
 from daemon.settings.model import Settings
+from daemon.state.database import transaction
 from daemon.state.events import record_event
 from daemon.state.run_files import ArtifactDamaged, load_dataset, load_verdict
 from daemon.state.states import DropState
-from daemon.state.tables import Drop, Event, Run
+from daemon.state.tables import Drop, Event, Run, Track
 from daemon.system.programs import name_of, user
 from pipeline.artifacts import Dataset, Verdict
 from pipeline.config import RunConfig
@@ -49,6 +51,30 @@ def why_it_waits(settings: Settings, track: str, uid: int, mode: int) -> str | N
     else:
         return None
     return f"it is {owner}'s, and {why}"
+
+
+def records_came(session: Session, settings: Settings, track: str) -> bool:
+    """Say whether pinned records wait for a run, on a track that is judged on them and whose last run lacked some."""
+    if track not in settings.track_names or settings.track(track).gate.on != "pinned":
+        return False
+    waiting = select(Drop.id).where(Drop.track == track, Drop.role == "heldout", Drop.state == DropState.ACCEPTED)
+    new = session.exec(waiting.where(col(Drop.first_run).is_(None)).limit(1)).first()
+    last = session.exec(select(Run.outcome).where(Run.track == track).order_by(col(Run.id).desc()).limit(1)).first()
+    return new is not None and last == "insufficient_evidence"
+
+
+def begin_on_records(engine: Engine, settings: Settings, track: str, now: int) -> None:
+    """Queue a track's run if `records_came` by a person's word, as a new drop would."""
+    with transaction(engine) as session:
+        if records_came(session, settings, track) and settings.track(track).trigger in {"drop", "both"}:
+            run_queue.enqueue_when_quiet(session, track, settings.track(track), now)
+
+
+def accepted_rows(session: Session, track: str) -> tuple[str | None, dict[str, int]]:
+    """Return the metric that a track's first run fixed, and how many rows its accepted drops of each role have."""
+    counted = select(Drop.role, func.sum(Drop.rows)).where(Drop.track == track, Drop.state == DropState.ACCEPTED)
+    known = session.get(Track, track)
+    return known.metric if known else None, dict(session.exec(counted.group_by(Drop.role)).all())
 
 
 def yardstick_before(session: Session, state_folder: Path, run: Run, champion: str) -> YardstickBefore | None:

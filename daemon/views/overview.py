@@ -154,6 +154,10 @@ class Overview:
         """Return the names of the tracks that the database knows, in their order of appearance."""
         return [row.name for row in self._rows("SELECT name FROM track ORDER BY created_at")]
 
+    def metric(self, track: str) -> str | None:
+        """Return the metric that the track's first run fixed; `None` before."""
+        return next((row.metric for row in self._rows("SELECT metric FROM track WHERE name = ?", track)), None)
+
     def champion(self, track: str) -> ChampionView | None:
         """Return the track's champion; `None` before its base model is known."""
         done = "SELECT * FROM promotion WHERE track = ? AND state = 'done' ORDER BY generation DESC LIMIT 1"

@@ -120,13 +120,16 @@ class Totals:
     heldout_prompts: int = 0
     duplicates: int = 0
     replaced: int = 0
-    removed_heldout: int = 0
+    removed_heldout: Counter[int] = field(default_factory=Counter)
+    """Training rows whose prompt is pinned, by drop."""
     near_duplicates: int = 0
     """Rows of the training and dev split that are too near to a held-out record."""
     heldout_duplicates: int = 0
     """Held-out prompts that are too near to another one."""
     seen_by_champion: int = 0
     """Held-out prompts that would be scored if the champion had not been trained on them or on a near one."""
+    trained_before: Counter[int] = field(default_factory=Counter)
+    """Of those, the ones that it was trained on themselves, by a drop of its that has them; 0 if none has them now."""
     heldout_ids: list[str] = field(default_factory=list)
     """Scored prompts, by their hash."""
     heldout_numbers: list[int] = field(default_factory=list)
@@ -179,7 +182,7 @@ class SplitWriter:
         totals.rows += len(prompt.rows) + len(prompt.removed) + prompt.duplicates + prompt.replaced
         totals.duplicates += prompt.duplicates
         totals.replaced += prompt.replaced
-        totals.removed_heldout += len(prompt.removed)
+        totals.removed_heldout.update(row.drop for row in prompt.removed)
         if prompt.split == "heldout":
             self._hold_out(prompt)
             return
@@ -213,6 +216,9 @@ class SplitWriter:
             return
         elif not self._champion.ids.isdisjoint([rows[0].id, *(near := self._overlaps.near(number))]):
             totals.seen_by_champion += 1
+            if rows[0].id in self._champion.ids:
+                by = (row.drop for row in (*prompt.removed, *rows) if row.drop in self._champion.drops)
+                totals.trained_before[next(by, 0)] += 1
         else:
             totals.heldout_ids.append(rows[0].id)
             totals.heldout_numbers.append(number)

@@ -21,19 +21,48 @@ def data_warnings(totals: Totals, overlaps: Overlaps, similarity: float) -> tupl
         )
         found.append(
             f"{totals.near_duplicates:,} of {train:,} training rows ({totals.near_duplicates / train:.0%}) are left "
-            f"out because they are too near to a held-out record ({reasons}): drop rows that say new things, or, if "
-            f"rows that are alike are what the task is like, raise split.similarity ({similarity:g})"
+            f"out because they are too near to a held-out record ({reasons}): drop rows that say new things"
         )
+        if mostly_alike(overlaps):
+            wanted = f"raise split.similarity ({similarity:g})"
+            found[-1] += f", or, if rows that are alike are what the task is like, {wanted}"
     if totals.heldout_duplicates > LARGE_SHARE * totals.heldout_prompts:
         found.append(
             f"{totals.heldout_duplicates:,} of {totals.heldout_prompts:,} held-out records are not scored because they "
             "repeat another one almost word for word: they would count one case several times; hold out other cases"
         )
-    if totals.seen_by_champion:
-        found.append(
-            f"{totals.seen_by_champion:,} held-out records are not scored because the champion was trained on them or "
-            "on near copies: pin records that were never in a drop"
+    return tuple(found)
+
+
+def mostly_alike(overlaps: Overlaps) -> bool:
+    """Say whether most rows that leave do so by `split.similarity`, so that raising it would keep them."""
+    counts = dict(zip(RULES, overlaps.counts(), strict=True))
+    return 2 * counts["minhash"] > sum(counts.values())
+
+
+def contamination_warnings(totals: Totals, drops: Sequence[Drop]) -> tuple[str, ...]:
+    """Return a warning for each drop many of whose rows are held-out questions, pinned in its track."""
+    many = (drop for drop in drops if totals.removed_heldout[drop.id] > LARGE_SHARE * drop.rows)
+    return tuple(
+        f"{drop.name}: {totals.removed_heldout[drop.id]:,} of {drop.rows:,} rows are held-out questions and not "
+        f"trained on: if the file should not be there, dropforge drops withdraw {drop.id} --reason TEXT"
+        for drop in many
+    )
+
+
+def seen_warnings(totals: Totals, drops: Sequence[Drop]) -> tuple[str, ...]:
+    """Return the warnings that records are not scored because the champion was trained on them, or on near copies."""
+    found, names = [], {drop.id: f"{drop.name} (drop {drop.id})" for drop in drops}
+    trained = totals.trained_before.total()
+    left_out = "held-out records are not scored because the champion was trained on"
+    if trained:
+        where = " and ".join(
+            f"{number:,} of {names.get(drop, 'drops that are not used any more')}"
+            for drop, number in sorted(totals.trained_before.items(), key=lambda one: (one[0] == 0, one[0]))
         )
+        found.append(f"{trained:,} {left_out} them ({where}): hold out records that are in no training drop")
+    if near := totals.seen_by_champion - trained:
+        found.append(f"{near:,} {left_out} near copies of them: hold out records that say other things")
     return tuple(found)
 
 

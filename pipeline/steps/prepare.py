@@ -22,7 +22,15 @@ from pipeline.dataset.overlaps import Overlaps
 from pipeline.dataset.partitions import Partitions
 from pipeline.dataset.snapshot_reader import CHECK_EVERY, SnapshotReader
 from pipeline.dataset.split import Familiar, SplitWriter, Totals, prompts
-from pipeline.dataset.warnings import data_warnings, group_warnings, pinned_warnings, reference_warnings
+from pipeline.dataset.warnings import (
+    contamination_warnings,
+    data_warnings,
+    group_warnings,
+    mostly_alike,
+    pinned_warnings,
+    reference_warnings,
+    seen_warnings,
+)
 from pipeline.errors import CannotTrain
 from pipeline.evaluation.suites import read_suites
 from pipeline.metrics import json_fields
@@ -68,11 +76,13 @@ def prepare(attempt: Attempt) -> Dataset:
     metric = _metric(attempt, totals)
     shortfall = _shortfall(attempt, (len(groups), grouped), metric)
     if totals.train_rows == 0:
-        raise _nothing_to_train(attempt, totals, reading.spelled)
+        raise _nothing_to_train(attempt, totals, overlaps, reading.spelled)
     warnings = (
         *pinned_warnings(attempt.spec.drops, attempt.config.gate.on),
         *data_warnings(totals, overlaps, split.similarity),
         *group_warnings(len(groups), grouped),
+        *contamination_warnings(totals, attempt.spec.drops),
+        *seen_warnings(totals, attempt.spec.drops),
         *reference_warnings(totals, metric, attempt.spec.drops, attempt.spec.champion),
     )
     sys.stderr.writelines(f"{warning}\n" for warning in warnings)
@@ -87,7 +97,7 @@ def prepare(attempt: Attempt) -> Dataset:
         dataset_sha256=dataset_hash(folder),
         duplicates=totals.duplicates,
         replaced=totals.replaced,
-        removed_heldout=totals.removed_heldout,
+        removed_heldout=totals.removed_heldout.total(),
         rows_with_special_tokens=reading.spelled,
         near_duplicates=totals.near_duplicates,
         overlaps=splits.examples.found(),
@@ -181,25 +191,28 @@ def _shortfall(attempt: Attempt, scored: tuple[int, int], metric: str) -> Shortf
     return Shortfall(heldout_rows=groups, needed_heldout_rows=needed, needed_rows=rows)
 
 
-def _nothing_to_train(attempt: Attempt, totals: Totals, spelled: int) -> CannotTrain:
+def _nothing_to_train(attempt: Attempt, totals: Totals, overlaps: Overlaps, spelled: int) -> CannotTrain:
     if not any(drop.role == "train" for drop in attempt.spec.drops):
         return CannotTrain(
             "the snapshot holds held-out records only", "drop training data into the track's inbox folder"
         )
-    where = (
-        f"{totals.heldout_rows} held out, {totals.removed_heldout} removed because their prompt is in the held-out set"
-    )
+    removed = totals.removed_heldout.total()
+    where = f"{totals.heldout_rows} held out, {removed} removed because their prompt is in the held-out set"
     message = f"no training rows are left of {totals.rows + spelled}: {where}, {totals.duplicates} duplicates"
     if totals.near_duplicates:
         message += f", {totals.near_duplicates} too near to a held-out record"
     if spelled:
         message += f", {spelled} with special tokens of the base model's tokenizer"
-    return CannotTrain(message, _more_rows(attempt.config.split, totals))
+    found = contamination_warnings(totals, attempt.spec.drops)
+    if found:
+        return CannotTrain("; ".join([message, *found]), "drop rows whose prompts are not in inbox/heldout")
+    return CannotTrain(message, _more_rows(attempt.config.split, totals, overlaps))
 
 
-def _more_rows(split: SplitConfig, totals: Totals) -> str:
+def _more_rows(split: SplitConfig, totals: Totals, overlaps: Overlaps) -> str:
     if totals.removed_heldout:
         return "drop rows whose prompts are not in inbox/heldout"
     if totals.near_duplicates:
-        return "drop rows that do not repeat held-out ones, or raise split.similarity if they only look alike"
+        alike = ", or raise split.similarity if they only look alike" if mostly_alike(overlaps) else ""
+        return f"drop rows that do not repeat held-out ones{alike}"
     return f"drop more rows: {split.heldout:.0%} of the prompts are held out, whichever they are"

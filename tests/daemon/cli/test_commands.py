@@ -15,6 +15,7 @@ import pytest
 from daemon.cli.output import print_table
 from daemon.inbox.submit import copy_in
 from daemon.settings.load import load
+from tests.daemon.conftest import lines
 
 SCRIPT = Path(sys.executable).parent / "dropforge"
 COMMANDS = {
@@ -342,6 +343,38 @@ def test_check_names_the_drop_with_the_same_content(lived_in: Any, dropforge: Co
     (lived_in.folder / "copy.jsonl").write_bytes((lived_in.settings.inbox_folder / "done" / "first.jsonl").read_bytes())
     assert "as drop 2 (first.jsonl, accepted): a duplicate" in dropforge("check", "copy.jsonl").out
     assert dropforge("check", "copy.jsonl", "--json").json["same_as_drop"] == 2
+
+
+def test_check_and_submit_say_what_the_track_lacks_for_a_verdict(
+    lived_in: Any, dropforge: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (lived_in.folder / "fresh.jsonl").write_text(GOOD * 2)
+    pinned = "with this file, track default has 1 pinned record, and a verdict needs 100"
+    for command in (("check", "fresh.jsonl"), ("submit", "fresh.jsonl")):
+        assert pinned in dropforge(*command).out, "the files are for training"
+    assert "with this file, track default has 3 pinned records" in dropforge("submit", "--heldout", "fresh.jsonl").out
+    (lived_in.folder / "exam.jsonl").write_text(lines("q") + GOOD)
+    asked = "exam.jsonl: 1 of 2 rows is a held-out question"
+    assert asked in dropforge("check", "exam.jsonl").out
+    assert asked in dropforge("submit", "exam.jsonl").out
+    assert asked not in dropforge("submit", "--heldout", "exam.jsonl").out
+    monkeypatch.setenv("DROPFORGE_GATE__ON", "all")
+    said = dropforge("check", "fresh.jsonl").out
+    assert "with this file, track default has 6 rows, and a verdict needs 100 (200 where answers are long)" in said
+    assert "pin records of your own" in said
+    monkeypatch.setenv("DROPFORGE_GATE__MIN_RECORDS", "1")
+    monkeypatch.setenv("DROPFORGE_GATE__MIN_RECORDS_CONTINUOUS", "1")
+    (lived_in.folder / "fresh.jsonl").write_text(GOOD * 5)
+    assert "a verdict needs" not in dropforge("check", "fresh.jsonl").out
+
+
+@pytest.mark.usefixtures("lived_in")
+def test_a_drop_that_counts_again_says_which_run_it_starts(dropforge: Command) -> None:
+    assert dropforge("drops", "withdraw", "5", "--reason", "odd").code == 0
+    said = dropforge("drops", "restore", "5", "--reason", "right after all").out
+    assert said.endswith(
+        "the next run of track default uses it\nrun 4 is queued: it begins after 0 s without another drop\n"
+    )
 
 
 def test_submit_says_of_known_content_alone_that_it_is_a_duplicate(

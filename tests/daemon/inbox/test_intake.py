@@ -123,9 +123,9 @@ def test_a_good_file_becomes_an_accepted_drop_with_a_run_and_a_receipt(tmp_path:
     )
     assert receipt["received_at"] == "2027-01-15T08:00:00+00:00"
     assert receipt["sentence"] == "accepted: 4 records; they are in run 1"
-    assert receipt["warnings"] == [
-        {"kind": "unknown_key", "key": "id", "rows": 1, "line": 4, "message": "the key 'id' is not used"}
-    ]
+    known, short = receipt["warnings"]
+    assert known == {"kind": "unknown_key", "key": "id", "rows": 1, "line": 4, "message": "the key 'id' is not used"}
+    assert (short["kind"], short["rows"], short["line"]) == ("too_few_rows", 4, None)
     assert box.files("") == sorted(f"done/{name}" for name in box.files("done"))
     assert box.no_litter()
 
@@ -490,7 +490,7 @@ def die(*_arguments: object, **_named: object) -> None:
 
 
 def cut_before_transaction(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("daemon.inbox.intake.run_queue.enqueue", die)
+    patch.setattr("daemon.queue.run_queue.enqueue", die)
 
 
 def cut_before_document(patch: pytest.MonkeyPatch) -> None:
@@ -533,7 +533,7 @@ def test_a_daemon_that_dies_while_it_accepts_takes_the_file_once_after_its_resta
     assert len(box.rows(Run)) == 1
     assert box.files("done") == ["a.jsonl", "a.jsonl.receipt.json"]
     receipt = box.read("done/a.jsonl.receipt.json")
-    assert (receipt["drop"], receipt["run"], receipt["state"], len(receipt["warnings"])) == (1, 1, "accepted", 1)
+    assert (receipt["drop"], receipt["run"], receipt["state"], len(receipt["warnings"])) == (1, 1, "accepted", 2)
     assert len(box.store()) == 1
     # Dropped once more, it is a duplicate of itself at last.
     assert box.drop("a.jsonl", [{**GOOD[0], "id": 1}]).kind == "duplicate"

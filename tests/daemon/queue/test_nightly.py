@@ -21,7 +21,7 @@ from daemon.queue.run_queue import enqueue
 from daemon.settings.cron import cron_trigger
 from daemon.settings.model import Settings
 from daemon.state.database import migrate, open_engine, transaction
-from daemon.state.states import DropState
+from daemon.state.states import DropState, RunState
 from daemon.state.tables import Drop, Event, Run, Slot, Track
 
 BERLIN = "Europe/Berlin"
@@ -199,6 +199,21 @@ def test_a_night_without_new_data_says_so_and_does_nothing(engine: Engine) -> No
     with transaction(engine) as session:
         (event,) = session.exec(select(Event).where(Event.kind == "slot_taken")).all()
     assert event.detail == {"outcome": "no_new_data", "due_at": ms("2026-05-02 02:00")}
+
+
+def test_a_night_with_pinned_records_that_the_last_run_lacked_queues_a_run(engine: Engine) -> None:
+    pinned = NIGHTLY.model_validate({**NIGHTLY.model_dump(), "gate": {"on": "pinned"}})
+    drop(engine)
+    take_due_slots(engine, pinned, ms("2026-05-02 02:00:03"))
+    with transaction(engine) as session:
+        (run,) = session.exec(select(Run)).all()
+        session.exec(select(Drop)).one().first_run = run.id
+        run.state, run.outcome, run.ended_at = RunState.SUCCEEDED, "insufficient_evidence", 1
+    take_due_slots(engine, pinned, ms("2026-05-03 02:00:03"))
+    drop(engine, 2, role="heldout")
+    take_due_slots(engine, NIGHTLY, ms("2026-05-04 02:00:03"))
+    take_due_slots(engine, pinned, ms("2026-05-05 02:00:03"))
+    assert [outcome for _, _, outcome, _ in slots(engine)] == ["queued", "no_new_data", "no_new_data", "queued"]
 
 
 def test_data_that_a_run_has_seen_is_not_new(engine: Engine) -> None:

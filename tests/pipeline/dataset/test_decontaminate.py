@@ -362,15 +362,23 @@ def test_many_rows_that_leave_are_a_warning_with_what_to_do(tmp_path: Path) -> N
     (warning,) = pinned(tmp_path, [*train, *fresh[:94]], heldout).dataset.warnings
     assert warning.startswith("25 of 124 training rows (20%) are left out")
     assert "25 with a run of 13 words in common" in warning
-    assert "split.similarity (0.5)" in warning
+    assert warning.endswith("drop rows that say new things"), "another similarity keeps none of them"
     assert len(made.overlaps) == 10
+    alike = [ask(near(row["instruction"], 12)) for row in heldout]
+    (warning,) = pinned(tmp_path, [*alike, *fresh[:94]], heldout).dataset.warnings
+    assert "25 with mostly the same words): drop rows that say new things, or, if rows that are alike" in warning
+    assert warning.endswith("raise split.similarity (0.5)")
 
 
 def test_with_nothing_left_the_reason_is_told(tmp_path: Path) -> None:
     snapshot = Snapshot(tmp_path).drop([ask(f"{words(1, 30)} more")]).drop([ask(words(1, 30))], "heldout")
     with pytest.raises(CannotTrain, match="1 too near to a held-out record") as caught:
         snapshot.prepare()
-    assert "split.similarity" in caught.value.hint
+    assert caught.value.hint == "drop rows that do not repeat held-out ones"
+    snapshot = Snapshot(tmp_path).drop([ask(near(words(1, 60), 12))]).drop([ask(words(1, 60))], "heldout")
+    with pytest.raises(CannotTrain, match="1 too near to a held-out record") as caught:
+        snapshot.prepare()
+    assert caught.value.hint.endswith("or raise split.similarity if they only look alike")
 
 
 def test_the_threshold_is_a_setting(tmp_path: Path) -> None:

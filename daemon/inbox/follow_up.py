@@ -1,0 +1,47 @@
+"""What follows from an accepted drop: its run, what its track lacks still, and which of its rows are never used."""
+
+from sqlalchemy import Engine
+from sqlmodel import Session, select
+
+from daemon.inbox.remarks import pinned_already, too_few
+from daemon.queue import run_queue, tracks
+from daemon.queue.yardstick import accepted_rows, records_came
+from daemon.settings.model import Settings
+from daemon.state.database import transaction
+from daemon.state.states import DropState
+from daemon.state.tables import Drop
+from pipeline.dataset.pinned_prompts import count_pinned
+from pipeline.validation.validate import Notice
+
+
+def follow_up(session: Session, settings: Settings, drop: Drop, now: int) -> tuple[int | None, tuple[Notice, ...]]:
+    """
+    Queue the run that a new drop starts, and return its number, with a warning where the track cannot get a verdict.
+
+    Works in the transaction that records the drop. Records to train on start a run, and pinned ones where the track's
+    last run ended for want of them.
+    """
+    tracks.ensure_track(session, drop.track, now)
+    session.add(drop)
+    session.flush()
+    track, run = settings.track(drop.track), None
+    starts = drop.role == "train" or records_came(session, settings, drop.track)
+    if starts and track.trigger in {"drop", "both"}:
+        run = run_queue.enqueue_when_quiet(session, drop.track, track, now).id
+    if drop.state != DropState.ACCEPTED or (drop.role == "heldout" and track.gate.on != "pinned"):
+        return run, ()
+    said = too_few(drop.track, track, *accepted_rows(session, drop.track))
+    return run, () if said is None else (Notice(kind="too_few_rows", key=None, rows=drop.rows, message=said),)
+
+
+def held_out_already(engine: Engine, settings: Settings, drop: Drop) -> tuple[Notice, ...]:
+    """Return the warning that rows of a new drop, whose bytes are in the store, are pinned as held-out records."""
+    if drop.role != "train":
+        return ()
+    with transaction(engine) as session:
+        of_track = select(Drop).where(Drop.track == drop.track, Drop.state == DropState.ACCEPTED)
+        pinned = session.exec(of_track.where(Drop.role == "heldout")).all()
+    store = settings.state_folder / "drops"
+    rows = count_pinned(store / f"{drop.sha256}.jsonl", [store / f"{one.sha256}.jsonl" for one in pinned])
+    said = pinned_already(drop.name, rows, drop.rows)
+    return () if said is None else (Notice(kind="held_out", key=None, rows=rows, message=said),)

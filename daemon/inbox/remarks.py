@@ -1,0 +1,57 @@
+"""
+What a person should know of a file where it is dropped, not a night later.
+
+Whether its track has rows enough for a verdict: below the minimum nothing is trained. And how many of its rows are
+pinned as held-out records: those are never trained on.
+"""
+
+import math
+from collections.abc import Mapping
+
+from daemon.settings.model import TrackSettings
+from pipeline.wording import count
+
+_TENS = 10
+
+
+def too_few(name: str, track: TrackSettings, metric: str | None, rows: Mapping[str, int]) -> str | None:
+    """
+    Say what track `name` lacks for a verdict on any model, and the ways out; `None` if it may have enough.
+
+    `rows` are those of its accepted drops, by role, repeated ones counted each time: even so many may not do. `metric`
+    is what the track's first run fixed, `None` before.
+    """
+    metric = metric if track.evaluate.metric == "auto" else track.evaluate.metric
+    short, long = track.gate.min_records, track.gate.min_records_continuous
+    least, most = {None: (short, long), "exact_match": (short, short)}.get(metric, (long, long))
+    nothing = "nothing is trained" if track.gate.approval == "auto" else "no model gets a verdict"
+    pin = "dropforge submit --heldout FILE"
+    if track.gate.on == "pinned":
+        have = rows.get("heldout", 0)
+        if have >= most:
+            return None
+        said = f"track {name} has {count(have, 'pinned record')}, and a verdict needs {_either(least, most)}"
+        return f"{said}: {nothing} until more are pinned: {pin}"
+    have, share = rows.get("train", 0), track.split.heldout
+    if have * share >= most:
+        return None
+    needed = f"track {name} has {count(have, 'row')}, and a verdict needs {_either(least, most)} held-out records"
+    if share > 0:
+        needed += f", so about {_either(_rows_for(least, share), _rows_for(most, share))} rows"
+    return f'{needed}: {nothing} until then; or pin records of your own: gate.on = "pinned", then {pin}'
+
+
+def pinned_already(name: str, pinned: int, rows: int) -> str | None:
+    """Say how many of a training file's rows are held-out questions; `None` if none is."""
+    if not pinned:
+        return None
+    are = "is a held-out question" if pinned == 1 else "are held-out questions"
+    return f"{name}: {pinned:,} of {count(rows, 'row')} {are}, pinned in this track: never trained on"
+
+
+def _either(least: int, most: int) -> str:
+    return f"{least:,}" if least == most else f"{least:,} ({most:,} where answers are long)"
+
+
+def _rows_for(records: int, share: float) -> int:
+    return math.ceil(records / share / _TENS) * _TENS

@@ -1,0 +1,125 @@
+"""An accepted drop starts a run where it should, and its receipt says what its track lacks for a verdict."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlmodel import col, select
+
+from daemon.queue.yardstick import begin_on_records
+from daemon.state import database
+from daemon.state.states import RunState
+from daemon.state.tables import Drop, Run
+from tests.daemon.inbox.test_intake import NOW, Box
+
+PINNED = {"gate": {"on": "pinned"}}
+
+
+def rows(count: int, start: int = 0) -> list[dict[str, str]]:
+    return [{"instruction": f"Question {number}?", "output": "yes"} for number in range(start, start + count)]
+
+
+def warning(box: Box, name: str) -> str | None:
+    found = [one["message"] for one in box.read(f"done/{name}.receipt.json")["warnings"]]
+    return found[0] if found else None
+
+
+def end(box: Box, outcome: str | None) -> None:
+    """Let the queued run begin, and end so; `None`: it fails."""
+    with database.transaction(box.engine) as session:
+        run = session.exec(select(Run).order_by(col(Run.id).desc())).first()
+        assert run is not None
+        for drop in session.exec(select(Drop).where(col(Drop.first_run).is_(None))):
+            drop.first_run = run.id
+            session.add(drop)
+        run.state = RunState.FAILED if outcome is None else RunState.SUCCEEDED
+        run.outcome, run.ended_at = outcome, NOW
+        session.add(run)
+
+
+def test_a_receipt_says_that_all_rows_of_the_track_are_too_few(tmp_path: Path) -> None:
+    box = Box(tmp_path, evaluate={"metric": "exact_match"})
+    box.drop("a.jsonl", rows(300))
+    said = warning(box, "a.jsonl")
+    assert said is not None
+    assert said.startswith("track default has 300 rows, and a verdict needs 100 held-out records, so about 670 rows")
+    box.drop("b.jsonl", rows(300, 300))
+    assert "track default has 600 rows" in (warning(box, "b.jsonl") or "")
+    box.drop("other.jsonl", rows(5), "support")
+    box.drop("exam.jsonl", rows(50), "heldout")
+    box.drop("c.jsonl", rows(70, 600))
+    assert warning(box, "c.jsonl") is None
+    assert warning(box, "exam.jsonl") is None, "it waits for a word, and nothing is judged on it"
+
+
+def test_a_receipt_says_how_many_records_are_pinned(tmp_path: Path) -> None:
+    box = Box(tmp_path, evaluate={"metric": "exact_match"}, **PINNED)
+    box.drop("exam.jsonl", rows(60), "heldout")
+    assert "track default has 60 pinned records, and a verdict needs 100" in (warning(box, "exam.jsonl") or "")
+    box.drop("a.jsonl", rows(3, 900))
+    assert "60 pinned records" in (warning(box, "a.jsonl") or "")
+    box.drop("more.jsonl", rows(40, 60), "heldout")
+    assert warning(box, "more.jsonl") is None
+
+
+def test_a_file_of_held_out_questions_is_named_at_the_drop(tmp_path: Path) -> None:
+    box = Box(tmp_path, **PINNED)
+    box.drop("exam.jsonl", rows(250), "heldout")
+    again = [{**row, "instruction": row["instruction"].upper(), "output": "no"} for row in rows(250)]
+    box.drop("mgsm_en.jsonl", again)
+    said = "mgsm_en.jsonl: 250 of 250 rows are held-out questions, pinned in this track: never trained on"
+    assert warning(box, "mgsm_en.jsonl") == said
+    box.drop("other.jsonl", rows(3), "support")
+    assert "held-out questions" not in (warning(box, "support/other.jsonl") or ""), "another track's"
+    box.drop("more.jsonl", rows(40, 240))
+    assert "more.jsonl: 10 of 40 rows are held-out questions" in (warning(box, "more.jsonl") or "")
+    box.drop("fresh.jsonl", rows(40, 900))
+    assert warning(box, "fresh.jsonl") is None
+    with database.transaction(box.engine) as session:
+        session.get_one(Drop, 1).state = "withdrawn"
+    box.drop("last.jsonl", rows(9))
+    assert "held-out questions" not in (warning(box, "last.jsonl") or "")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "values", "begins"),
+    [
+        ("insufficient_evidence", PINNED, True),
+        ("insufficient_evidence", {**PINNED, "trigger": "nightly"}, False),
+        ("insufficient_evidence", {}, False),
+        ("not_shown_better", PINNED, False),
+        (None, PINNED, False),
+    ],
+)
+def test_pinned_records_start_a_run_where_the_last_one_lacked_some(
+    tmp_path: Path, outcome: str | None, values: dict[str, Any], *, begins: bool
+) -> None:
+    box = Box(tmp_path, **values)
+    with database.transaction(box.engine) as session:
+        session.add(Run(track="default", trigger="drop", created_at=NOW, not_before=NOW))
+    box.drop("a.jsonl", rows(3))
+    end(box, outcome)
+    taken = box.drop("exam.jsonl", rows(200, 900), "heldout")
+    assert (taken.run is not None, len(box.rows(Run))) == (begins, 2 if begins else 1)
+    if begins:
+        assert box.read("done/exam.jsonl.receipt.json")["sentence"].endswith("they are in run 2")
+        assert box.drop("more.jsonl", rows(20, 2000), "heldout").run is None, "it is in the one that is queued"
+
+
+def test_records_that_a_person_lets_count_start_a_run_once(tmp_path: Path) -> None:
+    box = Box(tmp_path, **PINNED)
+    box.drop("a.jsonl", rows(3))
+    end(box, "insufficient_evidence")
+    begin_on_records(box.engine, box.settings, "default", NOW)
+    assert len(box.rows(Run)) == 1, "there are none"
+    path = box.put("exam.jsonl", rows(200, 900), "heldout")
+    path.chmod(0o666)
+    assert box.take(path).kind == "proposed"
+    begin_on_records(box.engine, box.settings, "default", NOW)
+    assert len(box.rows(Run)) == 1, "nobody has said that they count"
+    with database.transaction(box.engine) as session:
+        session.get_one(Drop, 2).state = "accepted"
+    for _ in range(2):
+        begin_on_records(box.engine, box.settings, "default", NOW)
+        assert [run.state for run in box.rows(Run)] == ["succeeded", "queued"]
+    begin_on_records(box.engine, box.settings, "gone", NOW)

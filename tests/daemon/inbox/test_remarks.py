@@ -1,0 +1,70 @@
+"""What a track lacks for a verdict is said with the rows that it takes and the ways out; nothing where it has them."""
+
+from typing import Any
+
+import pytest
+
+from daemon.inbox.remarks import pinned_already, too_few
+from daemon.settings.model import TrackSettings
+
+
+def said(metric: str | None = None, rows: dict[str, int] | None = None, **values: Any) -> str | None:
+    return too_few("support", TrackSettings.model_validate(values), metric, rows or {})
+
+
+def test_the_rows_that_a_verdict_takes_are_named_with_both_ways_out() -> None:
+    assert said("rougeL", {"train": 300}) == (
+        "track support has 300 rows, and a verdict needs 200 held-out records, so about 1,340 rows: nothing is trained "
+        'until then; or pin records of your own: gate.on = "pinned", then dropforge submit --heldout FILE'
+    )
+    short = said("exact_match", {"train": 1})
+    assert short is not None
+    assert "has 1 row, and a verdict needs 100 held-out records, so about 670 rows" in short
+    unknown = said(None, {"train": 800})
+    assert unknown is not None
+    assert (
+        "needs 100 (200 where answers are long) held-out records, so about 670 (1,340 where answers are long) rows"
+        in unknown
+    )
+    assert "no model gets a verdict until then" in (said("rougeL", gate={"approval": "manual"}) or "")
+
+
+@pytest.mark.parametrize(
+    ("metric", "rows", "values", "told"),
+    [
+        ("exact_match", 666, {}, True),
+        ("exact_match", 667, {}, False),
+        ("rougeL", 667, {}, True),
+        ("rougeL", 1334, {}, False),
+        (None, 1333, {}, True),
+        (None, 1334, {}, False),
+        ("rougeL", 667, {"evaluate": {"metric": "exact_match"}}, False),
+        ("exact_match", 399, {"split": {"heldout": 0.25}}, True),
+        ("exact_match", 400, {"split": {"heldout": 0.25}}, False),
+        ("exact_match", 9999, {"split": {"heldout": 0}}, True),
+        ("exact_match", 10, {"gate": {"min_records": 1}}, False),
+    ],
+)
+def test_nothing_is_said_where_the_rows_may_do(
+    metric: str | None, rows: int, values: dict[str, Any], *, told: bool
+) -> None:
+    assert (said(metric, {"train": rows, "heldout": 9999}, **values) is not None) == told
+
+
+def test_a_track_that_is_judged_on_pinned_records_needs_these() -> None:
+    pinned = {"gate": {"on": "pinned"}}
+    assert said("exact_match", {"train": 9999, "heldout": 99}, **pinned) == (
+        "track support has 99 pinned records, and a verdict needs 100: nothing is trained until more are pinned: "
+        "dropforge submit --heldout FILE"
+    )
+    assert said("exact_match", {"heldout": 100}, **pinned) is None
+    assert "has 0 pinned records" in (said(None, {}, **pinned) or "")
+
+
+def test_rows_that_are_held_out_questions_are_counted_with_the_file() -> None:
+    said = "250 of 250 rows are held-out questions, pinned in this track: never trained on"
+    assert pinned_already("mgsm_en.jsonl", 250, 250) == f"mgsm_en.jsonl: {said}"
+    assert pinned_already("a.jsonl", 1, 3) == (
+        "a.jsonl: 1 of 3 rows is a held-out question, pinned in this track: never trained on"
+    )
+    assert pinned_already("a.jsonl", 0, 3) is None
