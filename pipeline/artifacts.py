@@ -367,6 +367,12 @@ class Verdict(Artifact):
     to 95 %, as much as today's guards make it need. Where they leave less than eight of ten to any gain, it is 95 %.
     """
     guards: tuple[GuardResult, ...] = ()
+    blames_new_drops: bool = False
+    """
+    Whether it speaks against drops that the champion does not know: `worse`, an old drop's loss, a likelihood's rise.
+    """
+    lost_drops: tuple[int, ...] = ()
+    """Drops that the champion knows and on which the candidate lost."""
     slices: tuple[SliceResult, ...] = ()
     references_changed: int = 0
     """

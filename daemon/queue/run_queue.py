@@ -21,7 +21,7 @@ from daemon.queue.tracks import ensure_track
 from daemon.settings.model import RetrySettings, TrackSettings
 from daemon.state.database import transaction
 from daemon.state.events import record_event
-from daemon.state.states import RunState, state_words
+from daemon.state.states import TRIAL, RunState, state_words
 from daemon.state.tables import Run, Track, promotion_of
 from daemon.state.troubles import SetApart
 from pipeline.config import RunConfig
@@ -37,8 +37,11 @@ _now: BindParameter[int] = bindparam("now")
 # A run of the future is due: it was told to wait by a clock that was set back since.
 _due = or_(col(Run.not_before) <= _now, col(Run.created_at) > _now, col(Run.heartbeat_at) > _now)
 _going = col(Run.state).in_([RunState.WAITING, RunState.QUEUED])
-#: Waiting runs go first.
-_DUE = select(Run).where(_going, _due).order_by(col(Run.state) == RunState.QUEUED, col(Run.id))
+#: Waiting runs go first, and trials after all others.
+_DUE = select(Run).where(_going, _due)
+_DUE = _DUE.order_by(col(Run.trigger) == TRIAL, col(Run.state) == RunState.QUEUED, col(Run.id))
+#: Largest seed that training takes.
+_MOST_SEED = 4_294_967_295
 
 
 @dataclass(frozen=True)
@@ -94,13 +97,12 @@ def claim(
     """
     Take the next run that is due, or return `None` if there is none or `limit` runs are running already.
 
-    Waiting runs go first, then queued ones, the oldest of each. A queued run takes its snapshot here: the track's
-    accepted drops and what `configure` gives. So does one that a person retried, of the drops that it had. If
-    `configure` raises `DropforgeError` the run stays where it is with the error on its row and is tried again after
+    Waiting runs go first, then queued ones, the oldest of each; trials come last. A queued run takes its snapshot here:
+    the track's accepted drops and what `configure` gives. So does one that a person retried, of the drops that it had.
+    If `configure` raises `DropforgeError` the run stays where it is with the error on its row and is tried again after
     30 s, or the pause of `SetApart`; so does a waiting run for which `ready` raises it. A run without any training
-    drop is cancelled. `configure`
-    and `ready` must be quick and must not open a transaction of their own: they are called while the write lock is
-    held.
+    drop is cancelled. `configure` and `ready` must be quick and must not open a transaction of their own: they are
+    called while the write lock is held.
     """
     with transaction(engine) as session:
         if limit is not None and session.exec(_RUNNING).one() >= limit:
@@ -312,6 +314,10 @@ def _begin(session: Session, run: Run, now: int, configure: Callable[[Session, T
         values = {"error": reason, "hint": f"drop a file into the inbox of track {run.track}"}
         change(session, run, Move(RunState.CANCELLED, "run_cancelled", values, {"reason": reason}), now)
         return False
+    if run.trigger == TRIAL:
+        # Another draw: what the seed did to the run that was worse must not be held against a drop once more.
+        seed = (config.train.seed + _id(run)) % (_MOST_SEED + 1)
+        config = config.model_copy(update={"train": config.train.model_copy(update={"seed": seed})})
     run.snapshot, run.config = snapshot, config.model_dump(mode="json")
     run.error = run.hint = None
     session.add(run)

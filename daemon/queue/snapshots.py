@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import func, or_, update
+from sqlalchemy import ColumnElement, func, or_, update
 from sqlmodel import Session, col, select
 
 from daemon.queue.withdrawals import withdrawn
 from daemon.state.events import record_event
-from daemon.state.states import DropState
-from daemon.state.tables import Drop, Event, Run
+from daemon.state.states import TRIAL, DropState
+from daemon.state.tables import Drop, Event, Run, on_trial_beside
 from pipeline import artifacts
 
 #: Outcomes of runs whose candidate was held against the champion.
@@ -23,17 +23,15 @@ def take_snapshot(session: Session, run: Run) -> list[dict[str, object]]:
     """
     Return the accepted drops of the run's track as JSON of `artifacts.Drop`, oldest first.
 
-    Each that is in a snapshot for the first time is marked with this run. Empty if no drop is for training.
+    None that is on trial is among them. Each that is in a snapshot for the first time is marked with this run. Empty if
+    no drop is for training.
     """
-    accepted = select(Drop).where(Drop.track == run.track, Drop.state == DropState.ACCEPTED).order_by(col(Drop.id))
-    return _taken(session, run, session.exec(accepted).all())
+    return _taken(session, run, col(Drop.track) == run.track)
 
 
 def retake_snapshot(session: Session, run: Run) -> list[dict[str, object]]:
     """Return what is still accepted of a retried run's snapshot; empty if no drop is for training."""
-    ids = [drop["id"] for drop in run.snapshot or ()]
-    still = select(Drop).where(col(Drop.id).in_(ids), Drop.state == DropState.ACCEPTED).order_by(col(Drop.id))
-    return _taken(session, run, session.exec(still).all())
+    return _taken(session, run, col(Drop.id).in_([drop["id"] for drop in run.snapshot or ()]))
 
 
 def give_back(session: Session, run_id: int) -> None:
@@ -41,14 +39,22 @@ def give_back(session: Session, run_id: int) -> None:
     session.exec(update(Drop).where(col(Drop.first_run) == run_id).values(first_run=None))
 
 
-def _taken(session: Session, run: Run, drops: Sequence[Drop]) -> list[dict[str, object]]:
+def as_snapshot(drops: Sequence[Drop]) -> list[dict[str, object]]:
+    """Return drops as JSON of `artifacts.Drop`."""
+    return [_as_artifact(drop).model_dump(mode="json") for drop in drops]
+
+
+def _taken(session: Session, run: Run, which: ColumnElement[bool]) -> list[dict[str, object]]:
+    accepted = select(Drop).where(which, Drop.state == DropState.ACCEPTED)
+    free = accepted.where(col(Drop.id).not_in(on_trial_beside(run.id)))
+    drops = session.exec(free.order_by(col(Drop.id))).all()
     if all(drop.role != "train" for drop in drops):
         return []
     for drop in drops:
-        if drop.first_run is None:
+        if drop.first_run is None and run.trigger != TRIAL:
             drop.first_run = run.id
             session.add(drop)
-    return [_as_artifact(drop).model_dump(mode="json") for drop in drops]
+    return as_snapshot(drops)
 
 
 def waiting_drops(session: Session, track: str) -> int:
