@@ -63,18 +63,24 @@ def drops(
             drop.id,
             drop.track,
             drop.role,
-            drop.state,
+            state_words(drop),
             drop.rows,
             drop.first_run,
             local(drop.received_at),
             drop.name,
             waiting_words(drop)
+            or drop.on_trial
             or drop.reason
             or (f"the same as drop {drop.duplicate_of}" if drop.duplicate_of else ""),
         )
         for drop in found
     ]
     print_table(("DROP", "TRACK", "ROLE", "STATE", "ROWS", "RUN", "RECEIVED", "NAME", ""), rows)
+
+
+def state_words(drop: "DropView") -> str:
+    """Return a drop's state as a person reads it; one that is on trial is accepted, and in no run but its own."""
+    return "on trial" if drop.on_trial else drop.state
 
 
 def waiting_words(drop: "DropView") -> str:

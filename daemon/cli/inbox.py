@@ -237,8 +237,12 @@ def _unseen(settings: "Settings", track: str) -> list[str]:
 
 
 def _print_known(known: "DropView | None") -> None:
+    from daemon.cli.drops import state_words  # noqa: PLC0415 - a quick start for the other commands
+
     if known is not None:
-        print_line(f"the same content is there already, as drop {known.id} ({known.name}, {known.state}): a duplicate")
+        print_line(
+            f"the same content is there already, as drop {known.id} ({known.name}, {state_words(known)}): a duplicate"
+        )
 
 
 def _print_findings(file: Path, validation: "Validation", ruling: "Ruling") -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from daemon.cli.output import dump, local, print_json, print_line, print_table, verdict_lines
-from daemon.cli.status import describe_run
+from daemon.cli.status import describe_run, outcome_words
 from daemon.cli.workspace import (
     JsonOption,
     RunArgument,
@@ -70,7 +70,7 @@ def runs(
             run.track,
             run.state,
             local(run.started_at or run.created_at),
-            run.sentence or run.error if run.ended_at else describe_run(run),
+            outcome_words(run) if run.ended_at else describe_run(run),
         )
         for run in found
     ]
@@ -203,6 +203,8 @@ def _print_head(run: "RunDetail") -> None:
     print_line(f"run {run.id} of track {run.track}: {run.state}{f', {run.outcome}' if run.outcome else ''}")
     if run.ended_at is None:
         print_line(describe_run(run))
+    elif run.trial:
+        print_line(run.trial)
     if run.error:
         print_line(f"error: {run.error}")
     if run.hint:

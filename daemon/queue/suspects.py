@@ -69,6 +69,11 @@ def go_on(engine: Engine, settings: Settings, now: int) -> None:
             _go_on(session, settings, track, now)
 
 
+def is_on_trial(session: Session, drop: Drop) -> bool:
+    """Say whether a drop is in no run but one that tries it alone."""
+    return session.exec(_open().where(Suspect.drop_id == drop.id)).first() is not None
+
+
 def leave(session: Session, settings: Settings, drop: Drop, now: int) -> Run | None:
     """
     End the search for one drop by a person's word; return the trial of it that is to be ended, if there is one.

@@ -125,7 +125,9 @@ class Box:
             return list(session.exec(select(Event).where(Event.kind == kind).order_by(col(Event.id))).all())
 
 
-def verdict(outcome: str = "not_shown_better", *, blames: bool = False, lost: tuple[int, ...] = (), wrong: int = 0) -> Verdict:  # noqa: E501
+def verdict(
+    outcome: str = "not_shown_better", *, blames: bool = False, lost: tuple[int, ...] = (), wrong: int = 0
+) -> Verdict:
     return Verdict.model_validate(
         {
             "outcome": outcome, "reasons": (), "sentence": outcome, "metric": "exact_match", "records": 120,
@@ -334,9 +336,7 @@ ENDINGS: dict[str, Callable[[Box, Run], object]] = {
     "crashed": lambda box, run: run_queue.died(
         box.engine, Claim(run.id or 0, run.token or ""), "killed", box.tick(), RetrySettings(deaths=1)
     ),
-    "cancelled": lambda box, run: run_queue.cancelled(
-        box.engine, Claim(run.id or 0, run.token or ""), box.tick()
-    ),
+    "cancelled": lambda box, run: run_queue.cancelled(box.engine, Claim(run.id or 0, run.token or ""), box.tick()),
 }
 
 
@@ -508,7 +508,7 @@ def test_a_suspect_is_tried_anew_without_another_drop_that_is_withdrawn_during_i
 
 
 @pytest.mark.parametrize("begun", [True, False])
-def test_a_suspect_that_is_restored_is_cleared_and_its_trial_is_cancelled(box: Box, begun: bool) -> None:  # noqa: FBT001
+def test_a_suspect_that_is_restored_is_cleared_and_its_trial_is_cancelled(box: Box, begun: bool) -> None:
     blamed(box, 2)
     trial = box.trial() if begun else None
     drops.restore(box.engine, 3, "I looked at it", box.tick(), box.settings)
