@@ -1,5 +1,5 @@
 """
-What follows from a verdict: the candidate is promoted or waits for a person, drops are suspended, the run ends.
+What follows from a verdict: the candidate is promoted or waits for a person, drops are put on trial, the run ends.
 
 Each part is idempotent, so a crash in between repeats it to the same end.
 """
@@ -13,7 +13,7 @@ from sqlmodel import Session
 from daemon.champions import promotion
 from daemon.champions.blockers import Blocker, blocker, true_sentence
 from daemon.champions.journal import history, require_generation
-from daemon.queue import claims, run_queue, snapshots, withdrawals
+from daemon.queue import claims, run_queue, suspects, withdrawals
 from daemon.queue.drops import train_without
 from daemon.queue.snapshots import excuse_new_drops, rests_on_withdrawn, withdrawn_from
 from daemon.queue.withdrawals import excuse_words
@@ -26,7 +26,6 @@ from daemon.system.sd_notify import showing_life
 from pipeline.artifacts import Verdict
 from pipeline.config import RunConfig
 from pipeline.errors import StepFailed
-from pipeline.gate.reasons import blame_drops
 from pipeline.model_folder.manifest import verify_manifest
 
 
@@ -46,8 +45,7 @@ def conclude(engine: Engine, settings: Settings, claim: claims.Claim, run: Run, 
     waits = wins and _is_manual(settings, run) and not promotion.has_promoted(engine, claim.run_id)
     if wins and not waits:
         waits = not _promote(engine, settings, claim, run.track, verdict, now)
-    blames = blame_drops(verdict.outcome, verdict.reasons)
-    holds = _in_force(settings, run.track).on_worse == "suspend"
+    blames = verdict.blames_new_drops
     bound = waits or (not wins and _hangs_on_champion(root, claim.run_id, verdict))
     shutil.rmtree(run_files.run_folder(root, claim.run_id) / "checkpoints", ignore_errors=True)
     outcome, sentence = AWAITING if waits else verdict.outcome, verdict.sentence
@@ -62,10 +60,10 @@ def conclude(engine: Engine, settings: Settings, claim: claims.Claim, run: Run, 
             require_generation(session, held.track, verdict.champion_generation)
         # What is withdrawn may be all that a loss is about: nobody can tell it from what was new beside it.
         in_vain = not wins and rests_on_withdrawn(session, held)
-        if in_vain or (blames and verdict.references_changed > 0):
+        if in_vain:
             excuse_new_drops(session, held, now)
-        elif blames and holds:
-            snapshots.suspend_new_drops(session, held, f"new in run {held.id}: {verdict.sentence}", now)
+        else:
+            suspects.follow_verdict(session, settings, held, verdict, now)
         if waits:
             past, gone = history(session, held.track), withdrawn_from(session, held)
             against = blocker(run_files.run_folder(root, claim.run_id), past, gone)

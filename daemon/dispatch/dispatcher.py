@@ -19,7 +19,7 @@ from daemon.dispatch.run_config import compose
 from daemon.dispatch.spool import Spool
 from daemon.dispatch.stale_steps import invalidate, up_to_date
 from daemon.dispatch.step_specs import spec_of
-from daemon.queue import attempts, claims, run_queue, tracks
+from daemon.queue import attempts, claims, run_queue, suspects, tracks
 from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.database import ChangeWatch, transaction
@@ -99,6 +99,7 @@ class Dispatcher:
                 return
             self._asked_at = now
             self._due = now  # should the claim fail, on a full disk say, it is tried again
+            suspects.go_on(self._engine, self._settings, now)
             claim = None if low else run_queue.claim(self._engine, now, self._configure, ready=self._goes_on)
             if claim is None:
                 self._due = run_queue.next_due(self._engine)
@@ -392,9 +393,7 @@ def _key(attempt: Attempt) -> str:
 def _words(progress: Progress | None) -> str:
     if progress is None or not progress.total:
         return ""
-    words = f" {progress.done}/{progress.total}"
-    if progress.loss is not None:
-        words += f", loss {progress.loss:.3f}"
+    words = f" {progress.done}/{progress.total}" + ("" if progress.loss is None else f", loss {progress.loss:.3f}")
     if progress.eta_seconds is not None:
         words += f", {progress.eta_seconds:.0f} s left"
     return words

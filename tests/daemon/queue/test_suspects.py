@@ -448,7 +448,8 @@ def test_every_search_ends_after_seven_trials_whatever_the_verdicts_are(tmp_path
         assert trials < suspects.MOST, "a search that does not end"
         box.engine.dispose()
         for said in says:
-            path = shutil.copy(box.path, tmp_path / f"{next(numbers)}.db")
+            path = tmp_path / f"{next(numbers)}.db"
+            shutil.copy(box.path, path)
             after = Box(path, box.now)
             after.settings = box.settings
             after.end(after.row(trial.id or 0), said)
