@@ -334,27 +334,6 @@ def test_a_waiting_model_is_kept_until_another_champion_has_come(house: House) -
         house.force(1)
 
 
-def test_drops_that_a_waiting_candidate_was_judged_with_are_not_new_in_the_next_one(house: House) -> None:
-    house.run()
-    house.run("worse")
-    assert (house.drop_state(1), house.drop_state(2)) == ("accepted", "suspended")
-
-
-@pytest.mark.parametrize("changed", [0, 3])
-def test_a_loss_that_does_not_stand_without_replaced_references_holds_no_drop(house: House, changed: int) -> None:
-    run = house.at("decide", "worse")
-    (path,) = (house.root / f"runs/{run}/attempts").glob("decide-*/result.json")
-    result = durable.read_json(path)
-    result["artifact"]["references_changed"] = changed
-    durable.write_json(path, result)
-    house.daemon.finish_runs(house.now)
-    assert house.row(run).outcome == "worse"
-    assert house.drop_state(1) == ("accepted" if changed else "suspended")
-    # As long as the references are in question it is not cleared: the next drop must not be held in its place.
-    house.run("worse")
-    assert (house.drop_state(1), house.drop_state(2)) == ("suspended", "suspended")
-
-
 def test_a_contaminated_candidate_says_nothing_of_its_drops(house: House) -> None:
     house.run("contaminated")
     assert house.drop_state(1) == "accepted"
@@ -484,7 +463,7 @@ def test_what_is_to_be_known_about_a_runs_data_is_shown(house: House, dropforge:
 # --- whatever the verdict
 
 
-def test_a_run_that_lost_is_forced_and_its_held_drops_stay_held(house: House) -> None:
+def test_a_run_that_lost_is_forced(house: House) -> None:
     run = house.run("worse")
     tried: list[Path] = []
     row = house.force(run, try_out=tried.append)
@@ -493,7 +472,6 @@ def test_a_run_that_lost_is_forced_and_its_held_drops_stay_held(house: House) ->
     )  # fmt: skip
     assert house.serves == (1, b"weights of run 1")
     assert tried == [house.root / row.model_path]
-    assert house.drop_state(1) == "suspended"
     assert house.row(run).outcome == "worse", "the verdict stays what it was"
     assert house.events().count("forced") == 1
     with pytest.raises(CannotPromote, match="is the champion of track default already"):
@@ -586,7 +564,7 @@ def test_the_story_is_told_truly_after_every_kind_of_change(house: House, dropfo
     assert "no champion at 2020-01-01 00:00:00" in dropforge("history", "--at", "2020-01-01").out
     forced = dropforge("history", "--at", told[1]["since"]).out
     sha256 = told[1]["data"][1]["sha256"]
-    assert f"drop 2: 2.jsonl, train, 1 rows, sha256 {sha256}, suspended since: new in run 2" in forced
+    assert f"drop 2: 2.jsonl, train, 1 rows, sha256 {sha256}, suspended since: run 2 was worse with it" in forced
     assert "verdict of run 2: worse, by the script" in forced
     later = dropforge("history", "--at", "2999-01-01")
     assert (later.code, later.out) == (2, "")

@@ -6,12 +6,12 @@ import pytest
 from sqlalchemy import Engine
 from sqlmodel import Session, select
 
-from daemon.queue import attempts, drops, run_queue, snapshots, states, tracks
+from daemon.queue import attempts, run_queue, snapshots, states, tracks
 from daemon.queue import states as run_states
 from daemon.queue.claims import Claim, LostClaim
 from daemon.queue.run_queue import Failure
 from daemon.queue.states import WrongState
-from daemon.settings.model import RetrySettings, Settings, TrackSettings
+from daemon.settings.model import RetrySettings, TrackSettings
 from daemon.state.database import migrate, open_engine, transaction
 from daemon.state.states import AttemptState, DropState, RunState
 from daemon.state.tables import Attempt, Drop, Event, Run, Track
@@ -73,11 +73,6 @@ def start_run(engine: Engine) -> Claim:
 def load(engine: Engine, run_id: int) -> Run:
     with transaction(engine) as session:
         return session.get_one(Run, run_id)
-
-
-def hold(engine: Engine, claim: Claim, now: int) -> list[int]:
-    with transaction(engine) as session:
-        return snapshots.suspend_new_drops(session, session.get_one(Run, claim.run_id), "it lost", now)
 
 
 def events(engine: Engine, run_id: int | None = None) -> list[str]:
@@ -605,76 +600,6 @@ def test_only_accepted_training_drops_that_no_run_has_seen_are_waiting(engine: E
         drop(session, role="heldout")
         drop(session, track="other")
         assert snapshots.waiting_drops(session, "default") == 1
-
-
-def test_the_drops_that_were_new_in_a_bad_run_are_held_once_each_with_its_event(engine: Engine) -> None:
-    first = start_run(engine)
-    run_queue.finish(engine, first, "promoted", "better", 200)
-    with transaction(engine) as session:
-        held = [drop(session), drop(session)]
-        heldout = drop(session, role="heldout")
-        withdrawn = drop(session)
-        run_queue.enqueue(session, "default", "drop", 300, 300)
-    second = take(engine, 300)
-    with transaction(engine) as session:
-        session.get_one(Drop, withdrawn).state = DropState.WITHDRAWN
-    assert hold(engine, second, 400) == held
-    assert hold(engine, second, 500) == []
-    with transaction(engine) as session:
-        states = {row.id: (row.state, row.reason) for row in session.exec(select(Drop))}
-    assert states == {
-        1: ("accepted", None), **dict.fromkeys(held, ("suspended", "it lost")), heldout: ("accepted", None),
-        withdrawn: ("withdrawn", None),
-    }  # fmt: skip
-    assert events(engine, second.run_id).count("drop_suspended") == 2
-
-
-@pytest.mark.parametrize("ending", ["failed", "too little data", "contaminated"])
-def test_a_run_without_a_judged_candidate_clears_none_of_its_drops(engine: Engine, ending: str) -> None:
-    first = start_run(engine)
-    if ending == "failed":
-        run_queue.fail(engine, first, replace(BROKEN, retryable=False), 200, RETRY)
-    else:
-        outcome = "contaminated" if ending == "contaminated" else "insufficient_evidence"
-        run_queue.finish(engine, first, outcome, "no verdict on its drops", 200)
-    queue_run(engine)
-    second = take(engine, 300)
-    assert hold(engine, second, 400) == [1, 2]
-
-
-@pytest.mark.parametrize("night", [100_000_000, 0, -100_000_000], ids=["goes on", "stands", "is set back"])
-def test_a_drop_that_was_restored_is_new_until_a_later_candidate_is_judged_with_it(engine: Engine, night: int) -> None:
-    """Whatever the clock does: what came after what is not a matter of its times."""
-    run_queue.finish(engine, start_run(engine), "promoted", "better", 110)
-    for number, held_again in ((1, [2]), (2, [2, 3])):
-        queue_run(engine)
-        bad = take(engine, number * night)
-        assert hold(engine, bad, number * night + 1) == held_again
-        run_queue.finish(engine, bad, "worse", "it lost", number * night + 2)
-        drops.restore(engine, 2, "it is right", number * night + 3, Settings.model_construct(tracks={}))
-    # A candidate that is judged with it after that clears it.
-    queue_run(engine)
-    run_queue.finish(engine, take(engine, 3 * night), "not_shown_better", "no gain", 3 * night + 1)
-    queue_run(engine)
-    assert hold(engine, take(engine, 4 * night), 4 * night + 1) == [5]
-
-
-def test_a_run_that_failed_before_a_drop_was_restored_clears_it_when_it_is_retried(engine: Engine) -> None:
-    run_queue.fail(engine, start_run(engine), replace(BROKEN, retryable=False), 200, RETRY)
-    queue_run(engine)
-    bad = take(engine, 300)
-    assert hold(engine, bad, 400) == [1, 2]
-    run_queue.finish(engine, bad, "worse", "it lost", 400)
-    drops.restore(engine, 1, "it is right", 500, Settings.model_construct(tracks={}))
-    run_queue.retry(engine, 1, 600)
-    retried = run_queue.claim(
-        engine, 700, lambda *_: RunConfig(track="default", base_model="/b", base_model_id="b", salt="s")
-    )
-    assert retried is not None
-    assert retried.run_id == 1
-    run_queue.finish(engine, retried, "promoted", "better", 800)
-    queue_run(engine)
-    assert hold(engine, take(engine, 100_000_000), 100_000_001) == [3]
 
 
 def test_the_drops_of_a_failed_run_wait_for_a_run_again(engine: Engine) -> None:
