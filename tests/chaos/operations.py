@@ -236,7 +236,8 @@ def _worse_at(step: str) -> Callable[[Path], None]:
 
 def _found(daemon: Daemon) -> None:
     """Two trials at most, whatever was killed: the newest drop is found, and the other one is run without it."""
-    daemon.finish_runs(LATER, "worse")
+    for _ in range(2):  # a run that had no more to do than to end leaves the daemon as idle as before
+        daemon.finish_runs(LATER, "worse")
     with transaction(daemon.engine) as session:
         rows = session.exec(select(Run).order_by(col(Run.id))).all()
         runs = [(run.trigger, run.outcome, [drop["id"] for drop in run.snapshot or ()]) for run in rows]
