@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from sqlalchemy import func, or_, update
 from sqlmodel import Session, col, select
 
-from daemon.queue.withdrawals import withdrawn
 from daemon.state.events import record_event
 from daemon.state.states import DropState
 from daemon.state.tables import Drop, Event, Run
@@ -90,40 +89,12 @@ def suspend_new_drops(session: Session, run: Run, reason: str, now: int) -> list
     return [drop.id or 0 for drop in suspended]
 
 
-def withdrawn_from(session: Session, run: Run) -> list[Drop]:
-    """Return the drops in a run's snapshot, for training or held out, that were withdrawn since, the oldest first."""
-    ids = [drop["id"] for drop in run.snapshot or ()]
-    return withdrawn(session.exec(select(Drop).where(col(Drop.id).in_(ids)).order_by(col(Drop.id))))
-
-
-def rests_on_withdrawn(session: Session, run: Run) -> bool:
-    """
-    Say whether a verdict on a run may be all about drops that were withdrawn meanwhile.
-
-    Such are those for training that were new in it, as `suspend_new_drops` has it, and held-out ones, old or new.
-    """
-    ids = [drop["id"] for drop in run.snapshot or ()]
-    asked = select(Drop.id).where(col(Drop.id).in_(ids), Drop.state == DropState.WITHDRAWN, Drop.role == "heldout")
-    return bool(new_drops(session, run, DropState.WITHDRAWN)) or session.exec(asked).first() is not None
-
-
 def new_drops(session: Session, run: Run, state: DropState) -> list[Drop]:
     """Return the drops for training in a run that no other candidate was judged with, as `suspend_new_drops` has it."""
     old = _cleared(session, run)
     ids = [drop["id"] for drop in run.snapshot or () if drop["id"] not in old]
     new = select(Drop).where(col(Drop.id).in_(ids), Drop.state == state, Drop.role == "train")
     return list(session.exec(new.order_by(col(Drop.id))).all())
-
-
-def excuse_new_drops(session: Session, run: Run, now: int) -> None:
-    """
-    Note that what a run's verdict says does not count for its drops: none is suspended, and none is cleared.
-
-    Only its promotion clears them still. Works in the caller's transaction; once is enough.
-    """
-    noted = select(Event.id).where(Event.kind == _EXCUSED, Event.run_id == run.id)
-    if session.exec(noted).first() is None:
-        record_event(session, _EXCUSED, now, track=run.track, run_id=run.id)
 
 
 def _cleared(session: Session, run: Run) -> set[int]:

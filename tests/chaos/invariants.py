@@ -131,6 +131,14 @@ def _runs(rows: _Rows) -> Iterator[str]:
             state = after
         if state != run["state"]:
             yield f"run {run['id']} is {run['state']} and its events say {state}"
+    gone = {drop["id"] for drop in rows.drops if drop["state"] == "withdrawn"}
+    promoted = {row["run_id"] for row in rows.promotions if row["state"] == "done"}
+    for run in rows.runs:
+        # A run that is retried takes its snapshot anew when it is claimed.
+        going = run["state"] in {"running", "waiting"} and run["config"] is not None and not run["cancel_requested"]
+        made = {drop["id"] for drop in json.loads(run["snapshot"] or "[]")}
+        if (going or run["outcome"] == "awaiting_approval") and run["id"] not in promoted and made & gone:
+            yield f"run {run['id']} goes on with drops that are withdrawn: {sorted(made & gone)}"
     opened = Counter(run["track"] for run in rows.runs if run["state"] == "queued")
     yield from (f"track {track} has {count} queued runs" for track, count in opened.items() if count > 1)
     nights = Counter((slot["track"], slot["due_at"]) for slot in rows.slots)

@@ -32,10 +32,8 @@ from daemon.champions import approval, journal, promotion, rollback
 from daemon.champions.journal import require_generation
 from daemon.champions.model_files import NoTarget
 from daemon.champions.promotion import Blocked, Candidate
-from daemon.queue import drops, run_queue, snapshots, states
-from daemon.queue.claims import Claim, LostClaim
-from daemon.queue.drops import train_without
-from daemon.queue.withdrawals import Withdrawn
+from daemon.queue import cancelling, drops, run_queue, snapshots, states
+from daemon.queue.claims import Cancelled, Claim, LostClaim
 from daemon.settings.model import RetrySettings
 from daemon.state.database import transaction
 from daemon.state.states import AWAITING, PromotionState
@@ -278,7 +276,7 @@ class House(RuleBasedStateMachine):
     @precondition(lambda self: self.world.runs)
     @rule(name=st.sampled_from(MODELS))
     def win(self, name: str) -> None:
-        """Let the run's candidate win; a blocked model or one of a withdrawn drop is for a person to take."""
+        """Let the run's candidate win; a blocked model is for a person to take."""
         number, identity = self._in_hand(), self.models[name]
         if not number:
             return
@@ -289,14 +287,14 @@ class House(RuleBasedStateMachine):
         def conclude(claim: Claim) -> None:
             try:
                 promotion.promote(self.daemon.engine, self.daemon.root, candidate, expected, "better", self.now)
-            except (Blocked, Withdrawn):
-                run_queue.finish(self.daemon.engine, claim, AWAITING, "better", self.now, still=self._without)
+            except Blocked:
+                run_queue.finish(self.daemon.engine, claim, AWAITING, "better", self.now)
             else:
                 run_queue.finish(self.daemon.engine, claim, "promoted", "better", self.now)
 
         self._end(conclude)
-        if name in self.world.blocked or self.world.has_withdrawn(number):
-            self.world.wait(number, self.now)
+        if name in self.world.blocked:
+            self.world.wait(number)
         else:
             self.world.promote(number, name)
             self.world.judge(number)
@@ -304,12 +302,12 @@ class House(RuleBasedStateMachine):
     @precondition(lambda self: self.world.runs)
     @rule(name=st.sampled_from(MODELS), pick=PICK)
     def win_in_vain(self, name: str, pick: int) -> None:
-        """Let a person withdraw a drop of the run in hand, then let its candidate win."""
+        """Let a person withdraw a drop of the run in hand when its candidate has won."""
         number = self._in_hand()
         if number:
+            self._lay(number, name)
             places = self.world.runs[number - 1].snapshot or []
             self.withdraw(places[pick % len(places)] - 1)
-            self.win(name)
 
     @precondition(lambda self: self.world.runs)
     @rule(name=st.sampled_from(MODELS))
@@ -323,16 +321,11 @@ class House(RuleBasedStateMachine):
         def conclude(claim: Claim) -> None:
             def still(session: Session, run: Run) -> None:
                 require_generation(session, run.track, generation)
-                self._without(session, run)
 
             run_queue.finish(self.daemon.engine, claim, AWAITING, "better", self.now, still=still)
 
         self._end(conclude)
-        self.world.wait(number, self.now)
-
-    def _without(self, session: Session, run: Run) -> None:
-        """Let what a withdrawn drop stops be done again without it, as the daemon does where a win waits."""
-        train_without(session, self.daemon.settings, run, self.now)
+        self.world.wait(number)
 
     def _lay(self, number: int, name: str) -> None:
         """Lay down what a run with a model leaves."""
@@ -355,12 +348,12 @@ class House(RuleBasedStateMachine):
     @precondition(lambda self: self.world.runs)
     @rule(pick=PICK)
     def approve(self, pick: int) -> None:
-        """Say yes to a win, which only one that waits gets, if its model is not blocked and no drop withdrawn."""
+        """Say yes to a win, which only one that waits gets, if its model is not blocked."""
         number = pick % len(self.world.runs) + 1
         name = self.world.runs[number - 1].model
-        may = number in self.world.waits and name not in self.world.blocked and not self.world.has_withdrawn(number)
+        may = number in self.world.waits and name not in self.world.blocked
         act = lambda: approval.approve(self.daemon.engine, self.daemon.root, number, self.now)  # noqa: E731
-        self.person(act, may=may, refusal=(approval.CannotPromote, Blocked, Withdrawn))
+        self.person(act, may=may, refusal=(approval.CannotPromote, Blocked))
         if may:
             self.world.promote(number, name)
 
@@ -412,11 +405,11 @@ class House(RuleBasedStateMachine):
         run = self.world.runs[number - 1]
 
         def act() -> None:
-            run_queue.cancel(self.daemon.engine, number, self.now)
+            cancelling.cancel(self.daemon.engine, number, self.now)
             for claim in self.claims():
                 if claim.run_id == number:
                     self.old_claims.append(claim)
-                    run_queue.cancelled(self.daemon.engine, claim, self.now)
+                    cancelling.cancelled(self.daemon.engine, claim, self.now)
 
         may = run.state in {"queued", "waiting", "running"}
         self.person(act, may=may, refusal=states.WrongState)
@@ -443,6 +436,29 @@ class House(RuleBasedStateMachine):
         self.person(act, may=may, refusal=drops.WrongDrop)
         if may:
             self.world.withdraw(number, self.now)
+            self._end_cancelled()
+
+    def _end_cancelled(self) -> None:
+        """Let the owner of a run that is to be cancelled try to act on its verdict all the same, then end it."""
+        identity, over = self.models["one"], len(self.world.champions) - 1
+        for claim in self._cancelled_claims():
+            candidate = Candidate("default", claim.run_id, identity, f"models/{identity}", claim.token)
+            with pytest.raises(Cancelled):
+                promotion.promote(self.daemon.engine, self.daemon.root, candidate, over, "better", self.now)
+            with pytest.raises(Cancelled):
+                run_queue.finish(self.daemon.engine, claim, "worse", "it lost", self.now)
+
+        def act() -> None:
+            for claim in self._cancelled_claims():
+                self.old_claims.append(claim)
+                cancelling.cancelled(self.daemon.engine, claim, self.now)
+
+        self.do(act)
+
+    def _cancelled_claims(self) -> list[Claim]:
+        with transaction(self.daemon.engine) as session:
+            asked = session.exec(select(Run.id).where(col(Run.cancel_requested), Run.state == "running")).all()
+        return [claim for claim in self.claims() if claim.run_id in asked]
 
     @precondition(lambda self: self.world.drops)
     @rule(pick=PICK)
@@ -509,7 +525,7 @@ def test_whatever_happens_the_daemon_does_what_the_model_says(
             for name in self.seen:
                 met[name] = met.get(name, 0) + 1
             states = [drop.state for drop in self.world.drops] + [run.state for run in self.world.runs]
-            states += ["waiting for a word"] * len(self.world.waits) + ["stopped win"] * self.world.stopped
+            states += ["waiting for a word"] * len(self.world.waits) + ["stopped run"] * self.world.stopped
             states += ["champion"] * (len(self.world.champions) - 1) + ["blocked"] * len(self.world.blocked)
             for state in states:
                 came[state] = came.get(state, 0) + 1
@@ -526,7 +542,7 @@ def test_whatever_happens_the_daemon_does_what_the_model_says(
         told = "; ".join(_counted(words, what) for words, what in (("trouble met at", met), ("there were", came)))
         record_property("table", f"model check: seed {chosen}, {examples} histories of up to {steps} steps; {told}")
     assert met, "no trouble came"
-    assert {"accepted", "duplicate", "rejected", "succeeded", "champion", "blocked", "stopped win"} <= came.keys(), (
+    assert {"accepted", "duplicate", "rejected", "succeeded", "champion", "blocked", "stopped run"} <= came.keys(), (
         "the histories are too tame"
     )
 

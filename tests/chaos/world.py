@@ -35,7 +35,6 @@ class Run:
     promoted: bool = False
     model: str = ""
     judged: int = 0
-    excused: bool = False
 
 
 @dataclass
@@ -53,10 +52,6 @@ class World:
     since: int = 0
     stopped: int = 0
     looked: int | None = None
-
-    def has_withdrawn(self, number: int) -> bool:
-        """Say whether a run was prepared with a drop that is withdrawn now."""
-        return any(self.drops[place - 1].state == "withdrawn" for place in self.runs[number - 1].snapshot or [])
 
     def take(self, name: str, content: str, now: int) -> None:
         """Take a file in."""
@@ -131,38 +126,31 @@ class World:
         self.runs[number - 1].state, self.runs[number - 1].judged = "succeeded", self.moments
 
     def new_in(self, number: int) -> list[int]:
-        """Return what no other candidate was judged with since it came, or came back; a stopped win says nothing."""
+        """Return what no other candidate was judged with since it came, or came back."""
         others = [run for place, run in enumerate(self.runs, 1) if place != number and run.judged]
-        clearing = [run for run in others if run.promoted or not run.excused]
         return [
             place for place in self.runs[number - 1].snapshot or []
-            if not any(place in (run.snapshot or []) and run.judged > self.restored.get(place, 0) for run in clearing)
+            if not any(place in (run.snapshot or []) and run.judged > self.restored.get(place, 0) for run in others)
         ]  # fmt: skip
 
-    def wait(self, number: int, now: int) -> None:
+    def wait(self, number: int) -> None:
         """End a run with a win that waits."""
         self.judge(number)
         self.waits.add(number)
-        self.train_without(number, now)
 
     def withdraw(self, number: int, now: int) -> None:
-        """Take a drop out of later runs."""
+        """Take a drop out of later runs: those that were made from it end, and one on what else was new begins."""
         self.drops[number - 1].state = "withdrawn"
-        for run in sorted(self.waits):
-            self.train_without(run, now)
-
-    def train_without(self, number: int, now: int) -> None:
-        """Let what else was new in a win that a withdrawn drop stops wait for a run again, and start one."""
-        if not self.has_withdrawn(number):
-            return
-        self.runs[number - 1].excused = True
-        unjudged = [self.drops[place - 1] for place in self.new_in(number)]
-        new = [drop for drop in self.drops if drop.first_run == number]
-        new += [drop for drop in unjudged if drop.state == "accepted" and 0 < (drop.first_run or 0) < number]
-        self.stopped += bool(new)
-        for drop in new:
-            drop.first_run = None
-        if any(drop.state == "accepted" for drop in new):
+        made = [
+            place for place, run in enumerate(self.runs, 1)
+            if number in (run.snapshot or []) and (run.state in {"running", "waiting"} or place in self.waits)
+        ]  # fmt: skip
+        for place in made:
+            self.end(place, "cancelled")
+            self.runs[place - 1].judged = 0
+        self.stopped += len(made)
+        self.waits.difference_update(made)
+        if made and any(drop.state == "accepted" and drop.first_run is None for drop in self.drops):
             self.enqueue(now)
 
     def hold(self, number: int) -> None:
