@@ -178,10 +178,10 @@ def cancel(context: typer.Context, *, run: RunArgument) -> None:
 
     One that is running leaves a checkpoint first, so that it can be retried.
     """
-    from daemon.queue import run_queue  # noqa: PLC0415 - a quick start
+    from daemon.queue import cancelling  # noqa: PLC0415 - a quick start
     from daemon.state.states import state_words  # noqa: PLC0415 - a quick start
 
-    state = _act(context, run, run_queue.cancel)
+    state = _act(context, run, cancelling.cancel)
     if state == "running":
         print_line(f"run {run} is asked to stop{_when_it_acts(context)}")
     else:

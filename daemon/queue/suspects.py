@@ -155,7 +155,7 @@ def _go_on(session: Session, settings: Settings, track: str, now: int) -> None:
 def _queue_trial(session: Session, suspect: Suspect, known: set[int], now: int) -> None:
     """Queue the run that tries a drop alone beside the champion's; its snapshot stands from now on."""
     drops = select(Drop).where(Drop.track == suspect.track, Drop.state == DropState.ACCEPTED)
-    wanted = (col(Drop.role) == "heldout") | col(Drop.id).in_({*known, suspect.drop_id})
+    wanted = (col(Drop.role) == "heldout") | col(Drop.id).in_({*_accepted(session, known), suspect.drop_id})
     snapshot = as_snapshot(session.exec(drops.where(wanted).order_by(col(Drop.id))).all())
     run = Run(
         track=suspect.track, trigger=TRIAL, state=RunState.WAITING, created_at=now, not_before=now, snapshot=snapshot

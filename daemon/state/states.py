@@ -52,11 +52,11 @@ class RunState(StrEnum):
     RUNNING = "running"
     #: Interrupted or to be retried: it keeps its snapshot and is claimed, from `not_before` on, before any queued run.
     WAITING = "waiting"
-    #: It ended with a verdict, promoted or not; final.
+    #: It ended with a verdict, promoted or not; final, unless it waits for approval and a drop of its own is withdrawn.
     SUCCEEDED = "succeeded"
     #: It ended without a verdict; a person retries it.
     FAILED = "failed"
-    #: A person ended it; a person retries it.
+    #: A person ended it or withdrew a drop that it was made from; a person retries it.
     CANCELLED = "cancelled"
     #: Its processes vanished again and again (killed, out of memory), so it may not take the box down once more; a
     #: person retries it.

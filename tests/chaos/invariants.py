@@ -131,6 +131,14 @@ def _runs(rows: _Rows) -> Iterator[str]:
             state = after
         if state != run["state"]:
             yield f"run {run['id']} is {run['state']} and its events say {state}"
+    gone = {drop["id"] for drop in rows.drops if drop["state"] == "withdrawn"}
+    promoted = {row["run_id"] for row in rows.promotions if row["state"] == "done"}
+    for run in rows.runs:
+        # A run that is retried takes its snapshot anew when it is claimed.
+        going = run["state"] in {"running", "waiting"} and run["config"] is not None and not run["cancel_requested"]
+        made = {drop["id"] for drop in json.loads(run["snapshot"] or "[]")}
+        if (going or run["outcome"] == "awaiting_approval") and run["id"] not in promoted and made & gone:
+            yield f"run {run['id']} goes on with drops that are withdrawn: {sorted(made & gone)}"
     tried = Counter(one["track"] for one in rows.suspects if one["ended"] is None and one["trial_run"] is not None)
     yield from (f"track {track} has {count} trials at a time" for track, count in tried.items() if count > 1)
     opened = Counter(run["track"] for run in rows.runs if run["state"] == "queued")

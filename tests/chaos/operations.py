@@ -16,7 +16,7 @@ from daemon.champions import approval, journal, promotion, rollback
 from daemon.champions.commands import Ended
 from daemon.champions.hooks import Hooks
 from daemon.champions.journal import ChampionMoved
-from daemon.queue import drops, run_queue, suspects
+from daemon.queue import cancelling, drops, run_queue, suspects
 from daemon.state.database import transaction
 from daemon.state.states import DropState, PromotionState, RunState
 from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track
@@ -108,7 +108,7 @@ def _waiting_drop(folder: Path) -> None:
     daemon = Daemon(folder, START)
     daemon.night(START)  # nights count from the first look
     _accepted(daemon, "new.jsonl", "new")
-    run_queue.cancel(daemon.engine, 1, START)
+    cancelling.cancel(daemon.engine, 1, START)
 
 
 def _night(folder: Path) -> Callable[[], object]:
@@ -257,7 +257,7 @@ def _tried_in_vain(folder: Path) -> None:
     """A trial that a person has cancelled, and nobody has drawn the conclusion."""
     _worse_at("trial")(folder)
     daemon = Daemon(folder, START)
-    run_queue.cancel(daemon.engine, 3, START)
+    cancelling.cancel(daemon.engine, 3, START)
     with patch.object(suspects, "go_on"):
         daemon.dispatcher.tick(START)
 
@@ -397,27 +397,45 @@ def _waits(daemon: Daemon) -> None:
     assert _serving(daemon) == (1, [None, 1])
 
 
-def _withdrawn_at(step: str) -> Callable[[Path], None]:
-    """Return what brings a candidate of two drops to `step`, `promoted`, and withdraws the first of them then."""
+def _two_drops_at(step: str) -> Callable[[Path], None]:
+    """Return what brings a candidate of two drops to `step`, `promoted`, or to its end if that is empty."""
 
     def prepare(folder: Path) -> None:
         build(folder)
         daemon = Daemon(folder, START)
         _accepted(daemon, "new.jsonl", "new")
         _accepted(daemon, "other.jsonl", "other")
-        daemon.until(step, START, "promoted")
-        drops.withdraw(daemon.engine, 1, "wrong labels", START, daemon.settings)
+        if step:
+            daemon.until(step, START, "promoted")
+        else:
+            daemon.finish_runs(START, "promoted")
 
     return prepare
 
 
-def _done_without(daemon: Daemon) -> None:
-    daemon.finish_runs(LATER, "promoted")
-    with transaction(daemon.engine) as session:
-        runs = session.exec(select(Run).order_by(col(Run.id))).all()
-    assert [(run.state, run.outcome) for run in runs] == [("succeeded", "overtaken"), ("succeeded", "promoted")]
-    assert [drop["id"] for drop in runs[1].snapshot or ()] == [2]
-    assert _serving(daemon) == (1, [None, 2])
+def _withdrawing(folder: Path) -> Callable[[], object]:
+    daemon = Daemon(folder, NOW)
+    return lambda: drops.withdraw(daemon.engine, 1, "wrong labels", NOW, daemon.settings)
+
+
+def _done_without(outcome: str) -> Callable[[Daemon], None]:
+    def complete(daemon: Daemon) -> None:
+        with transaction(daemon.engine) as session:
+            gone = session.get_one(Drop, 1).state == DropState.WITHDRAWN
+            unseen = session.get_one(Drop, 2).first_run is None
+            runs = session.exec(select(Run).order_by(col(Run.id))).all()
+        ended = runs[0].cancel_requested or runs[0].state == RunState.CANCELLED
+        assert (ended, unseen, len(runs) == 2) == (gone, gone, gone), "all of it or nothing"
+        with suppress(drops.WrongDrop):
+            drops.withdraw(daemon.engine, 1, "wrong labels", NOW, daemon.settings)
+        daemon.finish_runs(LATER, "promoted")
+        with transaction(daemon.engine) as session:
+            runs = session.exec(select(Run).order_by(col(Run.id))).all()
+        assert [(run.state, run.outcome) for run in runs] == [("cancelled", None), ("succeeded", outcome)]
+        assert [drop["id"] for drop in runs[1].snapshot or ()] == [2]
+        assert _serving(daemon) == ((1, [None, 2]) if outcome == "promoted" else (0, [None]))
+
+    return complete
 
 
 def _approving(folder: Path) -> Callable[[], object]:
@@ -581,7 +599,10 @@ OPERATIONS = {
     "promote": Operation(_at("decide", "promoted"), _ticking, _ended("promoted")),
     "roll back": Operation(_two_champions, _going_back, _back),
     "win that waits for approval": Operation(_by_hand(_at("decide", "promoted")), _ticking, _waits),
-    "win that a withdrawn drop stops": Operation(_withdrawn_at("decide"), _ticking, _done_without),
+    "withdraw, a run in hand": Operation(_two_drops_at("decide"), _withdrawing, _done_without("promoted")),
+    "withdraw, a win that waits": Operation(
+        _by_hand(_two_drops_at("")), _withdrawing, _done_without("awaiting_approval")
+    ),
     "approve": Operation(_by_hand(_came_to("promoted")), _approving, _done_by_hand("promotion", "promoted")),
     "force": Operation(_came_to("worse"), _forcing, _done_by_hand("forced", "worse")),
     "hook": Operation(

@@ -14,7 +14,7 @@ from daemon.champions import journal, promotion, rollback
 from daemon.dispatch.dispatcher import Dispatcher
 from daemon.dispatch.executor import JobState
 from daemon.dispatch.spool import LocalExecutor
-from daemon.queue import attempts, drops, run_queue, states, tracks
+from daemon.queue import attempts, cancelling, drops, run_queue, states, tracks
 from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.database import migrate, open_engine, transaction
@@ -992,7 +992,7 @@ def test_a_run_that_was_set_apart_when_its_model_served_is_not_cancelled_and_end
 ) -> None:
     def ask_and_break(*_: object, **__: object) -> None:
         if asked == "before":
-            run_queue.cancel(engine, 1, NOW)
+            cancelling.cancel(engine, 1, NOW)
         raise OSError(errno.EIO, "Input/output error")
 
     add_drop(engine, "a")
@@ -1002,7 +1002,7 @@ def test_a_run_that_was_set_apart_when_its_model_served_is_not_cancelled_and_end
     assert run_row(engine).state == RunState.WAITING
     if asked == "while it waits":
         with pytest.raises(states.WrongState, match="is the champion of track default already"):
-            run_queue.cancel(engine, 1, NOW)
+            cancelling.cancel(engine, 1, NOW)
     ticks(dispatcher, 4, NOW + 60_000)
     assert (run_row(engine).state, run_row(engine).outcome) == (RunState.SUCCEEDED, "promoted")
     assert len(done_promotions(engine)) == 1
@@ -1014,7 +1014,7 @@ def test_a_run_whose_model_serves_already_is_not_cancelled_any_more(
     add_drop(engine, "a")
     die_before_the_end(dispatcher, monkeypatch)
     assert len(done_promotions(engine)) == 1
-    run_queue.cancel(engine, 1, NOW)
+    cancelling.cancel(engine, 1, NOW)
     ticks(dispatcher)
     row = run_row(engine)
     assert (row.state, row.outcome, row.cancel_requested) == (RunState.SUCCEEDED, "promoted", False)
@@ -1025,7 +1025,7 @@ def test_a_running_step_is_cancelled_and_the_run_with_it(
 ) -> None:
     add_drop(engine, "a")
     dispatcher.tick(NOW)
-    run_queue.cancel(engine, 1, NOW)
+    cancelling.cancel(engine, 1, NOW)
     executor.script["prepare"] = [ended("interrupted", 75)]
     ticks(dispatcher, 3)
     assert run_row(engine).state == RunState.CANCELLED

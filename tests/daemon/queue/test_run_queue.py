@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import Engine
 from sqlmodel import Session, select
 
-from daemon.queue import attempts, run_queue, snapshots, states, tracks
+from daemon.queue import attempts, cancelling, run_queue, snapshots, states, tracks
 from daemon.queue import states as run_states
 from daemon.queue.claims import Claim, LostClaim
 from daemon.queue.run_queue import Failure
@@ -304,7 +304,7 @@ OWNERS: dict[str, Callable[[Engine, Claim], object]] = {
     "fail": lambda engine, claim: run_queue.fail(engine, claim, BROKEN, 300, RETRY),
     "interrupt": lambda engine, claim: run_queue.interrupt(engine, claim, 300),
     "died": lambda engine, claim: run_queue.died(engine, claim, "killed", 300, RETRY),
-    "cancelled": lambda engine, claim: run_queue.cancelled(engine, claim, 300),
+    "cancelled": lambda engine, claim: cancelling.cancelled(engine, claim, 300),
     "begin_attempt": lambda engine, claim: attempts.begin_attempt(engine, claim, "train", 300),
     "end_attempt": lambda engine, claim: attempts.end_attempt(engine, claim, 1, AttemptState.PUBLISHED, 300),
     "fix_track": lambda engine, claim: tracks.fix_track(
@@ -416,7 +416,7 @@ def test_vanished_processes_are_counted_apart_and_quarantine_the_run_with_a_reme
 
 def test_a_queued_run_is_cancelled_at_once_and_its_drops_wait_for_the_next(engine: Engine) -> None:
     run_id = queue_run(engine)
-    assert run_queue.cancel(engine, run_id, 50) == RunState.CANCELLED
+    assert cancelling.cancel(engine, run_id, 50) == RunState.CANCELLED
     assert load(engine, run_id).ended_at == 50
     with transaction(engine) as session:
         assert snapshots.waiting_drops(session, "default") == 1
@@ -425,16 +425,16 @@ def test_a_queued_run_is_cancelled_at_once_and_its_drops_wait_for_the_next(engin
 def test_a_waiting_run_is_cancelled_at_once(engine: Engine) -> None:
     claim = start_run(engine)
     run_queue.interrupt(engine, claim, 200)
-    assert run_queue.cancel(engine, claim.run_id, 300) == RunState.CANCELLED
+    assert cancelling.cancel(engine, claim.run_id, 300) == RunState.CANCELLED
     assert run_queue.claim(engine, 400, configure) is None
 
 
 def test_a_running_run_is_asked_to_end_and_ended_by_its_owner(engine: Engine) -> None:
     claim = start_run(engine)
-    assert run_queue.cancel(engine, claim.run_id, 200) == RunState.RUNNING
-    assert run_queue.cancel(engine, claim.run_id, 201) == RunState.RUNNING
+    assert cancelling.cancel(engine, claim.run_id, 200) == RunState.RUNNING
+    assert cancelling.cancel(engine, claim.run_id, 201) == RunState.RUNNING
     assert run_queue.heartbeat(engine, claim, 210, None) is True
-    run_queue.cancelled(engine, claim, 220)
+    cancelling.cancelled(engine, claim, 220)
     run = load(engine, claim.run_id)
     assert (run.state, run.ended_at, run.token) == (RunState.CANCELLED, 220, None)
     assert events(engine, claim.run_id) == ["run_queued", "run_claimed", "run_cancel_requested", "run_cancelled"]
@@ -443,7 +443,7 @@ def test_a_running_run_is_asked_to_end_and_ended_by_its_owner(engine: Engine) ->
 @pytest.mark.parametrize("name", ["interrupt", "fail", "died"])
 def test_a_run_that_would_wait_is_cancelled_if_that_was_asked(engine: Engine, name: str) -> None:
     claim = start_run(engine)
-    run_queue.cancel(engine, claim.run_id, 200)
+    cancelling.cancel(engine, claim.run_id, 200)
     assert OWNERS[name](engine, claim) == RunState.CANCELLED
     assert load(engine, claim.run_id).ended_at == 300
 
@@ -461,22 +461,22 @@ def test_a_failed_run_goes_on_with_its_snapshot_and_fresh_counters(engine: Engin
 
 def test_a_retried_run_is_no_longer_asked_to_end(engine: Engine) -> None:
     claim = start_run(engine)
-    run_queue.cancel(engine, claim.run_id, 200)
-    run_queue.cancelled(engine, claim, 220)
+    cancelling.cancel(engine, claim.run_id, 200)
+    cancelling.cancelled(engine, claim, 220)
     run_queue.retry(engine, claim.run_id, 300)
     assert run_queue.heartbeat(engine, take(engine, 300), 310, None) is False
 
 
 def test_a_cancelled_run_that_never_began_is_queued_again(engine: Engine) -> None:
     run_id = queue_run(engine)
-    run_queue.cancel(engine, run_id, 50)
+    cancelling.cancel(engine, run_id, 50)
     assert run_queue.retry(engine, run_id, 60) == RunState.QUEUED
     assert take(engine).run_id == run_id
 
 
 def test_a_cancelled_run_that_never_began_is_refused_if_a_later_one_has_its_drops(engine: Engine) -> None:
     run_id = queue_run(engine)
-    run_queue.cancel(engine, run_id, 50)
+    cancelling.cancel(engine, run_id, 50)
     later = queue_run(engine)
     with pytest.raises(WrongState, match=f"run {later} of track default will include its drops") as refused:
         run_queue.retry(engine, run_id, 60)
@@ -484,7 +484,7 @@ def test_a_cancelled_run_that_never_began_is_refused_if_a_later_one_has_its_drop
     assert load(engine, run_id).state == RunState.CANCELLED
 
 
-@pytest.mark.parametrize("operation", [run_queue.retry, run_queue.cancel])
+@pytest.mark.parametrize("operation", [run_queue.retry, cancelling.cancel])
 def test_a_run_that_does_not_exist_is_an_error_with_a_hint(
     engine: Engine, operation: Callable[[Engine, int, int], RunState]
 ) -> None:
@@ -501,7 +501,7 @@ def test_only_what_has_failed_can_be_retried_and_only_what_has_not_ended_cancell
     with pytest.raises(WrongState, match="succeeded"):
         run_queue.retry(engine, claim.run_id, 400)
     with pytest.raises(WrongState, match="has ended already: succeeded"):
-        run_queue.cancel(engine, claim.run_id, 400)
+        cancelling.cancel(engine, claim.run_id, 400)
 
 
 def test_a_new_daemon_adopts_running_runs_uncounted_under_new_tokens(engine: Engine) -> None:
@@ -516,7 +516,7 @@ def test_a_new_daemon_adopts_running_runs_uncounted_under_new_tokens(engine: Eng
 
 def test_every_state_a_run_can_be_in_has_its_exits_written_down() -> None:
     assert set(states.ALLOWED) == set(RunState)
-    assert {state for state, exits in states.ALLOWED.items() if not exits} == {RunState.SUCCEEDED}
+    assert states.ALLOWED[RunState.SUCCEEDED] == {RunState.CANCELLED}, "a win that waits, by a withdrawn drop alone"
 
 
 # --- attempts
