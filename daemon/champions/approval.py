@@ -34,8 +34,8 @@ def approve(engine: Engine, state_folder: Path, run_id: int, now: int, by: str |
     Promote the win of a run that waits for approval, and return the row that says so.
 
     Raises `CannotPromote` if it did not win or another champion came first, `ChampionMoved` if one comes meanwhile,
-    `NoTarget` if the model's files are not what they were, `Blocked` if it was rolled back from, `Withdrawn` if it was
-    trained or judged on a drop that was withdrawn since.
+    `NoTarget` if the model's files are not what they were, `Blocked` if it was rolled back from, `Cancelled` if the run
+    is cancelled meanwhile.
     """
     with transaction(engine) as session:
         run = _known(session, run_id)
@@ -147,8 +147,11 @@ def _require_waiting(state_folder: Path, run: Run, past: Sequence[Promotion]) ->
         hint = "a run on new data is compared with today's champion"
     elif run.outcome == "promoted":
         message, hint = f"run {run.id} was promoted", f"see what serves: dropforge history --track {run.track}"
+    elif run.outcome is None:
+        why = f": {run.error}" if run.error else ""
+        message, hint = f"run {run.id} {state_words(run.state)}{why}", f"look at it: dropforge show {run.id}"
     else:
-        message, hint = f"run {run.id} did not win: {run.outcome or run.state}", f"see why: dropforge show {run.id}"
+        message, hint = f"run {run.id} did not win: {run.outcome}", f"see why: dropforge show {run.id}"
     if not serves and (run_files.run_folder(state_folder, run.id or 0) / "merge.json").exists():
         hint = f"{hint}; to make its model the champion all the same: {forcing(run.id or 0)}"
     raise CannotPromote(message, hint)

@@ -1,40 +1,31 @@
-"""What blocks a win that waits for approval: its model was rolled back from, or one of its drops was withdrawn."""
+"""What blocks a win that waits for approval: its model was rolled back from."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from daemon.champions.history import blocked, forcing
-from daemon.queue.withdrawals import withdrawal_words
 from daemon.state.states import AWAITING, OVERTAKEN, PromotionKind
 from pipeline.durable import read_object
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from daemon.state.tables import Drop, Promotion
+    from daemon.state.tables import Promotion
 
 
-class Blocker(NamedTuple):
-    """Why `dropforge promote RUN` refuses a win that waits."""
-
-    words: str
-    blocked: bool
-    """Whether its model was rolled back from: then it does not wait for a yes, and only force brings it back."""
-
-
-def blocker(folder: Path, past: "Sequence[Promotion]", gone: "Sequence[Drop]") -> Blocker | None:
+def blocker(folder: Path, past: "Sequence[Promotion]") -> str | None:
     """
-    Return what stands against the win of the run in `folder`; `None` if a yes is enough.
+    Say what stands against the win of the run in `folder`; `None` if a yes is enough.
 
-    `past` are its track's champions, `gone` the drops in its snapshot that were withdrawn since. Where its verdict is
-    damaged, nobody knows which model won, and so not whether that is blocked.
+    `past` are its track's champions. Where its verdict is damaged, nobody knows which model won, and so not whether
+    that is blocked.
     """
     model_id = read_object(folder / "decide.json").get("candidate_model_id")
-    if isinstance(model_id, str) and model_id in blocked(past):
-        rows = [row for row in past if row.kind == PromotionKind.ROLLBACK and row.previous_model_id == model_id]
-        by = f", by {rows[-1].approved_by}" if rows[-1].approved_by else ""
-        return Blocker(f"its model is blocked: the track was {rows[-1].reason}{by}", blocked=True)
-    return Blocker(withdrawal_words(gone), blocked=False) if gone else None
+    if not isinstance(model_id, str) or model_id not in blocked(past):
+        return None
+    rows = [row for row in past if row.kind == PromotionKind.ROLLBACK and row.previous_model_id == model_id]
+    by = f", by {rows[-1].approved_by}" if rows[-1].approved_by else ""
+    return f"its model is blocked: the track was {rows[-1].reason}{by}"
 
 
 #: What `decide` begins the sentence of a win with.
@@ -48,16 +39,16 @@ _WORDS = {
 }
 
 
-def true_sentence(run: int, outcome: str, sentence: str, against: Blocker | None = None) -> str:
+def true_sentence(run: int, outcome: str, sentence: str, against: str | None = None) -> str:
     """
     Return the sentence of a run that ended with `outcome`.
 
-    That of a win that was not promoted says what it waits for, or what is against it.
+    That of a win that was not promoted says what it waits for, or what is `against` it.
     """
     words = _WORDS.get(outcome)
     if words is None:
         return sentence
     said = words.format(run=run)
     if against is not None:
-        said = f"won, but {against.words} ({forcing(run)} takes it all the same)"
+        said = f"won, but {against} ({forcing(run)} takes it all the same)"
     return f"{said}: {sentence.removeprefix(_WON)}"

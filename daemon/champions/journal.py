@@ -15,6 +15,7 @@ from pathlib import Path
 from sqlalchemy import Engine, update
 from sqlmodel import Session, col, select
 
+from daemon.queue.claims import Cancelled, is_cancelled
 from daemon.state.database import transaction
 from daemon.state.events import record_event
 from daemon.state.states import OVERTAKEN, HookState, PromotionKind, PromotionState
@@ -108,6 +109,7 @@ def carry_out(engine: Engine, state_folder: Path, intent: Promotion, now: int) -
     Point the links to an intent's model and, in one transaction, make its row and the track's say the same.
 
     With the row come the commands that the daemon has to run, and the end of waiting for all that waited for approval.
+    Raises `ChampionMoved` if another change came first, `Cancelled` if the run was cancelled meanwhile.
     """
     _point(state_folder, intent.track, "champion", intent.model_path)
     _point(state_folder, intent.track, "previous", intent.previous_path or intent.model_path)
@@ -119,7 +121,8 @@ def carry_out(engine: Engine, state_folder: Path, intent: Promotion, now: int) -
             "champion_model_id": row.model_id,
             "champion_path": row.model_path,
         }
-        won = session.exec(update(Track).where(*compared).values(**values)).rowcount == 1
+        cancelled = _cancelled_run(session, row)
+        won = cancelled is None and session.exec(update(Track).where(*compared).values(**values)).rowcount == 1
         if won:
             row.state, row.done_at, row.hook_state = PromotionState.DONE, now, HookState.PENDING
             # A former champion is known to work, and a way back from a way back would have no end.
@@ -142,8 +145,14 @@ def carry_out(engine: Engine, state_folder: Path, intent: Promotion, now: int) -
             _abandon(session, row, now)
     if not won:
         follow(engine, state_folder, intent.track)
-        raise _moved(intent.track, intent.generation - 1)
+        raise _moved(intent.track, intent.generation - 1) if cancelled is None else Cancelled(cancelled)
     return row
+
+
+def _cancelled_run(session: Session, intent: Promotion) -> Run | None:
+    """Return the run whose verdict an intent rests on if that was cancelled meanwhile; a forced one rests on none."""
+    run = session.get_one(Run, intent.run_id) if intent.kind == PromotionKind.PROMOTION else None
+    return run if run is not None and is_cancelled(run) else None
 
 
 def end_waiting(session: Session, track: str, promoted: int | None, now: int) -> None:
@@ -161,9 +170,9 @@ def recover(engine: Engine, state_folder: Path, now: int) -> dict[str, OSError |
     """
     Finish or abandon every change that a dead process left half-done, then make all links equal to the rows.
 
-    An intent is finished if the champion that it was compared with still stands and its model is there. Each track is
-    seen to by itself: returned is, by track, what its files said against it, if they did. Raises `OSError` if the disk
-    is full.
+    An intent is finished if the champion that it was compared with still stands, its run was not cancelled and its
+    model is there. Each track is seen to by itself: returned is, by track, what its files said against it, if they did.
+    Raises `OSError` if the disk is full.
     """
     with transaction(engine) as session:
         pending = select(Promotion).where(Promotion.state == PromotionState.INTENT).order_by(col(Promotion.id))
@@ -195,7 +204,8 @@ def _take_up(engine: Engine, state_folder: Path, intent: Promotion, now: int) ->
             return
         track = session.get_one(Track, intent.track)
         current = track.champion_generation == intent.generation - 1
-        usable = current and (state_folder / intent.model_path).is_dir()
+        stands = current and _cancelled_run(session, row) is None
+        usable = stands and (state_folder / intent.model_path).is_dir()
         if not usable:
             _abandon(session, row, now)
     if usable:

@@ -9,20 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import Engine
-from sqlmodel import Session, select
 
 from daemon.champions.history import blocked, forcing
 from daemon.champions.journal import alone, carry_out, history, intend
 from daemon.champions.model_files import require_there
-from daemon.queue.claims import Claim, held_run
-from daemon.queue.snapshots import withdrawn_from
-from daemon.queue.withdrawals import require_no_withdrawal
+from daemon.queue.claims import Claim, held_run, require_not_cancelled
 from daemon.state.database import transaction
-from daemon.state.states import PromotionKind, PromotionState
 from daemon.state.tables import Promotion, Run, promotion_of
 from pipeline.errors import DropforgeError
-
-"""Lets the model in a folder answer; raises `DropforgeError` if it does not."""
 
 
 class Blocked(DropforgeError):
@@ -50,8 +44,8 @@ def promote(  # noqa: PLR0913, PLR0917 - what is promoted over which generation,
     Make the candidate its track's champion and return the row that says so.
 
     For a run that did this already nothing happens and its row is returned. Raises `ChampionMoved` if the champion is
-    not of `expected_generation` any more, `Blocked` if the model was rolled back from, `Withdrawn` if it was trained
-    on a drop that was withdrawn since, `NoTarget` if it is not there, `LostClaim` if the run is not the owner's.
+    not of `expected_generation` any more, `Blocked` if the model was rolled back from, `Cancelled` if the run was
+    cancelled, `NoTarget` if the model is not there, `LostClaim` if the run is not the owner's.
     """
     intent = Promotion(
         track=candidate.track,
@@ -70,14 +64,11 @@ def promote(  # noqa: PLR0913, PLR0917 - what is promoted over which generation,
                 return done
             if candidate.token is not None:
                 held_run(session, Claim(candidate.run_id, candidate.token))
+            require_not_cancelled(session.get_one(Run, candidate.run_id))
             if candidate.model_id in blocked(history(session, candidate.track)):
                 message = f"model {candidate.model_id[:12]} was rolled back from and does not come back by itself"
                 see = f"see why: dropforge history --track {candidate.track}"
                 raise Blocked(message, f"{see}; to bring it back: {forcing(candidate.run_id)}")
-            if not _is_intended(session, candidate.run_id):
-                # What was journalled before the withdrawal is finished by `recover`, too.
-                gone = withdrawn_from(session, session.get_one(Run, candidate.run_id))
-                require_no_withdrawal(candidate.run_id, gone, forcing(candidate.run_id))
             require_there(state_folder / candidate.path, f"the model of run {candidate.run_id}", candidate.track)
             intent = intend(session, intent, now)
         return carry_out(engine, state_folder, intent, now)
@@ -87,9 +78,3 @@ def has_promoted(engine: Engine, run_id: int) -> bool:
     """Say whether a run's candidate became the champion by its verdict, though the run may not have ended yet."""
     with transaction(engine) as session:
         return promotion_of(session, run_id) is not None
-
-
-def _is_intended(session: Session, run_id: int) -> bool:
-    """Say whether the promotion of a run's candidate by its verdict was begun and is not over."""
-    begun = select(Promotion).where(Promotion.run_id == run_id, Promotion.state == PromotionState.INTENT)
-    return session.exec(begun.where(Promotion.kind == PromotionKind.PROMOTION)).first() is not None

@@ -63,18 +63,24 @@ def drops(
             drop.id,
             drop.track,
             drop.role,
-            drop.state,
+            state_words(drop),
             drop.rows,
             drop.first_run,
             local(drop.received_at),
             drop.name,
             waiting_words(drop)
+            or drop.on_trial
             or drop.reason
             or (f"the same as drop {drop.duplicate_of}" if drop.duplicate_of else ""),
         )
         for drop in found
     ]
     print_table(("DROP", "TRACK", "ROLE", "STATE", "ROWS", "RUN", "RECEIVED", "NAME", ""), rows)
+
+
+def state_words(drop: "DropView") -> str:
+    """Return a drop's state as a person reads it; one that is on trial is accepted, and in no run but its own."""
+    return "on trial" if drop.on_trial else drop.state
 
 
 def waiting_words(drop: "DropView") -> str:
@@ -117,19 +123,22 @@ def withdraw(context: typer.Context, *, drop: DropArgument, reason: ReasonOption
     """
     Take a drop out of every later run.
 
-    Its file and its history stay. What was made with it already is named: open runs, wins that wait, the champion.
+    Its file and its history stay. Open runs and pending approvals that were made from it are cancelled, and a run
+    without it is queued. A champion that was trained on it stays and is named.
     """
     from daemon.champions.approval import who  # noqa: PLC0415 - a quick start
     from daemon.queue.drops import withdraw as take_out  # noqa: PLC0415
     from daemon.system.clock import now_ms  # noqa: PLC0415
 
-    row, begun = take_out(open_writer(context), drop, reason, now_ms(), load_settings(context), who())
+    row, cancelled, begun = take_out(open_writer(context), drop, reason, now_ms(), load_settings(context), who())
     print_line(f"drop {drop} ({row.name}) is withdrawn: no later run of track {row.track} uses it")
-    for line in _still_in(open_overview(context).uses(drop), row.track, row.role):
+    for run in cancelled:
+        print_line(f"run {run} is cancelled: it was made from that drop")
+    if begun is not None:
+        print_line(f"run {begun} is queued: it trains on what else is new, without that drop")
+    for line in _still_in(open_overview(context).uses(drop), row.track):
         print_line(line)
-    for win, run in begun.items():
-        print_line(f"run {run} is queued: it trains on what else was new in run {win}, without the withdrawn drops")
-    if begun and row.role == "heldout":
+    if begun is not None and row.role == "heldout":
         print_line(
             "if a corrected file is to take its place, drop it before that run begins: it judges with what is there"
         )
@@ -137,7 +146,7 @@ def withdraw(context: typer.Context, *, drop: DropArgument, reason: ReasonOption
 
 def restore(context: typer.Context, *, drop: DropArgument, reason: ReasonOption) -> None:
     """
-    Put a withdrawn or suspended drop back.
+    Put a withdrawn or suspended drop back, or one that is on trial.
 
     It counts as new and starts a run as a new drop would.
     """
@@ -162,27 +171,13 @@ def _print_queued(context: typer.Context, settings: "Settings", track: str) -> N
         print_line(f"run {run.id} is queued: it begins after {quiet:g} s without another drop")
 
 
-def _still_in(uses: "DropUses", track: str, role: str) -> list[str]:
-    """Say what a withdrawn drop is in already, and what a person can do about it."""
-    why = "is trained on it" if role == "train" else "is judged on it"
-    lines = [
-        f"run {run} was prepared with it and {why}; to leave it out: dropforge cancel {run}, then dropforge retry {run}"
-        for run in uses.runs
-    ]
-    lines += [
-        f"run {run} won with it and waits for approval; dropforge promote {run} refuses it unless --force --reason TEXT"
-        for run in uses.wins
-    ]
-    lines += [
-        f"drop {other} is suspended for run {run}, which had this one, too; if that was all that was wrong: "
-        f"dropforge drops restore {other} --reason TEXT"
-        for other, run in uses.suspended
-    ]
-    if uses.champion is not None:
-        see = f"dropforge history --track {track}"
-        back = f"dropforge rollback --track {track} --to {uses.before} --reason TEXT"
-        way = f"to let the latest one without withdrawn drops serve: {back}"
-        if uses.before is None:
-            way = f"every former one has withdrawn drops, lost its place by a rollback or is gone: {see}"
-        lines.append(f"the champion of track {track}, generation {uses.champion}, was trained on it; {way}")
-    return lines
+def _still_in(uses: "DropUses", track: str) -> list[str]:
+    """Say whether the champion was trained on a withdrawn drop, and what a person can do about it."""
+    if uses.champion is None:
+        return []
+    see = f"dropforge history --track {track}"
+    back = f"dropforge rollback --track {track} --to {uses.before} --reason TEXT"
+    way = f"to let the latest one without withdrawn drops serve: {back}"
+    if uses.before is None:
+        way = f"every former one has withdrawn drops, lost its place by a rollback or is gone: {see}"
+    return [f"the champion of track {track}, generation {uses.champion}, was trained on it; {way}"]

@@ -258,8 +258,12 @@ def _remarks(settings: "Settings", track: str, role: str, file: Path, fresh: int
 
 
 def _print_known(known: "DropView | None") -> None:
+    from daemon.cli.drops import state_words  # noqa: PLC0415 - a quick start for the other commands
+
     if known is not None:
-        print_line(f"the same content is there already, as drop {known.id} ({known.name}, {known.state}): a duplicate")
+        print_line(
+            f"the same content is there already, as drop {known.id} ({known.name}, {state_words(known)}): a duplicate"
+        )
 
 
 def _print_findings(file: Path, validation: "Validation", ruling: "Ruling") -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from daemon.cli.output import dump, local, print_json, print_line, print_table, verdict_lines
-from daemon.cli.status import describe_run
+from daemon.cli.status import describe_run, outcome_words
 from daemon.cli.workspace import (
     JsonOption,
     RunArgument,
@@ -70,7 +70,7 @@ def runs(
             run.track,
             run.state,
             local(run.started_at or run.created_at),
-            run.sentence or run.error if run.ended_at else describe_run(run),
+            outcome_words(run) if run.ended_at else describe_run(run),
         )
         for run in found
     ]
@@ -178,10 +178,10 @@ def cancel(context: typer.Context, *, run: RunArgument) -> None:
 
     One that is running leaves a checkpoint first, so that it can be retried.
     """
-    from daemon.queue import run_queue  # noqa: PLC0415 - a quick start
+    from daemon.queue import cancelling  # noqa: PLC0415 - a quick start
     from daemon.state.states import state_words  # noqa: PLC0415 - a quick start
 
-    state = _act(context, run, run_queue.cancel)
+    state = _act(context, run, cancelling.cancel)
     if state == "running":
         print_line(f"run {run} is asked to stop{_when_it_acts(context)}")
     else:
@@ -203,6 +203,8 @@ def _print_head(run: "RunDetail") -> None:
     print_line(f"run {run.id} of track {run.track}: {run.state}{f', {run.outcome}' if run.outcome else ''}")
     if run.ended_at is None:
         print_line(describe_run(run))
+    elif run.trial:
+        print_line(run.trial)
     if run.error:
         print_line(f"error: {run.error}")
     if run.hint:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from daemon.cli.drops import waiting_words
+from daemon.cli.drops import state_words, waiting_words
 from daemon.cli.output import dump, local, print_json, print_line, print_table, progress_words, until
 from daemon.cli.workspace import JsonOption, load_settings, open_overview
 
@@ -56,12 +56,19 @@ def status(context: typer.Context, *, as_json: JsonOption = False) -> None:
 
 def describe_run(run: "RunView") -> str:
     """Return in words what an open run does or waits for."""
+    trial = f"{run.trial}; " if run.trial else ""
     if run.state == "running":
         ending = "; to be cancelled" if run.cancel_requested else ""
-        return (progress_words(run.progress) or run.step or "beginning") + ending
+        return trial + (progress_words(run.progress) or run.step or "beginning") + ending
     late = run.not_before.timestamp() <= datetime.now(UTC).timestamp()
-    words = "begins next" if late else f"begins {until(run.not_before)}"
+    words = trial + ("begins next" if late else f"begins {until(run.not_before)}")
     return f"{words}; {run.error}" if run.error else words
+
+
+def outcome_words(run: "RunView", state: str | None = None) -> str:
+    """Return in words what an ended run has come to; with its `state` where it has no verdict."""
+    ending = (run.sentence,) if run.sentence else (state, run.error)
+    return ": ".join(filter(None, (run.trial, *ending)))
 
 
 def short_id(model_id: str) -> str:
@@ -244,7 +251,9 @@ def _print_drops(overview: "Overview") -> None:
     latest = overview.drops(most=_LATEST)
     if latest:
         print_line()
-        rows = [(drop.id, drop.track, drop.state, drop.rows, local(drop.received_at), drop.name) for drop in latest]
+        rows = [
+            (drop.id, drop.track, state_words(drop), drop.rows, local(drop.received_at), drop.name) for drop in latest
+        ]
         print_table(("DROP", "TRACK", "STATE", "ROWS", "RECEIVED", "NAME"), rows)
 
 
@@ -256,10 +265,7 @@ def _print_runs(overview: "Overview") -> None:
     latest = overview.ended_runs(_LATEST)
     if latest:
         print_line()
-        rows = [
-            (run.id, run.track, local(run.ended_at), run.sentence or ": ".join(filter(None, (run.state, run.error))))
-            for run in latest
-        ]
+        rows = [(run.id, run.track, local(run.ended_at), outcome_words(run, run.state)) for run in latest]
         print_table(("RUN", "TRACK", "ENDED", "OUTCOME"), rows)
         for run in latest:
             if run.state == "crashed" and run.hint:

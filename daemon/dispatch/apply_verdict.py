@@ -1,5 +1,5 @@
 """
-What follows from a verdict: the candidate is promoted or waits for a person, drops are suspended, the run ends.
+What follows from a verdict: the candidate is promoted or waits for a person, drops are put on trial, the run ends.
 
 Each part is idempotent, so a crash in between repeats it to the same end.
 """
@@ -11,12 +11,9 @@ from sqlalchemy import Engine
 from sqlmodel import Session
 
 from daemon.champions import promotion
-from daemon.champions.blockers import Blocker, blocker, true_sentence
+from daemon.champions.blockers import blocker, true_sentence
 from daemon.champions.journal import history, require_generation
-from daemon.queue import claims, run_queue, snapshots, withdrawals
-from daemon.queue.drops import train_without
-from daemon.queue.snapshots import excuse_new_drops, rests_on_withdrawn, withdrawn_from
-from daemon.queue.withdrawals import excuse_words
+from daemon.queue import claims, run_queue, suspects
 from daemon.queue.yardstick import note_change
 from daemon.settings.model import Settings, TrackSettings
 from daemon.state import run_files
@@ -34,7 +31,8 @@ def conclude(engine: Engine, settings: Settings, claim: claims.Claim, run: Run, 
     Act on the run's published verdict; return the outcome that the run has ended with, and what is to be said of it.
 
     Raises `ChampionMoved` if the candidate was not compared with today's champion, whether it won or lost, `LostClaim`
-    if the run is not the owner's any more, `DropforgeError` if the candidate cannot be promoted.
+    if the run is not the owner's any more, `Cancelled` if a person cancelled it or withdrew a drop of its own,
+    `DropforgeError` if the candidate cannot be promoted.
     """
     root = settings.state_folder
     verdict = run_files.load_verdict(root, claim.run_id)
@@ -45,40 +43,24 @@ def conclude(engine: Engine, settings: Settings, claim: claims.Claim, run: Run, 
     waits = wins and _is_manual(settings, run) and not promotion.has_promoted(engine, claim.run_id)
     if wins and not waits:
         waits = not _promote(engine, settings, claim, run.track, verdict, now)
-    blames = verdict.blames_new_drops
-    holds = _in_force(settings, run.track).on_worse == "suspend"
     bound = waits or (not wins and _hangs_on_champion(root, claim.run_id, verdict))
     shutil.rmtree(run_files.run_folder(root, claim.run_id) / "checkpoints", ignore_errors=True)
     outcome, sentence = AWAITING if waits else verdict.outcome, verdict.sentence
-    against: Blocker | None = None
-    more = None
+    against: str | None = None
 
-    def still(session: Session, held: Run) -> str | None:
-        # In the transaction that ends the run: no champion changes between the look and what follows from it, and no
-        # drop is withdrawn.
-        nonlocal against, more
+    def still(session: Session, held: Run) -> None:
+        # In the transaction that ends the run: no champion changes between the look and what follows from it.
+        nonlocal against
         if bound:
             require_generation(session, held.track, verdict.champion_generation)
-        # What is withdrawn may be all that a loss is about: nobody can tell it from what was new beside it.
-        in_vain = not wins and rests_on_withdrawn(session, held)
-        if in_vain:
-            excuse_new_drops(session, held, now)
-        elif blames and holds:
-            snapshots.suspend_new_drops(session, held, f"new in run {held.id}: {verdict.sentence}", now)
+        suspects.follow_verdict(session, settings, held, verdict, now)
         if waits:
-            past, gone = history(session, held.track), withdrawn_from(session, held)
-            against = blocker(run_files.run_folder(root, claim.run_id), past, gone)
-        if blames and in_vain:
-            more = excuse_words(withdrawn_from(session, held))
-        if waits or more:
-            train_without(session, settings, held, now)
+            against = blocker(run_files.run_folder(root, claim.run_id), history(session, held.track))
         note_change(session, held, verdict, now)
-        return more
 
     run_queue.finish(
         engine, claim, outcome, sentence, now, heldout_version=_heldout_version(settings, verdict, claim), still=still
     )
-    sentence = f"{sentence} {more}" if more else sentence
     return outcome, true_sentence(claim.run_id, outcome, sentence, against)
 
 
@@ -95,7 +77,7 @@ def _hangs_on_champion(root: Path, run_id: int, verdict: Verdict) -> bool:
 def _promote(  # noqa: PLR0913, PLR0917 - whose candidate, by which verdict, and when
     engine: Engine, settings: Settings, claim: claims.Claim, track: str, verdict: Verdict, now: int
 ) -> bool:
-    """Promote the candidate; say whether it was: what is blocked, or has a withdrawn drop, is for a person to take."""
+    """Promote the candidate; say whether it was: a blocked model is for a person to take."""
     root = settings.state_folder
     identity, generation = _candidate(verdict)
     path = f"models/{identity}"
@@ -103,7 +85,7 @@ def _promote(  # noqa: PLR0913, PLR0917 - whose candidate, by which verdict, and
     candidate = promotion.Candidate(track, claim.run_id, identity, path, claim.token)
     try:
         promotion.promote(engine, root, candidate, generation, verdict.sentence, now)
-    except (promotion.Blocked, withdrawals.Withdrawn):
+    except promotion.Blocked:
         return False
     return True
 

@@ -19,7 +19,7 @@ from daemon.dispatch.run_config import compose
 from daemon.dispatch.spool import Spool
 from daemon.dispatch.stale_steps import invalidate, up_to_date
 from daemon.dispatch.step_specs import spec_of
-from daemon.queue import attempts, claims, run_queue, tracks
+from daemon.queue import attempts, cancelling, claims, run_queue, suspects, tracks
 from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.database import ChangeWatch, transaction
@@ -99,6 +99,7 @@ class Dispatcher:
                 return
             self._asked_at = now
             self._due = now  # should the claim fail, on a full disk say, it is tried again
+            suspects.go_on(self._engine, self._settings, now)
             claim = None if low else run_queue.claim(self._engine, now, self._configure, ready=self._goes_on)
             if claim is None:
                 self._due = run_queue.next_due(self._engine)
@@ -160,7 +161,7 @@ class Dispatcher:
         if attempt is not None:
             return self._look_at(claim, run, attempt, now)
         if run.cancel_requested and not promotion.has_promoted(self._engine, claim.run_id):
-            run_queue.cancelled(self._engine, claim, now)
+            cancelling.cancelled(self._engine, claim, now)
             log.info("run_cancelled", run=claim.run_id)
             self._drop(claim)
             return False
@@ -253,6 +254,8 @@ class Dispatcher:
             outcome, words = conclude(self._engine, self._settings, claim, run, now)
         except claims.LostClaim:
             raise
+        except claims.Cancelled:
+            return True  # which ends it
         except journal.ChampionMoved:
             log.info("champion_moved", run=claim.run_id)
             invalidate(self._root, claim.run_id, "evaluate")
@@ -299,14 +302,8 @@ class Dispatcher:
         if dataset is None or dataset.shortfall is not None:
             return  # too little data for a verdict is too little to choose a measure by
         if isinstance(artifact, Dataset):
-            tracks.fix_track(
-                self._engine,
-                claim,
-                now,
-                metric=dataset.metric,
-                max_new_tokens=dataset.max_new_tokens,
-                split=spec.config.split.model_dump(),
-            )
+            asked = {"metric": dataset.metric, "max_new_tokens": dataset.max_new_tokens}
+            tracks.fix_track(self._engine, claim, now, **asked, split=spec.config.split.model_dump())
         elif isinstance(artifact, Evaluation):
             noise = artifact.noise.model_dump() if artifact.noise else None
             tracks.fix_track(self._engine, claim, now, eval_batch_size=artifact.batch_size, noise=noise)
@@ -392,9 +389,7 @@ def _key(attempt: Attempt) -> str:
 def _words(progress: Progress | None) -> str:
     if progress is None or not progress.total:
         return ""
-    words = f" {progress.done}/{progress.total}"
-    if progress.loss is not None:
-        words += f", loss {progress.loss:.3f}"
+    words = f" {progress.done}/{progress.total}" + ("" if progress.loss is None else f", loss {progress.loss:.3f}")
     if progress.eta_seconds is not None:
         words += f", {progress.eta_seconds:.0f} s left"
     return words

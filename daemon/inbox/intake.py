@@ -23,6 +23,7 @@ from daemon.inbox.receipts import Document, Filing
 from daemon.inbox.safe_copy import Copy, SourceChanged, SourceUnreadable, copy, identity, look, refusal
 from daemon.inbox.watcher import Settled
 from daemon.queue import snapshots
+from daemon.queue.suspects import is_on_trial
 from daemon.queue.yardstick import why_it_waits
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
@@ -186,9 +187,10 @@ class Intake:
                 return None
             drop = _drop(source, DropState.DUPLICATE, taken.sha256)
             drop.duplicate_of, drop.rows, drop.warnings = original.id, original.rows, original.warnings
-            _record(session, drop, source, ())
+            tried = is_on_trial(session, original)
+            _record(session, drop, source, (), on_trial=tried)
         self._mend_store(taken.path, content)
-        return self._answer(source, drop, receipts.receipt(drop, None, original, (), taken.sha256))
+        return self._answer(source, drop, receipts.receipt(drop, None, original, (), taken.sha256, on_trial=tried))
 
     def _mend_store(self, path: Path, content: str) -> None:
         """Put a known drop's content back where its stored file is missing or damaged: this is it, once more."""
@@ -319,7 +321,8 @@ def _receipt(drop: Drop, detail: Mapping[str, object], original: Drop | None, sh
     """Make the receipt of a recorded drop again, from the detail of its event."""
     run, noted = detail.get("run"), detail.get("warnings")
     notices = [Notice.model_validate(value) for value in noted] if isinstance(noted, list) else []
-    return receipts.receipt(drop, run if isinstance(run, int) else None, original, notices, sha256)
+    own, tried = run if isinstance(run, int) else None, detail.get("on_trial") is True
+    return receipts.receipt(drop, own, original, notices, sha256, on_trial=tried)
 
 
 def _filing(

@@ -30,6 +30,7 @@ ERRORS = ".errors.json"
 _LONGEST_NAME = 190
 _LONGEST_ENDING = 20
 _FIRST_TRIES = 20
+_ON_TRIAL = "; it may have made a run worse, so it is tried alone before it is used again"
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,19 @@ class Filing:
         return {ending: document for ending, document in both.items() if document is not None}
 
 
-def receipt(drop: Drop, run: int | None, original: Drop | None, notices: Sequence[Notice], sha256: str) -> Document:
+def receipt(  # noqa: PLR0913 - the last goes with a duplicate only
+    drop: Drop,
+    run: int | None,
+    original: Drop | None,
+    notices: Sequence[Notice],
+    sha256: str,
+    *,
+    on_trial: bool = False,
+) -> Document:
     """
     Return the receipt of a drop that was accepted, waits for a person, or was found to repeat `original`.
+
+    `original` may be `on_trial`: in no run but one that tries it alone.
 
     `sha256` is the file's; where bad rows were set aside, `content_sha256` is that of the rows which were stored.
     """
@@ -74,7 +85,7 @@ def receipt(drop: Drop, run: int | None, original: Drop | None, notices: Sequenc
         "quarantined": drop.quarantined,
         "run": run,
         "duplicate_of": same,
-        "sentence": _sentence(drop, run, original),
+        "sentence": _sentence(drop, run, original) + (_ON_TRIAL if on_trial else ""),
         "warnings": [notice.model_dump() for notice in notices],
     }
 

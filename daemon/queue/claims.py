@@ -18,6 +18,15 @@ class LostClaim(DropforgeError):
     """The run is no longer this owner's: another daemon adopted it, or it has moved on."""
 
 
+class Cancelled(DropforgeError):
+    """A person cancelled the run or withdrew a drop that it was made from: nobody acts on its verdict."""
+
+    def __init__(self, run: Run) -> None:
+        """Say so of `run`, and why if that is known."""
+        why = f": {run.error}" if run.error else ""
+        super().__init__(f"run {run.id} was cancelled{why}", f"look at it: dropforge show {run.id}")
+
+
 @dataclass(frozen=True)
 class Claim:
     """The right to work on one run, until somebody else holds it."""
@@ -37,3 +46,14 @@ def held_run(session: Session, claim: Claim) -> Run:
         message = f"run {claim.run_id} is not held by this daemon any more"
         raise LostClaim(message, f"look at it: dropforge show {claim.run_id}")
     return run
+
+
+def is_cancelled(run: Run) -> bool:
+    """Say whether a run was cancelled, or will be as soon as its owner sees that it was asked to."""
+    return run.cancel_requested or run.state == RunState.CANCELLED
+
+
+def require_not_cancelled(run: Run) -> None:
+    """Raise `Cancelled` if a run `is_cancelled`; asked in the transaction that acts on its verdict."""
+    if is_cancelled(run):
+        raise Cancelled(run)

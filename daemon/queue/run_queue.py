@@ -1,5 +1,5 @@
 """
-The queue of runs: the only place that writes `Run.state`, always with an event in the same transaction.
+The queue of runs: with `cancelling` the only place that writes `Run.state`, and an event in the same transaction.
 
 A run's owner holds a claim token, and each of its writes is conditional on it: a daemon that lost its run cannot end
 somebody else's. Every time is in whole milliseconds since the epoch and given by the caller. What an owner needs beside
@@ -14,14 +14,14 @@ from typing import Any
 from sqlalchemy import BindParameter, Engine, bindparam, func, or_
 from sqlmodel import Session, col, select
 
-from daemon.queue.claims import Claim, held_run
+from daemon.queue.claims import Claim, held_run, require_not_cancelled
 from daemon.queue.snapshots import retake_snapshot, take_snapshot
-from daemon.queue.states import FINAL, RETRIABLE, Move, WrongState, change
+from daemon.queue.states import RETRIABLE, Move, WrongState, change, known_run
 from daemon.queue.tracks import ensure_track
 from daemon.settings.model import RetrySettings, TrackSettings
 from daemon.state.database import transaction
 from daemon.state.events import record_event
-from daemon.state.states import RunState, state_words
+from daemon.state.states import TRIAL, RunState, state_words
 from daemon.state.tables import Run, Track, promotion_of
 from daemon.state.troubles import SetApart
 from pipeline.config import RunConfig
@@ -37,8 +37,11 @@ _now: BindParameter[int] = bindparam("now")
 # A run of the future is due: it was told to wait by a clock that was set back since.
 _due = or_(col(Run.not_before) <= _now, col(Run.created_at) > _now, col(Run.heartbeat_at) > _now)
 _going = col(Run.state).in_([RunState.WAITING, RunState.QUEUED])
-#: Waiting runs go first.
-_DUE = select(Run).where(_going, _due).order_by(col(Run.state) == RunState.QUEUED, col(Run.id))
+#: Waiting runs go first, and trials after all others.
+_DUE = select(Run).where(_going, _due)
+_DUE = _DUE.order_by(col(Run.trigger) == TRIAL, col(Run.state) == RunState.QUEUED, col(Run.id))
+#: Largest seed that training takes.
+_MOST_SEED = 4_294_967_295
 
 
 @dataclass(frozen=True)
@@ -94,13 +97,12 @@ def claim(
     """
     Take the next run that is due, or return `None` if there is none or `limit` runs are running already.
 
-    Waiting runs go first, then queued ones, the oldest of each. A queued run takes its snapshot here: the track's
-    accepted drops and what `configure` gives. So does one that a person retried, of the drops that it had. If
-    `configure` raises `DropforgeError` the run stays where it is with the error on its row and is tried again after
+    Waiting runs go first, then queued ones, the oldest of each; trials come last. A queued run takes its snapshot here:
+    the track's accepted drops and what `configure` gives. So does one that a person retried, of the drops that it had.
+    If `configure` raises `DropforgeError` the run stays where it is with the error on its row and is tried again after
     30 s, or the pause of `SetApart`; so does a waiting run for which `ready` raises it. A run without any training
-    drop is cancelled. `configure`
-    and `ready` must be quick and must not open a transaction of their own: they are called while the write lock is
-    held.
+    drop is cancelled. `configure` and `ready` must be quick and must not open a transaction of their own: they are
+    called while the write lock is held.
     """
     with transaction(engine) as session:
         if limit is not None and session.exec(_RUNNING).one() >= limit:
@@ -149,12 +151,12 @@ def finish(  # noqa: PLR0913 - the last two go with some verdicts only
     now: int,
     *,
     heldout_version: str | None = None,
-    still: Callable[[Session, Run], str | None] = lambda _session, _run: None,
+    still: Callable[[Session, Run], None] = lambda _session, _run: None,
 ) -> None:
     """
     End the run with its verdict, unless `still` raises, in the same transaction, that it does not hold any more.
 
-    What `still` returns, if anything, is said after the sentence.
+    Raises `LostClaim`, or `Cancelled` if a person cancelled the run and its model does not serve yet.
     """
     values = {
         "outcome": outcome,
@@ -166,8 +168,9 @@ def finish(  # noqa: PLR0913 - the last two go with some verdicts only
     }
     with transaction(engine) as session:
         run = held_run(session, claim)
-        more = still(session, run)
-        values["sentence"] = f"{sentence} {more}" if more else sentence
+        if promotion_of(session, claim.run_id) is None:
+            require_not_cancelled(run)
+        still(session, run)
         change(session, run, Move(RunState.SUCCEEDED, "run_succeeded", values, {"outcome": outcome}), now)
 
 
@@ -223,36 +226,6 @@ def died(  # noqa: PLR0913 - the last one goes by name
             return _wait(session, run, Move(RunState.WAITING, "run_died", values, detail), now)
         values["hint"] = f"free memory or lower train.batch_size, then: dropforge retry {run.id}"
         return change(session, run, Move(RunState.CRASHED, "run_crashed", values, detail), now)
-
-
-def cancel(engine: Engine, run_id: int, now: int) -> RunState:
-    """
-    End a queued or waiting run at once; ask for the end of a running one, whose owner calls `cancelled`.
-
-    Returns the state that the run is in now. Raises `WrongState` for a run that has ended or does not exist, and for
-    one that waits for no more than to be told that it has won: its model serves.
-    """
-    with transaction(engine) as session:
-        run = _known(session, run_id)
-        if run.state in FINAL:
-            message = f"run {run_id} has ended already: {run.state}"
-            raise WrongState(message, f"look at it: dropforge show {run_id}")
-        if run.state != RunState.RUNNING and promotion_of(session, run_id) is not None:
-            message = f"the model of run {run_id} is the champion of track {run.track} already; the run ends by itself"
-            raise WrongState(message, f"to go back to the model before: dropforge rollback --track {run.track}")
-        if run.state != RunState.RUNNING:
-            return change(session, run, Move(RunState.CANCELLED, "run_cancelled"), now)
-        if not run.cancel_requested:
-            run.cancel_requested = True
-            session.add(run)
-            record_event(session, "run_cancel_requested", now, track=run.track, run_id=run_id)
-        return RunState.RUNNING
-
-
-def cancelled(engine: Engine, claim: Claim, now: int) -> None:
-    """End a running run that a person wanted cancelled."""
-    with transaction(engine) as session:
-        change(session, held_run(session, claim), Move(RunState.CANCELLED, "run_cancelled"), now)
 
 
 def retry(engine: Engine, run_id: int, now: int) -> RunState:
@@ -312,6 +285,10 @@ def _begin(session: Session, run: Run, now: int, configure: Callable[[Session, T
         values = {"error": reason, "hint": f"drop a file into the inbox of track {run.track}"}
         change(session, run, Move(RunState.CANCELLED, "run_cancelled", values, {"reason": reason}), now)
         return False
+    if run.trigger == TRIAL:
+        # Another draw: what the seed did to the run that was worse must not be held against a drop once more.
+        seed = (config.train.seed + _id(run)) % (_MOST_SEED + 1)
+        config = config.model_copy(update={"train": config.train.model_copy(update={"seed": seed})})
     run.snapshot, run.config = snapshot, config.model_dump(mode="json")
     run.error = run.hint = None
     session.add(run)
@@ -345,16 +322,8 @@ def _opened(session: Session, track: str) -> Run | None:
     return session.exec(_OPENED, params={"of_track": track}).first()
 
 
-def _known(session: Session, run_id: int) -> Run:
-    run = session.get(Run, run_id)
-    if run is None:
-        message = f"there is no run {run_id}"
-        raise WrongState(message, "list them: dropforge runs")
-    return run
-
-
 def _retriable(session: Session, run_id: int) -> Run:
-    run = _known(session, run_id)
+    run = known_run(session, run_id)
     if run.state not in RETRIABLE:
         message = f"run {run_id} {state_words(run.state)}: only a failed, cancelled or crashed run can be retried"
         raise WrongState(message, f"look at it: dropforge show {run_id}")

@@ -27,7 +27,8 @@ ALLOWED: Mapping[RunState, frozenset[RunState]] = MappingProxyType(
         RunState.QUEUED: frozenset({RunState.RUNNING, RunState.CANCELLED}),
         RunState.RUNNING: frozenset(set(RunState) - {RunState.QUEUED}),
         RunState.WAITING: frozenset({RunState.RUNNING, RunState.CANCELLED}),
-        RunState.SUCCEEDED: frozenset(),
+        # A win that waits for approval, where a drop of its own is withdrawn.
+        RunState.SUCCEEDED: frozenset({RunState.CANCELLED}),
         RunState.FAILED: frozenset({RunState.WAITING, RunState.QUEUED}),
         RunState.CANCELLED: frozenset({RunState.WAITING, RunState.QUEUED}),
         RunState.CRASHED: frozenset({RunState.WAITING}),
@@ -82,3 +83,12 @@ def change(session: Session, run: Run, move: Move, now: int) -> RunState:
         set_committed_value(run, name, value)
     record_event(session, move.kind, now, track=run.track, run_id=run.id, **move.detail)
     return move.to
+
+
+def known_run(session: Session, run_id: int) -> Run:
+    """Return a run. Raises `WrongState` if there is none of this number."""
+    run = session.get(Run, run_id)
+    if run is None:
+        message = f"there is no run {run_id}"
+        raise WrongState(message, "list them: dropforge runs")
+    return run

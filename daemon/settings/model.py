@@ -121,6 +121,8 @@ class GateSettings(GateConfig):
 
     pinned_by: tuple[str, ...] = ()
     """Users whose files in heldout/ count at once, with on = "pinned", names or ids; [] is who owns the settings."""
+    trials_per_week: int = Field(default=7, ge=0, le=_MANY)
+    """Most runs of a track in seven days that each try a drop alone which may have made one worse; 0 suspects none."""
 
 
 class TrackSettings(Frozen):
@@ -139,7 +141,7 @@ class TrackSettings(Frozen):
     run_after_at_most_seconds: float = Field(default=3600.0, ge=0, le=365 * _DAY)
     """Seconds after a run was queued that further drops may put it off, however steadily they come."""
     on_worse: Literal["suspend", "keep"] = "suspend"
-    """The drops that were new in a candidate that lost badly: hold them back from later runs, or keep them."""
+    """After a candidate that lost badly: try its new drops alone, suspend the one that does harm; or keep them all."""
     split: SplitConfig = SplitConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()

@@ -23,8 +23,24 @@ class DropState(StrEnum):
     DUPLICATE = "duplicate"
     #: A person took it out of later snapshots; a person restores it.
     WITHDRAWN = "withdrawn"
-    #: It was new in a candidate that lost badly and is out of later snapshots; a person restores it.
+    #: It made a candidate worse, and another one that was trained on it alone beside what the champion knows; it is out
+    #: of later snapshots, and a person restores it.
     SUSPENDED = "suspended"
+
+
+#: `Run.trigger` of a run that tries one drop alone, since that may have made another run worse.
+TRIAL = "trial"
+
+
+class SuspectEnd(StrEnum):
+    """What a drop's being on trial has come to."""
+
+    #: Its trial did not speak against it, another drop was found, or nobody looks any further.
+    CLEARED = "cleared"
+    #: Its trial spoke against it: the drop is suspended.
+    SUSPENDED = "suspended"
+    #: A person took the drop out or put it back meanwhile.
+    ENDED = "ended"
 
 
 class RunState(StrEnum):
@@ -36,11 +52,11 @@ class RunState(StrEnum):
     RUNNING = "running"
     #: Interrupted or to be retried: it keeps its snapshot and is claimed, from `not_before` on, before any queued run.
     WAITING = "waiting"
-    #: It ended with a verdict, promoted or not; final.
+    #: It ended with a verdict, promoted or not; final, unless it waits for approval and a drop of its own is withdrawn.
     SUCCEEDED = "succeeded"
     #: It ended without a verdict; a person retries it.
     FAILED = "failed"
-    #: A person ended it; a person retries it.
+    #: A person ended it or withdrew a drop that it was made from; a person retries it.
     CANCELLED = "cancelled"
     #: Its processes vanished again and again (killed, out of memory), so it may not take the box down once more; a
     #: person retries it.

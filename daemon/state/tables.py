@@ -1,18 +1,31 @@
 """
 The rows of the state database; `states` says what states they pass through.
 
-Only `queue` writes `Run.state`, only `attempts` writes `Attempt.state`, only `intake`, `drops` and `snapshots` write
-`Drop.state`, only `daemon.champions` writes `Promotion` and the champion columns of `Track`, and only `hooks`
-what became of a promotion's commands. Times are whole milliseconds
-since the epoch, UTC. Every change of a state leaves an `Event` row in the same transaction.
+Only `queue` writes `Run.state`, only `attempts` writes `Attempt.state`, only `intake`, `drops` and `suspects` write
+`Drop.state`, only `suspects` writes `Suspect`, only `daemon.champions` writes `Promotion` and the champion columns of
+`Track`, and only `hooks` what became of a promotion's commands. Times are whole milliseconds since the epoch, UTC.
+Every change of a state leaves an `Event` row in the same transaction.
 """
 
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from sqlalchemy import CheckConstraint, ColumnElement, Index, LargeBinary, literal, text
 from sqlmodel import JSON, Column, Field, Session, SQLModel, col, select
 
-from daemon.state.states import AWAITING, AttemptState, DropState, HookState, PromotionKind, PromotionState, RunState
+from daemon.state.states import (
+    AWAITING,
+    AttemptState,
+    DropState,
+    HookState,
+    PromotionKind,
+    PromotionState,
+    RunState,
+    SuspectEnd,
+)
+
+if TYPE_CHECKING:
+    from sqlmodel.sql.expression import SelectOfScalar
 
 
 def _one_of(column: str, states: type[StrEnum]) -> CheckConstraint:
@@ -124,6 +137,30 @@ class Run(SQLModel, table=True):
     heldout_version: str | None = None
 
 
+class Suspect(SQLModel, table=True):
+    """A drop that may have made a run worse: it is on trial, in no other run, until its row has ended."""
+
+    __table_args__ = (
+        _one_of("ended", SuspectEnd),
+        CheckConstraint("(ended IS NULL) = (ended_at IS NULL)", name="ended_has_time"),
+        Index("one_open_suspect", "drop_id", unique=True, sqlite_where=text("ended IS NULL")),
+        Index("one_trial", "track", unique=True, sqlite_where=text("ended IS NULL AND trial_run IS NOT NULL")),
+    )
+
+    #: Suspects are tried in the order of their numbers.
+    id: int | None = Field(default=None, primary_key=True)
+    track: str
+    drop_id: int = Field(foreign_key="drop.id")
+    #: The run whose verdict put it under suspicion; the suspects of one run are one search.
+    blamed_run: int = Field(foreign_key="run.id")
+    #: The run that tries it alone; `None` before its turn.
+    trial_run: int | None = Field(default=None, foreign_key="run.id", index=True)
+    opened_at: int
+    #: `None` while it is on trial.
+    ended: str | None = None
+    ended_at: int | None = None
+
+
 class Attempt(SQLModel, table=True):
     """One attempt at one step."""
 
@@ -221,6 +258,12 @@ class Event(SQLModel, table=True):
 def waits() -> ColumnElement[bool]:
     """Return what is true of the runs that wait for approval; in words that let SQLite use their small index."""
     return col(Run.outcome) == literal(AWAITING, literal_execute=True)
+
+
+def on_trial_beside(run_id: int | None) -> "SelectOfScalar[int]":
+    """Return the question for the drops that are on trial, but for the one that run `run_id` tries."""
+    own = col(Suspect.trial_run).is_(None) | (col(Suspect.trial_run) != (run_id or 0))
+    return select(Suspect.drop_id).where(col(Suspect.ended).is_(None), own)
 
 
 def promotion_of(session: Session, run_id: int) -> Promotion | None:

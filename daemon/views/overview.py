@@ -12,16 +12,17 @@ from pathlib import Path
 from sqlite3 import Connection
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from daemon.champions.blockers import Blocker, true_sentence
+from daemon.champions.blockers import blocker, true_sentence
 from daemon.state.database_file import DatabaseUnusable
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, TROUBLES_NOTE, WATCHER_NOTE
-from daemon.state.run_files import attempt_folder, load_object, load_progress, load_verdict
+from daemon.state.run_files import attempt_folder, load_object, load_progress, load_verdict, run_folder
 from daemon.state.sqlite_errors import in_words
-from daemon.state.states import AWAITING, RunState
+from daemon.state.states import AWAITING, TRIAL, RunState
 from daemon.system.processes import lock_holder
 from daemon.views.champion_history import ChampionView, TrainedOn, champion_view, champion_views, trained_on, utc
-from daemon.views.drop_lineage import DropUses, blocker_of, drop_uses
-from daemon.views.reader import reading
+from daemon.views.drop_lineage import DropUses, drop_uses
+from daemon.views.reader import champions_of, reading
+from daemon.views.trials import on_trial, trial_words
 from pipeline.artifacts import Frozen, Verdict
 from pipeline.contract import LOG_NAME, Progress
 from pipeline.durable import read_object
@@ -64,6 +65,8 @@ class DropView(Frozen):
     duplicate_of: int | None
     reason: str | None
     sha256: str
+    on_trial: str | None = None
+    """Why it is in no run but one that tries it alone, and which one does; `None` unless it is."""
 
 
 class YardstickView(Frozen):
@@ -96,13 +99,16 @@ class RunView(Frozen):
     error: str | None
     hint: str | None
     cancel_requested: bool
+    trial: str | None = None
+    """Of a run that tries one drop alone: which, and why."""
     blocker: str | None = None
-    """Why a win is promoted by force only: its model is blocked, or a drop that it was made from withdrawn since."""
+    """Why a win is promoted by force only: its model is blocked."""
 
 
 #: The columns of runs and drops that lists need.
-_RUN_COLUMNS = tuple(name for name in RunView.model_fields if name not in {"progress", "blocker"})
-_RUN, _DROP = ", ".join(_RUN_COLUMNS), ", ".join(DropView.model_fields)
+_RUN_COLUMNS = tuple(name for name in RunView.model_fields if name not in {"progress", "trial", "blocker"})
+_DROP_COLUMNS = tuple(name for name in DropView.model_fields if name != "on_trial")
+_RUN, _DROP = ", ".join(_RUN_COLUMNS), ", ".join(_DROP_COLUMNS)
 
 
 class AttemptView(Frozen):
@@ -196,7 +202,8 @@ class Overview:
         """Return the drops, newest first, at most `most` of them."""
         newest, values = _newest({"track": track, "state": state}, most)
         wanted = f'SELECT {_DROP} FROM "drop" {newest}'  # noqa: S608 - our own words
-        return [_drop(row) for row in self._rows(wanted, *values)]
+        tried = self._read(lambda base: list(on_trial(base).items()))
+        return [_drop(row, dict(tried).get(row.id)) for row in self._rows(wanted, *values)]
 
     def drop_counts(self) -> dict[str, dict[str, int]]:
         """Return how many drops of each track are in each state."""
@@ -294,11 +301,14 @@ class Overview:
     def _run(self, base: Connection, row: "Run") -> dict[str, Any]:
         run_id, times = row.id or 0, ("created_at", "not_before", "started_at", "ended_at")
         values = {name: getattr(row, name) for name in _RUN_COLUMNS}
-        against = blocker_of(base, self.folder, row.track, run_id) if row.outcome == AWAITING else None
+        against = None
+        if row.outcome == AWAITING:
+            against = blocker(run_folder(self.folder, run_id), champions_of(base, row.track))
         values["sentence"] = _sentence(row, against)
         if against is not None:
-            values["blocker"] = against.words
-            values["outcome"] = BLOCKED if against.blocked else row.outcome
+            values["blocker"], values["outcome"] = against, BLOCKED
+        if row.trigger == TRIAL:
+            values["trial"] = trial_words(base, run_id, ended=row.ended_at is not None)
         progress = self._progress(base, run_id) if row.state == RunState.RUNNING else None
         return {**values, "progress": progress, **{name: utc(values[name]) for name in times}}
 
@@ -309,8 +319,10 @@ class Overview:
         except OSError as error:
             verdict, data = None, {}
             unread = f"not all of it can be read: {error.filename}: {error.strerror}"
+        if row.state == RunState.CANCELLED:
+            verdict = None  # nobody acts on it
         if verdict is not None and row.outcome is not None:
-            # It may say "promoted", and nothing was, and knows nothing of drops that were withdrawn meanwhile.
+            # It may say "promoted", and nothing was.
             verdict = verdict.model_copy(update={"sentence": told["sentence"]})
         drops = trained_on(base, [int(str(drop["id"])) for drop in row.snapshot or ()])
         warnings = (*data.get("warnings", ()), *((unread,) if unread else ()))
@@ -342,13 +354,13 @@ def _newest(wanted: dict[str, str | list[str] | None], most: int | None) -> tupl
     return end, [*chain.from_iterable(given.values()), *limit]
 
 
-def _sentence(row: "Run", against: Blocker | None) -> str | None:
+def _sentence(row: "Run", against: str | None) -> str | None:
     return None if row.sentence is None else true_sentence(row.id or 0, row.outcome or "", row.sentence, against)
 
 
-def _drop(row: "Drop") -> DropView:
-    values = {name: getattr(row, name) for name in DropView.model_fields}
-    return DropView.model_validate({**values, "received_at": utc(row.received_at)})
+def _drop(row: "Drop", tried: str | None) -> DropView:
+    values = {name: getattr(row, name) for name in _DROP_COLUMNS}
+    return DropView.model_validate({**values, "received_at": utc(row.received_at), "on_trial": tried})
 
 
 def _attempts(base: Connection, run: "Run") -> tuple[AttemptView, ...]:

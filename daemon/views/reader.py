@@ -50,11 +50,5 @@ def drops_with(base: sqlite3.Connection, ids: Iterable[int]) -> list[Any]:
     return base.execute(wanted, (json.dumps(list(ids)),)).fetchall()
 
 
-def snapshot_of(base: sqlite3.Connection, run_id: int) -> list[int]:
-    """Return the drops in a run's snapshot."""
-    (row,) = base.execute("SELECT snapshot FROM run WHERE id = ?", (run_id,))
-    return [int(drop["id"]) for drop in row.snapshot or ()]
-
-
 def _row(cursor: sqlite3.Cursor, values: Sequence[Any]) -> Row:
     return Row(**{column[0]: value for column, value in zip(cursor.description, values, strict=True)})

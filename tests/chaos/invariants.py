@@ -56,8 +56,8 @@ class _Rows:
             return [dict(row) for row in connection.execute(f'SELECT * FROM "{table}" ORDER BY rowid')]
 
         self.drops, self.runs, self.attempts = read("drop"), read("run"), read("attempt")
-        self.promotions, self.tracks, self.events, self.slots = (
-            read("promotion"), read("track"), read("event"), read("slot"),
+        self.promotions, self.tracks, self.events, self.slots, self.suspects = (
+            read("promotion"), read("track"), read("event"), read("slot"), read("suspect"),
         )  # fmt: skip
 
 
@@ -121,7 +121,7 @@ def _store(state: Path, rows: _Rows) -> Iterator[str]:
 
 def _runs(rows: _Rows) -> Iterator[str]:
     for run in rows.runs:
-        state = "queued"
+        state = "waiting" if run["trigger"] == "trial" else "queued"
         for event in (event for event in rows.events if event["run_id"] == run["id"]):
             after = _MOVES.get(event["kind"], state)
             if event["kind"] == "run_retried":
@@ -131,6 +131,16 @@ def _runs(rows: _Rows) -> Iterator[str]:
             state = after
         if state != run["state"]:
             yield f"run {run['id']} is {run['state']} and its events say {state}"
+    gone = {drop["id"] for drop in rows.drops if drop["state"] == "withdrawn"}
+    promoted = {row["run_id"] for row in rows.promotions if row["state"] == "done"}
+    for run in rows.runs:
+        # A run that is retried takes its snapshot anew when it is claimed.
+        going = run["state"] in {"running", "waiting"} and run["config"] is not None and not run["cancel_requested"]
+        made = {drop["id"] for drop in json.loads(run["snapshot"] or "[]")}
+        if (going or run["outcome"] == "awaiting_approval") and run["id"] not in promoted and made & gone:
+            yield f"run {run['id']} goes on with drops that are withdrawn: {sorted(made & gone)}"
+    tried = Counter(one["track"] for one in rows.suspects if one["ended"] is None and one["trial_run"] is not None)
+    yield from (f"track {track} has {count} trials at a time" for track, count in tried.items() if count > 1)
     opened = Counter(run["track"] for run in rows.runs if run["state"] == "queued")
     yield from (f"track {track} has {count} queued runs" for track, count in opened.items() if count > 1)
     nights = Counter((slot["track"], slot["due_at"]) for slot in rows.slots)

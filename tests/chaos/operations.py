@@ -16,10 +16,10 @@ from daemon.champions import approval, journal, promotion, rollback
 from daemon.champions.commands import Ended
 from daemon.champions.hooks import Hooks
 from daemon.champions.journal import ChampionMoved
-from daemon.queue import drops, run_queue
+from daemon.queue import cancelling, drops, run_queue, suspects
 from daemon.state.database import transaction
 from daemon.state.states import DropState, PromotionState, RunState
-from daemon.state.tables import Drop, Event, Promotion, Run, Track
+from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track
 from pipeline.qlora import checkpoints
 from tests.chaos.house import _SETTINGS, DAY, START, Daemon, build, records
 
@@ -108,7 +108,7 @@ def _waiting_drop(folder: Path) -> None:
     daemon = Daemon(folder, START)
     daemon.night(START)  # nights count from the first look
     _accepted(daemon, "new.jsonl", "new")
-    run_queue.cancel(daemon.engine, 1, START)
+    cancelling.cancel(daemon.engine, 1, START)
 
 
 def _night(folder: Path) -> Callable[[], object]:
@@ -153,13 +153,13 @@ def _ticking(folder: Path) -> Callable[[], object]:
     return lambda: daemon.dispatcher.tick(NOW)
 
 
-def _ended(outcome: str, *, drop: str = "accepted") -> Callable[[Daemon], None]:
+def _ended(outcome: str) -> Callable[[Daemon], None]:
     def complete(daemon: Daemon) -> None:
         daemon.finish_runs(LATER, outcome)
         with transaction(daemon.engine) as session:
             run = session.get_one(Run, 1)
             assert (run.state, run.outcome, run.failures, run.deaths) == (RunState.SUCCEEDED, outcome, 0, 0)
-        assert _drops(daemon) == [("new.jsonl", drop)]
+        assert _drops(daemon) == [("new.jsonl", "accepted")]
         promoted = outcome == "promoted"
         assert _serving(daemon) == ((1, [None, 1]) if promoted else (0, [None]))
 
@@ -211,6 +211,64 @@ def _compared_again(daemon: Daemon) -> None:
         assert (run.state, run.outcome, run.failures) == (RunState.SUCCEEDED, "not_shown_better", 0)
     assert _drops(daemon) == [("new.jsonl", "accepted"), ("second.jsonl", "accepted")]
     assert _serving(daemon) == (2, [None, 1, None])
+
+
+# --- the search for a drop that made a run worse
+
+
+def _worse_at(step: str) -> Callable[[Path], None]:
+    """Return what brings a run on two new drops to `decide`, `worse`, or to its `end`, or the `trial` after it."""
+
+    def prepare(folder: Path) -> None:
+        _came_to("promoted")(folder)
+        daemon = Daemon(folder, START)
+        for name in ("second", "third"):
+            _accepted(daemon, f"{name}.jsonl", name)
+        daemon.until("decide", START, "worse")
+        if step != "decide":
+            with patch.object(suspects, "go_on"):
+                daemon.dispatcher.tick(START)
+        if step == "trial":
+            daemon.until("decide", START, "worse")
+
+    return prepare
+
+
+def _found(daemon: Daemon) -> None:
+    """Two trials at most, whatever was killed: the newest drop is found, and the other one is run without it."""
+    for _ in range(2):  # a run that had no more to do than to end leaves the daemon as idle as before
+        daemon.finish_runs(LATER, "worse")
+    with transaction(daemon.engine) as session:
+        rows = session.exec(select(Run).order_by(col(Run.id))).all()
+        runs = [(run.trigger, run.outcome, [drop["id"] for drop in run.snapshot or ()]) for run in rows]
+        ended = session.exec(select(Suspect.drop_id, Suspect.ended).order_by(col(Suspect.id))).all()
+    assert runs == [
+        ("drop", "promoted", [1]),
+        ("drop", "worse", [1, 2, 3]),
+        ("trial", "worse", [1, 3]),
+        ("drop", "worse", [1, 2]),
+        ("trial", "worse", [1, 2]),
+    ]
+    assert [tuple(one) for one in ended] == [(3, "suspended"), (2, "cleared"), (2, "suspended")]
+    assert _drops(daemon) == [("new.jsonl", "accepted"), ("second.jsonl", "suspended"), ("third.jsonl", "suspended")]
+
+
+def _tried_in_vain(folder: Path) -> None:
+    """A trial that a person has cancelled, and nobody has drawn the conclusion."""
+    _worse_at("trial")(folder)
+    daemon = Daemon(folder, START)
+    cancelling.cancel(daemon.engine, 3, START)
+    with patch.object(suspects, "go_on"):
+        daemon.dispatcher.tick(START)
+
+
+def _cleared(daemon: Daemon) -> None:
+    daemon.finish_runs(LATER, "not_shown_better")
+    with transaction(daemon.engine) as session:
+        ended = session.exec(select(Suspect.drop_id, Suspect.ended).order_by(col(Suspect.id))).all()
+        runs = [run.state for run in session.exec(select(Run).order_by(col(Run.id)))]
+    assert [tuple(one) for one in ended] == [(3, "cleared"), (2, "cleared")]
+    assert runs == ["succeeded", "succeeded", "cancelled", "succeeded"]
 
 
 # --- checkpoints
@@ -339,27 +397,45 @@ def _waits(daemon: Daemon) -> None:
     assert _serving(daemon) == (1, [None, 1])
 
 
-def _withdrawn_at(step: str) -> Callable[[Path], None]:
-    """Return what brings a candidate of two drops to `step`, `promoted`, and withdraws the first of them then."""
+def _two_drops_at(step: str) -> Callable[[Path], None]:
+    """Return what brings a candidate of two drops to `step`, `promoted`, or to its end if that is empty."""
 
     def prepare(folder: Path) -> None:
         build(folder)
         daemon = Daemon(folder, START)
         _accepted(daemon, "new.jsonl", "new")
         _accepted(daemon, "other.jsonl", "other")
-        daemon.until(step, START, "promoted")
-        drops.withdraw(daemon.engine, 1, "wrong labels", START, daemon.settings)
+        if step:
+            daemon.until(step, START, "promoted")
+        else:
+            daemon.finish_runs(START, "promoted")
 
     return prepare
 
 
-def _done_without(daemon: Daemon) -> None:
-    daemon.finish_runs(LATER, "promoted")
-    with transaction(daemon.engine) as session:
-        runs = session.exec(select(Run).order_by(col(Run.id))).all()
-    assert [(run.state, run.outcome) for run in runs] == [("succeeded", "overtaken"), ("succeeded", "promoted")]
-    assert [drop["id"] for drop in runs[1].snapshot or ()] == [2]
-    assert _serving(daemon) == (1, [None, 2])
+def _withdrawing(folder: Path) -> Callable[[], object]:
+    daemon = Daemon(folder, NOW)
+    return lambda: drops.withdraw(daemon.engine, 1, "wrong labels", NOW, daemon.settings)
+
+
+def _done_without(outcome: str) -> Callable[[Daemon], None]:
+    def complete(daemon: Daemon) -> None:
+        with transaction(daemon.engine) as session:
+            gone = session.get_one(Drop, 1).state == DropState.WITHDRAWN
+            unseen = session.get_one(Drop, 2).first_run is None
+            runs = session.exec(select(Run).order_by(col(Run.id))).all()
+        ended = runs[0].cancel_requested or runs[0].state == RunState.CANCELLED
+        assert (ended, unseen, len(runs) == 2) == (gone, gone, gone), "all of it or nothing"
+        with suppress(drops.WrongDrop):
+            drops.withdraw(daemon.engine, 1, "wrong labels", NOW, daemon.settings)
+        daemon.finish_runs(LATER, "promoted")
+        with transaction(daemon.engine) as session:
+            runs = session.exec(select(Run).order_by(col(Run.id))).all()
+        assert [(run.state, run.outcome) for run in runs] == [("cancelled", None), ("succeeded", outcome)]
+        assert [drop["id"] for drop in runs[1].snapshot or ()] == [2]
+        assert _serving(daemon) == ((1, [None, 2]) if outcome == "promoted" else (0, [None]))
+
+    return complete
 
 
 def _approving(folder: Path) -> Callable[[], object]:
@@ -372,7 +448,7 @@ def _forcing(folder: Path) -> Callable[[], object]:
     return lambda: approval.force(daemon.engine, daemon.root, 1, "I know better", NOW, by="ada")
 
 
-def _done_by_hand(kind: str, outcome: str, drop: str) -> Callable[[Daemon], None]:
+def _done_by_hand(kind: str, outcome: str) -> Callable[[Daemon], None]:
     act = _approving if kind == "promotion" else _forcing
 
     def complete(daemon: Daemon) -> None:
@@ -383,7 +459,7 @@ def _done_by_hand(kind: str, outcome: str, drop: str) -> Callable[[Daemon], None
         with transaction(daemon.engine) as session:
             row = session.exec(select(Promotion).where(Promotion.generation == 1)).one()
             assert (row.kind, row.approved_by, session.get_one(Run, 1).outcome) == (kind, "ada", outcome)
-        assert _drops(daemon) == [("new.jsonl", drop)]
+        assert _drops(daemon) == [("new.jsonl", "accepted")]
 
     return complete
 
@@ -513,18 +589,22 @@ OPERATIONS = {
     "publish of a model": Operation(_at("merge", "promoted"), _ticking, _ended("promoted")),
     "publish of predictions": Operation(_at("evaluate", "promoted"), _ticking, _ended("promoted")),
     "finish": Operation(_at("decide", "not_shown_better"), _ticking, _ended("not_shown_better")),
-    "finish that holds drops": Operation(_at("decide", "worse"), _ticking, _ended("worse", drop="suspended")),
+    "verdict that opens a search": Operation(_worse_at("decide"), _ticking, _found),
+    "begin of a trial": Operation(_worse_at("end"), _ticking, _found),
+    "trial that finds a drop": Operation(_worse_at("trial"), _ticking, _found),
+    "trial without a verdict": Operation(_tried_in_vain, _ticking, _cleared),
     "report that comes too late": Operation(_overtaken_at("evaluate"), _ticking, _compared_again),
     "verdict that comes too late": Operation(_overtaken_at("decide"), _ticking, _compared_again),
     "checkpoint": Operation(_trained, _checkpointing, _checkpointed),
     "promote": Operation(_at("decide", "promoted"), _ticking, _ended("promoted")),
     "roll back": Operation(_two_champions, _going_back, _back),
     "win that waits for approval": Operation(_by_hand(_at("decide", "promoted")), _ticking, _waits),
-    "win that a withdrawn drop stops": Operation(_withdrawn_at("decide"), _ticking, _done_without),
-    "approve": Operation(
-        _by_hand(_came_to("promoted")), _approving, _done_by_hand("promotion", "promoted", "accepted")
+    "withdraw, a run in hand": Operation(_two_drops_at("decide"), _withdrawing, _done_without("promoted")),
+    "withdraw, a win that waits": Operation(
+        _by_hand(_two_drops_at("")), _withdrawing, _done_without("awaiting_approval")
     ),
-    "force": Operation(_came_to("worse"), _forcing, _done_by_hand("forced", "worse", "suspended")),
+    "approve": Operation(_by_hand(_came_to("promoted")), _approving, _done_by_hand("promotion", "promoted")),
+    "force": Operation(_came_to("worse"), _forcing, _done_by_hand("forced", "worse")),
     "hook": Operation(
         _by_hand(_came_to("promoted"), '[hooks]\nafter_promotion = ["badly"]\nhealth = ["well"]\n'), _hooking, _hooked
     ),

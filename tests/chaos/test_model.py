@@ -32,10 +32,8 @@ from daemon.champions import approval, journal, promotion, rollback
 from daemon.champions.journal import require_generation
 from daemon.champions.model_files import NoTarget
 from daemon.champions.promotion import Blocked, Candidate
-from daemon.queue import drops, run_queue, snapshots, states
-from daemon.queue.claims import Claim, LostClaim
-from daemon.queue.drops import train_without
-from daemon.queue.withdrawals import Withdrawn
+from daemon.queue import cancelling, drops, run_queue, states, suspects
+from daemon.queue.claims import Cancelled, Claim, LostClaim
 from daemon.settings.model import RetrySettings
 from daemon.state.database import transaction
 from daemon.state.states import AWAITING, PromotionState
@@ -143,17 +141,21 @@ class House(RuleBasedStateMachine):
         came = self.do(ask)
         assert came or refused == (not may)
 
-    @initialize(name=st.sampled_from(MODELS), failures=st.integers(0, 2), back=st.booleans())
-    def begin(self, name: str, failures: int, back: bool) -> None:
-        """Begin with a champion that a run made, at the first try or a later one, and perhaps one that was left."""
+    @initialize(name=st.sampled_from(MODELS), failures=st.integers(0, 2), then=st.sampled_from(["", "back", "search"]))
+    def begin(self, name: str, failures: int, then: str) -> None:
+        """Begin with a champion that a run made, at the first try or a later one, and what may come after it."""
         self.drop("a", settle=True)
         for _ in range(failures):
             self.fail(retryable=True)
             self.set_clock(3_600)
         self.win(name)
-        if back:
+        if then == "back":
             self.roll_back(None)
             self.drop("b", settle=True)
+        elif then == "search":
+            self.drop("b", settle=True)
+            self.drop("c", settle=True)
+            self.lose(worse=True)
 
     # --- the disk and the clock
 
@@ -232,7 +234,13 @@ class House(RuleBasedStateMachine):
     @rule()
     def claim(self) -> None:
         """Let the daemon take the next run."""
-        self.do(lambda: run_queue.claim(self.daemon.engine, self.now, configure))
+
+        def act() -> None:
+            suspects.go_on(self.daemon.engine, self.daemon.settings, self.now)
+            run_queue.claim(self.daemon.engine, self.now, configure)
+
+        self.do(act)
+        self.world.go_on(self.now)
         self.world.claim(self.now)
 
     @precondition(lambda self: self.world.runs)
@@ -264,21 +272,26 @@ class House(RuleBasedStateMachine):
             return
 
         def conclude(claim: Claim) -> None:
-            def also(session: Session, run: Run) -> None:
-                if worse:
-                    snapshots.suspend_new_drops(session, run, "worse", self.now)
-
-            run_queue.finish(self.daemon.engine, claim, "worse", "it lost", self.now, still=also)
+            follow = self._following("worse" if worse else "not_shown_better")
+            run_queue.finish(self.daemon.engine, claim, "worse", "it lost", self.now, still=follow)
 
         self._end(conclude)
-        if worse:
-            self.world.hold(number)
-        self.world.judge(number)
+        self.world.judge(number, self.now, worse=worse)
+
+    def _following(self, outcome: str) -> Callable[[Session, Run], None]:
+        """Return what follows from a verdict for the new drops, as `apply_verdict` lets it follow."""
+        said = Verdict.model_validate(
+            {
+                "outcome": outcome, "reasons": (), "sentence": outcome, "metric": "exact_match", "records": 120,
+                "blames_new_drops": outcome == "worse",
+            }
+        )  # fmt: skip
+        return lambda session, run: suspects.follow_verdict(session, self.daemon.settings, run, said, self.now)
 
     @precondition(lambda self: self.world.runs)
     @rule(name=st.sampled_from(MODELS))
     def win(self, name: str) -> None:
-        """Let the run's candidate win; a blocked model or one of a withdrawn drop is for a person to take."""
+        """Let the run's candidate win; a blocked model is for a person to take."""
         number, identity = self._in_hand(), self.models[name]
         if not number:
             return
@@ -287,29 +300,30 @@ class House(RuleBasedStateMachine):
         candidate = Candidate("default", number, identity, f"models/{identity}")
 
         def conclude(claim: Claim) -> None:
+            follow = self._following("promoted")
             try:
                 promotion.promote(self.daemon.engine, self.daemon.root, candidate, expected, "better", self.now)
-            except (Blocked, Withdrawn):
-                run_queue.finish(self.daemon.engine, claim, AWAITING, "better", self.now, still=self._without)
+            except Blocked:
+                run_queue.finish(self.daemon.engine, claim, AWAITING, "better", self.now, still=follow)
             else:
-                run_queue.finish(self.daemon.engine, claim, "promoted", "better", self.now)
+                run_queue.finish(self.daemon.engine, claim, "promoted", "better", self.now, still=follow)
 
         self._end(conclude)
-        if name in self.world.blocked or self.world.has_withdrawn(number):
+        if name in self.world.blocked:
             self.world.wait(number, self.now)
         else:
             self.world.promote(number, name)
-            self.world.judge(number)
+            self.world.judge(number, self.now)
 
     @precondition(lambda self: self.world.runs)
     @rule(name=st.sampled_from(MODELS), pick=PICK)
     def win_in_vain(self, name: str, pick: int) -> None:
-        """Let a person withdraw a drop of the run in hand, then let its candidate win."""
+        """Let a person withdraw a drop of the run in hand when its candidate has won."""
         number = self._in_hand()
         if number:
+            self._lay(number, name)
             places = self.world.runs[number - 1].snapshot or []
             self.withdraw(places[pick % len(places)] - 1)
-            self.win(name)
 
     @precondition(lambda self: self.world.runs)
     @rule(name=st.sampled_from(MODELS))
@@ -323,16 +337,12 @@ class House(RuleBasedStateMachine):
         def conclude(claim: Claim) -> None:
             def still(session: Session, run: Run) -> None:
                 require_generation(session, run.track, generation)
-                self._without(session, run)
+                self._following("promoted")(session, run)
 
             run_queue.finish(self.daemon.engine, claim, AWAITING, "better", self.now, still=still)
 
         self._end(conclude)
         self.world.wait(number, self.now)
-
-    def _without(self, session: Session, run: Run) -> None:
-        """Let what a withdrawn drop stops be done again without it, as the daemon does where a win waits."""
-        train_without(session, self.daemon.settings, run, self.now)
 
     def _lay(self, number: int, name: str) -> None:
         """Lay down what a run with a model leaves."""
@@ -355,12 +365,12 @@ class House(RuleBasedStateMachine):
     @precondition(lambda self: self.world.runs)
     @rule(pick=PICK)
     def approve(self, pick: int) -> None:
-        """Say yes to a win, which only one that waits gets, if its model is not blocked and no drop withdrawn."""
+        """Say yes to a win, which only one that waits gets, if its model is not blocked."""
         number = pick % len(self.world.runs) + 1
         name = self.world.runs[number - 1].model
-        may = number in self.world.waits and name not in self.world.blocked and not self.world.has_withdrawn(number)
+        may = number in self.world.waits and name not in self.world.blocked
         act = lambda: approval.approve(self.daemon.engine, self.daemon.root, number, self.now)  # noqa: E731
-        self.person(act, may=may, refusal=(approval.CannotPromote, Blocked, Withdrawn))
+        self.person(act, may=may, refusal=(approval.CannotPromote, Blocked))
         if may:
             self.world.promote(number, name)
 
@@ -412,11 +422,11 @@ class House(RuleBasedStateMachine):
         run = self.world.runs[number - 1]
 
         def act() -> None:
-            run_queue.cancel(self.daemon.engine, number, self.now)
+            cancelling.cancel(self.daemon.engine, number, self.now)
             for claim in self.claims():
                 if claim.run_id == number:
                     self.old_claims.append(claim)
-                    run_queue.cancelled(self.daemon.engine, claim, self.now)
+                    cancelling.cancelled(self.daemon.engine, claim, self.now)
 
         may = run.state in {"queued", "waiting", "running"}
         self.person(act, may=may, refusal=states.WrongState)
@@ -443,6 +453,29 @@ class House(RuleBasedStateMachine):
         self.person(act, may=may, refusal=drops.WrongDrop)
         if may:
             self.world.withdraw(number, self.now)
+            self._end_cancelled()
+
+    def _end_cancelled(self) -> None:
+        """Let the owner of a run that is to be cancelled try to act on its verdict all the same, then end it."""
+        identity, over = self.models["one"], len(self.world.champions) - 1
+        for claim in self._cancelled_claims():
+            candidate = Candidate("default", claim.run_id, identity, f"models/{identity}", claim.token)
+            with pytest.raises(Cancelled):
+                promotion.promote(self.daemon.engine, self.daemon.root, candidate, over, "better", self.now)
+            with pytest.raises(Cancelled):
+                run_queue.finish(self.daemon.engine, claim, "worse", "it lost", self.now)
+
+        def act() -> None:
+            for claim in self._cancelled_claims():
+                self.old_claims.append(claim)
+                cancelling.cancelled(self.daemon.engine, claim, self.now)
+
+        self.do(act)
+
+    def _cancelled_claims(self) -> list[Claim]:
+        with transaction(self.daemon.engine) as session:
+            asked = session.exec(select(Run.id).where(col(Run.cancel_requested), Run.state == "running")).all()
+        return [claim for claim in self.claims() if claim.run_id in asked]
 
     @precondition(lambda self: self.world.drops)
     @rule(pick=PICK)
@@ -452,6 +485,7 @@ class House(RuleBasedStateMachine):
         may = self.world.restore(number, self.now)
         act = lambda: drops.restore(self.daemon.engine, number, "right", self.now, self.daemon.settings)  # noqa: E731
         self.person(act, may=may, refusal=drops.WrongDrop)
+        self._end_cancelled()
 
     @precondition(lambda self: len(self.world.champions) > 1)
     @rule(to=st.none() | PICK)
@@ -509,8 +543,10 @@ def test_whatever_happens_the_daemon_does_what_the_model_says(
             for name in self.seen:
                 met[name] = met.get(name, 0) + 1
             states = [drop.state for drop in self.world.drops] + [run.state for run in self.world.runs]
-            states += ["waiting for a word"] * len(self.world.waits) + ["stopped win"] * self.world.stopped
+            states += ["waiting for a word"] * len(self.world.waits) + ["stopped run"] * self.world.stopped
             states += ["champion"] * (len(self.world.champions) - 1) + ["blocked"] * len(self.world.blocked)
+            states += [f"suspicion {one.ended or 'open'}" for one in self.world.suspects]
+            states += ["trial"] * sum(run.trial for run in self.world.runs)
             for state in states:
                 came[state] = came.get(state, 0) + 1
             super().teardown()
@@ -526,9 +562,17 @@ def test_whatever_happens_the_daemon_does_what_the_model_says(
         told = "; ".join(_counted(words, what) for words, what in (("trouble met at", met), ("there were", came)))
         record_property("table", f"model check: seed {chosen}, {examples} histories of up to {steps} steps; {told}")
     assert met, "no trouble came"
-    assert {"accepted", "duplicate", "rejected", "succeeded", "champion", "blocked", "stopped win"} <= came.keys(), (
-        "the histories are too tame"
-    )
+    assert {
+        "accepted",
+        "duplicate",
+        "rejected",
+        "succeeded",
+        "champion",
+        "blocked",
+        "stopped run",
+        "trial",
+        "suspended",
+    } <= came.keys(), "the histories are too tame"
 
 
 def _counted(words: str, counts: dict[str, int]) -> str:

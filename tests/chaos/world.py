@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 DAY, NIGHT = 86_400_000, 7_200_000
 SETTLE = 5.0
 LIMIT, BACKOFF = 3, 30_000
+SUSPECTS, TRIALS = 7, 7
 
 
 @dataclass
@@ -34,8 +35,18 @@ class Run:
     beat: int | None = None
     promoted: bool = False
     model: str = ""
-    judged: int = 0
-    excused: bool = False
+    trial: bool = False
+    started: int | None = None
+
+
+@dataclass
+class Suspect:
+    """A drop that may have made a run worse; `trial` is the run that tries it alone, 0 before its turn."""
+
+    drop: int
+    blamed: int
+    trial: int = 0
+    ended: str = ""
 
 
 @dataclass
@@ -48,15 +59,11 @@ class World:
     blocked: set[str] = field(default_factory=set)
     waits: set[int] = field(default_factory=set)
     nights: set[int] = field(default_factory=set)
-    restored: dict[int, int] = field(default_factory=dict)
-    moments: int = 0
+    suspects: list[Suspect] = field(default_factory=list)
+    made: dict[str, list[int]] = field(default_factory=dict)
     since: int = 0
     stopped: int = 0
     looked: int | None = None
-
-    def has_withdrawn(self, number: int) -> bool:
-        """Say whether a run was prepared with a drop that is withdrawn now."""
-        return any(self.drops[place - 1].state == "withdrawn" for place in self.runs[number - 1].snapshot or [])
 
     def take(self, name: str, content: str, now: int) -> None:
         """Take a file in."""
@@ -82,28 +89,42 @@ class World:
         due = (now - NIGHT) // DAY * DAY + NIGHT
         if due > max([self.since, *(night for night in self.nights if night <= now)]):
             self.nights.add(due)
-            if any(drop.state == "accepted" and drop.first_run is None for drop in self.drops):
+            if self.unseen:
                 self.enqueue(now)
 
     def claim(self, now: int) -> None:
-        """Begin the next run that is due: what waits goes first."""
+        """Begin the next run that is due: what waits goes first, and what tries a drop last."""
         if self.running:
             return
-        for state in ("waiting", "queued"):
-            for number, run in enumerate(self.runs, 1):
-                if run.state != state or not (run.not_before <= now or run.created > now or (run.beat or 0) > now):
+        order = sorted(enumerate(self.runs, 1), key=lambda one: (one[1].trial, one[1].state == "queued", one[0]))
+        for number, run in order:
+            due = run.not_before <= now or run.created > now or (run.beat or 0) > now
+            if run.state not in {"waiting", "queued"} or not due:
+                continue
+            if run.state == "queued" or run.retaken:
+                seen = range(1, len(self.drops) + 1) if run.snapshot is None else run.snapshot
+                accepted = [place for place in seen if self.free(place, number)]
+                if not accepted:
+                    self.end(number, "cancelled")
                     continue
-                if state == "queued" or run.retaken:
-                    seen = range(1, len(self.drops) + 1) if run.snapshot is None else run.snapshot
-                    accepted = [place for place in seen if self.drops[place - 1].state == "accepted"]
-                    if not accepted:
-                        self.end(number, "cancelled")
-                        continue
-                    run.snapshot, run.retaken = accepted, False
-                    for place in accepted:
-                        self.drops[place - 1].first_run = self.drops[place - 1].first_run or number
-                run.state, run.beat = "running", now
-                return
+                run.snapshot, run.retaken = accepted, False
+                for place in accepted if not run.trial else []:
+                    self.drops[place - 1].first_run = self.drops[place - 1].first_run or number
+            run.state, run.beat, run.started = "running", now, run.started or now
+            return
+
+    def free(self, place: int, number: int = 0) -> bool:
+        """Say whether a drop may be in run `number`: one on trial is in its own alone."""
+        elsewhere = any(
+            one.drop == place and not one.ended and not (number and one.trial == number) for one in self.suspects
+        )
+        return self.drops[place - 1].state == "accepted" and not elsewhere
+
+    @property
+    def unseen(self) -> list[int]:
+        """The drops that wait for a run."""
+        places = range(1, len(self.drops) + 1)
+        return [place for place in places if self.free(place) and self.drops[place - 1].first_run is None]
 
     @property
     def running(self) -> int:
@@ -125,51 +146,95 @@ class World:
         for drop in self.drops:
             drop.first_run = None if drop.first_run == number else drop.first_run
 
-    def judge(self, number: int) -> None:
-        """End a run with a verdict on its candidate, and so on the drops in it."""
-        self.moments += 1
-        self.runs[number - 1].state, self.runs[number - 1].judged = "succeeded", self.moments
-
-    def new_in(self, number: int) -> list[int]:
-        """Return what no other candidate was judged with since it came, or came back; a stopped win says nothing."""
-        others = [run for place, run in enumerate(self.runs, 1) if place != number and run.judged]
-        clearing = [run for run in others if run.promoted or not run.excused]
-        return [
-            place for place in self.runs[number - 1].snapshot or []
-            if not any(place in (run.snapshot or []) and run.judged > self.restored.get(place, 0) for run in clearing)
-        ]  # fmt: skip
-
     def wait(self, number: int, now: int) -> None:
         """End a run with a win that waits."""
-        self.judge(number)
+        self.judge(number, now)
         self.waits.add(number)
-        self.train_without(number, now)
 
     def withdraw(self, number: int, now: int) -> None:
-        """Take a drop out of later runs."""
+        """Take a drop out of later runs: those that were made from it end, and one on what else was new begins."""
         self.drops[number - 1].state = "withdrawn"
-        for run in sorted(self.waits):
-            self.train_without(run, now)
-
-    def train_without(self, number: int, now: int) -> None:
-        """Let what else was new in a win that a withdrawn drop stops wait for a run again, and start one."""
-        if not self.has_withdrawn(number):
-            return
-        self.runs[number - 1].excused = True
-        unjudged = [self.drops[place - 1] for place in self.new_in(number)]
-        new = [drop for drop in self.drops if drop.first_run == number]
-        new += [drop for drop in unjudged if drop.state == "accepted" and 0 < (drop.first_run or 0) < number]
-        self.stopped += bool(new)
-        for drop in new:
-            drop.first_run = None
-        if any(drop.state == "accepted" for drop in new):
+        self.leave(number, "ended", now)
+        for one in self.suspects:
+            if not one.ended and one.trial and number in (self.runs[one.trial - 1].snapshot or []):
+                one.trial = 0
+        made = [
+            place for place, run in enumerate(self.runs, 1)
+            if number in (run.snapshot or []) and (run.state in {"running", "waiting"} or place in self.waits)
+        ]  # fmt: skip
+        for place in made:
+            self.end(place, "cancelled")
+        self.stopped += len(made)
+        self.waits.difference_update(made)
+        if made and self.unseen:
             self.enqueue(now)
 
-    def hold(self, number: int) -> None:
-        """Hold back what no other candidate was judged with since it came, or came back."""
-        for place in self.new_in(number):
-            if self.drops[place - 1].state == "accepted":
-                self.drops[place - 1].state = "suspended"
+    # --- the search for the drop that made a run worse
+
+    @property
+    def known(self) -> set[int]:
+        """The drops that the champion was trained on."""
+        return set(self.made.get(self.champions[-1], []))
+
+    def judge(self, number: int, now: int, *, worse: bool = False) -> None:
+        """End a run with a verdict on its candidate: a bad one puts the new drops on trial, or finds one."""
+        run = self.runs[number - 1]
+        run.state = "succeeded"
+        known = self.known & set(run.snapshot or [])
+        if not run.trial:
+            new = [place for place in reversed(run.snapshot or []) if place not in known and self.free(place)]
+            self.suspects += [Suspect(place, number) for place in new[:SUSPECTS] if known and worse]
+            return
+        for tried in [one for one in self.suspects if one.trial == number and not one.ended]:
+            found = worse and bool(known) and tried.drop not in known
+            if found:
+                self.drops[tried.drop - 1].state = "suspended"
+                for other in self.suspects:
+                    if other.blamed == tried.blamed and not other.ended and other is not tried:
+                        other.ended = "cleared"
+            self.clear(tried, "suspended" if found else "cleared", now)
+
+    def clear(self, suspect: Suspect, end: str, now: int) -> None:
+        """End the suspicion of a drop; after the last of a search what is left runs, if that is anything new."""
+        suspect.ended = end
+        search = [one for one in self.suspects if one.blamed == suspect.blamed]
+        came = any(one.ended == "suspended" or (one.trial and self.runs[one.trial - 1].promoted) for one in search)
+        if came and all(one.ended for one in search):
+            left = [place for place in self.runs[suspect.blamed - 1].snapshot or [] if self.free(place)]
+            new = [self.drops[place - 1] for place in left if place not in self.known]
+            for drop in new:
+                drop.first_run = None
+            if new:
+                self.enqueue(now)
+
+    def go_on(self, now: int) -> None:
+        """Queue the next trial, or end the search."""
+        for one in self.suspects:
+            if not one.ended and one.trial:
+                if self.runs[one.trial - 1].state in {"queued", "waiting", "running"}:
+                    return
+                self.clear(one, "cleared", now)
+        for one in self.suspects:
+            if one.ended:
+                continue
+            left = [place for place in sorted(self.known) if self.free(place)]
+            begun = [run for run in self.runs if run.trial and run.started and run.started > now - 7 * DAY]
+            if left and one.drop not in self.known and len(begun) < TRIALS:
+                snapshot = sorted([*left, one.drop])
+                self.runs.append(Run(now, now, state="waiting", snapshot=snapshot, retaken=True, trial=True))
+                one.trial = len(self.runs)
+                return
+            self.clear(one, "cleared", now)
+
+    def leave(self, number: int, end: str, now: int) -> None:
+        """End the search for a drop by a person's word, and its trial with it."""
+        for one in self.suspects:
+            if one.drop == number and not one.ended:
+                self.clear(one, end, now)
+                if one.trial and self.runs[one.trial - 1].state in {"waiting", "running"}:
+                    self.end(one.trial, "cancelled")
+
+    # --- people
 
     def retry(self, number: int, now: int) -> bool:
         """Let a run go on; say whether it may."""
@@ -185,12 +250,13 @@ class World:
     def restore(self, number: int, now: int) -> bool:
         """Put a drop back; say whether it may."""
         drop = self.drops[number - 1]
-        twin = any(other.content == drop.content and other.state == "accepted" for other in self.drops)
-        if drop.state not in {"withdrawn", "suspended"} or twin:
+        others = [other for other in self.drops if other is not drop and other.state == "accepted"]
+        twin = any(other.content == drop.content for other in others)
+        tried = any(one.drop == number and not one.ended for one in self.suspects)
+        if (drop.state not in {"withdrawn", "suspended"} and not tried) or twin:
             return False
         drop.state, drop.first_run = "accepted", None
-        self.moments += 1
-        self.restored[number] = self.moments
+        self.leave(number, "cleared", now)
         self.enqueue(now)
         return True
 
@@ -200,7 +266,7 @@ class World:
         if not run.promoted:
             if model in self.blocked:
                 return False
-            self._serve(model)
+            self._serve(model, number)
             run.promoted = True
         return True
 
@@ -210,11 +276,12 @@ class World:
         over = run.state in {"succeeded", "failed", "cancelled"}
         if not over or not run.model or run.model == self.champions[-1]:
             return False
-        self._serve(run.model)
+        self._serve(run.model, number)
         return True
 
-    def _serve(self, model: str) -> None:
+    def _serve(self, model: str, number: int) -> None:
         self.champions.append(model)
+        self.made[model] = list(self.runs[number - 1].snapshot or [])
         self.blocked.discard(model)
         self.waits.clear()
 

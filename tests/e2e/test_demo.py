@@ -15,7 +15,6 @@ from daemon.cli.demo.command import unexpected
 from daemon.system.processes import lock_holder
 from daemon.views.overview import Overview
 from pipeline.artifacts import Adapter, Dataset
-from pipeline.gate.reasons import blame_drops
 
 DROPFORGE = Path(sys.executable).parent / "dropforge"
 
@@ -27,10 +26,11 @@ def test_two_drops_are_trained_judged_and_end_as_their_verdicts_say(tmp_path: Pa
     done = subprocess.run([DROPFORGE, "demo", "--folder", folder], capture_output=True, text=True, check=False)
     log = (folder / "daemon.log").read_text() if (folder / "daemon.log").exists() else ""
     overview = Overview(folder / ".dropforge")
-    runs = [overview.run(number) for number in (1, 2)]
+    # A third one only where the second was worse: it tries the new drop alone.
+    runs = [overview.run(run.id) for run in reversed(overview.runs())]
     verdicts = [run.verdict for run in runs if run.verdict is not None]
-    assert len(verdicts) == 2, done.stdout + done.stderr + log[-5000:]
-    problems = unexpected(overview, *runs)
+    assert len(verdicts) >= 2, done.stdout + done.stderr + log[-5000:]
+    problems = unexpected(overview, *runs[:2])
     assert (done.returncode, [word for word in problems if word not in done.stderr]) == (1 if problems else 0, [])
     # With the second drop other words are common, so a few rows that the champion was trained on now count as near
     # copies of held-out records: these are left out, and said.
@@ -38,9 +38,11 @@ def test_two_drops_are_trained_judged_and_end_as_their_verdicts_say(tmp_path: Pa
     assert [verdicts[0].records, verdicts[1].records + left] == [120, 120]
     adapter = Adapter.model_validate(overview.published(1, "train"))
     assert (adapter.quantization, adapter.format) == ("nf4", "chat")
-    blamed = ["suspended" if blame_drops(one.outcome, one.reasons) else "accepted" for one in verdicts]
+    blamed = [one.blames_new_drops for one in verdicts[1:]]
+    assert len(blamed) == 1 + blamed[0]
+    poisoned = "suspended" if blamed == [True, True] else "accepted"
     states = {drop.name: drop.state for drop in overview.drops()}
-    assert [states["heldout.jsonl"], states["honest.jsonl"], states["poisoned.jsonl"]] == ["accepted", *blamed]
+    assert states == {"heldout.jsonl": "accepted", "honest.jsonl": "accepted", "poisoned.jsonl": poisoned}
     link = folder / ".dropforge" / "tracks" / "default" / "champion"
     winners = [one.candidate_model_id for one in verdicts if one.outcome == "promoted"]
     if winners:

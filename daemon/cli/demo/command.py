@@ -107,7 +107,7 @@ def demo(
     """
     Show the whole loop on a real small model.
 
-    Needs no GPU and takes some minutes: an honest drop is promoted, a poisoned one refused and suspended.
+    Needs no GPU and takes some minutes: an honest drop is promoted; a poisoned one is refused, tried alone, suspended.
     """
     from daemon.cli.demo.data import make_data, write_rows  # noqa: PLC0415 - a quick start for the other commands
 
@@ -124,6 +124,8 @@ def demo(
         first = _drop_and_watch(stage, folder / "data" / "honest.jsonl", 1)
         _print_example(stage, first)
         second = _drop_and_watch(stage, folder / "data" / list(files)[-1], 2)
+        if second.verdict is not None and second.verdict.blames_new_drops:
+            _watch_trial(stage)
     _print_places(stage, first, time.monotonic() - began)
     problems = unexpected(stage.overview, first, second if poison else None)
     if problems:
@@ -236,13 +238,25 @@ def _pin(stage: _Stage, file: Path, rows: int) -> None:
 
 def _drop_and_watch(stage: _Stage, file: Path, number: int) -> "RunDetail":
     """Drop a file, show what becomes of it, and return its run, which is over. Raises `DemoFailed` if it failed."""
+    print_line()
+    _put(stage, file, heldout=False)
+    print_line(f"dropped inbox/{file.name}")
+    return _watch(stage, number)
+
+
+def _watch_trial(stage: _Stage) -> None:
+    """Show the run that tries the second drop alone, which the daemon begins by itself."""
+    print_line()
+    print_line("that may be luck, so the new drop is tried once more, under another seed, before it is suspended")
+    _watch(stage, 3)
+
+
+def _watch(stage: _Stage, number: int) -> "RunDetail":
+    """Show a run and return it once it is over. Raises `DemoFailed` if it failed."""
     from daemon.cli.demo.progress_view import show_run  # noqa: PLC0415 - rich is slow to load
     from daemon.state.states import state_words  # noqa: PLC0415
     from daemon.views.compare_runs import story_of  # noqa: PLC0415 - a quick start for the other commands
 
-    print_line()
-    _put(stage, file, heldout=False)
-    print_line(f"dropped inbox/{file.name}")
     stage.wait(lambda: len(stage.overview.runs()) >= number)
     run = show_run(stage.overview, number, stage.wait)
     if run.verdict is None:

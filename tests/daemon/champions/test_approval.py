@@ -1,6 +1,5 @@
 """A win that waits for a person, and a model that a person makes the champion whatever its verdict."""
 
-import errno
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -10,14 +9,13 @@ import pytest
 import structlog
 from sqlmodel import col, select
 
-from daemon.champions import approval, base_models, journal, model_files, promotion, rollback
+from daemon.champions import approval, base_models, journal, model_files, rollback
 from daemon.champions.approval import CannotPromote
 from daemon.champions.blockers import true_sentence
 from daemon.champions.journal import ChampionMoved
 from daemon.champions.model_files import NoTarget
 from daemon.champions.promotion import Blocked
 from daemon.queue import drops
-from daemon.queue.withdrawals import Withdrawn
 from daemon.state.database import transaction
 from daemon.state.states import AWAITING
 from daemon.state.tables import Drop, Event, Promotion, Run
@@ -334,128 +332,12 @@ def test_a_waiting_model_is_kept_until_another_champion_has_come(house: House) -
         house.force(1)
 
 
-def test_drops_that_a_waiting_candidate_was_judged_with_are_not_new_in_the_next_one(house: House) -> None:
-    house.run()
-    house.run("worse")
-    assert (house.drop_state(1), house.drop_state(2)) == ("accepted", "suspended")
-
-
-@pytest.mark.parametrize("changed", [0, 3])
-def test_a_loss_that_does_not_stand_without_replaced_references_holds_no_drop(house: House, changed: int) -> None:
-    run = house.at("decide", "worse")
-    (path,) = (house.root / f"runs/{run}/attempts").glob("decide-*/result.json")
-    result = durable.read_json(path)
-    result["artifact"]["references_changed"] = changed
-    durable.write_json(path, result)
-    house.daemon.finish_runs(house.now)
-    assert house.row(run).outcome == "worse"
-    assert house.drop_state(1) == ("accepted" if changed else "suspended")
-    # As long as the references are in question it is not cleared: the next drop must not be held in its place.
-    house.run("worse")
-    assert (house.drop_state(1), house.drop_state(2)) == ("suspended", "suspended")
-
-
 def test_a_contaminated_candidate_says_nothing_of_its_drops(house: House) -> None:
     house.run("contaminated")
     assert house.drop_state(1) == "accepted"
 
 
-# --- a drop that was withdrawn after it was trained on
-
-TRAINED = "it was trained on drop 1 (1.jsonl), withdrawn since: the customer asked for it"
-
-
-@pytest.mark.parametrize("step", ["prepare", "train", "decide"])
-def test_a_win_that_was_trained_on_a_withdrawn_drop_waits_for_a_person(
-    tmp_path: Path, step: str, dropforge: Callable[..., Any]
-) -> None:
-    house = House(tmp_path, "")
-    run = house.at(step)
-    house.withdraw(1)
-    house.daemon.finish_runs(house.now, "promoted")
-    assert (house.row(run).state, house.row(run).outcome) == ("succeeded", "awaiting_approval")
-    assert house.serves == (0, b"base weights")
-    assert "promotion_intended" not in house.events()
-    for words in (("status",), ("runs",), ("show", str(run))):
-        assert f"won, but {TRAINED}" in dropforge(*words).out, words
-        assert "waits for approval" not in dropforge(*words).out, words
-    with pytest.raises(Withdrawn) as refused:
-        house.approve(run)
-    assert refused.value.message == f"run {run} won, but {TRAINED}"
-    assert f"dropforge promote {run} --force --reason TEXT" in refused.value.hint
-    assert house.force(run).overrode == "awaiting_approval"
-
-
-def test_a_win_whose_drop_was_withdrawn_while_it_waited_is_approved_once_the_drop_is_back(house: House) -> None:
-    run = house.run()
-    house.withdraw(1)
-    with pytest.raises(Withdrawn):
-        house.approve(run)
-    drops.restore(house.daemon.engine, 1, "they changed their mind", house.now, house.daemon.settings)
-    assert Overview(house.root).awaiting()[0].blocker is None
-    assert house.approve(run).generation == 1
-
-
-def test_a_promotion_that_was_begun_before_the_withdrawal_is_finished(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    house = House(tmp_path, "")
-    run = house.at("decide")
-
-    def full(*_arguments: Any) -> Promotion:
-        raise OSError(errno.ENOSPC, "no space left on device")
-
-    with monkeypatch.context() as broken:
-        broken.setattr(promotion, "carry_out", full)
-        with pytest.raises(OSError, match="no space"):
-            house.daemon.dispatcher.tick(house.now)
-    house.withdraw(1)
-    house.daemon.finish_runs(house.now, "promoted")
-    assert (house.row(run).outcome, house.serves[0]) == ("promoted", 1)
-
-
-@pytest.mark.parametrize("asked", [True, False])
-def test_a_win_by_a_held_out_drop_that_was_withdrawn_waits_for_a_person(
-    tmp_path: Path, asked: bool, dropforge: Callable[..., Any]
-) -> None:
-    house = House(tmp_path, MANUAL if asked else '[gate]\non = "pinned"\n')
-    (house.daemon.settings.inbox_folder / "heldout" / "exam.jsonl").write_bytes(records("exam"))
-    run = house.at("decide")
-    (exam,) = (int(str(drop["id"])) for drop in house.row(run).snapshot or () if drop["role"] == "heldout")
-    if asked:
-        house.daemon.dispatcher.tick(house.now)
-    said = dropforge("drops", "withdraw", str(exam), "--reason", "wrong answers").out
-    assert (f"run {run} won with it and waits" if asked else f"run {run} was prepared with it and is judged") in said
-    house.daemon.dispatcher.tick(house.now)
-    assert house.row(run).outcome == "awaiting_approval"
-    with pytest.raises(Withdrawn, match=rf"judged on drop {exam} \(exam.jsonl\), withdrawn since: wrong answers"):
-        house.approve(run)
-    # What was new in it is judged again, without the withdrawn drop.
-    house.daemon.finish_runs(house.now, "promoted")
-    assert [drop["role"] for drop in house.row(run + 1).snapshot or ()] == ["train"]
-    assert house.row(run + 1).outcome == ("awaiting_approval" if asked else "promoted")
-
-
-def test_withdrawing_names_what_was_made_with_the_drop(house: House, dropforge: Callable[..., Any]) -> None:
-    house.force(house.run("not_shown_better"))
-    house.run()
-    going = house.at("prepare")
-    said = dropforge("drops", "withdraw", "1", "--reason", "deletion").out.splitlines()
-    assert said == [
-        "drop 1 (1.jsonl) is withdrawn: no later run of track default uses it",
-        (
-            f"run {going} was prepared with it and is trained on it; to leave it out: dropforge cancel {going}, then "
-            f"dropforge retry {going}"
-        ),
-        "run 2 won with it and waits for approval; dropforge promote 2 refuses it unless --force --reason TEXT",
-        (
-            "the champion of track default, generation 1, was trained on it; to let the latest one without withdrawn "
-            "drops serve: dropforge rollback --track default --to 0 --reason TEXT"
-        ),
-        "run 4 is queued: it trains on what else was new in run 2, without the withdrawn drops",
-    ]
-    said = dropforge("drops", "withdraw", "3", "--reason", "deletion").out.splitlines()
-    assert [line.split(" was")[0] for line in said[1:]] == [f"run {going}"]
+# --- what is shown of the drops
 
 
 def test_everything_that_shows_a_champion_marks_its_withdrawn_drops(
@@ -484,7 +366,7 @@ def test_what_is_to_be_known_about_a_runs_data_is_shown(house: House, dropforge:
 # --- whatever the verdict
 
 
-def test_a_run_that_lost_is_forced_and_its_held_drops_stay_held(house: House) -> None:
+def test_a_run_that_lost_is_forced(house: House) -> None:
     run = house.run("worse")
     tried: list[Path] = []
     row = house.force(run, try_out=tried.append)
@@ -493,7 +375,6 @@ def test_a_run_that_lost_is_forced_and_its_held_drops_stay_held(house: House) ->
     )  # fmt: skip
     assert house.serves == (1, b"weights of run 1")
     assert tried == [house.root / row.model_path]
-    assert house.drop_state(1) == "suspended"
     assert house.row(run).outcome == "worse", "the verdict stays what it was"
     assert house.events().count("forced") == 1
     with pytest.raises(CannotPromote, match="is the champion of track default already"):
@@ -586,7 +467,7 @@ def test_the_story_is_told_truly_after_every_kind_of_change(house: House, dropfo
     assert "no champion at 2020-01-01 00:00:00" in dropforge("history", "--at", "2020-01-01").out
     forced = dropforge("history", "--at", told[1]["since"]).out
     sha256 = told[1]["data"][1]["sha256"]
-    assert f"drop 2: 2.jsonl, train, 1 rows, sha256 {sha256}, suspended since: new in run 2" in forced
+    assert f"drop 2: 2.jsonl, train, 1 rows, sha256 {sha256}, suspended since: run 2 was worse with it" in forced
     assert "verdict of run 2: worse, by the script" in forced
     later = dropforge("history", "--at", "2999-01-01")
     assert (later.code, later.out) == (2, "")

@@ -12,7 +12,7 @@ from typing import Any
 
 from daemon.champions import base_models
 from daemon.inbox.watcher import Watcher
-from daemon.queue import attempts, claims, run_queue
+from daemon.queue import attempts, cancelling, claims
 from daemon.state.database import transaction
 from daemon.state.states import AttemptState, DropState
 from daemon.state.tables import Run
@@ -150,7 +150,7 @@ def test_logs_follow_a_run_until_it_is_over(lived_in: Any, script: Command, tmp_
     claim, attempt = claim_of(lived_in, 3), attempts.open_attempt(lived_in.engine, 3)
     assert attempt is not None
     attempts.end_attempt(lived_in.engine, claim, attempt.id or 0, AttemptState.INTERRUPTED, lived_in.tick())
-    run_queue.cancelled(lived_in.engine, claim, lived_in.tick())
+    cancelling.cancelled(lived_in.engine, claim, lived_in.tick())
     assert follower.wait() == 0
     follower.stdout.close()
 

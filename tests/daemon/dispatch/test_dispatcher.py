@@ -14,12 +14,12 @@ from daemon.champions import journal, promotion, rollback
 from daemon.dispatch.dispatcher import Dispatcher
 from daemon.dispatch.executor import JobState
 from daemon.dispatch.spool import LocalExecutor
-from daemon.queue import attempts, drops, run_queue, states, tracks
+from daemon.queue import attempts, cancelling, drops, run_queue, states, tracks
 from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.database import migrate, open_engine, transaction
 from daemon.state.states import AttemptState, DropState, RunState
-from daemon.state.tables import Attempt, Drop, Event, Promotion, Run, Track
+from daemon.state.tables import Attempt, Drop, Event, Promotion, Run, Suspect, Track
 from pipeline import durable
 from pipeline.artifacts import (
     Judgement,
@@ -275,7 +275,7 @@ def test_a_claim_that_failed_is_tried_again(
     assert run_row(engine).state == RunState.SUCCEEDED
 
 
-def test_a_run_that_loses_badly_holds_its_new_drops_back_and_only_those(
+def test_a_drop_that_makes_a_run_worse_is_tried_alone_and_suspended_if_it_does_so_again(
     engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
 ) -> None:
     old = add_drop(engine, "a")
@@ -284,10 +284,40 @@ def test_a_run_that_loses_badly_holds_its_new_drops_back_and_only_those(
     executor.outcome = "worse"
     new = add_drop(engine, "b")
     ticks(dispatcher)
-    assert run_row(engine, 2).outcome == "worse"
+    assert [(run_row(engine, number).outcome, run_row(engine, number).trigger) for number in (2, 3)] == [
+        ("worse", "drop"), ("worse", "trial"),
+    ]  # fmt: skip
     assert (drop_state(engine, old), drop_state(engine, new)) == (DropState.ACCEPTED, DropState.SUSPENDED)
     assert (settings.state_folder / "tracks" / "default" / "champion").readlink() == champion
     assert len(done_promotions(engine)) == 1
+
+
+def test_a_trial_that_wins_is_promoted_as_any_other_run(
+    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    add_drop(engine, "a")
+    ticks(dispatcher)
+    executor.outcome = "worse"
+    new = add_drop(engine, "b")
+    ticks(dispatcher, 8)
+    executor.outcome = "promoted"
+    ticks(dispatcher)
+    assert (run_row(engine, 3).trigger, run_row(engine, 3).outcome) == ("trial", "promoted")
+    assert [promotion.run_id for promotion in done_promotions(engine)] == [1, 3]
+    assert drop_state(engine, new) == DropState.ACCEPTED
+
+
+def test_a_trial_that_the_daemon_leaves_goes_on_at_its_next_start(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    add_drop(engine, "a")
+    ticks(dispatcher)
+    executor.outcome = "worse"
+    new = add_drop(engine, "b")
+    ticks(dispatcher, 8)
+    assert (run_row(engine, 3).trigger, run_row(engine, 3).state) == ("trial", RunState.RUNNING)
+    ticks(new_dispatcher(engine, settings, executor))
+    assert (run_row(engine, 3).outcome, drop_state(engine, new)) == ("worse", DropState.SUSPENDED)
 
 
 def test_the_drop_after_one_that_was_suspended_is_trained_on_without_it_and_can_win(
@@ -301,13 +331,13 @@ def test_the_drop_after_one_that_was_suspended_is_trained_on_without_it_and_can_
     executor.outcome = "promoted"
     good = add_drop(engine, "c")
     ticks(dispatcher, now=NOW + int(settings.run_after_quiet_seconds * 1000))
-    run = run_row(engine, 3)
+    run = run_row(engine, 4)
     assert (run.outcome, [drop["id"] for drop in run.snapshot or ()]) == ("promoted", [old, good])
     assert (drop_state(engine, bad), drop_state(engine, good)) == (DropState.SUSPENDED, DropState.ACCEPTED)
-    assert [promotion.run_id for promotion in done_promotions(engine)] == [1, 3]
+    assert [promotion.run_id for promotion in done_promotions(engine)] == [1, 4]
 
 
-def test_a_restored_drop_that_is_in_a_bad_candidate_again_is_held_again_and_the_events_say_after_which(
+def test_a_restored_drop_that_does_harm_again_is_suspended_again_and_the_events_say_after_which(
     engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
 ) -> None:
     add_drop(engine, "a")
@@ -318,63 +348,50 @@ def test_a_restored_drop_that_is_in_a_bad_candidate_again_is_held_again_and_the_
     drops.restore(engine, bad, "it was the settings", NOW, settings)
     other = add_drop(engine, "c")
     quiet = int(settings.run_after_quiet_seconds * 1000)
-    ticks(dispatcher, now=NOW + quiet)
+    for night in (1, 2):
+        ticks(dispatcher, now=NOW + night * (quiet + 1000))
     with transaction(engine) as session:
         kept = {row.id: (row.state, row.reason) for row in session.exec(select(Drop))}
         told = [(row.kind, row.drop_id, row.run_id) for row in session.exec(select(Event)) if row.drop_id is not None]
-    said = "new in run 3: worse, by the script"
-    assert kept == {1: ("accepted", None), bad: ("suspended", said), other: ("suspended", said)}
-    assert told == [
-        ("drop_suspended", bad, 2), ("drop_restored", bad, None), ("drop_suspended", bad, 3),
-        ("drop_suspended", other, 3),
+    said = "run {} was worse with it, and so was run {}, which tried it alone: dropforge report {}"
+    assert kept == {
+        1: ("accepted", None), bad: ("suspended", said.format(6, 7, 7)), other: ("suspended", said.format(4, 5, 5)),
+    }  # fmt: skip
+    kinds = {"drop_suspended", "drop_restored"}
+    assert [one for one in told if one[0] in kinds] == [
+        ("drop_suspended", bad, 3), ("drop_restored", bad, None), ("drop_suspended", other, 5),
+        ("drop_suspended", bad, 7),
     ]  # fmt: skip
 
 
-def test_a_contaminated_candidate_holds_no_drop_and_clears_none(
-    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor
+@pytest.mark.parametrize("outcome", ["contaminated", "guard_failed"])
+def test_a_verdict_that_blames_no_drop_begins_no_trial(
+    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor, outcome: str
 ) -> None:
-    executor.outcome = "contaminated"
-    first = add_drop(engine, "a")
+    add_drop(engine, "a")
     ticks(dispatcher)
-    assert (run_row(engine).outcome, drop_state(engine, first)) == ("contaminated", DropState.ACCEPTED)
-    executor.outcome = "worse"
-    second = add_drop(engine, "b")
+    executor.outcome = outcome
+    drop = add_drop(engine, "b")
     ticks(dispatcher)
-    assert (drop_state(engine, first), drop_state(engine, second)) == (DropState.SUSPENDED, DropState.SUSPENDED)
-
-
-@pytest.mark.parametrize(
-    ("reasons", "state"),
-    [
-        (("below_floor",), DropState.ACCEPTED),  # the first drops of a track never reach it
-        (("slower", "larger"), DropState.ACCEPTED),
-        (("former_better", "judge_prefers_champion"), DropState.ACCEPTED),
-        (("former_better", "slice_lost"), DropState.SUSPENDED),
-        (("general_below_base",), DropState.ACCEPTED),  # lost by a line of champions, not in a night
-        (("general_below_base", "general_lost"), DropState.SUSPENDED),
-        (("below_floor", "slice_lost"), DropState.SUSPENDED),
-        (("nll_not_finite", "below_floor"), DropState.SUSPENDED),
-    ],
-)
-def test_drops_are_held_for_harm_and_not_for_a_floor_the_costs_a_former_champion_or_a_judge(
-    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor, reasons: tuple[str, ...], state: DropState
-) -> None:
-    executor.outcome, executor.reasons = "guard_failed", reasons
-    drop = add_drop(engine, "a")
-    ticks(dispatcher)
-    assert (run_row(engine).outcome, drop_state(engine, drop)) == ("guard_failed", state)
+    assert (run_row(engine, 2).outcome, drop_state(engine, drop)) == (outcome, DropState.ACCEPTED)
+    with transaction(engine) as session:
+        assert len(session.exec(select(Run)).all()) == 2
 
 
 def test_the_run_of_a_track_that_was_taken_out_of_the_settings_still_ends(
     engine: Engine, settings: Settings, executor: ScriptedExecutor
 ) -> None:
-    executor.outcome = "worse"
     declared = settings.model_copy(update={"tracks": {"jokes": {}}})
-    drop = add_drop(engine, "a", "jokes")
+    add_drop(engine, "a", "jokes")
+    ticks(new_dispatcher(engine, declared, executor))
+    executor.outcome = "worse"
+    add_drop(engine, "b", "jokes")
     ticks(new_dispatcher(engine, declared, executor), count=3)
-    assert run_row(engine).state == RunState.RUNNING
+    assert run_row(engine, 2).state == RunState.RUNNING
     ticks(new_dispatcher(engine, settings, executor))
-    assert (run_row(engine).outcome, drop_state(engine, drop)) == ("worse", DropState.SUSPENDED)
+    assert run_row(engine, 2).outcome == "worse"
+    with transaction(engine) as session:
+        assert len(session.exec(select(Run)).all()) == 2
 
 
 def test_a_candidate_that_is_not_shown_better_keeps_its_drops(
@@ -489,6 +506,7 @@ def test_a_step_is_told_how_often_the_track_and_this_very_set_were_used(
     told = [(spec.uses, spec.judged_versions) for spec in executor.submitted if spec.step == "decide"]
     assert told == [
         (0, {}), (1, {"v": 1}), (1, {"v": 1}), (2, {"v": 1, "w": 1}), (3, {"v": 1, "w": 2}),
+        (4, {"v": 2, "w": 2}),
     ]  # fmt: skip
     assert [run_row(engine, number).heldout_version for number in (1, 3)] == ["v", "w"]
 
@@ -920,27 +938,30 @@ def test_what_was_trained_is_not_thrown_away_for_records_that_a_former_champion_
     assert run_row(engine, 2).outcome == "promoted"
 
 
-def test_drops_are_held_in_the_moment_in_which_the_run_ends_or_not_at_all(
+def test_drops_are_put_on_trial_in_the_moment_in_which_the_run_ends_or_not_at_all(
     engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "disk full")
 
+    add_drop(engine, "a")
+    ticks(dispatcher)
     executor.outcome = "worse"
-    drop = add_drop(engine, "a")
+    add_drop(engine, "b")
     with monkeypatch.context() as broken:
         ticks(dispatcher, 4)
         broken.setattr(run_queue, "change", full)
         with pytest.raises(OSError, match="disk full"):
             ticks(dispatcher)
     assert executor.steps[-1] == "decide"
-    assert drop_state(engine, drop) == DropState.ACCEPTED
-    # Only now another champion: a drop that was held by the old verdict would stay so.
-    move_champion(engine, settings)
+    # Only now another champion: a drop that the old verdict put on trial would stay there.
+    swears(engine, settings)
     executor.outcome = "not_shown_better"
     ticks(dispatcher)
-    assert (run_row(engine).outcome, drop_state(engine, drop)) == ("not_shown_better", DropState.ACCEPTED)
+    assert run_row(engine, 2).outcome == "not_shown_better"
+    with transaction(engine) as session:
+        assert session.exec(select(Suspect)).all() == []
 
 
 def die_before_the_end(dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -972,7 +993,7 @@ def test_a_run_that_was_set_apart_when_its_model_served_is_not_cancelled_and_end
 ) -> None:
     def ask_and_break(*_: object, **__: object) -> None:
         if asked == "before":
-            run_queue.cancel(engine, 1, NOW)
+            cancelling.cancel(engine, 1, NOW)
         raise OSError(errno.EIO, "Input/output error")
 
     add_drop(engine, "a")
@@ -982,7 +1003,7 @@ def test_a_run_that_was_set_apart_when_its_model_served_is_not_cancelled_and_end
     assert run_row(engine).state == RunState.WAITING
     if asked == "while it waits":
         with pytest.raises(states.WrongState, match="is the champion of track default already"):
-            run_queue.cancel(engine, 1, NOW)
+            cancelling.cancel(engine, 1, NOW)
     ticks(dispatcher, 4, NOW + 60_000)
     assert (run_row(engine).state, run_row(engine).outcome) == (RunState.SUCCEEDED, "promoted")
     assert len(done_promotions(engine)) == 1
@@ -994,7 +1015,7 @@ def test_a_run_whose_model_serves_already_is_not_cancelled_any_more(
     add_drop(engine, "a")
     die_before_the_end(dispatcher, monkeypatch)
     assert len(done_promotions(engine)) == 1
-    run_queue.cancel(engine, 1, NOW)
+    cancelling.cancel(engine, 1, NOW)
     ticks(dispatcher)
     row = run_row(engine)
     assert (row.state, row.outcome, row.cancel_requested) == (RunState.SUCCEEDED, "promoted", False)
@@ -1005,7 +1026,7 @@ def test_a_running_step_is_cancelled_and_the_run_with_it(
 ) -> None:
     add_drop(engine, "a")
     dispatcher.tick(NOW)
-    run_queue.cancel(engine, 1, NOW)
+    cancelling.cancel(engine, 1, NOW)
     executor.script["prepare"] = [ended("interrupted", 75)]
     ticks(dispatcher, 3)
     assert run_row(engine).state == RunState.CANCELLED

@@ -55,10 +55,10 @@ def events(engine: Engine) -> list[tuple[str, int | None, object]]:
 @pytest.mark.parametrize("state", [DropState.ACCEPTED, DropState.PROPOSED, DropState.SUSPENDED])
 def test_a_drop_is_withdrawn_with_its_reason_and_an_event(engine: Engine, state: DropState) -> None:
     number = add(engine, state)
-    drop, begun = drops.withdraw(engine, number, "wrong customer", NOW, SETTINGS)
+    drop, cancelled, begun = drops.withdraw(engine, number, "wrong customer", NOW, SETTINGS)
     assert (drop.state, drop.reason) == ("withdrawn", "wrong customer")
     assert events(engine) == [("drop_withdrawn", number, "wrong customer")]
-    assert (runs(engine), begun) == ([], {})
+    assert (runs(engine), cancelled, begun) == ([], [], None)
 
 
 @pytest.mark.parametrize("state", [DropState.WITHDRAWN, DropState.SUSPENDED])
@@ -72,7 +72,7 @@ def test_a_drop_is_restored_as_new_and_starts_a_run(engine: Engine, state: DropS
 
 def test_a_proposed_drop_is_accepted_by_a_persons_word_and_starts_no_run(engine: Engine) -> None:
     number = add(engine, DropState.PROPOSED, "heldout")
-    with pytest.raises(DropforgeError, match="is proposed, not withdrawn or suspended"):
+    with pytest.raises(DropforgeError, match="is proposed, not withdrawn, suspended or on trial"):
         drops.restore(engine, number, "x", NOW, SETTINGS)
     drop = drops.accept(engine, number, "I looked at it", NOW, "ada")
     assert (drop.state, drop.reason) == ("accepted", None)

@@ -6,12 +6,12 @@ import pytest
 from sqlalchemy import Engine
 from sqlmodel import Session, select
 
-from daemon.queue import attempts, drops, run_queue, snapshots, states, tracks
+from daemon.queue import attempts, cancelling, run_queue, snapshots, states, tracks
 from daemon.queue import states as run_states
 from daemon.queue.claims import Claim, LostClaim
 from daemon.queue.run_queue import Failure
 from daemon.queue.states import WrongState
-from daemon.settings.model import RetrySettings, Settings, TrackSettings
+from daemon.settings.model import RetrySettings, TrackSettings
 from daemon.state.database import migrate, open_engine, transaction
 from daemon.state.states import AttemptState, DropState, RunState
 from daemon.state.tables import Attempt, Drop, Event, Run, Track
@@ -73,11 +73,6 @@ def start_run(engine: Engine) -> Claim:
 def load(engine: Engine, run_id: int) -> Run:
     with transaction(engine) as session:
         return session.get_one(Run, run_id)
-
-
-def hold(engine: Engine, claim: Claim, now: int) -> list[int]:
-    with transaction(engine) as session:
-        return snapshots.suspend_new_drops(session, session.get_one(Run, claim.run_id), "it lost", now)
 
 
 def events(engine: Engine, run_id: int | None = None) -> list[str]:
@@ -309,7 +304,7 @@ OWNERS: dict[str, Callable[[Engine, Claim], object]] = {
     "fail": lambda engine, claim: run_queue.fail(engine, claim, BROKEN, 300, RETRY),
     "interrupt": lambda engine, claim: run_queue.interrupt(engine, claim, 300),
     "died": lambda engine, claim: run_queue.died(engine, claim, "killed", 300, RETRY),
-    "cancelled": lambda engine, claim: run_queue.cancelled(engine, claim, 300),
+    "cancelled": lambda engine, claim: cancelling.cancelled(engine, claim, 300),
     "begin_attempt": lambda engine, claim: attempts.begin_attempt(engine, claim, "train", 300),
     "end_attempt": lambda engine, claim: attempts.end_attempt(engine, claim, 1, AttemptState.PUBLISHED, 300),
     "fix_track": lambda engine, claim: tracks.fix_track(
@@ -421,7 +416,7 @@ def test_vanished_processes_are_counted_apart_and_quarantine_the_run_with_a_reme
 
 def test_a_queued_run_is_cancelled_at_once_and_its_drops_wait_for_the_next(engine: Engine) -> None:
     run_id = queue_run(engine)
-    assert run_queue.cancel(engine, run_id, 50) == RunState.CANCELLED
+    assert cancelling.cancel(engine, run_id, 50) == RunState.CANCELLED
     assert load(engine, run_id).ended_at == 50
     with transaction(engine) as session:
         assert snapshots.waiting_drops(session, "default") == 1
@@ -430,16 +425,16 @@ def test_a_queued_run_is_cancelled_at_once_and_its_drops_wait_for_the_next(engin
 def test_a_waiting_run_is_cancelled_at_once(engine: Engine) -> None:
     claim = start_run(engine)
     run_queue.interrupt(engine, claim, 200)
-    assert run_queue.cancel(engine, claim.run_id, 300) == RunState.CANCELLED
+    assert cancelling.cancel(engine, claim.run_id, 300) == RunState.CANCELLED
     assert run_queue.claim(engine, 400, configure) is None
 
 
 def test_a_running_run_is_asked_to_end_and_ended_by_its_owner(engine: Engine) -> None:
     claim = start_run(engine)
-    assert run_queue.cancel(engine, claim.run_id, 200) == RunState.RUNNING
-    assert run_queue.cancel(engine, claim.run_id, 201) == RunState.RUNNING
+    assert cancelling.cancel(engine, claim.run_id, 200) == RunState.RUNNING
+    assert cancelling.cancel(engine, claim.run_id, 201) == RunState.RUNNING
     assert run_queue.heartbeat(engine, claim, 210, None) is True
-    run_queue.cancelled(engine, claim, 220)
+    cancelling.cancelled(engine, claim, 220)
     run = load(engine, claim.run_id)
     assert (run.state, run.ended_at, run.token) == (RunState.CANCELLED, 220, None)
     assert events(engine, claim.run_id) == ["run_queued", "run_claimed", "run_cancel_requested", "run_cancelled"]
@@ -448,7 +443,7 @@ def test_a_running_run_is_asked_to_end_and_ended_by_its_owner(engine: Engine) ->
 @pytest.mark.parametrize("name", ["interrupt", "fail", "died"])
 def test_a_run_that_would_wait_is_cancelled_if_that_was_asked(engine: Engine, name: str) -> None:
     claim = start_run(engine)
-    run_queue.cancel(engine, claim.run_id, 200)
+    cancelling.cancel(engine, claim.run_id, 200)
     assert OWNERS[name](engine, claim) == RunState.CANCELLED
     assert load(engine, claim.run_id).ended_at == 300
 
@@ -466,22 +461,22 @@ def test_a_failed_run_goes_on_with_its_snapshot_and_fresh_counters(engine: Engin
 
 def test_a_retried_run_is_no_longer_asked_to_end(engine: Engine) -> None:
     claim = start_run(engine)
-    run_queue.cancel(engine, claim.run_id, 200)
-    run_queue.cancelled(engine, claim, 220)
+    cancelling.cancel(engine, claim.run_id, 200)
+    cancelling.cancelled(engine, claim, 220)
     run_queue.retry(engine, claim.run_id, 300)
     assert run_queue.heartbeat(engine, take(engine, 300), 310, None) is False
 
 
 def test_a_cancelled_run_that_never_began_is_queued_again(engine: Engine) -> None:
     run_id = queue_run(engine)
-    run_queue.cancel(engine, run_id, 50)
+    cancelling.cancel(engine, run_id, 50)
     assert run_queue.retry(engine, run_id, 60) == RunState.QUEUED
     assert take(engine).run_id == run_id
 
 
 def test_a_cancelled_run_that_never_began_is_refused_if_a_later_one_has_its_drops(engine: Engine) -> None:
     run_id = queue_run(engine)
-    run_queue.cancel(engine, run_id, 50)
+    cancelling.cancel(engine, run_id, 50)
     later = queue_run(engine)
     with pytest.raises(WrongState, match=f"run {later} of track default will include its drops") as refused:
         run_queue.retry(engine, run_id, 60)
@@ -489,7 +484,7 @@ def test_a_cancelled_run_that_never_began_is_refused_if_a_later_one_has_its_drop
     assert load(engine, run_id).state == RunState.CANCELLED
 
 
-@pytest.mark.parametrize("operation", [run_queue.retry, run_queue.cancel])
+@pytest.mark.parametrize("operation", [run_queue.retry, cancelling.cancel])
 def test_a_run_that_does_not_exist_is_an_error_with_a_hint(
     engine: Engine, operation: Callable[[Engine, int, int], RunState]
 ) -> None:
@@ -506,7 +501,7 @@ def test_only_what_has_failed_can_be_retried_and_only_what_has_not_ended_cancell
     with pytest.raises(WrongState, match="succeeded"):
         run_queue.retry(engine, claim.run_id, 400)
     with pytest.raises(WrongState, match="has ended already: succeeded"):
-        run_queue.cancel(engine, claim.run_id, 400)
+        cancelling.cancel(engine, claim.run_id, 400)
 
 
 def test_a_new_daemon_adopts_running_runs_uncounted_under_new_tokens(engine: Engine) -> None:
@@ -521,7 +516,7 @@ def test_a_new_daemon_adopts_running_runs_uncounted_under_new_tokens(engine: Eng
 
 def test_every_state_a_run_can_be_in_has_its_exits_written_down() -> None:
     assert set(states.ALLOWED) == set(RunState)
-    assert {state for state, exits in states.ALLOWED.items() if not exits} == {RunState.SUCCEEDED}
+    assert states.ALLOWED[RunState.SUCCEEDED] == {RunState.CANCELLED}, "a win that waits, by a withdrawn drop alone"
 
 
 # --- attempts
@@ -605,76 +600,6 @@ def test_only_accepted_training_drops_that_no_run_has_seen_are_waiting(engine: E
         drop(session, role="heldout")
         drop(session, track="other")
         assert snapshots.waiting_drops(session, "default") == 1
-
-
-def test_the_drops_that_were_new_in_a_bad_run_are_held_once_each_with_its_event(engine: Engine) -> None:
-    first = start_run(engine)
-    run_queue.finish(engine, first, "promoted", "better", 200)
-    with transaction(engine) as session:
-        held = [drop(session), drop(session)]
-        heldout = drop(session, role="heldout")
-        withdrawn = drop(session)
-        run_queue.enqueue(session, "default", "drop", 300, 300)
-    second = take(engine, 300)
-    with transaction(engine) as session:
-        session.get_one(Drop, withdrawn).state = DropState.WITHDRAWN
-    assert hold(engine, second, 400) == held
-    assert hold(engine, second, 500) == []
-    with transaction(engine) as session:
-        states = {row.id: (row.state, row.reason) for row in session.exec(select(Drop))}
-    assert states == {
-        1: ("accepted", None), **dict.fromkeys(held, ("suspended", "it lost")), heldout: ("accepted", None),
-        withdrawn: ("withdrawn", None),
-    }  # fmt: skip
-    assert events(engine, second.run_id).count("drop_suspended") == 2
-
-
-@pytest.mark.parametrize("ending", ["failed", "too little data", "contaminated"])
-def test_a_run_without_a_judged_candidate_clears_none_of_its_drops(engine: Engine, ending: str) -> None:
-    first = start_run(engine)
-    if ending == "failed":
-        run_queue.fail(engine, first, replace(BROKEN, retryable=False), 200, RETRY)
-    else:
-        outcome = "contaminated" if ending == "contaminated" else "insufficient_evidence"
-        run_queue.finish(engine, first, outcome, "no verdict on its drops", 200)
-    queue_run(engine)
-    second = take(engine, 300)
-    assert hold(engine, second, 400) == [1, 2]
-
-
-@pytest.mark.parametrize("night", [100_000_000, 0, -100_000_000], ids=["goes on", "stands", "is set back"])
-def test_a_drop_that_was_restored_is_new_until_a_later_candidate_is_judged_with_it(engine: Engine, night: int) -> None:
-    """Whatever the clock does: what came after what is not a matter of its times."""
-    run_queue.finish(engine, start_run(engine), "promoted", "better", 110)
-    for number, held_again in ((1, [2]), (2, [2, 3])):
-        queue_run(engine)
-        bad = take(engine, number * night)
-        assert hold(engine, bad, number * night + 1) == held_again
-        run_queue.finish(engine, bad, "worse", "it lost", number * night + 2)
-        drops.restore(engine, 2, "it is right", number * night + 3, Settings.model_construct(tracks={}))
-    # A candidate that is judged with it after that clears it.
-    queue_run(engine)
-    run_queue.finish(engine, take(engine, 3 * night), "not_shown_better", "no gain", 3 * night + 1)
-    queue_run(engine)
-    assert hold(engine, take(engine, 4 * night), 4 * night + 1) == [5]
-
-
-def test_a_run_that_failed_before_a_drop_was_restored_clears_it_when_it_is_retried(engine: Engine) -> None:
-    run_queue.fail(engine, start_run(engine), replace(BROKEN, retryable=False), 200, RETRY)
-    queue_run(engine)
-    bad = take(engine, 300)
-    assert hold(engine, bad, 400) == [1, 2]
-    run_queue.finish(engine, bad, "worse", "it lost", 400)
-    drops.restore(engine, 1, "it is right", 500, Settings.model_construct(tracks={}))
-    run_queue.retry(engine, 1, 600)
-    retried = run_queue.claim(
-        engine, 700, lambda *_: RunConfig(track="default", base_model="/b", base_model_id="b", salt="s")
-    )
-    assert retried is not None
-    assert retried.run_id == 1
-    run_queue.finish(engine, retried, "promoted", "better", 800)
-    queue_run(engine)
-    assert hold(engine, take(engine, 100_000_000), 100_000_001) == [3]
 
 
 def test_the_drops_of_a_failed_run_wait_for_a_run_again(engine: Engine) -> None:

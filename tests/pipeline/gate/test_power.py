@@ -6,11 +6,11 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from pipeline.gate.resamples import DRAWS, Moments, Resamples, grow
 from scipy import stats
 
 from pipeline.gate import power, statistics
 from pipeline.gate.power import GainTest, GuardModel, Watched, asked_power
-from pipeline.gate.resamples import DRAWS, Moments, Resamples, grow
 
 YES_OR_NO = GainTest(continuous=False, alpha=0.01, min_gain=0.01)
 CONTINUOUS = GainTest(continuous=True, alpha=0.01, min_gain=0.01)

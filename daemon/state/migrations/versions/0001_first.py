@@ -14,6 +14,7 @@ def upgrade() -> None:
     _create_runs()
     _create_attempts()
     _create_drops()
+    _create_suspects()
     _create_promotions()
     _create_slots()
 
@@ -161,6 +162,31 @@ def _create_drops() -> None:
     op.create_index("drop_waiting", "drop", ["track", "role", "state"], sqlite_where=sa.text("first_run IS NULL"))
     accepted = sa.text("state = 'accepted'")
     op.create_index("one_accepted_drop", "drop", ["track", "role", "sha256"], unique=True, sqlite_where=accepted)
+
+
+def _create_suspects() -> None:
+    open_ = "ended IS NULL"
+    op.create_table(
+        "suspect",
+        _integer("id"),
+        _text("track"),
+        _integer("drop_id"),
+        _integer("blamed_run"),
+        _integer("trial_run", null=True),
+        _integer("opened_at"),
+        _text("ended", null=True),
+        _integer("ended_at", null=True),
+        sa.CheckConstraint("ended IN ('cleared', 'suspended', 'ended')", name="ended_known"),
+        sa.CheckConstraint("(ended IS NULL) = (ended_at IS NULL)", name="ended_has_time"),
+        sa.ForeignKeyConstraint(["drop_id"], ["drop.id"]),
+        sa.ForeignKeyConstraint(["blamed_run"], ["run.id"]),
+        sa.ForeignKeyConstraint(["trial_run"], ["run.id"]),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    op.create_index("ix_suspect_trial_run", "suspect", ["trial_run"])
+    op.create_index("one_open_suspect", "suspect", ["drop_id"], unique=True, sqlite_where=sa.text(open_))
+    trial = sa.text(f"{open_} AND trial_run IS NOT NULL")
+    op.create_index("one_trial", "suspect", ["track"], unique=True, sqlite_where=trial)
 
 
 def _create_promotions() -> None:

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlmodel import Session
+from sqlmodel import Session, select
 
 from daemon.cli.demo import command
-from daemon.queue import run_queue, snapshots
-from daemon.state.tables import Run
+from daemon.queue import run_queue
+from daemon.state.states import DropState
+from daemon.state.tables import Drop, Run
 from daemon.system.processes import FileLock
 from daemon.views.overview import Overview
 
@@ -30,13 +31,14 @@ def shown(new_workspace: Callable[[], Any]) -> Any:
 
 def judged(made: Any, outcome: str, *, hold: bool) -> list[str]:
     """End the second run as `outcome` says and return what the demo finds wrong."""
-    second, now = made.claim(), made.tick()
+    second = made.claim()
 
     def also(session: Session, run: Run) -> None:
         if hold:
-            snapshots.suspend_new_drops(session, run, "new in a bad run", now)
+            (drop,) = session.exec(select(Drop).where(Drop.first_run == run.id)).all()
+            drop.state, drop.reason = DropState.SUSPENDED, "it was bad when it was tried alone"
 
-    run_queue.finish(made.engine, second, outcome, "so it is", now, still=also)
+    run_queue.finish(made.engine, second, outcome, "so it is", made.tick(), still=also)
     overview = Overview(made.settings.state_folder)
     return command.unexpected(overview, overview.run(1), overview.run(2))
 

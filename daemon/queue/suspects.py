@@ -1,0 +1,277 @@
+"""
+Which new drops may have made a run worse, and the runs that find out.
+
+A verdict that speaks against the new drops convicts none of them: it puts them on trial. Each is tried alone beside
+what the champion was trained on, under another seed, when nothing else is to be done. One that is blamed twice is
+suspended; every other is accepted as before. The rows of `Suspect` are the whole state: after a crash a search goes on
+where they say that it was.
+"""
+
+from collections.abc import Iterable
+
+from sqlalchemy import Engine, func, update
+from sqlmodel import Session, col, select
+from sqlmodel.sql.expression import SelectOfScalar
+
+from daemon.queue import run_queue
+from daemon.queue.snapshots import JUDGED, as_snapshot
+from daemon.queue.states import FINAL
+from daemon.settings.model import Settings
+from daemon.state.database import transaction
+from daemon.state.events import record_event
+from daemon.state.states import TRIAL, DropState, PromotionState, RunState, SuspectEnd
+from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track, on_trial_beside, promotion_of
+from pipeline.artifacts import Verdict
+from pipeline.wording import count
+
+#: Drops that one verdict puts on trial at most: the newest and six more.
+MOST = 7
+#: Outcomes that say how the old drops did.
+_COMPARED = tuple(outcome for outcome in JUDGED if outcome != "contaminated")
+_WEEK_MS = 7 * 86_400_000
+#: The event of a verdict that speaks against new drops; it holds the old drops that lost.
+_BLAMED = "drops_blamed"
+
+
+def follow_verdict(session: Session, settings: Settings, run: Run, verdict: Verdict, now: int) -> None:
+    """
+    Do what a verdict means for the drops that the champion does not know, in the transaction that ends the run.
+
+    A trial's verdict suspends or clears the drop that it tried; any other run's verdict may open a search. A trial
+    opens none.
+    """
+    known = _known(session, run.track) & _ids(run)
+    if run.trigger != TRIAL:
+        if verdict.blames_new_drops:
+            record_event(session, _BLAMED, now, track=run.track, run_id=run.id, lost=list(verdict.lost_drops))
+            if known and _budget(settings, run.track):
+                _open_search(session, run, known, verdict, now)
+        return
+    tried = session.exec(_open().where(Suspect.trial_run == run.id)).first()
+    if tried is None:
+        return
+    if verdict.blames_new_drops and known and tried.drop_id not in known:
+        _suspend(session, settings, tried, verdict, now)
+    else:
+        why = f"run {run.id} tried it alone and does not speak against it"
+        _end(session, settings, tried, SuspectEnd.CLEARED, why, now)
+
+
+def go_on(engine: Engine, settings: Settings, now: int) -> None:
+    """
+    Queue the next trial of each track whose last one is over, or end the search.
+
+    A trial that ended without a verdict clears its drop. Called when nothing is in hand: trials run when all is idle.
+    """
+    with transaction(engine) as session:
+        tracks = session.exec(select(Suspect.track).where(col(Suspect.ended).is_(None)).distinct()).all()
+        for track in sorted(set(tracks) & set(settings.track_names)):
+            _go_on(session, settings, track, now)
+
+
+def is_on_trial(session: Session, drop: Drop) -> bool:
+    """Say whether a drop is in no run but one that tries it alone."""
+    return session.exec(_open().where(Suspect.drop_id == drop.id)).first() is not None
+
+
+def leave(session: Session, settings: Settings, drop: Drop, now: int) -> Run | None:
+    """
+    End the search for one drop by a person's word; return the trial of it that is to be ended, if there is one.
+
+    Works in the caller's transaction, which has changed the drop.
+    """
+    found = session.exec(_open().where(Suspect.drop_id == drop.id)).first()
+    if found is None:
+        return None
+    end = SuspectEnd.CLEARED if drop.state == DropState.ACCEPTED else SuspectEnd.ENDED
+    _end(session, settings, found, end, "a person's word", now)
+    trial = session.get(Run, found.trial_run) if found.trial_run is not None else None
+    return None if trial is None or trial.state in FINAL else trial
+
+
+def try_again_without(session: Session, drop: Drop) -> None:
+    """Let the drop that a trial tries be tried anew, since `drop`, which the trial was made with too, was withdrawn."""
+    for suspect in session.exec(_open().where(Suspect.track == drop.track, col(Suspect.trial_run).is_not(None))).all():
+        if suspect.drop_id != drop.id and drop.id in _ids(session.get_one(Run, suspect.trial_run)):
+            suspect.trial_run = None
+            session.add(suspect)
+
+
+# --- a search: opened, gone on with, ended
+
+
+def _open_search(session: Session, run: Run, known: set[int], verdict: Verdict, now: int) -> None:
+    """
+    Put the new drops of a run on trial, `MOST` of them at most, in the order in which they are to be tried.
+
+    First those that came when an old drop began to lose, then those whose answers the champion finds unlikely, then the
+    newest.
+    """
+    first = _came_when_lost(session, run, verdict.lost_drops)
+    odd = {one.drop for one in verdict.champion_losses if one.stands_out}
+    new = _accepted(session, _ids(run) - known)
+    pending = sorted(new, key=lambda drop: (drop not in first, drop not in odd, -drop))
+    for drop in pending[:MOST]:
+        session.add(Suspect(track=run.track, drop_id=drop, blamed_run=run.id or 0, opened_at=now))
+        session.flush()
+        record_event(session, "drop_suspected", now, track=run.track, run_id=run.id, drop_id=drop)
+
+
+def _came_when_lost(session: Session, run: Run, lost: Iterable[int]) -> set[int]:
+    """Return the drops that came in when an old one began to lose that has lost in several runs in a row."""
+    blamed = select(Event.run_id, Event.detail).where(Event.kind == _BLAMED, Event.track == run.track)
+    lost_in = {run_id: detail.get("lost", ()) for run_id, detail in session.exec(blamed).all()}
+    ended = select(Run.id).join(Event, col(Event.run_id) == Run.id).where(Event.kind == "run_succeeded")
+    ended = ended.where(Run.track == run.track, Run.trigger != TRIAL, Run.id != run.id, col(Run.outcome).in_(_COMPARED))
+    before = session.exec(ended.order_by(col(Event.id).desc())).all()
+    came: set[int] = set()
+    for drop in lost:
+        streak = 0
+        while streak < len(before) and drop in _numbers(lost_in.get(before[streak])):
+            streak += 1
+        if streak:
+            began = _ids(session.get_one(Run, before[streak - 1]))
+            well = _ids(session.get_one(Run, before[streak])) if streak < len(before) else set()
+            came |= began - well
+    return came
+
+
+def _go_on(session: Session, settings: Settings, track: str, now: int) -> None:
+    last = session.exec(_open().where(Suspect.track == track, col(Suspect.trial_run).is_not(None))).first()
+    if last is not None:
+        trial = session.get_one(Run, last.trial_run)
+        if trial.state not in FINAL:
+            return
+        why = f"run {trial.id} tried it alone and ended without a verdict"
+        _end(session, settings, last, SuspectEnd.CLEARED, why, now)
+    known, budget = _known(session, track), _budget(settings, track)
+    for suspect in session.exec(_open().where(Suspect.track == track).order_by(col(Suspect.id))).all():
+        why = ""
+        if suspect.drop_id in known:
+            why = "the champion was trained on it"
+        elif not _accepted(session, known):
+            why = "nothing is left that the champion was trained on"
+        elif _trials(session, track, now) >= budget:
+            why = f"no trial is left: gate.trials_per_week is {budget}"
+        if not why:
+            _queue_trial(session, suspect, known, now)
+            return
+        _end(session, settings, suspect, SuspectEnd.CLEARED, why, now)
+
+
+def _queue_trial(session: Session, suspect: Suspect, known: set[int], now: int) -> None:
+    """Queue the run that tries a drop alone beside the champion's; its snapshot stands from now on."""
+    drops = select(Drop).where(Drop.track == suspect.track, Drop.state == DropState.ACCEPTED)
+    wanted = (col(Drop.role) == "heldout") | col(Drop.id).in_({*_accepted(session, known), suspect.drop_id})
+    snapshot = as_snapshot(session.exec(drops.where(wanted).order_by(col(Drop.id))).all())
+    run = Run(
+        track=suspect.track, trigger=TRIAL, state=RunState.WAITING, created_at=now, not_before=now, snapshot=snapshot
+    )
+    session.add(run)
+    session.flush()
+    suspect.trial_run = run.id
+    session.add(suspect)
+    session.flush()
+    about = {"drop_id": suspect.drop_id, "blamed_run": suspect.blamed_run}
+    record_event(session, "trial_queued", now, track=run.track, run_id=run.id, **about)
+
+
+def _suspend(session: Session, settings: Settings, suspect: Suspect, verdict: Verdict, now: int) -> None:
+    """Suspend the drop that a trial has found, clear all others of its search, and let what is left run again."""
+    drop = session.get_one(Drop, suspect.drop_id)
+    wrong = f" and made {count(verdict.losses, 'record')} wrong" if verdict.losses else ""
+    drop.reason = (
+        f"run {suspect.blamed_run} was worse with it, and so was run {suspect.trial_run}, which tried it alone{wrong}: "
+        f"dropforge report {suspect.trial_run}"
+    )
+    drop.state = DropState.SUSPENDED
+    session.add(drop)
+    run, reason = suspect.trial_run, drop.reason
+    record_event(session, "drop_suspended", now, track=drop.track, run_id=run, drop_id=drop.id, reason=reason)
+    for other in session.exec(_open().where(Suspect.blamed_run == suspect.blamed_run, Suspect.id != suspect.id)).all():
+        _end(session, settings, other, SuspectEnd.CLEARED, f"drop {drop.id} was found", now)
+    _end(session, settings, suspect, SuspectEnd.SUSPENDED, reason, now)
+
+
+def _end(  # noqa: PLR0913, PLR0917 - whose suspicion ends, how and when
+    session: Session, settings: Settings, suspect: Suspect, end: SuspectEnd, why: str, now: int
+) -> None:
+    """
+    End the suspicion of one drop. If it is its search's last, what is left may run again.
+
+    It does where a drop was suspended or a trial has won: the same data against the same champion is the same run.
+    """
+    suspect.ended, suspect.ended_at = end, now
+    session.add(suspect)
+    session.flush()
+    run, detail = suspect.trial_run or suspect.blamed_run, {"end": str(end), "reason": why}
+    record_event(session, "suspicion_ended", now, track=suspect.track, run_id=run, drop_id=suspect.drop_id, **detail)
+    search = session.exec(select(Suspect).where(Suspect.blamed_run == suspect.blamed_run)).all()
+    if all(one.ended is not None for one in search) and any(_changes_what_is_run(session, one) for one in search):
+        _run_again(session, settings, suspect, now)
+
+
+def _changes_what_is_run(session: Session, suspect: Suspect) -> bool:
+    won = suspect.trial_run is not None and promotion_of(session, suspect.trial_run) is not None
+    return won or suspect.ended == SuspectEnd.SUSPENDED
+
+
+def _run_again(session: Session, settings: Settings, suspect: Suspect, now: int) -> None:
+    """Let what else was new in the blamed run wait for a run again, and start one as a new drop would."""
+    new = _ids(session.get_one(Run, suspect.blamed_run)) - _known(session, suspect.track)
+    ids = _accepted(session, new)
+    session.exec(update(Drop).where(col(Drop.id).in_(ids)).values(first_run=None))
+    if ids and suspect.track in settings.track_names:
+        track = settings.track(suspect.track)
+        if track.trigger in {"drop", "both"}:
+            run_queue.enqueue_when_quiet(session, suspect.track, track, now)
+
+
+# --- what is asked
+
+
+def _open() -> SelectOfScalar[Suspect]:
+    """Return the question for what is on trial."""
+    return select(Suspect).where(col(Suspect.ended).is_(None))
+
+
+def _known(session: Session, track: str) -> set[int]:
+    """Return the drops that the champion was trained on; none if it is a base model."""
+    serving = session.get(Track, track)
+    if serving is None or serving.champion_model_id is None:
+        return set()
+    made = select(Promotion.drops).where(
+        Promotion.track == track,
+        Promotion.state == PromotionState.DONE,
+        Promotion.model_id == serving.champion_model_id,
+        col(Promotion.run_id).is_not(None),
+    )
+    drops = session.exec(made.order_by(col(Promotion.generation).desc())).first() or ()
+    trained = select(Drop.id).where(col(Drop.id).in_(drops), Drop.role == "train")
+    return {number for number in session.exec(trained).all() if number}
+
+
+def _accepted(session: Session, drops: Iterable[int]) -> set[int]:
+    """Return those of some drops that a run may be trained on, and that are not on trial."""
+    free = select(Drop.id).where(col(Drop.id).in_(drops), Drop.state == DropState.ACCEPTED, Drop.role == "train")
+    return {number for number in session.exec(free.where(col(Drop.id).not_in(on_trial_beside(None)))) if number}
+
+
+def _budget(settings: Settings, track: str) -> int:
+    """Return how many trials a track may begin in a week; none where every drop is kept."""
+    own = settings.track(track) if track in settings.track_names else settings
+    return own.gate.trials_per_week if own.on_worse == "suspend" else 0
+
+
+def _trials(session: Session, track: str, now: int) -> int:
+    """Return how many trials of a track have begun in the last seven days."""
+    begun = select(func.count()).select_from(Run).where(Run.track == track, Run.trigger == TRIAL)
+    return session.exec(begun.where(col(Run.started_at) > now - _WEEK_MS)).one()
+
+
+def _ids(run: Run) -> set[int]:
+    return {int(str(drop["id"])) for drop in run.snapshot or ()}
+
+
+def _numbers(value: object) -> list[int]:
+    return value if isinstance(value, list) else []

@@ -1,0 +1,400 @@
+"""A drop is withdrawn, and whatever was made from it and has not served yet ends, in each state of a run."""
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlmodel import col, select
+
+from daemon.champions import approval, journal, promotion
+from daemon.champions.approval import CannotPromote
+from daemon.queue import cancelling, drops, run_queue
+from daemon.queue.claims import Cancelled, Claim
+from daemon.queue.snapshots import waiting_drops
+from daemon.state.database import transaction
+from daemon.state.tables import Drop, Event, Promotion, Run
+from pipeline.steps import STEPS
+from tests.chaos.house import DAY, records
+from tests.daemon.champions.test_approval import MANUAL, House
+
+PINNED = '[gate]\non = "pinned"\n'
+WHY = "drop {} ({}) was withdrawn"
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> House:
+    """Give a house in which nobody is asked."""
+    return House(tmp_path, PINNED)
+
+
+@pytest.fixture
+def asking(tmp_path: Path) -> House:
+    """Give a house in which a person is asked."""
+    return House(tmp_path, MANUAL)
+
+
+def with_good(house: House, step: str, outcome: str = "promoted") -> int:
+    """Bring a run of `good.jsonl` and another drop to the result of `step`; return the other one's number."""
+    (house.daemon.settings.inbox_folder / "good.jsonl").write_bytes(records("good"))
+    run = house.at(step, outcome)
+    with transaction(house.daemon.engine) as session:
+        return session.exec(select(Drop.id).where(Drop.name == f"{run}.jsonl")).one() or 0
+
+
+def with_an_exam(house: House, outcome: str = "promoted") -> int:
+    """Bring a run to its verdict by a held-out drop; return the number of that."""
+    (house.daemon.settings.inbox_folder / "heldout" / "exam.jsonl").write_bytes(records("exam"))
+    run = house.at("decide", outcome)
+    (exam,) = (int(str(drop["id"])) for drop in house.row(run).snapshot or () if drop["role"] == "heldout")
+    return exam
+
+
+def runs(house: House) -> list[tuple[str, list[str]]]:
+    """Return the outcome of each run, or its state, and the names of the drops that it was made from."""
+    with transaction(house.daemon.engine) as session:
+        rows = session.exec(select(Run).order_by(col(Run.id))).all()
+    return [(row.outcome or row.state, [str(drop["name"]) for drop in row.snapshot or ()]) for row in rows]
+
+
+def unseen(house: House) -> int:
+    with transaction(house.daemon.engine) as session:
+        return waiting_drops(session, "default")
+
+
+# --- in each state of a run
+
+
+def test_a_queued_run_has_no_snapshot_yet_and_goes_without_the_drop(house: House) -> None:
+    for name in ("good", "bad"):
+        (house.daemon.settings.inbox_folder / f"{name}.jsonl").write_bytes(records(name))
+        house.daemon.take_in(house.now)
+    with transaction(house.daemon.engine) as session:
+        bad = session.exec(select(Drop.id).where(Drop.name == "bad.jsonl")).one() or 0
+    house.withdraw(bad)
+    assert runs(house) == [("queued", [])]
+    house.daemon.finish_runs(house.now, "promoted")
+    assert runs(house) == [("promoted", ["good.jsonl"])]
+
+
+@pytest.mark.parametrize("outcome", ["promoted", "worse", "guard_failed", "not_shown_better"])
+@pytest.mark.parametrize("step", [step.name for step in STEPS if step.name != "judge"])
+def test_a_running_run_ends_at_each_step_and_nothing_follows_from_its_verdict(
+    house: House, step: str, outcome: str
+) -> None:
+    bad = with_good(house, step, outcome)
+    house.withdraw(bad)
+    assert (house.row(1).state, house.row(1).cancel_requested) == ("running", True)
+    assert (house.row(1).error, unseen(house)) == (WHY.format(bad, "1.jsonl"), 1)
+    house.daemon.finish_runs(house.now, "promoted")
+    assert runs(house) == [("cancelled", ["good.jsonl", "1.jsonl"]), ("promoted", ["good.jsonl"])]
+    assert house.serves == (1, b"weights of run 2")
+    assert (house.drop_state(bad), house.drop_state(3 - bad)) == ("withdrawn", "accepted")
+
+
+def test_the_step_in_hand_is_asked_to_stop(house: House) -> None:
+    bad = with_good(house, "prepare")
+    house.daemon.dispatcher.tick(house.now)
+    (order,) = (house.root / "spool/queue").glob("*.json")
+    running = house.root / "spool/running" / order.name
+    order.rename(running)  # a worker has begun it
+    house.withdraw(bad)
+    house.daemon.dispatcher.tick(house.now)
+    assert (house.root / "spool/cancel" / order.stem).exists()
+
+
+def test_a_run_is_ended_by_the_next_daemon_if_this_one_dies(house: House) -> None:
+    house.withdraw(with_good(house, "decide"))
+    house.restart(PINNED).finish_runs(house.now, "promoted")
+    assert [outcome for outcome, _ in runs(house)] == ["cancelled", "promoted"]
+
+
+def test_a_waiting_run_ends_at_once(house: House) -> None:
+    bad = with_good(house, "train")
+    house.daemon.dispatcher.abandon(house.now)
+    assert house.row(1).state == "waiting"
+    house.withdraw(bad)
+    assert house.row(1).state == "cancelled"
+    house.daemon.finish_runs(house.now, "promoted")
+    assert runs(house)[1:] == [("promoted", ["good.jsonl"])]
+
+
+def test_a_win_that_waits_for_approval_ends_and_its_other_drops_are_trained_on(asking: House) -> None:
+    bad = with_good(asking, "decide")
+    asking.daemon.finish_runs(asking.now, "promoted")
+    assert unseen(asking) == 0
+    asking.withdraw(bad)
+    row = asking.row(1)
+    assert (row.state, row.outcome, row.sentence, row.error) == ("cancelled", None, None, WHY.format(bad, "1.jsonl"))
+    assert unseen(asking) == 1
+    asking.daemon.finish_runs(asking.now, "promoted")
+    assert runs(asking)[1:] == [("awaiting_approval", ["good.jsonl"])]
+    assert asking.approve(2).generation == 1
+
+
+def test_every_run_that_was_made_from_the_drop_ends_and_one_follows(asking: House) -> None:
+    for _ in range(2):
+        asking.run()
+    asking.at("train")
+    asking.withdraw(1)
+    asking.daemon.finish_runs(asking.now, "promoted")
+    assert [outcome for outcome, _ in runs(asking)] == ["cancelled"] * 3 + ["awaiting_approval"]
+    assert runs(asking)[3][1] == ["2.jsonl", "3.jsonl"]
+
+
+def test_a_win_without_the_drop_goes_on_waiting(asking: House) -> None:
+    for _ in range(2):
+        asking.run()
+    asking.withdraw(2)
+    assert [outcome for outcome, _ in runs(asking)] == ["awaiting_approval", "cancelled"]
+    assert asking.approve(1).generation == 1
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_a_promoted_run_is_left_as_it_is_rolled_back_or_not(house: House, back: bool) -> None:
+    house.run()
+    if back:
+        house.back()
+    serves = house.serves
+    house.withdraw(1)
+    house.daemon.finish_runs(house.now, "promoted")
+    assert (runs(house), house.serves) == ([("promoted", ["1.jsonl"])], serves)
+
+
+def test_a_run_whose_model_serves_already_ends_as_promoted(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    house.at("decide")
+
+    def full(*_arguments: Any, **_more: Any) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(run_queue, "finish", full)
+        with pytest.raises(OSError, match="no space"):
+            house.daemon.dispatcher.tick(house.now)
+    assert (house.row(1).state, house.serves[0]) == ("running", 1)
+    house.withdraw(1)
+    assert (house.row(1).cancel_requested, house.row(1).error) == (False, None)
+    house.daemon.finish_runs(house.now, "promoted")
+    assert (house.row(1).state, house.row(1).outcome) == ("succeeded", "promoted")
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_promotion_that_was_begun_and_is_not_done_is_abandoned(
+    house: House, monkeypatch: pytest.MonkeyPatch, restarted: bool
+) -> None:
+    with_good(house, "decide")
+    follow = journal.carry_out
+
+    def withdrawn_before(*arguments: Any) -> Promotion:
+        house.withdraw(1)
+        return follow(*arguments)
+
+    def full(*_arguments: Any) -> Promotion:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(promotion, "carry_out", full if restarted else withdrawn_before)
+        if restarted:
+            with pytest.raises(OSError, match="no space"):
+                house.daemon.dispatcher.tick(house.now)
+            house.withdraw(1)
+            house.restart(PINNED)
+        else:
+            house.daemon.dispatcher.tick(house.now)
+    assert house.serves == (0, b"base weights")
+    house.daemon.finish_runs(house.now, "promoted")
+    assert [outcome for outcome, _ in runs(house)] == ["cancelled", "promoted"]
+    assert house.serves == (1, b"weights of run 2")
+    assert house.events().count("promotion_abandoned") == 1
+
+
+def test_a_win_is_not_approved_that_ends_while_its_files_are_checked(
+    asking: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = asking.run()
+    monkeypatch.setattr(approval, "check_files", lambda *_: asking.withdraw(1))
+    with pytest.raises(Cancelled, match=r"run 1 was cancelled: drop 1 \(1.jsonl\) was withdrawn"):
+        asking.approve(run)
+    assert asking.serves[0] == 0
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_run_by_a_withdrawn_held_out_drop_ends_too(tmp_path: Path, asked: bool) -> None:
+    house = House(tmp_path, MANUAL if asked else PINNED)
+    exam = with_an_exam(house, "promoted" if asked else "worse")
+    if asked:
+        house.daemon.finish_runs(house.now, "promoted")
+    house.withdraw(exam)
+    house.daemon.finish_runs(house.now, "promoted")
+    assert runs(house)[0][0] == "cancelled"
+    assert runs(house)[1] == ("awaiting_approval" if asked else "promoted", ["1.jsonl"])
+
+
+def test_another_tracks_runs_go_on(house: House) -> None:
+    house.at("train")
+    with transaction(house.daemon.engine) as session:
+        session.get_one(Drop, 1).track = "other"
+    house.withdraw(1)
+    assert house.row(1).cancel_requested is False
+
+
+# --- what follows
+
+
+def test_where_nothing_new_is_left_no_run_is_queued(house: House) -> None:
+    house.run()
+    house.at("decide")
+    house.withdraw(2)
+    house.daemon.finish_runs(house.now, "promoted")
+    assert [outcome for outcome, _ in runs(house)] == ["promoted", "cancelled"]
+
+
+def test_where_nothing_was_made_from_the_drop_no_run_is_queued(house: House) -> None:
+    house.run()
+    (house.daemon.settings.inbox_folder / "new.jsonl").write_bytes(records("new"))
+    house.daemon.take_in(house.now)
+    cancelling.cancel(house.daemon.engine, 2, house.now)
+    house.withdraw(1)
+    assert unseen(house) == 1
+    assert [outcome for outcome, _ in runs(house)] == ["promoted", "cancelled"]
+
+
+def test_an_older_drop_that_is_withdrawn_costs_the_new_one_nothing(house: House) -> None:
+    house.run()
+    house.at("decide")
+    house.withdraw(1)
+    house.daemon.finish_runs(house.now, "promoted")
+    assert runs(house)[1:] == [("cancelled", ["1.jsonl", "2.jsonl"]), ("promoted", ["2.jsonl"])]
+
+
+def test_at_night_the_other_drops_are_new_again(house: House) -> None:
+    bad = with_good(house, "decide")
+    path = house.folder / "dropforge.toml"
+    path.write_text(path.read_text().replace('trigger = "both"', 'trigger = "nightly"'))
+    daemon = house.restart("")
+    house.withdraw(bad)
+    daemon.night(house.now)  # nights count from the first look
+    daemon.finish_runs(house.now, "promoted")
+    assert [outcome for outcome, _ in runs(house)] == ["cancelled"]
+    assert unseen(house) == 1
+    daemon.night(house.now + DAY)
+    daemon.finish_runs(house.now + DAY, "promoted")
+    assert runs(house)[1] == ("promoted", ["good.jsonl"])
+
+
+def test_a_track_that_is_not_in_the_settings_any_more_starts_no_run(house: House) -> None:
+    bad = with_good(house, "train")
+    with transaction(house.daemon.engine) as session:
+        for row in (*session.exec(select(Drop)), *session.exec(select(Run))):
+            row.track = "gone"
+            session.add(row)
+    found = drops.withdraw(house.daemon.engine, bad, "x", house.now, house.daemon.settings)
+    assert (found.cancelled, found.queued) == ([1], None)
+
+
+def test_a_cancelled_verdict_clears_no_drop(asking: House) -> None:
+    asking.run()
+    bad = with_good(asking, "decide")
+    asking.daemon.finish_runs(asking.now, "promoted")
+    asking.withdraw(bad)
+    asking.daemon.finish_runs(asking.now, "worse")
+    assert runs(asking)[1:] == [
+        ("cancelled", ["1.jsonl", "good.jsonl", "2.jsonl"]), ("worse", ["1.jsonl", "good.jsonl"]),
+    ]  # fmt: skip
+    with transaction(asking.daemon.engine) as session:
+        states = dict(session.exec(select(Drop.name, Drop.state)).all())
+    assert states == {"1.jsonl": "accepted", "good.jsonl": "suspended", "2.jsonl": "withdrawn"}
+
+
+def test_a_cancelled_run_is_retried_without_the_drop(asking: House) -> None:
+    bad = with_good(asking, "decide")
+    asking.daemon.finish_runs(asking.now, "promoted")
+    asking.withdraw(bad)
+    run_queue.retry(asking.daemon.engine, 1, asking.now)
+    asking.daemon.finish_runs(asking.now, "promoted")
+    assert runs(asking)[0] == ("awaiting_approval", ["good.jsonl"])
+
+
+def test_a_win_waits_again_once_its_drop_is_back_and_it_is_retried(asking: House) -> None:
+    run = asking.run()
+    asking.withdraw(1)
+    drops.restore(asking.daemon.engine, 1, "they changed their mind", asking.now, asking.daemon.settings)
+    run_queue.retry(asking.daemon.engine, run, asking.now)
+    asking.daemon.dispatcher.tick(asking.now)
+    assert (asking.row(run).outcome, asking.events().count("step_submitted")) == ("awaiting_approval", len(STEPS) - 1)
+    assert asking.approve(run).generation == 1
+
+
+def test_its_events_say_why(asking: House) -> None:
+    with_good(asking, "decide")
+    asking.daemon.finish_runs(asking.now, "promoted")
+    asking.withdraw(2)
+    with transaction(asking.daemon.engine) as session:
+        told = session.exec(select(Event.detail).where(Event.kind == "run_cancelled")).one()
+        name = session.get_one(Drop, 2).name
+    assert told == {"reason": WHY.format(2, name)}
+
+
+# --- what is said of it
+
+
+def test_withdrawing_names_what_ends_what_begins_and_what_serves(asking: House, dropforge: Callable[..., Any]) -> None:
+    asking.force(asking.run("not_shown_better"))
+    asking.run()
+    asking.at("prepare")
+    said = dropforge("drops", "withdraw", "1", "--reason", "deletion").out.splitlines()
+    assert said == [
+        "drop 1 (1.jsonl) is withdrawn: no later run of track default uses it",
+        "run 2 is cancelled: it was made from that drop",
+        "run 3 is cancelled: it was made from that drop",
+        "run 4 is queued: it trains on what else is new, without that drop",
+        (
+            "the champion of track default, generation 1, was trained on it; to let the latest one without withdrawn "
+            "drops serve: dropforge rollback --track default --to 0 --reason TEXT"
+        ),
+    ]
+
+
+def test_withdrawing_a_held_out_drop_says_when_a_corrected_one_has_to_be_there(
+    asking: House, dropforge: Callable[..., Any]
+) -> None:
+    exam = with_an_exam(asking)
+    said = dropforge("drops", "withdraw", str(exam), "--reason", "wrong answers").out.splitlines()
+    assert "drop it before that run begins" in said[-1]
+
+
+def test_the_verdict_of_a_run_that_was_cancelled_is_not_told(asking: House, dropforge: Callable[..., Any]) -> None:
+    run = asking.run()
+    asking.withdraw(1)
+    for words in (("status",), ("runs",), ("show", str(run))):
+        said = dropforge(*words).out
+        assert WHY.format(1, "1.jsonl") in said, words
+        assert "promoted" not in said, words
+        assert "waits for approval" not in said, words
+    assert dropforge("show", str(run), "--json").json["run"]["verdict"] is None
+
+
+def test_only_force_makes_the_model_of_a_cancelled_run_the_champion(asking: House) -> None:
+    run = asking.run()
+    asking.withdraw(1)
+    with pytest.raises(CannotPromote, match=r"run 1 was cancelled: drop 1 \(1.jsonl\) was withdrawn") as refused:
+        asking.approve(run)
+    assert f"dropforge promote {run} --force --reason TEXT" in refused.value.hint
+    assert asking.force(run).overrode == "cancelled"
+
+
+# --- the fences, one by one
+
+
+@pytest.mark.parametrize("outcome", ["promoted", "worse"])
+def test_a_run_that_is_to_be_cancelled_gets_no_verdict(house: House, outcome: str) -> None:
+    house.at("decide")
+    house.withdraw(1)
+    claim = Claim(1, house.row(1).token or "")
+    with pytest.raises(Cancelled):
+        run_queue.finish(house.daemon.engine, claim, outcome, "it did", house.now)
+    candidate = promotion.Candidate("default", 1, "m", "models/m", claim.token)
+    with pytest.raises(Cancelled):
+        promotion.promote(house.daemon.engine, house.root, candidate, 0, "better", house.now)
+    assert house.row(1).outcome is None

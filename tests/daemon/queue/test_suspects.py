@@ -1,0 +1,638 @@
+"""Drops that may have made a run worse are tried alone; the one that does it again is suspended, all others are not."""
+
+import itertools
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+from sqlalchemy import Engine, event
+from sqlmodel import Session, col, select
+
+from daemon.queue import cancelling, drops, run_queue, snapshots, suspects, tracks
+from daemon.queue.claims import Claim
+from daemon.settings.model import RetrySettings, Settings
+from daemon.state.database import migrate, open_engine, transaction
+from daemon.state.states import DropState, PromotionState, RunState
+from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track
+from pipeline.artifacts import Verdict
+from pipeline.config import RunConfig
+
+DAY = 86_400_000
+SETTINGS = Settings(run_after_quiet_seconds=0)
+GAVE_UP = run_queue.Failure("no memory left", "lower train.batch_size", retryable=False)
+
+
+def configure(_session: Session, track: Track) -> RunConfig:
+    return RunConfig(track=track.name, base_model="/base", base_model_id="b" * 64, salt=track.salt)
+
+
+class Box:
+    """A database in which runs come to the verdicts that a test gives them."""
+
+    def __init__(self, path: Path, now: int = DAY) -> None:
+        """Open the database at `path`, which is made if it is not there."""
+        migrate(path)
+        self.path, self.now, self.engine, self.settings = path, now, open_engine(path), SETTINGS
+
+    def tick(self) -> int:
+        self.now += 1000
+        return self.now
+
+    def drop(self, role: str = "train") -> int:
+        """Take a file in, which queues a run."""
+        with transaction(self.engine) as session:
+            tracks.ensure_track(session, "default", self.tick())
+            number = len(session.exec(select(Drop)).all()) + 1
+            row = Drop(
+                track="default", role=role, state=DropState.ACCEPTED, name_bytes=b"a", name=f"{number}.jsonl",
+                sha256=f"{number:064x}", size_bytes=1, rows=5, received_at=self.now,
+            )  # fmt: skip
+            session.add(row)
+            session.flush()
+            if role == "train":
+                run_queue.enqueue(session, "default", "drop", self.now, self.now)
+            return row.id or 0
+
+    def claim(self) -> Run:
+        claim = run_queue.claim(self.engine, self.tick(), configure)
+        assert claim is not None
+        return self.row(claim.run_id)
+
+    def end(self, run: Run, verdict: Verdict) -> None:
+        """End a run as `apply_verdict` does."""
+
+        def still(session: Session, held: Run) -> None:
+            suspects.follow_verdict(session, self.settings, held, verdict, self.now)
+
+        if verdict.outcome == "promoted":
+            self.serve(run)
+        self.tick()
+        claim = Claim(run.id or 0, run.token or "")
+        run_queue.finish(self.engine, claim, verdict.outcome, verdict.sentence, self.now, still=still)
+
+    def serve(self, run: Run) -> None:
+        """Make a run's model the champion."""
+        with transaction(self.engine) as session:
+            track = session.get_one(Track, "default")
+            generation = (track.champion_generation or 0) + 1
+            promotion = Promotion(
+                track="default", run_id=run.id, state=PromotionState.DONE, generation=generation, model_id=f"m{run.id}",
+                model_path="m", reason="better", created_at=self.now, drops=in_snapshot(run),
+            )  # fmt: skip
+            session.add(promotion)
+            track.champion_generation, track.champion_model_id = generation, f"m{run.id}"
+            session.add(track)
+
+    def go_on(self) -> None:
+        suspects.go_on(self.engine, self.settings, self.tick())
+
+    def trial(self) -> Run | None:
+        """Let the daemon be idle: queue the next trial, if there is one, and begin it."""
+        self.go_on()
+        claim = run_queue.claim(self.engine, self.tick(), configure)
+        run = None if claim is None else self.row(claim.run_id)
+        assert run is None or run.trigger == "trial", "an ordinary run goes first"
+        return run
+
+    def row(self, run_id: int) -> Run:
+        with transaction(self.engine) as session:
+            return session.get_one(Run, run_id)
+
+    def states(self) -> dict[int, str]:
+        """Return each drop's state, with what it is on trial for."""
+        with transaction(self.engine) as session:
+            tried = set(session.exec(select(Suspect.drop_id).where(col(Suspect.ended).is_(None))).all())
+            rows = session.exec(select(Drop)).all()
+        return {row.id or 0: "on trial" if row.id in tried else str(row.state) for row in rows}
+
+    def queued(self) -> list[int]:
+        """Return the ordinary runs that wait to begin."""
+        with transaction(self.engine) as session:
+            found = session.exec(select(Run).where(Run.state == RunState.QUEUED)).all()
+        return [run.id or 0 for run in found]
+
+    def order(self) -> list[int]:
+        """Return the drops on trial in the order in which they are tried."""
+        with transaction(self.engine) as session:
+            open_ = select(Suspect.drop_id).where(col(Suspect.ended).is_(None))
+            return list(session.exec(open_.order_by(col(Suspect.id))).all())
+
+    def events(self, kind: str) -> list[Event]:
+        with transaction(self.engine) as session:
+            return list(session.exec(select(Event).where(Event.kind == kind).order_by(col(Event.id))).all())
+
+
+def verdict(
+    outcome: str = "not_shown_better", *, blames: bool = False, lost: tuple[int, ...] = (), wrong: int = 0
+) -> Verdict:
+    return Verdict.model_validate(
+        {
+            "outcome": outcome, "reasons": (), "sentence": outcome, "metric": "exact_match", "records": 120,
+            "losses": wrong, "blames_new_drops": blames, "lost_drops": lost,
+        }
+    )  # fmt: skip
+
+
+WORSE, QUIET, WINS = verdict("worse", blames=True, wrong=23), verdict(), verdict("promoted")
+
+
+def in_snapshot(run: Run) -> list[int]:
+    return [int(str(drop["id"])) for drop in run.snapshot or ()]
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Iterator[Box]:
+    """A champion that was trained on drop 1."""
+    made = Box(tmp_path / "state.db")
+    made.drop()
+    made.end(made.claim(), WINS)
+    yield made
+    made.engine.dispose()
+
+
+def blamed(box: Box, new: int, said: Verdict = WORSE) -> Run:
+    """Take `new` drops and let the run on them come to a bad verdict."""
+    for _ in range(new):
+        box.drop()
+    run = box.claim()
+    box.end(run, said)
+    return box.row(run.id or 0)
+
+
+# --- what opens a search
+
+
+def test_a_bad_verdict_convicts_nobody_and_puts_the_new_drops_on_trial_the_newest_first(box: Box) -> None:
+    blamed(box, 3)
+    assert box.states() == {1: "accepted", 2: "on trial", 3: "on trial", 4: "on trial"}
+    assert box.order() == [4, 3, 2]
+    assert [(one.drop_id, one.run_id) for one in box.events("drop_suspected")] == [(4, 2), (3, 2), (2, 2)]
+
+
+def test_seven_drops_are_tried_at_most(box: Box) -> None:
+    blamed(box, 9)
+    assert box.order() == [10, 9, 8, 7, 6, 5, 4]
+
+
+def test_a_verdict_that_blames_no_drop_opens_no_search(box: Box) -> None:
+    blamed(box, 2, verdict("guard_failed"))
+    assert (box.order(), box.trial()) == ([], None)
+
+
+def test_no_search_is_opened_where_every_drop_is_new(tmp_path: Path) -> None:
+    box = Box(tmp_path / "state.db")
+    blamed(box, 2)
+    assert box.order() == []
+    box.engine.dispose()
+
+
+def test_pinned_drops_are_not_all_that_a_champion_knows(box: Box) -> None:
+    """It was trained on drop 1, which is gone: all that is left of what it knows are records to be judged on."""
+    box.drop("heldout")
+    box.drop()
+    box.end(box.claim(), WINS)
+    for number in (1, 3):
+        with transaction(box.engine) as session:
+            session.get_one(Drop, number).state = DropState.WITHDRAWN
+    blamed(box, 1)
+    assert box.order() == []
+
+
+@pytest.mark.parametrize("changed", [{"on_worse": "keep"}, {"gate": {"trials_per_week": 0}}])
+def test_the_settings_can_keep_every_drop(box: Box, changed: dict[str, object]) -> None:
+    box.settings = Settings.model_validate(changed)
+    blamed(box, 2)
+    assert box.order() == []
+
+
+def test_where_one_old_drop_loses_again_and_again_those_go_first_that_came_when_it_began_to(box: Box) -> None:
+    box.settings = Settings.model_validate({"on_worse": "keep", "run_after_quiet_seconds": 0})
+    blamed(box, 1, QUIET)
+    blamed(box, 2, verdict("guard_failed", blames=True, lost=(1,)))
+    blamed(box, 1, verdict("guard_failed", blames=True, lost=(1,)))
+    box.settings = SETTINGS
+    blamed(box, 1, verdict("guard_failed", blames=True, lost=(1,)))
+    assert box.order() == [4, 3, 6, 5, 2]
+
+
+def test_a_loss_that_is_new_or_was_over_in_between_leaves_the_newest_first(box: Box) -> None:
+    box.settings = Settings.model_validate({"on_worse": "keep", "run_after_quiet_seconds": 0})
+    for said in (verdict("guard_failed", blames=True, lost=(1,)), QUIET):
+        blamed(box, 1, said)
+    box.settings = SETTINGS
+    blamed(box, 1, verdict("guard_failed", blames=True, lost=(1,)))
+    assert box.order() == [4, 3, 2]
+
+
+def test_the_order_of_a_snapshot_makes_no_difference(tmp_path: Path) -> None:
+    found = set()
+    for seed in range(6):
+        box = Box(tmp_path / f"{seed}.db")
+        box.drop()
+        box.end(box.claim(), WINS)
+        for _ in range(9):
+            box.drop()
+        run = box.claim()
+        with transaction(box.engine) as session:
+            row = session.get_one(Run, run.id)
+            shuffled = list(row.snapshot or ())
+            random.Random(seed).shuffle(shuffled)
+            row.snapshot = shuffled
+            session.add(row)
+        box.end(run, WORSE)
+        trial = box.trial()
+        assert trial is not None
+        found.add((tuple(box.order()), tuple(in_snapshot(trial))))
+        box.engine.dispose()
+    assert found == {((10, 9, 8, 7, 6, 5, 4), (1, 10))}
+
+
+# --- a trial
+
+
+def test_a_trial_is_the_champions_drops_and_one_suspect_under_another_seed(box: Box) -> None:
+    pinned = box.drop("heldout")
+    run = blamed(box, 2)
+    trial = box.trial()
+    assert trial is not None
+    assert (trial.trigger, in_snapshot(trial)) == ("trial", [1, pinned, 4])
+    assert run.config is not None
+    assert trial.config is not None
+    seeds = [RunConfig.model_validate(one.config).train.seed for one in (run, trial)]
+    assert seeds == [42, 42 + (trial.id or 0)]
+    with transaction(box.engine) as session:
+        assert session.get_one(Drop, 4).first_run == run.id
+
+
+def test_there_is_one_trial_at_a_time_and_ordinary_runs_go_first(box: Box) -> None:
+    blamed(box, 2)
+    box.go_on()
+    box.go_on()
+    assert len(box.events("trial_queued")) == 1
+    new = box.drop()
+    ordinary = box.claim()
+    assert (ordinary.trigger, in_snapshot(ordinary)) == ("drop", [1, new])
+    box.end(ordinary, QUIET)
+    trial = box.trial()
+    assert trial is not None
+    assert in_snapshot(trial) == [1, 3]
+
+
+def test_an_interrupted_trial_goes_on_after_ordinary_runs_with_its_snapshot(box: Box) -> None:
+    blamed(box, 2)
+    trial = box.trial()
+    assert trial is not None
+    run_queue.interrupt(box.engine, Claim(trial.id or 0, trial.token or ""), box.tick())
+    box.drop()
+    assert box.claim().trigger == "drop"
+
+
+def test_a_drop_that_is_blamed_twice_is_suspended_and_all_others_are_cleared_and_run(box: Box) -> None:
+    blamed(box, 3)
+    trial = box.trial()
+    assert trial is not None
+    box.end(trial, WORSE)
+    assert box.states() == {1: "accepted", 2: "accepted", 3: "accepted", 4: "suspended"}
+    with transaction(box.engine) as session:
+        reason = session.get_one(Drop, 4).reason
+    assert reason == (
+        "run 2 was worse with it, and so was run 3, which tried it alone and made 23 records wrong: dropforge report 3"
+    )
+    assert box.queued() == [4]
+    assert in_snapshot(box.claim()) == [1, 2, 3]
+    assert box.trial() is None
+
+
+def test_with_nights_alone_the_others_wait_for_the_night(box: Box) -> None:
+    blamed(box, 2)
+    box.settings = Settings.model_validate({"trigger": "nightly"})
+    trial = box.trial()
+    assert trial is not None
+    box.end(trial, WORSE)
+    assert box.queued() == []
+    with transaction(box.engine) as session:
+        assert snapshots.waiting_drops(session, "default") == 1
+
+
+def test_nothing_runs_again_where_the_suspended_drop_was_the_only_new_one(box: Box) -> None:
+    blamed(box, 1)
+    trial = box.trial()
+    assert trial is not None
+    box.end(trial, WORSE)
+    assert (box.states()[2], box.queued()) == ("suspended", [])
+
+
+ENDINGS: dict[str, Callable[[Box, Run], object]] = {
+    "not shown better": lambda box, run: box.end(run, QUIET),
+    "a guard": lambda box, run: box.end(run, verdict("guard_failed")),
+    "too little data": lambda box, run: box.end(run, verdict("insufficient_evidence")),
+    "contaminated": lambda box, run: box.end(run, verdict("contaminated")),
+    "failed": lambda box, run: run_queue.fail(
+        box.engine, Claim(run.id or 0, run.token or ""), GAVE_UP, box.tick(), RetrySettings()
+    ),
+    "crashed": lambda box, run: run_queue.died(
+        box.engine, Claim(run.id or 0, run.token or ""), "killed", box.tick(), RetrySettings(deaths=1)
+    ),
+    "cancelled": lambda box, run: cancelling.cancelled(box.engine, Claim(run.id or 0, run.token or ""), box.tick()),
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_trial_that_does_not_blame_its_drop_clears_it_and_the_next_is_tried(box: Box, ending: str) -> None:
+    blamed(box, 2)
+    for number in (3, 2):
+        trial = box.trial()
+        assert trial is not None
+        assert in_snapshot(trial) == [1, number]
+        ENDINGS[ending](box, trial)
+    assert box.trial() is None
+    assert (set(box.states().values()), box.queued()) == ({"accepted"}, [])
+    ends = [(one.drop_id, one.detail["end"]) for one in box.events("suspicion_ended")]
+    assert ends == [(3, "cleared"), (2, "cleared")]
+
+
+def test_the_next_run_has_the_cleared_drops_again(box: Box) -> None:
+    blamed(box, 1)
+    trial = box.trial()
+    assert trial is not None
+    box.end(trial, QUIET)
+    box.drop()
+    assert in_snapshot(box.claim()) == [1, 2, 3]
+
+
+def test_a_trial_that_wins_is_the_champion_of_the_next_one_and_in_the_end_the_rest_is_run(box: Box) -> None:
+    blamed(box, 3)
+    for number, said, known in ((4, WINS, [1]), (3, QUIET, [1, 4]), (2, QUIET, [1, 4])):
+        trial = box.trial()
+        assert trial is not None
+        assert in_snapshot(trial) == sorted([*known, number])
+        assert box.queued() == []
+        box.end(trial, said)
+    assert len(box.queued()) == 1
+    assert in_snapshot(box.claim()) == [1, 2, 3, 4]
+
+
+def test_a_drop_that_the_champion_knows_by_then_is_not_tried_any_more(box: Box) -> None:
+    box.serve(blamed(box, 2))
+    assert (box.trial(), set(box.states().values())) == (None, {"accepted"})
+
+
+def test_a_champion_that_knows_no_drop_ends_the_search(box: Box) -> None:
+    blamed(box, 2)
+    trial = box.trial()
+    assert trial is not None
+    with transaction(box.engine) as session:
+        track = session.get_one(Track, "default")
+        track.champion_model_id = "base"
+        session.add(track)
+    box.end(trial, WORSE)
+    assert (box.trial(), set(box.states().values())) == (None, {"accepted"})
+
+
+def test_a_verdict_of_a_search_that_is_over_suspends_nobody_and_a_trial_opens_none(box: Box) -> None:
+    blamed(box, 1)
+    trial = box.trial()
+    assert trial is not None
+    cancelling.cancelled(box.engine, Claim(trial.id or 0, trial.token or ""), box.tick())
+    box.go_on()
+    run_queue.retry(box.engine, trial.id or 0, box.tick())
+    again = box.claim()
+    assert (again.id, in_snapshot(again)) == (trial.id, [1, 2])
+    box.end(again, WORSE)
+    assert box.states() == {1: "accepted", 2: "accepted"}
+
+
+# --- how long a search may go on
+
+
+def test_no_more_trials_begin_in_a_week_than_the_settings_allow_and_what_is_left_is_cleared(box: Box) -> None:
+    box.settings = Settings.model_validate({"gate": {"trials_per_week": 2}, "run_after_quiet_seconds": 0})
+    blamed(box, 4)
+    for _ in range(2):
+        trial = box.trial()
+        assert trial is not None
+        box.end(trial, QUIET)
+    assert box.trial() is None
+    assert set(box.states().values()) == {"accepted"}
+    reasons = [one.detail["reason"] for one in box.events("suspicion_ended")]
+    assert reasons[2:] == ["no trial is left: gate.trials_per_week is 2"] * 2
+    box.now += 6 * DAY
+    blamed(box, 1)
+    assert box.trial() is None
+    box.now += 2 * DAY
+    blamed(box, 1)
+    assert box.trial() is not None
+
+
+@pytest.mark.parametrize("new", [1, 2, 7, 9])
+def test_every_search_ends_after_seven_trials_whatever_the_verdicts_are(tmp_path: Path, new: int) -> None:
+    """All sequences of verdicts are gone through: after each trial the database is copied for the ways to go on."""
+    start = Box(tmp_path / "start.db")
+    start.settings = Settings.model_validate({"gate": {"trials_per_week": 1000}, "run_after_quiet_seconds": 0})
+    start.drop()
+    start.end(start.claim(), WINS)
+    blamed(start, new)
+    searches, longest, numbers = [(start, 0)], 0, itertools.count()
+    says = (WORSE, QUIET) if new > 2 else (WORSE, QUIET, WINS)
+    while searches:
+        box, trials = searches.pop()
+        trial = box.trial()
+        longest = max(longest, trials)
+        if trial is None:
+            assert "on trial" not in box.states().values()
+            box.engine.dispose()
+            continue
+        assert trials < suspects.MOST, "a search that does not end"
+        box.engine.dispose()
+        for said in says:
+            path = tmp_path / f"{next(numbers)}.db"
+            shutil.copy(box.path, path)
+            after = Box(path, box.now)
+            after.settings = box.settings
+            after.end(after.row(trial.id or 0), said)
+            if said is WORSE:
+                # The rest is run, and is not worse: the search itself has ended.
+                assert "on trial" not in after.states().values()
+                after.engine.dispose()
+                continue
+            while after.queued():
+                after.end(after.claim(), QUIET)
+            searches.append((after, trials + 1))
+    assert longest == min(new, suspects.MOST)
+
+
+# --- a person's word
+
+
+def test_a_withdrawn_suspect_is_not_tried_and_the_next_one_is(box: Box) -> None:
+    blamed(box, 3)
+    drops.withdraw(box.engine, 4, "wrong customer", box.tick(), box.settings)
+    assert box.states() == {1: "accepted", 2: "on trial", 3: "on trial", 4: "withdrawn"}
+    while box.queued():
+        box.end(box.claim(), QUIET)
+    trial = box.trial()
+    assert trial is not None
+    assert in_snapshot(trial) == [1, 3]
+
+
+def test_a_suspect_that_is_withdrawn_during_its_trial_is_not_suspended_and_the_search_goes_on(box: Box) -> None:
+    blamed(box, 2)
+    trial = box.trial()
+    assert trial is not None
+    drops.withdraw(box.engine, 3, "wrong customer", box.tick(), box.settings)
+    assert box.row(trial.id or 0).cancel_requested
+    cancelling.cancelled(box.engine, Claim(trial.id or 0, trial.token or ""), box.tick())
+    while box.queued():
+        box.end(box.claim(), QUIET)
+    following = box.trial()
+    assert following is not None
+    assert (in_snapshot(following), box.states()[3]) == ([1, 2], "withdrawn")
+
+
+def test_a_suspect_is_tried_anew_without_another_drop_that_is_withdrawn_during_its_trial(box: Box) -> None:
+    box.drop()
+    box.end(box.claim(), WINS)
+    blamed(box, 1)
+    trial = box.trial()
+    assert trial is not None
+    assert in_snapshot(trial) == [1, 2, 3]
+    drops.withdraw(box.engine, 1, "wrong customer", box.tick(), box.settings)
+    cancelling.cancelled(box.engine, Claim(trial.id or 0, trial.token or ""), box.tick())
+    while box.queued():
+        box.end(box.claim(), QUIET)
+    again = box.trial()
+    assert again is not None
+    assert (in_snapshot(again), box.states()[3]) == ([2, 3], "on trial")
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_suspect_that_is_restored_is_cleared_and_its_trial_is_cancelled(box: Box, begun: bool) -> None:
+    blamed(box, 2)
+    trial = box.trial() if begun else None
+    drops.restore(box.engine, 3, "I looked at it", box.tick(), box.settings)
+    if trial is not None:
+        assert box.row(trial.id or 0).cancel_requested
+        cancelling.cancelled(box.engine, Claim(trial.id or 0, trial.token or ""), box.tick())
+    assert box.states() == {1: "accepted", 2: "on trial", 3: "accepted"}
+    assert in_snapshot(box.claim()) == [1, 3]
+
+
+def test_a_restored_drop_is_suspended_again_by_new_verdicts_only(box: Box) -> None:
+    blamed(box, 1)
+    trial = box.trial()
+    assert trial is not None
+    box.end(trial, WORSE)
+    drops.restore(box.engine, 2, "I looked at it", box.tick(), box.settings)
+    box.end(box.claim(), QUIET)
+    assert (box.trial(), box.states()[2]) == (None, "accepted")
+    blamed(box, 1)
+    for said in (QUIET, WORSE):
+        trial = box.trial()
+        assert trial is not None
+        box.end(trial, said)
+    assert box.states() == {1: "accepted", 2: "suspended", 3: "accepted"}
+
+
+# --- a crash
+
+
+class Death(BaseException):
+    """The daemon is gone."""
+
+
+def _opening(box: Box) -> Callable[[], object]:
+    box.drop()
+    box.drop()
+    run = box.claim()
+    return lambda: box.end(run, WORSE)
+
+
+def _queueing(box: Box) -> Callable[[], object]:
+    blamed(box, 2)
+    return box.go_on
+
+
+def _found(box: Box) -> Callable[[], object]:
+    blamed(box, 3)
+    trial = box.trial()
+    assert trial is not None
+    return lambda: box.end(trial, WORSE)
+
+
+def _cleared(box: Box) -> Callable[[], object]:
+    blamed(box, 1)
+    trial = box.trial()
+    assert trial is not None
+    return lambda: box.end(trial, QUIET)
+
+
+def _given_up(box: Box) -> Callable[[], object]:
+    blamed(box, 2)
+    trial = box.trial()
+    assert trial is not None
+    cancelling.cancelled(box.engine, Claim(trial.id or 0, trial.token or ""), box.tick())
+    return box.go_on
+
+
+def _withdrawing(box: Box) -> Callable[[], object]:
+    blamed(box, 2)
+    box.trial()
+    return lambda: drops.withdraw(box.engine, 3, "wrong", box.now, box.settings)
+
+
+def _restoring(box: Box) -> Callable[[], object]:
+    blamed(box, 2)
+    box.trial()
+    return lambda: drops.restore(box.engine, 3, "right", box.now, box.settings)
+
+
+def _dump(engine: Engine) -> list[str]:
+    raw = engine.raw_connection()
+    try:
+        return list(raw.driver_connection.iterdump())  # type: ignore[union-attr]
+    finally:
+        raw.close()
+
+
+@pytest.mark.parametrize("act", [_opening, _queueing, _found, _cleared, _given_up, _withdrawing, _restoring])
+def test_a_daemon_that_dies_at_any_write_has_done_all_or_nothing_and_goes_on_to_the_same_end(
+    tmp_path: Path, act: Callable[[Box], Callable[[], object]]
+) -> None:
+    whole = []
+    for at in itertools.count():
+        box = Box(tmp_path / f"{at}.db")
+        with patch("secrets.token_hex", return_value="s"), patch("uuid.uuid4") as made:
+            made.return_value.hex = "t"
+            box.drop()
+            box.end(box.claim(), WINS)
+            do = act(box)
+        now, before, writes = box.now, _dump(box.engine), 0
+
+        def die(_connection: object, _cursor: object, statement: str, *_rest: object) -> None:
+            nonlocal writes
+            if statement.startswith(("INSERT", "UPDATE", "DELETE")):
+                if writes == at:  # noqa: B023 - this turn's
+                    raise Death
+                writes += 1
+
+        event.listen(box.engine, "before_cursor_execute", die)
+        try:
+            do()
+        except Death:
+            event.remove(box.engine, "before_cursor_execute", die)
+            assert _dump(box.engine) == before
+            box.now = now
+            do()
+            died = True
+        else:
+            event.remove(box.engine, "before_cursor_execute", die)
+            died = False
+        whole.append(_dump(box.engine))
+        box.engine.dispose()
+        if not died:
+            break
+    assert len(whole) > 2
+    assert all(one == whole[0] for one in whole)

@@ -1,0 +1,109 @@
+"""How a search for the drop that made a run worse is told: to whoever asks, and to whoever drops the file again."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlmodel import Session
+
+from daemon.queue import run_queue, suspects
+from daemon.queue.claims import Claim
+from daemon.state.tables import Run
+from daemon.views.overview import Overview
+from pipeline.artifacts import Verdict
+
+Command = Callable[..., Any]
+
+
+def record(word: str) -> str:
+    return json.dumps({"instruction": f"say {word}", "output": word}) + "\n"
+
+
+def end_worse(made: Any, claim: Claim) -> None:
+    said = Verdict(
+        outcome="worse", reasons=("harm_shown",), sentence="worse by 9.0 points", metric="exact_match", records=120,
+        losses=23, blames_new_drops=True,
+    )  # fmt: skip
+
+    def still(session: Session, run: Run) -> None:
+        suspects.follow_verdict(session, made.settings, run, said, made.now)
+
+    run_queue.finish(made.engine, claim, said.outcome, said.sentence, made.tick(), still=still)
+
+
+@pytest.fixture
+def searched(new_workspace: Callable[[], Any]) -> Any:
+    """A workspace with a champion, and a run on two further drops that was worse."""
+    made = new_workspace()
+    made.take("honest.jsonl", record("a"))
+    first = made.claim()
+    made.attempt(first, "train")
+    made.promote(first)
+    made.take("b.jsonl", record("b"))
+    made.take("c.jsonl", record("c"))
+    end_worse(made, made.claim())
+    return made
+
+
+def words(command: Any) -> list[str]:
+    """Return the lines that a command printed, each with one blank between its words."""
+    return [" ".join(line.split()) for line in command.out.splitlines()]
+
+
+def test_drops_on_trial_are_told_before_and_during_their_trial(searched: Any, dropforge: Command) -> None:
+    lines = words(dropforge("drops"))
+    tried = "it may have made run 2 worse; it is tried alone when nothing else is to be run"
+    assert [line.endswith(tried) and "on trial" in line for line in lines[1:]] == [True, True, False]
+    suspects.go_on(searched.engine, searched.settings, searched.tick())
+    lines = words(dropforge("drops"))
+    assert lines[1].endswith("c.jsonl it may have made run 2 worse; run 3 tries it alone")
+    assert lines[2].endswith(tried)
+    told = {drop["id"]: drop["on_trial"] for drop in json.loads(dropforge("drops", "--json").out)["drops"]}
+    assert told == {1: None, 2: tried, 3: "it may have made run 2 worse; run 3 tries it alone"}
+
+
+def test_a_trial_is_told_as_what_it_is_from_its_place_in_the_queue_to_its_end(
+    searched: Any, dropforge: Command
+) -> None:
+    suspects.go_on(searched.engine, searched.settings, searched.tick())
+    said = "tries drop 3 alone, which may have made run 2 worse"
+    assert any(line.endswith(f"{said}; begins next") for line in words(dropforge("status")))
+    assert any(line.endswith(f"{said}; begins next") for line in words(dropforge("runs")))
+    claim = searched.claim()
+    searched.attempt(claim, "train", None)
+    assert any(said in line and "train" in line for line in words(dropforge("runs")))
+    end_worse(searched, claim)
+    over = "tried drop 3 alone, which might have made run 2 worse"
+    assert any(line.endswith(f"{over}: worse by 9.0 points") for line in words(dropforge("runs")))
+    assert any(line.endswith(f"{over}: worse by 9.0 points") for line in words(dropforge("status")))
+    assert over in words(dropforge("show", "3"))
+    assert Overview(searched.settings.state_folder).run(3).trial == over
+
+
+def test_a_suspended_drop_says_by_which_runs_and_how_to_look(searched: Any, dropforge: Command) -> None:
+    suspects.go_on(searched.engine, searched.settings, searched.tick())
+    end_worse(searched, searched.claim())
+    lines = words(dropforge("drops"))
+    why = (
+        "run 2 was worse with it, and so was run 3, which tried it alone and made 23 records wrong: dropforge report 3"
+    )
+    assert "suspended" in lines[1]
+    assert lines[1].endswith(why)
+    assert ("on trial" in lines[2], "accepted" in lines[2]) == (False, True)
+
+
+def test_the_receipt_of_the_same_content_says_that_it_is_on_trial_and_then_suspended(searched: Any) -> None:
+    def answered(name: str) -> str:
+        searched.take(name, record("c"))
+        receipt = json.loads((searched.settings.inbox_folder / "done" / f"{name}.receipt.json").read_text())
+        return str(receipt["sentence"])
+
+    assert answered("again.jsonl").endswith(
+        "nothing was added; it may have made a run worse, so it is tried alone before it is used again"
+    )
+    suspects.go_on(searched.engine, searched.settings, searched.tick())
+    end_worse(searched, searched.claim())
+    said = answered("once-more.jsonl")
+    assert "which is suspended: run 2 was worse with it, and so was run 3" in said
+    assert said.endswith("to use it again: dropforge drops restore 3")
