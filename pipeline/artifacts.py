@@ -108,8 +108,6 @@ class Dataset(Artifact):
     """Held-out records that are not scored because the champion was trained on them or on near copies."""
     warnings: tuple[str, ...] = ()
     """What a person should know about this data, a sentence each."""
-    pins_changed: dict[int, int] = Field(default_factory=dict)
-    """Scored pinned records to which a later drop gave other answers than an earlier one, by that drop."""
     metric: str
     max_new_tokens: int
     shortfall: Shortfall | None = None

@@ -23,7 +23,7 @@ def made_dataset(spec: StepSpec, **more: Any) -> Dataset:
 
 def heldout_row(name: str, row: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     """Return a row of heldout.jsonl that nothing else is near to, of drop 1."""
-    facts = {"id": name, "references": [row["output"]], "drop": 1, "pinned": False, "replaced": False}
+    facts = {"id": name, "references": [row["output"]], "drop": 1, "pinned": False}
     return {**row, **facts, "tags": [], "near": [], "group": name, **more}
 
 

@@ -59,7 +59,7 @@ def row(place: int, new: float, old: float, text: str = "") -> dict[str, Any]:
 
     return {
         "id": f"{place:032x}", "group": f"{place:032x}", "drop": 1 if place % 4 else 3, "pinned": False,
-        "replaced": False, "tags": ["category:food"],
+        "tags": ["category:food"],
         "instruction": "How many stars does this review give?", "input": text or f"Review number {place}: it was fine.",
         "references": [stars], "candidate": answered(new), "champion": answered(old),
     }  # fmt: skip

@@ -27,8 +27,6 @@ class HeldoutRecord:
     references: tuple[str, ...]
     drop: int
     pinned: bool
-    replaced: bool
-    """Whether it is pinned, and its drop gave other answers than an earlier pinned one."""
     tags: tuple[str, ...]
     near: tuple[str, ...]
     """Ids of prompts that are too near to it: of training, which lose what is near, or held out, which repeat it."""
@@ -68,7 +66,6 @@ def _record(row: dict[str, Any]) -> HeldoutRecord:
         references=tuple(row["references"]) or (row["output"],),
         drop=row["drop"],
         pinned=row["pinned"],
-        replaced=row["replaced"],
         tags=tuple(row["tags"]),
         near=tuple(row["near"]),
         group=row["group"],

@@ -225,12 +225,11 @@ class SplitWriter:
             for row in rows:
                 totals.heldout_answers.add(row)
             tags = sorted({tag for row in rows for tag in row.tags})
-            repinned = rows[0].pinned and prompt.changed
-            more = {"pinned": rows[0].pinned, "replaced": repinned, "tags": tags, "near": near}
+            more = {"pinned": rows[0].pinned, "tags": tags, "near": near}
             # A drop that came back may stand before those that the champion knows and that say the same.
             drop = next((drop for drop in prompt.drops if drop in self._champion.drops), prompt.drops[0])
             own = rows[0]._replace(drop=drop)
-            if repinned:
+            if rows[0].pinned and prompt.changed:
                 totals.pins_changed[drop] += 1
             for row in rows:
                 self._look_for_json(row)

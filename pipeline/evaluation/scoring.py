@@ -70,7 +70,6 @@ def write_records(
                 "group": record.group,
                 "drop": record.drop,
                 "pinned": record.pinned,
-                "replaced": record.replaced,
                 "tags": record.tags,
                 "instruction": record.instruction,
                 "input": record.input,

@@ -46,7 +46,7 @@ def prepare(attempt: Attempt) -> Dataset:
     Make `train.jsonl`, `dev.jsonl` and `heldout.jsonl` of the drops in the spec.
 
     Rows are {"id", "instruction", "input", "output", "drop"}; held-out rows, of which only the scored ones are written,
-    have "references", "pinned", "replaced" (whether an earlier pinned drop gave other answers), "tags", "near" (the ids
+    have "references", "pinned", "tags", "near" (the ids
     of prompts in any split that are too near to them) and "group" (the first id of those that count as one) too.
     Raises `CannotTrain` if a drop is damaged, no training rows are left, the settings allow no verdict ever, or a suite
     that they name cannot be read.
@@ -104,7 +104,6 @@ def prepare(attempt: Attempt) -> Dataset:
         heldout_duplicates=totals.heldout_duplicates,
         seen_by_champion=totals.seen_by_champion,
         warnings=warnings,
-        pins_changed=dict(sorted(totals.pins_changed.items())),
         metric=metric,
         max_new_tokens=_max_new_tokens(attempt, totals),
         shortfall=shortfall,

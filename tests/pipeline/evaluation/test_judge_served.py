@@ -101,7 +101,6 @@ def test_it_is_asked_in_both_orders_and_what_it_says_adds_up(
             "references": ["shipping"],
             "drop": 1,
             "pinned": False,
-            "replaced": False,
             "tags": [],
             "candidate": {"text": candidate},
             "champion": {"text": champion},

@@ -556,15 +556,15 @@ def test_without_heldout_records_there_is_nothing_to_evaluate(bench: Bench) -> N
 
 def test_a_line_of_the_records_says_what_the_gate_and_the_card_need(bench: Bench, tiny: Any) -> None:
     rows = heldout_rows(tiny)
-    rows[0] |= {"pinned": True, "replaced": True, "tags": ["category:x", "urgent"]}
+    rows[0] |= {"pinned": True, "tags": ["category:x", "urgent"]}
     attempt = bench.attempt(rows)
     # Grows with the data, and is nothing that is loaded.
     ids = bench.root / "models/candidate/trained-ids.txt"
     ids.write_text("f" * 32 + "\n")
     report = evaluate(attempt)
     first, second, *_ = lines(attempt, report)
-    assert (first["pinned"], first["replaced"], first["tags"]) == (True, True, ["category:x", "urgent"])
-    assert (second["pinned"], second["replaced"], second["tags"]) == (False, False, [])
+    assert (first["pinned"], first["tags"]) == (True, ["category:x", "urgent"])
+    assert (second["pinned"], second["tags"]) == (False, [])
     kept = {line.id: line for line in used(attempt, report.prediction_keys["cand"])}
     for line, row in zip(lines(attempt, report), rows, strict=True):
         assert {name: line[name] for name in ("instruction", "input", "references")} == {
