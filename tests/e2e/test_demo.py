@@ -15,7 +15,6 @@ from daemon.cli.demo.command import unexpected
 from daemon.system.processes import lock_holder
 from daemon.views.overview import Overview
 from pipeline.artifacts import Adapter, Dataset
-from pipeline.gate.reasons import blame_drops
 
 DROPFORGE = Path(sys.executable).parent / "dropforge"
 
@@ -38,7 +37,7 @@ def test_two_drops_are_trained_judged_and_end_as_their_verdicts_say(tmp_path: Pa
     assert [verdicts[0].records, verdicts[1].records + left] == [120, 120]
     adapter = Adapter.model_validate(overview.published(1, "train"))
     assert (adapter.quantization, adapter.format) == ("nf4", "chat")
-    blamed = ["suspended" if blame_drops(one.outcome, one.reasons) else "accepted" for one in verdicts]
+    blamed = ["suspended" if one.blames_new_drops else "accepted" for one in verdicts]
     states = {drop.name: drop.state for drop in overview.drops()}
     assert [states["heldout.jsonl"], states["honest.jsonl"], states["poisoned.jsonl"]] == ["accepted", *blamed]
     link = folder / ".dropforge" / "tracks" / "default" / "champion"
