@@ -50,7 +50,8 @@ def test_the_gain_of_all_draws_is_that_of_few_but_for_chance(monkeypatch: pytest
 
 
 def test_the_gain_does_not_depend_on_the_order_of_the_records() -> None:
-    lines = lines_of(*np.random.default_rng(5).random((2, 210)), "rougeL")
+    candidate, champion = np.random.default_rng(5).random((2, 210))
+    lines = lines_of(candidate, champion, "rougeL")
     for place, line in enumerate(lines):
         line.update(drop=1 + place % 3, group=f"{place % 60}")
     found = stated(compare("rougeL", lines), replace(RULES, gate=GateConfig(min_records_continuous=50)))
