@@ -70,7 +70,8 @@ def made_verdict(spec: StepSpec, outcome: str, **more: Any) -> Verdict:
     )
     values = {
         "outcome": outcome, "reasons": (), "sentence": f"{outcome}, by the script", "metric": "exact_match",
-        "records": 120, "candidate_model_id": read.get("merge", {}).get("model_id"), "champion_model_id": "b",
-        "champion_generation": report and report["champion_generation"], "blames_new_drops": outcome == "worse",
+        "records": 120, "groups": 120, "candidate_model_id": read.get("merge", {}).get("model_id"),
+        "champion_model_id": "b", "champion_generation": report and report["champion_generation"],
+        "blames_new_drops": outcome == "worse",
     }  # fmt: skip
     return Verdict.model_validate({**values, **more})

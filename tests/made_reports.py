@@ -178,13 +178,14 @@ def guards(*, failing: bool = False) -> tuple[GuardResult, ...]:
 def slices() -> tuple[SliceResult, ...]:
     """Return slices of every kind."""
     return (
-        SliceResult(kind="seen", label="drops that the champion knows", records=300, candidate=72.0,
+        SliceResult(kind="seen", label="drops that the champion knows", records=300, groups=300, candidate=72.0,
                     champion=66.0, gain=6.0, interval=(0.4, 11.5)),
-        SliceResult(kind="unseen", label="new drops", records=100, candidate=61.0, champion=65.5, gain=-4.5,
-                    interval=(-15.2, 6.3)),
-        SliceResult(kind="drop", label="drop 1 (reviews-2026-10.jsonl)", records=300, candidate=72.0, champion=66.0,
-                    gain=6.0, interval=(0.4, 11.5)),
-        SliceResult(kind="tag", label="category:food", records=12, candidate=75.0, champion=66.7, gain=8.3),
+        SliceResult(kind="unseen", label="new drops", records=100, groups=100, candidate=61.0, champion=65.5,
+                    gain=-4.5, interval=(-15.2, 6.3)),
+        SliceResult(kind="drop", label="drop 1 (reviews-2026-10.jsonl)", records=300, groups=300, candidate=72.0,
+                    champion=66.0, gain=6.0, interval=(0.4, 11.5)),
+        SliceResult(kind="tag", label="category:food", records=12, groups=12, candidate=75.0, champion=66.7,
+                    gain=8.3),
     )  # fmt: skip
 
 
@@ -200,13 +201,14 @@ def verdict(outcome: str, lines: Sequence[Mapping[str, Any]], **changes: Any) ->
     made = Verdict.model_validate({
         "outcome": outcome, "reasons": reasons.get(outcome, ("too_few_records",)), "metric": "exact_match",
         "sentence": "",
-        "records": len(pairs), "candidate_score": 100 * sum(new for new, _ in pairs) / len(pairs),
+        "records": len(pairs), "groups": len(pairs), "candidate_score": 100 * sum(new for new, _ in pairs) / len(pairs),
         "champion_score": 100 * sum(old for _, old in pairs) / len(pairs), "gain": gain,
         "interval": (gain - 5.6, gain + 5.4), "p_value": 0.0021 if gain > 5 else 0.21, "test": "exact McNemar",
         "wins": sum(new > old for new, old in pairs), "losses": sum(new < old for new, old in pairs),
         "ties": sum(new == old for new, old in pairs), "smallest_detectable_gain": 5.9,
         "records_needed": None if outcome == "promoted" else 1840, "guards": guards(failing=outcome == "guard_failed"),
-        "slices": slices(), "slices_not_listed": 12, "uses": 6, "same_set_uses": 2,
+        "blames_new_drops": outcome == "worse", "slices": slices(), "slices_not_listed": 12,
+        "uses": 6, "same_set_uses": 2,
         "noise": NoiseFloor(records=200, changed=3, points=0.5), "heldout_version": HELDOUT, "champion_generation": 2,
         "candidate_model_id": NEW, "champion_model_id": OLD,
     })  # fmt: skip
@@ -221,7 +223,7 @@ def early() -> tuple[Dataset, Verdict]:
         shortfall=short, heldout_rows=31, heldout_groups=31, train_rows=170, dev_rows=0, warnings=(), overlaps=()
     )
     verdict = Verdict(
-        outcome="insufficient_evidence", reasons=("too_few_records",), metric="exact_match", records=31,
+        outcome="insufficient_evidence", reasons=("too_few_records",), metric="exact_match", records=31, groups=31,
         sentence="insufficient evidence: 31 held-out records, and a verdict needs 100",
         champion_generation=0, champion_model_id=BASE,
     )  # fmt: skip

@@ -3,11 +3,14 @@
 from typing import Any
 
 import numpy as np
+from scipy import special
 
 from pipeline.artifacts import Dataset, Drop, ModelRef, Verdict
 from pipeline.config import GateConfig, RunConfig
 from pipeline.contract import StepSpec
-from pipeline.gate.comparison import Comparison, compare
+from pipeline.gate.comparison import DEGENERATE, Comparison, Suite, compare
+from pipeline.gate.statistics import Floats
+from pipeline.metrics.registry import METRICS
 from pipeline.report.story import tell
 
 
@@ -46,6 +49,43 @@ def paired(candidate: object, champion: object, metric: str = "exact_match") -> 
 def yes_or_no(wins: int, losses: int, ties: int) -> list[dict[str, Any]]:
     """Return lines with so many records won, lost and equal, in this order."""
     return lines_of([1] * wins + [0] * losses + [1] * ties, [0] * wins + [1] * losses + [1] * ties)
+
+
+def world(metric: str, seed: int, *, size: int = 500, group: int = 1, gain: float = 0.0) -> Comparison:
+    """
+    Return a comparison as two nights would give it: by chance alike models on five drops, in groups of `group` records.
+
+    With `gain`, a part of the candidate's answers is made right, so that it truly gains as much (a fraction).
+    """
+    random = np.random.default_rng(seed)
+    count = size // group
+    groups = np.arange(size) % count
+    noise = 0.134 if METRICS[metric].continuous else 0.0
+    ability = random.beta(2, 3, count) if noise else random.beta(0.43, 0.286, count)
+
+    def answers() -> Floats:
+        # Paraphrases are answered alike, but for one of five.
+        luck = np.where(random.random(size) < 0.8, random.random(count)[groups], random.random(size))
+        if noise:
+            return np.clip(ability[groups] + noise * special.ndtri(luck), 0, 1)
+        return (luck < ability[groups]).astype(float)
+
+    champion, candidate = answers(), answers()
+    if gain:
+        candidate[(random.random(count) < gain / float(np.mean(1 - candidate)))[groups]] = 1.0
+    items = random.beta(0.2, 0.2, 300)
+    losses = random.gamma(4, 0.3, size)
+    return Comparison(
+        metric=metric,
+        ids=tuple(f"{place:06x}" for place in range(size)),
+        scores={metric: np.column_stack((candidate, champion))},
+        drops=np.arange(size) % 5 + 1,
+        pinned=np.zeros(size, dtype=np.bool_),
+        groups=groups,
+        nll=(10 * (losses[:, None] + random.normal(0, 0.2, (size, 2))), np.full((size, 2), 10.0)),
+        degenerate={kind: (random.random((size, 2)) < 0.01).astype(float) for kind in DEGENERATE},
+        suites=(Suite("builtin", (random.random((300, 2)) < items[:, None]).astype(float)),),
+    )
 
 
 def story_text(verdict: Verdict, track: str = "default", **facts: Any) -> str:

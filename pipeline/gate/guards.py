@@ -159,7 +159,7 @@ def _likelihood(comparison: Comparison, margin: float) -> Iterator[GuardResult]:
     if not comparison.ids:
         return
     candidate, champion = comparison.mean_nll
-    change, error, groups = candidate - champion, math.nan, len(comparison.ids)
+    change, error, groups = candidate - champion, math.nan, np.unique(comparison.groups).size
     if comparison.nll is not None:
         sums, tokens = (comparison.sums(pair) for pair in comparison.nll)
         candidate, champion = (sums.sum(axis=0) / tokens.sum(axis=0)).tolist()

@@ -19,7 +19,7 @@ from pipeline.metrics.registry import METRICS
 HARM_P_VALUE = 0.01
 #: The same for an old drop or the likelihood of a candidate that did not win: all of them together err as seldom.
 GUARD_HARM_P_VALUE = 0.001
-_TESTS = {True: "paired t and skewness-adjusted t", False: "exact McNemar"}
+_T_TESTS = "paired t and skewness-adjusted t"
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def decide_verdict(comparison: Comparison, rules: Rules, *, used: tuple[int, int
         gain=found.gain,
         interval=(low * POINTS, high * POINTS),
         p_value=found.p_value,
-        test=_TESTS[metric.continuous],
+        test=_test_words(differences, continuous=metric.continuous),
         wins=wins,
         losses=losses,
         ties=differences.size - wins - losses,
@@ -143,6 +143,13 @@ def _p_value(part: Comparison, differences: Floats) -> float:
     return statistics.one_sided_p(differences, yes_or_no=not METRICS[part.metric].continuous)
 
 
+def _test_words(differences: Floats, *, continuous: bool) -> str:
+    """Name the tests of which `statistics.one_sided_p` took the largest p-value."""
+    if continuous:
+        return _T_TESTS
+    return "exact McNemar" if statistics.is_yes_or_no(differences) else f"sign test, {_T_TESTS}"
+
+
 def _is_large(gain: float, gate: GateConfig) -> bool:
     # A mean of hundredths may miss its value in the last bits.
     return gain >= gate.min_gain - 1e-9
@@ -181,7 +188,8 @@ def _outcome(reasons: Sequence[str], failed: Sequence[GuardResult], *, wins: boo
         return "insufficient_evidence"
     if "harm_shown" in reasons:
         return "worse"
-    sure = any(row.guard in BLAMING and (row.p_value or 1.0) <= GUARD_HARM_P_VALUE for row in failed)
+    p_values = [row.p_value for row in failed if row.guard in BLAMING and row.p_value is not None]
+    sure = bool(p_values) and min(p_values) <= GUARD_HARM_P_VALUE
     if failed and (wins or sure or "nll_not_finite" in reasons):
         return "guard_failed"
     return "promoted" if wins else "not_shown_better"

@@ -356,7 +356,7 @@ class House(RuleBasedStateMachine):
         )  # fmt: skip
         verdict = Verdict(
             outcome="promoted", reasons=(), sentence="better", metric="exact_match", records=120,
-            candidate_model_id=identity, champion_generation=len(self.world.champions) - 1,
+            groups=120, candidate_model_id=identity, champion_generation=len(self.world.champions) - 1,
         )  # fmt: skip
         for artifact in (model, verdict):
             (folder / f"{artifact.step}.json").write_text(artifact.model_dump_json())

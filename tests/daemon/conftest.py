@@ -76,7 +76,7 @@ class LivedIn:
         """Let the run end with a promotion."""
         verdict = Verdict(
             outcome="promoted", reasons=(), sentence="better by 40.0 points", metric="exact_match", records=120,
-            candidate_score=90.0, champion_score=50.0, gain=40.0, interval=(28.5, 51.5), p_value=0.0001,
+            groups=120, candidate_score=90.0, champion_score=50.0, gain=40.0, interval=(28.5, 51.5), p_value=0.0001,
             test="exact McNemar", wins=50, losses=2, ties=68, smallest_detectable_gain=7.5, champion_generation=0,
             candidate_model_id=MODEL_ID, champion_model_id=BASE_ID,
         )  # fmt: skip

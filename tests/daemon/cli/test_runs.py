@@ -100,7 +100,7 @@ def test_show_tells_everything_about_a_run(lived_in: Any, dropforge: Command) ->
         "50 wins, 2 losses, 68 ties",
         "p = 0.0001 (exact McNemar, one-sided)",
         "rank 16",
-        "guards: metrics 2.0, slices 5.0",
+        "slices 5.0, general 5.0, general_base 10.0, anchor 5.0, nll 0.1",
         str(lived_in.settings.state_folder / "runs" / "1"),
     ):
         assert words in out

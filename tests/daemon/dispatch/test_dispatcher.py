@@ -515,8 +515,8 @@ def test_a_step_is_told_how_often_the_track_and_this_very_set_were_used(
     ("section", "values", "again"),
     [
         ("guards", {"metrics": 9.0}, ["decide"]),
-        ("guards", {"show_only": ("nll",)}, ["decide"]),
-        ("gate", {"confidence": "strict"}, ["decide"]),
+        ("guards", {"stop": ("nll",)}, ["decide"]),
+        ("gate", {"p_value": 0.002}, ["decide"]),
         ("evaluate", {"general": ()}, ["evaluate", "decide"]),
         ("evaluate", {"batch_size": 3}, ["evaluate", "decide"]),
         ("evaluate", {"batch_size": 24}, []),

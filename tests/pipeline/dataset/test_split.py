@@ -12,7 +12,7 @@ from pipeline.artifacts import ModelRef
 from pipeline.config import EvaluateConfig, GateConfig, GuardConfig, SplitConfig
 from pipeline.gate.comparison import compare
 from pipeline.gate.slices import Known
-from pipeline.gate.verdict import Rules, judge
+from pipeline.gate.verdict import Rules, decide_verdict
 from pipeline.metrics.registry import json_f1
 from tests.records_made import lines_of
 from tests.snapshot import Prepared, Rows, Snapshot, rows
@@ -43,7 +43,7 @@ def judged(made: Prepared, known: set[int], seed: int, on: str) -> dict[str, Any
         line.update(id=row["id"], drop=row["drop"], pinned=row["pinned"])
     gate = GateConfig.model_validate({"min_records": 20, "on": on})
     rules = Rules(gate=gate, guards=GuardConfig(), known=Known(frozenset(known)))
-    verdict = judge(compare("exact_match", lines), rules)
+    verdict = decide_verdict(compare("exact_match", lines), rules)
     return verdict.model_dump()
 
 
@@ -142,7 +142,7 @@ def test_wrong_pinned_answers_do_not_promote_a_model_that_is_always_wrong(tmp_pa
     lines = lines_of([row["output"] == "wrong" for row in heldout], [row["output"] == "yes" for row in heldout])
     for line, row in zip(lines, heldout, strict=True):
         line.update(id=row["id"], drop=row["drop"], pinned=row["pinned"])
-    verdict = judge(compare("exact_match", lines), Rules(gate=gate, known=Known(frozenset({1}))))
+    verdict = decide_verdict(compare("exact_match", lines), Rules(gate=gate, known=Known(frozenset({1}))))
     assert verdict.outcome in {"worse", "guard_failed"}, verdict.sentence
     assert not any(row["pinned"] for row in heldout)
     assert {row["drop"] for row in heldout} == {1, 2}

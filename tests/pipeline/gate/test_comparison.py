@@ -10,7 +10,8 @@ import pytest
 
 from pipeline.artifacts import Evaluation, FormerScores, Scores, SuiteScores
 from pipeline.errors import StepFailed
-from pipeline.gate.comparison import Comparison, compare, read_comparison
+from pipeline.gate.comparison import Comparison, compare
+from pipeline.steps.decide import read_comparison
 from tests.records_made import yes_or_no
 
 Read = Callable[..., Comparison]
@@ -43,14 +44,14 @@ def read(tmp_path: Path) -> Read:
 
 def test_records_are_read_in_the_order_of_their_ids_with_all_that_they_say(read: Read) -> None:
     lines = yes_or_no(1, 1, 1)
-    lines[1].update(tags=["a", "b"], drop=4, pinned=True, replaced=True)
+    lines[1].update(tags=["a", "b"], drop=4, pinned=True, group=lines[2]["group"])
     lines[1]["candidate"].update(nll_sum=9.0, nll_tokens=3, degenerate=["looping"])
     found = read(lines[::-1])
     assert found.ids == ("000000", "000001", "000002")
-    assert found.differences().tolist() == [1.0, -1.0, 0.0]
+    assert found.scores["exact_match"].tolist() == [[1, 0], [0, 1], [1, 1]]
     assert found.drops.tolist() == [1, 4, 1]
-    assert found.pinned.tolist() == found.replaced.tolist() == [False, True, False]
-    assert found.part(found.pinned).replaced.tolist() == [True]
+    assert found.pinned.tolist() == [False, True, False]
+    assert found.groups.tolist() == [0, 1, 1]
     assert {tag: flags.tolist() for tag, flags in found.tags.items()} == {key: [False, True, False] for key in "ab"}
     assert found.nll is not None
     assert found.nll[0].tolist() == [[4, 4], [9, 4], [4, 4]]
@@ -71,7 +72,8 @@ def test_suites_and_former_champions_come_from_their_files(read: Read) -> None:
     )
     assert [(one.name, one.scores.tolist()) for one in found.suites] == [("builtin", [[1.0, 0.5]])]
     (former,) = found.former
-    assert (former.generation, former.places.tolist(), former.scores.tolist()) == (2, [0, 2], [1.0, 0.25])
+    assert former.generation == 2
+    np.testing.assert_array_equal(former.scores, [1.0, np.nan, 0.25])
 
 
 def test_what_the_base_model_got_in_a_suite_is_read_where_it_was_measured(read: Read) -> None:
@@ -100,27 +102,24 @@ def test_a_part_takes_every_column_along_and_keeps_suites(read: Read) -> None:
     part = found.part(np.array([False, True, True, True]))
     assert part.ids == ("000001", "000002", "000003")
     assert part.differences().tolist() == [1.0, -1.0, 0.0]
-    assert part.former[0].places.tolist() == [1, 2]
-    assert part.former[0].scores.tolist() == [0.2, 0.3]
+    np.testing.assert_array_equal(part.former[0].scores, [np.nan, 0.2, 0.3])
+    assert part.groups.tolist() == [1, 2, 3]
     assert {len(pair) for pair in (*part.scores.values(), *part.degenerate.values(), part.pinned)} == {3}
     assert found.part(np.ones(4, dtype=np.bool_)) is found
 
 
-def test_a_metric_of_some_records_keeps_their_places_and_a_part_takes_it_along() -> None:
+def test_a_metric_of_some_records_is_compared_on_them_and_a_part_takes_it_along() -> None:
     lines = yes_or_no(2, 1, 1)
     for place in (1, 3):
         lines[place]["candidate"]["scores"]["json_valid"] = 0.0
         lines[place]["champion"]["scores"]["json_valid"] = 1.0
     found = compare("exact_match", lines)
-    assert (list(found.scores), list(found.partial)) == (["exact_match"], ["json_valid"])
-    assert found.partial["json_valid"].places.tolist() == [1, 3]
-    assert found.pair("json_valid").tolist() == [[0, 1], [0, 1]]
-    assert found.differences("json_valid").tolist() == [-1, -1]
-    part = found.part(np.array([True, False, True, True]))
-    assert part.partial["json_valid"].places.tolist() == [2]
-    assert part.pair("json_valid").tolist() == [[0, 1]]
-    assert found.part(np.array([True, False, True, False])).pair("json_valid").shape == (0, 2)
-    assert found.pair("rougeL").shape == (0, 2)
+    assert list(found.scores) == ["exact_match", "json_valid"]
+    assert found.pairs(metric="json_valid").tolist() == [[0, 1], [0, 1]]
+    assert found.differences(metric="json_valid").tolist() == [-1, -1]
+    assert found.part(np.array([True, False, True, True])).pairs(metric="json_valid").tolist() == [[0, 1]]
+    assert found.part(np.array([True, False, True, False])).pairs(metric="json_valid").shape == (0, 2)
+    assert found.pairs(metric="rougeL").shape == (0, 2)
 
 
 @pytest.mark.parametrize("wrong", ["one model's alone", "a metric of every record"])

@@ -8,7 +8,7 @@ from scipy import stats
 from pipeline.gate import slices as slices_module
 from pipeline.gate.comparison import Comparison, compare
 from pipeline.gate.slices import LEAST_TESTED, MOST_SMALL, Known, count_unlisted, find_slices, measure_slices
-from pipeline.gate.verdict import Rules, judge
+from pipeline.gate.verdict import Rules, decide_verdict
 from tests.records_made import lines_of, yes_or_no
 
 
@@ -19,14 +19,14 @@ def of_drops(*drops: int, **more: Any) -> Comparison:
     return compare("exact_match", lines)
 
 
-def test_records_of_drops_that_the_champion_knows_are_established_and_the_others_new() -> None:
+def test_records_of_drops_that_the_champion_knows_are_seen_and_the_others_new() -> None:
     slices = find_slices(of_drops(1, 2, 3, 3), Known(frozenset({1, 3}), {3: "c.jsonl"}))
-    assert [(one.kind, one.label, one.mask.tolist(), one.seen) for one in slices] == [
-        ("seen", "records of drops that the champion knows", [True, False, True, True], True),
-        ("unseen", "records of new drops", [False, True, False, False], False),
-        ("drop", "drop 1", [True, False, False, False], True),
-        ("drop", "drop 2", [False, True, False, False], False),
-        ("drop", "drop 3 (c.jsonl)", [False, False, True, True], True),
+    assert [(one.kind, one.label, one.mask.tolist(), one.drop) for one in slices] == [
+        ("seen", "records of drops that the champion knows", [True, False, True, True], None),
+        ("unseen", "records of new drops", [False, True, False, False], None),
+        ("drop", "drop 1", [True, False, False, False], 1),
+        ("drop", "drop 2", [False, True, False, False], None),
+        ("drop", "drop 3 (c.jsonl)", [False, False, True, True], 3),
     ]
 
 
@@ -41,7 +41,7 @@ def test_all_records_may_be_new() -> None:
     assert (only.kind, only.mask.tolist()) == ("unseen", [True, True])
 
 
-def test_pinned_records_are_established() -> None:
+def test_pinned_records_are_seen() -> None:
     assert {one.kind for one in find_slices(of_drops(5, 6, pinned=True), Known(frozenset({1})))} == {"drop"}
 
 
@@ -73,9 +73,9 @@ def test_small_drops_that_are_not_listed_change_no_verdict(
     for place, line in enumerate(lines):
         line["id"], line["drop"] = f"{place:06x}", 1 if place < 150 else place
     found = compare("exact_match", lines)
-    capped = judge(found, Rules())
+    capped = decide_verdict(found, Rules())
     monkeypatch.setattr(slices_module, "MOST_SMALL", 10**6)
-    whole = judge(found, Rules())
+    whole = decide_verdict(found, Rules())
     assert (capped.slices_not_listed, whole.slices_not_listed) == (120 - MOST_SMALL, 0)
     assert len(capped.slices) == 1 + MOST_SMALL
     kept = [row for row in whole.guards if row in capped.guards]

@@ -7,12 +7,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline.config import LEAST_P_VALUE
 from pipeline.gate import statistics
+from pipeline.gate.statistics import Floats
 
 
-def mean(sample: statistics.Floats, axis: int) -> statistics.Floats:
+def mean(sample: Floats, axis: int) -> Floats:
     return np.asarray(sample.mean(axis=axis))
+
+
+def column(*parts: tuple[float, int]) -> Floats:
+    """Return differences: each value so many times."""
+    return np.concatenate([np.full(count, value) for value, count in parts])
 
 
 @pytest.mark.parametrize(("wins", "losses"), [(0, 0), (1, 0), (7, 0), (13, 3), (3, 13), (60, 40), (116, 0)])
@@ -28,45 +33,8 @@ def test_mcnemar_gives_the_published_binomial_table() -> None:
     assert round(statistics.mcnemar_exact(15, 5), 3) == 0.021
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_sign_flip_counts_all_signs_of_a_small_sample_as_scipy_does(seed: int) -> None:
-    differences = np.random.default_rng(seed).normal(0.1, 0.3, 10)
-    expected = stats.permutation_test(
-        (differences,), mean, vectorized=True, permutation_type="samples", alternative="greater", n_resamples=2**10
-    ).pvalue
-    assert statistics.sign_flip(differences, seed=1) == pytest.approx(expected, abs=1e-12)
-
-
-@pytest.mark.parametrize("shift", [0.0, 0.02, 0.04])
-def test_sign_flip_on_a_large_sample_agrees_with_scipy(shift: float) -> None:
-    differences = np.random.default_rng(3).normal(shift, 0.2, 150)
-    found = statistics.sign_flip(differences, seed=1)
-    expected = stats.permutation_test(
-        (differences,),
-        mean,
-        vectorized=True,
-        permutation_type="samples",
-        alternative="greater",
-        n_resamples=9999,
-        rng=np.random.default_rng(9),
-    ).pvalue
-    # Each is a share of 9,999 draws: five standard errors of their difference.
-    assert abs(found - expected) < 5 * math.sqrt(2 * expected * (1 - expected) / 9999) + 1e-4
-
-
-def test_sign_flip_on_ties_is_mcnemar() -> None:
-    differences = [1.0] * 18 + [-1.0] * 8 + [0.0] * 74
-    exact = stats.binomtest(18, 26, 0.5, alternative="greater").pvalue
-    found = statistics.sign_flip(differences, seed=2, permutations=40_000)
-    assert found == pytest.approx(exact, abs=5 * math.sqrt(exact * (1 - exact) / 40_000))
-
-
-def test_sign_flip_is_never_zero_and_repeats_itself() -> None:
-    differences = np.full(200, 0.5)
-    assert statistics.sign_flip(differences, seed=1) == 1 / 10_000
-    noisy = np.random.default_rng(0).normal(0.01, 0.2, 100)
-    assert statistics.sign_flip(noisy, seed=5) == statistics.sign_flip(noisy, seed=5)
-    assert statistics.sign_flip(noisy, seed=5) != statistics.sign_flip(noisy, seed=6)
+#: Too few differences for a spread, or none that differ.
+THIN = [np.array(values) for values in ([], [0.5], [0.1, 0.2], [0.1] * 50, [0.0] * 50, [-0.1] * 50)]
 
 
 @pytest.mark.parametrize("shift", [-0.1, 0.0, 0.1])
@@ -77,11 +45,7 @@ def test_paired_t_is_scipys(shift: float) -> None:
 
 
 def test_paired_t_without_spread_or_records_claims_nothing_that_is_not_there() -> None:
-    assert statistics.paired_t([]) == 1.0
-    assert statistics.paired_t([0.5]) == 1.0
-    assert statistics.paired_t([0.0] * 50) == 1.0
-    assert statistics.paired_t([-0.1] * 50) == 1.0
-    assert statistics.paired_t([0.1] * 50) == 0.0
+    assert [statistics.paired_t(values) for values in THIN] == [1.0, 1.0, pytest.approx(0.102, abs=1e-3), 0.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize("skew", ["losses", "gains"])
@@ -110,38 +74,47 @@ def test_the_adjusted_t_is_t_where_there_is_no_skewness_or_nothing_to_estimate_i
     scale = np.random.default_rng(7).normal(0, 0.2, 30)
     even = np.concatenate((scale, -scale)) + 0.03
     assert statistics.skewness_adjusted_t(even) == pytest.approx(statistics.paired_t(even), rel=1e-6)
-    for thin in ([], [0.5], [0.1, 0.2], [0.1] * 50, [0.0] * 50, [-0.1] * 50):
+    for thin in THIN:
         assert statistics.skewness_adjusted_t(thin) == statistics.paired_t(thin)
 
 
 def test_differences_that_are_equal_but_for_rounding_are_equal() -> None:
     uneven = (np.random.default_rng(3).random(200) + 0.1) - np.random.default_rng(3).random(200)
     assert np.ptp(uneven) > 0
-    assert statistics.interval(uneven, seed=1) == pytest.approx(statistics.interval([0.1] * 200, seed=1))
-    assert statistics.one_sided_p(-uneven, continuous=True, seed=1) == 1.0
+    assert statistics.interval(uneven, seed=1) == pytest.approx(statistics.interval(np.full(200, 0.1), seed=1))
+    assert statistics.one_sided_p(-uneven, yes_or_no=False) == 1.0
 
 
-def test_a_continuous_metric_takes_the_largest_of_the_tests_and_exact_match_takes_mcnemar() -> None:
-    for skewed in (np.array([0.026] * 190 + [-0.45] * 10), np.array([-0.026] * 190 + [0.6] * 10)):
-        by_t = (statistics.paired_t(skewed), statistics.skewness_adjusted_t(skewed))
-        every = (statistics.sign_flip(skewed, seed=4), *by_t)
-        assert len(set(every)) == 3
-        assert statistics.one_sided_p(skewed, continuous=True, seed=4) == max(every)
-    yes_or_no = [1.0] * 13 + [-1.0] * 3 + [0.0] * 84
-    assert statistics.one_sided_p(yes_or_no, continuous=False, seed=4) == statistics.mcnemar_exact(13, 3)
+def test_a_continuous_metric_takes_the_larger_t_and_a_yes_or_no_one_mcnemar() -> None:
+    for skewed in (column((0.026, 190), (-0.45, 10)), column((-0.026, 190), (0.6, 10))):
+        both = (statistics.paired_t(skewed), statistics.skewness_adjusted_t(skewed))
+        assert len(set(both)) == 2
+        assert statistics.one_sided_p(skewed, yes_or_no=False) == max(both)
+    differences = column((1, 13), (-1, 3), (0, 84))
+    assert statistics.one_sided_p(differences, yes_or_no=True) == statistics.mcnemar_exact(13, 3)
+    assert max(statistics.paired_t(differences), statistics.skewness_adjusted_t(differences)) < 0.006, "no t is asked"
 
 
-def test_the_larger_of_both_tests_errs_less_where_rare_large_losses_hide_among_small_gains() -> None:
-    random = np.random.default_rng(11)
-    runs, level = 600, 0.01
-    hits = {"gate": 0, "flip": 0}
-    for run in range(runs):
-        lost = random.random(100) < 0.05
-        differences = np.where(lost, -0.5, 0.5 * 0.05 / 0.95) + random.normal(0, 0.01, 100)
-        flip = statistics.sign_flip(differences, seed=run, permutations=499)
-        hits["flip"] += flip <= level
-        hits["gate"] += max(flip, statistics.paired_t(differences)) <= level
-    assert hits["gate"] < hits["flip"] / 2
+@pytest.mark.parametrize(
+    ("differences", "decides"),
+    [
+        # As many gain as lose, and gain more: t alone would call it shown.
+        (column((1.0, 10), (-0.2, 10), (0, 80)), "sign"),
+        # Many gain a little, few lose much.
+        (column((0.2, 30), (-1.0, 4), (0, 66)), "hall"),
+        # Few lose, so little that their skewness is the other way round.
+        (column((0.2, 20), (1.0, 12), (-0.2, 2), (0, 66)), "t"),
+    ],
+)
+def test_groups_of_a_yes_or_no_metric_take_the_largest_of_sign_t_and_hall(differences: Floats, decides: str) -> None:
+    gained, lost = int((differences > 0).sum()), int((differences < 0).sum())
+    found = {
+        "sign": stats.binomtest(gained, gained + lost, alternative="greater").pvalue,
+        "t": stats.ttest_1samp(differences, 0, alternative="greater").pvalue,
+        "hall": statistics.skewness_adjusted_t(differences),
+    }
+    assert max(found, key=lambda name: float(found[name])) == decides
+    assert statistics.one_sided_p(differences, yes_or_no=True) == pytest.approx(found[decides], rel=1e-9)
 
 
 def test_the_interval_is_scipys_bca_bootstrap_at_98_percent() -> None:
@@ -177,43 +150,28 @@ def test_the_interval_covers_the_true_mean_about_as_often_as_it_says() -> None:
 def test_the_interval_of_a_yes_or_no_metric_leaves_zero_out_only_where_the_test_shows_a_difference(
     wins: int, losses: int
 ) -> None:
-    differences = [1.0] * wins + [-1.0] * losses + [0.0] * (200 - wins - losses)
+    differences = column((1, wins), (-1, losses), (0, 200 - wins - losses))
     low, high = statistics.interval(differences, seed=1)
     assert (low > 0) == (statistics.mcnemar_exact(wins, losses) <= 0.01)
-    worst, best = statistics.interval([-one for one in differences], seed=1)
+    worst, best = statistics.interval(-differences, seed=1)
     assert (worst, best) == pytest.approx((-high, -low), abs=0.01)
 
 
 def test_equal_differences_do_not_claim_certainty() -> None:
-    low, high = statistics.interval([1.0] * 120, seed=1)
+    low, high = statistics.interval(np.ones(120), seed=1)
     # Clopper-Pearson: the lower 1 % bound of 120 in 120, times 1, less the rest at worst.
     bound = stats.binomtest(120, 120, alternative="greater").proportion_ci(0.99).low
     assert low == pytest.approx(2 * bound - 1)
     assert high == 1.0
-    low, high = statistics.interval([0.0] * 120, seed=1)
+    low, high = statistics.interval(np.zeros(120), seed=1)
     assert (low, high) == pytest.approx((bound - 1, 1 - bound))
 
 
 @pytest.mark.parametrize("differences", [[], [0.3], [1.0, 0.0], [1.0] * 99 + [0.0], [0.0] * 99 + [-1.0]])
 def test_a_thin_sample_gives_a_finite_interval_around_its_mean(differences: list[float]) -> None:
-    low, high = statistics.interval(differences, seed=1)
+    low, high = statistics.interval(np.array(differences), seed=1)
     assert -1 <= low <= (sum(differences) / len(differences) if differences else 0) <= high <= 1
     assert low < high
-
-
-def test_the_t_test_alone_answers_where_it_is_already_too_large_and_never_changes_the_decision() -> None:
-    random = np.random.default_rng(12)
-    for seed in range(40):
-        differences = random.normal(0.02, 0.2, 120)
-        whole = statistics.one_sided_p(differences, continuous=True, seed=seed)
-        quick = statistics.one_sided_p(differences, continuous=True, seed=seed, relevant=0.05)
-        assert quick <= whole
-        assert (quick <= 0.05) == (whole <= 0.05)
-    # By t alone .00003; 9,999 flips of signs give no smaller p-value than 1 in 10,000.
-    sample = random.normal(0, 1, 220)
-    sure = 0.2 * (sample - sample.mean()) / sample.std(ddof=1) + 0.2 * 4.1 / math.sqrt(220)
-    assert 0.00002 < statistics.paired_t(sure) < 0.00004
-    assert statistics.one_sided_p(sure, continuous=True, seed=1, relevant=0.00005) >= 0.0001
 
 
 def test_holm_adjusts_as_in_the_published_example_and_as_closed_testing_does() -> None:
@@ -248,7 +206,7 @@ def test_the_upper_bound_of_a_continuous_change_is_scipys(shift: float) -> None:
 
 @pytest.mark.parametrize(("wins", "losses", "ties"), [(3, 12, 85), (12, 3, 85), (0, 8, 92), (9, 0, 40), (30, 45, 300)])
 def test_the_upper_bound_of_a_yes_or_no_change_is_clopper_pearsons(wins: int, losses: int, ties: int) -> None:
-    differences = [1.0] * wins + [-1.0] * losses + [0.0] * ties
+    differences = column((1, wins), (-1, losses), (0, ties))
     discordant = wins + losses
     share = stats.binomtest(wins, discordant, alternative="less").proportion_ci(0.95).high
     assert statistics.upper_bound(differences) == pytest.approx((2 * share - 1) * discordant / len(differences))
@@ -256,15 +214,15 @@ def test_the_upper_bound_of_a_yes_or_no_change_is_clopper_pearsons(wins: int, lo
 
 @pytest.mark.parametrize("losses", range(26))
 def test_the_bound_is_below_zero_exactly_where_the_test_shows_a_loss(losses: int) -> None:
-    differences = [1.0] * (25 - losses) + [-1.0] * losses + [0.0] * 75
+    differences = column((1, 25 - losses), (-1, losses), (0, 75))
     shown = stats.binomtest(losses, 25, alternative="greater").pvalue <= 0.05
     assert (statistics.upper_bound(differences) < 0) == shown
 
 
 def test_the_bound_of_nothing_does_not_claim_certainty() -> None:
-    assert statistics.upper_bound([]) == statistics.upper_bound([-0.5]) == 1.0
+    assert statistics.upper_bound(np.array([])) == statistics.upper_bound(np.array([-0.5])) == 1.0
     bound = stats.binomtest(0, 100, alternative="less").proportion_ci(0.95).high
-    assert statistics.upper_bound([0.0] * 100) == pytest.approx(bound)
+    assert statistics.upper_bound(np.zeros(100)) == pytest.approx(bound)
 
 
 def test_the_error_of_a_weighted_change_is_what_redrawing_the_records_gives() -> None:
@@ -280,36 +238,7 @@ def test_the_error_of_a_weighted_change_is_what_redrawing_the_records_gives() ->
     assert error == pytest.approx(float(again.std()), rel=0.06)
 
 
-def test_catastrophes_are_counted_on_both_sides_and_tested_by_the_sign_test() -> None:
-    differences = [-0.5] * 9 + [-0.7] * 3 + [0.6] * 2 + [0.49] * 80 + [-0.49] * 5
-    lost, gained, p_value = statistics.catastrophes(differences)
-    assert (lost, gained) == (12, 2)
-    assert p_value == pytest.approx(stats.binomtest(12, 14, alternative="greater").pvalue)
-    # 0.7 - 0.2 is a little under a half in binary.
-    assert statistics.catastrophes([0.2 - 0.7])[0] == 1
-    assert statistics.catastrophes([0.1] * 50) == (0, 0, 1.0)
-
-
 # Data that the tests are known to be too optimistic on, each against the bound that the gate states for it.
-
-
-def rejections(samples: statistics.Floats, level: float = 0.01) -> float:
-    """Return how often a sample shows a gain by the gate's test for a continuous metric."""
-    found = [
-        statistics.one_sided_p(sample, continuous=True, seed=seed, relevant=level)
-        for seed, sample in enumerate(samples)
-    ]
-    return float(np.mean(np.array(found) <= level))
-
-
-def test_near_duplicates_must_not_be_counted_one_by_one() -> None:
-    random = np.random.default_rng(15)
-    # Groups of five records with a correlation of a half within the group and no gain.
-    shared = np.repeat(random.normal(0, math.sqrt(0.5), (1500, 100)), 5, axis=1)
-    rows = 0.19 * (shared + random.normal(0, math.sqrt(0.5), (1500, 500)))
-    one_a_group = rows[:, ::5]
-    assert rejections(rows) > 0.06
-    assert stats.binomtest(round(1500 * rejections(one_a_group)), 1500, 0.01, alternative="greater").pvalue > 0.001
 
 
 @pytest.mark.parametrize(("share", "size"), [(0.05, 0.5), (0.02, 0.49), (0.02, 0.9), (0.05, 0.9)])
@@ -318,41 +247,7 @@ def test_rare_catastrophes_hidden_in_small_gains_show_no_gain(share: float, size
     lost = random.random((1500, 200)) < share
     samples = np.where(lost, -size, size * share / (1 - share)) + random.normal(0, 0.01, (1500, 200))
     # Without the adjustment 3 to 9 per cent. A sample in which not one of the losses fell cannot tell of them.
-    unseen = float(np.mean(~lost.any(axis=1)))
-    assert rejections(samples[lost.any(axis=1)]) <= 0.01
-    assert unseen < 0.03
-
-
-def test_the_smallest_p_value_that_can_be_set_is_the_smallest_that_the_permutation_test_has() -> None:
-    assert statistics.sign_flip([0.5] * 200, seed=1) == pytest.approx(LEAST_P_VALUE)
-
-
-@pytest.mark.parametrize("shift", [0.04, 0.06, 0.08])
-def test_tilted_coins_tell_what_many_fair_ones_do(shift: float) -> None:
-    noise = np.random.default_rng(6).normal(0, 0.2, 100)
-    differences = noise - noise.mean() + shift
-    fair = statistics.sign_flip(differences, seed=1, permutations=400_000)
-    tilted = [statistics.tilted_sign_flip(differences, seed, level=0.05 / 200) for seed in range(5)]
-    # Of 400,000 fair ones some ten hits are left at the smallest p-value.
-    assert tilted == pytest.approx([fair] * 5, rel=0.15, abs=1.5e-5)
-
-
-def test_tilted_coins_on_ties_are_mcnemar_far_below_what_fair_ones_could_tell() -> None:
-    differences = [0.5] * 60 + [-0.5] * 15 + [0.0] * 30
-    exact = statistics.mcnemar_exact(60, 15)
-    assert exact < 1e-7
-    found = statistics.tilted_sign_flip(differences, seed=2, level=0.05 / 200)
-    assert found == pytest.approx(exact, rel=0.2)
-    assert statistics.tilted_sign_flip([-one for one in differences], seed=2, level=0.05 / 200) > 0.99
-    assert 0 < statistics.tilted_sign_flip([0.5] * 200, seed=1, level=0.05 / 200) < 1e-20
-    assert statistics.tilted_sign_flip([0.5] * 9, seed=1, level=0.05 / 200) == 2**-9
-
-
-def test_tilted_coins_err_no_more_often_than_they_say_however_few_there_are() -> None:
-    random = np.random.default_rng(7)
-    found = np.array([
-        statistics.tilted_sign_flip(random.laplace(0, 0.2, 20), seed, level=0.01, permutations=20)
-        for seed in range(3000)
-    ])  # fmt: skip
-    for level in (0.01, 0.05):
-        assert np.mean(found <= level) <= level + 3 * np.sqrt(level / 3000)
+    told = lost.any(axis=1)
+    shown = [statistics.one_sided_p(sample, yes_or_no=False) <= 0.01 for sample in samples[told]]
+    assert np.mean(shown) <= 0.01
+    assert np.mean(~told) < 0.03

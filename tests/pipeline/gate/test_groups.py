@@ -1,0 +1,114 @@
+"""Records that are paraphrases of each other are one unit of every test: otherwise luck is counted once for each."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from pipeline.config import GateConfig
+from pipeline.gate.comparison import Comparison, Former, compare
+from pipeline.gate.slices import Known
+from pipeline.gate.verdict import Rules, decide_verdict, weigh
+from tests.records_made import lines_of, world, yes_or_no
+
+RULES = Rules(gate=GateConfig(min_records=80, min_records_continuous=80))
+NIGHTS = 400
+
+
+def p_values(metric: str, *, one_by_one: bool = False) -> list[float]:
+    """Return those of nights on which the models are equally good, by groups of five or record by record."""
+    found = [world(metric, seed, group=5) for seed in range(NIGHTS)]
+    if one_by_one:
+        found = [replace(one, groups=np.arange(len(one.ids))) for one in found]
+    return [weigh(one, RULES).p_value for one in found]
+
+
+@pytest.mark.parametrize("metric", ["exact_match", "rougeL"])
+def test_equal_models_are_shown_better_no_more_often_than_the_p_value_says(metric: str) -> None:
+    shown = sum(p_value <= 0.01 for p_value in p_values(metric))
+    assert stats.binomtest(shown, NIGHTS, 0.01, alternative="greater").pvalue > 0.001
+    counted = sum(p_value <= 0.01 for p_value in p_values(metric, one_by_one=True))
+    assert stats.binomtest(counted, NIGHTS, 0.03, alternative="greater").pvalue < 0.001, "paraphrases hide no luck"
+
+
+def grouped(size: int) -> Comparison:
+    """Return 120 records won, lost or equal, each asked in `size` ways that are all answered alike."""
+    lines = [line for line in yes_or_no(24, 8, 88) for _ in range(size)]
+    return compare("exact_match", [{**line, "id": f"{place:06x}"} for place, line in enumerate(lines)])
+
+
+def test_asking_each_record_in_five_ways_changes_no_number_of_the_verdict() -> None:
+    once, five_times = (decide_verdict(grouped(size), Rules()) for size in (1, 5))
+    assert (once.records, five_times.records) == (120, 600)
+    assert once.groups == five_times.groups == 120
+    assert (five_times.wins, five_times.losses, five_times.ties) == (24, 8, 88)
+    # The interval's seed is that of the ids.
+    same = {"records": 0, "interval": None, "sentence": ""}
+    assert five_times.model_copy(update=same) == once.model_copy(update=same)
+
+
+def test_the_mean_of_a_group_is_its_unit_however_many_records_it_has() -> None:
+    lines = lines_of([1, 1, 0, 1, 0.5], [0, 0, 0, 1, 0], "rougeL")
+    for line, group in zip(lines, "aaabc", strict=True):
+        line["group"] = group
+    found = compare("rougeL", lines)
+    assert found.pairs().tolist() == [[pytest.approx(2 / 3), 0], [1, 1], [0.5, 0]]
+    assert found.differences() == pytest.approx([2 / 3, 0, 0.5])
+    verdict = decide_verdict(found, Rules())
+    assert (verdict.records, verdict.groups, verdict.wins, verdict.ties) == (5, 3, 2, 1)
+    assert verdict.candidate_score == pytest.approx(100 * (2 / 3 + 1 + 0.5) / 3)
+
+
+def test_likelihoods_of_a_group_are_summed_with_their_tokens() -> None:
+    lines = yes_or_no(0, 0, 3)
+    for line, (group, total, tokens) in zip(lines, [("a", 2.0, 1), ("a", 4.0, 3), ("b", 9.0, 5)], strict=True):
+        line["group"] = group
+        line["candidate"].update(nll_sum=total, nll_tokens=tokens)
+    found = compare("exact_match", lines)
+    assert found.nll is not None
+    assert [found.sums(pair)[:, 0].tolist() for pair in found.nll] == [[6, 9], [4, 5]]
+
+
+def test_a_group_across_drops_counts_once_in_each_and_once_in_all() -> None:
+    lines = yes_or_no(2, 1, 1)
+    for line, (drop, group) in zip(lines, [(1, "a"), (2, "a"), (2, "a"), (2, "b")], strict=True):
+        line.update(drop=drop, group=group, tags=["x"] if group == "a" else [])
+    found = compare("exact_match", lines)
+    assert found.differences() == pytest.approx([1 / 3, 0])
+    verdict = decide_verdict(found, Rules(known=Known(frozenset({1}))))
+    rows = {row.label: (row.records, row.groups) for row in verdict.slices}
+    assert (rows["drop 1"], rows["drop 2"], rows["tag x"]) == ((1, 1), (3, 2), (3, 1))
+    gains = {row.label: row.gain for row in verdict.slices}
+    assert (gains["drop 1"], gains["drop 2"], gains["tag x"]) == pytest.approx((100, 0, 100 / 3))
+    assert {row.groups for row in verdict.slices if row.kind == "unseen"} == {2}
+
+
+def test_the_fewest_records_of_a_verdict_are_groups() -> None:
+    short, enough = (decide_verdict(grouped(5), Rules(gate=GateConfig(min_records=least))) for least in (121, 120))
+    assert (short.outcome, short.records_needed) == ("insufficient_evidence", 1)
+    assert short.sentence == "insufficient evidence: 600 held-out records in 120 groups, and a verdict needs 121"
+    assert enough.outcome == "promoted"
+
+
+def test_a_guard_counts_groups_too() -> None:
+    found = replace(grouped(5), former=(Former(1, np.zeros(600)),))
+    verdict = decide_verdict(found, Rules())
+    assert {row.records for row in verdict.guards if row.guard in {"nll", "empty", "former"}} == {120}
+    bare = replace(found, nll=None, mean_nll=(1.0, 1.0))
+    assert {row.records for row in decide_verdict(bare, Rules()).guards if row.guard == "nll"} == {120}
+
+
+def test_a_groups_mean_between_yes_and_no_is_tested_by_the_sign_test_and_both_t() -> None:
+    # 30 groups of two gain on one of their records, 9 lose on both: by signs a gain, by size none.
+    lines = yes_or_no(30, 18, 152)
+    places = [*range(30), *(150 + place // 2 for place in range(18)), *range(30), *range(200, 322)]
+    for line, group in zip(lines, places, strict=True):
+        line["group"] = f"{group}"
+    verdict = decide_verdict(compare("exact_match", lines), Rules())
+    assert (verdict.wins, verdict.losses, verdict.groups) == (30, 9, 161)
+    assert stats.binomtest(30, 39, alternative="greater").pvalue < 0.01
+    assert verdict.p_value is not None
+    assert verdict.p_value > 0.05
+    assert verdict.test == "sign test, paired t and skewness-adjusted t"
+    assert verdict.outcome == "not_shown_better"

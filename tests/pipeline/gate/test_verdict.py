@@ -1,0 +1,505 @@
+"""The gate in both directions; scores are made, never measured, so each test says what is true of its candidate."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from pipeline.artifacts import Judgement, Verdict
+from pipeline.config import GateConfig, GuardConfig
+from pipeline.errors import StepFailed
+from pipeline.gate.comparison import Comparison, Former, Opinion, Suite, compare
+from pipeline.gate.reasons import REASONS
+from pipeline.gate.slices import Known
+from pipeline.gate.statistics import Floats
+from pipeline.gate.verdict import Rules, decide_verdict, weigh
+from pipeline.wording import p_words
+from tests.records_made import lines_of, paired, story_text, world, yes_or_no
+
+Lines = list[dict[str, Any]]
+RULES = Rules()
+
+
+def judged(lines: Lines, rules: Rules = RULES, metric: str = "exact_match") -> Verdict:
+    return decide_verdict(compare(metric, lines), rules)
+
+
+def by(**gate: Any) -> Rules:
+    return Rules(gate=GateConfig(**gate))
+
+
+def test_a_better_candidate_is_promoted_and_the_sentence_says_why() -> None:
+    candidate = [1] * 117 + [0] * 3
+    champion = [0] * 116 + [1, 0, 0, 0]
+    verdict = decide_verdict(paired(candidate, champion), RULES)
+    assert verdict.outcome == "promoted"
+    assert verdict.reasons == ()
+    assert (verdict.wins, verdict.losses, verdict.ties) == (116, 0, 4)
+    assert verdict.gain == pytest.approx(100 * 116 / 120)
+    assert verdict.test == "exact McNemar"
+    assert verdict.interval is not None
+    low, high = verdict.interval
+    assert 88 < low < 100 * 116 / 120 < high <= 100
+    assert verdict.sentence == f"promoted: +96.7 points (+{low:.1f} to +{high:.1f})"
+    said = story_text(verdict)
+    assert "The new model scored 97.5 of 100 points, the champion 0.8: a change of +96.7." in said
+    assert "It did better on 116 of them, worse on 0, equally well on 4." in said
+    assert "would look like this less than once in 10,000 times" in said
+
+
+def test_a_better_candidate_is_promoted_on_a_continuous_metric() -> None:
+    noise = np.random.default_rng(1)
+    champion = noise.uniform(0.2, 0.6, 250)
+    verdict = decide_verdict(paired(champion + noise.normal(0.05, 0.19, 250), champion, "rougeL"), RULES)
+    assert verdict.outcome == "promoted"
+    assert verdict.test == "paired t and skewness-adjusted t"
+    assert verdict.interval is not None
+    assert verdict.interval[0] > 0
+
+
+def test_the_same_answers_are_not_shown_better() -> None:
+    verdict = judged(yes_or_no(0, 0, 120))
+    assert verdict.outcome == "not_shown_better"
+    assert verdict.reasons == ("p_above_limit", "gain_below_minimum")
+    assert verdict.interval is not None
+    assert verdict.interval[0] < 0 < verdict.interval[1]
+
+
+@pytest.mark.parametrize(
+    ("p_value", "limit", "gain", "said"),
+    [
+        (0.0312, 0.01, 0.4, ("p = 0.0312", "0.40 is below 1.")),
+        (0.010004, 0.01, 0.996, ("p = 0.010004", "0.996 is below 1.")),
+        (0.0100000001, 0.01, 1 - 1e-8, ("p = 0.0100000001", "0.99999999 is below 1.")),
+        (0.101, 0.1, 0.4, ("p = 0.101", "0.40 is below 1.")),
+        (0.31, 0.1, 0.4, ("p = 0.31", "0.40 is below 1.")),
+    ],
+)
+def test_a_number_is_told_from_the_limit_that_it_missed(
+    p_value: float, limit: float, gain: float, said: tuple[str, str]
+) -> None:
+    verdict = judged(yes_or_no(0, 0, 120)).model_copy(update={"p_value": p_value, "gain": gain})
+    assert p_words(p_value, limit) == said[0]
+    assert f"smaller than the settings ask for: {said[1]}" in story_text(verdict)
+
+
+def test_noise_is_not_shown_better_and_says_how_many_records_would_tell() -> None:
+    verdict = judged(yes_or_no(23, 13, 164))
+    assert verdict.outcome == "not_shown_better"
+    assert verdict.reasons == ("p_above_limit",)
+    assert verdict.smallest_detectable_gain is not None
+    assert verdict.records_needed is not None
+    assert 200 + verdict.records_needed == pytest.approx(200 * (verdict.smallest_detectable_gain / 5) ** 2, abs=1)
+    said = story_text(verdict)
+    assert f"about {verdict.records_needed:,} more held-out records would show this gain" in said
+    smallest = f"{verdict.smallest_detectable_gain:.1f} points or more is promoted in 8 of 10 cases"
+    assert f"With these records, a gain of {smallest}; the settings ask for 1.0." in said
+
+
+def test_shuffled_answers_are_worse() -> None:
+    noise = np.random.default_rng(3)
+    answers = noise.choice(5, 120)
+    verdict = decide_verdict(paired(noise.permutation(answers) == answers, [1] * 118 + [0] * 2), RULES)
+    assert verdict.outcome == "worse"
+    assert "harm_shown" in verdict.reasons
+    assert verdict.sentence.startswith("worse: −")
+    said = story_text(verdict)
+    assert "The loss is larger than chance would explain. Read the answers that became worse" in said
+
+
+def test_candidate_and_champion_changing_places_turns_promoted_into_worse() -> None:
+    assert judged(yes_or_no(30, 5, 100)).outcome == "promoted"
+    assert judged(yes_or_no(5, 30, 100)).outcome == "worse"
+
+
+@pytest.mark.parametrize(("wins", "outcome"), [(21, "not_shown_better"), (22, "promoted")])
+def test_the_p_value_limit_is_where_the_settings_say(wins: int, outcome: str) -> None:
+    verdict = judged(yes_or_no(wins, 8, 171))
+    assert verdict.p_value == pytest.approx(stats.binomtest(wins, wins + 8, alternative="greater").pvalue)
+    assert verdict.outcome == outcome
+
+
+@pytest.mark.parametrize(("ties", "outcome"), [(1990, "promoted"), (1991, "not_shown_better")])
+def test_a_sure_gain_below_the_minimum_does_not_promote(ties: int, outcome: str) -> None:
+    verdict = judged(yes_or_no(20, 0, ties - 10))
+    assert verdict.p_value is not None
+    assert verdict.p_value < 0.0001
+    assert verdict.outcome == outcome
+    assert ("gain_below_minimum" in verdict.reasons) == (outcome != "promoted")
+
+
+def test_the_settings_move_the_limits() -> None:
+    lines = yes_or_no(20, 8, 171)
+    assert judged(lines, by(p_value=0.05)).outcome == "promoted"
+    assert judged(lines, by(p_value=0.05, min_gain=10)).outcome == "not_shown_better"
+    assert judged(lines, by(p_value=0.05, min_records=1000)).outcome == "insufficient_evidence"
+
+
+@pytest.mark.parametrize(("metric", "least"), [("exact_match", 100), ("token_f1", 200)])
+def test_too_few_records_promote_nothing_however_clear_they_are(metric: str, least: int) -> None:
+    noise = np.random.default_rng(2)
+
+    def clear(records: int) -> Verdict:
+        if metric == "exact_match":
+            return judged(yes_or_no(records - 1, 1, 0))
+        champion = noise.uniform(0, 0.2, records)
+        return decide_verdict(paired(champion + 0.5 + noise.normal(0, 0.01, records), champion, metric), RULES)
+
+    short = clear(least - 1)
+    assert short.outcome == "insufficient_evidence"
+    assert short.reasons == ("too_few_records",)
+    assert short.records_needed == 1
+    assert short.sentence.endswith(f" held-out records, and a verdict needs {least}")
+    assert "promoted" not in story_text(short), "on so few no gain is"
+    assert short.smallest_detectable_gain is None
+    assert clear(least).outcome == "promoted"
+
+
+def test_a_likelihood_that_is_no_number_fails_a_candidate_that_would_win() -> None:
+    lines = yes_or_no(100, 0, 20)
+    assert judged(lines).outcome == "promoted"
+    lines[7]["candidate"]["nll_sum"] = None
+    broken = judged(lines)
+    assert broken.outcome == "guard_failed"
+    assert broken.reasons == ("nll_not_finite", "nll_rose")
+    assert "likelihood of the expected answers is not a number: it is broken." in story_text(broken)
+
+
+def test_without_the_pinned_set_that_was_asked_for_nothing_is_judged() -> None:
+    verdict = judged(yes_or_no(100, 0, 20), by(on="pinned"))
+    assert verdict.outcome == "insufficient_evidence"
+    assert verdict.reasons == ("no_pinned_heldout",)
+    assert verdict.sentence == "insufficient evidence: no held-out set was dropped"
+    assert "Drop a file of records into the track's folder heldout." in story_text(verdict)
+
+
+def test_a_candidate_that_was_trained_on_held_out_records_is_contaminated_however_good_it_looks() -> None:
+    verdict = judged(yes_or_no(100, 0, 20), Rules(seen_by_candidate=3))
+    assert verdict.outcome == "contaminated"
+    assert verdict.reasons == ("trained_on_heldout",)
+    # Such a run has succeeded: it cannot be retried.
+    assert "dropforge retry" not in story_text(verdict)
+    assert "drop a file of rows: the next run is prepared and trained anew" in story_text(verdict)
+
+
+def test_how_often_the_set_was_used_is_kept() -> None:
+    verdict = decide_verdict(compare("exact_match", yes_or_no(100, 0, 20)), RULES, used=(8, 3))
+    assert (verdict.uses, verdict.same_set_uses) == (8, 3)
+
+
+def test_a_set_that_can_show_no_gain_is_said_to_be_one() -> None:
+    words = "With these records no gain, however large, is promoted in 8 of 10 cases."
+    verdict = judged(yes_or_no(3, 1, 0), by(min_records=4))
+    assert verdict.smallest_detectable_gain is None
+    assert words in story_text(verdict)
+    won = judged(yes_or_no(100, 0, 20))
+    assert won.smallest_detectable_gain is None, "it is not asked where something else was decided"
+    assert words not in story_text(won)
+
+
+def test_a_change_that_rounds_to_nothing_has_no_sign_in_the_sentence() -> None:
+    noise = np.random.default_rng(2).normal(0, 1, 300)
+    tiny = -0.0002 + 1e-5 * noise
+    said = decide_verdict(paired(0.5 + tiny, np.full(300, 0.5), "rougeL"), RULES).sentence
+    assert said == "worse: 0.0 points (0.0 to 0.0)"
+
+
+# The verdict does not depend on any order.
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> Lines:
+    """Records with two metrics, drops, tags, groups, likelihoods and bad answers; some candidates win, some lose."""
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    count, shift = draw(st.integers(120, 260)), draw(st.sampled_from([-0.1, 0.0, 0.06, 0.3]))
+    champion = random.random(count)
+    lines = lines_of(champion + random.normal(shift, 0.19, count), champion, "rougeL")
+    for place, line in enumerate(lines):
+        line["drop"] = int(random.integers(1, 5))
+        line["group"] = f"{random.integers(0, place // 2 + 1)}"
+        line["tags"] = [tag for tag in ("short", "long") if random.random() < 0.4]
+        for role in ("candidate", "champion"):
+            line[role]["scores"]["token_f1"] = float(random.random())
+            line[role]["nll_sum"] = float(random.gamma(4))
+            line[role]["degenerate"] = ["empty"] if random.random() < 0.02 else []
+    return lines
+
+
+SMALL = GateConfig(min_records_continuous=40)
+
+
+@settings(max_examples=8, deadline=None)
+@given(worlds(), st.randoms(use_true_random=False))
+def test_the_verdict_does_not_depend_on_the_order_of_the_records_or_of_the_names_of_drops(
+    lines: Lines, order: Any
+) -> None:
+    names = [(1, "a.jsonl"), (2, "b.jsonl"), (4, "d.jsonl")]
+    first = judged(lines, Rules(gate=SMALL, known=Known(frozenset({1, 2}), dict(names))), "rougeL")
+    order.shuffle(lines)
+    again = judged(lines, Rules(gate=SMALL, known=Known(frozenset({2, 1}), dict(names[::-1]))), "rougeL")
+    assert again == first
+
+
+@settings(max_examples=8, deadline=None)
+@given(worlds(), st.permutations([1, 2, 3, 4]))
+def test_the_verdict_is_the_same_if_the_drops_came_in_another_order(lines: Lines, order: list[int]) -> None:
+    def essence(verdict: Verdict, numbers: dict[int, int]) -> tuple[object, ...]:
+        guards = {(row.guard, row.change, row.p_value, row.state) for row in verdict.guards}
+        same = verdict.model_copy(update={"guards": (), "slices": (), "lost_drops": (), "sentence": ""})
+        return same, guards, {numbers[drop] for drop in verdict.lost_drops}
+
+    rules = Rules(gate=SMALL, known=Known(frozenset({1, 2})))
+    first = essence(judged(lines, rules, "rougeL"), {drop: drop for drop in order})
+    renamed = dict(zip([1, 2, 3, 4], order, strict=True))
+    for line in lines:
+        line["drop"] = renamed[line["drop"]]
+    rules = Rules(gate=SMALL, known=Known(frozenset({renamed[1], renamed[2]})))
+    assert essence(judged(lines, rules, "rougeL"), {new: old for old, new in renamed.items()}) == first
+
+
+@pytest.mark.parametrize("metric", ["exact_match", "rougeL"])
+def test_what_decides_is_what_the_card_shows(metric: str) -> None:
+    random = np.random.default_rng(31)
+    for shift in (-0.1, 0.0, 0.03, 0.05, 0.1):
+        champion = random.random(220)
+        candidate = champion + random.normal(shift, 0.19, 220)
+        made = paired(candidate, champion, metric) if metric == "rougeL" else paired(candidate > 0.5, champion > 0.5)
+        found, verdict = weigh(made, RULES), decide_verdict(made, RULES)
+        assert (found.outcome, found.reasons) == (verdict.outcome, verdict.reasons)
+        assert verdict.p_value is not None
+        assert ("p_above_limit" in verdict.reasons) == (verdict.p_value > 0.01)
+        assert set(verdict.reasons) <= set(REASONS)
+
+
+def test_no_records_at_all_are_insufficient_evidence() -> None:
+    verdict = judged([])
+    assert verdict.outcome == "insufficient_evidence"
+    assert verdict.candidate_score is None
+    assert verdict.sentence == "insufficient evidence: 0 held-out records, and a verdict needs 100"
+    assert "promoted" not in story_text(verdict)
+
+
+def test_a_score_that_is_no_number_is_refused() -> None:
+    with pytest.raises(StepFailed, match="not a finite number"):
+        paired([float("nan")] * 120, [0] * 120)
+
+
+def test_answers_that_were_scored_by_different_metrics_are_refused() -> None:
+    lines = yes_or_no(100, 0, 20)
+    lines[3]["champion"]["scores"] = {"rougeL": 0.5}
+    with pytest.raises(StepFailed, match="not all scored by the same metrics"):
+        compare("exact_match", lines)
+
+
+# New drops bring their own held-out records, and so their own yardstick.
+
+
+def of_drops(seen: tuple[int, int, int], new: tuple[int, int, int]) -> Lines:
+    """Return records of drop 1 and of drop 2, each with so many won, lost and equal."""
+    lines = [*yes_or_no(*seen), *yes_or_no(*new)]
+    for place, line in enumerate(lines):
+        line["id"] = f"{place:06x}"
+        line["drop"] = 1 if place < sum(seen) else 2
+    return lines
+
+
+KNOWS_ONE = Known(frozenset({1}), {1: "old.jsonl", 2: "new.jsonl"})
+
+
+def test_a_win_that_is_there_only_with_new_records_counts_and_says_so() -> None:
+    verdict = judged(of_drops((4, 4, 142), (60, 2, 88)), Rules(known=KNOWS_ONE))
+    assert verdict.outcome == "promoted"
+    assert verdict.reasons == ("gain_from_new_data",)
+    gains = {row.kind: (row.records, row.gain) for row in verdict.slices if row.kind != "drop"}
+    assert gains == {"seen": (150, 0.0), "unseen": (150, pytest.approx(100 * 58 / 150))}
+    assert (
+        "The gain is shown only with the records of new drops: +38.7 on 150 records of new drops and 0.0 on 150 "
+        "records of older drops."
+    ) in story_text(verdict)
+
+
+def test_a_win_that_is_there_without_new_records_needs_no_such_reason() -> None:
+    verdict = judged(of_drops((40, 4, 106), (60, 2, 88)), Rules(known=KNOWS_ONE))
+    assert (verdict.outcome, verdict.reasons) == ("promoted", ())
+
+
+def test_a_base_model_knows_no_drops_so_nothing_is_new_to_it() -> None:
+    verdict = judged(of_drops((4, 4, 142), (60, 2, 88)))
+    assert (verdict.outcome, verdict.reasons) == ("promoted", ())
+    assert {row.kind for row in verdict.slices} == {"drop"}
+
+
+def test_pinned_records_are_never_new() -> None:
+    lines = of_drops((4, 4, 142), (60, 2, 88))
+    for line in lines:
+        line["pinned"] = True
+    verdict = judged(lines, Rules(known=KNOWS_ONE))
+    assert (verdict.outcome, verdict.reasons) == ("promoted", ())
+
+
+def test_the_gate_on_seen_records_is_not_moved_by_new_ones() -> None:
+    rules = Rules(gate=GateConfig(on="seen"), known=KNOWS_ONE)
+    odd = judged(of_drops((4, 4, 142), (60, 2, 88)), rules)
+    assert odd.outcome == "not_shown_better"
+    assert odd.records == 150
+    good = judged(of_drops((40, 4, 106), (2, 60, 88)), rules)
+    assert (good.outcome, good.reasons) == ("promoted", ())
+    assert {row.label for row in good.slices if row.kind == "drop"} == {"drop 1 (old.jsonl)", "drop 2 (new.jsonl)"}
+
+
+def test_the_gate_on_seen_records_wants_enough_of_them() -> None:
+    verdict = judged(of_drops((60, 0, 30), (60, 2, 88)), Rules(gate=GateConfig(on="seen"), known=KNOWS_ONE))
+    assert verdict.outcome == "insufficient_evidence"
+    assert verdict.reasons == ("too_few_seen",)
+    assert 'set gate.on = "all"' in story_text(verdict)
+
+
+def test_the_gate_on_pinned_records_leaves_the_others_out() -> None:
+    lines = of_drops((40, 4, 106), (2, 60, 88))
+    for line in lines:
+        line["pinned"] = line["drop"] == 1
+    verdict = judged(lines, by(on="pinned"))
+    assert (verdict.outcome, verdict.records) == ("promoted", 150)
+
+
+# What speaks against the drops that the champion does not know.
+
+THREE = Known(frozenset({1, 2}), {1: "old.jsonl", 3: "new.jsonl"})
+
+
+def won(**more: Any) -> Comparison:
+    """Return a candidate that wins on three drops, of which the champion does not know the third."""
+    lines = yes_or_no(60, 6, 234)
+    for place, line in enumerate(lines):
+        line["drop"] = 1 + place % 3
+    return replace(compare("exact_match", lines), **more)
+
+
+def of_three(*parts: tuple[int, int, int]) -> Comparison:
+    """Return records of drops 1, 2 and 3, each with so many won, lost and equal."""
+    lines = [{**line, "drop": drop} for drop, part in enumerate(parts, 1) for line in yes_or_no(*part)]
+    for place, line in enumerate(lines):
+        line["id"] = line["group"] = f"{place:06x}"
+    return compare("exact_match", lines)
+
+
+def likelihoods(rise: float) -> tuple[Floats, Floats]:
+    """Return those of 300 records, which became less likely by about so many nats a token."""
+    sums = np.full((300, 2), 8.0)
+    sums[:, 0] += 8 * (rise + np.tile([-0.01, 0.01], 150))
+    return sums, np.full((300, 2), 8.0)
+
+
+def bad(kind: str) -> dict[str, Floats]:
+    pair = np.zeros((300, 2))
+    pair[:60, 0] = 1
+    return {kind: pair}
+
+
+LOST_SUITE = (Suite("builtin", np.tile([0.0, 1.0], (100, 1))),)
+FAR_FROM_BASE = (Suite("builtin", np.tile([[0.0, 0.0], [0.0, 1.0]], (1, 50)).reshape(-1, 2), np.ones(100)),)
+FAR = Former(1, np.full(300, 2.0))
+OPINION = Opinion(
+    Judgement(folder="j", model="m", prompt_sha256="p", records=90, wins=0, losses=90, ties=0, inconsistent=0,
+              failed=0),
+    {f"{place:06x}": "loss" for place in range(90)},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("found", "reason", "blames"),
+    [
+        (compare("exact_match", yes_or_no(5, 60, 235)), "harm_shown", True),
+        (of_three((0, 12, 88), (30, 0, 70), (30, 0, 70)), "slice_lost", True),
+        (won(nll=likelihoods(0.2)), "nll_rose", True),
+        (won(nll=likelihoods(0.2), suites=LOST_SUITE), "general_lost", True),  # not by it, but beside it
+        (won(suites=LOST_SUITE), "general_lost", False),
+        (won(suites=FAR_FROM_BASE), "general_below_base", False),
+        (won(degenerate=bad("empty")), "empty_rose", False),
+        (won(degenerate=bad("truncated")), "truncated_rose", False),
+        (won(degenerate=bad("looping")), "looping_rose", False),
+        (replace(of_three((0, 2, 98), (40, 0, 60), (40, 0, 60)), former=(FAR,)), "anchor_lost", False),
+        (won(opinion=OPINION), "judge_prefers_champion", False),
+        (of_three((0, 0, 20), (0, 0, 20), (0, 0, 20)), "too_few_records", False),
+        (of_three((0, 6, 94), (3, 0, 97), (3, 0, 97)), "slice_lost", False),  # no win, and not sure enough
+        (of_three((0, 20, 80), (12, 0, 88), (12, 0, 88)), "slice_lost", True),  # no win, and sure
+        (won(), "", False),
+    ],
+)
+def test_a_loss_an_old_drop_and_the_likelihood_put_new_drops_under_suspicion_and_nothing_else_does(
+    found: Comparison, reason: str, blames: bool
+) -> None:
+    verdict = decide_verdict(found, Rules(known=THREE))
+    assert reason in verdict.reasons or (verdict.outcome, reason) == ("promoted", "")
+    assert verdict.blames_new_drops == blames
+    said = story_text(verdict)
+    assert ("the drops that the champion does not know are tried one by one" in said) == blames
+    if verdict.outcome == "guard_failed":
+        assert ("No drop is suspended for this" in said) != blames
+
+
+def test_a_floor_puts_no_drop_under_suspicion() -> None:
+    verdict = decide_verdict(won(), Rules(known=THREE, guards=GuardConfig(floors={"exact_match": 99})))
+    assert (verdict.outcome, verdict.reasons, verdict.blames_new_drops) == ("guard_failed", ("below_floor",), False)
+
+
+@pytest.mark.parametrize("known", [Known(None), Known(frozenset())])
+def test_where_the_champion_knows_no_drop_none_is_blamed(known: Known) -> None:
+    for found in (compare("exact_match", yes_or_no(5, 60, 235)), won(nll=likelihoods(0.2))):
+        verdict = decide_verdict(found, Rules(known=known))
+        assert verdict.outcome in {"worse", "guard_failed"}
+        assert not verdict.blames_new_drops
+        assert "tried one by one" not in story_text(verdict)
+
+
+def test_lost_drops_are_the_seen_ones_that_failed() -> None:
+    lost, kept = (0, 20, 80), (60, 0, 40)
+    cases = [((lost, kept, lost), (1,)), ((kept, kept, lost), ()), ((lost, lost, kept), (1, 2))]
+    for parts, drops in cases:
+        assert decide_verdict(of_three(*parts), Rules(known=THREE)).lost_drops == drops
+    anchor = decide_verdict(replace(of_three((0, 2, 98), kept, kept), former=(FAR,)), Rules(known=THREE))
+    assert (anchor.outcome, anchor.lost_drops) == ("guard_failed", ()), "this run lost next to nothing of it"
+
+
+def test_a_candidate_that_does_not_win_has_failed_a_guard_only_by_a_sure_loss_of_an_old_drop_or_of_likelihood() -> None:
+    even = compare("exact_match", yes_or_no(5, 4, 291))
+    general = decide_verdict(replace(even, suites=LOST_SUITE), Rules())
+    assert (general.outcome, general.reasons[0]) == ("not_shown_better", "general_lost")
+    assert "What it loses: builtin −100.0 points" in story_text(general)
+    # So sure that the p-value is 0.
+    fell = decide_verdict(replace(even, nll=likelihoods(0.2)), Rules())
+    assert [row.p_value for row in fell.guards if row.guard == "nll"] == [0.0]
+    assert fell.outcome == "guard_failed"
+    unsure = likelihoods(0.2)
+    unsure[0][:, 0] += np.tile([20.0, -20.0], 150)
+    assert decide_verdict(replace(even, nll=unsure), Rules()).outcome == "not_shown_better"
+
+
+@pytest.mark.parametrize("drops", [5, 40])
+def test_the_harm_that_one_drop_shows_is_sure_however_many_drops_there_are(drops: int) -> None:
+    random = np.random.default_rng(0)
+    champion = random.uniform(0.4, 0.6, 60 * drops)
+    change = random.normal(0.4 / (drops - 1), 0.02, champion.size)
+    change[:60] = random.normal(-0.4, 0.02, 60)
+    lines = lines_of(champion + change, champion, "rougeL")
+    for place, line in enumerate(lines):
+        line["drop"] = 1 + place // 60
+    verdict = decide_verdict(compare("rougeL", lines), Rules())
+    assert (verdict.outcome, verdict.lost_drops) == ("guard_failed", (1,))
+
+
+# Nights on which nobody is better than anybody, on new records each night. bench/gate.py has whole months of them.
+
+
+@pytest.mark.parametrize("metric", ["exact_match", "rougeL"])
+def test_equal_challengers_are_promoted_no_more_often_than_the_p_value_allows(metric: str) -> None:
+    found = [weigh(world(metric, seed, size=300), RULES) for seed in range(600)]
+    outcomes = [one.outcome for one in found]
+    for wrong in ("promoted", "worse"):
+        assert stats.binomtest(outcomes.count(wrong), 600, 0.01, alternative="greater").pvalue > 0.001
+    # Whoever promotes by the mean alone promotes every other one of them.
+    assert sum(one.gain > 0 for one in found) > 240

@@ -1,0 +1,81 @@
+"""What the card says in plain words, where a number alone would mislead."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import durable
+from pipeline.artifacts import Scores, Verdict
+from pipeline.report.story import tell
+from pipeline.report.write import write_report
+from tests.records_made import story_text
+
+
+def why(made_reports: Any, folder: Path, metric: str, exact: float | None) -> str:
+    """Return what is said under Why of a win by `metric` where both models' exact match is `exact`."""
+    attempt, verdict = made_reports.case(folder, "promoted")
+    lines = made_reports.rows(52, 26, 322)
+    evaluation = made_reports.report(lines)
+    metrics = {"token_f1": 50.0, **({} if exact is None else {"exact_match": exact})}
+    sides: dict[str, Scores] = {
+        role: getattr(evaluation, role).model_copy(update={"metrics": metrics}) for role in ("candidate", "champion")
+    }
+    found = tell(
+        verdict.model_copy(update={"metric": metric}),
+        made_reports.dataset(),
+        evaluation.model_copy(update=sides),
+        attempt.spec,
+    )
+    return found.why[0]
+
+
+LIKENESS = "Neither model gave one right answer to the 400 records, word for word: what is compared is likeness alone."
+
+
+def test_the_first_sentence_under_why_says_where_no_answer_is_right(made_reports: Any, tmp_path: Path) -> None:
+    assert why(made_reports, tmp_path / "a", "rougeL", 0.0) == LIKENESS
+    for number, (metric, exact) in enumerate([("rougeL", 0.25), ("rougeL", None), ("exact_match", 0.0)]):
+        assert "likeness" not in why(made_reports, tmp_path / f"{number}", metric, exact)
+
+
+@pytest.fixture
+def unproven(made_reports: Any) -> Verdict:
+    found: Verdict = made_reports.verdict("not_shown_better", made_reports.rows(40, 33, 327))
+    return found
+
+
+def test_up_to_ten_times_the_set_the_advice_is_more_data(unproven: Verdict) -> None:
+    said = story_text(unproven.model_copy(update={"records_needed": 4000}))
+    assert "Drop more data: about 4,000 more held-out records would show this gain if it is real" in said
+    assert "Wait for more drops" not in said
+
+
+def test_beyond_ten_times_the_set_the_advice_is_another_one_with_its_price(unproven: Verdict) -> None:
+    said = story_text(unproven.model_copy(update={"records_needed": 4001}))
+    assert "more held-out record" not in said
+    assert "Wait for more drops: it would take about 11 times as many held-out records" in said
+    assert "the price is that nothing but you says that it is better. dropforge promote 7 --force --reason TEXT" in said
+    assert "at gate.p_value = 0.05 one candidate in 20 that is no better is promoted, not one in 100" in said
+    # Ten times of what counts, which is groups.
+    assert "Wait for more drops" in story_text(unproven.model_copy(update={"groups": 100, "records_needed": 1001}))
+
+
+def test_paraphrases_are_said_to_count_once(made_reports: Any, tmp_path: Path) -> None:
+    attempt, verdict = made_reports.case(tmp_path, "promoted")
+    grouped = verdict.model_copy(update={"groups": 100, "wins": 20, "losses": 5, "ties": 75})
+    folder = tmp_path / write_report(attempt, grouped)
+    story = durable.read_json(folder / "report.json")["story"]
+    assert story["why"][0].startswith(
+        "Both models answered the same 400 records in 100 groups of alike ones, each of which counts once;"
+    )
+    assert story["why"][1] == "It did better on 20 of the groups, worse on 5, equally well on 75."
+    assert "What became of the 100 groups of alike records" in (folder / "report.html").read_text(encoding="utf-8")
+    assert "group" not in story_text(verdict)
+
+
+@pytest.mark.parametrize("outcome", ["promoted", "worse", "not_shown_better"])
+def test_the_card_says_that_one_training_is_one_draw(made_reports: Any, tmp_path: Path, outcome: str) -> None:
+    attempt, verdict = made_reports.case(tmp_path, outcome)
+    page = (tmp_path / write_report(attempt, verdict) / "report.html").read_text(encoding="utf-8")
+    assert "One training is one draw: another seed would give another model, and another gain." in page
