@@ -1,5 +1,7 @@
 import json
+import re
 from collections import Counter
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ from pipeline.evaluation import suites
 from pipeline.evaluation.suite_items import Item
 from pipeline.evaluation.suites import read_suite, read_suites
 
+#: Share of their pieces of four characters that two items may have in common.
+MOST_ALIKE = 0.5
 ITEM = {"id": "a", "category": "sums", "question": "1 + 1?", "choices": ["2", "3"], "answer": 0}
 
 
@@ -18,19 +22,43 @@ def write(path: Path, *lines: object) -> Path:
     return path
 
 
-def test_the_suite_that_ships_is_large_enough_for_a_guard_and_asks_everything_once() -> None:
-    suite = read_suite("builtin")
-    assert len(suite.items) >= 100
-    counts = Counter(item.category for item in suite.items)
-    assert len(counts) == 8
-    assert set(counts.values()) == {15}
-    assert len({item.id for item in suite.items}) == len(suite.items)
-    assert len({(item.question, item.choices) for item in suite.items}) == len(suite.items)
-    for item in suite.items:
-        assert len(set(item.choices)) == 4
-        assert 0 <= item.answer < 4
-    places = Counter(item.answer for item in suite.items)
-    assert min(places.values()) > 15, "the place of the right choice tells nothing"
+def test_the_suite_that_ships_has_as_many_items_of_each_ability() -> None:
+    items = read_suite("builtin").items
+    counts = Counter(item.category for item in items)
+    assert len(counts) == 10
+    assert set(counts.values()) == {30}
+    assert all(len(set(item.choices)) == 4 for item in items)
+    languages = Counter(match[1] for item in items if (match := re.search(r"-([a-z]{2})$", item.id)))
+    assert 60 <= languages.total() <= 120
+    assert len(languages) >= 9
+
+
+def test_the_suite_that_ships_asks_nothing_twice() -> None:
+    def pieces(item: Item) -> set[str]:
+        text = " ".join((item.question, *sorted(item.choices))).lower()
+        return {text[start : start + 4] for start in range(len(text) - 3)}
+
+    items = read_suite("builtin").items
+    cut = [(item.id, pieces(item)) for item in items]
+    alike = [
+        (one, other) for (one, a), (other, b) in combinations(cut, 2) if len(a & b) > MOST_ALIKE * len(a | b)
+    ]  # fmt: skip
+    assert alike == []
+
+
+def test_place_and_length_of_the_right_choice_give_it_away_nowhere() -> None:
+    """Guessing by place, or the longest or the shortest choice, is right in three cases of ten at most."""
+    items = read_suite("builtin").items
+    assert set(Counter(item.answer for item in items).values()) == {75}
+    for category in {item.category for item in items}:
+        places = Counter(item.answer for item in items if item.category == category)
+        assert set(places.values()) == {7, 8}, category
+    for extreme in (min, max):
+        lengths = [[len(choice) for choice in item.choices] for item in items]
+        found = sum(
+            extreme(range(4), key=one.__getitem__) == item.answer for one, item in zip(lengths, items, strict=True)
+        )
+        assert found <= len(items) * 0.3, extreme
 
 
 def test_a_file_of_questions_is_read_with_its_defaults(tmp_path: Path) -> None:
