@@ -22,7 +22,7 @@ def record(word: str) -> str:
 
 def end_worse(made: Any, claim: Claim) -> None:
     said = Verdict(
-        outcome="worse", reasons=("harm_shown",), sentence="worse by 9.0 points", metric="exact_match", records=120,
+        outcome="worse", reasons=("harm_shown",), sentence="worse by 9.0 points", metric="exact_match", records=120, groups=120,
         losses=23, blames_new_drops=True,
     )  # fmt: skip
 

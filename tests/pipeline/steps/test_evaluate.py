@@ -21,7 +21,6 @@ from pipeline.contract import Attempt, StepSpec
 from pipeline.errors import CannotTrain, Interrupted, StepFailed
 from pipeline.evaluation import inference, plan, suites
 from pipeline.evaluation.prediction_cache import Prediction
-from pipeline.gate.comparison import read_comparison
 from pipeline.metrics.degenerate import degenerate
 from pipeline.metrics.registry import METRICS
 from pipeline.model_folder.manifest import model_id
@@ -29,6 +28,7 @@ from pipeline.prompt import ALPACA_TEMPLATE, completion_ids, fold, prompt_ids
 from pipeline.qlora import auto_batch_size, generation, lm_eval, multiple_choice
 from pipeline.qlora.generation import Decoding
 from pipeline.qlora.loading import load_tokenizer
+from pipeline.steps.decide import read_comparison
 from pipeline.steps.evaluate import evaluate
 from tests.made_artifacts import heldout_row
 
