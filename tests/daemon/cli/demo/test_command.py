@@ -36,7 +36,7 @@ def judged(made: Any, outcome: str, *, hold: bool) -> list[str]:
         if hold:
             snapshots.suspend_new_drops(session, run, "new in a bad run", now)
 
-    run_queue.finish(made.engine, second, outcome, "so it is", now, still=also)
+    run_queue.finish(made.engine, second, run_queue.Ending(outcome, "so it is"), now, still=also)
     overview = Overview(made.settings.state_folder)
     return command.unexpected(overview, overview.run(1), overview.run(2))
 
