@@ -22,14 +22,14 @@ def record(word: str) -> str:
 
 def end_worse(made: Any, claim: Claim) -> None:
     said = Verdict(
-        outcome="worse", reasons=("harm_shown",), sentence="worse by 9.0 points", metric="exact_match", records=120, groups=120,
-        losses=23, blames_new_drops=True,
+        outcome="worse", reasons=("harm_shown",), sentence="worse by 9.0 points", metric="exact_match", records=120,
+        groups=120, losses=23, blames_new_drops=True,
     )  # fmt: skip
 
     def still(session: Session, run: Run) -> None:
         suspects.follow_verdict(session, made.settings, run, said, made.now)
 
-    run_queue.finish(made.engine, claim, said.outcome, said.sentence, made.tick(), still=still)
+    run_queue.finish(made.engine, claim, run_queue.Ending(said.outcome, said.sentence), made.tick(), still=still)
 
 
 @pytest.fixture
