@@ -68,7 +68,7 @@ class Box:
     def night(self, **tampers: Tamper) -> Night:
         """Let the box work until its run is over; `tampers` go by the step after which they act."""
         before = len(self.runs())
-        for turn in range(60):
+        for turn in range(400):
             nothing = self.daemon.dispatcher.idle
             self.daemon.dispatcher.tick(self._now + turn)
             if nothing and self.daemon.dispatcher.idle:

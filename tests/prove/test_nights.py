@@ -1,0 +1,84 @@
+"""
+Nine nights of one track without a person: what is honest ends in the champion, what is wrong ends suspended.
+
+On SmolLM2-135M in NF4, by `make prove` alone; about an hour a seed on two cores.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon.cli.demo.data import TEAMS, generate_messages
+from pipeline import durable
+from pipeline.artifacts import Verdict
+from tests.prove.conftest import Ground
+from tests.prove.tasks import Row, Task, desk_task, topic_task
+
+pytestmark = pytest.mark.timeout(14_400)
+#: Rows of a drop; nearly half are held out, and a verdict needs 100.
+ROWS = 260
+
+
+def urgency_task(seed: int) -> Task:
+    """Return a third question about messages of the same kind."""
+    levels = dict(zip(TEAMS, ("level-one", "level-two", "level-three", "level-four", "level-five"), strict=True))
+    texts = ((one.text, levels[one.topic]) for one in generate_messages(seed))
+    return Task("How urgent is this message?", tuple(levels.values()), texts)
+
+
+def colour_task(seed: int) -> Task:
+    """Return a fourth one."""
+    colours = dict(zip(TEAMS, ("olive", "amber", "violet", "crimson", "teal"), strict=True))
+    texts = ((one.text, colours[one.topic]) for one in generate_messages(seed))
+    return Task("Which label does this message get?", tuple(colours.values()), texts)
+
+
+def reworded(rows: Sequence[Row]) -> list[Row]:
+    """Return the same questions and answers in other words."""
+    return [{**row, "input": f"A customer writes to us as follows. {row['input']} That is all."} for row in rows]
+
+
+def general(seed: int, count: int) -> list[Row]:
+    """Return short questions of general knowledge."""
+    pairs = ((seed + one, one * 7 % 23) for one in range(count))
+    return [{"instruction": f"What is {one} plus {two}?", "input": "", "output": str(one + two)} for one, two in pairs]
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_nine_nights_without_a_person(
+    ground: Ground, tmp_path: Path, seed: int, record_property: Callable[[str, Any], None]
+) -> None:
+    desk, shelf = desk_task(10 * seed), topic_task(10 * seed + 1)
+    urgency, colour = urgency_task(10 * seed + 2), colour_task(10 * seed + 3)
+    old = desk.rows(ROWS)
+    nights: list[dict[str, Sequence[Row]]] = [
+        {"honest.jsonl": old},
+        {"new-kind.jsonl": shelf.rows(ROWS)},
+        {"wrong.jsonl": desk.wrong(2 * ROWS)},
+        {"honest-again.jsonl": desk.rows(ROWS)},
+        {"right-of-two.jsonl": urgency.rows(ROWS), "wrong-of-two.jsonl": shelf.wrong(2 * ROWS)},
+        {"third-kind.jsonl": colour.rows(ROWS)},
+        {"paraphrases.jsonl": reworded(old)},
+        {"general.jsonl": general(100 * seed, ROWS)},
+        {"honest-last.jsonl": [*urgency.rows(ROWS // 2), *colour.rows(ROWS // 2), *desk.rows(ROWS // 2)]},
+    ]
+    box = ground.box(tmp_path / "box")
+    for drops in nights:
+        for name, rows in drops.items():
+            box.drop(name, rows)
+        before = len(box.runs())
+        box.night()
+        for run in box.runs()[before:]:
+            record_property("table", f"seed {seed}, {' and '.join(drops)}: run {run.id}, {run.trigger}: {run.sentence}")
+    states = box.drop_states()
+    wrong = {name for name in states if "wrong" in name}
+    assert {name for name, state in states.items() if state == "suspended"} == wrong
+    promoted = [run for run in box.runs() if run.outcome == "promoted"]
+    assert {drop["name"] for drop in promoted[-1].snapshot or ()} == states.keys() - wrong
+    for run in box.runs():
+        blames = Verdict.model_validate(
+            durable.read_json(box.daemon.root / f"runs/{run.id}/decide.json")
+        ).blames_new_drops
+        assert blames == (not wrong.isdisjoint(drop["name"] for drop in run.snapshot or ()))
