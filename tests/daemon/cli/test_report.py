@@ -109,7 +109,7 @@ def test_show_tells_the_core_of_the_evidence(workspace: Any, made_reports: Any, 
     run = end(workspace, made_reports, "guard_failed")
     out = dropforge("show", run).out
     for words in (
-        "\nwhy:\n  Both models answered the same 400 records; neither was trained on them. The new model scored 94.0 of",
+        "\nwhy:\n  Both models answered the same 400 records; neither was trained on them. The new model scored 94.0",
         "\n  What it loses: suite builtin −27.6 points (the limit is 5.0 points).\nwhat to do next:\n  Train less ",
         "\n  No drop is suspended for this: all are trained on again, together with the next ones.\n",
         "guards: 1 of 9 failed\n  nearly failed: drop 3 (bewertungen_ü.jsonl) −4.5 points (the limit is 5.0 points)\n",
