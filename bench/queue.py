@@ -104,7 +104,7 @@ def ours(folder: Path, mode: str, runs: int) -> Rate:
 
     rate = timed(
         "dropforge", runs, enqueue, lambda: run_queue.claim(engine, 2, configure),
-        lambda claim: run_queue.finish(engine, claim, "worse", "it lost", 3),
+        lambda claim: run_queue.finish(engine, claim, run_queue.Ending("worse", "it lost"), 3),
     )  # fmt: skip
     engine.dispose()
     return rate

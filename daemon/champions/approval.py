@@ -20,6 +20,7 @@ from daemon.champions.model_files import TryOut, check_files, later, require_the
 from daemon.champions.promotion import Candidate
 from daemon.state import run_files
 from daemon.state.database import transaction
+from daemon.state.events import Word
 from daemon.state.states import AWAITING, OVERTAKEN, PromotionKind, state_words
 from daemon.state.tables import Promotion, Run
 from pipeline.errors import DropforgeError
@@ -50,19 +51,13 @@ def approve(engine: Engine, state_folder: Path, run_id: int, now: int, by: str |
         raise CannotPromote(message, f"bring runs/{run_id}/decide.json back from a backup, or: {forcing(run_id)}")
     path = f"models/{verdict.candidate_model_id}"
     check_files(state_folder, path, verdict.candidate_model_id, f"the model of run {run_id}", run.track)
-    candidate = Candidate(run.track, run_id, verdict.candidate_model_id, path, approved_by=by)
-    return promotion.promote(engine, state_folder, candidate, verdict.champion_generation, verdict.sentence, now)
+    over, reason = verdict.champion_generation, verdict.sentence
+    candidate = Candidate(run.track, run_id, verdict.candidate_model_id, path, over, reason, approved_by=by)
+    return promotion.promote(engine, state_folder, candidate, now)
 
 
-def force(  # noqa: PLR0913 - what is asked for, and who asks
-    engine: Engine,
-    state_folder: Path,
-    run_id: int,
-    reason: str,
-    now: int,
-    *,
-    by: str | None = None,
-    try_out: TryOut = lambda _folder: None,
+def force(
+    engine: Engine, state_folder: Path, run_id: int, word: Word, *, try_out: TryOut = lambda _folder: None
 ) -> Promotion:
     """
     Make the model of an ended run the champion whatever its verdict, and return the row that says so.
@@ -82,7 +77,7 @@ def force(  # noqa: PLR0913 - what is asked for, and who asks
     begun = monotonic()
     check_files(state_folder, path, identity, what, run.track)
     try_out(state_folder / path)
-    now = later(now, monotonic() - begun)
+    now = later(word.at, monotonic() - begun)
     intent = Promotion(
         track=run.track,
         run_id=run_id,
@@ -90,9 +85,9 @@ def force(  # noqa: PLR0913 - what is asked for, and who asks
         generation=serving.generation + 1,
         model_id=identity,
         model_path=path,
-        reason=reason,
+        reason=word.reason,
         created_at=now,
-        approved_by=by,
+        approved_by=word.by,
         overrode=run.outcome or run.state,
     )
     with alone(state_folder, run.track):

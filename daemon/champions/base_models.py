@@ -1,6 +1,7 @@
 """Base models: generation 0 of each track's champions. Hashed once, then recognised by size and time of change."""
 
 import contextlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ class Bases:
             identity = showing_life(model_id, folder)
             note.parent.mkdir(parents=True, exist_ok=True)
             durable.write_json(note, {"signature": signature, "model_id": identity})
-        ensure_base(self._engine, self._settings.state_folder, name, folder, identity, now)
+        ensure_base(self._engine, self._settings.state_folder, name, Base(folder, identity), now)
         self._seen[name] = signature
 
 
@@ -104,9 +105,15 @@ def _signature(folder: Path) -> list[Any]:
     return [str(folder), [[path.name, stat.st_size, stat.st_mtime_ns] for path, stat in files]]
 
 
-def ensure_base(  # noqa: PLR0913, PLR0917 - which base of which track, where and when
-    engine: Engine, state_folder: Path, track_name: str, base_path: Path, base_model_id: str, now: int
-) -> None:
+@dataclass(frozen=True)
+class Base:
+    """A base model: where it lies, and what it is."""
+
+    folder: Path
+    model_id: str
+
+
+def ensure_base(engine: Engine, state_folder: Path, track_name: str, base: Base, now: int) -> None:
     """
     Make the base model the track's first champion, generation 0, if it has none; see to its links.
 
@@ -115,14 +122,14 @@ def ensure_base(  # noqa: PLR0913, PLR0917 - which base of which track, where an
     content, is followed to its new place.
     """
     with alone(state_folder, track_name):
-        _set_base(engine, track_name, base_path, base_model_id, now)
+        _set_base(engine, track_name, base, now)
         follow(engine, state_folder, track_name)
 
 
-def _set_base(engine: Engine, track_name: str, base_path: Path, base_model_id: str, now: int) -> None:
+def _set_base(engine: Engine, track_name: str, base: Base, now: int) -> None:
     with transaction(engine) as session:
         track = ensure_track(session, track_name, now)
-        path = str(base_path.absolute())
+        path, base_model_id = str(base.folder.absolute()), base.model_id
         known = (track.base_path, track.base_model_id)
         track.base_path, track.base_model_id = path, base_model_id
         if track.champion_generation is None:

@@ -24,7 +24,7 @@ from daemon.champions.smoke_test import Stopped, require_answer
 from daemon.settings.model import HookSettings, Settings
 from daemon.state import run_files
 from daemon.state.database import ChangeWatch, transaction
-from daemon.state.events import record_event
+from daemon.state.events import Word, record_event
 from daemon.state.states import HookState, PromotionState
 from daemon.state.tables import Event, Promotion, Track
 from daemon.state.troubles import Troubles
@@ -225,16 +225,9 @@ class Hooks:
             return None
         reason = f"health command failed: {error}"
         try:
-            rollback.rollback(
-                self._engine,
-                self._root,
-                row.track,
-                None,
-                reason,
-                now,
-                over=row.generation,
-                try_out=partial(self._try_out, stop=self._stop),
-            )
+            back = rollback.Target(row.track, over=row.generation)
+            try_out = partial(self._try_out, stop=self._stop)
+            rollback.rollback(self._engine, self._root, back, Word(reason, now), try_out=try_out)
         except journal.ChampionMoved:
             return None  # somebody was quicker, and chose
         except DropforgeError as problem:

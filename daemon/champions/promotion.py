@@ -31,29 +31,31 @@ class Candidate:
     run_id: int
     model_id: str
     path: str
+    over: int
+    """The generation of the champion that it was compared with."""
+    reason: str
+    """Why it won."""
     token: str | None = None
     """The claim of the daemon that promotes its run's model; without one nobody's claim is asked for."""
     approved_by: str | None = None
     """The person who said yes, where one was asked."""
 
 
-def promote(  # noqa: PLR0913, PLR0917 - what is promoted over which generation, why and when
-    engine: Engine, state_folder: Path, candidate: Candidate, expected_generation: int, reason: str, now: int
-) -> Promotion:
+def promote(engine: Engine, state_folder: Path, candidate: Candidate, now: int) -> Promotion:
     """
     Make the candidate its track's champion and return the row that says so.
 
     For a run that did this already nothing happens and its row is returned. Raises `ChampionMoved` if the champion is
-    not of `expected_generation` any more, `Blocked` if the model was rolled back from, `Cancelled` if the run was
+    not the one that it was compared with, `Blocked` if the model was rolled back from, `Cancelled` if the run was
     cancelled, `NoTarget` if the model is not there, `LostClaim` if the run is not the owner's.
     """
     intent = Promotion(
         track=candidate.track,
         run_id=candidate.run_id,
-        generation=expected_generation + 1,
+        generation=candidate.over + 1,
         model_id=candidate.model_id,
         model_path=candidate.path,
-        reason=reason,
+        reason=candidate.reason,
         created_at=now,
         approved_by=candidate.approved_by,
     )

@@ -1,6 +1,7 @@
 """Roll a track back to a former champion."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 
@@ -10,6 +11,7 @@ from daemon.champions.history import blocked, unhealthy_models
 from daemon.champions.journal import alone, carry_out, champion, history, intend, require_generation
 from daemon.champions.model_files import NoTarget, TryOut, check_files, later, other_ways, require_there
 from daemon.state.database import transaction
+from daemon.state.events import Word
 from daemon.state.states import PromotionKind
 from daemon.state.tables import Promotion, Track
 from pipeline.artifacts import ModelRef
@@ -19,50 +21,51 @@ _TOLD = 5
 _GONE = "is not there any more"
 
 
-def rollback(  # noqa: PLR0913, PLR0917 - which track goes back to what, why and when
-    engine: Engine,
-    state_folder: Path,
-    track: str,
-    to: int | None,
-    reason: str,
-    now: int,
-    *,
-    by: str | None = None,
-    over: int | None = None,
-    try_out: TryOut = lambda _folder: None,
+@dataclass(frozen=True)
+class Target:
+    """Which former champion is to serve again on a track."""
+
+    track: str
+    generation: int | None = None
+    """`None` for the one that today's took the place of, if nothing speaks against it."""
+    over: int | None = None
+    """The generation that has to serve now; `None` for whichever does."""
+
+
+def rollback(
+    engine: Engine, state_folder: Path, to: Target, word: Word, *, try_out: TryOut = lambda _folder: None
 ) -> Promotion:
     """
     Make a former champion serve again, as the next generation; return the row that says so.
 
-    `to` is its generation, `None` that of the one that today's took the place of, if nothing speaks against it; `over`
-    is the one that has to serve now, `None` for whichever does. Before anything moves every file of its model is
-    compared with its hash, and `try_out` lets it answer. The model that loses its place is blocked: no run promotes it
-    again, only a person brings it back. Raises `NoTarget`, `NoChampion`, what `try_out` does, or `ChampionMoved` if
-    another change came first.
+    Before anything moves every file of its model is compared with its hash, and `try_out` lets it answer. The model
+    that loses its place is blocked: no run promotes it again, only a person brings it back. Raises `NoTarget`,
+    `NoChampion`, what `try_out` does, or `ChampionMoved` if another change came first.
     """
+    track = to.track
     with transaction(engine) as session:
         serving = champion(session, track)
-        if over is not None:
-            require_generation(session, track, over)
+        if to.over is not None:
+            require_generation(session, track, to.over)
         row, past = session.get_one(Track, track), history(session, track)
     for one in past:
         if one.model_id == row.base_model_id and row.base_path is not None:
             one.model_path = row.base_path
-    target = _target(past, serving, to, state_folder)
+    target = _target(past, serving, to.generation, state_folder)
     folder, what = state_folder / target.model_path, f"the model of generation {target.generation}"
     begun = monotonic()
     check_files(state_folder, target.model_path, target.model_id, what, track)
     try_out(folder)
-    now = later(now, monotonic() - begun)
+    now = later(word.at, monotonic() - begun)
     intent = Promotion(
         track=track,
         kind=PromotionKind.ROLLBACK,
         generation=serving.generation + 1,
         model_id=target.model_id,
         model_path=target.model_path,
-        reason=f"rolled back to generation {target.generation}: {reason}",
+        reason=f"rolled back to generation {target.generation}: {word.reason}",
         created_at=now,
-        approved_by=by,
+        approved_by=word.by,
     )
     with alone(state_folder, track):
         with transaction(engine) as session:

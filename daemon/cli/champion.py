@@ -115,6 +115,7 @@ def promote(
     With --force the model of any ended run serves, whatever its verdict; it is loaded first, to see that it answers.
     """
     from daemon.champions import approval  # noqa: PLC0415 - a quick start
+    from daemon.state.events import Word  # noqa: PLC0415
     from daemon.system.clock import now_ms  # noqa: PLC0415
 
     _require_words(reason)
@@ -126,7 +127,7 @@ def promote(
     if reason is None:
         row = approval.approve(engine, root, run, now_ms(), by)
     else:
-        row = approval.force(engine, root, run, reason, now_ms(), by=by, try_out=_try_out)
+        row = approval.force(engine, root, run, Word(reason, now_ms(), by), try_out=_try_out)
     print_line(f"track {row.track} serves model {short_id(row.model_id)} of run {run}, as generation {row.generation}")
     if row.overrode is not None:
         print_line(f"the verdict that this overrides: {row.overrode}")
@@ -153,13 +154,16 @@ def rollback(
     run promotes it again. Later candidates are compared with the champion that serves then.
     """
     from daemon.champions.approval import who  # noqa: PLC0415 - a quick start
+    from daemon.champions.rollback import Target  # noqa: PLC0415
     from daemon.champions.rollback import rollback as roll_back  # noqa: PLC0415
+    from daemon.state.events import Word  # noqa: PLC0415
     from daemon.system.clock import now_ms  # noqa: PLC0415
 
     _require_words(reason)
     chosen_tracks(context, track)
     root = load_settings(context).state_folder
-    row = roll_back(open_writer(context), root, track, to, reason, now_ms(), by=who(), try_out=_try_out)
+    word = Word(reason, now_ms(), who())
+    row = roll_back(open_writer(context), root, Target(track, to), word, try_out=_try_out)
     print_line(f"track {track} serves model {short_id(row.model_id)} again, as generation {row.generation}")
     print_line(f"model {short_id(row.previous_model_id or '')} is blocked: no run promotes it again")
     _print_commands(context, track)

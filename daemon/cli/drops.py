@@ -101,9 +101,10 @@ def accept(
     """
     from daemon.champions.approval import who  # noqa: PLC0415 - a quick start
     from daemon.queue.drops import accept as let_count  # noqa: PLC0415
+    from daemon.state.events import Word  # noqa: PLC0415
     from daemon.system.clock import now_ms  # noqa: PLC0415
 
-    row = let_count(open_writer(context), drop, reason, now_ms(), who())
+    row = let_count(open_writer(context), drop, Word(reason or "", now_ms(), who()))
     print_line(f"drop {drop} ({row.name}) is accepted: {use_of_pinned(load_settings(context), row.track)}")
 
 
@@ -124,9 +125,11 @@ def withdraw(context: typer.Context, *, drop: DropArgument, reason: ReasonOption
     """
     from daemon.champions.approval import who  # noqa: PLC0415 - a quick start
     from daemon.queue.drops import withdraw as take_out  # noqa: PLC0415
+    from daemon.state.events import Word  # noqa: PLC0415
     from daemon.system.clock import now_ms  # noqa: PLC0415
 
-    row, cancelled, begun = take_out(open_writer(context), drop, reason, now_ms(), load_settings(context), who())
+    word = Word(reason, now_ms(), who())
+    row, cancelled, begun = take_out(open_writer(context), drop, word, load_settings(context))
     print_line(f"drop {drop} ({row.name}) is withdrawn: no later run of track {row.track} uses it")
     for run in cancelled:
         print_line(f"run {run} is cancelled: it was made from that drop")
@@ -148,9 +151,10 @@ def restore(context: typer.Context, *, drop: DropArgument, reason: ReasonOption)
     """
     from daemon.champions.approval import who  # noqa: PLC0415 - a quick start
     from daemon.queue.drops import restore as put_back  # noqa: PLC0415
+    from daemon.state.events import Word  # noqa: PLC0415
     from daemon.system.clock import now_ms  # noqa: PLC0415
 
-    row = put_back(open_writer(context), drop, reason, now_ms(), load_settings(context), who())
+    row = put_back(open_writer(context), drop, Word(reason, now_ms(), who()), load_settings(context))
     print_line(f"drop {drop} ({row.name}) is accepted again: the next run of track {row.track} uses it")
 
 

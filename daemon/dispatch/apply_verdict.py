@@ -42,7 +42,7 @@ def conclude(engine: Engine, settings: Settings, claim: claims.Claim, run: Run, 
     wins = verdict.outcome == "promoted"
     waits = wins and _is_manual(settings, run) and not promotion.has_promoted(engine, claim.run_id)
     if wins and not waits:
-        waits = not _promote(engine, settings, claim, run.track, verdict, now)
+        waits = not _promote(engine, root, _candidate(claim, run.track, verdict), now)
     bound = waits or (not wins and _hangs_on_champion(root, claim.run_id, verdict))
     shutil.rmtree(run_files.run_folder(root, claim.run_id) / "checkpoints", ignore_errors=True)
     outcome, sentence = AWAITING if waits else verdict.outcome, verdict.sentence
@@ -58,9 +58,8 @@ def conclude(engine: Engine, settings: Settings, claim: claims.Claim, run: Run, 
             against = blocker(run_files.run_folder(root, claim.run_id), history(session, held.track))
         note_change(session, held, verdict, now)
 
-    run_queue.finish(
-        engine, claim, outcome, sentence, now, heldout_version=_heldout_version(settings, verdict, claim), still=still
-    )
+    ending = run_queue.Ending(outcome, sentence, _heldout_version(settings, verdict, claim))
+    run_queue.finish(engine, claim, ending, now, still)
     return outcome, true_sentence(claim.run_id, outcome, sentence, against)
 
 
@@ -74,28 +73,24 @@ def _hangs_on_champion(root: Path, run_id: int, verdict: Verdict) -> bool:
     return verdict.outcome != "contaminated" and "evaluate" in run_files.published(root, run_id)
 
 
-def _promote(  # noqa: PLR0913, PLR0917 - whose candidate, by which verdict, and when
-    engine: Engine, settings: Settings, claim: claims.Claim, track: str, verdict: Verdict, now: int
-) -> bool:
+def _promote(engine: Engine, root: Path, candidate: promotion.Candidate, now: int) -> bool:
     """Promote the candidate; say whether it was: a blocked model is for a person to take."""
-    root = settings.state_folder
-    identity, generation = _candidate(verdict)
-    path = f"models/{identity}"
-    showing_life(verify_manifest, root / path)
-    candidate = promotion.Candidate(track, claim.run_id, identity, path, claim.token)
+    showing_life(verify_manifest, root / candidate.path)
     try:
-        promotion.promote(engine, root, candidate, generation, verdict.sentence, now)
+        promotion.promote(engine, root, candidate, now)
     except promotion.Blocked:
         return False
     return True
 
 
-def _candidate(verdict: Verdict) -> tuple[str, int]:
-    """Return the model that a verdict would promote, and the generation that it was compared with."""
-    if verdict.candidate_model_id is None or verdict.champion_generation is None:
+def _candidate(claim: claims.Claim, track: str, verdict: Verdict) -> promotion.Candidate:
+    """Return what a verdict would promote."""
+    identity, over = verdict.candidate_model_id, verdict.champion_generation
+    if identity is None or over is None:
         message = "the verdict names no model to promote"
         raise StepFailed(message)
-    return verdict.candidate_model_id, verdict.champion_generation
+    path = f"models/{identity}"
+    return promotion.Candidate(track, claim.run_id, identity, path, over, verdict.sentence, claim.token)
 
 
 def _is_manual(settings: Settings, run: Run) -> bool:

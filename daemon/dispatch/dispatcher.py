@@ -139,7 +139,9 @@ class Dispatcher:
                 self._executor.cancel(_key(attempt))
                 # Its files stay: the step may be at its last checkpoint.
                 words = "the daemon stopped before the step did"
-                attempts.end_attempt(self._engine, claim, attempt.id or 0, AttemptState.LOST, now, words)
+                attempts.end_attempt(
+                    self._engine, claim, attempt.id or 0, attempts.Ending(AttemptState.LOST, words), now
+                )
             run_queue.interrupt(self._engine, claim, now)
             self._drop(claim)
 
@@ -309,7 +311,7 @@ class Dispatcher:
             tracks.fix_track(self._engine, claim, now, eval_batch_size=artifact.batch_size, noise=noise)
 
     def _end(self, claim: claims.Claim, attempt: Attempt, state: AttemptState, now: int, error: str | None) -> None:
-        attempts.end_attempt(self._engine, claim, attempt.id or 0, state, now, error)
+        attempts.end_attempt(self._engine, claim, attempt.id or 0, attempts.Ending(state, error), now)
         if state != AttemptState.PUBLISHED:
             gc.clear_attempt(self._root, attempt)
 
@@ -340,7 +342,7 @@ class Dispatcher:
 
     def _after_death(self, claim: claims.Claim, attempt: Attempt, message: str, now: int) -> None:
         progress = run_files.made_checkpoint(self._root, claim.run_id, attempt.started_at)
-        state = run_queue.died(self._engine, claim, message, now, self._settings.retry, progress=progress)
+        state = run_queue.died(self._engine, claim, run_queue.Death(message, progress), now, self._settings.retry)
         log.warning("step_died", run=claim.run_id, error=message, state=str(state))
         self._drop(claim)
 

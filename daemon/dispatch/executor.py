@@ -30,6 +30,3 @@ class Executor(Protocol):
 
     def cancel(self, key: str) -> None:
         """Ask the attempt of this key to stop; it leaves a checkpoint if it can. Asking twice changes nothing."""
-
-    def list_mine(self) -> list[str]:
-        """Return the keys of all attempts that have not ended."""

@@ -140,10 +140,5 @@ class LocalExecutor:
             self._spool.make_way(mark)
             mark.touch()
 
-    def list_mine(self) -> list[str]:
-        """Return the keys in the queue and in the worker's hands."""
-        paths = [path for folder in (self._spool.queue, self._spool.running) for path in self._spool.entries(folder)]
-        return sorted(path.name.removesuffix(".json") for path in paths)
-
     def _is_known(self, key: str) -> bool:
         return any(is_file(folder / f"{key}.json") for folder in (self._spool.queue, self._spool.running))

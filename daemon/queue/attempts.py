@@ -1,6 +1,7 @@
 """Attempts at steps, one open at a time for a run: the only place that writes `Attempt.state`."""
 
 import uuid
+from dataclasses import dataclass
 
 from sqlalchemy import Engine, bindparam, func
 from sqlmodel import Session, col, select
@@ -47,9 +48,15 @@ def open_attempt(engine: Engine, run_id: int) -> Attempt | None:
         return _open(session, run_id)
 
 
-def end_attempt(  # noqa: PLR0913, PLR0917 - the error goes with some states only
-    engine: Engine, claim: Claim, attempt_id: int, state: AttemptState, now: int, error: str | None = None
-) -> None:
+@dataclass(frozen=True)
+class Ending:
+    """How an attempt ended, and with which error if it was not published."""
+
+    state: AttemptState
+    error: str | None = None
+
+
+def end_attempt(engine: Engine, claim: Claim, attempt_id: int, ending: Ending, now: int) -> None:
     """End the run's open attempt. Raises `LostClaim` if the run or the attempt is not the owner's any more."""
     with transaction(engine) as session:
         run = held_run(session, claim)
@@ -57,11 +64,11 @@ def end_attempt(  # noqa: PLR0913, PLR0917 - the error goes with some states onl
         if opened is None or opened.id != attempt_id:
             message = f"attempt {attempt_id} of run {claim.run_id} has ended already"
             raise LostClaim(message, f"look at it: dropforge show {claim.run_id}")
-        if state == AttemptState.PUBLISHED:
+        if ending.state == AttemptState.PUBLISHED:
             # Deaths are counted in a row: this step is done.
             run.deaths = 0
             session.add(run)
-        _close(session, opened, run.track, now, (state, error))
+        _close(session, opened, run.track, now, ending)
 
 
 def published_attempts(engine: Engine, run_id: int) -> dict[str, int]:
@@ -76,15 +83,15 @@ def write_off(session: Session, run_id: int, track: str, now: int) -> None:
     """Close the attempt that a run leaves open when it stops running, in the caller's transaction."""
     opened = _open(session, run_id)
     if opened is not None:
-        _close(session, opened, track, now, (AttemptState.LOST, "its run stopped without it"))
+        _close(session, opened, track, now, Ending(AttemptState.LOST, "its run stopped without it"))
 
 
 def _open(session: Session, run_id: int) -> Attempt | None:
     return session.exec(_OPEN, params={"of_run": run_id}).first()
 
 
-def _close(session: Session, attempt: Attempt, track: str, now: int, ending: tuple[AttemptState, str | None]) -> None:
-    attempt.state, attempt.error = ending
+def _close(session: Session, attempt: Attempt, track: str, now: int, ending: Ending) -> None:
+    attempt.state, attempt.error = ending.state, ending.error
     attempt.ended_at = now
     session.add(attempt)
     record_event(

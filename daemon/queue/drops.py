@@ -12,8 +12,8 @@ from sqlmodel import Session, select
 from daemon.queue import cancelling, run_queue, suspects
 from daemon.queue.snapshots import waiting_drops
 from daemon.settings.model import Settings
-from daemon.state import events
 from daemon.state.database import transaction
+from daemon.state.events import Word, record_event
 from daemon.state.states import DropState
 from daemon.state.tables import Drop, Run
 from pipeline.errors import DropforgeError
@@ -33,7 +33,7 @@ class Withdrawal(NamedTuple):
     """The run that trains on what else was new in them."""
 
 
-def accept(engine: Engine, drop_id: int, reason: str | None, now: int, by: str | None = None) -> Drop:
+def accept(engine: Engine, drop_id: int, word: Word) -> Drop:
     """Let a proposed drop count from the next snapshot on, by this person's word. Raises `WrongDrop`."""
     with transaction(engine) as session:
         drop = _known(session, drop_id)
@@ -42,13 +42,11 @@ def accept(engine: Engine, drop_id: int, reason: str | None, now: int, by: str |
             raise WrongDrop(message, "see what waits for a word: dropforge drops --state proposed")
         _refuse_twin(session, drop)
         _set(session, drop, DropState.ACCEPTED, None)
-        events.record_event(session, "drop_accepted", now, track=drop.track, drop_id=drop.id, reason=reason, by=by)
+        _record(session, "drop_accepted", drop, word)
         return drop
 
 
-def withdraw(  # noqa: PLR0913, PLR0917 - what is asked for, and who asks
-    engine: Engine, drop_id: int, reason: str, now: int, settings: Settings, by: str | None = None
-) -> Withdrawal:
+def withdraw(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Withdrawal:
     """
     Take an accepted, proposed or suspended drop out of every later snapshot, training and held-out alike.
 
@@ -60,20 +58,18 @@ def withdraw(  # noqa: PLR0913, PLR0917 - what is asked for, and who asks
         if drop.state not in {DropState.ACCEPTED, DropState.PROPOSED, DropState.SUSPENDED}:
             message = f"drop {drop_id} is {drop.state}, not accepted, proposed or suspended"
             raise WrongDrop(message, "see the drops and their states: dropforge drops")
-        _set(session, drop, DropState.WITHDRAWN, reason)
-        events.record_event(session, "drop_withdrawn", now, track=drop.track, drop_id=drop.id, reason=reason, by=by)
-        suspects.leave(session, settings, drop, now)
+        _set(session, drop, DropState.WITHDRAWN, word.reason)
+        _record(session, "drop_withdrawn", drop, word)
+        suspects.leave(session, settings, drop, word.at)
         suspects.try_again_without(session, drop)
-        cancelled = cancelling.cancel_made_from(session, drop, now)
+        cancelled = cancelling.cancel_made_from(session, drop, word.at)
         begun = None
         if cancelled and waiting_drops(session, drop.track):
-            begun = _enqueue(session, settings, drop.track, now)
+            begun = _enqueue(session, settings, drop.track, word.at)
         return Withdrawal(drop, cancelled, begun.id if begun else None)
 
 
-def restore(  # noqa: PLR0913, PLR0917 - what is asked for, and who asks
-    engine: Engine, drop_id: int, reason: str, now: int, settings: Settings, by: str | None = None
-) -> Drop:
+def restore(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Drop:
     """
     Put a withdrawn or suspended drop, or one on trial, back into later snapshots, as new: it starts a run as one would.
 
@@ -87,12 +83,12 @@ def restore(  # noqa: PLR0913, PLR0917 - what is asked for, and who asks
         _refuse_twin(session, drop)
         _set(session, drop, DropState.ACCEPTED, None)
         drop.first_run = None
-        trial = suspects.leave(session, settings, drop, now)
+        trial = suspects.leave(session, settings, drop, word.at)
         if trial is not None:
-            cancelling.call_off(session, trial, now, f"drop {drop.id} ({drop.name}) was restored")
-        events.record_event(session, "drop_restored", now, track=drop.track, drop_id=drop.id, reason=reason, by=by)
+            cancelling.call_off(session, trial, word.at, f"drop {drop.id} ({drop.name}) was restored")
+        _record(session, "drop_restored", drop, word)
         if drop.role == "train":
-            _enqueue(session, settings, drop.track, now)
+            _enqueue(session, settings, drop.track, word.at)
         return drop
 
 
@@ -126,3 +122,8 @@ def _refuse_twin(session: Session, drop: Drop) -> None:
 def _set(session: Session, drop: Drop, state: DropState, reason: str | None) -> None:
     drop.state, drop.reason = state, reason
     session.add(drop)
+
+
+def _record(session: Session, kind: str, drop: Drop, word: Word) -> None:
+    reason = word.reason or None
+    record_event(session, kind, word.at, track=drop.track, drop_id=drop.id, reason=reason, by=word.by)

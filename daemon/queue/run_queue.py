@@ -53,6 +53,23 @@ class Failure:
     retryable: bool
 
 
+@dataclass(frozen=True)
+class Death:
+    """A process of a run's that vanished: what is known of it, and whether it had got further than the one before."""
+
+    message: str
+    progress: bool = False
+
+
+@dataclass(frozen=True)
+class Ending:
+    """The verdict that a run ends with, and the held-out set that its candidate was judged on, if there was one."""
+
+    outcome: str
+    sentence: str
+    heldout_version: str | None = None
+
+
 def enqueue(session: Session, track: str, trigger: str, now: int, not_before: int) -> Run:
     """
     Open the track's one queued run, or put off the one that is open to `not_before` if that is later.
@@ -143,14 +160,11 @@ def heartbeat(engine: Engine, claim: Claim, now: int, step: str | None) -> bool:
         return run.cancel_requested
 
 
-def finish(  # noqa: PLR0913 - the last two go with some verdicts only
+def finish(
     engine: Engine,
     claim: Claim,
-    outcome: str,
-    sentence: str,
+    ending: Ending,
     now: int,
-    *,
-    heldout_version: str | None = None,
     still: Callable[[Session, Run], None] = lambda _session, _run: None,
 ) -> None:
     """
@@ -159,9 +173,9 @@ def finish(  # noqa: PLR0913 - the last two go with some verdicts only
     Raises `LostClaim`, or `Cancelled` if a person cancelled the run and its model does not serve yet.
     """
     values = {
-        "outcome": outcome,
-        "sentence": sentence,
-        "heldout_version": heldout_version,
+        "outcome": ending.outcome,
+        "sentence": ending.sentence,
+        "heldout_version": ending.heldout_version,
         "error": None,
         "hint": None,
         "cancel_requested": False,
@@ -171,7 +185,7 @@ def finish(  # noqa: PLR0913 - the last two go with some verdicts only
         if promotion_of(session, claim.run_id) is None:
             require_not_cancelled(run)
         still(session, run)
-        change(session, run, Move(RunState.SUCCEEDED, "run_succeeded", values, {"outcome": outcome}), now)
+        change(session, run, Move(RunState.SUCCEEDED, "run_succeeded", values, {"outcome": ending.outcome}), now)
 
 
 def fail(engine: Engine, claim: Claim, failure: Failure, now: int, retry: RetrySettings) -> RunState:
@@ -207,21 +221,19 @@ def postpone(engine: Engine, claim: Claim, error: DropforgeError, now: int) -> R
         return _wait(session, held_run(session, claim), move, now)
 
 
-def died(  # noqa: PLR0913 - the last one goes by name
-    engine: Engine, claim: Claim, message: str, now: int, retry: RetrySettings, *, progress: bool = False
-) -> RunState:
+def died(engine: Engine, claim: Claim, death: Death, now: int, retry: RetrySettings) -> RunState:
     """
     Count a process of the run's that vanished; let the run wait, or quarantine it at `retry.deaths` of them in a row.
 
-    With `progress`, it had got further than the one before it: the count begins anew, or three reboots in a week would
-    quarantine a training that a week is too short for.
+    With `progress` the count begins anew, or three reboots in a week would quarantine a training that a week is too
+    short for.
 
     Returns the run's new state.
     """
     with transaction(engine) as session:
         run = held_run(session, claim)
-        deaths, detail = 1 if progress else run.deaths + 1, {"error": message}
-        values = {"deaths": deaths, "error": message, "hint": None, "not_before": now}
+        deaths, detail = 1 if death.progress else run.deaths + 1, {"error": death.message}
+        values = {"deaths": deaths, "error": death.message, "hint": None, "not_before": now}
         if deaths < retry.deaths:
             return _wait(session, run, Move(RunState.WAITING, "run_died", values, detail), now)
         values["hint"] = f"free memory or lower train.batch_size, then: dropforge retry {run.id}"

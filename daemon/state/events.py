@@ -1,5 +1,7 @@
 """Record an event: a row in the transaction of the change that it is about."""
 
+from dataclasses import dataclass
+
 from sqlalchemy import insert
 from sqlmodel import Session
 
@@ -7,6 +9,15 @@ from daemon.state.tables import Event
 
 # Made once: putting a statement together takes longer than SQLite's own work on it.
 _EVENT = insert(Event.metadata.tables["event"])
+
+
+@dataclass(frozen=True)
+class Word:
+    """Why something was decided, when, and by which person; `None` stands for the daemon itself."""
+
+    reason: str
+    at: int
+    by: str | None = None
 
 
 def record_event(  # noqa: PLR0913 - what it is about goes by name, and most events name one thing

@@ -18,6 +18,7 @@ from daemon.champions.hooks import Hooks
 from daemon.champions.journal import ChampionMoved
 from daemon.queue import cancelling, drops, run_queue, suspects
 from daemon.state.database import transaction
+from daemon.state.events import Word
 from daemon.state.states import DropState, PromotionState, RunState
 from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track
 from pipeline.qlora import checkpoints
@@ -127,17 +128,17 @@ def _night_over(daemon: Daemon) -> None:
 def _withdrawn(folder: Path) -> None:
     _waiting_drop(folder)
     daemon = Daemon(folder, START)
-    drops.withdraw(daemon.engine, 1, "wrong labels", START, daemon.settings)
+    drops.withdraw(daemon.engine, 1, Word("wrong labels", START), daemon.settings)
 
 
 def _restoring(folder: Path) -> Callable[[], object]:
     daemon = Daemon(folder, NOW)
-    return lambda: drops.restore(daemon.engine, 1, "they were right", NOW, daemon.settings)
+    return lambda: drops.restore(daemon.engine, 1, Word("they were right", NOW), daemon.settings)
 
 
 def _restored(daemon: Daemon) -> None:
     with suppress(drops.WrongDrop):
-        drops.restore(daemon.engine, 1, "they were right", NOW, daemon.settings)
+        drops.restore(daemon.engine, 1, Word("they were right", NOW), daemon.settings)
     assert _drops(daemon) == [("new.jsonl", "accepted")]
     daemon.finish_runs(LATER)
     assert _runs(daemon) == ["cancelled", "succeeded"]
@@ -199,7 +200,7 @@ def _overtaken_at(step: str) -> Callable[[Path], None]:
         daemon = Daemon(folder, START)
         _accepted(daemon, "second.jsonl", "second")
         daemon.until(step, START, "worse")
-        rollback.rollback(daemon.engine, daemon.root, "default", 0, "it swears", START)
+        rollback.rollback(daemon.engine, daemon.root, rollback.Target("default", 0), Word("it swears", START))
 
     return prepare
 
@@ -339,12 +340,12 @@ def _two_champions(folder: Path) -> None:
 
 def _going_back(folder: Path) -> Callable[[], object]:
     daemon = Daemon(folder, NOW)
-    return lambda: rollback.rollback(daemon.engine, daemon.root, "default", 1, "it swears", NOW)
+    return lambda: rollback.rollback(daemon.engine, daemon.root, rollback.Target("default", 1), Word("it swears", NOW))
 
 
 def _back(daemon: Daemon) -> None:
     if _serving(daemon)[0] == 2:
-        rollback.rollback(daemon.engine, daemon.root, "default", 1, "it swears", NOW)
+        rollback.rollback(daemon.engine, daemon.root, rollback.Target("default", 1), Word("it swears", NOW))
     assert _serving(daemon) == (3, [None, 1, 2, None])
     champion = daemon.root / "tracks/default/champion"
     assert b"weights of run 1" in (champion / "model.safetensors").read_bytes()
@@ -352,8 +353,8 @@ def _back(daemon: Daemon) -> None:
     with transaction(daemon.engine) as session:
         left = session.exec(select(Promotion).where(Promotion.generation == 2)).one()
     with suppress(ChampionMoved, promotion.Blocked):
-        again = promotion.Candidate("default", 2, left.model_id, left.model_path)
-        promotion.promote(daemon.engine, daemon.root, again, 3, "again", NOW)
+        again = promotion.Candidate("default", 2, left.model_id, left.model_path, 3, "again")
+        promotion.promote(daemon.engine, daemon.root, again, NOW)
     assert _serving(daemon) == (3, [None, 1, 2, None])
 
 
@@ -415,7 +416,7 @@ def _two_drops_at(step: str) -> Callable[[Path], None]:
 
 def _withdrawing(folder: Path) -> Callable[[], object]:
     daemon = Daemon(folder, NOW)
-    return lambda: drops.withdraw(daemon.engine, 1, "wrong labels", NOW, daemon.settings)
+    return lambda: drops.withdraw(daemon.engine, 1, Word("wrong labels", NOW), daemon.settings)
 
 
 def _done_without(outcome: str) -> Callable[[Daemon], None]:
@@ -427,7 +428,7 @@ def _done_without(outcome: str) -> Callable[[Daemon], None]:
         ended = runs[0].cancel_requested or runs[0].state == RunState.CANCELLED
         assert (ended, unseen, len(runs) == 2) == (gone, gone, gone), "all of it or nothing"
         with suppress(drops.WrongDrop):
-            drops.withdraw(daemon.engine, 1, "wrong labels", NOW, daemon.settings)
+            drops.withdraw(daemon.engine, 1, Word("wrong labels", NOW), daemon.settings)
         daemon.finish_runs(LATER, "promoted")
         with transaction(daemon.engine) as session:
             runs = session.exec(select(Run).order_by(col(Run.id))).all()
@@ -445,7 +446,7 @@ def _approving(folder: Path) -> Callable[[], object]:
 
 def _forcing(folder: Path) -> Callable[[], object]:
     daemon = Daemon(folder, NOW)
-    return lambda: approval.force(daemon.engine, daemon.root, 1, "I know better", NOW, by="ada")
+    return lambda: approval.force(daemon.engine, daemon.root, 1, Word("I know better", NOW, "ada"))
 
 
 def _done_by_hand(kind: str, outcome: str) -> Callable[[Daemon], None]:

@@ -104,7 +104,7 @@ def queue_(house: House, say: Say) -> None:
         claim = run_queue.claim(house.engine, now_ms(), lambda _session, _track: config)
         assert claim is not None
         say("running", number)
-        run_queue.finish(house.engine, claim, "worse", "worse", now_ms())
+        run_queue.finish(house.engine, claim, run_queue.Ending("worse", "worse"), now_ms())
         say("succeeded", number)
 
 

@@ -124,7 +124,7 @@ def race(path: Path, begin: str) -> None:
             lock_errors += 1
             continue
         try:
-            run_queue.finish(engine, claim, "worse", "it lost", 200)
+            run_queue.finish(engine, claim, run_queue.Ending("worse", "it lost"), 200)
         except (OperationalError, LostClaim):
             lock_errors += 1
     print(json.dumps({"claims": claims, "lock_errors": lock_errors}))

@@ -36,6 +36,7 @@ from daemon.queue import cancelling, drops, run_queue, states, suspects
 from daemon.queue.claims import Cancelled, Claim, LostClaim
 from daemon.settings.model import RetrySettings
 from daemon.state.database import transaction
+from daemon.state.events import Word
 from daemon.state.states import AWAITING, PromotionState
 from daemon.state.tables import Drop, Promotion, Run, Track
 from pipeline.artifacts import Model, Verdict
@@ -275,7 +276,7 @@ class House(RuleBasedStateMachine):
 
         def conclude(claim: Claim) -> None:
             follow = self._following("worse" if worse else "not_shown_better")
-            run_queue.finish(self.daemon.engine, claim, "worse", "it lost", self.now, still=follow)
+            run_queue.finish(self.daemon.engine, claim, run_queue.Ending("worse", "it lost"), self.now, follow)
 
         self._end(conclude)
         self.world.judge(number, self.now, worse=worse)
@@ -299,16 +300,16 @@ class House(RuleBasedStateMachine):
             return
         self._lay(number, name)
         expected = len(self.world.champions) - 1
-        candidate = Candidate("default", number, identity, f"models/{identity}")
+        candidate = Candidate("default", number, identity, f"models/{identity}", expected, "better")
 
         def conclude(claim: Claim) -> None:
             follow = self._following("promoted")
             try:
-                promotion.promote(self.daemon.engine, self.daemon.root, candidate, expected, "better", self.now)
+                promotion.promote(self.daemon.engine, self.daemon.root, candidate, self.now)
             except Blocked:
-                run_queue.finish(self.daemon.engine, claim, AWAITING, "better", self.now, still=follow)
+                run_queue.finish(self.daemon.engine, claim, run_queue.Ending(AWAITING, "better"), self.now, follow)
             else:
-                run_queue.finish(self.daemon.engine, claim, "promoted", "better", self.now, still=follow)
+                run_queue.finish(self.daemon.engine, claim, run_queue.Ending("promoted", "better"), self.now, follow)
 
         self._end(conclude)
         if name in self.world.blocked:
@@ -341,7 +342,7 @@ class House(RuleBasedStateMachine):
                 require_generation(session, run.track, generation)
                 self._following("promoted")(session, run)
 
-            run_queue.finish(self.daemon.engine, claim, AWAITING, "better", self.now, still=still)
+            run_queue.finish(self.daemon.engine, claim, run_queue.Ending(AWAITING, "better"), self.now, still=still)
 
         self._end(conclude)
         self.world.wait(number, self.now)
@@ -382,7 +383,7 @@ class House(RuleBasedStateMachine):
         """Make a run's model the champion whatever its verdict."""
         number = pick % len(self.world.runs) + 1
         may = self.world.force(number)
-        act = lambda: approval.force(self.daemon.engine, self.daemon.root, number, "mine", self.now)  # noqa: E731
+        act = lambda: approval.force(self.daemon.engine, self.daemon.root, number, Word("mine", self.now))  # noqa: E731
         self.person(act, may=may, refusal=(approval.CannotPromote,))
 
     def _in_hand(self) -> int:
@@ -412,7 +413,9 @@ class House(RuleBasedStateMachine):
         for claim in self.old_claims:
             if claim.token not in tokens:
                 with pytest.raises(LostClaim):
-                    run_queue.finish(self.daemon.engine, claim, "promoted", "from the grave", self.now)
+                    run_queue.finish(
+                        self.daemon.engine, claim, run_queue.Ending("promoted", "from the grave"), self.now
+                    )
 
     # --- people
 
@@ -451,7 +454,7 @@ class House(RuleBasedStateMachine):
         number = pick % len(self.world.drops) + 1
         drop = self.world.drops[number - 1]
         may = drop.state in {"accepted", "suspended"}
-        act = lambda: drops.withdraw(self.daemon.engine, number, "wrong", self.now, self.daemon.settings)  # noqa: E731
+        act = lambda: drops.withdraw(self.daemon.engine, number, Word("wrong", self.now), self.daemon.settings)  # noqa: E731
         self.person(act, may=may, refusal=drops.WrongDrop)
         if may:
             self.world.withdraw(number, self.now)
@@ -461,11 +464,12 @@ class House(RuleBasedStateMachine):
         """Let the owner of a run that is to be cancelled try to act on its verdict all the same, then end it."""
         identity, over = self.models["one"], len(self.world.champions) - 1
         for claim in self._cancelled_claims():
-            candidate = Candidate("default", claim.run_id, identity, f"models/{identity}", claim.token)
+            path = f"models/{identity}"
+            candidate = Candidate("default", claim.run_id, identity, path, over, "better", claim.token)
             with pytest.raises(Cancelled):
-                promotion.promote(self.daemon.engine, self.daemon.root, candidate, over, "better", self.now)
+                promotion.promote(self.daemon.engine, self.daemon.root, candidate, self.now)
             with pytest.raises(Cancelled):
-                run_queue.finish(self.daemon.engine, claim, "worse", "it lost", self.now)
+                run_queue.finish(self.daemon.engine, claim, run_queue.Ending("worse", "it lost"), self.now)
 
         def act() -> None:
             for claim in self._cancelled_claims():
@@ -485,7 +489,7 @@ class House(RuleBasedStateMachine):
         """Restore a drop."""
         number = pick % len(self.world.drops) + 1
         may = self.world.restore(number, self.now)
-        act = lambda: drops.restore(self.daemon.engine, number, "right", self.now, self.daemon.settings)  # noqa: E731
+        act = lambda: drops.restore(self.daemon.engine, number, Word("right", self.now), self.daemon.settings)  # noqa: E731
         self.person(act, may=may, refusal=drops.WrongDrop)
         self._end_cancelled()
 
@@ -500,7 +504,9 @@ class House(RuleBasedStateMachine):
             with transaction(self.daemon.engine) as session:
                 moved = journal.champion(session, "default").generation != generation
             if not moved:
-                rollback.rollback(self.daemon.engine, self.daemon.root, "default", to, "it swears", self.now)
+                rollback.rollback(
+                    self.daemon.engine, self.daemon.root, rollback.Target("default", to), Word("it swears", self.now)
+                )
 
         self.person(act, may=target is not None, refusal=NoTarget)
         if target is not None:

@@ -69,7 +69,7 @@ class LivedIn:
         durable.write_hint(folder / PROGRESS_NAME, progress.model_dump())
         if state is not None:
             error = "out of memory" if state == AttemptState.FAILED else None
-            attempts.end_attempt(self.engine, claim, begun.id or 0, state, self.tick(), error)
+            attempts.end_attempt(self.engine, claim, begun.id or 0, attempts.Ending(state, error), self.tick())
         return folder
 
     def promote(self, claim: claims.Claim) -> None:
@@ -83,9 +83,9 @@ class LivedIn:
         root = self.settings.state_folder
         (root / "models" / MODEL_ID).mkdir(parents=True)
         durable.write_json(root / "runs" / str(claim.run_id) / "decide.json", verdict.model_dump(mode="json"))
-        candidate = promotion.Candidate("default", claim.run_id, MODEL_ID, f"models/{MODEL_ID}")
-        promotion.promote(self.engine, root, candidate, 0, verdict.sentence, self.tick())
-        run_queue.finish(self.engine, claim, verdict.outcome, verdict.sentence, self.tick())
+        candidate = promotion.Candidate("default", claim.run_id, MODEL_ID, f"models/{MODEL_ID}", 0, verdict.sentence)
+        promotion.promote(self.engine, root, candidate, self.tick())
+        run_queue.finish(self.engine, claim, run_queue.Ending(verdict.outcome, verdict.sentence), self.tick())
 
     def fail(self, claim: claims.Claim) -> None:
         """Let the run end without a verdict."""
@@ -113,7 +113,9 @@ def new_workspace(tmp_path: Path) -> Callable[[], LivedIn]:
         with transaction(engine) as session:
             for name in settings.track_names:
                 tracks.ensure_track(session, name, START)
-        base_models.ensure_base(engine, settings.state_folder, "default", tmp_path / "base", BASE_ID, START)
+        base_models.ensure_base(
+            engine, settings.state_folder, "default", base_models.Base(tmp_path / "base", BASE_ID), START
+        )
         return LivedIn(tmp_path, settings, engine)
 
     return make

@@ -17,6 +17,7 @@ from daemon.champions.model_files import NoTarget
 from daemon.champions.promotion import Blocked
 from daemon.queue import drops
 from daemon.state.database import transaction
+from daemon.state.events import Word
 from daemon.state.states import AWAITING
 from daemon.state.tables import Drop, Event, Promotion, Run
 from daemon.storage import gc
@@ -69,11 +70,13 @@ class House:
 
     def force(self, run: int, **how: Any) -> Promotion:
         self.now += 1000
-        return approval.force(self.daemon.engine, self.root, run, "I know better", self.now, by="ada", **how)
+        return approval.force(self.daemon.engine, self.root, run, Word("I know better", self.now, "ada"), **how)
 
     def back(self, to: int | None = None) -> Promotion:
         self.now += 1000
-        return rollback.rollback(self.daemon.engine, self.root, "default", to, "it swears", self.now)
+        return rollback.rollback(
+            self.daemon.engine, self.root, rollback.Target("default", to), Word("it swears", self.now)
+        )
 
     @property
     def serves(self) -> tuple[int, bytes]:
@@ -88,7 +91,7 @@ class House:
 
     def withdraw(self, drop: int) -> None:
         self.now += 1000
-        drops.withdraw(self.daemon.engine, drop, "the customer asked for it", self.now, self.daemon.settings)
+        drops.withdraw(self.daemon.engine, drop, Word("the customer asked for it", self.now), self.daemon.settings)
 
     def at(self, step: str, outcome: str = "promoted") -> int:
         """Let a run with a drop of its own come to the result of `step`; return its number."""
@@ -159,7 +162,7 @@ def test_a_run_that_was_rolled_back_from_is_said_to_be_blocked_until_it_is_broug
     run = house.run()
     house.approve(run)
     house.now += 1000
-    rollback.rollback(house.daemon.engine, house.root, "default", None, "it swears", house.now, by="eve")
+    rollback.rollback(house.daemon.engine, house.root, rollback.Target("default"), Word("it swears", house.now, "eve"))
     with pytest.raises(CannotPromote) as refused:
         house.approve(run)
     assert refused.value.message == (
@@ -177,7 +180,7 @@ def test_a_run_that_was_forced_and_rolled_back_from_is_said_to_be_blocked_too(ho
     run = house.run(outcome)
     house.force(run)
     house.now += 1000
-    rollback.rollback(house.daemon.engine, house.root, "default", None, "it swears", house.now)
+    rollback.rollback(house.daemon.engine, house.root, rollback.Target("default"), Word("it swears", house.now))
     with pytest.raises(CannotPromote) as refused:
         house.approve(run)
     assert refused.value.message == (
@@ -225,7 +228,7 @@ def _force_another(house: House) -> None:
 def _another_base(house: House) -> None:
     other = house.folder / "other"
     other.mkdir()
-    base_models.ensure_base(house.daemon.engine, house.root, "default", other, "other-id", house.now)
+    base_models.ensure_base(house.daemon.engine, house.root, "default", base_models.Base(other, "other-id"), house.now)
 
 
 @pytest.mark.parametrize("change", [_approve_another, _force_another, _another_base])

@@ -16,6 +16,7 @@ from daemon.champions import approval, base_models, history, journal, rollback
 from daemon.champions.commands import KEPT_OUTPUT, Command, last_line
 from daemon.champions.hooks import Hooks
 from daemon.state.database import transaction
+from daemon.state.events import Word
 from daemon.state.tables import Event, Promotion
 from daemon.state.troubles import Troubles
 from pipeline.errors import DropforgeError
@@ -141,8 +142,8 @@ def test_every_kind_of_change_has_its_hook_in_its_order(house: House) -> None:
     house.start(tell(house))
     house.promote()
     house.promote("worse")
-    approval.force(house.daemon.engine, house.daemon.root, 2, "I know better", house.now)
-    rollback.rollback(house.daemon.engine, house.daemon.root, "default", None, "it swears", house.now)
+    approval.force(house.daemon.engine, house.daemon.root, 2, Word("I know better", house.now))
+    rollback.rollback(house.daemon.engine, house.daemon.root, rollback.Target("default"), Word("it swears", house.now))
     house.settle()
     said = [(told["PROMOTION_KIND"], told["PROMOTION_GENERATION"], told["PROMOTION_RUN"]) for told in house.told()]
     assert said == [("promotion", "1", "1"), ("forced", "2", "2"), ("rollback", "3", "1")]
@@ -151,7 +152,9 @@ def test_every_kind_of_change_has_its_hook_in_its_order(house: House) -> None:
 def test_another_base_that_takes_the_place_of_a_base_has_its_hook_too(house: House) -> None:
     house.start(tell(house), tell(house))
     write_model(house.folder / "other", b"other weights")
-    base_models.ensure_base(house.daemon.engine, house.daemon.root, "default", house.folder / "other", "other-id", 1)
+    base_models.ensure_base(
+        house.daemon.engine, house.daemon.root, "default", base_models.Base(house.folder / "other", "other-id"), 1
+    )
     house.settle()
     (told,) = house.told()
     assert (told["PROMOTION_KIND"], told["PROMOTION_MODEL_PATH"]) == ("base", str(house.folder / "other"))
@@ -622,7 +625,7 @@ def test_the_way_back_from_an_unhealthy_model_is_not_to_another_unhealthy_one(
 def test_a_forced_model_is_asked_for_its_health_too(house: House) -> None:
     house.start(None, run("raise SystemExit(7)"))
     house.promote("worse")
-    approval.force(house.daemon.engine, house.daemon.root, 1, "I know better", house.now)
+    approval.force(house.daemon.engine, house.daemon.root, 1, Word("I know better", house.now))
     house.settle()
     assert [row.kind for row in house.rows()] == ["base", "forced", "rollback"]
 

@@ -43,7 +43,7 @@ def base(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def track(engine: Engine, state: Path, base: Path) -> str:
-    base_models.ensure_base(engine, state, "default", base, "base-id", 1)
+    base_models.ensure_base(engine, state, "default", base_models.Base(base, "base-id"), 1)
     return "default"
 
 
@@ -60,7 +60,7 @@ def candidate(engine: Engine, state: Path, name: str, track: str = "default") ->
         run = Run(track=track, state=RunState.RUNNING, token=name, trigger="drop", created_at=1, not_before=1)
         session.add(run)
         session.flush()
-        return Candidate(track, run.id or 0, name, f"models/{name}")
+        return Candidate(track, run.id or 0, name, f"models/{name}", 0, "better")
 
 
 def served(state: Path, link: str = "champion", track: str = "default") -> str:
@@ -103,7 +103,7 @@ def test_the_base_model_is_the_first_champion_and_both_links_lead_to_it(
 
 def test_naming_the_same_base_again_changes_nothing(engine: Engine, state: Path, base: Path, track: str) -> None:
     before = events(engine)
-    base_models.ensure_base(engine, state, track, base, "base-id", 9)
+    base_models.ensure_base(engine, state, track, base_models.Base(base, "base-id"), 9)
     assert events(engine) == before
     assert len(promotions(engine)) == 1
 
@@ -111,9 +111,9 @@ def test_naming_the_same_base_again_changes_nothing(engine: Engine, state: Path,
 def test_a_changed_base_is_noted_and_leaves_the_champion(
     engine: Engine, state: Path, tmp_path: Path, track: str
 ) -> None:
-    promotion.promote(engine, state, candidate(engine, state, "m1"), 0, "better", 10)
+    promotion.promote(engine, state, candidate(engine, state, "m1"), 10)
     other = make_model(tmp_path / "other")
-    base_models.ensure_base(engine, state, track, other, "other-id", 20)
+    base_models.ensure_base(engine, state, track, base_models.Base(other, "other-id"), 20)
     with transaction(engine) as session:
         row = session.get_one(Track, track)
     assert (row.base_model_id, row.base_path) == ("other-id", str(other))
@@ -127,7 +127,7 @@ def test_another_base_takes_the_place_of_a_base_that_still_is_champion(
 ) -> None:
     other = make_model(base.with_name("other"))
     for now in (20, 30):
-        base_models.ensure_base(engine, state, track, other, "other-id", now)
+        base_models.ensure_base(engine, state, track, base_models.Base(other, "other-id"), now)
     with transaction(engine) as session:
         model = journal.champion(session, track)
         rows = journal.history(session, track)
@@ -137,16 +137,16 @@ def test_another_base_takes_the_place_of_a_base_that_still_is_champion(
 
 
 def test_a_base_that_only_moved_is_followed(engine: Engine, state: Path, base: Path, track: str) -> None:
-    promotion.promote(engine, state, candidate(engine, state, "m1"), 0, "better", 10)
+    promotion.promote(engine, state, candidate(engine, state, "m1"), 10)
     moved = base.rename(base.with_name("moved"))
-    base_models.ensure_base(engine, state, track, moved, "base-id", 20)
+    base_models.ensure_base(engine, state, track, base_models.Base(moved, "base-id"), 20)
     assert served(state, "previous") == "base"
     assert serving(engine) == ("m1", 1)
 
 
 def test_a_base_that_is_champion_and_moved_is_followed(engine: Engine, state: Path, base: Path, track: str) -> None:
     moved = base.rename(base.with_name("moved"))
-    base_models.ensure_base(engine, state, track, moved, "base-id", 20)
+    base_models.ensure_base(engine, state, track, base_models.Base(moved, "base-id"), 20)
     assert served(state) == "base"
     with transaction(engine) as session:
         assert journal.champion(session, track).path == str(moved)
@@ -164,11 +164,11 @@ def test_a_track_without_a_base_has_no_champion_and_the_error_says_what_to_do(en
 
 
 def test_a_promotion_moves_row_links_and_history_together(engine: Engine, state: Path, track: str) -> None:
-    row = promotion.promote(engine, state, candidate(engine, state, "m1"), 0, "better by 3", 10)
+    row = promotion.promote(engine, state, replace(candidate(engine, state, "m1"), reason="better by 3"), 10)
     assert (row.state, row.generation, row.previous_model_id, row.done_at) == (PromotionState.DONE, 1, "base-id", 10)
     assert serving(engine) == ("m1", 1)
     assert (served(state), served(state, "previous")) == ("m1", "base")
-    promotion.promote(engine, state, candidate(engine, state, "m2"), 1, "better", 20)
+    promotion.promote(engine, state, replace(candidate(engine, state, "m2"), over=1), 20)
     assert (served(state), served(state, "previous")) == ("m2", "m1")
     with transaction(engine) as session:
         assert [entry.model_id for entry in journal.history(session, track)] == ["base-id", "m1", "m2"]
@@ -177,7 +177,7 @@ def test_a_promotion_moves_row_links_and_history_together(engine: Engine, state:
 
 @pytest.mark.usefixtures("track")
 def test_links_to_merged_models_are_relative_so_that_the_state_folder_can_be_moved(engine: Engine, state: Path) -> None:
-    promotion.promote(engine, state, candidate(engine, state, "m1"), 0, "better", 10)
+    promotion.promote(engine, state, candidate(engine, state, "m1"), 10)
     assert (state / "tracks/default/champion").readlink() == Path("../../models/m1")
     assert served(state.rename(state.with_name("elsewhere"))) == "m1"
 
@@ -185,18 +185,18 @@ def test_links_to_merged_models_are_relative_so_that_the_state_folder_can_be_mov
 @pytest.mark.usefixtures("track")
 def test_a_run_promotes_once_however_often_it_asks(engine: Engine, state: Path) -> None:
     once = candidate(engine, state, "m1")
-    first = promotion.promote(engine, state, once, 0, "better", 10)
-    assert promotion.promote(engine, state, once, 0, "better", 20) == first
-    assert promotion.promote(engine, state, once, 1, "better", 30) == first
+    first = promotion.promote(engine, state, once, 10)
+    assert promotion.promote(engine, state, once, 20) == first
+    assert promotion.promote(engine, state, replace(once, over=1), 30) == first
     assert serving(engine) == ("m1", 1)
     assert events(engine).count("promoted") == 1
 
 
 @pytest.mark.usefixtures("track")
 def test_a_candidate_that_was_compared_with_an_older_champion_is_refused(engine: Engine, state: Path) -> None:
-    promotion.promote(engine, state, candidate(engine, state, "m1"), 0, "better", 10)
+    promotion.promote(engine, state, candidate(engine, state, "m1"), 10)
     with pytest.raises(ChampionMoved, match="not generation 0 any more"):
-        promotion.promote(engine, state, candidate(engine, state, "m2"), 0, "better", 20)
+        promotion.promote(engine, state, candidate(engine, state, "m2"), 20)
     assert serving(engine) == ("m1", 1)
     assert served(state) == "m1"
     assert [name for name, _, _ in promotions(engine)] == ["base-id", "m1"]
@@ -206,7 +206,7 @@ def test_a_candidate_that_was_compared_with_an_older_champion_is_refused(engine:
 def test_a_daemon_that_lost_the_run_promotes_nothing(engine: Engine, state: Path) -> None:
     stale = replace(candidate(engine, state, "one"), token=uuid.uuid4().hex)
     with pytest.raises(claims.LostClaim):
-        promotion.promote(engine, state, stale, 0, "better", 20)
+        promotion.promote(engine, state, stale, 20)
     assert serving(engine)[1] == 0
     assert "promotion_intended" not in events(engine)
 
@@ -222,20 +222,20 @@ def test_a_champion_that_moves_between_intent_and_swap_is_left_and_so_are_its_li
 
     def overtaken(*arguments: object) -> None:
         monkeypatch.setattr(journal, "_point", point)
-        promotion.promote(engine, state, early, 0, "better", 20)
+        promotion.promote(engine, state, early, 20)
         point(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(journal, "_point", overtaken)
     with pytest.raises(ChampionMoved):
-        promotion.promote(engine, state, late, 0, "better", 10)
+        promotion.promote(engine, state, late, 10)
     assert serving(engine) == ("early", 1)
     assert (served(state), served(state, "previous")) == ("early", "base")
     assert ("late", 1, "abandoned") in promotions(engine)
 
 
 def test_tracks_have_champions_of_their_own(engine: Engine, state: Path, base: Path, track: str) -> None:
-    base_models.ensure_base(engine, state, "other", base, "base-id", 1)
-    promotion.promote(engine, state, candidate(engine, state, "m1", "other"), 0, "better", 10)
+    base_models.ensure_base(engine, state, "other", base_models.Base(base, "base-id"), 1)
+    promotion.promote(engine, state, candidate(engine, state, "m1", "other"), 10)
     assert (serving(engine, track), serving(engine, "other")) == (("base-id", 0), ("m1", 1))
     assert (served(state), served(state, track="other")) == ("base", "m1")
 
@@ -285,9 +285,9 @@ POINTS = ("commit", "symlink", "rename", "symlink", "rename", "commit")
 def test_a_promotion_has_the_points_at_which_the_next_tests_cut_it(
     engine: Engine, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    promotion.promote(engine, state, candidate(engine, state, "m1"), 0, "better", 5)
+    promotion.promote(engine, state, candidate(engine, state, "m1"), 5)
     with crash_at(monkeypatch, 0) as reached:
-        promotion.promote(engine, state, candidate(engine, state, "m2"), 1, "better", 10)
+        promotion.promote(engine, state, replace(candidate(engine, state, "m2"), over=1), 10)
     assert tuple(reached) == POINTS
 
 
@@ -296,10 +296,10 @@ def test_a_promotion_has_the_points_at_which_the_next_tests_cut_it(
 def test_a_promotion_that_was_cut_anywhere_ends_whole_or_not_begun_and_happens_once(
     engine: Engine, state: Path, monkeypatch: pytest.MonkeyPatch, point: int
 ) -> None:
-    promotion.promote(engine, state, candidate(engine, state, "m1"), 0, "better", 5)
+    promotion.promote(engine, state, candidate(engine, state, "m1"), 5)
     better = candidate(engine, state, "m2")
     with crash_at(monkeypatch, point), pytest.raises(PowerCut):
-        promotion.promote(engine, state, better, 1, "better", 10)
+        promotion.promote(engine, state, replace(better, over=1), 10)
     assert served(state) in {"m1", "m2"}
     journal.recover(engine, state, 20)
     begun = point > 1
@@ -308,7 +308,7 @@ def test_a_promotion_that_was_cut_anywhere_ends_whole_or_not_begun_and_happens_o
     after = (events(engine), promotions(engine))
     journal.recover(engine, state, 30)
     assert (events(engine), promotions(engine)) == after
-    promotion.promote(engine, state, better, 1, "better", 40)
+    promotion.promote(engine, state, replace(better, over=1), 40)
     assert serving(engine) == ("m2", 2)
     assert (served(state), served(state, "previous")) == ("m2", "m1")
     assert [entry for entry in promotions(engine) if entry[2] != "done"] == []
@@ -321,7 +321,7 @@ def test_a_recovery_that_is_cut_itself_is_finished_by_the_next(
     engine: Engine, state: Path, monkeypatch: pytest.MonkeyPatch, point: int
 ) -> None:
     with crash_at(monkeypatch, 2), pytest.raises(PowerCut):
-        promotion.promote(engine, state, candidate(engine, state, "m1"), 0, "better", 10)
+        promotion.promote(engine, state, candidate(engine, state, "m1"), 10)
     with crash_at(monkeypatch, point), pytest.raises(PowerCut):
         journal.recover(engine, state, 20)
     journal.recover(engine, state, 30)
@@ -336,8 +336,8 @@ def test_a_promotion_that_failed_in_a_living_daemon_is_taken_up_again(
 ) -> None:
     better = candidate(engine, state, "m1")
     with crash_at(monkeypatch, 3), pytest.raises(PowerCut):
-        promotion.promote(engine, state, better, 0, "better", 10)
-    promotion.promote(engine, state, better, 0, "better", 20)
+        promotion.promote(engine, state, better, 10)
+    promotion.promote(engine, state, better, 20)
     assert promotions(engine) == [("base-id", 0, "done"), ("m1", 1, "done")]
     assert served(state) == "m1"
 
@@ -347,8 +347,8 @@ def test_a_half_done_promotion_is_abandoned_when_another_comes_before_its_recove
     engine: Engine, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with crash_at(monkeypatch, 4), pytest.raises(PowerCut):
-        promotion.promote(engine, state, candidate(engine, state, "m1"), 0, "better", 10)
-    promotion.promote(engine, state, candidate(engine, state, "m2"), 0, "better", 20)
+        promotion.promote(engine, state, candidate(engine, state, "m1"), 10)
+    promotion.promote(engine, state, candidate(engine, state, "m2"), 20)
     journal.recover(engine, state, 30)
     assert promotions(engine) == [("base-id", 0, "done"), ("m1", 1, "abandoned"), ("m2", 1, "done")]
     assert (served(state), served(state, "previous")) == ("m2", "base")
@@ -360,7 +360,7 @@ def test_of_two_half_done_promotions_the_later_one_is_finished(
 ) -> None:
     for name in ("m1", "m2"):
         with crash_at(monkeypatch, 4), pytest.raises(PowerCut):
-            promotion.promote(engine, state, candidate(engine, state, name), 0, "better", 10)
+            promotion.promote(engine, state, candidate(engine, state, name), 10)
     journal.recover(engine, state, 30)
     assert promotions(engine) == [("base-id", 0, "done"), ("m1", 1, "abandoned"), ("m2", 1, "done")]
 
@@ -384,7 +384,7 @@ def test_a_half_done_promotion_whose_model_is_gone_is_abandoned_and_the_link_goe
     engine: Engine, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with crash_at(monkeypatch, 4), pytest.raises(PowerCut):
-        promotion.promote(engine, state, candidate(engine, state, "m1"), 0, "better", 10)
+        promotion.promote(engine, state, candidate(engine, state, "m1"), 10)
     (state / "models/m1").rename(state / "models/lost")
     journal.recover(engine, state, 20)
     assert serving(engine) == ("base-id", 0)
@@ -397,16 +397,16 @@ def test_a_first_start_that_was_cut_anywhere_ends_whole(
     engine: Engine, state: Path, base: Path, monkeypatch: pytest.MonkeyPatch, point: int
 ) -> None:
     with crash_at(monkeypatch, point), pytest.raises(PowerCut):
-        base_models.ensure_base(engine, state, "default", base, "base-id", 1)
+        base_models.ensure_base(engine, state, "default", base_models.Base(base, "base-id"), 1)
     journal.recover(engine, state, 2)
-    base_models.ensure_base(engine, state, "default", base, "base-id", 3)
+    base_models.ensure_base(engine, state, "default", base_models.Base(base, "base-id"), 3)
     assert promotions(engine) == [("base-id", 0, "done")]
     assert (served(state), served(state, "previous")) == ("base", "base")
 
 
 @pytest.mark.usefixtures("track")
 def test_a_link_that_somebody_changed_follows_the_row_again_at_the_next_start(engine: Engine, state: Path) -> None:
-    promotion.promote(engine, state, candidate(engine, state, "m1"), 0, "better", 10)
+    promotion.promote(engine, state, candidate(engine, state, "m1"), 10)
     for name in ("champion", "previous"):
         link = state / "tracks/default" / name
         link.unlink()
@@ -417,7 +417,7 @@ def test_a_link_that_somebody_changed_follows_the_row_again_at_the_next_start(en
 
 def test_a_track_whose_link_cannot_be_mended_is_named_and_the_others_are_mended(engine: Engine, state: Path) -> None:
     for name in ("bad", "good"):
-        base_models.ensure_base(engine, state, name, state.parent / "base", "base", 1)
+        base_models.ensure_base(engine, state, name, base_models.Base(state.parent / "base", "base"), 1)
         (state / "tracks" / name / "champion").unlink()
     (state / "tracks/bad/champion/kept").mkdir(parents=True)
     found = journal.recover(engine, state, 2)

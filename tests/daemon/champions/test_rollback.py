@@ -15,6 +15,7 @@ from daemon.champions.journal import ChampionMoved
 from daemon.champions.model_files import NoTarget
 from daemon.champions.promotion import Blocked, Candidate
 from daemon.state.database import migrate, open_engine, transaction
+from daemon.state.events import Word
 from daemon.state.states import RunState
 from daemon.state.tables import Event, Promotion, Run
 from daemon.views.overview import Overview
@@ -44,12 +45,13 @@ class House(NamedTuple):
             run = Run(track="default", state=RunState.RUNNING, token=name, trigger="drop", created_at=1, not_before=1)
             session.add(run)
             session.flush()
-            candidate = Candidate("default", run.id or 0, identity, f"models/{identity}")
-        promotion.promote(self.engine, self.state, candidate, generation, f"{name} is better", 10)
+            path, reason = f"models/{identity}", f"{name} is better"
+            candidate = Candidate("default", run.id or 0, identity, path, generation, reason)
+        promotion.promote(self.engine, self.state, candidate, 10)
         return identity
 
     def back(self, to: int | None = None, reason: str = "it swears") -> Promotion:
-        return rollback.rollback(self.engine, self.state, "default", to, reason, 50)
+        return rollback.rollback(self.engine, self.state, rollback.Target("default", to), Word(reason, 50))
 
     @property
     def serving(self) -> tuple[int, int]:
@@ -75,7 +77,7 @@ def house(tmp_path: Path) -> Iterator[House]:
     migrate(state / "dropforge.db")
     engine = open_engine(state / "dropforge.db")
     base = make_model(tmp_path / "base", "base")
-    base_models.ensure_base(engine, state, "default", base, model_id(base), 1)
+    base_models.ensure_base(engine, state, "default", base_models.Base(base, model_id(base)), 1)
     made = House(engine, state, [model_id(base)])
     made.ids.extend([made.promote("one", 0), made.promote("two", 1), made.promote("three", 2)])
     yield made
@@ -134,9 +136,9 @@ def test_a_generation_whose_model_is_gone_is_not_named(house: House) -> None:
 
 def test_a_track_with_its_base_model_alone_has_nobody_to_go_back_to(house: House, tmp_path: Path) -> None:
     base = make_model(tmp_path / "alone", "alone")
-    base_models.ensure_base(house.engine, house.state, "other", base, model_id(base), 1)
+    base_models.ensure_base(house.engine, house.state, "other", base_models.Base(base, model_id(base)), 1)
     with pytest.raises(NoTarget, match="has had no other champion than today's"):
-        rollback.rollback(house.engine, house.state, "other", None, "it swears", 50)
+        rollback.rollback(house.engine, house.state, rollback.Target("other"), Word("it swears", 50))
 
 
 def test_a_model_that_was_rolled_back_from_is_promoted_by_no_run(house: House) -> None:
@@ -179,7 +181,7 @@ def test_a_base_model_that_changed_is_refused(house: House, tmp_path: Path) -> N
 
 def test_a_base_model_that_moved_is_found_at_its_new_place(house: House, tmp_path: Path) -> None:
     moved = (tmp_path / "base").rename(tmp_path / "moved")
-    base_models.ensure_base(house.engine, house.state, "default", moved, house.ids[0], 20)
+    base_models.ensure_base(house.engine, house.state, "default", base_models.Base(moved, house.ids[0]), 20)
     house.back(0)
     assert (house.state / "tracks/default/champion").readlink() == moved
 
@@ -194,7 +196,9 @@ def test_a_generation_that_is_no_former_champion_is_refused(house: House, to: in
 def test_a_model_that_is_collected_while_its_files_are_checked_is_refused(house: House) -> None:
     before = house.serving
     with pytest.raises(NoTarget, match="is not there any more"):
-        rollback.rollback(house.engine, house.state, "default", None, "it swears", 50, try_out=shutil.rmtree)
+        rollback.rollback(
+            house.engine, house.state, rollback.Target("default"), Word("it swears", 50), try_out=shutil.rmtree
+        )
     assert house.serving == before
 
 
@@ -203,7 +207,7 @@ def test_a_champion_that_moves_while_the_files_are_checked_is_left(house: House)
         house.ids.append(house.promote("four", 3))
 
     with pytest.raises(ChampionMoved):
-        rollback.rollback(house.engine, house.state, "default", None, "it swears", 50, try_out=slow)
+        rollback.rollback(house.engine, house.state, rollback.Target("default"), Word("it swears", 50), try_out=slow)
     assert house.serving == (4, 4)
     assert house.linked() == house.ids[4]
 

@@ -36,7 +36,7 @@ def end(made: Any, cards: Any, outcome: str, change: Callable[[Lines], Lines] = 
     for step, fields in edits.items():
         value = durable.read_json(home / f"{step}.json")
         durable.write_json(home / f"{step}.json", {**value, **fields})
-    run_queue.finish(made.engine, claim, verdict.outcome, verdict.sentence, made.tick())
+    run_queue.finish(made.engine, claim, run_queue.Ending(verdict.outcome, verdict.sentence), made.tick())
     return int(claim.run_id)
 
 

@@ -149,7 +149,9 @@ def test_logs_follow_a_run_until_it_is_over(lived_in: Any, script: Command, tmp_
     script("cancel", "3", folder=tmp_path)
     claim, attempt = claim_of(lived_in, 3), attempts.open_attempt(lived_in.engine, 3)
     assert attempt is not None
-    attempts.end_attempt(lived_in.engine, claim, attempt.id or 0, AttemptState.INTERRUPTED, lived_in.tick())
+    attempts.end_attempt(
+        lived_in.engine, claim, attempt.id or 0, attempts.Ending(AttemptState.INTERRUPTED), lived_in.tick()
+    )
     cancelling.cancelled(lived_in.engine, claim, lived_in.tick())
     assert follower.wait() == 0
     follower.stdout.close()
@@ -226,7 +228,9 @@ def test_a_track_that_was_taken_out_of_the_settings_is_still_asked_for_by_its_na
     lived_in: Any, dropforge: Callable[..., Any]
 ) -> None:
     base = lived_in.folder / "base"
-    base_models.ensure_base(lived_in.engine, lived_in.settings.state_folder, "support", base, "ba" * 32, 1)
+    base_models.ensure_base(
+        lived_in.engine, lived_in.settings.state_folder, "support", base_models.Base(base, "ba" * 32), 1
+    )
     path = lived_in.folder / "dropforge.toml"
     path.write_text(path.read_text().replace("[tracks.support]", ""))
     assert "generation 0, base" in dropforge("champion", "--track", "support").out

@@ -18,6 +18,7 @@ from daemon.queue import attempts, cancelling, drops, run_queue, states, tracks
 from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.database import migrate, open_engine, transaction
+from daemon.state.events import Word
 from daemon.state.states import AttemptState, DropState, RunState
 from daemon.state.tables import Attempt, Drop, Event, Promotion, Run, Suspect, Track
 from pipeline import durable
@@ -71,9 +72,6 @@ class ScriptedExecutor:
 
     def cancel(self, key: str) -> None:
         self.cancelled.append(key)
-
-    def list_mine(self) -> list[str]:
-        return []
 
     @property
     def steps(self) -> list[str]:
@@ -344,7 +342,7 @@ def test_a_restored_drop_that_does_harm_again_is_suspended_again_and_the_events_
     executor.outcome = "worse"
     bad = add_drop(engine, "b")
     ticks(dispatcher)
-    drops.restore(engine, bad, "it was the settings", NOW, settings)
+    drops.restore(engine, bad, Word("it was the settings", NOW), settings)
     other = add_drop(engine, "c")
     quiet = int(settings.run_after_quiet_seconds * 1000)
     for night in (1, 2):
@@ -464,14 +462,14 @@ def test_a_step_is_told_what_the_champion_and_the_former_ones_were_made_from(
     assert [one.drops for one in told[3].former] == [(1, 2), (1,), None]
     assert told[1].former[0].path == settings.base_model
     assert all((settings.state_folder / one.path).is_dir() for one in told[4].former)
-    rollback.rollback(engine, settings.state_folder, "default", 3, "it swears", NOW)
+    rollback.rollback(engine, settings.state_folder, rollback.Target("default", 3), Word("it swears", NOW))
     add_drop(engine, "f")
     ticks(dispatcher)
     last = executor.submitted[-1]
     assert (last.champion.generation, last.champion.drops) == (6, (1, 2, 3))
     # Generation 5 is blocked, 4 was skipped on the way back, 3 serves again as 6.
     assert [one.generation for one in last.former] == [2, 1, 0]
-    rollback.rollback(engine, settings.state_folder, "default", 4, "4 was right after all", NOW)
+    rollback.rollback(engine, settings.state_folder, rollback.Target("default", 4), Word("4 was right after all", NOW))
     add_drop(engine, "g")
     ticks(dispatcher)
     # 7 was promoted after 6 and is blocked now; the way back to 4 skipped 6, which 3 was as well.
@@ -686,8 +684,8 @@ def move_champion(engine: Engine, settings: Settings) -> None:
         session.add(run)
         session.flush()
         run_id = run.id or 0
-    candidate = promotion.Candidate(track="default", run_id=run_id, model_id=other, path="models/other")
-    promotion.promote(engine, settings.state_folder, candidate, 0, "by hand", NOW)
+    candidate = promotion.Candidate("default", run_id, other, "models/other", 0, "by hand")
+    promotion.promote(engine, settings.state_folder, candidate, NOW)
 
 
 @pytest.mark.parametrize("step", ["evaluate", "judge"])
@@ -851,7 +849,7 @@ def with_knowing_champion(engine: Engine, dispatcher: Dispatcher, executor: Scri
 
 
 def swears(engine: Engine, settings: Settings) -> None:
-    rollback.rollback(engine, settings.state_folder, "default", 0, "it swears", NOW + 60)
+    rollback.rollback(engine, settings.state_folder, rollback.Target("default", 0), Word("it swears", NOW + 60))
 
 
 @pytest.mark.parametrize("known", [71, 7], ids=["too little data", "enough data"])
@@ -901,7 +899,7 @@ def test_preparing_for_one_champion_after_the_other_ends_when_the_champion_stays
             serving = journal.champion(session, "default")
         if serving.generation < 4:
             to = 0 if serving.model_id == first.model_id else 1
-            rollback.rollback(engine, settings.state_folder, "default", to, "a whim", NOW + 60)
+            rollback.rollback(engine, settings.state_folder, rollback.Target("default", to), Word("a whim", NOW + 60))
         return result
 
     executor.script["decide"] = [back_and_forth] * 9
@@ -1422,7 +1420,7 @@ def test_a_rollback_whose_process_died_is_finished_by_the_daemon_that_lives_on(
     with monkeypatch.context() as patch:
         patch.setattr(journal, "fsync_folder", lambda _: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            rollback.rollback(engine, settings.state_folder, "default", None, "it swears", NOW)
+            rollback.rollback(engine, settings.state_folder, rollback.Target("default"), Word("it swears", NOW))
     assert link.resolve() == Path(settings.base_model)
     dispatcher.tick(NOW + 29_000)
     with transaction(engine) as session:

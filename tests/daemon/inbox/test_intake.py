@@ -18,6 +18,7 @@ from daemon.inbox.watcher import Settled, make_inbox
 from daemon.queue import drops
 from daemon.settings.model import Settings
 from daemon.state import database
+from daemon.state.events import Word
 from daemon.state.states import DropState
 from daemon.state.tables import Drop, Event, Run
 from daemon.system.programs import name_of
@@ -267,7 +268,7 @@ def test_the_same_content_as_a_withdrawn_or_held_drop_says_so(tmp_path: Path, st
     assert box.drop("b.jsonl", GOOD).kind == "duplicate"
     sentence = box.read("done/b.jsonl.receipt.json")["sentence"]
     assert f"which is {state}: bad answers; to use it again: dropforge drops restore 1" in sentence
-    drops.restore(box.engine, 1, "mended", NOW, box.settings)
+    drops.restore(box.engine, 1, Word("mended", NOW), box.settings)
 
 
 def test_a_rejected_file_may_come_again_once_the_settings_allow_it(tmp_path: Path) -> None:
@@ -344,7 +345,7 @@ def test_what_somebody_proposed_does_not_stand_in_the_way_of_the_owners_own_copy
     box.restart()
     assert box.drop("mine.jsonl", GOOD, "heldout").kind == "accepted"
     with pytest.raises(DropforgeError, match="accepted already, as drop 2"):
-        drops.accept(box.engine, 1, None, NOW)
+        drops.accept(box.engine, 1, Word("", NOW))
     assert box.drop("again.jsonl", GOOD, "heldout").kind == "duplicate"
 
 

@@ -14,6 +14,7 @@ from daemon.queue import cancelling, drops, run_queue
 from daemon.queue.claims import Cancelled, Claim
 from daemon.queue.snapshots import waiting_drops
 from daemon.state.database import transaction
+from daemon.state.events import Word
 from daemon.state.tables import Drop, Event, Promotion, Run
 from pipeline.steps import STEPS
 from tests.chaos.house import DAY, records
@@ -289,7 +290,7 @@ def test_a_track_that_is_not_in_the_settings_any_more_starts_no_run(house: House
         for row in (*session.exec(select(Drop)), *session.exec(select(Run))):
             row.track = "gone"
             session.add(row)
-    found = drops.withdraw(house.daemon.engine, bad, "x", house.now, house.daemon.settings)
+    found = drops.withdraw(house.daemon.engine, bad, Word("x", house.now), house.daemon.settings)
     assert (found.cancelled, found.queued) == ([1], None)
 
 
@@ -305,7 +306,7 @@ def test_a_cancelled_run_is_retried_without_the_drop(asking: House) -> None:
 def test_a_win_waits_again_once_its_drop_is_back_and_it_is_retried(asking: House) -> None:
     run = asking.run()
     asking.withdraw(1)
-    drops.restore(asking.daemon.engine, 1, "they changed their mind", asking.now, asking.daemon.settings)
+    drops.restore(asking.daemon.engine, 1, Word("they changed their mind", asking.now), asking.daemon.settings)
     run_queue.retry(asking.daemon.engine, run, asking.now)
     asking.daemon.dispatcher.tick(asking.now)
     assert (asking.row(run).outcome, asking.events().count("step_submitted")) == ("awaiting_approval", len(STEPS) - 1)
@@ -379,8 +380,8 @@ def test_a_run_that_is_to_be_cancelled_gets_no_verdict(house: House, outcome: st
     house.withdraw(1)
     claim = Claim(1, house.row(1).token or "")
     with pytest.raises(Cancelled):
-        run_queue.finish(house.daemon.engine, claim, outcome, "it did", house.now)
-    candidate = promotion.Candidate("default", 1, "m", "models/m", claim.token)
+        run_queue.finish(house.daemon.engine, claim, run_queue.Ending(outcome, "it did"), house.now)
+    candidate = promotion.Candidate("default", 1, "m", "models/m", 0, "better", claim.token)
     with pytest.raises(Cancelled):
-        promotion.promote(house.daemon.engine, house.root, candidate, 0, "better", house.now)
+        promotion.promote(house.daemon.engine, house.root, candidate, house.now)
     assert house.row(1).outcome is None

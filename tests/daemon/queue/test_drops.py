@@ -9,6 +9,7 @@ from sqlmodel import col, select
 from daemon.queue import drops
 from daemon.settings.model import Settings
 from daemon.state import database
+from daemon.state.events import Word
 from daemon.state.states import DropState
 from daemon.state.tables import Drop, Event, Run
 from pipeline.errors import DropforgeError
@@ -55,7 +56,7 @@ def events(engine: Engine) -> list[tuple[str, int | None, object]]:
 @pytest.mark.parametrize("state", [DropState.ACCEPTED, DropState.PROPOSED, DropState.SUSPENDED])
 def test_a_drop_is_withdrawn_with_its_reason_and_an_event(engine: Engine, state: DropState) -> None:
     number = add(engine, state)
-    drop, cancelled, begun = drops.withdraw(engine, number, "wrong customer", NOW, SETTINGS)
+    drop, cancelled, begun = drops.withdraw(engine, number, Word("wrong customer", NOW), SETTINGS)
     assert (drop.state, drop.reason) == ("withdrawn", "wrong customer")
     assert events(engine) == [("drop_withdrawn", number, "wrong customer")]
     assert (runs(engine), cancelled, begun) == ([], [], None)
@@ -64,7 +65,7 @@ def test_a_drop_is_withdrawn_with_its_reason_and_an_event(engine: Engine, state:
 @pytest.mark.parametrize("state", [DropState.WITHDRAWN, DropState.SUSPENDED])
 def test_a_drop_is_restored_as_new_and_starts_a_run(engine: Engine, state: DropState) -> None:
     number = add(engine, state, run=True)
-    drop = drops.restore(engine, number, "looked at it", NOW, SETTINGS)
+    drop = drops.restore(engine, number, Word("looked at it", NOW), SETTINGS)
     assert (drop.state, drop.reason, drop.first_run) == ("accepted", None, None)
     assert events(engine) == [("drop_restored", number, "looked at it")]
     assert [run.not_before for run in runs(engine)] == [NOW + 10_000]
@@ -73,8 +74,8 @@ def test_a_drop_is_restored_as_new_and_starts_a_run(engine: Engine, state: DropS
 def test_a_proposed_drop_is_accepted_by_a_persons_word_and_starts_no_run(engine: Engine) -> None:
     number = add(engine, DropState.PROPOSED, "heldout")
     with pytest.raises(DropforgeError, match="is proposed, not withdrawn, suspended or on trial"):
-        drops.restore(engine, number, "x", NOW, SETTINGS)
-    drop = drops.accept(engine, number, "I looked at it", NOW, "ada")
+        drops.restore(engine, number, Word("x", NOW), SETTINGS)
+    drop = drops.accept(engine, number, Word("I looked at it", NOW, "ada"))
     assert (drop.state, drop.reason) == ("accepted", None)
     assert events(engine) == [("drop_accepted", number, "I looked at it")]
     with database.transaction(engine) as session:
@@ -86,14 +87,14 @@ def test_a_proposed_drop_is_accepted_by_a_persons_word_and_starts_no_run(engine:
 def test_what_does_not_wait_for_a_word_cannot_be_accepted(engine: Engine, state: DropState) -> None:
     number = add(engine, state, "heldout")
     with pytest.raises(DropforgeError, match=f"drop {number} is {state}, not proposed"):
-        drops.accept(engine, number, None, NOW)
+        drops.accept(engine, number, Word("", NOW))
     assert events(engine) == []
 
 
 @pytest.mark.parametrize(("trigger", "role"), [("nightly", "train"), ("drop", "heldout")])
 def test_a_restored_drop_starts_no_run_where_a_new_one_would_not(engine: Engine, trigger: str, role: str) -> None:
     number = add(engine, DropState.WITHDRAWN, role)
-    drops.restore(engine, number, "x", NOW, Settings.model_validate({"trigger": trigger}))
+    drops.restore(engine, number, Word("x", NOW), Settings.model_validate({"trigger": trigger}))
     assert runs(engine) == []
 
 
@@ -101,7 +102,7 @@ def test_a_restored_drop_starts_no_run_where_a_new_one_would_not(engine: Engine,
 def test_what_is_not_in_use_cannot_be_withdrawn(engine: Engine, state: DropState) -> None:
     number = add(engine, state)
     with pytest.raises(DropforgeError, match=f"drop {number} is {state}"):
-        drops.withdraw(engine, number, "x", NOW, SETTINGS)
+        drops.withdraw(engine, number, Word("x", NOW), SETTINGS)
     assert events(engine) == []
 
 
@@ -109,20 +110,20 @@ def test_what_is_not_in_use_cannot_be_withdrawn(engine: Engine, state: DropState
 def test_what_was_not_taken_out_cannot_be_restored(engine: Engine, state: DropState) -> None:
     number = add(engine, state)
     with pytest.raises(DropforgeError, match=f"drop {number} is {state}"):
-        drops.restore(engine, number, "x", NOW, SETTINGS)
+        drops.restore(engine, number, Word("x", NOW), SETTINGS)
 
 
 def test_a_drop_whose_content_is_accepted_again_is_not_restored_beside_it(engine: Engine) -> None:
     old = add(engine, DropState.WITHDRAWN)
     new = add(engine, DropState.ACCEPTED)
     with pytest.raises(DropforgeError, match=f"accepted already, as drop {new}"):
-        drops.restore(engine, old, "x", NOW, SETTINGS)
+        drops.restore(engine, old, Word("x", NOW), SETTINGS)
     assert add(engine, DropState.ACCEPTED, "heldout") != new
 
 
 def test_a_drop_that_does_not_exist_is_a_clear_error(engine: Engine) -> None:
     with pytest.raises(DropforgeError, match="there is no drop 9") as caught:
-        drops.withdraw(engine, 9, "x", NOW, SETTINGS)
+        drops.withdraw(engine, 9, Word("x", NOW), SETTINGS)
     assert caught.value.hint == "see them all: dropforge drops"
     with pytest.raises(DropforgeError, match="there is no drop 9"):
-        drops.restore(engine, 9, "x", NOW, SETTINGS)
+        drops.restore(engine, 9, Word("x", NOW), SETTINGS)

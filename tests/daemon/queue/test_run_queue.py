@@ -184,7 +184,7 @@ def test_a_claimed_run_has_a_snapshot_of_the_accepted_drops_of_its_track(engine:
 
 def test_a_later_run_has_the_old_drops_too_and_leaves_their_first_run(engine: Engine) -> None:
     first = start_run(engine)
-    run_queue.finish(engine, first, "promoted", "better", 200)
+    run_queue.finish(engine, first, run_queue.Ending("promoted", "better"), 200)
     queue_run(engine)
     second = take(engine)
     assert [row["id"] for row in load(engine, second.run_id).snapshot or ()] == [1, 2]
@@ -220,7 +220,7 @@ def test_nothing_is_claimed_while_a_run_is_running(engine: Engine) -> None:
     claim = take(engine)
     assert claim.run_id == first
     assert run_queue.claim(engine, 100, configure) is None
-    run_queue.finish(engine, claim, "promoted", "better", 200)
+    run_queue.finish(engine, claim, run_queue.Ending("promoted", "better"), 200)
     assert take(engine).run_id == second
 
 
@@ -265,7 +265,7 @@ def test_a_run_that_cannot_be_configured_stays_queued_says_why_once_and_lets_oth
     assert (run.state, run.error, run.hint, run.not_before) == (
         RunState.QUEUED, "the base model is gone", "set base_model", 30_100,
     )  # fmt: skip
-    run_queue.finish(engine, claim, "promoted", "better", 200)
+    run_queue.finish(engine, claim, run_queue.Ending("promoted", "better"), 200)
     assert run_queue.claim(engine, 30_100, refuse) is None
     assert events(engine, blocked) == ["run_queued", "run_blocked"]
     assert take(engine, 60_100).run_id == blocked
@@ -300,13 +300,15 @@ def test_claiming_counts_nothing(engine: Engine) -> None:
 
 OWNERS: dict[str, Callable[[Engine, Claim], object]] = {
     "heartbeat": lambda engine, claim: run_queue.heartbeat(engine, claim, 300, "train"),
-    "finish": lambda engine, claim: run_queue.finish(engine, claim, "promoted", "better", 300),
+    "finish": lambda engine, claim: run_queue.finish(engine, claim, run_queue.Ending("promoted", "better"), 300),
     "fail": lambda engine, claim: run_queue.fail(engine, claim, BROKEN, 300, RETRY),
     "interrupt": lambda engine, claim: run_queue.interrupt(engine, claim, 300),
-    "died": lambda engine, claim: run_queue.died(engine, claim, "killed", 300, RETRY),
+    "died": lambda engine, claim: run_queue.died(engine, claim, run_queue.Death("killed"), 300, RETRY),
     "cancelled": lambda engine, claim: cancelling.cancelled(engine, claim, 300),
     "begin_attempt": lambda engine, claim: attempts.begin_attempt(engine, claim, "train", 300),
-    "end_attempt": lambda engine, claim: attempts.end_attempt(engine, claim, 1, AttemptState.PUBLISHED, 300),
+    "end_attempt": lambda engine, claim: attempts.end_attempt(
+        engine, claim, 1, attempts.Ending(AttemptState.PUBLISHED), 300
+    ),
     "fix_track": lambda engine, claim: tracks.fix_track(
         engine, claim, 300, metric="exact_match", max_new_tokens=8, split={"dev": 0.1}, eval_batch_size=4
     ),
@@ -331,7 +333,7 @@ def test_an_owner_with_an_old_token_changes_nothing(engine: Engine, name: str) -
 @pytest.mark.parametrize("name", OWNERS)
 def test_an_owner_of_a_run_that_has_ended_changes_nothing(engine: Engine, name: str) -> None:
     claim = start_run(engine)
-    run_queue.finish(engine, claim, "worse", "it lost", 200)
+    run_queue.finish(engine, claim, run_queue.Ending("worse", "it lost"), 200)
     before = (load(engine, claim.run_id), events(engine))
     with pytest.raises(LostClaim):
         OWNERS[name](engine, claim)
@@ -344,7 +346,7 @@ def test_a_token_of_one_run_is_worth_nothing_for_another(engine: Engine) -> None
     second = run_queue.claim(engine, 100, configure, limit=2)
     assert second is not None
     with pytest.raises(LostClaim):
-        run_queue.finish(engine, replace(first, run_id=second.run_id), "promoted", "better", 300)
+        run_queue.finish(engine, replace(first, run_id=second.run_id), run_queue.Ending("promoted", "better"), 300)
 
 
 def test_a_heartbeat_says_when_and_where_and_keeps_the_step_if_none_is_named(engine: Engine) -> None:
@@ -357,7 +359,7 @@ def test_a_heartbeat_says_when_and_where_and_keeps_the_step_if_none_is_named(eng
 
 def test_a_finished_run_has_its_verdict_and_its_end(engine: Engine) -> None:
     claim = start_run(engine)
-    run_queue.finish(engine, claim, "not_shown_better", "no gain was shown", 900)
+    run_queue.finish(engine, claim, run_queue.Ending("not_shown_better", "no gain was shown"), 900)
     run = load(engine, claim.run_id)
     assert (run.state, run.outcome, run.sentence) == (RunState.SUCCEEDED, "not_shown_better", "no gain was shown")
     assert (run.ended_at, run.token) == (900, None)
@@ -403,9 +405,9 @@ def test_an_interrupted_run_waits_uncounted(engine: Engine) -> None:
 
 def test_vanished_processes_are_counted_apart_and_quarantine_the_run_with_a_remedy(engine: Engine) -> None:
     claim = start_run(engine)
-    assert run_queue.died(engine, claim, "killed", 500, RETRY) == RunState.WAITING
+    assert run_queue.died(engine, claim, run_queue.Death("killed"), 500, RETRY) == RunState.WAITING
     claim = take(engine, 500)
-    assert run_queue.died(engine, claim, "killed", 600, RETRY) == RunState.CRASHED
+    assert run_queue.died(engine, claim, run_queue.Death("killed"), 600, RETRY) == RunState.CRASHED
     run = load(engine, claim.run_id)
     assert (run.failures, run.deaths, run.error) == (0, 2, "killed")
     assert f"dropforge retry {claim.run_id}" in (run.hint or "")
@@ -497,7 +499,7 @@ def test_only_what_has_failed_can_be_retried_and_only_what_has_not_ended_cancell
     claim = start_run(engine)
     with pytest.raises(WrongState, match="is running"):
         run_queue.retry(engine, claim.run_id, 200)
-    run_queue.finish(engine, claim, "promoted", "better", 300)
+    run_queue.finish(engine, claim, run_queue.Ending("promoted", "better"), 300)
     with pytest.raises(WrongState, match="succeeded"):
         run_queue.retry(engine, claim.run_id, 400)
     with pytest.raises(WrongState, match="has ended already: succeeded"):
@@ -511,7 +513,7 @@ def test_a_new_daemon_adopts_running_runs_uncounted_under_new_tokens(engine: Eng
     assert new.token != old.token
     run = load(engine, old.run_id)
     assert (run.state, run.failures, run.deaths) == (RunState.RUNNING, 0, 0)
-    run_queue.finish(engine, new, "promoted", "better", 400)
+    run_queue.finish(engine, new, run_queue.Ending("promoted", "better"), 400)
 
 
 def test_every_state_a_run_can_be_in_has_its_exits_written_down() -> None:
@@ -527,7 +529,7 @@ def test_attempts_are_numbered_by_step_and_each_has_its_own_fence(engine: Engine
     begun = []
     for step in ("prepare", "train", "train"):
         begun.append(attempts.begin_attempt(engine, claim, step, 200))
-        attempts.end_attempt(engine, claim, begun[-1].id or 0, AttemptState.FAILED, 210, "broken")
+        attempts.end_attempt(engine, claim, begun[-1].id or 0, attempts.Ending(AttemptState.FAILED, "broken"), 210)
     assert [(attempt.step, attempt.number) for attempt in begun] == [("prepare", 1), ("train", 1), ("train", 2)]
     assert len({attempt.fence for attempt in begun}) == 3
     assert attempts.open_attempt(engine, claim.run_id) is None
@@ -544,9 +546,9 @@ def test_a_run_has_one_open_attempt_at_most(engine: Engine) -> None:
 def test_an_attempt_ends_once(engine: Engine) -> None:
     claim = start_run(engine)
     attempt = attempts.begin_attempt(engine, claim, "prepare", 200)
-    attempts.end_attempt(engine, claim, attempt.id or 0, AttemptState.PUBLISHED, 210)
+    attempts.end_attempt(engine, claim, attempt.id or 0, attempts.Ending(AttemptState.PUBLISHED), 210)
     with pytest.raises(LostClaim, match="has ended already"):
-        attempts.end_attempt(engine, claim, attempt.id or 0, AttemptState.FAILED, 220, "late")
+        attempts.end_attempt(engine, claim, attempt.id or 0, attempts.Ending(AttemptState.FAILED, "late"), 220)
     with transaction(engine) as session:
         row = session.get_one(Attempt, attempt.id)
     assert (row.state, row.ended_at, row.error) == (AttemptState.PUBLISHED, 210, None)
@@ -555,10 +557,10 @@ def test_an_attempt_ends_once(engine: Engine) -> None:
 def test_an_attempt_that_has_ended_does_not_end_its_successor(engine: Engine) -> None:
     claim = start_run(engine)
     first = attempts.begin_attempt(engine, claim, "train", 200)
-    attempts.end_attempt(engine, claim, first.id or 0, AttemptState.LOST, 210)
+    attempts.end_attempt(engine, claim, first.id or 0, attempts.Ending(AttemptState.LOST), 210)
     second = attempts.begin_attempt(engine, claim, "train", 220)
     with pytest.raises(LostClaim, match="has ended already"):
-        attempts.end_attempt(engine, claim, first.id or 0, AttemptState.PUBLISHED, 230)
+        attempts.end_attempt(engine, claim, first.id or 0, attempts.Ending(AttemptState.PUBLISHED), 230)
     assert attempts.open_attempt(engine, claim.run_id) == second
 
 
@@ -641,9 +643,12 @@ def test_a_retried_run_has_todays_settings_and_not_the_drops_taken_out_since(eng
 def test_deaths_are_counted_in_a_row_and_not_over_a_training_that_gets_further(engine: Engine) -> None:
     claim = start_run(engine)
     for turn in range(5):
-        assert run_queue.died(engine, claim, "killed", 500 + turn, RETRY, progress=True) == RunState.WAITING
+        assert (
+            run_queue.died(engine, claim, run_queue.Death("killed", progress=True), 500 + turn, RETRY)
+            == RunState.WAITING
+        )
         claim = take(engine, 500 + turn)
     assert load(engine, claim.run_id).deaths == 1
     attempt = attempts.begin_attempt(engine, claim, "train", 600)
-    attempts.end_attempt(engine, claim, attempt.id or 0, AttemptState.PUBLISHED, 700)
+    attempts.end_attempt(engine, claim, attempt.id or 0, attempts.Ending(AttemptState.PUBLISHED), 700)
     assert load(engine, claim.run_id).deaths == 0

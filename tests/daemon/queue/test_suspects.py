@@ -15,6 +15,7 @@ from daemon.queue import cancelling, drops, run_queue, snapshots, suspects, trac
 from daemon.queue.claims import Claim
 from daemon.settings.model import RetrySettings, Settings
 from daemon.state.database import migrate, open_engine, transaction
+from daemon.state.events import Word
 from daemon.state.states import DropState, PromotionState, RunState
 from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track
 from pipeline.artifacts import Verdict
@@ -71,7 +72,7 @@ class Box:
             self.serve(run)
         self.tick()
         claim = Claim(run.id or 0, run.token or "")
-        run_queue.finish(self.engine, claim, verdict.outcome, verdict.sentence, self.now, still=still)
+        run_queue.finish(self.engine, claim, run_queue.Ending(verdict.outcome, verdict.sentence), self.now, still)
 
     def serve(self, run: Run) -> None:
         """Make a run's model the champion."""
@@ -334,7 +335,7 @@ ENDINGS: dict[str, Callable[[Box, Run], object]] = {
         box.engine, Claim(run.id or 0, run.token or ""), GAVE_UP, box.tick(), RetrySettings()
     ),
     "crashed": lambda box, run: run_queue.died(
-        box.engine, Claim(run.id or 0, run.token or ""), "killed", box.tick(), RetrySettings(deaths=1)
+        box.engine, Claim(run.id or 0, run.token or ""), run_queue.Death("killed"), box.tick(), RetrySettings(deaths=1)
     ),
     "cancelled": lambda box, run: cancelling.cancelled(box.engine, Claim(run.id or 0, run.token or ""), box.tick()),
 }
@@ -469,7 +470,7 @@ def test_every_search_ends_after_seven_trials_whatever_the_verdicts_are(tmp_path
 
 def test_a_withdrawn_suspect_is_not_tried_and_the_next_one_is(box: Box) -> None:
     blamed(box, 3)
-    drops.withdraw(box.engine, 4, "wrong customer", box.tick(), box.settings)
+    drops.withdraw(box.engine, 4, Word("wrong customer", box.tick()), box.settings)
     assert box.states() == {1: "accepted", 2: "on trial", 3: "on trial", 4: "withdrawn"}
     while box.queued():
         box.end(box.claim(), QUIET)
@@ -482,7 +483,7 @@ def test_a_suspect_that_is_withdrawn_during_its_trial_is_not_suspended_and_the_s
     blamed(box, 2)
     trial = box.trial()
     assert trial is not None
-    drops.withdraw(box.engine, 3, "wrong customer", box.tick(), box.settings)
+    drops.withdraw(box.engine, 3, Word("wrong customer", box.tick()), box.settings)
     assert box.row(trial.id or 0).cancel_requested
     cancelling.cancelled(box.engine, Claim(trial.id or 0, trial.token or ""), box.tick())
     while box.queued():
@@ -499,7 +500,7 @@ def test_a_suspect_is_tried_anew_without_another_drop_that_is_withdrawn_during_i
     trial = box.trial()
     assert trial is not None
     assert in_snapshot(trial) == [1, 2, 3]
-    drops.withdraw(box.engine, 1, "wrong customer", box.tick(), box.settings)
+    drops.withdraw(box.engine, 1, Word("wrong customer", box.tick()), box.settings)
     cancelling.cancelled(box.engine, Claim(trial.id or 0, trial.token or ""), box.tick())
     while box.queued():
         box.end(box.claim(), QUIET)
@@ -512,7 +513,7 @@ def test_a_suspect_is_tried_anew_without_another_drop_that_is_withdrawn_during_i
 def test_a_suspect_that_is_restored_is_cleared_and_its_trial_is_cancelled(box: Box, begun: bool) -> None:
     blamed(box, 2)
     trial = box.trial() if begun else None
-    drops.restore(box.engine, 3, "I looked at it", box.tick(), box.settings)
+    drops.restore(box.engine, 3, Word("I looked at it", box.tick()), box.settings)
     if trial is not None:
         assert box.row(trial.id or 0).cancel_requested
         cancelling.cancelled(box.engine, Claim(trial.id or 0, trial.token or ""), box.tick())
@@ -525,7 +526,7 @@ def test_a_restored_drop_is_suspended_again_by_new_verdicts_only(box: Box) -> No
     trial = box.trial()
     assert trial is not None
     box.end(trial, WORSE)
-    drops.restore(box.engine, 2, "I looked at it", box.tick(), box.settings)
+    drops.restore(box.engine, 2, Word("I looked at it", box.tick()), box.settings)
     box.end(box.claim(), QUIET)
     assert (box.trial(), box.states()[2]) == (None, "accepted")
     blamed(box, 1)
@@ -580,13 +581,13 @@ def _given_up(box: Box) -> Callable[[], object]:
 def _withdrawing(box: Box) -> Callable[[], object]:
     blamed(box, 2)
     box.trial()
-    return lambda: drops.withdraw(box.engine, 3, "wrong", box.now, box.settings)
+    return lambda: drops.withdraw(box.engine, 3, Word("wrong", box.now), box.settings)
 
 
 def _restoring(box: Box) -> Callable[[], object]:
     blamed(box, 2)
     box.trial()
-    return lambda: drops.restore(box.engine, 3, "right", box.now, box.settings)
+    return lambda: drops.restore(box.engine, 3, Word("right", box.now), box.settings)
 
 
 def _dump(engine: Engine) -> list[str]:

@@ -11,6 +11,7 @@ from daemon.champions.approval import who
 from daemon.queue import drops
 from daemon.queue.yardstick import yardstick_before
 from daemon.state.database import transaction
+from daemon.state.events import Word
 from daemon.system.programs import name_of
 from daemon.views.overview import Overview
 from pipeline import durable
@@ -153,7 +154,7 @@ def test_a_restored_drop_names_who_restored_it(tmp_path: Path) -> None:
     house.run("not_shown_better")
     house.withdraw(2)
     house.run("not_shown_better")
-    drops.restore(house.daemon.engine, 2, "it was right", house.now, house.daemon.settings, "ada")
+    drops.restore(house.daemon.engine, 2, Word("it was right", house.now, "ada"), house.daemon.settings)
     house.run("not_shown_better")
     back, away = changes(house)
     assert f"Added: drop 2 (more.jsonl, 1 row, dropped by {ME}, restored by ada). Records" in back

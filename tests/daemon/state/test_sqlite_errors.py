@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from daemon.queue import drops
+from daemon.state.events import Word
 from daemon.state.layout import DATABASE_NAME
 from daemon.system.programs import user
 
@@ -38,7 +39,7 @@ def workspace(lived_in: Any) -> Iterator[Any]:
     """Give the lived-in workspace with a hook; drop 2 is withdrawn, and all can be deleted when the test is over."""
     with (lived_in.folder / "dropforge.toml").open("a") as file:
         file.write('\n[hooks]\nafter_promotion = ["true"]\n')
-    drops.withdraw(lived_in.engine, 2, "x", lived_in.now, lived_in.settings)
+    drops.withdraw(lived_in.engine, 2, Word("x", lived_in.now), lived_in.settings)
     with lived_in.engine.begin() as connection:
         connection.exec_driver_sql("UPDATE promotion SET hook_state = 'failed' WHERE hook_state IS NOT NULL")
     yield lived_in

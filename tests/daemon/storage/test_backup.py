@@ -93,7 +93,9 @@ def test_a_backup_with_models_has_that_of_a_win_that_waits_for_approval(served: 
     (run,) = [row for row in rows(served.settings, Run) if row.state == "running"]
     place = served.settings.state_folder / "runs" / str(run.id)
     durable.write_json(place / "decide.json", {"outcome": "promoted", "candidate_model_id": folder.name})
-    run_queue.finish(served.engine, claims.Claim(run.id, run.token), "awaiting_approval", "better", served.tick())
+    run_queue.finish(
+        served.engine, claims.Claim(run.id, run.token), run_queue.Ending("awaiting_approval", "better"), served.tick()
+    )
     made = make(served.settings, tmp_path / "kept", with_models=True)
     assert (made.folder / "models" / folder.name / "model.safetensors").read_bytes() == b"a win"
     assert made.manifest.champions == (MODEL,), "nobody needs it to serve"

@@ -315,7 +315,7 @@ def test_a_champion_that_a_server_would_not_find_is_named(lived_in: Any) -> None
 def test_a_base_model_that_moved_is_looked_for_at_its_new_place(lived_in: Any) -> None:
     settings, base = lived_in.settings, lived_in.folder / "base"
     for place in (base, base.rename(base.with_name("elsewhere"))):
-        base_models.ensure_base(lived_in.engine, settings.state_folder, "support", place, BASE_ID, 1)
+        base_models.ensure_base(lived_in.engine, settings.state_folder, "support", base_models.Base(place, BASE_ID), 1)
     assert Overview(settings.state_folder).history("support")[0].path == str(place)
     assert said_of(settings, "champion of support") == [("ok", f"generation 0, {place}")]
 

@@ -38,7 +38,7 @@ def judged(made: Any, outcome: str, *, hold: bool) -> list[str]:
             (drop,) = session.exec(select(Drop).where(Drop.first_run == run.id)).all()
             drop.state, drop.reason = DropState.SUSPENDED, "it was bad when it was tried alone"
 
-    run_queue.finish(made.engine, second, outcome, "so it is", made.tick(), still=also)
+    run_queue.finish(made.engine, second, run_queue.Ending(outcome, "so it is"), made.tick(), still=also)
     overview = Overview(made.settings.state_folder)
     return command.unexpected(overview, overview.run(1), overview.run(2))
 
