@@ -190,7 +190,8 @@ class Intake:
             tried = is_on_trial(session, original)
             _record(session, drop, source, (), on_trial=tried)
         self._mend_store(taken.path, content)
-        return self._answer(source, drop, receipts.receipt(drop, None, original, (), taken.sha256, on_trial=tried))
+        same = receipts.Original(original, tried)
+        return self._answer(source, drop, receipts.receipt(drop, None, same, (), taken.sha256))
 
     def _mend_store(self, path: Path, content: str) -> None:
         """Put a known drop's content back where its stored file is missing or damaged: this is it, once more."""
@@ -321,8 +322,8 @@ def _receipt(drop: Drop, detail: Mapping[str, object], original: Drop | None, sh
     """Make the receipt of a recorded drop again, from the detail of its event."""
     run, noted = detail.get("run"), detail.get("warnings")
     notices = [Notice.model_validate(value) for value in noted] if isinstance(noted, list) else []
-    own, tried = run if isinstance(run, int) else None, detail.get("on_trial") is True
-    return receipts.receipt(drop, own, original, notices, sha256, on_trial=tried)
+    same = None if original is None else receipts.Original(original, detail.get("on_trial") is True)
+    return receipts.receipt(drop, run if isinstance(run, int) else None, same, notices, sha256)
 
 
 def _filing(

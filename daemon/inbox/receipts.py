@@ -12,7 +12,7 @@ import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from daemon.inbox.drop_folders import DONE, REJECTED
 from daemon.inbox.folders import Folder, InboxFolders, InboxUnusable
@@ -52,29 +52,27 @@ class Filing:
         return {ending: document for ending, document in both.items() if document is not None}
 
 
-def receipt(  # noqa: PLR0913 - the last goes with a duplicate only
-    drop: Drop,
-    run: int | None,
-    original: Drop | None,
-    notices: Sequence[Notice],
-    sha256: str,
-    *,
-    on_trial: bool = False,
-) -> Document:
+class Original(NamedTuple):
+    """The drop whose content another one repeats."""
+
+    drop: Drop
+    on_trial: bool
+    """Whether it is in no run but one that tries it alone."""
+
+
+def receipt(drop: Drop, run: int | None, original: Original | None, notices: Sequence[Notice], sha256: str) -> Document:
     """
     Return the receipt of a drop that was accepted, waits for a person, or was found to repeat `original`.
-
-    `original` may be `on_trial`: in no run but one that tries it alone.
 
     `sha256` is the file's; where bad rows were set aside, `content_sha256` is that of the rows which were stored.
     """
     same = None
     if original is not None:
         same = {
-            "drop": original.id,
-            "name": original.name,
-            "received_at": iso_time(original.received_at),
-            "state": original.state,
+            "drop": original.drop.id,
+            "name": original.drop.name,
+            "received_at": iso_time(original.drop.received_at),
+            "state": original.drop.state,
         }
     return {
         "version": 1,
@@ -85,7 +83,7 @@ def receipt(  # noqa: PLR0913 - the last goes with a duplicate only
         "quarantined": drop.quarantined,
         "run": run,
         "duplicate_of": same,
-        "sentence": _sentence(drop, run, original) + (_ON_TRIAL if on_trial else ""),
+        "sentence": _sentence(drop, run, original),
         "warnings": [notice.model_dump() for notice in notices],
     }
 
@@ -163,7 +161,7 @@ def _common(drop: Drop, sha256: str) -> Document:
     }
 
 
-def _sentence(drop: Drop, run: int | None, original: Drop | None) -> str:
+def _sentence(drop: Drop, run: int | None, original: Original | None) -> str:
     if drop.state == DropState.PROPOSED:
         return f"{drop.rows:,} held-out records wait for a person: dropforge drops accept {drop.id}; {drop.reason}"
     if original is None:
@@ -171,11 +169,12 @@ def _sentence(drop: Drop, run: int | None, original: Drop | None) -> str:
         what = "held-out records for the gate" if drop.role == "heldout" else "records"
         aside = f"; {drop.quarantined:,} bad rows were set aside" if drop.quarantined else ""
         return f"accepted: {drop.rows:,} {what}; {then}{aside}"
-    same = f"the same content is drop {original.id} ({original.name}), received {iso_time(original.received_at)}"
-    if original.state == DropState.ACCEPTED:
-        return f"{same}; nothing was added"
-    why = f": {original.reason}" if original.reason else ""
-    return f"{same}, which is {original.state}{why}; to use it again: dropforge drops restore {original.id}"
+    known = original.drop
+    same = f"the same content is drop {known.id} ({known.name}), received {iso_time(known.received_at)}"
+    if known.state == DropState.ACCEPTED:
+        return f"{same}; nothing was added{_ON_TRIAL if original.on_trial else ''}"
+    why = f": {known.reason}" if known.reason else ""
+    return f"{same}, which is {known.state}{why}; to use it again: dropforge drops restore {known.id}"
 
 
 def _remove_leftovers(folder: Folder, deeper: int) -> None:

@@ -8,6 +8,7 @@ where they say that it was.
 """
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from sqlalchemy import Engine, func, update
 from sqlmodel import Session, col, select
@@ -33,6 +34,13 @@ _WEEK_MS = 7 * 86_400_000
 _BLAMED = "drops_blamed"
 
 
+class _End(NamedTuple):
+    """How the suspicion of a drop ends, and why."""
+
+    kind: SuspectEnd
+    why: str
+
+
 def follow_verdict(session: Session, settings: Settings, run: Run, verdict: Verdict, now: int) -> None:
     """
     Do what a verdict means for the drops that the champion does not know, in the transaction that ends the run.
@@ -54,7 +62,7 @@ def follow_verdict(session: Session, settings: Settings, run: Run, verdict: Verd
         _suspend(session, settings, tried, verdict, now)
     else:
         why = f"run {run.id} tried it alone and does not speak against it"
-        _end(session, settings, tried, SuspectEnd.CLEARED, why, now)
+        _end(session, settings, tried, _End(SuspectEnd.CLEARED, why), now)
 
 
 def go_on(engine: Engine, settings: Settings, now: int) -> None:
@@ -83,8 +91,8 @@ def leave(session: Session, settings: Settings, drop: Drop, now: int) -> Run | N
     found = session.exec(_open().where(Suspect.drop_id == drop.id)).first()
     if found is None:
         return None
-    end = SuspectEnd.CLEARED if drop.state == DropState.ACCEPTED else SuspectEnd.ENDED
-    _end(session, settings, found, end, "a person's word", now)
+    kind = SuspectEnd.CLEARED if drop.state == DropState.ACCEPTED else SuspectEnd.ENDED
+    _end(session, settings, found, _End(kind, "a person's word"), now)
     trial = session.get(Run, found.trial_run) if found.trial_run is not None else None
     return None if trial is None or trial.state in FINAL else trial
 
@@ -143,7 +151,7 @@ def _go_on(session: Session, settings: Settings, track: str, now: int) -> None:
         if trial.state not in FINAL:
             return
         why = f"run {trial.id} tried it alone and ended without a verdict"
-        _end(session, settings, last, SuspectEnd.CLEARED, why, now)
+        _end(session, settings, last, _End(SuspectEnd.CLEARED, why), now)
     known, budget = _known(session, track), _budget(settings, track)
     for suspect in session.exec(_open().where(Suspect.track == track).order_by(col(Suspect.id))).all():
         why = ""
@@ -156,7 +164,7 @@ def _go_on(session: Session, settings: Settings, track: str, now: int) -> None:
         if not why:
             _queue_trial(session, suspect, known, now)
             return
-        _end(session, settings, suspect, SuspectEnd.CLEARED, why, now)
+        _end(session, settings, suspect, _End(SuspectEnd.CLEARED, why), now)
 
 
 def _queue_trial(session: Session, suspect: Suspect, known: set[int], now: int) -> None:
@@ -189,22 +197,20 @@ def _suspend(session: Session, settings: Settings, suspect: Suspect, verdict: Ve
     run, reason = suspect.trial_run, drop.reason
     record_event(session, "drop_suspended", now, track=drop.track, run_id=run, drop_id=drop.id, reason=reason)
     for other in session.exec(_open().where(Suspect.blamed_run == suspect.blamed_run, Suspect.id != suspect.id)).all():
-        _end(session, settings, other, SuspectEnd.CLEARED, f"drop {drop.id} was found", now)
-    _end(session, settings, suspect, SuspectEnd.SUSPENDED, reason, now)
+        _end(session, settings, other, _End(SuspectEnd.CLEARED, f"drop {drop.id} was found"), now)
+    _end(session, settings, suspect, _End(SuspectEnd.SUSPENDED, reason), now)
 
 
-def _end(  # noqa: PLR0913, PLR0917 - whose suspicion ends, how and when
-    session: Session, settings: Settings, suspect: Suspect, end: SuspectEnd, why: str, now: int
-) -> None:
+def _end(session: Session, settings: Settings, suspect: Suspect, end: _End, now: int) -> None:
     """
     End the suspicion of one drop. If it is its search's last, what is left may run again.
 
     It does where a drop was suspended or a trial has won: the same data against the same champion is the same run.
     """
-    suspect.ended, suspect.ended_at = end, now
+    suspect.ended, suspect.ended_at = end.kind, now
     session.add(suspect)
     session.flush()
-    run, detail = suspect.trial_run or suspect.blamed_run, {"end": str(end), "reason": why}
+    run, detail = suspect.trial_run or suspect.blamed_run, {"end": str(end.kind), "reason": end.why}
     record_event(session, "suspicion_ended", now, track=suspect.track, run_id=run, drop_id=suspect.drop_id, **detail)
     search = session.exec(select(Suspect).where(Suspect.blamed_run == suspect.blamed_run)).all()
     if all(one.ended is not None for one in search) and any(_changes_what_is_run(session, one) for one in search):

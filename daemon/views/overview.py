@@ -202,8 +202,12 @@ class Overview:
         """Return the drops, newest first, at most `most` of them."""
         newest, values = _newest({"track": track, "state": state}, most)
         wanted = f'SELECT {_DROP} FROM "drop" {newest}'  # noqa: S608 - our own words
-        tried = self._read(lambda base: list(on_trial(base).items()))
-        return [_drop(row, dict(tried).get(row.id)) for row in self._rows(wanted, *values)]
+
+        def read(base: Connection) -> list[DropView]:
+            tried = on_trial(base)
+            return [_drop(row, tried.get(row.id)) for row in base.execute(wanted, values)]
+
+        return self._read(read)
 
     def drop_counts(self) -> dict[str, dict[str, int]]:
         """Return how many drops of each track are in each state."""

@@ -276,7 +276,7 @@ class House(RuleBasedStateMachine):
 
         def conclude(claim: Claim) -> None:
             follow = self._following("worse" if worse else "not_shown_better")
-            run_queue.finish(self.daemon.engine, claim, run_queue.Ending("worse", "it lost"), self.now, still=follow)
+            run_queue.finish(self.daemon.engine, claim, run_queue.Ending("worse", "it lost"), self.now, follow)
 
         self._end(conclude)
         self.world.judge(number, self.now, worse=worse)
@@ -307,13 +307,9 @@ class House(RuleBasedStateMachine):
             try:
                 promotion.promote(self.daemon.engine, self.daemon.root, candidate, self.now)
             except Blocked:
-                run_queue.finish(
-                    self.daemon.engine, claim, run_queue.Ending(AWAITING, "better"), self.now, still=follow
-                )
+                run_queue.finish(self.daemon.engine, claim, run_queue.Ending(AWAITING, "better"), self.now, follow)
             else:
-                run_queue.finish(
-                    self.daemon.engine, claim, run_queue.Ending("promoted", "better"), self.now, still=follow
-                )
+                run_queue.finish(self.daemon.engine, claim, run_queue.Ending("promoted", "better"), self.now, follow)
 
         self._end(conclude)
         if name in self.world.blocked:

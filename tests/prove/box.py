@@ -17,6 +17,7 @@ from sqlmodel import col, select
 from daemon.dispatch.orders import read_order
 from daemon.inbox.watcher import make_inbox
 from daemon.state.database import transaction
+from daemon.state.states import TRIAL
 from daemon.state.tables import Drop, Run
 from pipeline import __main__ as step_process
 from pipeline import durable
@@ -35,6 +36,8 @@ class Night(NamedTuple):
 
     run: Run
     verdict: Verdict
+    trials: int = 0
+    """Runs after it that tried one of its drops alone."""
 
 
 class Box:
@@ -66,7 +69,7 @@ class Box:
         assert [outcome.kind for outcome in outcomes] == ["accepted"], outcomes
 
     def night(self, **tampers: Tamper) -> Night:
-        """Let the box work until its run is over; `tampers` go by the step after which they act."""
+        """Let the box work until its run and its trials are over; `tampers` go by the step after which they act."""
         before = len(self.runs())
         for turn in range(400):
             nothing = self.daemon.dispatcher.idle
@@ -75,10 +78,10 @@ class Box:
                 break
             self._work(tampers)
         self._now += DAY
-        run = self.runs()[-1]
+        run = [one for one in self.runs() if one.trigger != TRIAL][-1]
         assert run.state == "succeeded", (before, run.state, run.error, run.hint)
         value = durable.read_json(self.daemon.root / f"runs/{run.id}/decide.json")
-        return Night(run, Verdict.model_validate(value))
+        return Night(run, Verdict.model_validate(value), len(self.runs()) - (run.id or 0))
 
     def runs(self) -> list[Run]:
         """Return the runs in their order."""

@@ -32,6 +32,8 @@ dev = 0
 {train}
 [evaluate]
 general = {general}
+[gate]
+trials_per_week = {trials}
 """
 
 
@@ -48,11 +50,12 @@ class Ground:
     rows: int
     """Of a drop from which the task is learned."""
 
-    def box(self, folder: Path, *, general: tuple[str, ...] = (), **train: Any) -> Box:
-        """Make a workspace whose training is set as it suits the model, but for `train`."""
+    def box(self, folder: Path, *, general: tuple[str, ...] = (), trials: int = 0, **train: Any) -> Box:
+        """Make a workspace whose training is set as it suits the model, but for `train`; `trials` cost time."""
         lines = "\n".join(f"{key} = {json.dumps(value)}" for key, value in {**self.train, **train}.items())
         base = json.dumps(str(self.base))
-        return Box(folder, _SETTINGS.format(base=base, train=lines, general=json.dumps(list(general))))
+        words = {"base": base, "train": lines, "general": json.dumps(list(general)), "trials": trials}
+        return Box(folder, _SETTINGS.format(**words))
 
 
 @pytest.fixture(scope="session")

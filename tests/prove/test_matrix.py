@@ -115,9 +115,11 @@ def test_a_candidate_trained_on_held_out_records_is_contaminated(box: Box, groun
     assert box.drop_states()["more.jsonl"] == "accepted", "it says nothing about the drop"
 
 
-def test_a_large_wrong_drop_is_held_back_and_the_next_honest_one_wins(ground: Ground, tmp_path: Path, say: Say) -> None:
+def test_a_large_wrong_drop_is_tried_alone_and_suspended_and_the_next_honest_one_wins(
+    ground: Ground, tmp_path: Path, say: Say
+) -> None:
     own = ground.own(3)
-    box = ground.box(tmp_path / "box")
+    box = ground.box(tmp_path / "box", trials=1)
     # Of three answers of five: what the next honest drop can teach is certain, however well these were learned.
     box.drop("honest.jsonl", own.rows(ground.rows, answers=3))
     first = say(box.night())
@@ -129,6 +131,7 @@ def test_a_large_wrong_drop_is_held_back_and_the_next_honest_one_wins(ground: Gr
     night = say(box.night())
     refused(box, before, night)
     assert night.verdict.outcome in {"worse", "guard_failed"}
+    assert night.trials == 1
     assert box.drop_states() == {"honest.jsonl": "accepted", "wrong.jsonl": "suspended"}
     box.drop("next.jsonl", own.rows(ground.rows))
     night = say(box.night())

@@ -294,20 +294,6 @@ def test_a_track_that_is_not_in_the_settings_any_more_starts_no_run(house: House
     assert (found.cancelled, found.queued) == ([1], None)
 
 
-def test_a_cancelled_verdict_clears_no_drop(asking: House) -> None:
-    asking.run()
-    bad = with_good(asking, "decide")
-    asking.daemon.finish_runs(asking.now, "promoted")
-    asking.withdraw(bad)
-    asking.daemon.finish_runs(asking.now, "worse")
-    assert runs(asking)[1:] == [
-        ("cancelled", ["1.jsonl", "good.jsonl", "2.jsonl"]), ("worse", ["1.jsonl", "good.jsonl"]),
-    ]  # fmt: skip
-    with transaction(asking.daemon.engine) as session:
-        states = dict(session.exec(select(Drop.name, Drop.state)).all())
-    assert states == {"1.jsonl": "accepted", "good.jsonl": "suspended", "2.jsonl": "withdrawn"}
-
-
 def test_a_cancelled_run_is_retried_without_the_drop(asking: House) -> None:
     bad = with_good(asking, "decide")
     asking.daemon.finish_runs(asking.now, "promoted")

@@ -72,7 +72,7 @@ class Box:
             self.serve(run)
         self.tick()
         claim = Claim(run.id or 0, run.token or "")
-        run_queue.finish(self.engine, claim, run_queue.Ending(verdict.outcome, verdict.sentence), self.now, still=still)
+        run_queue.finish(self.engine, claim, run_queue.Ending(verdict.outcome, verdict.sentence), self.now, still)
 
     def serve(self, run: Run) -> None:
         """Make a run's model the champion."""
@@ -266,6 +266,22 @@ def test_a_trial_is_the_champions_drops_and_one_suspect_under_another_seed(box: 
     assert seeds == [42, 42 + (trial.id or 0)]
     with transaction(box.engine) as session:
         assert session.get_one(Drop, 4).first_run == run.id
+
+
+def test_drops_wait_for_an_ordinary_run_whatever_is_tried_meanwhile(box: Box) -> None:
+    box.drop()
+    box.end(box.claim(), WINS)
+    blamed(box, 1)
+    box.settings = Settings.model_validate({"trigger": "nightly"})
+    for act in (drops.withdraw, drops.restore):
+        act(box.engine, 1, Word("looked at it", box.tick()), box.settings)
+    trial = box.trial()
+    assert trial is not None
+    assert in_snapshot(trial) == [1, 2, 3]
+    with transaction(box.engine) as session:
+        session.get_one(Drop, 3).first_run = None
+        session.flush()
+        assert snapshots.waiting_drops(session, "default") == 1, "drop 1 does, and drop 3 is on trial"
 
 
 def test_there_is_one_trial_at_a_time_and_ordinary_runs_go_first(box: Box) -> None:

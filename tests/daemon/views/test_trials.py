@@ -29,7 +29,7 @@ def end_worse(made: Any, claim: Claim) -> None:
     def still(session: Session, run: Run) -> None:
         suspects.follow_verdict(session, made.settings, run, said, made.now)
 
-    run_queue.finish(made.engine, claim, run_queue.Ending(said.outcome, said.sentence), made.tick(), still=still)
+    run_queue.finish(made.engine, claim, run_queue.Ending(said.outcome, said.sentence), made.tick(), still)
 
 
 @pytest.fixture
