@@ -13,7 +13,7 @@ from pipeline.config import GuardConfig
 
 pytestmark = pytest.mark.long
 
-MONTHS, CANDIDATES, CARDS = 50, 200, 3
+MONTHS, EQUAL_MONTHS, CANDIDATES, CARDS = 50, 80, 200, 3
 #: A bar counts as missed if a sample like this one is so rare where it is kept.
 CLEARLY = 0.001
 
@@ -57,7 +57,8 @@ def test_a_month_of_equal_challengers_rarely_ends_in_a_promotion(
     bench: ModuleType, metric: str, group: int, bar: float
 ) -> None:
     setup = bench.Setup(metric, group=group)
-    assert at_most(sum(bench.equal_month(setup, seed) for seed in range(MONTHS)), MONTHS, bar)
+    promoted = sum(bench.equal_month(setup, seed) for seed in range(EQUAL_MONTHS))
+    assert at_most(promoted, EQUAL_MONTHS, bar)
 
 
 def test_an_honest_drop_that_brings_much_is_not_suspended(bench: ModuleType) -> None:
@@ -84,7 +85,7 @@ def test_a_winner_that_ruins_an_old_drop_is_seldom_promoted(bench: ModuleType) -
     assert at_most(sum(bench.one_old_lost(seed)[0] for seed in range(CANDIDATES)), CANDIDATES, 0.2)
 
 
-@pytest.mark.xfail(reason="it ends 8 points down: each trial is another chance to slip past the anchor")
+@pytest.mark.xfail(reason="it ends 8 points down: a third loss of 3 passes the anchor in one of twelve tries")
 def test_new_kinds_of_tasks_do_not_walk_away_from_the_first_drop(bench: ModuleType) -> None:
     assert mean_at_most([bench.walk(seed)[0] for seed in range(MONTHS)], 6)
 
