@@ -69,9 +69,9 @@ def _slices(comparison: Comparison, slices: Sequence[Slice], margin: float) -> I
     """
     Yield each seen drop, each tag and all seen records: a shown loss, or one beyond the margin on 100 groups.
 
-    Shown is a test at .05 over all of a kind together (Holm 1979). Costs .5 points, more where a new kind of task comes
-    in; an old drop that truly lost 10 points is promoted in 20 % (92), one that lost 20 in 0 (91). New records are what
-    may carry a win, not what could be lost.
+    Shown is a test at .05 over all of a kind together (Holm 1979). Costs .4 points, more where a new kind of task comes
+    in; an old drop that truly lost 10 points is promoted in 14 % (43: the anchor stands beside it; alone 19 and 92).
+    New records are what may carry a win, not what could be lost.
     """
     for kind in ("seen", "drop", "tag"):
         # All drops are tested, as they are shown: one that is new has no champion's knowledge to lose.
@@ -92,9 +92,10 @@ def _suites(comparison: Comparison, config: GuardConfig) -> Iterator[GuardResult
     """
     Yield each general suite, against the champion and against the base model: beyond the margin and p <= .01.
 
-    Costs 3 points; a true loss of 10 is promoted in 43 % (54), of 15 in 5 % (17). Against the base, since a line of
-    champions can walk: 4 of 120 items lost each night were promoted 12 times of 12, from 100 points to 60. A candidate
-    that is no further below the base than the champion passes: it may bring some of a loss back.
+    Costs .6 points; a true loss of 10 is promoted in 8 % (53). Against the base, since a line of champions can walk:
+    4 of 120 items lost each night were promoted 12 times of 12, from 100 points to 60. Costs nothing; 6 points more of
+    a champion that has lost 8 are promoted in 10 % (66). A candidate that is no further below the base than the
+    champion passes: it may bring some of a loss back.
     """
     for suite in comparison.suites:
         changes = suite.scores[:, 0] - suite.scores[:, 1]
@@ -120,9 +121,10 @@ def _anchor(comparison: Comparison, known: Known, margin: float) -> Iterator[Gua
     """
     Yield each seen drop against the former champion that was best on it: beyond the margin and p <= .05.
 
-    Ten drops of new kinds that each truly cost the first drop 3 points left it 10.6 points down without this guard,
-    5.2 with it, at the price of 1.7 drops learned instead of 3.5. As with the base model, what is no further down than
-    the champion passes.
+    Ten drops of new kinds that each truly cost the first drop 3 points leave it 8.2 points down with this guard and
+    10.3 by the rules before it, at the price of 2.7 drops learned instead of 3.4. Costs nothing else; 4 points more of
+    a drop that has lost 6 are promoted in 42 % (62). As with the base model, what is no further down than the champion
+    passes.
     """
     seen = known.seen(comparison)
     scores = comparison.scores[comparison.metric]
@@ -154,7 +156,7 @@ def _likelihood(comparison: Comparison, margin: float) -> Iterator[GuardResult]:
     Yield the references' negative log-likelihood a token: beyond the margin, on 100 groups or with p <= .05.
 
     The test is that of a difference of ratios (Cochran 1977, 6.4). Costs nothing; a rise of .15 nats is promoted in
-    49 % (93), of .3 in 0 (93).
+    0 % (98) where records differ by .2 nats from model to model, in 49 (93) where by more.
     """
     if not comparison.ids:
         return
@@ -188,7 +190,8 @@ def _degenerate(comparison: Comparison, margin: float) -> Iterator[GuardResult]:
     """
     Yield the rates of empty, cut off and looping answers: a rise beyond the margin and p <= .01.
 
-    Costs .2 points, 1 on 120 records; rates twice as high are promoted in 68 % (93) on 200 records, four times in 0.
+    Costs .3 to .5 points each; rates four times as high as 2 % are promoted in 2 % (98), twice as high on 200 records
+    in 68 (93).
     """
     for kind in DEGENERATE if comparison.ids else ():
         if kind in comparison.degenerate:
@@ -204,7 +207,7 @@ def _floors(comparison: Comparison, config: GuardConfig) -> Iterator[GuardResult
     Yield the floors that a person set; one that no record has a score for fails, as nothing shows that it is reached.
 
     On fewer than `LEAST_TESTED` groups they are shown: `[1]` and `{}` are JSON, and one such reference would refuse
-    every win.
+    every win. Costs nothing to what is 5 points above; what is truly 2 below is promoted in 8 % (98).
     """
     for name, floor in sorted(config.floors.items()):
         pair = comparison.pairs(metric=name)
@@ -225,7 +228,11 @@ def _floors(comparison: Comparison, config: GuardConfig) -> Iterator[GuardResult
 
 
 def _judge(comparison: Comparison) -> Iterator[GuardResult]:
-    """Yield what a language model prefers: the exact sign test on the pairs that it decided, p <= .05."""
+    """
+    Yield what a language model prefers: the exact sign test on the pairs that it decided, p <= .05.
+
+    Costs nothing; a winner against which it decides 3 to 2, 120 of 200 times, is promoted in 30 % (98).
+    """
     if comparison.opinion is None:
         return
     judged = comparison.opinion.on(comparison.ids)

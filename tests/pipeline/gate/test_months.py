@@ -1,4 +1,4 @@
-"""Months in which nobody is better, and candidates that are: bench/gate.py whole, here a seeded sample of it."""
+"""The gate with the loop around it: a seeded sample of bench/gate.py that fails where a bar is clearly missed."""
 
 import importlib.util
 import sys
@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from pipeline.config import GuardConfig
+
 pytestmark = pytest.mark.long
 
-MONTHS, CANDIDATES = 60, 150
+MONTHS, EQUAL_MONTHS, CANDIDATES, CARDS = 50, 80, 200, 3
+#: A bar counts as missed if a sample like this one is so rare where it is kept.
+CLEARLY = 0.001
 
 
 @pytest.fixture(scope="module")
@@ -26,24 +30,78 @@ def bench() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("metric", ["exact_match", "rougeL"])
-def test_a_month_of_equal_challengers_rarely_ends_in_a_promotion(bench: ModuleType, metric: str) -> None:
-    counts = np.array([bench.month(metric, seed) for seed in range(MONTHS)])
-    months = dict(zip(bench.RULES_TRIED, np.count_nonzero(counts, axis=0).tolist(), strict=True))
-    assert stats.binomtest(months["ours"], MONTHS, bench.MOST_FALSE, alternative="greater").pvalue > 0.01
-    assert months["naive (higher mean)"] > 0.85 * MONTHS
+def at_most(hits: int, asked: int, bar: float) -> bool:
+    return bool(stats.binomtest(hits, asked, bar, alternative="greater").pvalue > CLEARLY)
 
 
-@pytest.mark.parametrize("metric", ["exact_match", "rougeL"])
-def test_the_gain_that_the_card_states_is_promoted_with_the_power_of_the_whole_decision(
-    bench: ModuleType, metric: str
+def at_least(hits: int, asked: int, bar: float) -> bool:
+    return bool(stats.binomtest(hits, asked, bar, alternative="less").pvalue > CLEARLY)
+
+
+def mean_at_most(values: list[float], bar: float) -> bool:
+    return bool(np.mean(values) <= bar or stats.ttest_1samp(values, bar, alternative="greater").pvalue > CLEARLY)
+
+
+def mean_at_least(values: list[float], bar: float) -> bool:
+    return mean_at_most([-value for value in values], -bar)
+
+
+def count_at_most(count: int, expected: float) -> bool:
+    return bool(stats.poisson.sf(count - 1, expected) > CLEARLY)
+
+
+@pytest.mark.parametrize(
+    ("metric", "group", "bar"), [("exact_match", 1, 0.12), ("rougeL", 1, 0.17), ("exact_match", 5, 0.13)]
+)
+def test_a_month_of_equal_challengers_rarely_ends_in_a_promotion(
+    bench: ModuleType, metric: str, group: int, bar: float
 ) -> None:
-    gain = float(np.median([bench.stated_gain(metric, seed) for seed in range(20)]))
-    for case in (bench.EVEN, bench.STILL):
-        whole, half = (
-            float(np.mean([bench.promoted(metric, size, case, seed, ("all",)) for seed in range(CANDIDATES)]))
-            for size in (gain, gain / 2)
-        )
-        assert whole >= bench.LEAST_POWER
-        # It is no gain that any gate would see: half of it is mostly not promoted.
-        assert half < 0.5
+    setup = bench.Setup(metric, group=group)
+    promoted = sum(bench.equal_month(setup, seed) for seed in range(EQUAL_MONTHS))
+    assert at_most(promoted, EQUAL_MONTHS, bar)
+
+
+def test_an_honest_drop_that_brings_much_is_not_suspended(bench: ModuleType) -> None:
+    months = 10
+    assert count_at_most(sum(bench.honest_month(seed) for seed in range(months)), 0.05 * months)
+
+
+@pytest.mark.parametrize("bad", ["none", "everywhere", "one old drop"])
+def test_a_month_ends_without_the_bad_drop_and_with_the_honest_ones(bench: ModuleType, bad: str) -> None:
+    months = [bench.month(bad, seed) for seed in range(MONTHS)]
+    assert bad == "none" or at_least(sum(month.bad_suspended for month in months), MONTHS, 0.95)
+    assert count_at_most(sum(month.honest_suspended for month in months), 0.05 * MONTHS)
+    assert mean_at_least([month.gain for month in months], 26)
+    assert mean_at_most([month.extra for month in months], 3)
+
+
+@pytest.mark.parametrize(("loss", "bar"), [(0, 0.96), (2, 0.90)])
+def test_a_new_kind_of_task_is_promoted_by_its_run_or_its_trial(bench: ModuleType, loss: float, bar: float) -> None:
+    promoted = sum(bench.new_kind("exact_match", loss, seed) for seed in range(CANDIDATES))
+    assert at_least(promoted, CANDIDATES, bar)
+
+
+def test_a_winner_that_ruins_an_old_drop_is_seldom_promoted(bench: ModuleType) -> None:
+    assert at_most(sum(bench.one_old_lost(seed)[0] for seed in range(CANDIDATES)), CANDIDATES, 0.2)
+
+
+@pytest.mark.xfail(reason="it ends 8 points down: a third loss of 3 passes the anchor in one of twelve tries")
+def test_new_kinds_of_tasks_do_not_walk_away_from_the_first_drop(bench: ModuleType) -> None:
+    assert mean_at_most([bench.walk(seed)[0] for seed in range(MONTHS)], 6)
+
+
+@pytest.mark.parametrize("words", ["exact match", "exact match, groups of five", "ROUGE-L"])
+def test_the_gain_that_a_card_states_is_promoted_in_eight_of_ten_cases(bench: ModuleType, words: str) -> None:
+    setup = bench.POWER_SETUPS[words]
+    promoted = [one for seed in range(CARDS) for one in bench.card(setup, seed, 60)]
+    assert at_least(sum(promoted), len(promoted), 0.75)
+    assert at_most(sum(promoted), len(promoted), 0.85)
+
+
+def test_each_guard_that_can_stop_has_a_row_and_buys_something(bench: ModuleType) -> None:
+    assert set(bench.CASES) == set(GuardConfig().stop)
+    honest = [bench.winner("", seed) for seed in range(CANDIDATES)]
+    assert at_least(sum(wins and not failed for wins, failed in honest), CANDIDATES, 0.9)
+    for guard in bench.CASES:
+        bad = [bench.winner(guard, seed) for seed in range(40)]
+        assert sum(wins and failed == {guard} for wins, failed in bad) >= 4, guard

@@ -1,0 +1,292 @@
+"""
+What `bench/gate.py` simulates: models of a known quality on held-out records, and the nights of a track.
+
+Exact match: .6 of the answers are right, and two equal models differ on 20 % of the records. ROUGE: a mean of .6, and
+paired differences with a standard deviation of .2. A gain makes a part of the answers right, a loss a part of them
+wrong; who is lucky is drawn anew for each training. Paraphrases share their difficulty, their gains and a part of their
+luck. A suite has 300 items, and two equal models differ on 14 % of them.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from scipy import special
+
+from pipeline.artifacts import Outcome
+from pipeline.config import GuardConfig
+from pipeline.gate import statistics
+from pipeline.gate.comparison import DEGENERATE, Comparison, Flags, Former, Suite
+from pipeline.gate.slices import Known
+from pipeline.gate.statistics import Floats
+from pipeline.gate.verdict import Decision, Rules, _blames, weigh
+
+EXACT, ROUGE = "exact_match", "rougeL"
+SUITE_ITEMS, TOKENS, RATE = 300, 10, 0.02
+#: Two numbers of a beta distribution each: the records' difficulty with either metric, and that of the suite's items.
+ABILITY = {EXACT: (0.43, 0.286), ROUGE: (3.0, 2.0)}
+SUITE_ABILITY = (0.2, 0.2)
+#: What a model of today makes of a kind of task that is new to it, and each model's own noise about a ROUGE score.
+NEW_KIND, NOISE = 0.15, 0.145
+#: How much paraphrases share their luck: tests record by record then err 3.7 and 5.2 % at 1 %, as measured.
+SHARED = {EXACT: 0.4, ROUGE: 0.25}
+#: What the product keeps: `daemon.dispatch.step_specs`, `daemon.queue.suspects` and `gate.trials_per_week`.
+FORMER, MOST_SUSPECTS, TRIALS_A_WEEK = 3, 7, 7
+#: The first number of a drop that comes in the night; those of the records' own drops are smaller.
+FIRST = 100
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The held-out records: so many of each drop, in groups; which drops the champion knows; new kinds of task."""
+
+    metric: str = EXACT
+    sizes: tuple[int, ...] = (100,) * 5
+    known: tuple[int, ...] = (0, 1, 2, 3)
+    new_kinds: tuple[int, ...] = ()
+    group: int = 1
+
+
+NEW_KIND_COMES = Setup(sizes=(150, 100), known=(0,), new_kinds=(1,))
+WALK = Setup(sizes=(200, *(100,) * 10), known=(0,), new_kinds=tuple(range(1, 11)))
+
+
+@dataclass(frozen=True)
+class Model:
+    """What one model did: its scores, its likelihood a record in nats, its bad answers, and the suite."""
+
+    scores: Floats
+    nll: Floats
+    bad: Mapping[str, Floats]
+    general: Floats
+
+
+@dataclass(frozen=True)
+class World:
+    """Records of a known difficulty, on which models of a known quality answer."""
+
+    setup: Setup
+    drops: np.ndarray
+    groups: np.ndarray
+    ability: Floats
+    difficulty: Floats
+    general: Floats
+    ids: tuple[str, ...]
+    random: np.random.Generator
+
+    @classmethod
+    def made(cls, setup: Setup, seed: int) -> "World":
+        """Return the world of a month."""
+        random = np.random.default_rng(seed)
+        drops = np.repeat(np.arange(len(setup.sizes)), setup.sizes)
+        groups = np.arange(drops.size) // setup.group
+        one, other = ABILITY[setup.metric]
+        ability = random.beta(one, other, groups.max() + 1)[groups]
+        ability[np.isin(drops, setup.new_kinds)] *= NEW_KIND * (one + other) / one
+        difficulty, general = random.gamma(4, 0.3, drops.size), random.beta(*SUITE_ABILITY, SUITE_ITEMS)
+        ids = tuple(f"{place:06}" for place in range(drops.size))
+        return cls(setup, drops, groups, ability, difficulty, general, ids, random)
+
+    def answers(self, points: float | Floats = 0.0, harm: Mapping[str, float] | None = None) -> Model:
+        """Return a model that is better by so many points, on each drop's records or on all, and otherwise harmed."""
+        gain = np.broadcast_to(np.asarray(points, dtype=np.float64), len(self.setup.sizes))[self.drops] / 100
+        one, other = ABILITY[self.setup.metric]
+        level = np.where(np.isin(self.drops, self.setup.new_kinds), NEW_KIND, one / (one + other))
+        lucky = self.random.random(self.groups.size)[self.groups] < np.abs(gain) / np.where(gain > 0, 1 - level, level)
+        shared, size = SHARED[self.setup.metric] if self.setup.group > 1 else 0.0, self.drops.size
+        luck = np.sqrt(1 - shared) * self.random.normal(0, 1, size)
+        if shared:
+            luck += np.sqrt(shared) * self.random.normal(0, 1, size)[self.groups]
+        if self.setup.metric == EXACT:
+            scores = (special.ndtr(luck) < self.ability).astype(np.float64)
+        else:
+            scores = np.clip(self.ability + NOISE * luck, 0.0, 1.0)
+        scores = np.where(lucky, gain > 0, scores).astype(np.float64)
+        harm = harm or {}
+        lost = self.random.random(SUITE_ITEMS) < harm.get("general", 0.0) / 100 / 0.5
+        return Model(
+            scores=scores,
+            nll=TOKENS * (self.difficulty + harm.get("nll", 0.0) + self.random.normal(0, 0.2, size)),
+            bad={
+                kind: (self.random.random(size) < RATE * harm.get(kind, 1.0)).astype(np.float64) for kind in DEGENERATE
+            },
+            general=((self.random.random(SUITE_ITEMS) < self.general) & ~lost).astype(np.float64),
+        )
+
+    def side_by_side(
+        self, candidate: Model, champion: Model, base: Floats, former: Sequence[Floats] = ()
+    ) -> Comparison:
+        """Return what the gate is given."""
+        metric, size = self.setup.metric, self.drops.size
+        return Comparison(
+            metric=metric,
+            ids=self.ids,
+            scores={metric: np.column_stack((candidate.scores, champion.scores))},
+            drops=self.drops,
+            pinned=np.zeros(size, dtype=np.bool_),
+            groups=self.groups,
+            nll=(np.column_stack((candidate.nll, champion.nll)), np.full((size, 2), float(TOKENS))),
+            degenerate={kind: np.column_stack((candidate.bad[kind], champion.bad[kind])) for kind in DEGENERATE},
+            suites=(Suite("general", np.column_stack((candidate.general, champion.general)), base),),
+            held_to_base=True,
+            former=tuple(Former(generation, scores) for generation, scores in enumerate(former)),
+        )
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a verdict means for the loop."""
+
+    outcome: Outcome
+    blames: bool
+    lost: frozenset[int]
+
+
+def decide(comparison: Comparison, known: Known, *, old: bool = False) -> Said:
+    """Ask the gate, or the rules of 2026-11-25."""
+    if old:
+        return _decide_as_before(comparison, known)
+    found = weigh(comparison, Rules(known=known))
+    return Said(found.outcome, _blames(found, known), _lost(found))
+
+
+def _lost(found: Decision) -> frozenset[int]:
+    return frozenset(row.drop for row in found.guards if row.state == "failed" and row.drop is not None)
+
+
+_OLD_RULES = GuardConfig(stop=("slice", "nll", "general_base"))
+_OLD_ITEMS = 120
+
+
+def _decide_as_before(comparison: Comparison, known: Known) -> Said:
+    """
+    Decide as the rules of 2026-11-25 did, where they differ enough to matter.
+
+    Records one by one; 120 general items; a general loss or bad answers fail beyond the margin or at p <= .05; each
+    failure speaks against every new drop. What bought nothing (other metrics, former champions) is left out.
+    """
+    suite = comparison.suites[0]
+    short = Suite(suite.name, suite.scores[:_OLD_ITEMS], None if suite.base is None else suite.base[:_OLD_ITEMS])
+    alone = replace(comparison, groups=np.arange(len(comparison.ids)), suites=(short,), former=())
+    found = weigh(alone, Rules(guards=_OLD_RULES, known=known))
+    outcome = found.outcome
+    if outcome == "promoted":
+        changes = [short.scores[:, 0] - short.scores[:, 1]]
+        changes += [pair[:, 1] - pair[:, 0] for pair in comparison.degenerate.values()]
+        shown = [statistics.one_sided_p(-change, yes_or_no=True) for change in changes]
+        shown[1:] = statistics.holm(shown[1:])
+        beyond = [-100 * change.mean() > margin + 1e-9 for change, margin in zip(changes, (5, 2, 2, 2), strict=True)]
+        if any(beyond) or min(shown) <= 0.05:
+            outcome = "guard_failed"
+    return Said(outcome, outcome in {"worse", "guard_failed"}, _lost(found))
+
+
+@dataclass
+class Loop:
+    """
+    One track, night by night: what is promoted, put on trial, suspended.
+
+    Under the new rules as `daemon.queue.suspects` does; under the old ones every drop is suspended whose first run is
+    bad. `effects`: what a drop does to each drop's records, in points.
+    """
+
+    world: World
+    effects: dict[int, Floats]
+    old: bool = False
+    harm: Mapping[str, float] | None = None
+    pending: list[int] = field(default_factory=list)
+    suspended: set[int] = field(default_factory=set)
+    trials: list[int] = field(default_factory=list)
+    """The nights of the trials."""
+    again: int = 0
+    """Runs that a search's end has made again."""
+    promotions: int = 0
+    _former: list[Floats] = field(default_factory=list)
+    _ran: list[tuple[set[int], frozenset[int]]] = field(default_factory=list)
+    _night: int = 0
+
+    def __post_init__(self) -> None:
+        """Begin with a champion."""
+        self.known = set(self.world.setup.known)
+        self._champion = self.world.answers()
+        self._base = self.world.answers().general
+
+    def night(self, *drops: int) -> None:
+        """Take in drops, run, and search if the run speaks against them."""
+        self._night += 1
+        self.pending += drops
+        self._run_all()
+
+    def truth(self) -> Floats:
+        """Return what the champion truly gained on each drop's records, in points."""
+        return self._truth(self.known)
+
+    def extra_runs(self) -> int:
+        """Return the trials and the runs that their end made again."""
+        return len(self.trials) + self.again
+
+    def _truth(self, drops: Iterable[int]) -> Floats:
+        none = np.zeros(len(self.world.setup.sizes))
+        return np.clip(sum((self.effects.get(drop, none) for drop in drops), none), -50.0, 80.0)
+
+    def _held_out(self, drops: set[int]) -> Flags:
+        """Return the records in a run: a drop's come with it."""
+        come = {drop for drop in range(len(self.world.setup.sizes)) if drop not in self.effects}
+        return np.asarray(np.isin(self.world.drops, list(come | drops)))
+
+    def _train(self, drops: set[int]) -> Said:
+        candidate = self.world.answers(self._truth(drops), self.harm)
+        former = self._former[-FORMER:]
+        comparison = self.world.side_by_side(candidate, self._champion, self._base, former)
+        known = Known(frozenset(self.known) or None)
+        said = decide(comparison.part(self._held_out(drops)), known, old=self.old)
+        if said.outcome == "promoted":
+            self.promotions += 1
+            self._former.append(self._champion.scores)
+            self._champion, self.known = candidate, drops
+            self.pending = [drop for drop in self.pending if drop not in drops]
+        return said
+
+    def _run_all(self) -> None:
+        new = set(self.pending)
+        said = self._train(self.known | new)
+        if not said.blames:
+            self._ran.append((self.known | new, frozenset()))
+        elif self.old:
+            self._suspend(*(drop for drop in new if not any(drop in drops for drops, _ in self._ran)))
+        else:
+            suspects = self._suspects(said.lost)
+            self._ran.append((self.known | new, said.lost))
+            if self._search(suspects) and self.pending:
+                self.again += 1
+                self._run_all()
+
+    def _suspects(self, lost: frozenset[int]) -> list[int]:
+        """Return the new drops as they are to be tried: first those that came when an old one began to lose."""
+        came: set[int] = set()
+        for drop in lost:
+            losing = 0
+            while losing < len(self._ran) and drop in self._ran[-1 - losing][1]:
+                losing += 1
+            if losing:
+                well = self._ran[-1 - losing][0] if losing < len(self._ran) else set()
+                came |= self._ran[-losing][0] - well
+        return sorted(self.pending, key=lambda drop: (drop not in came, -drop))[:MOST_SUSPECTS]
+
+    def _search(self, suspects: Sequence[int]) -> bool:
+        """Try each alone until one is blamed again; return whether anything has changed for the others."""
+        won = False
+        for drop in suspects:
+            if sum(night > self._night - 7 for night in self.trials) >= TRIALS_A_WEEK:
+                break
+            self.trials.append(self._night)
+            said = self._train({*self.known, drop})
+            if said.blames:
+                self._suspend(drop)
+                return True
+            won = won or said.outcome == "promoted"
+        return won
+
+    def _suspend(self, *drops: int) -> None:
+        self.suspended.update(drops)
+        self.pending = [drop for drop in self.pending if drop not in drops]
