@@ -4,7 +4,6 @@ What steps hand over: frozen values, each one JSON file, written last.
 Every path in here is relative to the state folder, so the folder can be moved or restored elsewhere.
 """
 
-from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from pydantic import ConfigDict, Field
@@ -47,10 +46,6 @@ class ModelRef(Frozen):
     generation: int
     drops: tuple[int, ...] | None = None
     """Drops that it was trained on; `None` for a base model, and where that is not known."""
-
-    def not_judged_by(self, counts: Mapping[int, int]) -> dict[int, int]:
-        """Return the counts of pinned drops that this model's own run did not have: it was not judged by these."""
-        return {drop: count for drop, count in sorted(counts.items()) if drop not in (self.drops or ())}
 
 
 class Shortfall(Frozen):
@@ -299,10 +294,7 @@ class GuardResult(Frozen):
     """One guard: what it measured, and whether it stands against promotion."""
 
     guard: str
-    """
-    slice, general, general_base, anchor, nll, empty, truncated, looping, floor, judge, metric, former, catastrophe,
-    latency or size.
-    """
+    """One of `pipeline.config.GuardName`."""
     label: str
     """Of what, in words for a person: `token F1`, `drop 3 (answers.jsonl)`."""
     unit: Literal["points", "nats", "times", "per cent", "records"]
@@ -322,7 +314,6 @@ class GuardResult(Frozen):
     state: Literal["passed", "failed", "shown"]
     """`shown`: too few records, or the settings say so; it cannot stand against promotion."""
     drop: int | None = None
-    """The drop that it is about, where the champion knows it."""
 
 
 class SliceResult(Frozen):
@@ -332,7 +323,6 @@ class SliceResult(Frozen):
     label: str
     records: int
     groups: int
-    """Of records that are paraphrases of each other; one alone is a group, too."""
     candidate: float
     champion: float
     gain: float
@@ -347,7 +337,6 @@ class DropLoss(Frozen):
     drop: int
     nats: float
     known: bool
-    """Whether the champion was trained on the drop."""
     stands_out: bool = False
     """Whether it is new, and above the known ones by more than these differ among each other."""
 
@@ -364,9 +353,8 @@ class Verdict(Artifact):
     metric: str
     records: int
     groups: int
-    """Of records that are paraphrases of each other, each one unit of the test; a record alone is a group, too."""
+    """Of paraphrases of each other, each one unit of the test; a record alone is a group, too."""
     candidate_score: float | None = None
-    """Mean over the groups, as the champion's."""
     champion_score: float | None = None
     gain: float | None = None
     interval: tuple[float, float] | None = None
@@ -376,12 +364,8 @@ class Verdict(Artifact):
     wins: int = 0
     losses: int = 0
     ties: int = 0
-    """All three in groups."""
     smallest_detectable_gain: float | None = None
-    """
-    Smallest true gain that this decision, its guards included, promotes in eight of ten cases; `None`: none, or the
-    verdict is another one than `not_shown_better`.
-    """
+    """What the whole decision promotes in eight of ten cases; only with `not_shown_better`, and `None` for no gain."""
     records_needed: int | None = None
     """Further groups with which the observed gain, if it is real, is promoted in about eight of ten cases."""
     guards: tuple[GuardResult, ...] = ()

@@ -95,7 +95,8 @@ def reference_warnings(totals: Totals, metric: str, drops: Sequence[Drop], champ
         f"{count:,} pinned {'reference was' if count == 1 else 'references were'} replaced by {names[drop]} (drop "
         f"{drop}), which gives other answers than an earlier pinned drop: if that is a mistake, dropforge drops "
         f"withdraw {drop} --reason TEXT"
-        for drop, count in champion.not_judged_by(totals.pins_changed).items()
+        for drop, count in sorted(totals.pins_changed.items())
+        if drop not in (champion.drops or ())
     ]
     if metric == "json_f1" and totals.first_not_json is not None:
         drop, number = totals.first_not_json

@@ -131,8 +131,8 @@ def verdict(
 ) -> Verdict:
     return Verdict.model_validate(
         {
-            "outcome": outcome, "reasons": (), "sentence": outcome, "metric": "exact_match", "records": 120,
-            "losses": wrong, "blames_new_drops": blames, "lost_drops": lost,
+            "outcome": outcome, "reasons": (), "sentence": outcome, "metric": "exact_match",
+            "records": 120, "groups": 120, "losses": wrong, "blames_new_drops": blames, "lost_drops": lost,
         }
     )  # fmt: skip
 
