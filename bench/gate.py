@@ -47,7 +47,7 @@ POWER_SETUPS = {
     "exact match": Setup(),
     "exact match, groups of five": IN_GROUPS,
     "ROUGE-L": Setup(metric=ROUGE),
-    "ROUGE-L, 1,000 records in groups of five": Setup(metric=ROUGE, sizes=(200,) * 5, group=5),
+    "ROUGE-L, 200 groups of five": Setup(metric=ROUGE, sizes=(200,) * 5, group=5),
 }
 RULES = Rules(known=Known(frozenset(Setup().known)))
 #: On each drop's records, in points: what a bad drop of a month does, and what one that hurts the first drop does.
@@ -96,10 +96,15 @@ def month(bad: str, seed: int, *, old: bool = False) -> Month:
     return Month(gain, len(honest), culprit in loop.suspended, float(loop.extra_runs()))
 
 
-def new_kind(metric: str, loss: float, seed: int, *, old: bool = False) -> bool:
-    """Return whether a drop of a new kind is promoted, +70 points on its own records, that costs the old drop some."""
+def new_kind(metric: str, loss: float, former: int, seed: int, *, old: bool = False) -> bool:
+    """
+    Return whether a drop of a new kind is promoted, +70 points on its own records, that costs the old drop some.
+
+    The anchor holds it against so many former champions, all as good on the old drop as today's.
+    """
     setup = Setup(metric, NEW_KIND_COMES.sizes, NEW_KIND_COMES.known, NEW_KIND_COMES.new_kinds)
     loop = Loop(World.made(setup, seed), {1: np.array((-loss, 70.0))}, old=old)
+    loop.former += [loop.world.answers().scores for _ in range(former)]
     loop.night(1)
     return loop.promotions > 0
 
@@ -288,9 +293,11 @@ def candidate_rows(counts: Counts) -> Iterator[Row]:
     yield Row("thirty nights of an honest +10: honest drops suspended in the end", old, new, most=0.05)
     for metric, words in ((EXACT, "exact match"), (ROUGE, "ROUGE-L")):
         for loss, least in ((0, 96), (2, 90)):
-            old, new = counts.both(partial(new_kind, metric, loss), counts.candidates)
+            old, new = counts.both(partial(new_kind, metric, loss, 0), counts.candidates)
             bar = least if metric == EXACT else -np.inf
             yield Row(f"a new kind comes, an old drop of 150 truly -{loss}: promoted, {words}", old, new, least=bar)
+    old, new = counts.both(partial(new_kind, EXACT, 0, 3), counts.candidates)
+    yield Row("  truly -0, and three former champions to be held against: promoted", old, new)
     old, new = counts.both(one_old_lost, counts.candidates)
     yield Row("a winner (+10) that truly lost 10 on one old drop: promoted at once", old[:, 0], new[:, 0], most=20)
     yield Row("  the same, with the search's trial", old[:, 1], new[:, 1])

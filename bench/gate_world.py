@@ -198,10 +198,11 @@ class Loop:
     suspended: set[int] = field(default_factory=set)
     trials: list[int] = field(default_factory=list)
     """The nights of the trials."""
+    former: list[Floats] = field(default_factory=list)
+    """The scores of former champions, the oldest first."""
     again: int = 0
     """Runs that a search's end has made again."""
     promotions: int = 0
-    _former: list[Floats] = field(default_factory=list)
     _ran: list[tuple[set[int], frozenset[int]]] = field(default_factory=list)
     _night: int = 0
 
@@ -236,13 +237,13 @@ class Loop:
 
     def _train(self, drops: set[int]) -> Said:
         candidate = self.world.answers(self._truth(drops), self.harm)
-        former = self._former[-FORMER:]
+        former = self.former[-FORMER:]
         comparison = self.world.side_by_side(candidate, self._champion, self._base, former)
         known = Known(frozenset(self.known) or None)
         said = decide(comparison.part(self._held_out(drops)), known, old=self.old)
         if said.outcome == "promoted":
             self.promotions += 1
-            self._former.append(self._champion.scores)
+            self.former.append(self._champion.scores)
             self._champion, self.known = candidate, drops
             self.pending = [drop for drop in self.pending if drop not in drops]
         return said
