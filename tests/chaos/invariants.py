@@ -211,7 +211,8 @@ def _told(rows: _Rows) -> Iterator[str]:
 
 def _awaiting(state: Path, rows: _Rows, track: dict[str, Any]) -> Iterator[str]:
     """A win waits with a model that is there, compared with the champion that serves, and was not promoted."""
-    promoted = {row["run_id"] for row in rows.promotions if row["state"] == "done"}
+    # A run that was forced and then retried may win by itself.
+    promoted = {row["run_id"] for row in rows.promotions if (row["state"], row["kind"]) == ("done", "promotion")}
     for run in rows.runs:
         if run["track"] != track["name"] or run["outcome"] != "awaiting_approval":
             continue

@@ -571,7 +571,7 @@ def test_whatever_happens_the_daemon_does_what_the_model_says(
         record_property("table", f"model check: seed {chosen}, {examples} histories of up to {steps} steps; {told}")
     assert met, "no trouble came"
     wanted = {"accepted", "duplicate", "rejected", "succeeded", "champion", "blocked"}
-    assert wanted | {"stopped run", "trial", "suspended"} <= came.keys(), "the histories are too tame"
+    assert wanted | {"stopped run", "trial", "suspicion suspended"} <= came.keys(), "the histories are too tame"
 
 
 def _counted(words: str, counts: dict[str, int]) -> str:
