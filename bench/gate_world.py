@@ -252,7 +252,7 @@ class Loop:
         new = set(self.pending)
         said = self._train(self.known | new)
         if not said.blames:
-            self._ran.append((self.known | new, frozenset()))
+            self._ran.append((self.known | new, said.lost))
         elif self.old:
             self._suspend(*(drop for drop in new if not any(drop in drops for drops, _ in self._ran)))
         else:

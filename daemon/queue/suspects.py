@@ -30,8 +30,8 @@ MOST = 7
 #: Outcomes that say how the old drops did.
 _COMPARED = tuple(outcome for outcome in JUDGED if outcome != "contaminated")
 _WEEK_MS = 7 * 86_400_000
-#: The event of a verdict that speaks against new drops; it holds the old drops that lost.
-_BLAMED = "drops_blamed"
+#: The event of a verdict that found old drops to have lost, whether or not that spoke against new ones.
+_LOST = "drops_lost"
 
 
 class _End(NamedTuple):
@@ -50,10 +50,10 @@ def follow_verdict(session: Session, settings: Settings, run: Run, verdict: Verd
     """
     known = _known(session, run.track) & _ids(run)
     if run.trigger != TRIAL:
-        if verdict.blames_new_drops:
-            record_event(session, _BLAMED, now, track=run.track, run_id=run.id, lost=list(verdict.lost_drops))
-            if known and _budget(settings, run.track):
-                _open_search(session, run, known, verdict, now)
+        if verdict.lost_drops:
+            record_event(session, _LOST, now, track=run.track, run_id=run.id, lost=list(verdict.lost_drops))
+        if verdict.blames_new_drops and known and _budget(settings, run.track):
+            _open_search(session, run, known, verdict, now)
         return
     tried = session.exec(_open().where(Suspect.trial_run == run.id)).first()
     if tried is None:
@@ -127,8 +127,8 @@ def _open_search(session: Session, run: Run, known: set[int], verdict: Verdict, 
 
 def _came_when_lost(session: Session, run: Run, lost: Iterable[int]) -> set[int]:
     """Return the drops that came in when an old one began to lose that has lost in several runs in a row."""
-    blamed = select(Event.run_id, Event.detail).where(Event.kind == _BLAMED, Event.track == run.track)
-    lost_in = {run_id: detail.get("lost", ()) for run_id, detail in session.exec(blamed).all()}
+    found = select(Event.run_id, Event.detail).where(Event.kind == _LOST, Event.track == run.track)
+    lost_in = {run_id: detail.get("lost", ()) for run_id, detail in session.exec(found).all()}
     ended = select(Run.id).join(Event, col(Event.run_id) == Run.id).where(Event.kind == "run_succeeded")
     ended = ended.where(Run.track == run.track, Run.trigger != TRIAL, Run.id != run.id, col(Run.outcome).in_(_COMPARED))
     before = session.exec(ended.order_by(col(Event.id).desc())).all()

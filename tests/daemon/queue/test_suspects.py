@@ -219,6 +219,13 @@ def test_where_one_old_drop_loses_again_and_again_those_go_first_that_came_when_
     assert box.order() == [4, 3, 6, 5, 2]
 
 
+def test_an_old_drop_that_lost_begins_the_line_also_where_that_spoke_against_none(box: Box) -> None:
+    for said in (QUIET, verdict("not_shown_better", lost=(1,))):
+        blamed(box, 1, said)
+    blamed(box, 1, verdict("guard_failed", blames=True, lost=(1,)))
+    assert box.order() == [3, 4, 2]
+
+
 def test_a_loss_that_is_new_or_was_over_in_between_leaves_the_newest_first(box: Box) -> None:
     box.settings = Settings.model_validate({"on_worse": "keep", "run_after_quiet_seconds": 0})
     for said in (verdict("guard_failed", blames=True, lost=(1,)), QUIET):
