@@ -136,8 +136,9 @@ def _after_no_proof(verdict: Verdict, dataset: Dataset, run: int) -> list[NextSt
     if verdict.records_needed and verdict.records_needed > _MANY_TIMES * verdict.groups:
         steps += _far_away(verdict, run)
     elif verdict.records_needed:
-        records = count(verdict.records_needed, "more held-out record")
-        rows = _rows_for(verdict.records_needed, dataset)
+        missing = _records_for(verdict)
+        records = count(missing, "more held-out record")
+        rows = _rows_for(missing, dataset)
         given = f", which about {rows:,} rows like these give" if rows else ""
         words = f"Drop more data: about {records} would show this gain if it is real{given}."
         steps.append(NextStep(words=words))
@@ -170,6 +171,11 @@ def _far_away(verdict: Verdict, run: int) -> list[NextStep]:
     ]
 
 
+def _records_for(verdict: Verdict) -> int:
+    """Return how many records bring the groups that are needed, if they repeat each other as these do."""
+    return math.ceil((verdict.records_needed or 0) * max(1, verdict.records) / max(1, verdict.groups))
+
+
 def _rows_for(records: int, dataset: Dataset) -> int:
     """Return about how many rows bring so many held-out records, to two digits; 0 where drops bring none."""
     rows = dataset.train_rows + dataset.dev_rows + dataset.heldout_rows
@@ -194,5 +200,5 @@ def _after_too_little(verdict: Verdict, dataset: Dataset) -> list[NextStep]:
     if short is not None:
         return [NextStep(words=f"Drop about {count(short.needed_rows, 'more row')} of the same kind.")]
     if verdict.records_needed:
-        return [NextStep(words=f"Drop more rows: {count(verdict.records_needed, 'more held-out record')} are needed.")]
+        return [NextStep(words=f"Drop more rows: {count(_records_for(verdict), 'more held-out record')} are needed.")]
     return [NextStep(words="Drop more rows of the same kind.")]
