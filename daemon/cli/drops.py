@@ -101,14 +101,12 @@ def accept(
     """
     from daemon.champions.approval import who  # noqa: PLC0415 - a quick start
     from daemon.queue.drops import accept as let_count  # noqa: PLC0415
-    from daemon.queue.yardstick import begin_on_records  # noqa: PLC0415
     from daemon.state.events import Word  # noqa: PLC0415
     from daemon.system.clock import now_ms  # noqa: PLC0415
 
     engine, settings = open_writer(context), load_settings(context)
-    row = let_count(engine, drop, Word(reason or "", now_ms(), who()))
+    row = let_count(engine, drop, Word(reason or "", now_ms(), who()), settings)
     print_line(f"drop {drop} ({row.name}) is accepted: {use_of_pinned(settings, row.track)}")
-    begin_on_records(engine, settings, row.track, now_ms())
     _print_queued(context, settings, row.track)
 
 
@@ -155,14 +153,12 @@ def restore(context: typer.Context, *, drop: DropArgument, reason: ReasonOption)
     """
     from daemon.champions.approval import who  # noqa: PLC0415 - a quick start
     from daemon.queue.drops import restore as put_back  # noqa: PLC0415
-    from daemon.queue.yardstick import begin_on_records  # noqa: PLC0415
     from daemon.state.events import Word  # noqa: PLC0415
     from daemon.system.clock import now_ms  # noqa: PLC0415
 
     engine, settings = open_writer(context), load_settings(context)
     row = put_back(engine, drop, Word(reason, now_ms(), who()), settings)
     print_line(f"drop {drop} ({row.name}) is accepted again: the next run of track {row.track} uses it")
-    begin_on_records(engine, settings, row.track, now_ms())
     _print_queued(context, settings, row.track)
 
 

@@ -11,6 +11,7 @@ from sqlmodel import Session, select
 
 from daemon.queue import cancelling, run_queue, suspects
 from daemon.queue.snapshots import waiting_drops
+from daemon.queue.yardstick import records_came
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
 from daemon.state.events import Word, record_event
@@ -33,8 +34,12 @@ class Withdrawal(NamedTuple):
     """The run that trains on what else was new in them."""
 
 
-def accept(engine: Engine, drop_id: int, word: Word) -> Drop:
-    """Let a proposed drop count from the next snapshot on, by this person's word. Raises `WrongDrop`."""
+def accept(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Drop:
+    """
+    Let a proposed drop count from the next snapshot on, by this person's word. Raises `WrongDrop`.
+
+    Pinned records for want of which the last run ended start one.
+    """
     with transaction(engine) as session:
         drop = _known(session, drop_id)
         if drop.state != DropState.PROPOSED:
@@ -43,6 +48,9 @@ def accept(engine: Engine, drop_id: int, word: Word) -> Drop:
         _refuse_twin(session, drop)
         _set(session, drop, DropState.ACCEPTED, None)
         _record(session, "drop_accepted", drop, word)
+        session.flush()
+        if records_came(session, settings, drop.track):
+            _enqueue(session, settings, drop.track, word.at)
         return drop
 
 
@@ -87,7 +95,8 @@ def restore(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Dro
         if trial is not None:
             cancelling.call_off(session, trial, word.at, f"drop {drop.id} ({drop.name}) was restored")
         _record(session, "drop_restored", drop, word)
-        if drop.role == "train":
+        session.flush()
+        if drop.role == "train" or records_came(session, settings, drop.track):
             _enqueue(session, settings, drop.track, word.at)
         return drop
 

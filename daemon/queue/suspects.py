@@ -46,19 +46,23 @@ def follow_verdict(session: Session, settings: Settings, run: Run, verdict: Verd
     Do what a verdict means for the drops that the champion does not know, in the transaction that ends the run.
 
     A trial's verdict suspends or clears the drop that it tried; any other run's verdict may open a search. A trial
-    opens none.
+    opens none. A candidate that lacks a drop of the champion's, as one was withdrawn, may be worse for that, so it
+    speaks against none; a trial beside another champion than it was made for is made again.
     """
-    known = _known(session, run.track) & _ids(run)
+    known, own = _known(session, run.track), _train_ids(session, run)
+    lacks = known - own
     if run.trigger != TRIAL:
         if verdict.lost_drops:
             record_event(session, _LOST, now, track=run.track, run_id=run.id, lost=list(verdict.lost_drops))
-        if verdict.blames_new_drops and known and _budget(settings, run.track):
+        if verdict.blames_new_drops and known and not lacks and _budget(settings, run.track):
             _open_search(session, run, known, verdict, now)
         return
     tried = session.exec(_open().where(Suspect.trial_run == run.id)).first()
     if tried is None:
         return
-    if verdict.blames_new_drops and known and tried.drop_id not in known:
+    if verdict.outcome != "promoted" and (own - known != {tried.drop_id} or lacks & _accepted(session, lacks)):
+        _try_again(session, tried)
+    elif verdict.blames_new_drops and known and not lacks and _budget(settings, run.track):
         _suspend(session, settings, tried, verdict, now)
     else:
         why = f"run {run.id} tried it alone and does not speak against it"
@@ -101,24 +105,30 @@ def try_again_without(session: Session, drop: Drop) -> None:
     """Let the drop that a trial tries be tried anew, since `drop`, which the trial was made with too, was withdrawn."""
     for suspect in session.exec(_open().where(Suspect.track == drop.track, col(Suspect.trial_run).is_not(None))).all():
         if suspect.drop_id != drop.id and drop.id in _ids(session.get_one(Run, suspect.trial_run)):
-            suspect.trial_run = None
-            session.add(suspect)
+            _try_again(session, suspect)
 
 
 # --- a search: opened, gone on with, ended
+
+
+def _try_again(session: Session, suspect: Suspect) -> None:
+    suspect.trial_run = None
+    session.add(suspect)
 
 
 def _open_search(session: Session, run: Run, known: set[int], verdict: Verdict, now: int) -> None:
     """
     Put the new drops of a run on trial, `MOST` of them at most, in the order in which they are to be tried.
 
-    First those that came when an old drop began to lose, then those whose answers the champion finds unlikely, then the
-    newest.
+    First those that came when an old drop began to lose, then those that were never tried, then those whose answers the
+    champion finds unlikely, then the newest.
     """
     first = _came_when_lost(session, run, verdict.lost_drops)
-    odd = {one.drop for one in verdict.champion_losses if one.stands_out}
+    cleared = select(Suspect.drop_id).where(Suspect.track == run.track, col(Suspect.trial_run).is_not(None))
+    tried = set(session.exec(cleared).all())
+    unlikely = {one.drop for one in verdict.champion_losses if one.stands_out}
     new = _accepted(session, _ids(run) - known)
-    pending = sorted(new, key=lambda drop: (drop not in first, drop not in odd, -drop))
+    pending = sorted(new, key=lambda drop: (drop not in first, drop in tried, drop not in unlikely, -drop))
     for drop in pending[:MOST]:
         session.add(Suspect(track=run.track, drop_id=drop, blamed_run=run.id or 0, opened_at=now))
         session.flush()
@@ -149,6 +159,10 @@ def _go_on(session: Session, settings: Settings, track: str, now: int) -> None:
     if last is not None:
         trial = session.get_one(Run, last.trial_run)
         if trial.state not in FINAL:
+            if trial.config is None:
+                # It has not begun, and another champion may have come since it was queued.
+                trial.snapshot = _trial_snapshot(session, last, _known(session, track))
+                session.add(trial)
             return
         why = f"run {trial.id} tried it alone and ended without a verdict"
         _end(session, settings, last, _End(SuspectEnd.CLEARED, why), now)
@@ -168,13 +182,9 @@ def _go_on(session: Session, settings: Settings, track: str, now: int) -> None:
 
 
 def _queue_trial(session: Session, suspect: Suspect, known: set[int], now: int) -> None:
-    """Queue the run that tries a drop alone beside the champion's; its snapshot stands from now on."""
-    drops = select(Drop).where(Drop.track == suspect.track, Drop.state == DropState.ACCEPTED)
-    wanted = (col(Drop.role) == "heldout") | col(Drop.id).in_({*_accepted(session, known), suspect.drop_id})
-    snapshot = as_snapshot(session.exec(drops.where(wanted).order_by(col(Drop.id))).all())
-    run = Run(
-        track=suspect.track, trigger=TRIAL, state=RunState.WAITING, created_at=now, not_before=now, snapshot=snapshot
-    )
+    """Queue the run that tries a drop alone beside the champion's; its snapshot stands once it begins."""
+    run = Run(track=suspect.track, trigger=TRIAL, state=RunState.WAITING, created_at=now, not_before=now)
+    run.snapshot = _trial_snapshot(session, suspect, known)
     session.add(run)
     session.flush()
     suspect.trial_run = run.id
@@ -184,10 +194,16 @@ def _queue_trial(session: Session, suspect: Suspect, known: set[int], now: int) 
     record_event(session, "trial_queued", now, track=run.track, run_id=run.id, **about)
 
 
+def _trial_snapshot(session: Session, suspect: Suspect, known: set[int]) -> list[dict[str, object]]:
+    drops = select(Drop).where(Drop.track == suspect.track, Drop.state == DropState.ACCEPTED)
+    wanted = (col(Drop.role) == "heldout") | col(Drop.id).in_({*_accepted(session, known), suspect.drop_id})
+    return as_snapshot(session.exec(drops.where(wanted).order_by(col(Drop.id))).all())
+
+
 def _suspend(session: Session, settings: Settings, suspect: Suspect, verdict: Verdict, now: int) -> None:
     """Suspend the drop that a trial has found, clear all others of its search, and let what is left run again."""
     drop = session.get_one(Drop, suspect.drop_id)
-    wrong = f" and made {count(verdict.losses, 'record')} wrong" if verdict.losses else ""
+    wrong = f" and did worse on {verdict.losses:,} of {count(verdict.groups, 'record')}" if verdict.losses else ""
     drop.reason = (
         f"run {suspect.blamed_run} was worse with it, and so was run {suspect.trial_run}, which tried it alone{wrong}: "
         f"dropforge report {suspect.trial_run}"
@@ -219,13 +235,13 @@ def _end(session: Session, settings: Settings, suspect: Suspect, end: _End, now:
 
 def _changes_what_is_run(session: Session, suspect: Suspect) -> bool:
     won = suspect.trial_run is not None and promotion_of(session, suspect.trial_run) is not None
-    return won or suspect.ended == SuspectEnd.SUSPENDED
+    return won or suspect.ended in {SuspectEnd.SUSPENDED, SuspectEnd.ENDED}
 
 
 def _run_again(session: Session, settings: Settings, suspect: Suspect, now: int) -> None:
-    """Let what else was new in the blamed run wait for a run again, and start one as a new drop would."""
-    new = _ids(session.get_one(Run, suspect.blamed_run)) - _known(session, suspect.track)
-    ids = _accepted(session, new)
+    """Let what the champion does not know wait for a run again, and start one as a new drop would."""
+    all_drops = session.exec(select(Drop.id).where(Drop.track == suspect.track)).all()
+    ids = _accepted(session, {drop for drop in all_drops if drop} - _known(session, suspect.track))
     session.exec(update(Drop).where(col(Drop.id).in_(ids)).values(first_run=None))
     if ids and suspect.track in settings.track_names:
         track = settings.track(suspect.track)
@@ -272,7 +288,14 @@ def _budget(settings: Settings, track: str) -> int:
 def _trials(session: Session, track: str, now: int) -> int:
     """Return how many trials of a track have begun in the last seven days."""
     begun = select(func.count()).select_from(Run).where(Run.track == track, Run.trigger == TRIAL)
-    return session.exec(begun.where(col(Run.started_at) > now - _WEEK_MS)).one()
+    # What began in the future was told so by a clock that was set back since.
+    return session.exec(begun.where(col(Run.started_at) > now - _WEEK_MS, col(Run.started_at) <= now)).one()
+
+
+def _train_ids(session: Session, run: Run) -> set[int]:
+    """Return the drops for training in a run."""
+    asked = select(Drop.id).where(col(Drop.id).in_(_ids(run)), Drop.role == "train")
+    return {number for number in session.exec(asked).all() if number}
 
 
 def _ids(run: Run) -> set[int]:

@@ -9,13 +9,11 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
-from sqlalchemy import Engine, func
+from sqlalchemy import func
 from sqlmodel import Session, col, select
 
-from daemon.queue import run_queue
 from daemon.queue.snapshots import JUDGED
 from daemon.settings.model import Settings
-from daemon.state.database import transaction
 from daemon.state.events import record_event
 from daemon.state.run_files import ArtifactDamaged, load_dataset, load_verdict
 from daemon.state.states import DropState
@@ -59,15 +57,9 @@ def records_came(session: Session, settings: Settings, track: str) -> bool:
         return False
     waiting = select(Drop.id).where(Drop.track == track, Drop.role == "heldout", Drop.state == DropState.ACCEPTED)
     new = session.exec(waiting.where(col(Drop.first_run).is_(None)).limit(1)).first()
-    last = session.exec(select(Run.outcome).where(Run.track == track).order_by(col(Run.id).desc()).limit(1)).first()
+    ended = select(Run.outcome).where(Run.track == track, col(Run.outcome).is_not(None))
+    last = session.exec(ended.order_by(col(Run.id).desc()).limit(1)).first()
     return new is not None and last == "insufficient_evidence"
-
-
-def begin_on_records(engine: Engine, settings: Settings, track: str, now: int) -> None:
-    """Queue a track's run if `records_came` by a person's word, as a new drop would."""
-    with transaction(engine) as session:
-        if records_came(session, settings, track) and settings.track(track).trigger in {"drop", "both"}:
-            run_queue.enqueue_when_quiet(session, track, settings.track(track), now)
 
 
 def accepted_rows(session: Session, track: str) -> tuple[str | None, dict[str, int]]:

@@ -213,7 +213,7 @@ def _floors(comparison: Comparison, config: GuardConfig) -> Iterator[GuardResult
         pair = comparison.pairs(metric=name)
         score = float(pair[:, 0].mean()) * POINTS if len(pair) else None
         below = score is None or _exceeds(floor, score)
-        few = 0 < len(pair) < min(LEAST_TESTED, len(comparison.ids))
+        few = 0 < len(pair) < min(LEAST_TESTED, len(comparison.pairs()))
         label = f"{METRICS[name].title}, at least {floor:g}"
         yield GuardResult(
             guard="floor",

@@ -17,7 +17,7 @@ from pipeline.gate.statistics import Floats
 
 #: How often a gain that is called the smallest is promoted.
 POWER = 0.8
-DRAWS = 300
+DRAWS = 200
 #: Steps of a search between no gain and the largest one: a hundredth of the way.
 _STEPS = 7
 #: No advice asks for more held-out records than this.
@@ -28,7 +28,7 @@ def smallest_gain(comparison: Comparison, promotes: Callable[[Comparison], bool]
     """
     Return the smallest true gain, as a fraction, that `promotes` lets pass in eight of ten draws; `None` if none.
 
-    Its standard error is about 2 points of power (300 draws).
+    Its standard error is about 3 points of power.
     """
     random = np.random.default_rng(seed)
     drawn = [_draw(comparison, random) for _ in range(DRAWS)]

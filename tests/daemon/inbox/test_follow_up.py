@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from sqlmodel import col, select
 
-from daemon.queue.yardstick import begin_on_records
+from daemon.queue.drops import accept
 from daemon.state import database
+from daemon.state.events import Word
 from daemon.state.states import RunState
 from daemon.state.tables import Drop, Run
 from tests.daemon.inbox.test_intake import NOW, Box
@@ -103,23 +104,16 @@ def test_pinned_records_start_a_run_where_the_last_one_lacked_some(
     assert (taken.run is not None, len(box.rows(Run))) == (begins, 2 if begins else 1)
     if begins:
         assert box.read("done/exam.jsonl.receipt.json")["sentence"].endswith("they are in run 2")
-        assert box.drop("more.jsonl", rows(20, 2000), "heldout").run is None, "it is in the one that is queued"
+        assert box.drop("more.jsonl", rows(20, 2000), "heldout").run == 2, "it is in the one that is queued"
 
 
-def test_records_that_a_person_lets_count_start_a_run_once(tmp_path: Path) -> None:
+def test_records_that_a_person_lets_count_start_a_run(tmp_path: Path) -> None:
     box = Box(tmp_path, **PINNED)
     box.drop("a.jsonl", rows(3))
     end(box, "insufficient_evidence")
-    begin_on_records(box.engine, box.settings, "default", NOW)
-    assert len(box.rows(Run)) == 1, "there are none"
     path = box.put("exam.jsonl", rows(200, 900), "heldout")
     path.chmod(0o666)
     assert box.take(path).kind == "proposed"
-    begin_on_records(box.engine, box.settings, "default", NOW)
     assert len(box.rows(Run)) == 1, "nobody has said that they count"
-    with database.transaction(box.engine) as session:
-        session.get_one(Drop, 2).state = "accepted"
-    for _ in range(2):
-        begin_on_records(box.engine, box.settings, "default", NOW)
-        assert [run.state for run in box.rows(Run)] == ["succeeded", "queued"]
-    begin_on_records(box.engine, box.settings, "gone", NOW)
+    accept(box.engine, 2, Word("I looked at them", NOW), box.settings)
+    assert [run.state for run in box.rows(Run)] == ["succeeded", "queued"]

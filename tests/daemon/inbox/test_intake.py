@@ -345,7 +345,7 @@ def test_what_somebody_proposed_does_not_stand_in_the_way_of_the_owners_own_copy
     box.restart()
     assert box.drop("mine.jsonl", GOOD, "heldout").kind == "accepted"
     with pytest.raises(DropforgeError, match="accepted already, as drop 2"):
-        drops.accept(box.engine, 1, Word("", NOW))
+        drops.accept(box.engine, 1, Word("", NOW), box.settings)
     assert box.drop("again.jsonl", GOOD, "heldout").kind == "duplicate"
 
 

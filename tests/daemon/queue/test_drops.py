@@ -75,7 +75,7 @@ def test_a_proposed_drop_is_accepted_by_a_persons_word_and_starts_no_run(engine:
     number = add(engine, DropState.PROPOSED, "heldout")
     with pytest.raises(DropforgeError, match="is proposed, not withdrawn, suspended or on trial"):
         drops.restore(engine, number, Word("x", NOW), SETTINGS)
-    drop = drops.accept(engine, number, Word("I looked at it", NOW, "ada"))
+    drop = drops.accept(engine, number, Word("I looked at it", NOW, "ada"), SETTINGS)
     assert (drop.state, drop.reason) == ("accepted", None)
     assert events(engine) == [("drop_accepted", number, "I looked at it")]
     with database.transaction(engine) as session:
@@ -87,7 +87,7 @@ def test_a_proposed_drop_is_accepted_by_a_persons_word_and_starts_no_run(engine:
 def test_what_does_not_wait_for_a_word_cannot_be_accepted(engine: Engine, state: DropState) -> None:
     number = add(engine, state, "heldout")
     with pytest.raises(DropforgeError, match=f"drop {number} is {state}, not proposed"):
-        drops.accept(engine, number, Word("", NOW))
+        drops.accept(engine, number, Word("", NOW), SETTINGS)
     assert events(engine) == []
 
 

@@ -87,6 +87,19 @@ class Box:
             track.champion_generation, track.champion_model_id = generation, f"m{run.id}"
             session.add(track)
 
+    def roll_back(self, model: str) -> None:
+        """Let an earlier champion serve again."""
+        with transaction(self.engine) as session:
+            track = session.get_one(Track, "default")
+            generation = (track.champion_generation or 0) + 1
+            rolled = Promotion(
+                track="default", kind="rollback", state=PromotionState.DONE, generation=generation, model_id=model,
+                model_path="m", reason="it disappointed", created_at=self.now,
+            )  # fmt: skip
+            session.add(rolled)
+            track.champion_generation, track.champion_model_id = generation, model
+            session.add(track)
+
     def go_on(self) -> None:
         suspects.go_on(self.engine, self.settings, self.tick())
 
@@ -200,6 +213,106 @@ def test_pinned_drops_are_not_all_that_a_champion_knows(box: Box) -> None:
             session.get_one(Drop, number).state = DropState.WITHDRAWN
     blamed(box, 1)
     assert box.order() == []
+
+
+def test_a_drop_that_was_tried_goes_after_those_that_never_were(box: Box) -> None:
+    blamed(box, 8)
+    assert box.order() == [9, 8, 7, 6, 5, 4, 3], "seven at most"
+    while (trial := box.trial()) is not None:
+        box.end(trial, QUIET)
+    box.now += 8 * DAY
+    blamed(box, 1)
+    assert box.order() == [10, 2, 9, 8, 7, 6, 5]
+
+
+# --- another champion than the trial was made for
+
+
+def test_a_trial_that_has_not_begun_is_made_beside_the_champion_that_came(box: Box) -> None:
+    blamed(box, 1)
+    box.drop()
+    box.go_on()
+    ordinary = box.claim()
+    box.end(ordinary, WINS)
+    trial = box.trial()
+    assert trial is not None
+    assert in_snapshot(trial) == [1, 2, 3]
+
+
+def test_a_trial_that_lacks_a_drop_of_the_champions_is_made_again(box: Box) -> None:
+    blamed(box, 1)
+    trial = box.trial()
+    assert trial is not None
+    box.drop()
+    forced = Run(id=2, track="default", trigger="drop", created_at=0, not_before=0, snapshot=[{"id": 1}, {"id": 3}])
+    box.serve(forced)
+    box.end(trial, WORSE)
+    assert box.states() == {1: "accepted", 2: "on trial", 3: "accepted"}
+    box.end(box.claim(), QUIET)
+    again = box.trial()
+    assert again is not None
+    assert in_snapshot(again) == [1, 2, 3]
+    box.end(again, WORSE)
+    assert box.states()[2] == "suspended"
+
+
+def test_after_a_rollback_a_trial_that_had_two_new_drops_is_made_again(box: Box) -> None:
+    blamed(box, 1)
+    first = box.trial()
+    assert first is not None
+    box.end(first, WINS)
+    blamed(box, 1)
+    trial = box.trial()
+    assert trial is not None
+    box.roll_back("m1")
+    box.end(trial, WORSE)
+    assert box.states() == {1: "accepted", 2: "accepted", 3: "on trial"}
+
+
+def test_where_a_drop_of_the_champions_was_withdrawn_nothing_speaks_against_another(box: Box) -> None:
+    blamed(box, 1)
+    first = box.trial()
+    assert first is not None
+    box.end(first, WINS)
+    drops.withdraw(box.engine, 1, Word("wrong customer", box.tick()), box.settings)
+    blamed(box, 1)
+    assert box.states() == {1: "withdrawn", 2: "accepted", 3: "accepted"}
+
+
+def test_a_trial_without_a_withdrawn_drop_of_the_champions_clears_its_drop(box: Box) -> None:
+    blamed(box, 2)
+    first = box.trial()
+    assert first is not None
+    box.end(first, WINS)
+    box.go_on()
+    drops.withdraw(box.engine, 1, Word("wrong customer", box.tick()), box.settings)
+    trial = box.trial()
+    assert trial is not None
+    assert in_snapshot(trial) == [2, 3]
+    box.end(trial, WORSE)
+    assert box.states() == {1: "withdrawn", 2: "accepted", 3: "accepted"}
+
+
+def test_what_was_cleared_beside_a_withdrawn_drop_runs_again(box: Box) -> None:
+    blamed(box, 3)
+    drops.withdraw(box.engine, 4, Word("wrong customer", box.tick()), box.settings)
+    while box.order():
+        trial = box.trial()
+        assert trial is not None
+        box.end(trial, QUIET)
+    assert box.queued(), "together they were never run"
+
+
+def test_a_trial_of_a_clock_that_was_ahead_does_not_use_up_the_week(box: Box) -> None:
+    box.settings = Settings.model_validate({"gate": {"trials_per_week": 1}})
+    blamed(box, 1)
+    box.now += 400 * DAY
+    trial = box.trial()
+    assert trial is not None
+    box.end(trial, QUIET)
+    box.now -= 400 * DAY
+    blamed(box, 1)
+    assert box.trial() is not None
 
 
 @pytest.mark.parametrize("changed", [{"on_worse": "keep"}, {"gate": {"trials_per_week": 0}}])
@@ -323,7 +436,8 @@ def test_a_drop_that_is_blamed_twice_is_suspended_and_all_others_are_cleared_and
     with transaction(box.engine) as session:
         reason = session.get_one(Drop, 4).reason
     assert reason == (
-        "run 2 was worse with it, and so was run 3, which tried it alone and made 23 records wrong: dropforge report 3"
+        "run 2 was worse with it, and so was run 3, which tried it alone and did worse on 23 of 120 records: "
+        "dropforge report 3"
     )
     assert box.queued() == [4]
     assert in_snapshot(box.claim()) == [1, 2, 3]

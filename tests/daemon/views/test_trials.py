@@ -86,7 +86,8 @@ def test_a_suspended_drop_says_by_which_runs_and_how_to_look(searched: Any, drop
     end_worse(searched, searched.claim())
     lines = words(dropforge("drops"))
     why = (
-        "run 2 was worse with it, and so was run 3, which tried it alone and made 23 records wrong: dropforge report 3"
+        "run 2 was worse with it, and so was run 3, which tried it alone and did worse on 23 of 120 records: "
+        "dropforge report 3"
     )
     assert "suspended" in lines[1]
     assert lines[1].endswith(why)

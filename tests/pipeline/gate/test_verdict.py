@@ -437,7 +437,7 @@ def test_a_loss_an_old_drop_and_the_likelihood_put_new_drops_under_suspicion_and
     assert reason in verdict.reasons or (verdict.outcome, reason) == ("promoted", "")
     assert verdict.blames_new_drops == blames
     said = story_text(verdict)
-    assert ("the drops that the champion does not know are tried one by one" in said) == blames
+    assert ("one is suspended only if it is worse once more, tried alone" in said) == blames
     if verdict.outcome == "guard_failed":
         assert ("No drop is suspended for this" in said) != blames
 
@@ -453,7 +453,7 @@ def test_where_the_champion_knows_no_drop_none_is_blamed(known: Known) -> None:
         verdict = decide_verdict(found, Rules(known=known))
         assert verdict.outcome in {"worse", "guard_failed"}
         assert not verdict.blames_new_drops
-        assert "tried one by one" not in story_text(verdict)
+        assert "tried alone" not in story_text(verdict)
 
 
 def test_lost_drops_are_the_seen_ones_that_failed() -> None:

@@ -14,7 +14,7 @@ from pipeline.report.drop_losses import measure_drop_losses
 from pipeline.report.write import write_report
 from tests.records_made import yes_or_no
 
-KNOWN = Known(frozenset({1, 2}))
+KNOWN = Known(frozenset({1, 2, 4}))
 
 
 def asked(*nats: float, size: int = 20) -> Comparison:
@@ -32,15 +32,15 @@ def asked(*nats: float, size: int = 20) -> Comparison:
     [(1.80, True), (1.47, True), (1.45, False), (1.30, False)],  # 1.41 and what 1.36 and 1.41 differ by
 )
 def test_a_new_drop_stands_out_above_what_the_known_ones_differ_by(new: float, stands_out: bool) -> None:
-    found = measure_drop_losses(asked(1.36, 1.41, new), KNOWN)
-    assert [(one.drop, one.known) for one in found] == [(1, True), (2, True), (3, False)]
-    assert [one.nats for one in found] == pytest.approx([1.36, 1.41, new])
-    assert [one.stands_out for one in found] == [False, False, stands_out]
+    found = measure_drop_losses(asked(1.36, 1.41, new, 1.38), KNOWN)
+    assert [(one.drop, one.known) for one in found] == [(1, True), (2, True), (3, False), (4, True)]
+    assert [one.nats for one in found] == pytest.approx([1.36, 1.41, new, 1.38])
+    assert [one.stands_out for one in found] == [False, False, stands_out, False]
 
 
-def test_a_known_drop_never_stands_out_and_one_known_drop_says_nothing_of_a_spread() -> None:
+def test_a_known_drop_never_stands_out_and_two_known_drops_say_nothing_of_a_spread() -> None:
     assert not any(one.stands_out for one in measure_drop_losses(asked(1.0, 9.0), KNOWN))
-    assert not any(one.stands_out for one in measure_drop_losses(asked(1.0, 9.0), Known(frozenset({1}))))
+    assert not any(one.stands_out for one in measure_drop_losses(asked(1.0, 1.0, 9.0), KNOWN))
 
 
 def test_where_nothing_is_known_or_measured_nothing_is_said() -> None:
@@ -56,7 +56,7 @@ def test_where_nothing_is_known_or_measured_nothing_is_said() -> None:
 
 def test_the_card_names_the_drop_that_stands_out(made_reports: Any, tmp_path: Path) -> None:
     attempt, verdict = made_reports.case(tmp_path, "not_shown_better")
-    losses = measure_drop_losses(asked(1.36, 1.41, 1.80), KNOWN)
+    losses = measure_drop_losses(asked(1.36, 1.41, 1.80, 1.38), KNOWN)
     folder = tmp_path / write_report(attempt, verdict.model_copy(update={"champion_losses": losses}))
     words = " ".join(durable.read_json(folder / "report.json")["story"]["why"])
     assert (

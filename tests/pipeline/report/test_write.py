@@ -162,9 +162,9 @@ def test_only_a_candidate_that_won_is_said_to_gain(made_reports: Any, tmp_path: 
     ("outcome", "headline", "words"),
     [
         ("promoted", "The new model is better. It wins.",
-         "withdrawn meanwhile, or the track was rolled back from this very model before: then it waits for you."),
+         "unless the track was rolled back from this very model before: then it waits for you."),
         ("worse", "The new model is worse. The champion stays.",
-         "the drops that the champion does not know are tried one by one, each alone, and the one that is worse again"),
+         "of the drops that the champion does not know, one is suspended only if it is worse once more, tried alone"),
         ("not_shown_better", "The new model was not shown to be better. The champion stays.",
          "1,840 more held-out records would show this gain if it is real, which about 12,000 rows like these give."),
         ("guard_failed",
@@ -378,7 +378,7 @@ def test_a_loss_of_this_model_is_told_with_its_remedy_and_only_some_send_for_the
     assert story["headline"] == "The new model gains, but loses something that it must not lose. The champion stays."
     assert story["why"][-1] == "What it loses: builtin −13.3 points (the limit is 5.0 points)."
     assert remedy in to_do
-    assert ("tried one by one" in to_do) == ("drops withdraw" in to_do) == (guard in BLAMING)
+    assert ("tried alone" in to_do) == ("drops withdraw" in to_do) == (guard in BLAMING)
     assert ("No drop is suspended" in to_do) == (guard not in BLAMING)
 
 
@@ -388,7 +388,7 @@ def test_beside_an_old_drops_loss_the_new_drops_are_tried(made_reports: Any, tmp
                        change=-13.3, margin=5.0, state="failed")  # fmt: skip
     story, to_do = told(made_reports, tmp_path, ("slice_lost", code), lost, guard)
     assert list(story["why"][-2:]) == ["What it loses: drop 1 −13.3 points (the limit is 5.0 points).", why]
-    assert "tried one by one" in to_do
+    assert "tried alone" in to_do
     assert "No drop is suspended" not in to_do
 
 
