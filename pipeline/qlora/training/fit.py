@@ -1,11 +1,10 @@
 """QLoRA training through TRL's SFTTrainer, on rows that are tokenised already."""
 
 import math
-import random
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +13,9 @@ from pipeline.artifacts import CurvePoint
 from pipeline.config import TrainConfig
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain, Interrupted, StepFailed
-from pipeline.qlora.checkpoints import keeper, newest_valid, step_of
 from pipeline.qlora.loading import Device, arithmetic_dtype, load_model
+from pipeline.qlora.training.checkpoints import keeper, newest_valid, step_of
+from pipeline.qlora.training.row_order import LengthGroups
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -61,48 +61,6 @@ class Trained:
     dev_curve: tuple[CurvePoint, ...]
     trainable_parameters: int
     adapter_change: float
-
-
-class LengthGroups:
-    """
-    The rows' order: batches of like length in random order, the one with the longest row first so that OOM shows early.
-
-    It is a function of seed and epoch alone. Transformers' own sampler draws from the global generator, so a training
-    resumed in its second epoch would meet its rows in another order.
-    """
-
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        """Keep the rows' `lengths` in tokens; `batch_size` rows that follow each other are one batch."""
-        self.lengths = lengths
-        self.batch_size = batch_size
-        self.seed = seed
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        """Return the number of rows."""
-        return len(self.lengths)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration belongs to; the trainer calls it."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        """Yield the rows' indices, each once."""
-        dice = random.Random(f"{self.seed}/{self.epoch}")  # noqa: S311 - an order, not a secret
-        order = list(range(len(self.lengths)))
-        dice.shuffle(order)
-        span = self.batch_size * 50
-        batches: list[list[int]] = []
-        for start in range(0, len(order), span):
-            alike = sorted(order[start : start + span], key=lambda row: -self.lengths[row])
-            batches += [alike[at : at + self.batch_size] for at in range(0, len(alike), self.batch_size)]
-        tail = batches.pop() if len(batches[-1]) < self.batch_size else []
-        batches.sort(key=lambda batch: -self.lengths[batch[0]])
-        longest = batches[:1]
-        rest = batches[1:]
-        dice.shuffle(rest)
-        for batch in [*longest, *rest, tail]:
-            yield from batch
 
 
 def fit(
