@@ -14,6 +14,7 @@ from pipeline.config import TrainConfig
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain, Interrupted, StepFailed
 from pipeline.qlora.loading import Device, arithmetic_dtype, load_model
+from pipeline.qlora.training.answer_loss import add_answer_loss, has_plain_head, mean_loss
 from pipeline.qlora.training.checkpoints import keeper, newest_valid, step_of
 from pipeline.qlora.training.row_order import LengthGroups
 
@@ -133,15 +134,21 @@ def _trainer(
     dtype = single or (torch.bfloat16 if saved == torch.float16 else None)
     model: Any = load_model(training.base, training.device, config.quantization, dtype)
     _check_vocabulary(model, rows)
+    plain_head = has_plain_head(model, rows[0].input_ids)
     # A float32 base is trained in float32: nothing in it is 16-bit or quantised, so mixed precision would only round.
     mixed = single is None and (config.quantization == "nf4" or model.dtype != torch.float32)
     lengths = [len(row.input_ids) for row in rows]
 
     class Trainer(SFTTrainer):  # type: ignore[misc, unused-ignore]
-        """TRL's trainer, with an order of rows that survives a resume."""
+        """TRL's trainer, with an order of rows that survives a resume, and the loss of the answers alone."""
 
         def _get_train_sampler(self, _dataset: Any = None) -> LengthGroups:
             return LengthGroups(lengths, config.batch_size, config.seed)
+
+        def compute_loss(self, model: Any, inputs: Any, **options: Any) -> Any:
+            if not plain_head or self.aux_loss_enabled:
+                return super().compute_loss(model, inputs, **options)
+            return mean_loss(model, inputs, options.get("num_items_in_batch"))
 
     trainer = Trainer(
         model=model,
@@ -161,6 +168,9 @@ def _trainer(
     for weight in trainer.model.parameters():
         if weight.requires_grad:
             weight.data = weight.data.float()
+    add_answer_loss(trainer.model.get_base_model())
+    if not plain_head or trainer.aux_loss_enabled:
+        sys.stderr.write("the loss is TRL's own: this architecture scales or caps its logits, or has experts\n")
     trainer.remove_callback(PrinterCallback)
     return trainer
 
