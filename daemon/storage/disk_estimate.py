@@ -17,7 +17,8 @@ from pipeline.errors import DropforgeError
 from pipeline.model_folder.manifest import model_files
 from pipeline.model_folder.safetensors_files import read_shapes
 
-#: Checkpoints that are there at once: those that are kept (pipeline.qlora.checkpoints.KEPT) and the one being written.
+#: Checkpoints that are there at once: those that are kept (KEPT in pipeline.qlora.training.checkpoints) and the one
+#: being written.
 CHECKPOINTS = 3
 _SMALL = 1 << 20
 _ADAPTER_BYTES = 4

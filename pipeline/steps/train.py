@@ -17,10 +17,10 @@ from pipeline.dataset.heldout import dataset_hash
 from pipeline.errors import CannotTrain
 from pipeline.model_folder.manifest import check_base, model_id
 from pipeline.prompt import Format, choose_format, completion_ids, fold, holds_special_token, prompt_ids
-from pipeline.qlora.checkpoints import fingerprint
 from pipeline.qlora.generation import end_tokens
 from pipeline.qlora.loading import chosen_device, load_tokenizer
-from pipeline.qlora.training import TokenRow, Training, fit
+from pipeline.qlora.training.checkpoints import fingerprint
+from pipeline.qlora.training.fit import TokenRow, Training, fit
 
 CHECK_EVERY = 500
 _MOST_BINS = 24

@@ -28,7 +28,7 @@ from daemon.system.processes import lock_holder
 from pipeline.config import EvaluateConfig, RunConfig, SplitConfig, TrainConfig
 from pipeline.contract import Attempt
 from pipeline.errors import DiskFull, DropforgeError, StepFailed, is_disk_full
-from pipeline.qlora import checkpoints
+from pipeline.qlora.training import checkpoints
 from pipeline.wording import size_words
 
 NOW = 1_764_000_000_000

@@ -20,9 +20,10 @@ from pipeline.dataset.heldout import dataset_hash
 from pipeline.errors import CannotTrain, Interrupted, StepFailed
 from pipeline.model_folder.manifest import model_id
 from pipeline.prompt import alpaca_prompt, fold
-from pipeline.qlora import training
 from pipeline.qlora.loading import chosen_device, load_model, load_tokenizer
-from pipeline.qlora.training import LengthGroups, Training
+from pipeline.qlora.training import fit
+from pipeline.qlora.training.fit import Training
+from pipeline.qlora.training.row_order import LengthGroups
 from pipeline.steps.train import Tokeniser, histogram, train
 
 Row = dict[str, str]
@@ -77,7 +78,7 @@ def tokenised(base: Path, rows: Sequence[Row], attempt: Attempt, fmt: Any, pad: 
     assert len(kept) == len(rows)
     folders = (attempt.folder / "adapter", attempt.folder / "scratch")
     job = Training(base, "cpu", *folders, "mark")
-    return tokenizer, training._trainer(job, tokenizer, kept, [], attempt.config.train)
+    return tokenizer, fit._trainer(job, tokenizer, kept, [], attempt.config.train)
 
 
 @pytest.mark.parametrize("pad", ["<|endoftext|>", "<|im_end|>"])
@@ -314,7 +315,7 @@ def test_batches_are_of_like_length_and_the_longest_comes_first() -> None:
 
 
 def test_a_long_curve_is_thinned_to_means() -> None:
-    curve = training._thinned([CurvePoint(step=step, loss=float(step)) for step in range(1, 1001)])
+    curve = fit._thinned([CurvePoint(step=step, loss=float(step)) for step in range(1, 1001)])
     assert len(curve) == 200
     assert (curve[0].step, curve[0].loss) == (5, 3.0)
     assert curve[-1].step == 1000

@@ -1,11 +1,10 @@
 """QLoRA training through TRL's SFTTrainer, on rows that are tokenised already."""
 
 import math
-import random
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +13,10 @@ from pipeline.artifacts import CurvePoint
 from pipeline.config import TrainConfig
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain, Interrupted, StepFailed
-from pipeline.qlora.checkpoints import keeper, newest_valid, step_of
 from pipeline.qlora.loading import Device, arithmetic_dtype, load_model
+from pipeline.qlora.training.answer_loss import add_answer_loss, has_plain_head, mean_loss
+from pipeline.qlora.training.checkpoints import keeper, newest_valid, step_of
+from pipeline.qlora.training.row_order import LengthGroups
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -61,48 +62,6 @@ class Trained:
     dev_curve: tuple[CurvePoint, ...]
     trainable_parameters: int
     adapter_change: float
-
-
-class LengthGroups:
-    """
-    The rows' order: batches of like length in random order, the one with the longest row first so that OOM shows early.
-
-    It is a function of seed and epoch alone. Transformers' own sampler draws from the global generator, so a training
-    resumed in its second epoch would meet its rows in another order.
-    """
-
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        """Keep the rows' `lengths` in tokens; `batch_size` rows that follow each other are one batch."""
-        self.lengths = lengths
-        self.batch_size = batch_size
-        self.seed = seed
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        """Return the number of rows."""
-        return len(self.lengths)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration belongs to; the trainer calls it."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        """Yield the rows' indices, each once."""
-        dice = random.Random(f"{self.seed}/{self.epoch}")  # noqa: S311 - an order, not a secret
-        order = list(range(len(self.lengths)))
-        dice.shuffle(order)
-        span = self.batch_size * 50
-        batches: list[list[int]] = []
-        for start in range(0, len(order), span):
-            alike = sorted(order[start : start + span], key=lambda row: -self.lengths[row])
-            batches += [alike[at : at + self.batch_size] for at in range(0, len(alike), self.batch_size)]
-        tail = batches.pop() if len(batches[-1]) < self.batch_size else []
-        batches.sort(key=lambda batch: -self.lengths[batch[0]])
-        longest = batches[:1]
-        rest = batches[1:]
-        dice.shuffle(rest)
-        for batch in [*longest, *rest, tail]:
-            yield from batch
 
 
 def fit(
@@ -175,15 +134,21 @@ def _trainer(
     dtype = single or (torch.bfloat16 if saved == torch.float16 else None)
     model: Any = load_model(training.base, training.device, config.quantization, dtype)
     _check_vocabulary(model, rows)
+    plain_head = has_plain_head(model, rows[0].input_ids)
     # A float32 base is trained in float32: nothing in it is 16-bit or quantised, so mixed precision would only round.
     mixed = single is None and (config.quantization == "nf4" or model.dtype != torch.float32)
     lengths = [len(row.input_ids) for row in rows]
 
     class Trainer(SFTTrainer):  # type: ignore[misc, unused-ignore]
-        """TRL's trainer, with an order of rows that survives a resume."""
+        """TRL's trainer, with an order of rows that survives a resume, and the loss of the answers alone."""
 
         def _get_train_sampler(self, _dataset: Any = None) -> LengthGroups:
             return LengthGroups(lengths, config.batch_size, config.seed)
+
+        def compute_loss(self, model: Any, inputs: Any, **options: Any) -> Any:
+            if not plain_head or self.aux_loss_enabled:
+                return super().compute_loss(model, inputs, **options)
+            return mean_loss(model, inputs, options.get("num_items_in_batch"))
 
     trainer = Trainer(
         model=model,
@@ -203,6 +168,9 @@ def _trainer(
     for weight in trainer.model.parameters():
         if weight.requires_grad:
             weight.data = weight.data.float()
+    add_answer_loss(trainer.model.get_base_model())
+    if not plain_head or trainer.aux_loss_enabled:
+        sys.stderr.write("the loss is TRL's own: this architecture scales or caps its logits, or has experts\n")
     trainer.remove_callback(PrinterCallback)
     return trainer
 

@@ -17,7 +17,7 @@ from pipeline.contract import Attempt
 from pipeline.dataset.heldout import dataset_hash
 from pipeline.errors import Interrupted
 from pipeline.model_folder.manifest import model_id
-from pipeline.qlora.checkpoints import COMPLETE, LISTING, Choice, fingerprint, newest_valid, publish, step_of
+from pipeline.qlora.training.checkpoints import COMPLETE, LISTING, Choice, fingerprint, newest_valid, publish, step_of
 from pipeline.steps.train import train
 
 MARK = fingerprint({"dataset": "d"})

@@ -1,0 +1,7 @@
+"""
+Training an adapter.
+
+In: a base model's folder, tokenised rows, settings. Out: the adapter, its loss curves, checkpoints to go on from. `fit`
+trains, `row_order` says which rows make a batch, `answer_loss` computes the loss, `checkpoints` keeps and finds what an
+interrupted training goes on from. Open `fit` first.
+"""

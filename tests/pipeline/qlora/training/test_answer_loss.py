@@ -1,0 +1,285 @@
+"""The loss of the answers alone: the same number and the same gradients as TRL's, and as transformers' own."""
+
+import random
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, get_peft_model
+from torch.utils._python_dispatch import TorchDispatchMode
+from trl import SFTTrainer
+
+from pipeline.config import TrainConfig
+from pipeline.qlora.loading import load_model, load_tokenizer
+from pipeline.qlora.training import answer_loss, fit
+from pipeline.qlora.training.answer_loss import add_answer_loss, has_plain_head, mean_loss, summed_loss
+from pipeline.qlora.training.fit import TokenRow, Training
+
+Gradients = dict[str, torch.Tensor]
+NO_LABEL = -100
+#: Chunks of one position, of three, and one chunk of all there is.
+CHUNK_ROWS = (1, 3, 10**6)
+
+
+def token_rows(count: int, seed: int) -> list[TokenRow]:
+    """Return rows of 2 to 40 tokens, with labels anywhere, also on the first token, which no position predicts."""
+    dice = random.Random(seed)
+    lengths = [dice.randint(2, 40) for _ in range(count)]
+    return [
+        TokenRow([dice.randrange(3, 259) for _ in range(length)], [int(dice.random() < 0.4) for _ in range(length)])
+        for length in lengths
+    ]
+
+
+class Losses:
+    """A trainer as the step builds it, whose adapter is not the zero that it begins at."""
+
+    def __init__(self, base: Path, folder: Path, rows: Sequence[TokenRow], **settings: Any) -> None:
+        config = TrainConfig.model_validate({"quantization": "none", "rank": 4, "batch_size": 4, **settings})
+        job = Training(base, "cpu", folder / "adapter", folder / "scratch", "mark")
+        self.trainer = fit._trainer(job, load_tokenizer(base), rows, [], config)
+        dice = torch.Generator().manual_seed(1)
+        for weight in self.trainer.model.parameters():
+            if weight.requires_grad:
+                weight.data.normal_(0, 0.05, generator=dice)
+        # Accelerate puts mixed precision around the forward, as at the beginning of a training.
+        self.model = self.trainer.accelerator.prepare_model(self.trainer.model)
+        self.model.eval()
+        self.batches = [self.trainer.data_collator(list(part)) for part in self._parts()]
+
+    def _parts(self) -> list[list[dict[str, Any]]]:
+        rows = [dict(row) for row in self.trainer.train_dataset]
+        return [rows[start : start + 4] for start in range(0, len(rows), 4)]
+
+    def of(
+        self, compute: Callable[..., Any], batches: Sequence[Any], items: Any = None
+    ) -> tuple[list[float], Gradients]:
+        """Return the loss of each batch, and the gradients that have gathered after the last."""
+        self.model.zero_grad()
+        found = []
+        for batch in batches:
+            loss = compute(self.model, dict(batch), num_items_in_batch=items)
+            loss.backward()
+            found.append(loss.item())
+        named = self.model.named_parameters()
+        return found, {name: weight.grad.clone() for name, weight in named if weight.requires_grad}
+
+    def compare(self, batches: Sequence[Any], items: Any = None, tolerance: float = 1e-5) -> None:
+        """Hold our loss and gradients against TRL's."""
+        trl = self.of(lambda *a, **named: SFTTrainer.compute_loss(self.trainer, *a, **named), batches, items)
+        ours = self.of(self.trainer.compute_loss, batches, items)
+        assert ours[0] == pytest.approx(trl[0], rel=tolerance)
+        assert ours[1].keys() == trl[1].keys()
+        for name, gradient in ours[1].items():
+            size = float(trl[1][name].abs().max())
+            torch.testing.assert_close(gradient, trl[1][name], rtol=tolerance, atol=tolerance * size)
+
+
+def answers_of(batches: Sequence[Any]) -> torch.Tensor:
+    return torch.stack([(batch["labels"][:, 1:] != NO_LABEL).sum() for batch in batches]).sum()
+
+
+@pytest.fixture
+def chunk_rows(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Any], None]:
+    """Set how many positions go through the head at once."""
+
+    def choose(rows: int, model: Any) -> None:
+        size = 4 * rows * model.get_output_embeddings().out_features
+        monkeypatch.setattr(answer_loss.summed_loss, "__defaults__", (size,))
+
+    return choose
+
+
+@pytest.mark.parametrize("rows", CHUNK_ROWS)
+@pytest.mark.parametrize("together", [1, 4])
+def test_loss_and_gradients_are_trls(
+    tiny_llama: Path, tmp_path: Path, chunk_rows: Callable[[int, Any], None], together: int, rows: int
+) -> None:
+    losses = Losses(tiny_llama, tmp_path, token_rows(16, seed=2))
+    chunk_rows(rows, losses.model)
+    widths = {batch["input_ids"].shape[1] for batch in losses.batches}
+    assert len(widths) > 1, "batches padded to different lengths"
+    for start in range(0, 4, together):
+        group = losses.batches[start : start + together]
+        losses.compare(group, answers_of(group))
+    losses.compare(losses.batches[:1])
+
+
+@pytest.mark.parametrize("rows", CHUNK_ROWS)
+def test_rows_without_a_label_change_nothing(
+    tiny_llama: Path, tmp_path: Path, chunk_rows: Callable[[int, Any], None], rows: int
+) -> None:
+    losses = Losses(tiny_llama, tmp_path, token_rows(8, seed=3))
+    chunk_rows(rows, losses.model)
+    prompt_only = {name: values.clone() for name, values in losses.batches[0].items()}
+    prompt_only["labels"][1:3] = NO_LABEL
+    losses.compare([prompt_only])
+    nothing = {**losses.batches[1], "labels": torch.full_like(losses.batches[1]["labels"], NO_LABEL)}
+    losses.compare([nothing])
+    losses.compare([nothing, prompt_only], answers_of([prompt_only]))
+    found, gradients = losses.of(losses.trainer.compute_loss, [nothing])
+    assert found == [0]
+    assert not any(gradient.any() for gradient in gradients.values())
+
+
+def test_loss_and_gradients_are_trls_over_a_base_in_four_bits(tiny_llama: Path, tmp_path: Path) -> None:
+    losses = Losses(tiny_llama, tmp_path, token_rows(8, seed=4), quantization="nf4")
+    assert type(losses.model.get_base_model().model.layers[0].mlp.up_proj.base_layer).__name__ == "Linear4bit"
+    losses.compare(losses.batches, answers_of(losses.batches), tolerance=0.02)
+
+
+def test_loss_and_gradients_are_trls_when_activations_are_computed_again(tiny_llama: Path, tmp_path: Path) -> None:
+    losses = Losses(tiny_llama, tmp_path, token_rows(8, seed=4))
+    losses.trainer.model.activation_checkpointing_enable()
+    losses.model.train()
+    assert losses.model.get_base_model().model.layers[0].gradient_checkpointing
+    losses.compare(losses.batches, answers_of(losses.batches))
+
+
+@pytest.mark.parametrize("accumulated", [1, 4])
+def test_a_training_goes_as_with_trls_loss(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulated: int
+) -> None:
+    config = TrainConfig(quantization="none", rank=4, batch_size=2, gradient_accumulation=accumulated, epochs=2)
+    rows, dev = token_rows(19, seed=8), token_rows(fit.DEV_ROWS, seed=9)
+    logs = []
+    for plain in (True, False):
+        monkeypatch.setattr(fit, "has_plain_head", lambda *_, plain=plain: plain)
+        job = Training(tiny_llama, "cpu", tmp_path / "adapter", tmp_path / "scratch", "mark")
+        trainer = fit._trainer(job, load_tokenizer(tiny_llama), rows, dev, config)
+        trainer.train()
+        logs.append([
+            (entry["step"], name, entry[name])
+            for entry in trainer.state.log_history
+            for name in ("loss", "grad_norm", "eval_loss")
+            if name in entry
+        ])  # fmt: skip
+    ours, trls = logs
+    assert [entry[:2] for entry in ours] == [entry[:2] for entry in trls]
+    assert [entry[2] for entry in ours] == pytest.approx([entry[2] for entry in trls], rel=1e-4)
+    assert {"loss", "eval_loss"} <= {name for _, name, _ in ours}
+
+
+def test_a_head_on_the_wrong_positions_is_seen(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = Losses(tiny_llama, tmp_path, token_rows(4, seed=5))
+    losses.compare(losses.batches)
+    monkeypatch.setattr(
+        answer_loss, "summed_loss", lambda head, hidden, labels: summed_loss(head, hidden.roll(1, dims=1), labels)
+    )
+    with pytest.raises(AssertionError):
+        losses.compare(losses.batches)
+
+
+@pytest.mark.parametrize("rows", CHUNK_ROWS)
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
+def test_an_adapter_on_the_head_is_trained_too(
+    tiny_llama: Path, chunk_rows: Callable[[int, Any], None], rows: int, *, tied: bool
+) -> None:
+    base: Any = load_model(tiny_llama, "cpu")
+    if not tied:
+        base.config.tie_word_embeddings = False
+        base.lm_head.weight = torch.nn.Parameter(base.lm_head.weight.detach().clone())
+    assert (base.lm_head.weight is base.model.embed_tokens.weight) == tied
+    add_answer_loss(base)
+    lora = LoraConfig(r=4, target_modules=["lm_head", "q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    model: Any = get_peft_model(base, lora)
+    model.eval()
+    chunk_rows(rows, model)
+    inputs = {"input_ids": torch.randint(3, 259, (3, 20), generator=torch.Generator().manual_seed(0))}
+    labels = inputs["input_ids"].clone()
+    labels[:, :12] = NO_LABEL
+    model(**inputs, labels=labels).loss.backward()
+    expected = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.requires_grad}
+    assert any("lm_head" in name for name in expected)
+    model.zero_grad()
+    mean_loss(model, {**inputs, "labels": labels}).backward()
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            torch.testing.assert_close(weight.grad, expected[name])
+
+
+class Ops(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts what makes the program wait for a GPU, and notes the most logits that were there at once."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.vocabulary = vocabulary
+        self.waits: list[str] = []
+        self.most_rows = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if func.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero):
+            self.waits.append(str(func))
+        if not func.is_view and isinstance(made, torch.Tensor) and made.dim() > 1 and made.shape[-1] == self.vocabulary:
+            self.most_rows = max(self.most_rows, made.numel() // self.vocabulary)
+        return made
+
+
+def test_the_loss_waits_once_and_holds_one_chunk_of_logits(tiny_llama: Path, tmp_path: Path) -> None:
+    losses = Losses(tiny_llama, tmp_path, token_rows(4, seed=6))
+    (batch,) = losses.batches
+    head = losses.model.get_output_embeddings()
+    assert answers_of([batch]) > 10
+    hidden = torch.randn(*batch["labels"].shape, head.in_features, requires_grad=True)
+    kept: list[torch.Size] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.shape)
+        return tensor
+
+    with Ops(head.out_features) as ops, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        summed_loss(head, hidden, batch["labels"], logits_bytes=5 * 4 * head.out_features).backward()
+    assert ops.waits == ["aten.nonzero.default"]
+    assert ops.most_rows == 5
+    assert [shape for shape in kept if shape[-1:] == (head.out_features,)] == [], "no logits are kept for the gradient"
+    assert hidden.grad is not None
+    losses.trainer.compute_loss(losses.model, dict(batch), num_items_in_batch=answers_of([batch]))
+    assert not any(losses.trainer._metrics.values()), "neither entropy nor accuracy"
+
+
+def test_logits_that_are_capped_are_left_to_trl(
+    tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = Path(shutil.copytree(tiny_llama, tmp_path / "base"))
+    vocabulary = load_model(tiny_llama, "cpu").config.vocab_size
+    config = transformers.Gemma2Config(
+        vocab_size=vocabulary, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, final_logit_softcapping=5.0, initializer_range=0.1, bos_token_id=None,
+        eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    transformers.Gemma2ForCausalLM(config).save_pretrained(base)
+    model: Any = load_model(base, "cpu")
+    assert has_plain_head(load_model(tiny_llama, "cpu"), range(3, 20))
+    assert not has_plain_head(model, range(3, 20))
+    losses = Losses(base, tmp_path, token_rows(4, seed=7))
+    losses.compare(losses.batches, tolerance=0)
+    assert "the loss is TRL's own" in capsys.readouterr().err
+    inputs = {name: values for name, values in losses.batches[0].items() if name != "labels"}
+    logits = losses.model(**inputs).logits[:, :-1].float()
+    expected = torch.nn.functional.cross_entropy(logits.transpose(1, 2), losses.batches[0]["labels"][:, 1:])
+    assert losses.of(losses.trainer.compute_loss, losses.batches)[0] == pytest.approx([expected.item()], rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys:RuntimeWarning")
+def test_the_loss_of_a_router_is_left_to_trl(
+    tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = Path(shutil.copytree(tiny_llama, tmp_path / "base"))
+    config = transformers.MixtralConfig(
+        vocab_size=load_model(tiny_llama, "cpu").config.vocab_size, hidden_size=32, intermediate_size=64,
+        num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, num_local_experts=2, bos_token_id=None,
+        eos_token_id=2, pad_token_id=0, router_aux_loss_coef=0.5,
+    )  # fmt: skip
+    transformers.MixtralForCausalLM(config).save_pretrained(base)
+    assert has_plain_head(load_model(base, "cpu"), range(3, 20))
+    losses = Losses(base, tmp_path, token_rows(4, seed=7))
+    losses.compare(losses.batches, tolerance=0)
+    assert "the loss is TRL's own" in capsys.readouterr().err
