@@ -9,12 +9,11 @@ intervals: Clopper and Pearson's of shares, exact Poisson ones of counts, else n
 whether it is kept; exit code 1 if one is missed, be it by luck. Exact match on 500 held-out records of five drops, of
 which the newest is new, unless a row says otherwise.
 
-Measured (500 months, 2,000 candidates): honest drops are hardly suspended any more (.02 a month, before .7; of thirty
-that bring 10 points each none, before 2.7), and a drop of -10 is found in 93 of 100 months, before in 83. Paraphrases
-in groups of five promote an equal model in 6 of 100 months, before in 33; single records in 11.6 (2,500 months).
-Missed, beside what misses within the interval: a drop that ruins one old drop is found in 88 of 100 months, at 3.7 runs
-more a month, as a trial that does not win clears it unless its loss is shown at .001; the first drop of the walk ends
-8.2 points down, not 6; months with a bad drop end with 25.5 points of 29, not 26.
+Measured (400 months, 1,500 candidates): honest drops are hardly suspended any more (.03 a month, before .7; of thirty
+that bring 10 points each none, before 2.5). A drop of -10 is found in 94 of 100 months, before in 85, one that ruins
+one old drop in 98, before in 82, at 2.6 runs more a month. Paraphrases in groups of five promote an equal model in 6.5
+of 100 months, before in 35; single records in 11.6 (2,500 months). Missed, beside what misses within the interval: the
+first drop of the walk ends 8.2 points down, not 6; months with a drop of -10 end with 25.6 points of 29, not 26.
 """
 
 import argparse
