@@ -316,7 +316,7 @@ class House(RuleBasedStateMachine):
             self.world.wait(number, self.now)
         else:
             self.world.promote(number, name)
-            self.world.judge(number, self.now)
+            self.world.judge(number, self.now, won=True)
 
     @precondition(lambda self: self.world.runs)
     @rule(name=st.sampled_from(MODELS), pick=PICK)

@@ -148,7 +148,7 @@ class World:
 
     def wait(self, number: int, now: int) -> None:
         """End a run with a win that waits."""
-        self.judge(number, now)
+        self.judge(number, now, won=True)
         self.waits.add(number)
 
     def withdraw(self, number: int, now: int) -> None:
@@ -176,17 +176,27 @@ class World:
         """The drops that the champion was trained on."""
         return set(self.made.get(self.champions[-1], []))
 
-    def judge(self, number: int, now: int, *, worse: bool = False) -> None:
-        """End a run with a verdict on its candidate: a bad one puts the new drops on trial, or finds one."""
-        run = self.runs[number - 1]
+    def judge(self, number: int, now: int, *, worse: bool = False, won: bool = False) -> None:
+        """
+        End a run with a verdict on its candidate: a bad one puts the new drops on trial, or finds one.
+
+        Not where the candidate lacks a drop of the champion's; a trial beside another champion is made again.
+        """
+        run, known = self.runs[number - 1], self.known
         run.state = "succeeded"
-        known = self.known & set(run.snapshot or [])
+        own = set(run.snapshot or [])
+        speaks = worse and bool(known) and known <= own
         if not run.trial:
-            new = [place for place in reversed(run.snapshot or []) if place not in known and self.free(place)]
-            self.suspects += [Suspect(place, number) for place in new[:SUSPECTS] if known and worse]
+            tried_before = {one.drop for one in self.suspects if one.trial}
+            new = [place for place in own - known if self.free(place)]
+            new.sort(key=lambda place: (place in tried_before, -place))
+            self.suspects += [Suspect(place, number) for place in new[:SUSPECTS] if speaks]
             return
         for tried in [one for one in self.suspects if one.trial == number and not one.ended]:
-            found = worse and bool(known) and tried.drop not in known
+            if not won and (own - known != {tried.drop} or any(map(self.free, known - own))):
+                tried.trial = 0
+                continue
+            found = speaks
             if found:
                 self.drops[tried.drop - 1].state = "suspended"
                 for other in self.suspects:
@@ -198,9 +208,11 @@ class World:
         """End the suspicion of a drop; after the last of a search what is left runs, if that is anything new."""
         suspect.ended = end
         search = [one for one in self.suspects if one.blamed == suspect.blamed]
-        came = any(one.ended == "suspended" or (one.trial and self.runs[one.trial - 1].promoted) for one in search)
+        came = any(
+            one.ended in {"suspended", "ended"} or (one.trial and self.runs[one.trial - 1].promoted) for one in search
+        )
         if came and all(one.ended for one in search):
-            left = [place for place in self.runs[suspect.blamed - 1].snapshot or [] if self.free(place)]
+            left = [place for place in range(1, len(self.drops) + 1) if self.free(place)]
             new = [self.drops[place - 1] for place in left if place not in self.known]
             for drop in new:
                 drop.first_run = None
@@ -211,14 +223,17 @@ class World:
         """Queue the next trial, or end the search."""
         for one in self.suspects:
             if not one.ended and one.trial:
-                if self.runs[one.trial - 1].state in {"queued", "waiting", "running"}:
+                trial = self.runs[one.trial - 1]
+                if trial.state in {"queued", "waiting", "running"}:
+                    if trial.started is None:
+                        trial.snapshot = sorted([*(place for place in self.known if self.free(place)), one.drop])
                     return
                 self.clear(one, "cleared", now)
         for one in self.suspects:
             if one.ended:
                 continue
             left = [place for place in sorted(self.known) if self.free(place)]
-            begun = [run for run in self.runs if run.trial and run.started and run.started > now - 7 * DAY]
+            begun = [run for run in self.runs if run.trial and run.started and now - 7 * DAY < run.started <= now]
             if left and one.drop not in self.known and len(begun) < TRIALS:
                 snapshot = sorted([*left, one.drop])
                 self.runs.append(Run(now, now, state="waiting", snapshot=snapshot, retaken=True, trial=True))
