@@ -121,6 +121,8 @@ def _anchor(comparison: Comparison, known: Known, margin: float) -> Iterator[Gua
     """
     Yield each seen drop against the former champion that was best on it: beyond the margin and p <= .05.
 
+    Of those that it is given: the daemon gives the last three.
+
     Ten drops of new kinds that each truly cost the first drop 3 points leave it 8.2 points down with this guard and
     10.3 by the rules before it, at the price of 2.7 drops learned instead of 3.4. Costs a new kind of task 4 points,
     else nothing; 4 points more of a drop that has lost 6 are promoted in 42 % (62). As with the base model, what is no
