@@ -32,6 +32,8 @@ _COMPARED = tuple(outcome for outcome in JUDGED if outcome != "contaminated")
 _WEEK_MS = 7 * 86_400_000
 #: The event of a verdict that found old drops to have lost, whether or not that spoke against new ones.
 _LOST = "drops_lost"
+#: The event of a verdict that found a new drop's answers far less likely to the champion than those that it knows.
+UNLIKELY = "drop_unlikely"
 
 
 class _End(NamedTuple):
@@ -49,6 +51,11 @@ def follow_verdict(session: Session, settings: Settings, run: Run, verdict: Verd
     opens none. A candidate that lacks a drop of the champion's, as one was withdrawn, may be worse for that, so it
     speaks against none; a trial beside another champion than it was made for is made again.
     """
+    old = [one.nats for one in verdict.champion_losses if one.known]
+    for one in verdict.champion_losses:
+        if one.stands_out:
+            about = {"nats": one.nats, "known": [min(old), max(old)]}
+            record_event(session, UNLIKELY, now, track=run.track, run_id=run.id, drop_id=one.drop, **about)
     known, own = _known(session, run.track), _train_ids(session, run)
     lacks = known - own
     if run.trigger != TRIAL:
