@@ -20,7 +20,7 @@ from daemon.queue.states import FINAL
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
 from daemon.state.events import record_event
-from daemon.state.states import TRIAL, DropState, PromotionState, RunState, SuspectEnd
+from daemon.state.states import TRIAL, UNLIKELY, DropState, PromotionState, RunState, SuspectEnd
 from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track, on_trial_beside, promotion_of
 from pipeline.artifacts import Verdict
 from pipeline.wording import count
@@ -32,8 +32,6 @@ _COMPARED = tuple(outcome for outcome in JUDGED if outcome != "contaminated")
 _WEEK_MS = 7 * 86_400_000
 #: The event of a verdict that found old drops to have lost, whether or not that spoke against new ones.
 _LOST = "drops_lost"
-#: The event of a verdict that found a new drop's answers far less likely to the champion than those that it knows.
-UNLIKELY = "drop_unlikely"
 
 
 class _End(NamedTuple):

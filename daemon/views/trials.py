@@ -2,7 +2,7 @@
 
 from sqlite3 import Connection
 
-from daemon.queue.suspects import UNLIKELY
+from daemon.state.states import UNLIKELY
 from pipeline.wording import plain
 
 
