@@ -91,6 +91,9 @@ def init(
     except FileExistsError:
         print_line(f"{path} is there already and stays as it is")
     settings = load(path)
+    if base_model is not None and settings.base_model != str(base_model.absolute()):
+        message = f"{path} is there already and names another base model: write {_base_line(base_model)} into it"
+        raise typer.BadParameter(message)
     make_inbox(settings)
     settings.state_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     print_line(f"inbox {settings.inbox}, state {settings.state}")

@@ -20,7 +20,7 @@ from tests.daemon.conftest import lines
 SCRIPT = Path(sys.executable).parent / "dropforge"
 COMMANDS = {
     "backup", "cancel", "champion", "check", "demo", "doctor", "drops", "gc", "history", "hook", "init", "logs",
-    "restore", "retry", "rollback", "run", "runs", "show", "status", "submit", "worker",
+    "restore", "retry", "rollback", "run", "runs", "show", "status", "submit", "train", "worker",
 }  # fmt: skip
 STACK = {"accelerate", "bitsandbytes", "datasets", "evaluate", "numpy", "peft", "scipy", "torch", "transformers", "trl"}
 GOOD = '{"instruction": "a", "output": "b"}\n'
@@ -271,6 +271,19 @@ def test_init_names_the_base_model_and_the_ignore_lines(dropforge: Command, tmp_
     assert ".gitignore: .dropforge/ inbox/" in ended.out
     assert "name the base model" not in ended.out
     assert load(tmp_path / "dropforge.toml", {}).base_model == str(base)
+
+
+def test_init_refuses_a_base_model_that_it_would_not_write(dropforge: Command, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text('{"architectures": ["LlamaForCausalLM"], "model_type": "llama"}')
+    (base / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    (base / "tokenizer.json").write_text("{}")
+    assert dropforge("init").code == 0
+    ended = dropforge("init", "--base-model", base)
+    assert (ended.code, f'write base_model = "{base}" into it' in " ".join(ended.err.split())) == (2, True)
+    (tmp_path / "dropforge.toml").write_text(f'base_model = "{base}"\n')
+    assert dropforge("init", "--base-model", base).code == 0
 
 
 def test_check_tells_line_and_remedy_and_ends_with_65(dropforge: Command, tmp_path: Path) -> None:
