@@ -122,7 +122,7 @@ def ask(model: Any, prompts: Sequence[Sequence[int]]) -> Answers:
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     places = (mask.cumsum(dim=-1) - 1).clamp(min=0)
     extra = accepted(inner, position_ids=places, logits_to_keep=_POSITIONS)
-    with torch.inference_mode(), _in_float32(model):
+    with _in_float32(model), torch.inference_mode():
         logits = model(input_ids=inputs, attention_mask=mask, use_cache=False, **extra).logits[:, -_POSITIONS:].float()
     ends = [row[-len(ids) :] for row, ids in zip(logits, prompts, strict=True)]
     return Answers([end[-1].clone() for end in ends], [end.argmax(dim=-1) for end in ends])
