@@ -7,9 +7,12 @@ LoRA, rsLoRA or DoRA on plain linear layers raises `CannotStream`.
 
 import copy
 import dataclasses
+import itertools
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +33,7 @@ _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 #: Numbers that are merged, or read, at a time: few enough that a block stays in the processor's cache.
-_BLOCK = 1 << 19
+_BLOCK = 1 << 18
 _CHUNK_BYTES = 4 << 20
 _LENGTH_BYTES = 8
 #: What an adapter's config may say other than PEFT's defaults. Everything else may change what a merge has to do.
@@ -186,12 +189,16 @@ def write_merged(streamed: Streamed, target: Path, shard_bytes: int) -> None:
     """
     left = streamed.layers()
     shards = _shards(streamed.base.values(), shard_bytes)
+    jobs = []
     for file, tensors in shards.items():
-        with (target / file).open("xb") as shard:
-            shard.write(_header(tensors))
-            for tensor in tensors:
-                layer = left.pop(tensor.name, None)
-                shard.writelines(_merged(streamed, layer) if layer is not None else tensor.chunks())
+        head = _header(tensors)
+        (target / file).write_bytes(head)
+        begins = itertools.accumulate((tensor.size for tensor in tensors), initial=len(head))
+        for tensor, place in zip(tensors, begins, strict=False):
+            jobs.append((streamed, tensor, left.pop(tensor.name, None), target / file, place))
+    with _threads() as pool:
+        for done in [pool.submit(_write, *job) for job in jobs]:
+            done.result()
     if left:
         message = f"{len(left)} pairs of the adapter were not merged, that of {min(left)} among them"
         raise StepFailed(message, "report this")
@@ -199,6 +206,26 @@ def write_merged(streamed: Streamed, target: Path, shard_bytes: int) -> None:
         size = sum(tensor.size for tensor in streamed.base.values())
         places = {tensor.name: file for file, tensors in shards.items() for tensor in tensors}
         durable.write_json(target / _INDEX, {"metadata": {"total_size": size}, "weight_map": places})
+
+
+@contextmanager
+def _threads() -> Iterator[Executor]:
+    """Give each of the processor's cores weights of its own, rather than a part of each weight; at most four."""
+    import torch
+
+    cores = torch.get_num_threads()
+    pool = ThreadPoolExecutor(min(cores, 4), initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(cores)
+
+
+def _write(streamed: Streamed, tensor: Stored, layer: "Linear | None", path: Path, place: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(place)
+        file.writelines(tensor.chunks() if layer is None else _merged(streamed, layer))
 
 
 def _shards(tensors: Iterable[Stored], most: int) -> dict[str, list[Stored]]:
@@ -312,16 +339,19 @@ def _read_while_computing(streamed: Streamed) -> None:
     for module in streamed.model.modules():
         parts = list(module.modules()) if module in layers else [] if module in within else [module]
         if places := _places(*parts):
-            module.register_forward_pre_hook(lambda _, __, places=places: _fill(streamed, places))
+            module.register_forward_pre_hook(lambda _, __, places=places: _read(streamed, places))
             module.register_forward_hook(lambda _, __, ___, places=places: _empty(places), always_call=True)
 
 
-def _fill(streamed: Streamed, places: Iterable[Place], rows: slice = slice(None)) -> None:
+def _read(streamed: Streamed, places: Iterable[Place]) -> None:
+    _fill((place, streamed.sources[place[2]].read()) for place in places)
+
+
+def _fill(values: "Iterable[tuple[Place, torch.Tensor]]") -> None:
     import torch
 
-    for module, name, held in places:
-        weight = torch.nn.Parameter(streamed.sources[held].read(rows), requires_grad=False)
-        setattr(module, name, weight)
+    for (module, name, _), numbers in values:
+        setattr(module, name, torch.nn.Parameter(numbers, requires_grad=False))
 
 
 def _empty(places: Iterable[Place]) -> None:
@@ -339,12 +369,15 @@ def _merged(streamed: Streamed, layer: "Linear") -> Iterator[memoryview]:
 
     weight = streamed.sources[layer.base_layer.weight]
     dtype: torch.dtype = getattr(torch, weight.dtype)
+    base = (layer.base_layer, "weight", layer.base_layer.weight)
     inputs = _places(*layer.lora_A.values())
-    outputs = [place for place in _places(*layer.modules()) if place not in inputs]
-    _fill(streamed, inputs)
+    outputs = _places(*layer.lora_B.values(), *layer.lora_magnitude_vector.values())
+    _fill((place, streamed.sources[place[2]].read()) for place in inputs)
+    by_row = [(place, streamed.sources[place[2]].read()) for place in outputs]
     step = max(1, _BLOCK // weight.width)
     for first in range(0, weight.shape[0], step):
-        _fill(streamed, outputs, slice(first, first + step))
+        rows = slice(first, first + step)
+        _fill([(base, weight.read(rows)), *((place, numbers[rows]) for place, numbers in by_row)])
         with torch.inference_mode():
             layer.merge()
             rounded = layer.base_layer.weight.data.to(dtype)
@@ -357,7 +390,7 @@ def _merged(streamed: Streamed, layer: "Linear") -> Iterator[memoryview]:
             message = f"the adapter cannot be merged: {weight.name} would hold numbers that are not finite"
             raise StepFailed(message, "lower train.learning_rate and train again")
         yield memoryview(rounded.view(-1).view(torch.uint8).numpy())
-    _empty([*inputs, *outputs])
+    _empty([base, *inputs, *outputs])
 
 
 def _header(tensors: Iterable[Stored]) -> bytes:
