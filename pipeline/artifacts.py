@@ -170,6 +170,10 @@ class Model(Artifact):
     logits_difference: float
     """Largest relative L2 distance of next-token logits, merged model against adapter on the 16-bit base."""
     logits_tolerance: float
+    top1_agreement: float | None = None
+    """Share of the positions with the same likeliest next token; `None` where it was not measured."""
+    not_streamed: str = ""
+    """Why PEFT merged it with the whole model in memory; empty if it was merged weight by weight."""
     format: Literal["chat", "alpaca"]
     seconds: float
 

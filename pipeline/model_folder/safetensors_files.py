@@ -43,6 +43,8 @@ _MOST_DIMENSIONS = 64
 _LARGEST = 1 << 63
 
 Shapes = dict[str, list[int]]
+#: By tensor: its `dtype`, its `shape`, and `data_offsets`, where it begins and ends in bytes after the header.
+Header = dict[str, dict[str, Any]]
 
 
 class NotSafetensorsError(ValueError):
@@ -50,8 +52,14 @@ class NotSafetensorsError(ValueError):
 
 
 def read_shapes(path: Path, most: int = HEADER_BYTES) -> tuple[Shapes, int]:
+    """Return the shape of each tensor in a safetensors file, and the length of its header; see `read_header`."""
+    header, length = read_header(path, most)
+    return {name: entry["shape"] for name, entry in header.items()}, length
+
+
+def read_header(path: Path, most: int = HEADER_BYTES) -> tuple[Header, int]:
     """
-    Return the shape of each tensor in a safetensors file, and the length of its header.
+    Return what a safetensors file says of its tensors, and how many bytes that takes; the tensors begin 8 bytes later.
 
     Raises `NotSafetensorsError` if the file is not, byte for byte, what its header says, or has one of more than `most`
     bytes; `OSError` if it cannot be read.
@@ -74,7 +82,7 @@ def read_shapes(path: Path, most: int = HEADER_BYTES) -> tuple[Shapes, int]:
     header.pop("__metadata__", None)
     _check_layout(header, size - _LENGTH_BYTES - length)
     _check_stored(info)
-    return {name: entry["shape"] for name, entry in header.items()}, length
+    return header, length
 
 
 def _check_layout(header: dict[str, Any], size: int) -> None:

@@ -1,7 +1,12 @@
-"""Adapter and 16-bit base → one plain model folder, and the proof that the two answer alike."""
+"""
+Adapter and 16-bit base → one plain model folder, and the proof that the two answer alike.
+
+`streamed_merge` does it with one weight in memory at a time, PEFT with the whole model where that cannot.
+"""
 
 import math
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,12 +16,16 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import StepFailed
 from pipeline.model_folder.manifest import PICKLES
 from pipeline.prompt import Format, template_for
+from pipeline.qlora.generation import accepted, pad_left
 from pipeline.qlora.loading import load_model
+from pipeline.qlora.streamed_merge import CannotStream, Streamed, check_pairs, open_streamed, write_merged
 
 if TYPE_CHECKING:
     import torch
 
-SHARD_SIZE = "5GB"
+SHARD_BYTES = 5_000_000_000
+#: Positions at the end of each prompt whose likeliest next token is compared.
+_POSITIONS = 32
 #: Largest relative L2 distance of next-token logits that rounding explains, by the merged model's dtype, for an adapter
 #: that moves them by `_USUAL` or less. Measured on SmolLM2-135M in bfloat16 after 30 steps at 5e-4: rounding the merged
 #: weights moves them by 0.06 to 0.13, the adapter itself by 1 to 3; after longer training, or at another seed, rounding
@@ -40,26 +49,83 @@ class Answering:
     """Tokens that end an answer."""
 
 
-def adapt(base: Path, adapter: Path) -> Any:
-    """Return the adapter on the base in the base's own dtype, on the CPU, in evaluation mode."""
+@dataclass(frozen=True)
+class Adapted:
+    """A base model and an adapter on it, not merged, on the CPU."""
+
+    model: Any
+    """PEFT's model."""
+    streamed: Streamed | None
+    """The same, if its weights stay in the files."""
+    not_streamed: str = ""
+    """Why the whole model is in memory, if it is."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model says to prompts, one entry each."""
+
+    logits: "Sequence[torch.Tensor]"
+    """Of the next token: (vocabulary,), in float32."""
+    likeliest: "Sequence[torch.Tensor]"
+    """The likeliest token after each of the prompt's last tokens: (tokens,)."""
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far a merged model is from the adapter on its base."""
+
+    distance: float
+    """The largest relative L2 distance |merged - adapted| / |adapted| over the prompts' next-token logits."""
+    top1: float
+    """Share of the positions at the prompts' ends with the same likeliest next token."""
+
+
+def ask_adapted(base: Path, adapter: Path, prompts: Sequence[Sequence[int]]) -> tuple[Adapted, Answers, Answers]:
+    """
+    Return the adapter on the base, and what it answers with and without the adapter.
+
+    Raises `StepFailed` if the adapter's file is not what its config describes (see `check_pairs`).
+    """
+    try:
+        streamed = open_streamed(base, adapter)
+        return (Adapted(streamed.model, streamed), *_ask_both(streamed.model, prompts))
+    except CannotStream as why:
+        reason = str(why)
+    except RuntimeError as error:  # a layer that reaches for another one's weights
+        reason = f"its layers do not read their weights one by one: {error}"[:200]
+    sys.stderr.write(f"merged by PEFT, with the whole model in memory: {reason}\n")
     from peft import PeftModel
 
     model: Any = PeftModel.from_pretrained(load_model(base, "cpu"), adapter, local_files_only=True)
+    check_pairs(model, adapter)
     model.eval()
-    return model
+    return (Adapted(model, None, reason), *_ask_both(model, prompts))
 
 
-def next_logits(model: Any, prompts: Sequence[Sequence[int]]) -> "list[torch.Tensor]":
+def _ask_both(model: Any, prompts: Sequence[Sequence[int]]) -> tuple[Answers, Answers]:
+    adapted = ask(model, prompts)
+    with model.disable_adapter():
+        return adapted, ask(model, prompts)
+
+
+def ask(model: Any, prompts: Sequence[Sequence[int]]) -> Answers:
     """
-    Return each tokenised prompt's next-token logits (vocabulary,), computed in float32; one prompt a pass, no padding.
+    Return what a model says to tokenised prompts, computed in float32, in one pass over the weights.
 
     What differs between two models is then their weights, on any processor: in bfloat16 the arithmetic alone moved
     logits by up to 0.28 beside the 0.13 of rounded weights.
     """
     import torch
 
-    with torch.inference_mode(), _in_float32(model):
-        return [model(input_ids=torch.tensor([list(ids)])).logits[0, -1].float() for ids in prompts]
+    inputs, mask = pad_left([list(ids) for ids in prompts], "cpu")
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    places = (mask.cumsum(dim=-1) - 1).clamp(min=0)
+    extra = accepted(inner, position_ids=places, logits_to_keep=_POSITIONS)
+    with _in_float32(model), torch.inference_mode():
+        logits = model(input_ids=inputs, attention_mask=mask, use_cache=False, **extra).logits[:, -_POSITIONS:].float()
+    ends = [row[-len(ids) :] for row, ids in zip(logits, prompts, strict=True)]
+    return Answers([end[-1].clone() for end in ends], [end.argmax(dim=-1) for end in ends])
 
 
 @contextmanager
@@ -91,16 +157,51 @@ def tolerance(dtype: str, base: "Sequence[torch.Tensor]", adapted: "Sequence[tor
     return TOLERANCES.get(dtype, TOLERANCES["bfloat16"]) * max(1.0, moved / _USUAL)
 
 
-def merge_into(adapted: Any, tokenizer: Any, target: Path, answering: Answering) -> str:
+def merge_into(adapted: Adapted, tokenizer: Any, target: Path, answering: Answering) -> str:
     """
-    Save base plus adapter (see `adapt`) to the new folder `target`, in the base's dtype; return the dtype's name.
+    Save base plus adapter to the new folder `target`, in the base's dtype; return the dtype's name.
 
-    Each layer's update is computed in float32 and rounded once. The folder carries the tokenizer, a chat template that
-    renders the trained format, and a generation config that answers as the evaluation does. `adapted` is used up.
-    Raises `StepFailed` if a merged weight is not finite.
+    Streamed, each weight is computed in float32 and rounded once; PEFT rounds the update, too. The folder carries the
+    tokenizer, a chat template that renders the trained format, and a generation config that answers as the evaluation
+    does. `adapted` is used up. Raises `StepFailed` if a merged weight is not finite.
     """
     from transformers import GenerationConfig
 
+    template = template_for(tokenizer, answering.format)
+    if template is not None:
+        tokenizer.chat_template = template
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    config: Any = GenerationConfig
+    generation = config(
+        do_sample=False,
+        max_new_tokens=answering.max_new_tokens,
+        repetition_penalty=float(answering.repetition_penalty),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=list(answering.stops),
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    if adapted.streamed is None:
+        dtype = _merge_whole(adapted.model, target, generation)
+    else:
+        dtype = _merge_streamed(adapted.streamed, target, generation)
+    tokenizer.save_pretrained(target)
+    _tidy(target)
+    return dtype
+
+
+def _merge_streamed(streamed: Streamed, target: Path, generation: Any) -> str:
+    target.mkdir()
+    write_merged(streamed, target, SHARD_BYTES)
+    config = streamed.config
+    config.architectures = [type(streamed.model.get_base_model()).__name__]
+    config.dtype = streamed.dtype
+    config.save_pretrained(target)
+    generation.save_pretrained(target)
+    return streamed.dtype
+
+
+def _merge_whole(adapted: Any, target: Path, generation: Any) -> str:
     try:
         model = adapted.merge_and_unload(safe_merge=True)
     except ValueError as error:
@@ -109,40 +210,26 @@ def merge_into(adapted: Any, tokenizer: Any, target: Path, answering: Answering)
     if getattr(model.config, "quantization_config", None) is not None:
         message = "the merged model still claims to be quantised"
         raise StepFailed(message, "report this: merging works on the 16-bit base")
-    template = template_for(tokenizer, answering.format)
-    if template is not None:
-        tokenizer.chat_template = template
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    config: Any = GenerationConfig
-    model.generation_config = config(
-        do_sample=False,
-        max_new_tokens=answering.max_new_tokens,
-        repetition_penalty=float(answering.repetition_penalty),
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=list(answering.stops),
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    model.save_pretrained(target, max_shard_size=SHARD_SIZE)
-    tokenizer.save_pretrained(target)
-    _tidy(target)
+    model.generation_config = generation
+    model.save_pretrained(target, max_shard_size=SHARD_BYTES)
     return str(model.dtype).removeprefix("torch.")
 
 
-def compare(folder: Path, prompts: Sequence[Sequence[int]], expected: "Sequence[torch.Tensor]") -> float:
+def compare(folder: Path, prompts: Sequence[Sequence[int]], expected: Answers, *, streamed: bool) -> Drift:
     """
-    Return the largest relative L2 distance |merged - expected| / |expected| over the prompts' next-token logits.
+    Return how far the merged model in `folder` is from what was expected of it.
 
-    `folder` is loaded as anyone would load it. Raises `StepFailed` if a logit is not finite.
+    It is read as it was written, by weights or as a whole. Raises `StepFailed` if a logit is not finite.
     """
-    import torch
-
-    distances = _distances(next_logits(load_model(folder, "cpu"), prompts), expected)
-    worst = max(distances)
-    if not torch.isfinite(torch.tensor(distances)).all():
+    found = ask(open_streamed(folder).model if streamed else load_model(folder, "cpu"), prompts)
+    distances = _distances(found.logits, expected.logits)
+    if not all(map(math.isfinite, distances)):
         message = "the merged model gives logits that are not finite"
         raise StepFailed(message, "lower train.learning_rate and train again")
-    return worst
+    import torch
+
+    same = torch.cat([ours == theirs for ours, theirs in zip(found.likeliest, expected.likeliest, strict=True)])
+    return Drift(max(distances), float(same.float().mean()))
 
 
 def _distances(found: "Sequence[torch.Tensor]", expected: "Sequence[torch.Tensor]") -> list[float]:

@@ -1,5 +1,6 @@
 """The merge step: adapter and 16-bit base → the model folder that is evaluated and served."""
 
+import sys
 import time
 from itertools import chain, islice
 from pathlib import Path
@@ -14,7 +15,7 @@ from pipeline.model_folder.trained_ids import write_trained_ids
 from pipeline.prompt import Format, fold, prompt_ids
 from pipeline.qlora.generation import end_tokens
 from pipeline.qlora.loading import load_tokenizer
-from pipeline.qlora.merging import Answering, adapt, compare, merge_into, next_logits, tolerance
+from pipeline.qlora.merging import Answering, ask_adapted, compare, merge_into, tolerance
 
 _PROMPTS = 4
 _PHASES = 4
@@ -41,10 +42,8 @@ def merge(attempt: Attempt) -> Model:
     )
     prompts = _prompts(attempt, dataset, tokenizer, adapter.format)
     _phase(attempt, 0, "ask")
-    adapted = adapt(base, trained)
-    expected = next_logits(adapted, prompts)
-    with adapted.disable_adapter():
-        before = next_logits(adapted, prompts)
+    adapted, expected, before = ask_adapted(base, trained, prompts)
+    not_streamed = adapted.not_streamed
     _phase(attempt, 1, "merge")
     dtype = merge_into(adapted, tokenizer, target, answering)
     del adapted
@@ -53,11 +52,15 @@ def merge(attempt: Attempt) -> Model:
     write_trained_ids(target, (row["id"] for row in rows))
     identity = write_manifest(target)
     _phase(attempt, 3, "compare")
-    difference = compare(target, prompts, expected)
-    most = tolerance(dtype, before, expected)
-    if difference > most:
+    drift = compare(target, prompts, expected, streamed=not not_streamed)
+    most = tolerance(dtype, before.logits, expected.logits)
+    sys.stderr.write(
+        f"the merged model's logits are {drift.distance:.2g} away ({most:.2g} at most), "
+        f"with the same likeliest token at {drift.top1:.0%} of the places\n"
+    )
+    if drift.distance > most:
         message = (
-            f"the merged model's logits are {difference:.2g} away from the adapter's on the base, "
+            f"the merged model's logits are {drift.distance:.2g} away from the adapter's on the base, "
             f"and rounding explains {most:.2g} at most"
         )
         raise StepFailed(message, f"retry the run: dropforge retry {attempt.spec.run}; if it stays, report this")
@@ -69,8 +72,10 @@ def merge(attempt: Attempt) -> Model:
         base_model_id=adapter.base_model_id,
         dtype=dtype,
         size_bytes=sum(path.stat().st_size for path in target.rglob("*") if path.is_file()),
-        logits_difference=difference,
+        logits_difference=drift.distance,
         logits_tolerance=most,
+        top1_agreement=drift.top1,
+        not_streamed=not_streamed,
         format=adapter.format,
         seconds=time.monotonic() - started,
     )

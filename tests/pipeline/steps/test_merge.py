@@ -6,16 +6,18 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.layer import Linear
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from pipeline import durable
 from pipeline.artifacts import Adapter, Dataset, Model
 from pipeline.config import EvaluateConfig, RunConfig, TrainConfig
 from pipeline.contract import Attempt
@@ -25,7 +27,7 @@ from pipeline.model_folder.manifest import MANIFEST_NAME, model_id, verify_manif
 from pipeline.model_folder.trained_ids import trained_ids
 from pipeline.prompt import fold, prompt_ids
 from pipeline.qlora.generation import Decoding, answers, open_model
-from pipeline.qlora.loading import load_tokenizer
+from pipeline.qlora.loading import load_tokenizer, quiet
 from pipeline.qlora.merging import tolerance
 from pipeline.steps.merge import merge
 from pipeline.steps.train import train
@@ -48,6 +50,29 @@ class Line:
     def attempt(self, **changes: Any) -> Attempt:
         adapter = self.adapter.model_copy(update=changes)
         return self.make_attempt("merge", config=self.config, inputs={"prepare": self.dataset, "train": adapter})
+
+    def with_adapter(self, folder: Path, base: Path, **options: Any) -> Attempt:
+        """Save an adapter of random numbers on `base` into a folder beside the data, and merge it instead."""
+        quiet()
+        model: Any = get_peft_model(
+            AutoModelForCausalLM.from_pretrained(base, dtype="auto"),
+            LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", **options),
+        )
+        torch.manual_seed(1)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.data.normal_(0, 0.05)
+        model.save_pretrained(folder)
+        config = self.config.model_copy(update={"base_model": str(base), "base_model_id": model_id(base)})
+        sha256 = durable.sha256_file(folder / "adapter_model.safetensors")
+        attempt = replace(self, config=config).attempt(
+            folder=folder.name, adapter_sha256=sha256, base_model_id=config.base_model_id
+        )
+        # The next attempt must not be given this one's adapter.
+        published = attempt.root / attempt.spec.inputs["train"]
+        own = published.rename(published.with_name(f"train-{folder.name}.json"))
+        inputs = {**attempt.spec.inputs, "train": attempt.relative(own)}
+        return Attempt(attempt.spec.model_copy(update={"inputs": inputs}))
 
     def merge(self) -> tuple[Model, Path]:
         attempt = self.attempt()
@@ -220,6 +245,73 @@ def test_a_merged_model_that_answers_otherwise_is_refused(
     ready = line(tiny_llama, tiny.rows(40, seed=5), epochs=4)
     with pytest.raises(StepFailed, match="logits are"):
         ready.merge()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"use_dora": True}, {"bias": "all"}])
+@pytest.mark.filterwarnings("ignore:Careful, disabling adapter layers with bias:UserWarning")
+def test_adapters_of_each_kind_are_merged_and_answer_alike(
+    line: Any, tiny: Any, tiny_llama: Path, tmp_path: Path, dtype: str, options: dict[str, Any]
+) -> None:
+    base = in_dtype(tiny_llama, tmp_path / "base", dtype)
+    attempt = line(base, tiny.rows(9, seed=5)).with_adapter(tmp_path / "made", base, **options)
+    model = merge(attempt)
+    assert model.logits_difference <= {"float32": 1e-4, "bfloat16": 0.1}[dtype]
+    assert model.top1_agreement is not None
+    assert model.top1_agreement >= {"float32": 1.0, "bfloat16": 0.9}[dtype]
+    assert model.not_streamed == ("the adapter's bias is 'all'" if options.get("bias") else "")
+    assert verify_manifest(attempt.path(model.folder)) == model.model_id
+
+
+_IN_LITTLE_MEMORY = """
+import json, re, resource, sys
+from pathlib import Path
+from pipeline.contract import Attempt, StepSpec
+from pipeline.qlora import merging
+from pipeline.qlora.streamed_merge import CannotStream
+from pipeline.steps.merge import merge
+
+def whole(*paths):
+    raise CannotStream("the test says so")
+
+warm_up, spec, room, how = sys.argv[1:]
+if how == "whole":
+    merging.open_streamed = whole
+merge(Attempt(StepSpec.model_validate_json(warm_up)))
+now = 1024 * int(re.search(r"VmData:\\s*(\\d+)", Path("/proc/self/status").read_text()).group(1))
+resource.setrlimit(resource.RLIMIT_DATA, (now + int(room), now + int(room)))
+print("limited", flush=True)
+print(merge(Attempt(StepSpec.model_validate_json(spec))).model_dump_json())
+"""
+
+
+@pytest.mark.parametrize("how", ["streamed", pytest.param("whole", marks=pytest.mark.long)])
+def test_a_model_is_merged_in_a_third_of_its_size_where_peft_needs_all_of_it(
+    line: Any, tiny: Any, tiny_llama: Path, tmp_path: Path, how: str
+) -> None:
+    base = tmp_path / "base"
+    config = LlamaConfig(
+        vocab_size=512, hidden_size=768, intermediate_size=2048, num_hidden_layers=14, num_attention_heads=12
+    )
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(base)
+    tokenizer: Any = load_tokenizer(tiny_llama)
+    tokenizer.save_pretrained(base)
+    size = (base / "model.safetensors").stat().st_size
+    assert size > 190_000_000
+    ready = line(tiny_llama, tiny.rows(9, seed=5))
+    warm_up = ready.with_adapter(tmp_path / "small", tiny_llama)
+    attempt = ready.with_adapter(tmp_path / "large", base)
+    specs = [one.spec.model_dump_json() for one in (warm_up, attempt)]
+    argv = [sys.executable, "-P", "-c", _IN_LITTLE_MEMORY, *specs, str(size // 3), how]
+    done = subprocess.run(argv, check=False, capture_output=True, text=True)
+    assert done.stdout.startswith("limited"), done.stderr
+    if how == "whole":
+        assert "allocate memory" in done.stderr, done.stderr
+        return
+    assert done.returncode == 0, done.stderr
+    merged = json.loads(done.stdout.splitlines()[1])
+    assert merged["not_streamed"] == ""
+    assert merged["size_bytes"] > size
 
 
 def test_an_adapter_that_is_not_the_trained_one_is_refused(line: Any, tiny: Any, tiny_llama: Path) -> None:

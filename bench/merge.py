@@ -1,0 +1,202 @@
+"""
+Measure a merge weight by weight beside `cp -r` of the base, and beside PEFT with the whole model in memory.
+
+    python bench/merge.py [--gigabytes 1] [--runs 2] [--dora] [--folder /tmp]
+
+A made Llama in bfloat16, in shards of at most a gigabyte, and a made adapter of rank 16 on all linear layers. Each run
+does all three, in changing order, each in a process of its own, its output gone before the next. The time is that of
+the merge alone (imports are not counted, nor the check of the logits, which is the third line); "on the disk" is with
+an fsync of what was written. The memory is the peak above what the imports take. Ratios are of medians, to `cp -r`.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline import durable
+
+BUDGET_TIMES = 1.5
+BUDGET_MEGABYTES = 600
+SHARD_BYTES = 1_000_000_000
+HIDDEN, INNER, VOCABULARY, KEYS = 2048, 5632, 32_000, 512
+CHECKED = "streamed, checked"
+WAYS = ("cp -r", "streamed", CHECKED, "PEFT")
+
+
+def main() -> int:
+    """Measure and print; exit 1 if the merge is over its budget of time or of memory."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gigabytes", type=float, default=1.0)
+    parser.add_argument("--runs", type=int, default=2)
+    parser.add_argument("--dora", action="store_true")
+    parser.add_argument("--folder", type=Path, help="where to work; /dev/shm leaves the disk out of it")
+    parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.child:
+        return child(asked.child[0], *map(Path, asked.child[1:]))
+    with tempfile.TemporaryDirectory(dir=asked.folder) as scratch:
+        folder = Path(scratch)
+        argv = [sys.executable, __file__, "--child", "make", *map(str, (folder / "base", folder / "adapter", folder))]
+        environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+        given = {"LAYERS": str(layers_of(asked.gigabytes)), "DORA": str(int(asked.dora))}
+        subprocess.run(argv, check=True, env={**environment, **given})
+        found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+        for number in range(asked.runs):
+            for way in WAYS if number % 2 else reversed(WAYS):
+                # Asking takes longer than all else together, and it is there for its memory.
+                if way != CHECKED or number == 0:
+                    found[way].append(measure(way, folder, environment))
+        return show(found, folder / "base")
+
+
+def layers_of(gigabytes: float) -> int:
+    """Return the layers of a model of about this size."""
+    layer = HIDDEN * (2 * HIDDEN + 2 * KEYS + 3 * INNER)
+    return max(1, round((gigabytes * 5e8 - VOCABULARY * HIDDEN) / layer))
+
+
+def measure(way: str, folder: Path, environment: dict[str, str]) -> dict[str, float]:
+    """Return the seconds, the seconds with an fsync, and the megabytes of one merge, or one copy."""
+    target = folder / "out"
+    os.sync()
+    if way == "cp -r":
+        begin = time.perf_counter()
+        subprocess.run(["/bin/cp", "-r", folder / "base", target], check=True)
+        found = {"seconds": time.perf_counter() - begin, "megabytes": 0.0}
+    else:
+        argv = [sys.executable, __file__, "--child", way, *map(str, (folder / "base", folder / "adapter", target))]
+        done = subprocess.run(argv, check=True, env=environment, stdout=subprocess.PIPE)
+        found = json.loads(done.stdout)
+    begin = time.perf_counter()
+    durable.fsync_tree(target)
+    found["stored"] = found["seconds"] + time.perf_counter() - begin
+    shutil.rmtree(target)
+    return found
+
+
+def child(way: str, base: Path, adapter: Path, target: Path) -> int:
+    """Do one thing in this process and print what it took."""
+    import torch  # noqa: PLC0415
+    from peft import PeftModel  # noqa: PLC0415
+    from transformers import LlamaForCausalLM  # noqa: PLC0415
+
+    from pipeline.qlora import merging, streamed_merge  # noqa: PLC0415
+    from pipeline.qlora.loading import quiet  # noqa: PLC0415
+
+    quiet()
+    if way == "make":
+        make(base, adapter, layers=int(os.environ["LAYERS"]), dora=os.environ["DORA"] == "1")
+        return 0
+    with measured():
+        if way == "PEFT":
+            model: Any = LlamaForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+            whole: Any = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
+            whole.save_pretrained(target, max_shard_size=SHARD_BYTES)
+        elif way == "streamed":
+            target.mkdir()
+            streamed_merge.write_merged(streamed_merge.open_streamed(base, adapter), target, SHARD_BYTES)
+        else:
+            prompts = [list(range(first, first + 100)) for first in (1, 2000, 9000, 31_000)]
+            adapted, expected, _ = merging.ask_adapted(base, adapter, prompts)
+            target.mkdir()
+            streamed: Any = adapted.streamed
+            streamed_merge.write_merged(streamed, target, SHARD_BYTES)
+            shutil.copy(base / "config.json", target)
+            drift = merging.compare(target, prompts, expected, streamed=True)
+            print(drift, file=sys.stderr)
+    return 0
+
+
+@contextmanager
+def measured() -> Iterator[None]:
+    """Print the seconds that the block takes, and by how many megabytes the process grows over it."""
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident()
+    begin = time.perf_counter()
+    yield
+    print(json.dumps({"seconds": time.perf_counter() - begin, "megabytes": (resident() - before) / 1000}))
+
+
+def resident() -> int:
+    """Return this process's largest resident size in kilobytes since it was last forgotten."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+def make(base: Path, adapter: Path, *, layers: int, dora: bool) -> None:
+    """Write a base of random numbers in shards, and an adapter on all of its linear layers."""
+    import torch  # noqa: PLC0415
+    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict  # noqa: PLC0415
+    from safetensors.torch import save_file  # noqa: PLC0415
+    from transformers import LlamaConfig, LlamaForCausalLM  # noqa: PLC0415
+
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=INNER, num_hidden_layers=layers,
+        num_attention_heads=16, num_key_value_heads=4, tie_word_embeddings=True, dtype="bfloat16",
+        architectures=["LlamaForCausalLM"],
+    )  # fmt: skip
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    shards: list[dict[str, Any]] = [{}]
+    for name, parameter in model.named_parameters():
+        if sum(tensor.nbytes for tensor in shards[-1].values()) + 2 * parameter.numel() > SHARD_BYTES:
+            shards.append({})
+        scale = 1.0 if name.endswith("norm.weight") else 0.02
+        shards[-1][name] = torch.empty(parameter.shape, dtype=torch.bfloat16).normal_(0, scale)
+    config.save_pretrained(base)
+    files = [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
+    for file, shard in zip(files, shards, strict=True):
+        save_file(shard, base / file, {"format": "pt"})
+    places = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+    (base / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    options = LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM", use_dora=dora)
+    adapted: Any = get_peft_model(model, options, low_cpu_mem_usage=True)
+    pairs = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    # DoRA's magnitudes are the lengths of rows: of so many numbers of 0.02 each.
+    save = {
+        name: torch.full(pair.shape, 0.02 * HIDDEN**0.5) if "magnitude" in name else torch.randn(pair.shape) * 0.02
+        for name, pair in pairs.items()
+    }
+    adapter.mkdir()
+    save_file(save, adapter / "adapter_model.safetensors", {"format": "pt"})
+    adapted.peft_config["default"].inference_mode = True
+    adapted.peft_config["default"].save_pretrained(adapter)
+
+
+def show(found: dict[str, list[dict[str, float]]], base: Path) -> int:
+    """Print one table; return the exit code."""
+    size = sum(path.stat().st_size for path in base.iterdir()) / 1e6
+    largest = 2 * VOCABULARY * HIDDEN / 1e6
+    title = f"{size:,.0f} MB in {len(list(base.glob('*.safetensors')))} shards, the largest weight {largest:.0f} MB"
+    table = Table("", "seconds", "ratio", "on the disk", "ratio", "peak MB", title=title)
+    middle = {
+        way: {name: statistics.median(run[name] for run in runs) for name in runs[0]} for way, runs in found.items()
+    }
+    copied = middle["cp -r"]
+    for way, took in middle.items():
+        times, stored = took["seconds"] / copied["seconds"], took["stored"] / copied["stored"]
+        cells = (f"{took['seconds']:.2f}", f"{times:.2f}", f"{took['stored']:.2f}", f"{stored:.2f}")
+        table.add_row(way, *cells, f"{took['megabytes']:,.0f}" if took["megabytes"] else "")
+    Console().print(table)
+    most = 3 * largest + BUDGET_MEGABYTES
+    print(f"budgets: {BUDGET_TIMES} times cp -r, {most:,.0f} MB; load {os.getloadavg()}")
+    ours = middle["streamed"]
+    return int(ours["seconds"] > BUDGET_TIMES * copied["seconds"] or middle[CHECKED]["megabytes"] > most)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
