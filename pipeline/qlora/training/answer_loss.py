@@ -70,19 +70,22 @@ def summed_loss(head: Any, hidden: Any, labels: Any, logits_bytes: int = _LOGITS
     return sum(checkpoint(_chunk_loss, head, *chunk, use_reentrant=False) for chunk in chunks)
 
 
-def mean_loss(model: Any, inputs: dict[str, Any], answer_tokens: Any = None) -> Any:
-    """
-    Return the loss of a batch in nats a token: its sum over `answer_tokens`, by default the batch's own.
+def answer_tokens(labels: Any) -> Any:
+    """Return how many of the `labels`, (rows, tokens), are predicted, as a scalar tensor."""
+    return (labels[:, 1:] != _NO_LABEL).sum()
 
-    Under gradient accumulation `answer_tokens` are those of all batches of the optimizer step. This is for one process:
-    where several average their gradients, the loss would be multiplied by their number.
+
+def mean_loss(model: Any, inputs: dict[str, Any], answers: Any = None) -> Any:
+    """
+    Return the loss of a forward pass in nats a token: its sum over `answers` tokens, by default the pass's own.
+
+    Where an optimizer step has several passes, `answers` are those of them all. This is for one process: where several
+    average their gradients, the loss would be multiplied by their number.
     """
     import torch
 
     total = model(**inputs, use_cache=False, answer_loss=True)
-    if answer_tokens is None:
-        answer_tokens = (inputs["labels"][:, 1:] != _NO_LABEL).sum()
-    return total / torch.as_tensor(answer_tokens).clamp(min=1)
+    return total / torch.as_tensor(answer_tokens(inputs["labels"]) if answers is None else answers).clamp(min=1)
 
 
 def _chunk_loss(head: Any, hidden: Any, targets: Any) -> Any:

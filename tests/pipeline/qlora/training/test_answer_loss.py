@@ -18,6 +18,7 @@ from pipeline.qlora.loading import load_model, load_tokenizer
 from pipeline.qlora.training import answer_loss, fit
 from pipeline.qlora.training.answer_loss import add_answer_loss, has_plain_head, mean_loss, summed_loss
 from pipeline.qlora.training.fit import TokenRow, Training
+from pipeline.qlora.training.packing import collate, passes
 
 Gradients = dict[str, torch.Tensor]
 NO_LABEL = -100
@@ -49,11 +50,9 @@ class Losses:
         # Accelerate puts mixed precision around the forward, as at the beginning of a training.
         self.model = self.trainer.accelerator.prepare_model(self.trainer.model)
         self.model.eval()
-        self.batches = [self.trainer.data_collator(list(part)) for part in self._parts()]
-
-    def _parts(self) -> list[list[dict[str, Any]]]:
-        rows = [dict(row) for row in self.trainer.train_dataset]
-        return [rows[start : start + 4] for start in range(0, len(rows), 4)]
+        prepared = [dict(row) for row in self.trainer.train_dataset]
+        parts = [collate(prepared[start : start + 4]) for start in range(0, len(prepared), 4)]
+        self.batches = [inputs for part in parts for inputs in passes(part, 10**6)]
 
     def of(
         self, compute: Callable[..., Any], batches: Sequence[Any], items: Any = None
@@ -140,11 +139,11 @@ def test_loss_and_gradients_are_trls_when_activations_are_computed_again(tiny_ll
     losses.compare(losses.batches, answers_of(losses.batches))
 
 
-@pytest.mark.parametrize("accumulated", [1, 4])
+@pytest.mark.parametrize("batch_tokens", [50, 4096])
 def test_a_training_goes_as_with_trls_loss(
-    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulated: int
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_tokens: int
 ) -> None:
-    config = TrainConfig(quantization="none", rank=4, batch_size=2, gradient_accumulation=accumulated, epochs=2)
+    config = TrainConfig(quantization="none", rank=4, batch_size=4, batch_tokens=batch_tokens, epochs=2)
     rows, dev = token_rows(19, seed=8), token_rows(fit.DEV_ROWS, seed=9)
     logs = []
     for plain in (True, False):
