@@ -54,9 +54,9 @@ class TrainConfig(Frozen):
     epochs: float = Field(default=1.0, ge=0.001, le=10_000)
     """Passes over the training rows."""
     batch_size: int = Field(default=8, ge=1, le=65_536)
-    """Rows a forward pass."""
-    gradient_accumulation: int = Field(default=1, ge=1, le=65_536)
-    """Forward passes an optimizer step."""
+    """Records an optimizer step."""
+    batch_tokens: int = Field(default=2048, ge=1, le=16_777_216)
+    """Most tokens a forward pass; a longer record has one to itself. It bounds memory and changes no gradient."""
     max_length: int = Field(default=1024, ge=16, le=16_777_216)
     """Window in tokens, prompt and answer together; longer rows are left out and counted, never cut."""
     checkpoint_minutes: float = Field(default=5.0, ge=1e-6, le=525_600)

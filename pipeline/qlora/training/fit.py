@@ -14,8 +14,10 @@ from pipeline.config import TrainConfig
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain, Interrupted, StepFailed
 from pipeline.qlora.loading import Device, arithmetic_dtype, load_model
-from pipeline.qlora.training.answer_loss import add_answer_loss, has_plain_head, mean_loss
+from pipeline.qlora.training.answer_loss import add_answer_loss, answer_tokens, has_plain_head, mean_loss
 from pipeline.qlora.training.checkpoints import keeper, newest_valid, step_of
+from pipeline.qlora.training.packed_attention import enable_packing
+from pipeline.qlora.training.packing import collate, passes
 from pipeline.qlora.training.row_order import LengthGroups
 
 if TYPE_CHECKING:
@@ -90,8 +92,8 @@ def fit(
         attempt.check_stop()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except torch.OutOfMemoryError as error:
-        message = f"the device's memory does not hold training with {config.batch_size} rows a forward pass"
-        hint = "halve train.batch_size and double train.gradient_accumulation, or lower train.max_length"
+        message = f"the device's memory does not hold training with {config.batch_tokens} tokens a forward pass"
+        hint = "halve train.batch_tokens, which changes no gradient, or lower train.max_length"
         raise StepFailed(message, hint) from error
     state = trainer.state
     if state.global_step < state.max_steps:
@@ -135,15 +137,38 @@ def _trainer(
     model: Any = load_model(training.base, training.device, config.quantization, dtype)
     _check_vocabulary(model, rows)
     plain_head = has_plain_head(model, rows[0].input_ids)
+    packed = enable_packing(model, [row.input_ids for row in rows])
     # A float32 base is trained in float32: nothing in it is 16-bit or quantised, so mixed precision would only round.
     mixed = single is None and (config.quantization == "nf4" or model.dtype != torch.float32)
     lengths = [len(row.input_ids) for row in rows]
 
     class Trainer(SFTTrainer):  # type: ignore[misc, unused-ignore]
-        """TRL's trainer, with an order of rows that survives a resume, and the loss of the answers alone."""
+        """TRL's trainer, with an order of rows that survives a resume, passes by tokens, and the answers' loss."""
+
+        loss_is_scaled_for_ga = True
+        records_packed = packed
 
         def _get_train_sampler(self, _dataset: Any = None) -> LengthGroups:
             return LengthGroups(lengths, config.batch_size, config.seed)
+
+        def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+            answers = answer_tokens(inputs["labels"])
+            parts = self._passes(inputs)
+            losses = [SFTTrainer.training_step(self, model, part, answers) for part in parts]
+            return torch.stack(losses).sum()
+
+        def prediction_step(self, model: Any, inputs: Any, *_options: Any, **_named: Any) -> Any:
+            answers = answer_tokens(inputs["labels"])
+            with torch.no_grad(), self.compute_loss_context_manager():
+                parts = self._passes(self._prepare_inputs(inputs))
+                losses = [self.compute_loss(model, part, num_items_in_batch=answers) for part in parts]
+            return torch.stack(losses).sum(), None, None
+
+        def _passes(self, step: Any) -> list[dict[str, Any]]:
+            parts = passes(step, config.batch_tokens, packed=packed)
+            # TRL divides a router's loss by it.
+            self.current_gradient_accumulation_steps = len(parts)
+            return parts
 
         def compute_loss(self, model: Any, inputs: Any, **options: Any) -> Any:
             if not plain_head or self.aux_loss_enabled:
@@ -156,6 +181,7 @@ def _trainer(
         train_dataset=_dataset(rows),
         eval_dataset=_dataset(dev) if len(dev) >= DEV_ROWS else None,
         processing_class=tokenizer,
+        data_collator=collate,
         peft_config=LoraConfig(
             r=config.rank,
             lora_alpha=config.alpha,
@@ -183,7 +209,6 @@ def _arguments(training: Training, config: TrainConfig, *, mixed: bool, has_dev:
         "num_train_epochs": config.epochs,
         "per_device_train_batch_size": config.batch_size,
         "per_device_eval_batch_size": config.batch_size,
-        "gradient_accumulation_steps": config.gradient_accumulation,
         "learning_rate": config.learning_rate,
         "warmup_steps": config.warmup,
         "lr_scheduler_type": "cosine",
@@ -204,7 +229,7 @@ def _arguments(training: Training, config: TrainConfig, *, mixed: bool, has_dev:
         "logging_steps": 1,
         # A loss that is not a number must be seen, not replaced by the mean of its neighbours.
         "logging_nan_inf_filter": False,
-        "include_num_input_tokens_seen": "non_padding",
+        "include_num_input_tokens_seen": "all",
         "report_to": "none",
         "disable_tqdm": True,
     }

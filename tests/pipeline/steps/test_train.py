@@ -91,7 +91,8 @@ def test_the_loss_is_on_the_answer_and_its_eos_alone(
     tokenizer, trainer = tokenised(tiny_llama, rows, attempt, fmt, pad)
     answers = set()
     for batch in trainer.get_train_dataloader():
-        for ids, labels in zip(batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True):
+        rows_of = [batch[name][0].split(batch["lengths"]) for name in ("input_ids", "labels")]
+        for ids, labels in ((ids.tolist(), labels.tolist()) for ids, labels in zip(*rows_of, strict=True)):
             kept = [label for label in labels if label != -100]
             assert kept[-1] == tokenizer.eos_token_id
             answers.add(tokenizer.decode(kept))
@@ -144,7 +145,7 @@ def test_a_look_at_the_dev_loss_does_not_stop_the_training(bench: Bench, tiny: A
 
 def test_an_adapter_tells_how_its_training_went(bench: Bench, tiny: Any, tiny_llama: Path) -> None:
     rows = tiny.rows(60, seed=5)
-    attempt = bench.attempt(tiny_llama, rows[:36], rows[36:], epochs=5, gradient_accumulation=2)
+    attempt = bench.attempt(tiny_llama, rows[:36], rows[36:], epochs=5, batch_size=16, batch_tokens=300)
     adapter = train(attempt)
     assert (adapter.optimizer_steps, adapter.format, adapter.quantization, adapter.device) == (
         15,

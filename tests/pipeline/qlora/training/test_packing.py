@@ -1,0 +1,127 @@
+"""The passes of an optimizer step: however it is divided, the same records, loss and gradients."""
+
+import random
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.config import TrainConfig
+from pipeline.qlora.loading import load_tokenizer
+from pipeline.qlora.training import fit
+from pipeline.qlora.training.fit import TokenRow, Training
+from pipeline.qlora.training.packing import collate, passes
+
+#: A record a pass, two to three records a pass, and all in one.
+BUDGETS = (1, 64, 4096)
+#: Sums of float32 in another order: an epsilon of 1.2e-7, some hundred terms, two layers.
+TOLERANCE = 1e-5
+
+
+def token_rows(count: int, seed: int) -> list[TokenRow]:
+    """Return rows of 2 to 40 tokens, with labels anywhere, also on the first token, and always on the last."""
+    dice = random.Random(seed)
+    return [
+        TokenRow(
+            [dice.randrange(3, 259) for _ in range(length)],
+            [*(int(dice.random() < 0.4) for _ in range(length - 1)), 1],
+        )
+        for length in (dice.randint(2, 40) for _ in range(count))
+    ]
+
+
+def trainer_of(base: Path, folder: Path, rows: Sequence[TokenRow], **settings: Any) -> Any:
+    """Return the trainer that the step builds, its adapter moved away from the zero that it begins at."""
+    config = TrainConfig.model_validate({"quantization": "none", "rank": 4, **settings})
+    job = Training(base, "cpu", folder / "adapter", folder / "scratch", "mark")
+    trainer = fit._trainer(job, load_tokenizer(base), rows, [], config)
+    dice = torch.Generator().manual_seed(1)
+    for weight in trainer.model.parameters():
+        if weight.requires_grad:
+            weight.data.normal_(0, 0.05, generator=dice)
+    trainer.create_optimizer()
+    return trainer
+
+
+def step_of(trainer: Any) -> tuple[float, dict[str, torch.Tensor], Any]:
+    """Return loss and gradients of the first optimizer step, and its records."""
+    inputs = next(iter(trainer.get_train_dataloader()))
+    trainer.model.zero_grad()
+    loss = trainer.training_step(trainer.model, dict(inputs)).item()
+    named = trainer.model.named_parameters()
+    return loss, {name: weight.grad.clone() for name, weight in named if weight.requires_grad}, inputs
+
+
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        size = float(expected[name].abs().max())
+        torch.testing.assert_close(gradient, expected[name], rtol=TOLERANCE, atol=TOLERANCE * size)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_smaller_budget_changes_neither_the_records_nor_their_order_nor_the_gradients(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, packed: bool
+) -> None:
+    if not packed:
+        monkeypatch.setattr(fit, "enable_packing", lambda *_: False)
+    rows = token_rows(8, seed=2)
+    steps = [step_of(trainer_of(tiny_llama, tmp_path, rows, batch_tokens=budget)) for budget in BUDGETS]
+    counts = [
+        len(list(passes(inputs, budget, packed=packed))) for (_, _, inputs), budget in zip(steps, BUDGETS, strict=True)
+    ]
+    assert counts[0] == 8 > counts[1] > counts[2] == 1
+    whole = steps[-1]
+    for loss, gradients, inputs in steps[:-1]:
+        assert torch.equal(inputs["input_ids"], whole[2]["input_ids"])
+        assert inputs["lengths"] == whole[2]["lengths"]
+        assert loss == pytest.approx(whole[0], rel=TOLERANCE)
+        assert_same(gradients, whole[1])
+
+
+def test_a_step_is_the_settings_records_whatever_the_budget(tiny_llama: Path, tmp_path: Path) -> None:
+    rows = token_rows(20, seed=3)
+    met = []
+    for budget in BUDGETS:
+        trainer = trainer_of(tiny_llama, tmp_path, rows, batch_size=6, batch_tokens=budget)
+        met.append([(batch["input_ids"].tolist(), batch["lengths"]) for batch in trainer.get_train_dataloader()])
+    assert met[0] == met[1] == met[2]
+    assert [len(lengths) for _, lengths in met[0]] == [6, 6, 6, 2]
+
+
+def made_rows(lengths: Sequence[int]) -> list[dict[str, Any]]:
+    dice = random.Random(0)
+    return [{"input_ids": (ids := [dice.randrange(9, 99) for _ in range(size)]), "labels": ids} for size in lengths]
+
+
+@given(st.lists(st.integers(1, 50), min_size=1), st.integers(1, 200))
+def test_padded_passes_hold_every_record_whole_and_once_within_the_budget(lengths: list[int], budget: int) -> None:
+    rows = made_rows(lengths)
+    met = []
+    for part in passes(collate(rows), budget, packed=False):
+        assert part["input_ids"].numel() <= budget or len(part["input_ids"]) == 1
+        for ids, mask, labels in zip(part["input_ids"], part["attention_mask"], part["labels"], strict=True):
+            met.append(ids[mask.bool()].tolist())
+            assert labels.tolist() == [-100, *met[-1][1:], *[-100] * int((mask == 0).sum())]
+    assert met == [row["input_ids"] for row in rows]
+
+
+@given(st.lists(st.integers(1, 50), min_size=1), st.integers(1, 200))
+def test_packed_passes_hold_every_record_whole_and_once_within_the_budget(lengths: list[int], budget: int) -> None:
+    rows = made_rows(lengths)
+    met = []
+    for part in passes(collate(rows), budget, packed=True):
+        ends = part["cu_seq_lens_q"].tolist()
+        assert ends[-1] == part["input_ids"].shape[1]
+        assert ends[-1] <= budget or len(ends) == 2
+        assert part["max_length_q"] == max(end - first for first, end in pairwise(ends))
+        for first, end in pairwise(ends):
+            met.append(part["input_ids"][0, first:end].tolist())
+            assert part["labels"][0, first:end].tolist() == [-100, *met[-1][1:]]
+            assert part["position_ids"][0, first:end].tolist() == list(range(end - first))
+    assert met == [row["input_ids"] for row in rows]
