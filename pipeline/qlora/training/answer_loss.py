@@ -13,7 +13,7 @@ from typing import Any
 _LOGITS_BYTES = 1 << 26
 """Most memory that the float32 logits of one chunk may take. Their 16-bit copy and their gradient come to it."""
 _PROBED_TOKENS = 8
-_NO_LABEL = -100
+NO_LABEL = -100
 
 
 def has_plain_head(model: Any, tokens: Sequence[int]) -> bool:
@@ -34,11 +34,12 @@ def has_plain_head(model: Any, tokens: Sequence[int]) -> bool:
         return torch.equal(model(input_ids=ids, use_cache=False).logits, head(hidden))
 
 
-def add_answer_loss(model: Any) -> None:
+def add_answer_loss(model: Any, *, dft: bool = False) -> None:
     """
     Let `model(..., labels=labels, answer_loss=True)` return the summed loss of the labelled tokens, in nats.
 
-    It is asked through the model's own forward so that what is wrapped around that stays so, as mixed precision.
+    With `dft` its gradient is that of dynamic fine-tuning (see `_chunk_loss`). It is asked through the model's own
+    forward so that what is wrapped around that stays so, as mixed precision.
     """
     plain = model.forward
 
@@ -48,12 +49,12 @@ def add_answer_loss(model: Any) -> None:
             return plain(*args, **inputs)
         labels = inputs.pop("labels")
         hidden = model.base_model(*args, **inputs).last_hidden_state
-        return summed_loss(model.get_output_embeddings(), hidden, labels)
+        return summed_loss(model.get_output_embeddings(), hidden, labels, dft=dft)
 
     model.forward = forward
 
 
-def summed_loss(head: Any, hidden: Any, labels: Any, logits_bytes: int = _LOGITS_BYTES) -> Any:
+def summed_loss(head: Any, hidden: Any, labels: Any, logits_bytes: int = _LOGITS_BYTES, *, dft: bool = False) -> Any:
     """
     Return the summed cross-entropy of the labels that are not -100, each at the position before it, as a scalar.
 
@@ -61,13 +62,13 @@ def summed_loss(head: Any, hidden: Any, labels: Any, logits_bytes: int = _LOGITS
     """
     from torch.utils.checkpoint import checkpoint
 
-    rows, places = (labels[:, 1:] != _NO_LABEL).nonzero(as_tuple=True)
+    rows, places = (labels[:, 1:] != NO_LABEL).nonzero(as_tuple=True)
     size = max(1, logits_bytes // (4 * head.out_features))
     chunks = list(zip(hidden[rows, places].split(size), labels[rows, places + 1].split(size), strict=True))
     if len(chunks) == 1:
-        return _chunk_loss(head, *chunks[0])
+        return _chunk_loss(head, *chunks[0], dft)
     # The logits of a chunk are computed again when its gradient is, so that one chunk's are in memory at a time.
-    return sum(checkpoint(_chunk_loss, head, *chunk, use_reentrant=False) for chunk in chunks)
+    return sum(checkpoint(_chunk_loss, head, *chunk, dft, use_reentrant=False) for chunk in chunks)
 
 
 def mean_loss(model: Any, inputs: dict[str, Any], answer_tokens: Any = None) -> Any:
@@ -81,11 +82,21 @@ def mean_loss(model: Any, inputs: dict[str, Any], answer_tokens: Any = None) -> 
 
     total = model(**inputs, use_cache=False, answer_loss=True)
     if answer_tokens is None:
-        answer_tokens = (inputs["labels"][:, 1:] != _NO_LABEL).sum()
+        answer_tokens = (inputs["labels"][:, 1:] != NO_LABEL).sum()
     return total / torch.as_tensor(answer_tokens).clamp(min=1)
 
 
-def _chunk_loss(head: Any, hidden: Any, targets: Any) -> Any:
+def _chunk_loss(head: Any, hidden: Any, targets: Any, dft: bool) -> Any:  # noqa: FBT001 - torch's checkpoint has no names
+    """
+    Return the summed cross-entropy of a chunk.
+
+    With `dft` each token's gradient is weighted by the token's probability, held constant (arXiv:2508.05629). The value
+    stays the cross-entropy, so that the curves of both losses are in nats and can be compared.
+    """
     from torch.nn import functional
 
-    return functional.cross_entropy(head(hidden).float(), targets, reduction="sum")
+    losses = functional.cross_entropy(head(hidden).float(), targets, reduction="none" if dft else "sum")
+    if not dft:
+        return losses
+    weighted = (losses * (-losses.detach()).exp()).sum()
+    return weighted + (losses.detach().sum() - weighted.detach())
