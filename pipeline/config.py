@@ -34,15 +34,25 @@ class SplitConfig(Frozen):
         return self
 
 
+#: What a preset sets that is not the default. Their measurements stand in pipeline/qlora/README.md.
+PRESETS: dict[str, dict[str, object]] = {
+    "fast": {"targets": ("mlp",), "learning_rate": 5e-4},
+    "balanced": {},
+    "quality": {"epochs": 3.0},
+}
+
+
 class TrainConfig(Frozen):
     """QLoRA training."""
 
+    preset: Literal["fast", "balanced", "quality"] = "balanced"
+    """Other defaults for what is not set: `balanced` are those below."""
     format: Literal["auto", "chat", "alpaca"] = "auto"
     """Prompt format; `auto` is the tokenizer's chat template where there is one, else Alpaca's."""
     quantization: Literal["nf4", "none"] = "nf4"
     """`nf4` trains over the base in 4 bits (double quantisation, bf16 compute), `none` over the 16-bit base."""
     method: Literal["lora", "dora"] = "lora"
-    """`dora` trains the length of each weight's columns beside LoRA's change of direction, in more time a step."""
+    """`dora` trains the length of each output's weights apart from LoRA's change of direction; a step takes longer."""
     rank: int = Field(default=16, ge=1, le=65_536)
     """LoRA rank."""
     alpha: int = Field(default=32, ge=1, le=1_048_576)
@@ -74,11 +84,19 @@ class TrainConfig(Frozen):
     max_length: int = Field(default=1024, ge=16, le=16_777_216)
     """Window in tokens, prompt and answer together; longer rows are left out and counted, never cut."""
     patience: int = Field(default=0, ge=0, le=1_000_000)
-    """Measurements of the dev loss (five an epoch) without a lower one that end the training early; 0: none do."""
+    """Measurements of the dev loss (four an epoch) without a lower one that end the training early; 0: none do."""
     checkpoint_minutes: float = Field(default=5.0, ge=1e-6, le=525_600)
     """Minutes between checkpoints."""
     seed: int = Field(default=42, ge=0, le=4_294_967_295)
     """Seed of initialisation and data order."""
+
+    @model_validator(mode="after")
+    def _fill_in_preset(self) -> "TrainConfig":
+        # Not noted as set, so that a track's own preset is not held up by what another one filled in above it.
+        for name, value in PRESETS[self.preset].items():
+            if name not in self.model_fields_set:
+                object.__setattr__(self, name, value)
+        return self
 
 
 class EvaluateConfig(Frozen):

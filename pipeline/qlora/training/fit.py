@@ -20,7 +20,7 @@ from pipeline.qlora.training.watcher import StepRows, adapter_weights, dev_loss,
 
 DEV_ROWS = 20
 """Fewest dev rows worth a loss curve."""
-_DEV_SHARE = 0.2
+_DEV_SHARE = 0.25
 """Of an epoch, or of a shorter training, from one measurement of the dev loss to the next."""
 _CURVE_POINTS = 200
 

@@ -18,7 +18,7 @@ def lora_config(model: Any, config: TrainConfig) -> "LoraConfig":
     Return PEFT's description of the adapter.
 
     An update is `alpha / rank * B A`, with rsLoRA `alpha / sqrt(rank) * B A` (arXiv:2312.03732); DoRA trains the norm
-    of each column beside it (arXiv:2402.09353). Raises `CannotTrain` if `model` lacks one of the target layers.
+    of each output's weights beside it (arXiv:2402.09353). Raises `CannotTrain` if a target layer is not in `model`.
     """
     from peft import LoraConfig
 

@@ -205,8 +205,8 @@ def _diverged(attempt: Attempt, rows: StepRows, step: int, words: str) -> StepFa
         drop = f", from drop {record['drop']}" if "drop" in record else ""
         sys.stderr.write(f"  line {number}: {record['id']}{drop}\n")
     more = f" and {len(lines) - _NAMED_LINES} more, listed in the step's log" if len(lines) > _NAMED_LINES else ""
-    named = ", ".join(map(str, lines[:_NAMED_LINES])) + more
-    message = f"training diverged: {words.format(step)}; its records are lines {named} of {path.name}"
+    named = ", ".join(map(str, lines[:_NAMED_LINES]))
+    message = f"training diverged: {words.format(step)}; its records are lines {named} of {path.name}{more}"
     shown = "".join(f"{line}p;" for line in lines[:_NAMED_LINES])
     hint = f"lower train.learning_rate; to look at the records: sed -n '{shown}' {shlex.quote(str(path))}"
     return StepFailed(message, hint)
