@@ -1,7 +1,7 @@
 """
 Measure what each preset of [train] gains on the task and forgets of everything else, beside the base model.
 
-    python bench/presets.py [--rows 64] [--heldout 100] [--batch-size 4] [--base FOLDER] [--seed 42]
+    python bench/presets.py [--rows 64] [--heldout 60] [--batch-size 4] [--base FOLDER] [--seed 42]
 
 Each preset trains SmolLM2-135M-Instruct on the same rows of the demo, through the train step as it is. Printed are its
 processor time, which other work on the machine disturbs least; the mean loss of the held-out answers, and how many are
@@ -54,7 +54,7 @@ class Measured:
 def main() -> int:
     """Measure and print; exit 1 if a preset learned nothing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("rows", 64), ("heldout", 100), ("batch-size", 4), ("seed", 42)):
+    for name, default in (("rows", 64), ("heldout", 60), ("batch-size", 4), ("seed", 42)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--base", type=Path)
     asked = parser.parse_args()

@@ -36,7 +36,7 @@ class SplitConfig(Frozen):
 
 #: What a preset sets that is not the default. Their measurements stand in pipeline/qlora/README.md.
 PRESETS: dict[str, dict[str, object]] = {
-    "fast": {"targets": ("mlp",), "learning_rate": 5e-4},
+    "fast": {"learning_rate": 4e-4},
     "balanced": {},
     "quality": {"epochs": 3.0},
 }
@@ -89,6 +89,8 @@ class TrainConfig(Frozen):
     """Minutes between checkpoints."""
     seed: int = Field(default=42, ge=0, le=4_294_967_295)
     """Seed of initialisation and data order."""
+    report_to: tuple[Literal["tensorboard", "trackio"], ...] = ()
+    """Trackers that get the curves, too, as files in `tracking` below the attempt's folder: a step has no network."""
 
     @model_validator(mode="after")
     def _fill_in_preset(self) -> "TrainConfig":

@@ -57,7 +57,7 @@ def train(attempt: Attempt) -> Adapter:
             "base": config.base_model_id,
             "device": device,
             "format": fmt,
-            "train": config.train.model_dump(mode="json", exclude={"checkpoint_minutes"}),
+            "train": config.train.model_dump(mode="json", exclude={"checkpoint_minutes", "report_to"}),
         }
     )
     try:

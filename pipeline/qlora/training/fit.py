@@ -16,6 +16,7 @@ from pipeline.qlora.training.answer_loss import add_answer_loss, has_plain_head,
 from pipeline.qlora.training.checkpoints import keeper, newest_valid, step_of
 from pipeline.qlora.training.method import lora_config, method_arguments
 from pipeline.qlora.training.row_order import LengthGroups
+from pipeline.qlora.training.trackers import open_trackers
 from pipeline.qlora.training.watcher import StepRows, adapter_weights, dev_loss, watcher
 
 DEV_ROWS = 20
@@ -79,6 +80,7 @@ def fit(
     import torch
 
     config = attempt.config.train
+    open_trackers(config.report_to, attempt.folder / "tracking")
     choice = newest_valid(attempt.path(attempt.spec.checkpoints), training.fingerprint)
     checkpoint = choice.checkpoint
     if checkpoint is not None:
@@ -208,7 +210,9 @@ def _arguments(training: Training, config: TrainConfig, *, mixed: bool, has_dev:
         # A loss that is not a number must be seen, not replaced by the mean of its neighbours.
         "logging_nan_inf_filter": False,
         "include_num_input_tokens_seen": "non_padding",
-        "report_to": "none",
+        "report_to": list(config.report_to),
+        # Else it is sent to the hub at the end.
+        "trackio_static_space_id": False,
         "disable_tqdm": True,
     }
 
