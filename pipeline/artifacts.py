@@ -143,6 +143,9 @@ class Adapter(Artifact):
     train_loss: float
     loss_curve: tuple[CurvePoint, ...]
     dev_curve: tuple[CurvePoint, ...]
+    best_step: int | None = None
+    """Step of the lowest dev loss, whose weights the adapter has; `None` without dev loss: it has the last step's."""
+    ended_early: bool = False
     trainable_parameters: int
     adapter_change: float
     """L2 norm of the change of all adapter weights since initialisation."""
@@ -233,7 +236,6 @@ class NoiseFloor(Frozen):
 
     records: int
     changed: int
-    """Answers that were not the same."""
     points: float
     """Mean absolute change of the primary metric, in points."""
 
@@ -246,7 +248,6 @@ class Evaluation(Artifact):
     folder: str
     metric: str
     heldout_version: str
-    """The data set's."""
     records: int
     records_too_long: int = 0
     """Held-out records that were left out because they do not fit into the window."""

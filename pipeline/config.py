@@ -34,23 +34,47 @@ class SplitConfig(Frozen):
         return self
 
 
+#: What a preset sets that is not the default. Their measurements stand in pipeline/qlora/README.md.
+PRESETS: dict[str, dict[str, object]] = {
+    "fast": {"learning_rate": 4e-4},
+    "balanced": {},
+    "quality": {"epochs": 3.0},
+}
+
+
 class TrainConfig(Frozen):
     """QLoRA training."""
 
+    preset: Literal["fast", "balanced", "quality"] = "balanced"
+    """Other defaults for what is not set: `balanced` are those below."""
     format: Literal["auto", "chat", "alpaca"] = "auto"
     """Prompt format; `auto` is the tokenizer's chat template where there is one, else Alpaca's."""
     quantization: Literal["nf4", "none"] = "nf4"
     """`nf4` trains over the base in 4 bits (double quantisation, bf16 compute), `none` over the 16-bit base."""
+    method: Literal["lora", "dora"] = "lora"
+    """`dora` trains the length of each output's weights apart from LoRA's change of direction; a step takes longer."""
     rank: int = Field(default=16, ge=1, le=65_536)
-    """LoRA rank, on all linear layers."""
+    """LoRA rank."""
     alpha: int = Field(default=32, ge=1, le=1_048_576)
-    """LoRA alpha: updates are scaled by alpha / rank."""
+    """LoRA alpha: updates are scaled by alpha / rank, with `rslora` by alpha / sqrt(rank)."""
+    rslora: bool = False
+    """Scale by the root of the rank, so that a high rank learns as fast as a low one."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """LoRA dropout probability."""
+    targets: tuple[str, ...] = Field(default=("all-linear",), min_length=1)
+    """Layers with an adapter: "all-linear", "mlp", or names of the base model's, as ["q_proj", "v_proj"]."""
+    loss: Literal["nll", "dft"] = "nll"
+    """`nll` is cross-entropy; `dft` weights each token by its probability, so that unlikely answers pull less."""
+    neftune: float = Field(default=0.0, ge=0, le=1000)
+    """NEFTune's alpha: uniform noise on the embeddings, 5 in its paper; 0 adds none."""
     learning_rate: float = Field(default=2e-4, gt=0, le=10)
-    """Peak learning rate of the cosine schedule."""
+    """Peak learning rate."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """The learning rate after the warm-up: falls to 0 along a cosine or a line, or stays."""
     warmup: float = Field(default=0.03, ge=0, lt=1)
     """Share of the optimizer steps spent warming up."""
+    clip: float = Field(default=1.0, ge=0, le=1_000_000)
+    """Largest L2 norm of a step's gradient; longer ones are shortened to it; 0 leaves them as they are."""
     epochs: float = Field(default=1.0, ge=0.001, le=10_000)
     """Passes over the training rows."""
     batch_size: int = Field(default=8, ge=1, le=65_536)
@@ -59,10 +83,22 @@ class TrainConfig(Frozen):
     """Most tokens a forward pass; a longer record has one to itself. It bounds memory and changes no gradient."""
     max_length: int = Field(default=1024, ge=16, le=16_777_216)
     """Window in tokens, prompt and answer together; longer rows are left out and counted, never cut."""
+    patience: int = Field(default=0, ge=0, le=1_000_000)
+    """Measurements of the dev loss (four an epoch) without a lower one that end the training early; 0: none do."""
     checkpoint_minutes: float = Field(default=5.0, ge=1e-6, le=525_600)
     """Minutes between checkpoints."""
     seed: int = Field(default=42, ge=0, le=4_294_967_295)
     """Seed of initialisation and data order."""
+    report_to: tuple[Literal["tensorboard", "trackio"], ...] = ()
+    """Trackers that get the curves, too, as files in `tracking` below the attempt's folder: a step has no network."""
+
+    @model_validator(mode="after")
+    def _fill_in_preset(self) -> "TrainConfig":
+        # Not noted as set, so that a track's own preset is not held up by what another one filled in above it.
+        for name, value in PRESETS[self.preset].items():
+            if name not in self.model_fields_set:
+                object.__setattr__(self, name, value)
+        return self
 
 
 class EvaluateConfig(Frozen):

@@ -114,6 +114,8 @@ class Progress(Frozen):
     total: int = 0
     tokens_per_second: float | None = None
     loss: float | None = None
+    dev_loss: float | None = None
+    """The latest that was measured, in nats a token."""
     eta_seconds: float | None = None
     updated_at: float = 0.0
     """Seconds since the epoch."""
@@ -161,7 +163,7 @@ class Attempt:
 
     def progress(self, done: int, total: int, **fields: Any) -> None:
         """
-        Say how far the step is: `done` of `total`, and `phase`, `tokens_per_second`, `loss`, `eta_seconds`.
+        Say how far the step is: `done` of `total`, and the other fields of `Progress`.
 
         Cheap enough to call at every optimizer step; the file is rewritten by a thread of its own.
         """

@@ -108,7 +108,8 @@ def adapter() -> Adapter:
     return Adapter(
         folder="runs/1/attempts/train-1/adapter", adapter_sha256="ad" * 32, base_model_id=BASE, format="chat",
         quantization="nf4", device="cpu", optimizer_steps=241, resumed_from_step=0, trained_tokens=402_133,
-        train_loss=0.61, loss_curve=tuple(curve), dev_curve=tuple(dev), trainable_parameters=4_884_480,
+        train_loss=0.61, loss_curve=tuple(curve), dev_curve=tuple(dev),
+        best_step=min(dev, key=lambda point: point.loss).step, trainable_parameters=4_884_480,
         adapter_change=12.4, rows_too_long=7,
         lengths=tuple(LengthBin(tokens=32 * (n + 1), rows=rows) for n, rows in enumerate(lengths)),
         versions={"torch": "2.10.0", "transformers": "5.17.0", "peft": "0.21.0"}, seconds=4210.0,

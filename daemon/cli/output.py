@@ -114,6 +114,8 @@ def progress_words(progress: "Progress | None") -> str:
     words = [" ".join(part for part in (progress.step, phase, _counted(progress)) if part)]
     if progress.loss is not None:
         words.append(f"loss {progress.loss:.3f}")
+    if progress.dev_loss is not None:
+        words.append(f"dev loss {progress.dev_loss:.3f}")
     if progress.tokens_per_second:
         words.append(f"{progress.tokens_per_second:,.0f} tokens/s")
     if progress.eta_seconds is not None:

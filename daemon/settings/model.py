@@ -235,5 +235,9 @@ class Settings(TrackSettings):
         own = {field: getattr(self, field) for field in TrackSettings.model_fields}
         if not self.tracks.get(name):
             return TrackSettings.model_construct(**own)  # nothing but what was checked as a part of these settings
-        merged = {key: value.model_dump() if isinstance(value, BaseModel) else value for key, value in own.items()}
+        # What nobody set is left to the track, whose preset may have another default for it.
+        merged = {
+            key: value.model_dump(exclude_unset=True) if isinstance(value, BaseModel) else value
+            for key, value in own.items()
+        }
         return TrackSettings.model_validate(overlay(merged, self.tracks[name]))

@@ -57,7 +57,7 @@ def train(attempt: Attempt) -> Adapter:
             "base": config.base_model_id,
             "device": device,
             "format": fmt,
-            "train": config.train.model_dump(mode="json", exclude={"batch_tokens", "checkpoint_minutes"}),
+            "train": config.train.model_dump(mode="json", exclude={"batch_tokens", "checkpoint_minutes", "report_to"}),
         }
     )
     try:
@@ -78,6 +78,8 @@ def train(attempt: Attempt) -> Adapter:
         train_loss=trained.train_loss,
         loss_curve=trained.loss_curve,
         dev_curve=trained.dev_curve,
+        best_step=trained.best_step,
+        ended_early=trained.ended_early,
         trainable_parameters=trained.trainable_parameters,
         adapter_change=trained.adapter_change,
         rows_too_long=too_long,
@@ -107,8 +109,8 @@ class Tokeniser:
         self.too_long = self.spelled = 0
         self.lengths = []
         kept = []
-        for number, row in enumerate(_rows(path)):
-            if number % CHECK_EVERY == 0:
+        for number, row in enumerate(_rows(path), start=1):
+            if number % CHECK_EVERY == 1:
                 attempt.check_stop()
             content = fold(row["instruction"], row["input"])
             prompt = prompt_ids(self.tokenizer, self.format, content)
@@ -118,7 +120,7 @@ class Tokeniser:
                 self.too_long += 1
                 continue
             self.spelled += holds_special_token(self.tokenizer, content, row["output"])
-            kept.append(TokenRow([*prompt, *answer], [0] * len(prompt) + [1] * len(answer)))
+            kept.append(TokenRow([*prompt, *answer], [0] * len(prompt) + [1] * len(answer), number))
         if self.too_long or self.spelled:
             sys.stderr.write(
                 f"{path.name}: {len(kept)} rows kept; left out whole, never cut: {self.too_long} longer than "

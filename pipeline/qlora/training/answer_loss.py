@@ -13,7 +13,7 @@ from typing import Any
 _LOGITS_BYTES = 1 << 26
 """Most memory that the float32 logits of one chunk may take. Their 16-bit copy and their gradient come to it."""
 _PROBED_TOKENS = 8
-_NO_LABEL = -100
+NO_LABEL = -100
 
 
 def has_plain_head(model: Any, tokens: Sequence[int]) -> bool:
@@ -34,11 +34,12 @@ def has_plain_head(model: Any, tokens: Sequence[int]) -> bool:
         return torch.equal(model(input_ids=ids, use_cache=False).logits, head(hidden))
 
 
-def add_answer_loss(model: Any) -> None:
+def add_answer_loss(model: Any, *, dft: bool = False) -> None:
     """
     Let `model(..., labels=labels, answer_loss=True)` return the summed loss of the labelled tokens, in nats.
 
-    It is asked through the model's own forward so that what is wrapped around that stays so, as mixed precision.
+    With `dft` its gradient is that of dynamic fine-tuning (see `_chunk_loss`). It is asked through the model's own
+    forward so that what is wrapped around that stays so, as mixed precision.
     """
     plain = model.forward
 
@@ -48,27 +49,27 @@ def add_answer_loss(model: Any) -> None:
             return plain(*args, **inputs)
         labels = inputs.pop("labels")
         hidden = model.base_model(*args, **inputs).last_hidden_state
-        return summed_loss(model.get_output_embeddings(), hidden, labels)
+        return summed_loss(model.get_output_embeddings(), hidden, labels, dft=dft)
 
     model.forward = forward
 
 
-def summed_loss(head: Any, hidden: Any, labels: Any, logits_bytes: int = _LOGITS_BYTES) -> Any:
+def summed_loss(head: Any, hidden: Any, labels: Any, logits_bytes: int = _LOGITS_BYTES, *, dft: bool = False) -> Any:
     """
     Return the summed cross-entropy of the labels that are not -100, each at the position before it, as a scalar.
 
     `hidden` is (rows, tokens, width), `labels` (rows, tokens). Without any label the sum is 0, and has a gradient of 0.
     The head itself gets no gradient: TRL refuses adapters there.
     """
-    rows, places = (labels[:, 1:] != _NO_LABEL).nonzero(as_tuple=True)
+    rows, places = (labels[:, 1:] != NO_LABEL).nonzero(as_tuple=True)
     size = max(1, logits_bytes // (4 * head.out_features))
     chunks = zip(hidden[rows, places].split(size), labels[rows, places + 1].split(size), strict=True)
-    return sum(_chunk_loss()(chunk, targets, head) for chunk, targets in chunks)
+    return sum(_chunk_loss()(chunk, targets, head, dft) for chunk, targets in chunks)
 
 
 def answer_tokens(labels: Any) -> Any:
     """Return how many of the `labels`, (rows, tokens), are predicted, as a scalar tensor."""
-    return (labels[:, 1:] != _NO_LABEL).sum()
+    return (labels[:, 1:] != NO_LABEL).sum()
 
 
 def mean_loss(model: Any, inputs: dict[str, Any], answers: Any = None) -> Any:
@@ -89,7 +90,9 @@ def _chunk_loss() -> Any:
     """
     Return the loss of one chunk as a function that takes its gradient in the forward pass, while the logits are there.
 
-    Neither logits nor probabilities are kept for the backward pass, or computed again in it.
+    Neither logits nor probabilities are kept for the backward pass, or computed again in it. With `dft` each token's
+    gradient is weighted by the token's probability, held constant (arXiv:2508.05629); the value stays the
+    cross-entropy, so that the curves of both losses are in nats and can be compared.
     """
     import torch
 
@@ -97,7 +100,7 @@ def _chunk_loss() -> Any:
         """Cross-entropy of a head's product, whose gradient by the logits is the probabilities less the targets."""
 
         @staticmethod
-        def forward(ctx: Any, hidden: Any, targets: Any, head: Any) -> Any:
+        def forward(ctx: Any, hidden: Any, targets: Any, head: Any, dft: bool) -> Any:  # noqa: FBT001 - takes no names
             with torch.enable_grad():
                 states = hidden.detach().requires_grad_()
                 logits = head(states)
@@ -106,7 +109,9 @@ def _chunk_loss() -> Any:
             loss = -scores[rows, targets].sum()
             if ctx.needs_input_grad[0]:
                 slope = scores.exp_()
+                weights = slope[rows, targets].unsqueeze(-1) if dft else 1.0
                 slope[rows, targets] -= 1
+                slope *= weights
                 (gradient,) = torch.autograd.grad(logits, states, slope.to(logits.dtype))
                 ctx.save_for_backward(gradient)
             return loss
@@ -114,6 +119,6 @@ def _chunk_loss() -> Any:
         @staticmethod
         def backward(ctx: Any, grown: Any) -> Any:  # type: ignore[override, unused-ignore]
             (gradient,) = ctx.saved_tensors
-            return (gradient * grown).to(gradient.dtype), None, None
+            return (gradient * grown).to(gradient.dtype), None, None, None
 
     return ChunkLoss.apply

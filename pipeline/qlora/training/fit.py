@@ -2,12 +2,10 @@
 
 import math
 import sys
-import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.artifacts import CurvePoint
 from pipeline.config import TrainConfig
@@ -16,18 +14,18 @@ from pipeline.errors import CannotTrain, Interrupted, StepFailed
 from pipeline.qlora.loading import Device, arithmetic_dtype, load_model
 from pipeline.qlora.training.answer_loss import add_answer_loss, answer_tokens, has_plain_head, mean_loss
 from pipeline.qlora.training.checkpoints import keeper, newest_valid, step_of
+from pipeline.qlora.training.method import lora_config, method_arguments
 from pipeline.qlora.training.packed_attention import enable_packing
 from pipeline.qlora.training.packing import collate, passes
 from pipeline.qlora.training.row_order import LengthGroups
-
-if TYPE_CHECKING:
-    from transformers import TrainerCallback
+from pipeline.qlora.training.trackers import open_trackers
+from pipeline.qlora.training.watcher import StepRows, adapter_weights, dev_loss, watcher
 
 DEV_ROWS = 20
 """Fewest dev rows worth a loss curve."""
+_DEV_SHARE = 0.25
+"""Of an epoch, or of a shorter training, from one measurement of the dev loss to the next."""
 _CURVE_POINTS = 200
-_WINDOW_STEPS = 20
-_LOG_LINES = 20
 
 
 @dataclass(frozen=True)
@@ -36,6 +34,8 @@ class TokenRow:
 
     input_ids: list[int]
     completion_mask: list[int]
+    line: int = 0
+    """Where it stands in train.jsonl, from 1."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,9 @@ class Trained:
     """Mean over all optimizer steps, in nats a token."""
     loss_curve: tuple[CurvePoint, ...]
     dev_curve: tuple[CurvePoint, ...]
+    best_step: int | None
+    """Of the lowest dev loss, whose weights the adapter has."""
+    ended_early: bool
     trainable_parameters: int
     adapter_change: float
 
@@ -72,12 +75,14 @@ def fit(
     """
     Train an adapter over the base and save it; resume from the newest valid checkpoint of the same training.
 
-    Raises `Interrupted` after leaving a checkpoint if the attempt was asked to stop, `StepFailed` if the loss left the
-    finite numbers, the adapter did not move or memory ran out, `CannotTrain` if base, tokenizer or card do not fit.
+    With dev rows the adapter is that of the lowest dev loss. Raises `Interrupted` after leaving a checkpoint if the
+    attempt was asked to stop, `StepFailed` if the training diverged, the adapter did not move or memory ran out,
+    `CannotTrain` if base, tokenizer, settings or card do not fit.
     """
     import torch
 
     config = attempt.config.train
+    open_trackers(config.report_to, attempt.folder / "tracking")
     choice = newest_valid(attempt.path(attempt.spec.checkpoints), training.fingerprint)
     checkpoint = choice.checkpoint
     if checkpoint is not None:
@@ -86,9 +91,10 @@ def fit(
         sys.stderr.write("training begins again at step 0: no checkpoint can be used\n")
     try:
         trainer = _trainer(training, tokenizer, rows, dev, config)
-        before = _adapter_weights(trainer)
+        before = adapter_weights(trainer.model)
+        watch = watcher(attempt, _step_rows(trainer, rows, config), training.scratch, checkpoint)
+        trainer.add_callback(watch)
         trainer.add_callback(keeper(attempt, training.scratch, training.fingerprint))
-        trainer.add_callback(_watcher(attempt))
         attempt.check_stop()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except torch.OutOfMemoryError as error:
@@ -96,10 +102,11 @@ def fit(
         hint = "halve train.batch_tokens, which changes no gradient, or lower train.max_length"
         raise StepFailed(message, hint) from error
     state = trainer.state
-    if state.global_step < state.max_steps:
+    if state.global_step < state.max_steps and not watch.ended_early:
         message = f"training was asked to stop and left a checkpoint at step {state.global_step} of {state.max_steps}"
         raise Interrupted(message)
-    change = _change(before, _adapter_weights(trainer))
+    watch.restore(trainer.model)
+    change = _change(before, adapter_weights(trainer.model))
     trainer.model.save_pretrained(training.adapter)
     (training.adapter / "README.md").unlink(missing_ok=True)
     losses = [CurvePoint(step=entry["step"], loss=entry["loss"]) for entry in state.log_history if "loss" in entry]
@@ -110,11 +117,9 @@ def fit(
         trained_tokens=int(state.num_input_tokens_seen),
         train_loss=sum(point.loss for point in losses) / max(1, len(losses)),
         loss_curve=_thinned(losses),
-        dev_curve=tuple(
-            CurvePoint(step=entry["step"], loss=entry["eval_loss"])
-            for entry in state.log_history
-            if math.isfinite(entry.get("eval_loss", math.nan))
-        ),
+        dev_curve=tuple(CurvePoint(step=step, loss=loss) for step, loss in watch.dev),
+        best_step=watch.best_step,
+        ended_early=watch.ended_early,
         trainable_parameters=sum(weight.numel() for weight in before.values()),
         adapter_change=change,
     )
@@ -125,7 +130,6 @@ def _trainer(
 ) -> Any:
     """Load the base, put a fresh adapter on it, and return the trainer of both."""
     import torch
-    from peft import LoraConfig
     from transformers import AutoConfig, PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
@@ -137,7 +141,8 @@ def _trainer(
     model: Any = load_model(training.base, training.device, config.quantization, dtype)
     _check_vocabulary(model, rows)
     plain_head = has_plain_head(model, rows[0].input_ids)
-    packed = enable_packing(model, [row.input_ids for row in rows])
+    # NEFTune's noise shrinks with the length of a row, which is to be a record's.
+    packed = not config.neftune and enable_packing(model, [row.input_ids for row in rows])
     # A float32 base is trained in float32: nothing in it is 16-bit or quantised, so mixed precision would only round.
     mixed = single is None and (config.quantization == "nf4" or model.dtype != torch.float32)
     lengths = [len(row.input_ids) for row in rows]
@@ -175,6 +180,12 @@ def _trainer(
                 return super().compute_loss(model, inputs, **options)
             return mean_loss(model, inputs, options.get("num_items_in_batch"))
 
+        def evaluate(self, *_args: Any, **_options: Any) -> dict[str, float]:
+            metrics = {"eval_loss": dev_loss(self)}
+            self.log(metrics)
+            self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+            return metrics
+
     trainer = Trainer(
         model=model,
         args=SFTConfig(**_arguments(training, config, mixed=mixed, has_dev=len(dev) >= DEV_ROWS)),
@@ -182,20 +193,17 @@ def _trainer(
         eval_dataset=_dataset(dev) if len(dev) >= DEV_ROWS else None,
         processing_class=tokenizer,
         data_collator=collate,
-        peft_config=LoraConfig(
-            r=config.rank,
-            lora_alpha=config.alpha,
-            lora_dropout=config.dropout,
-            target_modules="all-linear",
-            task_type="CAUSAL_LM",
-        ),
+        peft_config=lora_config(model, config),
     )
     # TRL trains the adapter of a quantised base in bf16, whose steps around a weight of 0.04 are as large as an update.
     for weight in trainer.model.parameters():
         if weight.requires_grad:
             weight.data = weight.data.float()
-    add_answer_loss(trainer.model.get_base_model())
+    add_answer_loss(trainer.model.get_base_model(), dft=config.loss == "dft")
     if not plain_head or trainer.aux_loss_enabled:
+        if config.loss == "dft":
+            message = "train.loss is dft, and this architecture scales or caps its logits, or has experts"
+            raise CannotTrain(message, 'set train.loss = "nll"')
         sys.stderr.write("the loss is TRL's own: this architecture scales or caps its logits, or has experts\n")
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -209,9 +217,7 @@ def _arguments(training: Training, config: TrainConfig, *, mixed: bool, has_dev:
         "num_train_epochs": config.epochs,
         "per_device_train_batch_size": config.batch_size,
         "per_device_eval_batch_size": config.batch_size,
-        "learning_rate": config.learning_rate,
-        "warmup_steps": config.warmup,
-        "lr_scheduler_type": "cosine",
+        **method_arguments(config),
         "optim": "paged_adamw_8bit" if on_cuda else "adamw_torch",
         "bf16": mixed,
         "use_cpu": not on_cuda,
@@ -224,13 +230,15 @@ def _arguments(training: Training, config: TrainConfig, *, mixed: bool, has_dev:
         "data_seed": config.seed,
         "save_strategy": "no",
         "eval_strategy": "steps" if has_dev else "no",
-        "eval_steps": 0.2,
+        "eval_steps": _DEV_SHARE / max(1.0, config.epochs),
         "prediction_loss_only": True,
         "logging_steps": 1,
         # A loss that is not a number must be seen, not replaced by the mean of its neighbours.
         "logging_nan_inf_filter": False,
         "include_num_input_tokens_seen": "all",
-        "report_to": "none",
+        "report_to": list(config.report_to),
+        # Else it is sent to the hub at the end.
+        "trackio_static_space_id": False,
         "disable_tqdm": True,
     }
 
@@ -265,51 +273,8 @@ def _dataset(rows: Sequence[TokenRow]) -> Any:
     return Dataset.from_dict(columns, features=features)
 
 
-def _watcher(attempt: Attempt) -> "TrainerCallback":
-    """Return the callback that reports each optimizer step, and fails the step when the loss leaves the numbers."""
-    from transformers import TrainerCallback
-
-    class Watcher(TrainerCallback):
-        """Turns the trainer's log into progress."""
-
-        def __init__(self) -> None:
-            self.marks: deque[tuple[float, int, int]] = deque(maxlen=_WINDOW_STEPS + 1)
-
-        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.marks.append((time.monotonic(), state.global_step, int(state.num_input_tokens_seen)))
-            attempt.progress(state.global_step, state.max_steps, phase="train")
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-            loss = (logs or {}).get("loss", (logs or {}).get("eval_loss"))
-            if loss is None:
-                return
-            if not math.isfinite(loss):
-                message = f"training diverged: the loss at step {state.global_step} is {loss}"
-                raise StepFailed(message, "lower train.learning_rate")
-            if "loss" not in logs:
-                sys.stderr.write(f"step {state.global_step}: dev loss {loss:.4f}\n")
-                return
-            self.marks.append((time.monotonic(), state.global_step, int(state.num_input_tokens_seen)))
-            (began, first, tokens), (now, last, seen) = self.marks[0], self.marks[-1]
-            elapsed = max(now - began, 1e-9)
-            attempt.progress(
-                state.global_step,
-                state.max_steps,
-                phase="train",
-                loss=loss,
-                tokens_per_second=(seen - tokens) / elapsed,
-                eta_seconds=elapsed / max(1, last - first) * (state.max_steps - last),
-            )
-            if state.global_step % max(1, state.max_steps // _LOG_LINES) == 0:
-                sys.stderr.write(f"step {state.global_step} of {state.max_steps}: loss {loss:.4f}\n")
-
-    return Watcher()
-
-
-def _adapter_weights(trainer: Any) -> Mapping[str, Any]:
-    """Return copies of the trainable weights in float32, on the CPU."""
-    named = trainer.model.named_parameters()
-    return {name: weight.detach().float().cpu().clone() for name, weight in named if weight.requires_grad}
+def _step_rows(trainer: Any, rows: Sequence[TokenRow], config: TrainConfig) -> StepRows:
+    return StepRows(trainer._get_train_sampler(), config.batch_size, [row.line for row in rows])  # noqa: SLF001 - ours
 
 
 def _change(before: Mapping[str, Any], after: Mapping[str, Any]) -> float:

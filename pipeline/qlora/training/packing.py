@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
-_NO_LABEL = -100
+from pipeline.qlora.training.answer_loss import NO_LABEL
 
 
 def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     import torch
 
     ids = [token for row in rows for token in row["input_ids"]]
-    labels = [label for row in rows for label in (_NO_LABEL, *row["labels"][1:])]
+    labels = [label for row in rows for label in (NO_LABEL, *row["labels"][1:])]
     return {
         "input_ids": torch.tensor([ids]),
         "labels": torch.tensor([labels]),
@@ -77,5 +77,5 @@ def _pad(ids: Sequence[Any], labels: Sequence[Any]) -> dict[str, Any]:
     return {
         "input_ids": pad_sequence(list(ids), batch_first=True),
         "attention_mask": pad_sequence([row.new_ones(len(row)) for row in ids], batch_first=True),
-        "labels": pad_sequence(list(labels), batch_first=True, padding_value=_NO_LABEL),
+        "labels": pad_sequence(list(labels), batch_first=True, padding_value=NO_LABEL),
     }

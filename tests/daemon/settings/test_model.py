@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from daemon.settings import schema
 from daemon.settings.load import load
 from daemon.settings.model import Settings, SettingsError, TrackSettings
+from pipeline.config import PRESETS, TrainConfig
 from pipeline.described import field_docs
 
 ROOT = Path(__file__).parents[3]
@@ -154,6 +155,32 @@ def test_the_default_track_can_differ_too(file: Path) -> None:
     assert settings.track_names == ("default", "a")
     assert settings.track("default").train.rank == 4
     assert settings.track("a").train.rank == settings.train.rank
+
+
+def test_a_preset_gives_defaults_and_what_is_set_wins(file: Path) -> None:
+    for name, values in PRESETS.items():
+        train = TrainConfig.model_validate({"preset": name})
+        assert train.model_dump() == {**TrainConfig().model_dump(), **values, "preset": name}
+        assert TrainConfig.model_validate_json(train.model_dump_json()) == train, "as a run's snapshot is read"
+        for field in values:
+            default = TrainConfig.model_fields[field].default
+            own = TrainConfig.model_validate({"preset": name, field: default})
+            assert own.model_dump() == {**train.model_dump(), field: default}, "set by hand, to the default even"
+    file.write_text('[train]\npreset = "quality"\n', encoding="utf-8")
+    assert load(file, {"DROPFORGE_TRAIN__EPOCHS": "1"}).train.epochs == 1
+
+
+def test_a_track_can_have_a_preset_of_its_own(file: Path) -> None:
+    file.write_text(
+        '[train]\npreset = "quality"\nrank = 8\n'
+        '[tracks.a.train]\npreset = "balanced"\nseed = 3\n[tracks.b.train]\nseed = 3\n',
+        encoding="utf-8",
+    )
+    settings = load(file, {})
+    own, other = settings.track("a").train, settings.track("b").train
+    assert own == TrainConfig(preset="balanced", rank=8, seed=3)
+    assert other == TrainConfig(preset="quality", rank=8, seed=3)
+    assert own.epochs < other.epochs
 
 
 def test_an_undeclared_track_is_refused_with_the_nearest_name(file: Path) -> None:

@@ -21,6 +21,7 @@ from pipeline.gate.reasons import BLAMING, GUARD_REASONS
 from pipeline.report.examples import MOST_CHARACTERS, pick
 from pipeline.report.facts import Cost, NextStep, Report, Story, harm_share, is_nearly_failed, schema_text
 from pipeline.report.page import render_page
+from pipeline.report.plots import loss_chart
 from pipeline.report.story import guard_words
 from pipeline.report.write import hash_settings, write_report
 from pipeline.steps.decide import decide
@@ -421,6 +422,16 @@ def test_every_part_of_the_evidence_is_on_the_page(made_reports: Any, tmp_path: 
         "seconds": {"train": 4210.0, "merge": 38.0, "candidate": 212.0, "champion": 0.4}, "trained_tokens": 402_133,
         "generated": 400, "cached": 400, "device": "cpu",
     }  # fmt: skip
+
+
+def test_the_card_says_which_weights_the_model_has_and_whether_training_ended_early(made_reports: Any) -> None:
+    adapter = made_reports.adapter()
+    chart = loss_chart(adapter)
+    assert chart is not None
+    assert chart.caption.endswith(f", at step {adapter.best_step}: the model has these weights. Nats a token.")
+    early = loss_chart(adapter.model_copy(update={"ended_early": True}))
+    assert early is not None
+    assert early.caption.endswith(": the model has these weights, and training ended early. Nats a token.")
 
 
 def test_each_guard_is_a_row_with_its_limit_and_its_value_and_failed_ones_come_first(

@@ -1,0 +1,168 @@
+"""
+Measure what each preset of [train] gains on the task and forgets of everything else, beside the base model.
+
+    python bench/presets.py [--rows 64] [--heldout 60] [--batch-size 4] [--base FOLDER] [--seed 42]
+
+Each preset trains SmolLM2-135M-Instruct on the same rows of the demo, through the train step as it is. Printed are its
+processor time, which other work on the machine disturbs least; the mean loss of the held-out answers, and how many are
+the likeliest at each of their tokens, which is what greedy decoding would say; and the loss on text that has nothing to
+do with the task, Python's own language reference. Forgetting is that loss after the training minus before, in nats a
+token.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any, get_args
+
+from rich.console import Console
+from rich.table import Table
+
+from daemon.cli.demo.command import demo_base
+from daemon.cli.demo.data import make_data, write_rows
+from pipeline import durable
+from pipeline.artifacts import Adapter, Dataset, ModelRef
+from pipeline.config import RunConfig, TrainConfig
+from pipeline.contract import Attempt, StepSpec
+from pipeline.dataset.heldout import dataset_hash
+from pipeline.model_folder.manifest import model_id
+from pipeline.prompt import completion_ids, fold, prompt_ids
+
+DEV_ROWS = 24
+PASSAGES, PASSAGE_TOKENS = 24, 128
+
+Tokens = tuple[list[int], int]
+"""The tokens of a text, and at which of them what is measured begins."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model on the held-out answers and on general text; losses in nats a token."""
+
+    task: float
+    exact: float
+    """Per cent of the answers."""
+    general: float
+
+
+def main() -> int:
+    """Measure and print; exit 1 if a preset learned nothing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("rows", 64), ("heldout", 60), ("batch-size", 4), ("seed", 42)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--base", type=Path)
+    asked = parser.parse_args()
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    names = get_args(TrainConfig.model_fields["preset"].annotation)
+    presets = {
+        name: TrainConfig(
+            preset=name,
+            format="chat",
+            quantization="none",
+            batch_size=asked.batch_size,
+            max_length=256,
+            seed=asked.seed,
+        )
+        for name in names
+    }
+    return measure(asked.base or demo_base(), presets, asked.rows, asked.heldout)
+
+
+def measure(base: Path, presets: dict[str, TrainConfig], rows: int, heldout: int) -> int:
+    """Train each preset on the demo's first `rows` rows and print one table."""
+    from peft import PeftModel  # noqa: PLC0415 - after the environment is set
+
+    from pipeline.qlora.loading import load_model, load_tokenizer  # noqa: PLC0415
+
+    tokenizer: Any = load_tokenizer(base)
+    data = make_data(first=rows + DEV_ROWS, heldout=heldout, second=1)
+    task = [tokenise(tokenizer, record) for record in data.heldout]
+    general = list(passages(tokenizer))
+    before = look(load_model(base, "cpu"), task, general)
+    columns = ("", "CPU s", "steps", "best", "task loss", "exact", "forgetting")
+    table = Table(*columns, title=f"{rows} rows; load {os.getloadavg()}")
+    table.add_row("base", "", "", "", f"{before.task:.3f}", f"{before.exact:.1f} %", "")
+    learned = True
+    for name, config in presets.items():
+        with tempfile.TemporaryDirectory(prefix="dropforge-bench-") as folder:
+            adapter, seconds = train(Path(folder), base, config, data.first)
+            model: Any = PeftModel.from_pretrained(load_model(base, "cpu"), str(Path(folder) / adapter.folder))
+            after = look(model.eval(), task, general)
+        forgot = f"{after.general - before.general:+.3f}"
+        numbers = (f"{seconds:.0f}", str(adapter.optimizer_steps), str(adapter.best_step), f"{after.task:.3f}")
+        table.add_row(name, *numbers, f"{after.exact:.1f} %", forgot)
+        learned = learned and after.task < before.task
+    Console(width=120).print(table)
+    return 0 if learned else 1
+
+
+def train(root: Path, base: Path, config: TrainConfig, rows: Sequence[dict[str, str]]) -> tuple[Adapter, float]:
+    """Train as the step does, the last rows being the dev rows; return its artifact and the processor's seconds."""
+    from pipeline.steps.train import train as step  # noqa: PLC0415
+
+    (root / "data").mkdir()
+    for name, part in (("train", rows[:-DEV_ROWS]), ("dev", rows[-DEV_ROWS:])):
+        write_rows(root / "data" / f"{name}.jsonl", part)
+    dataset = Dataset(
+        folder="data", train_rows=len(rows) - DEV_ROWS, dev_rows=DEV_ROWS, heldout_rows=0, heldout_groups=0,
+        heldout_pinned=False, heldout_version="", dataset_sha256=dataset_hash(root / "data"), duplicates=0, replaced=0,
+        removed_heldout=0, metric="exact_match", max_new_tokens=8,
+    )  # fmt: skip
+    durable.write_json(root / "prepare.json", dataset.model_dump(mode="json"))
+    identity = model_id(base)
+    (root / "train-1").mkdir()
+    spec = StepSpec(
+        run=1, step="train", attempt=1, fence="", root=str(root), folder="train-1", checkpoints="checkpoints",
+        predictions="predictions", argv=(), env={}, inputs={"prepare": "prepare.json"}, drops=(),
+        champion=ModelRef(model_id=identity, path=str(base), generation=0),
+        config=RunConfig(track="default", base_model=str(base), base_model_id=identity, salt="", train=config),
+    )  # fmt: skip
+    began = time.process_time()
+    adapter = step(Attempt(spec))
+    return adapter, time.process_time() - began
+
+
+def tokenise(tokenizer: Any, record: dict[str, str]) -> Tokens:
+    """Return a record as the train step tokenises it."""
+    content = fold(record["instruction"], record.get("input", ""))
+    prompt = prompt_ids(tokenizer, "chat", content)
+    answer = completion_ids(tokenizer, "chat", content, record["output"], [tokenizer.eos_token_id])
+    return [*prompt, *answer], len(prompt)
+
+
+def passages(tokenizer: Any) -> Iterator[Tokens]:
+    """Yield the beginnings of chapters of Python's language reference."""
+    texts = (tokenizer(topics[name], add_special_tokens=False)["input_ids"] for name in sorted(topics))
+    long = (ids[:PASSAGE_TOKENS] for ids in texts if len(ids) >= PASSAGE_TOKENS)
+    yield from ((ids, 1) for ids, _ in zip(long, range(PASSAGES), strict=False))
+
+
+def look(model: Any, task: Sequence[Tokens], general: Sequence[Tokens]) -> Measured:
+    """Return a model's losses on both, and the share of the answers that it would give."""
+    losses, right = score(model, task)
+    return Measured(losses, 100 * right, score(model, general)[0])
+
+
+def score(model: Any, texts: Sequence[Tokens]) -> tuple[float, float]:
+    """Return the mean loss of what is measured, and the share of texts all of whose measured tokens are likeliest."""
+    import torch  # noqa: PLC0415
+
+    total, tokens, right = 0.0, 0, 0
+    with torch.inference_mode():
+        for ids, start in texts:
+            logits = model(input_ids=torch.tensor([ids])).logits[0, start - 1 : -1].float()
+            wanted = torch.tensor(ids[start:])
+            total += float(torch.nn.functional.cross_entropy(logits, wanted, reduction="sum"))
+            tokens += len(wanted)
+            right += int((logits.argmax(-1) == wanted).all())
+    return total / tokens, right / len(texts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""The settings of [train] that say what is learned and how, as PEFT and the trainer take them."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config import TrainConfig
+from pipeline.errors import CannotTrain
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+#: Transformers' "constant" leaves the warm-up out.
+_SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+
+
+def lora_config(model: Any, config: TrainConfig) -> "LoraConfig":
+    """
+    Return PEFT's description of the adapter.
+
+    An update is `alpha / rank * B A`, with rsLoRA `alpha / sqrt(rank) * B A` (arXiv:2312.03732); DoRA trains the norm
+    of each output's weights beside it (arXiv:2402.09353). Raises `CannotTrain` if a target layer is not in `model`.
+    """
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        use_rslora=config.rslora,
+        use_dora=config.method == "dora",
+        target_modules=target_layers(model, config.targets),
+        task_type="CAUSAL_LM",
+    )
+
+
+def target_layers(model: Any, targets: Sequence[str]) -> list[str]:
+    """
+    Return the full names of the linear layers that get an adapter.
+
+    "all-linear" are all but the output head, "mlp" those within a module of that name; any other target is a layer's
+    name, or the end of it. Raises `CannotTrain` for one that no layer has, and for the output head.
+    """
+    from torch.nn import Linear
+    from transformers.pytorch_utils import Conv1D
+
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, (Linear, Conv1D))}
+    head = next((name for name, module in layers.items() if module is model.get_output_embeddings()), None)
+    found: set[str] = set()
+    for target in targets:
+        if target == "all-linear":
+            named = layers.keys() - {head}
+        elif target == "mlp":
+            named = {name for name in layers if "mlp" in name.split(".")[:-1]}
+        else:
+            named = {name for name in layers if f".{name}".endswith(f".{target}")}
+        if head in named:
+            message = f"train.targets has {target!r}, the output head, whose weight is often the input's as well"
+            raise CannotTrain(message, f"take it out of train.targets; {_known(layers, head)}")
+        if not named:
+            message = f"train.targets has {target!r}, and the base model has no such linear layer"
+            raise CannotTrain(message, _known(layers, head))
+        found |= named
+    return sorted(found)
+
+
+def method_arguments(config: TrainConfig) -> dict[str, Any]:
+    """Return the arguments of `SFTConfig` that belong to the method."""
+    return {
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": _SCHEDULES[config.schedule],
+        "warmup_steps": config.warmup,
+        "max_grad_norm": config.clip,
+        # Uniform noise of at most alpha / sqrt(tokens * width) on each embedding (arXiv:2310.05914).
+        "neftune_noise_alpha": config.neftune or None,
+    }
+
+
+def _known(layers: Any, head: str | None) -> str:
+    names = sorted({name.rsplit(".", 1)[-1] for name in layers if name != head})
+    return f'it knows "all-linear", "mlp" and the layers {", ".join(names)}'

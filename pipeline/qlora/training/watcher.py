@@ -1,0 +1,210 @@
+"""What looks at a training from outside: progress, dev loss, the best weights so far, and the end of one gone wrong."""
+
+import json
+import math
+import shlex
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts import Dataset
+from pipeline.contract import Attempt
+from pipeline.errors import StepFailed
+from pipeline.qlora.training.answer_loss import answer_tokens
+from pipeline.qlora.training.row_order import LengthGroups
+
+BEST = "best.safetensors"
+"""File of a checkpoint with the weights of the lowest dev loss before it."""
+_WINDOW_STEPS = 20
+_LOG_LINES = 20
+_NAMED_LINES = 8
+_EXPLODED = 3.0
+"""A loss of so many times what the training began with is no learning, whatever the data."""
+
+
+@dataclass(frozen=True)
+class StepRows:
+    """Which rows each optimizer step sees: told by the order of the rows, so that nothing needs to be recorded."""
+
+    order: LengthGroups
+    per_step: int
+    lines: Sequence[int]
+    """Of each row, its line in train.jsonl, from 1."""
+
+    def of(self, step: int) -> list[int]:
+        """Return the lines of the rows of optimizer step `step`, from 1, in ascending order."""
+        epoch, place = divmod(step - 1, math.ceil(len(self.order) / self.per_step))
+        self.order.set_epoch(epoch)
+        rows = islice(self.order, place * self.per_step, (place + 1) * self.per_step)
+        return sorted(self.lines[row] for row in rows)
+
+
+def dev_loss(trainer: Any) -> float:
+    """Return the negative log-likelihood of the dev rows' answers, in nats a token: all tokens count the same."""
+    import torch
+
+    total = torch.zeros((), dtype=torch.float64, device=trainer.args.device)
+    tokens = torch.zeros((), dtype=torch.int64, device=trainer.args.device)
+    trainer.model.eval()
+    for batch in trainer.get_eval_dataloader():
+        answers = answer_tokens(batch["labels"]).to(tokens)
+        total += trainer.prediction_step(trainer.model, batch)[0].double() * answers
+        tokens += answers
+    return float(total / tokens)
+
+
+def adapter_weights(model: Any) -> Mapping[str, Any]:
+    """Return copies of the trainable weights in float32, on the CPU."""
+    named = model.named_parameters()
+    return {name: weight.detach().float().cpu().clone() for name, weight in named if weight.requires_grad}
+
+
+class Watcher:
+    """Knows of the trainer what its log says, so that a resumed training is judged as an uninterrupted one."""
+
+    def __init__(self, attempt: Attempt, rows: StepRows, scratch: Path, checkpoint: Path | None) -> None:
+        """Watch a training in `scratch` that goes on from `checkpoint`, if there is one."""
+        self.attempt = attempt
+        self.rows = rows
+        self.scratch = scratch
+        self.checkpoint = checkpoint
+        self.marks: deque[tuple[float, int, int]] = deque(maxlen=_WINDOW_STEPS + 1)
+        self.losses: list[tuple[int, float]] = []
+        self.dev: list[tuple[int, float]] = []
+        self.best: Mapping[str, Any] | None = None
+        self.ended_early = False
+
+    @property
+    def best_step(self) -> int | None:
+        """The first step of the lowest dev loss."""
+        return min(self.dev, key=lambda point: point[1])[0] if self.dev else None
+
+    def restore(self, model: Any) -> None:
+        """Give the model the weights of the lowest dev loss, if there is any."""
+        for name, weight in model.named_parameters():
+            if self.best is not None and weight.requires_grad:
+                weight.data.copy_(self.best[name])
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take up what an interrupted training had found."""
+        self.losses = [(entry["step"], entry["loss"]) for entry in state.log_history if "loss" in entry]
+        self.dev = [(entry["step"], entry["eval_loss"]) for entry in state.log_history if "eval_loss" in entry]
+        if self.dev and self.checkpoint is not None:
+            from safetensors.torch import load_file
+
+            self.best = load_file(self.checkpoint / BEST)
+        self.marks.append((time.monotonic(), state.global_step, int(state.num_input_tokens_seen)))
+        self.attempt.progress(state.global_step, state.max_steps, phase="train")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Measure the last weights, too: what the training ends with stands for election."""
+        if args.eval_strategy != "no" and state.global_step == state.max_steps:
+            control.should_evaluate = True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Report the step, or end a training that diverged."""
+        logs = logs or {}
+        for name, what in (("loss", "loss"), ("grad_norm", "gradient's norm"), ("eval_loss", "dev loss")):
+            if not math.isfinite(logs.get(name, 0.0)):
+                raise _diverged(self.attempt, self.rows, state.global_step, f"the {what} at step {{}} is {logs[name]}")
+        if "eval_loss" in logs:
+            sys.stderr.write(f"step {state.global_step}: dev loss {logs['eval_loss']:.4f}\n")
+        if "loss" not in logs:
+            return
+        self.losses.append((state.global_step, logs["loss"]))
+        if (words := exploded(self.losses, kwargs["model"].get_input_embeddings().num_embeddings)) is not None:
+            worst, _ = max(self.losses[-_WINDOW_STEPS:], key=lambda point: point[1])
+            raise _diverged(self.attempt, self.rows, worst, words)
+        self.marks.append((time.monotonic(), state.global_step, int(state.num_input_tokens_seen)))
+        self._report(state)
+        if state.global_step % max(1, state.max_steps // _LOG_LINES) == 0:
+            sys.stderr.write(f"step {state.global_step} of {state.max_steps}: loss {logs['loss']:.4f}\n")
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        """Keep the weights of the lowest dev loss; end a training that finds none lower."""
+        self.dev.append((state.global_step, metrics["eval_loss"]))
+        self._report(state)
+        since = sum(step > (self.best_step or 0) for step, _ in self.dev)
+        if not since:
+            self.best = adapter_weights(kwargs["model"])
+        patience = self.attempt.config.train.patience
+        if patience and since >= patience and state.global_step < state.max_steps:
+            words = f"training ends early: none of {since} measurements was below the dev loss of step"
+            sys.stderr.write(f"{words} {self.best_step}\n")
+            self.ended_early = control.should_training_stop = True
+            # Nobody may go on from here.
+            control.should_save = False
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Add the weights of the lowest dev loss to a checkpoint."""
+        if self.best is not None:
+            from safetensors.torch import save_file
+
+            save_file(dict(self.best), self.scratch / f"checkpoint-{state.global_step}" / BEST)
+
+    def _report(self, state: Any) -> None:
+        (began, first, tokens), (now, last, seen) = self.marks[0], self.marks[-1]
+        elapsed = max(now - began, 1e-9)
+        self.attempt.progress(
+            state.global_step,
+            state.max_steps,
+            phase="train",
+            loss=self.losses[-1][1],
+            dev_loss=self.dev[-1][1] if self.dev else None,
+            tokens_per_second=(seen - tokens) / elapsed,
+            eta_seconds=elapsed / max(1, last - first) * (state.max_steps - last),
+        )
+
+
+def watcher(attempt: Attempt, rows: StepRows, scratch: Path, checkpoint: Path | None) -> Watcher:
+    """
+    Return the trainer's callback that reports each step and keeps the weights of the lowest dev loss.
+
+    It must stand before the one that publishes checkpoints: it adds those weights to them, and takes them back from
+    `checkpoint`. `StepFailed` ends a training whose loss or gradient is not finite, or whose loss exploded.
+    """
+    from transformers import TrainerCallback
+
+    class Callback(Watcher, TrainerCallback):
+        """The watcher as the trainer takes it."""
+
+    return Callback(attempt, rows, scratch, checkpoint)
+
+
+def exploded(losses: Sequence[tuple[int, float]], vocabulary: int) -> str | None:
+    """
+    Say in words that the losses of the steps, in nats a token, left what any text costs a language model; else `None`.
+
+    Means of 20 steps are compared, as a single batch may be odd: three times the first ones, and beyond half of
+    ln(vocabulary), which is a perplexity of the vocabulary's root. A model that still knows anything stays below.
+    """
+    first, last = (
+        sum(loss for _, loss in part) / len(part) for part in (losses[:_WINDOW_STEPS], losses[-_WINDOW_STEPS:])
+    )
+    if last <= max(_EXPLODED * first, math.log(vocabulary) / 2):
+        return None
+    return f"the mean loss of {_WINDOW_STEPS} steps rose from {first:.2f} to {last:.2f}, most of all at step {{}}"
+
+
+def _diverged(attempt: Attempt, rows: StepRows, step: int, words: str) -> StepFailed:
+    """Return the error of a training that went wrong at `step`, and write to the log which records that step saw."""
+    path = attempt.path(attempt.load(Dataset).folder) / "train.jsonl"
+    lines = rows.of(step)
+    wanted = set(lines)
+    with path.open(encoding="utf-8") as file:
+        records = {number: json.loads(line) for number, line in enumerate(file, start=1) if number in wanted}
+    sys.stderr.write(f"step {step} saw these records of {path}:\n")
+    for number, record in records.items():
+        drop = f", from drop {record['drop']}" if "drop" in record else ""
+        sys.stderr.write(f"  line {number}: {record['id']}{drop}\n")
+    more = f" and {len(lines) - _NAMED_LINES} more, listed in the step's log" if len(lines) > _NAMED_LINES else ""
+    named = ", ".join(map(str, lines[:_NAMED_LINES]))
+    message = f"training diverged: {words.format(step)}; its records are lines {named} of {path.name}{more}"
+    shown = "".join(f"{line}p;" for line in lines[:_NAMED_LINES])
+    hint = f"lower train.learning_rate; to look at the records: sed -n '{shown}' {shlex.quote(str(path))}"
+    return StepFailed(message, hint)

@@ -1,0 +1,298 @@
+"""A training watched from outside: its lowest dev loss, its end where it went wrong, and which rows it saw."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.artifacts import Adapter, Dataset
+from pipeline.config import RunConfig, TrainConfig
+from pipeline.contract import Attempt
+from pipeline.dataset.heldout import dataset_hash
+from pipeline.errors import Interrupted, StepFailed
+from pipeline.model_folder.manifest import model_id
+from pipeline.qlora.loading import load_model, load_tokenizer
+from pipeline.qlora.training import fit
+from pipeline.qlora.training.fit import TokenRow, Training
+from pipeline.qlora.training.row_order import LengthGroups
+from pipeline.qlora.training.watcher import StepRows, dev_loss, exploded, watcher
+from pipeline.steps.train import train
+
+Row = dict[str, Any]
+#: Of the tests' three epochs of seven steps: every second one, and the last.
+MEASURED = [*range(2, 21, 2), 21]
+
+
+@pytest.fixture(autouse=True)
+def _on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DROPFORGE_DEVICE", "cpu")
+
+
+class StoppedAfter(Attempt):
+    """An attempt that is asked to stop when it reports a step: its checkpoint is that of the next one."""
+
+    step = 0
+
+    def progress(self, done: int, total: int, **fields: Any) -> None:
+        super().progress(done, total, **fields)
+        if fields.get("loss") is not None and done >= self.step:
+            self.stop.set()
+
+
+class Run:
+    """One run's attempts at training: fifty rows in batches of 8, three epochs, dropout, 24 dev rows."""
+
+    def __init__(self, root: Path, base: Path, rows: Sequence[Row], make_attempt: Callable[..., Attempt]) -> None:
+        (root / "data").mkdir()
+        for name, part in (("train", rows[:50]), ("dev", rows[50:])):
+            lines = (json.dumps({"id": f"{name}-{number}", **row, "drop": 7}) + "\n" for number, row in enumerate(part))
+            (root / "data" / f"{name}.jsonl").write_text("".join(lines))
+        self.root = root
+        self.base = base
+        self.make_attempt = make_attempt
+        self.dataset = Dataset(
+            folder="data", train_rows=50, dev_rows=24, heldout_rows=0, heldout_groups=0, heldout_pinned=False,
+            heldout_version="v", dataset_sha256=dataset_hash(root / "data"), duplicates=0, replaced=0,
+            removed_heldout=0, metric="exact_match", max_new_tokens=8,
+        )  # fmt: skip
+
+    def attempt(self, **settings: Any) -> Attempt:
+        values = {
+            "quantization": "none", "rank": 4, "alpha": 8, "dropout": 0.1, "learning_rate": 3e-3, "epochs": 3,
+            "batch_size": 8, "checkpoint_minutes": 1e-6, **settings,
+        }  # fmt: skip
+        config = RunConfig(
+            track="default", base_model=str(self.base), base_model_id=model_id(self.base), salt="s",
+            train=TrainConfig.model_validate(values),
+        )  # fmt: skip
+        return self.make_attempt("train", config=config, inputs={"prepare": self.dataset})
+
+    def stop_after(self, step: int, **settings: Any) -> None:
+        """Train until a checkpoint is left at the step after `step`."""
+        attempt = StoppedAfter(self.attempt(**settings).spec)
+        attempt.step = step
+        with pytest.raises(Interrupted):
+            train(attempt)
+
+    def finish(self, **settings: Any) -> tuple[Adapter, dict[str, torch.Tensor]]:
+        attempt = self.attempt(**settings)
+        adapter = train(attempt)
+        return adapter, load_file(attempt.path(adapter.folder) / "adapter_model.safetensors")
+
+    def checkpoints(self) -> list[str]:
+        return sorted(path.name for path in (self.root / "runs/1/checkpoints").iterdir())
+
+    def forget(self) -> None:
+        shutil.rmtree(self.root / "runs/1/checkpoints")
+
+
+@pytest.fixture
+def run(tiny: Any, tiny_llama: Path, tmp_path: Path, make_attempt: Callable[..., Attempt]) -> Run:
+    return Run(tmp_path, tiny_llama, tiny.rows(74, seed=3), make_attempt)
+
+
+@pytest.fixture
+def lowest_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Let the dev loss be lowest at a step, whatever the model learns."""
+
+    def plan(step: int) -> None:
+        monkeypatch.setattr(fit, "dev_loss", lambda trainer: 1.0 + abs(trainer.state.global_step - step))
+
+    return plan
+
+
+def equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
+    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+
+
+# The lowest dev loss -------------------------------------------------------------------------------------------------
+
+
+def test_the_adapter_is_that_of_the_lowest_dev_loss_with_and_without_a_kill(
+    run: Run, lowest_at: Callable[[int], None]
+) -> None:
+    lowest_at(6)
+    run.stop_after(5)
+    best = load_file(run.root / "runs/1/checkpoints/step-6/adapter_model.safetensors")
+    run.stop_after(10)
+    resumed, found = run.finish()
+    assert (resumed.resumed_from_step, resumed.optimizer_steps) == (11, 21)
+    assert [point.step for point in resumed.dev_curve] == MEASURED
+    assert (resumed.best_step, resumed.ended_early) == (6, False)
+    assert equal(found, best)
+    run.forget()
+    straight, expected = run.finish()
+    assert (straight.resumed_from_step, straight.best_step) == (0, 6)
+    assert equal(found, expected)
+    assert resumed.adapter_change == straight.adapter_change
+    assert not equal(found, load_file(run.root / "runs/1/checkpoints/step-20/adapter_model.safetensors"))
+
+
+def test_patience_ends_a_training_at_the_same_step_with_and_without_a_kill(
+    run: Run, lowest_at: Callable[[int], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    lowest_at(4)
+    straight, expected = run.finish(patience=3)
+    assert (straight.optimizer_steps, straight.best_step, straight.ended_early) == (10, 4, True)
+    assert "none of 3 measurements was below the dev loss of step 4" in capsys.readouterr().err
+    assert run.checkpoints() == ["step-8", "step-9"], "nobody goes on from the end"
+    run.forget()
+    run.stop_after(6, patience=3)
+    resumed, found = run.finish(patience=3)
+    assert (resumed.resumed_from_step, resumed.optimizer_steps, resumed.best_step) == (7, 10, 4)
+    assert equal(found, expected)
+
+
+def test_a_training_that_ends_early_while_it_is_asked_to_stop_has_ended(
+    run: Run, lowest_at: Callable[[int], None]
+) -> None:
+    lowest_at(4)
+    attempt = StoppedAfter(run.attempt(patience=3).spec)
+    attempt.step = 9
+    assert train(attempt).ended_early
+    assert attempt.stop.is_set()
+
+
+def test_without_dev_rows_the_adapter_is_the_last_one(run: Run) -> None:
+    (run.root / "data/dev.jsonl").write_text("")
+    run.dataset = run.dataset.model_copy(update={"dev_rows": 0, "dataset_sha256": dataset_hash(run.root / "data")})
+    adapter, _ = run.finish(epochs=0.5)
+    assert (adapter.best_step, adapter.dev_curve, adapter.ended_early) == (None, (), False)
+
+
+def test_the_dev_loss_is_the_mean_over_all_tokens(tiny_llama: Path, tmp_path: Path) -> None:
+    dice = torch.Generator().manual_seed(4)
+    rows = []
+    for length in (1, 1, 1, 30, 2, 5, 1, 12, 3, 1, *range(1, 11)):
+        ids = torch.randint(3, 259, (length + 4,), generator=dice).tolist()
+        rows.append(TokenRow(ids, [0] * 4 + [1] * length))
+    job = Training(tiny_llama, "cpu", tmp_path / "adapter", tmp_path / "scratch", "mark")
+    config = TrainConfig(quantization="none", rank=4, batch_size=4, neftune=50, dropout=0.9, loss="dft")
+    trainer: Any = fit._trainer(job, load_tokenizer(tiny_llama), rows[:4], rows, config)
+    for weight in trainer.model.parameters():
+        if weight.requires_grad:
+            weight.data.normal_(0, 0.05, generator=dice)
+    found = dev_loss(trainer)
+    trainer.model.eval()
+    sums, means = [], []
+    with torch.inference_mode():
+        for row in rows:
+            logits = trainer.model(input_ids=torch.tensor([row.input_ids])).logits[0, 3:-1].float()
+            losses = torch.nn.functional.cross_entropy(logits, torch.tensor(row.input_ids[4:]), reduction="none")
+            sums.append(losses.sum().item())
+            means.append(losses.mean().item())
+    assert found == pytest.approx(sum(sums) / sum(sum(row.completion_mask) for row in rows), rel=1e-5)
+    assert found != pytest.approx(sum(means) / len(means), rel=1e-3)
+
+
+# What went wrong, and where ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_tokens", [8, 1024])
+def test_the_rows_of_a_step_are_those_that_the_trainer_saw(tiny_llama: Path, tmp_path: Path, batch_tokens: int) -> None:
+    rows = [
+        TokenRow([3 + number] * (4 + number % 5), [0, *[1] * (3 + number % 5)], 100 + number) for number in range(11)
+    ]
+    job = Training(tiny_llama, "cpu", tmp_path / "adapter", tmp_path / "scratch", "mark")
+    config = TrainConfig(quantization="none", rank=4, batch_size=2, batch_tokens=batch_tokens, epochs=2)
+    trainer: Any = fit._trainer(job, load_tokenizer(tiny_llama), rows, [], config)
+    seen: dict[int, set[int]] = {}
+    plain = trainer.compute_loss
+
+    def note(model: Any, inputs: Any, **options: Any) -> Any:
+        seen.setdefault(trainer.state.global_step + 1, set()).update(inputs["input_ids"].flatten().tolist())
+        return plain(model, inputs, **options)
+
+    trainer.compute_loss = note
+    trainer.train()
+    told = fit._step_rows(trainer, rows, config)
+    assert len(seen) == 12
+    assert {step: sorted(token + 97 for token in tokens) for step, tokens in seen.items()} == {
+        step: told.of(step) for step in seen
+    }
+
+
+def poisoned(base: Path, target: Path, rows: Sequence[Row], line: int) -> Path:
+    """Return a base that gives no number for a token which only the row of `line` has."""
+    tokenizer = load_tokenizer(base)
+    ids = [set(tokenizer(row["input"])["input_ids"]) for row in rows]
+    (token, *_) = ids[line - 1].difference(*ids[: line - 1], *ids[line:])
+    model: Any = load_model(base, "cpu")
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    model.model.embed_tokens.weight.data[token] = math.nan
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    return target
+
+
+def test_a_loss_that_is_no_number_names_its_step_and_its_records(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = run.root / "data/train.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[16]["input"] += " ~@~"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run.dataset = run.dataset.model_copy(update={"dataset_sha256": dataset_hash(run.root / "data")})
+    run.base = poisoned(run.base, tmp_path / "base", rows, line=17)
+    with pytest.raises(StepFailed) as caught:
+        train(run.attempt())
+    words = caught.value.message
+    told, _, named = words.partition("; its records are lines ")
+    lines = [int(number) for number in named.removesuffix(" of train.jsonl").split(", ")]
+    assert 17 in lines
+    assert len(lines) == 8
+    assert told.startswith("training diverged: the loss at step ")
+    assert told.endswith(" is nan")
+    assert f"sed -n '{''.join(f'{line}p;' for line in lines)}' {path}" in caught.value.hint
+    log = capsys.readouterr().err
+    assert "  line 17: train-16, from drop 7\n" in log
+    assert log.count("\n  line ") == 8
+
+
+def on_log(attempt: Attempt, per_step: int, *logs: dict[str, float]) -> None:
+    """Tell a watcher what the trainer's log says of the steps 1, 2, ..."""
+    rows = StepRows(LengthGroups([1] * 50, per_step, 0), per_step, range(1, 51))
+    watch: Any = watcher(attempt, rows, Path(), None)
+    state = type("State", (), {"log_history": [], "num_input_tokens_seen": 0, "max_steps": 90, "global_step": 0})()
+    model = type("Model", (), {"get_input_embeddings": lambda _: torch.nn.Embedding(50_000, 1)})()
+    watch.on_train_begin(None, state, None)
+    for state.global_step, entry in enumerate(logs, start=1):
+        watch.on_log(None, state, None, logs=entry, model=model)
+
+
+def test_a_gradient_that_is_not_finite_ends_the_training_though_the_loss_is(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fine = {"loss": 1.0, "grad_norm": 1.0}
+    with pytest.raises(StepFailed, match=r"the gradient's norm at step 2 is inf; its records are lines") as caught:
+        on_log(run.attempt(), 12, fine, {"loss": 1.0, "grad_norm": math.inf})
+    assert "of train.jsonl and 4 more, listed in the step's log" in caught.value.message
+    assert capsys.readouterr().err.count("\n  line ") == 12
+
+
+def test_a_loss_that_explodes_ends_the_training_at_its_worst_step(run: Run) -> None:
+    losses = [1.5] * 30 + [7.0] * 10 + [9.0] + [8.0] * 20
+    with pytest.raises(StepFailed, match=r"rose from 1\.50 to 5\.\d+, most of all at step 41; its records are"):
+        on_log(run.attempt(), 8, *({"loss": loss, "grad_norm": 1.0} for loss in losses))
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        [6.1] * 60,  # a base that knows nothing
+        [1.5] * 30 + [11.0] + [1.5] * 30,  # an odd batch
+        [0.02] * 30 + [2.0] * 30,  # other data than the first
+        [4.0] * 19,
+        [9.0],
+    ],
+)
+def test_a_loss_that_has_reasons_is_no_explosion(losses: list[float]) -> None:
+    steps = [(step, loss) for step, loss in enumerate(losses, start=1)]
+    assert [exploded(steps[:end], 50_000) for end in range(1, len(steps) + 1)] == [None] * len(steps)
