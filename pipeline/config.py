@@ -34,7 +34,7 @@ class SplitConfig(Frozen):
         return self
 
 
-#: What a preset sets that is not the default. Their measurements stand in pipeline/qlora/README.md.
+#: What a preset sets that is no default below; pipeline/qlora/README.md says why, and what it was measured to do.
 PRESETS: dict[str, dict[str, object]] = {
     "fast": {"learning_rate": 4e-4},
     "balanced": {},
@@ -46,7 +46,7 @@ class TrainConfig(Frozen):
     """QLoRA training."""
 
     preset: Literal["fast", "balanced", "quality"] = "balanced"
-    """Other defaults for what is not set: `balanced` are those below."""
+    """Defaults of all else: `balanced` are those below, `fast` has twice the learning rate, `quality` three epochs."""
     format: Literal["auto", "chat", "alpaca"] = "auto"
     """Prompt format; `auto` is the tokenizer's chat template where there is one, else Alpaca's."""
     quantization: Literal["nf4", "none"] = "nf4"

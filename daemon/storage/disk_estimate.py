@@ -52,7 +52,10 @@ def needed_bytes(config: RunConfig | TrackSettings, data_bytes: int, rows: int) 
     except (OSError, ValueError) as error:
         message = f"the base model {base} cannot be read: {error}"
         raise CannotTell(message, "see what dropforge doctor says of it") from error
-    trained = sum(config.train.rank * (shape[-1] + shape[-2]) * math.prod(shape[:-2]) for shape in shapes)
+    # DoRA has one number more an output.
+    more = int(config.train.method == "dora")
+    numbers = (config.train.rank * (shape[-1] + shape[-2]) + more * shape[-2] for shape in shapes)
+    trained = sum(number * math.prod(shape[:-2]) for number, shape in zip(numbers, shapes, strict=True))
     beside = sum(size for is_weights, size in sizes if not is_weights)
     adapter = trained * _ADAPTER_BYTES + beside
     answer = (config.evaluate.max_new_tokens or _LONGEST_ANSWER) * _TOKEN_BYTES + _ANSWER_BYTES
@@ -60,7 +63,8 @@ def needed_bytes(config: RunConfig | TrackSettings, data_bytes: int, rows: int) 
     steps = {
         # Twice: the parts that are sorted are there beside the result.
         "prepare": 2 * data,
-        "train": CHECKPOINTS * (adapter + trained * _OPTIMIZER_BYTES) + adapter,
+        # Each checkpoint has the weights of the lowest dev loss beside the latest ones.
+        "train": CHECKPOINTS * (adapter + trained * (_ADAPTER_BYTES + _OPTIMIZER_BYTES)) + adapter,
         "merge": sum(size for _, size in sizes),
         # Both models' predictions, and the records with both models' answers.
         "evaluate": 4 * config.split.scored_records * answer,

@@ -98,13 +98,14 @@ def test_what_training_and_merging_leave_is_within_what_was_said_and_not_far_fro
 
     config = RunConfig(
         track="default", base_model=str(tiny_llama), base_model_id=model_id(tiny_llama), salt="s",
-        train=TrainConfig(**{**tiny.settings(), "epochs": 1.0, "checkpoint_minutes": 1e-6}),
+        train=TrainConfig(**{**tiny.settings(), "method": "dora", "epochs": 1.0, "checkpoint_minutes": 1e-6}),
     )  # fmt: skip
     (tmp_path / "data").mkdir()
-    rows = [{**row, "id": "x", "drop": 1} for row in tiny.rows(40, seed=1)]
-    (tmp_path / "data/train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [{**row, "id": "x", "drop": 1} for row in tiny.rows(64, seed=1)]
+    for name, part in (("train", rows[:40]), ("dev", rows[40:])):
+        (tmp_path / f"data/{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     dataset = Dataset(
-        folder="data", train_rows=40, dev_rows=0, heldout_rows=0, heldout_groups=0, heldout_pinned=False,
+        folder="data", train_rows=40, dev_rows=24, heldout_rows=0, heldout_groups=0, heldout_pinned=False,
         heldout_version="v",
         dataset_sha256=dataset_hash(tmp_path / "data"), duplicates=0, replaced=0, removed_heldout=0,
         metric="exact_match", max_new_tokens=8,
