@@ -59,9 +59,11 @@ def describe_run(run: "RunView") -> str:
     trial = f"{run.trial}; " if run.trial else ""
     if run.state == "running":
         ending = "; to be cancelled" if run.cancel_requested else ""
-        return trial + (progress_words(run.progress) or run.step or "beginning") + ending
+        again = f"; {run.again}" if run.again else ""
+        return trial + (progress_words(run.progress) or run.step or "beginning") + again + ending
     late = run.not_before.timestamp() <= datetime.now(UTC).timestamp()
     words = trial + ("begins next" if late else f"begins {until(run.not_before)}")
+    words += f"; {run.again}" if run.again else ""
     return f"{words}; {run.error}" if run.error else words
 
 

@@ -19,6 +19,7 @@ from daemon.state.run_files import attempt_folder, load_object, load_progress, l
 from daemon.state.sqlite_errors import in_words
 from daemon.state.states import AWAITING, TRIAL, RunState
 from daemon.system.processes import lock_holder
+from daemon.views.attempts import AttemptView, attempts_of, done_again
 from daemon.views.champion_history import ChampionView, TrainedOn, champion_view, champion_views, trained_on, utc
 from daemon.views.drop_lineage import DropUses, drop_uses
 from daemon.views.reader import champions_of, reading
@@ -29,7 +30,7 @@ from pipeline.durable import read_object
 from pipeline.errors import DropforgeError
 
 if TYPE_CHECKING:
-    from daemon.state.tables import Attempt, Drop, Run
+    from daemon.state.tables import Drop, Run
 
 T = TypeVar("T")
 #: What the outcome of a win is called whose model was rolled back from: no yes is waited for.
@@ -103,24 +104,14 @@ class RunView(Frozen):
     """Of a run that tries one drop alone: which, and why."""
     blocker: str | None = None
     """Why a win is promoted by force only: its model is blocked."""
+    again: str | None = None
+    """Of a run that does steps once more: which, and what it keeps."""
 
 
 #: The columns of runs and drops that lists need.
-_RUN_COLUMNS = tuple(name for name in RunView.model_fields if name not in {"progress", "trial", "blocker"})
+_RUN_COLUMNS = tuple(name for name in RunView.model_fields if name not in {"progress", "trial", "blocker", "again"})
 _DROP_COLUMNS = tuple(name for name in DropView.model_fields if name != "on_trial")
 _RUN, _DROP = ", ".join(_RUN_COLUMNS), ", ".join(_DROP_COLUMNS)
-
-
-class AttemptView(Frozen):
-    """One attempt at one step."""
-
-    step: str
-    number: int
-    state: str
-    started_at: datetime
-    ended_at: datetime | None
-    seconds: float | None
-    error: str | None
 
 
 class RunDetail(RunView):
@@ -235,7 +226,7 @@ class Overview:
 
     def logs(self, run_id: int, step: str | None = None) -> list[Path]:
         """Return the logs of a run's attempts, oldest first. Raises `NotThere` if the run, or any log, is not there."""
-        attempts = [one for one in self._of_run(run_id, _attempts) if step in {None, one.step}]
+        attempts = [one for one in self._of_run(run_id, attempts_of) if step in {None, one.step}]
         paths = [self.folder / attempt_folder(run_id, one.step, one.number) / LOG_NAME for one in attempts]
         found = [path for path in paths if path.exists()]
         if not found:
@@ -313,6 +304,8 @@ class Overview:
             values["blocker"], values["outcome"] = against, BLOCKED
         if row.trigger == TRIAL:
             values["trial"] = trial_words(base, run_id, ended=row.ended_at is not None)
+        if row.state in OPEN_STATES:
+            values["again"] = done_again(base, self.folder, run_id)
         progress = self._progress(base, run_id) if row.state == RunState.RUNNING else None
         return {**values, "progress": progress, **{name: utc(values[name]) for name in times}}
 
@@ -339,7 +332,7 @@ class Overview:
             deaths=row.deaths,
             config=row.config,
             snapshot=tuple(row.snapshot or ()),
-            attempts=_attempts(base, row),
+            attempts=attempts_of(base, row),
             verdict=verdict,
         )
 
@@ -365,23 +358,3 @@ def _sentence(row: "Run", against: str | None) -> str | None:
 def _drop(row: "Drop", tried: str | None) -> DropView:
     values = {name: getattr(row, name) for name in _DROP_COLUMNS}
     return DropView.model_validate({**values, "received_at": utc(row.received_at), "on_trial": tried})
-
-
-def _attempts(base: Connection, run: "Run") -> tuple[AttemptView, ...]:
-    made = base.execute("SELECT * FROM attempt WHERE run_id = ? ORDER BY id", (run.id,))
-    return tuple(_attempt(row) for row in made)
-
-
-def _attempt(row: "Attempt") -> AttemptView:
-    seconds = None if row.ended_at is None else (row.ended_at - row.started_at) / 1000
-    return AttemptView.model_validate(
-        {
-            "step": row.step,
-            "number": row.number,
-            "state": row.state,
-            "started_at": utc(row.started_at),
-            "ended_at": utc(row.ended_at),
-            "seconds": seconds,
-            "error": row.error,
-        }
-    )

@@ -509,42 +509,6 @@ def test_a_step_is_told_how_often_the_track_and_this_very_set_were_used(
     assert [run_row(engine, number).heldout_version for number in (1, 3)] == ["v", "w"]
 
 
-@pytest.mark.parametrize(
-    ("section", "values", "again"),
-    [
-        ("guards", {"metrics": 9.0}, ["decide"]),
-        ("guards", {"stop": ("nll",)}, ["decide"]),
-        ("gate", {"p_value": 0.002}, ["decide"]),
-        ("evaluate", {"general": ()}, ["evaluate", "decide"]),
-        ("evaluate", {"batch_size": 3}, ["evaluate", "decide"]),
-        ("evaluate", {"batch_size": 24}, []),
-        ("evaluate", {"batch_size": 0}, []),
-        ("gate", {"on": "pinned"}, ["prepare", "train", "merge", "evaluate", "decide"]),
-        ("split", {"similarity": 0.9}, ["prepare", "train", "merge", "evaluate", "decide"]),
-    ],
-)
-def test_a_retried_run_does_again_what_is_judged_otherwise_today(
-    engine: Engine, settings: Settings, executor: ScriptedExecutor,
-    section: str, values: dict[str, object], again: list[str],
-) -> None:  # fmt: skip
-    executor.batch_size = 24
-    settings = settings.model_copy(update={"gc": settings.gc.model_copy(update={"automatic": False})})
-    dispatcher = new_dispatcher(engine, settings, executor)
-    add_drop(engine, "a")
-    model = settings.state_folder / "models"
-    executor.script["decide"] = [lambda spec: _with_a_lost_model(executor, spec, model)]
-    ticks(dispatcher)
-    assert run_row(engine).state == RunState.FAILED
-    done = len(executor.steps)
-    merged = durable.read_json(settings.state_folder / "runs/1/merge.json")
-    (model.parent / "lost").rename(model / merged["model_id"])
-    run_queue.retry(engine, 1, NOW + 100)
-    changed = getattr(settings, section).model_copy(update=values)
-    ticks(new_dispatcher(engine, settings.model_copy(update={section: changed}), executor), now=NOW + 200)
-    assert executor.steps[done:] == again
-    assert run_row(engine).outcome == "promoted"
-
-
 def test_a_step_whose_spec_is_damaged_is_done_again(
     engine: Engine, settings: Settings, executor: ScriptedExecutor
 ) -> None:
