@@ -205,6 +205,8 @@ def _when_it_acts(context: typer.Context) -> str:
 
 
 def _print_head(run: "RunDetail") -> None:
+    from pipeline.report.cost import cost_words  # noqa: PLC0415 - a quick start
+
     print_line(f"run {run.id} of track {run.track}: {run.state}{f', {run.outcome}' if run.outcome else ''}")
     if run.ended_at is None:
         print_line(describe_run(run))
@@ -219,6 +221,8 @@ def _print_head(run: "RunDetail") -> None:
         took = duration((run.ended_at - run.started_at).total_seconds()) if run.ended_at else ""
         ended = f", ended {local(run.ended_at)} after {took}" if run.ended_at else ""
         print_line(f"began {local(run.started_at)}{ended}")
+    if run.cost is not None:
+        print_line(f"cost: {cost_words(run.cost)}")
     if run.failures or run.deaths:
         print_line(f"failures: {run.failures}, vanished processes: {run.deaths}")
     print_line(f"folder: {run.folder}")

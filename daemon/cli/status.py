@@ -266,9 +266,14 @@ def _print_runs(overview: "Overview") -> None:
         print_table(("RUN", "TRACK", "STATE", ""), [(run.id, run.track, run.state, describe_run(run)) for run in going])
     latest = overview.ended_runs(_LATEST)
     if latest:
+        from pipeline.report.cost import cost_words  # noqa: PLC0415 - a quick start
+
         print_line()
         rows = [(run.id, run.track, local(run.ended_at), outcome_words(run, run.state)) for run in latest]
         print_table(("RUN", "TRACK", "ENDED", "OUTCOME"), rows)
+        for run in latest:
+            if run.cost is not None:
+                print_line(f"run {run.id} took {cost_words(run.cost)}")
         for run in latest:
             if run.state == "crashed" and run.hint:
                 print_line(f"run {run.id} crashed; hint: {run.hint}")

@@ -21,6 +21,7 @@ from daemon.state.states import AWAITING, TRIAL, RunState
 from daemon.system.processes import lock_holder
 from daemon.views.attempts import AttemptView, attempts_of, done_again
 from daemon.views.champion_history import ChampionView, TrainedOn, champion_view, champion_views, trained_on, utc
+from daemon.views.cost import cost_of
 from daemon.views.drop_lineage import DropUses, drop_uses
 from daemon.views.reader import champions_of, reading
 from daemon.views.trials import on_trial, trial_words
@@ -28,6 +29,7 @@ from pipeline.artifacts import Frozen, Verdict
 from pipeline.contract import LOG_NAME, Progress
 from pipeline.durable import read_object
 from pipeline.errors import DropforgeError
+from pipeline.report.facts import RunCost
 
 if TYPE_CHECKING:
     from daemon.state.tables import Drop, Run
@@ -106,10 +108,14 @@ class RunView(Frozen):
     """Why a win is promoted by force only: its model is blocked."""
     again: str | None = None
     """Of a run that does steps once more: which, and what it keeps."""
+    cost: RunCost | None = None
+    """Of a run that has ended, where it was asked for; lists of all runs leave it out."""
 
 
 #: The columns of runs and drops that lists need.
-_RUN_COLUMNS = tuple(name for name in RunView.model_fields if name not in {"progress", "trial", "blocker", "again"})
+_RUN_COLUMNS = tuple(
+    name for name in RunView.model_fields if name not in {"progress", "trial", "blocker", "again", "cost"}
+)
 _DROP_COLUMNS = tuple(name for name in DropView.model_fields if name != "on_trial")
 _RUN, _DROP = ", ".join(_RUN_COLUMNS), ", ".join(_DROP_COLUMNS)
 
@@ -218,7 +224,8 @@ class Overview:
     def ended_runs(self, most: int) -> list[RunView]:
         """Return the newest runs that have ended, at most `most`: a few of many are found without looking at all."""
         # By its end, not its state: SQLite would gather every run of the ended states before it takes the newest.
-        return self._runs("WHERE ended_at IS NOT NULL ORDER BY id DESC LIMIT ?", most)
+        found = self._runs("WHERE ended_at IS NOT NULL ORDER BY id DESC LIMIT ?", most)
+        return [run.model_copy(update={"cost": cost_of(self.folder, run.id)}) for run in found]
 
     def run(self, run_id: int) -> RunDetail:
         """Return one run with its attempts and its verdict. Raises `NotThere`, or `ArtifactDamaged`."""
@@ -325,6 +332,7 @@ class Overview:
         warnings = (*data.get("warnings", ()), *((unread,) if unread else ()))
         return RunDetail(
             **told,
+            cost=None if row.ended_at is None else cost_of(self.folder, row.id or 0),
             taken_out=tuple(drop for drop in drops if drop.taken_out),
             warnings=warnings,
             folder=str(self.folder / "runs" / str(row.id)),

@@ -15,7 +15,7 @@ from daemon.dispatch.dispatcher import Dispatcher
 from daemon.dispatch.executor import JobState
 from daemon.dispatch.spool import LocalExecutor
 from daemon.queue import attempts, cancelling, drops, run_queue, states, tracks
-from daemon.settings.model import Settings
+from daemon.settings.model import CostSettings, Settings
 from daemon.state import run_files
 from daemon.state.database import migrate, open_engine, transaction
 from daemon.state.events import Word
@@ -1149,6 +1149,15 @@ def test_too_little_data_fixes_nothing_on_the_track(
     with transaction(engine) as session:
         track = session.get_one(Track, "default")
     assert (track.metric, track.max_new_tokens, track.split) == (None, None, None)
+
+
+def test_steps_are_told_the_price_of_the_machine(
+    engine: Engine, settings: Settings, executor: ScriptedExecutor
+) -> None:
+    priced = settings.model_copy(update={"cost": CostSettings(per_hour=1.5)})
+    add_drop(engine, "a")
+    new_dispatcher(engine, priced, executor).tick(NOW + 1)
+    assert executor.submitted[0].config.price_per_hour == 1.5
 
 
 def test_a_retried_run_does_again_what_the_new_settings_make_stale(
