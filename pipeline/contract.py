@@ -26,6 +26,14 @@ PROGRESS_SECONDS = 2.0
 A = TypeVar("A", bound=Artifact)
 
 
+class TwinRun(Frozen):
+    """A run that trained on the same drops under another seed and was compared with the same champion."""
+
+    run: int
+    gain: float
+    """Of its candidate, in points of the primary metric."""
+
+
 class StepSpec(Frozen):
     """One attempt at one step of one run, as the dispatcher orders it."""
 
@@ -58,6 +66,8 @@ class StepSpec(Frozen):
     """Of those, how many on each version of the held-out set."""
     yardstick: YardstickBefore | None = None
     """What the track's previous verdict was judged on; `None` if this run is judged on the same, or is the first."""
+    twin: TwinRun | None = None
+    """The run that this one repeats under another seed: how far the two differ, training alone can do."""
     config: RunConfig
     needs_gpu: bool = False
     network: bool = False

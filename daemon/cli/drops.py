@@ -71,7 +71,9 @@ def drops(
             waiting_words(drop)
             or drop.on_trial
             or drop.reason
-            or (f"the same as drop {drop.duplicate_of}" if drop.duplicate_of else ""),
+            or (f"the same as drop {drop.duplicate_of}" if drop.duplicate_of else "")
+            or drop.unlikely
+            or "",
         )
         for drop in found
     ]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from daemon.cli.findings import print_findings
 from daemon.cli.output import print_json, print_line
 from daemon.cli.workspace import JsonOption, config_path, load_settings, open_overview
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from daemon.views.overview import DropView
     from pipeline.validation.validate import Validation
 
-_MOST_SHOWN = 20
 _START_FILE = """\
 # Settings of Dropforge; systemd/dropforge.toml of the project lists all of them with their defaults.
 
@@ -91,6 +91,9 @@ def init(
     except FileExistsError:
         print_line(f"{path} is there already and stays as it is")
     settings = load(path)
+    if base_model is not None and settings.base_model != str(base_model.absolute()):
+        message = f"{path} is there already and names another base model: write {_base_line(base_model)} into it"
+        raise typer.BadParameter(message)
     make_inbox(settings)
     settings.state_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     print_line(f"inbox {settings.inbox}, state {settings.state}")
@@ -120,7 +123,7 @@ def check(
             file=str(file), ok=validation.ok, accepted=ruling.accepted, same_as_drop=same, unseen=unseen, **found
         )
     else:
-        _print_findings(file, validation, ruling)
+        print_findings(file, validation, ruling)
         _print_known(known)
         for line in (*unseen, *_remarks(settings, track, "train", file, 0 if known else validation.good_rows)):
             print_line(line)
@@ -148,7 +151,7 @@ def submit(
     settings.track(track)
     validation, ruling = _validate(file, settings, track)
     if not ruling.accepted:
-        _print_findings(file, validation, ruling)
+        print_findings(file, validation, ruling)
         message = f"{file} was not submitted: {ruling.reason}"
         raise BadDrop(message, f"mend it, then look again: dropforge check {file}")
     # Asked first: the daemon may have taken the copy in before we look.
@@ -195,14 +198,19 @@ def _settings_if_any(context: typer.Context) -> "Settings":
 
 def _validate(file: Path, settings: "Settings", track: str) -> "tuple[Validation, Ruling]":
     from daemon.inbox.quarantine import rule, validation_options  # noqa: PLC0415 - a quick start
+    from pipeline.validation.file_formats import HEAD_BYTES, foreign_format  # noqa: PLC0415
     from pipeline.validation.validate import validate  # noqa: PLC0415
 
     if not file.is_file():
         message = f"{file} is not a file" if file.exists() else f"there is no file {file}"
         raise BadDrop(message, "name a .jsonl or .json file of records with instruction, input and output")
     if not file.name.lower().endswith((".jsonl", ".json")):
+        with file.open("rb") as opened:
+            foreign = foreign_format(opened.read(HEAD_BYTES))
         message = f"the name of {file} does not end in .jsonl or .json"
-        raise BadDrop(message, "if it holds records, rename it to end in .jsonl")
+        if foreign is not None:
+            message = f"{file} is {foreign.name}"
+        raise BadDrop(message, foreign.remedy if foreign else "if it holds records, rename it to end in .jsonl")
     if file.stat().st_size > settings.intake.max_bytes:
         message = f"{file} has more than the {settings.intake.max_bytes:,} bytes that are allowed"
         raise BadDrop(message, "split it, or raise intake.max_bytes")
@@ -264,28 +272,6 @@ def _print_known(known: "DropView | None") -> None:
         print_line(
             f"the same content is there already, as drop {known.id} ({known.name}, {state_words(known)}): a duplicate"
         )
-
-
-def _print_findings(file: Path, validation: "Validation", ruling: "Ruling") -> None:
-    from pipeline.validation.validate import MOST_FINDINGS  # noqa: PLC0415 - a quick start for the other commands
-
-    for finding in validation.findings[:_MOST_SHOWN]:
-        where = f"{file}:{finding.line}" if finding.line is not None else str(file)
-        print_line(f"{where}: {finding.message}; {finding.remedy}")
-    if validation.findings_total > _MOST_SHOWN:
-        more = validation.findings_total - _MOST_SHOWN
-        kept = "" if len(validation.findings) == validation.findings_total else f"the first {MOST_FINDINGS:,}"
-        print_line(f"... and {more:,} more; {kept or 'all of them'}: dropforge check --json {file}")
-    for notice in validation.warnings:
-        where = f"{file}:{notice.line}" if notice.line is not None else str(file)
-        print_line(f"{where}: warning: {notice.message} ({notice.rows:,} records)")
-    verdict = "it would be accepted"
-    if not validation.ok:
-        verdict = f"{validation.bad_rows:,} are bad: it would be "
-        verdict += "accepted without them" if ruling.accepted else "rejected"
-        verdict += f": {ruling.ceiling}" if ruling.ceiling else ""
-    read = "records, read no further" if validation.stopped else "records"
-    print_line(f"{file}: {validation.rows:,} {read}; {verdict}")
 
 
 def _what_follows(settings: "Settings", track: str, *, heldout: bool, known: bool) -> str:

@@ -1,4 +1,4 @@
-"""`runs`, `show`, `logs`, `retry`, `cancel`: looking at runs and acting on one."""
+"""`runs`, `show`, `logs`, `train`, `retry`, `cancel`: looking at runs, beginning one and acting on one."""
 
 import json
 import time
@@ -18,7 +18,7 @@ from daemon.cli.workspace import (
     open_overview,
     open_writer,
 )
-from pipeline.wording import duration
+from pipeline.wording import count, duration
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,7 +42,7 @@ _FOLLOW_SECONDS = 0.5
 
 def register(app: typer.Typer) -> None:
     """Add this group's commands."""
-    for command in (runs, show, logs, retry, cancel):
+    for command in (runs, show, logs, train, retry, cancel):
         app.command()(command)
 
 
@@ -141,6 +141,31 @@ def logs(
         time.sleep(_FOLLOW_SECONDS)
         tail.print_new()
     tail.print_new(whole=True)
+
+
+def train(
+    context: typer.Context,
+    *,
+    track: Annotated[str, typer.Argument(metavar="[TRACK]", help="The track; that of the top level by default.")] = (
+        "default"
+    ),
+) -> None:
+    """
+    Begin a run now, without waiting for a drop or for the night.
+
+    Says which drops it will hold. A run that is queued already begins now.
+    """
+    from daemon.queue.run_queue import enqueue_by_hand  # noqa: PLC0415 - a quick start
+    from daemon.system.clock import now_ms  # noqa: PLC0415 - a quick start
+
+    load_settings(context).track(track)
+    run, drops = enqueue_by_hand(open_writer(context), track, now_ms())
+    rows = sum(drop.rows for drop in drops if drop.role == "train")
+    numbers = ", ".join(str(drop.id) for drop in drops if drop.role == "train")
+    drops_words = f"drop{'s' if ',' in numbers else ''} {numbers}"
+    print_line(f"run {run} trains on {count(rows, 'row')} of {drops_words}; it begins next{_when_it_acts(context)}")
+    new = [f"{drop.id} ({drop.name})" for drop in drops if drop.first_run is None and drop.role == "train"]
+    print_line(f"new: {', '.join(new)}" if new else "no drop is new: with the same settings it is the last run again")
 
 
 def retry(

@@ -3,7 +3,7 @@
 import os
 
 from sqlalchemy import Engine
-from sqlmodel import Session
+from sqlmodel import Session, select
 
 from daemon.champions import history, journal
 from daemon.dispatch.orders import step_command
@@ -12,10 +12,10 @@ from daemon.queue.yardstick import yardstick_before
 from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.database import transaction
-from daemon.state.tables import Attempt, Run, Track
+from daemon.state.tables import Attempt, Run, Suspect, Track
 from pipeline.artifacts import Drop
 from pipeline.config import RunConfig
-from pipeline.contract import SPEC_NAME, StepSpec
+from pipeline.contract import SPEC_NAME, StepSpec, TwinRun
 from pipeline.steps import BY_NAME
 
 #: Former champions that a candidate is held against.
@@ -73,4 +73,23 @@ def _of_track(session: Session, settings: Settings, run: Run) -> dict[str, objec
         "uses": uses,
         "judged_versions": versions,
         "yardstick": yardstick_before(session, settings.state_folder, run, serving.model_id),
+        "twin": _twin(session, settings, run, serving.model_id),
     }
+
+
+def _twin(session: Session, settings: Settings, run: Run, champion: str) -> TwinRun | None:
+    """Return the run that a trial repeats; `None` for any other run, and where the two have not the same to say."""
+    blamed = session.exec(select(Suspect.blamed_run).where(Suspect.trial_run == run.id)).first()
+    if blamed is None or _drops(session.get_one(Run, blamed)) != _drops(run):
+        return None
+    try:
+        verdict = run_files.load_verdict(settings.state_folder, blamed)
+    except run_files.ArtifactDamaged:
+        return None
+    if verdict is None or verdict.gain is None or verdict.champion_model_id != champion:
+        return None
+    return TwinRun(run=blamed, gain=verdict.gain)
+
+
+def _drops(run: Run) -> set[object]:
+    return {drop["id"] for drop in run.snapshot or ()}

@@ -7,7 +7,7 @@ somebody else's. Every time is in whole milliseconds since the epoch and given b
 """
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +15,14 @@ from sqlalchemy import BindParameter, Engine, bindparam, func, or_
 from sqlmodel import Session, col, select
 
 from daemon.queue.claims import Claim, held_run, require_not_cancelled
-from daemon.queue.snapshots import retake_snapshot, take_snapshot
+from daemon.queue.snapshots import next_drops, retake_snapshot, take_snapshot
 from daemon.queue.states import RETRIABLE, Move, WrongState, change, known_run
 from daemon.queue.tracks import ensure_track
 from daemon.settings.model import RetrySettings, TrackSettings
 from daemon.state.database import transaction
 from daemon.state.events import record_event
 from daemon.state.states import TRIAL, RunState, state_words
-from daemon.state.tables import Run, Track, promotion_of
+from daemon.state.tables import Drop, Run, Track, promotion_of
 from daemon.state.troubles import SetApart
 from pipeline.config import RunConfig
 from pipeline.errors import DropforgeError
@@ -102,6 +102,23 @@ def enqueue_when_quiet(session: Session, name: str, track: TrackSettings, now: i
     latest = since + round(track.run_after_at_most_seconds * 1000)
     not_before = min(now + round(track.run_after_quiet_seconds * 1000), latest)
     return enqueue(session, name, "drop", now, not_before)
+
+
+def enqueue_by_hand(engine: Engine, track: str, now: int) -> tuple[int, Sequence[Drop]]:
+    """
+    Let a run of the track begin next, as a person asked; return its number and the drops that it will see.
+
+    It is the track's queued run, if there is one. Raises `WrongState` if no drop is there to train on.
+    """
+    with transaction(engine) as session:
+        drops = next_drops(session, track)
+        if all(drop.role != "train" for drop in drops):
+            message = f"track {track} has no drop to train on"
+            raise WrongState(message, "drop a file of records into its inbox; what is there: dropforge drops")
+        run = enqueue(session, track, "hand", now, now)
+        run.not_before = min(run.not_before, now)
+        session.add(run)
+        return run.id or 0, drops
 
 
 def claim(

@@ -38,10 +38,19 @@ def as_snapshot(drops: Sequence[Drop]) -> list[dict[str, object]]:
     return [_as_artifact(drop).model_dump(mode="json") for drop in drops]
 
 
-def _taken(session: Session, run: Run, which: ColumnElement[bool]) -> list[dict[str, object]]:
+def next_drops(session: Session, track: str) -> Sequence[Drop]:
+    """Return the drops that a run of the track which began now would see, oldest first."""
+    return _free(session, None, col(Drop.track) == track)
+
+
+def _free(session: Session, run_id: int | None, which: ColumnElement[bool]) -> Sequence[Drop]:
     accepted = select(Drop).where(which, Drop.state == DropState.ACCEPTED)
-    free = accepted.where(col(Drop.id).not_in(on_trial_beside(run.id)))
-    drops = session.exec(free.order_by(col(Drop.id))).all()
+    free = accepted.where(col(Drop.id).not_in(on_trial_beside(run_id)))
+    return session.exec(free.order_by(col(Drop.id))).all()
+
+
+def _taken(session: Session, run: Run, which: ColumnElement[bool]) -> list[dict[str, object]]:
+    drops = _free(session, run.id, which)
     if all(drop.role != "train" for drop in drops):
         return []
     for drop in drops:

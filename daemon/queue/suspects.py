@@ -20,7 +20,7 @@ from daemon.queue.states import FINAL
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
 from daemon.state.events import record_event
-from daemon.state.states import TRIAL, DropState, PromotionState, RunState, SuspectEnd
+from daemon.state.states import TRIAL, UNLIKELY, DropState, PromotionState, RunState, SuspectEnd
 from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track, on_trial_beside, promotion_of
 from pipeline.artifacts import Verdict
 from pipeline.wording import count
@@ -49,6 +49,11 @@ def follow_verdict(session: Session, settings: Settings, run: Run, verdict: Verd
     opens none. A candidate that lacks a drop of the champion's, as one was withdrawn, may be worse for that, so it
     speaks against none; a trial beside another champion than it was made for is made again.
     """
+    old = [one.nats for one in verdict.champion_losses if one.known]
+    for one in verdict.champion_losses:
+        if one.stands_out:
+            about = {"nats": one.nats, "known": [min(old), max(old)]}
+            record_event(session, UNLIKELY, now, track=run.track, run_id=run.id, drop_id=one.drop, **about)
     known, own = _known(session, run.track), _train_ids(session, run)
     lacks = known - own
     if run.trigger != TRIAL:

@@ -31,6 +31,9 @@ class DropState(StrEnum):
 #: `Run.trigger` of a run that tries one drop alone, since that may have made another run worse.
 TRIAL = "trial"
 
+#: `Event.kind` where a champion found a new drop's answers far less likely than those of all drops that it knew.
+UNLIKELY = "drop_unlikely"
+
 
 class SuspectEnd(StrEnum):
     """What a drop's being on trial has come to."""

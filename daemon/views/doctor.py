@@ -35,9 +35,9 @@ from pipeline.artifacts import Frozen
 from pipeline.errors import DropforgeError
 from pipeline.model_folder.manifest import check_base, model_files
 from pipeline.regular_files import open_regular
+from pipeline.wording import size_words
 
 Level = Literal["ok", "warn", "bad"]
-_GIB = 1 << 30
 _LEAST_WATCHES = 1024
 _BUILT = 1_750_000_000  # a clock before this (June 2025) has lost its battery
 _JUDGE_SECONDS = 3.0
@@ -191,8 +191,8 @@ def _space(settings: Settings) -> Iterator[Finding]:
             needs.append(sum(needed_bytes(track, 0, 0).values()) if track.base_model else 0)
     need, kept = max(needs), settings.disk.low_water_bytes
     text = (
-        f"{free / _GIB:.1f} GiB free for the state folder; a run takes up to {need / _GIB:.1f} GiB beside its drops, "
-        f"and {kept / _GIB:.1f} GiB stay free (disk.low_water_bytes)"
+        f"{size_words(free)} free for the state folder; a run takes up to {size_words(need)} beside its drops, "
+        f"and {size_words(kept)} stay free (disk.low_water_bytes)"
     )
     if free < need + kept:
         yield Finding(name="space", level="bad", text=text, remedy="free some, or move state to a larger disk")

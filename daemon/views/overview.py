@@ -24,7 +24,7 @@ from daemon.views.champion_history import ChampionView, TrainedOn, champion_view
 from daemon.views.cost import cost_of
 from daemon.views.drop_lineage import DropUses, drop_uses
 from daemon.views.reader import champions_of, reading
-from daemon.views.trials import on_trial, trial_words
+from daemon.views.trials import on_trial, trial_words, unlikely
 from pipeline.artifacts import Frozen, Verdict
 from pipeline.contract import LOG_NAME, Progress
 from pipeline.durable import read_object
@@ -70,6 +70,8 @@ class DropView(Frozen):
     sha256: str
     on_trial: str | None = None
     """Why it is in no run but one that tries it alone, and which one does; `None` unless it is."""
+    unlikely: str | None = None
+    """How far less likely than what it knew a champion found its answers; `None` unless they stood out."""
 
 
 class YardstickView(Frozen):
@@ -116,7 +118,7 @@ class RunView(Frozen):
 _RUN_COLUMNS = tuple(
     name for name in RunView.model_fields if name not in {"progress", "trial", "blocker", "again", "cost"}
 )
-_DROP_COLUMNS = tuple(name for name in DropView.model_fields if name != "on_trial")
+_DROP_COLUMNS = tuple(name for name in DropView.model_fields if name not in {"on_trial", "unlikely"})
 _RUN, _DROP = ", ".join(_RUN_COLUMNS), ", ".join(_DROP_COLUMNS)
 
 
@@ -202,7 +204,8 @@ class Overview:
 
         def read(base: Connection) -> list[DropView]:
             tried = on_trial(base)
-            return [_drop(row, tried.get(row.id)) for row in base.execute(wanted, values)]
+            found = base.execute(wanted, values).fetchall()
+            return [_drop(row, tried.get(row.id), unlikely(base, row.id)) for row in found]
 
         return self._read(read)
 
@@ -363,6 +366,7 @@ def _sentence(row: "Run", against: str | None) -> str | None:
     return None if row.sentence is None else true_sentence(row.id or 0, row.outcome or "", row.sentence, against)
 
 
-def _drop(row: "Drop", tried: str | None) -> DropView:
+def _drop(row: "Drop", tried: str | None, odd: str | None) -> DropView:
     values = {name: getattr(row, name) for name in _DROP_COLUMNS}
-    return DropView.model_validate({**values, "received_at": utc(row.received_at), "on_trial": tried})
+    said = {"received_at": utc(row.received_at), "on_trial": tried, "unlikely": odd}
+    return DropView.model_validate({**values, **said})

@@ -1,12 +1,28 @@
-"""What is on trial, and what a trial run is: drops that may have made a run worse, each tried alone."""
+"""What is on trial, what a trial run is, and what a verdict found odd in a drop: what a person should look at."""
 
 from sqlite3 import Connection
+
+from daemon.state.states import UNLIKELY
+from pipeline.wording import plain
 
 
 def on_trial(base: Connection) -> dict[int, str]:
     """Return the drops that are on trial, each with the reason and what is done about it."""
     rows = base.execute("SELECT drop_id, blamed_run, trial_run FROM suspect WHERE ended IS NULL").fetchall()
     return {row.drop_id: f"it may have made run {row.blamed_run} worse; {_turn(row.trial_run)}" for row in rows}
+
+
+def unlikely(base: Connection, drop_id: int) -> str | None:
+    """Say how unlikely the latest champion found a new drop's answers; `None` where they did not stand out."""
+    found = "SELECT run_id, detail FROM event WHERE drop_id = ? AND kind = ? ORDER BY id DESC LIMIT 1"
+    row = base.execute(found, (drop_id, UNLIKELY)).fetchone()
+    if row is None:
+        return None
+    nats, least, most = (plain(value, 2) for value in (row.detail["nats"], *row.detail["known"]))
+    return (
+        f"look at its answers: the champion found them less likely than those of all drops that it knew, {nats} nats a "
+        f"token beside {least} to {most}: dropforge report {row.run_id}"
+    )
 
 
 def trial_words(base: Connection, run_id: int, *, ended: bool) -> str | None:

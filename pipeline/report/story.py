@@ -72,6 +72,7 @@ def tell(verdict: Verdict, dataset: Dataset, evaluation: Evaluation | None, spec
     why = [
         *_likeness_only(verdict, evaluation),
         *_numbers(verdict),
+        *_beside_twin(verdict, spec),
         *_because(verdict, evaluation, spec),
         *_stand_out(verdict, dataset, spec),
         *_limits(verdict, dataset, spec),
@@ -121,6 +122,18 @@ def _numbers(verdict: Verdict) -> list[str]:
         f"Both models answered the same {asked}; neither was trained on them. {scored}",
         f"It did better on {verdict.wins:,} {of_them}, worse on {verdict.losses:,}, equally well on {verdict.ties:,}.",
     ]
+
+
+def _beside_twin(verdict: Verdict, spec: StepSpec) -> list[str]:
+    """Say how far this run and the one that it repeats under another seed differ."""
+    if spec.twin is None or verdict.gain is None:
+        return []
+    apart = plain(abs(verdict.gain - spec.twin.gain))
+    words = (
+        f"Run {spec.twin.run} trained on the same drops under another seed, and its change was "
+        f"{signed(spec.twin.gain)}: the two differ by {apart}, which is the luck of training alone."
+    )
+    return [words]
 
 
 def _because(verdict: Verdict, evaluation: Evaluation | None, spec: StepSpec) -> list[str]:

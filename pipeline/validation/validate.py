@@ -297,7 +297,8 @@ def _worded(row: Row, error: "ValidationError") -> Finding:
         remedy = "use an empty string or leave it out" if field == "input" else f"write the {field} as a text"
         return _finding(row, field, "type", f"{field} is null, not a text", remedy)
     if error.validator == "type":
-        return _finding(row, field, "type", f"{field} is {_article(value)}, not a text", "put it in quotes")
+        remedy = f"write the {field} as one text" if isinstance(value, list | dict) else "put it in quotes"
+        return _finding(row, field, "type", f"{field} is {_article(value)}, not a text", remedy)
     return _finding(
         row, field, str(error.validator).lower(), f"breaks the schema at {error.json_path}", f"see {SCHEMA}"
     )

@@ -18,7 +18,7 @@ from tests.prove.tasks import Row, Task, desk_task, topic_task
 
 pytestmark = pytest.mark.timeout(14_400)
 #: Rows of a drop; nearly half are held out, and a verdict needs 100.
-ROWS = 260
+ROWS = 300
 
 
 def urgency_task(seed: int) -> Task:
@@ -64,7 +64,7 @@ def test_nine_nights_without_a_person(
         {"general.jsonl": general(100 * seed, ROWS)},
         {"honest-last.jsonl": [*urgency.rows(ROWS // 2), *colour.rows(ROWS // 2), *desk.rows(ROWS // 2)]},
     ]
-    box = ground.box(tmp_path / "box")
+    box = ground.box(tmp_path / "box", trials=7)
     for drops in nights:
         for name, rows in drops.items():
             box.drop(name, rows)

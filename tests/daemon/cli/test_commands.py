@@ -20,7 +20,7 @@ from tests.daemon.conftest import lines
 SCRIPT = Path(sys.executable).parent / "dropforge"
 COMMANDS = {
     "backup", "cancel", "champion", "check", "demo", "doctor", "drops", "gc", "history", "hook", "init", "logs",
-    "restore", "retry", "rollback", "run", "runs", "show", "status", "submit", "worker",
+    "restore", "retry", "rollback", "run", "runs", "show", "status", "submit", "train", "worker",
 }  # fmt: skip
 STACK = {"accelerate", "bitsandbytes", "datasets", "evaluate", "numpy", "peft", "scipy", "torch", "transformers", "trl"}
 GOOD = '{"instruction": "a", "output": "b"}\n'
@@ -273,6 +273,19 @@ def test_init_names_the_base_model_and_the_ignore_lines(dropforge: Command, tmp_
     assert load(tmp_path / "dropforge.toml", {}).base_model == str(base)
 
 
+def test_init_refuses_a_base_model_that_it_would_not_write(dropforge: Command, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text('{"architectures": ["LlamaForCausalLM"], "model_type": "llama"}')
+    (base / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    (base / "tokenizer.json").write_text("{}")
+    assert dropforge("init").code == 0
+    ended = dropforge("init", "--base-model", base)
+    assert (ended.code, f'write base_model = "{base}" into it' in " ".join(ended.err.split())) == (2, True)
+    (tmp_path / "dropforge.toml").write_text(f'base_model = "{base}"\n')
+    assert dropforge("init", "--base-model", base).code == 0
+
+
 def test_check_tells_line_and_remedy_and_ends_with_65(dropforge: Command, tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text(BAD)
     ended = dropforge("check", "bad.jsonl")
@@ -285,6 +298,43 @@ def test_check_tells_line_and_remedy_and_ends_with_65(dropforge: Command, tmp_pa
     (tmp_path / "good.jsonl").write_text(GOOD)
     assert dropforge("check", "good.jsonl").code == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.jsonl", "good.jsonl"]
+
+
+def test_check_tells_a_kind_of_fault_once_and_the_rare_ones_first(dropforge: Command, tmp_path: Path) -> None:
+    rows = [json.dumps({"instruction": f"What is {place}?", "out": "x"}) for place in range(246)]
+    rows[100], rows[200] = '{"instruction": "x", ', "[1]"
+    (tmp_path / "mixed.jsonl").write_text("\n".join(rows))
+    lines = dropforge("check", "mixed.jsonl").out.splitlines()
+    assert [line.split(": ")[0] for line in lines[:3]] == ["mixed.jsonl:101", "mixed.jsonl:201", "mixed.jsonl:1"]
+    assert "output is missing (in 244 rows, first here); " in lines[2]
+    assert lines[3].startswith("mixed.jsonl: 246 records; ")
+
+
+def test_check_gives_a_whole_command_for_each_reading_of_rows_with_other_keys(
+    dropforge: Command, tmp_path: Path
+) -> None:
+    row = {"db_id": "shop", "question": "How many are there?", "query": "SELECT count(*) FROM shop", "level": 3}
+    (tmp_path / "sql.jsonl").write_text(f"{json.dumps(row)}\n" * 3)
+    readings = [line for line in dropforge("check", "sql.jsonl").out.splitlines() if "jq" in line]
+    command = "jq -c '{instruction: .question, output: .%s}' FILE > NEW.jsonl"
+    assert readings == [
+        f'if "{key}" is the answer to "question", this converts it: {command % key}' for key in ("query", "db_id")
+    ]
+    (tmp_path / "qa.jsonl").write_text(json.dumps({"context": "c", "question": "q", "answer": "a", "note": "n"}) + "\n")
+    (reading,) = [line for line in dropforge("check", "qa.jsonl").out.splitlines() if "jq" in line]
+    assert reading.endswith("jq -c '{instruction: .question, input: .context, output: .answer}' FILE > NEW.jsonl")
+
+
+@pytest.mark.parametrize("key", ["an'swer", "a b", "$(id)", ""])
+def test_check_puts_no_key_into_a_command_that_a_shell_would_read(dropforge: Command, tmp_path: Path, key: str) -> None:
+    (tmp_path / "bad.jsonl").write_text(json.dumps({"question": "q", key: "a"}) + "\n")
+    assert "jq" not in dropforge("check", "bad.jsonl").out
+
+
+def test_check_says_what_a_table_is_whatever_its_name(dropforge: Command, tmp_path: Path) -> None:
+    (tmp_path / "rows.tsv").write_text("instruction\toutput\na\tb\n")
+    ended = dropforge("check", "rows.tsv")
+    assert (ended.code, "rows.tsv is TSV" in ended.err, "pandas.read_table" in ended.err) == (65, True, True)
 
 
 def test_check_tells_what_the_settings_make_of_bad_rows(dropforge: Command, tmp_path: Path) -> None:
@@ -325,11 +375,12 @@ def test_submit_says_how_many_rows_will_be_set_aside(dropforge: Command, tmp_pat
     assert (ended.code, "2 of them are bad and will be set aside" in ended.out) == (0, True)
 
 
-def test_check_shows_the_first_findings_of_many(dropforge: Command, tmp_path: Path) -> None:
-    (tmp_path / "bad.jsonl").write_text("x\n" * 50)
+def test_check_shows_a_few_kinds_of_findings_of_many(dropforge: Command, tmp_path: Path) -> None:
+    kinds = [json.dumps({"instruction": "x", "output": place}) for place in range(50)]
+    (tmp_path / "bad.jsonl").write_text("\n".join(kinds))
     ended = dropforge("check", "bad.jsonl")
-    assert ended.out.count("not JSON") == 20
-    assert "... and 30 more" in ended.out
+    assert ended.out.count("output is a number") == 20
+    assert "... and 30 more; all of them: dropforge check --json bad.jsonl" in ended.out
 
 
 def test_check_escapes_what_a_terminal_must_not_see(dropforge: Command, tmp_path: Path) -> None:

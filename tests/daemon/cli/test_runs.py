@@ -17,6 +17,7 @@ from daemon.state.database import transaction
 from daemon.state.states import AttemptState, DropState
 from daemon.state.tables import Run
 from daemon.system.processes import FileLock
+from daemon.views.overview import Overview
 from pipeline import durable
 from pipeline.contract import StepResult
 
@@ -262,3 +263,26 @@ def test_a_track_that_was_taken_out_of_the_settings_is_still_asked_for_by_its_na
     assert (back.code, back.err.splitlines()[0]) == (1, "error: track support has had no other champion than today's")
     assert dropforge("runs", "--track", "suport").code == 2
     assert dropforge("submit", path, "--track", "support").code == 2
+
+
+def test_train_begins_a_run_and_says_what_it_will_hold(lived_in: Any, dropforge: Command) -> None:
+    assert dropforge("train").out.splitlines() == [
+        "run 4 trains on 4 rows of drops 2, 5, 6; it begins next, once the daemon runs: dropforge run",
+        "no drop is new: with the same settings it is the last run again",
+    ]
+    lived_in.take("fourth.jsonl", '{"instruction": "say e", "output": "e"}\n')
+    with transaction(lived_in.engine) as session:
+        put_off = session.get_one(Run, 4).not_before = lived_in.now + 10**12
+    again = dropforge("train").out.splitlines()
+    assert again[0].startswith("run 4 trains on 5 rows of drops 2, 5, 6, 7; ")
+    assert again[1] == "new: 7 (fourth.jsonl)"
+    with transaction(lived_in.engine) as session:
+        run = session.get_one(Run, 4)
+        assert (run.trigger, run.not_before < put_off) == ("hand", True)
+
+
+def test_train_refuses_a_track_without_data(lived_in: Any, dropforge: Command) -> None:
+    ended = dropforge("train", "support")
+    assert (ended.code, "track support has no drop to train on" in ended.err) == (1, True)
+    assert "did you mean 'support'" in dropforge("train", "suport").err
+    assert [run.id for run in Overview(lived_in.settings.state_folder).runs()] == [3, 2, 1]

@@ -7,6 +7,7 @@ import pytest
 
 from pipeline import durable
 from pipeline.artifacts import Scores, Verdict
+from pipeline.contract import TwinRun
 from pipeline.report.story import tell
 from pipeline.report.write import write_report
 from tests.records_made import story_text
@@ -79,3 +80,16 @@ def test_the_card_says_that_one_training_is_one_draw(made_reports: Any, tmp_path
     attempt, verdict = made_reports.case(tmp_path, outcome)
     page = (tmp_path / write_report(attempt, verdict) / "report.html").read_text(encoding="utf-8")
     assert "One training is one draw: another seed would give another model, and another gain." in page
+
+
+def test_a_run_that_repeats_another_under_another_seed_says_how_far_they_differ(
+    made_reports: Any, tmp_path: Path
+) -> None:
+    attempt, verdict = made_reports.case(tmp_path, "worse")
+    gain = verdict.gain or 0.0
+    spec = attempt.spec.model_copy(update={"twin": TwinRun(run=3, gain=gain + 2.5)})
+    told = tell(verdict, made_reports.dataset(), None, spec).why
+    (said,) = [words for words in told if "another seed" in words]
+    assert said.startswith("Run 3 trained on the same drops under another seed, and its change was ")
+    assert said.endswith("the two differ by 2.5, which is the luck of training alone.")
+    assert not any("another seed" in words for words in tell(verdict, made_reports.dataset(), None, attempt.spec).why)

@@ -65,7 +65,7 @@ def test_the_quick_road_and_the_schema_give_the_same_answer(value: Any) -> None:
         ({"instruction": " \n", "output": "b"}, "instruction", "blank", "instruction is blank", "write the instr"),
         ({"instruction": "a", "output": ""}, "output", "blank", "output is blank", "write the output"),
         ({"instruction": "a", "output": 7}, "output", "type", "output is a number: 7, not a text", "quotes"),
-        ({"instruction": "a", "output": ["b"]}, "output", "type", "output is a list, not a text", "quotes"),
+        ({"instruction": "a", "output": ["b"]}, "output", "type", "output is a list, not a text", "one text"),
         ({**BARE, "input": None}, "input", "type", "input is null", "empty string or leave it out"),
         ({"instruction": "a", "output": None}, "output", "type", "output is null", "write the output"),
         ({**BARE, "tags": "a"}, "tags", "type", 'tags is a text: "a", not a list of texts', '"tags": ["one"'),

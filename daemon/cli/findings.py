@@ -1,0 +1,92 @@
+"""How a person is told what is wrong with a file: alike findings once, rare ones first, with the command that helps."""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from daemon.cli.output import print_line
+from pipeline.wording import count
+
+if TYPE_CHECKING:
+    from daemon.inbox.quarantine import Ruling
+    from pipeline.validation.records import Finding
+    from pipeline.validation.validate import Validation
+
+_MOST_SHOWN = 20
+#: Readings of a file whose keys are other ones that are offered, and the longest line that is looked at for them.
+_MOST_READINGS, _LONGEST = 3, 1 << 20
+#: Keys that need no quotes in jq, nor in a shell.
+_PLAIN_KEY = re.compile(r"[A-Za-z_]\w{0,60}", re.ASCII)
+
+
+def print_findings(file: Path, validation: "Validation", ruling: "Ruling") -> None:
+    """Print what is wrong with `file`, what is odd in it, and what would become of it."""
+    _print_faults(file, validation)
+    for notice in validation.warnings:
+        where = f"{file}:{notice.line}" if notice.line is not None else str(file)
+        print_line(f"{where}: warning: {notice.message} ({notice.rows:,} records)")
+    verdict = "it would be accepted"
+    if not validation.ok:
+        verdict = f"{validation.bad_rows:,} are bad: it would be "
+        verdict += "accepted without them" if ruling.accepted else "rejected"
+        verdict += f": {ruling.ceiling}" if ruling.ceiling else ""
+    read = "records, read no further" if validation.stopped else "records"
+    print_line(f"{file}: {validation.rows:,} {read}; {verdict}")
+
+
+def _print_faults(file: Path, validation: "Validation") -> None:
+    from pipeline.validation.validate import MOST_FINDINGS  # noqa: PLC0415 - a quick start for the other commands
+
+    alike: defaultdict[tuple[str, str], list[Finding]] = defaultdict(list)
+    for finding in validation.findings:
+        alike[finding.message, finding.remedy].append(finding)
+    # What is wrong in a few lines alone would be lost behind what is wrong in all of them.
+    kinds = sorted(alike.values(), key=len)
+    for found in kinds[:_MOST_SHOWN]:
+        first = found[0]
+        where = f"{file}:{first.line}" if first.line is not None else str(file)
+        times = f" (in {count(len(found), 'row')}, first here)" if len(found) > 1 else ""
+        print_line(f"{where}: {first.message}{times}; {first.remedy}")
+    kept = len(validation.findings)
+    if len(kinds) > _MOST_SHOWN or kept < validation.findings_total:
+        shown = sum(map(len, kinds[:_MOST_SHOWN]))
+        held = "all of them" if kept == validation.findings_total else f"the first {MOST_FINDINGS:,}"
+        print_line(f"... and {validation.findings_total - shown:,} more; {held}: dropforge check --json {file}")
+    missing = {found[0].field for found in kinds if len(found) == validation.rows}
+    if missing & {"instruction", "output"}:
+        for reading in _readings(file):
+            print_line(reading)
+
+
+def _readings(file: Path) -> Iterator[str]:
+    """Yield a complete command for each way to read the rows of a file that has other keys, by its first row."""
+    from pipeline.validation.records import nearest_key  # noqa: PLC0415 - a quick start for the other commands
+
+    row = _first_row(file)
+    texts = [key for key, value in row.items() if isinstance(value, str) and _PLAIN_KEY.fullmatch(key)]
+    meant = {key: nearest_key(key) for key in texts}
+    questions = ["instruction", "question", *(key for key in texts if meant[key] == "instruction")]
+    asked = next((key for key in questions if key in texts), None)
+    # An answer is rather a long text than a number or a name.
+    rest = sorted((key for key in texts if key != asked), key=lambda key: -len(str(row[key])))
+    answers = [key for key in rest if meant[key] == "output"] or [key for key in rest if meant[key] != "input"]
+    if asked is None:
+        return
+    given = next((f", input: .{key}" for key in rest if meant[key] == "input"), "")
+    for answer in answers[:_MOST_READINGS]:
+        made = f"jq -c '{{instruction: .{asked}{given}, output: .{answer}}}' FILE > NEW.jsonl"
+        yield f'if "{answer}" is the answer to "{asked}", this converts it: {made}'
+
+
+def _first_row(file: Path) -> Mapping[str, object]:
+    """Return the first row of a file of JSON Lines; an empty one where it cannot be read."""
+    with file.open("rb") as opened:
+        line = opened.readline(_LONGEST)
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return row if isinstance(row, dict) else {}

@@ -1,0 +1,63 @@
+"""What a step is told about the run that its own one repeats."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlmodel import Session
+
+from daemon.dispatch.step_specs import spec_of
+from daemon.queue import run_queue, suspects
+from daemon.queue.claims import Claim
+from daemon.state.database import transaction
+from daemon.state.tables import Attempt, Run
+from pipeline import durable
+from pipeline.artifacts import Verdict
+from pipeline.contract import TwinRun
+from tests.daemon.conftest import MODEL_ID
+
+ROW = '{{"instruction": "say {0}", "output": "{0}"}}\n'
+
+
+def end_worse(made: Any, claim: Claim, champion: str) -> None:
+    said = Verdict(
+        outcome="worse", reasons=("harm_shown",), sentence="worse by 9.0 points", metric="exact_match", records=120,
+        groups=120, gain=-9.0, blames_new_drops=True, champion_model_id=champion,
+    )  # fmt: skip
+    made.attempt(claim, "decide")
+    path = made.settings.state_folder / "runs" / str(claim.run_id) / "decide.json"
+    durable.write_json(path, said.model_dump(mode="json"))
+
+    def still(session: Session, run: Run) -> None:
+        suspects.follow_verdict(session, made.settings, run, said, made.now)
+
+    run_queue.finish(made.engine, claim, run_queue.Ending(said.outcome, said.sentence), made.tick(), still)
+
+
+def told(made: Any, claim: Claim) -> TwinRun | None:
+    with transaction(made.engine) as session:
+        run = session.get_one(Run, claim.run_id)
+    attempt = Attempt(run_id=claim.run_id, step="decide", number=1, fence="f", started_at=0)
+    return spec_of(made.engine, made.settings, run, attempt, {}).twin
+
+
+@pytest.mark.parametrize(
+    ("new", "champion", "twin"),
+    [(["b"], MODEL_ID, TwinRun(run=2, gain=-9.0)), (["b", "c"], MODEL_ID, None), (["b"], "e0" * 32, None)],
+    ids=["the same drops", "one of two", "another champion"],
+)
+def test_a_trial_of_the_one_new_drop_is_told_of_the_run_that_it_repeats(
+    new_workspace: Callable[[], Any], new: list[str], champion: str, twin: TwinRun | None
+) -> None:
+    made = new_workspace()
+    made.take("honest.jsonl", ROW.format("a"))
+    first = made.claim()
+    made.attempt(first, "train")
+    made.promote(first)
+    for word in new:
+        made.take(f"{word}.jsonl", ROW.format(word))
+    second = made.claim()
+    assert told(made, second) is None
+    end_worse(made, second, champion)
+    suspects.go_on(made.engine, made.settings, made.tick())
+    assert told(made, made.claim()) == twin
