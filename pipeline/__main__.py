@@ -3,6 +3,7 @@
 import contextlib
 import faulthandler
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -34,6 +35,7 @@ from pipeline.errors import (
     Interrupted,
     is_disk_full,
 )
+from pipeline.report.energy import EnergyMeter
 from pipeline.steps import BY_NAME
 
 
@@ -46,21 +48,35 @@ def main(argv: list[str]) -> int:
     _stop_on_signal(attempt)
     _stop_without_worker(attempt)
     done = threading.Event()
-    ticker = threading.Thread(target=_tick, args=(attempt, done), daemon=True)
+    meter = EnergyMeter()
+    ticker = threading.Thread(target=_tick, args=(attempt, meter, done), daemon=True)
     ticker.start()
     started = time.monotonic()
     result = _run(step_name, attempt)
     done.set()
     ticker.join()
-    seconds = time.monotonic() - started
+    result = result.model_copy(update=_cost(spec, time.monotonic() - started, meter))
     try:
-        durable.write_json(attempt.folder / RESULT_NAME, result.model_copy(update={"seconds": seconds}).model_dump())
+        durable.write_json(attempt.folder / RESULT_NAME, result.model_dump())
     except OSError as error:
         if not is_disk_full(error):
             raise
         # The worker words it once there is room, from the exit code alone.
         return EXIT_DISK_FULL
     return result.exit_code
+
+
+def _cost(spec: StepSpec, seconds: float, meter: EnergyMeter) -> dict[str, float | None]:
+    """Return the fields of a result that say what the attempt took."""
+    meter.sample()
+    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    per_hour = spec.config.price_per_hour
+    return {
+        "seconds": seconds,
+        "peak_memory_bytes": max(resource.getrusage(one).ru_maxrss for one in who) * 1024,
+        "energy_joules": meter.joules,
+        "price": seconds / 3600 * per_hour if per_hour else None,
+    }
 
 
 def _run(step_name: str, attempt: Attempt) -> StepResult:
@@ -163,10 +179,11 @@ def _stop_without_worker(attempt: Attempt) -> None:
     threading.Thread(target=wait, name="lifeline", daemon=True).start()
 
 
-def _tick(attempt: Attempt, done: threading.Event) -> None:
+def _tick(attempt: Attempt, meter: EnergyMeter, done: threading.Event) -> None:
     """Keep progress.json fresh until the step is over; it is a hint, so a full disk is no reason to stop."""
     over = False
     while not over:
+        meter.sample()
         with contextlib.suppress(OSError):
             attempt.write_progress()
         over = done.wait(PROGRESS_SECONDS)

@@ -285,6 +285,8 @@ class RunConfig(Frozen):
     judge: JudgeConfig = JudgeConfig()
     noise: NoiseFloor | None = None
     """The track's noise floor, if it was measured."""
+    price_per_hour: float = 0.0
+    """Of the machine; 0 without one."""
 
     @property
     def track_option(self) -> str:

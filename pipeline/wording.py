@@ -1,6 +1,7 @@
 """Numbers as people read them: on the evidence card and in its sentences."""
 
 import math
+from collections.abc import Sequence
 
 _MINUTE, _HOUR = 60, 3600
 _KILO = 1000
@@ -25,6 +26,11 @@ def signed(value: float, digits: int = 1) -> str:
 def count(number: int, noun: str, plural: str = "") -> str:
     """Return `1 record`, `1,200 records`."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def listed(words: Sequence[str]) -> str:
+    """Return `a`, `a and b`, `a, b and c`."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
 
 
 def span(interval: tuple[float, float], digits: int = 1) -> str:

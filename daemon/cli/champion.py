@@ -231,6 +231,8 @@ def _moment(text: str) -> datetime:
 
 
 def _print_history(context: typer.Context, past: "dict[str, list[ChampionView]]") -> None:
+    from pipeline.report.cost import cost_words  # noqa: PLC0415 - a quick start
+
     rows = [
         (
             one.track,
@@ -248,6 +250,8 @@ def _print_history(context: typer.Context, past: "dict[str, list[ChampionView]]"
     print_table(("TRACK", "GENERATION", "KIND", "MODEL", "SINCE", "UNTIL", "RUN", "WHY"), rows)
     settings, alive = load_settings(context), open_overview(context).daemon().alive
     for one in (one for all_ in past.values() for one in reversed(all_)):
+        if one.cost is not None:
+            print_line(f"track {one.track}, generation {one.generation}: run {one.run} took {cost_words(one.cost)}")
         for line in taken_out_lines(one):
             print_line(f"track {one.track}, generation {one.generation}: {line}")
         for line in command_lines(settings, one, alive=alive):

@@ -180,21 +180,26 @@ def retry(
     Let a failed, cancelled or crashed run go on where it stopped.
 
     With the settings of today, and without the drops that were withdrawn or suspended meanwhile: steps that this
-    makes stale are done again.
+    makes stale are done again, and it says which, and what stands.
     """
-    from daemon.dispatch.stale_steps import invalidate  # noqa: PLC0415 - a quick start
+    from daemon.dispatch.stale_steps import invalidate, retry_words  # noqa: PLC0415 - a quick start
     from daemon.queue import run_queue  # noqa: PLC0415 - a quick start
+    from daemon.system.clock import now_ms  # noqa: PLC0415 - a quick start
     from pipeline.steps import BY_NAME  # noqa: PLC0415 - a quick start
 
     if since is not None and since not in BY_NAME:
         message = f"there is no step {since!r}: use one of {', '.join(BY_NAME)}"
         raise typer.BadParameter(message)
+    settings = load_settings(context)
     if since is not None:
         # Before the run is anybody's: a refusal must leave its artifacts as they are.
         run_queue.require_retriable(open_writer(context), run)
-        invalidate(load_settings(context).state_folder, run, since)
+        invalidate(settings.state_folder, run, since)
+    words = retry_words(open_writer(context), settings, run, now_ms())
     state = _act(context, run, run_queue.retry)
     print_line(f"run {run} is {state} and goes on{_when_it_acts(context)}")
+    if words:
+        print_line(words)
 
 
 def cancel(context: typer.Context, *, run: RunArgument) -> None:
@@ -225,6 +230,8 @@ def _when_it_acts(context: typer.Context) -> str:
 
 
 def _print_head(run: "RunDetail") -> None:
+    from pipeline.report.cost import cost_words  # noqa: PLC0415 - a quick start
+
     print_line(f"run {run.id} of track {run.track}: {run.state}{f', {run.outcome}' if run.outcome else ''}")
     if run.ended_at is None:
         print_line(describe_run(run))
@@ -239,6 +246,8 @@ def _print_head(run: "RunDetail") -> None:
         took = duration((run.ended_at - run.started_at).total_seconds()) if run.ended_at else ""
         ended = f", ended {local(run.ended_at)} after {took}" if run.ended_at else ""
         print_line(f"began {local(run.started_at)}{ended}")
+    if run.cost is not None:
+        print_line(f"cost: {cost_words(run.cost)}")
     if run.failures or run.deaths:
         print_line(f"failures: {run.failures}, vanished processes: {run.deaths}")
     print_line(f"folder: {run.folder}")

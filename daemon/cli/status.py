@@ -59,9 +59,11 @@ def describe_run(run: "RunView") -> str:
     trial = f"{run.trial}; " if run.trial else ""
     if run.state == "running":
         ending = "; to be cancelled" if run.cancel_requested else ""
-        return trial + (progress_words(run.progress) or run.step or "beginning") + ending
+        again = f"; {run.again}" if run.again else ""
+        return trial + (progress_words(run.progress) or run.step or "beginning") + again + ending
     late = run.not_before.timestamp() <= datetime.now(UTC).timestamp()
     words = trial + ("begins next" if late else f"begins {until(run.not_before)}")
+    words += f"; {run.again}" if run.again else ""
     return f"{words}; {run.error}" if run.error else words
 
 
@@ -264,9 +266,14 @@ def _print_runs(overview: "Overview") -> None:
         print_table(("RUN", "TRACK", "STATE", ""), [(run.id, run.track, run.state, describe_run(run)) for run in going])
     latest = overview.ended_runs(_LATEST)
     if latest:
+        from pipeline.report.cost import cost_words  # noqa: PLC0415 - a quick start
+
         print_line()
         rows = [(run.id, run.track, local(run.ended_at), outcome_words(run, run.state)) for run in latest]
         print_table(("RUN", "TRACK", "ENDED", "OUTCOME"), rows)
+        for run in latest:
+            if run.cost is not None:
+                print_line(f"run {run.id} took {cost_words(run.cost)}")
         for run in latest:
             if run.state == "crashed" and run.hint:
                 print_line(f"run {run.id} crashed; hint: {run.hint}")

@@ -15,7 +15,7 @@ from daemon.champions import journal, promotion
 from daemon.dispatch.apply_verdict import conclude
 from daemon.dispatch.executor import Executor, JobState
 from daemon.dispatch.housekeeping import Upkeep
-from daemon.dispatch.run_config import compose
+from daemon.dispatch.run_config import compose, warn_of_fixed
 from daemon.dispatch.spool import Spool
 from daemon.dispatch.stale_steps import invalidate, up_to_date
 from daemon.dispatch.step_specs import spec_of
@@ -275,6 +275,7 @@ class Dispatcher:
         """Return what a new run of `track` is told; raises `DropforgeError` while it cannot run."""
         self.bases.require(track.name)
         config = compose(self._settings, track)
+        warn_of_fixed(self._settings, track)
         self.disk.require(needed_bytes(config, *of_waiting_drops(session, track.name)))
         return config
 

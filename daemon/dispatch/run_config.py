@@ -5,7 +5,7 @@ import structlog
 from daemon.settings.model import Settings
 from daemon.state.tables import Track
 from pipeline.artifacts import NoiseFloor
-from pipeline.config import RunConfig, SplitConfig
+from pipeline.config import RunConfig
 
 log = structlog.get_logger()
 
@@ -28,16 +28,21 @@ def compose(settings: Settings, track: Track) -> RunConfig:
         gate=own.gate,
         guards=own.guards,
         judge=own.judge,
+        price_per_hour=settings.cost.per_hour,
         noise=NoiseFloor.model_validate(track.noise) if track.noise else None,
-        split=own.split.model_copy(update=_fixed_shares(track, own.split)),
+        split=own.split.model_copy(update=_fixed_shares(track)),
         evaluate=own.evaluate.model_copy(update={key: value for key, value in fixed.items() if value}),
     )
 
 
-def _fixed_shares(track: Track, wanted: SplitConfig) -> dict[str, float]:
-    """Return the shares that the track's first run fixed, so that no prompt changes sides; say if others are set."""
-    fixed = {name: share for name, share in (track.split or {}).items() if name in {"heldout", "dev"}}
-    for name, share in fixed.items():
+def warn_of_fixed(settings: Settings, track: Track) -> None:
+    """Log which shares of the split are set otherwise than the track's first run fixed them: its shares hold."""
+    wanted = settings.track(track.name).split
+    for name, share in _fixed_shares(track).items():
         if share != getattr(wanted, name):
             log.warning("setting_is_fixed", track=track.name, setting=f"split.{name}", in_force=share)
-    return fixed
+
+
+def _fixed_shares(track: Track) -> dict[str, float]:
+    """Return the shares that the track's first run fixed, so that no prompt changes sides."""
+    return {name: share for name, share in (track.split or {}).items() if name in {"heldout", "dev"}}

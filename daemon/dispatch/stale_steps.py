@@ -1,92 +1,200 @@
 """
 Which published steps of a run still stand.
 
-A run that a person retries goes on with today's settings and without the drops that were taken out since. Every
-published step is compared with the spec that it was made from; the first one that would be made from something else is
-invalidated, and all later ones with it. So is an evaluation against a former champion, as long as there is no verdict
-on it (what such a verdict still means, `apply_verdict` says), and data without records that a former champion knew,
-until something was trained on it.
+A run that a person retries goes on with today's settings and without the drops that were taken out since. A published
+step is stale where settings of its own differ from those that it was made with, or where what it takes from the data
+does. `prepare` is quick, and other settings may well come to the same rows: it is done again alone, and once it is
+published anew what was made from the old data is looked at again. Any other stale step takes all later ones with it,
+and the verdict goes with each. So does an evaluation against a former champion, as long as there is no verdict on it
+(what such a verdict still means, `apply_verdict` says), and data without records that a former champion knew, until
+something was trained on it.
 """
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
-from pydantic import ValidationError
 from sqlalchemy import Engine
 
 from daemon.champions.journal import champion
+from daemon.dispatch.run_config import compose
 from daemon.queue.attempts import published_attempts
+from daemon.queue.run_queue import preview_retry
+from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.database import transaction
 from daemon.state.tables import Run
-from pipeline.config import EvaluateConfig, RunConfig
-from pipeline.contract import SPEC_NAME, StepSpec
+from pipeline import durable
+from pipeline.config import RunConfig
+from pipeline.contract import RESULT_NAME, SPEC_NAME, StepResult, StepSpec
 from pipeline.steps import BY_NAME, STEPS, next_step
 
+#: What each step takes of the files that `prepare` made, by their hashes, and of its choices; `prepare` makes these.
+_FILES = {"train": ("data/train.jsonl", "data/dev.jsonl"), "evaluate": ("data/heldout.jsonl",)}
+_CHOICES = {
+    "prepare": ("metric", "max_new_tokens"),
+    "merge": ("max_new_tokens",),
+    "evaluate": ("metric", "max_new_tokens"),
+}
 log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Remains:
+    """What of a run's published steps stands."""
+
+    stands: tuple[str, ...]
+    stale: tuple[str, ...]
+    """Published steps that are to be taken back."""
+    again: tuple[str, ...]
+    """The stale ones, and those that were taken back before and not done since."""
+    certain: bool
+    """Whether `stands` is sure: not where `prepare` is done again and may come to other rows."""
+
+    @property
+    def words(self) -> str:
+        """What stands and what is done again, for a person."""
+        return run_files.again_words(self.stands, self.again, certain=self.certain)
 
 
 def up_to_date(engine: Engine, state_folder: Path, run: Run) -> dict[str, str]:
     """Take back the steps of a run in hand that are stale; return the others: step name → path of its artifact."""
     run_id = run.id or 0
-    done = run_files.published(state_folder, run_id)
-    if not done or run.config is None:
-        return done
-    stale = _first_stale(engine, state_folder, run, done)
-    whole = list(done) if stale is None else list(done)[: list(done).index(stale)]
-    if "evaluate" in whole and "decide" not in whole and not _is_against_todays(engine, state_folder, run):
-        stale = "evaluate"
-    if "prepare" in whole and _is_left_for_another(engine, state_folder, run, whole):
-        stale = "prepare"
-    if stale is None:
-        return done
-    log.info("steps_taken_back", run=run_id, since=stale)
-    invalidate(state_folder, run_id, stale)
+    if run.config is not None and run_files.published(state_folder, run_id):
+        found = what_remains(engine, state_folder, run)
+        if found.stale:
+            log.info("steps_taken_back", run=run_id, words=found.words)
+            _unpublish(state_folder, run_id, found.stale)
     return run_files.published(state_folder, run_id)
 
 
-def invalidate(state_folder: Path, run_id: int, step: str) -> list[str]:
+def retry_words(engine: Engine, settings: Settings, run_id: int, now: int) -> str:
     """
-    Take a run's published artifacts back from `step` on; return the names of the steps that are to be done again.
+    Say what of a run would stand, and what be done again, if it were retried now; empty where nobody can tell.
 
-    The last one goes first: what is left after a crash is a whole beginning. Nobody may be working on the run.
+    Raises `WrongState` if it cannot be retried.
     """
+    run = preview_retry(engine, run_id, now, lambda _session, track: compose(settings, track))
+    try:
+        return "" if run is None else what_remains(engine, settings.state_folder, run).words
+    except run_files.ArtifactDamaged:
+        return ""  # the run says so when it comes to it
+
+
+def invalidate(state_folder: Path, run_id: int, step: str) -> None:
+    """Take a run's published artifacts back from `step` on; nobody may be working on the run."""
     names = [one.name for one in STEPS]
-    later = names[names.index(step) :]
-    done = run_files.published(state_folder, run_id)
-    for name in reversed(later):
-        if name in done:
+    _unpublish(state_folder, run_id, names[names.index(step) :])
+
+
+def what_remains(engine: Engine, state_folder: Path, run: Run) -> Remains:
+    """Return what of a run stands, by the settings and the snapshot that it has. Raises `ArtifactDamaged`."""
+    done = list(run_files.published(state_folder, run.id or 0))
+    past = _Past(engine, state_folder, run)
+    first = next((name for name in done if name != "prepare" and past.is_stale(name)), None)
+    stale = set() if first is None else set(done[done.index(first) :])
+    if "prepare" in done and past.is_stale("prepare"):
+        stale |= {"prepare", "decide"}
+    whole = [name for name in done if name not in stale]
+    if "evaluate" in whole and "decide" not in whole and not _is_against_todays(engine, state_folder, run):
+        stale |= {"evaluate", "judge"}
+    if "prepare" in whole and _is_left_for_another(engine, past, whole):
+        stale |= {"prepare", "decide"}
+    stands = tuple(name for name in done if name not in stale)
+    return Remains(
+        stands=stands,
+        stale=tuple(name for name in done if name in stale),
+        again=tuple(step.name for step in STEPS if step.name in {*done, *past.made} and step.name not in stands),
+        certain="prepare" in stands or past.has_same_rows(),
+    )
+
+
+def _unpublish(state_folder: Path, run_id: int, steps: Collection[str]) -> None:
+    """Take steps back, the last one first: whatever is left after a crash, the first of them is stale still."""
+    for name in reversed(list(run_files.published(state_folder, run_id))):
+        if name in steps:
             run_files.unpublish(state_folder, run_id, name)
-    return later
 
 
-def _first_stale(engine: Engine, state_folder: Path, run: Run, done: dict[str, str]) -> str | None:
-    numbers = published_attempts(engine, run.id or 0)
-    config = RunConfig.model_validate(run.config)
-    ids = [drop["id"] for drop in run.snapshot or ()]
-    for name in done:
-        if name not in numbers:
-            continue
+class _Past:
+    """What a run's published steps were made from, and whether that is still so."""
+
+    def __init__(self, engine: Engine, state_folder: Path, run: Run) -> None:
+        self.folder = state_folder
+        self.run_id = run.id or 0
+        self.config = RunConfig.model_validate(run.config)
+        self._drops = [drop["id"] for drop in run.snapshot or ()]
+        #: By step: the number of the attempt that it was made by last, and of the one whose data that read.
+        self.made: dict[str, int] = {}
+        self._read: dict[str, int] = {}
+        for one in published_attempts(engine, self.run_id):
+            self.made[one.step] = one.number
+            self._read[one.step] = self.made.get("prepare", 0)
+
+    def is_stale(self, name: str) -> bool:
+        """Say whether a published step would be made from something else today."""
         try:
-            made = _order(state_folder, run.id or 0, name, numbers[name])
-        except ValidationError:
-            return name  # it is damaged, so nobody knows what the step was made from
-        if made is None:
-            continue
-        if _basis(name, made.config, [drop.id for drop in made.drops]) != _basis(name, config, ids):
-            return name
-        if name == "prepare" and not _same_measure(state_folder, run.id or 0, config.evaluate):
-            return name
-        if name == "evaluate" and not _same_batches(state_folder, run.id or 0, made.config, config):
-            return name
-    return None
+            made = self.spec(name)
+            if made is None:
+                return False
+            differs = _basis(name, made.config, _ids(made)) != _basis(name, self.config, self._drops)
+            return differs or self._asks_otherwise(name, made.config) or self._has_other_data(name)
+        except ValueError:
+            return True  # it is damaged, so nobody knows what the step was made from
+
+    def spec(self, name: str) -> StepSpec | None:
+        """Return what the attempt that made a step was told, if that is there. Raises `ValueError` if it is damaged."""
+        path = self._attempt(name, self.made.get(name, 0)) / SPEC_NAME
+        return StepSpec.model_validate_json(path.read_bytes()) if path.exists() else None
+
+    def has_same_rows(self) -> bool:
+        """Say whether `prepare`, done again, has to come to the same rows: its settings and drops are the same."""
+        try:
+            made = self.spec("prepare")
+        except ValueError:
+            return False
+        return made is not None and _rows_from(made.config, _ids(made)) == _rows_from(self.config, self._drops)
+
+    def _attempt(self, name: str, number: int) -> Path:
+        return self.folder / run_files.attempt_folder(self.run_id, name, number)
+
+    def _asks_otherwise(self, name: str, made: RunConfig) -> bool:
+        """Say whether the settings ask for another choice than was made, and do not leave it to the step."""
+        today = self.config.evaluate
+        if name == "evaluate":
+            report = run_files.load_evaluation(self.folder, self.run_id)
+            taken = 0 if report is None else report.batch_size
+            if today.batch_size not in {0, made.evaluate.batch_size, taken}:
+                return True
+        choices = _CHOICES.get(name, ())
+        dataset = run_files.load_dataset(self.folder, self.run_id) if choices else None
+        return dataset is not None and any(
+            getattr(today, choice) not in {"auto", 0, getattr(dataset, choice)} for choice in choices
+        )
+
+    def _has_other_data(self, name: str) -> bool:
+        """Say whether the data of today differs in what a step took of the data that it was made from."""
+        read, today = self._read[name], self.made.get("prepare", 0)
+        if read == today or "prepare" not in run_files.published(self.folder, self.run_id):
+            return False
+        return self._taken(name, read) != self._taken(name, today)
+
+    def _taken(self, name: str, number: int) -> list[object]:
+        """Return what a step takes of an attempt at `prepare`. Raises `ValueError` if its result is not there."""
+        result = StepResult.model_validate(durable.read_json(self._attempt("prepare", number) / RESULT_NAME))
+        data = result.artifact or {}
+        files = [result.outputs.get(file) for file in _FILES.get(name, ())]
+        return [*files, *(data.get(choice) for choice in _CHOICES.get(name, ()))]
 
 
-def _order(state_folder: Path, run_id: int, step: str, number: int) -> StepSpec | None:
-    """Return the spec of an attempt, if it is there still. Raises `ValidationError` on a damaged one."""
-    path = state_folder / run_files.attempt_folder(run_id, step, number) / SPEC_NAME
-    return StepSpec.model_validate_json(path.read_bytes()) if path.exists() else None
+def _ids(spec: StepSpec) -> list[object]:
+    return [drop.id for drop in spec.drops]
+
+
+def _rows_from(config: RunConfig, drops: list[object]) -> tuple[object, ...]:
+    """Return what decides which rows are trained on."""
+    return (config.salt, config.split, config.base_model_id, config.special_tokens, config.gate.on, drops)
 
 
 def _basis(step: str, config: RunConfig, drops: list[object]) -> tuple[object, ...]:
@@ -99,10 +207,10 @@ def _basis(step: str, config: RunConfig, drops: list[object]) -> tuple[object, .
     asked = (judge.url, judge.model, judge.records)
     match step:
         case "prepare":
-            limits = (gate.on, gate.min_records, gate.min_records_continuous)
-            return (config.salt, config.split, config.base_model_id, config.special_tokens, *limits, drops)
+            return (*_rows_from(config, drops), gate.min_records, gate.min_records_continuous)
         case "train":
-            return (config.train, config.base_model_id)
+            # The drops by themselves: what a model is said to know is its run's snapshot, whatever rows that came to.
+            return (config.train.model_dump(exclude={"checkpoint_minutes"}), config.base_model_id, drops)
         case "merge":
             return (evaluate.repetition_penalty,)
         case "evaluate":
@@ -122,38 +230,21 @@ def _is_against_todays(engine: Engine, state_folder: Path, run: Run) -> bool:
     return report is None or report.is_against(serving)
 
 
-def _is_left_for_another(engine: Engine, state_folder: Path, run: Run, whole: Collection[str]) -> bool:
+def _is_left_for_another(engine: Engine, past: _Past, whole: Collection[str]) -> bool:
     """
     Say whether data left records out for a champion that serves no more, and no training goes to waste without it.
 
     Too little data, too, may be so only for that champion. Where none was left out, no other one leaves more to ask.
     """
-    run_id = run.id or 0
-    dataset = run_files.load_dataset(state_folder, run_id)
+    dataset = run_files.load_dataset(past.folder, past.run_id)
     if dataset is None or not dataset.seen_by_champion or "train" in whole:
         return False
-    step = next_step(whole, dataset, RunConfig.model_validate(run.config))
-    if step is BY_NAME["train"] and run_files.made_checkpoint(state_folder, run_id, 0):
+    step = next_step(whole, dataset, past.config)
+    if step is BY_NAME["train"] and run_files.made_checkpoint(past.folder, past.run_id, 0):
         # It goes on with the very same files only.
         return False
-    number = published_attempts(engine, run_id).get("prepare", 0)
-    made = _order(state_folder, run_id, "prepare", number)
+    made = past.spec("prepare")
     with transaction(engine) as session:
-        serving = champion(session, run.track)
+        serving = champion(session, past.config.track)
     # The same model knows the same, whatever served in between.
     return made is not None and made.champion.model_id != serving.model_id
-
-
-def _same_batches(state_folder: Path, run_id: int, made: RunConfig, config: RunConfig) -> bool:
-    """Say whether the settings still ask for as many prompts at once as `evaluate` took, or leave it to the track."""
-    report = run_files.load_evaluation(state_folder, run_id)
-    taken = 0 if report is None else report.batch_size
-    return config.evaluate.batch_size in {0, made.evaluate.batch_size, taken}
-
-
-def _same_measure(state_folder: Path, run_id: int, evaluate: EvaluateConfig) -> bool:
-    """Say whether the settings still ask for what `prepare` chose, or leave the choice to it."""
-    dataset = run_files.load_dataset(state_folder, run_id)
-    return dataset is None or (
-        evaluate.metric in {"auto", dataset.metric} and evaluate.max_new_tokens in {0, dataset.max_new_tokens}
-    )

@@ -31,7 +31,9 @@ _STEP_ENVIRONMENT = {
 
 
 def spec_of(engine: Engine, settings: Settings, run: Run, attempt: Attempt, inputs: dict[str, str]) -> StepSpec:
-    """Return the order for an attempt; `inputs` are the artifacts that the run has published, by step name."""
+    """Return the order for an attempt; `inputs` are the steps of the run that stand, with their artifacts."""
+    steps = list(BY_NAME)
+    earlier = steps[: steps.index(attempt.step)]
     root = settings.state_folder
     folder = run_files.attempt_folder(attempt.run_id, attempt.step, attempt.number)
     with transaction(engine) as session:
@@ -46,7 +48,7 @@ def spec_of(engine: Engine, settings: Settings, run: Run, attempt: Attempt, inpu
             "folder": folder,
             "checkpoints": f"runs/{attempt.run_id}/checkpoints",
             "predictions": "predictions",
-            "inputs": inputs,
+            "inputs": {name: path for name, path in inputs.items() if name in earlier},
             "argv": step_command(attempt.step, root / folder / SPEC_NAME),
             "env": {**_STEP_ENVIRONMENT, "DROPFORGE_DEVICE": settings.device},
             "drops": tuple(Drop.model_validate(drop) for drop in run.snapshot or ()),

@@ -71,12 +71,11 @@ def end_attempt(engine: Engine, claim: Claim, attempt_id: int, ending: Ending, n
         _close(session, opened, run.track, now, ending)
 
 
-def published_attempts(engine: Engine, run_id: int) -> dict[str, int]:
-    """Return the number of the attempt that each published step of a run was made by last."""
-    last = select(Attempt.step, func.max(Attempt.number)).group_by(col(Attempt.step))
+def published_attempts(engine: Engine, run_id: int) -> list[Attempt]:
+    """Return the attempts of a run whose results were published, in the order in which they began."""
+    published = select(Attempt).where(Attempt.run_id == run_id, Attempt.state == AttemptState.PUBLISHED)
     with transaction(engine) as session:
-        rows = session.exec(last.where(Attempt.run_id == run_id, Attempt.state == AttemptState.PUBLISHED)).all()
-    return dict(rows)
+        return list(session.exec(published.order_by(col(Attempt.id))).all())
 
 
 def write_off(session: Session, run_id: int, track: str, now: int) -> None:

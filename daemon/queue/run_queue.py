@@ -267,22 +267,30 @@ def retry(engine: Engine, run_id: int, now: int) -> RunState:
     Raises `WrongState` for any other run, and for one without a snapshot whose track has an open run already.
     """
     with transaction(engine) as session:
-        run = _retriable(session, run_id)
-        to = RunState.QUEUED if run.snapshot is None else RunState.WAITING
-        opened = _opened(session, run.track)
-        if to == RunState.QUEUED and opened is not None:
-            message = f"run {run_id} never began, and run {opened.id} of track {run.track} will include its drops"
-            raise WrongState(message, f"wait for that one: dropforge show {opened.id}")
-        cleared: dict[str, object] = dict.fromkeys(("ended_at", "error", "hint"))
-        values = {**cleared, "failures": 0, "deaths": 0, "cancel_requested": False, "not_before": now}
-        values |= {"config": None} if to == RunState.WAITING else {}
-        return change(session, run, Move(to, "run_retried", values), now)
+        return _retry(session, run_id, now)
 
 
 def require_retriable(engine: Engine, run_id: int) -> None:
     """Raise `WrongState` if `retry` would refuse the run for the state that it is in."""
     with transaction(engine) as session:
         _retriable(session, run_id)
+
+
+def preview_retry(
+    engine: Engine, run_id: int, now: int, configure: Callable[[Session, Track], RunConfig]
+) -> Run | None:
+    """
+    Return a run with the settings and drops that it would go on with after a retry; `None` if it would not.
+
+    Nothing is written. Raises `WrongState` where `retry` does.
+    """
+    with Session(engine, expire_on_commit=False) as session:  # never committed
+        _retry(session, run_id, now)
+        run = known_run(session, run_id)
+        if run.state == RunState.QUEUED or not _begin(session, run, now, configure):
+            return None
+        session.expunge(run)
+        return run
 
 
 def rescue(engine: Engine, now: int) -> list[Claim]:
@@ -298,6 +306,19 @@ def rescue(engine: Engine, now: int) -> list[Claim]:
             change(session, run, Move(RunState.RUNNING, "run_adopted", {"token": held.token}), now)
             claims.append(held)
     return claims
+
+
+def _retry(session: Session, run_id: int, now: int) -> RunState:
+    run = _retriable(session, run_id)
+    to = RunState.QUEUED if run.snapshot is None else RunState.WAITING
+    opened = _opened(session, run.track)
+    if to == RunState.QUEUED and opened is not None:
+        message = f"run {run_id} never began, and run {opened.id} of track {run.track} will include its drops"
+        raise WrongState(message, f"wait for that one: dropforge show {opened.id}")
+    cleared: dict[str, object] = dict.fromkeys(("ended_at", "error", "hint"))
+    values = {**cleared, "failures": 0, "deaths": 0, "cancel_requested": False, "not_before": now}
+    values |= {"config": None} if to == RunState.WAITING else {}
+    return change(session, run, Move(to, "run_retried", values), now)
 
 
 def _begin(session: Session, run: Run, now: int, configure: Callable[[Session, Track], RunConfig]) -> bool:

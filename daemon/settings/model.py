@@ -78,6 +78,13 @@ class DiskSettings(Frozen):
     """Size of a file that is given up when the disk is full, so that this can be recorded; 0 keeps none."""
 
 
+class CostSettings(Frozen):
+    """What the machine costs, for what is said of each run's cost."""
+
+    per_hour: float = Field(default=0.0, ge=0, le=_MANY)
+    """Price of an hour of the machine, in any currency; 0 shows no price."""
+
+
 class GcSettings(Frozen):
     """What is kept of ended runs; the champion, the one before it, open runs and drops always are."""
 
@@ -199,6 +206,7 @@ class Settings(TrackSettings):
     retry: RetrySettings = RetrySettings()
     disk: DiskSettings = DiskSettings()
     gc: GcSettings = GcSettings()
+    cost: CostSettings = CostSettings()
     tracks: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Tracks beside `default`, each with the settings that differ for it."""
 

@@ -5,6 +5,7 @@ Everything here is idempotent: after a crash in the middle the same result is pu
 """
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,8 +15,14 @@ from pipeline.contract import PROGRESS_NAME, RESULT_NAME, SPEC_NAME, Progress, S
 from pipeline.errors import DropforgeError, StepFailed
 from pipeline.near_duplicates.signature_files import FOLDER as SIGNATURES
 from pipeline.steps import BY_NAME, STEPS
+from pipeline.wording import listed
 
 A = TypeVar("A", bound=Artifact)
+_NOUNS = {"train": "training", "merge": "merging", "evaluate": "evaluation"}
+_VERBS = {
+    "prepare": "prepares", "train": "trains", "merge": "merges", "evaluate": "evaluates", "judge": "asks the judge",
+    "decide": "decides",
+}  # fmt: skip
 
 
 class ArtifactDamaged(DropforgeError):
@@ -41,6 +48,22 @@ def published(state_folder: Path, run_id: int) -> dict[str, str]:
     folder = run_folder(state_folder, run_id)
     names = [step.name for step in STEPS if (folder / f"{step.name}.json").exists()]
     return {name: f"runs/{run_id}/{name}.json" for name in names}
+
+
+def again_words(stands: Collection[str], again: Collection[str], *, certain: bool = True) -> str:
+    """
+    Say what of a run stands and what is done again, as `training stands; evaluates again`; empty where nothing was.
+
+    Not `certain`: what stands depends on the data that is prepared again.
+    """
+    kept = [_NOUNS[name] for name in stands if name in _NOUNS]
+    words = []
+    if kept:
+        verb = "stands" if len(kept) == 1 else "stand"
+        words.append(f"{listed(kept)} {verb}{'' if certain else ' if the data comes out the same'}")
+    if again:
+        words.append(f"{listed([_VERBS[name] for name in again])} again")
+    return "; ".join(words)
 
 
 def load_dataset(state_folder: Path, run_id: int) -> Dataset | None:

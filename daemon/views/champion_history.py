@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 from daemon.champions.history import drops_of
 from daemon.state.states import DropState
+from daemon.views.cost import cost_of
 from daemon.views.reader import champions_of, drops_with
 from pipeline.artifacts import Frozen
+from pipeline.report.facts import RunCost
 
 if TYPE_CHECKING:
     from daemon.state.tables import Promotion
@@ -77,6 +79,8 @@ class ChampionView(Frozen):
     """The same files and the held-out ones, with what has become of them."""
     hook: CommandView | None
     health: CommandView | None
+    cost: RunCost | None = None
+    """Of the run that made it, in its history; else left out."""
 
     @property
     def taken_out(self) -> tuple[TrainedOn, ...]:
@@ -115,7 +119,8 @@ def champion_views(base: Connection, state_folder: Path, track: str) -> list[Cha
     """Return the track's champions, the base model first and today's last."""
     rows = champions_of(base, track)
     ends = [*(row.done_at for row in rows[1:]), None]
-    return [champion_view(base, state_folder, row, end) for row, end in zip(rows, ends, strict=False)]
+    made = [champion_view(base, state_folder, row, end) for row, end in zip(rows, ends, strict=False)]
+    return [one if one.run is None else one.model_copy(update={"cost": cost_of(state_folder, one.run)}) for one in made]
 
 
 def serving_at(history: Sequence[ChampionView], at: datetime) -> ChampionView | None:

@@ -19,7 +19,9 @@ from daemon.state.run_files import attempt_folder, load_object, load_progress, l
 from daemon.state.sqlite_errors import in_words
 from daemon.state.states import AWAITING, TRIAL, RunState
 from daemon.system.processes import lock_holder
+from daemon.views.attempts import AttemptView, attempts_of, done_again
 from daemon.views.champion_history import ChampionView, TrainedOn, champion_view, champion_views, trained_on, utc
+from daemon.views.cost import cost_of
 from daemon.views.drop_lineage import DropUses, drop_uses
 from daemon.views.reader import champions_of, reading
 from daemon.views.trials import on_trial, trial_words, unlikely
@@ -27,9 +29,10 @@ from pipeline.artifacts import Frozen, Verdict
 from pipeline.contract import LOG_NAME, Progress
 from pipeline.durable import read_object
 from pipeline.errors import DropforgeError
+from pipeline.report.facts import RunCost
 
 if TYPE_CHECKING:
-    from daemon.state.tables import Attempt, Drop, Run
+    from daemon.state.tables import Drop, Run
 
 T = TypeVar("T")
 #: What the outcome of a win is called whose model was rolled back from: no yes is waited for.
@@ -105,24 +108,18 @@ class RunView(Frozen):
     """Of a run that tries one drop alone: which, and why."""
     blocker: str | None = None
     """Why a win is promoted by force only: its model is blocked."""
+    again: str | None = None
+    """Of a run that does steps once more: which, and what it keeps."""
+    cost: RunCost | None = None
+    """Of a run that has ended, where it was asked for; lists of all runs leave it out."""
 
 
 #: The columns of runs and drops that lists need.
-_RUN_COLUMNS = tuple(name for name in RunView.model_fields if name not in {"progress", "trial", "blocker"})
+_RUN_COLUMNS = tuple(
+    name for name in RunView.model_fields if name not in {"progress", "trial", "blocker", "again", "cost"}
+)
 _DROP_COLUMNS = tuple(name for name in DropView.model_fields if name not in {"on_trial", "unlikely"})
 _RUN, _DROP = ", ".join(_RUN_COLUMNS), ", ".join(_DROP_COLUMNS)
-
-
-class AttemptView(Frozen):
-    """One attempt at one step."""
-
-    step: str
-    number: int
-    state: str
-    started_at: datetime
-    ended_at: datetime | None
-    seconds: float | None
-    error: str | None
 
 
 class RunDetail(RunView):
@@ -230,7 +227,8 @@ class Overview:
     def ended_runs(self, most: int) -> list[RunView]:
         """Return the newest runs that have ended, at most `most`: a few of many are found without looking at all."""
         # By its end, not its state: SQLite would gather every run of the ended states before it takes the newest.
-        return self._runs("WHERE ended_at IS NOT NULL ORDER BY id DESC LIMIT ?", most)
+        found = self._runs("WHERE ended_at IS NOT NULL ORDER BY id DESC LIMIT ?", most)
+        return [run.model_copy(update={"cost": cost_of(self.folder, run.id)}) for run in found]
 
     def run(self, run_id: int) -> RunDetail:
         """Return one run with its attempts and its verdict. Raises `NotThere`, or `ArtifactDamaged`."""
@@ -238,7 +236,7 @@ class Overview:
 
     def logs(self, run_id: int, step: str | None = None) -> list[Path]:
         """Return the logs of a run's attempts, oldest first. Raises `NotThere` if the run, or any log, is not there."""
-        attempts = [one for one in self._of_run(run_id, _attempts) if step in {None, one.step}]
+        attempts = [one for one in self._of_run(run_id, attempts_of) if step in {None, one.step}]
         paths = [self.folder / attempt_folder(run_id, one.step, one.number) / LOG_NAME for one in attempts]
         found = [path for path in paths if path.exists()]
         if not found:
@@ -316,6 +314,8 @@ class Overview:
             values["blocker"], values["outcome"] = against, BLOCKED
         if row.trigger == TRIAL:
             values["trial"] = trial_words(base, run_id, ended=row.ended_at is not None)
+        if row.state in OPEN_STATES:
+            values["again"] = done_again(base, self.folder, run_id)
         progress = self._progress(base, run_id) if row.state == RunState.RUNNING else None
         return {**values, "progress": progress, **{name: utc(values[name]) for name in times}}
 
@@ -335,6 +335,7 @@ class Overview:
         warnings = (*data.get("warnings", ()), *((unread,) if unread else ()))
         return RunDetail(
             **told,
+            cost=None if row.ended_at is None else cost_of(self.folder, row.id or 0),
             taken_out=tuple(drop for drop in drops if drop.taken_out),
             warnings=warnings,
             folder=str(self.folder / "runs" / str(row.id)),
@@ -342,7 +343,7 @@ class Overview:
             deaths=row.deaths,
             config=row.config,
             snapshot=tuple(row.snapshot or ()),
-            attempts=_attempts(base, row),
+            attempts=attempts_of(base, row),
             verdict=verdict,
         )
 
@@ -369,23 +370,3 @@ def _drop(row: "Drop", tried: str | None, odd: str | None) -> DropView:
     values = {name: getattr(row, name) for name in _DROP_COLUMNS}
     said = {"received_at": utc(row.received_at), "on_trial": tried, "unlikely": odd}
     return DropView.model_validate({**values, **said})
-
-
-def _attempts(base: Connection, run: "Run") -> tuple[AttemptView, ...]:
-    made = base.execute("SELECT * FROM attempt WHERE run_id = ? ORDER BY id", (run.id,))
-    return tuple(_attempt(row) for row in made)
-
-
-def _attempt(row: "Attempt") -> AttemptView:
-    seconds = None if row.ended_at is None else (row.ended_at - row.started_at) / 1000
-    return AttemptView.model_validate(
-        {
-            "step": row.step,
-            "number": row.number,
-            "state": row.state,
-            "started_at": utc(row.started_at),
-            "ended_at": utc(row.ended_at),
-            "seconds": seconds,
-            "error": row.error,
-        }
-    )

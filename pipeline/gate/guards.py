@@ -33,8 +33,6 @@ LEAST_FOR_MARGIN = 100
 CATASTROPHE = 0.5
 #: A slower model fails only if an answer takes so much longer: a few milliseconds more are nobody's harm.
 LEAST_SECONDS = 0.5
-#: Guards that are shown unless the settings let them stop: measured, they cost and bought nothing.
-_ONLY_SHOWN = frozenset({"metric", "former", "catastrophe", "latency", "size"})
 _MEGABYTE = 1e6
 _NORMAL_95 = 1.6448536269514722
 
@@ -43,7 +41,7 @@ def check(
     comparison: Comparison, slices: Sequence[Slice], known: Known, config: GuardConfig, *, shown: bool = True
 ) -> tuple[GuardResult, ...]:
     """Return every guard's result on the compared records; without `shown`, of those that can stop a promotion."""
-    others = shown or not _ONLY_SHOWN.isdisjoint(config.stop)
+    others = shown or not set(config.stop) <= set(GuardConfig().stop)
     rows = [
         *_slices(comparison, slices, config.slices),
         *_suites(comparison, config),
@@ -58,7 +56,7 @@ def check(
 
 
 def _beside(comparison: Comparison, config: GuardConfig) -> Iterator[GuardResult]:
-    """Yield what is shown unless the settings let it stop."""
+    """Yield what is shown unless the settings let it stop: measured, it cost and bought nothing."""
     yield from _metrics(comparison, config.metrics)
     yield from _former(comparison, config.former)
     yield from _catastrophes(comparison)

@@ -64,8 +64,28 @@ class Example(Frozen):
     """Candidate's score over champion's, in points; positive is better."""
 
 
+class RunCost(Frozen):
+    """What all attempts of a run took, those that came to nothing too; energy and price are `None` if not known."""
+
+    seconds: float
+    tokens: int
+    """Trained on and generated, by attempts that came to an end."""
+    peak_memory_bytes: int | None = None
+    """Most memory (resident set) of one process."""
+    energy_joules: float | None = None
+    """Of the machine's processors and cards meanwhile, whoever used them."""
+    price: float | None = None
+    """By `cost.per_hour`."""
+    seconds_per_point: float | None = None
+    """Per point of gain; `None` without one."""
+    price_per_point: float | None = None
+
+
 class Cost(Frozen):
     """What the run took; steps that were not done are `None`."""
+
+    total: RunCost
+    """Up to the verdict."""
 
     seconds: dict[str, float]
     """By what was done: train, merge, candidate (its answers) and champion."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pipeline import wording
 from pipeline.report import plots, tables
+from pipeline.report.cost import cost_words
 from pipeline.report.examples import MOST_CHARACTERS
 from pipeline.report.facts import Report, is_nearly_failed
 from pipeline.report.story import BADGES
@@ -56,6 +57,7 @@ def _environment() -> "Environment":
     )
     for name in ("count", "p_words", "plain", "seconds", "signed", "size", "span", "tick"):
         made.filters[name] = getattr(wording, name)
+    made.filters["cost"] = cost_words
     made.filters["thousands"] = "{:,}".format
     made.filters["nonzero"] = lambda number: f"{number:,}" if number else ""
     made.globals |= {"plots": plots, "tables": tables, "most_characters": MOST_CHARACTERS}

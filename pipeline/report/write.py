@@ -20,8 +20,9 @@ from pipeline.artifacts import (
 )
 from pipeline.contract import Attempt
 from pipeline.metrics.registry import METRICS
+from pipeline.report.cost import run_cost
 from pipeline.report.examples import pick
-from pipeline.report.facts import Cost, Report
+from pipeline.report.facts import Cost, Report, RunCost
 from pipeline.report.page import render_page
 from pipeline.report.story import reasons, tell
 
@@ -71,7 +72,7 @@ def _report(attempt: Attempt, verdict: Verdict, judgement: Judgement | None) -> 
         judgement=judgement,
         regressions=regressions,
         gains=gains,
-        cost=_cost(adapter, model, evaluation),
+        cost=_cost(run_cost(attempt.folder.parents[1], verdict.gain), adapter, model, evaluation),
         settings=settings,
         settings_sha256=hash_settings(settings),
     )
@@ -92,7 +93,7 @@ def _records(attempt: Attempt, evaluation: Evaluation | None) -> Iterator[dict[s
         yield from durable.read_jsonl(attempt.path(evaluation.folder) / RECORDS_NAME)
 
 
-def _cost(adapter: Adapter | None, model: Model | None, evaluation: Evaluation | None) -> Cost:
+def _cost(total: RunCost, adapter: Adapter | None, model: Model | None, evaluation: Evaluation | None) -> Cost:
     both = [] if evaluation is None else [evaluation.candidate, evaluation.champion]
     took = {
         "train": adapter and adapter.seconds,
@@ -101,6 +102,7 @@ def _cost(adapter: Adapter | None, model: Model | None, evaluation: Evaluation |
         "champion": evaluation and evaluation.champion.seconds,
     }
     return Cost(
+        total=total,
         seconds={name: value for name, value in took.items() if value is not None},
         trained_tokens=adapter.trained_tokens if adapter else None,
         generated=sum(scores.generated for scores in both) if both else None,

@@ -10,7 +10,8 @@ from pipeline.artifacts import JUDGEMENTS_NAME, Dataset, Evaluation, Judgement, 
 from pipeline.contract import Attempt, StepSpec
 from pipeline.dataset.heldout import version_of
 from pipeline.errors import StepFailed
-from pipeline.gate.comparison import EVALUATE_AGAIN, Comparison, Former, Opinion, Suite, compare, finite
+from pipeline.evaluation.scoring import EVALUATE_AGAIN, compare, finite
+from pipeline.gate.comparison import Comparison, Former, Opinion, Suite
 from pipeline.gate.slices import Known
 from pipeline.gate.verdict import Rules, decide_verdict, early_verdict, on_part
 from pipeline.report import write

@@ -150,3 +150,26 @@ def test_a_second_daemon_on_the_same_state_folder_is_refused(workspace: Any) -> 
     workspace.start()
     workspace.cli("run", code=1)
     assert workspace.stop() == 0
+
+
+@pytest.mark.timeout(300)
+def test_a_retry_for_longer_answers_keeps_the_training(workspace: Any, tiny: Any) -> None:
+    workspace.start()
+    write_drop(workspace.inbox / "good.jsonl", tiny.rows(400, seed=1))
+    workspace.wait((workspace.state / "runs/1/train.json").exists)
+    assert workspace.stop() == 0
+    workspace.cli("cancel", "1")
+    adapter = workspace.published(1, "train")
+    toml = workspace.folder / "dropforge.toml"
+    toml.write_text(toml.read_text().replace("[evaluate]\n", "[evaluate]\nmax_new_tokens = 32\n"))
+    said = workspace.cli("retry", "1").splitlines()[1]
+    assert said.startswith("training stands; prepares")
+    workspace.start()
+    workspace.wait_for_runs("succeeded")
+    assert workspace.runs()[0].outcome == "promoted"
+    assert workspace.published(1, "train") == adapter
+    names = {path.name for path in (workspace.state / "runs/1/attempts").iterdir()}
+    assert {"prepare-1", "prepare-2", "train-1"} <= names
+    assert "train-2" not in names
+    champion = workspace.state / "tracks/default/champion"
+    assert durable.read_json(champion / "generation_config.json")["max_new_tokens"] == 32

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from pipeline import durable
 from pipeline.artifacts import Dataset, Drop, ModelRef
 from pipeline.config import GateConfig, JudgeConfig, RunConfig
@@ -22,7 +24,7 @@ def write_spec(root: Path, step: str, rows: str) -> StepSpec:
         run=1, step=step, attempt=1, fence="fence", root=str(root), folder=f"runs/1/attempts/{step}-1",
         checkpoints="runs/1/checkpoints", predictions="predictions", argv=(), env={}, inputs={}, drops=(drop,),
         champion=ModelRef(model_id="m", path="m", generation=0),
-        config=RunConfig(track="default", base_model="m", base_model_id="m", salt="s"),
+        config=RunConfig(track="default", base_model="m", base_model_id="m", salt="s", price_per_hour=7200),
     )  # fmt: skip
     (root / spec.folder).mkdir(parents=True)
     durable.write_json(root / spec.folder / SPEC_NAME, spec.model_dump(mode="json"))
@@ -51,6 +53,9 @@ def test_a_good_step_leaves_its_artifact_and_the_hashes_of_its_files(tmp_path: P
     assert done.returncode == 0, done.stderr
     result = result_of(spec)
     assert (result.status, result.key, result.fence) == ("ok", "1-prepare-1", "fence")
+    assert result.peak_memory_bytes is not None
+    assert 2**20 < result.peak_memory_bytes < 2**40
+    assert result.price == pytest.approx(result.seconds * 2)
     dataset = Dataset.model_validate(result.artifact)
     assert dataset.train_rows + dataset.dev_rows + dataset.heldout_rows == 50
     for name, digest in result.outputs.items():

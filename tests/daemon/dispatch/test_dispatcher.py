@@ -15,7 +15,7 @@ from daemon.dispatch.dispatcher import Dispatcher
 from daemon.dispatch.executor import JobState
 from daemon.dispatch.spool import LocalExecutor
 from daemon.queue import attempts, cancelling, drops, run_queue, states, tracks
-from daemon.settings.model import Settings
+from daemon.settings.model import CostSettings, Settings
 from daemon.state import run_files
 from daemon.state.database import migrate, open_engine, transaction
 from daemon.state.events import Word
@@ -507,42 +507,6 @@ def test_a_step_is_told_how_often_the_track_and_this_very_set_were_used(
         (4, {"v": 2, "w": 2}),
     ]  # fmt: skip
     assert [run_row(engine, number).heldout_version for number in (1, 3)] == ["v", "w"]
-
-
-@pytest.mark.parametrize(
-    ("section", "values", "again"),
-    [
-        ("guards", {"metrics": 9.0}, ["decide"]),
-        ("guards", {"stop": ("nll",)}, ["decide"]),
-        ("gate", {"p_value": 0.002}, ["decide"]),
-        ("evaluate", {"general": ()}, ["evaluate", "decide"]),
-        ("evaluate", {"batch_size": 3}, ["evaluate", "decide"]),
-        ("evaluate", {"batch_size": 24}, []),
-        ("evaluate", {"batch_size": 0}, []),
-        ("gate", {"on": "pinned"}, ["prepare", "train", "merge", "evaluate", "decide"]),
-        ("split", {"similarity": 0.9}, ["prepare", "train", "merge", "evaluate", "decide"]),
-    ],
-)
-def test_a_retried_run_does_again_what_is_judged_otherwise_today(
-    engine: Engine, settings: Settings, executor: ScriptedExecutor,
-    section: str, values: dict[str, object], again: list[str],
-) -> None:  # fmt: skip
-    executor.batch_size = 24
-    settings = settings.model_copy(update={"gc": settings.gc.model_copy(update={"automatic": False})})
-    dispatcher = new_dispatcher(engine, settings, executor)
-    add_drop(engine, "a")
-    model = settings.state_folder / "models"
-    executor.script["decide"] = [lambda spec: _with_a_lost_model(executor, spec, model)]
-    ticks(dispatcher)
-    assert run_row(engine).state == RunState.FAILED
-    done = len(executor.steps)
-    merged = durable.read_json(settings.state_folder / "runs/1/merge.json")
-    (model.parent / "lost").rename(model / merged["model_id"])
-    run_queue.retry(engine, 1, NOW + 100)
-    changed = getattr(settings, section).model_copy(update=values)
-    ticks(new_dispatcher(engine, settings.model_copy(update={section: changed}), executor), now=NOW + 200)
-    assert executor.steps[done:] == again
-    assert run_row(engine).outcome == "promoted"
 
 
 def test_a_step_whose_spec_is_damaged_is_done_again(
@@ -1185,6 +1149,15 @@ def test_too_little_data_fixes_nothing_on_the_track(
     with transaction(engine) as session:
         track = session.get_one(Track, "default")
     assert (track.metric, track.max_new_tokens, track.split) == (None, None, None)
+
+
+def test_steps_are_told_the_price_of_the_machine(
+    engine: Engine, settings: Settings, executor: ScriptedExecutor
+) -> None:
+    priced = settings.model_copy(update={"cost": CostSettings(per_hour=1.5)})
+    add_drop(engine, "a")
+    new_dispatcher(engine, priced, executor).tick(NOW + 1)
+    assert executor.submitted[0].config.price_per_hour == 1.5
 
 
 def test_a_retried_run_does_again_what_the_new_settings_make_stale(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.artifacts import ModelRef
 from pipeline.config import EvaluateConfig, GateConfig, GuardConfig, SplitConfig
-from pipeline.gate.comparison import compare
+from pipeline.evaluation.scoring import compare
 from pipeline.gate.slices import Known
 from pipeline.gate.verdict import Rules, decide_verdict
 from pipeline.metrics.registry import json_f1

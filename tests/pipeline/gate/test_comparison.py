@@ -10,7 +10,8 @@ import pytest
 
 from pipeline.artifacts import Evaluation, FormerScores, Scores, SuiteScores
 from pipeline.errors import StepFailed
-from pipeline.gate.comparison import Comparison, compare
+from pipeline.evaluation.scoring import compare
+from pipeline.gate.comparison import Comparison
 from pipeline.steps.decide import read_comparison
 from tests.records_made import yes_or_no
 

@@ -7,7 +7,8 @@ import pytest
 from scipy import stats
 
 from pipeline.config import GateConfig
-from pipeline.gate.comparison import Comparison, Former, compare
+from pipeline.evaluation.scoring import compare
+from pipeline.gate.comparison import Comparison, Former
 from pipeline.gate.slices import Known
 from pipeline.gate.verdict import Rules, decide_verdict, weigh
 from tests.records_made import lines_of, world, yes_or_no

@@ -11,7 +11,8 @@ from scipy import stats
 
 from pipeline.artifacts import GuardResult, Judgement, Verdict
 from pipeline.config import GateConfig, GuardConfig, GuardName, MetricName
-from pipeline.gate.comparison import Comparison, Former, Opinion, Suite, compare
+from pipeline.evaluation.scoring import compare
+from pipeline.gate.comparison import Comparison, Former, Opinion, Suite
 from pipeline.gate.reasons import GUARD_REASONS, REASONS
 from pipeline.gate.slices import LEAST_TESTED, Known
 from pipeline.gate.statistics import Floats

@@ -9,8 +9,9 @@ import pytest
 from scipy import stats
 
 from pipeline.config import GateConfig, GuardConfig
+from pipeline.evaluation.scoring import compare
 from pipeline.gate import power
-from pipeline.gate.comparison import Comparison, compare
+from pipeline.gate.comparison import Comparison
 from pipeline.gate.power import records_needed, smallest_gain
 from pipeline.gate.slices import Known
 from pipeline.gate.verdict import Rules, decide_verdict, promotes, weigh

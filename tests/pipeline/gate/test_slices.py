@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 from scipy import stats
 
+from pipeline.evaluation.scoring import compare
 from pipeline.gate import slices as slices_module
-from pipeline.gate.comparison import Comparison, compare
+from pipeline.gate.comparison import Comparison
 from pipeline.gate.slices import LEAST_TESTED, MOST_SMALL, Known, count_unlisted, find_slices, measure_slices
 from pipeline.gate.verdict import Rules, decide_verdict
 from tests.records_made import lines_of, yes_or_no

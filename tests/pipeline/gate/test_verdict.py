@@ -12,7 +12,8 @@ from scipy import stats
 from pipeline.artifacts import Judgement, Verdict
 from pipeline.config import GateConfig, GuardConfig
 from pipeline.errors import StepFailed
-from pipeline.gate.comparison import Comparison, Former, Opinion, Suite, compare
+from pipeline.evaluation.scoring import compare
+from pipeline.gate.comparison import Comparison, Former, Opinion, Suite
 from pipeline.gate.reasons import REASONS
 from pipeline.gate.slices import Known
 from pipeline.gate.statistics import Floats

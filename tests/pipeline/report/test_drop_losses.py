@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from pipeline import durable
-from pipeline.gate.comparison import Comparison, compare
+from pipeline.evaluation.scoring import compare
+from pipeline.gate.comparison import Comparison
 from pipeline.gate.slices import Known
 from pipeline.report.drop_losses import measure_drop_losses
 from pipeline.report.write import write_report

@@ -16,10 +16,10 @@ from jsonschema import Draft202012Validator
 
 from pipeline import durable
 from pipeline.artifacts import GuardResult
-from pipeline.contract import Attempt
+from pipeline.contract import RESULT_NAME, Attempt, StepResult
 from pipeline.gate.reasons import BLAMING, GUARD_REASONS
 from pipeline.report.examples import MOST_CHARACTERS, pick
-from pipeline.report.facts import Cost, NextStep, Report, Story, harm_share, is_nearly_failed, schema_text
+from pipeline.report.facts import Cost, NextStep, Report, RunCost, Story, harm_share, is_nearly_failed, schema_text
 from pipeline.report.page import render_page
 from pipeline.report.plots import loss_chart
 from pipeline.report.story import guard_words
@@ -400,7 +400,15 @@ def test_a_win_that_waits_for_a_person_says_how_to_promote_it(made_reports: Any,
 
 
 def test_every_part_of_the_evidence_is_on_the_page(made_reports: Any, tmp_path: Path) -> None:
-    card, source = write(made_reports, tmp_path, "guard_failed")
+    attempt, made = made_reports.case(tmp_path, "guard_failed")
+    spent = StepResult(
+        key="1-train-1", fence="f", status="ok", exit_code=0, artifact={"trained_tokens": 402_133}, seconds=4500,
+        peak_memory_bytes=2_000_000_000, energy_joules=90_000, price=2.5,
+    )  # fmt: skip
+    (attempt.folder.parent / "train-1").mkdir(parents=True, exist_ok=True)
+    durable.write_json(attempt.folder.parent / "train-1" / RESULT_NAME, spent.model_dump())
+    place = tmp_path / write_report(attempt, made)
+    card, source = durable.read_json(place / "report.json"), (place / "report.html").read_text(encoding="utf-8")
     words = Page(source).words()
     verdict, data, adapter = card["verdict"], card["dataset"], card["adapter"]
     for value in (
@@ -415,10 +423,16 @@ def test_every_part_of_the_evidence_is_on_the_page(made_reports: Any, tmp_path: 
         "6 candidates before this one, 2 of them on exactly these records", "3 of 200 answers changed",
         "Not listed: 12 drops and tags of too few records to decide anything.",
         *data["warnings"], data["overlaps"][0]["train_text"], "402,133", "1 h 10 min",
+        "1 h 15 min, 402,133 tokens, 2.0 GB of memory, 25 Wh, price 2.50; a point gained: ",
     ):  # fmt: skip
         assert value in words, value
     assert card["settings_sha256"] == hash_settings(card["settings"])
     assert card["cost"] == {
+        "total": {
+            "seconds": 4500.0, "tokens": 402_133, "peak_memory_bytes": 2_000_000_000, "energy_joules": 90_000.0,
+            "price": 2.5, "seconds_per_point": pytest.approx(4500 / verdict["gain"]),
+            "price_per_point": pytest.approx(2.5 / verdict["gain"]),
+        },
         "seconds": {"train": 4210.0, "merge": 38.0, "candidate": 212.0, "champion": 0.4}, "trained_tokens": 402_133,
         "generated": 400, "cached": 400, "device": "cpu",
     }  # fmt: skip
@@ -541,7 +555,7 @@ def test_any_text_is_shown_as_text_wherever_it_stands(made_reports: Any, words: 
             verdict=verdict.model_copy(update={"guards": (guard,)}),
             drops=(),
             dataset=dataset.model_copy(update={"warnings": (words,)}),
-            cost=Cost(seconds={}),
+            cost=Cost(total=RunCost(seconds=0, tokens=0), seconds={}),
             settings={words: words},
             settings_sha256="00",
         )

@@ -1,0 +1,17 @@
+"""What a run took: seconds, tokens, memory, energy and money, and what a point that it gained."""
+
+from pathlib import Path
+
+from daemon.state.run_files import VerdictDamaged, load_verdict, run_folder
+from pipeline.report.cost import run_cost
+from pipeline.report.facts import RunCost
+
+
+def cost_of(state_folder: Path, run_id: int) -> RunCost | None:
+    """Return what a run took, and what a point that it gained; `None` if none of its attempts left a result."""
+    try:
+        verdict = load_verdict(state_folder, run_id)
+    except (OSError, VerdictDamaged):
+        verdict = None
+    cost = run_cost(run_folder(state_folder, run_id), verdict.gain if verdict else None)
+    return cost if cost.seconds else None
