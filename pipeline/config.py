@@ -39,8 +39,8 @@ class TrainConfig(Frozen):
 
     format: Literal["auto", "chat", "alpaca"] = "auto"
     """Prompt format; `auto` is the tokenizer's chat template where there is one, else Alpaca's."""
-    quantization: Literal["nf4", "none"] = "nf4"
-    """`nf4` trains over the base in 4 bits (double quantisation, bf16 compute), `none` over the 16-bit base."""
+    quantization: Literal["auto", "nf4", "none"] = "auto"
+    """`none` trains over the 16-bit base, `nf4` over one in 4 bits; `auto` takes `none` where memory holds it."""
     rank: int = Field(default=16, ge=1, le=65_536)
     """LoRA rank, on all linear layers."""
     alpha: int = Field(default=32, ge=1, le=1_048_576)
@@ -63,6 +63,18 @@ class TrainConfig(Frozen):
     """Minutes between checkpoints."""
     seed: int = Field(default=42, ge=0, le=4_294_967_295)
     """Seed of initialisation and data order."""
+
+
+class MemoryPlan(Frozen):
+    """How a training fits into the memory of its device; but for `quantization` it changes nothing that is learned."""
+
+    device: str
+    """The card's name, or `cpu`."""
+    quantization: Literal["nf4", "none"]
+    batch_tokens: int
+    """Most tokens a forward pass."""
+    activations: Literal["kept", "recomputed", "offloaded"]
+    """What becomes of activations until the backward pass; those that are offloaded are recomputed, too."""
 
 
 class EvaluateConfig(Frozen):

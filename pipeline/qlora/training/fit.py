@@ -3,19 +3,21 @@
 import math
 import sys
 import time
+import traceback
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.artifacts import CurvePoint
-from pipeline.config import TrainConfig
+from pipeline.config import MemoryPlan, TrainConfig
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain, Interrupted, StepFailed
-from pipeline.qlora.loading import Device, arithmetic_dtype, load_model
+from pipeline.qlora.loading import Device, arithmetic_dtype, is_out_of_memory, load_model
 from pipeline.qlora.training.answer_loss import add_answer_loss, answer_tokens, has_plain_head, mean_loss
 from pipeline.qlora.training.checkpoints import keeper, newest_valid, step_of
+from pipeline.qlora.training.memory import OutOfMemory
 from pipeline.qlora.training.packing import collate, passes
 from pipeline.qlora.training.row_order import LengthGroups
 
@@ -27,6 +29,7 @@ DEV_ROWS = 20
 _CURVE_POINTS = 200
 _WINDOW_STEPS = 20
 _LOG_LINES = 20
+_ERROR_CHARACTERS = 200
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ class Training:
     adapter: Path
     scratch: Path
     fingerprint: str
+    memory: MemoryPlan | None = None
+    """What goes before the settings, as far as memory goes; `None` leaves it to them."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +76,13 @@ def fit(
     """
     Train an adapter over the base and save it; resume from the newest valid checkpoint of the same training.
 
-    Raises `Interrupted` after leaving a checkpoint if the attempt was asked to stop, `StepFailed` if the loss left the
-    finite numbers, the adapter did not move or memory ran out, `CannotTrain` if base, tokenizer or card do not fit.
+    Raises `Interrupted` after leaving a checkpoint if the attempt was asked to stop, `OutOfMemory` if a pass did not
+    fit, `StepFailed` if the loss left the finite numbers, the adapter did not move or memory does not hold the base,
+    `CannotTrain` if base, tokenizer or card do not fit.
     """
-    import torch
-
     config = attempt.config.train
+    if training.memory is not None:
+        config = config.model_copy(update=training.memory.model_dump(include={"quantization", "batch_tokens"}))
     choice = newest_valid(attempt.path(attempt.spec.checkpoints), training.fingerprint)
     checkpoint = choice.checkpoint
     if checkpoint is not None:
@@ -90,10 +96,16 @@ def fit(
         trainer.add_callback(_watcher(attempt))
         attempt.check_stop()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except torch.OutOfMemoryError as error:
-        message = f"the device's memory does not hold training with {config.batch_tokens} tokens a forward pass"
-        hint = "halve train.batch_tokens, which changes no gradient, or lower train.max_length"
-        raise StepFailed(message, hint) from error
+        ran_out = ""
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        # Its frames hold all that was computed, and what comes now needs memory, too.
+        traceback.clear_frames(error.__traceback__)
+        ran_out = f"{type(error).__name__}: {error}"
+    if ran_out:
+        message = f"memory does not hold {config.batch_tokens} tokens a forward pass ({ran_out[:_ERROR_CHARACTERS]})"
+        raise OutOfMemory(message, "free memory on the device, or lower train.max_length")
     state = trainer.state
     if state.global_step < state.max_steps:
         message = f"training was asked to stop and left a checkpoint at step {state.global_step} of {state.max_steps}"
@@ -133,11 +145,12 @@ def _trainer(
     saved: Any = AutoConfig.from_pretrained(training.base, local_files_only=True, trust_remote_code=False).dtype
     single = arithmetic_dtype(training.device)
     dtype = single or (torch.bfloat16 if saved == torch.float16 else None)
-    model: Any = load_model(training.base, training.device, config.quantization, dtype)
+    quantization: Literal["nf4", "none"] = "nf4" if config.quantization == "nf4" else "none"
+    model: Any = load_model(training.base, training.device, quantization, dtype)
     _check_vocabulary(model, rows)
     plain_head = has_plain_head(model, rows[0].input_ids)
     # A float32 base is trained in float32: nothing in it is 16-bit or quantised, so mixed precision would only round.
-    mixed = single is None and (config.quantization == "nf4" or model.dtype != torch.float32)
+    mixed = single is None and (quantization == "nf4" or model.dtype != torch.float32)
     lengths = [len(row.input_ids) for row in rows]
 
     class Trainer(SFTTrainer):  # type: ignore[misc, unused-ignore]
@@ -201,6 +214,7 @@ def _trainer(
 def _arguments(training: Training, config: TrainConfig, *, mixed: bool, has_dev: bool) -> dict[str, Any]:
     """Return SFTConfig's arguments."""
     on_cuda = training.device == "cuda"
+    activations = "kept" if training.memory is None else training.memory.activations
     return {
         "output_dir": str(training.scratch),
         "num_train_epochs": config.epochs,
@@ -212,7 +226,8 @@ def _arguments(training: Training, config: TrainConfig, *, mixed: bool, has_dev:
         "optim": "paged_adamw_8bit" if on_cuda else "adamw_torch",
         "bf16": mixed,
         "use_cpu": not on_cuda,
-        "activation_checkpointing": on_cuda,
+        "activation_checkpointing": activations != "kept",
+        "activation_offloading": activations == "offloaded",
         "dataloader_pin_memory": on_cuda,
         "max_length": config.max_length,
         "completion_only_loss": True,

@@ -55,7 +55,7 @@ def test_where_all_is_well_no_line_is_bad_and_each_thing_has_its_line(settings: 
     assert {name for name, finding in found.items() if finding.level != "ok"} == {"daemon"}
     assert set(found) == {
         "sqlite", "database", "journal", "state", "inbox", "space", "leases", "inotify", "base of default",
-        "suites of default", "training", "daemon", "clock",
+        "memory of default", "suites of default", "training", "daemon", "clock",
     }  # fmt: skip
     assert found["sqlite"].text.startswith(f"SQLite {sqlite3.sqlite_version} ")
     assert "synchronous EXTRA" in found["journal"].text
