@@ -130,7 +130,6 @@ class Adapter(Artifact):
     format: Literal["chat", "alpaca"]
     quantization: Literal["nf4", "none"]
     batch_tokens: int = 0
-    """Most tokens that a forward pass had."""
     activations: Literal["kept", "recomputed", "offloaded"] = "kept"
     device: str
     optimizer_steps: int

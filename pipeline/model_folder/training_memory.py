@@ -129,7 +129,7 @@ def estimate(
 
 
 def _kept_numbers(base: BaseSizes, rank: int, number: int) -> int:
-    """Return how many numbers of `number` bytes a token leaves until the backward pass, over all layers but the last norm."""
+    """Return how many numbers of `number` bytes a token leaves in all layers until the backward pass."""
     of_adapters = base.inputs + rank * base.matrices
     # Queries, keys and values, and what attention gives; gate and up, and their product's first factor.
     of_layers = base.outputs - 2 * base.hidden * base.layers + (base.attention + base.inner) * base.layers
