@@ -33,10 +33,15 @@ from pipeline.errors import (
     EXIT_OK,
     DropforgeError,
     Interrupted,
+    StartAgain,
     is_disk_full,
 )
 from pipeline.report.energy import EnergyMeter
 from pipeline.steps import BY_NAME
+
+#: Variable of a process that began again in its own place: the worker has given its word already.
+_AGAIN = "DROPFORGE_STARTED_AGAIN"
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 def main(argv: list[str]) -> int:
@@ -46,13 +51,17 @@ def main(argv: list[str]) -> int:
     spec = StepSpec.model_validate_json(Path(spec_path).read_bytes())
     attempt = Attempt(spec)
     _stop_on_signal(attempt)
-    _stop_without_worker(attempt)
+    lifeline = _stop_without_worker(attempt)
     done = threading.Event()
     meter = EnergyMeter()
     ticker = threading.Thread(target=_tick, args=(attempt, meter, done), daemon=True)
     ticker.start()
     started = time.monotonic()
-    result = _run(step_name, attempt)
+    try:
+        result = _run(step_name, attempt)
+    except StartAgain as error:
+        _start_again(attempt, lifeline)
+        result = _interrupted(attempt, error)
     done.set()
     ticker.join()
     result = result.model_copy(update=_cost(spec, time.monotonic() - started, meter))
@@ -85,14 +94,10 @@ def _run(step_name: str, attempt: Attempt) -> StepResult:
     try:
         artifact = BY_NAME[step_name].load()(attempt)
         durable.fsync_tree(attempt.folder)
+    except StartAgain:
+        raise
     except Interrupted as error:
-        return StepResult(
-            key=key,
-            fence=fence,
-            status="interrupted",
-            exit_code=EXIT_INTERRUPTED,
-            error=StepError(message=error.message),
-        )
+        return _interrupted(attempt, error)
     except DropforgeError as error:
         with contextlib.suppress(OSError):  # the log is on the disk that may be full
             print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr)
@@ -118,6 +123,11 @@ def _run(step_name: str, attempt: Attempt) -> StepResult:
         inputs=inputs,
         outputs=_hash_outputs(attempt.folder),
     )
+
+
+def _interrupted(attempt: Attempt, error: DropforgeError) -> StepResult:
+    spec, words = attempt.spec, StepError(message=error.message)
+    return StepResult(key=spec.key, fence=spec.fence, status="interrupted", exit_code=EXIT_INTERRUPTED, error=words)
 
 
 def _out_of_room(attempt: Attempt) -> StepResult:
@@ -152,22 +162,40 @@ def _stop_on_signal(attempt: Attempt) -> None:
             os._exit(EXIT_INTERRUPTED)
         attempt.stop.set()
 
-    signal.signal(signal.SIGTERM, handler)
-    signal.signal(signal.SIGINT, handler)
+    for number in _STOPPING:
+        signal.signal(number, handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
 
 
-def _stop_without_worker(attempt: Attempt) -> None:
+def _start_again(attempt: Attempt, lifeline: str) -> None:
     """
-    Wait for the worker's word to begin, and stop when the worker is gone.
+    Put a fresh process of the same command into the place of this one: number, log, lifeline and attempt stay.
+
+    Returns only if the step was asked to stop. A signal that comes from now on waits for the fresh process.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+    if attempt.stop.is_set():
+        return
+    os.environ[_AGAIN] = "1"
+    if lifeline:
+        os.environ[LIFELINE] = lifeline
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - our own command
+
+
+def _stop_without_worker(attempt: Attempt) -> str:
+    """
+    Wait for the worker's word to begin, and stop when the worker is gone; return the pipe's number, empty if none.
 
     The inherited pipe carries one byte once the worker has written down this process, so no process runs unrecorded;
     its other end closes with the worker, however that died. A parent-death signal would not do: it fires when the
     *thread* that started the process ends.
     """
-    number = os.environ.pop(LIFELINE, "")
+    number, again = os.environ.pop(LIFELINE, ""), os.environ.pop(_AGAIN, "")
     if not number:
-        return
-    if not os.read(int(number), 1):
+        return ""
+    if not again and not os.read(int(number), 1):
         os._exit(EXIT_INTERRUPTED)
 
     def wait() -> None:
@@ -177,17 +205,18 @@ def _stop_without_worker(attempt: Attempt) -> None:
         os._exit(EXIT_INTERRUPTED)
 
     threading.Thread(target=wait, name="lifeline", daemon=True).start()
+    return number
 
 
 def _tick(attempt: Attempt, meter: EnergyMeter, done: threading.Event) -> None:
-    """Keep progress.json fresh until the step is over; it is a hint, so a full disk is no reason to stop."""
+    """Keep progress.json fresh until the step is over; it is a hint, so no want of room is a reason to stop."""
     over = False
     while not over:
-        meter.sample()
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, MemoryError):
+            meter.sample()
             attempt.write_progress()
         over = done.wait(PROGRESS_SECONDS)
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, MemoryError):
         attempt.write_progress()
 
 

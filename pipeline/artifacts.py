@@ -1,8 +1,4 @@
-"""
-What steps hand over: frozen values, each one JSON file, written last.
-
-Every path in here is relative to the state folder, so the folder can be moved or restored elsewhere.
-"""
+"""What steps hand over: frozen values, each a JSON file, written last; paths are relative to the state folder."""
 
 from typing import ClassVar, Literal
 
@@ -133,6 +129,8 @@ class Adapter(Artifact):
     base_model_id: str
     format: Literal["chat", "alpaca"]
     quantization: Literal["nf4", "none"]
+    batch_tokens: int = 0
+    activations: Literal["kept", "recomputed", "offloaded"] = "kept"
     device: str
     optimizer_steps: int
     resumed_from_step: int
@@ -156,7 +154,9 @@ class Adapter(Artifact):
     lengths: tuple[LengthBin, ...] = ()
     """Histogram of the training rows' lengths, the shortest first."""
     versions: dict[str, str] = Field(default_factory=dict)
-    """Of the libraries that trained it."""
+    estimated_memory: dict[str, int] = Field(default_factory=dict)
+    """Bytes that the training was to take by arithmetic, by what takes them."""
+    peak_memory_bytes: int = 0
     seconds: float
 
 

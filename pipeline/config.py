@@ -49,8 +49,8 @@ class TrainConfig(Frozen):
     """Defaults of all else: `balanced` are those below, `fast` has twice the learning rate, `quality` three epochs."""
     format: Literal["auto", "chat", "alpaca"] = "auto"
     """Prompt format; `auto` is the tokenizer's chat template where there is one, else Alpaca's."""
-    quantization: Literal["nf4", "none"] = "nf4"
-    """`nf4` trains over the base in 4 bits (double quantisation, bf16 compute), `none` over the 16-bit base."""
+    quantization: Literal["auto", "nf4", "none"] = "auto"
+    """`none` trains over the 16-bit base, `nf4` over one in 4 bits; `auto` takes `none` where memory holds it."""
     method: Literal["lora", "dora"] = "lora"
     """`dora` trains the length of each output's weights apart from LoRA's change of direction; a step takes longer."""
     rank: int = Field(default=16, ge=1, le=65_536)
@@ -99,6 +99,18 @@ class TrainConfig(Frozen):
             if name not in self.model_fields_set:
                 object.__setattr__(self, name, value)
         return self
+
+
+class MemoryPlan(Frozen):
+    """How a training fits into the memory of its device; but for `quantization` it changes nothing that is learned."""
+
+    device: str
+    """The card's name, or `cpu`."""
+    quantization: Literal["nf4", "none"]
+    batch_tokens: int
+    """Most tokens a forward pass."""
+    activations: Literal["kept", "recomputed", "offloaded"]
+    """What becomes of activations until the backward pass; those that are offloaded are recomputed, too."""
 
 
 class EvaluateConfig(Frozen):

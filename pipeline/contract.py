@@ -11,7 +11,7 @@ from pydantic import Field
 
 from pipeline import durable
 from pipeline.artifacts import Artifact, Drop, Frozen, ModelRef
-from pipeline.config import RunConfig
+from pipeline.config import MemoryPlan, RunConfig
 from pipeline.errors import Interrupted, StepFailed
 from pipeline.yardstick import YardstickBefore
 
@@ -69,6 +69,8 @@ class StepSpec(Frozen):
     twin: TwinRun | None = None
     """The run that this one repeats under another seed: how far the two differ, training alone can do."""
     config: RunConfig
+    memory: MemoryPlan | None = None
+    """How the latest training on this base, of this length, fitted: one on the same device begins with it."""
     needs_gpu: bool = False
     network: bool = False
     """Whether the step may speak to a network: it alone gets the environment's proxies and the judge's key."""
@@ -125,6 +127,8 @@ class Progress(Frozen):
     eta_seconds: float | None = None
     updated_at: float = 0.0
     """Seconds since the epoch."""
+    memory: int | None = None
+    """Bytes of memory that the step is estimated to need."""
 
 
 class Attempt:
@@ -174,7 +178,7 @@ class Attempt:
         Cheap enough to call at every optimizer step; the file is rewritten by a thread of its own.
         """
         with self._lock:
-            known = {"phase": self._progress.phase, **fields}
+            known = {"phase": self._progress.phase, "memory": self._progress.memory, **fields}
             self._progress = Progress(step=self.spec.step, done=done, total=total, **known)
 
     def check_stop(self) -> None:

@@ -40,6 +40,10 @@ class Interrupted(DropforgeError):
     exit_code = EXIT_INTERRUPTED
 
 
+class StartAgain(DropforgeError):
+    """The step wrote down what it learned, and the same attempt is to go on with it in a fresh process."""
+
+
 class DiskFull(DropforgeError):
     """A file could not be written for want of room; the run waits until there is some, and nothing is counted."""
 

@@ -107,7 +107,9 @@ def adapter() -> Adapter:
     lengths = [3, 20, 88, 190, 260, 310, 270, 220, 180, 130, 90, 60, 44, 30, 21, 14]
     return Adapter(
         folder="runs/1/attempts/train-1/adapter", adapter_sha256="ad" * 32, base_model_id=BASE, format="chat",
-        quantization="nf4", device="cpu", optimizer_steps=241, resumed_from_step=0, trained_tokens=402_133,
+        quantization="nf4", batch_tokens=4096, device="cpu", peak_memory_bytes=2_271_000_000,
+        estimated_memory={"weights": 111_000_000, "activations": 1_251_000_000, "libraries": 629_000_000},
+        optimizer_steps=241, resumed_from_step=0, trained_tokens=402_133,
         train_loss=0.61, loss_curve=tuple(curve), dev_curve=tuple(dev),
         best_step=min(dev, key=lambda point: point.loss).step, trainable_parameters=4_884_480,
         adapter_change=12.4, rows_too_long=7,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from pipeline.wording import duration, printable, signed, span
+from pipeline.wording import duration, printable, signed, size, span
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -120,6 +120,8 @@ def progress_words(progress: "Progress | None") -> str:
         words.append(f"{progress.tokens_per_second:,.0f} tokens/s")
     if progress.eta_seconds is not None:
         words.append(f"{duration(progress.eta_seconds)} left")
+    if progress.memory is not None:
+        words.append(f"about {size(progress.memory)} of memory")
     return ", ".join(words)
 
 

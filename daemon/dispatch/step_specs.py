@@ -1,9 +1,11 @@
 """What a step is told: its data, its settings, today's champion, and what the track's history adds to the gate."""
 
 import os
+from contextlib import suppress
+from pathlib import Path
 
 from sqlalchemy import Engine
-from sqlmodel import Session, select
+from sqlmodel import Session, col, select
 
 from daemon.champions import history, journal
 from daemon.dispatch.orders import step_command
@@ -14,12 +16,14 @@ from daemon.state import run_files
 from daemon.state.database import transaction
 from daemon.state.tables import Attempt, Run, Suspect, Track
 from pipeline.artifacts import Drop
-from pipeline.config import RunConfig
+from pipeline.config import MemoryPlan, RunConfig
 from pipeline.contract import SPEC_NAME, StepSpec, TwinRun
 from pipeline.steps import BY_NAME
 
 #: Former champions that a candidate is held against.
 _FORMER = 3
+#: Earlier runs among which one with a like training is looked for.
+_LOOKED_AT = 50
 #: Models are folders, no hub is asked. Waiting threads sleep: spinning ones make everybody on a shared machine slow,
 #: the step itself most of all (README.md has the numbers). The daemon's own setting goes before ours. The worker
 #: passes on no other than `orders.STEP_VARIABLES`.
@@ -38,6 +42,7 @@ def spec_of(engine: Engine, settings: Settings, run: Run, attempt: Attempt, inpu
     folder = run_files.attempt_folder(attempt.run_id, attempt.step, attempt.number)
     with transaction(engine) as session:
         of_track = _of_track(session, settings, run)
+        memory = memory_before(session, root, run) if attempt.step == "train" else None
     return StepSpec.model_validate(
         {
             "run": attempt.run_id,
@@ -56,9 +61,35 @@ def spec_of(engine: Engine, settings: Settings, run: Run, attempt: Attempt, inpu
             "needs_gpu": BY_NAME[attempt.step].needs_gpu,
             "network": BY_NAME[attempt.step].network,
             "grace_seconds": settings.grace_seconds,
+            "memory": memory,
             **of_track,
         }
     )
+
+
+def memory_before(session: Session, state_folder: Path, run: Run) -> MemoryPlan | None:
+    """
+    Return how the latest training like that of `run` came to fit into its device's memory.
+
+    That is one on the same base, under the same settings of memory, on whatever track: what ran out is not tried twice.
+    """
+    asked = _asks(run.config or {})
+    others = select(Run).where(Run.id != run.id, col(Run.config).is_not(None)).order_by(col(Run.id).desc())
+    for other in session.exec(others.limit(_LOOKED_AT)):
+        if _asks(other.config or {}) != asked:
+            continue
+        # Another run's damage is its own trouble.
+        with suppress(run_files.ArtifactDamaged, OSError):
+            adapter = run_files.load_adapter(state_folder, other.id or 0)
+            if adapter is not None and adapter.batch_tokens:
+                return MemoryPlan.model_validate(adapter.model_dump(include=set(MemoryPlan.model_fields)))
+    return None
+
+
+def _asks(config: dict[str, object]) -> tuple[object, ...]:
+    train = config.get("train")
+    asked = train if isinstance(train, dict) else {}
+    return (config.get("base_model_id"), *(asked.get(name) for name in ("quantization", "batch_tokens", "max_length")))
 
 
 def _of_track(session: Session, settings: Settings, run: Run) -> dict[str, object]:

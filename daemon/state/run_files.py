@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline import durable
-from pipeline.artifacts import Artifact, Dataset, Evaluation, Model, Verdict
+from pipeline.artifacts import Adapter, Artifact, Dataset, Evaluation, Model, Verdict
 from pipeline.contract import PROGRESS_NAME, RESULT_NAME, SPEC_NAME, Progress, StepResult, StepSpec
 from pipeline.errors import DropforgeError, StepFailed
 from pipeline.near_duplicates.signature_files import FOLDER as SIGNATURES
@@ -74,6 +74,11 @@ def load_dataset(state_folder: Path, run_id: int) -> Dataset | None:
 def load_evaluation(state_folder: Path, run_id: int) -> Evaluation | None:
     """Return the comparison of the run's candidate with a champion, if it is published. Raises `ArtifactDamaged`."""
     return _load(state_folder, run_id, "evaluate", Evaluation)
+
+
+def load_adapter(state_folder: Path, run_id: int) -> Adapter | None:
+    """Return what the run trained, if it is published. Raises `ArtifactDamaged`."""
+    return _load(state_folder, run_id, "train", Adapter)
 
 
 def load_model(state_folder: Path, run_id: int) -> Model | None:

@@ -16,6 +16,7 @@ from pipeline.config import RunConfig
 from pipeline.errors import DropforgeError
 from pipeline.model_folder.manifest import model_files
 from pipeline.model_folder.safetensors_files import read_shapes
+from pipeline.model_folder.training_memory import linear_shapes
 
 #: Checkpoints that are there at once: those that are kept (KEPT in pipeline.qlora.training.checkpoints) and the one
 #: being written.
@@ -31,7 +32,6 @@ _ANSWER_BYTES = 1000
 """Of a cached answer and its record in the report, beside the text."""
 _TOKEN_BYTES = 8
 _LONGEST_ANSWER = 512
-_NO_LORA = ("embed", "lm_head", "wte", "wpe")
 
 
 class CannotTell(DropforgeError):
@@ -47,7 +47,9 @@ def needed_bytes(config: RunConfig | TrackSettings, data_bytes: int, rows: int) 
     base = Path(config.base_model)
     try:
         files = model_files(base)
-        shapes = [shape for path in files if path.suffix == ".safetensors" for shape in _linear_shapes(path)]
+        shapes = [
+            shape for path in files if path.suffix == ".safetensors" for shape in linear_shapes(read_shapes(path)[0])
+        ]
         sizes = [(path.suffix == ".safetensors", path.stat().st_size) for path in files]
     except (OSError, ValueError) as error:
         message = f"the base model {base} cannot be read: {error}"
@@ -94,9 +96,3 @@ def _of_snapshot(state_folder: Path, snapshot: Iterable[Mapping[str, object]]) -
     drops = list(snapshot)
     files = [state_folder / str(drop["path"]) for drop in drops]
     return sum(file.stat().st_size for file in files if file.exists()), sum(int(str(drop["rows"])) for drop in drops)
-
-
-def _linear_shapes(path: Path) -> list[list[int]]:
-    """Return the shapes of the matrices in a safetensors file that get an adapter, stacks of matrices included."""
-    shapes, _ = read_shapes(path)
-    return [shape for name, shape in shapes.items() if len(shape) > 1 and not any(word in name for word in _NO_LORA)]

@@ -29,6 +29,7 @@ from daemon.storage.disk_estimate import CannotTell, needed_bytes
 from daemon.system.file_lease import take_read_lease
 from daemon.system.processes import lock_holder
 from daemon.system.programs import find_program, user
+from daemon.views.memory_needs import memory_needs
 from daemon.views.overview import Overview
 from daemon.views.preflight import try_suite
 from pipeline.artifacts import Frozen
@@ -67,6 +68,7 @@ def examine(settings: Settings) -> list[Finding]:
         _inbox,
         _inotify,
         _bases,
+        _memory,
         _champions,
         _suites,
         _hooks,
@@ -259,6 +261,15 @@ def _bases(settings: Settings) -> Iterator[Finding]:
             yield Finding(name=name, level="bad", text=words, remedy="let the daemon's user read that file")
         else:
             yield Finding(name=name, level="ok", text=folder)
+
+
+def _memory(settings: Settings) -> Iterator[Finding]:
+    for track in (name for name in settings.track_names if settings.track(name).base_model):
+        # Why a base model cannot be read, the look at the bases says.
+        with suppress(OSError, ValueError):
+            text, fits = memory_needs(settings, track)
+            remedy = "" if fits else "free memory, lower train.max_length, or use a smaller base model"
+            yield Finding(name=f"memory of {track}", level="ok" if fits else "warn", text=text, remedy=remedy)
 
 
 def _champions(settings: Settings) -> Iterator[Finding]:

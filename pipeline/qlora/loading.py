@@ -20,6 +20,8 @@ Device = Literal["cpu", "cuda"]
 _OTHER_SIZES = "ignore_mismatched_sizes"
 #: What the libraries say to each other: peft asks transformers by names that transformers is giving up.
 _THEIR_QUARRELS = (".?is_gradient_checkpointing.? is deprecated",)
+#: What torch and the libraries below it say where memory could not be had, when that is no error of its own kind.
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "std::bad_alloc", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def quiet() -> None:
@@ -84,6 +86,15 @@ def arithmetic_dtype(device: Device) -> "torch.dtype | None":
     return torch.float32 if device == "cpu" and not mkldnn._is_mkldnn_bf16_supported() else None  # noqa: SLF001
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether an error is the machine's or the card's want of memory; torch tells it in several ways."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
+
+
 def load_model(
     folder: Path, device: Device, quantization: Literal["nf4", "none"] = "none", dtype: "torch.dtype | None" = None
 ) -> "PreTrainedModel":
@@ -108,10 +119,10 @@ def load_model(
             use_safetensors=True,
             output_loading_info=True,
         )
-    except MemoryError as error:
-        message = f"not enough memory to load the model in {folder}"
-        raise StepFailed(message, "free memory on this machine, or use a smaller base model") from error
     except Exception as error:  # libraries raise errors of every kind at a damaged folder
+        if is_out_of_memory(error):
+            message = f"not enough memory to load the model in {folder}"
+            raise StepFailed(message, "free memory on this machine, or use a smaller base model") from error
         if isinstance(error, RuntimeError) and _OTHER_SIZES not in str(error):
             raise  # the device's trouble, which may pass: memory that is in use, a driver
         message = f"the model in {folder} cannot be loaded: {type(error).__name__}: {error}"[:1000]

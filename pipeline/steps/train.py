@@ -21,9 +21,12 @@ from pipeline.qlora.generation import end_tokens
 from pipeline.qlora.loading import chosen_device, load_tokenizer
 from pipeline.qlora.training.checkpoints import fingerprint
 from pipeline.qlora.training.fit import TokenRow, Training, fit
+from pipeline.qlora.training.memory import OutOfMemory, find_fit, go_on_with_less, peak_memory
 
 CHECK_EVERY = 500
 _MOST_BINS = 24
+#: Settings that a training goes on under whatever they are; `quantization` counts as what it came to.
+_NOT_LEARNED_FROM = {"batch_tokens", "checkpoint_minutes", "quantization", "report_to"}
 _LIBRARIES = ("accelerate", "bitsandbytes", "peft", "tokenizers", "torch", "transformers", "trl")
 
 
@@ -31,8 +34,9 @@ def train(attempt: Attempt) -> Adapter:
     """
     Train on `prepare`'s rows over the base model of the run's configuration.
 
-    Raises `CannotTrain` if base, data and settings can never work together, `StepFailed` if training went wrong, and
-    `Interrupted`, with a checkpoint left behind, if it was asked to stop.
+    Raises `CannotTrain` if base, data and settings can never work together, `StepFailed` if training went wrong,
+    `StartAgain` if it is to go on in a fresh process as memory ran out, and `Interrupted`, with a checkpoint left
+    behind, if it was asked to stop.
     """
     started = time.monotonic()
     config = attempt.config
@@ -51,17 +55,24 @@ def train(attempt: Attempt) -> Adapter:
     too_long, spelled, lengths = tokeniser.too_long, tokeniser.spelled, histogram([len(row.input_ids) for row in rows])
     dev = tokeniser.tokenise(attempt, data / "dev.jsonl")
     adapter, scratch = attempt.make_folder("adapter"), attempt.make_folder("scratch")
+    memory = find_fit(attempt, base, device, [len(row.input_ids) for row in rows])
+    estimated = memory.bytes_of(memory.plan)
+    attempt.progress(0, 0, phase="load", memory=sum(estimated.values()))
     mark = fingerprint(
         {
             "dataset": dataset.dataset_sha256,
             "base": config.base_model_id,
             "device": device,
             "format": fmt,
-            "train": config.train.model_dump(mode="json", exclude={"batch_tokens", "checkpoint_minutes", "report_to"}),
+            "quantization": memory.plan.quantization,
+            "train": config.train.model_dump(mode="json", exclude=_NOT_LEARNED_FROM),
         }
     )
     try:
-        trained = fit(Training(base, device, adapter, scratch, mark), tokenizer, rows, dev, attempt)
+        trained = fit(Training(base, device, adapter, scratch, mark, memory.plan), tokenizer, rows, dev, attempt)
+    except OutOfMemory as error:
+        adapter.rmdir()
+        go_on_with_less(attempt, memory, error)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return Adapter(
@@ -69,8 +80,10 @@ def train(attempt: Attempt) -> Adapter:
         adapter_sha256=durable.sha256_file(adapter / "adapter_model.safetensors"),
         base_model_id=config.base_model_id,
         format=fmt,
-        quantization=config.train.quantization,
-        device=device,
+        quantization=memory.plan.quantization,
+        batch_tokens=memory.plan.batch_tokens,
+        activations=memory.plan.activations,
+        device=memory.plan.device,
         optimizer_steps=trained.optimizer_steps,
         resumed_from_step=trained.resumed_from_step,
         checkpoints_skipped=trained.skipped,
@@ -86,6 +99,8 @@ def train(attempt: Attempt) -> Adapter:
         rows_with_special_tokens=spelled,
         lengths=lengths,
         versions={name: metadata.version(name) for name in _LIBRARIES},
+        estimated_memory=estimated,
+        peak_memory_bytes=peak_memory(device),
         seconds=time.monotonic() - started,
     )
 

@@ -66,7 +66,14 @@ class LivedIn:
         folder.mkdir(parents=True)
         (folder / LOG_NAME).write_text(f"{step} says hello\nsecond line\n")
         progress = Progress(
-            step=step, done=12, total=30, loss=0.5, dev_loss=0.6, tokens_per_second=250.0, eta_seconds=75.0
+            step=step,
+            done=12,
+            total=30,
+            loss=0.5,
+            dev_loss=0.6,
+            tokens_per_second=250.0,
+            eta_seconds=75.0,
+            memory=2_300_000_000,
         )
         durable.write_hint(folder / PROGRESS_NAME, progress.model_dump())
         if state is not None:

@@ -2,18 +2,20 @@
 
 import math
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.artifacts import CurvePoint
-from pipeline.config import TrainConfig
+from pipeline.config import MemoryPlan, TrainConfig
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain, Interrupted, StepFailed
-from pipeline.qlora.loading import Device, arithmetic_dtype, load_model
+from pipeline.qlora.loading import Device, arithmetic_dtype, is_out_of_memory, load_model
 from pipeline.qlora.training.answer_loss import add_answer_loss, answer_tokens, has_plain_head, mean_loss
 from pipeline.qlora.training.checkpoints import keeper, newest_valid, step_of
+from pipeline.qlora.training.memory import OutOfMemory
 from pipeline.qlora.training.method import lora_config, method_arguments
 from pipeline.qlora.training.packed_attention import enable_packing
 from pipeline.qlora.training.packing import collate, passes
@@ -26,6 +28,7 @@ DEV_ROWS = 20
 _DEV_SHARE = 0.25
 """Of an epoch, or of a shorter training, from one measurement of the dev loss to the next."""
 _CURVE_POINTS = 200
+_ERROR_CHARACTERS = 200
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class Training:
     adapter: Path
     scratch: Path
     fingerprint: str
+    memory: MemoryPlan | None = None
+    """What goes before the settings, as far as memory goes; `None` leaves it to them."""
 
 
 @dataclass(frozen=True)
@@ -76,13 +81,13 @@ def fit(
     Train an adapter over the base and save it; resume from the newest valid checkpoint of the same training.
 
     With dev rows the adapter is that of the lowest dev loss. Raises `Interrupted` after leaving a checkpoint if the
-    attempt was asked to stop, `StepFailed` if the training diverged, the adapter did not move or memory ran out,
-    `CannotTrain` if base, tokenizer, settings or card do not fit.
+    attempt was asked to stop, `OutOfMemory` if a pass did not fit, `StepFailed` if the training diverged, the adapter
+    did not move or memory does not hold the base, `CannotTrain` if base, tokenizer, settings or card do not fit.
     """
-    import torch
-
     config = attempt.config.train
     open_trackers(config.report_to, attempt.folder / "tracking")
+    if training.memory is not None:
+        config = config.model_copy(update=training.memory.model_dump(include={"quantization", "batch_tokens"}))
     choice = newest_valid(attempt.path(attempt.spec.checkpoints), training.fingerprint)
     checkpoint = choice.checkpoint
     if checkpoint is not None:
@@ -97,10 +102,16 @@ def fit(
         trainer.add_callback(keeper(attempt, training.scratch, training.fingerprint))
         attempt.check_stop()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except torch.OutOfMemoryError as error:
-        message = f"the device's memory does not hold training with {config.batch_tokens} tokens a forward pass"
-        hint = "halve train.batch_tokens, which changes no gradient, or lower train.max_length"
-        raise StepFailed(message, hint) from error
+        ran_out = ""
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        # Its frames hold all that was computed, and what comes now needs memory, too.
+        traceback.clear_frames(error.__traceback__)
+        ran_out = f"{type(error).__name__}: {error}"
+    if ran_out:
+        message = f"memory does not hold {config.batch_tokens} tokens a forward pass ({ran_out[:_ERROR_CHARACTERS]})"
+        raise OutOfMemory(message, "free memory on the device, or lower train.max_length")
     state = trainer.state
     if state.global_step < state.max_steps and not watch.ended_early:
         message = f"training was asked to stop and left a checkpoint at step {state.global_step} of {state.max_steps}"
@@ -138,13 +149,14 @@ def _trainer(
     saved: Any = AutoConfig.from_pretrained(training.base, local_files_only=True, trust_remote_code=False).dtype
     single = arithmetic_dtype(training.device)
     dtype = single or (torch.bfloat16 if saved == torch.float16 else None)
-    model: Any = load_model(training.base, training.device, config.quantization, dtype)
+    quantization: Literal["nf4", "none"] = "nf4" if config.quantization == "nf4" else "none"
+    model: Any = load_model(training.base, training.device, quantization, dtype)
     _check_vocabulary(model, rows)
     plain_head = has_plain_head(model, rows[0].input_ids)
     # NEFTune's noise shrinks with the length of a row, which is to be a record's.
     packed = not config.neftune and enable_packing(model, [row.input_ids for row in rows])
     # A float32 base is trained in float32: nothing in it is 16-bit or quantised, so mixed precision would only round.
-    mixed = single is None and (config.quantization == "nf4" or model.dtype != torch.float32)
+    mixed = single is None and (quantization == "nf4" or model.dtype != torch.float32)
     lengths = [len(row.input_ids) for row in rows]
 
     class Trainer(SFTTrainer):  # type: ignore[misc, unused-ignore]
@@ -212,6 +224,7 @@ def _trainer(
 def _arguments(training: Training, config: TrainConfig, *, mixed: bool, has_dev: bool) -> dict[str, Any]:
     """Return SFTConfig's arguments."""
     on_cuda = training.device == "cuda"
+    activations = "kept" if training.memory is None else training.memory.activations
     return {
         "output_dir": str(training.scratch),
         "num_train_epochs": config.epochs,
@@ -221,7 +234,8 @@ def _arguments(training: Training, config: TrainConfig, *, mixed: bool, has_dev:
         "optim": "paged_adamw_8bit" if on_cuda else "adamw_torch",
         "bf16": mixed,
         "use_cpu": not on_cuda,
-        "activation_checkpointing": on_cuda,
+        "activation_checkpointing": activations != "kept",
+        "activation_offloading": activations == "offloaded",
         "dataloader_pin_memory": on_cuda,
         "max_length": config.max_length,
         "completion_only_loss": True,

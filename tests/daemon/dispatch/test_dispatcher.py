@@ -27,7 +27,7 @@ from pipeline.artifacts import (
     NoiseFloor,
     Shortfall,
 )
-from pipeline.config import GateConfig, JudgeConfig
+from pipeline.config import GateConfig, JudgeConfig, MemoryPlan
 from pipeline.contract import RESULT_NAME, SPEC_NAME, StepError, StepResult, StepSpec
 from pipeline.near_duplicates.signature_files import signature_name
 from tests.made_artifacts import made_adapter, made_dataset, made_model, made_report, made_verdict
@@ -1410,3 +1410,28 @@ def test_a_clock_that_is_set_back_stops_no_heartbeat(engine: Engine, dispatcher:
     dispatcher.tick(NOW)
     dispatcher.tick(NOW - 90_000_000)
     assert run_row(engine).heartbeat_at == NOW - 90_000_000
+
+
+def trained(batch_tokens: int, device: str) -> Callable[[StepSpec], StepResult]:
+    return lambda spec: StepResult(
+        key=spec.key, fence=spec.fence, status="ok", exit_code=0,
+        artifact=made_adapter(spec, batch_tokens=batch_tokens, device=device).model_dump(mode="json"),
+    )  # fmt: skip
+
+
+def test_a_training_is_told_how_the_latest_like_it_came_to_fit(
+    engine: Engine, settings: Settings, executor: ScriptedExecutor
+) -> None:
+    executor.script["train"] = [trained(512, "card"), trained(256, "card"), trained(128, "card")]
+    dispatcher = new_dispatcher(engine, settings, executor)
+    for name in ("a", "b"):
+        add_drop(engine, name)
+        ticks(dispatcher)
+    longer = settings.train.model_copy(update={"max_length": 2048})
+    dispatcher = new_dispatcher(engine, settings.model_copy(update={"train": longer}), executor)
+    add_drop(engine, "c")
+    ticks(dispatcher)
+    told = [spec.memory for spec in executor.submitted if spec.step == "train"]
+    first = MemoryPlan(device="card", quantization="none", batch_tokens=512, activations="kept")
+    assert told == [None, first, None]
+    assert {spec.memory for spec in executor.submitted if spec.step != "train"} == {None}

@@ -23,7 +23,7 @@ from daemon.state.layout import DATABASE_NAME, LOCK_NAME, RESTORING
 from daemon.storage.disk_estimate import needed_bytes
 from daemon.system.processes import FileLock
 from daemon.system.programs import user
-from daemon.views import doctor, preflight
+from daemon.views import doctor, memory_needs, preflight
 from daemon.views.doctor import Finding, examine
 from daemon.views.overview import Overview
 from pipeline.config import JudgeConfig
@@ -55,7 +55,7 @@ def test_where_all_is_well_no_line_is_bad_and_each_thing_has_its_line(settings: 
     assert {name for name, finding in found.items() if finding.level != "ok"} == {"daemon"}
     assert set(found) == {
         "sqlite", "database", "journal", "state", "inbox", "space", "leases", "inotify", "base of default",
-        "suites of default", "training", "daemon", "clock",
+        "memory of default", "suites of default", "training", "daemon", "clock",
     }  # fmt: skip
     assert found["sqlite"].text.startswith(f"SQLite {sqlite3.sqlite_version} ")
     assert "synchronous EXTRA" in found["journal"].text
@@ -367,3 +367,17 @@ def test_a_fifo_where_a_file_should_be_is_told_and_not_waited_for(
     assert len(bad) == 1
     assert Path(name).name in bad[0].text
     assert "is not a file" in bad[0].text or "is no regular file" in bad[0].text
+
+
+def test_too_little_memory_for_a_training_is_told_beside_the_estimate(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_cpu = settings.model_copy(update={"device": "cpu"})
+    found = lines(on_cpu)["memory of default"]
+    assert (found.level, found.remedy) == ("ok", "")
+    assert "in 4 bits, for 4,096 tokens a pass; " in found.text
+    monkeypatch.setattr(memory_needs, "available_memory", lambda: 1_000_000)
+    found = lines(on_cpu)["memory of default"]
+    assert found.level == "warn"
+    assert found.text.endswith("; 1.0 MB are free")
+    assert "train.max_length" in found.remedy

@@ -1,0 +1,171 @@
+"""
+How much memory a training takes, and how much a machine has.
+
+By arithmetic from config.json and the headers of the weights: nothing is loaded, so the daemon can ask, too. Measured
+on SmolLM2-135M on a CPU by bench/memory.py, which says how far off it was; on a GPU it was not measured.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.config import MemoryPlan
+from pipeline.model_folder.safetensors_files import read_shapes
+from pipeline.model_folder.text_files import try_read_object
+
+#: Share of the free memory that a training may be estimated at to be said to fit.
+MARGIN = 0.9
+_NO_LORA = ("embed", "lm_head", "wte", "wpe")
+#: Of a number in NF4 with double quantisation: 4 bits, and 0.127 for its block's scale (QLoRA, arXiv 2305.14314, §3).
+_NF4_BYTES = 4.127 / 8
+#: Of a trained number: the weight, its gradient and the first weights' copy in float32, its copy for arithmetic in 16
+#: bits; no copy of the first weights is on a card. Both moments of Adam in float32; on a card in 8 bits.
+_ADAPTER_BYTES = {"cpu": 14, "cuda": 10}
+_OPTIMIZER_BYTES = {"cpu": 8, "cuda": 2}
+#: What activations take over what they hold: temporaries, and holes in the heap. Measured on a CPU; torch's allocator
+#: for cards leaves fewer.
+_OVERHEAD = {"cpu": 1.5, "cuda": 1.1}
+#: Python, torch and the libraries as they are imported; a card's context is there before its free memory is asked.
+_LIBRARIES_BYTES = {"cpu": 600 << 20, "cuda": 0}
+#: Logits of a chunk in float32, their copy in 16 bits, and the gradients of both; a chunk as in
+#: pipeline.qlora.training.answer_loss.
+LOGITS_BYTES = 1 << 26
+_LOGITS_COPIES = 3
+_WIDE, _NARROW = 4, 2
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class BaseSizes:
+    """What of a base model decides how much memory its training takes; counts of numbers."""
+
+    weights: int
+    linear: int
+    """Of those, in matrices that get an adapter, and that are quantised."""
+    inputs: int
+    """Inputs of all these matrices together."""
+    outputs: int
+    matrices: int
+    width: int
+    """Bytes of a weight as it is saved."""
+    layers: int
+    hidden: int
+    inner: int
+    """Width of the feed-forward layer."""
+    attention: int
+    """Width of all query heads together."""
+    vocabulary: int
+
+
+def base_sizes(folder: Path) -> BaseSizes:
+    """
+    Return the sizes of the base model in `folder`, from its headers.
+
+    Raises `ValueError` if a weights file is no whole safetensors file, `OSError` if one cannot be read.
+    """
+    weights = stored = 0
+    linear = []
+    for path in sorted(folder.glob("*.safetensors")):
+        shapes, header = read_shapes(path)
+        weights += sum(math.prod(shape) for shape in shapes.values())
+        stored += path.stat().st_size - header
+        linear += linear_shapes(shapes)
+    config = try_read_object(folder / "config.json") or {}
+    text = config.get("text_config")
+    part = text if isinstance(text, dict) else config
+    hidden = _size(part, "hidden_size", "n_embd", "d_model")
+    heads = _size(part, "num_attention_heads", "n_head", "n_heads")
+    return BaseSizes(
+        weights=weights,
+        linear=sum(math.prod(shape) for shape in linear),
+        inputs=sum(shape[-1] * math.prod(shape[:-2]) for shape in linear),
+        outputs=sum(shape[-2] * math.prod(shape[:-2]) for shape in linear),
+        matrices=sum(math.prod(shape[:-2]) for shape in linear),
+        width=max(_NARROW, round(stored / max(1, weights))),
+        layers=_size(part, "num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+        hidden=hidden,
+        inner=_size(part, "intermediate_size", "n_inner") or 4 * hidden,
+        attention=heads * _size(part, "head_dim") or hidden,
+        vocabulary=_size(part, "vocab_size"),
+    )
+
+
+def linear_shapes(shapes: Mapping[str, list[int]]) -> list[list[int]]:
+    """Return the shapes of the matrices that get an adapter, stacks of matrices included."""
+    return [shape for name, shape in shapes.items() if len(shape) > 1 and not any(word in name for word in _NO_LORA)]
+
+
+def estimate(
+    base: BaseSizes, plan: MemoryPlan, rank: int, device: Literal["cpu", "cuda"], *, arithmetic_in_16_bits: bool = True
+) -> dict[str, int]:
+    """
+    Return the bytes that a training takes on `device`, by what takes them, for passes of `plan.batch_tokens` tokens.
+
+    Between forward and backward each adapted layer keeps its input, and attention, norms and the feed-forward layer
+    what they need: the count of what torch saves for a Llama, to which it is held by a test. Experts of which a token
+    meets only a few count as if it met all. An output head that scales its logits takes them for all tokens: more.
+    """
+    width = base.width if arithmetic_in_16_bits else _WIDE
+    is_wide = width == _WIDE and (plan.quantization == "none" or not arithmetic_in_16_bits)
+    number = _WIDE if is_wide else _NARROW
+    layers, last = _kept_numbers(base, rank, number) * number, base.hidden * _WIDE
+    if plan.activations != "kept":
+        # The layers' inputs are kept, and one layer at a time is computed again. What is offloaded is elsewhere.
+        inputs = base.layers * base.hidden * number if plan.activations == "recomputed" else 0
+        layers = layers // max(1, base.layers) + inputs
+    activations = plan.batch_tokens * (layers + last)
+    quantised = base.linear if plan.quantization == "nf4" else 0
+    trained = rank * (base.inputs + base.outputs)
+    return {
+        "weights": int((base.weights - quantised) * width + quantised * _NF4_BYTES),
+        "adapter": trained * _ADAPTER_BYTES[device],
+        "optimizer": trained * _OPTIMIZER_BYTES[device],
+        "activations": int(activations * _OVERHEAD[device]),
+        "logits": min(plan.batch_tokens * base.vocabulary * _WIDE, LOGITS_BYTES) * _LOGITS_COPIES,
+        "libraries": _LIBRARIES_BYTES[device],
+    }
+
+
+def _kept_numbers(base: BaseSizes, rank: int, number: int) -> int:
+    """Return how many numbers of `number` bytes a token leaves in all layers until the backward pass."""
+    of_adapters = base.inputs + rank * base.matrices
+    # Queries, keys and values, and what attention gives; gate and up, and their product's first factor.
+    of_layers = base.outputs - 2 * base.hidden * base.layers + (base.attention + base.inner) * base.layers
+    # Both norms keep their input in float32.
+    of_norms = 2 * base.layers * base.hidden * _WIDE // number
+    return of_adapters + max(0, of_layers) + of_norms
+
+
+def available_memory() -> int:
+    """Return the bytes that this process may still take: what the machine has left, and its control groups."""
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    free = next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")), 0)
+    own = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    # Version 2 has one line, that of version 1 has no hierarchy 0.
+    path = next((line.removeprefix("0::").lstrip("/") for line in own if line.startswith("0::")), "")
+    folder = _CGROUPS / path
+    while True:
+        free = min(free, _left_in_group(folder, free))
+        if folder == _CGROUPS or _CGROUPS not in folder.parents:
+            return free
+        folder = folder.parent
+
+
+def _left_in_group(folder: Path, unlimited: int) -> int:
+    """Return what a control group still allows; files that the kernel keeps in memory give way."""
+    try:
+        limit = (folder / "memory.max").read_text(encoding="ascii").strip()
+        if limit == "max":
+            return unlimited
+        used = int((folder / "memory.current").read_text(encoding="ascii"))
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
+    except (OSError, ValueError):
+        return unlimited
+    return max(0, int(limit) - used + int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0)))
+
+
+def _size(config: Mapping[str, Any], *names: str) -> int:
+    """Return the first of the sizes that is there as a whole number; 0 if none is."""
+    return next((value for value in (config.get(name) for name in names) if isinstance(value, int)), 0)
