@@ -78,18 +78,8 @@ class EvaluateConfig(Frozen):
     """Prompts generated together; 0 finds it at the track's first evaluation: 16 on a CPU, what fits on a GPU."""
     general: tuple[str, ...] = ("builtin",)
     """Suites against forgetting: `builtin`, files of your own, `lm-eval:TASK`; none with []."""
-    engine: Literal["batches", "continuous"] = "batches"
-    """`continuous` refills a batch as answers end; what is left of an interrupted evaluation is then batched anew."""
-
-    @model_validator(mode="after")
-    def _engine_has_the_penalty(self) -> "EvaluateConfig":
-        if self.engine == "continuous" and self.repetition_penalty != 1:
-            msg = (
-                f"continuous batching has no repetition penalty, and evaluate.repetition_penalty is "
-                f'{self.repetition_penalty}: set evaluate.engine = "batches", or evaluate.repetition_penalty = 1.0'
-            )
-            raise ValueError(msg)
-        return self
+    engine: Literal["transformers"] = "transformers"
+    """What answers: `transformers`, in the step itself."""
 
 
 GuardName = Literal[

@@ -17,7 +17,7 @@ from pipeline.evaluation.suites import Suite
 from pipeline.model_folder.manifest import model_id
 from pipeline.model_folder.trained_ids import trained_ids
 from pipeline.prompt import Format, completion_ids, fold, prompt_ids
-from pipeline.qlora import auto_batch_size, continuous_batching, generation
+from pipeline.qlora import auto_batch_size, generation
 from pipeline.qlora.generation import Decoding
 from pipeline.qlora.loading import chosen_device, load_tokenizer
 
@@ -102,15 +102,12 @@ def make_plan(
     """
     Return what both models are asked; with a batch size of 0 in `decoding` it is found, and kept in `folder`.
 
-    What a model cannot be asked fairly is left out for both. Raises `CannotTrain` if nothing is left, or if a model
-    cannot be asked by the engine that the settings name.
+    What a model cannot be asked fairly is left out for both. Raises `CannotTrain` if nothing is left.
     """
     # A template may hold today's date: everything is tokenised before the long work.
     one, other = _asked_models(attempt)
     kept = _unseen(records, trained_ids(other.folder))
     asked = [_requests(model, kept, suites, decoding) for model in (one, other)]
-    if attempt.config.evaluate.engine == "continuous":
-        asked = [_asked_continuously(requests) for requests in asked]
     kept, (candidate, champion), too_long = _leave_out_too_long(kept, asked, decoding.max_new_tokens)
     if not decoding.batch_size:
         size = _batch_size(attempt, candidate, decoding.max_new_tokens, folder)
@@ -286,12 +283,6 @@ def _window(folder: Path) -> float:
 def _with_setup(requests: ModelRequests, **changed: Any) -> ModelRequests:
     setup = requests.key.setup.model_copy(update=changed)
     return replace(requests, key=requests.key.model_copy(update={"setup": setup}))
-
-
-def _asked_continuously(requests: ModelRequests) -> ModelRequests:
-    """Have a model asked by continuous batching; raises `CannotTrain` before either is loaded if it cannot be."""
-    continuous_batching.check(requests.folder, requests.key.setup.repetition_penalty)
-    return _with_setup(requests, engine=continuous_batching.ENGINE)
 
 
 def _batch_size(attempt: Attempt, requests: ModelRequests, answer_tokens: int, folder: Path) -> int:
