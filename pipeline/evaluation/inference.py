@@ -11,15 +11,19 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pipeline import durable
 from pipeline.contract import Attempt
-from pipeline.errors import StepFailed
+from pipeline.errors import CannotTrain, StepFailed
 from pipeline.evaluation.batch_log import BatchLog, batch_id
-from pipeline.evaluation.pending import Answered, Pending
+from pipeline.evaluation.engines.engine import Engine
+from pipeline.evaluation.engines.in_step import InStep
+from pipeline.evaluation.engines.vllm import Vllm
+from pipeline.evaluation.engines.vllm_server import Served, Server
+from pipeline.evaluation.pending import Answered, Pace, Pending
 from pipeline.evaluation.plan import SuiteRequests
-from pipeline.evaluation.prediction_cache import ItemScore, Prediction
+from pipeline.evaluation.prediction_cache import PLAIN, ItemScore, Prediction
 from pipeline.evaluation.suites import Suite
 from pipeline.metrics.degenerate import is_looping
 from pipeline.metrics.registry import token_f1
@@ -28,8 +32,6 @@ from pipeline.qlora.generation import Decoding
 from pipeline.qlora.loading import chosen_device
 
 _LOG = ".batches.jsonl"
-#: What takes time: a token that is read, an answer that is written.
-Kind = Literal["read", "written"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Result:
     """Answers that were generated a second time, by the record's place; `None` if that was not asked for."""
 
 
-def predict(attempt: Attempt, pending: Pending, folder: Path, pace: "Pace") -> Result:
+def predict(attempt: Attempt, pending: Pending, folder: Path, pace: Pace) -> Result:
     """
     Return one model's predictions, from the cache and earlier attempts where they are there.
 
@@ -93,10 +95,10 @@ def _earlier_logs(attempt: Attempt, name: str) -> list[Path]:
 class _Inference:
     """Computes what is missing, a batch at a time; the model is loaded once, and only if a batch needs it."""
 
-    def __init__(self, attempt: Attempt, pending: Pending, log: BatchLog, pace: "Pace") -> None:
+    def __init__(self, attempt: Attempt, pending: Pending, log: BatchLog, pace: Pace) -> None:
         self._attempt, self._pending, self._log, self._pace = attempt, pending, log, pace
         self._requests = pending.requests
-        self._model: generation.AskedModel | None = None
+        self._opened: Engine | None = None
         self.resumed = 0
         """Answers that an earlier attempt had computed."""
 
@@ -149,8 +151,8 @@ class _Inference:
     def close(self) -> None:
         """Free the model's memory."""
         self._log.close()
-        if self._model is not None:
-            generation.close_model(self._model)
+        if self._opened is not None:
+            self._opened.close()
 
     def _choose(self, suite_requests: SuiteRequests, places: Sequence[int], size: int) -> None:
         questions = [(suite_requests.prompts[place], suite_requests.answers[place]) for place in places]
@@ -165,7 +167,7 @@ class _Inference:
                 self._note(suite_requests.suite, item.id, item.category, item.score_choice(losses))
 
     def _choices(self, asked: Sequence[multiple_choice.Question]) -> list[list[float]]:
-        found = multiple_choice.choice_likelihoods(self._asked(), asked)
+        found = self._engine().choices(asked)
         if not all(math.isfinite(loss) for losses in found for loss in losses):
             message = f"the {self._requests.role}'s likelihood of a general suite's answer is not a finite number"
             raise StepFailed(message, "the model is broken: train again, with a lower train.learning_rate")
@@ -192,7 +194,7 @@ class _Inference:
         name = batch_id("task", [suite.task])
         found = self._log.find(name, 1)
         if found is None:
-            found = [lm_eval.run_task(self._asked(), suite.task, decoding.batch_size)]
+            found = [lm_eval.run_task(self._loaded(), suite.task, decoding.batch_size)]
             self._log.add(name, found)
             self._pace.resume()
         for item, score in found[0].items():
@@ -230,7 +232,7 @@ class _Inference:
         self, asked: Sequence[generation.Tokens], decoding: Decoding, may_loop: Collection[int]
     ) -> list[Answered]:
         """Return text, tokens, whether it ended, and its share of the batch's seconds, of each answer."""
-        model = self._asked()
+        engine = self._engine()
         started = time.monotonic()
         told = (0, 0)
 
@@ -239,13 +241,13 @@ class _Inference:
             self._pace.advance("written", answers - told[0], tokens - told[1])
             told = (answers, tokens)
 
-        found = greedy_decoding.answers(model, asked, decoding, watch, may_loop)
+        found = engine.answers(asked, decoding, watch, may_loop)
         watch(len(found), sum(answer.tokens for answer in found))
         share = (time.monotonic() - started) / len(found)
         return [(*answer, share) for answer in found]
 
     def _weigh(self, asked: Sequence[Any], places: Sequence[int]) -> list[generation.Likelihood]:
-        found = generation.likelihoods(self._asked(), asked)
+        found = self._engine().likelihoods(asked)
         for place, likelihood in zip(places, found, strict=True):
             if not math.isfinite(likelihood.nll):
                 name = self._pending.ids[place][:12]
@@ -253,70 +255,38 @@ class _Inference:
                 raise StepFailed(message, "the model is broken: train again, with a lower train.learning_rate")
         return found
 
-    def _asked(self) -> generation.AskedModel:
-        if self._model is None:
-            self._model = generation.open_model(self._requests.folder, self._requests.tokenizer, chosen_device())
+    def _engine(self) -> Engine:
+        if self._opened is None:
+            if self._requests.key.setup.engine == PLAIN:
+                self._opened = self._load()
+            else:
+                self._opened = self._serve()
             self._pace.resume()
-        return self._model
+        return self._opened
+
+    def _load(self) -> InStep:
+        return InStep(generation.open_model(self._requests.folder, self._requests.tokenizer, chosen_device()))
+
+    def _loaded(self) -> generation.AskedModel:
+        """Return the model itself: a task of lm-eval is not run by another engine."""
+        engine = self._engine()
+        if not isinstance(engine, InStep):
+            message = "a task of lm-eval runs on transformers alone"
+            raise CannotTrain(message, 'set evaluate.engine = "transformers"')
+        return engine.model
+
+    def _serve(self) -> Vllm:
+        requests, rows = self._requests, self._requests.key.setup.batch_size
+        place = self._attempt.folder / f"vllm-{requests.role.replace(' ', '-')}"
+        served = Served(requests.folder, requests.key.model_id, requests.longest(), rows)
+        server = Server(self._attempt.config.evaluate.vllm, served, place)
+        ends = generation.end_tokens(requests.folder, requests.tokenizer)
+        engine = Vllm(server, requests.tokenizer, ends, rows, self._attempt.check_stop)
+        # Before it is ready: what goes wrong until then has to stop it, too.
+        self._opened = engine
+        server.wait(self._attempt.check_stop)
+        return engine
 
 
 def _read(pairs: Sequence[tuple[generation.Tokens, generation.Tokens]]) -> int:
     return sum(len(prompt) + len(completion) for prompt, completion in pairs)
-
-
-class Pace:
-    """Says how far one model's part is and how long all that is asked will take, and stops when the step is to stop."""
-
-    def __init__(self, attempt: Attempt, asked: Sequence[Pending]) -> None:
-        """Count what is asked of all models."""
-        self._attempt = attempt
-        self._left: dict[Kind, int] = {
-            "read": sum(pending.tokens_to_read() for pending in asked),
-            "written": sum(pending.answers_to_write() for pending in asked),
-        }
-        self._done: dict[Kind, int] = {"read": 0, "written": 0}
-        self._seconds: dict[Kind, float] = {"read": 0.0, "written": 0.0}
-        self._records = self._total = self._tokens = 0
-        self._phase = ""
-        self._since = time.monotonic()
-
-    def begin(self, pending: Pending) -> None:
-        """Begin one model's part; raises `Interrupted`."""
-        self._phase, self._records, self._total = pending.requests.role, 0, pending.requests_left()
-        self._tell()
-        self._attempt.check_stop()
-
-    def resume(self) -> None:
-        """Count no time that went by since the last batch: a model was loaded."""
-        self._since = time.monotonic()
-
-    def skip(self, records: int, read: int) -> None:
-        """Count a batch that an earlier attempt had done: `read` tokens, or, without any, answers."""
-        self._left["read" if read else "written"] -= read or records
-        self._records += records
-        self._tell()
-
-    def advance(self, kind: Kind, records: int, tokens: int) -> None:
-        """Count `records` that were read, or answered, with the tokens that took; raises `Interrupted`."""
-        now = time.monotonic()
-        amount = tokens if kind == "read" else records
-        self._left[kind] -= amount
-        self._done[kind] += amount
-        self._seconds[kind] += now - self._since
-        self._since = now
-        self._records += records
-        self._tokens += tokens if kind == "written" else 0
-        self._tell()
-        self._attempt.check_stop()
-
-    def _tell(self) -> None:
-        speed = self._tokens / self._seconds["written"] if self._tokens else None
-        known = all(self._done[kind] or not left for kind, left in self._left.items())
-        left = sum(self._left[kind] * self._seconds[kind] / self._done[kind] for kind in self._left if self._done[kind])
-        self._attempt.progress(
-            self._records,
-            self._total,
-            phase=self._phase,
-            tokens_per_second=speed,
-            eta_seconds=left if known else None,
-        )

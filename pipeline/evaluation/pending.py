@@ -1,7 +1,10 @@
-"""What is still to be asked of one model, and what was answered before."""
+"""What is still to be asked of each model, what was answered before, and how long the rest will take."""
 
+import time
 from collections.abc import Sequence
+from typing import Literal
 
+from pipeline.contract import Attempt
 from pipeline.dataset.heldout import HeldoutRecord
 from pipeline.evaluation.plan import ModelRequests, SuiteRequests
 from pipeline.evaluation.prediction_cache import Prediction, PredictionCache, hash_tokens
@@ -14,6 +17,8 @@ NOISE_RECORDS = 32
 
 #: Text, tokens, whether it ended, and its share of the seconds.
 Answered = tuple[str, int, bool, float]
+#: What takes time: a token that is read, an answer that is written.
+Kind = Literal["read", "written"]
 
 
 class Pending:
@@ -113,4 +118,62 @@ class Pending:
             nll_sum=nll_sum,
             nll_tokens=nll_tokens,
             reference_hash=self.references[place],
+        )
+
+
+class Pace:
+    """Says how far one model's part is and how long all that is asked will take, and stops when the step is to stop."""
+
+    def __init__(self, attempt: Attempt, asked: Sequence[Pending]) -> None:
+        """Count what is asked of all models."""
+        self._attempt = attempt
+        self._left: dict[Kind, int] = {
+            "read": sum(pending.tokens_to_read() for pending in asked),
+            "written": sum(pending.answers_to_write() for pending in asked),
+        }
+        self._done: dict[Kind, int] = {"read": 0, "written": 0}
+        self._seconds: dict[Kind, float] = {"read": 0.0, "written": 0.0}
+        self._records = self._total = self._tokens = 0
+        self._phase = ""
+        self._since = time.monotonic()
+
+    def begin(self, pending: Pending) -> None:
+        """Begin one model's part; raises `Interrupted`."""
+        self._phase, self._records, self._total = pending.requests.role, 0, pending.requests_left()
+        self._tell()
+        self._attempt.check_stop()
+
+    def resume(self) -> None:
+        """Count no time that went by since the last batch: a model was loaded."""
+        self._since = time.monotonic()
+
+    def skip(self, records: int, read: int) -> None:
+        """Count a batch that an earlier attempt had done: `read` tokens, or, without any, answers."""
+        self._left["read" if read else "written"] -= read or records
+        self._records += records
+        self._tell()
+
+    def advance(self, kind: Kind, records: int, tokens: int) -> None:
+        """Count `records` that were read, or answered, with the tokens that took; raises `Interrupted`."""
+        now = time.monotonic()
+        amount = tokens if kind == "read" else records
+        self._left[kind] -= amount
+        self._done[kind] += amount
+        self._seconds[kind] += now - self._since
+        self._since = now
+        self._records += records
+        self._tokens += tokens if kind == "written" else 0
+        self._tell()
+        self._attempt.check_stop()
+
+    def _tell(self) -> None:
+        speed = self._tokens / self._seconds["written"] if self._tokens else None
+        known = all(self._done[kind] or not left for kind, left in self._left.items())
+        left = sum(self._left[kind] * self._seconds[kind] / self._done[kind] for kind in self._left if self._done[kind])
+        self._attempt.progress(
+            self._records,
+            self._total,
+            phase=self._phase,
+            tokens_per_second=speed,
+            eta_seconds=left if known else None,
         )

@@ -9,8 +9,8 @@ from pipeline.contract import Attempt
 from pipeline.dataset.heldout import HeldoutRecord, read_heldout
 from pipeline.errors import CannotTrain
 from pipeline.evaluation import prediction_cache, scoring
-from pipeline.evaluation.inference import Pace, Result, predict
-from pipeline.evaluation.pending import Pending
+from pipeline.evaluation.inference import Result, predict
+from pipeline.evaluation.pending import Pace, Pending
 from pipeline.evaluation.plan import ModelRequests, make_plan, say_base_is_not_asked
 from pipeline.evaluation.prediction_cache import PredictionCache
 from pipeline.evaluation.suites import read_suites
