@@ -126,16 +126,19 @@ class EvaluateConfig(Frozen):
     """Prompts generated together; 0 finds it at the track's first evaluation: 16 on a CPU, what fits on a GPU."""
     general: tuple[str, ...] = ("builtin",)
     """Suites against forgetting: `builtin`, files of your own, `lm-eval:TASK`; none with []."""
-    engine: Literal["batches", "continuous"] = "batches"
-    """`continuous` refills a batch as answers end; what is left of an interrupted evaluation is then batched anew."""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """What answers: `transformers`, in the step itself, or `vllm`, the program that `vllm` names."""
+    vllm: str = ""
+    """Absolute path of vLLM's program, in an environment of its own: "/opt/vllm/bin/vllm"."""
 
     @model_validator(mode="after")
-    def _engine_has_the_penalty(self) -> "EvaluateConfig":
-        if self.engine == "continuous" and self.repetition_penalty != 1:
-            msg = (
-                f"continuous batching has no repetition penalty, and evaluate.repetition_penalty is "
-                f'{self.repetition_penalty}: set evaluate.engine = "batches", or evaluate.repetition_penalty = 1.0'
-            )
+    def _vllm_is_named(self) -> "EvaluateConfig":
+        if self.engine == "vllm" and not self.vllm.startswith("/"):
+            msg = 'evaluate.engine is "vllm": set evaluate.vllm to the absolute path of the program, /opt/vllm/bin/vllm'
+            raise ValueError(msg)
+        tasks = [name for name in self.general if name.startswith("lm-eval:")]
+        if self.engine == "vllm" and tasks:
+            msg = f'{tasks[0]} needs evaluate.engine = "transformers": set that, or take it out of evaluate.general'
             raise ValueError(msg)
         return self
 

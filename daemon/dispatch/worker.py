@@ -55,6 +55,7 @@ ALLOWED_ENVIRONMENT = (
     "MKL_*",
     "OPENBLAS*",
     "BNB_*",
+    "VLLM_CPU_*",
 )
 #: What a step that speaks to a network sees beside this and its key.
 NETWORK_ENVIRONMENT = (

@@ -12,18 +12,21 @@ from pipeline.artifacts import Model
 from pipeline.contract import Attempt
 from pipeline.dataset.heldout import HeldoutRecord
 from pipeline.errors import CannotTrain, DropforgeError
-from pipeline.evaluation.prediction_cache import PredictionKey, Setup, hash_tokens
+from pipeline.evaluation.engines import vllm_server
+from pipeline.evaluation.prediction_cache import PLAIN, PredictionKey, Setup, hash_tokens
 from pipeline.evaluation.suites import Suite
 from pipeline.model_folder.manifest import model_id
 from pipeline.model_folder.trained_ids import trained_ids
 from pipeline.prompt import Format, completion_ids, fold, prompt_ids
-from pipeline.qlora import auto_batch_size, continuous_batching, generation
+from pipeline.qlora import auto_batch_size, generation
 from pipeline.qlora.generation import Decoding
 from pipeline.qlora.loading import chosen_device, load_tokenizer
 
 #: The request whose prompt tokens stand for a model's template.
 _PROBE = fold("Repeat the word.", "word")
 _FOUND_NAME = "batch-size.json"
+#: Requests at once under vLLM, which makes its batches itself.
+_ROWS_VLLM = 32
 
 
 Role = Literal["candidate", "champion", "base model"]
@@ -54,6 +57,18 @@ class ModelRequests:
     suites: tuple[SuiteRequests, ...] = ()
     users_own: bool = False
     """Whether the folder is the user's own, without a manifest: it may hold another model since it was hashed."""
+
+    def longest(self) -> int:
+        """Return the most tokens of a prompt with its answer, or with a reference and one token after it."""
+        new = self.key.setup.max_new_tokens
+        pairs = zip(self.prompts, self.completions, strict=True)
+        of_records = [len(prompt) + max(new, len(completion) + 1) for prompt, completion in pairs]
+        of_items = [
+            max(map(len, suite.prompts)) + max(len(tokens) for some in suite.answers for tokens in some)
+            for suite in self.suites
+            if suite.prompts
+        ]
+        return max([*of_records, *(tokens + auto_batch_size.ROUND for tokens in of_items)])
 
     def check_folder(self) -> None:
         """Raise `CannotTrain` if the folder is the user's own and does not hold the model of the key any more."""
@@ -102,18 +117,22 @@ def make_plan(
     """
     Return what both models are asked; with a batch size of 0 in `decoding` it is found, and kept in `folder`.
 
-    What a model cannot be asked fairly is left out for both. Raises `CannotTrain` if nothing is left, or if a model
-    cannot be asked by the engine that the settings name.
+    What a model cannot be asked fairly is left out for both. Raises `CannotTrain` if nothing is left, or if there is no
+    vLLM where the settings want one.
     """
     # A template may hold today's date: everything is tokenised before the long work.
     one, other = _asked_models(attempt)
     kept = _unseen(records, trained_ids(other.folder))
     asked = [_requests(model, kept, suites, decoding) for model in (one, other)]
-    if attempt.config.evaluate.engine == "continuous":
-        asked = [_asked_continuously(requests) for requests in asked]
+    settings = attempt.config.evaluate
+    if settings.engine == "vllm":
+        engine = f"vllm {vllm_server.read_version(settings.vllm)}"
+        asked = [_with_setup(requests, engine=engine) for requests in asked]
     kept, (candidate, champion), too_long = _leave_out_too_long(kept, asked, decoding.max_new_tokens)
     if not decoding.batch_size:
-        size = _batch_size(attempt, candidate, decoding.max_new_tokens, folder)
+        size = _ROWS_VLLM
+        if settings.engine != "vllm":
+            size = _batch_size(attempt, candidate, decoding.max_new_tokens, folder)
         candidate, champion = (_with_setup(requests, batch_size=size) for requests in (candidate, champion))
     own = trained_ids(one.folder)
     return EvalPlan(
@@ -228,7 +247,7 @@ def _leave_out_too_long(
 
     Training leaves such rows out too. Asked all the same, one long document would fail every run of the track.
     """
-    window = min(_window(requests.folder) for requests in both)
+    window = min(_window(requests) for requests in both)
 
     def fits(requests: ModelRequests, place: int) -> bool:
         return len(requests.prompts[place]) + max(answer_tokens, len(requests.completions[place])) <= window
@@ -277,21 +296,17 @@ def _cut(suite_requests: SuiteRequests, places: Sequence[int]) -> SuiteRequests:
     )
 
 
-def _window(folder: Path) -> float:
+def _window(requests: ModelRequests) -> float:
     """Return the most tokens that a model was made for; infinite if it does not say."""
-    own = durable.read_json(folder / "config.json").get("max_position_embeddings")
-    return own if isinstance(own, int) else math.inf
+    own = durable.read_json(requests.folder / "config.json").get("max_position_embeddings")
+    # vLLM generates a token after what it only reads, too.
+    reserve = 0 if requests.key.setup.engine == PLAIN else 1
+    return own - reserve if isinstance(own, int) else math.inf
 
 
 def _with_setup(requests: ModelRequests, **changed: Any) -> ModelRequests:
     setup = requests.key.setup.model_copy(update=changed)
     return replace(requests, key=requests.key.model_copy(update={"setup": setup}))
-
-
-def _asked_continuously(requests: ModelRequests) -> ModelRequests:
-    """Have a model asked by continuous batching; raises `CannotTrain` before either is loaded if it cannot be."""
-    continuous_batching.check(requests.folder, requests.key.setup.repetition_penalty)
-    return _with_setup(requests, engine=continuous_batching.ENGINE)
 
 
 def _batch_size(attempt: Attempt, requests: ModelRequests, answer_tokens: int, folder: Path) -> int:

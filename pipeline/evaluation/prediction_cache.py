@@ -22,8 +22,8 @@ from pipeline.errors import CannotTrain
 
 #: A score's first field is its suite: so far it is looked for in a line.
 _HEAD = 16
-#: The engine that takes prompts in batches of a fixed size.
-PLAIN = "batches"
+#: The engine of the training stack, and what of it can change an answer.
+PLAIN = "transformers: 1"
 
 
 class Setup(Frozen):
@@ -35,7 +35,7 @@ class Setup(Frozen):
     repetition_penalty: float
     batch_size: int
     engine: str = PLAIN
-    """How prompts are taken together, and what of that can change an answer."""
+    """What answers, and what of it can change an answer."""
     dtype: str
     device: str
     """Kind of device and its name, as its arithmetic decides the last bits."""
@@ -67,7 +67,7 @@ class Prediction(Frozen):
     ended: bool
     """Whether the model ended the answer by itself."""
     seconds: float
-    """Its share of the time that its batch took to generate; without batches, the time since the answer before it."""
+    """Its share of the time that its batch took to generate."""
     nll_sum: float
     """Negative log-likelihood of the reference in nats, summed over `nll_tokens` tokens."""
     nll_tokens: int

@@ -1,5 +1,5 @@
 """
-Asking a merged model: batched greedy answers, and the likelihood of reference answers.
+Asking a merged model: what answers and likelihoods have in common, and the likelihood of reference answers.
 
 The caller asks batch by batch, so that it can say how far it is, keep what it has and stop in between. Prompts are
 sorted by length, the longest first, so that too little memory shows at once; batches depend on nothing but the prompts.
@@ -7,7 +7,7 @@ sorted by length, the longest first, so that too little memory shows at once; ba
 
 import gc
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,12 +157,6 @@ def vocabulary(folder: Path) -> int:
     return int(config.get_text_config().vocab_size)
 
 
-def answer_batches(prompts: Sequence[Tokens], size: int) -> list[list[int]]:
-    """Return the indices of tokenised `prompts` in batches of `size`, as they are to be answered together."""
-    order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), tuple(prompts[index])))
-    return [order[start : start + size] for start in range(0, len(order), size)]
-
-
 def likelihood_batches(pairs: Sequence[tuple[Tokens, Tokens]], size: int, vocabulary: int) -> list[list[int]]:
     """
     Return the indices of `pairs` in batches of at most `size`, as their completions are to be scored together.
@@ -175,28 +169,6 @@ def likelihood_batches(pairs: Sequence[tuple[Tokens, Tokens]], size: int, vocabu
     return [order[start : start + rows] for start in range(0, len(order), rows)]
 
 
-def answers(
-    asked: AskedModel, prompts: Sequence[Tokens], decoding: Decoding, check_stop: Callable[[], None] = lambda: None
-) -> list[Answer]:
-    """
-    Return the answers to one batch of tokenised prompts.
-
-    `check_stop` is called at every token: what it raises ends the batch, as on a slow machine one can take minutes.
-    Raises `StepFailed` if memory does not suffice.
-    """
-    sequences = _generate(asked, prompts, decoding, check_stop)
-    return [as_answer(asked, tokens) for tokens in sequences]
-
-
-def as_answer(asked: AskedModel, tokens: Tokens) -> Answer:
-    """Return generated tokens as an answer."""
-    return Answer(
-        text=asked.tokenizer.decode(tokens, skip_special_tokens=True),
-        tokens=len(tokens),
-        ended=bool(tokens) and tokens[-1] in asked.ends,
-    )
-
-
 def likelihoods(asked: AskedModel, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[Likelihood]:
     """
     Return how likely the model finds each completion after its prompt, teacher-forced, for one batch.
@@ -206,33 +178,6 @@ def likelihoods(asked: AskedModel, pairs: Sequence[tuple[Tokens, Tokens]]) -> li
     """
     sums = _score(asked, pairs)
     return [Likelihood(nll, len(completion)) for nll, (_, completion) in zip(sums, pairs, strict=True)]
-
-
-def _generate(
-    asked: AskedModel, prompts: Sequence[Tokens], decoding: Decoding, check_stop: Callable[[], None]
-) -> list[list[int]]:
-    """Return the generated tokens of each prompt, up to and with the first that ends an answer."""
-    import torch
-
-    def stopping(ids: Any, _scores: Any, **_: Any) -> Any:
-        check_stop()
-        return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-
-    inputs, mask = pad_left(prompts, asked.model.device)
-    with memory_errors(), torch.inference_mode():
-        output = asked.model.generate(
-            input_ids=inputs,
-            attention_mask=mask,
-            max_new_tokens=decoding.max_new_tokens,
-            repetition_penalty=float(decoding.repetition_penalty),
-            stopping_criteria=[stopping],
-        )
-    return [_cut(tokens, asked.ends) for tokens in output[:, inputs.shape[1] :].tolist()]
-
-
-def _cut(tokens: list[int], ends: Sequence[int]) -> list[int]:
-    end = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
-    return tokens[: end + 1]
 
 
 def _score(asked: AskedModel, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[float]:

@@ -1,15 +1,18 @@
 """Candidate and champion answer the same held-out records in the same way; every answer is scored and kept."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from pipeline.artifacts import Dataset, Evaluation
 from pipeline.contract import Attempt
-from pipeline.dataset.heldout import read_heldout
+from pipeline.dataset.heldout import HeldoutRecord, read_heldout
 from pipeline.errors import CannotTrain
 from pipeline.evaluation import prediction_cache, scoring
 from pipeline.evaluation.inference import Result, predict
+from pipeline.evaluation.pending import Pace, Pending
 from pipeline.evaluation.plan import ModelRequests, make_plan, say_base_is_not_asked
+from pipeline.evaluation.prediction_cache import PredictionCache
 from pipeline.evaluation.suites import read_suites
 from pipeline.qlora.generation import Decoding
 
@@ -34,14 +37,21 @@ def evaluate(attempt: Attempt) -> Evaluation:
     plan = make_plan(attempt, heldout, suites, decoding, folder)
     records, candidate, champion = plan.records, plan.candidate, plan.champion
     prediction_cache.comparable(candidate.key, champion.key)
-    ids = [record.id for record in records]
-    noise = attempt.config.noise
-    first = predict(attempt, candidate, ids, folder, twice=noise is None)
-    if champion.key == candidate.key:
-        second = replace(first, generated=0, resumed=0, seconds=0.0)
-    else:
-        second = predict(attempt, champion, ids, folder, twice=noise is None and first.again is None)
-    base = None if plan.base is None else _ask_base(attempt, plan.base, folder)
+    cached = attempt.root / attempt.spec.predictions
+
+    def pending(requests: ModelRequests, asked: Sequence[HeldoutRecord]) -> Pending:
+        return Pending(asked, requests, PredictionCache([cached / requests.key.digest]))
+
+    both = [pending(candidate, records)]
+    if champion.key != candidate.key:
+        both.append(pending(champion, records))
+    base_pending = None if plan.base is None else pending(plan.base, ())
+    if attempt.config.noise is None:
+        next((one for one in both if one.without_answer), both[0]).answer_twice()
+    pace = Pace(attempt, [*both, *([] if base_pending is None else [base_pending])])
+    first, *others = [predict(attempt, one, folder, pace) for one in both]
+    second = others[0] if others else replace(first, generated=0, resumed=0, seconds=0.0)
+    base = None if base_pending is None else _ask_base(attempt, base_pending, folder, pace)
     lines = [scoring.score_answers(records, result.predictions, dataset.metric) for result in (first, second)]
     report = attempt.make_folder("report")
     scoring.write_records(report / RECORDS_NAME, records, *lines)
@@ -79,10 +89,10 @@ def evaluate(attempt: Attempt) -> Evaluation:
     )
 
 
-def _ask_base(attempt: Attempt, requests: ModelRequests, folder: Path) -> Result | None:
+def _ask_base(attempt: Attempt, pending: Pending, folder: Path, pace: Pace) -> Result | None:
     """Return what the base model got in the suites; `None` where it has to be asked and its folder is not its own."""
     try:
-        return predict(attempt, requests, (), folder, twice=False)
+        return predict(attempt, pending, folder, pace)
     except CannotTrain as error:
         say_base_is_not_asked(error.message)
         return None

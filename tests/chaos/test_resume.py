@@ -27,9 +27,9 @@ from tests.made_artifacts import heldout_row
 
 STEPS = 21
 RECORDS = 30
-BATCH = 4
-#: Of each model, thirty records in batches of four: eight of likelihoods and eight of answers.
-BATCHES = 2 * 2 * 8
+BATCH = 2
+#: Of each model, thirty records: fifteen batches of likelihoods, and of answers two, of eight to each of two rows.
+BATCHES = 2 * (15 + 2)
 _POLL_SECONDS = 0.001
 
 
@@ -385,4 +385,4 @@ def test_an_evaluation_cut_off_goes_on_from_the_predictions_that_it_has(
         assert sum(batches(second)) == BATCHES - kept, "only what was missing"
         assert (value, records) == uncut_report
         answered = report.candidate.resumed + report.champion.resumed
-        assert (answered > 0) == (kept > BATCHES // 4)
+        assert (answered > 0) == (kept > 15)

@@ -26,7 +26,7 @@ from pipeline.metrics.degenerate import degenerate
 from pipeline.metrics.registry import METRICS
 from pipeline.model_folder.manifest import model_id
 from pipeline.prompt import ALPACA_TEMPLATE, completion_ids, fold, prompt_ids
-from pipeline.qlora import auto_batch_size, generation, lm_eval, multiple_choice
+from pipeline.qlora import auto_batch_size, generation, greedy_decoding, lm_eval, multiple_choice
 from pipeline.qlora.generation import Decoding
 from pipeline.qlora.loading import load_tokenizer
 from pipeline.steps.decide import read_comparison
@@ -246,17 +246,12 @@ def test_answers_in_a_batch_are_those_given_one_at_a_time(tiny: Any, tiny_llama:
     prompts = [
         prompt_ids(tokenizer, "chat", "x " * 12 * n + row["input"]) for n, row in enumerate(tiny.rows(7, seed=3))
     ]
-    texts: dict[int, dict[int, str]] = {}
-    for size in (1, 3, 7):
-        batches = generation.answer_batches(prompts, size)
-        assert [len(batch) for batch in batches] == [min(size, 7 - start) for start in range(0, 7, size)]
-        texts[size] = {}
-        for batch in batches:
-            said = generation.answers(asked, [prompts[index] for index in batch], Decoding(12, penalty, size))
-            texts[size].update({index: answer.text for index, answer in zip(batch, said, strict=True)})
-    assert sorted(texts[1]) == list(range(7))
-    assert texts[1] == texts[3] == texts[7]
-    assert len(set(texts[1].values())) > 1
+    texts = [
+        [answer.text for answer in greedy_decoding.answers(asked, prompts, Decoding(12, penalty, size))]
+        for size in (1, 3, 7)
+    ]
+    assert texts[0] == texts[1] == texts[2]
+    assert len(set(texts[0])) > 1
 
 
 def test_padding_is_masked_and_holds_no_token_that_a_penalty_would_find_beside_the_prompts_own() -> None:
@@ -268,24 +263,12 @@ def test_padding_is_masked_and_holds_no_token_that_a_penalty_would_find_beside_t
         assert attended == sorted(attended)
 
 
-def test_batches_depend_on_the_prompts_and_not_on_their_order(tiny: Any, tiny_llama: Path) -> None:
-    tokenizer = load_tokenizer(tiny_llama)
-    prompts = [prompt_ids(tokenizer, "chat", row["input"]) for row in tiny.rows(7, seed=3)]
-
-    def composition(given: list[list[int]]) -> list[list[list[int]]]:
-        return [[given[index] for index in batch] for batch in generation.answer_batches(given, 3)]
-
-    assert composition(prompts) == composition(prompts[::-1])
-    lengths = [len(prompt) for batch in composition(prompts) for prompt in batch]
-    assert lengths == sorted(lengths, reverse=True)
-
-
 def test_an_answer_ends_with_the_end_token_and_without_it_after_the_limit(tmp_path: Path, tiny_llama: Path) -> None:
     folder = shutil.copytree(tiny_llama, tmp_path / "model")
     tokenizer = load_tokenizer(folder)
     asked = generation.open_model(folder, tokenizer, "cpu")
     prompt = prompt_ids(tokenizer, "chat", "hello")
-    (free,) = generation.answers(asked, [prompt], Decoding(12, 1.0, 1))
+    (free,) = greedy_decoding.answers(asked, [prompt], Decoding(12, 1.0, 1))
     assert free.tokens == 12
     with torch.inference_mode():
         said = asked.model.generate(torch.tensor([prompt]), max_new_tokens=12)[0, len(prompt) :].tolist()
@@ -296,7 +279,7 @@ def test_an_answer_ends_with_the_end_token_and_without_it_after_the_limit(tmp_pa
     )
     ending = generation.open_model(folder, tokenizer, "cpu")
     assert set(ending.ends) == {end, tokenizer.eos_token_id}
-    (cut,) = generation.answers(ending, [prompt], Decoding(12, 1.0, 1))
+    (cut,) = greedy_decoding.answers(ending, [prompt], Decoding(12, 1.0, 1))
     place = said.index(end)
     assert cut.tokens == place + 1
     assert cut.text == tokenizer.decode(said[: place + 1], skip_special_tokens=True)
@@ -313,7 +296,7 @@ def test_a_short_answer_is_not_filled_up_by_the_longest_of_its_batch(
         said = asked.model.generate(torch.tensor([prompts[0]]), max_new_tokens=2)[0, -1].item()
     durable.write_json(folder / "generation_config.json", {"eos_token_id": [said]})
     ending = generation.open_model(folder, tokenizer, "cpu")
-    answers = generation.answers(ending, prompts, Decoding(12, 1.0, 6))
+    answers = greedy_decoding.answers(ending, prompts, Decoding(12, 1.0, 6))
     assert answers[0].tokens <= 2 < max(answer.tokens for answer in answers)
 
 
@@ -405,11 +388,11 @@ def comparable(report: Evaluation) -> dict[str, Any]:
     return value
 
 
-#: Of ten records in batches of four, each model has three batches of likelihoods and three of answers.
-BATCHES = 6
+#: Of ten records in batches of four, each model has three batches of likelihoods and one of answers.
+BATCHES = 4
 
 
-@pytest.mark.parametrize("cut", [1, 4, 10])
+@pytest.mark.parametrize("cut", [1, 4, 6])
 def test_an_evaluation_that_was_stopped_goes_on_from_the_batches_that_it_has(
     bench: Bench, tiny: Any, cut: int, whole: tuple[dict[str, Any], list[dict[str, Any]]],
     capsys: pytest.CaptureFixture[str],
@@ -424,10 +407,10 @@ def test_an_evaluation_that_was_stopped_goes_on_from_the_batches_that_it_has(
     report = evaluate(second)
     assert sum(map(len, logged(second).values())) == 2 * BATCHES - cut, "only what was missing is computed"
     assert (comparable(report), lines(second, report)) == whole
-    assert report.candidate.resumed == min(RECORDS, max(0, 4 * (cut - 3)))
+    assert report.candidate.resumed == (RECORDS if cut >= BATCHES else 0)
     said = f"candidate: {report.candidate.resumed} of its {RECORDS} answers were there from an interrupted attempt"
     assert (said in capsys.readouterr().err) == (report.candidate.resumed > 0)
-    assert report.champion.resumed == min(RECORDS, max(0, 4 * (cut - 9)))
+    assert report.champion.resumed == 0
 
 
 def test_batches_of_an_earlier_version_are_asked_again(
@@ -483,16 +466,16 @@ def test_a_batch_that_is_torn_or_was_asked_otherwise_is_computed_again(
 ) -> None:
     rows = heldout_rows(tiny)
     first = bench.attempt(rows)
-    first.stop = StopsAfter(first, 5)
+    first.stop = StopsAfter(first, BATCHES)
     with pytest.raises(Interrupted):
         evaluate(first)
     (path,) = (first.folder / "predictions").glob("*.batches.jsonl")
     kept = path.read_text(encoding="utf-8").splitlines(keepends=True)
     other = json.dumps({**json.loads(kept[1]), "batch": "0" * 64}) + "\n"
-    path.write_text("".join([kept[0], other, *kept[2:4], "[]\n", "\0\0\n", kept[4][:-20]]), encoding="utf-8")
+    path.write_text("".join([kept[0], other, kept[2], "[]\n", "\0\0\n", kept[3][:-20]]), encoding="utf-8")
     second = bench.attempt(rows)
     report = evaluate(second)
-    assert sum(map(len, logged(second).values())) == 2 * BATCHES - 3
+    assert sum(map(len, logged(second).values())) == 2 * BATCHES - 2
     assert (comparable(report), lines(second, report)) == whole
 
 
@@ -501,10 +484,10 @@ def test_a_batch_in_hand_is_given_up_at_the_next_token_when_the_step_is_to_stop(
     asked: list[int] = []
 
     class StopsInBatch(threading.Event):
-        """Set at the third look during the second batch of answers."""
+        """Set at the fourth look during the batch of answers."""
 
         def is_set(self) -> bool:
-            if sum(map(len, logged(attempt).values())) == 4:
+            if sum(map(len, logged(attempt).values())) == 3:
                 asked.append(1)
             return len(asked) >= 4
 
@@ -512,7 +495,7 @@ def test_a_batch_in_hand_is_given_up_at_the_next_token_when_the_step_is_to_stop(
     with pytest.raises(Interrupted):
         evaluate(attempt)
     assert len(asked) == 4 < NEW_TOKENS
-    assert sum(map(len, logged(attempt).values())) == 4, "and leaves no part of itself"
+    assert sum(map(len, logged(attempt).values())) == 3, "and leaves no part of itself"
 
 
 def test_all_answers_of_an_earlier_attempt_need_no_model(bench: Bench, tiny: Any) -> None:
@@ -543,8 +526,11 @@ def test_progress_names_the_model_counts_to_the_end_and_tells_the_speed(bench: B
         steps = [step for step in told if step["phase"] == role]
         assert [step["done"] for step in steps] == sorted(step["done"] for step in steps)
         assert steps[-1]["done"] == steps[-1]["total"] == 2 * RECORDS
-        assert steps[-1]["eta_seconds"] == 0
         assert steps[-1]["tokens_per_second"] > 0
+    half = next(place for place, step in enumerate(told) if step["phase"] == "champion")
+    assert [step["eta_seconds"] for step in told[:3]] == [None] * 3, "before the first answer nobody knows"
+    assert told[half]["eta_seconds"] > 0, "of all that is asked, not of one model"
+    assert told[-1]["eta_seconds"] == 0
 
 
 def test_without_heldout_records_there_is_nothing_to_evaluate(bench: Bench) -> None:
@@ -967,7 +953,7 @@ def test_records_of_the_users_own_are_answered_freely_and_scored(bench: Bench, t
     asked = generation.open_model(bench.base, tokenizer, "cpu")
     for row, item in zip(given, items_of(attempt, report), strict=True):
         prompt = prompt_ids(tokenizer, "chat", fold(row["instruction"], row["input"]))
-        (answer,) = generation.answers(asked, [prompt], Decoding(16, 1.0, 1))
+        (answer,) = greedy_decoding.answers(asked, [prompt], Decoding(16, 1.0, 1))
         assert item["champion"] == METRICS["token_f1"].compute(answer.text, [row["output"]])
 
 
@@ -1065,10 +1051,10 @@ def test_the_noise_floor_is_measured_once_on_what_is_generated_anyway(bench: Ben
     rows = heldout_rows(tiny, 50)
     attempt = bench.attempt(rows, noise=None)
     report = evaluate(attempt)
-    assert report.noise == NoiseFloor(records=30, changed=0, points=0.0), "whole batches, 32 records at most"
+    assert report.noise == NoiseFloor(records=50 - 32, changed=0, points=0.0), "whole batches, 32 records at most"
     assert report.candidate.generated == 50
     counts = sorted(len(batches) for batches in logged(attempt).values())
-    assert counts == [2 * 13, 2 * 13 + 8], "one model alone is asked twice, in the same batches"
+    assert counts == [13 + 2, 13 + 2 + 1], "one model alone is asked twice, in the same batches"
     bench.publish(attempt, report)
     assert evaluate(bench.attempt(rows, noise=None)).noise is None, "nothing was generated"
     assert evaluate(bench.attempt(rows, noise=QUIET, batch_size=3)).noise is None
@@ -1076,13 +1062,13 @@ def test_the_noise_floor_is_measured_once_on_what_is_generated_anyway(bench: Ben
 
 def test_noise_is_what_the_second_time_changed(bench: Bench, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{**row, "references": ["right"]} for row in heldout_rows(tiny, 8)]
-    real, calls = generation.answers, []
+    real, calls = greedy_decoding.answers, []
 
     def answers(*given: Any) -> list[generation.Answer]:
         calls.append(1)
         said = real(*given)
-        # The candidate's second batch of the second time.
-        return [said[0]._replace(text="right"), *said[1:]] if len(calls) == 4 else said
+        # The candidate's second time.
+        return [said[0]._replace(text="right"), *said[1:]] if len(calls) == 2 else said
 
-    monkeypatch.setattr(generation, "answers", answers)
+    monkeypatch.setattr(greedy_decoding, "answers", answers)
     assert evaluate(bench.attempt(rows, noise=None)).noise == NoiseFloor(records=8, changed=1, points=100 / 8)

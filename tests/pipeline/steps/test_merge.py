@@ -26,7 +26,8 @@ from pipeline.errors import CannotTrain, DropforgeError, Interrupted, StepFailed
 from pipeline.model_folder.manifest import MANIFEST_NAME, model_id, verify_manifest
 from pipeline.model_folder.trained_ids import trained_ids
 from pipeline.prompt import fold, prompt_ids
-from pipeline.qlora.generation import Decoding, answers, open_model
+from pipeline.qlora.generation import Decoding, open_model
+from pipeline.qlora.greedy_decoding import answers
 from pipeline.qlora.loading import load_tokenizer, quiet
 from pipeline.qlora.merging import tolerance
 from pipeline.steps.merge import merge

@@ -268,7 +268,7 @@ def test_the_estimate_counts_what_torch_keeps_for_the_backward_pass(
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    (inputs,) = passes(collate([dict(row) for row in trainer.train_dataset]), 1000)
+    (inputs,) = passes(collate([dict(row) for row in trainer.train_dataset]), 1000, packed=trainer.records_packed)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         trainer.compute_loss(model, inputs)
     expected = estimate(base_sizes(wide_llama), plan, 4, "cpu")["activations"] / 1.5

@@ -1,0 +1,216 @@
+"""
+Greedy answers to many prompts: one that is complete leaves the batch, and the next prompt takes its place.
+
+Transformers' own continuous batching is not used: it has no repetition penalty, takes only some models, and was slower
+on a CPU than batches that wait for their longest answer. What is read and generated together depends on the prompts and
+the batch size alone, since in bf16 it can change an answer.
+"""
+
+import inspect
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+from pipeline.errors import CannotTrain
+from pipeline.metrics.degenerate import is_looping
+from pipeline.qlora.generation import Answer, AskedModel, Decoding, Tokens, accepted, memory_errors, pad_left
+
+#: So many prompts to a row are answered as one: the last answers of each leave rows empty.
+_PER_ROW = 8
+#: Prompts are read once this share of the rows is free: few at a time cost as much as many.
+_REFILL = 0.25
+#: A loop has come so often in a row, and has so many tokens, before an answer is cut.
+_LOOP_TIMES, _LOOP_TOKENS = 4, 32
+
+
+def answer_batches(prompts: Sequence[Tokens], size: int) -> list[list[int]]:
+    """
+    Return the indices of tokenised `prompts` as they are to be answered together, with `size` rows at once.
+
+    The longest come first, so that too little memory shows at once.
+    """
+    order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), tuple(prompts[index])))
+    together = _PER_ROW * size
+    return [order[start : start + together] for start in range(0, len(order), together)]
+
+
+def answers(
+    asked: AskedModel,
+    prompts: Sequence[Tokens],
+    decoding: Decoding,
+    watch: Callable[[int, int], None] = lambda _answers, _tokens: None,
+    may_loop: Collection[int] = (),
+) -> list[Answer]:
+    """
+    Return the answers to tokenised prompts, in their order; `decoding.batch_size` of them are generated at once.
+
+    An answer that repeats one phrase and nothing else any more is cut, except those to the prompts `may_loop`.
+    `watch` is told before every token how many answers are complete and how many tokens there are: what it raises ends
+    it. Raises `StepFailed` if memory does not suffice, `CannotTrain` if the model has no cache to go on from.
+    """
+    import torch
+
+    found: list[list[int]] = [[] for _ in prompts]
+    waiting = deque(range(len(prompts)))
+    with memory_errors(), torch.inference_mode():
+        rows = _Rows(asked.model, decoding.repetition_penalty)
+        while waiting or rows.places:
+            watch(len(prompts) - len(waiting) - len(rows.places), sum(map(len, found)))
+            free = decoding.batch_size - len(rows.places)
+            if waiting and free >= _REFILL * decoding.batch_size and rows.can_join():
+                some = [waiting.popleft() for _ in range(min(free, len(waiting)))]
+                rows.join(some, [prompts[place] for place in some])
+            for place, token in zip(rows.places, rows.choose(), strict=True):
+                found[place].append(token)
+            rows.keep([
+                row
+                for row, place in enumerate(rows.places)
+                if not _is_over(asked, found[place], decoding, may_loop=place in may_loop)
+            ])  # fmt: skip
+            rows.read()
+    return [_as_answer(asked, tokens) for tokens in found]
+
+
+def _is_over(asked: AskedModel, tokens: Tokens, decoding: Decoding, *, may_loop: bool) -> bool:
+    if tokens[-1] in asked.ends or len(tokens) == decoding.max_new_tokens:
+        return True
+    return not may_loop and _repeats(tokens) and is_looping(_text(asked, tokens))
+
+
+def _repeats(tokens: Tokens) -> bool:
+    """Say whether the end is one phrase over and over, so often that the model will hardly leave it."""
+    for period in range(1, len(tokens) // _LOOP_TIMES + 1):
+        length = max(_LOOP_TIMES * period, _LOOP_TOKENS)
+        if length <= len(tokens) and tokens[-length:-period] == tokens[period - length :]:
+            return True
+    return False
+
+
+def _as_answer(asked: AskedModel, tokens: Tokens) -> Answer:
+    return Answer(text=_text(asked, tokens), tokens=len(tokens), ended=bool(tokens) and tokens[-1] in asked.ends)
+
+
+def _text(asked: AskedModel, tokens: Tokens) -> str:
+    return str(asked.tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+class _Rows:
+    """The prompts that are answered at present: their tokens, padded at the left, and what the model keeps of them."""
+
+    def __init__(self, model: Any, repetition_penalty: float) -> None:
+        from transformers import RepetitionPenaltyLogitsProcessor
+
+        self._model = model
+        self._penalty = None if repetition_penalty == 1 else RepetitionPenaltyLogitsProcessor(float(repetition_penalty))
+        self._name = _cache_name(model)
+        self.places: list[int] = []
+        """Which prompt each row is about."""
+        self._cache: Any = None
+        self._ids: Any = None
+        self._mask: Any = None
+        self._logits: Any = None
+
+    def can_join(self) -> bool:
+        """Say whether rows can be added to those that are there: not to the state of a recurrent layer."""
+        from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+        known = {DynamicLayer, DynamicSlidingWindowLayer}
+        return not self.places or all(type(layer) in known for layer in self._cache.layers)
+
+    def join(self, places: Sequence[int], prompts: Sequence[Tokens]) -> None:
+        """Read some prompts, and add them to the rows."""
+        import torch
+
+        ids, mask = pad_left(prompts, self._model.device)
+        cache, logits = self._forward(ids, mask, None)
+        if self.places:
+            width = max(ids.shape[1], self._ids.shape[1])
+            for mine, other in zip(self._cache.layers, cache.layers, strict=True):
+                _fit(mine, width)
+                _fit(other, width)
+                mine.keys = torch.cat([mine.keys, other.keys])
+                mine.values = torch.cat([mine.values, other.values])
+            both = _widen(self._ids, self._mask, width), _widen(ids, mask, width)
+            ids, mask = (torch.cat(parts) for parts in zip(*both, strict=True))
+            cache, logits = self._cache, torch.cat([self._logits, logits])
+        self._cache, self._ids, self._mask, self._logits = cache, ids, mask, logits
+        self.places += places
+
+    def choose(self) -> list[int]:
+        """Add the likeliest token to every row; return them."""
+        import torch
+
+        logits = self._logits.float()
+        chosen = (logits if self._penalty is None else self._penalty(self._ids, logits)).argmax(dim=-1, keepdim=True)
+        self._ids = torch.cat([self._ids, chosen], dim=1)
+        self._mask = torch.cat([self._mask, torch.ones_like(chosen)], dim=1)
+        return [int(token) for token in chosen[:, 0].tolist()]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drop all rows but these, and the padding that none of them needs."""
+        import torch
+
+        if len(rows) == len(self.places):
+            return
+        can_join = self.can_join()
+        self.places = [self.places[row] for row in rows]
+        if not rows:
+            return
+        index = torch.tensor(rows, device=self._ids.device)
+        self._cache.reorder_cache(index)
+        self._ids, self._mask = self._ids[index], self._mask[index]
+        padding = self._ids.shape[1] - int(self._mask.sum(dim=1).max())
+        if padding and can_join:
+            self._ids, self._mask = self._ids[:, padding:], self._mask[:, padding:]
+            for layer in self._cache.layers:
+                # The last token was chosen and is not yet read.
+                _fit(layer, self._ids.shape[1] - 1)
+
+    def read(self) -> None:
+        """Read the last token of every row."""
+        if self.places:
+            self._cache, self._logits = self._forward(self._ids[:, -1:], self._mask, self._cache)
+
+    def _forward(self, ids: Any, mask: Any, cache: Any) -> tuple[Any, Any]:
+        """Return the model's cache and the logits of the next token, both a row for each of `ids`."""
+        positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        inputs = self._model.prepare_inputs_for_generation(
+            ids,
+            attention_mask=mask,
+            use_cache=True,
+            is_first_iteration=cache is None,
+            **{self._name: cache},
+            **accepted(self._model, position_ids=positions, logits_to_keep=1),
+        )
+        output = self._model(**inputs, return_dict=True)
+        return getattr(output, self._name), output.logits[:, -1]
+
+
+def _cache_name(model: Any) -> str:
+    """Return what a model calls the library's cache: within transformers 5 that changed."""
+    known = inspect.signature(model.forward).parameters
+    name = next((name for name in ("cache", "past_key_values") if name in known), None)
+    if name is None:
+        message = f"{type(model).__name__} has no cache of transformers' own kind to go on from"
+        raise CannotTrain(message, "use a base model that keeps keys and values")
+    return name
+
+
+def _fit(layer: Any, width: int) -> None:
+    """Make a layer of the cache `width` tokens wide, at the left, where there is padding alone."""
+    from torch.nn.functional import pad
+
+    columns = width
+    if layer.is_sliding:
+        layer.cumulative_length, columns = width, min(width, layer.sliding_window - 1)
+    missing = columns - layer.keys.shape[-2]
+    layer.keys, layer.values = pad(layer.keys, (0, 0, missing, 0)), pad(layer.values, (0, 0, missing, 0))
+
+
+def _widen(ids: Any, mask: Any, width: int) -> tuple[Any, Any]:
+    """Return token ids and mask with more padding, of the kind that `pad_left` puts there."""
+    import torch
+    from torch.nn.functional import pad
+
+    missing = width - ids.shape[1]
+    return torch.cat([ids[:, :1].expand(-1, missing), ids], dim=1), pad(mask, (missing, 0))

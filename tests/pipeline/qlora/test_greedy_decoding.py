@@ -1,0 +1,276 @@
+"""Greedy decoding against the library's own `generate`, one prompt at a time, on tiny models of several kinds."""
+
+import functools
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from pipeline import durable
+from pipeline.errors import CannotTrain, Interrupted, StepFailed
+from pipeline.metrics.degenerate import degenerate, is_looping
+from pipeline.prompt import prompt_ids
+from pipeline.qlora import generation, greedy_decoding
+from pipeline.qlora.generation import AskedModel, Decoding
+from pipeline.qlora.loading import load_tokenizer
+
+RECORDS = 11
+NEW_TOKENS = 12
+
+
+def open_folder(folder: Path) -> AskedModel:
+    return generation.open_model(folder, load_tokenizer(folder), "cpu")
+
+
+def prompts_of(tiny: Any, folder: Path) -> list[list[int]]:
+    """Return prompts of very different lengths, the longest in the middle."""
+    tokenizer = load_tokenizer(folder)
+    return [
+        prompt_ids(tokenizer, "chat", "x " * 12 * (n % 4) + row["input"])
+        for n, row in enumerate(tiny.rows(RECORDS, seed=3))
+    ]
+
+
+def alone(asked: AskedModel, prompts: list[list[int]], penalty: float = 1.0) -> list[str]:
+    """Return what the library generates for each prompt by itself."""
+    with torch.inference_mode():
+        said = [
+            asked.model.generate(
+                torch.tensor([prompt]),
+                attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+                max_new_tokens=NEW_TOKENS,
+                repetition_penalty=penalty,
+            )[0, len(prompt) :]
+            for prompt in prompts
+        ]
+    return [asked.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in said]
+
+
+def texts(asked: AskedModel, prompts: list[list[int]], size: int, penalty: float = 1.0) -> list[str]:
+    decoding = Decoding(NEW_TOKENS, penalty, size)
+    return [answer.text for answer in greedy_decoding.answers(asked, prompts, decoding, may_loop=range(RECORDS))]
+
+
+@pytest.fixture(scope="session")
+def ending_llama(tiny: Any, tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model, some of whose answers end early: an end token is one that it says in the middle of some."""
+    folder = tmp_path_factory.mktemp("ending") / "model"
+    shutil.copytree(tiny_llama, folder)
+    asked = open_folder(folder)
+    with torch.inference_mode():
+        said = [
+            asked.model.generate(torch.tensor([prompt]), max_new_tokens=3)[0, -1].item()
+            for prompt in prompts_of(tiny, folder)
+        ]
+    durable.write_json(folder / "generation_config.json", {"eos_token_id": sorted(set(said[:2]))})
+    return folder
+
+
+class Passes:
+    """Notes rows and columns of every pass of a model, and how wide its cache is after it."""
+
+    def __init__(self, asked: AskedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.shapes: list[tuple[int, int]] = []
+        self.widths: list[int] = []
+        real = asked.model.forward
+
+        @functools.wraps(real)
+        def forward(*given: Any, **named: Any) -> Any:
+            self.shapes.append(tuple(named["input_ids"].shape))
+            output = real(*given, **named)
+            cache = getattr(output, "cache", None) or output.past_key_values
+            self.widths.append(cache.get_seq_length())
+            return output
+
+        monkeypatch.setattr(asked.model, "forward", forward)
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.5])
+@pytest.mark.parametrize("size", [1, 4, 16])
+def test_answers_are_those_of_the_library_given_one_at_a_time(
+    tiny: Any, ending_llama: Path, size: int, penalty: float
+) -> None:
+    asked, prompts = open_folder(ending_llama), prompts_of(tiny, ending_llama)
+    assert texts(asked, prompts, size, penalty) == alone(asked, prompts, penalty)
+    ended = [answer.ended for answer in greedy_decoding.answers(asked, prompts, Decoding(NEW_TOKENS, 1.0, size))]
+    assert set(ended) == {True, False}
+
+
+def test_the_next_prompt_takes_the_place_of_an_answer_that_is_complete(
+    tiny: Any, ending_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, prompts = open_folder(ending_llama), prompts_of(tiny, ending_llama)
+    (order,) = greedy_decoding.answer_batches(prompts, 4)
+    prompts = [prompts[index] for index in order]
+    passes = Passes(asked, monkeypatch)
+    found = greedy_decoding.answers(asked, prompts, Decoding(NEW_TOKENS, 1.0, 4), may_loop=range(RECORDS))
+    read = [rows for rows, columns in passes.shapes if columns > 1]
+    steps = [rows for rows, columns in passes.shapes if columns == 1]
+    assert sum(read) == RECORDS
+    assert len(read) > RECORDS / 4, "before all four are through"
+    assert max(steps) == 4
+    assert sum(steps) == sum(answer.tokens - 1 for answer in found), "no token is generated that is not wanted"
+    assert max(passes.widths) <= max(map(len, prompts)) + NEW_TOKENS, "what is kept does not grow"
+
+
+def test_long_and_short_prompts_may_take_each_others_place(tiny: Any, ending_llama: Path) -> None:
+    asked, prompts = open_folder(ending_llama), prompts_of(tiny, ending_llama)
+    for given in (sorted(prompts, key=len), sorted(prompts, key=len, reverse=True)):
+        assert texts(asked, given, 3, 1.5) == alone(asked, given, 1.5)
+
+
+def save_small(folder: Path, config: Any, tokens_from: Path) -> AskedModel:
+    torch.manual_seed(0)
+    model: Any = transformers.AutoModelForCausalLM
+    model.from_config(config).save_pretrained(folder)
+    load_tokenizer(tokens_from).save_pretrained(folder)
+    return open_folder(folder)
+
+
+def small(kind: Any, tokens_from: Path, **more: Any) -> Any:
+    tokenizer = load_tokenizer(tokens_from)
+    return kind(
+        vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id, initializer_range=0.1, **more,
+    )  # fmt: skip
+
+
+def gemma(tokens_from: Path) -> Any:
+    room = {"intermediate_size": 128, "num_key_value_heads": 2, "num_attention_heads": 4, "head_dim": 16}
+    config = small(
+        transformers.Gemma2Config,
+        tokens_from,
+        max_position_embeddings=512,
+        sliding_window=16,
+        bos_token_id=None,
+        **room,
+    )
+    assert set(config.layer_types) == {"sliding_attention", "full_attention"}
+    return config
+
+
+KINDS: dict[str, Callable[[Path], Any]] = {
+    "sliding window": gemma,
+    "own prompts' form": lambda folder: small(
+        transformers.GPTNeoXConfig, folder, intermediate_size=128, max_position_embeddings=512, num_attention_heads=4
+    ),
+    "recurrent": lambda folder: small(transformers.MambaConfig, folder),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_other_kinds_of_models_are_answered_alike(
+    tiny: Any, tiny_llama: Path, tmp_path: Path, kind: Callable[[Path], Any]
+) -> None:
+    asked, prompts = save_small(tmp_path / "model", kind(tiny_llama), tiny_llama), prompts_of(tiny, tiny_llama)
+    said = alone(asked, prompts)
+    ends = asked.tokenizer.encode(said[0], add_special_tokens=False)[3:4]
+    asked = AskedModel(asked.model, asked.tokenizer, (*asked.ends, *ends))
+    asked.model.generation_config.eos_token_id = list(asked.ends)
+    expected = alone(asked, prompts)
+    assert texts(asked, prompts, 4) == expected
+
+
+def test_a_model_that_keeps_nothing_to_go_on_from_is_refused(tiny: Any, tiny_llama: Path, tmp_path: Path) -> None:
+    config = small(transformers.RwkvConfig, tiny_llama, attention_hidden_size=64, context_length=512)
+    asked = save_small(tmp_path / "model", config, tiny_llama)
+    with pytest.raises(CannotTrain, match="RwkvForCausalLM has no cache"):
+        texts(asked, prompts_of(tiny, tiny_llama), 4)
+
+
+def test_batches_depend_on_the_prompts_and_not_on_their_order(
+    tiny: Any, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(greedy_decoding, "_PER_ROW", 2)
+    prompts = prompts_of(tiny, tiny_llama)
+
+    def composition(given: list[list[int]]) -> list[list[list[int]]]:
+        return [[given[index] for index in batch] for batch in greedy_decoding.answer_batches(given, 2)]
+
+    assert composition(prompts) == composition(prompts[::-1])
+    assert [len(batch) for batch in composition(prompts)] == [4, 4, 3]
+    lengths = [len(prompt) for batch in composition(prompts) for prompt in batch]
+    assert lengths == sorted(lengths, reverse=True)
+
+
+# Loops ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scripted(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[generation.Answer]]:
+    """A model that says given texts, as long as it is let: answers(texts, may_loop) returns its answers."""
+    asked = open_folder(tiny_llama)
+    real = greedy_decoding._Rows.choose
+
+    def answers(said: list[str], may_loop: tuple[int, ...] = ()) -> list[generation.Answer]:
+        scripts = [[*asked.tokenizer.encode(text, add_special_tokens=False), asked.ends[0]] for text in said]
+        given = [0] * len(said)
+
+        def choose(rows: Any) -> list[int]:
+            real(rows)
+            for place in rows.places:
+                given[place] += 1
+            chosen = [scripts[place][given[place] - 1] for place in rows.places]
+            rows._ids[:, -1] = torch.tensor(chosen)
+            return chosen
+
+        monkeypatch.setattr(greedy_decoding._Rows, "choose", choose)
+        prompts = [[5, 6, 7]] * len(said)
+        return greedy_decoding.answers(asked, prompts, Decoding(400, 1.0, len(said)), may_loop=may_loop)
+
+    return answers
+
+
+LOOP = "SELECT name " + "AND age > 3 " * 20
+TABLE = "| a | b |\n" + "| --- " * 3 + "|\n| invoice | parcel |\n| password | discount |\n"
+
+
+def test_an_answer_that_loops_is_cut_and_counted_as_a_loop_that_never_ended(scripted: Any) -> None:
+    cut, whole, table = scripted([LOOP, LOOP, TABLE], may_loop=(1,))
+    assert not cut.ended
+    assert cut.tokens < whole.tokens / 2
+    assert LOOP.startswith(cut.text)
+    assert degenerate(cut.text, ["SELECT 1"], ended=cut.ended) == ["truncated", "looping"]
+    assert (whole.text, whole.ended) == (LOOP, True), "where a reference is a loop itself"
+    assert (table.text, table.ended) == (TABLE, True)
+
+
+def test_a_loop_that_is_the_lesser_part_of_a_text_is_none_yet(scripted: Any) -> None:
+    head = " ".join(f"{number}" for number in range(100, 160))
+    text = head + " again" * 20
+    (answer,) = scripted([text])
+    assert (answer.text, answer.ended) == (text, True)
+    assert not is_looping(text)
+
+
+def test_what_the_watcher_raises_ends_it_and_the_model_can_be_asked_again(tiny: Any, ending_llama: Path) -> None:
+    asked, prompts = open_folder(ending_llama), prompts_of(tiny, ending_llama)
+    told: list[tuple[int, int]] = []
+
+    def watch(answers: int, tokens: int) -> None:
+        told.append((answers, tokens))
+        if len(told) == 6:
+            message = "asked to stop"
+            raise Interrupted(message)
+
+    with pytest.raises(Interrupted):
+        greedy_decoding.answers(asked, prompts, Decoding(NEW_TOKENS, 1.0, 4), watch)
+    assert told == sorted(told)
+    assert told[0] == (0, 0)
+    assert told[1] == (0, 4) or told[1][0] > 0
+    assert texts(asked, prompts, 4) == alone(asked, prompts)
+
+
+def test_want_of_memory_is_said(tiny: Any, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, prompts = open_folder(tiny_llama), prompts_of(tiny, tiny_llama)
+
+    def forward(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(asked.model.model, "forward", forward)
+    with pytest.raises(StepFailed, match="memory does not hold"):
+        texts(asked, prompts, 4)
