@@ -36,6 +36,7 @@ bench: $(INSTALLED) ## the loop, the queue, a long history, an idle daemon, vali
 	$(BIN)/python bench/loop.py
 	$(BIN)/python bench/answer_loss.py
 	$(BIN)/python bench/presets.py
+	$(BIN)/python bench/merge.py
 	$(BIN)/python bench/evaluate.py
 	$(BIN)/python bench/latency.py
 	$(BIN)/python bench/intake.py

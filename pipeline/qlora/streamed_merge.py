@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import durable
 from pipeline.errors import StepFailed
-from pipeline.model_folder.safetensors_files import read_header
+from pipeline.model_folder.safetensors_files import NotSafetensorsError, read_header
 from pipeline.model_folder.text_files import try_read_object
 from pipeline.qlora.loading import quiet
 from pipeline.regular_files import open_regular
@@ -248,10 +248,11 @@ def _empty_model(folder: Path) -> tuple[Any, Any]:
     import torch
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.conversion_mapping import get_model_conversion_mapping
 
     quiet()
     try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         # Buffers are computed, not saved: they have to be there.
         with init_empty_weights(include_buffers=False):
@@ -259,9 +260,10 @@ def _empty_model(folder: Path) -> tuple[Any, Any]:
                 copy.deepcopy(config), dtype=torch.float32, trust_remote_code=False
             )
         model.tie_weights()
+        converted = get_model_conversion_mapping(model, add_legacy=False)
     except Exception as error:  # whatever it is, loading the whole model words it
         raise CannotStream(f"the model cannot be laid out: {type(error).__name__}: {error}"[:500]) from error
-    if get_model_conversion_mapping(model, add_legacy=False):
+    if converted:
         raise CannotStream(f"transformers converts the weights of a {config.model_type} when it loads them")
     return model, config
 
@@ -279,7 +281,10 @@ def _weight_files(folder: Path) -> list[Path]:
 def _stored(*files: Path) -> dict[str, Stored]:
     found: dict[str, Stored] = {}
     for path in files:
-        header, length = read_header(path)
+        try:
+            header, length = read_header(path)
+        except (OSError, NotSafetensorsError) as error:
+            raise CannotStream(f"{path.name} cannot be read: {error}") from error
         for name, entry in sorted(header.items(), key=lambda item: int(item[1]["data_offsets"][0])):
             if entry["dtype"] not in _DTYPES or name in found:
                 raise CannotStream(f"{name} is of the type {entry['dtype']}, or in two files")
