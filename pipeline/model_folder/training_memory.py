@@ -132,7 +132,7 @@ def _kept_numbers(base: BaseSizes, rank: int, number: int) -> int:
     """Return how many numbers of `number` bytes a token leaves in all layers until the backward pass."""
     of_adapters = base.inputs + rank * base.matrices
     if number == _WIDE:
-        # Without mixed precision what has the same input keeps one: queries, keys, values; gate and up; attention's own.
+        # Without mixed precision one input is kept where several read the same: queries, keys, values; gate and up.
         of_adapters -= (3 * base.hidden + base.attention) * base.layers
     # Queries, keys and values, and what attention gives; gate and up, and their product's first factor.
     of_layers = base.outputs - 2 * base.hidden * base.layers + (base.attention + base.inner) * base.layers
