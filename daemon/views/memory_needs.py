@@ -18,28 +18,28 @@ def memory_needs(settings: Settings, track: str) -> tuple[str, bool]:
     torch tells. Raises `OSError` or `ValueError` if the base model cannot be read.
     """
     own = settings.track(track)
-    on_card = settings.device == "cuda" or (settings.device == "auto" and _CARD.exists())
+    is_gpu = settings.device == "cuda" or (settings.device == "auto" and _CARD.exists())
     base = base_sizes(Path(own.base_model))
     most = own.train.max_length * own.train.batch_size
     first = MemoryPlan(
         device="",
         quantization="none",
         batch_tokens=max(own.train.max_length, min(own.train.batch_tokens, most)),
-        activations="recomputed" if on_card else "kept",
+        activations="recomputed" if is_gpu else "kept",
     )
     quantised = first.model_copy(update={"quantization": "nf4"})
     least = (first if own.train.quantization == "none" else quantised).model_copy(
         update={"batch_tokens": own.train.max_length, "activations": "recomputed"}
     )
     wide, narrow, smallest = (
-        sum(estimate(base, plan, own.train.rank, "cuda" if on_card else "cpu").values())
+        sum(estimate(base, plan, own.train.rank, "cuda" if is_gpu else "cpu").values())
         for plan in (first, quantised, least)
     )
     text = (
         f"training takes about {size(wide)} with the base as it is, {size(narrow)} with it in 4 bits, for "
         f"{first.batch_tokens:,} tokens a pass; {size(smallest)} at the least"
     )
-    if on_card:
+    if is_gpu:
         return f"{text}, on the card", True
     free = available_memory()
     return f"{text}; {size(free)} are free", smallest <= MARGIN * free
