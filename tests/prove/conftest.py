@@ -33,6 +33,7 @@ dev = 0
 [evaluate]
 general = {general}
 [gate]
+min_records = {least}
 trials_per_week = {trials}
 """
 
@@ -50,18 +51,31 @@ class Ground:
     rows: int
     """Of a drop from which the task is learned."""
 
-    def box(self, folder: Path, *, general: tuple[str, ...] = (), trials: int = 0, **train: Any) -> Box:
-        """Make a workspace whose training is set as it suits the model, but for `train`; `trials` cost time."""
+    def box(
+        self, folder: Path, *, general: tuple[str, ...] = (), trials: int = 0, least: int = 100, **train: Any
+    ) -> Box:
+        """
+        Make a workspace whose training is set as it suits the model, but for `train`.
+
+        `trials` a week cost time, and so do the rows for verdicts on `least` records.
+        """
         lines = "\n".join(f"{key} = {json.dumps(value)}" for key, value in {**self.train, **train}.items())
         base = json.dumps(str(self.base))
-        words = {"base": base, "train": lines, "general": json.dumps(list(general)), "trials": trials}
+        words = {"base": base, "train": lines, "general": json.dumps(list(general)), "trials": trials, "least": least}
         return Box(folder, _SETTINGS.format(**words))
 
 
 @pytest.fixture(scope="session")
 def ground() -> Ground:
     """What everything here stands on."""
-    train = {"format": "chat", "learning_rate": 5e-4, "batch_size": 4, "rank": 16, "max_length": 256}
+    train = {
+        "format": "chat",
+        "quantization": "nf4",
+        "learning_rate": 5e-4,
+        "batch_size": 4,
+        "rank": 16,
+        "max_length": 256,
+    }
     return Ground(demo_base(), train, desk_task, topic_task, rows=400)
 
 

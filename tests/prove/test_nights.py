@@ -1,7 +1,7 @@
 """
 Nine nights of one track without a person: what is honest ends in the champion, what is wrong ends suspended.
 
-On SmolLM2-135M in NF4, by `make prove` alone; about an hour a seed on two cores.
+On SmolLM2-135M, by `make prove` alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,8 +17,8 @@ from tests.prove.conftest import Ground
 from tests.prove.tasks import Row, Task, desk_task, topic_task
 
 pytestmark = pytest.mark.timeout(14_400)
-#: Rows of a drop; nearly half are held out, and a verdict needs 100.
-ROWS = 300
+#: Rows of a drop, of which nearly half are held out, and how many records a verdict is to need: what was learned shows.
+ROWS, LEAST = 240, 80
 
 
 def urgency_task(seed: int) -> Task:
@@ -64,7 +64,7 @@ def test_nine_nights_without_a_person(
         {"general.jsonl": general(100 * seed, ROWS)},
         {"honest-last.jsonl": [*urgency.rows(ROWS // 2), *colour.rows(ROWS // 2), *desk.rows(ROWS // 2)]},
     ]
-    box = ground.box(tmp_path / "box", trials=7)
+    box = ground.box(tmp_path / "box", trials=7, least=LEAST, quantization="none")
     for drops in nights:
         for name, rows in drops.items():
             box.drop(name, rows)
