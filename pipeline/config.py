@@ -92,6 +92,10 @@ class TrainConfig(Frozen):
     report_to: tuple[Literal["tensorboard", "trackio"], ...] = ()
     """Trackers that get the curves, too, as files in `tracking` below the attempt's folder: a step has no network."""
 
+    def decisive(self) -> dict[str, object]:
+        """Return, as JSON, the settings that what is learned depends on: none of memory, time and trackers."""
+        return self.model_dump(mode="json", exclude={"preset", "batch_tokens", "checkpoint_minutes", "report_to"})
+
     @model_validator(mode="after")
     def _fill_in_preset(self) -> "TrainConfig":
         # Not noted as set, so that a track's own preset is not held up by what another one filled in above it.

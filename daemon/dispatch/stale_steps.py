@@ -210,7 +210,7 @@ def _basis(step: str, config: RunConfig, drops: list[object]) -> tuple[object, .
             return (*_rows_from(config, drops), gate.min_records, gate.min_records_continuous)
         case "train":
             # The drops by themselves: what a model is said to know is its run's snapshot, whatever rows that came to.
-            return (config.train.model_dump(exclude={"checkpoint_minutes"}), config.base_model_id, drops)
+            return (config.train.decisive(), config.base_model_id, drops)
         case "merge":
             return (evaluate.repetition_penalty,)
         case "evaluate":

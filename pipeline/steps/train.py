@@ -26,7 +26,6 @@ from pipeline.qlora.training.memory import OutOfMemory, find_fit, go_on_with_les
 CHECK_EVERY = 500
 _MOST_BINS = 24
 #: Settings that a training goes on under whatever they are; `quantization` counts as what it came to.
-_NOT_LEARNED_FROM = {"batch_tokens", "checkpoint_minutes", "quantization", "report_to"}
 _LIBRARIES = ("accelerate", "bitsandbytes", "peft", "tokenizers", "torch", "transformers", "trl")
 
 
@@ -64,8 +63,7 @@ def train(attempt: Attempt) -> Adapter:
             "base": config.base_model_id,
             "device": device,
             "format": fmt,
-            "quantization": memory.plan.quantization,
-            "train": config.train.model_dump(mode="json", exclude=_NOT_LEARNED_FROM),
+            "train": {**config.train.decisive(), "quantization": memory.plan.quantization},
         }
     )
     try:
