@@ -174,7 +174,6 @@ class Model(Artifact):
     """Largest relative L2 distance of next-token logits, merged model against adapter on the 16-bit base."""
     logits_tolerance: float
     top1_agreement: float | None = None
-    """Share of the positions with the same likeliest next token; `None` where it was not measured."""
     not_streamed: str = ""
     """Why PEFT merged it with the whole model in memory; empty if it was merged weight by weight."""
     format: Literal["chat", "alpaca"]
@@ -399,6 +398,4 @@ class Verdict(Artifact):
     champion_model_id: str | None = None
 
 
-PAGE_NAME, JSON_NAME, RECORDS_NAME = "report.html", "report.json", "records.jsonl"
-#: In the judgement's folder, a line a record.
-JUDGEMENTS_NAME = "judgements.jsonl"
+PAGE_NAME, JSON_NAME, RECORDS_NAME, JUDGEMENTS_NAME = "report.html", "report.json", "records.jsonl", "judgements.jsonl"

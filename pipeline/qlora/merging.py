@@ -15,10 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import StepFailed
 from pipeline.model_folder.manifest import PICKLES
+from pipeline.model_folder.safetensors_files import read_header
 from pipeline.prompt import Format, template_for
 from pipeline.qlora.generation import accepted, pad_left
 from pipeline.qlora.loading import load_model
-from pipeline.qlora.streamed_merge import CannotStream, Streamed, check_pairs, open_streamed, write_merged
+from pipeline.qlora.streamed_merge import (
+    ADAPTER_FILE,
+    CannotStream,
+    Streamed,
+    lora_layers,
+    open_streamed,
+    saved_as,
+    write_merged,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -89,6 +98,7 @@ def ask_adapted(base: Path, adapter: Path, prompts: Sequence[Sequence[int]]) -> 
     """
     try:
         streamed = open_streamed(base, adapter)
+        check_pairs(streamed.model, adapter)
         return (Adapted(streamed.model, streamed), *_ask_both(streamed.model, prompts))
     except CannotStream as why:
         reason = str(why)
@@ -101,6 +111,29 @@ def ask_adapted(base: Path, adapter: Path, prompts: Sequence[Sequence[int]]) -> 
     check_pairs(model, adapter)
     model.eval()
     return (Adapted(model, None, reason), *_ask_both(model, prompts))
+
+
+def check_pairs(model: Any, adapter: Path) -> None:
+    """
+    Hold an adapter's file against the PEFT model that its config describes.
+
+    Raises `StepFailed` naming half a pair, a pair that is missing, one that meets no weight of the base, or one on a
+    weight that has a second place in the model.
+    """
+    hint = "train it again: dropforge retry RUN --from train"
+    wanted = {name for name in saved_as(model) if "lora_" in name}
+    found = {name for name in read_header(adapter / ADAPTER_FILE)[0] if "lora_" in name}
+    if missing := sorted(wanted - found):
+        message = f"the adapter lacks {missing[0]}, which its adapter_config.json speaks of"
+        raise StepFailed(message, hint)
+    if strange := sorted(found - wanted):
+        message = f"the adapter holds {strange[0]}, and the base model has no weight for it"
+        raise StepFailed(message, hint)
+    tied = getattr(model.get_base_model(), "all_tied_weights_keys", {})
+    for name in lora_layers(model.get_base_model()):
+        if f"{name}.weight" in {*tied, *tied.values()}:
+            message = f"the adapter changes {name}, whose weight the model uses in a second place, unchanged"
+            raise StepFailed(message, f"leave {name} out of the adapter's targets, and {hint}")
 
 
 def _ask_both(model: Any, prompts: Sequence[Sequence[int]]) -> tuple[Answers, Answers]:

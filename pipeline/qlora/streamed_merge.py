@@ -124,14 +124,14 @@ class Streamed:
 
     def layers(self) -> "dict[str, Linear]":
         """Return PEFT's layers by the name of the base's weight that each changes."""
-        return {self.sources[layer.base_layer.weight].name: layer for layer in _lora_layers(self.model).values()}
+        return {self.sources[layer.base_layer.weight].name: layer for layer in lora_layers(self.model).values()}
 
 
 def open_streamed(folder: Path, adapter: Path | None = None) -> Streamed:
     """
     Return the model in `folder`, with an adapter on it if one is given, without reading its weights.
 
-    Raises `CannotStream` if this takes PEFT and the whole model, and `StepFailed` as `check_pairs` does.
+    Raises `CannotStream` if this takes PEFT and the whole model. That the adapter's file is whole is not asked here.
     """
     model, config = _empty_model(folder)
     base = _stored(*_weight_files(folder))
@@ -145,9 +145,8 @@ def open_streamed(folder: Path, adapter: Path | None = None) -> Streamed:
     sources = {parameters[name]: tensor for name, tensor in base.items()}
     if adapter is not None:
         model = _adapted(model, adapter)
-        check_pairs(model, adapter)
         pairs = _stored(adapter / ADAPTER_FILE)
-        sources |= {parameter: pairs[name] for name, parameter in _saved_as(model).items()}
+        sources |= {parameter: pairs[name] for name, parameter in saved_as(model).items() if name in pairs}
     for parameter, tensor in sources.items():
         if tuple(parameter.shape) != tensor.shape:
             raise CannotStream(f"{tensor.name} has the shape {tensor.shape} in {tensor.path.name}")
@@ -155,29 +154,6 @@ def open_streamed(folder: Path, adapter: Path | None = None) -> Streamed:
     streamed = Streamed(model, config, base, sources)
     _read_while_computing(streamed)
     return streamed
-
-
-def check_pairs(model: Any, adapter: Path) -> None:
-    """
-    Hold an adapter's file against the PEFT model that its config describes.
-
-    Raises `StepFailed` naming half a pair, a pair that is missing, one that meets no weight of the base, or one on a
-    weight that has a second place in the model.
-    """
-    hint = "train it again: dropforge retry RUN --from train"
-    wanted = {name for name in _saved_as(model) if "lora_" in name}
-    found = {name for name in read_header(adapter / ADAPTER_FILE)[0] if "lora_" in name}
-    if missing := sorted(wanted - found):
-        message = f"the adapter lacks {missing[0]}, which its adapter_config.json speaks of"
-        raise StepFailed(message, hint)
-    if strange := sorted(found - wanted):
-        message = f"the adapter holds {strange[0]}, and the base model has no weight for it"
-        raise StepFailed(message, hint)
-    tied = getattr(model.get_base_model(), "all_tied_weights_keys", {})
-    for name in _lora_layers(model.get_base_model()):
-        if f"{name}.weight" in {*tied, *tied.values()}:
-            message = f"the adapter changes {name}, whose weight the model uses in a second place, unchanged"
-            raise StepFailed(message, f"leave {name} out of the adapter's targets, and {hint}")
 
 
 def write_merged(streamed: Streamed, target: Path, shard_bytes: int) -> None:
@@ -309,19 +285,20 @@ def _adapted(model: Any, adapter: Path) -> Any:
         if not known and value != getattr(plain, field.name):
             raise CannotStream(f"the adapter's {field.name} is {value!r}"[:200])
     model = PeftModel(model, config, low_cpu_mem_usage=True)
-    for name, layer in _lora_layers(model).items():
+    for name, layer in lora_layers(model).items():
         if type(layer) is not Linear or type(layer.base_layer) is not nn.Linear:
             raise CannotStream(f"the adapter changes {name}, which is a {type(layer.base_layer).__name__}, not linear")
     return model
 
 
-def _lora_layers(model: Any) -> dict[str, Any]:
+def lora_layers(model: Any) -> dict[str, Any]:
+    """Return PEFT's layers in a model by their names."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     return {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
 
 
-def _saved_as(model: Any) -> "dict[str, torch.nn.Parameter]":
+def saved_as(model: Any) -> "dict[str, torch.nn.Parameter]":
     """Return a PEFT model's adapter by the names that PEFT saves it under."""
     from peft import get_peft_model_state_dict
 
@@ -339,7 +316,7 @@ def _places(*modules: "torch.nn.Module") -> list[Place]:
 
 def _read_while_computing(streamed: Streamed) -> None:
     """Let each module read its weights before its forward pass and let go of them after it; PEFT's layers as one."""
-    layers = set(_lora_layers(streamed.model).values())
+    layers = set(lora_layers(streamed.model).values())
     within = {part for layer in layers for part in layer.modules()}
     for module in streamed.model.modules():
         parts = list(module.modules()) if module in layers else [] if module in within else [module]
