@@ -253,7 +253,7 @@ def died(engine: Engine, claim: Claim, death: Death, now: int, retry: RetrySetti
         values = {"deaths": deaths, "error": death.message, "hint": None, "not_before": now}
         if deaths < retry.deaths:
             return _wait(session, run, Move(RunState.WAITING, "run_died", values, detail), now)
-        values["hint"] = f"free memory or lower train.batch_size, then: dropforge retry {run.id}"
+        values["hint"] = f"free memory or lower train.batch_tokens, then: dropforge retry {run.id}"
         return change(session, run, Move(RunState.CRASHED, "run_crashed", values, detail), now)
 
 

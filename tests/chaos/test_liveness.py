@@ -210,7 +210,7 @@ def test_a_run_that_takes_worker_and_step_down_three_times_is_crashed_where_ever
         assert "crashed" in said, command
         assert "vanished" in said, command
     for command in ("status", "show 1"):
-        assert "hint: free memory or lower train.batch_size, then: dropforge retry 1" in ask(command)
+        assert "hint: free memory or lower train.batch_tokens, then: dropforge retry 1" in ask(command)
     (shown,) = json.loads(ask("runs --json"))["runs"]
     assert (shown["state"], shown["hint"].rpartition(": ")[2]) == ("crashed", "dropforge retry 1")
     assert "vanished processes: 3" in ask("show 1")
