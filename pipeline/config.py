@@ -55,7 +55,7 @@ class TrainConfig(Frozen):
     """Passes over the training rows."""
     batch_size: int = Field(default=8, ge=1, le=65_536)
     """Records an optimizer step."""
-    batch_tokens: int = Field(default=4096, ge=1, le=16_777_216)
+    batch_tokens: int = Field(default=2048, ge=1, le=16_777_216)
     """Most tokens a forward pass; a longer record has one to itself. It bounds memory and changes no gradient."""
     max_length: int = Field(default=1024, ge=16, le=16_777_216)
     """Window in tokens, prompt and answer together; longer rows are left out and counted, never cut."""

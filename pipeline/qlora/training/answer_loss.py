@@ -58,16 +58,12 @@ def summed_loss(head: Any, hidden: Any, labels: Any, logits_bytes: int = _LOGITS
     Return the summed cross-entropy of the labels that are not -100, each at the position before it, as a scalar.
 
     `hidden` is (rows, tokens, width), `labels` (rows, tokens). Without any label the sum is 0, and has a gradient of 0.
+    The head itself gets no gradient: TRL refuses adapters there.
     """
-    from torch.utils.checkpoint import checkpoint
-
     rows, places = (labels[:, 1:] != _NO_LABEL).nonzero(as_tuple=True)
     size = max(1, logits_bytes // (4 * head.out_features))
-    chunks = list(zip(hidden[rows, places].split(size), labels[rows, places + 1].split(size), strict=True))
-    if len(chunks) == 1:
-        return _chunk_loss(head, *chunks[0])
-    # The logits of a chunk are computed again when its gradient is, so that one chunk's are in memory at a time.
-    return sum(checkpoint(_chunk_loss, head, *chunk, use_reentrant=False) for chunk in chunks)
+    chunks = zip(hidden[rows, places].split(size), labels[rows, places + 1].split(size), strict=True)
+    return sum(_chunk_loss()(chunk, targets, head) for chunk, targets in chunks)
 
 
 def answer_tokens(labels: Any) -> Any:
@@ -88,7 +84,36 @@ def mean_loss(model: Any, inputs: dict[str, Any], answers: Any = None) -> Any:
     return total / torch.as_tensor(answer_tokens(inputs["labels"]) if answers is None else answers).clamp(min=1)
 
 
-def _chunk_loss(head: Any, hidden: Any, targets: Any) -> Any:
-    from torch.nn import functional
+@functools.cache
+def _chunk_loss() -> Any:
+    """
+    Return the loss of one chunk as a function that takes its gradient in the forward pass, while the logits are there.
 
-    return functional.cross_entropy(head(hidden).float(), targets, reduction="sum")
+    Neither logits nor probabilities are kept for the backward pass, or computed again in it.
+    """
+    import torch
+
+    class ChunkLoss(torch.autograd.Function):
+        """Cross-entropy of a head's product, whose gradient by the logits is the probabilities less the targets."""
+
+        @staticmethod
+        def forward(ctx: Any, hidden: Any, targets: Any, head: Any) -> Any:
+            with torch.enable_grad():
+                states = hidden.detach().requires_grad_()
+                logits = head(states)
+            scores = torch.log_softmax(logits.detach().float(), dim=-1)
+            rows = torch.arange(len(targets), device=targets.device)
+            loss = -scores[rows, targets].sum()
+            if ctx.needs_input_grad[0]:
+                slope = scores.exp_()
+                slope[rows, targets] -= 1
+                (gradient,) = torch.autograd.grad(logits, states, slope.to(logits.dtype))
+                ctx.save_for_backward(gradient)
+            return loss
+
+        @staticmethod
+        def backward(ctx: Any, grown: Any) -> Any:  # type: ignore[override, unused-ignore]
+            (gradient,) = ctx.saved_tensors
+            return (gradient * grown).to(gradient.dtype), None, None
+
+    return ChunkLoss.apply

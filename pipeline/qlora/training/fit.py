@@ -18,6 +18,7 @@ from pipeline.qlora.loading import Device, arithmetic_dtype, is_out_of_memory, l
 from pipeline.qlora.training.answer_loss import add_answer_loss, answer_tokens, has_plain_head, mean_loss
 from pipeline.qlora.training.checkpoints import keeper, newest_valid, step_of
 from pipeline.qlora.training.memory import OutOfMemory
+from pipeline.qlora.training.packed_attention import enable_packing
 from pipeline.qlora.training.packing import collate, passes
 from pipeline.qlora.training.row_order import LengthGroups
 
@@ -104,7 +105,7 @@ def fit(
         traceback.clear_frames(error.__traceback__)
         ran_out = f"{type(error).__name__}: {error}"
     if ran_out:
-        message = f"memory does not hold {config.batch_tokens} tokens a forward pass ({ran_out[:_ERROR_CHARACTERS]})"
+        message = f"memory does not hold a pass of the training ({ran_out[:_ERROR_CHARACTERS]})"
         raise OutOfMemory(message, "free memory on the device, or lower train.max_length")
     state = trainer.state
     if state.global_step < state.max_steps:
@@ -149,6 +150,7 @@ def _trainer(
     model: Any = load_model(training.base, training.device, quantization, dtype)
     _check_vocabulary(model, rows)
     plain_head = has_plain_head(model, rows[0].input_ids)
+    packed = enable_packing(model, [row.input_ids for row in rows])
     # A float32 base is trained in float32: nothing in it is 16-bit or quantised, so mixed precision would only round.
     mixed = single is None and (quantization == "nf4" or model.dtype != torch.float32)
     lengths = [len(row.input_ids) for row in rows]
@@ -157,6 +159,7 @@ def _trainer(
         """TRL's trainer, with an order of rows that survives a resume, passes by tokens, and the answers' loss."""
 
         loss_is_scaled_for_ga = True
+        records_packed = packed
 
         def _get_train_sampler(self, _dataset: Any = None) -> LengthGroups:
             return LengthGroups(lengths, config.batch_size, config.seed)
@@ -175,7 +178,7 @@ def _trainer(
             return torch.stack(losses).sum(), None, None
 
         def _passes(self, step: Any) -> list[dict[str, Any]]:
-            parts = passes(step, config.batch_tokens)
+            parts = passes(step, config.batch_tokens, packed=packed)
             # TRL divides a router's loss by it.
             self.current_gradient_accumulation_steps = len(parts)
             return parts

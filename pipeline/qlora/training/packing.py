@@ -6,6 +6,7 @@ optimizer step, so that the gradients add up to the same.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 _NO_LABEL = -100
@@ -28,33 +29,53 @@ def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def passes(step: Mapping[str, Any], batch_tokens: int) -> list[dict[str, Any]]:
+def passes(step: Mapping[str, Any], batch_tokens: int, *, packed: bool) -> list[dict[str, Any]]:
     """
-    Divide what `collate` made into the inputs of forward passes, a record a row, padded to the pass's longest.
+    Divide what `collate` made into the inputs of forward passes, packed into one row or padded to the longest record.
 
     A pass has at most `batch_tokens` tokens, with those of padding, or is a single record that is longer.
     """
-    from torch.nn.utils.rnn import pad_sequence
-
-    ids, labels = (step[name][0].split(step["lengths"]) for name in ("input_ids", "labels"))
-    made = []
-    for first, end in divide(step["lengths"], batch_tokens):
-        rows = ids[first:end]
-        made.append(
-            {
-                "input_ids": pad_sequence(rows, batch_first=True),
-                "attention_mask": pad_sequence([row.new_ones(len(row)) for row in rows], batch_first=True),
-                "labels": pad_sequence(labels[first:end], batch_first=True, padding_value=_NO_LABEL),
-            }
-        )
-    return made
+    lengths = step["lengths"]
+    ids, labels = (step[name][0].split(lengths) for name in ("input_ids", "labels"))
+    runs = list(divide(lengths, batch_tokens, packed=packed))
+    if packed:
+        return [pack(ids[first:end], labels[first:end]) for first, end in runs]
+    return [_pad(ids[first:end], labels[first:end]) for first, end in runs]
 
 
-def divide(lengths: Sequence[int], batch_tokens: int) -> Iterator[tuple[int, int]]:
+def divide(lengths: Sequence[int], batch_tokens: int, *, packed: bool) -> Iterator[tuple[int, int]]:
     """Yield the first record of each pass and the one after its last, in order: as many as fit, at least one."""
     first = 0
     for end in range(1, len(lengths) + 1):
-        fits = end < len(lengths) and max(lengths[first : end + 1]) * (end + 1 - first) <= batch_tokens
-        if not fits:
+        wider = lengths[first : end + 1]
+        if end == len(lengths) or (sum(wider) if packed else max(wider) * len(wider)) > batch_tokens:
             yield first, end
             first = end
+
+
+def pack(ids: Sequence[Any], labels: Sequence[Any] | None = None) -> dict[str, Any]:
+    """Return a forward pass's inputs with the records end to end, for `packed_attention`; positions begin anew."""
+    import torch
+
+    lengths = [len(row) for row in ids]
+    device = ids[0].device
+    ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+    made = {
+        "input_ids": torch.cat(list(ids))[None],
+        "position_ids": torch.cat([torch.arange(length, device=device) for length in lengths])[None],
+        "cu_seq_lens_q": ends,
+        "cu_seq_lens_k": ends,
+        "max_length_q": max(lengths),
+        "max_length_k": max(lengths),
+    }
+    return made if labels is None else {**made, "labels": torch.cat(list(labels))[None]}
+
+
+def _pad(ids: Sequence[Any], labels: Sequence[Any]) -> dict[str, Any]:
+    from torch.nn.utils.rnn import pad_sequence
+
+    return {
+        "input_ids": pad_sequence(list(ids), batch_first=True),
+        "attention_mask": pad_sequence([row.new_ones(len(row)) for row in ids], batch_first=True),
+        "labels": pad_sequence(list(labels), batch_first=True, padding_value=_NO_LABEL),
+    }

@@ -146,7 +146,7 @@ class StoppedAt(Attempt):
 
 @pytest.fixture(params=["nf4", "none"])
 def setup(request: Any, tiny: Any, tiny_llama: Path, tmp_path: Path, monkeypatch: Any) -> tuple[RunConfig, Dataset]:
-    """Fifty rows in batches of 8: 7 optimizer steps an epoch, three epochs, dropout, a dev curve in between."""
+    """Fifty rows, 8 a step in two packed passes or more: 7 steps an epoch, three epochs, dropout, a dev curve."""
     monkeypatch.setenv("DROPFORGE_DEVICE", "cpu")
     made = tiny.rows(74, seed=3)
     (tmp_path / "data").mkdir()
@@ -161,7 +161,7 @@ def setup(request: Any, tiny: Any, tiny_llama: Path, tmp_path: Path, monkeypatch
     )  # fmt: skip
     settings = TrainConfig(
         quantization=request.param, rank=4, alpha=8, dropout=0.1, learning_rate=3e-3, epochs=3, batch_size=8,
-        checkpoint_minutes=1e-6,
+        batch_tokens=200, checkpoint_minutes=1e-6,
     )  # fmt: skip
     config = RunConfig(
         track="default", base_model=str(tiny_llama), base_model_id=model_id(tiny_llama), salt="s", train=settings
@@ -174,7 +174,10 @@ def weights(attempt: Attempt, adapter: Adapter) -> dict[str, Any]:
 
 
 def test_a_training_stopped_in_its_second_epoch_and_resumed_ends_in_the_same_weights(
-    setup: tuple[RunConfig, Dataset], make_attempt: Callable[..., Attempt], tmp_path: Path
+    setup: tuple[RunConfig, Dataset],
+    make_attempt: Callable[..., Attempt],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     config, dataset = setup
     straight = make_attempt("train", config=config, inputs={"prepare": dataset})
@@ -192,6 +195,7 @@ def test_a_training_stopped_in_its_second_epoch_and_resumed_ends_in_the_same_wei
 
     resumed = make_attempt("train", config=config, inputs={"prepare": dataset})
     adapter = train(resumed)
+    assert capsys.readouterr().err.count("records are packed\n") == 3
     assert adapter.resumed_from_step == 10
     assert adapter.optimizer_steps == 21
     expected = weights(straight, whole)

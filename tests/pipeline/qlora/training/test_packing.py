@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from pipeline.config import TrainConfig
 from pipeline.qlora.loading import load_tokenizer
 from pipeline.qlora.training import fit
 from pipeline.qlora.training.fit import TokenRow, Training
-from pipeline.qlora.training.packing import collate, divide, passes
+from pipeline.qlora.training.packing import collate, passes
 
 #: A record a pass, two to three records a pass, and all in one.
 BUDGETS = (1, 64, 4096)
@@ -63,12 +64,17 @@ def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
         torch.testing.assert_close(gradient, expected[name], rtol=TOLERANCE, atol=TOLERANCE * size)
 
 
+@pytest.mark.parametrize("packed", [True, False])
 def test_a_smaller_budget_changes_neither_the_records_nor_their_order_nor_the_gradients(
-    tiny_llama: Path, tmp_path: Path
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, packed: bool
 ) -> None:
+    if not packed:
+        monkeypatch.setattr(fit, "enable_packing", lambda *_: False)
     rows = token_rows(8, seed=2)
     steps = [step_of(trainer_of(tiny_llama, tmp_path, rows, batch_tokens=budget)) for budget in BUDGETS]
-    counts = [len(list(passes(inputs, budget))) for (_, _, inputs), budget in zip(steps, BUDGETS, strict=True)]
+    counts = [
+        len(list(passes(inputs, budget, packed=packed))) for (_, _, inputs), budget in zip(steps, BUDGETS, strict=True)
+    ]
     assert counts[0] == 8 > counts[1] > counts[2] == 1
     whole = steps[-1]
     for loss, gradients, inputs in steps[:-1]:
@@ -88,15 +94,34 @@ def test_a_step_is_the_settings_records_whatever_the_budget(tiny_llama: Path, tm
     assert [len(lengths) for _, lengths in met[0]] == [6, 6, 6, 2]
 
 
-@given(st.lists(st.integers(1, 50), min_size=1), st.integers(1, 200))
-def test_passes_hold_every_record_whole_and_once_within_the_budget(lengths: list[int], budget: int) -> None:
+def made_rows(lengths: Sequence[int]) -> list[dict[str, Any]]:
     dice = random.Random(0)
-    rows = [{"input_ids": (ids := [dice.randrange(9, 99) for _ in range(size)]), "labels": ids} for size in lengths]
+    return [{"input_ids": (ids := [dice.randrange(9, 99) for _ in range(size)]), "labels": ids} for size in lengths]
+
+
+@given(st.lists(st.integers(1, 50), min_size=1), st.integers(1, 200))
+def test_padded_passes_hold_every_record_whole_and_once_within_the_budget(lengths: list[int], budget: int) -> None:
+    rows = made_rows(lengths)
     met = []
-    for part in passes(collate(rows), budget):
+    for part in passes(collate(rows), budget, packed=False):
         assert part["input_ids"].numel() <= budget or len(part["input_ids"]) == 1
         for ids, mask, labels in zip(part["input_ids"], part["attention_mask"], part["labels"], strict=True):
             met.append(ids[mask.bool()].tolist())
             assert labels.tolist() == [-100, *met[-1][1:], *[-100] * int((mask == 0).sum())]
     assert met == [row["input_ids"] for row in rows]
-    assert [first for first, _ in divide(lengths, budget)][1:] == [end for _, end in divide(lengths, budget)][:-1]
+
+
+@given(st.lists(st.integers(1, 50), min_size=1), st.integers(1, 200))
+def test_packed_passes_hold_every_record_whole_and_once_within_the_budget(lengths: list[int], budget: int) -> None:
+    rows = made_rows(lengths)
+    met = []
+    for part in passes(collate(rows), budget, packed=True):
+        ends = part["cu_seq_lens_q"].tolist()
+        assert ends[-1] == part["input_ids"].shape[1]
+        assert ends[-1] <= budget or len(ends) == 2
+        assert part["max_length_q"] == max(end - first for first, end in pairwise(ends))
+        for first, end in pairwise(ends):
+            met.append(part["input_ids"][0, first:end].tolist())
+            assert part["labels"][0, first:end].tolist() == [-100, *met[-1][1:]]
+            assert part["position_ids"][0, first:end].tolist() == list(range(end - first))
+    assert met == [row["input_ids"] for row in rows]

@@ -1,0 +1,230 @@
+"""
+Measure a training beside its peers, each in a process of its own: speed, peak memory, and the dev loss that comes out.
+
+    python bench/train.py [--demo-rows 48] [--alpaca-rows 24] [--alpaca FILE.jsonl] [--base FOLDER] [--batch-size 8]
+
+- guide: what the libraries' guides tell to write (bench/bare_script.py): TRL's SFTTrainer on messages, NF4, padded.
+- TRL: the same trainer as it comes, on the tokens that ours gets.
+- ours: what the train step builds, over the base in NF4 and in 16 bits.
+
+On SmolLM2-135M-Instruct, one epoch of the demo's rows and of an Alpaca file's, or of made-up rows as long. The clock
+runs from the first step to the last. The dev loss is the same function for all: nats a token of the answers of rows
+that nobody was trained on. On a busy machine, processor time is the one to trust. Exits 1 if a dev loss is more than
+2 % above TRL's.
+"""
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from daemon.cli.demo.command import demo_base
+from daemon.cli.demo.data import make_data
+
+WINDOW = 1024
+DEV_ROWS = 16
+PEERS = ("guide", "TRL", "ours, NF4", "ours, 16 bits")
+#: Steps of a bench are few: the step size is the demo's, so that they are seen in the dev loss.
+LEARNING_RATE = 5e-4
+_WORDS = "the of and to in a is that it for as with was on be by at this have from or an they which one"
+
+
+def main() -> int:
+    """Measure every peer on both sets and print; exit 1 if ours ends in another dev loss than TRL's."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--demo-rows", type=int, default=48)
+    parser.add_argument("--alpaca-rows", type=int, default=24)
+    parser.add_argument("--alpaca", type=Path)
+    parser.add_argument("--base", type=Path)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--peer", choices=PEERS, help=argparse.SUPPRESS)
+    parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.peer:
+        print(json.dumps(measure(asked.peer, asked.base, asked.rows, asked.batch_size)))
+        return 0
+    base = asked.base or demo_base()
+    alpaca = read(asked.alpaca) if asked.alpaca else made_alpaca(asked.alpaca_rows + DEV_ROWS)
+    sets = {
+        "the demo's rows": (
+            list(make_data(first=asked.demo_rows + DEV_ROWS, heldout=1, second=1).first),
+            asked.demo_rows,
+        ),
+        f"rows of {asked.alpaca.name}" if asked.alpaca else "made-up rows of Alpaca's length": (
+            alpaca,
+            asked.alpaca_rows,
+        ),
+    }
+    return max(show(title, run(base, rows, count, asked.batch_size)) for title, (rows, count) in sets.items())
+
+
+def run(base: Path, records: Sequence[dict[str, str]], count: int, batch_size: int) -> dict[str, dict[str, Any]]:
+    """Train each peer on `count` records, in a process of its own, and return what each said."""
+    # Threads that spin while they wait would count as work.
+    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "TRANSFORMERS_VERBOSITY": "error"}
+    said = {}
+    with tempfile.TemporaryDirectory() as folder:
+        rows = Path(folder) / "rows.json"
+        rows.write_text(json.dumps([records[:count], records[count : count + DEV_ROWS]]), encoding="utf-8")
+        for peer in PEERS:
+            argv = [sys.executable, __file__, "--peer", peer, "--base", str(base), "--rows", str(rows)]
+            argv += ["--batch-size", str(batch_size)]
+            done = subprocess.run(argv, env=environment, cwd=folder, capture_output=True, text=True, check=False)
+            if done.returncode:
+                sys.exit(f"{peer}: {done.stderr[-2000:]}")
+            said[peer] = json.loads(done.stdout.splitlines()[-1])
+    return said
+
+
+def measure(peer: str, base: Path, rows: Path, batch_size: int) -> dict[str, Any]:
+    """Train as `peer` does; return what it took and the dev loss."""
+    import resource  # noqa: PLC0415 - after the environment is set
+
+    import torch  # noqa: PLC0415
+    from trl import SFTConfig  # noqa: F401, PLC0415 - its import is not the training's
+
+    from pipeline.qlora.loading import load_tokenizer  # noqa: PLC0415
+
+    train, dev = json.loads(rows.read_text(encoding="utf-8"))
+    tokenizer = load_tokenizer(base)
+    kept, measured = ([tokenise(tokenizer, row) for row in part] for part in (train, dev))
+    with tempfile.TemporaryDirectory() as scratch:
+        if peer.startswith("ours"):
+            settings = {"batch_size": batch_size, "quantization": "nf4" if "NF4" in peer else "none"}
+            trainer = ours(base, Path(scratch), tokenizer, kept, settings)
+        else:
+            trainer = peers(base, Path(scratch), tokenizer, train if peer == "guide" else kept, batch_size)
+        wall, processor = time.perf_counter(), time.process_time()
+        trainer.train()
+        wall, processor = time.perf_counter() - wall, time.process_time() - processor
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    model: Any = trainer.model
+    model.eval()
+    model.get_base_model().set_attn_implementation("sdpa")
+    with torch.no_grad():
+        losses = [answer_loss(model, row) for row in measured]
+    return {
+        "rows": len(kept), "tokens": sum(len(row.input_ids) for row in kept), "wall": wall, "processor": processor,
+        "peak": peak, "dev_loss": sum(loss for loss, _ in losses) / sum(tokens for _, tokens in losses),
+    }  # fmt: skip
+
+
+def ours(base: Path, scratch: Path, tokenizer: Any, rows: Any, settings: dict[str, Any]) -> Any:
+    """Return the trainer that the train step builds."""
+    from pipeline.config import TrainConfig  # noqa: PLC0415
+    from pipeline.qlora.loading import chosen_device  # noqa: PLC0415
+    from pipeline.qlora.training import fit  # noqa: PLC0415
+
+    config = TrainConfig.model_validate({**settings, "learning_rate": LEARNING_RATE})
+    job = fit.Training(base, chosen_device(), scratch / "adapter", scratch, "bench")
+    return fit._trainer(job, tokenizer, rows, [], config)  # noqa: SLF001 - what the step itself trains with
+
+
+def peers(base: Path, scratch: Path, tokenizer: Any, rows: Any, batch_size: int) -> Any:
+    """Return TRL's trainer as its guide has it, on records as messages or on tokens."""
+    import torch  # noqa: PLC0415
+    from datasets import Dataset  # noqa: PLC0415
+    from peft import LoraConfig  # noqa: PLC0415
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig  # noqa: PLC0415
+    from trl import SFTConfig, SFTTrainer  # noqa: PLC0415
+
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )  # fmt: skip
+    columns = [as_messages(row) if isinstance(row, dict) else vars(row) for row in rows]
+    config = SFTConfig(
+        output_dir=str(scratch), per_device_train_batch_size=batch_size, num_train_epochs=1, bf16=True,
+        learning_rate=LEARNING_RATE, lr_scheduler_type="cosine", warmup_steps=0.03, max_length=WINDOW, report_to="none",
+        save_strategy="no", optim="adamw_torch", use_cpu=not torch.cuda.is_available(), completion_only_loss=True,
+        disable_tqdm=True, logging_strategy="no",
+    )  # fmt: skip
+    return SFTTrainer(
+        model=AutoModelForCausalLM.from_pretrained(base, quantization_config=quantization),
+        args=config,
+        train_dataset=Dataset.from_list(columns),
+        processing_class=tokenizer,
+        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
+
+
+def answer_loss(model: Any, row: Any) -> tuple[float, int]:
+    """Return the summed loss of a row's answer in nats, and its count of tokens."""
+    import torch  # noqa: PLC0415
+
+    ids = torch.tensor([row.input_ids], device=model.device)
+    mask = torch.tensor(row.completion_mask[1:], dtype=torch.bool, device=model.device)
+    logits = model(input_ids=ids).logits[0, :-1][mask].float()
+    loss = torch.nn.functional.cross_entropy(logits, ids[0, 1:][mask], reduction="sum")
+    return float(loss), int(mask.sum())
+
+
+def tokenise(tokenizer: Any, record: dict[str, str]) -> Any:
+    """Return a record as the train step tokenises it."""
+    from pipeline.prompt import completion_ids, fold, prompt_ids  # noqa: PLC0415
+    from pipeline.qlora.training.fit import TokenRow  # noqa: PLC0415
+
+    content = fold(record["instruction"], record.get("input", ""))
+    prompt = prompt_ids(tokenizer, "chat", content)
+    answer = completion_ids(tokenizer, "chat", content, record["output"], [tokenizer.eos_token_id])
+    return TokenRow([*prompt, *answer], [0] * len(prompt) + [1] * len(answer))
+
+
+def as_messages(record: dict[str, str]) -> dict[str, list[dict[str, str]]]:
+    """Return a record as TRL's guide has it."""
+    from pipeline.prompt import fold  # noqa: PLC0415
+
+    content = fold(record["instruction"], record.get("input", ""))
+    return {
+        "prompt": [{"role": "user", "content": content}],
+        "completion": [{"role": "assistant", "content": record["output"]}],
+    }
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """Return the records of an Alpaca file that are not long enough to be cut."""
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [row for row in records if len(row["instruction"] + row.get("input", "") + row["output"]) < 2 * WINDOW]
+
+
+def made_alpaca(count: int) -> list[dict[str, str]]:
+    """Return records with answers of 20 to 250 words, as most of Alpaca's are."""
+    dice = random.Random(1)
+    return [
+        {
+            "instruction": " ".join(dice.choices(_WORDS.split(), k=12)),
+            "output": " ".join(dice.choices(_WORDS.split(), k=words)),
+        }
+        for words in (int(20 * 12.5 ** dice.random()) for _ in range(count))
+    ]
+
+
+def show(title: str, said: dict[str, dict[str, Any]]) -> int:
+    """Print one table; return 1 if ours ended in a dev loss more than 2 % above TRL's."""
+    one = said["TRL"]
+    table = Table(
+        "", "tokens/s", "tokens/s of processor time", "x guide", "x TRL", "peak RSS", "dev loss",
+        title=f"{title}: {one['rows']} rows, {one['tokens']} tokens; load {os.getloadavg()[0]:.1f}",
+    )  # fmt: skip
+    for peer, took in said.items():
+        table.add_row(
+            peer, f"{one['tokens'] / took['wall']:.0f}", f"{one['tokens'] / took['processor']:.0f}",
+            f"{said['guide']['processor'] / took['processor']:.2f}", f"{one['processor'] / took['processor']:.2f}",
+            f"{took['peak'] / 1e9:.2f} GB", f"{took['dev_loss']:.3f}",
+        )  # fmt: skip
+    Console(width=120).print(table)
+    return int(any(said[peer]["dev_loss"] > 1.02 * one["dev_loss"] for peer in PEERS if peer.startswith("ours")))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
