@@ -133,7 +133,7 @@ def _kept_numbers(base: BaseSizes, rank: int, number: int) -> int:
     of_adapters = base.inputs + rank * base.matrices
     if number == _WIDE:
         # Without mixed precision one input is kept where several read the same: queries, keys, values; gate and up.
-        of_adapters -= (3 * base.hidden + base.attention) * base.layers
+        of_adapters -= 3 * base.hidden * base.layers
     # Queries, keys and values, and what attention gives; gate and up, and their product's first factor.
     of_layers = base.outputs - 2 * base.hidden * base.layers + (base.attention + base.inner) * base.layers
     # Both norms keep their input in float32.

@@ -110,7 +110,7 @@ def fit(
         traceback.clear_frames(error.__traceback__)
         ran_out = f"{type(error).__name__}: {error}"
     if ran_out:
-        message = f"memory does not hold {config.batch_tokens} tokens a forward pass ({ran_out[:_ERROR_CHARACTERS]})"
+        message = f"memory does not hold a pass of the training ({ran_out[:_ERROR_CHARACTERS]})"
         raise OutOfMemory(message, "free memory on the device, or lower train.max_length")
     state = trainer.state
     if state.global_step < state.max_steps and not watch.ended_early:

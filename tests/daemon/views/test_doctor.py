@@ -375,7 +375,7 @@ def test_too_little_memory_for_a_training_is_told_beside_the_estimate(
     on_cpu = settings.model_copy(update={"device": "cpu"})
     found = lines(on_cpu)["memory of default"]
     assert (found.level, found.remedy) == ("ok", "")
-    assert "in 4 bits, for 4,096 tokens a pass; " in found.text
+    assert "in 4 bits, for 2,048 tokens a pass; " in found.text
     monkeypatch.setattr(memory_needs, "available_memory", lambda: 1_000_000)
     found = lines(on_cpu)["memory of default"]
     assert found.level == "warn"

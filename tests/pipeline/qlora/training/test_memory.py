@@ -88,7 +88,7 @@ def order(tmp_path: Path, make_attempt: Callable[..., Attempt]) -> Order:
             heldout_version="v", dataset_sha256=dataset_hash(folder), duplicates=0, replaced=0, removed_heldout=0,
             metric="exact_match", max_new_tokens=8,
         )  # fmt: skip
-        train = TrainConfig(**{"rank": 4, "batch_size": 8, **settings})
+        train = TrainConfig(**{"rank": 4, "batch_size": 8, "batch_tokens": 4096, **settings})
         config = RunConfig(track="default", base_model=str(base), base_model_id=model_id(base), salt="s", train=train)
         attempt = make_attempt("train", config=config, inputs={"prepare": dataset})
         attempt.spec = attempt.spec.model_copy(update={"memory": earlier})
