@@ -5,6 +5,7 @@ A stand-in for the program vllm: its version, `serve` on a unix socket, and what
 tokens to everybody, the others as their names say. What is started leaves its numbers in `pids` beside the socket.
 """
 
+import argparse
 import json
 import math
 import os
@@ -41,7 +42,10 @@ def main(behaviour: str, argv: list[str]) -> int:
             return 1
         print(f"WARNING of no account\n{VERSION}")
         return 0
-    options = dict(zip(argv[2::2], argv[3::2], strict=True))
+    parser = argparse.ArgumentParser()
+    for name in ("command", "folder", "--served-model-name", "--uds"):
+        parser.add_argument(name)
+    asked, _ = parser.parse_known_args(argv)
     # A worker that leaves the session, as an engine's may.
     worker = subprocess.Popen(["sleep", "600"], start_new_session=True)
     Path("pids").write_text(f"{os.getppid()} {os.getpid()} {worker.pid}")
@@ -51,14 +55,14 @@ def main(behaviour: str, argv: list[str]) -> int:
     if behaviour == "hangs":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         time.sleep(600)
-    serve(behaviour, argv[1], options)
+    serve(behaviour, asked)
     return 0
 
 
-def serve(behaviour: str, folder: str, options: dict[str, str]) -> None:
+def serve(behaviour: str, asked_for: argparse.Namespace) -> None:
     """Answer until the process is ended."""
-    name = "another" if behaviour == "another model" else options["--served-model-name"]
-    complete = of_model(folder) if behaviour == "model" else fixed
+    name = "another" if behaviour == "another model" else asked_for.served_model_name
+    complete = of_model(asked_for.folder) if behaviour == "model" else fixed
     lock, answered = threading.Lock(), [0]
 
     class Handler(BaseHTTPRequestHandler):
@@ -91,7 +95,7 @@ def serve(behaviour: str, folder: str, options: dict[str, str]) -> None:
     class Server(socketserver.ThreadingUnixStreamServer):
         daemon_threads = True
 
-    Server(options["--uds"], Handler).serve_forever()
+    Server(asked_for.uds, Handler).serve_forever()
 
 
 def spoilt(behaviour: str, choice: dict[str, Any]) -> dict[str, Any]:
