@@ -123,11 +123,11 @@ def ours(base: Path, scratch: Path, tokenizer: Any, rows: Any, settings: dict[st
     """Return the trainer that the train step builds."""
     from pipeline.config import TrainConfig  # noqa: PLC0415
     from pipeline.qlora.loading import chosen_device  # noqa: PLC0415
-    from pipeline.qlora.training import fit  # noqa: PLC0415
+    from pipeline.qlora.training.trainer import Training, make_trainer  # noqa: PLC0415
 
     config = TrainConfig.model_validate({**settings, "learning_rate": LEARNING_RATE})
-    job = fit.Training(base, chosen_device(), scratch / "adapter", scratch, "bench")
-    return fit._trainer(job, tokenizer, rows, [], config)  # noqa: SLF001 - what the step itself trains with
+    job = Training(base, chosen_device(), scratch / "adapter", scratch, "bench")
+    return make_trainer(job, tokenizer, rows, [], config)
 
 
 def peers(base: Path, scratch: Path, tokenizer: Any, rows: Any, batch_size: int) -> Any:
@@ -172,7 +172,7 @@ def answer_loss(model: Any, row: Any) -> tuple[float, int]:
 def tokenise(tokenizer: Any, record: dict[str, str]) -> Any:
     """Return a record as the train step tokenises it."""
     from pipeline.prompt import completion_ids, fold, prompt_ids  # noqa: PLC0415
-    from pipeline.qlora.training.fit import TokenRow  # noqa: PLC0415
+    from pipeline.qlora.training.trainer import TokenRow  # noqa: PLC0415
 
     content = fold(record["instruction"], record.get("input", ""))
     prompt = prompt_ids(tokenizer, "chat", content)

@@ -20,8 +20,9 @@ from pipeline.prompt import Format, choose_format, completion_ids, fold, holds_s
 from pipeline.qlora.generation import end_tokens
 from pipeline.qlora.loading import chosen_device, load_tokenizer
 from pipeline.qlora.training.checkpoints import fingerprint
-from pipeline.qlora.training.fit import TokenRow, Training, fit
+from pipeline.qlora.training.fit import fit
 from pipeline.qlora.training.memory import OutOfMemory, find_fit, go_on_with_less, peak_memory
+from pipeline.qlora.training.trainer import TokenRow, Training
 
 CHECK_EVERY = 500
 _MOST_BINS = 24

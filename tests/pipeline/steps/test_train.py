@@ -21,8 +21,8 @@ from pipeline.model_folder.manifest import model_id
 from pipeline.prompt import alpaca_prompt, fold
 from pipeline.qlora.loading import chosen_device, load_model, load_tokenizer
 from pipeline.qlora.training import fit
-from pipeline.qlora.training.fit import Training
 from pipeline.qlora.training.row_order import LengthGroups
+from pipeline.qlora.training.trainer import Training, make_trainer
 from pipeline.steps.train import Tokeniser, histogram, train
 
 Row = dict[str, str]
@@ -77,7 +77,7 @@ def tokenised(base: Path, rows: Sequence[Row], attempt: Attempt, fmt: Any, pad: 
     assert len(kept) == len(rows)
     folders = (attempt.folder / "adapter", attempt.folder / "scratch")
     job = Training(base, "cpu", *folders, "mark")
-    return tokenizer, fit._trainer(job, tokenizer, kept, [], attempt.config.train)
+    return tokenizer, make_trainer(job, tokenizer, kept, [], attempt.config.train)
 
 
 @pytest.mark.parametrize("pad", ["<|endoftext|>", "<|im_end|>"])

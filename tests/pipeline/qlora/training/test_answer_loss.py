@@ -15,10 +15,11 @@ from trl import SFTTrainer
 from pipeline.config import TrainConfig
 from pipeline.errors import CannotTrain
 from pipeline.qlora.loading import load_model, load_tokenizer
-from pipeline.qlora.training import answer_loss, fit
+from pipeline.qlora.training import answer_loss
+from pipeline.qlora.training import trainer as trainer_module
 from pipeline.qlora.training.answer_loss import has_plain_head, summed_loss
-from pipeline.qlora.training.fit import TokenRow, Training
 from pipeline.qlora.training.packing import collate, passes
+from pipeline.qlora.training.trainer import TokenRow, Training, make_trainer
 
 Gradients = dict[str, torch.Tensor]
 NO_LABEL = -100
@@ -42,7 +43,7 @@ class Losses:
     def __init__(self, base: Path, folder: Path, rows: Sequence[TokenRow], **settings: Any) -> None:
         config = TrainConfig.model_validate({"quantization": "none", "rank": 4, "batch_size": 4, **settings})
         job = Training(base, "cpu", folder / "adapter", folder / "scratch", "mark")
-        self.trainer = fit._trainer(job, load_tokenizer(base), rows, [], config)
+        self.trainer = make_trainer(job, load_tokenizer(base), rows, [], config)
         dice = torch.Generator().manual_seed(1)
         for weight in self.trainer.model.parameters():
             if weight.requires_grad:
@@ -85,7 +86,7 @@ def answers_of(batches: Sequence[Any]) -> torch.Tensor:
 @pytest.fixture(autouse=True)
 def _padded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pad as TRL does; what packing changes is tested in test_packed_attention.py."""
-    monkeypatch.setattr(fit, "enable_packing", lambda *_: False)
+    monkeypatch.setattr(trainer_module, "enable_packing", lambda *_: False)
 
 
 @pytest.fixture
@@ -150,12 +151,12 @@ def test_a_training_goes_as_with_trls_loss(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_tokens: int
 ) -> None:
     config = TrainConfig(quantization="none", rank=4, batch_size=4, batch_tokens=batch_tokens, epochs=2)
-    rows, dev = token_rows(19, seed=8), token_rows(fit.DEV_ROWS, seed=9)
+    rows, dev = token_rows(19, seed=8), token_rows(trainer_module.DEV_ROWS, seed=9)
     logs = []
     for plain in (True, False):
-        monkeypatch.setattr(fit, "has_plain_head", lambda *_, plain=plain: plain)
+        monkeypatch.setattr(trainer_module, "has_plain_head", lambda *_, plain=plain: plain)
         job = Training(tiny_llama, "cpu", tmp_path / "adapter", tmp_path / "scratch", "mark")
-        trainer = fit._trainer(job, load_tokenizer(tiny_llama), rows, dev, config)
+        trainer = make_trainer(job, load_tokenizer(tiny_llama), rows, dev, config)
         trainer.train()
         logs.append([
             (entry["step"], name, entry[name])

@@ -23,9 +23,10 @@ from pipeline.errors import Interrupted, StartAgain, StepFailed
 from pipeline.model_folder.manifest import model_id
 from pipeline.model_folder.training_memory import LOGITS_BYTES, MARGIN, base_sizes, estimate
 from pipeline.qlora.loading import is_out_of_memory, load_tokenizer
-from pipeline.qlora.training import answer_loss, fit, memory
+from pipeline.qlora.training import answer_loss, memory
 from pipeline.qlora.training.memory import Fit, OutOfMemory, find_fit, go_on_with_less, smaller
 from pipeline.qlora.training.packing import collate, passes
+from pipeline.qlora.training.trainer import TokenRow, Training, make_trainer
 from pipeline.steps.train import train
 
 #: What a training may take beyond what its trainer has, measured: eight records a pass take 520 MB, one takes 115.
@@ -42,7 +43,7 @@ def limited(*arguments):
     resource.setrlimit(resource.RLIMIT_DATA, (data + {ROOM}, resource.RLIM_INFINITY))
     return trainer
 
-make, fit._trainer = fit._trainer, limited
+make, make_trainer = make_trainer, limited
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -252,9 +253,9 @@ def test_the_estimate_counts_what_torch_keeps_for_the_backward_pass(
     tiny_llama: Path, tmp_path: Path, activations: Any
 ) -> None:
     plan = MemoryPlan(device="cpu", quantization="none", batch_tokens=1000, activations=activations)
-    job = fit.Training(tiny_llama, "cpu", tmp_path / "adapter", tmp_path / "scratch", "mark", plan)
-    rows = [fit.TokenRow([5 + place % 200 for place in range(250)], [0] * 249 + [1]) for _ in range(4)]
-    trainer = fit._trainer(job, load_tokenizer(tiny_llama), rows, [], TrainConfig(quantization="none", rank=4))
+    job = Training(tiny_llama, "cpu", tmp_path / "adapter", tmp_path / "scratch", "mark", plan)
+    rows = [TokenRow([5 + place % 200 for place in range(250)], [0] * 249 + [1]) for _ in range(4)]
+    trainer = make_trainer(job, load_tokenizer(tiny_llama), rows, [], TrainConfig(quantization="none", rank=4))
     model = trainer.model
     if activations == "recomputed":
         model.activation_checkpointing_enable()

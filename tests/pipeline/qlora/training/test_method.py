@@ -18,9 +18,8 @@ from pipeline.dataset.heldout import dataset_hash
 from pipeline.errors import CannotTrain
 from pipeline.model_folder.manifest import model_id
 from pipeline.qlora.loading import load_model, load_tokenizer
-from pipeline.qlora.training import fit
-from pipeline.qlora.training.fit import TokenRow, Training
 from pipeline.qlora.training.method import target_layers
+from pipeline.qlora.training.trainer import TokenRow, Training, make_trainer
 from pipeline.steps.merge import merge
 from pipeline.steps.train import train
 
@@ -41,7 +40,7 @@ def trainer(tiny_llama: Path, tmp_path: Path) -> Callable[..., Any]:
         rows = [TokenRow([3 + number] * 8, [0] * 4 + [1] * 4) for number in range(16)]
         config = TrainConfig.model_validate({"quantization": "none", "rank": 4, "batch_size": 2, **settings})
         job = Training(tiny_llama, "cpu", tmp_path / "adapter", tmp_path / "scratch", "mark")
-        return fit._trainer(job, load_tokenizer(tiny_llama), rows, [], config)
+        return make_trainer(job, load_tokenizer(tiny_llama), rows, [], config)
 
     return make
 

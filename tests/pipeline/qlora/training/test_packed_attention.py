@@ -15,10 +15,10 @@ from trl import SFTTrainer
 
 from pipeline.config import TrainConfig
 from pipeline.qlora.loading import load_model, load_tokenizer
-from pipeline.qlora.training import fit, packed_attention
-from pipeline.qlora.training.fit import TokenRow, Training
+from pipeline.qlora.training import packed_attention
 from pipeline.qlora.training.packed_attention import enable_packing
 from pipeline.qlora.training.packing import collate, passes
+from pipeline.qlora.training.trainer import TokenRow, Training, make_trainer
 
 Gradients = dict[str, torch.Tensor]
 #: Sums of float32 in another order: an epsilon of 1.2e-7, some hundred terms, two layers.
@@ -84,7 +84,7 @@ class Padded:
 def made(base: Path, folder: Path, rows: Sequence[TokenRow], **settings: Any) -> Padded:
     config = TrainConfig.model_validate({"quantization": "none", "rank": 4, **settings})
     job = Training(base, "cpu", folder / "adapter", folder / "scratch", "mark")
-    trainer = fit._trainer(job, load_tokenizer(base), rows, [], config)
+    trainer = make_trainer(job, load_tokenizer(base), rows, [], config)
     assert trainer.records_packed
     return Padded(trainer, rows)
 
@@ -172,7 +172,7 @@ def test_a_base_with_capped_scores_is_trained_on_padded_records(
     transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**shape, head_dim=16)).save_pretrained(base)
     config = TrainConfig(quantization="none", rank=4, batch_tokens=64)
     job = Training(base, "cpu", tmp_path / "adapter", tmp_path / "scratch", "mark")
-    trainer = fit._trainer(job, load_tokenizer(base), token_rows(9, seed=5), token_rows(20, seed=6), config)
+    trainer = make_trainer(job, load_tokenizer(base), token_rows(9, seed=5), token_rows(20, seed=6), config)
     trainer.train()
     assert not trainer.records_packed
     assert "records are padded to the longest of a pass" in capsys.readouterr().err

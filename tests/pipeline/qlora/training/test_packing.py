@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from pipeline.config import TrainConfig
 from pipeline.qlora.loading import load_tokenizer
-from pipeline.qlora.training import fit
-from pipeline.qlora.training.fit import TokenRow, Training
+from pipeline.qlora.training import trainer as trainer_module
 from pipeline.qlora.training.packing import collate, passes
+from pipeline.qlora.training.trainer import TokenRow, Training, make_trainer
 
 #: A record a pass, two to three records a pass, and all in one.
 BUDGETS = (1, 64, 4096)
@@ -39,7 +39,7 @@ def trainer_of(base: Path, folder: Path, rows: Sequence[TokenRow], **settings: A
     """Return the trainer that the step builds, its adapter moved away from the zero that it begins at."""
     config = TrainConfig.model_validate({"quantization": "none", "rank": 4, **settings})
     job = Training(base, "cpu", folder / "adapter", folder / "scratch", "mark")
-    trainer = fit._trainer(job, load_tokenizer(base), rows, [], config)
+    trainer = make_trainer(job, load_tokenizer(base), rows, [], config)
     dice = torch.Generator().manual_seed(1)
     for weight in trainer.model.parameters():
         if weight.requires_grad:
@@ -69,7 +69,7 @@ def test_a_smaller_budget_changes_neither_the_records_nor_their_order_nor_the_gr
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, packed: bool
 ) -> None:
     if not packed:
-        monkeypatch.setattr(fit, "enable_packing", lambda *_: False)
+        monkeypatch.setattr(trainer_module, "enable_packing", lambda *_: False)
     rows = token_rows(8, seed=2)
     steps = [step_of(trainer_of(tiny_llama, tmp_path, rows, batch_tokens=budget)) for budget in BUDGETS]
     counts = [

@@ -19,8 +19,9 @@ from pipeline.errors import Interrupted, StepFailed
 from pipeline.model_folder.manifest import model_id
 from pipeline.qlora.loading import load_model, load_tokenizer
 from pipeline.qlora.training import fit
-from pipeline.qlora.training.fit import TokenRow, Training
+from pipeline.qlora.training import trainer as trainer_module
 from pipeline.qlora.training.row_order import LengthGroups
+from pipeline.qlora.training.trainer import TokenRow, Training, make_trainer
 from pipeline.qlora.training.watcher import StepRows, dev_loss, exploded, watcher
 from pipeline.steps.train import train
 
@@ -102,7 +103,7 @@ def lowest_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Let the dev loss be lowest at a step, whatever the model learns."""
 
     def plan(step: int) -> None:
-        monkeypatch.setattr(fit, "dev_loss", lambda trainer: 1.0 + abs(trainer.state.global_step - step))
+        monkeypatch.setattr(trainer_module, "dev_loss", lambda trainer: 1.0 + abs(trainer.state.global_step - step))
 
     return plan
 
@@ -174,7 +175,7 @@ def test_the_dev_loss_is_the_mean_over_all_tokens(tiny_llama: Path, tmp_path: Pa
         rows.append(TokenRow(ids, [0] * 4 + [1] * length))
     job = Training(tiny_llama, "cpu", tmp_path / "adapter", tmp_path / "scratch", "mark")
     config = TrainConfig(quantization="none", rank=4, batch_size=4, neftune=50, dropout=0.9, loss="dft")
-    trainer: Any = fit._trainer(job, load_tokenizer(tiny_llama), rows[:4], rows, config)
+    trainer: Any = make_trainer(job, load_tokenizer(tiny_llama), rows[:4], rows, config)
     for weight in trainer.model.parameters():
         if weight.requires_grad:
             weight.data.normal_(0, 0.05, generator=dice)
@@ -201,7 +202,7 @@ def test_the_rows_of_a_step_are_those_that_the_trainer_saw(tiny_llama: Path, tmp
     ]
     job = Training(tiny_llama, "cpu", tmp_path / "adapter", tmp_path / "scratch", "mark")
     config = TrainConfig(quantization="none", rank=4, batch_size=2, batch_tokens=batch_tokens, epochs=2)
-    trainer: Any = fit._trainer(job, load_tokenizer(tiny_llama), rows, [], config)
+    trainer: Any = make_trainer(job, load_tokenizer(tiny_llama), rows, [], config)
     seen: dict[int, set[int]] = {}
     plain = trainer.compute_loss
 
