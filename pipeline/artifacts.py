@@ -50,7 +50,6 @@ class Shortfall(Frozen):
     heldout_rows: int
     """What the scored held-out records count as: those that ask the same in other words are one."""
     needed_heldout_rows: int
-    """As many a verdict needs."""
     needed_rows: int
     """About how many further rows of the same kind would have to be dropped."""
 
@@ -136,7 +135,7 @@ class Adapter(Artifact):
     resumed_from_step: int
     """Step of the checkpoint that the last attempt went on from; 0 if it began at the beginning."""
     checkpoints_skipped: tuple[str, ...] = ()
-    """Newer checkpoints that it could not go on from, each with the reason."""
+    """Newer ones that it could not go on from, each with the reason."""
     trained_tokens: int
     train_loss: float
     loss_curve: tuple[CurvePoint, ...]

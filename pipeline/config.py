@@ -89,7 +89,7 @@ class TrainConfig(Frozen):
     """Minutes between checkpoints."""
     seed: int = Field(default=42, ge=0, le=4_294_967_295)
     """Seed of initialisation and data order."""
-    report_to: tuple[Literal["tensorboard", "trackio"], ...] = ()
+    report_to: tuple[Literal["tensorboard"], ...] = ()
     """Trackers that get the curves, too, as files in `tracking` below the attempt's folder: a step has no network."""
 
     def decisive(self) -> dict[str, object]:

@@ -173,8 +173,6 @@ def _arguments(training: Training, config: TrainConfig, *, mixed: bool, has_dev:
         "logging_nan_inf_filter": False,
         "include_num_input_tokens_seen": "all",
         "report_to": list(config.report_to),
-        # Else it is sent to the hub at the end.
-        "trackio_static_space_id": False,
         "disable_tqdm": True,
     }
 
