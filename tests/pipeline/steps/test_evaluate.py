@@ -359,6 +359,26 @@ def test_a_model_whose_likelihood_is_no_number_fails_before_any_generation(
     assert len(written) == (2 if broken == "champion" else 0), "the candidate's log and predictions, or nothing"
 
 
+def test_only_a_record_with_a_reference_that_loops_may_be_answered_by_a_loop(
+    bench: Bench, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = heldout_rows(tiny, 4)
+    rows[2]["references"] = ["once", "0, " * 20]
+    own = [{**row, "output": "- " * 20 if n == 1 else row["output"]} for n, row in enumerate(tiny.rows(3, seed=9))]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own))
+    real, told = greedy_decoding.answers, []
+
+    def answers(*given: Any) -> list[generation.Answer]:
+        told.append([given[1][place] for place in given[4]])
+        return real(*given)
+
+    monkeypatch.setattr(greedy_decoding, "answers", answers)
+    evaluate(bench.attempt(rows, general=(str(tmp_path / "own.jsonl"),)))
+    tokenizer = load_tokenizer(bench.base)
+    looping = [prompt_ids(tokenizer, "chat", fold(row["instruction"], row["input"])) for row in (rows[2], own[1])]
+    assert told == [[looping[0]], [looping[1]]] * 2
+
+
 # Cut off and gone on -------------------------------------------------------------------------------------------------
 
 
