@@ -7,9 +7,9 @@ Each line is a training of a few optimizer steps in a process of its own, on Smo
 or those of an Alpaca file: the base as it is and in 4 bits, passes of all tokens of a step and of fewer. Exits with 1
 if an estimate is not within a third of the peak.
 
-Measured on two cores with avx512_bf16, shared with other work (load 14): estimated 1.16 and 1.09 times the peak with
-the base as it is, passes of 2,240 and 512 tokens (peaks 3.4 and 1.7 GB), 1.09 and 0.97 times in 4 bits (3.5 and 1.7
-GB). On a GPU it was not measured.
+Measured on two cores with avx512_bf16, shared with other work (load 10 to 14): peaks of 3.0 and 1.6 GB with the base as
+it is, passes of 2,240 and 512 tokens, of which 1.16 and 1.08 times as much is estimated; 3.1 and 1.7 GB in 4 bits, 1.08
+and 0.92 times. On a GPU it was not measured.
 """
 
 import argparse

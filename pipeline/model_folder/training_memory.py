@@ -26,7 +26,7 @@ _ADAPTER_BYTES = {"cpu": 14, "cuda": 10}
 _OPTIMIZER_BYTES = {"cpu": 8, "cuda": 2}
 #: What activations take over what they hold: temporaries, and holes in the heap. Measured on a CPU; torch's allocator
 #: for cards leaves fewer.
-_OVERHEAD = {"cpu": 1.5, "cuda": 1.1}
+OVERHEAD = {"cpu": 1.25, "cuda": 1.1}
 #: Python, torch and the libraries as they are imported; a card's context is there before its free memory is asked.
 _LIBRARIES_BYTES = {"cpu": 600 << 20, "cuda": 0}
 #: Logits of a chunk in float32, their copy in 16 bits, and the gradients of both; a chunk as in
@@ -122,7 +122,7 @@ def estimate(
         "weights": int((base.weights - quantised) * width + quantised * _NF4_BYTES),
         "adapter": trained * _ADAPTER_BYTES[device],
         "optimizer": trained * _OPTIMIZER_BYTES[device],
-        "activations": int(activations * _OVERHEAD[device]),
+        "activations": int(activations * OVERHEAD[device]),
         "logits": min(plan.batch_tokens * base.vocabulary * _WIDE, LOGITS_BYTES) * _LOGITS_COPIES,
         "libraries": _LIBRARIES_BYTES[device],
     }

@@ -2,7 +2,6 @@
 
 import math
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -74,9 +73,8 @@ def fit(
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        # Its frames hold all that was computed, and what comes now needs memory, too.
-        traceback.clear_frames(error.__traceback__)
         ran_out = f"{type(error).__name__}: {error}"
+    # Not while the error is there: its frames hold all that was computed, and what comes now needs memory, too.
     if ran_out:
         message = f"memory does not hold a pass of the training ({ran_out[:_ERROR_CHARACTERS]})"
         raise OutOfMemory(message, "free memory on the device, or lower train.max_length")

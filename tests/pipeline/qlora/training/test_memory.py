@@ -21,7 +21,7 @@ from pipeline.contract import LIFELINE, LOG_NAME, RESULT_NAME, SPEC_NAME, Attemp
 from pipeline.dataset.heldout import dataset_hash
 from pipeline.errors import Interrupted, StartAgain, StepFailed
 from pipeline.model_folder.manifest import model_id
-from pipeline.model_folder.training_memory import LOGITS_BYTES, MARGIN, base_sizes, estimate
+from pipeline.model_folder.training_memory import LOGITS_BYTES, MARGIN, OVERHEAD, base_sizes, estimate
 from pipeline.qlora.loading import is_out_of_memory, load_tokenizer
 from pipeline.qlora.training import answer_loss, memory
 from pipeline.qlora.training.memory import Fit, OutOfMemory, find_fit, go_on_with_less, smaller
@@ -272,11 +272,11 @@ def test_the_estimate_counts_what_torch_keeps_for_the_backward_pass(
     (inputs,) = passes(collate([dict(row) for row in trainer.train_dataset]), 1000, packed=trainer.records_packed)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         trainer.compute_loss(model, inputs)
-    expected = estimate(base_sizes(tiny_llama), plan, 4, "cpu")["activations"] / 1.5
+    expected = estimate(base_sizes(tiny_llama), plan, 4, "cpu")["activations"] / OVERHEAD["cpu"]
     if activations == "recomputed":
         # A layer that is computed again is in memory once, and the others' inputs all the time.
         kept_all = estimate(base_sizes(tiny_llama), plan.model_copy(update={"activations": "kept"}), 4, "cpu")
-        expected -= (kept_all["activations"] / 1.5 - 1000 * 96 * 4) / 2
+        expected -= (kept_all["activations"] / OVERHEAD["cpu"] - 1000 * 96 * 4) / 2
     assert sum(kept.values()) == pytest.approx(expected, rel=0.05)
 
 
