@@ -17,9 +17,9 @@ from pipeline.contract import Attempt
 from pipeline.errors import StartAgain, StepFailed
 from pipeline.model_folder.training_memory import MARGIN, BaseSizes, available_memory, base_sizes, estimate
 from pipeline.qlora.loading import Device, arithmetic_dtype
+from pipeline.wording import size_words
 
 NOTE_NAME = "memory.json"
-_GIB = 1 << 30
 _LEAST_LENGTH = 16
 """The least that train.max_length may be."""
 
@@ -78,7 +78,7 @@ def find_fit(attempt: Attempt, base: Path, device: Device, lengths: Sequence[int
     plan = known or _estimated(fit, may_quantise=config.quantization == "auto")
     _note(attempt, plan)
     fit = replace(fit, plan=plan)
-    sys.stderr.write(f"memory: {_words(fit, plan)}; {_gib(fit.free)} are free\n")
+    sys.stderr.write(f"memory: {_words(fit, plan)}; {size_words(fit.free)} are free\n")
     return fit
 
 
@@ -90,7 +90,7 @@ def go_on_with_less(attempt: Attempt, fit: Fit, error: OutOfMemory) -> NoReturn:
     """
     plan = smaller(fit, fit.plan)
     if plan is None:
-        message = f"{error.message}: {_words(fit, fit.plan)}, and {_gib(fit.free)} were free"
+        message = f"{error.message}: {_words(fit, fit.plan)}, and {size_words(fit.free)} were free"
         raise StepFailed(message, _what_fits(fit)) from error
     _note(attempt, plan)
     message = f"{error.message}; it goes on in a fresh process: {_words(fit, plan)}"
@@ -203,9 +203,5 @@ def _quantised(plan: MemoryPlan) -> MemoryPlan:
 
 def _words(fit: Fit, plan: MemoryPlan) -> str:
     base = "the base in 4 bits" if plan.quantization == "nf4" else "the base as it is"
-    takes = _gib(sum(fit.bytes_of(plan).values()))
+    takes = size_words(sum(fit.bytes_of(plan).values()))
     return f"about {takes} with {base}, {fit.tokens(plan)} tokens a pass, activations {plan.activations}"
-
-
-def _gib(number: int) -> str:
-    return f"{number / _GIB:.2f} GiB"

@@ -217,7 +217,7 @@ def test_a_checkpoint_of_other_data_is_not_resumed(
     config, dataset = setup
     config = config.model_copy(update={"train": config.train.model_copy(update={"epochs": 0.5})})
     train(make_attempt("train", config=config, inputs={"prepare": dataset}))
-    assert sorted(path.name for path in (tmp_path / "runs/1/checkpoints").iterdir()) == ["step-2", "step-3"]
+    assert sorted(path.name for path in (tmp_path / "runs/1/checkpoints").glob("step-*")) == ["step-2", "step-3"]
     with (tmp_path / "data/train.jsonl").open("a") as file:
         file.write(json.dumps({"id": "new", "instruction": "x", "input": "", "output": "y"}) + "\n")
     other = dataset.model_copy(update={"dataset_sha256": dataset_hash(tmp_path / "data")})

@@ -87,7 +87,7 @@ class Run:
         return adapter, load_file(attempt.path(adapter.folder) / "adapter_model.safetensors")
 
     def checkpoints(self) -> list[str]:
-        return sorted(path.name for path in (self.root / "runs/1/checkpoints").iterdir())
+        return sorted(path.name for path in (self.root / "runs/1/checkpoints").glob("step-*"))
 
     def forget(self) -> None:
         shutil.rmtree(self.root / "runs/1/checkpoints")
