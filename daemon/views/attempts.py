@@ -33,8 +33,15 @@ def attempts_of(base: Connection, run: "Run") -> tuple[AttemptView, ...]:
 
 
 def done_again(base: Connection, state_folder: Path, run_id: int) -> str | None:
-    """Return in words which steps an open run does once more, and what it keeps; `None` if it does each once."""
-    stands = published(state_folder, run_id)
+    """
+    Return in words which steps an open run does once more, and what it keeps.
+
+    `None` if it does each once, or if its folder may not be read.
+    """
+    try:
+        stands = published(state_folder, run_id)
+    except OSError:
+        return None
     once = "SELECT DISTINCT step FROM attempt WHERE run_id = ? AND state = 'published'"
     made = {row.step for row in base.execute(once, (run_id,))}
     again = [step.name for step in STEPS if step.name in made and step.name not in stands]

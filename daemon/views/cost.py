@@ -8,10 +8,13 @@ from pipeline.report.facts import RunCost
 
 
 def cost_of(state_folder: Path, run_id: int) -> RunCost | None:
-    """Return what a run took, and what a point that it gained; `None` if none of its attempts left a result."""
+    """Return what a run took, and what a point that it gained; `None` if no result of its attempts can be read."""
     try:
         verdict = load_verdict(state_folder, run_id)
     except (OSError, VerdictDamaged):
         verdict = None
-    cost = run_cost(run_folder(state_folder, run_id), verdict.gain if verdict else None)
+    try:
+        cost = run_cost(run_folder(state_folder, run_id), verdict.gain if verdict else None)
+    except OSError:
+        return None
     return cost if cost.seconds else None

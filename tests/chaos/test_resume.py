@@ -176,7 +176,7 @@ def uncut(trainings: list[Training], tmp_path_factory: pytest.TempPathFactory) -
         root = tmp_path_factory.mktemp("uncut")
         adapter, found[training.quantization] = training.finish(training.spec(root, 1, checkpoint_minutes=60))
         assert adapter.resumed_from_step == 0
-        assert not (root / "checkpoints").exists()
+        assert not checkpoints(root)
     return found
 
 
