@@ -78,8 +78,8 @@ def test_nine_nights_without_a_person(
     assert {name for name, state in states.items() if state == "suspended"} == wrong
     promoted = [run for run in box.runs() if run.outcome == "promoted"]
     assert {drop["name"] for drop in promoted[-1].snapshot or ()} == states.keys() - wrong
+    # An honest drop may be blamed by the luck of a training: then its trial accepts it, as above.
     for run in box.runs():
-        blames = Verdict.model_validate(
-            durable.read_json(box.daemon.root / f"runs/{run.id}/decide.json")
-        ).blames_new_drops
-        assert blames == (not wrong.isdisjoint(drop["name"] for drop in run.snapshot or ()))
+        if not wrong.isdisjoint(drop["name"] for drop in run.snapshot or ()):
+            verdict = durable.read_json(box.daemon.root / f"runs/{run.id}/decide.json")
+            assert Verdict.model_validate(verdict).blames_new_drops
