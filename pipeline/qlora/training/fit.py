@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.artifacts import CurvePoint
 from pipeline.config import TrainConfig
 from pipeline.contract import Attempt
-from pipeline.errors import Interrupted, StepFailed
+from pipeline.errors import CannotTrain, Interrupted
 from pipeline.qlora.loading import is_out_of_memory
 from pipeline.qlora.training.checkpoints import keeper, newest_valid, step_of
 from pipeline.qlora.training.memory import OutOfMemory
@@ -48,8 +48,8 @@ def fit(
     Train an adapter over the base and save it; resume from the newest valid checkpoint of the same training.
 
     With dev rows the adapter is that of the lowest dev loss. Raises `Interrupted` after leaving a checkpoint if the
-    attempt was asked to stop, `OutOfMemory` if a pass did not fit, `StepFailed` if the training diverged, the adapter
-    did not move or memory does not hold the base, `CannotTrain` if base, tokenizer, settings or card do not fit.
+    attempt was asked to stop, `OutOfMemory` if a pass did not fit, `StepFailed` if memory does not hold the base,
+    `CannotTrain` if the training diverged, the adapter did not move, or base, tokenizer, settings or card do not fit.
     """
     config = attempt.config.train
     open_trackers(config.report_to, attempt.folder / "tracking")
@@ -107,15 +107,15 @@ def _step_rows(trainer: Any, rows: Sequence[TokenRow], config: TrainConfig) -> S
 
 
 def _change(before: Mapping[str, Any], after: Mapping[str, Any]) -> float:
-    """Return the L2 norm of the adapter's change. Raises `StepFailed` if it is zero or not finite."""
+    """Return the L2 norm of the adapter's change. Raises `CannotTrain` if it is zero or not finite."""
     squares = (float((after[name].double() - weight.double()).square().sum()) for name, weight in before.items())
     change = math.sqrt(sum(squares))
     if not math.isfinite(change):
         message = "training diverged: the adapter holds numbers that are not finite"
-        raise StepFailed(message, "lower train.learning_rate")
+        raise CannotTrain(message, "lower train.learning_rate")
     if change == 0:
         message = "training left the adapter as it was: no gradient reached it"
-        raise StepFailed(message, "raise train.learning_rate or train.epochs; if they are sensible, report this")
+        raise CannotTrain(message, "raise train.learning_rate or train.epochs; if they are sensible, report this")
     return change
 
 

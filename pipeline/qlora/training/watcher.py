@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.artifacts import Dataset
 from pipeline.contract import Attempt
-from pipeline.errors import StepFailed
+from pipeline.errors import CannotTrain
 from pipeline.qlora.training.answer_loss import answer_tokens
 from pipeline.qlora.training.row_order import LengthGroups
 
@@ -166,7 +166,7 @@ def watcher(attempt: Attempt, rows: StepRows, scratch: Path, checkpoint: Path | 
     Return the trainer's callback that reports each step and keeps the weights of the lowest dev loss.
 
     It must stand before the one that publishes checkpoints: it adds those weights to them, and takes them back from
-    `checkpoint`. `StepFailed` ends a training whose loss or gradient is not finite, or whose loss exploded.
+    `checkpoint`. `CannotTrain` ends a training whose loss or gradient is not finite, or whose loss exploded.
     """
     from transformers import TrainerCallback
 
@@ -191,7 +191,7 @@ def exploded(losses: Sequence[tuple[int, float]], vocabulary: int) -> str | None
     return f"the mean loss of {_WINDOW_STEPS} steps rose from {first:.2f} to {last:.2f}, most of all at step {{}}"
 
 
-def _diverged(attempt: Attempt, rows: StepRows, step: int, words: str) -> StepFailed:
+def _diverged(attempt: Attempt, rows: StepRows, step: int, words: str) -> CannotTrain:
     """Return the error of a training that went wrong at `step`, and write to the log which records that step saw."""
     path = attempt.path(attempt.load(Dataset).folder) / "train.jsonl"
     lines = rows.of(step)
@@ -207,4 +207,5 @@ def _diverged(attempt: Attempt, rows: StepRows, step: int, words: str) -> StepFa
     message = f"training diverged: {words.format(step)}; its records are lines {named} of {path.name}{more}"
     shown = "".join(f"{line}p;" for line in lines[:_NAMED_LINES])
     hint = f"lower train.learning_rate; to look at the records: sed -n '{shown}' {shlex.quote(str(path))}"
-    return StepFailed(message, hint)
+    # The same rows in the same order come to the same end: another attempt would be in vain.
+    return CannotTrain(message, hint)

@@ -16,7 +16,7 @@ from pipeline.artifacts import Adapter, CurvePoint, Dataset
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.contract import Attempt
 from pipeline.dataset.heldout import dataset_hash
-from pipeline.errors import CannotTrain, Interrupted, StepFailed
+from pipeline.errors import CannotTrain, Interrupted
 from pipeline.model_folder.manifest import model_id
 from pipeline.prompt import alpaca_prompt, fold
 from pipeline.qlora.loading import chosen_device, load_model, load_tokenizer
@@ -277,13 +277,13 @@ def test_a_training_that_diverges_fails_and_says_where(bench: Bench, tiny: Any, 
     far = attempt.config.train.model_copy(update={"learning_rate": 1e30})
     config = attempt.config.model_copy(update={"train": far})
     attempt.spec = attempt.spec.model_copy(update={"config": config})
-    with pytest.raises(StepFailed, match="diverged") as raised:
+    with pytest.raises(CannotTrain, match="diverged") as raised:
         train(attempt)
     assert "learning_rate" in raised.value.hint
 
 
 def test_a_training_that_moves_nothing_fails(bench: Bench, tiny: Any, tiny_llama: Path) -> None:
-    with pytest.raises(StepFailed, match="left the adapter as it was"):
+    with pytest.raises(CannotTrain, match="left the adapter as it was"):
         bench.train(tiny_llama, tiny.rows(9, seed=5), learning_rate=1e-300)
 
 

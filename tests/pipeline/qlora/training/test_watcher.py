@@ -15,7 +15,7 @@ from pipeline.artifacts import Adapter, Dataset
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.contract import Attempt
 from pipeline.dataset.heldout import dataset_hash
-from pipeline.errors import Interrupted, StepFailed
+from pipeline.errors import CannotTrain, Interrupted
 from pipeline.model_folder.manifest import model_id
 from pipeline.qlora.loading import load_model, load_tokenizer
 from pipeline.qlora.training import fit
@@ -242,7 +242,7 @@ def test_a_loss_that_is_no_number_names_its_step_and_its_records(
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     run.dataset = run.dataset.model_copy(update={"dataset_sha256": dataset_hash(run.root / "data")})
     run.base = poisoned(run.base, tmp_path / "base", rows, line=17)
-    with pytest.raises(StepFailed) as caught:
+    with pytest.raises(CannotTrain) as caught:
         train(run.attempt())
     words = caught.value.message
     told, _, named = words.partition("; its records are lines ")
@@ -272,7 +272,7 @@ def test_a_gradient_that_is_not_finite_ends_the_training_though_the_loss_is(
     run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fine = {"loss": 1.0, "grad_norm": 1.0}
-    with pytest.raises(StepFailed, match=r"the gradient's norm at step 2 is inf; its records are lines") as caught:
+    with pytest.raises(CannotTrain, match=r"the gradient's norm at step 2 is inf; its records are lines") as caught:
         on_log(run.attempt(), 12, fine, {"loss": 1.0, "grad_norm": math.inf})
     assert "of train.jsonl and 4 more, listed in the step's log" in caught.value.message
     assert capsys.readouterr().err.count("\n  line ") == 12
@@ -280,7 +280,7 @@ def test_a_gradient_that_is_not_finite_ends_the_training_though_the_loss_is(
 
 def test_a_loss_that_explodes_ends_the_training_at_its_worst_step(run: Run) -> None:
     losses = [1.5] * 30 + [7.0] * 10 + [9.0] + [8.0] * 20
-    with pytest.raises(StepFailed, match=r"rose from 1\.50 to 5\.\d+, most of all at step 41; its records are"):
+    with pytest.raises(CannotTrain, match=r"rose from 1\.50 to 5\.\d+, most of all at step 41; its records are"):
         on_log(run.attempt(), 8, *({"loss": loss, "grad_norm": 1.0} for loss in losses))
 
 
