@@ -71,7 +71,7 @@ def examine(settings: Settings) -> list[Finding]:
         _memory,
         _champions,
         _suites,
-        _hooks,
+        _programs,
         _training,
         _judge,
         _daemon,
@@ -297,12 +297,14 @@ def _suites(settings: Settings) -> Iterator[Finding]:
             yield _tried(f"suites of {track}", partial(try_suite, suite))
 
 
-def _hooks(settings: Settings) -> Iterator[Finding]:
+def _programs(settings: Settings) -> Iterator[Finding]:
     for track in settings.track_names:
-        own = settings.track(track).hooks
-        for argv in (own.after_promotion, own.health):
+        own = settings.track(track)
+        for argv in (own.hooks.after_promotion, own.hooks.health):
             if argv:
                 yield _tried(f"hooks of {track}", partial(find_program, argv[0]))
+        if own.evaluate.engine == "vllm":
+            yield _tried(f"vLLM of {track}", partial(find_program, own.evaluate.vllm))
 
 
 def _tried(name: str, look: Callable[[], str]) -> Finding:

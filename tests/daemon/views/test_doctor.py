@@ -182,6 +182,17 @@ def said_of(settings: Settings, name: str) -> list[tuple[str, str]]:
     return [(one.level, one.text) for one in examine(settings) if one.name == name]
 
 
+def test_vllms_program_is_looked_for_where_it_is_to_answer(settings: Settings, tmp_path: Path) -> None:
+    def said(engine: str, program: str) -> list[tuple[str, str]]:
+        named = settings.evaluate.model_copy(update={"engine": engine, "vllm": program})
+        return said_of(settings.model_copy(update={"evaluate": named}), "vLLM of default")
+
+    gone, there = str(tmp_path / "vllm"), str(shutil.which("true"))
+    assert said("transformers", gone) == []
+    assert said("vllm", gone) == [("bad", f"there is no program {gone}")]
+    assert said("vllm", there) == [("ok", there)]
+
+
 def test_the_programs_of_hooks_are_looked_for_as_a_start_would(settings: Settings, tmp_path: Path) -> None:
     mute = tmp_path / "reload.sh"
     mute.write_text("#!/bin/sh\n")
