@@ -13,10 +13,17 @@ def on_trial(base: Connection) -> dict[int, str]:
 
 
 def unlikely(base: Connection, drop_id: int) -> str | None:
-    """Say how unlikely the latest champion found a new drop's answers; `None` where they did not stand out."""
+    """
+    Say how unlikely the latest champion found a new drop's answers.
+
+    `None` where they did not stand out, and where the run that found it so was promoted: it was a new kind of task.
+    """
     found = "SELECT run_id, detail FROM event WHERE drop_id = ? AND kind = ? ORDER BY id DESC LIMIT 1"
     row = base.execute(found, (drop_id, UNLIKELY)).fetchone()
     if row is None:
+        return None
+    run = base.execute("SELECT outcome FROM run WHERE id = ?", (row.run_id,)).fetchone()
+    if run is not None and run.outcome == "promoted":
         return None
     nats, least, most = (plain(value, 2) for value in (row.detail["nats"], *row.detail["known"]))
     return (

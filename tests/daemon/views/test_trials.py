@@ -9,6 +9,7 @@ from sqlmodel import Session
 
 from daemon.queue import run_queue, suspects
 from daemon.queue.claims import Claim
+from daemon.state.database import transaction
 from daemon.state.tables import Run
 from daemon.views.overview import Overview
 from pipeline.artifacts import DropLoss, Verdict
@@ -124,3 +125,6 @@ def test_a_drop_whose_answers_the_champion_finds_unlikely_says_so_where_it_is_li
         "1.80 nats a token beside 1.36 to 1.36: dropforge report 1"
     )
     assert lines[2].endswith("honest.jsonl")
+    with transaction(made.engine) as session:
+        session.get_one(Run, 1).outcome = "promoted"
+    assert words(dropforge("drops"))[1].endswith("odd.jsonl")
