@@ -18,7 +18,9 @@ from tests.prove.tasks import Row, Task, desk_task, topic_task
 
 pytestmark = pytest.mark.timeout(14_400)
 #: Rows of a drop, of which nearly half are held out, and how many records a verdict is to need: what was learned shows.
-ROWS, LEAST = 240, 80
+ROWS, LEAST = 200, 60
+#: In one epoch a model half learns several tasks: then what it knows of one may really go with more rows of another.
+EPOCHS = 2
 
 
 def urgency_task(seed: int) -> Task:
@@ -59,13 +61,14 @@ def test_nine_nights_without_a_person(
         {"wrong.jsonl": desk.wrong(2 * ROWS)},
         {"honest-again.jsonl": desk.rows(ROWS)},
         # Wrong about what the champion has learned: what it never did, nobody can lose.
-        {"right-of-two.jsonl": urgency.rows(ROWS), "wrong-of-two.jsonl": desk.wrong(2 * ROWS)},
+        {"right-of-two.jsonl": shelf.rows(ROWS), "wrong-of-two.jsonl": desk.wrong(2 * ROWS)},
         {"third-kind.jsonl": colour.rows(ROWS)},
         {"paraphrases.jsonl": reworded(old)},
         {"general.jsonl": general(100 * seed, ROWS)},
-        {"honest-last.jsonl": [*urgency.rows(ROWS // 2), *colour.rows(ROWS // 2), *desk.rows(ROWS // 2)]},
+        # Of all kinds, a new one among them: that last run is to win, so that its champion holds every honest drop.
+        {"honest-last.jsonl": [*urgency.rows(ROWS), *colour.rows(ROWS // 4), *desk.rows(ROWS // 4)]},
     ]
-    box = ground.box(tmp_path / "box", trials=7, least=LEAST, quantization="none")
+    box = ground.box(tmp_path / "box", trials=7, least=LEAST, quantization="none", epochs=EPOCHS)
     for drops in nights:
         for name, rows in drops.items():
             box.drop(name, rows)
