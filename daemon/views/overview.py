@@ -16,12 +16,13 @@ from daemon.state.database_file import DatabaseUnusable
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, TROUBLES_NOTE, WATCHER_NOTE
 from daemon.state.run_files import attempt_folder, load_object, load_progress, load_verdict, run_folder
 from daemon.state.sqlite_errors import in_words
-from daemon.state.states import AWAITING, TRIAL, RunState
+from daemon.state.states import AWAITING, OPEN_STATES, TRIAL, RunState
 from daemon.system.processes import lock_holder
 from daemon.views.attempts import AttemptView, attempts_of, done_again
 from daemon.views.champion_history import ChampionView, TrainedOn, champion_view, champion_views, trained_on, utc
 from daemon.views.cost import cost_of
 from daemon.views.drop_lineage import DropUses, drop_uses
+from daemon.views.live.queue import PauseView, pauses
 from daemon.views.reader import champions_of, newest_rows, reading
 from daemon.views.trials import on_trial, trial_words, unlikely
 from pipeline.artifacts import Frozen, Verdict
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 #: What the outcome of a win is called whose model was rolled back from: no yes is waited for.
 BLOCKED = "blocked"
-OPEN_STATES = (RunState.RUNNING, RunState.WAITING, RunState.QUEUED)
 
 
 class NotThere(DropforgeError):
@@ -96,6 +96,8 @@ class RunView(Frozen):
     created_at: datetime
     not_before: datetime
     """A queued or waiting run does not begin before."""
+    place: int
+    """Where a person put it in the queue, below 0; 0 where nobody did."""
     started_at: datetime | None
     ended_at: datetime | None
     outcome: str | None
@@ -103,6 +105,8 @@ class RunView(Frozen):
     error: str | None
     hint: str | None
     cancel_requested: bool
+    paused: str | None = None
+    """Why a queued or waiting run does not begin: its track is paused, by whom, and how it goes on."""
     trial: str | None = None
     """Of a run that tries one drop alone: which, and why."""
     blocker: str | None = None
@@ -115,7 +119,7 @@ class RunView(Frozen):
 
 #: The columns of runs and drops that lists need.
 _RUN_COLUMNS = tuple(
-    name for name in RunView.model_fields if name not in {"progress", "trial", "blocker", "again", "cost"}
+    name for name in RunView.model_fields if name not in {"progress", "paused", "trial", "blocker", "again", "cost"}
 )
 _DROP_COLUMNS = tuple(name for name in DropView.model_fields if name not in {"on_trial", "unlikely"})
 _RUN, _DROP = ", ".join(_RUN_COLUMNS), ", ".join(_DROP_COLUMNS)
@@ -157,6 +161,10 @@ class Overview:
     def tracks(self) -> list[str]:
         """Return the names of the tracks that the database knows, in their order of appearance."""
         return [row.name for row in self.rows("SELECT name FROM track ORDER BY created_at")]
+
+    def paused(self) -> list[PauseView]:
+        """Return the tracks that a person has paused."""
+        return self.read(pauses)
 
     def metric(self, track: str) -> str | None:
         """Return the metric that the track's first run fixed; `None` before."""
@@ -320,6 +328,8 @@ class Overview:
             values["blocker"], values["outcome"] = against, BLOCKED
         if row.trigger == TRIAL:
             values["trial"] = trial_words(base, run_id, ended=row.ended_at is not None)
+        if row.state in {RunState.QUEUED, RunState.WAITING}:
+            values["paused"] = next((one.words for one in pauses(base) if one.track == row.track), None)
         if row.state in OPEN_STATES:
             values["again"] = done_again(base, self.folder, run_id)
         progress = self._progress(base, run_id) if row.state == RunState.RUNNING else None

@@ -11,6 +11,7 @@ from daemon.views.details.attention import attention, rejected_words
 from daemon.views.details.changes import changes_since_champion
 from daemon.views.details.curves import curves_of, live_run
 from daemon.views.details.drop import MOST_ROWS, drop_detail, drop_rows
+from daemon.views.live.queue import open_runs
 from daemon.views.overview import NotThere, Overview, RunDetail
 from daemon.web.drawing import draw
 from daemon.web.site import Number, SiteOf
@@ -46,7 +47,7 @@ def overview(request: Request, site: SiteOf) -> Response:
     context = {
         "attention": attention(site.settings, seen),
         "running": live_run(seen),
-        "queue": [run for run in seen.runs(states=["waiting", "queued"]) if run.state != "running"],
+        "queue": [run for run in open_runs(seen) if run.state != "running"],
         "latest": seen.ended_runs(_MOST_LATEST),
         "champions": [one for one in map(seen.champion, site.settings.track_names) if one is not None],
         "drops": seen.drops(most=_MOST_LATEST),

@@ -35,6 +35,7 @@ def attention(settings: Settings, overview: Overview) -> tuple[Attention, ...]:
     alive = overview.daemon().alive
     return (
         *_machine(settings, overview, alive=alive),
+        *_paused(overview),
         *_commands(settings, overview),
         *_failed(overview),
         *_rejected(settings, overview),
@@ -58,6 +59,11 @@ def _machine(settings: Settings, overview: Overview, *, alive: bool) -> Iterator
         yield Attention(kind="disk", title="The disk is nearly full", detail=shortage)
     for whose, words in (overview.troubles() if alive else {}).items():
         yield Attention(kind="trouble", title=f"Trouble with {whose}", detail=words)
+
+
+def _paused(overview: Overview) -> Iterator[Attention]:
+    for one in overview.paused():
+        yield Attention(kind="paused", title=f"Track {one.track} is paused", detail=one.words, track=one.track)
 
 
 def _commands(settings: Settings, overview: Overview) -> Iterator[Attention]:
