@@ -1,12 +1,15 @@
 """`run`, `worker` and `web`: the processes that go on until they are stopped."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from daemon.cli.output import print_line
-from daemon.cli.workspace import load_settings
+from daemon.cli.workspace import config_path, load_settings
+
+if TYPE_CHECKING:
+    from daemon.settings.model import Settings
 
 
 def register(app: typer.Typer) -> None:
@@ -27,7 +30,7 @@ def run(context: typer.Context) -> None:
 
     settings = load_settings(context)
     logs.configure(settings.log_format)
-    raise typer.Exit(service.run(settings))
+    raise typer.Exit(service.run(settings, config_path(context)))
 
 
 def worker(
@@ -58,24 +61,43 @@ def web(
     listen: Annotated[
         str | None, typer.Option("--listen", metavar="ADDRESS", help="Else web.listen: 127.0.0.1:8765, or unix:/PATH.")
     ] = None,
+    url: Annotated[bool, typer.Option("--url", help="Print the address alone, as of the page that runs already.")] = (
+        False
+    ),
+    lifeline: Annotated[bool, typer.Option("--lifeline", help="End when standard input closes.", hidden=True)] = False,
 ) -> None:
     """
     Serve the web page until Ctrl-C, with or without a daemon.
 
-    The printed address opens it for changes, too; keep it to yourself.
+    Whoever has the address that is printed may change everything: keep it to yourself.
     """
-    from daemon.settings.model import SettingsError  # noqa: PLC0415 - a quick start for the other commands
-    from daemon.settings.web import WebSettings  # noqa: PLC0415
+    from daemon.system import logs  # noqa: PLC0415 - a quick start for the other commands
     from daemon.web import server  # noqa: PLC0415
     from daemon.web.security import load_token  # noqa: PLC0415
 
     settings = load_settings(context)
     if listen is not None:
-        try:
-            chosen = WebSettings.model_validate({**settings.web.model_dump(), "listen": listen})
-        except ValueError as error:
-            raise SettingsError(f"--listen: {error}", "as --listen 127.0.0.1:8765") from error
-        settings = settings.model_copy(update={"web": chosen})
-    listening = server.listen(settings.web.address)
-    print_line(f"serving {settings.state} on {server.address_words(listening, load_token(settings.state_folder))}")
-    server.serve(settings, listening)
+        settings = _listening_on(settings, listen)
+    address, token = settings.web.address, load_token(settings.state_folder)
+    if url:
+        print_line(server.address_words(address, token))
+        return
+    logs.configure(settings.log_format)
+    listening = server.listen(address)
+    if not lifeline:  # the daemon's log is for others to read
+        port = address.port or (0 if address.socket else listening.getsockname()[1])
+        print_line(f"the page of {settings.state}: {server.address_words(address._replace(port=port), token)}")
+    server.serve(settings, listening, with_lifeline=lifeline)
+
+
+def _listening_on(settings: "Settings", listen: str) -> "Settings":
+    from pydantic import ValidationError  # noqa: PLC0415 - a quick start for the other commands
+
+    from daemon.settings.web import WebSettings  # noqa: PLC0415
+
+    try:
+        chosen = WebSettings.model_validate({**settings.web.model_dump(), "listen": listen})
+    except ValidationError as error:
+        message = f"--listen: {error.errors()[0]['msg'].removeprefix('Value error, ')}"
+        raise typer.BadParameter(message) from error
+    return settings.model_copy(update={"web": chosen})

@@ -7,6 +7,7 @@ import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from daemon.inbox.drop_folders import HELDOUT, is_skipped
 from daemon.settings.model import Settings
@@ -28,19 +29,36 @@ def copy_in(source: Path, settings: Settings, track: str, *, heldout: bool) -> P
     """
     Copy `source` into the inbox of a declared `track`, or its held-out folder; return the copy.
 
-    Raises `NameTaken` if a file of that name is there, `NoInbox` if the folder is not, `OSError` if it cannot be
-    written or `source` cannot be read.
+    Raises what `placed` does, and `OSError` if `source` cannot be read.
     """
-    if is_skipped(os.fsencode(source.name)):
-        message = f"{source.name}: the inbox takes a file of such a name for one that is still being written"
+    with placed(source.name, settings, track, heldout=heldout) as (target, new):
+        _copy(source, new)
+    return target
+
+
+@contextlib.contextmanager
+def placed(name: str, settings: Settings, track: str, *, heldout: bool) -> Iterator[tuple[Path, BinaryIO]]:
+    """
+    Give the path of a new file in the inbox of a declared `track`, or its held-out folder, and a file to write it.
+
+    It appears under its name, whole and durable, when the block ends; if an exception ends it, not at all. Raises
+    `NameTaken` if a file of that name is there, `NoInbox` if the folder is not, `OSError` if it cannot be written.
+    """
+    if is_skipped(os.fsencode(name)):
+        message = f"{name}: the inbox takes a file of such a name for one that is still being written"
         raise NameTaken(message, "rename the file and submit it again")
     below = [*([] if track == "default" else [track]), *([HELDOUT] if heldout else [])]
-    target = settings.inbox_folder.joinpath(*below, source.name)
+    target = settings.inbox_folder.joinpath(*below, name)
     with _opened(settings.inbox_folder, below) as folder:
         # Names that begin with a dot are in progress to the watcher.
         aside = f".{uuid.uuid4().hex}.part"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            _copy(source, aside, folder)
+            with open(os.open(aside, flags, _MODE, dir_fd=folder), "wb") as new:  # noqa: PTH123 - a descriptor
+                os.fchmod(new.fileno(), _MODE)
+                yield target, new
+                new.flush()
+                os.fsync(new.fileno())
             _give_name(aside, target, folder)
         except PermissionError as error:
             raise PermissionError(error.errno, error.strerror, str(target.parent)) from error
@@ -48,7 +66,6 @@ def copy_in(source: Path, settings: Settings, track: str, *, heldout: bool) -> P
             with contextlib.suppress(FileNotFoundError, PermissionError):
                 os.unlink(aside, dir_fd=folder)
         os.fsync(folder)
-    return target
 
 
 @contextlib.contextmanager
@@ -72,18 +89,13 @@ def _opened(inbox: Path, below: list[str]) -> Iterator[int]:
         yield fd
 
 
-def _copy(source: Path, name: str, folder: int) -> None:
-    """Copy a regular file into the new file `name` of an open folder, durably."""
+def _copy(source: Path, new: BinaryIO) -> None:
+    """Copy a regular file."""
     with open(os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as old:  # noqa: PTH123 - a descriptor
         if not stat.S_ISREG(os.fstat(old.fileno()).st_mode):
             message = f"{source} is not a file"
             raise DropforgeError(message, "name a .jsonl or .json file")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with open(os.open(name, flags, _MODE, dir_fd=folder), "wb") as new:  # noqa: PTH123
-            os.fchmod(new.fileno(), _MODE)
-            shutil.copyfileobj(old, new)
-            new.flush()
-            os.fsync(new.fileno())
+        shutil.copyfileobj(old, new)
 
 
 def _give_name(aside: str, target: Path, folder: int) -> None:

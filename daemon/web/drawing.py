@@ -47,7 +47,7 @@ def _environment() -> Environment:
         made.filters[name] = getattr(wording, name)
     made.filters["thousands"] = "{:,}".format
     made.filters["cost"] = cost_words
-    #: As much of a model's id as people need.
+    # As much of a model's id as people need.
     made.filters["short"] = lambda identity: str(identity)[:12]
     made.filters["local"] = lambda time: "" if time is None else f"{time.astimezone():%Y-%m-%d %H:%M:%S}"
     return made

@@ -4,9 +4,10 @@ import contextlib
 import os
 import socket
 import stat
+import sys
+import threading
 from pathlib import Path
 
-import structlog
 import uvicorn
 
 from daemon.settings.model import Settings
@@ -19,15 +20,18 @@ from pipeline.errors import DropforgeError
 _SOCKET_MODE = 0o660
 #: Open pages listen for ever; nothing of theirs is lost.
 _LAST_SECONDS = 1
-log = structlog.get_logger()
 
 
 class CannotListen(DropforgeError):
     """The address of the page cannot be used."""
 
 
-def serve(settings: Settings, listening: socket.socket) -> None:
-    """Serve the page on a listening socket until SIGTERM or SIGINT, or SIGINT a second time at once."""
+def serve(settings: Settings, listening: socket.socket, *, with_lifeline: bool = False) -> None:
+    """
+    Serve the page on a listening socket until SIGTERM, SIGINT or, `with_lifeline`, until standard input closes.
+
+    Standard input is the daemon's end of a pipe: it closes with the daemon, however that ended.
+    """
     app = make_app(settings, load_token(settings.state_folder))
     config = uvicorn.Config(
         app,
@@ -40,7 +44,16 @@ def serve(settings: Settings, listening: socket.socket) -> None:
         lifespan="off",
         ws="none",
     )
-    uvicorn.Server(config).run(sockets=[listening])
+    server = uvicorn.Server(config)
+    if with_lifeline:
+        threading.Thread(target=_end_with_daemon, args=(server,), name="lifeline", daemon=True).start()
+    server.run(sockets=[listening])
+
+
+def _end_with_daemon(server: uvicorn.Server) -> None:
+    while os.read(sys.stdin.fileno(), 1):
+        pass
+    server.should_exit = True
 
 
 def listen(address: Address) -> socket.socket:
@@ -53,14 +66,12 @@ def listen(address: Address) -> socket.socket:
         raise CannotListen(message, "name another address: web.listen in dropforge.toml, or --listen") from error
 
 
-def address_words(listening: socket.socket, token: str) -> str:
-    """Return the address to open in a browser, or how to reach a socket; the token is in it."""
-    if listening.family == socket.AF_UNIX:
-        path = listening.getsockname()
-        return f"ssh -L 8765:{path} HOST, then http://localhost:8765/?token={token}"
-    host, port = listening.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    return f"http://{shown}:{port}/?token={token}"
+def address_words(address: Address, token: str) -> str:
+    """Return what to open in a browser, with the token in it; of a socket first how to reach it."""
+    if address.socket is not None:
+        return f"ssh -L 8765:{address.socket} HOST, then http://localhost:8765/?token={token}"
+    host = f"[{address.host}]" if ":" in address.host else address.host
+    return f"http://{host}:{address.port}/?token={token}"
 
 
 def _on_port(address: Address) -> socket.socket:

@@ -3,8 +3,11 @@
 from typing import Annotated
 
 from fastapi import Depends, Path, Request
+from sqlalchemy import Engine
 
 from daemon.settings.model import Settings
+from daemon.state.database import open_writer
+from daemon.state.layout import DATABASE_NAME
 from daemon.views.overview import Overview
 
 #: The largest number that the database can look for.
@@ -20,6 +23,10 @@ class Site:
         self.settings = settings
         self.token = token
         self.overview = Overview(settings.state_folder)
+
+    def writer(self) -> Engine:
+        """Return an engine that writes to the database. Raises `DatabaseUnusable` if there is none yet."""
+        return open_writer(self.settings.state_folder / DATABASE_NAME)
 
 
 def site_of(request: Request) -> Site:
