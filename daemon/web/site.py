@@ -1,0 +1,32 @@
+"""What every route stands on: the settings, the token, and the workspace that is looked at."""
+
+from typing import Annotated
+
+from fastapi import Depends, Path, Request
+
+from daemon.settings.model import Settings
+from daemon.views.overview import Overview
+
+#: The largest number that the database can look for.
+_MOST = (1 << 63) - 1
+Number = Annotated[int, Path(ge=1, le=_MOST)]
+
+
+class Site:
+    """The workspace that a page shows."""
+
+    def __init__(self, settings: Settings, token: str) -> None:
+        """Show the workspace of `settings`; who has `token` may change it."""
+        self.settings = settings
+        self.token = token
+        self.overview = Overview(settings.state_folder)
+
+
+def site_of(request: Request) -> Site:
+    """Return the site that a request is for."""
+    site = request.app.state.site
+    assert isinstance(site, Site)  # noqa: S101 - for the type checker
+    return site
+
+
+SiteOf = Annotated[Site, Depends(site_of)]
