@@ -1,13 +1,12 @@
 """
 Files brought by a browser: they go into the inbox as `dropforge submit` puts them there, and the intake answers them.
 
-The form is POST /upload, multipart: `track`, `heldout` (there, or not), then `file`, one or more; `done.html` answers
-it. Each file is written as it comes, under a name that the watcher passes over, and appears whole or not at all.
+The form is POST /upload, multipart: `file`, one or more, `track`, `heldout` (there, or not); `done.html` answers it.
+Each file is written as it comes, under a name that the watcher passes over; all appear when the whole form is there.
 """
 
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
-from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Self
 
 from fastapi import APIRouter, Request
@@ -16,7 +15,7 @@ from fastapi.responses import Response
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from daemon.inbox.submit import placed
+from daemon.inbox.submit import Incoming, incoming, require_usable
 from daemon.web.actions import Done
 from daemon.web.drawing import draw
 from daemon.web.site import Site, SiteOf
@@ -28,8 +27,8 @@ if TYPE_CHECKING:
 
 router = APIRouter(tags=["act"])
 forms = APIRouter()
-#: A file's name on this kind of machine; the longest field beside files.
-_MOST_NAME, _MOST_FIELD, _MOST_FIELDS = 255, 1000, 10
+#: The longest name of a file, in bytes, and field beside files; how many fields and files.
+_MOST_NAME, _MOST_FIELD, _MOST_FIELDS, _MOST_FILES = 255, 1000, 10, 100
 _FORM = {
     "requestBody": {
         "required": True,
@@ -58,7 +57,7 @@ class BadUpload(DropforgeError):
 
 @router.post("/upload", openapi_extra=_FORM)
 async def upload(request: Request, site: SiteOf) -> Done:
-    """Put files into the inbox; the fields `track` and `heldout` come before them."""
+    """Put files into the inbox of a track, or into its folder for held-out records."""
     return Done(words=tuple(await _take(request, site)))
 
 
@@ -78,86 +77,79 @@ class _Part(NamedTuple):
 
 
 async def _take(request: Request, site: Site) -> list[str]:
-    """Write each file of a form into the inbox; return a sentence for each. Raises what `placed` does, `BadUpload`."""
+    """Put each file of a form into the inbox; return a sentence a file. Raises `BadUpload`, `NameTaken`, `NoInbox`."""
     with _Receiver(site) as receiver:
         async for parts in _parts(request):
             await run_in_threadpool(receiver.add, parts)
-        receiver.require_whole()
-    return receiver.words
+        return await run_in_threadpool(receiver.finish)
 
 
 class _Receiver:
-    """Takes the parts of a form one after the other; a file that was not finished leaves nothing."""
+    """Takes the parts of a form one after the other; what comes of it is there behind `finish`, or not at all."""
 
     def __init__(self, site: Site) -> None:
-        self.words: list[str] = []
         self._site = site
         self._fields: dict[str, str] = {}
         self._name = ""
         self._field = bytearray()
-        self._open = ExitStack()
+        self._opened = ExitStack()
+        self._files: list[tuple[str, Incoming]] = []
         self._file: BinaryIO | None = None
-        self._filename = ""
         self._size = 0
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._open.__exit__(kind, error, trace)
-
-    def require_whole(self) -> None:
-        """Raise `BadUpload` if a file has begun and not ended, or none has come."""
-        if self._file is not None:
-            message = f"{self._filename} was cut off"
-            raise BadUpload(message, "send it again")
-        if not self.words:
-            message = "there is no file in what was sent"
-            raise BadUpload(message, "choose a .jsonl or .json file of records with instruction, input and output")
+    def __exit__(self, *_error: object) -> None:
+        self._opened.close()
 
     def add(self, parts: list[_Part]) -> None:
         """Take what came."""
         for part in parts:
             {"begin": self._begin, "data": self._write, "end": self._end}[part.kind](part)
 
-    def _begin(self, part: _Part) -> None:
-        self._name, self._field, self._size = part.name, bytearray(), 0
-        if part.filename is None:
-            return
-        if not part.filename:
-            return  # a form without a chosen file sends an empty one
-        self._filename = _plain_name(part.filename)
+    def finish(self) -> list[str]:
+        """Let the files appear in the inbox; return a sentence for each."""
+        if self._file is not None or not self._files:
+            cut = f"{self._files[-1][0]} was cut off" if self._files else "there is no file in what was sent"
+            raise BadUpload(cut, "send a .jsonl or .json file of records with instruction, input and output")
         track, heldout = self._fields.get("track") or "default", "heldout" in self._fields
         self._site.settings.track(track)
-        self._open = ExitStack()
-        target = placed(self._filename, self._site.settings, track, heldout=heldout)
-        _, self._file = self._open.enter_context(target)
+        settle = f"it is taken once it has not changed for {self._site.settings.intake.settle_seconds:g} s"
+        told = []
+        for name, new in self._files:
+            octets = new.file.tell()
+            new.place(name, track, heldout=heldout)
+            told.append(f"{name} ({size(octets)}) is in the inbox: {settle}")
+        return told
+
+    def _begin(self, part: _Part) -> None:
+        self._name, self._field, self._size = part.name, bytearray(), 0
+        if part.filename:  # a form without a chosen file sends one without a name
+            if len(self._files) == _MOST_FILES:
+                message = f"more than {_MOST_FILES} files at once"
+                raise BadUpload(message, "send fewer, or put them into the inbox folder")
+            name = _plain_name(part.filename)
+            self._files.append((name, self._opened.enter_context(incoming(self._site.settings))))
+            self._file = self._files[-1][1].file
 
     def _write(self, part: _Part) -> None:
         self._size += len(part.data)
         if self._file is not None:
             most = self._site.settings.intake.max_bytes
             if self._size > most:
-                message = f"{self._filename} has more than the {most:,} bytes that are allowed"
+                message = f"{self._files[-1][0]} has more than the {most:,} bytes that are allowed"
                 raise BadUpload(message, "split it, or raise intake.max_bytes")
             self._file.write(part.data)
         elif self._size > _MOST_FIELD:
             message = f"the field {self._name!r} is too long"
-            raise BadUpload(message, "send files in fields called file")
+            raise BadUpload(message, "send files with their names, in fields called file")
         else:
             self._field += part.data
 
     def _end(self, _part: _Part) -> None:
         if self._file is not None:
             self._file = None
-            self._open.close()
-            settle = self._site.settings.intake.settle_seconds
-            self.words.append(
-                f"{self._filename} ({size(self._size)}) is in the inbox: it is taken once it has not changed for "
-                f"{settle:g} s"
-            )
         elif len(self._fields) < _MOST_FIELDS:
             self._fields[self._name] = self._field.decode("utf-8", "replace").strip()
 
@@ -211,4 +203,5 @@ def _plain_name(name: str) -> str:
     if "/" in name or "\0" in name or name in {".", ".."} or len(name.encode()) > _MOST_NAME:
         message = "a file is sent under a name that is none"
         raise BadUpload(message, "rename it: a name without /, of at most 255 bytes")
+    require_usable(name)
     return name
