@@ -10,7 +10,7 @@ from daemon.views.compare_runs import compare, report_folder, story_of
 from daemon.views.details.attention import attention, rejected_words
 from daemon.views.details.changes import changes_since_champion
 from daemon.views.details.curves import curves_of, live_run
-from daemon.views.details.drop import MOST_ROWS, drop_detail, drop_rows
+from daemon.views.details.drop import MOST_ROWS, come_to, drop_detail, drop_rows
 from daemon.views.live.queue import open_runs
 from daemon.views.overview import NotThere, Overview, RunDetail
 from daemon.web.drawing import draw
@@ -139,7 +139,7 @@ def track(request: Request, site: SiteOf, name: str, before: Before = None) -> R
     Draw `track.html`.
 
     `track`: its name. `champions`: list of ChampionView, today's first. `older`: the `before=` (a generation) of the
-    next page, or None. `yardsticks`: list of YardstickView. Raises `NotThere`.
+    next page, or None. `yardsticks`: list of YardstickView. `paused`: PauseView, or None. Raises `NotThere`.
     """
     seen = site.overview
     if name not in site.settings.track_names and name not in seen.tracks():
@@ -148,6 +148,7 @@ def track(request: Request, site: SiteOf, name: str, before: Before = None) -> R
     found = seen.read(lambda base: latest_champions(base, seen.folder, (name, before), MOST_LISTED))
     older = found[-1].generation if len(found) == MOST_LISTED else None
     context = {"track": name, "champions": found, "older": older, "yardsticks": seen.yardsticks(name)}
+    context["paused"] = next((one for one in seen.paused() if one.track == name), None)
     return draw(request, "track.html", context)
 
 
@@ -174,14 +175,16 @@ def inbox(request: Request, site: SiteOf, track: Track = None, before: Before = 
     Draw `inbox.html`, the page of whoever brings data: drops and what became of them.
 
     `drops`: list of (DropView, what was wrong with it in words or ""), newest first. `track`, `older`: as on `/drops`.
-    `waiting`: names of files in the inbox that were not taken yet. Upload: POST /upload, multipart, fields `file`
+    `used`: what the first run of each drop has come to, {run: outcome or state}. `waiting`: names of files in the inbox that were not taken yet. Upload: POST /upload, multipart, fields `file`
     (one or more), `track`, `heldout`.
     """
     found = site.overview.drops(track, None, MOST_LISTED, before)
     older = found[-1].id if len(found) == MOST_LISTED else None
     told = [(one, rejected_words(site.overview, one) if one.state == "rejected" else "") for one in found]
     waiting = site.overview.inbox_note()["waiting"]
-    return draw(request, "inbox.html", {"drops": told, "track": track, "older": older, "waiting": waiting})
+    used = come_to(site.overview, found)
+    context = {"drops": told, "track": track, "older": older, "waiting": waiting, "used": used}
+    return draw(request, "inbox.html", context)
 
 
 def _has_card(seen: Overview, found: RunDetail) -> bool:

@@ -14,11 +14,13 @@ from daemon.champions import promotion
 from daemon.queue import claims, run_queue
 from daemon.state.layout import LOCK_NAME
 from daemon.state.states import AWAITING
+from daemon.views.overview import Overview
 from pipeline import durable
+from pipeline.config import RunConfig, TrainConfig
 from pipeline.contract import CURVE_NAME, PROGRESS_NAME, Progress
 from pipeline.model_folder.manifest import write_manifest
 from pipeline.report.write import write_report
-from tests.daemon.conftest import LivedIn
+from tests.daemon.conftest import BASE_ID, LivedIn
 
 HOUR_MS = 3_600_000
 #: Markup, a bidi control, a terminal escape; a name in a folder has no slash.
@@ -42,13 +44,25 @@ def make_model(folder: Path, name: str) -> str:
     return identity
 
 
+def begin(made: LivedIn, rank: int = 16) -> claims.Claim:
+    """Let the next run begin."""
+    config = RunConfig(
+        track="default", base_model="/base", base_model_id=BASE_ID, salt="s", train=TrainConfig(rank=rank, alpha=2 * rank)
+    )
+    claim = run_queue.claim(made.engine, made.tick(), lambda _session, _track: config)
+    assert claim is not None
+    return claim
+
+
 def end(made: LivedIn, cards: Any, outcome: str, over: int = 0, *, waits: bool = False) -> int:
     """Let the next run end in a verdict with its card; promote what won, unless it waits for a person."""
-    claim = made.claim()
+    claim = begin(made)
     root, run = made.settings.state_folder, claim.run_id
+    serving = Overview(root).champion("default")
+    assert serving is not None
     attempt, verdict = cards.case(root, outcome, run=run)
     model = make_model(root / "models", f"model of run {run}")
-    edits = {"champion_generation": over, "candidate_model_id": model}
+    edits = {"champion_generation": over, "candidate_model_id": model, "champion_model_id": serving.model_id}
     verdict = verdict.model_copy(update=edits)
     verdict = verdict.model_copy(update={"report": write_report(attempt, verdict)})
     durable.write_json(root / "runs" / str(run) / "decide.json", verdict.model_dump(mode="json"))
@@ -99,13 +113,13 @@ def furnish(made: LivedIn, cards: Any) -> tuple[claims.Claim, Path]:
     made.take(HOSTILE_NAME, rows("hostility", 30))
     end(made, cards, "guard_failed", 2)
     made.take("tickets.jsonl", rows("tickets", 90))
-    failed = made.claim()
+    failed = begin(made)
     made.attempt(failed, "prepare")
     made.fail(failed)
     made.take("tickets-mended.jsonl", rows("tickets again", 90))
     end(made, cards, "promoted", 2, waits=True)
     made.take("chats.jsonl", rows("chats", 200))
-    claim = made.claim()
+    claim = begin(made, rank=64)
     made.attempt(claim, "prepare")
     data = cards.dataset(train_rows=1482, warnings=())
     durable.write_json(made.settings.state_folder / f"runs/{claim.run_id}/prepare.json", data.model_dump(mode="json"))

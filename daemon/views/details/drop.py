@@ -93,6 +93,13 @@ def one_drop(overview: Overview, drop_id: int) -> DropView:
     return found[0]
 
 
+def come_to(overview: Overview, drops: Iterable[DropView]) -> dict[int, str]:
+    """Return what the first runs of some drops have come to, by their numbers: the outcome, or the state before one."""
+    wanted = json.dumps([drop.first_run for drop in drops if drop.first_run is not None])
+    found = overview.rows("SELECT id, state, outcome FROM run WHERE id IN (SELECT value FROM json_each(?))", wanted)
+    return {row.id: row.outcome or row.state for row in found}
+
+
 def findings_of(overview: Overview, drop_id: int) -> tuple[FindingView, ...]:
     """Return what was found wrong with a drop's rows, rare kinds first."""
     return _findings(_taken_in(overview, drop_id).get("kinds"))

@@ -2,27 +2,28 @@
 // Without it everything works, too: links lead on, forms are sent, and a reload shows what is new.
 "use strict";
 
-// ---- up to date: whenever something changed, ask for this page again and put in the parts that are not the same
+// ---- Up to date: whenever something changed, ask for this page again and put in the parts that are not the same.
+// So what is drawn is drawn in one place, by the server, and a part that was missed is there with the next change.
 
-const WAIT_MS = 250;
+const PARTS = "[data-part]";
+const WAIT_MS = 200;
+const shown = new Map([...document.querySelectorAll(PARTS)].map((part) => [part.id, part.outerHTML]));
+let source = null;
 let asked = null;
 
 // A part in which somebody writes or chooses is left as it is until they are done.
-const isInUse = (part) => {
-  const at = document.activeElement;
-  return (part.contains(at) && at.matches("input, select, textarea"))
-    || [...part.querySelectorAll("details.act[open], textarea")].some((one) => one.open || one.value);
-};
+const isInUse = (part) => part.querySelector("details.act[open]") !== null
+  || (part.contains(document.activeElement) && document.activeElement.matches("input, select, textarea"));
 
 // What has the focus, or is unfolded, is found again by its name.
 const nameOf = (element) => element.id || element.getAttribute("href") || element.textContent.trim();
 
 const replace = (part, fresh) => {
   const focused = part.contains(document.activeElement) ? document.activeElement : null;
-  const open = [...part.querySelectorAll("details[open]")].map((one) => nameOf(one.firstElementChild));
+  const open = [...part.querySelectorAll("details[open] > summary")].map(nameOf);
   part.replaceWith(fresh);
-  for (const one of fresh.querySelectorAll("details")) {
-    if (open.includes(nameOf(one.firstElementChild))) one.open = true;
+  for (const summary of fresh.querySelectorAll("details > summary")) {
+    if (open.includes(nameOf(summary))) summary.parentElement.open = true;
   }
   if (focused) {
     const same = [...fresh.querySelectorAll(focused.tagName)].find((one) => nameOf(one) === nameOf(focused));
@@ -30,48 +31,52 @@ const replace = (part, fresh) => {
   }
 };
 
+const say = (words) => { document.getElementById("live").textContent = words; };
+
 const refresh = async () => {
   asked = null;
-  if (document.hidden) return; // asked for again when it is looked at
   const answer = await fetch(location.href, { headers: { accept: "text/html" } });
   if (!answer.ok) return;
-  const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
-  document.title = fresh.title;
-  for (const part of document.querySelectorAll("[data-part]")) {
-    const one = fresh.getElementById(part.id);
-    if (one && one.outerHTML !== part.dataset.shown && !isInUse(part)) {
-      const shown = one.outerHTML;
-      replace(part, document.adoptNode(one));
-      one.dataset.shown = shown;
+  const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+  document.title = page.title;
+  for (const part of document.querySelectorAll(PARTS)) {
+    const fresh = page.getElementById(part.id);
+    const text = fresh && fresh.outerHTML;
+    if (fresh && text !== shown.get(part.id) && !isInUse(part)) {
+      replace(part, document.adoptNode(fresh));
+      shown.set(part.id, text);
     }
   }
 };
 
 const soon = () => {
-  if (asked === null) asked = setTimeout(() => refresh().catch(() => say(false)), WAIT_MS);
+  if (asked === null) asked = setTimeout(() => refresh().catch(() => say("· no connection")), WAIT_MS);
 };
 
-const say = (live) => {
-  const line = document.getElementById("live");
-  if (line) line.textContent = live ? "" : "· connection lost, trying again";
+// A page that nobody looks at keeps no connection: a browser has six for each host.
+const listen = () => {
+  if (source) source.close();
+  source = null;
+  if (document.hidden) return;
+  source = new EventSource("/api/v1/live");
+  source.onopen = () => say("");
+  source.onerror = () => say("· no connection");
+  source.addEventListener("changed", soon);
+  if (document.querySelector("[data-progress]")) source.addEventListener("progress", soon);
 };
 
-if (document.querySelector("[data-part]")) {
-  const source = new EventSource("/api/v1/live");
-  source.onopen = () => { say(true); soon(); };
-  source.onerror = () => say(false);
-  for (const kind of ["message", "changed", "progress"]) source.addEventListener(kind, soon);
-  document.addEventListener("visibilitychange", soon);
-  // A page that is left keeps no connection: browsers have six for each host.
-  addEventListener("pagehide", () => source.close());
-  addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
+if (document.querySelector(`main ${PARTS}`)) {
+  listen();
+  document.addEventListener("visibilitychange", listen);
+  addEventListener("pagehide", () => source && source.close());
 }
+// A page from the browser's memory would show what was, and a form that was sent.
+addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
 
-// ---- files that are dropped, anywhere on a page that has a place for them
+// ---- Files that are dropped, anywhere on a page that has a place for them.
 
 const target = document.querySelector(".target");
 if (target) {
-  const files = target.querySelector("input[type=file]");
   const carries = (event) => [...event.dataTransfer.types].includes("Files");
   addEventListener("dragover", (event) => {
     if (!carries(event)) return;
@@ -83,17 +88,21 @@ if (target) {
     if (!carries(event)) return;
     event.preventDefault();
     target.classList.remove("over");
-    files.files = event.dataTransfer.files;
+    target.querySelector("input[type=file]").files = event.dataTransfer.files;
     target.requestSubmit();
   });
 }
 
-// ---- what is folded out for an action folds back with Escape
+// ---- Forms: what changes something is sent once; what is folded out for it folds back with Escape.
 
+addEventListener("submit", (event) => {
+  if (event.target.method !== "post") return;
+  const button = event.target.querySelector("button");
+  setTimeout(() => { button.disabled = true; button.textContent = "Under way …"; });
+});
 addEventListener("keydown", (event) => {
   const open = event.key === "Escape" && document.activeElement.closest("details.act[open]");
-  if (open) {
-    open.open = false;
-    open.firstElementChild.focus();
-  }
+  if (!open) return;
+  open.open = false;
+  open.firstElementChild.focus();
 });
