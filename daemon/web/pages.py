@@ -147,8 +147,13 @@ def track(request: Request, site: SiteOf, name: str, before: Before = None) -> R
         raise NotThere(message, f"declared tracks: {', '.join(site.settings.track_names)}")
     found = seen.read(lambda base: latest_champions(base, seen.folder, (name, before), MOST_LISTED))
     older = found[-1].generation if len(found) == MOST_LISTED else None
-    context = {"track": name, "champions": found, "older": older, "yardsticks": seen.yardsticks(name)}
-    context["paused"] = next((one for one in seen.paused() if one.track == name), None)
+    context = {
+        "track": name,
+        "champions": found,
+        "older": older,
+        "yardsticks": seen.yardsticks(name),
+        "paused": next((one for one in seen.paused() if one.track == name), None),
+    }
     return draw(request, "track.html", context)
 
 
@@ -175,8 +180,8 @@ def inbox(request: Request, site: SiteOf, track: Track = None, before: Before = 
     Draw `inbox.html`, the page of whoever brings data: drops and what became of them.
 
     `drops`: list of (DropView, what was wrong with it in words or ""), newest first. `track`, `older`: as on `/drops`.
-    `used`: what the first run of each drop has come to, {run: outcome or state}. `waiting`: names of files in the inbox that were not taken yet. Upload: POST /upload, multipart, fields `file`
-    (one or more), `track`, `heldout`.
+    `used`: what the first run of each drop has come to, {run: outcome or state}. `waiting`: names of files in the inbox
+    that were not taken yet. Upload: POST /upload, multipart, fields `file` (one or more), `track`, `heldout`.
     """
     found = site.overview.drops(track, None, MOST_LISTED, before)
     older = found[-1].id if len(found) == MOST_LISTED else None
