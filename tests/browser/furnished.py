@@ -29,7 +29,9 @@ HOSTILE_NAME = '<img src=x onerror="document.title=1">\u202egpj.\x1b[31m.jsonl'
 
 def rows(topic: str, number: int = 40) -> str:
     """Return a drop of so many records."""
-    made = ({"instruction": f"Rate review {place} of {topic}.", "output": str(1 + place % 5)} for place in range(number))
+    made = (
+        {"instruction": f"Rate review {place} of {topic}.", "output": str(1 + place % 5)} for place in range(number)
+    )
     return "".join(json.dumps(one) + "\n" for one in made)
 
 
@@ -47,7 +49,11 @@ def make_model(folder: Path, name: str) -> str:
 def begin(made: LivedIn, rank: int = 16) -> claims.Claim:
     """Let the next run begin."""
     config = RunConfig(
-        track="default", base_model="/base", base_model_id=BASE_ID, salt="s", train=TrainConfig(rank=rank, alpha=2 * rank)
+        track="default",
+        base_model="/base",
+        base_model_id=BASE_ID,
+        salt="s",
+        train=TrainConfig(rank=rank, alpha=2 * rank),
     )
     claim = run_queue.claim(made.engine, made.tick(), lambda _session, _track: config)
     assert claim is not None
