@@ -14,15 +14,14 @@ from daemon.views.details.drop import MOST_ROWS, come_to, drop_detail, drop_rows
 from daemon.views.live.queue import open_runs
 from daemon.views.overview import NotThere, Overview, RunDetail
 from daemon.web.drawing import draw
-from daemon.web.site import Number, SiteOf
+from daemon.web.site import MOST, Number, Site, SiteOf
 from pipeline.artifacts import PAGE_NAME
 from pipeline.errors import DropforgeError
 
 router = APIRouter(default_response_class=HTMLResponse)
 #: Lines of a page of a list, and of each list on the overview.
 MOST_LISTED, _MOST_LATEST = 50, 10
-_MOST = (1 << 63) - 1
-Before = Annotated[int | None, Query(ge=1, le=_MOST)]
+Before = Annotated[int | None, Query(ge=1, le=MOST)]
 Track = Annotated[str | None, Query(max_length=200)]
 State = Annotated[str | None, Query(max_length=40)]
 #: The card needs its own style and drawings; it runs nothing.
@@ -142,9 +141,7 @@ def track(request: Request, site: SiteOf, name: str, before: Before = None) -> R
     next page, or None. `yardsticks`: list of YardstickView. `paused`: PauseView, or None. Raises `NotThere`.
     """
     seen = site.overview
-    if name not in site.settings.track_names and name not in seen.tracks():
-        message = f"there is no track {name}"
-        raise NotThere(message, f"declared tracks: {', '.join(site.settings.track_names)}")
+    require_track(site, name)
     found = seen.read(lambda base: latest_champions(base, seen.folder, (name, before), MOST_LISTED))
     older = found[-1].generation if len(found) == MOST_LISTED else None
     context = {
@@ -165,7 +162,7 @@ def comparison(request: Request, site: SiteOf, runs: Annotated[str, Query(max_le
     `runs`: the two numbers, as `[12, 15]`, or []. `comparison`: Comparison, or None where two were not named.
     `curves`: a list of two Curves, or [].
     """
-    numbers = [int(part) for part in runs.split(",") if part.strip().isdecimal() and int(part) <= _MOST][:2]
+    numbers = [int(part) for part in runs.split(",") if part.strip().isdecimal() and int(part) <= MOST][:2]
     if len(numbers) < 2:  # noqa: PLR2004 - two
         return draw(request, "compare.html", {"runs": [], "comparison": None, "curves": []})
     first, second = numbers
@@ -190,6 +187,13 @@ def inbox(request: Request, site: SiteOf, track: Track = None, before: Before = 
     used = come_to(site.overview, found)
     context = {"drops": told, "track": track, "older": older, "waiting": waiting, "used": used}
     return draw(request, "inbox.html", context)
+
+
+def require_track(site: Site, name: str) -> None:
+    """Raise `NotThere` for a track that is not declared and never was."""
+    if name not in site.settings.track_names and name not in site.overview.tracks():
+        message = f"there is no track {name}"
+        raise NotThere(message, f"declared tracks: {', '.join(site.settings.track_names)}")
 
 
 def _has_card(seen: Overview, found: RunDetail) -> bool:
