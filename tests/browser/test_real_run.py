@@ -23,7 +23,7 @@ def page(workspace: Workspace, chromium: Any) -> Served:
         port = free.getsockname()[1]
     settings = workspace.folder / "dropforge.toml"
     text = settings.read_text().replace("[intake]", f'[web]\nenabled = true\nlisten = "127.0.0.1:{port}"\n[intake]')
-    settings.write_text(text.replace("epochs = 6.0", "epochs = 20.0"))
+    settings.write_text(text.replace("epochs = 6.0", "epochs = 12.0"))
     made = Served(workspace.folder, chromium)
     made.port = port
     return made
