@@ -1,13 +1,16 @@
-"""Looking after a workspace: `gc`, `backup`, `restore`, `doctor`."""
+"""Looking after a workspace: `gc`, `backup`, `restore`, `doctor`, `messages`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from daemon.cli.output import print_json, print_line, print_table
+from daemon.cli.output import dump, local, print_json, print_line, print_table
 from daemon.cli.workspace import JsonOption, load_settings, open_writer
-from pipeline.errors import EXIT_FAILED
+from pipeline.errors import EXIT_FAILED, DropforgeError
+
+if TYPE_CHECKING:
+    from daemon.settings.model import Settings
 
 _MOST_NAMED = 20
 
@@ -20,6 +23,7 @@ def register(app: typer.Typer) -> None:
     app.command()(backup)
     app.command()(restore)
     app.command()(doctor)
+    app.command()(messages)
 
 
 def gc(context: typer.Context, *, dry_run: DryRunOption = False, as_json: JsonOption = False) -> None:
@@ -119,9 +123,11 @@ def doctor(context: typer.Context, *, as_json: JsonOption = False) -> None:
 
     Changes nothing. Exit code 1 if a line is bad.
     """
-    from daemon.views.doctor import examine  # noqa: PLC0415 - a quick start for the other commands
+    from daemon.messages import addresses  # noqa: PLC0415 - a quick start for the other commands
+    from daemon.views.doctor import examine  # noqa: PLC0415
 
-    findings = examine(load_settings(context))
+    settings = load_settings(context)
+    findings = [*examine(settings), *addresses.examine(settings.messages)]
     bad = any(finding.level == "bad" for finding in findings)
     if as_json:
         print_json(ok=not bad, findings=[finding.model_dump(mode="json") for finding in findings])
@@ -132,4 +138,52 @@ def doctor(context: typer.Context, *, as_json: JsonOption = False) -> None:
             if finding.remedy:
                 print_line(f"{'':{width + 6}}  → {finding.remedy}")
     if bad:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def messages(
+    context: typer.Context,
+    *,
+    test: Annotated[
+        bool, typer.Option("--test", help="Send one to each address now; say what came of it.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """
+    List the messages that have not arrived: those that wait, and those that were given up in the last week.
+
+    [messages] in the settings says where they go. Exit code 1 if a test is not taken.
+    """
+    settings = load_settings(context)
+    if test:
+        _send_test(settings, as_json=as_json)
+        return
+    from daemon.messages.unsent import unsent  # noqa: PLC0415 - a quick start for the other commands
+    from daemon.system.clock import now_ms  # noqa: PLC0415
+
+    found = unsent(settings, now_ms())
+    if as_json:
+        print_json(addresses=[str(url) for url in settings.messages.urls], messages=dump(found))
+    elif found:
+        rows = [(one.id, local(one.created_at), one.address, one.state, one.tries, one.title) for one in found]
+        print_table(("MESSAGE", "SINCE", "ADDRESS", "STATE", "TRIES", "TITLE"), rows)
+        for address, error in dict.fromkeys((one.address, one.error) for one in found if one.error):
+            print_line(f"{address}: {error}")
+    else:
+        print_line("no message waits" if settings.messages.urls else "no address is set: urls in [messages]")
+
+
+def _send_test(settings: "Settings", *, as_json: bool) -> None:
+    from daemon.messages.addresses import try_all  # noqa: PLC0415 - a quick start for the other commands
+
+    tried = try_all(settings.messages)
+    if not tried:
+        message = "there is no address to send to"
+        raise DropforgeError(message, "set urls in [messages] of dropforge.toml, as Apprise has them")
+    if as_json:
+        print_json(tried=dump(tried))
+    else:
+        for one in tried:
+            print_line(f"{one.address}: {'taken' if one.error is None else f'not taken: {one.error}'}")
+    if any(one.error for one in tried):
         raise typer.Exit(EXIT_FAILED)
