@@ -1,5 +1,6 @@
 """The step contract: what a step is told (StepSpec), where it may write (Attempt), what it leaves (StepResult)."""
 
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from pipeline.yardstick import YardstickBefore
 SPEC_NAME = "spec.json"
 RESULT_NAME = "result.json"
 PROGRESS_NAME = "progress.json"
+#: A line for each progress with a loss: what screens draw while a training runs; the artifact has every step.
+CURVE_NAME = "curve.jsonl"
 LOG_NAME = "log.txt"
 #: Variable with the number of the pipe by which a step notices that its worker is gone.
 LIFELINE = "DROPFORGE_LIFELINE_FD"
@@ -141,6 +144,7 @@ class Attempt:
         self.folder = self.root / spec.folder
         self.stop = threading.Event()
         self._progress = Progress(step=spec.step)
+        self._noted = -1
         self._lock = threading.Lock()
 
     @property
@@ -188,10 +192,15 @@ class Attempt:
             raise Interrupted(msg)
 
     def write_progress(self) -> None:
-        """Rewrite progress.json with the latest numbers and the time."""
+        """Rewrite progress.json with the latest numbers; add their loss, if they have one, to the curve."""
         with self._lock:
             value = self._progress.model_copy(update={"updated_at": time.time()})
         durable.write_hint(self.folder / PROGRESS_NAME, value.model_dump())
+        if value.loss is not None and value.done != self._noted:
+            self._noted = value.done
+            point = {"step": value.done, "loss": value.loss, "dev_loss": value.dev_loss}
+            with (self.folder / CURVE_NAME).open("a", encoding="ascii") as file:
+                file.write(json.dumps(point) + "\n")
 
 
 @dataclass(frozen=True)

@@ -144,9 +144,7 @@ def doctor(context: typer.Context, *, as_json: JsonOption = False) -> None:
 def messages(
     context: typer.Context,
     *,
-    test: Annotated[
-        bool, typer.Option("--test", help="Send one to each address now; say what came of it.")
-    ] = False,
+    test: Annotated[bool, typer.Option("--test", help="Send one to each address now; say what came of it.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """

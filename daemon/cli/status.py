@@ -46,6 +46,8 @@ def status(context: typer.Context, *, as_json: JsonOption = False) -> None:
         _print_inbox(settings, overview, alive=daemon.alive)
         for whose, words in (overview.troubles() if daemon.alive else {}).items():
             print_line(f"trouble: {whose}: {words}")
+        for pause in overview.paused():
+            print_line(pause.words)
         _print_tracks(settings, overview)
         _print_open_ends(settings, overview, alive=daemon.alive)
         _print_drops(overview)
@@ -61,6 +63,8 @@ def describe_run(run: "RunView") -> str:
         ending = "; to be cancelled" if run.cancel_requested else ""
         again = f"; {run.again}" if run.again else ""
         return trial + (progress_words(run.progress) or run.step or "beginning") + again + ending
+    if run.paused:
+        return trial + run.paused
     late = run.not_before.timestamp() <= datetime.now(UTC).timestamp()
     words = trial + ("begins next" if late else f"begins {until(run.not_before)}")
     words += f"; {run.again}" if run.again else ""
@@ -78,20 +82,14 @@ def short_id(model_id: str) -> str:
     return model_id[:_SHORT_ID]
 
 
-def _open_runs(overview: "Overview") -> "list[RunView]":
-    """Return the runs that are not over, in the order in which they go."""
-    from daemon.views.overview import OPEN_STATES  # noqa: PLC0415 - a quick start
-
-    order = {state.value: place for place, state in enumerate(OPEN_STATES)}
-    return sorted(overview.runs(states=OPEN_STATES), key=lambda run: (order[run.state], run.id))
-
-
 def _champions(settings: "Settings", overview: "Overview") -> "dict[str, ChampionView | None]":
     names = dict.fromkeys([*settings.track_names, *overview.tracks()])
     return {name: overview.champion(name) for name in names}
 
 
 def _print_status_json(settings: "Settings", overview: "Overview") -> None:
+    from daemon.views.live.queue import open_runs  # noqa: PLC0415 - a quick start
+
     champions = _champions(settings, overview)
     latest = overview.ended_runs(_LATEST)
     tracks: list[dict[str, Any]] = [
@@ -110,7 +108,8 @@ def _print_status_json(settings: "Settings", overview: "Overview") -> None:
         proposed=dump(overview.drops(state="proposed", most=_LATEST)),
         drops=overview.drop_counts(),
         latest_drops=dump(overview.drops(most=_LATEST)),
-        runs=dump(_open_runs(overview)),
+        paused=dump(overview.paused()),
+        runs=dump(open_runs(overview)),
         latest=dump(latest),
     )
 
@@ -260,7 +259,9 @@ def _print_drops(overview: "Overview") -> None:
 
 
 def _print_runs(overview: "Overview") -> None:
-    going = _open_runs(overview)
+    from daemon.views.live.queue import open_runs  # noqa: PLC0415 - a quick start
+
+    going = open_runs(overview)
     if going:
         print_line()
         print_table(("RUN", "TRACK", "STATE", ""), [(run.id, run.track, run.state, describe_run(run)) for run in going])

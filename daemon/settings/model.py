@@ -14,6 +14,7 @@ from daemon.settings.cron import check_timezone, cron_trigger
 from daemon.settings.messages import MessageSettings
 from daemon.settings.places import check_place
 from daemon.settings.text import nearest, overlay
+from daemon.settings.web import WebSettings
 from pipeline.artifacts import Frozen
 from pipeline.config import EvaluateConfig, GateConfig, GuardConfig, JudgeConfig, SplitConfig, TrainConfig
 from pipeline.contract import LIFELINE
@@ -203,6 +204,7 @@ class Settings(TrackSettings):
     gc: GcSettings = GcSettings()
     cost: CostSettings = CostSettings()
     messages: MessageSettings = MessageSettings()
+    web: WebSettings = WebSettings()
     tracks: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Tracks beside `default`, each with the settings that differ for it."""
 

@@ -51,6 +51,8 @@ class Track(SQLModel, table=True):
     noise: dict[str, object] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     #: Since when and by which schedule the track runs nightly, and when that was last looked at; see `scheduler`.
     nightly: dict[str, object] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
+    #: JSON of who paused the track, why and when: `by`, `reason`, `at`. `None` unless it is paused.
+    paused: dict[str, object] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     base_path: str | None = None
     base_model_id: str | None = None
     #: The champion: its row here is the truth, the link follows it. Generation 0 is the base model.
@@ -116,6 +118,8 @@ class Run(SQLModel, table=True):
     created_at: int
     #: Not claimed before: the end of the track's quiet time, or of a back-off.
     not_before: int
+    #: Where a person put it in the queue, the lowest first; 0, behind these, where nobody did.
+    place: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     #: Claim token: every write of the run's owner is conditional on it.
     token: str | None = None
     heartbeat_at: int | None = None

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from daemon.state.tables import Promotion
 
 
+#: More than any generation.
+_BEYOND = 1 << 62
+
+
 class TrainedOn(Frozen):
     """A drop in the snapshot that a champion was made from."""
 
@@ -119,6 +123,20 @@ def champion_views(base: Connection, state_folder: Path, track: str) -> list[Cha
     """Return the track's champions, the base model first and today's last."""
     rows = champions_of(base, track)
     ends = [*(row.done_at for row in rows[1:]), None]
+    made = [champion_view(base, state_folder, row, end) for row, end in zip(rows, ends, strict=False)]
+    return [one if one.run is None else one.model_copy(update={"cost": cost_of(state_folder, one.run)}) for one in made]
+
+
+def latest_champions(
+    base: Connection, state_folder: Path, which: tuple[str, int | None], most: int
+) -> list[ChampionView]:
+    """Return a track's latest champions, at most `most`, today's first; `which` is it, and a generation to be below."""
+    track, before = which
+    done = "SELECT * FROM promotion WHERE track = ? AND state = 'done' AND generation"
+    below, above = f"{done} < ? ORDER BY generation DESC LIMIT ?", f"{done} >= ? ORDER BY generation LIMIT 1"
+    rows = base.execute(below, (track, _BEYOND if before is None else before, most)).fetchall()
+    after = None if before is None else base.execute(above, (track, before)).fetchone()
+    ends = [None if after is None else after.done_at, *(row.done_at for row in rows)]
     made = [champion_view(base, state_folder, row, end) for row, end in zip(rows, ends, strict=False)]
     return [one if one.run is None else one.model_copy(update={"cost": cost_of(state_folder, one.run)}) for one in made]
 

@@ -7,7 +7,6 @@ Times are UTC. What is not there (no database yet, a file that a crash took) is 
 import sqlite3
 from collections.abc import Callable, Iterable
 from datetime import datetime
-from itertools import chain
 from pathlib import Path
 from sqlite3 import Connection
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,13 +16,14 @@ from daemon.state.database_file import DatabaseUnusable
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, TROUBLES_NOTE, WATCHER_NOTE
 from daemon.state.run_files import attempt_folder, load_object, load_progress, load_verdict, run_folder
 from daemon.state.sqlite_errors import in_words
-from daemon.state.states import AWAITING, TRIAL, RunState
+from daemon.state.states import AWAITING, OPEN_STATES, TRIAL, RunState
 from daemon.system.processes import lock_holder
 from daemon.views.attempts import AttemptView, attempts_of, done_again
 from daemon.views.champion_history import ChampionView, TrainedOn, champion_view, champion_views, trained_on, utc
 from daemon.views.cost import cost_of
 from daemon.views.drop_lineage import DropUses, drop_uses
-from daemon.views.reader import champions_of, reading
+from daemon.views.live.queue import PauseView, pauses
+from daemon.views.reader import champions_of, newest_rows, reading
 from daemon.views.trials import on_trial, trial_words, unlikely
 from pipeline.artifacts import Frozen, Verdict
 from pipeline.contract import LOG_NAME, Progress
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 #: What the outcome of a win is called whose model was rolled back from: no yes is waited for.
 BLOCKED = "blocked"
-OPEN_STATES = (RunState.RUNNING, RunState.WAITING, RunState.QUEUED)
 
 
 class NotThere(DropforgeError):
@@ -97,6 +96,8 @@ class RunView(Frozen):
     created_at: datetime
     not_before: datetime
     """A queued or waiting run does not begin before."""
+    place: int
+    """Where a person put it in the queue, below 0; 0 where nobody did."""
     started_at: datetime | None
     ended_at: datetime | None
     outcome: str | None
@@ -104,6 +105,8 @@ class RunView(Frozen):
     error: str | None
     hint: str | None
     cancel_requested: bool
+    paused: str | None = None
+    """Why a queued or waiting run does not begin: its track is paused, by whom, and how it goes on."""
     trial: str | None = None
     """Of a run that tries one drop alone: which, and why."""
     blocker: str | None = None
@@ -116,7 +119,7 @@ class RunView(Frozen):
 
 #: The columns of runs and drops that lists need.
 _RUN_COLUMNS = tuple(
-    name for name in RunView.model_fields if name not in {"progress", "trial", "blocker", "again", "cost"}
+    name for name in RunView.model_fields if name not in {"progress", "paused", "trial", "blocker", "again", "cost"}
 )
 _DROP_COLUMNS = tuple(name for name in DropView.model_fields if name not in {"on_trial", "unlikely"})
 _RUN, _DROP = ", ".join(_RUN_COLUMNS), ", ".join(_DROP_COLUMNS)
@@ -157,30 +160,34 @@ class Overview:
 
     def tracks(self) -> list[str]:
         """Return the names of the tracks that the database knows, in their order of appearance."""
-        return [row.name for row in self._rows("SELECT name FROM track ORDER BY created_at")]
+        return [row.name for row in self.rows("SELECT name FROM track ORDER BY created_at")]
+
+    def paused(self) -> list[PauseView]:
+        """Return the tracks that a person has paused."""
+        return self.read(pauses)
 
     def metric(self, track: str) -> str | None:
         """Return the metric that the track's first run fixed; `None` before."""
-        return next((row.metric for row in self._rows("SELECT metric FROM track WHERE name = ?", track)), None)
+        return next((row.metric for row in self.rows("SELECT metric FROM track WHERE name = ?", track)), None)
 
     def champion(self, track: str) -> ChampionView | None:
         """Return the track's champion; `None` before its base model is known."""
         done = "SELECT * FROM promotion WHERE track = ? AND state = 'done' ORDER BY generation DESC LIMIT 1"
-        found = self._read(
+        found = self.read(
             lambda base: [champion_view(base, self.folder, row, None) for row in base.execute(done, (track,))]
         )
         return found[0] if found else None
 
     def history(self, track: str) -> list[ChampionView]:
         """Return the track's champions from the base model to today's."""
-        return self._read(lambda base: champion_views(base, self.folder, track))
+        return self.read(lambda base: champion_views(base, self.folder, track))
 
     def yardsticks(self, track: str) -> list[YardstickView]:
         """Return the changes of what the track is judged on, the latest first."""
         changes = "SELECT * FROM event WHERE kind = 'yardstick_changed' AND track = ? ORDER BY id DESC"
         return [
             YardstickView.model_validate({"track": track, "run": one.run_id, "at": utc(one.at), **one.detail})
-            for one in self._rows(changes, track)
+            for one in self.rows(changes, track)
         ]
 
     def awaiting(self) -> list[RunView]:
@@ -194,12 +201,14 @@ class Overview:
     def uses(self, drop_id: int) -> DropUses:
         """Return what a drop is still in that no later snapshot holds."""
         wanted = 'SELECT * FROM "drop" WHERE id = ?'
-        found = self._read(lambda base: [drop_uses(base, self.folder, row) for row in base.execute(wanted, (drop_id,))])
+        found = self.read(lambda base: [drop_uses(base, self.folder, row) for row in base.execute(wanted, (drop_id,))])
         return found[0] if found else DropUses()
 
-    def drops(self, track: str | None = None, state: str | None = None, most: int | None = None) -> list[DropView]:
-        """Return the drops, newest first, at most `most` of them."""
-        newest, values = _newest({"track": track, "state": state}, most)
+    def drops(
+        self, track: str | None = None, state: str | None = None, most: int | None = None, before: int | None = None
+    ) -> list[DropView]:
+        """Return the drops, newest first, at most `most` of them; with `before` those with a lower number."""
+        newest, values = newest_rows({"track": track, "state": state}, most, before)
         wanted = f'SELECT {_DROP} FROM "drop" {newest}'  # noqa: S608 - our own words
 
         def read(base: Connection) -> list[DropView]:
@@ -207,21 +216,25 @@ class Overview:
             found = base.execute(wanted, values).fetchall()
             return [_drop(row, tried.get(row.id), unlikely(base, row.id)) for row in found]
 
-        return self._read(read)
+        return self.read(read)
 
     def drop_counts(self) -> dict[str, dict[str, int]]:
         """Return how many drops of each track are in each state."""
         counts: dict[str, dict[str, int]] = {}
         counted = 'SELECT track, state, count(*) AS number FROM "drop" GROUP BY track, state'
-        for row in self._rows(counted):
+        for row in self.rows(counted):
             counts.setdefault(row.track, {})[row.state] = row.number
         return counts
 
     def runs(
-        self, track: str | None = None, states: Iterable[str] | None = None, most: int | None = None
+        self,
+        track: str | None = None,
+        states: Iterable[str] | None = None,
+        most: int | None = None,
+        before: int | None = None,
     ) -> list[RunView]:
-        """Return the runs, newest first, at most `most` of them."""
-        newest, values = _newest({"track": track, "state": None if states is None else list(states)}, most)
+        """Return the runs, newest first, at most `most` of them; with `before` those with a lower number."""
+        newest, values = newest_rows({"track": track, "state": None if states is None else list(states)}, most, before)
         return self._runs(newest, *values)
 
     def ended_runs(self, most: int) -> list[RunView]:
@@ -263,7 +276,7 @@ class Overview:
 
     # --- how it is read
 
-    def _read(self, question: Callable[[Connection], list[T]]) -> list[T]:
+    def read(self, question: Callable[[Connection], list[T]]) -> list[T]:
         """Ask the database in one transaction; the answer is empty if there is none yet."""
         path = self.folder / DATABASE_NAME
         if not path.exists():
@@ -280,13 +293,14 @@ class Overview:
             message = f"the state database cannot be read: {error}"
             raise DatabaseUnusable(message, "see whether this user may read it; the daemon's log says more") from error
 
-    def _rows(self, question: str, *values: object) -> list[Any]:
-        return self._read(lambda base: base.execute(question, values).fetchall())
+    def rows(self, question: str, *values: object) -> list[Any]:
+        """Return what the database answers to a question; `daemon.views` alone asks it."""
+        return self.read(lambda base: base.execute(question, values).fetchall())
 
     def _runs(self, which: str, *values: object) -> list[RunView]:
         """Return some runs, without their settings and snapshots: these are large, and read only where shown."""
         wanted = f"SELECT {_RUN} FROM run {which}"  # noqa: S608 - our own words
-        return self._read(
+        return self.read(
             lambda base: [RunView(**self._run(base, row)) for row in base.execute(wanted, values).fetchall()]
         )
 
@@ -297,7 +311,7 @@ class Overview:
     def _of_run(self, run_id: int, question: Callable[[Connection, "Run"], T]) -> T:
         """Ask about one run. Raises `NotThere`."""
         wanted = "SELECT * FROM run WHERE id = ?"
-        found = self._read(lambda base: [question(base, row) for row in base.execute(wanted, (run_id,)).fetchall()])
+        found = self.read(lambda base: [question(base, row) for row in base.execute(wanted, (run_id,)).fetchall()])
         if not found:
             message = f"there is no run {run_id}"
             raise NotThere(message, "list them: dropforge runs")
@@ -314,6 +328,8 @@ class Overview:
             values["blocker"], values["outcome"] = against, BLOCKED
         if row.trigger == TRIAL:
             values["trial"] = trial_words(base, run_id, ended=row.ended_at is not None)
+        if row.state in {RunState.QUEUED, RunState.WAITING}:
+            values["paused"] = next((one.words for one in pauses(base) if one.track == row.track), None)
         if row.state in OPEN_STATES:
             values["again"] = done_again(base, self.folder, run_id)
         progress = self._progress(base, run_id) if row.state == RunState.RUNNING else None
@@ -351,15 +367,6 @@ class Overview:
         latest = "SELECT step, number FROM attempt WHERE run_id = ? ORDER BY id DESC LIMIT 1"
         attempt = base.execute(latest, (run_id,)).fetchone()
         return None if attempt is None else load_progress(self.folder, run_id, attempt.step, attempt.number)
-
-
-def _newest(wanted: dict[str, str | list[str] | None], most: int | None) -> tuple[str, list[object]]:
-    """Return the end of a question for the newest rows whose columns have the `wanted` values, and its values."""
-    given = {name: [value] if isinstance(value, str) else value for name, value in wanted.items() if value is not None}
-    where = " AND ".join(f"{name} IN ({', '.join('?' * len(values))})" for name, values in given.items())
-    limit = () if most is None else (most,)
-    end = f"{f'WHERE {where} ' if given else ''}ORDER BY id DESC{' LIMIT ?' if limit else ''}"
-    return end, [*chain.from_iterable(given.values()), *limit]
 
 
 def _sentence(row: "Run", against: str | None) -> str | None:

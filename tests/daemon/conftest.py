@@ -107,27 +107,26 @@ def lines(*words: str) -> str:
     return "".join(json.dumps({"instruction": f"say {word}", "output": word}) + "\n" for word in words)
 
 
+def make_workspace(folder: Path) -> LivedIn:
+    """Make a workspace whose daemon ran once and saw its base model."""
+    path = folder / "dropforge.toml"
+    path.write_text('run_after_quiet_seconds = 0\n[gate]\non = "pinned"\n[tracks.support]\n')
+    settings = load(path, {})
+    make_inbox(settings)
+    migrate(settings.state_folder / "dropforge.db")
+    engine = open_engine(settings.state_folder / "dropforge.db")
+    (folder / "base").mkdir()
+    with transaction(engine) as session:
+        for name in settings.track_names:
+            tracks.ensure_track(session, name, START)
+    base_models.ensure_base(engine, settings.state_folder, "default", base_models.Base(folder / "base", BASE_ID), START)
+    return LivedIn(folder, settings, engine)
+
+
 @pytest.fixture
 def new_workspace(tmp_path: Path) -> Callable[[], LivedIn]:
     """Make a workspace whose daemon ran once and saw its base model."""
-
-    def make() -> LivedIn:
-        path = tmp_path / "dropforge.toml"
-        path.write_text('run_after_quiet_seconds = 0\n[gate]\non = "pinned"\n[tracks.support]\n')
-        settings = load(path, {})
-        make_inbox(settings)
-        migrate(settings.state_folder / "dropforge.db")
-        engine = open_engine(settings.state_folder / "dropforge.db")
-        (tmp_path / "base").mkdir()
-        with transaction(engine) as session:
-            for name in settings.track_names:
-                tracks.ensure_track(session, name, START)
-        base_models.ensure_base(
-            engine, settings.state_folder, "default", base_models.Base(tmp_path / "base", BASE_ID), START
-        )
-        return LivedIn(tmp_path, settings, engine)
-
-    return make
+    return lambda: make_workspace(tmp_path)
 
 
 @pytest.fixture

@@ -66,6 +66,7 @@ def _create_tracks() -> None:
         _text("champion_path", null=True),
         _json("nightly"),
         _json("noise"),
+        _json("paused"),
         sa.PrimaryKeyConstraint("name"),
     )
 
@@ -81,6 +82,7 @@ def _create_runs() -> None:
         _text("trigger"),
         _integer("created_at"),
         _integer("not_before"),
+        sa.Column("place", sa.Integer(), nullable=False, server_default="0"),
         _text("token", null=True),
         _integer("heartbeat_at", null=True),
         _integer("started_at", null=True),

@@ -1,0 +1,5 @@
+"""
+What goes on now: for the full screen of the terminal and for the page.
+
+In: the state folder. Out: values. `queue` has what waits, in its order, and which tracks are paused.
+"""
