@@ -1,4 +1,4 @@
-"""Looking after a workspace: `gc`, `backup`, `restore`, `doctor`, `messages`."""
+"""Looking after a workspace: `gc`, `backup`, `restore`, `doctor`, `messages`, `metrics`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -24,6 +24,7 @@ def register(app: typer.Typer) -> None:
     app.command()(restore)
     app.command()(doctor)
     app.command()(messages)
+    app.command()(metrics)
 
 
 def gc(context: typer.Context, *, dry_run: DryRunOption = False, as_json: JsonOption = False) -> None:
@@ -185,3 +186,14 @@ def _send_test(settings: "Settings", *, as_json: bool) -> None:
             print_line(f"{one.address}: {'taken' if one.error is None else f'not taken: {one.error}'}")
     if any(one.error for one in tried):
         raise typer.Exit(EXIT_FAILED)
+
+
+def metrics(context: typer.Context) -> None:
+    """
+    Print all metrics in Prometheus' text format, as /metrics of the page does.
+
+    For node_exporter's textfile collector: write them aside and rename the file, every minute or so.
+    """
+    from daemon.metrics.exposition import metrics_text  # noqa: PLC0415 - a quick start for the other commands
+
+    print(metrics_text(load_settings(context)).decode(), end="")

@@ -5,10 +5,9 @@ from datetime import datetime
 
 from daemon.messages.outbox import WEEK_MS
 from daemon.settings.model import Settings
-from daemon.state.layout import DATABASE_NAME
 from daemon.state.states import MessageState
 from daemon.views.champion_history import utc
-from daemon.views.reader import reading
+from daemon.views.overview import Overview
 from pipeline.artifacts import Frozen
 
 _UNSENT = "SELECT * FROM message WHERE state = ? AND coalesce(ended_at, ?) > ? ORDER BY id"
@@ -34,13 +33,9 @@ class MessageView(Frozen):
 def unsent(settings: Settings, now: int) -> list[MessageView]:
     """Return what waits, then what was given up in the last week, each the oldest first; `now` in ms."""
     shown = {url.address: str(url) for url in settings.messages.urls}
-    path = settings.state_folder / DATABASE_NAME
-    if not path.exists():
-        return []
-    found = []
-    with reading(path) as base:
-        for state in (MessageState.PENDING, MessageState.GIVEN_UP):
-            found += base.execute(_UNSENT, (state, now, now - WEEK_MS)).fetchall()
+    overview = Overview(settings.state_folder)
+    states = (MessageState.PENDING, MessageState.GIVEN_UP)
+    found = [row for state in states for row in overview.rows(_UNSENT, state, now, now - WEEK_MS)]
     values = [{name: getattr(row, name) for name in MessageView.model_fields} for row in found]
     return [
         MessageView.model_validate(

@@ -8,12 +8,13 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
+from daemon.metrics.exposition import CONTENT_TYPE, metrics_text
 from daemon.settings.model import Settings
 from daemon.views.overview import NotThere
 from daemon.web import actions, api, live, pages, upload
 from daemon.web.drawing import draw
 from daemon.web.security import Guard
-from daemon.web.site import Site
+from daemon.web.site import Site, site_of
 from pipeline.errors import DropforgeError
 
 API = "/api/v1"
@@ -40,12 +41,17 @@ def make_app(settings: Settings, token: str) -> FastAPI:
     app.include_router(actions.router, prefix=API)
     app.include_router(upload.router, prefix=API)
     app.include_router(live.router, prefix=API)
+    app.add_api_route("/metrics", _metrics, include_in_schema=False)
     app.mount("/static", StaticFiles(directory=_HERE / "static"), name="static")
     app.add_exception_handler(DropforgeError, _own_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _unreadable)
     app.add_middleware(Guard, settings=settings.web, token=token)
     return app
+
+
+def _metrics(request: Request) -> Response:
+    return Response(metrics_text(site_of(request).settings), media_type=CONTENT_TYPE)
 
 
 def _own_error(request: Request, error: Exception) -> Response:
