@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from daemon.cli.output import dump, local, print_json, print_line, print_table
-from daemon.cli.workspace import JsonOption, load_settings, open_writer
+from daemon.cli.workspace import JsonOption, chosen_file, load_settings, open_writer
 from pipeline.errors import EXIT_FAILED, DropforgeError
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def doctor(context: typer.Context, *, as_json: JsonOption = False) -> None:
     from daemon.views.doctor import examine  # noqa: PLC0415
 
     settings = load_settings(context)
-    findings = [*examine(settings), *addresses.examine(settings.messages)]
+    findings = [*examine(settings), *addresses.examine(settings.messages, chosen_file(context))]
     bad = any(finding.level == "bad" for finding in findings)
     if as_json:
         print_json(ok=not bad, findings=[finding.model_dump(mode="json") for finding in findings])

@@ -1,11 +1,14 @@
 """The addresses in the settings: whether each can be read, and whether it takes a message now."""
 
+import stat
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 from daemon.messages import delivery
 from daemon.messages.delivery import NotSent
 from daemon.settings.messages import MessageSettings
+from daemon.settings.text import read_toml
 from daemon.views.doctor import Finding
 from pipeline.artifacts import Frozen
 
@@ -21,8 +24,11 @@ class Tried(Frozen):
     """Why it was not taken; `None` if it was."""
 
 
-def examine(settings: MessageSettings) -> Iterator[Finding]:
-    """Look whether each address can be read; nothing is sent."""
+def examine(settings: MessageSettings, file: Path) -> Iterator[Finding]:
+    """Look whether each address can be read, and who may read the settings in `file`; nothing is sent."""
+    if file.exists() and file.stat().st_mode & stat.S_IROTH and "messages" in read_toml(file):
+        text, remedy = f"everybody may read {file}, and addresses hold passwords", f"chmod o= {file}"
+        yield Finding(name="messages", level="warn", text=text, remedy=remedy)
     bad = [number for number, url in enumerate(settings.urls, 1) if not delivery.is_known(url.get_secret_value())]
     for number in bad:
         text = f"Apprise cannot read number {number} of messages.urls, {settings.urls[number - 1]}"

@@ -81,14 +81,21 @@ def test_what_has_not_arrived_is_listed_with_why(lived_in: Any, dropforge: Comma
 
 def test_doctor_says_which_address_cannot_be_read(lived_in: Any, dropforge: Command) -> None:
     with_urls(lived_in.folder, "json://u:hunter2@127.0.0.1:1/", "nonsense://hunter2")
-    lines = [one for one in dropforge("doctor", "--json").json["findings"] if one["name"] == "messages"]
-    assert [(one["level"], one["text"]) for one in lines] == [
-        ("bad", "Apprise cannot read number 2 of messages.urls, nonsense://…")
-    ]
+    file = lived_in.folder / "dropforge.toml"
+    file.chmod(0o644)
+
+    def found() -> list[tuple[str, str]]:
+        every = dropforge("doctor", "--json").json["findings"]
+        return [(one["level"], one["text"]) for one in every if one["name"] == "messages"]
+
+    wrong = ("bad", "Apprise cannot read number 2 of messages.urls, nonsense://…")
+    assert found() == [("warn", "everybody may read dropforge.toml, and addresses hold passwords"), wrong]
+    file.chmod(0o640)
+    assert found() == [wrong]
     settings = MessageSettings.model_validate({"urls": ["json://u:p@here/"], "heartbeat_url": "https://there/x"})
-    (well,) = examine(settings)
+    (well,) = examine(settings, file)
     assert (well.level, well.text) == ("ok", "go to json://here, https://there (heartbeat)")
-    assert list(examine(MessageSettings())) == []
+    assert list(examine(MessageSettings(), file)) == []
 
 
 @pytest.mark.parametrize(
