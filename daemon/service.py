@@ -1,8 +1,8 @@
 """
 The composition root: builds the daemon from its settings, runs it until it is told to stop, and takes it down in order.
 
-Two threads of ours: the main one looks at the schedule and dispatches, one takes files in. The worker is a child
-process (or a unit of its own) and holds everything that is heavy.
+Three threads of ours: the main one looks at the schedule and dispatches, one takes files in, one tells people. The
+worker is a child process (or a unit of its own) and holds everything that is heavy.
 """
 
 import contextlib
@@ -20,6 +20,7 @@ from daemon.dispatch.dispatcher import Dispatcher
 from daemon.dispatch.spool import LocalExecutor, Spool
 from daemon.dispatch.worker_process import WorkerProcess
 from daemon.inbox.loop import TROUBLE_SECONDS, IntakeLoop
+from daemon.messages.messenger import Messenger
 from daemon.queue import tracks
 from daemon.queue.nightly import Schedule
 from daemon.settings.model import Settings
@@ -84,6 +85,7 @@ class Service:
         self._dispatcher = Dispatcher(self._engine, settings, LocalExecutor(root), self._troubles)
         self._intake = IntakeLoop(self._engine, settings, self._wake.set)
         self._hooks = Hooks(self._engine, settings, troubles=self._troubles)
+        self._messenger = Messenger(self._engine, settings, self._troubles)
         self._schedule = Schedule(self._engine, settings, self._night_began)
         self._worker = WorkerProcess(settings)
         self._web = WebProcess(config)
@@ -119,6 +121,7 @@ class Service:
             for name in self._settings.track_names:
                 tracks.ensure_track(session, name, now_ms())
         self._dispatcher.recover(now_ms())
+        self._messenger.start(now_ms())
         self._intake.start()
         notify("READY=1", "STATUS=ready")
         log.info("daemon_ready", inbox=self._settings.inbox, state=self._settings.state)
@@ -149,7 +152,8 @@ class Service:
             self._worker.keep_alive(monotonic)
         if self._settings.web.enabled:
             self._web.keep_alive(monotonic)
-        if not self._tick():
+        self._messenger.is_well = self._tick()
+        if not self._messenger.is_well:
             # Waiting for room on the disk is being alive: systemd's watchdog must not end the training over it.
             notify("WATCHDOG=1")
             self.stop.wait(TROUBLE_SECONDS)
@@ -219,6 +223,7 @@ class Service:
             self._end_worker()
             self._tick()
             self._dispatcher.abandon(now_ms())
+        showing_life(self._messenger.finish)
         self._engine.dispose()
         self._lock.release()
         log.info("daemon_stopped")

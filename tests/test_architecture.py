@@ -62,6 +62,7 @@ def test_an_untouched_copy_keeps_every_import_contract(house: Path) -> None:
 #: On each floor a module that must not import what stands above it, and one that stands there.
 UPWARD = (
     ("daemon/service.py", "daemon.cli"), ("daemon/views/overview.py", "daemon.service"),
+    ("daemon/messages/texts.py", "daemon.service"), ("daemon/views/overview.py", "daemon.messages.outbox"),
     ("daemon/views/overview.py", "daemon.dispatch.dispatcher"), ("daemon/inbox/intake.py", "daemon.dispatch.worker"),
     ("daemon/inbox/intake.py", "daemon.champions.promotion"), ("daemon/storage/gc.py", "daemon.inbox.intake"),
     ("daemon/queue/run_queue.py", "daemon.champions.promotion"), ("daemon/state/tables.py", "daemon.queue.run_queue"),
@@ -109,8 +110,17 @@ def test_a_planted_upward_import_breaks_the_floors(house: Path, module: str, abo
             "def late():\n    from transformers import AutoTokenizer",
             "Only pipeline.qlora and pipeline.metrics open the training stack",
         ),
-        ("pipeline/steps/evaluate.py", "def late():\n    import httpx2", "Only the judge speaks to a network"),
-        ("daemon/views/doctor.py", "import http.client", "Only the judge speaks to a network"),
+        (
+            "pipeline/steps/evaluate.py",
+            "def late():\n    import httpx2",
+            "Only the judge and messages speak to a network",
+        ),
+        ("daemon/views/doctor.py", "import http.client", "Only the judge and messages speak to a network"),
+        (
+            "daemon/messages/texts.py",
+            "def late():\n    import apprise",
+            "Only the judge and messages speak to a network",
+        ),
         (
             "pipeline/steps/judge.py",
             "import pipeline.steps.decide",

@@ -1,16 +1,19 @@
-"""Looking after a workspace: `config`, `gc`, `backup`, `restore`, `doctor`."""
+"""Looking after a workspace: `config`, `gc`, `backup`, `restore`, `doctor`, `messages`, `metrics`."""
 
 import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from daemon.cli.output import dump, print_json, print_line, print_table
-from daemon.cli.workspace import JsonOption, config_path, load_settings, open_writer
+from daemon.cli.output import dump, local, print_json, print_line, print_table
+from daemon.cli.workspace import JsonOption, chosen_file, config_path, load_settings, open_writer
 from pipeline.errors import EXIT_FAILED, DropforgeError
 from pipeline.wording import listed
+
+if TYPE_CHECKING:
+    from daemon.settings.model import Settings
 
 _MOST_NAMED = 20
 
@@ -37,6 +40,8 @@ def register(app: typer.Typer) -> None:
     app.command()(backup)
     app.command()(restore)
     app.command()(doctor)
+    app.command()(messages)
+    app.command()(metrics)
 
 
 def config(context: typer.Context) -> None:
@@ -76,7 +81,7 @@ def check(context: typer.Context, *, as_json: JsonOption = False) -> None:
     reads its settings when it starts.
     """
     settings = load_settings(context)
-    where = str(config_path(context) or os.environ.get("DROPFORGE_CONFIG") or "dropforge.toml")
+    where = str(chosen_file(context))
     if as_json:
         print_json(ok=True, file=where, tracks=list(settings.track_names))
     else:
@@ -180,9 +185,11 @@ def doctor(context: typer.Context, *, as_json: JsonOption = False) -> None:
 
     Changes nothing. Exit code 1 if a line is bad.
     """
-    from daemon.views.doctor import examine  # noqa: PLC0415 - a quick start for the other commands
+    from daemon.messages import addresses  # noqa: PLC0415 - a quick start for the other commands
+    from daemon.views.doctor import examine  # noqa: PLC0415
 
-    findings = examine(load_settings(context))
+    settings = load_settings(context)
+    findings = [*examine(settings), *addresses.examine(settings.messages, chosen_file(context))]
     bad = any(finding.level == "bad" for finding in findings)
     if as_json:
         print_json(ok=not bad, findings=[finding.model_dump(mode="json") for finding in findings])
@@ -194,3 +201,60 @@ def doctor(context: typer.Context, *, as_json: JsonOption = False) -> None:
                 print_line(f"{'':{width + 6}}  → {finding.remedy}")
     if bad:
         raise typer.Exit(EXIT_FAILED)
+
+
+def messages(
+    context: typer.Context,
+    *,
+    test: Annotated[bool, typer.Option("--test", help="Send one to each address now; say what came of it.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """
+    List the messages that have not arrived: those that wait, and those that were given up in the last week.
+
+    [messages] in the settings says where they go. Exit code 1 if a test is not taken.
+    """
+    settings = load_settings(context)
+    if test:
+        _send_test(settings, as_json=as_json)
+        return
+    from daemon.messages.unsent import unsent  # noqa: PLC0415 - a quick start for the other commands
+    from daemon.system.clock import now_ms  # noqa: PLC0415
+
+    found = unsent(settings, now_ms())
+    if as_json:
+        print_json(addresses=[str(url) for url in settings.messages.urls], messages=dump(found))
+    elif found:
+        rows = [(one.id, local(one.created_at), one.address, one.state, one.tries, one.title) for one in found]
+        print_table(("MESSAGE", "SINCE", "ADDRESS", "STATE", "TRIES", "TITLE"), rows)
+        for address, error in dict.fromkeys((one.address, one.error) for one in found if one.error):
+            print_line(f"{address}: {error}")
+    else:
+        print_line("no message waits" if settings.messages.urls else "no address is set: urls in [messages]")
+
+
+def _send_test(settings: "Settings", *, as_json: bool) -> None:
+    from daemon.messages.addresses import try_all  # noqa: PLC0415 - a quick start for the other commands
+
+    tried = try_all(settings.messages)
+    if not tried:
+        message = "there is no address to send to"
+        raise DropforgeError(message, "set urls in [messages] of dropforge.toml, as Apprise has them")
+    if as_json:
+        print_json(tried=dump(tried))
+    else:
+        for one in tried:
+            print_line(f"{one.address}: {'taken' if one.error is None else f'not taken: {one.error}'}")
+    if any(one.error for one in tried):
+        raise typer.Exit(EXIT_FAILED)
+
+
+def metrics(context: typer.Context) -> None:
+    """
+    Print all metrics in Prometheus' text format, as /metrics of the page does.
+
+    For node_exporter's textfile collector: write them aside and rename the file, every minute or so.
+    """
+    from daemon.metrics.exposition import metrics_text  # noqa: PLC0415 - a quick start for the other commands
+
+    print(metrics_text(load_settings(context)).decode(), end="")

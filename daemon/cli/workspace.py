@@ -30,6 +30,11 @@ def config_path(context: typer.Context) -> Path | None:
     return path
 
 
+def chosen_file(context: typer.Context) -> Path:
+    """Return the settings file that is read, whether or not it is there."""
+    return config_path(context) or Path(os.environ.get("DROPFORGE_CONFIG") or "dropforge.toml")
+
+
 def load_settings(context: typer.Context) -> "Settings":
     """
     Return the settings in force.

@@ -228,7 +228,7 @@ class Intake:
                 drop = _drop(source, DropState.REJECTED, sha256)
                 drop.rows, drop.findings, drop.reason = validation.rows, validation.findings_total, reason
                 drop.warnings = sum(notice.rows for notice in validation.warnings)
-                _record(session, drop, source, (), kinds=_kinds(validation))
+                _record(session, drop, source, (), kinds=_kinds(validation), rules=validation.rules)
         return self._answer(source, drop, None, None, receipts.errors(drop, validation, sha256))
 
     def _answer(

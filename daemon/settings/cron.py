@@ -1,6 +1,7 @@
-"""Cron expressions as cron reads them."""
+"""Cron expressions as cron reads them, and the time zones that they are read in."""
 
 from typing import TYPE_CHECKING
+from zoneinfo import ZoneInfo
 
 if TYPE_CHECKING:
     from apscheduler.triggers.cron import CronTrigger
@@ -18,6 +19,16 @@ def cron_trigger(schedule: str, timezone: str) -> "CronTrigger":
 
     *fields, weekdays = schedule.split()
     return CronTrigger.from_crontab(" ".join((*fields, _named(weekdays))), timezone=timezone)
+
+
+def check_timezone(value: str) -> str:
+    """Return the name of a time zone. Raises `ValueError` if there is none of it."""
+    try:
+        ZoneInfo(value)
+    except (KeyError, ValueError) as error:
+        msg = f"no such time zone: {value!r}; use an IANA name such as Europe/Berlin"
+        raise ValueError(msg) from error
+    return value
 
 
 def _named(weekdays: str) -> str:

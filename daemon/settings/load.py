@@ -153,8 +153,8 @@ def _worded(
     source = variable if variable in environment else file
     # TOML has lists alone.
     problem = first["msg"].removeprefix("Value error, ").replace("a valid tuple", 'a list, as ["one", "two"]')
-    # A key or a password that stands where only its variable's name should is not repeated.
-    found = "what is not shown here" if "judge" in place else shown(first["input"])
+    # An address with its password, or a key that stands where only its variable's name should, is not repeated.
+    found = "what is not shown here" if {"judge", "messages"} & set(place) else shown(first["input"])
     return SettingsError(
         f"{source}: {'.'.join(place)}: {problem}", f"found {found}; the commented sample is systemd/dropforge.toml"
     )

@@ -7,11 +7,11 @@ the nearest known name, in the file and in the environment alike.
 
 from pathlib import Path
 from typing import Any, Literal
-from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, Field, field_validator
 
-from daemon.settings.cron import cron_trigger
+from daemon.settings.cron import check_timezone, cron_trigger
+from daemon.settings.messages import MessageSettings
 from daemon.settings.places import check_place
 from daemon.settings.text import nearest, overlay
 from daemon.settings.web import WebSettings
@@ -166,12 +166,7 @@ class TrackSettings(Frozen):
     @field_validator("timezone")
     @classmethod
     def _zone_exists(cls, value: str) -> str:
-        try:
-            ZoneInfo(value)
-        except (KeyError, ValueError) as error:
-            msg = f"no such time zone: {value!r}; use an IANA name such as Europe/Berlin"
-            raise ValueError(msg) from error
-        return value
+        return check_timezone(value)
 
     @field_validator("schedule")
     @classmethod
@@ -208,6 +203,7 @@ class Settings(TrackSettings):
     disk: DiskSettings = DiskSettings()
     gc: GcSettings = GcSettings()
     cost: CostSettings = CostSettings()
+    messages: MessageSettings = MessageSettings()
     web: WebSettings = WebSettings()
     tracks: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Tracks beside `default`, each with the settings that differ for it."""

@@ -135,3 +135,14 @@ class HookState(StrEnum):
     #: Of a health command: another champion had taken the place before it could be asked. Of a hook that a person asked
     #: for again: the model was found to be unhealthy meanwhile. Final.
     SKIPPED = "skipped"
+
+
+class MessageState(StrEnum):
+    """How far one message to one address is."""
+
+    #: To be sent once all earlier ones to the same address were; also after tries in vain.
+    PENDING = "pending"
+    #: It was taken there; final.
+    SENT = "sent"
+    #: It could not be sent for a week, or its address is not in the settings any more; final.
+    GIVEN_UP = "given_up"

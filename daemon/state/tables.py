@@ -3,8 +3,9 @@ The rows of the state database; `states` says what states they pass through.
 
 Only `queue` writes `Run.state`, only `attempts` writes `Attempt.state`, only `intake`, `drops` and `suspects` write
 `Drop.state`, only `suspects` writes `Suspect`, only `daemon.champions` writes `Promotion` and the champion columns of
-`Track`, and only `hooks` what became of a promotion's commands. Times are whole milliseconds since the epoch, UTC.
-Every change of a state leaves an `Event` row in the same transaction.
+`Track`, only `hooks` what became of a promotion's commands, only `outbox` writes `Message` and `Outbox`. Times are
+whole milliseconds since the epoch, UTC. Every change of a state but a message's leaves an `Event` row in the same
+transaction.
 """
 
 from enum import StrEnum
@@ -18,6 +19,7 @@ from daemon.state.states import (
     AttemptState,
     DropState,
     HookState,
+    MessageState,
     PromotionKind,
     PromotionState,
     RunState,
@@ -259,6 +261,51 @@ class Event(SQLModel, table=True):
     run_id: int | None = Field(default=None, index=True)
     drop_id: int | None = Field(default=None, index=True)
     detail: dict[str, object] = Field(default_factory=dict, sa_column=Column(JSON))
+
+
+class Message(SQLModel, table=True):
+    """One message to one address, made from an event or for a day's digest."""
+
+    __table_args__ = (
+        _one_of("state", MessageState),
+        CheckConstraint("(state = 'pending') = (ended_at IS NULL)", name="ended_has_time"),
+        Index("one_message_an_event", "event_id", "address", unique=True),
+        Index("message_pending", "address", sqlite_where=text("state = 'pending'")),
+        Index("message_kinds", "kind", "created_at"),
+    )
+
+    #: Those of one address are sent in the order of their numbers.
+    id: int | None = Field(default=None, primary_key=True)
+    #: `None` for a digest.
+    event_id: int | None = Field(default=None, foreign_key="event.id")
+    #: The first digits of the hash of its URL, which itself is a secret of the settings.
+    address: str
+    #: That of its event, or `digest`.
+    kind: str
+    #: How grave it is, in Apprise's words: info, success, warning, failure.
+    level: str
+    title: str
+    body: str
+    state: str = MessageState.PENDING
+    created_at: int
+    #: Counted before each try.
+    tries: int = 0
+    #: Not tried before: the end of a back-off.
+    not_before: int
+    ended_at: int | None = None
+    #: What came of the last try, if it failed.
+    error: str | None = None
+
+
+class Outbox(SQLModel, table=True):
+    """How far the events have become messages: one row, while there are addresses."""
+
+    id: int | None = Field(default=None, primary_key=True)
+    #: The last event that was looked at, and the last one before the latest digest.
+    event_id: int
+    digest_event_id: int
+    #: The time of day, in ms since the epoch, of the latest digest.
+    digest_at: int
 
 
 def waits() -> ColumnElement[bool]:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
@@ -10,10 +11,21 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec("P")
 R = TypeVar("R")
 _SIGN_SECONDS = 2.0
+_LIFE = "WATCHDOG=1"
+#: When the service last said that it lives, to whomever; by the monotonic clock.
+_lived_at = time.monotonic()
+
+
+def silent_seconds() -> float:
+    """Return for how long this process has not said that it lives."""
+    return time.monotonic() - _lived_at
 
 
 def notify(*assignments: str) -> bool:
     """Send `assignments` (`READY=1`, `STATUS=…`) in one datagram; say whether there was somebody to send them to."""
+    global _lived_at  # noqa: PLW0603 - there is one service in a process
+    if _LIFE in assignments:
+        _lived_at = time.monotonic()
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return False
@@ -37,4 +49,4 @@ def showing_life(work: Callable[P, R], *arguments: P.args, **named: P.kwargs) ->
             except TimeoutError:
                 if future.done():
                     raise
-                notify("WATCHDOG=1", f"EXTEND_TIMEOUT_USEC={int(10 * _SIGN_SECONDS * 1e6)}")
+                notify(_LIFE, f"EXTEND_TIMEOUT_USEC={int(10 * _SIGN_SECONDS * 1e6)}")

@@ -8,12 +8,13 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
+from daemon.metrics.exposition import CONTENT_TYPE, metrics_text
 from daemon.settings.model import Settings, SettingsError
 from daemon.views.overview import NotThere
 from daemon.web import actions, api, live, pages, upload
 from daemon.web.drawing import draw
 from daemon.web.security import Guard
-from daemon.web.site import Site
+from daemon.web.site import Site, site_of
 from pipeline.errors import DropforgeError
 
 API = "/api/v1"
@@ -38,12 +39,17 @@ def make_app(settings: Settings, token: str) -> FastAPI:
     # Behind those: what a form is for stands in its path alone.
     for router in (pages.router, upload.forms, actions.forms):
         app.include_router(router, include_in_schema=False)
+    app.add_api_route("/metrics", _metrics, include_in_schema=False)
     app.mount("/static", StaticFiles(directory=_HERE / "static"), name="static")
     app.add_exception_handler(DropforgeError, _own_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _unreadable)
     app.add_middleware(Guard, settings=settings.web, token=token)
     return app
+
+
+def _metrics(request: Request) -> Response:
+    return Response(metrics_text(site_of(request).settings), media_type=CONTENT_TYPE)
 
 
 def _own_error(request: Request, error: Exception) -> Response:

@@ -6,6 +6,7 @@ nearly all files are judged by one look at their bytes (`fast_path`); jsonschema
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -111,6 +112,11 @@ class Validation(Frozen):
     def ok(self) -> bool:
         """Whether the file may be trained on."""
         return self.findings_total == 0
+
+    @property
+    def rules(self) -> dict[str, int]:
+        """How many of the kept findings broke each rule, the most frequent first."""
+        return dict(Counter(finding.rule for finding in self.findings).most_common())
 
     @property
     def kinds(self) -> tuple[FindingKind, ...]:

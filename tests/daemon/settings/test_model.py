@@ -6,7 +6,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr
 
 from daemon.settings import schema
 from daemon.settings.load import load
@@ -58,8 +58,9 @@ def leaves(model: BaseModel, place: str = "") -> dict[str, tuple[object, str]]:
         if isinstance(value, BaseModel):
             found |= leaves(value, f"{place}{name}.")
         elif name != "tracks":
-            # TOML has lists alone.
-            found[place + name] = (list(value) if isinstance(value, tuple) else value, docs.get(name, ""))
+            # TOML has lists alone, and no secrets.
+            plain = value.get_secret_value() if isinstance(value, SecretStr) else value
+            found[place + name] = (list(plain) if isinstance(plain, tuple) else plain, docs.get(name, ""))
     return found
 
 

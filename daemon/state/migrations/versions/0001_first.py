@@ -17,6 +17,7 @@ def upgrade() -> None:
     _create_suspects()
     _create_promotions()
     _create_slots()
+    _create_messages()
 
 
 def _integer(name: str, *, null: bool = False) -> sa.Column[int]:
@@ -245,3 +246,37 @@ def _create_slots() -> None:
         sa.PrimaryKeyConstraint("id"),
     )
     op.create_index("one_slot_a_night", "slot", ["track", "due_at"], unique=True)
+
+
+def _create_messages() -> None:
+    op.create_table(
+        "message",
+        _integer("id"),
+        _integer("event_id", null=True),
+        _text("address"),
+        _text("kind"),
+        _text("level"),
+        _text("title"),
+        _text("body"),
+        _text("state"),
+        _integer("created_at"),
+        _integer("tries"),
+        _integer("not_before"),
+        _integer("ended_at", null=True),
+        _text("error", null=True),
+        sa.CheckConstraint("state IN ('pending', 'sent', 'given_up')", name="state_known"),
+        sa.CheckConstraint("(state = 'pending') = (ended_at IS NULL)", name="ended_has_time"),
+        sa.ForeignKeyConstraint(["event_id"], ["event.id"]),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    op.create_index("one_message_an_event", "message", ["event_id", "address"], unique=True)
+    op.create_index("message_pending", "message", ["address"], sqlite_where=sa.text("state = 'pending'"))
+    op.create_index("message_kinds", "message", ["kind", "created_at"])
+    op.create_table(
+        "outbox",
+        _integer("id"),
+        _integer("event_id"),
+        _integer("digest_event_id"),
+        _integer("digest_at"),
+        sa.PrimaryKeyConstraint("id"),
+    )

@@ -1,0 +1,56 @@
+"""The addresses in the settings: whether each can be read, and whether it takes a message now."""
+
+import stat
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from daemon.messages import delivery
+from daemon.messages.delivery import NotSent
+from daemon.settings.messages import MessageSettings
+from daemon.settings.text import read_toml
+from daemon.views.doctor import Finding
+from pipeline.artifacts import Frozen
+
+_BODY = "Messages of this Dropforge arrive here. Nothing has happened: somebody asked for this one."
+
+
+class Tried(Frozen):
+    """What came of one message that was sent as a test."""
+
+    address: str
+    """As far as it may be seen."""
+    error: str | None
+    """Why it was not taken; `None` if it was."""
+
+
+def examine(settings: MessageSettings, file: Path) -> Iterator[Finding]:
+    """Look whether each address can be read, and who may read the settings in `file`; nothing is sent."""
+    if file.exists() and file.stat().st_mode & stat.S_IROTH and "messages" in read_toml(file):
+        text, remedy = f"everybody may read {file}, and addresses hold passwords", f"chmod o= {file}"
+        yield Finding(name="messages", level="warn", text=text, remedy=remedy)
+    bad = [number for number, url in enumerate(settings.urls, 1) if not delivery.is_known(url.get_secret_value())]
+    for number in bad:
+        text = f"Apprise cannot read number {number} of messages.urls, {settings.urls[number - 1]}"
+        remedy = "write it as https://github.com/caronc/apprise/wiki has it for that service"
+        yield Finding(name="messages", level="bad", text=text, remedy=remedy)
+    if not bad and (settings.urls or settings.heartbeat_url):
+        told = [str(url) for url in settings.urls] + [f"{url} (heartbeat)" for url in [settings.heartbeat_url] if url]
+        remedy = "whether they are reached: dropforge messages --test; the service needs PrivateNetwork=no"
+        yield Finding(name="messages", level="ok", text=f"go to {', '.join(told)}", remedy=remedy)
+
+
+def try_all(settings: MessageSettings) -> list[Tried]:
+    """Send a test to each address, and ask for the heartbeat's, now and from this process."""
+    send = partial(delivery.send, title="[dropforge] test", body=_BODY, level="info")
+    tried = [_tried(str(url), partial(send, url.get_secret_value())) for url in settings.urls]
+    beat = settings.heartbeat_url
+    return [*tried, _tried(f"{beat} (heartbeat)", partial(delivery.ping, beat.get_secret_value()))] if beat else tried
+
+
+def _tried(address: str, call: "partial[None]") -> Tried:
+    try:
+        call()
+    except NotSent as error:
+        return Tried(address=address, error=str(error))
+    return Tried(address=address, error=None)

@@ -1,0 +1,98 @@
+"""
+The only module of the daemon that speaks to a network: one message through Apprise, and the heartbeat.
+
+Each call has a thread of its own and a time limit: whatever a server does, the caller goes on. Errors name no address,
+since that holds passwords.
+"""
+
+import logging
+import re
+import threading
+import urllib.request
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+from urllib.error import HTTPError
+
+if TYPE_CHECKING:
+    from apprise import Apprise
+
+SECONDS = 15.0
+_ANSWER = re.compile(r"error=(\d+)")
+
+
+class NotSent(Exception):
+    """It was not taken; the text says why, without the address."""
+
+
+def send(url: str, title: str, body: str, level: str) -> None:
+    """Send one message to the address `url`, with Apprise's `level`. Raises `NotSent`."""
+    _within_limit(partial(_send, url, title, body, level))
+
+
+def ping(url: str) -> None:
+    """Ask for the heartbeat's address once. Raises `NotSent`."""
+    _within_limit(partial(_ping, url))
+
+
+def is_known(url: str) -> bool:
+    """Say whether Apprise can read an address; nothing is sent."""
+    return bool(_apprise().add(url))
+
+
+def _within_limit(work: Callable[[], None]) -> None:
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - raised again by whoever waits
+            raised.append(error)
+
+    # Never joined where it hangs, and no reason for the daemon to stay.
+    thread = threading.Thread(target=run, name="delivery", daemon=True)
+    thread.start()
+    thread.join(SECONDS)
+    if thread.is_alive():
+        message = f"nothing was answered within {SECONDS:.0f} s"
+        raise NotSent(message)
+    if raised and isinstance(raised[0], NotSent):
+        raise raised[0]
+    if raised:
+        message = f"it ended with {type(raised[0]).__name__}"
+        raise NotSent(message) from None
+
+
+def _send(url: str, title: str, body: str, level: str) -> None:
+    notifier = _apprise()
+    if not notifier.add(url):
+        message = "Apprise cannot read the address"
+        raise NotSent(message)
+    # As text, Apprise escapes it for addresses that show Markdown or HTML.
+    done = notifier.notify(title=title, body=body, notify_type=level, body_format="text")
+    if not done:
+        codes = [found[1] for line in done.logs() if (found := _ANSWER.search(str(line.message)))]
+        message = f"the answer was {codes[-1]}" if codes else "there was no connection, or no answer"
+        raise NotSent(message)
+
+
+def _ping(url: str) -> None:
+    try:
+        with urllib.request.urlopen(url, timeout=SECONDS):  # noqa: S310 - the settings take http and https alone
+            pass
+    except HTTPError as error:
+        error.close()
+        message = f"the answer was {error.code}"
+        raise NotSent(message) from None
+    except OSError:
+        message = "there was no connection, or no answer"
+        raise NotSent(message) from None
+
+
+def _apprise() -> "Apprise":
+    import apprise  # noqa: PLC0415 - 40 MB that nobody needs who sends nothing
+
+    # Its own lines may name the address.
+    quiet = logging.getLogger("apprise")
+    quiet.propagate, quiet.handlers = False, [logging.NullHandler()]
+    return apprise.Apprise()

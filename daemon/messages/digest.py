@@ -1,0 +1,98 @@
+"""What happened since the last digest, counted by track, in one message a day; no message where nothing did."""
+
+from collections import Counter
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from zoneinfo import ZoneInfo
+
+from sqlmodel import Session, col, select
+
+from daemon.messages.inert import inert
+from daemon.messages.texts import Text
+from daemon.queue.nightly import last_due
+from daemon.settings.messages import MessageSettings
+from daemon.state.states import AWAITING, DropState
+from daemon.state.tables import Drop, Event, Run, waits
+from pipeline.wording import count
+
+#: What is counted, and what one and several of it are called; in the order in which it is told.
+_COUNTED = {
+    "promoted": ("promotion", ""),
+    "forced": ("forced promotion", ""),
+    "rolled_back": ("rollback", ""),
+    "base_changed": ("change of the base model", "changes of the base model"),
+    "run_succeeded": ("verdict", ""),
+    "run_failed": ("failed run", ""),
+    "run_crashed": ("crashed run", ""),
+    "run_cancelled": ("cancelled run", ""),
+    "run_blocked": ("run that could not go on", "runs that could not go on"),
+    "run_overtaken": ("win that another champion came before", "wins that another champion came before"),
+    "yardstick_changed": ("change of what is judged on", "changes of what is judged on"),
+    "drop_accepted": ("accepted drop", ""),
+    "drop_proposed": ("proposed held-out file", ""),
+    "drop_duplicate": ("duplicate drop", ""),
+    "drop_rejected": ("rejected drop", ""),
+    "drop_suspected": ("drop put on trial", "drops put on trial"),
+    "drop_suspended": ("suspended drop", ""),
+    "drop_withdrawn": ("withdrawn drop", ""),
+    "drop_restored": ("restored drop", ""),
+    "hook_failed": ("failed hook", ""),
+    "health_failed": ("failed health command", ""),
+    "rollback_failed": ("rollback that failed", "rollbacks that failed"),
+    "disk_low": ("time of low disk", "times of low disk"),
+}
+#: Verdicts, and runs that wait, that are told one by one.
+_MOST_TOLD = 4
+
+
+def digest_due(settings: MessageSettings, last: int, now: int) -> int | None:
+    """Return the latest time of a digest after `last` and until `now`, in ms since the epoch; `None` for none."""
+    if not settings.schedule:
+        return None
+    due = last_due(settings.schedule, settings.timezone, _time(last), _time(now))
+    return None if due is None else round(due.timestamp() * 1000)
+
+
+def digest_text(session: Session, settings: MessageSettings, after: int, last: int) -> Text | None:
+    """Return the digest of the events behind `after`; `last` is when the one before was due, in ms since the epoch."""
+    wanted = select(Event).where(col(Event.id) > after, col(Event.kind).in_(_COUNTED)).order_by(col(Event.id))
+    events = session.exec(wanted).all()
+    if not events:
+        return None
+    tracks = dict.fromkeys(event.track for event in events)
+    lines = [
+        f"{track or 'all tracks'}: {_counts(event for event in events if event.track == track)}" for track in tracks
+    ]
+    lines += _verdicts(session, events)
+    lines += _open_ends(session)
+    since = _time(last).astimezone(ZoneInfo(settings.timezone))
+    title = f"[dropforge] digest since {since:%Y-%m-%d %H:%M} {settings.timezone}"
+    return Text("digest", "info", title, "\n".join([*lines, "more: dropforge status"]))
+
+
+def _counts(events: Iterable[Event]) -> str:
+    found = Counter(event.kind for event in events)
+    return ", ".join(count(found[kind], *words) for kind, words in _COUNTED.items() if found[kind])
+
+
+def _verdicts(session: Session, events: Iterable[Event]) -> list[str]:
+    """Return the latest verdicts that promoted nothing, a line each."""
+    ended = [
+        event.run_id for event in events if event.kind == "run_succeeded" and event.detail["outcome"] != "promoted"
+    ]
+    told = [session.get_one(Run, run_id) for run_id in ended[-_MOST_TOLD:]]
+    lines = [f"run {run.id}: {inert(run.sentence or '')}" for run in told if run.outcome != AWAITING]
+    more = len(ended) - len(told)
+    return [*lines, f"and {count(more, 'further verdict')}: dropforge runs"] if more else lines
+
+
+def _open_ends(session: Session) -> list[str]:
+    """Return what still waits for a person."""
+    wins = session.exec(select(Run).where(waits()).order_by(col(Run.id)).limit(_MOST_TOLD)).all()
+    proposed = session.exec(select(Drop.id).where(Drop.state == DropState.PROPOSED).limit(1)).first()
+    lines = [f"run {run.id} of track {run.track} waits for approval: dropforge promote {run.id}" for run in wins]
+    return [*lines, "held-out files wait for a word: dropforge drops --state proposed"] if proposed else lines
+
+
+def _time(ms: int) -> datetime:
+    return datetime.fromtimestamp(ms / 1000, UTC)

@@ -1,0 +1,140 @@
+"""The thread that sends: what waits in the outbox, and the heartbeat while the daemon's main loop works."""
+
+import threading
+import time
+from collections.abc import Callable
+
+import structlog
+from sqlalchemy import Engine
+
+from daemon.messages import delivery, outbox
+from daemon.messages.delivery import NotSent
+from daemon.settings.messages import SecretUrl
+from daemon.settings.model import Settings
+from daemon.state.database import ChangeWatch
+from daemon.state.troubles import Troubles
+from daemon.storage.disk import is_full
+from daemon.system.clock import now_ms
+from daemon.system.sd_notify import silent_seconds
+from pipeline.errors import DropforgeError
+
+_TICK_SECONDS = 2.0
+#: Looked again though nobody has changed the database: a try is due, or the digest.
+_LOOK_SECONDS = 15.0
+#: After this without a sign of life the main loop counts as stuck: systemd's WatchdogSec.
+_SILENT_SECONDS = 120.0
+log = structlog.get_logger()
+
+
+class Unreachable(DropforgeError):
+    """An address does not take messages."""
+
+
+class Messenger:
+    """Sends what the outbox holds, one message after the other to each address, until `finish`."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        settings: Settings,
+        troubles: Troubles,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Send for the state folder of `settings`; what an address has against it goes to `troubles`."""
+        self._engine = engine
+        self._settings = settings
+        self._own = settings.messages
+        self._troubles = troubles
+        self._monotonic = monotonic
+        self._changes = ChangeWatch(engine)
+        #: Whether the last turn of the main loop went well.
+        self.is_well = True
+        self._looked_at = self._pinged_at = -float("inf")
+        #: Sent and not noted, as the database could not be written: not sent again by this process.
+        self._unnoted: dict[str, int] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="messenger")
+
+    def start(self, now: int) -> None:
+        """Open the outbox, and begin if there is anybody to tell."""
+        outbox.open_outbox(self._engine, self._settings, now)
+        if self._own.urls or self._own.heartbeat_url:
+            self._thread.start()
+
+    def finish(self) -> None:
+        """Begin nothing more, and wait for what is being sent; what waits is sent by the next daemon."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def turn(self, now: int) -> None:
+        """Write down what is to be told, and send what can be sent now; `now` in ms since the epoch."""
+        if self._own.urls:
+            while outbox.collect(self._engine, self._settings, now):
+                pass
+        for url in self._own.urls:
+            while not self._stop.is_set() and self._sends_one(url, now):
+                pass
+            self._tell(str(url), outbox.trouble(self._engine, url.address, now))
+
+    def ping(self) -> None:
+        """Ask for the heartbeat's address if it is time to and the main loop works."""
+        monotonic = self._monotonic()
+        due = monotonic - self._pinged_at >= 60 * self._own.heartbeat_minutes
+        if not self._own.heartbeat_url or not due or not self.is_well or silent_seconds() > _SILENT_SECONDS:
+            return
+        self._pinged_at = monotonic
+        try:
+            delivery.ping(self._own.heartbeat_url.get_secret_value())
+        except NotSent as error:
+            self._tell("heartbeat", f"{self._own.heartbeat_url} was not reached: {error}")
+        else:
+            self._tell("heartbeat", None)
+
+    def _sends_one(self, url: SecretUrl, now: int) -> bool:
+        """Send the next message to an address; say whether it was taken and another one may follow."""
+        unnoted = self._unnoted.get(url.address)
+        if unnoted is not None:
+            self._note(url, unnoted, now)
+            return True
+        message = outbox.take(self._engine, url.address, now)
+        if message is None:
+            return False
+        try:
+            delivery.send(url.get_secret_value(), message.title, message.body, message.level)
+        except NotSent as error:
+            outbox.record_failure(self._engine, message.id, str(error))
+            log.warning("message_not_sent", message=message.id, address=str(url), error=str(error))
+            return False
+        self._unnoted[url.address] = message.id
+        self._note(url, message.id, now)
+        return True
+
+    def _note(self, url: SecretUrl, number: int, now: int) -> None:
+        outbox.record_sent(self._engine, number, now)
+        del self._unnoted[url.address]
+        log.info("message_sent", message=number, address=str(url))
+
+    def _tell(self, whose: str, words: str | None) -> None:
+        name = whose if whose == "heartbeat" else f"messages to {whose}"
+        if words is None:
+            self._troubles.clear(name)
+        else:
+            self._troubles.note(name, Unreachable(words))
+
+    def _run(self) -> None:
+        while not self._stop.wait(_TICK_SECONDS):
+            try:
+                self._look()
+            except Exception as error:  # a full disk or a locked database passes
+                if is_full(error):
+                    log.warning("disk_full", error=str(error))
+                else:
+                    log.exception("messages_trouble")
+
+    def _look(self) -> None:
+        self.ping()
+        monotonic = self._monotonic()
+        if self._changes.changed() or monotonic - self._looked_at >= _LOOK_SECONDS:
+            self._looked_at = monotonic
+            self.turn(now_ms())

@@ -1,0 +1,192 @@
+"""
+The outbox: the only writer of `message`. Events become rows in one transaction with the cursor, so each does once.
+
+A row is one message to one address. The first of an address that is pending is the one to send, so an address that
+does not answer holds up its own messages, in order, and no one else's. A try is counted before it is made.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import structlog
+from sqlalchemy import Engine, func
+from sqlalchemy.exc import DBAPIError
+from sqlmodel import Session, col, select
+
+from daemon.messages.digest import digest_due, digest_text
+from daemon.messages.texts import Text, text_of
+from daemon.settings.model import Settings
+from daemon.state.database import transaction
+from daemon.state.states import MessageState
+from daemon.state.tables import Event, Message, Outbox
+from pipeline.wording import count
+
+if TYPE_CHECKING:
+    from sqlmodel.sql.expression import SelectOfScalar
+
+#: Events that are looked at in one transaction.
+_MOST = 200
+#: Messages of one kind within an hour; a folder of bad files must not drown what else there is to say.
+MOST_AN_HOUR = 10
+HOUR_MS = 3_600_000
+WEEK_MS = 7 * 24 * HOUR_MS
+_FIRST_PAUSE_MS, _LONGEST_PAUSE_MS = 15_000, 600_000
+_GONE = "its address is not in the settings any more"
+log = structlog.get_logger()
+
+
+class Unsent(NamedTuple):
+    """What is to be sent to one address next."""
+
+    id: int
+    level: str
+    title: str
+    body: str
+
+
+def open_outbox(engine: Engine, settings: Settings, now: int) -> None:
+    """
+    Begin: without addresses nothing is remembered, so that whoever sets one later hears of nothing that is long past.
+
+    What waits for an address that is not in the settings any more is given up.
+    """
+    addresses = _addresses(settings)
+    with transaction(engine) as session:
+        found = session.get(Outbox, 1)
+        if found is None and addresses:
+            last = session.exec(select(func.max(Event.id))).one() or 0
+            session.add(Outbox(id=1, event_id=last, digest_event_id=last, digest_at=now))
+        elif found is not None and not addresses:
+            session.delete(found)
+        for message in session.exec(_pending().where(col(Message.address).not_in(addresses))).all():
+            _end(session, message, MessageState.GIVEN_UP, now, _GONE)
+
+
+def collect(engine: Engine, settings: Settings, now: int) -> bool:
+    """Turn the next events into messages, and write the digest if it is due; say whether there may be more events."""
+    with transaction(engine) as session:
+        outbox = session.get_one(Outbox, 1)
+        events = session.exec(
+            select(Event).where(col(Event.id) > outbox.event_id).order_by(col(Event.id)).limit(_MOST)
+        ).all()
+        for event in events:
+            text = _worded(partial(text_of, session, settings.state_folder, event))
+            if text is not None:
+                _put(session, settings, text, event.id, now)
+        if events:
+            outbox.event_id = events[-1].id or 0
+            session.add(outbox)
+        if outbox.digest_at > now:
+            outbox.digest_at = now  # it was noted by a clock that was ahead
+            session.add(outbox)
+        due = digest_due(settings.messages, outbox.digest_at, now)
+        if due is not None and len(events) < _MOST:
+            after, last = outbox.digest_event_id, outbox.digest_at
+            text = _worded(partial(digest_text, session, settings.messages, after, last))
+            if text is not None:
+                _put(session, settings, text, None, now)
+            outbox.digest_at, outbox.digest_event_id = due, outbox.event_id
+            session.add(outbox)
+        return len(events) == _MOST
+
+
+def take(engine: Engine, address: str, now: int) -> Unsent | None:
+    """
+    Return what is to be sent to an address now, with the try counted and the next one put off; `None` if nothing is.
+
+    What was tried for a week is given up first.
+    """
+    first = _pending().where(Message.address == address).order_by(col(Message.id)).limit(1)
+    with transaction(engine) as session:
+        while (message := session.exec(first).first()) is not None:
+            if message.tries and message.created_at < now - WEEK_MS:
+                _end(session, message, MessageState.GIVEN_UP, now, message.error)
+                session.flush()
+                continue
+            # A clock that was ahead may have put it off for longer than there are pauses.
+            if now < message.not_before <= now + _LONGEST_PAUSE_MS:
+                return None
+            message.not_before = now + min(_FIRST_PAUSE_MS << min(message.tries, 16), _LONGEST_PAUSE_MS)
+            message.tries += 1
+            session.add(message)
+            return Unsent(message.id or 0, message.level, message.title, message.body)
+    return None
+
+
+def record_sent(engine: Engine, number: int, now: int) -> None:
+    """Write down that a message was taken where it was sent to."""
+    with transaction(engine) as session:
+        _end(session, session.get_one(Message, number), MessageState.SENT, now, None)
+
+
+def record_failure(engine: Engine, number: int, error: str) -> None:
+    """Write down why a message could not be sent; it stays the next one of its address."""
+    with transaction(engine) as session:
+        message = session.get_one(Message, number)
+        message.error = error
+        session.add(message)
+
+
+def trouble(engine: Engine, address: str, now: int) -> str | None:
+    """Return in words what an address has against it: messages that wait, or were given up in the last week."""
+    here = Message.address == address
+    lost = (Message.state == MessageState.GIVEN_UP, col(Message.ended_at) > now - WEEK_MS, Message.error != _GONE)
+    with transaction(engine) as session:
+        first = session.exec(_pending().where(here).order_by(col(Message.id)).limit(1)).first()
+        waiting = session.exec(select(func.count()).where(here, Message.state == MessageState.PENDING)).one()
+        given_up = session.exec(select(func.count()).where(here, *lost)).one()
+    words = []
+    if first is not None and first.error:
+        words.append(f"{count(waiting, 'message')} cannot be sent: {first.error}; to try: dropforge messages --test")
+    if given_up:
+        words.append(f"{count(given_up, 'message')} could not be sent for a week: dropforge messages")
+    return "; ".join(words) or None
+
+
+def _worded(word: Callable[[], Text | None]) -> Text | None:
+    """Return a message; one that cannot be worded must not keep the later ones from being sent."""
+    try:
+        return word()
+    except DBAPIError:
+        raise
+    except Exception:
+        log.exception("message_not_worded")
+        return None
+
+
+def _put(session: Session, settings: Settings, text: Text, event: int | None, now: int) -> None:
+    """Write one message for each address, unless its kind has been told too often just now."""
+    for address in _addresses(settings):
+        hour = (Message.kind == text.kind, col(Message.created_at) > now - HOUR_MS, Message.address == address)
+        told = session.exec(select(func.count()).select_from(Message).where(*hour)).one()
+        if told >= MOST_AN_HOUR:
+            continue
+        last = told == MOST_AN_HOUR - 1
+        body = f"{text.body}\nfurther ones within the hour: dropforge status" if last else text.body
+        session.add(
+            Message(
+                event_id=event,
+                address=address,
+                kind=text.kind,
+                level=text.level,
+                title=text.title,
+                body=body,
+                created_at=now,
+                not_before=now,
+            )
+        )
+        session.flush()
+
+
+def _end(session: Session, message: Message, state: MessageState, now: int, error: str | None) -> None:
+    message.state, message.ended_at, message.error = state, now, error
+    session.add(message)
+
+
+def _pending() -> "SelectOfScalar[Message]":
+    return select(Message).where(Message.state == MessageState.PENDING)
+
+
+def _addresses(settings: Settings) -> list[str]:
+    return [url.address for url in settings.messages.urls]

@@ -1,0 +1,229 @@
+"""
+What is told at once, in words: a function for each kind of event; all else waits for the digest.
+
+A message says what happened, why, and the command that undoes it or tells more. It has at most twelve lines, no row of
+data, and no words of others but through `inert`.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from sqlmodel import Session
+
+from daemon.champions.blockers import blocker, true_sentence
+from daemon.champions.journal import history
+from daemon.messages.inert import inert
+from daemon.state.run_files import run_folder
+from daemon.state.states import AWAITING
+from daemon.state.tables import Drop, Event, Run
+from pipeline.wording import count, listed, size_words
+
+#: The beginning of an error that nobody foresaw: what follows may quote the data.
+_UNFORESEEN = re.compile(r"([A-Za-z_][\w.]*(?:Error|Exception|Warning|Exit|Interrupt)): ")
+_WON = "promoted: "
+
+
+class Text(NamedTuple):
+    """One message, for every address."""
+
+    kind: str
+    level: str
+    """How grave it is, in Apprise's words: info, success, warning, failure."""
+    title: str
+    body: str
+
+
+class _Told(NamedTuple):
+    """What a function below gives: the title's end and the lines."""
+
+    level: str
+    title: str
+    lines: tuple[str, ...]
+
+
+def text_of(session: Session, state_folder: Path, event: Event) -> Text | None:
+    """Return the message that an event is told by at once; `None` if it is left to the digest."""
+    tell = _AT_ONCE.get(event.kind)
+    told = None if tell is None else tell(session, state_folder, event)
+    if told is None:
+        return None
+    return Text(event.kind, told.level, f"[dropforge] {told.title}", "\n".join(filter(None, told.lines)))
+
+
+def _promoted(_session: Session, _root: Path, event: Event) -> _Told:
+    by = _by(event, "approved")
+    return _Told(
+        "success",
+        f"PROMOTED: {event.track}, generation {event.detail.get('generation')}",
+        (
+            f"{_said(event, 'reason').removeprefix(_WON)}, over the champion before",
+            f"it is the model of run {event.run_id}{by}",
+            f"the evidence: dropforge report {event.run_id}",
+            f"to go back to the model before: dropforge rollback --track {event.track} --reason TEXT",
+        ),
+    )
+
+
+def _forced(_session: Session, _root: Path, event: Event) -> _Told:
+    return _Told(
+        "warning",
+        f"FORCED: {event.track}, generation {event.detail.get('generation')}",
+        (
+            f"the model of run {event.run_id} is the champion, whatever its verdict{_by(event, 'forced')}",
+            f"the reason: {_said(event, 'reason')}",
+            f"to go back to the model before: dropforge rollback --track {event.track} --reason TEXT",
+        ),
+    )
+
+
+def _rolled_back(_session: Session, _root: Path, event: Event) -> _Told:
+    return _Told(
+        "failure" if event.detail.get("by") is None else "warning",
+        f"ROLLED BACK: {event.track}, generation {event.detail.get('generation')}",
+        (
+            f"{_said(event, 'reason')}{_by(event, 'asked for')}",
+            f"what serves now, and what did: dropforge history --track {event.track}",
+        ),
+    )
+
+
+def _awaits(session: Session, root: Path, event: Event) -> _Told | None:
+    run = session.get_one(Run, event.run_id)
+    # Whoever was quicker than this message has answered it.
+    if event.detail.get("outcome") != AWAITING or run.outcome != AWAITING:
+        return None
+    against = blocker(run_folder(root, run.id or 0), history(session, run.track))
+    said = true_sentence(run.id or 0, AWAITING, (run.sentence or "").removeprefix(_WON), against)
+    yes = f"to take it: dropforge promote {run.id}" if against is None else ""
+    evidence = f"the evidence: dropforge report {run.id}"
+    return _Told("warning", f"WAITS FOR APPROVAL: {run.track}, run {run.id}", (inert(said), evidence, yes))
+
+
+def _ended_badly(session: Session, _root: Path, event: Event) -> _Told:
+    run = session.get_one(Run, event.run_id)
+    crashed = event.kind == "run_crashed"
+    how = (
+        "its processes vanished again and again" if crashed else f"{count(max(run.failures, 1), 'failure')} of its own"
+    )
+    return _Told(
+        "failure",
+        f"{'CRASHED' if crashed else 'FAILED'}: {run.track}, run {run.id}",
+        (
+            f"it was given up at step {run.step}, after {how}" if not crashed else f"at step {run.step} {how}",
+            f"the last error: {_cause(event)}",
+            f"more: dropforge show {run.id}, dropforge logs {run.id}",
+            f"to go on where it stopped: dropforge retry {run.id}",
+        ),
+    )
+
+
+def _hook_failed(_session: Session, _root: Path, event: Event) -> _Told:
+    return _Told(
+        "failure",
+        f"HOOK FAILED: {event.track}",
+        (
+            f"hooks.after_promotion: {_said(event, 'error')}",
+            "the new champion stands, but the server may not know of it",
+            f"to run it again: dropforge hook --track {event.track}",
+        ),
+    )
+
+
+def _health_failed(_session: Session, _root: Path, event: Event) -> _Told:
+    return _Told(
+        "failure",
+        f"UNHEALTHY: {event.track}",
+        (
+            f"hooks.health: {_said(event, 'error')}",
+            "the former champion is being brought back",
+            f"what comes of it: dropforge history --track {event.track}",
+        ),
+    )
+
+
+def _rollback_failed(_session: Session, _root: Path, event: Event) -> _Told:
+    return _Told(
+        "failure",
+        f"NOT ROLLED BACK: {event.track}",
+        (
+            f"hooks.health: {_said(event, 'error')}",
+            f"the unhealthy model still serves; what may take its place: dropforge history --track {event.track}",
+            f"to let it: dropforge rollback --track {event.track} --to GENERATION --reason TEXT",
+        ),
+    )
+
+
+def _disk_low(_session: Session, _root: Path, event: Event) -> _Told:
+    free = event.detail.get("free_bytes")
+    left = size_words(free) if isinstance(free, int) else "too little"
+    return _Told(
+        "failure",
+        f"LOW DISK: {left} free",
+        (
+            "no run begins, and files stay in the inbox, until there is room",
+            "what can be given back: dropforge gc --dry-run",
+        ),
+    )
+
+
+def _rejected(session: Session, _root: Path, event: Event) -> _Told:
+    drop = session.get_one(Drop, event.drop_id)
+    rules = event.detail.get("rules")
+    kinds = [f"{number} of {inert(rule)}" for rule, number in rules.items()] if isinstance(rules, Mapping) else []
+    found = f"{count(drop.findings, 'finding')} in {count(drop.rows, 'row')}"
+    return _Told(
+        "warning",
+        f"REJECTED: {drop.track}, drop {drop.id}",
+        (
+            f"the file: {inert(drop.name)}",
+            f"dropped by {inert(str(event.detail['owner']))}" if event.detail.get("owner") else "",
+            found + (f": {listed(kinds)}" if kinds else ""),
+            "each with its line and what to do: beside the file, in rejected/",
+        ),
+    )
+
+
+def _suspended(session: Session, _root: Path, event: Event) -> _Told:
+    drop = session.get_one(Drop, event.drop_id)
+    return _Told(
+        "warning",
+        f"SUSPENDED: {drop.track}, drop {drop.id}",
+        (
+            f"the file: {inert(drop.name)}",
+            f"the reason: {_said(event, 'reason')}",
+            f"to train on it all the same: dropforge drops restore {drop.id} --reason TEXT",
+        ),
+    )
+
+
+_AT_ONCE: dict[str, Callable[[Session, Path, Event], _Told | None]] = {
+    "promoted": _promoted,
+    "forced": _forced,
+    "rolled_back": _rolled_back,
+    "run_succeeded": _awaits,
+    "run_failed": _ended_badly,
+    "run_crashed": _ended_badly,
+    "hook_failed": _hook_failed,
+    "health_failed": _health_failed,
+    "rollback_failed": _rollback_failed,
+    "disk_low": _disk_low,
+    "drop_rejected": _rejected,
+    "drop_suspended": _suspended,
+}
+
+
+def _said(event: Event, name: str) -> str:
+    return inert(str(event.detail.get(name) or "not said"))
+
+
+def _by(event: Event, verb: str) -> str:
+    return f", {verb} by {inert(str(event.detail['by']))}" if event.detail.get("by") else ""
+
+
+def _cause(event: Event) -> str:
+    """Return a run's error; of one that nobody foresaw its kind alone."""
+    words = str(event.detail.get("error") or "not said")
+    unforeseen = _UNFORESEEN.match(words)
+    return inert(unforeseen[1] if unforeseen else words)

@@ -1,0 +1,153 @@
+"""
+The metrics, made anew at each scrape from the database and the files of what runs: nothing is counted beside them.
+
+So they are the same after a restart, with the daemon down, and from whichever process asks.
+"""
+
+from collections.abc import Iterable, Iterator
+from importlib.metadata import version
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric, SummaryMetricFamily
+from prometheus_client.registry import Collector
+
+from daemon.messages.unsent import counted
+from daemon.metrics.gpus import gpus
+from daemon.settings.model import Settings
+from daemon.state.run_files import VerdictDamaged
+from daemon.state.states import DropState, RunState
+from daemon.storage.free_space import FreeSpace
+from daemon.views.cost import cost_of
+from daemon.views.overview import Overview
+
+#: What Prometheus' servers ask for, and node_exporter's textfile collector reads.
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_RUNS = "SELECT track, state, count(*) AS number FROM run GROUP BY track, state"
+_VERDICTS = "SELECT track, outcome, count(*) AS number FROM run WHERE outcome IS NOT NULL GROUP BY track, outcome"
+_LATEST = "SELECT track, max(id) AS run FROM run WHERE outcome IS NOT NULL GROUP BY track"
+_STEPS = (
+    "SELECT r.track, a.step, count(*) AS number, sum(a.ended_at - a.started_at) AS ms "
+    "FROM attempt a JOIN run r ON r.id = a.run_id WHERE a.state = 'published' GROUP BY r.track, a.step"
+)
+_TRACK = ("track",)
+Value = tuple[tuple[str, ...], float]
+
+
+def metrics_text(settings: Settings) -> bytes:
+    """Return all metrics of a workspace in Prometheus' text format, UTF-8."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_House(settings))
+    return generate_latest(registry)
+
+
+class _House(Collector):
+    """One workspace, asked anew at each `collect`."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Ask about the state folder of `settings`, which need not exist."""
+        self._settings = settings
+        self._overview = Overview(settings.state_folder)
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every metric."""
+        yield from self._machine()
+        yield from self._queue()
+        yield from self._current()
+        yield from self._verdicts()
+        yield from self._champions()
+
+    def _machine(self) -> Iterator[Metric]:
+        daemon, disk = self._overview.daemon(), FreeSpace(self._settings)
+        yield _gauge("build_info", "The version that answers.", ("version",), [((version("dropforge"),), 1)])
+        yield _one("up", "Whether the daemon runs.", daemon.alive)
+        troubles = self._overview.troubles() if daemon.alive else {}
+        yield _one("troubles", "What `dropforge status` calls trouble: tracks, hooks, addresses.", len(troubles))
+        yield _one("disk_free_bytes", "Free on the state folder's disk.", disk.free_bytes())
+        yield _one("disk_low_water_bytes", "Under this no run begins (disk.low_water_bytes).", disk.low_water_bytes)
+        cards = list(gpus())
+        used = [((str(card.number),), card.used_bytes) for card in cards]
+        total = [((str(card.number),), card.total_bytes) for card in cards]
+        yield _gauge("gpu_memory_used_bytes", "Memory of a card in use, by whomever.", ("gpu",), used)
+        yield _gauge("gpu_memory_bytes", "Memory of a card.", ("gpu",), total)
+
+    def _queue(self) -> Iterator[Metric]:
+        tracks, runs = self._overview.tracks(), self._overview.rows(_RUNS)
+        numbers = {(row.track, row.state): row.number for row in runs}
+        by_state = [((track, str(state)), numbers.get((track, state), 0)) for track in tracks for state in RunState]
+        yield _gauge("runs", "Runs by state; queued, waiting and running are open.", ("track", "state"), by_state)
+        paused = {one.track for one in self._overview.paused()}
+        waits = [((track,), track in paused) for track in tracks]
+        yield _gauge("track_paused", "Whether a person has paused the track.", _TRACK, waits)
+        drops = self._overview.drop_counts()
+        in_state = [
+            ((track, str(state)), drops.get(track, {}).get(state, 0)) for track in tracks for state in DropState
+        ]
+        yield _gauge("drops", "Files that were taken in, by state.", ("track", "state"), in_state)
+        messages = self._overview.read(lambda base: list(counted(base).items()))
+        yield _gauge("messages", "Messages by state.", ("state",), [((state,), number) for state, number in messages])
+
+    def _current(self) -> Iterator[Metric]:
+        running = self._overview.runs(states=[RunState.RUNNING])
+        stage = [((run.track, run.step or "beginning"), 1) for run in running]
+        yield _gauge("run_stage", "The step of the run in hand.", ("track", "step"), stage)
+        yield _gauge("run_number", "The run in hand.", _TRACK, [((run.track,), run.id) for run in running])
+        steps = [(run.track, run.progress) for run in running if run.progress is not None]
+        ratio = [((track,), step.done / step.total) for track, step in steps if step.total]
+        yield _gauge("run_progress_ratio", "How far its step is, from 0 to 1.", _TRACK, ratio)
+        for name, field, words in (
+            ("run_loss", "loss", "Training loss, in nats a token."),
+            ("run_dev_loss", "dev_loss", "Loss on prompts that are not trained on, in nats a token."),
+            ("run_tokens_per_second", "tokens_per_second", "Tokens a second."),
+            ("run_eta_seconds", "eta_seconds", "Estimated time until the step ends."),
+            ("run_memory_bytes", "memory", "Memory that the step is estimated to need."),
+        ):
+            known = [((track,), getattr(step, field)) for track, step in steps if getattr(step, field) is not None]
+            yield _gauge(name, words, _TRACK, known)
+        durations = SummaryMetricFamily(
+            "dropforge_step_seconds", "Time of steps that went well.", labels=("track", "step")
+        )
+        for row in self._overview.rows(_STEPS):
+            durations.add_metric((row.track, row.step), row.number, row.ms / 1000)
+        yield durations
+
+    def _verdicts(self) -> Iterator[Metric]:
+        found = [((row.track, row.outcome), row.number) for row in self._overview.rows(_VERDICTS)]
+        # No counter: a cancelled run takes its verdict back, and a restored backup those that came after it.
+        yield _gauge("verdicts", "Runs that ended with a verdict, by its outcome.", ("track", "outcome"), found)
+        latest = {row.track: row.run for row in self._overview.rows(_LATEST)}
+        gains = [((track,), gain) for track, run in latest.items() if (gain := self._gain(run)) is not None]
+        yield _gauge("last_gain_points", "Gain of the last verdict's candidate, in points.", _TRACK, gains)
+        costs = [(track, cost) for track, run in latest.items() if (cost := cost_of(self._settings.state_folder, run))]
+        took = [((track,), cost.seconds) for track, cost in costs]
+        yield _gauge("last_run_seconds", "What that run's attempts took.", _TRACK, took)
+        tokens = [((track,), cost.tokens) for track, cost in costs]
+        yield _gauge("last_run_tokens", "What they trained on and generated.", _TRACK, tokens)
+
+    def _champions(self) -> Iterator[Metric]:
+        found = [one for track in self._overview.tracks() if (one := self._overview.champion(track)) is not None]
+        generations = [((one.track,), one.generation) for one in found]
+        yield _gauge("champion_generation", "Generation of the champion; 0 is the base.", _TRACK, generations)
+        since = [((one.track,), one.since.timestamp()) for one in found if one.since is not None]
+        yield _gauge("champion_since_timestamp_seconds", "When the champion began to serve.", _TRACK, since)
+        failed = [
+            ((one.track,), any(c is not None and c.state == "failed" for c in (one.hook, one.health))) for one in found
+        ]
+        yield _gauge("champion_command_failed", "Whether its hook or health command failed.", _TRACK, failed)
+
+    def _gain(self, run: int) -> float | None:
+        try:
+            verdict = self._overview.verdict(run)
+        except (OSError, VerdictDamaged):
+            return None
+        return verdict.gain if verdict else None
+
+
+def _gauge(name: str, words: str, labels: tuple[str, ...], values: Iterable[Value]) -> Metric:
+    made = GaugeMetricFamily(f"dropforge_{name}", words, labels=labels)
+    for label, value in values:
+        made.add_metric(label, value)
+    return made
+
+
+def _one(name: str, words: str, value: float) -> Metric:
+    return _gauge(name, words, (), [((), value)])

@@ -1,0 +1,104 @@
+"""Where messages go: addresses that hold passwords and tokens, so that none is ever shown as it is."""
+
+import re
+from hashlib import sha256
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, field_validator
+
+from daemon.settings.cron import check_timezone
+from pipeline.artifacts import Frozen
+
+#: Schemes whose URL has a host behind `://`; that of the others begins with a token (slack, tgram, ntfy, pbul).
+_WITH_HOST = frozenset(
+    {"form", "forms", "gotify", "gotifys", "http", "https", "json", "jsons", "mailto", "mailtos", "xml", "xmls"}
+)
+#: Enough digits to tell a few addresses apart, too few to try passwords by.
+_DIGITS = 4
+
+
+class SecretUrl(SecretStr):
+    """A URL that is shown with its scheme, and its host where it has one, alone."""
+
+    def _display(self) -> str:
+        return shown_url(self.get_secret_value())
+
+    @property
+    def address(self) -> str:
+        """What the database calls it: the first digits of its SHA-256."""
+        return sha256(self.get_secret_value().encode("utf-8", "surrogatepass")).hexdigest()[:_DIGITS]
+
+
+class MessageSettings(Frozen):
+    """Who is told what happens; needs a network, which the service has with PrivateNetwork=no alone."""
+
+    urls: tuple[SecretUrl, ...] = ()
+    """Addresses as Apprise has them, as ["mailto://user:password@example.org", "slack://TOKEN"]; [] sends nothing."""
+    digest: str = "08:00"
+    """Time of day of the digest of what was not told at once; empty: none."""
+    timezone: str = "UTC"
+    """IANA time zone of that time, as Europe/Berlin."""
+    heartbeat_url: SecretUrl = SecretUrl("")
+    """http:// or https:// address that is asked for while the daemon works; its watcher calls when that stops."""
+    heartbeat_minutes: float = Field(default=5.0, ge=0.1, le=1440)
+    """Minutes between two heartbeats."""
+
+    @field_validator("urls")
+    @classmethod
+    def _are_addresses(cls, value: tuple[SecretUrl, ...]) -> tuple[SecretUrl, ...]:
+        if any("://" not in url.get_secret_value() for url in value):
+            msg = "must be URLs as Apprise writes them, such as mailto://user:password@example.org"
+            raise ValueError(msg)
+        if len({url.address for url in value}) < len(value):
+            msg = "one of them is there twice"
+            raise ValueError(msg)
+        return value
+
+    @field_validator("heartbeat_url")
+    @classmethod
+    def _is_http(cls, value: SecretUrl) -> SecretUrl:
+        try:
+            parts = urlsplit(value.get_secret_value())
+            usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            usable = False
+        if value and not usable:
+            msg = "must be an http:// or https:// address, such as https://hc-ping.com/UUID"
+            raise ValueError(msg)
+        return value
+
+    @field_validator("digest")
+    @classmethod
+    def _is_a_time_of_day(cls, value: str) -> str:
+        hour, colon, minute = value.partition(":")
+        digits = colon and hour.isdecimal() and minute.isdecimal() and len(minute) == len("00")
+        if value and not (digits and value.isascii() and int(hour) < 24 and int(minute) < 60):  # noqa: PLR2004 - a clock
+            msg = 'must be a time of day, such as "08:00", or "" for no digest'
+            raise ValueError(msg)
+        return value
+
+    @field_validator("timezone")
+    @classmethod
+    def _zone_exists(cls, value: str) -> str:
+        return check_timezone(value)
+
+    @property
+    def schedule(self) -> str:
+        """The digest's time as a cron expression; empty where there is none."""
+        hour, _, minute = self.digest.partition(":")
+        return f"{int(minute)} {int(hour)} * * *" if self.digest else ""
+
+
+def shown_url(url: str) -> str:
+    """Return of a URL what may be seen: its scheme, and its host where there certainly stands one."""
+    scheme, there, rest = url.partition("://")
+    if not there:
+        return ""
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    # A password may hold these characters: then it ends behind them.
+    cut = "@" not in authority and "@" in rest
+    try:
+        host = None if cut or scheme.lower() not in _WITH_HOST else urlsplit(f"//{authority}").hostname
+    except ValueError:
+        host = None
+    return f"{scheme}://{host}" if host else f"{scheme}://…"

@@ -1,0 +1,264 @@
+"""Messages to a server that fails, hangs, comes back; a daemon that is killed, restarted, or has no room to write."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy.exc import OperationalError
+from sqlmodel import select
+from structlog.testing import capture_logs
+
+from daemon.messages import delivery, messenger, outbox
+from daemon.service import Service
+from daemon.settings.load import load
+from daemon.state.database import open_reader, transaction
+from daemon.state.events import record_event
+from daemon.state.tables import Drop, Message, Run
+from daemon.state.troubles import Troubles
+from daemon.views.overview import Overview
+from tests.daemon.messages.conftest import Address, with_messages
+from tests.daemon.messages.conftest import messenger as start
+
+HOUR = 3_600_000
+ROOT = Path(__file__).parents[3]
+
+
+def fail_hook(lived_in: Any, *errors: str) -> None:
+    with transaction(lived_in.engine) as session:
+        for error in errors:
+            record_event(session, "hook_failed", lived_in.tick(), track="default", run_id=1, error=error)
+
+
+def errors_of(sent: list[dict[str, Any]]) -> list[str]:
+    """Return by which error each message was."""
+    return [one["message"].splitlines()[0].removeprefix("hooks.after_promotion: ") for one in sent]
+
+
+def turn(lived_in: Any, troubles: Troubles | None = None) -> None:
+    """Let a daemon that was just started send what it can, an hour later than the last one."""
+    lived_in.now += HOUR
+    start(lived_in, troubles).turn(lived_in.now)
+
+
+def test_a_server_that_fails_hangs_and_comes_back_has_each_message_once_late_and_in_order(
+    lived_in: Any, address: Address
+) -> None:
+    with_messages(lived_in, urls=[address.url])
+    fail_hook(lived_in, "one", "two")
+    troubles = Troubles()
+    address.answer = 500
+    turn(lived_in, troubles)
+    whose = "messages to json://127.0.0.1"
+    assert troubles.words == {whose: "2 messages cannot be sent: the answer was 500; to try: dropforge messages --test"}
+    address.answer = None
+    fail_hook(lived_in, "three")
+    turn(lived_in, troubles)
+    assert "3 messages cannot be sent: there was no connection, or no answer" in troubles.words[whose]
+    assert (errors_of(address.refused), address.taken) == (["one", "one"], [])
+    address.answer = 200
+    address.release.set()
+    turn(lived_in, troubles)
+    assert errors_of(address.taken) == ["one", "two", "three"]
+    assert troubles.words == {}
+    turn(lived_in, troubles)
+    assert errors_of(address.taken) == ["one", "two", "three"]
+
+
+def test_a_message_is_sent_as_it_stands_with_its_level(lived_in: Any, address: Address) -> None:
+    with_messages(lived_in, urls=[address.url])
+    fail_hook(lived_in, "exit code 1")
+    turn(lived_in)
+    (sent,) = address.taken
+    assert (sent["title"], sent["type"]) == ("[dropforge] HOOK FAILED: default", "failure")
+    assert sent["message"].splitlines() == [
+        "hooks.after_promotion: exit code 1",
+        "the new champion stands, but the server may not know of it",
+        "to run it again: dropforge hook --track default",
+    ]
+
+
+def test_an_address_that_hangs_holds_up_no_other(lived_in: Any, new_address: Callable[[], Address]) -> None:
+    hanging, well = new_address(), new_address()
+    hanging.answer = None
+    with_messages(lived_in, urls=[hanging.url, well.url])
+    fail_hook(lived_in, "one", "two")
+    turn(lived_in)
+    assert (errors_of(hanging.refused), errors_of(well.taken)) == (["one"], ["one", "two"])
+
+
+def test_a_call_that_never_ends_is_left_after_its_time(address: Address, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivery, "SECONDS", 0.2)
+    address.answer = None
+    with pytest.raises(delivery.NotSent, match="nothing was answered within 0 s"):
+        delivery.send(address.url.replace("rto=0.5", "rto=600"), "title", "body", "info")
+    assert address.arrived.is_set()
+
+
+def test_no_restart_sends_anything_twice(lived_in: Any, address: Address) -> None:
+    with_messages(lived_in, urls=[address.url])
+    expected = []
+    for number in range(4):
+        expected.append(str(number))
+        fail_hook(lived_in, str(number))
+        for _ in range(3):
+            turn(lived_in)
+    assert errors_of(address.taken) == expected
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from daemon.messages import delivery, outbox
+from daemon.messages.messenger import Messenger
+from daemon.settings.load import load
+from daemon.state.database import open_engine
+from daemon.state.troubles import Troubles
+settings = load(Path(sys.argv[1]), {})
+engine = open_engine(settings.state_folder / "dropforge.db")
+module, name = {"after": (outbox, "record_sent"), "before": (delivery, "send")}[sys.argv[2]]
+setattr(module, name, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+Messenger(engine, settings, Troubles()).turn(int(sys.argv[3]))
+"""
+
+
+@pytest.mark.parametrize(("point", "copies"), [("after", 2), ("before", 1)])
+def test_a_daemon_killed_between_sending_and_noting_sends_one_message_twice_at_most(
+    lived_in: Any, address: Address, point: str, copies: int
+) -> None:
+    path = lived_in.folder / "dropforge.toml"
+    path.write_text(f'{path.read_text()}[messages]\nurls = ["{address.url}"]\ndigest = ""\n')
+    lived_in.settings = load(path, {})
+    start(lived_in)
+    fail_hook(lived_in, "one", "two")
+    command = [sys.executable, "-c", KILLED, str(path), point, str(lived_in.now)]
+    killed = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    for _ in range(3):
+        turn(lived_in)
+    assert errors_of(address.taken) == ["one"] * copies + ["two"]
+
+
+def test_what_was_sent_and_could_not_be_noted_is_not_sent_again(
+    lived_in: Any, address: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_messages(lived_in, urls=[address.url])
+    fail_hook(lived_in, "one", "two")
+    sending, noting = start(lived_in), outbox.record_sent
+
+    def full(*_: object) -> None:
+        raise OperationalError("", {}, Exception("database or disk is full"))
+
+    monkeypatch.setattr(outbox, "record_sent", full)
+    for hours in range(1, 4):
+        with pytest.raises(OperationalError):
+            sending.turn(lived_in.now + hours * HOUR)
+    assert errors_of(address.taken) == ["one"]
+    monkeypatch.setattr(outbox, "record_sent", noting)
+    sending.turn(lived_in.now + 4 * HOUR)
+    assert errors_of(address.taken) == ["one", "two"]
+
+
+def test_a_server_that_hangs_keeps_no_file_from_being_taken_and_no_run_from_being_queued(
+    tmp_path: Path, address: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "SECONDS", 600.0)
+    monkeypatch.setattr(messenger, "_TICK_SECONDS", 0.01)
+    address.answer = None
+    path = tmp_path / "dropforge.toml"
+    url = address.url.replace("rto=0.5", "rto=600")
+    path.write_text(
+        f'worker = "separate"\nreconcile_seconds = 0.05\n[intake]\nsettle_seconds = 0\n[messages]\nurls = ["{url}"]\n'
+    )
+    settings = load(path, {})
+    daemon = Service(settings)
+    working = threading.Thread(target=daemon.run)
+    working.start()
+    overview = Overview(settings.state_folder)
+    pause = threading.Event()
+    try:
+        while not (settings.inbox_folder / "done").is_dir():
+            pause.wait(0.05)
+        (settings.inbox_folder / "bad.jsonl").write_text('{"instruction": "x"}\n')
+        address.arrived.wait()
+        for number in range(3):
+            (settings.inbox_folder / f"good{number}.jsonl").write_text(
+                f'{{"instruction": "{number}", "output": "b"}}\n'
+            )
+        while overview.drop_counts() != {"default": {"rejected": 1, "accepted": 3}}:
+            pause.wait(0.05)
+        assert [run.state for run in overview.runs()] == ["queued"]
+        assert len(address.refused) == 1
+        assert not address.release.is_set(), "all of it while the server hangs"
+    finally:
+        address.answer = 200
+        address.release.set()
+        daemon.stop.set()
+        daemon._wake.set()
+        working.join()
+    assert rows(settings.state_folder / "dropforge.db", Drop) == 4
+    assert rows(settings.state_folder / "dropforge.db", Run) == 1
+
+
+def rows(path: Path, table: type[Any]) -> int:
+    with open_reader(path).connect() as connection:
+        return len(connection.execute(select(table)).all())
+
+
+# --- the heartbeat
+
+
+def test_the_heartbeat_is_asked_for_while_the_main_loop_is_well(
+    lived_in: Any, address: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_messages(lived_in, heartbeat_url=address.page, heartbeat_minutes=1)
+    now, silent = 1000.0, 0.0
+    monkeypatch.setattr(messenger, "silent_seconds", lambda: silent)
+    beating = messenger.Messenger(lived_in.engine, lived_in.settings, Troubles(), lambda: now)
+    counts = []
+    for now, silent, beating.is_well in (  # noqa: B007 - the lambdas read them
+        (1000.0, 0.0, True), (1059.0, 0.0, True), (1060.0, 0.0, True),
+        (1200.0, 0.0, False), (1201.0, 121.0, True), (1202.0, 119.0, True),
+    ):  # fmt: skip
+        beating.ping()
+        counts.append(len(address.asked))
+    assert counts == [1, 1, 2, 2, 2, 3]
+    assert set(address.asked) == {"/ping/secret-token"}
+
+
+def test_a_heartbeat_that_is_not_taken_is_a_trouble_until_it_is(lived_in: Any, address: Address) -> None:
+    with_messages(lived_in, heartbeat_url=address.page, heartbeat_minutes=1)
+    now, troubles = 0.0, Troubles()
+    beating = messenger.Messenger(lived_in.engine, lived_in.settings, troubles, lambda: now)
+    address.answer = 503
+    beating.ping()
+    assert troubles.words == {"heartbeat": "http://127.0.0.1 was not reached: the answer was 503"}
+    now, address.answer = 61.0, 200
+    beating.ping()
+    assert troubles.words == {}
+
+
+# --- what is never shown
+
+
+def test_no_secret_of_an_address_is_in_database_log_or_trouble(lived_in: Any, address: Address) -> None:
+    with_messages(
+        lived_in, urls=[address.url, "nonsense://xoxb-secret-token", "json://u:hunter2@127.0.0.1:1/"],
+        heartbeat_url="http://127.0.0.1:1/secret-token",
+    )  # fmt: skip
+    fail_hook(lived_in, "one")
+    troubles = Troubles()
+    with capture_logs() as logs:
+        turn(lived_in, troubles)
+        messenger.Messenger(lived_in.engine, lived_in.settings, troubles).ping()
+    with transaction(lived_in.engine) as session:
+        written = [message.model_dump() for message in session.exec(select(Message)).all()]
+    seen = f"{logs} {troubles.words} {written} {lived_in.settings!r}"
+    assert "nonsense://…" in seen
+    assert "Apprise cannot read the address" in seen
+    assert not [secret for secret in ("hunter2", "secret-token", "xoxb") if secret in seen]

