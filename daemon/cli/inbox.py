@@ -247,7 +247,7 @@ def _unseen(settings: "Settings", track: str) -> list[str]:
 
 def _remarks(settings: "Settings", track: str, role: str, file: Path, fresh: int) -> list[str]:
     """Return what a receipt would warn of: which of so many `fresh` rows are held out, what the track lacks still."""
-    from daemon.inbox.remarks import pinned_already, too_few  # noqa: PLC0415 - a quick start
+    from daemon.inbox.answers.remarks import pinned_already, too_few  # noqa: PLC0415 - a quick start
     from daemon.views.overview import Overview  # noqa: PLC0415
     from pipeline.dataset.pinned_prompts import count_pinned  # noqa: PLC0415
 
@@ -280,7 +280,7 @@ def _what_follows(settings: "Settings", track: str, *, heldout: bool, known: boo
     if known:
         return f"{settle}, and begins no run"
     if heldout:
-        from daemon.cli.drops import use_of_pinned  # noqa: PLC0415 - a quick start for the other commands
+        from daemon.inbox.answers.remarks import use_of_pinned  # noqa: PLC0415 - a quick start
         from daemon.queue.yardstick import why_it_waits  # noqa: PLC0415
 
         why = why_it_waits(settings, track, os.geteuid(), 0)
