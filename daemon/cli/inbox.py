@@ -116,14 +116,13 @@ def check(
     settings.track(track)
     validation, ruling = _validate(file, settings, track)
     known, unseen = _known_drop(file, settings, track, "train"), _unseen(settings, track)
+    repeats, lines = _repeats(file, settings, validation)
     if as_json:
         same = None if known is None else known.id
-        found = validation.model_dump(mode="json")
-        print_json(
-            file=str(file), ok=validation.ok, accepted=ruling.accepted, same_as_drop=same, unseen=unseen, **found
-        )
+        found = {"same_as_drop": same, "unseen": unseen, "repeats": repeats, **validation.model_dump(mode="json")}
+        print_json(file=str(file), ok=validation.ok, accepted=ruling.accepted, **found)
     else:
-        print_findings(file, validation, ruling)
+        print_findings(file, validation, ruling, lines)
         _print_known(known)
         for line in (*unseen, *_remarks(settings, track, "train", file, 0 if known else validation.good_rows)):
             print_line(line)
@@ -160,6 +159,8 @@ def submit(
     print_line(f"copied {validation.rows:,} records to {target}")
     if not validation.ok:
         print_line(f"{validation.bad_rows:,} of them are bad and will be set aside: dropforge check {file}")
+    for line in _repeats(file, settings, validation)[1]:
+        print_line(line)
     _print_known(known)
     fresh, role = 0 if known else validation.good_rows, "heldout" if heldout else "train"
     for line in (*_unseen(settings, track), *_remarks(settings, track, role, file, fresh)):
@@ -216,6 +217,15 @@ def _validate(file: Path, settings: "Settings", track: str) -> "tuple[Validation
         raise BadDrop(message, "split it, or raise intake.max_bytes")
     validation = validate(file, validation_options(settings, track))
     return validation, rule(validation, settings.intake)
+
+
+def _repeats(file: Path, settings: "Settings", validation: "Validation") -> tuple[dict[str, int], list[str]]:
+    """Return how the good rows of a file repeat each other, as numbers and in words."""
+    from pipeline.dataset.repeats import Repeats, find_repeats, repeat_lines  # noqa: PLC0415 - a quick start
+    from pipeline.validation.records import Limits  # noqa: PLC0415
+
+    found = find_repeats(file, Limits(settings.intake.max_line_bytes)) if validation.good_rows else Repeats()
+    return {"rows": found.rows, "prompts": found.prompts}, repeat_lines(file, found)
 
 
 def _known_drop(file: Path, settings: "Settings", track: str, role: str) -> "DropView | None":
