@@ -1,15 +1,17 @@
 """
 What a person should know of a file where it is dropped, not a night later.
 
-Whether its track has rows enough for a verdict: below the minimum nothing is trained. And how many of its rows are
-pinned as held-out records: those are never trained on.
+Whether its track has rows enough for a verdict: below the minimum nothing is trained. How many of its rows are pinned
+as held-out records: those are never trained on. When a run begins, what pinned records are for, and what a champion
+found odd.
 """
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
-from daemon.settings.model import TrackSettings
-from pipeline.wording import count
+from daemon.settings.model import Settings, TrackSettings
+from pipeline.wording import count, plain
 
 _TENS = 10
 
@@ -47,6 +49,37 @@ def pinned_already(name: str, pinned: int, rows: int) -> str | None:
         return None
     are = "is a held-out question" if pinned == 1 else "are held-out questions"
     return f"{name}: {pinned:,} of {count(rows, 'row')} {are}, pinned in this track: never trained on"
+
+
+def begins_when(settings: Settings, track: str) -> str:
+    """Say when the next run of a track begins, after "it waits for the next run,"."""
+    if track not in settings.track_names:
+        return "once that track is in the settings again"
+    own = settings.track(track)
+    quiet = f"{own.run_after_quiet_seconds:g} s after the last file"
+    nightly = f"by the schedule {own.schedule} ({own.timezone})"
+    return {
+        "drop": f"which begins {quiet}",
+        "nightly": f"which begins {nightly}",
+        "both": f"which begins {quiet} or {nightly}",
+    }[own.trigger]
+
+
+def use_of_pinned(settings: Settings, track: str) -> str:
+    """Say what an accepted held-out drop of a track is for."""
+    on = settings.track(track).gate.on if track in settings.track_names else "pinned"
+    if on == "pinned":
+        return f"from the next run on it judges the candidates of track {track}"
+    return f'its records stay out of training; nothing is judged on them, since gate.on is "{on}", not "pinned"'
+
+
+def unlikely_words(found: Mapping[str, Any]) -> str:
+    """Say how far less likely than what it knew a champion found a drop's answers; `found` is what the event says."""
+    nats, least, most = (plain(value, 2) for value in (found["nats"], *found["known"]))
+    return (
+        f"look at its answers: the champion found them less likely than those of all drops that it knew, {nats} nats a "
+        f"token beside {least} to {most}"
+    )
 
 
 def _either(least: int, most: int) -> str:
