@@ -14,6 +14,7 @@ BIN = Path(sys.executable).parent
 STACK = {"accelerate", "bitsandbytes", "datasets", "evaluate", "matplotlib", "peft", "torch", "transformers", "trl"}
 NUMBERS = {"numpy", "scipy"}
 VAGUE_NAMES = {"utils", "util", "common", "helpers", "manager", "models", "types", "misc"}
+WINDOW = "Only the judge and the server's hook speak to a network"
 MOST_LINES, MOST_MODULES = 400, 12
 MODULES = sorted(path for room in ("daemon", "pipeline") for path in (ROOT / room).rglob("*.py"))
 
@@ -109,8 +110,12 @@ def test_a_planted_upward_import_breaks_the_floors(house: Path, module: str, abo
             "def late():\n    from transformers import AutoTokenizer",
             "Only pipeline.qlora and pipeline.metrics open the training stack",
         ),
-        ("pipeline/steps/evaluate.py", "def late():\n    import httpx2", "Only the judge speaks to a network"),
-        ("daemon/views/doctor.py", "import http.client", "Only the judge speaks to a network"),
+        (
+            "pipeline/steps/evaluate.py",
+            "def late():\n    import httpx2",
+            WINDOW,
+        ),
+        ("daemon/views/doctor.py", "import http.client", WINDOW),
         (
             "pipeline/steps/judge.py",
             "import pipeline.steps.decide",
