@@ -116,9 +116,20 @@ class Server:
             return reply.status, reply.read()
 
     def _connection(self) -> http.client.HTTPConnection:
-        connection = http.client.HTTPConnection(self._host or "localhost", self._port, timeout=_ANSWER_SECONDS)
         if self._path:
-            connection.sock = socket.socket(socket.AF_UNIX)
-            connection.sock.settimeout(_ANSWER_SECONDS)
-            connection.sock.connect(self._path)
-        return connection
+            return _UnixConnection(self._path)
+        return http.client.HTTPConnection(self._host, self._port, timeout=_ANSWER_SECONDS)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP on a unix socket."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=_ANSWER_SECONDS)
+        self._path = path
+
+    def connect(self) -> None:
+        """Open the socket; it is closed with the connection."""
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)

@@ -2,8 +2,8 @@
 What a server is asked to see that it serves the champion: prompts that the champion and another model told apart.
 
 They come from the evaluation that compared the two, whose records stay as long as the champion may serve; a file beside
-the champion's link has those of today's. Two engines round differently, so an answer may leave the champion's at a
-later word: it counts as the champion's if it follows its answer further than the other model's.
+the champion's link has those of today's. Two engines round differently, and the longer an answer the likelier they
+part: so only its beginning is asked for, where the two models differ from the first words on.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,7 +19,9 @@ from pipeline.prompt import fold
 
 FILE_NAME = "smoke-prompts.json"
 MOST = 8
-_LONGEST_PROMPT, _LONGEST_ANSWER = 4000, 64
+#: Characters of a prompt; tokens that are asked for; characters that both answers may have in common at most, which are
+#: fewer than those tokens have in any script.
+_LONGEST_PROMPT, _ASKED_TOKENS, _LONGEST_COMMON = 4000, 32, 8
 
 
 class SmokePrompt(Frozen):
@@ -32,9 +34,10 @@ class SmokePrompt(Frozen):
     """That of the model that it was compared with."""
 
     def is_champions(self, said: str) -> bool:
-        """Say whether an answer is the champion's, or follows it further than the other model's."""
-        said, own, other = said.strip(), self.answer.strip(), self.other.strip()
-        return said == own or _common(said, own) > _common(said, other)
+        """Say whether an answer, which may be cut off, is the beginning of the champion's and not of the other's."""
+        # A character that was cut in the middle of its bytes is none.
+        said, own, other = said.strip().rstrip("\ufffd"), self.answer.strip(), self.other.strip()
+        return said == own or (own.startswith(said) and not other.startswith(said))
 
 
 class SmokePrompts(Frozen):
@@ -99,7 +102,7 @@ def _of_run(state_folder: Path, run_id: int, model_id: str) -> SmokePrompts | No
     return SmokePrompts(
         model_id=model_id,
         prompts=prompts,
-        max_tokens=min(dataset.max_new_tokens, _LONGEST_ANSWER),
+        max_tokens=min(dataset.max_new_tokens, _ASKED_TOKENS),
         repetition_penalty=spec.config.evaluate.repetition_penalty,
     )
 
@@ -111,13 +114,14 @@ def _roles(evaluation: Evaluation, model_id: str) -> tuple[str, str] | None:
 
 
 def _choose(records: Iterable[Mapping[str, Any]], own: str, other: str) -> tuple[SmokePrompt, ...]:
-    """Return the prompts of the shortest answers that differ; of sound ones alone."""
+    """Return the shortest prompts and answers, of sound answers that differ from the other model's early."""
     found = []
     for record in records:
         content = fold(record["instruction"], record["input"])
         one = SmokePrompt(content=content, answer=record[own]["text"], other=record[other]["text"])
-        sound = one.answer.strip() and not record[own]["degenerate"] and len(content) <= _LONGEST_PROMPT
-        if sound and one.answer.strip() != one.other.strip():
+        said, others = one.answer.strip(), one.other.strip()
+        sound = said and not record[own]["degenerate"] and len(content) <= _LONGEST_PROMPT
+        if sound and said != others and _common(said, others) < _LONGEST_COMMON:
             found.append((len(content) + len(one.answer), str(record["id"]), one))
     return tuple(one for *_, one in sorted(found, key=lambda each: each[:2])[:MOST])
 
