@@ -15,7 +15,7 @@ from pathlib import Path
 
 import structlog
 
-from daemon.champions.hooks import Hooks
+from daemon.champions.hooks.changes import Hooks
 from daemon.dispatch.dispatcher import Dispatcher
 from daemon.dispatch.spool import LocalExecutor, Spool
 from daemon.dispatch.worker_process import WorkerProcess
@@ -223,6 +223,7 @@ class Service:
             self._end_worker()
             self._tick()
             self._dispatcher.abandon(now_ms())
+        showing_life(self._dispatcher.give_gpu_back)
         showing_life(self._messenger.finish)
         self._engine.dispose()
         self._lock.release()

@@ -14,6 +14,7 @@ BIN = Path(sys.executable).parent
 STACK = {"accelerate", "bitsandbytes", "datasets", "evaluate", "matplotlib", "peft", "torch", "transformers", "trl"}
 NUMBERS = {"numpy", "scipy"}
 VAGUE_NAMES = {"utils", "util", "common", "helpers", "manager", "models", "types", "misc"}
+WINDOW = "Only the judge, messages and the server's hook speak to a network"
 MOST_LINES, MOST_MODULES = 400, 12
 MODULES = sorted(path for room in ("daemon", "pipeline") for path in (ROOT / room).rglob("*.py"))
 
@@ -113,14 +114,10 @@ def test_a_planted_upward_import_breaks_the_floors(house: Path, module: str, abo
         (
             "pipeline/steps/evaluate.py",
             "def late():\n    import httpx2",
-            "Only the judge and messages speak to a network",
+            WINDOW,
         ),
-        ("daemon/views/doctor.py", "import http.client", "Only the judge and messages speak to a network"),
-        (
-            "daemon/messages/texts.py",
-            "def late():\n    import apprise",
-            "Only the judge and messages speak to a network",
-        ),
+        ("daemon/views/doctor.py", "import http.client", WINDOW),
+        ("daemon/messages/texts.py", "def late():\n    import apprise", WINDOW),
         (
             "pipeline/steps/judge.py",
             "import pipeline.steps.decide",

@@ -181,7 +181,7 @@ def hook(
     The daemon runs it with the settings that it was started with, and `status` and `history` say what came of it.
     """
     from daemon.champions.approval import who  # noqa: PLC0415 - a quick start
-    from daemon.champions.hooks import ask_again  # noqa: PLC0415
+    from daemon.champions.hooks.changes import ask_again  # noqa: PLC0415
     from daemon.system.clock import now_ms  # noqa: PLC0415
 
     settings = load_settings(context)

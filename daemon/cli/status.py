@@ -210,7 +210,7 @@ def taken_out_lines(champion: "ChampionView") -> list[str]:
 
 def command_lines(settings: "Settings", champion: "ChampionView", *, alive: bool, every: bool = False) -> list[str]:
     """Return what is to be said of the commands after a change of champion; of those that went well only if `every`."""
-    from daemon.champions.commands import last_line  # noqa: PLC0415 - a quick start
+    from daemon.champions.hooks.commands import last_line  # noqa: PLC0415 - a quick start
 
     track = champion.track
     declared = track in settings.track_names

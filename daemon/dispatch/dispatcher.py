@@ -12,13 +12,14 @@ from sqlalchemy.exc import DBAPIError
 from sqlmodel import Session
 
 from daemon.champions import journal, promotion
+from daemon.champions.hooks.training import TrainingHooks
 from daemon.dispatch.apply_verdict import conclude
 from daemon.dispatch.executor import Executor, JobState
-from daemon.dispatch.housekeeping import Upkeep
+from daemon.dispatch.housekeeping import Upkeep, needs_gpu, progress_words
 from daemon.dispatch.run_config import compose, warn_of_fixed
 from daemon.dispatch.spool import Spool
 from daemon.dispatch.stale_steps import invalidate, up_to_date
-from daemon.dispatch.step_specs import spec_of
+from daemon.dispatch.step_specs import key_of, spec_of
 from daemon.queue import attempts, cancelling, claims, run_queue, suspects, tracks
 from daemon.queue.scheduling import order
 from daemon.settings.model import Settings
@@ -32,7 +33,7 @@ from daemon.storage.disk import Disk, is_full
 from daemon.storage.disk_estimate import needed_bytes, of_waiting_drops, still_needed
 from pipeline.artifacts import Artifact, Dataset, Evaluation
 from pipeline.config import RunConfig
-from pipeline.contract import SPEC_NAME, Progress, Step, StepResult, StepSpec
+from pipeline.contract import SPEC_NAME, Step, StepResult, StepSpec
 from pipeline.errors import EXIT_BAD_DATA, EXIT_DISK_FULL, DiskFull, DropforgeError, StepFailed
 from pipeline.steps import next_step
 
@@ -61,7 +62,9 @@ class Dispatcher:
         #: When that was; a clock that shows less has been set back.
         self._asked_at = 0
         self._apart = RunsApart(settings.state_folder)
-        self._upkeep = Upkeep(engine, settings, Troubles() if troubles is None else troubles)
+        troubles = Troubles() if troubles is None else troubles
+        self._upkeep = Upkeep(engine, settings, troubles)
+        self._gpu = TrainingHooks(engine, settings, troubles)
         self.bases = self._upkeep.bases
         self.disk = Disk(settings)
         #: Whether there may be something to collect: after a start, after a run, when a night begins.
@@ -92,6 +95,7 @@ class Dispatcher:
         self._upkeep.settle(now)
         # With a run in hand too: a base that was replaced must not be judged by, and cached, under the old one's name.
         self._upkeep.refresh_bases(now)
+        self._gpu.tick(self._needs_gpu)
         if not self._claims and not self.draining:
             self._collect_garbage(now)
             # Asked twice a second all day long: only where the answer can be another one than last time.
@@ -128,7 +132,7 @@ class Dispatcher:
             if attempt is None:
                 return f"run {claim.run_id}"
             progress = run_files.load_progress(self._root, claim.run_id, attempt.step, attempt.number)
-            return f"run {claim.run_id} {attempt.step}{_words(progress)}"
+            return f"run {claim.run_id} {attempt.step}{progress_words(progress)}"
         return self.disk.shortage() or "idle"
 
     def abandon(self, now: int) -> None:
@@ -137,7 +141,7 @@ class Dispatcher:
             attempt = attempts.open_attempt(self._engine, claim.run_id)
             if attempt is not None:
                 # Or the next worker would run what nobody waits for.
-                self._executor.cancel(_key(attempt))
+                self._executor.cancel(key_of(attempt))
                 # Its files stay: the step may be at its last checkpoint.
                 words = "the daemon stopped before the step did"
                 attempts.end_attempt(
@@ -145,6 +149,10 @@ class Dispatcher:
                 )
             run_queue.interrupt(self._engine, claim, now)
             self._drop(claim)
+
+    def give_gpu_back(self) -> None:
+        """After the end of all steps: let the server have its GPU while there is no daemon, and wait for that."""
+        self._gpu.finish(self._needs_gpu)
 
     # --- one claim
 
@@ -175,16 +183,21 @@ class Dispatcher:
             run_queue.interrupt(self._engine, claim, now)
             self._drop(claim)
             return False
+        if self._may_begin(claim, run, step, now):
+            begun = attempts.begin_attempt(self._engine, claim, step.name, now)
+            self._submit(run, begun, done)
+            run_queue.heartbeat(self._engine, claim, now, step.name)
+            log.info("step_submitted", run=claim.run_id, step=step.name, attempt=begun.number)
+        return False
+
+    def _may_begin(self, claim: claims.Claim, run: Run, step: Step, now: int) -> bool:
+        """Say whether a step can begin now; let its run wait where the disk or the GPU is not free for it."""
         try:
             self._has_room(run, margin=False)
+            return not step.needs_gpu or self._gpu.free(run)
         except DropforgeError as error:
-            self._wait_for_room(claim, error, now)
+            self._postpone(claim, error, now)
             return False
-        begun = attempts.begin_attempt(self._engine, claim, step.name, now)
-        self._submit(run, begun, done)
-        run_queue.heartbeat(self._engine, claim, now, step.name)
-        log.info("step_submitted", run=claim.run_id, step=step.name, attempt=begun.number)
-        return False
 
     def _look_at(self, claim: claims.Claim, run: Run, attempt: Attempt, now: int) -> bool:
         """See how an open attempt is doing."""
@@ -245,7 +258,7 @@ class Dispatcher:
         hint = result.error.hint if result.error else f"the whole story: dropforge logs {claim.run_id}"
         self._end(claim, attempt, AttemptState.FAILED, now, message)
         if result.exit_code == EXIT_DISK_FULL:
-            self._wait_for_room(claim, DiskFull(message, hint), now)
+            self._postpone(claim, DiskFull(message, hint), now)
         elif result.exit_code > _SIGNAL_EXITS:
             self._after_death(claim, attempt, message, now)
         else:
@@ -297,6 +310,9 @@ class Dispatcher:
         dataset = run_files.load_dataset(self._root, run.id or 0)
         return done, next_step(done, dataset, RunConfig.model_validate(run.config))
 
+    def _needs_gpu(self) -> bool:
+        return needs_gpu(self._root, [claim.run_id for claim in self._claims])
+
     def _submit(self, run: Run, attempt: Attempt, done: dict[str, str]) -> None:
         self._executor.submit(spec_of(self._engine, self._settings, run, attempt, done))
 
@@ -317,9 +333,9 @@ class Dispatcher:
         if state != AttemptState.PUBLISHED:
             gc.clear_attempt(self._root, attempt)
 
-    def _wait_for_room(self, claim: claims.Claim, error: DropforgeError, now: int) -> None:
+    def _postpone(self, claim: claims.Claim, error: DropforgeError, now: int) -> None:
         run_queue.postpone(self._engine, claim, error, now)
-        log.warning("run_waits_for_room", run=claim.run_id, error=error.message, hint=error.hint)
+        log.warning("run_waits", run=claim.run_id, error=error.message, hint=error.hint)
         self._drop(claim)
 
     def _set_apart(self, claim: claims.Claim, error: OSError | DBAPIError, now: int) -> None:
@@ -332,7 +348,7 @@ class Dispatcher:
             raise error
         attempt = attempts.open_attempt(self._engine, claim.run_id)
         if attempt is not None:
-            self._executor.cancel(_key(attempt))
+            self._executor.cancel(key_of(attempt))
         run_queue.postpone(self._engine, claim, self._apart.words(claim.run_id, error), now)
         self._drop(claim)
 
@@ -383,17 +399,3 @@ class Dispatcher:
             self._beat = now
             for claim in self._claims:
                 run_queue.heartbeat(self._engine, claim, now, None)
-
-
-def _key(attempt: Attempt) -> str:
-    """Return the key of an attempt, which its spec has too, without reading that."""
-    return f"{attempt.run_id}-{attempt.step}-{attempt.number}"
-
-
-def _words(progress: Progress | None) -> str:
-    if progress is None or not progress.total:
-        return ""
-    words = f" {progress.done}/{progress.total}" + ("" if progress.loss is None else f", loss {progress.loss:.3f}")
-    if progress.eta_seconds is not None:
-        words += f", {progress.eta_seconds:.0f} s left"
-    return words

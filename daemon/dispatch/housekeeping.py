@@ -1,15 +1,22 @@
-"""What is seen to beside the work on runs: changes of champion that were cut off, bases, garbage, waits for nothing."""
+"""What is seen to beside the work on runs: changes of champion that were cut off, bases, garbage, the GPU, waits."""
+
+from collections.abc import Iterable
+from pathlib import Path
 
 from sqlalchemy import Engine
 
 from daemon.champions import journal
 from daemon.champions.base_models import Bases
+from daemon.dispatch.spool import Spool
 from daemon.queue import run_queue
 from daemon.queue.scheduling import order
 from daemon.settings.model import Settings
+from daemon.state import run_files
 from daemon.state.troubles import Troubles
 from daemon.storage import gc
 from daemon.system.sd_notify import showing_life
+from pipeline.contract import Progress
+from pipeline.steps import STEPS
 
 _LOOK_MS = 30_000
 
@@ -59,3 +66,20 @@ class Upkeep:
             self._troubles.clear(whose)
         else:
             self._troubles.note(whose, error)
+
+
+def needs_gpu(state_folder: Path, runs: Iterable[int]) -> bool:
+    """Say whether one of these runs has a step before it that needs the GPU, or a step's process is there yet."""
+    steps = {step.name for step in STEPS if step.needs_gpu}
+    is_before = any(steps.difference(run_files.published(state_folder, run)) for run in runs)
+    return is_before or Spool(state_folder).has_living()
+
+
+def progress_words(progress: Progress | None) -> str:
+    """Return how far a step is, as it follows the step's name; empty while it does not say."""
+    if progress is None or not progress.total:
+        return ""
+    words = f" {progress.done}/{progress.total}" + ("" if progress.loss is None else f", loss {progress.loss:.3f}")
+    if progress.eta_seconds is not None:
+        words += f", {progress.eta_seconds:.0f} s left"
+    return words

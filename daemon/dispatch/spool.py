@@ -84,6 +84,11 @@ class Spool:
         """Say whether somebody wants an attempt stopped."""
         return is_file(self.cancelled / key)
 
+    def has_living(self) -> bool:
+        """Say whether the process of a step is there, one that was told to stop included."""
+        found = (self.process_of(entry.stem) for entry in self.entries(self.running))
+        return any(process is not None and is_alive(process) for process in found)
+
     def process_of(self, key: str) -> Identity | None:
         """Return the process that the worker wrote down for an attempt, if it has."""
         return process_of(self.running / f"{key}.json")

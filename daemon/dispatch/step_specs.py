@@ -124,3 +124,8 @@ def _twin(session: Session, settings: Settings, run: Run, champion: str) -> Twin
 
 def _drops(run: Run) -> set[object]:
     return {drop["id"] for drop in run.snapshot or ()}
+
+
+def key_of(attempt: Attempt) -> str:
+    """Return the key of an attempt, which its spec has too, without reading that."""
+    return f"{attempt.run_id}-{attempt.step}-{attempt.number}"

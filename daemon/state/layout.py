@@ -7,6 +7,8 @@ LOCK_NAME = "daemon.lock"
 WATCHER_NOTE = "watcher.json"
 #: What tracks, hooks and collections have run into, as the daemon last said it; a hint for `dropforge status`.
 TROUBLES_NOTE = "troubles.json"
+#: There while a run has the GPU that a server lent it: hooks.after_training is due, whatever happens.
+GPU_NOTE = "gpu-lent.json"
 #: There while a restore is under way; no daemon starts beside it.
 RESTORING = "restoring.json"
 #: Given up when the disk is full, so that the failure can be recorded.

@@ -13,8 +13,8 @@ from sqlalchemy import delete
 from sqlmodel import col, select
 
 from daemon.champions import approval, journal, promotion, rollback
-from daemon.champions.commands import Ended
-from daemon.champions.hooks import Hooks
+from daemon.champions.hooks.changes import Hooks
+from daemon.champions.hooks.commands import Ended
 from daemon.champions.journal import ChampionMoved
 from daemon.queue import cancelling, drops, run_queue, suspects
 from daemon.state.database import transaction
@@ -475,6 +475,9 @@ class _Over:
     def ended(self) -> Ended:
         return self._ended
 
+    def wait(self) -> Ended:
+        return self._ended
+
     def kill(self) -> None:
         """Do nothing: it is over."""
 
@@ -518,7 +521,7 @@ def _giving_up(folder: Path) -> Callable[[], object]:
             row = session.exec(select(Promotion).where(Promotion.generation == 1)).one()
         if row.health_state != "failed":
             hooks._note(row.id or 0, "health", Ended("exit code 7", ""), NOW)
-            with patch("daemon.champions.hooks._TROUBLE_SECONDS", 0):
+            with patch("daemon.champions.hooks.changes._TROUBLE_SECONDS", 0):
                 hooks._roll_back(row, "exit code 7", NOW)
 
     return act

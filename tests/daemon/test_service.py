@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from daemon import service
-from daemon.champions.commands import Command
+from daemon.champions.hooks.commands import Command
 from daemon.service import Service
 from daemon.settings.load import load
 from daemon.settings.model import Settings

@@ -7,9 +7,7 @@ in here waits: each command has a thread of its own, and the main loop looks at 
 that hangs, until its time is over, or fails is that track's alone; and so is trouble with its files.
 """
 
-import os
 import threading
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
@@ -19,7 +17,9 @@ from sqlalchemy import Engine
 from sqlmodel import Session, col, or_, select
 
 from daemon.champions import journal, rollback
-from daemon.champions.commands import Command, Ended, last_line
+from daemon.champions.handover.smoke_prompts import adapter_of, write_smoke_prompts
+from daemon.champions.hooks.commands import Begin, Command, Ended, Running, environment, last_line
+from daemon.champions.hooks.training import is_gpu_lent
 from daemon.champions.smoke_test import Stopped, require_answer
 from daemon.settings.model import HookSettings, Settings
 from daemon.state import run_files
@@ -34,24 +34,10 @@ from pipeline.errors import DropforgeError
 
 Which = Literal["hook", "health"]
 _OPEN = (HookState.PENDING, HookState.RUNNING)
-#: What the service manager tells the daemon alone.
-_NOT_FOR_HOOKS = frozenset(
-    {"NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID", "INVOCATION_ID", "JOURNAL_STREAM"}
-)
 _TROUBLE_SECONDS = 30.0
 _ASKED = "hook_asked_again"
 _NO_COMMAND = "the daemon runs with settings that name no such command: restart it"
 log = structlog.get_logger()
-
-
-class Running(Protocol):
-    """A command that was begun."""
-
-    def ended(self) -> Ended | None:
-        """Return how it ended; `None` while it runs."""
-
-    def kill(self) -> None:
-        """End it now, with all that it started."""
 
 
 class TryOut(Protocol):
@@ -63,9 +49,6 @@ class TryOut(Protocol):
 
 class NothingToRun(DropforgeError):
     """There is no command to run again, it is under way, or its champion is on the way out."""
-
-
-Begin = Callable[[tuple[str, ...], dict[str, str], float], Running]
 
 
 class Hooks:
@@ -113,7 +96,7 @@ class Hooks:
                 self._note(row_id, which, ended, now)
                 del self._running[track]
         self._look = self._changes.changed() or self._look
-        if not self._look:
+        if not self._look or is_gpu_lent(self._root):
             return
         with transaction(self._engine) as session:
             commands = or_(col(Promotion.hook_state).in_(_OPEN), col(Promotion.health_state).in_(_OPEN))
@@ -265,19 +248,22 @@ class Hooks:
         # A damaged verdict must not keep the server from being told.
         decided = {} if run is None else read_object(run_files.run_folder(self._root, run) / "decide.json")
         place = decided.get("report")
-        report = self._root / place if isinstance(place, str) else ""
-        kept = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_HOOKS}
-        return {
-            **kept,
-            "PROMOTION_TRACK": row.track,
-            "PROMOTION_KIND": row.kind,
-            "PROMOTION_GENERATION": str(row.generation),
-            "PROMOTION_MODEL_ID": row.model_id,
-            "PROMOTION_MODEL_PATH": _absolute(self._root, row.model_path),
-            "PROMOTION_PREVIOUS_PATH": _absolute(self._root, row.previous_path or ""),
-            "PROMOTION_RUN": "" if run is None else str(run),
-            "PROMOTION_REPORT": str(report),
-        }
+        adapter = None if run is None else adapter_of(self._root, run, row.model_id)
+        asked = write_smoke_prompts(self._root, row.track, row.model_id, run)
+        return environment(
+            {
+                "PROMOTION_TRACK": row.track,
+                "PROMOTION_KIND": row.kind,
+                "PROMOTION_GENERATION": str(row.generation),
+                "PROMOTION_MODEL_ID": row.model_id,
+                "PROMOTION_MODEL_PATH": _absolute(self._root, row.model_path),
+                "PROMOTION_PREVIOUS_PATH": _absolute(self._root, row.previous_path or ""),
+                "PROMOTION_RUN": "" if run is None else str(run),
+                "PROMOTION_REPORT": _absolute(self._root, place if isinstance(place, str) else ""),
+                "PROMOTION_ADAPTER": _absolute(self._root, adapter or ""),
+                "PROMOTION_SMOKE_PROMPTS": _absolute(self._root, asked or ""),
+            }
+        )
 
 
 def ask_again(engine: Engine, settings: Settings, track: str, now: int, by: str) -> Promotion:

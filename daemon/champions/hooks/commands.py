@@ -12,17 +12,28 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from daemon.system.processes import kill_group, signal_name
 from pipeline.wording import printable
 
+#: What the service manager tells the daemon alone.
+_NOT_FOR_COMMANDS = frozenset(
+    {"NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID", "INVOCATION_ID", "JOURNAL_STREAM"}
+)
 #: Bytes of output that are kept.
 KEPT_OUTPUT = 4096
 #: Characters of a line of output that are shown beside an error.
 _LONGEST_LINE = 200
 _LOOK_SECONDS = 0.1
 _CHUNK = 1 << 16
+
+
+def environment(told: Mapping[str, str]) -> dict[str, str]:
+    """Return what a command finds in its environment: the daemon's own, and what it is `told`."""
+    return {**{name: value for name, value in os.environ.items() if name not in _NOT_FOR_COMMANDS}, **told}
 
 
 def last_line(output: str | None) -> str:
@@ -40,6 +51,23 @@ class Ended:
     """What was wrong, in words; `None` if it ended with exit code 0."""
     output: str
     """The end of what it printed, standard output and error together."""
+
+
+class Running(Protocol):
+    """A command that was begun."""
+
+    def ended(self) -> Ended | None:
+        """Return how it ended; `None` while it runs."""
+
+    def wait(self) -> Ended:
+        """Wait for its end and return it."""
+
+    def kill(self) -> None:
+        """End it now, with all that it started."""
+
+
+#: What begins a command: its arguments, its environment and the longest time that it may take, in seconds.
+Begin = Callable[[tuple[str, ...], dict[str, str], float], Running]
 
 
 class Command:

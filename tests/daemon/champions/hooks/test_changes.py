@@ -13,8 +13,8 @@ import structlog
 from sqlmodel import col, select
 
 from daemon.champions import approval, base_models, history, journal, rollback
-from daemon.champions.commands import KEPT_OUTPUT, Command, last_line
-from daemon.champions.hooks import Hooks
+from daemon.champions.hooks.changes import Hooks
+from daemon.champions.hooks.commands import KEPT_OUTPUT, Command, last_line
 from daemon.state.database import transaction
 from daemon.state.events import Word
 from daemon.state.tables import Event, Promotion
@@ -132,6 +132,8 @@ def test_a_hook_is_told_what_changed_and_the_first_champion_needs_none(
         "PROMOTION_PREVIOUS_PATH": str(house.folder / "base"),
         "PROMOTION_RUN": "1",
         "PROMOTION_REPORT": "",
+        "PROMOTION_ADAPTER": str(root / "runs" / "1" / "attempts" / "train-1"),
+        "PROMOTION_SMOKE_PROMPTS": "",
     }
     assert (told["MINE"], "NOTIFY_SOCKET" in told) == ("kept", False)
     assert states(house) == [(None, None), ("ok", None)]
@@ -277,7 +279,7 @@ def test_a_hook_of_a_daemon_that_died_is_run_again(house: House) -> None:
     house.promote()
     house.hooks.tick(house.now)
     (_, _, running), *_ = house.hooks._running.values()
-    running.wait()  # type: ignore[attr-defined]
+    running.wait()
     assert states(house)[-1][0] == "running", "it ended, and nobody was there to note it"
     house.hooks = house.new_hooks()
     house.settle()
@@ -302,7 +304,7 @@ def test_an_idle_house_is_not_asked_again_and_again(house: House, monkeypatch: p
     house.promote()
     house.settle()
     house.hooks.tick(house.now)
-    monkeypatch.setattr("daemon.champions.hooks.transaction", lambda _: 1 / 0)
+    monkeypatch.setattr("daemon.champions.hooks.changes.transaction", lambda _: 1 / 0)
     house.hooks.tick(house.now)
 
 
@@ -539,7 +541,7 @@ def test_a_way_back_that_is_refused_is_said_and_not_tried_for_ever(house: House,
 
 
 def test_a_way_back_that_meets_a_full_disk_is_tried_again(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("daemon.champions.hooks._TROUBLE_SECONDS", 0)
+    monkeypatch.setattr("daemon.champions.hooks.changes._TROUBLE_SECONDS", 0)
     house.start(None, tell(house, "raise SystemExit(7)"))
     real, full = house._try_out, [OSError(28, "No space left on device")]
 
@@ -571,7 +573,7 @@ def test_a_champion_that_comes_as_the_way_back_begins_is_left(house: House, monk
     monkeypatch.setattr(Hooks, "_serves", serves)
     house.hooks.tick(house.now)
     for _, _, running in house.hooks._running.values():
-        running.wait()  # type: ignore[attr-defined]
+        running.wait()
     house.hooks.tick(house.now)
     for thread in house.hooks._rollbacks.values():
         thread.join()
@@ -585,7 +587,7 @@ def test_a_daemon_that_died_before_the_way_back_goes_on_with_it_without_asking_a
     house.promote()
     house.hooks.tick(house.now)
     (_, _, running), *_ = house.hooks._running.values()
-    ended = running.wait()  # type: ignore[attr-defined]
+    ended = running.wait()
     house.hooks._note(house.rows()[-1].id or 0, "health", ended, house.now)
     house.hooks = house.new_hooks()
     house.settle()

@@ -1,0 +1,135 @@
+"""An OpenAI-compatible server, as vLLM is one: whether it is up, what it serves, what it answers."""
+
+import contextlib
+import http.client
+import json
+import re
+import socket
+import time
+from typing import Any
+from urllib.parse import urlsplit
+
+from daemon.champions.handover.smoke_prompts import SmokePrompts
+from pipeline.errors import DropforgeError
+
+_OK = 200
+_ANSWER_SECONDS, _LOOK_SECONDS = 120.0, 0.5
+_SHOWN = 300
+_LORA_METRIC = re.compile(r"^vllm:lora_requests_info\{(?P<labels>[^}]*)\} (?P<at>\S+)", re.MULTILINE)
+_ADAPTERS = re.compile(r'(?:running|waiting)_lora_adapters="([^"]*)"')
+
+
+class ServerFailed(DropforgeError):
+    """A server does not answer, or refuses what it was asked."""
+
+
+class Server:
+    """A server at http://HOST:PORT or unix:/PATH; what it says is waited for two minutes at most."""
+
+    def __init__(self, url: str) -> None:
+        """Speak to the server at `url`. Raises `ServerFailed` if that is no address."""
+        self._url = url
+        parts = urlsplit(url)
+        self._path = parts.path if parts.scheme == "unix" else ""
+        self._host = parts.hostname or ""
+        try:
+            self._port = parts.port or 80
+        except ValueError:
+            self._host = ""
+        if not self._path and (parts.scheme != "http" or not self._host):
+            message = f"{url!r} is no address of a server"
+            raise ServerFailed(message, "write http://127.0.0.1:8000, or unix:/run/vllm/vllm.sock")
+
+    def wait(self, seconds: float) -> None:
+        """Wait until it is up, for `seconds` at most. Raises `ServerFailed`."""
+        end = time.monotonic() + seconds
+        while not self._is_up():
+            if time.monotonic() > end:
+                message = f"the server at {self._url} was not up within {seconds:g} s"
+                raise ServerFailed(message, "see why in its own log; --wait sets the time")
+            time.sleep(_LOOK_SECONDS)
+
+    def models(self) -> list[dict[str, Any]]:
+        """Return what it serves: each model's `id`, and of an adapter the `parent`. Raises `ServerFailed`."""
+        found = json.loads(self._text("GET", "/v1/models")).get("data")
+        if not isinstance(found, list) or not found or not all(isinstance(one.get("id"), str) for one in found):
+            message = f"the server at {self._url} names no model"
+            raise ServerFailed(message, "look at it: curl …/v1/models")
+        return found
+
+    def answer(self, model: str, content: str, asked: SmokePrompts) -> str:
+        """Return what it answers to a user's message, greedily. Raises `ServerFailed`."""
+        body: dict[str, Any] = {
+            "model": model,
+            "messages": [{"role": "user", "content": content}],
+            "temperature": 0,
+            "max_tokens": asked.max_tokens,
+        }
+        if asked.repetition_penalty != 1:
+            body["repetition_penalty"] = asked.repetition_penalty
+        text = self._text("POST", "/v1/chat/completions", body)
+        try:
+            return str(json.loads(text)["choices"][0]["message"]["content"] or "")
+        except (KeyError, IndexError, TypeError) as error:
+            message = f"the server at {self._url} gave no answer: {text[:_SHOWN]}"
+            raise ServerFailed(message, "see its own log") from error
+
+    def load_adapter(self, name: str, folder: str) -> None:
+        """Let vLLM load an adapter under a name that it has not had yet. Raises `ServerFailed`."""
+        self._text("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": folder})
+
+    def unload_adapter(self, name: str) -> None:
+        """Let vLLM forget an adapter. Raises `ServerFailed`."""
+        self._text("POST", "/v1/unload_lora_adapter", {"lora_name": name})
+
+    def adapters_at_work(self) -> set[str]:
+        """Return the adapters that vLLM has requests for, by its newest word on them. Raises `ServerFailed`."""
+        found = max(
+            _LORA_METRIC.finditer(self._text("GET", "/metrics")), key=lambda one: float(one["at"]), default=None
+        )
+        lists = [] if found is None else _ADAPTERS.findall(found["labels"])
+        return {name.strip() for names in lists for name in names.split(",")} - {""}
+
+    def _is_up(self) -> bool:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            return self._request("GET", "/health", None)[0] == _OK
+        return False
+
+    def _text(self, method: str, path: str, body: dict[str, Any] | None = None) -> str:
+        try:
+            status, said = self._request(method, path, body)
+        except (OSError, http.client.HTTPException) as error:
+            message = f"the server at {self._url} does not answer: {str(error) or type(error).__name__}"
+            raise ServerFailed(message, "see whether it runs, and its own log") from error
+        text = said.decode("utf-8", "replace")
+        if status != _OK:
+            message = f"the server at {self._url} refused {path} with status {status}: {text[:_SHOWN]}"
+            hint = "start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1" if "lora" in path else ""
+            raise ServerFailed(message, hint or "see its own log")
+        return text
+
+    def _request(self, method: str, path: str, body: dict[str, Any] | None) -> tuple[int, bytes]:
+        with contextlib.closing(self._connection()) as connection:
+            content = None if body is None else json.dumps(body).encode()
+            connection.request(method, path, content, {"Content-Type": "application/json"})
+            reply = connection.getresponse()
+            return reply.status, reply.read()
+
+    def _connection(self) -> http.client.HTTPConnection:
+        if self._path:
+            return _UnixConnection(self._path)
+        return http.client.HTTPConnection(self._host, self._port, timeout=_ANSWER_SECONDS)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP on a unix socket."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=_ANSWER_SECONDS)
+        self._path = path
+
+    def connect(self) -> None:
+        """Open the socket; it is closed with the connection."""
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)

@@ -1,0 +1,132 @@
+"""
+What a server is asked to see that it serves the champion: prompts that the champion and another model told apart.
+
+They come from the evaluation that compared the two, whose records stay as long as the champion may serve; a file beside
+the champion's link has those of today's. Two engines round differently, and the longer an answer the likelier they
+part: so only its beginning is asked for, where the two models differ from the first words on.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from daemon.state import run_files
+from pipeline import durable
+from pipeline.artifacts import Evaluation, Frozen
+from pipeline.contract import SPEC_NAME, StepSpec
+from pipeline.errors import DropforgeError
+from pipeline.prompt import fold
+
+FILE_NAME = "smoke-prompts.json"
+MOST = 8
+#: Characters of a prompt; tokens that are asked for; characters that both answers may have in common at most, which are
+#: fewer than those tokens have in any script.
+_LONGEST_PROMPT, _ASKED_TOKENS, _LONGEST_COMMON = 4000, 32, 8
+
+
+class SmokePrompt(Frozen):
+    """A user's message, and what two models answered to it."""
+
+    content: str
+    answer: str
+    """The champion's."""
+    other: str
+    """That of the model that it was compared with."""
+
+    def is_champions(self, said: str) -> bool:
+        """Say whether an answer, which may be cut off, is the beginning of the champion's and not of the other's."""
+        # A character that was cut in the middle of its bytes is none.
+        said, own, other = said.strip().rstrip("\ufffd"), self.answer.strip(), self.other.strip()
+        return said == own or (own.startswith(said) and not other.startswith(said))
+
+
+class SmokePrompts(Frozen):
+    """What a server is asked, and how."""
+
+    model_id: str
+    prompts: tuple[SmokePrompt, ...]
+    max_tokens: int
+    """Most tokens of an answer; those of the evaluation may have been longer."""
+    repetition_penalty: float
+
+
+def write_smoke_prompts(state_folder: Path, track: str, model_id: str, run_id: int | None) -> str | None:
+    """
+    Write what tells a model from the one that it was compared with, first of all by the run that made it.
+
+    Return the file's path, relative to the state folder; `None` where no evaluation of the model is there any more.
+    """
+    path = state_folder / "tracks" / track / FILE_NAME
+    path.unlink(missing_ok=True)
+    for one in _runs(state_folder, run_id):
+        found = _of_run(state_folder, one, model_id)
+        if found is not None:
+            durable.write_json(path, found.model_dump())
+            return str(path.relative_to(state_folder))
+    return None
+
+
+def adapter_of(state_folder: Path, run_id: int, model_id: str) -> str | None:
+    """Return the folder of the adapter that a model was merged from, relative to the state folder, if it is there."""
+    try:
+        adapter, model = run_files.load_adapter(state_folder, run_id), run_files.load_model(state_folder, run_id)
+    except DropforgeError:
+        return None
+    is_its = adapter is not None and model is not None and model.model_id == model_id
+    return adapter.folder if adapter is not None and is_its and (state_folder / adapter.folder).is_dir() else None
+
+
+def _runs(state_folder: Path, first: int | None) -> Iterator[int]:
+    """Yield the run that made a model, then all others, the latest first."""
+    if first is not None:
+        yield first
+    names = (path.name for path in (state_folder / "runs").glob("*") if path.name.isdecimal())
+    yield from sorted((int(name) for name in names if int(name) != first), reverse=True)
+
+
+def _of_run(state_folder: Path, run_id: int, model_id: str) -> SmokePrompts | None:
+    """Return what a run's evaluation recorded of a model; `None` if it did not ask it, or its files are not there."""
+    try:
+        evaluation = run_files.load_evaluation(state_folder, run_id)
+        dataset = run_files.load_dataset(state_folder, run_id)
+        if evaluation is None or dataset is None or evaluation.candidate.model_id == evaluation.champion.model_id:
+            return None
+        roles = _roles(evaluation, model_id)
+        if roles is None:
+            return None
+        folder = state_folder / evaluation.folder
+        prompts = _choose(durable.read_jsonl(folder / "records.jsonl"), *roles)
+        spec = StepSpec.model_validate_json((folder.parent / SPEC_NAME).read_bytes())
+    except (DropforgeError, OSError, ValueError, KeyError, TypeError):
+        return None  # damaged, or collected
+    return SmokePrompts(
+        model_id=model_id,
+        prompts=prompts,
+        max_tokens=min(dataset.max_new_tokens, _ASKED_TOKENS),
+        repetition_penalty=spec.config.evaluate.repetition_penalty,
+    )
+
+
+def _roles(evaluation: Evaluation, model_id: str) -> tuple[str, str] | None:
+    """Return under which name the records have a model's answers, and the other one's."""
+    names = {evaluation.candidate.model_id: ("candidate", "champion")}
+    return ({evaluation.champion.model_id: ("champion", "candidate")} | names).get(model_id)
+
+
+def _choose(records: Iterable[Mapping[str, Any]], own: str, other: str) -> tuple[SmokePrompt, ...]:
+    """Return the shortest prompts and answers, of sound answers that differ from the other model's early."""
+    found = []
+    for record in records:
+        content = fold(record["instruction"], record["input"])
+        one = SmokePrompt(content=content, answer=record[own]["text"], other=record[other]["text"])
+        said, others = one.answer.strip(), one.other.strip()
+        sound = said and not record[own]["degenerate"] and len(content) <= _LONGEST_PROMPT
+        if sound and said != others and _common(said, others) < _LONGEST_COMMON:
+            found.append((len(content) + len(one.answer), str(record["id"]), one))
+    return tuple(one for *_, one in sorted(found, key=lambda each: each[:2])[:MOST])
+
+
+def _common(one: str, other: str) -> int:
+    """Return with how many characters two texts begin alike."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (mine, yours) in pairs if mine != yours), min(len(one), len(other)))

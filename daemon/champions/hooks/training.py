@@ -1,0 +1,145 @@
+"""
+Runs the user's commands around what needs the GPU: `hooks.before_training`, and `hooks.after_training` in any case.
+
+A note in the state folder is written before the first one begins and goes once the second one went well. So whatever
+ends the run or this process in between, who finds the note gives the GPU back: at least once. While it is there the
+commands after a change of champion wait, for the server that they tell has no GPU. Nothing in here waits.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+from sqlalchemy import Engine
+from sqlmodel import col, or_, select
+
+from daemon.champions.hooks.commands import Begin, Command, Ended, Running, environment, last_line
+from daemon.settings.model import Settings
+from daemon.state.database import transaction
+from daemon.state.layout import GPU_NOTE
+from daemon.state.states import HookState, PromotionState
+from daemon.state.tables import Promotion, Run
+from daemon.state.troubles import SetApart, Troubles
+from pipeline import durable
+from pipeline.errors import DropforgeError
+
+_BEFORE, _AFTER = "hooks.before_training", "hooks.after_training"
+_OPEN = (HookState.PENDING, HookState.RUNNING)
+log = structlog.get_logger()
+
+
+class CommandFailed(DropforgeError):
+    """A command around a training did not end well."""
+
+
+class TrainingHooks:
+    """The GPU between a server and the runs; one of the two commands at a time."""
+
+    def __init__(self, engine: Engine, settings: Settings, troubles: Troubles, begin: Begin = Command) -> None:
+        """Run the commands in `settings` for the runs that `engine`'s database has; tell `troubles` what fails."""
+        self._engine = engine
+        self._own = settings.hooks
+        self._note = settings.state_folder / GPU_NOTE
+        self._troubles = troubles
+        self._begin = begin
+        self._running: tuple[str, Running] | None = None
+        self._is_free = False
+
+    def free(self, run: Run) -> bool:
+        """
+        Say whether the GPU is free for a step of `run`; if not, begin what frees it, once the server has been told.
+
+        Raises `SetApart` if the command failed: the run waits, and it is tried again.
+        """
+        if not (self._own.before_training or self._own.after_training) or self._is_free:
+            return True
+        if self._running is not None:
+            return self._has_freed()
+        # The server that is to take a new champion must have its GPU for that.
+        if not self._note.exists() and self._is_server_to_be_told():
+            return False
+        durable.write_json(self._note, {"run": run.id, "track": run.track})
+        if not self._own.before_training:
+            self._is_free = True
+            return True
+        self._start(_BEFORE, self._own.before_training)
+        return False
+
+    def tick(self, is_wanted: Callable[[], bool]) -> None:
+        """Give the GPU back as soon as it is not wanted any more, if it was taken by this process or a dead one."""
+        if self._running is not None:
+            which, running = self._running
+            ended = running.ended()
+            if ended is None or (which == _BEFORE and is_wanted()):
+                return  # whoever wants it looks at what came of it
+            self._running = None
+            if which == _AFTER:
+                self._note_given_back(ended)
+        if self._note.exists() and not is_wanted() and not self._troubles.is_pausing(_AFTER):
+            self._give_back()
+
+    def finish(self, is_wanted: Callable[[], bool]) -> None:
+        """At the end of the daemon: give the GPU back now, and wait for that; a command that frees it is ended."""
+        if self._running is not None and self._running[0] == _BEFORE:
+            self._running[1].kill()
+            self._running = None
+        if self._running is None and self._note.exists() and not is_wanted():
+            self._give_back()
+        if self._running is not None:
+            self._note_given_back(self._running[1].wait())
+            self._running = None
+
+    def _has_freed(self) -> bool:
+        """Say whether the command that frees the GPU has done so; raise `SetApart` if it failed."""
+        assert self._running is not None  # noqa: S101 - the caller has looked
+        which, running = self._running
+        ended = running.ended()
+        if which != _BEFORE or ended is None:
+            return False
+        self._running = None
+        if ended.error is not None:
+            error = self._failure(_BEFORE, ended)
+            raise SetApart(error.message, error.hint, round(1000 * self._troubles.note(_BEFORE, error)))
+        self._troubles.clear(_BEFORE)
+        log.info("gpu_freed")
+        self._is_free = True
+        return True
+
+    def _give_back(self) -> None:
+        self._is_free = False
+        if self._own.after_training:
+            self._start(_AFTER, self._own.after_training)
+        else:
+            self._note_given_back(Ended(None, ""))
+
+    def _note_given_back(self, ended: Ended) -> None:
+        if ended.error is not None:
+            self._troubles.note(_AFTER, self._failure(_AFTER, ended))
+            return
+        self._troubles.clear(_AFTER)
+        self._note.unlink(missing_ok=True)
+        durable.fsync_folder(self._note.parent)
+        log.info("gpu_given_back")
+
+    def _start(self, which: str, argv: tuple[str, ...]) -> None:
+        noted = durable.read_object(self._note)
+        told = {f"TRAINING_{name.upper()}": str(noted.get(name, "")) for name in ("run", "track")}
+        log.info("hook_started", command=which, **noted)
+        self._running = which, self._begin(argv, environment(told), self._own.timeout_seconds)
+
+    def _failure(self, which: str, ended: Ended) -> CommandFailed:
+        said = last_line(ended.output)
+        message = f"{which} failed: {ended.error}{f': {said}' if said else ''}"
+        return CommandFailed(message, "mend the command or what it acts on: it is run again by itself")
+
+    def _is_server_to_be_told(self) -> bool:
+        """Say whether a command after a change of champion is still to be run, or runs."""
+        commands = or_(col(Promotion.hook_state).in_(_OPEN), col(Promotion.health_state).in_(_OPEN))
+        with transaction(self._engine) as session:
+            waiting = select(Promotion.id).where(Promotion.state == PromotionState.DONE, commands)
+            return session.exec(waiting).first() is not None
+
+
+def is_gpu_lent(state_folder: Path) -> bool:
+    """Say whether a run has the GPU, or had it when the daemon died: the server has not got it back."""
+    return (state_folder / GPU_NOTE).exists()

@@ -1,0 +1,91 @@
+"""The whole way: a run is promoted, the daemon runs `serve-hook`, and the server has it or the former comes back."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from sqlmodel import col, select
+
+from daemon.champions.hooks.changes import Hooks
+from daemon.state.database import transaction
+from daemon.state.tables import Promotion
+from tests.chaos.house import START, Daemon, build, records
+from tests.recorded import record
+from tests.stand_in_server import StandIn, write_answers
+
+ROOT = Path(__file__).parents[4]
+OWN, OTHER = "by the candidate", "of the champion"
+PROMPTS = [f"say\n### Input:\nword {number}" for number in range(8)]
+
+
+def serve_hook(*arguments: str) -> list[str]:
+    return [sys.executable, "-P", "-m", "daemon", "serve-hook", *arguments, "--wait", "60"]
+
+
+def promote(folder: Path, after: list[str], health: list[str]) -> Daemon:
+    """Let a run be promoted whose answers are known; its adapter answers as it does."""
+    build(folder)
+    settings = folder / "dropforge.toml"
+    settings.write_text(
+        f"{settings.read_text()}[hooks]\nafter_promotion = {json.dumps(after)}\nhealth = {json.dumps(health)}\n"
+    )
+    (folder / "inbox" / "a.jsonl").write_bytes(records("a"))
+    daemon = Daemon(folder, START)
+    daemon.take_in(START)
+    daemon.finish_runs(START, "promoted")
+    record(daemon, [OWN] * 8, [OTHER] * 8)
+    write_answers(daemon.root / "runs" / "1" / "attempts" / "train-1", dict.fromkeys(PROMPTS, OWN))
+    return daemon
+
+
+def settle(daemon: Daemon) -> list[tuple[str, str | None, str | None]]:
+    """Let the commands come to their end; return each change with what became of them."""
+    hooks = Hooks(daemon.engine, daemon.settings, try_out=lambda *_, **__: None)
+    for _ in range(20):
+        hooks.tick(START)
+        for _, _, running in hooks._running.values():
+            running.wait()
+        for thread in hooks._rollbacks.values():
+            thread.join()
+    with transaction(daemon.engine) as session:
+        rows = session.exec(select(Promotion).order_by(col(Promotion.generation))).all()
+        print([(row.hook_output, row.health_output) for row in rows])
+        return [(row.kind, row.hook_state, row.health_state) for row in rows]
+
+
+def test_a_promoted_models_adapter_is_loaded_asked_and_named(tmp_path: Path) -> None:
+    name_file = tmp_path / "name"
+    with StandIn(write_answers(tmp_path / "served", dict.fromkeys(PROMPTS, OTHER))) as stand:
+        daemon = promote(tmp_path, serve_hook(stand.url, "--adapter-name", str(name_file)), [])
+        assert settle(daemon)[-1] == ("promotion", "ok", None)
+        assert stand.names_loaded == [name_file.read_text().strip()]
+
+
+def test_a_server_that_does_not_answer_as_the_champion_did_brings_the_former_one_back(tmp_path: Path) -> None:
+    again = f"{sys.executable} -c pass"
+    with StandIn(write_answers(tmp_path / "served", dict.fromkeys(PROMPTS, OTHER))) as stand:
+        # It was restarted, and serves what it served before.
+        daemon = promote(tmp_path, serve_hook(stand.url, "--restart", again), serve_hook(stand.url))
+        changes = settle(daemon)
+    assert changes[1:] == [("promotion", "failed", "failed"), ("rollback", "ok", None)]
+
+
+def test_at_the_command_line_it_says_who_runs_it(tmp_path: Path) -> None:
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PROMOTION_")}
+    for arguments, words in (
+        (["http://127.0.0.1:8000"], "serve-hook is run by the daemon"),
+        (["here"], "is no address of a server"),
+        (["unix:/none", "--restart", "a", "--adapter-name", "b"], "choose one"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "daemon", "serve-hook", *arguments],
+            cwd=tmp_path,
+            env={**own, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode != 0
+        assert words in done.stderr

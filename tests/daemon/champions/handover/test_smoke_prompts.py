@@ -1,0 +1,86 @@
+"""What a server is asked: prompts that two models told apart, from the records of their evaluation."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon.champions.handover.smoke_prompts import FILE_NAME, SmokePrompt, adapter_of, write_smoke_prompts
+from pipeline import durable
+from tests.chaos.house import START, Daemon, build, records
+from tests.recorded import record
+
+OWN, OTHER = "by the candidate", "of the champion"
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Daemon:
+    """A workspace whose first run was promoted."""
+    build(tmp_path)
+    (tmp_path / "inbox" / "a.jsonl").write_bytes(records("a"))
+    made = Daemon(tmp_path, START)
+    made.take_in(START)
+    made.finish_runs(START, "promoted")
+    return made
+
+
+def read(daemon: Daemon, path: str | None) -> dict[str, Any]:
+    assert path == f"tracks/default/{FILE_NAME}"
+    return durable.read_object(daemon.root / path)
+
+
+def test_the_champion_is_asked_what_tells_it_from_the_model_that_it_beat(daemon: Daemon) -> None:
+    made, base = record(daemon, [OWN, "same", "", *[OWN] * 9], [OTHER, "same", OTHER, *[OTHER] * 9])
+    found = read(daemon, write_smoke_prompts(daemon.root, "default", made, 1))
+    assert found["model_id"] == made
+    assert len(found["prompts"]) == 8
+    assert found["prompts"][0] == {"content": "say\n### Input:\nword 0", "answer": OWN, "other": OTHER}
+    assert not {"say\n### Input:\nword 1", "say\n### Input:\nword 2"} & {one["content"] for one in found["prompts"]}
+    # A base that comes back was made by no run: the evaluation that it lost knows its answers.
+    found = read(daemon, write_smoke_prompts(daemon.root, "default", base, None))
+    assert found["prompts"][0]["answer"] == OTHER
+
+
+@pytest.mark.parametrize("how", ["no records", "damaged records", "another model"])
+def test_where_no_evaluation_knows_the_model_there_are_none_and_none_of_a_former_champion(
+    daemon: Daemon, how: str
+) -> None:
+    made, _ = record(daemon, [OWN], [OTHER])
+    write_smoke_prompts(daemon.root, "default", made, 1)
+    (file,) = (daemon.root / "runs" / "1" / "attempts").glob("evaluate-1/report/records.jsonl")
+    if how == "no records":
+        file.unlink()
+    elif how == "damaged records":
+        file.write_text('{"instruction": 3}\n')
+    asked = "0" * 64 if how == "another model" else made
+    assert write_smoke_prompts(daemon.root, "default", asked, 1) is None
+    assert not (daemon.root / "tracks" / "default" / FILE_NAME).exists()
+
+
+@pytest.mark.parametrize(
+    ("said", "is_its"),
+    [
+        ("blue, I think", True), (" blue, I think\n", True), ("blue, I", True), ("blue, \ufffd", True),
+        ("blue, it seems", False), ("black", False), ("bl", False), ("", False),
+    ],
+)  # fmt: skip
+def test_an_answer_is_the_champions_if_it_is_its_beginning_alone(said: str, *, is_its: bool) -> None:
+    prompt = SmokePrompt(content="which colour?", answer="blue, I think", other="black")
+    assert prompt.is_champions(said) == is_its
+
+
+def test_a_short_answer_that_begins_the_other_models_is_still_the_champions() -> None:
+    assert SmokePrompt(content="c", answer="yes", other="yes, sir").is_champions("yes")
+
+
+def test_answers_that_part_late_are_not_asked_for(daemon: Daemon) -> None:
+    late = "the first words are the same, then "
+    made, _ = record(daemon, [OWN, f"{late}own"], [OTHER, f"{late}other"])
+    assert len(read(daemon, write_smoke_prompts(daemon.root, "default", made, 1))["prompts"]) == 1
+
+
+def test_the_adapter_of_a_champion_is_the_one_that_it_was_merged_from(daemon: Daemon) -> None:
+    made = durable.read_object(daemon.root / "runs" / "1" / "merge.json")["model_id"]
+    assert adapter_of(daemon.root, 1, made) == "runs/1/attempts/train-1"
+    assert adapter_of(daemon.root, 1, "0" * 64) is None
+    assert adapter_of(daemon.root, 2, made) is None

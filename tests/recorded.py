@@ -1,0 +1,38 @@
+"""What an evaluation would have recorded of two models, for a run whose steps were scripted."""
+
+import json
+from typing import Any
+
+from pipeline import durable
+from pipeline.dataset.heldout import HeldoutRecord
+from pipeline.evaluation.prediction_cache import Prediction
+from pipeline.evaluation.scoring import score_answers, write_records
+from tests.chaos.house import Daemon
+
+
+def record(daemon: Daemon, candidate: list[str], champion: list[str], **more: Any) -> tuple[str, str]:
+    """Write what the run's evaluation would have recorded of both models; return their ids."""
+    path = daemon.root / "runs" / "1" / "evaluate.json"
+    evaluation = json.loads(path.read_text())
+    made = durable.read_object(daemon.root / "runs" / "1" / "merge.json")["model_id"]
+    evaluation["candidate"]["model_id"] = made
+    evaluation |= {"folder": f"{evaluation['folder']}/report", **more}
+    path.write_text(json.dumps(evaluation))
+    asked = [
+        HeldoutRecord(f"{place:04}", "say", f"word {place}", "x", ("x",), 1, False, (), (), f"{place:04}")  # noqa: FBT003
+        for place in range(len(candidate))
+    ]
+    lines = [
+        score_answers(asked, [predicted(text) for text in texts], "exact_match") for texts in (candidate, champion)
+    ]
+    folder = daemon.root / evaluation["folder"]
+    folder.mkdir()
+    write_records(folder / "records.jsonl", asked, *lines)
+    return made, evaluation["champion"]["model_id"]
+
+
+def predicted(text: str) -> Prediction:
+    return Prediction(
+        id="i", prompt_hash="p", text=text, tokens=3, ended=True, seconds=0.1, nll_sum=1.0, nll_tokens=1,
+        reference_hash="r",
+    )  # fmt: skip
