@@ -110,6 +110,9 @@ def show(context: typer.Context, *, run: RunArgument, as_json: JsonOption = Fals
             print_line(f"{name}: {value if isinstance(value, str) else _listed(value)}")
     if found.verdict is not None:
         _print_verdict(overview, found, found.verdict)
+    elif found.ended_at is not None:
+        print_line()
+        print_line("report: none, since the run ended without a verdict")
 
 
 def _print_verdict(overview: "Overview", run: "RunDetail", verdict: "Verdict") -> None:

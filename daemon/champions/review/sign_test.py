@@ -12,7 +12,7 @@ def sign_test(wins: int, losses: int) -> float:
     Without a difference the wins are Binomial(n, 1/2) of the n decided pairs; 1 for none.
     """
     pairs = wins + losses
-    return min(1.0, 2 * sum(math.comb(pairs, k) for k in range(max(wins, losses), pairs + 1)) / 2**pairs)
+    return min(1.0, 2 * sum(math.comb(pairs, k) for k in range(max(wins, losses), pairs + 1)) / (1 << pairs))
 
 
 def share_interval(wins: int, losses: int, confidence: float = 0.95) -> tuple[float, float]:

@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Callable
+from importlib import resources
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 from sqlmodel import Session, select
 
 from daemon.champions.review.blind_review import CHOSEN, Choice, Review, choose
@@ -102,6 +104,8 @@ def test_the_result_stands_on_the_card(reviewed: Reviewed) -> None:
     after = durable.read_json(reviewed.card / "report.json")
     assert {**after, "review": None} == before, "nothing else of the card changed"
     assert (after["review"]["candidate"], after["review"]["champion"], after["review"]["equal"]) == (1, 4, 1)
+    schema = json.loads(resources.files("schemas").joinpath("report.schema.json").read_text(encoding="utf-8"))
+    Draft202012Validator(schema).validate(after)
     page = (reviewed.card / "report.html").read_text()
     words = "6 of the 78 records that the models did not answer alike, judged blind by ada: the new model&#39;s answer"
     assert words in page
@@ -127,7 +131,11 @@ def test_choices_count_for_the_answers_that_were_seen(reviewed: Reviewed) -> Non
 def test_what_cannot_be_judged_is_refused_with_a_remedy(reviewed: Reviewed) -> None:
     pair = reviewed.overview.review(1).left[0].id
     beyond = read_pairs(reviewed.root, 1, "s")[ASKED].id
-    for name, key, words in ((pair, "3", "'3' is no choice"), (beyond, "1", "asks about no pair"), ("x", "1", "no pair")):
+    for name, key, words in (
+        (pair, "3", "'3' is no choice"),
+        (beyond, "1", "asks about no pair"),
+        ("x", "1", "no pair"),
+    ):
         with pytest.raises(CannotReview, match=words) as refused:
             reviewed.choose(name, key)
         assert refused.value.hint
