@@ -178,6 +178,8 @@ class GateConfig(Frozen):
     """What is judged on: the drops' own held-out shares, those of drops that the champion knows, or pinned files."""
     approval: Literal["auto", "manual"] = "auto"
     """`manual` holds a candidate that won until a person says `dropforge promote RUN`."""
+    review: int = Field(default=0, ge=0, le=1000)
+    """With `manual`, pairs of answers to be judged blind by `dropforge review RUN` before it is promoted; 0: none."""
     p_value: float = Field(default=0.01, gt=0, le=0.5)
     """Largest one-sided p-value that promotes: at 0.01 one candidate in 100 that is no better, 0.5 at most."""
     min_gain: float = Field(default=1.0, ge=0, le=100)
@@ -186,6 +188,13 @@ class GateConfig(Frozen):
     """Fewest held-out records for a verdict with exact match; paraphrases of each other count as one."""
     min_records_continuous: int = Field(default=200, ge=1, le=_MANY)
     """Fewest for a verdict with any other metric."""
+
+    @model_validator(mode="after")
+    def _somebody_reviews(self) -> "GateConfig":
+        if self.review and self.approval == "auto":
+            msg = 'gate.review is what a promotion by hand waits for: set gate.approval = "manual", or gate.review = 0'
+            raise ValueError(msg)
+        return self
 
 
 class GuardConfig(Frozen):

@@ -18,6 +18,7 @@ from daemon.champions.history import blocked, forcing
 from daemon.champions.journal import alone, carry_out, champion, intend
 from daemon.champions.model_files import TryOut, check_files, later, require_there
 from daemon.champions.promotion import Candidate
+from daemon.champions.review.blind_review import require_reviewed
 from daemon.state import run_files
 from daemon.state.database import transaction
 from daemon.state.events import Word
@@ -35,13 +36,15 @@ def approve(engine: Engine, state_folder: Path, run_id: int, now: int, by: str |
     Promote the win of a run that waits for approval, and return the row that says so.
 
     Raises `CannotPromote` if it did not win or another champion came first, `ChampionMoved` if one comes meanwhile,
-    `NoTarget` if the model's files are not what they were, `Blocked` if it was rolled back from, `Cancelled` if the run
-    is cancelled meanwhile.
+    `CannotReview` if its blind review (`gate.review`) is not at its end, `NoTarget` if the model's files are not what
+    they were, `Blocked` if it was rolled back from, `Cancelled` if the run is cancelled meanwhile.
     """
     with transaction(engine) as session:
         run = _known(session, run_id)
         past = journal.history(session, run.track)
     _require_waiting(state_folder, run, past)
+    with transaction(engine) as session:
+        require_reviewed(session, state_folder, run)
     try:
         verdict = run_files.load_verdict(state_folder, run_id)
     except run_files.VerdictDamaged as error:

@@ -1,4 +1,4 @@
-"""`report` and `compare`: the evidence behind a verdict, and two runs beside each other."""
+"""`report`, `compare`, `review`: the evidence behind a verdict, two runs side by side, answers judged blind."""
 
 import os
 import sys
@@ -9,11 +9,15 @@ import typer
 
 from daemon.cli.output import print_json, print_line, print_table
 from daemon.cli.status import short_id
-from daemon.cli.workspace import MOST, JsonOption, RunArgument, complete_run, open_overview
+from daemon.cli.workspace import MOST, JsonOption, RunArgument, complete_run, load_settings, open_overview, open_writer
+from pipeline.errors import DropforgeError
 from pipeline.wording import signed
 
 if TYPE_CHECKING:
+    from daemon.champions.review.blind_review import Review
+    from daemon.champions.review.pairs import Pair
     from daemon.views.compare_runs import Comparison
+    from daemon.views.overview import Overview, RunView
 
 _DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY")
 OtherRunArgument = Annotated[
@@ -23,8 +27,8 @@ OtherRunArgument = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add this group's commands."""
-    app.command()(report)
-    app.command()(compare)
+    for command in (report, compare, review):
+        app.command()(command)
 
 
 def report(
@@ -69,6 +73,108 @@ def compare(context: typer.Context, *, run: RunArgument, other: OtherRunArgument
     _print_sides(found)
     _print_differences(found)
     _print_scores(found)
+
+
+def review(
+    context: typer.Context,
+    *,
+    run: RunArgument,
+    choose: Annotated[
+        list[str] | None,
+        typer.Option("--choose", metavar="PAIR=KEY", help="Judge a pair of those that --json prints; may be repeated."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """
+    Judge a run's answers beside the champion's without knowing whose is whose.
+
+    Keys: 1 the first is better, 2 the second, 0 neither, q goes on another time. At the end the counts and an exact
+    sign test are shown, and written on the run's card. For programs --json prints the pairs that are left.
+    """
+    overview = open_overview(context)
+    for given in choose or ():
+        pair, sign, key = given.partition("=")
+        if not sign:
+            message = f"--choose {given}: write PAIR=KEY, as 4f1c09a2b7e35d68=1"
+            raise typer.BadParameter(message)
+        _choose(context, run, pair, key)
+    found = overview.review(run)
+    if not as_json and not choose:
+        found = _ask_all(context, found)
+    if as_json:
+        print_json(review=found.model_dump(mode="json"))
+        return
+    print_line(_review_words(found))
+
+
+def review_lines(overview: "Overview", run: "RunView") -> list[str]:
+    """Return how far a run's blind review is, or what came of it; nothing unless it was begun or is waited for."""
+    from daemon.champions.review.pairs import CannotReview  # noqa: PLC0415 - a quick start
+
+    try:
+        found = overview.review(run.id)
+    except CannotReview:
+        return []
+    waits = found.awaited and run.outcome == "awaiting_approval"
+    return [_review_words(found)] if found.judged or waits else []
+
+
+def _review_words(found: "Review") -> str:
+    from pipeline.report.story import review_words  # noqa: PLC0415 - a quick start
+
+    if found.result is not None:
+        return review_words(found.result)
+    return f"{found.judged} of {found.asked} pairs are judged blind; to go on: dropforge review {found.run}"
+
+
+def _choose(context: typer.Context, run: int, pair: str, key: str) -> "Review":
+    from daemon.champions.approval import who  # noqa: PLC0415 - a quick start
+    from daemon.champions.review import blind_review  # noqa: PLC0415
+    from daemon.system.clock import now_ms  # noqa: PLC0415
+
+    choice = blind_review.Choice(pair, key, now_ms(), who())
+    return blind_review.choose(open_writer(context), load_settings(context).state_folder, run, choice)
+
+
+def _ask_all(context: typer.Context, found: "Review") -> "Review":
+    """Show one pair after the other and wait for its key; return the review as it is at the end, or at a q."""
+    from daemon.champions.review.blind_review import KEYS, put_on_card  # noqa: PLC0415 - a quick start
+
+    if found.result is not None:
+        put_on_card(load_settings(context).state_folder, found.run, found.result)
+    elif not (sys.stdin.isatty() and sys.stdout.isatty()):
+        message = "the keys of a review are read from a terminal, and this is none"
+        raise DropforgeError(
+            message, f"dropforge review {found.run} --json prints the pairs, --choose PAIR=1 judges one"
+        )
+    while found.left:
+        _show_pair(found, found.left[0])
+        while (key := _read_key()) not in KEYS:
+            if key == "q":
+                return found
+        found = _choose(context, found.run, found.left[0].id, key)
+    return found
+
+
+def _show_pair(found: "Review", pair: "Pair") -> None:
+    print_line(f"--- {found.judged + 1} of {found.asked}")
+    for head, text in (
+        ("instruction", pair.instruction),
+        ("input", pair.input),
+        ("answer 1", pair.first),
+        ("answer 2", pair.second),
+    ):
+        if text or head.startswith("answer"):
+            print_line(f"{head}:" if text else f"{head}: (empty)")
+            for line in text.expandtabs().splitlines():
+                print_line(f"  | {line}")
+
+
+def _read_key() -> str:
+    print("better: 1, 2, or 0 for neither (q: go on another time) ", end="", flush=True)
+    key = typer.getchar()
+    print_line(key)
+    return key
 
 
 def _has_display() -> bool:

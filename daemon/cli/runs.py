@@ -116,10 +116,14 @@ def show(context: typer.Context, *, run: RunArgument, as_json: JsonOption = Fals
         print_line(f"prompt: {prompt_form(trained)}")
     if found.verdict is not None:
         _print_verdict(overview, found, found.verdict)
+    elif found.ended_at is not None:
+        print_line()
+        print_line("report: none, since the run ended without a verdict")
 
 
 def _print_verdict(overview: "Overview", run: "RunDetail", verdict: "Verdict") -> None:
-    from daemon.views.compare_runs import story_of  # noqa: PLC0415 - a quick start
+    from daemon.cli.report import review_lines  # noqa: PLC0415 - a quick start
+    from daemon.views.compare_runs import story_of  # noqa: PLC0415
 
     print_line()
     story = story_of(overview, run)
@@ -127,6 +131,8 @@ def _print_verdict(overview: "Overview", run: "RunDetail", verdict: "Verdict") -
         # What to do about a win that was not promoted stands in its line.
         story = story.model_copy(update={"next_steps": ()})
     for line in verdict_lines(verdict, story):
+        print_line(line)
+    for line in review_lines(overview, run):
         print_line(line)
     if verdict.report:
         print_line(f"report: {overview.folder / verdict.report / 'report.html'}")

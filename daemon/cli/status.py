@@ -184,6 +184,8 @@ def _champion_words(champion: "ChampionView") -> str:
 
 def _print_open_ends(settings: "Settings", overview: "Overview", *, alive: bool) -> None:
     """Say what waits for a person: held-out files, wins without a word, commands that failed after a promotion."""
+    from daemon.cli.report import review_lines  # noqa: PLC0415 - that one uses this module
+
     proposed = overview.drops(state="proposed", most=_LATEST + 1)
     for drop in proposed[:_LATEST]:
         print_line(
@@ -196,6 +198,8 @@ def _print_open_ends(settings: "Settings", overview: "Overview", *, alive: bool)
         if run.blocker is not None:
             words = f"but {run.blocker}; to take it all the same: dropforge promote {run.id} --force --reason TEXT"
         print_line(f"run {run.id} of track {run.track} won, {words}")
+        for line in review_lines(overview, run):
+            print_line(f"run {run.id}: {line}")
     for track, champion in _champions(settings, overview).items():
         for line in taken_out_lines(champion) if champion is not None else ():
             print_line(f"track {track}, generation {champion.generation if champion else ''}: {line}")

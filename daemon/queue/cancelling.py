@@ -7,7 +7,7 @@ A running one is asked to end, and its owner ends it. From then on nobody acts o
 
 from typing import Any
 
-from sqlalchemy import Engine, or_
+from sqlalchemy import Engine, or_, update
 from sqlmodel import Session, col, select
 
 from daemon.queue.claims import Claim, held_run
@@ -16,7 +16,7 @@ from daemon.queue.states import FINAL, Move, WrongState, change, known_run
 from daemon.state.database import transaction
 from daemon.state.events import record_event
 from daemon.state.states import RunState
-from daemon.state.tables import Drop, Run, promotion_of, waits
+from daemon.state.tables import Drop, Run, Suspect, promotion_of, waits
 
 
 def cancel(engine: Engine, run_id: int, now: int) -> RunState:
@@ -42,7 +42,8 @@ def cancel_made_from(session: Session, drop: Drop, now: int) -> list[int]:
     Cancel the runs of a drop's track that were made from it, for training or held out; return their numbers.
 
     That is open ones, as `cancel` does, and wins that wait for approval, which lose their verdict. A run whose model
-    serves is left as it is. What was new in them is unseen again. Works in the caller's transaction.
+    serves is left as it is. What was new in them is unseen again, and so is a drop that a trial tried: where its win
+    waited, the search for it was over, and no other run has it. Works in the caller's transaction.
     """
     going = col(Run.state).in_([RunState.QUEUED, RunState.WAITING, RunState.RUNNING])
     asked = select(Run).where(Run.track == drop.track, or_(going, waits())).order_by(col(Run.id))
@@ -51,6 +52,8 @@ def cancel_made_from(session: Session, drop: Drop, now: int) -> list[int]:
     for run in runs:
         call_off(session, run, now, f"drop {drop.id} ({drop.name}) was withdrawn")
         give_back(session, run.id or 0)
+        tried = select(Suspect.drop_id).where(Suspect.trial_run == run.id, Suspect.drop_id != drop.id)
+        session.exec(update(Drop).where(col(Drop.id).in_(tried)).values(first_run=None))
     return [run.id or 0 for run in runs]
 
 

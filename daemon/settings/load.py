@@ -165,9 +165,10 @@ def _worded(
     problem = first["msg"].removeprefix("Value error, ").replace("a valid tuple", 'a list, as ["one", "two"]')
     # An address with its password, or a key that stands where only its variable's name should, is not repeated.
     found = "what is not shown here" if {"judge", "messages"} & set(place) else shown(first["input"])
-    return SettingsError(
-        f"{source}: {'.'.join(place)}: {problem}", f"found {found}; the commented sample is systemd/dropforge.toml"
-    )
+    # Settings that do not go together are no value that was found somewhere.
+    hint = "" if isinstance(first["input"], BaseModel | Mapping) else f"found {found}; "
+    where = ": ".join(filter(None, (source, ".".join(place), problem)))
+    return SettingsError(where, f"{hint}the commented sample is systemd/dropforge.toml")
 
 
 def no_numbers(

@@ -8,7 +8,7 @@ the nearest known name, in the file and in the environment alike.
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from daemon.settings.cron import check_timezone, cron_trigger
 from daemon.settings.messages import MessageSettings
@@ -188,6 +188,19 @@ class TrackSettings(Frozen):
             msg = f"not a cron expression: {value!r} ({error}); five fields, such as '0 2 * * *' for 02:00 each night"
             raise ValueError(msg) from error
         return value
+
+    @model_validator(mode="after")
+    def _a_verdict_is_possible(self) -> "TrackSettings":
+        gate, metric = self.gate, self.evaluate.metric
+        fields = {"auto": ("min_records", "min_records_continuous"), "exact_match": ("min_records",)}
+        least, field = min((getattr(gate, one), one) for one in fields.get(metric, ("min_records_continuous",)))
+        if self.split.scored_records < least:
+            msg = (
+                f"no verdict would ever be possible: split.scored_records = {self.split.scored_records} and "
+                f"gate.{field} = {least}; raise the former or lower the latter"
+            )
+            raise ValueError(msg)
+        return self
 
 
 class Settings(TrackSettings):

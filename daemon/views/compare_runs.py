@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from daemon.state.states import state_words
 from daemon.views.overview import NotThere, Overview, RunDetail
 from pipeline import durable
 from pipeline.artifacts import JSON_NAME, PAGE_NAME, RECORDS_NAME, Frozen
@@ -84,11 +85,12 @@ class Comparison(Frozen):
 
 
 def report_folder(overview: Overview, run_id: int) -> Path:
-    """Return the folder of a run's report.html and report.json. Raises `NotThere`."""
+    """Return the folder of a run's report.html and report.json. Raises `NotThere`, with why a run came to none."""
     run = overview.run(run_id)
     if run.verdict is None:
-        message = f"run {run_id} has no verdict, so there is no report"
-        raise NotThere(message, f"see how far it is: dropforge show {run_id}")
+        why = f": it {state_words(run.state)}{f': {run.error}' if run.error else ''}" if run.ended_at else ""
+        message = f"run {run_id} has no verdict, so there is no report{why}"
+        raise NotThere(message, (why and run.hint) or f"see how far it is: dropforge show {run_id}")
     folder = overview.folder / run.verdict.report if run.verdict.report else None
     if folder is None or not (folder / PAGE_NAME).is_file():
         message = f"the report of run {run_id} is not there" + (f": {folder} is gone" if folder else "")

@@ -12,6 +12,7 @@ from sqlite3 import Connection
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from daemon.champions.blockers import blocker, true_sentence
+from daemon.champions.review.blind_review import CHOSEN, Review, review_of
 from daemon.state.database_file import DatabaseUnusable
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, TROUBLES_NOTE, WATCHER_NOTE
 from daemon.state.run_files import attempt_folder, load_object, load_progress, load_verdict, run_folder
@@ -236,6 +237,16 @@ class Overview:
     def run(self, run_id: int) -> RunDetail:
         """Return one run with its attempts and its verdict. Raises `NotThere`, or `ArtifactDamaged`."""
         return self.ask_of_run(run_id, self._detail)
+
+    def review(self, run_id: int) -> Review:
+        """Return how far a run's blind review is. Raises `NotThere`, or `CannotReview` without answers to compare."""
+        chosen = "SELECT detail FROM event WHERE run_id = ? AND kind = ? ORDER BY id"
+
+        def read(base: Connection, row: "Run") -> tuple[dict[str, Any] | None, list[Any]]:
+            return row.config, base.execute(chosen, (run_id, CHOSEN)).fetchall()
+
+        config, rows = self._of_run(run_id, read)
+        return review_of(self.folder, run_id, config, [row.detail for row in rows])
 
     def logs(self, run_id: int, step: str | None = None) -> list[Path]:
         """Return the logs of a run's attempts, oldest first. Raises `NotThere` if the run, or any log, is not there."""

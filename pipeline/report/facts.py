@@ -64,6 +64,22 @@ class Example(Frozen):
     """Candidate's score over champion's, in points; positive is better."""
 
 
+class BlindReview(Frozen):
+    """What people preferred who did not know whose answer was whose."""
+
+    differing: int
+    """Held-out records that the two models did not answer alike; those that were judged were drawn by a hash."""
+    candidate: int
+    """Records whose answer by the candidate was judged better."""
+    champion: int
+    equal: int
+    p_value: float
+    """Two-sided exact sign test on those that were not judged equal."""
+    interval: tuple[float, float]
+    """95 % interval of the candidate's share of those, 0 to 1."""
+    judged_by: tuple[str, ...]
+
+
 class RunCost(Frozen):
     """What all attempts of a run took, those that came to nothing too; energy and price are `None` if not known."""
 
@@ -120,6 +136,8 @@ class Report(Frozen):
     model: Model | None = None
     evaluation: Evaluation | None = None
     judgement: Judgement | None = None
+    review: BlindReview | None = None
+    """Of people, once they have judged all that they were asked."""
     regressions: tuple[Example, ...] = ()
     """Records that the candidate answered worse, the worst first."""
     gains: tuple[Example, ...] = ()

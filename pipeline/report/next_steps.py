@@ -48,7 +48,12 @@ def _after_a_win(verdict: Verdict, config: RunConfig, run: int) -> list[NextStep
     )
     costs = " The answers that became worse, in the report, show what it costs." if verdict.losses else ""
     if config.gate.approval == "manual":
-        return [NextStep(words=f"Let it serve.{costs}", command=f"dropforge promote {run}")]
+        blind = NextStep(
+            words=f"Judge {count(config.gate.review, 'pair')} of answers blind: the promotion waits for it.",
+            command=f"dropforge review {run}",
+        )
+        serve = NextStep(words=f"Let it serve.{costs}", command=f"dropforge promote {run}")
+        return [blind, serve] if config.gate.review else [serve]
     serves = "The new model serves by itself; only one that you rolled back from before waits for you."
     return [NextStep(words=f"{serves}{costs}"), undo]
 

@@ -5,15 +5,28 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import wording
+from pipeline import durable, wording
+from pipeline.artifacts import JSON_NAME, PAGE_NAME
 from pipeline.report import plots, tables
 from pipeline.report.cost import cost_words
 from pipeline.report.examples import MOST_CHARACTERS
-from pipeline.report.facts import Report, is_nearly_failed
-from pipeline.report.story import BADGES
+from pipeline.report.facts import BlindReview, Report, is_nearly_failed
+from pipeline.report.story import BADGES, review_words
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+
+
+def write_card(folder: Path, report: Report) -> None:
+    """Write report.json and report.html into `folder`, over those that are there."""
+    durable.write_json(folder / JSON_NAME, report.model_dump(mode="json"))
+    durable.write_bytes(folder / PAGE_NAME, render_page(report).encode())
+
+
+def add_review(folder: Path, review: BlindReview) -> None:
+    """Write the card in `folder` anew with what people judged since. Raises `ValueError` if its data are damaged."""
+    report = Report.model_validate(durable.read_json(folder / JSON_NAME))
+    write_card(folder, report.model_copy(update={"review": review}))
 
 
 def render_page(report: Report) -> str:
@@ -52,7 +65,7 @@ def _environment() -> "Environment":
     )
     for name in ("count", "p_words", "plain", "seconds", "signed", "size", "span", "tick"):
         made.filters[name] = getattr(wording, name)
-    made.filters["cost"] = cost_words
+    made.filters |= {"cost": cost_words, "review": review_words}
     made.filters["thousands"] = "{:,}".format
     made.filters["nonzero"] = lambda number: f"{number:,}" if number else ""
     made.globals |= {"plots": plots, "tables": tables, "most_characters": MOST_CHARACTERS}

@@ -4,9 +4,9 @@ from pipeline.artifacts import Dataset, Evaluation, GuardResult, Outcome, Verdic
 from pipeline.contract import StepSpec
 from pipeline.gate.explain import in_groups
 from pipeline.gate.reasons import GUARD_REASONS, REASONS
-from pipeline.report.facts import Reason, Story
+from pipeline.report.facts import BlindReview, Reason, Story
 from pipeline.report.next_steps import next_steps
-from pipeline.wording import beside, count, luck, plain, signed
+from pipeline.wording import beside, count, listed, luck, p_words, plain, signed
 
 #: What a code of the verdict's reasons means to somebody who does not know it; others keep the gate's few words.
 _REASONS = {
@@ -37,6 +37,8 @@ _FOUND = {
     "size": "What is larger",
     "judge": "What the judge says",
 }
+#: What the p-value of a blind review is read beside.
+_SURE_OF_REVIEW = 0.05
 BADGES: dict[Outcome, str] = {
     "promoted": "Promoted",
     "worse": "Worse",
@@ -209,6 +211,25 @@ def _limits(verdict: Verdict, dataset: Dataset, spec: StepSpec) -> list[str]:
         return ["With these records no gain, however large, is promoted in 8 of 10 cases."]
     least = f"; the settings ask for {plain(gate.min_gain)}" if gate.min_gain else ""
     return [f"With these records, a gain of {plain(smallest)} points or more is promoted in 8 of 10 cases{least}."]
+
+
+def review_words(review: BlindReview) -> str:
+    """Return what people found who did not know whose answer was whose, in one line."""
+    decided = review.candidate + review.champion
+    by = f" by {listed(review.judged_by)}" if review.judged_by else ""
+    words = (
+        f"{decided + review.equal:,} of the {count(review.differing, 'record')} that the models did not answer alike, "
+        f"judged blind{by}: the new model's answer is better in {review.candidate:,}, the champion's in "
+        f"{review.champion:,}, neither in {review.equal:,}"
+    )
+    if not decided:
+        return f"{words}."
+    low, high = (plain(100 * bound, 0) for bound in review.interval)
+    share, p_value = plain(100 * review.candidate / decided, 0), p_words(review.p_value, _SURE_OF_REVIEW)
+    return (
+        f"{words}. Of the {decided:,} that were decided the new model's is {share} %, {low} to {high} % by the 95 % "
+        f"interval; {p_value} (two-sided exact sign test)."
+    )
 
 
 def guard_words(guard: GuardResult) -> str:

@@ -7,8 +7,6 @@ from typing import Any, TypeVar
 
 from pipeline import durable
 from pipeline.artifacts import (
-    JSON_NAME,
-    PAGE_NAME,
     RECORDS_NAME,
     Adapter,
     Artifact,
@@ -23,7 +21,7 @@ from pipeline.metrics.registry import METRICS
 from pipeline.report.cost import run_cost
 from pipeline.report.examples import pick
 from pipeline.report.facts import Cost, Report, RunCost
-from pipeline.report.page import render_page
+from pipeline.report.page import write_card
 from pipeline.report.story import reasons, tell
 
 _FOLDER_NAME = "report"
@@ -38,9 +36,7 @@ def write_report(attempt: Attempt, verdict: Verdict, judgement: Judgement | None
     """
     folder = attempt.make_folder(_FOLDER_NAME)
     place = attempt.relative(folder)
-    report = _report(attempt, verdict.model_copy(update={"report": place}), judgement)
-    durable.write_json(folder / JSON_NAME, report.model_dump(mode="json"))
-    durable.write_bytes(folder / PAGE_NAME, render_page(report).encode())
+    write_card(folder, _report(attempt, verdict.model_copy(update={"report": place}), judgement))
     return place
 
 

@@ -184,6 +184,13 @@ def _shortfall(attempt: Attempt, scored: tuple[int, int], metric: str) -> Shortf
     records, groups = scored
     if groups >= needed:
         return None
+    if records >= split.scored_records:
+        message = (
+            f"no verdict is ever possible: the {records} records that split.scored_records lets count are {groups} "
+            f"groups of alike ones, and gate.{field} = {needed} counts groups"
+        )
+        enough = math.ceil(needed * records / groups)
+        raise CannotTrain(message, f"raise split.scored_records to {enough} or more in dropforge.toml")
     # Further rows of the same kind repeat each other as often.
     missing = (needed - groups) * max(1, records) / max(1, groups)
     by_hash = gate.on != "pinned" and split.heldout > 0

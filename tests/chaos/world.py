@@ -164,6 +164,9 @@ class World:
         ]  # fmt: skip
         for place in made:
             self.end(place, "cancelled")
+            for one in self.suspects:
+                if one.trial == place and one.drop != number:
+                    self.drops[one.drop - 1].first_run = None
         self.stopped += len(made)
         self.waits.difference_update(made)
         if made and self.unseen:

@@ -16,7 +16,7 @@ from daemon.queue.claims import Claim
 from daemon.settings.model import RetrySettings, Settings
 from daemon.state.database import migrate, open_engine, transaction
 from daemon.state.events import Word
-from daemon.state.states import DropState, PromotionState, RunState
+from daemon.state.states import AWAITING, DropState, PromotionState, RunState
 from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track
 from pipeline.artifacts import Verdict
 from pipeline.config import RunConfig
@@ -644,6 +644,31 @@ def test_a_suspect_is_tried_anew_without_another_drop_that_is_withdrawn_during_i
     again = box.trial()
     assert again is not None
     assert (in_snapshot(again), box.states()[3]) == ([2, 3], "on trial")
+
+
+def test_a_drop_whose_trial_won_and_waits_is_in_a_run_again_where_that_trial_is_cancelled(box: Box) -> None:
+    box.drop()
+    box.end(box.claim(), WINS)
+    blamed(box, 2)
+    trial = box.trial()
+    assert trial is not None
+    assert in_snapshot(trial) == [1, 2, 4]
+
+    def still(session: Session, held: Run) -> None:
+        suspects.follow_verdict(session, box.settings, held, WINS, box.now)
+
+    claim = Claim(trial.id or 0, trial.token or "")
+    run_queue.finish(box.engine, claim, run_queue.Ending(AWAITING, "better"), box.tick(), still)
+    assert box.states() == {1: "accepted", 2: "accepted", 3: "on trial", 4: "accepted"}
+    done = drops.withdraw(box.engine, 1, Word("wrong customer", box.tick()), box.settings)
+    assert done.cancelled == [trial.id]
+    assert box.queued() == [done.queued]
+    run = box.claim()
+    assert (run.trigger, in_snapshot(run)) == ("drop", [2, 4]), "what was tried is in a run, what is on trial in none"
+    box.end(run, QUIET)
+    following = box.trial()
+    assert following is not None
+    assert in_snapshot(following) == [2, 3], "the search goes on"
 
 
 @pytest.mark.parametrize("begun", [True, False])

@@ -237,7 +237,6 @@ def test_a_setting_of_the_whole_installation_is_refused_in_a_track(file: Path) -
         ('[hooks]\nhealth = ["", "x"]', "hooks.health", "must begin with the name or path of a program"),
         ('[hooks]\nafter_promotion = ["a\\u0000b"]', "hooks.after_promotion", "must begin with the name or path"),
         ('[hooks]\nhealth = "true"', "hooks.health", 'should be a list, as ["one", "two"]'),
-        ("[split]\nheldout = 0.6\ndev = 0.5", "split", "nothing is left to train on"),
         ("[gate]\np_value = 0", "gate.p_value", "greater than 0"),
         ("[gate]\np_value = 0.9", "gate.p_value", "less than or equal to 0.5"),
         ("[tracks.a.gate]\np_value = 0.9", "tracks.a.gate.p_value", "less than or equal to 0.5"),
@@ -255,6 +254,29 @@ def test_a_wrong_value_names_file_and_field(file: Path, text: str, field: str, p
     assert error.message.startswith(f"{file}: {field}: ")
     assert problem in error.message
     assert error.hint.startswith("found ")
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "problem"),
+    [
+        ("[split]\nheldout = 0.6\ndev = 0.5", "split: ", "nothing is left to train on"),
+        ("[gate]\nreview = 20", "gate: ", 'set gate.approval = "manual", or gate.review = 0'),
+        ("[split]\nscored_records = 99", "", "split.scored_records = 99 and gate.min_records = 100; raise"),
+        ("[gate]\nmin_records = 2000\nmin_records_continuous = 1001", "", "gate.min_records_continuous = 1001"),
+        ('[split]\nscored_records = 150\n[evaluate]\nmetric = "chrf"', "", "gate.min_records_continuous = 200"),
+        ("[tracks.a.split]\nscored_records = 99", "tracks.a: ", "no verdict would ever be possible"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(file: Path, text: str, place: str, problem: str) -> None:
+    error = refused(file, text)
+    assert error.message.startswith(f"{file}: {place}")
+    assert problem in error.message
+    assert error.hint == "the commented sample is systemd/dropforge.toml"
+
+
+def test_a_verdict_that_is_possible_with_some_metric_is_not_refused(file: Path) -> None:
+    file.write_text('[split]\nscored_records = 150\n[gate]\napproval = "manual"\nreview = 20', encoding="utf-8")
+    assert load(file, {}).gate.review == 20
 
 
 def test_a_wrong_variable_is_named_itself(file: Path) -> None:

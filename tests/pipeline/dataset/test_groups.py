@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from daemon.cli.demo.data import make_data
 from pipeline.config import GateConfig, SplitConfig
+from pipeline.errors import CannotTrain
 from tests.snapshot import PINNED, Prepared, Rows, Snapshot, rows
 
 ANSWER = "An answer that is long enough to be known again, of case"
@@ -108,6 +109,16 @@ def test_only_what_is_scored_is_linked(tmp_path: Path) -> None:
     made = pinned(tmp_path, heldout, split=SplitConfig(scored_records=50))
     assert len(made.heldout) == 50
     assert {row["group"] for row in made.heldout} <= made.ids("heldout")
+
+
+def test_a_cap_whose_records_are_too_few_groups_is_refused_with_one_that_would_do(tmp_path: Path) -> None:
+    heldout = [row for case in range(60) for row in paraphrases(case)]
+    split = SplitConfig(scored_records=100)
+    with pytest.raises(
+        CannotTrain, match=r"the 100 records that split\.scored_records lets count are \d+ groups"
+    ) as caught:
+        pinned(tmp_path, heldout, split=split, gate=GateConfig(on="pinned", min_records=100))
+    assert caught.value.hint.startswith("raise split.scored_records to ")
 
 
 CASES = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4), st.integers(0, 2)), min_size=1, max_size=20)

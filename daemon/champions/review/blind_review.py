@@ -1,0 +1,176 @@
+"""A run's blind review: how far it is, a choice that is added to it, and what came of it once all are made."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from daemon.champions.review.pairs import CannotReview, Pair, first_side, read_pairs
+from daemon.champions.review.sign_test import share_interval, sign_test
+from daemon.state import run_files
+from pipeline.artifacts import JSON_NAME, Frozen
+from pipeline.config import RunConfig
+from pipeline.report.facts import BlindReview
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+    from sqlmodel import Session
+
+    from daemon.state.tables import Run
+
+#: The first answer is better, the second one is, or neither.
+KEYS = ("1", "2", "0")
+#: Pairs that are asked where `gate.review` asks for none.
+ASKED = 20
+#: The event of one choice: the pair, whose answer was shown first, the key, and who pressed it.
+CHOSEN = "answer_chosen"
+
+
+class Review(Frozen):
+    """How far a blind review is. Whose answers were whose is told at the end alone, when looking decides nothing."""
+
+    run: int
+    asked: int
+    """Pairs that are judged in all: `gate.review` or `ASKED`, fewer where fewer answers differ."""
+    judged: int
+    awaited: bool
+    """Whether the promotion of this run waits for it."""
+    left: tuple[Pair, ...]
+    """Those that are not judged yet, in their order."""
+    result: BlindReview | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One pair, judged by a person."""
+
+    pair: str
+    key: str
+    """One of `KEYS`."""
+    at: int
+    by: str
+
+
+def review_of(
+    state_folder: Path, run_id: int, config: Mapping[str, Any] | None, chosen: Iterable[Mapping[str, Any]]
+) -> Review:
+    """
+    Return a run's review from its settings and the details of its `CHOSEN` events, the oldest first.
+
+    Raises `CannotReview` if it has no answers to compare.
+    """
+    told = None if config is None else RunConfig.model_validate(config)
+    pairs = read_pairs(state_folder, run_id, told.salt if told else "")
+    wanted = told.gate.review if told else 0
+    asked = {pair.id: pair for pair in pairs[: wanted or ASKED]}
+    made: dict[str, Mapping[str, Any]] = {}
+    for one in chosen:
+        if one["pair"] in asked:
+            made.setdefault(one["pair"], one)
+    left = tuple(pair for name, pair in asked.items() if name not in made)
+    return Review(
+        run=run_id,
+        asked=len(asked),
+        judged=len(made),
+        awaited=wanted > 0,
+        left=left,
+        result=None if left else _result(list(made.values()), len(pairs)),
+    )
+
+
+def choose(engine: "Engine", state_folder: Path, run_id: int, choice: Choice) -> Review:
+    """
+    Record a choice and return the review as it is then; the last one puts the result on the run's card.
+
+    The first choice of a pair stands. Raises `CannotReview` for a pair that is not asked, a key that is none, or a run
+    without a verdict and answers to compare.
+    """
+    from daemon.state.database import transaction  # noqa: PLC0415 - the views, which only read, load no SQLAlchemy
+    from daemon.state.events import record_event  # noqa: PLC0415
+
+    if choice.key not in KEYS:
+        message = f"{choice.key!r} is no choice"
+        raise CannotReview(message, "choose 1 (the first answer is better), 2 (the second is) or 0 (neither)")
+    with transaction(engine) as session:
+        run = _known(session, run_id)
+        found = _review(session, state_folder, run)
+        made = {one["pair"] for one in _chosen(session, run_id)}
+        if choice.pair in {pair.id for pair in found.left}:
+            first = first_side(choice.pair, str((run.config or {})["salt"]))
+            about: dict[str, Any] = {"pair": choice.pair, "first": first, "key": choice.key, "by": choice.by}
+            record_event(session, CHOSEN, choice.at, track=run.track, run_id=run_id, **about)
+            found = _review(session, state_folder, run)
+        elif choice.pair not in made:
+            message = f"run {run_id} asks about no pair {choice.pair}"
+            raise CannotReview(message, f"see which pairs are left: dropforge review {run_id} --json")
+    if found.result is not None:
+        put_on_card(state_folder, run_id, found.result)
+    return found
+
+
+def require_reviewed(session: "Session", state_folder: Path, run: "Run") -> None:
+    """Raise `CannotReview` if the promotion of `run` waits for a blind review that is not at its end."""
+    if not (run.config and RunConfig.model_validate(run.config).gate.review):
+        return
+    found = _review(session, state_folder, run)
+    if found.left:
+        message = f"run {run.id} waits for its blind review: {found.judged} of {found.asked} pairs are judged"
+        raise CannotReview(message, f"judge the others: dropforge review {run.id}")
+
+
+def put_on_card(state_folder: Path, run_id: int, result: BlindReview) -> None:
+    """Write the run's card anew with the result, unless it is there. Raises `CannotReview` if the card is damaged."""
+    from pipeline.report.page import add_review  # noqa: PLC0415 - a quick start
+
+    verdict = run_files.load_verdict(state_folder, run_id)
+    folder = state_folder / verdict.report if verdict is not None and verdict.report else None
+    if folder is None or not (folder / JSON_NAME).exists():
+        return  # it was cleared away
+    try:
+        add_review(folder, result)
+    except ValueError as error:
+        message = f"the data of the card of run {run_id} is damaged: {folder / JSON_NAME}"
+        hint = f"bring it back from a backup, then: dropforge review {run_id}; all choices are kept"
+        raise CannotReview(message, hint) from error
+
+
+def _result(chosen: list[Mapping[str, Any]], differing: int) -> BlindReview:
+    decided = [one for one in chosen if one["key"] != "0"]
+    wins = sum((one["key"] == "1") == (one["first"] == "candidate") for one in decided)
+    losses = len(decided) - wins
+    return BlindReview(
+        differing=differing,
+        candidate=wins,
+        champion=losses,
+        equal=len(chosen) - len(decided),
+        p_value=sign_test(wins, losses),
+        interval=share_interval(wins, losses),
+        judged_by=tuple(sorted({str(one["by"]) for one in chosen})),
+    )
+
+
+def _review(session: "Session", state_folder: Path, run: "Run") -> Review:
+    return review_of(state_folder, run.id or 0, run.config, _chosen(session, run.id or 0))
+
+
+def _chosen(session: "Session", run_id: int) -> list[Mapping[str, Any]]:
+    from sqlmodel import col, select  # noqa: PLC0415 - as above
+
+    from daemon.state.tables import Event  # noqa: PLC0415
+
+    asked = select(Event.detail).where(Event.run_id == run_id, Event.kind == CHOSEN).order_by(col(Event.id))
+    return list(session.exec(asked).all())
+
+
+def _known(session: "Session", run_id: int) -> "Run":
+    """Return a run that has a verdict."""
+    from daemon.state.tables import Run  # noqa: PLC0415 - as above
+
+    run = session.get(Run, run_id)
+    if run is None:
+        message = f"there is no run {run_id}"
+        raise CannotReview(message, "list them: dropforge runs")
+    if run.ended_at is None:
+        message = f"run {run_id} has not ended, and may still make other answers"
+        raise CannotReview(message, f"see how far it is: dropforge show {run_id}")
+    return run
