@@ -42,6 +42,10 @@ PRESETS: dict[str, dict[str, object]] = {
 }
 
 
+#: Settings of [train] that say how and where it is computed, and nothing of what is learned.
+_OF_THE_MACHINE = {"preset", "batch_tokens", "processes", "checkpoint_minutes", "report_to"}
+
+
 class TrainConfig(Frozen):
     """QLoRA training."""
 
@@ -81,6 +85,8 @@ class TrainConfig(Frozen):
     """Records an optimizer step."""
     batch_tokens: int = Field(default=2048, ge=1, le=16_777_216)
     """Most tokens a forward pass; a longer record has one to itself. It bounds memory and changes no gradient."""
+    processes: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = "auto"
+    """Processes that share the records of each optimizer step, one a GPU; `auto`: one for each that CUDA shows."""
     max_length: int = Field(default=1024, ge=16, le=16_777_216)
     """Window in tokens, prompt and answer together; longer rows are left out and counted, never cut."""
     patience: int = Field(default=0, ge=0, le=1_000_000)
@@ -94,7 +100,7 @@ class TrainConfig(Frozen):
 
     def decisive(self) -> dict[str, object]:
         """Return, as JSON, the settings that what is learned depends on: none of memory, time and trackers."""
-        return self.model_dump(mode="json", exclude={"preset", "batch_tokens", "checkpoint_minutes", "report_to"})
+        return self.model_dump(mode="json", exclude=_OF_THE_MACHINE)
 
     @model_validator(mode="after")
     def _fill_in_preset(self) -> "TrainConfig":

@@ -20,8 +20,9 @@ from pipeline.prompt import Format, choose_format, completion_ids, fold, holds_s
 from pipeline.qlora.generation import end_tokens
 from pipeline.qlora.loading import chosen_device, load_tokenizer
 from pipeline.qlora.training.checkpoints import fingerprint
-from pipeline.qlora.training.fit import fit
-from pipeline.qlora.training.memory import OutOfMemory, find_fit, go_on_with_less, peak_memory
+from pipeline.qlora.training.data_parallel.launch import fit_in_processes, process_count
+from pipeline.qlora.training.data_parallel.sharing import Place
+from pipeline.qlora.training.memory import OutOfMemory, find_fit, go_on_with_less
 from pipeline.qlora.training.trainer import TokenRow, Training
 
 CHECK_EVERY = 500
@@ -45,6 +46,7 @@ def train(attempt: Attempt) -> Adapter:
     attempt.progress(0, 0, phase="load")
     _check_same_base(base, config.base_model_id)
     device = chosen_device()
+    place = Place(processes=process_count(config.train, device))
     tokenizer: Any = load_tokenizer(base)
     fmt = choose_format(config.train.format, has_chat_template=bool(tokenizer.chat_template))
     tokeniser = Tokeniser(tokenizer, fmt, end_tokens(base, tokenizer), _window(attempt, base))
@@ -55,7 +57,7 @@ def train(attempt: Attempt) -> Adapter:
     too_long, spelled, lengths = tokeniser.too_long, tokeniser.spelled, histogram([len(row.input_ids) for row in rows])
     dev = tokeniser.tokenise(attempt, data / "dev.jsonl")
     adapter, scratch = attempt.make_folder("adapter"), attempt.make_folder("scratch")
-    memory = find_fit(attempt, base, device, [len(row.input_ids) for row in rows])
+    memory = find_fit(attempt, base, device, [len(row.input_ids) for row in rows], place.processes)
     estimated = memory.bytes_of(memory.plan)
     attempt.progress(0, 0, phase="load", memory=sum(estimated.values()))
     mark = fingerprint(
@@ -68,7 +70,8 @@ def train(attempt: Attempt) -> Adapter:
         }
     )
     try:
-        trained = fit(Training(base, device, adapter, scratch, mark, memory.plan), tokenizer, rows, dev, attempt)
+        training = Training(base, device, adapter, scratch, mark, memory.plan, place)
+        trained = fit_in_processes(training, tokenizer, rows, dev, attempt)
     except OutOfMemory as error:
         adapter.rmdir()
         go_on_with_less(attempt, memory, error)
@@ -83,6 +86,7 @@ def train(attempt: Attempt) -> Adapter:
         batch_tokens=memory.plan.batch_tokens,
         activations=memory.plan.activations,
         device=memory.plan.device,
+        processes=place.processes,
         optimizer_steps=trained.optimizer_steps,
         resumed_from_step=trained.resumed_from_step,
         checkpoints_skipped=trained.skipped,
@@ -99,7 +103,7 @@ def train(attempt: Attempt) -> Adapter:
         lengths=lengths,
         versions={name: metadata.version(name) for name in _LIBRARIES},
         estimated_memory=estimated,
-        peak_memory_bytes=peak_memory(device),
+        peak_memory_bytes=trained.peak_memory_bytes,
         seconds=time.monotonic() - started,
     )
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import durable
 from pipeline.contract import Attempt
+from pipeline.qlora.training.data_parallel.sharing import Place, any_process
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -93,11 +94,11 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix(_PREFIX))
 
 
-def keeper(attempt: Attempt, scratch: Path, mark: str) -> "TrainerCallback":
+def keeper(attempt: Attempt, scratch: Path, mark: str, place: Place) -> "TrainerCallback":
     """
     Return the trainer's callback that checkpoints every `checkpoint_minutes`, and when the attempt is asked to stop.
 
-    It ends the training at the next optimizer step once `attempt.stop` is set.
+    It ends the training at the next optimizer step once `attempt.stop` is set in any of the training's processes.
     """
     from transformers import TrainerCallback
 
@@ -113,9 +114,9 @@ def keeper(attempt: Attempt, scratch: Path, mark: str) -> "TrainerCallback":
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step >= state.max_steps:
                 return
-            stopping = attempt.stop.is_set()
+            stopping = any_process(place, attempt.stop.is_set(), args.device)
             control.should_training_stop = control.should_training_stop or stopping
-            control.should_save = stopping or time.monotonic() - self.saved_at >= seconds
+            control.should_save = place.rank == 0 and (stopping or time.monotonic() - self.saved_at >= seconds)
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             publish(scratch / f"checkpoint-{state.global_step}", folder, state.global_step, mark)

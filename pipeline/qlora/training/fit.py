@@ -3,16 +3,15 @@
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from pipeline.artifacts import CurvePoint
+from pipeline.artifacts import CurvePoint, Frozen
 from pipeline.config import TrainConfig
 from pipeline.contract import Attempt, thinned
 from pipeline.errors import CannotTrain, Interrupted
 from pipeline.qlora.loading import is_out_of_memory
 from pipeline.qlora.training.checkpoints import keeper, newest_valid, step_of
-from pipeline.qlora.training.memory import OutOfMemory
+from pipeline.qlora.training.memory import OutOfMemory, peak_memory
 from pipeline.qlora.training.trackers import open_trackers
 from pipeline.qlora.training.trainer import TokenRow, Training, make_trainer
 from pipeline.qlora.training.watcher import StepRows, adapter_weights, watcher
@@ -20,8 +19,7 @@ from pipeline.qlora.training.watcher import StepRows, adapter_weights, watcher
 _ERROR_CHARACTERS = 200
 
 
-@dataclass(frozen=True)
-class Trained:
+class Trained(Frozen):
     """How a training went."""
 
     optimizer_steps: int
@@ -38,6 +36,8 @@ class Trained:
     ended_early: bool
     trainable_parameters: int
     adapter_change: float
+    peak_memory_bytes: int
+    """Of the process that wrote the adapter."""
 
 
 def fit(
@@ -51,6 +51,9 @@ def fit(
     `CannotTrain` if the training diverged, the adapter did not move, or base, tokenizer, settings or card do not fit.
     """
     config = attempt.config.train
+    writes = training.place.rank == 0
+    if not writes:
+        config = config.model_copy(update={"report_to": ()})
     open_trackers(config.report_to, attempt.folder / "tracking")
     if training.memory is not None:
         config = config.model_copy(update=training.memory.model_dump(include={"quantization", "batch_tokens"}))
@@ -65,7 +68,7 @@ def fit(
         before = adapter_weights(trainer.model)
         watch = watcher(attempt, _step_rows(trainer, rows, config), training.scratch, checkpoint)
         trainer.add_callback(watch)
-        trainer.add_callback(keeper(attempt, training.scratch, training.fingerprint))
+        trainer.add_callback(keeper(attempt, training.scratch, training.fingerprint, training.place))
         attempt.check_stop()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         ran_out = ""
@@ -83,8 +86,9 @@ def fit(
         raise Interrupted(message)
     watch.restore(trainer.model)
     change = _change(before, adapter_weights(trainer.model))
-    trainer.model.save_pretrained(training.adapter)
-    (training.adapter / "README.md").unlink(missing_ok=True)
+    if writes:
+        trainer.model.save_pretrained(training.adapter)
+        (training.adapter / "README.md").unlink(missing_ok=True)
     losses = [(entry["step"], entry["loss"]) for entry in state.log_history if "loss" in entry]
     return Trained(
         optimizer_steps=state.global_step,
@@ -98,6 +102,7 @@ def fit(
         ended_early=watch.ended_early,
         trainable_parameters=sum(weight.numel() for weight in before.values()),
         adapter_change=change,
+        peak_memory_bytes=peak_memory(training.device),
     )
 
 

@@ -37,11 +37,11 @@ class Fit:
     rank: int
     device: Device
     free: int
-    """Bytes that the device had left before anything was loaded."""
+    """Bytes that a process had on the device before anything was loaded."""
     longest: int
     """Tokens of the longest record."""
     most: int
-    """Tokens of as many of that length as an optimizer step has."""
+    """Tokens of as many of that length as a process has of an optimizer step."""
 
     def tokens(self, plan: MemoryPlan) -> int:
         """Return how many tokens a pass by `plan` has at most."""
@@ -58,9 +58,9 @@ class Fit:
         return sum(self.bytes_of(plan).values()) <= MARGIN * self.free
 
 
-def find_fit(attempt: Attempt, base: Path, device: Device, lengths: Sequence[int]) -> Fit:
+def find_fit(attempt: Attempt, base: Path, device: Device, lengths: Sequence[int], processes: int = 1) -> Fit:
     """
-    Return how the training of records of `lengths` tokens is to fit.
+    Return how the training of records of `lengths` tokens is to fit, in each of its `processes`.
 
     What the run came down to before counts first, then what an earlier run on this device did, else the estimate does.
     """
@@ -72,8 +72,9 @@ def find_fit(attempt: Attempt, base: Path, device: Device, lengths: Sequence[int
         batch_tokens=config.batch_tokens,
         activations="recomputed" if device == "cuda" else "kept",
     )
-    most = longest * config.batch_size
-    fit = Fit(own, base_sizes(base), config.rank, device, free_memory(device), longest, most)
+    most = longest * -(-config.batch_size // processes)
+    free = free_memory(device) // (1 if device == "cuda" else processes)
+    fit = Fit(own, base_sizes(base), config.rank, device, free, longest, most)
     known = _noted(attempt, own.device) or _of_earlier(attempt, own)
     plan = known or _estimated(fit, may_quantise=config.quantization == "auto")
     _note(attempt, plan)

@@ -29,14 +29,17 @@ def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def passes(step: Mapping[str, Any], batch_tokens: int, *, packed: bool) -> list[dict[str, Any]]:
+def passes(
+    step: Mapping[str, Any], batch_tokens: int, *, packed: bool, share: slice = slice(None)
+) -> list[dict[str, Any]]:
     """
     Divide what `collate` made into the inputs of forward passes, packed into one row or padded to the longest record.
 
-    A pass has at most `batch_tokens` tokens, with those of padding, or is a single record that is longer.
+    Only the records of `share` are taken. A pass has at most `batch_tokens` tokens, with those of padding, or is a
+    single record that is longer.
     """
-    lengths = step["lengths"]
-    ids, labels = (step[name][0].split(lengths) for name in ("input_ids", "labels"))
+    lengths = step["lengths"][share]
+    ids, labels = (step[name][0].split(step["lengths"])[share] for name in ("input_ids", "labels"))
     runs = list(divide(lengths, batch_tokens, packed=packed))
     if packed:
         return [pack(ids[first:end], labels[first:end]) for first, end in runs]

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ from pipeline.config import MemoryPlan, TrainConfig
 from pipeline.errors import CannotTrain
 from pipeline.qlora.loading import Device, arithmetic_dtype, load_model
 from pipeline.qlora.training.answer_loss import add_answer_loss, answer_tokens, has_plain_head, mean_loss
+from pipeline.qlora.training.data_parallel.sharing import Place, seed_step, summed
 from pipeline.qlora.training.method import lora_config, method_arguments
 from pipeline.qlora.training.packed_attention import enable_packing
 from pipeline.qlora.training.packing import collate, passes
@@ -43,6 +44,8 @@ class Training:
     fingerprint: str
     memory: MemoryPlan | None = None
     """What goes before the settings, as far as memory goes; `None` leaves it to them."""
+    place: Place = field(default_factory=Place)
+    """This process's among those that share the training."""
 
 
 def make_trainer(
@@ -68,7 +71,7 @@ def make_trainer(
     mixed = single is None and (quantization == "nf4" or model.dtype != torch.float32)
     lengths = [len(row.input_ids) for row in rows]
 
-    trainer = _trainer_class(lengths, config, packed=packed, plain_head=plain_head)(
+    trainer = _trainer_class(lengths, config, training.place, packed=packed, plain_head=plain_head)(
         model=model,
         args=SFTConfig(**_arguments(training, config, mixed=mixed, has_dev=len(dev) >= DEV_ROWS)),
         train_dataset=_dataset(rows),
@@ -96,7 +99,7 @@ def _say_the_loss_is_trls(config: TrainConfig) -> None:
     sys.stderr.write(f"the loss is TRL's own: {why}\n")
 
 
-def _trainer_class(lengths: Sequence[int], config: TrainConfig, *, packed: bool, plain_head: bool) -> Any:
+def _trainer_class(lengths: Sequence[int], config: TrainConfig, place: Place, *, packed: bool, plain_head: bool) -> Any:
     """Return TRL's trainer, changed where ours does otherwise, for records of these lengths."""
     import torch
     from trl import SFTTrainer
@@ -113,21 +116,25 @@ def _trainer_class(lengths: Sequence[int], config: TrainConfig, *, packed: bool,
         def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
             answers = answer_tokens(inputs["labels"])
             parts = self._passes(inputs)
+            seed_step(place, config.seed, self.state.global_step)
             losses = [SFTTrainer.training_step(self, model, part, answers) for part in parts]
-            return torch.stack(losses).sum()
+            return summed(place, self._sum(losses), (one for one in model.parameters() if one.requires_grad))
 
         def prediction_step(self, model: Any, inputs: Any, *_options: Any, **_named: Any) -> Any:
             answers = answer_tokens(inputs["labels"])
             with torch.no_grad(), self.compute_loss_context_manager():
                 parts = self._passes(self._prepare_inputs(inputs))
                 losses = [self.compute_loss(model, part, num_items_in_batch=answers) for part in parts]
-            return torch.stack(losses).sum(), None, None
+            return summed(place, self._sum(losses)), None, None
 
         def _passes(self, step: Any) -> list[dict[str, Any]]:
-            parts = passes(step, config.batch_tokens, packed=packed)
+            parts = passes(step, config.batch_tokens, packed=packed, share=place.share)
             # TRL divides a router's loss by it.
-            self.current_gradient_accumulation_steps = len(parts)
+            self.current_gradient_accumulation_steps = len(parts) * place.processes
             return parts
+
+        def _sum(self, losses: list[Any]) -> Any:
+            return torch.stack([torch.zeros((), device=self.args.device), *losses]).sum()
 
         def compute_loss(self, model: Any, inputs: Any, **options: Any) -> Any:
             if not plain_head or self.aux_loss_enabled:
@@ -183,9 +190,6 @@ def _check_card(device: Device) -> None:
     if device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         message = f"{torch.cuda.get_device_name()} cannot compute in bf16"
         raise CannotTrain(message, 'use an Ampere card or newer, or set device = "cpu"')
-    if device == "cuda" and torch.cuda.device_count() > 1:
-        message = f"{torch.cuda.device_count()} GPUs are visible, and a training uses one"
-        raise CannotTrain(message, "start the worker with CUDA_VISIBLE_DEVICES=0, or another card's number")
 
 
 def _check_vocabulary(model: Any, rows: Sequence[TokenRow]) -> None:

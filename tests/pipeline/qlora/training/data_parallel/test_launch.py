@@ -1,0 +1,244 @@
+"""A training in two processes: what it learns, and what becomes of it when one of them is stopped, dies or runs out."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline import durable
+from pipeline.artifacts import Adapter, Dataset
+from pipeline.config import RunConfig, TrainConfig
+from pipeline.contract import LOG_NAME, PROGRESS_NAME, RESULT_NAME, SPEC_NAME, Attempt, StepResult
+from pipeline.dataset.heldout import dataset_hash
+from pipeline.errors import EXIT_FAILED, EXIT_INTERRUPTED, CannotTrain
+from pipeline.model_folder.manifest import model_id
+from pipeline.qlora.training.data_parallel import launch
+from pipeline.qlora.training.data_parallel.launch import process_count
+from pipeline.steps.merge import merge
+from pipeline.steps.train import train
+
+#: How far, of what was learned, two processes may be from one: rounding, which Adam's first steps make larger.
+TOLERANCE = 1e-2
+STEPS = 21
+PATIENCE = 60.0
+#: Does a step as `python -m pipeline` does, with a line of a test's own at each optimizer step of each process: the
+#: processes of a training read this file, too.
+SCRIPT = """
+import json, os, signal, sys
+import torch
+from pipeline.__main__ import main
+from pipeline.qlora.training.watcher import Watcher
+
+def on_step_begin(self, args, state, control, **kwargs):
+    rank, step, attempt = torch.distributed.get_rank(), state.global_step, self.attempt
+    {line}
+
+Watcher.on_step_begin = on_step_begin
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def setup(tiny: Any, tiny_llama: Path, tmp_path: Path, monkeypatch: Any) -> tuple[RunConfig, Dataset]:
+    """Fifty rows, 8 a step and 2 in an epoch's last: 7 steps an epoch, three epochs, a dev curve, in two processes."""
+    monkeypatch.setenv("DROPFORGE_DEVICE", "cpu")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    made = tiny.rows(74, seed=3)
+    (tmp_path / "data").mkdir()
+    for name, part in (("train", made[:50]), ("dev", made[50:])):
+        lines = (json.dumps({"id": str(number), **row}) + "\n" for number, row in enumerate(part))
+        (tmp_path / "data" / f"{name}.jsonl").write_text("".join(lines))
+    dataset = Dataset(
+        folder="data", train_rows=50, dev_rows=24, heldout_rows=0, heldout_groups=0, heldout_pinned=False,
+        heldout_version="v", dataset_sha256=dataset_hash(tmp_path / "data"), duplicates=0, replaced=0,
+        removed_heldout=0, metric="exact_match", max_new_tokens=8,
+    )  # fmt: skip
+    settings = TrainConfig(
+        quantization="none", rank=4, alpha=8, learning_rate=3e-3, epochs=3, batch_size=8, batch_tokens=200,
+        checkpoint_minutes=1e-6, processes=2,
+    )  # fmt: skip
+    config = RunConfig(
+        track="default", base_model=str(tiny_llama), base_model_id=model_id(tiny_llama), salt="s", train=settings
+    )
+    return config, dataset
+
+
+Order = Callable[..., Attempt]
+
+
+@pytest.fixture
+def order(setup: tuple[RunConfig, Dataset], make_attempt: Callable[..., Attempt]) -> Order:
+    """Make attempts of one run, with some settings of [train] changed."""
+    config, dataset = setup
+
+    def make(**changed: Any) -> Attempt:
+        changed_config = config.model_copy(update={"train": config.train.model_copy(update=changed)})
+        return make_attempt("train", config=changed_config, inputs={"prepare": dataset})
+
+    return make
+
+
+def weights(attempt: Attempt, adapter: Adapter) -> dict[str, Any]:
+    return load_file(attempt.path(adapter.folder) / "adapter_model.safetensors")
+
+
+def distance(found: dict[str, Any], expected: dict[str, Any]) -> float:
+    assert found.keys() == expected.keys()
+    return math.sqrt(sum(float((found[name] - expected[name]).square().sum()) for name in expected))
+
+
+def run(attempt: Attempt, line: str) -> int:
+    """Do the step in a process of its own, with `line` at each optimizer step of each; return its exit code."""
+    spec, script = attempt.folder / SPEC_NAME, attempt.folder / "script.py"
+    durable.write_json(spec, attempt.spec.model_dump(mode="json"))
+    script.write_text(SCRIPT.format(line=line))
+    environment = {**os.environ, "TEST_SCRIPT": str(script)}
+    with (attempt.folder / LOG_NAME).open("ab") as log:
+        command = [sys.executable, str(script), "train", str(spec)]
+        code = subprocess.run(command, env=environment, stdout=log, stderr=log, check=False).returncode
+    end = time.monotonic() + PATIENCE
+    while left := alive(script):
+        assert time.monotonic() < end, f"the processes {left} were left behind"
+    return code
+
+
+def result_of(attempt: Attempt) -> tuple[StepResult, str]:
+    """Return what a step left, and its log."""
+    printed = (attempt.folder / LOG_NAME).read_text()
+    assert (attempt.folder / RESULT_NAME).exists(), printed
+    return StepResult.model_validate(durable.read_json(attempt.folder / RESULT_NAME)), printed
+
+
+def alive(script: Path) -> list[str]:
+    """Return the processes that were started for a script, however they came to run."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if str(script).encode() in (process / "environ").read_bytes():
+                found.append(process.name)
+    return found
+
+
+def test_two_processes_learn_what_one_does_and_the_result_merges(
+    order: Order, make_attempt: Callable[..., Attempt]
+) -> None:
+    one = train(first := order(processes=1, batch_tokens=2048))
+    two = train(second := order())
+    assert (one.processes, two.processes) == (1, 2)
+    assert one.optimizer_steps == two.optimizer_steps == STEPS
+    assert one.trained_tokens == two.trained_tokens
+    for ours, theirs in zip((*two.loss_curve, *two.dev_curve), (*one.loss_curve, *one.dev_curve), strict=True):
+        assert ours.step == theirs.step
+        assert ours.loss == pytest.approx(theirs.loss, rel=TOLERANCE)
+    assert distance(weights(second, two), weights(first, one)) <= TOLERANCE * one.adapter_change
+    dataset = second.load(Dataset)
+    third = make_attempt("merge", config=second.config, inputs={"prepare": dataset, "train": two})
+    model = merge(third)
+    assert (third.path(model.folder) / "model.safetensors").is_file()
+    assert model.logits_difference <= model.logits_tolerance
+
+
+@pytest.mark.long
+def test_a_process_that_dies_fails_the_step_and_the_next_attempt_ends_in_the_same_weights(
+    order: Order, tmp_path: Path
+) -> None:
+    whole = train(straight := order(dropout=0.1))
+    shutil.rmtree(tmp_path / "runs/1/checkpoints")
+
+    killed = order(dropout=0.1)
+    assert run(killed, "rank == 1 and step == 10 and os.kill(os.getpid(), signal.SIGKILL)") == EXIT_FAILED
+    result, printed = result_of(killed)
+    assert result.error is not None, printed
+    assert result.error.message == "process 2 of 2 of the training was killed by SIGKILL"
+    assert not (killed.folder / "scratch").exists()
+
+    adapter = train(resumed := order(dropout=0.1))
+    assert adapter.resumed_from_step in {9, 10}
+    assert adapter.optimizer_steps == STEPS
+    assert adapter.trained_tokens == whole.trained_tokens
+    assert distance(weights(resumed, adapter), weights(straight, whole)) == 0
+
+
+def test_a_stop_reaches_all_processes_and_one_goes_on_from_their_checkpoint(order: Order, tmp_path: Path) -> None:
+    whole = train(straight := order(processes=1))
+    shutil.rmtree(tmp_path / "runs/1/checkpoints")
+
+    # The first one does not hear of it: what the second one was told has to be enough.
+    deaf = "(signal.signal(signal.SIGTERM, signal.SIG_IGN), os.kill(os.getppid(), signal.SIGTERM))"
+    stopped = order()
+    assert run(stopped, f"if step == 10: attempt.stop.wait({PATIENCE}) if rank else {deaf}") == EXIT_INTERRUPTED
+    result, printed = result_of(stopped)
+    assert (result.status, "step 11 of 21" in str(result.error)) == ("interrupted", True), printed
+    assert durable.read_json(stopped.folder / PROGRESS_NAME)["done"] == 11
+
+    adapter = train(resumed := order(processes=1))
+    assert adapter.resumed_from_step == 11
+    assert distance(weights(resumed, adapter), weights(straight, whole)) <= TOLERANCE * whole.adapter_change
+
+
+@pytest.mark.long
+def test_memory_that_runs_out_in_one_process_takes_all_on_with_less(order: Order, tmp_path: Path) -> None:
+    note = 'json.loads((attempt.path(attempt.spec.checkpoints) / "memory.json").read_text())["plan"]["batch_tokens"]'
+    short = order()
+    assert run(short, f"if rank == 1 and step == 5 and {note} == 200: raise MemoryError") == 0
+    result, printed = result_of(short)
+    adapter = Adapter.model_validate(result.artifact)
+    assert printed.count("goes on in a fresh process") == 1
+    assert adapter.batch_tokens < 200
+    assert adapter.resumed_from_step in {4, 5}
+    shutil.rmtree(tmp_path / "runs/1/checkpoints")
+    whole = train(straight := order(processes=1))
+    assert distance(weights(short, adapter), weights(straight, whole)) <= TOLERANCE * whole.adapter_change
+
+
+@pytest.mark.long
+def test_an_error_in_one_process_is_the_steps_and_ends_one_that_waits_for_ever(order: Order) -> None:
+    failed = order()
+    assert run(failed, "if step == 2: 1 / 0 if rank else signal.pause()") == EXIT_FAILED
+    result, printed = result_of(failed)
+    assert result.error is not None
+    assert result.error.message == "ZeroDivisionError: division by zero"
+    assert "on_step_begin" in printed, "where it happened is in the log"
+
+
+@pytest.mark.long
+def test_no_process_outlives_the_step(order: Order) -> None:
+    killed = order()
+    gone = "step == 3 and (rank or os.kill(os.getppid(), signal.SIGKILL), signal.pause())"
+    assert run(killed, gone) == -signal.SIGKILL
+    assert not (killed.folder / RESULT_NAME).exists()
+
+
+@pytest.mark.parametrize(("setting", "batch_size", "expected"), [("auto", 8, 1), (2, 8, 2), (2, 1, 1)])
+def test_on_a_processor_there_is_one_process_unless_the_setting_says_so(
+    setting: Any, batch_size: int, expected: int
+) -> None:
+    assert process_count(TrainConfig(processes=setting, batch_size=batch_size), "cpu") == expected
+
+
+def test_there_is_a_process_for_each_card_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert process_count(TrainConfig(), "cuda") == 4
+    assert process_count(TrainConfig(processes=3), "cuda") == 3
+    with pytest.raises(CannotTrain, match="processes is 5, and torch sees 4 CUDA devices"):
+        process_count(TrainConfig(processes=5), "cuda")
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"), [(None, ["0", "1"]), ("2,5", ["2", "5"]), ("GPU-a,b", ["GPU-a", "b"])]
+)
+def test_each_process_sees_one_of_the_visible_cards(visible: str | None, expected: list[str]) -> None:
+    assert [launch.card_of(rank, visible) for rank in range(2)] == expected
