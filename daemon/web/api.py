@@ -10,8 +10,9 @@ from daemon.views.details.attention import Attention, attention
 from daemon.views.details.changes import Changes, changes_since_champion
 from daemon.views.details.curves import Curves, LiveRun, curves_of, live_run
 from daemon.views.details.drop import DropDetail, DropRow, drop_detail, drop_rows, one_drop
+from daemon.views.drop_lineage import DropView
 from daemon.views.live.queue import PauseView, open_runs
-from daemon.views.overview import DaemonView, DropView, RunDetail, RunView
+from daemon.views.overview import DaemonView, RunDetail, RunView
 from daemon.web.pages import MOST_LISTED, Before, State, Track, require_track
 from daemon.web.site import MOST, Number, SiteOf
 from pipeline.artifacts import Frozen

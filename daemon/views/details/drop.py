@@ -6,7 +6,8 @@ from itertools import islice
 from typing import Any
 
 from daemon.state.run_files import VerdictDamaged
-from daemon.views.overview import DropView, NotThere, Overview
+from daemon.views.drop_lineage import DropView
+from daemon.views.overview import NotThere, Overview
 from pipeline.artifacts import Frozen
 from pipeline.validation.records import Limits, Row, read_rows
 
