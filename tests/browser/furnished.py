@@ -27,11 +27,13 @@ HOUR_MS = 3_600_000
 HOSTILE_NAME = '<img src=x onerror="document.title=1">\u202egpj.\x1b[31m.jsonl'
 
 
+#: The same in a row.
+HOSTILE_TEXT = '<script>document.title = "owned"</script></pre><img src=x onerror="document.title=1"> \u202eevil'
+
+
 def rows(topic: str, number: int = 40) -> str:
     """Return a drop of so many records."""
-    made = (
-        {"instruction": f"Rate review {place} of {topic}.", "output": str(1 + place % 5)} for place in range(number)
-    )
+    made = ({"instruction": f"Rate {topic}, {place}.", "output": str(1 + place % 5)} for place in range(number))
     return "".join(json.dumps(one) + "\n" for one in made)
 
 
@@ -63,6 +65,13 @@ def begin(made: LivedIn, rank: int = 16) -> claims.Claim:
 def end(made: LivedIn, cards: Any, outcome: str, over: int = 0, *, waits: bool = False) -> int:
     """Let the next run end in a verdict with its card; promote what won, unless it waits for a person."""
     claim = begin(made)
+    for step in ("prepare", "train", "merge", "evaluate", "decide"):
+        shutil.rmtree(made.attempt(claim, step))  # its files are made below
+    return judge(made, cards, claim, outcome, over, waits=waits)
+
+
+def judge(made: LivedIn, cards: Any, claim: claims.Claim, outcome: str, over: int = 0, *, waits: bool = False) -> int:
+    """Let a run end in a verdict with its card; promote what won, unless it waits for a person."""
     root, run = made.settings.state_folder, claim.run_id
     serving = Overview(root).champion("default")
     assert serving is not None
@@ -72,14 +81,6 @@ def end(made: LivedIn, cards: Any, outcome: str, over: int = 0, *, waits: bool =
     verdict = verdict.model_copy(update=edits)
     verdict = verdict.model_copy(update={"report": write_report(attempt, verdict)})
     durable.write_json(root / "runs" / str(run) / "decide.json", verdict.model_dump(mode="json"))
-    for folder in (root / "runs" / str(run) / "attempts").iterdir():
-        folder.rename(folder.with_name(f"{folder.name}.made"))
-    for step in ("prepare", "train", "merge", "evaluate", "decide"):
-        place = made.attempt(claim, step)
-        was = place.with_name(f"{place.name}.made")
-        if was.is_dir():
-            shutil.copytree(was, place, dirs_exist_ok=True)
-            shutil.rmtree(was)
     if outcome == "promoted" and not waits:
         candidate = promotion.Candidate("default", run, model, f"models/{model}", over, verdict.sentence)
         promotion.promote(made.engine, root, candidate, made.tick())
@@ -116,7 +117,7 @@ def furnish(made: LivedIn, cards: Any) -> tuple[claims.Claim, Path]:
     end(made, cards, "promoted", 1)
     made.take("reviews-2026-11 (copy).jsonl", rows("November", 150))
     made.take("export.jsonl", '{"instruction": "no answer"}\n{"question": "?", "answer": 3}\nnot json\n' + rows("x", 3))
-    made.take(HOSTILE_NAME, rows("hostility", 30))
+    made.take(HOSTILE_NAME, rows(HOSTILE_TEXT, 30))
     end(made, cards, "guard_failed", 2)
     made.take("tickets.jsonl", rows("tickets", 90))
     failed = begin(made)

@@ -107,19 +107,21 @@ def lines(*words: str) -> str:
     return "".join(json.dumps({"instruction": f"say {word}", "output": word}) + "\n" for word in words)
 
 
-def make_workspace(folder: Path) -> LivedIn:
-    """Make a workspace whose daemon ran once and saw its base model."""
+def make_workspace(folder: Path, base: base_models.Base | None = None) -> LivedIn:
+    """Make a workspace whose daemon ran once and saw its base model: `base`, or an empty folder."""
     path = folder / "dropforge.toml"
     path.write_text('run_after_quiet_seconds = 0\n[gate]\non = "pinned"\n[tracks.support]\n')
     settings = load(path, {})
     make_inbox(settings)
     migrate(settings.state_folder / "dropforge.db")
     engine = open_engine(settings.state_folder / "dropforge.db")
-    (folder / "base").mkdir()
+    if base is None:
+        (folder / "base").mkdir()
+        base = base_models.Base(folder / "base", BASE_ID)
     with transaction(engine) as session:
         for name in settings.track_names:
             tracks.ensure_track(session, name, START)
-    base_models.ensure_base(engine, settings.state_folder, "default", base_models.Base(folder / "base", BASE_ID), START)
+    base_models.ensure_base(engine, settings.state_folder, "default", base, START)
     return LivedIn(folder, settings, engine)
 
 
