@@ -137,6 +137,8 @@ class Run(SQLModel, table=True):
     #: then `overtaken`.
     outcome: str | None = None
     sentence: str | None = None
+    #: The candidate's over the champion, in points of the primary metric; `None` if they were not compared.
+    gain: float | None = None
     #: The held-out set that its candidate was judged on.
     heldout_version: str | None = None
 

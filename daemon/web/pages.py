@@ -80,7 +80,7 @@ def run(request: Request, site: SiteOf, run_id: Number) -> Response:
     found = seen.run(run_id)
     context = {
         "run": found,
-        "curves": curves_of(seen, found),
+        "curves": curves_of(seen, run_id),
         "changes": changes_since_champion(seen, found),
         "story": story_of(seen, found),
         "card": f"/runs/{run_id}/report" if _has_card(seen, found) else None,
@@ -167,7 +167,7 @@ def comparison(request: Request, site: SiteOf, runs: Annotated[str, Query(max_le
         return draw(request, "compare.html", {"runs": [], "comparison": None, "curves": []})
     first, second = numbers
     made = compare(site.overview, first, second)
-    curves = [curves_of(site.overview, site.overview.run(number)) for number in numbers]
+    curves = [curves_of(site.overview, number) for number in numbers]
     return draw(request, "compare.html", {"runs": numbers, "comparison": made, "curves": curves})
 
 

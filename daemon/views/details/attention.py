@@ -8,7 +8,8 @@ from daemon.settings.model import Settings
 from daemon.storage.free_space import FreeSpace
 from daemon.views.champion_history import ChampionView
 from daemon.views.details.drop import findings_of
-from daemon.views.overview import DropView, Overview
+from daemon.views.drop_lineage import DropView
+from daemon.views.overview import Overview
 from pipeline.artifacts import Frozen
 from pipeline.wording import count
 

@@ -96,6 +96,7 @@ def _create_runs() -> None:
         _text("hint", null=True),
         _text("outcome", null=True),
         _text("sentence", null=True),
+        sa.Column("gain", sa.Float(), nullable=True),
         _text("heldout_version", null=True),
         sa.CheckConstraint(f"state IN ({states})", name="state_known"),
         sa.CheckConstraint("(state = 'running') = (token IS NOT NULL)", name="running_has_token"),
