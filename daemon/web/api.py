@@ -13,7 +13,7 @@ from daemon.views.details.drop import DropDetail, DropRow, drop_detail, drop_row
 from daemon.views.drop_lineage import DropView
 from daemon.views.live.queue import PauseView, open_runs
 from daemon.views.overview import DaemonView, RunDetail, RunView
-from daemon.web.pages import MOST_LISTED, Before, State, Track, require_track
+from daemon.web.pages import MOST_CHAMPIONS, MOST_LISTED, Before, State, Track, require_track
 from daemon.web.site import MOST, Number, SiteOf
 from pipeline.artifacts import Frozen
 
@@ -109,7 +109,7 @@ def show_rows(
 
 @router.get("/tracks/{name}/champions")
 def list_champions(site: SiteOf, name: str, before: Before = None) -> list[ChampionView]:
-    """List up to 50 champions of a track, today's first; `before` is the last generation of the page before."""
+    """List up to 25 champions of a track, today's first; `before` is the last generation of the page before."""
     require_track(site, name)
     seen = site.overview
-    return seen.read(lambda base: latest_champions(base, seen.folder, (name, before), MOST_LISTED))
+    return seen.read(lambda base: latest_champions(base, seen.folder, (name, before), MOST_CHAMPIONS))

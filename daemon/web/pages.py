@@ -20,7 +20,7 @@ from pipeline.errors import DropforgeError
 
 router = APIRouter(default_response_class=HTMLResponse)
 #: Lines of a page of a list, and of each list on the overview.
-MOST_LISTED, _MOST_LATEST = 50, 10
+MOST_LISTED, MOST_CHAMPIONS, _MOST_LATEST = 50, 25, 10
 Before = Annotated[int | None, Query(ge=1, le=MOST)]
 Track = Annotated[str | None, Query(max_length=200)]
 State = Annotated[str | None, Query(max_length=40)]
@@ -142,8 +142,8 @@ def track(request: Request, site: SiteOf, name: str, before: Before = None) -> R
     """
     seen = site.overview
     require_track(site, name)
-    found = seen.read(lambda base: latest_champions(base, seen.folder, (name, before), MOST_LISTED))
-    older = found[-1].generation if len(found) == MOST_LISTED else None
+    found = seen.read(lambda base: latest_champions(base, seen.folder, (name, before), MOST_CHAMPIONS))
+    older = found[-1].generation if len(found) == MOST_CHAMPIONS else None
     context = {
         "track": name,
         "champions": found,
