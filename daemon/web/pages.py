@@ -8,7 +8,7 @@ from fastapi.responses import HTMLResponse, Response
 from daemon.views.champion_history import latest_champions
 from daemon.views.compare_runs import compare, report_folder, story_of
 from daemon.views.details.attention import attention, rejected_words
-from daemon.views.details.changes import changes_since_champion
+from daemon.views.details.changes import Changes, changes_since_champion
 from daemon.views.details.curves import curves_of, live_run
 from daemon.views.details.drop import MOST_ROWS, come_to, drop_detail, drop_rows
 from daemon.views.live.queue import open_runs
@@ -38,14 +38,16 @@ def overview(request: Request, site: SiteOf) -> Response:
     """
     Draw `overview.html`.
 
-    `attention`: list of Attention. `running`: LiveRun or None. `queue`: list of RunView, in the order in which they
-    go, without the running one. `latest`: list of RunView that have ended. `champions`: list of ChampionView.
-    `drops`: list of DropView. `counts`: {track: {state: number of drops}}.
+    `attention`: list of Attention. `running`: LiveRun or None. `changes`: of its settings, Changes or None. `queue`:
+    list of RunView, in the order in which they go, without the running one. `latest`: list of RunView that have ended.
+    `champions`: list of ChampionView. `drops`: list of DropView. `counts`: {track: {state: number of drops}}.
     """
     seen = site.overview
+    running = live_run(seen)
     context = {
         "attention": attention(site.settings, seen),
-        "running": live_run(seen),
+        "running": running,
+        "changes": None if running is None else _changes(seen, running.run.id),
         "queue": [run for run in open_runs(seen) if run.state != "running"],
         "latest": seen.ended_runs(_MOST_LATEST),
         "champions": [one for one in map(seen.champion, site.settings.track_names) if one is not None],
@@ -194,6 +196,13 @@ def require_track(site: Site, name: str) -> None:
     if name not in site.settings.track_names and name not in site.overview.tracks():
         message = f"there is no track {name}"
         raise NotThere(message, f"declared tracks: {', '.join(site.settings.track_names)}")
+
+
+def _changes(seen: Overview, run_id: int) -> Changes | None:
+    try:
+        return changes_since_champion(seen, seen.run(run_id))
+    except DropforgeError:
+        return None  # the run's own page says what is damaged
 
 
 def _has_card(seen: Overview, found: RunDetail) -> bool:

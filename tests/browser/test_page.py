@@ -48,8 +48,6 @@ return [seen && box.bottom > 0 && box.top < innerHeight, at.outerHTML.slice(0, 1
 """
 #: How often the page has asked for itself.
 _ASKED_AGAIN = "return performance.getEntriesByName(location.href, 'resource').length"
-#: As a person's: files that are dragged over the page and let go.
-_DRAG = ("dragEnter", "dragOver", "drop")
 
 
 @pytest.fixture(scope="module")
@@ -165,10 +163,7 @@ def test_a_dropped_file_becomes_a_run_a_curve_and_a_verdict_without_a_reload(
     file = tmp_path_factory.mktemp("elsewhere") / "brought.jsonl"
     file.write_text(rows("what was brought", 70))
     served.open("/inbox")
-    data = {"items": [], "files": [str(file)], "dragOperationsMask": 1}
-    for kind in _DRAG:
-        event = {"type": kind, "x": 500, "y": 700, "data": data}
-        served.driver.execute_cdp_cmd("Input.dispatchDragEvent", event)
+    served.drop(file)
     served.wait_for("is in the inbox", '[role="status"]')
     assert (made.settings.inbox_folder / "brought.jsonl").read_bytes() == file.read_bytes()
     # What the daemon does with it, while the browser looks on.
