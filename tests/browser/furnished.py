@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from daemon.champions import promotion
+from daemon.inbox.intake import Intake
+from daemon.inbox.watcher import Settled
 from daemon.queue import claims, run_queue
 from daemon.state.layout import LOCK_NAME
 from daemon.state.states import AWAITING
@@ -105,7 +107,8 @@ def furnish(made: LivedIn, cards: Any) -> tuple[claims.Claim, Path]:
     Fill a workspace; return the run that is training, and the folder of its attempt.
 
     Runs: 1 and 3 promoted, 2 not shown better, 4 a guard failed, 5 failed, 6 won and waits for a person, 7 trains, 8 is
-    queued. Drops: one held out, a duplicate, one rejected, one with a hostile name, and one for each run.
+    queued, as is 9 of track support. Drops: one held out, a duplicate, one rejected, one of hostile words, and one for
+    each run.
     """
     made.now = round(time.time() * 1000) - 5 * HOUR_MS
     made.take("exam.jsonl", rows("the exam", 120), "heldout")
@@ -134,6 +137,8 @@ def furnish(made: LivedIn, cards: Any) -> tuple[claims.Claim, Path]:
     for step in range(2, 92, 2):
         progress(folder, step, 0.5 + 1.6 * 0.97**step + 0.03 * (step % 3), 0.6 + 1.5 * 0.97 ** (step // 20 * 20))
     made.take("late.jsonl", rows("the late ones", 25))
+    (made.settings.inbox_folder / "support" / "questions.jsonl").write_text(rows("questions", 15))
+    Intake(made.engine, made.settings).take(Settled("support", "train", b"questions.jsonl"), made.tick())
     return claim, folder
 
 
