@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from daemon.cli import champion, drops, inbox, maintenance, report, runs, service, status
 from daemon.cli.demo import command as demo
+from daemon.cli.live import commands as live
 from daemon.cli.output import show_error
 from daemon.cli.workspace import load_settings
 from daemon.state.layout import DATABASE_NAME
@@ -53,7 +54,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (service, inbox, status, drops, runs, report, champion, maintenance, demo):
+for group in (service, inbox, status, live, drops, runs, report, champion, maintenance, demo):
     group.register(app)
 
 

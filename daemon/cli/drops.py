@@ -17,8 +17,7 @@ from daemon.cli.workspace import (
 
 if TYPE_CHECKING:
     from daemon.settings.model import Settings
-    from daemon.views.drop_lineage import DropUses
-    from daemon.views.overview import DropView
+    from daemon.views.drop_lineage import DropUses, DropView
 
 DropArgument = Annotated[int, typer.Argument(metavar="DROP", help="Number of the drop.", max=MOST)]
 ReasonOption = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; kept with the drop.")]

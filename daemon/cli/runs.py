@@ -165,6 +165,9 @@ def train(
     drops_words = f"drop{'s' if ',' in numbers else ''} {numbers}"
     print_line(f"run {run} trains on {count(rows, 'row')} of {drops_words}; it begins next{_when_it_acts(context)}")
     new = [f"{drop.id} ({drop.name})" for drop in drops if drop.first_run is None and drop.role == "train"]
+    for pause in open_overview(context).paused():
+        if pause.track == track:
+            print_line(pause.words)
     print_line(f"new: {', '.join(new)}" if new else "no drop is new: with the same settings it is the last run again")
 
 

@@ -21,7 +21,7 @@ from pipeline.errors import DropforgeError
 
 router = APIRouter(default_response_class=HTMLResponse)
 #: Lines of a page of a list, and of each list on the overview.
-MOST_LISTED, _MOST_LATEST = 50, 10
+MOST_LISTED, MOST_CHAMPIONS, _MOST_LATEST = 50, 25, 10
 Before = Annotated[int | None, Query(ge=1, le=MOST)]
 #: A form sends an empty text for "all".
 _OR_ALL = AfterValidator(lambda chosen: chosen or None)
@@ -85,7 +85,7 @@ def run(request: Request, site: SiteOf, run_id: Number) -> Response:
     found = seen.run(run_id)
     context = {
         "run": found,
-        "curves": curves_of(seen, found),
+        "curves": curves_of(seen, run_id),
         "changes": changes_since_champion(seen, found),
         "story": story_of(seen, found),
         "card": f"/runs/{run_id}/report" if _has_card(seen, found) else None,
@@ -147,8 +147,8 @@ def track(request: Request, site: SiteOf, name: str, before: Before = None) -> R
     """
     seen = site.overview
     require_track(site, name)
-    found = seen.read(lambda base: latest_champions(base, seen.folder, (name, before), MOST_LISTED))
-    older = found[-1].generation if len(found) == MOST_LISTED else None
+    found = seen.read(lambda base: latest_champions(base, seen.folder, (name, before), MOST_CHAMPIONS))
+    older = found[-1].generation if len(found) == MOST_CHAMPIONS else None
     context = {
         "track": name,
         "champions": found,
@@ -172,7 +172,7 @@ def comparison(request: Request, site: SiteOf, runs: Annotated[str, Query(max_le
         return draw(request, "compare.html", {"runs": [], "comparison": None, "curves": []})
     first, second = numbers
     made = compare(site.overview, first, second)
-    curves = [curves_of(site.overview, site.overview.run(number)) for number in numbers]
+    curves = [curves_of(site.overview, number) for number in numbers]
     return draw(request, "compare.html", {"runs": numbers, "comparison": made, "curves": curves})
 
 

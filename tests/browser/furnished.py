@@ -18,8 +18,9 @@ from daemon.state.layout import LOCK_NAME
 from daemon.state.states import AWAITING
 from daemon.views.overview import Overview
 from pipeline import durable
+from pipeline.artifacts import CurvePoint
 from pipeline.config import RunConfig, TrainConfig
-from pipeline.contract import CURVE_NAME, PROGRESS_NAME, Progress
+from pipeline.contract import CURVE_NAME, PROGRESS_NAME, Curve, Progress
 from pipeline.model_folder.manifest import write_manifest
 from pipeline.report.write import write_report
 from tests.daemon.conftest import BASE_ID, LivedIn
@@ -98,8 +99,10 @@ def progress(folder: Path, done: int, loss: float, dev_loss: float | None = None
         eta_seconds=3.0 * (240 - done), memory=2_300_000_000, updated_at=time.time(),
     )  # fmt: skip
     durable.write_hint(folder / PROGRESS_NAME, told.model_dump())
-    with (folder / CURVE_NAME).open("a") as curve:
-        curve.write(json.dumps({"step": done, "loss": loss, "dev_loss": dev_loss}) + "\n")
+    before = Curve.model_validate(durable.read_json(folder / CURVE_NAME) or {})
+    dev = () if dev_loss is None else (CurvePoint(step=done, loss=dev_loss),)
+    curve = Curve(loss=(*before.loss, CurvePoint(step=done, loss=loss)), dev=(*before.dev, *dev))
+    durable.write_hint(folder / CURVE_NAME, curve.model_dump())
 
 
 def furnish(made: LivedIn, cards: Any) -> tuple[claims.Claim, Path]:
