@@ -4,6 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse, Response
+from pydantic import AfterValidator
 
 from daemon.views.champion_history import latest_champions
 from daemon.views.compare_runs import compare, report_folder, story_of
@@ -22,8 +23,10 @@ router = APIRouter(default_response_class=HTMLResponse)
 #: Lines of a page of a list, and of each list on the overview.
 MOST_LISTED, MOST_CHAMPIONS, _MOST_LATEST = 50, 25, 10
 Before = Annotated[int | None, Query(ge=1, le=MOST)]
-Track = Annotated[str | None, Query(max_length=200)]
-State = Annotated[str | None, Query(max_length=40)]
+#: A form sends an empty text for "all".
+_OR_ALL = AfterValidator(lambda chosen: chosen or None)
+Track = Annotated[str | None, Query(max_length=200), _OR_ALL]
+State = Annotated[str | None, Query(max_length=40), _OR_ALL]
 #: The card needs its own style and drawings; it runs nothing.
 _CARD = {
     "content-security-policy": (

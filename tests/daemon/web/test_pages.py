@@ -142,3 +142,9 @@ def test_no_page_reads_a_whole_table(
             scans = [line for line in plan if re.match(r"SCAN (run|drop|event|promotion|attempt)\b(?!.*INDEX)", line)]
             assert not scans or question.endswith(f"LIMIT {question.rpartition(' ')[2]}"), (question, plan)
     base.close()
+
+
+def test_a_form_that_chooses_nothing_shows_all(reader: TestClient) -> None:
+    assert reader.get("/runs?track=&state=").text == reader.get("/runs").text
+    assert reader.get("/drops?track=&state=").text == reader.get("/drops").text
+    assert reader.get("/runs?track=&state=failed").text != reader.get("/runs").text
