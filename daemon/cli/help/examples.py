@@ -13,7 +13,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "worker": ("dropforge worker", "dropforge worker --state .dropforge"),
         "init": ("dropforge init", "dropforge init ~/forge --base-model ~/models/SmolLM2-135M-Instruct"),
         "check": ("dropforge check data.jsonl", "dropforge check data.jsonl --track support --json"),
-        "submit": ("dropforge submit data.jsonl --track support", "dropforge submit exam.jsonl --heldout"),
+        "submit": ("dropforge submit data.jsonl --track support", "dropforge submit test.jsonl --heldout"),
         "status": ("dropforge status", "dropforge status --json | jq .runs"),
         "watch": ("dropforge watch", "dropforge watch | tee progress.txt"),
         "wait": (

@@ -2,5 +2,5 @@
 Which run begins next, and a person's word on it.
 
 In: runs that are queued or wait. Out: those that may be claimed, in their order. `order` has the order and `move`;
-`pausing` the tracks that begin no run.
+`pausing` the tracks that begin no run. Open `order`.
 """
