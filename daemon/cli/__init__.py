@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from daemon.cli import champion, drops, inbox, maintenance, report, runs, service, status
 from daemon.cli.demo import command as demo
+from daemon.cli.help.examples import add_examples
 from daemon.cli.live import commands as live
 from daemon.cli.output import show_error
 from daemon.cli.workspace import load_settings
@@ -27,7 +28,7 @@ _EXIT_BROKEN_PIPE = 1
 _EXIT_SIGINT = 130
 _EPILOG = (
     "Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 65 bad data, 69 the daemon is not running. "
-    "With DROPFORGE_DEBUG=1 an error shows its traceback."
+    "`wait` has one for each verdict. With DROPFORGE_DEBUG=1 an error shows its traceback."
 )
 
 
@@ -56,6 +57,7 @@ app = typer.Typer(
 )
 for group in (service, inbox, status, live, drops, runs, report, champion, maintenance, demo):
     group.register(app)
+add_examples(app)
 
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001 - as typer calls it
