@@ -14,7 +14,7 @@ from daemon.inbox.answers.remarks import begins_when, unlikely_words, use_of_pin
 from daemon.settings.model import Settings
 from daemon.state.states import AWAITING, OVERTAKEN, UNLIKELY, DropState, PromotionKind, PromotionState, RunState
 from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track
-from pipeline.wording import count
+from pipeline.wording import count, printable
 
 _WON = "promoted: "
 _AGAIN = "It is trained on again, together with the next drops."
@@ -63,7 +63,8 @@ def snapshot_ids(run: Run) -> frozenset[int]:
 def tell(session: Session, settings: Settings, drop: Drop, past: TrackPast) -> str:
     """Return the text about a drop that is accepted, proposed, withdrawn or suspended; `past` is its track's."""
     head = f"{drop.name}: drop {drop.id} of track {drop.track}, {count(drop.rows, 'row')}"
-    sentences = "\n".join(_sentences(session, settings, drop, past))
+    # Reasons and labels come from people and from data; a terminal may be what shows them.
+    sentences = "\n".join(map(printable, _sentences(session, settings, drop, past)))
     return f"{head}, received {iso_time(drop.received_at)}\n\n{sentences}\n"
 
 
