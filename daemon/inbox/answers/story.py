@@ -121,7 +121,7 @@ def _not_serving(session: Session, settings: Settings, drop: Drop, past: TrackPa
             yield f"Since then the track was {past.latest.reason}."
         yield _AGAIN
     elif run is None:
-        yield f"Accepted: it waits for the next run of track {drop.track}, {begins_when(settings, drop.track)}."
+        yield f"Accepted: it waits for the next run of track {drop.track}, which {begins_when(settings, drop.track)}."
     else:
         yield from _after_run(run)
         found = session.exec(
