@@ -8,6 +8,7 @@ from pipeline.described import Described
 
 Role = Literal["train", "heldout"]
 Outcome = Literal["promoted", "worse", "not_shown_better", "insufficient_evidence", "guard_failed", "contaminated"]
+PAGE_NAME, JSON_NAME, RECORDS_NAME, JUDGEMENTS_NAME = "report.html", "report.json", "records.jsonl", "judgements.jsonl"
 
 
 class Frozen(Described):
@@ -72,6 +73,8 @@ class Dataset(Artifact):
 
     folder: str
     train_rows: int
+    train_rows_of: dict[str, int] = Field(default_factory=dict)
+    """Training rows by slice, as `drop 3` and, of tags that scored records have, `tag legal`."""
     dev_rows: int
     heldout_rows: int
     """Scored records: the cap applied."""
@@ -395,6 +398,3 @@ class Verdict(Artifact):
     champion_generation: int | None = None
     candidate_model_id: str | None = None
     champion_model_id: str | None = None
-
-
-PAGE_NAME, JSON_NAME, RECORDS_NAME, JUDGEMENTS_NAME = "report.html", "report.json", "records.jsonl", "judgements.jsonl"

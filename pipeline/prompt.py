@@ -8,6 +8,7 @@ A special token that stands in a record's text is encoded as the plain text that
 neither end nor forge a turn.
 """
 
+import json
 import re
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
@@ -48,6 +49,13 @@ def messages(instruction: str, input: str) -> list[dict[str, str]]:  # noqa: A00
 def alpaca_prompt(content: str) -> str:
     """Return the text that `ALPACA_TEMPLATE` makes of one user message."""
     return f"{_ALPACA_HEAD}{content}{_ALPACA_TURN}"
+
+
+def prompt_form(fmt: Format) -> str:
+    """Say exactly what a model was trained to be asked; texts stand in quotes, as in JSON."""
+    alone, both = (json.dumps(fold("{instruction}", given)) for given in ("", "{input}"))
+    whole = f"; the template makes {json.dumps(alpaca_prompt('{message}'))} of it" if fmt == "alpaca" else ""
+    return f"one user message through the model's chat template: {alone}, or with an input {both}{whole}"
 
 
 def choose_format(setting: Literal["auto", "chat", "alpaca"], *, has_chat_template: bool) -> Format:

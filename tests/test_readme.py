@@ -16,7 +16,12 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 DROPFORGE = Path(sys.executable).parent / "dropforge"
 DOCUMENTS = sorted(
     path
-    for path in (*ROOT.glob("*.md"), *(ROOT / "daemon").rglob("*.md"), *(ROOT / "pipeline").rglob("*.md"))
+    for path in (
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "daemon").rglob("*.md"),
+        *(ROOT / "pipeline").rglob("*.md"),
+    )
     if path.name != "CHANGELOG.md"  # it tells of what was
 )
 FOLDERS = sorted(
@@ -51,7 +56,8 @@ def in_backticks(text: str) -> set[str]:
 def named_paths(text: str) -> set[str]:
     """Return the files and folders of the repository that a text names, not those that the program makes."""
     ours = r"(?:daemon|pipeline|schemas|systemd|tests|bench|\.ci)/[\w./-]*|[\w/]+\.(?:py|md)|Makefile|pyproject\.toml"
-    return {name for name in in_backticks(text) if re.fullmatch(ours, name)} - {"__init__.py"}  # any of them
+    made = {"__init__.py", "inbox/WANTED.md"}  # any of them; by the daemon
+    return {name for name in in_backticks(text) if re.fullmatch(ours, name)} - made
 
 
 def lost_paths(document: Path) -> list[str]:

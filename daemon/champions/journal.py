@@ -16,8 +16,10 @@ from sqlalchemy import Engine, update
 from sqlmodel import Session, col, select
 
 from daemon.queue.claims import Cancelled, is_cancelled
-from daemon.state.database import transaction
+from daemon.state.database import newest_revision, open_engine, transaction
+from daemon.state.database_file import revision
 from daemon.state.events import record_event
+from daemon.state.layout import DATABASE_NAME
 from daemon.state.states import OVERTAKEN, HookState, PromotionKind, PromotionState
 from daemon.state.tables import Promotion, Run, Track, waits
 from pipeline.artifacts import ModelRef
@@ -241,6 +243,19 @@ def follow(engine: Engine, state_folder: Path, track: str) -> None:
         previous = row.base_path
     _point(state_folder, track, "champion", path)
     _point(state_folder, track, "previous", previous)
+
+
+def follow_all(state_folder: Path) -> None:
+    """Make all links equal to the rows, if the database has this program's schema: else the daemon's start does."""
+    path = state_folder / DATABASE_NAME
+    if revision(path) != newest_revision():
+        return
+    engine = open_engine(path)
+    with transaction(engine) as session:
+        names = session.exec(select(Track.name).where(col(Track.champion_generation).is_not(None))).all()
+    for name in names:
+        with alone(state_folder, name):
+            follow(engine, state_folder, name)
 
 
 def _point(state_folder: Path, track: str, name: str, path: str) -> None:

@@ -167,6 +167,7 @@ def rollback(
     row = roll_back(open_writer(context), root, Target(track, to), word, try_out=_try_out)
     print_line(f"track {track} serves model {short_id(row.model_id)} again, as generation {row.generation}")
     print_line(f"model {short_id(row.previous_model_id or '')} is blocked: no run promotes it again")
+    print_line("the link previous leads to it, and champion to the model that serves")
     _print_commands(context, track)
 
 

@@ -105,6 +105,7 @@ def accept(
     Such a file says what every later model is judged on: look at its records first.
     """
     from daemon.champions.approval import who  # noqa: PLC0415 - a quick start
+    from daemon.inbox.answers.remarks import use_of_pinned  # noqa: PLC0415
     from daemon.queue.drops import accept as let_count  # noqa: PLC0415
     from daemon.state.events import Word  # noqa: PLC0415
     from daemon.system.clock import now_ms  # noqa: PLC0415
@@ -113,14 +114,6 @@ def accept(
     row = let_count(engine, drop, Word(reason or "", now_ms(), who()), settings)
     print_line(f"drop {drop} ({row.name}) is accepted: {use_of_pinned(settings, row.track)}")
     _print_queued(context, settings, row.track)
-
-
-def use_of_pinned(settings: "Settings", track: str) -> str:
-    """Say what an accepted held-out drop of a track is for."""
-    on = settings.track(track).gate.on if track in settings.track_names else "pinned"
-    if on == "pinned":
-        return f"from the next run on it judges the candidates of track {track}"
-    return f'its records stay out of training; nothing is judged on them, since gate.on is "{on}", not "pinned"'
 
 
 def withdraw(context: typer.Context, *, drop: DropArgument, reason: ReasonOption) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,12 +19,14 @@ _MOST_READINGS, _LONGEST = 3, 1 << 20
 _PLAIN_KEY = re.compile(r"[A-Za-z_]\w{0,60}", re.ASCII)
 
 
-def print_findings(file: Path, validation: "Validation", ruling: "Ruling") -> None:
-    """Print what is wrong with `file`, what is odd in it, and what would become of it."""
+def print_findings(file: Path, validation: "Validation", ruling: "Ruling", odd: Sequence[str] = ()) -> None:
+    """Print what is wrong with `file`, what is odd in it, further lines of that, and what would become of it."""
     _print_faults(file, validation)
     for notice in validation.warnings:
         where = f"{file}:{notice.line}" if notice.line is not None else str(file)
         print_line(f"{where}: warning: {notice.message} ({notice.rows:,} records)")
+    for line in odd:
+        print_line(line)
     verdict = "it would be accepted"
     if not validation.ok:
         verdict = f"{validation.bad_rows:,} are bad: it would be "

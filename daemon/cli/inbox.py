@@ -116,14 +116,13 @@ def check(
     settings.track(track)
     validation, ruling = _validate(file, settings, track)
     known, unseen = _known_drop(file, settings, track, "train"), _unseen(settings, track)
+    repeats, lines = _repeats(file, settings, validation)
     if as_json:
         same = None if known is None else known.id
-        found = validation.model_dump(mode="json")
-        print_json(
-            file=str(file), ok=validation.ok, accepted=ruling.accepted, same_as_drop=same, unseen=unseen, **found
-        )
+        found = {"same_as_drop": same, "unseen": unseen, "repeats": repeats, **validation.model_dump(mode="json")}
+        print_json(file=str(file), ok=validation.ok, accepted=ruling.accepted, **found)
     else:
-        print_findings(file, validation, ruling)
+        print_findings(file, validation, ruling, lines)
         _print_known(known)
         for line in (*unseen, *_remarks(settings, track, "train", file, 0 if known else validation.good_rows)):
             print_line(line)
@@ -160,6 +159,8 @@ def submit(
     print_line(f"copied {validation.rows:,} records to {target}")
     if not validation.ok:
         print_line(f"{validation.bad_rows:,} of them are bad and will be set aside: dropforge check {file}")
+    for line in _repeats(file, settings, validation)[1]:
+        print_line(line)
     _print_known(known)
     fresh, role = 0 if known else validation.good_rows, "heldout" if heldout else "train"
     for line in (*_unseen(settings, track), *_remarks(settings, track, role, file, fresh)):
@@ -218,6 +219,15 @@ def _validate(file: Path, settings: "Settings", track: str) -> "tuple[Validation
     return validation, rule(validation, settings.intake)
 
 
+def _repeats(file: Path, settings: "Settings", validation: "Validation") -> tuple[dict[str, int], list[str]]:
+    """Return how the good rows of a file repeat each other, as numbers and in words."""
+    from pipeline.dataset.repeats import Repeats, find_repeats, repeat_lines  # noqa: PLC0415 - a quick start
+    from pipeline.validation.records import Limits  # noqa: PLC0415
+
+    found = find_repeats(file, Limits(settings.intake.max_line_bytes)) if validation.good_rows else Repeats()
+    return {"rows": found.rows, "prompts": found.prompts}, repeat_lines(file, found)
+
+
 def _known_drop(file: Path, settings: "Settings", track: str, role: str) -> "DropView | None":
     """Return the drop of the track that brought the same content, if it is still of use and this user may see it."""
     from daemon.views.overview import Overview  # noqa: PLC0415 - a quick start
@@ -247,7 +257,7 @@ def _unseen(settings: "Settings", track: str) -> list[str]:
 
 def _remarks(settings: "Settings", track: str, role: str, file: Path, fresh: int) -> list[str]:
     """Return what a receipt would warn of: which of so many `fresh` rows are held out, what the track lacks still."""
-    from daemon.inbox.remarks import pinned_already, too_few  # noqa: PLC0415 - a quick start
+    from daemon.inbox.answers.remarks import pinned_already, too_few  # noqa: PLC0415 - a quick start
     from daemon.views.overview import Overview  # noqa: PLC0415
     from pipeline.dataset.pinned_prompts import count_pinned  # noqa: PLC0415
 
@@ -280,7 +290,7 @@ def _what_follows(settings: "Settings", track: str, *, heldout: bool, known: boo
     if known:
         return f"{settle}, and begins no run"
     if heldout:
-        from daemon.cli.drops import use_of_pinned  # noqa: PLC0415 - a quick start for the other commands
+        from daemon.inbox.answers.remarks import use_of_pinned  # noqa: PLC0415 - a quick start
         from daemon.queue.yardstick import why_it_waits  # noqa: PLC0415
 
         why = why_it_waits(settings, track, os.geteuid(), 0)

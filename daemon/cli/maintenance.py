@@ -156,12 +156,14 @@ def restore(
     Put a backup in the place of the present database; no daemon may run.
 
     What it replaces goes to backups/replaced-… in the state folder. Runs that were not over at the time of the backup
-    begin again; the champions' links follow at the daemon's next start.
+    begin again. The champions' links follow at once, or, of a backup by an older Dropforge, at the daemon's next start.
     """
-    from daemon.storage.restore import restore as put_back  # noqa: PLC0415 - a quick start for the other commands
+    from daemon.champions.journal import follow_all  # noqa: PLC0415 - a quick start for the other commands
+    from daemon.storage.restore import restore as put_back  # noqa: PLC0415
 
     settings = load_settings(context)
     done = put_back(settings, source, without_models=without_models)
+    follow_all(settings.state_folder)
     if as_json:
         print_json(restored=str(source), replaced=str(done.replaced), lost=done.lost, missing=done.missing)
         return

@@ -18,6 +18,9 @@ from daemon.cli.workspace import (
     open_overview,
     open_writer,
 )
+from daemon.state.run_files import run_folder
+from pipeline.durable import read_object
+from pipeline.prompt import prompt_form
 from pipeline.wording import count, duration
 
 if TYPE_CHECKING:
@@ -108,6 +111,9 @@ def show(context: typer.Context, *, run: RunArgument, as_json: JsonOption = Fals
         for name in ("base_model", "train", "evaluate", "gate", "guards", "split"):
             value = found.config.get(name)
             print_line(f"{name}: {value if isinstance(value, str) else _listed(value)}")
+    trained = read_object(run_folder(overview.folder, run) / "train.json").get("format")
+    if trained in {"chat", "alpaca"}:
+        print_line(f"prompt: {prompt_form(trained)}")
     if found.verdict is not None:
         _print_verdict(overview, found, found.verdict)
 
@@ -193,7 +199,8 @@ def retry(
         message = f"there is no step {since!r}: use one of {', '.join(BY_NAME)}"
         raise typer.BadParameter(message)
     state, words = stale_steps.retry(open_writer(context), load_settings(context), run, now_ms(), since)
-    print_line(f"run {run} is {state} and goes on{_when_it_acts(context)}")
+    goes_on = "goes on where it stopped" if state == "waiting" else "had not begun: it is queued again"
+    print_line(f"run {run} {goes_on}{_when_it_acts(context)}")
     if words:
         print_line(words)
 

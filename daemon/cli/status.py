@@ -255,6 +255,9 @@ def _print_drops(overview: "Overview") -> None:
             (drop.id, drop.track, state_words(drop), drop.rows, clock(drop.received_at), drop.name) for drop in latest
         ]
         print_table(("DROP", "TRACK", "STATE", "ROWS", "RECEIVED", "NAME"), rows)
+        for drop in latest:
+            if drop.state == "rejected":
+                print_line(f"drop {drop.id} was rejected: {drop.reason}")
 
 
 def _print_runs(overview: "Overview") -> None:

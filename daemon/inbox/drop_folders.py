@@ -12,6 +12,8 @@ HELDOUT = "heldout"
 #: Names of files that are being written (browsers, rsync and scp clients, editors), or that only desktops care for.
 _IN_PROGRESS = (b".part", b".partial", b".tmp", b".crdownload", b".filepart", b".swp", b".kate-swp", b"~")
 _DESKTOP = frozenset({b"thumbs.db", b"desktop.ini"})
+#: What the daemon writes there itself, or a person in its place; compared in lower case.
+_TEXTS = frozenset({b"readme.txt", b"wanted.md"})
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,10 @@ def watched_folders(settings: Settings) -> tuple[WatchedFolder, ...]:
 
 def is_skipped(name: bytes) -> bool:
     """
-    Say whether a name in the inbox is that of a file in progress, or of a desktop's own: it is left alone, unread.
+    Say whether a name in the inbox is that of a file in progress, a desktop's own or a text: it is left alone, unread.
 
-    Beginning with `.` (rsync's and macOS's among them) or `~`, or with an ending that writers use until they are done.
+    Beginning with `.` (rsync's and macOS's among them) or `~`, or with an ending that writers use until they are done;
+    README.txt and WANTED.md, whoever wrote them.
     """
     lower = name.lower()
-    return lower.startswith((b".", b"~")) or lower.endswith(_IN_PROGRESS) or lower in _DESKTOP
+    return lower.startswith((b".", b"~")) or lower.endswith(_IN_PROGRESS) or lower in _DESKTOP | _TEXTS

@@ -134,6 +134,17 @@ class InboxFolders:
                     log.warning("answers_closed", folder=printable(name), owner=owner, why=error.strerror)
         return private
 
+    def answers_there(self, *names: str, user: str | None) -> Folder | None:
+        """Return the folder of `answers` for a user by name, if it was made; `None` stands for the daemon's own."""
+        folder = self.closed(*names)
+        if user in {None, name_of(os.geteuid())}:
+            return folder
+        try:
+            private = Folder(os.open(f"~{user}", _FOLDER | os.O_NOFOLLOW, dir_fd=folder.fd))
+        except OSError:
+            return None
+        return private if os.fstat(private.fd).st_uid in {os.geteuid(), 0} else None
+
     def lock(self) -> None:
         """Keep other daemons from this inbox, until the process ends."""
         # There, because nobody else can open a file in it: who may write to the inbox could hold a lock in it, too.

@@ -15,11 +15,11 @@ from typing import Any, Literal, NamedTuple
 from sqlalchemy import Engine, func
 from sqlmodel import Session, col, select
 
-from daemon.inbox import receipts
+from daemon.inbox.answers import receipts
+from daemon.inbox.answers.follow_up import follow_up, held_out_already
+from daemon.inbox.answers.receipts import Document, Filing
 from daemon.inbox.folders import Folder, InboxFolders, InboxUnusable
-from daemon.inbox.follow_up import follow_up, held_out_already
 from daemon.inbox.quarantine import noted_kinds, rule, sift, validation_options
-from daemon.inbox.receipts import Document, Filing
 from daemon.inbox.safe_copy import Copy, SourceChanged, SourceUnreadable, copy, identity, look, refusal
 from daemon.inbox.watcher import Settled
 from daemon.queue import snapshots

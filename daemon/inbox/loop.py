@@ -7,6 +7,7 @@ from collections.abc import Callable
 import structlog
 from sqlalchemy import Engine
 
+from daemon.inbox.answers.folder_texts import FolderTexts
 from daemon.inbox.intake import Intake
 from daemon.inbox.watcher import Settled, Watcher
 from daemon.settings.model import Settings
@@ -35,6 +36,7 @@ class IntakeLoop:
         self._settings = settings
         self._watcher = Watcher(settings, self.wake)
         self._intake = Intake(engine, settings)
+        self._texts: FolderTexts | None = None
         self._disk = Disk(settings)
         self._note: object = None
         self._ended: BaseException | None = None
@@ -73,7 +75,7 @@ class IntakeLoop:
         """Take in what is settled; return the seconds until the next look."""
         try:
             self._scan()
-            due = self._watcher.next_due(time.monotonic())
+            due = 0.0 if self._write_texts() else self._watcher.next_due(time.monotonic())
         except DropforgeError as error:
             log.warning("intake_trouble", error=error.message, hint=error.hint)
         except Exception as error:  # the thread must outlive whatever one file or a full disk does to it
@@ -113,6 +115,12 @@ class IntakeLoop:
         log.debug("file_left", outcome=str(outcome))
         if outcome.kind in {"unreadable", "no_room", "not_moved"} or settled.role == "heldout":
             self._watcher.put_off(settled, outcome.message, time.monotonic())
+
+    def _write_texts(self) -> bool:
+        """Tell the people who drop files what became of them; say whether more is to be written soon."""
+        if self._texts is None:
+            self._texts = FolderTexts(self._settings, self._watcher.inbox)
+        return not self.stop.is_set() and not self._disk.shortage() and self._texts.refresh()
 
     def _write_note(self) -> None:
         """Tell `dropforge status` what the inbox holds that is not taken, when that has changed."""

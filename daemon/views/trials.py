@@ -2,8 +2,8 @@
 
 from sqlite3 import Connection
 
+from daemon.inbox.answers.remarks import unlikely_words
 from daemon.state.states import UNLIKELY
-from pipeline.wording import plain
 
 
 def on_trial(base: Connection) -> dict[int, str]:
@@ -25,11 +25,7 @@ def unlikely(base: Connection, drop_id: int) -> str | None:
     run = base.execute("SELECT outcome FROM run WHERE id = ?", (row.run_id,)).fetchone()
     if run is not None and run.outcome == "promoted":
         return None
-    nats, least, most = (plain(value, 2) for value in (row.detail["nats"], *row.detail["known"]))
-    return (
-        f"look at its answers: the champion found them less likely than those of all drops that it knew, {nats} nats a "
-        f"token beside {least} to {most}: dropforge report {row.run_id}"
-    )
+    return f"{unlikely_words(row.detail)}: dropforge report {row.run_id}"
 
 
 def trial_words(base: Connection, run_id: int, *, ended: bool) -> str | None:

@@ -16,6 +16,8 @@ from pipeline.metrics import json_fields
 SplitName = Literal["train", "dev", "heldout"]
 #: Fewer dev rows say nothing and go to training.
 LEAST_DEV_ROWS = 20
+#: Tags whose training rows are counted: there may be as many as rows.
+_MOST_TAGS = 10_000
 
 
 class Prompt(NamedTuple):
@@ -114,6 +116,12 @@ class Totals:
 
     rows: int = 0
     train_rows: int = 0
+    train_drops: Counter[int] = field(default_factory=Counter)
+    """Training rows by drop."""
+    train_tags: Counter[str] = field(default_factory=Counter)
+    """Training rows by tag, of the first `_MOST_TAGS` tags."""
+    heldout_tags: set[str] = field(default_factory=set)
+    """Tags of scored prompts."""
     dev_rows: int = 0
     heldout_rows: int = 0
     """Rows of held-out prompts, scored or not."""
@@ -142,6 +150,12 @@ class Totals:
     """Drop and number among its records, from 0, of the first one in the files."""
     heldout_answers: Answers = field(default_factory=Answers)
     train_answers: Answers = field(default_factory=Answers)
+
+    @property
+    def train_rows_of(self) -> dict[str, int]:
+        """Training rows by slice: each drop, and each tag of the scored prompts."""
+        by_drop = {f"drop {drop}": rows for drop, rows in sorted(self.train_drops.items())}
+        return by_drop | {f"tag {tag}": self.train_tags[tag] for tag in sorted(self.heldout_tags)}
 
 
 class Familiar(NamedTuple):
@@ -225,6 +239,7 @@ class SplitWriter:
             for row in rows:
                 totals.heldout_answers.add(row)
             tags = sorted({tag for row in rows for tag in row.tags})
+            totals.heldout_tags.update(tags)
             more = {"pinned": rows[0].pinned, "tags": tags, "near": near}
             # A drop that came back may stand before those that the champion knows and that say the same.
             drop = next((drop for drop in prompt.drops if drop in self._champion.drops), prompt.drops[0])
@@ -256,8 +271,12 @@ class SplitWriter:
 
     def _write_train(self, row: PartitionRow) -> None:
         _write(self._train, row)
-        self._totals.train_rows += 1
-        self._totals.train_answers.add(row)
+        totals = self._totals
+        totals.train_rows += 1
+        totals.train_drops[row.drop] += 1
+        tags = totals.train_tags
+        tags.update(tag for tag in set(row.tags) if tag in tags or len(tags) < _MOST_TAGS)
+        totals.train_answers.add(row)
 
 
 def _write(file: IO[str], row: PartitionRow, *more: Mapping[str, Any]) -> None:

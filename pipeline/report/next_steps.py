@@ -49,8 +49,8 @@ def _after_a_win(verdict: Verdict, config: RunConfig, run: int) -> list[NextStep
     costs = " The answers that became worse, in the report, show what it costs." if verdict.losses else ""
     if config.gate.approval == "manual":
         return [NextStep(words=f"Let it serve.{costs}", command=f"dropforge promote {run}")]
-    unless = "unless the track was rolled back from this very model before: then it waits for you"
-    return [NextStep(words=f"Nothing has to be done, {unless}.{costs}"), undo]
+    serves = "The new model serves by itself; only one that you rolled back from before waits for you."
+    return [NextStep(words=f"{serves}{costs}"), undo]
 
 
 def _after_guards(verdict: Verdict, config: RunConfig, run: int) -> list[NextStep]:
@@ -116,8 +116,8 @@ def _after_harm(verdict: Verdict) -> list[NextStep]:
         return [NextStep(words=f"{read} No drop is put under suspicion, as the champion was trained on none.")]
     return [
         NextStep(
-            words="Nothing has to be done: of the drops that the champion does not know, one is suspended only if it "
-            'is worse once more, tried alone (on_worse = "keep" tries none). This lists what is on trial or suspended.',
+            words="Wait: each new drop is now tried alone, and only one that makes a model worse once more is "
+            'suspended (on_worse = "keep" tries none). This lists what is on trial or suspended.',
             command="dropforge drops",
         ),
         NextStep(words=read),

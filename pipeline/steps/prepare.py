@@ -89,6 +89,7 @@ def prepare(attempt: Attempt) -> Dataset:
     return Dataset(
         folder=attempt.relative(folder),
         train_rows=totals.train_rows,
+        train_rows_of=totals.train_rows_of,
         dev_rows=totals.dev_rows,
         heldout_rows=len(groups),
         heldout_groups=grouped,

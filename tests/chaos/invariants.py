@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from daemon.dispatch.orders import read_order
+from daemon.inbox.answers.verdict_notes import VERDICT
 from daemon.queue.states import ALLOWED
 from daemon.state.layout import DATABASE_NAME
 from daemon.state.states import RunState
@@ -76,7 +77,11 @@ def _drops(folder: Path, rows: _Rows) -> Iterator[str]:
     for place, ending in _DOCUMENTS.items():
         names = {path.name for path in (inbox / place).rglob("*") if path.is_file() and not path.name.startswith(".")}
         documents = {name for name in names if name.endswith(tuple(_DOCUMENTS.values()))}
-        for name in names - documents:
+        notes = {name for name in names if name.endswith(VERDICT)}
+        for name in notes:
+            if name.removesuffix(VERDICT) + ending not in documents:
+                yield f"inbox/{place}/{name} tells of a drop without {ending}"
+        for name in names - documents - notes:
             if name + ending not in documents:
                 yield f"inbox/{place}/{name} has no {ending}"
                 continue

@@ -52,6 +52,10 @@ def test_a_dropped_file_ends_in_a_promotion_and_its_copy_is_a_duplicate(
     workspace.wait((workspace.inbox / "done" / "again.jsonl").exists)
     receipts = {path.name for path in (workspace.inbox / "done").iterdir()}
     assert {"good.jsonl", "again.jsonl"} <= receipts
+    note, readme = workspace.inbox / "done" / "good.jsonl.verdict.txt", workspace.inbox / "README.txt"
+    workspace.wait(lambda: note.exists() and "In use: the model that serves was trained on it." in note.read_text())
+    assert f"Run 1 was trained on it, and its model was {run.sentence}." in note.read_text()
+    assert "This is the inbox of track default" in readme.read_text()
     shown = workspace.cli("status")
     assert [line.split()[2:4] for line in shown.splitlines() if "good.jsonl" in line] == [["accepted", "400"]]
     assert workspace.stop() == 0

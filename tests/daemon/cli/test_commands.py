@@ -337,6 +337,20 @@ def test_check_says_what_a_table_is_whatever_its_name(dropforge: Command, tmp_pa
     assert (ended.code, "rows.tsv is TSV" in ended.err, "pandas.read_table" in ended.err) == (65, True, True)
 
 
+def test_check_and_submit_say_how_a_file_repeats_itself(dropforge: Command, tmp_path: Path) -> None:
+    rows = [("a", "1"), ("b", "2"), ("A ", "1"), ("b", "3"), ("b", "4"), ("a", "1")]
+    (tmp_path / "twice.jsonl").write_text("".join(json.dumps({"instruction": a, "output": b}) + "\n" for a, b in rows))
+    repeated = "2 rows say the same as an earlier one, prompt and answer, first here: each is trained on once"
+    several = "1 prompt has more than one answer, first here: all of them are trained on; if one is wrong, take it out"
+    said = [f"twice.jsonl:3: warning: {repeated}", f"twice.jsonl:4: warning: {several}"]
+    lines = dropforge("check", "twice.jsonl").out.splitlines()
+    assert lines[:2] == said
+    assert lines[2] == "twice.jsonl: 6 records; it would be accepted"
+    assert dropforge("check", "twice.jsonl", "--json").json["repeats"] == {"rows": 2, "prompts": 1}
+    dropforge("init")
+    assert dropforge("submit", "twice.jsonl").out.splitlines()[1:3] == said
+
+
 def test_check_tells_what_the_settings_make_of_bad_rows(dropforge: Command, tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text(BAD)
     settings = tmp_path / "dropforge.toml"

@@ -133,7 +133,7 @@ def test_show_says_nothing_of_what_to_do_about_a_win_that_came_too_late(
     workspace: Any, made_reports: Any, dropforge: Command
 ) -> None:
     run = end(workspace, made_reports, "promoted")
-    assert "what to do next:\n  Nothing has to be done" in dropforge("show", run).out
+    assert "what to do next:\n  The new model serves by itself" in dropforge("show", run).out
     with Session(workspace.engine) as session, session.begin():
         session.get_one(Run, run).outcome = OVERTAKEN
     out = dropforge("show", run).out

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from daemon.champions import base_models
 from daemon.inbox.watcher import Watcher
 from daemon.queue import attempts, cancelling, claims
@@ -51,6 +53,28 @@ def test_status_says_what_runs_what_waits_and_what_came_of_it(lived_in: Any, dro
     assert [run["outcome"] for run in found["latest"]] == [None, "promoted"]
     assert found["tracks"][0]["champion"]["generation"] == 1
     assert found["tracks"][1] == {"name": "support", "champion": None}
+
+
+def test_status_says_why_a_file_was_rejected(lived_in: Any, dropforge: Command) -> None:
+    assert lived_in
+    assert "\ndrop 4 was rejected: line 1: output is missing\n" in dropforge("status").out
+
+
+ALPACA = (
+    '; the template makes "Below is an instruction that describes a task. Write a response that appropriately '
+    'completes the request.\\n\\n### Instruction:\\n{message}\\n\\n### Response:\\n" of it'
+)
+
+
+@pytest.mark.parametrize(("form", "ends"), [("chat", ""), ("alpaca", ALPACA)])
+def test_show_prints_the_exact_form_of_the_prompt(lived_in: Any, dropforge: Command, form: str, ends: str) -> None:
+    path = lived_in.settings.state_folder / "runs" / "1" / "train.json"
+    durable.write_json(path, {"format": form})
+    how = "prompt: one user message through the model's chat template: "
+    said = f'{how}"{{instruction}}", or with an input "{{instruction}}\\n### Input:\\n{{input}}"{ends}\n'
+    assert said in dropforge("show", "1").out
+    path.write_text("{")
+    assert (dropforge("show", "1").code, how in dropforge("show", "1").out) == (0, False)
 
 
 def test_status_knows_a_living_daemon(lived_in: Any, dropforge: Command) -> None:
@@ -174,12 +198,12 @@ def test_a_failed_run_is_retried_from_a_step_that_the_user_names(lived_in: Any, 
     for step in ("prepare", "train", "merge"):
         (folder / f"{step}.json").write_text("{}")
     assert dropforge("retry", "1", "--from", "train").code == 1
-    assert dropforge("retry", "2", "--from", "train").out.startswith("run 2 is waiting")
+    assert dropforge("retry", "2", "--from", "train").out.startswith("run 2 goes on where it stopped")
     assert {path.name for path in folder.glob("*.json")} == {"prepare.json", "train.stale-1.json", "merge.stale-1.json"}
 
 
 def test_a_failed_run_is_retried_and_a_running_one_asked_to_stop(lived_in: Any, dropforge: Command) -> None:
-    said = "run 2 is waiting and goes on, once the daemon runs: dropforge run\nprepares again\n"
+    said = "run 2 goes on where it stopped, once the daemon runs: dropforge run\nprepares again\n"
     assert dropforge("retry", "2").out == said, "what it had prepared is gone"
     assert dropforge("cancel", "2").out == "run 2 was cancelled\n"
     assert "run 3 is asked to stop" in dropforge("cancel", "3").out

@@ -359,7 +359,7 @@ def test_a_daemon_that_died_over_a_proposed_file_goes_on_with_it(
         raise PowerCut
 
     with monkeypatch.context() as broken:
-        broken.setattr("daemon.inbox.receipts.file_away", power_cut)
+        broken.setattr("daemon.inbox.answers.receipts.file_away", power_cut)
         with pytest.raises(PowerCut):
             box.take(path)
     box.restart()
@@ -495,7 +495,7 @@ def cut_before_transaction(patch: pytest.MonkeyPatch) -> None:
 
 
 def cut_before_document(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("daemon.inbox.receipts.durable.write_json", die)
+    patch.setattr("daemon.inbox.answers.receipts.durable.write_json", die)
 
 
 def at_the_move(patch: pytest.MonkeyPatch, action: Callable[[], None]) -> None:
@@ -507,7 +507,7 @@ def at_the_move(patch: pytest.MonkeyPatch, action: Callable[[], None]) -> None:
             action()
         rename(source, target, **folders)
 
-    patch.setattr("daemon.inbox.receipts.os.rename", renamed)
+    patch.setattr("daemon.inbox.answers.receipts.os.rename", renamed)
 
 
 def cut_before_move(patch: pytest.MonkeyPatch) -> None:
@@ -581,7 +581,7 @@ def test_a_new_file_under_the_old_name_is_not_moved_for_the_old_one(
         path.write_bytes(jsonl([{"instruction": "new", "output": "file"}]))
 
     with monkeypatch.context() as patch:
-        patch.setattr("daemon.inbox.receipts.durable.write_json", write_and_replace)
+        patch.setattr("daemon.inbox.answers.receipts.durable.write_json", write_and_replace)
         assert box.take(path).kind == "accepted"
     assert path.exists()
     assert box.files("done") == ["a.jsonl.receipt.json"]

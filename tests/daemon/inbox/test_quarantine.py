@@ -137,7 +137,7 @@ def cut_between_documents(patch: pytest.MonkeyPatch) -> None:
             raise PowerCut
         write(path, value)
 
-    patch.setattr("daemon.inbox.receipts.durable.write_json", once)
+    patch.setattr("daemon.inbox.answers.receipts.durable.write_json", once)
 
 
 @pytest.mark.parametrize("cut", [*CUTS, cut_between_documents])

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from sqlmodel import col, select
 
+from daemon.champions import journal
 from daemon.dispatch.dispatcher import Dispatcher
 from daemon.dispatch.spool import LocalExecutor
 from daemon.queue import claims, run_queue
@@ -225,6 +226,26 @@ def test_a_restore_brings_back_rows_files_and_links(served: LivedIn, tmp_path: P
     link = root / "tracks" / "default" / "champion"
     assert link.resolve() == root / str(track.champion_path) == root / MODEL
     assert (root / "tracks" / "default" / "previous").resolve() == (served.folder / "base").resolve()
+
+
+def test_the_command_that_restores_leaves_links_to_the_champions(served: LivedIn, dropforge: Any) -> None:
+    made = make(served.settings, served.folder / "kept", with_models=True)
+    root = served.settings.state_folder
+    shutil.rmtree(root)
+    assert dropforge("restore", made.folder).code == 0
+    links = root / "tracks" / "default"
+    assert (links / "champion").resolve() == root / MODEL
+    assert (links / "previous").resolve() == (served.folder / "base").resolve()
+
+
+def test_a_restored_database_of_another_schema_is_left_to_the_daemon(
+    served: LivedIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = served.settings.state_folder
+    shutil.rmtree(root / "tracks")
+    monkeypatch.setattr("daemon.champions.journal.newest_revision", lambda: "9999")
+    journal.follow_all(root)
+    assert not (root / "tracks").exists()
 
 
 def test_what_came_after_the_backup_is_put_aside_and_named(served: LivedIn, tmp_path: Path) -> None:

@@ -163,9 +163,9 @@ def test_only_a_candidate_that_won_is_said_to_gain(made_reports: Any, tmp_path: 
     ("outcome", "headline", "words"),
     [
         ("promoted", "The new model is better. It wins.",
-         "unless the track was rolled back from this very model before: then it waits for you."),
+         "The new model serves by itself; only one that you rolled back from before waits for you."),
         ("worse", "The new model is worse. The champion stays.",
-         "of the drops that the champion does not know, one is suspended only if it is worse once more, tried alone"),
+         "each new drop is now tried alone, and only one that makes a model worse once more is suspended"),
         ("not_shown_better", "The new model was not shown to be better. The champion stays.",
          "1,840 more held-out records would show this gain if it is real, which about 12,000 rows like these give."),
         ("guard_failed",
@@ -397,6 +397,14 @@ def test_a_win_that_waits_for_a_person_says_how_to_promote_it(made_reports: Any,
     card, source = write(made_reports, tmp_path, "promoted", approval="manual")
     assert "It waits for your approval." in Page(source).all("h1")[0]["text"]
     assert "dropforge promote 1" in [step["command"] for step in card["story"]["next_steps"]]
+
+
+def test_the_first_candidate_of_a_track_is_called_so(made_reports: Any, tmp_path: Path) -> None:
+    attempt, verdict = made_reports.case(tmp_path, "promoted")
+    place = tmp_path / write_report(attempt, verdict.model_copy(update={"uses": 0, "same_set_uses": 0}))
+    words = Page((place / "report.html").read_text(encoding="utf-8")).words()
+    assert "Judged on this tracknone before: this is the first candidate" in words
+    assert "a batch changes the last digits" in words
 
 
 def test_every_part_of_the_evidence_is_on_the_page(made_reports: Any, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -121,7 +121,7 @@ def file_away(inbox: InboxFolders, filing: Filing) -> None:
     called again.
     """
     settled = filing.settled
-    home = (REJECTED if filing.rejected else DONE,) + (() if settled.track == "default" else (settled.track,))
+    home = home_of(settled.track, rejected=filing.rejected)
     source, target = inbox.shared(*settled.folders), inbox.answers(*home, owner=filing.info.st_uid)
     name = _free_name(target, filing)
     for ending, document in filing.documents.items():
@@ -135,6 +135,21 @@ def file_away(inbox: InboxFolders, filing: Filing) -> None:
         _give_back_another(source, settled.name, target, name, filing.info)
         os.fsync(target.fd)
         os.fsync(source.fd)
+
+
+def home_of(track: str, *, rejected: bool) -> tuple[str, ...]:
+    """Return the names that lead from the inbox to where the answers of a track are."""
+    return (REJECTED if rejected else DONE, *(() if track == "default" else (track,)))
+
+
+def names_for(name: bytes, drop: int) -> Iterator[bytes]:
+    """Yield the names under which a dropped file may be filed away, in the order in which they are tried."""
+    stem, dot, suffix = _shortened(name).rpartition(b".")
+    if not stem:
+        stem, dot, suffix = dot + suffix, b"", b""
+    # After a few tries by what no other drop has, or thousands of equal names would be gone through for each.
+    numbers = itertools.chain(range(1, _FIRST_TRIES + 1), itertools.count(1000 * max(drop, 1)))
+    yield from (stem + (b"" if number == 1 else b"-%d" % number) + dot + suffix for number in numbers)
 
 
 def remove_leftovers(inbox: InboxFolders) -> None:
@@ -179,7 +194,8 @@ def _sentence(drop: Drop, run: int | None, original: Original | None) -> str:
 
 def _remove_leftovers(folder: Folder, deeper: int) -> None:
     """Look into a folder, those of tracks in it and those of users in these."""
-    durable.remove_leftovers(folder.path, "*.json")
+    for ending in ("json", "txt", "md"):
+        durable.remove_leftovers(folder.path, f"*.{ending}")
     with os.scandir(folder.fd) as entries:
         names = [entry.name for entry in entries if deeper and entry.is_dir(follow_symlinks=False)]
     for name in names:
@@ -197,12 +213,7 @@ def _give_back_another(source: Folder, name: bytes, target: Folder, new: bytes, 
 
 
 def _free_name(folder: Folder, filing: Filing) -> bytes:
-    stem, dot, suffix = _shortened(filing.settled.name).rpartition(b".")
-    if not stem:
-        stem, dot, suffix = dot + suffix, b"", b""
-    # After a few tries by what no other drop has, or thousands of equal names would be gone through for each.
-    numbers = itertools.chain(range(1, _FIRST_TRIES + 1), itertools.count(1000 * max(filing.drop, 1)))
-    names = (stem + (b"" if number == 1 else b"-%d" % number) + dot + suffix for number in numbers)
+    names = names_for(filing.settled.name, filing.drop)
     return next(name for name in names if _is_free(folder, os.fsdecode(name), filing.documents))
 
 

@@ -3,7 +3,7 @@
 from sqlalchemy import Engine
 from sqlmodel import Session, select
 
-from daemon.inbox.remarks import pinned_already, too_few
+from daemon.inbox.answers.remarks import pinned_already, too_few
 from daemon.queue import run_queue, tracks
 from daemon.queue.yardstick import accepted_rows, records_came
 from daemon.settings.model import Settings

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from daemon.inbox.remarks import pinned_already, too_few
+from daemon.inbox.answers.remarks import pinned_already, too_few
 from daemon.settings.model import TrackSettings
 
 

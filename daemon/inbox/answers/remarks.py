@@ -1,0 +1,99 @@
+"""
+What a person should know of a file where it is dropped, not a night later.
+
+Whether its track has rows enough for a verdict: below the minimum nothing is trained. How many of its rows are pinned
+as held-out records: those are never trained on. When a run begins, what pinned records are for, and what a champion
+found odd.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from daemon.settings.model import Settings, TrackSettings
+from pipeline.wording import count, plain
+
+_TENS = 10
+
+
+def too_few(name: str, track: TrackSettings, metric: str | None, rows: Mapping[str, int]) -> str | None:
+    """
+    Say what track `name` lacks for a verdict on any model, and the ways out; `None` if it may have enough.
+
+    `rows` are those of its accepted drops, by role, repeated ones counted each time: even so many may not do. `metric`
+    is what the track's first run fixed, `None` before.
+    """
+    least, most = _needed(track, metric)
+    nothing = "nothing is trained" if track.gate.approval == "auto" else "no model gets a verdict"
+    pin = "dropforge submit --heldout FILE"
+    if track.gate.on == "pinned":
+        have = rows.get("heldout", 0)
+        if have >= most:
+            return None
+        said = f"track {name} has {count(have, 'pinned record')}, and a verdict needs {_either(least, most)}"
+        return f"{said}: {nothing} until more are pinned: {pin}"
+    have, share = rows.get("train", 0), track.split.heldout
+    if have * share >= most:
+        return None
+    needed = f"track {name} has {count(have, 'row')}, and a verdict needs {_either(least, most)} held-out records"
+    if share > 0:
+        needed += f", so about {_either(_rows_for(least, share), _rows_for(most, share))} rows"
+    return f'{needed}: {nothing} until then; or pin records of your own: gate.on = "pinned", then {pin}'
+
+
+def pinned_already(name: str, pinned: int, rows: int) -> str | None:
+    """Say how many of a training file's rows are held-out questions; `None` if none is."""
+    if not pinned:
+        return None
+    are = "is a held-out question" if pinned == 1 else "are held-out questions"
+    return f"{name}: {pinned:,} of {count(rows, 'row')} {are}, pinned in this track: never trained on"
+
+
+def begins_when(settings: Settings, track: str) -> str:
+    """Say when the next run of a track begins, with "begins" as the first word."""
+    if track not in settings.track_names:
+        return "begins once that track is in the settings again"
+    own = settings.track(track)
+    quiet = f"begins {own.run_after_quiet_seconds:g} s after the last file"
+    nightly = f"by the schedule {own.schedule} ({own.timezone})"
+    return {"drop": quiet, "nightly": f"begins {nightly}", "both": f"{quiet} or {nightly}"}[own.trigger]
+
+
+def use_of_pinned(settings: Settings, track: str) -> str:
+    """Say what an accepted held-out drop of a track is for."""
+    on = settings.track(track).gate.on if track in settings.track_names else "pinned"
+    if on == "pinned":
+        return f"from the next run on it judges the candidates of track {track}"
+    return f'its records stay out of training; nothing is judged on them, since gate.on is "{on}", not "pinned"'
+
+
+def unlikely_words(found: Mapping[str, Any]) -> str:
+    """Say how far less likely than what it knew a champion found a drop's answers; `found` is what the event says."""
+    nats, least, most = (plain(value, 2) for value in (found["nats"], *found["known"]))
+    return (
+        f"look at its answers: the champion found them less likely than those of all drops that it knew, {nats} nats a "
+        f"token beside {least} to {most}"
+    )
+
+
+def rows_for_verdict(track: TrackSettings) -> str:
+    """Say how much of what a track needs for a verdict on any model, as the settings have it."""
+    least, most = _needed(track, None)
+    if track.gate.on == "pinned" or not track.split.heldout:
+        return f"{_either(least, most)} records are held out"
+    return f"there are about {_either(*(_rows_for(one, track.split.heldout) for one in (least, most)))} rows"
+
+
+def _needed(track: TrackSettings, metric: str | None) -> tuple[int, int]:
+    """Return the fewest held-out records for a verdict, with short answers and with long ones; `None`: as it comes."""
+    metric = metric if track.evaluate.metric == "auto" else track.evaluate.metric
+    short, long = track.gate.min_records, track.gate.min_records_continuous
+    return {None: (short, long), "exact_match": (short, short)}.get(metric, (long, long))
+
+
+def _either(least: int, most: int) -> str:
+    return f"{least:,}" if least == most else f"{least:,} ({most:,} where answers are long)"
+
+
+def _rows_for(records: int, share: float) -> int:
+    return math.ceil(records / share / _TENS) * _TENS

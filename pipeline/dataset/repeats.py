@@ -1,0 +1,64 @@
+"""Rows of one file that repeat each other, or give other answers to one prompt: nothing is wrong with such a row."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline.dataset.prompt_hash import normalise
+from pipeline.prompt import fold
+from pipeline.validation.records import Limits, Record, read_records
+from pipeline.wording import count
+
+#: Rows that are looked at: about 200 bytes of memory each.
+MOST_ROWS = 1_000_000
+
+
+class Repeats(NamedTuple):
+    """How often a file repeats itself, and the lines where it first does; 0 where it does not."""
+
+    rows: int = 0
+    """Rows whose prompt and answer an earlier one has, too."""
+    first_row: int = 0
+    prompts: int = 0
+    """Prompts with more than one answer."""
+    first_prompt: int = 0
+
+
+def find_repeats(path: Path, limits: Limits) -> Repeats:
+    """
+    Return how the first `MOST_ROWS` good records of a file repeat each other, by their hashes.
+
+    Prompts are the same as for the split: normalised, instruction and input folded into one text. Raises `OSError`.
+    """
+    seen, prompts, several = set[int](), set[int](), set[int]()
+    rows = first_row = first_prompt = 0
+    records = (row for row in read_records(path, limits) if isinstance(row, Record))
+    for _number, row in zip(range(MOST_ROWS), records, strict=False):
+        prompt = normalise(fold(row.instruction, row.input))
+        asked, whole = hash(prompt), hash((prompt, row.output))
+        if whole in seen:
+            rows += 1
+            first_row = first_row or row.line
+        elif asked in prompts:
+            several.add(asked)
+            first_prompt = first_prompt or row.line
+        seen.add(whole)
+        prompts.add(asked)
+    return Repeats(rows, first_row, len(several), first_prompt)
+
+
+def repeat_lines(file: Path, found: Repeats) -> list[str]:
+    """Return a line for each kind of repetition that a person may want to mend before the file is dropped."""
+    lines = []
+    if found.rows:
+        says = "row says" if found.rows == 1 else "rows say"
+        lines.append(
+            f"{file}:{found.first_row}: warning: {found.rows:,} {says} the same as an earlier one, prompt and answer, "
+            "first here: each is trained on once"
+        )
+    if found.prompts:
+        have = count(found.prompts, "prompt has", "prompts have")
+        lines.append(
+            f"{file}:{found.first_prompt}: warning: {have} more than one answer, first here: all of them are trained "
+            "on; if one is wrong, take it out"
+        )
+    return lines

@@ -1,0 +1,348 @@
+"""Beside each receipt stands what became of the drop, whenever that changes, whatever ended the daemon in between."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon.inbox.answers import story, verdict_notes
+from daemon.inbox.answers.folder_texts import FolderTexts
+from daemon.inbox.answers.readme import README
+from daemon.queue.drops import restore, withdraw
+from daemon.state import database
+from daemon.state.events import Word, record_event
+from daemon.state.states import UNLIKELY, DropState, PromotionKind, PromotionState, RunState, SuspectEnd
+from daemon.state.tables import Drop, Promotion, Run, Suspect, Track
+from tests.daemon.inbox.test_intake import NOW, Box, PowerCut
+
+AGAIN = "It is trained on again, together with the next drops."
+TRIED = (
+    "It is tried alone when nothing else is to be run, beside what the model that serves was trained on; until then no "
+    "other run uses it."
+)
+HEAD = "drop 1 of track default, 3 rows, received 2027-01-15T08:00:00+00:00"
+
+
+def rows(start: int) -> list[dict[str, str]]:
+    return [{"instruction": f"Question {number}?", "output": "yes"} for number in range(start, start + 3)]
+
+
+class House:
+    """An inbox with its texts, and the means to let runs end without training."""
+
+    def __init__(self, root: Path, **values: Any) -> None:
+        self.box = Box(root, **values)
+        self.texts = FolderTexts(self.box.settings, self.box.intake._inbox)
+
+    def restart(self) -> None:
+        self.texts = FolderTexts(self.box.settings, self.box.intake._inbox)
+
+    def drop(self, name: str, start: int = 0, folder: str = "") -> None:
+        self.box.drop(name, rows(start), folder)
+
+    def said(self, name: str = "a.jsonl", place: str = "done") -> list[str]:
+        """Return the lines of a note once all texts are written."""
+        while self.texts.refresh():
+            pass
+        path = self.box.inbox / place / f"{name}.verdict.txt"
+        return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+    def run(self, *drops: int, **values: Any) -> int:
+        """Let a run hold the drops, and end as `values` say."""
+        with database.transaction(self.box.engine) as session:
+            run = Run(track="default", trigger="drop", created_at=NOW, not_before=NOW)
+            run.snapshot = [{"id": number, "role": "train"} for number in drops]
+            run.state = RunState.SUCCEEDED
+            for name, value in values.items():
+                setattr(run, name, value)
+            run.token = "held" if run.state == RunState.RUNNING else None
+            run.ended_at = None if run.state in {RunState.RUNNING, RunState.WAITING} else NOW
+            session.add(run)
+            session.flush()
+            assert run.id is not None
+            for number in drops:
+                drop = session.get_one(Drop, number)
+                drop.first_run = drop.first_run or run.id
+                session.add(drop)
+            record_event(session, f"run_{run.state}", NOW, track="default", run_id=run.id)
+            return run.id
+
+    def serve(self, run: int | None, *drops: int, reason: str = "promoted: +12.3 points (+8.1 to +16.4)") -> None:
+        """Let a run's model become the champion; `None` and the reason stand for a rollback to what knows nothing."""
+        with database.transaction(self.box.engine) as session:
+            track = session.get_one(Track, "default")
+            track.champion_generation = (track.champion_generation or 0) + 1
+            track.champion_model_id = f"model-{run}"
+            kind = PromotionKind.ROLLBACK if run is None else PromotionKind.PROMOTION
+            session.add(track)
+            session.add(
+                Promotion(
+                    track="default", run_id=run, kind=kind, state=PromotionState.DONE, model_path="models/x",
+                    generation=track.champion_generation, model_id=f"model-{run}", reason=reason, created_at=NOW,
+                    drops=list(drops) if run is not None else None,
+                )
+            )  # fmt: skip
+            record_event(session, "promoted", NOW, track="default", run_id=run)
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> House:
+    made = House(tmp_path)
+    made.drop("a.jsonl")
+    return made
+
+
+def test_an_accepted_drop_waits_for_a_run(house: House) -> None:
+    assert house.said() == [
+        f"a.jsonl: {HEAD}",
+        "",
+        "Accepted: it waits for the next run of track default, which begins 60 s after the last file.",
+    ]
+
+
+def test_a_promoted_drop_is_in_use_until_the_track_is_rolled_back(house: House) -> None:
+    run = house.run(1, outcome="promoted", sentence="promoted: +12.3 points (+8.1 to +16.4)")
+    house.serve(run, 1)
+    assert house.said()[2:] == [
+        "In use: the model that serves was trained on it.",
+        f"Run {run} was trained on it, and its model was promoted: +12.3 points (+8.1 to +16.4).",
+    ]
+    house.serve(None, reason="rolled back to generation 0: it answered in French")
+    assert house.said()[2:] == [
+        "Not in use any more: the model that serves was not trained on it.",
+        f"Run {run} was trained on it, and its model was promoted: +12.3 points (+8.1 to +16.4).",
+        "Since then the track was rolled back to generation 0: it answered in French.",
+        "It is trained on again, together with the next drops.",
+    ]
+
+
+def test_a_drop_stays_in_use_over_later_runs_and_its_text_does_not_change(house: House) -> None:
+    first = house.run(1, outcome="promoted")
+    house.serve(first, 1)
+    before = house.said()
+    path = house.box.inbox / "done" / "a.jsonl.verdict.txt"
+    inode = path.stat().st_ino
+    house.drop("b.jsonl", 10)
+    second = house.run(1, 2, outcome="promoted")
+    house.serve(second, 1, 2, reason="promoted: +2.0 points (+1.1 to +2.9)")
+    assert house.said() == before
+    assert path.stat().st_ino == inode, "it is not written again"
+    assert house.said("b.jsonl")[3].endswith("its model was promoted: +2.0 points (+1.1 to +2.9).")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (
+            {"outcome": "not_shown_better", "sentence": "not shown better: +0.4 points"},
+            [
+                "Not in use: run 2 held it, and its model was not promoted: not shown better: +0.4 points.",
+                f"{AGAIN} Why it was not: dropforge report 2.",
+            ],
+        ),
+        (
+            {"outcome": "awaiting_approval", "sentence": "promoted: +4.0 points (+1.0 to +7.0)"},
+            [
+                "It won: run 2 was trained on it and is better: +4.0 points (+1.0 to +7.0).",
+                "Its model serves once a person lets it: dropforge promote 2.",
+            ],
+        ),
+        (
+            {"outcome": "overtaken", "sentence": "promoted: +4.0 points"},
+            [
+                "Not in use: run 2 was trained on it and won (+4.0 points), but another model came first.",
+                AGAIN,
+            ],
+        ),
+        ({"state": RunState.RUNNING}, ["In run 2, which is under way: what comes of it will stand here."]),
+        (
+            {"state": RunState.FAILED, "error": "out of memory"},
+            [
+                "No verdict yet: run 2, which held it, failed: out of memory.",
+                f"Whoever runs Dropforge can let it go on: dropforge retry 2. {AGAIN}",
+            ],
+        ),
+        (
+            {"state": RunState.CANCELLED},
+            [f"No verdict yet: run 2, which held it, was cancelled. {AGAIN}"],
+        ),
+    ],
+    ids=lambda value: str(next(iter(value.values()))) if isinstance(value, dict) else "",
+)
+def test_what_a_run_came_to_is_told(house: House, values: dict[str, Any], words: list[str]) -> None:
+    assert len(house.box.rows(Run)) == 1, "the queued one"
+    assert house.run(1, **values) == 2
+    assert house.said()[2:] == words
+
+
+def test_a_drop_on_trial_is_told_so_then_cleared_or_suspended(house: House) -> None:
+    worse = house.run(1, outcome="worse", sentence="worse: −8.0 points (−12.0 to −4.0)")
+    with database.transaction(house.box.engine) as session:
+        session.add(Suspect(id=1, track="default", drop_id=1, blamed_run=worse, opened_at=NOW))
+        record_event(session, "drop_suspected", NOW, track="default", run_id=worse, drop_id=1)
+    assert house.said()[2:] == [
+        f"On trial: run {worse} was worse, and this drop may be the reason.",
+        TRIED,
+        "If that is worse too, the drop is suspended; if not, it is used as before. Nothing needs to be done.",
+    ]
+    trial = house.run(1, outcome="not_shown_better", sentence="not shown better: +0.1 points (−1.0 to +1.2)")
+    with database.transaction(house.box.engine) as session:
+        suspect = session.get_one(Suspect, 1)
+        suspect.trial_run, suspect.ended, suspect.ended_at = trial, SuspectEnd.CLEARED, NOW
+        session.add(suspect)
+        why = f"run {trial} tried it alone and does not speak against it"
+        record_event(
+            session, "suspicion_ended", NOW, track="default", run_id=trial, drop_id=1, end="cleared", reason=why
+        )
+    assert house.said()[-1] == f"It was on trial since run {worse} was worse, and was cleared: {why}."
+    with database.transaction(house.box.engine) as session:
+        drop = session.get_one(Drop, 1)
+        drop.state, drop.reason = DropState.SUSPENDED, f"run {worse} was worse with it, and so was run {trial}"
+        session.add(drop)
+        record_event(session, "drop_suspended", NOW, track="default", run_id=trial, drop_id=1)
+    assert house.said()[2:] == [
+        f"Suspended: run {worse} was worse with it, and so was run {trial}.",
+        "No later run uses it.",
+        "If rows of it are wrong, mend them and drop the file again: that is a new drop.",
+        "To bring it back as it is: dropforge drops restore 1 --reason TEXT.",
+    ]
+
+
+def test_a_persons_word_is_told(house: House) -> None:
+    run = house.run(1, outcome="promoted")
+    house.serve(run, 1)
+    withdraw(house.box.engine, 1, Word("the answers are last year's", NOW), house.box.settings)
+    assert house.said()[2:] == [
+        "Withdrawn: the answers are last year's.",
+        "No later run uses it.",
+        f"The model that serves was trained on it, since run {run}.",
+        "To bring it back as it is: dropforge drops restore 1 --reason TEXT.",
+    ]
+    house.serve(None, reason="rolled back to generation 0: it knew them")
+    restore(house.box.engine, 1, Word("they hold again", NOW), house.box.settings)
+    assert house.said()[2].startswith("Accepted: it waits for the next run"), "it counts as new"
+
+
+def test_held_out_files_say_what_they_are_for(tmp_path: Path) -> None:
+    house = House(tmp_path, gate={"on": "pinned"})
+    house.drop("exam.jsonl", folder="heldout")
+    assert house.said("exam.jsonl")[2] == "Accepted: from the next run on it judges the candidates of track default."
+    path = house.box.put("more.jsonl", rows(10), "heldout")
+    path.chmod(0o666)
+    house.box.take(path)
+    assert house.said("more.jsonl")[2].startswith("It waits for a person, who lets it count or not: dropforge drops ")
+
+
+def test_what_was_not_told_before_a_restart_is_told_after_it(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    house.said()
+    run = house.run(1, outcome="promoted")
+    house.serve(run, 1)
+    with monkeypatch.context() as cut:
+
+        def power_cut(*_: object) -> None:
+            raise PowerCut
+
+        cut.setattr("daemon.inbox.answers.verdict_notes.durable.write_bytes", power_cut)
+        with pytest.raises(PowerCut):
+            house.texts.refresh()
+    house.restart()
+    assert house.said()[2] == "In use: the model that serves was trained on it."
+
+
+def test_after_a_restart_nothing_is_written_that_stands_there(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    house.said()
+    house.restart()
+    monkeypatch.setattr("daemon.inbox.answers.verdict_notes.durable.write_bytes", pytest.fail)
+    assert house.said()
+
+
+def test_answers_that_a_champion_found_unlikely_are_named(house: House) -> None:
+    run = house.run(1, outcome="not_shown_better", sentence="not shown better: +0.4 points")
+    with database.transaction(house.box.engine) as session:
+        found = {"nats": 3.1, "known": [1.0, 1.4]}
+        record_event(session, UNLIKELY, NOW, track="default", run_id=run, drop_id=1, **found)
+    assert house.said()[-1] == (
+        "Look at its answers: the champion found them less likely than those of all drops that it knew, 3.10 nats a "
+        "token beside 1.00 to 1.40."
+    )
+
+
+def test_what_people_and_data_say_is_inert_in_a_terminal(house: House) -> None:
+    house.run(1, outcome="guard_failed", sentence="guard failed (tag a\n\x1b[2J\u202eb): +1.0 points")
+    assert house.said()[2].endswith("its model was not promoted: guard failed (tag a\\n\\x1b[2J\\u202eb): +1.0 points.")
+    withdraw(house.box.engine, 1, Word("\x1b]0;x\x07", NOW), house.box.settings)
+    assert house.said()[2] == "Withdrawn: \\x1b]0;x\\x07."
+
+
+def test_all_drops_are_told_some_at_a_time(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verdict_notes, "_AT_ONCE", 2)
+    for number in range(4):
+        house.drop(f"b{number}.jsonl", 10 * (number + 1))
+    assert house.texts.refresh(), "more is to be written"
+    assert len(list((house.box.inbox / "done").glob("*.verdict.txt"))) == 2
+    assert all(house.said(f"b{number}.jsonl") for number in range(4))
+
+
+def test_nothing_is_asked_while_nothing_has_changed(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    house.said()
+    monkeypatch.setattr(story, "tell", pytest.fail)
+    monkeypatch.setattr(verdict_notes, "transaction", pytest.fail)
+    assert not house.texts.refresh()
+
+
+def test_a_note_lies_beside_the_receipt_of_its_own_drop(house: House) -> None:
+    house.drop("a.jsonl", 10)
+    house.drop("a.jsonl", 20, "support")
+    assert "drop 1 of track default" in house.said("a.jsonl")[0]
+    assert "drop 2 of track default" in house.said("a-2.jsonl")[0]
+    assert "drop 3 of track support" in house.said("a.jsonl", "done/support")[0]
+
+
+def test_a_dropped_file_that_is_named_as_a_receipt_leads_no_note_astray(house: House) -> None:
+    row = b'{"instruction": "a", "output": "b", "drop": 3}'
+    house.box.drop("b.jsonl.receipt.json", row + b"\n")
+    house.drop("b.jsonl", 30)
+    house.box.drop("c.jsonl.receipt.json", b"[" * 100_000)
+    house.drop("c.jsonl", 40)
+    assert "drop 3" in house.said("b-2.jsonl")[0]
+    assert house.said("b.jsonl") == []
+    assert house.said("c.jsonl"), "the other one was given back, so it lies elsewhere"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_another_users_note_lies_where_only_that_user_reads_it(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    path = house.box.put("a.jsonl", rows(0))
+    os.chown(path, 12345, 12345)
+    house.box.take(path)
+    assert house.said() == []
+    assert house.said(place="done/~12345")[0].startswith("a.jsonl: drop 1")
+    assert (house.box.inbox / "done" / "~12345").stat().st_mode & 0o007 == 0
+
+
+def test_a_drop_without_a_receipt_gets_no_note(house: House) -> None:
+    (house.box.inbox / "done" / "a.jsonl.receipt.json").unlink()
+    assert house.said() == []
+
+
+def test_rejected_and_duplicate_files_have_their_answer_already(house: House) -> None:
+    house.drop("again.jsonl")
+    house.box.drop("bad.jsonl", b'{"instruction": "x"}\n')
+    assert house.said("again.jsonl") == []
+    assert house.said("bad.jsonl", "rejected") == []
+
+
+def test_a_link_in_place_of_a_note_is_replaced_and_not_followed(house: House, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (house.box.inbox / "done" / "a.jsonl.verdict.txt").symlink_to(victim)
+    assert house.said()[0].startswith("a.jsonl")
+    assert victim.read_text() == "mine"
+
+
+def test_a_note_that_cannot_be_written_keeps_no_other_from_being(house: House) -> None:
+    house.drop("b.jsonl", 10)
+    (house.box.inbox / "done" / "a.jsonl.verdict.txt").mkdir()
+    assert house.said("b.jsonl")
+    assert (house.box.inbox / README).exists()

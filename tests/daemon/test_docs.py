@@ -1,0 +1,104 @@
+"""The chapters in docs/: short, in step with the program, and each command in them is run."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon.settings import chapter
+from daemon.settings.schema import settings_schema
+from pipeline import durable
+from tests.daemon.conftest import MODEL_ID, SCRIPT
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+#: What the machine of a test lacks, or what must not happen there; the unit itself is run in tests/systemd.
+STAND_INS = ("systemctl", "journalctl", "pip")
+#: Written by hand.
+CHAPTERS = ("operations.md", "gate.md")
+
+
+def text(name: str) -> str:
+    return (DOCS / name).read_text(encoding="utf-8")
+
+
+def blocks(name: str) -> list[str]:
+    return re.findall(r"^```sh\n(.*?)^```$", text(name), re.MULTILINE | re.DOTALL)
+
+
+def run(script: str, folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    command = ["bash", "-euo", "pipefail", "-c", script]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def environment(lived_in: Any, tmp_path: Path) -> dict[str, str]:
+    """Return what a shell needs in a workspace whose champion has weights, and where a second run has a verdict."""
+    root = lived_in.settings.state_folder
+    (root / "models" / MODEL_ID / "model.safetensors").write_bytes(b"weights")
+    verdict = durable.read_json(root / "runs" / "1" / "decide.json")
+    (root / "runs" / "2").mkdir(exist_ok=True)
+    durable.write_json(root / "runs" / "2" / "decide.json", verdict)
+    stands = tmp_path / "stand-ins"
+    stands.mkdir()
+    for name in STAND_INS:
+        (stands / name).write_text(f'#!/bin/sh\necho "$0 $*" >> {tmp_path}/called\n')
+        (stands / name).chmod(0o755)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("DROPFORGE_")}
+    return {**kept, "PATH": f"{stands}:{SCRIPT.parent}:{os.environ['PATH']}"}
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_every_command_of_a_chapter_runs(name: str, environment: dict[str, str], tmp_path: Path) -> None:
+    for block in blocks(name):
+        for line in block.splitlines():
+            done = run(line, tmp_path, environment)
+            assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+            assert "Traceback" not in done.stderr
+
+
+def test_a_command_that_does_not_run_would_be_seen(environment: dict[str, str], tmp_path: Path) -> None:
+    assert run("dropforge show 99", tmp_path, environment).returncode == 1
+    assert run("dropforge shwo 1 # a comment", tmp_path, environment).returncode == 2
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_a_command_that_is_named_in_a_sentence_exists(name: str) -> None:
+    for command in set(re.findall(r"`dropforge ([a-z]+)[^`]*`", text(name))):
+        done = subprocess.run([SCRIPT, command, "--help"], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, command
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_a_chapter_is_short(name: str) -> None:
+    lines = text(name).splitlines()
+    assert len(lines) <= 120
+    assert [line for line in lines if len(line) > 120 and not line.startswith("|")] == []
+
+
+@pytest.mark.parametrize("name", [*CHAPTERS, "settings.md"])
+def test_links_lead_somewhere_and_the_readme_leads_here(name: str) -> None:
+    targets = [target for target in re.findall(r"\]\(([^)]+)\)", text(name)) if "://" not in target]
+    assert [target for target in targets if not (DOCS / target).exists()] == []
+    assert f"](docs/{name})" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_chapter_of_settings_is_what_the_program_makes() -> None:
+    assert text("settings.md") == chapter.text(), "python -m daemon.settings.chapter > docs/settings.md"
+
+
+def test_the_chapter_of_settings_has_every_section_and_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = chapter.text()
+    for words in (
+        "\n## [gate]\n", "\n## [gc] *\n", '\n| `trigger` | `"drop"` | ', 'Or `"nightly"`, `"both"`. |\n',
+        "| `floors` | `{}` |",
+    ):  # fmt: skip
+        assert words in made
+    assert "| `tracks` |" not in made
+    schema = settings_schema()
+    schema["properties"]["inbox"]["description"] = "One | other.\nSecond line."
+    monkeypatch.setattr("daemon.settings.chapter.settings_schema", lambda: schema)
+    assert "One \\| other. Second line." in chapter.text()

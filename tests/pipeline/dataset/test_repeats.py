@@ -1,0 +1,39 @@
+"""Rows of a file that repeat each other are counted as the split takes them for the same."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.dataset import repeats
+from pipeline.dataset.repeats import Repeats, find_repeats, repeat_lines
+from pipeline.validation.records import Limits
+from tests.snapshot import Snapshot, rows
+
+
+def found(path: Path, *records: object) -> Repeats:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return find_repeats(path, Limits())
+
+
+def test_a_file_that_does_not_repeat_itself_has_nothing_to_tell(tmp_path: Path) -> None:
+    none = found(tmp_path / "a.jsonl", *rows(50))
+    assert (none, repeat_lines(tmp_path / "a.jsonl", none)) == (Repeats(), [])
+
+
+def test_prompts_are_the_same_where_the_split_takes_them_for_the_same(tmp_path: Path) -> None:
+    folded = {"instruction": "Add\n### Input:\n1 2", "output": "3"}
+    made = found(tmp_path / "a.jsonl", {"instruction": "add", "input": "1  2", "output": "3"}, folded, [], folded)
+    assert made == Repeats(rows=2, first_row=2)
+
+
+def test_what_is_counted_is_what_preparing_finds(tmp_path: Path) -> None:
+    content = rows(40) + rows(10) + [{**row, "output": "another"} for row in rows(7)]
+    made = found(tmp_path / "a.jsonl", *content)
+    assert (made.rows, made.prompts) == (10, 7)
+    assert Snapshot(tmp_path).drop(content).prepare().dataset.duplicates == 10
+
+
+def test_no_more_than_so_many_rows_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repeats, "MOST_ROWS", 3)
+    assert found(tmp_path / "a.jsonl", *rows(2), *rows(2)) == Repeats(rows=1, first_row=3)
