@@ -15,7 +15,9 @@ from daemon.champions.base_models import Base
 from daemon.inbox.intake import Intake
 from daemon.inbox.watcher import Settled
 from daemon.queue.claims import Claim
+from daemon.queue.scheduling.pausing import pause
 from daemon.state.database import transaction
+from daemon.state.events import Word
 from daemon.state.tables import Promotion
 from daemon.views.overview import Overview
 from pipeline.model_folder.manifest import model_id
@@ -172,10 +174,12 @@ def test_a_dropped_file_becomes_a_run_a_curve_and_a_verdict_without_a_reload(
     served.wait_for("is in the inbox", '[role="status"]')
     assert (made.settings.inbox_folder / "brought.jsonl").read_bytes() == file.read_bytes()
     # What the daemon does with it, while the browser looks on.
-    served.open("/")
-    assert "brought.jsonl" not in served.text()
+    served.link("Go on").click()
+    served.wait(lambda: served.driver.execute_script(_ASKED_AGAIN))
+    assert "brought.jsonl" not in served.text("#drops")
     Intake(made.engine, made.settings).take(Settled("default", "train", b"brought.jsonl"), made.tick())
-    served.wait_for("brought.jsonl", "#drops")
+    served.wait_for("brought.jsonl Accepted", "#drops")
+    served.open("/")
     shutil.rmtree(made.settings.state_folder / f"runs/{claim.run_id}")
     made.fail(claim)
     served.wait_for(f"Run {claim.run_id} failed", "#attention")
@@ -211,9 +215,8 @@ def test_a_rollback_asks_for_its_reason_and_happens(served: Served, room: tuple[
     assert Overview(made.settings.state_folder).champion("default").generation == 2  # type: ignore[union-attr]
     # What else happens takes nothing away from who writes.
     keyboard.send_keys("it swears").perform()
-    asked = served.driver.execute_script(_ASKED_AGAIN)
-    made.take("meanwhile.jsonl", rows("meanwhile"))
-    served.wait(lambda: served.driver.execute_script(_ASKED_AGAIN) > asked)
+    pause(made.engine, "default", Word("the box is lent", made.tick(), "ada"))
+    served.wait(lambda: served.driver.title.startswith("Track default, paused"))
     keyboard.send_keys(" at customers", Keys.ENTER).perform()
     served.wait_for("serves", '[role="status"]')
     with transaction(made.engine) as session:
@@ -223,6 +226,7 @@ def test_a_rollback_asks_for_its_reason_and_happens(served: Served, room: tuple[
             "rollback", 3, "rolled back to generation 0: it swears at customers",
         )  # fmt: skip
     served.link("Go on").click()
+    assert "paused by ada" in served.text()
     assert "Generation 3 Serves" in served.text()
     assert "it swears at customers" in served.text()
 
