@@ -20,7 +20,7 @@ SCHEMA = 1
 #: Columns where no terminal sets an end: more than any verdict has, as all cells of a wider line would be clipped.
 _WIDE = 100_000
 #: Outcomes that are shorter, or plainer, in a list.
-_VERDICTS = {"not_shown_better": "not better", "awaiting_approval": "won, waits"}
+_VERDICTS = {"not_shown_better": "not better", "awaiting_approval": "won"}
 #: Columns between those of a table; what is never cut; the least that is left of a longer one, and of the last.
 _GAP, _SHORT, _LEAST, _BEYOND = 2, 20, 10, 30
 
@@ -113,7 +113,10 @@ def verdict_words(run: "RunView") -> str:
     if run.outcome is None:
         return f"{run.state}: {run.error}" if run.error else run.state
     word = _VERDICTS.get(run.outcome, run.outcome.replace("_", " "))
-    return word if run.gain is None else f"{word} {signed(run.gain)}"
+    number = "" if run.gain is None else f" {signed(run.gain)}"
+    if run.blocker is not None:
+        return f"won{number}, but {run.blocker}"
+    return f"{word}{number}" + (f"; waits: dropforge promote {run.id}" if run.outcome == "awaiting_approval" else "")
 
 
 def until(time: datetime) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from daemon.cli.output import dump, local, print_json, print_line, print_table, verdict_lines
+from daemon.cli.output import clock, dump, local, print_json, print_line, print_table, verdict_lines
 from daemon.cli.status import describe_run, outcome_words
 from daemon.cli.workspace import (
     JsonOption,
@@ -72,7 +72,7 @@ def runs(
             run.id,
             run.track,
             run.state,
-            local(run.started_at or run.created_at),
+            clock(run.started_at or run.created_at),
             outcome_words(run) if run.ended_at else describe_run(run),
         )
         for run in found

@@ -9,11 +9,11 @@ from daemon.views.compare_runs import Comparison, compare, report_data
 from daemon.views.details.attention import Attention, attention
 from daemon.views.details.changes import Changes, changes_since_champion
 from daemon.views.details.curves import Curves, LiveRun, curves_of, live_run
-from daemon.views.details.drop import DropDetail, DropRow, drop_detail, drop_rows, one_drop
+from daemon.views.details.drop import DropDetail, DropRow, drop_detail, drop_rows
 from daemon.views.drop_lineage import DropView
 from daemon.views.live.queue import PauseView, open_runs
 from daemon.views.overview import DaemonView, RunDetail, RunView
-from daemon.web.pages import MOST_LISTED, Before, State, Track, require_track
+from daemon.web.pages import MOST_CHAMPIONS, MOST_LISTED, Before, State, Track, require_track
 from daemon.web.site import MOST, Number, SiteOf
 from pipeline.artifacts import Frozen
 
@@ -66,7 +66,7 @@ def show_run(site: SiteOf, run_id: Number) -> RunDetail:
 @router.get("/runs/{run_id}/curves")
 def show_curves(site: SiteOf, run_id: Number) -> Curves:
     """Show how the loss of a run's training fell, as far as it is."""
-    return curves_of(site.overview, site.overview.run(run_id))
+    return curves_of(site.overview, site.overview.run(run_id).id)
 
 
 @router.get("/runs/{run_id}/changes")
@@ -104,12 +104,12 @@ def show_rows(
     site: SiteOf, drop_id: Number, after: Annotated[int, Query(ge=0, le=1_000_000)] = 0
 ) -> tuple[DropRow, ...]:
     """Show up to 20 rows of a drop, behind the first `after`."""
-    return drop_rows(site.overview, one_drop(site.overview, drop_id), after)
+    return drop_rows(site.overview, site.overview.drop(drop_id), after)
 
 
 @router.get("/tracks/{name}/champions")
 def list_champions(site: SiteOf, name: str, before: Before = None) -> list[ChampionView]:
-    """List up to 50 champions of a track, today's first; `before` is the last generation of the page before."""
+    """List up to 25 champions of a track, today's first; `before` is the last generation of the page before."""
     require_track(site, name)
     seen = site.overview
-    return seen.read(lambda base: latest_champions(base, seen.folder, (name, before), MOST_LISTED))
+    return seen.read(lambda base: latest_champions(base, seen.folder, (name, before), MOST_CHAMPIONS))

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse, Response
+from pydantic import AfterValidator
 
 from daemon.views.champion_history import latest_champions
 from daemon.views.compare_runs import compare, report_folder, story_of
@@ -20,10 +21,12 @@ from pipeline.errors import DropforgeError
 
 router = APIRouter(default_response_class=HTMLResponse)
 #: Lines of a page of a list, and of each list on the overview.
-MOST_LISTED, _MOST_LATEST = 50, 10
+MOST_LISTED, MOST_CHAMPIONS, _MOST_LATEST = 50, 25, 10
 Before = Annotated[int | None, Query(ge=1, le=MOST)]
-Track = Annotated[str | None, Query(max_length=200)]
-State = Annotated[str | None, Query(max_length=40)]
+#: A form sends an empty text for "all".
+_OR_ALL = AfterValidator(lambda chosen: chosen or None)
+Track = Annotated[str | None, Query(max_length=200), _OR_ALL]
+State = Annotated[str | None, Query(max_length=40), _OR_ALL]
 #: The card needs its own style and drawings; it runs nothing.
 _CARD = {
     "content-security-policy": (
@@ -82,7 +85,7 @@ def run(request: Request, site: SiteOf, run_id: Number) -> Response:
     found = seen.run(run_id)
     context = {
         "run": found,
-        "curves": curves_of(seen, found),
+        "curves": curves_of(seen, run_id),
         "changes": changes_since_champion(seen, found),
         "story": story_of(seen, found),
         "card": f"/runs/{run_id}/report" if _has_card(seen, found) else None,
@@ -144,8 +147,8 @@ def track(request: Request, site: SiteOf, name: str, before: Before = None) -> R
     """
     seen = site.overview
     require_track(site, name)
-    found = seen.read(lambda base: latest_champions(base, seen.folder, (name, before), MOST_LISTED))
-    older = found[-1].generation if len(found) == MOST_LISTED else None
+    found = seen.read(lambda base: latest_champions(base, seen.folder, (name, before), MOST_CHAMPIONS))
+    older = found[-1].generation if len(found) == MOST_CHAMPIONS else None
     context = {
         "track": name,
         "champions": found,
@@ -169,7 +172,7 @@ def comparison(request: Request, site: SiteOf, runs: Annotated[str, Query(max_le
         return draw(request, "compare.html", {"runs": [], "comparison": None, "curves": []})
     first, second = numbers
     made = compare(site.overview, first, second)
-    curves = [curves_of(site.overview, site.overview.run(number)) for number in numbers]
+    curves = [curves_of(site.overview, number) for number in numbers]
     return draw(request, "compare.html", {"runs": numbers, "comparison": made, "curves": curves})
 
 

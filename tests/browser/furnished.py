@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from daemon.champions import promotion
+from daemon.inbox.intake import Intake
+from daemon.inbox.watcher import Settled
 from daemon.queue import claims, run_queue
 from daemon.state.layout import LOCK_NAME
 from daemon.state.states import AWAITING
 from daemon.views.overview import Overview
 from pipeline import durable
+from pipeline.artifacts import CurvePoint
 from pipeline.config import RunConfig, TrainConfig
-from pipeline.contract import CURVE_NAME, PROGRESS_NAME, Progress
+from pipeline.contract import CURVE_NAME, PROGRESS_NAME, Curve, Progress
 from pipeline.model_folder.manifest import write_manifest
 from pipeline.report.write import write_report
 from tests.daemon.conftest import BASE_ID, LivedIn
@@ -90,14 +93,17 @@ def judge(made: LivedIn, cards: Any, claim: claims.Claim, outcome: str, over: in
 
 
 def progress(folder: Path, done: int, loss: float, dev_loss: float | None = None) -> None:
-    """Say how far a training is."""
+    """Say how far a training is; a dev loss that was said before is not measured again."""
     told = Progress(
         step="train", done=done, total=240, loss=loss, dev_loss=dev_loss, tokens_per_second=310.0,
         eta_seconds=3.0 * (240 - done), memory=2_300_000_000, updated_at=time.time(),
     )  # fmt: skip
     durable.write_hint(folder / PROGRESS_NAME, told.model_dump())
-    with (folder / CURVE_NAME).open("a") as curve:
-        curve.write(json.dumps({"step": done, "loss": loss, "dev_loss": dev_loss}) + "\n")
+    before = Curve.model_validate(durable.read_json(folder / CURVE_NAME) or {})
+    measured = dev_loss is not None and dev_loss not in {point.loss for point in before.dev}
+    dev = (CurvePoint(step=done, loss=dev_loss),) if measured else ()
+    curve = Curve(loss=(*before.loss, CurvePoint(step=done, loss=loss)), dev=(*before.dev, *dev))
+    durable.write_hint(folder / CURVE_NAME, curve.model_dump())
 
 
 def furnish(made: LivedIn, cards: Any) -> tuple[claims.Claim, Path]:
@@ -105,7 +111,8 @@ def furnish(made: LivedIn, cards: Any) -> tuple[claims.Claim, Path]:
     Fill a workspace; return the run that is training, and the folder of its attempt.
 
     Runs: 1 and 3 promoted, 2 not shown better, 4 a guard failed, 5 failed, 6 won and waits for a person, 7 trains, 8 is
-    queued. Drops: one held out, a duplicate, one rejected, one with a hostile name, and one for each run.
+    queued, as is 9 of track support. Drops: one held out, a duplicate, one rejected, one of hostile words, and one for
+    each run.
     """
     made.now = round(time.time() * 1000) - 5 * HOUR_MS
     made.take("exam.jsonl", rows("the exam", 120), "heldout")
@@ -134,6 +141,8 @@ def furnish(made: LivedIn, cards: Any) -> tuple[claims.Claim, Path]:
     for step in range(2, 92, 2):
         progress(folder, step, 0.5 + 1.6 * 0.97**step + 0.03 * (step % 3), 0.6 + 1.5 * 0.97 ** (step // 20 * 20))
     made.take("late.jsonl", rows("the late ones", 25))
+    (made.settings.inbox_folder / "support" / "questions.jsonl").write_text(rows("questions", 15))
+    Intake(made.engine, made.settings).take(Settled("support", "train", b"questions.jsonl"), made.tick())
     return claim, folder
 
 

@@ -87,6 +87,10 @@ class Served:
         script = "return document.querySelector(arguments[0])?.innerText ?? ''"
         return " ".join(str(self.driver.execute_script(script, selector)).split())
 
+    def texts(self, selector: str) -> list[str]:
+        """Return what can be read of each element."""
+        return [" ".join(one.text.split()) for one in self.driver.find_elements(By.CSS_SELECTOR, selector)]
+
     def wait(self, condition: Callable[[], object]) -> None:
         """Wait for something to be so."""
         WebDriverWait(self.driver, _SECONDS, poll_frequency=0.1).until(lambda _driver: condition())

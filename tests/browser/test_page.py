@@ -15,7 +15,9 @@ from daemon.champions.base_models import Base
 from daemon.inbox.intake import Intake
 from daemon.inbox.watcher import Settled
 from daemon.queue.claims import Claim
+from daemon.queue.scheduling.pausing import pause
 from daemon.state.database import transaction
+from daemon.state.events import Word
 from daemon.state.tables import Promotion
 from daemon.views.overview import Overview
 from pipeline.model_folder.manifest import model_id
@@ -65,9 +67,14 @@ def furnished(tmp_path_factory: pytest.TempPathFactory, made_reports: Any, chrom
 
 
 @pytest.fixture
-def room(tmp_path: Path, made_reports: Any, tiny_llama: Path) -> tuple[LivedIn, Claim, Path]:
-    """Give such a workspace to change: it, its running run, and the folder of that run's attempt."""
-    made = make_workspace(tmp_path, Base(tiny_llama, model_id(tiny_llama)))
+def room(tmp_path: Path, made_reports: Any, request: pytest.FixtureRequest) -> tuple[LivedIn, Claim, Path]:
+    """
+    Give such a workspace to change: it, its running run, and the folder of that run's attempt.
+
+    Its base model is the one that a test's parameter names, or one that cannot be loaded.
+    """
+    base = request.getfixturevalue(request.param) if hasattr(request, "param") else None
+    made = make_workspace(tmp_path, base and Base(base, model_id(base)))
     return (made, *furnish(made, made_reports))
 
 
@@ -167,10 +174,12 @@ def test_a_dropped_file_becomes_a_run_a_curve_and_a_verdict_without_a_reload(
     served.wait_for("is in the inbox", '[role="status"]')
     assert (made.settings.inbox_folder / "brought.jsonl").read_bytes() == file.read_bytes()
     # What the daemon does with it, while the browser looks on.
-    served.open("/")
-    assert "brought.jsonl" not in served.text()
+    served.link("Go on").click()
+    served.wait(lambda: served.driver.execute_script(_ASKED_AGAIN))
+    assert "brought.jsonl" not in served.text("#drops")
     Intake(made.engine, made.settings).take(Settled("default", "train", b"brought.jsonl"), made.tick())
-    served.wait_for("brought.jsonl", "#drops")
+    served.wait_for("brought.jsonl Accepted", "#drops")
+    served.open("/")
     shutil.rmtree(made.settings.state_folder / f"runs/{claim.run_id}")
     made.fail(claim)
     served.wait_for(f"Run {claim.run_id} failed", "#attention")
@@ -195,6 +204,7 @@ def test_a_dropped_file_becomes_a_run_a_curve_and_a_verdict_without_a_reload(
     assert served.driver.title == f"Promoted: run {begun.run_id} of track default"
 
 
+@pytest.mark.parametrize("room", ["tiny_llama"], indirect=True)
 def test_a_rollback_asks_for_its_reason_and_happens(served: Served, room: tuple[LivedIn, Claim, Path]) -> None:
     made, _, _ = room
     served.open("/tracks/default")
@@ -205,9 +215,8 @@ def test_a_rollback_asks_for_its_reason_and_happens(served: Served, room: tuple[
     assert Overview(made.settings.state_folder).champion("default").generation == 2  # type: ignore[union-attr]
     # What else happens takes nothing away from who writes.
     keyboard.send_keys("it swears").perform()
-    asked = served.driver.execute_script(_ASKED_AGAIN)
-    made.take("meanwhile.jsonl", rows("meanwhile"))
-    served.wait(lambda: served.driver.execute_script(_ASKED_AGAIN) > asked)
+    pause(made.engine, "default", Word("the box is lent", made.tick(), "ada"))
+    served.wait(lambda: served.driver.title.startswith("Track default, paused"))
     keyboard.send_keys(" at customers", Keys.ENTER).perform()
     served.wait_for("serves", '[role="status"]')
     with transaction(made.engine) as session:
@@ -217,8 +226,32 @@ def test_a_rollback_asks_for_its_reason_and_happens(served: Served, room: tuple[
             "rollback", 3, "rolled back to generation 0: it swears at customers",
         )  # fmt: skip
     served.link("Go on").click()
+    assert "paused by ada" in served.text()
     assert "Generation 3 Serves" in served.text()
     assert "it swears at customers" in served.text()
+
+
+def test_the_queue_is_ordered_paused_and_shortened_by_its_buttons(served: Served) -> None:
+    def press(selector: str, *typed: str) -> None:
+        served.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", served.find(selector))
+        served.find(selector).click()
+        if typed:
+            ActionChains(served.driver).send_keys(Keys.TAB, *typed, Keys.ENTER).perform()
+        served.wait_for("Done", "h1")
+        served.open("/")
+
+    served.open("/")
+    queue = "#queue tbody th"
+    assert served.texts(queue) == ["1. run 8", "2. run 9"]
+    press('#queue [aria-label="Let run 9 go earlier"]')
+    assert served.texts(queue) == ["1. run 9", "2. run 8"]
+    press('#queue [aria-label="Let run 9 go later"]')
+    assert served.texts(queue) == ["1. run 8", "2. run 9"]
+    press("#queue details.act:last-of-type summary", "the box is lent")
+    assert "the box is lent" in served.texts("#queue tbody tr")[1]
+    assert "Track support is paused" in served.text("#attention")
+    press('#queue [aria-label="Cancel run 8"]')
+    assert served.texts(queue) == ["1. run 9"]
 
 
 def test_the_page_comes_back_with_its_server_and_has_missed_nothing(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from daemon.dispatch.orders import read_order
+from daemon.inbox.answers.verdict_notes import VERDICT
 from daemon.queue.states import ALLOWED
 from daemon.state.layout import DATABASE_NAME
 from daemon.state.states import RunState
@@ -74,7 +75,8 @@ def _drops(folder: Path, rows: _Rows) -> Iterator[str]:
     filed: Counter[int] = Counter()
     known = {drop["id"]: drop for drop in rows.drops}
     for place, ending in _DOCUMENTS.items():
-        names = {path.name for path in (inbox / place).rglob("*") if path.is_file() and not path.name.startswith(".")}
+        names = {path.name for path in _files(inbox / place)}
+        yield from _notes(inbox / place, ending)
         documents = {name for name in names if name.endswith(tuple(_DOCUMENTS.values()))}
         for name in names - documents:
             if name + ending not in documents:
@@ -96,6 +98,19 @@ def _drops(folder: Path, rows: _Rows) -> Iterator[str]:
         waits = (inbox / drop["name"]).exists()
         if filed[number] != 1 and not (filed[number] == 0 and waits):
             yield f"drop {number} ({drop['state']}) lies in {filed[number]} places of done and rejected"
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Yield what was filed away there, with its documents, and not what became of it."""
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.name.startswith(".") and not path.name.endswith(VERDICT):
+            yield path
+
+
+def _notes(folder: Path, ending: str) -> Iterator[str]:
+    for path in folder.rglob(f"*{VERDICT}"):
+        if not path.with_name(path.name.removesuffix(VERDICT) + ending).exists():
+            yield f"{path} tells of a drop without {ending}"
 
 
 def _waits(inbox: Path, known: dict[int, dict[str, Any]], document: dict[str, Any]) -> bool:

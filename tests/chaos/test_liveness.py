@@ -220,7 +220,7 @@ def test_a_run_that_takes_worker_and_step_down_three_times_is_crashed_where_ever
     house.now += 24 * HOUR
     house.dispatcher.tick(house.now)
     assert len(house.attempts()) == 3, "it does not begin again by itself"
-    assert "waiting" in ask("retry 1")
+    assert "run 1 goes on where it stopped" in ask("retry 1")
     run = house.run()
     assert (run.state, run.deaths, run.hint) == ("waiting", 0, None)
 

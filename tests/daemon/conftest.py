@@ -152,7 +152,11 @@ def lived_in(new_workspace: Callable[[], LivedIn]) -> LivedIn:
     Drop 1 (held-out) and 2 gave run 1, promoted; 3 is a duplicate, 4 rejected; 5 gave run 2, which failed in training;
     6 gave run 3, which is training.
     """
-    made = new_workspace()
+    return live_in(new_workspace())
+
+
+def live_in(made: LivedIn) -> LivedIn:
+    """Write the history of `lived_in` into a workspace."""
     made.take("exam.jsonl", lines("q"), "heldout")
     made.take("first.jsonl", lines("a", "b"))
     first = made.claim()

@@ -11,7 +11,7 @@ import pytest
 from pipeline import durable
 from pipeline.artifacts import Dataset, Drop, ModelRef
 from pipeline.config import GateConfig, JudgeConfig, RunConfig
-from pipeline.contract import PROGRESS_NAME, RESULT_NAME, SPEC_NAME, StepResult, StepSpec
+from pipeline.contract import CURVE_NAME, PROGRESS_NAME, RESULT_NAME, SPEC_NAME, StepResult, StepSpec
 from pipeline.steps import STEPS, next_step
 
 
@@ -49,6 +49,7 @@ ROWS = "".join(f'{{"instruction": "say {n}", "output": "{n}"}}\n' for n in range
 
 def test_a_good_step_leaves_its_artifact_and_the_hashes_of_its_files(tmp_path: Path) -> None:
     spec = write_spec(tmp_path, "prepare", ROWS)
+    (tmp_path / spec.folder / CURVE_NAME).write_text("{}")
     done = run(spec)
     assert done.returncode == 0, done.stderr
     result = result_of(spec)
@@ -61,6 +62,7 @@ def test_a_good_step_leaves_its_artifact_and_the_hashes_of_its_files(tmp_path: P
     for name, digest in result.outputs.items():
         assert durable.sha256_file(tmp_path / spec.folder / name) == digest
     assert durable.read_json(tmp_path / spec.folder / PROGRESS_NAME)["step"] == "prepare"
+    assert not {CURVE_NAME, PROGRESS_NAME} & set(result.outputs), "they are rewritten until the process ends"
 
 
 def test_a_step_that_lacks_its_input_fails_in_words_and_without_a_traceback(tmp_path: Path) -> None:

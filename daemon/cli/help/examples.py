@@ -10,10 +10,11 @@ from typer.core import TyperCommand
 EXAMPLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "run": ("dropforge run", "dropforge --config /etc/dropforge/dropforge.toml run"),
+        "web": ("dropforge web", "dropforge web --listen unix:/run/dropforge/web.sock", "dropforge web --url"),
         "worker": ("dropforge worker", "dropforge worker --state .dropforge"),
         "init": ("dropforge init", "dropforge init ~/forge --base-model ~/models/SmolLM2-135M-Instruct"),
         "check": ("dropforge check data.jsonl", "dropforge check data.jsonl --track support --json"),
-        "submit": ("dropforge submit data.jsonl --track support", "dropforge submit exam.jsonl --heldout"),
+        "submit": ("dropforge submit data.jsonl --track support", "dropforge submit test.jsonl --heldout"),
         "status": ("dropforge status", "dropforge status --json | jq .runs"),
         "watch": ("dropforge watch", "dropforge watch | tee progress.txt"),
         "wait": (

@@ -1,8 +1,8 @@
 """README.txt: what may be dropped into a folder of the inbox and how it is answered, by the settings in force."""
 
-from daemon.inbox.answers.remarks import begins_when
+from daemon.inbox.answers.remarks import begins_when, rows_for_verdict
 from daemon.inbox.answers.wanted import WANTED
-from daemon.settings.model import IntakeSettings, Settings
+from daemon.settings.model import IntakeSettings, Settings, TrackSettings
 from pipeline.wording import count, size_words
 
 README = "README.txt"
@@ -10,8 +10,8 @@ README = "README.txt"
 
 def readme_text(settings: Settings, track: str) -> str:
     """Return the text for the folder of `track`."""
-    intake, below = settings.intake, "" if track == "default" else f"{track}/"
-    top = "" if track == "default" else "../"
+    intake, own = settings.intake, settings.track(track)
+    below, top = ("", "") if track == "default" else (f"{track}/", "../")
     return f"""\
 This is the inbox of track {track}: drop files of training records here.
 
@@ -25,7 +25,7 @@ kinds that scores are given for. {_other_keys(intake)}
 A file has at most {size_words(intake.max_bytes)}, a line {size_words(intake.max_line_bytes)}.
 "dropforge check FILE" tells beforehand what is wrong with a file.
 
-Records in {below}heldout/ judge the models and are never trained on.
+{_what_judges(own)}
 
 HOW IT IS ANSWERED
 A file is taken once it has not changed for {intake.settle_seconds:g} s. It then lies in
@@ -38,9 +38,17 @@ A file is taken once it has not changed for {intake.settle_seconds:g} s. It then
 (in a folder ~USER there, which only you can read, if you are not the user that
 Dropforge runs as). {_bad_rows(intake)}
 
-The next run of this track is the one {begins_when(settings, track)}.
+The next run of this track {begins_when(settings, track)}.
 {WANTED}, where there is one, lists the kinds of rows that would help most.
 """
+
+
+def _what_judges(own: TrackSettings) -> str:
+    never = "Records that are dropped into heldout/ are never trained on"
+    needed = f"No model gets a verdict before\n{rows_for_verdict(own)}."
+    if own.gate.on == "pinned":
+        return f"{never}:\nthe models are judged on them. {needed}"
+    return f"{never}.\nThe models are judged on a share of each drop. {needed}"
 
 
 def _other_keys(intake: IntakeSettings) -> str:

@@ -23,9 +23,7 @@ def too_few(name: str, track: TrackSettings, metric: str | None, rows: Mapping[s
     `rows` are those of its accepted drops, by role, repeated ones counted each time: even so many may not do. `metric`
     is what the track's first run fixed, `None` before.
     """
-    metric = metric if track.evaluate.metric == "auto" else track.evaluate.metric
-    short, long = track.gate.min_records, track.gate.min_records_continuous
-    least, most = {None: (short, long), "exact_match": (short, short)}.get(metric, (long, long))
+    least, most = _needed(track, metric)
     nothing = "nothing is trained" if track.gate.approval == "auto" else "no model gets a verdict"
     pin = "dropforge submit --heldout FILE"
     if track.gate.on == "pinned":
@@ -52,17 +50,13 @@ def pinned_already(name: str, pinned: int, rows: int) -> str | None:
 
 
 def begins_when(settings: Settings, track: str) -> str:
-    """Say when the next run of a track begins, after "it waits for the next run,"."""
+    """Say when the next run of a track begins, with "begins" as the first word."""
     if track not in settings.track_names:
-        return "once that track is in the settings again"
+        return "begins once that track is in the settings again"
     own = settings.track(track)
-    quiet = f"{own.run_after_quiet_seconds:g} s after the last file"
+    quiet = f"begins {own.run_after_quiet_seconds:g} s after the last file"
     nightly = f"by the schedule {own.schedule} ({own.timezone})"
-    return {
-        "drop": f"which begins {quiet}",
-        "nightly": f"which begins {nightly}",
-        "both": f"which begins {quiet} or {nightly}",
-    }[own.trigger]
+    return {"drop": quiet, "nightly": f"begins {nightly}", "both": f"{quiet} or {nightly}"}[own.trigger]
 
 
 def use_of_pinned(settings: Settings, track: str) -> str:
@@ -80,6 +74,21 @@ def unlikely_words(found: Mapping[str, Any]) -> str:
         f"look at its answers: the champion found them less likely than those of all drops that it knew, {nats} nats a "
         f"token beside {least} to {most}"
     )
+
+
+def rows_for_verdict(track: TrackSettings) -> str:
+    """Say how much of what a track needs for a verdict on any model, as the settings have it."""
+    least, most = _needed(track, None)
+    if track.gate.on == "pinned" or not track.split.heldout:
+        return f"{_either(least, most)} records are held out"
+    return f"there are about {_either(*(_rows_for(one, track.split.heldout) for one in (least, most)))} rows"
+
+
+def _needed(track: TrackSettings, metric: str | None) -> tuple[int, int]:
+    """Return the fewest held-out records for a verdict, with short answers and with long ones; `None`: as it comes."""
+    metric = metric if track.evaluate.metric == "auto" else track.evaluate.metric
+    short, long = track.gate.min_records, track.gate.min_records_continuous
+    return {None: (short, long), "exact_match": (short, short)}.get(metric, (long, long))
 
 
 def _either(least: int, most: int) -> str:

@@ -14,18 +14,17 @@ from daemon.inbox.answers.remarks import begins_when, unlikely_words, use_of_pin
 from daemon.settings.model import Settings
 from daemon.state.states import AWAITING, OVERTAKEN, UNLIKELY, DropState, PromotionKind, PromotionState, RunState
 from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track
-from pipeline.wording import count
+from pipeline.wording import count, printable
 
 _WON = "promoted: "
 _AGAIN = "It is trained on again, together with the next drops."
 
 
 class TrackPast:
-    """What came of a track's runs, read once for many drops."""
+    """What came of a track's runs, read once for many drops; it holds until the database changes."""
 
     def __init__(self, session: Session, track: str) -> None:
         """Read the champions of `track`; runs are read when asked for."""
-        self._session = session
         self._track = track
         self._held: dict[int, frozenset[int]] = {}
         done = select(Promotion).where(Promotion.track == track, Promotion.state == PromotionState.DONE)
@@ -43,20 +42,17 @@ class TrackPast:
         #: The change that made today's champion.
         self.latest = promotions[-1] if promotions else None
 
-    def last_run(self, drop: Drop) -> Run | None:
+    def last_run(self, session: Session, drop: Drop) -> Run | None:
         """Return the latest run that held a drop since it last came in."""
         if drop.first_run is None:
             return None
         runs = select(Run.id).where(Run.track == self._track, col(Run.id) >= drop.first_run)
-        for number in self._session.exec(runs.order_by(col(Run.id).desc())):
-            if number is not None and drop.id in self._drops_of(number):
-                return self._session.get_one(Run, number)
+        for number in session.exec(runs.order_by(col(Run.id).desc())):
+            if number is not None and number not in self._held:
+                self._held[number] = snapshot_ids(session.get_one(Run, number))
+            if number is not None and drop.id in self._held[number]:
+                return session.get_one(Run, number)
         return None
-
-    def _drops_of(self, run: int) -> frozenset[int]:
-        if run not in self._held:
-            self._held[run] = snapshot_ids(self._session.get_one(Run, run))
-        return self._held[run]
 
 
 def snapshot_ids(run: Run) -> frozenset[int]:
@@ -67,7 +63,8 @@ def snapshot_ids(run: Run) -> frozenset[int]:
 def tell(session: Session, settings: Settings, drop: Drop, past: TrackPast) -> str:
     """Return the text about a drop that is accepted, proposed, withdrawn or suspended; `past` is its track's."""
     head = f"{drop.name}: drop {drop.id} of track {drop.track}, {count(drop.rows, 'row')}"
-    sentences = "\n".join(_sentences(session, settings, drop, past))
+    # Reasons and labels come from people and from data; a terminal may be what shows them.
+    sentences = "\n".join(map(printable, _sentences(session, settings, drop, past)))
     return f"{head}, received {iso_time(drop.received_at)}\n\n{sentences}\n"
 
 
@@ -116,7 +113,7 @@ def _how_it_came(first: Promotion) -> str:
 
 def _not_serving(session: Session, settings: Settings, drop: Drop, past: TrackPast) -> Iterator[str]:
     """Yield what the latest run came to that held an accepted drop which the champion does not know."""
-    run, first = past.last_run(drop), past.first.get(drop.id or 0)
+    run, first = past.last_run(session, drop), past.first.get(drop.id or 0)
     if first is not None and run is not None and run.id == first.run_id:
         yield "Not in use any more: the model that serves was not trained on it."
         yield _how_it_came(first)
@@ -124,7 +121,7 @@ def _not_serving(session: Session, settings: Settings, drop: Drop, past: TrackPa
             yield f"Since then the track was {past.latest.reason}."
         yield _AGAIN
     elif run is None:
-        yield f"Accepted: it waits for the next run of track {drop.track}, {begins_when(settings, drop.track)}."
+        yield f"Accepted: it waits for the next run of track {drop.track}, which {begins_when(settings, drop.track)}."
     else:
         yield from _after_run(run)
         found = session.exec(

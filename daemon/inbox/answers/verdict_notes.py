@@ -44,6 +44,7 @@ class VerdictNotes:
             told = select(Drop.id).where(col(Drop.state).in_(_TOLD))
             self._pending = {number for number in session.exec(told) if number}
             self._champions = {track: TrackPast(session, track).champion for track in settings.track_names}
+        self._pasts: dict[str, TrackPast] = {}
         #: The tracks whose champion or verdicts may have changed since `take_tracks`.
         self._touched = set(settings.track_names)
 
@@ -54,12 +55,12 @@ class VerdictNotes:
             return False
         with transaction(self._engine) as session:
             if changed:
+                self._pasts.clear()
                 self._look_at_events(session)
             batch = sorted(self._pending, reverse=True)[:_AT_ONCE]
             drops = session.exec(select(Drop).where(col(Drop.id).in_(batch))).all()
-            pasts = {track: TrackPast(session, track) for track in {drop.track for drop in drops}}
             texts = [
-                (drop, _owner(session, drop), tell(session, self._settings, drop, pasts[drop.track]))
+                (drop, _owner(session, drop), tell(session, self._settings, drop, self._past(session, drop.track)))
                 for drop in drops
                 if drop.state in _TOLD
             ]
@@ -83,7 +84,7 @@ class VerdictNotes:
             return
         self._seen = events[-1][0] or self._seen
         tracks = {track for _id, track, _run, _drop in events if track}
-        champions = {track: TrackPast(session, track).champion for track in tracks}
+        champions = {track: self._past(session, track).champion for track in tracks}
         self._touched |= tracks
         self._pending |= {drop for _id, _track, _run, drop in events if drop}
         for number in {run for _id, _track, run, _drop in events if run}:
@@ -96,6 +97,11 @@ class VerdictNotes:
             waiting = select(Drop.id).where(Drop.track == track, Drop.role == "train", Drop.state == DropState.ACCEPTED)
             self._pending |= {number for number in session.exec(waiting.where(col(Drop.first_run).is_(None))) if number}
         self._champions |= champions
+
+    def _past(self, session: Session, track: str) -> TrackPast:
+        if track not in self._pasts:
+            self._pasts[track] = TrackPast(session, track)
+        return self._pasts[track]
 
     def _write(self, drop: Drop, owner: str | None, text: str) -> None:
         """Put a drop's text beside its receipt, unless it is there; a drop without a receipt gets none."""

@@ -107,7 +107,8 @@ class ScriptedExecutor:
             report = durable.read_json(root / spec.inputs["evaluate"]) if "evaluate" in spec.inputs else {}
             if report and of_report(report) != (spec.champion.generation, spec.champion.model_id):
                 return ended("failed", 2)(spec)  # the step refuses it, too
-            artifact = made_verdict(spec, self.outcome if report else "insufficient_evidence", reasons=self.reasons)
+            outcome, gain = (self.outcome, 12.3) if report else ("insufficient_evidence", None)
+            artifact = made_verdict(spec, outcome, reasons=self.reasons, gain=gain)
         return StepResult(
             key=spec.key, fence=spec.fence, status="ok", exit_code=0, artifact=artifact.model_dump(mode="json")
         )
@@ -203,7 +204,7 @@ def test_a_good_run_goes_through_every_step_and_moves_the_link(
     ticks(dispatcher)
     assert executor.steps == ["prepare", "train", "merge", "evaluate", "decide"]
     run = run_row(engine)
-    assert (run.state, run.outcome) == (RunState.SUCCEEDED, "promoted")
+    assert (run.state, run.outcome, run.gain) == (RunState.SUCCEEDED, "promoted", 12.3)
     link = settings.state_folder / "tracks" / "default" / "champion"
     assert link.resolve().parent == (settings.state_folder / "models").resolve()
     assert (link / "model.safetensors").read_bytes().endswith(b"weights of run 1")

@@ -27,14 +27,14 @@ def is_asked_to_stop(lived_in: Any) -> bool:
 @pytest.mark.parametrize(
     "host", ["evil.example", "evil.example:8765", "127.0.0.1.evil.example", "", "[::1", "localhost.", "10.0.0.1:8765"]
 )
-def test_who_asks_by_another_name_is_refused(visitor: TestClient, host: str) -> None:
-    assert visitor.get("/", headers={"host": host}).status_code == MISDIRECTED
-    assert visitor.get("/static/style.css", headers={"host": host}).status_code == MISDIRECTED
+def test_who_asks_by_another_name_is_refused(reader: TestClient, host: str) -> None:
+    assert reader.get("/", headers={"host": host}).status_code == MISDIRECTED
+    assert reader.get("/static/style.css", headers={"host": host}).status_code == MISDIRECTED
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:8765", "localhost:9000", "[::1]:8765", "LOCALHOST"])
-def test_whatever_port_leads_here_the_names_of_this_machine_are_ours(visitor: TestClient, host: str) -> None:
-    assert visitor.get("/", headers={"host": host}).status_code == 200
+def test_whatever_port_leads_here_the_names_of_this_machine_are_ours(reader: TestClient, host: str) -> None:
+    assert reader.get("/", headers={"host": host}).status_code == 200
 
 
 def test_a_proxys_name_is_ours_where_the_settings_say_so(with_settings: Callable[..., TestClient]) -> None:
@@ -47,8 +47,8 @@ def test_a_proxys_name_is_ours_where_the_settings_say_so(with_settings: Callable
 
 @pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:3000", "http://127.0.0.1", ""])
 @pytest.mark.parametrize("path", ["/", "/api/v1/runs"])
-def test_another_page_may_not_even_look(person: TestClient, origin: str, path: str) -> None:
-    assert person.get(path, headers={"origin": origin}).status_code == MISDIRECTED
+def test_another_page_may_not_even_look(owner: TestClient, origin: str, path: str) -> None:
+    assert owner.get(path, headers={"origin": origin}).status_code == MISDIRECTED
 
 
 @pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:3000"])
@@ -128,14 +128,14 @@ def test_one_visit_turns_the_token_into_a_cookie_that_only_our_page_sends(visito
 
 
 @pytest.mark.parametrize("token", ["x", TOKEN + "x", "\u00e9", "\x00"])
-def test_a_wrong_token_is_no_visit(visitor: TestClient, token: str) -> None:
-    answer = visitor.get("/", params={"token": token})
+def test_a_wrong_token_is_no_visit(reader: TestClient, token: str) -> None:
+    answer = reader.get("/", params={"token": token})
     assert answer.status_code == FORBIDDEN
     assert "set-cookie" not in answer.headers
 
 
-def test_a_page_elsewhere_cannot_make_the_visit(visitor: TestClient) -> None:
-    answer = visitor.get("/", params={"token": TOKEN}, headers={"host": "evil.example"})
+def test_a_page_elsewhere_cannot_make_the_visit(reader: TestClient) -> None:
+    answer = reader.get("/", params={"token": TOKEN}, headers={"host": "evil.example"})
     assert answer.status_code == MISDIRECTED
     assert "set-cookie" not in answer.headers
 
@@ -151,8 +151,8 @@ def test_where_reading_asks_for_the_token_too_nothing_is_shown_without(
 
 
 @pytest.mark.parametrize("path", ["/", "/runs/1", "/api/v1/runs", "/nowhere", "/runs/99"])
-def test_no_answer_is_stored_framed_or_runs_what_is_not_ours(visitor: TestClient, path: str) -> None:
-    headers = visitor.get(path).headers
+def test_no_answer_is_stored_framed_or_runs_what_is_not_ours(reader: TestClient, path: str) -> None:
+    headers = reader.get(path).headers
     assert headers["cache-control"] == "no-store"
     assert headers["x-content-type-options"] == "nosniff"
     policy = headers["content-security-policy"]

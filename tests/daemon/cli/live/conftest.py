@@ -1,5 +1,6 @@
 """A workspace in which much goes on: the history of `lived_in`, a curve, a queue, a paused track, a living daemon."""
 
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,3 +38,8 @@ def busy(alive: Any) -> Any:
     alive.take("case.jsonl", lines("f"), track="support")
     pausing.pause(alive.engine, "support", Word("the card is lent out", alive.tick(), "ada"))
     return alive
+
+
+def pytest_report_header() -> str:
+    """Say that screens are not looked at in a real terminal, for want of one."""
+    return "" if shutil.which("tmux") else "left out, no tmux: tests/daemon/cli/live in a terminal"

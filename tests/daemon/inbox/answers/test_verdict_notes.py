@@ -12,7 +12,7 @@ from daemon.inbox.answers.readme import README
 from daemon.queue.drops import restore, withdraw
 from daemon.state import database
 from daemon.state.events import Word, record_event
-from daemon.state.states import DropState, PromotionKind, PromotionState, RunState, SuspectEnd
+from daemon.state.states import UNLIKELY, DropState, PromotionKind, PromotionState, RunState, SuspectEnd
 from daemon.state.tables import Drop, Promotion, Run, Suspect, Track
 from tests.daemon.inbox.test_intake import NOW, Box, PowerCut
 
@@ -248,6 +248,31 @@ def test_what_was_not_told_before_a_restart_is_told_after_it(house: House, monke
             house.texts.refresh()
     house.restart()
     assert house.said()[2] == "In use: the model that serves was trained on it."
+
+
+def test_after_a_restart_nothing_is_written_that_stands_there(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    house.said()
+    house.restart()
+    monkeypatch.setattr("daemon.inbox.answers.verdict_notes.durable.write_bytes", pytest.fail)
+    assert house.said()
+
+
+def test_answers_that_a_champion_found_unlikely_are_named(house: House) -> None:
+    run = house.run(1, outcome="not_shown_better", sentence="not shown better: +0.4 points")
+    with database.transaction(house.box.engine) as session:
+        found = {"nats": 3.1, "known": [1.0, 1.4]}
+        record_event(session, UNLIKELY, NOW, track="default", run_id=run, drop_id=1, **found)
+    assert house.said()[-1] == (
+        "Look at its answers: the champion found them less likely than those of all drops that it knew, 3.10 nats a "
+        "token beside 1.00 to 1.40."
+    )
+
+
+def test_what_people_and_data_say_is_inert_in_a_terminal(house: House) -> None:
+    house.run(1, outcome="guard_failed", sentence="guard failed (tag a\n\x1b[2J\u202eb): +1.0 points")
+    assert house.said()[2].endswith("its model was not promoted: guard failed (tag a\\n\\x1b[2J\\u202eb): +1.0 points.")
+    withdraw(house.box.engine, 1, Word("\x1b]0;x\x07", NOW), house.box.settings)
+    assert house.said()[2] == "Withdrawn: \\x1b]0;x\\x07."
 
 
 def test_all_drops_are_told_some_at_a_time(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
