@@ -182,4 +182,3 @@ def test_the_dashboard_is_one_that_grafana_imports() -> None:
         assert not taken & fields, panel["title"]
         taken |= fields
         assert all(target["expr"] and target["datasource"]["uid"] == "${datasource}" for target in panel["targets"])
-
