@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from daemon.cli.output import dump, local, print_json, print_line, print_table, verdict_lines
+from daemon.cli.output import clock, dump, local, print_json, print_line, print_table, verdict_lines
 from daemon.cli.status import describe_run, outcome_words
 from daemon.cli.workspace import (
     JsonOption,
@@ -69,7 +69,7 @@ def runs(
             run.id,
             run.track,
             run.state,
-            local(run.started_at or run.created_at),
+            clock(run.started_at or run.created_at),
             outcome_words(run) if run.ended_at else describe_run(run),
         )
         for run in found
@@ -165,6 +165,9 @@ def train(
     drops_words = f"drop{'s' if ',' in numbers else ''} {numbers}"
     print_line(f"run {run} trains on {count(rows, 'row')} of {drops_words}; it begins next{_when_it_acts(context)}")
     new = [f"{drop.id} ({drop.name})" for drop in drops if drop.first_run is None and drop.role == "train"]
+    for pause in open_overview(context).paused():
+        if pause.track == track:
+            print_line(pause.words)
     print_line(f"new: {', '.join(new)}" if new else "no drop is new: with the same settings it is the last run again")
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from daemon.cli.drops import state_words, waiting_words
-from daemon.cli.output import dump, local, print_json, print_line, print_table, progress_words, until
+from daemon.cli.output import clock, dump, print_json, print_line, print_table, progress_words, until, verdict_words
 from daemon.cli.workspace import JsonOption, load_settings, open_overview
 
 if TYPE_CHECKING:
@@ -71,10 +71,9 @@ def describe_run(run: "RunView") -> str:
     return f"{words}; {run.error}" if run.error else words
 
 
-def outcome_words(run: "RunView", state: str | None = None) -> str:
-    """Return in words what an ended run has come to; with its `state` where it has no verdict."""
-    ending = (run.sentence,) if run.sentence else (state, run.error)
-    return ": ".join(filter(None, (run.trial, *ending)))
+def outcome_words(run: "RunView") -> str:
+    """Return what an ended run has come to, as lists have it, and of a trial what it tried."""
+    return "; ".join(filter(None, (verdict_words(run), run.trial)))
 
 
 def short_id(model_id: str) -> str:
@@ -253,7 +252,7 @@ def _print_drops(overview: "Overview") -> None:
     if latest:
         print_line()
         rows = [
-            (drop.id, drop.track, state_words(drop), drop.rows, local(drop.received_at), drop.name) for drop in latest
+            (drop.id, drop.track, state_words(drop), drop.rows, clock(drop.received_at), drop.name) for drop in latest
         ]
         print_table(("DROP", "TRACK", "STATE", "ROWS", "RECEIVED", "NAME"), rows)
 
@@ -270,7 +269,7 @@ def _print_runs(overview: "Overview") -> None:
         from pipeline.report.cost import cost_words  # noqa: PLC0415 - a quick start
 
         print_line()
-        rows = [(run.id, run.track, local(run.ended_at), outcome_words(run, run.state)) for run in latest]
+        rows = [(run.id, run.track, clock(run.ended_at), outcome_words(run)) for run in latest]
         print_table(("RUN", "TRACK", "ENDED", "OUTCOME"), rows)
         for run in latest:
             if run.cost is not None:

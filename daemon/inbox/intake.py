@@ -18,7 +18,7 @@ from sqlmodel import Session, col, select
 from daemon.inbox import receipts
 from daemon.inbox.folders import Folder, InboxFolders, InboxUnusable
 from daemon.inbox.follow_up import follow_up, held_out_already
-from daemon.inbox.quarantine import rule, sift, validation_options
+from daemon.inbox.quarantine import noted_kinds, rule, sift, validation_options
 from daemon.inbox.receipts import Document, Filing
 from daemon.inbox.safe_copy import Copy, SourceChanged, SourceUnreadable, copy, identity, look, refusal
 from daemon.inbox.watcher import Settled
@@ -35,7 +35,7 @@ from daemon.system.programs import name_of
 from pipeline import durable
 from pipeline.validation.file_formats import HEAD_BYTES, foreign_format
 from pipeline.validation.records import FileFinding
-from pipeline.validation.validate import MOST_KINDS, Notice, Validation, validate
+from pipeline.validation.validate import Notice, Validation, validate
 from pipeline.wording import printable, size_words
 
 Taken = Literal["accepted", "proposed", "rejected", "duplicate"]
@@ -213,7 +213,7 @@ class Intake:
         with transaction(self._engine) as session:
             run, lacks = follow_up(session, self._settings, drop, source.now)
             notices = (*validation.warnings, *held_out, *lacks)
-            _record(session, drop, source, notices, run=run, file_sha256=sha256, kinds=_kinds(validation))
+            _record(session, drop, source, notices, run=run, file_sha256=sha256, kinds=noted_kinds(validation))
         receipt = receipts.receipt(drop, run, None, notices, sha256)
         errors = receipts.errors(drop, validation, sha256) if drop.quarantined else None
         return self._answer(source, drop, receipt, run, errors)
@@ -228,7 +228,7 @@ class Intake:
                 drop = _drop(source, DropState.REJECTED, sha256)
                 drop.rows, drop.findings, drop.reason = validation.rows, validation.findings_total, reason
                 drop.warnings = sum(notice.rows for notice in validation.warnings)
-                _record(session, drop, source, (), kinds=_kinds(validation), rules=validation.rules)
+                _record(session, drop, source, (), kinds=noted_kinds(validation), rules=validation.rules)
         return self._answer(source, drop, None, None, receipts.errors(drop, validation, sha256))
 
     def _answer(
@@ -355,10 +355,6 @@ def _record(session: Session, drop: Drop, source: _Source, notices: tuple[Notice
         name=drop.name, rows=drop.rows, reason=drop.reason, source=identity(source.info), warnings=warnings,
         owner=name_of(source.info.st_uid), **detail,
     )  # fmt: skip
-
-
-def _kinds(validation: Validation) -> list[dict[str, object]]:
-    return [kind._asdict() for kind in validation.kinds[:MOST_KINDS]]
 
 
 def _original(session: Session, settled: Settled, sha256: str) -> Drop | None:

@@ -57,11 +57,12 @@ class Death:
 
 @dataclass(frozen=True)
 class Ending:
-    """The verdict that a run ends with, and the held-out set that its candidate was judged on, if there was one."""
+    """The verdict that a run ends with; its candidate's held-out set and gain in points, if there was one."""
 
     outcome: str
     sentence: str
     heldout_version: str | None = None
+    gain: float | None = None
 
 
 def enqueue(session: Session, track: str, trigger: str, now: int, not_before: int) -> Run:
@@ -173,6 +174,7 @@ def finish(
         "outcome": ending.outcome,
         "sentence": ending.sentence,
         "heldout_version": ending.heldout_version,
+        "gain": ending.gain,
         "error": None,
         "hint": None,
         "cancel_requested": False,

@@ -139,6 +139,8 @@ class Run(SQLModel, table=True):
     #: then `overtaken`.
     outcome: str | None = None
     sentence: str | None = None
+    #: The candidate's over the champion, in points of the primary metric; `None` if they were not compared.
+    gain: float | None = None
     #: The held-out set that its candidate was judged on.
     heldout_version: str | None = None
 
@@ -202,6 +204,8 @@ class Promotion(SQLModel, table=True):
             sqlite_where=text("state = 'done' AND kind = 'promotion' AND run_id IS NOT NULL"),
         ),
         Index("one_done_generation", "track", "generation", unique=True, sqlite_where=text("state = 'done'")),
+        # What else is known of a champion's model, for each line of a long history.
+        Index("promotion_models", "track", "model_id"),
     )
 
     id: int | None = Field(default=None, primary_key=True)
@@ -250,6 +254,8 @@ class Slot(SQLModel, table=True):
 
 class Event(SQLModel, table=True):
     """Something that happened, in the transaction that made it happen."""
+
+    __table_args__ = (Index("yardstick_events", "track", sqlite_where=text("kind = 'yardstick_changed'")),)
 
     id: int | None = Field(default=None, primary_key=True)
     at: int = Field(index=True)

@@ -77,6 +77,8 @@ class ChampionView(Frozen):
     """Outcome of the run whose model was forced."""
     verdict: str | None
     """The sentence of the run that made it."""
+    gain: float | None
+    """What that run found it better than the champion before it, in points of the primary metric."""
     drops: tuple[str, ...]
     """Names of the files that it was trained on."""
     data: tuple[TrainedOn, ...]
@@ -97,7 +99,7 @@ def champion_view(base: Connection, state_folder: Path, row: "Promotion", end: i
     alike = "SELECT * FROM promotion WHERE track = ? AND model_id = ? AND state = 'done' ORDER BY generation"
     made = base.execute(alike, (row.track, row.model_id)).fetchall()
     run_id = row.run_id or max((one.run_id for one in made if one.run_id is not None), default=None)
-    run = base.execute("SELECT sentence FROM run WHERE id = ?", (run_id,)).fetchone()
+    run = base.execute("SELECT sentence, gain FROM run WHERE id = ?", (run_id,)).fetchone()
     data = trained_on(base, drops_of(made, row.model_id) or () if run else ())
     same = ("track", "generation", "model_id", "kind", "reason", "approved_by", "overrode")
     # A base model may have moved since.
@@ -111,6 +113,7 @@ def champion_view(base: Connection, state_folder: Path, row: "Promotion", end: i
             "until": utc(end),
             "run": run_id,
             "verdict": run.sentence if run else None,
+            "gain": run.gain if run else None,
             "drops": tuple(drop.name for drop in data if drop.role == "train"),
             "data": data,
             "hook": _command(row.hook_state, row.hook_error, row.hook_output),

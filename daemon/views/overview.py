@@ -21,10 +21,10 @@ from daemon.system.processes import lock_holder
 from daemon.views.attempts import AttemptView, attempts_of, done_again
 from daemon.views.champion_history import ChampionView, TrainedOn, champion_view, champion_views, trained_on, utc
 from daemon.views.cost import cost_of
-from daemon.views.drop_lineage import DropUses, drop_uses
+from daemon.views.drop_lineage import DropUses, DropView, drop_uses, drop_views
 from daemon.views.live.queue import PauseView, pauses
 from daemon.views.reader import champions_of, newest_rows, reading
-from daemon.views.trials import on_trial, trial_words, unlikely
+from daemon.views.trials import trial_words
 from pipeline.artifacts import Frozen, Verdict
 from pipeline.contract import LOG_NAME, Progress
 from pipeline.durable import read_object
@@ -32,7 +32,7 @@ from pipeline.errors import DropforgeError
 from pipeline.report.facts import RunCost
 
 if TYPE_CHECKING:
-    from daemon.state.tables import Drop, Run
+    from daemon.state.tables import Run
 
 T = TypeVar("T")
 #: What the outcome of a win is called whose model was rolled back from: no yes is waited for.
@@ -49,28 +49,6 @@ class DaemonView(Frozen):
     alive: bool
     pid: int | None
     """Its process, if this user may read the lock file."""
-
-
-class DropView(Frozen):
-    """One file that was taken in."""
-
-    id: int
-    track: str
-    role: str
-    state: str
-    name: str
-    rows: int
-    findings: int
-    warnings: int
-    received_at: datetime
-    first_run: int | None
-    duplicate_of: int | None
-    reason: str | None
-    sha256: str
-    on_trial: str | None = None
-    """Why it is in no run but one that tries it alone, and which one does; `None` unless it is."""
-    unlikely: str | None = None
-    """How far less likely than what it knew a champion found its answers; `None` unless they stood out."""
 
 
 class YardstickView(Frozen):
@@ -102,6 +80,8 @@ class RunView(Frozen):
     ended_at: datetime | None
     outcome: str | None
     sentence: str | None
+    gain: float | None
+    """Of the candidate over the champion, in points of the primary metric."""
     error: str | None
     hint: str | None
     cancel_requested: bool
@@ -117,12 +97,11 @@ class RunView(Frozen):
     """Of a run that has ended, where it was asked for; lists of all runs leave it out."""
 
 
-#: The columns of runs and drops that lists need.
+#: The columns of runs that lists need.
 _RUN_COLUMNS = tuple(
     name for name in RunView.model_fields if name not in {"progress", "paused", "trial", "blocker", "again", "cost"}
 )
-_DROP_COLUMNS = tuple(name for name in DropView.model_fields if name not in {"on_trial", "unlikely"})
-_RUN, _DROP = ", ".join(_RUN_COLUMNS), ", ".join(_DROP_COLUMNS)
+_RUN = ", ".join(_RUN_COLUMNS)
 
 
 class RunDetail(RunView):
@@ -170,6 +149,11 @@ class Overview:
         """Return the metric that the track's first run fixed; `None` before."""
         return next((row.metric for row in self.rows("SELECT metric FROM track WHERE name = ?", track)), None)
 
+    def answer_tokens(self, track: str) -> int | None:
+        """Return the most tokens of an answer that the track's first run fixed; `None` before."""
+        rows = self.rows("SELECT max_new_tokens FROM track WHERE name = ?", track)
+        return next((row.max_new_tokens for row in rows), None)
+
     def champion(self, track: str) -> ChampionView | None:
         """Return the track's champion; `None` before its base model is known."""
         done = "SELECT * FROM promotion WHERE track = ? AND state = 'done' ORDER BY generation DESC LIMIT 1"
@@ -209,14 +193,20 @@ class Overview:
     ) -> list[DropView]:
         """Return the drops, newest first, at most `most` of them; with `before` those with a lower number."""
         newest, values = newest_rows({"track": track, "state": state}, most, before)
-        wanted = f'SELECT {_DROP} FROM "drop" {newest}'  # noqa: S608 - our own words
+        return self._drops(newest, *values)
 
-        def read(base: Connection) -> list[DropView]:
-            tried = on_trial(base)
-            found = base.execute(wanted, values).fetchall()
-            return [_drop(row, tried.get(row.id), unlikely(base, row.id)) for row in found]
+    def drop(self, drop_id: int) -> DropView:
+        """Return one drop. Raises `NotThere`."""
+        found = self._drops("WHERE id = ?", drop_id)
+        if not found:
+            message = f"there is no drop {drop_id}"
+            raise NotThere(message, "list them: dropforge drops")
+        return found[0]
 
-        return self.read(read)
+    def drop_named(self, name: str, track: str | None = None) -> DropView | None:
+        """Return the newest drop of a file name, if there is any."""
+        newest, values = newest_rows({"name": name, "track": track}, 1)
+        return next(iter(self._drops(newest, *values)), None)
 
     def drop_counts(self) -> dict[str, dict[str, int]]:
         """Return how many drops of each track are in each state."""
@@ -245,11 +235,11 @@ class Overview:
 
     def run(self, run_id: int) -> RunDetail:
         """Return one run with its attempts and its verdict. Raises `NotThere`, or `ArtifactDamaged`."""
-        return self._of_run(run_id, self._detail)
+        return self.ask_of_run(run_id, self._detail)
 
     def logs(self, run_id: int, step: str | None = None) -> list[Path]:
         """Return the logs of a run's attempts, oldest first. Raises `NotThere` if the run, or any log, is not there."""
-        attempts = [one for one in self._of_run(run_id, attempts_of) if step in {None, one.step}]
+        attempts = [one for one in self.ask_of_run(run_id, attempts_of) if step in {None, one.step}]
         paths = [self.folder / attempt_folder(run_id, one.step, one.number) / LOG_NAME for one in attempts]
         found = [path for path in paths if path.exists()]
         if not found:
@@ -273,6 +263,15 @@ class Overview:
     def troubles(self) -> dict[str, str]:
         """Return what tracks, hooks and collections have run into, as the daemon last said it: whose, and what."""
         return {whose: str(words) for whose, words in read_object(self.folder / TROUBLES_NOTE).items()}
+
+    def ask_of_run(self, run_id: int, question: Callable[[Connection, "Run"], T]) -> T:
+        """Ask the database about one run. Raises `NotThere`."""
+        wanted = "SELECT * FROM run WHERE id = ?"
+        found = self.read(lambda base: [question(base, row) for row in base.execute(wanted, (run_id,)).fetchall()])
+        if not found:
+            message = f"there is no run {run_id}"
+            raise NotThere(message, "list them: dropforge runs")
+        return found[0]
 
     # --- how it is read
 
@@ -304,18 +303,12 @@ class Overview:
             lambda base: [RunView(**self._run(base, row)) for row in base.execute(wanted, values).fetchall()]
         )
 
+    def _drops(self, which: str, *values: object) -> list[DropView]:
+        return self.read(lambda base: drop_views(base, which, values))
+
     def _wins(self) -> list[RunView]:
         # The outcome as it stands, not as a value: so SQLite uses the small index of the runs that wait.
         return self._runs("WHERE outcome = 'awaiting_approval' ORDER BY id")
-
-    def _of_run(self, run_id: int, question: Callable[[Connection, "Run"], T]) -> T:
-        """Ask about one run. Raises `NotThere`."""
-        wanted = "SELECT * FROM run WHERE id = ?"
-        found = self.read(lambda base: [question(base, row) for row in base.execute(wanted, (run_id,)).fetchall()])
-        if not found:
-            message = f"there is no run {run_id}"
-            raise NotThere(message, "list them: dropforge runs")
-        return found[0]
 
     def _run(self, base: Connection, row: "Run") -> dict[str, Any]:
         run_id, times = row.id or 0, ("created_at", "not_before", "started_at", "ended_at")
@@ -371,9 +364,3 @@ class Overview:
 
 def _sentence(row: "Run", against: str | None) -> str | None:
     return None if row.sentence is None else true_sentence(row.id or 0, row.outcome or "", row.sentence, against)
-
-
-def _drop(row: "Drop", tried: str | None, odd: str | None) -> DropView:
-    values = {name: getattr(row, name) for name in _DROP_COLUMNS}
-    said = {"received_at": utc(row.received_at), "on_trial": tried, "unlikely": odd}
-    return DropView.model_validate({**values, **said})

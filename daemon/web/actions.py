@@ -36,17 +36,17 @@ from daemon.state.states import state_words
 from daemon.system.clock import now_ms
 from daemon.views.overview import NotThere
 from daemon.web.drawing import draw
-from daemon.web.site import Number, SiteOf
+from daemon.web.pages import require_track
+from daemon.web.site import MOST, Number, SiteOf
 from pipeline.artifacts import Frozen
 
 router = APIRouter(tags=["act"])
 forms = APIRouter()
 _LONGEST = 2000
-_MOST = (1 << 63) - 1
 _MOST_FIELDS = 10
 Text = Annotated[str, StringConstraints(strip_whitespace=True, max_length=_LONGEST)]
 Reason = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=_LONGEST)]
-Count = Annotated[int, Field(ge=0, le=_MOST)]
+Count = Annotated[int, Field(ge=0, le=MOST)]
 Name = Annotated[str, Path(min_length=1, max_length=200)]
 
 
@@ -78,7 +78,7 @@ class From(Frozen):
 class Behind(Frozen):
     """Where a run goes in the queue."""
 
-    after: Annotated[int, Field(ge=1, le=_MOST)] | None = None
+    after: Annotated[int, Field(ge=1, le=MOST)] | None = None
     """The run that it goes right behind; `null`: before all others."""
 
 
@@ -141,9 +141,7 @@ def resume(site: SiteOf, name: Name, body: PerhapsWhy) -> Done:
 @router.post("/tracks/{name}/rollback")
 def roll_back(site: SiteOf, name: Name, body: Back) -> Done:
     """Let a former champion serve again; its files are checked and it is loaded first, which may take minutes."""
-    if name not in site.overview.tracks():
-        message = f"there is no track {name}"
-        raise NotThere(message, f"there are: {', '.join(site.settings.track_names)}")
+    require_track(site, name)
     target, word = Target(name, body.to), _word(body.reason)
     row = rollback(site.writer(), site.settings.state_folder, target, word, try_out=require_answer)
     return _done(
@@ -196,7 +194,7 @@ _DEEDS: dict[tuple[str, str], tuple[Any, type[Frozen] | None]] = {
 async def by_form(request: Request, site: SiteOf, kind: str, target: str, deed: str) -> Response:
     """Do what a form asks for, and draw `done.html`."""
     act, told = _DEEDS.get((kind, deed), (None, None))
-    number = target.isascii() and target.isdecimal() and 0 < int(target) <= _MOST
+    number = target.isascii() and target.isdecimal() and 0 < int(target) <= MOST
     if act is None or (kind != "tracks" and not number):
         message = f"there is no {kind}/{target}/{deed}"
         raise NotThere(message, "go back to the page before")

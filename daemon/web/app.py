@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
 from daemon.metrics.exposition import CONTENT_TYPE, metrics_text
-from daemon.settings.model import Settings
+from daemon.settings.model import Settings, SettingsError
 from daemon.views.overview import NotThere
 from daemon.web import actions, api, live, pages, upload
 from daemon.web.drawing import draw
@@ -34,13 +34,11 @@ def make_app(settings: Settings, token: str) -> FastAPI:
         redoc_url=None,
     )
     app.state.site = Site(settings, token)
-    app.include_router(pages.router, include_in_schema=False)
-    app.include_router(actions.forms, include_in_schema=False)
-    app.include_router(upload.forms, include_in_schema=False)
-    app.include_router(api.router, prefix=API)
-    app.include_router(actions.router, prefix=API)
-    app.include_router(upload.router, prefix=API)
-    app.include_router(live.router, prefix=API)
+    for router in (api.router, actions.router, upload.router, live.router):
+        app.include_router(router, prefix=API)
+    # Behind those: what a form is for stands in its path alone.
+    for router in (pages.router, upload.forms, actions.forms):
+        app.include_router(router, include_in_schema=False)
     app.add_api_route("/metrics", _metrics, include_in_schema=False)
     app.mount("/static", StaticFiles(directory=_HERE / "static"), name="static")
     app.add_exception_handler(DropforgeError, _own_error)
@@ -56,7 +54,8 @@ def _metrics(request: Request) -> Response:
 
 def _own_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, DropforgeError)  # noqa: S101 - for the type checker
-    status = _NOT_FOUND if isinstance(error, NotThere) else _CONFLICT
+    # Of the settings a request can name what is not there alone: a track.
+    status = _NOT_FOUND if isinstance(error, NotThere | SettingsError) else _CONFLICT
     return _error(request, status, error.message, error.hint)
 
 

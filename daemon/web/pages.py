@@ -4,27 +4,29 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse, Response
+from pydantic import AfterValidator
 
 from daemon.views.champion_history import latest_champions
 from daemon.views.compare_runs import compare, report_folder, story_of
 from daemon.views.details.attention import attention, rejected_words
-from daemon.views.details.changes import changes_since_champion
+from daemon.views.details.changes import Changes, changes_since_champion
 from daemon.views.details.curves import curves_of, live_run
 from daemon.views.details.drop import MOST_ROWS, come_to, drop_detail, drop_rows
 from daemon.views.live.queue import open_runs
 from daemon.views.overview import NotThere, Overview, RunDetail
 from daemon.web.drawing import draw
-from daemon.web.site import Number, SiteOf
+from daemon.web.site import MOST, Number, Site, SiteOf
 from pipeline.artifacts import PAGE_NAME
 from pipeline.errors import DropforgeError
 
 router = APIRouter(default_response_class=HTMLResponse)
 #: Lines of a page of a list, and of each list on the overview.
-MOST_LISTED, _MOST_LATEST = 50, 10
-_MOST = (1 << 63) - 1
-Before = Annotated[int | None, Query(ge=1, le=_MOST)]
-Track = Annotated[str | None, Query(max_length=200)]
-State = Annotated[str | None, Query(max_length=40)]
+MOST_LISTED, MOST_CHAMPIONS, _MOST_LATEST = 50, 25, 10
+Before = Annotated[int | None, Query(ge=1, le=MOST)]
+#: A form sends an empty text for "all".
+_OR_ALL = AfterValidator(lambda chosen: chosen or None)
+Track = Annotated[str | None, Query(max_length=200), _OR_ALL]
+State = Annotated[str | None, Query(max_length=40), _OR_ALL]
 #: The card needs its own style and drawings; it runs nothing.
 _CARD = {
     "content-security-policy": (
@@ -39,14 +41,16 @@ def overview(request: Request, site: SiteOf) -> Response:
     """
     Draw `overview.html`.
 
-    `attention`: list of Attention. `running`: LiveRun or None. `queue`: list of RunView, in the order in which they
-    go, without the running one. `latest`: list of RunView that have ended. `champions`: list of ChampionView.
-    `drops`: list of DropView. `counts`: {track: {state: number of drops}}.
+    `attention`: list of Attention. `running`: LiveRun or None. `changes`: of its settings, Changes or None. `queue`:
+    list of RunView, in the order in which they go, without the running one. `latest`: list of RunView that have ended.
+    `champions`: list of ChampionView. `drops`: list of DropView. `counts`: {track: {state: number of drops}}.
     """
     seen = site.overview
+    running = live_run(seen)
     context = {
         "attention": attention(site.settings, seen),
-        "running": live_run(seen),
+        "running": running,
+        "changes": None if running is None else _changes(seen, running.run.id),
         "queue": [run for run in open_runs(seen) if run.state != "running"],
         "latest": seen.ended_runs(_MOST_LATEST),
         "champions": [one for one in map(seen.champion, site.settings.track_names) if one is not None],
@@ -81,7 +85,7 @@ def run(request: Request, site: SiteOf, run_id: Number) -> Response:
     found = seen.run(run_id)
     context = {
         "run": found,
-        "curves": curves_of(seen, found),
+        "curves": curves_of(seen, run_id),
         "changes": changes_since_champion(seen, found),
         "story": story_of(seen, found),
         "card": f"/runs/{run_id}/report" if _has_card(seen, found) else None,
@@ -142,13 +146,16 @@ def track(request: Request, site: SiteOf, name: str, before: Before = None) -> R
     next page, or None. `yardsticks`: list of YardstickView. `paused`: PauseView, or None. Raises `NotThere`.
     """
     seen = site.overview
-    if name not in site.settings.track_names and name not in seen.tracks():
-        message = f"there is no track {name}"
-        raise NotThere(message, f"declared tracks: {', '.join(site.settings.track_names)}")
-    found = seen.read(lambda base: latest_champions(base, seen.folder, (name, before), MOST_LISTED))
-    older = found[-1].generation if len(found) == MOST_LISTED else None
-    context = {"track": name, "champions": found, "older": older, "yardsticks": seen.yardsticks(name)}
-    context["paused"] = next((one for one in seen.paused() if one.track == name), None)
+    require_track(site, name)
+    found = seen.read(lambda base: latest_champions(base, seen.folder, (name, before), MOST_CHAMPIONS))
+    older = found[-1].generation if len(found) == MOST_CHAMPIONS else None
+    context = {
+        "track": name,
+        "champions": found,
+        "older": older,
+        "yardsticks": seen.yardsticks(name),
+        "paused": next((one for one in seen.paused() if one.track == name), None),
+    }
     return draw(request, "track.html", context)
 
 
@@ -160,12 +167,12 @@ def comparison(request: Request, site: SiteOf, runs: Annotated[str, Query(max_le
     `runs`: the two numbers, as `[12, 15]`, or []. `comparison`: Comparison, or None where two were not named.
     `curves`: a list of two Curves, or [].
     """
-    numbers = [int(part) for part in runs.split(",") if part.strip().isdecimal() and int(part) <= _MOST][:2]
+    numbers = [int(part) for part in runs.split(",") if part.strip().isdecimal() and int(part) <= MOST][:2]
     if len(numbers) < 2:  # noqa: PLR2004 - two
         return draw(request, "compare.html", {"runs": [], "comparison": None, "curves": []})
     first, second = numbers
     made = compare(site.overview, first, second)
-    curves = [curves_of(site.overview, site.overview.run(number)) for number in numbers]
+    curves = [curves_of(site.overview, number) for number in numbers]
     return draw(request, "compare.html", {"runs": numbers, "comparison": made, "curves": curves})
 
 
@@ -175,8 +182,8 @@ def inbox(request: Request, site: SiteOf, track: Track = None, before: Before = 
     Draw `inbox.html`, the page of whoever brings data: drops and what became of them.
 
     `drops`: list of (DropView, what was wrong with it in words or ""), newest first. `track`, `older`: as on `/drops`.
-    `used`: what the first run of each drop has come to, {run: outcome or state}. `waiting`: names of files in the inbox that were not taken yet. Upload: POST /upload, multipart, fields `file`
-    (one or more), `track`, `heldout`.
+    `used`: what the first run of each drop has come to, {run: outcome or state}. `waiting`: names of files in the inbox
+    that were not taken yet. Upload: POST /upload, multipart, fields `file` (one or more), `track`, `heldout`.
     """
     found = site.overview.drops(track, None, MOST_LISTED, before)
     older = found[-1].id if len(found) == MOST_LISTED else None
@@ -185,6 +192,20 @@ def inbox(request: Request, site: SiteOf, track: Track = None, before: Before = 
     used = come_to(site.overview, found)
     context = {"drops": told, "track": track, "older": older, "waiting": waiting, "used": used}
     return draw(request, "inbox.html", context)
+
+
+def require_track(site: Site, name: str) -> None:
+    """Raise `NotThere` for a track that is not declared and never was."""
+    if name not in site.settings.track_names and name not in site.overview.tracks():
+        message = f"there is no track {name}"
+        raise NotThere(message, f"declared tracks: {', '.join(site.settings.track_names)}")
+
+
+def _changes(seen: Overview, run_id: int) -> Changes | None:
+    try:
+        return changes_since_champion(seen, seen.run(run_id))
+    except DropforgeError:
+        return None  # the run's own page says what is damaged
 
 
 def _has_card(seen: Overview, found: RunDetail) -> bool:

@@ -19,11 +19,13 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from daemon.settings.web import WebSettings
+from pipeline.errors import DropforgeError
 
 TOKEN_NAME = "web-token"  # noqa: S105 - a file's name
+_TOKEN_BYTES = 32
 _READING = frozenset({"GET", "HEAD"})
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
-_FORBIDDEN, _NOT_ALLOWED, _MISDIRECTED, _SEE_OTHER = 403, 405, 421, 303
+_FORBIDDEN, _MISDIRECTED, _SEE_OTHER = 403, 421, 303
 #: Of our own pages; a route may have stricter ones of its own.
 _HEADERS = {
     "content-security-policy": (
@@ -39,14 +41,26 @@ _HEADERS = {
 }
 
 
+class NoToken(DropforgeError):
+    """The file of the token is damaged."""
+
+
 def load_token(state_folder: Path) -> str:
-    """Return the token of a workspace, made at the first call, in a file that only its owner reads."""
+    """
+    Return the token of a workspace, made at the first call, in a file that only its owner reads.
+
+    Raises `NoToken` if that file holds none, as after a crash: an empty one would let everybody in.
+    """
     path = state_folder / TOKEN_NAME
     with contextlib.suppress(FileExistsError):
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with open(fd, "w", encoding="ascii") as file:  # noqa: PTH123 - a descriptor
-            file.write(secrets.token_urlsafe(32))
-    return path.read_text(encoding="ascii").strip()
+            file.write(secrets.token_urlsafe(_TOKEN_BYTES))
+    token = path.read_text(encoding="ascii").strip()
+    if len(token) < _TOKEN_BYTES:
+        message = f"there is no token in {path}"
+        raise NoToken(message, f"remove it, and a new one is made: rm {path}")
+    return token
 
 
 def cookie_name(token: str) -> str:

@@ -76,24 +76,23 @@ def address_words(address: Address, token: str) -> str:
 
 def _on_port(address: Address) -> socket.socket:
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    made = socket.socket(family, socket.SOCK_STREAM)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    made.bind((address.host, address.port))
-    made.listen()
-    return made
+    # With the address free at once behind a server that ended.
+    return socket.create_server((address.host, address.port), family=family)
 
 
 def _on_socket(path: Path) -> socket.socket:
     with contextlib.suppress(FileNotFoundError):
         if stat.S_ISSOCK(path.lstat().st_mode) and not _answers(path):
             path.unlink()  # of a server that is gone
-    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    before = os.umask(0o777 & ~_SOCKET_MODE)
-    try:
-        made.bind(str(path))
-    finally:
-        os.umask(before)
-    made.listen()
+    with contextlib.ExitStack() as opened:
+        made = opened.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        before = os.umask(0o777 & ~_SOCKET_MODE)
+        try:
+            made.bind(str(path))
+        finally:
+            os.umask(before)
+        made.listen()
+        opened.pop_all()
     return made
 
 

@@ -11,8 +11,8 @@ from daemon.state.layout import DATABASE_NAME
 from daemon.views.overview import Overview
 
 #: The largest number that the database can look for.
-_MOST = (1 << 63) - 1
-Number = Annotated[int, Path(ge=1, le=_MOST)]
+MOST = (1 << 63) - 1
+Number = Annotated[int, Path(ge=1, le=MOST)]
 
 
 class Site:

@@ -8,7 +8,8 @@ from daemon.settings.model import Settings
 from daemon.storage.free_space import FreeSpace
 from daemon.views.champion_history import ChampionView
 from daemon.views.details.drop import findings_of
-from daemon.views.overview import DropView, Overview
+from daemon.views.drop_lineage import DropView
+from daemon.views.overview import Overview
 from pipeline.artifacts import Frozen
 from pipeline.wording import count
 
@@ -39,7 +40,7 @@ def attention(settings: Settings, overview: Overview) -> tuple[Attention, ...]:
         *_commands(settings, overview),
         *_failed(overview),
         *_rejected(settings, overview),
-        *_words(overview),
+        *_words(settings, overview),
     )
 
 
@@ -92,16 +93,13 @@ def _failed(overview: Overview) -> Iterator[Attention]:
 
 
 def _rejected(settings: Settings, overview: Overview) -> Iterator[Attention]:
-    # A track at a time: so its index finds the newest without looking at all drops.
-    tracks = dict.fromkeys((*settings.track_names, *overview.tracks()))
-    found = [drop for name in tracks for drop in overview.drops(name, "rejected", _MOST)]
-    for drop in sorted(found, key=lambda drop: -drop.id)[:_MOST]:
+    for drop in _newest(settings, overview, "rejected"):
         if drop.received_at > _since():
             title, detail = f"{drop.name} was rejected", rejected_words(overview, drop)
             yield Attention(kind="rejected", title=title, detail=detail, track=drop.track, drop=drop.id)
 
 
-def _words(overview: Overview) -> Iterator[Attention]:
+def _words(settings: Settings, overview: Overview) -> Iterator[Attention]:
     """Yield what waits for a person's word."""
     for run in overview.awaiting():
         title = f"Run {run.id} won and waits for approval"
@@ -109,9 +107,16 @@ def _words(overview: Overview) -> Iterator[Attention]:
     for run in overview.blocked():
         title = f"Run {run.id} won, but {run.blocker}"
         yield Attention(kind="blocked", title=title, detail=run.sentence or "", track=run.track, run=run.id)
-    for drop in overview.drops(state="proposed", most=_MOST):
+    for drop in _newest(settings, overview, "proposed"):
         title = f"{drop.name} waits for a word before it judges models"
         yield Attention(kind="proposed", title=title, detail=drop.reason or "", track=drop.track, drop=drop.id)
+
+
+def _newest(settings: Settings, overview: Overview, state: str) -> list[DropView]:
+    """Return the newest drops in a state; asked a track at a time, their index finds them among very many."""
+    tracks = dict.fromkeys((*settings.track_names, *overview.tracks()))
+    found = [drop for name in tracks for drop in overview.drops(name, state, _MOST)]
+    return sorted(found, key=lambda drop: -drop.id)[:_MOST]
 
 
 def _since() -> datetime:

@@ -6,7 +6,8 @@ from itertools import islice
 from typing import Any
 
 from daemon.state.run_files import VerdictDamaged
-from daemon.views.overview import DropView, NotThere, Overview
+from daemon.views.drop_lineage import DropView
+from daemon.views.overview import Overview
 from pipeline.artifacts import Frozen
 from pipeline.validation.records import Limits, Row, read_rows
 
@@ -69,7 +70,7 @@ class DropDetail(Frozen):
 
 def drop_detail(overview: Overview, drop_id: int) -> DropDetail:
     """Return everything that is known of a drop but its rows. Raises `NotThere`."""
-    drop = one_drop(overview, drop_id)
+    drop = overview.drop(drop_id)
     detail = _taken_in(overview, drop_id)
     champions = _champions(overview, drop)
     serving = overview.champion(drop.track)
@@ -82,15 +83,6 @@ def drop_detail(overview: Overview, drop_id: int) -> DropDetail:
         serving=serving is not None and drop.id in {one.id for one in serving.data if one.role == "train"},
         effects=tuple(_effects(overview, drop)),
     )
-
-
-def one_drop(overview: Overview, drop_id: int) -> DropView:
-    """Return one drop. Raises `NotThere`."""
-    found = overview.drops(most=1, before=drop_id + 1)
-    if not found or found[0].id != drop_id:
-        message = f"there is no drop {drop_id}"
-        raise NotThere(message, "list them: dropforge drops")
-    return found[0]
 
 
 def come_to(overview: Overview, drops: Iterable[DropView]) -> dict[int, str]:

@@ -47,6 +47,8 @@ def _create_events() -> None:
     op.create_index("ix_event_at", "event", ["at"])
     op.create_index("ix_event_drop_id", "event", ["drop_id"])
     op.create_index("ix_event_run_id", "event", ["run_id"])
+    changed = sa.text("kind = 'yardstick_changed'")
+    op.create_index("yardstick_events", "event", ["track"], sqlite_where=changed)
 
 
 def _create_tracks() -> None:
@@ -97,6 +99,7 @@ def _create_runs() -> None:
         _text("hint", null=True),
         _text("outcome", null=True),
         _text("sentence", null=True),
+        sa.Column("gain", sa.Float(), nullable=True),
         _text("heldout_version", null=True),
         sa.CheckConstraint(f"state IN ({states})", name="state_known"),
         sa.CheckConstraint("(state = 'running') = (token IS NOT NULL)", name="running_has_token"),
@@ -228,6 +231,7 @@ def _create_promotions() -> None:
     done = sa.text("state = 'done'")
     won = sa.text("state = 'done' AND kind = 'promotion' AND run_id IS NOT NULL")
     op.create_index("ix_promotion_track", "promotion", ["track"])
+    op.create_index("promotion_models", "promotion", ["track", "model_id"])
     op.create_index("one_done_generation", "promotion", ["track", "generation"], unique=True, sqlite_where=done)
     op.create_index("one_promotion_a_run", "promotion", ["run_id"], unique=True, sqlite_where=won)
 

@@ -99,9 +99,16 @@ def test_an_interrupted_run_goes_on_first_though_another_was_moved_to_the_front_
     queue_runs(engine, "a", "b", "c")
     running = claim(engine)
     assert order.move(engine, 3, 150, "ada") == [3, 2]
-    assert order.move(engine, 2, 151, "ada", after=running.run_id) == [2, 3]
     run_queue.interrupt(engine, running, 90)
-    assert goes(engine) == [1, 2, 3]
+    assert goes(engine) == [1, 3, 2]
+
+
+def test_behind_the_run_that_is_running_is_the_front(engine: Engine) -> None:
+    queue_runs(engine, "a", "b", "c")
+    running = claim(engine)
+    assert order.move(engine, 3, 150, "ada", after=running.run_id) == [3, 2]
+    run_queue.interrupt(engine, running, 90)
+    assert goes(engine) == [1, 3, 2]
 
 
 def test_a_person_may_put_a_run_before_one_that_waits(engine: Engine) -> None:
