@@ -12,6 +12,7 @@ from daemon.settings.text import read_toml
 from daemon.views.doctor import Finding
 from pipeline.artifacts import Frozen
 
+_OTHERS_MAY_READ = stat.S_IRGRP | stat.S_IROTH
 _BODY = "Messages of this Dropforge arrive here. Nothing has happened: somebody asked for this one."
 
 
@@ -26,8 +27,9 @@ class Tried(Frozen):
 
 def examine(settings: MessageSettings, file: Path) -> Iterator[Finding]:
     """Look whether each address can be read, and who may read the settings in `file`; nothing is sent."""
-    if file.exists() and file.stat().st_mode & stat.S_IROTH and "messages" in read_toml(file):
-        text, remedy = f"everybody may read {file}, and addresses hold passwords", f"chmod o= {file}"
+    if file.exists() and file.stat().st_mode & _OTHERS_MAY_READ and "messages" in read_toml(file):
+        text = f"others may read {file}, and addresses hold passwords"
+        remedy = f"set DROPFORGE_MESSAGES__URLS in an EnvironmentFile= of the unit, or: chmod go= {file}"
         yield Finding(name="messages", level="warn", text=text, remedy=remedy)
     bad = [number for number, url in enumerate(settings.urls, 1) if not delivery.is_known(url.get_secret_value())]
     for number in bad:

@@ -72,10 +72,11 @@ class Messenger:
         if self._own.urls:
             while outbox.collect(self._engine, self._settings, now):
                 pass
-        for url in self._own.urls:
+        for number, url in enumerate(self._own.urls, 1):
             while not self._stop.is_set() and self._sends_one(url, now):
                 pass
-            self._tell(str(url), outbox.trouble(self._engine, url.address, now))
+            # By number: of two addresses of one service the same is seen.
+            self._tell(f"address {number} of messages, {url}", outbox.trouble(self._engine, url.address, now))
 
     def ping(self) -> None:
         """Ask for the heartbeat's address if it is time to and the main loop works."""
@@ -116,11 +117,10 @@ class Messenger:
         log.info("message_sent", message=number, address=str(url))
 
     def _tell(self, whose: str, words: str | None) -> None:
-        name = whose if whose == "heartbeat" else f"messages to {whose}"
         if words is None:
-            self._troubles.clear(name)
+            self._troubles.clear(whose)
         else:
-            self._troubles.note(name, Unreachable(words))
+            self._troubles.note(whose, Unreachable(words))
 
     def _run(self) -> None:
         while not self._stop.wait(_TICK_SECONDS):

@@ -30,7 +30,7 @@ class SecretUrl(SecretStr):
 
 
 class MessageSettings(Frozen):
-    """Who is told what happens; needs a network, which the service has with PrivateNetwork=no alone."""
+    """Who is told what happens, for a week if need be; a service needs PrivateNetwork=no for it."""
 
     urls: tuple[SecretUrl, ...] = ()
     """Addresses as Apprise has them, as ["mailto://user:password@example.org", "slack://TOKEN"]; [] sends nothing."""

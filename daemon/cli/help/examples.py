@@ -49,6 +49,8 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "backup": ("dropforge backup", "dropforge backup /mnt/backups --models"),
         "restore": ("dropforge restore /mnt/backups/dropforge-20261124T020000Z",),
         "doctor": ("dropforge doctor",),
+        "messages": ("dropforge messages", "dropforge messages --test"),
+        "metrics": ("dropforge metrics", "dropforge metrics | sponge /var/lib/node-exporter/dropforge.prom"),
         "config show": ("dropforge config show", "dropforge config show train.epochs"),
         "config check": ("dropforge --config new.toml config check",),
         "demo": ("dropforge demo", "dropforge demo --with-poison"),

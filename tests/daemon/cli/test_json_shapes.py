@@ -16,7 +16,9 @@ from typer.main import get_command
 
 from daemon.champions import smoke_test
 from daemon.cli import app
+from daemon.messages import outbox
 from daemon.queue.scheduling import pausing
+from daemon.settings.load import load
 from daemon.state.events import Word
 from daemon.state.states import AttemptState
 from tests.daemon.cli.test_report import end
@@ -39,6 +41,7 @@ QUESTIONS: dict[str, tuple[tuple[str, ...], int]] = {
     "drops": (("drops",), 0),
     "check": (("check", "bad.jsonl"), 65),
     "doctor": (("doctor",), 1),
+    "messages": (("messages",), 0),
     "gc": (("gc", "--dry-run"), 0),
     "backup": (("backup", "copy"), 0),
     "config show": (("config", "show", "train"), 0),
@@ -87,6 +90,9 @@ def words(kind: Any) -> list[str]:
 def full(new_workspace: Callable[[], Any], made_reports: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A workspace with something of everything."""
     made = new_workspace()
+    path = made.folder / "dropforge.toml"
+    path.write_text(f'{path.read_text()}[messages]\nurls = ["json://127.0.0.1:1/"]\n')
+    outbox.open_outbox(made.engine, load(path, {}), made.now)
     made.take("exam.jsonl", lines("q"), "heldout")
     end(made, made_reports, "promoted")
     end(made, made_reports, "guard_failed")
@@ -104,6 +110,7 @@ def full(new_workspace: Callable[[], Any], made_reports: Any, monkeypatch: pytes
     made.attempt(made.claim(), "train", None)
     made.take("case.jsonl", lines("e"), track="support")
     pausing.pause(made.engine, "support", Word("the card is lent out", made.tick(), "ada"))
+    outbox.collect(made.engine, load(path, {}), made.tick())
     (made.folder / "bad.jsonl").write_text('{"instruction": "x"}\n')
 
     def answer(_request: Any, _device: str) -> Iterator[dict[str, Any]]:

@@ -89,8 +89,8 @@ def test_doctor_says_which_address_cannot_be_read(lived_in: Any, dropforge: Comm
         return [(one["level"], one["text"]) for one in every if one["name"] == "messages"]
 
     wrong = ("bad", "Apprise cannot read number 2 of messages.urls, nonsense://…")
-    assert found() == [("warn", "everybody may read dropforge.toml, and addresses hold passwords"), wrong]
-    file.chmod(0o640)
+    assert found() == [("warn", "others may read dropforge.toml, and addresses hold passwords"), wrong]
+    file.chmod(0o600)
     assert found() == [wrong]
     settings = MessageSettings.model_validate({"urls": ["json://u:p@here/"], "heartbeat_url": "https://there/x"})
     (well,) = examine(settings, file)

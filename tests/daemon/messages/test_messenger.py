@@ -54,7 +54,7 @@ def test_a_server_that_fails_hangs_and_comes_back_has_each_message_once_late_and
     troubles = Troubles()
     address.answer = 500
     turn(lived_in, troubles)
-    whose = "messages to json://127.0.0.1"
+    whose = "address 1 of messages, json://127.0.0.1"
     assert troubles.words == {whose: "2 messages cannot be sent: the answer was 500; to try: dropforge messages --test"}
     address.answer = None
     fail_hook(lived_in, "three")
@@ -98,6 +98,16 @@ def test_a_call_that_never_ends_is_left_after_its_time(address: Address, monkeyp
     with pytest.raises(delivery.NotSent, match="nothing was answered within 0 s"):
         delivery.send(address.url.replace("rto=0.5", "rto=600"), "title", "body", "info")
     assert address.arrived.is_set()
+
+
+def test_what_a_library_raises_names_no_address(address: Address, monkeypatch: pytest.MonkeyPatch) -> None:
+    def raises(url: str, *_: object) -> None:
+        raise ValueError(url)
+
+    monkeypatch.setattr(delivery, "_send", raises)
+    with pytest.raises(delivery.NotSent) as caught:
+        delivery.send(address.url, "title", "body", "info")
+    assert str(caught.value) == "it ended with ValueError"
 
 
 def test_no_restart_sends_anything_twice(lived_in: Any, address: Address) -> None:
@@ -164,7 +174,7 @@ def test_what_was_sent_and_could_not_be_noted_is_not_sent_again(
     assert errors_of(address.taken) == ["one", "two"]
 
 
-def test_a_server_that_hangs_keeps_no_file_from_being_taken_and_no_run_from_being_queued(
+def test_a_server_that_hangs_keeps_no_file_from_being_taken_and_no_run_from_being_looked_at(
     tmp_path: Path, address: Address, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(delivery, "SECONDS", 600.0)
@@ -172,29 +182,31 @@ def test_a_server_that_hangs_keeps_no_file_from_being_taken_and_no_run_from_bein
     address.answer = None
     path = tmp_path / "dropforge.toml"
     url = address.url.replace("rto=0.5", "rto=600")
-    path.write_text(
-        f'worker = "separate"\nreconcile_seconds = 0.05\n[intake]\nsettle_seconds = 0\n[messages]\nurls = ["{url}"]\n'
-    )
+    quick = 'worker = "separate"\nreconcile_seconds = 0.05\nrun_after_quiet_seconds = 0\n[intake]\nsettle_seconds = 0\n'
+    path.write_text(f'{quick}[messages]\nurls = ["{url}"]\n')
     settings = load(path, {})
     daemon = Service(settings)
     working = threading.Thread(target=daemon.run)
     working.start()
-    overview = Overview(settings.state_folder)
-    pause = threading.Event()
-    try:
-        while not (settings.inbox_folder / "done").is_dir():
+    overview, pause = Overview(settings.state_folder), threading.Event()
+
+    def wait_until(condition: Callable[[], object]) -> None:
+        while not condition():
+            assert working.is_alive()
             pause.wait(0.05)
+
+    try:
+        wait_until((settings.inbox_folder / "done").is_dir)
         (settings.inbox_folder / "bad.jsonl").write_text('{"instruction": "x"}\n')
-        address.arrived.wait()
+        wait_until(address.arrived.is_set)
         for number in range(3):
             (settings.inbox_folder / f"good{number}.jsonl").write_text(
                 f'{{"instruction": "{number}", "output": "b"}}\n'
             )
-        while overview.drop_counts() != {"default": {"rejected": 1, "accepted": 3}}:
-            pause.wait(0.05)
-        assert [run.state for run in overview.runs()] == ["queued"]
-        assert len(address.refused) == 1
-        assert not address.release.is_set(), "all of it while the server hangs"
+        wait_until(lambda: overview.drop_counts() == {"default": {"rejected": 1, "accepted": 3}})
+        # The main loop asks whether the run can begin, and writes down that there is no base model.
+        wait_until(lambda: [run.error is not None for run in overview.runs()] == [True])
+        assert len(address.refused) == 1, "all of it while the one message is being sent"
     finally:
         address.answer = 200
         address.release.set()
