@@ -16,7 +16,12 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 DROPFORGE = Path(sys.executable).parent / "dropforge"
 DOCUMENTS = sorted(
     path
-    for path in (*ROOT.glob("*.md"), *(ROOT / "daemon").rglob("*.md"), *(ROOT / "pipeline").rglob("*.md"))
+    for path in (
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "daemon").rglob("*.md"),
+        *(ROOT / "pipeline").rglob("*.md"),
+    )
     if path.name != "CHANGELOG.md"  # it tells of what was
 )
 FOLDERS = sorted(

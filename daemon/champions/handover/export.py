@@ -41,7 +41,7 @@ class Wanted:
 
     folder: bool
     """The champion's folder."""
-    card: str | None = None
+    readme: str | None = None
     """README.md of a repository on the Hub."""
     gguf: tuple[str, ...] = ()
     """Command that makes a GGUF file, given FOLDER --outfile FILE."""
@@ -63,8 +63,8 @@ def export(champion: Path, identity: str, target: Path, wanted: Wanted) -> str:
         words = []
         if wanted.folder:
             words.append(_copy(champion, identity, aside))
-        if wanted.card is not None:
-            (aside / "README.md").write_text(wanted.card, encoding="utf-8")
+        if wanted.readme is not None:
+            (aside / "README.md").write_text(wanted.readme, encoding="utf-8")
             (aside / ".gitattributes").write_text(_LARGE_FILES, encoding="utf-8")
             words.append("README.md as the Hub reads it")
         if wanted.gguf:

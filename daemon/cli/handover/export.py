@@ -30,7 +30,7 @@ def export(
     """
     from daemon.champions.handover.export import NotExported, Wanted  # noqa: PLC0415 - a quick start
     from daemon.champions.handover.export import export as write  # noqa: PLC0415
-    from daemon.champions.handover.model_card import model_card  # noqa: PLC0415
+    from daemon.champions.handover.hub_readme import hub_readme  # noqa: PLC0415
     from daemon.champions.journal import NoChampion  # noqa: PLC0415
 
     chosen_tracks(context, track)
@@ -42,6 +42,6 @@ def export(
         raise NotExported(message, 'set [export] gguf = ["/opt/gguf/bin/convert-hf-to-gguf"]: docs/serving.md')
     target = to.absolute()
     made, identity = champion.run, champion.model_id
-    card = model_card(settings.state_folder, made, identity, target.name) if hub else None
-    wanted = Wanted(hub or not gguf, card, settings.export.gguf if gguf else ())
+    readme = hub_readme(settings.state_folder, made, identity, target.name) if hub else None
+    wanted = Wanted(hub or not gguf, readme, settings.export.gguf if gguf else ())
     print_line(write(Path(champion.path), identity, target, wanted))

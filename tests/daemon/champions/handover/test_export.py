@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from daemon.champions.handover.export import NotExported, Wanted, export
-from daemon.champions.handover.model_card import NoCard, model_card
+from daemon.champions.handover.hub_readme import NoReadme, hub_readme
 from pipeline import durable
 from pipeline.model_folder.manifest import model_id, verify_manifest
 from pipeline.qlora.gguf import convert
@@ -92,8 +92,8 @@ def test_a_copy_that_fails_leaves_nothing(box: Box, tmp_path: Path, monkeypatch:
 
 
 def test_the_card_has_what_the_hub_reads_and_where_the_model_comes_from(box: Box, tmp_path: Path) -> None:
-    card = model_card(box.root, 1, box.identity, "mine")
-    export(box.champion, box.identity, tmp_path / "mine", Wanted(folder=True, card=card))
+    card = hub_readme(box.root, 1, box.identity, "mine")
+    export(box.champion, box.identity, tmp_path / "mine", Wanted(folder=True, readme=card))
     read = ModelCard.load(tmp_path / "mine" / "README.md")
     result = (read.data.eval_results or [])[0]
     assert (result.metric_type, result.metric_value, result.task_type) == ("exact_match", 50.0, "text-generation")
@@ -107,7 +107,7 @@ def test_the_card_has_what_the_hub_reads_and_where_the_model_comes_from(box: Box
 
 def test_a_files_name_is_inert_in_the_card(tmp_path: Path) -> None:
     box = Box(tmp_path, NASTY.replace("/", ""))
-    text = model_card(box.root, 1, box.identity, "mine")
+    text = hub_readme(box.root, 1, box.identity, "mine")
     (line,) = (line for line in text.splitlines() if line.startswith("| a"))
     assert r"a\|b\<img" in line
     for sign in "<>[]`":
@@ -115,10 +115,10 @@ def test_a_files_name_is_inert_in_the_card(tmp_path: Path) -> None:
 
 
 def test_there_is_no_card_of_a_base_model_or_of_another_runs(box: Box) -> None:
-    with pytest.raises(NoCard, match="nothing was trained"):
-        model_card(box.root, None, box.identity, "mine")
-    with pytest.raises(NoCard, match="do not tell of model"):
-        model_card(box.root, 1, "0" * 64, "mine")
+    with pytest.raises(NoReadme, match="nothing was trained"):
+        hub_readme(box.root, None, box.identity, "mine")
+    with pytest.raises(NoReadme, match="do not tell of model"):
+        hub_readme(box.root, 1, "0" * 64, "mine")
 
 
 @pytest.mark.parametrize(

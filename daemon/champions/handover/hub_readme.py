@@ -1,4 +1,4 @@
-"""The model card of a champion, as the Hub reads it: what it was measured at, trained on and made from."""
+"""The README.md of a champion, the model card that the Hub reads: what it was measured at, trained on and made from."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,25 +9,25 @@ from pipeline.errors import DropforgeError
 from pipeline.wording import printable, signed, span
 
 
-class NoCard(DropforgeError):
-    """There is nothing to write a card of."""
+class NoReadme(DropforgeError):
+    """There is nothing to tell of a model."""
 
 
-def model_card(state_folder: Path, run_id: int | None, model_id: str, name: str) -> str:
+def hub_readme(state_folder: Path, run_id: int | None, model_id: str, name: str) -> str:
     """
     Return README.md for the model that a run made, called `name`.
 
-    Raises `NoCard` for a base model, where the run's files are another model's by now, and without huggingface_hub.
+    Raises `NoReadme` for a base model, where the run's files are another model's by now, and without huggingface_hub.
     """
     if run_id is None:
         message = "the champion is the base model itself: nothing was trained"
-        raise NoCard(message, "export it without --hub, or take it from where it came from")
+        raise NoReadme(message, "export it without --hub, or take it from where it came from")
     made = run_files.load_model(state_folder, run_id)
     verdict, dataset = run_files.load_verdict(state_folder, run_id), run_files.load_dataset(state_folder, run_id)
     adapter, evaluation = run_files.load_adapter(state_folder, run_id), run_files.load_evaluation(state_folder, run_id)
     if made is None or made.model_id != model_id or dataset is None or adapter is None:
         message = f"the files of run {run_id} do not tell of model {model_id[:12]} any more"
-        raise NoCard(message, "export it without --hub")
+        raise NoReadme(message, "export it without --hub")
     parts = [
         _metadata(name, evaluation),
         f"# {_plain(name)}\n",
@@ -45,7 +45,7 @@ def _metadata(name: str, evaluation: Evaluation | None) -> str:
         from huggingface_hub import EvalResult, ModelCardData  # noqa: PLC0415 - a part of the training stack
     except ImportError as error:
         message = "the package huggingface_hub is not installed here"
-        raise NoCard(message, "pip install 'dropforge[train]', or export without --hub") from error
+        raise NoReadme(message, "pip install 'dropforge[train]', or export without --hub") from error
     metrics = evaluation.candidate.metrics if evaluation is not None else {}
     results = [
         EvalResult(
