@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from daemon.cli import champion, drops, inbox, maintenance, report, runs, service, status
 from daemon.cli.demo import command as demo
-from daemon.cli.handover import serve_hook
+from daemon.cli.handover import export, serve_hook
 from daemon.cli.help.examples import add_examples
 from daemon.cli.live import commands as live
 from daemon.cli.output import show_error
@@ -56,7 +56,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (service, inbox, status, live, drops, runs, report, champion, serve_hook, maintenance, demo):
+for group in (service, inbox, status, live, drops, runs, report, champion, export, serve_hook, maintenance, demo):
     group.register(app)
 add_examples(app)
 

@@ -298,13 +298,18 @@ def _suites(settings: Settings) -> Iterator[Finding]:
 
 
 def _programs(settings: Settings) -> Iterator[Finding]:
+    own = settings.hooks
+    around = {"hooks.before_training": own.before_training, "hooks.after_training": own.after_training}
+    for name, argv in {**around, "export.gguf": settings.export.gguf}.items():
+        if argv:
+            yield _tried(name, partial(find_program, argv[0]))
     for track in settings.track_names:
-        own = settings.track(track)
-        for argv in (own.hooks.after_promotion, own.hooks.health):
+        own_settings = settings.track(track)
+        for argv in (own_settings.hooks.after_promotion, own_settings.hooks.health):
             if argv:
                 yield _tried(f"hooks of {track}", partial(find_program, argv[0]))
-        if own.evaluate.engine == "vllm":
-            yield _tried(f"vLLM of {track}", partial(find_program, own.evaluate.vllm))
+        if own_settings.evaluate.engine == "vllm":
+            yield _tried(f"vLLM of {track}", partial(find_program, own_settings.evaluate.vllm))
 
 
 def _tried(name: str, look: Callable[[], str]) -> Finding:

@@ -1,19 +1,32 @@
 """
 `python -m pipeline.qlora.gguf SOURCE.gguf TARGET`: a GGUF file becomes a plain transformers folder in bf16.
 
-The folder can then be a base model. It appears whole or not at all: it is written aside, synced and renamed.
+The folder can then be a base model. It appears whole or not at all: it is written aside, synced and renamed. With
+`--check MODEL` instead of a target nothing is kept: the file is compared with the model that it was made from, and a
+line of JSON says how far its logits are from the model's.
 """
 
+import json
 import shutil
 import sys
+import tempfile
 import uuid
 from pathlib import Path
+from typing import Any, Literal
 
 from pipeline import durable
 from pipeline.errors import EXIT_OK, CannotTrain, DropforgeError
-from pipeline.qlora.loading import quiet
+from pipeline.qlora.loading import load_model, load_tokenizer, quiet
+from pipeline.qlora.merging import Drift, ask, compare
 
 _USAGE = 2
+#: What both are asked; a line of code and other scripts show a tokenizer that was not carried over.
+_ASKED = (
+    "Write one sentence about the sea.",
+    "Sort these numbers: 31, 4, 159, 26.",
+    "def add(a, b):\n    return a + b",
+    "Wie heißt die Hauptstadt von Österreich? 东京在哪里",
+)
 
 
 def convert(source: Path, target: Path) -> None:
@@ -34,6 +47,15 @@ def convert(source: Path, target: Path) -> None:
 
 
 def _write(source: Path, folder: Path) -> None:
+    model = _read(source, "model")
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(folder, max_shard_size="5GB")
+    _read(source, "tokenizer").save_pretrained(folder)
+
+
+def _read(source: Path, what: Literal["model", "tokenizer"]) -> Any:
+    """Return the model in a GGUF file, in bf16, or its tokenizer. Raises `CannotTrain` if there is none."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -41,31 +63,60 @@ def _write(source: Path, folder: Path) -> None:
     if not source.is_file():
         message = f"there is no file {source}"
         raise CannotTrain(message, "name a .gguf file")
+    how: dict[str, Any] = {"gguf_file": source.name, "local_files_only": True}
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            source.parent,
-            gguf_file=source.name,
-            quantization_config=GgufConfig(dequantize=True),
-            dtype=torch.bfloat16,
-            local_files_only=True,
+        if what == "tokenizer":
+            return AutoTokenizer.from_pretrained(source.parent, **how)
+        dequantised = GgufConfig(dequantize=True)
+        return AutoModelForCausalLM.from_pretrained(
+            source.parent, quantization_config=dequantised, dtype=torch.bfloat16, **how
         )
-        tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         message = f"{source} cannot be read as GGUF: {error}"
         raise CannotTrain(message, "use a .gguf file of an architecture that transformers knows") from error
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.save_pretrained(folder, max_shard_size="5GB")
-    tokenizer.save_pretrained(folder)
+
+
+def check(source: Path, model: Path) -> Drift:
+    """
+    Return how far the logits of the GGUF file `source` are from those of `model`, the folder that it was made from.
+
+    Its weights are read back as transformers reads them. Raises `CannotTrain` if that cannot be, or if its tokenizer or
+    chat template makes other tokens of a prompt.
+    """
+    prompts = _tokenised(load_tokenizer(model))
+    if _tokenised(_read(source, "tokenizer")) != prompts:
+        message = f"{source} makes other tokens of a prompt than {model} does"
+        raise CannotTrain(message, "its tokenizer or chat template was not carried over: use another converter")
+    with tempfile.TemporaryDirectory(prefix="dropforge-gguf-", dir=source.parent) as aside:
+        folder = Path(aside) / "model"
+        _write(source, folder)
+        expected = ask(load_model(model, "cpu"), prompts)
+        return compare(folder, prompts, expected, streamed=False)
+
+
+def _tokenised(tokenizer: Any) -> list[list[int]]:
+    if not tokenizer.chat_template:
+        return [tokenizer(text)["input_ids"] for text in _ASKED]
+    chats = ([{"role": "user", "content": text}] for text in _ASKED)
+    return [
+        tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=False)
+        for chat in chats
+    ]
 
 
 def main(argv: list[str]) -> int:
-    """Convert as `argv` says; return the exit code."""
-    if len(argv) != 2:  # noqa: PLR2004 - source and target
-        print("usage: python -m pipeline.qlora.gguf SOURCE.gguf TARGET_FOLDER", file=sys.stderr)
+    """Convert or check as `argv` says; return the exit code."""
+    wants_check = "--check" in argv
+    places = [Path(word) for word in argv if word != "--check"]
+    if len(places) != 2:  # noqa: PLR2004 - source, and target or model
+        print("usage: python -m pipeline.qlora.gguf SOURCE.gguf (TARGET_FOLDER | --check MODEL)", file=sys.stderr)
         return _USAGE
     try:
-        convert(Path(argv[0]), Path(argv[1]))
+        if wants_check:
+            drift = check(*places)
+            print(json.dumps({"distance": drift.distance, "top1": drift.top1}))
+        else:
+            convert(*places)
     except DropforgeError as error:
         print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr)
         return error.exit_code

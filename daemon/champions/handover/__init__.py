@@ -3,5 +3,5 @@ Hand the champion over: to a server, which has to answer as it did, and to a fol
 
 In: a champion, and what its evaluation recorded. Out: a server that was asked, or a folder. `smoke_prompts` chooses
 what a server is asked, `server` speaks HTTP to it, `switch` lets it take the champion, `export` copies the champion and
-`model_card` describes it. Open `switch` first.
+`hub_readme` describes it. Open `switch` first.
 """

@@ -1,0 +1,126 @@
+"""
+Copies a champion out of the house: a plain folder, a repository as the Hub has them, a GGUF file.
+
+The folder appears whole or not at all: it is written aside, compared with the champion's id, synced and renamed.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from daemon.champions.smoke_test import can_try
+from pipeline import durable
+from pipeline.errors import DropforgeError
+from pipeline.model_folder.manifest import MANIFEST_NAME, model_files, model_id
+from pipeline.model_folder.trained_ids import NAME as TRAINED_IDS
+
+#: Files beside those that make up the model.
+_BESIDE = ("LICENSE*", "NOTICE*", MANIFEST_NAME, TRAINED_IDS)
+_LARGE_FILES = "*.safetensors filter=lfs diff=lfs merge=lfs -text\n*.gguf filter=lfs diff=lfs merge=lfs -text\n"
+#: How far a GGUF file's logits may be from the champion's, and at how many places its likeliest token must be the same.
+#: In 8 bits SmolLM2-135M is 0.033 away and agrees at 99 % of them, in 16 there is no difference.
+_MOST_DISTANCE, _LEAST_AGREEMENT = 0.1, 0.9
+_MAGIC = b"GGUF"
+#: What of this environment a command in an environment of its own must not get.
+_NOT_ITS_OWN = ("PYTHON", "VIRTUAL_ENV", "DROPFORGE_")
+
+
+class NotExported(DropforgeError):
+    """The champion could not be copied."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be written."""
+
+    folder: bool
+    """The champion's folder."""
+    readme: str | None = None
+    """README.md of a repository on the Hub."""
+    gguf: tuple[str, ...] = ()
+    """Command that makes a GGUF file, given FOLDER --outfile FILE."""
+
+
+def export(champion: Path, identity: str, target: Path, wanted: Wanted) -> str:
+    """
+    Write what is wanted of the folder `champion`, whose id is `identity`, to the new folder `target`.
+
+    Return what was written, in words. Raises `NotExported` if `target` is there, the champion is not what it was, or
+    the GGUF file is not the champion.
+    """
+    if os.path.lexists(target):
+        message = f"{target} is there already"
+        raise NotExported(message, "name a folder that is not there yet")
+    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    aside.mkdir(parents=True)
+    try:
+        words = []
+        if wanted.folder:
+            words.append(_copy(champion, identity, aside))
+        if wanted.readme is not None:
+            (aside / "README.md").write_text(wanted.readme, encoding="utf-8")
+            (aside / ".gitattributes").write_text(_LARGE_FILES, encoding="utf-8")
+            words.append("README.md as the Hub reads it")
+        if wanted.gguf:
+            words.append(_make_gguf(champion, aside / f"{target.name}.gguf", wanted.gguf))
+        durable.publish_folder(aside, target)
+        if aside.exists():
+            message = f"{target} came to be meanwhile"
+            raise NotExported(message, "name a folder that is not there yet")
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return f"{target}: {'; '.join(words)}"
+
+
+def _copy(champion: Path, identity: str, aside: Path) -> str:
+    names = {path.relative_to(champion) for path in model_files(champion)}
+    names |= {path.relative_to(champion) for pattern in _BESIDE for path in champion.glob(pattern) if path.is_file()}
+    for name in sorted(names):
+        (aside / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(champion / name, aside / name)
+    if model_id(aside) != identity:
+        message = f"the champion in {champion} is not what it was"
+        raise NotExported(message, "see what is wrong: dropforge doctor; or let another one serve: dropforge rollback")
+    return f"model {identity[:12]}, {len(names)} files"
+
+
+def _make_gguf(champion: Path, file: Path, command: Sequence[str]) -> str:
+    """Let the command make a GGUF file of the champion, and compare the two."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_ITS_OWN)}
+    argv = [*command, str(champion), "--outfile", str(file)]
+    try:
+        done = subprocess.run(argv, env={**own, "HF_HUB_OFFLINE": "1"}, check=False, stdin=subprocess.DEVNULL)  # noqa: S603 - the user's own argument list
+    except OSError as error:
+        message = f"export.gguf cannot be started: {command[0]}: {error.strerror}"
+        raise NotExported(message, "name the program by its whole path: docs/serving.md") from error
+    if done.returncode or not file.is_file():
+        message = f"export.gguf made no file: {command[0]} ended with exit code {done.returncode}"
+        raise NotExported(message, "it says why above")
+    with file.open("rb") as head:
+        if head.read(len(_MAGIC)) != _MAGIC:
+            message = f"what export.gguf made is no GGUF file: {command[0]}"
+            raise NotExported(message, "it is given FOLDER --outfile FILE; docs/serving.md has an example")
+    return f"{file.name}, {_compared(champion, file)}"
+
+
+def _compared(champion: Path, file: Path) -> str:
+    """Return how near a GGUF file is to the champion, in words. Raises `NotExported` if that is not near enough."""
+    if not can_try():
+        return "not compared with the champion, since the training stack is not installed here"
+    argv = [sys.executable, "-P", "-m", "pipeline.qlora.gguf", str(file), "--check", str(champion.absolute())]
+    done = subprocess.run(argv, stdout=subprocess.PIPE, check=False, stdin=subprocess.DEVNULL)  # noqa: S603 - our own module
+    if done.returncode:
+        message = f"{file.name} could not be compared with the champion"
+        raise NotExported(message, "it says why above; nothing was kept")
+    found = json.loads(done.stdout.splitlines()[-1])
+    words = f"its logits {found['distance']:.2g} from the champion's, same token at {found['top1']:.0%} of the places"
+    if not (found["distance"] <= _MOST_DISTANCE and found["top1"] >= _LEAST_AGREEMENT):
+        message = f"{file.name} is not the champion: {words}"
+        raise NotExported(message, f"{_MOST_DISTANCE:g} and {_LEAST_AGREEMENT:.0%} are let pass: use more bits")
+    return words
