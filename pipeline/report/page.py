@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-def write_card(folder: Path, report: Report) -> None:
+def write_files(folder: Path, report: Report) -> None:
     """Write report.json and report.html into `folder`, over those that are there."""
     durable.write_json(folder / JSON_NAME, report.model_dump(mode="json"))
     durable.write_bytes(folder / PAGE_NAME, render_page(report).encode())
@@ -30,7 +30,7 @@ def write_card(folder: Path, report: Report) -> None:
 def add_review(folder: Path, review: BlindReview) -> None:
     """Write the card in `folder` anew with what people judged since. Raises `ValueError` if its data are damaged."""
     report = Report.model_validate(durable.read_json(folder / JSON_NAME))
-    write_card(folder, report.model_copy(update={"review": review}))
+    write_files(folder, report.model_copy(update={"review": review}))
 
 
 def render_page(report: Report) -> str:
