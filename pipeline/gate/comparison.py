@@ -2,8 +2,7 @@
 What the gate compares: candidate and champion on the same records, sorted by id, a column for each fact.
 
 A pair of columns has the shape (records, 2): candidate, champion. What was not measured of a record is NaN. Records
-that are paraphrases of each other are one group, and one unit of every test: taken one by one, thirty nights of equal
-models in groups of five promoted falsely in 38 of 100 months, not in 11.
+that are paraphrases of each other are one group, and one unit of every test.
 """
 
 from collections import Counter

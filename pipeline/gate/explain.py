@@ -1,17 +1,8 @@
 """A verdict in one short line, as lists and the history show it; the report's story has the rest."""
 
-from pipeline.artifacts import Outcome, Verdict
+from pipeline.artifacts import Verdict
 from pipeline.gate.reasons import REASONS
 from pipeline.wording import count, signed, span
-
-WORDS: dict[Outcome, str] = {
-    "promoted": "promoted",
-    "worse": "worse",
-    "not_shown_better": "not shown better",
-    "insufficient_evidence": "insufficient evidence",
-    "guard_failed": "guard failed",
-    "contaminated": "contaminated",
-}
 
 
 def in_groups(verdict: Verdict) -> str:
@@ -21,7 +12,7 @@ def in_groups(verdict: Verdict) -> str:
 
 def short_line(verdict: Verdict, needed_records: int) -> str:
     """Return the verdict with its gain and interval, as `promoted: +11.5 points (+5.9 to +16.9)`."""
-    words = WORDS[verdict.outcome]
+    words = verdict.outcome.replace("_", " ")
     if verdict.outcome == "insufficient_evidence":
         if "no_pinned_heldout" in verdict.reasons:
             return f"{words}: {REASONS['no_pinned_heldout']}"

@@ -1,11 +1,10 @@
 """
 Guards: what a candidate that wins must not lose. Each rule is one function.
 
-A guard fails where harm is shown, not where its absence is unproven: measured, five slices under "the lower bound must
-be above -5 points" let only 38 of 100 good candidates pass, of which 78 won. On fewer than `LEAST_TESTED` groups of
-records nothing is tested, only displayed. Which guards stand against a promotion is a setting (`guards.stop`); the
-others are shown. What each costs and buys is measured by `bench/gate.py` (true gain +10 points, 500 records): the cost
-in points of promotion of a good candidate; what it buys, how often a truly bad winner is promoted with it (without it).
+A guard fails where harm is shown, not where its absence is unproven. On fewer than `LEAST_TESTED` groups of records
+nothing is tested, only displayed. Which guards stand against a promotion is a setting (`guards.stop`), and the others
+are shown. What each costs and buys is measured by `bench/gate.py` (true gain +10 points, 500 records): the cost in
+points of promotion of a good candidate; what it buys, how often a truly bad winner is promoted with it (without it).
 """
 
 import math
@@ -18,7 +17,7 @@ from scipy import special
 from pipeline.artifacts import GuardResult
 from pipeline.config import GuardConfig
 from pipeline.gate import statistics
-from pipeline.gate.comparison import DEGENERATE, Comparison
+from pipeline.gate.comparison import DEGENERATE, Comparison, Flags, Former
 from pipeline.gate.slices import LEAST_TESTED, POINTS, Known, Slice
 from pipeline.gate.statistics import Floats
 from pipeline.metrics.registry import METRICS
@@ -91,18 +90,16 @@ def _suites(comparison: Comparison, config: GuardConfig) -> Iterator[GuardResult
     Yield each general suite, against the champion and against the base model: beyond the margin and p <= .01.
 
     Costs .6 points; a true loss of 10 is promoted in 8 % (53). Against the base, since a line of champions can walk:
-    4 of 120 items lost each night were promoted 12 times of 12, from 100 points to 60. Costs nothing; 6 points more of
-    a champion that has lost 8 are promoted in 10 % (66). A candidate that is no further below the base than the
-    champion passes: it may bring some of a loss back.
+    costs nothing; 6 points more of a champion that has lost 8 are promoted in 10 % (66). A candidate that is no further
+    below the base than the champion passes: it may bring some of a loss back.
     """
     for suite in comparison.suites:
-        changes = suite.scores[:, 0] - suite.scores[:, 1]
-        yield _sure(("general", suite.name), suite.scores, changes, config.general)
+        yield _tested(("general", suite.name), suite.scores, config.general)
         label = f"{suite.name} against the base model"
         if suite.base is not None:
             pair = np.column_stack((suite.scores[:, 0], suite.base))
-            found = _sure(("general_base", label), pair, pair[:, 0] - pair[:, 1], config.general_base)
-            yield _no_further(found, changes)
+            found = _tested(("general_base", label), pair, config.general_base)
+            yield _no_further(found, suite.scores[:, 0] - suite.scores[:, 1])
         elif comparison.held_to_base:
             yield GuardResult(
                 guard="general_base",
@@ -117,31 +114,31 @@ def _suites(comparison: Comparison, config: GuardConfig) -> Iterator[GuardResult
 
 def _anchor(comparison: Comparison, known: Known, margin: float) -> Iterator[GuardResult]:
     """
-    Yield each seen drop against the former champion that was best on it: beyond the margin and p <= .05.
+    Yield each seen drop against the former champion, of those given, that was best on it: beyond the margin, p <= .05.
 
-    Of those that it is given: the daemon gives the last three.
-
-    Ten drops of new kinds that each truly cost the first drop 3 points leave it 8.2 points down with this guard and
-    10.3 by the rules before it, at the price of 2.7 drops learned instead of 3.4. Costs a new kind of task 4 points,
-    else nothing; 4 points more of a drop that has lost 6 are promoted in 42 % (62). As with the base model, what is no
-    further down than the champion passes.
+    Costs a new kind of task 4 points, else nothing; 4 points more of a drop that has lost 6 are promoted in 42 % (62).
+    As with the base model, what is no further down than the champion passes.
     """
     seen = known.seen(comparison)
-    scores = comparison.scores[comparison.metric]
     for drop in np.unique(comparison.drops[seen & ~comparison.pinned]).tolist() if comparison.former else ():
-        mask, found = seen & (comparison.drops == drop), []
+        found = []
         for former in comparison.former:
-            own = mask & ~np.isnan(former.scores)
-            pair = comparison.by_group(np.column_stack((scores[:, 0], former.scores)), own)
-            changes = (pair[:, 0] - pair[:, 1]) * comparison.sign()
-            if not changes.size:
-                continue
-            name = ("anchor", f"{known.label(drop)} against the champion of generation {former.generation}")
-            p_value = _harm(changes) if changes.size >= LEAST_TESTED else None
-            fails = p_value is not None and p_value <= LEVEL and _exceeds(-float(changes.mean()) * POINTS, margin)
-            row = _row(name, pair, changes, margin, p_value, fails=fails)
-            found.append(_no_further(row, comparison.differences(own)))
-        yield from sorted(found, key=lambda row: (row.state != "failed", row.state == "shown", row.change))[:1]
+            own = seen & (comparison.drops == drop) & ~np.isnan(former.scores)
+            if own.any():
+                name = ("anchor", f"{known.label(drop)} against the champion of generation {former.generation}")
+                row = _tested(name, _beside_former(comparison, former, own), margin, comparison.sign(), LEVEL)
+                found.append(_no_further(row, comparison.differences(own)))
+        yield from _worst(found)
+
+
+def _beside_former(comparison: Comparison, former: Former, mask: Flags) -> Floats:
+    """Return the candidate's and a former champion's scores by group within `mask`."""
+    return comparison.by_group(np.column_stack((comparison.scores[comparison.metric][:, 0], former.scores)), mask)
+
+
+def _worst(rows: Sequence[GuardResult]) -> Sequence[GuardResult]:
+    """Return the one row of alike ones that says most against the candidate; none of none."""
+    return sorted(rows, key=lambda row: (row.state != "failed", row.state == "shown", row.change))[:1]
 
 
 def _no_further(row: GuardResult, changes: Floats) -> GuardResult:
@@ -195,9 +192,7 @@ def _degenerate(comparison: Comparison, margin: float) -> Iterator[GuardResult]:
     """
     for kind in DEGENERATE if comparison.ids else ():
         if kind in comparison.degenerate:
-            pair = comparison.by_group(comparison.degenerate[kind])
-            falls = pair[:, 1] - pair[:, 0]
-            found = _sure((kind, f"{kind} answers"), pair, falls, margin)
+            found = _tested((kind, f"{kind} answers"), comparison.by_group(comparison.degenerate[kind]), margin, -1)
             turned = {"unit": "per cent", "change": -(found.change or 0.0), "bound": -(found.bound or 0.0)}
             yield found.model_copy(update=turned)
 
@@ -246,21 +241,21 @@ def _judge(comparison: Comparison) -> Iterator[GuardResult]:
 def _metrics(comparison: Comparison, margin: float) -> Iterator[GuardResult]:
     """Yield the other metrics: beyond the margin and p <= .01. Bought nothing where F1 fell and exact match rose."""
     for name in comparison.scores if comparison.ids else ():
-        changes = comparison.differences(metric=name)
-        if name != comparison.metric and changes.size:
+        pair = comparison.pairs(metric=name)
+        if name != comparison.metric and pair.size:
             title = METRICS[name].title if name in METRICS else name
-            yield _sure(("metric", title), comparison.pairs(metric=name), changes, margin)
+            yield _tested(("metric", title), pair, margin, comparison.sign(name))
 
 
 def _former(comparison: Comparison, margin: float) -> Iterator[GuardResult]:
     """Yield the former champion that the candidate does worst against: beyond the margin and p <= .01. Buys nothing."""
     found = []
     for former in comparison.former:
-        pair = comparison.by_group(np.column_stack((comparison.scores[comparison.metric][:, 0], former.scores)))
-        if len(pair):
-            changes = (pair[:, 0] - pair[:, 1]) * comparison.sign()
-            found.append(_sure(("former", f"champion of generation {former.generation}"), pair, changes, margin))
-    yield from sorted(found, key=lambda row: (row.state != "failed", row.state == "shown", row.change))[:1]
+        own = ~np.isnan(former.scores)
+        if own.any():
+            name = ("former", f"champion of generation {former.generation}")
+            found.append(_tested(name, _beside_former(comparison, former, own), margin, comparison.sign()))
+    yield from _worst(found)
 
 
 def _catastrophes(comparison: Comparison) -> Iterator[GuardResult]:
@@ -275,21 +270,31 @@ def _catastrophes(comparison: Comparison) -> Iterator[GuardResult]:
 
 
 def _costs(comparison: Comparison, config: GuardConfig) -> Iterator[GuardResult]:
-    """Yield time and size as multiples of the champion's."""
-    seconds, old_seconds = comparison.seconds_per_answer
-    if seconds is not None and old_seconds:
-        slow = seconds - old_seconds >= LEAST_SECONDS and _exceeds(seconds / old_seconds, config.latency)
-        yield _multiple("latency", "seconds an answer", (seconds, old_seconds), config.latency, fails=slow)
-    size, old_size = comparison.size_bytes
-    if size and old_size:
-        large, megabytes = _exceeds(size / old_size, config.size), (size / _MEGABYTE, old_size / _MEGABYTE)
-        yield _multiple("size", "size of the model's folder, MB", megabytes, config.size, fails=large)
+    """Yield time and size as multiples of the champion's, where both were measured."""
+    megabytes = [size / _MEGABYTE or None for size in comparison.size_bytes]
+    for guard, label, (own, old), margin, least in (
+        ("latency", "seconds an answer", comparison.seconds_per_answer, config.latency, LEAST_SECONDS),
+        ("size", "size of the model's folder, MB", megabytes, config.size, 0.0),
+    ):
+        if own is not None and old:
+            fails = own - old >= least and _exceeds(own / old, margin)
+            yield GuardResult(
+                guard=guard,
+                label=label,
+                unit="times",
+                candidate=own,
+                champion=old,
+                change=own / old,
+                margin=margin,
+                state="failed" if fails else "passed",
+            )
 
 
-def _sure(name: tuple[str, str], pair: Floats, changes: Floats, margin: float) -> GuardResult:
-    """Return a guard that needs both: a loss beyond the margin, and p <= .01."""
+def _tested(name: tuple[str, str], pair: Floats, margin: float, sign: int = 1, level: float = SURE) -> GuardResult:
+    """Return a guard that needs both, a loss beyond the margin and p <= `level`; `sign` is -1 where less is better."""
+    changes = (pair[:, 0] - pair[:, 1]) * sign
     p_value = _harm(changes) if changes.size >= LEAST_TESTED else None
-    fails = p_value is not None and p_value <= SURE and _exceeds(-float(changes.mean()) * POINTS, margin)
+    fails = p_value is not None and p_value <= level and _exceeds(-float(changes.mean()) * POINTS, margin)
     return _row(name, pair, changes, margin, p_value, fails=fails)
 
 
@@ -340,19 +345,6 @@ def _counted(guard: str, label: str, counts: tuple[int, int], p_value: float, *,
         change=change,
         p_value=p_value,
         state=state,
-    )
-
-
-def _multiple(guard: str, label: str, values: tuple[float, float], margin: float, *, fails: bool) -> GuardResult:
-    return GuardResult(
-        guard=guard,
-        label=label,
-        unit="times",
-        candidate=values[0],
-        champion=values[1],
-        change=values[0] / values[1],
-        margin=margin,
-        state="failed" if fails else "passed",
     )
 
 

@@ -169,10 +169,6 @@ def interval(values: Floats, seed: int, confidence: float = CONFIDENCE) -> tuple
     return (max(-1.0, low), min(1.0, high))
 
 
-def _mean(samples: Floats, axis: int) -> Floats:
-    return np.asarray(samples.mean(axis=axis))
-
-
 def _bootstrap(
     values: Floats, seed: int, confidence: float, method: Literal["BCa", "percentile"]
 ) -> tuple[float, float]:
@@ -180,7 +176,7 @@ def _bootstrap(
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         found = stats.bootstrap(
             (values,),
-            _mean,
+            np.mean,
             vectorized=True,
             n_resamples=RESAMPLES,
             batch=_BLOCK,

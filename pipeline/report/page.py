@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 
-def write_card(folder: Path, report: Report) -> None:
+def write_files(folder: Path, report: Report) -> None:
     """Write report.json and report.html into `folder`, over those that are there."""
     durable.write_json(folder / JSON_NAME, report.model_dump(mode="json"))
     durable.write_bytes(folder / PAGE_NAME, render_page(report).encode())
@@ -26,7 +26,7 @@ def write_card(folder: Path, report: Report) -> None:
 def add_review(folder: Path, review: BlindReview) -> None:
     """Write the card in `folder` anew with what people judged since. Raises `ValueError` if its data are damaged."""
     report = Report.model_validate(durable.read_json(folder / JSON_NAME))
-    write_card(folder, report.model_copy(update={"review": review}))
+    write_files(folder, report.model_copy(update={"review": review}))
 
 
 def render_page(report: Report) -> str:

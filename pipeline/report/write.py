@@ -21,7 +21,7 @@ from pipeline.metrics.registry import METRICS
 from pipeline.report.cost import run_cost
 from pipeline.report.examples import pick
 from pipeline.report.facts import Cost, Report, RunCost
-from pipeline.report.page import write_card
+from pipeline.report.page import write_files
 from pipeline.report.story import reasons, tell
 
 _FOLDER_NAME = "report"
@@ -36,7 +36,7 @@ def write_report(attempt: Attempt, verdict: Verdict, judgement: Judgement | None
     """
     folder = attempt.make_folder(_FOLDER_NAME)
     place = attempt.relative(folder)
-    write_card(folder, _report(attempt, verdict.model_copy(update={"report": place}), judgement))
+    write_files(folder, _report(attempt, verdict.model_copy(update={"report": place}), judgement))
     return place
 
 

@@ -63,10 +63,7 @@ def review_of(
     pairs = read_pairs(state_folder, run_id, told.salt if told else "")
     wanted = told.gate.review if told else 0
     asked = {pair.id: pair for pair in pairs[: wanted or ASKED]}
-    made: dict[str, Mapping[str, Any]] = {}
-    for one in chosen:
-        if one["pair"] in asked:
-            made.setdefault(one["pair"], one)
+    made = {one["pair"]: one for one in chosen if one["pair"] in asked}
     left = tuple(pair for name, pair in asked.items() if name not in made)
     return Review(
         run=run_id,
