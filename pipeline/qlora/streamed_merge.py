@@ -83,11 +83,7 @@ class Stored:
                 yield chunk
 
     def blocks(self, rows: int) -> "Iterator[torch.Tensor]":
-        """
-        Yield `rows` rows at a time, flat and as they are stored; each block is overwritten by the next one.
-
-        Raises `OSError` if the file ends too early.
-        """
+        """Yield some rows at a time, flat, as they are stored; the next ones take their place. Raises `OSError`."""
         import torch
 
         left = math.prod(self.shape)
