@@ -37,6 +37,7 @@ from pipeline.errors import (
     StartAgain,
     is_disk_full,
 )
+from pipeline.model_folder.manifest import MANIFEST_NAME
 from pipeline.report.energy import EnergyMeter
 from pipeline.steps import BY_NAME
 
@@ -147,11 +148,12 @@ def _out_of_room(attempt: Attempt) -> StepResult:
 
 
 def _hash_outputs(folder: Path) -> dict[str, str]:
-    """Hash what the step left, but for the files that the contract itself writes."""
+    """Hash what the step left, but for the files that the contract itself writes, and a model's: see its manifest."""
     own = {SPEC_NAME, PROGRESS_NAME, CURVE_NAME, LOG_NAME}
+    models = [path.parent for path in folder.glob(f"*/{MANIFEST_NAME}")]
     # Names that begin with a dot are being written, progress among them.
     names = (path for path in folder.rglob("*") if not path.name.startswith(".") and path.name not in own)
-    paths = sorted(path for path in names if path.is_file())
+    paths = sorted(path for path in names if path.is_file() and not any(map(path.is_relative_to, models)))
     return {path.relative_to(folder).as_posix(): durable.sha256_file(path) for path in paths}
 
 

@@ -134,7 +134,6 @@ class Adapter(Artifact):
     batch_tokens: int = 0
     activations: Literal["kept", "recomputed", "offloaded"] = "kept"
     device: str
-    processes: int = 1
     optimizer_steps: int
     resumed_from_step: int
     """Step of the checkpoint that the last attempt went on from; 0 if it began at the beginning."""

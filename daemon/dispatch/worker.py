@@ -44,6 +44,7 @@ ALLOWED_ENVIRONMENT = (
     "VIRTUAL_ENV",
     "CUDA*",
     "NVIDIA*",
+    "NCCL_*",
     "HIP*",
     "ROCR*",
     "HF_HOME",

@@ -82,23 +82,33 @@ class Stored:
                 left -= len(chunk)
                 yield chunk
 
-    def read(self, rows: slice = slice(None)) -> "torch.Tensor":
-        """Return the tensor, or some of its rows, in float32. Raises `OSError` if the file ends too early."""
+    def blocks(self, rows: int) -> "Iterator[torch.Tensor]":
+        """Yield some rows at a time, flat, as they are stored; the next ones take their place. Raises `OSError`."""
         import torch
 
-        dtype, item = getattr(torch, self.dtype), _ITEM_BYTES[self.dtype]
-        first, last, _ = rows.indices(self.shape[0] if self.shape else 1)
-        made = torch.empty((last - first) * self.width, dtype=torch.float32)
-        chunk = bytearray(min(len(made), _BLOCK) * item)
+        left = math.prod(self.shape)
+        count = max(1, min(left, rows * self.width))
+        chunk = bytearray(count * _ITEM_BYTES[self.dtype])
+        numbers = torch.frombuffer(chunk, dtype=getattr(torch, self.dtype))
         with open_regular(self.path) as file:
-            file.seek(self.begin + first * self.width * item)
-            for begin in range(0, len(made), _BLOCK):
-                part = made[begin : begin + _BLOCK]
-                size = len(part) * item
-                if file.readinto(memoryview(chunk)[:size]) != size:
+            file.seek(self.begin)
+            while left:
+                block = numbers[: min(left, count)]
+                left -= len(block)
+                if file.readinto(memoryview(chunk)[: block.nbytes]) != block.nbytes:
                     raise self._cut_off()
-                part.copy_(torch.frombuffer(chunk, dtype=dtype, count=len(part)))
-        return made.view(last - first, *self.shape[1:]) if self.shape else made.view(())
+                yield block
+
+    def read(self) -> "torch.Tensor":
+        """Return the tensor in float32. Raises `OSError` if the file ends too early."""
+        import torch
+
+        made = torch.empty(self.shape, dtype=torch.float32)
+        rest = made.view(-1)
+        for block in self.blocks(max(1, _BLOCK // self.width)):
+            rest[: len(block)].copy_(block)
+            rest = rest[len(block) :]
+        return made
 
     def _cut_off(self) -> OSError:
         return OSError(f"{self.path} ends within {self.name}")
@@ -357,9 +367,9 @@ def _merged(streamed: Streamed, layer: "Linear") -> Iterator[memoryview]:
     _fill((place, streamed.sources[place[2]].read()) for place in inputs)
     by_row = [(place, streamed.sources[place[2]].read()) for place in outputs]
     step = max(1, _BLOCK // weight.width)
-    for first in range(0, weight.shape[0], step):
-        rows = slice(first, first + step)
-        _fill([(base, weight.read(rows)), *((place, numbers[rows]) for place, numbers in by_row)])
+    for number, block in enumerate(weight.blocks(step)):
+        rows = slice(number * step, (number + 1) * step)
+        _fill([(base, block.float().view(-1, weight.width)), *((place, own[rows]) for place, own in by_row)])
         with torch.inference_mode():
             layer.merge()
             rounded = layer.base_layer.weight.data.to(dtype)

@@ -10,7 +10,7 @@ from pipeline import durable
 from pipeline.artifacts import Adapter, Dataset, Model
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain, StepFailed
-from pipeline.model_folder.manifest import model_id, verify_manifest, write_manifest
+from pipeline.model_folder.manifest import model_id, write_manifest
 from pipeline.model_folder.trained_ids import write_trained_ids
 from pipeline.prompt import Format, fold, prompt_ids
 from pipeline.qlora.generation import end_tokens
@@ -64,7 +64,6 @@ def merge(attempt: Attempt) -> Model:
             f"and rounding explains {most:.2g} at most"
         )
         raise StepFailed(message, f"retry the run: dropforge retry {attempt.spec.run}; if it stays, report this")
-    verify_manifest(target)
     attempt.progress(_PHASES, _PHASES, phase="compare")
     return Model(
         folder=attempt.relative(target),

@@ -86,7 +86,6 @@ def train(attempt: Attempt) -> Adapter:
         batch_tokens=memory.plan.batch_tokens,
         activations=memory.plan.activations,
         device=memory.plan.device,
-        processes=place.processes,
         optimizer_steps=trained.optimizer_steps,
         resumed_from_step=trained.resumed_from_step,
         checkpoints_skipped=trained.skipped,

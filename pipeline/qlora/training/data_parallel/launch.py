@@ -70,6 +70,7 @@ def fit_in_processes(
 
     if training.place.processes == 1 and _cards(training.device) < 2:  # noqa: PLR2004 - several cards
         return fit(training, tokenizer, rows, dev, attempt)
+    sys.stderr.write(f"{training.place.processes} processes share the training\n")
     start: Any = start_processes
     started = start(_fit_as, (training, rows, dev, attempt.spec), training.place.processes, join=False).processes
     try:
@@ -178,7 +179,7 @@ def _words(error: Exception) -> dict[str, str]:
     return {"kind": kind, "message": f"{type(error).__name__}: {error}"[:2000], "hint": ""}
 
 
-def card_of(rank: int, visible: str | None) -> str:
+def visible_device(rank: int, visible: str | None) -> str:
     """Return the card of process `rank`, by the name or number that CUDA_VISIBLE_DEVICES, or nothing, gives it."""
     return visible.split(",")[rank].strip() if visible else str(rank)
 
@@ -188,7 +189,7 @@ def _meet(training: Training) -> None:
     place = training.place
     if training.device == "cuda":
         # Before anything looks for cards. To the libraries the machine then has one.
-        os.environ[_VISIBLE] = card_of(place.rank, os.environ.get(_VISIBLE))
+        os.environ[_VISIBLE] = visible_device(place.rank, os.environ.get(_VISIBLE))
     else:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     import torch

@@ -133,11 +133,11 @@ def alive(script: Path) -> list[str]:
 
 
 def test_two_processes_learn_what_one_does_and_the_result_merges(
-    order: Order, make_attempt: Callable[..., Attempt]
+    order: Order, make_attempt: Callable[..., Attempt], capsys: pytest.CaptureFixture[str]
 ) -> None:
     one = train(first := order(processes=1, batch_tokens=2048))
     two = train(second := order())
-    assert (one.processes, two.processes) == (1, 2)
+    assert "2 processes share the training\n" in capsys.readouterr().err
     assert one.optimizer_steps == two.optimizer_steps == STEPS
     assert one.trained_tokens == two.trained_tokens
     for ours, theirs in zip((*two.loss_curve, *two.dev_curve), (*one.loss_curve, *one.dev_curve), strict=True):
@@ -241,4 +241,4 @@ def test_there_is_a_process_for_each_card_and_no_more(monkeypatch: pytest.Monkey
     ("visible", "expected"), [(None, ["0", "1"]), ("2,5", ["2", "5"]), ("GPU-a,b", ["GPU-a", "b"])]
 )
 def test_each_process_sees_one_of_the_visible_cards(visible: str | None, expected: list[str]) -> None:
-    assert [launch.card_of(rank, visible) for rank in range(2)] == expected
+    assert [launch.visible_device(rank, visible) for rank in range(2)] == expected
