@@ -83,7 +83,7 @@ def _run(now: "Now", width: int, height: int) -> "list[Text | str]":
     head = "  ".join(filter(None, (f"run {run.id}  track {run.track}", began, printable(what))))
     lines: list[Text | str] = [Text(head, "bold"), strip(now.stages, width)]
     if run.progress is not None:
-        lines += ["", _bar(run.progress, width), printable(_numbers(run.progress))]
+        lines += ["", _bar(run.progress, width), *filter(None, [printable(_numbers(run.progress))])]
     if run.again:
         lines.append(printable(run.again))
     if now.curve is not None and now.curve.loss:
