@@ -95,4 +95,5 @@ def _apprise() -> "Apprise":
     # Its own lines may name the address.
     quiet = logging.getLogger("apprise")
     quiet.propagate, quiet.handlers = False, [logging.NullHandler()]
-    return apprise.Apprise()
+    # No pool of threads: one that hangs there would keep the daemon from ending.
+    return apprise.Apprise(asset=apprise.AppriseAsset(async_mode=False, service_timeout=0))

@@ -97,7 +97,28 @@ def test_a_call_that_never_ends_is_left_after_its_time(address: Address, monkeyp
     address.answer = None
     with pytest.raises(delivery.NotSent, match="nothing was answered within 0 s"):
         delivery.send(address.url.replace("rto=0.5", "rto=600"), "title", "body", "info")
-    assert address.arrived.is_set()
+    address.arrived.wait()
+
+
+HANGING = """
+import sys, threading
+from daemon.messages import delivery
+delivery.SECONDS = 600
+words = (sys.argv[1], "title", "body", "info")
+threading.Thread(target=delivery.send, args=words, daemon=True).start()
+sys.stdin.readline()
+"""
+
+
+def test_a_call_that_never_ends_does_not_keep_the_process_from_ending(address: Address) -> None:
+    address.answer = None
+    command = [sys.executable, "-c", HANGING, address.url.replace("rto=0.5", "rto=600")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.PIPE) as process:
+        address.arrived.wait()
+        process.communicate(b"end\n")
+    assert process.returncode == 0
+    assert not address.release.is_set()
 
 
 def test_what_a_library_raises_names_no_address(address: Address, monkeypatch: pytest.MonkeyPatch) -> None:
