@@ -57,9 +57,8 @@ class Dispatcher:
         self._beat = 0
         self._cancelling: set[str] = set()
         self._changes = ChangeWatch(engine)
-        #: When a run is due that could not be claimed at the last look.
+        #: When a run is due that could not be claimed at the last look, and when that was: the clock may be set back.
         self._due: int | None = None
-        #: When that was; a clock that shows less has been set back.
         self._asked_at = 0
         self._apart = RunsApart(settings.state_folder)
         troubles = Troubles() if troubles is None else troubles
