@@ -24,6 +24,8 @@ class Served:
         self.driver = driver
         self.port, self.token = 0, ""
         self.process: subprocess.Popen[bytes] | None = None
+        # On a busy machine a click is answered before the next page is there.
+        driver.implicitly_wait(_SECONDS)
 
     def start(self) -> None:
         """Serve the page, again on the port that it had."""

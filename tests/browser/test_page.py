@@ -201,7 +201,7 @@ def test_a_dropped_file_becomes_a_run_a_curve_and_a_verdict_without_a_reload(
     assert served.was_kept()
     served.find(f'#latest a[href="/runs/{begun.run_id}"]').click()
     served.link("Open it as a page of its own").click()
-    assert served.driver.title == f"Promoted: run {begun.run_id} of track default"
+    served.wait(lambda: served.driver.title == f"Promoted: run {begun.run_id} of track default")
 
 
 @pytest.mark.parametrize("room", ["tiny_llama"], indirect=True)
@@ -226,7 +226,7 @@ def test_a_rollback_asks_for_its_reason_and_happens(served: Served, room: tuple[
             "rollback", 3, "rolled back to generation 0: it swears at customers",
         )  # fmt: skip
     served.link("Go on").click()
-    assert "paused by ada" in served.text()
+    served.wait_for("paused by ada")
     assert "Generation 3 Serves" in served.text()
     assert "it swears at customers" in served.text()
 
