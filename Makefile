@@ -42,6 +42,7 @@ bench: $(INSTALLED) ## the loop, the queue, a long history, an idle daemon, vali
 	$(BIN)/python bench/intake.py
 	$(BIN)/python bench/queue.py
 	$(BIN)/python bench/status.py
+	$(BIN)/python bench/web.py
 	$(BIN)/python bench/idle.py
 	$(BIN)/python bench/gate.py
 	$(BIN)/python bench/contamination.py

@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import structlog
 
@@ -33,6 +34,7 @@ from daemon.system.clock import now_ms
 from daemon.system.processes import FileLock, lock_holder
 from daemon.system.sd_notify import notify, showing_life
 from daemon.system.signals import on_stop
+from daemon.web.process import WebProcess
 from pipeline import durable
 from pipeline.errors import EXIT_FAILED, DropforgeError
 
@@ -49,7 +51,7 @@ class AlreadyRunning(DropforgeError):
 class Service:
     """The whole daemon."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, config: Path | None = None) -> None:
         """
         Take the state folder's lock and open the database.
 
@@ -84,6 +86,7 @@ class Service:
         self._hooks = Hooks(self._engine, settings, troubles=self._troubles)
         self._schedule = Schedule(self._engine, settings, self._night_began)
         self._worker = WorkerProcess(settings)
+        self._web = WebProcess(config)
         self._told: dict[str, str] = {}
         self._said = ""
         self._said_at = 0.0
@@ -133,6 +136,7 @@ class Service:
         """End here and now, with one line: nothing can be written down, and no folder may be made anew."""
         log.error("state_folder_gone", error=error.message, hint=error.hint)
         self._worker.let_go()
+        self._web.stop()
         os._exit(EXIT_FAILED)
 
     def _beat(self) -> None:
@@ -143,6 +147,8 @@ class Service:
         self._dispatcher.disk.keep_ballast()
         if self._settings.worker == "child":
             self._worker.keep_alive(monotonic)
+        if self._settings.web.enabled:
+            self._web.keep_alive(monotonic)
         if not self._tick():
             # Waiting for room on the disk is being alive: systemd's watchdog must not end the training over it.
             notify("WATCHDOG=1")
@@ -202,6 +208,7 @@ class Service:
     def _end(self) -> None:
         """Stop taking, stop the worker with a checkpoint, let the run wait, give the lock back."""
         notify("STOPPING=1", "STATUS=stopping: the running step leaves a checkpoint")
+        self._web.stop()
         self._dispatcher.draining = True
         if self._settings.worker == "child":
             # First of all: a large file that is being read may take minutes, and the checkpoint need not wait for it.
@@ -227,13 +234,13 @@ class Service:
         self._worker.kill()
 
 
-def run(settings: Settings) -> int:
+def run(settings: Settings, config: Path | None = None) -> int:
     """
     Run the daemon until SIGTERM or SIGINT; return the exit code: 0, or 128 and the number of a second signal.
 
-    Raises what `Service` and its `run` do.
+    `config` is the file that `settings` are from, if it was named. Raises what `Service` and its `run` do.
     """
-    service = Service(settings)
+    service = Service(settings, config)
     on_stop(service.on_signal)
     service.run()
     return service.exit_code

@@ -15,6 +15,7 @@ from types import FrameType
 
 from pipeline import durable
 from pipeline.contract import (
+    CURVE_NAME,
     LIFELINE,
     LOG_NAME,
     PROGRESS_NAME,
@@ -135,7 +136,7 @@ def _out_of_room(attempt: Attempt) -> StepResult:
     for path in attempt.folder.iterdir():
         if path.is_dir() and path.name != "predictions":
             shutil.rmtree(path, ignore_errors=True)
-        elif path.is_file() and path.name not in {SPEC_NAME, PROGRESS_NAME, LOG_NAME}:
+        elif path.is_file() and path.name not in {SPEC_NAME, PROGRESS_NAME, CURVE_NAME, LOG_NAME}:
             path.unlink(missing_ok=True)
     words = StepError(
         message=f"the disk of {attempt.root} is full: step {attempt.spec.step} could not write its files",
@@ -147,7 +148,7 @@ def _out_of_room(attempt: Attempt) -> StepResult:
 
 def _hash_outputs(folder: Path) -> dict[str, str]:
     """Hash what the step left, but for the files that the contract itself writes."""
-    own = {SPEC_NAME, PROGRESS_NAME, LOG_NAME}
+    own = {SPEC_NAME, PROGRESS_NAME, CURVE_NAME, LOG_NAME}
     # Names that begin with a dot are being written, progress among them.
     names = (path for path in folder.rglob("*") if not path.name.startswith(".") and path.name not in own)
     paths = sorted(path for path in names if path.is_file())

@@ -1,8 +1,9 @@
 """The step contract: what a step is told (StepSpec), where it may write (Attempt), what it leaves (StepResult)."""
 
+import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -10,7 +11,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field
 
 from pipeline import durable
-from pipeline.artifacts import Artifact, Drop, Frozen, ModelRef
+from pipeline.artifacts import Artifact, CurvePoint, Drop, Frozen, ModelRef
 from pipeline.config import MemoryPlan, RunConfig
 from pipeline.errors import Interrupted, StepFailed
 from pipeline.yardstick import YardstickBefore
@@ -18,10 +19,13 @@ from pipeline.yardstick import YardstickBefore
 SPEC_NAME = "spec.json"
 RESULT_NAME = "result.json"
 PROGRESS_NAME = "progress.json"
+#: File in the folder of an attempt at training with its `Curve` so far; afterwards the train artifact has the curves.
+CURVE_NAME = "curve.json"
 LOG_NAME = "log.txt"
 #: Variable with the number of the pipe by which a step notices that its worker is gone.
 LIFELINE = "DROPFORGE_LIFELINE_FD"
 PROGRESS_SECONDS = 2.0
+CURVE_POINTS = 200
 
 A = TypeVar("A", bound=Artifact)
 
@@ -131,6 +135,22 @@ class Progress(Frozen):
     """Bytes of memory that the step is estimated to need."""
 
 
+class Curve(Frozen):
+    """A training's losses so far, in nats a token."""
+
+    loss: tuple[CurvePoint, ...] = ()
+    """Of at most `CURVE_POINTS` equal spans of steps, each at its last step: the span's mean."""
+    dev: tuple[CurvePoint, ...] = ()
+    """Each measurement on the dev rows."""
+
+
+def thinned(points: Sequence[tuple[int, float]]) -> tuple[CurvePoint, ...]:
+    """Return at most `CURVE_POINTS` points of (step, loss): the mean loss of equal spans, each at its last step."""
+    span = math.ceil(len(points) / CURVE_POINTS) or 1
+    groups = [points[start : start + span] for start in range(0, len(points), span)]
+    return tuple(CurvePoint(step=g[-1][0], loss=sum(loss for _, loss in g) / len(g)) for g in groups)
+
+
 class Attempt:
     """A step's view of the world: its spec, its inputs, its folder, its way to say how far it is."""
 
@@ -141,6 +161,7 @@ class Attempt:
         self.folder = self.root / spec.folder
         self.stop = threading.Event()
         self._progress = Progress(step=spec.step)
+        self._losses: tuple[Sequence[tuple[int, float]], Sequence[tuple[int, float]]] | None = None
         self._lock = threading.Lock()
 
     @property
@@ -181,6 +202,10 @@ class Attempt:
             known = {"phase": self._progress.phase, "memory": self._progress.memory, **fields}
             self._progress = Progress(step=self.spec.step, done=done, total=total, **known)
 
+    def show_curve(self, losses: Sequence[tuple[int, float]], dev: Sequence[tuple[int, float]]) -> None:
+        """Let curve.json follow two growing lists of (step, loss): of training, and of the dev rows."""
+        self._losses = losses, dev
+
     def check_stop(self) -> None:
         """Raise `Interrupted` if the step was asked to stop: call it where nothing would be lost."""
         if self.stop.is_set():
@@ -188,10 +213,14 @@ class Attempt:
             raise Interrupted(msg)
 
     def write_progress(self) -> None:
-        """Rewrite progress.json with the latest numbers and the time."""
+        """Rewrite progress.json with the latest numbers and the time, and curve.json if there is a curve."""
         with self._lock:
             value = self._progress.model_copy(update={"updated_at": time.time()})
         durable.write_hint(self.folder / PROGRESS_NAME, value.model_dump())
+        if self._losses is not None:
+            losses, dev = map(list, self._losses)
+            points = tuple(CurvePoint(step=step, loss=loss) for step, loss in dev)
+            durable.write_hint(self.folder / CURVE_NAME, Curve(loss=thinned(losses), dev=points).model_dump())
 
 
 @dataclass(frozen=True)

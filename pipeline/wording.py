@@ -1,6 +1,7 @@
 """Numbers as people read them: on the evidence card and in its sentences."""
 
 import math
+import re
 from collections.abc import Sequence
 
 _MINUTE, _HOUR = 60, 3600
@@ -9,6 +10,8 @@ _KILO = 1000
 _TINY_P = 0.0001
 _OFTEN_P = 0.2
 _MOST_DIGITS = 12
+#: Controls that HTML must not hold (newline and tab stay), and those that turn the order of what follows them.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def plain(value: float, digits: int = 1) -> str:
@@ -105,6 +108,11 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def show_controls(page: str) -> str:
+    """Return an HTML page with what it must not hold, or would turn the text after it, as escapes like Python's."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), page.replace("\r\n", "\n"))
 
 
 def shown(value: object, width: int = 60) -> str:

@@ -1,4 +1,4 @@
-"""Lets a model answer before it serves: loaded in a process of its own, since the daemon never loads torch."""
+"""Lets a model answer, before it serves or to a person: in a process of its own, since the daemon never loads torch."""
 
 import json
 import os
@@ -7,8 +7,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -44,11 +46,9 @@ def require_answer(folder: Path, seconds: float = _SECONDS, stop: threading.Even
         log.warning("model_not_tried", folder=str(folder), reason="the training stack is not installed here")
         return
     argv = [sys.executable, "-P", "-m", "pipeline.qlora.smoke_test", str(folder.absolute())]
-    environment = {**os.environ, "DROPFORGE_DEVICE": "cpu", "OMP_WAIT_POLICY": "PASSIVE"}
-    environment.pop("NOTIFY_SOCKET", None)
     with subprocess.Popen(  # noqa: S603 - our own module
         argv,
-        env=environment,
+        env=_environment("cpu"),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -65,6 +65,46 @@ def require_answer(folder: Path, seconds: float = _SECONDS, stop: threading.Even
     if process.returncode != 0:
         message, hint = _words(said, process.returncode)
         raise DoesNotAnswer(f"the model in {folder} does not answer: {message}", hint)
+
+
+def ask(request: Mapping[str, Any], device: str) -> Iterator[dict[str, Any]]:
+    """
+    Yield what models say to one prompt while they say it; request and yield are those of `pipeline.qlora.ask`.
+
+    The process that loads them ends with the caller's interest. Raises `DoesNotAnswer`.
+    """
+    if not can_try():
+        message = "the training stack, which loads models, is not installed here"
+        raise DoesNotAnswer(message, "ask where the daemon's worker runs")
+    with subprocess.Popen(
+        [sys.executable, "-P", "-m", "pipeline.qlora.ask"],
+        env=_environment(device),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as process:
+        assert process.stdin is not None  # noqa: S101 - both are pipes
+        assert process.stdout is not None  # noqa: S101
+        try:
+            process.stdin.write(json.dumps(request).encode())
+            process.stdin.close()
+            for line in process.stdout:
+                said = json.loads(line)
+                if "error" in said:
+                    raise DoesNotAnswer(str(said["error"]), str(said["hint"]))
+                yield said
+        finally:
+            if process.poll() is None:
+                kill_group(process.pid, signal.SIGKILL)
+    if process.returncode != 0:
+        raise DoesNotAnswer(*_words(b"", process.returncode))
+
+
+def _environment(device: str) -> dict[str, str]:
+    environment = {**os.environ, "DROPFORGE_DEVICE": device, "OMP_WAIT_POLICY": "PASSIVE"}
+    environment.pop("NOTIFY_SOCKET", None)
+    return environment
 
 
 def _answer(process: subprocess.Popen[bytes], seconds: float, stop: threading.Event) -> bytes | None:

@@ -15,6 +15,8 @@ from typer.core import TyperGroup
 
 from daemon.cli import champion, drops, inbox, maintenance, report, runs, service, status
 from daemon.cli.demo import command as demo
+from daemon.cli.help.examples import add_examples
+from daemon.cli.live import commands as live
 from daemon.cli.output import show_error
 from daemon.cli.workspace import load_settings
 from daemon.state.layout import DATABASE_NAME
@@ -26,7 +28,7 @@ _EXIT_BROKEN_PIPE = 1
 _EXIT_SIGINT = 130
 _EPILOG = (
     "Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 65 bad data, 69 the daemon is not running. "
-    "With DROPFORGE_DEBUG=1 an error shows its traceback."
+    "`wait` has one for each verdict. With DROPFORGE_DEBUG=1 an error shows its traceback."
 )
 
 
@@ -53,8 +55,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (service, inbox, status, drops, runs, report, champion, maintenance, demo):
+for group in (service, inbox, status, live, drops, runs, report, champion, maintenance, demo):
     group.register(app)
+add_examples(app)
 
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001 - as typer calls it

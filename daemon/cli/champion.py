@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from daemon.cli.output import dump, local, print_json, print_line, print_table
+from daemon.cli.output import clock, dump, local, print_json, print_line, print_table
 from daemon.cli.status import command_lines, short_id, taken_out_lines
 from daemon.cli.workspace import (
     JsonOption,
@@ -16,6 +16,7 @@ from daemon.cli.workspace import (
     open_overview,
     open_writer,
 )
+from pipeline.wording import signed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -239,15 +240,14 @@ def _print_history(context: typer.Context, past: "dict[str, list[ChampionView]]"
             one.generation,
             one.kind,
             short_id(one.model_id),
-            local(one.since),
-            local(one.until) or "today",
+            clock(one.since),
             one.run,
-            _why(one),
+            _why_in_list(one),
         )
         for all_ in past.values()
         for one in reversed(all_)
     ]
-    print_table(("TRACK", "GENERATION", "KIND", "MODEL", "SINCE", "UNTIL", "RUN", "WHY"), rows)
+    print_table(("TRACK", "GEN", "KIND", "MODEL", "SINCE", "RUN", "WHY"), rows)
     settings, alive = load_settings(context), open_overview(context).daemon().alive
     for one in (one for all_ in past.values() for one in reversed(all_)):
         if one.cost is not None:
@@ -283,6 +283,13 @@ def _why(one: "ChampionView") -> str:
     if one.kind == "promotion" and who:
         return f"{one.reason} (approved by {who})"
     return f"{one.reason} (by {who})" if who else one.reason
+
+
+def _why_in_list(one: "ChampionView") -> str:
+    """Return why a champion served, as a list has it: of the gate's own word the gain alone."""
+    if one.kind == "promotion" and one.gain is not None:
+        return f"{signed(one.gain)} points{f', approved by {one.approved_by}' if one.approved_by else ''}"
+    return _why(one)
 
 
 def _print_champion(one: "ChampionView") -> None:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from daemon.cli.output import dump, local, print_json, print_line, print_table
+from daemon.cli.output import clock, dump, print_json, print_line, print_table
 from daemon.cli.workspace import (
     MOST,
     JsonOption,
@@ -17,8 +17,7 @@ from daemon.cli.workspace import (
 
 if TYPE_CHECKING:
     from daemon.settings.model import Settings
-    from daemon.views.drop_lineage import DropUses
-    from daemon.views.overview import DropView
+    from daemon.views.drop_lineage import DropUses, DropView
 
 DropArgument = Annotated[int, typer.Argument(metavar="DROP", help="Number of the drop.", max=MOST)]
 ReasonOption = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; kept with the drop.")]
@@ -62,22 +61,26 @@ def drops(
         (
             drop.id,
             drop.track,
-            drop.role,
             state_words(drop),
             drop.rows,
             drop.first_run,
-            local(drop.received_at),
-            drop.name,
-            waiting_words(drop)
-            or drop.on_trial
-            or drop.reason
-            or (f"the same as drop {drop.duplicate_of}" if drop.duplicate_of else "")
-            or drop.unlikely
-            or "",
+            clock(drop.received_at),
+            ": ".join(filter(None, (place_words(drop), _why(drop)))),
         )
         for drop in found
     ]
-    print_table(("DROP", "TRACK", "ROLE", "STATE", "ROWS", "RUN", "RECEIVED", "NAME", ""), rows)
+    print_table(("DROP", "TRACK", "STATE", "ROWS", "RUN", "RECEIVED", "NAME"), rows)
+
+
+def place_words(drop: "DropView") -> str:
+    """Return a drop's name as it lay in its track's inbox: below heldout/, if it is held out."""
+    return f"heldout/{drop.name}" if drop.role == "heldout" else drop.name
+
+
+def _why(drop: "DropView") -> str:
+    """Return why a drop is in the state that it is in, or what is odd in it; empty where there is nothing to say."""
+    same = f"the same as drop {drop.duplicate_of}" if drop.duplicate_of else ""
+    return waiting_words(drop) or drop.on_trial or drop.reason or same or drop.unlikely or ""
 
 
 def state_words(drop: "DropView") -> str:

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,10 +11,8 @@ from pipeline.wording import count
 
 if TYPE_CHECKING:
     from daemon.inbox.quarantine import Ruling
-    from pipeline.validation.records import Finding
     from pipeline.validation.validate import Validation
 
-_MOST_SHOWN = 20
 #: Readings of a file whose keys are other ones that are offered, and the longest line that is looked at for them.
 _MOST_READINGS, _LONGEST = 3, 1 << 20
 #: Keys that need no quotes in jq, nor in a shell.
@@ -38,24 +35,19 @@ def print_findings(file: Path, validation: "Validation", ruling: "Ruling") -> No
 
 
 def _print_faults(file: Path, validation: "Validation") -> None:
-    from pipeline.validation.validate import MOST_FINDINGS  # noqa: PLC0415 - a quick start for the other commands
+    from pipeline.validation.validate import MOST_FINDINGS, MOST_KINDS  # noqa: PLC0415 - a quick start for the other commands
 
-    alike: defaultdict[tuple[str, str], list[Finding]] = defaultdict(list)
-    for finding in validation.findings:
-        alike[finding.message, finding.remedy].append(finding)
-    # What is wrong in a few lines alone would be lost behind what is wrong in all of them.
-    kinds = sorted(alike.values(), key=len)
-    for found in kinds[:_MOST_SHOWN]:
-        first = found[0]
-        where = f"{file}:{first.line}" if first.line is not None else str(file)
-        times = f" (in {count(len(found), 'row')}, first here)" if len(found) > 1 else ""
-        print_line(f"{where}: {first.message}{times}; {first.remedy}")
+    kinds = validation.kinds
+    for found in kinds[:MOST_KINDS]:
+        where = f"{file}:{found.line}" if found.line is not None else str(file)
+        times = f" (in {count(found.rows, 'row')}, first here)" if found.rows > 1 else ""
+        print_line(f"{where}: {found.message}{times}; {found.remedy}")
     kept = len(validation.findings)
-    if len(kinds) > _MOST_SHOWN or kept < validation.findings_total:
-        shown = sum(map(len, kinds[:_MOST_SHOWN]))
+    if len(kinds) > MOST_KINDS or kept < validation.findings_total:
+        shown = sum(found.rows for found in kinds[:MOST_KINDS])
         held = "all of them" if kept == validation.findings_total else f"the first {MOST_FINDINGS:,}"
         print_line(f"... and {validation.findings_total - shown:,} more; {held}: dropforge check --json {file}")
-    missing = {found[0].field for found in kinds if len(found) == validation.rows}
+    missing = {found.field for found in kinds if found.rows == validation.rows}
     if missing & {"instruction", "output"}:
         for reading in _readings(file):
             print_line(reading)

@@ -18,7 +18,7 @@ from pipeline.errors import EXIT_BAD_DATA, DropforgeError
 if TYPE_CHECKING:
     from daemon.inbox.quarantine import Ruling
     from daemon.settings.model import Settings
-    from daemon.views.overview import DropView
+    from daemon.views.drop_lineage import DropView
     from pipeline.validation.validate import Validation
 
 _START_FILE = """\

@@ -1,25 +1,86 @@
-"""Looking after a workspace: `gc`, `backup`, `restore`, `doctor`."""
+"""Looking after a workspace: `config`, `gc`, `backup`, `restore`, `doctor`."""
 
+import json
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from daemon.cli.output import print_json, print_line, print_table
-from daemon.cli.workspace import JsonOption, load_settings, open_writer
-from pipeline.errors import EXIT_FAILED
+from daemon.cli.output import dump, print_json, print_line, print_table
+from daemon.cli.workspace import JsonOption, config_path, load_settings, open_writer
+from pipeline.errors import EXIT_FAILED, DropforgeError
+from pipeline.wording import listed
 
 _MOST_NAMED = 20
 
+KeyArgument = Annotated[
+    str | None, typer.Argument(metavar="[KEY]", help="A setting or a section, as train.epochs or train.")
+]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed, and why.")]
+
+
+class NoSetting(DropforgeError):
+    """There is no setting of this name."""
+
+    exit_code = 2
 
 
 def register(app: typer.Typer) -> None:
     """Add this group's commands."""
+    group = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
+    group.callback()(config)
+    group.command()(show)
+    group.command()(check)
+    app.add_typer(group, name="config")
     app.command()(gc)
     app.command()(backup)
     app.command()(restore)
     app.command()(doctor)
+
+
+def config(context: typer.Context) -> None:
+    """Show the settings in force and where each comes from, or check them."""
+    if context.invoked_subcommand is None:
+        show(context)
+
+
+def show(context: typer.Context, *, key: KeyArgument = None, as_json: JsonOption = False) -> None:
+    """
+    Show the settings in force, and where each comes from: a line of the file, a variable, a preset, or the default.
+
+    With KEY that one alone, or those of its section. Passwords and tokens are not shown.
+    """
+    from daemon.settings.origins import origins  # noqa: PLC0415 - a quick start
+    from daemon.settings.text import nearest  # noqa: PLC0415
+
+    load_settings(context)  # refuses where there is no workspace
+    every = origins(config_path(context), os.environ)
+    found = [one for one in every if key is None or one.name == key or one.name.startswith(f"{key}.")]
+    if not found:
+        near = nearest(key or "", [one.name for one in every])
+        message = f"there is no setting {key!r}"
+        raise NoSetting(message, f"did you mean {near!r}?" if near else "list them: dropforge config")
+    if as_json:
+        print_json(settings=dump(found))
+        return
+    rows = [(one.name, json.dumps(one.value, ensure_ascii=False), one.where or one.source) for one in found]
+    print_table(("SETTING", "VALUE", "FROM"), rows)
+
+
+def check(context: typer.Context, *, as_json: JsonOption = False) -> None:
+    """
+    Say whether the settings can be used.
+
+    Exit code 2 if not, with the file or the variable, the setting and what would be right. Changes nothing; the daemon
+    reads its settings when it starts.
+    """
+    settings = load_settings(context)
+    where = str(config_path(context) or os.environ.get("DROPFORGE_CONFIG") or "dropforge.toml")
+    if as_json:
+        print_json(ok=True, file=where, tracks=list(settings.track_names))
+    else:
+        print_line(f"{where}: the settings can be used, for {listed([f'track {one}' for one in settings.track_names])}")
 
 
 def gc(context: typer.Context, *, dry_run: DryRunOption = False, as_json: JsonOption = False) -> None:

@@ -11,6 +11,7 @@ from pipeline.wording import duration, printable, signed, size, span
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from daemon.views.overview import RunView
     from pipeline.artifacts import Frozen, Verdict
     from pipeline.contract import Progress
     from pipeline.report.facts import Story
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 SCHEMA = 1
 #: Columns where no terminal sets an end: more than any verdict has, as all cells of a wider line would be clipped.
 _WIDE = 100_000
+#: Outcomes that are shorter, or plainer, in a list.
+_VERDICTS = {"not_shown_better": "not better", "awaiting_approval": "won"}
 #: Columns between those of a table; what is never cut; the least that is left of a longer one, and of the last.
 _GAP, _SHORT, _LEAST, _BEYOND = 2, 20, 10, 30
 
@@ -98,6 +101,22 @@ def show_error(message: str, hint: str, code: int, *, as_json: bool) -> None:
 def local(time: datetime | None) -> str:
     """Return a time as people read it, in the machine's time zone."""
     return "" if time is None else f"{time.astimezone():%Y-%m-%d %H:%M:%S}"
+
+
+def clock(time: datetime | None) -> str:
+    """Return a time to the minute, as lists have it."""
+    return "" if time is None else f"{time.astimezone():%Y-%m-%d %H:%M}"
+
+
+def verdict_words(run: "RunView") -> str:
+    """Return what an ended run has come to as a list has it: a word, and the gain in points where there is one."""
+    if run.outcome is None:
+        return f"{run.state}: {run.error}" if run.error else run.state
+    word = _VERDICTS.get(run.outcome, run.outcome.replace("_", " "))
+    number = "" if run.gain is None else f" {signed(run.gain)}"
+    if run.blocker is not None:
+        return f"won{number}, but {run.blocker}"
+    return f"{word}{number}" + (f"; waits: dropforge promote {run.id}" if run.outcome == "awaiting_approval" else "")
 
 
 def until(time: datetime) -> str:

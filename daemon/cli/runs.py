@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from daemon.cli.output import dump, local, print_json, print_line, print_table, verdict_lines
+from daemon.cli.output import clock, dump, local, print_json, print_line, print_table, verdict_lines
 from daemon.cli.status import describe_run, outcome_words
 from daemon.cli.workspace import (
     JsonOption,
@@ -69,7 +69,7 @@ def runs(
             run.id,
             run.track,
             run.state,
-            local(run.started_at or run.created_at),
+            clock(run.started_at or run.created_at),
             outcome_words(run) if run.ended_at else describe_run(run),
         )
         for run in found
@@ -171,6 +171,9 @@ def train(
     drops_words = f"drop{'s' if ',' in numbers else ''} {numbers}"
     print_line(f"run {run} trains on {count(rows, 'row')} of {drops_words}; it begins next{_when_it_acts(context)}")
     new = [f"{drop.id} ({drop.name})" for drop in drops if drop.first_run is None and drop.role == "train"]
+    for pause in open_overview(context).paused():
+        if pause.track == track:
+            print_line(pause.words)
     print_line(f"new: {', '.join(new)}" if new else "no drop is new: with the same settings it is the last run again")
 
 
@@ -188,21 +191,14 @@ def retry(
     With the settings of today, and without the drops that were withdrawn or suspended meanwhile: steps that this
     makes stale are done again, and it says which, and what stands.
     """
-    from daemon.dispatch.stale_steps import invalidate, retry_words  # noqa: PLC0415 - a quick start
-    from daemon.queue import run_queue  # noqa: PLC0415 - a quick start
+    from daemon.dispatch import stale_steps  # noqa: PLC0415 - a quick start
     from daemon.system.clock import now_ms  # noqa: PLC0415 - a quick start
     from pipeline.steps import BY_NAME  # noqa: PLC0415 - a quick start
 
     if since is not None and since not in BY_NAME:
         message = f"there is no step {since!r}: use one of {', '.join(BY_NAME)}"
         raise typer.BadParameter(message)
-    settings = load_settings(context)
-    if since is not None:
-        # Before the run is anybody's: a refusal must leave its artifacts as they are.
-        run_queue.require_retriable(open_writer(context), run)
-        invalidate(settings.state_folder, run, since)
-    words = retry_words(open_writer(context), settings, run, now_ms())
-    state = _act(context, run, run_queue.retry)
+    state, words = stale_steps.retry(open_writer(context), load_settings(context), run, now_ms(), since)
     print_line(f"run {run} is {state} and goes on{_when_it_acts(context)}")
     if words:
         print_line(words)

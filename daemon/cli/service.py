@@ -1,17 +1,22 @@
-"""`run` and `worker`: the two processes that work."""
+"""`run`, `worker` and `web`: the processes that go on until they are stopped."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from daemon.cli.workspace import load_settings
+from daemon.cli.output import print_line
+from daemon.cli.workspace import config_path, load_settings
+
+if TYPE_CHECKING:
+    from daemon.settings.model import Settings
 
 
 def register(app: typer.Typer) -> None:
     """Add this group's commands."""
     app.command()(run)
     app.command()(worker)
+    app.command()(web)
 
 
 def run(context: typer.Context) -> None:
@@ -25,7 +30,7 @@ def run(context: typer.Context) -> None:
 
     settings = load_settings(context)
     logs.configure(settings.log_format)
-    raise typer.Exit(service.run(settings))
+    raise typer.Exit(service.run(settings, config_path(context)))
 
 
 def worker(
@@ -48,3 +53,51 @@ def worker(
     logs.configure("auto" if settings is None else settings.log_format)
     folder = settings.state_folder if settings is not None else Path(state or "")
     raise typer.Exit(room.serve(folder, with_lifeline=lifeline))
+
+
+def web(
+    context: typer.Context,
+    *,
+    listen: Annotated[
+        str | None, typer.Option("--listen", metavar="ADDRESS", help="Else web.listen: 127.0.0.1:8765, or unix:/PATH.")
+    ] = None,
+    url: Annotated[bool, typer.Option("--url", help="Print the address alone, as of the page that runs already.")] = (
+        False
+    ),
+    lifeline: Annotated[bool, typer.Option("--lifeline", help="End when standard input closes.", hidden=True)] = False,
+) -> None:
+    """
+    Serve the web page until Ctrl-C, with or without a daemon.
+
+    Whoever has the address that is printed may change everything: keep it to yourself.
+    """
+    from daemon.system import logs  # noqa: PLC0415 - a quick start for the other commands
+    from daemon.web import server  # noqa: PLC0415
+    from daemon.web.security import load_token  # noqa: PLC0415
+
+    settings = load_settings(context)
+    if listen is not None:
+        settings = _listening_on(settings, listen)
+    address, token = settings.web.address, load_token(settings.state_folder)
+    if url:
+        print_line(server.address_words(address, token))
+        return
+    logs.configure(settings.log_format)
+    listening = server.listen(address)
+    if not lifeline:  # the daemon's log is for others to read
+        port = address.port or (0 if address.socket else listening.getsockname()[1])
+        print_line(f"the page of {settings.state}: {server.address_words(address._replace(port=port), token)}")
+    server.serve(settings, listening, with_lifeline=lifeline)
+
+
+def _listening_on(settings: "Settings", listen: str) -> "Settings":
+    from pydantic import ValidationError  # noqa: PLC0415 - a quick start for the other commands
+
+    from daemon.settings.web import WebSettings  # noqa: PLC0415
+
+    try:
+        chosen = WebSettings.model_validate({**settings.web.model_dump(), "listen": listen})
+    except ValidationError as error:
+        message = f"--listen: {error.errors()[0]['msg'].removeprefix('Value error, ')}"
+        raise typer.BadParameter(message) from error
+    return settings.model_copy(update={"web": chosen})

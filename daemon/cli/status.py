@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from daemon.cli.drops import state_words, waiting_words
-from daemon.cli.output import dump, local, print_json, print_line, print_table, progress_words, until
+from daemon.cli.output import clock, dump, print_json, print_line, print_table, progress_words, until, verdict_words
 from daemon.cli.workspace import JsonOption, load_settings, open_overview
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ def status(context: typer.Context, *, as_json: JsonOption = False) -> None:
         _print_inbox(settings, overview, alive=daemon.alive)
         for whose, words in (overview.troubles() if daemon.alive else {}).items():
             print_line(f"trouble: {whose}: {words}")
+        for pause in overview.paused():
+            print_line(pause.words)
         _print_tracks(settings, overview)
         _print_open_ends(settings, overview, alive=daemon.alive)
         _print_drops(overview)
@@ -61,29 +63,22 @@ def describe_run(run: "RunView") -> str:
         ending = "; to be cancelled" if run.cancel_requested else ""
         again = f"; {run.again}" if run.again else ""
         return trial + (progress_words(run.progress) or run.step or "beginning") + again + ending
+    if run.paused:
+        return trial + run.paused
     late = run.not_before.timestamp() <= datetime.now(UTC).timestamp()
     words = trial + ("begins next" if late else f"begins {until(run.not_before)}")
     words += f"; {run.again}" if run.again else ""
     return f"{words}; {run.error}" if run.error else words
 
 
-def outcome_words(run: "RunView", state: str | None = None) -> str:
-    """Return in words what an ended run has come to; with its `state` where it has no verdict."""
-    ending = (run.sentence,) if run.sentence else (state, run.error)
-    return ": ".join(filter(None, (run.trial, *ending)))
+def outcome_words(run: "RunView") -> str:
+    """Return what an ended run has come to, as lists have it, and of a trial what it tried."""
+    return "; ".join(filter(None, (verdict_words(run), run.trial)))
 
 
 def short_id(model_id: str) -> str:
     """Return as much of a model's id as people need."""
     return model_id[:_SHORT_ID]
-
-
-def _open_runs(overview: "Overview") -> "list[RunView]":
-    """Return the runs that are not over, in the order in which they go."""
-    from daemon.views.overview import OPEN_STATES  # noqa: PLC0415 - a quick start
-
-    order = {state.value: place for place, state in enumerate(OPEN_STATES)}
-    return sorted(overview.runs(states=OPEN_STATES), key=lambda run: (order[run.state], run.id))
 
 
 def _champions(settings: "Settings", overview: "Overview") -> "dict[str, ChampionView | None]":
@@ -92,6 +87,8 @@ def _champions(settings: "Settings", overview: "Overview") -> "dict[str, Champio
 
 
 def _print_status_json(settings: "Settings", overview: "Overview") -> None:
+    from daemon.views.live.queue import open_runs  # noqa: PLC0415 - a quick start
+
     champions = _champions(settings, overview)
     latest = overview.ended_runs(_LATEST)
     tracks: list[dict[str, Any]] = [
@@ -110,7 +107,8 @@ def _print_status_json(settings: "Settings", overview: "Overview") -> None:
         proposed=dump(overview.drops(state="proposed", most=_LATEST)),
         drops=overview.drop_counts(),
         latest_drops=dump(overview.drops(most=_LATEST)),
-        runs=dump(_open_runs(overview)),
+        paused=dump(overview.paused()),
+        runs=dump(open_runs(overview)),
         latest=dump(latest),
     )
 
@@ -258,13 +256,15 @@ def _print_drops(overview: "Overview") -> None:
     if latest:
         print_line()
         rows = [
-            (drop.id, drop.track, state_words(drop), drop.rows, local(drop.received_at), drop.name) for drop in latest
+            (drop.id, drop.track, state_words(drop), drop.rows, clock(drop.received_at), drop.name) for drop in latest
         ]
         print_table(("DROP", "TRACK", "STATE", "ROWS", "RECEIVED", "NAME"), rows)
 
 
 def _print_runs(overview: "Overview") -> None:
-    going = _open_runs(overview)
+    from daemon.views.live.queue import open_runs  # noqa: PLC0415 - a quick start
+
+    going = open_runs(overview)
     if going:
         print_line()
         print_table(("RUN", "TRACK", "STATE", ""), [(run.id, run.track, run.state, describe_run(run)) for run in going])
@@ -273,7 +273,7 @@ def _print_runs(overview: "Overview") -> None:
         from pipeline.report.cost import cost_words  # noqa: PLC0415 - a quick start
 
         print_line()
-        rows = [(run.id, run.track, local(run.ended_at), outcome_words(run, run.state)) for run in latest]
+        rows = [(run.id, run.track, clock(run.ended_at), outcome_words(run)) for run in latest]
         print_table(("RUN", "TRACK", "ENDED", "OUTCOME"), rows)
         for run in latest:
             if run.cost is not None:

@@ -61,12 +61,10 @@ def open_writer(context: typer.Context) -> "Engine":
 
     Raises `DatabaseUnusable` if there is none yet.
     """
-    from daemon.state.database import open_engine, open_reader  # noqa: PLC0415 - a quick start
+    from daemon.state import database  # noqa: PLC0415 - a quick start
     from daemon.state.layout import DATABASE_NAME  # noqa: PLC0415
 
-    path = load_settings(context).state_folder / DATABASE_NAME
-    open_reader(path)  # refuses where there is no database, which the writer would make
-    return open_engine(path)
+    return database.open_writer(load_settings(context).state_folder / DATABASE_NAME)
 
 
 def chosen_tracks(context: typer.Context, track: str | None) -> list[str]:

@@ -58,7 +58,7 @@ def conclude(engine: Engine, settings: Settings, claim: claims.Claim, run: Run, 
             against = blocker(run_files.run_folder(root, claim.run_id), history(session, held.track))
         note_change(session, held, verdict, now)
 
-    ending = run_queue.Ending(outcome, sentence, _heldout_version(settings, verdict, claim))
+    ending = run_queue.Ending(outcome, sentence, _heldout_version(settings, verdict, claim), verdict.gain)
     run_queue.finish(engine, claim, ending, now, still)
     return outcome, true_sentence(claim.run_id, outcome, sentence, against)
 

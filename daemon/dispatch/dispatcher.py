@@ -20,6 +20,7 @@ from daemon.dispatch.spool import Spool
 from daemon.dispatch.stale_steps import invalidate, up_to_date
 from daemon.dispatch.step_specs import spec_of
 from daemon.queue import attempts, cancelling, claims, run_queue, suspects, tracks
+from daemon.queue.scheduling import order
 from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.database import ChangeWatch, transaction
@@ -102,7 +103,7 @@ class Dispatcher:
             suspects.go_on(self._engine, self._settings, now)
             claim = None if low else run_queue.claim(self._engine, now, self._configure, ready=self._goes_on)
             if claim is None:
-                self._due = run_queue.next_due(self._engine)
+                self._due = order.next_due(self._engine)
                 return
             self._claims = [claim]
             log.info("run_claimed", run=claim.run_id)

@@ -5,6 +5,7 @@ from sqlalchemy import Engine
 from daemon.champions import journal
 from daemon.champions.base_models import Bases
 from daemon.queue import run_queue
+from daemon.queue.scheduling import order
 from daemon.settings.model import Settings
 from daemon.state.troubles import Troubles
 from daemon.storage import gc
@@ -36,7 +37,7 @@ class Upkeep:
         if abs(now - self._settled_at) < _LOOK_MS:
             return
         self._settled_at = now
-        run_queue.shorten_waits(self._engine, now, self._longest_wait_ms)
+        order.shorten_waits(self._engine, now, self._longest_wait_ms)
         for track, error in journal.recover(self._engine, self._settings.state_folder, now).items():
             self._tell(f"track {track}", error)
 

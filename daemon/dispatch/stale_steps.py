@@ -19,8 +19,9 @@ from sqlalchemy import Engine
 
 from daemon.champions.journal import champion
 from daemon.dispatch.run_config import compose
+from daemon.queue import run_queue
 from daemon.queue.attempts import published_attempts
-from daemon.queue.run_queue import preview_retry
+from daemon.queue.states import WrongState
 from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.database import transaction
@@ -75,11 +76,29 @@ def retry_words(engine: Engine, settings: Settings, run_id: int, now: int) -> st
 
     Raises `WrongState` if it cannot be retried.
     """
-    run = preview_retry(engine, run_id, now, lambda _session, track: compose(settings, track))
+    run = run_queue.preview_retry(engine, run_id, now, lambda _session, track: compose(settings, track))
     try:
         return "" if run is None else what_remains(engine, settings.state_folder, run).words
     except run_files.ArtifactDamaged:
         return ""  # the run says so when it comes to it
+
+
+def retry(engine: Engine, settings: Settings, run_id: int, now: int, since: str | None = None) -> tuple[str, str]:
+    """
+    Let a failed, cancelled or crashed run go on, doing `since` and all later steps again if that is named.
+
+    Returns the state that it is in then, and what `retry_words` says. Raises `WrongState` if it cannot be retried or
+    there is no such step.
+    """
+    if since is not None and since not in BY_NAME:
+        message = f"there is no step {since!r}"
+        raise WrongState(message, f"use one of {', '.join(BY_NAME)}")
+    if since is not None:
+        # Before the run is anybody's: a refusal must leave its artifacts as they are.
+        run_queue.require_retriable(engine, run_id)
+        invalidate(settings.state_folder, run_id, since)
+    words = retry_words(engine, settings, run_id, now)
+    return str(run_queue.retry(engine, run_id, now)), words
 
 
 def invalidate(state_folder: Path, run_id: int, step: str) -> None:

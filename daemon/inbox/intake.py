@@ -18,7 +18,7 @@ from sqlmodel import Session, col, select
 from daemon.inbox import receipts
 from daemon.inbox.folders import Folder, InboxFolders, InboxUnusable
 from daemon.inbox.follow_up import follow_up, held_out_already
-from daemon.inbox.quarantine import rule, sift, validation_options
+from daemon.inbox.quarantine import noted_kinds, rule, sift, validation_options
 from daemon.inbox.receipts import Document, Filing
 from daemon.inbox.safe_copy import Copy, SourceChanged, SourceUnreadable, copy, identity, look, refusal
 from daemon.inbox.watcher import Settled
@@ -213,7 +213,7 @@ class Intake:
         with transaction(self._engine) as session:
             run, lacks = follow_up(session, self._settings, drop, source.now)
             notices = (*validation.warnings, *held_out, *lacks)
-            _record(session, drop, source, notices, run=run, file_sha256=sha256)
+            _record(session, drop, source, notices, run=run, file_sha256=sha256, kinds=noted_kinds(validation))
         receipt = receipts.receipt(drop, run, None, notices, sha256)
         errors = receipts.errors(drop, validation, sha256) if drop.quarantined else None
         return self._answer(source, drop, receipt, run, errors)
@@ -228,7 +228,7 @@ class Intake:
                 drop = _drop(source, DropState.REJECTED, sha256)
                 drop.rows, drop.findings, drop.reason = validation.rows, validation.findings_total, reason
                 drop.warnings = sum(notice.rows for notice in validation.warnings)
-                _record(session, drop, source, ())
+                _record(session, drop, source, (), kinds=noted_kinds(validation))
         return self._answer(source, drop, None, None, receipts.errors(drop, validation, sha256))
 
     def _answer(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from daemon.settings.model import IntakeSettings, Settings
 from pipeline.validation.special_tokens import special_tokens
-from pipeline.validation.validate import Options, Validation, good_rows
+from pipeline.validation.validate import MOST_KINDS, Options, Validation, good_rows
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,11 @@ def rule(validation: Validation, intake: IntakeSettings) -> Ruling:
     if ceiling or not validation.complete:
         return Ruling(accepted=False, reason=f"{found}, {ceiling}; {validation.reason}", ceiling=ceiling)
     return Ruling(accepted=True, reason=f"{found} and set aside; {validation.reason}")
+
+
+def noted_kinds(validation: Validation) -> list[dict[str, object]]:
+    """Return the kinds of findings, rare ones first, as the event of a drop keeps them."""
+    return [kind._asdict() for kind in validation.kinds[:MOST_KINDS]]
 
 
 def sift(path: Path, options: Options) -> str:

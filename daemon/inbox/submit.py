@@ -6,7 +6,9 @@ import shutil
 import stat
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from daemon.inbox.drop_folders import HELDOUT, is_skipped
 from daemon.settings.model import Settings
@@ -28,27 +30,78 @@ def copy_in(source: Path, settings: Settings, track: str, *, heldout: bool) -> P
     """
     Copy `source` into the inbox of a declared `track`, or its held-out folder; return the copy.
 
-    Raises `NameTaken` if a file of that name is there, `NoInbox` if the folder is not, `OSError` if it cannot be
-    written or `source` cannot be read.
+    Raises what `incoming` and `place` do, and `OSError` if `source` cannot be read.
     """
-    if is_skipped(os.fsencode(source.name)):
-        message = f"{source.name}: the inbox takes a file of such a name for one that is still being written"
+    require_usable(source.name)
+    with incoming(settings) as new:
+        _copy(source, new.file)
+        return new.place(source.name, track, heldout=heldout)
+
+
+def require_usable(name: str) -> None:
+    """Raise `NameTaken` for a name that the inbox passes over."""
+    if is_skipped(os.fsencode(name)):
+        message = f"{name}: the inbox takes a file of such a name for one that is still being written"
         raise NameTaken(message, "rename the file and submit it again")
-    below = [*([] if track == "default" else [track]), *([HELDOUT] if heldout else [])]
-    target = settings.inbox_folder.joinpath(*below, source.name)
-    with _opened(settings.inbox_folder, below) as folder:
-        # Names that begin with a dot are in progress to the watcher.
-        aside = f".{uuid.uuid4().hex}.part"
+
+
+@dataclass(frozen=True)
+class Incoming:
+    """A new file in the inbox, under a name that the watcher passes over until it is given its own."""
+
+    inbox: Path
+    folder: int
+    """The open inbox."""
+    aside: str
+    file: BinaryIO
+
+    def place(self, name: str, track: str, *, heldout: bool) -> Path:
+        """
+        Let the file appear under `name` in the folder of a declared `track`, or its held-out one, whole and durable.
+
+        Returns its path. Raises `NameTaken` if a file of that name is there, `NoInbox` if the folder is not.
+        """
+        require_usable(name)
+        below = [*([] if track == "default" else [track]), *([HELDOUT] if heldout else [])]
+        target = self.inbox.joinpath(*below, name)
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        with _explained(target.parent), _opened(self.inbox, below) as folder:
+            _give_name((self.folder, self.aside), target, folder)
+            os.fsync(folder)
+        return target
+
+
+@contextlib.contextmanager
+def incoming(settings: Settings) -> Iterator[Incoming]:
+    """
+    Give an empty file in the inbox to write; behind the block it is gone, unless it was given a name.
+
+    Raises `NoInbox` if there is no inbox, `OSError` if it cannot be written.
+    """
+    # Names that begin with a dot are in progress to the watcher.
+    aside = f".{uuid.uuid4().hex}.part"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    inbox = settings.inbox_folder
+    with _opened(inbox, []) as folder:
+        with _explained(inbox):
+            fd = os.open(aside, flags, _MODE, dir_fd=folder)
         try:
-            _copy(source, aside, folder)
-            _give_name(aside, target, folder)
-        except PermissionError as error:
-            raise PermissionError(error.errno, error.strerror, str(target.parent)) from error
+            with open(fd, "wb") as file:  # noqa: PTH123 - a descriptor
+                os.fchmod(fd, _MODE)
+                yield Incoming(inbox, folder, aside, file)
         finally:
             with contextlib.suppress(FileNotFoundError, PermissionError):
                 os.unlink(aside, dir_fd=folder)
-        os.fsync(folder)
-    return target
+
+
+@contextlib.contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Let an error for want of rights name the folder that is meant."""
+    try:
+        yield
+    except PermissionError as error:
+        raise PermissionError(error.errno, error.strerror, str(folder)) from error
 
 
 @contextlib.contextmanager
@@ -72,30 +125,26 @@ def _opened(inbox: Path, below: list[str]) -> Iterator[int]:
         yield fd
 
 
-def _copy(source: Path, name: str, folder: int) -> None:
-    """Copy a regular file into the new file `name` of an open folder, durably."""
+def _copy(source: Path, new: BinaryIO) -> None:
+    """Copy a regular file."""
     with open(os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as old:  # noqa: PTH123 - a descriptor
         if not stat.S_ISREG(os.fstat(old.fileno()).st_mode):
             message = f"{source} is not a file"
             raise DropforgeError(message, "name a .jsonl or .json file")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with open(os.open(name, flags, _MODE, dir_fd=folder), "wb") as new:  # noqa: PTH123
-            os.fchmod(new.fileno(), _MODE)
-            shutil.copyfileobj(old, new)
-            new.flush()
-            os.fsync(new.fileno())
+        shutil.copyfileobj(old, new)
 
 
-def _give_name(aside: str, target: Path, folder: int) -> None:
-    """Let the finished copy appear under its name, never in place of another file."""
+def _give_name(aside: tuple[int, str], target: Path, folder: int) -> None:
+    """Let the finished file, of an open folder, appear under its name in another, never in place of another file."""
     message = f"{target} is there already and has not been taken yet"
     hint = "wait until the daemon has taken it, or submit yours under another name"
+    source, name = aside
     try:
-        os.link(aside, target.name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+        os.link(name, target.name, src_dir_fd=source, dst_dir_fd=folder, follow_symlinks=False)
     except FileExistsError as error:
         raise NameTaken(message, hint) from error
     except OSError as error:
         # A file system without hard links: a rename would replace a file that appears in this very moment.
         if target.name in os.listdir(folder):
             raise NameTaken(message, hint) from error
-        os.rename(aside, target.name, src_dir_fd=folder, dst_dir_fd=folder)
+        os.rename(name, target.name, src_dir_fd=source, dst_dir_fd=folder)

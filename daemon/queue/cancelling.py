@@ -68,7 +68,7 @@ def call_off(session: Session, run: Run, now: int, why: str | None = None) -> Ru
     detail: dict[str, Any] = {"reason": why} if why else {}
     said = {"error": why, "hint": None} if why else {}
     if run.state != RunState.RUNNING:
-        values = {**said, **dict.fromkeys(("outcome", "sentence", "heldout_version"))}
+        values = {**said, **dict.fromkeys(("outcome", "sentence", "heldout_version", "gain"))}
         return change(session, run, Move(RunState.CANCELLED, "run_cancelled", values, detail), now)
     if not run.cancel_requested:
         run.cancel_requested = True

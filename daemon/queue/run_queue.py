@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import BindParameter, Engine, bindparam, func, or_
+from sqlalchemy import Engine, bindparam, func
 from sqlmodel import Session, col, select
 
 from daemon.queue.claims import Claim, held_run, require_not_cancelled
+from daemon.queue.scheduling.order import due_runs
 from daemon.queue.snapshots import next_drops, retake_snapshot, take_snapshot
 from daemon.queue.states import RETRIABLE, Move, WrongState, change, known_run
 from daemon.queue.tracks import ensure_track
@@ -33,13 +34,6 @@ LONGEST_BACKOFF_MS = 3_600_000
 # Made once, like those of `claims`.
 _RUNNING = select(func.count()).select_from(Run).where(Run.state == RunState.RUNNING)
 _OPENED = select(Run).where(col(Run.track) == bindparam("of_track"), Run.state == RunState.QUEUED)
-_now: BindParameter[int] = bindparam("now")
-# A run of the future is due: it was told to wait by a clock that was set back since.
-_due = or_(col(Run.not_before) <= _now, col(Run.created_at) > _now, col(Run.heartbeat_at) > _now)
-_going = col(Run.state).in_([RunState.WAITING, RunState.QUEUED])
-#: Waiting runs go first, and trials after all others.
-_DUE = select(Run).where(_going, _due)
-_DUE = _DUE.order_by(col(Run.trigger) == TRIAL, col(Run.state) == RunState.QUEUED, col(Run.id))
 #: Largest seed that training takes.
 _MOST_SEED = 4_294_967_295
 
@@ -63,11 +57,12 @@ class Death:
 
 @dataclass(frozen=True)
 class Ending:
-    """The verdict that a run ends with, and the held-out set that its candidate was judged on, if there was one."""
+    """The verdict that a run ends with; its candidate's held-out set and gain in points, if there was one."""
 
     outcome: str
     sentence: str
     heldout_version: str | None = None
+    gain: float | None = None
 
 
 def enqueue(session: Session, track: str, trigger: str, now: int, not_before: int) -> Run:
@@ -131,8 +126,9 @@ def claim(
     """
     Take the next run that is due, or return `None` if there is none or `limit` runs are running already.
 
-    Waiting runs go first, then queued ones, the oldest of each; trials come last. A queued run takes its snapshot here:
-    the track's accepted drops and what `configure` gives. So does one that a person retried, of the drops that it had.
+    They are claimed in the order of `scheduling.order`, those of paused tracks not at all. A queued run takes its
+    snapshot here: the track's accepted drops and what `configure` gives. So does one that a person retried, of the
+    drops that it had.
     If `configure` raises `DropforgeError` the run stays where it is with the error on its row and is tried again after
     30 s, or the pause of `SetApart`; so does a waiting run for which `ready` raises it. A run without any training
     drop is cancelled. `configure` and `ready` must be quick and must not open a transaction of their own: they are
@@ -141,7 +137,7 @@ def claim(
     with transaction(engine) as session:
         if limit is not None and session.exec(_RUNNING).one() >= limit:
             return None
-        for run in session.exec(_DUE, params={"now": now}).all():
+        for run in due_runs(session, now):
             if run.config is None and not _begin(session, run, now, configure):
                 continue
             if run.state == RunState.WAITING and not _goes_on(session, run, now, ready):
@@ -151,21 +147,6 @@ def claim(
             change(session, run, Move(RunState.RUNNING, "run_claimed", values), now)
             return held
     return None
-
-
-def next_due(engine: Engine) -> int | None:
-    """Return from when on some queued or waiting run may be claimed; `None` if there is none."""
-    with transaction(engine) as session:
-        due: int | None = session.exec(select(func.min(Run.not_before)).where(_going)).one()
-    return due
-
-
-def shorten_waits(engine: Engine, now: int, most_ms: int) -> None:
-    """Let every run begin now that is to wait for more than `most_ms`: a clock that was ahead has told it so."""
-    with transaction(engine) as session:
-        for run in session.exec(select(Run).where(_going, col(Run.not_before) > now + most_ms)).all():
-            run.not_before = now
-            session.add(run)
 
 
 def heartbeat(engine: Engine, claim: Claim, now: int, step: str | None) -> bool:
@@ -193,6 +174,7 @@ def finish(
         "outcome": ending.outcome,
         "sentence": ending.sentence,
         "heldout_version": ending.heldout_version,
+        "gain": ending.gain,
         "error": None,
         "hint": None,
         "cancel_requested": False,
@@ -316,7 +298,7 @@ def _retry(session: Session, run_id: int, now: int) -> RunState:
         message = f"run {run_id} never began, and run {opened.id} of track {run.track} will include its drops"
         raise WrongState(message, f"wait for that one: dropforge show {opened.id}")
     cleared: dict[str, object] = dict.fromkeys(("ended_at", "error", "hint"))
-    values = {**cleared, "failures": 0, "deaths": 0, "cancel_requested": False, "not_before": now}
+    values = {**cleared, "failures": 0, "deaths": 0, "cancel_requested": False, "not_before": now, "place": 0}
     values |= {"config": None} if to == RunState.WAITING else {}
     return change(session, run, Move(to, "run_retried", values), now)
 

@@ -35,7 +35,7 @@ def load(path: Path | None = None, environment: Mapping[str, str] | None = None)
     values: dict[str, Any] = {}
     if path is not None or "DROPFORGE_CONFIG" in environment or chosen.exists():
         values = _read(chosen)
-    variables = _from_environment(environment)
+    variables = from_environment(environment)
     _check_values(values, str(chosen))
     _check_values(variables, "the environment")
     try:
@@ -68,7 +68,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise SettingsError(message, "mend it; the commented sample is systemd/dropforge.toml") from error
 
 
-def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    """Return what variables set, as the file would have it. Raises `SettingsError`."""
     values: dict[str, Any] = {}
     for name in sorted(environment):
         if not name.startswith(ENV_PREFIX) or name in OTHER_VARIABLES:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from daemon.settings.cron import cron_trigger
 from daemon.settings.places import check_place
 from daemon.settings.text import nearest, overlay
+from daemon.settings.web import WebSettings
 from pipeline.artifacts import Frozen
 from pipeline.config import EvaluateConfig, GateConfig, GuardConfig, JudgeConfig, SplitConfig, TrainConfig
 from pipeline.contract import LIFELINE
@@ -220,6 +221,7 @@ class Settings(TrackSettings):
     disk: DiskSettings = DiskSettings()
     gc: GcSettings = GcSettings()
     cost: CostSettings = CostSettings()
+    web: WebSettings = WebSettings()
     tracks: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Tracks beside `default`, each with the settings that differ for it."""
 

@@ -54,6 +54,16 @@ def open_reader(path: Path) -> Engine:
     return _engine(path, partial(_connect_read_only, path), "BEGIN")
 
 
+def open_writer(path: Path) -> Engine:
+    """
+    Return an engine that writes to a database which is there, beside the daemon or without it.
+
+    Raises `DatabaseUnusable` if there is none yet.
+    """
+    open_reader(path)  # refuses where there is no database, which the writer would make
+    return open_engine(path)
+
+
 class ChangeWatch:
     """Tells, for a hundredth of what a transaction costs, whether somebody has changed the database; for one thread."""
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from pipeline import durable
 from pipeline.artifacts import Adapter, Artifact, Dataset, Evaluation, Model, Verdict
-from pipeline.contract import PROGRESS_NAME, RESULT_NAME, SPEC_NAME, Progress, StepResult, StepSpec
+from pipeline.contract import CURVE_NAME, PROGRESS_NAME, RESULT_NAME, SPEC_NAME, Curve, Progress, StepResult, StepSpec
 from pipeline.errors import DropforgeError, StepFailed
 from pipeline.near_duplicates.signature_files import FOLDER as SIGNATURES
 from pipeline.steps import BY_NAME, STEPS
@@ -98,6 +98,19 @@ def load_progress(state_folder: Path, run_id: int, step: str, number: int) -> Pr
         value = durable.read_json(state_folder / attempt_folder(run_id, step, number) / PROGRESS_NAME)
         return None if value is None else Progress.model_validate(value)
     except (OSError, ValueError):
+        return None
+
+
+def load_curve(state_folder: Path, run_id: int) -> Curve | None:
+    """Return the run's losses: what its training left, or how far its latest attempt is; `None` before any."""
+    try:
+        adapter = load_adapter(state_folder, run_id)
+        if adapter is not None:
+            return Curve(loss=adapter.loss_curve, dev=adapter.dev_curve)
+        drawn = (run_folder(state_folder, run_id) / "attempts").glob(f"train-*/{CURVE_NAME}")
+        latest = max(drawn, key=lambda path: path.stat().st_mtime_ns, default=None)
+        return None if latest is None else Curve.model_validate(durable.read_json(latest))
+    except (OSError, ValueError, ArtifactDamaged):
         return None
 
 

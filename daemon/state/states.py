@@ -66,6 +66,15 @@ class RunState(StrEnum):
     CRASHED = "crashed"
 
 
+#: The states of runs that are not over, in the order in which these runs go.
+OPEN_STATES = (RunState.RUNNING, RunState.WAITING, RunState.QUEUED)
+
+
+def queue_order(state: str, trigger: str, place: int, run_id: int) -> tuple[bool, int, bool, bool, int]:
+    """Return the key that sorts open runs into the order in which they go; `queue.scheduling.order` says why."""
+    return state != RunState.RUNNING, place, trigger == TRIAL, state == RunState.QUEUED, run_id
+
+
 def state_words(state: str) -> str:
     """Return a run's state as it is said after the run's number: "is queued", "succeeded", "was cancelled"."""
     if state in {RunState.SUCCEEDED, RunState.FAILED, RunState.CRASHED}:

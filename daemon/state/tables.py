@@ -49,6 +49,8 @@ class Track(SQLModel, table=True):
     noise: dict[str, object] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     #: Since when and by which schedule the track runs nightly, and when that was last looked at; see `scheduler`.
     nightly: dict[str, object] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
+    #: JSON of who paused the track, why and when: `by`, `reason`, `at`. `None` unless it is paused.
+    paused: dict[str, object] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     base_path: str | None = None
     base_model_id: str | None = None
     #: The champion: its row here is the truth, the link follows it. Generation 0 is the base model.
@@ -114,6 +116,8 @@ class Run(SQLModel, table=True):
     created_at: int
     #: Not claimed before: the end of the track's quiet time, or of a back-off.
     not_before: int
+    #: Where a person put it in the queue, the lowest first; 0, behind these, where nobody did.
+    place: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     #: Claim token: every write of the run's owner is conditional on it.
     token: str | None = None
     heartbeat_at: int | None = None
@@ -133,6 +137,8 @@ class Run(SQLModel, table=True):
     #: then `overtaken`.
     outcome: str | None = None
     sentence: str | None = None
+    #: The candidate's over the champion, in points of the primary metric; `None` if they were not compared.
+    gain: float | None = None
     #: The held-out set that its candidate was judged on.
     heldout_version: str | None = None
 
@@ -196,6 +202,8 @@ class Promotion(SQLModel, table=True):
             sqlite_where=text("state = 'done' AND kind = 'promotion' AND run_id IS NOT NULL"),
         ),
         Index("one_done_generation", "track", "generation", unique=True, sqlite_where=text("state = 'done'")),
+        # What else is known of a champion's model, for each line of a long history.
+        Index("promotion_models", "track", "model_id"),
     )
 
     id: int | None = Field(default=None, primary_key=True)
@@ -244,6 +252,8 @@ class Slot(SQLModel, table=True):
 
 class Event(SQLModel, table=True):
     """Something that happened, in the transaction that made it happen."""
+
+    __table_args__ = (Index("yardstick_events", "track", sqlite_where=text("kind = 'yardstick_changed'")),)
 
     id: int | None = Field(default=None, primary_key=True)
     at: int = Field(index=True)

@@ -16,14 +16,14 @@ from sqlmodel import Session, col, select
 from daemon.settings.model import Settings
 from daemon.state.states import AWAITING, PromotionState, RunState
 from daemon.state.tables import Promotion, Run, Track
-from pipeline.contract import LOG_NAME, PROGRESS_NAME, RESULT_NAME, SPEC_NAME
+from pipeline.contract import CURVE_NAME, LOG_NAME, PROGRESS_NAME, RESULT_NAME, SPEC_NAME
 from pipeline.durable import read_object
 from pipeline.errors import DropforgeError
 from pipeline.steps import STEPS
 
 DAY_MS = 86_400_000
 #: What an attempt leaves that is small and tells its story.
-_STORY = frozenset({SPEC_NAME, RESULT_NAME, PROGRESS_NAME, LOG_NAME, "report"})
+_STORY = frozenset({SPEC_NAME, RESULT_NAME, PROGRESS_NAME, CURVE_NAME, LOG_NAME, "report"})
 
 
 class WouldBeLost(DropforgeError):

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from daemon.state.tables import Promotion
 
 
+#: More than any generation.
+_BEYOND = 1 << 62
+
+
 class TrainedOn(Frozen):
     """A drop in the snapshot that a champion was made from."""
 
@@ -73,6 +77,8 @@ class ChampionView(Frozen):
     """Outcome of the run whose model was forced."""
     verdict: str | None
     """The sentence of the run that made it."""
+    gain: float | None
+    """What that run found it better than the champion before it, in points of the primary metric."""
     drops: tuple[str, ...]
     """Names of the files that it was trained on."""
     data: tuple[TrainedOn, ...]
@@ -93,7 +99,7 @@ def champion_view(base: Connection, state_folder: Path, row: "Promotion", end: i
     alike = "SELECT * FROM promotion WHERE track = ? AND model_id = ? AND state = 'done' ORDER BY generation"
     made = base.execute(alike, (row.track, row.model_id)).fetchall()
     run_id = row.run_id or max((one.run_id for one in made if one.run_id is not None), default=None)
-    run = base.execute("SELECT sentence FROM run WHERE id = ?", (run_id,)).fetchone()
+    run = base.execute("SELECT sentence, gain FROM run WHERE id = ?", (run_id,)).fetchone()
     data = trained_on(base, drops_of(made, row.model_id) or () if run else ())
     same = ("track", "generation", "model_id", "kind", "reason", "approved_by", "overrode")
     # A base model may have moved since.
@@ -107,6 +113,7 @@ def champion_view(base: Connection, state_folder: Path, row: "Promotion", end: i
             "until": utc(end),
             "run": run_id,
             "verdict": run.sentence if run else None,
+            "gain": run.gain if run else None,
             "drops": tuple(drop.name for drop in data if drop.role == "train"),
             "data": data,
             "hook": _command(row.hook_state, row.hook_error, row.hook_output),
@@ -119,6 +126,20 @@ def champion_views(base: Connection, state_folder: Path, track: str) -> list[Cha
     """Return the track's champions, the base model first and today's last."""
     rows = champions_of(base, track)
     ends = [*(row.done_at for row in rows[1:]), None]
+    made = [champion_view(base, state_folder, row, end) for row, end in zip(rows, ends, strict=False)]
+    return [one if one.run is None else one.model_copy(update={"cost": cost_of(state_folder, one.run)}) for one in made]
+
+
+def latest_champions(
+    base: Connection, state_folder: Path, which: tuple[str, int | None], most: int
+) -> list[ChampionView]:
+    """Return a track's latest champions, at most `most`, today's first; `which` is it, and a generation to be below."""
+    track, before = which
+    done = "SELECT * FROM promotion WHERE track = ? AND state = 'done' AND generation"
+    below, above = f"{done} < ? ORDER BY generation DESC LIMIT ?", f"{done} >= ? ORDER BY generation LIMIT 1"
+    rows = base.execute(below, (track, _BEYOND if before is None else before, most)).fetchall()
+    after = None if before is None else base.execute(above, (track, before)).fetchone()
+    ends = [None if after is None else after.done_at, *(row.done_at for row in rows)]
     made = [champion_view(base, state_folder, row, end) for row, end in zip(rows, ends, strict=False)]
     return [one if one.run is None else one.model_copy(update={"cost": cost_of(state_folder, one.run)}) for one in made]
 

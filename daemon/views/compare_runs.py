@@ -129,7 +129,7 @@ def compare(overview: Overview, first_id: int, second_id: int) -> Comparison:
     made = Comparison(
         first=_compared(overview, first, _only(names[0], names[1])),
         second=_compared(overview, second, _only(names[1], names[0])),
-        settings=tuple(_differing(overview, first, second)),
+        settings=tuple(differing_settings(overview, first, second)),
     )
     return made.model_copy(update=_scores(overview, first, second))
 
@@ -155,7 +155,7 @@ def _only(these: Mapping[str, str], others: Mapping[str, str]) -> tuple[str, ...
     return tuple(name for sha256, name in these.items() if sha256 not in others)
 
 
-def _differing(overview: Overview, first: RunDetail, second: RunDetail) -> Iterator[Setting]:
+def differing_settings(overview: Overview, first: RunDetail, second: RunDetail) -> Iterator[Setting]:
     """
     Yield the settings that the runs did not have in common.
 

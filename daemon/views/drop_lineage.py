@@ -1,11 +1,15 @@
-"""What a drop that was taken out is still in: the champion."""
+"""A drop as people see it, and what one that was taken out is still in: the champion."""
 
+from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
 from sqlite3 import Connection
 from typing import TYPE_CHECKING
 
 from daemon.champions import history
+from daemon.views.champion_history import utc
 from daemon.views.reader import champions_of
+from daemon.views.trials import on_trial, unlikely
 from pipeline.artifacts import Frozen
 
 if TYPE_CHECKING:
@@ -15,6 +19,31 @@ if TYPE_CHECKING:
 _MOST_FORMER = 1000
 
 
+class DropView(Frozen):
+    """One file that was taken in."""
+
+    id: int
+    track: str
+    role: str
+    state: str
+    name: str
+    rows: int
+    findings: int
+    warnings: int
+    received_at: datetime
+    first_run: int | None
+    duplicate_of: int | None
+    reason: str | None
+    sha256: str
+    on_trial: str | None = None
+    """Why it is in no run but one that tries it alone, and which one does; `None` unless it is."""
+    unlikely: str | None = None
+    """How far less likely than what it knew a champion found its answers; `None` unless they stood out."""
+
+
+_COLUMNS = tuple(name for name in DropView.model_fields if name not in {"on_trial", "unlikely"})
+
+
 class DropUses(Frozen):
     """Where a drop is in spite of its being out of every later snapshot."""
 
@@ -22,6 +51,13 @@ class DropUses(Frozen):
     """Generation of the serving champion, if that was trained on it."""
     before: int | None = None
     """The latest generation that may serve again and was trained on no drop that is withdrawn."""
+
+
+def drop_views(base: Connection, which: str, values: Iterable[object]) -> list[DropView]:
+    """Return the drops that the end of a question, our own words, chooses by `values`."""
+    tried = on_trial(base)
+    found = base.execute(f'SELECT {", ".join(_COLUMNS)} FROM "drop" {which}', tuple(values)).fetchall()  # noqa: S608
+    return [_drop(row, tried.get(row.id), unlikely(base, row.id)) for row in found]
 
 
 def drop_uses(base: Connection, state_folder: Path, drop: "Drop") -> DropUses:
@@ -35,3 +71,9 @@ def drop_uses(base: Connection, state_folder: Path, drop: "Drop") -> DropUses:
     gone = {drop.id, *(row.id for row in without)}
     before = next((one.generation for one in former if gone.isdisjoint(one.drops or ())), None)
     return DropUses(champion=track.champion_generation, before=before)
+
+
+def _drop(row: "Drop", tried: str | None, odd: str | None) -> DropView:
+    values = {name: getattr(row, name) for name in _COLUMNS}
+    said = {"received_at": utc(row.received_at), "on_trial": tried, "unlikely": odd}
+    return DropView.model_validate({**values, **said})

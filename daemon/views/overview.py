@@ -7,7 +7,6 @@ Times are UTC. What is not there (no database yet, a file that a crash took) is 
 import sqlite3
 from collections.abc import Callable, Iterable
 from datetime import datetime
-from itertools import chain
 from pathlib import Path
 from sqlite3 import Connection
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,14 +17,15 @@ from daemon.state.database_file import DatabaseUnusable
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, TROUBLES_NOTE, WATCHER_NOTE
 from daemon.state.run_files import attempt_folder, load_object, load_progress, load_verdict, run_folder
 from daemon.state.sqlite_errors import in_words
-from daemon.state.states import AWAITING, TRIAL, RunState
+from daemon.state.states import AWAITING, OPEN_STATES, TRIAL, RunState
 from daemon.system.processes import lock_holder
 from daemon.views.attempts import AttemptView, attempts_of, done_again
 from daemon.views.champion_history import ChampionView, TrainedOn, champion_view, champion_views, trained_on, utc
 from daemon.views.cost import cost_of
-from daemon.views.drop_lineage import DropUses, drop_uses
-from daemon.views.reader import champions_of, reading
-from daemon.views.trials import on_trial, trial_words, unlikely
+from daemon.views.drop_lineage import DropUses, DropView, drop_uses, drop_views
+from daemon.views.live.queue import PauseView, pauses
+from daemon.views.reader import champions_of, newest_rows, reading
+from daemon.views.trials import trial_words
 from pipeline.artifacts import Frozen, Verdict
 from pipeline.contract import LOG_NAME, Progress
 from pipeline.durable import read_object
@@ -33,12 +33,11 @@ from pipeline.errors import DropforgeError
 from pipeline.report.facts import RunCost
 
 if TYPE_CHECKING:
-    from daemon.state.tables import Drop, Run
+    from daemon.state.tables import Run
 
 T = TypeVar("T")
 #: What the outcome of a win is called whose model was rolled back from: no yes is waited for.
 BLOCKED = "blocked"
-OPEN_STATES = (RunState.RUNNING, RunState.WAITING, RunState.QUEUED)
 
 
 class NotThere(DropforgeError):
@@ -51,28 +50,6 @@ class DaemonView(Frozen):
     alive: bool
     pid: int | None
     """Its process, if this user may read the lock file."""
-
-
-class DropView(Frozen):
-    """One file that was taken in."""
-
-    id: int
-    track: str
-    role: str
-    state: str
-    name: str
-    rows: int
-    findings: int
-    warnings: int
-    received_at: datetime
-    first_run: int | None
-    duplicate_of: int | None
-    reason: str | None
-    sha256: str
-    on_trial: str | None = None
-    """Why it is in no run but one that tries it alone, and which one does; `None` unless it is."""
-    unlikely: str | None = None
-    """How far less likely than what it knew a champion found its answers; `None` unless they stood out."""
 
 
 class YardstickView(Frozen):
@@ -98,13 +75,19 @@ class RunView(Frozen):
     created_at: datetime
     not_before: datetime
     """A queued or waiting run does not begin before."""
+    place: int
+    """Where a person put it in the queue, below 0; 0 where nobody did."""
     started_at: datetime | None
     ended_at: datetime | None
     outcome: str | None
     sentence: str | None
+    gain: float | None
+    """Of the candidate over the champion, in points of the primary metric."""
     error: str | None
     hint: str | None
     cancel_requested: bool
+    paused: str | None = None
+    """Why a queued or waiting run does not begin: its track is paused, by whom, and how it goes on."""
     trial: str | None = None
     """Of a run that tries one drop alone: which, and why."""
     blocker: str | None = None
@@ -115,12 +98,11 @@ class RunView(Frozen):
     """Of a run that has ended, where it was asked for; lists of all runs leave it out."""
 
 
-#: The columns of runs and drops that lists need.
+#: The columns of runs that lists need.
 _RUN_COLUMNS = tuple(
-    name for name in RunView.model_fields if name not in {"progress", "trial", "blocker", "again", "cost"}
+    name for name in RunView.model_fields if name not in {"progress", "paused", "trial", "blocker", "again", "cost"}
 )
-_DROP_COLUMNS = tuple(name for name in DropView.model_fields if name not in {"on_trial", "unlikely"})
-_RUN, _DROP = ", ".join(_RUN_COLUMNS), ", ".join(_DROP_COLUMNS)
+_RUN = ", ".join(_RUN_COLUMNS)
 
 
 class RunDetail(RunView):
@@ -158,30 +140,39 @@ class Overview:
 
     def tracks(self) -> list[str]:
         """Return the names of the tracks that the database knows, in their order of appearance."""
-        return [row.name for row in self._rows("SELECT name FROM track ORDER BY created_at")]
+        return [row.name for row in self.rows("SELECT name FROM track ORDER BY created_at")]
+
+    def paused(self) -> list[PauseView]:
+        """Return the tracks that a person has paused."""
+        return self.read(pauses)
 
     def metric(self, track: str) -> str | None:
         """Return the metric that the track's first run fixed; `None` before."""
-        return next((row.metric for row in self._rows("SELECT metric FROM track WHERE name = ?", track)), None)
+        return next((row.metric for row in self.rows("SELECT metric FROM track WHERE name = ?", track)), None)
+
+    def answer_tokens(self, track: str) -> int | None:
+        """Return the most tokens of an answer that the track's first run fixed; `None` before."""
+        rows = self.rows("SELECT max_new_tokens FROM track WHERE name = ?", track)
+        return next((row.max_new_tokens for row in rows), None)
 
     def champion(self, track: str) -> ChampionView | None:
         """Return the track's champion; `None` before its base model is known."""
         done = "SELECT * FROM promotion WHERE track = ? AND state = 'done' ORDER BY generation DESC LIMIT 1"
-        found = self._read(
+        found = self.read(
             lambda base: [champion_view(base, self.folder, row, None) for row in base.execute(done, (track,))]
         )
         return found[0] if found else None
 
     def history(self, track: str) -> list[ChampionView]:
         """Return the track's champions from the base model to today's."""
-        return self._read(lambda base: champion_views(base, self.folder, track))
+        return self.read(lambda base: champion_views(base, self.folder, track))
 
     def yardsticks(self, track: str) -> list[YardstickView]:
         """Return the changes of what the track is judged on, the latest first."""
         changes = "SELECT * FROM event WHERE kind = 'yardstick_changed' AND track = ? ORDER BY id DESC"
         return [
             YardstickView.model_validate({"track": track, "run": one.run_id, "at": utc(one.at), **one.detail})
-            for one in self._rows(changes, track)
+            for one in self.rows(changes, track)
         ]
 
     def awaiting(self) -> list[RunView]:
@@ -195,34 +186,46 @@ class Overview:
     def uses(self, drop_id: int) -> DropUses:
         """Return what a drop is still in that no later snapshot holds."""
         wanted = 'SELECT * FROM "drop" WHERE id = ?'
-        found = self._read(lambda base: [drop_uses(base, self.folder, row) for row in base.execute(wanted, (drop_id,))])
+        found = self.read(lambda base: [drop_uses(base, self.folder, row) for row in base.execute(wanted, (drop_id,))])
         return found[0] if found else DropUses()
 
-    def drops(self, track: str | None = None, state: str | None = None, most: int | None = None) -> list[DropView]:
-        """Return the drops, newest first, at most `most` of them."""
-        newest, values = _newest({"track": track, "state": state}, most)
-        wanted = f'SELECT {_DROP} FROM "drop" {newest}'  # noqa: S608 - our own words
+    def drops(
+        self, track: str | None = None, state: str | None = None, most: int | None = None, before: int | None = None
+    ) -> list[DropView]:
+        """Return the drops, newest first, at most `most` of them; with `before` those with a lower number."""
+        newest, values = newest_rows({"track": track, "state": state}, most, before)
+        return self._drops(newest, *values)
 
-        def read(base: Connection) -> list[DropView]:
-            tried = on_trial(base)
-            found = base.execute(wanted, values).fetchall()
-            return [_drop(row, tried.get(row.id), unlikely(base, row.id)) for row in found]
+    def drop(self, drop_id: int) -> DropView:
+        """Return one drop. Raises `NotThere`."""
+        found = self._drops("WHERE id = ?", drop_id)
+        if not found:
+            message = f"there is no drop {drop_id}"
+            raise NotThere(message, "list them: dropforge drops")
+        return found[0]
 
-        return self._read(read)
+    def drop_named(self, name: str, track: str | None = None) -> DropView | None:
+        """Return the newest drop of a file name, if there is any."""
+        newest, values = newest_rows({"name": name, "track": track}, 1)
+        return next(iter(self._drops(newest, *values)), None)
 
     def drop_counts(self) -> dict[str, dict[str, int]]:
         """Return how many drops of each track are in each state."""
         counts: dict[str, dict[str, int]] = {}
         counted = 'SELECT track, state, count(*) AS number FROM "drop" GROUP BY track, state'
-        for row in self._rows(counted):
+        for row in self.rows(counted):
             counts.setdefault(row.track, {})[row.state] = row.number
         return counts
 
     def runs(
-        self, track: str | None = None, states: Iterable[str] | None = None, most: int | None = None
+        self,
+        track: str | None = None,
+        states: Iterable[str] | None = None,
+        most: int | None = None,
+        before: int | None = None,
     ) -> list[RunView]:
-        """Return the runs, newest first, at most `most` of them."""
-        newest, values = _newest({"track": track, "state": None if states is None else list(states)}, most)
+        """Return the runs, newest first, at most `most` of them; with `before` those with a lower number."""
+        newest, values = newest_rows({"track": track, "state": None if states is None else list(states)}, most, before)
         return self._runs(newest, *values)
 
     def ended_runs(self, most: int) -> list[RunView]:
@@ -233,7 +236,7 @@ class Overview:
 
     def run(self, run_id: int) -> RunDetail:
         """Return one run with its attempts and its verdict. Raises `NotThere`, or `ArtifactDamaged`."""
-        return self._of_run(run_id, self._detail)
+        return self.ask_of_run(run_id, self._detail)
 
     def review(self, run_id: int) -> Review:
         """Return how far a run's blind review is. Raises `NotThere`, or `CannotReview` without answers to compare."""
@@ -247,7 +250,7 @@ class Overview:
 
     def logs(self, run_id: int, step: str | None = None) -> list[Path]:
         """Return the logs of a run's attempts, oldest first. Raises `NotThere` if the run, or any log, is not there."""
-        attempts = [one for one in self._of_run(run_id, attempts_of) if step in {None, one.step}]
+        attempts = [one for one in self.ask_of_run(run_id, attempts_of) if step in {None, one.step}]
         paths = [self.folder / attempt_folder(run_id, one.step, one.number) / LOG_NAME for one in attempts]
         found = [path for path in paths if path.exists()]
         if not found:
@@ -272,9 +275,18 @@ class Overview:
         """Return what tracks, hooks and collections have run into, as the daemon last said it: whose, and what."""
         return {whose: str(words) for whose, words in read_object(self.folder / TROUBLES_NOTE).items()}
 
+    def ask_of_run(self, run_id: int, question: Callable[[Connection, "Run"], T]) -> T:
+        """Ask the database about one run. Raises `NotThere`."""
+        wanted = "SELECT * FROM run WHERE id = ?"
+        found = self.read(lambda base: [question(base, row) for row in base.execute(wanted, (run_id,)).fetchall()])
+        if not found:
+            message = f"there is no run {run_id}"
+            raise NotThere(message, "list them: dropforge runs")
+        return found[0]
+
     # --- how it is read
 
-    def _read(self, question: Callable[[Connection], list[T]]) -> list[T]:
+    def read(self, question: Callable[[Connection], list[T]]) -> list[T]:
         """Ask the database in one transaction; the answer is empty if there is none yet."""
         path = self.folder / DATABASE_NAME
         if not path.exists():
@@ -291,28 +303,23 @@ class Overview:
             message = f"the state database cannot be read: {error}"
             raise DatabaseUnusable(message, "see whether this user may read it; the daemon's log says more") from error
 
-    def _rows(self, question: str, *values: object) -> list[Any]:
-        return self._read(lambda base: base.execute(question, values).fetchall())
+    def rows(self, question: str, *values: object) -> list[Any]:
+        """Return what the database answers to a question; `daemon.views` alone asks it."""
+        return self.read(lambda base: base.execute(question, values).fetchall())
 
     def _runs(self, which: str, *values: object) -> list[RunView]:
         """Return some runs, without their settings and snapshots: these are large, and read only where shown."""
         wanted = f"SELECT {_RUN} FROM run {which}"  # noqa: S608 - our own words
-        return self._read(
+        return self.read(
             lambda base: [RunView(**self._run(base, row)) for row in base.execute(wanted, values).fetchall()]
         )
+
+    def _drops(self, which: str, *values: object) -> list[DropView]:
+        return self.read(lambda base: drop_views(base, which, values))
 
     def _wins(self) -> list[RunView]:
         # The outcome as it stands, not as a value: so SQLite uses the small index of the runs that wait.
         return self._runs("WHERE outcome = 'awaiting_approval' ORDER BY id")
-
-    def _of_run(self, run_id: int, question: Callable[[Connection, "Run"], T]) -> T:
-        """Ask about one run. Raises `NotThere`."""
-        wanted = "SELECT * FROM run WHERE id = ?"
-        found = self._read(lambda base: [question(base, row) for row in base.execute(wanted, (run_id,)).fetchall()])
-        if not found:
-            message = f"there is no run {run_id}"
-            raise NotThere(message, "list them: dropforge runs")
-        return found[0]
 
     def _run(self, base: Connection, row: "Run") -> dict[str, Any]:
         run_id, times = row.id or 0, ("created_at", "not_before", "started_at", "ended_at")
@@ -325,6 +332,8 @@ class Overview:
             values["blocker"], values["outcome"] = against, BLOCKED
         if row.trigger == TRIAL:
             values["trial"] = trial_words(base, run_id, ended=row.ended_at is not None)
+        if row.state in {RunState.QUEUED, RunState.WAITING}:
+            values["paused"] = next((one.words for one in pauses(base) if one.track == row.track), None)
         if row.state in OPEN_STATES:
             values["again"] = done_again(base, self.folder, run_id)
         progress = self._progress(base, run_id) if row.state == RunState.RUNNING else None
@@ -364,20 +373,5 @@ class Overview:
         return None if attempt is None else load_progress(self.folder, run_id, attempt.step, attempt.number)
 
 
-def _newest(wanted: dict[str, str | list[str] | None], most: int | None) -> tuple[str, list[object]]:
-    """Return the end of a question for the newest rows whose columns have the `wanted` values, and its values."""
-    given = {name: [value] if isinstance(value, str) else value for name, value in wanted.items() if value is not None}
-    where = " AND ".join(f"{name} IN ({', '.join('?' * len(values))})" for name, values in given.items())
-    limit = () if most is None else (most,)
-    end = f"{f'WHERE {where} ' if given else ''}ORDER BY id DESC{' LIMIT ?' if limit else ''}"
-    return end, [*chain.from_iterable(given.values()), *limit]
-
-
 def _sentence(row: "Run", against: str | None) -> str | None:
     return None if row.sentence is None else true_sentence(row.id or 0, row.outcome or "", row.sentence, against)
-
-
-def _drop(row: "Drop", tried: str | None, odd: str | None) -> DropView:
-    values = {name: getattr(row, name) for name in _DROP_COLUMNS}
-    said = {"received_at": utc(row.received_at), "on_trial": tried, "unlikely": odd}
-    return DropView.model_validate({**values, **said})

@@ -8,6 +8,7 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -42,6 +43,22 @@ def champions_of(base: sqlite3.Connection, track: str) -> list[Any]:
     """Return the promotions by which a track's champions came, the base model's first and today's last."""
     done = "SELECT * FROM promotion WHERE track = ? AND state = 'done' ORDER BY generation"
     return base.execute(done, (track,)).fetchall()
+
+
+def newest_rows(
+    wanted: dict[str, str | list[str] | None], most: int | None, before: int | None = None
+) -> tuple[str, list[object]]:
+    """
+    Return the end of a question for the newest rows whose columns have the `wanted` values, and its values.
+
+    At most `most` rows, and with `before` those of lower numbers.
+    """
+    given = {name: [value] if isinstance(value, str) else value for name, value in wanted.items() if value is not None}
+    terms = [f"{name} IN ({', '.join('?' * len(values))})" for name, values in given.items()]
+    terms += [] if before is None else ["id < ?"]
+    where = f"WHERE {' AND '.join(terms)} " if terms else ""
+    end = f"{where}ORDER BY id DESC{'' if most is None else ' LIMIT ?'}"
+    return end, [*chain.from_iterable(given.values()), *(value for value in (before, most) if value is not None)]
 
 
 def drops_with(base: sqlite3.Connection, ids: Iterable[int]) -> list[Any]:

@@ -71,6 +71,26 @@ def answers(
     return [_as_answer(asked, tokens) for tokens in found]
 
 
+def answer_aloud(asked: AskedModel, prompt: Tokens, decoding: Decoding, tell: Callable[[str], None]) -> Answer:
+    """
+    Return the answer to one tokenised prompt, as `answers` would alone; `tell` is given it so far after each token.
+
+    Raises `StepFailed` if memory does not suffice, `CannotTrain` if the model has no cache to go on from.
+    """
+    import torch
+
+    tokens: list[int] = []
+    with memory_errors(), torch.inference_mode():
+        rows = _Rows(asked.model, decoding.repetition_penalty)
+        rows.join([0], [prompt])
+        while rows.places:
+            tokens += rows.choose()
+            tell(_text(asked, tokens))
+            rows.keep([] if _is_over(asked, tokens, decoding, may_loop=False) else [0])
+            rows.read()
+    return _as_answer(asked, tokens)
+
+
 def _is_over(asked: AskedModel, tokens: Tokens, decoding: Decoding, *, may_loop: bool) -> bool:
     if tokens[-1] in asked.ends or len(tokens) == decoding.max_new_tokens:
         return True

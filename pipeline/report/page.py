@@ -1,7 +1,6 @@
 """The evidence card as one page: `report.html` needs no script, no other file and no network."""
 
 import json
-import re
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,9 +15,6 @@ from pipeline.report.story import BADGES, review_words
 
 if TYPE_CHECKING:
     from jinja2 import Environment
-
-#: Controls that HTML must not hold (newline and tab stay), and those that turn the order of what follows them.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def write_files(folder: Path, report: Report) -> None:
@@ -45,8 +41,7 @@ def render_page(report: Report) -> str:
         settings=json.dumps(report.settings, indent=2, ensure_ascii=False, sort_keys=True),
         versions=_versions(report),
     )
-    # What cannot be shown is an escape as in Python, wherever it came from.
-    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), source.replace("\r\n", "\n"))
+    return wording.show_controls(source)
 
 
 def _versions(report: Report) -> list[str]:

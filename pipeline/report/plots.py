@@ -71,7 +71,8 @@ class Chart:
     bars: tuple[Bar, ...] = ()
     lines: tuple[tuple[str, str], ...] = ()
     """The kind and the points of each curve."""
-    dots: tuple[tuple[str, str], ...] = ()
+    dots: tuple[tuple[str, str, str], ...] = ()
+    """The kind and the place of each curve of one point."""
 
 
 def gain_axis(verdict: Verdict, min_gain: float) -> Axis | None:
@@ -117,12 +118,32 @@ def guard_bar(guard: GuardResult) -> Bar | None:
     return Bar(kind, f"{start:.2f}%", f"{max(end - start, 0.6):.2f}%", words)
 
 
+@dataclass(frozen=True)
+class Curve:
+    """One line of a picture of losses."""
+
+    kind: str
+    """Its class in the style sheet."""
+    name: str
+    points: Sequence[CurvePoint]
+
+
 def loss_chart(adapter: Adapter) -> Chart | None:
     """Return the loss curves of training and, where there is one, of the dev set."""
     train, dev = adapter.loss_curve, adapter.dev_curve
     if len(train) < 2:  # noqa: PLR2004 - a line has two ends
         return None
-    points = [*train, *dev]
+    return curves_chart(
+        [Curve("trained", "training loss", train), Curve("dev", "dev loss", dev)], _loss_caption(adapter)
+    )
+
+
+def curves_chart(curves: Sequence[Curve], caption: str) -> Chart | None:
+    """Return curves over each other, on one scale; `None` without a point."""
+    curves = [curve for curve in curves if curve.points]
+    points = [point for curve in curves for point in curve.points]
+    if not points:
+        return None
     first, last = min(point.step for point in points), max(point.step for point in points)
     low, high = _padded([point.loss for point in points])
     across, down = Axis(first, last, 0.0, 100.0), Axis(-high, -low, 0.0, 100.0)
@@ -133,21 +154,26 @@ def loss_chart(adapter: Adapter) -> Chart | None:
     def y(loss: float) -> str:
         return f"{_TOP + _HEIGHT / 100 * down.place(-loss):.1f}"
 
-    words = f"training loss from {plain(train[0].loss, 2)} to {plain(train[-1].loss, 2)}"
-    if dev:
-        words += f", dev loss from {plain(dev[0].loss, 2)} to {plain(dev[-1].loss, 2)}"
     steps = across.ticks(5) if first < last else []
     return Chart(
-        description=words,
-        caption=_loss_caption(adapter),
+        description=", ".join(
+            f"{curve.name} from {plain(curve.points[0].loss, 2)} to {plain(curve.points[-1].loss, 2)}"
+            for curve in curves
+        ),
+        caption=caption,
         rungs=tuple((y(value), tick(value)) for value in ticks(low, high, most=4)),
         names=tuple((x(value), tick(value)) for value in steps if value == int(value)),
         lines=tuple(
-            (kind, " ".join(f"{across.place(one.step):.2f},{down.place(-one.loss):.2f}" for one in _thinned(curve)))
-            for kind, curve in (("trained", train), ("dev", dev))
-            if len(curve) > 1
+            (
+                curve.kind,
+                " ".join(f"{across.place(p.step):.2f},{down.place(-p.loss):.2f}" for p in _thinned(curve.points)),
+            )
+            for curve in curves
+            if len(curve.points) > 1
         ),
-        dots=tuple((x(one.step), y(one.loss)) for one in dev) if len(dev) == 1 else (),
+        dots=tuple(
+            (curve.kind, x(curve.points[0].step), y(curve.points[0].loss)) for curve in curves if len(curve.points) == 1
+        ),
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pipeline.artifacts import Frozen
 from pipeline.validation.fast_path import KEYS, MOST_KEYS, PlainRows
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 SCHEMA = "alpaca-record.schema.json"
 MOST_FINDINGS = 1000
+#: Kinds of findings that are told or kept.
+MOST_KINDS = 20
 _MOST_NOTICES = 100
 _MOST_HINTS = 100
 _KEY_WIDTH = 60
@@ -74,6 +76,17 @@ class Notice(Frozen):
     message: str
 
 
+class FindingKind(NamedTuple):
+    """Findings that say the same of several rows."""
+
+    message: str
+    remedy: str
+    rows: int
+    line: int | None
+    """Of the first."""
+    field: str | None
+
+
 class Validation(Frozen):
     """What a file was found to be."""
 
@@ -98,6 +111,15 @@ class Validation(Frozen):
     def ok(self) -> bool:
         """Whether the file may be trained on."""
         return self.findings_total == 0
+
+    @property
+    def kinds(self) -> tuple[FindingKind, ...]:
+        """The findings, alike ones once, rare ones first: what is wrong in a few lines alone is not lost behind all."""
+        alike: dict[tuple[str, str], list[Finding]] = {}
+        for finding in self.findings:
+            alike.setdefault((finding.message, finding.remedy), []).append(finding)
+        found = sorted(alike.items(), key=lambda kind: len(kind[1]))
+        return tuple(FindingKind(*words, len(all_), all_[0].line, all_[0].field) for words, all_ in found)
 
     @property
     def reason(self) -> str:

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,3 +35,12 @@ def chromium() -> Iterator[Any]:
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=str(places[1])))
     yield driver
     driver.quit()
+
+
+@pytest.fixture(scope="session")
+def axe() -> str:
+    """Give axe-core's script, which finds what is wrong for people who see or move little."""
+    found = importlib.util.find_spec("axe_core_python")
+    assert found is not None, "axe-core-python must be installed: pip install -e '.[dev]'"
+    assert found.submodule_search_locations
+    return Path(found.submodule_search_locations[0], "axe.min.js").read_text()

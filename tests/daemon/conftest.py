@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from sqlalchemy import Engine
+from sqlmodel import select
 
 from daemon.champions import base_models, promotion
 from daemon.cli import main
@@ -21,6 +22,7 @@ from daemon.settings.load import load
 from daemon.settings.model import RetrySettings, Settings
 from daemon.state.database import migrate, open_engine, transaction
 from daemon.state.states import AttemptState
+from daemon.state.tables import Attempt, Run
 from pipeline import durable
 from pipeline.artifacts import Verdict
 from pipeline.config import RunConfig
@@ -44,11 +46,11 @@ class LivedIn:
         self.now += 60_000
         return self.now
 
-    def take(self, name: str, text: str, role: str = "train") -> None:
+    def take(self, name: str, text: str, role: str = "train", track: str = "default") -> None:
         """Let a file be taken in."""
-        place = self.settings.inbox_folder / ("heldout" if role == "heldout" else "")
-        (place / name).write_text(text)
-        settled = Settled("default", "heldout" if role == "heldout" else "train", name.encode())
+        place = self.settings.inbox_folder / ("" if track == "default" else track)
+        (place / ("heldout" if role == "heldout" else "") / name).write_text(text)
+        settled = Settled(track, "heldout" if role == "heldout" else "train", name.encode())
         Intake(self.engine, self.settings).take(settled, self.tick())
 
     def claim(self) -> claims.Claim:
@@ -81,6 +83,16 @@ class LivedIn:
             attempts.end_attempt(self.engine, claim, begun.id or 0, attempts.Ending(state, error), self.tick())
         return folder
 
+    def attempt_ended(self) -> None:
+        """Let the step that `lived_in` left open be published: run 3 has trained."""
+        with transaction(self.engine) as session:
+            run = session.get_one(Run, 3)
+            opened = session.exec(select(Attempt).where(Attempt.run_id == 3, Attempt.state == "submitted")).one()
+        durable.write_json(self.settings.state_folder / "runs/3/train.json", {})
+        ending = attempts.Ending(AttemptState.PUBLISHED)
+        claim = claims.Claim(3, run.token or "")
+        attempts.end_attempt(self.engine, claim, opened.id or 0, ending, self.tick())
+
     def promote(self, claim: claims.Claim) -> None:
         """Let the run end with a promotion."""
         verdict = Verdict(
@@ -94,7 +106,8 @@ class LivedIn:
         durable.write_json(root / "runs" / str(claim.run_id) / "decide.json", verdict.model_dump(mode="json"))
         candidate = promotion.Candidate("default", claim.run_id, MODEL_ID, f"models/{MODEL_ID}", 0, verdict.sentence)
         promotion.promote(self.engine, root, candidate, self.tick())
-        run_queue.finish(self.engine, claim, run_queue.Ending(verdict.outcome, verdict.sentence), self.tick())
+        ending = run_queue.Ending(verdict.outcome, verdict.sentence, gain=verdict.gain)
+        run_queue.finish(self.engine, claim, ending, self.tick())
 
     def fail(self, claim: claims.Claim) -> None:
         """Let the run end without a verdict."""
@@ -107,27 +120,28 @@ def lines(*words: str) -> str:
     return "".join(json.dumps({"instruction": f"say {word}", "output": word}) + "\n" for word in words)
 
 
+def make_workspace(folder: Path, base: base_models.Base | None = None) -> LivedIn:
+    """Make a workspace whose daemon ran once and saw its base model: `base`, or an empty folder."""
+    path = folder / "dropforge.toml"
+    path.write_text('run_after_quiet_seconds = 0\n[gate]\non = "pinned"\n[tracks.support]\n')
+    settings = load(path, {})
+    make_inbox(settings)
+    migrate(settings.state_folder / "dropforge.db")
+    engine = open_engine(settings.state_folder / "dropforge.db")
+    if base is None:
+        (folder / "base").mkdir()
+        base = base_models.Base(folder / "base", BASE_ID)
+    with transaction(engine) as session:
+        for name in settings.track_names:
+            tracks.ensure_track(session, name, START)
+    base_models.ensure_base(engine, settings.state_folder, "default", base, START)
+    return LivedIn(folder, settings, engine)
+
+
 @pytest.fixture
 def new_workspace(tmp_path: Path) -> Callable[[], LivedIn]:
     """Make a workspace whose daemon ran once and saw its base model."""
-
-    def make() -> LivedIn:
-        path = tmp_path / "dropforge.toml"
-        path.write_text('run_after_quiet_seconds = 0\n[gate]\non = "pinned"\n[tracks.support]\n')
-        settings = load(path, {})
-        make_inbox(settings)
-        migrate(settings.state_folder / "dropforge.db")
-        engine = open_engine(settings.state_folder / "dropforge.db")
-        (tmp_path / "base").mkdir()
-        with transaction(engine) as session:
-            for name in settings.track_names:
-                tracks.ensure_track(session, name, START)
-        base_models.ensure_base(
-            engine, settings.state_folder, "default", base_models.Base(tmp_path / "base", BASE_ID), START
-        )
-        return LivedIn(tmp_path, settings, engine)
-
-    return make
+    return lambda: make_workspace(tmp_path)
 
 
 @pytest.fixture
@@ -138,7 +152,11 @@ def lived_in(new_workspace: Callable[[], LivedIn]) -> LivedIn:
     Drop 1 (held-out) and 2 gave run 1, promoted; 3 is a duplicate, 4 rejected; 5 gave run 2, which failed in training;
     6 gave run 3, which is training.
     """
-    made = new_workspace()
+    return live_in(new_workspace())
+
+
+def live_in(made: LivedIn) -> LivedIn:
+    """Write the history of `lived_in` into a workspace."""
     made.take("exam.jsonl", lines("q"), "heldout")
     made.take("first.jsonl", lines("a", "b"))
     first = made.claim()

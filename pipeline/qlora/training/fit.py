@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.artifacts import CurvePoint
 from pipeline.config import TrainConfig
-from pipeline.contract import Attempt
+from pipeline.contract import Attempt, thinned
 from pipeline.errors import CannotTrain, Interrupted
 from pipeline.qlora.loading import is_out_of_memory
 from pipeline.qlora.training.checkpoints import keeper, newest_valid, step_of
@@ -17,7 +17,6 @@ from pipeline.qlora.training.trackers import open_trackers
 from pipeline.qlora.training.trainer import TokenRow, Training, make_trainer
 from pipeline.qlora.training.watcher import StepRows, adapter_weights, watcher
 
-_CURVE_POINTS = 200
 _ERROR_CHARACTERS = 200
 
 
@@ -86,14 +85,14 @@ def fit(
     change = _change(before, adapter_weights(trainer.model))
     trainer.model.save_pretrained(training.adapter)
     (training.adapter / "README.md").unlink(missing_ok=True)
-    losses = [CurvePoint(step=entry["step"], loss=entry["loss"]) for entry in state.log_history if "loss" in entry]
+    losses = [(entry["step"], entry["loss"]) for entry in state.log_history if "loss" in entry]
     return Trained(
         optimizer_steps=state.global_step,
         resumed_from_step=step_of(checkpoint) if checkpoint else 0,
         skipped=choice.skipped,
         trained_tokens=int(state.num_input_tokens_seen),
-        train_loss=sum(point.loss for point in losses) / max(1, len(losses)),
-        loss_curve=_thinned(losses),
+        train_loss=sum(loss for _, loss in losses) / max(1, len(losses)),
+        loss_curve=thinned(losses),
         dev_curve=tuple(CurvePoint(step=step, loss=loss) for step, loss in watch.dev),
         best_step=watch.best_step,
         ended_early=watch.ended_early,
@@ -117,10 +116,3 @@ def _change(before: Mapping[str, Any], after: Mapping[str, Any]) -> float:
         message = "training left the adapter as it was: no gradient reached it"
         raise CannotTrain(message, "raise train.learning_rate or train.epochs; if they are sensible, report this")
     return change
-
-
-def _thinned(points: Sequence[CurvePoint]) -> tuple[CurvePoint, ...]:
-    """Return at most `_CURVE_POINTS` points: the mean loss of equal spans, each at its last step."""
-    span = math.ceil(len(points) / _CURVE_POINTS) or 1
-    groups = [points[start : start + span] for start in range(0, len(points), span)]
-    return tuple(CurvePoint(step=g[-1].step, loss=sum(point.loss for point in g) / len(g)) for g in groups)

@@ -94,6 +94,7 @@ class Watcher:
         """Take up what an interrupted training had found."""
         self.losses = [(entry["step"], entry["loss"]) for entry in state.log_history if "loss" in entry]
         self.dev = [(entry["step"], entry["eval_loss"]) for entry in state.log_history if "eval_loss" in entry]
+        self.attempt.show_curve(self.losses, self.dev)
         if self.dev and self.checkpoint is not None:
             from safetensors.torch import load_file
 

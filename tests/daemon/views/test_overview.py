@@ -13,8 +13,10 @@ import pytest
 from sqlalchemy import Engine, event
 
 from daemon.queue import run_queue
+from daemon.queue.scheduling import order
+from daemon.state.states import OPEN_STATES
 from daemon.system.processes import FileLock
-from daemon.views.overview import OPEN_STATES, NotThere, Overview
+from daemon.views.overview import NotThere, Overview
 from pipeline import durable
 from pipeline.config import RunConfig
 
@@ -228,7 +230,7 @@ def test_claiming_and_intake_look_at_no_whole_history(lived_in: Any) -> None:
 
     def ask() -> None:
         run_queue.claim(engine, lived_in.tick(), lambda _session, _track: CONFIG, limit=9)
-        run_queue.next_due(engine)
+        order.next_due(engine)
         lived_in.take("again.jsonl", '{"instruction": "say a", "output": "a"}\n')
         lived_in.take("bad.jsonl", "no record")
 

@@ -58,7 +58,7 @@ def test_drops_on_trial_are_told_before_and_during_their_trial(searched: Any, dr
     assert [line.endswith(tried) and "on trial" in line for line in lines[1:]] == [True, True, False]
     suspects.go_on(searched.engine, searched.settings, searched.tick())
     lines = words(dropforge("drops"))
-    assert lines[1].endswith("c.jsonl it may have made run 2 worse; run 3 tries it alone")
+    assert lines[1].endswith("c.jsonl: it may have made run 2 worse; run 3 tries it alone")
     assert lines[2].endswith(tried)
     told = {drop["id"]: drop["on_trial"] for drop in json.loads(dropforge("drops", "--json").out)["drops"]}
     assert told == {1: None, 2: tried, 3: "it may have made run 2 worse; run 3 tries it alone"}
@@ -76,8 +76,8 @@ def test_a_trial_is_told_as_what_it_is_from_its_place_in_the_queue_to_its_end(
     assert any(said in line and "train" in line for line in words(dropforge("runs")))
     end_worse(searched, claim)
     over = "tried drop 3 alone, which might have made run 2 worse"
-    assert any(line.endswith(f"{over}: worse by 9.0 points") for line in words(dropforge("runs")))
-    assert any(line.endswith(f"{over}: worse by 9.0 points") for line in words(dropforge("status")))
+    assert any(line.endswith(f"worse; {over}") for line in words(dropforge("runs")))
+    assert any(line.endswith(f"worse; {over}") for line in words(dropforge("status")))
     assert over in words(dropforge("show", "3"))
     assert Overview(searched.settings.state_folder).run(3).trial == over
 
@@ -121,7 +121,7 @@ def test_a_drop_whose_answers_the_champion_finds_unlikely_says_so_where_it_is_li
     end_worse(made, made.claim(), (known, odd))
     lines = words(dropforge("drops"))
     assert lines[1].endswith(
-        "odd.jsonl look at its answers: the champion found them less likely than those of all drops that it knew, "
+        "odd.jsonl: look at its answers: the champion found them less likely than those of all drops that it knew, "
         "1.80 nats a token beside 1.36 to 1.36: dropforge report 1"
     )
     assert lines[2].endswith("honest.jsonl")

@@ -12,15 +12,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.artifacts import Adapter, CurvePoint, Dataset
+from pipeline.artifacts import Adapter, Dataset
 from pipeline.config import RunConfig, TrainConfig
-from pipeline.contract import Attempt
+from pipeline.contract import Attempt, Curve, thinned
 from pipeline.dataset.heldout import dataset_hash
 from pipeline.errors import CannotTrain, Interrupted
 from pipeline.model_folder.manifest import model_id
 from pipeline.prompt import alpaca_prompt, fold
 from pipeline.qlora.loading import chosen_device, load_model, load_tokenizer
-from pipeline.qlora.training import fit
 from pipeline.qlora.training.row_order import LengthGroups
 from pipeline.qlora.training.trainer import Training, make_trainer
 from pipeline.steps.train import Tokeniser, histogram, train
@@ -168,6 +167,8 @@ def test_an_adapter_tells_how_its_training_went(bench: Bench, tiny: Any, tiny_ll
     assert progress["tokens_per_second"] > 0
     assert progress["eta_seconds"] == 0
     assert progress["dev_loss"] == adapter.dev_curve[-1].loss
+    curve = Curve.model_validate_json((attempt.folder / "curve.json").read_text())
+    assert (curve.loss, curve.dev) == (adapter.loss_curve, adapter.dev_curve)
 
 
 def test_few_dev_rows_give_no_curve(bench: Bench, tiny: Any, tiny_llama: Path) -> None:
@@ -315,7 +316,7 @@ def test_batches_are_of_like_length_and_the_longest_comes_first() -> None:
 
 
 def test_a_long_curve_is_thinned_to_means() -> None:
-    curve = fit._thinned([CurvePoint(step=step, loss=float(step)) for step in range(1, 1001)])
+    curve = thinned([(step, float(step)) for step in range(1, 1001)])
     assert len(curve) == 200
     assert (curve[0].step, curve[0].loss) == (5, 3.0)
     assert curve[-1].step == 1000

@@ -46,6 +46,8 @@ def _create_events() -> None:
     op.create_index("ix_event_at", "event", ["at"])
     op.create_index("ix_event_drop_id", "event", ["drop_id"])
     op.create_index("ix_event_run_id", "event", ["run_id"])
+    changed = sa.text("kind = 'yardstick_changed'")
+    op.create_index("yardstick_events", "event", ["track"], sqlite_where=changed)
 
 
 def _create_tracks() -> None:
@@ -65,6 +67,7 @@ def _create_tracks() -> None:
         _text("champion_path", null=True),
         _json("nightly"),
         _json("noise"),
+        _json("paused"),
         sa.PrimaryKeyConstraint("name"),
     )
 
@@ -80,6 +83,7 @@ def _create_runs() -> None:
         _text("trigger"),
         _integer("created_at"),
         _integer("not_before"),
+        sa.Column("place", sa.Integer(), nullable=False, server_default="0"),
         _text("token", null=True),
         _integer("heartbeat_at", null=True),
         _integer("started_at", null=True),
@@ -94,6 +98,7 @@ def _create_runs() -> None:
         _text("hint", null=True),
         _text("outcome", null=True),
         _text("sentence", null=True),
+        sa.Column("gain", sa.Float(), nullable=True),
         _text("heldout_version", null=True),
         sa.CheckConstraint(f"state IN ({states})", name="state_known"),
         sa.CheckConstraint("(state = 'running') = (token IS NOT NULL)", name="running_has_token"),
@@ -225,6 +230,7 @@ def _create_promotions() -> None:
     done = sa.text("state = 'done'")
     won = sa.text("state = 'done' AND kind = 'promotion' AND run_id IS NOT NULL")
     op.create_index("ix_promotion_track", "promotion", ["track"])
+    op.create_index("promotion_models", "promotion", ["track", "model_id"])
     op.create_index("one_done_generation", "promotion", ["track", "generation"], unique=True, sqlite_where=done)
     op.create_index("one_promotion_a_run", "promotion", ["run_id"], unique=True, sqlite_where=won)
 

@@ -1,0 +1,80 @@
+"""An example or more of each command, by its name; what follows the two spaces behind one says what it is for."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import typer
+from typer.core import TyperCommand
+
+EXAMPLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "run": ("dropforge run", "dropforge --config /etc/dropforge/dropforge.toml run"),
+        "worker": ("dropforge worker", "dropforge worker --state .dropforge"),
+        "init": ("dropforge init", "dropforge init ~/forge --base-model ~/models/SmolLM2-135M-Instruct"),
+        "check": ("dropforge check data.jsonl", "dropforge check data.jsonl --track support --json"),
+        "submit": ("dropforge submit data.jsonl --track support", "dropforge submit test.jsonl --heldout"),
+        "status": ("dropforge status", "dropforge status --json | jq .runs"),
+        "watch": ("dropforge watch", "dropforge watch | tee progress.txt"),
+        "wait": (
+            "dropforge wait 7",
+            "dropforge wait data.jsonl --timeout 3600  # the newest drop of this name",
+            "dropforge wait --drop 12 && echo promoted",
+        ),
+        "ask": (
+            "dropforge ask 'Where is my parcel?'",
+            "dropforge ask 'Classify the message.' --input 'I was billed twice.' --versus previous",
+        ),
+        "move": ("dropforge move 9 --first", "dropforge move 9 --after 8"),
+        "pause": ("dropforge pause --reason 'the GPU is lent out'", "dropforge pause support --reason 'bad labels'"),
+        "resume": ("dropforge resume", "dropforge resume support"),
+        "runs": ("dropforge runs", "dropforge runs --track support --state failed"),
+        "show": ("dropforge show 7", "dropforge show 7 --json | jq .run.verdict"),
+        "logs": ("dropforge logs 7 --follow", "dropforge logs 7 --step train"),
+        "train": ("dropforge train", "dropforge train support"),
+        "retry": ("dropforge retry 7", "dropforge retry 7 --from evaluate"),
+        "cancel": ("dropforge cancel 7",),
+        "report": ("dropforge report 7", "dropforge report 7 --path"),
+        "compare": ("dropforge compare 6 7",),
+        "champion": ("dropforge champion", "vllm serve $(dropforge champion --path)"),
+        "history": ("dropforge history --track support", "dropforge history --at 2026-11-24T02:00"),
+        "promote": ("dropforge promote 7", "dropforge promote 7 --force --reason 'wanted for the fair'"),
+        "rollback": (
+            "dropforge rollback --reason 'it answers in capitals'",
+            "dropforge rollback --track support --to 3 --reason 'trained on a leaked file'",
+        ),
+        "hook": ("dropforge hook --track support",),
+        "gc": ("dropforge gc --dry-run", "dropforge gc"),
+        "backup": ("dropforge backup", "dropforge backup /mnt/backups --models"),
+        "restore": ("dropforge restore /mnt/backups/dropforge-20261124T020000Z",),
+        "doctor": ("dropforge doctor",),
+        "config show": ("dropforge config show", "dropforge config show train.epochs"),
+        "config check": ("dropforge --config new.toml config check",),
+        "demo": ("dropforge demo", "dropforge demo --with-poison"),
+        "drops accept": ("dropforge drops accept 4 --reason 'looked at all of it'",),
+        "drops withdraw": ("dropforge drops withdraw 12 --reason 'a customer asked for it'",),
+        "drops restore": ("dropforge drops restore 12 --reason 'it was not the cause'",),
+    }
+)
+
+
+class Leaf(TyperCommand):
+    """A command whose help ends with its examples."""
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Write the examples as they are, since a command that is wrapped cannot be copied."""
+        super().format_epilog(ctx, formatter)
+        found = EXAMPLES.get(" ".join(ctx.command_path.split()[1:]), ())
+        if found:
+            with formatter.section("Examples"):
+                for line in found:
+                    formatter.write(f"{'':{formatter.current_indent}}{line}\n")
+
+
+def add_examples(app: typer.Typer) -> None:
+    """Let every command that is registered with `app`, or with a group of it, show its examples."""
+    for command in app.registered_commands:
+        command.cls = Leaf
+    for group in app.registered_groups:
+        if group.typer_instance is not None:
+            add_examples(group.typer_instance)

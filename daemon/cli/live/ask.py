@@ -1,0 +1,109 @@
+"""`ask`: a prompt to the champion, and to another model beside it."""
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from daemon.cli.output import print_json, print_line
+from daemon.cli.status import short_id
+from daemon.cli.workspace import JsonOption, chosen_tracks, load_settings, open_overview
+from pipeline.errors import DropforgeError
+from pipeline.wording import printable
+
+if TYPE_CHECKING:
+    from daemon.views.champion_history import ChampionView
+    from daemon.views.overview import Overview
+
+#: The longest answer where no run of the track has fixed another length.
+_TOKENS = 256
+VersusOption = Annotated[
+    Literal["previous", "base"] | None,
+    typer.Option("--versus", help="Ask the model that served before, or the base model, too."),
+]
+
+
+class NothingToCompare(DropforgeError):
+    """There is no other model of the kind that is to answer beside the champion."""
+
+
+def ask(  # noqa: PLR0913 - each goes by its name on the command line
+    context: typer.Context,
+    *,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What is asked: a record's instruction.")],
+    more: Annotated[str, typer.Option("--input", metavar="TEXT", help="A record's input, if it has one.")] = "",
+    track: Annotated[str, typer.Option("--track", metavar="TRACK", help="The track whose champion is asked.")] = (
+        "default"
+    ),
+    versus: VersusOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """
+    Let the champion answer as it was evaluated: the same template around the prompt, greedily, of the same length.
+
+    The model is loaded for this one answer, on the device of the settings, whatever the daemon does there meanwhile:
+    where a training leaves too little memory, this command is the one that ends with an error.
+    """
+    from daemon.champions.smoke_test import ask as let_answer  # noqa: PLC0415 - a quick start
+
+    chosen_tracks(context, track)
+    settings, overview = load_settings(context), open_overview(context)
+    asked = _asked(overview, track, versus)
+    own = settings.track(track) if track in settings.track_names else settings
+    request = {
+        "models": [{"folder": one.path, "format": own.train.format if one.kind == "base" else "auto"} for one in asked],
+        "instruction": prompt,
+        "input": more,
+        "max_new_tokens": own.evaluate.max_new_tokens or overview.answer_tokens(track) or _TOKENS,
+        "repetition_penalty": own.evaluate.repetition_penalty,
+    }
+    answers: list[dict[str, Any]] = []
+    for said in let_answer(request, settings.device):
+        if "folder" in said:
+            answers.append({"text": ""})
+            if len(asked) > 1 and not as_json:
+                print_line(f"{_named(asked[len(answers) - 1])}:")
+        answers[-1] |= {**said, "text": answers[-1]["text"] + said.get("text", "")}
+        if not as_json:
+            _print_part(said)
+    if as_json:
+        print_json(answers=[_as_object(one, said) for one, said in zip(asked, answers, strict=True)])
+    elif len(answers) > 1 and answers[0]["text"] == answers[1]["text"]:
+        print_line("both give the same answer")
+
+
+def _asked(overview: "Overview", track: str, versus: str | None) -> "list[ChampionView]":
+    """Return the champion, and the model beside it if one was asked for."""
+    past = overview.history(track)
+    if not past:
+        from daemon.champions.journal import NoChampion  # noqa: PLC0415 - a quick start
+
+        raise NoChampion(track)
+    champion = past[-1]
+    if versus is None:
+        return [champion]
+    others = [one for one in reversed(past) if one.model_id != champion.model_id]
+    other = next((one for one in others if versus == "previous" or one.kind == "base"), None)
+    if other is None:
+        message = f"the champion of track {track} is the base model, and no other one served before"
+        raise NothingToCompare(message, f"leave out --versus; who served: dropforge history --track {track}")
+    return [champion, other]
+
+
+def _named(one: "ChampionView") -> str:
+    return f"generation {one.generation}, {one.kind}, {short_id(one.model_id)}"
+
+
+def _print_part(said: dict[str, Any]) -> None:
+    """Print what came, as it comes; a line's end is one, and whatever else a terminal must not see is escaped."""
+    sys.stdout.write("\n".join(map(printable, said.get("text", "").split("\n"))))
+    if "tokens" in said:
+        sys.stdout.write("\n")
+        if not said["ended"]:
+            print(f"cut after {said['tokens']} tokens, as in an evaluation", file=sys.stderr)
+    sys.stdout.flush()
+
+
+def _as_object(one: "ChampionView", said: dict[str, Any]) -> dict[str, Any]:
+    own = {"generation": one.generation, "kind": one.kind, "model_id": one.model_id, "folder": one.path}
+    return {**own, **{name: said.get(name) for name in ("text", "tokens", "ended")}}

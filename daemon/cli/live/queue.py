@@ -1,0 +1,76 @@
+"""`move`, `pause`, `resume`: a person's word on the order of the queue, and on tracks that begin no run."""
+
+from typing import Annotated
+
+import typer
+
+from daemon.cli.output import print_line
+from daemon.cli.workspace import MOST, RunArgument, chosen_tracks, complete_run, open_writer
+
+TrackArgument = Annotated[str, typer.Argument(metavar="[TRACK]", help="The track; that of the top level by default.")]
+
+
+def move(
+    context: typer.Context,
+    *,
+    run: RunArgument,
+    first: Annotated[bool, typer.Option("--first", help="Before all that is not running.")] = False,
+    after: Annotated[
+        int | None,
+        typer.Option("--after", metavar="RUN", help="Right behind this run.", autocompletion=complete_run, max=MOST),
+    ] = None,
+) -> None:
+    """
+    Let a queued or waiting run go before all others, or right behind another one.
+
+    It still waits for its own time, as for its track's quiet. What comes later goes behind what was moved.
+    """
+    from daemon.champions.approval import who  # noqa: PLC0415 - a quick start
+    from daemon.queue.scheduling.order import move as put  # noqa: PLC0415
+    from daemon.system.clock import now_ms  # noqa: PLC0415
+
+    if first == (after is not None):
+        message = "say where to: --first, or --after RUN"
+        raise typer.BadParameter(message)
+    order = put(open_writer(context), run, now_ms(), who(), after)
+    print_line(f"the order is now: {', '.join(f'run {number}' for number in order)}")
+
+
+def pause(
+    context: typer.Context,
+    *,
+    track: TrackArgument = "default",
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; `status` says it to everybody.")],
+) -> None:
+    """
+    Let a track begin no run until it is resumed.
+
+    A run of its that is running ends as it would have. Drops are taken in and runs queued as ever.
+    """
+    from daemon.champions.approval import who  # noqa: PLC0415 - a quick start
+    from daemon.queue.scheduling import pausing  # noqa: PLC0415
+    from daemon.state.events import Word  # noqa: PLC0415
+    from daemon.system.clock import now_ms  # noqa: PLC0415
+
+    if not reason.strip():
+        message = "--reason is blank: say why, for those who read the status"
+        raise typer.BadParameter(message)
+    chosen_tracks(context, track)
+    pausing.pause(open_writer(context), track, Word(reason, now_ms(), who()))
+    print_line(f"track {track} is paused: no run of it begins; to let it go on: dropforge resume {track}")
+
+
+def resume(
+    context: typer.Context,
+    *,
+    track: TrackArgument = "default",
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; kept with the event.")] = "",
+) -> None:
+    """Let a paused track begin runs again."""
+    from daemon.champions.approval import who  # noqa: PLC0415 - a quick start
+    from daemon.queue.scheduling import pausing  # noqa: PLC0415
+    from daemon.state.events import Word  # noqa: PLC0415
+    from daemon.system.clock import now_ms  # noqa: PLC0415
+
+    pausing.resume(open_writer(context), track, Word(reason, now_ms(), who()))
+    print_line(f"track {track} is resumed: its runs begin in their order")

@@ -1,0 +1,103 @@
+"""`watch`: what the daemon does, as a screen on a terminal, as a line a change elsewhere."""
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import typer
+
+from daemon.cli.output import make_console, print_line, progress_words, verdict_words
+from daemon.cli.status import describe_run
+from daemon.cli.workspace import open_overview
+from daemon.state.states import state_words
+from pipeline.wording import duration
+
+if TYPE_CHECKING:
+    from daemon.views.live.now import Now
+    from daemon.views.overview import RunView
+
+_LOOK_SECONDS = 1.0
+_PARTS = 4
+"""Lines for a step that counts, where there is no terminal."""
+
+
+def watch(context: typer.Context) -> None:
+    """
+    Show what goes on until Ctrl-C.
+
+    On a terminal a full screen: the run and its steps, how far it is, loss and dev loss, tokens a second, the time that
+    is left, memory, what waits and why, the latest verdicts. Elsewhere a line whenever something changes.
+    """
+    from daemon.views.live.now import look  # noqa: PLC0415 - a quick start for the other commands
+
+    overview = open_overview(context)
+    console = make_console()
+    signal.signal(signal.SIGTERM, _end)
+    try:
+        if console.is_terminal and not console.is_dumb_terminal:
+            _show(lambda: look(overview))
+        else:
+            said: set[object] = set()
+            while True:
+                print_changes(look(overview), said)
+                time.sleep(_LOOK_SECONDS)
+    except KeyboardInterrupt:
+        return
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    """Leave by an exception, which gives the terminal its screen back."""
+    sys.exit(128 + number)
+
+
+def _show(look: "Callable[[], Now]") -> None:
+    from rich.live import Live  # noqa: PLC0415 - slow to load
+
+    from daemon.cli.live.screen import Screen  # noqa: PLC0415
+
+    with Live(console=make_console(), screen=True, auto_refresh=False) as live:
+        while True:
+            live.update(Screen(look(), datetime.now().astimezone()), refresh=True)
+            time.sleep(_LOOK_SECONDS)
+
+
+def print_changes(now: "Now", said: set[object]) -> None:
+    """Print a line, with the time, for each thing that is not in `said` yet; `said` keeps them."""
+    for key, words in _things(now):
+        if key not in said:
+            said.add(key)
+            print_line(f"{datetime.now().astimezone():%H:%M:%S} {words}")
+
+
+def _things(now: "Now") -> Iterator[tuple[object, str]]:
+    """Yield what is worth a line, each with what tells it from what was said before."""
+    daemon = f"the daemon is running, process {now.daemon.pid}" if now.daemon.alive else "the daemon is not running"
+    yield daemon, daemon
+    for whose, words in now.troubles.items():
+        yield (whose, words), f"trouble: {whose}: {words}"
+    for pause in now.paused:
+        yield pause, pause.words
+    for run in reversed(now.latest):
+        yield (run.id, run.ended_at), f"run {run.id} of track {run.track}: {verdict_words(run)}"
+    for run in now.awaiting:
+        yield (run.id, "awaiting"), f"run {run.id} of track {run.track} won, waits: dropforge promote {run.id}"
+    if now.run is not None:
+        yield from _progress_of(now, now.run)
+    for run in now.queue:
+        key = (run.id, run.state, run.paused, run.error, run.not_before)
+        yield key, f"run {run.id} of track {run.track} {state_words(run.state)}: {describe_run(run)}"
+
+
+def _progress_of(now: "Now", run: "RunView") -> Iterator[tuple[object, str]]:
+    yield (run.id, run.state, run.started_at), f"run {run.id} of track {run.track} is running"
+    for stage in now.stages:
+        if stage.state == "done" and stage.seconds is not None:
+            yield (run.id, stage.step, stage.seconds), f"run {run.id}: {stage.step} took {duration(stage.seconds)}"
+    progress = run.progress
+    if progress is not None and any(stage.state == "running" for stage in now.stages):
+        part = progress.done * _PARTS // progress.total if progress.total else 0
+        yield (run.id, progress.step, progress.phase, part), f"run {run.id}: {progress_words(progress)}"

@@ -1,0 +1,94 @@
+"""
+The order in which runs begin, and a person's change of it.
+
+By itself: what waits goes first, then what is queued, the oldest of each, and trials come last. A person who moves a
+run fixes the order of what is before it and of itself: each of these runs has a `Run.place`, below 0, and goes before
+all that have none. So a run that is running is before any that was moved meanwhile, and is first again if interrupted.
+"""
+
+from collections.abc import Sequence
+
+from sqlalchemy import BindParameter, Engine, bindparam, func, null, or_
+from sqlmodel import Session, col, select
+
+from daemon.queue.states import WrongState, known_run
+from daemon.state.database import transaction
+from daemon.state.events import record_event
+from daemon.state.states import OPEN_STATES, RunState, queue_order, state_words
+from daemon.state.tables import Run, Track
+
+# Made once, like those of `claims`.
+_now: BindParameter[int] = bindparam("now")
+# A run of the future is due: it was told to wait by a clock that was set back since.
+_due = or_(col(Run.not_before) <= _now, col(Run.created_at) > _now, col(Run.heartbeat_at) > _now)
+_paused = select(Track.name).where(col(Track.paused).is_not(null()))
+_going = col(Run.state).in_([RunState.WAITING, RunState.QUEUED])
+_begins = col(Run.track).not_in(_paused)
+_DUE = select(Run).where(_going, _due, _begins)
+_NEXT = select(func.min(Run.not_before)).where(_going, _begins)
+_OPEN = select(Run).where(col(Run.state).in_(OPEN_STATES))
+
+
+def due_runs(session: Session, now: int) -> list[Run]:
+    """Return the runs that may be claimed now, in the order in which they are."""
+    return _in_order(session.exec(_DUE, params={"now": now}).all())
+
+
+def next_due(engine: Engine) -> int | None:
+    """Return from when on some queued or waiting run may be claimed; `None` if there is none."""
+    with transaction(engine) as session:
+        due: int | None = session.exec(_NEXT).one()
+    return due
+
+
+def shorten_waits(engine: Engine, now: int, most_ms: int) -> None:
+    """Let every run begin now that is to wait for more than `most_ms`: a clock that was ahead has told it so."""
+    with transaction(engine) as session:
+        for run in session.exec(select(Run).where(_going, col(Run.not_before) > now + most_ms)).all():
+            run.not_before = now
+            session.add(run)
+
+
+def move(engine: Engine, run_id: int, now: int, by: str, after: int | None = None) -> list[int]:
+    """
+    Let a queued or waiting run go before all others, or right behind run `after`; return who then goes in which order.
+
+    What is running stays before all that is not. `by` is the person. The run still waits for its own time: a back-off,
+    its track's quiet. Raises `WrongState` if the run, or `after`, is not one that can be moved, or gone behind.
+    """
+    with transaction(engine) as session:
+        run = known_run(session, run_id)
+        if run.state not in {RunState.QUEUED, RunState.WAITING}:
+            message = f"run {run_id} {state_words(run.state)}: only a queued or waiting run can be moved"
+            raise WrongState(message, "list them: dropforge runs --state queued")
+        line = [one for one in _in_order(session.exec(_OPEN).all()) if one.id != run_id]
+        line.insert(_place_in(line, run_id, after), run)
+        _fix(session, line, run)
+        record_event(session, "run_moved", now, track=run.track, run_id=run_id, after=after, by=by)
+        return [one.id or 0 for one in line if one.state != RunState.RUNNING]
+
+
+def _in_order(runs: Sequence[Run]) -> list[Run]:
+    return sorted(runs, key=lambda run: queue_order(run.state, run.trigger, run.place, run.id or 0))
+
+
+def _place_in(line: list[Run], run_id: int, after: int | None) -> int:
+    """Return where in `line`, which lacks the run, it is to stand."""
+    if after is None:
+        return sum(one.state == RunState.RUNNING for one in line)
+    if after == run_id:
+        message = f"run {run_id} cannot go behind itself"
+        raise WrongState(message, f"to let it go before all others: dropforge move {run_id} --first")
+    found = next((place for place, one in enumerate(line) if one.id == after), None)
+    if found is None:
+        message = f"run {after} is not open: nothing can go behind it"
+        raise WrongState(message, "list what is queued, with its order: dropforge status")
+    return max(found + 1, _place_in(line, run_id, None))
+
+
+def _fix(session: Session, line: list[Run], moved: Run) -> None:
+    """Write down the order up to the run that was moved, and of those behind it that have a place already."""
+    last = max(place for place, one in enumerate(line) if one is moved or one.place < 0)
+    for place, one in enumerate(line[: last + 1]):
+        one.place = place - last - 1
+        session.add(one)

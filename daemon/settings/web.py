@@ -1,0 +1,82 @@
+"""Settings of the web page."""
+
+import ipaddress
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from pydantic import field_validator, model_validator
+
+from pipeline.artifacts import Frozen
+
+_UNIX = "unix:"
+_MOST_PORT = 65_535
+
+
+class Address(NamedTuple):
+    """Where the page is served: a socket's path, or host and port."""
+
+    socket: Path | None
+    host: str = ""
+    port: int = 0
+
+    @property
+    def is_near(self) -> bool:
+        """Whether nobody on another machine can reach it."""
+        return self.socket is not None or ipaddress.ip_address(self.host).is_loopback
+
+
+class WebSettings(Frozen):
+    """The web page; `dropforge web` shows it without these, too."""
+
+    enabled: bool = False
+    """Whether the daemon serves the page, in a process beside itself."""
+    listen: str = "127.0.0.1:8765"
+    """Address and port, or a socket as "unix:/run/dropforge/web.sock"."""
+    token: Literal["changes", "all"] = "changes"  # noqa: S105 - a choice
+    """What asks for the token: changes; or reading, too, without which only loopback and sockets are listened on."""
+    hosts: tuple[str, ...] = ()
+    """Further names that the page is asked for by, as those of a proxy before it; others are refused."""
+
+    @field_validator("listen")
+    @classmethod
+    def _is_an_address(cls, value: str) -> str:
+        address_of(value)
+        return value
+
+    @model_validator(mode="after")
+    def _is_near_or_closed(self) -> "WebSettings":
+        if not self.address.is_near and self.token != "all":  # noqa: S105 - a choice
+            msg = f'{self.listen} can be reached from other machines: that needs token = "all"'
+            raise ValueError(msg)
+        return self
+
+    @property
+    def address(self) -> Address:
+        """Where the page is served."""
+        return address_of(self.listen)
+
+    @property
+    def own_address(self) -> tuple[str, ...]:
+        """The address as a name by which the page may be asked for; none for a socket."""
+        return (self.address.host,) if self.address.host else ()
+
+
+def address_of(text: str) -> Address:
+    """Return the address that a text names. Raises `ValueError` if it is none."""
+    if text.startswith(_UNIX):
+        path = Path(text.removeprefix(_UNIX))
+        if not path.is_absolute():
+            msg = 'a socket needs its whole path, as "unix:/run/dropforge/web.sock"'
+            raise ValueError(msg)
+        return Address(path)
+    host, _, port = text.rpartition(":")
+    try:
+        found = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+        number = int(port)
+    except ValueError as error:
+        msg = 'must be an IP address with a port, as "127.0.0.1:8765" or "[::1]:8765", or "unix:/PATH"'
+        raise ValueError(msg) from error
+    if not port.isdecimal() or not 0 <= number <= _MOST_PORT:
+        msg = f"port {port} must be 0 to {_MOST_PORT}"
+        raise ValueError(msg)
+    return Address(None, str(found), number)

@@ -1,0 +1,171 @@
+"""A drop in full: its rows, what was found in it, in which champions it is, what it did to the score."""
+
+import json
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+from daemon.state.run_files import VerdictDamaged
+from daemon.views.drop_lineage import DropView
+from daemon.views.overview import Overview
+from pipeline.artifacts import Frozen
+from pipeline.validation.records import Limits, Row, read_rows
+
+#: Rows that one page shows, and the longest text of one.
+MOST_ROWS = 20
+MOST_CHARACTERS = 2000
+#: Champions and runs that are named, and runs that are looked at for them.
+_MOST_CHAMPIONS, _MOST_RUNS, _MOST_LOOKED_AT = 20, 5, 50
+
+
+class FindingView(Frozen):
+    """What is wrong with a drop's rows, or odd in them."""
+
+    message: str
+    remedy: str = ""
+    rows: int
+    line: int | None = None
+    """The first line that it is about."""
+
+
+class DropRow(Frozen):
+    """A row of a drop; a longer text than a page bears is cut to its beginning."""
+
+    line: int
+    instruction: str
+    input: str
+    output: str
+    tags: tuple[str, ...] = ()
+    cut: bool = False
+
+
+class DropEffect(Frozen):
+    """What a run that used the drop came to, and how its models did on the records that the drop held out."""
+
+    run: int
+    outcome: str | None
+    sentence: str | None
+    records: int | None = None
+    """The drop's held-out records; `None` where the verdict has none of its own."""
+    candidate: float | None = None
+    """Points on them, of the model that was trained with the drop."""
+    champion: float | None = None
+
+
+class DropDetail(Frozen):
+    """Everything that is known of one drop but its rows."""
+
+    drop: DropView
+    by: str | None
+    """Who dropped it."""
+    findings: tuple[FindingView, ...]
+    warnings: tuple[FindingView, ...]
+    champions: tuple[int, ...]
+    """Generations of the track's champions that were trained on it, the latest first."""
+    serving: bool
+    """Whether today's is one of them."""
+    effects: tuple[DropEffect, ...]
+    """The first runs that used it."""
+
+
+def drop_detail(overview: Overview, drop_id: int) -> DropDetail:
+    """Return everything that is known of a drop but its rows. Raises `NotThere`."""
+    drop = overview.drop(drop_id)
+    detail = _taken_in(overview, drop_id)
+    champions = _champions(overview, drop)
+    serving = overview.champion(drop.track)
+    return DropDetail(
+        drop=drop,
+        by=detail.get("owner"),
+        findings=_findings(detail.get("kinds")),
+        warnings=_findings(detail.get("warnings")),
+        champions=champions,
+        serving=serving is not None and drop.id in {one.id for one in serving.data if one.role == "train"},
+        effects=tuple(_effects(overview, drop)),
+    )
+
+
+def come_to(overview: Overview, drops: Iterable[DropView]) -> dict[int, str]:
+    """Return what the first runs of some drops have come to, by their numbers: the outcome, or the state before one."""
+    wanted = json.dumps([drop.first_run for drop in drops if drop.first_run is not None])
+    found = overview.rows("SELECT id, state, outcome FROM run WHERE id IN (SELECT value FROM json_each(?))", wanted)
+    return {row.id: row.outcome or row.state for row in found}
+
+
+def findings_of(overview: Overview, drop_id: int) -> tuple[FindingView, ...]:
+    """Return what was found wrong with a drop's rows, rare kinds first."""
+    return _findings(_taken_in(overview, drop_id).get("kinds"))
+
+
+def drop_rows(overview: Overview, drop: DropView, after: int = 0, most: int = MOST_ROWS) -> tuple[DropRow, ...]:
+    """Return up to `most` stored rows of a drop behind the first `after`; none of one whose bytes were not kept."""
+    path = overview.folder / "drops" / f"{drop.sha256}.jsonl"
+    if not drop.sha256 or not path.is_file():
+        return ()
+    rows = (row for row in read_rows(path, Limits()) if isinstance(row, Row) and isinstance(row.value, dict))
+    return tuple(_row(row) for row in islice(rows, after, after + most))
+
+
+def _taken_in(overview: Overview, drop_id: int) -> dict[str, Any]:
+    """Return what the intake noted when it took a drop in."""
+    first = "SELECT detail FROM event WHERE drop_id = ? ORDER BY id LIMIT 1"
+    return next((row.detail for row in overview.rows(first, drop_id)), {})
+
+
+def _findings(noted: Iterable[dict[str, Any]] | None) -> tuple[FindingView, ...]:
+    return tuple(
+        FindingView.model_validate({name: one[name] for name in FindingView.model_fields if name in one})
+        for one in noted or ()
+    )
+
+
+def _row(row: Row) -> DropRow:
+    texts = {name: _text(row.value.get(name, "")) for name in ("instruction", "input", "output")}
+    tags = row.value.get("tags")
+    return DropRow(
+        line=row.line,
+        **{name: text[:MOST_CHARACTERS] for name, text in texts.items()},
+        tags=tuple(map(_text, tags)) if isinstance(tags, list) else (),
+        cut=any(len(text) > MOST_CHARACTERS for text in texts.values()),
+    )
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _champions(overview: Overview, drop: DropView) -> tuple[int, ...]:
+    if drop.role != "train":
+        return ()  # nothing is trained on it
+    with_it = (
+        "SELECT DISTINCT generation FROM promotion, json_each(promotion.drops) AS held WHERE track = ? "
+        "AND state = 'done' AND held.value = ? ORDER BY generation DESC LIMIT ?"
+    )
+    return tuple(row.generation for row in overview.rows(with_it, drop.track, drop.id, _MOST_CHAMPIONS))
+
+
+def _effects(overview: Overview, drop: DropView) -> Iterator[DropEffect]:
+    """Yield what the first runs that used a drop came to: in these it was what was new."""
+    if drop.first_run is None:
+        return
+    ended = (
+        "SELECT run.id, outcome, sentence FROM run, json_each(run.snapshot) AS held WHERE run.id IN "
+        "(SELECT id FROM run WHERE track = ? AND id >= ? AND outcome IS NOT NULL ORDER BY id LIMIT ?) "
+        "AND held.value ->> 'id' = ? ORDER BY run.id LIMIT ?"
+    )
+    found = overview.rows(ended, drop.track, drop.first_run, _MOST_LOOKED_AT, drop.id, _MOST_RUNS)
+    for row in found:
+        yield DropEffect(run=row.id, outcome=row.outcome, sentence=row.sentence, **_scores(overview, row.id, drop.id))
+
+
+def _scores(overview: Overview, run_id: int, drop_id: int) -> dict[str, Any]:
+    try:
+        verdict = overview.verdict(run_id)
+    except (OSError, VerdictDamaged):
+        return {}
+    own = [one for one in (verdict.slices if verdict else ()) if one.kind == "drop" and _is_of(one.label, drop_id)]
+    return {"records": own[0].records, "candidate": own[0].candidate, "champion": own[0].champion} if own else {}
+
+
+def _is_of(label: str, drop_id: int) -> bool:
+    return label == f"drop {drop_id}" or label.startswith(f"drop {drop_id} ")

@@ -1,0 +1,71 @@
+"""What has become of a run or a drop that somebody waits for: a verdict, or how far it is."""
+
+from typing import TYPE_CHECKING, Literal
+
+from daemon.state.states import AWAITING, DropState, RunState
+from daemon.views.drop_lineage import DropView
+from daemon.views.overview import RunView
+from pipeline.artifacts import Frozen
+
+if TYPE_CHECKING:
+    from daemon.views.overview import Overview
+
+_BY_STATE: dict[str, Literal["failed", "cancelled"]] = {
+    RunState.FAILED: "failed",
+    RunState.CRASHED: "failed",
+    RunState.CANCELLED: "cancelled",
+}
+_BY_OUTCOME: dict[str, Literal["promoted", "insufficient_evidence"]] = {
+    "promoted": "promoted",
+    "insufficient_evidence": "insufficient_evidence",
+}
+
+
+class Settled(Frozen):
+    """How something ended that was waited for."""
+
+    verdict: Literal["promoted", "refused", "insufficient_evidence", "failed", "cancelled", "rejected"]
+    """`refused`: by the gate, or a win that another champion came before or whose model is blocked."""
+    sentence: str
+    gain: float | None = None
+    """In points of the primary metric; `None` if nothing was compared."""
+    run: int | None = None
+    drop: int | None = None
+
+
+def run_awaited(overview: "Overview", run_id: int) -> Settled | RunView:
+    """
+    Return how a run ended, or how far it is; a win that waits for a person's word has not ended.
+
+    Raises `NotThere`.
+    """
+    run = overview.run(run_id)
+    if run.state in _BY_STATE:
+        words = f"run {run.id} {run.state}" if run.state != RunState.CANCELLED else f"run {run.id} was cancelled"
+        return Settled(verdict=_BY_STATE[run.state], sentence=": ".join(filter(None, (words, run.error))), run=run.id)
+    if run.state != RunState.SUCCEEDED or run.outcome == AWAITING:
+        return run
+    return Settled(
+        verdict=_BY_OUTCOME.get(run.outcome or "", "refused"), sentence=run.sentence or "", gain=run.gain, run=run.id
+    )
+
+
+def drop_awaited(overview: "Overview", drop_id: int) -> Settled | RunView | DropView:
+    """
+    Return what the first run that sees a drop came to, or how far drop or run are.
+
+    A drop that repeats another one is waited for as that. Raises `NotThere`.
+    """
+    drop = overview.drop(drop_id)
+    if drop.duplicate_of is not None:
+        return drop_awaited(overview, drop.duplicate_of)
+    if drop.first_run is not None:
+        return run_awaited(overview, drop.first_run)
+    words = ": ".join(filter(None, (f"drop {drop.id} ({drop.name}) is {drop.state}", drop.reason)))
+    if drop.state == DropState.REJECTED:
+        return Settled(verdict="rejected", sentence=words, drop=drop.id)
+    if drop.state == DropState.WITHDRAWN:
+        return Settled(verdict="cancelled", sentence=words, drop=drop.id)
+    if drop.state == DropState.SUSPENDED:
+        return Settled(verdict="refused", sentence=words, drop=drop.id)
+    return drop

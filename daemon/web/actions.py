@@ -1,0 +1,224 @@
+"""
+What a person does on the page or through the API, by the functions that the command line calls.
+
+Forms (POST, urlencoded) of the pages; each is answered with `done.html`: `words`, a list of sentences, and `back`, the
+path to go on from; or with `error.html`.
+
+    /runs/ID/cancel            /runs/ID/retry   since (a step, may be empty)
+    /runs/ID/move              after (a run, or empty: before all others)
+    /runs/ID/promote           reason (empty: approve a win that waits; else by force)
+    /tracks/NAME/pause         reason
+    /tracks/NAME/resume        reason (may be empty)
+    /tracks/NAME/rollback      reason, to (a generation, or empty)
+    /drops/ID/accept           reason (may be empty)
+    /drops/ID/withdraw         reason
+    /drops/ID/restore          reason
+
+The API has the same below `/api/v1`, with a JSON body of the same fields, and answers `{"words": [...]}`.
+"""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from pydantic import Field, StringConstraints, ValidationError
+
+from daemon.champions import approval
+from daemon.champions.rollback import Target, rollback
+from daemon.champions.smoke_test import require_answer
+from daemon.dispatch import stale_steps
+from daemon.queue import cancelling, drops
+from daemon.queue.scheduling import order, pausing
+from daemon.state.events import Word
+from daemon.state.states import state_words
+from daemon.system.clock import now_ms
+from daemon.views.overview import NotThere
+from daemon.web.drawing import draw
+from daemon.web.pages import require_track
+from daemon.web.site import MOST, Number, SiteOf
+from pipeline.artifacts import Frozen
+
+router = APIRouter(tags=["act"])
+forms = APIRouter()
+_LONGEST = 2000
+_MOST_FIELDS = 10
+Text = Annotated[str, StringConstraints(strip_whitespace=True, max_length=_LONGEST)]
+Reason = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=_LONGEST)]
+Count = Annotated[int, Field(ge=0, le=MOST)]
+Name = Annotated[str, Path(min_length=1, max_length=200)]
+
+
+class Done(Frozen):
+    """What was done."""
+
+    words: tuple[str, ...]
+
+
+class Why(Frozen):
+    """Why it is done; kept with it."""
+
+    reason: Reason
+
+
+class PerhapsWhy(Frozen):
+    """Why it is done, if that is to be kept with it."""
+
+    reason: Text = ""
+
+
+class From(Frozen):
+    """Which steps are done again."""
+
+    since: str | None = Field(default=None, max_length=40)
+    """This one and all later ones; `null` for those alone that do not stand."""
+
+
+class Behind(Frozen):
+    """Where a run goes in the queue."""
+
+    after: Annotated[int, Field(ge=1, le=MOST)] | None = None
+    """The run that it goes right behind; `null`: before all others."""
+
+
+class Back(Frozen):
+    """Which former champion serves again, and why."""
+
+    reason: Reason
+    to: Count | None = None
+    """Its generation; `null` for the one that today's took the place of."""
+
+
+@router.post("/runs/{run_id}/cancel")
+def cancel(site: SiteOf, run_id: Number) -> Done:
+    """End a run without a verdict; a running one leaves a checkpoint first."""
+    state = cancelling.cancel(site.writer(), run_id, now_ms())
+    return _done(f"run {run_id} {'is asked to stop' if state == 'running' else state_words(state)}")
+
+
+@router.post("/runs/{run_id}/retry")
+def retry(site: SiteOf, run_id: Number, body: From) -> Done:
+    """Let a failed, cancelled or crashed run go on where it stopped, with the settings of today."""
+    state, words = stale_steps.retry(site.writer(), site.settings, run_id, now_ms(), body.since)
+    return _done(f"run {run_id} is {state} and goes on", words)
+
+
+@router.post("/runs/{run_id}/move")
+def move(site: SiteOf, run_id: Number, body: Behind) -> Done:
+    """Let a queued or waiting run go before all others, or right behind another one."""
+    line = order.move(site.writer(), run_id, now_ms(), _who(), body.after)
+    return _done(f"they go in this order now: {', '.join(f'run {number}' for number in line)}")
+
+
+@router.post("/runs/{run_id}/promote")
+def promote(site: SiteOf, run_id: Number, body: PerhapsWhy) -> Done:
+    """Promote a run that won and waits for approval; with a reason that of any ended run, whatever its verdict."""
+    engine, root = site.writer(), site.settings.state_folder
+    if body.reason:
+        row = approval.force(engine, root, run_id, _word(body.reason), try_out=require_answer)
+    else:
+        row = approval.approve(engine, root, run_id, now_ms(), _who())
+    over = "" if row.overrode is None else f"the verdict that this overrides: {row.overrode}"
+    return _done(f"track {row.track} serves the model of run {run_id}, as generation {row.generation}", over)
+
+
+@router.post("/tracks/{name}/pause")
+def pause(site: SiteOf, name: Name, body: Why) -> Done:
+    """Let a track begin no run; one that runs ends as it would have."""
+    site.settings.track(name)
+    pausing.pause(site.writer(), name, _word(body.reason))
+    return _done(f"track {name} is paused: it begins no run")
+
+
+@router.post("/tracks/{name}/resume")
+def resume(site: SiteOf, name: Name, body: PerhapsWhy) -> Done:
+    """Let a paused track begin runs again."""
+    pausing.resume(site.writer(), name, _word(body.reason))
+    return _done(f"track {name} goes on")
+
+
+@router.post("/tracks/{name}/rollback")
+def roll_back(site: SiteOf, name: Name, body: Back) -> Done:
+    """Let a former champion serve again; its files are checked and it is loaded first, which may take minutes."""
+    require_track(site, name)
+    target, word = Target(name, body.to), _word(body.reason)
+    row = rollback(site.writer(), site.settings.state_folder, target, word, try_out=require_answer)
+    return _done(
+        f"track {name} serves model {row.model_id[:12]} again, as generation {row.generation}",
+        f"model {(row.previous_model_id or '')[:12]} is blocked: no run promotes it again",
+    )
+
+
+@router.post("/drops/{drop_id}/accept")
+def accept(site: SiteOf, drop_id: Number, body: PerhapsWhy) -> Done:
+    """Let a held-out file that waits for a person count: it says what every later model is judged on."""
+    row = drops.accept(site.writer(), drop_id, _word(body.reason), site.settings)
+    return _done(f"drop {drop_id} ({row.name}) is accepted")
+
+
+@router.post("/drops/{drop_id}/withdraw")
+def withdraw(site: SiteOf, drop_id: Number, body: Why) -> Done:
+    """Take a drop out of every later run; open runs that were made from it are cancelled."""
+    row, cancelled, begun = drops.withdraw(site.writer(), drop_id, _word(body.reason), site.settings)
+    return _done(
+        f"drop {drop_id} ({row.name}) is withdrawn: no later run of track {row.track} uses it",
+        *(f"run {run} is cancelled: it was made from that drop" for run in cancelled),
+        "" if begun is None else f"run {begun} is queued: it trains on what else is new, without that drop",
+    )
+
+
+@router.post("/drops/{drop_id}/restore")
+def restore(site: SiteOf, drop_id: Number, body: Why) -> Done:
+    """Put a withdrawn or suspended drop back, or one that is on trial: it counts as new."""
+    row = drops.restore(site.writer(), drop_id, _word(body.reason), site.settings)
+    return _done(f"drop {drop_id} ({row.name}) is accepted again: the next run of track {row.track} uses it")
+
+
+#: By the two words of a form's path: what is done, and what it is told.
+_DEEDS: dict[tuple[str, str], tuple[Any, type[Frozen] | None]] = {
+    ("runs", "cancel"): (cancel, None),
+    ("runs", "retry"): (retry, From),
+    ("runs", "move"): (move, Behind),
+    ("runs", "promote"): (promote, PerhapsWhy),
+    ("tracks", "pause"): (pause, Why),
+    ("tracks", "resume"): (resume, PerhapsWhy),
+    ("tracks", "rollback"): (roll_back, Back),
+    ("drops", "accept"): (accept, PerhapsWhy),
+    ("drops", "withdraw"): (withdraw, Why),
+    ("drops", "restore"): (restore, Why),
+}
+
+
+@forms.post("/{kind}/{target}/{deed}")
+async def by_form(request: Request, site: SiteOf, kind: str, target: str, deed: str) -> Response:
+    """Do what a form asks for, and draw `done.html`."""
+    act, told = _DEEDS.get((kind, deed), (None, None))
+    number = target.isascii() and target.isdecimal() and 0 < int(target) <= MOST
+    if act is None or (kind != "tracks" and not number):
+        message = f"there is no {kind}/{target}/{deed}"
+        raise NotThere(message, "go back to the page before")
+    given = await request.form(max_files=0, max_fields=_MOST_FIELDS)
+    body = [] if told is None else [_read(told, {name: value for name, value in given.items() if value != ""})]
+    done = await run_in_threadpool(act, site, target if kind == "tracks" else int(target), *body)
+    return draw(request, "done.html", {"words": done.words, "back": f"/{kind}/{target}"})
+
+
+def _read(kind: type[Frozen], fields: dict[str, Any]) -> Frozen:
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        raise RequestValidationError(error.errors(include_url=False)) from error
+
+
+def _done(*words: str) -> Done:
+    return Done(words=tuple(filter(None, words)))
+
+
+def _word(reason: str) -> Word:
+    return Word(reason, now_ms(), _who())
+
+
+def _who() -> str:
+    """Return who does it: whoever has the token is taken for the user that the page runs as."""
+    return f"{approval.who()}, on the page"

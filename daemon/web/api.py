@@ -1,0 +1,115 @@
+"""`/api/v1` for readers: what the commands say with `--json`, by the same functions of `daemon.views`."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+
+from daemon.views.champion_history import ChampionView, latest_champions
+from daemon.views.compare_runs import Comparison, compare, report_data
+from daemon.views.details.attention import Attention, attention
+from daemon.views.details.changes import Changes, changes_since_champion
+from daemon.views.details.curves import Curves, LiveRun, curves_of, live_run
+from daemon.views.details.drop import DropDetail, DropRow, drop_detail, drop_rows
+from daemon.views.drop_lineage import DropView
+from daemon.views.live.queue import PauseView, open_runs
+from daemon.views.overview import DaemonView, RunDetail, RunView
+from daemon.web.pages import MOST_CHAMPIONS, MOST_LISTED, Before, State, Track, require_track
+from daemon.web.site import MOST, Number, SiteOf
+from pipeline.artifacts import Frozen
+
+router = APIRouter(tags=["read"])
+Chosen = Annotated[int, Query(ge=1, le=MOST)]
+
+
+class Standing(Frozen):
+    """How things are."""
+
+    daemon: DaemonView
+    attention: tuple[Attention, ...]
+    """What needs a person, the most urgent first."""
+    running: LiveRun | None
+    queue: tuple[RunView, ...]
+    """What waits and what is queued, in the order in which it goes."""
+    paused: tuple[PauseView, ...]
+    champions: tuple[ChampionView, ...]
+    drops: dict[str, dict[str, int]]
+    """How many drops of each track are in each state."""
+
+
+@router.get("/status")
+def status(site: SiteOf) -> Standing:
+    """Say what is done now, what waits, and what needs a person."""
+    seen = site.overview
+    return Standing(
+        daemon=seen.daemon(),
+        attention=attention(site.settings, seen),
+        running=live_run(seen),
+        queue=tuple(run for run in open_runs(seen) if run.state != "running"),
+        paused=tuple(seen.paused()),
+        champions=tuple(one for one in map(seen.champion, site.settings.track_names) if one is not None),
+        drops=seen.drop_counts(),
+    )
+
+
+@router.get("/runs")
+def list_runs(site: SiteOf, track: Track = None, state: State = None, before: Before = None) -> list[RunView]:
+    """List up to 50 runs, newest first; `before` is the last number of the page before."""
+    return site.overview.runs(track, None if state is None else [state], MOST_LISTED, before)
+
+
+@router.get("/runs/{run_id}")
+def show_run(site: SiteOf, run_id: Number) -> RunDetail:
+    """Show one run with its attempts, settings and verdict."""
+    return site.overview.run(run_id)
+
+
+@router.get("/runs/{run_id}/curves")
+def show_curves(site: SiteOf, run_id: Number) -> Curves:
+    """Show how the loss of a run's training fell, as far as it is."""
+    return curves_of(site.overview, site.overview.run(run_id).id)
+
+
+@router.get("/runs/{run_id}/changes")
+def show_changes(site: SiteOf, run_id: Number) -> Changes | None:
+    """Show in which settings a run differs from the one that made the champion it had to beat."""
+    return changes_since_champion(site.overview, site.overview.run(run_id))
+
+
+@router.get("/runs/{run_id}/report")
+def show_report(site: SiteOf, run_id: Number) -> dict[str, Any]:
+    """Give the data of a run's evidence card, as schemas/report.schema.json describes it."""
+    return report_data(site.overview, run_id)
+
+
+@router.get("/compare")
+def show_comparison(site: SiteOf, first: Chosen, second: Chosen) -> Comparison:
+    """Lay two runs beside each other: settings, drops, and scores on the records that both were scored on."""
+    return compare(site.overview, first, second)
+
+
+@router.get("/drops")
+def list_drops(site: SiteOf, track: Track = None, state: State = None, before: Before = None) -> list[DropView]:
+    """List up to 50 drops, newest first; `before` is the last number of the page before."""
+    return site.overview.drops(track, state, MOST_LISTED, before)
+
+
+@router.get("/drops/{drop_id}")
+def show_drop(site: SiteOf, drop_id: Number) -> DropDetail:
+    """Show one drop: what was found in it, in which champions it is, what it did to the score."""
+    return drop_detail(site.overview, drop_id)
+
+
+@router.get("/drops/{drop_id}/rows")
+def show_rows(
+    site: SiteOf, drop_id: Number, after: Annotated[int, Query(ge=0, le=1_000_000)] = 0
+) -> tuple[DropRow, ...]:
+    """Show up to 20 rows of a drop, behind the first `after`."""
+    return drop_rows(site.overview, site.overview.drop(drop_id), after)
+
+
+@router.get("/tracks/{name}/champions")
+def list_champions(site: SiteOf, name: str, before: Before = None) -> list[ChampionView]:
+    """List up to 25 champions of a track, today's first; `before` is the last generation of the page before."""
+    require_track(site, name)
+    seen = site.overview
+    return seen.read(lambda base: latest_champions(base, seen.folder, (name, before), MOST_CHAMPIONS))

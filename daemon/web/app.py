@@ -1,0 +1,72 @@
+"""Puts the page together: routes, templates, static files, and what an error looks like to a browser or a program."""
+
+from pathlib import Path
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.staticfiles import StaticFiles
+
+from daemon.settings.model import Settings, SettingsError
+from daemon.views.overview import NotThere
+from daemon.web import actions, api, live, pages, upload
+from daemon.web.drawing import draw
+from daemon.web.security import Guard
+from daemon.web.site import Site
+from pipeline.errors import DropforgeError
+
+API = "/api/v1"
+_HERE = Path(__file__).parent
+_NOT_FOUND, _CONFLICT, _UNREADABLE = 404, 409, 422
+
+
+def make_app(settings: Settings, token: str) -> FastAPI:
+    """Return the page for the workspace of `settings`; `token` is what a change asks for."""
+    app = FastAPI(
+        title="Dropforge",
+        version="1",
+        description="What `dropforge --json` says, and what the command line does.",
+        openapi_url=f"{API}/openapi.json",
+        # Their pages load scripts from elsewhere.
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.site = Site(settings, token)
+    for router in (api.router, actions.router, upload.router, live.router):
+        app.include_router(router, prefix=API)
+    # Behind those: what a form is for stands in its path alone.
+    for router in (pages.router, upload.forms, actions.forms):
+        app.include_router(router, include_in_schema=False)
+    app.mount("/static", StaticFiles(directory=_HERE / "static"), name="static")
+    app.add_exception_handler(DropforgeError, _own_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _unreadable)
+    app.add_middleware(Guard, settings=settings.web, token=token)
+    return app
+
+
+def _own_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, DropforgeError)  # noqa: S101 - for the type checker
+    # Of the settings a request can name what is not there alone: a track.
+    status = _NOT_FOUND if isinstance(error, NotThere | SettingsError) else _CONFLICT
+    return _error(request, status, error.message, error.hint)
+
+
+def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101 - for the type checker
+    return _error(request, error.status_code, str(error.detail), "")
+
+
+def _unreadable(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - for the type checker
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return _error(request, _UNREADABLE, f"{where}: {first['msg']}", f"what is asked for: {API}/openapi.json")
+
+
+def _error(request: Request, status: int, message: str, hint: str) -> Response:
+    if request.url.path.startswith("/api/"):
+        body = {"schema": 1, "error": {"code": status, "message": message, "hint": hint}}
+        return JSONResponse(body, status_code=status)
+    return draw(request, "error.html", {"status": status, "message": message, "hint": hint}, status)

@@ -1,0 +1,66 @@
+"""Draws a template: every text is escaped, and what would turn or hide other text is shown as an escape."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import HTMLResponse
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from daemon.web.security import holds_token
+from daemon.web.site import site_of
+from pipeline import wording
+from pipeline.report import plots
+from pipeline.report.cost import cost_words
+
+#: The page draws its curves as the card does.
+CARD_TEMPLATES = Path(plots.__file__).with_name("templates")
+
+
+def draw(request: Request, name: str, context: Mapping[str, Any], status: int = 200) -> HTMLResponse:
+    """
+    Return the page that template `name` makes of `context`.
+
+    Every template has beside it: `path` (of this page), `may_change` (whether this browser has the token), `tracks`
+    (names), `daemon` (a DaemonView, or `None` where it cannot be seen). Filters: `count size signed plain seconds
+    duration thousands short cost local until tick span`. `plots` is what the evidence card's pictures are made by.
+    """
+    site = site_of(request)
+    shared = {
+        "path": request.url.path,
+        "may_change": holds_token(request, site.token),
+        "tracks": list(site.settings.track_names),
+        "daemon": site.overview.daemon(),
+    }
+    source = _environment().get_template(name).render({**shared, **context})
+    return HTMLResponse(wording.show_controls(source), status)
+
+
+@cache
+def _environment() -> Environment:
+    made = Environment(
+        loader=FileSystemLoader([Path(__file__).with_name("templates"), CARD_TEMPLATES]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for name in ("count", "size", "signed", "plain", "seconds", "duration", "span", "tick"):
+        made.filters[name] = getattr(wording, name)
+    made.filters["thousands"] = "{:,}".format
+    made.filters["cost"] = cost_words
+    # As much of a model's id as people need.
+    made.filters["short"] = lambda identity: str(identity)[:12]
+    made.filters["local"] = lambda time: "" if time is None else f"{time.astimezone():%Y-%m-%d %H:%M:%S}"
+    made.filters["until"] = _until
+    made.globals["plots"] = plots
+    return made
+
+
+def _until(time: datetime) -> str:
+    """Return how long it is until `time`, in words; empty once it has come."""
+    seconds = (time - datetime.now(UTC)).total_seconds()
+    return f"in {wording.duration(seconds)}" if seconds >= 1 else ""

@@ -1,0 +1,65 @@
+"""
+Events for an open page, at GET /api/v1/live (text/event-stream).
+
+`changed` when anything in the database is not what it was, and at the beginning: `{"event": 123}`, the latest event's
+number. `progress` when the run that is worked on is further: a LiveRun as JSON, or null when none is any more.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.concurrency import run_in_threadpool
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+
+from daemon.state.database import ChangeWatch, open_reader
+from daemon.state.layout import DATABASE_NAME
+from daemon.views.details.curves import LiveRun, live_run
+from daemon.web.site import Site, SiteOf
+
+router = APIRouter(tags=["read"])
+#: A step says how far it is every two seconds.
+_SECONDS = 1.0
+
+
+class Look:
+    """Sees what is new since it last looked; by one reader at a time."""
+
+    def __init__(self, site: Site) -> None:
+        """Begin with a workspace of which nothing was seen yet."""
+        self._overview = site.overview
+        self._watch: ChangeWatch | None = None
+        self._running: LiveRun | None = None
+
+    def news(self) -> list[ServerSentEvent]:
+        """Return what is to be told now."""
+        path = self._overview.folder / DATABASE_NAME
+        if not path.exists():
+            return []
+        if self._watch is None:
+            self._watch = ChangeWatch(open_reader(path))
+        told: list[ServerSentEvent] = []
+        if self._watch.changed():
+            latest = self._overview.rows("SELECT max(id) AS event FROM event")
+            told.append(_event("changed", {"event": latest[0].event if latest else None}))
+        running = live_run(self._overview)
+        if running != self._running:
+            self._running = running
+            told.append(_event("progress", None if running is None else running.model_dump(mode="json")))
+        return told
+
+
+@router.get("/live", response_class=EventSourceResponse)
+async def live(site: SiteOf) -> AsyncIterator[ServerSentEvent]:
+    """Tell what changes as it changes: `changed` and `progress`."""
+    look = Look(site)
+    while True:
+        for told in await run_in_threadpool(look.news):
+            yield told
+        await asyncio.sleep(_SECONDS)
+
+
+def _event(name: str, value: Any) -> ServerSentEvent:
+    # None is data here, which the class takes for no data at all.
+    return ServerSentEvent(event=name, raw_data="null") if value is None else ServerSentEvent(event=name, data=value)

@@ -1,0 +1,216 @@
+"""The pages: each asks `daemon.views` and draws a template. A GET changes nothing."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import HTMLResponse, Response
+from pydantic import AfterValidator
+
+from daemon.views.champion_history import latest_champions
+from daemon.views.compare_runs import compare, report_folder, story_of
+from daemon.views.details.attention import attention, rejected_words
+from daemon.views.details.changes import Changes, changes_since_champion
+from daemon.views.details.curves import curves_of, live_run
+from daemon.views.details.drop import MOST_ROWS, come_to, drop_detail, drop_rows
+from daemon.views.live.queue import open_runs
+from daemon.views.overview import NotThere, Overview, RunDetail
+from daemon.web.drawing import draw
+from daemon.web.site import MOST, Number, Site, SiteOf
+from pipeline.artifacts import PAGE_NAME
+from pipeline.errors import DropforgeError
+
+router = APIRouter(default_response_class=HTMLResponse)
+#: Lines of a page of a list, and of each list on the overview.
+MOST_LISTED, MOST_CHAMPIONS, _MOST_LATEST = 50, 25, 10
+Before = Annotated[int | None, Query(ge=1, le=MOST)]
+#: A form sends an empty text for "all".
+_OR_ALL = AfterValidator(lambda chosen: chosen or None)
+Track = Annotated[str | None, Query(max_length=200), _OR_ALL]
+State = Annotated[str | None, Query(max_length=40), _OR_ALL]
+#: The card needs its own style and drawings; it runs nothing.
+_CARD = {
+    "content-security-policy": (
+        "sandbox allow-popups; default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
+        "form-action 'none'; frame-ancestors 'self'"
+    )
+}
+
+
+@router.get("/")
+def overview(request: Request, site: SiteOf) -> Response:
+    """
+    Draw `overview.html`.
+
+    `attention`: list of Attention. `running`: LiveRun or None. `changes`: of its settings, Changes or None. `queue`:
+    list of RunView, in the order in which they go, without the running one. `latest`: list of RunView that have ended.
+    `champions`: list of ChampionView. `drops`: list of DropView. `counts`: {track: {state: number of drops}}.
+    """
+    seen = site.overview
+    running = live_run(seen)
+    context = {
+        "attention": attention(site.settings, seen),
+        "running": running,
+        "changes": None if running is None else _changes(seen, running.run.id),
+        "queue": [run for run in open_runs(seen) if run.state != "running"],
+        "latest": seen.ended_runs(_MOST_LATEST),
+        "champions": [one for one in map(seen.champion, site.settings.track_names) if one is not None],
+        "drops": seen.drops(most=_MOST_LATEST),
+        "counts": seen.drop_counts(),
+    }
+    return draw(request, "overview.html", context)
+
+
+@router.get("/runs")
+def runs(request: Request, site: SiteOf, track: Track = None, state: State = None, before: Before = None) -> Response:
+    """
+    Draw `runs.html`.
+
+    `runs`: list of RunView, newest first. `track`, `state`: what was asked for, or None. `older`: the `before=` of the
+    next page, or None.
+    """
+    found = site.overview.runs(track, None if state is None else [state], MOST_LISTED, before)
+    older = found[-1].id if len(found) == MOST_LISTED else None
+    return draw(request, "runs.html", {"runs": found, "track": track, "state": state, "older": older})
+
+
+@router.get("/runs/{run_id}")
+def run(request: Request, site: SiteOf, run_id: Number) -> Response:
+    """
+    Draw `run.html`.
+
+    `run`: RunDetail. `curves`: Curves. `changes`: Changes against the champion's run, or None. `story`: Story (of the
+    card), or None. `card`: the address of the card, or None.
+    """
+    seen = site.overview
+    found = seen.run(run_id)
+    context = {
+        "run": found,
+        "curves": curves_of(seen, run_id),
+        "changes": changes_since_champion(seen, found),
+        "story": story_of(seen, found),
+        "card": f"/runs/{run_id}/report" if _has_card(seen, found) else None,
+    }
+    return draw(request, "run.html", context)
+
+
+@router.get("/runs/{run_id}/report")
+def report(site: SiteOf, run_id: Number) -> Response:
+    """Give the evidence card as it was written; it runs nothing and loads nothing."""
+    page = report_folder(site.overview, run_id) / PAGE_NAME
+    return HTMLResponse(page.read_bytes(), headers=_CARD)
+
+
+@router.get("/drops")
+def drops(request: Request, site: SiteOf, track: Track = None, state: State = None, before: Before = None) -> Response:
+    """
+    Draw `drops.html`.
+
+    `drops`: list of DropView, newest first. `track`, `state`, `older`: as on `/runs`. `counts`: {track: {state:
+    number}}.
+    """
+    found = site.overview.drops(track, state, MOST_LISTED, before)
+    older = found[-1].id if len(found) == MOST_LISTED else None
+    context = {"drops": found, "track": track, "state": state, "older": older, "counts": site.overview.drop_counts()}
+    return draw(request, "drops.html", context)
+
+
+@router.get("/drops/{drop_id}")
+def drop(
+    request: Request, site: SiteOf, drop_id: Number, after: Annotated[int, Query(ge=0, le=1_000_000)] = 0
+) -> Response:
+    """
+    Draw `drop.html`.
+
+    `detail`: DropDetail. `rows`: list of DropRow behind row `after`. `next`: the `after=` of the next rows, or None.
+    `uses`: DropUses.
+    """
+    detail = drop_detail(site.overview, drop_id)
+    rows = drop_rows(site.overview, detail.drop, after)
+    following = after + MOST_ROWS if len(rows) == MOST_ROWS else None
+    context = {
+        "detail": detail,
+        "rows": rows,
+        "after": after,
+        "next": following,
+        "uses": site.overview.uses(drop_id),
+    }
+    return draw(request, "drop.html", context)
+
+
+@router.get("/tracks/{name}")
+def track(request: Request, site: SiteOf, name: str, before: Before = None) -> Response:
+    """
+    Draw `track.html`.
+
+    `track`: its name. `champions`: list of ChampionView, today's first. `older`: the `before=` (a generation) of the
+    next page, or None. `yardsticks`: list of YardstickView. `paused`: PauseView, or None. Raises `NotThere`.
+    """
+    seen = site.overview
+    require_track(site, name)
+    found = seen.read(lambda base: latest_champions(base, seen.folder, (name, before), MOST_CHAMPIONS))
+    older = found[-1].generation if len(found) == MOST_CHAMPIONS else None
+    context = {
+        "track": name,
+        "champions": found,
+        "older": older,
+        "yardsticks": seen.yardsticks(name),
+        "paused": next((one for one in seen.paused() if one.track == name), None),
+    }
+    return draw(request, "track.html", context)
+
+
+@router.get("/compare")
+def comparison(request: Request, site: SiteOf, runs: Annotated[str, Query(max_length=60)] = "") -> Response:
+    """
+    Draw `compare.html`.
+
+    `runs`: the two numbers, as `[12, 15]`, or []. `comparison`: Comparison, or None where two were not named.
+    `curves`: a list of two Curves, or [].
+    """
+    numbers = [int(part) for part in runs.split(",") if part.strip().isdecimal() and int(part) <= MOST][:2]
+    if len(numbers) < 2:  # noqa: PLR2004 - two
+        return draw(request, "compare.html", {"runs": [], "comparison": None, "curves": []})
+    first, second = numbers
+    made = compare(site.overview, first, second)
+    curves = [curves_of(site.overview, number) for number in numbers]
+    return draw(request, "compare.html", {"runs": numbers, "comparison": made, "curves": curves})
+
+
+@router.get("/inbox")
+def inbox(request: Request, site: SiteOf, track: Track = None, before: Before = None) -> Response:
+    """
+    Draw `inbox.html`, the page of whoever brings data: drops and what became of them.
+
+    `drops`: list of (DropView, what was wrong with it in words or ""), newest first. `track`, `older`: as on `/drops`.
+    `used`: what the first run of each drop has come to, {run: outcome or state}. `waiting`: names of files in the inbox
+    that were not taken yet. Upload: POST /upload, multipart, fields `file` (one or more), `track`, `heldout`.
+    """
+    found = site.overview.drops(track, None, MOST_LISTED, before)
+    older = found[-1].id if len(found) == MOST_LISTED else None
+    told = [(one, rejected_words(site.overview, one) if one.state == "rejected" else "") for one in found]
+    waiting = site.overview.inbox_note()["waiting"]
+    used = come_to(site.overview, found)
+    context = {"drops": told, "track": track, "older": older, "waiting": waiting, "used": used}
+    return draw(request, "inbox.html", context)
+
+
+def require_track(site: Site, name: str) -> None:
+    """Raise `NotThere` for a track that is not declared and never was."""
+    if name not in site.settings.track_names and name not in site.overview.tracks():
+        message = f"there is no track {name}"
+        raise NotThere(message, f"declared tracks: {', '.join(site.settings.track_names)}")
+
+
+def _changes(seen: Overview, run_id: int) -> Changes | None:
+    try:
+        return changes_since_champion(seen, seen.run(run_id))
+    except DropforgeError:
+        return None  # the run's own page says what is damaged
+
+
+def _has_card(seen: Overview, found: RunDetail) -> bool:
+    try:
+        report_folder(seen, found.id)
+    except DropforgeError:
+        return False
+    return True

@@ -1,0 +1,156 @@
+"""
+Who may read and who may change: Host, Origin and token of every request, and the headers of every answer.
+
+A page elsewhere can make a browser ask us, and a name elsewhere can be made to lead here. So what is asked for by
+another name than ours is refused, and so is what another page asks. A change needs POST and the token: in a cookie that
+only our own page sends along, with our own Origin beside it; or in a header, which no foreign page can set.
+"""
+
+import contextlib
+import hashlib
+import os
+import secrets
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from daemon.settings.web import WebSettings
+from pipeline.errors import DropforgeError
+
+TOKEN_NAME = "web-token"  # noqa: S105 - a file's name
+_TOKEN_BYTES = 32
+_READING = frozenset({"GET", "HEAD"})
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_FORBIDDEN, _MISDIRECTED, _SEE_OTHER = 403, 421, 303
+#: Of our own pages; a route may have stricter ones of its own.
+_HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+        "frame-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "cache-control": "no-store",
+    "x-content-type-options": "nosniff",
+    # Not "no-referrer", with which browsers say no Origin of a form.
+    "referrer-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+}
+
+
+class NoToken(DropforgeError):
+    """The file of the token is damaged."""
+
+
+def load_token(state_folder: Path) -> str:
+    """
+    Return the token of a workspace, made at the first call, in a file that only its owner reads.
+
+    Raises `NoToken` if that file holds none, as after a crash: an empty one would let everybody in.
+    """
+    path = state_folder / TOKEN_NAME
+    with contextlib.suppress(FileExistsError):
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with open(fd, "w", encoding="ascii") as file:  # noqa: PTH123 - a descriptor
+            file.write(secrets.token_urlsafe(_TOKEN_BYTES))
+    token = path.read_text(encoding="ascii").strip()
+    if len(token) < _TOKEN_BYTES:
+        message = f"there is no token in {path}"
+        raise NoToken(message, f"remove it, and a new one is made: rm {path}")
+    return token
+
+
+def cookie_name(token: str) -> str:
+    """Return the name of the token's cookie; browsers keep those of all ports of a host together."""
+    return f"dropforge_{hashlib.sha256(token.encode()).hexdigest()[:8]}"
+
+
+def holds_token(request: Request, token: str) -> bool:
+    """Say whether a request brings the token, as a cookie or in its Authorization header."""
+    return _same(request.cookies.get(cookie_name(token), ""), token) or _in_header(request, token)
+
+
+class Guard:
+    """Refuses what may not be asked, before any route sees it."""
+
+    def __init__(self, app: ASGIApp, settings: WebSettings, token: str) -> None:
+        """Stand before `app`."""
+        self._app = app
+        self._token = token
+        self._all = settings.token == "all"  # noqa: S105 - a choice
+        self._hosts = {*_LOOPBACK, *(name.lower() for name in settings.hosts), *settings.own_address}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or let the app do so."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            return  # there is no web socket here
+        request = Request(scope)
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        answer = self._visit(request) or self._refusal(request)
+        await (answer or self._app)(scope, receive, with_headers)
+
+    def _refusal(self, request: Request) -> Response | None:
+        """Return why a request is not answered; `None` if it is."""
+        if self._is_foreign(request):
+            return PlainTextResponse("asked for by a name, or from a page, that is not ours\n", _MISDIRECTED)
+        reads = request.method in _READING
+        if reads and not self._all:
+            return None
+        if request.url.path.startswith("/static/") and reads:
+            return None
+        by_cookie = holds_token(request, self._token) and not _in_header(request, self._token)
+        if not holds_token(request, self._token):
+            return PlainTextResponse("the token is missing: open the address that `dropforge web` prints\n", _FORBIDDEN)
+        if not reads and by_cookie and "origin" not in request.headers:
+            return PlainTextResponse("a change from a browser must say its Origin\n", _FORBIDDEN)
+        return None
+
+    def _is_foreign(self, request: Request) -> bool:
+        host = _host(request.headers.get("host", ""))
+        if host not in self._hosts:
+            return True
+        origin = request.headers.get("origin")
+        # The scheme may be that of a proxy before us.
+        ours = {f"{scheme}://{request.headers['host']}".lower() for scheme in ("http", "https")}
+        return origin is not None and origin.lower() not in ours
+
+    def _visit(self, request: Request) -> Response | None:
+        """Turn the token in the address of a first visit into a cookie, so that it stays out of the history."""
+        given = parse_qs(request.url.query).get("token")
+        if request.url.path != "/" or request.method != "GET" or not given or self._is_foreign(request):
+            return None
+        if not _same(given[0], self._token):
+            return PlainTextResponse("not the token: open the address that `dropforge web` prints\n", _FORBIDDEN)
+        answer = RedirectResponse("/", _SEE_OTHER)
+        answer.set_cookie(cookie_name(self._token), self._token, httponly=True, samesite="strict", max_age=30 * 86_400)
+        return answer
+
+
+def _host(header: str) -> str:
+    """Return the name in a Host header, without its port; empty if there is none."""
+    try:
+        return (urlsplit(f"//{header}").hostname or "").lower()
+    except ValueError:
+        return ""
+
+
+def _in_header(request: Request, token: str) -> bool:
+    kind, _, given = request.headers.get("authorization", "").partition(" ")
+    return kind.lower() == "bearer" and _same(given.strip(), token)
+
+
+def _same(given: str, token: str) -> bool:
+    return secrets.compare_digest(given.encode("utf-8", "surrogateescape"), token.encode())

@@ -1,0 +1,39 @@
+"""What every route stands on: the settings, the token, and the workspace that is looked at."""
+
+from typing import Annotated
+
+from fastapi import Depends, Path, Request
+from sqlalchemy import Engine
+
+from daemon.settings.model import Settings
+from daemon.state.database import open_writer
+from daemon.state.layout import DATABASE_NAME
+from daemon.views.overview import Overview
+
+#: The largest number that the database can look for.
+MOST = (1 << 63) - 1
+Number = Annotated[int, Path(ge=1, le=MOST)]
+
+
+class Site:
+    """The workspace that a page shows."""
+
+    def __init__(self, settings: Settings, token: str) -> None:
+        """Show the workspace of `settings`; who has `token` may change it."""
+        self.settings = settings
+        self.token = token
+        self.overview = Overview(settings.state_folder)
+
+    def writer(self) -> Engine:
+        """Return an engine that writes to the database. Raises `DatabaseUnusable` if there is none yet."""
+        return open_writer(self.settings.state_folder / DATABASE_NAME)
+
+
+def site_of(request: Request) -> Site:
+    """Return the site that a request is for."""
+    site = request.app.state.site
+    assert isinstance(site, Site)  # noqa: S101 - for the type checker
+    return site
+
+
+SiteOf = Annotated[Site, Depends(site_of)]

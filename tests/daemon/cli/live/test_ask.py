@@ -1,0 +1,118 @@
+"""`ask`: a real, tiny champion answers in a process of its own, as it does in an evaluation."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon.champions.smoke_test import DoesNotAnswer
+from daemon.champions.smoke_test import ask as let_answer
+from pipeline.prompt import choose_format, fold, prompt_ids
+from pipeline.qlora.generation import Decoding, open_model
+from pipeline.qlora.greedy_decoding import answer_aloud, answers
+from pipeline.qlora.loading import load_tokenizer
+from tests.daemon.conftest import MODEL_ID
+from tests.tiny_llama import make_model
+
+Command = Callable[..., Any]
+DECODING = Decoding(max_new_tokens=12, repetition_penalty=1.1, batch_size=1)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    make_model(folder)
+    return folder
+
+
+@pytest.fixture
+def serving(lived_in: Any, llama: Path) -> Any:
+    """The workspace `lived_in` with real models: base and champion are the same tiny one."""
+    shutil.copytree(llama, lived_in.folder / "base", dirs_exist_ok=True)
+    shutil.copytree(llama, lived_in.settings.state_folder / "models" / MODEL_ID, dirs_exist_ok=True)
+    (lived_in.folder / "dropforge.toml").write_text(
+        'device = "cpu"\n[evaluate]\nmax_new_tokens = 12\nrepetition_penalty = 1.1\n[tracks.support]\n'
+    )
+    return lived_in
+
+
+def evaluated(folder: Path, prompt: str, more: str = "") -> str:
+    """Return the answer that an evaluation gets."""
+    tokenizer: Any = load_tokenizer(folder)
+    asked = open_model(folder, tokenizer, "cpu")
+    fmt = choose_format("auto", has_chat_template=bool(tokenizer.chat_template))
+    return answers(asked, [prompt_ids(tokenizer, fmt, fold(prompt, more))], DECODING)[0].text
+
+
+def test_what_is_told_while_it_is_made_is_the_evaluations_answer(llama: Path) -> None:
+    tokenizer: Any = load_tokenizer(llama)
+    asked = open_model(llama, tokenizer, "cpu")
+    prompt = prompt_ids(tokenizer, choose_format("auto", has_chat_template=bool(tokenizer.chat_template)), "say it")
+    told: list[str] = []
+    found = answer_aloud(asked, prompt, DECODING, told.append)
+    assert found == answers(asked, [prompt], DECODING)[0]
+    assert len(told) == found.tokens
+    assert told[-1] == found.text
+
+
+@pytest.mark.usefixtures("serving")
+def test_the_champion_answers_as_evaluated_and_another_one_beside_it(llama: Path, dropforge: Command) -> None:
+    expected = evaluated(llama, "say it", "to me")
+    ended = dropforge("ask", "say it", "--input", "to me", "--json")
+    assert ended.code == 0, ended.err
+    (found,) = ended.json["answers"]
+    assert (found["text"], found["generation"]) == (expected, 1)
+    ended = dropforge("ask", "say it", "--input", "to me", "--versus", "base")
+    assert ended.code == 0, ended.err
+    assert f"generation 1, promotion, {MODEL_ID[:12]}:" in ended.out
+    assert "generation 0, base, " in ended.out
+    assert ended.out.endswith("both give the same answer\n")
+
+
+def test_where_no_other_model_served_there_is_nothing_to_compare(new_workspace: Any, dropforge: Command) -> None:
+    new_workspace()
+    ended = dropforge("ask", "say it", "--versus", "previous")
+    assert (ended.code, "no other one served before" in ended.err) == (1, True)
+    ended = dropforge("ask", "say it", "--track", "support")
+    assert (ended.code, "error: " in ended.err) == (1, True)
+
+
+def test_a_model_that_cannot_be_loaded_is_said(new_workspace: Any, dropforge: Command) -> None:
+    new_workspace()
+    ended = dropforge("ask", "say it")
+    assert (ended.code, "error: " in ended.err, "hint: " in ended.err) == (1, True, True)
+    assert "Traceback" not in ended.err
+
+
+def test_what_is_yielded_ends_with_the_answer(llama: Path) -> None:
+    request = {
+        "models": [{"folder": str(llama)}], "instruction": "say it", "max_new_tokens": 5, "repetition_penalty": 1.0,
+    }  # fmt: skip
+    said = list(let_answer(request, "cpu"))
+    assert said[0] == {"folder": str(llama)}
+    assert set(said[-1]) == {"tokens", "ended"}
+    with pytest.raises(DoesNotAnswer):
+        list(let_answer({**request, "models": [{"folder": "/none"}]}, "cpu"))
+
+
+def test_a_request_that_is_none_is_said_in_one_line_of_json() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.qlora.ask"], input="{}", capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert set(json.loads(done.stdout)) == {"error", "hint"}
+
+
+def test_an_answers_terminal_codes_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    from daemon.cli.live.ask import _print_part  # noqa: PLC0415
+
+    _print_part({"text": "one\ntwo\x1b[2J\u202e"})
+    _print_part({"tokens": 3, "ended": False})
+    out, err = capsys.readouterr()
+    assert out == "one\ntwo\\x1b[2J\\u202e\n"
+    assert "cut after 3 tokens" in err

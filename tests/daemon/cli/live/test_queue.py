@@ -1,0 +1,66 @@
+"""`move`, `pause`, `resume`, and what `status` says of them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+Command = Callable[..., Any]
+
+
+@pytest.mark.usefixtures("busy")
+def test_a_moved_run_is_first_in_status(dropforge: Command) -> None:
+    assert [run["id"] for run in dropforge("status", "--json").json["runs"]] == [3, 4, 5]
+    ended = dropforge("move", "5", "--first")
+    assert (ended.code, ended.out) == (0, "the order is now: run 5, run 4\n")
+    assert [run["id"] for run in dropforge("status", "--json").json["runs"]] == [3, 5, 4]
+    assert dropforge("move", "5", "--after", "4").out == "the order is now: run 4, run 5\n"
+
+
+@pytest.mark.usefixtures("busy")
+def test_move_says_where_to(dropforge: Command) -> None:
+    for arguments in (("4",), ("4", "--first", "--after", "5")):
+        ended = dropforge("move", *arguments)
+        assert (ended.code, "--first, or --after RUN" in ended.err) == (2, True)
+    assert dropforge("move", "3", "--first").code == 1
+
+
+@pytest.mark.usefixtures("busy")
+def test_status_says_that_a_track_is_paused_why_and_how_it_goes_on(dropforge: Command) -> None:
+    words = "track support is paused by ada: the card is lent out; to let it go on: dropforge resume support"
+    ended = dropforge("status")
+    assert ended.out.count(words) == 2, "as a line, and at the run that waits"
+    found = dropforge("status", "--json").json
+    assert [(one["track"], one["by"], one["reason"]) for one in found["paused"]] == [
+        ("support", "ada", "the card is lent out")
+    ]
+    assert found["runs"][-1]["paused"] == words
+
+
+@pytest.mark.usefixtures("lived_in")
+def test_a_track_is_paused_and_resumed(dropforge: Command) -> None:
+    ended = dropforge("pause", "--reason", "the card is lent out")
+    assert (ended.code, ended.out) == (
+        0, "track default is paused: no run of it begins; to let it go on: dropforge resume default\n",
+    )  # fmt: skip
+    again = dropforge("pause", "--reason", "another")
+    assert (again.code, "paused already: the card is lent out" in again.err) == (1, True)
+    assert dropforge("resume").code == 0
+    assert dropforge("status", "--json").json["paused"] == []
+    ended = dropforge("resume")
+    assert (ended.code, "track default is not paused" in ended.err) == (1, True)
+
+
+@pytest.mark.usefixtures("lived_in")
+def test_a_pause_needs_a_reason_and_a_track_that_there_is(dropforge: Command) -> None:
+    assert dropforge("pause").code == 2
+    assert dropforge("pause", "--reason", " ").code == 2
+    ended = dropforge("pause", "suport", "--reason", "why")
+    assert (ended.code, "did you mean 'support'?" in ended.err) == (2, True)
+
+
+@pytest.mark.usefixtures("lived_in")
+def test_train_says_that_its_track_is_paused(dropforge: Command) -> None:
+    dropforge("pause", "--reason", "the card is lent out")
+    ended = dropforge("train")
+    assert (ended.code, "track default is paused by" in ended.out) == (0, True)

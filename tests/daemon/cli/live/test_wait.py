@@ -1,0 +1,141 @@
+"""`wait`: each verdict has its exit code, whoever is waited for."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from daemon.cli.live import wait
+from daemon.queue import cancelling, run_queue
+from daemon.queue.scheduling import order
+from daemon.settings.model import RetrySettings
+
+Command = Callable[..., Any]
+CODES = (
+    ("promoted", 0), ("worse", 10), ("not_shown_better", 10), ("guard_failed", 10), ("contaminated", 10),
+    ("overtaken", 10), ("insufficient_evidence", 11),
+)  # fmt: skip
+
+
+def claimed(workspace: Any) -> Any:
+    """Return the claim on the run that `lived_in` left running."""
+    return run_queue.rescue(workspace.engine, workspace.tick())[0]
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look more often than once a second."""
+    monkeypatch.setattr(wait, "_LOOK_SECONDS", 0.01)
+
+
+@pytest.mark.parametrize(("outcome", "code"), CODES)
+def test_the_exit_code_says_which_verdict(alive: Any, dropforge: Command, outcome: str, code: int) -> None:
+    ending = run_queue.Ending(outcome, f"it is {outcome}", gain=1.5)
+    run_queue.finish(alive.engine, claimed(alive), ending, alive.tick())
+    ended = dropforge("wait", "3")
+    assert (ended.code, ended.out.endswith(f"it is {outcome}\n")) == (code, True)
+    found = dropforge("wait", "3", "--json")
+    assert (found.code, found.json["exit_code"], found.json["gain"], found.json["run"]) == (code, code, 1.5, 3)
+
+
+def test_failed_and_cancelled_runs_have_codes_and_their_reason(alive: Any, dropforge: Command) -> None:
+    ended = dropforge("wait", "2")
+    assert (ended.code, ended.out) == (13, "run 2 failed: out of memory\n")
+    cancelling.cancel(alive.engine, 3, alive.tick())
+    cancelling.cancelled(alive.engine, claimed(alive), alive.tick())
+    ended = dropforge("wait", "3")
+    assert (ended.code, ended.out) == (14, "run 3 was cancelled\n")
+
+
+def test_a_crashed_run_has_failed(alive: Any, dropforge: Command) -> None:
+    death = run_queue.Death("its process vanished")
+    run_queue.died(alive.engine, claimed(alive), death, alive.tick(), RetrySettings(deaths=1))
+    ended = dropforge("wait", "3")
+    assert (ended.code, ended.out) == (13, "run 3 crashed: its process vanished\n")
+
+
+@pytest.mark.usefixtures("alive")
+def test_a_drop_is_waited_for_as_its_run_or_by_what_it_is(dropforge: Command) -> None:
+    assert dropforge("wait", "--drop", "2").code == 0
+    assert dropforge("wait", "first.jsonl").code == 0
+    assert dropforge("wait", "some/where/first.jsonl").code == 0
+    assert dropforge("wait", "--drop", "3").code == 0, "a duplicate is waited for as what it repeats"
+    ended = dropforge("wait", "bad.jsonl")
+    assert (ended.code, ended.out.startswith("drop 4 (bad.jsonl) is rejected: ")) == (65, True)
+    assert dropforge("wait", "bad.jsonl", "--json").json["verdict"] == "rejected"
+
+
+@pytest.mark.usefixtures("alive")
+def test_a_timeout_has_its_own_code_and_says_how_far_it_is(dropforge: Command) -> None:
+    ended = dropforge("wait", "3", "--timeout", "0")
+    assert ended.code == 15
+    assert "run 3 is running: train 12/30" in ended.err
+    assert "error: no verdict after 0 s: run 3 is running" in ended.err
+    found = dropforge("wait", "3", "--timeout", "0", "--json").json
+    assert found["error"]["code"] == 15
+
+
+def test_a_win_that_waits_for_a_person_has_no_verdict_yet(alive: Any, dropforge: Command) -> None:
+    ending = run_queue.Ending("awaiting_approval", "better", gain=3.0)
+    run_queue.finish(alive.engine, claimed(alive), ending, alive.tick())
+    ended = dropforge("wait", "3", "--timeout", "0")
+    assert (ended.code, "waits for approval: dropforge promote 3" in ended.err) == (15, True)
+
+
+@pytest.mark.usefixtures("lived_in")
+def test_without_a_daemon_nobody_waits_but_a_verdict_is_told(dropforge: Command) -> None:
+    ended = dropforge("wait", "3")
+    assert (ended.code, "the daemon is not running" in ended.err) == (69, True)
+    assert dropforge("wait", "1").code == 0
+
+
+@pytest.mark.usefixtures("quick")
+def test_it_ends_when_the_verdict_falls(alive: Any, dropforge: Command) -> None:
+    claim = claimed(alive)
+    ending = run_queue.Ending("worse", "worse by 3 points", gain=-3.0)
+    seen = threading.Event()
+    real = run_queue.finish
+    fall = threading.Thread(target=lambda: (seen.wait(60), real(alive.engine, claim, ending, alive.tick())))
+    fall.start()
+    asked = wait._state
+
+    def state(found: Any) -> tuple[object, str]:
+        seen.set()
+        return asked(found)
+
+    wait._state = state
+    try:
+        ended = dropforge("wait", "3", "--timeout", "60")
+    finally:
+        wait._state = asked
+        fall.join()
+    assert (ended.code, ended.out) == (10, "worse by 3 points\n")
+    assert ended.err.count("run 3 is running") == 1, "once, though it looked more than once"
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_file_in_the_inbox_is_waited_for_though_an_older_one_had_its_name(alive: Any, dropforge: Command) -> None:
+    inbox = alive.settings.inbox_folder
+    (inbox / "first.jsonl").write_text("{}\n")
+    ended = dropforge("wait", "first.jsonl", "--timeout", "0")
+    assert (ended.code, "lies in the inbox" in ended.err) == (15, True)
+
+
+@pytest.mark.usefixtures("alive")
+def test_what_is_not_there_is_said(dropforge: Command) -> None:
+    for arguments, words in (
+        (("99",), "there is no run 99"),
+        (("--drop", "99"), "there is no drop 99"),
+        (("none.jsonl",), "there is no drop of a file none.jsonl"),
+    ):
+        ended = dropforge("wait", *arguments)
+        assert (ended.code, words in ended.err) == (1, True)
+    assert dropforge("wait").code == 2
+    assert dropforge("wait", "3", "--drop", "4").code == 2
+
+
+def test_a_queued_run_says_what_it_waits_for(busy: Any, dropforge: Command) -> None:
+    order.move(busy.engine, 5, busy.tick(), "ada")
+    ended = dropforge("wait", "--drop", "8", "--timeout", "0")
+    assert (ended.code, "drop 8 (case.jsonl) waits for a run of track support" in ended.err) == (15, True)

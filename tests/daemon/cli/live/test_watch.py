@@ -1,0 +1,239 @@
+"""The screen of `watch` at two sizes of terminal, its lines elsewhere, and both in a real terminal."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from daemon.cli.live import screen, watch
+from daemon.cli.live.screen import Screen, spark, strip
+from daemon.views.live.now import Now, Stage, look
+from daemon.views.overview import Overview
+
+SCRIPT = Path(sys.executable).parent / "dropforge"
+AT = datetime(2026, 11, 26, 12, 0, tzinfo=UTC)
+
+
+def shown(now: Now, width: int, height: int, **options: Any) -> list[str]:
+    """Return the lines of the screen, as a terminal of this size has them."""
+    console = Console(width=width, height=height, force_terminal=True, color_system=None, **options)
+    with console.capture() as capture:
+        console.print(Screen(now, AT))
+    return capture.get().splitlines()
+
+
+def now_of(workspace: Any) -> Now:
+    return look(Overview(workspace.settings.state_folder))
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (200, 50), (40, 12)])
+def test_a_screen_is_never_wider_or_higher_than_the_terminal(busy: Any, width: int, height: int) -> None:
+    lines = shown(now_of(busy), width, height)
+    assert len(lines) <= height
+    assert max(map(cell_len, lines)) <= width
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (200, 50)])
+def test_a_screen_says_what_goes_on(busy: Any, width: int, height: int) -> None:
+    text = "\n".join(shown(now_of(busy), width, height))
+    for words in (
+        "dropforge  daemon running",
+        "run 3  track default",
+        "✓ prepare",
+        "▶ train",
+        "· merge",
+        "12/30",
+        "40%",
+        "1 min 15 s left",
+        "loss 0.500   dev loss 0.600   250 tokens/s   about 2.3 GB of memory",
+        "2.000 → 0.167",
+        "0.733 → 0.183",
+        "! track support is paused by ada: the card is lent out",
+        "4  default  queued",
+        "5  support  queued",
+        "1  default",
+        "promoted +40.0",
+        "failed: out of memory",
+    ):
+        assert words in text, text
+
+
+def test_a_tall_terminal_has_taller_curves(busy: Any) -> None:
+    low, high = (shown(now_of(busy), 100, height) for height in (24, 50))
+    assert sum("█" in line for line in low) < sum("█" in line for line in high)
+
+
+def test_an_idle_workspace_says_so(new_workspace: Any) -> None:
+    text = "\n".join(shown(now_of(new_workspace()), 80, 24))
+    for words in ("daemon not running; start it: dropforge run", "nothing runs", "nothing waits", "no run has ended"):
+        assert words in text
+
+
+def test_a_long_queue_is_counted(busy: Any) -> None:
+    now = now_of(busy)
+    many = now.model_copy(update={"queue": tuple(now.queue[0].model_copy(update={"id": n}) for n in range(5, 45))})
+    lines = shown(many, 80, 24)
+    assert any("more: dropforge status" in line for line in lines)
+    assert any("promoted" in line or "failed" in line for line in lines), "what came of the latest keeps its place"
+    assert len(lines) <= 24
+
+
+def test_hostile_words_stay_words(busy: Any) -> None:
+    now = now_of(busy)
+    bad = now.queue[0].model_copy(update={"error": "\x1b[2J\u202e[red]gone", "paused": None})
+    text = "\n".join(shown(now.model_copy(update={"queue": (bad,)}), 200, 50))
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+    assert "\\x1b[2J\\u202e[red]gone" in text
+
+
+def test_steps_give_up_their_times_where_there_is_no_room() -> None:
+    stages = [Stage(step=name, state="done", seconds=4000.0) for name in ("prepare", "train", "merge", "evaluate")]
+    assert "1 h 06 min" in strip(stages, 90).plain
+    assert "min" not in strip(stages, 80).plain
+
+
+def test_a_spark_goes_from_the_lowest_to_the_highest() -> None:
+    assert spark([0.0, 0.5, 1.0, None], 0.0, 1.0, 1) == ["▁▅█ "]
+    assert spark([0.0, 1.0], 0.0, 1.0, 2) == [" █", "▁█"]
+    assert spark([1.0, 1.0], 1.0, 1.0, 1) == ["▁▁"]
+
+
+def test_a_curve_follows_its_steps() -> None:
+    from pipeline.artifacts import CurvePoint  # noqa: PLC0415
+
+    points = [CurvePoint(step=5, loss=1.0), CurvePoint(step=10, loss=0.5)]
+    assert screen._columns(points, 4, 10) == [None, 1.0, 1.0, 0.5]
+
+
+def test_elsewhere_a_line_is_printed_once_for_what_changes(busy: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    said: set[object] = set()
+    watch.print_changes(now_of(busy), said)
+    first = capsys.readouterr().out
+    for words in (
+        "run 1 of track default: promoted +40.0",
+        "run 2 of track default: failed: out of memory",
+        "run 3: train 12/30, loss 0.500, dev loss 0.600",
+        "run 5 of track support is queued: track support is paused by ada",
+    ):
+        assert words in first
+    watch.print_changes(now_of(busy), said)
+    assert capsys.readouterr().out == ""
+    busy.attempt_ended()
+    watch.print_changes(now_of(busy), said)
+    assert "run 3: train took" in capsys.readouterr().out
+
+
+# --- in a real terminal and as a pipe
+
+
+def until(ask: Any, seconds: float = 60.0) -> Any:
+    """Ask until the answer is there."""
+    end = time.monotonic() + seconds
+    while not (found := ask()):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    return found
+
+
+class Pane:
+    """A terminal of tmux's, on a server of its own."""
+
+    def __init__(self, folder: Path, width: int, height: int, environment: dict[str, str]) -> None:
+        self._socket = str(folder / "tmux")
+        shell = f"trap : INT; cd {folder} && {SCRIPT} watch; echo ended with $?; exec cat"
+        sets = [word for name, value in environment.items() for word in ("-e", f"{name}={value}")]
+        size = ["-x", str(width), "-y", str(height)]
+        self._tmux("-f", "/dev/null", "new-session", "-d", *size, *sets, "-s", "watch", "sh", "-c", shell)
+
+    def _tmux(self, *arguments: str) -> str:
+        done = subprocess.run(
+            ["tmux", "-S", self._socket, *arguments], capture_output=True, text=True, check=True,
+            env={**os.environ, "LC_ALL": "C.UTF-8", "TERM": "xterm-256color"},
+        )  # fmt: skip
+        return done.stdout
+
+    def text(self, *options: str) -> str:
+        return self._tmux("capture-pane", "-p", *options)
+
+    def press(self, *keys: str) -> None:
+        self._tmux("send-keys", *keys)
+
+    def resize(self, width: int, height: int) -> None:
+        self._tmux("resize-window", "-x", str(width), "-y", str(height))
+
+    def close(self) -> None:
+        self._tmux("kill-server")
+
+
+@pytest.fixture
+def pane(busy: Any) -> Iterator[Any]:
+    opened: list[Pane] = []
+
+    def open_pane(width: int, height: int, **environment: str) -> Pane:
+        opened.append(Pane(busy.folder, width, height, environment))
+        return opened[-1]
+
+    yield open_pane
+    for one in opened:
+        one.close()
+
+
+needs_tmux = pytest.mark.skipif(shutil.which("tmux") is None and not os.environ.get("CI"), reason="needs tmux")
+
+
+@needs_tmux
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (200, 50)])
+def test_in_a_terminal_it_fills_the_screen_and_ctrl_c_gives_it_back(
+    busy: Any, pane: Any, width: int, height: int
+) -> None:
+    opened = pane(width, height)
+    until(lambda: "promoted +40.0" in opened.text())
+    text = opened.text()
+    assert "dropforge  daemon running" in text.splitlines()[0]
+    assert "▶ train" in text
+    assert len(text.splitlines()) <= height
+    busy.attempt_ended()
+    until(lambda: "✓ train" in opened.text())
+    opened.press("C-c")
+    until(lambda: "ended with 0" in opened.text())
+    assert "▶" not in opened.text(), "the screen before it is back"
+
+
+@needs_tmux
+def test_a_terminal_without_colour_has_the_same_words(pane: Any) -> None:
+    opened = pane(80, 24, NO_COLOR="1")
+    until(lambda: "promoted +40.0" in opened.text())
+    assert "\x1b[3" not in opened.text("-e"), "no colour of the foreground"
+
+
+@needs_tmux
+def test_a_terminal_that_changes_its_size_is_filled_anew(pane: Any) -> None:
+    opened = pane(200, 50)
+    until(lambda: "promoted +40.0" in opened.text())
+    opened.resize(80, 24)
+    until(lambda: "promoted +40.0" in opened.text() and "…" in opened.text())
+
+
+def test_as_a_pipe_it_prints_lines_and_ends_with_the_signal(busy: Any) -> None:
+    with subprocess.Popen([SCRIPT, "watch"], cwd=busy.folder, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        seen: list[str] = []
+        while "run 5" not in (seen or [""])[-1]:
+            seen.append(process.stdout.readline())
+        assert not any("\x1b" in line for line in seen)
+        busy.attempt_ended()
+        while "train took" not in seen[-1]:
+            seen.append(process.stdout.readline())
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0

@@ -1,0 +1,120 @@
+"""Each setting says where it comes from, with the line that it stands in."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon.settings.model import SettingsError
+from daemon.settings.origins import Origin, origins
+from daemon.settings.schema import settings_schema
+
+FILE = """\
+# A file with a bit of everything.
+base_model = "base"
+
+[train]
+preset = "quality"
+rank = 8  # a comment
+
+[hooks]
+after_promotion = [
+    "systemctl",  # [train]
+    "reload",
+]
+
+[tracks.support]
+train.rank = 4
+judge = { records = 5 }
+"""
+
+
+def by_name(path: Path, environment: dict[str, str] | None = None) -> dict[str, Origin]:
+    return {one.name: one for one in origins(path, environment or {})}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "dropforge.toml"
+    path.write_text(FILE)
+    return path
+
+
+def test_each_value_says_where_it_comes_from(file: Path) -> None:
+    found = by_name(file, {"DROPFORGE_TRAIN__EPOCHS": "2", "DROPFORGE_GATE": '{"on": "pinned"}'})
+    told = {name: (one.value, one.source, one.where) for name, one in found.items()}
+    assert told["base_model"] == (str(file.parent / "base"), "file", f"{file}:2")
+    assert told["train.rank"] == (8, "file", f"{file}:6")
+    assert told["train.epochs"] == (2, "environment", "DROPFORGE_TRAIN__EPOCHS")
+    assert told["gate.on"] == ("pinned", "environment", "DROPFORGE_GATE")
+    assert told["train.alpha"] == (32, "default", "")
+    assert told["hooks.after_promotion"] == (["systemctl", "reload"], "file", f"{file}:9")
+    assert told["tracks.support.train.rank"] == (4, "file", f"{file}:15")
+    assert told["tracks.support.judge.records"] == (5, "file", f"{file}:16")
+
+
+def test_a_preset_is_named_where_it_says_the_value(file: Path) -> None:
+    assert by_name(file)["train.epochs"] == Origin(
+        name="train.epochs", value=3.0, source="preset", where="train.preset = quality"
+    )
+
+
+def test_every_setting_of_the_schema_is_there_once_and_without_a_file_all_are_defaults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = origins(None, {})
+    schema = settings_schema()
+    parts = {name: part["$ref"].split("/")[-1] for name, part in schema["properties"].items() if "$ref" in part}
+    names = {f"{name}.{key}" for name, part in parts.items() for key in schema["$defs"][part]["properties"]}
+    names |= set(schema["properties"]) - set(parts) - {"tracks"}
+    assert sorted(one.name for one in found) == sorted(names)
+    assert {one.source for one in found} == {"default"}
+
+
+def test_lines_are_those_of_other_line_ends_too(tmp_path: Path) -> None:
+    path = tmp_path / "dropforge.toml"
+    path.write_bytes(b'base_model = "base"\r\n\r\n[train]\r\nrank = 8\r\n')
+    assert by_name(path)["train.rank"].where == f"{path}:4"
+
+
+def test_a_string_of_several_lines_is_one_setting(tmp_path: Path) -> None:
+    path = tmp_path / "dropforge.toml"
+    path.write_text('schedule = """\n0 2 * * *\\\n"""\ntimezone = "UTC"\n')
+    assert (by_name(path)["schedule"].where, by_name(path)["timezone"].where) == (f"{path}:1", f"{path}:4")
+
+
+def test_a_very_long_file_is_told_without_lines(tmp_path: Path) -> None:
+    path = tmp_path / "dropforge.toml"
+    path.write_text("#\n" * 2001 + 'timezone = "UTC"\n')
+    assert by_name(path)["timezone"].where == str(path)
+
+
+def test_settings_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "dropforge.toml"
+    path.write_text("nonsense = 1\n")
+    with pytest.raises(SettingsError, match="unknown setting"):
+        origins(path, {})
+
+
+def test_config_show_and_check(file: Path, dropforge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DROPFORGE_TRAIN__EPOCHS", "2")
+    ended = dropforge("config", "show", "train.epochs", "--json")
+    assert ended.json["settings"] == [
+        {"name": "train.epochs", "value": 2, "source": "environment", "where": "DROPFORGE_TRAIN__EPOCHS"}
+    ]
+    ended = dropforge("config", "show", "train")
+    assert ended.code == 0
+    assert "train.rank" in ended.out
+    assert "base_model" not in ended.out
+    assert dropforge("config").out == dropforge("config", "show").out
+    ended = dropforge("config", "show", "train.epoch")
+    assert (ended.code, "did you mean 'train.epochs'?" in ended.err) == (2, True)
+    ended = dropforge("config", "check")
+    assert (ended.code, ended.out) == (
+        0, "dropforge.toml: the settings can be used, for track default and track support\n",
+    )  # fmt: skip
+    file.write_text("[train]\nepochs = -1\n")
+    monkeypatch.delenv("DROPFORGE_TRAIN__EPOCHS")
+    ended = dropforge("config", "check")
+    assert (ended.code, "train.epochs" in ended.err) == (2, True)

@@ -1,0 +1,77 @@
+"""What a person is told first."""
+
+import time
+from typing import Any
+
+import pytest
+
+from daemon.queue.scheduling.pausing import pause
+from daemon.settings.model import DiskSettings
+from daemon.state.events import Word
+from daemon.state.layout import LOCK_NAME, TROUBLES_NOTE
+from daemon.system.processes import FileLock
+from daemon.views.details.attention import Attention, attention
+from daemon.views.overview import Overview
+from pipeline import durable
+
+
+@pytest.fixture
+def lately(lived_in: Any) -> Any:
+    """The workspace, a moment ago."""
+    lived_in.now = round(time.time() * 1000) - 3_600_000
+    with lived_in.engine.begin() as base:
+        base.exec_driver_sql("UPDATE run SET ended_at = ? WHERE ended_at IS NOT NULL", (lived_in.now,))
+        base.exec_driver_sql('UPDATE "drop" SET received_at = ?', (lived_in.now,))
+    return lived_in
+
+
+def told(lived_in: Any, **settings: Any) -> list[Attention]:
+    state = lived_in.settings.state_folder
+    return list(attention(lived_in.settings.model_copy(update=settings), Overview(state)))
+
+
+def test_what_went_wrong_long_ago_is_history(lived_in: Any) -> None:
+    assert [one.kind for one in told(lived_in)] == ["daemon"]
+
+
+def test_a_failed_run_and_a_rejected_drop_are_told_with_why(lately: Any) -> None:
+    failed, rejected = told(lately)[1:]
+    assert (failed.kind, failed.run, failed.title) == ("failed", 2, "Run 2 failed")
+    assert failed.detail == "out of memory; lower train.batch_size"
+    assert (rejected.kind, rejected.drop, rejected.title) == ("rejected", 4, "bad.jsonl was rejected")
+    assert rejected.detail == "output is missing"
+
+
+def test_findings_are_counted_by_kind_rare_ones_first(lately: Any) -> None:
+    lately.take("mixed.jsonl", '{"instruction": "x"}\n' * 7 + "kaputt\n" + '{"output": "x"}\n' * 2)
+    newest = next(one for one in told(lately) if one.kind == "rejected")
+    assert newest.detail.endswith("instruction is missing (2 rows); output is missing (7 rows)")
+    assert newest.detail.count("; ") == 2
+
+
+def test_the_machine_comes_before_all_else(lately: Any) -> None:
+    lock = FileLock(lately.settings.state_folder / LOCK_NAME)
+    assert lock.acquire()
+    durable.write_hint(lately.settings.state_folder / TROUBLES_NOTE, {"track default": "its base model is gone"})
+    pause(lately.engine, "support", Word("a fair", lately.tick(), "ana"))
+    found = told(lately, disk=DiskSettings(low_water_bytes=1 << 52))
+    lock.release()
+    assert [one.kind for one in found] == ["disk", "trouble", "paused", "failed", "rejected"]
+    assert found[1].detail == "its base model is gone"
+    assert "paused by ana: a fair" in found[2].detail
+    assert found[2].track == "support"
+
+
+def test_what_waits_for_a_word_is_told(lately: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("daemon.inbox.intake.why_it_waits", lambda *_: "it is bob's")
+    lately.take("theirs.jsonl", '{"instruction": "q9", "output": "a"}\n', "heldout")
+    with lately.engine.begin() as base:
+        base.exec_driver_sql("UPDATE run SET outcome = 'awaiting_approval', sentence = 'better by 3' WHERE id = 2")
+        base.exec_driver_sql(
+            "UPDATE promotion SET hook_state = 'failed', hook_error = 'exit code 1' WHERE generation = 1"
+        )
+    by_kind = {one.kind: one for one in told(lately)}
+    assert by_kind["approval"].run == 2
+    assert by_kind["approval"].detail.endswith("better by 3")
+    assert by_kind["proposed"].detail == "it is bob's"
+    assert by_kind["hook"].detail == "exit code 1; to run it again: dropforge hook --track default"

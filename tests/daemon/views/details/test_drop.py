@@ -1,0 +1,59 @@
+"""A drop in full."""
+
+import json
+from typing import Any
+
+import pytest
+
+from daemon.views.details.drop import drop_detail, drop_rows, findings_of
+from daemon.views.overview import NotThere, Overview
+
+
+@pytest.fixture
+def overview(lived_in: Any) -> Overview:
+    return Overview(lived_in.settings.state_folder)
+
+
+def test_where_a_drop_is_and_what_came_of_it(overview: Overview, lived_in: Any) -> None:
+    path = lived_in.settings.state_folder / "runs/1/decide.json"
+    slices = [
+        {"kind": "drop", "label": label, "records": 9, "groups": 9, "candidate": 80.0, "champion": 40.0, "gain": 40.0}
+        for label in ("drop 22 (other.jsonl)", "drop 2 (first.jsonl)")
+    ]
+    path.write_text(json.dumps({**json.loads(path.read_text()), "slices": slices}))
+    found = drop_detail(overview, 2)
+    assert (found.champions, found.serving, found.findings) == ((1,), True, ())
+    (effect,) = found.effects
+    assert (effect.run, effect.outcome, effect.sentence) == (1, "promoted", "better by 40.0 points")
+    assert (effect.records, effect.candidate, effect.champion) == (9, 80.0, 40.0)
+    assert drop_detail(overview, 5).champions == ()
+    assert drop_detail(overview, 1).champions == (), "nothing is trained on a held-out drop"
+
+
+def test_what_was_found_in_a_drop_is_kept_with_its_counts(overview: Overview) -> None:
+    (found,) = findings_of(overview, 4)
+    assert (found.message, found.rows, found.line) == ("output is missing", 1, 1)
+    assert found.remedy
+    assert findings_of(overview, 2) == ()
+
+
+def test_rows_are_read_a_page_at_a_time_and_long_ones_are_cut(overview: Overview, lived_in: Any) -> None:
+    rows = [{"instruction": f"q{number}", "output": "x" * (number * 1000)} for number in range(1, 31)]
+    lived_in.take("long.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    drop = overview.drops(most=1)[0]
+    first, second = drop_rows(overview, drop), drop_rows(overview, drop, after=20)
+    assert [row.line for row in (*first, *second)] == list(range(1, 31))
+    assert [row.cut for row in first[:4]] == [False, False, True, True]
+    assert len(second[-1].output) == 2000
+
+
+def test_a_rejected_drop_has_no_rows_and_one_that_is_gone_neither(overview: Overview, lived_in: Any) -> None:
+    assert drop_rows(overview, overview.drop(4)) == ()
+    for path in (lived_in.settings.state_folder / "drops").iterdir():
+        path.unlink()
+    assert drop_rows(overview, overview.drop(2)) == ()
+
+
+def test_a_drop_that_there_is_not(overview: Overview) -> None:
+    with pytest.raises(NotThere, match="there is no drop 99"):
+        drop_detail(overview, 99)

@@ -1,0 +1,164 @@
+"""What a person does on the page: the same that the commands do, with the reason and the person kept."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from daemon.views.overview import Overview
+
+
+@pytest.fixture
+def overview(lived_in: Any) -> Overview:
+    return Overview(lived_in.settings.state_folder)
+
+
+def events(overview: Overview, kind: str) -> list[Any]:
+    return [row.detail for row in overview.rows("SELECT detail FROM event WHERE kind = ? ORDER BY id", kind)]
+
+
+def test_a_failed_run_is_retried(person: TestClient, overview: Overview) -> None:
+    answer = person.post("/runs/2/retry", data={"since": ""})
+    assert answer.status_code == 200
+    assert "run 2 is waiting and goes on" in answer.text
+    assert overview.run(2).state == "waiting"
+    again = person.post("/runs/2/retry", data={"since": ""})
+    assert again.status_code == 409
+    assert "run 2 is waiting" in again.text
+
+
+def test_a_step_that_there_is_not_is_refused_before_anything_is_taken_back(
+    program: TestClient, overview: Overview
+) -> None:
+    answer = program.post("/api/v1/runs/2/retry", json={"since": "cook"})
+    assert answer.status_code == 409
+    assert "use one of prepare, train" in answer.json()["error"]["hint"]
+    assert overview.run(2).state == "failed"
+
+
+def test_a_run_goes_before_the_others(program: TestClient, lived_in: Any) -> None:
+    program.post("/api/v1/runs/2/retry", json={})
+    lived_in.take("fourth.jsonl", '{"instruction": "say e", "output": "e"}\n')
+    answer = program.post("/api/v1/runs/4/move", json={})
+    assert answer.json() == {"words": ["they go in this order now: run 4, run 2"]}
+    assert program.post("/api/v1/runs/4/move", json={"after": 2}).json()["words"][0].endswith("run 2, run 4")
+    assert program.post("/api/v1/runs/1/move", json={}).status_code == 409
+
+
+def test_a_track_is_paused_with_a_reason_and_goes_on(person: TestClient, overview: Overview) -> None:
+    assert person.post("/tracks/default/pause", data={"reason": "   "}).status_code == 422
+    assert overview.paused() == []
+    assert person.post("/tracks/default/pause", data={"reason": "  disks are moved "}).status_code == 200
+    (pause,) = overview.paused()
+    assert pause.reason == "disks are moved"
+    assert pause.by.endswith(", on the page")
+    assert "disks are moved" in person.get("/").text
+    assert person.post("/tracks/default/resume").status_code == 200
+    assert overview.paused() == []
+    assert person.post("/tracks/nowhere/pause", data={"reason": "x"}).status_code == 404
+
+
+def test_a_drop_is_withdrawn_and_restored_with_a_reason(person: TestClient, overview: Overview) -> None:
+    assert person.post("/drops/6/withdraw", data={"reason": ""}).status_code == 422
+    answer = person.post("/drops/6/withdraw", data={"reason": "wrong file"})
+    assert answer.status_code == 200
+    assert "run 3 is cancelled: it was made from that drop" in answer.text
+    assert [(drop.state, drop.reason) for drop in overview.drops() if drop.id == 6] == [("withdrawn", "wrong file")]
+    assert person.post("/drops/6/restore", data={"reason": "it was right"}).status_code == 200
+    assert events(overview, "drop_restored")[0]["reason"] == "it was right"
+
+
+def test_a_held_out_file_that_waits_is_accepted(
+    person: TestClient, lived_in: Any, overview: Overview, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("daemon.inbox.intake.why_it_waits", lambda *_: "it is a stranger's")
+    lived_in.take("theirs.jsonl", '{"instruction": "q9", "output": "a"}\n', "heldout")
+    (drop,) = overview.drops(state="proposed")
+    assert f"/drops/{drop.id}" in person.get("/").text
+    assert person.post(f"/drops/{drop.id}/accept").status_code == 200
+    assert overview.drops(state="proposed") == []
+    assert events(overview, "drop_accepted")[-1]["by"].endswith(", on the page")
+
+
+def test_a_rollback_wants_its_reason_and_happens(
+    person: TestClient, overview: Overview, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+    monkeypatch.setattr("daemon.web.actions.require_answer", lambda folder: tried.append(folder.name))
+    monkeypatch.setattr("daemon.champions.rollback.check_files", lambda *_: None)
+    assert person.post("/tracks/default/rollback", data={"to": "0"}).status_code == 422
+    champion = overview.champion("default")
+    assert champion is not None
+    assert champion.generation == 1
+    answer = person.post("/tracks/default/rollback", data={"to": "", "reason": "it swears"})
+    assert answer.status_code == 200, answer.text
+    assert tried == ["base"]
+    champion = overview.champion("default")
+    assert champion is not None
+    assert (champion.generation, champion.kind, champion.reason) == (
+        2, "rollback", "rolled back to generation 0: it swears",
+    )  # fmt: skip
+    assert "is blocked: no run promotes it again" in answer.text
+    assert "it swears" in person.get("/tracks/default").text
+
+
+def test_without_a_reason_only_a_win_that_waits_is_promoted(person: TestClient, overview: Overview) -> None:
+    answer = person.post("/runs/2/promote", data={"reason": ""})
+    assert answer.status_code == 409
+    assert "run 2 failed" in answer.text
+    forced = person.post("/runs/2/promote", data={"reason": "I know better"})
+    assert forced.status_code == 409
+    assert "run 2 published no model" in forced.text
+    champion = overview.champion("default")
+    assert champion is not None
+    assert champion.generation == 1
+
+
+def test_a_win_that_waits_is_promoted(program: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def approve(_engine: Any, _root: Any, run: int, _now: int, by: str) -> Any:
+        asked.append((run, by))
+        return type("Row", (), {"track": "default", "generation": 2, "overrode": None})
+
+    monkeypatch.setattr("daemon.champions.approval.approve", approve)
+    answer = program.post("/api/v1/runs/2/promote", json={})
+    assert answer.json()["words"] == ["track default serves the model of run 2, as generation 2"]
+    assert asked[0][0] == 2
+    assert asked[0][1].endswith(", on the page")
+
+
+@pytest.mark.parametrize(
+    "path", ["/runs/99/cancel", "/runs/x/cancel", "/runs/0/cancel", "/drops/2/cancel", "/runs/2/explode", "/x/y/z"]
+)
+def test_what_there_is_not_cannot_be_done(person: TestClient, path: str) -> None:
+    answer = person.post(path)
+    assert answer.status_code in {404, 409}
+    assert answer.headers["content-type"].startswith("text/html")
+
+
+def test_a_number_beyond_the_databases_is_no_error_of_ours(program: TestClient, person: TestClient) -> None:
+    assert program.post(f"/api/v1/runs/{1 << 70}/cancel").status_code == 422
+    assert person.post(f"/runs/{1 << 70}/cancel").status_code == 404
+    assert person.get(f"/runs/{1 << 70}").status_code == 422
+    assert person.get("/compare", params={"runs": f"{1 << 70},1"}).status_code == 200
+
+
+def test_where_no_daemon_ever_ran_there_is_nothing_to_change(person: TestClient, lived_in: Any) -> None:
+    lived_in.engine.dispose()
+    for path in lived_in.settings.state_folder.glob("dropforge.db*"):
+        path.unlink()
+    answer = person.post("/runs/3/cancel")
+    assert answer.status_code == 409
+    assert "dropforge run" in answer.text
+    assert person.get("/").status_code == 200
+
+
+def test_the_page_and_the_command_leave_the_same_event(
+    program: TestClient, dropforge: Callable[..., Any], overview: Overview
+) -> None:
+    program.post("/api/v1/drops/5/withdraw", json={"reason": "why"})
+    assert dropforge("drops", "withdraw", "6", "--reason", "why").code == 0
+    by_page, by_command = events(overview, "drop_withdrawn")
+    assert by_page == {**by_command, "by": f"{by_command['by']}, on the page"}

@@ -1,0 +1,54 @@
+"""Events for an open page, from a real server: what changes is told, and to a reader who has gone nothing is owed."""
+
+import json
+from typing import Any
+
+import pytest
+
+from daemon.web.live import Look
+from daemon.web.site import Site
+from pipeline import durable
+from pipeline.contract import PROGRESS_NAME, Progress
+
+
+@pytest.fixture
+def look(lived_in: Any) -> Look:
+    return Look(Site(lived_in.settings, "t"))
+
+
+def told(look: Look) -> dict[str | None, Any]:
+    return {one.event: one.data if one.raw_data is None else json.loads(one.raw_data) for one in look.news()}
+
+
+def test_who_begins_is_told_all_and_then_only_what_is_new(look: Look, lived_in: Any) -> None:
+    first = told(look)
+    assert set(first) == {"changed", "progress"}
+    assert first["progress"]["run"]["id"] == 3
+    assert first["progress"]["run"]["progress"]["tokens_per_second"] == 250.0
+    assert told(look) == {}
+    lived_in.take("more.jsonl", '{"instruction": "say e", "output": "e"}\n')
+    assert told(look)["changed"]["event"] > first["changed"]["event"]
+    assert told(look) == {}
+
+
+def test_how_far_a_training_is_is_told_though_the_database_is_the_same(look: Look, lived_in: Any) -> None:
+    told(look)
+    folder = lived_in.settings.state_folder / "runs" / "3" / "attempts" / "train-1"
+    durable.write_hint(folder / PROGRESS_NAME, Progress(step="train", done=13, total=30, loss=0.25).model_dump())
+    news = told(look)
+    assert set(news) == {"progress"}
+    assert news["progress"]["run"]["progress"]["done"] == 13
+
+
+def test_the_end_of_a_run_is_told_as_null(look: Look, lived_in: Any) -> None:
+    told(look)
+    with lived_in.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE run SET state = 'failed', token = NULL, ended_at = 1 WHERE id = 3")
+    assert told(look)["progress"] is None
+
+
+def test_without_a_database_there_is_nothing_to_tell_yet(look: Look, lived_in: Any) -> None:
+    lived_in.engine.dispose()
+    for path in lived_in.settings.state_folder.glob("dropforge.db*"):
+        path.unlink()
+    assert told(look) == {}

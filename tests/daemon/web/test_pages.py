@@ -1,0 +1,150 @@
+"""The pages, drawn from a state folder that has been lived in."""
+
+import json
+import re
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from daemon.views.overview import Overview
+from daemon.views.reader import reading
+
+PAGES = (
+    "/", "/runs", "/runs?track=default&state=failed", "/runs?before=3", "/runs/1", "/runs/2", "/runs/3", "/drops",
+    "/drops?track=default&state=rejected", "/drops?before=4", "/drops/1", "/drops/2", "/drops/4", "/tracks/default",
+    "/tracks/support", "/tracks/default?before=1", "/compare", "/compare?runs=1,2", "/inbox", "/inbox?before=4",
+)  # fmt: skip
+MARKUP = '<script>alert(1)</script><img src=x onerror=alert(1)>" onmouseover="alert(1)'
+TURNS = "\u202e\u2066\x1b[31m\x00\x7f"
+#: Elements and attributes by which a page could run or load something.
+_RUNS = re.compile(r"^on|^style$|^srcdoc$")
+
+
+class Elements(HTMLParser):
+    """All that a page consists of."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_a_page_is_drawn_for_those_who_look_and_those_who_act(reader: TestClient, owner: TestClient, path: str) -> None:
+    for client in (reader, owner):
+        answer = client.get(path)
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["content-type"] == "text/html; charset=utf-8"
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_who_may_only_look_is_offered_nothing_else(reader: TestClient, path: str) -> None:
+    forms = [attributes for tag, attributes in Elements(reader.get(path).text).found if tag == "form"]
+    assert all(one.get("method", "get") == "get" for one in forms)
+
+
+@pytest.mark.parametrize(
+    "path", ["/runs/99", "/drops/99", "/tracks/none", "/runs/1/report", "/nowhere", "/compare?runs=1,99"]
+)
+def test_what_there_is_not_is_said_on_a_page(reader: TestClient, path: str) -> None:
+    answer = reader.get(path)
+    assert answer.status_code == 404
+    assert answer.headers["content-type"].startswith("text/html")
+
+
+def test_before_the_first_daemon_every_list_is_empty(visitor: TestClient, lived_in: Any) -> None:
+    lived_in.engine.dispose()
+    for path in lived_in.settings.state_folder.glob("dropforge.db*"):
+        path.unlink()
+    for path in ("/", "/runs", "/drops", "/inbox", "/compare", "/tracks/default"):
+        assert visitor.get(path).status_code == 200, path
+
+
+def test_what_strangers_write_is_text(person: TestClient, lived_in: Any) -> None:
+    hostile = MARKUP + TURNS
+    row = {"instruction": f"say {hostile}", "input": hostile, "output": hostile, "tags": ["fine"]}
+    lived_in.take(f"{MARKUP.replace('/', '_')}\u202e.jsonl", json.dumps(row) + "\n")
+    lived_in.take("bad.jsonl", json.dumps({MARKUP: hostile, "instruction": "x"}) + "\n")
+    newest = Overview(lived_in.settings.state_folder).drops(most=2)
+    person.post(f"/drops/{newest[1].id}/withdraw", data={"reason": hostile})
+    person.post("/tracks/default/pause", data={"reason": hostile})
+    paths = ("/", "/drops", "/inbox", *(f"/drops/{drop.id}" for drop in newest), "/tracks/default", "/runs")
+    shown = 0
+    for path in paths:
+        text = person.get(path).text
+        shown += "&lt;script&gt;alert(1)" in text
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069]", text), path
+        for tag, attributes in Elements(text).found:
+            assert not [name for name in attributes if _RUNS.match(name)], (path, tag, attributes)
+            source = attributes.get("src") or attributes.get("href") or "/"
+            assert source.startswith(("/", "#", "?")) or source == "data:,", (path, tag, source)
+            if tag == "script":
+                assert set(attributes) >= {"src"}
+    assert shown >= 4
+
+
+def test_the_card_runs_nothing_whatever_is_in_it(person: TestClient, lived_in: Any) -> None:
+    root = lived_in.settings.state_folder
+    folder = root / "runs/1/attempts/decide-1/report"
+    folder.mkdir()
+    (folder / "report.html").write_text("<script>alert(1)</script>")
+    verdict = json.loads((root / "runs/1/decide.json").read_text())
+    (root / "runs/1/decide.json").write_text(json.dumps({**verdict, "report": str(folder.relative_to(root))}))
+    answer = person.get("/runs/1/report")
+    assert answer.text == "<script>alert(1)</script>"
+    policy = answer.headers["content-security-policy"]
+    assert policy.startswith("sandbox allow-popups; default-src 'none'")
+    assert "script" not in policy
+    assert "allow-scripts" not in policy
+    assert "/runs/1/report" in person.get("/runs/1").text
+
+
+def test_attention_comes_first_with_what_was_wrong_and_how_often(visitor: TestClient, lived_in: Any) -> None:
+    lived_in.now = round(time.time() * 1000)
+    lived_in.take("worse.jsonl", '{"instruction": "x"}\n' * 3 + "no json\n")
+    text = visitor.get("/").text
+    assert "The daemon is not running" in text
+    assert text.index("worse.jsonl was rejected") < text.index('id="running"')
+    assert "output is missing (3 rows)" in text
+
+
+@contextmanager
+def _traced(path: Path, said: list[str]) -> Iterator[sqlite3.Connection]:
+    with reading(path) as base:
+        base.set_trace_callback(said.append)
+        yield base
+
+
+@pytest.mark.parametrize("path", [*PAGES, "/api/v1/status"])
+def test_no_page_reads_a_whole_table(
+    owner: TestClient, looked_at: Any, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list of the newest may go through a table from its end; nothing else may without an index."""
+    said: list[str] = []
+    monkeypatch.setattr("daemon.views.overview.reading", lambda place: _traced(place, said))
+    assert owner.get(path).status_code == 200
+    asked = {one for one in said if one.startswith("SELECT")}
+    assert asked or path == "/compare"
+    assert len(said) < 150
+    with sqlite3.connect(looked_at.settings.state_folder / "dropforge.db") as base:
+        for question in asked:
+            plan = [row[3] for row in base.execute(f"EXPLAIN QUERY PLAN {question}")]
+            scans = [line for line in plan if re.match(r"SCAN (run|drop|event|promotion|attempt)\b(?!.*INDEX)", line)]
+            assert not scans or question.endswith(f"LIMIT {question.rpartition(' ')[2]}"), (question, plan)
+    base.close()
+
+
+def test_a_form_that_chooses_nothing_shows_all(reader: TestClient) -> None:
+    assert reader.get("/runs?track=&state=").text == reader.get("/runs").text
+    assert reader.get("/drops?track=&state=").text == reader.get("/drops").text
+    assert reader.get("/runs?track=&state=failed").text != reader.get("/runs").text

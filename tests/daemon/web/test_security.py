@@ -1,0 +1,193 @@
+"""Who may read and who may change: foreign names, foreign pages, no token, GET."""
+
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import APIRouter, FastAPI
+from fastapi.routing import APIRoute
+from starlette.testclient import TestClient
+
+from daemon.views.overview import Overview
+from daemon.web import api, pages
+from daemon.web.security import NoToken, cookie_name, load_token
+from tests.daemon.web.conftest import HERE, TOKEN
+
+FORBIDDEN, MISDIRECTED, NOT_ALLOWED = 403, 421, 405
+CANCEL = "/runs/3/cancel"
+READERS = (("", pages.router), ("/api/v1", api.router))
+
+
+def is_asked_to_stop(lived_in: Any) -> bool:
+    return Overview(lived_in.settings.state_folder).run(3).cancel_requested
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8765", "127.0.0.1.evil.example", "", "[::1", "localhost.", "10.0.0.1:8765"]
+)
+def test_who_asks_by_another_name_is_refused(reader: TestClient, host: str) -> None:
+    assert reader.get("/", headers={"host": host}).status_code == MISDIRECTED
+    assert reader.get("/static/style.css", headers={"host": host}).status_code == MISDIRECTED
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:8765", "localhost:9000", "[::1]:8765", "LOCALHOST"])
+def test_whatever_port_leads_here_the_names_of_this_machine_are_ours(reader: TestClient, host: str) -> None:
+    assert reader.get("/", headers={"host": host}).status_code == 200
+
+
+def test_a_proxys_name_is_ours_where_the_settings_say_so(with_settings: Callable[..., TestClient]) -> None:
+    client = with_settings(hosts=["box.example"])
+    assert client.get("/", headers={"host": "box.example"}).status_code == 200
+    assert client.get("/", headers={"host": "other.example"}).status_code == MISDIRECTED
+    headers = {"host": "box.example", "origin": "https://box.example"}
+    assert client.get("/", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:3000", "http://127.0.0.1", ""])
+@pytest.mark.parametrize("path", ["/", "/api/v1/runs"])
+def test_another_page_may_not_even_look(owner: TestClient, origin: str, path: str) -> None:
+    assert owner.get(path, headers={"origin": origin}).status_code == MISDIRECTED
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:3000"])
+def test_another_page_changes_nothing_though_the_browser_sends_the_cookie(
+    person: TestClient, lived_in: Any, origin: str
+) -> None:
+    assert person.post(CANCEL, headers={"origin": origin}).status_code == MISDIRECTED
+    assert not is_asked_to_stop(lived_in)
+
+
+def test_without_the_token_nothing_is_changed(visitor: TestClient, lived_in: Any) -> None:
+    assert visitor.post(CANCEL, headers={"origin": HERE}).status_code == FORBIDDEN
+    wrong = {"origin": HERE, "authorization": f"Bearer {TOKEN[:-1]}x"}
+    assert visitor.post(f"/api/v1{CANCEL}", headers=wrong).status_code == FORBIDDEN
+    assert not is_asked_to_stop(lived_in)
+
+
+def test_a_browser_that_says_no_origin_changes_nothing(app: FastAPI, lived_in: Any) -> None:
+    client = TestClient(app, base_url=HERE, cookies={cookie_name(TOKEN): TOKEN})
+    assert client.post(CANCEL).status_code == FORBIDDEN
+    assert not is_asked_to_stop(lived_in)
+
+
+def test_with_the_token_it_is_done(person: TestClient, lived_in: Any) -> None:
+    assert person.post(CANCEL).status_code == 200
+    assert is_asked_to_stop(lived_in)
+
+
+def test_a_program_has_the_token_in_a_header(program: TestClient, lived_in: Any) -> None:
+    assert program.post(f"/api/v1{CANCEL}").json() == {"words": ["run 3 is asked to stop"]}
+    assert is_asked_to_stop(lived_in)
+
+
+def _changing(app: FastAPI) -> list[str]:
+    schema = app.openapi()["paths"]
+    found = [path for path, methods in schema.items() if "post" in methods]
+    routes = ["/runs/3/cancel", "/runs/2/retry", "/drops/2/withdraw", "/tracks/default/rollback", "/upload"]
+    return [*(path.format(run_id=3, drop_id=2, name="default") for path in found), *routes]
+
+
+def test_get_changes_nothing(app: FastAPI, person: TestClient, lived_in: Any) -> None:
+    before = _content(lived_in)
+    paths = _changing(app)
+    assert len(paths) >= 15
+    for path in paths:
+        for method in ("GET", "HEAD"):
+            answer = person.request(method, path, params={"reason": "x"})
+            assert answer.status_code in {404, NOT_ALLOWED}, (method, path)
+    assert _content(lived_in) == before
+
+
+def test_no_page_and_no_answer_writes_anything(person: TestClient, lived_in: Any) -> None:
+    before = _content(lived_in)
+    names = {"run_id": 1, "drop_id": 2, "name": "default"}
+    found = [f"{prefix}{route.path}" for prefix, router in READERS for route in _routes(router)]
+    assert len(found) >= 20
+    for path in found:
+        person.get(path.format(**names), params={"first": 1, "second": 2, "runs": "1,2"})
+    assert _content(lived_in) == before
+
+
+def test_every_route_that_changes_asks_for_the_token(app: FastAPI, visitor: TestClient) -> None:
+    for path in _changing(app):
+        assert visitor.post(path, headers={"origin": HERE}, json={}).status_code == FORBIDDEN, path
+        assert visitor.put(path, headers={"origin": HERE}).status_code == FORBIDDEN, path
+        assert visitor.delete(path, headers={"origin": HERE}).status_code == FORBIDDEN, path
+
+
+def test_one_visit_turns_the_token_into_a_cookie_that_only_our_page_sends(visitor: TestClient) -> None:
+    answer = visitor.get("/", params={"token": TOKEN})
+    assert (answer.status_code, answer.headers["location"]) == (303, "/")
+    cookie = answer.headers["set-cookie"]
+    assert cookie.startswith(f"{cookie_name(TOKEN)}={TOKEN};")
+    assert "HttpOnly" in cookie
+    assert "SameSite=strict" in cookie
+    assert visitor.post(CANCEL, headers={"origin": HERE}).status_code == 200
+
+
+@pytest.mark.parametrize("token", ["x", TOKEN + "x", "\u00e9", "\x00"])
+def test_a_wrong_token_is_no_visit(reader: TestClient, token: str) -> None:
+    answer = reader.get("/", params={"token": token})
+    assert answer.status_code == FORBIDDEN
+    assert "set-cookie" not in answer.headers
+
+
+def test_a_page_elsewhere_cannot_make_the_visit(reader: TestClient) -> None:
+    answer = reader.get("/", params={"token": TOKEN}, headers={"host": "evil.example"})
+    assert answer.status_code == MISDIRECTED
+    assert "set-cookie" not in answer.headers
+
+
+def test_where_reading_asks_for_the_token_too_nothing_is_shown_without(
+    with_settings: Callable[..., TestClient],
+) -> None:
+    client = with_settings(listen="0.0.0.0:8765", token="all")  # noqa: S106 - a choice
+    for path in ("/", "/runs", "/api/v1/runs", "/api/v1/openapi.json", "/runs/1/report", "/api/v1/live"):
+        assert client.get(path).status_code == FORBIDDEN, path
+    assert client.get("/", params={"token": TOKEN}).status_code == 200
+    assert client.get("/runs").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/runs/1", "/api/v1/runs", "/nowhere", "/runs/99"])
+def test_no_answer_is_stored_framed_or_runs_what_is_not_ours(reader: TestClient, path: str) -> None:
+    headers = reader.get(path).headers
+    assert headers["cache-control"] == "no-store"
+    assert headers["x-content-type-options"] == "nosniff"
+    policy = headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "frame-ancestors 'none'" in policy
+    assert "unsafe" not in policy
+
+
+def test_the_token_is_made_once_and_only_its_owner_reads_it(tmp_path: Path) -> None:
+    token = load_token(tmp_path)
+    (file,) = tmp_path.iterdir()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert len(token) >= 40
+    assert load_token(tmp_path) == token
+
+
+def test_a_token_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "web-token").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="web-token"):
+        load_token(tmp_path)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_file_without_a_token_lets_nobody_in(tmp_path: Path) -> None:
+    (tmp_path / "web-token").touch()
+    with pytest.raises(NoToken, match="there is no token in"):
+        load_token(tmp_path)
+
+
+def _routes(router: APIRouter) -> list[APIRoute]:
+    return [route for route in router.routes if isinstance(route, APIRoute)]
+
+
+def _content(lived_in: Any) -> dict[str, bytes]:
+    """Return all that lies in state folder and inbox, but for what SQLite itself keeps beside its file."""
+    folders = (lived_in.settings.state_folder, lived_in.settings.inbox_folder)
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    return {str(path): path.read_bytes() for path in files if not path.name.endswith(("-wal", "-shm"))}

@@ -1,0 +1,173 @@
+"""The page as a process of its own: on a port, on a socket, beside a daemon that does not care."""
+
+import http.client
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon.settings.web import address_of
+from daemon.views.overview import Overview
+from daemon.web.security import load_token
+from daemon.web.server import CannotListen, listen
+
+ENDED = 60
+PAGE = [sys.executable, "-P", "-m", "daemon", "web"]
+
+
+def wait_for(what: Callable[[], bool]) -> None:
+    end = time.monotonic() + ENDED
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def answers_now(path: Path) -> bool:
+    try:
+        return status(path) == 200
+    except OSError:
+        return False
+
+
+def answers(path: Path) -> bool:
+    """Say that the page at a socket answers, once it does."""
+    wait_for(lambda: answers_now(path))
+    return True
+
+
+def page_of(daemon: int) -> int:
+    """Return the number of the page's process that a daemon has started; 0 if there is none."""
+    for children in Path(f"/proc/{daemon}/task").glob("*/children"):
+        for child in children.read_text().split():
+            if b"web" in Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0"):
+                return int(child)
+    return 0
+
+
+@contextmanager
+def page(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Start `dropforge web`; give the process and the first line that it prints, once it listens."""
+    with subprocess.Popen(
+        [*PAGE, *options],
+        cwd=folder,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        try:
+            yield process, process.stdout.readline().strip()
+        finally:
+            process.kill()
+
+
+def status(where: str | Path, path: str = "/", **headers: str) -> int:
+    """Ask the page at a host and port, or a socket, and return the answer's status."""
+    with closing(http.client.HTTPConnection("localhost" if isinstance(where, Path) else where)) as connection:
+        if isinstance(where, Path):
+            connection.sock = socket.socket(socket.AF_UNIX)
+            connection.sock.connect(str(where))
+        connection.request("GET", path, headers=headers)
+        return connection.getresponse().status
+
+
+def test_it_prints_the_address_that_opens_it(lived_in: Any) -> None:
+    with page(lived_in.folder, "--listen", "127.0.0.1:0") as (process, line):
+        address, token = line.split()[-1].split("/?token=")
+        assert token == load_token(lived_in.settings.state_folder)
+        where = address.removeprefix("http://")
+        assert status(where) == 200
+        assert status(where, f"/?token={token}") == 303
+        assert status(where, host="evil.example") == 421
+        with closing(http.client.HTTPConnection(where)) as connection:
+            connection.request("GET", "/api/v1/live")
+            with connection.getresponse() as events:
+                assert events.headers["content-type"].startswith("text/event-stream")
+                assert events.readline() == b"event: changed\n"
+                # It ends in order though somebody listens still.
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(ENDED) in {0, -signal.SIGTERM}
+    assert Overview(lived_in.settings.state_folder).run(3).state == "running"
+
+
+def test_a_socket_is_for_the_daemons_user_and_group(lived_in: Any) -> None:
+    path = lived_in.folder / "web.sock"
+    for _ in range(2):  # the second takes the place of what the first, killed, has left
+        with page(lived_in.folder, "--listen", f"unix:{path}") as (_process, line):
+            assert str(path) in line
+            assert stat.S_IMODE(path.stat().st_mode) == 0o660
+            assert status(path) == 200
+    assert path.is_socket()
+
+
+def test_it_ends_with_the_daemon_that_started_it(lived_in: Any) -> None:
+    path = lived_in.folder / "web.sock"
+    argv = [*PAGE, "--listen", f"unix:{path}", "--lifeline"]
+    with subprocess.Popen(argv, cwd=lived_in.folder, stdin=subprocess.PIPE) as process:
+        try:
+            assert answers(path)
+            assert process.stdin is not None
+            process.stdin.close()
+            assert process.wait(ENDED) in {0, -signal.SIGTERM}
+        finally:
+            process.kill()
+
+
+def test_the_daemon_starts_it_again_and_is_not_touched_by_its_death(lived_in: Any) -> None:
+    path = lived_in.folder / "web.sock"
+    text = (lived_in.folder / "dropforge.toml").read_text()
+    (lived_in.folder / "dropforge.toml").write_text(f'{text}[web]\nenabled = true\nlisten = "unix:{path}"\n')
+    lived_in.engine.dispose()
+    argv = [sys.executable, "-P", "-m", "daemon", "run"]
+    with subprocess.Popen(argv, cwd=lived_in.folder, stderr=subprocess.DEVNULL) as daemon:
+        try:
+            assert answers(path)
+            before = page_of(daemon.pid)
+            os.kill(before, signal.SIGKILL)
+            wait_for(lambda: page_of(daemon.pid) not in {0, before})
+            assert answers(path)
+            assert Overview(lived_in.settings.state_folder).daemon().pid == daemon.pid
+            daemon.send_signal(signal.SIGTERM)
+            assert daemon.wait(ENDED) == 0
+            wait_for(lambda: not path.exists() or not answers_now(path))
+        finally:
+            daemon.kill()
+
+
+def test_an_address_that_is_taken_is_named(tmp_path: Path) -> None:
+    with listen(address_of("127.0.0.1:0")) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(CannotListen, match=f"127.0.0.1:{port}: Address already in use"):
+            listen(address_of(f"127.0.0.1:{port}"))
+    with listen(address_of(f"unix:{tmp_path}/s")), pytest.raises(CannotListen, match="Address already in use"):
+        listen(address_of(f"unix:{tmp_path}/s"))
+    (tmp_path / "file").touch()
+    with pytest.raises(CannotListen, match="Address already in use"):
+        listen(address_of(f"unix:{tmp_path}/file"))
+    assert (tmp_path / "file").exists()
+
+
+def test_an_address_beyond_this_machine_is_refused_without_the_setting(dropforge: Callable[..., Any]) -> None:
+    dropforge("init", ".")
+    ended = dropforge("web", "--listen", "0.0.0.0:0")
+    assert ended.code == 2
+    assert 'can be reached from other machines: that needs token = "all"' in ended.err
+
+
+def test_the_address_alone_is_printed_for_a_page_that_the_daemon_serves(
+    dropforge: Callable[..., Any], tmp_path: Path
+) -> None:
+    dropforge("init", ".")
+    said = dropforge("web", "--url").out
+    token = load_token(tmp_path / ".dropforge")
+    assert said == f"http://127.0.0.1:8765/?token={token}\n"

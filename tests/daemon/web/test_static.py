@@ -1,0 +1,25 @@
+"""What the page is made of beside its words: small, and of the evidence card's family."""
+
+import re
+from pathlib import Path
+
+import daemon.web.app
+import pipeline.report.page
+
+STATIC = Path(daemon.web.app.__file__).with_name("static")
+CARD = Path(pipeline.report.page.__file__).with_name("templates") / "style.css"
+_COLOURS = re.compile(r"^:root \{.*?^\}$.*?^\}$", re.DOTALL | re.MULTILINE)
+
+
+def test_style_and_script_together_are_small() -> None:
+    sizes = {path.name: path.stat().st_size for path in STATIC.iterdir()}
+    assert set(sizes) == {"style.css", "page.js"}
+    assert sum(sizes.values()) <= 60_000
+
+
+def test_the_page_has_the_colours_of_the_card() -> None:
+    page, card = (_COLOURS.search(path.read_text()) for path in (STATIC / "style.css", CARD))
+    assert page is not None
+    assert card is not None
+    assert page[0] == card[0]
+    assert page[0].count("--") == 24

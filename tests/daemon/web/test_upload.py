@@ -1,0 +1,127 @@
+"""Files brought by a browser: into the inbox whole or not at all, and from there through the intake."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from daemon.inbox.intake import Intake
+from daemon.inbox.watcher import Settled
+from daemon.views.overview import Overview
+
+GOOD = b'{"instruction": "say z", "output": "z"}\n'
+HEAD = b'--b\r\nContent-Disposition: form-data; name="file"; filename="half.jsonl"\r\n\r\n'
+
+
+def inbox(lived_in: Any) -> list[str]:
+    root = lived_in.settings.inbox_folder
+    made = [path for path in root.rglob("*") if path.is_file() and not {"done", "rejected"} & set(path.parts)]
+    return sorted(str(path.relative_to(root)) for path in made)
+
+
+def test_a_file_goes_through_the_same_intake_as_any_other(person: TestClient, lived_in: Any) -> None:
+    answer = person.post("/upload", files={"file": ("new.jsonl", GOOD)}, data={"track": "default"})
+    assert answer.status_code == 200
+    assert "new.jsonl (40 bytes) is in the inbox" in answer.text
+    assert inbox(lived_in) == ["new.jsonl"]
+    Intake(lived_in.engine, lived_in.settings).take(Settled("default", "train", b"new.jsonl"), lived_in.tick())
+    newest = Overview(lived_in.settings.state_folder).drops(most=1)[0]
+    assert (newest.name, newest.state, newest.rows) == ("new.jsonl", "accepted", 1)
+
+
+@pytest.mark.parametrize("fields_first", [True, False])
+def test_track_and_role_are_read_wherever_they_stand_in_the_form(
+    program: TestClient, lived_in: Any, *, fields_first: bool
+) -> None:
+    fields = [("track", (None, "support")), ("heldout", (None, "1"))]
+    files = [("file", ("exam.jsonl", GOOD)), ("file", ("more.jsonl", GOOD))]
+    answer = program.post("/api/v1/upload", files=[*fields, *files] if fields_first else [*files, *fields])
+    assert answer.status_code == 200, answer.text
+    assert len(answer.json()["words"]) == 2
+    assert inbox(lived_in) == ["support/heldout/exam.jsonl", "support/heldout/more.jsonl"]
+
+
+def test_a_large_file_comes_whole(person: TestClient, lived_in: Any) -> None:
+    large = GOOD * 60_000
+    assert person.post("/upload", files={"file": ("large.jsonl", large)}).status_code == 200
+    path = lived_in.settings.inbox_folder / "large.jsonl"
+    assert path.read_bytes() == large
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_name_that_is_taken_replaces_nothing(person: TestClient, lived_in: Any) -> None:
+    (lived_in.settings.inbox_folder / "mine.jsonl").write_bytes(b"mine")
+    answer = person.post("/upload", files={"file": ("mine.jsonl", GOOD)})
+    assert answer.status_code == 409
+    assert "is there already" in answer.text
+    assert (lived_in.settings.inbox_folder / "mine.jsonl").read_bytes() == b"mine"
+    assert inbox(lived_in) == ["mine.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "name", ["../up.jsonl", "/etc/x.jsonl", "..", ".hidden.jsonl", "x.part", "n" * 300, "a/b.jsonl"]
+)
+def test_a_name_that_leads_elsewhere_or_is_passed_over_is_refused(
+    person: TestClient, lived_in: Any, name: str, tmp_path: Path
+) -> None:
+    before = sorted(tmp_path.iterdir())
+    answer = person.post("/upload", files={"file": (name, GOOD)})
+    assert answer.status_code == 409
+    assert inbox(lived_in) == []
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_hostile_name_is_text_on_the_page(person: TestClient, lived_in: Any) -> None:
+    name = "<img src=x onerror=alert(1)>\u202egpj.jsonl"
+    answer = person.post("/upload", files={"file": (name, GOOD)})
+    assert answer.status_code == 200
+    assert "<img src=x" not in answer.text
+    assert "\u202e" not in answer.text
+    assert inbox(lived_in) == [name]
+
+
+def test_more_than_is_allowed_is_given_up_while_it_comes(person: TestClient, lived_in: Any, app: Any) -> None:
+    settings = lived_in.settings
+    app.state.site.settings = settings.model_copy(
+        update={"intake": settings.intake.model_copy(update={"max_bytes": 1000})}
+    )
+    answer = person.post("/upload", files={"file": ("big.jsonl", GOOD * 100)})
+    assert answer.status_code == 409
+    assert "more than the 1,000 bytes" in answer.text
+    assert inbox(lived_in) == []
+
+
+def test_what_breaks_off_leaves_nothing(person: TestClient, lived_in: Any) -> None:
+    kind = {"content-type": "multipart/form-data; boundary=b"}
+    answer = person.post("/upload", content=HEAD + GOOD, headers=kind)
+    assert answer.status_code == 409
+    assert "half.jsonl was cut off" in answer.text
+    assert inbox(lived_in) == []
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b"", "multipart/form-data; boundary=b"),
+        (b"--c\r\n\r\n", "multipart/form-data; boundary=b"),
+        (b"--b\r\n\r\nx\r\n--b--\r\n", "multipart/form-data; boundary=b"),
+        (
+            b'--b\r\nContent-Disposition: form-data; name="track"\r\n\r\n' + b"x" * 2000,
+            "multipart/form-data; boundary=b",
+        ),
+        (b"x", "multipart/form-data"),
+        (b"file=x", "application/x-www-form-urlencoded"),
+        (b"{}", "application/json"),
+    ],
+)
+def test_what_is_no_form_with_a_file_is_refused(person: TestClient, lived_in: Any, body: bytes, kind: str) -> None:
+    assert person.post("/upload", content=body, headers={"content-type": kind}).status_code == 409
+    assert inbox(lived_in) == []
+
+
+def test_a_track_that_there_is_not_takes_nothing(person: TestClient, lived_in: Any) -> None:
+    answer = person.post("/upload", files={"file": ("new.jsonl", GOOD)}, data={"track": "suport"})
+    assert answer.status_code == 404
+    assert "support" in answer.text
+    assert inbox(lived_in) == []
