@@ -245,7 +245,7 @@ class Overview:
         def read(base: Connection, row: "Run") -> tuple[dict[str, Any] | None, list[Any]]:
             return row.config, base.execute(chosen, (run_id, CHOSEN)).fetchall()
 
-        config, rows = self._of_run(run_id, read)
+        config, rows = self.ask_of_run(run_id, read)
         return review_of(self.folder, run_id, config, [row.detail for row in rows])
 
     def logs(self, run_id: int, step: str | None = None) -> list[Path]:
