@@ -1,24 +1,28 @@
 """Puts the page together: routes, templates, static files, and what an error looks like to a browser or a program."""
 
+import sqlite3
 from pathlib import Path
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from sqlalchemy.exc import DatabaseError
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
 from daemon.settings.model import Settings, SettingsError
+from daemon.state.layout import DATABASE_NAME
+from daemon.state.sqlite_errors import cause_of, in_words
 from daemon.views.overview import NotThere
 from daemon.web import actions, api, live, pages, upload
 from daemon.web.drawing import draw
 from daemon.web.security import Guard
-from daemon.web.site import Site
+from daemon.web.site import Site, site_of
 from pipeline.errors import DropforgeError
 
 API = "/api/v1"
 _HERE = Path(__file__).parent
-_NOT_FOUND, _CONFLICT, _UNREADABLE = 404, 409, 422
+_NOT_FOUND, _CONFLICT, _UNREADABLE, _MACHINE = 404, 409, 422, 503
 
 
 def make_app(settings: Settings, token: str) -> FastAPI:
@@ -41,6 +45,8 @@ def make_app(settings: Settings, token: str) -> FastAPI:
     app.mount("/static", StaticFiles(directory=_HERE / "static"), name="static")
     app.add_exception_handler(DropforgeError, _own_error)
     app.add_exception_handler(HTTPException, _http_error)
+    for kind in (OSError, sqlite3.Error, DatabaseError):
+        app.add_exception_handler(kind, _machines_error)
     app.add_exception_handler(RequestValidationError, _unreadable)
     app.add_middleware(Guard, settings=settings.web, token=token)
     return app
@@ -51,6 +57,18 @@ def _own_error(request: Request, error: Exception) -> Response:
     # Of the settings a request can name what is not there alone: a track.
     status = _NOT_FOUND if isinstance(error, NotThere | SettingsError) else _CONFLICT
     return _error(request, status, error.message, error.hint)
+
+
+def _machines_error(request: Request, error: Exception) -> Response:
+    """Word what a full disk or a locked database is; whatever is our own fault goes on to the log."""
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return _error(request, _MACHINE, f"{where}{error.strerror or error}", "see whether its disk is full: df -h")
+    cause = cause_of(error)
+    words = None if cause is None else in_words(cause, site_of(request).settings.state_folder / DATABASE_NAME)
+    if words is None:
+        raise error
+    return _error(request, _MACHINE, words.message, words.hint)
 
 
 def _http_error(request: Request, error: Exception) -> Response:

@@ -14,6 +14,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import ClientDisconnect
 
 from daemon.inbox.submit import Incoming, incoming, require_usable
 from daemon.web.actions import Done
@@ -168,6 +169,9 @@ async def _parts(request: Request) -> AsyncIterator[list[_Part]]:
             yield found.copy()
             found.clear()
         parser.finalize()
+    except ClientDisconnect as error:
+        message = "what was sent broke off"
+        raise BadUpload(message, "send it again") from error
     except FormParserError as error:
         message = f"what was sent is no form: {error}"
         raise BadUpload(message, "with curl: -F track=default -F file=@FILE.jsonl") from error

@@ -20,7 +20,7 @@ from tests.daemon.conftest import lines
 SCRIPT = Path(sys.executable).parent / "dropforge"
 COMMANDS = {
     "backup", "cancel", "champion", "check", "demo", "doctor", "drops", "gc", "history", "hook", "init", "logs",
-    "restore", "retry", "rollback", "run", "runs", "show", "status", "submit", "train", "worker",
+    "restore", "retry", "rollback", "run", "runs", "show", "status", "submit", "train", "web", "worker",
 }  # fmt: skip
 STACK = {"accelerate", "bitsandbytes", "datasets", "evaluate", "numpy", "peft", "scipy", "torch", "transformers", "trl"}
 GOOD = '{"instruction": "a", "output": "b"}\n'

@@ -1,5 +1,7 @@
 """What a person does on the page: the same that the commands do, with the reason and the person kept."""
 
+import errno
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -162,3 +164,21 @@ def test_the_page_and_the_command_leave_the_same_event(
     assert dropforge("drops", "withdraw", "6", "--reason", "why").code == 0
     by_page, by_command = events(overview, "drop_withdrawn")
     assert by_page == {**by_command, "by": f"{by_command['by']}, on the page"}
+
+
+def test_what_the_machine_refuses_is_said(
+    program: TestClient, person: TestClient, lived_in: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("daemon.state.database.BUSY_SECONDS", 0.01)
+    with lived_in.engine.begin():  # holds the write lock
+        answer = program.post("/api/v1/runs/3/cancel")
+        assert answer.status_code == 503
+        assert "another process holds the state database" in answer.json()["error"]["message"]
+    monkeypatch.setattr("daemon.queue.cancelling.cancel", _full)
+    answer = person.post("/runs/3/cancel")
+    assert answer.status_code == 503
+    assert "No space left on device" in answer.text
+
+
+def _full(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

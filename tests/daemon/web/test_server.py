@@ -110,6 +110,23 @@ def test_a_socket_is_for_the_daemons_user_and_group(lived_in: Any) -> None:
     assert path.is_socket()
 
 
+def test_an_upload_that_breaks_off_leaves_nothing(lived_in: Any) -> None:
+    path, inbox = lived_in.folder / "web.sock", lived_in.settings.inbox_folder
+    token = load_token(lived_in.settings.state_folder)
+    head = (
+        f"POST /api/v1/upload HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n"
+        "Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 100000\r\n\r\n"
+        '--b\r\nContent-Disposition: form-data; name="file"; filename="half.jsonl"\r\n\r\n{"instruction"'
+    )
+    with page(lived_in.folder, "--listen", f"unix:{path}"):
+        with socket.socket(socket.AF_UNIX) as sender:
+            sender.connect(str(path))
+            sender.sendall(head.encode())
+            wait_for(lambda: bool(list(inbox.glob(".*.part"))))
+        wait_for(lambda: not list(inbox.glob(".*.part")))
+    assert not (inbox / "half.jsonl").exists()
+
+
 def test_it_ends_with_the_daemon_that_started_it(lived_in: Any) -> None:
     path = lived_in.folder / "web.sock"
     argv = [*PAGE, "--listen", f"unix:{path}", "--lifeline"]
