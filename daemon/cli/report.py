@@ -109,12 +109,10 @@ def review(
 
 def review_lines(overview: "Overview", run: "RunView") -> list[str]:
     """Return how far a run's blind review is, or what came of it; nothing unless it was begun or is waited for."""
-    from daemon.champions.review.pairs import CannotReview  # noqa: PLC0415 - a quick start
-
     try:
         found = overview.review(run.id)
-    except CannotReview:
-        return []
+    except (DropforgeError, OSError):
+        return []  # no answers to compare, or none that this user can read: `review` says which
     waits = found.awaited and run.outcome == "awaiting_approval"
     return [_review_words(found)] if found.judged or waits else []
 

@@ -154,6 +154,13 @@ def test_what_is_no_choice_is_refused(workspace: Any, dropforge: Command) -> Non
     assert dropforge("review", 9).err.startswith("error: there is no run 9\n")
 
 
+def test_a_damaged_evaluation_hides_no_run(workspace: Any, dropforge: Command) -> None:
+    (workspace.settings.state_folder / "runs/1/evaluate.json").write_text("{}")
+    assert dropforge("show", 1).code == 0
+    assert "run 1 of track default won" in dropforge("status").out
+    assert "damaged" in dropforge("review", 1, "--json").err
+
+
 def test_the_promotion_waits_for_the_review_and_force_does_not(workspace: Any, dropforge: Command) -> None:
     assert workspace
     refused = dropforge("promote", 1)
