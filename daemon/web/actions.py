@@ -7,6 +7,7 @@ path to go on from; or with `error.html`.
     /runs/ID/cancel            /runs/ID/retry   since (a step, may be empty)
     /runs/ID/move              after (a run, or empty: before all others)
     /runs/ID/promote           reason (empty: approve a win that waits; else by force)
+    /runs/ID/review            pair, key (1, 2 or 0); answered with the review's next pair
     /tracks/NAME/pause         reason
     /tracks/NAME/resume        reason (may be empty)
     /tracks/NAME/rollback      reason, to (a generation, or empty)
@@ -17,15 +18,16 @@ path to go on from; or with `error.html`.
 The API has the same below `/api/v1`, with a JSON body of the same fields, and answers `{"words": [...]}`.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import Response
+from fastapi.responses import RedirectResponse, Response
 from pydantic import Field, StringConstraints, ValidationError
 
 from daemon.champions import approval
+from daemon.champions.review import blind_review
 from daemon.champions.rollback import Target, rollback
 from daemon.champions.smoke_test import require_answer
 from daemon.dispatch import stale_steps
@@ -82,6 +84,14 @@ class Behind(Frozen):
     """The run that it goes right behind; `null`: before all others."""
 
 
+class Judged(Frozen):
+    """One pair of a blind review, and what was found of it."""
+
+    pair: Annotated[str, Field(min_length=1, max_length=64)]
+    key: Literal["1", "2", "0"]
+    """The first answer is better, the second one is, or neither."""
+
+
 class Back(Frozen):
     """Which former champion serves again, and why."""
 
@@ -121,6 +131,14 @@ def promote(site: SiteOf, run_id: Number, body: PerhapsWhy) -> Done:
         row = approval.approve(engine, root, run_id, now_ms(), _who())
     over = "" if row.overrode is None else f"the verdict that this overrides: {row.overrode}"
     return _done(f"track {row.track} serves the model of run {run_id}, as generation {row.generation}", over)
+
+
+@router.post("/runs/{run_id}/review")
+def judge_blind(site: SiteOf, run_id: Number, body: Judged) -> Done:
+    """Judge one pair of a run's blind review; the first judgement of a pair stands."""
+    choice = blind_review.Choice(body.pair, body.key, now_ms(), _who())
+    found = blind_review.choose(site.writer(), site.settings.state_folder, run_id, choice)
+    return _done(f"{found.judged} of {found.asked} pairs are judged")
 
 
 @router.post("/tracks/{name}/pause")
@@ -181,6 +199,7 @@ _DEEDS: dict[tuple[str, str], tuple[Any, type[Frozen] | None]] = {
     ("runs", "retry"): (retry, From),
     ("runs", "move"): (move, Behind),
     ("runs", "promote"): (promote, PerhapsWhy),
+    ("runs", "review"): (judge_blind, Judged),
     ("tracks", "pause"): (pause, Why),
     ("tracks", "resume"): (resume, PerhapsWhy),
     ("tracks", "rollback"): (roll_back, Back),
@@ -201,6 +220,8 @@ async def by_form(request: Request, site: SiteOf, kind: str, target: str, deed: 
     given = await request.form(max_files=0, max_fields=_MOST_FIELDS)
     body = [] if told is None else [_read(told, {name: value for name, value in given.items() if value != ""})]
     done = await run_in_threadpool(act, site, target if kind == "tracks" else int(target), *body)
+    if act is judge_blind:
+        return RedirectResponse(f"/runs/{target}/review", status_code=303)
     return draw(request, "done.html", {"words": done.words, "back": f"/{kind}/{target}"})
 
 

@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
+from daemon.champions.review.blind_review import Review
 from daemon.views.champion_history import ChampionView, latest_champions
 from daemon.views.compare_runs import Comparison, compare, report_data
 from daemon.views.details.attention import Attention, attention
@@ -79,6 +80,12 @@ def show_changes(site: SiteOf, run_id: Number) -> Changes | None:
 def show_report(site: SiteOf, run_id: Number) -> dict[str, Any]:
     """Give the data of a run's evidence card, as schemas/report.schema.json describes it."""
     return report_data(site.overview, run_id)
+
+
+@router.get("/runs/{run_id}/review")
+def show_review(site: SiteOf, run_id: Number) -> Review:
+    """Give the pairs of a run's blind review that are left to judge; at the end what came of it."""
+    return site.overview.review(run_id)
 
 
 @router.get("/compare")

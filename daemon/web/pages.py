@@ -18,6 +18,7 @@ from daemon.web.drawing import draw
 from daemon.web.site import MOST, Number, Site, SiteOf
 from pipeline.artifacts import PAGE_NAME
 from pipeline.errors import DropforgeError
+from pipeline.report.story import review_words
 
 router = APIRouter(default_response_class=HTMLResponse)
 #: Lines of a page of a list, and of each list on the overview.
@@ -98,6 +99,19 @@ def report(site: SiteOf, run_id: Number) -> Response:
     """Give the evidence card as it was written; it runs nothing and loads nothing."""
     page = report_folder(site.overview, run_id) / PAGE_NAME
     return HTMLResponse(page.read_bytes(), headers=_CARD)
+
+
+@router.get("/runs/{run_id}/review")
+def review(request: Request, site: SiteOf, run_id: Number) -> Response:
+    """
+    Draw `review.html`.
+
+    `review`: Review, whose first pair that is left is asked. `result`: what came of it in words, or None before the
+    end. Form: POST /runs/ID/review, fields `pair`, `key` (1, 2 or 0).
+    """
+    found = site.overview.review(run_id)
+    result = None if found.result is None else review_words(found.result)
+    return draw(request, "review.html", {"review": found, "result": result})
 
 
 @router.get("/drops")

@@ -27,7 +27,7 @@ from tests.daemon.conftest import LivedIn, make_workspace
 
 PAGES = [
     "/", "/runs", "/runs/4", "/runs/5", "/runs/7", "/drops", "/drops/6", "/drops/7", "/tracks/default",
-    "/compare?runs=3,7", "/inbox", "/nowhere",
+    "/compare?runs=3,7", "/inbox", "/runs/6/review", "/nowhere",
 ]  # fmt: skip
 SCREENS = [(1280, "light"), (1280, "dark"), (400, "light"), (400, "dark")]
 _AXE = """
@@ -252,6 +252,24 @@ def test_the_queue_is_ordered_paused_and_shortened_by_its_buttons(served: Served
     assert "Track support is paused" in served.text("#attention")
     press('#queue [aria-label="Cancel run 8"]')
     assert served.texts(queue) == ["1. run 9"]
+
+
+def test_answers_are_judged_blind_by_single_keys_and_by_buttons_without_script(served: Served) -> None:
+    served.open("/runs/6")
+    served.link("Judge the answers blind").click()
+    for place, key in enumerate(["1", "2", *"0" * 17], 1):
+        served.wait_for(f"Pair {place} of 20")
+        ActionChains(served.driver).send_keys("x", key).perform()
+    served.wait_for("Pair 20 of 20")
+    served.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        served.driver.get(f"{served.address}/runs/6/review")
+        served.find('button[value="0"]').click()
+        served.wait(lambda: served.texts('[role="status"]'))
+        assert "judged blind by " in served.find('[role="status"]').text
+    finally:
+        served.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+    assert "neither in 18" in served.text()
 
 
 def test_the_page_comes_back_with_its_server_and_has_missed_nothing(

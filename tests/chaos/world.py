@@ -154,14 +154,14 @@ class World:
     def withdraw(self, number: int, now: int) -> None:
         """Take a drop out of later runs: those that were made from it end, and one on what else was new begins."""
         self.drops[number - 1].state = "withdrawn"
-        self.leave(number, "ended", now)
-        for one in self.suspects:
-            if not one.ended and one.trial and number in (self.runs[one.trial - 1].snapshot or []):
-                one.trial = 0
         made = [
             place for place, run in enumerate(self.runs, 1)
             if number in (run.snapshot or []) and (run.state in {"running", "waiting"} or place in self.waits)
         ]  # fmt: skip
+        self.leave(number, "ended", now)
+        for one in self.suspects:
+            if not one.ended and one.trial and number in (self.runs[one.trial - 1].snapshot or []):
+                one.trial = 0
         for place in made:
             self.end(place, "cancelled")
             for one in self.suspects:

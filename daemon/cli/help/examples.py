@@ -37,6 +37,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "cancel": ("dropforge cancel 7",),
         "report": ("dropforge report 7", "dropforge report 7 --path"),
         "compare": ("dropforge compare 6 7",),
+        "review": ("dropforge review 7", "dropforge review 7 --json", "dropforge review 7 --choose 4f1c09a2b7e35d68=1"),
         "champion": ("dropforge champion", "vllm serve $(dropforge champion --path)"),
         "history": ("dropforge history --track support", "dropforge history --at 2026-11-24T02:00"),
         "promote": ("dropforge promote 7", "dropforge promote 7 --force --reason 'wanted for the fair'"),

@@ -97,7 +97,7 @@ if (target) {
 
 addEventListener("submit", (event) => {
   if (event.target.method !== "post") return;
-  const button = event.target.querySelector("button");
+  const button = event.submitter || event.target.querySelector("button");
   setTimeout(() => { button.disabled = true; button.textContent = "Under way …"; });
 });
 addEventListener("keydown", (event) => {
@@ -105,4 +105,12 @@ addEventListener("keydown", (event) => {
   if (!open) return;
   open.open = false;
   open.firstElementChild.focus();
+});
+
+// ---- A blind review: a key presses its button.
+
+addEventListener("keydown", (event) => {
+  if (event.repeat || event.ctrlKey || event.altKey || event.metaKey) return;
+  const button = document.querySelector(`button[data-key="${CSS.escape(event.key)}"]`);
+  if (button) button.click();
 });

@@ -1,0 +1,82 @@
+"""The page of a blind review: one pair at a time, by a form, and nothing that tells whose answer is whose."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlmodel import Session
+from starlette.testclient import TestClient
+
+from daemon.queue import run_queue
+from daemon.state.states import AWAITING
+from daemon.state.tables import Run
+from daemon.views.overview import Overview
+from daemon.web.app import make_app
+from daemon.web.security import cookie_name
+from pipeline import durable
+from pipeline.report.write import write_report
+from tests.daemon.web.conftest import HERE, TOKEN
+
+MARKUP = "<script>alert(1)</script>\x1b[31m\u202e"
+
+
+@pytest.fixture
+def won(new_workspace: Callable[[], Any], made_reports: Any) -> Any:
+    """Return a workspace whose run 1 won and waits for a review of two pairs."""
+
+    def marked(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{**line, "instruction": MARKUP, "champion": {**line["champion"], "text": "old"}} for line in lines]
+
+    made = new_workspace()
+    root = made.settings.state_folder
+    made.take("drop.jsonl", '{"instruction": "say", "output": "a"}\n')
+    claim = made.claim()
+    attempt, verdict = made_reports.case(root, "promoted", marked, run=claim.run_id)
+    verdict = verdict.model_copy(update={"report": write_report(attempt, verdict)})
+    durable.write_json(root / "runs/1/decide.json", verdict.model_dump(mode="json"))
+    run_queue.finish(made.engine, claim, run_queue.Ending(AWAITING, verdict.sentence), made.tick())
+    with Session(made.engine) as session, session.begin():
+        run = session.get_one(Run, 1)
+        run.config = {**(run.config or {}), "gate": {"approval": "manual", "review": 2}}
+    return made
+
+
+def test_each_pair_is_judged_by_a_form_and_the_result_comes_at_the_end(won: Any) -> None:
+    app = make_app(won.settings, TOKEN)
+    person = TestClient(app, base_url=HERE, cookies={cookie_name(TOKEN): TOKEN}, headers={"origin": HERE})
+    assert 'href="/runs/1/review"' in person.get("/runs/1").text
+    for place in (1, 2):
+        page = person.get("/runs/1/review").text
+        assert f"Pair {place} of 2" in page
+        assert MARKUP not in page
+        assert "&lt;script&gt;alert(1)&lt;/script&gt;\\x1b[31m\\u202e" in page
+        found = re.search('name="pair" value="([0-9a-f]+)"', page)
+        assert found is not None
+        assert person.post("/runs/1/review", data={"pair": found[1], "key": "7"}).status_code == 422
+        answer = person.post("/runs/1/review", data={"pair": found[1], "key": "0"}, follow_redirects=False)
+        assert (answer.status_code, answer.headers["location"]) == (303, "/runs/1/review")
+    assert "neither in 2." in person.get("/runs/1/review").text
+    assert "Judged blind" in person.get("/runs/1/report").text
+    (first, second) = Overview(won.settings.state_folder).rows("SELECT detail FROM event WHERE kind = 'answer_chosen'")
+    assert first.detail["by"].endswith(", on the page")
+    assert first.detail["pair"] != second.detail["pair"]
+
+
+def test_who_may_only_look_judges_nothing(won: Any) -> None:
+    visitor = TestClient(make_app(won.settings, TOKEN), base_url=HERE, follow_redirects=False)
+    page = visitor.get("/runs/1/review").text
+    assert "Answer 1" in page
+    assert '<form method="post"' not in page
+    assert visitor.post("/runs/1/review", data={"pair": "x", "key": "1"}).status_code in {401, 403}
+
+
+def test_the_api_gives_the_pairs_and_takes_a_choice(won: Any) -> None:
+    program = TestClient(make_app(won.settings, TOKEN), base_url=HERE, headers={"authorization": f"Bearer {TOKEN}"})
+    found = program.get("/api/v1/runs/1/review").json()
+    assert [sorted(pair) for pair in found["left"]] == [["first", "id", "input", "instruction", "second"]] * 2
+    answer = program.post("/api/v1/runs/1/review", json={"pair": found["left"][0]["id"], "key": "1"})
+    assert answer.json() == {"words": ["1 of 2 pairs are judged"]}
+    refused = program.post("/api/v1/runs/1/review", json={"pair": "none", "key": "1"})
+    assert refused.status_code == 409
+    assert program.get("/api/v1/runs/9/review").status_code == 404
