@@ -11,7 +11,9 @@ an fsync of what was written. The memory is the peak above what the imports take
 Measured on two cores shared with a dozen other processes (load 14), once, 4,009 MB in 5 shards: `cp -r` 18.6 s, merged
 in 40.9 s (2.2 times), by PEFT in 149 s; peaks of 39 MB (361 MB with the check), against PEFT's 7,749 MB. The budget of
 time was not met there: a copy asks for little of a processor that others want, too. Of 1,033 MB it took 0.36 s of the
-processor, the merge 1.87 s on both cores, PEFT 6.2 s. A quiet machine, and a GPU's host, were not measured.
+processor, the merge 1.87 s on both cores, PEFT 6.2 s. Since then a weight is read through one open file: 0.85 s of the
+processor where it was 1.05, `cp -r` 0.25; 1.93 times its time (load 8 to 10). A quiet machine, and a GPU's host, were
+not measured.
 """
 
 import argparse

@@ -178,7 +178,7 @@ def test_a_stop_reaches_all_processes_and_one_goes_on_from_their_checkpoint(orde
 
     # The first one does not hear of it: what the second one was told has to be enough.
     deaf = "(signal.signal(signal.SIGTERM, signal.SIG_IGN), os.kill(os.getppid(), signal.SIGTERM))"
-    stopped = order()
+    stopped = order(checkpoint_minutes=60)
     assert run(stopped, f"if step == 10: attempt.stop.wait({PATIENCE}) if rank else {deaf}") == EXIT_INTERRUPTED
     result, printed = result_of(stopped)
     assert (result.status, "step 11 of 21" in str(result.error)) == ("interrupted", True), printed
