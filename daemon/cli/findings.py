@@ -49,7 +49,8 @@ def _print_faults(file: Path, validation: "Validation") -> None:
         shown = sum(found.rows for found in kinds[:MOST_KINDS])
         held = "all of them" if kept == validation.findings_total else f"the first {MOST_FINDINGS:,}"
         print_line(f"... and {validation.findings_total - shown:,} more; {held}: dropforge check --json {file}")
-    missing = {found.field for found in kinds if found.rows == validation.rows}
+    everywhere = [found for found in kinds if found.rows == validation.rows]
+    missing = {found.field for found in everywhere if found.message.startswith(f"{found.field} is missing")}
     if missing & {"instruction", "output"}:
         for reading in _readings(file):
             print_line(reading)

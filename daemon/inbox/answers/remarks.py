@@ -31,13 +31,14 @@ def too_few(name: str, track: TrackSettings, metric: str | None, rows: Mapping[s
         if have >= most:
             return None
         said = f"track {name} has {count(have, 'pinned record')}, and a verdict needs {_either(least, most)}"
-        return f"{said}: {nothing} until more are pinned: {pin}"
+        return f"{said}: {_if_long(have, least)}{nothing} until more are pinned: {pin}"
     have, share = rows.get("train", 0), track.split.heldout
     if have * share >= most:
         return None
     needed = f"track {name} has {count(have, 'row')}, and a verdict needs {_either(least, most)} held-out records"
     if share > 0:
         needed += f", so about {_either(_rows_for(least, share), _rows_for(most, share))} rows"
+    nothing = _if_long(have * share, least) + nothing
     return f'{needed}: {nothing} until then; or pin records of your own: gate.on = "pinned", then {pin}'
 
 
@@ -89,6 +90,11 @@ def _needed(track: TrackSettings, metric: str | None) -> tuple[int, int]:
     metric = metric if track.evaluate.metric == "auto" else track.evaluate.metric
     short, long = track.gate.min_records, track.gate.min_records_continuous
     return {None: (short, long), "exact_match": (short, short)}.get(metric, (long, long))
+
+
+def _if_long(have: float, least: int) -> str:
+    """Return the condition on which too few records are too few; empty where they are in any case."""
+    return "where answers are long, " if have >= least else ""
 
 
 def _either(least: int, most: int) -> str:

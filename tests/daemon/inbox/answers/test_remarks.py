@@ -58,6 +58,8 @@ def test_a_track_that_is_judged_on_pinned_records_needs_these() -> None:
         "dropforge submit --heldout FILE"
     )
     assert said("exact_match", {"heldout": 100}, **pinned) is None
+    either = said(None, {"heldout": 120}, **pinned) or ""
+    assert "needs 100 (200 where answers are long): where answers are long, nothing is trained until more" in either
     assert "has 0 pinned records" in (said(None, {}, **pinned) or "")
 
 
