@@ -227,7 +227,9 @@ def test_a_terminal_that_changes_its_size_is_filled_anew(pane: Any) -> None:
 
 
 def test_as_a_pipe_it_prints_lines_and_ends_with_the_signal(busy: Any) -> None:
-    with subprocess.Popen([SCRIPT, "watch"], cwd=busy.folder, stdout=subprocess.PIPE, text=True) as process:
+    # Whoever starts the tests in the background has them ignore SIGINT, and so would what they start.
+    argv = ["env", "--default-signal=INT", SCRIPT, "watch"]
+    with subprocess.Popen(argv, cwd=busy.folder, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         seen: list[str] = []
         while "run 5" not in (seen or [""])[-1]:
