@@ -24,7 +24,6 @@ from daemon.state.layout import DATABASE_NAME
 from daemon.system.programs import user
 from pipeline.errors import EXIT_FAILED, DropforgeError
 
-_EXIT_USAGE = 2
 _EXIT_BROKEN_PIPE = 1
 _EXIT_SIGINT = 130
 _EPILOG = (

@@ -53,7 +53,8 @@ class Messenger:
         #: Sent and not noted, as the database could not be written: not sent again by this process.
         self._unnoted: dict[str, int] = {}
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="messenger")
+        # A daemon that cannot start, or ends in trouble, must not wait for it; the outbox knows what was not sent.
+        self._thread = threading.Thread(target=self._run, name="messenger", daemon=True)
 
     def start(self, now: int) -> None:
         """Open the outbox, and begin if there is anybody to tell."""

@@ -95,12 +95,12 @@ def take(engine: Engine, address: str, now: int) -> Unsent | None:
     """
     Return what is to be sent to an address now, with the try counted and the next one put off; `None` if nothing is.
 
-    What was tried for a week is given up first.
+    What could not be sent for a week is given up first.
     """
     first = _pending().where(Message.address == address).order_by(col(Message.id)).limit(1)
     with transaction(engine) as session:
         while (message := session.exec(first).first()) is not None:
-            if message.tries and message.created_at < now - WEEK_MS:
+            if message.error and message.created_at < now - WEEK_MS:
                 _end(session, message, MessageState.GIVEN_UP, now, message.error)
                 session.flush()
                 continue

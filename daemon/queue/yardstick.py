@@ -16,7 +16,7 @@ from daemon.queue.snapshots import JUDGED
 from daemon.settings.model import Settings
 from daemon.state.events import record_event
 from daemon.state.run_files import ArtifactDamaged, load_dataset, load_verdict
-from daemon.state.states import DropState
+from daemon.state.states import CAME_IN, DropState
 from daemon.state.tables import Drop, Event, Run, Track
 from daemon.system.programs import name_of, user
 from pipeline.artifacts import Dataset, Verdict
@@ -26,7 +26,6 @@ from pipeline.yardstick import YardstickBefore
 
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 #: Events by which a person lets a drop count.
-_BACK = ("drop_accepted", "drop_restored")
 
 
 def why_it_waits(settings: Settings, track: str, uid: int, mode: int) -> str | None:
@@ -133,5 +132,5 @@ def _by_whom(session: Session, drop: Drop) -> str:
     if drop.state == DropState.WITHDRAWN:
         return next((f", withdrawn by {by}" for kind, by in reversed(words) if kind == "drop_withdrawn"), "")
     owner = events[0].detail.get("owner") if events else None
-    said = next((f", {kind.removeprefix('drop_')} by {by}" for kind, by in reversed(words) if kind in _BACK), "")
+    said = next((f", {kind.removeprefix('drop_')} by {by}" for kind, by in reversed(words) if kind in CAME_IN), "")
     return (f", dropped by {owner}" if owner else "") + said

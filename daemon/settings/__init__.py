@@ -2,6 +2,7 @@
 Read `dropforge.toml` and environment variables into one checked, frozen `Settings`.
 
 In: text from people. Out: `Settings`, or an error that names the setting and what it takes. `model` has every setting
-with default and bounds (those of the steps are in `pipeline.config`), `load` reads them, `schema` writes the JSON
-Schema for editors. Open `model` first.
+with default and bounds (those of the steps are in `pipeline.config`, of page and messages in `web` and `messages`),
+`load` reads them, `origins` says where each is from, `schema` writes the JSON Schema for editors, `chapter` writes
+docs/settings.md. Open `model` first.
 """

@@ -34,6 +34,9 @@ TRIAL = "trial"
 #: `Event.kind` where a champion found a new drop's answers far less likely than those of all drops that it knew.
 UNLIKELY = "drop_unlikely"
 
+#: `Event.kind` where a drop came in, or came back by a person's word.
+CAME_IN = ("drop_accepted", "drop_restored")
+
 
 class SuspectEnd(StrEnum):
     """What a drop's being on trial has come to."""

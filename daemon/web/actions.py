@@ -111,14 +111,15 @@ def cancel(site: SiteOf, run_id: Number) -> Done:
 def retry(site: SiteOf, run_id: Number, body: From) -> Done:
     """Let a failed, cancelled or crashed run go on where it stopped, with the settings of today."""
     state, words = stale_steps.retry(site.writer(), site.settings, run_id, now_ms(), body.since)
-    return _done(f"run {run_id} is {state} and goes on", words)
+    goes_on = "goes on where it stopped" if state == "waiting" else "had not begun: it is queued again"
+    return _done(f"run {run_id} {goes_on}", words)
 
 
 @router.post("/runs/{run_id}/move")
 def move(site: SiteOf, run_id: Number, body: Behind) -> Done:
     """Let a queued or waiting run go before all others, or right behind another one."""
     line = order.move(site.writer(), run_id, now_ms(), _who(), body.after)
-    return _done(f"they go in this order now: {', '.join(f'run {number}' for number in line)}")
+    return _done(f"the order is now: {', '.join(f'run {number}' for number in line)}")
 
 
 @router.post("/runs/{run_id}/promote")
@@ -153,7 +154,7 @@ def pause(site: SiteOf, name: Name, body: Why) -> Done:
 def resume(site: SiteOf, name: Name, body: PerhapsWhy) -> Done:
     """Let a paused track begin runs again."""
     pausing.resume(site.writer(), name, _word(body.reason))
-    return _done(f"track {name} goes on")
+    return _done(f"track {name} is resumed: its runs begin in their order")
 
 
 @router.post("/tracks/{name}/rollback")

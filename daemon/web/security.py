@@ -135,7 +135,7 @@ class Guard:
         if not _same(given[0], self._token):
             return PlainTextResponse("not the token: open the address that `dropforge web` prints\n", _FORBIDDEN)
         answer = RedirectResponse("/", _SEE_OTHER)
-        answer.set_cookie(cookie_name(self._token), self._token, httponly=True, samesite="strict", max_age=30 * 86_400)
+        answer.set_cookie(cookie_name(self._token), self._token, httponly=True, samesite="strict")
         return answer
 
 

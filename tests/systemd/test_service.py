@@ -210,7 +210,7 @@ def test_a_drop_is_promoted_though_the_service_restarts_in_training(machine: Mac
     assert champion(machine) == published(machine, "decide")["candidate_model_id"] != base
 
     receipt = machine.run("runuser", "-u", "sender", "--", "ls", f"{DONE}/~sender").stdout.split()
-    assert sorted(receipt) == ["drop.jsonl", "drop.jsonl.receipt.json"]
+    assert sorted(receipt) == ["drop.jsonl", "drop.jsonl.receipt.json", "drop.jsonl.verdict.txt"]
     for name in receipt:
         machine.run("runuser", "-u", "sender", "--", "cat", f"{DONE}/~sender/{name}")
     refused = machine.run("runuser", "-u", "sender", "--", "ls", "/var/lib/dropforge", check=False)

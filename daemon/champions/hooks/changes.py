@@ -19,7 +19,7 @@ from sqlmodel import Session, col, or_, select
 from daemon.champions import journal, rollback
 from daemon.champions.handover.smoke_prompts import adapter_of, write_smoke_prompts
 from daemon.champions.hooks.commands import Begin, Command, Ended, Running, environment, last_line
-from daemon.champions.hooks.training import is_gpu_lent
+from daemon.champions.hooks.training import is_gpu_lent, whose_hooks
 from daemon.champions.smoke_test import Stopped, require_answer
 from daemon.settings.model import HookSettings, Settings
 from daemon.state import run_files
@@ -117,7 +117,7 @@ class Hooks:
 
     def _went_on(self, row: Promotion, now: int) -> bool:
         """Begin the next command of a change; say whether it could be: what was against it is its track's alone."""
-        whose = f"hooks of track {row.track}"
+        whose = whose_hooks(row.track)
         if self._troubles.is_pausing(whose):
             return False
         try:

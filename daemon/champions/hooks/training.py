@@ -133,11 +133,17 @@ class TrainingHooks:
         return CommandFailed(message, "mend the command or what it acts on: it is run again by itself")
 
     def _is_server_to_be_told(self) -> bool:
-        """Say whether a command after a change of champion is still to be run, or runs."""
+        """Say whether a command after a change of champion is still to be run, or runs, where nothing is in its way."""
         commands = or_(col(Promotion.hook_state).in_(_OPEN), col(Promotion.health_state).in_(_OPEN))
         with transaction(self._engine) as session:
-            waiting = select(Promotion.id).where(Promotion.state == PromotionState.DONE, commands)
-            return session.exec(waiting).first() is not None
+            waiting = select(Promotion.track).where(Promotion.state == PromotionState.DONE, commands)
+            # What one track has in its way must not keep the others from training; its server is told afterwards.
+            return any(whose_hooks(track) not in self._troubles.words for track in session.exec(waiting))
+
+
+def whose_hooks(track: str) -> str:
+    """Return whose trouble it is where the commands after a change of champion of `track` cannot be run."""
+    return f"hooks of track {track}"
 
 
 def is_gpu_lent(state_folder: Path) -> bool:

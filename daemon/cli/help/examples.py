@@ -59,7 +59,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "metrics": ("dropforge metrics", "dropforge metrics | sponge /var/lib/node-exporter/dropforge.prom"),
         "config show": ("dropforge config show", "dropforge config show train.epochs"),
         "config check": ("dropforge --config new.toml config check",),
-        "demo": ("dropforge demo", "dropforge demo --with-poison"),
+        "demo": ("dropforge demo",),
         "drops accept": ("dropforge drops accept 4 --reason 'looked at all of it'",),
         "drops withdraw": ("dropforge drops withdraw 12 --reason 'a customer asked for it'",),
         "drops restore": ("dropforge drops restore 12 --reason 'it was not the cause'",),

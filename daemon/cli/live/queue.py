@@ -45,7 +45,7 @@ def pause(
     """
     Let a track begin no run until it is resumed.
 
-    A run of its that is running ends as it would have. Drops are taken in and runs queued as ever.
+    A run that is under way ends as it would have. Drops are taken in and runs queued as ever.
     """
     from daemon.champions.approval import who  # noqa: PLC0415 - a quick start
     from daemon.queue.scheduling import pausing  # noqa: PLC0415

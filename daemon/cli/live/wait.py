@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from daemon.views.live.awaited import Settled
     from daemon.views.overview import Overview, RunView
 
-#: The exit code of each verdict; README and `--help` have them.
+#: The exit code of each verdict; `--help` has them.
 EXIT_CODES = {
     "promoted": 0,
     "refused": 10,
@@ -61,7 +61,8 @@ def wait(  # noqa: PLR0913 - each goes by its name on the command line
         str | None, typer.Option("--track", metavar="TRACK", help="The track that the file was dropped for.")
     ] = None,
     timeout: Annotated[
-        float | None, typer.Option("--timeout", metavar="SECONDS", min=0, help="Give up after so long, with 15.")
+        float | None,
+        typer.Option("--timeout", metavar="SECONDS", min=0, help="Give up after so long: code 15."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -69,7 +70,7 @@ def wait(  # noqa: PLR0913 - each goes by its name on the command line
     Wait until a run, or the run that trains on a drop, has its verdict.
 
     The exit code says which: 0 promoted, 10 refused by the gate, 11 insufficient evidence, 13 failed, 14 cancelled,
-    15 timed out, 65 the drop was rejected. A win that waits for a person's approval has no verdict yet.
+    15 timed out, 65 the drop was rejected, 69 no daemon runs. A win that waits for approval has no verdict yet.
     """
     if (what is None) == (drop is None):
         message = "name a run, a dropped file, or a drop: dropforge wait 7, wait data.jsonl, or wait --drop 4"

@@ -7,12 +7,23 @@ compares it with the file.
 
 from collections.abc import Iterator
 
+from sqlalchemy import func
 from sqlmodel import Session, col, select
 
 from daemon.inbox.answers.receipts import iso_time
 from daemon.inbox.answers.remarks import begins_when, unlikely_words, use_of_pinned
+from daemon.queue.states import RETRIABLE
 from daemon.settings.model import Settings
-from daemon.state.states import AWAITING, OVERTAKEN, UNLIKELY, DropState, PromotionKind, PromotionState, RunState
+from daemon.state.states import (
+    AWAITING,
+    CAME_IN,
+    OVERTAKEN,
+    UNLIKELY,
+    DropState,
+    PromotionKind,
+    PromotionState,
+    RunState,
+)
 from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track
 from pipeline.wording import count, printable
 
@@ -43,10 +54,16 @@ class TrackPast:
         self.latest = promotions[-1] if promotions else None
 
     def last_run(self, session: Session, drop: Drop) -> Run | None:
-        """Return the latest run that held a drop since it last came in."""
-        if drop.first_run is None:
-            return None
-        runs = select(Run.id).where(Run.track == self._track, col(Run.id) >= drop.first_run)
+        """Return the latest run that held a drop since it last came in; one without a verdict has given it back."""
+        runs = select(Run.id).where(Run.track == self._track)
+        if drop.first_run is not None:
+            runs = runs.where(col(Run.id) >= drop.first_run)
+        elif session.exec(runs.where(Run.state == RunState.QUEUED)).first() is not None:
+            return None  # that one will hold it
+        else:
+            came = select(func.max(Event.at)).where(Event.drop_id == drop.id, col(Event.kind).in_(CAME_IN))
+            since = session.exec(came).one() or drop.received_at
+            runs = runs.where(col(Run.state).in_(RETRIABLE), col(Run.ended_at) >= since)
         for number in session.exec(runs.order_by(col(Run.id).desc())):
             if number is not None and number not in self._held:
                 self._held[number] = snapshot_ids(session.get_one(Run, number))

@@ -108,7 +108,7 @@ def _words(settings: Settings, overview: Overview) -> Iterator[Attention]:
         title = f"Run {run.id} won, but {run.blocker}"
         yield Attention(kind="blocked", title=title, detail=run.sentence or "", track=run.track, run=run.id)
     for drop in _newest(settings, overview, "proposed"):
-        title = f"{drop.name} waits for a word before it judges models"
+        title = f"{drop.name} waits for a person before it judges models"
         yield Attention(kind="proposed", title=title, detail=drop.reason or "", track=drop.track, drop=drop.id)
 
 

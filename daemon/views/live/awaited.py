@@ -15,10 +15,26 @@ _BY_STATE: dict[str, Literal["failed", "cancelled"]] = {
     RunState.CRASHED: "failed",
     RunState.CANCELLED: "cancelled",
 }
+_BY_DROP: dict[str, Literal["rejected", "cancelled", "refused"]] = {
+    DropState.REJECTED: "rejected",
+    DropState.WITHDRAWN: "cancelled",
+    DropState.SUSPENDED: "refused",
+}
 _BY_OUTCOME: dict[str, Literal["promoted", "insufficient_evidence"]] = {
     "promoted": "promoted",
     "insufficient_evidence": "insufficient_evidence",
 }
+
+
+#: The run without a verdict that gave a drop back since it last came in, unless a queued one is to hold it.
+_GAVE_BACK = """
+SELECT run.id FROM run, json_each(run.snapshot) AS held
+WHERE run.track = ? AND run.state IN ('failed', 'crashed', 'cancelled') AND json_extract(held.value, '$.id') = ?
+AND run.ended_at >=
+    (SELECT max(at) FROM event WHERE drop_id = ? AND kind IN ('drop_accepted', 'drop_restored'))
+AND NOT EXISTS (SELECT 1 FROM run AS other WHERE other.track = run.track AND other.state = 'queued')
+ORDER BY run.id DESC LIMIT 1
+"""
 
 
 class Settled(Frozen):
@@ -54,7 +70,8 @@ def drop_awaited(overview: "Overview", drop_id: int) -> Settled | RunView | Drop
     """
     Return what the first run that sees a drop came to, or how far drop or run are.
 
-    A drop that repeats another one is waited for as that. Raises `NotThere`.
+    A drop that repeats another one is waited for as that; a run that failed or was cancelled has given its drops back.
+    Raises `NotThere`.
     """
     drop = overview.drop(drop_id)
     if drop.duplicate_of is not None:
@@ -62,10 +79,9 @@ def drop_awaited(overview: "Overview", drop_id: int) -> Settled | RunView | Drop
     if drop.first_run is not None:
         return run_awaited(overview, drop.first_run)
     words = ": ".join(filter(None, (f"drop {drop.id} ({drop.name}) is {drop.state}", drop.reason)))
-    if drop.state == DropState.REJECTED:
-        return Settled(verdict="rejected", sentence=words, drop=drop.id)
-    if drop.state == DropState.WITHDRAWN:
-        return Settled(verdict="cancelled", sentence=words, drop=drop.id)
-    if drop.state == DropState.SUSPENDED:
-        return Settled(verdict="refused", sentence=words, drop=drop.id)
+    gave_back = overview.rows(_GAVE_BACK, drop.track, drop.id, drop.id) if drop.state == DropState.ACCEPTED else []
+    if gave_back:
+        return run_awaited(overview, gave_back[0].id)
+    if drop.state in _BY_DROP:
+        return Settled(verdict=_BY_DROP[drop.state], sentence=words, drop=drop.id)
     return drop

@@ -23,7 +23,7 @@ def events(overview: Overview, kind: str) -> list[Any]:
 def test_a_failed_run_is_retried(person: TestClient, overview: Overview) -> None:
     answer = person.post("/runs/2/retry", data={"since": ""})
     assert answer.status_code == 200
-    assert "run 2 is waiting and goes on" in answer.text
+    assert "run 2 goes on where it stopped" in answer.text
     assert overview.run(2).state == "waiting"
     again = person.post("/runs/2/retry", data={"since": ""})
     assert again.status_code == 409
@@ -43,7 +43,7 @@ def test_a_run_goes_before_the_others(program: TestClient, lived_in: Any) -> Non
     program.post("/api/v1/runs/2/retry", json={})
     lived_in.take("fourth.jsonl", '{"instruction": "say e", "output": "e"}\n')
     answer = program.post("/api/v1/runs/4/move", json={})
-    assert answer.json() == {"words": ["they go in this order now: run 4, run 2"]}
+    assert answer.json() == {"words": ["the order is now: run 4, run 2"]}
     assert program.post("/api/v1/runs/4/move", json={"after": 2}).json()["words"][0].endswith("run 2, run 4")
     assert program.post("/api/v1/runs/1/move", json={}).status_code == 409
 

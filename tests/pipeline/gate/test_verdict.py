@@ -438,7 +438,7 @@ def test_a_loss_an_old_drop_and_the_likelihood_put_new_drops_under_suspicion_and
     assert reason in verdict.reasons or (verdict.outcome, reason) == ("promoted", "")
     assert verdict.blames_new_drops == blames
     said = story_text(verdict)
-    assert ("one is suspended only if it is worse once more, tried alone" in said) == blames
+    assert ("only one that makes a model worse once more is suspended" in said) == blames
     if verdict.outcome == "guard_failed":
         assert ("No drop is suspended for this" in said) != blames
 

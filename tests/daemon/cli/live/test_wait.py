@@ -10,6 +10,7 @@ from daemon.cli.live import wait
 from daemon.queue import cancelling, run_queue
 from daemon.queue.scheduling import order
 from daemon.settings.model import RetrySettings
+from daemon.views.overview import Overview
 
 Command = Callable[..., Any]
 CODES = (
@@ -42,10 +43,13 @@ def test_the_exit_code_says_which_verdict(alive: Any, dropforge: Command, outcom
 def test_failed_and_cancelled_runs_have_codes_and_their_reason(alive: Any, dropforge: Command) -> None:
     ended = dropforge("wait", "2")
     assert (ended.code, ended.out) == (13, "run 2 failed: out of memory\n")
+    held = [drop.id for drop in Overview(alive.settings.state_folder).drops() if drop.first_run == 3]
     cancelling.cancel(alive.engine, 3, alive.tick())
     cancelling.cancelled(alive.engine, claimed(alive), alive.tick())
     ended = dropforge("wait", "3")
     assert (ended.code, ended.out) == (14, "run 3 was cancelled\n")
+    assert held, "and so are those waited for by whom it has given back"
+    assert {dropforge("wait", "--drop", str(drop)).code for drop in held} == {14}
 
 
 def test_a_crashed_run_has_failed(alive: Any, dropforge: Command) -> None:

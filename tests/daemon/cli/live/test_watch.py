@@ -228,7 +228,7 @@ def test_a_terminal_that_changes_its_size_is_filled_anew(pane: Any) -> None:
 
 def test_as_a_pipe_it_prints_lines_and_ends_with_the_signal(busy: Any) -> None:
     # Whoever starts the tests in the background has them ignore SIGINT, and so would what they start.
-    argv = ["env", "--default-signal=INT", SCRIPT, "watch"]
+    argv = ["env", "--default-signal=INT", str(SCRIPT), "watch"]
     with subprocess.Popen(argv, cwd=busy.folder, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         seen: list[str] = []

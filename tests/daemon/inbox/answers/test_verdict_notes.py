@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlmodel import select
 
 from daemon.inbox.answers import story, verdict_notes
 from daemon.inbox.answers.folder_texts import FolderTexts
 from daemon.inbox.answers.readme import README
 from daemon.queue.drops import restore, withdraw
+from daemon.queue.snapshots import give_back
+from daemon.queue.states import RETRIABLE
 from daemon.state import database
 from daemon.state.events import Word, record_event
 from daemon.state.states import UNLIKELY, DropState, PromotionKind, PromotionState, RunState, SuspectEnd
@@ -51,6 +54,8 @@ class House:
     def run(self, *drops: int, **values: Any) -> int:
         """Let a run hold the drops, and end as `values` say."""
         with database.transaction(self.box.engine) as session:
+            for queued in session.exec(select(Run).where(Run.state == RunState.QUEUED)):
+                session.delete(queued)  # it is this one
             run = Run(track="default", trigger="drop", created_at=NOW, not_before=NOW)
             run.snapshot = [{"id": number, "role": "train"} for number in drops]
             run.state = RunState.SUCCEEDED
@@ -65,6 +70,8 @@ class House:
                 drop = session.get_one(Drop, number)
                 drop.first_run = drop.first_run or run.id
                 session.add(drop)
+            if run.state in RETRIABLE:
+                give_back(session, run.id)
             record_event(session, f"run_{run.state}", NOW, track="default", run_id=run.id)
             return run.id
 
