@@ -45,10 +45,12 @@ def work_until_the_cut(folder: Path, mode: str, acknowledgements: int, mutation:
     write_model(base, b"base")
     (base / MANIFEST_NAME).unlink()
     with LoopDisk(folder / "first", 96) as disk:
-        (disk.place / "dropforge.toml").write_text(
+        settings = (
             f'base_model = "{base}"\nrun_after_quiet_seconds = 0\n[intake]\nsettle_seconds = 0\n'
             "[disk]\nlow_water_bytes = 0\nballast_bytes = 0\n[gc]\nautomatic = false\n"
         )
+        # Or the cut takes it, too, and a run that is queued then has no base model ever after.
+        durable.write_bytes(disk.place / "dropforge.toml", settings.encode())
         command = [sys.executable, "-m", "tests.chaos.power_cut_target", mode, str(disk.place), str(log)]
         command += [mutation] if mutation else []
         with (folder / "log").open("wb") as output:
