@@ -67,7 +67,9 @@ def work_until_the_cut(folder: Path, mode: str, acknowledgements: int, mutation:
 
 def lost(folder: Path, mode: str, acknowledged: list[list[str]]) -> list[str]:
     """Recover on the copy; return what is wrong with it."""
-    with LoopDisk(folder / "second", 0) as disk:
+    # A machine finds its disk where it was: an order names the state folder that it is for.
+    (folder / "second" / "disk.img").replace(folder / "first" / "disk.img")
+    with LoopDisk(folder / "first", 0) as disk:
         try:
             house = House(disk.place)
             house.take_in()
