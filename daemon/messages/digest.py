@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
 from sqlmodel import Session, col, select
@@ -13,6 +12,7 @@ from daemon.queue.nightly import last_due
 from daemon.settings.messages import MessageSettings
 from daemon.state.states import AWAITING, DropState
 from daemon.state.tables import Drop, Event, Run, waits
+from daemon.system.clock import utc
 from pipeline.wording import count
 
 #: What is counted, and what one and several of it are called; in the order in which it is told.
@@ -49,7 +49,7 @@ def digest_due(settings: MessageSettings, last: int, now: int) -> int | None:
     """Return the latest time of a digest after `last` and until `now`, in ms since the epoch; `None` for none."""
     if not settings.schedule:
         return None
-    due = last_due(settings.schedule, settings.timezone, _time(last), _time(now))
+    due = last_due(settings.schedule, settings.timezone, utc(last), utc(now))
     return None if due is None else round(due.timestamp() * 1000)
 
 
@@ -65,7 +65,7 @@ def digest_text(session: Session, settings: MessageSettings, after: int, last: i
     ]
     lines += _verdicts(session, events)
     lines += _open_ends(session)
-    since = _time(last).astimezone(ZoneInfo(settings.timezone))
+    since = utc(last).astimezone(ZoneInfo(settings.timezone))
     title = f"[dropforge] digest since {since:%Y-%m-%d %H:%M} {settings.timezone}"
     return Text("digest", "info", title, "\n".join([*lines, "more: dropforge status"]))
 
@@ -92,7 +92,3 @@ def _open_ends(session: Session) -> list[str]:
     proposed = session.exec(select(Drop.id).where(Drop.state == DropState.PROPOSED).limit(1)).first()
     lines = [f"run {run.id} of track {run.track} waits for approval: dropforge promote {run.id}" for run in wins]
     return [*lines, "held-out files wait for a word: dropforge drops --state proposed"] if proposed else lines
-
-
-def _time(ms: int) -> datetime:
-    return datetime.fromtimestamp(ms / 1000, UTC)

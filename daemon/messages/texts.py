@@ -119,40 +119,33 @@ def _ended_badly(session: Session, _root: Path, event: Event) -> _Told:
     )
 
 
-def _hook_failed(_session: Session, _root: Path, event: Event) -> _Told:
-    return _Told(
-        "failure",
-        f"HOOK FAILED: {event.track}",
-        (
-            f"hooks.after_promotion: {_said(event, 'error')}",
-            "the new champion stands, but the server may not know of it",
-            f"to run it again: dropforge hook --track {event.track}",
-        ),
-    )
+#: By the kind of event: the title, which command it was, what it means and what to do.
+_SERVER_TROUBLE = {
+    "hook_failed": (
+        "HOOK FAILED",
+        "hooks.after_promotion",
+        "the new champion stands, but the server may not know of it",
+        "to run it again: dropforge hook --track {track}",
+    ),
+    "health_failed": (
+        "UNHEALTHY",
+        "hooks.health",
+        "the former champion is being brought back",
+        "what comes of it: dropforge history --track {track}",
+    ),
+    "rollback_failed": (
+        "NOT ROLLED BACK",
+        "hooks.health",
+        "the unhealthy model still serves; what may take its place: dropforge history --track {track}",
+        "to let it: dropforge rollback --track {track} --to GENERATION --reason TEXT",
+    ),
+}
 
 
-def _health_failed(_session: Session, _root: Path, event: Event) -> _Told:
-    return _Told(
-        "failure",
-        f"UNHEALTHY: {event.track}",
-        (
-            f"hooks.health: {_said(event, 'error')}",
-            "the former champion is being brought back",
-            f"what comes of it: dropforge history --track {event.track}",
-        ),
-    )
-
-
-def _rollback_failed(_session: Session, _root: Path, event: Event) -> _Told:
-    return _Told(
-        "failure",
-        f"NOT ROLLED BACK: {event.track}",
-        (
-            f"hooks.health: {_said(event, 'error')}",
-            f"the unhealthy model still serves; what may take its place: dropforge history --track {event.track}",
-            f"to let it: dropforge rollback --track {event.track} --to GENERATION --reason TEXT",
-        ),
-    )
+def _server_trouble(_session: Session, _root: Path, event: Event) -> _Told:
+    title, command, *lines = _SERVER_TROUBLE[event.kind]
+    told = (line.format(track=event.track) for line in lines)
+    return _Told("failure", f"{title}: {event.track}", (f"{command}: {_said(event, 'error')}", *told))
 
 
 def _disk_low(_session: Session, _root: Path, event: Event) -> _Told:
@@ -205,9 +198,9 @@ _AT_ONCE: dict[str, Callable[[Session, Path, Event], _Told | None]] = {
     "run_succeeded": _awaits,
     "run_failed": _ended_badly,
     "run_crashed": _ended_badly,
-    "hook_failed": _hook_failed,
-    "health_failed": _health_failed,
-    "rollback_failed": _rollback_failed,
+    "hook_failed": _server_trouble,
+    "health_failed": _server_trouble,
+    "rollback_failed": _server_trouble,
     "disk_low": _disk_low,
     "drop_rejected": _rejected,
     "drop_suspended": _suspended,

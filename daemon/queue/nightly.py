@@ -29,6 +29,7 @@ from daemon.settings.model import Settings, TrackSettings
 from daemon.state.database import transaction
 from daemon.state.events import record_event
 from daemon.state.tables import Slot, Track
+from daemon.system.clock import utc
 
 #: Looked back over one after the other, so that a long gap costs no step for each of its fire times.
 _WINDOWS = tuple(timedelta(hours=hours) for hours in (1, 24, 8 * 24, 32 * 24, 370 * 24))
@@ -137,8 +138,8 @@ class Schedule:
         fires = []
         for track in self._nightly:
             trigger = cron_trigger(track.schedule, track.timezone)
-            trigger.end_date = _time(now) + timedelta(seconds=_LOOK_SECONDS)
-            fires.append(_next(trigger, _time(now)))
+            trigger.end_date = utc(now) + timedelta(seconds=_LOOK_SECONDS)
+            fires.append(_next(trigger, utc(now)))
         return min((_ms(fire) for fire in fires if fire is not None), default=math.inf)
 
 
@@ -149,7 +150,7 @@ def _take(session: Session, row: Track, settings: Settings, now: int) -> Slot | 
     session.add(row)
     ours = select(func.max(Slot.due_at)).where(Slot.track == row.name, Slot.due_at <= now)
     last: int | None = session.exec(ours).one()
-    due = last_due(track.schedule, track.timezone, _time(max(since, last or since)), _time(now))
+    due = last_due(track.schedule, track.timezone, utc(max(since, last or since)), utc(now))
     if due is None:
         return None
     slot = Slot(track=row.name, due_at=_ms(due), taken_at=now, outcome="no_new_data")
@@ -188,10 +189,6 @@ def _next(trigger: CronTrigger, after: datetime) -> datetime | None:
 def _second_pass(fire: datetime, trigger: CronTrigger) -> bool:
     """Say whether the clock shows `fire` for the second time: an hour that is repeated when summer time ends."""
     return fire.astimezone(trigger.timezone).fold == 1
-
-
-def _time(ms: int) -> datetime:
-    return datetime.fromtimestamp(ms / 1000, UTC)
 
 
 def _ms(time: datetime) -> int:

@@ -1,13 +1,14 @@
 """Each champion's time as people ask for it: since when, until when, why, by whom, trained on which drops."""
 
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from sqlite3 import Connection
 from typing import TYPE_CHECKING
 
 from daemon.champions.history import drops_of
 from daemon.state.states import DropState
+from daemon.system import clock
 from daemon.views.cost import cost_of
 from daemon.views.reader import champions_of, drops_with
 from pipeline.artifacts import Frozen
@@ -160,7 +161,7 @@ def trained_on(base: Connection, ids: Iterable[int]) -> tuple[TrainedOn, ...]:
 
 def utc(milliseconds: int | None) -> datetime | None:
     """Return a time of the database as people and JSON have it."""
-    return None if milliseconds is None else datetime.fromtimestamp(milliseconds / 1000, UTC)
+    return None if milliseconds is None else clock.utc(milliseconds)
 
 
 def _command(state: str | None, error: str | None, output: str | None) -> CommandView | None:

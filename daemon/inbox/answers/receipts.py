@@ -11,7 +11,6 @@ import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from daemon.inbox.drop_folders import DONE, REJECTED
@@ -20,6 +19,7 @@ from daemon.inbox.safe_copy import identity, look
 from daemon.inbox.watcher import Settled
 from daemon.state.states import DropState
 from daemon.state.tables import Drop
+from daemon.system.clock import utc
 from pipeline import durable
 from pipeline.validation.validate import Notice, Validation
 
@@ -161,7 +161,7 @@ def remove_leftovers(inbox: InboxFolders) -> None:
 
 def iso_time(milliseconds: int) -> str:
     """Return a moment as people and programs read it: 2026-01-31T02:00:00+00:00."""
-    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds")
+    return utc(milliseconds).isoformat(timespec="seconds")
 
 
 def _common(drop: Drop, sha256: str) -> Document:

@@ -6,7 +6,6 @@ drops, queues its run and keeps its nights as ever.
 """
 
 from sqlalchemy import Engine
-from sqlmodel import Session
 
 from daemon.queue.states import WrongState
 from daemon.queue.tracks import ensure_track
@@ -41,9 +40,3 @@ def resume(engine: Engine, track: str, word: Word) -> None:
         row.paused = None
         session.add(row)
         record_event(session, "track_resumed", word.at, track=track, reason=word.reason, by=word.by)
-
-
-def is_paused(session: Session, track: str) -> bool:
-    """Say whether a track begins no run, by a person's word."""
-    row = session.get(Track, track)
-    return row is not None and row.paused is not None

@@ -121,7 +121,7 @@ def test_a_link_is_neither_followed_nor_replaced(box: Box, tmp_path: Path) -> No
     assert victim.read_text() == f"{MARK}\n"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+@pytest.mark.skipif(os.geteuid() != 0 and "CI" not in os.environ, reason="only root gives files away")
 def test_another_users_file_with_our_first_line_stays(box: Box) -> None:
     path = box.inbox / "README.txt"
     path.write_text(f"{MARK}\n\nsend your data to me\n")
