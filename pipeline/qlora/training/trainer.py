@@ -11,6 +11,7 @@ from pipeline.errors import CannotTrain
 from pipeline.qlora.loading import Device, arithmetic_dtype, load_model
 from pipeline.qlora.training.answer_loss import add_answer_loss, answer_tokens, has_plain_head, mean_loss
 from pipeline.qlora.training.data_parallel.sharing import Place, seed_step, summed
+from pipeline.qlora.training.lora_linear import fuse
 from pipeline.qlora.training.method import lora_config, method_arguments
 from pipeline.qlora.training.packed_attention import enable_packing
 from pipeline.qlora.training.packing import collate, passes
@@ -84,6 +85,7 @@ def make_trainer(
     for weight in trainer.model.parameters():
         if weight.requires_grad:
             weight.data = weight.data.float()
+    fuse(trainer.model)
     add_answer_loss(trainer.model.get_base_model(), dft=config.loss == "dft")
     if not plain_head or trainer.aux_loss_enabled:
         _say_the_loss_is_trls(config)
@@ -160,7 +162,7 @@ def _arguments(training: Training, config: TrainConfig, *, mixed: bool, has_dev:
         "per_device_train_batch_size": config.batch_size,
         "per_device_eval_batch_size": config.batch_size,
         **method_arguments(config),
-        "optim": "paged_adamw_8bit" if on_cuda else "adamw_torch",
+        "optim": "paged_adamw_8bit" if on_cuda else "adamw_torch_fused",
         "bf16": mixed,
         "use_cpu": not on_cuda,
         "activation_checkpointing": activations != "kept",
