@@ -186,15 +186,15 @@ def _score(asked: AskedModel, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[fl
 
     model = asked.model
     inputs, mask = pad_left([[*prompt, *completion] for prompt, completion in pairs], model.device)
-    keep = max(len(completion) for _, completion in pairs) + 1
+    sizes = [len(completion) for _, completion in pairs]
+    keep = max(sizes) + 1
     extra = accepted(model, position_ids=(mask.cumsum(dim=-1) - 1).clamp(min=0), logits_to_keep=keep)
     with memory_errors(), torch.inference_mode():
         logits = model(input_ids=inputs, attention_mask=mask, use_cache=False, **extra).logits[:, -keep:-1]
-        targets = inputs[:, 1:][:, -(keep - 1) :]
-        losses = functional.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
-        return [
-            float(row[len(row) - len(completion) :].sum()) for row, (_, completion) in zip(losses, pairs, strict=True)
-        ]
+        targets = inputs[:, 1 - keep :]
+        wanted = torch.arange(1 - keep, 0, device=model.device) >= -torch.tensor(sizes, device=model.device)[:, None]
+        losses = functional.cross_entropy(logits[wanted].float(), targets[wanted], reduction="none")
+        return [float(part.sum()) for part in losses.split(sizes)]
 
 
 def pad_left(sequences: Sequence[Tokens], device: Any) -> tuple[Any, Any]:

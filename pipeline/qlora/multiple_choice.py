@@ -60,6 +60,7 @@ def _losses(model: Any, prompts: Sequence[Tokens], owners: list[int], rows: Sequ
     width = max(map(len, rows))
     targets = torch.tensor([[*row, *[row[-1]] * (width - len(row))] for row in rows], device=device)
     counted = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
+    wanted = counted.bool()
     logits = read.logits[index, -1:]
     if width > 1:
         # Its name changed within transformers 5.
@@ -77,5 +78,5 @@ def _losses(model: Any, prompts: Sequence[Tokens], owners: list[int], rows: Sequ
             **accepted(model, position_ids=places),
         )
         logits = torch.cat([logits, further.logits], dim=1)
-    losses = functional.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
-    return [float(loss) for loss in (losses * counted).sum(dim=-1)]
+    losses = functional.cross_entropy(logits[wanted].float(), targets[wanted], reduction="none")
+    return [float(part.sum()) for part in losses.split([len(row) for row in rows])]
