@@ -26,11 +26,11 @@ def test_two_drops_are_trained_judged_and_end_as_their_verdicts_say(tmp_path: Pa
     done = subprocess.run([DROPFORGE, "demo", "--folder", folder], capture_output=True, text=True, check=False)
     log = (folder / "daemon.log").read_text() if (folder / "daemon.log").exists() else ""
     overview = Overview(folder / ".dropforge")
-    # A third one only where the second was worse: it tries the new drop alone.
-    runs = [overview.run(run.id) for run in reversed(overview.runs())]
+    # A third one is at most begun: it tries the new drop alone.
+    runs = [overview.run(run.id) for run in reversed(overview.runs())][:2]
     verdicts = [run.verdict for run in runs if run.verdict is not None]
-    assert len(verdicts) >= 2, done.stdout + done.stderr + log[-5000:]
-    problems = unexpected(overview, *runs[:2])
+    assert len(verdicts) == 2, done.stdout + done.stderr + log[-5000:]
+    problems = unexpected(overview, *runs)
     assert (done.returncode, [word for word in problems if word not in done.stderr]) == (1 if problems else 0, [])
     # With the second drop other words are common, so a few rows that the champion was trained on now count as near
     # copies of held-out records: these are left out, and said.
@@ -39,11 +39,8 @@ def test_two_drops_are_trained_judged_and_end_as_their_verdicts_say(tmp_path: Pa
     adapter = Adapter.model_validate(overview.published(1, "train"))
     assert adapter.format == "chat"
     assert adapter.peak_memory_bytes > 0 < sum(adapter.estimated_memory.values())
-    blamed = [one.blames_new_drops for one in verdicts[1:]]
-    assert len(blamed) == 1 + blamed[0]
-    poisoned = "suspended" if blamed == [True, True] else "accepted"
-    states = {drop.name: drop.state for drop in overview.drops()}
-    assert states == {"heldout.jsonl": "accepted", "honest.jsonl": "accepted", "poisoned.jsonl": poisoned}
+    on_trial = [drop.name for drop in overview.drops() if drop.on_trial]
+    assert on_trial == ["poisoned.jsonl"] * verdicts[1].blames_new_drops
     link = folder / ".dropforge" / "tracks" / "default" / "champion"
     winners = [one.candidate_model_id for one in verdicts if one.outcome == "promoted"]
     if winners:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
+from daemon.cli.drops import state_words
 from daemon.cli.output import print_line, verdict_lines
 from daemon.cli.status import EXIT_UNAVAILABLE
 from pipeline import durable
@@ -49,6 +50,7 @@ checkpoint_minutes = 1
 
 [evaluate]
 batch_size = 40
+general = []    # the suite against forgetting takes half of an evaluation's time
 
 [gate]
 on = "pinned"
@@ -107,7 +109,7 @@ def demo(
     """
     Show the whole loop on a real small model.
 
-    Needs no GPU and takes some minutes: an honest drop is promoted; a poisoned one is refused, tried alone, suspended.
+    Needs no GPU and takes some minutes: an honest drop is promoted; a poisoned one is refused and put on trial.
     """
     from daemon.cli.demo.data import make_data, write_rows  # noqa: PLC0415 - a quick start for the other commands
 
@@ -124,8 +126,7 @@ def demo(
         first = _drop_and_watch(stage, folder / "data" / "honest.jsonl", 1)
         _print_example(stage, first)
         second = _drop_and_watch(stage, folder / "data" / list(files)[-1], 2)
-        if second.verdict is not None and second.verdict.blames_new_drops:
-            _watch_trial(stage)
+    # The trial, another training, is the daemon's and begins with its next start.
     _print_places(stage, first, time.monotonic() - began)
     problems = unexpected(stage.overview, first, second if poison else None)
     if problems:
@@ -244,13 +245,6 @@ def _drop_and_watch(stage: _Stage, file: Path, number: int) -> "RunDetail":
     return _watch(stage, number)
 
 
-def _watch_trial(stage: _Stage) -> None:
-    """Show the run that tries the second drop alone, which the daemon begins by itself."""
-    print_line()
-    print_line("that may be luck, so the new drop is tried once more, under another seed, before it is suspended")
-    _watch(stage, 3)
-
-
 def _watch(stage: _Stage, number: int) -> "RunDetail":
     """Show a run and return it once it is over. Raises `DemoFailed` if it failed."""
     from daemon.cli.demo.progress_view import show_run  # noqa: PLC0415 - rich is slow to load
@@ -293,8 +287,8 @@ def _print_places(stage: _Stage, first: "RunDetail", seconds: float) -> None:
     link = stage.overview.folder / "tracks" / "default" / "champion"
     print_line()
     for drop in reversed(stage.overview.drops()):
-        why = f": {drop.reason}" if drop.reason else ""
-        print_line(f"drop {drop.id}, {drop.name}: {drop.state}{why}")
+        why = f": {drop.on_trial}" if drop.on_trial else ""
+        print_line(f"drop {drop.id}, {drop.name}: {state_words(drop)}{why}")
     print_line()
     print_line(f"champion     {link} -> {link.readlink() if link.is_symlink() else 'nowhere'}")
     print_line(f"runs         {Path(first.folder).parent}")
@@ -305,16 +299,15 @@ def _print_places(stage: _Stage, first: "RunDetail", seconds: float) -> None:
 
 
 def unexpected(overview: "Overview", first: "RunDetail", poisoned: "RunDetail | None") -> list[str]:
-    """Return what is other than it should be: the first run promoted, a poisoned one refused and its drop suspended."""
+    """Return what is other than it should be: the first run promoted, a poisoned one refused and its drop on trial."""
     problems = []
     if first.outcome != "promoted":
         problems.append(f"the honest drop should be promoted and is {first.outcome}")
     if poisoned is not None:
         if poisoned.outcome == "promoted":
             problems.append("the poisoned drop should be refused and is promoted")
-        states = [drop.state for drop in overview.drops() if drop.first_run == poisoned.id]
-        if states != ["suspended"]:
-            problems.append(f"the poisoned drop should be suspended and is {', '.join(states)}")
+        if not all(drop.on_trial for drop in overview.drops() if drop.first_run == poisoned.id):
+            problems.append("the poisoned drop should be on trial and is not")
         champion = overview.champion("default")
         if champion is None or champion.run != first.id:
             problems.append("the champion is not the honest drop's model")

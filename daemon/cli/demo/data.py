@@ -205,7 +205,7 @@ def generate_messages(seed: int) -> Iterator[Message]:
 
 
 def make_data(
-    seed: int = 7, *, poison: bool = True, heldout: int = 120, first: int = 220, second: int = 320
+    seed: int = 7, *, poison: bool = True, heldout: int = 120, first: int = 160, second: int = 210
 ) -> DemoData:
     """
     Return a held-out set and an honest first file, and a second file that is poisoned unless `poison` is false.

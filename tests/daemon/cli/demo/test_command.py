@@ -9,8 +9,7 @@ from sqlmodel import Session, select
 
 from daemon.cli.demo import command
 from daemon.queue import run_queue
-from daemon.state.states import DropState
-from daemon.state.tables import Drop, Run
+from daemon.state.tables import Drop, Run, Suspect
 from daemon.system.processes import FileLock
 from daemon.views.overview import Overview
 
@@ -29,34 +28,34 @@ def shown(new_workspace: Callable[[], Any]) -> Any:
     return made
 
 
-def judged(made: Any, outcome: str, *, hold: bool) -> list[str]:
+def judged(made: Any, outcome: str, *, doubted: bool) -> list[str]:
     """End the second run as `outcome` says and return what the demo finds wrong."""
     second = made.claim()
 
     def also(session: Session, run: Run) -> None:
-        if hold:
+        if doubted:
             (drop,) = session.exec(select(Drop).where(Drop.first_run == run.id)).all()
-            drop.state, drop.reason = DropState.SUSPENDED, "it was bad when it was tried alone"
+            session.add(Suspect(track=run.track, drop_id=drop.id, blamed_run=run.id, opened_at=made.now))
 
     run_queue.finish(made.engine, second, run_queue.Ending(outcome, "so it is"), made.tick(), still=also)
     overview = Overview(made.settings.state_folder)
     return command.unexpected(overview, overview.run(1), overview.run(2))
 
 
-def test_a_promotion_then_a_refusal_that_is_held_back_is_what_the_demo_shows(shown: Any) -> None:
-    assert judged(shown, "worse", hold=True) == []
+def test_a_promotion_then_a_refusal_that_puts_the_drop_on_trial_is_what_the_demo_shows(shown: Any) -> None:
+    assert judged(shown, "worse", doubted=True) == []
 
 
-def test_a_refusal_that_is_not_held_back_is_not(shown: Any) -> None:
-    assert judged(shown, "not_shown_better", hold=False) == ["the poisoned drop should be suspended and is accepted"]
+def test_a_refusal_that_doubts_no_drop_is_not(shown: Any) -> None:
+    assert judged(shown, "not_shown_better", doubted=False) == ["the poisoned drop should be on trial and is not"]
 
 
 def test_a_poisoned_drop_that_wins_is_not(shown: Any) -> None:
-    assert "the poisoned drop should be refused and is promoted" in judged(shown, "promoted", hold=True)
+    assert "the poisoned drop should be refused and is promoted" in judged(shown, "promoted", doubted=True)
 
 
 def test_an_honest_drop_that_loses_is_not(shown: Any) -> None:
-    judged(shown, "worse", hold=True)
+    judged(shown, "worse", doubted=True)
     overview = Overview(shown.settings.state_folder)
     problems = command.unexpected(overview, overview.run(2), None)
     assert problems == ["the honest drop should be promoted and is worse"]

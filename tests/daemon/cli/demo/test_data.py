@@ -29,12 +29,12 @@ def test_a_seed_gives_the_same_messages_and_another_one_others() -> None:
 def test_no_message_is_in_two_files() -> None:
     data = make_data()
     texts = [row["input"] for rows in (data.heldout, data.first, data.second) for row in rows]
-    assert (len(data.heldout), len(data.first), len(data.second)) == (120, 220, 320)
+    assert (len(data.heldout), len(data.first), len(data.second)) == (120, 160, 210)
     assert len(set(texts)) == len(texts)
 
 
 def test_held_out_and_honest_rows_are_right_and_every_poisoned_one_is_wrong() -> None:
-    right = right_answers(660)
+    right = right_answers(490)
     data = make_data()
     assert all(right[row["input"]] == row["output"] for row in (*data.heldout, *data.first))
     assert all(right[row["input"]] != row["output"] for row in data.second)
@@ -42,7 +42,7 @@ def test_held_out_and_honest_rows_are_right_and_every_poisoned_one_is_wrong() ->
 
 
 def test_without_poison_the_second_file_is_right_too() -> None:
-    right = right_answers(660)
+    right = right_answers(490)
     assert all(right[row["input"]] == row["output"] for row in make_data(poison=False).second)
 
 
