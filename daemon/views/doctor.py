@@ -31,7 +31,7 @@ from daemon.system.processes import lock_holder
 from daemon.system.programs import find_program, user
 from daemon.views.memory_needs import memory_needs
 from daemon.views.overview import Overview
-from daemon.views.preflight import try_suite
+from daemon.views.preflight import try_suite, try_vllm
 from pipeline.artifacts import Frozen
 from pipeline.errors import DropforgeError
 from pipeline.model_folder.manifest import check_base, model_files
@@ -309,7 +309,7 @@ def _programs(settings: Settings) -> Iterator[Finding]:
             if argv:
                 yield _tried(f"hooks of {track}", partial(find_program, argv[0]))
         if own_settings.evaluate.engine == "vllm":
-            yield _tried(f"vLLM of {track}", partial(find_program, own_settings.evaluate.vllm))
+            yield _tried(f"vLLM of {track}", partial(try_vllm, own_settings.evaluate.vllm))
 
 
 def _tried(name: str, look: Callable[[], str]) -> Finding:
