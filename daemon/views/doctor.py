@@ -20,7 +20,7 @@ from urllib.request import getproxies
 
 from daemon.inbox.drop_folders import watched_folders
 from daemon.settings.model import Settings
-from daemon.state.database import newest_revision, open_engine
+from daemon.state.database import newest_revision, open_engine, open_reader
 from daemon.state.database_file import DatabaseUnusable, file_system, is_network, journal_mode, revision, verify
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, RESTORING
 from daemon.state.permissions import may_replace, refusal, state_rights
@@ -110,6 +110,7 @@ def _database(settings: Settings) -> Iterator[Finding]:
         )
         return
     counts = verify(path)
+    open_reader(path)  # refuses one from between two releases
     found = revision(path)
     level: Level = "ok" if found == newest_revision() else "warn"
     rows = f"{counts.get('run', 0)} runs, {counts.get('drop', 0)} drops"
