@@ -12,8 +12,6 @@ from typing import Any
 
 from pipeline.regular_files import open_regular
 
-_CHUNK_BYTES = 1 << 20
-
 
 def fsync_folder(folder: Path) -> None:
     """Make the names in `folder` durable."""

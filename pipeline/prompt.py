@@ -41,11 +41,6 @@ def fold(instruction: str, input: str) -> str:  # noqa: A002 - the record's own 
     return f"{instruction}\n### Input:\n{input}" if input else instruction
 
 
-def messages(instruction: str, input: str) -> list[dict[str, str]]:  # noqa: A002 - the record's own field name
-    """Return a record's request as a chat: one user message."""
-    return [{"role": "user", "content": fold(instruction, input)}]
-
-
 def alpaca_prompt(content: str) -> str:
     """Return the text that `ALPACA_TEMPLATE` makes of one user message."""
     return f"{_ALPACA_HEAD}{content}{_ALPACA_TURN}"

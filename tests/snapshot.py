@@ -11,6 +11,8 @@ from pipeline import durable
 from pipeline.artifacts import Dataset, Drop, ModelRef
 from pipeline.config import GateConfig, RunConfig
 from pipeline.contract import Attempt, StepSpec
+from pipeline.dataset.prompt_hash import hash_place, normalise
+from pipeline.prompt import fold
 from pipeline.steps.prepare import prepare
 
 Rows = Sequence[Mapping[str, Any]]
@@ -21,6 +23,11 @@ NUMBERS = itertools.count(1)
 
 def rows(count: int, *, start: int = 0, answer: str = "yes") -> list[dict[str, str]]:
     return [{"instruction": f"Question {number}?", "output": answer} for number in range(start, start + count)]
+
+
+def prompt_place(salt: str, instruction: str, given: str) -> str:
+    """Return the hexadecimal sha256 that decides a prompt's split; as a fraction of its range it is u."""
+    return hash_place(salt, normalise(fold(instruction, given)))
 
 
 class Snapshot:

@@ -20,7 +20,7 @@ from daemon.queue.states import FINAL
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
 from daemon.state.events import record_event
-from daemon.state.states import TRIAL, UNLIKELY, DropState, PromotionState, RunState, SuspectEnd
+from daemon.state.states import MEASURED, TRIAL, DropState, PromotionState, RunState, SuspectEnd
 from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track, on_trial_beside, promotion_of
 from pipeline.artifacts import Verdict
 from pipeline.wording import count
@@ -49,11 +49,7 @@ def follow_verdict(session: Session, settings: Settings, run: Run, verdict: Verd
     opens none. A candidate that lacks a drop of the champion's, as one was withdrawn, may be worse for that, so it
     speaks against none; a trial beside another champion than it was made for is made again.
     """
-    old = [one.nats for one in verdict.champion_losses if one.known]
-    for one in verdict.champion_losses:
-        if one.stands_out:
-            about = {"nats": one.nats, "known": [min(old), max(old)]}
-            record_event(session, UNLIKELY, now, track=run.track, run_id=run.id, drop_id=one.drop, **about)
+    _note_losses(session, run, verdict, now)
     known, own = _known(session, run.track), _train_ids(session, run)
     lacks = known - own
     if run.trigger != TRIAL:
@@ -72,6 +68,15 @@ def follow_verdict(session: Session, settings: Settings, run: Run, verdict: Verd
     else:
         why = f"run {run.id} tried it alone and does not speak against it"
         _end(session, settings, tried, _End(SuspectEnd.CLEARED, why), now)
+
+
+def _note_losses(session: Session, run: Run, verdict: Verdict, now: int) -> None:
+    """Record the champion's loss on each new drop beside those on the drops that it knew."""
+    known = [one.nats for one in verdict.champion_losses if one.known]
+    for one in verdict.champion_losses:
+        if known and not one.known:
+            about = {"nats": one.nats, "known": [min(known), max(known)], "stands_out": one.stands_out}
+            record_event(session, MEASURED, now, track=run.track, run_id=run.id, drop_id=one.drop, **about)
 
 
 def go_on(engine: Engine, settings: Settings, now: int) -> None:

@@ -9,7 +9,7 @@ import sqlite3
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from daemon.state.database_file import (
     copy_database,
     how_to_restore,
     journal_mode,
+    refuse_other_tables,
     revision,
 )
 
@@ -47,10 +48,16 @@ def open_engine(path: Path, *, keep: bool = False) -> Engine:
 
 
 def open_reader(path: Path) -> Engine:
-    """Return an engine that cannot write. Raises `DatabaseUnusable` if there is no database yet."""
+    """
+    Return an engine that cannot write.
+
+    Raises `DatabaseUnusable` if there is no database yet, or one of an unreleased version.
+    """
     if not path.exists():
         message = f"there is no database {path}"
         raise DatabaseUnusable(message, "start the daemon once: dropforge run")
+    with closing(_connect_read_only(path)) as connection:
+        refuse_other_tables(connection, path)
     return _engine(path, partial(_connect_read_only, path), "BEGIN")
 
 
@@ -58,7 +65,7 @@ def open_writer(path: Path) -> Engine:
     """
     Return an engine that writes to a database which is there, beside the daemon or without it.
 
-    Raises `DatabaseUnusable` if there is none yet.
+    Raises `DatabaseUnusable` if there is none yet, or one of an unreleased version.
     """
     open_reader(path)  # refuses where there is no database, which the writer would make
     return open_engine(path)
@@ -94,7 +101,7 @@ def migrate(path: Path) -> None:
     A verified copy of a database that is to be changed is put into `backups/` beside it first. Foreign keys are off
     meanwhile, since a table that is rebuilt would take its children's rows with it, and are checked before the commit.
     Call it while no other process has the database open: the journal mode is chosen here too. Raises
-    `DatabaseUnusable` if the database is newer than the program, or is none.
+    `DatabaseUnusable` if the database is newer than the program or of an unreleased one, or is none.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     engine = _engine(path, partial(_connect, path, foreign_keys=False), "BEGIN IMMEDIATE")
@@ -103,6 +110,7 @@ def migrate(path: Path) -> None:
             _choose_journal(connection)
             old = revision(path)
             if old == newest_revision():
+                refuse_other_tables(_driver(connection), path)
                 return
             _refuse_newer(path, old)
             if old is not None:
@@ -171,9 +179,13 @@ def _choose_journal(connection: Connection) -> None:
     """Set the journal mode, which stays with the file; outside of any transaction, as SQLite wants it."""
     major, minor, patch = sqlite3.sqlite_version_info
     wanted = journal_mode((major, minor, patch))
+    _driver(connection).execute(f"PRAGMA journal_mode={wanted}")
+
+
+def _driver(connection: Connection) -> sqlite3.Connection:
     driver = connection.connection.driver_connection
     assert isinstance(driver, sqlite3.Connection)  # noqa: S101 - for the type checker: our own creator made it
-    driver.execute(f"PRAGMA journal_mode={wanted}")
+    return driver
 
 
 def known_revisions() -> set[str]:
@@ -214,6 +226,7 @@ def _upgrade(connection: Connection, path: Path) -> None:
     if broken:
         message = f"the database {path} has rows that refer to missing ones: {broken[0]}"
         raise DatabaseUnusable(message, how_to_restore(path))
+    refuse_other_tables(_driver(connection), path)
 
 
 def _unusable(error: DatabaseError, path: Path) -> DatabaseUnusable:

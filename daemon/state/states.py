@@ -31,8 +31,8 @@ class DropState(StrEnum):
 #: `Run.trigger` of a run that tries one drop alone, since that may have made another run worse.
 TRIAL = "trial"
 
-#: `Event.kind` where a champion found a new drop's answers far less likely than those of all drops that it knew.
-UNLIKELY = "drop_unlikely"
+#: `Event.kind` where a verdict has the champion's loss on a drop that it did not know.
+MEASURED = "drop_measured"
 
 #: `Event.kind` where a drop came in, or came back by a person's word.
 CAME_IN = ("drop_accepted", "drop_restored")

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 
+from daemon.state.database_file import other_table
 from daemon.state.layout import DATABASE_NAME
 from pipeline.errors import DropforgeError
 
@@ -93,6 +94,9 @@ def refuse_rows(database: Path) -> None:
     try:
         with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as connection:
             connection.execute("PRAGMA trusted_schema=OFF")
+            if (other := other_table(connection)) is not None:
+                message = f"{database} is of an unreleased version of dropforge: its table {other} is another one"
+                raise BackupUnusable(message, f"it cannot be upgraded; drop the files in {database.parent}/drops again")
             for kind, name in connection.execute("SELECT type, name FROM sqlite_master"):
                 if kind not in {"table", "index"}:
                     raise _refusal(f"{database} has a {kind} of its own, {name!r}, which would change rows later")

@@ -20,7 +20,7 @@ from urllib.request import getproxies
 
 from daemon.inbox.drop_folders import watched_folders
 from daemon.settings.model import Settings
-from daemon.state.database import newest_revision, open_engine
+from daemon.state.database import newest_revision, open_engine, open_reader
 from daemon.state.database_file import DatabaseUnusable, file_system, is_network, journal_mode, revision, verify
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, RESTORING
 from daemon.state.permissions import may_replace, refusal, state_rights
@@ -31,7 +31,7 @@ from daemon.system.processes import lock_holder
 from daemon.system.programs import find_program, user
 from daemon.views.memory_needs import memory_needs
 from daemon.views.overview import Overview
-from daemon.views.preflight import try_suite
+from daemon.views.preflight import try_suite, try_vllm
 from pipeline.artifacts import Frozen
 from pipeline.errors import DropforgeError
 from pipeline.model_folder.manifest import check_base, model_files
@@ -110,6 +110,7 @@ def _database(settings: Settings) -> Iterator[Finding]:
         )
         return
     counts = verify(path)
+    open_reader(path)  # refuses one from between two releases
     found = revision(path)
     level: Level = "ok" if found == newest_revision() else "warn"
     rows = f"{counts.get('run', 0)} runs, {counts.get('drop', 0)} drops"
@@ -309,7 +310,7 @@ def _programs(settings: Settings) -> Iterator[Finding]:
             if argv:
                 yield _tried(f"hooks of {track}", partial(find_program, argv[0]))
         if own_settings.evaluate.engine == "vllm":
-            yield _tried(f"vLLM of {track}", partial(find_program, own_settings.evaluate.vllm))
+            yield _tried(f"vLLM of {track}", partial(try_vllm, own_settings.evaluate.vllm))
 
 
 def _tried(name: str, look: Callable[[], str]) -> Finding:

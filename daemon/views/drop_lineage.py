@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from daemon.champions import history
 from daemon.views.champion_history import utc
 from daemon.views.reader import champions_of
-from daemon.views.trials import on_trial, unlikely
+from daemon.views.trials import champion_loss, on_trial
 from pipeline.artifacts import Frozen
 
 if TYPE_CHECKING:
@@ -37,11 +37,13 @@ class DropView(Frozen):
     sha256: str
     on_trial: str | None = None
     """Why it is in no run but one that tries it alone, and which one does; `None` unless it is."""
+    champion_loss: str | None = None
+    """The loss on it of the latest champion that did not know it, beside those on what that knew, in words."""
     unlikely: str | None = None
-    """How far less likely than what it knew a champion found its answers; `None` unless they stood out."""
+    """What to do as that champion found its answers far less likely than what it knew; `None` unless they stood out."""
 
 
-_COLUMNS = tuple(name for name in DropView.model_fields if name not in {"on_trial", "unlikely"})
+_COLUMNS = tuple(name for name in DropView.model_fields if name not in {"on_trial", "champion_loss", "unlikely"})
 
 
 class DropUses(Frozen):
@@ -57,7 +59,7 @@ def drop_views(base: Connection, which: str, values: Iterable[object]) -> list[D
     """Return the drops that the end of a question, our own words, chooses by `values`."""
     tried = on_trial(base)
     found = base.execute(f'SELECT {", ".join(_COLUMNS)} FROM "drop" {which}', tuple(values)).fetchall()  # noqa: S608
-    return [_drop(row, tried.get(row.id), unlikely(base, row.id)) for row in found]
+    return [_drop(row, tried.get(row.id), *champion_loss(base, row.id)) for row in found]
 
 
 def drop_uses(base: Connection, state_folder: Path, drop: "Drop") -> DropUses:
@@ -73,7 +75,7 @@ def drop_uses(base: Connection, state_folder: Path, drop: "Drop") -> DropUses:
     return DropUses(champion=track.champion_generation, before=before)
 
 
-def _drop(row: "Drop", tried: str | None, odd: str | None) -> DropView:
+def _drop(row: "Drop", tried: str | None, loss: str | None, odd: str | None) -> DropView:
     values = {name: getattr(row, name) for name in _COLUMNS}
-    said = {"received_at": utc(row.received_at), "on_trial": tried, "unlikely": odd}
+    said = {"received_at": utc(row.received_at), "on_trial": tried, "champion_loss": loss, "unlikely": odd}
     return DropView.model_validate({**values, **said})

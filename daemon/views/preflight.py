@@ -1,9 +1,10 @@
-"""Whether what the settings name can be used by this user: the programs of hooks, the suites of general abilities."""
+"""Whether what the settings name can be used by this user: the suites of general abilities, and vLLM."""
 
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from daemon.system.programs import CannotUse, user
+from daemon.system.programs import CannotUse, find_program, user
+from pipeline.evaluation.engines.vllm_server import read_version
 from pipeline.evaluation.suite_items import BUILTIN, HARNESS, read_items
 
 
@@ -33,3 +34,8 @@ def try_suite(name: str) -> str:
         message = f"there is no task {task}"
         raise CannotUse(message, "mend its path in evaluate.general, or put the file there")
     return f"{name}: {package}; whether it loads, a run says"
+
+
+def try_vllm(program: str) -> str:
+    """Return in words which vLLM a program is. Raises `DropforgeError` if it cannot be used, or is none."""
+    return f"{find_program(program)}: version {read_version(program)}"

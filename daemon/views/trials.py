@@ -2,8 +2,8 @@
 
 from sqlite3 import Connection
 
-from daemon.inbox.answers.remarks import unlikely_words
-from daemon.state.states import UNLIKELY
+from daemon.inbox.answers.remarks import loss_words, unlikely_words
+from daemon.state.states import MEASURED
 
 
 def on_trial(base: Connection) -> dict[int, str]:
@@ -12,20 +12,19 @@ def on_trial(base: Connection) -> dict[int, str]:
     return {row.drop_id: f"it may have made run {row.blamed_run} worse; {_turn(row.trial_run)}" for row in rows}
 
 
-def unlikely(base: Connection, drop_id: int) -> str | None:
+def champion_loss(base: Connection, drop_id: int) -> tuple[str | None, str | None]:
     """
-    Say how unlikely the latest champion found a new drop's answers.
+    Say what the loss on a drop was of the latest champion that did not know it, and what to do if it stood out.
 
-    `None` where they did not stand out, and where the run that found it so was promoted: it was a new kind of task.
+    Nothing is to be done where the run that found it so was promoted: it was a new kind of task.
     """
     found = "SELECT run_id, detail FROM event WHERE drop_id = ? AND kind = ? ORDER BY id DESC LIMIT 1"
-    row = base.execute(found, (drop_id, UNLIKELY)).fetchone()
+    row = base.execute(found, (drop_id, MEASURED)).fetchone()
     if row is None:
-        return None
+        return None, None
     run = base.execute("SELECT outcome FROM run WHERE id = ?", (row.run_id,)).fetchone()
-    if run is not None and run.outcome == "promoted":
-        return None
-    return f"{unlikely_words(row.detail)}: dropforge report {row.run_id}"
+    is_odd = row.detail["stands_out"] and (run is None or run.outcome != "promoted")
+    return loss_words(row.detail), unlikely_words(row.detail, row.run_id) if is_odd else None
 
 
 def trial_words(base: Connection, run_id: int, *, ended: bool) -> str | None:

@@ -19,11 +19,6 @@ def prompt_id(instruction: str, given: str) -> str:
     return hash_id(normalise(fold(instruction, given)))
 
 
-def prompt_place(salt: str, instruction: str, given: str) -> str:
-    """Return the hexadecimal sha256 that decides a prompt's split; as a fraction of its range it is u."""
-    return hash_place(salt, normalise(fold(instruction, given)))
-
-
 def hash_id(prompt: str) -> str:
     """Return the id of a normalised prompt: 32 hexadecimal digits."""
     return hashlib.sha256(_lengths(prompt)).hexdigest()[:32]

@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline import durable
 from pipeline.contract import Attempt
-from pipeline.errors import CannotTrain, StepFailed
+from pipeline.errors import CannotTrain
 from pipeline.evaluation.batch_log import BatchLog, batch_id
 from pipeline.evaluation.engines.engine import Engine
 from pipeline.evaluation.engines.in_step import InStep
@@ -53,9 +53,8 @@ def predict(attempt: Attempt, pending: Pending, folder: Path, pace: Pace) -> Res
     Return one model's predictions, from the cache and earlier attempts where they are there.
 
     They are left in `folder`: all of them at the end, and each batch as it is computed. Raises `Interrupted`;
-    `StepFailed` if a likelihood is not finite or memory does not suffice; `CannotTrain` if the model cannot be asked,
-    or if its folder is the user's own and holds another model (looked at only if something is missing: every file is
-    read).
+    `StepFailed` if memory does not suffice; `CannotTrain` if a likelihood is not finite, the model cannot be asked, or
+    its folder is the user's own and holds another model (looked at only if something is missing: every file is read).
     """
     started = time.monotonic()
     requests = pending.requests
@@ -170,7 +169,7 @@ class _Inference:
         found = self._engine().choices(asked)
         if not all(math.isfinite(loss) for losses in found for loss in losses):
             message = f"the {self._requests.role}'s likelihood of a general suite's answer is not a finite number"
-            raise StepFailed(message, "the model is broken: train again, with a lower train.learning_rate")
+            raise CannotTrain(message, "the model is broken: train again, with a lower train.learning_rate")
         return found
 
     def _answer_freely(self, suite_requests: SuiteRequests, places: Sequence[int], decoding: Decoding) -> None:
@@ -252,7 +251,7 @@ class _Inference:
             if not math.isfinite(likelihood.nll):
                 name = self._pending.ids[place][:12]
                 message = f"the {self._requests.role}'s likelihood of record {name} is not a finite number"
-                raise StepFailed(message, "the model is broken: train again, with a lower train.learning_rate")
+                raise CannotTrain(message, "the model is broken: train again, with a lower train.learning_rate")
         return found
 
     def _engine(self) -> Engine:

@@ -8,14 +8,12 @@ Chaudhuri et al. 2006). Runs that many rows have in common say nothing and are n
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.near_duplicates.ngrams import Hashes, HashFilter, Indices, Texts, distinct, members, mix, ngrams, shingles
 
-Rule = Literal["ngram", "minhash"]
 SHINGLE = 3
 LONG_RUN = 13
 #: Where a part of a text is not counted, or little is asked, fewer shingles in common than this are chance: a product's

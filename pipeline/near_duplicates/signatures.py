@@ -26,7 +26,6 @@ _BLOCK_WORDS = 1 << 18
 #: 0 for an answer that is not long.
 ROW = np.dtype([("words", "<u4"), ("instruction_words", "<u4"), ("instruction", "<u8"), ("answer", "<u8")])
 
-Hashes = npt.NDArray[np.uint64]
 Words = npt.NDArray[np.uint32]
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import StepFailed
+from pipeline.errors import CannotTrain, StepFailed
 from pipeline.model_folder.manifest import PICKLES
 from pipeline.model_folder.safetensors_files import read_header
 from pipeline.prompt import Format, template_for
@@ -179,13 +179,13 @@ def tolerance(dtype: str, base: "Sequence[torch.Tensor]", adapted: "Sequence[tor
     Return the distance (see `compare`) of a merged model's logits from `adapted` that rounding to `dtype` explains.
 
     Larger updates are rounded more coarsely, so it grows with how far the adapter moves the logits of `base`, by the
-    prompt that it moves least: a quarter of that movement in bfloat16, from 0.25 to 0.5. Raises `StepFailed` if logits
+    prompt that it moves least: a quarter of that movement in bfloat16, from 0.25 to 0.5. Raises `CannotTrain` if logits
     are not finite, or those of `adapted` are all zero, which nothing can be compared with.
     """
     distances = _distances(base, adapted)
     if not all(map(math.isfinite, distances)):
         message = "the logits of the base model or of the adapter on it are not finite, or all zero"
-        raise StepFailed(message, "lower train.learning_rate and train again")
+        raise CannotTrain(message, "lower train.learning_rate and train again")
     moved = min(_FARTHEST, *distances)
     return TOLERANCES.get(dtype, TOLERANCES["bfloat16"]) * max(1.0, moved / _USUAL)
 
@@ -196,7 +196,7 @@ def merge_into(adapted: Adapted, tokenizer: Any, target: Path, answering: Answer
 
     Streamed, each weight is computed in float32 and rounded once; PEFT rounds the update, too. The folder carries the
     tokenizer, a chat template that renders the trained format, and a generation config that answers as the evaluation
-    does. `adapted` is used up. Raises `StepFailed` if a merged weight is not finite.
+    does. `adapted` is used up. Raises `CannotTrain` if a merged weight is not finite.
     """
     from transformers import GenerationConfig
 
@@ -239,7 +239,7 @@ def _merge_whole(adapted: Any, target: Path, generation: Any) -> str:
         model = adapted.merge_and_unload(safe_merge=True)
     except ValueError as error:
         message = f"the adapter cannot be merged: {error}"
-        raise StepFailed(message, "lower train.learning_rate and train again") from error
+        raise CannotTrain(message, "lower train.learning_rate and train again") from error
     if getattr(model.config, "quantization_config", None) is not None:
         message = "the merged model still claims to be quantised"
         raise StepFailed(message, "report this: merging works on the 16-bit base")
@@ -252,13 +252,13 @@ def compare(folder: Path, prompts: Sequence[Sequence[int]], expected: Answers, *
     """
     Return how far the merged model in `folder` is from what was expected of it.
 
-    It is read as it was written, by weights or as a whole. Raises `StepFailed` if a logit is not finite.
+    It is read as it was written, by weights or as a whole. Raises `CannotTrain` if a logit is not finite.
     """
     found = ask(open_streamed(folder).model if streamed else load_model(folder, "cpu"), prompts)
     distances = _distances(found.logits, expected.logits)
     if not all(map(math.isfinite, distances)):
         message = "the merged model gives logits that are not finite"
-        raise StepFailed(message, "lower train.learning_rate and train again")
+        raise CannotTrain(message, "lower train.learning_rate and train again")
     import torch
 
     same = torch.cat([ours == theirs for ours, theirs in zip(found.likeliest, expected.likeliest, strict=True)])

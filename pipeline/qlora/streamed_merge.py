@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import durable
-from pipeline.errors import StepFailed
+from pipeline.errors import CannotTrain, StepFailed
 from pipeline.model_folder.safetensors_files import NotSafetensorsError, read_header
 from pipeline.model_folder.text_files import try_read_object
 from pipeline.qlora.loading import quiet
@@ -170,8 +170,8 @@ def write_merged(streamed: Streamed, target: Path, shard_bytes: int) -> None:
     """
     Write the weights of base plus adapter to the folder `target`: computed in float32, rounded once to their dtype.
 
-    A file holds `shard_bytes` at most, or one weight; several have an index. Raises `StepFailed` if a merged weight is
-    not finite, or a pair was left over.
+    A file holds `shard_bytes` at most, or one weight; several have an index. Raises `CannotTrain` if a merged weight is
+    not finite, `StepFailed` if a pair was left over.
     """
     left = streamed.layers()
     shards = _shards(streamed.base.values(), shard_bytes)
@@ -380,7 +380,7 @@ def _merged(streamed: Streamed, layer: "Linear") -> Iterator[memoryview]:
         layer._caches.clear()  # noqa: SLF001 - it has no way of its own to forget
         if not finite:
             message = f"the adapter cannot be merged: {weight.name} would hold numbers that are not finite"
-            raise StepFailed(message, "lower train.learning_rate and train again")
+            raise CannotTrain(message, "lower train.learning_rate and train again")
         yield memoryview(rounded.view(-1).view(torch.uint8).numpy())
     _empty([base, *inputs, *outputs])
 

@@ -25,8 +25,8 @@ def evaluate(attempt: Attempt) -> Evaluation:
 
     A base model that is no longer the champion is asked the suites of general abilities, once, if its folder holds it.
     Answers that are in the prediction cache are taken from there, those that an interrupted attempt had computed from
-    its log of batches. The predictions that were used are left in `predictions/<key>.jsonl`. Raises `StepFailed` if a
-    model's likelihood is not finite or memory does not suffice, `CannotTrain` if the two models cannot be asked in the
+    its log of batches. The predictions that were used are left in `predictions/<key>.jsonl`. Raises `StepFailed` if
+    memory does not suffice, `CannotTrain` if a model's likelihood is not finite, the two models cannot be asked in the
     same way, nothing is left to ask them, a suite is wrong, or the champion is a base model that was replaced.
     """
     dataset, settings = attempt.load(Dataset), attempt.config.evaluate

@@ -26,7 +26,7 @@ def merge(attempt: Attempt) -> Model:
     Merge the adapter into the base in the base's dtype, then compare the reloaded folder with the unmerged pair.
 
     Raises `StepFailed` if the adapter is not the one that was trained, or if the two differ by more than rounding, and
-    `CannotTrain` if the base was replaced since.
+    `CannotTrain` if a weight or logit is not finite, or the base was replaced since.
     """
     started = time.monotonic()
     adapter, dataset = attempt.load(Adapter), attempt.load(Dataset)

@@ -16,7 +16,6 @@ from pipeline.prompt import (
     completion_ids,
     fold,
     holds_special_token,
-    messages,
     prompt_ids,
     special_tokens,
     stop_ids,
@@ -59,7 +58,6 @@ def alpaca_with_bos(tiny_llama_alpaca: Path) -> Any:
 def test_the_input_stands_below_the_instruction_and_an_empty_one_leaves_no_trace() -> None:
     assert fold("Do it.", "with this") == "Do it.\n### Input:\nwith this"
     assert fold("Do it.", "") == "Do it."
-    assert messages("Do it.", "now") == [{"role": "user", "content": "Do it.\n### Input:\nnow"}]
 
 
 def test_auto_is_the_chat_template_where_there_is_one() -> None:
@@ -111,9 +109,9 @@ def test_an_answer_ends_with_eos_and_nothing_after_it(chat: Any, fmt: Any, pad: 
 
 
 def test_prompt_and_answer_together_are_the_conversation_that_the_template_renders(chat: Any) -> None:
-    turns = [*messages("Do it.", "now"), {"role": "assistant", "content": "billing it is"}]
-    whole = chat.apply_chat_template(turns, return_dict=False)
     content = fold("Do it.", "now")
+    turns = [{"role": "user", "content": content}, {"role": "assistant", "content": "billing it is"}]
+    whole = chat.apply_chat_template(turns, return_dict=False)
     answer = completion_ids(chat, "chat", content, "billing it is", [chat.eos_token_id])
     trained = prompt_ids(chat, "chat", content) + answer
     assert whole[: len(trained)] == trained

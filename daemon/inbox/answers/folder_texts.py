@@ -33,10 +33,12 @@ class FolderTexts:
             self._keep(track, README, readme_text(self._settings, track))
             self._readmes.pop()
         more = self._notes.refresh()
-        for track in sorted(self._notes.take_tracks() & set(self._settings.track_names)):
-            with transaction(self._engine) as session:
-                text = wanted_text(session, self._settings.state_folder, track)
-            self._keep(track, WANTED, text)
+        for track in sorted(self._notes.touched):
+            if track in self._settings.track_names:
+                with transaction(self._engine) as session:
+                    text = wanted_text(session, self._settings.state_folder, track)
+                self._keep(track, WANTED, text)
+            self._notes.touched.discard(track)
         return more
 
     def _keep(self, track: str, name: str, text: str | None) -> None:

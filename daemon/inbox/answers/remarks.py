@@ -68,13 +68,15 @@ def use_of_pinned(settings: Settings, track: str) -> str:
     return f'its records stay out of training; nothing is judged on them, since gate.on is "{on}", not "pinned"'
 
 
-def unlikely_words(found: Mapping[str, Any]) -> str:
-    """Say how far less likely than what it knew a champion found a drop's answers; `found` is what the event says."""
+def loss_words(found: Mapping[str, Any]) -> str:
+    """Say what a champion's loss on a new drop was, beside those on what it knew; `found` is what the event says."""
     nats, least, most = (plain(value, 2) for value in (found["nats"], *found["known"]))
-    return (
-        f"look at its answers: the champion found them less likely than those of all drops that it knew, {nats} nats a "
-        f"token beside {least} to {most}"
-    )
+    return f"{nats} nats a token, beside {least} to {most} on the drops that it knew"
+
+
+def unlikely_words(found: Mapping[str, Any], run: int | None) -> str:
+    """Say that the champion of a run found a drop's answers far less likely than those of all drops that it knew."""
+    return f"look at its answers, the champion found them unlikely: {loss_words(found)}; dropforge report {run}"
 
 
 def rows_for_verdict(track: TrackSettings) -> str:

@@ -11,14 +11,14 @@ from sqlalchemy import func
 from sqlmodel import Session, col, select
 
 from daemon.inbox.answers.receipts import iso_time
-from daemon.inbox.answers.remarks import begins_when, unlikely_words, use_of_pinned
+from daemon.inbox.answers.remarks import begins_when, loss_words, unlikely_words, use_of_pinned
 from daemon.queue.states import RETRIABLE
 from daemon.settings.model import Settings
 from daemon.state.states import (
     AWAITING,
     CAME_IN,
+    MEASURED,
     OVERTAKEN,
-    UNLIKELY,
     DropState,
     PromotionKind,
     PromotionState,
@@ -103,6 +103,7 @@ def _sentences(session: Session, settings: Settings, drop: Drop, past: TrackPast
             yield from _cleared(session, suspect)
     else:
         yield from _taken_out(drop, past)
+    yield from _loss(session, drop, past)
 
 
 def _on_trial(suspect: Suspect) -> Iterator[str]:
@@ -141,11 +142,6 @@ def _not_serving(session: Session, settings: Settings, drop: Drop, past: TrackPa
         yield f"Accepted: it waits for the next run of track {drop.track}, which {begins_when(settings, drop.track)}."
     else:
         yield from _after_run(run)
-        found = session.exec(
-            select(Event).where(Event.drop_id == drop.id, Event.kind == UNLIKELY).order_by(col(Event.id).desc())
-        ).first()
-        if found is not None and found.run_id == run.id:
-            yield _as_sentence(unlikely_words(found.detail))
 
 
 def _after_run(run: Run) -> Iterator[str]:
@@ -188,6 +184,16 @@ def _taken_out(drop: Drop, past: TrackPast) -> Iterator[str]:
     if drop.state == DropState.SUSPENDED:
         yield "If rows of it are wrong, mend them and drop the file again: that is a new drop."
     yield f"To bring it back as it is: dropforge drops restore {drop.id} --reason TEXT."
+
+
+def _loss(session: Session, drop: Drop, past: TrackPast) -> Iterator[str]:
+    """Yield the loss on a drop of the latest champion that did not know it; what serves needs no look any more."""
+    measured = select(Event).where(Event.drop_id == drop.id, Event.kind == MEASURED)
+    found = session.exec(measured.order_by(col(Event.id).desc())).first()
+    if found is not None and found.detail["stands_out"] and drop.id not in past.champion:
+        yield _as_sentence(unlikely_words(found.detail, found.run_id))
+    elif found is not None:
+        yield f"In run {found.run_id} the champion's loss on its answers was {loss_words(found.detail)}."
 
 
 def _latest_suspect(session: Session, drop: Drop) -> Suspect | None:

@@ -45,16 +45,22 @@ class VerdictNotes:
             self._pending = {number for number in session.exec(told) if number}
             self._champions = {track: TrackPast(session, track).champion for track in settings.track_names}
         self._pasts: dict[str, TrackPast] = {}
-        #: The tracks whose champion or verdicts may have changed since `take_tracks`.
-        self._touched = set(settings.track_names)
+        #: Whether there are changes that nobody has looked at to the end: a look may fail at a locked database.
+        self._changed = False
+        #: The tracks whose champion or verdicts may have changed; who has told of one takes it out.
+        self.touched = set(settings.track_names)
 
     def refresh(self) -> bool:
-        """Write what has changed, of so many drops at once; say whether more are waiting. Raises `OSError` if full."""
-        changed = self._changes.changed()
-        if not changed and not self._pending:
+        """
+        Write what has changed, of so many drops at once; say whether more are waiting.
+
+        After an error, as of a full disk or a locked database, the next call does what this one left.
+        """
+        self._changed |= self._changes.changed()
+        if not self._changed and not self._pending:
             return False
         with transaction(self._engine) as session:
-            if changed:
+            if self._changed:
                 self._pasts.clear()
                 self._look_at_events(session)
             batch = sorted(self._pending, reverse=True)[:_AT_ONCE]
@@ -64,15 +70,11 @@ class VerdictNotes:
                 for drop in drops
                 if drop.state in _TOLD
             ]
+        self._changed = False
         for drop, owner, text in texts:
             self._write(drop, owner, text)
         self._pending.difference_update(batch)
         return bool(self._pending)
-
-    def take_tracks(self) -> set[str]:
-        """Return the tracks that an event was about since the last call."""
-        touched, self._touched = self._touched, set()
-        return touched
 
     def _look_at_events(self, session: Session) -> None:
         """Note the drops that the events since the last look may be about."""
@@ -82,10 +84,9 @@ class VerdictNotes:
         events = session.exec(asked.order_by(col(Event.id))).all()
         if not events:
             return
-        self._seen = events[-1][0] or self._seen
         tracks = {track for _id, track, _run, _drop in events if track}
         champions = {track: self._past(session, track).champion for track in tracks}
-        self._touched |= tracks
+        self.touched |= tracks
         self._pending |= {drop for _id, _track, _run, drop in events if drop}
         for number in {run for _id, _track, run, _drop in events if run}:
             run = session.get(Run, number)
@@ -97,6 +98,7 @@ class VerdictNotes:
             waiting = select(Drop.id).where(Drop.track == track, Drop.role == "train", Drop.state == DropState.ACCEPTED)
             self._pending |= {number for number in session.exec(waiting.where(col(Drop.first_run).is_(None))) if number}
         self._champions |= champions
+        self._seen = events[-1][0] or self._seen
 
     def _past(self, session: Session, track: str) -> TrackPast:
         if track not in self._pasts:

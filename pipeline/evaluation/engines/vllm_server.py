@@ -9,12 +9,14 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from pipeline.evaluation.engines import process_guard
 START_SECONDS = 1800.0
 ANSWER_SECONDS = 1800.0
 _VERSION_SECONDS = 300.0
+_VERSION = re.compile(r"\d+\.\d+\S*")
 _HEALTH_SECONDS = 5.0
 _LOOK_SECONDS = 0.2
 _STOP_SECONDS = 60.0
@@ -52,8 +55,24 @@ def read_version(program: str) -> str:
     """
     Return the version of the vLLM that `program` is.
 
-    Raises `CannotTrain` if there is none or it does not say, `StepFailed` if it takes too long.
+    By the package that put it into its environment: vLLM itself loads for half a minute before it says the same. A
+    program of another kind is asked. Raises `CannotTrain` if it is none or does not say, `StepFailed` if it takes too
+    long.
     """
+    return _installed_version(Path(program)) or _said_version(program)
+
+
+def _installed_version(program: Path) -> str:
+    """Return the version of the package vllm beside the program that it put there; empty if there is none."""
+    if not os.access(program, os.X_OK):
+        return ""
+    own = program.resolve()
+    places = [str(place) for place in own.parent.parent.glob("lib/python3*/site-packages")]
+    found = metadata.distributions(name="vllm", path=places)
+    return next((one.version for one in found if one.entry_points.select(group="console_scripts", name=own.name)), "")
+
+
+def _said_version(program: str) -> str:
     try:
         done = subprocess.run(  # noqa: S603 - the program that the settings name
             [program, "--version"], env=_environment(), capture_output=True, text=True, check=False,
@@ -69,6 +88,9 @@ def read_version(program: str) -> str:
     version = next((line.strip() for line in reversed(lines) if line.strip()), "")
     if done.returncode or not version:
         message = f"{program} --version ended with {done.returncode}: {_last_lines(done.stderr)}"
+        raise CannotTrain(message, _REMEDY)
+    if not _VERSION.fullmatch(version):
+        message = f"{program} is not vLLM: asked for its version it said {version[:_REASON_SIGNS]}"
         raise CannotTrain(message, _REMEDY)
     return version
 

@@ -79,7 +79,8 @@ def find_fit(attempt: Attempt, base: Path, device: Device, lengths: Sequence[int
     plan = known or _estimated(fit, may_quantise=config.quantization == "auto")
     _note(attempt, plan)
     fit = replace(fit, plan=plan)
-    sys.stderr.write(f"memory: {_words(fit, plan)}; {size_words(fit.free)} are free\n")
+    kept = "" if known in {None, own} else "; found before, and kept until train.batch_tokens is another number"
+    sys.stderr.write(f"memory: {_words(fit, plan)}; {size_words(fit.free)} are free{kept}\n")
     return fit
 
 

@@ -27,6 +27,12 @@ CHANGES = [
     ("drops", "withdraw", "1", *WHY), ("drops", "restore", "2", *WHY), ("hook",), ("cancel", "3"), ("retry", "2"),
     ("promote", "1"), ("promote", "1", "--force", *WHY), ("rollback", *WHY), ("gc",),
 ]  # fmt: skip
+#: Whatever else looks at the database.
+OTHERS = [
+    ("train",), ("watch",), ("wait", "3"), ("ask", "x"), ("move", "3", "--first"), ("pause", *WHY),
+    ("resume",), ("logs", "1"), ("compare", "1", "2"), ("review", "1"), ("export", "--to", "copy"), ("backup",),
+    ("restore", ".dropforge/dropforge.db"), ("messages",), ("metrics",), ("drops", "accept", "1"), ("doctor",),
+]  # fmt: skip
 QUESTIONS = [("status",), ("drops",), ("runs",), ("show", "1"), ("champion",), ("history",), ("report", "1")]
 
 
@@ -125,9 +131,27 @@ def test_a_database_that_cannot_be_used_is_said_in_words(
 def test_a_database_of_another_version_says_who_upgrades_it(workspace: Any, dropforge: Callable[..., Any]) -> None:
     with workspace.engine.begin() as connection:
         connection.exec_driver_sql("ALTER TABLE 'drop' RENAME COLUMN reason TO why")
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0000'")
     done = dropforge(*CHANGES[0])
     assert (done.code, words_of(done.err)) == (1, ["error:", "hint:"])
     assert "is not of this version: no such column: drop.reason" in done.err
+
+
+def test_a_database_from_between_two_releases_is_refused_by_every_command(
+    workspace: Any, dropforge: Callable[..., Any]
+) -> None:
+    with workspace.engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE 'drop' RENAME COLUMN reason TO why")
+    for words in (*CHANGES, *QUESTIONS, *OTHERS):
+        done = dropforge(*words)
+        said = done.out if words == ("doctor",) else done.err
+        assert done.code == 1, words
+        assert f"{DATABASE_NAME} is of an unreleased version of dropforge: its table drop is another one" in said, words
+        assert "drop the files in" in said, words
+    # In a process of its own: what it takes and sets stays with it.
+    ((code, _, err),) = as_user(workspace.folder, ("run",))
+    assert (code, words_of(err)[-2:]) == (1, ["error:", "hint:"]), err
+    assert "its table drop is another one" in err
 
 
 def test_an_error_of_our_own_keeps_its_traceback(

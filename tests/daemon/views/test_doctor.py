@@ -28,6 +28,7 @@ from daemon.views.doctor import Finding, examine
 from daemon.views.overview import Overview
 from pipeline.config import JudgeConfig
 from tests.daemon.conftest import BASE_ID, MODEL_ID
+from tests.stand_in_vllm import VERSION, install
 
 
 @pytest.fixture
@@ -187,10 +188,15 @@ def test_vllms_program_is_looked_for_where_it_is_to_answer(settings: Settings, t
         named = settings.evaluate.model_copy(update={"engine": engine, "vllm": program})
         return said_of(settings.model_copy(update={"evaluate": named}), "vLLM of default")
 
-    gone, there = str(tmp_path / "vllm"), str(shutil.which("true"))
+    gone, other = str(tmp_path / "gone"), tmp_path / "other"
+    other.write_text("#!/bin/sh\necho hello\n")
     assert said("transformers", gone) == []
     assert said("vllm", gone) == [("bad", f"there is no program {gone}")]
-    assert said("vllm", there) == [("ok", there)]
+    assert said("vllm", str(other)) == [("bad", f"user {user()} may not execute {other}")]
+    other.chmod(0o755)
+    assert said("vllm", str(other)) == [("bad", f"{other} is not vLLM: asked for its version it said hello")]
+    there = install(tmp_path / "vllm", "fixed")
+    assert said("vllm", there) == [("ok", f"{there}: version {VERSION}")]
 
 
 def test_the_programs_of_hooks_are_looked_for_as_a_start_would(settings: Settings, tmp_path: Path) -> None:

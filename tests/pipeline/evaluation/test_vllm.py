@@ -123,7 +123,7 @@ REFUSED = {
     "another model": (StepFailed, "vLLM serves .'another'. where cand was asked for"),
     "another prompt": (StepFailed, "vLLM answered another prompt than was asked"),
     "fewer likelihoods": (StepFailed, r"vLLM gave \d+ log-probabilities for \d+ tokens"),
-    "no number": (StepFailed, "the candidate's likelihood of record .* is not a finite number"),
+    "no number": (CannotTrain, "the candidate's likelihood of record .* is not a finite number"),
     "refuses": (StepFailed, "vLLM refused a request with status 500"),
     "killed": (StepFailed, r"vLLM answers no more \(\w+\)"),
     "broken": (CannotTrain, r"--version ended with 1: ImportError: libcudart"),
@@ -149,6 +149,23 @@ def test_a_program_that_is_not_there_is_named(attempt: Make) -> None:
     with pytest.raises(CannotTrain, match=r"vLLM cannot be started: /.*/vllm: No such file") as caught:
         evaluate(made)
     assert 'evaluate.engine = "transformers"' in caught.value.hint
+
+
+@pytest.mark.parametrize("place", ["env/bin/vllm", "a link"])
+def test_its_version_is_read_where_it_is_installed_and_the_slow_program_not_asked(tmp_path: Path, place: str) -> None:
+    program = tmp_path / "env/bin/vllm"
+    program.parent.mkdir(parents=True)
+    install(program, "broken")
+    package = tmp_path / "env/lib/python3.12/site-packages/vllm-0.11.2+cpu.dist-info"
+    package.mkdir(parents=True)
+    (package / "METADATA").write_text("Metadata-Version: 2.4\nName: vllm\nVersion: 0.11.2+cpu\n")
+    (package / "entry_points.txt").write_text("[console_scripts]\nvllm = vllm.entrypoints.cli.main:main\n")
+    (tmp_path / "a link").symlink_to(program)
+    assert vllm_server.read_version(str(tmp_path / place)) == "0.11.2+cpu"
+    other = program.with_name("python")
+    program.rename(other)
+    with pytest.raises(CannotTrain, match="--version ended with 1"):
+        vllm_server.read_version(str(other))  # in the same environment, and not vLLM
 
 
 def test_a_vllm_killed_in_the_middle_costs_what_was_in_hand_and_the_next_attempt_goes_on(

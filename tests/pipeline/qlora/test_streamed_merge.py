@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from pipeline.errors import StepFailed
+from pipeline.errors import CannotTrain, StepFailed
 from pipeline.qlora import merging, streamed_merge
 from pipeline.qlora.loading import load_tokenizer, quiet
 from pipeline.qlora.merging import Answering, ask, ask_adapted, compare, merge_into
@@ -235,7 +235,7 @@ def test_merged_weights_that_are_no_numbers_are_refused(tmp_path: Path, broken: 
     save_file(pairs, path)
     (tmp_path / "out").mkdir()
     with pytest.raises(
-        StepFailed, match=r"layers\.1\.self_attn\.v_proj\.weight would hold numbers that are not finite"
+        CannotTrain, match=r"layers\.1\.self_attn\.v_proj\.weight would hold numbers that are not finite"
     ):
         write_merged(open_streamed(base, adapter), tmp_path / "out", 5_000_000_000)
 

@@ -353,7 +353,7 @@ def test_a_model_whose_likelihood_is_no_number_fails_before_any_generation(
         model.model.norm.weight[0] = float("nan")
     model.save_pretrained(folder)
     attempt = bench.attempt(heldout_rows(tiny))
-    with pytest.raises(StepFailed, match=rf"the {broken}'s likelihood of record .* is not a finite number"):
+    with pytest.raises(CannotTrain, match=rf"the {broken}'s likelihood of record .* is not a finite number"):
         evaluate(attempt)
     written = [path.name for path in (attempt.folder / "predictions").iterdir()]
     assert len(written) == (2 if broken == "champion" else 0), "the candidate's log and predictions, or nothing"
@@ -993,7 +993,7 @@ def test_a_model_that_finds_no_choice_likely_at_all_is_broken(
     bench: Bench, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(multiple_choice, "_losses", lambda *_: [math.nan] * 27)
-    with pytest.raises(StepFailed, match="the candidate's likelihood of a general suite's answer is not a finite"):
+    with pytest.raises(CannotTrain, match="the candidate's likelihood of a general suite's answer is not a finite"):
         evaluate(bench.attempt(heldout_rows(tiny, 4), general=(write_suite(tmp_path / "own.jsonl", 9),), batch_size=9))
 
 

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import EvaluateConfig, GateConfig, SplitConfig
-from pipeline.dataset.prompt_hash import normalise, prompt_id, prompt_place
+from pipeline.dataset.prompt_hash import normalise, prompt_id
 from pipeline.dataset.snapshot_reader import estimate_tokens
 from pipeline.errors import CannotTrain, Interrupted
 from pipeline.steps.prepare import prepare
-from tests.snapshot import Snapshot, rows
+from tests.snapshot import Snapshot, prompt_place, rows
 
 
 def test_rows_are_split_about_as_the_fractions_say_and_counted(tmp_path: Path) -> None:

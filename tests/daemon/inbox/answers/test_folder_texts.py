@@ -1,5 +1,6 @@
 """README.txt and WANTED.md in the folders for drops: from settings and verdicts, never in place of somebody's own."""
 
+import errno
 import os
 import threading
 from pathlib import Path
@@ -179,6 +180,24 @@ def test_what_is_wanted_is_where_the_champion_is_weakest(box: Box) -> None:
         "| `tag rare` | 10.0 | 4 (few) | 0 |",
     ]
     assert not (box.inbox / "support" / "WANTED.md").exists(), "nothing was measured there"
+
+
+def test_what_is_wanted_is_told_at_the_next_turn_if_the_disk_was_full(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure(box, (part("tag", "tag billing", 41.2, 60),))
+    texts = texts_of(box)
+    with monkeypatch.context() as cut:
+
+        def full(_folder: object, _aside: object, name: str, _text: object) -> None:
+            if name == "WANTED.md":
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        cut.setattr(own_files, "keep", full)
+        with pytest.raises(OSError, match="No space"):
+            texts.refresh()
+    texts.refresh()
+    assert "tag billing" in (box.inbox / "WANTED.md").read_text(encoding="utf-8")
 
 
 def test_hostile_tags_are_text_in_what_is_wanted(box: Box) -> None:

@@ -1,6 +1,8 @@
 """Beside each receipt stands what became of the drop, whenever that changes, whatever ended the daemon in between."""
 
+import errno
 import os
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from daemon.queue.snapshots import give_back
 from daemon.queue.states import RETRIABLE
 from daemon.state import database
 from daemon.state.events import Word, record_event
-from daemon.state.states import UNLIKELY, DropState, PromotionKind, PromotionState, RunState, SuspectEnd
+from daemon.state.states import MEASURED, DropState, PromotionKind, PromotionState, RunState, SuspectEnd
 from daemon.state.tables import Drop, Promotion, Run, Suspect, Track
 from tests.daemon.inbox.test_intake import NOW, Box, PowerCut
 
@@ -257,6 +259,37 @@ def test_what_was_not_told_before_a_restart_is_told_after_it(house: House, monke
     assert house.said()[2] == "In use: the model that serves was trained on it."
 
 
+@pytest.mark.parametrize("where", ["snapshot_ids", "tell"])
+def test_what_a_locked_database_held_back_is_written_at_the_next_turn(
+    house: House, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    house.said()
+    house.serve(house.run(1, outcome="promoted"), 1)
+    with monkeypatch.context() as cut:
+
+        def locked(*_: object) -> None:
+            raise sqlite3.OperationalError("database is locked")
+
+        cut.setattr(verdict_notes, where, locked)
+        with pytest.raises(sqlite3.OperationalError):
+            house.texts.refresh()
+    assert house.said()[2] == "In use: the model that serves was trained on it."
+
+
+def test_what_a_full_disk_held_back_is_written_at_the_next_turn(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    house.said()
+    house.serve(house.run(1, outcome="promoted"), 1)
+    with monkeypatch.context() as cut:
+
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        cut.setattr("daemon.inbox.answers.verdict_notes.durable.write_bytes", full)
+        with pytest.raises(OSError, match="No space"):
+            house.texts.refresh()
+    assert house.said()[2] == "In use: the model that serves was trained on it."
+
+
 def test_after_a_restart_nothing_is_written_that_stands_there(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     house.said()
     house.restart()
@@ -264,15 +297,29 @@ def test_after_a_restart_nothing_is_written_that_stands_there(house: House, monk
     assert house.said()
 
 
-def test_answers_that_a_champion_found_unlikely_are_named(house: House) -> None:
+def test_the_champions_loss_on_a_drop_is_told_with_the_verdict(house: House) -> None:
+    def measured(nats: float, *, stands_out: bool) -> str:
+        with database.transaction(house.box.engine) as session:
+            found = {"nats": nats, "known": [1.0, 1.4], "stands_out": stands_out}
+            record_event(session, MEASURED, NOW, track="default", run_id=run, drop_id=1, **found)
+        return house.said()[-1]
+
     run = house.run(1, outcome="not_shown_better", sentence="not shown better: +0.4 points")
+    beside = "nats a token, beside 1.00 to 1.40 on the drops that it knew"
+    likely = f"In run {run} the champion's loss on its answers was {{}} {beside}."
+    odd = f"Look at its answers, the champion found them unlikely: 3.10 {beside}; dropforge report {run}."
+    assert measured(1.3, stands_out=False) == likely.format("1.30")
+    assert measured(3.1, stands_out=True) == odd
     with database.transaction(house.box.engine) as session:
-        found = {"nats": 3.1, "known": [1.0, 1.4]}
-        record_event(session, UNLIKELY, NOW, track="default", run_id=run, drop_id=1, **found)
-    assert house.said()[-1] == (
-        "Look at its answers: the champion found them less likely than those of all drops that it knew, 3.10 nats a "
-        "token beside 1.00 to 1.40."
-    )
+        session.add(Suspect(track="default", drop_id=1, blamed_run=run, opened_at=NOW))
+        record_event(session, "drop_suspected", NOW, track="default", run_id=run, drop_id=1)
+    assert house.said()[2].startswith("On trial: ")
+    assert house.said()[-1] == odd
+    withdraw(house.box.engine, 1, Word("wrong labels", NOW), house.box.settings)
+    assert house.said()[2] == "Withdrawn: wrong labels."
+    assert house.said()[-1] == odd
+    house.serve(run, 1)
+    assert house.said()[-1] == likely.format("3.10"), "what serves needs no look"
 
 
 def test_what_people_and_data_say_is_inert_in_a_terminal(house: House) -> None:

@@ -230,12 +230,16 @@ def test_the_base_is_quantised_where_it_does_not_fit_as_it_is_and_stays_what_it_
     assert chosen(0, quantization="none").quantization == "none"
 
 
-def test_a_training_begins_where_an_earlier_one_on_the_same_device_came_to(order: Order, tiny_llama: Path) -> None:
+def test_a_training_begins_where_an_earlier_one_on_the_same_device_came_to(
+    order: Order, tiny_llama: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     earlier = MemoryPlan(device="cpu", quantization="nf4", batch_tokens=512, activations="recomputed")
     assert find_fit(order(tiny_llama, earlier), tiny_llama, "cpu", [100] * 8).plan == earlier
+    assert "found before, and kept until train.batch_tokens is another number" in capsys.readouterr().err
     for n, other in enumerate((earlier.model_copy(update={"device": "card"}), None)):
         plan = find_fit(order(tiny_llama, other, rank=5 + n), tiny_llama, "cpu", [100] * 8).plan
         assert (plan.quantization, plan.batch_tokens, plan.activations) == ("none", 4096, "kept")
+        assert "found before" not in capsys.readouterr().err
 
 
 def test_want_of_memory_is_told_from_other_errors() -> None:
