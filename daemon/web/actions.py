@@ -110,9 +110,7 @@ def cancel(site: SiteOf, run_id: Number) -> Done:
 @router.post("/runs/{run_id}/retry")
 def retry(site: SiteOf, run_id: Number, body: From) -> Done:
     """Let a failed, cancelled or crashed run go on where it stopped, with the settings of today."""
-    state, words = stale_steps.retry(site.writer(), site.settings, run_id, now_ms(), body.since)
-    goes_on = "goes on where it stopped" if state == "waiting" else "had not begun: it is queued again"
-    return _done(f"run {run_id} {goes_on}", words)
+    return _done(*stale_steps.retry(site.writer(), site.settings, run_id, now_ms(), body.since))
 
 
 @router.post("/runs/{run_id}/move")
@@ -179,12 +177,7 @@ def accept(site: SiteOf, drop_id: Number, body: PerhapsWhy) -> Done:
 @router.post("/drops/{drop_id}/withdraw")
 def withdraw(site: SiteOf, drop_id: Number, body: Why) -> Done:
     """Take a drop out of every later run; open runs that were made from it are cancelled."""
-    row, cancelled, begun = drops.withdraw(site.writer(), drop_id, _word(body.reason), site.settings)
-    return _done(
-        f"drop {drop_id} ({row.name}) is withdrawn: no later run of track {row.track} uses it",
-        *(f"run {run} is cancelled: it was made from that drop" for run in cancelled),
-        "" if begun is None else f"run {begun} is queued: it trains on what else is new, without that drop",
-    )
+    return _done(*drops.withdraw(site.writer(), drop_id, _word(body.reason), site.settings).words)
 
 
 @router.post("/drops/{drop_id}/restore")
