@@ -6,20 +6,20 @@ import typer
 
 from daemon.cli.output import clock, dump, print_json, print_line, print_table
 from daemon.cli.workspace import (
-    MOST,
     JsonOption,
     TrackOption,
     chosen_tracks,
     load_settings,
     open_overview,
     open_writer,
+    small_enough,
 )
 
 if TYPE_CHECKING:
     from daemon.settings.model import Settings
     from daemon.views.drop_lineage import DropUses, DropView
 
-DropArgument = Annotated[int, typer.Argument(metavar="DROP", help="Number of the drop.", max=MOST)]
+DropArgument = Annotated[int, typer.Argument(metavar="DROP", help="Number of the drop.", callback=small_enough)]
 ReasonOption = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; kept with the drop.")]
 StateOption = Annotated[
     str | None,

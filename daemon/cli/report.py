@@ -9,7 +9,15 @@ import typer
 
 from daemon.cli.output import print_json, print_line, print_table
 from daemon.cli.status import short_id
-from daemon.cli.workspace import MOST, JsonOption, RunArgument, complete_run, load_settings, open_overview, open_writer
+from daemon.cli.workspace import (
+    JsonOption,
+    RunArgument,
+    complete_run,
+    load_settings,
+    open_overview,
+    open_writer,
+    small_enough,
+)
 from pipeline.errors import DropforgeError
 from pipeline.wording import signed
 
@@ -21,7 +29,7 @@ if TYPE_CHECKING:
 
 _DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY")
 OtherRunArgument = Annotated[
-    int, typer.Argument(metavar="RUN", help="The other one.", autocompletion=complete_run, max=MOST)
+    int, typer.Argument(metavar="RUN", help="The other one.", autocompletion=complete_run, callback=small_enough)
 ]
 
 
