@@ -7,7 +7,7 @@ path to go on from; or with `error.html`.
     /runs/ID/cancel            /runs/ID/retry   since (a step, may be empty)
     /runs/ID/move              after (a run, or empty: before all others)
     /runs/ID/promote           reason (empty: approve a win that waits; else by force)
-    /runs/ID/review            pair, key (1, 2 or 0); answered with the review's next pair
+    /runs/ID/review            pair, key (1, 2 or 0; u: take it back); answered with the review's next pair
     /tracks/NAME/pause         reason
     /tracks/NAME/resume        reason (may be empty)
     /tracks/NAME/rollback      reason, to (a generation, or empty)
@@ -88,8 +88,8 @@ class Judged(Frozen):
     """One pair of a blind review, and what was found of it."""
 
     pair: Annotated[str, Field(min_length=1, max_length=64)]
-    key: Literal["1", "2", "0"]
-    """The first answer is better, the second one is, or neither."""
+    key: Literal["1", "2", "0", "u"]
+    """The first answer is better, the second one is, or neither; `u`: what was said of the pair is taken back."""
 
 
 class Back(Frozen):
@@ -134,7 +134,7 @@ def promote(site: SiteOf, run_id: Number, body: PerhapsWhy) -> Done:
 
 @router.post("/runs/{run_id}/review")
 def judge_blind(site: SiteOf, run_id: Number, body: Judged) -> Done:
-    """Judge one pair of a run's blind review; the first judgement of a pair stands."""
+    """Judge one pair of a run's blind review; the first judgement of a pair stands until it is taken back."""
     choice = blind_review.Choice(body.pair, body.key, now_ms(), _who())
     found = blind_review.choose(site.writer(), site.settings.state_folder, run_id, choice)
     return _done(f"{found.judged} of {found.asked} pairs are judged")
