@@ -18,7 +18,7 @@ import structlog
 from daemon.champions.hooks.changes import Hooks
 from daemon.dispatch.dispatcher import Dispatcher
 from daemon.dispatch.spool import LocalExecutor, Spool
-from daemon.dispatch.worker_process import WorkerProcess
+from daemon.dispatch.worker import end_steps_now
 from daemon.inbox.loop import TROUBLE_SECONDS, IntakeLoop
 from daemon.messages.messenger import Messenger
 from daemon.queue import tracks
@@ -31,17 +31,18 @@ from daemon.state.ownership import OwnFolder, StateFolderGone
 from daemon.state.troubles import Troubles
 from daemon.storage.disk import is_full
 from daemon.storage.restore import refuse_half_restored
+from daemon.system.child_process import ChildProcess
 from daemon.system.clock import now_ms
 from daemon.system.processes import FileLock, lock_holder
 from daemon.system.sd_notify import notify, showing_life
 from daemon.system.signals import on_stop
-from daemon.web.process import WebProcess
 from pipeline import durable
 from pipeline.errors import EXIT_FAILED, DropforgeError
 
 _TICK_SECONDS = 0.25
 _IDLE_TICK_SECONDS = 0.5
 _STATUS_SECONDS = 2.0
+_WORKER_AGAIN_SECONDS, _PAGE_AGAIN_SECONDS = 1.0, 60.0
 log = structlog.get_logger()
 
 
@@ -87,8 +88,9 @@ class Service:
         self._hooks = Hooks(self._engine, settings, troubles=self._troubles)
         self._messenger = Messenger(self._engine, settings, self._troubles)
         self._schedule = Schedule(self._engine, settings, self._night_began)
-        self._worker = WorkerProcess(settings)
-        self._web = WebProcess(config)
+        self._worker = ChildProcess("worker", ["worker", "--state", settings.state], most_seconds=_WORKER_AGAIN_SECONDS)
+        named = [] if config is None else ["--config", str(config.absolute())]
+        self._web = ChildProcess("web", [*named, "web"], most_seconds=_PAGE_AGAIN_SECONDS)
         self._told: dict[str, str] = {}
         self._said = ""
         self._said_at = 0.0
@@ -103,7 +105,7 @@ class Service:
             log.warning("stopping_now", signal=signal.Signals(number).name)
             # The main thread may come to its end before this one does.
             self.exit_code = 128 + number
-            self._worker.kill()
+            self._kill_worker()
             os._exit(self.exit_code)
         log.info("stop_requested", signal=signal.Signals(number).name)
         self.stop.set()
@@ -138,7 +140,7 @@ class Service:
     def _end_without_folder(self, error: StateFolderGone) -> None:
         """End here and now, with one line: nothing can be written down, and no folder may be made anew."""
         log.error("state_folder_gone", error=error.message, hint=error.hint)
-        self._worker.let_go()
+        self._worker.kill()  # its step notices, and stops by itself
         self._web.stop()
         os._exit(EXIT_FAILED)
 
@@ -237,7 +239,13 @@ class Service:
             notify("WATCHDOG=1")
             self._wake.wait(_TICK_SECONDS)
             self._wake.clear()
-        self._worker.kill()
+        self._kill_worker()
+
+    def _kill_worker(self) -> None:
+        """End a worker of ours in any case, and its step with it."""
+        if self._settings.worker == "child":
+            self._worker.kill()
+            end_steps_now(self._settings.state_folder)
 
 
 def run(settings: Settings, config: Path | None = None) -> int:

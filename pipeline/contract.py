@@ -14,6 +14,7 @@ from pipeline import durable
 from pipeline.artifacts import Artifact, CurvePoint, Drop, Frozen, ModelRef
 from pipeline.config import MemoryPlan, RunConfig
 from pipeline.errors import Interrupted, StepFailed
+from pipeline.wording import duration, size
 from pipeline.yardstick import YardstickBefore
 
 SPEC_NAME = "spec.json"
@@ -133,6 +134,24 @@ class Progress(Frozen):
     """Seconds since the epoch."""
     memory: int | None = None
     """Bytes of memory that the step is estimated to need."""
+
+    @property
+    def words(self) -> str:
+        """How far the step is, as "evaluate champion 48/240, loss 0.512, 310 tokens/s, 20 s left"."""
+        phase = "" if self.phase == self.step else self.phase
+        counted = f"{self.done}/{self.total}" if self.total else ""
+        told = [" ".join(filter(None, (self.step, phase, counted)))]
+        if self.loss is not None:
+            told.append(f"loss {self.loss:.3f}")
+        if self.dev_loss is not None:
+            told.append(f"dev loss {self.dev_loss:.3f}")
+        if self.tokens_per_second:
+            told.append(f"{self.tokens_per_second:,.0f} tokens/s")
+        if self.eta_seconds is not None:
+            told.append(f"{duration(self.eta_seconds)} left")
+        if self.memory is not None:
+            told.append(f"about {size(self.memory)} of memory")
+        return ", ".join(told)
 
 
 class Curve(Frozen):

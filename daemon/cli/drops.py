@@ -6,20 +6,20 @@ import typer
 
 from daemon.cli.output import clock, dump, print_json, print_line, print_table
 from daemon.cli.workspace import (
-    MOST,
     JsonOption,
     TrackOption,
     chosen_tracks,
     load_settings,
     open_overview,
     open_writer,
+    small_enough,
 )
 
 if TYPE_CHECKING:
     from daemon.settings.model import Settings
     from daemon.views.drop_lineage import DropUses, DropView
 
-DropArgument = Annotated[int, typer.Argument(metavar="DROP", help="Number of the drop.", max=MOST)]
+DropArgument = Annotated[int, typer.Argument(metavar="DROP", help="Number of the drop.", callback=small_enough)]
 ReasonOption = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; kept with the drop.")]
 StateOption = Annotated[
     str | None,
@@ -129,15 +129,10 @@ def withdraw(context: typer.Context, *, drop: DropArgument, reason: ReasonOption
     from daemon.system.clock import now_ms  # noqa: PLC0415
 
     word = Word(reason, now_ms(), who())
-    row, cancelled, begun = take_out(open_writer(context), drop, word, load_settings(context))
-    print_line(f"drop {drop} ({row.name}) is withdrawn: no later run of track {row.track} uses it")
-    for run in cancelled:
-        print_line(f"run {run} is cancelled: it was made from that drop")
-    if begun is not None:
-        print_line(f"run {begun} is queued: it trains on what else is new, without that drop")
-    for line in _still_in(open_overview(context).uses(drop), row.track):
+    done = take_out(open_writer(context), drop, word, load_settings(context))
+    for line in (*done.words, *_still_in(open_overview(context).uses(drop), done.drop.track)):
         print_line(line)
-    if begun is not None and row.role == "heldout":
+    if done.queued is not None and done.drop.role == "heldout":
         print_line(
             "if a corrected file is to take its place, drop it before that run begins: it judges with what is there"
         )

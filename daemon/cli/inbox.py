@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from daemon.views.drop_lineage import DropView
     from pipeline.validation.validate import Validation
 
+#: Each commented line is right where it stands when it alone is uncommented: what follows a section belongs to it.
 _START_FILE = """\
 # Settings of Dropforge; systemd/dropforge.toml of the project lists all of them with their defaults.
 
@@ -35,6 +36,9 @@ _START_FILE = """\
 #schedule = "0 2 * * *"
 #timezone = "UTC"
 
+# Another model line with its own data and champion; its inbox is inbox/support/.
+#tracks.support.base_model = "path/to/another/model"
+
 [train]
 #format = "auto"        # "chat", "alpaca", or the chat template where the model has one
 #learning_rate = 2e-4
@@ -43,10 +47,6 @@ _START_FILE = """\
 
 [gate]
 #on = "all"             # "pinned": judge on files in inbox/heldout/ only, of whoever owns this file (pinned_by)
-
-# Another model line with its own data and champion; its inbox is inbox/support/.
-#[tracks.support]
-#base_model = "path/to/another/model"
 """
 
 

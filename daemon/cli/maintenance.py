@@ -77,11 +77,18 @@ def check(context: typer.Context, *, as_json: JsonOption = False) -> None:
     """
     Say whether the settings can be used.
 
-    Exit code 2 if not, with the file or the variable, the setting and what would be right. Changes nothing; the daemon
-    reads its settings when it starts.
+    Exit code 2 if not, with the file or the variable, the setting and what would be right; so too if a track's base
+    model is not there or cannot be trained. Changes nothing; the daemon reads its settings when it starts.
     """
+    from daemon.settings.model import SettingsError  # noqa: PLC0415 - a quick start
+    from daemon.views.doctor import bases  # noqa: PLC0415 - a quick start for the other commands
+
     settings = load_settings(context)
     where = str(chosen_file(context))
+    bad = [one for one in bases(settings) if one.level == "bad"]
+    if bad:
+        message = f"{where}: {'; '.join(f'{one.name}: {one.text}' for one in bad)}"
+        raise SettingsError(message, bad[0].remedy)
     if as_json:
         print_json(ok=True, file=where, tracks=list(settings.track_names))
     else:

@@ -6,14 +6,13 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from pipeline.wording import duration, printable, signed, size, span
+from pipeline.wording import duration, printable, signed, span
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from daemon.views.overview import RunView
     from pipeline.artifacts import Frozen, Verdict
-    from pipeline.contract import Progress
     from pipeline.report.facts import Story
 
 SCHEMA = 1
@@ -125,25 +124,6 @@ def until(time: datetime) -> str:
     return f"in {duration(seconds)}" if seconds >= 1 else "now"
 
 
-def progress_words(progress: "Progress | None") -> str:
-    """Return how far a step is, as "evaluate champion 48/240, loss 0.512, 310 tokens/s, 20 s left"."""
-    if progress is None:
-        return ""
-    phase = "" if progress.phase == progress.step else progress.phase
-    words = [" ".join(part for part in (progress.step, phase, _counted(progress)) if part)]
-    if progress.loss is not None:
-        words.append(f"loss {progress.loss:.3f}")
-    if progress.dev_loss is not None:
-        words.append(f"dev loss {progress.dev_loss:.3f}")
-    if progress.tokens_per_second:
-        words.append(f"{progress.tokens_per_second:,.0f} tokens/s")
-    if progress.eta_seconds is not None:
-        words.append(f"{duration(progress.eta_seconds)} left")
-    if progress.memory is not None:
-        words.append(f"about {size(progress.memory)} of memory")
-    return ", ".join(words)
-
-
 def verdict_lines(verdict: "Verdict", story: "Story | None") -> list[str]:
     """Return a verdict, why it is so and what to do, and the numbers that its story leaves out, a line each."""
     lines = [verdict.sentence]
@@ -203,7 +183,3 @@ def _trust_lines(verdict: "Verdict") -> list[str]:
         changed = f"{verdict.noise.changed} of {verdict.noise.records} answers changed"
         lines.append(f"noise of asking one model twice: {verdict.noise.points:.2f} points ({changed})")
     return lines
-
-
-def _counted(progress: "Progress") -> str:
-    return f"{progress.done}/{progress.total}" if progress.total else ""

@@ -9,7 +9,15 @@ import typer
 
 from daemon.cli.output import print_json, print_line, print_table
 from daemon.cli.status import short_id
-from daemon.cli.workspace import MOST, JsonOption, RunArgument, complete_run, load_settings, open_overview, open_writer
+from daemon.cli.workspace import (
+    JsonOption,
+    RunArgument,
+    complete_run,
+    load_settings,
+    open_overview,
+    open_writer,
+    small_enough,
+)
 from pipeline.errors import DropforgeError
 from pipeline.wording import signed
 
@@ -21,7 +29,7 @@ if TYPE_CHECKING:
 
 _DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY")
 OtherRunArgument = Annotated[
-    int, typer.Argument(metavar="RUN", help="The other one.", autocompletion=complete_run, max=MOST)
+    int, typer.Argument(metavar="RUN", help="The other one.", autocompletion=complete_run, callback=small_enough)
 ]
 
 
@@ -88,8 +96,9 @@ def review(
     """
     Judge a run's answers beside the champion's without knowing whose is whose.
 
-    Keys: 1 the first is better, 2 the second, 0 neither, q goes on another time. At the end the counts and an exact
-    sign test are shown, and written on the run's card. For programs --json prints the pairs that are left.
+    Keys: 1 the first is better, 2 the second, 0 neither, u takes the last answer back, q goes on another time. At the
+    end, when nothing can be taken back any more, the counts and an exact sign test are shown, and written on the run's
+    card. For programs --json prints the pairs that are left.
     """
     overview = open_overview(context)
     for given in choose or ():
@@ -136,7 +145,7 @@ def _choose(context: typer.Context, run: int, pair: str, key: str) -> "Review":
 
 def _ask_all(context: typer.Context, found: "Review") -> "Review":
     """Show one pair after the other and wait for its key; return the review as it is at the end, or at a q."""
-    from daemon.champions.review.blind_review import KEYS, put_on_card  # noqa: PLC0415 - a quick start
+    from daemon.champions.review.blind_review import KEYS, UNDO, put_on_card  # noqa: PLC0415 - a quick start
 
     if found.result is not None:
         put_on_card(load_settings(context).state_folder, found.run, found.result)
@@ -147,10 +156,11 @@ def _ask_all(context: typer.Context, found: "Review") -> "Review":
         )
     while found.left:
         _show_pair(found, found.left[0])
-        while (key := _read_key()) not in KEYS:
+        while (key := _read_key()) not in KEYS and not (key == UNDO and found.last):
             if key == "q":
                 return found
-        found = _choose(context, found.run, found.left[0].id, key)
+        pair = found.last if key == UNDO and found.last else found.left[0].id
+        found = _choose(context, found.run, pair, key)
     return found
 
 
@@ -169,10 +179,10 @@ def _show_pair(found: "Review", pair: "Pair") -> None:
 
 
 def _read_key() -> str:
-    print("better: 1, 2, or 0 for neither (q: go on another time) ", end="", flush=True)
+    print("better: 1, 2, or 0 for neither (u: take the last back, q: go on another time) ", end="", flush=True)
     key = typer.getchar()
     print_line(key)
-    return key
+    return key.lower()
 
 
 def _has_display() -> bool:

@@ -204,9 +204,8 @@ def retry(
     if since is not None and since not in BY_NAME:
         message = f"there is no step {since!r}: use one of {', '.join(BY_NAME)}"
         raise typer.BadParameter(message)
-    state, words = stale_steps.retry(open_writer(context), load_settings(context), run, now_ms(), since)
-    goes_on = "goes on where it stopped" if state == "waiting" else "had not begun: it is queued again"
-    print_line(f"run {run} {goes_on}{_when_it_acts(context)}")
+    goes_on, words = stale_steps.retry(open_writer(context), load_settings(context), run, now_ms(), since)
+    print_line(f"{goes_on}{_when_it_acts(context)}")
     if words:
         print_line(words)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from daemon.cli.drops import state_words, waiting_words
-from daemon.cli.output import clock, dump, print_json, print_line, print_table, progress_words, until, verdict_words
+from daemon.cli.output import clock, dump, print_json, print_line, print_table, until, verdict_words
 from daemon.cli.workspace import JsonOption, load_settings, open_overview
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def describe_run(run: "RunView") -> str:
     if run.state == "running":
         ending = "; to be cancelled" if run.cancel_requested else ""
         again = f"; {run.again}" if run.again else ""
-        return trial + (progress_words(run.progress) or run.step or "beginning") + again + ending
+        return trial + (run.progress.words if run.progress else run.step or "beginning") + again + ending
     if run.paused:
         return trial + run.paused
     late = run.not_before.timestamp() <= datetime.now(UTC).timestamp()

@@ -98,6 +98,16 @@ def complete_run(context: typer.Context, incomplete: str) -> list[tuple[str, str
 
 #: The largest number that the database can look for.
 MOST = (1 << 63) - 1
+
+
+def small_enough(number: int | None) -> int | None:
+    """Return a number that the database can look for. An option's `max` would be told in every help."""
+    if number is not None and number > MOST:
+        message = f"no number here is larger than {MOST}"
+        raise typer.BadParameter(message)
+    return number
+
+
 RunArgument = Annotated[
-    int, typer.Argument(metavar="RUN", help="Number of the run.", autocompletion=complete_run, max=MOST)
+    int, typer.Argument(metavar="RUN", help="Number of the run.", autocompletion=complete_run, callback=small_enough)
 ]

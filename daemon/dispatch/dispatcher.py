@@ -15,7 +15,7 @@ from daemon.champions import journal, promotion
 from daemon.champions.hooks.training import TrainingHooks
 from daemon.dispatch.apply_verdict import conclude
 from daemon.dispatch.executor import Executor, JobState
-from daemon.dispatch.housekeeping import Upkeep, needs_gpu, progress_words
+from daemon.dispatch.housekeeping import Upkeep, needs_gpu
 from daemon.dispatch.run_config import compose, warn_of_fixed
 from daemon.dispatch.spool import Spool
 from daemon.dispatch.stale_steps import invalidate, up_to_date
@@ -131,7 +131,7 @@ class Dispatcher:
             if attempt is None:
                 return f"run {claim.run_id}"
             progress = run_files.load_progress(self._root, claim.run_id, attempt.step, attempt.number)
-            return f"run {claim.run_id} {attempt.step}{progress_words(progress)}"
+            return f"run {claim.run_id} {attempt.step if progress is None else progress.words}"
         return self.disk.shortage() or "idle"
 
     def abandon(self, now: int) -> None:

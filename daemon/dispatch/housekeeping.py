@@ -15,7 +15,6 @@ from daemon.state import run_files
 from daemon.state.troubles import Troubles
 from daemon.storage import gc
 from daemon.system.sd_notify import showing_life
-from pipeline.contract import Progress
 from pipeline.steps import STEPS
 
 _LOOK_MS = 30_000
@@ -73,13 +72,3 @@ def needs_gpu(state_folder: Path, runs: Iterable[int]) -> bool:
     steps = {step.name for step in STEPS if step.needs_gpu}
     is_before = any(steps.difference(run_files.published(state_folder, run)) for run in runs)
     return is_before or Spool(state_folder).has_living()
-
-
-def progress_words(progress: Progress | None) -> str:
-    """Return how far a step is, as it follows the step's name; empty while it does not say."""
-    if progress is None or not progress.total:
-        return ""
-    words = f" {progress.done}/{progress.total}" + ("" if progress.loss is None else f", loss {progress.loss:.3f}")
-    if progress.eta_seconds is not None:
-        words += f", {progress.eta_seconds:.0f} s left"
-    return words

@@ -25,6 +25,7 @@ from daemon.queue.states import WrongState
 from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.database import transaction
+from daemon.state.states import RunState
 from daemon.state.tables import Run
 from pipeline import durable
 from pipeline.config import RunConfig
@@ -87,7 +88,7 @@ def retry(engine: Engine, settings: Settings, run_id: int, now: int, since: str 
     """
     Let a failed, cancelled or crashed run go on, doing `since` and all later steps again if that is named.
 
-    Returns the state that it is in then, and what `retry_words` says. Raises `WrongState` if it cannot be retried or
+    Returns in words how it goes on, and what `retry_words` says. Raises `WrongState` if it cannot be retried or
     there is no such step.
     """
     if since is not None and since not in BY_NAME:
@@ -98,7 +99,8 @@ def retry(engine: Engine, settings: Settings, run_id: int, now: int, since: str 
         run_queue.require_retriable(engine, run_id)
         invalidate(settings.state_folder, run_id, since)
     words = retry_words(engine, settings, run_id, now)
-    return str(run_queue.retry(engine, run_id, now)), words
+    waits = run_queue.retry(engine, run_id, now) == RunState.WAITING
+    return f"run {run_id} {'goes on where it stopped' if waits else 'had not begun: it is queued again'}", words
 
 
 def invalidate(state_folder: Path, run_id: int, step: str) -> None:

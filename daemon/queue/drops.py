@@ -33,6 +33,16 @@ class Withdrawal(NamedTuple):
     queued: int | None
     """The run that trains on what else was new in them."""
 
+    @property
+    def words(self) -> list[str]:
+        """The same in sentences."""
+        row, begun = self.drop, self.queued
+        return [
+            f"drop {row.id} ({row.name}) is withdrawn: no later run of track {row.track} uses it",
+            *(f"run {run} is cancelled: it was made from that drop" for run in self.cancelled),
+            *([] if begun is None else [f"run {begun} is queued: it trains on what else is new, without that drop"]),
+        ]
+
 
 def accept(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Drop:
     """

@@ -67,7 +67,7 @@ def examine(settings: Settings) -> list[Finding]:
         _space,
         _inbox,
         _inotify,
-        _bases,
+        bases,
         _memory,
         _champions,
         _suites,
@@ -243,7 +243,8 @@ def _inotify(settings: Settings) -> Iterator[Finding]:
         yield Finding(name="inotify", level="ok", text=text)
 
 
-def _bases(settings: Settings) -> Iterator[Finding]:
+def bases(settings: Settings) -> Iterator[Finding]:
+    """Say of each track whether its base model is there and can be trained."""
     for track in settings.track_names:
         name, folder = f"base of {track}", settings.track(track).base_model
         if not folder:

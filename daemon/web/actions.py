@@ -7,7 +7,7 @@ path to go on from; or with `error.html`.
     /runs/ID/cancel            /runs/ID/retry   since (a step, may be empty)
     /runs/ID/move              after (a run, or empty: before all others)
     /runs/ID/promote           reason (empty: approve a win that waits; else by force)
-    /runs/ID/review            pair, key (1, 2 or 0); answered with the review's next pair
+    /runs/ID/review            pair, key (1, 2 or 0; u: take it back); answered with the review's next pair
     /tracks/NAME/pause         reason
     /tracks/NAME/resume        reason (may be empty)
     /tracks/NAME/rollback      reason, to (a generation, or empty)
@@ -88,8 +88,8 @@ class Judged(Frozen):
     """One pair of a blind review, and what was found of it."""
 
     pair: Annotated[str, Field(min_length=1, max_length=64)]
-    key: Literal["1", "2", "0"]
-    """The first answer is better, the second one is, or neither."""
+    key: Literal["1", "2", "0", "u"]
+    """The first answer is better, the second one is, or neither; `u`: what was said of the pair is taken back."""
 
 
 class Back(Frozen):
@@ -110,9 +110,7 @@ def cancel(site: SiteOf, run_id: Number) -> Done:
 @router.post("/runs/{run_id}/retry")
 def retry(site: SiteOf, run_id: Number, body: From) -> Done:
     """Let a failed, cancelled or crashed run go on where it stopped, with the settings of today."""
-    state, words = stale_steps.retry(site.writer(), site.settings, run_id, now_ms(), body.since)
-    goes_on = "goes on where it stopped" if state == "waiting" else "had not begun: it is queued again"
-    return _done(f"run {run_id} {goes_on}", words)
+    return _done(*stale_steps.retry(site.writer(), site.settings, run_id, now_ms(), body.since))
 
 
 @router.post("/runs/{run_id}/move")
@@ -136,7 +134,7 @@ def promote(site: SiteOf, run_id: Number, body: PerhapsWhy) -> Done:
 
 @router.post("/runs/{run_id}/review")
 def judge_blind(site: SiteOf, run_id: Number, body: Judged) -> Done:
-    """Judge one pair of a run's blind review; the first judgement of a pair stands."""
+    """Judge one pair of a run's blind review; the first judgement of a pair stands until it is taken back."""
     choice = blind_review.Choice(body.pair, body.key, now_ms(), _who())
     found = blind_review.choose(site.writer(), site.settings.state_folder, run_id, choice)
     return _done(f"{found.judged} of {found.asked} pairs are judged")
@@ -179,12 +177,7 @@ def accept(site: SiteOf, drop_id: Number, body: PerhapsWhy) -> Done:
 @router.post("/drops/{drop_id}/withdraw")
 def withdraw(site: SiteOf, drop_id: Number, body: Why) -> Done:
     """Take a drop out of every later run; open runs that were made from it are cancelled."""
-    row, cancelled, begun = drops.withdraw(site.writer(), drop_id, _word(body.reason), site.settings)
-    return _done(
-        f"drop {drop_id} ({row.name}) is withdrawn: no later run of track {row.track} uses it",
-        *(f"run {run} is cancelled: it was made from that drop" for run in cancelled),
-        "" if begun is None else f"run {begun} is queued: it trains on what else is new, without that drop",
-    )
+    return _done(*drops.withdraw(site.writer(), drop_id, _word(body.reason), site.settings).words)
 
 
 @router.post("/drops/{drop_id}/restore")

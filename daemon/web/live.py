@@ -6,6 +6,7 @@ number. `progress` when the run that is worked on is further: a LiveRun as JSON,
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -54,10 +55,11 @@ class Look:
 async def live(site: SiteOf) -> AsyncIterator[ServerSentEvent]:
     """Tell what changes as it changes: `changed` and `progress`."""
     look = Look(site)
-    while True:
+    while not site.closing.is_set():
         for told in await run_in_threadpool(look.news):
             yield told
-        await asyncio.sleep(_SECONDS)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(site.closing.wait(), _SECONDS)
 
 
 def _event(name: str, value: Any) -> ServerSentEvent:

@@ -107,7 +107,7 @@ def review(request: Request, site: SiteOf, run_id: Number) -> Response:
     Draw `review.html`.
 
     `review`: Review, whose first pair that is left is asked. `result`: what came of it in words, or None before the
-    end. Form: POST /runs/ID/review, fields `pair`, `key` (1, 2 or 0).
+    end. Form: POST /runs/ID/review, fields `pair`, `key` (1, 2, 0 or u).
     """
     found = site.overview.review(run_id)
     result = None if found.result is None else review_words(found.result)

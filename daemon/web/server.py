@@ -1,5 +1,6 @@
 """Serves the page on an address or a socket, until SIGTERM or SIGINT."""
 
+import asyncio
 import contextlib
 import os
 import socket
@@ -18,7 +19,7 @@ from pipeline.errors import DropforgeError
 
 #: Who may connect to the socket: the daemon's user and its group.
 _SOCKET_MODE = 0o660
-#: Open pages listen for ever; nothing of theirs is lost.
+#: For what is asked at the end; the streams to open pages end by themselves.
 _LAST_SECONDS = 1
 
 
@@ -44,10 +45,23 @@ def serve(settings: Settings, listening: socket.socket, *, with_lifeline: bool =
         lifespan="off",
         ws="none",
     )
-    server = uvicorn.Server(config)
+    server = _Server(config, app.state.site.closing)
     if with_lifeline:
         threading.Thread(target=_end_with_daemon, args=(server,), name="lifeline", daemon=True).start()
     server.run(sockets=[listening])
+
+
+class _Server(uvicorn.Server):
+    """Lets the streams to open pages end; those that it must cut off leave a traceback each."""
+
+    def __init__(self, config: uvicorn.Config, closing: asyncio.Event) -> None:
+        super().__init__(config)
+        self._closing = closing
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End, with what listens told first."""
+        self._closing.set()
+        await super().shutdown(sockets)
 
 
 def _end_with_daemon(server: uvicorn.Server) -> None:

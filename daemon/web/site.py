@@ -1,5 +1,6 @@
 """What every route stands on: the settings, the token, and the workspace that is looked at."""
 
+import asyncio
 from typing import Annotated
 
 from fastapi import Depends, Path, Request
@@ -23,6 +24,8 @@ class Site:
         self.settings = settings
         self.token = token
         self.overview = Overview(settings.state_folder)
+        #: Set when the server ends: what would listen for ever ends with it.
+        self.closing = asyncio.Event()
 
     def writer(self) -> Engine:
         """Return an engine that writes to the database. Raises `DatabaseUnusable` if there is none yet."""

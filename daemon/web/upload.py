@@ -110,18 +110,29 @@ class _Receiver:
             {"begin": self._begin, "data": self._write, "end": self._end}[part.kind](part)
 
     def finish(self) -> list[str]:
-        """Let the files appear in the inbox; return a sentence for each."""
+        """
+        Let the files appear in the inbox; return a sentence for each.
+
+        Raises `BadUpload` if one cannot; it tells of each file whether it is there.
+        """
         if self._file is not None or not self._files:
             cut = f"{self._files[-1][0]} was cut off" if self._files else "there is no file in what was sent"
             raise BadUpload(cut, "send a .jsonl or .json file of records with instruction, input and output")
         track, heldout = self._fields.get("track") or "default", "heldout" in self._fields
         self._site.settings.track(track)
         settle = f"it is taken once it has not changed for {self._site.settings.intake.settle_seconds:g} s"
-        told = []
+        told: list[str] = []
+        refused: DropforgeError | None = None
         for name, new in self._files:
             octets = new.file.tell()
-            new.place(name, track, heldout=heldout)
-            told.append(f"{name} ({size(octets)}) is in the inbox: {settle}")
+            try:
+                new.place(name, track, heldout=heldout)
+                told.append(f"{name} ({size(octets)}) is in the inbox: {settle}")
+            except DropforgeError as error:
+                told.append(f"{name} is refused: {error.message}")
+                refused = error
+        if refused is not None:
+            raise BadUpload("; ".join(told), refused.hint) from refused
         return told
 
     def _begin(self, part: _Part) -> None:

@@ -261,6 +261,10 @@ def test_answers_are_judged_blind_by_single_keys_and_by_buttons_without_script(s
         served.wait_for(f"Pair {place} of 20")
         ActionChains(served.driver).send_keys("x", key).perform()
     served.wait_for("Pair 20 of 20")
+    ActionChains(served.driver).send_keys("u").perform()
+    served.wait_for("Pair 19 of 20")
+    ActionChains(served.driver).send_keys("0").perform()
+    served.wait_for("Pair 20 of 20")
     served.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     try:
         served.driver.get(f"{served.address}/runs/6/review")

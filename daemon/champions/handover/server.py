@@ -1,16 +1,15 @@
 """An OpenAI-compatible server, as vLLM is one: whether it is up, what it serves, what it answers."""
 
 import contextlib
-import http.client
 import json
 import re
-import socket
 import time
 from typing import Any
 from urllib.parse import urlsplit
 
 from daemon.champions.handover.smoke_prompts import SmokePrompts
 from pipeline.errors import DropforgeError
+from pipeline.http_request import request
 
 _OK = 200
 _ANSWER_SECONDS, _LOOK_SECONDS = 120.0, 0.5
@@ -30,13 +29,11 @@ class Server:
         """Speak to the server at `url`. Raises `ServerFailed` if that is no address."""
         self._url = url
         parts = urlsplit(url)
-        self._path = parts.path if parts.scheme == "unix" else ""
-        self._host = parts.hostname or ""
-        try:
-            self._port = parts.port or 80
-        except ValueError:
-            self._host = ""
-        if not self._path and (parts.scheme != "http" or not self._host):
+        self._at: str | tuple[str, int] = parts.path if parts.scheme == "unix" else ""
+        if parts.scheme == "http" and parts.hostname:
+            with contextlib.suppress(ValueError):  # no port
+                self._at = (parts.hostname, parts.port or 80)
+        if not self._at:
             message = f"{url!r} is no address of a server"
             raise ServerFailed(message, "write http://127.0.0.1:8000, or unix:/run/vllm/vllm.sock")
 
@@ -91,14 +88,14 @@ class Server:
         return {name.strip() for names in lists for name in names.split(",")} - {""}
 
     def _is_up(self) -> bool:
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            return self._request("GET", "/health", None)[0] == _OK
+        with contextlib.suppress(OSError):
+            return request(self._at, "GET", "/health", None, _ANSWER_SECONDS)[0] == _OK
         return False
 
     def _text(self, method: str, path: str, body: dict[str, Any] | None = None) -> str:
         try:
-            status, said = self._request(method, path, body)
-        except (OSError, http.client.HTTPException) as error:
+            status, said = request(self._at, method, path, body, _ANSWER_SECONDS)
+        except OSError as error:
             message = f"the server at {self._url} does not answer: {str(error) or type(error).__name__}"
             raise ServerFailed(message, "see whether it runs, and its own log") from error
         text = said.decode("utf-8", "replace")
@@ -107,29 +104,3 @@ class Server:
             hint = "start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1" if "lora" in path else ""
             raise ServerFailed(message, hint or "see its own log")
         return text
-
-    def _request(self, method: str, path: str, body: dict[str, Any] | None) -> tuple[int, bytes]:
-        with contextlib.closing(self._connection()) as connection:
-            content = None if body is None else json.dumps(body).encode()
-            connection.request(method, path, content, {"Content-Type": "application/json"})
-            reply = connection.getresponse()
-            return reply.status, reply.read()
-
-    def _connection(self) -> http.client.HTTPConnection:
-        if self._path:
-            return _UnixConnection(self._path)
-        return http.client.HTTPConnection(self._host, self._port, timeout=_ANSWER_SECONDS)
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    """HTTP on a unix socket."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=_ANSWER_SECONDS)
-        self._path = path
-
-    def connect(self) -> None:
-        """Open the socket; it is closed with the connection."""
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)

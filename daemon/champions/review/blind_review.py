@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: The first answer is better, the second one is, or neither.
 KEYS = ("1", "2", "0")
+#: The answer to the pair is taken back, and the pair is asked again.
+UNDO = "u"
 #: Pairs that are asked where `gate.review` asks for none.
 ASKED = 20
 #: The event of one choice: the pair, whose answer was shown first, the key, and who pressed it.
@@ -37,6 +39,8 @@ class Review(Frozen):
     """Whether the promotion of this run waits for it."""
     left: tuple[Pair, ...]
     """Those that are not judged yet, in their order."""
+    last: str | None
+    """The pair whose answer came last, of those that stand."""
     result: BlindReview | None = None
 
 
@@ -46,7 +50,7 @@ class Choice:
 
     pair: str
     key: str
-    """One of `KEYS`."""
+    """One of `KEYS`, or `UNDO`."""
     at: int
     by: str
 
@@ -63,7 +67,12 @@ def review_of(
     pairs = read_pairs(state_folder, run_id, told.salt if told else "")
     wanted = told.gate.review if told else 0
     asked = {pair.id: pair for pair in pairs[: wanted or ASKED]}
-    made = {one["pair"]: one for one in chosen if one["pair"] in asked}
+    made: dict[str, Mapping[str, Any]] = {}
+    for one in chosen:
+        if one["key"] == UNDO:
+            made.pop(one["pair"], None)
+        elif one["pair"] in asked:
+            made[one["pair"]] = one
     left = tuple(pair for name, pair in asked.items() if name not in made)
     return Review(
         run=run_id,
@@ -71,6 +80,7 @@ def review_of(
         judged=len(made),
         awaited=wanted > 0,
         left=left,
+        last=next(reversed(made), None),
         result=None if left else _result(list(made.values()), len(pairs)),
     )
 
@@ -79,27 +89,32 @@ def choose(engine: "Engine", state_folder: Path, run_id: int, choice: Choice) ->
     """
     Record a choice and return the review as it is then; the last one puts the result on the run's card.
 
-    The first choice of a pair stands. Raises `CannotReview` for a pair that is not asked, a key that is none, or a run
-    without a verdict and answers to compare.
+    The first choice of a pair stands until it is taken back. Raises `CannotReview` for a pair that is not asked, a key
+    that is none, a run without a verdict and answers to compare, and for an `UNDO` once it is told who gave which.
     """
     from daemon.state.database import transaction  # noqa: PLC0415 - the views, which only read, load no SQLAlchemy
     from daemon.state.events import record_event  # noqa: PLC0415
 
-    if choice.key not in KEYS:
+    undo = choice.key == UNDO
+    if choice.key not in KEYS and not undo:
         message = f"{choice.key!r} is no choice"
-        raise CannotReview(message, "choose 1 (the first answer is better), 2 (the second is) or 0 (neither)")
+        hint = "choose 1 (the first answer is better), 2 (the second is) or 0 (neither); u takes a choice back"
+        raise CannotReview(message, hint)
     with transaction(engine) as session:
         run = _known(session, run_id)
         found = _review(session, state_folder, run)
-        made = {one["pair"] for one in _chosen(session, run_id)}
-        if choice.pair in {pair.id for pair in found.left}:
+        is_left = choice.pair in {pair.id for pair in found.left}
+        if not is_left and choice.pair not in {one["pair"] for one in _chosen(session, run_id)}:
+            message = f"run {run_id} asks about no pair {choice.pair}"
+            raise CannotReview(message, f"see which pairs are left: dropforge review {run_id} --json")
+        if undo and found.result is not None:
+            message = f"the review of run {run_id} has told whose answers were whose: what was chosen stands"
+            raise CannotReview(message, f"see what came of it: dropforge review {run_id}")
+        if is_left != undo:  # else it is sent a second time
             first = first_side(choice.pair, str((run.config or {})["salt"]))
             about: dict[str, Any] = {"pair": choice.pair, "first": first, "key": choice.key, "by": choice.by}
             record_event(session, CHOSEN, choice.at, track=run.track, run_id=run_id, **about)
             found = _review(session, state_folder, run)
-        elif choice.pair not in made:
-            message = f"run {run_id} asks about no pair {choice.pair}"
-            raise CannotReview(message, f"see which pairs are left: dropforge review {run_id} --json")
     if found.result is not None:
         put_on_card(state_folder, run_id, found.result)
     return found

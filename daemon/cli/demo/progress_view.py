@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from daemon.cli.output import make_console, print_line, progress_words
+from daemon.cli.output import make_console, print_line
 from pipeline.steps import STEPS
 from pipeline.wording import duration, printable
 
@@ -66,7 +66,7 @@ def _lines() -> "Iterator[Callable[[RunDetail], None]]":
         progress = _current(run)
         if progress is not None and (progress.phase or progress.total):
             part = progress.done * _PARTS // progress.total if progress.total else 0
-            say((progress.step, progress.phase, part), progress_words(progress))
+            say((progress.step, progress.phase, part), progress.words)
 
     yield show
 
@@ -99,7 +99,7 @@ def _draw(bars: "Bars", tasks: dict[str, Any], run: "RunDetail") -> None:
     """Draw the step that goes on."""
     progress = _current(run)
     if progress is not None and progress.step in tasks:
-        words = progress_words(progress).removeprefix(progress.step).strip()
+        words = progress.words.removeprefix(progress.step).strip()
         task = tasks[progress.step]
         bars.update(task, total=progress.total or None, completed=progress.done, words=printable(words))
     elif run.error and run.step in tasks:

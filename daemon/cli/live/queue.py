@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from daemon.cli.output import print_line
-from daemon.cli.workspace import MOST, RunArgument, chosen_tracks, complete_run, open_writer
+from daemon.cli.workspace import RunArgument, chosen_tracks, complete_run, open_writer, small_enough
 
 TrackArgument = Annotated[str, typer.Argument(metavar="[TRACK]", help="The track; that of the top level by default.")]
 
@@ -17,7 +17,13 @@ def move(
     first: Annotated[bool, typer.Option("--first", help="Before all that is not running.")] = False,
     after: Annotated[
         int | None,
-        typer.Option("--after", metavar="RUN", help="Right behind this run.", autocompletion=complete_run, max=MOST),
+        typer.Option(
+            "--after",
+            metavar="RUN",
+            help="Right behind this run.",
+            autocompletion=complete_run,
+            callback=small_enough,
+        ),
     ] = None,
 ) -> None:
     """

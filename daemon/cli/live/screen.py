@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
-from daemon.cli.output import clock, progress_words, verdict_words
+from daemon.cli.output import clock, verdict_words
 from daemon.cli.status import describe_run
 from pipeline.wording import duration, printable
 
@@ -121,7 +121,7 @@ def _bar(progress: "Progress", width: int) -> Text:
 def _numbers(progress: "Progress") -> str:
     """Return loss, dev loss, speed and memory."""
     measured = progress.model_copy(update={"step": "", "phase": "", "total": 0, "eta_seconds": None})
-    return progress_words(measured).lstrip(", ").replace(", ", "   ")
+    return measured.words.lstrip(", ").replace(", ", "   ")
 
 
 def curves(curve: "Curve", width: int, rows: int) -> list[Text]:

@@ -10,7 +10,7 @@ import typer
 
 from daemon.cli.output import print_json, print_line
 from daemon.cli.status import describe_run, files_in_inbox
-from daemon.cli.workspace import MOST, JsonOption, complete_run, load_settings, open_overview
+from daemon.cli.workspace import MOST, JsonOption, complete_run, load_settings, open_overview, small_enough
 from pipeline.errors import EXIT_BAD_DATA, DropforgeError
 from pipeline.wording import printable
 
@@ -56,7 +56,9 @@ def wait(  # noqa: PLR0913 - each goes by its name on the command line
             metavar="[RUN|FILE]", help="Number of a run, or name of a dropped file.", autocompletion=complete_run
         ),
     ] = None,
-    drop: Annotated[int | None, typer.Option("--drop", metavar="DROP", help="Number of a drop.", max=MOST)] = None,
+    drop: Annotated[
+        int | None, typer.Option("--drop", metavar="DROP", help="Number of a drop.", callback=small_enough)
+    ] = None,
     track: Annotated[
         str | None, typer.Option("--track", metavar="TRACK", help="The track that the file was dropped for.")
     ] = None,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from daemon.cli.output import make_console, print_line, progress_words, verdict_words
+from daemon.cli.output import make_console, print_line, verdict_words
 from daemon.cli.status import describe_run
 from daemon.cli.workspace import open_overview
 from daemon.state.states import state_words
@@ -100,4 +100,4 @@ def _progress_of(now: "Now", run: "RunView") -> Iterator[tuple[object, str]]:
     progress = run.progress
     if progress is not None and any(stage.state == "running" for stage in now.stages):
         part = progress.done * _PARTS // progress.total if progress.total else 0
-        yield (run.id, progress.step, progress.phase, part), f"run {run.id}: {progress_words(progress)}"
+        yield (run.id, progress.step, progress.phase, part), f"run {run.id}: {progress.words}"

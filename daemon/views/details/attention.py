@@ -71,15 +71,16 @@ def _commands(settings: Settings, overview: Overview) -> Iterator[Attention]:
     for name in settings.track_names:
         champion = overview.champion(name)
         if champion is not None:
-            yield from _failed_commands(champion)
+            yield from _failed_commands(champion, again=bool(settings.track(name).hooks.after_promotion))
 
 
-def _failed_commands(champion: ChampionView) -> Iterator[Attention]:
+def _failed_commands(champion: ChampionView, *, again: bool) -> Iterator[Attention]:
     for name, one in (("hooks.after_promotion", champion.hook), ("hooks.health", champion.health)):
         if one is not None and one.state == "failed":
             title = f"{name} failed for the champion of track {champion.track}"
-            again = "" if name == "hooks.health" else f"; to run it again: dropforge hook --track {champion.track}"
-            yield Attention(kind="hook", title=title, detail=f"{one.error}{again}", track=champion.track)
+            offered = again and name == "hooks.after_promotion"
+            hint = f"; to run it again: dropforge hook --track {champion.track}" if offered else ""
+            yield Attention(kind="hook", title=title, detail=f"{one.error}{hint}", track=champion.track)
 
 
 def _failed(overview: Overview) -> Iterator[Attention]:

@@ -111,6 +111,6 @@ addEventListener("keydown", (event) => {
 
 addEventListener("keydown", (event) => {
   if (event.repeat || event.ctrlKey || event.altKey || event.metaKey) return;
-  const button = document.querySelector(`button[data-key="${CSS.escape(event.key)}"]`);
+  const button = document.querySelector(`button[data-key="${CSS.escape(event.key.toLowerCase())}"]`);
   if (button) button.click();
 });

@@ -5,12 +5,9 @@ Nothing of it outlives the step, however that ends (`process_guard`). What it sa
 whose last lines are the reason when it ends by itself.
 """
 
-import contextlib
-import http.client
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +19,7 @@ from typing import Any
 
 from pipeline.errors import CannotTrain, StepFailed
 from pipeline.evaluation.engines import process_guard
+from pipeline.http_request import request as ask
 
 #: Loading a large model, and compiling it the first time, takes minutes.
 START_SECONDS = 1800.0
@@ -161,30 +159,23 @@ class Server:
 
     def _is_up(self) -> bool:
         try:
-            return self._request("GET", "/health", None, _HEALTH_SECONDS)[0] == _OK
-        except (OSError, http.client.HTTPException):
+            return ask(self._socket, "GET", "/health", None, _HEALTH_SECONDS)[0] == _OK
+        except OSError:
             return False
 
     def _json(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         try:
-            status, text = self._request(method, path, body, ANSWER_SECONDS)
+            status, text = ask(self._socket, method, path, body, ANSWER_SECONDS)
             value = json.loads(text)
         except TimeoutError as error:
             message = f"vLLM gave no answer within {ANSWER_SECONDS:g} s: {self._last_words()}"
             raise StepFailed(message, f"its words are in {self._log}; retry the run") from error
-        except (OSError, http.client.HTTPException, ValueError) as error:
+        except (OSError, ValueError) as error:
             raise self._ended(f"answers no more ({type(error).__name__})") from error
         if status != _OK or not isinstance(value, dict):
             message = f"vLLM refused a request with status {status}: {str(value)[:_REASON_SIGNS]}"
             raise StepFailed(message, f"its words are in {self._log}; {_REMEDY}")
         return value
-
-    def _request(self, method: str, path: str, body: dict[str, Any] | None, seconds: float) -> tuple[int, bytes]:
-        with contextlib.closing(_Connection(self._socket, seconds)) as connection:
-            content = None if body is None else json.dumps(body).encode()
-            connection.request(method, path, content, {"Content-Type": "application/json"})
-            reply = connection.getresponse()
-            return reply.status, reply.read()
 
     def _ended(self, how: str) -> StepFailed:
         return StepFailed(f"vLLM {how}: {self._last_words()}", f"its words are in {self._log}; {_REMEDY}")
@@ -209,20 +200,6 @@ def _arguments(served: Served) -> Sequence[str]:
 def _environment() -> dict[str, str]:
     own = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_ITS_OWN)}
     return {**own, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-
-
-class _Connection(http.client.HTTPConnection):
-    """HTTP on a unix socket."""
-
-    def __init__(self, path: str, seconds: float) -> None:
-        super().__init__("vllm", timeout=seconds)
-        self._path = path
-
-    def connect(self) -> None:
-        """Open the socket; it is closed with the connection."""
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
 
 
 def _last_lines(text: str) -> str:

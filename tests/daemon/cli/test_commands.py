@@ -110,6 +110,7 @@ ERRORS: tuple[tuple[tuple[str, ...], int, str, str], ...] = (
     (("show", "9" * 30), 2, "Invalid value for 'RUN'", "dropforge show --help"),
     (("compare", "1", "9" * 30), 2, "Invalid value for 'RUN'", "dropforge compare --help"),
     (("drops", "restore", "9" * 30, "--reason", "x"), 2, "Invalid value for 'DROP'", "dropforge drops restore --help"),
+    (("wait", "--drop", "9" * 30), 2, "Invalid value for '--drop'", "dropforge wait --help"),
     (("rollback", "--reason", " "), 2, "--reason is blank", "dropforge rollback --help"),
     (("promote", "1", "--force", "--reason", ""), 2, "--reason is blank", "dropforge promote --help"),
     (("logs", "9"), 1, "there is no run 9", "dropforge runs"),
@@ -247,17 +248,20 @@ def test_init_makes_a_workspace_that_can_be_read_and_changes_nothing_the_second_
     assert (box / "inbox" / "support" / "heldout").is_dir()
 
 
-def test_what_init_writes_as_a_comment_is_a_setting(dropforge: Command, tmp_path: Path) -> None:
+def test_whatever_line_of_init_is_uncommented_sets_what_it_says(dropforge: Command, tmp_path: Path) -> None:
     dropforge("init")
     path = tmp_path / "dropforge.toml"
     assert dropforge("status").code == 69
     lines = path.read_text().splitlines()
-    path.write_text(
-        "\n".join(line.removeprefix("#") if line.startswith("#") and "=" in line else line for line in lines)
-    )
-    assert "[tracks.support]" in path.read_text()
-    path.write_text(path.read_text().replace("#[tracks.support]", "[tracks.support]"))
-    assert "support" in dropforge("status").out
+    commented = [place for place, line in enumerate(lines) if re.match(r"#[^ ]", line)]
+    assert len(commented) == 11
+    for place in commented:
+        path.write_text("\n".join((*lines[:place], lines[place].removeprefix("#"), *lines[place + 1 :])))
+        load(path, {})
+    path.write_text(re.sub(r"^#(?! )", "", "\n".join(lines), flags=re.MULTILINE))
+    settings = load(path, {})
+    assert settings.base_model == str(tmp_path / "path/to/a/model")
+    assert settings.track("support").base_model == str(tmp_path / "path/to/another/model")
 
 
 def test_init_names_the_base_model_and_the_ignore_lines(dropforge: Command, tmp_path: Path) -> None:

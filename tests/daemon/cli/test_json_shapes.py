@@ -23,6 +23,7 @@ from daemon.state.events import Word
 from daemon.state.states import AttemptState
 from tests.daemon.cli.test_report import end
 from tests.daemon.conftest import lines
+from tests.model_folder import write_model
 
 SHAPES = Path(__file__).with_name("json_shapes.json")
 Command = Callable[..., Any]
@@ -41,7 +42,7 @@ QUESTIONS: dict[str, tuple[tuple[str, ...], int]] = {
     "history": (("history",), 0),
     "drops": (("drops",), 0),
     "check": (("check", "bad.jsonl"), 65),
-    "doctor": (("doctor",), 1),
+    "doctor": (("doctor",), 0),
     "messages": (("messages",), 0),
     "gc": (("gc", "--dry-run"), 0),
     "backup": (("backup", "copy"), 0),
@@ -92,7 +93,8 @@ def full(new_workspace: Callable[[], Any], made_reports: Any, monkeypatch: pytes
     """A workspace with something of everything."""
     made = new_workspace()
     path = made.folder / "dropforge.toml"
-    path.write_text(f'{path.read_text()}[messages]\nurls = ["json://127.0.0.1:1/"]\n')
+    write_model(made.folder / "trainable", b"w")
+    path.write_text(f'base_model = "trainable"\n{path.read_text()}[messages]\nurls = ["json://127.0.0.1:1/"]\n')
     outbox.open_outbox(made.engine, load(path, {}), made.now)
     made.take("exam.jsonl", lines("q"), "heldout")
     end(made, made_reports, "promoted")

@@ -28,7 +28,7 @@ from pipeline.artifacts import (
     Shortfall,
 )
 from pipeline.config import GateConfig, JudgeConfig, MemoryPlan
-from pipeline.contract import RESULT_NAME, SPEC_NAME, StepError, StepResult, StepSpec
+from pipeline.contract import RESULT_NAME, SPEC_NAME, Progress, StepError, StepResult, StepSpec
 from pipeline.near_duplicates.signature_files import signature_name
 from tests.made_artifacts import made_adapter, made_dataset, made_model, made_report, made_verdict
 from tests.model_folder import write_model
@@ -1317,6 +1317,17 @@ def test_a_full_disk_is_no_fault_of_the_run(
             dispatcher.tick(NOW + 1)
     ticks(dispatcher)
     assert (run_row(engine).outcome, run_row(engine).failures) == ("promoted", 0)
+
+
+def test_the_service_manager_is_told_how_far_a_step_is_in_the_words_of_status(
+    engine: Engine, dispatcher: Dispatcher
+) -> None:
+    add_drop(engine, "a")
+    dispatcher.tick(NOW)
+    folder = dispatcher._root / "runs" / "1" / "attempts" / "prepare-1"
+    progress = Progress(step="prepare", done=3, total=9, eta_seconds=75.0)
+    durable.write_hint(folder / "progress.json", progress.model_dump())
+    assert dispatcher.describe() == f"run 1 {progress.words}" == "run 1 prepare 3/9, 1 min 15 s left"
 
 
 def test_progress_that_a_power_cut_emptied_is_skipped(engine: Engine, dispatcher: Dispatcher) -> None:

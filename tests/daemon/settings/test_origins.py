@@ -8,6 +8,7 @@ import pytest
 from daemon.settings.model import SettingsError
 from daemon.settings.origins import Origin, origins
 from daemon.settings.schema import settings_schema
+from tests.model_folder import write_model
 
 FILE = """\
 # A file with a bit of everything.
@@ -110,6 +111,7 @@ def test_config_show_and_check(file: Path, dropforge: Any, monkeypatch: pytest.M
     assert dropforge("config").out == dropforge("config", "show").out
     ended = dropforge("config", "show", "train.epoch")
     assert (ended.code, "did you mean 'train.epochs'?" in ended.err) == (2, True)
+    write_model(file.parent / "base", b"w")
     ended = dropforge("config", "check")
     assert (ended.code, ended.out) == (
         0, "dropforge.toml: the settings can be used, for track default and track support\n",
@@ -118,3 +120,15 @@ def test_config_show_and_check(file: Path, dropforge: Any, monkeypatch: pytest.M
     monkeypatch.delenv("DROPFORGE_TRAIN__EPOCHS")
     ended = dropforge("config", "check")
     assert (ended.code, "train.epochs" in ended.err) == (2, True)
+
+
+def test_settings_whose_base_model_is_not_there_cannot_be_used(file: Path, dropforge: Any) -> None:
+    ended = dropforge("config", "check")
+    assert (ended.code, ended.out) == (2, "")
+    words = f"there is no base model folder {file.parent / 'base'}"
+    assert ended.err == (
+        f"error: dropforge.toml: base of default: {words}; base of support: {words}\n"
+        "hint: set base_model to the folder of a model in transformers' format\n"
+    )
+    file.write_text("[train]\nepochs = 1\n")
+    assert "base of default: no base model is set" in dropforge("config", "check").err

@@ -148,3 +148,15 @@ def test_a_form_that_chooses_nothing_shows_all(reader: TestClient) -> None:
     assert reader.get("/runs?track=&state=").text == reader.get("/runs").text
     assert reader.get("/drops?track=&state=").text == reader.get("/drops").text
     assert reader.get("/runs?track=&state=failed").text != reader.get("/runs").text
+
+
+@pytest.mark.parametrize(
+    ("trigger", "words"), [("drop", "new data"), ("nightly", "the schedule"), ("hand", "a person’s word")]
+)
+def test_what_a_run_began_because_of_is_told_in_the_same_words_everywhere(
+    visitor: TestClient, lived_in: Any, trigger: str, words: str
+) -> None:
+    with lived_in.engine.begin() as base:
+        base.exec_driver_sql("UPDATE run SET trigger = ? WHERE id = 3", (trigger,))
+    for path in ("/", "/runs", "/runs/3"):
+        assert words in visitor.get(path).text, path

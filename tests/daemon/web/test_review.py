@@ -63,6 +63,21 @@ def test_each_pair_is_judged_by_a_form_and_the_result_comes_at_the_end(won: Any)
     assert first.detail["pair"] != second.detail["pair"]
 
 
+def test_the_last_answer_is_taken_back_by_a_button(won: Any) -> None:
+    app = make_app(won.settings, TOKEN)
+    person = TestClient(app, base_url=HERE, cookies={cookie_name(TOKEN): TOKEN}, headers={"origin": HERE})
+    first = person.get("/runs/1/review").text
+    assert 'value="u"' not in first, "there is nothing to take back yet"
+    pair = re.findall('name="pair" value="([0-9a-f]+)"', first)[0]
+    person.post("/runs/1/review", data={"pair": pair, "key": "1"})
+    shown = person.get("/runs/1/review").text
+    assert 'data-key="u"' in shown
+    assert re.findall('name="pair" value="([0-9a-f]+)"', shown)[1] == pair
+    back = person.post("/runs/1/review", data={"pair": pair, "key": "u"})
+    assert "Pair 1 of 2" in back.text
+    assert re.findall('name="pair" value="([0-9a-f]+)"', back.text) == [pair]
+
+
 def test_who_may_only_look_judges_nothing(won: Any) -> None:
     visitor = TestClient(make_app(won.settings, TOKEN), base_url=HERE, follow_redirects=False)
     page = visitor.get("/runs/1/review").text

@@ -96,7 +96,11 @@ def test_it_prints_the_address_that_opens_it(lived_in: Any) -> None:
                 assert events.readline() == b"event: changed\n"
                 # It ends in order though somebody listens still.
                 process.send_signal(signal.SIGTERM)
+                while events.readline():
+                    pass  # until the stream ends, as one does that is not cut off
                 assert process.wait(ENDED) in {0, -signal.SIGTERM}
+                assert process.stdout is not None
+                assert process.stdout.read() == "", "nothing is said of a page that was open"
     assert Overview(lived_in.settings.state_folder).run(3).state == "running"
 
 

@@ -59,6 +59,24 @@ def test_a_name_that_is_taken_replaces_nothing(person: TestClient, lived_in: Any
     assert inbox(lived_in) == ["mine.jsonl"]
 
 
+def test_of_files_of_which_one_is_refused_each_is_told(person: TestClient, program: TestClient, lived_in: Any) -> None:
+    (lived_in.settings.inbox_folder / "taken.jsonl").write_bytes(b"mine")
+    files = [("file", (f"{name}.jsonl", GOOD)) for name in ("first", "taken", "third")]
+    answer = program.post("/api/v1/upload", files=files)
+    assert answer.status_code == 409
+    first, taken, third = answer.json()["error"]["message"].split("; ")
+    assert first.startswith("first.jsonl (40 bytes) is in the inbox: ")
+    assert taken.startswith("taken.jsonl is refused: ")
+    assert "is there already" in taken
+    assert third.startswith("third.jsonl (40 bytes) is in the inbox: ")
+    assert "under another name" in answer.json()["error"]["hint"]
+    assert inbox(lived_in) == ["first.jsonl", "taken.jsonl", "third.jsonl"]
+    again = person.post("/upload", files=[("file", ("fourth.jsonl", GOOD)), files[1]])
+    assert again.status_code == 409
+    assert "fourth.jsonl (40 bytes) is in the inbox" in again.text
+    assert "taken.jsonl is refused" in again.text
+
+
 @pytest.mark.parametrize(
     "name", ["../up.jsonl", "/etc/x.jsonl", "..", ".hidden.jsonl", "x.part", "n" * 300, "a/b.jsonl"]
 )

@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from pipeline.errors import CannotTrain, StepFailed
 from pipeline.qlora import merging, streamed_merge
-from pipeline.qlora.loading import load_tokenizer, quiet
+from pipeline.qlora.loading import load_tokenizer
 from pipeline.qlora.merging import Answering, ask, ask_adapted, compare, merge_into
 from pipeline.qlora.streamed_merge import CannotStream, open_streamed, write_merged
+from tests.made_adapters import save_adapter
 
 #: PEFT warns of much that is meant here.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -28,7 +29,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "dora and rslora": {"use_dora": True, "use_rslora": True},
     "patterns": {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"down_proj": 64}, "layers_to_transform": [1]},
 }
-LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 def save_base(folder: Path, *, dtype: torch.dtype = torch.float32, tied: bool = True, shard: str = "5GB") -> Path:
@@ -39,21 +39,6 @@ def save_base(folder: Path, *, dtype: torch.dtype = torch.float32, tied: bool = 
         num_key_value_heads=2, attention_bias=True, initializer_range=0.2, tie_word_embeddings=tied,
     )  # fmt: skip
     LlamaForCausalLM(config).to(dtype).save_pretrained(folder, max_shard_size=shard)
-    return folder
-
-
-def save_adapter(base: Path, folder: Path, **options: Any) -> Path:
-    """Save an adapter of random numbers that moves the base's logits."""
-    quiet()
-    options = {"r": 4, "lora_alpha": 8, "target_modules": LINEAR, "task_type": "CAUSAL_LM", **options}
-    model: Any = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), LoraConfig(**options))
-    torch.manual_seed(1)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            parameter.data.normal_(0, 0.1)
-        if "magnitude" in name:
-            parameter.data.mul_(torch.empty_like(parameter).uniform_(0.8, 1.2))
-    model.save_pretrained(folder)
     return folder
 
 

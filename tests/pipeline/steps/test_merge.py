@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.layer import Linear
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
@@ -21,17 +20,18 @@ from pipeline import durable
 from pipeline.artifacts import Adapter, Dataset, Model
 from pipeline.config import EvaluateConfig, RunConfig, TrainConfig
 from pipeline.contract import Attempt
-from pipeline.dataset.heldout import dataset_hash
 from pipeline.errors import CannotTrain, DropforgeError, Interrupted, StepFailed
 from pipeline.model_folder.manifest import MANIFEST_NAME, model_id, verify_manifest
 from pipeline.model_folder.trained_ids import trained_ids
 from pipeline.prompt import fold, prompt_ids
 from pipeline.qlora.generation import Decoding, open_model
 from pipeline.qlora.greedy_decoding import answers
-from pipeline.qlora.loading import load_tokenizer, quiet
+from pipeline.qlora.loading import load_tokenizer
 from pipeline.qlora.merging import tolerance
 from pipeline.steps.merge import merge
 from pipeline.steps.train import train
+from tests.made_adapters import save_adapter
+from tests.prepared_rows import write_rows
 
 
 @pytest.fixture(autouse=True)
@@ -54,16 +54,7 @@ class Line:
 
     def with_adapter(self, folder: Path, base: Path, **options: Any) -> Attempt:
         """Save an adapter of random numbers on `base` into a folder beside the data, and merge it instead."""
-        quiet()
-        model: Any = get_peft_model(
-            AutoModelForCausalLM.from_pretrained(base, dtype="auto"),
-            LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", **options),
-        )
-        torch.manual_seed(1)
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.data.normal_(0, 0.05)
-        model.save_pretrained(folder)
+        save_adapter(base, folder, target_modules="all-linear", **options)
         config = self.config.model_copy(update={"base_model": str(base), "base_model_id": model_id(base)})
         sha256 = durable.sha256_file(folder / "adapter_model.safetensors")
         attempt = replace(self, config=config).attempt(
@@ -86,15 +77,7 @@ def line(tmp_path: Path, make_attempt: Callable[..., Attempt]) -> Callable[..., 
     """Train an adapter on rows: line(base, rows, **train settings)."""
 
     def make(base: Path, rows: Sequence[dict[str, str]], **settings: Any) -> Line:
-        (tmp_path / "data").mkdir()
-        lines = (json.dumps({"id": str(number), **row}) + "\n" for number, row in enumerate(rows))
-        (tmp_path / "data" / "train.jsonl").write_text("".join(lines))
-        dataset = Dataset(
-            folder="data", train_rows=len(rows), dev_rows=0, heldout_rows=0, heldout_groups=0, heldout_pinned=False,
-            heldout_version="v",
-            dataset_sha256=dataset_hash(tmp_path / "data"), duplicates=0, replaced=0, removed_heldout=0,
-            metric="exact_match", max_new_tokens=12,
-        )  # fmt: skip
+        dataset = write_rows(tmp_path, rows, longest=12)
         config = RunConfig(
             track="default", base_model=str(base), base_model_id=model_id(base), salt="s",
             train=TrainConfig(**{"rank": 4, "learning_rate": 3e-3, "quantization": "none", **settings}),

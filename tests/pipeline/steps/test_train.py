@@ -12,10 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.artifacts import Adapter, Dataset
+from pipeline.artifacts import Adapter
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.contract import Attempt, Curve, thinned
-from pipeline.dataset.heldout import dataset_hash
 from pipeline.errors import CannotTrain, Interrupted
 from pipeline.model_folder.manifest import model_id
 from pipeline.prompt import alpaca_prompt, fold
@@ -23,6 +22,7 @@ from pipeline.qlora.loading import chosen_device, load_model, load_tokenizer
 from pipeline.qlora.training.row_order import LengthGroups
 from pipeline.qlora.training.trainer import Training, make_trainer
 from pipeline.steps.train import Tokeniser, histogram, train
+from tests.prepared_rows import write_rows
 
 Row = dict[str, str]
 
@@ -41,16 +41,7 @@ class Bench:
 
     def attempt(self, base: Path, rows: Sequence[Row], dev: Sequence[Row] = (), **settings: Any) -> Attempt:
         """Make an attempt at training on `rows`, by default two steps of a small adapter without quantisation."""
-        (self.root / "data").mkdir(exist_ok=True)
-        for name, part in (("train", rows), ("dev", dev)):
-            lines = (json.dumps({"id": str(number), **row}) + "\n" for number, row in enumerate(part))
-            (self.root / "data" / f"{name}.jsonl").write_text("".join(lines))
-        dataset = Dataset(
-            folder="data", train_rows=len(rows), dev_rows=len(dev), heldout_rows=0, heldout_groups=0,
-            heldout_pinned=False,
-            heldout_version="v", dataset_sha256=dataset_hash(self.root / "data"), duplicates=0, replaced=0,
-            removed_heldout=0, metric="exact_match", max_new_tokens=8,
-        )  # fmt: skip
+        dataset = write_rows(self.root, rows, dev)
         config = RunConfig(
             track="default", base_model=str(base), base_model_id=model_id(base) if base.is_dir() else "?", salt="s",
             train=TrainConfig(**{"quantization": "none", "rank": 4, "learning_rate": 3e-3, **settings}),

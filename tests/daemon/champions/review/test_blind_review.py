@@ -121,6 +121,32 @@ def test_each_choice_is_an_event_and_the_first_one_of_a_pair_stands(reviewed: Re
     assert reviewed.events()[0].at > 0
 
 
+def test_an_answer_that_is_taken_back_is_asked_again_and_only_what_stands_is_counted(reviewed: Reviewed) -> None:
+    assert reviewed.overview.review(1).last is None
+    first, second, *others = reviewed.overview.review(1).left
+    reviewed.choose(first.id, reviewed.key_for(first, "champion"), by="eve")
+    found = reviewed.choose(second.id, reviewed.key_for(second, "champion"))
+    assert (found.judged, found.last) == (2, second.id)
+    found = reviewed.choose(second.id, "u")
+    assert (found.judged, found.last, found.left[0]) == (1, first.id, second)
+    assert reviewed.choose(second.id, "u").judged == 1, "sent twice, it is one"
+    found = reviewed.choose(first.id, "u")
+    assert (found.judged, found.last, found.left[:2]) == (0, None, (first, second))
+    for pair in (second, first, *others):
+        found = reviewed.choose(pair.id, reviewed.key_for(pair, "candidate"))
+    assert found.result is not None
+    assert (found.result.candidate, found.result.champion, found.result.judged_by) == (ASKED, 0, ("ada",))
+    assert found.result.p_value == pytest.approx(2 / 2**ASKED)
+
+
+def test_once_it_is_told_who_gave_which_answer_nothing_is_taken_back(reviewed: Reviewed) -> None:
+    found = reviewed.judge_all(*["candidate"] * ASKED)
+    assert found.last is not None
+    with pytest.raises(CannotReview, match="what was chosen stands"):
+        reviewed.choose(found.last, "u")
+    assert reviewed.overview.review(1).result == found.result
+
+
 def test_choices_count_for_the_answers_that_were_seen(reviewed: Reviewed) -> None:
     reviewed.choose(reviewed.overview.review(1).left[0].id, "1")
     lines = [{**line, "candidate": {**line["candidate"], "text": "new"}} for line in reviewed.lines.values()]
@@ -134,6 +160,7 @@ def test_what_cannot_be_judged_is_refused_with_a_remedy(reviewed: Reviewed) -> N
     for name, key, words in (
         (pair, "3", "'3' is no choice"),
         (beyond, "1", "asks about no pair"),
+        (beyond, "u", "asks about no pair"),
         ("x", "1", "no pair"),
     ):
         with pytest.raises(CannotReview, match=words) as refused:

@@ -59,6 +59,12 @@ def test_its_help_shows_its_examples_whole_and_they_can_be_given(name: str) -> N
         assert parsed(example) == name
 
 
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
+def test_no_help_tells_of_the_largest_number_of_the_database(name: str) -> None:
+    context = LEAVES[name].make_context("x", [], parent=None, resilient_parsing=True)
+    assert "x<=" not in LEAVES[name].get_help(context)
+
+
 def test_an_example_with_an_option_that_is_none_would_be_seen() -> None:
     with pytest.raises(typer.TyperException):
         parsed("dropforge show 7 --jsno")

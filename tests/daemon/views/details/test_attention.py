@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from daemon.queue.scheduling.pausing import pause
-from daemon.settings.model import DiskSettings
+from daemon.settings.model import DiskSettings, HookSettings
 from daemon.state.events import Word
 from daemon.state.layout import LOCK_NAME, TROUBLES_NOTE
 from daemon.system.processes import FileLock
@@ -74,4 +74,6 @@ def test_what_waits_for_a_word_is_told(lately: Any, monkeypatch: pytest.MonkeyPa
     assert by_kind["approval"].run == 2
     assert by_kind["approval"].detail.endswith("better by 3")
     assert by_kind["proposed"].detail == "it is bob's"
-    assert by_kind["hook"].detail == "exit code 1; to run it again: dropforge hook --track default"
+    assert by_kind["hook"].detail == "exit code 1", "there is no command to run again any more"
+    (again,) = [one for one in told(lately, hooks=HookSettings(after_promotion=("true",))) if one.kind == "hook"]
+    assert again.detail == "exit code 1; to run it again: dropforge hook --track default"

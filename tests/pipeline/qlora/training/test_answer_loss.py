@@ -20,6 +20,7 @@ from pipeline.qlora.training import trainer as trainer_module
 from pipeline.qlora.training.answer_loss import has_plain_head, summed_loss
 from pipeline.qlora.training.packing import collate, passes
 from pipeline.qlora.training.trainer import TokenRow, Training, make_trainer
+from tests.made_adapters import trainer_of
 
 Gradients = dict[str, torch.Tensor]
 NO_LABEL = -100
@@ -41,13 +42,7 @@ class Losses:
     """A trainer as the step builds it, whose adapter is not the zero that it begins at."""
 
     def __init__(self, base: Path, folder: Path, rows: Sequence[TokenRow], **settings: Any) -> None:
-        config = TrainConfig.model_validate({"quantization": "none", "rank": 4, "batch_size": 4, **settings})
-        job = Training(base, "cpu", folder / "adapter", folder / "scratch", "mark")
-        self.trainer = make_trainer(job, load_tokenizer(base), rows, [], config)
-        dice = torch.Generator().manual_seed(1)
-        for weight in self.trainer.model.parameters():
-            if weight.requires_grad:
-                weight.data.normal_(0, 0.05, generator=dice)
+        self.trainer = trainer_of(base, folder, rows, **{"batch_size": 4, **settings})
         # Accelerate puts mixed precision around the forward, as at the beginning of a training.
         self.model = self.trainer.accelerator.prepare_model(self.trainer.model)
         self.model.eval()

@@ -19,6 +19,7 @@ from pipeline.errors import Interrupted
 from pipeline.model_folder.manifest import model_id
 from pipeline.qlora.training.checkpoints import COMPLETE, LISTING, Choice, fingerprint, newest_valid, publish, step_of
 from pipeline.steps.train import train
+from tests.prepared_rows import write_rows
 
 MARK = fingerprint({"dataset": "d"})
 
@@ -149,16 +150,7 @@ def setup(request: Any, tiny: Any, tiny_llama: Path, tmp_path: Path, monkeypatch
     """Fifty rows, 8 a step in two packed passes or more: 7 steps an epoch, three epochs, dropout, a dev curve."""
     monkeypatch.setenv("DROPFORGE_DEVICE", "cpu")
     made = tiny.rows(74, seed=3)
-    (tmp_path / "data").mkdir()
-    for name, part in (("train", made[:50]), ("dev", made[50:])):
-        lines = (json.dumps({"id": str(number), **row}) + "\n" for number, row in enumerate(part))
-        (tmp_path / "data" / f"{name}.jsonl").write_text("".join(lines))
-    dataset = Dataset(
-        folder="data", train_rows=50, dev_rows=24, heldout_rows=0, heldout_groups=0, heldout_pinned=False,
-        heldout_version="v",
-        dataset_sha256=dataset_hash(tmp_path / "data"), duplicates=0, replaced=0, removed_heldout=0,
-        metric="exact_match", max_new_tokens=8,
-    )  # fmt: skip
+    dataset = write_rows(tmp_path, made[:50], made[50:])
     settings = TrainConfig(
         quantization=request.param, rank=4, alpha=8, dropout=0.1, learning_rate=3e-3, epochs=3, batch_size=8,
         batch_tokens=200, checkpoint_minutes=1e-6,

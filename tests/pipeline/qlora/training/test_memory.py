@@ -1,6 +1,5 @@
 """A training that does not fit: what it begins with, what it goes on with, and that it learns the same."""
 
-import json
 import os
 import subprocess
 import sys
@@ -15,10 +14,9 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from pipeline import durable
-from pipeline.artifacts import Adapter, Dataset
+from pipeline.artifacts import Adapter
 from pipeline.config import MemoryPlan, RunConfig, TrainConfig
 from pipeline.contract import LIFELINE, LOG_NAME, RESULT_NAME, SPEC_NAME, Attempt, StepResult
-from pipeline.dataset.heldout import dataset_hash
 from pipeline.errors import Interrupted, StartAgain, StepFailed
 from pipeline.model_folder.manifest import model_id
 from pipeline.model_folder.training_memory import LOGITS_BYTES, MARGIN, OVERHEAD, base_sizes, estimate
@@ -28,6 +26,7 @@ from pipeline.qlora.training.memory import Fit, OutOfMemory, find_fit, go_on_wit
 from pipeline.qlora.training.packing import collate, passes
 from pipeline.qlora.training.trainer import TokenRow, Training, make_trainer
 from pipeline.steps.train import train
+from tests.prepared_rows import write_rows
 
 #: What a training may take beyond what its trainer has, measured: eight records a pass take 520 MB, one takes 115.
 ROOM = 330 << 20
@@ -79,16 +78,8 @@ def order(tmp_path: Path, make_attempt: Callable[..., Attempt]) -> Order:
     """Make attempts of one run at training on 16 records of about 250 tokens."""
 
     def make(base: Path, earlier: MemoryPlan | None = None, **settings: Any) -> Attempt:
-        folder = tmp_path / "data"
-        folder.mkdir(exist_ok=True)
-        rows = [{"id": str(n), "instruction": f"{n} a b" * 50, "input": "", "output": f"ok {n}"} for n in range(16)]
-        (folder / "train.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-        (folder / "dev.jsonl").write_text("")
-        dataset = Dataset(
-            folder="data", train_rows=16, dev_rows=0, heldout_rows=0, heldout_groups=0, heldout_pinned=False,
-            heldout_version="v", dataset_sha256=dataset_hash(folder), duplicates=0, replaced=0, removed_heldout=0,
-            metric="exact_match", max_new_tokens=8,
-        )  # fmt: skip
+        rows = [{"instruction": f"{n} a b" * 50, "input": "", "output": f"ok {n}"} for n in range(16)]
+        dataset = write_rows(tmp_path, rows)
         train = TrainConfig(**{"rank": 4, "batch_size": 8, "batch_tokens": 4096, **settings})
         config = RunConfig(track="default", base_model=str(base), base_model_id=model_id(base), salt="s", train=train)
         attempt = make_attempt("train", config=config, inputs={"prepare": dataset})

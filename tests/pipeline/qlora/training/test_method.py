@@ -11,10 +11,8 @@ import torch
 import transformers
 from safetensors import safe_open
 
-from pipeline.artifacts import Dataset
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.contract import Attempt
-from pipeline.dataset.heldout import dataset_hash
 from pipeline.errors import CannotTrain
 from pipeline.model_folder.manifest import model_id
 from pipeline.qlora.loading import load_model, load_tokenizer
@@ -22,6 +20,7 @@ from pipeline.qlora.training.method import target_layers
 from pipeline.qlora.training.trainer import TokenRow, Training, make_trainer
 from pipeline.steps.merge import merge
 from pipeline.steps.train import train
+from tests.prepared_rows import write_rows
 
 MLP = {"gate_proj", "up_proj", "down_proj"}
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -160,14 +159,7 @@ def test_a_merged_model_answers_as_its_adapter(
     tiny: Any, tiny_llama: Path, tmp_path: Path, make_attempt: Callable[..., Attempt],
     settings: dict[str, Any], quantization: str,
 ) -> None:  # fmt: skip
-    (tmp_path / "data").mkdir()
-    lines = (json.dumps({"id": str(number), **row}) + "\n" for number, row in enumerate(tiny.rows(16, seed=5)))
-    (tmp_path / "data/train.jsonl").write_text("".join(lines))
-    dataset = Dataset(
-        folder="data", train_rows=16, dev_rows=0, heldout_rows=0, heldout_groups=0, heldout_pinned=False,
-        heldout_version="v", dataset_sha256=dataset_hash(tmp_path / "data"), duplicates=0, replaced=0,
-        removed_heldout=0, metric="exact_match", max_new_tokens=12,
-    )  # fmt: skip
+    dataset = write_rows(tmp_path, tiny.rows(16, seed=5), longest=12)
     values = {"quantization": quantization, "rank": 4, "learning_rate": 3e-3, "epochs": 2, **settings}
     config = RunConfig(
         track="default", base_model=str(tiny_llama), base_model_id=model_id(tiny_llama), salt="s",

@@ -1,6 +1,5 @@
 """Records packed into one row: what they would be apart, and no record sees another."""
 
-import random
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from pipeline.qlora.training import packed_attention
 from pipeline.qlora.training.packed_attention import enable_packing
 from pipeline.qlora.training.packing import collate, passes
 from pipeline.qlora.training.trainer import TokenRow, Training, make_trainer
+from tests.made_adapters import token_rows, trainer_of
 
 Gradients = dict[str, torch.Tensor]
 #: Sums of float32 in another order: an epsilon of 1.2e-7, some hundred terms, two layers.
@@ -26,27 +26,11 @@ TOLERANCE = 1e-5
 TOKENS = [list(range(3, 40))]
 
 
-def token_rows(count: int, seed: int) -> list[TokenRow]:
-    """Return rows of 2 to 40 tokens, with labels anywhere, also on the first token, and always on the last."""
-    dice = random.Random(seed)
-    return [
-        TokenRow(
-            [dice.randrange(3, 259) for _ in range(length)],
-            [*(int(dice.random() < 0.4) for _ in range(length - 1)), 1],
-        )
-        for length in (dice.randint(2, 40) for _ in range(count))
-    ]
-
-
 class Padded:
     """The same step by TRL's own loss over padded rows, under the library's attention."""
 
     def __init__(self, trainer: Any, rows: Sequence[TokenRow]) -> None:
         self.trainer = trainer
-        dice = torch.Generator().manual_seed(1)
-        for weight in trainer.model.parameters():
-            if weight.requires_grad:
-                weight.data.normal_(0, 0.05, generator=dice)
         trainer.model = trainer.accelerator.prepare_model(trainer.model)
         trainer.model.eval()
         self.step = collate([dict(row) for row in trainer.train_dataset])
@@ -82,9 +66,7 @@ class Padded:
 
 
 def made(base: Path, folder: Path, rows: Sequence[TokenRow], **settings: Any) -> Padded:
-    config = TrainConfig.model_validate({"quantization": "none", "rank": 4, **settings})
-    job = Training(base, "cpu", folder / "adapter", folder / "scratch", "mark")
-    trainer = make_trainer(job, load_tokenizer(base), rows, [], config)
+    trainer = trainer_of(base, folder, rows, **settings)
     assert trainer.records_packed
     return Padded(trainer, rows)
 

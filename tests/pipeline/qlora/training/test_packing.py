@@ -11,11 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import TrainConfig
-from pipeline.qlora.loading import load_tokenizer
 from pipeline.qlora.training import trainer as trainer_module
 from pipeline.qlora.training.packing import collate, passes
-from pipeline.qlora.training.trainer import TokenRow, Training, make_trainer
+from pipeline.qlora.training.trainer import TokenRow
+from tests import made_adapters
+from tests.made_adapters import token_rows
 
 #: A record a pass, two to three records a pass, and all in one.
 BUDGETS = (1, 64, 4096)
@@ -23,27 +23,8 @@ BUDGETS = (1, 64, 4096)
 TOLERANCE = 1e-5
 
 
-def token_rows(count: int, seed: int) -> list[TokenRow]:
-    """Return rows of 2 to 40 tokens, with labels anywhere, also on the first token, and always on the last."""
-    dice = random.Random(seed)
-    return [
-        TokenRow(
-            [dice.randrange(3, 259) for _ in range(length)],
-            [*(int(dice.random() < 0.4) for _ in range(length - 1)), 1],
-        )
-        for length in (dice.randint(2, 40) for _ in range(count))
-    ]
-
-
 def trainer_of(base: Path, folder: Path, rows: Sequence[TokenRow], **settings: Any) -> Any:
-    """Return the trainer that the step builds, its adapter moved away from the zero that it begins at."""
-    config = TrainConfig.model_validate({"quantization": "none", "rank": 4, **settings})
-    job = Training(base, "cpu", folder / "adapter", folder / "scratch", "mark")
-    trainer = make_trainer(job, load_tokenizer(base), rows, [], config)
-    dice = torch.Generator().manual_seed(1)
-    for weight in trainer.model.parameters():
-        if weight.requires_grad:
-            weight.data.normal_(0, 0.05, generator=dice)
+    trainer = made_adapters.trainer_of(base, folder, rows, **settings)
     trainer.create_optimizer()
     return trainer
 

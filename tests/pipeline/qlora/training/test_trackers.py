@@ -1,20 +1,18 @@
 """Trackers: local files, and words where one is not installed."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.artifacts import Dataset
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.contract import Attempt
-from pipeline.dataset.heldout import dataset_hash
 from pipeline.errors import CannotTrain
 from pipeline.model_folder.manifest import model_id
 from pipeline.qlora.training import trackers
 from pipeline.steps.train import train
+from tests.prepared_rows import write_rows
 
 
 @pytest.fixture
@@ -26,14 +24,7 @@ def attempt(
         monkeypatch.setenv(name, value)
 
     def make() -> Attempt:
-        (tmp_path / "data").mkdir()
-        lines = (json.dumps({"id": str(number), **row}) + "\n" for number, row in enumerate(tiny.rows(9, seed=5)))
-        (tmp_path / "data/train.jsonl").write_text("".join(lines))
-        dataset = Dataset(
-            folder="data", train_rows=9, dev_rows=0, heldout_rows=0, heldout_groups=0, heldout_pinned=False,
-            heldout_version="v", dataset_sha256=dataset_hash(tmp_path / "data"), duplicates=0, replaced=0,
-            removed_heldout=0, metric="exact_match", max_new_tokens=8,
-        )  # fmt: skip
+        dataset = write_rows(tmp_path, tiny.rows(9, seed=5))
         config = RunConfig(
             track="default", base_model=str(tiny_llama), base_model_id=model_id(tiny_llama), salt="s",
             train=TrainConfig.model_validate({"quantization": "none", "rank": 4, "report_to": ["tensorboard"]}),

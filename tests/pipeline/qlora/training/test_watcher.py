@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.artifacts import Adapter, Dataset
+from pipeline.artifacts import Adapter
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.contract import Attempt
 from pipeline.dataset.heldout import dataset_hash
@@ -24,6 +24,7 @@ from pipeline.qlora.training.row_order import LengthGroups
 from pipeline.qlora.training.trainer import TokenRow, Training, make_trainer
 from pipeline.qlora.training.watcher import StepRows, dev_loss, exploded, watcher
 from pipeline.steps.train import train
+from tests.prepared_rows import write_rows
 
 Row = dict[str, Any]
 #: Of the tests' three epochs of seven steps: every second one, and the last.
@@ -50,18 +51,11 @@ class Run:
     """One run's attempts at training: fifty rows in batches of 8, three epochs, dropout, 24 dev rows."""
 
     def __init__(self, root: Path, base: Path, rows: Sequence[Row], make_attempt: Callable[..., Attempt]) -> None:
-        (root / "data").mkdir()
-        for name, part in (("train", rows[:50]), ("dev", rows[50:])):
-            lines = (json.dumps({"id": f"{name}-{number}", **row, "drop": 7}) + "\n" for number, row in enumerate(part))
-            (root / "data" / f"{name}.jsonl").write_text("".join(lines))
+        named = [{"id": f"row-{number}", **row, "drop": 7} for number, row in enumerate(rows)]
         self.root = root
         self.base = base
         self.make_attempt = make_attempt
-        self.dataset = Dataset(
-            folder="data", train_rows=50, dev_rows=24, heldout_rows=0, heldout_groups=0, heldout_pinned=False,
-            heldout_version="v", dataset_sha256=dataset_hash(root / "data"), duplicates=0, replaced=0,
-            removed_heldout=0, metric="exact_match", max_new_tokens=8,
-        )  # fmt: skip
+        self.dataset = write_rows(root, named[:50], named[50:])
 
     def attempt(self, **settings: Any) -> Attempt:
         values = {
@@ -253,7 +247,7 @@ def test_a_loss_that_is_no_number_names_its_step_and_its_records(
     assert told.endswith(" is nan")
     assert f"sed -n '{''.join(f'{line}p;' for line in lines)}' {path}" in caught.value.hint
     log = capsys.readouterr().err
-    assert "  line 17: train-16, from drop 7\n" in log
+    assert "  line 17: row-16, from drop 7\n" in log
     assert log.count("\n  line ") == 8
 
 

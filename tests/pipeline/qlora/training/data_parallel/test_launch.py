@@ -1,6 +1,5 @@
 """A training in two processes: what it learns, and what becomes of it when one of them is stopped, dies or runs out."""
 
-import json
 import math
 import os
 import shutil
@@ -21,13 +20,13 @@ from pipeline import durable
 from pipeline.artifacts import Adapter, Dataset
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.contract import LOG_NAME, PROGRESS_NAME, RESULT_NAME, SPEC_NAME, Attempt, StepResult
-from pipeline.dataset.heldout import dataset_hash
 from pipeline.errors import EXIT_FAILED, EXIT_INTERRUPTED, CannotTrain
 from pipeline.model_folder.manifest import model_id
 from pipeline.qlora.training.data_parallel import launch
 from pipeline.qlora.training.data_parallel.launch import process_count
 from pipeline.steps.merge import merge
 from pipeline.steps.train import train
+from tests.prepared_rows import write_rows
 
 #: How far, of what was learned, two processes may be from one: rounding, which Adam's first steps make larger.
 TOLERANCE = 1e-2
@@ -57,15 +56,7 @@ def setup(tiny: Any, tiny_llama: Path, tmp_path: Path, monkeypatch: Any) -> tupl
     monkeypatch.setenv("DROPFORGE_DEVICE", "cpu")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     made = tiny.rows(74, seed=3)
-    (tmp_path / "data").mkdir()
-    for name, part in (("train", made[:50]), ("dev", made[50:])):
-        lines = (json.dumps({"id": str(number), **row}) + "\n" for number, row in enumerate(part))
-        (tmp_path / "data" / f"{name}.jsonl").write_text("".join(lines))
-    dataset = Dataset(
-        folder="data", train_rows=50, dev_rows=24, heldout_rows=0, heldout_groups=0, heldout_pinned=False,
-        heldout_version="v", dataset_sha256=dataset_hash(tmp_path / "data"), duplicates=0, replaced=0,
-        removed_heldout=0, metric="exact_match", max_new_tokens=8,
-    )  # fmt: skip
+    dataset = write_rows(tmp_path, made[:50], made[50:])
     settings = TrainConfig(
         quantization="none", rank=4, alpha=8, learning_rate=3e-3, epochs=3, batch_size=8, batch_tokens=200,
         checkpoint_minutes=1e-6, processes=2,

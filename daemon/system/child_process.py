@@ -1,0 +1,58 @@
+"""A command of ours as the daemon's child: started, looked at, started again when it ends."""
+
+import contextlib
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import structlog
+
+from daemon.system.processes import kill_group
+
+_FIRST_SECONDS, _LONG_SECONDS = 1.0, 60.0
+log = structlog.get_logger()
+
+
+class ChildProcess:
+    """A command with `--lifeline`: it lives as long as the pipe to its standard input is open, however we end."""
+
+    def __init__(self, name: str, arguments: Sequence[str], *, most_seconds: float) -> None:
+        """Prepare `dropforge ARGUMENTS`; logs call it `name`, and it is back within `most_seconds` of its end."""
+        self._name = name
+        # -P: a folder called `daemon` where this one was started must not be taken for ours.
+        self._argv = [sys.executable, "-P", "-m", "daemon", *arguments, "--lifeline"]
+        self._most_seconds = most_seconds
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pause = _FIRST_SECONDS
+        self._begun = self._not_before = 0.0
+
+    def keep_alive(self, monotonic: float) -> None:
+        """Start it if it is not there; after each early end it is waited for twice as long."""
+        if self._process is not None and self._process.poll() is not None:
+            lived = monotonic - self._begun
+            self._pause = _FIRST_SECONDS if lived > _LONG_SECONDS else min(2 * self._pause, self._most_seconds)
+            self._not_before = monotonic + self._pause
+            log.warning("child_died", name=self._name, exit_code=self._process.returncode, again_in=self._pause)
+            self._process = None
+        if self._process is None and monotonic >= self._not_before:
+            self._begun = monotonic
+            # A session of its own, so that Ctrl-C on the terminal reaches the daemon alone, which stops it in order.
+            self._process = subprocess.Popen(self._argv, stdin=subprocess.PIPE, start_new_session=True)  # noqa: S603 - our own
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process is there."""
+        return self._process is not None and self._process.poll() is None
+
+    def stop(self) -> None:
+        """Ask it to end in order; nothing waits for it."""
+        if self._process is not None and self._process.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
+
+    def kill(self) -> None:
+        """End it here and now; what it started itself is not ended with it."""
+        if self._process is not None:
+            kill_group(self._process.pid, signal.SIGKILL)
+            self._process.wait()

@@ -1,0 +1,84 @@
+"""When the daemon starts its worker and its page again."""
+
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from daemon.system.child_process import ChildProcess
+
+
+@pytest.fixture
+def web() -> Iterator[ChildProcess]:
+    made = ChildProcess("web", ["web"], most_seconds=60.0)
+    made._argv = [sys.executable, "-c", "raise SystemExit(1)"]
+    yield made
+    made.stop()
+    if made._process is not None:
+        made._process.wait()
+
+
+def wait(web: ChildProcess) -> None:
+    assert web._process is not None
+    assert web._process.stdin is not None
+    web._process.wait()
+    web._process.stdin.close()
+
+
+def test_after_each_early_end_it_waits_twice_as_long(web: ChildProcess) -> None:
+    now = 100.0
+    waits: list[int] = []
+    web.keep_alive(now)
+    for _ in range(9):
+        wait(web)
+        pause = 0
+        web.keep_alive(now)
+        while not web._process:
+            pause += 1
+            web.keep_alive(now + pause)
+        waits.append(pause)
+        now += pause
+    assert waits == [2, 4, 8, 16, 32, 60, 60, 60, 60]
+
+
+def test_one_that_lived_for_long_is_back_at_once(web: ChildProcess) -> None:
+    web.keep_alive(0.0)
+    wait(web)
+    web.keep_alive(1000.0)
+    assert web._process is None
+    web.keep_alive(1001.0)
+    assert web._process is not None
+
+
+def test_it_ends_when_its_standard_input_closes(web: ChildProcess) -> None:
+    web._argv = [sys.executable, "-c", "import sys; sys.stdin.read()"]
+    web.keep_alive(0.0)
+    assert web._process is not None
+    web.stop()
+    assert web._process.wait(60) == 0
+
+
+def test_a_worker_is_back_within_a_second_whenever_it_ends() -> None:
+    worker = ChildProcess("worker", ["worker"], most_seconds=1.0)
+    worker._argv = [sys.executable, "-c", "raise SystemExit(1)"]
+    worker.keep_alive(0.0)
+    for now in (10.0, 20.0, 30.0):
+        wait(worker)
+        assert not worker.alive
+        for later in (0.0, 0.5):
+            worker.keep_alive(now + later)
+            assert worker._process is None
+        worker.keep_alive(now + 1.0)
+        assert worker._process is not None
+    wait(worker)
+
+
+def test_it_is_killed_though_its_standard_input_is_open(web: ChildProcess) -> None:
+    web._argv = [sys.executable, "-c", "import sys; sys.stdin.read()"]
+    web.keep_alive(0.0)
+    assert web.alive
+    web.kill()
+    assert not web.alive
+    assert web._process is not None
+    assert web._process.stdin is not None
+    web._process.stdin.close()

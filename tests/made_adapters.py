@@ -1,0 +1,55 @@
+"""Adapters of random numbers: nothing is trained, and yet they are not the zero that an adapter begins at."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from pipeline.config import TrainConfig
+from pipeline.qlora.loading import load_tokenizer, quiet
+from pipeline.qlora.training.trainer import TokenRow, Training, make_trainer
+
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def token_rows(count: int, seed: int) -> list[TokenRow]:
+    """Return rows of 2 to 40 tokens, with labels anywhere, also on the first token, and always on the last."""
+    dice = random.Random(seed)
+    return [
+        TokenRow(
+            [dice.randrange(3, 259) for _ in range(length)],
+            [*(int(dice.random() < 0.4) for _ in range(length - 1)), 1],
+        )
+        for length in (dice.randint(2, 40) for _ in range(count))
+    ]
+
+
+def trainer_of(base: Path, folder: Path, rows: Sequence[TokenRow], **settings: Any) -> Any:
+    """Return the trainer that the step builds, with such an adapter."""
+    config = TrainConfig.model_validate({"quantization": "none", "rank": 4, **settings})
+    job = Training(base, "cpu", folder / "adapter", folder / "scratch", "mark")
+    trainer = make_trainer(job, load_tokenizer(base), rows, [], config)
+    dice = torch.Generator().manual_seed(1)
+    for weight in trainer.model.parameters():
+        if weight.requires_grad:
+            weight.data.normal_(0, 0.05, generator=dice)
+    return trainer
+
+
+def save_adapter(base: Path, folder: Path, **options: Any) -> Path:
+    """Save such an adapter on the linear layers of a Llama, which moves the base's logits."""
+    quiet()
+    options = {"r": 4, "lora_alpha": 8, "target_modules": LINEAR, "task_type": "CAUSAL_LM", **options}
+    model: Any = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), LoraConfig(**options))
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(0, 0.1)
+        if "magnitude" in name:
+            parameter.data.mul_(torch.empty_like(parameter).uniform_(0.8, 1.2))
+    model.save_pretrained(folder)
+    return folder
