@@ -226,6 +226,10 @@ class Loop:
         """Return the trials and the runs that their end made again."""
         return len(self.trials) + self.again
 
+    def trained(self, drops: set[int]) -> Model:
+        """Return what a run on these drops puts before the gate."""
+        return self.world.answers(self._truth(drops), self.harm)
+
     def _truth(self, drops: Iterable[int]) -> Floats:
         none = np.zeros(len(self.world.setup.sizes))
         return np.clip(sum((self.effects.get(drop, none) for drop in drops), none), -50.0, 80.0)
@@ -236,8 +240,7 @@ class Loop:
         return np.asarray(np.isin(self.world.drops, list(come | drops)))
 
     def _train(self, drops: set[int]) -> Said:
-        candidate = self.world.answers(self._truth(drops), self.harm)
-        former = self.former[-FORMER:]
+        candidate, former = self.trained(drops), self.former[-FORMER:]
         comparison = self.world.side_by_side(candidate, self._champion, self._base, former)
         known = Known(frozenset(self.known) or None)
         said = decide(comparison.part(self._held_out(drops)), known, old=self.old)

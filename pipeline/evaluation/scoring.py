@@ -256,9 +256,7 @@ def compare(metric: str, lines: Sequence[Mapping[str, Any]]) -> Comparison:
         groups=np.array([numbers[line["group"]] for line in lines], dtype=np.int64),
         tags={tag: np.array([tag in line["tags"] for line in lines]) for tag in sorted(kinds)},
         nll=_nll(lines),
-        degenerate={kind: _pair(lines, lambda side, kind=kind: kind in side["degenerate"]) for kind in DEGENERATE}
-        if _have(lines, "degenerate")
-        else {},
+        degenerate={kind: _pair(lines, lambda side, kind=kind: kind in side["degenerate"]) for kind in DEGENERATE},
     )
 
 
@@ -268,7 +266,7 @@ def _metrics(metric: str, lines: Sequence[Mapping[str, Any]]) -> list[str]:
     every = frozenset().union({metric}, *(names for both in named for names in both))
     some = {name for name in every if not all(name in names for both in named for names in both)}
     alike = all(own == other for own, other in named)
-    if not alike or metric in some or any(name not in METRICS or METRICS[name].applies is None for name in some):
+    if not alike or metric in some or every - METRICS.keys() or any(METRICS[name].applies is None for name in some):
         message = f"the answers were not all scored by the same metrics, {metric} among them"
         raise StepFailed(message, EVALUATE_AGAIN)
     return sorted(every)
@@ -279,13 +277,7 @@ def _pair(lines: Sequence[Mapping[str, Any]], of: Any) -> Floats:
     return np.array(rows, dtype=np.float64).reshape(-1, 2)
 
 
-def _have(lines: Sequence[Mapping[str, Any]], name: str) -> bool:
-    return bool(lines) and all(name in line[role] for line in lines for role in _ROLES)
-
-
-def _nll(lines: Sequence[Mapping[str, Any]]) -> tuple[Floats, Floats] | None:
-    if not _have(lines, "nll_sum"):
-        return None
+def _nll(lines: Sequence[Mapping[str, Any]]) -> tuple[Floats, Floats]:
     # What JSON has no number for is null in the file.
     sums = _pair(lines, lambda side: np.nan if side["nll_sum"] is None else side["nll_sum"])
     return sums, _pair(lines, lambda side: side["nll_tokens"])

@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from pipeline.artifacts import Judgement
 from pipeline.gate.statistics import Floats
-from pipeline.metrics.registry import METRICS
 
 Flags = npt.NDArray[np.bool_]
 Places = npt.NDArray[np.int64]
@@ -80,13 +79,11 @@ class Comparison:
     pinned: Flags
     groups: Places
     """The number of each record's group, from 0."""
-    tags: Mapping[str, Flags] = field(default_factory=dict)
-    nll: tuple[Floats, Floats] | None = None
+    nll: tuple[Floats, Floats]
     """Summed negative log-likelihood of the references in nats, and the tokens: two pairs of columns."""
-    mean_nll: tuple[float, float] = (0.0, 0.0)
-    """Of all records in nats a token, for records that have no `nll` of their own."""
-    degenerate: Mapping[str, Floats] = field(default_factory=dict)
+    degenerate: Mapping[str, Floats]
     """A pair of columns of 0 or 1 by kind: empty, truncated, looping."""
+    tags: Mapping[str, Flags] = field(default_factory=dict)
     suites: tuple[Suite, ...] = ()
     held_to_base: bool = False
     """Whether the suites are held against the base model: not where it is the champion."""
@@ -120,15 +117,10 @@ class Comparison:
         """Return a metric's scores of both models by group, shape (groups, 2), where it was measured."""
         return self.by_group(self.scores.get(metric or self.metric, np.empty((0, 2))), mask)
 
-    def sign(self, metric: str | None = None) -> int:
-        """Return 1 for a metric of which more is better, else -1."""
-        known = METRICS.get(metric or self.metric)
-        return 1 if known is None or known.higher_is_better else -1
-
     def differences(self, mask: Flags | None = None, metric: str | None = None) -> Floats:
-        """Return a metric's candidate minus champion by group, turned so that more is better."""
+        """Return a metric's candidate minus champion by group."""
         pairs = self.pairs(mask, metric)
-        return np.asarray(pairs[:, 0] - pairs[:, 1]) * self.sign(metric)
+        return np.asarray(pairs[:, 0] - pairs[:, 1])
 
     def part(self, mask: Flags) -> "Comparison":
         """Return the comparison on the records that `mask` names; suites and costs stay as they are."""
@@ -144,7 +136,7 @@ class Comparison:
             pinned=self.pinned[rows],
             groups=groups,
             tags={tag: flags[rows] for tag, flags in self.tags.items()},
-            nll=None if self.nll is None else (self.nll[0][rows], self.nll[1][rows]),
+            nll=(self.nll[0][rows], self.nll[1][rows]),
             degenerate={kind: pair[rows] for kind, pair in self.degenerate.items()},
             former=tuple(Former(one.generation, one.scores[rows]) for one in self.former),
         )

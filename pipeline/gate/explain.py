@@ -1,7 +1,6 @@
 """A verdict in one short line, as lists and the history show it; the report's story has the rest."""
 
 from pipeline.artifacts import Verdict
-from pipeline.gate.reasons import REASONS
 from pipeline.wording import count, signed, span
 
 
@@ -15,7 +14,7 @@ def short_line(verdict: Verdict, needed_records: int) -> str:
     words = verdict.outcome.replace("_", " ")
     if verdict.outcome == "insufficient_evidence":
         if "no_pinned_heldout" in verdict.reasons:
-            return f"{words}: {REASONS['no_pinned_heldout']}"
+            return f"{words}: no held-out set was dropped"
         have = f"{count(verdict.records, 'held-out record')}{in_groups(verdict)}"
         return f"{words}: {have}, and a verdict needs {needed_records:,}"
     failed = [guard.label for guard in verdict.guards if guard.state == "failed"]

@@ -74,7 +74,7 @@ def _slices(comparison: Comparison, slices: Sequence[Slice], margin: float) -> I
         # All drops are tested, as they are shown: one that is new has no champion's knowledge to lose.
         own = [one for one in slices if one.kind == kind and (kind != "drop" or one.drop is not None)]
         pairs = [comparison.pairs(one.mask) for one in own]
-        changes = [(pair[:, 0] - pair[:, 1]) * comparison.sign() for pair in pairs]
+        changes = [pair[:, 0] - pair[:, 1] for pair in pairs]
         tested = [place for place, change in enumerate(changes) if change.size >= LEAST_TESTED]
         raw = [_harm(changes[place]) for place in tested]
         adjusted = dict(zip(tested, statistics.holm(raw), strict=True))
@@ -126,7 +126,7 @@ def _anchor(comparison: Comparison, known: Known, margin: float) -> Iterator[Gua
             own = seen & (comparison.drops == drop) & ~np.isnan(former.scores)
             if own.any():
                 name = ("anchor", f"{known.label(drop)} against the champion of generation {former.generation}")
-                row = _tested(name, _beside_former(comparison, former, own), margin, comparison.sign(), LEVEL)
+                row = _tested(name, _beside_former(comparison, former, own), margin, level=LEVEL)
                 found.append(_no_further(row, comparison.differences(own)))
         yield from _worst(found)
 
@@ -157,22 +157,18 @@ def _likelihood(comparison: Comparison, margin: float) -> Iterator[GuardResult]:
     """
     if not comparison.ids:
         return
-    candidate, champion = comparison.mean_nll
-    change, error, groups = candidate - champion, math.nan, np.unique(comparison.groups).size
-    if comparison.nll is not None:
-        sums, tokens = (comparison.sums(pair) for pair in comparison.nll)
-        candidate, champion = (sums.sum(axis=0) / tokens.sum(axis=0)).tolist()
-        change, error = statistics.ratio_change(sums, tokens)
-        groups = len(sums)
+    sums, tokens = (comparison.sums(pair) for pair in comparison.nll)
+    candidate, champion = (sums.sum(axis=0) / tokens.sum(axis=0)).tolist()
+    change, error = statistics.ratio_change(sums, tokens)
     p_value = float(special.ndtr(-change / error)) if error > 0 else None
-    shown = groups >= LEAST_TESTED and p_value is not None and p_value <= LEVEL
+    shown = len(sums) >= LEAST_TESTED and p_value is not None and p_value <= LEVEL
     broken = not math.isfinite(candidate)
-    fails = broken or (_exceeds(change, margin) and (groups >= LEAST_FOR_MARGIN or shown))
+    fails = broken or (_exceeds(change, margin) and (len(sums) >= LEAST_FOR_MARGIN or shown))
     yield GuardResult(
         guard="nll",
         label="negative log-likelihood of the references",
         unit="nats",
-        records=groups,
+        records=len(sums),
         candidate=_number(candidate),
         champion=_number(champion),
         change=_number(change),
@@ -191,10 +187,9 @@ def _degenerate(comparison: Comparison, margin: float) -> Iterator[GuardResult]:
     in 68 (93).
     """
     for kind in DEGENERATE if comparison.ids else ():
-        if kind in comparison.degenerate:
-            found = _tested((kind, f"{kind} answers"), comparison.by_group(comparison.degenerate[kind]), margin, -1)
-            turned = {"unit": "per cent", "change": -(found.change or 0.0), "bound": -(found.bound or 0.0)}
-            yield found.model_copy(update=turned)
+        found = _tested((kind, f"{kind} answers"), comparison.by_group(comparison.degenerate[kind]), margin, sign=-1)
+        turned = {"unit": "per cent", "change": -(found.change or 0.0), "bound": -(found.bound or 0.0)}
+        yield found.model_copy(update=turned)
 
 
 def _floors(comparison: Comparison, config: GuardConfig) -> Iterator[GuardResult]:
@@ -243,8 +238,7 @@ def _metrics(comparison: Comparison, margin: float) -> Iterator[GuardResult]:
     for name in comparison.scores if comparison.ids else ():
         pair = comparison.pairs(metric=name)
         if name != comparison.metric and pair.size:
-            title = METRICS[name].title if name in METRICS else name
-            yield _tested(("metric", title), pair, margin, comparison.sign(name))
+            yield _tested(("metric", METRICS[name].title), pair, margin)
 
 
 def _former(comparison: Comparison, margin: float) -> Iterator[GuardResult]:
@@ -254,7 +248,7 @@ def _former(comparison: Comparison, margin: float) -> Iterator[GuardResult]:
         own = ~np.isnan(former.scores)
         if own.any():
             name = ("former", f"champion of generation {former.generation}")
-            found.append(_tested(name, _beside_former(comparison, former, own), margin, comparison.sign()))
+            found.append(_tested(name, _beside_former(comparison, former, own), margin))
     yield from _worst(found)
 
 
@@ -290,7 +284,7 @@ def _costs(comparison: Comparison, config: GuardConfig) -> Iterator[GuardResult]
             )
 
 
-def _tested(name: tuple[str, str], pair: Floats, margin: float, sign: int = 1, level: float = SURE) -> GuardResult:
+def _tested(name: tuple[str, str], pair: Floats, margin: float, *, sign: int = 1, level: float = SURE) -> GuardResult:
     """Return a guard that needs both, a loss beyond the margin and p <= `level`; `sign` is -1 where less is better."""
     changes = (pair[:, 0] - pair[:, 1]) * sign
     p_value = _harm(changes) if changes.size >= LEAST_TESTED else None

@@ -32,11 +32,10 @@ def smallest_gain(comparison: Comparison, promotes: Callable[[Comparison], bool]
     """
     random = np.random.default_rng(seed)
     drawn = [_draw(comparison, random) for _ in range(DRAWS)]
-    best = 1.0 if comparison.sign() > 0 else 0.0
-    room = float(np.mean([np.abs(best - pairs.mean(axis=1)).mean() for one, _ in drawn for pairs in [one.pairs()]]))
+    room = float(np.mean([(1 - one.pairs().mean(axis=1)).mean() for one, _ in drawn]))
 
     def power(share: float) -> float:
-        return float(np.mean([promotes(_gained(one, luck < share, best)) for one, luck in drawn]))
+        return float(np.mean([promotes(_gained(one, luck < share)) for one, luck in drawn]))
 
     low, high = 0.0, 1.0
     if room == 0 or power(high) < POWER:
@@ -60,8 +59,7 @@ def _draw(comparison: Comparison, random: np.random.Generator) -> tuple[Comparis
     exchanged = replace(
         drawn,
         scores={name: _exchange(pair, turned) for name, pair in drawn.scores.items()},
-        nll=None if drawn.nll is None else (_exchange(drawn.nll[0], turned), _exchange(drawn.nll[1], turned)),
-        mean_nll=(drawn.mean_nll[1], drawn.mean_nll[1]),
+        nll=(_exchange(drawn.nll[0], turned), _exchange(drawn.nll[1], turned)),
         degenerate={kind: _exchange(pair, turned) for kind, pair in drawn.degenerate.items()},
         suites=tuple(_draw_suite(suite, random) for suite in drawn.suites),
         opinion=None,
@@ -79,10 +77,10 @@ def _exchange(pair: Floats, turned: np.ndarray) -> Floats:
     return np.where(turned[:, None], pair[:, ::-1], pair)
 
 
-def _gained(comparison: Comparison, lucky: np.ndarray, best: float) -> Comparison:
+def _gained(comparison: Comparison, lucky: np.ndarray) -> Comparison:
     """Return the comparison with the candidate's answers to the lucky records made right."""
     pair = comparison.scores[comparison.metric].copy()
-    pair[lucky, 0] = best
+    pair[lucky, 0] = 1.0
     return replace(comparison, scores={**comparison.scores, comparison.metric: pair})
 
 

@@ -47,12 +47,11 @@ class Decision:
     seed: int
 
 
-def decide_verdict(comparison: Comparison, rules: Rules, *, used: tuple[int, int] = (0, 0)) -> Verdict:
+def decide_verdict(comparison: Comparison, rules: Rules) -> Verdict:
     """
     Return the verdict on a candidate: a pure function, the same for any order of the records.
 
-    `weigh` decides; this adds the numbers that a person reads. `used` counts the candidates that were judged before, in
-    all and on exactly these records.
+    `weigh` decides; this adds the numbers that a person reads.
     """
     found = weigh(comparison, rules)
     metric, part = METRICS[comparison.metric], found.part
@@ -91,8 +90,6 @@ def decide_verdict(comparison: Comparison, rules: Rules, *, used: tuple[int, int
         lost_drops=tuple(row.drop for row in found.guards if row.state == "failed" and row.drop is not None),
         slices=measure_slices(comparison, find_slices(comparison, rules.known), found.seed),
         slices_not_listed=count_unlisted(comparison),
-        uses=used[0],
-        same_set_uses=used[1],
     )
     return verdict.model_copy(update={"sentence": short_line(verdict, least)})
 

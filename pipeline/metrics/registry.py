@@ -27,10 +27,9 @@ class Metric:
     title: str
     """How it is called in a sentence."""
     compute: Compute
-    """Score of one answer, 0 to 1, against its references."""
+    """Score of one answer, 0 to 1, more is better, against its references."""
     compute_all: ComputeAll | None = None
     """The same for many answers at once, where that is faster."""
-    higher_is_better: bool = True
     continuous: bool = True
     """Whether there is anything between 0 and 1: it decides the paired test."""
     applies: Callable[[Sequence[str]], bool] | None = None

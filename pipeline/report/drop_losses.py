@@ -18,9 +18,9 @@ def measure_drop_losses(comparison: Comparison, known: Known) -> tuple[DropLoss,
 
     On held-out records, which no model was trained on: known drops and new ones are asked alike. A new drop stands out
     if it lies above the known ones by more than these, three or more, differ among each other. Nothing for a base
-    model, which knows no drop, and where no likelihood was measured.
+    model, which knows no drop.
     """
-    if comparison.nll is None or not known.drops:
+    if not known.drops:
         return ()
     sums, tokens = (columns[:, 1] for columns in comparison.nll)
     found = []

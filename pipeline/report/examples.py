@@ -11,33 +11,30 @@ MOST = 10
 MOST_CHARACTERS = 3000
 
 
-def pick(
-    lines: Iterable[Mapping[str, Any]], metric: str, *, higher_is_better: bool = True
-) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+def pick(lines: Iterable[Mapping[str, Any]], metric: str) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
     """
     Return the worst regressions and the best gains of records.jsonl, at most ten each, the largest first.
 
     Records of equal difference (all of them, with exact match) are ordered by the other metrics, then by id, so that
     the choice does not depend on the order of the lines.
     """
-    sign = 1 if higher_is_better else -1
-    ranked = [(_rank(line, metric, sign), line) for line in lines]
+    ranked = [(_rank(line, metric), line) for line in lines]
     worst = heapq.nsmallest(MOST, (one for one in ranked if one[0][0] < 0), key=lambda one: one[0])
     best = heapq.nsmallest(
         MOST, (one for one in ranked if one[0][0] > 0), key=lambda one: (-one[0][0], -one[0][1], one[0][2])
     )
-    regressions, gains = ([_example(line, metric, sign) for _, line in found] for found in (worst, best))
+    regressions, gains = ([_example(line, metric) for _, line in found] for found in (worst, best))
     return tuple(regressions), tuple(gains)
 
 
-def _rank(line: Mapping[str, Any], metric: str, sign: int) -> tuple[float, float, str]:
+def _rank(line: Mapping[str, Any], metric: str) -> tuple[float, float, str]:
     new, old = line["candidate"]["scores"], line["champion"]["scores"]
     others = [name for name in new if name != metric and name in old]
     rest = sum(new[name] - old[name] for name in others) / len(others) if others else 0.0
-    return sign * (new[metric] - old[metric]), rest, line["id"]
+    return new[metric] - old[metric], rest, line["id"]
 
 
-def _example(line: Mapping[str, Any], metric: str, sign: int) -> Example:
+def _example(line: Mapping[str, Any], metric: str) -> Example:
     new, old = (_answer(line[role], metric) for role in ("candidate", "champion"))
     return Example(
         id=line["id"],
@@ -48,7 +45,7 @@ def _example(line: Mapping[str, Any], metric: str, sign: int) -> Example:
         references=tuple(cut(reference) for reference in line["references"]),
         candidate=new,
         champion=old,
-        difference=sign * (new.score - old.score),
+        difference=new.score - old.score,
     )
 
 

@@ -3,21 +3,37 @@
 from pipeline.artifacts import Dataset, Evaluation, GuardResult, Outcome, Verdict
 from pipeline.contract import StepSpec
 from pipeline.gate.explain import in_groups
-from pipeline.gate.reasons import GUARD_REASONS, REASONS
+from pipeline.gate.reasons import GUARD_REASONS
 from pipeline.report.facts import BlindReview, Reason, Story
 from pipeline.report.next_steps import next_steps
 from pipeline.wording import beside, count, listed, luck, p_words, plain, signed
 
-#: What a code of the verdict's reasons means to somebody who does not know it; others keep the gate's few words.
-_REASONS = {
+#: What each code of a verdict's reasons means. `gain_from_new_data` is the only one that a promoted verdict can have.
+REASONS = {
+    "trained_on_heldout": "The new model was trained on records that it was to be judged on.",
     "no_pinned_heldout": "The gate is to judge on a held-out set of your own, and none was dropped.",
+    "too_few_seen": "Too few held-out records of drops that the champion knows.",
     "too_few_records": "There are too few held-out records for a verdict.",
     "harm_shown": "The loss is larger than chance would explain.",
     "nll_not_finite": "The new model's likelihood of the expected answers is not a number: it is broken.",
+    "slice_lost": "A slice lost.",
+    "general_lost": "General abilities were lost.",
+    "general_below_base": "General abilities are far below the base model's.",
+    "anchor_lost": "An old drop is far below what a former champion made of it.",
+    "nll_rose": "The references became less likely.",
+    "empty_rose": "More answers are empty.",
+    "truncated_rose": "More answers are cut off.",
+    "looping_rose": "More answers loop.",
+    "below_floor": "A score is below its floor, or was not measured.",
+    "judge_prefers_champion": "The judge prefers the champion's answers.",
+    "metric_lost": "Another metric lost.",
+    "former_better": "A former champion is better.",
+    "catastrophes": "More answers turned from good to bad than the other way.",
+    "slower": "Answers take longer.",
+    "larger": "The model is larger.",
     "p_above_limit": "The gain could well be chance.",
     "gain_below_minimum": "The gain is smaller than the settings ask for.",
     "gain_from_new_data": "The gain is only there on records of drops that the champion never saw.",
-    "trained_on_heldout": "The new model was trained on records that it was to be judged on.",
 }
 _HEADLINES: dict[Outcome, str] = {
     "promoted": "The new model is better.",
@@ -51,14 +67,7 @@ BADGES: dict[Outcome, str] = {
 
 def reasons(verdict: Verdict) -> tuple[Reason, ...]:
     """Return what stood against promotion, each code with its words."""
-    return tuple(
-        Reason(code=code, words=_REASONS.get(code) or _sentence(REASONS.get(code, code.replace("_", " "))))
-        for code in verdict.reasons
-    )
-
-
-def _sentence(words: str) -> str:
-    return f"{words[0].upper()}{words[1:]}."
+    return tuple(Reason(code=code, words=REASONS[code]) for code in verdict.reasons)
 
 
 def tell(verdict: Verdict, dataset: Dataset, evaluation: Evaluation | None, spec: StepSpec) -> Story:

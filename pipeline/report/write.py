@@ -45,10 +45,7 @@ def _report(attempt: Attempt, verdict: Verdict, judgement: Judgement | None) -> 
     adapter, model = _published(attempt, Adapter), _published(attempt, Model)
     evaluation = _published(attempt, Evaluation)
     judgement = judgement or _published(attempt, Judgement)
-    metric = METRICS.get(verdict.metric)
-    regressions, gains = pick(
-        _records(attempt, evaluation), verdict.metric, higher_is_better=metric is None or metric.higher_is_better
-    )
+    regressions, gains = pick(_records(attempt, evaluation), verdict.metric)
     settings = config.model_dump(mode="json")
     return Report(
         run=attempt.spec.run,
@@ -56,7 +53,7 @@ def _report(attempt: Attempt, verdict: Verdict, judgement: Judgement | None) -> 
         approval=config.gate.approval,
         story=tell(verdict, dataset, evaluation, attempt.spec),
         reasons=reasons(verdict),
-        metric_title=metric.title if metric else verdict.metric,
+        metric_title=METRICS[verdict.metric].title,
         min_gain=config.gate.min_gain,
         p_value_limit=config.gate.p_value,
         verdict=verdict,

@@ -45,9 +45,8 @@ def decide(attempt: Attempt) -> Verdict:
         comparison = read_comparison(attempt.root, found, judgement)
         # Without those that are too long to ask, or that today's champion was trained on.
         version = version_of(comparison.ids)
-        used = (spec.uses, spec.judged_versions.get(version, 0))
         rules = _rules(attempt, dataset, found)
-        verdict = decide_verdict(comparison, rules, used=used)
+        verdict = decide_verdict(comparison, rules)
         losses = measure_drop_losses(comparison, rules.known)
         if comparison.opinion is not None:
             judgement = comparison.opinion.on(on_part(comparison, rules).ids)
@@ -114,7 +113,6 @@ def read_comparison(root: Path, report: Evaluation, judgement: Judgement | None)
         former.append(Former(one.generation, np.array([scores.get(name, np.nan) for name in own.ids])))
     return replace(
         own,
-        mean_nll=(report.candidate.nll, report.champion.nll),
         suites=tuple(_suite(folder, one) for one in report.suites),
         held_to_base=report.base_model_id is not None,
         former=tuple(former),

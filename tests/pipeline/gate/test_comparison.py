@@ -54,7 +54,6 @@ def test_records_are_read_in_the_order_of_their_ids_with_all_that_they_say(read:
     assert found.pinned.tolist() == [False, True, False]
     assert found.groups.tolist() == [0, 1, 1]
     assert {tag: flags.tolist() for tag, flags in found.tags.items()} == {key: [False, True, False] for key in "ab"}
-    assert found.nll is not None
     assert found.nll[0].tolist() == [[4, 4], [9, 4], [4, 4]]
     assert found.degenerate["looping"].tolist() == [[0, 0], [1, 0], [0, 0]]
     assert (found.seconds_per_answer, found.size_bytes) == ((0.5, None), (0, 7))

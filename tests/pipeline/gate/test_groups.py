@@ -96,8 +96,6 @@ def test_a_guard_counts_groups_too() -> None:
     found = replace(grouped(5), former=(Former(1, np.zeros(600)),))
     verdict = decide_verdict(found, Rules())
     assert {row.records for row in verdict.guards if row.guard in {"nll", "empty", "former"}} == {120}
-    bare = replace(found, nll=None, mean_nll=(1.0, 1.0))
-    assert {row.records for row in decide_verdict(bare, Rules()).guards if row.guard == "nll"} == {120}
 
 
 def test_a_groups_mean_between_yes_and_no_is_tested_by_the_sign_test_and_both_t() -> None:

@@ -13,12 +13,12 @@ from pipeline.artifacts import GuardResult, Judgement, Verdict
 from pipeline.config import GateConfig, GuardConfig, GuardName, MetricName
 from pipeline.evaluation.scoring import compare
 from pipeline.gate.comparison import Comparison, Former, Opinion, Suite
-from pipeline.gate.reasons import GUARD_REASONS, REASONS
+from pipeline.gate.reasons import GUARD_REASONS
 from pipeline.gate.slices import LEAST_TESTED, Known
 from pipeline.gate.statistics import Floats
 from pipeline.gate.verdict import Rules, decide_verdict, weigh
 from pipeline.metrics.registry import METRICS
-from pipeline.report.story import guard_words
+from pipeline.report.story import REASONS, guard_words
 from tests.records_made import lines_of, paired, story_text, yes_or_no
 
 Lines = list[dict[str, Any]]

@@ -1,4 +1,8 @@
-"""The gate with the loop around it: a seeded sample of bench/gate.py that fails where a bar is clearly missed."""
+"""
+The gate with the loop around it: a seeded sample of bench/gate.py that fails where a bar is clearly missed.
+
+And of bench/search_nights.py, where each night makes several candidates.
+"""
 
 import importlib.util
 import sys
@@ -18,16 +22,25 @@ MONTHS, EQUAL_MONTHS, CANDIDATES, CARDS = 50, 80, 200, 3
 CLEARLY = 0.001
 
 
-@pytest.fixture(scope="module")
-def bench() -> ModuleType:
-    """Return the script as a module."""
-    spec = importlib.util.spec_from_file_location("bench_gate", Path(__file__).parents[3] / "bench/gate.py")
+def load(name: str) -> ModuleType:
+    """Return a script as a module."""
+    spec = importlib.util.spec_from_file_location(f"bench_{name}", Path(__file__).parents[3] / f"bench/{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["bench_gate"] = module
+    sys.modules[f"bench_{name}"] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def bench() -> ModuleType:
+    return load("gate")
+
+
+@pytest.fixture(scope="module")
+def search() -> ModuleType:
+    return load("search_nights")
 
 
 def at_most(hits: int, asked: int, bar: float) -> bool:
@@ -59,6 +72,16 @@ def test_a_month_of_equal_challengers_rarely_ends_in_a_promotion(
     setup = bench.Setup(metric, group=group)
     promoted = sum(bench.equal_month(setup, seed) for seed in range(EQUAL_MONTHS))
     assert at_most(promoted, EQUAL_MONTHS, bar)
+
+
+def test_a_search_each_night_promotes_by_luck_no_more_often_than_one_candidate(search: ModuleType) -> None:
+    promoted = sum(search.promotions(16, seed) > 0 for seed in range(EQUAL_MONTHS))
+    assert at_most(promoted, EQUAL_MONTHS, 0.12)
+
+
+def test_a_choice_by_the_held_out_records_would_be_seen(search: ModuleType) -> None:
+    promoted = sum(search.promotions(16, seed, peeks=True) > 0 for seed in range(EQUAL_MONTHS))
+    assert not at_most(promoted, EQUAL_MONTHS, 0.12)
 
 
 def test_an_honest_drop_that_brings_much_is_not_suspended(bench: ModuleType) -> None:

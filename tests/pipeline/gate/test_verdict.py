@@ -14,10 +14,10 @@ from pipeline.config import GateConfig, GuardConfig
 from pipeline.errors import StepFailed
 from pipeline.evaluation.scoring import compare
 from pipeline.gate.comparison import Comparison, Former, Opinion, Suite
-from pipeline.gate.reasons import REASONS
 from pipeline.gate.slices import Known
 from pipeline.gate.statistics import Floats
 from pipeline.gate.verdict import Rules, decide_verdict, weigh
+from pipeline.report.story import REASONS
 from pipeline.wording import p_words
 from tests.records_made import lines_of, paired, story_text, world, yes_or_no
 
@@ -185,11 +185,6 @@ def test_a_candidate_that_was_trained_on_held_out_records_is_contaminated_howeve
     # Such a run has succeeded: it cannot be retried.
     assert "dropforge retry" not in story_text(verdict)
     assert "drop a file of rows: the next run is prepared and trained anew" in story_text(verdict)
-
-
-def test_how_often_the_set_was_used_is_kept() -> None:
-    verdict = decide_verdict(compare("exact_match", yes_or_no(100, 0, 20)), RULES, used=(8, 3))
-    assert (verdict.uses, verdict.same_set_uses) == (8, 3)
 
 
 def test_a_set_that_can_show_no_gain_is_said_to_be_one() -> None:

@@ -44,11 +44,10 @@ def test_a_known_drop_never_stands_out_and_two_known_drops_say_nothing_of_a_spre
     assert not any(one.stands_out for one in measure_drop_losses(asked(1.0, 1.0, 9.0), KNOWN))
 
 
-def test_where_nothing_is_known_or_measured_nothing_is_said() -> None:
+def test_where_nothing_is_known_or_too_little_asked_nothing_is_said() -> None:
     found = asked(1.0, 1.1, 2.0)
     for known in (Known(None), Known(frozenset())):
         assert measure_drop_losses(found, known) == ()
-    assert measure_drop_losses(replace(found, nll=None), KNOWN) == ()
     assert measure_drop_losses(replace(found, pinned=np.ones(60, dtype=np.bool_)), KNOWN) == ()
     assert measure_drop_losses(asked(1.0, 1.1, 2.0, size=9), KNOWN) == (), "too few records"
     broken = asked(1.0, 1.1, float("nan"))
