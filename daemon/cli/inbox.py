@@ -259,7 +259,7 @@ def _remarks(settings: "Settings", track: str, role: str, file: Path, fresh: int
     """Return what a receipt would warn of: which of so many `fresh` rows are held out, what the track lacks still."""
     from daemon.inbox.answers.remarks import pinned_already, too_few  # noqa: PLC0415 - a quick start
     from daemon.views.overview import Overview  # noqa: PLC0415
-    from pipeline.dataset.pinned_prompts import count_pinned  # noqa: PLC0415
+    from pipeline.dataset.repeats import count_pinned  # noqa: PLC0415
 
     own = settings.track(track)
     if is_closed(settings.state_folder / DATABASE_NAME) or (role == "heldout" and own.gate.on != "pinned"):

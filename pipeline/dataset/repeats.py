@@ -1,15 +1,18 @@
-"""Rows of one file that repeat each other, or give other answers to one prompt: nothing is wrong with such a row."""
+"""Rows of one file that repeat each other or ask what pinned records ask, known before a run looks at them."""
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.dataset.prompt_hash import normalise
+from pipeline.dataset.prompt_hash import normalise, prompt_id
 from pipeline.prompt import fold
 from pipeline.validation.records import Limits, Record, read_records
 from pipeline.wording import count
 
 #: Rows that are looked at: about 200 bytes of memory each.
 MOST_ROWS = 1_000_000
+#: Lines were bounded when the files were taken in.
+_LIMITS = Limits(max_line_bytes=1 << 40)
 
 
 class Repeats(NamedTuple):
@@ -62,3 +65,17 @@ def repeat_lines(file: Path, found: Repeats) -> list[str]:
             "on; if one is wrong, take it out"
         )
     return lines
+
+
+def count_pinned(path: Path, pinned: Iterable[Path]) -> int:
+    """
+    Return how many records of `path` have the prompt of a record in one of the `pinned` files.
+
+    Memory: a hash a pinned record. A pinned file that is gone has none. Raises `OSError`.
+    """
+    known = {name for one in pinned if one.is_file() for name in _ids(one)}
+    return sum(name in known for name in _ids(path)) if known else 0
+
+
+def _ids(path: Path) -> Iterator[str]:
+    return (prompt_id(row.instruction, row.input) for row in read_records(path, _LIMITS) if isinstance(row, Record))

@@ -10,7 +10,7 @@ from daemon.settings.model import Settings
 from daemon.state.database import transaction
 from daemon.state.states import DropState
 from daemon.state.tables import Drop
-from pipeline.dataset.pinned_prompts import count_pinned
+from pipeline.dataset.repeats import count_pinned
 from pipeline.validation.validate import Notice
 
 

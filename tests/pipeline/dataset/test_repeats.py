@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.dataset import repeats
-from pipeline.dataset.repeats import Repeats, find_repeats, repeat_lines
+from pipeline.dataset.repeats import Repeats, count_pinned, find_repeats, repeat_lines
 from pipeline.validation.records import Limits
 from tests.snapshot import Snapshot, rows
 
@@ -37,3 +37,18 @@ def test_what_is_counted_is_what_preparing_finds(tmp_path: Path) -> None:
 def test_no_more_than_so_many_rows_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repeats, "MOST_ROWS", 3)
     assert found(tmp_path / "a.jsonl", *rows(2), *rows(2)) == Repeats(rows=1, first_row=3)
+
+
+def write(path: Path, content: list[dict[str, str]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in content))
+    return path
+
+
+def test_a_prompt_is_the_same_folded_or_not_in_any_case_and_with_any_answer(tmp_path: Path) -> None:
+    pinned = [{"instruction": "Say it.", "input": "One  line", "output": "x"}, *rows(3)]
+    one, other = write(tmp_path / "one", pinned), write(tmp_path / "other", rows(2, start=50))
+    same = [{"instruction": "SAY it.\n\n### Input:\none line", "output": "y"}, *rows(2, start=51), *rows(2, start=90)]
+    assert count_pinned(write(tmp_path / "new", same), [one]) == 1
+    assert count_pinned(write(tmp_path / "new", [*rows(5), *rows(4, start=50)]), [one, other]) == 3 + 2
+    assert count_pinned(tmp_path / "new", []) == 0
+    assert count_pinned(tmp_path / "new", [tmp_path / "gone", other]) == 2
