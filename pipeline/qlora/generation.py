@@ -194,7 +194,7 @@ def _score(asked: AskedModel, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[fl
         targets = inputs[:, 1 - keep :]
         wanted = torch.arange(1 - keep, 0, device=model.device) >= -torch.tensor(sizes, device=model.device)[:, None]
         losses = functional.cross_entropy(logits[wanted].float(), targets[wanted], reduction="none")
-        return [float(part.sum()) for part in losses.split(sizes)]
+        return [float(part.sum()) for part in torch.split(losses, sizes)]
 
 
 def pad_left(sequences: Sequence[Tokens], device: Any) -> tuple[Any, Any]:

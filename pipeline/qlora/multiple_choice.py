@@ -79,4 +79,4 @@ def _losses(model: Any, prompts: Sequence[Tokens], owners: list[int], rows: Sequ
         )
         logits = torch.cat([logits, further.logits], dim=1)
     losses = functional.cross_entropy(logits[wanted].float(), targets[wanted], reduction="none")
-    return [float(part.sum()) for part in losses.split([len(row) for row in rows])]
+    return [float(part.sum()) for part in torch.split(losses, [len(row) for row in rows])]

@@ -35,7 +35,7 @@ def judged(made: Any, outcome: str, *, doubted: bool) -> list[str]:
     def also(session: Session, run: Run) -> None:
         if doubted:
             (drop,) = session.exec(select(Drop).where(Drop.first_run == run.id)).all()
-            session.add(Suspect(track=run.track, drop_id=drop.id, blamed_run=run.id, opened_at=made.now))
+            session.add(Suspect(track=run.track, drop_id=drop.id or 0, blamed_run=run.id or 0, opened_at=made.now))
 
     run_queue.finish(made.engine, second, run_queue.Ending(outcome, "so it is"), made.tick(), still=also)
     overview = Overview(made.settings.state_folder)
