@@ -9,6 +9,8 @@ from pipeline.described import Described
 Role = Literal["train", "heldout"]
 Outcome = Literal["promoted", "worse", "not_shown_better", "insufficient_evidence", "guard_failed", "contaminated"]
 PAGE_NAME, JSON_NAME, RECORDS_NAME, JUDGEMENTS_NAME = "report.html", "report.json", "records.jsonl", "judgements.jsonl"
+#: The file with what was trained, by the kind of it.
+TRAINED_FILES = {"adapter": "adapter_model.safetensors", "weights": "weights.safetensors"}
 
 
 class Frozen(Described):
@@ -122,11 +124,12 @@ class LengthBin(Frozen):
 
 
 class Adapter(Artifact):
-    """What `train` made: a PEFT adapter in `folder`."""
+    """What `train` made in `folder`: a PEFT adapter, or the base's tensors that were trained, of the sha256 here."""
 
     step: ClassVar[str] = "train"
 
     folder: str
+    kind: Literal["adapter", "weights"] = "adapter"
     adapter_sha256: str
     base_model_id: str
     format: Literal["chat", "alpaca"]
@@ -148,7 +151,7 @@ class Adapter(Artifact):
     ended_early: bool = False
     trainable_parameters: int
     adapter_change: float
-    """L2 norm of the change of all adapter weights since initialisation."""
+    """L2 norm of the change of all trained weights."""
     rows_too_long: int
     """Rows longer than the window, left out of training and counted here."""
     rows_with_special_tokens: int = 0
@@ -173,7 +176,7 @@ class Model(Artifact):
     dtype: str
     size_bytes: int
     logits_difference: float
-    """Largest relative L2 distance of next-token logits, merged model against adapter on the 16-bit base."""
+    """Largest relative L2 distance of next-token logits, merged model against what was trained, on the base."""
     logits_tolerance: float
     top1_agreement: float | None = None
     not_streamed: str = ""
@@ -205,16 +208,14 @@ class Scores(Frozen):
     seconds_per_answer: float | None = None
     """Mean time an answer took to generate, in its batch; cached answers count with the time that they took then."""
     size_bytes: int = 0
-    """Of the model's folder."""
 
 
 class SuiteScores(Frozen):
-    """Both models on one suite of general abilities; `file` in the report's folder holds a line an item."""
+    """Both models on one suite of general abilities, in points; `file` in the report's folder holds a line an item."""
 
     name: str
     records: int
     candidate: float
-    """Points."""
     champion: float
     base: float | None = None
     """The base model's; `None` if it is the champion, or was not measured."""
@@ -222,13 +223,12 @@ class SuiteScores(Frozen):
 
 
 class FormerScores(Frozen):
-    """A former champion's primary metric, from cached answers alone; `file` holds a line a record that has one."""
+    """A former champion's primary metric in points, from cached answers; `file` holds a line a record that has one."""
 
     generation: int
     model_id: str
     records: int
     score: float
-    """Points, over `records`."""
     file: str
 
 

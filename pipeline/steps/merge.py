@@ -1,4 +1,4 @@
-"""The merge step: adapter and 16-bit base → the model folder that is evaluated and served."""
+"""The merge step: what was trained and 16-bit base → the model folder that is evaluated and served."""
 
 import sys
 import time
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import durable
-from pipeline.artifacts import Adapter, Dataset, Model
+from pipeline.artifacts import TRAINED_FILES, Adapter, Dataset, Model
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain, StepFailed
 from pipeline.model_folder.manifest import model_id, write_manifest
@@ -15,7 +15,7 @@ from pipeline.model_folder.trained_ids import write_trained_ids
 from pipeline.prompt import Format, fold, prompt_ids
 from pipeline.qlora.generation import end_tokens
 from pipeline.qlora.loading import load_tokenizer
-from pipeline.qlora.merging import Answering, ask_adapted, compare, merge_into, tolerance
+from pipeline.qlora.merging import Answering, ask_adapted, ask_trained, compare, merge_into, tolerance
 
 _PROMPTS = 4
 _PHASES = 4
@@ -23,18 +23,18 @@ _PHASES = 4
 
 def merge(attempt: Attempt) -> Model:
     """
-    Merge the adapter into the base in the base's dtype, then compare the reloaded folder with the unmerged pair.
+    Merge the adapter, or the trained weights, into the base in its dtype; then compare the reloaded folder with both.
 
-    Raises `StepFailed` if the adapter is not the one that was trained, or if the two differ by more than rounding, and
+    Raises `StepFailed` if they are not what was trained, or if the two differ by more than rounding, and
     `CannotTrain` if the base was replaced since.
     """
     started = time.monotonic()
     adapter, dataset = attempt.load(Adapter), attempt.load(Dataset)
-    base, trained = Path(attempt.config.base_model), attempt.path(adapter.folder)
+    base, trained = Path(attempt.config.base_model), attempt.path(adapter.folder) / TRAINED_FILES[adapter.kind]
     target = attempt.folder / "model"
-    _check_adapter(attempt, adapter)
+    _check_trained(attempt, adapter, trained)
     if model_id(base) != adapter.base_model_id:
-        message = f"the base model {base} is not the one that the adapter was trained on"
+        message = f"the base model {base} is not the one that was trained on"
         raise CannotTrain(message, f"restore its files, or train on the new one: dropforge retry {attempt.spec.run}")
     tokenizer: Any = load_tokenizer(base)
     answering = Answering(
@@ -42,7 +42,10 @@ def merge(attempt: Attempt) -> Model:
     )
     prompts = _prompts(attempt, dataset, tokenizer, adapter.format)
     _phase(attempt, 0, "ask")
-    adapted, expected, before = ask_adapted(base, trained, prompts)
+    if adapter.kind == "adapter":
+        adapted, expected, before = ask_adapted(base, trained.parent, prompts)
+    else:
+        adapted, expected, before = ask_trained(base, trained, prompts)
     not_streamed = adapted.not_streamed
     _phase(attempt, 1, "merge")
     dtype = merge_into(adapted, tokenizer, target, answering)
@@ -60,7 +63,7 @@ def merge(attempt: Attempt) -> Model:
     )
     if drift.distance > most:
         message = (
-            f"the merged model's logits are {drift.distance:.2g} away from the adapter's on the base, "
+            f"the merged model's logits are {drift.distance:.2g} away from those of what was trained, "
             f"and rounding explains {most:.2g} at most"
         )
         raise StepFailed(message, f"retry the run: dropforge retry {attempt.spec.run}; if it stays, report this")
@@ -85,10 +88,9 @@ def _phase(attempt: Attempt, done: int, name: str) -> None:
     attempt.progress(done, _PHASES, phase=name)
 
 
-def _check_adapter(attempt: Attempt, adapter: Adapter) -> None:
-    path = attempt.path(adapter.folder) / "adapter_model.safetensors"
+def _check_trained(attempt: Attempt, adapter: Adapter, path: Path) -> None:
     if not path.is_file() or durable.sha256_file(path) != adapter.adapter_sha256:
-        message = f"the adapter {path} is missing or not the one that was trained"
+        message = f"{path} is missing or not the one that was trained"
         raise StepFailed(message, f"train it again: dropforge retry {attempt.spec.run} --from train")
 
 
