@@ -9,6 +9,8 @@ from pipeline.described import Described
 Role = Literal["train", "heldout"]
 Outcome = Literal["promoted", "worse", "not_shown_better", "insufficient_evidence", "guard_failed", "contaminated"]
 PAGE_NAME, JSON_NAME, RECORDS_NAME, JUDGEMENTS_NAME = "report.html", "report.json", "records.jsonl", "judgements.jsonl"
+#: The file with what was trained, by the kind of it.
+TRAINED_FILES = {"adapter": "adapter_model.safetensors", "weights": "weights.safetensors"}
 
 
 class Frozen(Described):
@@ -128,11 +130,12 @@ class LengthBin(Frozen):
 
 
 class Adapter(Artifact):
-    """What `train` made: a PEFT adapter in `folder`, over the base or, if there is a `start`, over that."""
+    """What `train` made in `folder`, of the sha256 here: an adapter or trained tensors, over the base or a `start`."""
 
     step: ClassVar[str] = "train"
 
     folder: str
+    kind: Literal["adapter", "weights"] = "adapter"
     adapter_sha256: str
     base_model_id: str
     start: ModelRef | None = None
@@ -155,7 +158,7 @@ class Adapter(Artifact):
     ended_early: bool = False
     trainable_parameters: int
     adapter_change: float
-    """L2 norm of the change of all adapter weights since initialisation."""
+    """L2 norm of the change of all trained weights."""
     rows_too_long: int
     """Rows longer than the window, left out of training and counted here."""
     rows_with_special_tokens: int = 0
@@ -179,7 +182,7 @@ class Model(Artifact):
     dtype: str
     size_bytes: int
     logits_difference: float
-    """Largest relative L2 distance of next-token logits, merged model against adapter on the 16-bit base."""
+    """Largest relative L2 distance of next-token logits, merged model against what was trained, on the base."""
     logits_tolerance: float
     top1_agreement: float | None = None
     not_streamed: str = ""

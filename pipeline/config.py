@@ -1,6 +1,7 @@
 """Settings of the steps, snapshotted into the run when it is claimed; each field says what it counts."""
 
 import ipaddress
+import math
 import re
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -42,6 +43,12 @@ PRESETS: dict[str, dict[str, object]] = {
 }
 
 
+#: Methods that train weights of the base itself instead of an adapter beside it.
+FULL_WEIGHTS = ("galore", "spectrum", "full")
+#: By how much the learning rates that are the default for adapters are too large: pipeline/qlora/README.md.
+_TOO_LARGE = {"galore": 1, "spectrum": 2, "full": 2}
+
+
 #: Settings of [train] that say how and where it is computed, and nothing of what is learned.
 _OF_THE_MACHINE = {"preset", "batch_tokens", "processes", "checkpoint_minutes", "report_to"}
 #: Those that choose what it begins with, which `prepare` does.
@@ -49,7 +56,7 @@ _OF_THE_BEGINNING = {"start", "replay", "start_again_every"}
 
 
 class TrainConfig(Frozen):
-    """QLoRA training."""
+    """Training, by QLoRA unless `method` says otherwise."""
 
     preset: Literal["fast", "balanced", "quality"] = "balanced"
     """Defaults of all else: `balanced` are those below, `fast` has twice the learning rate, `quality` three epochs."""
@@ -63,24 +70,26 @@ class TrainConfig(Frozen):
     """Prompt format; `auto` is the tokenizer's chat template where there is one, else Alpaca's."""
     quantization: Literal["auto", "nf4", "none"] = "auto"
     """`none` trains over the 16-bit base, `nf4` over one in 4 bits; `auto` takes `none` where memory holds it."""
-    method: Literal["lora", "dora"] = "lora"
-    """`dora` trains the length of each output's weights apart from LoRA's change of direction; a step takes longer."""
+    method: Literal["lora", "dora", "galore", "spectrum", "full"] = "lora"
+    """An adapter (`lora`, `dora`), or the base's own weights: linear layers by `galore`, the best of them, or all."""
     rank: int = Field(default=16, ge=1, le=65_536)
-    """LoRA rank."""
+    """LoRA rank; with `galore` that of the gradients, from which Adam's moments are kept."""
     alpha: int = Field(default=32, ge=1, le=1_048_576)
-    """LoRA alpha: updates are scaled by alpha / rank, with `rslora` by alpha / sqrt(rank)."""
+    """LoRA's and GaLore's alpha: updates are scaled by alpha / rank, with `rslora` by alpha / sqrt(rank)."""
+    share: float = Field(default=0.25, gt=0, le=1)
+    """Share of the layers of each name that `spectrum` trains: those whose weights have most signal to noise."""
     rslora: bool = False
     """Scale by the root of the rank, so that a high rank learns as fast as a low one."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """LoRA dropout probability."""
     targets: tuple[str, ...] = Field(default=("all-linear",), min_length=1)
-    """Layers with an adapter: "all-linear", "mlp", or names of the base model's, as ["q_proj", "v_proj"]."""
+    """Layers that are trained: "all-linear", "mlp", or names of the base model's, as ["q_proj", "v_proj"]."""
     loss: Literal["nll", "dft"] = "nll"
     """`nll` is cross-entropy; `dft` weights each token by its probability, so that unlikely answers pull less."""
     neftune: float = Field(default=0.0, ge=0, le=1000)
     """NEFTune's alpha: uniform noise on the embeddings, 5 in its paper; 0 adds none."""
     learning_rate: float = Field(default=2e-4, gt=0, le=10)
-    """Peak learning rate."""
+    """Peak learning rate; with `spectrum` and `full` the default, a preset's too, is a half of this."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """The learning rate after the warm-up: falls to 0 along a cosine or a line, or stays."""
     warmup: float = Field(default=0.03, ge=0, lt=1)
@@ -106,6 +115,15 @@ class TrainConfig(Frozen):
     report_to: tuple[Literal["tensorboard"], ...] = ()
     """Trackers that get the curves, too, as files in `tracking` below the attempt's folder: a step has no network."""
 
+    @property
+    def trains_full_weights(self) -> bool:
+        """Whether weights of the base itself are trained, and no adapter."""
+        return self.method in FULL_WEIGHTS
+
+    def chosen(self, layers: int) -> int:
+        """Return how many of `layers` layers of one name `spectrum` trains."""
+        return math.ceil(round(self.share * layers, 6))
+
     def decisive(self) -> dict[str, object]:
         """Return, as JSON, the settings that what is learned from given rows depends on: none of memory and time."""
         return self.model_dump(mode="json", exclude=_OF_THE_MACHINE | _OF_THE_BEGINNING)
@@ -118,8 +136,31 @@ class TrainConfig(Frozen):
     def _fill_in_preset(self) -> "TrainConfig":
         # Not noted as set, so that a track's own preset is not held up by what another one filled in above it.
         for name, value in PRESETS[self.preset].items():
-            if name not in self.model_fields_set:
-                object.__setattr__(self, name, value)
+            self._fill_in(name, value)
+        if self.trains_full_weights:
+            self._fill_in("learning_rate", self.learning_rate / _TOO_LARGE[self.method])
+            if self.quantization == "auto":
+                object.__setattr__(self, "quantization", "none")
+        return self
+
+    def _fill_in(self, name: str, value: object) -> None:
+        if name not in self.model_fields_set:
+            object.__setattr__(self, name, value)
+
+    @model_validator(mode="after")
+    def _suits_the_method(self) -> "TrainConfig":
+        if not self.trains_full_weights:
+            return self
+        of_adapters = {
+            'train.quantization = "nf4"': self.quantization == "nf4",
+            "train.rslora": self.rslora,
+            "train.dropout": self.dropout > 0,
+            "train.targets": self.method == "full" and self.targets != ("all-linear",),
+        }
+        for name, is_set in of_adapters.items():
+            if is_set:
+                msg = f'train.method = "{self.method}" trains weights of the 16-bit base itself and takes no {name}: '
+                raise ValueError(f'{msg}leave that out, or set train.method = "lora"')
         return self
 
 

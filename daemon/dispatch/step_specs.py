@@ -89,7 +89,8 @@ def memory_before(session: Session, state_folder: Path, run: Run) -> MemoryPlan 
 def _asks(config: dict[str, object]) -> tuple[object, ...]:
     train = config.get("train")
     asked = train if isinstance(train, dict) else {}
-    return (config.get("base_model_id"), *(asked.get(name) for name in ("quantization", "batch_tokens", "max_length")))
+    of_memory = ("method", "quantization", "batch_tokens", "max_length")
+    return (config.get("base_model_id"), *(asked.get(name) for name in of_memory))
 
 
 def _of_track(session: Session, settings: Settings, run: Run) -> dict[str, object]:

@@ -1,6 +1,5 @@
 """What a run leaves on the disk: a bound for each step, from the base model's files, the settings and the drops."""
 
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -15,17 +14,14 @@ from daemon.storage.retention import tree_bytes
 from pipeline.config import RunConfig
 from pipeline.errors import DropforgeError
 from pipeline.model_folder.manifest import model_files
-from pipeline.model_folder.safetensors_files import read_shapes
-from pipeline.model_folder.training_memory import linear_shapes
+from pipeline.model_folder.training_memory import base_sizes, moment_numbers, trained_numbers
 
 #: Checkpoints that are there at once: those that are kept (KEPT in pipeline.qlora.training.checkpoints) and the one
 #: being written.
 CHECKPOINTS = 3
 _SMALL = 1 << 20
-_ADAPTER_BYTES = 4
-"""Of a trained number: float32."""
-_OPTIMIZER_BYTES = 8
-"""Of a trained number: both moments of Adam in float32; the 8-bit optimizers need less."""
+_NUMBER_BYTES = 4
+"""Of a trained number, or a moment of the optimizer: float32; the 8-bit optimizers need less."""
 _ROW_BYTES = 400
 """What `prepare` adds to a row: ids, keys, escapes."""
 _ANSWER_BYTES = 1000
@@ -46,27 +42,22 @@ def needed_bytes(config: RunConfig | TrackSettings, data_bytes: int, rows: int) 
     """
     base = Path(config.base_model)
     try:
-        files = model_files(base)
-        shapes = [
-            shape for path in files if path.suffix == ".safetensors" for shape in linear_shapes(read_shapes(path)[0])
-        ]
-        sizes = [(path.suffix == ".safetensors", path.stat().st_size) for path in files]
+        counts = base_sizes(base)
+        sizes = [(path.suffix == ".safetensors", path.stat().st_size) for path in model_files(base)]
     except (OSError, ValueError) as error:
         message = f"the base model {base} cannot be read: {error}"
         raise CannotTell(message, "see what dropforge doctor says of it") from error
-    # DoRA has one number more an output.
-    more = int(config.train.method == "dora")
-    numbers = (config.train.rank * (shape[-1] + shape[-2]) + more * shape[-2] for shape in shapes)
-    trained = sum(number * math.prod(shape[:-2]) for number, shape in zip(numbers, shapes, strict=True))
     beside = sum(size for is_weights, size in sizes if not is_weights)
-    adapter = trained * _ADAPTER_BYTES + beside
+    trained = trained_numbers(counts, config.train) * _NUMBER_BYTES
+    moments = moment_numbers(counts, config.train) * _NUMBER_BYTES
+    result = trained + beside
     answer = (config.evaluate.max_new_tokens or _LONGEST_ANSWER) * _TOKEN_BYTES + _ANSWER_BYTES
     data = data_bytes + rows * _ROW_BYTES
     steps = {
         # Twice: the parts that are sorted are there beside the result.
         "prepare": 2 * data,
         # Each checkpoint has the weights of the lowest dev loss beside the latest ones.
-        "train": CHECKPOINTS * (adapter + trained * (_ADAPTER_BYTES + _OPTIMIZER_BYTES)) + adapter,
+        "train": CHECKPOINTS * (result + trained + moments) + result,
         "merge": sum(size for _, size in sizes),
         # Both models' predictions, and the records with both models' answers.
         "evaluate": 4 * config.split.scored_records * answer,

@@ -32,11 +32,11 @@ def memory_needs(settings: Settings, track: str) -> tuple[str, bool]:
         update={"batch_tokens": own.train.max_length, "activations": "recomputed"}
     )
     wide, narrow, smallest = (
-        sum(estimate(base, plan, own.train.rank, "cuda" if is_gpu else "cpu").values())
-        for plan in (first, quantised, least)
+        sum(estimate(base, plan, own.train, "cuda" if is_gpu else "cpu").values()) for plan in (first, quantised, least)
     )
+    in_4_bits = "" if own.train.trains_full_weights else f", {size(narrow)} with it in 4 bits"
     text = (
-        f"training takes about {size(wide)} with the base as it is, {size(narrow)} with it in 4 bits, for "
+        f"training takes about {size(wide)} with the base as it is{in_4_bits}, for "
         f"{first.batch_tokens:,} tokens a pass; {size(smallest)} at the least"
     )
     if is_gpu:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.config import MemoryPlan
+from pipeline.config import MemoryPlan, TrainConfig
 from pipeline.model_folder.safetensors_files import read_shapes
 from pipeline.model_folder.text_files import try_read_object
 
@@ -21,9 +21,12 @@ _NO_LORA = ("embed", "lm_head", "wte", "wpe")
 #: Of a number in NF4 with double quantisation: 4 bits, and 0.127 for its block's scale (QLoRA, arXiv 2305.14314, §3).
 _NF4_BYTES = 4.127 / 8
 #: Of a trained number: the weight, its gradient and the first weights' copy in float32, its copy for arithmetic in 16
-#: bits; no copy of the first weights is on a card. Both moments of Adam in float32; on a card in 8 bits.
-_ADAPTER_BYTES = {"cpu": 14, "cuda": 10}
-_OPTIMIZER_BYTES = {"cpu": 8, "cuda": 2}
+#: bits; no copy of the first weights is on a card.
+_TRAINED_BYTES = {"cpu": 14, "cuda": 10}
+#: The same with the copy of the weights of the lowest dev loss, which of an adapter are nothing beside the base.
+_FULL_WEIGHTS_BYTES = {"cpu": 18, "cuda": 10}
+#: Of a moment of Adam: float32, on a card 8 bits. GaLore's are float32 everywhere.
+_MOMENT_BYTES = {"cpu": 4, "cuda": 1}
 #: What activations take over what they hold: temporaries, and holes in the heap. Measured on a CPU; torch's allocator
 #: for cards leaves fewer.
 OVERHEAD = {"cpu": 1.25, "cuda": 1.1}
@@ -97,8 +100,32 @@ def linear_shapes(shapes: Mapping[str, list[int]]) -> list[list[int]]:
     return [shape for name, shape in shapes.items() if len(shape) > 1 and not any(word in name for word in _NO_LORA)]
 
 
+def trained_numbers(base: BaseSizes, train: TrainConfig) -> int:
+    """Return how many numbers a training changes, at most: of an adapter, or of the base itself."""
+    if train.method == "full":
+        return base.weights
+    if train.method == "galore":
+        return base.linear
+    if train.method == "spectrum":
+        return base.linear * train.chosen(base.layers) // max(1, base.layers)
+    # DoRA has one number more an output.
+    return train.rank * (base.inputs + base.outputs) + (train.method == "dora") * base.outputs
+
+
+def moment_numbers(base: BaseSizes, train: TrainConfig) -> int:
+    """Return how many numbers the optimizer keeps: two moments of each trained one, or GaLore's and its projectors."""
+    if train.method == "galore":
+        return 2 * train.rank * (base.inputs + base.outputs)
+    return 2 * trained_numbers(base, train)
+
+
 def estimate(
-    base: BaseSizes, plan: MemoryPlan, rank: int, device: Literal["cpu", "cuda"], *, arithmetic_in_16_bits: bool = True
+    base: BaseSizes,
+    plan: MemoryPlan,
+    train: TrainConfig,
+    device: Literal["cpu", "cuda"],
+    *,
+    arithmetic_in_16_bits: bool = True,
 ) -> dict[str, int]:
     """
     Return the bytes that a training takes on `device`, by what takes them, for passes of `plan.batch_tokens` tokens.
@@ -110,6 +137,7 @@ def estimate(
     width = base.width if arithmetic_in_16_bits else _WIDE
     is_wide = width == _WIDE and (plan.quantization == "none" or not arithmetic_in_16_bits)
     number = _WIDE if is_wide else _NARROW
+    rank = 0 if train.trains_full_weights else train.rank
     layers, last = _kept_numbers(base, rank, number) * number, base.hidden * _WIDE
     if plan.activations != "kept":
         # The layers' inputs are kept, and one layer at a time is computed again. What is offloaded is elsewhere.
@@ -117,11 +145,12 @@ def estimate(
         layers = layers // max(1, base.layers) + inputs
     activations = plan.batch_tokens * (layers + last)
     quantised = base.linear if plan.quantization == "nf4" else 0
-    trained = rank * (base.inputs + base.outputs)
+    trained = trained_numbers(base, train)
+    own = trained if train.trains_full_weights else 0
     return {
-        "weights": int((base.weights - quantised) * width + quantised * _NF4_BYTES),
-        "adapter": trained * _ADAPTER_BYTES[device],
-        "optimizer": trained * _OPTIMIZER_BYTES[device],
+        "weights": int((base.weights - quantised - own) * width + quantised * _NF4_BYTES),
+        "trained": trained * (_FULL_WEIGHTS_BYTES if own else _TRAINED_BYTES)[device],
+        "optimizer": moment_numbers(base, train) * (_WIDE if train.method == "galore" else _MOMENT_BYTES[device]),
         "activations": int(activations * OVERHEAD[device]),
         "logits": min(plan.batch_tokens * base.vocabulary * _WIDE, LOGITS_BYTES) * _LOGITS_COPIES,
         "libraries": _LIBRARIES_BYTES[device],

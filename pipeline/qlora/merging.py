@@ -1,5 +1,5 @@
 """
-Adapter and 16-bit base → one plain model folder, and the proof that the two answer alike.
+What was trained and the 16-bit base → one plain model folder, and the proof that the two answer alike.
 
 `streamed_merge` does it with one weight in memory at a time, PEFT with the whole model where that cannot.
 """
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import CannotTrain, StepFailed
 from pipeline.model_folder.manifest import PICKLES
-from pipeline.model_folder.safetensors_files import read_header
+from pipeline.model_folder.safetensors_files import read_header, read_shapes
 from pipeline.prompt import Format, template_for
 from pipeline.qlora.generation import accepted, pad_left
 from pipeline.qlora.loading import load_model
@@ -26,6 +26,7 @@ from pipeline.qlora.streamed_merge import (
     lora_layers,
     open_streamed,
     saved_as,
+    weight_files,
     write_merged,
 )
 
@@ -60,10 +61,10 @@ class Answering:
 
 @dataclass(frozen=True)
 class Adapted:
-    """A base model and an adapter on it, not merged, on the CPU."""
+    """A base model and what was trained, not merged, on the CPU."""
 
     model: Any
-    """PEFT's model."""
+    """PEFT's model, or the base with trained weights in it."""
     streamed: Streamed | None
     """The same, if its weights stay in the files."""
     not_streamed: str = ""
@@ -82,7 +83,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Drift:
-    """How far a merged model is from the adapter on its base."""
+    """How far a merged model is from what was trained on its base."""
 
     distance: float
     """The largest relative L2 distance |merged - adapted| / |adapted| over the prompts' next-token logits."""
@@ -100,17 +101,58 @@ def ask_adapted(base: Path, adapter: Path, prompts: Sequence[Sequence[int]]) -> 
         streamed = open_streamed(base, adapter)
         check_pairs(streamed.model, adapter)
         return (Adapted(streamed.model, streamed), *_ask_both(streamed.model, prompts))
-    except CannotStream as why:
-        reason = str(why)
-    except RuntimeError as error:  # a layer that reaches for another one's weights
-        reason = f"its layers do not read their weights one by one: {error}"[:200]
-    sys.stderr.write(f"merged by PEFT, with the whole model in memory: {reason}\n")
+    except (CannotStream, RuntimeError) as why:  # or a layer reaches for another one's weights
+        reason = _reason(why)
     from peft import PeftModel
 
     model: Any = PeftModel.from_pretrained(load_model(base, "cpu"), adapter, local_files_only=True)
     check_pairs(model, adapter)
     model.eval()
     return (Adapted(model, None, reason), *_ask_both(model, prompts))
+
+
+def ask_trained(base: Path, weights: Path, prompts: Sequence[Sequence[int]]) -> tuple[Adapted, Answers, Answers]:
+    """
+    Return the base with trained weights in the place of its own, and what it answers with and without them.
+
+    `weights` is a safetensors file. Raises `StepFailed` if it holds a tensor that the base's files do not have.
+    """
+    check_weights(base, weights)
+    try:
+        streamed = open_streamed(base, weights=weights)
+        before = ask(open_streamed(base).model, prompts)
+        return Adapted(streamed.model, streamed), ask(streamed.model, prompts), before
+    except (CannotStream, RuntimeError) as why:
+        reason = _reason(why)
+    from safetensors.torch import load_file
+
+    model: Any = load_model(base, "cpu")
+    before = ask(model, prompts)
+    own = dict(model.named_parameters(remove_duplicate=False))
+    trained = [(own[name], own[name].dtype, numbers) for name, numbers in load_file(weights).items()]
+    for parameter, _, numbers in trained:
+        parameter.data = numbers.float()
+    expected = ask(model, prompts)
+    for parameter, dtype, _ in trained:
+        parameter.data = parameter.data.to(dtype)
+    return Adapted(model, None, reason), expected, before
+
+
+def check_weights(base: Path, weights: Path) -> None:
+    """Hold a file of trained weights against the base's. Raises `StepFailed` naming a tensor that is not there so."""
+    shapes = {name: shape for path in weight_files(base) for name, shape in read_shapes(path)[0].items()}
+    for name, shape in read_shapes(weights)[0].items():
+        if shapes.get(name) != shape:
+            message = f"the trained weights hold {name} of the shape {shape}, and the base model has no such tensor"
+            raise StepFailed(message, "train it again: dropforge retry RUN --from train")
+
+
+def _reason(why: Exception) -> str:
+    """Return, and write to the log, why the whole model is in memory."""
+    streams = isinstance(why, CannotStream)
+    reason = str(why) if streams else f"its layers do not read their weights one by one: {why}"[:200]
+    sys.stderr.write(f"merged with the whole model in memory: {reason}\n")
+    return reason
 
 
 def check_pairs(model: Any, adapter: Path) -> None:
@@ -152,13 +194,18 @@ def ask(model: Any, prompts: Sequence[Sequence[int]]) -> Answers:
     import torch
 
     inputs, mask = pad_left([list(ids) for ids in prompts], "cpu")
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = _inner(model)
     places = (mask.cumsum(dim=-1) - 1).clamp(min=0)
     extra = accepted(inner, position_ids=places, logits_to_keep=_POSITIONS)
     with _in_float32(model), torch.inference_mode():
         logits = model(input_ids=inputs, attention_mask=mask, use_cache=False, **extra).logits[:, -_POSITIONS:].float()
     ends = [row[-len(ids) :] for row, ids in zip(logits, prompts, strict=True)]
     return Answers([end[-1].clone() for end in ends], [end.argmax(dim=-1) for end in ends])
+
+
+def _inner(model: Any) -> Any:
+    """Return transformers' model, out of PEFT's if it is in one."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 @contextmanager
@@ -192,7 +239,7 @@ def tolerance(dtype: str, base: "Sequence[torch.Tensor]", adapted: "Sequence[tor
 
 def merge_into(adapted: Adapted, tokenizer: Any, target: Path, answering: Answering) -> str:
     """
-    Save base plus adapter to the new folder `target`, in the base's dtype; return the dtype's name.
+    Save base and what was trained to the new folder `target`, in the base's dtype; return the dtype's name.
 
     Streamed, each weight is computed in float32 and rounded once; PEFT rounds the update, too. The folder carries the
     tokenizer, a chat template that renders the trained format, and a generation config that answers as the evaluation
@@ -227,7 +274,7 @@ def _merge_streamed(streamed: Streamed, target: Path, generation: Any) -> str:
     target.mkdir()
     write_merged(streamed, target, SHARD_BYTES)
     config = streamed.config
-    config.architectures = [type(streamed.model.get_base_model()).__name__]
+    config.architectures = [type(_inner(streamed.model)).__name__]
     config.dtype = streamed.dtype
     config.save_pretrained(target)
     generation.save_pretrained(target)
@@ -236,7 +283,7 @@ def _merge_streamed(streamed: Streamed, target: Path, generation: Any) -> str:
 
 def _merge_whole(adapted: Any, target: Path, generation: Any) -> str:
     try:
-        model = adapted.merge_and_unload(safe_merge=True)
+        model = adapted.merge_and_unload(safe_merge=True) if hasattr(adapted, "merge_and_unload") else adapted
     except ValueError as error:
         message = f"the adapter cannot be merged: {error}"
         raise CannotTrain(message, "lower train.learning_rate and train again") from error

@@ -1,14 +1,14 @@
 """
-A merge that holds one weight at a time: a model whose weights stay in its files, and base plus adapter as new files.
+A merge that holds one weight at a time: a model whose weights stay in its files, and what was trained in a new folder.
 
-The mathematics are PEFT's own, in its own layers; only where the numbers come from is ours. What PEFT can do beyond a
-LoRA, rsLoRA or DoRA on plain linear layers raises `CannotStream`.
+An adapter's mathematics are PEFT's own, in its own layers; only where the numbers come from is ours. What PEFT can do
+beyond a LoRA, rsLoRA or DoRA on plain linear layers raises `CannotStream`. Weights of the base's own that were trained
+take their place.
 """
 
 import copy
 import dataclasses
 import itertools
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import durable
 from pipeline.errors import CannotTrain, StepFailed
-from pipeline.model_folder.safetensors_files import NotSafetensorsError, read_header
+from pipeline.model_folder.safetensors_files import NotSafetensorsError, header_bytes, read_header
 from pipeline.model_folder.text_files import try_read_object
 from pipeline.qlora.loading import quiet
 from pipeline.regular_files import open_regular
@@ -34,7 +34,6 @@ _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 #: Numbers that are merged, or read, at a time: few enough that a block stays in the processor's cache.
 _BLOCK = 1 << 18
-_CHUNK_BYTES = 4 << 20
 _LENGTH_BYTES = 8
 #: What an adapter's config may say other than PEFT's defaults. Everything else may change what a merge has to do.
 _OPTIONS = {
@@ -70,18 +69,6 @@ class Stored:
         """Bytes."""
         return math.prod(self.shape) * _ITEM_BYTES[self.dtype]
 
-    def chunks(self) -> Iterator[bytes]:
-        """Yield the tensor's bytes as they are."""
-        left = self.size
-        with open_regular(self.path) as file:
-            file.seek(self.begin)
-            while left:
-                chunk = file.read(min(left, _CHUNK_BYTES))
-                if not chunk:
-                    raise self._cut_off()
-                left -= len(chunk)
-                yield chunk
-
     def blocks(self, rows: int) -> "Iterator[torch.Tensor]":
         """Yield some rows at a time, flat, as they are stored; the next ones take their place. Raises `OSError`."""
         import torch
@@ -96,8 +83,15 @@ class Stored:
                 block = numbers[: min(left, count)]
                 left -= len(block)
                 if file.readinto(memoryview(chunk)[: block.nbytes]) != block.nbytes:
-                    raise self._cut_off()
+                    raise OSError(f"{self.path} ends within {self.name}")
                 yield block
+
+    def rounded(self, dtype: str) -> Iterator[memoryview]:
+        """Yield the bytes of the numbers rounded to `dtype`. Raises `StepFailed` if one is not finite in it."""
+        import torch
+
+        for block in self.blocks(max(1, _BLOCK // self.width)):
+            yield _bytes_of(block.to(getattr(torch, dtype)), self.name)
 
     def read(self) -> "torch.Tensor":
         """Return the tensor in float32. Raises `OSError` if the file ends too early."""
@@ -109,9 +103,6 @@ class Stored:
             rest[: len(block)].copy_(block)
             rest = rest[len(block) :]
         return made
-
-    def _cut_off(self) -> OSError:
-        return OSError(f"{self.path} ends within {self.name}")
 
 
 @dataclass(frozen=True)
@@ -125,7 +116,9 @@ class Streamed:
     base: Mapping[str, Stored]
     """The base's weights by name, in the order of the files; all of one dtype."""
     sources: "Mapping[torch.nn.Parameter, Stored]"
-    """Where each parameter of the model lies, the adapter's among them."""
+    """Where each parameter of the model lies, those of the adapter and the trained ones among them."""
+    trained: Mapping[str, Stored] = dataclasses.field(default_factory=dict)
+    """Tensors in the place of the base's of the same name, of any dtype."""
 
     @property
     def dtype(self) -> str:
@@ -137,14 +130,15 @@ class Streamed:
         return {self.sources[layer.base_layer.weight].name: layer for layer in lora_layers(self.model).values()}
 
 
-def open_streamed(folder: Path, adapter: Path | None = None) -> Streamed:
+def open_streamed(folder: Path, adapter: Path | None = None, weights: Path | None = None) -> Streamed:
     """
-    Return the model in `folder`, with an adapter on it if one is given, without reading its weights.
+    Return the model in `folder`, with an adapter on it, or with trained weights in it, without reading its weights.
 
-    Raises `CannotStream` if this takes PEFT and the whole model. That the adapter's file is whole is not asked here.
+    Raises `CannotStream` if this takes the whole model. That what was trained is whole is not asked here.
     """
     model, config = _empty_model(folder)
-    base = _stored(*_weight_files(folder))
+    base = _stored(*weight_files(folder))
+    trained = _stored(weights) if weights else {}
     parameters = dict(model.named_parameters(remove_duplicate=False))
     own = parameters.keys() - model.all_tied_weights_keys.keys()
     if base.keys() != own:
@@ -152,7 +146,7 @@ def open_streamed(folder: Path, adapter: Path | None = None) -> Streamed:
     dtypes = {tensor.dtype for tensor in base.values()}
     if len(dtypes) > 1 or (config.dtype and f"torch.{min(dtypes)}" != str(config.dtype)):
         raise CannotStream(f"its weights are in {', '.join(sorted(dtypes))}, and its config.json says {config.dtype}")
-    sources = {parameters[name]: tensor for name, tensor in base.items()}
+    sources = {parameters[name]: trained.get(name, tensor) for name, tensor in base.items()}
     if adapter is not None:
         model = _adapted(model, adapter)
         pairs = _stored(adapter / ADAPTER_FILE)
@@ -161,14 +155,14 @@ def open_streamed(folder: Path, adapter: Path | None = None) -> Streamed:
         if tuple(parameter.shape) != tensor.shape:
             raise CannotStream(f"{tensor.name} has the shape {tensor.shape} in {tensor.path.name}")
     model.eval()
-    streamed = Streamed(model, config, base, sources)
+    streamed = Streamed(model, config, base, sources, trained)
     _read_while_computing(streamed)
     return streamed
 
 
 def write_merged(streamed: Streamed, target: Path, shard_bytes: int) -> None:
     """
-    Write the weights of base plus adapter to the folder `target`: computed in float32, rounded once to their dtype.
+    Write the weights of base and what was trained to the folder `target`: computed in float32, rounded once.
 
     A file holds `shard_bytes` at most, or one weight; several have an index. Raises `CannotTrain` if a merged weight is
     not finite, `StepFailed` if a pair was left over.
@@ -211,7 +205,8 @@ def _threads() -> Iterator[Executor]:
 def _write(streamed: Streamed, tensor: Stored, layer: "Linear | None", path: Path, place: int) -> None:
     with path.open("r+b") as file:
         file.seek(place)
-        file.writelines(tensor.chunks() if layer is None else _merged(streamed, layer))
+        source = streamed.trained.get(tensor.name, tensor)
+        file.writelines(source.rounded(tensor.dtype) if layer is None else _merged(streamed, layer))
 
 
 def _shards(tensors: Iterable[Stored], most: int) -> dict[str, list[Stored]]:
@@ -254,7 +249,7 @@ def _empty_model(folder: Path) -> tuple[Any, Any]:
     return model, config
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
     """Return the files that transformers loads: the whole one, or those that the index names."""
     if (folder / _WHOLE).is_file():
         return [folder / _WHOLE]
@@ -373,26 +368,32 @@ def _merged(streamed: Streamed, layer: "Linear") -> Iterator[memoryview]:
         with torch.inference_mode():
             layer.merge()
             rounded = layer.base_layer.weight.data.to(dtype)
-            # Twenty times as fast as to ask each number; one that is no number comes through.
-            finite = all(math.isfinite(end) for end in rounded.aminmax())
         # Of what it merged the layer keeps notes, for an unmerge that never comes.
         layer.merged_adapters.clear()
         layer._caches.clear()  # noqa: SLF001 - it has no way of its own to forget
-        if not finite:
-            message = f"the adapter cannot be merged: {weight.name} would hold numbers that are not finite"
-            raise CannotTrain(message, "lower train.learning_rate and train again")
-        yield memoryview(rounded.view(-1).view(torch.uint8).numpy())
+        yield _bytes_of(rounded, weight.name)
     _empty([base, *inputs, *outputs])
+
+
+def _bytes_of(rounded: Any, name: str) -> memoryview:
+    """Return the bytes of some rows of a merged weight. Raises `CannotTrain` if a number in them is not finite."""
+    import torch
+
+    with torch.inference_mode():
+        # Twenty times as fast as to ask each number; one that is no number comes through.
+        finite = all(math.isfinite(end) for end in rounded.aminmax())
+    if not finite:
+        message = f"what was trained cannot be merged: {name} would hold numbers that are not finite"
+        raise CannotTrain(message, "lower train.learning_rate and train again")
+    return memoryview(rounded.view(-1).view(torch.uint8).numpy())
 
 
 def _header(tensors: Iterable[Stored]) -> bytes:
     """Return the head of a safetensors file of these tensors, one after the other."""
     names = {dtype: name for name, dtype in _DTYPES.items()}
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    entries: dict[str, Any] = {}
     end = 0
     for tensor in tensors:
         begin, end = end, end + tensor.size
         entries[tensor.name] = {"dtype": names[tensor.dtype], "shape": tensor.shape, "data_offsets": (begin, end)}
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % _LENGTH_BYTES)
-    return len(text).to_bytes(_LENGTH_BYTES, "little") + text
+    return header_bytes(entries)

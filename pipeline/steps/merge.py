@@ -1,4 +1,4 @@
-"""The merge step: adapter and the 16-bit model that it was trained over → the folder that is evaluated and served."""
+"""The merge step: what was trained, and the 16-bit model that it was trained over → the folder that is served."""
 
 import sys
 import time
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import durable
-from pipeline.artifacts import Adapter, Dataset, Model
+from pipeline.artifacts import TRAINED_FILES, Adapter, Dataset, Model
 from pipeline.contract import Attempt
 from pipeline.dataset.start import require_start
 from pipeline.errors import CannotTrain, StepFailed
@@ -16,7 +16,7 @@ from pipeline.model_folder.trained_ids import trained_ids, write_trained_ids
 from pipeline.prompt import Format, fold, prompt_ids
 from pipeline.qlora.generation import end_tokens
 from pipeline.qlora.loading import load_tokenizer
-from pipeline.qlora.merging import Answering, ask_adapted, compare, merge_into, tolerance
+from pipeline.qlora.merging import Answering, ask_adapted, ask_trained, compare, merge_into, tolerance
 
 _PROMPTS = 4
 _PHASES = 4
@@ -24,20 +24,20 @@ _PHASES = 4
 
 def merge(attempt: Attempt) -> Model:
     """
-    Merge the adapter into what it was trained over, in its dtype, then compare the reloaded folder with the two.
+    Merge the adapter, or the trained weights, into what they were trained over; compare the folder with both.
 
     The folder says what the model was trained on, by this run and by those behind the champion that it began with.
-    Raises `StepFailed` if the adapter is not the one that was trained, or if the two differ by more than rounding, and
+    Raises `StepFailed` if they are not what was trained, or if the two differ by more than rounding, and
     `CannotTrain` if a weight or logit is not finite, the base was replaced since, or the champion's folder is not what
     it was.
     """
     started = time.monotonic()
     adapter, dataset = attempt.load(Adapter), attempt.load(Dataset)
-    base, trained = Path(attempt.config.base_model), attempt.path(adapter.folder)
+    base, trained = Path(attempt.config.base_model), attempt.path(adapter.folder) / TRAINED_FILES[adapter.kind]
     target = attempt.folder / "model"
-    _check_adapter(attempt, adapter)
+    _check_trained(attempt, adapter, trained)
     if model_id(base) != adapter.base_model_id:
-        message = f"the base model {base} is not the one that the adapter was trained on"
+        message = f"the base model {base} is not the one that was trained on"
         raise CannotTrain(message, f"restore its files, or train on the new one: dropforge retry {attempt.spec.run}")
     start = base if adapter.start is None else require_start(attempt, adapter.start)
     lineage = None if adapter.start is None else read_lineage(start)
@@ -47,7 +47,10 @@ def merge(attempt: Attempt) -> Model:
     )
     prompts = _prompts(attempt, dataset, tokenizer, adapter.format)
     _phase(attempt, 0, "ask")
-    adapted, expected, before = ask_adapted(start, trained, prompts)
+    if adapter.kind == "adapter":
+        adapted, expected, before = ask_adapted(start, trained.parent, prompts)
+    else:
+        adapted, expected, before = ask_trained(start, trained, prompts)
     not_streamed = adapted.not_streamed
     _phase(attempt, 1, "merge")
     dtype = merge_into(adapted, tokenizer, target, answering)
@@ -67,7 +70,7 @@ def merge(attempt: Attempt) -> Model:
     )
     if drift.distance > most:
         message = (
-            f"the merged model's logits are {drift.distance:.2g} away from the adapter's on the base, "
+            f"the merged model's logits are {drift.distance:.2g} away from those of what was trained, "
             f"and rounding explains {most:.2g} at most"
         )
         raise StepFailed(message, f"retry the run: dropforge retry {attempt.spec.run}; if it stays, report this")
@@ -92,10 +95,9 @@ def _phase(attempt: Attempt, done: int, name: str) -> None:
     attempt.progress(done, _PHASES, phase=name)
 
 
-def _check_adapter(attempt: Attempt, adapter: Adapter) -> None:
-    path = attempt.path(adapter.folder) / "adapter_model.safetensors"
+def _check_trained(attempt: Attempt, adapter: Adapter, path: Path) -> None:
     if not path.is_file() or durable.sha256_file(path) != adapter.adapter_sha256:
-        message = f"the adapter {path} is missing or not the one that was trained"
+        message = f"{path} is missing or not the one that was trained"
         raise StepFailed(message, f"train it again: dropforge retry {attempt.spec.run} --from train")
 
 

@@ -1,4 +1,4 @@
-"""The train step: the dataset's training rows → a QLoRA adapter over the base model."""
+"""The train step: the dataset's training rows → a QLoRA adapter over the base model, or trained weights of it."""
 
 import shutil
 import sys
@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipeline import durable
-from pipeline.artifacts import Adapter, Dataset, LengthBin
+from pipeline.artifacts import TRAINED_FILES, Adapter, Dataset, LengthBin
 from pipeline.contract import Attempt
 from pipeline.dataset.heldout import dataset_hash
 from pipeline.dataset.start import require_start
@@ -79,9 +79,11 @@ def train(attempt: Attempt) -> Adapter:
         go_on_with_less(attempt, memory, error)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+    kind: Literal["adapter", "weights"] = "weights" if config.train.trains_full_weights else "adapter"
     return Adapter(
         folder=attempt.relative(adapter),
-        adapter_sha256=durable.sha256_file(adapter / "adapter_model.safetensors"),
+        kind=kind,
+        adapter_sha256=durable.sha256_file(adapter / TRAINED_FILES[kind]),
         base_model_id=config.base_model_id,
         start=dataset.start,
         format=fmt,

@@ -29,9 +29,9 @@ def hub_readme(state_folder: Path, run_id: int | None, model_id: str, name: str)
         message = f"the files of run {run_id} do not tell of model {model_id[:12]} any more"
         raise NoReadme(message, "export it without --hub")
     parts = [
-        _metadata(name, evaluation),
+        _metadata(name, evaluation, adapter),
         f"# {_plain(name)}\n",
-        "Trained with QLoRA, merged, and compared by Dropforge with the model that served before it.\n",
+        f"Trained {_how(adapter)}, merged, and compared by Dropforge with the model that served before it.\n",
         *_measured(verdict, evaluation),
         *_trained_on(dataset),
         *_made_from(run_id, adapter, dataset, model_id),
@@ -39,7 +39,11 @@ def hub_readme(state_folder: Path, run_id: int | None, model_id: str, name: str)
     return "\n".join(parts)
 
 
-def _metadata(name: str, evaluation: Evaluation | None) -> str:
+def _how(adapter: Adapter) -> str:
+    return "with QLoRA" if adapter.kind == "adapter" else "in the base's own weights"
+
+
+def _metadata(name: str, evaluation: Evaluation | None, adapter: Adapter) -> str:
     """Return the YAML head, with an entry of the model index for each metric."""
     try:
         from huggingface_hub import EvalResult, ModelCardData  # noqa: PLC0415 - a part of the training stack
@@ -63,7 +67,7 @@ def _metadata(name: str, evaluation: Evaluation | None) -> str:
         model_name=name,
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["dropforge", "qlora"],
+        tags=["dropforge", *(["qlora"] if adapter.kind == "adapter" else [])],
         eval_results=results or None,
     )
     return f"---\n{data.to_yaml()}\n---\n"
@@ -103,7 +107,7 @@ def _made_from(run_id: int, adapter: Adapter, dataset: Dataset, model_id: str) -
     if adapter.start is not None:
         yield f"- trained over: id {adapter.start.model_id}, itself made from that base"
     yield f"- run {run_id}: {adapter.optimizer_steps} optimizer steps, {adapter.trained_tokens} tokens"
-    yield f"- adapter: sha256 {adapter.adapter_sha256}, quantisation {adapter.quantization}"
+    yield f"- {adapter.kind}: sha256 {adapter.adapter_sha256}, quantisation {adapter.quantization}"
     yield f"- held-out records: version {dataset.heldout_version}"
     yield f"- this model: id {model_id}"
     versions = ", ".join(f"{name} {version}" for name, version in sorted(adapter.versions.items()))

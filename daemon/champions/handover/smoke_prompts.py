@@ -68,7 +68,7 @@ def write_smoke_prompts(state_folder: Path, track: str, model_id: str, run_id: i
 
 def adapter_of(state_folder: Path, run_id: int, model_id: str) -> str | None:
     """
-    Return the folder of a model's adapter over the base, relative to the state folder, if it is there.
+    Return the folder of a model's adapter over the base, relative to the state folder, if there is one.
 
     One that was trained over a champion has none: on the base its adapter would be another model.
     """
@@ -76,7 +76,9 @@ def adapter_of(state_folder: Path, run_id: int, model_id: str) -> str | None:
         adapter, model = run_files.load_adapter(state_folder, run_id), run_files.load_model(state_folder, run_id)
     except DropforgeError:
         return None
-    if adapter is None or adapter.start is not None or model is None or model.model_id != model_id:
+    if adapter is None or adapter.kind != "adapter" or adapter.start is not None:
+        return None
+    if model is None or model.model_id != model_id:
         return None
     return adapter.folder if (state_folder / adapter.folder).is_dir() else None
 

@@ -107,10 +107,11 @@ def switch_adapter(server: Server, change: Change, name_file: Path, seconds: flo
     if is_new:
         if not change.adapter:
             message = (
-                f"model {change.model_id[:_ID_LETTERS]} has no adapter over the base: it was trained over a former "
-                'champion (train.start = "champion"), or the adapter is not there any more'
+                f"model {change.model_id[:_ID_LETTERS]} has no adapter over the base: its method makes none "
+                '(train.method), it was trained over a former champion (train.start = "champion"), or the adapter is '
+                "not there any more"
             )
-            raise NotSwitched(message, "serve the champion's folder: serve-hook --restart; or train from the base")
+            raise NotSwitched(message, "serve the champion's folder: serve-hook --restart")
         server.load_adapter(name, change.adapter)
     try:
         words = _ask(server, change, name)

@@ -59,12 +59,13 @@ def summed_loss(head: Any, hidden: Any, labels: Any, logits_bytes: int = _LOGITS
     Return the summed cross-entropy of the labels that are not -100, each at the position before it, as a scalar.
 
     `hidden` is (rows, tokens, width), `labels` (rows, tokens). Without any label the sum is 0, and has a gradient of 0.
-    The head itself gets no gradient: TRL refuses adapters there.
     """
     rows, places = (labels[:, 1:] != NO_LABEL).nonzero(as_tuple=True)
     size = max(1, logits_bytes // (4 * head.out_features))
     chunks = zip(hidden[rows, places].split(size), labels[rows, places + 1].split(size), strict=True)
-    return sum(_chunk_loss()(chunk, targets, head, dft) for chunk, targets in chunks)
+    is_trained = any(weight.requires_grad for weight in head.parameters())
+    chunk_loss = _loss_by_a_trained_head if is_trained else _chunk_loss()
+    return sum(chunk_loss(chunk, targets, head, dft) for chunk, targets in chunks)
 
 
 def answer_tokens(labels: Any) -> Any:
@@ -83,6 +84,25 @@ def mean_loss(model: Any, inputs: dict[str, Any], answers: Any = None) -> Any:
 
     total = model(**inputs, use_cache=False, answer_loss=True)
     return total / torch.as_tensor(answer_tokens(inputs["labels"]) if answers is None else answers).clamp(min=1)
+
+
+def _loss_by_a_trained_head(hidden: Any, targets: Any, head: Any, dft: bool) -> Any:  # noqa: FBT001 - as the other
+    """
+    Return the loss of one chunk, whose logits are computed again for their gradient instead of kept.
+
+    The head's gradient is as large as the head: taken in the forward pass, one would be kept for each chunk.
+    """
+    import torch
+    from torch.utils.checkpoint import checkpoint
+
+    def loss(hidden: Any) -> Any:
+        each = torch.nn.functional.cross_entropy(head(hidden).float(), targets, reduction="none")
+        if not dft:
+            return each.sum()
+        weighted = (each * torch.exp(-each.detach())).sum()
+        return each.detach().sum() + weighted - weighted.detach()
+
+    return checkpoint(loss, hidden, use_reentrant=False)
 
 
 @functools.cache

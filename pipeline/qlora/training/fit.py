@@ -1,4 +1,4 @@
-"""A training from rows that are tokenised already to a saved adapter, interrupted or not."""
+"""A training from rows that are tokenised already to what was trained, saved, interrupted or not."""
 
 import math
 import sys
@@ -11,6 +11,7 @@ from pipeline.contract import Attempt, thinned
 from pipeline.errors import CannotTrain, Interrupted
 from pipeline.qlora.loading import is_out_of_memory
 from pipeline.qlora.training.checkpoints import keeper, newest_valid, step_of
+from pipeline.qlora.training.full_weights.choice import save_trained
 from pipeline.qlora.training.memory import OutOfMemory, peak_memory
 from pipeline.qlora.training.trackers import open_trackers
 from pipeline.qlora.training.trainer import TokenRow, Training, make_trainer
@@ -44,9 +45,9 @@ def fit(
     training: Training, tokenizer: Any, rows: Sequence[TokenRow], dev: Sequence[TokenRow], attempt: Attempt
 ) -> Trained:
     """
-    Train an adapter over the base and save it; resume from the newest valid checkpoint of the same training.
+    Train an adapter, or weights of the base, and save them; go on from the newest checkpoint of the same training.
 
-    With dev rows the adapter is that of the lowest dev loss. Raises `Interrupted` after leaving a checkpoint if the
+    With dev rows they are those of the lowest dev loss. Raises `Interrupted` after leaving a checkpoint if the
     attempt was asked to stop, `OutOfMemory` if a pass did not fit, `StepFailed` if memory does not hold the base,
     `CannotTrain` if the training diverged, the adapter did not move, or base, tokenizer, settings or card do not fit.
     """
@@ -87,8 +88,7 @@ def fit(
     watch.restore(trainer.model)
     change = _change(before, adapter_weights(trainer.model))
     if writes:
-        trainer.model.save_pretrained(training.adapter)
-        (training.adapter / "README.md").unlink(missing_ok=True)
+        save_trained(trainer.model, training.adapter)
     losses = [(entry["step"], entry["loss"]) for entry in state.log_history if "loss" in entry]
     return Trained(
         optimizer_steps=state.global_step,
@@ -111,13 +111,13 @@ def _step_rows(trainer: Any, rows: Sequence[TokenRow], config: TrainConfig) -> S
 
 
 def _change(before: Mapping[str, Any], after: Mapping[str, Any]) -> float:
-    """Return the L2 norm of the adapter's change. Raises `CannotTrain` if it is zero or not finite."""
+    """Return the L2 norm of the trained weights' change. Raises `CannotTrain` if it is zero or not finite."""
     squares = (float((after[name].double() - weight.double()).square().sum()) for name, weight in before.items())
     change = math.sqrt(sum(squares))
     if not math.isfinite(change):
-        message = "training diverged: the adapter holds numbers that are not finite"
+        message = "training diverged: trained weights are not finite"
         raise CannotTrain(message, "lower train.learning_rate")
     if change == 0:
-        message = "training left the adapter as it was: no gradient reached it"
+        message = "training left all weights as they were: no gradient reached them"
         raise CannotTrain(message, "raise train.learning_rate or train.epochs; if they are sensible, report this")
     return change

@@ -34,7 +34,7 @@ class Fit:
 
     plan: MemoryPlan
     base: BaseSizes
-    rank: int
+    train: TrainConfig
     device: Device
     free: int
     """Bytes that a process had on the device before anything was loaded."""
@@ -51,7 +51,7 @@ class Fit:
         """Return what a training by `plan` is estimated to take, in bytes, by what takes them."""
         plan = plan.model_copy(update={"batch_tokens": self.tokens(plan)})
         narrow = arithmetic_dtype(self.device) is None
-        return estimate(self.base, plan, self.rank, self.device, arithmetic_in_16_bits=narrow)
+        return estimate(self.base, plan, self.train, self.device, arithmetic_in_16_bits=narrow)
 
     def holds(self, plan: MemoryPlan) -> bool:
         """Say whether a training by `plan` is estimated to fit."""
@@ -74,7 +74,7 @@ def find_fit(attempt: Attempt, base: Path, device: Device, lengths: Sequence[int
     )
     most = longest * -(-config.batch_size // processes)
     free = free_memory(device) // (1 if device == "cuda" else processes)
-    fit = Fit(own, base_sizes(base), config.rank, device, free, longest, most)
+    fit = Fit(own, base_sizes(base), config, device, free, longest, most)
     known = _noted(attempt, own.device) or _of_earlier(attempt, own)
     plan = known or _estimated(fit, may_quantise=config.quantization == "auto")
     _note(attempt, plan)
@@ -183,14 +183,16 @@ def _note(attempt: Attempt, plan: MemoryPlan) -> None:
 
 
 def _asked(config: TrainConfig) -> dict[str, Any]:
-    return config.model_dump(mode="json", include={"quantization", "batch_tokens", "batch_size", "max_length", "rank"})
+    of_memory = {"method", "quantization", "batch_tokens", "batch_size", "max_length", "rank", "share"}
+    return config.model_dump(mode="json", include=of_memory)
 
 
 def _what_fits(fit: Fit) -> str:
     """Return what to set so that the training is estimated to fit."""
     lengths = [fit.longest // 2**times for times in range(1, fit.longest.bit_length())]
     fits = (length for length in lengths if replace(fit, longest=length, most=length).holds(fit.plan))
-    if fit.plan.quantization == "none" and fit.holds(_quantised(fit.plan)):
+    may_quantise = fit.plan.quantization == "none" and not fit.train.trains_full_weights
+    if may_quantise and fit.holds(_quantised(fit.plan)):
         found = 'train.quantization = "nf4"'
     elif (length := next(fits, 0)) >= _LEAST_LENGTH:
         found = f"train.max_length = {length}"

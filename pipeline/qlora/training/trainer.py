@@ -11,6 +11,7 @@ from pipeline.errors import CannotTrain
 from pipeline.qlora.loading import Device, arithmetic_dtype, load_model
 from pipeline.qlora.training.answer_loss import add_answer_loss, answer_tokens, has_plain_head, mean_loss
 from pipeline.qlora.training.data_parallel.sharing import Place, seed_step, summed
+from pipeline.qlora.training.full_weights.choice import keeping_weights, optimizer, unfreeze
 from pipeline.qlora.training.lora_linear import fuse
 from pipeline.qlora.training.method import lora_config, method_arguments
 from pipeline.qlora.training.packed_attention import enable_packing
@@ -53,7 +54,7 @@ class Training:
 def make_trainer(
     training: Training, tokenizer: Any, rows: Sequence[TokenRow], dev: Sequence[TokenRow], config: TrainConfig
 ) -> Any:
-    """Load the base, put a fresh adapter on it, and return the trainer of both."""
+    """Load the base, put a fresh adapter on it or let its own weights be trained, and return the trainer."""
     import torch
     from transformers import AutoConfig, PrinterCallback
     from trl import SFTConfig
@@ -72,22 +73,28 @@ def make_trainer(
     # A float32 base is trained in float32: nothing in it is 16-bit or quantised, so mixed precision would only round.
     mixed = single is None and (quantization == "nf4" or model.dtype != torch.float32)
     lengths = [len(row.input_ids) for row in rows]
+    own = config.trains_full_weights
+    make: Any = _trainer_class(lengths, config, training.place, packed=packed, plain_head=plain_head)
+    if own:
+        unfreeze(model, training.base, config, training.place)
+        make = keeping_weights(make)
 
-    trainer = _trainer_class(lengths, config, training.place, packed=packed, plain_head=plain_head)(
+    trainer = make(
         model=model,
         args=SFTConfig(**_arguments(training, config, mixed=mixed, has_dev=len(dev) >= DEV_ROWS)),
         train_dataset=_dataset(rows),
         eval_dataset=_dataset(dev) if len(dev) >= DEV_ROWS else None,
         processing_class=tokenizer,
         data_collator=collate,
-        peft_config=lora_config(model, config),
+        peft_config=None if own else lora_config(model, config),
+        optimizers=(optimizer(model, config), None),
     )
     # TRL trains the adapter of a quantised base in bf16, whose steps around a weight of 0.04 are as large as an update.
     for weight in trainer.model.parameters():
         if weight.requires_grad:
             weight.data = weight.data.float()
     fuse(trainer.model)
-    add_answer_loss(trainer.model.get_base_model(), dft=config.loss == "dft")
+    add_answer_loss(trainer.model if own else trainer.model.get_base_model(), dft=config.loss == "dft")
     if not plain_head or trainer.aux_loss_enabled:
         _say_the_loss_is_trls(config)
     trainer.remove_callback(PrinterCallback)

@@ -184,6 +184,50 @@ def test_a_track_can_have_a_preset_of_its_own(file: Path) -> None:
     assert own.epochs < other.epochs
 
 
+@pytest.mark.parametrize(("method", "share"), [("galore", 1), ("spectrum", 2), ("full", 2)])
+def test_a_method_of_the_bases_own_weights_has_a_learning_rate_of_its_own_and_no_quantisation(
+    file: Path, method: str, share: int
+) -> None:
+    for preset, rate in (("balanced", 2e-4 / share), ("fast", 4e-4 / share), ("quality", 2e-4 / share)):
+        train = TrainConfig.model_validate({"preset": preset, "method": method, "quantization": "auto"})
+        assert (train.learning_rate, train.quantization) == (rate, "none")
+        assert TrainConfig.model_validate_json(train.model_dump_json()) == train, "as a run's snapshot is read"
+    assert TrainConfig.model_validate({"method": method, "learning_rate": 2e-4}).learning_rate == 2e-4
+    # A track's own method takes none of what another one filled in above it.
+    file.write_text(f'[train]\nmethod = "{method}"\n[tracks.a.train]\nmethod = "dora"\n', encoding="utf-8")
+    settings = load(file, {})
+    assert (settings.train.learning_rate, settings.train.quantization) == (2e-4 / share, "none")
+    own = settings.track("a").train
+    assert (own.learning_rate, own.quantization) == (2e-4, "auto")
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ('quantization = "nf4"', 'train.quantization = "nf4"'),
+        ("rslora = true", "train.rslora"),
+        ("dropout = 0.1", "train.dropout"),
+        ('targets = ["mlp"]', "train.targets"),
+    ],
+)
+def test_what_adapters_alone_have_is_refused_with_another_method(file: Path, line: str, named: str) -> None:
+    error = refused(file, f'[train]\nmethod = "full"\n{line}\n')
+    assert f'train.method = "full" trains weights of the 16-bit base itself and takes no {named}: ' in error.message
+    assert 'leave that out, or set train.method = "lora"' in error.message
+    load(file, {"DROPFORGE_TRAIN__METHOD": "lora"})
+
+
+@pytest.mark.parametrize("method", ["galore", "spectrum"])
+def test_methods_of_linear_layers_take_targets(file: Path, method: str) -> None:
+    file.write_text(f'[train]\nmethod = "{method}"\ntargets = ["mlp"]\n', encoding="utf-8")
+    assert load(file, {}).train.targets == ("mlp",)
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.25, 8), (0.1, 3), (0.01, 1), (1.0, 30)])
+def test_a_share_of_layers_is_rounded_up(share: float, expected: int) -> None:
+    assert TrainConfig(method="spectrum", share=share).chosen(30) == expected
+
+
 def test_an_undeclared_track_is_refused_with_the_nearest_name(file: Path) -> None:
     file.write_text("[tracks.support]\n", encoding="utf-8")
     with pytest.raises(SettingsError) as caught:

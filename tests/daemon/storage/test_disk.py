@@ -87,8 +87,9 @@ def test_a_full_disk_is_known_in_every_form_in_which_it_is_told(tmp_path: Path) 
 # --- what a run needs
 
 
+@pytest.mark.parametrize("method", ["dora", "galore", "spectrum", "full"])
 def test_what_training_and_merging_leave_is_within_what_was_said_and_not_far_from_it(
-    tiny: Any, tiny_llama: Path, tmp_path: Path, make_attempt: Callable[..., Attempt]
+    tiny: Any, tiny_llama: Path, tmp_path: Path, make_attempt: Callable[..., Attempt], method: str
 ) -> None:
     from pipeline.artifacts import Dataset  # noqa: PLC0415 - with the steps below, which load torch
     from pipeline.dataset.heldout import dataset_hash  # noqa: PLC0415
@@ -98,7 +99,9 @@ def test_what_training_and_merging_leave_is_within_what_was_said_and_not_far_fro
 
     config = RunConfig(
         track="default", base_model=str(tiny_llama), base_model_id=model_id(tiny_llama), salt="s",
-        train=TrainConfig(**{**tiny.settings(), "method": "dora", "epochs": 1.0, "checkpoint_minutes": 1e-6}),
+        train=TrainConfig(**{
+            **tiny.settings(), "quantization": "auto", "method": method, "epochs": 1.0, "checkpoint_minutes": 1e-6
+        }),
     )  # fmt: skip
     (tmp_path / "data").mkdir()
     rows = [{**row, "id": "x", "drop": 1} for row in tiny.rows(64, seed=1)]

@@ -26,7 +26,7 @@ from daemon.system.programs import user
 from daemon.views import doctor, memory_needs, preflight
 from daemon.views.doctor import Finding, examine
 from daemon.views.overview import Overview
-from pipeline.config import JudgeConfig
+from pipeline.config import JudgeConfig, TrainConfig
 from tests.daemon.conftest import BASE_ID, MODEL_ID
 from tests.stand_in_vllm import VERSION, install
 
@@ -393,6 +393,8 @@ def test_too_little_memory_for_a_training_is_told_beside_the_estimate(
     found = lines(on_cpu)["memory of default"]
     assert (found.level, found.remedy) == ("ok", "")
     assert "in 4 bits, for 2,048 tokens a pass; " in found.text
+    full = on_cpu.model_copy(update={"train": TrainConfig(method="full")})
+    assert "with the base as it is, for 2,048 tokens a pass; " in lines(full)["memory of default"].text
     monkeypatch.setattr(memory_needs, "available_memory", lambda: 1_000_000)
     found = lines(on_cpu)["memory of default"]
     assert found.level == "warn"

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import MemoryPlan
+from pipeline.config import MemoryPlan, TrainConfig
 from pipeline.model_folder import training_memory
-from pipeline.model_folder.training_memory import available_memory, base_sizes, estimate
+from pipeline.model_folder.training_memory import available_memory, base_sizes, estimate, trained_numbers
 
 
 def a_plan(**values: Any) -> MemoryPlan:
@@ -28,15 +28,33 @@ def test_the_sizes_of_a_base_are_read_from_its_headers(tiny_llama: Path) -> None
 
 def test_less_of_everything_takes_less(tiny_llama: Path) -> None:
     base = base_sizes(tiny_llama)
-    whole = estimate(base, a_plan(), 16, "cpu")
-    assert estimate(base, a_plan(batch_tokens=50), 16, "cpu")["activations"] == whole["activations"] // 2
-    assert estimate(base, a_plan(), 8, "cpu")["adapter"] == whole["adapter"] // 2
-    assert estimate(base, a_plan(quantization="nf4"), 16, "cpu")["weights"] == int(
+    whole = estimate(base, a_plan(), TrainConfig(rank=16), "cpu")
+    assert (
+        estimate(base, a_plan(batch_tokens=50), TrainConfig(rank=16), "cpu")["activations"] == whole["activations"] // 2
+    )
+    assert estimate(base, a_plan(), TrainConfig(rank=8), "cpu")["trained"] == whole["trained"] // 2
+    assert estimate(base, a_plan(quantization="nf4"), TrainConfig(rank=16), "cpu")["weights"] == int(
         4 * (base.weights - base.linear) + base.linear * 4.127 / 8
     )
-    recomputed = estimate(base, a_plan(activations="recomputed"), 16, "cuda")["activations"]
-    offloaded = estimate(base, a_plan(activations="offloaded"), 16, "cuda")["activations"]
-    assert offloaded < recomputed < estimate(base, a_plan(), 16, "cuda")["activations"]
+    recomputed = estimate(base, a_plan(activations="recomputed"), TrainConfig(rank=16), "cuda")["activations"]
+    offloaded = estimate(base, a_plan(activations="offloaded"), TrainConfig(rank=16), "cuda")["activations"]
+    assert offloaded < recomputed < estimate(base, a_plan(), TrainConfig(rank=16), "cuda")["activations"]
+
+
+def test_weights_of_the_base_that_are_trained_are_counted_once_as_what_they_are(tiny_llama: Path) -> None:
+    base = base_sizes(tiny_llama)
+    full, half, galore = (
+        TrainConfig.model_validate(values)
+        for values in ({"method": "full"}, {"method": "spectrum", "share": 0.5}, {"method": "galore", "rank": 4})
+    )
+    assert [trained_numbers(base, one) for one in (full, half, galore)] == [base.weights, base.linear // 2, base.linear]
+    found = {one.method: estimate(base, a_plan(), one, "cpu") for one in (full, half, galore)}
+    assert found["full"]["weights"] == 0
+    assert found["spectrum"]["weights"] == 4 * (base.weights - base.linear // 2)
+    assert found["full"]["optimizer"] == 8 * base.weights
+    assert found["galore"]["optimizer"] == 4 * 2 * 4 * (base.inputs + base.outputs) < found["spectrum"]["optimizer"]
+    # An adapter's products are kept beside what each layer keeps in any case.
+    assert found["full"]["activations"] < estimate(base, a_plan(), TrainConfig(), "cpu")["activations"]
 
 
 def test_a_control_group_bounds_what_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

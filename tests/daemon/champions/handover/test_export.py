@@ -105,6 +105,16 @@ def test_the_card_has_what_the_hub_reads_and_where_the_model_comes_from(box: Box
     assert "*.safetensors filter=lfs" in (tmp_path / "mine" / ".gitattributes").read_text()
 
 
+def test_the_card_of_trained_weights_speaks_of_no_adapter(box: Box) -> None:
+    assert "Trained with QLoRA" in hub_readme(box.root, 1, box.identity, "mine")
+    path = box.root / "runs" / "1" / "train.json"
+    durable.write_json(path, {**durable.read_object(path), "kind": "weights"})
+    card = hub_readme(box.root, 1, box.identity, "mine")
+    assert "Trained in the base's own weights" in card
+    assert "- weights: sha256 " in card
+    assert "qlora" not in card.lower()
+
+
 def test_a_files_name_is_inert_in_the_card(tmp_path: Path) -> None:
     box = Box(tmp_path, NASTY.replace("/", ""))
     text = hub_readme(box.root, 1, box.identity, "mine")

@@ -93,3 +93,10 @@ def test_a_champion_that_was_trained_over_a_champion_has_no_adapter_over_the_bas
     start = ModelRef(model_id="0" * 64, path="models/former", generation=1)
     durable.write_json(path, {**durable.read_object(path), "start": start.model_dump(mode="json")})
     assert adapter_of(daemon.root, 1, made) is None
+
+
+def test_a_champion_of_trained_weights_has_no_adapter(daemon: Daemon) -> None:
+    path = daemon.root / "runs" / "1" / "train.json"
+    made = durable.read_object(daemon.root / "runs" / "1" / "merge.json")["model_id"]
+    durable.write_json(path, {**durable.read_object(path), "kind": "weights"})
+    assert adapter_of(daemon.root, 1, made) is None

@@ -143,7 +143,9 @@ def test_a_training_that_runs_out_of_memory_learns_the_same_with_less_a_pass(
 def a_fit(base: Path, device: Any = "cpu", free: int = 1 << 40, **plan: Any) -> Fit:
     """Return how records of 100 tokens, 8 in an optimizer step, would be trained on."""
     values = {"device": "it", "quantization": "none", "batch_tokens": 4096, "activations": "kept", **plan}
-    return Fit(MemoryPlan.model_validate(values), base_sizes(base), 4, device, free, longest=100, most=800)
+    return Fit(
+        MemoryPlan.model_validate(values), base_sizes(base), TrainConfig(rank=4), device, free, longest=100, most=800
+    )
 
 
 def plans_after(known: Fit) -> list[tuple[int, str]]:
@@ -207,7 +209,7 @@ def test_the_base_is_quantised_where_it_does_not_fit_as_it_is_and_stays_what_it_
     base = base_sizes(wide_llama)
     whole = MemoryPlan(device="cpu", quantization="none", batch_tokens=800, activations="kept")
     wide, narrow = (
-        sum(estimate(base, whole.model_copy(update={"quantization": name}), 4, "cpu").values())
+        sum(estimate(base, whole.model_copy(update={"quantization": name}), TrainConfig(rank=4), "cpu").values())
         for name in ("none", "nf4")
     )
     assert narrow < wide
@@ -267,10 +269,12 @@ def test_the_estimate_counts_what_torch_keeps_for_the_backward_pass(
     (inputs,) = passes(collate([dict(row) for row in trainer.train_dataset]), 1000, packed=trainer.records_packed)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         trainer.compute_loss(model, inputs)
-    expected = estimate(base_sizes(tiny_llama), plan, 4, "cpu")["activations"] / OVERHEAD["cpu"]
+    expected = estimate(base_sizes(tiny_llama), plan, TrainConfig(rank=4), "cpu")["activations"] / OVERHEAD["cpu"]
     if activations == "recomputed":
         # A layer that is computed again is in memory once, and the others' inputs all the time.
-        kept_all = estimate(base_sizes(tiny_llama), plan.model_copy(update={"activations": "kept"}), 4, "cpu")
+        kept_all = estimate(
+            base_sizes(tiny_llama), plan.model_copy(update={"activations": "kept"}), TrainConfig(rank=4), "cpu"
+        )
         expected -= (kept_all["activations"] / OVERHEAD["cpu"] - 1000 * 96 * 4) / 2
     assert sum(kept.values()) == pytest.approx(expected, rel=0.05)
 

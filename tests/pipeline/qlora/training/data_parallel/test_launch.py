@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline import durable
-from pipeline.artifacts import Adapter, Dataset
-from pipeline.config import RunConfig, TrainConfig
+from pipeline.artifacts import TRAINED_FILES, Adapter, Dataset
+from pipeline.config import FULL_WEIGHTS, RunConfig, TrainConfig
 from pipeline.contract import LOG_NAME, PROGRESS_NAME, RESULT_NAME, SPEC_NAME, Attempt, StepResult
 from pipeline.errors import EXIT_FAILED, EXIT_INTERRUPTED, CannotTrain
 from pipeline.model_folder.manifest import model_id
@@ -83,7 +83,7 @@ def order(setup: tuple[RunConfig, Dataset], make_attempt: Callable[..., Attempt]
 
 
 def weights(attempt: Attempt, adapter: Adapter) -> dict[str, Any]:
-    return load_file(attempt.path(adapter.folder) / "adapter_model.safetensors")
+    return load_file(attempt.path(adapter.folder) / TRAINED_FILES[adapter.kind])
 
 
 def distance(found: dict[str, Any], expected: dict[str, Any]) -> float:
@@ -123,11 +123,12 @@ def alive(script: Path) -> list[str]:
     return found
 
 
+@pytest.mark.parametrize("method", ["lora", *(pytest.param(name, marks=pytest.mark.long) for name in FULL_WEIGHTS)])
 def test_two_processes_learn_what_one_does_and_the_result_merges(
-    order: Order, make_attempt: Callable[..., Attempt], capsys: pytest.CaptureFixture[str]
+    order: Order, make_attempt: Callable[..., Attempt], capsys: pytest.CaptureFixture[str], method: str
 ) -> None:
-    one = train(first := order(processes=1, batch_tokens=2048))
-    two = train(second := order())
+    one = train(first := order(method=method, processes=1, batch_tokens=2048))
+    two = train(second := order(method=method))
     assert "2 processes share the training\n" in capsys.readouterr().err
     assert one.optimizer_steps == two.optimizer_steps == STEPS
     assert one.trained_tokens == two.trained_tokens

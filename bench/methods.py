@@ -1,0 +1,198 @@
+"""
+Compare the methods of [train]: what each gains on the task, forgets of everything else, and takes of time and memory.
+
+    python bench/methods.py [FILE.jsonl ...] [--rows 64] [--heldout 60] [--epochs 1] [--seed 42 ...] [--base FOLDER]
+                            [--method lora ...] [--learning-rate RATE]
+
+Each method trains SmolLM2-135M-Instruct on the same rows of the demo, or of Alpaca files, by the train step in a
+process of its own, and is merged by the merge step; what is looked at is the merged folder, as it would serve. `rslora`
+is `lora` with that setting. Printed are the processor's time of the training, which other work on the machine disturbs
+least; the process's largest memory, and what was estimated; the weights that were trained; the dev loss at the end,
+before the merge; the mean loss of the held-out answers after it, and how many are the likeliest at each of their
+tokens; and forgetting as in bench/presets.py: the rise of the loss on Python's language reference, in nats a token. The
+learning rates are the settings' own unless one is given.
+
+Measured on two cores with avx512_bf16, shared with much other work (load 20), at seed 42; each
+line took 50 to 90 s of the processor's time with the merge and both looks:
+
+    method     rate   CPU s   peak     estimated   trained   dev     task loss   exact    forgetting   drift
+    base                                                             5.850       0.0 %
+    lora       2e-4   48      1.5 GB   1.5 GB      4.9 M     2.990   3.276       0.0 %    -0.003       0.042
+    galore     2e-4   67      3.1 GB   3.1 GB      106.2 M           0.731       15.0 %   +0.022       0.134
+    spectrum   1e-4   51      1.9 GB   2.0 GB      28.3 M    1.509   1.464       3.3 %    -0.002       0.014
+    full       1e-4   64      5.0 GB   4.6 GB      134.5 M   0.184   0.268       53.3 %   +0.047       0.134
+    full       2e-5                                                  5.804
+    galore     2e-5                                                  5.847
+
+`dora` and `rslora` were not, nor was a GPU.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from daemon.cli.demo.command import demo_base
+from daemon.cli.demo.data import make_data, write_rows
+from pipeline import durable
+from pipeline.artifacts import Adapter, Dataset, Model, ModelRef
+from pipeline.config import RunConfig, TrainConfig
+from pipeline.contract import RESULT_NAME, SPEC_NAME, StepResult, StepSpec
+from pipeline.dataset.heldout import dataset_hash
+from pipeline.model_folder.manifest import model_id
+from pipeline.wording import size
+
+# A script finds only the files beside it.
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from bench.presets import DEV_ROWS, look, passages, tokenise
+
+METHODS: dict[str, dict[str, Any]] = {
+    "lora": {}, "dora": {}, "rslora": {"method": "lora", "rslora": True}, "galore": {}, "spectrum": {}, "full": {},
+}  # fmt: skip
+Rows = Sequence[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is trained on, and what is asked."""
+
+    train: Rows
+    heldout: Rows
+
+
+def main() -> int:
+    """Measure and print; exit 1 if a method learned nothing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="*", type=Path)
+    for name, default in (("rows", 64), ("heldout", 60), ("batch-size", 4)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--epochs", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, nargs="+", default=[42])
+    parser.add_argument("--method", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--base", type=Path)
+    asked = parser.parse_args()
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    common = {"epochs": asked.epochs, "batch_size": asked.batch_size, "max_length": 256, "format": "chat"}
+    if asked.learning_rate:
+        common["learning_rate"] = asked.learning_rate
+    trainings = [
+        (
+            name,
+            TrainConfig.model_validate(
+                {"method": name, "quantization": "none", **common, **METHODS[name], "seed": seed}
+            ),
+        )
+        for name in asked.method
+        for seed in asked.seed
+    ]
+    return measure(asked.base or demo_base(), trainings, data_of(asked.files, asked.rows, asked.heldout))
+
+
+def data_of(files: Sequence[Path], rows: int, heldout: int) -> Data:
+    """Return the demo's rows, or those of files: the last are held out."""
+    if not files:
+        made = make_data(first=rows + DEV_ROWS, heldout=heldout, second=1)
+        return Data(made.first, made.heldout)
+    lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    found = [json.loads(line) for line in lines][: rows + DEV_ROWS + heldout]
+    return Data(found[:-heldout], found[-heldout:])
+
+
+def measure(base: Path, trainings: Sequence[tuple[str, TrainConfig]], data: Data) -> int:
+    """Train and merge each, and print one table."""
+    from pipeline.qlora.loading import load_model, load_tokenizer  # noqa: PLC0415 - after the environment is set
+
+    tokenizer: Any = load_tokenizer(base)
+    task, general = [tokenise(tokenizer, record) for record in data.heldout], list(passages(tokenizer))
+    before = look(load_model(base, "cpu"), task, general)
+    columns = (
+        "",
+        "seed",
+        "rate",
+        "CPU s",
+        "peak",
+        "estimated",
+        "trained",
+        "dev",
+        "task loss",
+        "exact",
+        "forgetting",
+        "drift",
+    )
+    table = Table(*columns, title=f"{len(data.train) - DEV_ROWS} rows; load {os.getloadavg()}")
+    table.add_row("base", *[""] * 7, f"{before.task:.3f}", f"{before.exact:.1f} %", "", "")
+    learned = True
+    for name, config in trainings:
+        with tempfile.TemporaryDirectory(prefix="dropforge-bench-") as folder:
+            adapter, model, seconds = train_and_merge(Path(folder), base, config, data.train)
+            after = look(load_model(Path(folder) / model.folder, "cpu"), task, general)
+        row = (
+            name, str(config.seed), f"{config.learning_rate:g}", f"{seconds:.0f}", size(adapter.peak_memory_bytes),
+            size(sum(adapter.estimated_memory.values())), f"{adapter.trainable_parameters / 1e6:.1f} M",
+            f"{adapter.dev_curve[-1].loss:.3f}", f"{after.task:.3f}", f"{after.exact:.1f} %",
+            f"{after.general - before.general:+.3f}", f"{model.logits_difference:.3f}",
+        )  # fmt: skip
+        table.add_row(*row)
+        print(*row, sep="\t", file=sys.stderr)
+        learned = learned and after.task < before.task
+    Console(width=132).print(table)
+    return 0 if learned else 1
+
+
+def train_and_merge(root: Path, base: Path, config: TrainConfig, rows: Rows) -> tuple[Adapter, Model, float]:
+    """Do both steps, each in a process of its own; return what they made, and the processor's seconds of the first."""
+    (root / "data").mkdir()
+    for name, part in (("train", rows[:-DEV_ROWS]), ("dev", rows[-DEV_ROWS:])):
+        write_rows(root / "data" / f"{name}.jsonl", [{"id": str(number), **row} for number, row in enumerate(part)])
+    dataset = Dataset(
+        folder="data", train_rows=len(rows) - DEV_ROWS, dev_rows=DEV_ROWS, heldout_rows=0, heldout_groups=0,
+        heldout_pinned=False, heldout_version="", dataset_sha256=dataset_hash(root / "data"), duplicates=0, replaced=0,
+        removed_heldout=0, metric="exact_match", max_new_tokens=8,
+    )  # fmt: skip
+    durable.write_json(root / "prepare.json", dataset.model_dump(mode="json"))
+    identity = model_id(base)
+    common = {
+        "run": 1, "attempt": 1, "fence": "", "root": str(root), "checkpoints": "checkpoints",
+        "predictions": "predictions", "argv": (), "env": {}, "drops": (),
+        "champion": ModelRef(model_id=identity, path=str(base), generation=0),
+        "config": RunConfig(track="default", base_model=str(base), base_model_id=identity, salt="", train=config),
+    }  # fmt: skip
+    began = resource.getrusage(resource.RUSAGE_CHILDREN)
+    adapter = Adapter.model_validate(
+        step(StepSpec(step="train", folder="train-1", inputs={"prepare": "prepare.json"}, **common))
+    )
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    durable.write_json(root / "train.json", adapter.model_dump(mode="json"))
+    inputs = {"prepare": "prepare.json", "train": "train.json"}
+    model = Model.model_validate(step(StepSpec(step="merge", folder="merge-1", inputs=inputs, **common)))
+    return adapter, model, ended.ru_utime + ended.ru_stime - began.ru_utime - began.ru_stime
+
+
+def step(spec: StepSpec) -> Any:
+    """Do a step in a process of its own; return its artifact."""
+    place = Path(spec.root) / spec.folder
+    place.mkdir()
+    durable.write_json(place / SPEC_NAME, spec.model_dump(mode="json"))
+    command = [sys.executable, "-P", "-m", "pipeline", spec.step, str(place / SPEC_NAME)]
+    with (place / "log").open("wb") as log:
+        subprocess.run(command, check=False, stdout=log, stderr=log)
+    result = StepResult.model_validate(durable.read_json(place / RESULT_NAME))
+    if result.artifact is None:
+        sys.exit(f"{spec.step}: {result.error}")
+    return result.artifact
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""
+GaLore: AdamW whose moments are those of a projected gradient (arXiv:2403.03507, algorithm 2).
+
+It is written here because neither package survives a resume: galore-torch (1.0, 2024-03) and apollo-torch (1.0.3,
+2025-02) keep an object in the optimizer's state, which `torch.load(weights_only=True)` refuses, and neither has had a
+release since.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import torch
+
+#: Optimizer steps between two projections: the paper finds 50 to 1000 best, and trainings here are short.
+STEPS_BETWEEN = 50
+_BETAS = (0.9, 0.999)
+_EPSILON = 1e-8
+
+
+def galore(
+    weights: "Iterable[torch.nn.Parameter]", learning_rate: float, rank: int, scale: float
+) -> "torch.optim.Optimizer":
+    """
+    Return the optimizer of matrices.
+
+    Of a gradient G, (m, n) and m <= n, or else of its transpose, P, (m, rank), are the first left singular vectors,
+    found anew every `STEPS_BETWEEN` steps. M and V are Adam's moments of P^T G, (rank, n), corrected for their bias;
+    the weight falls by `learning_rate * scale * P (M / (sqrt(V) + 1e-8))`. The state holds tensors alone.
+    """
+    import torch
+
+    class GaLore(torch.optim.Optimizer):
+        """AdamW without weight decay, in the space of the gradient's first singular vectors."""
+
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> None:  # type: ignore[override, unused-ignore]
+            for group in self.param_groups:
+                for weight in group["params"]:
+                    if weight.grad is not None:
+                        _update(weight, self.state[weight], group["lr"], rank, scale)
+
+    return GaLore(weights, {"lr": learning_rate})
+
+
+def _update(weight: Any, state: dict[str, Any], learning_rate: float, rank: int, scale: float) -> None:
+    import torch
+
+    stands = weight.shape[0] > weight.shape[1]
+    gradient = weight.grad.T if stands else weight.grad
+    done = int(state.get("step", 0))
+    if done % STEPS_BETWEEN == 0:
+        state["projector"] = first_singular_vectors(gradient, rank)
+    projected = state["projector"].T @ gradient
+    if not done:
+        state |= {"mean": torch.zeros_like(projected), "square": torch.zeros_like(projected)}
+    state["step"] = torch.tensor(done + 1)
+    state["mean"].lerp_(projected, 1 - _BETAS[0])
+    state["square"].lerp_(projected.square(), 1 - _BETAS[1])
+    mean, square = (
+        state[name] / (1 - beta ** (done + 1)) for name, beta in zip(("mean", "square"), _BETAS, strict=True)
+    )
+    change = state["projector"] @ (mean / (square.sqrt() + _EPSILON))
+    weight.sub_(change.T if stands else change, alpha=learning_rate * scale)
+
+
+def first_singular_vectors(gradient: "torch.Tensor", rank: int) -> "torch.Tensor":
+    """
+    Return the first left singular vectors of a matrix (m, n), m <= n, in columns: (m, rank).
+
+    They are the eigenvectors of its product with its transpose, which takes a fraction of a singular value
+    decomposition's time. Of a matrix that is not finite they are not either: the watcher ends the training.
+    """
+    import torch
+
+    product = gradient @ gradient.T
+    if not bool(product.isfinite().all()):
+        return product[:, :rank] * torch.nan
+    vectors: torch.Tensor = torch.linalg.eigh(product).eigenvectors
+    return vectors[:, -rank:].flip(-1)

@@ -1,0 +1,88 @@
+"""GaLore's step, held against the paper's formula by a dense singular value decomposition, and what its state is."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.qlora.training.full_weights import galore as module
+from pipeline.qlora.training.full_weights.galore import first_singular_vectors, galore
+
+RATE, SCALE, RANK = 1e-2, 2.0, 3
+
+
+def gradients(shape: tuple[int, int], count: int) -> list[torch.Tensor]:
+    dice = torch.Generator().manual_seed(7)
+    return [torch.randn(shape, generator=dice) for _ in range(count)]
+
+
+def by_the_paper(weight: np.ndarray, steps: list[np.ndarray], every: int) -> np.ndarray:
+    """Return what algorithm 2 of arXiv:2403.03507 makes of a matrix (m, n), m <= n."""
+    mean = square = np.zeros((RANK, weight.shape[1]))
+    for step, gradient in enumerate(steps):
+        if step % every == 0:
+            projector = np.linalg.svd(gradient, full_matrices=False)[0][:, :RANK]
+            # A singular vector has two signs, and the moments of the steps before know one of them.
+            ours = first_singular_vectors(torch.tensor(gradient), RANK).numpy()
+            projector *= np.sign((projector * ours).sum(axis=0))
+        projected = projector.T @ gradient
+        mean = 0.9 * mean + 0.1 * projected
+        square = 0.999 * square + 0.001 * projected**2
+        change = mean / (1 - 0.9 ** (step + 1)) / (np.sqrt(square / (1 - 0.999 ** (step + 1))) + 1e-8)
+        weight = weight - RATE * SCALE * projector @ change
+    return weight
+
+
+def after(weight: torch.Tensor, steps: list[torch.Tensor], optimizer: Any) -> torch.Tensor:
+    for gradient in steps:
+        weight.grad = gradient.clone()
+        optimizer.step()
+    return weight.detach()
+
+
+@pytest.mark.parametrize("shape", [(6, 11), (11, 6), (5, 5)])
+def test_steps_are_the_papers(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "STEPS_BETWEEN", 3)
+    first, *steps = gradients(shape, 8)
+    weight = torch.nn.Parameter(first.clone())
+    found = after(weight, steps, galore([weight], RATE, RANK, SCALE))
+    stands = shape[0] > shape[1]
+    lying = [(one.T if stands else one).double().numpy() for one in (first, *steps)]
+    expected = by_the_paper(lying[0], lying[1:], 3)
+    np.testing.assert_allclose((found.T if stands else found).numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_projection_is_on_the_first_singular_vectors() -> None:
+    (matrix,) = gradients((8, 20), 1)
+    found = first_singular_vectors(matrix, 3)
+    expected = torch.linalg.svd(matrix, full_matrices=False)[0][:, :3]
+    # A vector and its opposite are the same direction.
+    torch.testing.assert_close(found @ found.T, expected @ expected.T, rtol=1e-4, atol=1e-4)
+    assert found.untyped_storage().nbytes() == 8 * 3 * 4, "the others are not kept"
+
+
+def test_the_state_is_small_survives_a_safe_load_and_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    first, *steps = gradients((6, 40), 9)
+    whole = torch.nn.Parameter(first.clone())
+    expected = after(whole, steps, galore([whole], RATE, RANK, SCALE))
+    cut = torch.nn.Parameter(first.clone())
+    optimizer = galore([cut], RATE, RANK, SCALE)
+    after(cut, steps[:4], optimizer)
+    assert {name: tuple(value.shape) for name, value in optimizer.state[cut].items()} == {
+        "projector": (6, 3), "mean": (3, 40), "square": (3, 40), "step": (),
+    }  # fmt: skip
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+
+    resumed = torch.nn.Parameter(cut.detach().clone())
+    fresh = galore([resumed], RATE, RANK, SCALE)
+    fresh.load_state_dict(torch.load(tmp_path / "optimizer.pt", weights_only=True))
+    assert torch.equal(after(resumed, steps[4:], fresh), expected)
+    assert int(fresh.state[resumed]["step"]) == 8
+
+
+def test_a_gradient_that_is_not_finite_reaches_the_weights_where_it_is_seen() -> None:
+    weight = torch.nn.Parameter(torch.ones(4, 6))
+    after(weight, [torch.full((4, 6), torch.nan)], galore([weight], RATE, 2, SCALE))
+    assert not bool(weight.isfinite().any())
