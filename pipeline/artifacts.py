@@ -56,13 +56,12 @@ class Shortfall(Frozen):
 
 
 class Overlap(Frozen):
-    """A training row that was left out because it is too near to a held-out record."""
+    """A training row left out for being too near to a held-out record; of the compared texts the beginnings."""
 
     rule: Literal["prompt", "answer", "ngram", "minhash"]
     train_id: str
     heldout_id: str
     train_text: str
-    """The beginning of the text that was compared."""
     heldout_text: str
 
 
@@ -72,9 +71,16 @@ class Dataset(Artifact):
     step: ClassVar[str] = "prepare"
 
     folder: str
+    start: ModelRef | None = None
+    """The champion that the training goes on from; `None` is the base."""
+    from_base: str = ""
+    """Why it is the base, where the settings say champion."""
     train_rows: int
+    old_rows: int = 0
+    """Rows that `start` was trained on; `replayed_rows` of them are among the `train_rows`."""
+    replayed_rows: int = 0
     train_rows_of: dict[str, int] = Field(default_factory=dict)
-    """Training rows by slice, as `drop 3` and, of tags that scored records have, `tag legal`."""
+    """Rows behind the model, all `old_rows` too, by slice: `drop 3` and, of scored records' tags, `tag legal`."""
     dev_rows: int
     heldout_rows: int
     """Scored records: the cap applied."""
@@ -115,20 +121,21 @@ class CurvePoint(Frozen):
 
 
 class LengthBin(Frozen):
-    """So many training rows of at most so many tokens, prompt and answer together."""
+    """So many training rows of at most so many tokens, prompt and answer together; the shortest first."""
 
     tokens: int
     rows: int
 
 
 class Adapter(Artifact):
-    """What `train` made: a PEFT adapter in `folder`."""
+    """What `train` made: a PEFT adapter in `folder`, over the base or, if there is a `start`, over that."""
 
     step: ClassVar[str] = "train"
 
     folder: str
     adapter_sha256: str
     base_model_id: str
+    start: ModelRef | None = None
     format: Literal["chat", "alpaca"]
     quantization: Literal["nf4", "none"]
     batch_tokens: int = 0
@@ -154,7 +161,6 @@ class Adapter(Artifact):
     rows_with_special_tokens: int = 0
     """Training rows whose text holds a special token of the tokenizer: trained on as plain text."""
     lengths: tuple[LengthBin, ...] = ()
-    """Histogram of the training rows' lengths, the shortest first."""
     versions: dict[str, str] = Field(default_factory=dict)
     estimated_memory: dict[str, int] = Field(default_factory=dict)
     """Bytes that the training was to take by arithmetic, by what takes them."""
@@ -205,16 +211,14 @@ class Scores(Frozen):
     seconds_per_answer: float | None = None
     """Mean time an answer took to generate, in its batch; cached answers count with the time that they took then."""
     size_bytes: int = 0
-    """Of the model's folder."""
 
 
 class SuiteScores(Frozen):
-    """Both models on one suite of general abilities; `file` in the report's folder holds a line an item."""
+    """Both models on one suite of general abilities, in points; `file` in the report's folder holds a line an item."""
 
     name: str
     records: int
     candidate: float
-    """Points."""
     champion: float
     base: float | None = None
     """The base model's; `None` if it is the champion, or was not measured."""
@@ -222,23 +226,21 @@ class SuiteScores(Frozen):
 
 
 class FormerScores(Frozen):
-    """A former champion's primary metric, from cached answers alone; `file` holds a line a record that has one."""
+    """A former champion's primary metric in points, from cached answers alone; `file` holds a line a record."""
 
     generation: int
     model_id: str
     records: int
     score: float
-    """Points, over `records`."""
     file: str
 
 
 class NoiseFloor(Frozen):
-    """What generating twice with one model changes: the noise that no difference can be seen below."""
+    """What generating twice with one model changes: answers, and the primary metric in `points`, mean and absolute."""
 
     records: int
     changed: int
     points: float
-    """Mean absolute change of the primary metric, in points."""
 
 
 class Evaluation(Artifact):
@@ -257,7 +259,6 @@ class Evaluation(Artifact):
     records_seen_by_candidate: int = 0
     """Scored records that the candidate was trained on: with any, the verdict is `contaminated`."""
     batch_size: int = 0
-    """Prompts generated together."""
     suites: tuple[SuiteScores, ...] = ()
     base_model_id: str | None = None
     """The base model that the suites are held against; `None` where it is the champion itself."""
@@ -297,10 +298,9 @@ class Judgement(Artifact):
 
 
 class GuardResult(Frozen):
-    """One guard: what it measured, and whether it stands against promotion."""
+    """One guard, a `pipeline.config.GuardName`: what it measured, and whether it stands against promotion."""
 
     guard: str
-    """One of `pipeline.config.GuardName`."""
     label: str
     """Of what, in words for a person: `token F1`, `drop 3 (answers.jsonl)`."""
     unit: Literal["points", "nats", "times", "per cent", "records"]

@@ -44,6 +44,8 @@ PRESETS: dict[str, dict[str, object]] = {
 
 #: Settings of [train] that say how and where it is computed, and nothing of what is learned.
 _OF_THE_MACHINE = {"preset", "batch_tokens", "processes", "checkpoint_minutes", "report_to"}
+#: Those that choose what it begins with, which `prepare` does.
+_OF_THE_BEGINNING = {"start", "replay", "start_again_every"}
 
 
 class TrainConfig(Frozen):
@@ -51,6 +53,12 @@ class TrainConfig(Frozen):
 
     preset: Literal["fast", "balanced", "quality"] = "balanced"
     """Defaults of all else: `balanced` are those below, `fast` has twice the learning rate, `quality` three epochs."""
+    start: Literal["base", "champion"] = "base"
+    """What a training begins with: the base and all rows, or the champion, new rows and a share of the old ones."""
+    replay: float = Field(default=0.2, ge=0, le=10)
+    """With `champion`, old rows trained on again, as a share of the new ones: at 0.2 one to each five new ones."""
+    start_again_every: int = Field(default=10, ge=2, le=1_000_000)
+    """With `champion`, of so many promotions in a row one at least is of a training from the base."""
     format: Literal["auto", "chat", "alpaca"] = "auto"
     """Prompt format; `auto` is the tokenizer's chat template where there is one, else Alpaca's."""
     quantization: Literal["auto", "nf4", "none"] = "auto"
@@ -99,8 +107,12 @@ class TrainConfig(Frozen):
     """Trackers that get the curves, too, as files in `tracking` below the attempt's folder: a step has no network."""
 
     def decisive(self) -> dict[str, object]:
-        """Return, as JSON, the settings that what is learned depends on: none of memory, time and trackers."""
-        return self.model_dump(mode="json", exclude=_OF_THE_MACHINE)
+        """Return, as JSON, the settings that what is learned from given rows depends on: none of memory and time."""
+        return self.model_dump(mode="json", exclude=_OF_THE_MACHINE | _OF_THE_BEGINNING)
+
+    def beginning(self) -> dict[str, object]:
+        """Return, as JSON, the settings that choose model and rows to begin with; from the base no other counts."""
+        return self.model_dump(mode="json", include=_OF_THE_BEGINNING if self.start == "champion" else {"start"})
 
     @model_validator(mode="after")
     def _fill_in_preset(self) -> "TrainConfig":

@@ -3,6 +3,10 @@
 import math
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.artifacts import Dataset
 
 _MINUTE, _HOUR = 60, 3600
 _KILO = 1000
@@ -34,6 +38,15 @@ def count(number: int, noun: str, plural: str = "") -> str:
 def listed(words: Sequence[str]) -> str:
     """Return `a`, `a and b`, `a, b and c`."""
     return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
+
+
+def start_words(data: "Dataset") -> str:
+    """Return how a training begins, as `from the champion of generation 3, on 120 new rows and 24 of 800 old ones`."""
+    if data.start is None:
+        return f"from the base, on {count(data.train_rows, 'row')}{f': {data.from_base}' if data.from_base else ''}"
+    new = count(data.train_rows - data.replayed_rows, "new row")
+    rows = f"{new} and {data.replayed_rows:,} of {count(data.old_rows, 'old one')}"
+    return f"from the champion of generation {data.start.generation}, on {rows}"
 
 
 def span(interval: tuple[float, float], digits: int = 1) -> str:

@@ -253,6 +253,8 @@ def _print_history(context: typer.Context, past: "dict[str, list[ChampionView]]"
     for one in (one for all_ in past.values() for one in reversed(all_)):
         if one.cost is not None:
             print_line(f"track {one.track}, generation {one.generation}: run {one.run} took {cost_words(one.cost)}")
+        if one.over is not None:
+            print_line(f"track {one.track}, generation {one.generation}: trained {one.training}")
         for line in taken_out_lines(one):
             print_line(f"track {one.track}, generation {one.generation}: {line}")
         for line in command_lines(settings, one, alive=alive):
@@ -301,6 +303,8 @@ def _print_champion(one: "ChampionView") -> None:
     if one.run is not None:
         print_line(f"run: {one.run}")
         print_line(f"trained on: {', '.join(one.drops)}")
+        if one.training:
+            print_line(f"training: {one.training}")
         for line in taken_out_lines(one):
             print_line(line)
     print_line(f"why: {_why(one)}")

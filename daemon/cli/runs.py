@@ -92,13 +92,7 @@ def show(context: typer.Context, *, run: RunArgument, as_json: JsonOption = Fals
         print_json(run=found.model_dump(mode="json"))
         return
     _print_head(found)
-    if found.snapshot:
-        print_line()
-        since = {drop.id: drop.since_words for drop in found.taken_out}
-        rows = [(one["id"], one["role"], one["rows"], one["name"], since.get(one["id"])) for one in found.snapshot]
-        print_table(("DROP", "ROLE", "ROWS", "NAME", ""), rows)
-    for warning in found.warnings:
-        print_line(f"warning: {warning}")
+    _print_data(found)
     if found.attempts:
         print_line()
         attempts = [
@@ -170,13 +164,15 @@ def train(
     from daemon.queue.run_queue import enqueue_by_hand  # noqa: PLC0415 - a quick start
     from daemon.system.clock import now_ms  # noqa: PLC0415 - a quick start
 
-    load_settings(context).track(track)
+    own = load_settings(context).track(track)
     run, drops = enqueue_by_hand(open_writer(context), track, now_ms())
     rows = sum(drop.rows for drop in drops if drop.role == "train")
     numbers = ", ".join(str(drop.id) for drop in drops if drop.role == "train")
     drops_words = f"drop{'s' if ',' in numbers else ''} {numbers}"
     print_line(f"run {run} trains on {count(rows, 'row')} of {drops_words}; it begins next{_when_it_acts(context)}")
     new = [f"{drop.id} ({drop.name})" for drop in drops if drop.first_run is None and drop.role == "train"]
+    if own.train.start == "champion":
+        print_line(f"it goes on from the champion if that may be: dropforge show {run} says so once it has begun")
     for pause in open_overview(context).paused():
         if pause.track == track:
             print_line(pause.words)
@@ -260,6 +256,18 @@ def _print_head(run: "RunDetail") -> None:
     if run.failures or run.deaths:
         print_line(f"failures: {run.failures}, vanished processes: {run.deaths}")
     print_line(f"folder: {run.folder}")
+
+
+def _print_data(run: "RunDetail") -> None:
+    if run.snapshot:
+        print_line()
+        since = {drop.id: drop.since_words for drop in run.taken_out}
+        rows = [(one["id"], one["role"], one["rows"], one["name"], since.get(one["id"])) for one in run.snapshot]
+        print_table(("DROP", "ROLE", "ROWS", "NAME", ""), rows)
+    if run.training:
+        print_line(f"training: {run.training}")
+    for warning in run.warnings:
+        print_line(f"warning: {warning}")
 
 
 def _listed(value: object) -> str:

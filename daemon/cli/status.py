@@ -178,7 +178,8 @@ def _champion_words(champion: "ChampionView") -> str:
         "rollback": champion.reason,
         "promotion": f"by run {champion.run}{f', approved by {by}' if by else ''}",
     }.get(champion.kind, champion.reason)
-    return f"generation {champion.generation}, {short_id(champion.model_id)}, {how}"
+    over = "" if champion.over is None else f", over generation {champion.over}"
+    return f"generation {champion.generation}, {short_id(champion.model_id)}, {how}{over}"
 
 
 def _print_open_ends(settings: "Settings", overview: "Overview", *, alive: bool) -> None:

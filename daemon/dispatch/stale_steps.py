@@ -6,8 +6,9 @@ step is stale where settings of its own differ from those that it was made with,
 does. `prepare` is quick, and other settings may well come to the same rows: it is done again alone, and once it is
 published anew what was made from the old data is looked at again. Any other stale step takes all later ones with it,
 and the verdict goes with each. So does an evaluation against a former champion, as long as there is no verdict on it
-(what such a verdict still means, `apply_verdict` says), and data without records that a former champion knew, until
-something was trained on it.
+(what such a verdict still means, `apply_verdict` says), and data without records that a former champion knew, or to go
+on from one, until something was trained on it. After that the run goes on from what it started with, whichever model
+serves by then: candidate and champion are compared all the same.
 """
 
 from collections.abc import Collection
@@ -173,7 +174,9 @@ class _Past:
             made = self.spec("prepare")
         except ValueError:
             return False
-        return made is not None and _rows_from(made.config, _ids(made)) == _rows_from(self.config, self._drops)
+        if made is None or self.config.train.start == "champion":
+            return False  # another champion may serve, to which other rows are new
+        return _rows_from(made.config, _ids(made)) == _rows_from(self.config, self._drops)
 
     def _attempt(self, name: str, number: int) -> Path:
         return self.folder / run_files.attempt_folder(self.run_id, name, number)
@@ -204,7 +207,8 @@ class _Past:
         result = StepResult.model_validate(durable.read_json(self._attempt("prepare", number) / RESULT_NAME))
         data = result.artifact or {}
         files = [result.outputs.get(file) for file in _FILES.get(name, ())]
-        return [*files, *(data.get(choice) for choice in _CHOICES.get(name, ()))]
+        begins = (data.get("start") or {}).get("model_id") if name == "train" else None
+        return [begins, *files, *(data.get(choice) for choice in _CHOICES.get(name, ()))]
 
 
 def _ids(spec: StepSpec) -> list[object]:
@@ -212,8 +216,9 @@ def _ids(spec: StepSpec) -> list[object]:
 
 
 def _rows_from(config: RunConfig, drops: list[object]) -> tuple[object, ...]:
-    """Return what decides which rows are trained on."""
-    return (config.salt, config.split, config.base_model_id, config.special_tokens, config.gate.on, drops)
+    """Return what decides which rows are trained on, and over which model, beside the champion."""
+    of_data = (config.salt, config.split, config.base_model_id, config.special_tokens, config.gate.on, drops)
+    return (*of_data, config.train.beginning())
 
 
 def _basis(step: str, config: RunConfig, drops: list[object]) -> tuple[object, ...]:
@@ -251,12 +256,13 @@ def _is_against_todays(engine: Engine, state_folder: Path, run: Run) -> bool:
 
 def _is_left_for_another(engine: Engine, past: _Past, whole: Collection[str]) -> bool:
     """
-    Say whether data left records out for a champion that serves no more, and no training goes to waste without it.
+    Say whether data is for a champion that serves no more, and no training goes to waste without it.
 
-    Too little data, too, may be so only for that champion. Where none was left out, no other one leaves more to ask.
+    It left out what that one knew, or goes on from it. Too little data, too, may be so only for that champion. Where
+    none was left out, no other one leaves more to ask.
     """
     dataset = run_files.load_dataset(past.folder, past.run_id)
-    if dataset is None or not dataset.seen_by_champion or "train" in whole:
+    if dataset is None or "train" in whole or not (dataset.seen_by_champion or dataset.start):
         return False
     step = next_step(whole, dataset, past.config)
     if step is BY_NAME["train"] and run_files.made_checkpoint(past.folder, past.run_id, 0):

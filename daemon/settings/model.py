@@ -190,6 +190,17 @@ class TrackSettings(Frozen):
         return value
 
     @model_validator(mode="after")
+    def _has_adapters_to_serve(self) -> "TrackSettings":
+        serves_adapters = any(word.partition("=")[0] == "--adapter-name" for word in self.hooks.after_promotion)
+        if self.train.start == "champion" and serves_adapters:
+            msg = (
+                "hooks.after_promotion serves adapters (--adapter-name), and a model that was trained over a champion "
+                'has none over the base: serve its folder with serve-hook --restart, or set train.start = "base"'
+            )
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
     def _a_verdict_is_possible(self) -> "TrackSettings":
         gate, metric = self.gate, self.evaluate.metric
         fields = {"auto": ("min_records", "min_records_continuous"), "exact_match": ("min_records",)}

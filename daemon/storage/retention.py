@@ -148,7 +148,8 @@ def _keep_open(root: Path, run: Run, kept: Kept) -> None:
     kept.models |= _places(root, base if isinstance(base, str) else None)
     for path in folder.glob("attempts/*/*.json"):
         value = read_object(path)
-        # A merge that has ended may be published at any moment; a spec names the champion that it compares with.
+        # A merge that has ended may be published at any moment; a spec names the champion of its time, which the run
+        # may go on from when others have come.
         identity = (value.get("artifact") or {}).get("model_id") if path.name == RESULT_NAME else None
         champion = (value.get("champion") or {}).get("path") if path.name == SPEC_NAME else None
         kept.models |= _places(root, champion, f"models/{identity}" if identity else None)

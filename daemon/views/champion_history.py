@@ -7,12 +7,14 @@ from sqlite3 import Connection
 from typing import TYPE_CHECKING
 
 from daemon.champions.history import drops_of
+from daemon.state.run_files import ArtifactDamaged, load_dataset
 from daemon.state.states import DropState
 from daemon.system import clock
 from daemon.views.cost import cost_of
 from daemon.views.reader import champions_of, drops_with
-from pipeline.artifacts import Frozen
+from pipeline.artifacts import Dataset, Frozen
 from pipeline.report.facts import RunCost
+from pipeline.wording import start_words
 
 if TYPE_CHECKING:
     from daemon.state.tables import Promotion
@@ -84,6 +86,10 @@ class ChampionView(Frozen):
     """Names of the files that it was trained on."""
     data: tuple[TrainedOn, ...]
     """The same files and the held-out ones, with what has become of them."""
+    training: str | None = None
+    """What that run trained from, the base or a champion, on how many rows; `None` where nobody knows any more."""
+    over: int | None = None
+    """Generation of the champion that it trained from; `None` for the base."""
     hook: CommandView | None
     health: CommandView | None
     cost: RunCost | None = None
@@ -117,6 +123,7 @@ def champion_view(base: Connection, state_folder: Path, row: "Promotion", end: i
             "gain": run.gain if run else None,
             "drops": tuple(drop.name for drop in data if drop.role == "train"),
             "data": data,
+            **({} if run is None or run_id is None else _training(state_folder, run_id)),
             "hook": _command(row.hook_state, row.hook_error, row.hook_output),
             "health": _command(row.health_state, row.health_error, row.health_output),
         }
@@ -162,6 +169,22 @@ def trained_on(base: Connection, ids: Iterable[int]) -> tuple[TrainedOn, ...]:
 def utc(milliseconds: int | None) -> datetime | None:
     """Return a time of the database as people and JSON have it."""
     return None if milliseconds is None else clock.utc(milliseconds)
+
+
+def dataset_of(state_folder: Path, run_id: int) -> Dataset | None:
+    """Return what a run prepared; `None` if it is not there or damaged."""
+    try:
+        return load_dataset(state_folder, run_id)
+    except (ArtifactDamaged, OSError):
+        return None
+
+
+def _training(state_folder: Path, run_id: int) -> dict[str, object]:
+    """Return the fields of a view that say what a run trained."""
+    data = dataset_of(state_folder, run_id)
+    if data is None:
+        return {}
+    return {"training": start_words(data), "over": None if data.start is None else data.start.generation}
 
 
 def _command(state: str | None, error: str | None, output: str | None) -> CommandView | None:

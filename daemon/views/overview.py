@@ -20,7 +20,15 @@ from daemon.state.sqlite_errors import in_words
 from daemon.state.states import AWAITING, OPEN_STATES, TRIAL, RunState
 from daemon.system.processes import lock_holder
 from daemon.views.attempts import AttemptView, attempts_of, done_again
-from daemon.views.champion_history import ChampionView, TrainedOn, champion_view, champion_views, trained_on, utc
+from daemon.views.champion_history import (
+    ChampionView,
+    TrainedOn,
+    champion_view,
+    champion_views,
+    dataset_of,
+    trained_on,
+    utc,
+)
 from daemon.views.cost import cost_of
 from daemon.views.drop_lineage import DropUses, DropView, drop_uses, drop_views
 from daemon.views.live.queue import PauseView, pauses
@@ -31,6 +39,7 @@ from pipeline.contract import LOG_NAME, Progress
 from pipeline.durable import read_object
 from pipeline.errors import DropforgeError
 from pipeline.report.facts import RunCost
+from pipeline.wording import start_words
 
 if TYPE_CHECKING:
     from daemon.state.tables import Run
@@ -118,6 +127,8 @@ class RunDetail(RunView):
     """Those of them that were withdrawn or suspended since."""
     warnings: tuple[str, ...] = ()
     """What is to be known about its data."""
+    training: str | None = None
+    """What it trains from, the base or a champion, on how many rows; `None` before that is prepared."""
     attempts: tuple[AttemptView, ...]
     verdict: Verdict | None
 
@@ -358,6 +369,7 @@ class Overview:
             cost=None if row.ended_at is None else cost_of(self.folder, row.id or 0),
             taken_out=tuple(drop for drop in drops if drop.taken_out),
             warnings=warnings,
+            training=None if (found := dataset_of(self.folder, row.id or 0)) is None else start_words(found),
             folder=str(self.folder / "runs" / str(row.id)),
             failures=row.failures,
             deaths=row.deaths,

@@ -4,7 +4,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline import durable
 from pipeline.errors import CannotTrain, DropforgeError
@@ -35,6 +35,14 @@ _IDENTITY = (
 )
 
 
+class Lineage(NamedTuple):
+    """What a merged model was made from, as its manifest says."""
+
+    base_model_id: str
+    trainings: int
+    """Trainings since the base model, each over what the one before it made: 1 if it was trained over the base."""
+
+
 def model_files(folder: Path) -> list[Path]:
     """Return the files that make up the model's identity, sorted by their name below `folder`."""
     # Only where a pattern looks: what else lies in the folder, or how deep, is not followed.
@@ -56,8 +64,8 @@ def model_id(folder: Path) -> str:
         raise DropforgeError(message, "check that the folder and its files belong to the user of Dropforge") from error
 
 
-def write_manifest(folder: Path) -> str:
-    """Write `dropforge-manifest.json`, every file's size and sha256 and the model id; return the model id."""
+def write_manifest(folder: Path, lineage: Lineage | None = None) -> str:
+    """Write `dropforge-manifest.json`, every file's size and sha256, model id and lineage; return the model id."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_NAME)
     files = {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": durable.sha256_file(path)}
@@ -65,8 +73,17 @@ def write_manifest(folder: Path) -> str:
     }
     own = {path.relative_to(folder).as_posix() for path in model_files(folder)}
     identity = _identity({name: str(entry["sha256"]) for name, entry in files.items() if name in own})
-    durable.write_json(folder / MANIFEST_NAME, {"version": 1, "model_id": identity, "files": files})
+    made_from = {} if lineage is None else {"lineage": lineage._asdict()}
+    durable.write_json(folder / MANIFEST_NAME, {"version": 1, "model_id": identity, **made_from, "files": files})
     return identity
+
+
+def read_lineage(folder: Path) -> Lineage | None:
+    """Return what the manifest of the model in `folder` says that it was made from; `None` where it does not say."""
+    match (try_read_object(folder / MANIFEST_NAME) or {}).get("lineage"):
+        case {"base_model_id": str(base), "trainings": int(trainings)}:
+            return Lineage(base, trainings)
+    return None
 
 
 def verify_manifest(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""The merge step: adapter and 16-bit base → the model folder that is evaluated and served."""
+"""The merge step: adapter and the 16-bit model that it was trained over → the folder that is evaluated and served."""
 
 import sys
 import time
@@ -9,9 +9,10 @@ from typing import Any
 from pipeline import durable
 from pipeline.artifacts import Adapter, Dataset, Model
 from pipeline.contract import Attempt
+from pipeline.dataset.start import require_start
 from pipeline.errors import CannotTrain, StepFailed
-from pipeline.model_folder.manifest import model_id, write_manifest
-from pipeline.model_folder.trained_ids import write_trained_ids
+from pipeline.model_folder.manifest import Lineage, model_id, read_lineage, write_manifest
+from pipeline.model_folder.trained_ids import trained_ids, write_trained_ids
 from pipeline.prompt import Format, fold, prompt_ids
 from pipeline.qlora.generation import end_tokens
 from pipeline.qlora.loading import load_tokenizer
@@ -23,10 +24,11 @@ _PHASES = 4
 
 def merge(attempt: Attempt) -> Model:
     """
-    Merge the adapter into the base in the base's dtype, then compare the reloaded folder with the unmerged pair.
+    Merge the adapter into what it was trained over, in its dtype, then compare the reloaded folder with the two.
 
+    The folder says what the model was trained on, by this run and by those behind the champion that it began with.
     Raises `StepFailed` if the adapter is not the one that was trained, or if the two differ by more than rounding, and
-    `CannotTrain` if the base was replaced since.
+    `CannotTrain` if the base was replaced since, or the champion's folder is not what it was.
     """
     started = time.monotonic()
     adapter, dataset = attempt.load(Adapter), attempt.load(Dataset)
@@ -36,21 +38,25 @@ def merge(attempt: Attempt) -> Model:
     if model_id(base) != adapter.base_model_id:
         message = f"the base model {base} is not the one that the adapter was trained on"
         raise CannotTrain(message, f"restore its files, or train on the new one: dropforge retry {attempt.spec.run}")
+    start = base if adapter.start is None else require_start(attempt, adapter.start)
+    lineage = None if adapter.start is None else read_lineage(start)
     tokenizer: Any = load_tokenizer(base)
     answering = Answering(
         adapter.format, dataset.max_new_tokens, attempt.config.evaluate.repetition_penalty, end_tokens(base, tokenizer)
     )
     prompts = _prompts(attempt, dataset, tokenizer, adapter.format)
     _phase(attempt, 0, "ask")
-    adapted, expected, before = ask_adapted(base, trained, prompts)
+    adapted, expected, before = ask_adapted(start, trained, prompts)
     not_streamed = adapted.not_streamed
     _phase(attempt, 1, "merge")
     dtype = merge_into(adapted, tokenizer, target, answering)
     del adapted
     _phase(attempt, 2, "hash")
     rows = durable.read_jsonl(attempt.path(dataset.folder) / "train.jsonl")
-    write_trained_ids(target, (row["id"] for row in rows))
-    identity = write_manifest(target)
+    # What the model below had learnt is in this one, too: a record of that must never count as unseen.
+    write_trained_ids(target, chain(trained_ids(start), (row["id"] for row in rows)))
+    trainings = 1 if lineage is None else lineage.trainings + 1
+    identity = write_manifest(target, Lineage(adapter.base_model_id, trainings))
     _phase(attempt, 3, "compare")
     drift = compare(target, prompts, expected, streamed=not not_streamed)
     most = tolerance(dtype, before.logits, expected.logits)

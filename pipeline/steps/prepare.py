@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from pipeline import durable
-from pipeline.artifacts import Dataset, Shortfall
+from pipeline.artifacts import Dataset, ModelRef, Shortfall
 from pipeline.config import SplitConfig
 from pipeline.contract import Attempt
 from pipeline.dataset.decontaminate import HeldoutTexts, find_overlaps
@@ -22,6 +22,7 @@ from pipeline.dataset.overlaps import Overlaps
 from pipeline.dataset.partitions import Partitions
 from pipeline.dataset.snapshot_reader import CHECK_EVERY, SnapshotReader
 from pipeline.dataset.split import Familiar, SplitWriter, Totals, prompts
+from pipeline.dataset.start import Kept, choose_start, keep_new_rows
 from pipeline.dataset.warnings import (
     contamination_warnings,
     data_warnings,
@@ -48,6 +49,7 @@ def prepare(attempt: Attempt) -> Dataset:
     Rows are {"id", "instruction", "input", "output", "drop"}; held-out rows, of which only the scored ones are written,
     have "references", "pinned", "tags", "near" (the ids
     of prompts in any split that are too near to them) and "group" (the first id of those that count as one) too.
+    Where the training goes on from the champion, `train.jsonl` has what is new to it and a sample of the rest.
     Raises `CannotTrain` if a drop is damaged, no training rows are left, the settings allow no verdict ever, or a suite
     that they name cannot be read.
     """
@@ -77,6 +79,7 @@ def prepare(attempt: Attempt) -> Dataset:
     shortfall = _shortfall(attempt, (len(groups), grouped), metric)
     if totals.train_rows == 0:
         raise _nothing_to_train(attempt, totals, overlaps, reading.spelled)
+    start, from_base, kept = _begin(attempt, folder, totals.train_rows)
     warnings = (
         *pinned_warnings(attempt.spec.drops, attempt.config.gate.on),
         *data_warnings(totals, overlaps, split.similarity),
@@ -88,7 +91,11 @@ def prepare(attempt: Attempt) -> Dataset:
     sys.stderr.writelines(f"{warning}\n" for warning in warnings)
     return Dataset(
         folder=attempt.relative(folder),
-        train_rows=totals.train_rows,
+        start=start,
+        from_base=from_base,
+        train_rows=kept.new + kept.replayed,
+        old_rows=kept.old,
+        replayed_rows=kept.replayed,
         train_rows_of=totals.train_rows_of,
         dev_rows=totals.dev_rows,
         heldout_rows=len(groups),
@@ -139,6 +146,21 @@ def _compare(
     heldout.update(overlaps.near())
     known = Familiar(trained_ids(attempt.path(champion.path), heldout), frozenset(champion.drops or ()))
     return overlaps, known, texts
+
+
+def _begin(attempt: Attempt, folder: Path, rows: int) -> tuple[ModelRef | None, str, Kept]:
+    """Choose what the training begins with, why it is the base if it is, and which of so many rows it has."""
+    start, from_base = choose_start(attempt)
+    if start is not None:
+        attempt.check_stop()
+        replay = attempt.config.train.replay
+        kept = keep_new_rows(folder / "train.jsonl", start, attempt.path(start.path), replay)
+        if kept is not None:
+            return start, "", kept
+        from_base = f"no row is new to generation {start.generation}"
+    if from_base:
+        sys.stderr.write(f"the training begins at the base: {from_base}\n")
+    return None, from_base, Kept(rows, 0, 0)
 
 
 def _metric(attempt: Attempt, totals: Totals) -> str:

@@ -14,6 +14,7 @@ from pipeline import durable
 from pipeline.artifacts import Adapter, Dataset, LengthBin
 from pipeline.contract import Attempt
 from pipeline.dataset.heldout import dataset_hash
+from pipeline.dataset.start import require_start
 from pipeline.errors import CannotTrain
 from pipeline.model_folder.manifest import check_base, model_id
 from pipeline.prompt import Format, choose_format, completion_ids, fold, holds_special_token, prompt_ids
@@ -33,7 +34,7 @@ _LIBRARIES = ("accelerate", "bitsandbytes", "peft", "tokenizers", "torch", "tran
 
 def train(attempt: Attempt) -> Adapter:
     """
-    Train on `prepare`'s rows over the base model of the run's configuration.
+    Train on `prepare`'s rows over the base model of the run's configuration, or the champion that `prepare` chose.
 
     Raises `CannotTrain` if base, data and settings can never work together, `StepFailed` if training went wrong,
     `StartAgain` if it is to go on in a fresh process as memory ran out, and `Interrupted`, with a checkpoint left
@@ -45,6 +46,7 @@ def train(attempt: Attempt) -> Adapter:
     base = Path(config.base_model)
     attempt.progress(0, 0, phase="load")
     _check_same_base(base, config.base_model_id)
+    start = base if dataset.start is None else require_start(attempt, dataset.start)
     device = chosen_device()
     place = Place(processes=process_count(config.train, device))
     tokenizer: Any = load_tokenizer(base)
@@ -57,20 +59,20 @@ def train(attempt: Attempt) -> Adapter:
     too_long, spelled, lengths = tokeniser.too_long, tokeniser.spelled, histogram([len(row.input_ids) for row in rows])
     dev = tokeniser.tokenise(attempt, data / "dev.jsonl")
     adapter, scratch = attempt.make_folder("adapter"), attempt.make_folder("scratch")
-    memory = find_fit(attempt, base, device, [len(row.input_ids) for row in rows], place.processes)
+    memory = find_fit(attempt, start, device, [len(row.input_ids) for row in rows], place.processes)
     estimated = memory.bytes_of(memory.plan)
     attempt.progress(0, 0, phase="load", memory=sum(estimated.values()))
     mark = fingerprint(
         {
             "dataset": dataset.dataset_sha256,
-            "base": config.base_model_id,
+            "base": config.base_model_id if dataset.start is None else dataset.start.model_id,
             "device": device,
             "format": fmt,
             "train": {**config.train.decisive(), "quantization": memory.plan.quantization},
         }
     )
     try:
-        training = Training(base, device, adapter, scratch, mark, memory.plan, place)
+        training = Training(start, device, adapter, scratch, mark, memory.plan, place)
         trained = fit_in_processes(training, tokenizer, rows, dev, attempt)
     except OutOfMemory as error:
         adapter.rmdir()
@@ -81,6 +83,7 @@ def train(attempt: Attempt) -> Adapter:
         folder=attempt.relative(adapter),
         adapter_sha256=durable.sha256_file(adapter / "adapter_model.safetensors"),
         base_model_id=config.base_model_id,
+        start=dataset.start,
         format=fmt,
         quantization=memory.plan.quantization,
         batch_tokens=memory.plan.batch_tokens,

@@ -6,7 +6,7 @@ from pathlib import Path
 from daemon.state import run_files
 from pipeline.artifacts import Adapter, Dataset, Evaluation, Verdict
 from pipeline.errors import DropforgeError
-from pipeline.wording import printable, signed, span
+from pipeline.wording import printable, signed, span, start_words
 
 
 class NoReadme(DropforgeError):
@@ -88,7 +88,8 @@ def _measured(verdict: Verdict | None, evaluation: Evaluation | None) -> Iterabl
 
 def _trained_on(dataset: Dataset) -> Iterable[str]:
     yield "## Trained on\n"
-    yield f"{dataset.train_rows} rows of these files (sha256 of all of them together: {dataset.dataset_sha256}):\n"
+    of = f"of these files (sha256 of what was prepared of them: {dataset.dataset_sha256})"
+    yield f"Trained {start_words(dataset)}, {of}; all of them are behind it:\n"
     yield "| file | role | rows | sha256 |"
     yield "|---|---|---|---|"
     for drop in dataset.drops:
@@ -99,6 +100,8 @@ def _trained_on(dataset: Dataset) -> Iterable[str]:
 def _made_from(run_id: int, adapter: Adapter, dataset: Dataset, model_id: str) -> Iterable[str]:
     yield "## Made from\n"
     yield f"- base model: id {adapter.base_model_id}"
+    if adapter.start is not None:
+        yield f"- trained over: id {adapter.start.model_id}, itself made from that base"
     yield f"- run {run_id}: {adapter.optimizer_steps} optimizer steps, {adapter.trained_tokens} tokens"
     yield f"- adapter: sha256 {adapter.adapter_sha256}, quantisation {adapter.quantization}"
     yield f"- held-out records: version {dataset.heldout_version}"

@@ -67,13 +67,18 @@ def write_smoke_prompts(state_folder: Path, track: str, model_id: str, run_id: i
 
 
 def adapter_of(state_folder: Path, run_id: int, model_id: str) -> str | None:
-    """Return the folder of the adapter that a model was merged from, relative to the state folder, if it is there."""
+    """
+    Return the folder of a model's adapter over the base, relative to the state folder, if it is there.
+
+    One that was trained over a champion has none: on the base its adapter would be another model.
+    """
     try:
         adapter, model = run_files.load_adapter(state_folder, run_id), run_files.load_model(state_folder, run_id)
     except DropforgeError:
         return None
-    is_its = adapter is not None and model is not None and model.model_id == model_id
-    return adapter.folder if adapter is not None and is_its and (state_folder / adapter.folder).is_dir() else None
+    if adapter is None or adapter.start is not None or model is None or model.model_id != model_id:
+        return None
+    return adapter.folder if (state_folder / adapter.folder).is_dir() else None
 
 
 def _runs(state_folder: Path, first: int | None) -> Iterator[int]:

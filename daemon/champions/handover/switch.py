@@ -36,7 +36,7 @@ class Change:
     model_id: str
     is_base: bool
     adapter: str
-    """Folder of the champion's adapter; empty for a base model, and where it is not there any more."""
+    """Folder of the champion's adapter over the base; empty where it has none, or that is not there any more."""
     asked: SmokePrompts | None
 
     @classmethod
@@ -106,8 +106,11 @@ def switch_adapter(server: Server, change: Change, name_file: Path, seconds: flo
     is_new = not change.is_base and name not in loaded
     if is_new:
         if not change.adapter:
-            message = f"the adapter of model {change.model_id[:_ID_LETTERS]} is not there any more"
-            raise NotSwitched(message, "train again, or serve the champion's folder: serve-hook --restart")
+            message = (
+                f"model {change.model_id[:_ID_LETTERS]} has no adapter over the base: it was trained over a former "
+                'champion (train.start = "champion"), or the adapter is not there any more'
+            )
+            raise NotSwitched(message, "serve the champion's folder: serve-hook --restart; or train from the base")
         server.load_adapter(name, change.adapter)
     try:
         words = _ask(server, change, name)

@@ -38,6 +38,7 @@ class Training:
     """What to train, where, and where to leave the adapter and the trainer's own files."""
 
     base: Path
+    """Folder of the model below the adapter: the base, or the champion that the training goes on from."""
     device: Device
     adapter: Path
     scratch: Path

@@ -48,6 +48,8 @@ class ScriptedExecutor:
         self.shortfall: Shortfall | None = None
         #: By the id of the champion that the data is prepared for: what it was trained on of the held-out records.
         self.known: dict[str, int] = {}
+        self.goes_on = False
+        """Whether a training goes on from the champion."""
         self.batch_size = 0
         self.noise: NoiseFloor | None = None
         self.version = "v"
@@ -91,6 +93,7 @@ class ScriptedExecutor:
                 heldout_rows=120 - known,
                 heldout_groups=120 - known,
                 seen_by_champion=known,
+                start=spec.champion if self.goes_on and spec.champion.generation else None,
                 heldout_version=self.version,
                 shortfall=self.shortfall or few,
             )
@@ -818,11 +821,20 @@ def swears(engine: Engine, settings: Settings) -> None:
     rollback.rollback(engine, settings.state_folder, rollback.Target("default", 0), Word("it swears", NOW + 60))
 
 
-@pytest.mark.parametrize("known", [71, 7], ids=["too little data", "enough data"])
+@pytest.mark.parametrize(
+    ("known", "goes_on"), [(71, False), (7, False), (0, True)], ids=["too little data", "enough data", "to go on from"]
+)
 def test_data_that_was_prepared_for_a_champion_that_serves_no_more_is_prepared_again(
-    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor, known: int
+    engine: Engine,
+    settings: Settings,
+    dispatcher: Dispatcher,
+    executor: ScriptedExecutor,
+    known: int,
+    *,
+    goes_on: bool,
 ) -> None:
     with_knowing_champion(engine, dispatcher, executor, known)
+    executor.goes_on = goes_on
     add_drop(engine, "b")
     dispatcher.tick(NOW + 50)
     dispatcher.draining = True
@@ -877,9 +889,16 @@ def test_preparing_for_one_champion_after_the_other_ends_when_the_champion_stays
     assert (run.state, run.outcome) == (RunState.SUCCEEDED, "insufficient_evidence")
 
 
+@pytest.mark.parametrize("goes_on", [False, True])
 @pytest.mark.parametrize("kept", ["adapter", "checkpoint"])
 def test_what_was_trained_is_not_thrown_away_for_records_that_a_former_champion_knew(
-    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor, kept: str
+    engine: Engine,
+    settings: Settings,
+    dispatcher: Dispatcher,
+    executor: ScriptedExecutor,
+    kept: str,
+    *,
+    goes_on: bool,
 ) -> None:
     def moved_meanwhile(spec: StepSpec) -> StepResult:
         swears(engine, settings)
@@ -892,6 +911,7 @@ def test_what_was_trained_is_not_thrown_away_for_records_that_a_former_champion_
         return ended("interrupted", 75)(spec)
 
     with_knowing_champion(engine, dispatcher, executor, 7)
+    executor.goes_on = goes_on
     executor.script["train"] = [moved_meanwhile]
     add_drop(engine, "b")
     ticks(dispatcher, 20, now=NOW + 50)

@@ -47,7 +47,8 @@ class Derived(ScriptedExecutor):
             return self._prepared(spec)
         if spec.step == "train":
             rows = [self._content(spec, data["folder"], name) for name in ("train", "dev")]
-            own = config.train.model_dump(exclude={"checkpoint_minutes"})
+            begins = {"start", "replay", "start_again_every"}
+            own = config.train.model_dump(exclude={"checkpoint_minutes", *begins})
             artifact = made_adapter(spec, adapter_sha256=digest(rows, own, config.base_model_id))
         elif spec.step == "merge":
             weights = digest(read["train"]["adapter_sha256"], choices[1], evaluate.repetition_penalty)
@@ -203,6 +204,11 @@ CHANGES: list[tuple[str, dict[str, object], list[str], str]] = [
     ),
     (
         "gate", {"on": "pinned"}, ALL,
+        "training, merging and evaluation stand if the data comes out the same; prepares and decides again",
+    ),
+    ("train", {"replay": 0.5}, [], "training, merging and evaluation stand"),
+    (
+        "train", {"start": "champion"}, ["prepare", "decide"],
         "training, merging and evaluation stand if the data comes out the same; prepares and decides again",
     ),
     ("train", {"rank": 4}, ALL[1:], "trains, merges, evaluates and decides again"),

@@ -247,6 +247,10 @@ def test_a_setting_of_the_whole_installation_is_refused_in_a_track(file: Path) -
         ("[tracks.a.guards]\nslices = nan", "tracks.a.guards.slices", "must be a finite number"),
         ("reconcile_seconds = inf", "reconcile_seconds", "must be a finite number"),
         ("[retry]\nlimit = true", "retry.limit", "must be a finite number"),
+        ("[train]\nreplay = -0.1", "train.replay", "greater than or equal to 0"),
+        ("[train]\nreplay = 20", "train.replay", "less than or equal to 10"),
+        ("[train]\nstart_again_every = 1", "train.start_again_every", "greater than or equal to 2"),
+        ('[train]\nstart = "chapion"', "train.start", "'base' or 'champion'"),
     ],
 )
 def test_a_wrong_value_names_file_and_field(file: Path, text: str, field: str, problem: str) -> None:
@@ -254,6 +258,9 @@ def test_a_wrong_value_names_file_and_field(file: Path, text: str, field: str, p
     assert error.message.startswith(f"{file}: {field}: ")
     assert problem in error.message
     assert error.hint.startswith("found ")
+
+
+ADAPTERS = '[hooks]\nafter_promotion = ["dropforge", "serve-hook", "http://h", "--adapter-name", "f"]\n'
 
 
 @pytest.mark.parametrize(
@@ -265,6 +272,8 @@ def test_a_wrong_value_names_file_and_field(file: Path, text: str, field: str, p
         ("[gate]\nmin_records = 2000\nmin_records_continuous = 1001", "", "gate.min_records_continuous = 1001"),
         ('[split]\nscored_records = 150\n[evaluate]\nmetric = "chrf"', "", "gate.min_records_continuous = 200"),
         ("[tracks.a.split]\nscored_records = 99", "tracks.a: ", "no verdict would ever be possible"),
+        (f'{ADAPTERS}[train]\nstart = "champion"', "", 'with serve-hook --restart, or set train.start = "base"'),
+        (f'{ADAPTERS}[tracks.a.train]\nstart = "champion"', "tracks.a: ", "has none over the base"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(file: Path, text: str, place: str, problem: str) -> None:

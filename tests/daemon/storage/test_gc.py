@@ -376,6 +376,24 @@ def test_a_model_that_a_merge_of_an_open_run_is_about_to_publish_is_kept(history
     assert made.there("models/same") == [True]
 
 
+def test_a_former_champion_that_an_open_run_goes_on_from_is_kept(history: Callable[..., History]) -> None:
+    made = history(keep_models=0, keep_champions=1, keep_days=0)
+    start, other = (made.promote(made.run(days=60 - age)) for age in range(2))
+    open_run = made.run("waiting", model=None)
+    told = {"champion": {"model_id": "start", "path": start, "generation": 1}}
+    write(made.root / f"runs/{open_run}/attempts/prepare-1/spec.json", json.dumps(told))
+    for age in range(3):
+        made.promote(made.run(days=40 - age))
+    made.collect()
+    assert made.there(start, other) == [True, False]
+    with transaction(made.engine) as session:
+        row = session.get_one(Run, open_run)
+        row.state, row.ended_at = RunState.CANCELLED, NOW - 40 * DAY
+        session.add(row)
+    made.collect()
+    assert made.there(start) == [False]
+
+
 def test_a_base_model_inside_the_state_folder_is_kept(tmp_path: Path) -> None:
     made = History(tmp_path, keep_models=0)
     made.run(model="base-of-another-track")

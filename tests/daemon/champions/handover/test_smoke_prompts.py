@@ -7,6 +7,7 @@ import pytest
 
 from daemon.champions.handover.smoke_prompts import FILE_NAME, SmokePrompt, adapter_of, write_smoke_prompts
 from pipeline import durable
+from pipeline.artifacts import ModelRef
 from tests.chaos.house import START, Daemon, build, records
 from tests.recorded import record
 
@@ -84,3 +85,11 @@ def test_the_adapter_of_a_champion_is_the_one_that_it_was_merged_from(daemon: Da
     assert adapter_of(daemon.root, 1, made) == "runs/1/attempts/train-1"
     assert adapter_of(daemon.root, 1, "0" * 64) is None
     assert adapter_of(daemon.root, 2, made) is None
+
+
+def test_a_champion_that_was_trained_over_a_champion_has_no_adapter_over_the_base(daemon: Daemon) -> None:
+    made = durable.read_object(daemon.root / "runs" / "1" / "merge.json")["model_id"]
+    path = daemon.root / "runs" / "1" / "train.json"
+    start = ModelRef(model_id="0" * 64, path="models/former", generation=1)
+    durable.write_json(path, {**durable.read_object(path), "start": start.model_dump(mode="json")})
+    assert adapter_of(daemon.root, 1, made) is None

@@ -4,6 +4,7 @@ import http.client
 import json
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -104,6 +105,21 @@ def test_an_adapter_that_answers_otherwise_is_named_to_nobody_and_leaves(stand: 
     switch.switch_adapter(server, first, name_file, 60)
     with pytest.raises(NotSwitched, match="answered 0 of 8 smoke prompts"):
         switch.switch_adapter(server, change(tmp_path, 2, right=9), name_file, 60)
+    assert name_file.read_text() == f"{first.name}\n"
+    assert list(stand.models) == ["base", first.name]
+
+
+def test_a_champion_without_an_adapter_over_the_base_is_not_served_by_another_one(
+    stand: StandIn, tmp_path: Path
+) -> None:
+    name_file, server = tmp_path / "name", Server(stand.url)
+    first, second = (change(tmp_path, model) for model in (1, 2))
+    switch.switch_adapter(server, first, name_file, 60)
+    with pytest.raises(
+        NotSwitched, match="has no adapter over the base: it was trained over a former champion"
+    ) as told:
+        switch.switch_adapter(server, replace(second, adapter=""), name_file, 60)
+    assert "serve-hook --restart" in told.value.hint
     assert name_file.read_text() == f"{first.name}\n"
     assert list(stand.models) == ["base", first.name]
 

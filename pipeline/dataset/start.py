@@ -1,0 +1,104 @@
+"""
+Where a training begins: at the base model with all rows, or at the champion with those that are new to it.
+
+The champion's own folder says what it was trained on (`trained-ids.txt`) and how often since the base (its manifest).
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline import durable
+from pipeline.artifacts import ModelRef
+from pipeline.contract import Attempt
+from pipeline.errors import CannotTrain, DropforgeError
+from pipeline.model_folder.manifest import read_lineage, verify_manifest
+from pipeline.model_folder.trained_ids import trained_ids
+from pipeline.wording import count, listed
+
+
+class Kept(NamedTuple):
+    """How many rows are new to the champion, how many it was trained on, and how many of these are replayed."""
+
+    new: int
+    old: int
+    replayed: int
+
+
+def choose_start(attempt: Attempt) -> tuple[ModelRef | None, str]:
+    """
+    Return the champion that the run's training is to go on from, or `None` for the base, and why it is that.
+
+    The latter is empty where the settings say so, or the base itself is the champion.
+    """
+    train, champion = attempt.config.train, attempt.spec.champion
+    if train.start == "base" or champion.model_id == attempt.config.base_model_id:
+        return None, ""
+    against = _against(attempt, champion)
+    return (None, against) if against else (champion, "")
+
+
+def _against(attempt: Attempt, champion: ModelRef) -> str:
+    """Say what stands against a training that goes on from a champion; empty if nothing does."""
+    name, every = f"generation {champion.generation}", attempt.config.train.start_again_every
+    lineage = read_lineage(attempt.path(champion.path))
+    if lineage is None or lineage.base_model_id != attempt.config.base_model_id:
+        return f"the manifest of {name} does not say that it was made from this base"
+    if champion.drops is None:
+        return f"it is not known which drops {name} was made from"
+    # What was taken out must not be behind the new model by way of the old one. Of a drop that is gone nobody tells
+    # here whether it was held out only: one training more is paid for that.
+    gone = sorted({*champion.drops} - {drop.id for drop in attempt.spec.drops})
+    if gone:
+        drops = f"drop{'s' if len(gone) > 1 else ''} {listed([str(drop) for drop in gone])}"
+        return f"{name} was made from {drops}, and this run is not"
+    if lineage.trainings >= every:
+        return f"{name} is of {count(lineage.trainings, 'training')} in a row, and train.start_again_every is {every}"
+    return ""
+
+
+def keep_new_rows(path: Path, start: ModelRef, folder: Path, replay: float) -> Kept | None:
+    """
+    Leave in the train.jsonl at `path` the rows that are new to `start`, whose folder is given, and a sample of its old.
+
+    New is a row whose prompt it was not trained on, or whose answers came with a drop that it does not know. The sample
+    has `replay` times as many rows as are new, all old ones at most: those with the lowest sha256 of model and prompt.
+    So it is the same however often the run prepares, and another one over the next champion. `None`, and the file as
+    it was, if no row is new. Memory: an id for each row that the model was trained on.
+    """
+    known, drops = trained_ids(folder), frozenset(start.drops or ())
+    rows, old = 0, []
+    for rows, row in enumerate(durable.read_jsonl(path), start=1):
+        if row["id"] in known and row["drop"] in drops:
+            old.append((hashlib.sha256(f"{start.model_id} {row['id']}".encode()).digest(), rows))
+    new = rows - len(old)
+    if not new:
+        return None
+    replayed = min(len(old), round(replay * new))
+    left_out = {number for _, number in sorted(old)[replayed:]}
+    aside = path.with_name(f".{path.name}")
+    with aside.open("w", encoding="utf-8", newline="\n") as file:
+        for number, row in enumerate(durable.read_jsonl(path), start=1):
+            if number not in left_out:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    aside.replace(path)
+    return Kept(new, len(old), replayed)
+
+
+def require_start(attempt: Attempt, start: ModelRef) -> Path:
+    """
+    Return the folder of the champion that the run goes on from.
+
+    Raises `CannotTrain` unless every file is as its manifest says, the list of what it was trained on among them.
+    """
+    folder = attempt.path(start.path)
+    try:
+        problem = "" if verify_manifest(folder) == start.model_id else f"{folder} holds another model"
+    except DropforgeError as error:
+        problem = error.message
+    if problem:
+        message = f"the training goes on from the champion of generation {start.generation}, and {problem}"
+        hint = 'restore it from a backup, or set train.start = "base"'
+        raise CannotTrain(message, f"{hint}; then: dropforge retry {attempt.spec.run}")
+    return folder

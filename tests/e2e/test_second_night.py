@@ -1,0 +1,77 @@
+"""Nights through the real daemon that go on from the champion, and one that must not."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.model_folder.manifest import Lineage, read_lineage
+from pipeline.model_folder.trained_ids import trained_ids
+
+
+def drop(inbox: Path, name: str, rows: list[dict[str, str]]) -> None:
+    """Put a file into the inbox by renaming it in."""
+    aside = inbox / f".{name}.part"
+    aside.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    aside.rename(inbox / name)
+
+
+def trained(workspace: Any, run: int) -> list[dict[str, Any]]:
+    """Return the rows that a run was trained on."""
+    folder = workspace.state / workspace.published(run, "prepare")["folder"]
+    return [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+
+
+def ids(workspace: Any, run: int) -> set[str]:
+    return {row["id"] for row in trained(workspace, run)}
+
+
+@pytest.mark.timeout(600)
+def test_a_second_night_goes_on_from_the_champion_until_a_drop_of_its_is_withdrawn(workspace: Any, tiny: Any) -> None:
+    toml = workspace.folder / "dropforge.toml"
+    toml.write_text(toml.read_text().replace("[train]\n", '[train]\nstart = "champion"\nreplay = 0.25\n'))
+    rows = tiny.rows(600, seed=1)
+    workspace.start()
+    drop(workspace.inbox, "first.jsonl", rows[:400])
+    workspace.wait_for_runs("succeeded")
+    assert workspace.runs()[0].outcome == "promoted", workspace.runs()[0].sentence
+    assert "training: from the base, on " in workspace.cli("show", "1")
+
+    drop(workspace.inbox, "second.jsonl", rows[400:])
+    workspace.wait_for_runs("succeeded", "succeeded")
+    data, adapter, model = (workspace.published(2, step) for step in ("prepare", "train", "merge"))
+    old = ids(workspace, 1)
+    new = ids(workspace, 2) - old
+    assert (data["start"]["generation"], data["start"]["drops"], data["old_rows"]) == (1, [1], len(old))
+    assert data["train_rows"] == len(new) + round(len(new) / 4) == len(ids(workspace, 2))
+    assert adapter["start"] == data["start"]
+    base = adapter["base_model_id"]
+    assert (model["base_model_id"], workspace.published(1, "train")["base_model_id"]) == (base, base)
+    assert [drop["id"] for drop in data["drops"]] == [1, 2], "every drop behind the model"
+    said = (
+        f"from the champion of generation 1, on {len(new)} new rows and {data['replayed_rows']} of {len(old)} old ones"
+    )
+    assert f"training: {said}\n" in workspace.cli("show", "2")
+    report = workspace.state / workspace.published(2, "decide")["report"] / "report.html"
+    assert said in report.read_text()
+    assert [name in report.read_text() for name in ("first.jsonl", "second.jsonl")] == [True, True]
+
+    if workspace.runs()[1].outcome != "promoted":  # what it learned is not the question
+        workspace.cli("promote", "2", "--force", "--reason", "a test")
+    champion = (workspace.state / "tracks/default/champion").resolve()
+    assert trained_ids(champion) == old | new
+    assert read_lineage(champion) == Lineage(base, 2)
+    assert f"track default, generation 2: trained {said}" in workspace.cli("history")
+    assert f"trained on: first.jsonl, second.jsonl\ntraining: {said}\n" in workspace.cli("champion")
+    assert "over generation 1" in workspace.cli("status")
+
+    workspace.cli("drops", "withdraw", "1", "--reason", "it was wrong")
+    drop(workspace.inbox, "third.jsonl", tiny.rows(300, seed=2))
+    workspace.wait((workspace.state / "runs/3/prepare.json").exists)
+    data = workspace.published(3, "prepare")
+    assert (data["start"], data["from_base"]) == (None, "generation 2 was made from drop 1, and this run is not")
+    assert 1 not in {row["drop"] for row in trained(workspace, 3)}
+    assert "training: from the base, on " in workspace.cli("show", "3")
+    assert workspace.stop() == 0
+    assert workspace.processes() == []
