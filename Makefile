@@ -35,6 +35,7 @@ lint: $(INSTALLED) ## the same commands as .pre-commit-config.yaml
 bench: $(INSTALLED) ## the loop, the queue, a long history, an idle daemon, validation, the gate, each beside a peer or a bound
 	$(BIN)/python bench/loop.py
 	$(BIN)/python bench/presets.py
+	$(BIN)/python bench/second_night.py
 	$(BIN)/python bench/merge.py
 	$(BIN)/python bench/train.py
 	$(BIN)/python bench/evaluate.py
