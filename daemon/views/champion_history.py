@@ -123,7 +123,7 @@ def champion_view(base: Connection, state_folder: Path, row: "Promotion", end: i
             "gain": run.gain if run else None,
             "drops": tuple(drop.name for drop in data if drop.role == "train"),
             "data": data,
-            **({} if run is None else _training(state_folder, run_id or 0)),
+            **({} if run is None or run_id is None else _training(state_folder, run_id)),
             "hook": _command(row.hook_state, row.hook_error, row.hook_output),
             "health": _command(row.health_state, row.health_error, row.health_output),
         }

@@ -17,10 +17,14 @@ def drop(inbox: Path, name: str, rows: list[dict[str, str]]) -> None:
     aside.rename(inbox / name)
 
 
-def ids(workspace: Any, run: int) -> set[str]:
-    """Return what a run was trained on."""
+def trained(workspace: Any, run: int) -> list[dict[str, Any]]:
+    """Return the rows that a run was trained on."""
     folder = workspace.state / workspace.published(run, "prepare")["folder"]
-    return {json.loads(line)["id"] for line in (folder / "train.jsonl").read_text().splitlines()}
+    return [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+
+
+def ids(workspace: Any, run: int) -> set[str]:
+    return {row["id"] for row in trained(workspace, run)}
 
 
 @pytest.mark.timeout(600)
@@ -67,7 +71,7 @@ def test_a_second_night_goes_on_from_the_champion_until_a_drop_of_its_is_withdra
     workspace.wait((workspace.state / "runs/3/prepare.json").exists)
     data = workspace.published(3, "prepare")
     assert (data["start"], data["from_base"]) == (None, "generation 2 was made from drop 1, and this run is not")
-    assert not {row["drop"] for row in map(json.loads, (workspace.state / data["folder"] / "train.jsonl").open())} & {1}
+    assert 1 not in {row["drop"] for row in trained(workspace, 3)}
     assert "training: from the base, on " in workspace.cli("show", "3")
     assert workspace.stop() == 0
     assert workspace.processes() == []
