@@ -1,0 +1,71 @@
+"""One of several candidates, by dev records: the best unless a cheaper one is as good."""
+
+import math
+import random
+
+import pytest
+
+from pipeline.dev_choice import DevScores, choose
+
+
+def scores(*values: float, cost: float = 1.0, weights: tuple[float, ...] | None = None) -> DevScores:
+    return DevScores(values, weights or (1.0,) * len(values), cost)
+
+
+def test_a_clearly_better_candidate_is_taken_whatever_it_costs() -> None:
+    low, high = scores(0, 1, 0, 0, cost=1), scores(1, 1, 1, 1, cost=100)
+    assert choose([low, high]) == 1
+    assert choose([high, low]) == 0
+
+
+def test_a_tie_goes_to_the_cheaper_one() -> None:
+    # Three records better, two worse: the mean difference is 0.2, its standard error 0.49.
+    better, cheaper = scores(1, 1, 1, 0, 0, cost=2), scores(0, 0, 0, 1, 1, cost=1)
+    assert choose([better, cheaper]) == 1
+    assert choose([better, scores(0, 0, 0, 1, 1, cost=3)]) == 0
+
+
+def test_the_difference_is_paired() -> None:
+    # Their means are far within each other's spread, and one is better on every record.
+    random.seed(1)
+    base = [random.gauss(0, 10) for _ in range(50)]
+    better = [value + 0.1 + random.random() * 0.01 for value in base]
+    assert choose([scores(*base, cost=1), scores(*better, cost=2)]) == 1
+
+
+def test_one_standard_error_is_the_border() -> None:
+    # Differences to the best: mean 1, standard deviation sqrt(8/3), standard error sqrt(8/3)/2 = 0.816 with four.
+    best = scores(3, 1, 1, -1, cost=2)
+    assert choose([best, scores(0, 0, 0, 0, cost=1)]) == 0
+    # Four times that spread: 1.63 is more than the mean.
+    assert choose([scores(5, 1, 1, -3, cost=2), scores(0, 0, 0, 0, cost=1)]) == 1
+
+
+def test_a_likelihood_is_weighted_by_its_tokens() -> None:
+    weights = (1.0, 1.0, 98.0, 98.0)
+    long_ones = scores(-3, -3, -1, -1, cost=2, weights=weights)
+    short_ones = scores(-1, -1, -2, -2.01, cost=1, weights=weights)
+    assert long_ones.mean == pytest.approx(-202 / 198)
+    assert choose([short_ones, long_ones]) == 1
+
+
+def test_equally_cheap_ones_go_to_the_better_then_to_the_first() -> None:
+    assert choose([scores(1, 0, 0), scores(0, 1, 1)]) == 1
+    assert choose([scores(1, 0), scores(1, 0)]) == 0
+
+
+def test_too_few_records_tell_nothing_so_the_cheapest_is_taken() -> None:
+    assert choose([scores(1, cost=2), scores(0, cost=1)]) == 1
+    assert choose([scores(cost=2), scores(cost=1)]) == 1
+
+
+def test_other_records_or_no_candidate_or_no_number_are_refused() -> None:
+    for wrong in ([], [scores(1, 2), scores(1, 2, 3)], [scores(1, 2), scores(1, 2, weights=(1.0, 2.0))]):
+        with pytest.raises(ValueError, match="same dev records"):
+            choose(wrong)
+    with pytest.raises(ValueError, match="finite"):
+        scores(1, math.nan)
+    with pytest.raises(ValueError, match="above 0"):
+        scores(1, 2, weights=(1.0, 0.0))
+    with pytest.raises(ValueError, match="weights"):
+        scores(1, 2, weights=(1.0,))
