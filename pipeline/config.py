@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.artifacts import Frozen, NoiseFloor
+from pipeline.search.settings import SearchConfig, check_search, check_soup
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 #: More records, points or times than anybody has: a number beyond is a slip.
@@ -44,6 +45,8 @@ PRESETS: dict[str, dict[str, object]] = {
 
 #: Settings of [train] that say how and where it is computed, and nothing of what is learned.
 _OF_THE_MACHINE = {"preset", "batch_tokens", "processes", "checkpoint_minutes", "report_to"}
+#: Settings that all trials of a search have in common: what is trained on, and what is not tried at all.
+_OF_THE_SEARCH = {*_OF_THE_MACHINE, "format", "max_length", "search", "soup"}
 
 
 class TrainConfig(Frozen):
@@ -98,6 +101,10 @@ class TrainConfig(Frozen):
     report_to: tuple[Literal["tensorboard"], ...] = ()
     """Trackers that get the curves, too, as files in `tracking` below the attempt's folder: a step has no network."""
 
+    soup: tuple[Literal["cat", "svd", "ties", "dare_ties"], ...] = ()
+    """How to combine the adapter with the champion's, and a search's best two, as ["cat"]; the dev rows choose."""
+    search: SearchConfig = SearchConfig()
+
     def decisive(self) -> dict[str, object]:
         """Return, as JSON, the settings that what is learned depends on: none of memory, time and trackers."""
         return self.model_dump(mode="json", exclude=_OF_THE_MACHINE)
@@ -108,6 +115,12 @@ class TrainConfig(Frozen):
         for name, value in PRESETS[self.preset].items():
             if name not in self.model_fields_set:
                 object.__setattr__(self, name, value)
+        return self
+
+    @model_validator(mode="after")
+    def _search_is_possible(self) -> "TrainConfig":
+        check_search(self.search, self, _OF_THE_SEARCH)
+        check_soup(self.soup, self.search, self)
         return self
 
 

@@ -131,6 +131,7 @@ def progress_words(progress: "Progress | None") -> str:
         return ""
     phase = "" if progress.phase == progress.step else progress.phase
     words = [" ".join(part for part in (progress.step, phase, _counted(progress)) if part)]
+    words += [progress.note] if progress.note else []
     if progress.loss is not None:
         words.append(f"loss {progress.loss:.3f}")
     if progress.dev_loss is not None:

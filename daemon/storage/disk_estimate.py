@@ -12,15 +12,18 @@ from daemon.state.run_files import published, run_folder
 from daemon.state.states import DropState
 from daemon.state.tables import Drop, Run
 from daemon.storage.retention import tree_bytes
-from pipeline.config import RunConfig
+from pipeline.config import RunConfig, TrainConfig
 from pipeline.errors import DropforgeError
 from pipeline.model_folder.manifest import model_files
 from pipeline.model_folder.safetensors_files import read_shapes
 from pipeline.model_folder.training_memory import linear_shapes
+from pipeline.search.settings import largest, most_trials
 
 #: Checkpoints that are there at once: those that are kept (KEPT in pipeline.qlora.training.checkpoints) and the one
 #: being written.
 CHECKPOINTS = 3
+#: What the best adapter is combined with, each way of `train.soup`: the champion's, and the second best.
+_PARTNERS = 2
 _SMALL = 1 << 20
 _ADAPTER_BYTES = 4
 """Of a trained number: float32."""
@@ -56,7 +59,8 @@ def needed_bytes(config: RunConfig | TrackSettings, data_bytes: int, rows: int) 
         raise CannotTell(message, "see what dropforge doctor says of it") from error
     # DoRA has one number more an output.
     more = int(config.train.method == "dora")
-    numbers = (config.train.rank * (shape[-1] + shape[-2]) + more * shape[-2] for shape in shapes)
+    rank = int(largest(config.train.search, "rank", config.train.rank))
+    numbers = (rank * (shape[-1] + shape[-2]) + more * shape[-2] for shape in shapes)
     trained = sum(number * math.prod(shape[:-2]) for number, shape in zip(numbers, shapes, strict=True))
     beside = sum(size for is_weights, size in sizes if not is_weights)
     adapter = trained * _ADAPTER_BYTES + beside
@@ -66,12 +70,20 @@ def needed_bytes(config: RunConfig | TrackSettings, data_bytes: int, rows: int) 
         # Twice: the parts that are sorted are there beside the result.
         "prepare": 2 * data,
         # Each checkpoint has the weights of the lowest dev loss beside the latest ones.
-        "train": CHECKPOINTS * (adapter + trained * (_ADAPTER_BYTES + _OPTIMIZER_BYTES)) + adapter,
+        "train": CHECKPOINTS * (adapter + trained * (_ADAPTER_BYTES + _OPTIMIZER_BYTES))
+        + _adapters(config.train) * adapter,
         "merge": sum(size for _, size in sizes),
         # Both models' predictions, and the records with both models' answers.
         "evaluate": 4 * config.split.scored_records * answer,
     }
     return {step: size + _SMALL for step, size in steps.items()}
+
+
+def _adapters(train: TrainConfig) -> int:
+    """Return how many adapters of the largest rank a training leaves: each of a search, and soups, of twice a rank."""
+    if not train.search.space and not train.soup:
+        return 1
+    return 1 + most_trials(train.search) + 2 * _PARTNERS * len(train.soup)
 
 
 def of_waiting_drops(session: Session, track: str) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from pipeline.artifacts import Adapter, Dataset, Model
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain, StepFailed
 from pipeline.model_folder.manifest import model_id, write_manifest
-from pipeline.model_folder.trained_ids import write_trained_ids
+from pipeline.model_folder.trained_ids import trained_ids, write_trained_ids
 from pipeline.prompt import Format, fold, prompt_ids
 from pipeline.qlora.generation import end_tokens
 from pipeline.qlora.loading import load_tokenizer
@@ -49,7 +49,8 @@ def merge(attempt: Attempt) -> Model:
     del adapted
     _phase(attempt, 2, "hash")
     rows = durable.read_jsonl(attempt.path(dataset.folder) / "train.jsonl")
-    write_trained_ids(target, (row["id"] for row in rows))
+    also = (trained_ids(attempt.path(one.path)) for one in adapter.also_trained_on)
+    write_trained_ids(target, chain((row["id"] for row in rows), *also))
     identity = write_manifest(target)
     _phase(attempt, 3, "compare")
     drift = compare(target, prompts, expected, streamed=not not_streamed)

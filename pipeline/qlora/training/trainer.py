@@ -1,7 +1,7 @@
 """TRL's trainer as ours: what is trained, in which passes, with which loss."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -46,6 +46,8 @@ class Training:
     """What goes before the settings, as far as memory goes; `None` leaves it to them."""
     place: Place = field(default_factory=Place)
     """This process's among those that share the training."""
+    prune: Callable[[Mapping[int, float]], bool] | None = None
+    """Says, of the dev losses by per cent of the training, whether to end it; `None` ends none."""
 
 
 def make_trainer(
