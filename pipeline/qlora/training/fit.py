@@ -14,8 +14,7 @@ from pipeline.errors import CannotTrain, Interrupted
 from pipeline.qlora.loading import is_out_of_memory
 from pipeline.qlora.training.checkpoints import keeper, newest_valid, step_of
 from pipeline.qlora.training.memory import OutOfMemory, peak_memory
-from pipeline.qlora.training.trackers import open_trackers
-from pipeline.qlora.training.trainer import TokenRow, Training, make_trainer
+from pipeline.qlora.training.trainer import TokenRow, Training, make_trainer, open_trackers
 from pipeline.qlora.training.watcher import StepRows, adapter_weights, watcher
 
 _ERROR_CHARACTERS = 200

@@ -13,7 +13,7 @@ from pipeline.contract import Attempt
 from pipeline.dataset.heldout import dataset_hash
 from pipeline.errors import CannotTrain
 from pipeline.model_folder.manifest import model_id
-from pipeline.qlora.training import trackers
+from pipeline.qlora.training import trainer
 from pipeline.steps.train import train
 
 
@@ -46,7 +46,7 @@ def attempt(
 def test_a_tracker_that_is_not_installed_is_refused_with_the_command(
     attempt: Callable[[], Attempt], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trackers, "find_spec", lambda _: None)
+    monkeypatch.setattr(trainer, "find_spec", lambda _: None)
     with pytest.raises(CannotTrain, match="'tensorboard', and there is no such package") as caught:
         train(attempt())
     assert "pip install tensorboard" in caught.value.hint
