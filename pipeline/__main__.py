@@ -41,7 +41,8 @@ from pipeline.model_folder.manifest import MANIFEST_NAME
 from pipeline.report.energy import EnergyMeter
 from pipeline.steps import BY_NAME
 
-#: Variable of a process that began again in its own place: the worker has given its word already.
+#: Variable of a process that began again in its own place, with the time when the first one began: the worker has given
+#: its word already.
 _AGAIN = "DROPFORGE_STARTED_AGAIN"
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
 
@@ -53,16 +54,18 @@ def main(argv: list[str]) -> int:
     spec = StepSpec.model_validate_json(Path(spec_path).read_bytes())
     attempt = Attempt(spec)
     _stop_on_signal(attempt)
-    lifeline = _stop_without_worker(attempt)
+    # The monotonic clock is the machine's, so it goes on from one process to the next.
+    again = os.environ.pop(_AGAIN, "")
+    started = float(again or time.monotonic())
+    lifeline = _stop_without_worker(attempt, again=bool(again))
     done = threading.Event()
     meter = EnergyMeter()
     ticker = threading.Thread(target=_tick, args=(attempt, meter, done), daemon=True)
     ticker.start()
-    started = time.monotonic()
     try:
         result = _run(step_name, attempt)
     except StartAgain as error:
-        _start_again(attempt, lifeline)
+        _start_again(attempt, lifeline, started)
         result = _interrupted(attempt, error)
     done.set()
     ticker.join()
@@ -170,7 +173,7 @@ def _stop_on_signal(attempt: Attempt) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
 
 
-def _start_again(attempt: Attempt, lifeline: str) -> None:
+def _start_again(attempt: Attempt, lifeline: str, started: float) -> None:
     """
     Put a fresh process of the same command into the place of this one: number, log, lifeline and attempt stay.
 
@@ -179,7 +182,7 @@ def _start_again(attempt: Attempt, lifeline: str) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
     if attempt.stop.is_set():
         return
-    os.environ[_AGAIN] = "1"
+    os.environ[_AGAIN] = str(started)
     if lifeline:
         os.environ[LIFELINE] = lifeline
     sys.stdout.flush()
@@ -187,7 +190,7 @@ def _start_again(attempt: Attempt, lifeline: str) -> None:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - our own command
 
 
-def _stop_without_worker(attempt: Attempt) -> str:
+def _stop_without_worker(attempt: Attempt, *, again: bool) -> str:
     """
     Wait for the worker's word to begin, and stop when the worker is gone; return the pipe's number, empty if none.
 
@@ -195,7 +198,7 @@ def _stop_without_worker(attempt: Attempt) -> str:
     its other end closes with the worker, however that died. A parent-death signal would not do: it fires when the
     *thread* that started the process ends.
     """
-    number, again = os.environ.pop(LIFELINE, ""), os.environ.pop(_AGAIN, "")
+    number = os.environ.pop(LIFELINE, "")
     if not number:
         return ""
     if not again and not os.read(int(number), 1):

@@ -2,21 +2,16 @@
 
 from typing import ClassVar, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
-from pipeline.described import Described
+from pipeline.described import Frozen as Frozen  # noqa: PLC0414 - it is everybody's word for an artifact's parts
+from pipeline.search.candidate import Candidate
 
 Role = Literal["train", "heldout"]
 Outcome = Literal["promoted", "worse", "not_shown_better", "insufficient_evidence", "guard_failed", "contaminated"]
 PAGE_NAME, JSON_NAME, RECORDS_NAME, JUDGEMENTS_NAME = "report.html", "report.json", "records.jsonl", "judgements.jsonl"
 #: The file with what was trained, by the kind of it.
 TRAINED_FILES = {"adapter": "adapter_model.safetensors", "weights": "weights.safetensors"}
-
-
-class Frozen(Described):
-    """A value that crosses a process border: unknown fields are a defect, not something to skip."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Artifact(Frozen):
@@ -168,6 +163,10 @@ class Adapter(Artifact):
     estimated_memory: dict[str, int] = Field(default_factory=dict)
     """Bytes that the training was to take by arithmetic, by what takes them."""
     peak_memory_bytes: int = 0
+    candidates: tuple[Candidate, ...] = ()
+    """Of a search, all that were tried; what stands above is the chosen one's, the seconds are those of all."""
+    also_trained_on: tuple[ModelRef, ...] = ()
+    """Models whose training rows are in this adapter, too: it was combined with theirs."""
     seconds: float
 
 

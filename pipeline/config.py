@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.artifacts import Frozen, NoiseFloor
+from pipeline.search.settings import SearchConfig, check_search, check_soup
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 #: More records, points or times than anybody has: a number beyond is a slip.
@@ -53,6 +54,8 @@ _TOO_LARGE = {"galore": 1, "spectrum": 2, "full": 2}
 _OF_THE_MACHINE = {"preset", "batch_tokens", "processes", "checkpoint_minutes", "report_to"}
 #: Those that choose what it begins with, which `prepare` does.
 _OF_THE_BEGINNING = {"start", "replay", "start_again_every"}
+#: Settings that all trials of a search have in common: what is trained on, and what is not tried at all.
+_OF_THE_SEARCH = {*_OF_THE_MACHINE, *_OF_THE_BEGINNING, "format", "max_length", "search", "soup"}
 
 
 class TrainConfig(Frozen):
@@ -115,6 +118,10 @@ class TrainConfig(Frozen):
     report_to: tuple[Literal["tensorboard"], ...] = ()
     """Trackers that get the curves, too, as files in `tracking` below the attempt's folder: a step has no network."""
 
+    soup: tuple[Literal["cat", "svd", "ties", "dare_ties"], ...] = ()
+    """How to combine the adapter with the champion's, and a search's best two, as ["cat"]; the dev rows choose."""
+    search: SearchConfig = SearchConfig()
+
     @property
     def trains_full_weights(self) -> bool:
         """Whether weights of the base itself are trained, and no adapter."""
@@ -161,6 +168,12 @@ class TrainConfig(Frozen):
             if is_set:
                 msg = f'train.method = "{self.method}" trains weights of the 16-bit base itself and takes no {name}: '
                 raise ValueError(f'{msg}leave that out, or set train.method = "lora"')
+        return self
+
+    @model_validator(mode="after")
+    def _search_is_possible(self) -> "TrainConfig":
+        check_search(self.search, self, _OF_THE_SEARCH)
+        check_soup(self.soup, self.search, self)
         return self
 
 

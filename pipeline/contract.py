@@ -15,7 +15,6 @@ from pipeline.artifacts import Artifact, CurvePoint, Drop, Frozen, ModelRef
 from pipeline.config import MemoryPlan, RunConfig
 from pipeline.errors import Interrupted, StepFailed
 from pipeline.wording import duration, size
-from pipeline.yardstick import YardstickBefore
 
 SPEC_NAME = "spec.json"
 RESULT_NAME = "result.json"
@@ -37,6 +36,21 @@ class TwinRun(Frozen):
     run: int
     gain: float
     """Of its candidate, in points of the primary metric."""
+
+
+class YardstickBefore(Frozen):
+    """The held-out set of the track's previous verdict, which is not what this run is judged on."""
+
+    run: int
+    """Whose verdict it was."""
+    records: int | None
+    """That were scored; `None` if its verdict is gone."""
+    champion_score: float | None
+    """Of today's champion on them, in points; `None` if it was not judged on them, or by another metric."""
+    added: tuple[str, ...] = ()
+    """What this run is judged on and that one was not: each drop with its number, file and by whose word."""
+    removed: tuple[str, ...] = ()
+    """What that one was judged on and this one is not."""
 
 
 class StepSpec(Frozen):
@@ -74,6 +88,8 @@ class StepSpec(Frozen):
     twin: TwinRun | None = None
     """The run that this one repeats under another seed: how far the two differ, training alone can do."""
     config: RunConfig
+    champion_adapter: str | None = None
+    """Folder of the adapter that today's champion was merged from, on the run's base; `None` where there is none."""
     memory: MemoryPlan | None = None
     """How the latest training on this base, of this length, fitted: one on the same device begins with it."""
     needs_gpu: bool = False
@@ -123,6 +139,8 @@ class Progress(Frozen):
 
     step: str
     phase: str = ""
+    note: str = ""
+    """Of a search, which trial it is at and what that tries."""
     done: int = 0
     total: int = 0
     tokens_per_second: float | None = None
@@ -141,6 +159,7 @@ class Progress(Frozen):
         phase = "" if self.phase == self.step else self.phase
         counted = f"{self.done}/{self.total}" if self.total else ""
         told = [" ".join(filter(None, (self.step, phase, counted)))]
+        told += [self.note] if self.note else []
         if self.loss is not None:
             told.append(f"loss {self.loss:.3f}")
         if self.dev_loss is not None:
@@ -218,7 +237,7 @@ class Attempt:
         Cheap enough to call at every optimizer step; the file is rewritten by a thread of its own.
         """
         with self._lock:
-            known = {"phase": self._progress.phase, "memory": self._progress.memory, **fields}
+            known = {**self._progress.model_dump(include={"phase", "note", "memory"}), **fields}
             self._progress = Progress(step=self.spec.step, done=done, total=total, **known)
 
     def show_curve(self, losses: Sequence[tuple[int, float]], dev: Sequence[tuple[int, float]]) -> None:

@@ -6,11 +6,17 @@ from itertools import pairwise
 from textwrap import dedent
 from typing import Any, cast
 
-from pydantic import BaseModel, GetJsonSchemaHandler
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler
 
 
-class Described(BaseModel):
-    """A model that says in its JSON Schema what its fields are."""
+class Frozen(BaseModel):
+    """
+    A value that crosses a process border: unknown fields are a defect, not something to skip.
+
+    It says in its JSON Schema what its fields are.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     # Pydantic's own `use_attribute_docstrings` parses the source at every start, which takes longer than all else.
     @classmethod
@@ -28,7 +34,7 @@ def field_docs(model: type[BaseModel]) -> dict[str, str]:
     """Return the docstring below each field of a model, those of its parents among them."""
     found = {}
     for one in reversed(model.__mro__):
-        if issubclass(one, Described):
+        if issubclass(one, Frozen):
             (tree,) = ast.parse(dedent(inspect.getsource(one))).body
             for field, below in pairwise(cast("ast.ClassDef", tree).body):
                 match field, below:

@@ -108,11 +108,25 @@ def show(context: typer.Context, *, run: RunArgument, as_json: JsonOption = Fals
     trained = read_object(run_folder(overview.folder, run) / "train.json").get("format")
     if trained in {"chat", "alpaca"}:
         print_line(f"prompt: {prompt_form(trained)}")
+    _print_candidates(overview, run)
     if found.verdict is not None:
         _print_verdict(overview, found, found.verdict)
     elif found.ended_at is not None:
         print_line()
         print_line("report: none, since the run ended without a verdict")
+
+
+def _print_candidates(overview: "Overview", run: int) -> None:
+    """Say what a search tried, and what it chose."""
+    from daemon.state.run_files import ArtifactDamaged, load_adapter  # noqa: PLC0415 - a quick start
+    from pipeline.search.candidate import candidate_words  # noqa: PLC0415
+
+    try:
+        adapter = load_adapter(overview.folder, run)
+    except ArtifactDamaged:
+        return  # `status` and the run's error say so
+    for one in adapter.candidates if adapter is not None else ():
+        print_line(f"trial {candidate_words(one)}")
 
 
 def _print_verdict(overview: "Overview", run: "RunDetail", verdict: "Verdict") -> None:

@@ -22,11 +22,12 @@ from daemon.queue.tracks import ensure_track
 from daemon.settings.model import RetrySettings, TrackSettings
 from daemon.state.database import transaction
 from daemon.state.events import record_event
-from daemon.state.states import TRIAL, RunState, state_words
+from daemon.state.states import SEARCH, TRIAL, RunState, state_words
 from daemon.state.tables import Drop, Run, Track, promotion_of
 from daemon.state.troubles import SetApart
 from pipeline.config import RunConfig
 from pipeline.errors import DropforgeError
+from pipeline.search.settings import SearchConfig
 
 CONFIGURE_AGAIN_MS = 30_000
 LONGEST_BACKOFF_MS = 3_600_000
@@ -99,18 +100,20 @@ def enqueue_when_quiet(session: Session, name: str, track: TrackSettings, now: i
     return enqueue(session, name, "drop", now, not_before)
 
 
-def enqueue_by_hand(engine: Engine, track: str, now: int) -> tuple[int, Sequence[Drop]]:
+def enqueue_by_hand(engine: Engine, track: str, now: int, trigger: str = "hand") -> tuple[int, Sequence[Drop]]:
     """
     Let a run of the track begin next, as a person asked; return its number and the drops that it will see.
 
-    It is the track's queued run, if there is one. Raises `WrongState` if no drop is there to train on.
+    It is the track's queued run, if there is one, which then has the trigger `SEARCH` if that is given. Raises
+    `WrongState` if no drop is there to train on.
     """
     with transaction(engine) as session:
         drops = next_drops(session, track)
         if all(drop.role != "train" for drop in drops):
             message = f"track {track} has no drop to train on"
             raise WrongState(message, "drop a file of records into its inbox; what is there: dropforge drops")
-        run = enqueue(session, track, "hand", now, now)
+        run = enqueue(session, track, trigger, now, now)
+        run.trigger = SEARCH if trigger == SEARCH else run.trigger
         run.not_before = min(run.not_before, now)
         session.add(run)
         return run.id or 0, drops
@@ -321,6 +324,8 @@ def _begin(session: Session, run: Run, now: int, configure: Callable[[Session, T
         # Another draw: what the seed did to the run that was worse must not be held against a drop once more.
         seed = (config.train.seed + _id(run)) % (_MOST_SEED + 1)
         config = config.model_copy(update={"train": config.train.model_copy(update={"seed": seed})})
+    if config.train.search.when == "asked" and run.trigger != SEARCH:
+        config = config.model_copy(update={"train": config.train.model_copy(update={"search": SearchConfig()})})
     run.snapshot, run.config = snapshot, config.model_dump(mode="json")
     run.error = run.hint = None
     session.add(run)

@@ -21,8 +21,8 @@ from daemon.state.tables import Drop, Event, Run, Track
 from daemon.system.programs import name_of, user
 from pipeline.artifacts import Dataset, Verdict
 from pipeline.config import RunConfig
+from pipeline.contract import YardstickBefore
 from pipeline.wording import count
-from pipeline.yardstick import YardstickBefore
 
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 #: Events by which a person lets a drop count.

@@ -40,7 +40,7 @@ def text() -> str:
             top[name] = field
         else:
             mark = "" if name in of_tracks else " *"
-            sections.append((f"[{name}]{mark}", section["description"], section["properties"]))
+            sections += _sections(name, mark, section, definitions)
     whole = {name: field for name, field in top.items() if name not in of_tracks and name != "tracks"}
     own = {name: field for name, field in top.items() if name in of_tracks}
     parts = [
@@ -49,6 +49,19 @@ def text() -> str:
         *sections,
     ]
     return _HEAD + "".join(_part(*part) for part in parts)
+
+
+def _sections(
+    name: str, mark: str, section: Mapping[str, Any], definitions: Mapping[str, Any]
+) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Yield a section, and those within it, each with its title and what it is for."""
+    fields = section["properties"]
+    inner = {field: definitions.get(known.get("$ref", "").rpartition("/")[2]) for field, known in fields.items()}
+    own = {field: known for field, known in fields.items() if inner[field] is None}
+    yield f"[{name}]{mark}", section["description"], own
+    for field, part in inner.items():
+        if part is not None:
+            yield from _sections(f"{name}.{field}", mark, part, definitions)
 
 
 def _part(title: str, words: str, fields: Mapping[str, Any]) -> str:

@@ -68,8 +68,10 @@ class _Known:
 
 
 def _set_by(name: tuple[str, ...], found: Mapping[tuple[str, ...], Any]) -> tuple[str, ...] | None:
-    """Return the longest beginning of a name that is set, as a section may be as a whole."""
-    return next((name[:end] for end in range(len(name), 0, -1) if name[:end] in found), None)
+    """Return the longest beginning of a name that is set, as a section may be as a whole, or a part of its value."""
+    whole = (name[:end] for end in range(len(name), 0, -1) if name[:end] in found)
+    parts = (one for one in found if one[: len(name)] == name)
+    return next(whole, None) or next(parts, None)
 
 
 def _leaves(model: BaseModel, place: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -89,6 +91,8 @@ def _plain(value: Any) -> Any:
         return str(value)
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
+    if isinstance(value, Mapping):
+        return {name: _plain(one) for name, one in value.items()}
     return [_plain(one) for one in value] if isinstance(value, (tuple, list)) else value
 
 

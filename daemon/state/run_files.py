@@ -17,6 +17,8 @@ from pipeline.near_duplicates.signature_files import FOLDER as SIGNATURES
 from pipeline.steps import BY_NAME, STEPS
 from pipeline.wording import listed
 
+#: What a training leaves in its checkpoint folder as it gets further, by itself or as the trials of a search.
+_FURTHER = ("step-*/COMPLETE", "trial-*/step-*/COMPLETE", "trial-*/ended.json")
 A = TypeVar("A", bound=Artifact)
 _NOUNS = {"train": "training", "merge": "merging", "evaluate": "evaluation"}
 _VERBS = {
@@ -115,8 +117,9 @@ def load_curve(state_folder: Path, run_id: int) -> Curve | None:
 
 
 def made_checkpoint(state_folder: Path, run_id: int, since: int) -> bool:
-    """Say whether the run's training has published a checkpoint since `since`, in milliseconds since the epoch."""
-    found = (run_folder(state_folder, run_id) / "checkpoints").glob("step-*/COMPLETE")
+    """Say whether the run's training has got further since `since`, in milliseconds since the epoch."""
+    folder = run_folder(state_folder, run_id) / "checkpoints"
+    found = (path for pattern in _FURTHER for path in folder.glob(pattern))
     return any(path.stat().st_mtime_ns // 1_000_000 >= since for path in found)
 
 

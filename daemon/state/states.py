@@ -30,6 +30,8 @@ class DropState(StrEnum):
 
 #: `Run.trigger` of a run that tries one drop alone, since that may have made another run worse.
 TRIAL = "trial"
+#: `Run.trigger` of a run that a person began so that it searches, as `dropforge search` does.
+SEARCH = "search"
 
 #: `Event.kind` where a verdict has the champion's loss on a drop that it did not know.
 MEASURED = "drop_measured"

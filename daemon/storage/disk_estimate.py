@@ -11,14 +11,17 @@ from daemon.state.run_files import published, run_folder
 from daemon.state.states import DropState
 from daemon.state.tables import Drop, Run
 from daemon.storage.retention import tree_bytes
-from pipeline.config import RunConfig
+from pipeline.config import RunConfig, TrainConfig
 from pipeline.errors import DropforgeError
 from pipeline.model_folder.manifest import model_files
 from pipeline.model_folder.training_memory import base_sizes, moment_numbers, trained_numbers
+from pipeline.search.settings import largest, most_trials
 
 #: Checkpoints that are there at once: those that are kept (KEPT in pipeline.qlora.training.checkpoints) and the one
 #: being written.
 CHECKPOINTS = 3
+#: What the best adapter is combined with, each way of `train.soup`: the champion's, and the second best.
+_PARTNERS = 2
 _SMALL = 1 << 20
 _NUMBER_BYTES = 4
 """Of a trained number, or a moment of the optimizer: float32; the 8-bit optimizers need less."""
@@ -47,9 +50,11 @@ def needed_bytes(config: RunConfig | TrackSettings, data_bytes: int, rows: int) 
     except (OSError, ValueError) as error:
         message = f"the base model {base} cannot be read: {error}"
         raise CannotTell(message, "see what dropforge doctor says of it") from error
+    # Of the largest rank that a search tries.
+    train = config.train.model_copy(update={"rank": int(largest(config.train.search, "rank", config.train.rank))})
     beside = sum(size for is_weights, size in sizes if not is_weights)
-    trained = trained_numbers(counts, config.train) * _NUMBER_BYTES
-    moments = moment_numbers(counts, config.train) * _NUMBER_BYTES
+    trained = trained_numbers(counts, train) * _NUMBER_BYTES
+    moments = moment_numbers(counts, train) * _NUMBER_BYTES
     result = trained + beside
     answer = (config.evaluate.max_new_tokens or _LONGEST_ANSWER) * _TOKEN_BYTES + _ANSWER_BYTES
     data = data_bytes + rows * _ROW_BYTES
@@ -57,12 +62,19 @@ def needed_bytes(config: RunConfig | TrackSettings, data_bytes: int, rows: int) 
         # Twice: the parts that are sorted are there beside the result.
         "prepare": 2 * data,
         # Each checkpoint has the weights of the lowest dev loss beside the latest ones.
-        "train": CHECKPOINTS * (result + trained + moments) + result,
+        "train": CHECKPOINTS * (result + trained + moments) + _adapters(train) * result,
         "merge": sum(size for _, size in sizes),
         # Both models' predictions, and the records with both models' answers.
         "evaluate": 4 * config.split.scored_records * answer,
     }
     return {step: size + _SMALL for step, size in steps.items()}
+
+
+def _adapters(train: TrainConfig) -> int:
+    """Return how many adapters of the largest rank a training leaves: each of a search, and soups, of twice a rank."""
+    if not train.search.space and not train.soup:
+        return 1
+    return 1 + most_trials(train.search) + 2 * _PARTNERS * len(train.soup)
 
 
 def of_waiting_drops(session: Session, track: str) -> tuple[int, int]:

@@ -65,7 +65,8 @@ def _tokens(result: StepResult) -> float:
     made = result.artifact or {}
     asked = [made[role] for role in ("candidate", "champion") if isinstance(made.get(role), dict)]
     generated = sum(one["generated"] * one["answer_tokens"] for one in asked)
-    return float(made.get("trained_tokens", 0) + generated)
+    trained = [one["tokens"] for one in made.get("candidates", ())] or [made.get("trained_tokens", 0)]
+    return float(sum(trained) + generated)
 
 
 def _sum(values: Iterable[float | None]) -> float | None:

@@ -3,11 +3,12 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pipeline.artifacts import Evaluation, FormerScores, GuardResult, Overlap, SliceResult, Verdict
+from pipeline.artifacts import Adapter, Evaluation, FormerScores, GuardResult, Overlap, SliceResult, Verdict
 from pipeline.report.facts import Report, is_nearly_failed
 from pipeline.report.plots import Axis, Bar, guard_bar, slice_axis
 from pipeline.report.story import change_words, digits, margin_words
-from pipeline.wording import plain, signed, span
+from pipeline.search.candidate import settings_words
+from pipeline.wording import duration, plain, signed, span
 
 _GUARD_STATES = {"passed": "✓ passed", "failed": "✗ failed", "shown": "shown only"}
 _RULES = {
@@ -156,6 +157,30 @@ def former_table(former: Sequence[FormerScores]) -> Table:
         for one in former
     ]
     return _table("Former champions on those of the records that they had answered, in points", columns, rows)
+
+
+def candidates_table(adapter: Adapter) -> Table:
+    """Return a row for each candidate of a search, in the order in which they were made."""
+    metric = next((one.scored_by for one in adapter.candidates if one.scored_by not in {"", "nll"}), "")
+    columns = (
+        *_numbers("Trial"),
+        Column("Tried"),
+        *_numbers("Points", "Dev loss", "Time"),
+        Column("What became of it"),
+    )
+    rows = [
+        (
+            str(one.number),
+            settings_words(one.settings) or "as the settings say",
+            _plain(one.dev_score) if metric else None,
+            _plain(one.dev_loss, 3),
+            duration(one.seconds),
+            ": ".join(filter(None, ("✓ chosen" if one.chosen else one.outcome, one.why))),
+        )
+        for one in adapter.candidates
+    ]
+    by = f"{metric} on the dev rows, in points" if metric else "the likelihood of the dev rows' answers"
+    return _table(f"Chosen by {by}, and never by a held-out record", columns, rows)
 
 
 def scores_table(evaluation: Evaluation) -> Table:

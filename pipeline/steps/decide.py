@@ -7,7 +7,7 @@ import numpy as np
 
 from pipeline import durable
 from pipeline.artifacts import JUDGEMENTS_NAME, Dataset, Evaluation, Judgement, Model, SuiteScores, Verdict
-from pipeline.contract import Attempt, StepSpec
+from pipeline.contract import Attempt, StepSpec, YardstickBefore
 from pipeline.dataset.heldout import version_of
 from pipeline.errors import StepFailed
 from pipeline.evaluation.scoring import EVALUATE_AGAIN, compare, finite
@@ -16,7 +16,7 @@ from pipeline.gate.slices import Known
 from pipeline.gate.verdict import Rules, decide_verdict, early_verdict, on_part
 from pipeline.report import write
 from pipeline.report.drop_losses import measure_drop_losses
-from pipeline.yardstick import yardstick_words
+from pipeline.wording import plain
 
 
 def decide(attempt: Attempt) -> Verdict:
@@ -136,3 +136,17 @@ def _opinion(root: Path, judgement: Judgement) -> Opinion:
         message = f"the judgement speaks of {judgement.records} records and its file holds {len(results)}"
         raise StepFailed(message, "ask the judge again: dropforge retry RUN --from judge")
     return Opinion(judgement, results)
+
+
+def yardstick_words(before: YardstickBefore, records: int, champion_score: float | None) -> str:
+    """Say what changed, by whose word, and what the champion scores on the new set, which has so many `records`."""
+    said = [f"The yardstick changed since run {before.run}."]
+    said += [f"Added: {', '.join(before.added)}."] if before.added else []
+    said += [f"Taken out: {', '.join(before.removed)}."] if before.removed else []
+    was = "" if before.records is None else f"{before.records:,} before, "
+    said.append(f"Records: {was}{records:,} now.")
+    old = "was not judged on the old one"
+    if before.champion_score is not None:
+        old = f"scored {plain(before.champion_score)} points on the old one"
+    new = "" if champion_score is None else f" and scores {plain(champion_score)} on this one"
+    return f"{' '.join(said)} The champion {old}{new}."

@@ -57,8 +57,9 @@ def merge(attempt: Attempt) -> Model:
     del adapted
     _phase(attempt, 2, "hash")
     rows = durable.read_jsonl(attempt.path(dataset.folder) / "train.jsonl")
-    # What the model below had learnt is in this one, too: a record of that must never count as unseen.
-    write_trained_ids(target, chain(trained_ids(start), (row["id"] for row in rows)))
+    # What the models below and beside had learnt is in this one, too: a record of that must never count as unseen.
+    others = (start, *(attempt.path(one.path) for one in adapter.also_trained_on))
+    write_trained_ids(target, chain((row["id"] for row in rows), *map(trained_ids, others)))
     trainings = 1 if lineage is None else lineage.trainings + 1
     identity = write_manifest(target, Lineage(adapter.base_model_id, trainings))
     _phase(attempt, 3, "compare")

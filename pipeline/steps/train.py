@@ -1,40 +1,68 @@
 """The train step: the dataset's training rows → a QLoRA adapter over the base model, or trained weights of it."""
 
 import shutil
-import sys
 import time
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 from pipeline import durable
-from pipeline.artifacts import TRAINED_FILES, Adapter, Dataset, LengthBin
+from pipeline.artifacts import TRAINED_FILES, Adapter, Dataset
 from pipeline.contract import Attempt
 from pipeline.dataset.heldout import dataset_hash
 from pipeline.dataset.start import require_start
 from pipeline.errors import CannotTrain
 from pipeline.model_folder.manifest import check_base, model_id
-from pipeline.prompt import Format, choose_format, completion_ids, fold, holds_special_token, prompt_ids
-from pipeline.qlora.generation import end_tokens
-from pipeline.qlora.loading import chosen_device, load_tokenizer
+from pipeline.prompt import Format, choose_format
+from pipeline.qlora.generation import Decoding, end_tokens
+from pipeline.qlora.loading import Device, chosen_device, load_tokenizer
 from pipeline.qlora.training.checkpoints import fingerprint
 from pipeline.qlora.training.data_parallel.launch import fit_in_processes, process_count
 from pipeline.qlora.training.data_parallel.sharing import Place
 from pipeline.qlora.training.memory import OutOfMemory, find_fit, go_on_with_less
-from pipeline.qlora.training.trainer import TokenRow, Training
+from pipeline.qlora.training.search.dev_scores import DevSet, score_dev
+from pipeline.qlora.training.search.run import Found, Work, search
+from pipeline.qlora.training.search.soup import combine
+from pipeline.qlora.training.search.trial_files import TrainedOnce
+from pipeline.qlora.training.tokenise import Tokeniser, histogram
+from pipeline.qlora.training.trainer import DEV_ROWS, TokenRow, Training
 
-CHECK_EVERY = 500
-_MOST_BINS = 24
-#: Settings that a training goes on under whatever they are; `quantization` counts as what it came to.
+#: Settings of a search that say how long it goes on; trials that are there stay of use whatever these are.
+_BUDGET = {"when", "trials", "hours"}
 _LIBRARIES = ("accelerate", "bitsandbytes", "peft", "tokenizers", "torch", "transformers", "trl")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What all trainings of a run have in common."""
+
+    base: Path
+    device: Device
+    tokenizer: Any
+    format: Format
+    ends: tuple[int, ...]
+    rows: Sequence[TokenRow]
+    dev: Sequence[TokenRow]
+    dataset: Dataset
+
+    def mark(self, train: Mapping[str, object], base_model_id: str) -> str:
+        """Return the fingerprint of a training, or of a search, by these settings."""
+        return fingerprint(
+            {
+                "dataset": self.dataset.dataset_sha256,
+                "base": base_model_id if self.dataset.start is None else self.dataset.start.model_id,
+                "device": self.device,
+                "format": self.format,
+                "train": train,
+            }
+        )
 
 
 def train(attempt: Attempt) -> Adapter:
     """
-    Train on `prepare`'s rows over the base model of the run's configuration, or the champion that `prepare` chose.
+    Train on `prepare`'s rows over the base model, or the champion that `prepare` chose, once or as [train.search] says.
 
     Raises `CannotTrain` if base, data and settings can never work together, `StepFailed` if training went wrong,
     `StartAgain` if it is to go on in a fresh process as memory ran out, and `Interrupted`, with a checkpoint left
@@ -48,37 +76,26 @@ def train(attempt: Attempt) -> Adapter:
     _check_same_base(base, config.base_model_id)
     start = base if dataset.start is None else require_start(attempt, dataset.start)
     device = chosen_device()
-    place = Place(processes=process_count(config.train, device))
+    process_count(config.train, device)  # which refuses what the machine has not
     tokenizer: Any = load_tokenizer(base)
     fmt = choose_format(config.train.format, has_chat_template=bool(tokenizer.chat_template))
-    tokeniser = Tokeniser(tokenizer, fmt, end_tokens(base, tokenizer), _window(attempt, base))
+    ends = end_tokens(base, tokenizer)
+    tokeniser = Tokeniser(tokenizer, fmt, ends, _window(attempt, base))
     data = attempt.path(dataset.folder)
     _check_same_data(data, dataset.dataset_sha256)
     rows = tokeniser.tokenise(attempt, data / "train.jsonl")
     tokeniser.refuse_none_left(rows)
     too_long, spelled, lengths = tokeniser.too_long, tokeniser.spelled, histogram([len(row.input_ids) for row in rows])
     dev = tokeniser.tokenise(attempt, data / "dev.jsonl")
-    adapter, scratch = attempt.make_folder("adapter"), attempt.make_folder("scratch")
-    memory = find_fit(attempt, start, device, [len(row.input_ids) for row in rows], place.processes)
-    estimated = memory.bytes_of(memory.plan)
-    attempt.progress(0, 0, phase="load", memory=sum(estimated.values()))
-    mark = fingerprint(
-        {
-            "dataset": dataset.dataset_sha256,
-            "base": config.base_model_id if dataset.start is None else dataset.start.model_id,
-            "device": device,
-            "format": fmt,
-            "train": {**config.train.decisive(), "quantization": memory.plan.quantization},
-        }
-    )
-    try:
-        training = Training(start, device, adapter, scratch, mark, memory.plan, place)
-        trained = fit_in_processes(training, tokenizer, rows, dev, attempt)
-    except OutOfMemory as error:
-        adapter.rmdir()
-        go_on_with_less(attempt, memory, error)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    prepared = Prepared(start, device, tokenizer, fmt, ends, rows, dev, dataset)
+    found = _search(attempt, prepared) if config.train.search.space or config.train.soup else None
+    adapter = attempt.make_folder("adapter")
+    if found is None:
+        once = _train_once(attempt, prepared, adapter)
+    else:
+        once = found.once
+        shutil.copytree(found.adapter, adapter, dirs_exist_ok=True)
+    trained, plan = once.trained, once.plan
     kind: Literal["adapter", "weights"] = "weights" if config.train.trains_full_weights else "adapter"
     return Adapter(
         folder=attempt.relative(adapter),
@@ -87,94 +104,77 @@ def train(attempt: Attempt) -> Adapter:
         base_model_id=config.base_model_id,
         start=dataset.start,
         format=fmt,
-        quantization=memory.plan.quantization,
-        batch_tokens=memory.plan.batch_tokens,
-        activations=memory.plan.activations,
-        device=memory.plan.device,
-        optimizer_steps=trained.optimizer_steps,
-        resumed_from_step=trained.resumed_from_step,
+        **plan.model_dump(),
+        **trained.model_dump(include=set(Adapter.model_fields)),
         checkpoints_skipped=trained.skipped,
-        trained_tokens=trained.trained_tokens,
-        train_loss=trained.train_loss,
-        loss_curve=trained.loss_curve,
-        dev_curve=trained.dev_curve,
-        best_step=trained.best_step,
-        ended_early=trained.ended_early,
-        trainable_parameters=trained.trainable_parameters,
-        adapter_change=trained.adapter_change,
         rows_too_long=too_long,
         rows_with_special_tokens=spelled,
         lengths=lengths,
         versions={name: metadata.version(name) for name in _LIBRARIES},
-        estimated_memory=estimated,
-        peak_memory_bytes=trained.peak_memory_bytes,
-        seconds=time.monotonic() - started,
+        estimated_memory=once.estimated_memory,
+        candidates=found.candidates if found else (),
+        also_trained_on=(attempt.spec.champion,) if found and found.has_champion else (),
+        seconds=found.seconds if found else time.monotonic() - started,
     )
 
 
-@dataclass
-class Tokeniser:
-    """Turns rows into tokens, leaving out what cannot be trained whole, and counting it."""
+def _train_once(
+    attempt: Attempt, prepared: Prepared, adapter: Path, prune: Callable[[Mapping[int, float]], bool] | None = None
+) -> TrainedOnce:
+    """Train by the attempt's settings and leave the adapter in a folder. Raises what `train` raises."""
+    config, base, device = attempt.config.train, prepared.base, prepared.device
+    place = Place(processes=process_count(config, device))
+    scratch = attempt.make_folder("scratch")
+    memory = find_fit(attempt, base, device, [len(row.input_ids) for row in prepared.rows], place.processes)
+    estimated = memory.bytes_of(memory.plan)
+    attempt.progress(0, 0, phase="load", memory=sum(estimated.values()))
+    settings = {**config.decisive(), "quantization": memory.plan.quantization}
+    mark = prepared.mark(settings, attempt.config.base_model_id)
+    try:
+        training = Training(base, device, adapter, scratch, mark, memory.plan, place, prune)
+        trained = fit_in_processes(training, prepared.tokenizer, prepared.rows, prepared.dev, attempt)
+    except OutOfMemory as error:
+        adapter.rmdir()
+        go_on_with_less(attempt, memory, error)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    cost = float(trained.trained_tokens * (memory.base.weights + trained.trainable_parameters))
+    return TrainedOnce(trained=trained, plan=memory.plan, estimated_memory=estimated, cost=cost)
 
-    tokenizer: Any
-    format: Format
-    stops: Sequence[int]
-    window: int
-    """Most tokens of prompt and answer together."""
-    too_long: int = 0
-    spelled: int = 0
-    """Rows whose text holds one of the tokenizer's special tokens; it is plain text to the model."""
-    lengths: list[int] = field(default_factory=list)
 
-    def tokenise(self, attempt: Attempt, path: Path) -> list[TokenRow]:
-        """Return the rows of a JSON Lines file that fit. Raises `Interrupted` if the attempt is asked to stop."""
-        self.too_long = self.spelled = 0
-        self.lengths = []
-        kept = []
-        for number, row in enumerate(_rows(path), start=1):
-            if number % CHECK_EVERY == 1:
-                attempt.check_stop()
-            content = fold(row["instruction"], row["input"])
-            prompt = prompt_ids(self.tokenizer, self.format, content)
-            answer = completion_ids(self.tokenizer, self.format, content, row["output"], self.stops)
-            self.lengths.append(len(prompt) + len(answer))
-            if self.lengths[-1] > self.window:
-                self.too_long += 1
-                continue
-            self.spelled += holds_special_token(self.tokenizer, content, row["output"])
-            kept.append(TokenRow([*prompt, *answer], [0] * len(prompt) + [1] * len(answer), number))
-        if self.too_long or self.spelled:
-            sys.stderr.write(
-                f"{path.name}: {len(kept)} rows kept; left out whole, never cut: {self.too_long} longer than "
-                f"{self.window} tokens; {self.spelled} kept ones spell special tokens of the tokenizer as plain text\n"
-            )
-        return kept
+def _search(attempt: Attempt, prepared: Prepared) -> Found:
+    """
+    Train as often as [train.search] says, combine what train.soup says, and let the dev rows choose.
 
-    def refuse_none_left(self, rows: Sequence[TokenRow]) -> None:
-        """Raise `CannotTrain` if the latest file left nothing to train on."""
-        if rows:
-            return
-        shortest, longest = min(self.lengths), max(self.lengths)
-        message = (
-            f"nothing to train on: the {self.too_long} training rows have {shortest} to {longest} tokens, "
-            f"and the window is {self.window}"
+    Raises what `train` raises.
+    """
+    config, dataset = attempt.config, prepared.dataset
+    if len(prepared.dev) < DEV_ROWS:
+        message = f"the dev rows are to choose, and there are {len(prepared.dev)} of them: {DEV_ROWS} are needed"
+        hint = (
+            "drop more data, or raise split.dev before a track's first run, or take out [train.search] and train.soup"
         )
-        raise CannotTrain(message, f"set train.max_length = {longest}, if the base model's own window allows it")
-
-
-def histogram(lengths: Iterable[int]) -> tuple[LengthBin, ...]:
-    """Return how many rows are how long, in at most 24 bins of equal width: a power of two of tokens."""
-    known = list(lengths)
-    width = 1
-    while max(known, default=0) > width * _MOST_BINS:
-        width *= 2
-    counts = Counter(-(-length // width) for length in known)
-    bins = range(min(counts, default=1), max(counts, default=0) + 1)
-    return tuple(LengthBin(tokens=place * width, rows=counts[place]) for place in bins)
-
-
-def _rows(path: Path) -> Iterable[dict[str, Any]]:
-    return durable.read_jsonl(path) if path.exists() else ()
+        raise CannotTrain(message, hint)
+    outputs = [row["output"] for row in durable.read_jsonl(attempt.path(dataset.folder) / "dev.jsonl")]
+    evaluate = config.evaluate
+    dev = DevSet(
+        base=prepared.base,
+        device=prepared.device,
+        tokenizer=prepared.tokenizer,
+        ends=prepared.ends,
+        rows=prepared.dev,
+        references=[outputs[row.line - 1] for row in prepared.dev],
+        metric=dataset.metric,
+        decoding=Decoding(dataset.max_new_tokens, evaluate.repetition_penalty, evaluate.batch_size),
+    )
+    searched = config.train.search.model_dump(mode="json", exclude=_BUDGET)
+    settings = {**config.train.decisive(), "search": searched, "soup": ()}
+    work = Work(
+        train=lambda trial, folder, prune: _train_once(trial, prepared, folder, prune),
+        score=lambda trial, folder, once: score_dev(dev, folder, once.plan.quantization, trial),
+        combine=lambda method, pair, once, folder: combine(dev, once.plan.quantization, method, pair, folder),
+    )
+    return search(attempt, prepared.mark(settings, config.base_model_id), work)
 
 
 def _window(attempt: Attempt, base: Path) -> int:

@@ -33,6 +33,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "show": ("dropforge show 7", "dropforge show 7 --json | jq .run.verdict"),
         "logs": ("dropforge logs 7 --follow", "dropforge logs 7 --step train"),
         "train": ("dropforge train", "dropforge train support"),
+        "search": ("dropforge search", "dropforge search support"),
         "retry": ("dropforge retry 7", "dropforge retry 7 --from evaluate"),
         "cancel": ("dropforge cancel 7",),
         "report": ("dropforge report 7", "dropforge report 7 --path"),

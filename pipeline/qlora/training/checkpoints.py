@@ -94,6 +94,17 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix(_PREFIX))
 
 
+def latest_step(folder: Path) -> int:
+    """Return the step of the newest checkpoint in `folder` that was written to its end; 0 if there is none."""
+    return next((step_of(path) for path in _by_step(folder) if (path / COMPLETE).exists()), 0)
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove all checkpoints in `folder`: nobody goes on from them."""
+    for path in _by_step(folder):
+        _remove(path)
+
+
 def keeper(attempt: Attempt, scratch: Path, mark: str, place: Place) -> "TrainerCallback":
     """
     Return the trainer's callback that checkpoints every `checkpoint_minutes`, and when the attempt is asked to stop.

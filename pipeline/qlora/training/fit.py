@@ -5,6 +5,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pydantic import Field
+
 from pipeline.artifacts import CurvePoint, Frozen
 from pipeline.config import TrainConfig
 from pipeline.contract import Attempt, thinned
@@ -13,8 +15,7 @@ from pipeline.qlora.loading import is_out_of_memory
 from pipeline.qlora.training.checkpoints import keeper, newest_valid, step_of
 from pipeline.qlora.training.full_weights.choice import save_trained
 from pipeline.qlora.training.memory import OutOfMemory, peak_memory
-from pipeline.qlora.training.trackers import open_trackers
-from pipeline.qlora.training.trainer import TokenRow, Training, make_trainer
+from pipeline.qlora.training.trainer import TokenRow, Training, make_trainer, open_trackers
 from pipeline.qlora.training.watcher import StepRows, adapter_weights, watcher
 
 _ERROR_CHARACTERS = 200
@@ -35,6 +36,10 @@ class Trained(Frozen):
     best_step: int | None
     """Of the lowest dev loss, whose weights the adapter has."""
     ended_early: bool
+    pruned: bool = False
+    """Whether it was ended early as other trainings of its search did better; the adapter is as far as it came."""
+    dev_losses: dict[int, float] = Field(default_factory=dict)
+    """`dev_curve` by how much of the training was done, in per cent."""
     trainable_parameters: int
     adapter_change: float
     peak_memory_bytes: int
@@ -68,6 +73,7 @@ def fit(
         trainer = make_trainer(training, tokenizer, rows, dev, config)
         before = adapter_weights(trainer.model)
         watch = watcher(attempt, _step_rows(trainer, rows, config), training.scratch, checkpoint)
+        watch.prune = training.prune
         trainer.add_callback(watch)
         trainer.add_callback(keeper(attempt, training.scratch, training.fingerprint, training.place))
         attempt.check_stop()
@@ -82,7 +88,7 @@ def fit(
         message = f"memory does not hold a pass of the training ({ran_out[:_ERROR_CHARACTERS]})"
         raise OutOfMemory(message, "free memory on the device, or lower train.max_length")
     state = trainer.state
-    if state.global_step < state.max_steps and not watch.ended_early:
+    if state.global_step < state.max_steps and not (watch.ended_early or watch.pruned):
         message = f"training was asked to stop and left a checkpoint at step {state.global_step} of {state.max_steps}"
         raise Interrupted(message)
     watch.restore(trainer.model)
@@ -100,6 +106,8 @@ def fit(
         dev_curve=tuple(CurvePoint(step=step, loss=loss) for step, loss in watch.dev),
         best_step=watch.best_step,
         ended_early=watch.ended_early,
+        pruned=watch.pruned,
+        dev_losses=watch.dev_losses(state.max_steps),
         trainable_parameters=sum(weight.numel() for weight in before.values()),
         adapter_change=change,
         peak_memory_bytes=peak_memory(training.device),

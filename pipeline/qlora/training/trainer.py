@@ -1,8 +1,10 @@
 """TRL's trainer as ours: what is trained, in which passes, with which loss."""
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +25,10 @@ DEV_ROWS = 20
 """Fewest dev rows worth a loss curve."""
 _DEV_SHARE = 0.25
 """Of an epoch, or of a shorter training, from one measurement of the dev loss to the next."""
+
+
+#: Each of them is TensorBoard to the trainer.
+_TRACKERS = ("tensorboard", "tensorboardX")
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,22 @@ class Training:
     """What goes before the settings, as far as memory goes; `None` leaves it to them."""
     place: Place = field(default_factory=Place)
     """This process's among those that share the training."""
+    prune: Callable[[Mapping[int, float]], bool] | None = None
+    """Says, of the dev losses by per cent of the training, whether to end it; `None` ends none."""
+
+
+def open_trackers(names: Sequence[str], folder: Path) -> None:
+    """
+    Let TensorBoard, if `names` has it, write into `folder`: local files only, as a step has no network.
+
+    Raises `CannotTrain` if it is not installed.
+    """
+    if not names:
+        return
+    if not any(map(find_spec, _TRACKERS)):
+        message = "train.report_to has 'tensorboard', and there is no such package"
+        raise CannotTrain(message, "install it beside Dropforge, as with pip install tensorboard, or take it out")
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder)
 
 
 def make_trainer(

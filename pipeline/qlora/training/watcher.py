@@ -6,7 +6,7 @@ import shlex
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -78,11 +78,17 @@ class Watcher:
         self.dev: list[tuple[int, float]] = []
         self.best: Mapping[str, Any] | None = None
         self.ended_early = False
+        self.prune: Callable[[Mapping[int, float]], bool] | None = None
+        self.pruned = False
 
     @property
     def best_step(self) -> int | None:
         """The first step of the lowest dev loss."""
         return min(self.dev, key=lambda point: point[1])[0] if self.dev else None
+
+    def dev_losses(self, steps: int) -> dict[int, float]:
+        """Return the dev losses in nats a token, by how much of a training of so many steps was done, in per cent."""
+        return {round(100 * step / steps): loss for step, loss in self.dev}
 
     def restore(self, model: Any) -> None:
         """Give the model the weights of the lowest dev loss, if there is any."""
@@ -133,8 +139,14 @@ class Watcher:
         since = sum(step > (self.best_step or 0) for step, _ in self.dev)
         if not since:
             self.best = adapter_weights(kwargs["model"])
+        if self.prune is not None and state.global_step < state.max_steps:
+            self.pruned = self.prune(self.dev_losses(state.max_steps))
         patience = self.attempt.config.train.patience
-        if patience and since >= patience and state.global_step < state.max_steps:
+        if self.pruned:
+            sys.stderr.write(f"training is pruned at step {state.global_step}: others of its search did better\n")
+            control.should_training_stop = True
+            control.should_save = False
+        elif patience and since >= patience and state.global_step < state.max_steps:
             words = f"training ends early: none of {since} measurements was below the dev loss of step"
             sys.stderr.write(f"{words} {self.best_step}\n")
             self.ended_early = control.should_training_stop = True

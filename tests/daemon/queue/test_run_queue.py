@@ -652,3 +652,33 @@ def test_deaths_are_counted_in_a_row_and_not_over_a_training_that_gets_further(e
     attempt = attempts.begin_attempt(engine, claim, "train", 600)
     attempts.end_attempt(engine, claim, attempt.id or 0, attempts.Ending(AttemptState.PUBLISHED), 700)
     assert load(engine, claim.run_id).deaths == 0
+
+
+# --- search
+
+
+def configure_search(when: str) -> Callable[[Session, Track], RunConfig]:
+    train = TrainConfig.model_validate({"search": {"when": when, "space": {"rank": [8, 16]}}})
+    return lambda session, track: configure(session, track).model_copy(update={"train": train})
+
+
+@pytest.mark.parametrize(
+    ("when", "trigger", "searches"),
+    [("always", "hand", True), ("asked", "hand", False), ("asked", "search", True), ("always", "search", True)],
+)
+def test_a_search_that_is_to_be_asked_for_is_left_out_of_other_runs(
+    engine: Engine, when: str, trigger: str, searches: bool
+) -> None:
+    queued = queue_run(engine, now=1_000, not_before=HOUR_MS)
+    assert run_queue.enqueue_by_hand(engine, "default", 2_000, trigger)[0] == queued, "the drop's run, which waited"
+    claim = run_queue.claim(engine, 3_000, configure_search(when))
+    assert claim is not None
+    config = RunConfig.model_validate(load(engine, claim.run_id).config)
+    assert bool(config.train.search.space) is searches
+
+
+def test_a_run_that_is_asked_for_twice_still_searches(engine: Engine) -> None:
+    queued = queue_run(engine)
+    for trigger in ("search", "hand"):
+        run_queue.enqueue_by_hand(engine, "default", 2_000, trigger)
+    assert load(engine, queued).trigger == "search"

@@ -15,7 +15,7 @@ from daemon.state.events import Word
 from daemon.system.programs import name_of
 from daemon.views.overview import Overview
 from pipeline import durable
-from pipeline.yardstick import YardstickBefore
+from pipeline.contract import YardstickBefore
 from tests.chaos.house import records
 from tests.daemon.champions.test_approval import House
 

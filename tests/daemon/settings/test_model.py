@@ -70,7 +70,7 @@ def sample_entries() -> dict[str, tuple[object, str]]:
     section = ""
     comment: list[str] = []
     for line in SAMPLE.partition("#[tracks.")[0].splitlines()[1:]:
-        if header := re.fullmatch(r"\[(\w+)\]", line):
+        if header := re.fullmatch(r"\[([\w.]+)\]", line):
             section = f"{header[1]}."
         elif entry := re.fullmatch(r"#(\w+ = .*)", line):
             ((name, value),) = tomllib.loads(entry[1]).items()

@@ -1,5 +1,6 @@
 """Each setting says where it comes from, with the line that it stands in."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +67,23 @@ def test_every_setting_of_the_schema_is_there_once_and_without_a_file_all_are_de
     monkeypatch.chdir(tmp_path)
     found = origins(None, {})
     schema = settings_schema()
-    parts = {name: part["$ref"].split("/")[-1] for name, part in schema["properties"].items() if "$ref" in part}
-    names = {f"{name}.{key}" for name, part in parts.items() for key in schema["$defs"][part]["properties"]}
-    names |= set(schema["properties"]) - set(parts) - {"tracks"}
-    assert sorted(one.name for one in found) == sorted(names)
+
+    def names(fields: dict[str, Any], place: str = "") -> Iterator[str]:
+        for name, field in fields.items():
+            if "$ref" in field:
+                yield from names(schema["$defs"][field["$ref"].split("/")[-1]]["properties"], f"{place}{name}.")
+            else:
+                yield place + name
+
+    assert sorted(one.name for one in found) == sorted(set(names(schema["properties"])) - {"tracks"})
     assert {one.source for one in found} == {"default"}
+
+
+def test_a_table_of_values_says_where_it_is_from_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "dropforge.toml"
+    path.write_text("[train.search]\nmethod = 'tpe'\n[train.search.space]\nrank = { low = 4, high = 8 }\n")
+    space = by_name(path)["train.search.space"]
+    assert (space.value, space.source) == ({"rank": {"low": 4, "high": 8, "log": False}}, "file")
 
 
 def test_lines_are_those_of_other_line_ends_too(tmp_path: Path) -> None:

@@ -138,13 +138,16 @@ def test_every_size_of_a_run_counts(tiny_llama: Path) -> None:
     def needs(**changed: Any) -> dict[str, int]:
         config = RunConfig(
             track="t", base_model=str(tiny_llama), base_model_id="b", salt="s",
-            train=TrainConfig(rank=changed.pop("rank", 8)),
+            train=TrainConfig(rank=changed.pop("rank", 8), **changed.pop("train", {})),
             split=SplitConfig(scored_records=changed.pop("records", 100)),
             evaluate=EvaluateConfig(max_new_tokens=changed.pop("tokens", 16)),
         )  # fmt: skip
         return needed_bytes(config, changed.pop("data", 1000), changed.pop("rows", 10))
 
     assert needs(rank=16)["train"] > needs()["train"]
+    search = {"search": {"space": {"rank": [8, 16], "epochs": [1, 2]}}}
+    assert needs(train=search)["train"] > needs(rank=16)["train"], "each trial leaves an adapter"
+    assert needs(train={**search, "soup": ["cat"]})["train"] > needs(train=search)["train"]
     assert needs(records=200)["evaluate"] > needs()["evaluate"]
     assert needs(tokens=32)["evaluate"] > needs()["evaluate"]
     assert needs(data=5000)["prepare"] == needs()["prepare"] + 8000

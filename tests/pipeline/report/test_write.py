@@ -23,7 +23,9 @@ from pipeline.report.facts import Cost, NextStep, Report, RunCost, Story, harm_s
 from pipeline.report.page import render_page
 from pipeline.report.plots import loss_chart
 from pipeline.report.story import guard_words
+from pipeline.report.tables import candidates_table
 from pipeline.report.write import hash_settings, write_report
+from pipeline.search.candidate import Candidate
 from pipeline.steps.decide import decide
 from pipeline.wording import luck, plain, signed, ticks
 
@@ -444,6 +446,33 @@ def test_every_part_of_the_evidence_is_on_the_page(made_reports: Any, tmp_path: 
         "seconds": {"train": 4210.0, "merge": 38.0, "candidate": 212.0, "champion": 0.4}, "trained_tokens": 402_133,
         "generated": 400, "cached": 400, "device": "cpu",
     }  # fmt: skip
+
+
+def test_the_card_shows_all_that_a_search_tried(made_reports: Any, tmp_path: Path) -> None:
+    attempt, verdict = made_reports.case(tmp_path, "promoted")
+    tried: dict[str, Any] = {"outcome": "finished", "scored_by": "exact_match", "tokens": 1000}
+    candidates = (
+        Candidate(number=1, settings={"rank": 8}, dev_score=61.2, dev_loss=0.71, seconds=60, **tried),
+        Candidate(
+            number=2, settings={"rank": 16}, dev_score=64.5, dev_loss=0.62, seconds=70, chosen=True,
+            why="the best on the dev rows", **tried,
+        ),
+        Candidate(number=3, settings={"rank": 32}, outcome="failed", seconds=5, why="training diverged: <b>"),
+    )  # fmt: skip
+    adapter = made_reports.adapter().model_copy(update={"candidates": candidates})
+    durable.write_json(tmp_path / attempt.spec.inputs["train"], adapter.model_dump(mode="json"))
+    place = tmp_path / write_report(attempt, verdict)
+    words = Page((place / "report.html").read_text(encoding="utf-8")).words()
+    for said in (
+        "Chosen by exact_match on the dev rows, in points, and never by a held-out record",
+        "rank 8", "61.2", "0.710", "rank 16", "64.5", "✓ chosen: the best on the dev rows",
+        "rank 32", "failed: training diverged: <b>",
+    ):  # fmt: skip
+        assert said in words, said
+    few = [one.model_copy(update={"scored_by": "nll", "dev_score": -0.7}) for one in candidates[:2]]
+    table = candidates_table(adapter.model_copy(update={"candidates": tuple(few)}))
+    assert "likelihood" in table.caption
+    assert "Points" not in [column.head for column in table.columns]
 
 
 def test_the_card_says_which_weights_the_model_has_and_whether_training_ended_early(made_reports: Any) -> None:

@@ -22,14 +22,13 @@ from pipeline.artifacts import (
     Verdict,
 )
 from pipeline.config import GateConfig, RunConfig
-from pipeline.contract import Attempt, StepSpec
+from pipeline.contract import Attempt, StepSpec, YardstickBefore
 from pipeline.dataset.heldout import version_of
 from pipeline.errors import StepFailed
 from pipeline.gate import power
 from pipeline.gate.comparison import count_results
 from pipeline.report.facts import Report
 from pipeline.steps.decide import decide
-from pipeline.yardstick import YardstickBefore
 from tests.records_made import yes_or_no
 
 Lines = list[dict[str, Any]]

@@ -17,12 +17,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from pipeline import durable
-from pipeline.artifacts import Adapter, Dataset, Model
+from pipeline.artifacts import Adapter, Dataset, Model, ModelRef
 from pipeline.config import EvaluateConfig, RunConfig, TrainConfig
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain, DropforgeError, Interrupted, StepFailed
 from pipeline.model_folder.manifest import MANIFEST_NAME, model_id, verify_manifest
-from pipeline.model_folder.trained_ids import trained_ids
+from pipeline.model_folder.trained_ids import trained_ids, write_trained_ids
 from pipeline.prompt import fold, prompt_ids
 from pipeline.qlora.generation import Decoding, open_model
 from pipeline.qlora.greedy_decoding import answers
@@ -203,6 +203,17 @@ def test_the_folder_says_what_was_trained_on_beside_its_identity(line: Any, tiny
     assert model_id(folder) == model.model_id
     with pytest.raises(DropforgeError, match=r"trained-ids\.txt has"):
         verify_manifest(folder)
+
+
+def test_a_soup_with_the_champion_has_seen_what_both_have(
+    line: Any, tiny: Any, tiny_llama: Path, tmp_path: Path
+) -> None:
+    champion = tmp_path / "models/c"
+    champion.mkdir(parents=True)
+    write_trained_ids(champion, ["old", "3"])
+    ref = ModelRef(model_id="c", path="models/c", generation=1)
+    attempt = line(tiny_llama, tiny.rows(11, seed=5)).attempt(also_trained_on=(ref,))
+    assert trained_ids(attempt.path(merge(attempt).folder)) == {"old", *map(str, range(11))}
 
 
 def test_merging_twice_gives_the_same_model(line: Any, tiny: Any, tiny_llama: Path) -> None:

@@ -20,8 +20,9 @@ from pipeline.model_folder.manifest import model_id
 from pipeline.prompt import alpaca_prompt, fold
 from pipeline.qlora.loading import chosen_device, load_model, load_tokenizer
 from pipeline.qlora.training.row_order import LengthGroups
+from pipeline.qlora.training.tokenise import Tokeniser, histogram
 from pipeline.qlora.training.trainer import Training, make_trainer
-from pipeline.steps.train import Tokeniser, histogram, train
+from pipeline.steps.train import train
 from tests.prepared_rows import write_rows
 
 Row = dict[str, str]

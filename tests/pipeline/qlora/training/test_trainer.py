@@ -10,7 +10,7 @@ from pipeline.config import RunConfig, TrainConfig
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain
 from pipeline.model_folder.manifest import model_id
-from pipeline.qlora.training import trackers
+from pipeline.qlora.training import trainer
 from pipeline.steps.train import train
 from tests.prepared_rows import write_rows
 
@@ -37,7 +37,7 @@ def attempt(
 def test_a_tracker_that_is_not_installed_is_refused_with_the_command(
     attempt: Callable[[], Attempt], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trackers, "find_spec", lambda _: None)
+    monkeypatch.setattr(trainer, "find_spec", lambda _: None)
     with pytest.raises(CannotTrain, match="'tensorboard', and there is no such package") as caught:
         train(attempt())
     assert "pip install tensorboard" in caught.value.hint

@@ -1,0 +1,57 @@
+"""
+Two adapters of one base combined into a third, without training: PEFT's `add_weighted_adapter`.
+
+`cat` and `svd` are the mean of both updates, exactly or at the larger of both ranks; `ties` and `dare_ties` first drop
+the smallest, or some at random, and what contradicts the majority (arXiv:2306.01708, arXiv:2311.03099).
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline import durable
+from pipeline.qlora.generation import memory_errors
+from pipeline.qlora.loading import arithmetic_dtype, load_model
+from pipeline.qlora.training.search.dev_scores import DevSet
+
+_SAME_RANK = {"ties", "dare_ties"}
+#: Share of each adapter's numbers that `ties` and `dare_ties` keep, and what they weigh: they take a mean themselves.
+_DENSITY, _WHOLE, _HALF = 0.5, 1.0, 0.5
+
+
+def why_not(method: str, first: Path, second: Path) -> str:
+    """Say why two adapters in folders cannot be combined by a method; empty if they can."""
+    configs = [durable.read_object(folder / "adapter_config.json") for folder in (first, second)]
+    if any(one.get("use_dora") or one.get("use_rslora") for one in configs):
+        return "one of them is DoRA's or scaled by rsLoRA, which PEFT cannot combine"
+    ranks = [one.get("r") for one in configs]
+    if method in _SAME_RANK and ranks[0] != ranks[1]:
+        return f'their ranks are {ranks[0]} and {ranks[1]}, and {method} needs equal ones; "cat" and "svd" do not'
+    return ""
+
+
+def combine(
+    dev: DevSet, quantization: Literal["nf4", "none"], method: str, pair: tuple[Path, Path], target: Path
+) -> None:
+    """
+    Save the combination of a pair of adapters in folders, both over the base of `dev`, into the empty folder `target`.
+
+    Raises `StepFailed` if memory does not hold the base.
+    """
+    import torch
+    from peft import PeftModel
+
+    peft: Any = PeftModel
+    with memory_errors():
+        base = load_model(dev.base, dev.device, quantization, arithmetic_dtype(dev.device))
+        model = peft.from_pretrained(base, pair[0], "first")
+        model.load_adapter(pair[1], "second")
+        # `dare_ties` draws what it drops.
+        torch.manual_seed(0)
+        weight = _WHOLE if method in _SAME_RANK else _HALF
+        density = _DENSITY if method in _SAME_RANK else None
+        model.add_weighted_adapter(["first", "second"], [weight] * 2, "soup", method, density=density)
+    model.save_pretrained(target, selected_adapters=["soup"])
+    for path in (target / "soup").iterdir():
+        path.rename(target / path.name)
+    (target / "soup").rmdir()
+    (target / "README.md").unlink(missing_ok=True)

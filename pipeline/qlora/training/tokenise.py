@@ -1,0 +1,83 @@
+"""Rows of text → rows of tokens that the trainer takes: what does not fit is left out whole, and counted."""
+
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline import durable
+from pipeline.artifacts import LengthBin
+from pipeline.contract import Attempt
+from pipeline.errors import CannotTrain
+from pipeline.prompt import Format, completion_ids, fold, holds_special_token, prompt_ids
+from pipeline.qlora.training.trainer import TokenRow
+
+CHECK_EVERY = 500
+_MOST_BINS = 24
+
+
+@dataclass
+class Tokeniser:
+    """Turns rows into tokens, leaving out what cannot be trained whole, and counting it."""
+
+    tokenizer: Any
+    format: Format
+    stops: Sequence[int]
+    window: int
+    """Most tokens of prompt and answer together."""
+    too_long: int = 0
+    spelled: int = 0
+    """Rows whose text holds one of the tokenizer's special tokens; it is plain text to the model."""
+    lengths: list[int] = field(default_factory=list)
+
+    def tokenise(self, attempt: Attempt, path: Path) -> list[TokenRow]:
+        """Return the rows of a JSON Lines file that fit. Raises `Interrupted` if the attempt is asked to stop."""
+        self.too_long = self.spelled = 0
+        self.lengths = []
+        kept = []
+        for number, row in enumerate(_rows(path), start=1):
+            if number % CHECK_EVERY == 1:
+                attempt.check_stop()
+            content = fold(row["instruction"], row["input"])
+            prompt = prompt_ids(self.tokenizer, self.format, content)
+            answer = completion_ids(self.tokenizer, self.format, content, row["output"], self.stops)
+            self.lengths.append(len(prompt) + len(answer))
+            if self.lengths[-1] > self.window:
+                self.too_long += 1
+                continue
+            self.spelled += holds_special_token(self.tokenizer, content, row["output"])
+            kept.append(TokenRow([*prompt, *answer], [0] * len(prompt) + [1] * len(answer), number))
+        if self.too_long or self.spelled:
+            sys.stderr.write(
+                f"{path.name}: {len(kept)} rows kept; left out whole, never cut: {self.too_long} longer than "
+                f"{self.window} tokens; {self.spelled} kept ones spell special tokens of the tokenizer as plain text\n"
+            )
+        return kept
+
+    def refuse_none_left(self, rows: Sequence[TokenRow]) -> None:
+        """Raise `CannotTrain` if the latest file left nothing to train on."""
+        if rows:
+            return
+        shortest, longest = min(self.lengths), max(self.lengths)
+        message = (
+            f"nothing to train on: the {self.too_long} training rows have {shortest} to {longest} tokens, "
+            f"and the window is {self.window}"
+        )
+        raise CannotTrain(message, f"set train.max_length = {longest}, if the base model's own window allows it")
+
+
+def histogram(lengths: Iterable[int]) -> tuple[LengthBin, ...]:
+    """Return how many rows are how long, in at most 24 bins of equal width: a power of two of tokens."""
+    known = list(lengths)
+    width = 1
+    while max(known, default=0) > width * _MOST_BINS:
+        width *= 2
+    counts = Counter(-(-length // width) for length in known)
+    bins = range(min(counts, default=1), max(counts, default=0) + 1)
+    return tuple(LengthBin(tokens=place * width, rows=counts[place]) for place in bins)
+
+
+def _rows(path: Path) -> Iterable[dict[str, Any]]:
+    return durable.read_jsonl(path) if path.exists() else ()

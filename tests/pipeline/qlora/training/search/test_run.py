@@ -1,0 +1,330 @@
+"""Searches with real trainings: what is tried, what is lost, what goes on after a kill, and what is chosen by what."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline import durable
+from pipeline.artifacts import Adapter, Dataset
+from pipeline.config import RunConfig, TrainConfig
+from pipeline.contract import SPEC_NAME, Attempt
+from pipeline.dataset.heldout import dataset_hash
+from pipeline.dev_choice import DevScores, choose
+from pipeline.errors import CannotTrain, Interrupted, StartAgain
+from pipeline.model_folder.manifest import model_id
+from pipeline.qlora.training.search import run as search_run
+from pipeline.qlora.training.search.trial_attempt import BudgetTooSmall, TrialAttempt
+from pipeline.qlora.training.search.trial_files import Ended, TrialFiles
+from pipeline.search.settings import with_settings
+from pipeline.steps.train import train
+
+Row = Mapping[str, Any]
+#: Kills its own process in a trial at a step, as no signal handler and no `finally` would notice.
+KILLED = """
+import os, signal, sys
+from pipeline.__main__ import main
+from pipeline.qlora.training.search.trial_attempt import TrialAttempt
+
+progress = TrialAttempt.progress
+
+def killed(self, done, total, **fields):
+    progress(self, done, total, **fields)
+    if self.spec.checkpoints.endswith("trial-{trial}") and fields.get("loss") is not None and done >= {step}:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+TrialAttempt.progress = killed
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture(autouse=True)
+def _on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DROPFORGE_DEVICE", "cpu")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+class Bench:
+    """Searches on 32 rows, four steps an epoch, with so many dev rows."""
+
+    def __init__(self, root: Path, base: Path, tiny: Any, make_attempt: Callable[..., Attempt]) -> None:
+        self.root, self.base, self.tiny, self.make_attempt = root, base, tiny, make_attempt
+
+    def attempt(self, space: Any, *, dev: int = 20, heldout: Sequence[Row] = (), **settings: Any) -> Attempt:
+        """Make the next attempt at a training; settings of the search go by `search_...`."""
+        rows = [{"id": str(number), **row} for number, row in enumerate(self.tiny.rows(32 + dev, seed=5))]
+        parts = {"train": rows[:32], "dev": rows[32:], "heldout": heldout}
+        (self.root / "data").mkdir(exist_ok=True)
+        for name, part in parts.items():
+            (self.root / "data" / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in part))
+        dataset = Dataset(
+            folder="data", train_rows=32, dev_rows=dev, heldout_rows=len(heldout), heldout_groups=0,
+            heldout_pinned=False, heldout_version="v", dataset_sha256=dataset_hash(self.root / "data"), duplicates=0,
+            replaced=0, removed_heldout=0, metric="exact_match", max_new_tokens=8,
+        )  # fmt: skip
+        search = {name.removeprefix("search_"): settings.pop(name) for name in list(settings) if "search_" in name}
+        small = {"quantization": "none", "rank": 4, "learning_rate": 3e-3}
+        config = RunConfig(
+            track="default", base_model=str(self.base), base_model_id=model_id(self.base), salt="s",
+            train=TrainConfig.model_validate({**small, **settings, "search": {"space": space, **search}}),
+        )  # fmt: skip
+        return self.make_attempt("train", config=config, inputs={"prepare": dataset})
+
+    def train(self, space: Any, **settings: Any) -> tuple[Adapter, Mapping[str, torch.Tensor]]:
+        """Return what the train step makes, and its weights; forgets what other searches of the run left."""
+        attempt = self.attempt(space, **settings)
+        TrialFiles(attempt.path(attempt.spec.checkpoints)).clear() if attempt.spec.attempt > 1 else None
+        return weights_of(attempt)
+
+
+def weights_of(attempt: Attempt) -> tuple[Adapter, Mapping[str, torch.Tensor]]:
+    adapter = train(attempt)
+    return adapter, load_file(attempt.path(adapter.folder) / "adapter_model.safetensors")
+
+
+def same(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def ended(attempt: Attempt) -> list[Ended]:
+    return TrialFiles(attempt.path(attempt.spec.checkpoints)).ended()
+
+
+@pytest.fixture
+def bench(tmp_path: Path, tiny: Any, tiny_llama: Path, make_attempt: Callable[..., Attempt]) -> Bench:
+    return Bench(tmp_path, tiny_llama, tiny, make_attempt)
+
+
+def test_a_grid_trains_all_and_hands_over_the_one_that_the_dev_rows_choose(bench: Bench) -> None:
+    attempt = bench.attempt({"learning_rate": [1e-7, 3e-3]})
+    adapter, weights = weights_of(attempt)
+    low, high = adapter.candidates
+    assert [one.settings for one in adapter.candidates] == [{"learning_rate": 1e-7}, {"learning_rate": 3e-3}]
+    assert (low.outcome, high.outcome, low.scored_by) == ("finished", "finished", "nll")
+    assert (low.chosen, high.chosen, high.why) == (False, True, "the best on the dev rows")
+    assert low.dev_score is not None
+    assert high.dev_score is not None
+    assert low.dev_score < high.dev_score
+    assert high.dev_loss == pytest.approx(-high.dev_score, abs=0.02), "asked anew, it says what it did in training"
+    assert adapter.seconds == pytest.approx(low.seconds + high.seconds)
+    assert low.tokens == high.tokens == adapter.trained_tokens
+    assert sorted(path.name for path in attempt.folder.rglob("*")) == [
+        "adapter", "adapter_config.json", "adapter_model.safetensors",
+    ]  # fmt: skip
+    # A training by itself with these settings comes to the same weights.
+    alone, expected = bench.train({}, learning_rate=3e-3)
+    assert same(weights, expected)
+    assert (alone.candidates, alone.loss_curve) == ((), adapter.loss_curve)
+
+
+def test_progress_names_the_trial_and_the_time_of_all(bench: Bench) -> None:
+    attempt = bench.attempt({"rank": [2, 4]})
+    seen: list[dict[str, Any]] = []
+
+    def see(done: int, total: int, **fields: Any) -> None:
+        seen.append({"done": done, "total": total, **fields})
+
+    attempt.progress = see  # type: ignore[method-assign]
+    train(attempt)
+    notes = [one["note"] for one in seen if "note" in one]
+    assert list(dict.fromkeys(notes)) == ["trial 1 of 2: rank 2", "trial 2 of 2: rank 4"]
+    first = next(one for one in seen if one["done"] == 4 and one.get("loss") and one["note"].startswith("trial 1"))
+    assert first["eta_seconds"] > 0, "the first trial is over, and the second one to come"
+
+
+@pytest.mark.long
+def test_optuna_searches_and_a_killed_step_goes_on_where_it_was(bench: Bench, tmp_path: Path) -> None:
+    space = {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}, "rank": [2, 4]}
+    settings: dict[str, Any] = {
+        "search_method": "tpe", "search_trials": 3, "dropout": 0.1, "checkpoint_minutes": 1e-6,
+    }  # fmt: skip
+    whole, expected = bench.train(space, **settings)
+    assert len(whole.candidates) == 3
+    attempt = bench.attempt(space, **settings)
+    TrialFiles(attempt.path(attempt.spec.checkpoints)).clear()
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED.format(trial=2, step=2))
+    spec = attempt.folder / SPEC_NAME
+    durable.write_json(spec, attempt.spec.model_dump(mode="json"))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, script, "train", spec], env=environment, check=False, capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert len(ended(attempt)) == 1
+    before = (attempt.path(attempt.spec.checkpoints) / "trial-1/ended.json").read_bytes()
+    again = bench.attempt(space, **settings)
+    adapter, weights = weights_of(again)
+    assert (again.path(again.spec.checkpoints) / "trial-1/ended.json").read_bytes() == before, "it was not done again"
+    assert same(weights, expected)
+    told = [one.model_dump(exclude={"seconds"}) for one in adapter.candidates]
+    assert told == [one.model_dump(exclude={"seconds"}) for one in whole.candidates]
+
+
+def test_a_search_that_is_asked_to_stop_goes_on_in_its_trial(bench: Bench) -> None:
+    space = {"rank": [2, 4]}
+    _, expected = bench.train(space, dropout=0.1)
+    attempt = bench.attempt(space, dropout=0.1)
+    files = TrialFiles(attempt.path(attempt.spec.checkpoints))
+    files.clear()
+    report = attempt.progress
+
+    def stop(done: int, total: int, **fields: Any) -> None:
+        report(done, total, **fields)
+        if fields.get("note", "").startswith("trial 2") and fields.get("loss") is not None and done >= 2:
+            attempt.stop.set()
+
+    attempt.progress = stop  # type: ignore[method-assign]
+    with pytest.raises(Interrupted, match="left a checkpoint at step 3 of 4"):
+        train(attempt)
+    begun = files.begun(2)
+    assert begun is not None
+    assert (len(files.ended()), begun.deaths, begun.running, begun.seconds > 0) == (1, 0, False, True)
+    adapter, weights = weights_of(bench.attempt(space, dropout=0.1))
+    assert same(weights, expected)
+    resumed = ended(attempt)[1].once
+    assert resumed is not None
+    assert resumed.trained.resumed_from_step == 3
+    assert len(adapter.candidates) == 2
+
+
+def test_a_trial_worse_than_the_median_is_pruned(bench: Bench) -> None:
+    attempt = bench.attempt({"learning_rate": [3e-3, 2e-3, 4e-3, 1e-7]})
+    adapter, _ = weights_of(attempt)
+    *whole, hopeless = adapter.candidates
+    assert [one.outcome for one in adapter.candidates] == ["finished"] * 3 + ["pruned"]
+    assert (hopeless.dev_score, hopeless.chosen) == (None, False)
+    assert hopeless.dev_loss is not None
+    assert hopeless.tokens < whole[0].tokens
+    assert not list(attempt.path(attempt.spec.checkpoints).glob("trial-*/step-*"))
+
+
+def test_a_trial_that_diverges_is_one_trial_lost(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def far(whole: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
+        made = with_settings(whole, settings)
+        # Beyond what settings may say, so that it diverges on every processor.
+        return made.model_copy(update={"learning_rate": 1e30}) if settings["learning_rate"] > 1 else made
+
+    monkeypatch.setattr(search_run, "with_settings", far)
+    adapter, _ = bench.train({"learning_rate": [9.0, 3e-3]})
+    lost, kept = adapter.candidates
+    assert (lost.outcome, lost.chosen, kept.outcome, kept.chosen) == ("failed", False, "finished", True)
+    assert "diverged" in lost.why
+    attempt = bench.attempt({"learning_rate": [9.0, 8.0]})
+    with pytest.raises(CannotTrain, match=r"all 2 trials of the search failed, the first so: .*diverged") as raised:
+        train(attempt)
+    assert "learning_rate" in raised.value.hint
+    assert ended(attempt) == [], "a retry begins anew"
+
+
+def test_an_error_that_nobody_foresaw_loses_the_trial_and_the_next_begins_in_a_fresh_process(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = bench.attempt({"rank": [2, 4]})
+
+    def broken(*_arguments: object) -> None:
+        message = "device-side assert triggered"
+        raise RuntimeError(message)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.steps.train.fit_in_processes", broken)
+        with pytest.raises(StartAgain):
+            train(attempt)
+    adapter, _ = weights_of(bench.attempt({"rank": [2, 4]}))
+    lost, kept = adapter.candidates
+    assert (lost.outcome, lost.why) == ("failed", "RuntimeError: device-side assert triggered")
+    assert kept.chosen
+
+
+def test_a_trial_whose_process_vanishes_twice_is_lost(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Vanished(BaseException):
+        """As a kill: nobody catches it."""
+
+    def vanish(*_arguments: object) -> None:
+        raise Vanished
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.steps.train.fit_in_processes", vanish)
+        for _ in range(2):
+            with pytest.raises(Vanished):
+                train(bench.attempt({"rank": [2, 4]}))
+    adapter, _ = weights_of(bench.attempt({"rank": [2, 4]}))
+    lost, kept = adapter.candidates
+    assert "vanished 2 times in a row" in lost.why
+    assert kept.chosen
+
+
+@pytest.mark.long
+def test_with_a_hundred_dev_rows_the_tracks_metric_chooses(bench: Bench) -> None:
+    adapter, _ = bench.train({"rank": [2, 4]}, dev=100, max_length=256)
+    for one in adapter.candidates:
+        assert one.scored_by == "exact_match"
+        assert one.dev_score is not None
+        assert 0 <= one.dev_score <= 100
+
+
+def test_a_tie_goes_to_the_cheaper_one(bench: Bench) -> None:
+    attempt = bench.attempt({"rank": [8, 2]}, learning_rate=1e-6)
+    adapter, _ = weights_of(attempt)
+    large, small = adapter.candidates
+    scores = [DevScores(one.scores, one.weights, one.once.cost) for one in ended(attempt) if one.once]
+    assert scores[1].cost < scores[0].cost
+    assert [large.chosen, small.chosen] == [choose(scores) == 0, choose(scores) == 1]
+
+
+def test_the_choice_never_looks_at_a_heldout_record(bench: Bench) -> None:
+    """Held-out records that contradict the dev rows in all, then ones that agree: nothing differs, nobody reads."""
+    space = {"learning_rate": [1e-7, 3e-3]}
+    opened: list[str] = []
+
+    def heard(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" and str(arguments[0]).endswith("heldout.jsonl") and listening:
+            opened.append(str(arguments[0]))
+
+    listening = False
+    sys.addaudithook(heard)
+    found = []
+    for output in ("nothing of the kind", "billing"):
+        rows = [{"id": f"h{number}", **row, "output": output} for number, row in enumerate(bench.tiny.rows(40, seed=9))]
+        attempt = bench.attempt(space, heldout=rows)
+        files = TrialFiles(attempt.path(attempt.spec.checkpoints))
+        if files.folder.exists():
+            files.clear()
+        listening = True
+        adapter, weights = weights_of(attempt)
+        listening = False
+        found.append((adapter, weights))
+    (first, expected), (second, weights) = found
+    assert same(weights, expected)
+    told = [[one.model_dump(exclude={"seconds"}) for one in adapter.candidates] for adapter in (first, second)]
+    assert told[0] == told[1]
+    assert len(opened) == 2, "once a run, for the hash that says whether the data is what `prepare` froze"
+
+
+def test_too_few_dev_rows_are_refused(bench: Bench) -> None:
+    with pytest.raises(CannotTrain, match="there are 12 of them: 20 are needed") as raised:
+        bench.train({"rank": [2, 4]}, dev=12)
+    assert "split.dev" in raised.value.hint
+
+
+def test_a_budget_too_small_for_one_trial_is_refused_once_that_is_known(bench: Bench) -> None:
+    attempt = bench.attempt({"rank": [2, 4]}, epochs=20, search_hours=1e-6)
+    with pytest.raises(BudgetTooSmall, match=r"one trial takes about .*, and train.search.hours = 1e-06") as raised:
+        train(attempt)
+    assert "raise train.search.hours" in raised.value.hint
+    assert ended(attempt) == []
+
+
+def test_no_trial_begins_that_does_not_fit_into_the_hours(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(TrialAttempt, "seconds", 1200.0)
+    adapter, _ = bench.train({"rank": [2, 3, 4, 5]}, search_hours=0.7)
+    assert [one.seconds for one in adapter.candidates] == [1200.0, 1200.0], "a third would end after an hour"
+    assert "no further trial fits" in capsys.readouterr().err

@@ -1,0 +1,78 @@
+"""What is tried next, and what is given up: the same for the same past, in whatever process."""
+
+from typing import Any
+
+import pytest
+
+from pipeline.config import TrainConfig
+from pipeline.qlora.training.search.suggest import MedianRule, Tried, suggest
+
+SPACE = {
+    "learning_rate": {"low": 1e-5, "high": 1e-2, "log": True},
+    "rank": {"low": 4, "high": 64},
+    "schedule": ["cosine", "linear"],
+    "targets": [["mlp"], ["all-linear"]],
+}
+
+
+def searched(count: int, train: TrainConfig, past: list[Tried] | None = None) -> list[Tried]:
+    """Let a search go on for so many trials, each as good as its learning rate is near to 1e-3."""
+    past = list(past or [])
+    for _ in range(count):
+        settings = suggest(train, past)
+        if settings is None:
+            break
+        past.append(Tried(settings, -abs(settings["learning_rate"] - 1e-3), {50: 1.0, 100: 0.5}))
+    return past
+
+
+def tpe(**more: Any) -> TrainConfig:
+    return TrainConfig.model_validate({"search": {"method": "tpe", "trials": 12, "space": SPACE, **more}})
+
+
+def test_a_grid_is_gone_through_in_its_order() -> None:
+    train = TrainConfig.model_validate({"search": {"space": {"rank": [8, 16], "alpha": [1, 2]}}})
+    past: list[Tried] = []
+    while (settings := suggest(train, past)) is not None:
+        past.append(Tried(settings, None, {}))
+    assert [tuple(one.settings.values()) for one in past] == [(8, 1), (8, 2), (16, 1), (16, 2)]
+
+
+def test_optuna_draws_the_same_in_one_go_and_after_a_restart() -> None:
+    whole = searched(12, tpe())
+    assert searched(7, tpe(), whole[:5]) == whole
+    assert len(whole) == 12
+    for one in whole:
+        settings = TrainConfig.model_validate(one.settings)
+        assert 1e-5 <= settings.learning_rate <= 1e-2
+        assert isinstance(one.settings["rank"], int)
+    assert len({repr(one.settings) for one in whole}) == 12
+    assert searched(3, tpe().model_copy(update={"seed": 7}))[0] != whole[0]
+
+
+def test_what_was_pruned_or_failed_is_told_to_optuna_too() -> None:
+    past = [Tried(one.settings, None, {50: 2.0} if place % 2 else {}) for place, one in enumerate(searched(8, tpe()))]
+    assert suggest(tpe(), past) is not None
+
+
+def test_a_search_ends_with_its_trials_or_when_all_was_tried() -> None:
+    assert len(searched(5, tpe(trials=3))) == 3
+    rates = [1e-4, 1e-3]
+    found = searched(9, tpe(space={"learning_rate": rates}))
+    assert sorted(one.settings["learning_rate"] for one in found) == rates
+
+
+@pytest.mark.parametrize(
+    ("earlier", "losses", "ends"),
+    [
+        ([{50: 1.0}, {50: 2.0}, {50: 3.0}], {50: 2.5}, True),
+        ([{50: 1.0}, {50: 2.0}, {50: 3.0}], {50: 1.5}, False),
+        ([{50: 1.0}, {50: 2.0}, {50: 3.0}], {25: 0.5, 50: 2.5}, False),  # it had been better
+        ([{50: 1.0}, {50: 2.0}], {50: 9.0}, False),  # too few to know
+        ([{50: 1.0}, {50: 2.0}, {50: 3.0}], {33: 9.0}, False),  # nobody was measured there
+    ],
+)
+def test_the_median_of_those_before_ends_a_trial(
+    earlier: list[dict[int, float]], losses: dict[int, float], ends: bool
+) -> None:
+    assert MedianRule(tuple(earlier))(losses) is ends

@@ -1,0 +1,69 @@
+"""The table [train.search]: what may be tried, and what is refused with the way out."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from pipeline.config import TrainConfig
+from pipeline.search.settings import grid, most_trials, with_settings
+
+
+def train(**search: Any) -> TrainConfig:
+    return TrainConfig.model_validate({"rank": 8, "search": search})
+
+
+@pytest.mark.parametrize(
+    ("search", "words"),
+    [
+        ({"space": {"learningrate": [1e-4, 2e-4]}}, "there is no setting train.learningrate; did you mean 'learning_r"),
+        ({"space": {"zebra": [1, 2]}}, "there is no setting train.zebra; what can be tried: alpha, batch_size, clip, "),
+        ({"space": {"rank": [8, 0]}}, "search.space.rank has 0: Input should be greater than or equal to 1"),
+        ({"space": {"rank": [8, "many"]}}, "search.space.rank has 'many': Input should be a valid integer"),
+        ({"space": {"method": ["lora", "lara"]}}, "search.space.method has 'lara': Input should be 'lora'"),
+        ({"space": {"rank": [8, 8]}}, "search.space.rank must have values that differ"),
+        ({"space": {"rank": []}}, "search.space.rank must have values that differ"),
+        ({"space": {"max_length": [256, 512]}}, "search.space.max_length: all trials have it in common"),
+        ({"space": {"search": [1, 2]}}, "search.space.search: all trials have it in common"),
+        ({"space": {"rank": {"low": 8, "high": 64}}}, 'a grid has no values: name them, or set search.method = "tpe"'),
+        ({"space": {"rank": list(range(1, 10))}}, "9 combinations, and search.trials = 8: raise search.trials"),
+        ({"method": "tpe", "space": {"rank": {"low": 9, "high": 8}}}, "low must be below high"),
+        ({"method": "tpe", "space": {"dropout": {"low": 0, "high": 0.5, "log": True}}}, "with log = true above 0"),
+        ({"method": "tpe", "space": {"rank": {"low": 0, "high": 8}}}, "search.space.rank has 0: Input should be"),
+        ({"method": "tpe", "space": {"rank": {"low": 4.5, "high": 8}}}, "search.space.rank has 4.5: Input should be"),
+        ({"method": "tpe", "space": {"schedule": {"low": 0, "high": 8}}}, "train.schedule is no number"),
+        ({"method": "tpe", "space": {"rslora": {"low": 0, "high": 1}}}, "train.rslora is no number"),
+        ({"trials": 1, "space": {"rank": [8, 16]}}, "greater than or equal to 2"),
+        ({"hours": -1}, "greater than or equal to 0"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_with_the_way_out(search: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError) as raised:
+        train(**search)
+    assert words in str(raised.value)
+
+
+def test_a_grid_has_all_combinations_in_its_order() -> None:
+    search = train(space={"rank": [8, 16], "rslora": [True, False], "targets": [["mlp"]]}).search
+    assert list(grid(search)) == [
+        {"rank": 8, "rslora": True, "targets": ("mlp",)},
+        {"rank": 8, "rslora": False, "targets": ("mlp",)},
+        {"rank": 16, "rslora": True, "targets": ("mlp",)},
+        {"rank": 16, "rslora": False, "targets": ("mlp",)},
+    ]
+    assert most_trials(search) == 4
+    assert most_trials(train(method="tpe", trials=3, space={"rank": [8, 16]}).search) == 3
+
+
+def test_a_trial_has_its_own_settings_and_no_search() -> None:
+    whole = TrainConfig.model_validate({"preset": "fast", "search": {"space": {"rank": [8, 16], "epochs": [1, 2]}}})
+    trial = with_settings(whole, {"rank": 16, "epochs": 2})
+    assert (trial.rank, trial.epochs, trial.learning_rate) == (16, 2.0, 4e-4)
+    assert not trial.search.space
+
+
+def test_a_search_survives_its_way_through_json() -> None:
+    space = {"rank": {"low": 8, "high": 64, "log": True}, "rslora": [True, False], "targets": [["mlp"], ["q_proj"]]}
+    whole = train(method="tpe", space=space)
+    assert TrainConfig.model_validate_json(whole.model_dump_json()) == whole
+    assert whole.decisive() != train(method="tpe", space={"rank": [8, 16]}).decisive()
