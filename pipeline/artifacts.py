@@ -97,7 +97,6 @@ class Dataset(Artifact):
     near_duplicates: int = 0
     """Training rows left out because they are too near to a held-out record; beside `removed_heldout`."""
     overlaps: tuple[Overlap, ...] = ()
-    """Some of them, for the report."""
     heldout_duplicates: int = 0
     """Held-out rows too near to another held-out record: neither scored nor trained on."""
     seen_by_champion: int = 0
@@ -165,8 +164,8 @@ class Adapter(Artifact):
     peak_memory_bytes: int = 0
     candidates: tuple[Candidate, ...] = ()
     """Of a search, all that were tried; what stands above is the chosen one's, the seconds are those of all."""
+    #: Models whose training rows are in this adapter, too: it was combined with theirs.
     also_trained_on: tuple[ModelRef, ...] = ()
-    """Models whose training rows are in this adapter, too: it was combined with theirs."""
     seconds: float
 
 
@@ -209,7 +208,6 @@ class Scores(Frozen):
     length_ratio: float | None = None
     """Median of answer length over reference length, in words."""
     answer_tokens: float = 0.0
-    """Mean tokens an answer."""
     seconds_per_answer: float | None = None
     """Mean time an answer took to generate, in its batch; cached answers count with the time that they took then."""
     size_bytes: int = 0

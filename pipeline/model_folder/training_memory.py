@@ -33,7 +33,7 @@ OVERHEAD = {"cpu": 1.25, "cuda": 1.1}
 #: Python, torch and the libraries as they are imported; a card's context is there before its free memory is asked.
 _LIBRARIES_BYTES = {"cpu": 600 << 20, "cuda": 0}
 #: Logits of a chunk in float32, their copy in 16 bits, and the gradients of both; a chunk as in
-#: pipeline.qlora.training.answer_loss.
+#: pipeline.qlora.training.passes.answer_loss.
 LOGITS_BYTES = 1 << 26
 _LOGITS_COPIES = 3
 _WIDE, _NARROW = 4, 2

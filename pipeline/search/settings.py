@@ -51,10 +51,6 @@ def check_search(search: SearchConfig, train: BaseModel, fixed: set[str]) -> Non
 
     `fixed` are settings that all trials have in common.
     """
-    methods = {_of(train, "method"), *_listed(search, "method")} if search.space else set()
-    if methods - {"lora", "dora"}:
-        msg = 'search chooses among adapters: set method and search.space.method to "lora" or "dora", or space = {}'
-        raise ValueError(msg)
     for name, values in search.space.items():
         _check_name(name, type(train).model_fields, fixed)
         tried = (values.low, values.high) if isinstance(values, Range) else values
@@ -65,6 +61,10 @@ def check_search(search: SearchConfig, train: BaseModel, fixed: set[str]) -> Non
             _check_range(values, search.method, train, name)
         for value in tried:
             _check_value(train, name, value)
+    methods = {_of(train, "method"), *_listed(search, "method")} if search.space else set()
+    if methods - {"lora", "dora"}:
+        msg = 'search chooses among adapters: set method and search.space.method to "lora" or "dora", or space = {}'
+        raise ValueError(msg)
     if search.space and search.method == "grid" and (size := grid_size(search)) > search.trials:
         msg = (
             f"search.space has {size} combinations, and search.trials = {search.trials}: raise search.trials, name "

@@ -15,7 +15,7 @@ from typing import Any
 from pipeline.artifacts import Dataset
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain
-from pipeline.qlora.training.answer_loss import answer_tokens
+from pipeline.qlora.training.passes.answer_loss import answer_tokens
 from pipeline.qlora.training.row_order import LengthGroups
 
 BEST = "best.safetensors"

@@ -101,10 +101,8 @@ def _by_metric(dev: DevSet, asked: AskedModel, attempt: Attempt) -> Scored:
         for place, answer in zip(batch, found, strict=True):
             texts[place] = answer.text
         done += len(batch)
-    metric = METRICS[dev.metric]
-    sign = 1 if metric.higher_is_better else -1
-    scores = metric.scores(texts, [[reference] for reference in dev.references])
-    return Scored(dev.metric, tuple(sign * score for score in scores), (1.0,) * len(scores))
+    scores = METRICS[dev.metric].scores(texts, [[reference] for reference in dev.references])
+    return Scored(dev.metric, tuple(scores), (1.0,) * len(scores))
 
 
 def _by_likelihood(dev: DevSet, asked: AskedModel, attempt: Attempt) -> Scored:

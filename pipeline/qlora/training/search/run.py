@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.contract import Attempt
-from pipeline.dev_choice import DevScores, choose
 from pipeline.errors import CannotTrain, DropforgeError, Interrupted, StartAgain, StepFailed, is_disk_full
 from pipeline.qlora.training.search.dev_scores import Scored
 from pipeline.qlora.training.search.soup import why_not
@@ -18,6 +17,7 @@ from pipeline.qlora.training.search.suggest import MedianRule, Tried, suggest
 from pipeline.qlora.training.search.trial_attempt import BudgetTooSmall, TrialAttempt
 from pipeline.qlora.training.search.trial_files import MOST_DEATHS, Begun, Ended, TrainedOnce, TrialFiles
 from pipeline.search.candidate import Candidate, settings_words
+from pipeline.search.choice import DevScores, choose
 from pipeline.search.settings import most_trials, with_settings
 
 _TRIAL = "trial "

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.qlora.training.data_parallel.sharing import Place, any_process, seed_step, summed
-from pipeline.qlora.training.packing import collate, passes
+from pipeline.qlora.training.passes.packing import collate, passes
 
 
 def step_of(count: int) -> dict[str, Any]:

@@ -18,12 +18,12 @@ from pipeline.artifacts import Adapter, Dataset
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.contract import SPEC_NAME, Attempt
 from pipeline.dataset.heldout import dataset_hash
-from pipeline.dev_choice import DevScores, choose
 from pipeline.errors import CannotTrain, Interrupted, StartAgain
 from pipeline.model_folder.manifest import model_id
 from pipeline.qlora.training.search import run as search_run
 from pipeline.qlora.training.search.trial_attempt import BudgetTooSmall, TrialAttempt
 from pipeline.qlora.training.search.trial_files import Ended, TrialFiles
+from pipeline.search.choice import DevScores, choose
 from pipeline.search.settings import with_settings
 from pipeline.steps.train import train
 

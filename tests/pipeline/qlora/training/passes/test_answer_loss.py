@@ -15,10 +15,10 @@ from trl import SFTTrainer
 from pipeline.config import TrainConfig
 from pipeline.errors import CannotTrain
 from pipeline.qlora.loading import load_model, load_tokenizer
-from pipeline.qlora.training import answer_loss
 from pipeline.qlora.training import trainer as trainer_module
-from pipeline.qlora.training.answer_loss import has_plain_head, summed_loss
-from pipeline.qlora.training.packing import collate, passes
+from pipeline.qlora.training.passes import answer_loss
+from pipeline.qlora.training.passes.answer_loss import has_plain_head, summed_loss
+from pipeline.qlora.training.passes.packing import collate, passes
 from pipeline.qlora.training.trainer import TokenRow, Training, make_trainer
 from tests.made_adapters import trainer_of
 

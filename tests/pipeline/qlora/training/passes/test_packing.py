@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.qlora.training import trainer as trainer_module
-from pipeline.qlora.training.packing import collate, passes
+from pipeline.qlora.training.passes.packing import collate, passes
 from pipeline.qlora.training.trainer import TokenRow
 from tests import made_adapters
 from tests.made_adapters import token_rows

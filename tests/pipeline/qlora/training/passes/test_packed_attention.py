@@ -14,9 +14,9 @@ from trl import SFTTrainer
 
 from pipeline.config import TrainConfig
 from pipeline.qlora.loading import load_model, load_tokenizer
-from pipeline.qlora.training import packed_attention
-from pipeline.qlora.training.packed_attention import enable_packing
-from pipeline.qlora.training.packing import collate, passes
+from pipeline.qlora.training.passes import packed_attention
+from pipeline.qlora.training.passes.packed_attention import enable_packing
+from pipeline.qlora.training.passes.packing import collate, passes
 from pipeline.qlora.training.trainer import TokenRow, Training, make_trainer
 from tests.made_adapters import token_rows, trainer_of
 
