@@ -171,8 +171,8 @@ def _search(attempt: Attempt, prepared: Prepared) -> Found:
     settings = {**config.train.decisive(), "search": searched, "soup": ()}
     work = Work(
         train=lambda trial, folder, prune: _train_once(trial, prepared, folder, prune),
-        score=lambda trial, folder, once: score_dev(dev, folder, once.plan.quantization, trial),
-        combine=lambda method, pair, once, folder: combine(dev, once.plan.quantization, method, pair, folder),
+        score=lambda trial, folder: score_dev(dev, folder, trial),
+        combine=lambda method, pair, folder: combine(dev, method, pair, folder),
     )
     return search(attempt, prepared.mark(settings, config.base_model_id), work)
 

@@ -4,7 +4,7 @@ import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pipeline.contract import Attempt
 from pipeline.errors import StepFailed
@@ -60,9 +60,9 @@ class Scored:
     """1 for a metric, else the answer's tokens."""
 
 
-def score_dev(dev: DevSet, adapter: Path, quantization: Literal["nf4", "none"], attempt: Attempt) -> Scored:
+def score_dev(dev: DevSet, adapter: Path, attempt: Attempt) -> Scored:
     """
-    Return what the base with the adapter in a folder, not merged, makes of the dev rows.
+    Return what the 16-bit base, which is merged and judged, makes of the dev rows with the adapter in a folder.
 
     Raises `Interrupted` if the attempt is asked to stop, `StepFailed` if memory does not suffice, or if the model says
     something that is no number.
@@ -77,7 +77,7 @@ def score_dev(dev: DevSet, adapter: Path, quantization: Literal["nf4", "none"], 
     attempt.check_stop()
     peft: Any = PeftModel
     with memory_errors():
-        base: Any = load_model(dev.base, dev.device, quantization, arithmetic_dtype(dev.device))
+        base: Any = load_model(dev.base, dev.device, dtype=arithmetic_dtype(dev.device))
         # The base model's own class, its layers adapted: the wrapper hides which arguments it takes.
         model = peft.from_pretrained(base, adapter).get_base_model().eval()
     asked = AskedModel(model, dev.tokenizer, dev.ends)

@@ -34,10 +34,10 @@ class Work:
 
     train: Callable[[Attempt, Path, MedianRule], TrainedOnce]
     """Trains once by the attempt's settings and leaves the adapter in a folder."""
-    score: Callable[[Attempt, Path, TrainedOnce], Scored]
+    score: Callable[[Attempt, Path], Scored]
     """Asks an adapter the dev rows."""
-    combine: Callable[[str, tuple[Path, Path], TrainedOnce, Path], None]
-    """Combines two adapters by a method into a folder; one of them was made by the training that is given."""
+    combine: Callable[[str, tuple[Path, Path], Path], None]
+    """Combines two adapters by a method into a folder."""
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ class _Search:
         kept = {"losses": {} if begun.of else once.trained.dev_losses, "once": once}
         if once.trained.pruned:
             return {"outcome": "pruned", **kept}
-        scored = self.work.score(trial, self.files.adapter(number), once)
+        scored = self.work.score(trial, self.files.adapter(number))
         return {"outcome": "finished", "by": scored.by, "scores": scored.scores, "weights": scored.weights, **kept}
 
     def _median(self) -> MedianRule:
@@ -220,9 +220,7 @@ class _Search:
         known = {_name(one.number): one.once for one in self.files.ended()}
         best, other = (known.get(name) for name in begun.of)
         assert best is not None  # noqa: S101 - it finished
-        self.work.combine(
-            begun.settings["soup"], (self._adapter(begun.of[0]), self._adapter(begun.of[1])), best, target
-        )
+        self.work.combine(begun.settings["soup"], (self._adapter(begun.of[0]), self._adapter(begun.of[1])), target)
         return best.model_copy(update={"cost": best.cost + (other or best).cost})
 
 

@@ -6,7 +6,7 @@ the smallest, or some at random, and what contradicts the majority (arXiv:2306.0
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pipeline import durable
 from pipeline.qlora.generation import memory_errors
@@ -29,9 +29,7 @@ def why_not(method: str, first: Path, second: Path) -> str:
     return ""
 
 
-def combine(
-    dev: DevSet, quantization: Literal["nf4", "none"], method: str, pair: tuple[Path, Path], target: Path
-) -> None:
+def combine(dev: DevSet, method: str, pair: tuple[Path, Path], target: Path) -> None:
     """
     Save the combination of a pair of adapters in folders, both over the base of `dev`, into the empty folder `target`.
 
@@ -42,7 +40,7 @@ def combine(
 
     peft: Any = PeftModel
     with memory_errors():
-        base = load_model(dev.base, dev.device, quantization, arithmetic_dtype(dev.device))
+        base = load_model(dev.base, dev.device, dtype=arithmetic_dtype(dev.device))
         model = peft.from_pretrained(base, pair[0], "first")
         model.load_adapter(pair[1], "second")
         # `dare_ties` draws what it drops.

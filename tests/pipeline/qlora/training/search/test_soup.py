@@ -57,7 +57,7 @@ def test_two_adapters_become_one(adapters: tuple[Path, Path], tiny_llama: Path, 
     dev = DevSet(tiny_llama, "cpu", load_tokenizer(tiny_llama), (2,), [], [], "exact_match", Decoding(8, 1.0, 4))
     target = tmp_path / "soup"
     target.mkdir()
-    combine(dev, "none", method, adapters, target)
+    combine(dev, method, adapters, target)
     assert sorted(path.name for path in target.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
     mean = (update_of(adapters[0]) + update_of(adapters[1])) / 2
     if method == "cat":
