@@ -13,7 +13,7 @@ from pipeline.artifacts import Judgement, Verdict
 from pipeline.config import GateConfig, GuardConfig
 from pipeline.errors import StepFailed
 from pipeline.evaluation.scoring import compare
-from pipeline.gate.comparison import Comparison, Former, Opinion, Suite
+from pipeline.gate.comparison import DEGENERATE, Comparison, Former, Opinion, Suite
 from pipeline.gate.slices import Known
 from pipeline.gate.statistics import Floats
 from pipeline.gate.verdict import Rules, decide_verdict, weigh
@@ -391,9 +391,9 @@ def likelihoods(rise: float) -> tuple[Floats, Floats]:
 
 
 def bad(kind: str) -> dict[str, Floats]:
-    pair = np.zeros((300, 2))
-    pair[:60, 0] = 1
-    return {kind: pair}
+    pairs = {one: np.zeros((300, 2)) for one in DEGENERATE}
+    pairs[kind][:60, 0] = 1
+    return pairs
 
 
 LOST_SUITE = (Suite("builtin", np.tile([0.0, 1.0], (100, 1))),)

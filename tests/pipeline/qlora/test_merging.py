@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from pipeline.errors import StepFailed
+from pipeline.errors import CannotTrain, StepFailed
 from pipeline.qlora import merging
 from pipeline.qlora.loading import load_tokenizer
 from pipeline.qlora.merging import Answering, ask, ask_trained, compare, merge_into
@@ -123,5 +123,5 @@ def test_a_trained_weight_that_is_no_number_in_the_bases_dtype_is_refused(
     made = save_trained(base, tmp_path / "weights.safetensors")
     made[UP][3, 5] = broken
     save_file(made, tmp_path / "weights.safetensors")
-    with pytest.raises(StepFailed, match=r"layers\.1\.mlp\.up_proj\.weight would hold numbers that are not finite"):
+    with pytest.raises(CannotTrain, match=r"layers\.1\.mlp\.up_proj\.weight would hold numbers that are not finite"):
         merge(base, tmp_path / "weights.safetensors")
