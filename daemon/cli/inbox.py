@@ -82,6 +82,8 @@ def init(
 
     if base_model is not None:
         check_base(base_model)
+        # As the settings are read: without "..", and links stay.
+        base_model = Path(os.path.abspath(base_model))  # noqa: PTH100
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / FILE_NAME
     try:
@@ -91,7 +93,7 @@ def init(
     except FileExistsError:
         print_line(f"{path} is there already and stays as it is")
     settings = load(path)
-    if base_model is not None and settings.base_model != str(base_model.absolute()):
+    if base_model is not None and settings.base_model != str(base_model):
         message = f"{path} is there already and names another base model: write {_base_line(base_model)} into it"
         raise typer.BadParameter(message)
     make_inbox(settings)

@@ -84,7 +84,7 @@ class StrictParser:
         try:
             value, end = self._decode(text, start)
         except json.JSONDecodeError as error:
-            words = error.msg[:1].lower() + error.msg[1:]
+            words = error.msg[:1].lower() + error.msg[1:].removesuffix(" starting at")
             raise BadJson("json", f"not JSON: {words}", position=error.pos) from None
         except RecursionError:
             raise BadJson("nesting", NESTED, remedy=FLATTEN) from None

@@ -276,6 +276,8 @@ def test_init_names_the_base_model_and_the_ignore_lines(dropforge: Command, tmp_
     assert ".gitignore: .dropforge/ inbox/" in ended.out
     assert "name the base model" not in ended.out
     assert load(tmp_path / "dropforge.toml", {}).base_model == str(base)
+    assert dropforge("init", "shop", "--base-model", f"{tmp_path}/.git/../{base.name}").code == 0
+    assert load(tmp_path / "shop" / "dropforge.toml", {}).base_model == str(base)
 
 
 def test_init_refuses_a_base_model_that_it_would_not_write(dropforge: Command, tmp_path: Path) -> None:

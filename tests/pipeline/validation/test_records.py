@@ -90,6 +90,7 @@ def test_a_byte_order_mark_is_accepted_once_and_only_at_the_start(tmp_path: Path
     ("line", "rule", "words"),
     [
         (b'{"instruction": "a" "output": "b"}', "json", "',' delimiter at column 21"),
+        (b'{"instruction": "a', "json", "unterminated string at column 17"),
         (b'{"instruction": "a", "output": "b"', "json", "column 35"),
         (b'{"a": 1, "a": 2}', "duplicate_key", "'a' stands twice"),
         (b'{"x": {"a": 1, "a": 2}}', "duplicate_key", "'a' stands twice"),
