@@ -38,6 +38,8 @@ from pipeline.metrics import json_fields
 from pipeline.model_folder.trained_ids import trained_ids
 
 SHORT_SHARE = 0.8
+#: Standard deviations that the normal distribution exceeds in 5 of 100 cases.
+_SURE = 1.645
 _TOKENS_STEP = 16
 _MOST_TOKENS = 1024
 
@@ -214,10 +216,21 @@ def _shortfall(attempt: Attempt, scored: tuple[int, int], metric: str) -> Shortf
         enough = math.ceil(needed * records / groups)
         raise CannotTrain(message, f"raise split.scored_records to {enough} or more in dropforge.toml")
     # Further rows of the same kind repeat each other as often.
-    missing = (needed - groups) * max(1, records) / max(1, groups)
+    apart = max(1, groups) / max(1, records)
     by_hash = gate.on != "pinned" and split.heldout > 0
-    rows = math.ceil(missing / split.heldout if by_hash else missing)
-    return Shortfall(heldout_rows=groups, needed_heldout_rows=needed, needed_rows=rows)
+    rows = _rows_for(needed - groups, split.heldout) / apart if by_hash else (needed - groups) / apart
+    return Shortfall(heldout_rows=groups, needed_heldout_rows=needed, needed_rows=math.ceil(rows))
+
+
+def _rows_for(records: int, share: float) -> float:
+    """
+    Return of how many rows a hash holds out at least so many `records` in 95 of 100 cases, each with chance `share`.
+
+    By the normal distribution that is near to the binomial one: rows * share - z sqrt(rows * share (1 - share)) is
+    `records`, solved for rows.
+    """
+    spread = _SURE * math.sqrt(1 - share)
+    return ((spread + math.sqrt(spread**2 + 4 * records)) / 2) ** 2 / share
 
 
 def _nothing_to_train(attempt: Attempt, totals: Totals, overlaps: Overlaps, spelled: int) -> CannotTrain:
