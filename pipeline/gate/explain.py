@@ -15,7 +15,9 @@ def short_line(verdict: Verdict, needed_records: int) -> str:
     if verdict.outcome == "insufficient_evidence":
         if "no_pinned_heldout" in verdict.reasons:
             return f"{words}: no held-out set was dropped"
-        have = f"{count(verdict.records, 'held-out record')}{in_groups(verdict)}"
+        have = count(verdict.records, "held-out record")
+        if verdict.groups != verdict.records:
+            have = f"{count(verdict.groups, 'different held-out record')} ({verdict.records:,} in all)"
         return f"{words}: {have}, and a verdict needs {needed_records:,}"
     failed = [guard.label for guard in verdict.guards if guard.state == "failed"]
     if verdict.outcome == "guard_failed" and failed:

@@ -36,7 +36,7 @@ def test_too_little_data_says_how_much_there_is_and_is_needed(made_reports: Any)
     _, verdict = made_reports.early()
     assert short_line(verdict, 100) == "insufficient evidence: 31 held-out records, and a verdict needs 100"
     grouped = verdict.model_copy(update={"groups": 12})
-    said = "insufficient evidence: 31 held-out records in 12 groups, and a verdict needs 100"
+    said = "insufficient evidence: 12 different held-out records (31 in all), and a verdict needs 100"
     assert short_line(grouped, 100) == said
     unpinned = verdict.model_copy(update={"reasons": ("no_pinned_heldout", "too_few_records")})
     assert short_line(unpinned, 100) == "insufficient evidence: no held-out set was dropped"

@@ -88,7 +88,9 @@ def test_a_group_across_drops_counts_once_in_each_and_once_in_all() -> None:
 def test_the_fewest_records_of_a_verdict_are_groups() -> None:
     short, enough = (decide_verdict(grouped(5), Rules(gate=GateConfig(min_records=least))) for least in (121, 120))
     assert (short.outcome, short.records_needed) == ("insufficient_evidence", 1)
-    assert short.sentence == "insufficient evidence: 600 held-out records in 120 groups, and a verdict needs 121"
+    assert (
+        short.sentence == "insufficient evidence: 120 different held-out records (600 in all), and a verdict needs 121"
+    )
     assert enough.outcome == "promoted"
 
 

@@ -239,7 +239,9 @@ def test_a_shortfall_of_groups_is_said_in_groups(make: Callable[..., Attempt], t
     short = Shortfall(heldout_rows=36, needed_heldout_rows=100, needed_rows=430)
     verdict = decide(make(None, shortfall=short, heldout_rows=90))
     assert (verdict.records, verdict.groups) == (90, 36)
-    assert verdict.sentence == "insufficient evidence: 90 held-out records in 36 groups, and a verdict needs 100"
+    assert (
+        verdict.sentence == "insufficient evidence: 36 different held-out records (90 in all), and a verdict needs 100"
+    )
     assert "There are 36 held-out groups, and a verdict needs 100." in story_of(tmp_path, verdict)
 
 
