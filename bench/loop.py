@@ -8,6 +8,10 @@ Runs, one after the other on the same data and the same base model (SmolLM2-135M
   script  the guide's code in one process: train, merge, evaluate one record at a time
 and prints one table. The wait that the settings ask for (the track's quiet time) is left out of the loop's overhead and
 shown; a file that is renamed into the inbox is taken without a settle time.
+
+Measured on two cores with avx512_bf16, the first minutes beside another training: 240 s from file to verdict, of it 1.5
+s the loop's own; the script 361 s. Training took 74 beside 179 s, evaluation, which asks the suite of general abilities
+and one model twice as well, 146 beside 174 s.
 """
 
 import argparse
