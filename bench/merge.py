@@ -8,12 +8,10 @@ does all three, in changing order, each in a process of its own, its output gone
 the merge alone (imports are not counted, nor the check of the logits, which is the third line); "on the disk" is with
 an fsync of what was written. The memory is the peak above what the imports take. Ratios are of medians, to `cp -r`.
 
-Measured on two cores shared with a dozen other processes (load 14), once, 4,009 MB in 5 shards: `cp -r` 18.6 s, merged
-in 40.9 s (2.2 times), by PEFT in 149 s; peaks of 39 MB (361 MB with the check), against PEFT's 7,749 MB. The budget of
-time was not met there: a copy asks for little of a processor that others want, too. Of 1,033 MB it took 0.36 s of the
-processor, the merge 1.87 s on both cores, PEFT 6.2 s. Since then a weight is read through one open file: 0.85 s of the
-processor where it was 1.05, `cp -r` 0.25; 1.93 times its time (load 8 to 10). A quiet machine, and a GPU's host, were
-not measured.
+Measured on two quiet cores, 2 GB, once: `cp -r` 0.55 s, merged in 2.23 s (4.1 times; on the disk 1.16 and 2.90 s, 2.5
+times), by PEFT in 11.8 s; peaks of 36 MB (355 MB with the check), against PEFT's 3,866 MB. The budget of time is not
+met: from the page cache a copy is nearly free, and the merge takes 3.6 s of the processor, PEFT 16.4. With 14 other
+processes, 4,009 MB in 5 shards, it was 2.2 times `cp -r`'s 18.6 s, PEFT 8 times. A GPU's host was not measured.
 """
 
 import argparse
