@@ -43,18 +43,17 @@ from rich.console import Console
 from rich.table import Table
 
 from daemon.cli.demo.command import demo_base
-from daemon.cli.demo.data import make_data, write_rows
+from daemon.cli.demo.data import make_data
 from pipeline import durable
-from pipeline.artifacts import Adapter, Dataset, Model, ModelRef
+from pipeline.artifacts import Adapter, Model, ModelRef
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.contract import RESULT_NAME, SPEC_NAME, StepResult, StepSpec
-from pipeline.dataset.heldout import dataset_hash
 from pipeline.model_folder.manifest import model_id
 from pipeline.wording import size
 
 # A script finds only the files beside it.
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from bench.presets import DEV_ROWS, look, passages, tokenise
+from bench.presets import DEV_ROWS, look, passages, tokenise, write_data
 
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {}, "dora": {}, "rslora": {"method": "lora", "rslora": True}, "galore": {}, "spectrum": {}, "full": {},
@@ -153,15 +152,7 @@ def measure(base: Path, trainings: Sequence[tuple[str, TrainConfig]], data: Data
 
 def train_and_merge(root: Path, base: Path, config: TrainConfig, rows: Rows) -> tuple[Adapter, Model, float]:
     """Do both steps, each in a process of its own; return what they made, and the processor's seconds of the first."""
-    (root / "data").mkdir()
-    for name, part in (("train", rows[:-DEV_ROWS]), ("dev", rows[-DEV_ROWS:])):
-        write_rows(root / "data" / f"{name}.jsonl", [{"id": str(number), **row} for number, row in enumerate(part)])
-    dataset = Dataset(
-        folder="data", train_rows=len(rows) - DEV_ROWS, dev_rows=DEV_ROWS, heldout_rows=0, heldout_groups=0,
-        heldout_pinned=False, heldout_version="", dataset_sha256=dataset_hash(root / "data"), duplicates=0, replaced=0,
-        removed_heldout=0, metric="exact_match", max_new_tokens=8,
-    )  # fmt: skip
-    durable.write_json(root / "prepare.json", dataset.model_dump(mode="json"))
+    write_data(root, rows)
     identity = model_id(base)
     common = {
         "run": 1, "attempt": 1, "fence": "", "root": str(root), "checkpoints": "checkpoints",

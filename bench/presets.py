@@ -117,15 +117,7 @@ def train(root: Path, base: Path, config: TrainConfig, rows: Sequence[dict[str, 
     """Train as the step does, the last rows being the dev rows; return its artifact and the processor's seconds."""
     from pipeline.steps.train import train as step  # noqa: PLC0415
 
-    (root / "data").mkdir()
-    for name, part in (("train", rows[:-DEV_ROWS]), ("dev", rows[-DEV_ROWS:])):
-        write_rows(root / "data" / f"{name}.jsonl", part)
-    dataset = Dataset(
-        folder="data", train_rows=len(rows) - DEV_ROWS, dev_rows=DEV_ROWS, heldout_rows=0, heldout_groups=0,
-        heldout_pinned=False, heldout_version="", dataset_sha256=dataset_hash(root / "data"), duplicates=0, replaced=0,
-        removed_heldout=0, metric="exact_match", max_new_tokens=8,
-    )  # fmt: skip
-    durable.write_json(root / "prepare.json", dataset.model_dump(mode="json"))
+    write_data(root, rows)
     identity = model_id(base)
     (root / "train-1").mkdir()
     spec = StepSpec(
@@ -137,6 +129,19 @@ def train(root: Path, base: Path, config: TrainConfig, rows: Sequence[dict[str, 
     began = time.process_time()
     adapter = step(Attempt(spec))
     return adapter, time.process_time() - began
+
+
+def write_data(root: Path, rows: Sequence[dict[str, str]]) -> None:
+    """Write what `prepare` would leave in `root`: the rows, of which the last are the dev rows, and its artifact."""
+    (root / "data").mkdir()
+    for name, part in (("train", rows[:-DEV_ROWS]), ("dev", rows[-DEV_ROWS:])):
+        write_rows(root / "data" / f"{name}.jsonl", [{"id": str(number), **row} for number, row in enumerate(part)])
+    dataset = Dataset(
+        folder="data", train_rows=len(rows) - DEV_ROWS, dev_rows=DEV_ROWS, heldout_rows=0, heldout_groups=0,
+        heldout_pinned=False, heldout_version="", dataset_sha256=dataset_hash(root / "data"), duplicates=0, replaced=0,
+        removed_heldout=0, metric="exact_match", max_new_tokens=8,
+    )  # fmt: skip
+    durable.write_json(root / "prepare.json", dataset.model_dump(mode="json"))
 
 
 def tokenise(tokenizer: Any, record: dict[str, str]) -> Tokens:

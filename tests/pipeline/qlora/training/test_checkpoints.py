@@ -20,6 +20,7 @@ from pipeline.model_folder.manifest import model_id
 from pipeline.qlora.training.checkpoints import COMPLETE, LISTING, Choice, fingerprint, newest_valid, publish, step_of
 from pipeline.steps.train import train
 from tests.prepared_rows import write_rows
+from tests.stopped_attempt import StoppedAfter
 
 MARK = fingerprint({"dataset": "d"})
 
@@ -134,17 +135,6 @@ def test_a_fingerprint_does_not_depend_on_the_order_of_its_parts() -> None:
 # Real trainings ----------------------------------------------------------------------------------------------------
 
 
-class StoppedAt(Attempt):
-    """An attempt that is asked to stop, as its worker would, when it reports a step."""
-
-    step = 0
-
-    def progress(self, done: int, total: int, **fields: Any) -> None:
-        super().progress(done, total, **fields)
-        if fields.get("loss") is not None and done >= self.step:
-            self.stop.set()
-
-
 @pytest.fixture(params=["nf4", "none"])
 def setup(request: Any, tiny: Any, tiny_llama: Path, tmp_path: Path, monkeypatch: Any) -> tuple[RunConfig, Dataset]:
     """Fifty rows, 8 a step in two packed passes or more: 7 steps an epoch, three epochs, dropout, a dev curve."""
@@ -178,7 +168,7 @@ def test_a_training_stopped_in_its_second_epoch_and_resumed_ends_in_the_same_wei
     assert whole.optimizer_steps == 21
     shutil.rmtree(tmp_path / "runs/1/checkpoints")
 
-    stopped = StoppedAt(make_attempt("train", config=config, inputs={"prepare": dataset}).spec)
+    stopped = StoppedAfter(make_attempt("train", config=config, inputs={"prepare": dataset}).spec)
     stopped.step = 10
     with pytest.raises(Interrupted, match="step 11 of 21"):
         train(stopped)

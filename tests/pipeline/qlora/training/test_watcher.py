@@ -25,6 +25,7 @@ from pipeline.qlora.training.trainer import TokenRow, Training, make_trainer
 from pipeline.qlora.training.watcher import StepRows, dev_loss, exploded, watcher
 from pipeline.steps.train import train
 from tests.prepared_rows import write_rows
+from tests.stopped_attempt import StoppedAfter
 
 Row = dict[str, Any]
 #: Of the tests' three epochs of seven steps: every second one, and the last.
@@ -34,17 +35,6 @@ MEASURED = [*range(2, 21, 2), 21]
 @pytest.fixture(autouse=True)
 def _on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DROPFORGE_DEVICE", "cpu")
-
-
-class StoppedAfter(Attempt):
-    """An attempt that is asked to stop when it reports a step: its checkpoint is that of the next one."""
-
-    step = 0
-
-    def progress(self, done: int, total: int, **fields: Any) -> None:
-        super().progress(done, total, **fields)
-        if fields.get("loss") is not None and done >= self.step:
-            self.stop.set()
 
 
 class Run:

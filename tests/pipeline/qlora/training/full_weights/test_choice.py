@@ -23,6 +23,7 @@ from pipeline.qlora.training.full_weights.galore import STEPS_BETWEEN
 from pipeline.qlora.training.trainer import TokenRow, Training, make_trainer
 from pipeline.steps.merge import merge
 from pipeline.steps.train import train
+from tests.stopped_attempt import StoppedAfter
 
 METHODS = ["galore", "spectrum", "full"]
 LINEAR = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
@@ -148,17 +149,6 @@ def test_a_tied_head_gets_the_gradient_of_both_its_places(trainer: Make, loss: s
 
 
 # A run to its end ----------------------------------------------------------------------------------------------------
-
-
-class StoppedAfter(Attempt):
-    """An attempt that is asked to stop when it reports a step."""
-
-    step = 0
-
-    def progress(self, done: int, total: int, **fields: Any) -> None:
-        super().progress(done, total, **fields)
-        if fields.get("loss") is not None and done >= self.step:
-            self.stop.set()
 
 
 class Run:
