@@ -2,9 +2,11 @@
 Measure a training beside its peers, each in a process of its own: speed, peak memory, and the dev loss that comes out.
 
     python bench/train.py [--demo-rows 96] [--alpaca-rows 24] [--alpaca FILE.jsonl] [--base FOLDER] [--batch-size 8]
+                          [--unsloth PYTHON]
 
 - guide: what the libraries' guides tell to write (bench/bare_script.py): TRL's SFTTrainer on messages, NF4, padded.
 - TRL: the same trainer as it comes, on the tokens that ours gets.
+- Unsloth: on those tokens, too (bench/unsloth_script.py), by the Python of an environment that has it.
 - ours: what the train step builds, over the base in NF4 and in 16 bits.
 
 On SmolLM2-135M-Instruct, one epoch of the demo's rows and of an Alpaca file's, or of made-up rows as long. The clock
@@ -53,11 +55,12 @@ def main() -> int:
     parser.add_argument("--alpaca", type=Path)
     parser.add_argument("--base", type=Path)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--peer", choices=PEERS, help=argparse.SUPPRESS)
+    parser.add_argument("--unsloth", type=Path, metavar="PYTHON")
+    parser.add_argument("--peer", help=argparse.SUPPRESS)
     parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.peer:
-        print(json.dumps(measure(asked.peer, asked.base, asked.rows, asked.batch_size)))
+        print(json.dumps(measure(asked.peer, asked.base, asked.rows, asked.batch_size, asked.unsloth)))
         return 0
     base = asked.base or demo_base()
     alpaca = read(asked.alpaca) if asked.alpaca else made_alpaca(asked.alpaca_rows + DEV_ROWS)
@@ -71,10 +74,14 @@ def main() -> int:
             asked.alpaca_rows,
         ),
     }
-    return max(show(title, run(base, rows, count, asked.batch_size)) for title, (rows, count) in sets.items())
+    peers = [*PEERS, *(["Unsloth"] if asked.unsloth else [])]
+    common = ["--base", str(base), "--batch-size", str(asked.batch_size), "--unsloth", str(asked.unsloth)]
+    return max(show(title, run(peers, common, rows, count)) for title, (rows, count) in sets.items())
 
 
-def run(base: Path, records: Sequence[dict[str, str]], count: int, batch_size: int) -> dict[str, dict[str, Any]]:
+def run(
+    peers: Sequence[str], common: Sequence[str], records: Sequence[dict[str, str]], count: int
+) -> dict[str, dict[str, Any]]:
     """Train each peer on `count` records, in a process of its own, and return what each said."""
     # Threads that spin while they wait would count as work.
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "TRANSFORMERS_VERBOSITY": "error"}
@@ -82,9 +89,8 @@ def run(base: Path, records: Sequence[dict[str, str]], count: int, batch_size: i
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder) / "rows.json"
         rows.write_text(json.dumps([records[:count], records[count : count + DEV_ROWS]]), encoding="utf-8")
-        for peer in PEERS:
-            argv = [sys.executable, __file__, "--peer", peer, "--base", str(base), "--rows", str(rows)]
-            argv += ["--batch-size", str(batch_size)]
+        for peer in peers:
+            argv = [sys.executable, __file__, "--peer", peer, "--rows", str(rows), *common]
             done = subprocess.run(argv, env=environment, cwd=folder, capture_output=True, text=True, check=False)
             if done.returncode:
                 sys.exit(f"{peer}: {done.stderr[-2000:]}")
@@ -92,11 +98,9 @@ def run(base: Path, records: Sequence[dict[str, str]], count: int, batch_size: i
     return said
 
 
-def measure(peer: str, base: Path, rows: Path, batch_size: int) -> dict[str, Any]:
+def measure(peer: str, base: Path, rows: Path, batch_size: int, unsloth: Path) -> dict[str, Any]:
     """Train as `peer` does; return what it took and the dev loss."""
-    import resource  # noqa: PLC0415 - after the environment is set
-
-    import torch  # noqa: PLC0415
+    import torch  # noqa: PLC0415 - after the environment is set
     from trl import SFTConfig  # noqa: F401, PLC0415 - its import is not the training's
 
     from pipeline.qlora.loading import load_tokenizer  # noqa: PLC0415
@@ -104,25 +108,48 @@ def measure(peer: str, base: Path, rows: Path, batch_size: int) -> dict[str, Any
     train, dev = json.loads(rows.read_text(encoding="utf-8"))
     tokenizer = load_tokenizer(base)
     kept, measured = ([tokenise(tokenizer, row) for row in part] for part in (train, dev))
-    with tempfile.TemporaryDirectory() as scratch:
-        if peer.startswith("ours"):
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        if peer == "Unsloth":
+            model, took = by_unsloth(unsloth, base, scratch, kept, batch_size)
+        elif peer.startswith("ours"):
             settings = {"batch_size": batch_size, "quantization": "nf4" if "NF4" in peer else "none"}
-            trainer = ours(base, Path(scratch), tokenizer, kept, settings)
+            model, took = timed(ours(base, scratch, tokenizer, kept, settings))
         else:
-            trainer = peers(base, Path(scratch), tokenizer, train if peer == "guide" else kept, batch_size)
-        wall, processor = time.perf_counter(), time.process_time()
-        trainer.train()
-        wall, processor = time.perf_counter() - wall, time.process_time() - processor
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    model: Any = trainer.model
+            data = train if peer == "guide" else [vars(row) for row in kept]
+            model, took = timed(peers(base, scratch, tokenizer, data, batch_size))
     model.eval()
     model.get_base_model().set_attn_implementation("sdpa")
     with torch.no_grad():
         losses = [answer_loss(model, row) for row in measured]
-    return {
-        "rows": len(kept), "tokens": sum(len(row.input_ids) for row in kept), "wall": wall, "processor": processor,
-        "peak": peak, "dev_loss": sum(loss for loss, _ in losses) / sum(tokens for _, tokens in losses),
-    }  # fmt: skip
+    dev_loss = sum(loss for loss, _ in losses) / sum(tokens for _, tokens in losses)
+    return {**took, "rows": len(kept), "tokens": sum(len(row.input_ids) for row in kept), "dev_loss": dev_loss}
+
+
+def timed(trainer: Any) -> tuple[Any, dict[str, float]]:
+    """Train; return the model and what it took."""
+    import resource  # noqa: PLC0415
+
+    wall, processor = time.perf_counter(), time.process_time()
+    trainer.train()
+    took = {"wall": time.perf_counter() - wall, "processor": time.process_time() - processor}
+    return trainer.model, {**took, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+
+
+def by_unsloth(python: Path, base: Path, scratch: Path, rows: Any, batch_size: int) -> tuple[Any, dict[str, float]]:
+    """Let Unsloth train; return its adapter over the same base as TRL's, and what it took."""
+    from peft import PeftModel  # noqa: PLC0415
+
+    given = {"rows": [vars(row) for row in rows], "batch_size": batch_size}
+    given |= {"learning_rate": LEARNING_RATE, "window": WINDOW}
+    file = scratch / "rows.json"
+    file.write_text(json.dumps(given), encoding="utf-8")
+    script = Path(__file__).with_name("unsloth_script.py")
+    argv = [str(python), str(script), str(base), str(file), str(scratch / "adapter")]
+    done = subprocess.run(argv, cwd=scratch, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.stderr)
+    return PeftModel.from_pretrained(in_4_bits(base), scratch / "adapter"), json.loads(done.stdout.splitlines()[-1])
 
 
 def ours(base: Path, scratch: Path, tokenizer: Any, rows: Any, settings: dict[str, Any]) -> Any:
@@ -141,14 +168,9 @@ def peers(base: Path, scratch: Path, tokenizer: Any, rows: Any, batch_size: int)
     import torch  # noqa: PLC0415
     from datasets import Dataset  # noqa: PLC0415
     from peft import LoraConfig  # noqa: PLC0415
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig  # noqa: PLC0415
     from trl import SFTConfig, SFTTrainer  # noqa: PLC0415
 
-    quantization = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    )  # fmt: skip
-    columns = [as_messages(row) if isinstance(row, dict) else vars(row) for row in rows]
+    columns = [as_messages(row) if "instruction" in row else row for row in rows]
     config = SFTConfig(
         output_dir=str(scratch), per_device_train_batch_size=batch_size, num_train_epochs=1, bf16=True,
         learning_rate=LEARNING_RATE, lr_scheduler_type="cosine", warmup_steps=0.03, max_length=WINDOW, report_to="none",
@@ -156,12 +178,24 @@ def peers(base: Path, scratch: Path, tokenizer: Any, rows: Any, batch_size: int)
         disable_tqdm=True, logging_strategy="no",
     )  # fmt: skip
     return SFTTrainer(
-        model=AutoModelForCausalLM.from_pretrained(base, quantization_config=quantization),
+        model=in_4_bits(base),
         args=config,
         train_dataset=Dataset.from_list(columns),
         processing_class=tokenizer,
         peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
     )
+
+
+def in_4_bits(base: Path) -> Any:
+    """Return the base as QLoRA's guide loads it."""
+    import torch  # noqa: PLC0415
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig  # noqa: PLC0415
+
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )  # fmt: skip
+    return AutoModelForCausalLM.from_pretrained(base, quantization_config=quantization)
 
 
 def answer_loss(model: Any, row: Any) -> tuple[float, int]:
