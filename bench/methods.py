@@ -151,37 +151,44 @@ def measure(base: Path, trainings: Sequence[tuple[str, TrainConfig]], data: Data
 
 
 def train_and_merge(root: Path, base: Path, config: TrainConfig, rows: Rows) -> tuple[Adapter, Model, float]:
-    """Do both steps, each in a process of its own; return what they made, and the processor's seconds of the first."""
-    write_data(root, rows)
-    identity = model_id(base)
-    common = {
-        "run": 1, "attempt": 1, "fence": "", "root": str(root), "checkpoints": "checkpoints",
-        "predictions": "predictions", "argv": (), "env": {}, "drops": (),
-        "champion": ModelRef(model_id=identity, path=str(base), generation=0),
-        "config": RunConfig(track="default", base_model=str(base), base_model_id=identity, salt="", train=config),
-    }  # fmt: skip
+    """Do both steps; return what they made, and the processor's seconds of the first."""
     began = resource.getrusage(resource.RUSAGE_CHILDREN)
-    adapter = Adapter.model_validate(
-        step(StepSpec(step="train", folder="train-1", inputs={"prepare": "prepare.json"}, **common))
-    )
+    adapter = train(root, base, config, rows)
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
     durable.write_json(root / "train.json", adapter.model_dump(mode="json"))
     inputs = {"prepare": "prepare.json", "train": "train.json"}
-    model = Model.model_validate(step(StepSpec(step="merge", folder="merge-1", inputs=inputs, **common)))
+    model = Model.model_validate(step(spec(root, base, config, step="merge", folder="merge-1", inputs=inputs)))
     return adapter, model, ended.ru_utime + ended.ru_stime - began.ru_utime - began.ru_stime
 
 
-def step(spec: StepSpec) -> Any:
+def train(root: Path, base: Path, config: TrainConfig, rows: Rows) -> Adapter:
+    """Train on rows, the last of which are the dev rows."""
+    write_data(root, rows)
+    inputs = {"prepare": "prepare.json"}
+    return Adapter.model_validate(step(spec(root, base, config, step="train", folder="train-1", inputs=inputs)))
+
+
+def spec(root: Path, base: Path, config: TrainConfig, **own: Any) -> StepSpec:
+    """Return what a step of a run in `root` is told."""
+    identity = model_id(base)
+    return StepSpec(
+        run=1, attempt=1, fence="", root=str(root), checkpoints="checkpoints", predictions="predictions", argv=(),
+        env={}, drops=(), champion=ModelRef(model_id=identity, path=str(base), generation=0),
+        config=RunConfig(track="default", base_model=str(base), base_model_id=identity, salt="", train=config), **own,
+    )  # fmt: skip
+
+
+def step(told: StepSpec) -> Any:
     """Do a step in a process of its own; return its artifact."""
-    place = Path(spec.root) / spec.folder
+    place = Path(told.root) / told.folder
     place.mkdir()
-    durable.write_json(place / SPEC_NAME, spec.model_dump(mode="json"))
-    command = [sys.executable, "-P", "-m", "pipeline", spec.step, str(place / SPEC_NAME)]
+    durable.write_json(place / SPEC_NAME, told.model_dump(mode="json"))
+    command = [sys.executable, "-P", "-m", "pipeline", told.step, str(place / SPEC_NAME)]
     with (place / "log").open("wb") as log:
         subprocess.run(command, check=False, stdout=log, stderr=log)
     result = StepResult.model_validate(durable.read_json(place / RESULT_NAME))
     if result.artifact is None:
-        sys.exit(f"{spec.step}: {result.error}")
+        sys.exit(f"{told.step}: {result.error}")
     return result.artifact
 
 

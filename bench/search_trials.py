@@ -1,0 +1,92 @@
+"""
+Count the trials an hour of a search, beside a shell loop over the script that the libraries' guides tell to write.
+
+    python bench/search_trials.py [--rows 64] [--trials 4] [--base FOLDER]
+
+Ours is one train step with a grid over ranks: each trial is trained, its checkpoints are kept, and it is asked the dev
+rows. The loop starts `fit` of bench/bare_script.py in a process of its own for each rank, over the base in 4 bits as
+the guide has it, and asks nothing. SmolLM2-135M-Instruct, rows of the demo, one epoch, batches of 4. On a busy machine,
+processor time is the one to trust.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from daemon.cli.demo.command import demo_base
+from daemon.cli.demo.data import make_data
+from pipeline.config import TrainConfig
+
+# A script finds only the files beside it.
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from bench.methods import train
+from bench.presets import DEV_ROWS
+
+HOUR = 3600.0
+
+
+def main() -> int:
+    """Measure and print; exit 1 if a trial failed, or if the loop was as fast."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--trials", type=int, default=4)
+    parser.add_argument("--base", type=Path)
+    asked = parser.parse_args()
+    os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
+    base, ranks = asked.base or demo_base(), [8 * (one + 1) for one in range(asked.trials)]
+    rows = list(make_data(first=asked.rows + DEV_ROWS, heldout=1, second=1).first)
+    table = Table("", "trials an hour", "of processor time", title=f"{asked.rows} rows; load {os.getloadavg()}")
+    took = {
+        "the guide's script in a loop": measured(lambda: loop(base, rows[:-DEV_ROWS], ranks)),
+        "a search": measured(lambda: search(base, rows, ranks)),
+    }
+    for name, (wall, processor) in took.items():
+        table.add_row(name, f"{HOUR * asked.trials / wall:.0f}", f"{HOUR * asked.trials / processor:.0f}")
+    Console().print(table)
+    theirs, ours = (processor for _, processor in took.values())
+    return int(ours >= theirs)
+
+
+def measured(work: Callable[[], None]) -> tuple[float, float]:
+    """Return the seconds by the clock and of the processor that child processes take for it."""
+    wall, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    work()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.perf_counter() - wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def loop(base: Path, rows: Sequence[dict[str, str]], ranks: Sequence[int]) -> None:
+    """Train with each rank in a process of its own."""
+    with tempfile.TemporaryDirectory(prefix="dropforge-bench-") as folder:
+        (Path(folder) / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        for rank in ranks:
+            settings = {"batch_size": 4, "learning_rate": 2e-4, "max_length": 256, "rank": rank}
+            code = (
+                "import bare_script as b, pathlib as p\n"
+                f"b.fit({str(base)!r}, p.Path({folder!r}), {settings}, b.AutoTokenizer.from_pretrained({str(base)!r}))"
+            )
+            subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, check=True)
+
+
+def search(base: Path, rows: Sequence[dict[str, str]], ranks: Sequence[int]) -> None:
+    """Train with each rank in one step; raises `SystemExit` if a trial failed."""
+    space = {"space": {"rank": ranks}, "trials": len(ranks)}
+    config = TrainConfig.model_validate({"format": "chat", "batch_size": 4, "max_length": 256, "search": space})
+    with tempfile.TemporaryDirectory(prefix="dropforge-bench-") as folder:
+        adapter = train(Path(folder), base, config, rows)
+    if [one.outcome for one in adapter.candidates] != ["finished"] * len(ranks):
+        sys.exit(f"not every trial finished: {adapter.candidates}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
