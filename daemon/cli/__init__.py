@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 from daemon.cli import champion, drops, inbox, maintenance, report, runs, service, status
 from daemon.cli.demo import command as demo
 from daemon.cli.handover import export, serve_hook
-from daemon.cli.help.examples import add_examples
+from daemon.cli.help.examples import add_examples, examples_of
 from daemon.cli.live import commands as live
 from daemon.cli.output import show_error
 from daemon.cli.workspace import load_settings
@@ -93,7 +93,9 @@ def main() -> int:
         return _report(error.message, error.hint, error.exit_code)
     except typer.TyperException as error:
         where = getattr(getattr(error, "ctx", None), "command_path", "dropforge")
-        return _report(error.format_message(), f"see how it is used: {where} --help", error.exit_code)
+        hints = [f"for example: {line}" for line in examples_of(where)[:1]]
+        hints.append(f"see how it is used: {where} --help")
+        return _report(error.format_message(), "; ".join(hints), error.exit_code)
     except typer.Abort:
         return _EXIT_SIGINT
     except BrokenPipeError:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -72,7 +72,7 @@ def runs(
             run.id,
             run.track,
             run.state,
-            clock(run.started_at or run.created_at),
+            clock(run.started_at),
             outcome_words(run) if run.ended_at else describe_run(run),
         )
         for run in found
@@ -103,8 +103,7 @@ def show(context: typer.Context, *, run: RunArgument, as_json: JsonOption = Fals
     if found.config:
         print_line()
         for name in ("base_model", "train", "evaluate", "gate", "guards", "split"):
-            value = found.config.get(name)
-            print_line(f"{name}: {value if isinstance(value, str) else _listed(value)}")
+            print_line(f"{name}: {', '.join(_settings_words(found.config.get(name)))}")
     trained = read_object(run_folder(overview.folder, run) / "train.json").get("format")
     if trained in {"chat", "alpaca"}:
         print_line(f"prompt: {prompt_form(trained)}")
@@ -283,10 +282,13 @@ def _print_data(run: "RunDetail") -> None:
         print_line(f"warning: {warning}")
 
 
-def _listed(value: object) -> str:
-    if not isinstance(value, dict):
-        return json.dumps(value)
-    return ", ".join(f"{name} {part}" for name, part in value.items())
+def _settings_words(section: object) -> Iterator[str]:
+    """Yield the settings of a section, or one alone, with their values as a settings file has them; words unquoted."""
+    from daemon.settings.origins import flat  # noqa: PLC0415 - a quick start
+
+    for name, value in flat(section) if isinstance(section, dict) else [((), section)]:
+        words = value if value and isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        yield f"{'.'.join(name)} {words}".lstrip()
 
 
 class _Tail:

@@ -39,7 +39,7 @@ def origins(path: Path | None, environment: Mapping[str, str]) -> list[Origin]:
     lines = _lines(file) if file.exists() else {}
     known = _Known(file, lines, environment)
     top = [known.origin(name, value, settings) for name, value in _leaves(settings, ())]
-    own = dict(_flat({"tracks": settings.tracks}))
+    own = dict(flat({"tracks": settings.tracks}))
     return [*top, *(known.origin(name, value, settings) for name, value in own.items())]
 
 
@@ -49,7 +49,7 @@ class _Known:
     def __init__(self, file: Path, lines: Mapping[tuple[str, ...], int], environment: Mapping[str, str]) -> None:
         self._file = file
         self._lines = lines
-        self._values = dict(_flat(from_environment(environment)))
+        self._values = dict(flat(from_environment(environment)))
         named = (name for name in environment if name.startswith(ENV_PREFIX))
         #: Each variable, by the setting or the section that it sets.
         self._variables = {tuple(name.removeprefix(ENV_PREFIX).lower().split("__")): name for name in named}
@@ -96,11 +96,11 @@ def _plain(value: Any) -> Any:
     return [_plain(one) for one in value] if isinstance(value, (tuple, list)) else value
 
 
-def _flat(values: Mapping[str, Any], place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+def flat(values: Mapping[str, Any], place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Yield each value that is no table, with the names that lead to it."""
     for name, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, (*place, name))
+            yield from flat(value, (*place, name))
         else:
             yield (*place, name), value
 
@@ -112,7 +112,7 @@ def _lines(file: Path) -> dict[tuple[str, ...], int]:
     Found by reading ever more of the file: a beginning that is TOML and has one setting more ends with that setting, so
     it began behind the last such beginning.
     """
-    names = [name for name, _ in _flat(read_toml(file))]
+    names = [name for name, _ in flat(read_toml(file))]
     text = file.read_text(encoding="utf-8").splitlines()
     if len(text) > _MOST_LINES:
         return dict.fromkeys(names, 0)
@@ -126,7 +126,7 @@ def _lines(file: Path) -> dict[tuple[str, ...], int]:
             now = tomllib.loads("\n".join(text[:number]))
         except tomllib.TOMLDecodeError:
             continue
-        for name, _ in _flat(now):
+        for name, _ in flat(now):
             found.setdefault(name, begins + 1)
         begins = number
     return found

@@ -68,13 +68,18 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 
 
+def examples_of(command_path: str) -> tuple[str, ...]:
+    """Return the examples of a command by its whole path, as `dropforge drops accept`; a group has none."""
+    return EXAMPLES.get(command_path.partition(" ")[2], ())
+
+
 class Leaf(TyperCommand):
     """A command whose help ends with its examples."""
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """Write the examples as they are, since a command that is wrapped cannot be copied."""
         super().format_epilog(ctx, formatter)
-        found = EXAMPLES.get(" ".join(ctx.command_path.split()[1:]), ())
+        found = examples_of(ctx.command_path)
         if found:
             with formatter.section("Examples"):
                 for line in found:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -114,6 +115,13 @@ def test_drops_and_runs_can_be_filtered(lived_in: Any, dropforge: Command) -> No
     assert len(dropforge("runs").out.splitlines()) == 4
 
 
+def test_a_run_that_is_queued_has_not_begun(lived_in: Any, dropforge: Command) -> None:
+    lived_in.take("fourth.jsonl", GOOD)
+    queued, running = dropforge("runs").out.splitlines()[1:3]
+    assert re.match(r"4 +default +queued +begins next", queued), queued
+    assert re.match(r"3 +default +running +\d{4}-\d\d-\d\d \d\d:\d\d +train", running), running
+
+
 def test_show_tells_everything_about_a_run(lived_in: Any, dropforge: Command) -> None:
     out = dropforge("show", "1").out
     for words in (
@@ -126,10 +134,14 @@ def test_show_tells_everything_about_a_run(lived_in: Any, dropforge: Command) ->
         "50 wins, 2 losses, 68 ties",
         "p = 0.0001 (exact McNemar, one-sided)",
         "rank 16",
+        'stop ["slice", "general", ',
         "slices 5.0, general 5.0, general_base 10.0, anchor 5.0, nll 0.1",
+        "rslora false",
+        "search.when always",
         str(lived_in.settings.state_folder / "runs" / "1"),
     ):
         assert words in out
+    assert "'" not in out, "nothing is as Python has it"
     failed = dropforge("show", "2").out
     assert "error: out of memory\nhint: lower train.batch_size" in failed
     assert "failures: 1" in failed

@@ -65,6 +65,19 @@ def test_no_help_tells_of_the_largest_number_of_the_database(name: str) -> None:
     assert "x<=" not in LEAVES[name].get_help(context)
 
 
+@pytest.mark.parametrize(
+    ("words", "missing"),
+    [(("rollback",), "'--reason'"), (("ask",), "'PROMPT'"), (("show",), "'RUN'"), (("drops", "accept"), "'DROP'")],
+)
+def test_what_is_missing_is_told_with_an_example(dropforge: Any, words: tuple[str, ...], missing: str) -> None:
+    ended = dropforge(*words)
+    path = " ".join(words)
+    assert (ended.code, missing in ended.err) == (2, True)
+    assert ended.err.splitlines()[1] == (
+        f"hint: for example: {EXAMPLES[path][0]}; see how it is used: dropforge {path} --help"
+    )
+
+
 def test_an_example_with_an_option_that_is_none_would_be_seen() -> None:
     with pytest.raises(typer.TyperException):
         parsed("dropforge show 7 --jsno")
