@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 EXIT_UNAVAILABLE = 69
 _LATEST = 5
+_PARTS = 20
 _SHORT_ID = 12
 
 
@@ -69,6 +70,14 @@ def describe_run(run: "RunView") -> str:
     words = trial + ("begins next" if late else f"begins {until(run.not_before)}")
     words += f"; {run.again}" if run.again else ""
     return f"{words}; {run.error}" if run.error else words
+
+
+def progress_mark(run: "RunView") -> tuple[object, ...]:
+    """Return what changes whenever the progress of a run is worth a new line: at each phase, and each 5 % of it."""
+    made = run.progress
+    if made is None:
+        return (run.step,)
+    return made.step, made.phase, made.done * _PARTS // made.total if made.total else 0
 
 
 def outcome_words(run: "RunView") -> str:

@@ -67,21 +67,19 @@ class LivedIn:
         folder = self.settings.state_folder / "runs" / str(claim.run_id) / "attempts" / f"{step}-{begun.number}"
         folder.mkdir(parents=True)
         (folder / LOG_NAME).write_text(f"{step} says hello\nsecond line\n")
-        progress = Progress(
-            step=step,
-            done=12,
-            total=30,
-            loss=0.5,
-            dev_loss=0.6,
-            tokens_per_second=250.0,
-            eta_seconds=75.0,
-            memory=2_300_000_000,
-        )
-        durable.write_hint(folder / PROGRESS_NAME, progress.model_dump())
+        self.progress(folder, 12)
         if state is not None:
             error = "out of memory" if state == AttemptState.FAILED else None
             attempts.end_attempt(self.engine, claim, begun.id or 0, attempts.Ending(state, error), self.tick())
         return folder
+
+    def progress(self, attempt: Path, done: int) -> None:
+        """Let an attempt's step say how far it is."""
+        told = Progress(
+            step=attempt.name.partition("-")[0], done=done, total=30, loss=0.5, dev_loss=0.6, tokens_per_second=250.0,
+            eta_seconds=75.0, memory=2_300_000_000,
+        )  # fmt: skip
+        durable.write_hint(attempt / PROGRESS_NAME, told.model_dump())
 
     def attempt_ended(self) -> None:
         """Let the step that `lived_in` left open be published: run 3 has trained."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from daemon.cli.output import print_json, print_line
-from daemon.cli.status import describe_run, files_in_inbox
+from daemon.cli.status import describe_run, files_in_inbox, progress_mark
 from daemon.cli.workspace import MOST, JsonOption, complete_run, load_settings, open_overview, small_enough
 from pipeline.errors import EXIT_BAD_DATA, DropforgeError
 from pipeline.wording import printable
@@ -148,7 +148,7 @@ def _state(found: "RunView | DropView | str") -> tuple[object, str]:
     if isinstance(found, RunView):
         if found.ended_at is not None:
             return (found.id, found.outcome), f"run {found.id} won and waits for approval: dropforge promote {found.id}"
-        key = (found.id, found.state, found.step, found.paused, found.error)
+        key = (found.id, found.state, progress_mark(found), found.paused, found.error)
         return key, f"run {found.id} is {found.state}: {describe_run(found)}"
     words = f"drop {found.id} ({found.name}) waits for a run of track {found.track}"
     if found.state == "proposed":

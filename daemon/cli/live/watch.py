@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from daemon.cli.output import make_console, print_line, verdict_words
-from daemon.cli.status import describe_run
+from daemon.cli.status import describe_run, progress_mark
 from daemon.cli.workspace import open_overview
 from daemon.state.states import state_words
 from pipeline.wording import duration
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from daemon.views.overview import RunView
 
 _LOOK_SECONDS = 1.0
-_PARTS = 4
-"""Lines for a step that counts, where there is no terminal."""
 
 
 def watch(context: typer.Context) -> None:
@@ -97,7 +95,5 @@ def _progress_of(now: "Now", run: "RunView") -> Iterator[tuple[object, str]]:
     for stage in now.stages:
         if stage.state == "done" and stage.seconds is not None:
             yield (run.id, stage.step, stage.seconds), f"run {run.id}: {stage.step} took {duration(stage.seconds)}"
-    progress = run.progress
-    if progress is not None and any(stage.state == "running" for stage in now.stages):
-        part = progress.done * _PARTS // progress.total if progress.total else 0
-        yield (run.id, progress.step, progress.phase, part), f"run {run.id}: {progress.words}"
+        if stage.state == "running":
+            yield (run.id, *progress_mark(run)), f"run {run.id}: {run.progress.words if run.progress else stage.step}"

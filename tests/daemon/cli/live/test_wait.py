@@ -119,6 +119,27 @@ def test_it_ends_when_the_verdict_falls(alive: Any, dropforge: Command) -> None:
 
 
 @pytest.mark.usefixtures("quick")
+def test_while_it_waits_it_says_how_far_the_run_is(
+    alive: Any, dropforge: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done, asked = iter((12, 13, 14, 15)), wait.progress_mark
+
+    def mark(found: Any) -> tuple[object, ...]:
+        more = next(done, None)
+        if more is None:
+            run_queue.finish(alive.engine, claimed(alive), run_queue.Ending("promoted", "better"), alive.tick())
+        else:
+            alive.progress(alive.settings.state_folder / "runs/3/attempts/train-1", more)
+        return asked(found)
+
+    monkeypatch.setattr(wait, "progress_mark", mark)
+    ended = dropforge("wait", "3", "--timeout", "60")
+    assert (ended.code, ended.out) == (0, "better\n")
+    told = [line.partition(",")[0] for line in ended.err.splitlines()]
+    assert told == [f"run 3 is running: train {number}/30" for number in (12, 14, 15)], "on standard error, each 5 %"
+
+
+@pytest.mark.usefixtures("quick")
 def test_a_file_in_the_inbox_is_waited_for_though_an_older_one_had_its_name(alive: Any, dropforge: Command) -> None:
     inbox = alive.settings.inbox_folder
     (inbox / "first.jsonl").write_text("{}\n")

@@ -17,8 +17,10 @@ from rich.console import Console
 
 from daemon.cli.live import screen, watch
 from daemon.cli.live.screen import Screen, spark, strip
+from daemon.queue import run_queue
 from daemon.views.live.now import Now, Stage, look
 from daemon.views.overview import Overview
+from pipeline.contract import PROGRESS_NAME
 
 SCRIPT = Path(sys.executable).parent / "dropforge"
 AT = datetime(2026, 11, 26, 12, 0, tzinfo=UTC)
@@ -130,9 +132,17 @@ def test_elsewhere_a_line_is_printed_once_for_what_changes(busy: Any, capsys: py
         assert words in first
     watch.print_changes(now_of(busy), said)
     assert capsys.readouterr().out == ""
+    for done, words in ((13, ""), (14, "run 3: train 14/30"), (14, ""), (16, "run 3: train 16/30")):
+        busy.progress(busy.settings.state_folder / "runs/3/attempts/train-1", done)
+        watch.print_changes(now_of(busy), said)
+        assert capsys.readouterr().out.partition(" ")[2].partition(",")[0] == words, "a line each 5 %"
     busy.attempt_ended()
     watch.print_changes(now_of(busy), said)
     assert "run 3: train took" in capsys.readouterr().out
+    merging = busy.attempt(run_queue.rescue(busy.engine, busy.tick())[0], "merge", None)
+    (merging / PROGRESS_NAME).unlink()
+    watch.print_changes(now_of(busy), said)
+    assert capsys.readouterr().out.partition(" ")[2] == "run 3: merge\n", "it has begun, and has counted nothing yet"
 
 
 # --- in a real terminal and as a pipe
