@@ -262,6 +262,8 @@ def _why_none(settings: "Settings", track: str) -> str:
 
 
 def _print_drops(overview: "Overview") -> None:
+    from daemon.views.details.attention import came_again  # noqa: PLC0415 - a quick start
+
     latest = overview.drops(most=_LATEST)
     if latest:
         print_line()
@@ -270,7 +272,7 @@ def _print_drops(overview: "Overview") -> None:
         ]
         print_table(("DROP", "TRACK", "STATE", "ROWS", "RECEIVED", "NAME"), rows)
         for drop in latest:
-            if drop.state == "rejected":
+            if drop.state == "rejected" and not came_again(overview, drop):
                 print_line(f"drop {drop.id} was rejected: {drop.reason}")
 
 

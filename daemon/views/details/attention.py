@@ -17,6 +17,10 @@ Kind = Literal["daemon", "disk", "trouble", "hook", "failed", "rejected", "appro
 #: What has gone wrong longer ago is history.
 _RECENT = timedelta(days=7)
 _MOST, _MOST_KINDS = 5, 3
+_CAME_AGAIN = """
+SELECT later.id FROM "drop" AS one JOIN "drop" AS later USING (track, role, name_bytes)
+WHERE one.id = ? AND later.id > one.id LIMIT 1
+"""
 
 
 class Attention(Frozen):
@@ -50,6 +54,11 @@ def rejected_words(overview: Overview, drop: DropView) -> str:
     told = [f"{one.message} ({count(one.rows, 'row')})" if one.rows > 1 else one.message for one in kinds[:_MOST_KINDS]]
     more = [f"and {count(len(kinds) - _MOST_KINDS, 'other kind')}"] if len(kinds) > _MOST_KINDS else []
     return "; ".join((*told, *more)) or drop.reason or ""
+
+
+def came_again(overview: Overview, drop: DropView) -> bool:
+    """Say whether a file of a drop's name was dropped after it: what was wrong with a rejected one is history then."""
+    return bool(overview.rows(_CAME_AGAIN, drop.id))
 
 
 def _machine(settings: Settings, overview: Overview, *, alive: bool) -> Iterator[Attention]:
@@ -95,7 +104,7 @@ def _failed(overview: Overview) -> Iterator[Attention]:
 
 def _rejected(settings: Settings, overview: Overview) -> Iterator[Attention]:
     for drop in _newest(settings, overview, "rejected"):
-        if drop.received_at > _since():
+        if drop.received_at > _since() and not came_again(overview, drop):
             title, detail = f"{drop.name} was rejected", rejected_words(overview, drop)
             yield Attention(kind="rejected", title=title, detail=detail, track=drop.track, drop=drop.id)
 

@@ -56,9 +56,11 @@ def test_status_says_what_runs_what_waits_and_what_came_of_it(lived_in: Any, dro
     assert found["tracks"][1] == {"name": "support", "champion": None}
 
 
-def test_status_says_why_a_file_was_rejected(lived_in: Any, dropforge: Command) -> None:
-    assert lived_in
-    assert "\ndrop 4 was rejected: line 1: output is missing\n" in dropforge("status").out
+def test_status_says_why_a_file_was_rejected_until_it_comes_again(lived_in: Any, dropforge: Command) -> None:
+    said = "\ndrop 4 was rejected: line 1: output is missing\n"
+    assert said in dropforge("status").out
+    lived_in.take("bad.jsonl", GOOD)
+    assert said not in dropforge("status").out
 
 
 ALPACA = (

@@ -13,6 +13,7 @@ from daemon.system.processes import FileLock
 from daemon.views.details.attention import Attention, attention
 from daemon.views.overview import Overview
 from pipeline import durable
+from tests.daemon.conftest import lines
 
 
 @pytest.fixture
@@ -40,6 +41,15 @@ def test_a_failed_run_and_a_rejected_drop_are_told_with_why(lately: Any) -> None
     assert failed.detail == "out of memory; lower train.batch_size"
     assert (rejected.kind, rejected.drop, rejected.title) == ("rejected", 4, "bad.jsonl was rejected")
     assert rejected.detail == "output is missing"
+
+
+def test_a_rejected_drop_leaves_once_a_file_of_its_name_came_again(lately: Any) -> None:
+    lately.take("bad.jsonl", '{"instruction": "y"}\n')
+    assert [one.drop for one in told(lately) if one.kind == "rejected"] == [7], "the newer one stands for both"
+    lately.take("bad.jsonl", lines("mended"), "heldout")
+    assert [one.drop for one in told(lately) if one.kind == "rejected"] == [7], "another folder's file"
+    lately.take("bad.jsonl", lines("mended", "too"))
+    assert [one.drop for one in told(lately) if one.kind == "rejected"] == []
 
 
 def test_findings_are_counted_by_kind_rare_ones_first(lately: Any) -> None:
