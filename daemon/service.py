@@ -36,6 +36,8 @@ from daemon.system.clock import now_ms
 from daemon.system.processes import FileLock, lock_holder
 from daemon.system.sd_notify import notify, showing_life
 from daemon.system.signals import on_stop
+from daemon.views.live.queue import left_words
+from daemon.views.overview import Overview
 from pipeline import durable
 from pipeline.errors import EXIT_FAILED, DropforgeError
 
@@ -229,7 +231,7 @@ class Service:
         showing_life(self._messenger.finish)
         self._engine.dispose()
         self._lock.release()
-        log.info("daemon_stopped")
+        log.info("daemon_stopped", left=left_words(Overview(self._settings.state_folder)))
 
     def _end_worker(self) -> None:
         self._worker.stop()

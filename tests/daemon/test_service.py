@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from daemon import service
 from daemon.champions.hooks.commands import Command
@@ -28,6 +29,18 @@ def test_a_stop_asks_the_trainer_for_its_checkpoint_before_it_waits_for_a_file_t
     monkeypatch.setattr(daemon._intake, "finish", lambda: order.append("intake"))
     daemon._end()
     assert order[:3] == ["worker", "hooks", "intake"]
+
+
+def test_a_stop_says_what_is_left_for_the_next_start(tmp_path: Path) -> None:
+    build(tmp_path)
+    house = Daemon(tmp_path, START)
+    (tmp_path / "inbox" / "a.jsonl").write_bytes(records("a"))
+    house.take_in(START)
+    ends = Service(load(tmp_path / "dropforge.toml", {}))
+    ends.stop.set()
+    with capture_logs() as logged:
+        ends.run()
+    assert (logged[-1]["event"], logged[-1]["left"]) == ("daemon_stopped", "run 1 begins at the next start")
 
 
 def test_trouble_with_the_disk_is_no_reason_for_systemd_to_end_the_training(
