@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from daemon.cli.output import clock, dump, local, print_json, print_line, print_table, verdict_lines
-from daemon.cli.status import describe_run, outcome_words
+from daemon.cli.status import describe_run, files_in_inbox, outcome_words
 from daemon.cli.workspace import (
     JsonOption,
     RunArgument,
@@ -19,12 +19,15 @@ from daemon.cli.workspace import (
     open_writer,
 )
 from daemon.state.run_files import run_folder
+from daemon.state.states import state_words
 from pipeline.durable import read_object
 from pipeline.prompt import prompt_form
 from pipeline.wording import count, duration
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from sqlalchemy import Engine
 
     from daemon.views.overview import Overview, RunDetail
     from pipeline.artifacts import Verdict
@@ -168,17 +171,23 @@ def train(
     track: Annotated[str, typer.Argument(metavar="[TRACK]", help="The track; that of the top level by default.")] = (
         "default"
     ),
+    force: Annotated[
+        bool, typer.Option("--force", help="Though it repeats the last run, or files wait for the daemon to take them.")
+    ] = False,
 ) -> None:
     """
     Begin a run now, without waiting for a drop or for the night.
 
-    Says which drops it will hold. A run that is queued already begins now.
+    Says which drops it will hold. A run that is queued already begins now. One that would only repeat the last one is
+    refused, with what that came to.
     """
     from daemon.queue.run_queue import enqueue_by_hand  # noqa: PLC0415 - a quick start
     from daemon.system.clock import now_ms  # noqa: PLC0415 - a quick start
 
-    own = load_settings(context).track(track)
-    run, drops = enqueue_by_hand(open_writer(context), track, now_ms())
+    own, engine = load_settings(context).track(track), open_writer(context)
+    if not force:
+        _require_news(context, engine, track)
+    run, drops = enqueue_by_hand(engine, track, now_ms())
     rows = sum(drop.rows for drop in drops if drop.role == "train")
     numbers = ", ".join(str(drop.id) for drop in drops if drop.role == "train")
     drops_words = f"drop{'s' if ',' in numbers else ''} {numbers}"
@@ -190,6 +199,27 @@ def train(
         if pause.track == track:
             print_line(pause.words)
     print_line(f"new: {', '.join(new)}" if new else "no drop is new: with the same settings it is the last run again")
+
+
+def _require_news(context: typer.Context, engine: "Engine", track: str) -> None:
+    """Refuse a run that comes before files that the daemon is to take, or that would only repeat the last one."""
+    from daemon.dispatch.stale_steps import repeated  # noqa: PLC0415 - a quick start
+    from daemon.queue.states import WrongState  # noqa: PLC0415
+
+    settings, overview = load_settings(context), open_overview(context)
+    again = f"all the same: dropforge train {f'{track} ' if track != 'default' else ''}--force"
+    files = [] if overview.daemon().alive else files_in_inbox(settings, track)
+    if files:
+        more = f", and {len(files) - 1} more" if len(files) > 1 else ""
+        message = f"not taken yet, since the daemon is not running: {files[0]}{more}"
+        raise WrongState(message, f"start it first, or the file has a run of its own: dropforge run; {again}")
+    same = repeated(engine, settings, track)
+    if same is not None:
+        last, blocked = overview.run(same[0]), same[1]
+        became = outcome_words(last) if last.ended_at else f"it {state_words(last.state)}"
+        became += f", but {blocked}" if blocked and last.blocker is None else ""
+        message = f"run {last.id} has the same drops and the same settings: {became}"
+        raise WrongState(message, f"what is known of it: dropforge show {last.id}; to train {again}")
 
 
 def retry(
@@ -226,7 +256,6 @@ def cancel(context: typer.Context, *, run: RunArgument) -> None:
     One that is running leaves a checkpoint first, so that it can be retried.
     """
     from daemon.queue import cancelling  # noqa: PLC0415 - a quick start
-    from daemon.state.states import state_words  # noqa: PLC0415 - a quick start
 
     state = _act(context, run, cancelling.cancel)
     if state == "running":

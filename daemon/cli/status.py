@@ -122,14 +122,14 @@ def _print_status_json(settings: "Settings", overview: "Overview") -> None:
     )
 
 
-def files_in_inbox(settings: "Settings") -> list[str]:
-    """Return the files in the inbox that have not been taken, relative to it, in printable form."""
+def files_in_inbox(settings: "Settings", track: str | None = None) -> list[str]:
+    """Return the files in the inbox, or a track's, that have not been taken, relative to it, in printable form."""
     from daemon.inbox.drop_folders import is_skipped, watched_folders  # noqa: PLC0415 - a quick start
     from pipeline.wording import printable  # noqa: PLC0415 - a quick start
 
     found = []
     for folder in watched_folders(settings):
-        if folder.path.is_dir():
+        if track in {None, folder.track} and folder.path.is_dir():
             names = [path for path in folder.path.iterdir() if not is_skipped(os.fsencode(path.name))]
             found += [path for path in names if path.is_file()]
     return sorted(printable(str(path.relative_to(settings.inbox_folder))) for path in found)

@@ -23,6 +23,7 @@ from daemon.system.processes import FileLock
 from daemon.views.overview import Overview
 from pipeline import durable
 from pipeline.contract import StepResult
+from tests.daemon.champions.test_approval import House
 
 SCRIPT = Path(sys.executable).parent / "dropforge"
 GOOD = '{"instruction": "a", "output": "b"}\n'
@@ -324,3 +325,43 @@ def test_train_refuses_a_track_without_data(lived_in: Any, dropforge: Command) -
     assert (ended.code, "track support has no drop to train on" in ended.err) == (1, True)
     assert "did you mean 'support'" in dropforge("train", "suport").err
     assert [run.id for run in Overview(lived_in.settings.state_folder).runs()] == [3, 2, 1]
+
+
+def test_train_refuses_to_repeat_the_last_run_and_says_what_that_came_to(tmp_path: Path, dropforge: Command) -> None:
+    house = House(tmp_path, '[gate]\non = "pinned"\n')
+
+    def refused() -> str:
+        ended = dropforge("train")
+        what, hint = ended.err.splitlines()
+        assert (ended.code, hint.endswith("to train all the same: dropforge train --force")) == (1, True)
+        return str(what).removeprefix("error: run 1 has the same drops and the same settings: ")
+
+    house.at("prepare")
+    assert refused() == "it is running"
+    house.daemon.finish_runs(house.now, "promoted")
+    assert refused() == "promoted"
+    house.back()
+    assert refused().endswith(", but its model is blocked: the track was rolled back to generation 0: it swears")
+    assert [run.id for run in Overview(house.root).runs()] == [1]
+    settings = tmp_path / "dropforge.toml"
+    settings.write_text(f"{settings.read_text()}[train]\nrank = 4\n")
+    assert dropforge("train").out.startswith("run 2 trains on ")
+
+
+def test_train_that_is_forced_repeats_a_run(tmp_path: Path, dropforge: Command) -> None:
+    House(tmp_path, '[gate]\non = "pinned"\n').run("not_shown_better")
+    assert "not better" in dropforge("train").err
+    assert dropforge("train", "--force").out.startswith("run 2 trains on ")
+
+
+def test_train_comes_not_before_files_that_the_daemon_is_to_take(lived_in: Any, dropforge: Command) -> None:
+    for name in ("late.jsonl", "heldout/later.jsonl", "support/other.jsonl"):
+        (lived_in.settings.inbox_folder / name).write_text(GOOD)
+    ended = dropforge("train")
+    said = "error: not taken yet, since the daemon is not running: heldout/later.jsonl, and 1 more\n"
+    assert (ended.code, ended.err.startswith(said)) == (1, True)
+    lock = FileLock(lived_in.settings.state_folder / "daemon.lock")
+    assert lock.acquire()
+    assert dropforge("train").code == 0, "it takes them by itself"
+    lock.release()
+    assert dropforge("train", "--force").code == 0

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from daemon.cli.live import wait
+from daemon.cli.status import progress_mark
 from daemon.queue import cancelling, run_queue
 from daemon.queue.scheduling import order
 from daemon.settings.model import RetrySettings
@@ -122,7 +123,7 @@ def test_it_ends_when_the_verdict_falls(alive: Any, dropforge: Command) -> None:
 def test_while_it_waits_it_says_how_far_the_run_is(
     alive: Any, dropforge: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done, asked = iter((12, 13, 14, 15)), wait.progress_mark
+    done, asked = iter((12, 13, 14, 15)), progress_mark
 
     def mark(found: Any) -> tuple[object, ...]:
         more = next(done, None)
