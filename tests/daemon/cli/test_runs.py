@@ -23,6 +23,7 @@ from daemon.system.processes import FileLock
 from daemon.views.overview import Overview
 from pipeline import durable
 from pipeline.contract import StepResult
+from tests.chaos.house import records
 from tests.daemon.champions.test_approval import House
 
 SCRIPT = Path(sys.executable).parent / "dropforge"
@@ -348,10 +349,15 @@ def test_train_refuses_to_repeat_the_last_run_and_says_what_that_came_to(tmp_pat
     assert dropforge("train").out.startswith("run 2 trains on ")
 
 
-def test_train_that_is_forced_repeats_a_run(tmp_path: Path, dropforge: Command) -> None:
-    House(tmp_path, '[gate]\non = "pinned"\n').run("not_shown_better")
+def test_train_repeats_a_run_by_force_or_with_another_drop(tmp_path: Path, dropforge: Command) -> None:
+    house = House(tmp_path, '[gate]\non = "pinned"\n')
+    house.run("not_shown_better")
     assert "not better" in dropforge("train").err
-    assert dropforge("train", "--force").out.startswith("run 2 trains on ")
+    assert dropforge("train", "--force").out.startswith("run 2 trains on 1 row of drop 1; ")
+    assert "not better" in dropforge("train").err
+    (house.daemon.settings.inbox_folder / "new.jsonl").write_bytes(records("new"))
+    house.daemon.take_in(house.now)
+    assert dropforge("train").out.startswith("run 2 trains on 2 rows of drops 1, 2; ")
 
 
 def test_train_comes_not_before_files_that_the_daemon_is_to_take(lived_in: Any, dropforge: Command) -> None:
