@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from daemon.inbox.answers.remarks import rows_for_verdict
 from daemon.queue.states import ALLOWED
+from daemon.settings.model import TrackSettings
 from daemon.state.states import RunState
 
 ROOT = Path(__file__).parents[1]
@@ -137,6 +139,11 @@ def test_its_state_chart_is_what_the_queue_allows() -> None:
     allowed = {(start.value, end.value) for start, ends in ALLOWED.items() for end in ends if end != start}
     assert drawn == allowed
     assert {state for edge in drawn for state in edge} == {state.value for state in RunState}
+
+
+def test_the_rows_that_a_first_verdict_takes_are_those_of_the_program() -> None:
+    enough, surely = re.findall(r"[\d,]{3,}", rows_for_verdict(TrackSettings()))
+    assert f"about {enough} rows (200 and {surely} where answers are longer than 5 words)" in " ".join(README.split())
 
 
 def test_a_workspace_can_be_made_as_it_says(tmp_path: Path) -> None:

@@ -261,7 +261,7 @@ def _remarks(settings: "Settings", track: str, role: str, file: Path, fresh: int
     """Return what a receipt would warn of: which of so many `fresh` rows are held out, what the track lacks still."""
     from daemon.inbox.answers.remarks import pinned_already, too_few  # noqa: PLC0415 - a quick start
     from daemon.views.overview import Overview  # noqa: PLC0415
-    from pipeline.dataset.repeats import count_pinned  # noqa: PLC0415
+    from pipeline.dataset.repeats import count_pinned, likely_metric  # noqa: PLC0415
 
     own = settings.track(track)
     if is_closed(settings.state_folder / DATABASE_NAME) or (role == "heldout" and own.gate.on != "pinned"):
@@ -272,7 +272,7 @@ def _remarks(settings: "Settings", track: str, role: str, file: Path, fresh: int
         rows[drop.role] = rows.get(drop.role, 0) + drop.rows
         pinned += [settings.state_folder / "drops" / f"{drop.sha256}.jsonl"] if drop.role == "heldout" else []
     count = count_pinned(file, pinned) if role == "train" and fresh and not any(map(is_closed, pinned)) else 0
-    said = too_few(track, own, overview.metric(track), rows)
+    said = too_few(track, own, overview.metric(track) or likely_metric(file), rows)
     found = (pinned_already(file.name, count, fresh), None if said is None else f"with this file, {said}")
     return [line for line in found if line is not None]
 

@@ -33,6 +33,7 @@ from daemon.state.tables import Drop, Event
 from daemon.storage.disk import Disk
 from daemon.system.programs import name_of
 from pipeline import durable
+from pipeline.dataset.repeats import likely_metric
 from pipeline.validation.file_formats import HEAD_BYTES, foreign_format
 from pipeline.validation.records import FileFinding
 from pipeline.validation.validate import Notice, Validation, validate
@@ -209,9 +210,10 @@ class Intake:
             drop.state = DropState.ACCEPTED if drop.reason is None else DropState.PROPOSED
         drop.rows, drop.warnings = validation.good_rows, sum(notice.rows for notice in validation.warnings)
         drop.findings, drop.quarantined = validation.findings_total, validation.bad_rows
+        metric = likely_metric(self._drops / f"{content}.jsonl")
         held_out = held_out_already(self._engine, self._settings, drop)
         with transaction(self._engine) as session:
-            run, lacks = follow_up(session, self._settings, drop, source.now)
+            run, lacks = follow_up(session, self._settings, drop, source.now, metric)
             notices = (*validation.warnings, *held_out, *lacks)
             _record(session, drop, source, notices, run=run, file_sha256=sha256, kinds=noted_kinds(validation))
         receipt = receipts.receipt(drop, run, None, notices, sha256)

@@ -1,9 +1,13 @@
 """Name and place a prompt by the hash of its normalised text."""
 
 import hashlib
+import math
 import unicodedata
 
 from pipeline.prompt import fold
+
+#: So many standard deviations above the mean lie 5 in 100 cases.
+_SURE = 1.645
 
 
 def normalise(text: str) -> str:
@@ -27,6 +31,17 @@ def hash_id(prompt: str) -> str:
 def hash_place(salt: str, prompt: str) -> str:
     """Return where a normalised prompt falls under `salt`, as 64 hexadecimal digits: the split reads them."""
     return hashlib.sha256(_lengths(salt, prompt)).hexdigest()
+
+
+def rows_for(records: int, share: float) -> float:
+    """
+    Return of how many rows a hash holds out at least so many `records` in 95 of 100 cases, each with chance `share`.
+
+    By the normal distribution that is near to the binomial one: rows * share - z sqrt(rows * share (1 - share)) is
+    `records`, solved for rows. `share` must be above 0.
+    """
+    spread = _SURE * math.sqrt(1 - share)
+    return ((spread + math.sqrt(spread**2 + 4 * records)) / 2) ** 2 / share
 
 
 def _lengths(*texts: str) -> bytes:

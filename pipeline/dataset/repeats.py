@@ -1,16 +1,20 @@
-"""Rows of one file that repeat each other or ask what pinned records ask, known before a run looks at them."""
+"""What is known of one file before a run looks at it: rows that repeat, rows that are pinned, the likely metric."""
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.dataset.prompt_hash import normalise, prompt_id
+from pipeline.metrics.automatic import metric_of
 from pipeline.prompt import fold
 from pipeline.validation.records import Limits, Record, read_records
 from pipeline.wording import count
 
 #: Rows that are looked at: about 200 bytes of memory each.
 MOST_ROWS = 1_000_000
+#: Answers that tell which metric suits a file.
+_MOST_ANSWERS = 200
 #: Lines were bounded when the files were taken in.
 _LIMITS = Limits(max_line_bytes=1 << 40)
 
@@ -75,6 +79,16 @@ def count_pinned(path: Path, pinned: Iterable[Path]) -> int:
     """
     known = {name for one in pinned if one.is_file() for name in _ids(one)}
     return sum(name in known for name in _ids(path)) if known else 0
+
+
+def likely_metric(path: Path) -> str | None:
+    """
+    Return the metric that `evaluate.metric = "auto"` takes for a file's first answers; `None` if it has no record.
+
+    A run decides by its held-out records, of all drops. Raises `OSError`.
+    """
+    records = (row for row in read_records(path, _LIMITS) if isinstance(row, Record))
+    return metric_of([row.output for row in islice(records, _MOST_ANSWERS)])
 
 
 def _ids(path: Path) -> Iterator[str]:

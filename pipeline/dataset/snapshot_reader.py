@@ -10,6 +10,7 @@ from pipeline.contract import Attempt
 from pipeline.dataset.partitions import PartitionRow, Partitions
 from pipeline.dataset.prompt_hash import hash_id, hash_place, normalise
 from pipeline.errors import CannotTrain
+from pipeline.metrics.automatic import SHORT_WORDS
 from pipeline.metrics.tokens import is_short
 from pipeline.near_duplicates.signature_files import FOLDER, signature_name
 from pipeline.near_duplicates.signatures import SignatureWriter, holds
@@ -17,9 +18,6 @@ from pipeline.near_duplicates.word_hashes import WordHasher
 from pipeline.prompt import fold
 from pipeline.validation.records import Finding, Limits, Record, read_records
 from pipeline.validation.special_tokens import special_tokens
-
-SHORT_WORDS = 5
-
 
 CHECK_EVERY = 1000
 

@@ -20,6 +20,7 @@ from pipeline.dataset.groups import find_groups
 from pipeline.dataset.heldout import dataset_hash, version_of, write_groups
 from pipeline.dataset.overlaps import Overlaps
 from pipeline.dataset.partitions import Partitions
+from pipeline.dataset.prompt_hash import rows_for
 from pipeline.dataset.snapshot_reader import CHECK_EVERY, SnapshotReader
 from pipeline.dataset.split import Familiar, SplitWriter, Totals, prompts
 from pipeline.dataset.start import Kept, choose_start, keep_new_rows
@@ -35,11 +36,9 @@ from pipeline.dataset.warnings import (
 from pipeline.errors import CannotTrain
 from pipeline.evaluation.suites import read_suites
 from pipeline.metrics import json_fields
+from pipeline.metrics.automatic import auto_metric
 from pipeline.model_folder.trained_ids import trained_ids
 
-SHORT_SHARE = 0.8
-#: Standard deviations that the normal distribution exceeds in 5 of 100 cases.
-_SURE = 1.645
 _TOKENS_STEP = 16
 _MOST_TOKENS = 1024
 
@@ -166,14 +165,12 @@ def _begin(attempt: Attempt, folder: Path, rows: int) -> tuple[ModelRef | None, 
 
 
 def _metric(attempt: Attempt, totals: Totals) -> str:
-    """Return the primary metric: field F1 suits JSON, exact match short answers, ROUGE-L long ones."""
+    """Return the primary metric."""
     chosen = attempt.config.evaluate.metric
     if chosen != "auto":
         return chosen
-    if _json_share(attempt.folder / "data") >= SHORT_SHARE:
-        return "json_f1"
     answers = totals.heldout_answers if totals.heldout_answers.count else totals.train_answers
-    return "exact_match" if answers.short >= SHORT_SHARE * answers.count else "rougeL"
+    return auto_metric(answers.short / max(1, answers.count), _json_share(attempt.folder / "data"))
 
 
 def _json_share(folder: Path) -> float:
@@ -218,19 +215,8 @@ def _shortfall(attempt: Attempt, scored: tuple[int, int], metric: str) -> Shortf
     # Further rows of the same kind repeat each other as often.
     apart = max(1, groups) / max(1, records)
     by_hash = gate.on != "pinned" and split.heldout > 0
-    rows = _rows_for(needed - groups, split.heldout) / apart if by_hash else (needed - groups) / apart
+    rows = rows_for(needed - groups, split.heldout) / apart if by_hash else (needed - groups) / apart
     return Shortfall(heldout_rows=groups, needed_heldout_rows=needed, needed_rows=math.ceil(rows))
-
-
-def _rows_for(records: int, share: float) -> float:
-    """
-    Return of how many rows a hash holds out at least so many `records` in 95 of 100 cases, each with chance `share`.
-
-    By the normal distribution that is near to the binomial one: rows * share - z sqrt(rows * share (1 - share)) is
-    `records`, solved for rows.
-    """
-    spread = _SURE * math.sqrt(1 - share)
-    return ((spread + math.sqrt(spread**2 + 4 * records)) / 2) ** 2 / share
 
 
 def _nothing_to_train(attempt: Attempt, totals: Totals, overlaps: Overlaps, spelled: int) -> CannotTrain:

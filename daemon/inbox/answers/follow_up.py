@@ -14,12 +14,14 @@ from pipeline.dataset.repeats import count_pinned
 from pipeline.validation.validate import Notice
 
 
-def follow_up(session: Session, settings: Settings, drop: Drop, now: int) -> tuple[int | None, tuple[Notice, ...]]:
+def follow_up(
+    session: Session, settings: Settings, drop: Drop, now: int, metric: str | None
+) -> tuple[int | None, tuple[Notice, ...]]:
     """
     Queue the run that a new drop starts, and return its number, with a warning where the track cannot get a verdict.
 
     Works in the transaction that records the drop. Records to train on start a run, and pinned ones where the track's
-    last run ended for want of them.
+    last run ended for want of them. `metric` is what the drop's answers are likely to be judged by.
     """
     tracks.ensure_track(session, drop.track, now)
     session.add(drop)
@@ -30,7 +32,8 @@ def follow_up(session: Session, settings: Settings, drop: Drop, now: int) -> tup
         run = run_queue.enqueue_when_quiet(session, drop.track, track, now).id
     if drop.state != DropState.ACCEPTED or (drop.role == "heldout" and track.gate.on != "pinned"):
         return run, ()
-    said = too_few(drop.track, track, *accepted_rows(session, drop.track))
+    fixed, rows = accepted_rows(session, drop.track)
+    said = too_few(drop.track, track, fixed or metric, rows)
     return run, () if said is None else (Notice(kind="too_few_rows", key=None, rows=drop.rows, message=said),)
 
 

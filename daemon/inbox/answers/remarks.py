@@ -11,35 +11,42 @@ from collections.abc import Mapping
 from typing import Any
 
 from daemon.settings.model import Settings, TrackSettings
+from pipeline.dataset.prompt_hash import rows_for
+from pipeline.metrics.automatic import SHORT_WORDS
 from pipeline.wording import count, plain
 
 _TENS = 10
+_IF_LONG = f"where answers are longer than {SHORT_WORDS} words"
 
 
 def too_few(name: str, track: TrackSettings, metric: str | None, rows: Mapping[str, int]) -> str | None:
     """
-    Say what track `name` lacks for a verdict on any model, and the ways out; `None` if it may have enough.
+    Say what track `name` lacks for a verdict on any model, and the ways out; `None` if it has enough.
 
-    `rows` are those of its accepted drops, by role, repeated ones counted each time: even so many may not do. `metric`
-    is what the track's first run fixed, `None` before.
+    Enough rows are those that bring the held-out records in 95 of 100 cases; `rows` are those of its accepted drops, by
+    role, repeated ones counted each time: even so many may not do. `metric` is what the track's first run fixed, or
+    what a file is likely to be judged by; `None`: not known.
     """
     least, most = _needed(track, metric)
     nothing = "nothing is trained" if track.gate.approval == "auto" else "no model gets a verdict"
+    verdict = f"a verdict by {metric} needs" if metric and track.evaluate.metric == "auto" else "a verdict needs"
     pin = "dropforge submit --heldout FILE"
     if track.gate.on == "pinned":
         have = rows.get("heldout", 0)
         if have >= most:
             return None
-        said = f"track {name} has {count(have, 'pinned record')}, and a verdict needs {_either(least, most)}"
-        return f"{said}: {_if_long(have, least)}{nothing} until more are pinned: {pin}"
+        said = f"track {name} has {count(have, 'pinned record')}, and {verdict} {_either(least, most, 'records')}"
+        when = f"{_IF_LONG}, " if have >= least else ""
+        return f"{said}: {when}{nothing} until more are pinned: {pin}"
     have, share = rows.get("train", 0), track.split.heldout
-    if have * share >= most:
+    if have >= _rows_for(most, share):
         return None
-    needed = f"track {name} has {count(have, 'row')}, and a verdict needs {_either(least, most)} held-out records"
+    said = f"track {name} has {count(have, 'row')}, and {verdict} {_either(least, most, 'held-out records')}"
     if share > 0:
-        needed += f", so about {_either(_rows_for(least, share), _rows_for(most, share))} rows"
-    nothing = _if_long(have * share, least) + nothing
-    return f'{needed}: {nothing} until then; or pin records of your own: gate.on = "pinned", then {pin}'
+        said += f", so about {_either(_about(least, share), _about(most, share), 'rows', '')}"
+    asked, when = (most, f"{_IF_LONG}, ") if have >= _rows_for(least, share) else (least, "")
+    perhaps = "perhaps " if have * share >= asked else ""
+    return f'{said}: {when}{perhaps}{nothing} until then; or pin records of your own: gate.on = "pinned", then {pin}'
 
 
 def pinned_already(name: str, pinned: int, rows: int) -> str | None:
@@ -82,9 +89,10 @@ def unlikely_words(found: Mapping[str, Any], run: int | None) -> str:
 def rows_for_verdict(track: TrackSettings) -> str:
     """Say how much of what a track needs for a verdict on any model, as the settings have it."""
     least, most = _needed(track, None)
-    if track.gate.on == "pinned" or not track.split.heldout:
-        return f"{_either(least, most)} records are held out"
-    return f"there are about {_either(*(_rows_for(one, track.split.heldout) for one in (least, most)))} rows"
+    share = track.split.heldout
+    if track.gate.on == "pinned" or not share:
+        return f"{_either(least, most, 'records')} are held out"
+    return f"there are about {_either(_about(least, share), _about(most, share), 'rows')}"
 
 
 def _needed(track: TrackSettings, metric: str | None) -> tuple[int, int]:
@@ -94,14 +102,13 @@ def _needed(track: TrackSettings, metric: str | None) -> tuple[int, int]:
     return {None: (short, long), "exact_match": (short, short)}.get(metric, (long, long))
 
 
-def _if_long(have: float, least: int) -> str:
-    """Return the condition on which too few records are too few; empty where they are in any case."""
-    return "where answers are long, " if have >= least else ""
+def _either(least: int, most: int, noun: str, when: str = f" {_IF_LONG}") -> str:
+    return f"{least:,} {noun}" if least == most else f"{least:,} {noun} ({most:,}{when})"
 
 
-def _either(least: int, most: int) -> str:
-    return f"{least:,}" if least == most else f"{least:,} ({most:,} where answers are long)"
+def _rows_for(records: int, share: float) -> float:
+    return rows_for(records, share) if share > 0 else math.inf
 
 
-def _rows_for(records: int, share: float) -> int:
-    return math.ceil(records / share / _TENS) * _TENS
+def _about(records: int, share: float) -> int:
+    return math.ceil(rows_for(records, share) / _TENS) * _TENS

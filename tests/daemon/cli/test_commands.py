@@ -421,7 +421,7 @@ def test_check_and_submit_say_what_the_track_lacks_for_a_verdict(
     lived_in: Any, dropforge: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (lived_in.folder / "fresh.jsonl").write_text(GOOD * 2)
-    pinned = "with this file, track default has 1 pinned record, and a verdict needs 100"
+    pinned = "with this file, track default has 1 pinned record, and a verdict by exact_match needs 100 records"
     for command in (("check", "fresh.jsonl"), ("submit", "fresh.jsonl")):
         assert pinned in dropforge(*command).out, "the files are for training"
     assert "with this file, track default has 3 pinned records" in dropforge("submit", "--heldout", "fresh.jsonl").out
@@ -432,12 +432,17 @@ def test_check_and_submit_say_what_the_track_lacks_for_a_verdict(
     assert asked not in dropforge("submit", "--heldout", "exam.jsonl").out
     monkeypatch.setenv("DROPFORGE_GATE__ON", "all")
     said = dropforge("check", "fresh.jsonl").out
-    assert "with this file, track default has 6 rows, and a verdict needs 100 (200 where answers are long)" in said
+    assert (
+        "with this file, track default has 6 rows, and a verdict by exact_match needs 100 held-out records, so" in said
+    )
     assert "pin records of your own" in said
+    (lived_in.folder / "long.jsonl").write_text(lines("one two three four five six"))
+    said = dropforge("check", "long.jsonl").out
+    assert "a verdict by rougeL needs 200 held-out records, so about 1,490 rows" in said, "of the two, which is meant"
     monkeypatch.setenv("DROPFORGE_GATE__MIN_RECORDS", "1")
     monkeypatch.setenv("DROPFORGE_GATE__MIN_RECORDS_CONTINUOUS", "1")
-    (lived_in.folder / "fresh.jsonl").write_text(GOOD * 5)
-    assert "a verdict needs" not in dropforge("check", "fresh.jsonl").out
+    (lived_in.folder / "fresh.jsonl").write_text(GOOD * 30)
+    assert "held-out records" not in dropforge("check", "fresh.jsonl").out
 
 
 @pytest.mark.usefixtures("lived_in")

@@ -75,7 +75,7 @@ def test_each_track_has_its_own_readme_by_its_settings(box: Box) -> None:
     assert top.startswith(f"{MARK}\n\nThis is the inbox of track default: drop files of training records here.\n")
     for words in ('{"instruction": "...", "input": "...", "output": "..."}', "at most 8.0 GB, a line 4.0 MB",
                   "not changed for 5 s", "  done/       taken", "NAME.verdict.txt", "NAME.errors.json", "WANTED.md",
-                  "before\nthere are about 670 (1,340 where answers are long) rows.",
+                  "before\nthere are about 780 rows (1,490 where answers are longer than 5 words).",
                   "the whole file is given back", "60 s after the last file"):  # fmt: skip
         assert words in top
     below = (box.inbox / "support" / "README.txt").read_text(encoding="utf-8")
@@ -91,7 +91,7 @@ def test_a_readme_says_what_the_settings_say() -> None:
     assert "Up to 7 bad rows (1 % of the rows) are left out" in text
     assert "A file with other keys is given back." in text
     pinned = readme_text(Settings.model_validate({"gate": {"on": "pinned", "min_records": 50}}), "default")
-    assert "trained on:\nthe models are judged on them. No model gets a verdict before\n50 (200 where" in pinned
+    assert "trained on:\nthe models are judged on them. No model gets a verdict before\n50 records (200 where" in pinned
 
 
 def test_a_readme_is_written_again_only_where_the_settings_changed(box: Box) -> None:

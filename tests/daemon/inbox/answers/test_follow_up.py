@@ -43,14 +43,26 @@ def test_a_receipt_says_that_all_rows_of_the_track_are_too_few(tmp_path: Path) -
     box.drop("a.jsonl", rows(300))
     said = warning(box, "a.jsonl")
     assert said is not None
-    assert said.startswith("track default has 300 rows, and a verdict needs 100 held-out records, so about 670 rows")
+    assert said.startswith("track default has 300 rows, and a verdict needs 100 held-out records, so about 780 rows")
     box.drop("b.jsonl", rows(300, 300))
     assert "track default has 600 rows" in (warning(box, "b.jsonl") or "")
     box.drop("other.jsonl", rows(5), "support")
     box.drop("exam.jsonl", rows(50), "heldout")
-    box.drop("c.jsonl", rows(70, 600))
+    box.drop("c.jsonl", rows(180, 600))
     assert warning(box, "c.jsonl") is None
     assert warning(box, "exam.jsonl") is None, "it waits for a word, and nothing is judged on it"
+
+
+def test_before_the_first_run_the_answers_say_which_number_is_meant(tmp_path: Path) -> None:
+    box = Box(tmp_path)
+    box.drop("short.jsonl", rows(3))
+    assert "a verdict by exact_match needs 100 held-out records, so about 780 rows:" in (
+        warning(box, "short.jsonl") or ""
+    )
+    box.drop("long.jsonl", [{**row, "output": "one two three four five six"} for row in rows(3, 3)])
+    assert "a verdict by rougeL needs 200 held-out records, so about 1,490 rows:" in (warning(box, "long.jsonl") or "")
+    box.drop("json.jsonl", [{**row, "output": "[1]"} for row in rows(3, 6)])
+    assert "a verdict by json_f1 needs 200 held-out records" in (warning(box, "json.jsonl") or "")
 
 
 def test_a_receipt_says_how_many_records_are_pinned(tmp_path: Path) -> None:
