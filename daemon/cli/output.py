@@ -113,6 +113,8 @@ def verdict_words(run: "RunView") -> str:
         return f"{run.state}: {run.error}" if run.error else run.state
     word = _VERDICTS.get(run.outcome, run.outcome.replace("_", " "))
     number = "" if run.gain is None else f" {signed(run.gain)}"
+    if run.outcome == "guard_failed" and number:
+        number = f", task{number}"
     if run.blocker is not None:
         return f"won{number}, but {run.blocker}"
     return f"{word}{number}" + (f"; waits: dropforge promote {run.id}" if run.outcome == "awaiting_approval" else "")

@@ -1,7 +1,7 @@
 """A verdict in one short line, as lists and the history show it; the report's story has the rest."""
 
-from pipeline.artifacts import Verdict
-from pipeline.wording import count, signed, span
+from pipeline.artifacts import GuardResult, Verdict
+from pipeline.wording import count, plain, signed, span
 
 
 def in_groups(verdict: Verdict) -> str:
@@ -9,8 +9,12 @@ def in_groups(verdict: Verdict) -> str:
     return "" if verdict.groups == verdict.records else f" in {count(verdict.groups, 'group')}"
 
 
-def short_line(verdict: Verdict, needed_records: int) -> str:
-    """Return the verdict with its gain and interval, as `promoted: +11.5 points (+5.9 to +16.9)`."""
+def short_line(verdict: Verdict, needed_records: int, needed_rows: int | None = None) -> str:
+    """
+    Return the verdict with its gain and interval, as `promoted: +11.5 points (+5.9 to +16.9)`.
+
+    A verdict needs so many held-out records, which about `needed_rows` more rows bring; `None`: nobody said how many.
+    """
     words = verdict.outcome.replace("_", " ")
     if verdict.outcome == "insufficient_evidence":
         if "no_pinned_heldout" in verdict.reasons:
@@ -18,9 +22,26 @@ def short_line(verdict: Verdict, needed_records: int) -> str:
         have = count(verdict.records, "held-out record")
         if verdict.groups != verdict.records:
             have = f"{count(verdict.groups, 'different held-out record')} ({verdict.records:,} in all)"
-        return f"{words}: {have}, and a verdict needs {needed_records:,}"
-    failed = [guard.label for guard in verdict.guards if guard.state == "failed"]
+        rows = "" if needed_rows is None else f", which about {count(needed_rows, 'more row')} bring"
+        return f"{words}: {have}, and a verdict needs {needed_records:,}{rows}"
+    failed = [f"{guard.label} {change_words(guard)}".rstrip() for guard in verdict.guards if guard.state == "failed"]
+    gain = f"{signed(verdict.gain or 0.0)} points"
     if verdict.outcome == "guard_failed" and failed:
-        words += f" ({failed[0]}{f' and {len(failed) - 1} more' if failed[1:] else ''})"
+        words += f" ({failed[0]}{f', and {len(failed) - 1} more' if failed[1:] else ''})"
+        gain += " on the task"
     between = f" ({span(verdict.interval)})" if verdict.interval else ""
-    return f"{words}: {signed(verdict.gain or 0.0)} points{between}"
+    return f"{words}: {gain}{between}"
+
+
+def change_words(guard: GuardResult) -> str:
+    """Return a guard's change in its unit."""
+    if guard.change is None:
+        return ""
+    if guard.unit == "times":
+        return f"{plain(guard.change, 2)} times"
+    return f"{signed(guard.change, digits(guard))} {guard.unit}"
+
+
+def digits(guard: GuardResult) -> int:
+    """Return how many decimals a guard's numbers have."""
+    return {"nats": 3, "times": 2, "records": 0}.get(guard.unit, 1)

@@ -217,4 +217,5 @@ def early_verdict(dataset: Dataset, shortfall: Shortfall, gate: GateConfig) -> V
         records=dataset.heldout_rows,
         groups=have,
     )
-    return verdict.model_copy(update={"sentence": short_line(verdict, need)})
+    rows = None if dataset.heldout_pinned else shortfall.needed_rows
+    return verdict.model_copy(update={"sentence": short_line(verdict, need, rows)})

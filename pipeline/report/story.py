@@ -2,7 +2,7 @@
 
 from pipeline.artifacts import Dataset, Evaluation, GuardResult, Outcome, Verdict
 from pipeline.contract import StepSpec
-from pipeline.gate.explain import in_groups
+from pipeline.gate.explain import change_words, in_groups
 from pipeline.gate.reasons import GUARD_REASONS
 from pipeline.report.facts import BlindReview, Reason, Story
 from pipeline.report.next_steps import next_steps
@@ -257,22 +257,8 @@ def guard_words(guard: GuardResult) -> str:
     return words
 
 
-def change_words(guard: GuardResult) -> str:
-    """Return a guard's change in its unit."""
-    if guard.change is None:
-        return ""
-    if guard.unit == "times":
-        return f"{plain(guard.change, 2)} times"
-    return f"{signed(guard.change, digits(guard))} {guard.unit}"
-
-
 def margin_words(guard: GuardResult) -> str:
     """Return what a guard lets pass, in its unit."""
     if guard.margin is None:
         return ""
     return f"{plain(guard.margin, 2 if guard.unit in {'times', 'nats'} else 1)} {guard.unit}"
-
-
-def digits(guard: GuardResult) -> int:
-    """Return how many decimals a guard's numbers have."""
-    return {"nats": 3, "times": 2, "records": 0}.get(guard.unit, 1)

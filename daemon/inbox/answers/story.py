@@ -27,7 +27,7 @@ from daemon.state.states import (
 from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track
 from pipeline.wording import count, printable
 
-_WON = "promoted: "
+_WON, _TOO_LITTLE = "promoted: ", "insufficient evidence: "
 _AGAIN = "It is trained on again, together with the next drops."
 
 
@@ -159,9 +159,12 @@ def _after_run(run: Run) -> Iterator[str]:
     elif run.outcome == OVERTAKEN:
         yield f"Not in use: run {run.id} was trained on it and won ({said}), but another model came first."
         yield _AGAIN
+    elif run.outcome == "insufficient_evidence":
+        yield f"Not in use yet: run {run.id}, which held it, had too little data: {said.removeprefix(_TOO_LITTLE)}."
+        yield "The next run holds it, together with the next drops."
     else:
         yield f"Not in use: run {run.id} held it, and its model was not promoted: {said}."
-        yield f"{_AGAIN} Why it was not: dropforge report {run.id}."
+        yield f"{_AGAIN} Why it was not, and what to do: dropforge report {run.id}."
 
 
 def _cleared(session: Session, suspect: Suspect | None) -> Iterator[str]:

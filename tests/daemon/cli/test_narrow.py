@@ -59,6 +59,16 @@ def test_a_verdict_in_a_list_is_a_word_and_a_number(odd: Any) -> None:
     assert "+40.0 points" in "\n".join(on_terminal(odd.folder, "history"))
 
 
+def test_a_gain_beside_a_failed_guard_is_said_to_be_the_tasks(lived_in: Any) -> None:
+    claim = run_queue.rescue(lived_in.engine, lived_in.tick())[0]
+    sentence = "guard failed (builtin −6.0 points): +47.6 points on the task"
+    run_queue.finish(lived_in.engine, claim, run_queue.Ending("guard_failed", sentence, gain=47.6), lived_in.tick())
+    for command in ("runs", "status"):
+        (line,) = (line for line in on_terminal(lived_in.folder, command) if "guard failed" in line)
+        assert line.endswith("guard failed, task +47.6")
+        assert cell_len(line) <= 80
+
+
 def test_an_odd_name_is_shown_in_its_column_and_escaped(odd: Any) -> None:
     text = "\n".join(on_terminal(odd.folder, "drops"))
     assert "学習データ" in text

@@ -14,7 +14,11 @@ from pipeline.gate.explain import short_line
         ("promoted", {"gain": 6.5, "interval": (0.91, 12)}, "promoted: +6.5 points (+0.9 to +12.0)"),
         ("worse", {"gain": -13.0, "interval": (-18.6, -7.6)}, "worse: −13.0 points (−18.6 to −7.6)"),
         ("not_shown_better", {"gain": 0.01, "interval": (-3, 3)}, "not shown better: 0.0 points (−3.0 to +3.0)"),
-        ("guard_failed", {"gain": 7, "interval": None}, "guard failed (suite builtin): +7.0 points"),
+        (
+            "guard_failed",
+            {"gain": 7, "interval": None},
+            "guard failed (suite builtin −27.6 points): +7.0 points on the task",
+        ),
         ("contaminated", {"gain": 39.5, "interval": (1, 70)}, "contaminated: +39.5 points (+1.0 to +70.0)"),
     ],
 )
@@ -29,12 +33,14 @@ def test_a_second_guard_that_failed_is_counted(made_reports: Any) -> None:
     verdict = made_reports.verdict("guard_failed", made_reports.rows(5, 5, 5), gain=7.0, interval=None)
     size = GuardResult(guard="size", label="size", unit="times", change=2.0, margin=1.5, state="failed")
     both = verdict.model_copy(update={"guards": (*verdict.guards, size)})
-    assert short_line(both, 100) == "guard failed (suite builtin and 1 more): +7.0 points"
+    assert short_line(both, 100) == "guard failed (suite builtin −27.6 points, and 1 more): +7.0 points on the task"
 
 
 def test_too_little_data_says_how_much_there_is_and_is_needed(made_reports: Any) -> None:
     _, verdict = made_reports.early()
     assert short_line(verdict, 100) == "insufficient evidence: 31 held-out records, and a verdict needs 100"
+    said = "insufficient evidence: 31 held-out records, and a verdict needs 100, which about 460 more rows bring"
+    assert short_line(verdict, 100, 460) == said
     grouped = verdict.model_copy(update={"groups": 12})
     said = "insufficient evidence: 12 different held-out records (31 in all), and a verdict needs 100"
     assert short_line(grouped, 100) == said

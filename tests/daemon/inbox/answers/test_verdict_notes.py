@@ -26,6 +26,7 @@ TRIED = (
     "It is tried alone when nothing else is to be run, beside what the model that serves was trained on; until then no "
     "other run uses it."
 )
+TOO_LITTLE = "36 held-out records, and a verdict needs 100, which about 430 more rows bring"
 HEAD = "drop 1 of track default, 3 rows, received 2027-01-15T08:00:00+00:00"
 
 
@@ -147,7 +148,14 @@ def test_a_drop_stays_in_use_over_later_runs_and_its_text_does_not_change(house:
             {"outcome": "not_shown_better", "sentence": "not shown better: +0.4 points"},
             [
                 "Not in use: run 2 held it, and its model was not promoted: not shown better: +0.4 points.",
-                f"{AGAIN} Why it was not: dropforge report 2.",
+                f"{AGAIN} Why it was not, and what to do: dropforge report 2.",
+            ],
+        ),
+        (
+            {"outcome": "insufficient_evidence", "sentence": f"insufficient evidence: {TOO_LITTLE}"},
+            [
+                f"Not in use yet: run 2, which held it, had too little data: {TOO_LITTLE}.",
+                "The next run holds it, together with the next drops.",
             ],
         ),
         (
