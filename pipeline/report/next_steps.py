@@ -4,19 +4,20 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from pipeline.artifacts import Dataset, GuardResult, Outcome, Verdict
-from pipeline.config import RunConfig
+from pipeline.config import RunConfig, TrainConfig
 from pipeline.contract import StepSpec
 from pipeline.report.facts import NextStep
-from pipeline.wording import count
+from pipeline.wording import count, listed, plain
 
 _KEPT = "No drop is suspended for this: all are trained on again, together with the next ones."
 #: More held-out records than so many times today's are no advice that anybody can follow.
 _MANY_TIMES = 10
+#: Rows of general text that are a start against forgetting, as a share of the task's.
+_GENERAL_SHARE = 0.2
 #: What helps against a guard that shows harm of this model.
 _REMEDIES: Mapping[str, str] = {
     "slice": "Drop more rows of that kind, or withdraw the drop that spoils it; guards.slices is the margin.",
     "nll": "Train less or on cleaner answers (train.epochs, train.learning_rate); guards.nll is the margin.",
-    "general": "Train less (train.epochs, train.learning_rate) or add general rows; guards.general is the margin.",
     "empty": "Look for empty answers in the new drops; guards.degenerate is the margin.",
     "truncated": "Look for long answers in the new drops, or raise evaluate.max_new_tokens.",
     "looping": "Train less or set evaluate.repetition_penalty; guards.degenerate is the margin.",
@@ -31,7 +32,7 @@ def next_steps(verdict: Verdict, dataset: Dataset, spec: StepSpec) -> Sequence[N
         "worse": lambda: _after_harm(verdict),
         "not_shown_better": lambda: _after_no_proof(verdict, dataset, run),
         "insufficient_evidence": lambda: _after_too_little(verdict, dataset),
-        "guard_failed": lambda: _after_guards(verdict, config, run),
+        "guard_failed": lambda: _after_guards(verdict, dataset, spec),
         "contaminated": lambda: [
             NextStep(words="Judge it on other records: drop a held-out set that no drop has rows of."),
             NextStep(words="See which drops are new in this run.", command=f"dropforge show {run}"),
@@ -58,11 +59,13 @@ def _after_a_win(verdict: Verdict, config: RunConfig, run: int) -> list[NextStep
     return [NextStep(words=f"{serves}{costs}"), undo]
 
 
-def _after_guards(verdict: Verdict, config: RunConfig, run: int) -> list[NextStep]:
+def _after_guards(verdict: Verdict, dataset: Dataset, spec: StepSpec) -> list[NextStep]:
     """Return what helps against the guards that failed; only where one of them blames drops, these are looked at."""
+    config, run = spec.config, spec.run
     failed = [guard for guard in verdict.guards if guard.state == "failed"]
     remedies = dict.fromkeys(_REMEDIES[guard.guard] for guard in failed if guard.guard in _REMEDIES)
-    steps = [NextStep(words=words) for words in remedies]
+    steps = _against_forgetting([guard for guard in failed if guard.guard == "general"], dataset, config.train)
+    steps += [NextStep(words=words) for words in remedies]
     steps += dict.fromkeys(step for guard in failed for step in _against(guard, config))
     if {guard.guard for guard in failed} <= {"latency", "size", "judge"}:
         steps.append(
@@ -72,6 +75,30 @@ def _after_guards(verdict: Verdict, config: RunConfig, run: int) -> list[NextSte
             )
         )
     return [*steps, *(_after_harm(verdict) if verdict.blames_new_drops else [NextStep(words=_KEPT)])]
+
+
+def _against_forgetting(failed: Sequence[GuardResult], dataset: Dataset, train: TrainConfig) -> list[NextStep]:
+    """
+    Return what helps where general abilities fell: a lighter training, or rows that keep them up.
+
+    Epochs first: three forgot more than a doubled rate did (`bench/presets.py`). A row to each five is what
+    `train.replay` has of old rows by default.
+    """
+    if not failed:
+        return []
+    fell = listed([f"{guard.label} by {plain(-(guard.change or 0.0))} points" for guard in failed])
+    margin = f"{plain(failed[0].margin or 0.0)} are let pass, guards.general"
+    less = f"train.learning_rate = {train.learning_rate / 2:g} (it was {train.learning_rate:g})"
+    if train.epochs > 1:
+        less = f"train.epochs = {max(1.0, train.epochs / 2):g} (it was {train.epochs:g})"
+    rows = count(math.ceil(dataset.train_rows * _GENERAL_SHARE), "row")
+    return [
+        NextStep(words=f"General abilities fell: {fell} ({margin}). Train less, with {less}."),
+        NextStep(
+            words=f"Or drop general questions with their answers beside your rows, one to each five (about {rows}): "
+            "more rows of the task do not help."
+        ),
+    ]
 
 
 def _against(guard: GuardResult, config: RunConfig) -> list[NextStep]:

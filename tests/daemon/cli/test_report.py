@@ -118,7 +118,7 @@ def test_show_tells_the_core_of_the_evidence(workspace: Any, made_reports: Any, 
     out = dropforge("show", run).out
     for words in (
         "\nwhy:\n  Both models answered the same 400 records; neither was trained on them. The new model scored 94.0",
-        "\n  What it loses: suite builtin −27.6 points (the limit is 5.0 points).\nwhat to do next:\n  Train less ",
+        "\n  What it loses: suite builtin −27.6 points (the limit is 5.0 points).\nwhat to do next:\n  General ",
         "\n  No drop is suspended for this: all are trained on again, together with the next ones.\n",
         "guards: 1 of 9 failed\n  nearly failed: drop 3 (bewertungen_ü.jsonl) −4.5 points (the limit is 5.0 points)\n",
         "drops that the champion knows: gain +6.0 points on 300 records, interval +0.4 to +11.5\n",

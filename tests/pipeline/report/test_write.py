@@ -16,13 +16,14 @@ from jsonschema import Draft202012Validator
 
 from pipeline import durable
 from pipeline.artifacts import GuardResult
+from pipeline.config import TrainConfig
 from pipeline.contract import RESULT_NAME, Attempt, StepResult
 from pipeline.gate.reasons import BLAMING, GUARD_REASONS
 from pipeline.report.examples import MOST_CHARACTERS, pick
 from pipeline.report.facts import Cost, NextStep, Report, RunCost, Story, harm_share, is_nearly_failed, schema_text
 from pipeline.report.page import render_page
 from pipeline.report.plots import loss_chart
-from pipeline.report.story import guard_words
+from pipeline.report.story import guard_words, tell
 from pipeline.report.tables import candidates_table
 from pipeline.report.write import hash_settings, write_report
 from pipeline.search.candidate import Candidate
@@ -362,7 +363,10 @@ def test_of_two_floors_each_has_its_say_and_two_suites_say_the_same_once(made_re
 @pytest.mark.parametrize(
     ("guard", "remedy"),
     [
-        ("general", "Train less (train.epochs, train.learning_rate) or add general rows; guards.general is"),
+        (
+            "general",
+            "General abilities fell: builtin by 13.3 points (5.0 are let pass, guards.general). Train less, with",
+        ),
         ("empty", "Look for empty answers in the new drops; guards.degenerate is"),
         ("truncated", "or raise evaluate.max_new_tokens"),
         ("looping", "Train less or set evaluate.repetition_penalty"),
@@ -383,6 +387,30 @@ def test_a_loss_of_this_model_is_told_with_its_remedy_and_only_some_send_for_the
     assert remedy in to_do
     assert ("tried alone" in to_do) == ("drops withdraw" in to_do) == (guard in BLAMING)
     assert ("No drop is suspended" in to_do) == (guard not in BLAMING)
+
+
+@pytest.mark.parametrize(
+    ("train", "less"),
+    [
+        (TrainConfig(), "Train less, with train.learning_rate = 0.0001 (it was 0.0002)."),
+        (TrainConfig(epochs=3), "Train less, with train.epochs = 1.5 (it was 3)."),
+        (TrainConfig(epochs=1.5), "Train less, with train.epochs = 1 (it was 1.5)."),
+    ],
+)
+def test_against_forgetting_a_setting_and_rows_are_named_with_numbers(
+    made_reports: Any, tmp_path: Path, train: TrainConfig, less: str
+) -> None:
+    attempt, verdict = made_reports.case(tmp_path, "guard_failed")
+    two = [
+        GuardResult(guard="general", label=name, unit="points", change=change, margin=5.0, state="failed")
+        for name, change in (("builtin", -6.04), ("lm-eval:arc", -13.3))
+    ]
+    spec = attempt.spec.model_copy(update={"config": attempt.config.model_copy(update={"train": train})})
+    found = verdict.model_copy(update={"guards": tuple(two)})
+    steps = tell(found, made_reports.dataset(train_rows=671), None, spec).next_steps
+    lost = "General abilities fell: builtin by 6.0 points and lm-eval:arc by 13.3 points"
+    assert steps[0].words == f"{lost} (5.0 are let pass, guards.general). {less}"
+    assert "one to each five (about 135 rows): more rows of the task do not help." in steps[1].words
 
 
 def test_beside_an_old_drops_loss_the_new_drops_are_tried(made_reports: Any, tmp_path: Path) -> None:
