@@ -18,6 +18,8 @@ WANTED = "WANTED.md"
 _MOST, _MOST_VERDICTS = 20, 50
 #: Fewer groups of records say little (`pipeline.gate.slices.LEAST_TESTED`; numpy is not for the daemon).
 _LEAST_GROUPS = 30
+#: Guards that more rows of a kind help against, and those that general ones do.
+_ROWS_HELP, _GENERAL = {"slice", "anchor", "floor"}, {"general", "general_base"}
 #: What would end the code, or the cell of the table.
 _NO_CODE = str.maketrans({"`": "'", "|": "¦"})
 
@@ -46,16 +48,33 @@ def wanted_text(session: Session, state_folder: Path, track: str) -> str | None:
         f"of 100, on held-out records.\nOn all {count(verdict.records, 'record')}: {plain(whole or 0.0)}. "
     )
     slices = _weakest(verdict.slices, is_candidate=measured.is_candidate)
+    guarded = _guarded(measured)
     if not slices:
-        return head + 'Rows with "tags" or a "category", and several drops, are told apart here.\n'
+        return head + guarded + 'Rows with "tags" or a "category", and several drops, are told apart here.\n'
     table = ["| rows of | score | held-out records | training rows |", "|---|---:|---:|---:|"]
     for one in slices:
         score = plain(one.candidate if measured.is_candidate else one.champion)
         few = " (few)" if one.groups < _LEAST_GROUPS else ""
         trained = rows.get(one.label.partition(" (")[0] if one.kind == "drop" else one.label, 0)
         table.append(f"| {_code(one.label)} | {score} | {one.records:,}{few} | {trained:,} |")
+    advice = (
+        "On the task, rows like those at the top help most." if guarded else "Drop more rows like those at the top."
+    )
     end = f"The score of fewer than {_LEAST_GROUPS} records (few) says little: more of them would show more.\n"
-    return head + "Drop more rows like those at the top.\n\n" + "\n".join(table) + "\n\n" + end
+    return f"{head}{guarded}{advice}\n\n" + "\n".join(table) + "\n\n" + end
+
+
+def _guarded(measured: _Measured) -> str:
+    """Say what a run lost that won on the task, and that more rows of the task do not help; empty where they may."""
+    verdict = measured.verdict
+    failed = {guard.guard for guard in verdict.guards if guard.state == "failed"}
+    if measured.is_candidate or verdict.outcome != "guard_failed" or failed & _ROWS_HELP:
+        return ""
+    general = "; general questions and their answers do" if failed & _GENERAL else ""
+    return (
+        f"\n\nRun {measured.run} was better on the task and is not used: {_code(verdict.sentence)}.\n"
+        f"More rows of the task do not help against that{general}. All that helps: dropforge show {measured.run}\n\n"
+    )
 
 
 def _measured(session: Session, state_folder: Path, serving: Track) -> _Measured | None:

@@ -18,7 +18,9 @@ from daemon.state import database
 from daemon.state.states import DropState, PromotionKind, PromotionState, RunState
 from daemon.state.tables import Drop, Promotion, Run, Track
 from pipeline import durable
-from pipeline.artifacts import Dataset, SliceResult, Verdict
+from pipeline.artifacts import Dataset, GuardResult, SliceResult, Verdict
+from pipeline.gate.explain import short_line
+from pipeline.gate.reasons import GUARD_REASONS
 from tests.daemon.inbox.test_intake import NOW, Box
 
 
@@ -62,6 +64,23 @@ def measure(box: Box, slices: tuple[SliceResult, ...]) -> None:
                 model_id="new", model_path="models/new", reason="promoted", created_at=NOW, drops=[1],
             )
         )  # fmt: skip
+
+
+def refuse(box: Box, slices: tuple[SliceResult, ...], lost: GuardResult) -> None:
+    """Let run 2 have gained on the champion and lost what a guard watches."""
+    verdict = Verdict(
+        outcome="guard_failed", reasons=(GUARD_REASONS[lost.guard],), sentence="", metric="exact_match", records=400,
+        groups=400, candidate_score=90.6, champion_score=43.0, gain=47.6, slices=slices, guards=(lost,),
+        candidate_model_id="newer", champion_model_id="new",
+    )  # fmt: skip
+    verdict = verdict.model_copy(update={"sentence": short_line(verdict, 100)})
+    folder = box.settings.state_folder / "runs" / "2"
+    folder.mkdir(parents=True)
+    durable.write_json(folder / "decide.json", verdict.model_dump(mode="json"))
+    with database.transaction(box.engine) as session:
+        run = Run(track="default", trigger="drop", created_at=NOW, not_before=NOW, state=RunState.SUCCEEDED)
+        run.outcome, run.ended_at = "guard_failed", NOW
+        session.add(run)
 
 
 @pytest.fixture
@@ -180,6 +199,31 @@ def test_what_is_wanted_is_where_the_champion_is_weakest(box: Box) -> None:
         "| `tag rare` | 10.0 | 4 (few) | 0 |",
     ]
     assert not (box.inbox / "support" / "WANTED.md").exists(), "nothing was measured there"
+
+
+@pytest.mark.parametrize(
+    ("guard", "helps"),
+    [
+        ("general", "More rows of the task do not help against that; general questions and their answers do. All that"),
+        ("size", "More rows of the task do not help against that. All that helps: dropforge show 2\n"),
+        ("slice", ""),
+    ],
+)
+def test_where_a_guard_failed_more_of_the_task_is_wanted_only_where_that_helps(
+    box: Box, guard: str, helps: str
+) -> None:
+    lost = GuardResult(guard=guard, label="builtin", unit="points", change=-6.0, margin=5.0, state="failed")
+    slices = (part("tag", "tag billing", 41.2, 60),)
+    measure(box, slices)
+    refuse(box, slices, lost)
+    texts_of(box).refresh()
+    text = (box.inbox / "WANTED.md").read_text(encoding="utf-8")
+    said = (
+        "Run 2 was better on the task and is not used: `guard failed (builtin −6.0 points): +47.6 points on the task`."
+    )
+    assert (said in text) == bool(helps)
+    assert helps in text
+    assert ("Drop more rows like those at the top." in text) == (not helps)
 
 
 def test_what_is_wanted_is_told_at_the_next_turn_if_the_disk_was_full(
