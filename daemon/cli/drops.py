@@ -1,5 +1,6 @@
 """`drops`: what was taken in; accepting a proposed drop, taking one out of later runs, putting it back."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -44,19 +45,28 @@ def drops(
     if context.invoked_subcommand is not None:
         return
     from daemon.state.states import DropState  # noqa: PLC0415 - a quick start
+    from daemon.views.details.missing_rows import missing_rows  # noqa: PLC0415
 
     if state is not None and state not in set(DropState):
         message = f"there is no state {state!r}: use one of {', '.join(DropState)}"
         raise typer.BadParameter(message)
     if track is not None:
         chosen_tracks(context, track)
-    found = open_overview(context).drops(track, state)
+    overview = open_overview(context)
+    found = overview.drops(track, state)
     if as_json:
         print_json(drops=dump(found))
         return
     if not found:
         print_line("no drops")
-        return
+    else:
+        _print_list(found)
+    for name, said in missing_rows(load_settings(context), overview).items():
+        if track in {None, name} and state is None:
+            print_line(said)
+
+
+def _print_list(found: Sequence["DropView"]) -> None:
     rows = [
         (
             drop.id,

@@ -96,12 +96,14 @@ def _champions(settings: "Settings", overview: "Overview") -> "dict[str, Champio
 
 
 def _print_status_json(settings: "Settings", overview: "Overview") -> None:
-    from daemon.views.live.queue import open_runs  # noqa: PLC0415 - a quick start
+    from daemon.views.details.missing_rows import missing_rows  # noqa: PLC0415 - a quick start
+    from daemon.views.live.queue import open_runs  # noqa: PLC0415
 
     champions = _champions(settings, overview)
     latest = overview.ended_runs(_LATEST)
+    lacks = missing_rows(settings, overview)
     tracks: list[dict[str, Any]] = [
-        {"name": name, "champion": champion.model_dump(mode="json") if champion else None}
+        {"name": name, "champion": champion.model_dump(mode="json") if champion else None, "lacks": lacks.get(name)}
         for name, champion in champions.items()
     ]
     print_json(
@@ -170,6 +172,8 @@ def _print_inbox(settings: "Settings", overview: "Overview", *, alive: bool) -> 
 
 
 def _print_tracks(settings: "Settings", overview: "Overview") -> None:
+    from daemon.views.details.missing_rows import missing_rows  # noqa: PLC0415 - a quick start
+
     counts = overview.drop_counts()
     rows = []
     for name, champion in _champions(settings, overview).items():
@@ -178,6 +182,8 @@ def _print_tracks(settings: "Settings", overview: "Overview") -> None:
         rows.append((name, words, drops or "none"))
     print_line()
     print_table(("TRACK", "CHAMPION", "DROPS"), rows)
+    for said in missing_rows(settings, overview).values():
+        print_line(said)
 
 
 def _champion_words(champion: "ChampionView") -> str:

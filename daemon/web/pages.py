@@ -12,6 +12,7 @@ from daemon.views.details.attention import attention, rejected_words
 from daemon.views.details.changes import Changes, changes_since_champion
 from daemon.views.details.curves import curves_of, live_run
 from daemon.views.details.drop import MOST_ROWS, come_to, drop_detail, drop_rows
+from daemon.views.details.missing_rows import missing_rows
 from daemon.views.live.queue import open_runs
 from daemon.views.overview import NotThere, Overview, RunDetail
 from daemon.web.drawing import draw
@@ -45,6 +46,7 @@ def overview(request: Request, site: SiteOf) -> Response:
     `attention`: list of Attention. `running`: LiveRun or None. `changes`: of its settings, Changes or None. `queue`:
     list of RunView, in the order in which they go, without the running one. `latest`: list of RunView that have ended.
     `champions`: list of ChampionView. `drops`: list of DropView. `counts`: {track: {state: number of drops}}.
+    `lacks`: {track: what it lacks for its first verdict}.
     """
     seen = site.overview
     running = live_run(seen)
@@ -57,6 +59,7 @@ def overview(request: Request, site: SiteOf) -> Response:
         "champions": [one for one in map(seen.champion, site.settings.track_names) if one is not None],
         "drops": seen.drops(most=_MOST_LATEST),
         "counts": seen.drop_counts(),
+        "lacks": missing_rows(site.settings, seen),
     }
     return draw(request, "overview.html", context)
 
@@ -197,7 +200,8 @@ def inbox(request: Request, site: SiteOf, track: Track = None, before: Before = 
 
     `drops`: list of (DropView, what was wrong with it in words or ""), newest first. `track`, `older`: as on `/drops`.
     `used`: what the first run of each drop has come to, {run: outcome or state}. `waiting`: names of files in the inbox
-    that were not taken yet. Upload: POST /upload, multipart, fields `file` (one or more), `track`, `heldout`.
+    that were not taken yet. `lacks`: as on `/`. Upload: POST /upload, multipart, fields `file` (one or more),
+    `track`, `heldout`.
     """
     found = site.overview.drops(track, None, MOST_LISTED, before)
     older = found[-1].id if len(found) == MOST_LISTED else None
@@ -205,6 +209,7 @@ def inbox(request: Request, site: SiteOf, track: Track = None, before: Before = 
     waiting = site.overview.inbox_note()["waiting"]
     used = come_to(site.overview, found)
     context = {"drops": told, "track": track, "older": older, "waiting": waiting, "used": used}
+    context["lacks"] = missing_rows(site.settings, site.overview)
     return draw(request, "inbox.html", context)
 
 

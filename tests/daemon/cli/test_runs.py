@@ -55,7 +55,7 @@ def test_status_says_what_runs_what_waits_and_what_came_of_it(lived_in: Any, dro
     assert [(run["id"], run["progress"]["done"]) for run in found["runs"]] == [(3, 12)]
     assert [run["outcome"] for run in found["latest"]] == [None, "promoted"]
     assert found["tracks"][0]["champion"]["generation"] == 1
-    assert found["tracks"][1] == {"name": "support", "champion": None}
+    assert (found["tracks"][1]["name"], found["tracks"][1]["champion"]) == ("support", None)
 
 
 def test_status_says_why_a_file_was_rejected_until_it_comes_again(lived_in: Any, dropforge: Command) -> None:
@@ -110,7 +110,7 @@ def test_drops_and_runs_can_be_filtered(lived_in: Any, dropforge: Command) -> No
     assert lived_in
     assert [drop["id"] for drop in dropforge("drops", "--json").json["drops"]] == [6, 5, 4, 3, 2, 1]
     assert [drop["id"] for drop in dropforge("drops", "--state", "rejected", "--json").json["drops"]] == [4]
-    assert dropforge("drops", "--track", "support").out == "no drops\n"
+    assert dropforge("drops", "--track", "support").out.startswith("no drops\ntrack support has 0 pinned records")
     table = dropforge("drops").out
     assert "the same as drop 2" in table
     assert "output is missing" in table

@@ -1,0 +1,68 @@
+"""How many rows a track needs before anything is judged is said until its first verdict, wherever drops are listed."""
+
+import html
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from starlette.testclient import TestClient
+
+from daemon.queue import run_queue
+from daemon.settings.load import load
+from daemon.settings.model import Settings
+from daemon.views.details.missing_rows import missing_rows
+from daemon.views.overview import Overview
+from daemon.web.app import make_app
+from tests.daemon.conftest import lines
+
+NONE = "track support has 0 pinned records, and a verdict needs 100 records (200 where answers are longer than 5 words)"
+
+
+def told(lived_in: Any) -> dict[str, str]:
+    return missing_rows(lived_in.settings, Overview(lived_in.settings.state_folder))
+
+
+def test_only_a_track_without_a_verdict_is_told_what_it_lacks(lived_in: Any) -> None:
+    assert list(told(lived_in)) == ["support"], "the other one has a champion"
+    assert told(lived_in)["support"].startswith(NONE)
+
+
+def test_too_little_data_is_no_verdict(new_workspace: Callable[[], Any]) -> None:
+    made = new_workspace()
+    made.take("first.jsonl", lines("a", "b"))
+    run_queue.finish(made.engine, made.claim(), run_queue.Ending("insufficient_evidence", "too little"), made.tick())
+    assert list(told(made)) == ["default", "support"]
+    made.take("second.jsonl", lines("c"))
+    run_queue.finish(made.engine, made.claim(), run_queue.Ending("worse", "worse"), made.tick())
+    assert list(told(made)) == ["support"]
+
+
+def test_accepted_rows_are_counted(lived_in: Any) -> None:
+    settings = Settings.model_validate({**lived_in.settings.model_dump(), "gate": {"on": "all"}})
+    seen = Overview(lived_in.settings.state_folder)
+    fresh = (
+        "track support has {} and a verdict needs 100 held-out records (200 where answers are longer than 5 words), "
+    )
+    assert missing_rows(settings, seen)["support"].startswith(f"{fresh.format('0 rows,')}so about 780 rows (1,490): ")
+    lived_in.take("first.jsonl", lines("a", "b"), track="support")
+    lived_in.take("bad.jsonl", "x", track="support")
+    assert missing_rows(settings, seen)["support"].startswith(fresh.format("2 rows,"))
+
+
+def test_it_is_said_wherever_drops_are_listed(lived_in: Any, dropforge: Callable[..., Any]) -> None:
+    for command in (("status",), ("drops",), ("drops", "--track", "support")):
+        assert f"\n{NONE}" in f"\n{dropforge(*command).out}", command
+    for other in (("--track", "default"), ("--state", "suspended")):
+        assert NONE not in dropforge("drops", *other).out, "it is not what was asked for"
+    tracks = dropforge("status", "--json").json["tracks"]
+    assert [(one["lacks"] or "").startswith(NONE) for one in tracks] == [False, True]
+    page = TestClient(make_app(lived_in.settings, "t" * 43), base_url="http://127.0.0.1:8765")
+    for path in ("/", "/inbox"):
+        assert NONE in html.unescape(page.get(path).text), path
+
+
+def test_a_workspace_that_no_daemon_has_seen_says_it_too(dropforge: Callable[..., Any], tmp_path: Path) -> None:
+    assert dropforge("init").code == 0
+    said = "track default has 0 rows, and a verdict needs 100 held-out records"
+    assert said in dropforge("status").out
+    assert said in missing_rows(load(tmp_path / "dropforge.toml", {}), Overview(tmp_path / "nowhere"))["default"]
