@@ -175,13 +175,20 @@ class Service:
     def _tick(self) -> bool:
         """Let schedule, dispatcher and hooks do what they can, and go on at the next turn; say whether all could."""
         # Each of them, whatever came of the one before.
-        parts = (self._look_at_schedule, self._dispatcher.tick, self._hooks.tick, self._tell)
+        parts = (self._look_at_schedule, self._dispatch, self._hooks.tick, self._tell)
         well = [self._does(part) for part in parts]
         return all(well)
 
     def _look_at_schedule(self, now: int) -> None:
         if not self.stop.is_set():
             self._schedule.tick(now)
+
+    def _dispatch(self, now: int) -> None:
+        was_busy = not self._dispatcher.idle
+        self._dispatcher.tick(now)
+        if was_busy and self._dispatcher.idle:
+            # It tells beside the drops' receipts what became of them.
+            self._intake.wake.set()
 
     def _tell(self, _now: int) -> None:
         """Tell service manager and `dropforge status` how things are, when that has changed."""

@@ -7,6 +7,7 @@ from structlog.testing import capture_logs
 
 from daemon import service
 from daemon.champions.hooks.commands import Command
+from daemon.queue.claims import Claim
 from daemon.service import Service
 from daemon.settings.load import load
 from daemon.settings.model import Settings
@@ -57,6 +58,19 @@ def test_trouble_with_the_disk_is_no_reason_for_systemd_to_end_the_training(
     daemon.stop.set()
     daemon._beat()
     assert "WATCHDOG=1" in said
+    daemon._lock.release()
+
+
+def test_at_the_end_of_a_run_the_notes_beside_the_receipts_are_written_at_once(
+    daemon: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claimed = daemon._dispatcher._claims
+    monkeypatch.setattr(daemon._dispatcher, "tick", lambda _now: claimed.clear())
+    assert daemon._tick()
+    assert not daemon._intake.wake.is_set(), "no run was in hand"
+    claimed.append(Claim(1, "held"))
+    assert daemon._tick()
+    assert daemon._intake.wake.is_set(), "else they lag by as long as the inbox is not looked at"
     daemon._lock.release()
 
 
