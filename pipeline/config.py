@@ -37,7 +37,7 @@ class SplitConfig(Frozen):
 
 
 #: What a preset sets that is no default below; pipeline/qlora/README.md says why, and what it was measured to do.
-PRESETS: dict[str, dict[str, object]] = {
+PRESETS: dict[str, dict[str, float]] = {
     "fast": {"learning_rate": 4e-4},
     "balanced": {},
     "quality": {"epochs": 3.0},
@@ -141,13 +141,14 @@ class TrainConfig(Frozen):
 
     @model_validator(mode="after")
     def _fill_in_preset(self) -> "TrainConfig":
-        # Not noted as set, so that a track's own preset is not held up by what another one filled in above it.
-        for name, value in PRESETS[self.preset].items():
+        # Not noted as set, so that a track's own preset is not held up by what another one filled in above it. And the
+        # same each time: whatever holds these settings validates them again.
+        filled = {"learning_rate": type(self).model_fields["learning_rate"].default, **PRESETS[self.preset]}
+        filled["learning_rate"] /= _TOO_LARGE.get(self.method, 1)
+        for name, value in filled.items():
             self._fill_in(name, value)
-        if self.trains_full_weights:
-            self._fill_in("learning_rate", self.learning_rate / _TOO_LARGE[self.method])
-            if self.quantization == "auto":
-                object.__setattr__(self, "quantization", "none")
+        if self.trains_full_weights and self.quantization == "auto":
+            object.__setattr__(self, "quantization", "none")
         return self
 
     def _fill_in(self, name: str, value: object) -> None:

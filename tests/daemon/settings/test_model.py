@@ -11,7 +11,7 @@ from pydantic import BaseModel, SecretStr
 from daemon.settings import schema
 from daemon.settings.load import load
 from daemon.settings.model import Settings, SettingsError, TrackSettings
-from pipeline.config import PRESETS, TrainConfig
+from pipeline.config import PRESETS, RunConfig, TrainConfig
 from pipeline.described import field_docs
 
 ROOT = Path(__file__).parents[3]
@@ -192,6 +192,8 @@ def test_a_method_of_the_bases_own_weights_has_a_learning_rate_of_its_own_and_no
         train = TrainConfig.model_validate({"preset": preset, "method": method, "quantization": "auto"})
         assert (train.learning_rate, train.quantization) == (rate, "none")
         assert TrainConfig.model_validate_json(train.model_dump_json()) == train, "as a run's snapshot is read"
+        RunConfig(track="default", base_model="b", base_model_id="b", salt="", train=train)
+        assert train.learning_rate == rate, "whatever holds it validates it again"
     assert TrainConfig.model_validate({"method": method, "learning_rate": 2e-4}).learning_rate == 2e-4
     # A track's own method takes none of what another one filled in above it.
     file.write_text(f'[train]\nmethod = "{method}"\n[tracks.a.train]\nmethod = "dora"\n', encoding="utf-8")
