@@ -27,8 +27,6 @@ from pipeline.wording import count, duration
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sqlalchemy import Engine
-
     from daemon.views.overview import Overview, RunDetail
     from pipeline.artifacts import Verdict
 
@@ -171,23 +169,19 @@ def train(
     track: Annotated[str, typer.Argument(metavar="[TRACK]", help="The track; that of the top level by default.")] = (
         "default"
     ),
-    force: Annotated[
-        bool, typer.Option("--force", help="Though it repeats the last run, or files wait for the daemon to take them.")
-    ] = False,
 ) -> None:
     """
     Begin a run now, without waiting for a drop or for the night.
 
-    Says which drops it will hold. A run that is queued already begins now. One that would only repeat the last one is
-    refused, with what that came to.
+    Says which drops it will hold, and what the last one came to if none is new. A run that is queued already begins
+    now.
     """
     from daemon.queue.run_queue import enqueue_by_hand  # noqa: PLC0415 - a quick start
     from daemon.system.clock import now_ms  # noqa: PLC0415 - a quick start
 
-    own, engine = load_settings(context).track(track), open_writer(context)
-    if not force:
-        _require_news(context, engine, track)
-    run, drops = enqueue_by_hand(engine, track, now_ms())
+    settings, overview = load_settings(context), open_overview(context)
+    own = settings.track(track)
+    run, drops = enqueue_by_hand(open_writer(context), track, now_ms())
     rows = sum(drop.rows for drop in drops if drop.role == "train")
     numbers = ", ".join(str(drop.id) for drop in drops if drop.role == "train")
     drops_words = f"drop{'s' if ',' in numbers else ''} {numbers}"
@@ -195,31 +189,22 @@ def train(
     new = [f"{drop.id} ({drop.name})" for drop in drops if drop.first_run is None and drop.role == "train"]
     if own.train.start == "champion":
         print_line(f"it goes on from the champion if that may be: dropforge show {run} says so once it has begun")
-    for pause in open_overview(context).paused():
+    for pause in overview.paused():
         if pause.track == track:
             print_line(pause.words)
-    print_line(f"new: {', '.join(new)}" if new else "no drop is new: with the same settings it is the last run again")
-
-
-def _require_news(context: typer.Context, engine: "Engine", track: str) -> None:
-    """Refuse a run that comes before files that the daemon is to take, or that would only repeat the last one."""
-    from daemon.dispatch.stale_steps import repeated  # noqa: PLC0415 - a quick start
-    from daemon.queue.states import WrongState  # noqa: PLC0415
-
-    settings, overview = load_settings(context), open_overview(context)
-    again = f"all the same: dropforge train {f'{track} ' if track != 'default' else ''}--force"
+    print_line(f"new: {', '.join(new)}" if new else _nothing_new(overview, track, run))
     files = [] if overview.daemon().alive else files_in_inbox(settings, track)
     if files:
-        more = f", and {len(files) - 1} more" if len(files) > 1 else ""
-        message = f"not taken yet, since the daemon is not running: {files[0]}{more}"
-        raise WrongState(message, f"start it first, or the file has a run of its own: dropforge run; {again}")
-    same = repeated(engine, settings, track)
-    if same is not None:
-        last, blocked = overview.run(same[0]), same[1]
-        became = outcome_words(last) if last.ended_at else f"it {state_words(last.state)}"
-        became += f", but {blocked}" if blocked and last.blocker is None else ""
-        message = f"run {last.id} has the same drops and the same settings: {became}"
-        raise WrongState(message, f"what is known of it: dropforge show {last.id}; to train {again}")
+        print_line(f"not in it, since the daemon has not taken {'them' if files[1:] else 'it'} yet: {', '.join(files)}")
+
+
+def _nothing_new(overview: "Overview", track: str, run: int) -> str:
+    """Say what the run before came to, which had the same drops, or more of them."""
+    last = next(iter(overview.runs(track, most=1, before=run)), None)
+    if last is None:
+        return "no drop is new"
+    became = outcome_words(last) if last.ended_at else f"it {state_words(last.state)}"
+    return f"no drop is new since run {last.id}: {became}; with the same settings it is that run again"
 
 
 def retry(

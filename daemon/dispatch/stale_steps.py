@@ -1,5 +1,5 @@
 """
-Which published steps of a run still stand, and which run a new one would only repeat.
+Which published steps of a run still stand.
 
 A run that a person retries goes on with today's settings and without the drops that were taken out since. A published
 step is stale where settings of its own differ from those that it was made with, or where what it takes from the data
@@ -17,20 +17,17 @@ from pathlib import Path
 
 import structlog
 from sqlalchemy import Engine
-from sqlmodel import col, select
 
-from daemon.champions.blockers import blocker
-from daemon.champions.journal import champion, history
+from daemon.champions.journal import champion
 from daemon.dispatch.run_config import compose
 from daemon.queue import run_queue
 from daemon.queue.attempts import published_attempts
-from daemon.queue.snapshots import next_drops
 from daemon.queue.states import WrongState
 from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.database import transaction
-from daemon.state.states import TRIAL, RunState
-from daemon.state.tables import Run, Track
+from daemon.state.states import RunState
+from daemon.state.tables import Run
 from pipeline import durable
 from pipeline.config import RunConfig
 from pipeline.contract import RESULT_NAME, SPEC_NAME, StepResult, StepSpec
@@ -43,8 +40,6 @@ _CHOICES = {
     "merge": ("max_new_tokens",),
     "evaluate": ("metric", "max_new_tokens"),
 }
-#: The states of runs whose drops need no other run, as far as nobody asks for one.
-_HOLDING = (RunState.RUNNING, RunState.WAITING, RunState.SUCCEEDED)
 log = structlog.get_logger()
 
 
@@ -107,27 +102,6 @@ def retry(engine: Engine, settings: Settings, run_id: int, now: int, since: str 
     words = retry_words(engine, settings, run_id, now)
     waits = run_queue.retry(engine, run_id, now) == RunState.WAITING
     return f"run {run_id} {'goes on where it stopped' if waits else 'had not begun: it is queued again'}", words
-
-
-def repeated(engine: Engine, settings: Settings, name: str) -> tuple[int, str | None] | None:
-    """
-    Return which run of track `name` one that a person begins now would repeat, and what blocks the model that it made.
-
-    The latest that has a verdict, is running or waits, if its drops are those of today and so are the settings that
-    the steps take; `None` if they differ. Raises `SettingsError` if the track is not declared.
-    """
-    with transaction(engine) as session:
-        found = select(Run).where(Run.track == name, Run.trigger != TRIAL, col(Run.state).in_(_HOLDING))
-        run, track = session.exec(found.order_by(col(Run.id).desc()).limit(1)).first(), session.get(Track, name)
-        drops: list[object] = [drop.id for drop in next_drops(session, name)]
-        if run is None or track is None or [drop["id"] for drop in run.snapshot or ()] != drops:
-            return None
-        asked = run_queue.as_asked(compose(settings, track), "hand").model_dump(mode="json")
-        past, today = RunConfig.model_validate(run.config), RunConfig.model_validate(asked)
-        if any(_basis(step.name, past, drops) != _basis(step.name, today, drops) for step in STEPS):
-            return None
-        folder = run_files.run_folder(settings.state_folder, run.id or 0)
-        return run.id or 0, blocker(folder, history(session, name))
 
 
 def invalidate(state_folder: Path, run_id: int, step: str) -> None:

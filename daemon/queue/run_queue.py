@@ -119,13 +119,6 @@ def enqueue_by_hand(engine: Engine, track: str, now: int, trigger: str = "hand")
         return run.id or 0, drops
 
 
-def as_asked(config: RunConfig, trigger: str) -> RunConfig:
-    """Return a run's configuration, without its search if only those search that a person began so."""
-    if config.train.search.when != "asked" or trigger == SEARCH:
-        return config
-    return config.model_copy(update={"train": config.train.model_copy(update={"search": SearchConfig()})})
-
-
 def claim(
     engine: Engine,
     now: int,
@@ -331,7 +324,8 @@ def _begin(session: Session, run: Run, now: int, configure: Callable[[Session, T
         # Another draw: what the seed did to the run that was worse must not be held against a drop once more.
         seed = (config.train.seed + _id(run)) % (_MOST_SEED + 1)
         config = config.model_copy(update={"train": config.train.model_copy(update={"seed": seed})})
-    config = as_asked(config, run.trigger)
+    if config.train.search.when == "asked" and run.trigger != SEARCH:
+        config = config.model_copy(update={"train": config.train.model_copy(update={"search": SearchConfig()})})
     run.snapshot, run.config = snapshot, config.model_dump(mode="json")
     run.error = run.hint = None
     session.add(run)

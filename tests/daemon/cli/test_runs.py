@@ -308,7 +308,7 @@ def test_a_track_that_was_taken_out_of_the_settings_is_still_asked_for_by_its_na
 def test_train_begins_a_run_and_says_what_it_will_hold(lived_in: Any, dropforge: Command) -> None:
     assert dropforge("train").out.splitlines() == [
         "run 4 trains on 4 rows of drops 2, 5, 6; it begins next, once the daemon runs: dropforge run",
-        "no drop is new: with the same settings it is the last run again",
+        "no drop is new since run 3: it is running; with the same settings it is that run again",
     ]
     lived_in.take("fourth.jsonl", '{"instruction": "say e", "output": "e"}\n')
     with transaction(lived_in.engine) as session:
@@ -328,46 +328,23 @@ def test_train_refuses_a_track_without_data(lived_in: Any, dropforge: Command) -
     assert [run.id for run in Overview(lived_in.settings.state_folder).runs()] == [3, 2, 1]
 
 
-def test_train_refuses_to_repeat_the_last_run_and_says_what_that_came_to(tmp_path: Path, dropforge: Command) -> None:
-    house = House(tmp_path, '[gate]\non = "pinned"\n')
-
-    def refused() -> str:
-        ended = dropforge("train")
-        what, hint = ended.err.splitlines()
-        assert (ended.code, hint.endswith("to train all the same: dropforge train --force")) == (1, True)
-        return str(what).removeprefix("error: run 1 has the same drops and the same settings: ")
-
-    house.at("prepare")
-    assert refused() == "it is running"
-    house.daemon.finish_runs(house.now, "promoted")
-    assert refused() == "promoted"
-    house.back()
-    assert refused().endswith(", but its model is blocked: the track was rolled back to generation 0: it swears")
-    assert [run.id for run in Overview(house.root).runs()] == [1]
-    settings = tmp_path / "dropforge.toml"
-    settings.write_text(f"{settings.read_text()}[train]\nrank = 4\n")
-    assert dropforge("train").out.startswith("run 2 trains on ")
-
-
-def test_train_repeats_a_run_by_force_or_with_another_drop(tmp_path: Path, dropforge: Command) -> None:
+def test_train_says_what_the_last_run_with_the_same_drops_came_to(tmp_path: Path, dropforge: Command) -> None:
     house = House(tmp_path, '[gate]\non = "pinned"\n')
     house.run("not_shown_better")
-    assert "not better" in dropforge("train").err
-    assert dropforge("train", "--force").out.startswith("run 2 trains on 1 row of drop 1; ")
-    assert "not better" in dropforge("train").err
+    assert dropforge("train").out.splitlines()[1] == (
+        "no drop is new since run 1: not better; with the same settings it is that run again"
+    )
     (house.daemon.settings.inbox_folder / "new.jsonl").write_bytes(records("new"))
     house.daemon.take_in(house.now)
-    assert dropforge("train").out.startswith("run 2 trains on 2 rows of drops 1, 2; ")
+    assert dropforge("train").out.splitlines()[1] == "new: 2 (new.jsonl)"
 
 
-def test_train_comes_not_before_files_that_the_daemon_is_to_take(lived_in: Any, dropforge: Command) -> None:
+def test_train_names_files_that_the_daemon_has_not_taken(lived_in: Any, dropforge: Command) -> None:
     for name in ("late.jsonl", "heldout/later.jsonl", "support/other.jsonl"):
         (lived_in.settings.inbox_folder / name).write_text(GOOD)
-    ended = dropforge("train")
-    said = "error: not taken yet, since the daemon is not running: heldout/later.jsonl, and 1 more\n"
-    assert (ended.code, ended.err.startswith(said)) == (1, True)
+    said = "not in it, since the daemon has not taken them yet: heldout/later.jsonl, late.jsonl"
+    assert dropforge("train").out.splitlines()[-1] == said
     lock = FileLock(lived_in.settings.state_folder / "daemon.lock")
     assert lock.acquire()
-    assert dropforge("train").code == 0, "it takes them by itself"
+    assert said not in dropforge("train").out, "it takes them by itself"
     lock.release()
-    assert dropforge("train", "--force").code == 0
