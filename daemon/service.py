@@ -36,7 +36,7 @@ from daemon.system.clock import now_ms
 from daemon.system.processes import FileLock, lock_holder
 from daemon.system.sd_notify import notify, showing_life
 from daemon.system.signals import on_stop
-from daemon.views.live.queue import left_words
+from daemon.views.live.queue import open_runs
 from daemon.views.overview import Overview
 from pipeline import durable
 from pipeline.errors import EXIT_FAILED, DropforgeError
@@ -237,8 +237,17 @@ class Service:
         showing_life(self._dispatcher.give_gpu_back)
         showing_life(self._messenger.finish)
         self._engine.dispose()
+        left = self._open_runs()
         self._lock.release()
-        log.info("daemon_stopped", left=left_words(Overview(self._settings.state_folder)))
+        log.info("daemon_stopped", open_runs=left)
+
+    def _open_runs(self) -> list[str]:
+        """Return what the next start finds in the queue."""
+        try:
+            found = open_runs(Overview(self._settings.state_folder))
+        except (DropforgeError, OSError):
+            return []  # the end is no place to stumble over what was told before
+        return [", ".join(filter(None, (f"run {run.id}", run.state, run.step))) for run in found]
 
     def _end_worker(self) -> None:
         self._worker.stop()

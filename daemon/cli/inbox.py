@@ -262,8 +262,9 @@ def _remarks(settings: "Settings", track: str, role: str, file: Path, fresh: int
     from daemon.inbox.answers.remarks import pinned_already, too_few  # noqa: PLC0415 - a quick start
     from daemon.views.overview import Overview  # noqa: PLC0415
     from pipeline.dataset.repeats import count_pinned, likely_metric  # noqa: PLC0415
+    from pipeline.validation.records import Limits  # noqa: PLC0415
 
-    own = settings.track(track)
+    own, limits = settings.track(track), Limits(settings.intake.max_line_bytes)
     if is_closed(settings.state_folder / DATABASE_NAME) or (role == "heldout" and own.gate.on != "pinned"):
         return []
     overview = Overview(settings.state_folder)
@@ -271,8 +272,8 @@ def _remarks(settings: "Settings", track: str, role: str, file: Path, fresh: int
     for drop in overview.drops(track, "accepted"):
         rows[drop.role] = rows.get(drop.role, 0) + drop.rows
         pinned += [settings.state_folder / "drops" / f"{drop.sha256}.jsonl"] if drop.role == "heldout" else []
-    count = count_pinned(file, pinned) if role == "train" and fresh and not any(map(is_closed, pinned)) else 0
-    said = too_few(track, own, overview.metric(track) or likely_metric(file), rows)
+    count = count_pinned(file, pinned, limits) if role == "train" and fresh and not any(map(is_closed, pinned)) else 0
+    said = too_few(track, own, overview.metric(track) or likely_metric(file, limits), rows)
     found = (pinned_already(file.name, count, fresh), None if said is None else f"with this file, {said}")
     return [line for line in found if line is not None]
 

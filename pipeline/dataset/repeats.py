@@ -71,25 +71,27 @@ def repeat_lines(file: Path, found: Repeats) -> list[str]:
     return lines
 
 
-def count_pinned(path: Path, pinned: Iterable[Path]) -> int:
+def count_pinned(path: Path, pinned: Iterable[Path], limits: Limits = _LIMITS) -> int:
     """
     Return how many records of `path` have the prompt of a record in one of the `pinned` files.
 
-    Memory: a hash a pinned record. A pinned file that is gone has none. Raises `OSError`.
+    Memory: a hash a pinned record. A pinned file that is gone has none. `limits` are those of a `path` that was not
+    taken in. Raises `OSError`.
     """
     known = {name for one in pinned if one.is_file() for name in _ids(one)}
-    return sum(name in known for name in _ids(path)) if known else 0
+    return sum(name in known for name in _ids(path, limits)) if known else 0
 
 
-def likely_metric(path: Path) -> str | None:
+def likely_metric(path: Path, limits: Limits = _LIMITS) -> str | None:
     """
     Return the metric that `evaluate.metric = "auto"` takes for a file's first answers; `None` if it has no record.
 
-    A run decides by its held-out records, of all drops. Raises `OSError`.
+    A run decides by its held-out records, of all drops. `limits` are those of a file that was not taken in. Raises
+    `OSError`.
     """
-    records = (row for row in read_records(path, _LIMITS) if isinstance(row, Record))
+    records = (row for row in read_records(path, limits) if isinstance(row, Record))
     return metric_of([row.output for row in islice(records, _MOST_ANSWERS)])
 
 
-def _ids(path: Path) -> Iterator[str]:
-    return (prompt_id(row.instruction, row.input) for row in read_records(path, _LIMITS) if isinstance(row, Record))
+def _ids(path: Path, limits: Limits = _LIMITS) -> Iterator[str]:
+    return (prompt_id(row.instruction, row.input) for row in read_records(path, limits) if isinstance(row, Record))

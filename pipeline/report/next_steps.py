@@ -91,6 +91,8 @@ def _against_forgetting(failed: Sequence[GuardResult], dataset: Dataset, train: 
     less = f"train.learning_rate = {train.learning_rate / 2:g} (it was {train.learning_rate:g})"
     if train.epochs > 1:
         less = f"train.epochs = {max(1.0, train.epochs / 2):g} (it was {train.epochs:g})"
+    if {"learning_rate", "epochs"} & train.search.space.keys():
+        less = "smaller values in train.search.space"
     rows = count(math.ceil(dataset.train_rows * _GENERAL_SHARE), "row")
     return [
         NextStep(words=f"General abilities fell: {fell} ({margin}). Train less, with {less}."),

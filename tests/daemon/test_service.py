@@ -11,6 +11,7 @@ from daemon.queue.claims import Claim
 from daemon.service import Service
 from daemon.settings.load import load
 from daemon.settings.model import Settings
+from daemon.state.database_file import DatabaseUnusable
 from daemon.views.overview import Overview
 from tests.chaos.house import START, Daemon, build, records
 
@@ -41,7 +42,20 @@ def test_a_stop_says_what_is_left_for_the_next_start(tmp_path: Path) -> None:
     ends.stop.set()
     with capture_logs() as logged:
         ends.run()
-    assert (logged[-1]["event"], logged[-1]["left"]) == ("daemon_stopped", "run 1 begins at the next start")
+    assert (logged[-1]["event"], logged[-1]["open_runs"]) == ("daemon_stopped", ["run 1, queued"])
+
+
+def test_a_stop_ends_well_though_its_last_line_cannot_be_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_overview: object) -> None:
+        raise DatabaseUnusable("x", "y")
+
+    monkeypatch.setattr(service, "open_runs", fail)
+    build(tmp_path)
+    ends = Service(load(tmp_path / "dropforge.toml", {}))
+    ends.stop.set()
+    with capture_logs() as logged:
+        ends.run()
+    assert (logged[-1]["event"], logged[-1]["open_runs"]) == ("daemon_stopped", [])
 
 
 def test_trouble_with_the_disk_is_no_reason_for_systemd_to_end_the_training(

@@ -16,7 +16,7 @@ from pipeline.metrics.automatic import SHORT_WORDS
 from pipeline.wording import count, plain
 
 _TENS = 10
-_IF_LONG = f"where answers are longer than {SHORT_WORDS} words"
+_IF_LONG = f"where answers are JSON or longer than {SHORT_WORDS} words"
 
 
 def too_few(name: str, track: TrackSettings, metric: str | None, rows: Mapping[str, int]) -> str | None:

@@ -20,6 +20,8 @@ _MOST, _MOST_VERDICTS = 20, 50
 _LEAST_GROUPS = 30
 #: Guards that more rows of a kind help against, and those that general ones do.
 _ROWS_HELP, _GENERAL = {"slice", "anchor", "floor"}, {"general", "general_base"}
+#: Reasons of a verdict that would have been no win without its guards either.
+_NO_WIN = {"p_above_limit", "gain_below_minimum"}
 #: What would end the code, or the cell of the table.
 _NO_CODE = str.maketrans({"`": "'", "|": "¦"})
 
@@ -68,7 +70,8 @@ def _guarded(measured: _Measured) -> str:
     """Say what a run lost that won on the task, and that more rows of the task do not help; empty where they may."""
     verdict = measured.verdict
     failed = {guard.guard for guard in verdict.guards if guard.state == "failed"}
-    if measured.is_candidate or verdict.outcome != "guard_failed" or failed & _ROWS_HELP:
+    won = verdict.outcome == "guard_failed" and not _NO_WIN & set(verdict.reasons)
+    if measured.is_candidate or not won or failed & _ROWS_HELP:
         return ""
     general = "; general questions and their answers do" if failed & _GENERAL else ""
     return (

@@ -4,7 +4,7 @@ from datetime import datetime
 from sqlite3 import Connection
 from typing import TYPE_CHECKING
 
-from daemon.state.states import OPEN_STATES, RunState, queue_order
+from daemon.state.states import OPEN_STATES, queue_order
 from daemon.views.champion_history import utc
 from pipeline.artifacts import Frozen
 
@@ -39,15 +39,3 @@ def open_runs(overview: "Overview", track: str | None = None) -> "list[RunView]"
     """Return the runs that are not over, in the order in which they go."""
     runs = overview.runs(track, OPEN_STATES)
     return sorted(runs, key=lambda run: queue_order(run.state, run.trigger, run.place, run.id))
-
-
-def left_words(overview: "Overview") -> str:
-    """Say what a daemon that ends leaves for its next start: the run that goes first then, and how many more wait."""
-    left = [run for run in open_runs(overview) if run.paused is None]
-    if not left:
-        return "no run waits"
-    first, more = left[0], len(left) - 1
-    begun = {RunState.RUNNING: "goes on in {step} without it", RunState.QUEUED: "begins at the next start"}
-    words = begun.get(RunState(first.state), "was stopped in {step} and goes on at the next start")
-    others = f"; {more} more {'waits' if more == 1 else 'wait'}" if more else ""
-    return f"run {first.id} {words.format(step=first.step or 'its first step')}{others}"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.dataset import repeats
-from pipeline.dataset.repeats import Repeats, count_pinned, find_repeats, repeat_lines
+from pipeline.dataset.repeats import Repeats, count_pinned, find_repeats, likely_metric, repeat_lines
 from pipeline.validation.records import Limits
 from tests.snapshot import Snapshot, rows
 
@@ -52,3 +52,11 @@ def test_a_prompt_is_the_same_folded_or_not_in_any_case_and_with_any_answer(tmp_
     assert count_pinned(write(tmp_path / "new", [*rows(5), *rows(4, start=50)]), [one, other]) == 3 + 2
     assert count_pinned(tmp_path / "new", []) == 0
     assert count_pinned(tmp_path / "new", [tmp_path / "gone", other]) == 2
+
+
+def test_a_line_over_the_limit_is_not_read_of_a_file_that_was_not_taken_in(tmp_path: Path) -> None:
+    long = {"instruction": "say it", "output": "word " * 99}
+    file = write(tmp_path / "raw", [long, {"instruction": "say no", "output": "no"}])
+    assert (likely_metric(file), likely_metric(file, Limits(max_line_bytes=100))) == ("rougeL", "exact_match")
+    pinned = [write(tmp_path / "pinned", [long])]
+    assert (count_pinned(file, pinned), count_pinned(file, pinned, Limits(max_line_bytes=100))) == (1, 0)

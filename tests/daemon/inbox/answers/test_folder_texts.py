@@ -66,11 +66,11 @@ def measure(box: Box, slices: tuple[SliceResult, ...]) -> None:
         )  # fmt: skip
 
 
-def refuse(box: Box, slices: tuple[SliceResult, ...], lost: GuardResult) -> None:
+def refuse(box: Box, slices: tuple[SliceResult, ...], lost: GuardResult, *reasons: str) -> None:
     """Let run 2 have gained on the champion and lost what a guard watches."""
     verdict = Verdict(
-        outcome="guard_failed", reasons=(GUARD_REASONS[lost.guard],), sentence="", metric="exact_match", records=400,
-        groups=400, candidate_score=90.6, champion_score=43.0, gain=47.6, slices=slices, guards=(lost,),
+        outcome="guard_failed", reasons=(GUARD_REASONS[lost.guard], *reasons), sentence="", metric="exact_match",
+        records=400, groups=400, candidate_score=90.6, champion_score=43.0, gain=47.6, slices=slices, guards=(lost,),
         candidate_model_id="newer", champion_model_id="new",
     )  # fmt: skip
     verdict = verdict.model_copy(update={"sentence": short_line(verdict, 100)})
@@ -94,7 +94,7 @@ def test_each_track_has_its_own_readme_by_its_settings(box: Box) -> None:
     assert top.startswith(f"{MARK}\n\nThis is the inbox of track default: drop files of training records here.\n")
     for words in ('{"instruction": "...", "input": "...", "output": "..."}', "at most 8.0 GB, a line 4.0 MB",
                   "not changed for 5 s", "  done/       taken", "NAME.verdict.txt", "NAME.errors.json", "WANTED.md",
-                  "before\nthere are about 780 rows (1,490 where answers are longer than 5 words).",
+                  "before\nthere are about 780 rows (1,490 where answers are JSON or longer than 5 words).",
                   "the whole file is given back", "60 s after the last file"):  # fmt: skip
         assert words in top
     below = (box.inbox / "support" / "README.txt").read_text(encoding="utf-8")
@@ -207,6 +207,7 @@ def test_what_is_wanted_is_where_the_champion_is_weakest(box: Box) -> None:
         ("general", "More rows of the task do not help against that; general questions and their answers do. All that"),
         ("size", "More rows of the task do not help against that. All that helps: dropforge show 2\n"),
         ("slice", ""),
+        ("nll", ""),  # of a run that was no win at all
     ],
 )
 def test_where_a_guard_failed_more_of_the_task_is_wanted_only_where_that_helps(
@@ -215,7 +216,7 @@ def test_where_a_guard_failed_more_of_the_task_is_wanted_only_where_that_helps(
     lost = GuardResult(guard=guard, label="builtin", unit="points", change=-6.0, margin=5.0, state="failed")
     slices = (part("tag", "tag billing", 41.2, 60),)
     measure(box, slices)
-    refuse(box, slices, lost)
+    refuse(box, slices, lost, *(["p_above_limit"] if guard == "nll" else []))
     texts_of(box).refresh()
     text = (box.inbox / "WANTED.md").read_text(encoding="utf-8")
     said = (

@@ -24,8 +24,9 @@ def test_the_rows_that_a_verdict_takes_are_named_with_both_ways_out() -> None:
     unknown = said(None, {"train": 800})
     assert unknown is not None
     assert (
-        "a verdict needs 100 held-out records (200 where answers are longer than 5 words), so about 780 rows (1,490): "
-        "where answers are longer than 5 words, nothing is trained until then;" in unknown
+        "a verdict needs 100 held-out records (200 where answers are JSON or longer than 5 words), so about 780 rows "
+        "(1,490): "
+        "where answers are JSON or longer than 5 words, nothing is trained until then;" in unknown
     )
     assert "no model gets a verdict until then" in (said("rougeL", gate={"approval": "manual"}) or "")
     assert "a verdict needs 200" in (said("rougeL", evaluate={"metric": "rougeL"}) or ""), "the settings say so"
@@ -66,8 +67,8 @@ def test_nothing_is_said_where_the_rows_will_do(
         ("exact_match", 666, "rows: nothing is"),
         ("exact_match", 667, "rows: perhaps nothing is"),
         (None, 700, "(1,490): perhaps nothing is"),
-        (None, 1333, "(1,490): where answers are longer than 5 words, nothing is"),
-        (None, 1334, "(1,490): where answers are longer than 5 words, perhaps nothing is"),
+        (None, 1333, "(1,490): where answers are JSON or longer than 5 words, nothing is"),
+        (None, 1334, "(1,490): where answers are JSON or longer than 5 words, perhaps nothing is"),
     ],
 )
 def test_where_it_is_open_whether_the_rows_do_it_is_said_to_be(metric: str | None, rows: int, words: str) -> None:
@@ -82,7 +83,7 @@ def test_a_track_that_is_judged_on_pinned_records_needs_these() -> None:
     )
     assert said("exact_match", {"heldout": 100}, **pinned) is None
     either = said(None, {"heldout": 120}, **pinned) or ""
-    long = "where answers are longer than 5 words"
+    long = "where answers are JSON or longer than 5 words"
     assert f"needs 100 records (200 {long}): {long}, nothing is trained until more" in either
     assert "has 0 pinned records" in (said(None, {}, **pinned) or "")
 

@@ -15,7 +15,8 @@ from daemon.views.overview import Overview
 from daemon.web.app import make_app
 from tests.daemon.conftest import lines
 
-NONE = "track support has 0 pinned records, and a verdict needs 100 records (200 where answers are longer than 5 words)"
+LONG = "200 where answers are JSON or longer than 5 words"
+NONE = f"track support has 0 pinned records, and a verdict needs 100 records ({LONG})"
 
 
 def told(lived_in: Any) -> dict[str, str]:
@@ -40,9 +41,7 @@ def test_too_little_data_is_no_verdict(new_workspace: Callable[[], Any]) -> None
 def test_accepted_rows_are_counted(lived_in: Any) -> None:
     settings = Settings.model_validate({**lived_in.settings.model_dump(), "gate": {"on": "all"}})
     seen = Overview(lived_in.settings.state_folder)
-    fresh = (
-        "track support has {} and a verdict needs 100 held-out records (200 where answers are longer than 5 words), "
-    )
+    fresh = f"track support has {{}} and a verdict needs 100 held-out records ({LONG}), "
     assert missing_rows(settings, seen)["support"].startswith(f"{fresh.format('0 rows,')}so about 780 rows (1,490): ")
     lived_in.take("first.jsonl", lines("a", "b"), track="support")
     lived_in.take("bad.jsonl", "x", track="support")
