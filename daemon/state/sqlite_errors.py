@@ -8,6 +8,8 @@ from daemon.system.programs import user
 
 _PRIMARY_CODE = 0xFF  # the rest of an extended code says more of the same
 _DENIED = frozenset({sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH})
+#: What a process that died had begun: a writer takes it back first, and whoever only reads may not.
+_BEGUN = frozenset({sqlite3.SQLITE_READONLY_ROLLBACK, sqlite3.SQLITE_READONLY_RECOVERY})
 _BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 _NO_ROOM = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR})
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
@@ -25,22 +27,28 @@ def in_words(cause: sqlite3.Error, path: Path) -> DatabaseUnusable | None:
 
     `None` for what no person causes: statements and rows that our own code got wrong.
     """
-    code = getattr(cause, "sqlite_errorcode", 0) & _PRIMARY_CODE
-    if code in _DENIED:
+    whole = getattr(cause, "sqlite_errorcode", 0)
+    code = whole & _PRIMARY_CODE
+    if whole in _BEGUN:
+        what = f"what a killed process began in the state database {path} is to be undone"
+        hint = "the daemon does that at its start: dropforge run; if it is starting, try again"
+    elif code in _DENIED:
+        what = f"user {user()} may not use the state database {path}: {cause}"
         hint = (
             f"this user must be able to read and write it and its folder: ls -ld {path.parent} {path}; "
             "or ask as the user that the daemon runs as: sudo -u USER dropforge"
         )
-        return DatabaseUnusable(f"user {user()} may not use the state database {path}: {cause}", hint)
-    if code in _BUSY:
+    elif code in _BUSY:
+        what = f"another process holds the state database {path}: {cause}"
         hint = f"try again; who has it open: fuser -v {path}"
-        return DatabaseUnusable(f"another process holds the state database {path}: {cause}", hint)
-    if code in _NO_ROOM:
+    elif code in _NO_ROOM:
+        what = f"the state database {path} cannot be used: {cause}"
         hint = f"see whether its disk is full or failing: df -h {path.parent}; dmesg"
-        return DatabaseUnusable(f"the state database {path} cannot be used: {cause}", hint)
-    if code in _DAMAGED:
-        return DatabaseUnusable(f"the state database {path} is damaged: {cause}", how_to_restore(path))
-    if str(cause).startswith(("no such table", "no such column")):
+    elif code in _DAMAGED:
+        what, hint = f"the state database {path} is damaged: {cause}", how_to_restore(path)
+    elif str(cause).startswith(("no such table", "no such column")):
+        what = f"the state database {path} is not of this version: {cause}"
         hint = "the daemon brings it up to date at its start: dropforge run"
-        return DatabaseUnusable(f"the state database {path} is not of this version: {cause}", hint)
-    return None
+    else:
+        return None
+    return DatabaseUnusable(what, hint)

@@ -1,6 +1,7 @@
 """What one run, track or hook has against it, before the real daemon of an unprivileged user: that one's alone."""
 
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -49,14 +50,12 @@ def worker() -> Iterator[Callable[[Box], None]]:
 
 
 def found(box: Box, table: type[Any]) -> list[Any]:
-    engine = open_reader(box.state / "dropforge.db")
     try:
+        engine = open_reader(box.state / "dropforge.db")
         with Session(engine) as session:
             return list(session.exec(select(table).order_by(col(table.id))))
-    except OperationalError:
+    except (OperationalError, sqlite3.OperationalError):
         return []  # a reader may not roll back what a killed daemon left; the next one does
-    finally:
-        engine.dispose()
 
 
 def run_of(box: Box, track: str) -> Run | None:
