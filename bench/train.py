@@ -17,9 +17,10 @@ has a dev loss more than 2 % above TRL's.
 Measured on two cores with avx512_bf16, in tokens a second of processor time. Quiet, 96 rows of the demo, 12 steps:
 guide 80, TRL 83, ours over NF4 185 (2.2 times TRL, 2.3 times the guide; dev loss +0.9 %), over 16 bits 211 (2.6 and
 2.6 times; +4 %, on 16 dev rows), 1.6 to 1.8 GB each; by the clock 122, 125, 246 and 296. Beside other work, 24 rows of
-Alpaca, 3 steps: guide and TRL 39, 5.0 GB; ours 177 and 200 (4.6 and 5.2 times TRL), 2.8 GB. Beside Unsloth 2026.10.9
-and other work, batches of 4, few steps: 8 rows of the demo 75 (1.13 GB), ours 128 and 178 (1.28 and 1.19 GB); 4 rows of
-Alpaca's length 64 (1.24 GB), ours 131 and 132 (1.57 and 1.44 GB). On a GPU it was not measured.
+Alpaca, 3 steps: guide and TRL 39, 5.0 GB; ours 177 and 200 (4.6 and 5.2 times TRL), 2.8 GB. Beside Unsloth 2026.10.9,
+quiet, batches of 4: 64 rows of the demo TRL 73 (1.47 GB), Unsloth 100 (1.23 GB), ours 140 and 180 (1.51 and 1.41 GB);
+12 rows of Alpaca's length TRL 64 (2.27 GB), Unsloth 80 (1.41 GB), ours 151 and 160 (2.16 and 1.94 GB). On a GPU
+it was not measured.
 """
 
 import argparse
