@@ -5,9 +5,10 @@ What the second night costs and keeps: trained from the base on everything, or f
 
 The first night trains SmolLM2-135M-Instruct on the demo's messages and makes the champion. Then comes another kind of
 task, in which aisle a product is, and the second night is trained in four ways through the real steps: from the base
-on all rows, and from the champion with a replay of 0, 0.1 and 0.3. Printed are the rows, the processor time of
-prepare, train and merge, which other work on the machine disturbs least, and, on the held-out records of both kinds,
-the mean loss of the answers in nats a token and how many are the likeliest at each of their tokens.
+on all rows, and from the champion with a replay of 0, 0.1 and 0.3. What the base became is then combined with the
+champion's adapter, by each method of train.soup. Printed are the rows, the processor time of prepare, train and merge
+(of a soup, of combining and merge), which other work on the machine disturbs least, and, on the held-out records of
+both kinds, the mean loss of the answers in nats a token and how many are the likeliest at each of their tokens.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from rich.table import Table
 from daemon.cli.demo.command import demo_base
 from daemon.cli.demo.data import make_data, write_rows
 from pipeline import durable
-from pipeline.artifacts import Adapter, Dataset, Drop, Model, ModelRef
+from pipeline.artifacts import Adapter, Artifact, Dataset, Drop, Model, ModelRef
 from pipeline.config import RunConfig, SplitConfig, TrainConfig
 from pipeline.contract import Attempt, StepSpec
 from pipeline.model_folder.manifest import model_id
@@ -38,6 +39,7 @@ if __name__ == "__main__":
 from bench.presets import score, tokenise
 
 REPLAYS = (0.0, 0.1, 0.3)
+SOUPS = ("cat", "svd", "ties", "dare_ties")
 AISLES = {
     "aisle-food": ("rice", "honey", "coffee", "olive oil", "lentils", "oat flakes"),
     "aisle-tools": ("hammer", "drill", "pliers", "wood glue", "sandpaper", "spirit level"),
@@ -67,28 +69,56 @@ class House:
 
     def night(self, name: str, drops: tuple[Drop, ...], champion: ModelRef, **train: Any) -> "Night":
         """Prepare, train and merge."""
-        from pipeline.steps.merge import merge  # noqa: PLC0415 - after the environment is set
-        from pipeline.steps.prepare import prepare  # noqa: PLC0415
+        from pipeline.steps.prepare import prepare  # noqa: PLC0415 - after the environment is set
         from pipeline.steps.train import train as train_step  # noqa: PLC0415
 
+        began = time.process_time()
+        dataset = prepare(self.attempt(name, drops, champion, "prepare", {}, **train))
+        adapter = train_step(self.attempt(name, drops, champion, "train", {"prepare": dataset}, **train))
+        model = self.merge(name, drops, champion, {"prepare": dataset, "train": adapter})
+        return Night(dataset, adapter, model, time.process_time() - began)
+
+    def soup(self, method: str, first: "Night", second: "Night", champion: ModelRef) -> "Night":
+        """Combine the adapters of two nights and merge the result."""
+        from pipeline.qlora.training.search.soup import combine  # noqa: PLC0415 - after the environment is set
+
+        began = time.process_time()
+        folder = self.attempt(method, (), champion, "train", {}).folder / "adapter"
+        folder.mkdir()
+        pair = (self.root / first.adapter.folder, self.root / second.adapter.folder)
+        combine(self.base, "cpu", method, pair, folder)
+        sha256 = durable.sha256_file(folder / "adapter_model.safetensors")
+        made = {"folder": str(folder.relative_to(self.root)), "adapter_sha256": sha256}
+        adapter = second.adapter.model_copy(update=made)
+        model = self.merge(method, (), champion, {"prepare": second.dataset, "train": adapter})
+        return Night(second.dataset, adapter, model, time.process_time() - began)
+
+    def merge(self, name: str, drops: tuple[Drop, ...], champion: ModelRef, made: dict[str, Artifact]) -> Model:
+        """Merge what was trained."""
+        from pipeline.steps.merge import merge  # noqa: PLC0415 - after the environment is set
+
+        return merge(self.attempt(name, drops, champion, "merge", made))
+
+    def attempt(
+        self, name: str, drops: tuple[Drop, ...], champion: ModelRef, step: str, made: dict[str, Artifact],
+        **train: Any,
+    ) -> Attempt:  # fmt: skip
+        """Return an attempt of a step after those that made something."""
         config = RunConfig(
             track="default", base_model=str(self.base), base_model_id=self.base_id, salt="bench",
             split=SplitConfig(heldout=0.3, dev=0), train=self.train.model_copy(update=train),
         )  # fmt: skip
-        made: dict[str, Any] = {}
-        began = time.process_time()
-        for step, do in (("prepare", prepare), ("train", train_step), ("merge", merge)):
-            folder = f"{name}/{step}"
-            (self.root / folder).mkdir(parents=True)
-            inputs = {earlier: f"{name}/{earlier}.json" for earlier in made}
-            spec = StepSpec(
-                run=1, step=step, attempt=1, fence="", root=str(self.root), folder=folder,
-                checkpoints=f"{name}/checkpoints", predictions="predictions", argv=(), env={}, inputs=inputs,
-                drops=drops, champion=champion, config=config,
-            )  # fmt: skip
-            made[step] = do(Attempt(spec))
-            durable.write_json(self.root / f"{name}/{step}.json", made[step].model_dump(mode="json"))
-        return Night(made["prepare"], made["train"], made["merge"], time.process_time() - began)
+        folder = f"{name}/{step}"
+        (self.root / folder).mkdir(parents=True)
+        for earlier, artifact in made.items():
+            durable.write_json(self.root / f"{name}/{earlier}.json", artifact.model_dump(mode="json"))
+        spec = StepSpec(
+            run=1, step=step, attempt=1, fence="", root=str(self.root), folder=folder,
+            checkpoints=f"{name}/checkpoints", predictions="predictions", argv=(), env={},
+            inputs={earlier: f"{name}/{earlier}.json" for earlier in made}, drops=drops, champion=champion,
+            config=config,
+        )  # fmt: skip
+        return Attempt(spec)
 
 
 @dataclass(frozen=True)
@@ -139,6 +169,10 @@ def measure(house: House, old: int, new: int) -> int:
         heldout = heldout or list(durable.read_jsonl(house.root / night.dataset.folder / "heldout.jsonl"))
         rows.append((name, night, look(house, house.root / night.model.folder, heldout)))
         losses.append(rows[-1][2][2])
+        shutil.rmtree(house.root / night.model.folder)
+    for method in SOUPS:
+        night = house.soup(method, first, rows[0][1], champion)
+        rows.append((f"from the base, {method}", night, look(house, house.root / night.model.folder, heldout)))
         shutil.rmtree(house.root / night.model.folder)
     before = look(house, house.base, heldout)
     after = look(house, house.root / champion.path, heldout)

@@ -172,7 +172,7 @@ def _search(attempt: Attempt, prepared: Prepared) -> Found:
     work = Work(
         train=lambda trial, folder, prune: _train_once(trial, prepared, folder, prune),
         score=lambda trial, folder: score_dev(dev, folder, trial),
-        combine=lambda method, pair, folder: combine(dev, method, pair, folder),
+        combine=lambda method, pair, folder: combine(dev.base, dev.device, method, pair, folder),
     )
     return search(attempt, prepared.mark(settings, config.base_model_id), work)
 

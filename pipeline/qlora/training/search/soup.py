@@ -10,8 +10,7 @@ from typing import Any
 
 from pipeline import durable
 from pipeline.qlora.generation import memory_errors
-from pipeline.qlora.loading import arithmetic_dtype, load_model
-from pipeline.qlora.training.search.dev_scores import DevSet
+from pipeline.qlora.loading import Device, arithmetic_dtype, load_model
 
 _SAME_RANK = {"ties", "dare_ties"}
 #: Share of each adapter's numbers that `ties` and `dare_ties` keep, and what they weigh: they take a mean themselves.
@@ -29,9 +28,9 @@ def why_not(method: str, first: Path, second: Path) -> str:
     return ""
 
 
-def combine(dev: DevSet, method: str, pair: tuple[Path, Path], target: Path) -> None:
+def combine(base: Path, device: Device, method: str, pair: tuple[Path, Path], target: Path) -> None:
     """
-    Save the combination of a pair of adapters in folders, both over the base of `dev`, into the empty folder `target`.
+    Save the combination of a pair of adapters in folders, both over `base`, into the empty folder `target`.
 
     Raises `StepFailed` if memory does not hold the base.
     """
@@ -40,8 +39,8 @@ def combine(dev: DevSet, method: str, pair: tuple[Path, Path], target: Path) -> 
 
     peft: Any = PeftModel
     with memory_errors():
-        base = load_model(dev.base, dev.device, dtype=arithmetic_dtype(dev.device))
-        model = peft.from_pretrained(base, pair[0], "first")
+        loaded = load_model(base, device, dtype=arithmetic_dtype(device))
+        model = peft.from_pretrained(loaded, pair[0], "first")
         model.load_adapter(pair[1], "second")
         # `dare_ties` draws what it drops.
         torch.manual_seed(0)

@@ -11,9 +11,6 @@ from safetensors.torch import load_file
 from pipeline import durable
 from pipeline.artifacts import Adapter, Drop, ModelRef
 from pipeline.contract import Attempt
-from pipeline.qlora.generation import Decoding
-from pipeline.qlora.loading import load_tokenizer
-from pipeline.qlora.training.search.dev_scores import DevSet
 from pipeline.qlora.training.search.soup import combine, why_not
 from pipeline.steps.train import train
 from tests.pipeline.qlora.training.search.test_run import Bench
@@ -54,10 +51,9 @@ def adapters(bench: Bench) -> tuple[Path, Path]:
 
 @pytest.mark.parametrize("method", ["cat", "svd", "ties", "dare_ties"])
 def test_two_adapters_become_one(adapters: tuple[Path, Path], tiny_llama: Path, tmp_path: Path, method: str) -> None:
-    dev = DevSet(tiny_llama, "cpu", load_tokenizer(tiny_llama), (2,), [], [], "exact_match", Decoding(8, 1.0, 4))
     target = tmp_path / "soup"
     target.mkdir()
-    combine(dev, method, adapters, target)
+    combine(tiny_llama, "cpu", method, adapters, target)
     assert sorted(path.name for path in target.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
     mean = (update_of(adapters[0]) + update_of(adapters[1])) / 2
     if method == "cat":
