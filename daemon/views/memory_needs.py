@@ -7,7 +7,7 @@ from pipeline.config import MemoryPlan
 from pipeline.model_folder.training_memory import MARGIN, available_memory, base_sizes, estimate
 from pipeline.wording import size
 
-_CARD = Path("/dev/nvidia0")
+_DEVICES = Path("/dev")
 
 
 def memory_needs(settings: Settings, track: str) -> tuple[str, bool]:
@@ -18,7 +18,8 @@ def memory_needs(settings: Settings, track: str) -> tuple[str, bool]:
     torch tells. Raises `OSError` or `ValueError` if the base model cannot be read.
     """
     own = settings.track(track)
-    is_gpu = settings.device == "cuda" or (settings.device == "auto" and _CARD.exists())
+    cards = len(list(_DEVICES.glob("nvidia[0-9]*")))
+    is_gpu = settings.device == "cuda" or (settings.device == "auto" and cards > 0)
     base = base_sizes(Path(own.base_model))
     most = own.train.max_length * own.train.batch_size
     first = MemoryPlan(
@@ -39,6 +40,9 @@ def memory_needs(settings: Settings, track: str) -> tuple[str, bool]:
         f"training takes about {size(wide)} with the base as it is{in_4_bits}, for "
         f"{first.batch_tokens:,} tokens a pass; {size(smallest)} at the least"
     )
+    if is_gpu and cards > 1 and own.train.method == "lora":
+        sharded = sum(estimate(base, least.model_copy(update={"shards": cards}), own.train, "cuda").values())
+        return f"{text}, on each of {cards} cards, or {size(sharded)} with the base sharded over them", True
     if is_gpu:
         return f"{text}, on the card", True
     free = available_memory()

@@ -122,7 +122,7 @@ def load_model(
     except Exception as error:  # libraries raise errors of every kind at a damaged folder
         if is_out_of_memory(error):
             message = f"not enough memory to load the model in {folder}"
-            divided = "; no model is divided among cards" if device == "cuda" else ""
+            divided = "; only to train is a base divided among cards" if device == "cuda" else ""
             raise StepFailed(message, f"free memory there, or use a smaller base model{divided}") from error
         if isinstance(error, RuntimeError) and _OTHER_SIZES not in str(error):
             raise  # the device's trouble, which may pass: memory that is in use, a driver

@@ -42,6 +42,7 @@ class Fit:
     """Tokens of the longest record."""
     most: int
     """Tokens of as many of that length as a process has of an optimizer step."""
+    processes: int = 1
 
     def tokens(self, plan: MemoryPlan) -> int:
         """Return how many tokens a pass by `plan` has at most."""
@@ -52,6 +53,11 @@ class Fit:
         plan = plan.model_copy(update={"batch_tokens": self.tokens(plan)})
         narrow = arithmetic_dtype(self.device) is None
         return estimate(self.base, plan, self.train, self.device, arithmetic_in_16_bits=narrow)
+
+    @property
+    def may_shard(self) -> bool:
+        """Whether the base can be divided: among several processes, and if none of it is trained or read for DoRA."""
+        return self.processes > 1 and self.train.method == "lora"
 
     def holds(self, plan: MemoryPlan) -> bool:
         """Say whether a training by `plan` is estimated to fit."""
@@ -74,8 +80,10 @@ def find_fit(attempt: Attempt, base: Path, device: Device, lengths: Sequence[int
     )
     most = longest * -(-config.batch_size // processes)
     free = free_memory(device) // (1 if device == "cuda" else processes)
-    fit = Fit(own, base_sizes(base), config, device, free, longest, most)
+    fit = Fit(own, base_sizes(base), config, device, free, longest, most, processes)
     known = _noted(attempt, own.device) or _of_earlier(attempt, own)
+    if known is not None and known.shards > 1:
+        known = known.model_copy(update={"shards": processes}) if fit.may_shard else None
     plan = known or _estimated(fit, may_quantise=config.quantization == "auto")
     _note(attempt, plan)
     fit = replace(fit, plan=plan)
@@ -106,6 +114,7 @@ def smaller(fit: Fit, plan: MemoryPlan) -> MemoryPlan | None:
     Return the plan to try next; `None` after the last.
 
     Half the tokens a pass down to one record, then activations that are computed again, then, on a card, offloaded.
+    Where all that is too much for a process that holds the whole base, it is sharded, and the same begins anew.
     """
     if fit.tokens(plan) > fit.longest:
         return plan.model_copy(update={"batch_tokens": max(fit.longest, fit.tokens(plan) // 2)})
@@ -113,6 +122,10 @@ def smaller(fit: Fit, plan: MemoryPlan) -> MemoryPlan | None:
         return plan.model_copy(update={"activations": "recomputed"})
     if plan.activations == "recomputed" and fit.device == "cuda":
         return plan.model_copy(update={"activations": "offloaded"})
+    if fit.may_shard and plan.shards == 1:
+        activations = "recomputed" if fit.device == "cuda" else "kept"
+        anew = {"shards": fit.processes, "batch_tokens": fit.train.batch_tokens, "activations": activations}
+        return plan.model_copy(update=anew)
     return None
 
 
@@ -207,5 +220,6 @@ def _quantised(plan: MemoryPlan) -> MemoryPlan:
 
 def _words(fit: Fit, plan: MemoryPlan) -> str:
     base = "the base in 4 bits" if plan.quantization == "nf4" else "the base as it is"
+    base += f", sharded over {plan.shards} processes" if plan.shards > 1 else ""
     takes = size_words(sum(fit.bytes_of(plan).values()))
     return f"about {takes} with {base}, {fit.tokens(plan)} tokens a pass, activations {plan.activations}"

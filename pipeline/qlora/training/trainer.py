@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -11,13 +12,14 @@ from typing import Any, Literal
 from pipeline.config import MemoryPlan, TrainConfig
 from pipeline.errors import CannotTrain
 from pipeline.qlora.loading import Device, arithmetic_dtype, load_model
+from pipeline.qlora.training.data_parallel.sharded_base import load_sharded
 from pipeline.qlora.training.data_parallel.sharing import Place, seed_step, summed
 from pipeline.qlora.training.full_weights.choice import keeping_weights, optimizer, unfreeze
 from pipeline.qlora.training.method import lora_config, method_arguments
 from pipeline.qlora.training.passes.answer_loss import add_answer_loss, answer_tokens, has_plain_head, mean_loss
 from pipeline.qlora.training.passes.lora_linear import fuse
 from pipeline.qlora.training.passes.packed_attention import enable_packing
-from pipeline.qlora.training.passes.packing import collate, passes
+from pipeline.qlora.training.passes.packing import collate, even_passes, passes
 from pipeline.qlora.training.row_order import LengthGroups
 from pipeline.qlora.training.watcher import dev_loss
 
@@ -27,6 +29,8 @@ _DEV_SHARE = 0.25
 """Of an epoch, or of a shorter training, from one measurement of the dev loss to the next."""
 
 
+#: Divides what `collate` made of an optimizer step into the inputs of this process's forward passes.
+Passes = Callable[[Mapping[str, Any]], list[dict[str, Any]]]
 #: Each of them is TensorBoard to the trainer.
 _TRACKERS = ("tensorboard", "tensorboardX")
 
@@ -87,7 +91,12 @@ def make_trainer(
     single = arithmetic_dtype(training.device)
     dtype = single or (torch.bfloat16 if saved == torch.float16 else None)
     quantization: Literal["nf4", "none"] = "nf4" if config.quantization == "nf4" else "none"
-    model: Any = load_model(training.base, training.device, quantization, dtype)
+    sharded = training.memory is not None and training.memory.shards > 1
+    model: Any = (
+        load_sharded(training.base, training.device, quantization, dtype, training.place)
+        if sharded
+        else load_model(training.base, training.device, quantization, dtype)
+    )
     _check_vocabulary(model, rows)
     plain_head = has_plain_head(model, rows[0].input_ids)
     # NEFTune's noise shrinks with the length of a row, which is to be a record's.
@@ -96,7 +105,9 @@ def make_trainer(
     mixed = single is None and (quantization == "nf4" or model.dtype != torch.float32)
     lengths = [len(row.input_ids) for row in rows]
     own = config.trains_full_weights
-    make: Any = _trainer_class(lengths, config, training.place, packed=packed, plain_head=plain_head)
+    of_step = partial(even_passes, place=training.place) if sharded else partial(passes, share=training.place.share)
+    divide = partial(of_step, batch_tokens=config.batch_tokens, packed=packed)
+    make: Any = _trainer_class(lengths, config, training.place, divide, plain_head=plain_head)
     if own:
         unfreeze(model, training.base, config, training.place)
         make = keeping_weights(make)
@@ -131,7 +142,9 @@ def _say_the_loss_is_trls(config: TrainConfig) -> None:
     sys.stderr.write(f"the loss is TRL's own: {why}\n")
 
 
-def _trainer_class(lengths: Sequence[int], config: TrainConfig, place: Place, *, packed: bool, plain_head: bool) -> Any:
+def _trainer_class(
+    lengths: Sequence[int], config: TrainConfig, place: Place, divide: Passes, *, plain_head: bool
+) -> Any:
     """Return TRL's trainer, changed where ours does otherwise, for records of these lengths."""
     import torch
     from trl import SFTTrainer
@@ -140,7 +153,7 @@ def _trainer_class(lengths: Sequence[int], config: TrainConfig, place: Place, *,
         """TRL's trainer, with an order of rows that survives a resume, passes by tokens, and the answers' loss."""
 
         loss_is_scaled_for_ga = True
-        records_packed = packed
+        divide_step = staticmethod(divide)
 
         def _get_train_sampler(self, _dataset: Any = None) -> LengthGroups:
             return LengthGroups(lengths, config.batch_size, config.seed)
@@ -160,7 +173,7 @@ def _trainer_class(lengths: Sequence[int], config: TrainConfig, place: Place, *,
             return summed(place, self._sum(losses)), None, None
 
         def _passes(self, step: Any) -> list[dict[str, Any]]:
-            parts = passes(step, config.batch_tokens, packed=packed, share=place.share)
+            parts = self.divide_step(step)
             # TRL divides a router's loss by it.
             self.current_gradient_accumulation_steps = len(parts) * place.processes
             return parts

@@ -190,8 +190,7 @@ def _meet(training: Training) -> None:
     if training.device == "cuda":
         # Before anything looks for cards. To the libraries the machine then has one.
         os.environ[_VISIBLE] = visible_device(place.rank, os.environ.get(_VISIBLE))
-    else:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     import torch
 
     if training.device == "cpu":

@@ -24,7 +24,7 @@ from pipeline.qlora.loading import is_out_of_memory, load_tokenizer
 from pipeline.qlora.training import memory
 from pipeline.qlora.training.memory import Fit, OutOfMemory, find_fit, go_on_with_less, smaller
 from pipeline.qlora.training.passes import answer_loss
-from pipeline.qlora.training.passes.packing import collate, passes
+from pipeline.qlora.training.passes.packing import collate
 from pipeline.qlora.training.trainer import TokenRow, Training, make_trainer
 from pipeline.steps.train import train
 from tests.prepared_rows import write_rows
@@ -149,6 +149,28 @@ def a_fit(base: Path, device: Any = "cpu", free: int = 1 << 40, **plan: Any) -> 
     )
 
 
+def test_a_base_that_no_process_holds_is_sharded_as_the_last_resort_and_less_is_tried_anew(tiny_llama: Path) -> None:
+    known = replace(a_fit(tiny_llama, "cuda", activations="offloaded", batch_tokens=100), processes=2)
+    plan = smaller(known, known.plan)
+    assert plan is not None
+    assert (plan.shards, plan.batch_tokens, plan.activations) == (2, 2048, "recomputed")
+    assert plans_after(replace(known, plan=plan))[-1] == (100, "offloaded")
+    assert not plans_after(replace(known, processes=1))
+    for method in ("dora", "full"):
+        other = TrainConfig.model_validate({"method": method})
+        assert not plans_after(replace(known, train=other)), f"{method} reads or trains the base's own weights"
+
+
+def test_a_sharded_plan_is_not_taken_up_where_there_is_one_process(
+    order: Order, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(memory, "free_memory", lambda _device: 0)
+    assert find_fit(order(tiny_llama), tiny_llama, "cpu", [100] * 8, processes=2).plan.shards == 2
+    assert "in 4 bits, sharded over 2 processes, 100 tokens a pass" in capsys.readouterr().err
+    assert find_fit(order(tiny_llama), tiny_llama, "cpu", [100] * 8, processes=4).plan.shards == 4, "it has begun so"
+    assert find_fit(order(tiny_llama), tiny_llama, "cpu", [100] * 8).plan.shards == 1
+
+
 def plans_after(known: Fit) -> list[tuple[int, str]]:
     found: list[tuple[int, str]] = []
     plan = smaller(known, known.plan)
@@ -267,7 +289,7 @@ def test_the_estimate_counts_what_torch_keeps_for_the_backward_pass(
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    (inputs,) = passes(collate([dict(row) for row in trainer.train_dataset]), 1000, packed=trainer.records_packed)
+    (inputs,) = trainer.divide_step(collate([dict(row) for row in trainer.train_dataset]))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         trainer.compute_loss(model, inputs)
     expected = estimate(base_sizes(tiny_llama), plan, TrainConfig(rank=4), "cpu")["activations"] / OVERHEAD["cpu"]

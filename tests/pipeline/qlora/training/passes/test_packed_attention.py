@@ -67,7 +67,7 @@ class Padded:
 
 def made(base: Path, folder: Path, rows: Sequence[TokenRow], **settings: Any) -> Padded:
     trainer = trainer_of(base, folder, rows, **settings)
-    assert trainer.records_packed
+    assert trainer.divide_step.keywords["packed"]
     return Padded(trainer, rows)
 
 
@@ -156,6 +156,6 @@ def test_a_base_with_capped_scores_is_trained_on_padded_records(
     job = Training(base, "cpu", tmp_path / "adapter", tmp_path / "scratch", "mark")
     trainer = make_trainer(job, load_tokenizer(base), token_rows(9, seed=5), token_rows(20, seed=6), config)
     trainer.train()
-    assert not trainer.records_packed
+    assert not trainer.divide_step.keywords["packed"]
     assert "records are padded to the longest of a pass" in capsys.readouterr().err
     assert {"loss", "eval_loss"} <= {name for entry in trainer.state.log_history for name in entry}
