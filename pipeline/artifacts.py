@@ -198,9 +198,8 @@ class Scores(Frozen):
     nll: float
     """Reference negative log-likelihood in nats a token, weighted by tokens."""
     generated: int
-    """Answers that this run made."""
     resumed: int = 0
-    """Of those, the ones that an interrupted attempt had made before."""
+    """Of the answers that this run generated, the ones that an interrupted attempt had made before."""
     cached: int
     """Answers that an earlier run made."""
     seconds: float
