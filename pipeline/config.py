@@ -149,6 +149,7 @@ class TrainConfig(Frozen):
             self._fill_in(name, value)
         if self.trains_full_weights and self.quantization == "auto":
             object.__setattr__(self, "quantization", "none")
+            self.model_fields_set.discard("quantization")  # "auto" written out leaves as much to a track's own method
         return self
 
     def _fill_in(self, name: str, value: object) -> None:

@@ -195,12 +195,13 @@ def test_a_method_of_the_bases_own_weights_has_a_learning_rate_of_its_own_and_no
         RunConfig(track="default", base_model="b", base_model_id="b", salt="", train=train)
         assert train.learning_rate == rate, "whatever holds it validates it again"
     assert TrainConfig.model_validate({"method": method, "learning_rate": 2e-4}).learning_rate == 2e-4
-    # A track's own method takes none of what another one filled in above it.
-    file.write_text(f'[train]\nmethod = "{method}"\n[tracks.a.train]\nmethod = "dora"\n', encoding="utf-8")
-    settings = load(file, {})
-    assert (settings.train.learning_rate, settings.train.quantization) == (2e-4 / share, "none")
-    own = settings.track("a").train
-    assert (own.learning_rate, own.quantization) == (2e-4, "auto")
+    for written in ("", 'quantization = "auto"\n'):
+        text = f'[train]\nmethod = "{method}"\n{written}[tracks.a.train]\nmethod = "dora"\n'
+        file.write_text(text, encoding="utf-8")
+        settings = load(file, {})
+        assert (settings.train.learning_rate, settings.train.quantization) == (2e-4 / share, "none")
+        own = settings.track("a").train
+        assert (own.learning_rate, own.quantization) == (2e-4, "auto"), "nothing of what another one filled in above it"
 
 
 @pytest.mark.parametrize(
