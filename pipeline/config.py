@@ -20,7 +20,7 @@ class SplitConfig(Frozen):
     """How accepted records are divided; fixed for a track at its first run."""
 
     heldout: Fraction = 0.15
-    """Share of prompts that only the gate ever sees."""
+    """Share of prompts that only the gate ever sees; 0 needs gate.on = "pinned"."""
     dev: Fraction = 0.03
     """Share of prompts for the loss curve; under 20 rows it is not used."""
     scored_records: int = Field(default=1000, ge=1, le=_MANY)

@@ -203,6 +203,12 @@ class TrackSettings(Frozen):
     @model_validator(mode="after")
     def _a_verdict_is_possible(self) -> "TrackSettings":
         gate, metric = self.gate, self.evaluate.metric
+        if not self.split.heldout and gate.on != "pinned":
+            msg = (
+                f'no verdict would ever be possible: split.heldout = 0 holds nothing out, and gate.on = "{gate.on}" '
+                'judges on nothing else; raise the former, or pin records and set gate.on = "pinned"'
+            )
+            raise ValueError(msg)
         fields = {"auto": ("min_records", "min_records_continuous"), "exact_match": ("min_records",)}
         least, field = min((getattr(gate, one), one) for one in fields.get(metric, ("min_records_continuous",)))
         if self.split.scored_records < least:

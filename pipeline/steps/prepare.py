@@ -199,6 +199,9 @@ def _shortfall(attempt: Attempt, scored: tuple[int, int], metric: str) -> Shortf
     gate, split = attempt.config.gate, attempt.config.split
     field = "min_records" if metric == "exact_match" else "min_records_continuous"
     needed: int = getattr(gate, field)
+    if gate.on != "pinned" and not split.heldout:
+        message = "no verdict is ever possible: split.heldout = 0, which the track's first run fixed, holds nothing out"
+        raise CannotTrain(message, 'set gate.on = "pinned", then pin records: dropforge submit --heldout FILE')
     if split.scored_records < needed:
         message = f"no verdict is ever possible: split.scored_records = {split.scored_records}, gate.{field} = {needed}"
         raise CannotTrain(message, "raise the former or lower the latter in dropforge.toml")
@@ -214,8 +217,8 @@ def _shortfall(attempt: Attempt, scored: tuple[int, int], metric: str) -> Shortf
         raise CannotTrain(message, f"raise split.scored_records to {enough} or more in dropforge.toml")
     # Further rows of the same kind repeat each other as often.
     apart = max(1, groups) / max(1, records)
-    by_hash = gate.on != "pinned" and split.heldout > 0
-    rows = rows_for(needed - groups, split.heldout) / apart if by_hash else (needed - groups) / apart
+    missing = needed - groups
+    rows = (missing if gate.on == "pinned" else rows_for(missing, split.heldout)) / apart
     return Shortfall(heldout_rows=groups, needed_heldout_rows=needed, needed_rows=math.ceil(rows))
 
 

@@ -39,12 +39,11 @@ def too_few(name: str, track: TrackSettings, metric: str | None, rows: Mapping[s
         when = f"{_IF_LONG}, " if have >= least else ""
         return f"{said}: {when}{nothing} until more are pinned: {pin}"
     have, share = rows.get("train", 0), track.split.heldout
-    if have >= _rows_for(most, share):
+    if have >= rows_for(most, share):
         return None
     said = f"track {name} has {count(have, 'row')}, and {verdict} {_either(least, most, 'held-out records')}"
-    if share > 0:
-        said += f", so about {_either(_about(least, share), _about(most, share), 'rows', '')}"
-    asked, when = (most, f"{_IF_LONG}, ") if have >= _rows_for(least, share) else (least, "")
+    said += f", so about {_either(_about(least, share), _about(most, share), 'rows', '')}"
+    asked, when = (most, f"{_IF_LONG}, ") if have >= rows_for(least, share) else (least, "")
     perhaps = "perhaps " if have * share >= asked else ""
     return f'{said}: {when}{perhaps}{nothing} until then; or pin records of your own: gate.on = "pinned", then {pin}'
 
@@ -90,7 +89,7 @@ def rows_for_verdict(track: TrackSettings) -> str:
     """Say how much of what a track needs for a verdict on any model, as the settings have it."""
     least, most = _needed(track, None)
     share = track.split.heldout
-    if track.gate.on == "pinned" or not share:
+    if track.gate.on == "pinned":
         return f"{_either(least, most, 'records')} are held out"
     return f"there are about {_either(_about(least, share), _about(most, share), 'rows')}"
 
@@ -104,10 +103,6 @@ def _needed(track: TrackSettings, metric: str | None) -> tuple[int, int]:
 
 def _either(least: int, most: int, noun: str, when: str = f" {_IF_LONG}") -> str:
     return f"{least:,} {noun}" if least == most else f"{least:,} {noun} ({most:,}{when})"
-
-
-def _rows_for(records: int, share: float) -> float:
-    return rows_for(records, share) if share > 0 else math.inf
 
 
 def _about(records: int, share: float) -> int:

@@ -319,6 +319,8 @@ ADAPTERS = '[hooks]\nafter_promotion = ["dropforge", "serve-hook", "http://h", "
         ("[gate]\nmin_records = 2000\nmin_records_continuous = 1001", "", "gate.min_records_continuous = 1001"),
         ('[split]\nscored_records = 150\n[evaluate]\nmetric = "chrf"', "", "gate.min_records_continuous = 200"),
         ("[tracks.a.split]\nscored_records = 99", "tracks.a: ", "no verdict would ever be possible"),
+        ("[split]\nheldout = 0", "", 'raise the former, or pin records and set gate.on = "pinned"'),
+        ('[tracks.a]\nsplit.heldout = 0\ngate.on = "seen"', "tracks.a: ", 'holds nothing out, and gate.on = "seen"'),
         (f'{ADAPTERS}[train]\nstart = "champion"', "", 'with serve-hook --restart, or set train.start = "base"'),
         (f'{ADAPTERS}[tracks.a.train]\nstart = "champion"', "tracks.a: ", "has none over the base"),
     ],
@@ -333,6 +335,11 @@ def test_settings_that_do_not_go_together_are_refused(file: Path, text: str, pla
 def test_a_verdict_that_is_possible_with_some_metric_is_not_refused(file: Path) -> None:
     file.write_text('[split]\nscored_records = 150\n[gate]\napproval = "manual"\nreview = 20', encoding="utf-8")
     assert load(file, {}).gate.review == 20
+
+
+def test_no_share_is_held_out_where_pinned_records_judge(file: Path) -> None:
+    file.write_text('[tracks.a]\nsplit.heldout = 0\ngate.on = "pinned"', encoding="utf-8")
+    assert load(file, {}).track("a").split.heldout == 0
 
 
 def test_a_wrong_variable_is_named_itself(file: Path) -> None:

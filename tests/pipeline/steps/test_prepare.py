@@ -16,7 +16,7 @@ from pipeline.dataset.prompt_hash import normalise, prompt_id
 from pipeline.dataset.snapshot_reader import estimate_tokens
 from pipeline.errors import CannotTrain, Interrupted
 from pipeline.steps.prepare import prepare
-from tests.snapshot import Snapshot, prompt_place, rows
+from tests.snapshot import PINNED, Snapshot, prompt_place, rows
 
 
 def test_rows_are_split_about_as_the_fractions_say_and_counted(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_a_prompt_that_differs_in_case_blanks_or_unicode_form_only_is_the_same(t
     assert prompt_place("s", "a\n### Input:\nb", "") == prompt_place("s", "a", "b")
     assert prompt_place("s", "ab", "c") != prompt_place("sa", "b", "c")
     twins = [{"instruction": "Tell me", "output": "x"}, {"instruction": "tell  ME", "output": "x"}]
-    assert Snapshot(tmp_path, split=SplitConfig(heldout=0, dev=0)).drop(twins).prepare().dataset.duplicates == 1
+    assert Snapshot(tmp_path, gate=PINNED, split=SplitConfig(dev=0)).drop(twins).prepare().dataset.duplicates == 1
 
 
 @given(text=st.text())
@@ -257,7 +257,7 @@ def test_answers_that_are_json_are_judged_by_their_fields(tmp_path: Path, count:
 
 def test_without_held_out_answers_those_of_training_say_whether_it_is_json(tmp_path: Path) -> None:
     drop = [{"instruction": f"Q {number}", "output": "[1, 2]"} for number in range(20)]
-    made = Snapshot(tmp_path, split=SplitConfig(heldout=0.0)).drop(drop).prepare()
+    made = Snapshot(tmp_path, gate=PINNED, split=SplitConfig(heldout=0.0)).drop(drop).prepare()
     assert (made.dataset.heldout_rows, made.dataset.metric) == (0, "json_f1")
 
 
@@ -313,6 +313,13 @@ def test_a_gate_on_pinned_records_does_not_judge_without_them(tmp_path: Path) ->
     assert made.dataset.shortfall.needed_rows == 5
     pinned = Snapshot(tmp_path, gate=gate).drop(rows(300)).drop(rows(10, start=900), "heldout").prepare().dataset
     assert (pinned.heldout_rows, pinned.shortfall) == (10, None)
+
+
+def test_a_share_of_nothing_is_no_promise_of_more_rows(tmp_path: Path) -> None:
+    """A track that began with `gate.on = "pinned"` keeps its share whatever the settings say later."""
+    with pytest.raises(CannotTrain, match=r"split\.heldout = 0, which the track's first run fixed") as caught:
+        Snapshot(tmp_path, split=SplitConfig(heldout=0), gate=GateConfig()).drop(rows(300)).prepare()
+    assert 'set gate.on = "pinned"' in caught.value.hint
 
 
 def test_a_cap_below_the_gates_least_records_is_refused(tmp_path: Path) -> None:
