@@ -26,7 +26,6 @@ class PartitionRow(NamedTuple):
     output: str
     tags: tuple[str, ...]
     tokens: int
-    short: bool
 
 
 class Partitions:

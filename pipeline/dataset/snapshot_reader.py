@@ -10,8 +10,6 @@ from pipeline.contract import Attempt
 from pipeline.dataset.partitions import PartitionRow, Partitions
 from pipeline.dataset.prompt_hash import hash_id, hash_place, normalise
 from pipeline.errors import CannotTrain
-from pipeline.metrics.automatic import SHORT_WORDS
-from pipeline.metrics.tokens import is_short
 from pipeline.near_duplicates.signature_files import FOLDER, signature_name
 from pipeline.near_duplicates.signatures import SignatureWriter, holds
 from pipeline.near_duplicates.word_hashes import WordHasher
@@ -121,5 +119,4 @@ def _partition_row(salt: str, record: Record, drop: Drop, place: tuple[int, int]
         output=record.output,
         tags=record.tags,
         tokens=estimate_tokens(record.output),
-        short=is_short(record.output, SHORT_WORDS),
     )

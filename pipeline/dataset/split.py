@@ -98,15 +98,12 @@ class Answers:
     """What is known of the answers of one split."""
 
     count: int = 0
-    short: int = 0
-    """Answers of few words."""
     longest: int = 0
     """Estimated tokens."""
 
     def add(self, row: PartitionRow) -> None:
         """Count one answer."""
         self.count += 1
-        self.short += row.short
         self.longest = max(self.longest, row.tokens)
 
 

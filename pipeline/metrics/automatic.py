@@ -11,17 +11,11 @@ SHORT_WORDS = 5
 _MOST = 0.8
 
 
-def auto_metric(short: float, json: float) -> str:
-    """Return the metric by the shares of short answers and of JSON: field F1, exact match, or ROUGE-L for long ones."""
-    if json >= _MOST:
-        return "json_f1"
-    return "exact_match" if short >= _MOST else "rougeL"
-
-
 def metric_of(answers: Sequence[str]) -> str | None:
-    """Return the metric for these answers; `None` of none."""
+    """Return the metric for answers: field F1 of JSON, exact match of short ones, else ROUGE-L; `None` for none."""
     if not answers:
         return None
+    if sum(json_fields.parse(text) is not None for text in answers) >= _MOST * len(answers):
+        return "json_f1"
     short = sum(is_short(text, SHORT_WORDS) for text in answers)
-    json = sum(json_fields.parse(text) is not None for text in answers)
-    return auto_metric(short / len(answers), json / len(answers))
+    return "exact_match" if short >= _MOST * len(answers) else "rougeL"

@@ -35,8 +35,7 @@ from pipeline.dataset.warnings import (
 )
 from pipeline.errors import CannotTrain
 from pipeline.evaluation.suites import read_suites
-from pipeline.metrics import json_fields
-from pipeline.metrics.automatic import auto_metric
+from pipeline.metrics.automatic import metric_of
 from pipeline.model_folder.trained_ids import trained_ids
 
 _TOKENS_STEP = 16
@@ -76,7 +75,7 @@ def prepare(attempt: Attempt) -> Dataset:
     groups = find_groups(texts, totals.heldout_numbers, totals.heldout_ids, split.similarity)
     write_groups(folder / "heldout.jsonl", groups)
     grouped = len(set(groups))
-    metric = _metric(attempt, totals)
+    metric = _metric(attempt)
     shortfall = _shortfall(attempt, (len(groups), grouped), metric)
     if totals.train_rows == 0:
         raise _nothing_to_train(attempt, totals, overlaps, reading.spelled)
@@ -164,21 +163,14 @@ def _begin(attempt: Attempt, folder: Path, rows: int) -> tuple[ModelRef | None, 
     return None, from_base, Kept(rows, 0, 0)
 
 
-def _metric(attempt: Attempt, totals: Totals) -> str:
-    """Return the primary metric."""
-    chosen = attempt.config.evaluate.metric
+def _metric(attempt: Attempt) -> str:
+    """Return the primary metric: the one that is set, or that of the scored answers; of some others without any."""
+    chosen, folder = attempt.config.evaluate.metric, attempt.folder / "data"
     if chosen != "auto":
         return chosen
-    answers = totals.heldout_answers if totals.heldout_answers.count else totals.train_answers
-    return auto_metric(answers.short / max(1, answers.count), _json_share(attempt.folder / "data"))
-
-
-def _json_share(folder: Path) -> float:
-    """Return the share of JSON objects and arrays among the scored answers, or, where there are none, some others."""
     held_out = [text for row in durable.read_jsonl(folder / "heldout.jsonl") for text in row["references"]]
     trained = (row["output"] for row in durable.read_jsonl(folder / "train.jsonl"))
-    answers = held_out or list(islice(trained, CHECK_EVERY))
-    return sum(json_fields.parse(text) is not None for text in answers) / max(1, len(answers))
+    return metric_of(held_out or list(islice(trained, CHECK_EVERY))) or "rougeL"
 
 
 def _max_new_tokens(attempt: Attempt, totals: Totals) -> int:
