@@ -1,9 +1,11 @@
 """Keeps every text in the inbox that follows from settings and database; called whenever the inbox is looked at."""
 
 import structlog
+from sqlmodel import Session, col, select
 
 from daemon.inbox.answers import own_files
 from daemon.inbox.answers.readme import README, readme_text
+from daemon.inbox.answers.remarks import metric_of_drop
 from daemon.inbox.answers.verdict_notes import VerdictNotes
 from daemon.inbox.answers.wanted import WANTED, wanted_text
 from daemon.inbox.drop_folders import DONE, folder_names
@@ -11,6 +13,8 @@ from daemon.inbox.folders import InboxFolders, InboxUnusable
 from daemon.settings.model import Settings
 from daemon.state.database import open_reader, transaction
 from daemon.state.layout import DATABASE_NAME
+from daemon.state.states import DropState
+from daemon.state.tables import Drop, Track
 from pipeline.errors import is_disk_full
 
 log = structlog.get_logger()
@@ -24,22 +28,27 @@ class FolderTexts:
         self._engine = open_reader(settings.state_folder / DATABASE_NAME)
         self._settings, self._inbox = settings, inbox
         self._notes = VerdictNotes(self._engine, settings, inbox)
-        self._readmes = list(settings.track_names)
 
     def refresh(self) -> bool:
         """Write what has changed; say whether more is to be written soon. Raises `OSError` if the disk is full."""
-        while self._readmes:
-            track = self._readmes[-1]
-            self._keep(track, README, readme_text(self._settings, track))
-            self._readmes.pop()
         more = self._notes.refresh()
         for track in sorted(self._notes.touched):
             if track in self._settings.track_names:
                 with transaction(self._engine) as session:
                     text = wanted_text(session, self._settings.state_folder, track)
+                    metric = self._metric(session, track)
+                self._keep(track, README, readme_text(self._settings, track, metric))
                 self._keep(track, WANTED, text)
             self._notes.touched.discard(track)
         return more
+
+    def _metric(self, session: Session, track: str) -> str | None:
+        """Return what the track's first run fixed, before it what the newest drop is likely to be judged by."""
+        known = session.get(Track, track)
+        newest = select(Drop.sha256).where(Drop.track == track, Drop.state == DropState.ACCEPTED)
+        sha256 = session.exec(newest.order_by(col(Drop.id).desc()).limit(1)).first()
+        fixed = known.metric if known else None
+        return fixed or (metric_of_drop(self._settings.state_folder, sha256) if sha256 else None)
 
     def _keep(self, track: str, name: str, text: str | None) -> None:
         """Keep one text in a track's folder; one that cannot be written is logged and left, but for a full disk."""

@@ -8,8 +8,8 @@ from pipeline.wording import count, size_words
 README = "README.txt"
 
 
-def readme_text(settings: Settings, track: str) -> str:
-    """Return the text for the folder of `track`."""
+def readme_text(settings: Settings, track: str, metric: str | None = None) -> str:
+    """Return the text for the folder of `track`, which is judged by `metric`; `None`: not known yet."""
     intake, own = settings.intake, settings.track(track)
     below, top = ("", "") if track == "default" else (f"{track}/", "../")
     return f"""\
@@ -25,7 +25,7 @@ kinds that scores are given for. {_other_keys(intake)}
 A file has at most {size_words(intake.max_bytes)}, a line {size_words(intake.max_line_bytes)}.
 "dropforge check FILE" tells beforehand what is wrong with a file.
 
-{_what_judges(own)}
+{_what_judges(own, metric)}
 
 HOW IT IS ANSWERED
 A file is taken once it has not changed for {intake.settle_seconds:g} s. It then lies in
@@ -43,9 +43,9 @@ The next run of this track {begins_when(settings, track)}.
 """
 
 
-def _what_judges(own: TrackSettings) -> str:
+def _what_judges(own: TrackSettings, metric: str | None) -> str:
     never = "Records that are dropped into heldout/ are never trained on"
-    needed = f"No model gets a verdict before\n{rows_for_verdict(own)}."
+    needed = f"No model gets a verdict before\n{rows_for_verdict(own, metric)}."
     if own.gate.on == "pinned":
         return f"{never}:\nthe models are judged on them. {needed}"
     return f"{never}.\nThe models are judged on a share of each drop. {needed}"

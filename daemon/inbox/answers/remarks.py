@@ -8,6 +8,7 @@ found odd.
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from daemon.settings.model import Settings, TrackSettings
@@ -48,6 +49,16 @@ def too_few(name: str, track: TrackSettings, metric: str | None, rows: Mapping[s
     return f'{said}: {when}{perhaps}{nothing} until then; or pin records of your own: gate.on = "pinned", then {pin}'
 
 
+def metric_of_drop(state_folder: Path, sha256: str) -> str | None:
+    """Return the metric that an accepted drop is likely to be judged by; `None` if its file cannot be read."""
+    from pipeline.dataset.repeats import likely_metric  # noqa: PLC0415 - a quick start
+
+    try:
+        return likely_metric(state_folder / "drops" / f"{sha256}.jsonl")
+    except OSError:
+        return None
+
+
 def pinned_already(name: str, pinned: int, rows: int) -> str | None:
     """Say how many of a training file's rows are held-out questions; `None` if none is."""
     if not pinned:
@@ -85,9 +96,9 @@ def unlikely_words(found: Mapping[str, Any], run: int | None) -> str:
     return f"look at its answers, the champion found them unlikely: {loss_words(found)}; dropforge report {run}"
 
 
-def rows_for_verdict(track: TrackSettings) -> str:
-    """Say how much of what a track needs for a verdict on any model, as the settings have it."""
-    least, most = _needed(track, None)
+def rows_for_verdict(track: TrackSettings, metric: str | None = None) -> str:
+    """Say how much of what a track needs for a verdict on any model; `metric` is as in `too_few`."""
+    least, most = _needed(track, metric)
     share = track.split.heldout
     if track.gate.on == "pinned":
         return f"{_either(least, most, 'records')} are held out"

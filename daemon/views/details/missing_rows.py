@@ -1,6 +1,6 @@
 """What tracks lack for their first verdict, before anything is trained for nothing to be judged on."""
 
-from daemon.inbox.answers.remarks import too_few
+from daemon.inbox.answers.remarks import metric_of_drop, too_few
 from daemon.settings.model import Settings
 from daemon.views.overview import Overview
 
@@ -14,7 +14,13 @@ def missing_rows(settings: Settings, overview: Overview) -> dict[str, str]:
     for name in settings.track_names:
         if not overview.rows(_JUDGED, name):
             rows = {row.role: row.rows for row in overview.rows(_ACCEPTED, name)}
-            said = too_few(name, settings.track(name), overview.metric(name), rows)
+            said = too_few(name, settings.track(name), _metric(overview, name), rows)
             if said is not None:
                 found[name] = said
     return found
+
+
+def _metric(overview: Overview, track: str) -> str | None:
+    """Return the metric of a track, before its first run the likely one of its newest drop; `None` without any."""
+    newest = overview.drops(track, "accepted", most=1)
+    return overview.metric(track) or (metric_of_drop(overview.folder, newest[0].sha256) if newest else None)

@@ -124,6 +124,18 @@ def test_a_readme_is_written_again_only_where_the_settings_changed(box: Box) -> 
     assert sorted(one.name for one in (box.inbox / "done").iterdir()) == [], "nothing is left aside"
 
 
+def test_a_readme_names_one_number_of_rows_once_answers_are_known(box: Box) -> None:
+    texts = texts_of(box)
+    box.drop("long.jsonl", [{"instruction": "How?", "output": "one two three four five six"}])
+    texts.refresh()
+    path = box.inbox / "README.txt"
+    assert "before\nthere are about 1,490 rows.\n" in path.read_text(encoding="utf-8")
+    with database.transaction(box.engine) as session:
+        session.get_one(Track, "default").metric = "exact_match"
+    texts_of(box).refresh()
+    assert "before\nthere are about 780 rows.\n" in path.read_text(encoding="utf-8"), "the first run decided"
+
+
 @pytest.mark.parametrize("text", ["my own words\n", ""])
 def test_a_persons_own_file_stays_as_it_is(box: Box, text: str) -> None:
     path = box.inbox / "README.txt"
