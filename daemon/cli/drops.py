@@ -61,9 +61,8 @@ def drops(
         print_line("no drops")
     else:
         _print_list(found)
-    for name, said in missing_rows(load_settings(context), overview).items():
-        if track in {None, name} and state is None:
-            print_line(said)
+    for said in missing_rows(load_settings(context), overview, track).values() if state is None else ():
+        print_line(said)
 
 
 def _print_list(found: Sequence["DropView"]) -> None:

@@ -200,8 +200,8 @@ def inbox(request: Request, site: SiteOf, track: Track = None, before: Before = 
 
     `drops`: list of (DropView, what was wrong with it in words or ""), newest first. `track`, `older`: as on `/drops`.
     `used`: what the first run of each drop has come to, {run: outcome or state}. `waiting`: names of files in the inbox
-    that were not taken yet. `lacks`: as on `/`. Upload: POST /upload, multipart, fields `file` (one or more),
-    `track`, `heldout`.
+    that were not taken yet. `lacks`: as on `/`, of that track. Upload: POST /upload, multipart, fields `file` (one or
+    more), `track`, `heldout`.
     """
     found = site.overview.drops(track, None, MOST_LISTED, before)
     older = found[-1].id if len(found) == MOST_LISTED else None
@@ -209,7 +209,7 @@ def inbox(request: Request, site: SiteOf, track: Track = None, before: Before = 
     waiting = site.overview.inbox_note()["waiting"]
     used = come_to(site.overview, found)
     context = {"drops": told, "track": track, "older": older, "waiting": waiting, "used": used}
-    context["lacks"] = missing_rows(site.settings, site.overview)
+    context["lacks"] = missing_rows(site.settings, site.overview, track)
     return draw(request, "inbox.html", context)
 
 

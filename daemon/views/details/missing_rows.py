@@ -8,11 +8,15 @@ _ACCEPTED = "SELECT role, sum(rows) AS rows FROM \"drop\" WHERE track = ? AND st
 _JUDGED = "SELECT 1 FROM run WHERE track = ? AND outcome <> 'insufficient_evidence' LIMIT 1"
 
 
-def missing_rows(settings: Settings, overview: Overview) -> dict[str, str]:
-    """Return by track, of those without any verdict so far and without rows enough for one, what it lacks in words."""
+def missing_rows(settings: Settings, overview: Overview, track: str | None = None) -> dict[str, str]:
+    """
+    Return by track, of those without any verdict so far and without rows enough for one, what it lacks in words.
+
+    Of `track` alone if it is given.
+    """
     found = {}
     for name in settings.track_names:
-        if not overview.rows(_JUDGED, name):
+        if track in {None, name} and not overview.rows(_JUDGED, name):
             rows = {row.role: row.rows for row in overview.rows(_ACCEPTED, name)}
             said = too_few(name, settings.track(name), _metric(overview, name), rows)
             if said is not None:

@@ -57,8 +57,9 @@ def test_it_is_said_wherever_drops_are_listed(lived_in: Any, dropforge: Callable
     tracks = dropforge("status", "--json").json["tracks"]
     assert [(one["lacks"] or "").startswith(NONE) for one in tracks] == [False, True]
     page = TestClient(make_app(lived_in.settings, "t" * 43), base_url="http://127.0.0.1:8765")
-    for path in ("/", "/inbox"):
+    for path in ("/", "/inbox", "/inbox?track=support"):
         assert NONE in html.unescape(page.get(path).text), path
+    assert NONE not in html.unescape(page.get("/inbox?track=default").text), "it is not what was asked for"
 
 
 def test_a_workspace_that_no_daemon_has_seen_says_it_too(dropforge: Callable[..., Any], tmp_path: Path) -> None:
