@@ -17,9 +17,12 @@ Kind = Literal["daemon", "disk", "trouble", "hook", "failed", "rejected", "appro
 #: What has gone wrong longer ago is history.
 _RECENT = timedelta(days=7)
 _MOST, _MOST_KINDS = 5, 3
+#: Who dropped a file says the event that recorded it, and no other.
 _CAME_AGAIN = """
 SELECT later.id FROM "drop" AS one JOIN "drop" AS later USING (track, role, name_bytes)
-WHERE one.id = ? AND later.id > one.id LIMIT 1
+JOIN event AS came ON came.drop_id = one.id JOIN event AS again ON again.drop_id = later.id
+WHERE one.id = ? AND later.id > one.id
+AND json_extract(came.detail, '$.owner') = json_extract(again.detail, '$.owner') LIMIT 1
 """
 
 
@@ -57,7 +60,11 @@ def rejected_words(overview: Overview, drop: DropView) -> str:
 
 
 def came_again(overview: Overview, drop: DropView) -> bool:
-    """Say whether a file of a drop's name was dropped after it: what was wrong with a rejected one is history then."""
+    """
+    Say whether its owner dropped a file of a drop's name again: what was wrong with a rejected one is history then.
+
+    Also where the later one is rejected, too: that one says what is wrong today.
+    """
     return bool(overview.rows(_CAME_AGAIN, drop.id))
 
 

@@ -43,11 +43,17 @@ def test_a_failed_run_and_a_rejected_drop_are_told_with_why(lately: Any) -> None
     assert rejected.detail == "output is missing"
 
 
-def test_a_rejected_drop_leaves_once_a_file_of_its_name_came_again(lately: Any) -> None:
+def test_a_rejected_drop_leaves_once_its_owner_dropped_a_file_of_its_name_again(
+    lately: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as other:
+        other.setattr("daemon.inbox.intake.name_of", lambda _number: "bob")
+        lately.take("bad.jsonl", lines("of", "bob"))
+    assert [one.drop for one in told(lately) if one.kind == "rejected"] == [4], "another user's file"
     lately.take("bad.jsonl", '{"instruction": "y"}\n')
-    assert [one.drop for one in told(lately) if one.kind == "rejected"] == [7], "the newer one stands for both"
+    assert [one.drop for one in told(lately) if one.kind == "rejected"] == [8], "the newer one stands for both"
     lately.take("bad.jsonl", lines("mended"), "heldout")
-    assert [one.drop for one in told(lately) if one.kind == "rejected"] == [7], "another folder's file"
+    assert [one.drop for one in told(lately) if one.kind == "rejected"] == [8], "another folder's file"
     lately.take("bad.jsonl", lines("mended", "too"))
     assert [one.drop for one in told(lately) if one.kind == "rejected"] == []
 
