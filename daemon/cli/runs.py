@@ -199,12 +199,12 @@ def train(
 
 
 def _nothing_new(overview: "Overview", track: str, run: int) -> str:
-    """Say what the run before came to, which had the same drops, or more of them."""
+    """Say what the run before came to; it need not have had the same drops, as a trial has one alone."""
     last = next(iter(overview.runs(track, most=1, before=run)), None)
     if last is None:
         return "no drop is new"
     became = outcome_words(last) if last.ended_at else f"it {state_words(last.state)}"
-    return f"no drop is new since run {last.id}: {became}; with the same settings it is that run again"
+    return f"no drop is new; run {last.id}, the last one: {became}"
 
 
 def retry(

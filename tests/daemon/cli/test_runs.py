@@ -308,7 +308,7 @@ def test_a_track_that_was_taken_out_of_the_settings_is_still_asked_for_by_its_na
 def test_train_begins_a_run_and_says_what_it_will_hold(lived_in: Any, dropforge: Command) -> None:
     assert dropforge("train").out.splitlines() == [
         "run 4 trains on 4 rows of drops 2, 5, 6; it begins next, once the daemon runs: dropforge run",
-        "no drop is new since run 3: it is running; with the same settings it is that run again",
+        "no drop is new; run 3, the last one: it is running",
     ]
     lived_in.take("fourth.jsonl", '{"instruction": "say e", "output": "e"}\n')
     with transaction(lived_in.engine) as session:
@@ -328,12 +328,10 @@ def test_train_refuses_a_track_without_data(lived_in: Any, dropforge: Command) -
     assert [run.id for run in Overview(lived_in.settings.state_folder).runs()] == [3, 2, 1]
 
 
-def test_train_says_what_the_last_run_with_the_same_drops_came_to(tmp_path: Path, dropforge: Command) -> None:
+def test_train_says_what_the_last_run_came_to(tmp_path: Path, dropforge: Command) -> None:
     house = House(tmp_path, '[gate]\non = "pinned"\n')
     house.run("not_shown_better")
-    assert dropforge("train").out.splitlines()[1] == (
-        "no drop is new since run 1: not better; with the same settings it is that run again"
-    )
+    assert dropforge("train").out.splitlines()[1] == "no drop is new; run 1, the last one: not better"
     (house.daemon.settings.inbox_folder / "new.jsonl").write_bytes(records("new"))
     house.daemon.take_in(house.now)
     assert dropforge("train").out.splitlines()[1] == "new: 2 (new.jsonl)"
