@@ -16,7 +16,7 @@ from daemon.cli.workspace import (
     open_overview,
     open_writer,
 )
-from pipeline.wording import signed
+from pipeline.wording import count, signed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -273,7 +273,8 @@ def _print_moment(context: typer.Context, past: "dict[str, list[ChampionView]]",
         _print_champion(one)
         for drop in one.data:
             since = f", {drop.since_words}" if drop.taken_out else ""
-            print_line(f"  drop {drop.id}: {drop.name}, {drop.role}, {drop.rows} rows, sha256 {drop.sha256}{since}")
+            rows = count(drop.rows, "row")
+            print_line(f"  drop {drop.id}: {drop.name}, {drop.role}, {rows}, sha256 {drop.sha256}{since}")
         for line in command_lines(settings, one, alive=alive, every=True):
             print_line(line)
 

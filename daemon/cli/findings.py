@@ -24,16 +24,16 @@ def print_findings(file: Path, validation: "Validation", ruling: "Ruling", odd: 
     _print_faults(file, validation)
     for notice in validation.warnings:
         where = f"{file}:{notice.line}" if notice.line is not None else str(file)
-        print_line(f"{where}: warning: {notice.message} ({notice.rows:,} records)")
+        print_line(f"{where}: warning: {notice.message} ({count(notice.rows, 'record')})")
     for line in odd:
         print_line(line)
     verdict = "it would be accepted"
     if not validation.ok:
-        verdict = f"{validation.bad_rows:,} are bad: it would be "
+        verdict = f"{count(validation.bad_rows, 'is bad', 'are bad')}: it would be "
         verdict += "accepted without them" if ruling.accepted else "rejected"
         verdict += f": {ruling.ceiling}" if ruling.ceiling else ""
-    read = "records, read no further" if validation.stopped else "records"
-    print_line(f"{file}: {validation.rows:,} {read}; {verdict}")
+    stopped = ", read no further" if validation.stopped else ""
+    print_line(f"{file}: {count(validation.rows, 'record')}{stopped}; {verdict}")
 
 
 def _print_faults(file: Path, validation: "Validation") -> None:

@@ -14,6 +14,7 @@ from daemon.state.layout import DATABASE_NAME, LOCK_NAME
 from daemon.state.permissions import is_closed
 from daemon.system.programs import user
 from pipeline.errors import EXIT_BAD_DATA, DropforgeError
+from pipeline.wording import count
 
 if TYPE_CHECKING:
     from daemon.inbox.quarantine import Ruling
@@ -158,9 +159,10 @@ def submit(
     # Asked first: the daemon may have taken the copy in before we look.
     known = _known_drop(file, settings, track, "heldout" if heldout else "train")
     target = copy_in(file, settings, track, heldout=heldout)
-    print_line(f"copied {validation.rows:,} records to {target}")
+    print_line(f"copied {count(validation.rows, 'record')} to {target}")
     if not validation.ok:
-        print_line(f"{validation.bad_rows:,} of them are bad and will be set aside: dropforge check {file}")
+        bad = count(validation.bad_rows, "of them is bad", "of them are bad")
+        print_line(f"{bad} and will be set aside: dropforge check {file}")
     for line in _repeats(file, settings, validation)[1]:
         print_line(line)
     _print_known(known)

@@ -10,7 +10,7 @@ import typer
 from daemon.cli.output import dump, local, print_json, print_line, print_table
 from daemon.cli.workspace import JsonOption, chosen_file, config_path, load_settings, open_writer
 from pipeline.errors import EXIT_FAILED, DropforgeError
-from pipeline.wording import listed
+from pipeline.wording import count, listed
 
 if TYPE_CHECKING:
     from daemon.settings.model import Settings
@@ -114,7 +114,7 @@ def gc(context: typer.Context, *, dry_run: DryRunOption = False, as_json: JsonOp
     if found.items:
         print_table(("SIZE", "WHAT", "WHY"), [(size_words(one.bytes), one.path, one.why) for one in found.items])
     verb = "would be given back" if dry_run else "given back"
-    print_line(f"{size_words(found.bytes)} {verb}, by {len(found.items)} files and folders")
+    print_line(f"{size_words(found.bytes)} {verb}, by {count(len(found.items), 'file or folder', 'files and folders')}")
 
 
 def backup(
@@ -143,7 +143,7 @@ def backup(
         print_json(backup=str(made.folder), **manifest.model_dump(mode="json", exclude={"files"}))
     else:
         size = sum(size for size, _ in manifest.files.values())
-        print_line(f"backup: {made.folder} ({len(manifest.files)} files, {size:,} bytes, verified)")
+        print_line(f"backup: {made.folder} ({count(len(manifest.files), 'file')}, {size:,} bytes, verified)")
         if manifest.champions and not models:
             print_line(f"without the models {', '.join(manifest.champions)}: --models takes them along")
         for name in manifest.missing[:_MOST_NAMED]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from pipeline.wording import duration, printable, signed, span
+from pipeline.wording import count, duration, printable, signed, span
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -137,12 +137,13 @@ def verdict_lines(verdict: "Verdict", story: "Story | None") -> list[str]:
         lines += ["what to do next:", *(f"  {words}" for words in steps)] if steps else []
     elif verdict.candidate_score is not None and verdict.champion_score is not None:
         lines.append(
-            f"{verdict.metric} on {verdict.records} held-out records: "
+            f"{verdict.metric} on {count(verdict.records, 'held-out record')}: "
             f"candidate {verdict.candidate_score:.1f}, champion {verdict.champion_score:.1f}"
         )
         between = f", 98 % interval {span(verdict.interval)}" if verdict.interval else ""
         lines.append(f"gain {signed(verdict.gain or 0.0)} points{between}")
-        lines.append(f"{verdict.wins} wins, {verdict.losses} losses, {verdict.ties} ties")
+        losses = count(verdict.losses, "loss", "losses")
+        lines.append(f"{count(verdict.wins, 'win')}, {losses}, {count(verdict.ties, 'tie')}")
     if verdict.p_value is not None:
         lines.append(f"p = {verdict.p_value:.2g} ({verdict.test}, one-sided)")
     if verdict.smallest_detectable_gain is not None:
@@ -171,7 +172,7 @@ def _slice_lines(verdict: "Verdict") -> list[str]:
     for one in verdict.slices:
         if one.kind in {"seen", "unseen"}:
             between = f", interval {span(one.interval)}" if one.interval else ""
-            lines.append(f"{one.label}: gain {signed(one.gain)} points on {one.records} records{between}")
+            lines.append(f"{one.label}: gain {signed(one.gain)} points on {count(one.records, 'record')}{between}")
     return lines
 
 
@@ -182,6 +183,6 @@ def _trust_lines(verdict: "Verdict") -> list[str]:
         same = f", {verdict.same_set_uses} of them on exactly these records" if verdict.same_set_uses else ""
         lines.append(f"candidates judged before on this track: {verdict.uses}{same}")
     if verdict.noise is not None:
-        changed = f"{verdict.noise.changed} of {verdict.noise.records} answers changed"
+        changed = f"{verdict.noise.changed} of {count(verdict.noise.records, 'answer')} changed"
         lines.append(f"noise of asking one model twice: {verdict.noise.points:.2f} points ({changed})")
     return lines

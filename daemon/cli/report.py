@@ -19,7 +19,7 @@ from daemon.cli.workspace import (
     small_enough,
 )
 from pipeline.errors import DropforgeError
-from pipeline.wording import signed
+from pipeline.wording import count, signed
 
 if TYPE_CHECKING:
     from daemon.champions.review.blind_review import Review
@@ -233,7 +233,7 @@ def _print_scores(found: "Comparison") -> None:
         return
     changed = found.references_changed
     left_out = f"; {changed} whose references changed are left out" if changed else ""
-    print_line(f"both candidates on the {found.records} records that both were scored on{left_out}:")
+    print_line(f"both candidates on the {count(found.records, 'record')} that both were scored on{left_out}:")
     rows = [
         (one.metric, f"{one.first:.1f}", f"{one.second:.1f}", signed(one.second - one.first)) for one in found.scores
     ]

@@ -10,6 +10,7 @@ import typer
 from daemon.cli.drops import state_words, waiting_words
 from daemon.cli.output import clock, dump, print_json, print_line, print_table, until, verdict_words
 from daemon.cli.workspace import JsonOption, load_settings, open_overview
+from pipeline.wording import count
 
 if TYPE_CHECKING:
     from daemon.settings.model import Settings
@@ -203,9 +204,8 @@ def _print_open_ends(settings: "Settings", overview: "Overview", *, alive: bool)
 
     proposed = overview.drops(state="proposed", most=_LATEST + 1)
     for drop in proposed[:_LATEST]:
-        print_line(
-            f"drop {drop.id} of track {drop.track} ({drop.name}, {drop.rows:,} held-out rows) {waiting_words(drop)}"
-        )
+        rows = count(drop.rows, "held-out row")
+        print_line(f"drop {drop.id} of track {drop.track} ({drop.name}, {rows}) {waiting_words(drop)}")
     if len(proposed) > _LATEST:
         print_line("and further ones: dropforge drops --state proposed")
     for run in (*overview.awaiting(), *overview.blocked()):

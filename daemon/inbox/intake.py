@@ -37,7 +37,7 @@ from pipeline.dataset.repeats import likely_metric
 from pipeline.validation.file_formats import HEAD_BYTES, foreign_format
 from pipeline.validation.records import FileFinding
 from pipeline.validation.validate import Notice, Validation, validate
-from pipeline.wording import printable, size_words
+from pipeline.wording import count, printable, size_words
 
 Taken = Literal["accepted", "proposed", "rejected", "duplicate"]
 Kind = Taken | Literal["changed", "gone", "queue_full", "unreadable", "no_room", "not_moved"]
@@ -285,7 +285,8 @@ class Intake:
     @property
     def _full_words(self) -> str:
         most = self._settings.intake.max_waiting_drops
-        return f"{most} drops of the track wait for a run (intake.max_waiting_drops); it is taken when one has begun"
+        waits = count(most, "drop of the track waits", "drops of the track wait")
+        return f"{waits} for a run (intake.max_waiting_drops); it is taken when one has begun"
 
     def _why_full(self, session: Session, settled: Settled) -> str:
         """Return in words that too many drops wait already, for a run or for a person; empty if not."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from daemon.settings.model import IntakeSettings, Settings
 from pipeline.validation.special_tokens import special_tokens
 from pipeline.validation.validate import MOST_KINDS, Options, Validation, good_rows
+from pipeline.wording import count
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def rule(validation: Validation, intake: IntakeSettings) -> Ruling:
         return Ruling(accepted=True, reason=validation.reason)
     if intake.on_bad_rows == "reject" or not (validation.complete or validation.stopped):
         return Ruling(accepted=False, reason=validation.reason)
-    found = f"{bad:,} of {'the first ' * validation.stopped}{rows:,} rows are bad"
+    found = f"{bad:,} of {'the first ' * validation.stopped}{count(rows, 'row')} {'is' if bad == 1 else 'are'} bad"
     ceiling = ""
     if bad > intake.max_bad_rows:
         ceiling = f"intake.max_bad_rows allows {intake.max_bad_rows:,}"

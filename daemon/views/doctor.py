@@ -36,7 +36,7 @@ from pipeline.artifacts import Frozen
 from pipeline.errors import DropforgeError
 from pipeline.model_folder.manifest import check_base, model_files
 from pipeline.regular_files import open_regular
-from pipeline.wording import size_words
+from pipeline.wording import count, size_words
 
 Level = Literal["ok", "warn", "bad"]
 _LEAST_WATCHES = 1024
@@ -113,7 +113,7 @@ def _database(settings: Settings) -> Iterator[Finding]:
     open_reader(path)  # refuses one from between two releases
     found = revision(path)
     level: Level = "ok" if found == newest_revision() else "warn"
-    rows = f"{counts.get('run', 0)} runs, {counts.get('drop', 0)} drops"
+    rows = f"{count(counts.get('run', 0), 'run')}, {count(counts.get('drop', 0), 'drop')}"
     yield Finding(
         name="database",
         level=level,
@@ -126,7 +126,8 @@ def _database(settings: Settings) -> Iterator[Finding]:
     ]
     if missing:
         remedy = "put it back from a backup, or take its drop out: dropforge drops withdraw DROP --reason WHY"
-        text = f"{len(missing)} files that the database names are not there: {missing[0]}"
+        of = "that the database names"
+        text = f"{count(len(missing), f'file {of} is', f'files {of} are')} not there: {missing[0]}"
         yield Finding(name="drops", level="bad", text=text, remedy=remedy)
 
 

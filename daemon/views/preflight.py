@@ -6,6 +6,7 @@ from pathlib import Path
 from daemon.system.programs import CannotUse, find_program, user
 from pipeline.evaluation.engines.vllm_server import read_version
 from pipeline.evaluation.suite_items import BUILTIN, HARNESS, read_items
+from pipeline.wording import count
 
 
 def try_suite(name: str) -> str:
@@ -23,7 +24,7 @@ def try_suite(name: str) -> str:
         except OSError as error:
             message = f"user {user()} cannot read the suite {name}: {error.strerror}"
             raise CannotUse(message, f"let the daemon's user read it: ls -l {name}") from error
-        return f"{'built in' if name == BUILTIN else name}: {len(items)} items"
+        return f"{'built in' if name == BUILTIN else name}: {count(len(items), 'item')}"
     task = name.removeprefix(HARNESS)
     try:
         package = f"lm-eval {version('lm-eval')}"

@@ -21,6 +21,7 @@ from pipeline.prompt import Format, completion_ids, fold, prompt_ids
 from pipeline.qlora import auto_batch_size, generation
 from pipeline.qlora.generation import Decoding
 from pipeline.qlora.loading import chosen_device, load_tokenizer
+from pipeline.wording import count
 
 #: The request whose prompt tokens stand for a model's template.
 _PROBE = fold("Repeat the word.", "word")
@@ -192,10 +193,10 @@ def _unseen(records: list[HeldoutRecord], trained: frozenset[str]) -> list[Heldo
     """Leave out what the champion was trained on, or on a near copy: it would win there by heart."""
     kept = [record for record in records if not record.is_known(trained)]
     if not kept:
-        message = f"the champion was trained on all {len(records)} held-out records or near copies of them"
+        message = f"the champion was trained on every held-out record or near copies of it, {len(records)} in all"
         raise CannotTrain(message, "drop held-out records that no model has seen, into the track's heldout folder")
     if len(kept) < len(records):
-        sys.stderr.write(f"left out: {len(records) - len(kept)} held-out records that the champion knows by heart\n")
+        sys.stderr.write(f"left out: {count(len(records) - len(kept), 'held-out record')} that the champion knows\n")
     return kept
 
 
@@ -255,10 +256,12 @@ def _leave_out_too_long(
     kept = [place for place in range(len(records)) if all(fits(requests, place) for requests in both)]
     too_long = len(records) - len(kept)
     if not kept:
-        message = f"none of the {len(records)} held-out records fits into the window of {window} tokens with its answer"
+        all_ = count(len(records), "held-out record")
+        message = f"none of the {all_} fits into the window of {window} tokens with its answer"
         raise CannotTrain(message, "drop shorter records, or use a base model with a longer window")
     if too_long:
-        sys.stderr.write(f"left out: {too_long} held-out records longer than {window} tokens with their answer\n")
+        left_out = count(too_long, "held-out record")
+        sys.stderr.write(f"left out: {left_out} longer than {window} tokens with the answer\n")
     items = [
         _fitting_items([requests.suites[number] for requests in both], window) for number in range(len(both[0].suites))
     ]
@@ -284,7 +287,8 @@ def _fitting_items(suites: Sequence[SuiteRequests], window: float) -> list[int]:
 
     kept = [place for place in range(len(suite.items)) if all(fits(suite_requests, place) for suite_requests in suites)]
     if len(kept) < len(suite.items):
-        sys.stderr.write(f"left out: {len(suite.items) - len(kept)} items of {suite.name} longer than the window\n")
+        left_out = count(len(suite.items) - len(kept), "item")
+        sys.stderr.write(f"left out: {left_out} of {suite.name} longer than the window\n")
     return kept
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.errors import CannotTrain, StepFailed
 from pipeline.model_folder.untrusted_code import foreign_code
+from pipeline.wording import count
 
 if TYPE_CHECKING:
     import torch
@@ -139,7 +140,8 @@ def _refuse_made_up(folder: Path, told: Mapping[str, Any]) -> None:
     """Raise `CannotTrain` if weights were missing, which the library makes up at random."""
     names = sorted(told["missing_keys"])
     if names:
-        message = f"the model in {folder} lacks {len(names)} weights that its config.json speaks of: {names[0]}"
+        lacks = count(len(names), "weight")
+        message = f"the model in {folder} lacks {lacks} that its config.json speaks of: {names[0]}"
         raise CannotTrain(message, "get the model anew: its config.json and its weights are not of one model")
 
 

@@ -23,6 +23,7 @@ from pipeline.model_folder.safetensors_files import NotSafetensorsError, header_
 from pipeline.model_folder.text_files import try_read_object
 from pipeline.qlora.loading import quiet
 from pipeline.regular_files import open_regular
+from pipeline.wording import count
 
 if TYPE_CHECKING:
     import torch
@@ -180,7 +181,8 @@ def write_merged(streamed: Streamed, target: Path, shard_bytes: int) -> None:
         for done in [pool.submit(_write, *job) for job in jobs]:
             done.result()
     if left:
-        message = f"{len(left)} pairs of the adapter were not merged, that of {min(left)} among them"
+        were = count(len(left), "pair of the adapter was", "pairs of the adapter were")
+        message = f"{were} not merged, that of {min(left)} among them"
         raise StepFailed(message, "report this")
     if len(shards) > 1:
         size = sum(tensor.size for tensor in streamed.base.values())

@@ -6,7 +6,7 @@ from pathlib import Path
 from pipeline import durable
 from pipeline.contract import RESULT_NAME, StepResult
 from pipeline.report.facts import RunCost
-from pipeline.wording import duration, size_words
+from pipeline.wording import count, duration, size_words
 
 _HOUR = 3600
 #: From here on a price has two decimals, below two digits.
@@ -33,7 +33,7 @@ def cost_words(cost: RunCost) -> str:
     """Return a run's cost in one line."""
     words = [duration(cost.seconds)] if cost.seconds else []
     if cost.tokens:
-        words.append(f"{cost.tokens:,} tokens")
+        words.append(count(cost.tokens, "token"))
     if cost.peak_memory_bytes:
         words.append(f"{size_words(cost.peak_memory_bytes)} of memory")
     if cost.energy_joules is not None:

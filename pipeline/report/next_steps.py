@@ -170,7 +170,7 @@ def _after_no_proof(verdict: Verdict, dataset: Dataset, run: int) -> list[NextSt
         missing = _records_for(verdict)
         records = count(missing, "more held-out record")
         rows = _rows_for(missing, dataset)
-        given = f", which about {rows:,} rows like these give" if rows else ""
+        given = f", which about {count(rows, 'row')} like these give" if rows else ""
         words = f"Drop more data: about {records} would show this gain if it is real{given}."
         steps.append(NextStep(words=words))
     elif "p_above_limit" not in verdict.reasons:

@@ -198,7 +198,7 @@ def lengths_chart(adapter: Adapter) -> Chart | None:
     width, scale = _WIDTH / len(bins), _BARS_HEIGHT / most
     every = max(1, -(-len(bins) // 5))
     return Chart(
-        description=f"{total} rows, none longer than {bins[-1].tokens} tokens",
+        description=f"{count(total, 'row')}, none longer than {count(bins[-1].tokens, 'token')}",
         caption=_lengths_caption(bins, adapter.rows_too_long),
         rungs=tuple(
             (f"{_BARS_BOTTOM - scale * value:.1f}", tick(value))
@@ -225,7 +225,7 @@ def lengths_chart(adapter: Adapter) -> Chart | None:
 
 def _lengths_caption(bins: Sequence[LengthBin], too_long: int) -> str:
     middle = statistics.median_high(one.tokens for one in bins for _ in range(one.rows))
-    words = f"Half of them have at most {middle:,} tokens, all at most {bins[-1].tokens:,}"
+    words = f"Half of them have at most {count(middle, 'token')}, all at most {bins[-1].tokens:,}"
     return words + (f"; {count(too_long, 'longer row')} left out." if too_long else ".")
 
 

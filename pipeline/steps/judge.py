@@ -26,6 +26,7 @@ from pipeline.evaluation.judge_session import SHOWN_REPLY, Judged, JudgeSession,
 from pipeline.gate.comparison import count_results
 from pipeline.gate.slices import Known, judged_on
 from pipeline.prompt import fold
+from pipeline.wording import count
 
 #: In the attempt's folder `predictions`, which no clearing up touches while the run goes on: replies may cost money.
 REPLIES_NAME = "judge.replies.jsonl"
@@ -121,7 +122,8 @@ def _write_judgements(path: Path, judged: Mapping[str, Judged]) -> None:
 def _say(session: JudgeSession, counts: Mapping[Outcome, int], records: int) -> None:
     """Write to the log what came of it."""
     said = [f"{counts[name]} {name}" for name in ("win", "loss", "tie", "inconsistent", "failed")]
-    words = [f"{records} records: {', '.join(said)}; {session.asked} replies, {session.found} from before"]
+    asked = count(session.asked, "reply", "replies")
+    words = [f"{count(records, 'record')}: {', '.join(said)}; {asked}, {session.found} from before"]
     if session.unreadable:
         words.append(f"a reply that named no winner: {session.unreadable[:SHOWN_REPLY]!r}")
     if session.gave_up:

@@ -37,6 +37,7 @@ from pipeline.errors import CannotTrain
 from pipeline.evaluation.suites import read_suites
 from pipeline.metrics.automatic import metric_of
 from pipeline.model_folder.trained_ids import trained_ids
+from pipeline.wording import count
 
 _TOKENS_STEP = 16
 _MOST_TOKENS = 1024
@@ -125,7 +126,7 @@ def _compare(
     """Find what is too near to the held-out set; return that, what of it the champion knows, and what was compared."""
     if reading.spelled:
         sys.stderr.write(
-            f"{reading.spelled} rows hold special tokens of the base model's tokenizer and are in no split: they came "
+            f"in no split: {count(reading.spelled, 'row')} with special tokens of the base model's tokenizer, from "
             'before the base or the setting changed (intake.special_tokens = "escape" keeps such rows, as plain text)\n'
         )
     overlaps = Overlaps(reading.counts)
@@ -202,8 +203,8 @@ def _shortfall(attempt: Attempt, scored: tuple[int, int], metric: str) -> Shortf
         return None
     if records >= split.scored_records:
         message = (
-            f"no verdict is ever possible: the {records} records that split.scored_records lets count are {groups} "
-            f"groups of alike ones, and gate.{field} = {needed} counts groups"
+            f"no verdict is ever possible: the {count(records, 'record')} that split.scored_records lets count make "
+            f"{count(groups, 'group')} of alike ones, and gate.{field} = {needed} counts groups"
         )
         enough = math.ceil(needed * records / groups)
         raise CannotTrain(message, f"raise split.scored_records to {enough} or more in dropforge.toml")
@@ -221,7 +222,7 @@ def _nothing_to_train(attempt: Attempt, totals: Totals, overlaps: Overlaps, spel
         )
     removed = totals.removed_heldout.total()
     where = f"{totals.heldout_rows} held out, {removed} removed because their prompt is in the held-out set"
-    message = f"no training rows are left of {totals.rows + spelled}: {where}, {totals.duplicates} duplicates"
+    message = f"no training rows are left of {totals.rows + spelled}: {where}, {count(totals.duplicates, 'duplicate')}"
     if totals.near_duplicates:
         message += f", {totals.near_duplicates} too near to a held-out record"
     if spelled:

@@ -35,7 +35,7 @@ from pipeline.validation.records import (
     scan_rows,
 )
 from pipeline.validation.text_checks import ODDITIES, TextRules
-from pipeline.wording import printable, shown
+from pipeline.wording import count, printable, shown
 
 if TYPE_CHECKING:
     from jsonschema import Draft202012Validator
@@ -131,13 +131,13 @@ class Validation(Frozen):
     def reason(self) -> str:
         """One sentence: how many findings, and the first."""
         if self.ok:
-            return f"{self.good_rows:,} records, nothing to object to"
+            return f"{count(self.good_rows, 'record')}, nothing to object to"
         first = self.findings[0]
         where = "" if first.line is None else f"line {first.line:,}: "
-        count = "" if self.findings_total == 1 else f"{self.findings_total:,} findings; the first: "
+        many = "" if self.findings_total == 1 else f"{self.findings_total:,} findings; the first: "
         if self.stopped:
-            count = f"stopped after {count}"
-        return f"{count}{where}{first.message}"
+            many = f"stopped after {many}"
+        return f"{many}{where}{first.message}"
 
 
 def validate(path: Path, options: Options) -> Validation:

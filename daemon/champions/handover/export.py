@@ -19,6 +19,7 @@ from pipeline import durable
 from pipeline.errors import DropforgeError
 from pipeline.model_folder.manifest import MANIFEST_NAME, model_files, model_id
 from pipeline.model_folder.trained_ids import NAME as TRAINED_IDS
+from pipeline.wording import count
 
 #: Files beside those that make up the model.
 _BESIDE = ("LICENSE*", "NOTICE*", MANIFEST_NAME, TRAINED_IDS)
@@ -87,7 +88,7 @@ def _copy(champion: Path, identity: str, aside: Path) -> str:
     if model_id(aside) != identity:
         message = f"the champion in {champion} is not what it was"
         raise NotExported(message, "see what is wrong: dropforge doctor; or let another one serve: dropforge rollback")
-    return f"model {identity[:12]}, {len(names)} files"
+    return f"model {identity[:12]}, {count(len(names), 'file')}"
 
 
 def _make_gguf(champion: Path, file: Path, command: Sequence[str]) -> str:

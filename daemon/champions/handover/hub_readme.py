@@ -6,7 +6,7 @@ from pathlib import Path
 from daemon.state import run_files
 from pipeline.artifacts import Adapter, Dataset, Evaluation, Verdict
 from pipeline.errors import DropforgeError
-from pipeline.wording import printable, signed, span, start_words
+from pipeline.wording import count, printable, signed, span, start_words
 
 
 class NoReadme(DropforgeError):
@@ -79,7 +79,7 @@ def _measured(verdict: Verdict | None, evaluation: Evaluation | None) -> Iterabl
         return
     yield "## Evaluation\n"
     yield f"{verdict.sentence[:1].upper()}{verdict.sentence[1:]}.\n"
-    yield f"| metric, in points on {evaluation.records} held-out records | this model | the model before |"
+    yield f"| metric, in points on {count(evaluation.records, 'held-out record')} | this model | the model before |"
     yield "|---|---|---|"
     for metric, points in evaluation.candidate.metrics.items():
         former = evaluation.champion.metrics.get(metric)
@@ -106,7 +106,8 @@ def _made_from(run_id: int, adapter: Adapter, dataset: Dataset, model_id: str) -
     yield f"- base model: id {adapter.base_model_id}"
     if adapter.start is not None:
         yield f"- trained over: id {adapter.start.model_id}, itself made from that base"
-    yield f"- run {run_id}: {adapter.optimizer_steps} optimizer steps, {adapter.trained_tokens} tokens"
+    steps, tokens = count(adapter.optimizer_steps, "optimizer step"), count(adapter.trained_tokens, "token")
+    yield f"- run {run_id}: {steps}, {tokens}"
     yield f"- {adapter.kind}: sha256 {adapter.adapter_sha256}, quantisation {adapter.quantization}"
     yield f"- held-out records: version {dataset.heldout_version}"
     yield f"- this model: id {model_id}"

@@ -19,6 +19,7 @@ from daemon.champions.handover.server import Server
 from daemon.champions.handover.smoke_prompts import SmokePrompts
 from pipeline import durable
 from pipeline.errors import DropforgeError
+from pipeline.wording import count
 
 _DRAIN_SECONDS, _LOOK_SECONDS = 60.0, 0.2
 _ID_LETTERS = 12
@@ -129,7 +130,7 @@ def _ask(server: Server, change: Change, model: str) -> str:
         return f"{model} is served; no recorded answers tell the champion from another model, so it was asked nothing"
     prompts = change.asked.prompts
     right = sum(one.is_champions(server.answer(model, one.content, change.asked)) for one in prompts)
-    words = f"{model} answered {right} of {len(prompts)} smoke prompts as the champion did"
+    words = f"{model} answered {right} of {count(len(prompts), 'smoke prompt')} as the champion did"
     # The other model would be right in none; of the champion's own engines round one or two apart.
     if 2 * right <= len(prompts):
         message = f"{words}; it serves another model, or asks it in another way"

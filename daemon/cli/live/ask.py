@@ -9,7 +9,7 @@ from daemon.cli.output import print_json, print_line
 from daemon.cli.status import short_id
 from daemon.cli.workspace import JsonOption, chosen_tracks, load_settings, open_overview
 from pipeline.errors import DropforgeError
-from pipeline.wording import printable
+from pipeline.wording import count, printable
 
 if TYPE_CHECKING:
     from daemon.views.champion_history import ChampionView
@@ -100,7 +100,7 @@ def _print_part(said: dict[str, Any]) -> None:
     if "tokens" in said:
         sys.stdout.write("\n")
         if not said["ended"]:
-            print(f"cut after {said['tokens']} tokens, as in an evaluation", file=sys.stderr)
+            print(f"cut after {count(said['tokens'], 'token')}, as in an evaluation", file=sys.stderr)
     sys.stdout.flush()
 
 

@@ -47,7 +47,7 @@ def _words(wanted: "SearchConfig") -> str:
     most = most_trials(wanted)
     how = ", all combinations" if wanted.method == "grid" else " at most, chosen by Optuna (TPE)"
     hours = f", within {wanted.hours:g} h" if wanted.hours else ""
-    return f"{most} trials{how}{hours}"
+    return f"{count(most, 'trial')}{how}{hours}"
 
 
 def _values(values: "Range | tuple[Value, ...]") -> str:

@@ -22,6 +22,7 @@ from daemon.state.tables import Drop
 from daemon.system.clock import utc
 from pipeline import durable
 from pipeline.validation.validate import Notice, Validation
+from pipeline.wording import count
 
 Document = dict[str, Any]
 RECEIPT = ".receipt.json"
@@ -178,12 +179,14 @@ def _common(drop: Drop, sha256: str) -> Document:
 
 def _sentence(drop: Drop, run: int | None, original: Original | None) -> str:
     if drop.state == DropState.PROPOSED:
-        return f"{drop.rows:,} held-out records wait for a person: dropforge drops accept {drop.id}; {drop.reason}"
+        wait = count(drop.rows, "held-out record waits", "held-out records wait")
+        return f"{wait} for a person: dropforge drops accept {drop.id}; {drop.reason}"
     if original is None:
-        then = "they are in the next run of the track" if run is None else f"they are in run {run}"
-        what = "held-out records for the gate" if drop.role == "heldout" else "records"
-        aside = f"; {drop.quarantined:,} bad rows were set aside" if drop.quarantined else ""
-        return f"accepted: {drop.rows:,} {what}; {then}{aside}"
+        they = "it is" if drop.rows == 1 else "they are"
+        then = f"{they} in the next run of the track" if run is None else f"{they} in run {run}"
+        what, gate = ("held-out record", " for the gate") if drop.role == "heldout" else ("record", "")
+        aside = f"; {count(drop.quarantined, 'bad row was', 'bad rows were')} set aside" if drop.quarantined else ""
+        return f"accepted: {count(drop.rows, what)}{gate}; {then}{aside}"
     known = original.drop
     same = f"the same content is drop {known.id} ({known.name}), received {iso_time(known.received_at)}"
     if known.state == DropState.ACCEPTED:

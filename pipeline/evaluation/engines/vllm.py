@@ -12,6 +12,7 @@ from pipeline.evaluation.engines.engine import Watch
 from pipeline.evaluation.engines.vllm_server import Server
 from pipeline.qlora.generation import Answer, Decoding, Likelihood, Tokens
 from pipeline.qlora.multiple_choice import Question
+from pipeline.wording import count
 
 _LOOK_SECONDS = 0.5
 #: What vLLM writes for a probability of nothing.
@@ -69,7 +70,7 @@ class Vllm:
         tokens = choice["token_ids"]
         ended = [place for place, token in enumerate(tokens) if token in self.ends]
         if ended != [len(tokens) - 1] and (ended or len(tokens) != decoding.max_new_tokens):
-            message = f"vLLM gave an answer of {len(tokens)} tokens that neither ended nor reached "
+            message = f"vLLM gave an answer of {count(len(tokens), 'token')} that neither ended nor reached "
             raise StepFailed(f"{message}{decoding.max_new_tokens}", "retry the run; should it come again, see its log")
         text = self.tokenizer.decode(tokens, skip_special_tokens=True)
         return Answer(text, len(tokens), ended=bool(ended))

@@ -13,6 +13,7 @@ from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain
 from pipeline.prompt import Format, completion_ids, fold, holds_special_token, prompt_ids
 from pipeline.qlora.training.trainer import TokenRow
+from pipeline.wording import count
 
 CHECK_EVERY = 500
 _MOST_BINS = 24
@@ -51,8 +52,8 @@ class Tokeniser:
             kept.append(TokenRow([*prompt, *answer], [0] * len(prompt) + [1] * len(answer), number))
         if self.too_long or self.spelled:
             sys.stderr.write(
-                f"{path.name}: {len(kept)} rows kept; left out whole, never cut: {self.too_long} longer than "
-                f"{self.window} tokens; {self.spelled} kept ones spell special tokens of the tokenizer as plain text\n"
+                f"{path.name}: {count(len(kept), 'row')} kept; left out whole, never cut: {self.too_long} longer than "
+                f"{self.window} tokens; kept with special tokens of the tokenizer as plain text: {self.spelled}\n"
             )
         return kept
 
@@ -62,8 +63,8 @@ class Tokeniser:
             return
         shortest, longest = min(self.lengths), max(self.lengths)
         message = (
-            f"nothing to train on: the {self.too_long} training rows have {shortest} to {longest} tokens, "
-            f"and the window is {self.window}"
+            f"nothing to train on: the {count(self.too_long, 'training row has', 'training rows have')} "
+            f"{shortest} to {longest} tokens, and the window is {self.window}"
         )
         raise CannotTrain(message, f"set train.max_length = {longest}, if the base model's own window allows it")
 

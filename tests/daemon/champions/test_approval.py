@@ -471,7 +471,7 @@ def test_the_story_is_told_truly_after_every_kind_of_change(house: House, dropfo
     assert "no champion at 2020-01-01 00:00:00" in dropforge("history", "--at", "2020-01-01").out
     forced = dropforge("history", "--at", told[1]["since"]).out
     sha256 = told[1]["data"][1]["sha256"]
-    assert f"drop 2: 2.jsonl, train, 1 rows, sha256 {sha256}, suspended since: run 2 was worse with it" in forced
+    assert f"drop 2: 2.jsonl, train, 1 row, sha256 {sha256}, suspended since: run 2 was worse with it" in forced
     assert "verdict of run 2: worse, by the script" in forced
     later = dropforge("history", "--at", "2999-01-01")
     assert (later.code, later.out) == (2, "")

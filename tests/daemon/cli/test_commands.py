@@ -408,7 +408,7 @@ def test_check_escapes_what_a_terminal_must_not_see(dropforge: Command, tmp_path
     (tmp_path / "e\x1b[31m.jsonl").write_text(GOOD)
     ended = dropforge("check", "e\x1b[31m.jsonl")
     assert "\x1b" not in ended.out
-    assert "e\\x1b[31m.jsonl: 1 records" in ended.out
+    assert "e\\x1b[31m.jsonl: 1 record; " in ended.out
 
 
 def test_check_names_the_drop_with_the_same_content(lived_in: Any, dropforge: Command) -> None:
@@ -477,7 +477,7 @@ def test_submit_copies_the_file_whole_and_replaces_nothing(dropforge: Command, t
     (tmp_path / "good.jsonl").write_text(GOOD)
     ended = dropforge("submit", "good.jsonl")
     assert ended.code == 0
-    assert "copied 1 records" in ended.out
+    assert "copied 1 record to " in ended.out
     assert "the daemon is not running" in ended.out
     assert (tmp_path / "inbox" / "good.jsonl").read_text() == GOOD
     (tmp_path / "good.jsonl").write_text(GOOD * 2)

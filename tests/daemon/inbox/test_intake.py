@@ -93,6 +93,12 @@ class Box:
         return list((self.settings.state_folder / "incoming").iterdir()) == []
 
 
+def test_one_row_is_told_as_one(tmp_path: Path) -> None:
+    box = Box(tmp_path, intake={"on_bad_rows": "quarantine", "max_bad_percent": 50.0})
+    outcome = box.drop("a.jsonl", jsonl(GOOD[:1]) + b"kaputt\n")
+    assert str(outcome).endswith(": accepted: 1 record; it is in run 1; 1 bad row was set aside")
+
+
 def test_a_good_file_becomes_an_accepted_drop_with_a_run_and_a_receipt(tmp_path: Path) -> None:
     box = Box(tmp_path)
     data = jsonl([*GOOD, {**GOOD[0], "id": 7}])

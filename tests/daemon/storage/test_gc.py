@@ -481,7 +481,7 @@ def test_the_command_says_what_it_removes_and_the_dry_run_the_same(
     planned = dropforge("gc", "--dry-run")
     assert planned.code == 0
     assert "2.0 kB  runs/2/attempts/train-1/adapter  run 2: failed, beyond gc.keep_models = 0" in planned.out
-    assert planned.out.splitlines()[-1] == "2.0 kB would be given back, by 1 files and folders"
+    assert planned.out.splitlines()[-1] == "2.0 kB would be given back, by 1 file or folder"
     said = dropforge("gc", "--dry-run", "--json").json
     assert (attempt / "adapter").exists()
     done = dropforge("gc", "--json").json

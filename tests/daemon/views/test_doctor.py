@@ -240,7 +240,7 @@ def test_suites_are_read_as_a_run_reads_them(
     ]
     own.write_text('{"instruction": "a", "output": "b"}\n')
     assert said_of(settings.model_copy(update={"evaluate": evaluate}), "suites of default")[1] == (
-        "ok", f"{own}: 1 items",
+        "ok", f"{own}: 1 item",
     )  # fmt: skip
 
 

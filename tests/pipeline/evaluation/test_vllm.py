@@ -119,7 +119,7 @@ REFUSED = {
     "dies": (StepFailed, "vLLM ended before it was ready: .*no room for the cache of keys and values"),
     "hangs": (StepFailed, "vLLM was not ready within 2 s"),
     "silent": (StepFailed, "vLLM gave no answer within 2 s"),
-    "short": (StepFailed, "an answer of 1 tokens that neither ended nor reached 8"),
+    "short": (StepFailed, "an answer of 1 token that neither ended nor reached 8"),
     "another model": (StepFailed, "vLLM serves .'another'. where cand was asked for"),
     "another prompt": (StepFailed, "vLLM answered another prompt than was asked"),
     "fewer likelihoods": (StepFailed, r"vLLM gave \d+ log-probabilities for \d+ tokens"),

@@ -986,7 +986,7 @@ def test_an_item_longer_than_the_window_is_left_out_for_both(
     path.write_text(path.read_text() + json.dumps(long) + "\n")
     attempt = bench.attempt(heldout_rows(tiny, 4), general=(name,))
     assert [item["id"] for item in items_of(attempt, evaluate(attempt))] == ["q0", "q1", "q2"]
-    assert "left out: 1 items of" in capsys.readouterr().err
+    assert "left out: 1 item of" in capsys.readouterr().err
 
 
 def test_a_model_that_finds_no_choice_likely_at_all_is_broken(

@@ -19,6 +19,7 @@ from pipeline.qlora.training.search.trial_files import MOST_DEATHS, Begun, Ended
 from pipeline.search.candidate import Candidate, settings_words
 from pipeline.search.choice import DevScores, choose
 from pipeline.search.settings import most_trials, with_settings
+from pipeline.wording import count
 
 _TRIAL = "trial "
 _HOUR = 3600.0
@@ -76,7 +77,7 @@ def search(attempt: Attempt, mark: str, work: Work) -> Found:
     ended = files.ended()
     if all(trial.outcome == "failed" for trial in ended):
         files.clear()
-        message = f"all {len(ended)} trials of the search failed, the first so: {ended[0].why}"
+        message = f"all {count(len(ended), 'trial')} of the search failed, the first so: {ended[0].why}"
         raise CannotTrain(message, ended[0].hint or "lower what [train.search] tries")
     return _found(files, ended, one.champion)
 
@@ -234,7 +235,9 @@ def _chosen(finished: Sequence[Ended]) -> Ended:
 
 
 def _lost(begun: Begun) -> dict[str, Any]:
-    why = f"its process vanished {begun.deaths} times in a row without a word; if memory ran out, dmesg says so"
+    why = (
+        f"its process vanished {count(begun.deaths, 'time')} in a row without a word; if memory ran out, dmesg says so"
+    )
     return {"outcome": "failed", "why": why}
 
 
