@@ -32,11 +32,10 @@ class Drop(Frozen):
 
 
 class ModelRef(Frozen):
-    """A model folder somewhere under (or, for a base model, outside) the state folder."""
+    """A model folder; `path` is relative to the state folder, or absolute for a base model."""
 
     model_id: str
     path: str
-    """Relative to the state folder, or absolute for a base model."""
     generation: int
     drops: tuple[int, ...] | None = None
     """Drops that it was trained on; `None` for a base model, and where that is not known."""
@@ -290,9 +289,8 @@ class Judgement(Artifact):
     wins: int
     losses: int
     ties: int
-    """Neither, or another answer in the other order."""
+    """Neither, or another answer in the other order: the `inconsistent` ones."""
     inconsistent: int
-    """Records whose answer changed with the order."""
     failed: int
     """Records that gave no answer that could be read."""
 
@@ -320,6 +318,8 @@ class GuardResult(Frozen):
     state: Literal["passed", "failed", "shown"]
     """`shown`: too few records, or the settings say so; it cannot stand against promotion."""
     drop: int | None = None
+    parts: dict[str, float] = Field(default_factory=dict)
+    """Of a suite, the change of each category of its items, in points."""
 
 
 class SliceResult(Frozen):

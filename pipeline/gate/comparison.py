@@ -29,6 +29,15 @@ class Suite:
     scores: Floats
     base: Floats | None = None
     """The base model's on the same items; `None` if it is the champion, or was not measured."""
+    categories: tuple[str, ...] = ()
+    """Of each item, where the suite says so."""
+
+    @cached_property
+    def parts(self) -> dict[str, float]:
+        """Candidate minus champion, -1 to 1, by category; empty where all items are of one."""
+        names, changes = np.array(self.categories), self.scores[:, 0] - self.scores[:, 1]
+        found = {name: float(changes[names == name].mean()) for name in sorted(set(self.categories))}
+        return found if len(found) > 1 else {}
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """A verdict in one short line, as lists and the history show it; the report's story has the rest."""
 
 from pipeline.artifacts import GuardResult, Verdict
-from pipeline.wording import count, plain, signed, span
+from pipeline.wording import count, listed, plain, signed, span
 
 
 def in_groups(verdict: Verdict) -> str:
@@ -40,6 +40,12 @@ def change_words(guard: GuardResult) -> str:
     if guard.unit == "times":
         return f"{plain(guard.change, 2)} times"
     return f"{signed(guard.change, digits(guard))} {guard.unit}"
+
+
+def lost_most(guard: GuardResult) -> str:
+    """Return the two categories of a suite that lost most, beginning with ", most in"; empty where none lost."""
+    worst = sorted((change, name) for name, change in guard.parts.items() if change < 0)[:2]
+    return f", most in {listed([f'{name} ({signed(change)})' for change, name in worst])}" if worst else ""
 
 
 def digits(guard: GuardResult) -> int:

@@ -94,7 +94,8 @@ def _suites(comparison: Comparison, config: GuardConfig) -> Iterator[GuardResult
     below the base than the champion passes: it may bring some of a loss back.
     """
     for suite in comparison.suites:
-        yield _tested(("general", suite.name), suite.scores, config.general)
+        row = _tested(("general", suite.name), suite.scores, config.general)
+        yield row.model_copy(update={"parts": {name: change * POINTS for name, change in suite.parts.items()}})
         label = f"{suite.name} against the base model"
         if suite.base is not None:
             pair = np.column_stack((suite.scores[:, 0], suite.base))

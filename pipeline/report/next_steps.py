@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pipeline.artifacts import Dataset, GuardResult, Outcome, Verdict
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.contract import StepSpec
+from pipeline.gate.explain import lost_most
 from pipeline.report.facts import NextStep
 from pipeline.wording import count, listed, plain
 
@@ -86,7 +87,7 @@ def _against_forgetting(failed: Sequence[GuardResult], dataset: Dataset, train: 
     """
     if not failed:
         return []
-    fell = listed([f"{guard.label} by {plain(-(guard.change or 0.0))} points" for guard in failed])
+    fell = listed([f"{guard.label} by {plain(-(guard.change or 0.0))} points{lost_most(guard)}" for guard in failed])
     margin = f"{plain(failed[0].margin or 0.0)} are let pass, guards.general"
     less = f"train.learning_rate = {train.learning_rate / 2:g} (it was {train.learning_rate:g})"
     if train.epochs > 1:

@@ -2,7 +2,7 @@
 
 from pipeline.artifacts import Dataset, Evaluation, GuardResult, Outcome, Verdict
 from pipeline.contract import StepSpec
-from pipeline.gate.explain import change_words, in_groups
+from pipeline.gate.explain import change_words, in_groups, lost_most
 from pipeline.gate.reasons import GUARD_REASONS
 from pipeline.report.facts import BlindReview, Reason, Story
 from pipeline.report.next_steps import next_steps
@@ -254,7 +254,7 @@ def guard_words(guard: GuardResult) -> str:
         words += f" {change_words(guard)}"
     if guard.margin is not None:
         words += f" (the limit is {margin_words(guard)})"
-    return words
+    return words + lost_most(guard)
 
 
 def margin_words(guard: GuardResult) -> str:

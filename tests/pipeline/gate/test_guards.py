@@ -373,6 +373,20 @@ def test_general_abilities_fail_beyond_the_margin_where_that_is_shown(
         assert f"What it loses: builtin −{100 * (lost - gained) / items:.1f} points" in story_text(verdict)
 
 
+def test_the_abilities_that_lost_most_are_named() -> None:
+    kinds = tuple(["arithmetic", "code", "logic"] * 50)
+    scores = np.array([[1.0, 1.0] if kind == "logic" else [0.0, 1.0] for kind in kinds])
+    scores[:75, 0] = 1.0
+    scores[1::3, 0] = 0.0
+    verdict = verdict_on(of_good(suites=(Suite("builtin", scores, categories=kinds),)))
+    assert row_of(verdict, "general").parts == {"arithmetic": -50.0, "code": -100.0, "logic": 0.0}
+    most = ", most in code (−100.0) and arithmetic (−50.0)"
+    assert f"What it loses: builtin −50.0 points (the limit is 5.0 points){most}." in story_text(verdict)
+    assert f"General abilities fell: builtin by 50.0 points{most} (5.0 are let pass" in story_text(verdict)
+    plain = verdict_on(of_good(suites=(Suite("builtin", scores, categories=("general",) * 150),)))
+    assert "most in" not in story_text(plain), "one category says no more than the suite"
+
+
 def against_base(lost: int, items: int = 120, champion_lost: int | None = None) -> Comparison:
     """Return a candidate that wins and lost so many of the items that the base model knows, the champion one less."""
     scores = lost_of(items, lost)

@@ -202,7 +202,7 @@ def test_the_step_reads_suites_former_champions_a_judgement_and_the_noise_floor(
     lines = yes_or_no(60, 2, 58)
     attempt = make(lines)
     folder = tmp_path / "evaluated"
-    items = [{"id": f"i{n}", "category": "c", "candidate": 0.0, "champion": 1.0} for n in range(120)]
+    items = [{"id": f"i{n}", "category": f"kind {n % 2}", "candidate": 0.0, "champion": 1.0} for n in range(120)]
     (folder / "suite-1.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
     answers = [{"id": line["id"], "score": 1.0} for line in lines]
     (folder / "former-2.jsonl").write_text("".join(json.dumps(one) + "\n" for one in answers), encoding="utf-8")
@@ -218,6 +218,8 @@ def test_the_step_reads_suites_former_champions_a_judgement_and_the_noise_floor(
     assert set(verdict.reasons) == {"general_lost", "judge_prefers_champion"}
     (former,) = [row for row in verdict.guards if row.guard == "former"]
     assert (former.state, former.records) == ("shown", 120)
+    (suite,) = [row for row in verdict.guards if row.guard == "general"]
+    assert suite.parts == {"kind 0": -100.0, "kind 1": -100.0}
     assert verdict.noise == noise
 
 
