@@ -32,7 +32,7 @@ from pipeline.config import RunConfig, TrainConfig
 from pipeline.contract import RESULT_NAME, SPEC_NAME, StepResult, StepSpec
 from pipeline.dataset.heldout import dataset_hash
 from pipeline.model_folder.manifest import model_id
-from pipeline.wording import size
+from pipeline.wording import size_words
 
 TOLERANCE = 1 / 3
 
@@ -59,7 +59,7 @@ def main() -> int:
             adapter = trained(base, records, settings)
             estimated = sum(adapter.estimated_memory.values())
             ratios.append(estimated / adapter.peak_memory_bytes)
-            words = (size(estimated), size(adapter.peak_memory_bytes), f"{ratios[-1]:.2f}")
+            words = (size_words(estimated), size_words(adapter.peak_memory_bytes), f"{ratios[-1]:.2f}")
             table.add_row(quantization, str(adapter.batch_tokens), *words)
     Console().print(table)
     print(f"load {os.getloadavg()}")

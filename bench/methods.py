@@ -49,7 +49,7 @@ from pipeline.artifacts import Adapter, Model, ModelRef
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.contract import RESULT_NAME, SPEC_NAME, StepResult, StepSpec
 from pipeline.model_folder.manifest import model_id
-from pipeline.wording import size
+from pipeline.wording import size_words
 
 # A script finds only the files beside it.
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -138,9 +138,10 @@ def measure(base: Path, trainings: Sequence[tuple[str, TrainConfig]], data: Data
             adapter, model, seconds = train_and_merge(Path(folder), base, config, data.train)
             after = look(load_model(Path(folder) / model.folder, "cpu"), task, general)
         row = (
-            name, str(config.seed), f"{config.learning_rate:g}", f"{seconds:.0f}", size(adapter.peak_memory_bytes),
-            size(sum(adapter.estimated_memory.values())), f"{adapter.trainable_parameters / 1e6:.1f} M",
-            f"{adapter.dev_curve[-1].loss:.3f}", f"{after.task:.3f}", f"{after.exact:.1f} %",
+            name, str(config.seed), f"{config.learning_rate:g}", f"{seconds:.0f}",
+            size_words(adapter.peak_memory_bytes), size_words(sum(adapter.estimated_memory.values())),
+            f"{adapter.trainable_parameters / 1e6:.1f} M", f"{adapter.dev_curve[-1].loss:.3f}",
+            f"{after.task:.3f}", f"{after.exact:.1f} %",
             f"{after.general - before.general:+.3f}", f"{model.logits_difference:.3f}",
         )  # fmt: skip
         table.add_row(*row)

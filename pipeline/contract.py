@@ -14,7 +14,7 @@ from pipeline import durable
 from pipeline.artifacts import Artifact, CurvePoint, Drop, Frozen, ModelRef
 from pipeline.config import MemoryPlan, RunConfig
 from pipeline.errors import Interrupted, StepFailed
-from pipeline.wording import duration, size
+from pipeline.wording import duration, size_words
 
 SPEC_NAME = "spec.json"
 RESULT_NAME = "result.json"
@@ -169,7 +169,7 @@ class Progress(Frozen):
         if self.eta_seconds is not None:
             told.append(f"{duration(self.eta_seconds)} left")
         if self.memory is not None:
-            told.append(f"about {size(self.memory)} of memory")
+            told.append(f"about {size_words(self.memory)} of memory")
         return ", ".join(told)
 
 

@@ -56,18 +56,11 @@ def span(interval: tuple[float, float], digits: int = 1) -> str:
 
 def seconds(value: float) -> str:
     """Return a length of time, as 0.4 s, 48 s, 3 min 05 s or 2 h 10 min."""
-    if value < 10:  # noqa: PLR2004 - tenths say something here
-        return f"{value:.1f} s"
-    whole = round(value)
-    if whole < _MINUTE:
-        return f"{whole} s"
-    if whole < _HOUR:
-        return f"{whole // _MINUTE} min {whole % _MINUTE:02} s"
-    return f"{whole // _HOUR} h {whole % _HOUR // _MINUTE:02} min"
+    return f"{value:.1f} s" if value < 10 else duration(value)  # noqa: PLR2004 - tenths say something here
 
 
-def size(octets: int) -> str:
-    """Return a size in decimal units, as 276 MB."""
+def size_words(octets: int) -> str:
+    """Return a number of bytes in decimal units, as 276 MB or 1.2 GB."""
     value = float(octets)
     for unit in ("bytes", "kB", "MB", "GB"):
         if value < _KILO:
@@ -142,17 +135,6 @@ def shown(value: object, width: int = 60) -> str:
     if isinstance(value, list):
         return "a list"
     return str(value)[:width]
-
-
-def size_words(size: int) -> str:
-    """Return a number of bytes as people read it, as 1.2 GB."""
-    for unit, power in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if size >= power:
-            return f"{size / power:.1f} {unit}"
-    return f"{size} bytes"
-
-
-_MINUTE, _HOUR = 60, 3600
 
 
 def duration(seconds: float | None) -> str:

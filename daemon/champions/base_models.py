@@ -66,11 +66,6 @@ class Bases:
         """Return why the track's base model cannot be used, if it cannot."""
         return self._problems.get(name)
 
-    @property
-    def problems(self) -> dict[str, str]:
-        """Tracks that cannot train now, each with the reason."""
-        return {name: problem.message for name, problem in self._problems.items()}
-
     def _refresh_track(self, name: str, now: int) -> None:
         text = self._settings.track(name).base_model
         if not text:

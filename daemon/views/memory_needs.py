@@ -5,7 +5,7 @@ from pathlib import Path
 from daemon.settings.model import Settings
 from pipeline.config import MemoryPlan
 from pipeline.model_folder.training_memory import MARGIN, available_memory, base_sizes, estimate
-from pipeline.wording import size
+from pipeline.wording import size_words
 
 _DEVICES = Path("/dev")
 
@@ -35,10 +35,10 @@ def memory_needs(settings: Settings, track: str) -> tuple[str, bool]:
     wide, narrow, smallest = (
         sum(estimate(base, plan, own.train, "cuda" if is_gpu else "cpu").values()) for plan in (first, quantised, least)
     )
-    in_4_bits = "" if own.train.trains_full_weights else f", {size(narrow)} with it in 4 bits"
+    in_4_bits = "" if own.train.trains_full_weights else f", {size_words(narrow)} with it in 4 bits"
     text = (
-        f"training takes about {size(wide)} with the base as it is{in_4_bits}, for "
-        f"{first.batch_tokens:,} tokens a pass; {size(smallest)} at the least"
+        f"training takes about {size_words(wide)} with the base as it is{in_4_bits}, for "
+        f"{first.batch_tokens:,} tokens a pass; {size_words(smallest)} at the least"
     )
     if is_gpu and cards > 1 and own.train.method == "lora":
         sharded = sum(estimate(base, least.model_copy(update={"shards": cards}), own.train, "cuda").values())
@@ -46,4 +46,4 @@ def memory_needs(settings: Settings, track: str) -> tuple[str, bool]:
     if is_gpu:
         return f"{text}, on the card", True
     free = available_memory()
-    return f"{text}; {size(free)} are free", smallest <= MARGIN * free
+    return f"{text}; {size_words(free)} are free", smallest <= MARGIN * free

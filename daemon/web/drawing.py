@@ -48,7 +48,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in ("count", "size", "signed", "plain", "seconds", "duration", "span", "tick"):
+    for name in ("count", "size_words", "signed", "plain", "seconds", "duration", "span", "tick"):
         made.filters[name] = getattr(wording, name)
     made.filters["thousands"] = "{:,}".format
     made.filters["cost"] = cost_words

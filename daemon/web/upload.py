@@ -21,7 +21,7 @@ from daemon.web.actions import Done
 from daemon.web.drawing import draw
 from daemon.web.site import Site, SiteOf
 from pipeline.errors import EXIT_BAD_DATA, DropforgeError
-from pipeline.wording import size
+from pipeline.wording import size_words
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
@@ -127,7 +127,7 @@ class _Receiver:
             octets = new.file.tell()
             try:
                 new.place(name, track, heldout=heldout)
-                told.append(f"{name} ({size(octets)}) is in the inbox: {settle}")
+                told.append(f"{name} ({size_words(octets)}) is in the inbox: {settle}")
             except DropforgeError as error:
                 told.append(f"{name} is refused: {error.message}")
                 refused = error

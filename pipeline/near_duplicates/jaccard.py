@@ -12,7 +12,18 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.near_duplicates.ngrams import Hashes, HashFilter, Indices, Texts, distinct, members, mix, ngrams, shingles
+from pipeline.near_duplicates.ngrams import (
+    Hashes,
+    HashFilter,
+    Indices,
+    Texts,
+    distinct,
+    members,
+    mix,
+    ngrams,
+    positions,
+    shingles,
+)
 
 SHINGLE = 3
 LONG_RUN = 13
@@ -110,7 +121,7 @@ class NearTexts:
             first = self.similar(texts.take(np.arange(half)))
             second = self.similar(texts.take(np.arange(half, len(texts))))
             return np.concatenate((first[0], second[0] + half)), np.concatenate((first[1], second[1]))
-        ours = self._rare_rows[_spread(begins, counts)]
+        ours = self._rare_rows[positions(begins, counts)]
         pairs = np.unique(np.repeat(rows, counts) * len(self.sets.sizes) + ours)
         return self._verified(texts, pairs // len(self.sets.sizes), pairs % len(self.sets.sizes))
 
@@ -127,7 +138,7 @@ class NearTexts:
             stop = max(int(np.searchsorted(ends, before + _MOST_AT_ONCE, "right")), start + 1)
             part = slice(start, stop)
             sizes = sets.sizes[places[part]]
-            hashes = sets.hashes[_spread(begins[places[part]], sizes)]
+            hashes = sets.hashes[positions(begins[places[part]], sizes)]
             hit = members(_keyed(hashes, np.repeat(ours[part], sizes)), self._keys)
             shared[part] = np.bincount(np.repeat(np.arange(stop - start), sizes)[hit], minlength=stop - start)
             start = stop
@@ -141,8 +152,3 @@ class NearTexts:
 def _keyed(hashes: Hashes, rows: Indices) -> Hashes:
     """Return one hash for each pair of hash and row."""
     return mix(hashes + mix(rows.astype(np.uint64) + np.uint64(1)))
-
-
-def _spread(begins: Indices, counts: Indices) -> Indices:
-    before = np.cumsum(counts) - counts
-    return np.repeat(begins - before, counts) + np.arange(int(counts.sum()))

@@ -44,7 +44,7 @@ class Texts:
 def cut(words: npt.NDArray[np.uint32], begins: Indices, lengths: Indices) -> Texts:
     """Return the texts that begin at `begins` in `words` and have `lengths` words."""
     starts = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
-    return Texts(words[_positions(begins, lengths)], starts)
+    return Texts(words[positions(begins, lengths)], starts)
 
 
 def join(parts: list[Texts]) -> Texts:
@@ -65,7 +65,7 @@ def ngrams(texts: Texts, size: int) -> tuple[Hashes, Indices]:
     """Return the hash of every run of `size` words, and the text that each is of; shorter texts have none."""
     counts = np.maximum(texts.lengths - size + 1, 0)
     rolled = _rolled(_mixed(texts), size)
-    return mix(rolled[_positions(texts.starts[:-1], counts)]), _repeated(counts)
+    return mix(rolled[positions(texts.starts[:-1], counts)]), _repeated(counts)
 
 
 def shingles(texts: Texts, size: int) -> tuple[Hashes, Indices]:
@@ -175,7 +175,7 @@ def _repeated(counts: Indices) -> Indices:
     return np.repeat(np.arange(len(counts)), counts)
 
 
-def _positions(begins: Indices, counts: Indices) -> Indices:
+def positions(begins: Indices, counts: Indices) -> Indices:
     """Return the numbers from each `begin` on, so many of each as `counts` says, one after another."""
     before = np.cumsum(counts) - counts
     return np.repeat(begins - before, counts) + np.arange(int(counts.sum()))

@@ -63,7 +63,7 @@ def _environment() -> "Environment":
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in ("count", "p_words", "plain", "seconds", "signed", "size", "span", "start_words", "tick"):
+    for name in ("count", "p_words", "plain", "seconds", "signed", "size_words", "span", "start_words", "tick"):
         made.filters[name] = getattr(wording, name)
     made.filters |= {"cost": cost_words, "review": review_words}
     made.filters["thousands"] = "{:,}".format

@@ -1039,7 +1039,7 @@ def test_a_missing_base_model_is_said_and_nothing_is_lost(
     run = run_row(engine)
     assert run.state == RunState.QUEUED
     assert str(base) in (run.error or "")
-    assert dispatcher.bases.problems.keys() == {"default"}
+    assert dispatcher.bases.problem("default") is not None
     base.with_name("elsewhere").rename(base)
     ticks(dispatcher, now=NOW + 100_000)
     assert run_row(engine).outcome == "promoted"
@@ -1088,7 +1088,7 @@ def test_a_damaged_note_on_the_base_model_is_made_again(
     note = settings.state_folder / "tracks/default/base.json"
     whole = note.read_bytes()
     note.write_bytes(damage.replace(b"SIGNATURE", json.dumps(json.loads(whole)["signature"]).encode()))
-    assert not new_dispatcher(engine, settings, executor).bases.problems
+    assert new_dispatcher(engine, settings, executor).bases.problem("default") is None
     assert note.read_bytes() == whole
 
 

@@ -151,7 +151,7 @@ def test_trouble_with_the_server_says_what_it_means_and_what_to_do(
 
 def test_low_disk_and_a_suspended_drop_are_told(lived_in: Any) -> None:
     low = event(lived_in, "disk_low", free_bytes=12_000_000)
-    assert low.title == "[dropforge] LOW DISK: 12.0 MB free"
+    assert low.title == "[dropforge] LOW DISK: 12 MB free"
     why = "run 2 was worse with it, and so was run 3, which tried it alone: dropforge report 3"
     suspended = event(lived_in, "drop_suspended", track="default", run_id=3, drop_id=2, reason=why)
     assert suspended.title == "[dropforge] SUSPENDED: default, drop 2"

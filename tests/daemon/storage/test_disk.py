@@ -161,7 +161,7 @@ def test_under_the_mark_the_disk_says_so_with_both_numbers(tmp_path: Path, free:
     free(GB)
     assert disk(tmp_path).shortage() == ""
     free(GB - 1)
-    assert f"the disk of {tmp_path} has 1000.0 MB free, under the 1.0 GB of" in disk(tmp_path).shortage()
+    assert f"the disk of {tmp_path} has 1000 MB free, under the 1.0 GB of" in disk(tmp_path).shortage()
 
 
 def test_a_run_must_fit_beside_the_mark_and_one_in_hand_without_it(tmp_path: Path, free: Callable[[int], None]) -> None:
@@ -381,5 +381,5 @@ def test_status_says_how_much_room_there_is_and_what_stops_for_want_of_it(
     }  # fmt: skip
     free(GB - 1)
     assert "no run begins and files stay in the inbox until there is room" in dropforge("status").out
-    assert "1000.0 MB free" in dropforge("status", "--json").json["disk"]["shortage"]
+    assert "1000 MB free" in dropforge("status", "--json").json["disk"]["shortage"]
     assert lived_in.settings.disk.low_water_bytes == GB
