@@ -118,6 +118,7 @@ def promote(
     from daemon.champions import approval  # noqa: PLC0415 - a quick start
     from daemon.state.events import Word  # noqa: PLC0415
     from daemon.system.clock import now_ms  # noqa: PLC0415
+    from daemon.views.details import deeds  # noqa: PLC0415
 
     _require_words(reason)
     if force != (reason is not None):
@@ -129,9 +130,8 @@ def promote(
         row = approval.approve(engine, root, run, now_ms(), by)
     else:
         row = approval.force(engine, root, run, Word(reason, now_ms(), by), try_out=_try_out)
-    print_line(f"track {row.track} serves model {short_id(row.model_id)} of run {run}, as generation {row.generation}")
-    if row.overrode is not None:
-        print_line(f"the verdict that this overrides: {row.overrode}")
+    for line in deeds.promoted(row):
+        print_line(line)
     serving = open_overview(context).champion(row.track)
     for line in taken_out_lines(serving) if serving is not None else ():
         print_line(line)
@@ -159,15 +159,15 @@ def rollback(
     from daemon.champions.rollback import rollback as roll_back  # noqa: PLC0415
     from daemon.state.events import Word  # noqa: PLC0415
     from daemon.system.clock import now_ms  # noqa: PLC0415
+    from daemon.views.details import deeds  # noqa: PLC0415
 
     _require_words(reason)
     chosen_tracks(context, track)
     root = load_settings(context).state_folder
     word = Word(reason, now_ms(), who())
     row = roll_back(open_writer(context), root, Target(track, to), word, try_out=_try_out)
-    print_line(f"track {track} serves model {short_id(row.model_id)} again, as generation {row.generation}")
-    print_line(f"model {short_id(row.previous_model_id or '')} is blocked: no run promotes it again")
-    print_line("the link previous leads to it, and champion to the model that serves")
+    for line in deeds.rolled_back(row):
+        print_line(line)
     _print_commands(context, track)
 
 

@@ -17,8 +17,7 @@ from daemon.cli.workspace import (
 )
 
 if TYPE_CHECKING:
-    from daemon.settings.model import Settings
-    from daemon.views.drop_lineage import DropUses, DropView
+    from daemon.views.drop_lineage import DropView
 
 DropArgument = Annotated[int, typer.Argument(metavar="DROP", help="Number of the drop.", callback=small_enough)]
 ReasonOption = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; kept with the drop.")]
@@ -114,15 +113,14 @@ def accept(
     Such a file says what every later model is judged on: look at its records first.
     """
     from daemon.champions.approval import who  # noqa: PLC0415 - a quick start
-    from daemon.inbox.answers.remarks import use_of_pinned  # noqa: PLC0415
     from daemon.queue.drops import accept as let_count  # noqa: PLC0415
     from daemon.state.events import Word  # noqa: PLC0415
     from daemon.system.clock import now_ms  # noqa: PLC0415
+    from daemon.views.details import deeds  # noqa: PLC0415
 
     engine, settings = open_writer(context), load_settings(context)
     row = let_count(engine, drop, Word(reason or "", now_ms(), who()), settings)
-    print_line(f"drop {drop} ({row.name}) is accepted: {use_of_pinned(settings, row.track)}")
-    _print_queued(context, settings, row.track)
+    _print_all(deeds.accepted(open_overview(context), settings, row))
 
 
 def withdraw(context: typer.Context, *, drop: DropArgument, reason: ReasonOption) -> None:
@@ -136,15 +134,11 @@ def withdraw(context: typer.Context, *, drop: DropArgument, reason: ReasonOption
     from daemon.queue.drops import withdraw as take_out  # noqa: PLC0415
     from daemon.state.events import Word  # noqa: PLC0415
     from daemon.system.clock import now_ms  # noqa: PLC0415
+    from daemon.views.details import deeds  # noqa: PLC0415
 
     word = Word(reason, now_ms(), who())
     done = take_out(open_writer(context), drop, word, load_settings(context))
-    for line in (*done.words, *_still_in(open_overview(context).uses(drop), done.drop.track)):
-        print_line(line)
-    if done.queued is not None and done.drop.role == "heldout":
-        print_line(
-            "if a corrected file is to take its place, drop it before that run begins: it judges with what is there"
-        )
+    _print_all(deeds.withdrawn(open_overview(context), done))
 
 
 def restore(context: typer.Context, *, drop: DropArgument, reason: ReasonOption) -> None:
@@ -157,29 +151,13 @@ def restore(context: typer.Context, *, drop: DropArgument, reason: ReasonOption)
     from daemon.queue.drops import restore as put_back  # noqa: PLC0415
     from daemon.state.events import Word  # noqa: PLC0415
     from daemon.system.clock import now_ms  # noqa: PLC0415
+    from daemon.views.details import deeds  # noqa: PLC0415
 
     engine, settings = open_writer(context), load_settings(context)
     row = put_back(engine, drop, Word(reason, now_ms(), who()), settings)
-    print_line(f"drop {drop} ({row.name}) is accepted again: the next run of track {row.track} uses it")
-    _print_queued(context, settings, row.track)
+    _print_all(deeds.restored(open_overview(context), settings, row))
 
 
-def _print_queued(context: typer.Context, settings: "Settings", track: str) -> None:
-    """Say that a run is queued, if one is, and when it begins."""
-    from daemon.state.states import RunState  # noqa: PLC0415 - a quick start
-
-    for run in open_overview(context).runs(track, [RunState.QUEUED]) if track in settings.track_names else ():
-        quiet = settings.track(track).run_after_quiet_seconds
-        print_line(f"run {run.id} is queued: it begins after {quiet:g} s without another drop")
-
-
-def _still_in(uses: "DropUses", track: str) -> list[str]:
-    """Say whether the champion was trained on a withdrawn drop, and what a person can do about it."""
-    if uses.champion is None:
-        return []
-    see = f"dropforge history --track {track}"
-    back = f"dropforge rollback --track {track} --to {uses.before} --reason TEXT"
-    way = f"to let the latest one without withdrawn drops serve: {back}"
-    if uses.before is None:
-        way = f"every former one has withdrawn drops, lost its place by a rollback or is gone: {see}"
-    return [f"the champion of track {track}, generation {uses.champion}, was trained on it; {way}"]
+def _print_all(lines: Sequence[str]) -> None:
+    for line in lines:
+        print_line(line)

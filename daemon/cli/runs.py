@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -241,18 +241,11 @@ def cancel(context: typer.Context, *, run: RunArgument) -> None:
     One that is running leaves a checkpoint first, so that it can be retried.
     """
     from daemon.queue import cancelling  # noqa: PLC0415 - a quick start
+    from daemon.system.clock import now_ms  # noqa: PLC0415
+    from daemon.views.details import deeds  # noqa: PLC0415
 
-    state = _act(context, run, cancelling.cancel)
-    if state == "running":
-        print_line(f"run {run} is asked to stop{_when_it_acts(context)}")
-    else:
-        print_line(f"run {run} {state_words(state)}")
-
-
-def _act(context: typer.Context, run: int, action: Callable[..., str]) -> str:
-    from daemon.system.clock import now_ms  # noqa: PLC0415 - a quick start
-
-    return str(action(open_writer(context), run, now_ms()))
+    state = cancelling.cancel(open_writer(context), run, now_ms())
+    print_line(deeds.cancelled(run, state) + (_when_it_acts(context) if state == "running" else ""))
 
 
 def _when_it_acts(context: typer.Context) -> str:

@@ -34,8 +34,8 @@ from daemon.dispatch import stale_steps
 from daemon.queue import cancelling, drops
 from daemon.queue.scheduling import order, pausing
 from daemon.state.events import Word
-from daemon.state.states import state_words
 from daemon.system.clock import now_ms
+from daemon.views.details import deeds
 from daemon.views.overview import NotThere
 from daemon.web.drawing import draw
 from daemon.web.pages import require_track
@@ -104,7 +104,7 @@ class Back(Frozen):
 def cancel(site: SiteOf, run_id: Number) -> Done:
     """End a run without a verdict; a running one leaves a checkpoint first."""
     state = cancelling.cancel(site.writer(), run_id, now_ms())
-    return _done(f"run {run_id} {'is asked to stop' if state == 'running' else state_words(state)}")
+    return _done(deeds.cancelled(run_id, state))
 
 
 @router.post("/runs/{run_id}/retry")
@@ -117,7 +117,7 @@ def retry(site: SiteOf, run_id: Number, body: From) -> Done:
 def move(site: SiteOf, run_id: Number, body: Behind) -> Done:
     """Let a queued or waiting run go before all others, or right behind another one."""
     line = order.move(site.writer(), run_id, now_ms(), _who(), body.after)
-    return _done(f"the order is now: {', '.join(f'run {number}' for number in line)}")
+    return _done(deeds.moved(line))
 
 
 @router.post("/runs/{run_id}/promote")
@@ -128,8 +128,7 @@ def promote(site: SiteOf, run_id: Number, body: PerhapsWhy) -> Done:
         row = approval.force(engine, root, run_id, _word(body.reason), try_out=require_answer)
     else:
         row = approval.approve(engine, root, run_id, now_ms(), _who())
-    over = "" if row.overrode is None else f"the verdict that this overrides: {row.overrode}"
-    return _done(f"track {row.track} serves the model of run {run_id}, as generation {row.generation}", over)
+    return _done(*deeds.promoted(row))
 
 
 @router.post("/runs/{run_id}/review")
@@ -145,14 +144,14 @@ def pause(site: SiteOf, name: Name, body: Why) -> Done:
     """Let a track begin no run; one that runs ends as it would have."""
     site.settings.track(name)
     pausing.pause(site.writer(), name, _word(body.reason))
-    return _done(f"track {name} is paused: it begins no run")
+    return _done(deeds.paused(name))
 
 
 @router.post("/tracks/{name}/resume")
 def resume(site: SiteOf, name: Name, body: PerhapsWhy) -> Done:
     """Let a paused track begin runs again."""
     pausing.resume(site.writer(), name, _word(body.reason))
-    return _done(f"track {name} is resumed: its runs begin in their order")
+    return _done(deeds.resumed(name))
 
 
 @router.post("/tracks/{name}/rollback")
@@ -161,30 +160,28 @@ def roll_back(site: SiteOf, name: Name, body: Back) -> Done:
     require_track(site, name)
     target, word = Target(name, body.to), _word(body.reason)
     row = rollback(site.writer(), site.settings.state_folder, target, word, try_out=require_answer)
-    return _done(
-        f"track {name} serves model {row.model_id[:12]} again, as generation {row.generation}",
-        f"model {(row.previous_model_id or '')[:12]} is blocked: no run promotes it again",
-    )
+    return _done(*deeds.rolled_back(row))
 
 
 @router.post("/drops/{drop_id}/accept")
 def accept(site: SiteOf, drop_id: Number, body: PerhapsWhy) -> Done:
     """Let a held-out file that waits for a person count: it says what every later model is judged on."""
     row = drops.accept(site.writer(), drop_id, _word(body.reason), site.settings)
-    return _done(f"drop {drop_id} ({row.name}) is accepted")
+    return _done(*deeds.accepted(site.overview, site.settings, row))
 
 
 @router.post("/drops/{drop_id}/withdraw")
 def withdraw(site: SiteOf, drop_id: Number, body: Why) -> Done:
     """Take a drop out of every later run; open runs that were made from it are cancelled."""
-    return _done(*drops.withdraw(site.writer(), drop_id, _word(body.reason), site.settings).words)
+    done = drops.withdraw(site.writer(), drop_id, _word(body.reason), site.settings)
+    return _done(*deeds.withdrawn(site.overview, done))
 
 
 @router.post("/drops/{drop_id}/restore")
 def restore(site: SiteOf, drop_id: Number, body: Why) -> Done:
     """Put a withdrawn or suspended drop back, or one that is on trial: it counts as new."""
     row = drops.restore(site.writer(), drop_id, _word(body.reason), site.settings)
-    return _done(f"drop {drop_id} ({row.name}) is accepted again: the next run of track {row.track} uses it")
+    return _done(*deeds.restored(site.overview, site.settings, row))
 
 
 #: By the two words of a form's path: what is done, and what it is told.

@@ -34,12 +34,13 @@ def move(
     from daemon.champions.approval import who  # noqa: PLC0415 - a quick start
     from daemon.queue.scheduling.order import move as put  # noqa: PLC0415
     from daemon.system.clock import now_ms  # noqa: PLC0415
+    from daemon.views.details.deeds import moved  # noqa: PLC0415
 
     if first == (after is not None):
         message = "say where to: --first, or --after RUN"
         raise typer.BadParameter(message)
     order = put(open_writer(context), run, now_ms(), who(), after)
-    print_line(f"the order is now: {', '.join(f'run {number}' for number in order)}")
+    print_line(moved(order))
 
 
 def pause(
@@ -57,13 +58,14 @@ def pause(
     from daemon.queue.scheduling import pausing  # noqa: PLC0415
     from daemon.state.events import Word  # noqa: PLC0415
     from daemon.system.clock import now_ms  # noqa: PLC0415
+    from daemon.views.details.deeds import paused  # noqa: PLC0415
 
     if not reason.strip():
         message = "--reason is blank: say why, for those who read the status"
         raise typer.BadParameter(message)
     chosen_tracks(context, track)
     pausing.pause(open_writer(context), track, Word(reason, now_ms(), who()))
-    print_line(f"track {track} is paused: no run of it begins; to let it go on: dropforge resume {track}")
+    print_line(paused(track))
 
 
 def resume(
@@ -77,6 +79,7 @@ def resume(
     from daemon.queue.scheduling import pausing  # noqa: PLC0415
     from daemon.state.events import Word  # noqa: PLC0415
     from daemon.system.clock import now_ms  # noqa: PLC0415
+    from daemon.views.details.deeds import resumed  # noqa: PLC0415
 
     pausing.resume(open_writer(context), track, Word(reason, now_ms(), who()))
-    print_line(f"track {track} is resumed: its runs begin in their order")
+    print_line(resumed(track))

@@ -122,11 +122,12 @@ def test_a_win_that_waits_is_promoted(program: TestClient, monkeypatch: pytest.M
 
     def approve(_engine: Any, _root: Any, run: int, _now: int, by: str) -> Any:
         asked.append((run, by))
-        return type("Row", (), {"track": "default", "generation": 2, "overrode": None})
+        values = {"track": "default", "generation": 2, "overrode": None, "run_id": run, "model_id": "abc"}
+        return type("Row", (), values)
 
     monkeypatch.setattr("daemon.champions.approval.approve", approve)
     answer = program.post("/api/v1/runs/2/promote", json={})
-    assert answer.json()["words"] == ["track default serves the model of run 2, as generation 2"]
+    assert answer.json()["words"] == ["track default serves model abc of run 2, as generation 2"]
     assert asked[0][0] == 2
     assert asked[0][1].endswith(", on the page")
 

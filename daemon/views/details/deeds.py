@@ -1,0 +1,92 @@
+"""What came of a person's word, in sentences that the terminal and the page have in common."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from daemon.inbox.answers.remarks import use_of_pinned
+from daemon.settings.model import Settings
+from daemon.state.states import RunState, state_words
+from daemon.views.drop_lineage import DropUses
+from daemon.views.overview import Overview
+
+if TYPE_CHECKING:
+    from daemon.queue.drops import Withdrawal
+    from daemon.state.tables import Drop, Promotion
+
+#: As much of a model's id as people need.
+_SHORT_ID = 12
+
+
+def cancelled(run: int, state: str) -> str:
+    """Say what became of a run that was cancelled and is in `state` now."""
+    return f"run {run} {'is asked to stop' if state == RunState.RUNNING else state_words(state)}"
+
+
+def moved(order: Sequence[int]) -> str:
+    """Say the order of the queue."""
+    return f"the order is now: {', '.join(f'run {number}' for number in order)}"
+
+
+def paused(track: str) -> str:
+    """Say that a track is paused."""
+    return f"track {track} is paused: no run of it begins; to let it go on: dropforge resume {track}"
+
+
+def resumed(track: str) -> str:
+    """Say that a track is no longer paused."""
+    return f"track {track} is resumed: its runs begin in their order"
+
+
+def promoted(row: "Promotion") -> list[str]:
+    """Say which model serves by a person's word, and what verdict that overrides."""
+    serves = f"track {row.track} serves model {row.model_id[:_SHORT_ID]} of run {row.run_id}"
+    over = [] if row.overrode is None else [f"the verdict that this overrides: {row.overrode}"]
+    return [f"{serves}, as generation {row.generation}", *over]
+
+
+def rolled_back(row: "Promotion") -> list[str]:
+    """Say which model serves again, and which one does no more."""
+    return [
+        f"track {row.track} serves model {row.model_id[:_SHORT_ID]} again, as generation {row.generation}",
+        f"model {(row.previous_model_id or '')[:_SHORT_ID]} is blocked: no run promotes it again",
+        "the link previous leads to it, and champion to the model that serves",
+    ]
+
+
+def accepted(overview: Overview, settings: Settings, row: "Drop") -> list[str]:
+    """Say what a held-out drop that a person accepted is for, and which run is queued."""
+    use = use_of_pinned(settings, row.track)
+    return [f"drop {row.id} ({row.name}) is accepted: {use}", *_queued(overview, settings, row.track)]
+
+
+def restored(overview: Overview, settings: Settings, row: "Drop") -> list[str]:
+    """Say that a drop is in use again, and which run is queued."""
+    again = f"drop {row.id} ({row.name}) is accepted again: the next run of track {row.track} uses it"
+    return [again, *_queued(overview, settings, row.track)]
+
+
+def withdrawn(overview: Overview, done: "Withdrawal") -> list[str]:
+    """Say what ended with a drop that was withdrawn, what it is in still, and what a correction must not miss."""
+    mend = "if a corrected file is to take its place, drop it before that run begins: it judges with what is there"
+    correct = done.queued is not None and done.drop.role == "heldout"
+    uses = overview.uses(done.drop.id or 0)
+    return [*done.words, *_still_in(uses, done.drop.track), *([mend] if correct else [])]
+
+
+def _queued(overview: Overview, settings: Settings, track: str) -> list[str]:
+    """Say that a run is queued, if one is, and when it begins."""
+    runs = overview.runs(track, [RunState.QUEUED]) if track in settings.track_names else []
+    quiet = f"it begins after {settings.track(track).run_after_quiet_seconds:g} s without another drop" if runs else ""
+    return [f"run {run.id} is queued: {quiet}" for run in runs]
+
+
+def _still_in(uses: DropUses, track: str) -> list[str]:
+    """Say whether the champion was trained on a withdrawn drop, and what a person can do about it."""
+    if uses.champion is None:
+        return []
+    see = f"dropforge history --track {track}"
+    back = f"dropforge rollback --track {track} --to {uses.before} --reason TEXT"
+    way = f"to let the latest one without withdrawn drops serve: {back}"
+    if uses.before is None:
+        way = f"every former one has withdrawn drops, lost its place by a rollback or is gone: {see}"
+    return [f"the champion of track {track}, generation {uses.champion}, was trained on it; {way}"]
