@@ -181,8 +181,7 @@ def write_merged(streamed: Streamed, target: Path, shard_bytes: int) -> None:
         for done in [pool.submit(_write, *job) for job in jobs]:
             done.result()
     if left:
-        were = count(len(left), "pair of the adapter was", "pairs of the adapter were")
-        message = f"{were} not merged, that of {min(left)} among them"
+        message = f"{count(len(left), 'pair')} of the adapter not merged, that of {min(left)} among them"
         raise StepFailed(message, "report this")
     if len(shards) > 1:
         size = sum(tensor.size for tensor in streamed.base.values())

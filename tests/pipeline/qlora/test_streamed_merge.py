@@ -206,7 +206,7 @@ def test_a_pair_that_is_left_unmerged_is_named(tmp_path: Path) -> None:
     shorter = {name: tensor for name, tensor in streamed.base.items() if name != named}
     (tmp_path / "out").mkdir()
     left = streamed_merge.Streamed(streamed.model, streamed.config, shorter, streamed.sources)
-    with pytest.raises(StepFailed, match=rf"1 pair of the adapter was not merged, that of {named}"):
+    with pytest.raises(StepFailed, match=rf"1 pair of the adapter not merged, that of {named}"):
         write_merged(left, tmp_path / "out", 5_000_000_000)
 
 
