@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pipeline.artifacts import Drop, ModelRef
 from pipeline.dataset.overlaps import RULES, Overlaps
 from pipeline.dataset.split import Totals
+from pipeline.wording import count
 
 #: From this share of a split on, what is left out is worth a word.
 LARGE_SHARE = 0.2
@@ -17,7 +18,7 @@ def data_warnings(totals: Totals, overlaps: Overlaps, similarity: float) -> tupl
     train = totals.train_rows + totals.dev_rows + totals.near_duplicates
     if totals.near_duplicates > LARGE_SHARE * train:
         reasons = ", ".join(
-            f"{count:,} with {_WORDS[rule]}" for rule, count in zip(RULES, overlaps.counts(), strict=True) if count
+            f"{number:,} with {_WORDS[rule]}" for rule, number in zip(RULES, overlaps.counts(), strict=True) if number
         )
         found.append(
             f"{totals.near_duplicates:,} of {train:,} training rows ({totals.near_duplicates / train:.0%}) are left "
@@ -54,16 +55,20 @@ def seen_warnings(totals: Totals, drops: Sequence[Drop]) -> tuple[str, ...]:
     """Return the warnings that records are not scored because the champion was trained on them, or on near copies."""
     found, names = [], {drop.id: f"{drop.name} (drop {drop.id})" for drop in drops}
     trained = totals.trained_before.total()
-    left_out = "held-out records are not scored because the champion was trained on"
     if trained:
         where = " and ".join(
             f"{number:,} of {names.get(drop, 'drops that are not used any more')}"
             for drop, number in sorted(totals.trained_before.items(), key=lambda one: (one[0] == 0, one[0]))
         )
-        found.append(f"{trained:,} {left_out} them ({where}): hold out records that are in no training drop")
+        found.append(f"{_not_scored(trained)} ({where}): hold out records that are in no training drop")
     if near := totals.seen_by_champion - trained:
-        found.append(f"{near:,} {left_out} near copies of them: hold out records that say other things")
+        found.append(f"{_not_scored(near, 'near copies of ')}: hold out records that say other things")
     return tuple(found)
+
+
+def _not_scored(records: int, copies_of: str = "") -> str:
+    why = f"not scored because the champion was trained on {copies_of}"
+    return count(records, f"held-out record is {why}it", f"held-out records are {why}them")
 
 
 def group_warnings(records: int, groups: int) -> tuple[str, ...]:
@@ -92,15 +97,15 @@ def reference_warnings(totals: Totals, metric: str, drops: Sequence[Drop], champ
     """
     names = {drop.id: drop.name for drop in drops}
     found = [
-        f"{count:,} pinned {'reference was' if count == 1 else 'references were'} replaced by {names[drop]} (drop "
+        f"{count(number, 'pinned reference was', 'pinned references were')} replaced by {names[drop]} (drop "
         f"{drop}), which gives other answers than an earlier pinned drop: if that is a mistake, dropforge drops "
         f"withdraw {drop} --reason TEXT"
-        for drop, count in sorted(totals.pins_changed.items())
+        for drop, number in sorted(totals.pins_changed.items())
         if drop not in (champion.drops or ())
     ]
     if metric == "json_f1" and totals.first_not_json is not None:
         drop, number = totals.first_not_json
-        where = ", ".join(f"{count:,} of drop {one} ({names[one]})" for one, count in sorted(totals.not_json.items()))
+        where = ", ".join(f"{some:,} of drop {one} ({names[one]})" for one, some in sorted(totals.not_json.items()))
         found.append(
             f"{totals.not_json.total():,} of {totals.heldout_answers.count:,} held-out references are no JSON object "
             f"or array, and an answer to them scores 0 by field F1 unless it is the same text: {where}, the first is "

@@ -22,8 +22,8 @@ def short_line(verdict: Verdict, needed_records: int, needed_rows: int | None = 
         have = count(verdict.records, "held-out record")
         if verdict.groups != verdict.records:
             have = f"{count(verdict.groups, 'different held-out record')} ({verdict.records:,} in all)"
-        rows = "" if needed_rows is None else f", which about {count(needed_rows, 'more row')} bring"
-        return f"{words}: {have}, and a verdict needs {needed_records:,}{rows}"
+        bring = "" if needed_rows is None else count(needed_rows, "more row brings", "more rows bring")
+        return f"{words}: {have}, and a verdict needs {needed_records:,}{bring and f', which about {bring}'}"
     failed = [f"{guard.label} {change_words(guard)}".rstrip() for guard in verdict.guards if guard.state == "failed"]
     gain = f"{signed(verdict.gain or 0.0)} points"
     if verdict.outcome == "guard_failed" and failed:

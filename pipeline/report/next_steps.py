@@ -227,10 +227,12 @@ def _after_too_little(verdict: Verdict, dataset: Dataset) -> list[NextStep]:
         return [NextStep(words=f'{folder} Or set gate.on = "all".')]
     short = dataset.shortfall
     if dataset.heldout_pinned:
-        missing = "" if short is None else f" {short.needed_heldout_rows - short.heldout_rows:,} more are needed."
-        return [NextStep(words=folder + missing)]
+        missing = 0 if short is None else short.needed_heldout_rows - short.heldout_rows
+        needed = f" {count(missing, 'more is', 'more are')} needed." if missing else ""
+        return [NextStep(words=f"{folder}{needed}")]
     if short is not None:
         return [NextStep(words=f"Drop about {count(short.needed_rows, 'more row')} of the same kind.")]
     if verdict.records_needed:
-        return [NextStep(words=f"Drop more rows: {count(_records_for(verdict), 'more held-out record')} are needed.")]
+        are = count(_records_for(verdict), "more held-out record is", "more held-out records are")
+        return [NextStep(words=f"Drop more rows: {are} needed.")]
     return [NextStep(words="Drop more rows of the same kind.")]

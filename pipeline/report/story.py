@@ -209,9 +209,9 @@ def _limits(verdict: Verdict, dataset: Dataset, spec: StepSpec) -> list[str]:
         records = count(have, "held-out record") if have == dataset.heldout_rows else count(have, "held-out group")
         words = f"There are {records}, and a verdict needs {need:,}. Nothing was {done}."
         if dataset.seen_by_champion:
-            words += (
-                f" {dataset.seen_by_champion:,} more are left out: the champion was trained on them or near copies."
-            )
+            more = count(dataset.seen_by_champion, "more is", "more are")
+            them = "it" if dataset.seen_by_champion == 1 else "them"
+            words += f" {more} left out: the champion was trained on {them} or near copies."
         return [words]
     if verdict.outcome != "not_shown_better":
         return []

@@ -41,6 +41,7 @@ def test_too_little_data_says_how_much_there_is_and_is_needed(made_reports: Any)
     assert short_line(verdict, 100) == "insufficient evidence: 31 held-out records, and a verdict needs 100"
     said = "insufficient evidence: 31 held-out records, and a verdict needs 100, which about 460 more rows bring"
     assert short_line(verdict, 100, 460) == said
+    assert short_line(verdict, 32, 1).endswith("a verdict needs 32, which about 1 more row brings")
     grouped = verdict.model_copy(update={"groups": 12})
     said = "insufficient evidence: 12 different held-out records (31 in all), and a verdict needs 100"
     assert short_line(grouped, 100) == said

@@ -274,6 +274,13 @@ def test_a_shortfall_says_what_is_left_out_since_the_champion_was_trained_on_it(
     assert "25 more are left out: the champion was trained on them or near copies." in story_of(tmp_path, verdict)
 
 
+def test_one_record_more_is_told_as_one(make: Callable[..., Attempt], tmp_path: Path) -> None:
+    short = Shortfall(heldout_rows=99, needed_heldout_rows=100, needed_rows=1)
+    said = story_of(tmp_path, decide(make(None, shortfall=short, seen_by_champion=1, heldout_pinned=True)))
+    assert "1 more is left out: the champion was trained on it or near copies." in said
+    assert "heldout. 1 more is needed." in said
+
+
 def test_a_short_pinned_set_asks_for_rows_in_its_own_folder(make: Callable[..., Attempt], tmp_path: Path) -> None:
     short = Shortfall(heldout_rows=36, needed_heldout_rows=100, needed_rows=64)
     verdict = decide(make(None, shortfall=short, heldout_pinned=True))
