@@ -193,7 +193,7 @@ def _unseen(records: list[HeldoutRecord], trained: frozenset[str]) -> list[Heldo
     """Leave out what the champion was trained on, or on a near copy: it would win there by heart."""
     kept = [record for record in records if not record.is_known(trained)]
     if not kept:
-        message = f"the champion was trained on every held-out record or near copies of it, {len(records)} in all"
+        message = "the champion was trained on every held-out record, or on near copies"
         raise CannotTrain(message, "drop held-out records that no model has seen, into the track's heldout folder")
     if len(kept) < len(records):
         sys.stderr.write(f"left out: {count(len(records) - len(kept), 'held-out record')} that the champion knows\n")
@@ -256,8 +256,7 @@ def _leave_out_too_long(
     kept = [place for place in range(len(records)) if all(fits(requests, place) for requests in both)]
     too_long = len(records) - len(kept)
     if not kept:
-        all_ = count(len(records), "held-out record")
-        message = f"none of the {all_} fits into the window of {window} tokens with its answer"
+        message = f"no held-out record fits into the window of {window} tokens with its answer"
         raise CannotTrain(message, "drop shorter records, or use a base model with a longer window")
     if too_long:
         left_out = count(too_long, "held-out record")

@@ -156,7 +156,7 @@ def test_a_record_that_no_window_holds_is_left_out_for_both_models_and_counted(b
     report = evaluate(attempt)
     assert (report.records, report.records_too_long) == (RECORDS - 1, 1)
     assert [line["id"] for line in lines(attempt, report)] == [row["id"] for n, row in enumerate(rows) if n != 2]
-    with pytest.raises(CannotTrain, match="none of the 1 held-out records fits"):
+    with pytest.raises(CannotTrain, match="no held-out record fits"):
         evaluate(bench.attempt(rows[2:3]))
 
 
@@ -637,7 +637,7 @@ def test_records_that_the_champion_was_trained_on_are_left_out_and_the_candidate
     assert [line["id"] for line in lines(attempt, report)] == [
         row["id"] for n, row in enumerate(rows) if n not in {1, 4}
     ]
-    with pytest.raises(CannotTrain, match="trained on all 1 held-out records"):
+    with pytest.raises(CannotTrain, match="trained on every held-out record, or on near copies"):
         evaluate(bench.attempt(rows[1:2]))
 
 
