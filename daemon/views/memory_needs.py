@@ -42,7 +42,7 @@ def memory_needs(settings: Settings, track: str) -> tuple[str, bool]:
     )
     if is_gpu and cards > 1 and own.train.method == "lora":
         sharded = sum(estimate(base, least.model_copy(update={"shards": cards}), own.train, "cuda").values())
-        return f"{text}, on each of {cards} cards, or {size(sharded)} with the base sharded over them", True
+        return f"{text}, on each of {cards} cards, or {size_words(sharded)} with the base sharded over them", True
     if is_gpu:
         return f"{text}, on the card", True
     free = available_memory()
