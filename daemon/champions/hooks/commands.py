@@ -37,8 +37,12 @@ def environment(told: Mapping[str, str]) -> dict[str, str]:
 
 
 def last_line(output: str | None) -> str:
-    """Return the last line of an output that is not blank, as people and logs may see it; empty if there is none."""
-    lines = [line.strip() for line in (output or "").splitlines() if line.strip()]
+    """
+    Return the last line of an output that says something, as people and logs may see it; empty if there is none.
+
+    The hint below an error of our own commands is not it: the error is.
+    """
+    lines = [line.strip() for line in (output or "").splitlines() if line.strip() and not line.startswith("hint: ")]
     words = printable(lines[-1]) if lines else ""
     return words if len(words) <= _LONGEST_LINE else f"{words[: _LONGEST_LINE - 1]}…"
 

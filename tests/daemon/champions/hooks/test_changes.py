@@ -363,6 +363,7 @@ def test_the_last_words_of_a_command_that_failed_are_shown_and_logged(
         assert f"hooks.after_promotion said: {words}\n" in dropforge(command).out
     assert last_line(None) == last_line(" \n") == ""
     assert last_line(f"a\n{'b' * 300}\n") == "b" * 199 + "…"
+    assert last_line("error: it serves another model\nhint: see its log\n") == "error: it serves another model"
 
 
 def test_a_living_daemon_notices_that_a_hook_is_asked_for_again(house: House, dropforge: Callable[..., Any]) -> None:
