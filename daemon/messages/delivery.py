@@ -72,7 +72,8 @@ def _send(url: str, title: str, body: str, level: str) -> None:
     done = notifier.notify(title=title, body=body, notify_type=level, body_format="text")
     if not done:
         codes = [found[1] for line in done.logs() if (found := _ANSWER.search(str(line.message)))]
-        message = f"the answer was {codes[-1]}" if codes else "there was no connection, or no answer"
+        # Of mail Apprise says nothing more: a wrong password looks like a server that is not there.
+        message = f"the answer was {codes[-1]}" if codes else "it was not reached, or refused the login or the message"
         raise NotSent(message)
 
 
@@ -95,5 +96,15 @@ def _apprise() -> "Apprise":
     # Its own lines may name the address.
     quiet = logging.getLogger("apprise")
     quiet.propagate, quiet.handlers = False, [logging.NullHandler()]
-    # No pool of threads: one that hangs there would keep the daemon from ending.
-    return apprise.Apprise(asset=apprise.AppriseAsset(async_mode=False, service_timeout=0))
+    # No pool of threads: one that hangs there would keep the daemon from ending. A mail is from Dropforge, not from
+    # Apprise, whose pictures would be fetched from elsewhere.
+    asset = apprise.AppriseAsset(
+        async_mode=False,
+        service_timeout=0,
+        app_id="Dropforge",
+        app_desc="Dropforge",
+        app_url="",
+        image_url_mask="",
+        image_url_logo="",
+    )
+    return apprise.Apprise(asset=asset)

@@ -18,7 +18,7 @@ from daemon.messages.inert import inert
 from daemon.state.run_files import run_folder
 from daemon.state.states import AWAITING
 from daemon.state.tables import Drop, Event, Run
-from pipeline.wording import count, listed, size_words
+from pipeline.wording import count, size_words
 
 #: The beginning of an error that nobody foresaw: what follows may quote the data.
 _UNFORESEEN = re.compile(r"([A-Za-z_][\w.]*(?:Error|Exception|Warning|Exit|Interrupt)): ")
@@ -125,6 +125,7 @@ _SERVER_TROUBLE = {
         "HOOK FAILED",
         "hooks.after_promotion",
         "the new champion stands, but the server may not know of it",
+        "what it said: dropforge history --track {track}",
         "to run it again: dropforge hook --track {track}",
     ),
     "health_failed": (
@@ -164,7 +165,7 @@ def _disk_low(_session: Session, _root: Path, event: Event) -> _Told:
 def _rejected(session: Session, _root: Path, event: Event) -> _Told:
     drop = session.get_one(Drop, event.drop_id)
     rules = event.detail.get("rules")
-    kinds = [f"{number} of {inert(rule)}" for rule, number in rules.items()] if isinstance(rules, Mapping) else []
+    kinds = [f"{number} {inert(rule)}" for rule, number in rules.items()] if isinstance(rules, Mapping) else []
     found = f"{count(drop.findings, 'finding')} in {count(drop.rows, 'row')}"
     return _Told(
         "warning",
@@ -172,7 +173,7 @@ def _rejected(session: Session, _root: Path, event: Event) -> _Told:
         (
             f"the file: {inert(drop.name)}",
             f"dropped by {inert(str(event.detail['owner']))}" if event.detail.get("owner") else "",
-            found + (f": {listed(kinds)}" if kinds else ""),
+            found + (f" ({', '.join(kinds)})" if kinds else ""),
             "each with its line and what to do: beside the file, in rejected/",
         ),
     )

@@ -33,7 +33,7 @@ def test_a_test_message_is_sent_now_and_what_came_back_is_said(
         1,
         [
             "json://127.0.0.1: taken",
-            "json://127.0.0.1: not taken: there was no connection, or no answer",
+            "json://127.0.0.1: not taken: it was not reached, or refused the login or the message",
             "http://127.0.0.1 (heartbeat): taken",
         ],
     )

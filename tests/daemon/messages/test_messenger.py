@@ -22,7 +22,7 @@ from daemon.state.events import record_event
 from daemon.state.tables import Drop, Message, Run
 from daemon.state.troubles import Troubles
 from daemon.views.overview import Overview
-from tests.daemon.messages.conftest import Address, with_messages
+from tests.daemon.messages.conftest import Address, Mailbox, with_messages
 from tests.daemon.messages.conftest import messenger as start
 
 HOUR = 3_600_000
@@ -59,7 +59,7 @@ def test_a_server_that_fails_hangs_and_comes_back_has_each_message_once_late_and
     address.answer = None
     fail_hook(lived_in, "three")
     turn(lived_in, troubles)
-    assert "3 messages cannot be sent: there was no connection, or no answer" in troubles.words[whose]
+    assert "3 messages cannot be sent: it was not reached, or refused the login or the message" in troubles.words[whose]
     assert (errors_of(address.refused), address.taken) == (["one", "one"], [])
     address.answer = 200
     address.release.set()
@@ -79,8 +79,32 @@ def test_a_message_is_sent_as_it_stands_with_its_level(lived_in: Any, address: A
     assert sent["message"].splitlines() == [
         "hooks.after_promotion: exit code 1",
         "the new champion stands, but the server may not know of it",
+        "what it said: dropforge history --track default",
         "to run it again: dropforge hook --track default",
     ]
+
+
+def test_a_mail_reads_as_it_was_written_and_is_from_dropforge(lived_in: Any, mailbox: Mailbox) -> None:
+    with_messages(lived_in, urls=[mailbox.url])
+    lived_in.take("Grüße an Jörg 🎉.jsonl", '{"instruction": "a"}\n')
+    fail_hook(lived_in, "exit code 1; " + "a line as long as one may be " * 9)
+    turn(lived_in)
+    rejected, failed = mailbox.mails
+    assert rejected["Subject"] == "[dropforge] REJECTED: default, drop 7"
+    assert (rejected["From"], rejected["To"]) == ("Dropforge <anna@example.org>", "box@example.org")
+    first, *_ = rejected.get_content().splitlines()
+    assert first == "the file: Grüße an Jörg 🎉.jsonl"
+    assert failed.get_content().splitlines()[-1] == "to run it again: dropforge hook --track default"
+    # Any server on its way takes it, and changes nothing in it.
+    for sent in mailbox.taken:
+        assert sent.isascii()
+        assert max(len(line) for line in sent.splitlines()) <= 78
+
+
+def test_a_wrong_password_of_a_mailbox_is_not_called_silence(mailbox: Mailbox) -> None:
+    with pytest.raises(delivery.NotSent, match="or refused the login"):
+        delivery.send(mailbox.url.replace("hunter2", "wrong"), "title", "body", "info")
+    assert mailbox.taken == []
 
 
 def test_an_address_that_hangs_holds_up_no_other(lived_in: Any, new_address: Callable[[], Address]) -> None:

@@ -54,7 +54,7 @@ def test_a_rejected_drop_is_told_by_its_findings_and_no_row_of_it(lived_in: Any)
     assert (rejected.level, rejected.title) == ("warning", "[dropforge] REJECTED: default, drop 7")
     first, _owner, found, where = rejected.body.splitlines()
     assert first == "the file: odd.jsonl"
-    assert found.startswith("3 findings in 3 rows: 1 of ")
+    assert found == "3 findings in 3 rows (1 missing, 1 type, 1 json)"
     assert where == "each with its line and what to do: beside the file, in rejected/"
     assert "SECRET" not in rejected.body
 
