@@ -64,8 +64,8 @@ def test_every_block_of_commands_is_run(environment: dict[str, str], tmp_path: P
         done = run(block, tmp_path, environment)
         if "--gguf" in block:
             # The stand-in makes no model, and the comparison says so; test_export.py has a real one.
-            assert "served.gguf could not be compared with the champion" in done.stderr
-            done = run(block.splitlines()[1], tmp_path, environment)
+            assert "new.gguf could not be compared with the champion" in done.stderr
+            done = run(block.splitlines()[-1], tmp_path, environment)
         assert done.returncode == 0, f"{block}\n{done.stdout}{done.stderr}"
     called = {line.split()[0] for line in (tmp_path / "called").read_text().splitlines()}
     assert called == {"transformers", "vllm", "python3", "pip", "llama-server"}
