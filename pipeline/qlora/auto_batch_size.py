@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import StepFailed
-from pipeline.qlora.generation import Tokens, accepted, close_model, memory_errors, open_model, pad_left
+from pipeline.qlora.generation import Tokens, accepted, close_model, device_of, memory_errors, open_model, pad_left
 from pipeline.qlora.loading import chosen_device
 
 #: Answers are made room for in multiples of so many tokens.
@@ -58,7 +58,7 @@ def _fits(model: Any, prompts: Sequence[Tokens], answer_tokens: int) -> bool:
     full = [[*prompt, *[prompt[-1]] * answer_tokens] for prompt in prompts]
     try:
         with memory_errors(), torch.inference_mode():
-            inputs, mask = pad_left(full, model.device)
+            inputs, mask = pad_left(full, device_of(model))
             model(input_ids=inputs, attention_mask=mask, use_cache=True, **accepted(model, logits_to_keep=1))
     except StepFailed:
         return False

@@ -77,12 +77,14 @@ def open_model(folder: Path, tokenizer: Any, device: Device) -> AskedModel:
     """
     Return the model in `folder` on `device`, in the float type that it is saved in (but see `arithmetic_dtype`).
 
-    Raises `CannotTrain` if there is none, `StepFailed` if memory does not hold it.
+    Of one that memory does not hold, the rest is read from its files in each pass: where 4 bits were trained over, the
+    merged model in 16 may be too large for the card, and it is to be judged all the same. Raises `CannotTrain` if there
+    is none, `StepFailed` if memory does not hold it.
     """
     from transformers import GenerationConfig
 
     with memory_errors():
-        model: Any = load_model(folder, device, dtype=arithmetic_dtype(device))
+        model: Any = load_model(folder, device, dtype=arithmetic_dtype(device), offload=True)
     ends = end_tokens(folder, tokenizer)
     # The folder's own sampling settings must not leak into an evaluation that is greedy by definition.
     config: Any = GenerationConfig
@@ -90,11 +92,19 @@ def open_model(folder: Path, tokenizer: Any, device: Device) -> AskedModel:
     return AskedModel(model, tokenizer, ends)
 
 
+def device_of(model: Any) -> Any:
+    """Return the device that a model computes on; weights that are read from its files in each pass are on none."""
+    import torch
+
+    return next((weight.device for weight in model.parameters() if not weight.is_meta), torch.device("cpu"))
+
+
 def close_model(asked: AskedModel) -> None:
     """Free the model's memory, so that the next one finds room."""
     import torch
 
-    asked.model.to("meta")
+    # Not the model's own, which refuses where weights were left in the files.
+    torch.nn.Module.to(asked.model, "meta")
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -185,14 +195,14 @@ def _score(asked: AskedModel, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[fl
     from torch.nn import functional
 
     model = asked.model
-    inputs, mask = pad_left([[*prompt, *completion] for prompt, completion in pairs], model.device)
+    inputs, mask = pad_left([[*prompt, *completion] for prompt, completion in pairs], device_of(model))
     sizes = [len(completion) for _, completion in pairs]
     keep = max(sizes) + 1
     extra = accepted(model, position_ids=(mask.cumsum(dim=-1) - 1).clamp(min=0), logits_to_keep=keep)
     with memory_errors(), torch.inference_mode():
         logits = model(input_ids=inputs, attention_mask=mask, use_cache=False, **extra).logits[:, -keep:-1]
         targets = inputs[:, 1 - keep :]
-        wanted = torch.arange(1 - keep, 0, device=model.device) >= -torch.tensor(sizes, device=model.device)[:, None]
+        wanted = torch.arange(1 - keep, 0, device=inputs.device) >= -torch.tensor(sizes, device=inputs.device)[:, None]
         losses = functional.cross_entropy(logits[wanted].float(), targets[wanted], reduction="none")
         return [float(part.sum()) for part in torch.split(losses, sizes)]
 

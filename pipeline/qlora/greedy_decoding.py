@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.errors import CannotTrain
 from pipeline.metrics.degenerate import is_looping
-from pipeline.qlora.generation import Answer, AskedModel, Decoding, Tokens, accepted, memory_errors, pad_left
+from pipeline.qlora.generation import Answer, AskedModel, Decoding, Tokens, accepted, device_of, memory_errors, pad_left
 
 #: So many prompts to a row are answered as one: the last answers of each leave rows empty.
 _PER_ROW = 8
@@ -141,7 +141,7 @@ class _Rows:
         """Read some prompts, and add them to the rows."""
         import torch
 
-        ids, mask = pad_left(prompts, self._model.device)
+        ids, mask = pad_left(prompts, device_of(self._model))
         cache, logits = self._forward(ids, mask, None)
         if self.places:
             width = max(ids.shape[1], self._ids.shape[1])

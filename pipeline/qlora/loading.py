@@ -2,14 +2,16 @@
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.errors import CannotTrain, StepFailed
+from pipeline.model_folder.training_memory import MARGIN, available_memory
 from pipeline.model_folder.untrusted_code import foreign_code
-from pipeline.wording import count
+from pipeline.wording import count, size_words
 
 if TYPE_CHECKING:
     import torch
@@ -97,14 +99,20 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def load_model(
-    folder: Path, device: Device, quantization: Literal["nf4", "none"] = "none", dtype: "torch.dtype | None" = None
+    folder: Path,
+    device: Device,
+    quantization: Literal["nf4", "none"] = "none",
+    dtype: "torch.dtype | None" = None,
+    *,
+    offload: bool = False,
 ) -> "PreTrainedModel":
     """
     Return the causal language model in `folder`, on `device`, in evaluation mode.
 
     Weights keep the dtype that they are saved in unless `dtype` is given; with `nf4` the linear layers are quantised to
-    4 bits (double quantisation, computing in bf16 or, if that is `dtype`, in float32). Raises `CannotTrain` if the
-    folder holds no such model.
+    4 bits (double quantisation, computing in bf16 or, if that is `dtype`, in float32). With `offload` the weights that
+    memory does not hold are read from the files in each pass, but if `dtype` is given. Raises `CannotTrain` if the
+    folder holds no such model, `StepFailed` if memory does not suffice.
     """
     from transformers import AutoModelForCausalLM
 
@@ -113,7 +121,7 @@ def load_model(
         model, told = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype or "auto",
-            device_map={"": device},
+            **_places(folder, device, offload=offload and dtype is None),
             quantization_config=_nf4(dtype) if quantization == "nf4" else None,
             local_files_only=True,
             trust_remote_code=False,
@@ -123,8 +131,7 @@ def load_model(
     except Exception as error:  # libraries raise errors of every kind at a damaged folder
         if is_out_of_memory(error):
             message = f"not enough memory to load the model in {folder}"
-            divided = "; only to train is a base divided among cards" if device == "cuda" else ""
-            raise StepFailed(message, f"free memory there, or use a smaller base model{divided}") from error
+            raise StepFailed(message, "free memory there, or use a smaller base model") from error
         if isinstance(error, RuntimeError) and _OTHER_SIZES not in str(error):
             raise  # the device's trouble, which may pass: memory that is in use, a driver
         message = f"the model in {folder} cannot be loaded: {type(error).__name__}: {error}"[:1000]
@@ -134,6 +141,19 @@ def load_model(
     _keep_unpacked(model)
     model.eval()
     return model
+
+
+def _places(folder: Path, device: Device, *, offload: bool) -> dict[str, Any]:
+    """Return what tells transformers where the weights go: on the device, or half of it full and the rest on disk."""
+    import torch
+
+    weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    free = torch.cuda.mem_get_info()[0] if device == "cuda" else available_memory()
+    if not offload or weights <= MARGIN * free:
+        return {"device_map": {"": device}}
+    sys.stderr.write(f"{size_words(weights)} of weights, {size_words(free)} of memory: most are read in each pass\n")
+    # The other half is for keys, values and logits.
+    return {"device_map": "auto", "max_memory": {0 if device == "cuda" else "cpu": free // 2, "disk": weights}}
 
 
 def _refuse_made_up(folder: Path, told: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.qlora.generation import AskedModel, Tokens, accepted, likelihoods, memory_errors, pad_left
+from pipeline.qlora.generation import AskedModel, Tokens, accepted, device_of, likelihoods, memory_errors, pad_left
 
 #: Most memory that the float32 logits of one batch's answers may take.
 _LOGITS_BYTES = 1 << 28
@@ -52,7 +52,7 @@ def _losses(model: Any, prompts: Sequence[Tokens], owners: list[int], rows: Sequ
     import torch
     from torch.nn import functional
 
-    device = model.device
+    device = device_of(model)
     inputs, mask = pad_left(prompts, device)
     extra = accepted(model, position_ids=(mask.cumsum(dim=-1) - 1).clamp(min=0), logits_to_keep=1)
     read = model(input_ids=inputs, attention_mask=mask, use_cache=True, **extra)

@@ -26,7 +26,7 @@ def check(folder: Path) -> str:
 
     device = chosen_device()
     tokenizer = load_tokenizer(folder)
-    model = load_model(folder, device)
+    model = load_model(folder, device, offload=True)
     tokens = tokenizer(_PROMPT, return_tensors="pt").to(device)
     with torch.no_grad():
         logits = model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).logits[0, -1].float()
