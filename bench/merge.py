@@ -117,7 +117,7 @@ def child(way: str, base: Path, adapter: Path, target: Path) -> int:
             streamed_merge.write_merged(streamed_merge.open_streamed(base, adapter), target, SHARD_BYTES)
         else:
             prompts = [list(range(first, first + 100)) for first in (1, 2000, 9000, 31_000)]
-            adapted, expected, _ = merging.ask_adapted(base, adapter, prompts)
+            adapted, expected = merging.ask_adapted(base, adapter, prompts)
             target.mkdir()
             streamed: Any = adapted.streamed
             streamed_merge.write_merged(streamed, target, SHARD_BYTES)

@@ -83,7 +83,7 @@ def main() -> int:
     asked = parser.parse_args()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    common = {"epochs": asked.epochs, "batch_size": asked.batch_size, "max_length": 256, "format": "chat"}
+    common = {"epochs": asked.epochs, "batch_size": asked.batch_size, "max_length": 512, "format": "chat"}
     if asked.learning_rate:
         common["learning_rate"] = asked.learning_rate
     trainings = [

@@ -5,7 +5,7 @@ Count the trials an hour of a search, beside a shell loop over the script that t
 
 Ours is one train step with a grid over ranks: each trial is trained, its checkpoints are kept, and it is asked the dev
 rows. The loop starts `fit` of bench/bare_script.py in a process of its own for each rank, over the base in 4 bits as
-the guide has it, and asks nothing. SmolLM2-135M-Instruct, rows of the demo, one epoch, batches of 4. On a busy machine,
+the guide has it, and asks nothing; ours may end the fourth trial early. SmolLM2-135M-Instruct, rows of the demo, one epoch, batches of 4. On a busy machine,
 processor time is the one to trust.
 """
 
@@ -84,8 +84,8 @@ def search(base: Path, rows: Sequence[dict[str, str]], ranks: Sequence[int]) -> 
     config = TrainConfig.model_validate({"format": "chat", "batch_size": 4, "max_length": 256, "search": space})
     with tempfile.TemporaryDirectory(prefix="dropforge-bench-") as folder:
         adapter = train(Path(folder), base, config, rows)
-    if [one.outcome for one in adapter.candidates] != ["finished"] * len(ranks):
-        sys.exit(f"not every trial finished: {adapter.candidates}")
+    if any(one.outcome == "failed" for one in adapter.candidates):
+        sys.exit(f"a trial failed: {adapter.candidates}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pipeline.model_folder.trained_ids import trained_ids, write_trained_ids
 from pipeline.prompt import Format, fold, prompt_ids
 from pipeline.qlora.generation import end_tokens
 from pipeline.qlora.loading import load_tokenizer
-from pipeline.qlora.merging import Answering, ask_adapted, ask_trained, compare, merge_into, tolerance
+from pipeline.qlora.merging import ROUNDING, Answering, ask_adapted, ask_trained, compare, merge_into
 
 _PROMPTS = 4
 _PHASES = 4
@@ -48,9 +48,9 @@ def merge(attempt: Attempt) -> Model:
     prompts = _prompts(attempt, dataset, tokenizer, adapter.format)
     _phase(attempt, 0, "ask")
     if adapter.kind == "adapter":
-        adapted, expected, before = ask_adapted(start, trained.parent, prompts)
+        adapted, expected = ask_adapted(start, trained.parent, prompts)
     else:
-        adapted, expected, before = ask_trained(start, trained, prompts)
+        adapted, expected = ask_trained(start, trained, prompts)
     not_streamed = adapted.not_streamed
     _phase(attempt, 1, "merge")
     dtype = merge_into(adapted, tokenizer, target, answering)
@@ -64,7 +64,7 @@ def merge(attempt: Attempt) -> Model:
     identity = write_manifest(target, Lineage(adapter.base_model_id, trainings))
     _phase(attempt, 3, "compare")
     drift = compare(target, prompts, expected, streamed=not not_streamed)
-    most = tolerance(dtype, before.logits, expected.logits)
+    most = ROUNDING.get(dtype, ROUNDING["bfloat16"])
     sys.stderr.write(
         f"the merged model's logits are {drift.distance:.2g} away ({most:.2g} at most), "
         f"with the same likeliest token at {drift.top1:.0%} of the places\n"

@@ -47,7 +47,7 @@ def merge(tmp_path: Path, tiny_llama: Path) -> Callable[..., tuple[Any, Any, Pat
     """Ask and merge as the step does, into a new folder."""
 
     def make(base: Path, weights: Path) -> tuple[Any, Any, Path]:
-        adapted, expected, _ = ask_trained(base, weights, PROMPTS)
+        adapted, expected = ask_trained(base, weights, PROMPTS)
         merge_into(adapted, load_tokenizer(tiny_llama), tmp_path / "merged", Answering("alpaca", 8, 1.0, [2]))
         return adapted, expected, tmp_path / "merged"
 
