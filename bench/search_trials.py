@@ -4,9 +4,9 @@ Count the trials an hour of a search, beside a shell loop over the script that t
     python bench/search_trials.py [--rows 64] [--trials 4] [--base FOLDER]
 
 Ours is one train step with a grid over ranks: each trial is trained, its checkpoints are kept, and it is asked the dev
-rows. The loop starts `fit` of bench/bare_script.py in a process of its own for each rank, over the base in 4 bits as
-the guide has it, and asks nothing; ours may end the fourth trial early. SmolLM2-135M-Instruct, rows of the demo, one epoch, batches of 4. On a busy machine,
-processor time is the one to trust.
+rows; the fourth may end early. The loop starts `fit` of bench/bare_script.py in a process of its own for each rank,
+over the base in 4 bits as the guide has it, and asks nothing. SmolLM2-135M-Instruct, rows of the demo, one epoch,
+batches of 4. On a busy machine, processor time is the one to trust.
 """
 
 import argparse

@@ -206,7 +206,7 @@ class TrackSettings(Frozen):
         if not self.split.heldout and gate.on != "pinned":
             msg = (
                 f'no verdict would ever be possible: split.heldout = 0 holds nothing out, and gate.on = "{gate.on}" '
-                'judges on nothing else; raise the former, or pin records and set gate.on = "pinned"'
+                'judges on nothing else; pin records and set gate.on = "pinned", or, before the first run, raise it'
             )
             raise ValueError(msg)
         fields = {"auto": ("min_records", "min_records_continuous"), "exact_match": ("min_records",)}

@@ -40,9 +40,11 @@ def memory_needs(settings: Settings, track: str) -> tuple[str, bool]:
         f"training takes about {size_words(wide)} with the base as it is{in_4_bits}, for "
         f"{first.batch_tokens:,} tokens a pass; {size_words(smallest)} at the least"
     )
-    if is_gpu and cards > 1 and own.train.method == "lora":
-        sharded = sum(estimate(base, least.model_copy(update={"shards": cards}), own.train, "cuda").values())
-        return f"{text}, on each of {cards} cards, or {size_words(sharded)} with the base sharded over them", True
+    wanted = cards if own.train.processes == "auto" else own.train.processes
+    shards = min(wanted, own.train.batch_size)
+    if is_gpu and shards > 1 and own.train.method == "lora":
+        sharded = sum(estimate(base, least.model_copy(update={"shards": shards}), own.train, "cuda").values())
+        return f"{text}, on each of {shards} cards, or {size_words(sharded)} with the base sharded over them", True
     if is_gpu:
         return f"{text}, on the card", True
     free = available_memory()

@@ -26,5 +26,7 @@ def missing_rows(settings: Settings, overview: Overview, track: str | None = Non
 
 def _metric(overview: Overview, track: str) -> str | None:
     """Return the metric of a track, before its first run the likely one of its newest drop; `None` without any."""
+    if fixed := overview.metric(track):
+        return fixed
     newest = overview.drops(track, "accepted", most=1)
-    return overview.metric(track) or (metric_of_drop(overview.folder, newest[0].sha256) if newest else None)
+    return metric_of_drop(overview.folder, newest[0].sha256) if newest else None

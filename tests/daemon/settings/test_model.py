@@ -319,7 +319,7 @@ ADAPTERS = '[hooks]\nafter_promotion = ["dropforge", "serve-hook", "http://h", "
         ("[gate]\nmin_records = 2000\nmin_records_continuous = 1001", "", "gate.min_records_continuous = 1001"),
         ('[split]\nscored_records = 150\n[evaluate]\nmetric = "chrf"', "", "gate.min_records_continuous = 200"),
         ("[tracks.a.split]\nscored_records = 99", "tracks.a: ", "no verdict would ever be possible"),
-        ("[split]\nheldout = 0", "", 'raise the former, or pin records and set gate.on = "pinned"'),
+        ("[split]\nheldout = 0", "", 'pin records and set gate.on = "pinned", or, before the first run, raise it'),
         ('[tracks.a]\nsplit.heldout = 0\ngate.on = "seen"', "tracks.a: ", 'holds nothing out, and gate.on = "seen"'),
         (f'{ADAPTERS}[train]\nstart = "champion"', "", 'with serve-hook --restart, or set train.start = "base"'),
         (f'{ADAPTERS}[tracks.a.train]\nstart = "champion"', "tracks.a: ", "has none over the base"),

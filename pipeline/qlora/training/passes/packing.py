@@ -51,7 +51,8 @@ def even_passes(step: Mapping[str, Any], batch_tokens: int, *, packed: bool, pla
     """
     Return the passes of a process's share, and as many more without a label as the process with the most has.
 
-    Where each pass is work for all, none may be missing. One without a label has a loss and a gradient of 0.
+    Where each pass is work for all, none may be missing. One without a label has a loss and a gradient of 0, but for a
+    router's own.
     """
     import torch
 

@@ -77,7 +77,7 @@ def search(attempt: Attempt, mark: str, work: Work) -> Found:
     ended = files.ended()
     if all(trial.outcome == "failed" for trial in ended):
         files.clear()
-        message = f"all {count(len(ended), 'trial')} of the search failed, the first so: {ended[0].why}"
+        message = f"no trial of the search ended well; the first: {ended[0].why}"
         raise CannotTrain(message, ended[0].hint or "lower what [train.search] tries")
     return _found(files, ended, one.champion)
 

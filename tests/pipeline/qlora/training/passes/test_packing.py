@@ -111,13 +111,13 @@ def test_packed_passes_hold_every_record_whole_and_once_within_the_budget(length
 
 
 @pytest.mark.parametrize("packed", [True, False])
-@pytest.mark.parametrize("count", [1, 5])
+@pytest.mark.parametrize("count", [1, 3])
 def test_processes_that_work_together_have_as_many_passes_and_no_record_more(count: int, packed: bool) -> None:
     step = collate([{"input_ids": [n] * (2 + n % 2), "labels": [NO_LABEL, *[n] * (1 + n % 2)]} for n in range(count)])
     places = [Place(rank, 2) for rank in range(2)]
-    own = [passes(step, 4, packed=packed, share=place.share) for place in places]
-    even = [even_passes(step, 4, packed=packed, place=place) for place in places]
-    assert len(own[0]) > len(own[1]) or count > 1
+    own = [passes(step, 3, packed=packed, share=place.share) for place in places]
+    even = [even_passes(step, 3, packed=packed, place=place) for place in places]
+    assert len(own[0]) > len(own[1])
     assert [len(parts) for parts in even] == [max(map(len, own))] * 2
     for mine, all_of_them in zip(own, even, strict=True):
         for expected, found in zip(mine, all_of_them, strict=False):
