@@ -101,7 +101,10 @@ def main() -> int:
         same = sum(one.text == other.text for one, other in zip(answers, others, strict=True))
         loops = sum(is_looping(one.text) for one in answers)
         numbers = (f"{wall:.1f}", f"{own:.1f}", str(tokens), f"{tokens / wall:.0f}", str(loops))
-        table.add_row(f"{work.name}, {len(answers)}", way, *numbers, f"{same} of {len(answers)}")
+        row = (f"{work.name}, {len(answers)}", way, *numbers, f"{same} of {len(answers)}")
+        table.add_row(*row)
+        # What comes after may fail: vLLM is another program.
+        print(*row, sep="\t", file=sys.stderr)
 
     for work in works:
         for way, answer in {"one at a time": _alone, "batches": _batches, "ours": _ours}.items():

@@ -12,17 +12,17 @@ before the merge; the mean loss of the held-out answers after it, and how many a
 tokens; and forgetting as in bench/presets.py: the rise of the loss on Python's language reference, in nats a token. The
 learning rates are the settings' own unless one is given.
 
-Measured on two cores with avx512_bf16, one thread, shared with other work, 128 rows (32 steps), seeds 42 and 43; the
-base: task loss 5.85, none exact.
+Measured on two cores with avx512_bf16, one thread, shared with other work, 128 rows (32 steps), seeds 42, 43, 44; the
+base: task loss 5.85, none exact. Two numbers are the least and the most of the three.
 
-    method     rate   CPU s      peak     estimated   trained   task loss     exact         forgetting       drift
-    lora       2e-4   58, 58     1.6 GB   1.5 GB      4.9 M     1.03, 1.03    3, 3 %        +0.016, +0.018   0.06, 0.07
-    lora       8e-4   55         1.6 GB   1.5 GB      4.9 M     0.08          92 %          +0.332           0.03
-    rslora     2e-4   58, 57     1.6 GB   1.5 GB      4.9 M     0.12, 0.13    85, 82 %      +0.178, +0.159   0.01, 0.03
-    dora       2e-4   102, 105   1.8 GB   1.5 GB      5.0 M     0.86, 0.85    3, 3 %        +0.019, +0.019   0.02, 0.02
-    galore     2e-4   85, 81     3.2 GB   3.1 GB      106.2 M   0.17, 0.15    78, 85 %      +0.089, +0.076   0.09, 0.11
-    spectrum   1e-4   63, 61     2.0 GB   2.0 GB      28.3 M    0.50, 0.51    35, 28 %      +0.003, +0.002   0.05, 0.07
-    full       1e-4   85, 82     5.1 GB   4.6 GB      134.5 M   0.05, 0.03    95, 98 %      +0.112, +0.108   0.06, 0.09
+    method     rate   CPU s      peak     estimated   trained   task loss     exact        forgetting       drift
+    lora       2e-4   58-59      1.6 GB   1.5 GB      4.9 M     1.02-1.03     3 %          +0.013, +0.018   0.06-0.08
+    lora       8e-4   55         1.6 GB   1.5 GB      4.9 M     0.08          92 %         +0.332           0.03
+    rslora     2e-4   55-58      1.6 GB   1.5 GB      4.9 M     0.12-0.13     82-85 %      +0.156, +0.178   0.01-0.03
+    dora       2e-4   102-105    1.8 GB   1.5 GB      5.0 M     0.83-0.86     3 %          +0.015, +0.019   0.02-0.03
+    galore     2e-4   77-85      3.3 GB   3.1 GB      106.2 M   0.15-0.17     78-85 %      +0.076, +0.089   0.06-0.11
+    spectrum   1e-4   58-63      2.0 GB   2.0 GB      28.3 M    0.44-0.51     28-35 %      +0.002, +0.004   0.05-0.10
+    full       1e-4   80-85      5.1 GB   4.6 GB      134.5 M   0.03-0.07     93-98 %      +0.108, +0.112   0.04-0.09
 
 With 64 rows (16 steps) at 2e-5 `full` came to 5.80 and `galore` to 5.85. On other data, and on a GPU, it was not run.
 """
