@@ -115,7 +115,7 @@ def test_a_cap_whose_records_are_too_few_groups_is_refused_with_one_that_would_d
     heldout = [row for case in range(60) for row in paraphrases(case)]
     split = SplitConfig(scored_records=100)
     with pytest.raises(
-        CannotTrain, match=r"the 100 records that split\.scored_records lets count are \d+ groups"
+        CannotTrain, match=r"the 100 records that split\.scored_records lets count make \d+ groups"
     ) as caught:
         pinned(tmp_path, heldout, split=split, gate=GateConfig(on="pinned", min_records=100))
     assert caught.value.hint.startswith("raise split.scored_records to ")
