@@ -159,26 +159,27 @@ def test_under_load_no_request_fails_and_each_answer_is_one_champions(stand: Sta
     expected = {one.name: f"word of model {number}" for number, one in enumerate(changes, start=1)}
     switch.switch_adapter(server, changes[0], name_file, 60)
     done, seen, wrong = threading.Event(), [], []
-    served_one = threading.Barrier(5)
+    turn, turns = threading.Condition(), [0] * 4
 
-    def client() -> None:
-        first = True
+    def client(number: int) -> None:
         while not done.is_set():
             name = name_file.read_text().strip()
             status, said, model = ask(stand.url, name, PROMPTS[0])
             seen.append(name)
             if (status, said, model) != (200, expected[name], name):
                 wrong.append((status, said, model, name))
-            if first:
-                served_one.wait(60)
-                first = False
+            with turn:
+                turns[number] += 1
+                turn.notify_all()
 
-    clients = [threading.Thread(target=client) for _ in range(4)]
+    clients = [threading.Thread(target=client, args=(number,)) for number in range(4)]
     for thread in clients:
         thread.start()
-    served_one.wait(60)
-    # Up the line, back by a rollback, and up again: 24 changes.
+    # Up the line, back by a rollback, and up again: 24 changes, none while a client has still the name before last.
     for place in (1, 2, 1, 3, 4, 3) * 4:
+        with turn:
+            before = list(turns)
+            assert turn.wait_for(lambda: all(now > was for now, was in zip(turns, before, strict=True)), 60)  # noqa: B023
         switch.switch_adapter(server, changes[place], name_file, 60)
     done.set()
     for thread in clients:
