@@ -89,6 +89,13 @@ def arithmetic_dtype(device: Device) -> "torch.dtype | None":
     return torch.float32 if device == "cpu" and not mkldnn._is_mkldnn_bf16_supported() else None  # noqa: SLF001
 
 
+def free_memory(device: Device) -> int:
+    """Return the bytes that the device has left."""
+    import torch
+
+    return int(torch.cuda.mem_get_info()[0]) if device == "cuda" else available_memory()
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Say whether an error is the machine's or the card's want of memory; torch tells it in several ways."""
     import torch
@@ -145,10 +152,7 @@ def load_model(
 
 def _places(folder: Path, device: Device, *, offload: bool) -> dict[str, Any]:
     """Return what tells transformers where the weights go: on the device, or half of it full and the rest on disk."""
-    import torch
-
-    weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    free = torch.cuda.mem_get_info()[0] if device == "cuda" else available_memory()
+    weights, free = sum(path.stat().st_size for path in folder.glob("*.safetensors")), free_memory(device)
     if not offload or weights <= MARGIN * free:
         return {"device_map": {"": device}}
     sys.stderr.write(f"{size_words(weights)} of weights, {size_words(free)} of memory: most are read in each pass\n")

@@ -15,8 +15,8 @@ from pipeline import durable
 from pipeline.config import MemoryPlan, TrainConfig
 from pipeline.contract import Attempt
 from pipeline.errors import StartAgain, StepFailed
-from pipeline.model_folder.training_memory import MARGIN, BaseSizes, available_memory, base_sizes, estimate
-from pipeline.qlora.loading import Device, arithmetic_dtype
+from pipeline.model_folder.training_memory import MARGIN, BaseSizes, base_sizes, estimate
+from pipeline.qlora.loading import Device, arithmetic_dtype, free_memory
 from pipeline.wording import size_words
 
 NOTE_NAME = "memory.json"
@@ -134,13 +134,6 @@ def device_name(device: Device) -> str:
     import torch
 
     return str(torch.cuda.get_device_name()) if device == "cuda" else "cpu"
-
-
-def free_memory(device: Device) -> int:
-    """Return the bytes that the device has left."""
-    import torch
-
-    return int(torch.cuda.mem_get_info()[0]) if device == "cuda" else available_memory()
 
 
 def peak_memory(device: Device) -> int:
