@@ -31,8 +31,7 @@ class SplitConfig(Frozen):
     @model_validator(mode="after")
     def _leaves_training_rows(self) -> "SplitConfig":
         if self.heldout + self.dev >= 1:
-            msg = "split.heldout and split.dev together must stay under 1, or nothing is left to train on"
-            raise ValueError(msg)
+            raise ValueError("split.heldout and split.dev together must stay under 1, or nothing is left to train on")
         return self
 
 
@@ -357,8 +356,7 @@ class JudgeConfig(Frozen):
     @model_validator(mode="after")
     def _names_a_model(self) -> "JudgeConfig":
         if self.url and not self.model:
-            msg = "judge.url is set and judge.model is not: name the model that the endpoint is to ask"
-            raise ValueError(msg)
+            raise ValueError("judge.url is set and judge.model is not: name the model that the endpoint is to ask")
         return self
 
     @property

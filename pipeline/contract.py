@@ -247,8 +247,7 @@ class Attempt:
     def check_stop(self) -> None:
         """Raise `Interrupted` if the step was asked to stop: call it where nothing would be lost."""
         if self.stop.is_set():
-            msg = f"step {self.spec.step} was asked to stop"
-            raise Interrupted(msg)
+            raise Interrupted(f"step {self.spec.step} was asked to stop")
 
     def write_progress(self) -> None:
         """Rewrite progress.json with the latest numbers and the time, and curve.json if there is a curve."""

@@ -93,8 +93,7 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         return None
     except RecursionError as error:
-        message = f"{path} is nested too deeply"
-        raise ValueError(message) from error
+        raise ValueError(f"{path} is nested too deeply") from error
 
 
 def publish_folder(source: Path, target: Path) -> None:

@@ -114,8 +114,7 @@ def who() -> str:
 def _known(session: Session, run_id: int) -> Run:
     run = session.get(Run, run_id)
     if run is None:
-        message = f"there is no run {run_id}"
-        raise CannotPromote(message, "list them: dropforge runs")
+        raise CannotPromote(f"there is no run {run_id}", "list them: dropforge runs")
     return run
 
 

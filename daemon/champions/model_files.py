@@ -21,8 +21,7 @@ def later(now: int, seconds: float) -> int:
 def require_there(folder: Path, what: str, track: str) -> None:
     """Raise `NoTarget` if the folder of a model, named by `what`, is not there any more."""
     if not folder.is_dir():
-        message = f"{what} is not there any more: {folder}"
-        raise NoTarget(message, other_ways(track))
+        raise NoTarget(f"{what} is not there any more: {folder}", other_ways(track))
 
 
 def check_files(state_folder: Path, path: str, identity: str, what: str, track: str) -> None:
@@ -33,11 +32,9 @@ def check_files(state_folder: Path, path: str, identity: str, what: str, track: 
         # A base model is the user's own folder, without a manifest of ours.
         found = model_id(folder) if Path(path).is_absolute() else verify_manifest(folder)
     except DropforgeError as error:
-        message = f"{what} is not what it was: {error.message}"
-        raise NoTarget(message, other_ways(track)) from error
+        raise NoTarget(f"{what} is not what it was: {error.message}", other_ways(track)) from error
     if found != identity:
-        message = f"{what} is not what it was: {folder} holds another model"
-        raise NoTarget(message, other_ways(track))
+        raise NoTarget(f"{what} is not what it was: {folder} holds another model", other_ways(track))
 
 
 def other_ways(track: str) -> str:

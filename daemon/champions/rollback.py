@@ -82,18 +82,15 @@ def _target(past: Sequence[Promotion], serving: ModelRef, to: int | None, state_
     if to is not None:
         found = next((row for row in past if row.generation == to), None)
         if found is None:
-            message = f"track {track} has had no champion of generation {to}"
-            raise NoTarget(message, hint)
+            raise NoTarget(f"track {track} has had no champion of generation {to}", hint)
         if found.model_id == serving.model_id:
-            message = f"the model of generation {to} is the champion of track {track} already"
-            raise NoTarget(message, hint)
+            raise NoTarget(f"the model of generation {to} is the champion of track {track} already", hint)
         return found
     # A run can make the very model that serves, and promote it again.
     others = {row.model_id: row for row in past if row.model_id != serving.model_id}
     former = max(others.values(), key=lambda row: row.generation, default=None)
     if former is None:
-        message = f"track {track} has had no other champion than today's"
-        raise NoTarget(message, hint)
+        raise NoTarget(f"track {track} has had no other champion than today's", hint)
     against = _against(former, past, state_folder)
     if against:
         message = f"no rollback without --to: the model of generation {former.generation} {against}"

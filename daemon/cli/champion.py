@@ -122,8 +122,7 @@ def promote(
 
     _require_words(reason)
     if force != (reason is not None):
-        message = "--force needs --reason TEXT" if force else "--reason goes with --force"
-        raise typer.BadParameter(message)
+        raise typer.BadParameter("--force needs --reason TEXT" if force else "--reason goes with --force")
     engine, root = open_writer(context), load_settings(context).state_folder
     by = approval.who()
     if reason is None:
@@ -194,8 +193,7 @@ def hook(
 def _require_words(reason: str | None) -> None:
     """Refuse a reason that would tell the history's readers nothing."""
     if reason is not None and not reason.strip():
-        message = "--reason is blank: say why, for those who read the history"
-        raise typer.BadParameter(message)
+        raise typer.BadParameter("--reason is blank: say why, for those who read the history")
 
 
 def _try_out(folder: "Path") -> None:

@@ -47,8 +47,7 @@ def drops(
     from daemon.views.details.missing_rows import missing_rows  # noqa: PLC0415
 
     if state is not None and state not in set(DropState):
-        message = f"there is no state {state!r}: use one of {', '.join(DropState)}"
-        raise typer.BadParameter(message)
+        raise typer.BadParameter(f"there is no state {state!r}: use one of {', '.join(DropState)}")
     if track is not None:
         chosen_tracks(context, track)
     overview = open_overview(context)

@@ -154,8 +154,7 @@ def submit(
     validation, ruling = _validate(file, settings, track)
     if not ruling.accepted:
         print_findings(file, validation, ruling)
-        message = f"{file} was not submitted: {ruling.reason}"
-        raise BadDrop(message, f"mend it, then look again: dropforge check {file}")
+        raise BadDrop(f"{file} was not submitted: {ruling.reason}", f"mend it, then look again: dropforge check {file}")
     # Asked first: the daemon may have taken the copy in before we look.
     known = _known_drop(file, settings, track, "heldout" if heldout else "train")
     target = copy_in(file, settings, track, heldout=heldout)

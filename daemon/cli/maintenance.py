@@ -87,8 +87,7 @@ def check(context: typer.Context, *, as_json: JsonOption = False) -> None:
     where = str(chosen_file(context))
     bad = [one for one in bases(settings) if one.level == "bad"]
     if bad:
-        message = f"{where}: {'; '.join(f'{one.name}: {one.text}' for one in bad)}"
-        raise SettingsError(message, bad[0].remedy)
+        raise SettingsError(f"{where}: {'; '.join(f'{one.name}: {one.text}' for one in bad)}", bad[0].remedy)
     if as_json:
         print_json(ok=True, file=where, tracks=list(settings.track_names))
     else:

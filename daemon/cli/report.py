@@ -104,8 +104,7 @@ def review(
     for given in choose or ():
         pair, sign, key = given.partition("=")
         if not sign:
-            message = f"--choose {given}: write PAIR=KEY, as 4f1c09a2b7e35d68=1"
-            raise typer.BadParameter(message)
+            raise typer.BadParameter(f"--choose {given}: write PAIR=KEY, as 4f1c09a2b7e35d68=1")
         _choose(context, run, pair, key)
     found = overview.review(run)
     if not as_json and not choose:

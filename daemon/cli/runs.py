@@ -57,8 +57,7 @@ def runs(
     from daemon.state.states import RunState  # noqa: PLC0415 - a quick start
 
     if state is not None and state not in set(RunState):
-        message = f"there is no state {state!r}: use one of {', '.join(RunState)}"
-        raise typer.BadParameter(message)
+        raise typer.BadParameter(f"there is no state {state!r}: use one of {', '.join(RunState)}")
     if track is not None:
         chosen_tracks(context, track)
     found = open_overview(context).runs(track, None if state is None else [state])
@@ -226,8 +225,7 @@ def retry(
     from pipeline.steps import BY_NAME  # noqa: PLC0415 - a quick start
 
     if since is not None and since not in BY_NAME:
-        message = f"there is no step {since!r}: use one of {', '.join(BY_NAME)}"
-        raise typer.BadParameter(message)
+        raise typer.BadParameter(f"there is no step {since!r}: use one of {', '.join(BY_NAME)}")
     goes_on, words = stale_steps.retry(open_writer(context), load_settings(context), run, now_ms(), since)
     print_line(f"{goes_on}{_when_it_acts(context)}")
     if words:

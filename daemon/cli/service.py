@@ -98,6 +98,5 @@ def _listening_on(settings: "Settings", listen: str) -> "Settings":
     try:
         chosen = WebSettings.model_validate({**settings.web.model_dump(), "listen": listen})
     except ValidationError as error:
-        message = f"--listen: {error.errors()[0]['msg'].removeprefix('Value error, ')}"
-        raise typer.BadParameter(message) from error
+        raise typer.BadParameter(f"--listen: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
     return settings.model_copy(update={"web": chosen})

@@ -103,8 +103,7 @@ MOST = (1 << 63) - 1
 def small_enough(number: int | None) -> int | None:
     """Return a number that the database can look for. An option's `max` would be told in every help."""
     if number is not None and number > MOST:
-        message = f"no number here is larger than {MOST}"
-        raise typer.BadParameter(message)
+        raise typer.BadParameter(f"no number here is larger than {MOST}")
     return number
 
 

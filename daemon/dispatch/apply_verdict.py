@@ -37,8 +37,7 @@ def conclude(engine: Engine, settings: Settings, claim: claims.Claim, run: Run, 
     root = settings.state_folder
     verdict = run_files.load_verdict(root, claim.run_id)
     if verdict is None:  # pragma: no cover - `next_step` has just seen it
-        message = f"run {claim.run_id} has no verdict"
-        raise StepFailed(message)
+        raise StepFailed(f"run {claim.run_id} has no verdict")
     wins = verdict.outcome == "promoted"
     waits = wins and _is_manual(settings, run) and not promotion.has_promoted(engine, claim.run_id)
     if wins and not waits:
@@ -87,8 +86,7 @@ def _candidate(claim: claims.Claim, track: str, verdict: Verdict) -> promotion.C
     """Return what a verdict would promote."""
     identity, over = verdict.candidate_model_id, verdict.champion_generation
     if identity is None or over is None:
-        message = "the verdict names no model to promote"
-        raise StepFailed(message)
+        raise StepFailed("the verdict names no model to promote")
     path = f"models/{identity}"
     return promotion.Candidate(track, claim.run_id, identity, path, over, verdict.sentence, claim.token)
 

@@ -376,8 +376,7 @@ class Dispatcher:
         with transaction(self._engine) as session:
             run = session.get(Run, claim.run_id)
         if run is None or run.token != claim.token:
-            message = f"run {claim.run_id} is no longer this daemon's"
-            raise claims.LostClaim(message)
+            raise claims.LostClaim(f"run {claim.run_id} is no longer this daemon's")
         return run
 
     def _spec_of(self, attempt: Attempt) -> StepSpec | None:

@@ -93,8 +93,7 @@ def retry(engine: Engine, settings: Settings, run_id: int, now: int, since: str 
     there is no such step.
     """
     if since is not None and since not in BY_NAME:
-        message = f"there is no step {since!r}"
-        raise WrongState(message, f"use one of {', '.join(BY_NAME)}")
+        raise WrongState(f"there is no step {since!r}", f"use one of {', '.join(BY_NAME)}")
     if since is not None:
         # Before the run is anybody's: a refusal must leave its artifacts as they are.
         run_queue.require_retriable(engine, run_id)

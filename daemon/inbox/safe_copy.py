@@ -115,5 +115,4 @@ def _read(fd: int) -> bytes:
 def _same(fd: int, info: os.stat_result) -> None:
     now = os.fstat(fd)
     if identity(now) != identity(info) or now.st_mtime_ns != info.st_mtime_ns or not stat.S_ISREG(now.st_mode):
-        message = "it changed while it was read"
-        raise SourceChanged(message, "nothing to do: it is read again once it is quiet")
+        raise SourceChanged("it changed while it was read", "nothing to do: it is read again once it is quiet")

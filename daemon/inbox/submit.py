@@ -129,8 +129,7 @@ def _copy(source: Path, new: BinaryIO) -> None:
     """Copy a regular file."""
     with open(os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as old:  # noqa: PTH123 - a descriptor
         if not stat.S_ISREG(os.fstat(old.fileno()).st_mode):
-            message = f"{source} is not a file"
-            raise DropforgeError(message, "name a .jsonl or .json file")
+            raise DropforgeError(f"{source} is not a file", "name a .jsonl or .json file")
         shutil.copyfileobj(old, new)
 
 

@@ -54,20 +54,17 @@ def _within_limit(work: Callable[[], None]) -> None:
     thread.start()
     thread.join(SECONDS)
     if thread.is_alive():
-        message = f"nothing was answered within {SECONDS:.0f} s"
-        raise NotSent(message)
+        raise NotSent(f"nothing was answered within {SECONDS:.0f} s")
     if raised and isinstance(raised[0], NotSent):
         raise raised[0]
     if raised:
-        message = f"it ended with {type(raised[0]).__name__}"
-        raise NotSent(message) from None
+        raise NotSent(f"it ended with {type(raised[0]).__name__}") from None
 
 
 def _send(url: str, title: str, body: str, level: str) -> None:
     notifier = _apprise()
     if not notifier.add(url):
-        message = "Apprise cannot read the address"
-        raise NotSent(message)
+        raise NotSent("Apprise cannot read the address")
     # As text, Apprise escapes it for addresses that show Markdown or HTML.
     done = notifier.notify(title=title, body=body, notify_type=level, body_format="text")
     if not done:
@@ -83,11 +80,9 @@ def _ping(url: str) -> None:
             pass
     except HTTPError as error:
         error.close()
-        message = f"the answer was {error.code}"
-        raise NotSent(message) from None
+        raise NotSent(f"the answer was {error.code}") from None
     except OSError:
-        message = "there was no connection, or no answer"
-        raise NotSent(message) from None
+        raise NotSent("there was no connection, or no answer") from None
 
 
 def _apprise() -> "Apprise":

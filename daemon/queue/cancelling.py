@@ -29,8 +29,7 @@ def cancel(engine: Engine, run_id: int, now: int) -> RunState:
     with transaction(engine) as session:
         run = known_run(session, run_id)
         if run.state in FINAL:
-            message = f"run {run_id} has ended already: {run.state}"
-            raise WrongState(message, f"look at it: dropforge show {run_id}")
+            raise WrongState(f"run {run_id} has ended already: {run.state}", f"look at it: dropforge show {run_id}")
         if run.state != RunState.RUNNING and promotion_of(session, run_id) is not None:
             message = f"the model of run {run_id} is the champion of track {run.track} already; the run ends by itself"
             raise WrongState(message, f"to go back to the model before: dropforge rollback --track {run.track}")

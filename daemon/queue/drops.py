@@ -122,8 +122,7 @@ def _enqueue(session: Session, settings: Settings, name: str, now: int) -> Run |
 def _known(session: Session, drop_id: int) -> Drop:
     drop = session.get(Drop, drop_id)
     if drop is None:
-        message = f"there is no drop {drop_id}"
-        raise WrongDrop(message, "see them all: dropforge drops")
+        raise WrongDrop(f"there is no drop {drop_id}", "see them all: dropforge drops")
     return drop
 
 

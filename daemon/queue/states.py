@@ -63,8 +63,7 @@ def change(session: Session, run: Run, move: Move, now: int) -> RunState:
     """Change a run's state from what the caller read, once, with its event."""
     was = RunState(run.state)
     if move.to not in ALLOWED[was]:
-        message = f"run {run.id} cannot become {move.to} from {was}"
-        raise WrongState(message, f"look at it: dropforge show {run.id}")
+        raise WrongState(f"run {run.id} cannot become {move.to} from {was}", f"look at it: dropforge show {run.id}")
     if was == RunState.RUNNING and move.to != RunState.RUNNING:
         write_off(session, run.id or 0, run.track, now)
     if move.to in RETRIABLE:
@@ -77,8 +76,7 @@ def change(session: Session, run: Run, move: Move, now: int) -> RunState:
     }
     still = {"was_id": run.id, "was_state": was.value, "was_token": run.token}
     if session.connection().execute(_CHANGE, {**still, **values}).rowcount != 1:
-        message = f"run {run.id} was changed by somebody else"
-        raise LostClaim(message, f"look at it: dropforge show {run.id}")
+        raise LostClaim(f"run {run.id} was changed by somebody else", f"look at it: dropforge show {run.id}")
     for name, value in values.items():
         set_committed_value(run, name, value)
     record_event(session, move.kind, now, track=run.track, run_id=run.id, **move.detail)
@@ -89,6 +87,5 @@ def known_run(session: Session, run_id: int) -> Run:
     """Return a run. Raises `WrongState` if there is none of this number."""
     run = session.get(Run, run_id)
     if run is None:
-        message = f"there is no run {run_id}"
-        raise WrongState(message, "list them: dropforge runs")
+        raise WrongState(f"there is no run {run_id}", "list them: dropforge runs")
     return run

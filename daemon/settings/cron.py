@@ -26,8 +26,7 @@ def check_timezone(value: str) -> str:
     try:
         ZoneInfo(value)
     except (KeyError, ValueError) as error:
-        msg = f"no such time zone: {value!r}; use an IANA name such as Europe/Berlin"
-        raise ValueError(msg) from error
+        raise ValueError(f"no such time zone: {value!r}; use an IANA name such as Europe/Berlin") from error
     return value
 
 

@@ -58,14 +58,12 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return read_toml(path)
     except FileNotFoundError as error:
-        message = f"there is no settings file {path}"
-        raise SettingsError(message, f"make one: dropforge init {path.parent}") from error
+        raise SettingsError(f"there is no settings file {path}", f"make one: dropforge init {path.parent}") from error
     except OSError as error:
         message = f"cannot read the settings file {path}: {error.strerror}"
         raise SettingsError(message, f"see who may read it: ls -l {path}") from error
     except BadText as error:
-        message = f"{path} {error}"
-        raise SettingsError(message, "mend it; the commented sample is systemd/dropforge.toml") from error
+        raise SettingsError(f"{path} {error}", "mend it; the commented sample is systemd/dropforge.toml") from error
 
 
 def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
@@ -84,8 +82,7 @@ def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
         try:
             place[last] = read_variable(environment[name])
         except BadText as error:
-            message = f"{name} {error}"
-            raise SettingsError(message, "write the value alone, or a table of a section as JSON") from error
+            raise SettingsError(f"{name} {error}", "write the value alone, or a table of a section as JSON") from error
     return values
 
 
@@ -96,8 +93,7 @@ def _refuse_unknown(values: Mapping[str, Any], model: type[BaseModel], source: s
             near = nearest(key, model.model_fields)
             known = ", ".join(model.model_fields)
             hint = f"did you mean {'.'.join((*place, near))!r}?" if near else f"known here: {known}"
-            message = f"{source}: unknown setting {dotted!r}"
-            raise SettingsError(message, hint)
+            raise SettingsError(f"{source}: unknown setting {dotted!r}", hint)
         section = section_of(model.model_fields[key])
         if section is not None and isinstance(value, Mapping):
             _refuse_unknown(value, section, source, (*place, key))
@@ -126,8 +122,7 @@ def _check_track(name: str, overrides: Any, source: str) -> None:
         message = f"{source}: a track cannot be called {name!r}"
         raise SettingsError(message, "use letters, digits, - and _; heldout, done and rejected are reserved")
     if not isinstance(overrides, Mapping):
-        message = f"{source}: tracks.{name} must be a table"
-        raise SettingsError(message, f"write [tracks.{name}] and its settings below")
+        raise SettingsError(f"{source}: tracks.{name} must be a table", f"write [tracks.{name}] and its settings below")
     _refuse_unknown(overrides, TrackSettings, source, ("tracks", name))
     _refuse_machines(name, overrides, source)
     _refuse_no_numbers(overrides, TrackSettings, source, ("tracks", name))

@@ -47,11 +47,9 @@ class MessageSettings(Frozen):
     @classmethod
     def _are_addresses(cls, value: tuple[SecretUrl, ...]) -> tuple[SecretUrl, ...]:
         if any("://" not in url.get_secret_value() for url in value):
-            msg = "must be URLs as Apprise writes them, such as mailto://user:password@example.org"
-            raise ValueError(msg)
+            raise ValueError("must be URLs as Apprise writes them, such as mailto://user:password@example.org")
         if len({url.address for url in value}) < len(value):
-            msg = "one of them is there twice"
-            raise ValueError(msg)
+            raise ValueError("one of them is there twice")
         return value
 
     @field_validator("heartbeat_url")
@@ -63,8 +61,7 @@ class MessageSettings(Frozen):
         except ValueError:
             usable = False
         if value and not usable:
-            msg = "must be an http:// or https:// address, such as https://hc-ping.com/UUID"
-            raise ValueError(msg)
+            raise ValueError("must be an http:// or https:// address, such as https://hc-ping.com/UUID")
         return value
 
     @field_validator("digest")
@@ -73,8 +70,7 @@ class MessageSettings(Frozen):
         hour, colon, minute = value.partition(":")
         digits = colon and hour.isdecimal() and minute.isdecimal() and len(minute) == len("00")
         if value and not (digits and value.isascii() and int(hour) < 24 and int(minute) < 60):  # noqa: PLR2004 - a clock
-            msg = 'must be a time of day, such as "08:00", or "" for no digest'
-            raise ValueError(msg)
+            raise ValueError('must be a time of day, such as "08:00", or "" for no digest')
         return value
 
     @field_validator("timezone")

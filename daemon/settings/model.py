@@ -278,8 +278,7 @@ class Settings(TrackSettings):
         if name not in self.track_names:
             near = nearest(name, self.track_names)
             hint = f"did you mean {near!r}? " if near else ""
-            message = f"there is no track {name!r}"
-            raise SettingsError(message, f"{hint}declared tracks: {', '.join(self.track_names)}")
+            raise SettingsError(f"there is no track {name!r}", f"{hint}declared tracks: {', '.join(self.track_names)}")
         own = {field: getattr(self, field) for field in TrackSettings.model_fields}
         if not self.tracks.get(name):
             return TrackSettings.model_construct(**own)  # nothing but what was checked as a part of these settings

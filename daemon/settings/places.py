@@ -16,13 +16,11 @@ _Key = tuple[int, int, tuple[str, ...]]
 def check_place(value: str) -> str:
     """Return a path as settings have it. Raises `ValueError` if it can be none, or begins at an unknown home folder."""
     if "\0" in value:
-        msg = "must not hold a NUL character"
-        raise ValueError(msg)
+        raise ValueError("must not hold a NUL character")
     try:
         Path(value).expanduser()
     except RuntimeError as error:
-        msg = f"there is no home folder {value.partition('/')[0]}: write the whole path"
-        raise ValueError(msg) from error
+        raise ValueError(f"there is no home folder {value.partition('/')[0]}: write the whole path") from error
     return value
 
 

@@ -22,19 +22,16 @@ def read_toml(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         data = file.read(_MOST_BYTES + 1)
     if len(data) > _MOST_BYTES:
-        message = f"has more than {_MOST_BYTES:,} bytes, which no settings have"
-        raise BadText(message)
+        raise BadText(f"has more than {_MOST_BYTES:,} bytes, which no settings have")
     for number, line in enumerate(data.split(b"\n"), start=1):
         if len(line) > _MOST_LINE:
-            message = f"has more than {_MOST_LINE:,} bytes in line {number}, which no setting has"
-            raise BadText(message)
+            raise BadText(f"has more than {_MOST_LINE:,} bytes in line {number}, which no setting has")
     try:
         return tomllib.loads(data.decode("utf-8").replace("\r\n", "\n"))
     except RecursionError as error:
         raise BadText(_DEEP) from error
     except ValueError as error:  # of TOML, of UTF-8, of a number with more digits than Python reads
-        message = f"is not TOML: {error}"
-        raise BadText(message) from error
+        raise BadText(f"is not TOML: {error}") from error
 
 
 def read_variable(text: str) -> Any:

@@ -46,8 +46,7 @@ class WebSettings(Frozen):
     @model_validator(mode="after")
     def _is_near_or_closed(self) -> "WebSettings":
         if not self.address.is_near and self.token != "all":  # noqa: S105 - a choice
-            msg = f'{self.listen} can be reached from other machines: that needs token = "all"'
-            raise ValueError(msg)
+            raise ValueError(f'{self.listen} can be reached from other machines: that needs token = "all"')
         return self
 
     @property
@@ -66,8 +65,7 @@ def address_of(text: str) -> Address:
     if text.startswith(_UNIX):
         path = Path(text.removeprefix(_UNIX))
         if not path.is_absolute():
-            msg = 'a socket needs its whole path, as "unix:/run/dropforge/web.sock"'
-            raise ValueError(msg)
+            raise ValueError('a socket needs its whole path, as "unix:/run/dropforge/web.sock"')
         return Address(path)
     host, _, port = text.rpartition(":")
     try:
@@ -77,6 +75,5 @@ def address_of(text: str) -> Address:
         msg = 'must be an IP address with a port, as "127.0.0.1:8765" or "[::1]:8765", or "unix:/PATH"'
         raise ValueError(msg) from error
     if not port.isdecimal() or not 0 <= number <= _MOST_PORT:
-        msg = f"port {port} must be 0 to {_MOST_PORT}"
-        raise ValueError(msg)
+        raise ValueError(f"port {port} must be 0 to {_MOST_PORT}")
     return Address(None, str(found), number)

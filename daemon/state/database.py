@@ -54,8 +54,7 @@ def open_reader(path: Path) -> Engine:
     Raises `DatabaseUnusable` if there is no database yet, or one of an unreleased version.
     """
     if not path.exists():
-        message = f"there is no database {path}"
-        raise DatabaseUnusable(message, "start the daemon once: dropforge run")
+        raise DatabaseUnusable(f"there is no database {path}", "start the daemon once: dropforge run")
     with closing(_connect_read_only(path)) as connection:
         refuse_other_tables(connection, path)
     return _engine(path, partial(_connect_read_only, path), "BEGIN")
@@ -141,8 +140,7 @@ def check(engine: Engine) -> None:
     except DatabaseError as error:
         raise _unusable(error, path) from error
     if found != ["ok"]:
-        message = f"the state database is damaged: {found[0]}"
-        raise DatabaseUnusable(message, how_to_restore(path))
+        raise DatabaseUnusable(f"the state database is damaged: {found[0]}", how_to_restore(path))
     if orphans:
         message = f"the state database is damaged: a row of {orphans[0][0]} refers to a missing one of {orphans[0][2]}"
         raise DatabaseUnusable(message, how_to_restore(path))

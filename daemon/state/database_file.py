@@ -139,12 +139,10 @@ def verify(path: Path) -> dict[str, int]:
                 for name in sorted(tables)
             }
     except sqlite3.DatabaseError as error:
-        message = f"{path} cannot be read as a database: {error}"
-        raise DatabaseUnusable(message, how_to_restore(path)) from error
+        raise DatabaseUnusable(f"{path} cannot be read as a database: {error}", how_to_restore(path)) from error
     if found != ["ok"] or orphans:
         what = found[0] if found != ["ok"] else f"a row of {orphans[0][0]} refers to a missing one of {orphans[0][2]}"
-        message = f"the database {path} is damaged: {what}"
-        raise DatabaseUnusable(message, how_to_restore(path))
+        raise DatabaseUnusable(f"the database {path} is damaged: {what}", how_to_restore(path))
     if owner not in {0, APPLICATION_ID}:
         message = f"the database {path} belongs to another program (application id {owner:#x})"
         raise DatabaseUnusable(message, "name a file that dropforge made")
@@ -213,8 +211,7 @@ def copy_database(source: Path, target: Path) -> dict[str, int]:
         durable.fsync_file(aside)
         aside.rename(target)
     except sqlite3.DatabaseError as error:
-        message = f"the database {source} cannot be copied: {error}"
-        raise DatabaseUnusable(message, how_to_restore(source)) from error
+        raise DatabaseUnusable(f"the database {source} cannot be copied: {error}", how_to_restore(source)) from error
     finally:
         aside.unlink(missing_ok=True)
     durable.fsync_folder(target.parent)

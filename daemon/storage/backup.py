@@ -93,8 +93,7 @@ def make(settings: Settings, target: Path | None = None, *, with_models: bool = 
         raise BackupUnusable(message, "name the settings of the right one: dropforge --config FILE backup")
     lock = FileLock(root / _LOCK)
     if not lock.acquire():
-        message = "another backup of this state folder is being made"
-        raise BackupUnusable(message, "wait for it, then try again")
+        raise BackupUnusable("another backup of this state folder is being made", "wait for it, then try again")
     try:
         final = _place(root, target)
         aside = final.with_name(f".{final.name}.{uuid.uuid4().hex}.tmp")
@@ -123,23 +122,19 @@ def check(folder: Path) -> Manifest:
     try:
         manifest = Manifest.model_validate(durable.read_json(folder / MANIFEST))
     except (ValueError, OSError) as error:
-        message = f"{folder} is no whole backup: it has no readable {MANIFEST}"
-        raise BackupUnusable(message, _ANOTHER) from error
+        raise BackupUnusable(f"{folder} is no whole backup: it has no readable {MANIFEST}", _ANOTHER) from error
     refuse_names(folder, manifest.files, manifest.champions, manifest.missing)
     for name, seen in manifest.files.items():
         if _seen_if_there(folder / name) != seen:
-            message = f"the backup is damaged: {folder / name} is missing or has changed"
-            raise BackupUnusable(message, _ANOTHER)
+            raise BackupUnusable(f"the backup is damaged: {folder / name} is missing or has changed", _ANOTHER)
     database = folder / DATABASE_NAME
     refuse_sidecars(database)
     if DATABASE_NAME not in manifest.files or verify(database) != manifest.counts:
-        message = f"the backup is damaged: {database} has not the rows that were backed up"
-        raise BackupUnusable(message, _ANOTHER)
+        raise BackupUnusable(f"the backup is damaged: {database} has not the rows that were backed up", _ANOTHER)
     refuse_rows(database)
     named = {DATABASE_NAME, SETTINGS, *(name for name, _ in named_files(folder, database, with_models=True))}
     for name in manifest.files.keys() - named:
-        message = f"{folder} holds a file that its database does not name: {name}"
-        raise BackupUnusable(message, _ANOTHER)
+        raise BackupUnusable(f"{folder} holds a file that its database does not name: {name}", _ANOTHER)
     return manifest
 
 

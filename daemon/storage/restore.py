@@ -55,8 +55,7 @@ def refuse_half_restored(root: Path) -> None:
     """Raise `RestoreCutOff` if the last restore into the state folder `root` was cut off."""
     mark = durable.read_json(root / RESTORING)
     if mark is not None:
-        message = f"a restore into {root} was cut off"
-        raise RestoreCutOff(message, f"do it again: dropforge restore {mark['backup']}")
+        raise RestoreCutOff(f"a restore into {root} was cut off", f"do it again: dropforge restore {mark['backup']}")
 
 
 def restore(settings: Settings, source: Path, *, without_models: bool = False) -> Restored:
@@ -142,8 +141,7 @@ def _alone(root: Path) -> Iterator[None]:
 def _open_backup(source: Path) -> tuple[Path, Manifest]:
     """Return the backup's database and its manifest, both verified."""
     if not source.exists():
-        message = f"there is no backup {source}"
-        raise BackupUnusable(message, "name a folder that `dropforge backup` made")
+        raise BackupUnusable(f"there is no backup {source}", "name a folder that `dropforge backup` made")
     if source.is_dir():
         manifest = check(source)
         database = source / DATABASE_NAME
@@ -227,8 +225,7 @@ def _copy_aside(source: Path, target: Path, sha256: str | None = None) -> Path:
         aside.unlink(missing_ok=True)
         raise
     aside.unlink()
-    message = f"{source} changed while it was put back"
-    raise BackupUnusable(message, "do it again, from a backup that nobody writes to")
+    raise BackupUnusable(f"{source} changed while it was put back", "do it again, from a backup that nobody writes to")
 
 
 def _lost(old: Path, new: Path) -> tuple[str, ...]:

@@ -233,8 +233,7 @@ def _by_id(path: Path) -> dict[str, dict[str, Any]]:
     except (ValueError, LookupError, TypeError, AttributeError):
         sound = False
     if not sound:
-        message = f"the scored records in {path} are damaged"
-        raise ReportDamaged(message)
+        raise ReportDamaged(f"the scored records in {path} are damaged")
     return lines
 
 

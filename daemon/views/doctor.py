@@ -396,5 +396,4 @@ def _latest_event(path: Path) -> int | None:
             found: int | None = connection.execute("SELECT max(at) FROM event").fetchone()[0]
             return found
     except sqlite3.DatabaseError as error:
-        message = f"{path} cannot be read: {error}"
-        raise DatabaseUnusable(message, "see the line about the database") from error
+        raise DatabaseUnusable(f"{path} cannot be read: {error}", "see the line about the database") from error

@@ -212,8 +212,7 @@ class Overview:
         """Return one drop. Raises `NotThere`."""
         found = self._drops("WHERE id = ?", drop_id)
         if not found:
-            message = f"there is no drop {drop_id}"
-            raise NotThere(message, "list them: dropforge drops")
+            raise NotThere(f"there is no drop {drop_id}", "list them: dropforge drops")
         return found[0]
 
     def drop_named(self, name: str, track: str | None = None) -> DropView | None:
@@ -292,8 +291,7 @@ class Overview:
         wanted = "SELECT * FROM run WHERE id = ?"
         found = self.read(lambda base: [question(base, row) for row in base.execute(wanted, (run_id,)).fetchall()])
         if not found:
-            message = f"there is no run {run_id}"
-            raise NotThere(message, "list them: dropforge runs")
+            raise NotThere(f"there is no run {run_id}", "list them: dropforge runs")
         return found[0]
 
     # --- how it is read

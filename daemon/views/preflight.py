@@ -17,8 +17,7 @@ def try_suite(name: str) -> str:
     """
     if not name.startswith(HARNESS):
         if Path(name).exists() and not Path(name).is_file() and not Path(name).is_dir():
-            message = f"{name} is not a file"  # who opens a FIFO, waits
-            raise CannotUse(message, "name a file of items in evaluate.general")
+            raise CannotUse(f"{name} is not a file", "name a file of items in evaluate.general")
         try:
             items = read_items(name)
         except OSError as error:
@@ -32,8 +31,7 @@ def try_suite(name: str) -> str:
         message = f"evaluate.general names {name}, and the package lm-eval is not installed"
         raise CannotUse(message, "pip install 'lm-eval>=0.4.13,<0.5', or take it out of evaluate.general") from error
     if task.endswith((".yaml", ".yml")) and not Path(task).is_file():
-        message = f"there is no task {task}"
-        raise CannotUse(message, "mend its path in evaluate.general, or put the file there")
+        raise CannotUse(f"there is no task {task}", "mend its path in evaluate.general, or put the file there")
     return f"{name}: {package}; whether it loads, a run says"
 
 

@@ -23,8 +23,7 @@ class Row(SimpleNamespace):
 
     def __getattr__(self, name: str) -> Any:
         """Refuse a column that the database does not have, in the words in which SQLite would."""
-        message = f"no such column: {name}"
-        raise sqlite3.OperationalError(message)
+        raise sqlite3.OperationalError(f"no such column: {name}")
 
 
 @contextmanager

@@ -206,8 +206,7 @@ async def by_form(request: Request, site: SiteOf, kind: str, target: str, deed: 
     act, told = _DEEDS.get((kind, deed), (None, None))
     number = target.isascii() and target.isdecimal() and 0 < int(target) <= MOST
     if act is None or (kind != "tracks" and not number):
-        message = f"there is no {kind}/{target}/{deed}"
-        raise NotThere(message, "go back to the page before")
+        raise NotThere(f"there is no {kind}/{target}/{deed}", "go back to the page before")
     given = await request.form(max_files=0, max_fields=_MOST_FIELDS)
     body = [] if told is None else [_read(told, {name: value for name, value in given.items() if value != ""})]
     done = await run_in_threadpool(act, site, target if kind == "tracks" else int(target), *body)

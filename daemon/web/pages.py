@@ -216,8 +216,7 @@ def inbox(request: Request, site: SiteOf, track: Track = None, before: Before = 
 def require_track(site: Site, name: str) -> None:
     """Raise `NotThere` for a track that is not declared and never was."""
     if name not in site.settings.track_names and name not in site.overview.tracks():
-        message = f"there is no track {name}"
-        raise NotThere(message, f"declared tracks: {', '.join(site.settings.track_names)}")
+        raise NotThere(f"there is no track {name}", f"declared tracks: {', '.join(site.settings.track_names)}")
 
 
 def _changes(seen: Overview, run_id: int) -> Changes | None:

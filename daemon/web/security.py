@@ -58,8 +58,7 @@ def load_token(state_folder: Path) -> str:
             file.write(secrets.token_urlsafe(_TOKEN_BYTES))
     token = path.read_text(encoding="ascii").strip()
     if len(token) < _TOKEN_BYTES:
-        message = f"there is no token in {path}"
-        raise NoToken(message, f"remove it, and a new one is made: rm {path}")
+        raise NoToken(f"there is no token in {path}", f"remove it, and a new one is made: rm {path}")
     return token
 
 

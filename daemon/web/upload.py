@@ -170,8 +170,7 @@ async def _parts(request: Request) -> AsyncIterator[list[_Part]]:
     """Yield what each piece of a request's body brings. Raises `BadUpload` if it is no multipart form."""
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     if kind != b"multipart/form-data" or b"boundary" not in options:
-        message = "files are sent as multipart/form-data"
-        raise BadUpload(message, "with curl: -F track=default -F file=@FILE.jsonl")
+        raise BadUpload("files are sent as multipart/form-data", "with curl: -F track=default -F file=@FILE.jsonl")
     found: list[_Part] = []
     try:
         parser = MultipartParser(options[b"boundary"], _callbacks(found))
@@ -181,8 +180,7 @@ async def _parts(request: Request) -> AsyncIterator[list[_Part]]:
             found.clear()
         parser.finalize()
     except ClientDisconnect as error:
-        message = "what was sent broke off"
-        raise BadUpload(message, "send it again") from error
+        raise BadUpload("what was sent broke off", "send it again") from error
     except FormParserError as error:
         message = f"what was sent is no form: {error}"
         raise BadUpload(message, "with curl: -F track=default -F file=@FILE.jsonl") from error
@@ -216,7 +214,6 @@ def _callbacks(found: list[_Part]) -> "MultipartCallbacks":
 def _plain_name(name: str) -> str:
     """Return a file's name as it was sent. Raises `BadUpload` if it would lead elsewhere or is none."""
     if "/" in name or "\0" in name or name in {".", ".."} or len(name.encode()) > _MOST_NAME:
-        message = "a file is sent under a name that is none"
-        raise BadUpload(message, "rename it: a name without /, of at most 255 bytes")
+        raise BadUpload("a file is sent under a name that is none", "rename it: a name without /, of at most 255 bytes")
     require_usable(name)
     return name

@@ -98,8 +98,7 @@ def _check_whole(attempt: Attempt, path: Path, drop: Drop) -> None:
     attempt.check_stop()
     hint = f"drop the file again, or take it out: dropforge drops withdraw {drop.id} --reason damaged"
     if not path.is_file():
-        message = f"drop {drop.id} ({drop.name}) is gone from the store: {drop.path}"
-        raise CannotTrain(message, hint)
+        raise CannotTrain(f"drop {drop.id} ({drop.name}) is gone from the store: {drop.path}", hint)
     if durable.sha256_file(path) != drop.sha256:
         message = f"drop {drop.id} ({drop.name}) is damaged: its bytes no longer have the hash that they came with"
         raise CannotTrain(message, hint)

@@ -48,8 +48,7 @@ class BatchLog:
             self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         line = json.dumps({"batch": batch, "values": values}, allow_nan=False).encode() + b"\n"
         if os.write(self._fd, line) != len(line):
-            message = f"{self._path} could not be written to its end"
-            raise OSError(message)
+            raise OSError(f"{self._path} could not be written to its end")
         os.fdatasync(self._fd)
 
     def close(self) -> None:

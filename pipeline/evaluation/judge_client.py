@@ -128,8 +128,7 @@ class Endpoint:
         failed = ""
         for failures in range(1, PATIENCE.tries + 1):
             if self._failures >= PATIENCE.in_all:
-                message = f"{PATIENCE.in_all} tries failed in all"
-                raise NoAnswerError(message)
+                raise NoAnswerError(f"{PATIENCE.in_all} tries failed in all")
             reply = await self._try(body)
             if isinstance(reply, str):
                 return reply.replace(self._key, "(key)") if self._key else reply
@@ -137,8 +136,7 @@ class Endpoint:
             self._failures += 1
             if failures < PATIENCE.tries:
                 await _pause(PATIENCE.wait(failures, reply.wait))
-        message = f"{failed}, {PATIENCE.tries} times"
-        raise NoAnswerError(message)
+        raise NoAnswerError(f"{failed}, {PATIENCE.tries} times")
 
     async def _try(self, body: bytes) -> str | _Passing:
         try:

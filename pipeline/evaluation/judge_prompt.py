@@ -93,8 +93,7 @@ def _without_duplicates(pairs: Iterable[tuple[str, object]]) -> dict[str, object
     listed = list(pairs)
     value = dict(listed)
     if len(value) != len(listed):
-        message = "a key stands there twice"
-        raise ValueError(message)
+        raise ValueError("a key stands there twice")
     return value
 
 

@@ -267,8 +267,7 @@ def _metrics(metric: str, lines: Sequence[Mapping[str, Any]]) -> list[str]:
     some = {name for name in every if not all(name in names for both in named for names in both)}
     alike = all(own == other for own, other in named)
     if not alike or metric in some or every - METRICS.keys() or any(METRICS[name].applies is None for name in some):
-        message = f"the answers were not all scored by the same metrics, {metric} among them"
-        raise StepFailed(message, EVALUATE_AGAIN)
+        raise StepFailed(f"the answers were not all scored by the same metrics, {metric} among them", EVALUATE_AGAIN)
     return sorted(every)
 
 
@@ -288,6 +287,5 @@ def finite(score: float | None) -> float:
     if score is None:
         return np.nan
     if not np.isfinite(score):
-        message = "a record's score is not a finite number"
-        raise StepFailed(message, EVALUATE_AGAIN)
+        raise StepFailed("a record's score is not a finite number", EVALUATE_AGAIN)
     return score

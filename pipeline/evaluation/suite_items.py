@@ -56,8 +56,7 @@ class _Line(Frozen):
             msg = f"answer: {self.answer} is no index of the {len(self.choices)} choices, which count from 0"
             raise ValueError(msg)
         if not all(map(str.strip, self.choices)) or len(set(self.choices)) < len(self.choices):
-            msg = "choices: each must be a text of its own"
-            raise ValueError(msg)
+            raise ValueError("choices: each must be a text of its own")
         return self
 
 
@@ -73,8 +72,7 @@ def read_items(name: str) -> tuple[Item, ...]:
         raise CannotTrain(message, f'evaluate.general takes "{BUILTIN}", the path of a file, or "{HARNESS}TASK"')
     numbered = tuple(_items(path))
     if not numbered:
-        message = f"the suite {path} is empty"
-        raise CannotTrain(message, "write an item a line, or take it out of evaluate.general")
+        raise CannotTrain(f"the suite {path} is empty", "write an item a line, or take it out of evaluate.general")
     seen: dict[str, int] = {}
     for number, item in numbered:
         if seen.setdefault(item.id, number) != number:

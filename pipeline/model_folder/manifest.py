@@ -95,22 +95,18 @@ def verify_manifest(folder: Path) -> str:
     hint = "the folder is damaged: restore it from a backup, or train it again"
     value = try_read_object(folder / MANIFEST_NAME)
     if value is None or not isinstance(value.get("files"), dict):
-        message = f"{folder} has no readable {MANIFEST_NAME}"
-        raise DropforgeError(message, hint)
+        raise DropforgeError(f"{folder} has no readable {MANIFEST_NAME}", hint)
     for name, entry in value["files"].items():
         problem = _difference(folder / name, entry)
         if problem:
-            message = f"{folder / name} {problem}"
-            raise DropforgeError(message, hint)
+            raise DropforgeError(f"{folder / name} {problem}", hint)
     own = {path.relative_to(folder).as_posix() for path in model_files(folder)}
     unlisted = sorted(own - value["files"].keys())
     if unlisted:
-        message = f"{folder / unlisted[0]} is not in the model's manifest"
-        raise DropforgeError(message, hint)
+        raise DropforgeError(f"{folder / unlisted[0]} is not in the model's manifest", hint)
     identity = _identity({name: entry["sha256"] for name, entry in value["files"].items() if name in own})
     if identity != value.get("model_id"):
-        message = f"{folder / MANIFEST_NAME} names a model id that its files do not have"
-        raise DropforgeError(message, hint)
+        raise DropforgeError(f"{folder / MANIFEST_NAME} names a model id that its files do not have", hint)
     return identity
 
 
@@ -129,8 +125,7 @@ def check_base(folder: Path) -> None:
     for look in looks:
         problem, hint = look(folder)
         if problem:
-            message = f"the base model {folder} {problem}"
-            raise CannotTrain(message, hint)
+            raise CannotTrain(f"the base model {folder} {problem}", hint)
 
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")

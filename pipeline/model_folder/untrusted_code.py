@@ -26,7 +26,6 @@ def foreign_code(what: str, hint: str) -> Iterator[None]:
     except (MemoryError, CannotTrain, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a panic of the tokenizers' library is no Exception
-        message = f"{what}: {type(error).__name__}: {error}"[:1000]
-        raise CannotTrain(message, hint) from error
+        raise CannotTrain(f"{what}: {type(error).__name__}: {error}"[:1000], hint) from error
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)

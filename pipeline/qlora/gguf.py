@@ -61,8 +61,7 @@ def _read(source: Path, what: Literal["model", "tokenizer"]) -> Any:
 
     quiet()
     if not source.is_file():
-        message = f"there is no file {source}"
-        raise CannotTrain(message, "name a .gguf file")
+        raise CannotTrain(f"there is no file {source}", "name a .gguf file")
     how: dict[str, Any] = {"gguf_file": source.name, "local_files_only": True}
     try:
         if what == "tokenizer":

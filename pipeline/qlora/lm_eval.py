@@ -117,8 +117,7 @@ def _own_task(task: str) -> tuple[str, str | None]:
         return task, None
     named = _NAME.search(path.read_text(encoding="utf-8"))
     if named is None:
-        message = "it has no line that begins with task:"
-        raise ValueError(message)
+        raise ValueError("it has no line that begins with task:")
     return named[1], str(path.parent)
 
 

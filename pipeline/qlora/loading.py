@@ -59,8 +59,7 @@ def chosen_device() -> Device:
         return "cuda"
     if wanted == "cpu":
         return "cpu"
-    message = f"unknown device {wanted!r}"
-    raise CannotTrain(message, 'set device to "auto", "cpu" or "cuda"')
+    raise CannotTrain(f"unknown device {wanted!r}", 'set device to "auto", "cpu" or "cuda"')
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":

@@ -159,11 +159,9 @@ def check_pairs(model: Any, adapter: Path) -> None:
     wanted = {name for name in saved_as(model) if "lora_" in name}
     found = {name for name in read_header(adapter / ADAPTER_FILE)[0] if "lora_" in name}
     if missing := sorted(wanted - found):
-        message = f"the adapter lacks {missing[0]}, which its adapter_config.json speaks of"
-        raise StepFailed(message, hint)
+        raise StepFailed(f"the adapter lacks {missing[0]}, which its adapter_config.json speaks of", hint)
     if strange := sorted(found - wanted):
-        message = f"the adapter holds {strange[0]}, and the base model has no weight for it"
-        raise StepFailed(message, hint)
+        raise StepFailed(f"the adapter holds {strange[0]}, and the base model has no weight for it", hint)
     tied = getattr(model.get_base_model(), "all_tied_weights_keys", {})
     for name in lora_layers(model.get_base_model()):
         if f"{name}.weight" in {*tied, *tied.values()}:

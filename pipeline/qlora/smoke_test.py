@@ -31,8 +31,7 @@ def check(folder: Path) -> str:
     with torch.no_grad():
         logits = model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).logits[0, -1].float()
     if not bool(torch.isfinite(logits).all()):
-        message = "its logits are not finite numbers"
-        raise StepFailed(message, "the weights are damaged: take another model")
+        raise StepFailed("its logits are not finite numbers", "the weights are damaged: take another model")
     return str(tokenizer.decode(int(logits.argmax())))
 
 

@@ -25,11 +25,9 @@ class DevScores:
     def __post_init__(self) -> None:
         """Raise `ValueError` unless each record has a finite score and a weight above 0."""
         if len(self.scores) != len(self.weights):
-            message = f"{len(self.scores)} scores and {len(self.weights)} weights: one of each a record"
-            raise ValueError(message)
+            raise ValueError(f"{len(self.scores)} scores and {len(self.weights)} weights: one of each a record")
         if not all(map(math.isfinite, self.scores)) or not all(0 < weight < math.inf for weight in self.weights):
-            message = "dev scores have to be finite, and their weights above 0"
-            raise ValueError(message)
+            raise ValueError("dev scores have to be finite, and their weights above 0")
 
     @property
     def mean(self) -> float:
@@ -46,8 +44,7 @@ def choose(candidates: Sequence[DevScores]) -> int:
     taken. Raises `ValueError` if there is no candidate, or if they were not scored on the same records.
     """
     if len({candidate.weights for candidate in candidates}) != 1:
-        message = "candidates are chosen among by the same dev records, one candidate at least"
-        raise ValueError(message)
+        raise ValueError("candidates are chosen among by the same dev records, one candidate at least")
     best = max(candidates, key=lambda candidate: candidate.mean)
     tied = [place for place, candidate in enumerate(candidates) if _is_as_good(candidate, best)]
     return min(tied, key=lambda place: (candidates[place].cost, -candidates[place].mean))

@@ -55,8 +55,7 @@ def check_search(search: SearchConfig, train: BaseModel, fixed: set[str]) -> Non
         _check_name(name, type(train).model_fields, fixed)
         tried = (values.low, values.high) if isinstance(values, Range) else values
         if len(tried) != len({repr(value) for value in tried}) or not tried:
-            msg = f"search.space.{name} must have values that differ, as {name} = [1, 2]"
-            raise ValueError(msg)
+            raise ValueError(f"search.space.{name} must have values that differ, as {name} = [1, 2]")
         if isinstance(values, Range):
             _check_range(values, search.method, train, name)
         for value in tried:
@@ -76,12 +75,10 @@ def check_search(search: SearchConfig, train: BaseModel, fixed: set[str]) -> Non
 def check_soup(soup: Collection[str], search: SearchConfig, train: BaseModel) -> None:
     """Raise `ValueError` if the adapters that these settings train cannot be combined as `soup` says."""
     if soup and _of(train, "start") != "base":
-        msg = 'soup combines adapters over the base: set start = "base", or soup = []'
-        raise ValueError(msg)
+        raise ValueError('soup combines adapters over the base: set start = "base", or soup = []')
     made = {name: {_of(train, name)} | set(_listed(search, name)) for name in ("method", "rslora")}
     if soup and (made["method"] != {"lora"} or made["rslora"] != {False}):
-        msg = 'soup combines plain LoRA alone: set method = "lora" and rslora = false, or soup = []'
-        raise ValueError(msg)
+        raise ValueError('soup combines plain LoRA alone: set method = "lora" and rslora = false, or soup = []')
     if {"ties", "dare_ties"} & set(soup) and "rank" in search.space:
         msg = 'soup has "ties" or "dare_ties", which need equal ranks, and search.space tries ranks: use "cat" or "svd"'
         raise ValueError(msg)
@@ -124,19 +121,16 @@ def most_trials(search: SearchConfig) -> int:
 def _check_name(name: str, known: Mapping[str, object], fixed: set[str]) -> None:
     free = sorted(known.keys() - fixed)
     if name in fixed:
-        msg = f"search.space.{name}: all trials have it in common; what can be tried: {', '.join(free)}"
-        raise ValueError(msg)
+        raise ValueError(f"search.space.{name}: all trials have it in common; what can be tried: {', '.join(free)}")
     if name not in known:
         near = difflib.get_close_matches(name, free, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"what can be tried: {', '.join(free)}"
-        msg = f"search.space.{name}: there is no setting train.{name}; {hint}"
-        raise ValueError(msg)
+        raise ValueError(f"search.space.{name}: there is no setting train.{name}; {hint}")
 
 
 def _check_range(values: Range, method: str, train: BaseModel, name: str) -> None:
     if values.low >= values.high or (values.log and values.low <= 0):
-        msg = f"search.space.{name}: low must be below high, and with log = true above 0"
-        raise ValueError(msg)
+        raise ValueError(f"search.space.{name}: low must be below high, and with log = true above 0")
     if method == "grid":
         msg = f'search.space.{name} is a range, of which a grid has no values: name them, or set search.method = "tpe"'
         raise ValueError(msg)
@@ -150,5 +144,4 @@ def _check_value(train: BaseModel, name: str, value: Value) -> None:
         with_settings(train, {name: value})
     except ValidationError as error:
         problem = error.errors()[0]["msg"].removeprefix("Value error, ")
-        msg = f"search.space.{name} has {value!r}: {problem}"
-        raise ValueError(msg) from error
+        raise ValueError(f"search.space.{name} has {value!r}: {problem}") from error

@@ -56,8 +56,7 @@ def export(champion: Path, identity: str, target: Path, wanted: Wanted) -> str:
     the GGUF file is not the champion.
     """
     if os.path.lexists(target):
-        message = f"{target} is there already"
-        raise NotExported(message, "name a folder that is not there yet")
+        raise NotExported(f"{target} is there already", "name a folder that is not there yet")
     aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     aside.mkdir(parents=True)
     try:
@@ -72,8 +71,7 @@ def export(champion: Path, identity: str, target: Path, wanted: Wanted) -> str:
             words.append(_make_gguf(champion, aside / f"{target.name}.gguf", wanted.gguf))
         durable.publish_folder(aside, target)
         if aside.exists():
-            message = f"{target} came to be meanwhile"
-            raise NotExported(message, "name a folder that is not there yet")
+            raise NotExported(f"{target} came to be meanwhile", "name a folder that is not there yet")
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return f"{target}: {'; '.join(words)}"
@@ -117,8 +115,7 @@ def _compared(champion: Path, file: Path) -> str:
     argv = [sys.executable, "-P", "-m", "pipeline.qlora.gguf", str(file), "--check", str(champion.absolute())]
     done = subprocess.run(argv, stdout=subprocess.PIPE, check=False, stdin=subprocess.DEVNULL)  # noqa: S603 - our own module
     if done.returncode:
-        message = f"{file.name} could not be compared with the champion"
-        raise NotExported(message, "it says why above; nothing was kept")
+        raise NotExported(f"{file.name} could not be compared with the champion", "it says why above; nothing was kept")
     found = json.loads(done.stdout.splitlines()[-1])
     words = f"its logits {found['distance']:.2g} from the champion's, same token at {found['top1']:.0%} of the places"
     if not (found["distance"] <= _MOST_DISTANCE and found["top1"] >= _LEAST_AGREEMENT):

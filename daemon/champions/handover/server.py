@@ -50,8 +50,7 @@ class Server:
         """Return what it serves: each model's `id`, and of an adapter the `parent`. Raises `ServerFailed`."""
         found = json.loads(self._text("GET", "/v1/models")).get("data")
         if not isinstance(found, list) or not found or not all(isinstance(one.get("id"), str) for one in found):
-            message = f"the server at {self._url} names no model"
-            raise ServerFailed(message, "look at it: curl …/v1/models")
+            raise ServerFailed(f"the server at {self._url} names no model", "look at it: curl …/v1/models")
         return found
 
     def answer(self, model: str, content: str, asked: SmokePrompts) -> str:

@@ -74,11 +74,9 @@ def restart(server: Server, change: Change, command: Sequence[str], seconds: flo
     try:
         done = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, timeout=seconds)  # noqa: S603 - the user's own
     except (OSError, subprocess.TimeoutExpired) as error:
-        message = f"{command[0]} could not restart the server: {error}"
-        raise NotSwitched(message, "mend --restart") from error
+        raise NotSwitched(f"{command[0]} could not restart the server: {error}", "mend --restart") from error
     if done.returncode:
-        message = f"{' '.join(command)} ended with exit code {done.returncode}"
-        raise NotSwitched(message, "it says why above")
+        raise NotSwitched(f"{' '.join(command)} ended with exit code {done.returncode}", "it says why above")
     return check(server, change, seconds)
 
 

@@ -180,8 +180,7 @@ def _known(session: "Session", run_id: int) -> "Run":
 
     run = session.get(Run, run_id)
     if run is None:
-        message = f"there is no run {run_id}"
-        raise CannotReview(message, "list them: dropforge runs")
+        raise CannotReview(f"there is no run {run_id}", "list them: dropforge runs")
     if run.ended_at is None:
         message = f"run {run_id} has not ended, and may still make other answers"
         raise CannotReview(message, f"see how far it is: dropforge show {run_id}")

@@ -147,8 +147,7 @@ def _make_folder(folder: Path) -> Path:
             raise DemoFailed(message, "stop it, or show the demo elsewhere: dropforge demo --folder DIR")
         shutil.rmtree(folder)
     elif folder.exists() and any(folder.iterdir()):
-        message = f"{folder} is not empty and no earlier demo"
-        raise DemoFailed(message, "show it elsewhere: dropforge demo --folder DIR")
+        raise DemoFailed(f"{folder} is not empty and no earlier demo", "show it elsewhere: dropforge demo --folder DIR")
     (folder / "data").mkdir(parents=True)
     (folder / _MARK).touch()
     return folder

@@ -37,8 +37,7 @@ def serve_hook(
     from daemon.champions.handover.server import Server  # noqa: PLC0415
 
     if restart is not None and adapter_name is not None:
-        message = "--restart and --adapter-name are two ways to do it: choose one"
-        raise typer.BadParameter(message)
+        raise typer.BadParameter("--restart and --adapter-name are two ways to do it: choose one")
     server, change = Server(url), switch.Change.from_environment(os.environ)
     if restart is not None:
         print_line(switch.restart(server, change, _words(restart), wait))
@@ -53,9 +52,7 @@ def _words(command: str) -> list[str]:
     try:
         words = shlex.split(command)
     except ValueError as error:
-        message = f"--restart is no command: {error}"
-        raise typer.BadParameter(message) from error
+        raise typer.BadParameter(f"--restart is no command: {error}") from error
     if not words:
-        message = "--restart names no command"
-        raise typer.BadParameter(message)
+        raise typer.BadParameter("--restart names no command")
     return words

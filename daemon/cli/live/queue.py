@@ -37,8 +37,7 @@ def move(
     from daemon.views.details.deeds import moved  # noqa: PLC0415
 
     if first == (after is not None):
-        message = "say where to: --first, or --after RUN"
-        raise typer.BadParameter(message)
+        raise typer.BadParameter("say where to: --first, or --after RUN")
     order = put(open_writer(context), run, now_ms(), who(), after)
     print_line(moved(order))
 
@@ -61,8 +60,7 @@ def pause(
     from daemon.views.details.deeds import paused  # noqa: PLC0415
 
     if not reason.strip():
-        message = "--reason is blank: say why, for those who read the status"
-        raise typer.BadParameter(message)
+        raise typer.BadParameter("--reason is blank: say why, for those who read the status")
     chosen_tracks(context, track)
     pausing.pause(open_writer(context), track, Word(reason, now_ms(), who()))
     print_line(paused(track))

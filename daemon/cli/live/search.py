@@ -29,8 +29,7 @@ def search(context: typer.Context, *, track: TrackArgument = "default") -> None:
 
     wanted = load_settings(context).track(track).train.search
     if not wanted.space:
-        message = f"track {track} has nothing to search: [train.search.space] is empty"
-        raise SettingsError(message, _EXAMPLE)
+        raise SettingsError(f"track {track} has nothing to search: [train.search.space] is empty", _EXAMPLE)
     run, drops = enqueue_by_hand(open_writer(context), track, now_ms(), SEARCH)
     rows = sum(drop.rows for drop in drops if drop.role == "train")
     begins = (

@@ -126,15 +126,13 @@ def _until_settled(
     while not isinstance(found := ask(), Settled):
         key, words = _state(found)
         if said is None and not overview.daemon().alive:
-            message = f"{words}; the daemon is not running, so no verdict will come"
-            raise NoDaemon(message, "start it: dropforge run")
+            raise NoDaemon(f"{words}; the daemon is not running, so no verdict will come", "start it: dropforge run")
         if key != said:
             print(printable(words), file=sys.stderr, flush=True)
             said = key
         left = _LOOK_SECONDS if end is None else end - time.monotonic()
         if left <= 0:
-            message = f"no verdict after {timeout:g} s: {words}"
-            raise TimedOut(message, "wait again, or look at it: dropforge watch")
+            raise TimedOut(f"no verdict after {timeout:g} s: {words}", "wait again, or look at it: dropforge watch")
         time.sleep(min(left, _LOOK_SECONDS))
     return found
 

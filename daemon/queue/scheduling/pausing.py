@@ -35,8 +35,7 @@ def resume(engine: Engine, track: str, word: Word) -> None:
     with transaction(engine) as session:
         row = session.get(Track, track)
         if row is None or row.paused is None:
-            message = f"track {track} is not paused"
-            raise WrongState(message, "see what it waits for: dropforge status")
+            raise WrongState(f"track {track} is not paused", "see what it waits for: dropforge status")
         row.paused = None
         session.add(row)
         record_event(session, "track_resumed", word.at, track=track, reason=word.reason, by=word.by)

@@ -77,19 +77,16 @@ def _said_version(program: str) -> str:
             timeout=_VERSION_SECONDS, stdin=subprocess.DEVNULL,
         )  # fmt: skip
     except OSError as error:
-        message = f"vLLM cannot be started: {program}: {error.strerror}"
-        raise CannotTrain(message, _REMEDY) from error
+        raise CannotTrain(f"vLLM cannot be started: {program}: {error.strerror}", _REMEDY) from error
     except subprocess.TimeoutExpired as error:
         message = f"{program} --version said nothing within {_VERSION_SECONDS:g} s"
         raise StepFailed(message, "look what this machine is busy with, then retry the run") from error
     lines = done.stdout.split("\n")
     version = next((line.strip() for line in reversed(lines) if line.strip()), "")
     if done.returncode or not version:
-        message = f"{program} --version ended with {done.returncode}: {_last_lines(done.stderr)}"
-        raise CannotTrain(message, _REMEDY)
+        raise CannotTrain(f"{program} --version ended with {done.returncode}: {_last_lines(done.stderr)}", _REMEDY)
     if not _VERSION.fullmatch(version):
-        message = f"{program} is not vLLM: asked for its version it said {version[:_REASON_SIGNS]}"
-        raise CannotTrain(message, _REMEDY)
+        raise CannotTrain(f"{program} is not vLLM: asked for its version it said {version[:_REASON_SIGNS]}", _REMEDY)
     return version
 
 
@@ -124,8 +121,7 @@ class Server:
             time.sleep(_LOOK_SECONDS)
         names = [model.get("id") for model in self._json("GET", "/v1/models").get("data", [])]
         if names != [self._name]:
-            message = f"vLLM serves {names} where {self._name} was asked for"
-            raise StepFailed(message, _REMEDY)
+            raise StepFailed(f"vLLM serves {names} where {self._name} was asked for", _REMEDY)
 
     def complete(self, request: dict[str, Any]) -> dict[str, Any]:
         """

@@ -123,8 +123,7 @@ def _change(before: Mapping[str, Any], after: Mapping[str, Any]) -> float:
     squares = (float((after[name].double() - weight.double()).square().sum()) for name, weight in before.items())
     change = math.sqrt(sum(squares))
     if not math.isfinite(change):
-        message = "training diverged: trained weights are not finite"
-        raise CannotTrain(message, "lower train.learning_rate")
+        raise CannotTrain("training diverged: trained weights are not finite", "lower train.learning_rate")
     if change == 0:
         message = "training left all weights as they were: no gradient reached them"
         raise CannotTrain(message, "raise train.learning_rate or train.epochs; if they are sensible, report this")

@@ -137,8 +137,7 @@ def make_trainer(
 def _say_the_loss_is_trls(config: TrainConfig) -> None:
     why = "this architecture scales or caps its logits, or has experts"
     if config.loss == "dft":
-        message = f"train.loss is dft, and {why}"
-        raise CannotTrain(message, 'set train.loss = "nll"')
+        raise CannotTrain(f"train.loss is dft, and {why}", 'set train.loss = "nll"')
     sys.stderr.write(f"the loss is TRL's own: {why}\n")
 
 

@@ -119,8 +119,7 @@ class _Base:
             return
         for (module, name), view in layer.views:
             if getattr(module, name).data_ptr() != view.data_ptr():
-                message = f"{name} of a sharded {type(module).__name__} was replaced"
-                raise RuntimeError(message)
+                raise RuntimeError(f"{name} of a sharded {type(module).__name__} was replaced")
         size = len(layer.part) * distributed.get_world_size()
         # The second name is the first one's before torch 2.13.
         send = getattr(distributed, "all_gather_single", None) or distributed.all_gather_into_tensor

@@ -126,8 +126,7 @@ def _files(base: Path) -> Files:
     try:
         paths = weight_files(base)
     except CannotStream as error:
-        message = f"the weights of the base model {base} cannot be found: {error}"
-        raise CannotTrain(message, _INSTEAD) from error
+        raise CannotTrain(f"the weights of the base model {base} cannot be found: {error}", _INSTEAD) from error
     return {name: (path, shape) for path in paths for name, shape in read_shapes(path)[0].items()}
 
 

@@ -80,8 +80,7 @@ def packed_attention(module: Any, query: Any, key: Any, value: Any, *_mask: Any,
 
     ends = options.pop("cu_seq_lens_q", None)
     if ends is None:
-        message = "packed attention was not told where records begin"
-        raise ValueError(message)
+        raise ValueError("packed attention was not told where records begin")
     states = (query, key, value)
     if _has_kernel(*states) and not options.get("dropout"):
         from torch.nn.attention.varlen import varlen_attn

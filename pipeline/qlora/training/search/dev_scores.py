@@ -117,8 +117,7 @@ def _by_likelihood(dev: DevSet, asked: AskedModel, attempt: Attempt) -> Scored:
             scores[place] = -one.nll / one.tokens
         done += len(batch)
     if not all(score > -float("inf") for score in scores):
-        message = "the trained model's likelihoods of the dev rows are no numbers"
-        raise StepFailed(message, "lower train.learning_rate")
+        raise StepFailed("the trained model's likelihoods of the dev rows are no numbers", "lower train.learning_rate")
     return Scored(NLL, tuple(scores), tuple(float(len(answer)) for _, answer in pairs))
 
 

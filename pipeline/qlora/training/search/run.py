@@ -153,8 +153,7 @@ class _Search:
         if name.startswith(_TRIAL):
             return self.files.adapter(int(name.removeprefix(_TRIAL)))
         if name != self.champion or self.attempt.spec.champion_adapter is None:
-            message = f"{name} is not the champion any more, or its adapter is gone"
-            raise StepFailed(message)
+            raise StepFailed(f"{name} is not the champion any more, or its adapter is gone")
         return self.attempt.path(self.attempt.spec.champion_adapter)
 
     def work_on(self, begun: Begun) -> None:
