@@ -18,7 +18,7 @@ from daemon.dispatch.executor import Executor, JobState
 from daemon.dispatch.housekeeping import Upkeep, needs_gpu
 from daemon.dispatch.run_config import compose, warn_of_fixed
 from daemon.dispatch.spool import Spool
-from daemon.dispatch.stale_steps import invalidate, up_to_date
+from daemon.dispatch.stale_steps import invalidate, is_in_vain, up_to_date
 from daemon.dispatch.step_specs import key_of, spec_of
 from daemon.queue import attempts, cancelling, claims, run_queue, suspects, tracks
 from daemon.queue.scheduling import order
@@ -175,7 +175,7 @@ class Dispatcher:
             log.info("run_cancelled", run=claim.run_id)
             self._drop(claim)
             return False
-        done, step = self._next(run)
+        done, step = self._next(run, now)
         if step is None:
             return self._conclude(claim, run, now)
         if self.draining:
@@ -204,7 +204,7 @@ class Dispatcher:
         if spec is None:
             # The daemon died between the attempt's row and its spec: the same attempt is ordered now, unless what it
             # goes on from stands no more.
-            done, step = self._next(run)
+            done, step = self._next(run, now)
             if step is None or step.name != attempt.step:
                 self._end(claim, attempt, AttemptState.LOST, now, "another step was to be done again before it began")
                 return True
@@ -217,7 +217,7 @@ class Dispatcher:
             return False
         if state is JobState.ENDED:
             return self._collect(claim, attempt, spec, now)
-        if run.cancel_requested and spec.key not in self._cancelling:
+        if spec.key not in self._cancelling and (run.cancel_requested or is_in_vain(self._engine, run, spec)):
             self._executor.cancel(spec.key)
             self._cancelling.add(spec.key)
         return False
@@ -303,9 +303,9 @@ class Dispatcher:
         """Raise `NoRoom` if the disk has no room for what a run has still to do, `CannotTell` if nobody can tell."""
         self.disk.require(still_needed(self._root, run), margin=margin)
 
-    def _next(self, run: Run) -> tuple[dict[str, str], Step | None]:
+    def _next(self, run: Run, now: int) -> tuple[dict[str, str], Step | None]:
         """Return the run's steps that stand, with their artifacts, and the one to do now: `None` after the last."""
-        done = up_to_date(self._engine, self._root, run)
+        done = up_to_date(self._engine, self._root, run, now)
         dataset = run_files.load_dataset(self._root, run.id or 0)
         return done, next_step(done, dataset, RunConfig.model_validate(run.config))
 

@@ -6,9 +6,11 @@ step is stale where settings of its own differ from those that it was made with,
 does. `prepare` is quick, and other settings may well come to the same rows: it is done again alone, and once it is
 published anew what was made from the old data is looked at again. Any other stale step takes all later ones with it,
 and the verdict goes with each. So does an evaluation against a former champion, as long as there is no verdict on it
-(what such a verdict still means, `apply_verdict` says), and data without records that a former champion knew, or to go
-on from one, until something was trained on it. After that the run goes on from what it started with, whichever model
-serves by then: candidate and champion are compared all the same.
+(what such a verdict still means, `apply_verdict` says), and data without records that a former champion knew, until
+something was trained on it.
+
+A training that goes on from a champion, or is combined with one, is stale as soon as another model serves, and so is
+the data that was prepared for it, however far the run is: else a model that was rolled back would return as its child.
 """
 
 from collections.abc import Collection
@@ -26,8 +28,9 @@ from daemon.queue.states import WrongState
 from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.database import transaction
+from daemon.state.events import record_event
 from daemon.state.states import RunState
-from daemon.state.tables import Run
+from daemon.state.tables import Run, promotion_of
 from pipeline import durable
 from pipeline.config import RunConfig
 from pipeline.contract import RESULT_NAME, SPEC_NAME, StepResult, StepSpec
@@ -54,22 +57,35 @@ class Remains:
     """The stale ones, and those that were taken back before and not done since."""
     certain: bool
     """Whether `stands` is sure: not where `prepare` is done again and may come to other rows."""
+    left: str = ""
+    """Which model, no longer the champion, the training went on from; empty if none."""
 
     @property
     def words(self) -> str:
         """What stands and what is done again, for a person."""
-        return run_files.again_words(self.stands, self.again, certain=self.certain)
+        again = run_files.again_words(self.stands, self.again, certain=self.certain)
+        return f"{self.left}: {again}" if self.left else again
 
 
-def up_to_date(engine: Engine, state_folder: Path, run: Run) -> dict[str, str]:
+def up_to_date(engine: Engine, state_folder: Path, run: Run, now: int) -> dict[str, str]:
     """Take back the steps of a run in hand that are stale; return the others: step name → path of its artifact."""
     run_id = run.id or 0
     if run.config is not None and run_files.published(state_folder, run_id):
         found = what_remains(engine, state_folder, run)
+        if found.left:
+            with transaction(engine) as session:
+                record_event(session, "run_began_again", now, track=run.track, run_id=run_id, reason=found.left)
         if found.stale:
             log.info("steps_taken_back", run=run_id, words=found.words)
             _unpublish(state_folder, run_id, found.stale)
     return run_files.published(state_folder, run_id)
+
+
+def is_in_vain(engine: Engine, run: Run, spec: StepSpec) -> bool:
+    """Say whether the step of `spec`, which runs, is for a training that began from a model that serves no more."""
+    with transaction(engine) as session:
+        serving = champion(session, run.track)
+    return serving.model_id != spec.champion.model_id and bool(_Past(engine, Path(spec.root), run).left)
 
 
 def retry_words(engine: Engine, settings: Settings, run_id: int, now: int) -> str:
@@ -128,6 +144,7 @@ def what_remains(engine: Engine, state_folder: Path, run: Run) -> Remains:
         stale=tuple(name for name in done if name in stale),
         again=tuple(step.name for step in STEPS if step.name in {*done, *past.made} and step.name not in stands),
         certain="prepare" in stands or past.has_same_rows(),
+        left=next(iter(past.left.values()), ""),
     )
 
 
@@ -152,9 +169,31 @@ class _Past:
         for one in published_attempts(engine, self.run_id):
             self.made[one.step] = one.number
             self._read[one.step] = self.made.get("prepare", 0)
+        #: By step: which model, no longer the champion, it goes on from.
+        self.left = self._left(engine, run)
+
+    def _left(self, engine: Engine, run: Run) -> dict[str, str]:
+        with transaction(engine) as session:
+            if promotion_of(session, self.run_id) is not None:
+                return {}  # its own model took that one's place
+            serving = champion(session, run.track).model_id
+        data = run_files.load_dataset(self.folder, self.run_id)
+        adapter = run_files.load_adapter(self.folder, self.run_id)
+        behind = {
+            "prepare": () if data is None else (data.start,),
+            "train": () if adapter is None else (adapter.start, *adapter.also_trained_on),
+        }
+        return {
+            name: f"generation {model.generation}, from which it was trained, is not the champion any more"
+            for name, models in behind.items()
+            for model in models
+            if model is not None and model.model_id != serving
+        }
 
     def is_stale(self, name: str) -> bool:
         """Say whether a published step would be made from something else today."""
+        if name in self.left:
+            return True
         try:
             made = self.spec(name)
             if made is None:
@@ -257,13 +296,12 @@ def _is_against_todays(engine: Engine, state_folder: Path, run: Run) -> bool:
 
 def _is_left_for_another(engine: Engine, past: _Past, whole: Collection[str]) -> bool:
     """
-    Say whether data is for a champion that serves no more, and no training goes to waste without it.
+    Say whether data leaves out what a champion knew that serves no more, and no training goes to waste without it.
 
-    It left out what that one knew, or goes on from it. Too little data, too, may be so only for that champion. Where
-    none was left out, no other one leaves more to ask.
+    Too little data, too, may be so only for that champion. Where none was left out, no other one leaves more to ask.
     """
     dataset = run_files.load_dataset(past.folder, past.run_id)
-    if dataset is None or "train" in whole or not (dataset.seen_by_champion or dataset.start):
+    if dataset is None or "train" in whole or not dataset.seen_by_champion:
         return False
     step = next_step(whole, dataset, past.config)
     if step is BY_NAME["train"] and run_files.made_checkpoint(past.folder, past.run_id, 0):

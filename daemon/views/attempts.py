@@ -14,6 +14,15 @@ if TYPE_CHECKING:
     from daemon.state.tables import Attempt, Run
 
 
+#: Why the training of a run is done once more, until it has been.
+_WHY = """
+SELECT detail FROM event WHERE run_id = ? AND kind = 'run_began_again' AND NOT EXISTS (
+    SELECT 1 FROM attempt
+    WHERE run_id = event.run_id AND step = 'train' AND state = 'published' AND ended_at > event.at)
+ORDER BY id DESC LIMIT 1
+"""
+
+
 class AttemptView(Frozen):
     """One attempt at one step."""
 
@@ -34,7 +43,7 @@ def attempts_of(base: Connection, run: "Run") -> tuple[AttemptView, ...]:
 
 def done_again(base: Connection, state_folder: Path, run_id: int) -> str | None:
     """
-    Return in words which steps an open run does once more, and what it keeps.
+    Return in words which steps an open run does once more, what it keeps, and why if its start serves no more.
 
     `None` if it does each once, or if its folder may not be read.
     """
@@ -45,7 +54,10 @@ def done_again(base: Connection, state_folder: Path, run_id: int) -> str | None:
     once = "SELECT DISTINCT step FROM attempt WHERE run_id = ? AND state = 'published'"
     made = {row.step for row in base.execute(once, (run_id,))}
     again = [step.name for step in STEPS if step.name in made and step.name not in stands]
-    return again_words(stands, again, certain="prepare" in stands) if again else None
+    if not again:
+        return None
+    reasons = [str(row.detail["reason"]) for row in base.execute(_WHY, (run_id,))]
+    return ": ".join([*reasons, again_words(stands, again, certain="prepare" in stands)])
 
 
 def _attempt(row: "Attempt") -> AttemptView:

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Engine, event
 from sqlmodel import select
 
-from daemon.champions import journal, promotion, rollback
+from daemon.champions import history, journal, promotion, rollback
 from daemon.dispatch.dispatcher import Dispatcher
 from daemon.dispatch.executor import JobState
 from daemon.dispatch.spool import LocalExecutor
@@ -21,6 +21,7 @@ from daemon.state.database import migrate, open_engine, transaction
 from daemon.state.events import Word
 from daemon.state.states import AttemptState, DropState, RunState
 from daemon.state.tables import Attempt, Drop, Event, Promotion, Run, Suspect, Track
+from daemon.views.overview import Overview
 from pipeline import durable
 from pipeline.artifacts import (
     Judgement,
@@ -50,6 +51,8 @@ class ScriptedExecutor:
         self.known: dict[str, int] = {}
         self.goes_on = False
         """Whether a training goes on from the champion."""
+        self.mixes = False
+        """Whether it is combined with the champion."""
         self.batch_size = 0
         self.noise: NoiseFloor | None = None
         self.version = "v"
@@ -98,7 +101,9 @@ class ScriptedExecutor:
                 shortfall=self.shortfall or few,
             )
         elif spec.step == "train":
-            artifact = made_adapter(spec)
+            begun = durable.read_json(root / spec.inputs["prepare"])["start"]
+            mixed = (spec.champion,) if self.mixes else ()
+            artifact = made_adapter(spec, start=begun, also_trained_on=mixed)
         elif spec.step == "merge":
             artifact = made_model(spec)
         elif spec.step == "evaluate":
@@ -889,16 +894,9 @@ def test_preparing_for_one_champion_after_the_other_ends_when_the_champion_stays
     assert (run.state, run.outcome) == (RunState.SUCCEEDED, "insufficient_evidence")
 
 
-@pytest.mark.parametrize("goes_on", [False, True])
 @pytest.mark.parametrize("kept", ["adapter", "checkpoint"])
 def test_what_was_trained_is_not_thrown_away_for_records_that_a_former_champion_knew(
-    engine: Engine,
-    settings: Settings,
-    dispatcher: Dispatcher,
-    executor: ScriptedExecutor,
-    kept: str,
-    *,
-    goes_on: bool,
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor, kept: str
 ) -> None:
     def moved_meanwhile(spec: StepSpec) -> StepResult:
         swears(engine, settings)
@@ -911,7 +909,6 @@ def test_what_was_trained_is_not_thrown_away_for_records_that_a_former_champion_
         return ended("interrupted", 75)(spec)
 
     with_knowing_champion(engine, dispatcher, executor, 7)
-    executor.goes_on = goes_on
     executor.script["train"] = [moved_meanwhile]
     add_drop(engine, "b")
     ticks(dispatcher, 20, now=NOW + 50)
@@ -919,6 +916,69 @@ def test_what_was_trained_is_not_thrown_away_for_records_that_a_former_champion_
     trained = ["train"] if kept == "adapter" else ["train", "train"]
     assert executor.steps == ["prepare", *trained, "merge", "evaluate", "decide"]
     assert run_row(engine, 2).outcome == "promoted"
+
+
+@pytest.mark.parametrize("approval", ["auto", "manual"])
+@pytest.mark.parametrize("step", ["prepare", "train", "merge", "evaluate", "decide"])
+@pytest.mark.parametrize("how", ["goes on from it", "is combined with it"])
+def test_a_model_that_was_rolled_back_does_not_return_as_its_child(
+    engine: Engine, settings: Settings, executor: ScriptedExecutor, how: str, step: str, approval: str
+) -> None:
+    def rolled_back_meanwhile(spec: StepSpec) -> StepResult:
+        swears(engine, settings)
+        return executor.good(spec)
+
+    with_knowing_champion(engine, new_dispatcher(engine, settings, executor), executor, 0)
+    executor.goes_on, executor.mixes = how == "goes on from it", how == "is combined with it"
+    executor.script[step] = [rolled_back_meanwhile]
+    add_drop(engine, "b")
+    dispatcher, said = new_dispatcher(engine, with_gate(settings, approval=approval), executor), []
+    for turn in range(24):
+        dispatcher.tick(NOW + 50 + turn)
+        said.append(Overview(settings.state_folder).run(2).again or "")
+    steps = ["prepare", "train", "merge", "evaluate", "decide"]
+    if executor.goes_on or step == "prepare":
+        again = [*steps[: steps.index(step) + 1], *steps]
+    else:
+        again = [*steps[: steps.index(step) + 1], *steps[1:]]
+    if executor.mixes and step == "prepare":
+        again = steps  # what it is combined with is chosen at training
+    assert executor.steps == again
+    adapter = run_files.load_adapter(settings.state_folder, 2)
+    assert adapter is not None
+    with transaction(engine) as session:
+        past = journal.history(session, "default")
+    behind = {model.model_id for model in (adapter.start, *adapter.also_trained_on) if model is not None}
+    assert not behind & history.blocked(past)
+    assert run_row(engine, 2).outcome == ("promoted" if approval == "auto" else "awaiting_approval")
+    if again != steps:
+        assert any(one.startswith("generation 1, from which it was trained, is not the champion any more: ")
+                   for one in said)  # fmt: skip
+
+
+def test_a_training_from_a_model_that_is_rolled_back_is_stopped(
+    engine: Engine,
+    settings: Settings,
+    dispatcher: Dispatcher,
+    executor: ScriptedExecutor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with_knowing_champion(engine, dispatcher, executor, 0)
+    executor.goes_on = True
+    add_drop(engine, "b")
+    ticks(dispatcher, 2, now=NOW + 50)
+    assert executor.steps == ["prepare", "train"]
+    with monkeypatch.context() as training:
+        training.setattr(executor, "poll", lambda _spec: JobState.RUNNING)
+        ticks(dispatcher, 3, now=NOW + 60)
+        assert executor.cancelled == []
+        swears(engine, settings)
+        ticks(dispatcher, 3, now=NOW + 70)
+    assert executor.cancelled == ["2-train-1"]
+    executor.script["train"] = [ended("interrupted", 75)]
+    ticks(dispatcher, 20, now=NOW + 80)
+    assert executor.steps == ["prepare", "train", "prepare", "train", "merge", "evaluate", "decide"]
+    assert (run_row(engine, 2).outcome, run_row(engine, 2).failures) == ("promoted", 0)
 
 
 def test_drops_are_put_on_trial_in_the_moment_in_which_the_run_ends_or_not_at_all(
