@@ -136,7 +136,6 @@ class Adapter(Artifact):
     quantization: Literal["nf4", "none"]
     batch_tokens: int = 0
     activations: Literal["kept", "recomputed", "offloaded"] = "kept"
-    shards: int = 1
     device: str
     optimizer_steps: int
     resumed_from_step: int

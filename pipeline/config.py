@@ -188,8 +188,6 @@ class MemoryPlan(Frozen):
     """Most tokens a forward pass."""
     activations: Literal["kept", "recomputed", "offloaded"]
     """What becomes of activations until the backward pass; those that are offloaded are recomputed, too."""
-    shards: int = 1
-    """Processes that the base's layers are divided among, each gathered before it computes; 1: each has them whole."""
 
 
 class EvaluateConfig(Frozen):

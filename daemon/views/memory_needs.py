@@ -41,11 +41,8 @@ def memory_needs(settings: Settings, track: str) -> tuple[str, bool]:
         f"{first.batch_tokens:,} tokens a pass; {size_words(smallest)} at the least"
     )
     wanted = cards if own.train.processes == "auto" else own.train.processes
-    shards = min(wanted, own.train.batch_size)
-    if is_gpu and shards > 1 and own.train.method == "lora":
-        sharded = sum(estimate(base, least.model_copy(update={"shards": shards}), own.train, "cuda").values())
-        return f"{text}, on each of {shards} cards, or {size_words(sharded)} with the base sharded over them", True
+    used = min(wanted, own.train.batch_size)
     if is_gpu:
-        return f"{text}, on the card", True
+        return f"{text}, on {'the card' if used == 1 else f'each of {used} cards'}", True
     free = available_memory()
     return f"{text}; {size_words(free)} are free", smallest <= MARGIN * free

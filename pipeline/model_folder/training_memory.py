@@ -130,8 +130,6 @@ def estimate(
     """
     Return the bytes that a training takes on `device`, by what takes them, for passes of `plan.batch_tokens` tokens.
 
-    Of a sharded base a process has its part of the matrices, and those of one layer whole.
-
     Between forward and backward each adapted layer keeps its input, and attention, norms and the feed-forward layer
     what they need: the count of what torch saves for a Llama, to which it is held by a test. Experts of which a token
     meets only a few count as if it met all. An output head that scales its logits takes them for all tokens: more.
@@ -149,10 +147,8 @@ def estimate(
     quantised = base.linear if plan.quantization == "nf4" else 0
     trained = trained_numbers(base, train)
     own = trained if train.trains_full_weights else 0
-    elsewhere = (1 - 1 / plan.shards - 1 / max(1, base.layers)) if plan.shards > 1 else 0
-    matrices = base.linear * (0.5 if quantised else width)
     return {
-        "weights": int((base.weights - quantised - own) * width + quantised * _NF4_BYTES - elsewhere * matrices),
+        "weights": int((base.weights - quantised - own) * width + quantised * _NF4_BYTES),
         "trained": trained * (_FULL_WEIGHTS_BYTES if own else _TRAINED_BYTES)[device],
         "optimizer": moment_numbers(base, train) * (_WIDE if train.method == "galore" else _MOMENT_BYTES[device]),
         "activations": int(activations * OVERHEAD[device]),

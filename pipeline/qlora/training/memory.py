@@ -42,7 +42,6 @@ class Fit:
     """Tokens of the longest record."""
     most: int
     """Tokens of as many of that length as a process has of an optimizer step."""
-    processes: int = 1
 
     def tokens(self, plan: MemoryPlan) -> int:
         """Return how many tokens a pass by `plan` has at most."""
@@ -53,11 +52,6 @@ class Fit:
         plan = plan.model_copy(update={"batch_tokens": self.tokens(plan)})
         narrow = arithmetic_dtype(self.device) is None
         return estimate(self.base, plan, self.train, self.device, arithmetic_in_16_bits=narrow)
-
-    @property
-    def may_shard(self) -> bool:
-        """Whether the base can be divided: among several processes, and if none of it is trained or read for DoRA."""
-        return self.processes > 1 and self.train.method == "lora"
 
     def holds(self, plan: MemoryPlan) -> bool:
         """Say whether a training by `plan` is estimated to fit."""
@@ -80,10 +74,8 @@ def find_fit(attempt: Attempt, base: Path, device: Device, lengths: Sequence[int
     )
     most = longest * -(-config.batch_size // processes)
     free = free_memory(device) // (1 if device == "cuda" else processes)
-    fit = Fit(own, base_sizes(base), config, device, free, longest, most, processes)
+    fit = Fit(own, base_sizes(base), config, device, free, longest, most)
     known = _noted(attempt, own.device) or _of_earlier(attempt, own)
-    if known is not None and known.shards > 1:
-        known = known.model_copy(update={"shards": processes}) if fit.may_shard else None
     plan = known or _estimated(fit, may_quantise=config.quantization == "auto")
     _note(attempt, plan)
     fit = replace(fit, plan=plan)
@@ -114,7 +106,6 @@ def smaller(fit: Fit, plan: MemoryPlan) -> MemoryPlan | None:
     Return the plan to try next; `None` after the last.
 
     Half the tokens a pass down to one record, then activations that are computed again, then, on a card, offloaded.
-    Where all that is too much for a process that holds the whole base, it is sharded, and the same begins anew.
     """
     if fit.tokens(plan) > fit.longest:
         return plan.model_copy(update={"batch_tokens": max(fit.longest, fit.tokens(plan) // 2)})
@@ -122,10 +113,6 @@ def smaller(fit: Fit, plan: MemoryPlan) -> MemoryPlan | None:
         return plan.model_copy(update={"activations": "recomputed"})
     if plan.activations == "recomputed" and fit.device == "cuda":
         return plan.model_copy(update={"activations": "offloaded"})
-    if fit.may_shard and plan.shards == 1:
-        activations = "recomputed" if fit.device == "cuda" else "kept"
-        anew = {"shards": fit.processes, "batch_tokens": fit.train.batch_tokens, "activations": activations}
-        return plan.model_copy(update=anew)
     return None
 
 
@@ -203,7 +190,7 @@ def _what_fits(fit: Fit) -> str:
     elif (length := next(fits, 0)) >= _LEAST_LENGTH:
         found = f"train.max_length = {length}"
     else:
-        return "free memory there, or use a smaller base model"
+        return "free memory there, or use a smaller base model or a device with more memory"
     return f"set {found}, which is estimated to fit, or free memory there"
 
 
@@ -213,6 +200,5 @@ def _quantised(plan: MemoryPlan) -> MemoryPlan:
 
 def _words(fit: Fit, plan: MemoryPlan) -> str:
     base = "the base in 4 bits" if plan.quantization == "nf4" else "the base as it is"
-    base += f", sharded over {plan.shards} processes" if plan.shards > 1 else ""
     takes = size_words(sum(fit.bytes_of(plan).values()))
     return f"about {takes} with {base}, {fit.tokens(plan)} tokens a pass, activations {plan.activations}"

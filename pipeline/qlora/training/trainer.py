@@ -12,14 +12,13 @@ from typing import Any, Literal
 from pipeline.config import MemoryPlan, TrainConfig
 from pipeline.errors import CannotTrain
 from pipeline.qlora.loading import Device, arithmetic_dtype, load_model
-from pipeline.qlora.training.data_parallel.sharded_base import load_sharded
 from pipeline.qlora.training.data_parallel.sharing import Place, seed_step, summed
 from pipeline.qlora.training.full_weights.choice import keeping_weights, optimizer, unfreeze
 from pipeline.qlora.training.method import lora_config, method_arguments
 from pipeline.qlora.training.passes.answer_loss import add_answer_loss, answer_tokens, has_plain_head, mean_loss
 from pipeline.qlora.training.passes.lora_linear import fuse
 from pipeline.qlora.training.passes.packed_attention import enable_packing
-from pipeline.qlora.training.passes.packing import collate, even_passes, passes
+from pipeline.qlora.training.passes.packing import collate, passes
 from pipeline.qlora.training.row_order import LengthGroups
 from pipeline.qlora.training.watcher import dev_loss
 
@@ -91,12 +90,7 @@ def make_trainer(
     single = arithmetic_dtype(training.device)
     dtype = single or (torch.bfloat16 if saved == torch.float16 else None)
     quantization: Literal["nf4", "none"] = "nf4" if config.quantization == "nf4" else "none"
-    sharded = training.memory is not None and training.memory.shards > 1
-    model: Any = (
-        load_sharded(training.base, training.device, quantization, dtype, training.place)
-        if sharded
-        else load_model(training.base, training.device, quantization, dtype)
-    )
+    model: Any = load_model(training.base, training.device, quantization, dtype)
     _check_vocabulary(model, rows)
     plain_head = has_plain_head(model, rows[0].input_ids)
     # NEFTune's noise shrinks with the length of a row, which is to be a record's.
@@ -105,8 +99,7 @@ def make_trainer(
     mixed = single is None and (quantization == "nf4" or model.dtype != torch.float32)
     lengths = [len(row.input_ids) for row in rows]
     own = config.trains_full_weights
-    of_step = partial(even_passes, place=training.place) if sharded else partial(passes, share=training.place.share)
-    divide = partial(of_step, batch_tokens=config.batch_tokens, packed=packed)
+    divide = partial(passes, batch_tokens=config.batch_tokens, packed=packed, share=training.place.share)
     make: Any = _trainer_class(lengths, config, training.place, divide, plain_head=plain_head)
     if own:
         unfreeze(model, training.base, config, training.place)

@@ -386,16 +386,16 @@ def test_a_fifo_where_a_file_should_be_is_told_and_not_waited_for(
     assert "is not a file" in bad[0].text or "is no regular file" in bad[0].text
 
 
-def test_several_cards_are_said_to_hold_a_base_together(
+def test_a_training_takes_its_memory_on_each_of_several_cards(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory_needs, "_DEVICES", tmp_path / "devices")
     for number in range(2):
         (tmp_path / f"devices/nvidia{number}").mkdir(parents=True)
     on_cards = settings.model_copy(update={"device": "cuda"})
-    assert "on each of 2 cards, or" in lines(on_cards)["memory of default"].text
-    dora = on_cards.model_copy(update={"train": TrainConfig(method="dora")})
-    assert lines(dora)["memory of default"].text.endswith("at the least, on the card")
+    assert lines(on_cards)["memory of default"].text.endswith("at the least, on each of 2 cards")
+    one = on_cards.model_copy(update={"train": TrainConfig(processes=1)})
+    assert lines(one)["memory of default"].text.endswith("at the least, on the card")
 
 
 def test_too_little_memory_for_a_training_is_told_beside_the_estimate(

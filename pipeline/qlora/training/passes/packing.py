@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
-from pipeline.qlora.training.data_parallel.sharing import Place
 from pipeline.qlora.training.passes.answer_loss import NO_LABEL
 
 
@@ -45,24 +44,6 @@ def passes(
     if packed:
         return [pack(ids[first:end], labels[first:end]) for first, end in runs]
     return [_pad(ids[first:end], labels[first:end]) for first, end in runs]
-
-
-def even_passes(step: Mapping[str, Any], batch_tokens: int, *, packed: bool, place: Place) -> list[dict[str, Any]]:
-    """
-    Return the passes of a process's share, and as many more without a label as the process with the most has.
-
-    Where each pass is work for all, none may be missing. One without a label has a loss and a gradient of 0, but for a
-    router's own.
-    """
-    import torch
-
-    shares = [Place(rank, place.processes).share for rank in range(place.processes)]
-    most = max(sum(1 for _ in divide(step["lengths"][share], batch_tokens, packed=packed)) for share in shares)
-    made = passes(step, batch_tokens, packed=packed, share=place.share)
-    shortest = step["lengths"].index(min(step["lengths"]))
-    silent = {**step, "labels": torch.full_like(step["labels"], NO_LABEL)}
-    idle = passes(silent, batch_tokens, packed=packed, share=slice(shortest, shortest + 1))
-    return made + idle * (most - len(made))
 
 
 def divide(lengths: Sequence[int], batch_tokens: int, *, packed: bool) -> Iterator[tuple[int, int]]:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from pipeline import durable
 from pipeline.artifacts import TRAINED_FILES, Adapter, Dataset
-from pipeline.config import FULL_WEIGHTS, MemoryPlan, RunConfig, TrainConfig
+from pipeline.config import FULL_WEIGHTS, RunConfig, TrainConfig
 from pipeline.contract import LOG_NAME, PROGRESS_NAME, RESULT_NAME, SPEC_NAME, Attempt, StepResult
 from pipeline.errors import EXIT_FAILED, EXIT_INTERRUPTED, CannotTrain
 from pipeline.model_folder.manifest import model_id
@@ -194,27 +194,6 @@ def test_memory_that_runs_out_in_one_process_takes_all_on_with_less(order: Order
     shutil.rmtree(tmp_path / "runs/1/checkpoints")
     whole = train(straight := order(processes=1))
     assert distance(weights(short, adapter), weights(straight, whole)) <= TOLERANCE * whole.adapter_change
-
-
-@pytest.mark.long
-def test_where_no_process_holds_the_base_it_is_sharded_and_goes_on_from_the_checkpoint(
-    order: Order, tmp_path: Path
-) -> None:
-    each_alone = {"batch_tokens": 1, "epochs": 1}
-    last = MemoryPlan(device="cpu", quantization="none", batch_tokens=1, activations="recomputed")
-    short = order(**each_alone)
-    short.spec = short.spec.model_copy(update={"memory": last})
-    note = 'json.loads((attempt.path(attempt.spec.checkpoints) / "memory.json").read_text())["plan"]["shards"]'
-    assert run(short, f"if rank == 1 and step == 3 and {note} == 1: raise MemoryError") == 0
-    result, printed = result_of(short)
-    adapter = Adapter.model_validate(result.artifact)
-    assert "goes on in a fresh process" in printed
-    assert "sharded over 2 processes" in printed
-    assert adapter.shards == 2
-    assert adapter.resumed_from_step in {2, 3}
-    shutil.rmtree(tmp_path / "runs/1/checkpoints")
-    whole = train(straight := order(**each_alone))
-    assert distance(weights(short, adapter), weights(straight, whole)) == 0
 
 
 @pytest.mark.long

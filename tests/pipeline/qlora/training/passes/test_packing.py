@@ -12,9 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.qlora.training import trainer as trainer_module
-from pipeline.qlora.training.data_parallel.sharing import Place
-from pipeline.qlora.training.passes.answer_loss import NO_LABEL
-from pipeline.qlora.training.passes.packing import collate, even_passes, passes
+from pipeline.qlora.training.passes.packing import collate, passes
 from pipeline.qlora.training.trainer import TokenRow
 from tests import made_adapters
 from tests.made_adapters import token_rows
@@ -108,30 +106,3 @@ def test_packed_passes_hold_every_record_whole_and_once_within_the_budget(length
             assert part["labels"][0, first:end].tolist() == [-100, *met[-1][1:]]
             assert part["position_ids"][0, first:end].tolist() == list(range(end - first))
     assert met == [row["input_ids"] for row in rows]
-
-
-@pytest.mark.parametrize("packed", [True, False])
-@pytest.mark.parametrize("count", [1, 3])
-def test_processes_that_work_together_have_as_many_passes_and_no_record_more(count: int, packed: bool) -> None:
-    step = collate([{"input_ids": [n] * (2 + n % 2), "labels": [NO_LABEL, *[n] * (1 + n % 2)]} for n in range(count)])
-    places = [Place(rank, 2) for rank in range(2)]
-    own = [passes(step, 3, packed=packed, share=place.share) for place in places]
-    even = [even_passes(step, 3, packed=packed, place=place) for place in places]
-    assert len(own[0]) > len(own[1])
-    assert [len(parts) for parts in even] == [max(map(len, own))] * 2
-    for mine, all_of_them in zip(own, even, strict=True):
-        for expected, found in zip(mine, all_of_them, strict=False):
-            assert expected.keys() == found.keys()
-            assert torch.equal(expected["labels"], found["labels"])
-        assert all(bool((part["labels"] == NO_LABEL).all()) for part in all_of_them[len(mine) :])
-
-
-def test_a_pass_without_a_label_has_a_loss_and_a_gradient_of_0(tiny_llama: Path, tmp_path: Path) -> None:
-    trainer = trainer_of(tiny_llama, tmp_path, token_rows(4, seed=2))
-    inputs = next(iter(trainer.get_train_dataloader()))
-    silent = {**inputs, "labels": torch.full_like(inputs["labels"], NO_LABEL)}
-    trainer.model.zero_grad()
-    assert trainer.training_step(trainer.model, silent).item() == 0
-    gradients = [weight.grad for weight in trainer.model.parameters() if weight.requires_grad]
-    assert gradients
-    assert all(gradient is not None and not gradient.any() for gradient in gradients)
