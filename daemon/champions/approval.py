@@ -31,9 +31,9 @@ class CannotPromote(DropforgeError):
     """The run has no model that could be promoted, or no win that waits for a word."""
 
 
-def approve(engine: Engine, state_folder: Path, run_id: int, now: int, by: str | None = None) -> Promotion:
+def approve(engine: Engine, state_folder: Path, run_id: int, word: Word) -> Promotion:
     """
-    Promote the win of a run that waits for approval, and return the row that says so.
+    Promote the win of a run that waits for approval, and return the row that says so; the reason may be empty.
 
     Raises `CannotPromote` if it did not win or another champion came first, `ChampionMoved` if one comes meanwhile,
     `CannotReview` if its blind review (`gate.review`) is not at its end, `NoTarget` if the model's files are not what
@@ -54,9 +54,9 @@ def approve(engine: Engine, state_folder: Path, run_id: int, now: int, by: str |
         raise CannotPromote(message, f"bring runs/{run_id}/decide.json back from a backup, or: {forcing(run_id)}")
     path = f"models/{verdict.candidate_model_id}"
     check_files(state_folder, path, verdict.candidate_model_id, f"the model of run {run_id}", run.track)
-    over, reason = verdict.champion_generation, verdict.sentence
-    candidate = Candidate(run.track, run_id, verdict.candidate_model_id, path, over, reason, approved_by=by)
-    return promotion.promote(engine, state_folder, candidate, now)
+    over, reason = verdict.champion_generation, "; ".join(filter(None, (verdict.sentence, word.reason)))
+    candidate = Candidate(run.track, run_id, verdict.candidate_model_id, path, over, reason, approved_by=word.by)
+    return promotion.promote(engine, state_folder, candidate, word.at)
 
 
 def force(

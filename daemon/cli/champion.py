@@ -121,14 +121,14 @@ def promote(
     from daemon.views.details import deeds  # noqa: PLC0415
 
     _require_words(reason)
-    if force != (reason is not None):
-        raise typer.BadParameter("--force needs --reason TEXT" if force else "--reason goes with --force")
+    if force and reason is None:
+        raise typer.BadParameter("--force needs --reason TEXT")
     engine, root = open_writer(context), load_settings(context).state_folder
-    by = approval.who()
-    if reason is None:
-        row = approval.approve(engine, root, run, now_ms(), by)
+    word = Word(reason or "", now_ms(), approval.who())
+    if force:
+        row = approval.force(engine, root, run, word, try_out=_try_out)
     else:
-        row = approval.force(engine, root, run, Word(reason, now_ms(), by), try_out=_try_out)
+        row = approval.approve(engine, root, run, word)
     for line in deeds.promoted(row):
         print_line(line)
     serving = open_overview(context).champion(row.track)

@@ -6,7 +6,7 @@ path to go on from; or with `error.html`.
 
     /runs/ID/cancel            /runs/ID/retry   since (a step, may be empty)
     /runs/ID/move              after (a run, or empty: before all others)
-    /runs/ID/promote           reason (empty: approve a win that waits; else by force)
+    /runs/ID/promote           reason (may be empty), force (true: whatever the verdict, then with a reason)
     /runs/ID/review            pair, key (1, 2 or 0; u: take it back); answered with the review's next pair
     /tracks/NAME/pause         reason
     /tracks/NAME/resume        reason (may be empty)
@@ -18,13 +18,13 @@ path to go on from; or with `error.html`.
 The API has the same below `/api/v1`, with a JSON body of the same fields, and answers `{"words": [...]}`.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from fastapi import APIRouter, Path, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import RedirectResponse, Response
-from pydantic import Field, StringConstraints, ValidationError
+from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from daemon.champions import approval
 from daemon.champions.review import blind_review
@@ -68,6 +68,19 @@ class PerhapsWhy(Frozen):
     """Why it is done, if that is to be kept with it."""
 
     reason: Text = ""
+
+
+class Promote(PerhapsWhy):
+    """Whether a run's model serves by its verdict or by force."""
+
+    force: bool = False
+    """Whatever the verdict, and though the model is blocked or its review is not at its end; needs a reason."""
+
+    @model_validator(mode="after")
+    def _force_has_a_reason(self) -> Self:
+        if self.force and not self.reason:
+            raise ValueError("force needs a reason")
+        return self
 
 
 class From(Frozen):
@@ -121,13 +134,13 @@ def move(site: SiteOf, run_id: Number, body: Behind) -> Done:
 
 
 @router.post("/runs/{run_id}/promote")
-def promote(site: SiteOf, run_id: Number, body: PerhapsWhy) -> Done:
-    """Promote a run that won and waits for approval; with a reason that of any ended run, whatever its verdict."""
-    engine, root = site.writer(), site.settings.state_folder
-    if body.reason:
-        row = approval.force(engine, root, run_id, _word(body.reason), try_out=require_answer)
+def promote(site: SiteOf, run_id: Number, body: Promote) -> Done:
+    """Promote a run that won and waits for approval; with `force` that of any ended run, whatever its verdict."""
+    engine, root, word = site.writer(), site.settings.state_folder, _word(body.reason)
+    if body.force:
+        row = approval.force(engine, root, run_id, word, try_out=require_answer)
     else:
-        row = approval.approve(engine, root, run_id, now_ms(), _who())
+        row = approval.approve(engine, root, run_id, word)
     return _done(*deeds.promoted(row))
 
 
@@ -189,7 +202,7 @@ _DEEDS: dict[tuple[str, str], tuple[Any, type[Frozen] | None]] = {
     ("runs", "cancel"): (cancel, None),
     ("runs", "retry"): (retry, From),
     ("runs", "move"): (move, Behind),
-    ("runs", "promote"): (promote, PerhapsWhy),
+    ("runs", "promote"): (promote, Promote),
     ("runs", "review"): (judge_blind, Judged),
     ("tracks", "pause"): (pause, Why),
     ("tracks", "resume"): (resume, PerhapsWhy),

@@ -394,7 +394,7 @@ def _waits(daemon: Daemon) -> None:
     with transaction(daemon.engine) as session:
         assert session.get_one(Run, 1).outcome == "awaiting_approval"
     assert _serving(daemon) == (0, [None])
-    approval.approve(daemon.engine, daemon.root, 1, NOW)
+    approval.approve(daemon.engine, daemon.root, 1, Word("", NOW))
     assert _serving(daemon) == (1, [None, 1])
 
 
@@ -441,7 +441,7 @@ def _done_without(outcome: str) -> Callable[[Daemon], None]:
 
 def _approving(folder: Path) -> Callable[[], object]:
     daemon = Daemon(folder, NOW)
-    return lambda: approval.approve(daemon.engine, daemon.root, 1, NOW, "ada")
+    return lambda: approval.approve(daemon.engine, daemon.root, 1, Word("", NOW, "ada"))
 
 
 def _forcing(folder: Path) -> Callable[[], object]:

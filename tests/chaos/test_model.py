@@ -372,7 +372,7 @@ class House(RuleBasedStateMachine):
         number = pick % len(self.world.runs) + 1
         name = self.world.runs[number - 1].model
         may = number in self.world.waits and name not in self.world.blocked
-        act = lambda: approval.approve(self.daemon.engine, self.daemon.root, number, self.now)  # noqa: E731
+        act = lambda: approval.approve(self.daemon.engine, self.daemon.root, number, Word("", self.now))  # noqa: E731
         self.person(act, may=may, refusal=(approval.CannotPromote, Blocked))
         if may:
             self.world.promote(number, name)

@@ -66,7 +66,7 @@ class House:
 
     def approve(self, run: int) -> Promotion:
         self.now += 1000
-        return approval.approve(self.daemon.engine, self.root, run, self.now, "ada")
+        return approval.approve(self.daemon.engine, self.root, run, Word("", self.now, "ada"))
 
     def force(self, run: int, **how: Any) -> Promotion:
         self.now += 1000
@@ -438,12 +438,12 @@ def test_everything_that_shows_the_run_says_that_it_waits(house: House, dropforg
         assert "waits: dropforge promote 1" in said or "waits for approval (dropforge promote 1): 90.0" in said, words
     assert "run 1 of track default won, waits for approval: dropforge promote 1" in dropforge("status").out
     assert [one["id"] for one in dropforge("status", "--json").json["awaiting"]] == [1]
-    assert "--reason goes with --force" in dropforge("promote", "1", "--reason", "x").err
     assert "--force needs --reason" in dropforge("promote", "1", "--force").err
-    done = dropforge("promote", "1")
+    done = dropforge("promote", "1", "--reason", "looked at it")
     assert (done.code, done.err) == (0, "")
     assert "serves model" in done.out
     assert dropforge("status", "--json").json["awaiting"] == []
+    assert "; looked at it" in dropforge("history").out
     assert f"approved by {approval.who()}" in dropforge("history").out
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from daemon.state.events import Word
 from daemon.views.overview import Overview
 
 
@@ -105,11 +106,16 @@ def test_a_rollback_wants_its_reason_and_happens(
     assert "it swears" in person.get("/tracks/default").text
 
 
-def test_without_a_reason_only_a_win_that_waits_is_promoted(person: TestClient, overview: Overview) -> None:
-    answer = person.post("/runs/2/promote", data={"reason": ""})
-    assert answer.status_code == 409
-    assert "run 2 failed" in answer.text
-    forced = person.post("/runs/2/promote", data={"reason": "I know better"})
+def test_what_is_no_win_that_waits_is_promoted_by_force_alone(
+    person: TestClient, program: TestClient, overview: Overview
+) -> None:
+    for reason in ("", "looked at it"):
+        answer = person.post("/runs/2/promote", data={"reason": reason})
+        assert answer.status_code == 409
+        assert "run 2 failed" in answer.text
+        assert program.post("/api/v1/runs/2/promote", json={"reason": reason}).status_code == 409
+    assert person.post("/runs/2/promote", data={"force": "true"}).status_code == 422
+    forced = person.post("/runs/2/promote", data={"force": "true", "reason": "I know better"})
     assert forced.status_code == 409
     assert "run 2 published no model" in forced.text
     champion = overview.champion("default")
@@ -120,16 +126,16 @@ def test_without_a_reason_only_a_win_that_waits_is_promoted(person: TestClient, 
 def test_a_win_that_waits_is_promoted(program: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 
-    def approve(_engine: Any, _root: Any, run: int, _now: int, by: str) -> Any:
-        asked.append((run, by))
+    def approve(_engine: Any, _root: Any, run: int, word: Word) -> Any:
+        asked.append((run, word.reason, word.by))
         values = {"track": "default", "generation": 2, "overrode": None, "run_id": run, "model_id": "abc"}
         return type("Row", (), values)
 
     monkeypatch.setattr("daemon.champions.approval.approve", approve)
-    answer = program.post("/api/v1/runs/2/promote", json={})
+    answer = program.post("/api/v1/runs/2/promote", json={"reason": "looked at it"})
     assert answer.json()["words"] == ["track default serves model abc of run 2, as generation 2"]
-    assert asked[0][0] == 2
-    assert asked[0][1].endswith(", on the page")
+    assert asked[0][:2] == (2, "looked at it")
+    assert asked[0][2].endswith(", on the page")
 
 
 @pytest.mark.parametrize(
