@@ -2,6 +2,7 @@
 
 import contextlib
 import faulthandler
+import json
 import os
 import resource
 import shutil
@@ -38,11 +39,12 @@ from pipeline.errors import (
     is_disk_full,
 )
 from pipeline.model_folder.manifest import MANIFEST_NAME
+from pipeline.model_folder.training_memory import peak_resident
 from pipeline.report.energy import EnergyMeter
 from pipeline.steps import BY_NAME
 
-#: Variable of a process that began again in its own place, with the time when the first one began: the worker has given
-#: its word already.
+#: Variable of a process that began again in its own place: the worker has given its word already. It holds, as JSON,
+#: the time when the first one began and the most bytes that one has had.
 _AGAIN = "DROPFORGE_STARTED_AGAIN"
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
 
@@ -56,7 +58,7 @@ def main(argv: list[str]) -> int:
     _stop_on_signal(attempt)
     # The monotonic clock is the machine's, so it goes on from one process to the next.
     again = os.environ.pop(_AGAIN, "")
-    started = float(again or time.monotonic())
+    started, peak = json.loads(again or f"[{time.monotonic()}, 0]")
     lifeline = _stop_without_worker(attempt, again=bool(again))
     done = threading.Event()
     meter = EnergyMeter()
@@ -65,11 +67,11 @@ def main(argv: list[str]) -> int:
     try:
         result = _run(step_name, attempt)
     except StartAgain as error:
-        _start_again(attempt, lifeline, started)
+        _start_again(attempt, lifeline, json.dumps([started, max(peak, peak_resident())]))
         result = _interrupted(attempt, error)
     done.set()
     ticker.join()
-    result = result.model_copy(update=_cost(spec, time.monotonic() - started, meter))
+    result = result.model_copy(update=_cost(spec, time.monotonic() - started, peak, meter))
     try:
         durable.write_json(attempt.folder / RESULT_NAME, result.model_dump())
     except OSError as error:
@@ -80,14 +82,14 @@ def main(argv: list[str]) -> int:
     return result.exit_code
 
 
-def _cost(spec: StepSpec, seconds: float, meter: EnergyMeter) -> dict[str, float | None]:
-    """Return the fields of a result that say what the attempt took."""
+def _cost(spec: StepSpec, seconds: float, peak: int, meter: EnergyMeter) -> dict[str, float | None]:
+    """Return the fields of a result that say what the attempt took; an earlier process of it had `peak` bytes."""
     meter.sample()
-    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    of_children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     per_hour = spec.config.price_per_hour
     return {
         "seconds": seconds,
-        "peak_memory_bytes": max(resource.getrusage(one).ru_maxrss for one in who) * 1024,
+        "peak_memory_bytes": max(peak, peak_resident(), of_children),
         "energy_joules": meter.joules,
         "price": seconds / 3600 * per_hour if per_hour else None,
     }
@@ -173,7 +175,7 @@ def _stop_on_signal(attempt: Attempt) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
 
 
-def _start_again(attempt: Attempt, lifeline: str, started: float) -> None:
+def _start_again(attempt: Attempt, lifeline: str, so_far: str) -> None:
     """
     Put a fresh process of the same command into the place of this one: number, log, lifeline and attempt stay.
 
@@ -182,7 +184,7 @@ def _start_again(attempt: Attempt, lifeline: str, started: float) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
     if attempt.stop.is_set():
         return
-    os.environ[_AGAIN] = str(started)
+    os.environ[_AGAIN] = so_far
     if lifeline:
         os.environ[LIFELINE] = lifeline
     sys.stdout.flush()

@@ -45,7 +45,7 @@ class Shortfall(Frozen):
     """Why no verdict is possible with this data, known before any training."""
 
     heldout_rows: int
-    """What the scored held-out records count as: those that ask the same in other words are one."""
+    """What the records count as that the gate judges on: those that ask the same in other words are one."""
     needed_heldout_rows: int
     needed_rows: int
     """About how many further rows of the same kind would have to be dropped."""

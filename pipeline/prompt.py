@@ -36,6 +36,10 @@ ALPACA_TEMPLATE = (
 )
 
 
+#: Stands for an answer while a template is rendered around it: private, so that no template changes it.
+_ANSWER = "\uf8ff"
+
+
 def fold(instruction: str, input: str) -> str:  # noqa: A002 - the record's own field name
     """Return what a user says: the instruction, and below it the input where there is one."""
     return f"{instruction}\n### Input:\n{input}" if input else instruction
@@ -100,10 +104,10 @@ def completion_ids(tokenizer: Any, fmt: Format, content: str, output: str, stops
     """
     veil = _Veil(tokenizer, content, output)
     asked = veil.render(fmt, content)
-    answered = veil.render(fmt, content, output)
-    # A template may rewrite an answer (strip it, put an empty thought before it): then the answer is taken as it is.
-    output = veil.hide(output)
-    tail = answered.removeprefix(asked) if answered.startswith(asked + output) else output
+    # A template may rewrite an answer (strip it, put an empty thought before it): the answer is taken as it is, and of
+    # the template what it writes after one.
+    _, written, end = veil.render(fmt, content, _ANSWER).rpartition(_ANSWER)
+    tail = veil.hide(output) + (end if written else "")
     head = veil.ids(asked)
     whole = veil.ids(asked + tail)
     ids = whole[len(head) :] if whole[: len(head)] == head else veil.ids(tail)

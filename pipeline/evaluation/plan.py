@@ -16,11 +16,12 @@ from pipeline.evaluation.engines import vllm_server
 from pipeline.evaluation.prediction_cache import PLAIN, PredictionKey, Setup, hash_tokens
 from pipeline.evaluation.suites import Suite
 from pipeline.model_folder.manifest import model_id
+from pipeline.model_folder.sizes import read_window
 from pipeline.model_folder.trained_ids import trained_ids
 from pipeline.prompt import Format, completion_ids, fold, prompt_ids
 from pipeline.qlora import auto_batch_size, generation
 from pipeline.qlora.generation import Decoding
-from pipeline.qlora.loading import chosen_device, load_tokenizer
+from pipeline.qlora.loading import OutOfMemory, chosen_device, load_tokenizer
 from pipeline.wording import count
 
 #: The request whose prompt tokens stand for a model's template.
@@ -130,11 +131,15 @@ def make_plan(
         engine = f"vllm {vllm_server.read_version(settings.vllm)}"
         asked = [_with_setup(requests, engine=engine) for requests in asked]
     kept, (candidate, champion), too_long = _leave_out_too_long(kept, asked, decoding.max_new_tokens)
-    if not decoding.batch_size:
+    size = _noted_size(attempt, folder.name, decoding.batch_size)
+    if not size and settings.engine == "vllm":
         size = _ROWS_VLLM
-        if settings.engine != "vllm":
-            size = _batch_size(attempt, candidate, decoding.max_new_tokens, folder)
-        candidate, champion = (_with_setup(requests, batch_size=size) for requests in (candidate, champion))
+    elif not size:
+        size = auto_batch_size.batch_size(
+            candidate.folder, candidate.tokenizer, candidate.prompts, decoding.max_new_tokens
+        )
+        durable.write_json(folder / _FOUND_NAME, size)
+    candidate, champion = (_with_setup(requests, batch_size=size) for requests in (candidate, champion))
     own = trained_ids(one.folder)
     return EvalPlan(
         kept,
@@ -301,10 +306,8 @@ def _cut(suite_requests: SuiteRequests, places: Sequence[int]) -> SuiteRequests:
 
 def _window(requests: ModelRequests) -> float:
     """Return the most tokens that a model was made for; infinite if it does not say."""
-    own = durable.read_json(requests.folder / "config.json").get("max_position_embeddings")
     # vLLM generates a token after what it only reads, too.
-    reserve = 0 if requests.key.setup.engine == PLAIN else 1
-    return own - reserve if isinstance(own, int) else math.inf
+    return (read_window(requests.folder) or math.inf) - (requests.key.setup.engine != PLAIN)
 
 
 def _with_setup(requests: ModelRequests, **changed: Any) -> ModelRequests:
@@ -312,14 +315,20 @@ def _with_setup(requests: ModelRequests, **changed: Any) -> ModelRequests:
     return replace(requests, key=requests.key.model_copy(update={"setup": setup}))
 
 
-def _batch_size(attempt: Attempt, requests: ModelRequests, answer_tokens: int, folder: Path) -> int:
-    """Return how many prompts are generated together: what an earlier attempt of the run found, or found now."""
+def _noted_size(attempt: Attempt, folder: str, wanted: int) -> int:
+    """Return how many prompts are generated together by the run's latest note, at most `wanted`; 0 if none says."""
     for number in range(attempt.spec.attempt - 1, 0, -1):
-        earlier = attempt.folder.with_name(f"{attempt.spec.step}-{number}") / folder.name / _FOUND_NAME
+        earlier = attempt.folder.with_name(f"{attempt.spec.step}-{number}") / folder / _FOUND_NAME
         if earlier.is_file():
-            size = int(durable.read_json(earlier))
-            break
-    else:
-        size = auto_batch_size.batch_size(requests.folder, requests.tokenizer, requests.prompts, answer_tokens)
-    durable.write_json(folder / _FOUND_NAME, size)
-    return size
+            noted = int(durable.read_json(earlier))
+            return min(noted, wanted or noted)
+    return wanted
+
+
+def halve_batches(folder: Path, size: int, error: OutOfMemory) -> OutOfMemory:
+    """Note in `folder` that later attempts take half of the prompts at once; return the error that says so."""
+    message = f"{error.message}: a batch of {size} prompts"
+    if size > 1:
+        durable.write_json(folder / _FOUND_NAME, size // 2)
+        message += f"; the next attempt takes {size // 2} at once"
+    return OutOfMemory(message, error.hint)

@@ -63,7 +63,9 @@ def decide_verdict(comparison: Comparison, rules: Rules) -> Verdict:
     smallest = missing = None
     if found.outcome == "not_shown_better":
         smallest = smallest_gain(part, lambda drawn: promotes(drawn, rules), found.seed)
-        needed = records_needed(found.gain / POINTS, smallest, differences.size)
+        # A gain below the least is not made larger by more records.
+        likely = found.gain / POINTS if _is_large(found.gain, rules.gate) else 0.0
+        needed = records_needed(likely, smallest, differences.size)
         missing = None if needed is None else max(0, max(needed, least) - differences.size)
     elif found.outcome == "insufficient_evidence":
         missing = max(0, least - differences.size) or None
@@ -206,16 +208,17 @@ def _blames(found: Decision, known: Known) -> bool:
 
 def early_verdict(dataset: Dataset, shortfall: Shortfall, gate: GateConfig) -> Verdict:
     """Return the verdict for too little data: no model was trained for it, or one that there is nothing to ask."""
-    have, need = shortfall.heldout_rows, shortfall.needed_heldout_rows
+    have, need, on_seen = shortfall.heldout_rows, shortfall.needed_heldout_rows, gate.on == "seen"
     unpinned = gate.on == "pinned" and not dataset.heldout_pinned
-    reasons = {"no_pinned_heldout": unpinned, "too_few_records": have < need}
+    few = "too_few_seen" if on_seen else "too_few_records"
+    reasons = {"no_pinned_heldout": unpinned, few: have < need}
     verdict = Verdict(
         outcome="insufficient_evidence",
         reasons=tuple(code for code, holds in reasons.items() if holds),
         sentence="",
         metric=dataset.metric,
-        records=dataset.heldout_rows,
+        records=have if on_seen else dataset.heldout_rows,
         groups=have,
     )
-    rows = None if dataset.heldout_pinned else shortfall.needed_rows
+    rows = None if dataset.heldout_pinned or on_seen else shortfall.needed_rows
     return verdict.model_copy(update={"sentence": short_line(verdict, need, rows)})

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from pipeline import durable
 from pipeline.errors import CannotTrain, DropforgeError
 from pipeline.model_folder.safetensors_files import HEADER_BYTES, NotSafetensorsError, read_shapes
-from pipeline.model_folder.sizes import size_problem, too_few_weights
+from pipeline.model_folder.sizes import size_problem, text_part, too_few_weights
 from pipeline.model_folder.text_files import try_read_object, unfit_file
 
 MANIFEST_NAME = "dropforge-manifest.json"
@@ -148,8 +148,7 @@ def _config_problem(folder: Path) -> Problem:
     config = try_read_object(folder / "config.json")
     if config is None:
         return "has no readable config.json", "use a model folder as transformers' save_pretrained writes it"
-    text = config.get("text_config")
-    if "auto_map" in config or (isinstance(text, dict) and "auto_map" in text):
+    if "auto_map" in text_part(config):
         return "needs code of its own (auto_map in config.json), which is never run", (
             "use a model whose architecture transformers has itself"
         )

@@ -1,18 +1,34 @@
 """The sizes in a model's config.json: whole numbers that a model can have, before anything is laid out by them."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
+
+from pipeline.model_folder.text_files import try_read_object
 
 _FAR = 1 << 24
 _LAYERS = 1 << 12
+_WINDOWS = ("max_position_embeddings", "n_positions", "n_ctx")
 #: The most that a size may be, by its names in transformers; more than any model has.
 _MOST = {
     "vocab_size": _FAR,
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "intermediate_size", "n_inner"), _FAR),
     **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers"), _LAYERS),
     **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_key_value_heads", "head_dim"), 1 << 16),
-    **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx"), 1 << 31),
+    **dict.fromkeys(_WINDOWS, 1 << 31),
 }
+
+
+def text_part(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a config.json says of the language model: where there is a `text_config`, that comes first."""
+    text = config.get("text_config")
+    return {**config, **(text if isinstance(text, dict) else {})}
+
+
+def read_window(folder: Path) -> int | None:
+    """Return the most tokens that the model in `folder` was made for; `None` if it does not say."""
+    part = text_part(try_read_object(folder / "config.json") or {})
+    return next((part[name] for name in _WINDOWS if isinstance(part.get(name), int)), None)
 
 
 def size_problem(config: Mapping[str, Any]) -> str:
@@ -28,8 +44,7 @@ def too_few_weights(config: Mapping[str, Any], numbers: int) -> str:
 
     What is missing would be made up at random, in any amount. A layer has a square of its width at the least.
     """
-    text = config.get("text_config")
-    part = text if isinstance(text, dict) else config
+    part = text_part(config)
     layers, width = part.get("num_hidden_layers"), part.get("hidden_size")
     if not isinstance(layers, int) or not isinstance(width, int) or layers * width * width <= numbers:
         return ""

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pipeline.config import MemoryPlan, TrainConfig
 from pipeline.model_folder.safetensors_files import read_shapes
+from pipeline.model_folder.sizes import text_part
 from pipeline.model_folder.text_files import try_read_object
 
 #: Share of the free memory that a training may be estimated at to be said to fit.
@@ -75,9 +76,7 @@ def base_sizes(folder: Path) -> BaseSizes:
         weights += sum(math.prod(shape) for shape in shapes.values())
         stored += path.stat().st_size - header
         linear += linear_shapes(shapes)
-    config = try_read_object(folder / "config.json") or {}
-    text = config.get("text_config")
-    part = text if isinstance(text, dict) else config
+    part = text_part(try_read_object(folder / "config.json") or {})
     hidden = _size(part, "hidden_size", "n_embd", "d_model")
     heads = _size(part, "num_attention_heads", "n_head", "n_heads")
     return BaseSizes(
@@ -168,6 +167,12 @@ def _kept_numbers(base: BaseSizes, rank: int, number: int) -> int:
     # Both norms keep their input in float32.
     of_norms = 2 * base.layers * base.hidden * _WIDE // number
     return of_adapters + max(0, of_layers) + of_norms
+
+
+def peak_resident() -> int:
+    """Return the most bytes that this program has had in memory; getrusage says what those that started it had, too."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:")), 0)
 
 
 def available_memory() -> int:

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.errors import StepFailed
 from pipeline.prompt import stop_ids
-from pipeline.qlora.loading import Device, arithmetic_dtype, is_out_of_memory, load_model
+from pipeline.qlora.loading import Device, OutOfMemory, arithmetic_dtype, is_out_of_memory, load_model
 
 #: Most memory that one batch's float32 logits may take when references are scored.
 _LOGITS_BYTES = 1 << 28
@@ -230,11 +229,11 @@ def accepted(model: Any, **arguments: Any) -> dict[str, Any]:
 
 @contextmanager
 def memory_errors() -> Iterator[None]:
-    """Turn the device's want of memory into `StepFailed`."""
+    """Turn the device's want of memory into `OutOfMemory`."""
     try:
         yield
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         message = "the device's memory does not hold the model and one batch of prompts"
-        raise StepFailed(message, "free the device, or set a lower evaluate.batch_size") from error
+        raise OutOfMemory(message, "free the device, or set a lower evaluate.batch_size") from error

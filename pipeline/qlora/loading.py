@@ -95,6 +95,10 @@ def free_memory(device: Device) -> int:
     return int(torch.cuda.mem_get_info()[0]) if device == "cuda" else available_memory()
 
 
+class OutOfMemory(StepFailed):
+    """The device's memory did not hold a pass of the training, or a batch of prompts."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Say whether an error is the machine's or the card's want of memory; torch tells it in several ways."""
     import torch

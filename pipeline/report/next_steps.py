@@ -221,7 +221,7 @@ def _rows_for(records: int, dataset: Dataset) -> int:
 def _after_too_little(verdict: Verdict, dataset: Dataset) -> list[NextStep]:
     folder = "Drop a file of records into the track's folder heldout."
     if "too_few_seen" in verdict.reasons:
-        words = 'Drop more rows of the kind that the champion was trained on, or set gate.on = "all".'
+        words = 'Set gate.on = "all", or a lower gate.min_records: new drops bring no records that the champion knows.'
         return [NextStep(words=words)]
     if "no_pinned_heldout" in verdict.reasons:
         return [NextStep(words=f'{folder} Or set gate.on = "all".')]

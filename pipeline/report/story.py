@@ -206,8 +206,9 @@ def _limits(verdict: Verdict, dataset: Dataset, spec: StepSpec) -> list[str]:
     if dataset.shortfall is not None and verdict.gain is None:
         have, need = dataset.shortfall.heldout_rows, dataset.shortfall.needed_heldout_rows
         done = "asked" if verdict.candidate_model_id else "trained"
-        records = count(have, "held-out record") if have == dataset.heldout_rows else count(have, "held-out group")
-        words = f"There are {records}, and a verdict needs {need:,}. Nothing was {done}."
+        records = count(have, "held-out record" if have == verdict.records else "held-out group")
+        known = " of drops that the champion knows" if "too_few_seen" in verdict.reasons else ""
+        words = f"There are {records}{known}, and a verdict needs {need:,}. Nothing was {done}."
         if dataset.seen_by_champion:
             more = count(dataset.seen_by_champion, "more is", "more are")
             them = "it" if dataset.seen_by_champion == 1 else "them"

@@ -11,10 +11,11 @@ from pipeline.errors import CannotTrain
 from pipeline.evaluation import prediction_cache, scoring
 from pipeline.evaluation.inference import Result, predict
 from pipeline.evaluation.pending import Pace, Pending
-from pipeline.evaluation.plan import ModelRequests, make_plan, say_base_is_not_asked
+from pipeline.evaluation.plan import ModelRequests, halve_batches, make_plan, say_base_is_not_asked
 from pipeline.evaluation.prediction_cache import PredictionCache
 from pipeline.evaluation.suites import read_suites
 from pipeline.qlora.generation import Decoding
+from pipeline.qlora.loading import OutOfMemory
 
 RECORDS_NAME = "records.jsonl"
 
@@ -49,9 +50,12 @@ def evaluate(attempt: Attempt) -> Evaluation:
     if attempt.config.noise is None:
         next((one for one in both if one.without_answer), both[0]).answer_twice()
     pace = Pace(attempt, [*both, *([] if base_pending is None else [base_pending])])
-    first, *others = [predict(attempt, one, folder, pace) for one in both]
+    try:
+        first, *others = [predict(attempt, one, folder, pace) for one in both]
+        base = None if base_pending is None else _ask_base(attempt, base_pending, folder, pace)
+    except OutOfMemory as error:
+        raise halve_batches(folder, candidate.key.setup.batch_size, error) from error
     second = others[0] if others else replace(first, generated=0, resumed=0, seconds=0.0)
-    base = None if base_pending is None else _ask_base(attempt, base_pending, folder, pace)
     lines = [scoring.score_answers(records, result.predictions, dataset.metric) for result in (first, second)]
     report = attempt.make_folder("report")
     scoring.write_records(report / RECORDS_NAME, records, *lines)

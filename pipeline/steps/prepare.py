@@ -77,7 +77,7 @@ def prepare(attempt: Attempt) -> Dataset:
     write_groups(folder / "heldout.jsonl", groups)
     grouped = len(set(groups))
     metric = _metric(attempt)
-    shortfall = _shortfall(attempt, (len(groups), grouped), metric)
+    shortfall = _shortfall(attempt, (len(groups), grouped, _judged_groups(attempt, folder)), metric)
     if totals.train_rows == 0:
         raise _nothing_to_train(attempt, totals, overlaps, reading.spelled)
     start, from_base, kept = _begin(attempt, folder, totals.train_rows)
@@ -183,11 +183,19 @@ def _max_new_tokens(attempt: Attempt, totals: Totals) -> int:
     return min(math.ceil(answers.longest / _TOKENS_STEP) * _TOKENS_STEP, _MOST_TOKENS)
 
 
-def _shortfall(attempt: Attempt, scored: tuple[int, int], metric: str) -> Shortfall | None:
+def _judged_groups(attempt: Attempt, folder: Path) -> int:
+    """Return how many groups the held-out records are that the gate judges on, by its setting `on`."""
+    known = attempt.spec.champion.drops if attempt.config.gate.on == "seen" else None
+    heldout = durable.read_jsonl(folder / "heldout.jsonl")
+    return len({row["group"] for row in heldout if known is None or row["drop"] in known})
+
+
+def _shortfall(attempt: Attempt, scored: tuple[int, int, int], metric: str) -> Shortfall | None:
     """
     Say how many rows are missing for a verdict.
 
-    `scored` are the held-out records and their groups. Raises `CannotTrain` if no number of rows would do.
+    `scored` are the held-out records, their groups, and how many of those the gate judges on. Raises `CannotTrain` if
+    no number of rows would do.
     """
     gate, split = attempt.config.gate, attempt.config.split
     field = "min_records" if metric == "exact_match" else "min_records_continuous"
@@ -198,10 +206,10 @@ def _shortfall(attempt: Attempt, scored: tuple[int, int], metric: str) -> Shortf
     if split.scored_records < needed:
         message = f"no verdict is ever possible: split.scored_records = {split.scored_records}, gate.{field} = {needed}"
         raise CannotTrain(message, "raise the former or lower the latter in dropforge.toml")
-    records, groups = scored
-    if groups >= needed:
+    records, groups, judged = scored
+    if judged >= needed:
         return None
-    if records >= split.scored_records:
+    if records >= split.scored_records and groups < needed:
         message = (
             f"no verdict is ever possible: the {count(records, 'record')} that split.scored_records lets count make "
             f"{count(groups, 'group')} of alike ones, and gate.{field} = {needed} counts groups"
@@ -210,9 +218,9 @@ def _shortfall(attempt: Attempt, scored: tuple[int, int], metric: str) -> Shortf
         raise CannotTrain(message, f"raise split.scored_records to {enough} or more in dropforge.toml")
     # Further rows of the same kind repeat each other as often.
     apart = max(1, groups) / max(1, records)
-    missing = needed - groups
+    missing = needed - judged
     rows = (missing if gate.on == "pinned" else rows_for(missing, split.heldout)) / apart
-    return Shortfall(heldout_rows=groups, needed_heldout_rows=needed, needed_rows=math.ceil(rows))
+    return Shortfall(heldout_rows=judged, needed_heldout_rows=needed, needed_rows=math.ceil(rows))
 
 
 def _nothing_to_train(attempt: Attempt, totals: Totals, overlaps: Overlaps, spelled: int) -> CannotTrain:

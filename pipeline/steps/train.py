@@ -15,13 +15,14 @@ from pipeline.dataset.heldout import dataset_hash
 from pipeline.dataset.start import require_start
 from pipeline.errors import CannotTrain
 from pipeline.model_folder.manifest import check_base, model_id
+from pipeline.model_folder.sizes import read_window
 from pipeline.prompt import Format, choose_format
 from pipeline.qlora.generation import Decoding, end_tokens
-from pipeline.qlora.loading import Device, chosen_device, load_tokenizer
+from pipeline.qlora.loading import Device, OutOfMemory, chosen_device, load_tokenizer
 from pipeline.qlora.training.checkpoints import fingerprint
 from pipeline.qlora.training.data_parallel.launch import fit_in_processes, process_count
 from pipeline.qlora.training.data_parallel.sharing import Place
-from pipeline.qlora.training.memory import OutOfMemory, find_fit, go_on_with_less
+from pipeline.qlora.training.memory import find_fit, go_on_with_less
 from pipeline.qlora.training.search.dev_scores import DevSet, score_dev
 from pipeline.qlora.training.search.run import Found, Work, search
 from pipeline.qlora.training.search.soup import combine
@@ -119,7 +120,7 @@ def train(attempt: Attempt) -> Adapter:
 
 
 def _train_once(
-    attempt: Attempt, prepared: Prepared, adapter: Path, prune: Callable[[Mapping[int, float]], bool] | None = None
+    attempt: Attempt, prepared: Prepared, adapter: Path, prune: Callable[[Sequence[float]], bool] | None = None
 ) -> TrainedOnce:
     """Train by the attempt's settings and leave the adapter in a folder. Raises what `train` raises."""
     config, base, device = attempt.config.train, prepared.base, prepared.device
@@ -179,9 +180,8 @@ def _search(attempt: Attempt, prepared: Prepared) -> Found:
 
 def _window(attempt: Attempt, base: Path) -> int:
     """Return the most tokens of a row: the setting, or the base model's own window where that is shorter."""
-    own = durable.read_json(base / "config.json").get("max_position_embeddings")
     wanted = attempt.config.train.max_length
-    return min(wanted, own) if isinstance(own, int) else wanted
+    return min(wanted, read_window(base) or wanted)
 
 
 def _check_same_data(folder: Path, expected: str) -> None:

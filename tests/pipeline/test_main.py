@@ -65,6 +65,14 @@ def test_a_good_step_leaves_its_artifact_and_the_hashes_of_its_files(tmp_path: P
     assert not {CURVE_NAME, PROGRESS_NAME} & set(result.outputs), "they are rewritten until the process ends"
 
 
+def test_a_steps_peak_memory_is_its_own_and_not_that_of_whoever_started_it(tmp_path: Path) -> None:
+    spec = write_spec(tmp_path, "prepare", ROWS)
+    argv = [sys.executable, "-P", "-m", "pipeline", spec.step, str(tmp_path / spec.folder / SPEC_NAME)]
+    code = f"import subprocess; large = b'x' * (1 << 30); subprocess.run({argv!r}, check=True)"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert 1 << 20 < (result_of(spec).peak_memory_bytes or 0) < 1 << 30
+
+
 def test_a_step_that_lacks_its_input_fails_in_words_and_without_a_traceback(tmp_path: Path) -> None:
     spec = write_spec(tmp_path, "decide", ROWS)
     done = run(spec)

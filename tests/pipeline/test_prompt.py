@@ -137,6 +137,20 @@ def test_a_template_that_rewrites_answers_does_not_change_what_is_learnt(chat: A
     assert chat.decode(ids) == " billing<|im_end|>"
 
 
+@pytest.mark.parametrize("output", ["yes", "yes\n", " yes", "  yes \n\n", "YES yes"])
+@pytest.mark.parametrize("turn", ["message['content'].strip()", "message['content'] | lower", "message['content']"])
+def test_an_answer_ends_with_the_templates_own_end_however_it_is_written(chat: Any, turn: str, output: str) -> None:
+    """Gemma's template trims answers and ends them with another token than the tokenizer's EOS."""
+    chat.chat_template = (
+        "{% for message in messages %}{{ '<|im_start|>' + (" + turn + ") + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>' }}{% endif %}"
+    )
+    chat.eos_token = "<|endoftext|>"  # noqa: S105 - a token of text
+    end = chat.convert_tokens_to_ids("<|im_end|>")
+    ids = completion_ids(chat, "chat", "Do it. \uf8ff", output, stop_ids(chat, end))
+    assert chat.decode(ids) == f"{output}<|im_end|>"
+
+
 def test_a_template_that_ends_no_turn_gets_the_tokenizers_eos(chat: Any) -> None:
     chat.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
     assert completion_ids(chat, "chat", "Do it.", "billing", [chat.eos_token_id])[-1] == chat.eos_token_id

@@ -5,16 +5,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import Field
-
 from pipeline.artifacts import CurvePoint, Frozen
 from pipeline.config import TrainConfig
 from pipeline.contract import Attempt, thinned
 from pipeline.errors import CannotTrain, Interrupted
-from pipeline.qlora.loading import is_out_of_memory
+from pipeline.qlora.loading import OutOfMemory, is_out_of_memory
 from pipeline.qlora.training.checkpoints import keeper, newest_valid, step_of
 from pipeline.qlora.training.full_weights.choice import save_trained
-from pipeline.qlora.training.memory import OutOfMemory, peak_memory
+from pipeline.qlora.training.memory import peak_memory
 from pipeline.qlora.training.trainer import TokenRow, Training, make_trainer, open_trackers
 from pipeline.qlora.training.watcher import StepRows, adapter_weights, watcher
 
@@ -38,8 +36,6 @@ class Trained(Frozen):
     ended_early: bool
     pruned: bool = False
     """Whether it was ended early as other trainings of its search did better; the adapter is as far as it came."""
-    dev_losses: dict[int, float] = Field(default_factory=dict)
-    """`dev_curve` by how much of the training was done, in per cent."""
     trainable_parameters: int
     adapter_change: float
     peak_memory_bytes: int
@@ -107,7 +103,6 @@ def fit(
         best_step=watch.best_step,
         ended_early=watch.ended_early,
         pruned=watch.pruned,
-        dev_losses=watch.dev_losses(state.max_steps),
         trainable_parameters=sum(weight.numel() for weight in before.values()),
         adapter_change=change,
         peak_memory_bytes=peak_memory(training.device),

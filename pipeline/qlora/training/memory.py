@@ -15,17 +15,13 @@ from pipeline import durable
 from pipeline.config import MemoryPlan, TrainConfig
 from pipeline.contract import Attempt
 from pipeline.errors import StartAgain, StepFailed
-from pipeline.model_folder.training_memory import MARGIN, BaseSizes, base_sizes, estimate
-from pipeline.qlora.loading import Device, arithmetic_dtype, free_memory
+from pipeline.model_folder.training_memory import MARGIN, BaseSizes, base_sizes, estimate, peak_resident
+from pipeline.qlora.loading import Device, OutOfMemory, arithmetic_dtype, free_memory
 from pipeline.wording import size_words
 
 NOTE_NAME = "memory.json"
 _LEAST_LENGTH = 16
 """The least that train.max_length may be."""
-
-
-class OutOfMemory(StepFailed):
-    """The device's memory did not hold a pass of the training."""
 
 
 @dataclass(frozen=True)
@@ -129,9 +125,7 @@ def peak_memory(device: Device) -> int:
 
     if device == "cuda":
         return int(torch.cuda.max_memory_allocated())
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    # Of this program alone: what getrusage says is inherited from those that started it.
-    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:")), 0)
+    return peak_resident()
 
 
 def _noted(attempt: Attempt, device: str) -> MemoryPlan | None:

@@ -58,8 +58,8 @@ class Training:
     """What goes before the settings, as far as memory goes; `None` leaves it to them."""
     place: Place = field(default_factory=Place)
     """This process's among those that share the training."""
-    prune: Callable[[Mapping[int, float]], bool] | None = None
-    """Says, of the dev losses by per cent of the training, whether to end it; `None` ends none."""
+    prune: Callable[[Sequence[float]], bool] | None = None
+    """Says, of the dev losses so far, whether to end it; `None` ends none."""
 
 
 def open_trackers(names: Sequence[str], folder: Path) -> None:
@@ -146,6 +146,7 @@ def _trainer_class(
 
         loss_is_scaled_for_ga = True
         divide_step = staticmethod(divide)
+        aux_loss_enabled: bool
 
         def _get_train_sampler(self, _dataset: Any = None) -> LengthGroups:
             return LengthGroups(lengths, config.batch_size, config.seed)
@@ -159,9 +160,12 @@ def _trainer_class(
 
         def prediction_step(self, model: Any, inputs: Any, *_options: Any, **_named: Any) -> Any:
             answers = answer_tokens(inputs["labels"])
+            # The loss of a router says nothing of the answers.
+            trained_with, self.aux_loss_enabled = self.aux_loss_enabled, False
             with torch.no_grad(), self.compute_loss_context_manager():
                 parts = self._passes(self._prepare_inputs(inputs))
                 losses = [self.compute_loss(model, part, num_items_in_batch=answers) for part in parts]
+            self.aux_loss_enabled = trained_with
             return summed(place, self._sum(losses)), None, None
 
         def _passes(self, step: Any) -> list[dict[str, Any]]:

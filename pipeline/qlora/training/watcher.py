@@ -78,17 +78,13 @@ class Watcher:
         self.dev: list[tuple[int, float]] = []
         self.best: Mapping[str, Any] | None = None
         self.ended_early = False
-        self.prune: Callable[[Mapping[int, float]], bool] | None = None
+        self.prune: Callable[[Sequence[float]], bool] | None = None
         self.pruned = False
 
     @property
     def best_step(self) -> int | None:
         """The first step of the lowest dev loss."""
         return min(self.dev, key=lambda point: point[1])[0] if self.dev else None
-
-    def dev_losses(self, steps: int) -> dict[int, float]:
-        """Return the dev losses in nats a token, by how much of a training of so many steps was done, in per cent."""
-        return {round(100 * step / steps): loss for step, loss in self.dev}
 
     def restore(self, model: Any) -> None:
         """Give the model the weights of the lowest dev loss, if there is any."""
@@ -140,7 +136,7 @@ class Watcher:
         if not since:
             self.best = adapter_weights(kwargs["model"])
         if self.prune is not None and state.global_step < state.max_steps:
-            self.pruned = self.prune(self.dev_losses(state.max_steps))
+            self.pruned = self.prune([loss for _, loss in self.dev])
         patience = self.attempt.config.train.patience
         if self.pruned:
             sys.stderr.write(f"training is pruned at step {state.global_step}: others of its search did better\n")

@@ -133,6 +133,15 @@ def test_a_sure_gain_below_the_minimum_does_not_promote(ties: int, outcome: str)
     assert ("gain_below_minimum" in verdict.reasons) == (outcome != "promoted")
 
 
+def test_a_gain_that_is_shown_and_too_small_is_not_helped_by_more_records() -> None:
+    verdict = decide_verdict(paired([1] * 1024 + [0] * 976, [1] * 1012 + [0] * 988), RULES)
+    assert verdict.reasons == ("gain_below_minimum",)
+    assert verdict.gain == pytest.approx(0.6)
+    assert verdict.smallest_detectable_gain is not None
+    assert verdict.records_needed is None
+    assert "drop more or other data, or ask for less (gate.min_gain)" in story_text(verdict)
+
+
 def test_the_settings_move_the_limits() -> None:
     lines = yes_or_no(20, 8, 171)
     assert judged(lines, by(p_value=0.05)).outcome == "promoted"
@@ -351,7 +360,7 @@ def test_the_gate_on_seen_records_wants_enough_of_them() -> None:
     verdict = judged(of_drops((60, 0, 30), (60, 2, 88)), Rules(gate=GateConfig(on="seen"), known=KNOWS_ONE))
     assert verdict.outcome == "insufficient_evidence"
     assert verdict.reasons == ("too_few_seen",)
-    assert 'set gate.on = "all"' in story_text(verdict)
+    assert 'Set gate.on = "all"' in story_text(verdict)
 
 
 def test_the_gate_on_pinned_records_leaves_the_others_out() -> None:

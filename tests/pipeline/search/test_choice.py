@@ -25,6 +25,16 @@ def test_a_tie_goes_to_the_cheaper_one() -> None:
     assert choose([better, scores(0, 0, 0, 1, 1, cost=3)]) == 0
 
 
+@pytest.mark.parametrize("records", range(100, 131))
+def test_one_record_more_is_no_better_however_many_there_are(records: int) -> None:
+    """The mean is its own standard error then, to the last bit or not."""
+    for place in (0, records // 2, records - 1):
+        better = [float(number == place) for number in range(records)]
+        assert choose([scores(*better, cost=2), scores(*[0.0] * records, cost=1)]) == 1
+        better[place - 1] = 1.0
+        assert choose([scores(*better, cost=2), scores(*[0.0] * records, cost=1)]) == 0, "two are more than one error"
+
+
 def test_the_difference_is_paired() -> None:
     # Their means are far within each other's spread, and one is better on every record.
     random.seed(1)

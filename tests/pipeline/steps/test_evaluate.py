@@ -672,6 +672,25 @@ def test_a_batch_size_of_nothing_is_found_and_kept_by_the_runs_later_attempts(be
     assert evaluate(bench.attempt(rows, batch_size=0)).batch_size == 3
 
 
+@pytest.mark.parametrize("wanted", [0, 16], ids=["found", "fixed by the track"])
+def test_a_batch_that_memory_did_not_hold_is_halved_by_the_next_attempt(
+    bench: Bench, tiny: Any, monkeypatch: pytest.MonkeyPatch, wanted: int
+) -> None:
+    join = greedy_decoding._Rows.join
+
+    def joined(rows: Any, places: Sequence[int], prompts: Any) -> None:
+        if len(places) > 4:
+            raise torch.OutOfMemoryError
+        join(rows, places, prompts)
+
+    monkeypatch.setattr(greedy_decoding._Rows, "join", joined)
+    rows = heldout_rows(tiny)
+    for size in (16, 8):
+        with pytest.raises(StepFailed, match=f"batch of {size} prompts.*the next attempt takes {size // 2}"):
+            evaluate(bench.attempt(rows, batch_size=wanted))
+    assert evaluate(bench.attempt(rows, batch_size=wanted)).batch_size == 4
+
+
 @pytest.mark.parametrize(
     ("room", "most", "found"), [(1000, 500, 512), (1000, 16, 16), (100, 500, 64), (16, 500, 16), (9, 500, 8), (1, 9, 1)]
 )

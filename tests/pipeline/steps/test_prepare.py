@@ -15,8 +15,9 @@ from pipeline.config import EvaluateConfig, GateConfig, SplitConfig
 from pipeline.dataset.prompt_hash import normalise, prompt_id
 from pipeline.dataset.snapshot_reader import estimate_tokens
 from pipeline.errors import CannotTrain, Interrupted
+from pipeline.gate.verdict import early_verdict
 from pipeline.steps.prepare import prepare
-from tests.snapshot import PINNED, Snapshot, prompt_place, rows
+from tests.snapshot import PINNED, Prepared, Snapshot, prompt_place, rows
 
 
 def test_rows_are_split_about_as_the_fractions_say_and_counted(tmp_path: Path) -> None:
@@ -313,6 +314,21 @@ def test_a_gate_on_pinned_records_does_not_judge_without_them(tmp_path: Path) ->
     assert made.dataset.shortfall.needed_rows == 5
     pinned = Snapshot(tmp_path, gate=gate).drop(rows(300)).drop(rows(10, start=900), "heldout").prepare().dataset
     assert (pinned.heldout_rows, pinned.shortfall) == (10, None)
+
+
+def test_a_gate_on_seen_records_counts_those_that_the_champion_knows_before_anything_is_trained(tmp_path: Path) -> None:
+    """The verdict would say it after the night: only the drops of the champion bring records that count."""
+    gate = GateConfig(on="seen", min_records=50)
+    made = Snapshot(tmp_path, gate=gate).drop(rows(200)).drop(rows(1000, start=200))
+    assert made.prepare().dataset.shortfall is None, "to a base model no record is new"
+    made.champion = made.champion.model_copy(update={"drops": (1,), "generation": 1})
+    dataset = made.prepare().dataset
+    seen = sum(row["drop"] == 1 for row in Prepared(made.root, dataset).heldout)
+    assert dataset.shortfall is not None
+    assert 10 < dataset.shortfall.heldout_rows == seen < 50 < dataset.heldout_rows
+    verdict = early_verdict(dataset, dataset.shortfall, gate)
+    assert verdict.reasons == ("too_few_seen",)
+    assert verdict.sentence == f"insufficient evidence: {seen} held-out records, and a verdict needs 50"
 
 
 def test_a_share_of_nothing_is_no_promise_of_more_rows(tmp_path: Path) -> None:

@@ -195,10 +195,13 @@ def test_nothing_left_to_train_on_is_refused_with_the_lengths(bench: Bench, tiny
         bench.train(tiny_llama, tiny.rows(2, seed=5), max_length=16)
 
 
-def test_the_base_models_own_window_counts_too(bench: Bench, tiny: Any, tiny_llama: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("said", [{"max_position_embeddings": 20}, {"text_config": {"max_position_embeddings": 20}}])
+def test_the_base_models_own_window_counts_too(
+    bench: Bench, tiny: Any, tiny_llama: Path, tmp_path: Path, said: dict[str, Any]
+) -> None:
     base = Path(shutil.copytree(tiny_llama, tmp_path / "base"))
     config = json.loads((base / "config.json").read_text())
-    (base / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 20}))
+    (base / "config.json").write_text(json.dumps({**config, **said}))
     with pytest.raises(CannotTrain, match="the window is 20"):
         bench.train(base, tiny.rows(2, seed=5))
 

@@ -29,10 +29,9 @@ from pipeline.errors import (
     StepFailed,
     is_disk_full,
 )
-from pipeline.qlora.loading import Device, load_tokenizer
+from pipeline.qlora.loading import Device, OutOfMemory, load_tokenizer
 from pipeline.qlora.training.data_parallel.sharing import Place
 from pipeline.qlora.training.fit import Trained, fit
-from pipeline.qlora.training.memory import OutOfMemory
 from pipeline.qlora.training.trainer import TokenRow, Training
 
 _POLL_SECONDS = 0.2

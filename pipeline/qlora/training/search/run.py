@@ -205,7 +205,7 @@ class _Search:
             target = self.files.new_adapter(number)
             once = self._combined(begun, target) if begun.of else self.work.train(trial, target, self._median())
             self.files.keep(number, once)
-        kept = {"losses": {} if begun.of else once.trained.dev_losses, "once": once}
+        kept = {"losses": () if begun.of else [point.loss for point in once.trained.dev_curve], "once": once}
         if once.trained.pruned:
             return {"outcome": "pruned", **kept}
         scored = self.work.score(trial, self.files.adapter(number))
@@ -267,7 +267,7 @@ def _candidate(one: Ended, chosen: str | None) -> Candidate:
         outcome=one.outcome,
         dev_score=None if mean is None else mean * (1 if one.by == "nll" else 100),
         scored_by=one.by,
-        dev_loss=min(one.losses.values(), default=None),
+        dev_loss=min(one.losses, default=None),
         seconds=one.seconds,
         tokens=one.once.trained.trained_tokens if one.once and not one.of else 0,
         chosen=chosen is not None,

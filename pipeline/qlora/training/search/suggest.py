@@ -24,8 +24,8 @@ _RANDOM = 1 / 3
 _DRAWS = 10
 _SEEDS = 2**32
 
-Losses = Mapping[int, float]
-"""Dev losses in nats a token, by how much of the training was done, in per cent."""
+Losses = Sequence[float]
+"""Dev losses in nats per token, in the order in which they were measured: trials may differ in their steps."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class MedianRule:
 
         study = _study(optuna.samplers.RandomSampler(seed=0))
         for one in self.earlier:
-            study.add_trial(optuna.create_trial(value=min(one.values(), default=0.0), intermediate_values=dict(one)))
-        own = optuna.create_trial(state=optuna.trial.TrialState.RUNNING, intermediate_values=dict(losses))
+            study.add_trial(optuna.create_trial(value=min(one, default=0.0), intermediate_values=_numbered(one)))
+        own = optuna.create_trial(state=optuna.trial.TrialState.RUNNING, intermediate_values=_numbered(losses))
         # Of Optuna's own it would be a number of numpy's.
         return bool(optuna.pruners.MedianPruner(n_startup_trials=_UNPRUNED).prune(study, own))
 
@@ -87,11 +87,16 @@ def _draw(train: TrainConfig, past: Sequence[Tried], seed: int) -> dict[str, Any
                 value=None if one.score is None else -one.score,
                 params={name: _to_optuna(search, name, one.settings[name]) for name in kinds},
                 distributions=kinds,
-                intermediate_values=dict(one.losses),
+                intermediate_values=_numbered(one.losses),
             )
         )
     drawn = study.ask(kinds).params
     return {name: _from_optuna(search, name, drawn[name]) for name in kinds}
+
+
+def _numbered(losses: Losses) -> dict[int, float]:
+    # Optuna compares what has the same number.
+    return dict(enumerate(losses, start=1))
 
 
 def _study(sampler: "optuna.samplers.BaseSampler") -> "optuna.Study":

@@ -10,8 +10,6 @@ import shutil
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
-
 from pipeline import durable
 from pipeline.artifacts import Frozen
 from pipeline.config import MemoryPlan
@@ -61,8 +59,8 @@ class Ended(Frozen):
     """As of a trial that begins."""
     outcome: Literal["finished", "pruned", "failed"]
     seconds: float = 0.0
-    losses: dict[int, float] = Field(default_factory=dict)
-    """Dev losses in nats a token, by how much of the training was done, in per cent."""
+    losses: tuple[float, ...] = ()
+    """Dev losses in nats per token, in the order in which they were measured."""
     once: TrainedOnce | None = None
     by: str = ""
     """What it was scored by: "nll", or the name of a metric."""

@@ -20,9 +20,9 @@ from pipeline.contract import LIFELINE, LOG_NAME, RESULT_NAME, SPEC_NAME, Attemp
 from pipeline.errors import Interrupted, StartAgain, StepFailed
 from pipeline.model_folder.manifest import model_id
 from pipeline.model_folder.training_memory import LOGITS_BYTES, MARGIN, OVERHEAD, base_sizes, estimate
-from pipeline.qlora.loading import is_out_of_memory, load_tokenizer
+from pipeline.qlora.loading import OutOfMemory, is_out_of_memory, load_tokenizer
 from pipeline.qlora.training import memory
-from pipeline.qlora.training.memory import Fit, OutOfMemory, find_fit, go_on_with_less, smaller
+from pipeline.qlora.training.memory import Fit, find_fit, go_on_with_less, smaller
 from pipeline.qlora.training.passes import answer_loss
 from pipeline.qlora.training.passes.packing import collate
 from pipeline.qlora.training.trainer import TokenRow, Training, make_trainer

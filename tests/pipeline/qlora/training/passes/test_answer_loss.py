@@ -269,7 +269,7 @@ def test_logits_that_are_capped_are_left_to_trl(
 
 
 @pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys:RuntimeWarning")
-def test_the_loss_of_a_router_is_left_to_trl(
+def test_the_loss_of_a_router_is_left_to_trl_and_no_part_of_the_dev_loss(
     tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = Path(shutil.copytree(tiny_llama, tmp_path / "base"))
@@ -283,3 +283,12 @@ def test_the_loss_of_a_router_is_left_to_trl(
     losses = Losses(base, tmp_path, token_rows(4, seed=7))
     losses.compare(losses.batches, tolerance=0)
     assert "the loss is TRL's own" in capsys.readouterr().err
+    step = collate([dict(row) for row in losses.trainer.train_dataset])
+    found = losses.trainer.prediction_step(losses.model, step)[0]
+    assert losses.trainer.aux_loss_enabled, "it is trained with all the same"
+    (batch,) = losses.batches
+    inputs = {name: values for name, values in batch.items() if name != "labels"}
+    with torch.no_grad():
+        logits = losses.model(**inputs).logits[:, :-1].float()
+    expected = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch["labels"][:, 1:])
+    assert float(found) == pytest.approx(float(expected), rel=1e-4)

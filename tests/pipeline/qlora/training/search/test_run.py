@@ -194,8 +194,15 @@ def test_a_search_that_is_asked_to_stop_goes_on_in_its_trial(bench: Bench) -> No
     assert len(adapter.candidates) == 2
 
 
-def test_a_trial_worse_than_the_median_is_pruned(bench: Bench) -> None:
-    attempt = bench.attempt({"learning_rate": [3e-3, 2e-3, 4e-3, 1e-7]})
+@pytest.mark.parametrize("batch_size", [8, 3], ids=["as many steps", "other steps"])
+def test_a_trial_worse_than_the_median_is_pruned(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, batch_size: int
+) -> None:
+    """Measurements are compared by their number: of 4 steps they are at 1, 2, 3, 4, of 11 at 3, 6, 9, 11."""
+    tried = [{"learning_rate": rate, "batch_size": 8} for rate in (3e-3, 2e-3, 4e-3)]
+    tried.append({"learning_rate": 1e-7, "batch_size": batch_size})
+    monkeypatch.setattr(search_run, "suggest", lambda _train, past: dict(enumerate(tried)).get(len(past)))
+    attempt = bench.attempt({"learning_rate": [3e-3, 1e-7], "batch_size": [8, 3]})
     adapter, _ = weights_of(attempt)
     *whole, hopeless = adapter.candidates
     assert [one.outcome for one in adapter.candidates] == ["finished"] * 3 + ["pruned"]

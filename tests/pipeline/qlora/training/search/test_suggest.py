@@ -22,7 +22,7 @@ def searched(count: int, train: TrainConfig, past: list[Tried] | None = None) ->
         settings = suggest(train, past)
         if settings is None:
             break
-        past.append(Tried(settings, -abs(settings["learning_rate"] - 1e-3), {50: 1.0, 100: 0.5}))
+        past.append(Tried(settings, -abs(settings["learning_rate"] - 1e-3), (1.0, 0.5)))
     return past
 
 
@@ -34,7 +34,7 @@ def test_a_grid_is_gone_through_in_its_order() -> None:
     train = TrainConfig.model_validate({"search": {"space": {"rank": [8, 16], "alpha": [1, 2]}}})
     past: list[Tried] = []
     while (settings := suggest(train, past)) is not None:
-        past.append(Tried(settings, None, {}))
+        past.append(Tried(settings, None, ()))
     assert [tuple(one.settings.values()) for one in past] == [(8, 1), (8, 2), (16, 1), (16, 2)]
 
 
@@ -51,7 +51,7 @@ def test_optuna_draws_the_same_in_one_go_and_after_a_restart() -> None:
 
 
 def test_what_was_pruned_or_failed_is_told_to_optuna_too() -> None:
-    past = [Tried(one.settings, None, {50: 2.0} if place % 2 else {}) for place, one in enumerate(searched(8, tpe()))]
+    past = [Tried(one.settings, None, (2.0,) if place % 2 else ()) for place, one in enumerate(searched(8, tpe()))]
     assert suggest(tpe(), past) is not None
 
 
@@ -65,14 +65,14 @@ def test_a_search_ends_with_its_trials_or_when_all_was_tried() -> None:
 @pytest.mark.parametrize(
     ("earlier", "losses", "ends"),
     [
-        ([{50: 1.0}, {50: 2.0}, {50: 3.0}], {50: 2.5}, True),
-        ([{50: 1.0}, {50: 2.0}, {50: 3.0}], {50: 1.5}, False),
-        ([{50: 1.0}, {50: 2.0}, {50: 3.0}], {25: 0.5, 50: 2.5}, False),  # it had been better
-        ([{50: 1.0}, {50: 2.0}], {50: 9.0}, False),  # too few to know
-        ([{50: 1.0}, {50: 2.0}, {50: 3.0}], {33: 9.0}, False),  # nobody was measured there
+        ([(1.0,), (2.0,), (3.0,)], (2.5,), True),
+        ([(1.0,), (2.0,), (3.0,)], (1.5,), False),
+        ([(4.0, 1.0), (4.0, 2.0), (4.0, 3.0)], (0.5, 2.5), False),  # it had been better
+        ([(1.0,), (2.0,)], (9.0,), False),  # too few to know
+        ([(1.0,), (2.0,), (3.0,)], (0.5, 9.0), False),  # nobody was measured so late
     ],
 )
 def test_the_median_of_those_before_ends_a_trial(
-    earlier: list[dict[int, float]], losses: dict[int, float], ends: bool
+    earlier: list[tuple[float, ...]], losses: tuple[float, ...], ends: bool
 ) -> None:
     assert MedianRule(tuple(earlier))(losses) is ends

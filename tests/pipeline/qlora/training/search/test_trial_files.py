@@ -57,7 +57,7 @@ def test_who_leaves_in_order_is_no_death_and_its_time_counts(files: TrialFiles) 
 def test_a_trial_that_ended_keeps_no_checkpoints(files: TrialFiles) -> None:
     files.write(Begun(number=1, settings={}))
     checkpoint(files, 5)
-    ended = Ended(number=1, settings={"rank": 8}, outcome="finished", losses={25: 1.5, 100: 1.0}, scores=(1.0,))
+    ended = Ended(number=1, settings={"rank": 8}, outcome="finished", losses=(1.5, 1.0), scores=(1.0,))
     files.end(ended)
     assert files.ended() == [ended]
     assert not list(files.trial(1).glob("step-*"))
