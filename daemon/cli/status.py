@@ -169,7 +169,10 @@ def _print_inbox(settings: "Settings", overview: "Overview", *, alive: bool) -> 
         near = f"; did you mean {folder['nearest']}?" if folder["nearest"] else ""
         print_line(f"  left alone: {folder['name']}/ is no declared track{near}")
     for track in note["full_tracks"]:
-        print_line(f"  track {track} has intake.max_waiting_drops drops waiting: its files stay until a run begins")
+        most = count(settings.intake.max_waiting_drops, "drop of one owner waits", "drops of one owner wait")
+        print_line(
+            f"  track {track}: {most} for a run, the limit (intake.max_waiting_drops); further files of theirs stay"
+        )
 
 
 def _print_tracks(settings: "Settings", overview: "Overview") -> None:

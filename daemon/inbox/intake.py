@@ -7,24 +7,23 @@ its run, then the file leaves the inbox. A file that is recorded but still there
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import Engine, func
+from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 
 from daemon.inbox.answers import receipts
-from daemon.inbox.answers.follow_up import follow_up, held_out_already
+from daemon.inbox.answers.follow_up import follow_up, held_out_already, pinned_drops
 from daemon.inbox.answers.receipts import Document, Filing
 from daemon.inbox.folders import Folder, InboxFolders, InboxUnusable
 from daemon.inbox.quarantine import noted_kinds, rule, sift, validation_options
 from daemon.inbox.safe_copy import Copy, SourceChanged, SourceUnreadable, copy, identity, look, refusal
+from daemon.inbox.waiting_limit import WaitingLimit
 from daemon.inbox.watcher import Settled
-from daemon.queue import snapshots
 from daemon.queue.suspects import is_on_trial
-from daemon.queue.yardstick import why_it_waits
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
 from daemon.state.events import record_event
@@ -37,7 +36,7 @@ from pipeline.dataset.repeats import likely_metric
 from pipeline.validation.file_formats import HEAD_BYTES, foreign_format
 from pipeline.validation.records import FileFinding
 from pipeline.validation.validate import Notice, Validation, validate
-from pipeline.wording import count, printable, size_words
+from pipeline.wording import printable, size_words
 
 Taken = Literal["accepted", "proposed", "rejected", "duplicate"]
 Kind = Taken | Literal["changed", "gone", "queue_full", "unreadable", "no_room", "not_moved"]
@@ -77,6 +76,10 @@ class _Source(NamedTuple):
     info: os.stat_result
     folder: Folder
     now: int
+    earlier: tuple[Drop, dict[str, object]] | None = None
+    """The drop that this very file was recorded as before the daemon died, with the detail of its event."""
+    pinned: Sequence[str] = ()
+    """The sha256 of what a file of training rows must not be among."""
 
 
 class Intake:
@@ -99,7 +102,7 @@ class Intake:
         self._told: set[tuple[Settled, str]] = set()
         #: Files that are recorded and could not leave the inbox, so that they are not read at every scan.
         self._stuck: dict[Settled, tuple[Filing, Outcome]] = {}
-        self._full: set[str] = set()
+        self.limit = WaitingLimit(engine, settings, self._inbox)
 
     def take(self, settled: Settled, now_ms: int) -> Outcome:
         """
@@ -108,14 +111,13 @@ class Intake:
         Nothing that is wrong with the file raises. Raises `OSError` if the state folder cannot be written, as on a full
         disk, and `InboxUnusable`; then the file is left in the inbox.
         """
-        if settled.role == "train" and settled.track in self._full:
-            # Nothing is asked or noted for each of thousands that wait; `full_tracks` sees when there is room again.
-            return _outcome(settled, "queue_full", self._full_words)
         try:
             folder = self._inbox.shared(*settled.folders)
             info = look(settled.name, folder.fd)
             if stat.S_ISDIR(info.st_mode):
                 return _outcome(settled, "gone", "a folder has taken its name")
+            if self.limit.is_full(settled, info):
+                return _outcome(settled, "queue_full", self.limit.words(info))
             return self._take(_Source(settled, info, folder, now_ms))
         except FileNotFoundError:
             return _outcome(settled, "gone", "it is not there any more")
@@ -124,20 +126,15 @@ class Intake:
         except SourceUnreadable as error:
             return self._left(settled, "unreadable", f"{error.message}; {error.hint}", now_ms)
 
-    def full_tracks(self) -> list[str]:
-        """Return the tracks for which a file had to stay in the inbox because too many drops wait for a run."""
-        if self._full:
-            with transaction(self._engine) as session:
-                self._full = {track for track in self._full if self._is_full(session, track)}
-        return sorted(self._full)
-
     def _take(self, source: _Source) -> Outcome:
-        stuck = self._stuck.pop(source.settled, None)
+        settled = source.settled
+        stuck = self._stuck.pop(settled, None)
         if stuck is not None and identity(stuck[0].info) == identity(source.info):
             return self._file_away(*stuck, source.now)
         with transaction(self._engine) as session:
+            source = source._replace(earlier=_earlier(session, source), pinned=pinned_drops(session, settled))
             finished = self._finish_earlier(session, source)
-            full = "" if finished is not None else self._why_full(session, source.settled)
+            full = "" if finished is not None else self.limit.why_full(session, settled, source.info)
         if finished is not None:
             return self._file_away(*finished, source.now)
         refused = None if full else self._refused_unread(source)
@@ -145,7 +142,7 @@ class Intake:
             return self._reject(source, refused, refused.reason, sha256="")
         no_room = full or self._no_room(source.info.st_size)
         if no_room:
-            return self._left(source.settled, "queue_full" if full else "no_room", no_room, source.now)
+            return self._left(settled, "queue_full" if full else "no_room", no_room, source.now)
         taken = copy(source.settled.name, source.folder.fd, source.info, self._incoming)
         try:
             return self._judge(source, taken)
@@ -155,10 +152,8 @@ class Intake:
     def _judge(self, source: _Source, taken: Copy) -> Outcome:
         """Turn a copy into a drop: duplicate, rejected, proposed or accepted, perhaps without its bad rows."""
         options = validation_options(self._settings, source.settled.track)
-        with transaction(self._engine) as session:
-            earlier = _earlier(session, source)
-        if earlier is not None and earlier[0].quarantined:
-            drop, detail = earlier
+        if source.earlier is not None and source.earlier[0].quarantined:
+            drop, detail = source.earlier
             again = validate(taken.path, replace(options, most_bad_rows=drop.quarantined))
             errors = receipts.errors(drop, again, taken.sha256)
             return self._answer(source, drop, _receipt(drop, detail, None, taken.sha256), detail.get("run"), errors)
@@ -205,13 +200,12 @@ class Intake:
         settled = source.settled
         drop = _drop(source, DropState.ACCEPTED, content)
         if settled.role == "heldout":
-            drop.reason = why_it_waits(self._settings, settled.track, source.info.st_uid, source.info.st_mode)
-            drop.reason = drop.reason or self._inbox.why_movable()
+            drop.reason = self.limit.why_it_waits(settled, source.info)
             drop.state = DropState.ACCEPTED if drop.reason is None else DropState.PROPOSED
         drop.rows, drop.warnings = validation.good_rows, sum(notice.rows for notice in validation.warnings)
         drop.findings, drop.quarantined = validation.findings_total, validation.bad_rows
         metric = likely_metric(self._drops / f"{content}.jsonl")
-        held_out = held_out_already(self._engine, self._settings, drop)
+        held_out = held_out_already(self._drops, drop, source.pinned)
         with transaction(self._engine) as session:
             run, lacks = follow_up(session, self._settings, drop, source.now, metric)
             notices = (*validation.warnings, *held_out, *lacks)
@@ -222,14 +216,13 @@ class Intake:
 
     def _reject(self, source: _Source, validation: Validation, reason: str, sha256: str) -> Outcome:
         """Record a bad file, unless a daemon that died recorded this very one already."""
-        with transaction(self._engine) as session:
-            earlier = _earlier(session, source)
-            if earlier is not None and earlier[0].state == DropState.REJECTED:
-                drop = earlier[0]
-            else:
-                drop = _drop(source, DropState.REJECTED, sha256)
-                drop.rows, drop.findings, drop.reason = validation.rows, validation.findings_total, reason
-                drop.warnings = sum(notice.rows for notice in validation.warnings)
+        if source.earlier is not None and source.earlier[0].state == DropState.REJECTED:
+            drop = source.earlier[0]
+        else:
+            drop = _drop(source, DropState.REJECTED, sha256)
+            drop.rows, drop.findings, drop.reason = validation.rows, validation.findings_total, reason
+            drop.warnings = sum(notice.rows for notice in validation.warnings)
+            with transaction(self._engine) as session:
                 _record(session, drop, source, (), kinds=noted_kinds(validation), rules=validation.rules)
         return self._answer(source, drop, None, None, receipts.errors(drop, validation, sha256))
 
@@ -253,10 +246,11 @@ class Intake:
 
     def _finish_earlier(self, session: Session, source: _Source) -> tuple[Filing, Outcome] | None:
         """Return the filing of a file that is recorded and only has to be moved; ones with findings are read again."""
-        earlier = _earlier(session, source)
-        if earlier is None or earlier[0].state == DropState.REJECTED or earlier[0].quarantined:
+        if source.earlier is None:
             return None
-        drop, detail = earlier
+        drop, detail = source.earlier
+        if drop.state == DropState.REJECTED or drop.quarantined:
+            return None
         original = session.get(Drop, drop.duplicate_of) if drop.duplicate_of is not None else None
         return _filing(source, drop, detail.get("run"), _receipt(drop, detail, original, drop.sha256))
 
@@ -281,26 +275,6 @@ class Intake:
             f"it needs {size_words(need)}, and the disk of {self._settings.state} has {size_words(free)} free, of "
             f"which {size_words(self._disk.low_water_bytes)} stay so (disk.low_water_bytes); it waits for room"
         )
-
-    @property
-    def _full_words(self) -> str:
-        most = self._settings.intake.max_waiting_drops
-        waits = count(most, "drop of the track waits", "drops of the track wait")
-        return f"{waits} for a run (intake.max_waiting_drops); it is taken when one has begun"
-
-    def _why_full(self, session: Session, settled: Settled) -> str:
-        """Return in words that too many drops wait already, for a run or for a person; empty if not."""
-        if settled.role == "train":
-            full = self._is_full(session, settled.track)
-            self._full |= {settled.track} if full else set()
-            return self._full_words if full else ""
-        proposed = select(func.count()).where(Drop.track == settled.track, Drop.state == DropState.PROPOSED)
-        few = session.exec(proposed).one() < self._settings.intake.max_waiting_drops
-        words = "intake.max_waiting_drops held-out files of the track wait for a word: dropforge drops accept, withdraw"
-        return "" if few else words
-
-    def _is_full(self, session: Session, track: str) -> bool:
-        return snapshots.waiting_drops(session, track) >= self._settings.intake.max_waiting_drops
 
     def _left(self, settled: Settled, kind: Kind, message: str, now: int) -> Outcome:
         """Leave a file in the inbox, with an event the first time."""

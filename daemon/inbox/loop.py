@@ -18,6 +18,8 @@ from pipeline import durable
 from pipeline.errors import DropforgeError
 
 TROUBLE_SECONDS = 5.0
+#: Texts are written once no file has come in for the first of these, and in any case after the second.
+_QUIET_SECONDS, _LONGEST_WAIT = 0.2, 10.0
 log = structlog.get_logger()
 
 
@@ -37,6 +39,7 @@ class IntakeLoop:
         self._watcher = Watcher(settings, self.wake)
         self._intake = Intake(engine, settings)
         self._texts: FolderTexts | None = None
+        self._texts_due = 0.0
         self._disk = Disk(settings)
         self._note: object = None
         self._ended: BaseException | None = None
@@ -74,8 +77,11 @@ class IntakeLoop:
     def _turn(self) -> float:
         """Take in what is settled; return the seconds until the next look."""
         try:
-            self._scan()
-            due = 0.0 if self._write_texts() else self._watcher.next_due(time.monotonic())
+            if self._scan() and time.monotonic() < self._texts_due:
+                return _QUIET_SECONDS
+            if self._write_texts():
+                return 0
+            due = self._watcher.next_due(time.monotonic())
         except DropforgeError as error:
             log.warning("intake_trouble", error=error.message, hint=error.hint)
         except Exception as error:  # the thread must outlive whatever one file or a full disk does to it
@@ -90,16 +96,20 @@ class IntakeLoop:
             return pause if due is None else min(pause, max(due, 0.05))
         return TROUBLE_SECONDS
 
-    def _scan(self) -> None:
-        for settled in self._watcher.scan(time.monotonic()):
+    def _scan(self) -> bool:
+        """Take in what is settled; return whether any file was taken."""
+        taken = False
+        # What needs no approval first: anybody may bring any number of files that do.
+        for settled in sorted(self._watcher.scan(time.monotonic()), key=self._intake.limit.needs_approval):
             # Under the low-water mark files stay where they are; `dropforge status` says so.
             if self.stop.is_set() or self._disk.shortage():
                 break
-            self._take(settled)
+            taken |= self._take(settled)
         self._write_note()
+        return taken
 
-    def _take(self, settled: Settled) -> None:
-        """Take one file; one that cannot be taken is skipped for a while, whatever is wrong with it."""
+    def _take(self, settled: Settled) -> bool:
+        """Take one file, and return whether that went well; one that cannot be taken is skipped for a while."""
         try:
             outcome = self._intake.take(settled, now_ms())
         except Exception as error:
@@ -107,27 +117,32 @@ class IntakeLoop:
                 raise  # there was room for the file when it was looked at: no other fits in now
             self._watcher.put_off(settled, f"it could not be taken: {error}", time.monotonic())
             log.warning("file_trouble", track=settled.track, name=settled.name, error=str(error), exc_info=True)
-            return
+            return False
         if outcome.is_taken:
             log.info("file_taken", outcome=str(outcome))
             self._poke()
-            return
+            return True
         log.debug("file_left", outcome=str(outcome))
         if outcome.kind in {"unreadable", "no_room", "not_moved"} or settled.role == "heldout":
             self._watcher.put_off(settled, outcome.message, time.monotonic())
+        return False
 
     def _write_texts(self) -> bool:
-        """Tell the people who drop files what became of them; say whether more is to be written soon."""
+        """Tell the people who drop files what became of them; return whether more is to be written."""
+        if self.stop.is_set() or self._disk.shortage():
+            return False
         if self._texts is None:
             self._texts = FolderTexts(self._settings, self._watcher.inbox)
-        return not self.stop.is_set() and not self._disk.shortage() and self._texts.refresh()
+        more = self._texts.refresh()
+        self._texts_due = time.monotonic() + _LONGEST_WAIT
+        return more
 
     def _write_note(self) -> None:
         """Tell `dropforge status` what the inbox holds that is not taken, when that has changed."""
         note = {
             "waiting": self._watcher.waiting(),
             "unknown_folders": self._watcher.unknown_folders(),
-            "full_tracks": self._intake.full_tracks(),
+            "full_tracks": self._intake.limit.full_tracks(),
             "left": self._watcher.left(),
         }
         if note != self._note:

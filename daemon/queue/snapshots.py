@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import ColumnElement, func, update
+from sqlalchemy import ColumnElement, bindparam, func, update
 from sqlmodel import Session, col, select
+from sqlmodel.sql.expression import SelectOfScalar
 
 from daemon.state.states import TRIAL, DropState
-from daemon.state.tables import Drop, Run, on_trial_beside
+from daemon.state.tables import Drop, Event, Run, on_trial_beside
 from pipeline import artifacts
 
 #: Outcomes of runs whose candidate was held against the champion.
@@ -60,20 +61,39 @@ def _taken(session: Session, run: Run, which: ColumnElement[bool]) -> list[dict[
     return as_snapshot(drops)
 
 
-def waiting_drops(session: Session, track: str) -> int:
-    """Return how many accepted drops for training no snapshot holds yet; those on trial wait for nothing."""
-    waiting = (
-        select(func.count())
-        .select_from(Drop)
-        .where(
-            Drop.track == track,
-            Drop.state == DropState.ACCEPTED,
-            Drop.role == "train",
-            col(Drop.first_run).is_(None),
-            col(Drop.id).not_in(on_trial_beside(None)),
-        )
-    )
-    return session.exec(waiting).one()
+def waiting_drops(session: Session, track: str, owner: str | None = None) -> int:
+    """
+    Return how many accepted drops for training no snapshot holds yet; those on trial wait for nothing.
+
+    With `owner` those that this user dropped are counted.
+    """
+    return _count(session, _WAITING, track, owner)
+
+
+def proposed_drops(session: Session, track: str, owner: str) -> int:
+    """Return how many drops of the track that user `owner` dropped wait for a person."""
+    return _count(session, _counted(col(Drop.state) == DropState.PROPOSED), track, owner)
+
+
+def _counted(which: ColumnElement[bool]) -> SelectOfScalar[int]:
+    return select(func.count()).select_from(Drop).where(Drop.track == bindparam("of_track"), which)
+
+
+# Made once: putting a statement together takes longer than SQLite's own work on it, and the intake asks for each file.
+_WAITING = _counted(
+    (col(Drop.state) == DropState.ACCEPTED)
+    & (col(Drop.role) == "train")
+    & col(Drop.first_run).is_(None)
+    & col(Drop.id).not_in(on_trial_beside(None))
+)
+
+
+def _count(session: Session, counted: SelectOfScalar[int], track: str, owner: str | None) -> int:
+    if owner is not None:
+        # The event that recorded a drop says whose file it was.
+        named = col(Event.detail)["owner"].as_string() == owner
+        counted = counted.where(select(Event.id).where(Event.drop_id == Drop.id, named).exists())
+    return session.exec(counted, params={"of_track": track}).one()
 
 
 def judged_before(session: Session, track: str, run_id: int) -> tuple[int, dict[str, int]]:

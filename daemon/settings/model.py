@@ -56,7 +56,7 @@ class IntakeSettings(Frozen):
     max_bad_percent: float = Field(default=1.0, ge=0, le=100)
     """Most bad rows of a drop that are set aside, in per cent of its rows."""
     max_waiting_drops: int = Field(default=1000, ge=1, le=_MANY)
-    """Accepted drops of a track that may wait for a run; further files stay in the inbox until one has begun."""
+    """Drops of an owner that may wait in a track, for a run or for approval; more files of theirs stay in the inbox."""
 
 
 class RetrySettings(Frozen):

@@ -1,13 +1,15 @@
 """What follows from an accepted drop: its run, what its track lacks still, and which of its rows are never used."""
 
-from sqlalchemy import Engine
+from collections.abc import Sequence
+from pathlib import Path
+
 from sqlmodel import Session, select
 
 from daemon.inbox.answers.remarks import pinned_already, too_few
+from daemon.inbox.watcher import Settled
 from daemon.queue import run_queue, tracks
 from daemon.queue.yardstick import accepted_rows, records_came
 from daemon.settings.model import Settings
-from daemon.state.database import transaction
 from daemon.state.states import DropState
 from daemon.state.tables import Drop
 from pipeline.dataset.repeats import count_pinned
@@ -37,14 +39,14 @@ def follow_up(
     return run, () if said is None else (Notice(kind="too_few_rows", key=None, rows=drop.rows, message=said),)
 
 
-def held_out_already(engine: Engine, settings: Settings, drop: Drop) -> tuple[Notice, ...]:
-    """Return the warning that rows of a new drop, whose bytes are in the store, are pinned as held-out records."""
-    if drop.role != "train":
-        return ()
-    with transaction(engine) as session:
-        of_track = select(Drop).where(Drop.track == drop.track, Drop.state == DropState.ACCEPTED)
-        pinned = session.exec(of_track.where(Drop.role == "heldout")).all()
-    store = settings.state_folder / "drops"
-    rows = count_pinned(store / f"{drop.sha256}.jsonl", [store / f"{one.sha256}.jsonl" for one in pinned])
+def pinned_drops(session: Session, settled: Settled) -> Sequence[str]:
+    """Return the sha256 of each drop whose records a file must not repeat: pinned ones, where it is to train on."""
+    of_track = select(Drop.sha256).where(Drop.track == settled.track, Drop.state == DropState.ACCEPTED)
+    return session.exec(of_track.where(Drop.role == "heldout")).all() if settled.role == "train" else ()
+
+
+def held_out_already(store: Path, drop: Drop, pinned: Sequence[str]) -> tuple[Notice, ...]:
+    """Return the warning that rows of a new drop, whose bytes are in the `store`, are in one of the `pinned` ones."""
+    rows = count_pinned(store / f"{drop.sha256}.jsonl", [store / f"{sha256}.jsonl" for sha256 in pinned])
     said = pinned_already(drop.name, rows, drop.rows)
     return () if said is None else (Notice(kind="held_out", key=None, rows=rows, message=said),)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import structlog
 from sqlalchemy import Engine, func
+from sqlalchemy.orm import defer
 from sqlmodel import Session, col, select
 
 from daemon.inbox.answers import own_files
@@ -28,7 +29,7 @@ VERDICT = ".verdict.txt"
 #: Of the others everything is said when they are taken.
 _TOLD = (DropState.ACCEPTED, DropState.PROPOSED, DropState.WITHDRAWN, DropState.SUSPENDED)
 #: Drops that are looked at before files are taken in again, and names that a receipt is looked for under.
-_AT_ONCE, _MOST_NAMES = 100, 25
+_AT_ONCE, _MOST_NAMES = 20, 25
 log = structlog.get_logger()
 
 
@@ -78,27 +79,29 @@ class VerdictNotes:
 
     def _look_at_events(self, session: Session) -> None:
         """Note the drops that the events since the last look may be about."""
-        asked = select(Event.id, Event.track, Event.run_id, Event.drop_id).where(
-            col(Event.id) > self._seen, col(Event.kind).not_like("step!_%", escape="!")
-        )
+        asked = select(Event).where(col(Event.id) > self._seen, col(Event.kind).not_like("step!_%", escape="!"))
+        asked = asked.options(defer(Event.detail))  # type: ignore[arg-type]
         events = session.exec(asked.order_by(col(Event.id))).all()
         if not events:
             return
-        tracks = {track for _id, track, _run, _drop in events if track}
+        tracks = {event.track for event in events if event.track}
         champions = {track: self._past(session, track).champion for track in tracks}
         self.touched |= tracks
-        self._pending |= {drop for _id, _track, _run, drop in events if drop}
-        for number in {run for _id, _track, run, _drop in events if run}:
+        self._pending |= {event.drop_id for event in events if event.drop_id}
+        # A drop that comes in changes no other one's text: of a thousand each would be worded a thousand times.
+        of_runs = [event for event in events if event.run_id and not event.kind.startswith("drop_")]
+        for number in {event.run_id for event in of_runs}:
             run = session.get(Run, number)
             if run is not None:
                 # What the champion was trained on has its verdict.
                 self._pending |= snapshot_ids(run) - champions.get(run.track, frozenset())
         for track, champion in champions.items():
             self._pending |= champion ^ self._champions.get(track, frozenset())
+        for track in {event.track for event in of_runs if event.track}:
             waiting = select(Drop.id).where(Drop.track == track, Drop.role == "train", Drop.state == DropState.ACCEPTED)
             self._pending |= {number for number in session.exec(waiting.where(col(Drop.first_run).is_(None))) if number}
         self._champions |= champions
-        self._seen = events[-1][0] or self._seen
+        self._seen = events[-1].id or self._seen
 
     def _past(self, session: Session, track: str) -> TrackPast:
         if track not in self._pasts:

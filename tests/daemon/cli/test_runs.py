@@ -41,7 +41,7 @@ def test_status_says_what_runs_what_waits_and_what_came_of_it(lived_in: Any, dro
         "daemon: not running",
         "not taken yet: late.jsonl",
         "suport/ is no declared track; did you mean support?",
-        "track support has intake.max_waiting_drops drops waiting",
+        "track support: 1,000 drops of one owner wait for a run, the limit (intake.max_waiting_drops)",
         "generation 1, c0c0c0c0c0c0, by run 1",
         "4 accepted, 1 duplicate, 1 rejected",
         "train 12/30, loss 0.500, dev loss 0.600, 250 tokens/s, 1 min 15 s left, about 2.3 GB of memory",

@@ -390,14 +390,14 @@ def test_a_full_queue_leaves_the_file_where_it_is_and_says_so_once(tmp_path: Pat
     assert "max_waiting_drops" in box.take(path).message
     assert path.exists()
     assert box.kinds().count("drop_queue_full") == 1
-    assert box.intake.full_tracks() == ["default"]
+    assert box.intake.limit.full_tracks() == ["default"]
     assert box.drop("c.jsonl", GOOD, "support").kind == "accepted"
     assert box.drop("c.jsonl", GOOD, "heldout").kind == "accepted"
     with database.transaction(box.engine) as session:
         drop = session.get_one(Drop, 1)
         drop.first_run = 1
         session.add(drop)
-    assert box.intake.full_tracks() == []
+    assert box.intake.limit.full_tracks() == []
     assert box.take(path).kind == "accepted"
 
 
@@ -728,3 +728,21 @@ def test_a_file_that_somebody_else_may_have_moved_there_waits_for_a_word(
     box.inbox.chmod(0o2770)
     assert box.drop("b.jsonl", GOOD[:1], "heldout").kind == "proposed"
     assert "chmod +t" in str(box.rows(Drop)[1].reason)
+
+
+def of_member(box: Box, name: str, data: list[Any], folder: str = "") -> Outcome:
+    path = box.put(name, data, folder)
+    os.chown(path, 12345, 12345)
+    return box.take(path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0 and "CI" not in os.environ, reason="only root gives files away")
+@pytest.mark.parametrize(("folder", "first"), [("", "accepted"), ("heldout", "proposed")])
+def test_one_owners_waiting_drops_keep_no_other_owners_file_out(tmp_path: Path, folder: str, first: str) -> None:
+    box = Box(tmp_path, intake={"max_waiting_drops": 1}, gate={"on": "pinned"})
+    assert of_member(box, "a.jsonl", GOOD[:1], folder).kind == first
+    more = of_member(box, "b.jsonl", GOOD[1:2], folder)
+    assert more.kind == "queue_full"
+    assert more.message.startswith("1 ")
+    assert " of 12345 wait for " in more.message
+    assert box.drop("own.jsonl", GOOD[2:], folder).kind == "accepted"

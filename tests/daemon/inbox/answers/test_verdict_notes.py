@@ -353,6 +353,22 @@ def test_nothing_is_asked_while_nothing_has_changed(house: House, monkeypatch: p
     assert not house.texts.refresh()
 
 
+def test_a_drop_that_comes_in_has_no_other_ones_note_worded_again(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house.said()
+    worded = []
+
+    def tell(*given: Any) -> str:
+        worded.append(given[2].name)
+        return story.tell(*given)
+
+    monkeypatch.setattr(verdict_notes, "tell", tell)
+    house.drop("b.jsonl", 10)
+    assert house.said("b.jsonl")
+    assert worded == ["b.jsonl"]
+
+
 def test_a_note_lies_beside_the_receipt_of_its_own_drop(house: House) -> None:
     house.drop("a.jsonl", 10)
     house.drop("a.jsonl", 20, "support")

@@ -1,0 +1,82 @@
+"""
+How many drops of one owner may wait: for a run, or for approval where they are held-out records.
+
+Counted per owner of the files, so that nobody who may write into the inbox keeps the others out.
+"""
+
+import os
+
+from sqlalchemy import Engine
+from sqlmodel import Session
+
+from daemon.inbox.folders import InboxFolders, InboxUnusable
+from daemon.inbox.safe_copy import look
+from daemon.inbox.watcher import Settled
+from daemon.queue.snapshots import proposed_drops, waiting_drops
+from daemon.queue.yardstick import why_it_waits
+from daemon.settings.model import Settings
+from daemon.state.database import transaction
+from daemon.system.programs import name_of
+from pipeline.wording import count
+
+
+class WaitingLimit:
+    """Holds `intake.max_waiting_drops`; used by the intake's thread."""
+
+    def __init__(self, engine: Engine, settings: Settings, inbox: InboxFolders) -> None:
+        """Count in the database of `engine`."""
+        self._engine, self._settings, self._inbox = engine, settings, inbox
+        self._most = settings.intake.max_waiting_drops
+        #: Tracks and the users of whose drops too many wait there for a run.
+        self._full: set[tuple[str, int]] = set()
+
+    def is_full(self, settled: Settled, info: os.stat_result) -> bool:
+        """Say without a question whether a file was found to be one too many; `full_tracks` sees when there is room."""
+        return settled.role == "train" and (settled.track, info.st_uid) in self._full
+
+    def full_tracks(self) -> list[str]:
+        """Return the tracks for which a file had to stay in the inbox, as too many of its owner's drops wait there."""
+        if self._full:
+            with transaction(self._engine) as session:
+                self._full = {(track, uid) for track, uid in self._full if self._wait(session, track, uid)}
+        return sorted({track for track, _uid in self._full})
+
+    def why_full(self, session: Session, settled: Settled, info: os.stat_result) -> str:
+        """Return in words that a file would be one too many; empty if not."""
+        if settled.role == "train":
+            if not self._wait(session, settled.track, info.st_uid):
+                return ""
+            self._full.add((settled.track, info.st_uid))
+            return self.words(info)
+        owner = name_of(info.st_uid)
+        if not self.why_it_waits(settled, info) or proposed_drops(session, settled.track, owner) < self._most:
+            return ""
+        files = count(self._most, "held-out file", "held-out files")
+        limit = "the limit (intake.max_waiting_drops)"
+        return f"{files} of {owner} wait for approval, {limit}: dropforge drops accept DROP"
+
+    def words(self, info: os.stat_result) -> str:
+        """Say that too many drops of a file's owner wait for a run."""
+        waiting = count(self._most, "drop", "drops")
+        return f"{waiting} of {name_of(info.st_uid)} wait for a run, the limit (intake.max_waiting_drops)"
+
+    def why_it_waits(self, settled: Settled, info: os.stat_result) -> str | None:
+        """Return why a held-out file waits for a person; `None` if it counts at once."""
+        why = why_it_waits(self._settings, settled.track, info.st_uid, info.st_mode)
+        return why or self._inbox.why_movable()
+
+    def needs_approval(self, settled: Settled) -> bool:
+        """Say whether a file would wait for a person; one that cannot be looked at does not."""
+        if settled.role != "heldout":
+            return False
+        try:
+            folder = self._inbox.shared(*settled.folders)  # held: its descriptor is closed with it
+            info = look(settled.name, folder.fd)
+        except (OSError, InboxUnusable):
+            return False
+        return self.why_it_waits(settled, info) is not None
+
+    def _wait(self, session: Session, track: str, uid: int) -> bool:
+        # Whose they are takes longer to ask than how many there are.
+        most = self._most
+        return waiting_drops(session, track) >= most and waiting_drops(session, track, name_of(uid)) >= most
