@@ -178,12 +178,8 @@ class Model(Artifact):
     base_model_id: str
     dtype: str
     size_bytes: int
-    logits_difference: float
-    """Largest relative L2 distance of next-token logits, merged model against what was trained, on the base."""
-    logits_tolerance: float
-    top1_agreement: float | None = None
-    not_streamed: str = ""
-    """Why PEFT merged it with the whole model in memory; empty if it was merged weight by weight."""
+    merged_whole_because: str = ""
+    """Why it was merged with the whole model in memory; empty if it was merged weight by weight."""
     format: Literal["chat", "alpaca"]
     seconds: float
 

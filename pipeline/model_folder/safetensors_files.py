@@ -85,13 +85,6 @@ def read_header(path: Path, most: int = HEADER_BYTES) -> tuple[Header, int]:
     return header, length
 
 
-def header_bytes(header: Header) -> bytes:
-    """Return the head of a safetensors file of these tensors; they begin at once after it."""
-    text = json.dumps({"__metadata__": {"format": "pt"}, **header}, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % _LENGTH_BYTES)
-    return len(text).to_bytes(_LENGTH_BYTES, "little") + text
-
-
 def _check_layout(header: dict[str, Any], size: int) -> None:
     """Make sure that the tensors lie side by side and fill the file, each as large as its shape says."""
     spans = sorted((*_span(name, entry), name) for name, entry in header.items())

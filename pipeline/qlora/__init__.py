@@ -4,7 +4,7 @@ The only door to torch, transformers, peft, trl and bitsandbytes.
 In: model folders and tokenised rows. Out: what was trained, a merged folder, answers, likelihoods. `training` trains,
 `loading` loads, `merging` merges, `generation` answers. Every module imports the stack inside its functions, so
 importing one costs nothing. Base models are folders on this machine: the libraries stay off the network and print no
-progress bars. README.md says how a merge is done and how far it may round.
+progress bars. README.md says how each is done, and why.
 Open `training` first.
 """
 

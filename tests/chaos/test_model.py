@@ -355,7 +355,7 @@ class House(RuleBasedStateMachine):
         folder.mkdir(exist_ok=True)
         model = Model(
             folder=f"models/{identity}", model_id=identity, base_model_id="b", dtype="bfloat16", size_bytes=1,
-            logits_difference=0.0, logits_tolerance=0.1, format="chat", seconds=1.0,
+            format="chat", seconds=1.0,
         )  # fmt: skip
         verdict = Verdict(
             outcome="promoted", reasons=(), sentence="better", metric="exact_match", records=120,

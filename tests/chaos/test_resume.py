@@ -318,7 +318,7 @@ class EvaluateStep:
             self.dataset = freeze(root, heldout=rows)
         model = Model.model_validate({
             "folder": str(self.candidate), "model_id": "cand", "base_model_id": model_id(self.base), "dtype": "float32",
-            "size_bytes": 1, "logits_difference": 0.0, "logits_tolerance": 1.0, "format": "chat", "seconds": 1.0,
+            "size_bytes": 1, "format": "chat", "seconds": 1.0,
         })  # fmt: skip
         config = RunConfig(
             track="default", base_model=str(self.base), base_model_id=model_id(self.base), salt="s",

@@ -51,7 +51,7 @@ def attempt(tmp_path: Path, make_attempt: Make, tiny: Any, tiny_llama: Path) -> 
         )  # fmt: skip
         model = Model.model_validate({
             "folder": "models/candidate", "model_id": "cand", "base_model_id": base_id, "dtype": "float32",
-            "size_bytes": 1, "logits_difference": 0.0, "logits_tolerance": 1.0, "format": "chat", "seconds": 1.0,
+            "size_bytes": 1, "format": "chat", "seconds": 1.0,
         })  # fmt: skip
         program = install(tmp_path / "vllm", behaviour)
         evaluation = {"engine": "vllm", "vllm": program, "batch_size": 2, "general": (), **settings}

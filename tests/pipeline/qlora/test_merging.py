@@ -1,4 +1,4 @@
-"""Merging weights that were trained themselves: into the files one by one, or into the whole model, or not at all."""
+"""Merging: the numbers are PEFT's in float32 rounded once, nothing is lost, and what files do not show goes to PEFT."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,34 +6,46 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from pipeline.errors import CannotTrain, StepFailed
 from pipeline.qlora import merging
 from pipeline.qlora.loading import load_tokenizer
-from pipeline.qlora.merging import Answering, ask, ask_trained, compare, merge_into
-from pipeline.qlora.streamed_merge import CannotStream
+from pipeline.qlora.merging import Answering, Merged, NeedsWholeModel, merge_into
+from tests.made_adapters import save_adapter
 
-PROMPTS = [[5, 9, 30, 44, 7], [8, 3]]
+#: PEFT warns of much that is meant here.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
 EMBEDDING, UP = "model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight"
+LOST = "base_model.model.model.layers.1.self_attn.v_proj"
+KINDS: dict[str, dict[str, Any]] = {
+    "lora": {},
+    "rslora": {"use_rslora": True},
+    "dora": {"use_dora": True},
+    "dora and rslora": {"use_dora": True, "use_rslora": True},
+    "patterns": {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"down_proj": 64}, "layers_to_transform": [1]},
+    "head": {"target_modules": ["q_proj", "lm_head"]},
+}
 
 
-def save_base(folder: Path, *, tied: bool = True) -> Path:
-    """Save a random two-layer Llama in bfloat16."""
+def save_base(folder: Path, *, dtype: torch.dtype = torch.bfloat16, tied: bool = True, shard: str = "5GB") -> Path:
+    """Save a random two-layer Llama, with biases in its attention."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=64, hidden_size=32, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, initializer_range=0.2, tie_word_embeddings=tied,
+        num_key_value_heads=2, attention_bias=True, initializer_range=0.2, tie_word_embeddings=tied,
     )  # fmt: skip
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    LlamaForCausalLM(config).to(dtype).save_pretrained(folder, max_shard_size=shard)
     return folder
 
 
 def save_trained(base: Path, path: Path, *names: str) -> dict[str, torch.Tensor]:
     """Save the base's weights of these names, moved, in float32."""
     dice = torch.Generator().manual_seed(1)
-    stored = load_file(base / "model.safetensors")
+    stored = weights(base)
     made = {
         name: stored[name].float() + 0.05 * torch.randn(stored[name].shape, generator=dice)
         for name in names or (EMBEDDING, UP)
@@ -42,86 +54,256 @@ def save_trained(base: Path, path: Path, *names: str) -> dict[str, torch.Tensor]
     return made
 
 
-@pytest.fixture
-def merge(tmp_path: Path, tiny_llama: Path) -> Callable[..., tuple[Any, Any, Path]]:
-    """Ask and merge as the step does, into a new folder."""
+def merged_by_peft(base: Path, adapter: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Return what PEFT makes of the two in float32, its weights then rounded to `dtype`."""
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
+    return {name: weight.to(dtype) for name, weight in model.state_dict().items()}
 
-    def make(base: Path, weights: Path) -> tuple[Any, Any, Path]:
-        adapted, expected = ask_trained(base, weights, PROMPTS)
-        merge_into(adapted, load_tokenizer(tiny_llama), tmp_path / "merged", Answering("alpaca", 8, 1.0, [2]))
-        return adapted, expected, tmp_path / "merged"
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Return all tensors in a folder's files."""
+    return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
+
+
+def loaded(folder: Path) -> Any:
+    """Return the model as transformers opens it."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+
+
+def differing(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> list[str]:
+    """Return the names of tensors that are not equal to the last bit."""
+    assert found.keys() <= expected.keys()
+    return [name for name, weight in found.items() if not weight.equal(expected[name])]
+
+
+@pytest.fixture
+def merge(tmp_path: Path, tiny_llama: Path) -> Callable[..., tuple[Merged, Path]]:
+    """Merge as the step does, into a new folder: merge(base, trained)."""
+
+    def make(base: Path, trained: Path, name: str = "merged") -> tuple[Merged, Path]:
+        target = tmp_path / name
+        return merge_into(base, trained, load_tokenizer(tiny_llama), target, Answering("alpaca", 8, 1.0, [2])), target
 
     return make
 
 
-def not_this_one(*_: Any, **__: Any) -> None:
-    raise CannotStream("the test says so")
+def whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each merge go by the whole model."""
+
+    def not_this_one(*_: Any) -> None:
+        raise NeedsWholeModel("the test says so")
+
+    monkeypatch.setattr(merging, "_empty_model", not_this_one)
 
 
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("streamed", [True, False])
-def test_trained_weights_take_the_place_of_the_bases_rounded_once(
-    tmp_path: Path, merge: Any, monkeypatch: pytest.MonkeyPatch, *, tied: bool, streamed: bool
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_are_those_of_peft_in_float32_rounded_once(
+    tmp_path: Path, merge: Any, kind: str, dtype: torch.dtype
 ) -> None:
-    base = save_base(tmp_path / "base", tied=tied)
+    base = save_base(tmp_path / "base", dtype=dtype, tied=kind != "head")
+    adapter = save_adapter(base, tmp_path / "adapter", **KINDS[kind])
+    merged, folder = merge(base, adapter)
+    assert merged == Merged(str(dtype).removeprefix("torch."), "")
+    found = loaded(folder)
+    assert found.dtype == dtype
+    assert differing(found.state_dict(), merged_by_peft(base, adapter, dtype)) == []
+    changed = differing(weights(folder), weights(base))
+    assert len(changed) == {"patterns": 7, "head": 3}.get(kind, 14)
+    assert weights(folder).keys() == weights(base).keys()
+    assert (found.lm_head.weight is found.model.embed_tokens.weight) == (kind != "head")
+
+
+def test_files_and_index_are_named_as_the_bases(tmp_path: Path, merge: Any) -> None:
+    base = save_base(tmp_path / "base", shard="20KB", tied=False)
+    adapter = save_adapter(base, tmp_path / "adapter")
+    merged, folder = merge(base, adapter)
+    assert merged.whole_because == ""
+    shards = {path.name: set(load_file(path)) for path in base.glob("*.safetensors")}
+    assert len(shards) == 3
+    assert {path.name: set(load_file(path)) for path in folder.glob("*.safetensors")} == shards
+    assert differing(loaded(folder).state_dict(), merged_by_peft(base, adapter, torch.bfloat16)) == []
+
+
+@pytest.mark.parametrize("how", ["by file", "whole"])
+def test_trained_weights_take_the_place_of_the_bases_rounded_once(
+    tmp_path: Path, merge: Any, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    base = save_base(tmp_path / "base")
     made = save_trained(base, tmp_path / "weights.safetensors")
     with monkeypatch.context() as patch:
-        if not streamed:
-            patch.setattr(merging, "open_streamed", not_this_one)
-        adapted, expected, folder = merge(base, tmp_path / "weights.safetensors")
-    assert (adapted.streamed is not None) == streamed
-    stored, found = load_file(base / "model.safetensors"), load_file(folder / "model.safetensors")
-    assert found.keys() == stored.keys()
-    for name, weight in found.items():
-        assert torch.equal(weight, made.get(name, stored[name]).bfloat16()), name
-    model: Any = AutoModelForCausalLM.from_pretrained(folder)
-    assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
-    # What is expected is the float32 that was trained, in both places of a tied weight.
-    whole: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    for name, weight in made.items():
-        whole.get_parameter(name).data = weight
-    for ours, theirs in zip(expected.logits, ask(whole.eval(), PROMPTS).logits, strict=True):
-        torch.testing.assert_close(ours, theirs)
-    assert 0 < compare(folder, PROMPTS, expected, streamed=streamed).distance < 0.1
+        if how == "whole":
+            whole(patch)
+        merged, folder = merge(base, tmp_path / "weights.safetensors")
+    assert (merged.whole_because == "") == (how == "by file")
+    stored = weights(base)
+    expected = {name: made.get(name, stored[name]).bfloat16() for name in stored}
+    assert differing(weights(folder), expected) == []
+    assert loaded(folder).lm_head.weight.equal(expected[EMBEDDING])
 
 
-def doubled_head(base: Path) -> None:
-    """Write the tied weight a second time, as some programs do."""
-    found = load_file(base / "model.safetensors")
-    save_file({**found, "lm_head.weight": found[EMBEDDING].clone()}, base / "model.safetensors", {"format": "pt"})
-
-
-def test_a_tied_weight_that_the_files_have_twice_is_changed_in_both_places(tmp_path: Path, merge: Any) -> None:
-    base = save_base(tmp_path / "base")
-    doubled_head(base)
-    save_trained(base, tmp_path / "weights.safetensors", EMBEDDING)
-    adapted, expected, folder = merge(base, tmp_path / "weights.safetensors")
-    assert "lm_head.weight is not both" in adapted.not_streamed
-    assert compare(folder, PROMPTS, expected, streamed=False).distance < 0.1
-
-
-@pytest.mark.parametrize("streamed", [True, False])
+@pytest.mark.parametrize("how", ["by file", "whole"])
 @pytest.mark.parametrize(
     ("name", "shape"), [("model.layers.7.mlp.up_proj.weight", (80, 32)), (UP, (32, 80)), ("lm_head.weight", (64, 32))]
 )
 def test_a_tensor_that_the_base_does_not_have_is_refused_by_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, shape: tuple[int, ...], *, streamed: bool
+    tmp_path: Path, merge: Any, monkeypatch: pytest.MonkeyPatch, name: str, shape: tuple[int, ...], how: str
 ) -> None:
     base = save_base(tmp_path / "base")
-    if not streamed:
-        monkeypatch.setattr(merging, "open_streamed", not_this_one)
+    if how == "whole":
+        whole(monkeypatch)
     save_file({name: torch.zeros(shape)}, tmp_path / "weights.safetensors")
     with pytest.raises(StepFailed, match=rf"the trained weights hold {name} of the shape .* has no such tensor"):
-        ask_trained(base, tmp_path / "weights.safetensors", PROMPTS)
+        merge(base, tmp_path / "weights.safetensors")
 
 
+@pytest.mark.parametrize("how", ["by file", "whole"])
 @pytest.mark.parametrize("broken", [float("nan"), 3.4e38])
 def test_a_trained_weight_that_is_no_number_in_the_bases_dtype_is_refused(
-    tmp_path: Path, merge: Any, broken: float
+    tmp_path: Path, merge: Any, monkeypatch: pytest.MonkeyPatch, broken: float, how: str
 ) -> None:
     base = save_base(tmp_path / "base")
     made = save_trained(base, tmp_path / "weights.safetensors")
     made[UP][3, 5] = broken
     save_file(made, tmp_path / "weights.safetensors")
+    if how == "whole":
+        whole(monkeypatch)
     with pytest.raises(CannotTrain, match=r"layers\.1\.mlp\.up_proj\.weight would hold numbers that are not finite"):
         merge(base, tmp_path / "weights.safetensors")
+
+
+@pytest.mark.parametrize("broken", [float("nan"), 1e38])
+def test_an_adapter_that_gives_no_numbers_is_refused(tmp_path: Path, merge: Any, broken: float) -> None:
+    base = save_base(tmp_path / "base", dtype=torch.float16)
+    adapter = save_adapter(base, tmp_path / "adapter")
+    path = adapter / "adapter_model.safetensors"
+    pairs = load_file(path)
+    pairs[f"{LOST}.lora_B.weight"][3, 0] = broken
+    save_file(pairs, path)
+    with pytest.raises(CannotTrain, match=r"layers\.1\.self_attn\.v_proj\.weight would hold numbers that are not"):
+        merge(base, adapter)
+
+
+def test_an_adapter_on_a_tied_weight_is_refused(tmp_path: Path, merge: Any) -> None:
+    base = save_base(tmp_path / "base")
+    adapter = save_adapter(base, tmp_path / "adapter", target_modules=["q_proj", "lm_head"])
+    with pytest.raises(StepFailed, match=r"the adapter changes lm_head, whose weight the model uses in a second place"):
+        merge(base, adapter)
+
+
+@pytest.mark.parametrize(
+    ("lost", "how"),
+    [("pair", "by file"), ("half", "by file"), ("rank", "by file"), ("pair", "whole"), ("half", "whole")],
+)
+def test_an_adapter_file_without_a_pair_is_refused_by_its_name(
+    tmp_path: Path, merge: Any, monkeypatch: pytest.MonkeyPatch, lost: str, how: str
+) -> None:
+    base = save_base(tmp_path / "base")
+    adapter = save_adapter(base, tmp_path / "adapter")
+    path = adapter / "adapter_model.safetensors"
+    pairs = load_file(path)
+    names = [f"{LOST}.lora_A.weight", f"{LOST}.lora_B.weight"][lost == "half" :]
+    for name in names:
+        taken = pairs.pop(name)
+        if lost == "rank":
+            pairs[name] = (taken[:2] if "lora_A" in name else taken[:, :2]).contiguous()
+    save_file(pairs, path)
+    if how == "whole":
+        whole(monkeypatch)
+    with pytest.raises(StepFailed, match=rf"lacks {names[0]}".replace(".", r"\.")):
+        merge(base, adapter)
+
+
+@pytest.mark.parametrize("how", ["by file", "whole"])
+def test_a_pair_that_meets_no_weight_is_refused_by_its_name(
+    tmp_path: Path, merge: Any, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    base = save_base(tmp_path / "base")
+    adapter = save_adapter(base, tmp_path / "adapter")
+    if how == "whole":
+        whole(monkeypatch)
+    path = adapter / "adapter_model.safetensors"
+    pairs = load_file(path)
+    extra = {name.replace("layers.1.", "layers.9."): tensor for name, tensor in pairs.items() if name.startswith(LOST)}
+    save_file({**pairs, **{name: tensor.clone() for name, tensor in extra.items()}}, path)
+    with pytest.raises(StepFailed, match=r"holds .*layers\.9\.self_attn\.v_proj\.lora_A\.weight"):
+        merge(base, adapter)
+
+
+def doubled_head(base: Path) -> None:
+    """Write the tied weight a second time, as some programs do."""
+    found = weights(base)
+    save_file({**found, "lm_head.weight": found[EMBEDDING].clone()}, base / "model.safetensors", {"format": "pt"})
+
+
+def one_in_float32(base: Path) -> None:
+    found = weights(base)
+    found["model.norm.weight"] = found["model.norm.weight"].float()
+    save_file(found, base / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "reason"),
+    [
+        (doubled_head, {}, "lm_head.weight is not both"),
+        (one_in_float32, {}, "its weights are in bfloat16, float32"),
+        (None, {"modules_to_save": ["norm"]}, "the adapter's modules_to_save is ['norm']"),
+        (None, {"bias": "all"}, "the adapter's bias is 'all'"),
+        (None, {"lora_bias": True, "target_modules": ["q_proj"]}, "the adapter's lora_bias is True"),
+        (None, {"init_lora_weights": "pissa"}, "the adapter's init_lora_weights is 'pissa'"),
+    ],
+)
+def test_what_the_files_do_not_show_goes_to_peft_and_says_so(
+    tmp_path: Path, merge: Any, capsys: pytest.CaptureFixture[str], change: Any, options: Any, reason: str
+) -> None:
+    base = save_base(tmp_path / "base")
+    adapter = save_adapter(base, tmp_path / "adapter", **options)
+    if change is not None:
+        change(base)
+    merged, folder = merge(base, adapter)
+    assert reason in merged.whole_because
+    assert f"merged with the whole model in memory: {merged.whole_because}" in capsys.readouterr().err
+    expected = merged_by_peft(base, adapter, torch.bfloat16)
+    assert differing(loaded(folder).state_dict(), loaded(base).state_dict()) != []
+    # PEFT rounds the update, then the sum.
+    torch.testing.assert_close(dict(loaded(folder).state_dict()), expected, rtol=0.02, atol=0.02)
+
+
+def test_trained_weights_of_a_head_that_the_files_have_twice_are_changed_in_both_places(
+    tmp_path: Path, merge: Any
+) -> None:
+    base = save_base(tmp_path / "base")
+    doubled_head(base)
+    made = save_trained(base, tmp_path / "weights.safetensors", EMBEDDING)
+    merged, folder = merge(base, tmp_path / "weights.safetensors")
+    assert "lm_head.weight is not both" in merged.whole_because
+    assert loaded(folder).lm_head.weight.equal(made[EMBEDDING].bfloat16())
+
+
+def test_linear_layers_of_gpt2_are_none_and_go_to_peft(tmp_path: Path, merge: Any) -> None:
+    torch.manual_seed(0)
+    base = tmp_path / "base"
+    GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=2, n_positions=32)).save_pretrained(base)
+    adapter = save_adapter(base, tmp_path / "adapter", target_modules=["c_attn"], fan_in_fan_out=True)
+    assert merge(base, adapter)[0].whole_because != ""
+
+
+def test_an_embedding_with_an_adapter_goes_to_peft(tmp_path: Path, merge: Any) -> None:
+    base = save_base(tmp_path / "base", tied=False)
+    adapter = save_adapter(base, tmp_path / "adapter", target_modules=["embed_tokens"])
+    assert "embed_tokens, which is a Embedding, not linear" in merge(base, adapter)[0].whole_because
+
+
+def test_the_folder_is_the_one_that_peft_would_have_left(
+    tmp_path: Path, merge: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = save_base(tmp_path / "base", dtype=torch.float32)
+    adapter = save_adapter(base, tmp_path / "adapter")
+    _, ours = merge(base, adapter, "ours")
+    whole(monkeypatch)
+    _, theirs = merge(base, adapter, "theirs")
+    assert {path.name for path in ours.iterdir()} == {path.name for path in theirs.iterdir()}
+    for path in sorted(ours.glob("*.json")) + sorted(ours.glob("*.jinja")):
+        assert path.read_text() == (theirs / path.name).read_text(), path.name
+    assert differing(weights(ours), weights(theirs)) == []

@@ -254,8 +254,8 @@ def test_a_model_that_there_is_nothing_to_ask_has_its_verdict_without_being_eval
     short = Shortfall(heldout_rows=0, needed_heldout_rows=100, needed_rows=100)
     attempt = make(None, GateConfig(on="pinned", approval="manual"), shortfall=short)
     model = Model(
-        folder="models/new", model_id="new", base_model_id="base", dtype="float32", size_bytes=1, logits_difference=0,
-        logits_tolerance=1, format="chat", seconds=1,
+        folder="models/new", model_id="new", base_model_id="base", dtype="float32", size_bytes=1, format="chat",
+        seconds=1,
     )  # fmt: skip
     durable.write_json(tmp_path / "merge.json", model.model_dump())
     spec = attempt.spec.model_copy(update={"inputs": {**attempt.spec.inputs, "merge": "merge.json"}})

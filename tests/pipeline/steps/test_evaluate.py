@@ -77,7 +77,7 @@ class Bench:
         )  # fmt: skip
         model = Model.model_validate({
             "folder": "models/candidate", "model_id": self.candidate_id, "base_model_id": self.base_id,
-            "dtype": "float32", "size_bytes": 1, "logits_difference": 0.0, "logits_tolerance": 1.0, "format": fmt,
+            "dtype": "float32", "size_bytes": 1, "format": fmt,
             "seconds": 1.0,
         })  # fmt: skip
         config = RunConfig(

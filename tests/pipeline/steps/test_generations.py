@@ -114,7 +114,6 @@ def test_each_champion_knows_what_all_behind_it_were_trained_on(tmp_path: Path, 
         behind |= line.ids(dataset)
         assert trained_ids(line.root / model.folder) == behind
         assert read_lineage(line.root / model.folder) == Lineage(model_id(tiny_llama), night + 1)
-        assert model.logits_difference <= model.logits_tolerance
         start = line.crown(model)
 
 

@@ -14,7 +14,7 @@ from pipeline.artifacts import TRAINED_FILES
 from pipeline.config import TrainConfig
 from pipeline.errors import CannotTrain
 from pipeline.model_folder.safetensors_files import read_shapes
-from pipeline.qlora.streamed_merge import CannotStream, weight_files
+from pipeline.qlora.merging import NeedsWholeModel, weight_files
 from pipeline.qlora.training.data_parallel.sharing import Place
 from pipeline.qlora.training.full_weights.galore import galore
 from pipeline.qlora.training.full_weights.spectrum import chosen_layers
@@ -125,7 +125,7 @@ def _files(base: Path) -> Files:
     """Return in which of the base's files each tensor is, and its shape."""
     try:
         paths = weight_files(base)
-    except CannotStream as error:
+    except NeedsWholeModel as error:
         raise CannotTrain(f"the weights of the base model {base} cannot be found: {error}", _INSTEAD) from error
     return {name: (path, shape) for path in paths for name, shape in read_shapes(path)[0].items()}
 

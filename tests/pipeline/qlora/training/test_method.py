@@ -168,7 +168,7 @@ def test_a_merged_model_answers_as_its_adapter(
     adapter = train(make_attempt("train", config=config, inputs={"prepare": dataset}))
     check(tmp_path / adapter.folder, **settings)
     merged = merge(make_attempt("merge", config=config, inputs={"prepare": dataset, "train": adapter}))
-    assert merged.logits_difference < 1e-4 < merged.logits_tolerance, "float32 rounds next to nothing"
+    assert merged.merged_whole_because == ""
     assert adapter.adapter_change > 0.1
 
 
