@@ -300,9 +300,8 @@ def _retry(session: Session, run_id: int, now: int) -> RunState:
     if to == RunState.QUEUED and opened is not None:
         message = f"run {run_id} never began, and run {opened.id} of track {run.track} will include its drops"
         raise WrongState(message, f"wait for that one: dropforge show {opened.id}")
-    cleared: dict[str, object] = dict.fromkeys(("ended_at", "error", "hint"))
+    cleared: dict[str, object] = dict.fromkeys(("config", "ended_at", "error", "hint"))
     values = {**cleared, "failures": 0, "deaths": 0, "cancel_requested": False, "not_before": now, "place": 0}
-    values |= {"config": None} if to == RunState.WAITING else {}
     return change(session, run, Move(to, "run_retried", values), now)
 
 

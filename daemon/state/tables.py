@@ -6,11 +6,17 @@ Only `queue` writes `Run.state`, only `attempts` writes `Attempt.state`, only `i
 `Track`, only `hooks` what became of a promotion's commands, only `outbox` writes `Message` and `Outbox`. Times are
 whole milliseconds since the epoch, UTC. Every change of a state but a message's leaves an `Event` row in the same
 transaction.
+
+The types of the fields say what a value may be. Rows that the program writes are not checked by them; a restored
+backup's are (`daemon.storage.backup_names`).
 """
 
+import os
+import re
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+from pydantic import AfterValidator, BaseModel, StringConstraints
 from sqlalchemy import CheckConstraint, ColumnElement, Index, LargeBinary, literal, text
 from sqlmodel import JSON, Column, Field, Session, SQLModel, col, select
 
@@ -25,9 +31,64 @@ from daemon.state.states import (
     RunState,
     SuspectEnd,
 )
+from pipeline import artifacts
+from pipeline.config import RunConfig, SplitConfig
 
 if TYPE_CHECKING:
     from sqlmodel.sql.expression import SelectOfScalar
+
+_OUR_MODEL = re.compile(r"models/[0-9a-f]+").fullmatch
+_OUR_DROP = re.compile(r"drops/[0-9a-f]+\.jsonl").fullmatch
+
+
+def _is_base(path: str) -> str:
+    if not path.startswith("/") or os.path.normpath(path) != path:
+        raise ValueError("expected the absolute path of a base model")
+    return path
+
+
+def _is_model(path: str) -> str:
+    return path if _OUR_MODEL(path) else _is_base(path)
+
+
+def _is_snapshot(drops: list[dict[str, object]]) -> list[dict[str, object]]:
+    for drop in drops:
+        if not _OUR_DROP(artifacts.Drop.model_validate(drop).path):
+            raise ValueError("expected drops/HASH.jsonl as the path of each drop")
+    return drops
+
+
+def _json_of(model: type[BaseModel]) -> AfterValidator:
+    def validate(value: dict[str, object]) -> dict[str, object]:
+        model.model_validate(value)
+        return value
+
+    return AfterValidator(validate)
+
+
+#: What paths are made of.
+Name = Annotated[str, StringConstraints(pattern=r"^[\w-]+$")]
+Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]*$")]
+StepName = Annotated[str, StringConstraints(pattern=r"^[a-z]+$")]
+BasePath = Annotated[str, AfterValidator(_is_base)]
+ModelPath = Annotated[str, AfterValidator(_is_model)]
+Snapshot = Annotated[list[dict[str, object]], AfterValidator(_is_snapshot)]
+
+
+class Nightly(artifacts.Frozen):
+    """Since when and by which schedule a track runs nightly, and when that was last looked at."""
+
+    schedule: str
+    since: int
+    looked_at: int
+
+
+class Paused(artifacts.Frozen):
+    """Who paused a track, why and when."""
+
+    reason: str
+    by: str | None
+    at: int
 
 
 def _one_of(column: str, states: type[StrEnum]) -> CheckConstraint:
@@ -38,27 +99,34 @@ def _one_of(column: str, states: type[StrEnum]) -> CheckConstraint:
 class Track(SQLModel, table=True):
     """One model line. What is fixed at its first run stands here and not in the settings."""
 
-    name: str = Field(primary_key=True)
+    name: Name = Field(primary_key=True)
     salt: str
     created_at: int
-    #: JSON of SplitConfig, fixed at the first run.
-    split: dict[str, float] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
+    #: Fixed at the first run.
+    split: Annotated[dict[str, float], _json_of(SplitConfig)] | None = Field(
+        default=None, sa_column=Column(JSON(none_as_null=True))
+    )
     #: Primary metric and answer length, fixed at the first run.
     metric: str | None = None
     max_new_tokens: int | None = None
-    #: Prompts generated together, and JSON of NoiseFloor: as the first report has them.
+    #: Prompts generated together, and the noise floor: as the first report has them.
     eval_batch_size: int | None = None
-    noise: dict[str, object] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
-    #: Since when and by which schedule the track runs nightly, and when that was last looked at; see `scheduler`.
-    nightly: dict[str, object] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
-    #: JSON of who paused the track, why and when: `by`, `reason`, `at`. `None` unless it is paused.
-    paused: dict[str, object] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
-    base_path: str | None = None
+    noise: Annotated[dict[str, object], _json_of(artifacts.NoiseFloor)] | None = Field(
+        default=None, sa_column=Column(JSON(none_as_null=True))
+    )
+    nightly: Annotated[dict[str, object], _json_of(Nightly)] | None = Field(
+        default=None, sa_column=Column(JSON(none_as_null=True))
+    )
+    #: `None` unless it is paused.
+    paused: Annotated[dict[str, object], _json_of(Paused)] | None = Field(
+        default=None, sa_column=Column(JSON(none_as_null=True))
+    )
+    base_path: BasePath | None = None
     base_model_id: str | None = None
     #: The champion: its row here is the truth, the link follows it. Generation 0 is the base model.
     champion_generation: int | None = None
     champion_model_id: str | None = None
-    champion_path: str | None = None
+    champion_path: ModelPath | None = None
 
 
 class Drop(SQLModel, table=True):
@@ -75,13 +143,14 @@ class Drop(SQLModel, table=True):
     )
 
     id: int | None = Field(default=None, primary_key=True)
-    track: str
+    track: Name
     role: str
     state: str
     #: The file's name as bytes: names need not be UTF-8.
     name_bytes: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
     name: str
-    sha256: str = Field(index=True)
+    #: Empty where it was not read.
+    sha256: Hash = Field(index=True)
     size_bytes: int
     rows: int = 0
     findings: int = 0
@@ -112,7 +181,7 @@ class Run(SQLModel, table=True):
     )
 
     id: int | None = Field(default=None, primary_key=True)
-    track: str = Field(index=True)
+    track: Name = Field(index=True)
     state: str = Field(default=RunState.QUEUED, index=True)
     trigger: str
     created_at: int
@@ -125,9 +194,11 @@ class Run(SQLModel, table=True):
     heartbeat_at: int | None = None
     started_at: int | None = None
     ended_at: int | None = None
-    #: JSON of pipeline.config.RunConfig and the list of pipeline.artifacts.Drop, fixed at the first claim.
-    config: dict[str, object] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
-    snapshot: list[dict[str, object]] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
+    #: Fixed at the first claim.
+    config: Annotated[dict[str, object], _json_of(RunConfig)] | None = Field(
+        default=None, sa_column=Column(JSON(none_as_null=True))
+    )
+    snapshot: Snapshot | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     #: Failures of its own, counted against the limit; interruptions and lost workers are counted apart.
     failures: int = 0
     deaths: int = 0
@@ -180,7 +251,7 @@ class Attempt(SQLModel, table=True):
 
     id: int | None = Field(default=None, primary_key=True)
     run_id: int = Field(foreign_key="run.id", index=True)
-    step: str
+    step: StepName
     number: int
     fence: str
     state: str = AttemptState.SUBMITTED
@@ -209,7 +280,7 @@ class Promotion(SQLModel, table=True):
     )
 
     id: int | None = Field(default=None, primary_key=True)
-    track: str = Field(index=True)
+    track: Name = Field(index=True)
     run_id: int | None = Field(default=None, foreign_key="run.id")
     kind: str = Field(default=PromotionKind.PROMOTION, sa_column_kwargs={"server_default": "promotion"})
     state: str = PromotionState.INTENT
@@ -217,9 +288,9 @@ class Promotion(SQLModel, table=True):
     generation: int
     model_id: str
     #: Relative to the state folder, or absolute for a base model.
-    model_path: str
+    model_path: ModelPath
     previous_model_id: str | None = None
-    previous_path: str | None = None
+    previous_path: ModelPath | None = None
     reason: str
     created_at: int
     done_at: int | None = None
@@ -310,6 +381,11 @@ class Outbox(SQLModel, table=True):
     digest_event_id: int
     #: The time of day, in ms since the epoch, of the latest digest.
     digest_at: int
+
+
+EVERY: tuple[type[SQLModel], ...] = (
+    Track, Drop, Run, Suspect, Attempt, Promotion, Slot, Event, Message, Outbox,
+)  # fmt: skip
 
 
 def waits() -> ColumnElement[bool]:

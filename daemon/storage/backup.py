@@ -21,7 +21,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 from daemon.settings.model import Settings
@@ -30,6 +30,7 @@ from daemon.state.layout import DATABASE_NAME
 from daemon.storage.backup_names import (
     SETTINGS,
     BackupUnusable,
+    is_below,
     open_regular,
     refuse_names,
     refuse_other_kinds,
@@ -123,7 +124,7 @@ def check(folder: Path) -> Manifest:
         manifest = Manifest.model_validate(durable.read_json(folder / MANIFEST))
     except (ValueError, OSError) as error:
         raise BackupUnusable(f"{folder} is no whole backup: it has no readable {MANIFEST}", _ANOTHER) from error
-    refuse_names(folder, manifest.files, manifest.champions, manifest.missing)
+    refuse_names(folder, [*manifest.files, *manifest.champions, *manifest.missing])
     for name, seen in manifest.files.items():
         if _seen_if_there(folder / name) != seen:
             raise BackupUnusable(f"the backup is damaged: {folder / name} is missing or has changed", _ANOTHER)
@@ -251,9 +252,7 @@ def _verdict(root: Path, run: int) -> Path:
 
 def _place_in(named: object) -> str | None:
     """Return a path that a file names, if it is relative and leads nowhere else: a damaged file says anything."""
-    if not isinstance(named, str) or not named.isprintable():
-        return None
-    return None if named.startswith("/") or ".." in PurePosixPath(named).parts else named
+    return named if isinstance(named, str) and is_below(named) else None
 
 
 def champions(database: Path) -> tuple[str, ...]:

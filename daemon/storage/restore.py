@@ -10,6 +10,7 @@ import contextlib
 import os
 import shutil
 import sqlite3
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -21,7 +22,7 @@ from daemon.state.database import known_revisions
 from daemon.state.database_file import BACKUPS, DatabaseUnusable, copy_database, refuse_network, revision, verify
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, RESTORING
 from daemon.storage.backup import Manifest, champions, check, named_files, stamp, unreadable_verdicts
-from daemon.storage.backup_names import BackupUnusable, open_regular, refuse_rows, refuse_sidecars
+from daemon.storage.backup_names import SETTINGS, BackupUnusable, open_regular, refuse_rows, refuse_sidecars
 from daemon.system.processes import FileLock, lock_holder
 from pipeline import durable
 from pipeline.errors import DropforgeError, is_disk_full
@@ -29,6 +30,14 @@ from pipeline.errors import DropforgeError, is_disk_full
 _SIDECARS = ("-journal", "-wal", "-shm")
 _SUCCEEDED = "SELECT id FROM run WHERE state = 'succeeded'"
 _ACCEPTED = "SELECT track, role, sha256, name FROM \"drop\" WHERE state = 'accepted'"
+_BEGIN_AGAIN = (
+    """
+    INSERT INTO event (at, kind, track, run_id, detail)
+    SELECT :now, 'run_interrupted', track, id, '{}' FROM run WHERE state = 'running'
+    """,
+    "UPDATE run SET state = 'waiting', token = NULL WHERE state = 'running'",
+    "UPDATE run SET config = NULL WHERE ended_at IS NULL",
+)
 
 
 class StateInUse(DropforgeError):
@@ -62,7 +71,8 @@ def restore(settings: Settings, source: Path, *, without_models: bool = False) -
     """
     Put the backup `source` (a folder of `dropforge backup`, or a database file alone) in place, verified first.
 
-    A run that was not over when the backup was made begins again. Raises `StateInUse` while a daemon or worker runs,
+    A run that was not over when the backup was made begins again, as the settings say then. Every row is parsed before
+    anything is replaced. Raises `StateInUse` while a daemon or worker runs,
     `BackupUnusable` or `DatabaseUnusable` if the backup is not whole, newer than this program, or without a model that
     a champion needs (unless `without_models`); then nothing has changed. Raises `RestoreCutOff` on a full disk.
     """
@@ -71,7 +81,7 @@ def restore(settings: Settings, source: Path, *, without_models: bool = False) -
     refuse_network(root)
     with _alone(root):
         database, manifest = _open_backup(source)
-        files = {name: seen for name, seen in manifest.files.items() if name.partition("/")[2]}
+        files = {name: seen for name, seen in manifest.files.items() if name != SETTINGS}
         _refuse_links(root, files)
         lost_models = [
             model
@@ -99,8 +109,9 @@ def _put_all_back(root: Path, source: Path, database: Path, files: Mapping[str, 
     replaced.mkdir(parents=True, mode=0o700)
     _put_runs_aside(root, database, replaced)
     for name, (size, sha256) in files.items():
-        _put_back(source / name, root / name, size, sha256)
-    _replace_database(root, database, replaced)
+        if name != DATABASE_NAME:
+            _put_back(source / name, root / name, size, sha256)
+    _replace_database(root, database, replaced, files[DATABASE_NAME][1])
     (root / RESTORING).unlink()
     durable.fsync_folder(root)
     return replaced
@@ -148,6 +159,7 @@ def _open_backup(source: Path) -> tuple[Path, Manifest]:
     else:
         os.close(open_regular(source.resolve()))  # a FIFO would be waited for
         refuse_sidecars(source)
+        seen = (source.stat().st_size, durable.sha256_file(source))
         database, counts = source, verify(source)
         manifest = Manifest(
             made_at="",
@@ -156,7 +168,7 @@ def _open_backup(source: Path) -> tuple[Path, Manifest]:
             champions=champions(source),
             with_models=False,
             missing=(),
-            files={},
+            files={DATABASE_NAME: seen},
         )
         refuse_rows(source)
     if manifest.schema_revision not in known_revisions():
@@ -191,9 +203,10 @@ def _put_back(source: Path, target: Path, size: int, sha256: str) -> None:
     durable.fsync_folder(target.parent)
 
 
-def _replace_database(root: Path, database: Path, replaced: Path) -> None:
+def _replace_database(root: Path, database: Path, replaced: Path, sha256: str) -> None:
     path = root / DATABASE_NAME
-    aside = _copy_aside(database, path)
+    aside = _copy_aside(database, path, sha256)
+    _begin_again(aside)
     if path.exists():
         try:
             copy_database(path, replaced / DATABASE_NAME)
@@ -211,7 +224,15 @@ def _replace_database(root: Path, database: Path, replaced: Path) -> None:
     durable.fsync_folder(root)
 
 
-def _copy_aside(source: Path, target: Path, sha256: str | None = None) -> Path:
+def _begin_again(database: Path) -> None:
+    """Let each run that was not over take its configuration, programs and addresses among it, from today's settings."""
+    with closing(sqlite3.connect(database)) as connection, connection:
+        for statement in _BEGIN_AGAIN:
+            connection.execute(statement, {"now": round(time.time() * 1000)})
+    durable.fsync_file(database)
+
+
+def _copy_aside(source: Path, target: Path, sha256: str) -> Path:
     """Copy a file beside its place, durably; return where. Raises `BackupUnusable` if it is not `sha256` any more."""
     aside = target.with_name(f".{target.name}.restore.tmp")
     try:
@@ -219,7 +240,7 @@ def _copy_aside(source: Path, target: Path, sha256: str | None = None) -> Path:
             shutil.copyfileobj(old, new)
         aside.chmod(0o600)
         durable.fsync_file(aside)
-        if sha256 in {None, durable.sha256_file(aside)}:
+        if durable.sha256_file(aside) == sha256:
             return aside
     except BaseException:
         aside.unlink(missing_ok=True)

@@ -6,14 +6,25 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from daemon.dispatch.dispatcher import Dispatcher
+from daemon.dispatch.run_config import compose
+from daemon.dispatch.spool import LocalExecutor
+from daemon.settings.model import Settings
+from daemon.state.database import open_engine, transaction
+from daemon.state.database_file import DatabaseUnusable
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME
+from daemon.state.tables import EVERY, Run, Track
 from daemon.storage.backup import MANIFEST, make
+from daemon.storage.backup_names import BackupUnusable
+from daemon.storage.restore import restore
+from daemon.views.overview import Overview
+from pipeline.contract import SPEC_NAME
 from tests.chaos.loop_disk import LoopDisk, needs_root
 from tests.daemon.conftest import MODEL_ID, LivedIn, dropforge, lived_in, new_workspace
 
@@ -177,6 +188,73 @@ def test_a_tampered_backup_is_refused_and_nothing_is_touched(
         assert "hint: " in done.err, case
         assert everything(lived_in.folder) == before, case
         assert everything(copy.parent) == outside, case
+
+
+def test_a_restored_run_takes_programs_and_addresses_from_todays_settings(
+    lived_in: LivedIn, dropforge: Callable[..., Any], kept: Path, record_property: Record,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    evil = {"url": "http://evil/v1", "model": "m", "api_key_env": "PATH"}
+    to = "json_set(config, '$.evaluate.vllm', '/tmp/evil', '$.judge', json(?))"
+    row(f"UPDATE run SET config = {to} WHERE id = 3", json.dumps(evil))(kept)
+    assert dropforge("restore", kept).code == 0
+    root = lived_in.settings.state_folder
+    engine = open_engine(root / DATABASE_NAME)
+    dispatcher = Dispatcher(engine, lived_in.settings, LocalExecutor(root))
+    monkeypatch.setattr(dispatcher.bases, "require", lambda _name: None)
+    dispatcher.recover(lived_in.tick())
+    dispatcher.tick(lived_in.tick())
+    with transaction(engine) as session:
+        run = session.get_one(Run, 3)
+        assert run.state == "running"
+        assert run.config == compose(lived_in.settings, session.get_one(Track, run.track)).model_dump(mode="json")
+    (spec,) = [path.read_text() for path in (root / "runs" / "3" / "attempts").glob(f"*/{SPEC_NAME}")]
+    record_property("probe", ["restore: another program and address in run.config", "not used", "today's settings"])
+    assert "evil" not in spec
+
+
+GARBAGE = ("{", b"\xff\xfe", 1 << 62, "[1]")
+
+
+def garbled(database: Path, table: str, column: str, value: object) -> None:
+    with closing(sqlite3.connect(database)) as connection, suppress(sqlite3.IntegrityError), connection:
+        connection.execute("PRAGMA ignore_check_constraints=ON")
+        connection.execute(f'UPDATE "{table}" SET "{column}" = ?', (value,))
+
+
+def refusal(settings: Settings, database: Path) -> str:
+    try:
+        restore(settings, database, without_models=True)
+    except (BackupUnusable, DatabaseUnusable) as error:
+        return error.message
+    return ""
+
+
+@pytest.mark.long
+def test_garbage_in_any_column_is_refused_or_lets_the_daemon_start(
+    lived_in: LivedIn, kept: Path, tmp_path: Path, record_property: Record
+) -> None:
+    settings = lived_in.settings.model_copy(update={"state": str(tmp_path / "state")})
+    root, refused, taken = settings.state_folder, 0, []
+    columns = [(table.__tablename__, name) for table in EVERY for name in table.model_fields]
+    for table, column in columns:
+        for value in GARBAGE:
+            copy = tmp_path / "copy.db"
+            shutil.copyfile(kept / DATABASE_NAME, copy)
+            garbled(copy, str(table), column, value)
+            words = refusal(settings, copy)
+            if words:
+                refused += 1
+                assert str(copy) in words
+                assert str(table) in words
+                continue
+            taken.append(f"{table}.{column} = {value!r}")
+            engine = open_engine(root / DATABASE_NAME)
+            Dispatcher(engine, settings, LocalExecutor(root)).recover(lived_in.tick())
+            engine.dispose()
+            Overview(root).runs()
+    record_property("probe", ["restore: garbage in each column", "refused, or the daemon starts", f"{refused} refused"])
+    assert refused > len(columns), taken
 
 
 def test_a_restore_goes_through_no_link_of_the_state_folder(

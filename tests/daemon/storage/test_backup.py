@@ -213,10 +213,13 @@ def test_a_backup_that_changed_is_refused_file_by_file(served: LivedIn, tmp_path
 def test_a_restore_brings_back_rows_files_and_links(served: LivedIn, tmp_path: Path) -> None:
     made = make(served.settings, tmp_path / "kept", with_models=True)
     before = [row.model_dump() for table in (Drop, Run, Event) for row in rows(served.settings, table)]
+    begun = {"state": "waiting", "token": None, "config": None}
     root = served.settings.state_folder
     shutil.rmtree(root)
     restore(served.settings, made.folder)
-    assert [row.model_dump() for table in (Drop, Run, Event) for row in rows(served.settings, table)] == before
+    after = [row.model_dump() for table in (Drop, Run, Event) for row in rows(served.settings, table)]
+    assert after.pop()["kind"] == "run_interrupted"
+    assert after == [{**row, **begun} if row.get("state") == "running" else row for row in before]
     assert (root / MODEL / "model.safetensors").read_bytes() == b"weights"
     migrate(root / DATABASE_NAME)
     engine = open_engine(root / DATABASE_NAME)
@@ -260,7 +263,9 @@ def test_what_came_after_the_backup_is_put_aside_and_named(served: LivedIn, tmp_
     assert (done.replaced / "runs" / "4" / "decide.json").exists()
     assert verify(done.replaced / DATABASE_NAME)["drop"] == made.manifest.counts["drop"] + 1
     assert (root / "runs" / "1" / "decide.json").exists(), "what succeeded before the backup stays"
-    assert run_queue.rescue(open_engine(root / DATABASE_NAME), served.tick()), "run 3 was running and goes on"
+    assert (rows(served.settings, Run)[2].state, rows(served.settings, Run)[2].config) == ("waiting", None)
+    served.engine = open_engine(root / DATABASE_NAME)
+    assert served.claim().run_id == 3, "it was running and goes on"
 
 
 def test_a_copy_of_the_database_alone_can_be_put_back(served: LivedIn, tmp_path: Path) -> None:
@@ -276,7 +281,8 @@ def test_a_damaged_database_is_kept_aside_as_it_is_and_replaced(served: LivedIn,
     path.write_bytes(b"no database at all\n" * 500)
     done = restore(served.settings, made.folder)
     assert (done.replaced / DATABASE_NAME).read_bytes().startswith(b"no database")
-    assert verify(path) == made.manifest.counts
+    counts = made.manifest.counts
+    assert verify(path) == {**counts, "event": counts["event"] + 1}, "a run was interrupted"
 
 
 @pytest.mark.parametrize("name", [LOCK_NAME, "spool/worker.lock"])
