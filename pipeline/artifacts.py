@@ -361,6 +361,8 @@ class Verdict(Artifact):
     interval: tuple[float, float] | None = None
     """98 % interval of the gain."""
     p_value: float | None = None
+    harm_p_value: float | None = None
+    """One-sided, for a loss: what `worse` rests on; `p_value` is for a gain."""
     test: str | None = None
     wins: int = 0
     losses: int = 0

@@ -87,6 +87,10 @@ class StepSpec(Frozen):
     """What the track's previous verdict was judged on; `None` if this run is judged on the same, or is the first."""
     twin: TwinRun | None = None
     """The run that this one repeats under another seed: how far the two differ, training alone can do."""
+    suspect: int | None = None
+    """Of a trial, the drop that it tries alone, as it may have made another run worse."""
+    proposed_rows: int = 0
+    """Held-out rows of the track that wait for a person's approval."""
     config: RunConfig
     champion_adapter: str | None = None
     """Folder of the adapter that today's champion was merged from, on the run's base; `None` where there is none."""

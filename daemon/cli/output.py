@@ -128,6 +128,8 @@ def until(time: datetime) -> str:
 
 def verdict_lines(verdict: "Verdict", story: "Story | None") -> list[str]:
     """Return a verdict, why it is so and what to do, and the numbers that its story leaves out, a line each."""
+    from pipeline.report.story import p_value_words  # noqa: PLC0415 - a quick start
+
     lines = [verdict.sentence]
     if story is None and verdict.yardstick is not None:
         lines.append(verdict.yardstick)
@@ -144,8 +146,8 @@ def verdict_lines(verdict: "Verdict", story: "Story | None") -> list[str]:
         lines.append(f"gain {signed(verdict.gain or 0.0)} points{between}")
         losses = count(verdict.losses, "loss", "losses")
         lines.append(f"{count(verdict.wins, 'win')}, {losses}, {count(verdict.ties, 'tie')}")
-    if verdict.p_value is not None:
-        lines.append(f"p = {verdict.p_value:.2g} ({verdict.test}, one-sided)")
+    if words := p_value_words(verdict):
+        lines.append(words)
     if verdict.smallest_detectable_gain is not None:
         smallest = f"{verdict.smallest_detectable_gain:.1f} points"
         lines.append(f"smallest gain that is promoted in 8 of 10 cases: {smallest}")

@@ -67,8 +67,10 @@ def describe_run(run: "RunView") -> str:
         return trial + (run.progress.words if run.progress else run.step or "beginning") + again + ending
     if run.paused:
         return trial + run.paused
-    late = run.not_before.timestamp() <= datetime.now(UTC).timestamp()
-    words = trial + ("begins next" if late else f"begins {until(run.not_before)}")
+    begins = "next" if run.after is None else f"after run {run.after}"
+    if run.not_before > datetime.now(UTC):
+        begins = until(run.not_before)
+    words = f"{trial}begins {begins}"
     words += f"; {run.again}" if run.again else ""
     return f"{words}; {run.error}" if run.error else words
 

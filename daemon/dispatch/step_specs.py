@@ -14,7 +14,9 @@ from daemon.queue.yardstick import yardstick_before
 from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.database import transaction
+from daemon.state.states import DropState
 from daemon.state.tables import Attempt, Run, Suspect, Track
+from daemon.state.tables import Drop as DropRow
 from pipeline.artifacts import Drop
 from pipeline.config import MemoryPlan, RunConfig
 from pipeline.contract import SPEC_NAME, StepSpec, TwinRun
@@ -112,6 +114,7 @@ def _of_track(session: Session, settings: Settings, run: Run) -> dict[str, objec
     """Return the fields of a spec that come from the history of the run's track."""
     serving, past = journal.champion(session, run.track), journal.history(session, run.track)
     uses, versions = judged_before(session, run.track, run.id or 0)
+    proposed = select(DropRow.rows).where(DropRow.track == run.track, DropRow.state == DropState.PROPOSED)
     return {
         "champion": serving.model_copy(
             update={"drops": history.drops_of(past, serving.model_id)},
@@ -121,6 +124,8 @@ def _of_track(session: Session, settings: Settings, run: Run) -> dict[str, objec
         "judged_versions": versions,
         "yardstick": yardstick_before(session, settings.state_folder, run, serving.model_id),
         "twin": _twin(session, settings, run, serving.model_id),
+        "suspect": session.exec(select(Suspect.drop_id).where(Suspect.trial_run == run.id)).first(),
+        "proposed_rows": sum(session.exec(proposed).all()),
     }
 
 

@@ -31,7 +31,7 @@ from daemon.views.champion_history import (
 )
 from daemon.views.cost import cost_of
 from daemon.views.drop_lineage import DropUses, DropView, drop_uses, drop_views
-from daemon.views.live.queue import PauseView, pauses
+from daemon.views.live.queue import PauseView, goes_after, pauses
 from daemon.views.reader import champions_of, newest_rows, reading
 from daemon.views.trials import trial_words
 from pipeline.artifacts import Frozen, Verdict
@@ -97,6 +97,8 @@ class RunView(Frozen):
     cancel_requested: bool
     paused: str | None = None
     """Why a queued or waiting run does not begin: its track is paused, by whom, and how it goes on."""
+    after: int | None = None
+    """Of a queued or waiting run that may begin now, the run behind which it waits; `None` if it begins next."""
     trial: str | None = None
     """Of a run that tries one drop alone: which, and why."""
     blocker: str | None = None
@@ -109,7 +111,9 @@ class RunView(Frozen):
 
 #: The columns of runs that lists need.
 _RUN_COLUMNS = tuple(
-    name for name in RunView.model_fields if name not in {"progress", "paused", "trial", "blocker", "again", "cost"}
+    name
+    for name in RunView.model_fields
+    if name not in {"progress", "paused", "after", "trial", "blocker", "again", "cost"}
 )
 _RUN = ", ".join(_RUN_COLUMNS)
 
@@ -347,6 +351,7 @@ class Overview:
             values["trial"] = trial_words(base, run_id, ended=row.ended_at is not None)
         if row.state in {RunState.QUEUED, RunState.WAITING}:
             values["paused"] = next((one.words for one in pauses(base) if one.track == row.track), None)
+            values["after"] = goes_after(base, row)
         if row.state in OPEN_STATES:
             values["again"] = done_again(base, self.folder, run_id)
         progress = self._progress(base, run_id) if row.state == RunState.RUNNING else None

@@ -2,6 +2,9 @@
 
 from collections.abc import Mapping
 
+#: Largest p-value of a loss that counts as harm shown, whatever the gate asks of a gain.
+HARM_P_VALUE = 0.01
+
 GUARD_REASONS: Mapping[str, str] = {
     "slice": "slice_lost",
     "general": "general_lost",

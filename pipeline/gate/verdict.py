@@ -10,13 +10,11 @@ from pipeline.gate import guards, statistics
 from pipeline.gate.comparison import Comparison
 from pipeline.gate.explain import short_line
 from pipeline.gate.power import records_needed, smallest_gain
-from pipeline.gate.reasons import BLAMING, GUARD_REASONS
+from pipeline.gate.reasons import BLAMING, GUARD_REASONS, HARM_P_VALUE
 from pipeline.gate.slices import POINTS, Known, count_unlisted, find_slices, judged_on, measure_slices
 from pipeline.gate.statistics import Floats
 from pipeline.metrics.registry import METRICS
 
-#: Largest p-value of a loss that counts as harm shown, whatever the gate asks of a gain.
-HARM_P_VALUE = 0.01
 #: The same for an old drop or the likelihood of a candidate that did not win. At .001 a drop that ruined an old one was
 #: found in 88 of 100 months, at .005 in 98.
 GUARD_HARM_P_VALUE = 0.005
@@ -44,6 +42,7 @@ class Decision:
     guards: tuple[GuardResult, ...]
     gain: float
     p_value: float
+    harm_p_value: float
     seed: int
 
 
@@ -81,6 +80,7 @@ def decide_verdict(comparison: Comparison, rules: Rules) -> Verdict:
         gain=found.gain,
         interval=(low * POINTS, high * POINTS),
         p_value=found.p_value,
+        harm_p_value=found.harm_p_value,
         test=_test_words(differences, continuous=metric.continuous),
         wins=wins,
         losses=losses,
@@ -105,7 +105,7 @@ def weigh(comparison: Comparison, rules: Rules) -> Decision:
     gate, part = rules.gate, on_part(comparison, rules)
     seed = int.from_bytes(hashlib.sha256("\n".join(part.ids).encode()).digest()[:8])
     differences = part.differences()
-    gain, p_value = _gain(differences), _p_value(part, differences)
+    gain, p_value, harm_p_value = _gain(differences), _p_value(part, differences), _p_value(part, -differences)
     checked = guards.check(part, find_slices(part, rules.known), rules.known, rules.guards)
     wins = _wins(part, differences, gate)
     few = differences.size < least_groups(comparison.metric, gate)
@@ -115,7 +115,7 @@ def weigh(comparison: Comparison, rules: Rules) -> Decision:
         "no_pinned_heldout": gate.on == "pinned" and not comparison.pinned.any(),
         "too_few_seen": few and gate.on == "seen",
         "too_few_records": few and gate.on != "seen",
-        "harm_shown": _p_value(part, -differences) <= HARM_P_VALUE,
+        "harm_shown": harm_p_value <= HARM_P_VALUE,
         "nll_not_finite": any(row.guard == "nll" and row.candidate is None for row in failed),
         **{GUARD_REASONS[row.guard]: True for row in failed},
         "p_above_limit": p_value > gate.p_value,
@@ -124,7 +124,7 @@ def weigh(comparison: Comparison, rules: Rules) -> Decision:
     }
     reasons = tuple(code for code, holds in against.items() if holds)
     outcome = _outcome(reasons, failed, wins=wins)
-    return Decision(outcome, reasons, part, checked, gain, p_value, seed)
+    return Decision(outcome, reasons, part, checked, gain, p_value, harm_p_value, seed)
 
 
 def promotes(part: Comparison, rules: Rules) -> bool:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from pipeline.artifacts import Dataset, GuardResult, Outcome, Verdict
+from pipeline.artifacts import Adapter, Dataset, GuardResult, Outcome, Verdict
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.contract import StepSpec
 from pipeline.gate.explain import lost_most
@@ -25,14 +25,16 @@ _REMEDIES: Mapping[str, str] = {
 }
 
 
-def next_steps(verdict: Verdict, dataset: Dataset, spec: StepSpec) -> Sequence[NextStep]:
+def next_steps(
+    verdict: Verdict, dataset: Dataset, spec: StepSpec, adapter: Adapter | None = None
+) -> Sequence[NextStep]:
     """Return what to do now, the most useful first; `spec` is that of the step which made the verdict."""
     config, run = spec.config, spec.run
     tell_next: dict[Outcome, Callable[[], list[NextStep]]] = {
         "promoted": lambda: _after_a_win(verdict, config, run),
-        "worse": lambda: _after_harm(verdict),
-        "not_shown_better": lambda: _after_no_proof(verdict, dataset, run),
-        "insufficient_evidence": lambda: _after_too_little(verdict, dataset),
+        "worse": lambda: _after_harm(verdict, spec),
+        "not_shown_better": lambda: [*_proposed(spec), *_after_no_proof(verdict, dataset, spec, adapter)],
+        "insufficient_evidence": lambda: [*_proposed(spec), *_after_too_little(verdict, dataset)],
         "guard_failed": lambda: _after_guards(verdict, dataset, spec),
         "contaminated": lambda: [
             NextStep(words="Judge it on other records: drop a held-out set that no drop has rows of."),
@@ -75,7 +77,7 @@ def _after_guards(verdict: Verdict, dataset: Dataset, spec: StepSpec) -> list[Ne
                 command=f"dropforge promote {run} --force --reason TEXT",
             )
         )
-    return [*steps, *(_after_harm(verdict) if verdict.blames_new_drops else [NextStep(words=_KEPT)])]
+    return [*steps, *(_after_harm(verdict, spec) if verdict.blames_new_drops else [NextStep(words=_KEPT)])]
 
 
 def _against_forgetting(failed: Sequence[GuardResult], dataset: Dataset, train: TrainConfig) -> list[NextStep]:
@@ -145,10 +147,23 @@ def _against(guard: GuardResult, config: RunConfig) -> list[NextStep]:
     return steps.get(guard.guard, [])
 
 
-def _after_harm(verdict: Verdict) -> list[NextStep]:
+def _after_harm(verdict: Verdict, spec: StepSpec) -> list[NextStep]:
     read = "Read the answers that became worse, in the report: wrong or odd data in a new drop shows there."
     if not verdict.blames_new_drops:
         return [NextStep(words=f"{read} No drop is put under suspicion, as the champion was trained on none.")]
+    if spec.suspect is not None:
+        return [
+            NextStep(
+                words=f"This run tried drop {spec.suspect} alone, and made the model worse once more. The drop is "
+                "suspended: no later run uses it, and this lists it with the reason.",
+                command="dropforge drops --state suspended",
+            ),
+            NextStep(words=read),
+            NextStep(
+                words="If the drop is good, let later runs use it again.",
+                command=f"dropforge drops restore {spec.suspect} --reason TEXT",
+            ),
+        ]
     return [
         NextStep(
             words="Wait: each new drop is now tried alone, and only one that makes a model worse once more is "
@@ -163,11 +178,11 @@ def _after_harm(verdict: Verdict) -> list[NextStep]:
     ]
 
 
-def _after_no_proof(verdict: Verdict, dataset: Dataset, run: int) -> list[NextStep]:
-    steps = []
+def _after_no_proof(verdict: Verdict, dataset: Dataset, spec: StepSpec, adapter: Adapter | None) -> list[NextStep]:
+    steps, otherwise = [], _other_settings(spec.config, adapter)
     if verdict.records_needed and verdict.records_needed > _MANY_TIMES * verdict.groups:
-        steps += _far_away(verdict, run)
-    elif verdict.records_needed:
+        return _far_away(spec.run, otherwise)
+    if verdict.records_needed:
         missing = _records_for(verdict)
         records = count(missing, "more held-out record")
         rows = _rows_for(missing, dataset)
@@ -179,18 +194,60 @@ def _after_no_proof(verdict: Verdict, dataset: Dataset, run: int) -> list[NextSt
         steps.append(NextStep(words=words))
     else:
         steps.append(NextStep(words="Drop more or other data: what is there taught the model nothing that shows."))
-    steps.append(NextStep(words="Nothing is lost: these drops are trained on again, together with the next ones."))
-    return steps
+    again = "Nothing is lost: these drops are trained on again, together with the next ones."
+    return [*steps, *otherwise, NextStep(words=again)]
 
 
-def _far_away(verdict: Verdict, run: int) -> list[NextStep]:
-    """Return what there is to do where a gain is so small that no such set would show it."""
-    times = math.ceil((verdict.records_needed or 0) / max(1, verdict.groups))
+def _proposed(spec: StepSpec) -> list[NextStep]:
+    """Return how held-out records come to count that wait for approval; nothing where none wait."""
+    if not spec.proposed_rows:
+        return []
+    wait = count(spec.proposed_rows, "held-out record waits", "held-out records wait")
+    words = f"{wait} for your approval: look at the records, then let them count with dropforge drops accept DROP."
+    return [NextStep(words=words, command="dropforge drops --state proposed")]
+
+
+def _other_settings(config: RunConfig, adapter: Adapter | None) -> list[NextStep]:
+    """Return which settings to try on the same data: beyond what a search tried, or by a search."""
+    train = config.train
+    chosen = next((one for one in adapter.candidates if one.chosen), None) if adapter else None
+    if chosen is not None:
+        edges = listed([edge for name in chosen.settings if (edge := _edge(train, name, chosen.settings[name]))])
+        words = (
+            f"Or search further: trial {chosen.number} was the best, at the edge of what was tried: {edges}. Add "
+            "values beyond that to train.search.space."
+        )
+        return [NextStep(words=words, command=f"dropforge search{_track(config)}")] if edges else []
+    if train.trains_full_weights:
+        return []
+    words = "Or try other settings on the same data: a search trains with each, and the dev rows choose."
+    if not train.search.space:
+        words += " Name them in [train.search], as space = { learning_rate = [1e-4, 2e-4, 4e-4], rank = [8, 32] }."
+    return [NextStep(words=words, command=f"dropforge search{_track(config)}")]
+
+
+def _edge(train: TrainConfig, name: str, value: object) -> str:
+    """Say that a value which a search chose is the least or the most of the numbers that it tried; empty if not."""
+    tried = train.search.space.get(name, ())
+    numbers = [one for one in tried if isinstance(one, int | float)] if isinstance(tried, tuple) else []
+    if len(numbers) < 2 or not isinstance(value, int | float) or isinstance(value, bool):  # noqa: PLR2004 - an edge
+        return ""
+    ends = {min(numbers): "smallest", max(numbers): "largest"}
+    return f"the {ends[value]} {name} ({value:g})" if value in ends else ""
+
+
+def _track(config: RunConfig) -> str:
+    return "" if config.track == "default" else f" {config.track}"
+
+
+def _far_away(run: int, otherwise: list[NextStep]) -> list[NextStep]:
+    """Return what there is to do where a gain is so small that no held-out set would show it."""
     return [
         NextStep(
-            words=f"Wait for more drops: it would take about {times:,} times as many held-out records to show a "
-            "gain as small as this, and gains of several drops add up."
+            words="Wait for more drops: held-out records alone will not show a gain as small as this, and the gains of "
+            "several drops add up."
         ),
+        *otherwise,
         NextStep(
             words="Or read the answers that changed, in the report, and let it serve by your own word: the price is "
             "that nothing but you says that it is better.",

@@ -11,7 +11,7 @@ from pipeline.report import plots, tables
 from pipeline.report.cost import cost_words
 from pipeline.report.examples import MOST_CHARACTERS
 from pipeline.report.facts import BlindReview, Report, is_nearly_failed
-from pipeline.report.story import BADGES, review_words
+from pipeline.report.story import BADGES, p_value_words, review_words
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -65,7 +65,7 @@ def _environment() -> "Environment":
     )
     for name in ("count", "p_words", "plain", "seconds", "signed", "size_words", "span", "start_words", "tick"):
         made.filters[name] = getattr(wording, name)
-    made.filters |= {"cost": cost_words, "review": review_words}
+    made.filters |= {"cost": cost_words, "p_value_of": p_value_words, "review": review_words}
     made.filters["thousands"] = "{:,}".format
     made.filters["nonzero"] = lambda number: f"{number:,}" if number else ""
     made.globals |= {"plots": plots, "tables": tables, "most_characters": MOST_CHARACTERS}

@@ -1,9 +1,9 @@
 """The verdict for a person who does not read statistics: what was decided, why, and what to do now."""
 
-from pipeline.artifacts import Dataset, Evaluation, GuardResult, Outcome, Verdict
+from pipeline.artifacts import Adapter, Dataset, Evaluation, GuardResult, Outcome, Verdict
 from pipeline.contract import StepSpec
 from pipeline.gate.explain import change_words, in_groups, lost_most
-from pipeline.gate.reasons import GUARD_REASONS
+from pipeline.gate.reasons import GUARD_REASONS, HARM_P_VALUE
 from pipeline.report.facts import BlindReview, Reason, Story
 from pipeline.report.next_steps import next_steps
 from pipeline.wording import beside, count, listed, luck, p_words, plain, signed
@@ -70,7 +70,9 @@ def reasons(verdict: Verdict) -> tuple[Reason, ...]:
     return tuple(Reason(code=code, words=REASONS[code]) for code in verdict.reasons)
 
 
-def tell(verdict: Verdict, dataset: Dataset, evaluation: Evaluation | None, spec: StepSpec) -> Story:
+def tell(
+    verdict: Verdict, dataset: Dataset, evaluation: Evaluation | None, spec: StepSpec, adapter: Adapter | None = None
+) -> Story:
     """Return the story of a verdict; `spec` is that of the step which made it."""
     config = spec.config
     headline = _HEADLINES[verdict.outcome]
@@ -89,7 +91,7 @@ def tell(verdict: Verdict, dataset: Dataset, evaluation: Evaluation | None, spec
         *_limits(verdict, dataset, spec),
         *([] if verdict.yardstick is None else [verdict.yardstick]),
     ]
-    return Story(headline=headline, why=tuple(why), next_steps=tuple(next_steps(verdict, dataset, spec)))
+    return Story(headline=headline, why=tuple(why), next_steps=tuple(next_steps(verdict, dataset, spec, adapter)))
 
 
 def _guarded(verdict: Verdict) -> str:
@@ -166,6 +168,10 @@ def _because(verdict: Verdict, evaluation: Evaluation | None, spec: StepSpec) ->
         unsaid.add("too_few_records")
     if verdict.outcome == "worse":
         unsaid |= {"p_above_limit", "gain_below_minimum"}
+        if verdict.harm_p_value is not None:
+            told["harm_shown"] = (
+                f"The loss is no chance: a model that is no worse would look like this {luck(verdict.harm_p_value)}."
+            )
     if verdict.gain is not None and verdict.gain > 0:
         told |= _of_a_gain(verdict.gain, verdict.p_value or 0.0, spec.config.gate.min_gain)
     return [*(told[code] for code in verdict.reasons if code not in unsaid), *lost]
@@ -221,6 +227,17 @@ def _limits(verdict: Verdict, dataset: Dataset, spec: StepSpec) -> list[str]:
         return ["With these records no gain, however large, is promoted in 8 of 10 cases."]
     least = f"; the settings ask for {plain(gate.min_gain)}" if gate.min_gain else ""
     return [f"With these records, a gain of {plain(smallest)} points or more is promoted in 8 of 10 cases{least}."]
+
+
+def p_value_words(verdict: Verdict, limit: float | None = None) -> str:
+    """Return the p-value that the verdict rests on, of a loss if it is `worse`, else of a gain; with its limit."""
+    value, of = verdict.p_value, ""
+    if verdict.outcome == "worse" and verdict.harm_p_value is not None:
+        value, of, limit = verdict.harm_p_value, " for a loss", limit and HARM_P_VALUE
+    if value is None:
+        return ""
+    said = f"; the limit is {limit:g}" if limit else ""
+    return f"{p_words(value, limit or HARM_P_VALUE)}{of} ({verdict.test}, one-sided){said}"
 
 
 def review_words(review: BlindReview) -> str:

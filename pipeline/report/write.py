@@ -51,7 +51,7 @@ def _report(attempt: Attempt, verdict: Verdict, judgement: Judgement | None) -> 
         run=attempt.spec.run,
         track=config.track,
         approval=config.gate.approval,
-        story=tell(verdict, dataset, evaluation, attempt.spec),
+        story=tell(verdict, dataset, evaluation, attempt.spec, adapter),
         reasons=reasons(verdict),
         metric_title=METRICS[verdict.metric].title,
         min_gain=config.gate.min_gain,

@@ -1,8 +1,8 @@
 """What runs and what waits, in the order in which it goes, and the tracks that a person has paused."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from sqlite3 import Connection
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from daemon.state.states import OPEN_STATES, queue_order
 from daemon.views.champion_history import utc
@@ -33,6 +33,18 @@ def pauses(base: Connection) -> list[PauseView]:
     """Return the tracks that are paused."""
     found = base.execute("SELECT name, paused FROM track WHERE paused IS NOT NULL ORDER BY created_at").fetchall()
     return [PauseView(track=row.name, **{**row.paused, "at": utc(row.paused["at"])}) for row in found]
+
+
+def goes_after(base: Connection, run: Any) -> int | None:
+    """Return the run behind which one that may begin now waits in the queue; `None` for the first."""
+    now = int(datetime.now(UTC).timestamp() * 1000)
+    due = (
+        "SELECT id, state, trigger, place FROM run WHERE state IN ('queued', 'waiting') AND not_before <= ? "
+        "AND track NOT IN (SELECT name FROM track WHERE paused IS NOT NULL)"
+    )
+    keys = {queue_order(one.state, one.trigger, one.place, one.id) for one in base.execute(due, (now,)).fetchall()}
+    before = [key for key in keys if key < queue_order(run.state, run.trigger, run.place, run.id)]
+    return max(before)[-1] if before else None
 
 
 def open_runs(overview: "Overview", track: str | None = None) -> "list[RunView]":

@@ -11,7 +11,8 @@ from daemon.dispatch.step_specs import spec_of
 from daemon.queue import run_queue, suspects
 from daemon.queue.claims import Claim
 from daemon.state.database import transaction
-from daemon.state.tables import Attempt, Run
+from daemon.state.states import DropState
+from daemon.state.tables import Attempt, Drop, Run
 from pipeline import durable
 from pipeline.artifacts import Verdict
 from pipeline.contract import StepSpec, TwinRun
@@ -36,11 +37,15 @@ def end_worse(made: Any, claim: Claim, champion: str) -> None:
     run_queue.finish(made.engine, claim, run_queue.Ending(said.outcome, said.sentence), made.tick(), still)
 
 
-def told(made: Any, claim: Claim) -> TwinRun | None:
+def spec(made: Any, claim: Claim) -> StepSpec:
     with transaction(made.engine) as session:
         run = session.get_one(Run, claim.run_id)
     attempt = Attempt(run_id=claim.run_id, step="decide", number=1, fence="f", started_at=0)
-    return spec_of(made.engine, made.settings, run, attempt, {}).twin
+    return spec_of(made.engine, made.settings, run, attempt, {})
+
+
+def told(made: Any, claim: Claim) -> TwinRun | None:
+    return spec(made, claim).twin
 
 
 @pytest.mark.parametrize(
@@ -59,10 +64,22 @@ def test_a_trial_of_the_one_new_drop_is_told_of_the_run_that_it_repeats(
     for word in new:
         made.take(f"{word}.jsonl", ROW.format(word))
     second = made.claim()
-    assert told(made, second) is None
+    assert (told(made, second), spec(made, second).suspect) == (None, None)
     end_worse(made, second, champion)
     suspects.go_on(made.engine, made.settings, made.tick())
-    assert told(made, made.claim()) == twin
+    trial = made.claim()
+    assert told(made, trial) == twin
+    assert spec(made, trial).suspect == len(new) + 1, "the newest drop is tried first"
+
+
+def test_a_step_is_told_how_many_heldout_rows_wait_for_approval(new_workspace: Callable[[], Any]) -> None:
+    made = new_workspace()
+    made.take("exam.jsonl", ROW.format("x"), "heldout")
+    made.take("foreign.jsonl", ROW.format("y") + ROW.format("z"), "heldout")
+    made.take("a.jsonl", ROW.format("a"))
+    with transaction(made.engine) as session:
+        session.get_one(Drop, 2).state = DropState.PROPOSED
+    assert spec(made, made.claim()).proposed_rows == 2
 
 
 @pytest.mark.parametrize(

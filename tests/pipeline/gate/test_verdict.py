@@ -17,7 +17,7 @@ from pipeline.gate.comparison import DEGENERATE, Comparison, Former, Opinion, Su
 from pipeline.gate.slices import Known
 from pipeline.gate.statistics import Floats
 from pipeline.gate.verdict import Rules, decide_verdict, weigh
-from pipeline.report.story import REASONS
+from pipeline.report.story import REASONS, p_value_words
 from pipeline.wording import p_words
 from tests.records_made import lines_of, paired, story_text, world, yes_or_no
 
@@ -109,7 +109,8 @@ def test_shuffled_answers_are_worse() -> None:
     assert "harm_shown" in verdict.reasons
     assert verdict.sentence.startswith("worse: −")
     said = story_text(verdict)
-    assert "The loss is larger than chance would explain. Read the answers that became worse" in said
+    assert "a model that is no worse would look like this less than once in 10,000 times. Read the answers that" in said
+    assert p_value_words(verdict) == "p < 0.0001 for a loss (exact McNemar, one-sided)"
 
 
 def test_candidate_and_champion_changing_places_turns_promoted_into_worse() -> None:
