@@ -69,8 +69,8 @@ def steps_of(made_reports: Any, folder: Path, outcome: str, train: TrainConfig, 
     attempt, verdict = made_reports.case(folder, outcome)
     config = attempt.config.model_copy(update={"train": train})
     adapter = made_reports.adapter().model_copy(update={"candidates": tried})
-    spec = attempt.spec.model_copy(update={"config": config, **spec})
-    found = tell(verdict, made_reports.dataset(), None, spec, adapter)
+    told = attempt.spec.model_copy(update={"config": config, **spec})
+    found = tell(verdict, made_reports.dataset(), None, told, adapter)
     return " ".join(f"{step.words} {step.command or ''}" for step in found.next_steps)
 
 
