@@ -21,7 +21,6 @@ import json
 import random
 import re
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -37,7 +36,7 @@ from daemon.cli.demo.data import INSTRUCTION, generate_messages
 from pipeline.dataset import groups
 from pipeline.dataset.decontaminate import HeldoutTexts, find_overlaps
 from pipeline.dataset.overlaps import Overlaps, Part
-from pipeline.near_duplicates.signatures import SignatureWriter
+from pipeline.near_duplicates.signatures import Signatures
 from pipeline.near_duplicates.word_hashes import WordHasher
 
 SIMILARITY = 0.5
@@ -99,16 +98,14 @@ def changed(dice: random.Random, words: Sequence[str]) -> str:
 def compare(rows: list[Row], every: int) -> tuple[list[int], HeldoutTexts]:
     """Return which held-out rows would be scored, by their number, and what they are compared by."""
     held = np.arange(len(rows)) % every == 0
-    with tempfile.TemporaryDirectory(prefix="dropforge-bench-") as folder:
-        path = Path(folder, "0.zip")
-        with SignatureWriter(path, WordHasher()) as writer:
-            for row in rows:
-                writer.add(*row)
-        overlaps = Overlaps([len(rows)])
-        overlaps.parts[0][:] = np.where(held, Part.HELDOUT, Part.TRAIN)
-        overlaps.units[0][held] = range(int(held.sum()))
-        overlaps.heldout = int(held.sum())
-        texts = find_overlaps([path], overlaps, SIMILARITY, lambda: None)
+    signatures = Signatures(WordHasher())
+    for row in rows:
+        signatures.add(*row)
+    overlaps = Overlaps([len(rows)])
+    overlaps.parts[0][:] = np.where(held, Part.HELDOUT, Part.TRAIN)
+    overlaps.units[0][held] = range(int(held.sum()))
+    overlaps.heldout = int(held.sum())
+    texts = find_overlaps([signatures], overlaps, SIMILARITY, lambda: None)
     return np.flatnonzero(overlaps.repeats < 0).tolist(), texts
 
 

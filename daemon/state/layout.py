@@ -18,4 +18,4 @@ GC_LOCK_NAME = "gc.lock"
 #: What was collected and is about to be deleted.
 TRASH_NAME = "trash"
 #: Every folder that Dropforge makes in it; others (`lost+found`, what a person keeps there) are none of its business.
-FOLDERS = ("backups", "drops", "incoming", "models", "predictions", "runs", "signatures", "spool", "tracks", TRASH_NAME)
+FOLDERS = ("backups", "drops", "incoming", "models", "predictions", "runs", "spool", "tracks", TRASH_NAME)

@@ -13,7 +13,6 @@ from pipeline import durable
 from pipeline.artifacts import Adapter, Artifact, Dataset, Evaluation, Model, Verdict
 from pipeline.contract import CURVE_NAME, PROGRESS_NAME, RESULT_NAME, SPEC_NAME, Curve, Progress, StepResult, StepSpec
 from pipeline.errors import DropforgeError, StepFailed
-from pipeline.near_duplicates.signature_files import FOLDER as SIGNATURES
 from pipeline.steps import BY_NAME, STEPS
 from pipeline.wording import listed
 
@@ -183,8 +182,6 @@ def publish(spec: StepSpec, result: StepResult) -> Artifact:
         if bad:
             message = f"step {spec.step} named files that are missing or not as it left them: {', '.join(bad[:3])}"
             raise StepFailed(message, f"retry the run: dropforge retry {spec.run}")
-    if isinstance(artifact, Dataset):
-        _keep_signatures(root, spec)
     if isinstance(artifact, Evaluation):
         _keep_predictions(root, spec, artifact)
     durable.write_json(run_folder(root, spec.run) / f"{spec.step}.json", artifact.model_dump(mode="json"))
@@ -229,20 +226,3 @@ def _keep_predictions(root: Path, spec: StepSpec, report: Evaluation) -> None:
             os.link(source, target)
             durable.fsync_folder(folder)
             durable.fsync_folder(folder.parent)
-
-
-def _keep_signatures(root: Path, spec: StepSpec) -> None:
-    """Put the signatures that `prepare` had to make where it looks for them; a damaged one there is replaced."""
-    made = sorted((root / spec.folder / SIGNATURES).glob("[!.]*"))
-    folder = root / SIGNATURES
-    folder.mkdir(exist_ok=True)
-    for source in made:
-        aside = folder / f".{source.name}.{spec.key}.tmp"
-        aside.unlink(missing_ok=True)
-        os.link(source, aside)
-        # A rename onto another name of the same file does nothing at all.
-        aside.replace(folder / source.name)
-        aside.unlink(missing_ok=True)
-    if made:
-        durable.fsync_folder(folder)
-        durable.fsync_folder(root)

@@ -8,13 +8,11 @@ from sqlmodel import Session, select
 
 from daemon.settings.model import Settings
 from daemon.state.layout import TRASH_NAME
-from daemon.state.states import AttemptState, DropState, RunState
-from daemon.state.tables import Attempt, Drop, Run
+from daemon.state.states import AttemptState, RunState
+from daemon.state.tables import Attempt, Run
 from daemon.storage.retention import DAY_MS, Kept, models_of, tree_bytes, working_files
 from pipeline.artifacts import Frozen
 from pipeline.durable import read_object
-from pipeline.near_duplicates.signature_files import FOLDER as SIGNATURES
-from pipeline.near_duplicates.signature_files import signed_drop
 from pipeline.steps import STEPS
 
 #: Steps whose artifact names files that are collected; report and verdict of a run that has one stay.
@@ -46,7 +44,6 @@ def find_garbage(session: Session, settings: Settings, kept: Kept, now: int) -> 
     if session.exec(select(Run.id).where(Run.state == RunState.RUNNING)).first() is None:
         # Nobody reads the caches now.
         yield from finder.predictions(settings.gc.predictions_bytes)
-        yield from finder.signatures(session)
 
 
 class _Finder:
@@ -116,13 +113,6 @@ class _Finder:
             if total > most and path.name not in used:
                 total -= sum(stat.st_size for stat in files[path])
                 yield self._item(path, f"cached predictions beyond gc.predictions_bytes = {most}")
-
-    def signatures(self, session: Session) -> Iterator[Item]:
-        """Yield the signatures of drops that are in no later snapshot, and those that this version does not read."""
-        accepted = set(session.exec(select(Drop.sha256).where(Drop.state == DropState.ACCEPTED)).all())
-        for path in sorted((self._root / SIGNATURES).glob("*")):
-            if signed_drop(path.name) not in accepted:
-                yield self._item(path, "signatures of a drop that is not trained on any more, or by other rules")
 
     # --- small parts
 

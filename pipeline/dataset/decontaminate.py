@@ -7,13 +7,12 @@ they are more than that.) In the order of their hash, a held-out record joins th
 that joined before it; whatever else is near to one that joined, leaves, and is noted at each that it is near to: a
 model may have been trained on it once. Nothing in here can move a record to another split.
 
-Memory: about 70 bytes a row, 24 for each held-out record that one is near to, 4 a word of the held-out split, and the
-tables of a part of it, whatever the data.
+Memory: about 95 bytes a row, 4 a word of a prompt, 24 for each held-out record that a row is near to, and the tables of
+a part of the held-out split.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ import numpy.typing as npt
 from pipeline.dataset.overlaps import RULES, Overlaps, Part
 from pipeline.near_duplicates.jaccard import LONG_RUN, SHINGLE, Boilerplate, NearTexts
 from pipeline.near_duplicates.ngrams import FrequentHashes, Hashes, Indices, Texts, cut, join, members, ngrams, shingles
-from pipeline.near_duplicates.signatures import Block, read_blocks
+from pipeline.near_duplicates.signatures import Block, Signatures
 
 #: What is in more than this share of the prompts, and in more than so many of them, is the task's, not the row's.
 COMMON_SHARE = 0.01
@@ -61,7 +60,7 @@ class _Heldout:
 
 
 def find_overlaps(
-    files: Sequence[Path], overlaps: Overlaps, similarity: float, check_stop: Callable[[], None]
+    signatures: Sequence[Signatures], overlaps: Overlaps, similarity: float, check_stop: Callable[[], None]
 ) -> HeldoutTexts:
     """
     Note in `overlaps`, which knows the split of every row, which training rows leave and which held-out ones repeat.
@@ -69,9 +68,9 @@ def find_overlaps(
     Noted is also each held-out record that such a row is near to, not only the first one that it leaves by. Returned is
     what the held-out prompts were compared by.
 
-    `files` are the drops' signatures, in their order. `check_stop` is called again and again. Raises `OSError`.
+    `signatures` are the drops', in their order. `check_stop` is called again and again.
     """
-    source = _Source(files, overlaps, check_stop)
+    source = _Source(signatures, overlaps, check_stop)
     source.learn()
     heldout = source.heldout()
     for part in slices(heldout.texts):
@@ -84,16 +83,16 @@ def find_overlaps(
 class _Source:
     """The drops' rows, block by block, cut down to what varies."""
 
-    def __init__(self, files: Sequence[Path], overlaps: Overlaps, check_stop: Callable[[], None]) -> None:
-        self._files = files
+    def __init__(self, signatures: Sequence[Signatures], overlaps: Overlaps, check_stop: Callable[[], None]) -> None:
+        self._signatures = signatures
         self._overlaps = overlaps
         self._check_stop = check_stop
         self._instructions = self._answers = self._labels = np.zeros(0, np.uint64)
         self.common = Boilerplate(self._instructions, self._instructions)
 
     def blocks(self) -> Iterator[tuple[int, Block]]:
-        for drop, path in enumerate(self._files):
-            for block in read_blocks(path):
+        for drop, signatures in enumerate(self._signatures):
+            for block in signatures.blocks():
                 self._check_stop()
                 yield drop, block
 

@@ -1,7 +1,6 @@
 """Read the drops of a run, row by row, into partitions."""
 
 import re
-from contextlib import nullcontext
 from pathlib import Path
 
 from pipeline import durable
@@ -10,8 +9,7 @@ from pipeline.contract import Attempt
 from pipeline.dataset.partitions import PartitionRow, Partitions
 from pipeline.dataset.prompt_hash import hash_id, hash_place, normalise
 from pipeline.errors import CannotTrain
-from pipeline.near_duplicates.signature_files import FOLDER, signature_name
-from pipeline.near_duplicates.signatures import SignatureWriter, holds
+from pipeline.near_duplicates.signatures import Signatures
 from pipeline.near_duplicates.word_hashes import WordHasher
 from pipeline.prompt import fold
 from pipeline.validation.records import Finding, Limits, Record, read_records
@@ -38,7 +36,7 @@ def estimate_tokens(text: str) -> int:
 
 
 class SnapshotReader:
-    """Partition the rows of the drops, and make the signatures of those that have none yet."""
+    """Partition the rows of the drops, and make their signatures."""
 
     def __init__(self, attempt: Attempt, partitions: Partitions) -> None:
         """Read into `partitions`."""
@@ -51,11 +49,10 @@ class SnapshotReader:
         self._total = sum(drop.rows for drop in attempt.spec.drops)
         self.spelled = 0
         """Rows that hold special tokens and stay out of every split."""
-        self.signatures: list[Path] = []
+        self.signatures: list[Signatures] = []
         """A drop each."""
         self.counts: list[int] = []
         """A drop each: its records."""
-        attempt.make_folder(FOLDER)
         attempt.progress(0, self._total, phase="reading")
 
     def read(self, order: int, drop: Drop) -> None:
@@ -63,16 +60,15 @@ class SnapshotReader:
         attempt = self._attempt
         path = attempt.path(drop.path)
         _check_whole(attempt, path, drop)
-        signer = self._signer(drop)
+        signatures = Signatures(self._hasher)
         number = 0
-        with signer or nullcontext():
-            for number, record in enumerate(read_records(path, _LIMITS), start=1):
-                if isinstance(record, Finding):
-                    message = f"drop {drop.id} ({drop.name}), line {record.line}: {record.message}"
-                    raise CannotTrain(message, f"take it out: dropforge drops withdraw {drop.id} --reason 'bad row'")
-                if signer is not None:
-                    signer.add(record.instruction, record.input, record.output)
-                self._take(record, drop, order, number - 1)
+        for number, record in enumerate(read_records(path, _LIMITS), start=1):
+            if isinstance(record, Finding):
+                message = f"drop {drop.id} ({drop.name}), line {record.line}: {record.message}"
+                raise CannotTrain(message, f"take it out: dropforge drops withdraw {drop.id} --reason 'bad row'")
+            signatures.add(record.instruction, record.input, record.output)
+            self._take(record, drop, order, number - 1)
+        self.signatures.append(signatures)
         self.counts.append(number)
 
     def _take(self, record: Record, drop: Drop, order: int, number: int) -> None:
@@ -84,14 +80,6 @@ class SnapshotReader:
         if self._done % CHECK_EVERY == 0:
             self._attempt.check_stop()
             self._attempt.progress(self._done, self._total)
-
-    def _signer(self, drop: Drop) -> SignatureWriter | None:
-        """Find the drop's signatures; if there are none that hold, return what makes them."""
-        name = signature_name(drop.sha256)
-        kept, own = self._attempt.root / FOLDER / name, self._attempt.folder / FOLDER / name
-        found = next((path for path in (own, kept) if holds(path, drop.rows)), None)
-        self.signatures.append(found or own)
-        return SignatureWriter(own, self._hasher) if found is None else None
 
 
 def _check_whole(attempt: Attempt, path: Path, drop: Drop) -> None:

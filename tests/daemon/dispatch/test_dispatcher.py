@@ -30,7 +30,6 @@ from pipeline.artifacts import (
 )
 from pipeline.config import GateConfig, JudgeConfig, MemoryPlan
 from pipeline.contract import RESULT_NAME, SPEC_NAME, Progress, StepError, StepResult, StepSpec
-from pipeline.near_duplicates.signature_files import signature_name
 from tests.made_artifacts import made_adapter, made_dataset, made_model, made_report, made_verdict
 from tests.model_folder import write_model
 
@@ -84,11 +83,8 @@ class ScriptedExecutor:
 
     def good(self, spec: StepSpec) -> StepResult:
         root = Path(spec.root)
-        folder = root / spec.folder
         artifact: Any
         if spec.step == "prepare":
-            (folder / "signatures").mkdir()
-            (folder / "signatures" / signature_name(spec.drops[0].sha256)).write_text(f"by run {spec.run}")
             known = self.known.get(spec.champion.model_id, 0)
             few = Shortfall(heldout_rows=120 - known, needed_heldout_rows=100, needed_rows=1) if known > 20 else None
             artifact = made_dataset(
@@ -218,23 +214,6 @@ def test_a_good_run_goes_through_every_step_and_moves_the_link(
     assert (link / "model.safetensors").read_bytes().endswith(b"weights of run 1")
     assert [row.generation for row in done_promotions(engine)] == [1]
     assert (settings.state_folder / "predictions" / "key" / "1-evaluate-1.jsonl").read_text() == "{}\n"
-    assert [path.name for path in (settings.state_folder / "signatures").iterdir()] == [signature_name("a" * 8)]
-
-
-def test_signatures_that_a_run_had_to_make_again_take_the_place_of_the_old_ones(
-    engine: Engine, settings: Settings, dispatcher: Dispatcher
-) -> None:
-    kept = settings.state_folder / "signatures" / signature_name("a" * 8)
-    for name in ("a", "b"):
-        add_drop(engine, name)
-        ticks(dispatcher)
-    assert kept.read_text() == "by run 2"
-    kept.write_text("damaged")
-    assert kept.stat().st_nlink == 2
-    add_drop(engine, "c")
-    ticks(dispatcher)
-    assert kept.read_text() == "by run 3"
-    assert [path.name for path in kept.parent.iterdir()] == [signature_name("a" * 8)]
 
 
 def begun(engine: Engine, work: Callable[[], object]) -> int:

@@ -25,7 +25,6 @@ from daemon.state.tables import Attempt, Drop, Event, Promotion, Run, Track
 from daemon.storage import garbage, gc, retention
 from daemon.system.processes import lock_holder
 from pipeline import durable
-from pipeline.near_duplicates.signature_files import signature_name
 
 NOW = 1_950_000_000_000  # far enough that every file of a test is older than a day
 DAY = 86_400_000
@@ -268,30 +267,6 @@ def test_an_order_for_an_attempt_that_is_open_stays_in_the_spool(history: Callab
     run = made.run("running", attempts=("submitted",))
     write(made.root / f"spool/running/{run}-train-1.json", "{}")
     assert made.collect().items == ()
-
-
-def test_signatures_go_with_their_drop_and_with_their_version(history: Callable[..., History]) -> None:
-    made = history(keep_models=9)
-    made.run()
-    with transaction(made.engine) as session:
-        drop = session.exec(select(Drop)).one()
-        names = [f"signatures/{name}" for name in (signature_name(drop.sha256), f"{drop.sha256}-v0.zip", ".x.tmp")]
-    for name in names:
-        write(made.root / name, "s")
-    running = made.run("running")
-    assert not any(item.path.startswith("signatures") for item in made.collect().items), running
-    with transaction(made.engine) as session:
-        row = session.get_one(Run, running)
-        row.state, row.token, row.ended_at = RunState.CANCELLED, None, NOW
-        session.add(row)
-    made.collect()
-    assert made.there(*names) == [True, False, False]
-    with transaction(made.engine) as session:
-        drop = session.exec(select(Drop).where(Drop.sha256 == drop.sha256)).one()
-        drop.state = "withdrawn"
-        session.add(drop)
-    made.collect()
-    assert made.there(*names) == [False, False, False]
 
 
 def test_the_oldest_predictions_go_and_never_those_of_a_champion(history: Callable[..., History]) -> None:

@@ -18,7 +18,6 @@ from pipeline.errors import CannotTrain
 from pipeline.metrics.tokens import tokens
 from pipeline.model_folder.trained_ids import NAME, trained_ids, write_trained_ids
 from pipeline.near_duplicates import signatures
-from pipeline.steps.prepare import prepare
 from tests.snapshot import Prepared, Snapshot, prompt_place, rows
 
 Row = Mapping[str, Any]
@@ -616,33 +615,6 @@ def test_held_out_rows_say_whether_they_are_pinned_and_what_they_are_about(tmp_p
     assert all("tags" not in row for row in made.train)
     marked = Snapshot(tmp_path).drop(rows(5)).drop(rows(9, start=900), "heldout").prepare()
     assert {(row["pinned"], tuple(row["tags"])) for row in marked.heldout} == {(True, ())}
-
-
-def test_signatures_are_made_once_and_a_damaged_file_is_made_again(tmp_path: Path) -> None:
-    snapshot = Snapshot(tmp_path).drop(rows(50)).drop(rows(50, start=100))
-    shared = snapshot.root / "signatures"
-
-    def made() -> list[str]:
-        attempt = snapshot.attempt()
-        prepare(attempt)
-        new = sorted((attempt.folder / "signatures").iterdir())
-        shared.mkdir(exist_ok=True)
-        for path in new:
-            path.replace(shared / path.name)
-        return [path.name.partition("-")[0] for path in new]
-
-    shas = [drop.sha256 for drop in snapshot.drops]
-    before = snapshot.prepare()
-    assert made() == sorted(shas)
-    assert made() == []
-    snapshot.drop(rows(10, start=300))
-    assert made() == [snapshot.drops[-1].sha256]
-    snapshot.drops.pop()
-    victim = next(path for path in shared.iterdir() if path.name.startswith(shas[1]))
-    victim.write_bytes(victim.read_bytes()[:-30])
-    assert made() == [shas[1]]
-    after = snapshot.prepare()
-    assert (after.train, after.dev, after.heldout) == (before.train, before.dev, before.heldout)
 
 
 def test_rows_with_special_tokens_do_not_shift_the_others(tmp_path: Path) -> None:
