@@ -38,7 +38,6 @@ from pipeline.errors import EXIT_BAD_DATA, EXIT_DISK_FULL, DiskFull, DropforgeEr
 from pipeline.steps import next_step
 
 _SIGNAL_EXITS = 128
-_HEARTBEAT_MS = 5_000
 log = structlog.get_logger()
 
 
@@ -54,7 +53,6 @@ class Dispatcher:
         self._root = settings.state_folder
         self._executor = executor
         self._claims: list[claims.Claim] = []
-        self._beat = 0
         self._cancelling: set[str] = set()
         self._changes = ChangeWatch(engine)
         #: When a run is due that could not be claimed at the last look, and when that was: the clock may be set back.
@@ -122,7 +120,6 @@ class Dispatcher:
                 log.exception("run_trouble", run=claim.run_id)
                 hint = "the daemon's log has the whole story; this is a defect, please report it"
                 self._after_failure(claim, f"{type(error).__name__}: {error}"[:2000], hint, now, retryable=False)
-        self._beat_if_due(now)
 
     def describe(self) -> str:
         """Return one line for people: what runs and how far it is."""
@@ -185,7 +182,6 @@ class Dispatcher:
         if self._may_begin(claim, run, step, now):
             begun = attempts.begin_attempt(self._engine, claim, step.name, now)
             self._submit(run, begun, done)
-            run_queue.heartbeat(self._engine, claim, now, step.name)
             log.info("step_submitted", run=claim.run_id, step=step.name, attempt=begun.number)
         return False
 
@@ -391,9 +387,3 @@ class Dispatcher:
             return False
         self._executor.submit(spec)
         return True
-
-    def _beat_if_due(self, now: int) -> None:
-        if self._claims and abs(now - self._beat) >= _HEARTBEAT_MS:
-            self._beat = now
-            for claim in self._claims:
-                run_queue.heartbeat(self._engine, claim, now, None)

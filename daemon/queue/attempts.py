@@ -23,7 +23,7 @@ class AttemptOpen(DropforgeError):
 
 def begin_attempt(engine: Engine, claim: Claim, step: str, now: int) -> Attempt:
     """
-    Open the next attempt at `step`, with a number and a fence of its own.
+    Open the next attempt at `step`, with a number and a fence of its own; the run is at that step from now on.
 
     Raises `LostClaim` if the run is not the owner's any more, `AttemptOpen` if an attempt of the run is open.
     """
@@ -36,7 +36,8 @@ def begin_attempt(engine: Engine, claim: Claim, step: str, now: int) -> Attempt:
         last = select(func.max(Attempt.number)).where(Attempt.run_id == claim.run_id, Attempt.step == step)
         number = (session.exec(last).one() or 0) + 1
         attempt = Attempt(run_id=claim.run_id, step=step, number=number, fence=uuid.uuid4().hex, started_at=now)
-        session.add(attempt)
+        run.step = step
+        session.add_all([run, attempt])
         session.flush()
         record_event(session, "step_submitted", now, track=run.track, run_id=run.id, step=step, attempt=number)
         return attempt

@@ -146,19 +146,10 @@ def claim(
             if run.state == RunState.WAITING and not _goes_on(session, run, now, ready):
                 continue
             held = Claim(_id(run), uuid.uuid4().hex)
-            values = {"token": held.token, "heartbeat_at": now, "started_at": run.started_at or now}
+            values = {"token": held.token, "started_at": run.started_at or now}
             change(session, run, Move(RunState.RUNNING, "run_claimed", values), now)
             return held
     return None
-
-
-def heartbeat(engine: Engine, claim: Claim, now: int, step: str | None) -> bool:
-    """Say that the run is alive and, unless `None`, at which step; return whether a person asked to cancel it."""
-    with transaction(engine) as session:
-        run = held_run(session, claim)
-        run.heartbeat_at, run.step = now, step or run.step
-        session.add(run)
-        return run.cancel_requested
 
 
 def finish(
@@ -211,8 +202,8 @@ def fail(engine: Engine, claim: Claim, failure: Failure, now: int, retry: RetryS
 def interrupt(engine: Engine, claim: Claim, now: int) -> RunState:
     """Let the run wait with its snapshot, uncounted; it goes first next time. Return its new state."""
     with transaction(engine) as session:
-        move = Move(RunState.WAITING, "run_interrupted", {"not_before": now})
-        return _wait(session, held_run(session, claim), move, now)
+        # `not_before` stays as it was at the claim: to be later, by a clock that is ahead, would make it wait.
+        return _wait(session, held_run(session, claim), Move(RunState.WAITING, "run_interrupted"), now)
 
 
 def postpone(engine: Engine, claim: Claim, error: DropforgeError, now: int) -> RunState:
@@ -235,7 +226,7 @@ def died(engine: Engine, claim: Claim, death: Death, now: int, retry: RetrySetti
     with transaction(engine) as session:
         run = held_run(session, claim)
         deaths, detail = 1 if death.progress else run.deaths + 1, {"error": death.message}
-        values = {"deaths": deaths, "error": death.message, "hint": None, "not_before": now}
+        values = {"deaths": deaths, "error": death.message, "hint": None}
         if deaths < retry.deaths:
             return _wait(session, run, Move(RunState.WAITING, "run_died", values, detail), now)
         values["hint"] = f"free memory or lower train.batch_tokens, then: dropforge retry {run.id}"

@@ -191,6 +191,7 @@ class Run(SQLModel, table=True):
     place: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     #: Claim token: every write of the run's owner is conditional on it.
     token: str | None = None
+    #: Not in use: to take the column away would cost a migration.
     heartbeat_at: int | None = None
     started_at: int | None = None
     ended_at: int | None = None

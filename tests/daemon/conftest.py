@@ -62,8 +62,7 @@ class LivedIn:
 
     def attempt(self, claim: claims.Claim, step: str, state: AttemptState | None = AttemptState.PUBLISHED) -> Path:
         """Let one step be tried, with a log; leave the attempt open for `None`."""
-        run_queue.heartbeat(self.engine, claim, self.tick(), step)
-        begun = attempts.begin_attempt(self.engine, claim, step, self.now)
+        begun = attempts.begin_attempt(self.engine, claim, step, self.tick())
         folder = self.settings.state_folder / "runs" / str(claim.run_id) / "attempts" / f"{step}-{begun.number}"
         folder.mkdir(parents=True)
         (folder / LOG_NAME).write_text(f"{step} says hello\nsecond line\n")

@@ -20,7 +20,7 @@ from daemon.state.tables import Run, Track
 # Made once, like those of `claims`.
 _now: BindParameter[int] = bindparam("now")
 # A run of the future is due: it was told to wait by a clock that was set back since.
-_due = or_(col(Run.not_before) <= _now, col(Run.created_at) > _now, col(Run.heartbeat_at) > _now)
+_due = or_(col(Run.not_before) <= _now, col(Run.created_at) > _now)
 _paused = select(Track.name).where(col(Track.paused).is_not(null()))
 _going = col(Run.state).in_([RunState.WAITING, RunState.QUEUED])
 _begins = col(Run.track).not_in(_paused)

@@ -171,7 +171,7 @@ def test_a_claimed_run_has_a_snapshot_of_the_accepted_drops_of_its_track(engine:
         run_queue.enqueue(session, "default", "drop", 5, 5)
     claim = take(engine)
     run = load(engine, claim.run_id)
-    assert (run.state, run.token, run.started_at, run.heartbeat_at) == (RunState.RUNNING, claim.token, 100, 100)
+    assert (run.state, run.token, run.started_at) == (RunState.RUNNING, claim.token, 100)
     assert run.snapshot is not None
     assert [(row["id"], row["role"], row["path"]) for row in run.snapshot] == [
         (1, "train", f"drops/{1:064x}.jsonl"),
@@ -201,7 +201,6 @@ def test_a_run_is_not_claimed_before_its_time(engine: Engine) -> None:
 def test_a_run_of_the_future_is_claimed_since_the_clock_was_set_back(engine: Engine) -> None:
     queue_run(engine, now=9 * HOUR_MS, not_before=9 * HOUR_MS)
     claim = take(engine, now=HOUR_MS)
-    run_queue.heartbeat(engine, claim, 9 * HOUR_MS, None)
     run_queue.fail(engine, claim, BROKEN, 9 * HOUR_MS, RETRY)
     assert take(engine, now=2 * HOUR_MS).run_id == claim.run_id
 
@@ -209,9 +208,8 @@ def test_a_run_of_the_future_is_claimed_since_the_clock_was_set_back(engine: Eng
 def test_a_run_that_waits_since_a_clock_that_was_ahead_is_claimed_when_it_is_right_again(engine: Engine) -> None:
     run_id = queue_run(engine)
     claim = take(engine)
-    run_queue.heartbeat(engine, claim, 9 * HOUR_MS, None)
     run_queue.interrupt(engine, claim, 9 * HOUR_MS)
-    assert load(engine, run_id).created_at == 0, "only its last sign of life is of the future"
+    assert load(engine, run_id).created_at == 0, "only its end is of the future"
     assert take(engine, now=2 * HOUR_MS).run_id == run_id
 
 
@@ -299,7 +297,6 @@ def test_claiming_counts_nothing(engine: Engine) -> None:
 # --- what an owner may do, and nobody else
 
 OWNERS: dict[str, Callable[[Engine, Claim], object]] = {
-    "heartbeat": lambda engine, claim: run_queue.heartbeat(engine, claim, 300, "train"),
     "finish": lambda engine, claim: run_queue.finish(engine, claim, run_queue.Ending("promoted", "better"), 300),
     "fail": lambda engine, claim: run_queue.fail(engine, claim, BROKEN, 300, RETRY),
     "interrupt": lambda engine, claim: run_queue.interrupt(engine, claim, 300),
@@ -349,14 +346,6 @@ def test_a_token_of_one_run_is_worth_nothing_for_another(engine: Engine) -> None
         run_queue.finish(engine, replace(first, run_id=second.run_id), run_queue.Ending("promoted", "better"), 300)
 
 
-def test_a_heartbeat_says_when_and_where_and_keeps_the_step_if_none_is_named(engine: Engine) -> None:
-    claim = start_run(engine)
-    assert run_queue.heartbeat(engine, claim, 150, "train") is False
-    assert run_queue.heartbeat(engine, claim, 160, None) is False
-    run = load(engine, claim.run_id)
-    assert (run.heartbeat_at, run.step) == (160, "train")
-
-
 def test_a_finished_run_has_its_verdict_and_its_end(engine: Engine) -> None:
     claim = start_run(engine)
     run_queue.finish(engine, claim, run_queue.Ending("not_shown_better", "no gain was shown"), 900)
@@ -400,7 +389,7 @@ def test_an_interrupted_run_waits_uncounted(engine: Engine) -> None:
     claim = start_run(engine)
     assert run_queue.interrupt(engine, claim, 700) == RunState.WAITING
     run = load(engine, claim.run_id)
-    assert (run.failures, run.deaths, run.not_before, run.token) == (0, 0, 700, None)
+    assert (run.failures, run.deaths, run.not_before, run.token) == (0, 0, 0, None), "as it was at its claim"
 
 
 def test_vanished_processes_are_counted_apart_and_quarantine_the_run_with_a_remedy(engine: Engine) -> None:
@@ -435,7 +424,7 @@ def test_a_running_run_is_asked_to_end_and_ended_by_its_owner(engine: Engine) ->
     claim = start_run(engine)
     assert cancelling.cancel(engine, claim.run_id, 200) == RunState.RUNNING
     assert cancelling.cancel(engine, claim.run_id, 201) == RunState.RUNNING
-    assert run_queue.heartbeat(engine, claim, 210, None) is True
+    assert load(engine, claim.run_id).cancel_requested
     cancelling.cancelled(engine, claim, 220)
     run = load(engine, claim.run_id)
     assert (run.state, run.ended_at, run.token) == (RunState.CANCELLED, 220, None)
@@ -466,7 +455,7 @@ def test_a_retried_run_is_no_longer_asked_to_end(engine: Engine) -> None:
     cancelling.cancel(engine, claim.run_id, 200)
     cancelling.cancelled(engine, claim, 220)
     run_queue.retry(engine, claim.run_id, 300)
-    assert run_queue.heartbeat(engine, take(engine, 300), 310, None) is False
+    assert not load(engine, take(engine, 300).run_id).cancel_requested
 
 
 def test_a_cancelled_run_that_never_began_is_queued_again(engine: Engine) -> None:

@@ -75,7 +75,6 @@ def test_a_running_run_of_a_paused_track_ends_and_an_interrupted_one_waits(engin
     claim = run_queue.claim(engine, 100, configure)
     assert claim is not None
     pausing.pause(engine, "support", WORD)
-    assert run_queue.heartbeat(engine, claim, 110, "train") is False
     assert run_queue.interrupt(engine, claim, 120) == "waiting"
     assert run_queue.claim(engine, 130, configure) is None
 
