@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -153,12 +154,14 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run is over.")] = False,
 ) -> None:
     """Print what a run's steps have written."""
+    from daemon.views.overview import NotThere  # noqa: PLC0415 - a quick start
+
     overview = open_overview(context)
     tail = _Tail(overview, run, step)
-    tail.print_new()
     while follow and overview.run(run).ended_at is None:
+        with suppress(NotThere):  # no log yet
+            tail.print_new()
         time.sleep(_FOLLOW_SECONDS)
-        tail.print_new()
     tail.print_new(whole=True)
 
 

@@ -23,10 +23,18 @@ class SecretUrl(SecretStr):
     def _display(self) -> str:
         return shown_url(self.get_secret_value())
 
+    #: How many addresses stand before it in the settings that have the same digits.
+    same_before = 0
+
+    @property
+    def digits(self) -> str:
+        """The first digits of its SHA-256."""
+        return sha256(self.get_secret_value().encode("utf-8", "surrogatepass")).hexdigest()[:_DIGITS]
+
     @property
     def address(self) -> str:
-        """What the database calls it: the first digits of its SHA-256."""
-        return sha256(self.get_secret_value().encode("utf-8", "surrogatepass")).hexdigest()[:_DIGITS]
+        """What the database calls it: its digits, and a number where another one before it has the same."""
+        return f"{self.digits}-{self.same_before + 1}" if self.same_before else self.digits
 
 
 class MessageSettings(Frozen):
@@ -48,8 +56,10 @@ class MessageSettings(Frozen):
     def _are_addresses(cls, value: tuple[SecretUrl, ...]) -> tuple[SecretUrl, ...]:
         if any("://" not in url.get_secret_value() for url in value):
             raise ValueError("must be URLs as Apprise writes them, such as mailto://user:password@example.org")
-        if len({url.address for url in value}) < len(value):
+        if len(set(value)) < len(value):
             raise ValueError("one of them is there twice")
+        for number, url in enumerate(value):
+            url.same_before = sum(one.digits == url.digits for one in value[:number])
         return value
 
     @field_validator("heartbeat_url")

@@ -21,12 +21,13 @@ def cause_of(error: BaseException) -> sqlite3.Error | None:
     return cause if isinstance(cause, sqlite3.Error) else None
 
 
-def in_words(cause: sqlite3.Error, path: Path) -> DatabaseUnusable | None:
+def in_words(error: BaseException, path: Path) -> DatabaseUnusable | None:
     """
     Return what an error on the state database at `path` is to a person.
 
-    `None` for what no person causes: statements and rows that our own code got wrong.
+    `None` for errors of other kinds, and what no person causes: statements and rows that our own code got wrong.
     """
+    cause = cause_of(error)
     whole = getattr(cause, "sqlite_errorcode", 0)
     code = whole & _PRIMARY_CODE
     if whole in _BEGUN:

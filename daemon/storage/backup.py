@@ -16,9 +16,9 @@ checkpoints and logs, so a run that was not over begins again from its drops.
 import hashlib
 import os
 import shutil
+import socket
 import sqlite3
 import time
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -97,7 +97,9 @@ def make(settings: Settings, target: Path | None = None, *, with_models: bool = 
         raise BackupUnusable("another backup of this state folder is being made", "wait for it, then try again")
     try:
         final = _place(root, target)
-        aside = final.with_name(f".{final.name}.{uuid.uuid4().hex}.tmp")
+        aside = final.with_name(_aside_name(root))
+        # What a backup that was killed left behind; the lock says that none of this state folder is being made.
+        shutil.rmtree(aside, ignore_errors=True)
         try:
             aside.mkdir(mode=0o700)
             manifest = _fill(aside, settings, with_models=with_models)
@@ -149,9 +151,6 @@ def _place(root: Path, target: Path | None) -> Path:
     name = f"dropforge-{stamp()}"
     if target is None:
         (root / BACKUPS).mkdir(mode=0o700, exist_ok=True)
-        # What a backup that was killed left behind; the lock says that none is being made.
-        for old in (root / BACKUPS).glob(".dropforge-*.tmp"):
-            shutil.rmtree(old, ignore_errors=True)
         final = root / BACKUPS / name
     else:
         final = target.absolute() / name if target.is_dir() else target.absolute()
@@ -160,6 +159,12 @@ def _place(root: Path, target: Path | None) -> Path:
         message = f"no backup can be made at {final}: it {why}"
         raise BackupUnusable(message, "name a folder that is there, or a new one below it: dropforge backup DIR")
     return final
+
+
+def _aside_name(root: Path) -> str:
+    """Return a name that is this state folder's alone, where several machines keep their backups in one place too."""
+    whose = hashlib.sha256(f"{socket.gethostname()}:{root.resolve()}".encode("utf-8", "surrogateescape"))
+    return f".dropforge-{whose.hexdigest()[:16]}.tmp"
 
 
 def _fill(aside: Path, settings: Settings, *, with_models: bool) -> Manifest:

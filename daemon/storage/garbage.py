@@ -1,6 +1,6 @@
 """Finds in a state folder what is not kept: each thing once, with the reason and what it gives back."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from daemon.settings.model import Settings
 from daemon.state.layout import TRASH_NAME
 from daemon.state.states import AttemptState, RunState
 from daemon.state.tables import Attempt, Run
-from daemon.storage.retention import DAY_MS, Kept, models_of, tree_bytes, working_files
+from daemon.storage.retention import DAY_MS, Kept, models_of, working_files
 from pipeline.artifacts import Frozen
 from pipeline.durable import read_object
 from pipeline.steps import STEPS
@@ -31,9 +31,11 @@ class Item(Frozen):
     """Published artifacts that lead to it, in the order in which they go."""
 
 
-def find_garbage(session: Session, settings: Settings, kept: Kept, now: int) -> Iterator[Item]:
-    """Yield what is not kept; `now` in milliseconds since the epoch."""
-    finder = _Finder(settings.state_folder, kept, now)
+def find_garbage(
+    session: Session, settings: Settings, kept: Kept, now: int, measure: Callable[[Path], int]
+) -> Iterator[Item]:
+    """Yield what is not kept; `now` in milliseconds since the epoch, bytes by `measure`."""
+    finder = _Finder(settings.state_folder, kept, now, measure)
     yield from finder.cut_off()
     yield from finder.models()
     for run in kept.ended:
@@ -49,10 +51,11 @@ def find_garbage(session: Session, settings: Settings, kept: Kept, now: int) -> 
 class _Finder:
     """Looks through one state folder."""
 
-    def __init__(self, root: Path, kept: Kept, now: int) -> None:
+    def __init__(self, root: Path, kept: Kept, now: int, measure: Callable[[Path], int]) -> None:
         self._root = root
         self._kept = kept
         self._now = now
+        self._measure = measure
 
     def cut_off(self) -> Iterator[Item]:
         for path in sorted((self._root / TRASH_NAME).glob("*")):
@@ -149,4 +152,4 @@ class _Finder:
 
     def _item(self, path: Path, why: str, references: Iterable[str] = ()) -> Item:
         relative = path.relative_to(self._root).as_posix()
-        return Item(path=relative, why=why, bytes=tree_bytes(path), references=tuple(references))
+        return Item(path=relative, why=why, bytes=self._measure(path), references=tuple(references))

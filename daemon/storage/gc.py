@@ -13,6 +13,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import structlog
@@ -26,7 +27,7 @@ from daemon.state.run_files import attempt_folder
 from daemon.state.tables import Attempt
 from daemon.storage.disk import is_full
 from daemon.storage.garbage import Item, find_garbage
-from daemon.storage.retention import Kept, leftovers, what_is_kept
+from daemon.storage.retention import Kept, large_files, leftovers, tree_bytes, what_is_kept
 from pipeline import durable
 from pipeline.artifacts import Frozen
 
@@ -50,9 +51,13 @@ def collect(engine: Engine, settings: Settings, now: int, *, dry_run: bool = Fal
     once all others are.
     """
     root = settings.state_folder
+    # Measured before anybody has to wait for the write lock.
+    measure = cache(tree_bytes)
+    for path in large_files(root):
+        measure(path)
     with collecting(root), transaction(engine) as session:
-        kept = what_is_kept(session, settings, now)
-        items = list(find_garbage(session, settings, kept, now))
+        kept = what_is_kept(session, settings, now, measure)
+        items = list(find_garbage(session, settings, kept, now, measure))
         refused = [] if dry_run else _throw_all_away(root, items, kept)
     found = Collected(dry_run=dry_run, items=tuple(items), bytes=sum(item.bytes for item in items))
     if not dry_run:

@@ -7,7 +7,7 @@ are kept by number, age and bytes, the newest first.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,8 +69,8 @@ class Kept:
             raise WouldBeLost(message, "report this: a collection must never come this far")
 
 
-def what_is_kept(session: Session, settings: Settings, now: int) -> Kept:
-    """Return what must stay, from the rows; `now` in milliseconds since the epoch."""
+def what_is_kept(session: Session, settings: Settings, now: int, measure: Callable[[Path], int]) -> Kept:
+    """Return what must stay, from the rows; `now` in milliseconds since the epoch, bytes by `measure`."""
     root = settings.state_folder
     kept = Kept()
     kept.folders.add((root / "drops").resolve())
@@ -88,7 +88,7 @@ def what_is_kept(session: Session, settings: Settings, now: int) -> Kept:
             # Until it is approved or another champion comes, whatever its age.
             kept.champion_runs.add(run.id)
             kept.models |= models_of(root, run.id)
-    _keep_newest(settings, kept, now)
+    _keep_newest(settings, kept, now, measure)
     for run_id in kept.newest_runs:
         kept.models |= models_of(root, run_id)
     for run_id in kept.runs:
@@ -155,7 +155,7 @@ def _keep_open(root: Path, run: Run, kept: Kept) -> None:
         kept.models |= _places(root, champion, f"models/{identity}" if identity else None)
 
 
-def _keep_newest(settings: Settings, kept: Kept, now: int) -> None:
+def _keep_newest(settings: Settings, kept: Kept, now: int, measure: Callable[[Path], int]) -> None:
     """Choose the ended runs that are kept: by number a track and kind, by age, by bytes together."""
     root, limits = settings.state_folder, settings.gc
     counts: dict[tuple[str, bool], int] = {}
@@ -163,7 +163,8 @@ def _keep_newest(settings: Settings, kept: Kept, now: int) -> None:
     for run in kept.ended:
         if run.id is None or run.id in kept.champion_runs:
             continue
-        size = _run_bytes(root, run.id, kept)
+        models = [root / "models" / path.name for path in models_of(root, run.id) if not kept.holds(path)]
+        size = sum(map(measure, [*models, *working_files(root / "runs" / str(run.id))]))
         if not size:
             continue
         kind = (run.track, run.state == RunState.SUCCEEDED)
@@ -177,12 +178,6 @@ def _keep_newest(settings: Settings, kept: Kept, now: int) -> None:
         else:
             total += size
             kept.newest_runs.add(run.id)
-
-
-def _run_bytes(root: Path, run_id: int, kept: Kept) -> int:
-    """Return what an ended run's model and working files take."""
-    models = [path for path in models_of(root, run_id) if not kept.holds(path)]
-    return sum(tree_bytes(path) for path in [*models, *working_files(root / "runs" / str(run_id))])
 
 
 def models_of(root: Path, run_id: int) -> set[Path]:
@@ -213,6 +208,13 @@ def leftovers(attempt: Path) -> Iterator[Path]:
     """Yield what an attempt left beside its story: data, adapters, models, predictions."""
     if attempt.is_dir():
         yield from (path for path in sorted(attempt.iterdir()) if path.name not in _STORY)
+
+
+def large_files(root: Path) -> Iterator[Path]:
+    """Yield what takes most of a state folder: models, and what runs left beside their story."""
+    yield from root.glob("models/*")
+    for folder in root.glob("runs/*"):
+        yield from working_files(folder)
 
 
 def tree_bytes(path: Path) -> int:

@@ -30,15 +30,21 @@ class ChildProcess:
     def keep_alive(self, monotonic: float) -> None:
         """Start it if it is not there; after each early end it is waited for twice as long."""
         if self._process is not None and self._process.poll() is not None:
-            lived = monotonic - self._begun
-            self._pause = _FIRST_SECONDS if lived > _LONG_SECONDS else min(2 * self._pause, self._most_seconds)
-            self._not_before = monotonic + self._pause
-            log.warning("child_died", name=self._name, exit_code=self._process.returncode, again_in=self._pause)
+            self._try_later(monotonic, exit_code=self._process.returncode)
             self._process = None
         if self._process is None and monotonic >= self._not_before:
             self._begun = monotonic
-            # A session of its own, so that Ctrl-C on the terminal reaches the daemon alone, which stops it in order.
-            self._process = subprocess.Popen(self._argv, stdin=subprocess.PIPE, start_new_session=True)  # noqa: S603 - our own
+            try:
+                # A session of its own: Ctrl-C on the terminal reaches the daemon alone, which stops it in order.
+                self._process = subprocess.Popen(self._argv, stdin=subprocess.PIPE, start_new_session=True)  # noqa: S603 - our own
+            except OSError as error:  # no memory, process or descriptor is free, which passes
+                self._try_later(monotonic, error=str(error))
+
+    def _try_later(self, monotonic: float, **why: object) -> None:
+        lived = monotonic - self._begun
+        self._pause = _FIRST_SECONDS if lived > _LONG_SECONDS else min(2 * self._pause, self._most_seconds)
+        self._not_before = monotonic + self._pause
+        log.warning("child_died", name=self._name, again_in=self._pause, **why)
 
     @property
     def alive(self) -> bool:

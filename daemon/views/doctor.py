@@ -21,9 +21,10 @@ from urllib.request import getproxies
 from daemon.inbox.drop_folders import watched_folders
 from daemon.settings.model import Settings
 from daemon.state.database import newest_revision, open_engine, open_reader
-from daemon.state.database_file import DatabaseUnusable, file_system, is_network, journal_mode, revision, verify
+from daemon.state.database_file import file_system, is_network, journal_mode, revision, verify
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, RESTORING
 from daemon.state.permissions import may_replace, refusal, state_rights
+from daemon.state.sqlite_errors import in_words
 from daemon.storage.backup import named_files
 from daemon.storage.disk_estimate import CannotTell, needed_bytes
 from daemon.system.file_lease import take_read_lease
@@ -81,12 +82,15 @@ def examine(settings: Settings) -> list[Finding]:
         name = look.__name__.strip("_").replace("_", " ")
         try:
             findings += look(settings)
-        except DropforgeError as error:
-            findings.append(Finding(name=name, level="bad", text=error.message, remedy=error.hint))
         except OSError as error:
             words = f"{error.filename or ''}: {error.strerror or error}".removeprefix(": ")
             remedy = "ask as the user that the daemon runs as: sudo -u USER dropforge doctor"
             findings.append(Finding(name=name, level="bad", text=words, remedy=remedy))
+        except Exception as error:  # noqa: BLE001 - the other looks are made whatever this one runs into
+            path = settings.state_folder / DATABASE_NAME
+            said = error if isinstance(error, DropforgeError) else in_words(error, path)
+            said = said or DropforgeError(f"{type(error).__name__}: {error}", "this is a defect, please report it")
+            findings.append(Finding(name=name, level="bad", text=said.message, remedy=said.hint))
     return findings
 
 
@@ -391,9 +395,6 @@ def _clock(settings: Settings) -> Iterator[Finding]:
 def _latest_event(path: Path) -> int | None:
     if not path.exists():
         return None
-    try:
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
-            found: int | None = connection.execute("SELECT max(at) FROM event").fetchone()[0]
-            return found
-    except sqlite3.DatabaseError as error:
-        raise DatabaseUnusable(f"{path} cannot be read: {error}", "see the line about the database") from error
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+        found: int | None = connection.execute("SELECT max(at) FROM event").fetchone()[0]
+        return found

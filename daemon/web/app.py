@@ -13,7 +13,7 @@ from starlette.staticfiles import StaticFiles
 from daemon.metrics.exposition import CONTENT_TYPE, metrics_text
 from daemon.settings.model import Settings, SettingsError
 from daemon.state.layout import DATABASE_NAME
-from daemon.state.sqlite_errors import cause_of, in_words
+from daemon.state.sqlite_errors import in_words
 from daemon.views.overview import NotThere
 from daemon.web import actions, api, live, pages, upload
 from daemon.web.drawing import draw
@@ -70,8 +70,7 @@ def _machines_error(request: Request, error: Exception) -> Response:
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return _error(request, _MACHINE, f"{where}{error.strerror or error}", "see whether its disk is full: df -h")
-    cause = cause_of(error)
-    words = None if cause is None else in_words(cause, site_of(request).settings.state_folder / DATABASE_NAME)
+    words = in_words(error, site_of(request).settings.state_folder / DATABASE_NAME)
     if words is None:
         raise error
     return _error(request, _MACHINE, words.message, words.hint)

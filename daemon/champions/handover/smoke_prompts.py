@@ -7,6 +7,7 @@ part: so only its beginning is asked for, where the two models differ from the f
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from heapq import nlargest
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from pipeline.prompt import fold
 
 FILE_NAME = "smoke-prompts.json"
 MOST = 8
+#: Runs that are looked at for an evaluation of a model: the main loop waits for it.
+_MOST_RUNS = 50
 #: Characters of a prompt; tokens that are asked for; characters that both answers may have in common at most, which are
 #: fewer than those tokens have in any script.
 _LONGEST_PROMPT, _ASKED_TOKENS, _LONGEST_COMMON = 4000, 32, 8
@@ -84,11 +87,11 @@ def adapter_of(state_folder: Path, run_id: int, model_id: str) -> str | None:
 
 
 def _runs(state_folder: Path, first: int | None) -> Iterator[int]:
-    """Yield the run that made a model, then all others, the latest first."""
+    """Yield the run that made a model, then the latest others."""
     if first is not None:
         yield first
     names = (path.name for path in (state_folder / "runs").glob("*") if path.name.isdecimal())
-    yield from sorted((int(name) for name in names if int(name) != first), reverse=True)
+    yield from nlargest(_MOST_RUNS, (int(name) for name in names if int(name) != first))
 
 
 def _of_run(state_folder: Path, run_id: int, model_id: str) -> SmokePrompts | None:

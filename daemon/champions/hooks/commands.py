@@ -28,7 +28,7 @@ KEPT_OUTPUT = 4096
 #: Characters of a line of output that are shown beside an error.
 _LONGEST_LINE = 200
 _LOOK_SECONDS = 0.1
-_CHUNK = 1 << 16
+_CHUNK, _MOST_CHUNKS = 1 << 16, 64
 
 
 def environment(told: Mapping[str, str]) -> dict[str, str]:
@@ -78,7 +78,7 @@ class Command:
     """
     A command that has been begun; a thread of its own watches it.
 
-    What it leaves running in the background goes on, unless it ran out of time; its output is read until it ends.
+    What it leaves running in the background goes on, unless it ran out of time; what that prints is thrown away.
     """
 
     def __init__(self, argv: tuple[str, ...], environment: dict[str, str], seconds: float) -> None:
@@ -89,6 +89,7 @@ class Command:
         self._tail = b""
         self._ended: Ended | None = None
         self._killed = threading.Event()
+        self._closed = False
         self._thread = threading.Thread(target=self._run, name="hook")
         self._thread.start()
 
@@ -129,7 +130,17 @@ class Command:
             return Ended(f"it could not be started: {self._argv[0]}: {self._why_not_started(error)}", "")
         with process:
             wrong = self._follow(process)
+            if not self._closed:
+                self._leave(process)
         return Ended(wrong, self._tail.decode("utf-8", "replace"))
+
+    def _leave(self, process: subprocess.Popen[bytes]) -> None:
+        """Let somebody read on for what was left in the background: a closed or full pipe would end or stop it."""
+        # In the background of a shell, so that it is no child of ours and stays when we end. It ends with the pipe.
+        reader = ("sh", "-c", "exec 3<&0; cat <&3 >/dev/null 2>&1 &")
+        plain = {"PATH": os.environ.get("PATH", os.defpath)}
+        with contextlib.suppress(OSError):
+            subprocess.run(reader, check=False, stdin=process.stdout, env=plain, start_new_session=True)  # noqa: S603 - our own
 
     def _why_not_started(self, error: OSError | ValueError) -> str:
         """Return the system's reason; of a script that is there, "No such file" is said of its interpreter."""
@@ -154,13 +165,16 @@ class Command:
         return f"exit code {process.returncode}" if process.returncode else None
 
     def _read(self, process: subprocess.Popen[bytes], seconds: float) -> None:
-        """Keep the end of what is there to read; wait up to `seconds` for it."""
+        """Keep the end of what is there to read, or of the first megabytes; wait up to `seconds` for it."""
         assert process.stdout is not None  # noqa: S101 - it was given a pipe
         fd = process.stdout.fileno()
-        while select.select([fd], [], [], seconds)[0]:
+        for _ in range(_MOST_CHUNKS):
+            if not select.select([fd], [], [], seconds)[0]:
+                return
             chunk = os.read(fd, _CHUNK)
             if not chunk:
-                # It closed its output and goes on.
+                # It closed its output, and may go on.
+                self._closed = True
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(seconds)
                 return

@@ -1,5 +1,6 @@
 """`wait`: until a run or a drop has its verdict, which is the exit code."""
 
+import math
 import sys
 import time
 from functools import partial
@@ -33,6 +34,8 @@ EXIT_CODES = {
 }
 EXIT_TIMED_OUT = 15
 _LOOK_SECONDS = 1.0
+#: A daemon that is gone for longer is not being restarted.
+_GONE_SECONDS = 60.0
 
 
 class TimedOut(DropforgeError):
@@ -97,7 +100,7 @@ def _question(
     if drop is not None:
         return partial(drop_awaited, overview, drop)
     if what is not None and what.isdecimal():
-        return partial(run_awaited, overview, min(int(what), MOST))
+        return partial(run_awaited, overview, min(int(what[:20]), MOST))
     name = PurePath(what or "").name
     taken: list[int] = []  # once it is found it is this drop, whatever comes under the same name
 
@@ -123,9 +126,12 @@ def _until_settled(
 
     end = None if timeout is None else time.monotonic() + timeout
     said: object = None
+    alive_at = -math.inf
     while not isinstance(found := ask(), Settled):
         key, words = _state(found)
-        if said is None and not overview.daemon().alive:
+        if overview.daemon().alive:
+            alive_at = time.monotonic()
+        elif time.monotonic() - alive_at > _GONE_SECONDS:
             raise NoDaemon(f"{words}; the daemon is not running, so no verdict will come", "start it: dropforge run")
         if key != said:
             print(printable(words), file=sys.stderr, flush=True)

@@ -39,7 +39,7 @@ def watch(context: typer.Context) -> None:
         if console.is_terminal and not console.is_dumb_terminal:
             _show(lambda: look(overview))
         else:
-            said: set[object] = set()
+            said: dict[object, str] = {}
             while True:
                 print_changes(look(overview), said)
                 time.sleep(_LOOK_SECONDS)
@@ -63,12 +63,14 @@ def _show(look: "Callable[[], Now]") -> None:
             time.sleep(_LOOK_SECONDS)
 
 
-def print_changes(now: "Now", said: set[object]) -> None:
-    """Print a line, with the time, for each thing that is not in `said` yet; `said` keeps them."""
-    for key, words in _things(now):
+def print_changes(now: "Now", said: dict[object, str]) -> None:
+    """Print a line, with the time, for each thing that was not there at the last look, which `said` keeps."""
+    things = dict(_things(now))
+    for key, words in things.items():
         if key not in said:
-            said.add(key)
             print_line(f"{datetime.now().astimezone():%H:%M:%S} {words}")
+    said.clear()
+    said.update(things)
 
 
 def _things(now: "Now") -> Iterator[tuple[object, str]]:

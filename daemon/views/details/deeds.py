@@ -75,9 +75,12 @@ def withdrawn(overview: Overview, done: "Withdrawal") -> list[str]:
 
 def _queued(overview: Overview, settings: Settings, track: str) -> list[str]:
     """Say that a run is queued, if one is, and when it begins."""
-    runs = overview.runs(track, [RunState.QUEUED]) if track in settings.track_names else []
-    quiet = f"it begins after {settings.track(track).run_after_quiet_seconds:g} s without another drop" if runs else ""
-    return [f"run {run.id} is queued: {quiet}" for run in runs]
+    if track not in settings.track_names:
+        return []
+    own, words = settings.track(track), "it begins next"
+    if own.trigger != "nightly":
+        words = f"it begins after {own.run_after_quiet_seconds:g} s without another drop"
+    return [f"run {run.id} is queued: {run.paused or words}" for run in overview.runs(track, [RunState.QUEUED])]
 
 
 def _still_in(uses: DropUses, track: str) -> list[str]:

@@ -151,7 +151,7 @@ def _effects(overview: Overview, drop: DropView) -> Iterator[DropEffect]:
     ended = (
         "SELECT run.id, outcome, sentence FROM run, json_each(run.snapshot) AS held WHERE run.id IN "
         "(SELECT id FROM run WHERE track = ? AND id >= ? AND outcome IS NOT NULL ORDER BY id LIMIT ?) "
-        "AND held.value ->> 'id' = ? ORDER BY run.id LIMIT ?"
+        "AND json_extract(held.value, '$.id') = ? ORDER BY run.id LIMIT ?"
     )
     found = overview.rows(ended, drop.track, drop.first_run, _MOST_LOOKED_AT, drop.id, _MOST_RUNS)
     for row in found:

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from daemon.champions import base_models
+from daemon.cli import runs
 from daemon.inbox.watcher import Watcher
-from daemon.queue import attempts, cancelling, claims
+from daemon.queue import attempts, cancelling, claims, run_queue
 from daemon.state.database import transaction
 from daemon.state.states import AttemptState, DropState
 from daemon.state.tables import Run
@@ -25,6 +26,7 @@ from pipeline import durable
 from pipeline.contract import StepResult
 from tests.chaos.house import records
 from tests.daemon.champions.test_approval import House
+from tests.daemon.conftest import lines
 
 SCRIPT = Path(sys.executable).parent / "dropforge"
 GOOD = '{"instruction": "a", "output": "b"}\n'
@@ -199,6 +201,22 @@ def test_logs_follow_a_run_until_it_is_over(lived_in: Any, script: Command, tmp_
     cancelling.cancelled(lived_in.engine, claim, lived_in.tick())
     assert follower.wait() == 0
     follower.stdout.close()
+
+
+def test_logs_of_a_run_that_has_not_begun_are_waited_for(
+    lived_in: Any, dropforge: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_queue.finish(lived_in.engine, claim_of(lived_in, 3), run_queue.Ending("worse", "no"), lived_in.tick())
+    lived_in.take("late.jsonl", lines("late"))
+    assert dropforge("logs", "4").err.startswith("error: run 4 has no log")
+    happens = iter((lambda: None, lambda: lived_in.attempt(lived_in.claim(), "prepare"), lambda: end(lived_in)))
+
+    def end(workspace: Any) -> None:
+        run_queue.finish(workspace.engine, claim_of(workspace, 4), run_queue.Ending("worse", "no"), workspace.tick())
+
+    monkeypatch.setattr(runs.time, "sleep", lambda _seconds: next(happens)())
+    ended = dropforge("logs", "4", "--follow")
+    assert (ended.code, ended.out) == (0, "==> prepare-1 <==\nprepare says hello\nsecond line\n")
 
 
 def claim_of(lived_in: Any, run_id: int) -> claims.Claim:

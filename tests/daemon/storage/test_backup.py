@@ -354,7 +354,7 @@ def test_no_daemon_starts_on_a_half_restored_folder(served: LivedIn) -> None:
 # --- killed anywhere
 
 
-@pytest.mark.parametrize("action", ["backup", "restore"])
+@pytest.mark.parametrize("action", ["backup", "backup elsewhere", "restore"])
 def test_killed_anywhere_it_leaves_all_or_nothing_and_can_be_done_again(
     served: LivedIn, tmp_path_factory: pytest.TempPathFactory, action: str
 ) -> None:
@@ -394,22 +394,32 @@ def cut(action: str, folder: Path, scratch: Path, sample: str) -> int:
 
 
 def act(action: str, settings: Settings) -> None:
-    if action == "backup":
-        make(settings, with_models=True)
+    if action.startswith("backup"):
+        make(settings, elsewhere(action, settings), with_models=True)
     else:
         restore(settings, settings.inbox_folder.parent / "kept")
+
+
+def elsewhere(action: str, settings: Settings) -> Path | None:
+    """Return the folder that backups are put into; `None` for their place in the state folder."""
+    if action != "backup elsewhere":
+        return None
+    folder = settings.inbox_folder.parent / "disk"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def look_after(action: str, settings: Settings) -> None:
     """See what a kill left, then do the same again."""
     root = settings.state_folder
-    if action == "backup":
-        kept = list((root / BACKUPS).glob("[!.]*")) if (root / BACKUPS).exists() else []
-        for path in kept:
+    if action.startswith("backup"):
+        target = elsewhere(action, settings)
+        place = target or root / BACKUPS
+        for path in place.glob("[!.]*"):
             check(path)
             shutil.rmtree(path)
-        check(make(settings).folder)
-        assert not list((root / BACKUPS).glob(".*")), "leftovers go with the next backup"
+        check(make(settings, target).folder)
+        assert not list(place.glob(".*")), "leftovers go with the next backup"
         return
     if not (root / RESTORING).exists():
         drops, untouched = verify(root / DATABASE_NAME)["drop"], (root / "runs" / "3").exists()

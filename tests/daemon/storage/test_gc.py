@@ -392,6 +392,29 @@ def test_the_last_check_refuses_what_is_kept(history: Callable[..., History], mo
 # --- how it goes
 
 
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_nobody_waits_to_write_while_it_measures(
+    history: Callable[..., History], monkeypatch: pytest.MonkeyPatch, dry_run: bool
+) -> None:
+    made = history(keep_models=1)
+    made.run(days=3)
+    made.run(days=2)
+    made.run("failed")
+    other = sqlite3.connect(made.root / "dropforge.db", timeout=0, isolation_level=None)
+    asked, measured = retention._file_bytes, []
+
+    def while_another_writes(path: Path) -> int:
+        other.execute("BEGIN IMMEDIATE")
+        other.execute("ROLLBACK")
+        measured.append(path)
+        return asked(path)
+
+    monkeypatch.setattr(retention, "_file_bytes", while_another_writes)
+    assert made.collect(dry_run=dry_run).bytes > 0
+    assert len(set(measured)) == len(measured), "no file is measured twice"
+    other.close()
+
+
 def test_a_dry_run_says_the_same_and_changes_nothing(history: Callable[..., History]) -> None:
     made = history(keep_models=0)
     made.run()

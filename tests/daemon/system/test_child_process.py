@@ -1,9 +1,12 @@
 """When the daemon starts its worker and its page again."""
 
+import os
+import resource
 import sys
 from collections.abc import Iterator
 
 import pytest
+from structlog.testing import capture_logs
 
 from daemon.system.child_process import ChildProcess
 
@@ -23,6 +26,23 @@ def wait(web: ChildProcess) -> None:
     assert web._process.stdin is not None
     web._process.wait()
     web._process.stdin.close()
+
+
+def test_one_that_cannot_be_started_is_tried_again(web: ChildProcess) -> None:
+    least, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, most))  # none is left for the pipe to it
+    try:
+        with capture_logs() as logged:
+            web.keep_alive(100.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (least, most))
+    assert (web.alive, logged[0]["error"], logged[0]["again_in"]) == (False, "[Errno 24] Too many open files", 2.0)
+    web.keep_alive(101.0)
+    assert web._process is None
+    web.keep_alive(102.0)
+    wait(web)
 
 
 def test_after_each_early_end_it_waits_twice_as_long(web: ChildProcess) -> None:

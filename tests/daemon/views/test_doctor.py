@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from daemon.champions import base_models
 from daemon.inbox.watcher import make_inbox
@@ -299,6 +300,27 @@ def test_the_command_ends_with_1_if_a_line_is_bad_and_says_the_same_as_json(
     assert (bad.code, bad.json["ok"]) == (1, False)
     assert [one["name"] for one in bad.json["findings"] if one["level"] == "bad"] == ["base of default"]
     assert "→ save the tokenizer" in dropforge("doctor").out
+
+
+def test_a_look_that_raises_anything_is_a_line_and_the_others_are_made(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def locked(_path: Path) -> Finding:
+        cause = sqlite3.OperationalError("database is locked")
+        cause.sqlite_errorcode = sqlite3.SQLITE_BUSY
+        raise OperationalError("PRAGMA journal_mode", {}, cause)
+
+    def wrong(_settings: Settings) -> None:
+        raise KeyError("st_size")
+
+    migrate(settings.state_folder / DATABASE_NAME)
+    monkeypatch.setattr(doctor, "_modes", locked)
+    monkeypatch.setattr(doctor, "_memory", wrong)
+    bad = {one.name: (one.text, one.remedy) for one in examine(settings) if one.level == "bad"}
+    path = settings.state_folder / DATABASE_NAME
+    assert bad["database"][0] == f"another process holds the state database {path}: database is locked"
+    assert bad["wrong"] == ("KeyError: 'st_size'", "this is a defect, please report it")
+    assert [one.name for one in examine(settings)][-1] == "clock"
 
 
 def test_it_loads_no_torch(settings: Settings, tmp_path: Path) -> None:

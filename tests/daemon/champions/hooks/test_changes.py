@@ -225,6 +225,21 @@ def test_a_script_that_cannot_be_started_is_said_to_have_a_wrong_first_line(tmp_
     assert gone == f"it could not be started: {script}.gone: No such file or directory"
 
 
+def test_what_a_command_leaves_in_the_background_may_print_on(tmp_path: Path) -> None:
+    go, lives = tmp_path / "go", tmp_path / "lives"
+    for pipe in (go, lives):
+        os.mkfifo(pipe)
+    reading = os.open(lives, os.O_RDONLY | os.O_NONBLOCK)
+    # More than a pipe holds, once the command is long over.
+    left = f"(exec 3>{lives}; read -r _ <{go}; head -c 200000 /dev/zero; echo on; printf yes >&3) & echo begun"
+    ended = Command(("sh", "-c", left), dict(os.environ), 60.0).wait()
+    assert (ended.error, ended.output) == (None, "begun\n")
+    go.write_text("now\n")
+    os.set_blocking(reading, True)
+    with open(reading, "rb") as said:  # noqa: PTH123 - a descriptor
+        assert said.read() == b"yes", "it was neither ended nor held up by its output"
+
+
 def test_a_hook_that_does_not_end_is_given_up(house: House) -> None:
     house.start(run("while True: pass"), seconds=1)
     house.promote()

@@ -16,12 +16,19 @@ from tests.daemon.conftest import lines
 
 
 @pytest.fixture
-def alive(lived_in: Any) -> Iterator[Any]:
-    """The workspace `lived_in`, whose daemon lives."""
+def daemon_lock(lived_in: Any) -> Iterator[FileLock]:
+    """What tells that the daemon of `lived_in` lives; it may be released to let it die."""
     lock = FileLock(lived_in.settings.state_folder / "daemon.lock")
     assert lock.acquire()
-    yield lived_in
+    yield lock
     lock.release()
+
+
+@pytest.fixture
+def alive(lived_in: Any, daemon_lock: FileLock) -> Any:
+    """The workspace `lived_in`, whose daemon lives."""
+    assert daemon_lock
+    return lived_in
 
 
 @pytest.fixture

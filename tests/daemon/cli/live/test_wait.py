@@ -11,6 +11,7 @@ from daemon.cli.status import progress_mark
 from daemon.queue import cancelling, run_queue
 from daemon.queue.scheduling import order
 from daemon.settings.model import RetrySettings
+from daemon.system.processes import FileLock
 from daemon.views.overview import Overview
 
 Command = Callable[..., Any]
@@ -95,6 +96,22 @@ def test_without_a_daemon_nobody_waits_but_a_verdict_is_told(dropforge: Command)
     assert dropforge("wait", "1").code == 0
 
 
+@pytest.mark.usefixtures("quick", "alive")
+def test_it_ends_when_the_daemon_has_died_and_does_not_come_back(
+    dropforge: Command, daemon_lock: FileLock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = wait._state
+
+    def dies(found: Any) -> tuple[object, str]:
+        daemon_lock.release()
+        return asked(found)
+
+    monkeypatch.setattr(wait, "_state", dies)
+    monkeypatch.setattr(wait, "_GONE_SECONDS", 0.05)
+    ended = dropforge("wait", "3")
+    assert (ended.code, "the daemon is not running, so no verdict will come" in ended.err) == (69, True)
+
+
 @pytest.mark.usefixtures("quick")
 def test_it_ends_when_the_verdict_falls(alive: Any, dropforge: Command) -> None:
     claim = claimed(alive)
@@ -152,6 +169,7 @@ def test_a_file_in_the_inbox_is_waited_for_though_an_older_one_had_its_name(aliv
 def test_what_is_not_there_is_said(dropforge: Command) -> None:
     for arguments, words in (
         (("99",), "there is no run 99"),
+        (("9" * 5000,), "there is no run 9223372036854775807"),
         (("--drop", "99"), "there is no drop 99"),
         (("none.jsonl",), "there is no drop of a file none.jsonl"),
     ):

@@ -120,7 +120,7 @@ def test_a_curve_follows_its_steps() -> None:
 
 
 def test_elsewhere_a_line_is_printed_once_for_what_changes(busy: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    said: set[object] = set()
+    said: dict[object, str] = {}
     watch.print_changes(now_of(busy), said)
     first = capsys.readouterr().out
     for words in (
@@ -143,6 +143,21 @@ def test_elsewhere_a_line_is_printed_once_for_what_changes(busy: Any, capsys: py
     (merging / PROGRESS_NAME).unlink()
     watch.print_changes(now_of(busy), said)
     assert capsys.readouterr().out.partition(" ")[2] == "run 3: merge\n", "it has begun, and has counted nothing yet"
+
+
+def test_elsewhere_what_comes_back_is_told_again(busy: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    said: dict[object, str] = {}
+    here = now_of(busy)
+    gone = here.model_copy(update={"daemon": here.daemon.model_copy(update={"alive": False})})
+    bad = here.model_copy(update={"troubles": {"disk": "it is full"}})
+    watch.print_changes(here, said)
+    capsys.readouterr()
+    told = []
+    for now in (gone, here, gone, bad, here, bad):
+        watch.print_changes(now, said)
+        told.append([line.partition(" ")[2] for line in capsys.readouterr().out.splitlines()])
+    runs, ended = [f"the daemon is running, process {here.daemon.pid}"], ["the daemon is not running"]
+    assert told == [ended, runs, ended, [*runs, "trouble: disk: it is full"], [], ["trouble: disk: it is full"]]
 
 
 # --- in a real terminal and as a pipe
