@@ -46,6 +46,8 @@ router = APIRouter(tags=["act"])
 forms = APIRouter()
 _LONGEST = 2000
 _MOST_FIELDS = 10
+#: More than a number of the database has; Python reads none of thousands.
+_DIGITS = 20
 Text = Annotated[str, StringConstraints(strip_whitespace=True, max_length=_LONGEST)]
 Reason = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=_LONGEST)]
 Count = Annotated[int, Field(ge=0, le=MOST)]
@@ -217,7 +219,7 @@ _DEEDS: dict[tuple[str, str], tuple[Any, type[Frozen] | None]] = {
 async def by_form(request: Request, site: SiteOf, kind: str, target: str, deed: str) -> Response:
     """Do what a form asks for, and draw `done.html`."""
     act, told = _DEEDS.get((kind, deed), (None, None))
-    number = target.isascii() and target.isdecimal() and 0 < int(target) <= MOST
+    number = target.isascii() and target.isdecimal() and len(target) < _DIGITS and 0 < int(target) <= MOST
     if act is None or (kind != "tracks" and not number):
         raise NotThere(f"there is no {kind}/{target}/{deed}", "go back to the page before")
     given = await request.form(max_files=0, max_fields=_MOST_FIELDS)

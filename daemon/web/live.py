@@ -55,11 +55,12 @@ class Look:
 async def live(site: SiteOf) -> AsyncIterator[ServerSentEvent]:
     """Tell what changes as it changes: `changed` and `progress`."""
     look = Look(site)
-    while not site.closing.is_set():
-        for told in await run_in_threadpool(look.news):
-            yield told
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(site.closing.wait(), _SECONDS)
+    with site.stream() as ended:
+        while not ended.is_set():
+            for told in await run_in_threadpool(look.news):
+                yield told
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(ended.wait(), _SECONDS)
 
 
 def _event(name: str, value: Any) -> ServerSentEvent:

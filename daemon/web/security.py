@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -23,9 +24,11 @@ from pipeline.errors import DropforgeError
 
 TOKEN_NAME = "web-token"  # noqa: S105 - a file's name
 _TOKEN_BYTES = 32
-_READING = frozenset({"GET", "HEAD"})
+READING = frozenset({"GET", "HEAD"})
+#: Bytes of a request's body; files have a limit of their own.
+_MOST_BODY = 1_000_000
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
-_FORBIDDEN, _MISDIRECTED, _SEE_OTHER = 403, 421, 303
+_FORBIDDEN, _TOO_LARGE, _MISDIRECTED, _SEE_OTHER = 403, 413, 421, 303
 #: Of our own pages; a route may have stricter ones of its own.
 _HEADERS = {
     "content-security-policy": (
@@ -72,6 +75,21 @@ def holds_token(request: Request, token: str) -> bool:
     return _same(request.cookies.get(cookie_name(token), ""), token) or _in_header(request, token)
 
 
+def _bounded(receive: Receive) -> Receive:
+    """Return what gives a request's body up to its limit; the route that reads on is ended by a status of its own."""
+    left = _MOST_BODY
+
+    async def give() -> Message:
+        nonlocal left
+        message = await receive()
+        left -= len(message.get("body", b""))
+        if left < 0:
+            raise HTTPException(_TOO_LARGE, f"a request has {_MOST_BODY:,} bytes at most")
+        return message
+
+    return give
+
+
 class Guard:
     """Refuses what may not be asked, before any route sees it."""
 
@@ -99,13 +117,14 @@ class Guard:
             await send(message)
 
         answer = self._visit(request) or self._refusal(request)
-        await (answer or self._app)(scope, receive, with_headers)
+        takes_files = request.url.path.endswith("/upload")
+        await (answer or self._app)(scope, receive if takes_files else _bounded(receive), with_headers)
 
     def _refusal(self, request: Request) -> Response | None:
         """Return why a request is not answered; `None` if it is."""
         if self._is_foreign(request):
             return PlainTextResponse("asked for by a name, or from a page, that is not ours\n", _MISDIRECTED)
-        reads = request.method in _READING
+        reads = request.method in READING
         if reads and not self._all:
             return None
         if request.url.path.startswith("/static/") and reads:

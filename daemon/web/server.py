@@ -1,26 +1,42 @@
-"""Serves the page on an address or a socket, until SIGTERM or SIGINT."""
+"""
+Serves the page on an address or a socket, until SIGTERM or SIGINT.
+
+Strangers may open as many connections as they like. So there are never more than a few hundred: what brings no request
+within seconds is cut, and where there are too many, what is idle goes first, the longest first.
+"""
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 import stat
 import sys
 import threading
+import time
 from pathlib import Path
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from daemon.settings.model import Settings
 from daemon.settings.web import Address
 from daemon.web.app import make_app
-from daemon.web.security import load_token
+from daemon.web.security import READING, load_token
+from daemon.web.site import Site
 from pipeline.errors import DropforgeError
 
 #: Who may connect to the socket: the daemon's user and its group.
 _SOCKET_MODE = 0o660
 #: For what is asked at the end; the streams to open pages end by themselves.
 _LAST_SECONDS = 1
+#: Connections at once; what is accepted in one go must not take every descriptor before they are counted.
+_MOST_CONNECTIONS, _BACKLOG = 200, 64
+#: Within how long a request must be there, and the end of an answer be taken.
+_REQUEST_SECONDS, _TAKEN_SECONDS = 10.0, 120.0
+_TICKS_A_SECOND = 10
+_SAID_AGAIN_SECONDS = 60.0
+_log = logging.getLogger("uvicorn.error")
 
 
 class CannotListen(DropforgeError):
@@ -34,8 +50,12 @@ def serve(settings: Settings, listening: socket.socket, *, with_lifeline: bool =
     Standard input is the daemon's end of a pipe: it closes with the daemon, however that ended.
     """
     app = make_app(settings, load_token(settings.state_folder))
+    for noisy in (_log, logging.getLogger("asyncio")):
+        noisy.addFilter(_OnceAMinute())
     config = uvicorn.Config(
         app,
+        http=_Connection,
+        backlog=_BACKLOG,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -45,23 +65,89 @@ def serve(settings: Settings, listening: socket.socket, *, with_lifeline: bool =
         lifespan="off",
         ws="none",
     )
-    server = _Server(config, app.state.site.closing)
+    server = _Server(config, app.state.site)
     if with_lifeline:
         threading.Thread(target=_end_with_daemon, args=(server,), name="lifeline", daemon=True).start()
     server.run(sockets=[listening])
 
 
-class _Server(uvicorn.Server):
-    """Lets the streams to open pages end; those that it must cut off leave a traceback each."""
+class _Connection(H11Protocol):
+    """A connection that is cut where it brings no request in time, or others need its place."""
 
-    def __init__(self, config: uvicorn.Config, closing: asyncio.Event) -> None:
+    since = 0.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for a request; cut the least of all connections if there are too many."""
+        self.since = self.loop.time()
+        super().connection_made(transport)
+        if len(self.connections) > _MOST_CONNECTIONS:
+            _log.warning("the page has too many connections: it cuts those that ask for nothing")
+            least = min((one for one in self.connections if isinstance(one, _Connection)), key=_Connection.rank)
+            least.cut()
+
+    def on_response_complete(self) -> None:
+        """Begin to wait for the next request."""
+        self.since = self.loop.time()
+        super().on_response_complete()
+
+    def rank(self) -> tuple[int, float]:
+        """Order by what is asked for: nothing, something to read, events as they come, a change; the oldest first."""
+        if not self._asks:
+            return 0, self.since
+        if self.scope["method"] not in READING:
+            return 3, self.since
+        return 2 if self.scope["path"].endswith("/live") else 1, self.since
+
+    def cut_if_late(self) -> None:
+        """Cut the connection if its next request, or the end of its last answer, takes too long."""
+        longest = _TAKEN_SECONDS if self.transport.get_write_buffer_size() else _REQUEST_SECONDS
+        if not self._asks and self.loop.time() - self.since > longest:
+            self.cut()
+
+    def cut(self) -> None:
+        """End it here and now, so that it counts no more."""
+        self.transport.abort()
+        self.connections.discard(self)
+
+    @property
+    def _asks(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+
+class _Server(uvicorn.Server):
+    """Cuts late connections, and lets the streams to open pages end: those that it must cut leave a traceback each."""
+
+    def __init__(self, config: uvicorn.Config, site: Site) -> None:
         super().__init__(config)
-        self._closing = closing
+        self._site = site
+
+    async def on_tick(self, counter: int) -> bool:
+        """Look once a second which connections are late."""
+        for one in list(self.server_state.connections) if counter % _TICKS_A_SECOND == 0 else ():
+            if isinstance(one, _Connection):
+                one.cut_if_late()
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End, with what listens told first."""
-        self._closing.set()
+        self._site.end_streams()
         await super().shutdown(sockets)
+
+
+class _OnceAMinute(logging.Filter):
+    """Lets a sentence through once a minute: strangers can have it said."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Say whether a record is the first of its kind within a minute."""
+        kind, now = str(record.msg).partition("\n")[0], time.monotonic()
+        if now - self._said.get(kind, -_SAID_AGAIN_SECONDS) < _SAID_AGAIN_SECONDS:
+            return False
+        self._said[kind] = now
+        return True
 
 
 def _end_with_daemon(server: uvicorn.Server) -> None:

@@ -1,6 +1,8 @@
 """What every route stands on: the settings, the token, and the workspace that is looked at."""
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 from fastapi import Depends, Path, Request
@@ -13,6 +15,8 @@ from daemon.views.overview import Overview
 
 #: The largest number that the database can look for.
 MOST = (1 << 63) - 1
+#: Open pages that are told what changes, at once: the oldest of more has to ask again.
+_MOST_STREAMS = 50
 Number = Annotated[int, Path(ge=1, le=MOST)]
 
 
@@ -24,8 +28,26 @@ class Site:
         self.settings = settings
         self.token = token
         self.overview = Overview(settings.state_folder)
-        #: Set when the server ends: what would listen for ever ends with it.
-        self.closing = asyncio.Event()
+        self._streams: list[asyncio.Event] = []
+
+    @contextmanager
+    def stream(self) -> Iterator[asyncio.Event]:
+        """Give an event stream what is set when it is to end: with the server, or where others need its place."""
+        own = asyncio.Event()
+        self._streams.append(own)
+        if len(self._streams) > _MOST_STREAMS:
+            self._streams[0].set()
+            del self._streams[0]
+        try:
+            yield own
+        finally:
+            if own in self._streams:
+                self._streams.remove(own)
+
+    def end_streams(self) -> None:
+        """Let every event stream end."""
+        for one in self._streams:
+            one.set()
 
     def writer(self) -> Engine:
         """Return an engine that writes to the database. Raises `DatabaseUnusable` if there is none yet."""

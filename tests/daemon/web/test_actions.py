@@ -147,10 +147,21 @@ def test_what_there_is_not_cannot_be_done(person: TestClient, path: str) -> None
     assert answer.headers["content-type"].startswith("text/html")
 
 
+def test_a_body_of_more_than_a_megabyte_is_not_read(program: TestClient, person: TestClient) -> None:
+    large = b'{"reason": "%s"}' % (b"x" * 1_000_000)
+    for content in (large, iter([large[:10], large[10:]])):
+        answer = program.post("/api/v1/drops/6/withdraw", content=content)
+        assert (answer.status_code, answer.json()["error"]["message"]) == (413, "a request has 1,000,000 bytes at most")
+    assert person.post("/drops/6/withdraw", data={"reason": "x" * 1_000_000}).status_code == 413
+    assert program.post("/api/v1/drops/6/withdraw", json={"reason": "x" * 2000}).status_code == 200
+
+
 def test_a_number_beyond_the_databases_is_no_error_of_ours(program: TestClient, person: TestClient) -> None:
     assert program.post(f"/api/v1/runs/{1 << 70}/cancel").status_code == 422
     assert person.post(f"/runs/{1 << 70}/cancel").status_code == 404
     assert person.get(f"/runs/{1 << 70}").status_code == 422
+    for digits in ("9" * 19, "9" * 30, "9" * 5000):
+        assert person.post(f"/runs/{digits}/cancel").status_code == 404
     assert person.get("/compare", params={"runs": f"{1 << 70},1"}).status_code == 200
 
 

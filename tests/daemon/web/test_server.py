@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,73 @@ def test_a_socket_is_for_the_daemons_user_and_group(lived_in: Any) -> None:
             assert stat.S_IMODE(path.stat().st_mode) == 0o660
             assert status(path) == 200
     assert path.is_socket()
+
+
+def begin(path: Path, said: str) -> socket.socket:
+    """Connect to a socket and say something; what it answers is waited for a minute at most."""
+    made = socket.socket(socket.AF_UNIX)
+    made.settimeout(ENDED)
+    made.connect(str(path))
+    made.sendall(said.encode())
+    return made
+
+
+def is_cut(one: socket.socket) -> bool:
+    """Say that the page has ended a connection, once it has."""
+    try:
+        while one.recv(1 << 16):
+            pass
+    except ConnectionResetError:
+        pass
+    return True
+
+
+def test_half_requests_without_end_keep_nobody_out_and_fill_no_log(lived_in: Any) -> None:
+    path, reader = lived_in.folder / "web.sock", "GET /static/page.js HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with page(lived_in.folder, "--listen", f"unix:{path}") as (process, _), ExitStack() as opened:
+        working = opened.enter_context(begin(path, reader.replace("GET /static/page.js", "GET /api/v1/live")))
+        assert working.recv(15) == b"HTTP/1.1 200 OK"
+        halves: list[socket.socket] = []
+        for _ in range(300):
+            halves += [opened.enter_context(begin(path, "GET / HTTP/1.1\r\n")) for _ in range(2)]
+            assert opened.enter_context(begin(path, reader)).recv(15) == b"HTTP/1.1 200 OK"
+        opened.enter_context(begin(path, "no request at all\r\n\r\n"))
+        assert all(is_cut(one) for one in halves[:400]), "what has asked for nothing the longest"
+        assert status(path) == 200
+        working.settimeout(0)
+        with suppress(BlockingIOError):
+            assert working.recv(1 << 16) != b"", "who listens to events is not cut for it"
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout is not None
+        assert len(process.stdout.read().splitlines()) <= 2, "a line a minute for each thing that is wrong"
+
+
+def test_a_request_that_does_not_come_is_not_waited_for(lived_in: Any) -> None:
+    path = lived_in.folder / "web.sock"
+    whole = "GET /static/page.js HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    quick = "import sys; from daemon import cli; from daemon.web import server; server._REQUEST_SECONDS = 0.5; "
+    argv = [sys.executable, "-P", "-c", f"{quick}sys.exit(cli.main())", "web", "--listen", f"unix:{path}"]
+    with subprocess.Popen(argv, cwd=lived_in.folder, stdout=subprocess.DEVNULL) as process:
+        try:
+            assert answers(path)
+            for said in ("", "GET / HTTP/1.1\r\nHost: ", f"{whole}GET / HTTP/1.1\r\nHost: "):
+                with begin(path, said) as one:
+                    assert is_cut(one)
+        finally:
+            process.kill()
+
+
+def test_of_too_many_event_streams_the_oldest_ends(lived_in: Any) -> None:
+    path = lived_in.folder / "web.sock"
+    asks = "GET /api/v1/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    with page(lived_in.folder, "--listen", f"unix:{path}"), ExitStack() as opened:
+        streams = []
+        for _ in range(52):
+            streams.append(opened.enter_context(begin(path, asks)))
+            assert streams[-1].recv(15) == b"HTTP/1.1 200 OK"
+        assert is_cut(streams[0])
+        assert is_cut(streams[1])
+        assert status(path) == 200
 
 
 def test_an_upload_that_breaks_off_leaves_nothing(lived_in: Any) -> None:
