@@ -4,6 +4,12 @@ import contextlib
 import http.client
 import json
 import socket
+import threading
+import time
+from collections.abc import Iterator
+
+#: Bytes of an answer.
+_MOST_BYTES = 1 << 26
 
 
 def request(
@@ -12,19 +18,45 @@ def request(
     """
     Send one request, with `body` as JSON unless it is `None`; return the answer's status and all that it says.
 
-    `server` is the path of a unix socket, or host and port. Raises `OSError` if it is not there, says nothing for
-    `seconds`, or speaks no HTTP.
+    `server` is the path of a unix socket, or host and port. Raises `OSError` if it is not there, has not said all
+    within `seconds`, says more than 64 MiB, or speaks no HTTP.
     """
     connection = _UnixConnection(server) if isinstance(server, str) else http.client.HTTPConnection(*server)
-    connection.timeout = seconds
+    connection.timeout, end = seconds, time.monotonic() + seconds
     content = None if body is None else json.dumps(body).encode()
     try:
         with contextlib.closing(connection):
-            connection.request(method, path, content, {"Content-Type": "application/json"})
-            reply = connection.getresponse()
-            return reply.status, reply.read()
-    except http.client.HTTPException as error:
-        raise ConnectionError(str(error) or type(error).__name__) from error
+            connection.connect()
+            with _cut_off(connection.sock, end):
+                connection.request(method, path, content, {"Content-Type": "application/json"})
+                reply = connection.getresponse()
+                said = reply.read(_MOST_BYTES + 1)
+    except (OSError, http.client.HTTPException) as error:
+        if time.monotonic() >= end:
+            raise TimeoutError(f"no whole answer within {seconds:g} s") from error
+        raise error if isinstance(error, OSError) else ConnectionError(str(error) or type(error).__name__) from error
+    if time.monotonic() >= end:
+        raise TimeoutError(f"no whole answer within {seconds:g} s")
+    if len(said) > _MOST_BYTES:
+        raise ConnectionError(f"the answer has more than {_MOST_BYTES:,} bytes")
+    return reply.status, said
+
+
+@contextlib.contextmanager
+def _cut_off(connected: socket.socket, end: float) -> Iterator[None]:
+    """Shut a connection down at `end`: its own timeout begins anew with each byte that comes."""
+
+    def cut() -> None:
+        with contextlib.suppress(OSError):  # it is closed already
+            connected.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(end - time.monotonic(), cut)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
 
 
 class _UnixConnection(http.client.HTTPConnection):

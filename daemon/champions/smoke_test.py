@@ -1,7 +1,6 @@
 """Lets a model answer, before it serves or to a person: in a process of its own, since the daemon never loads torch."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from typing import Any
 
 import structlog
 
-from daemon.system.processes import kill_group
+from daemon.system.processes import child_environment, kill_group
 from pipeline.errors import DropforgeError
 
 _SECONDS = 900.0
@@ -48,7 +47,7 @@ def require_answer(folder: Path, seconds: float = _SECONDS, stop: threading.Even
     argv = [sys.executable, "-P", "-m", "pipeline.qlora.smoke_test", str(folder.absolute())]
     with subprocess.Popen(  # noqa: S603 - our own module
         argv,
-        env=_environment("cpu"),
+        env=child_environment({"DROPFORGE_DEVICE": "cpu", "OMP_WAIT_POLICY": "PASSIVE"}),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -78,7 +77,7 @@ def ask(request: Mapping[str, Any], device: str) -> Iterator[dict[str, Any]]:
         raise DoesNotAnswer(message, "ask where the daemon's worker runs")
     with subprocess.Popen(
         [sys.executable, "-P", "-m", "pipeline.qlora.ask"],
-        env=_environment(device),
+        env=child_environment({"DROPFORGE_DEVICE": device, "OMP_WAIT_POLICY": "PASSIVE"}),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -99,12 +98,6 @@ def ask(request: Mapping[str, Any], device: str) -> Iterator[dict[str, Any]]:
                 kill_group(process.pid, signal.SIGKILL)
     if process.returncode != 0:
         raise DoesNotAnswer(*_words(b"", process.returncode))
-
-
-def _environment(device: str) -> dict[str, str]:
-    environment = {**os.environ, "DROPFORGE_DEVICE": device, "OMP_WAIT_POLICY": "PASSIVE"}
-    environment.pop("NOTIFY_SOCKET", None)
-    return environment
 
 
 def _answer(process: subprocess.Popen[bytes], seconds: float, stop: threading.Event) -> bytes | None:

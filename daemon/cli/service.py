@@ -26,8 +26,9 @@ def run(context: typer.Context) -> None:
     It watches the inbox, trains on what is dropped there, judges the model that comes out, and promotes or refuses it.
     """
     from daemon import service  # noqa: PLC0415 - a quick start for the other commands
-    from daemon.system import logs  # noqa: PLC0415 - a quick start for the other commands
+    from daemon.system import logs, processes  # noqa: PLC0415 - a quick start for the other commands
 
+    processes.close_to_others()
     settings = load_settings(context)
     logs.configure(settings.log_format)
     raise typer.Exit(service.run(settings, config_path(context)))
@@ -47,8 +48,9 @@ def worker(
     One at a time. The daemon starts this by itself; with worker = "separate" a unit of its own does.
     """
     from daemon.dispatch import worker as room  # noqa: PLC0415
-    from daemon.system import logs  # noqa: PLC0415 - a quick start for the other commands
+    from daemon.system import logs, processes  # noqa: PLC0415 - a quick start for the other commands
 
+    processes.close_to_others()  # the judge's key is in its environment
     settings = load_settings(context) if state is None else None
     logs.configure("auto" if settings is None else settings.log_format)
     folder = settings.state_folder if settings is not None else Path(state or "")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import structlog
 
-from daemon.system.processes import kill_group
+from daemon.system.processes import child_environment, kill_group
 
 _FIRST_SECONDS, _LONG_SECONDS = 1.0, 60.0
 log = structlog.get_logger()
@@ -36,7 +36,9 @@ class ChildProcess:
             self._begun = monotonic
             try:
                 # A session of its own: Ctrl-C on the terminal reaches the daemon alone, which stops it in order.
-                self._process = subprocess.Popen(self._argv, stdin=subprocess.PIPE, start_new_session=True)  # noqa: S603 - our own
+                self._process = subprocess.Popen(  # noqa: S603 - our own
+                    self._argv, env=child_environment({}), stdin=subprocess.PIPE, start_new_session=True
+                )
             except OSError as error:  # no memory, process or descriptor is free, which passes
                 self._try_later(monotonic, error=str(error))
 

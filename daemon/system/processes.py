@@ -5,9 +5,16 @@ import fcntl
 import os
 import signal
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+#: What the service manager tells the daemon alone, and addresses of messages, which hold passwords.
+_NOT_FOR_CHILDREN = (
+    *("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID", "INVOCATION_ID", "JOURNAL_STREAM"),
+    "DROPFORGE_MESSAGES",
+)
+_PR_SET_DUMPABLE = 4
 _POLL_SECONDS = 0.05
 _TRIES = 4
 
@@ -19,6 +26,22 @@ class Identity:
     pid: int
     started: int
     boot: str
+
+
+def child_environment(told: Mapping[str, str]) -> dict[str, str]:
+    """Return what a process that we start finds in its environment: our own but what is ours alone, and `told`."""
+    return {**{name: value for name, value in os.environ.items() if not name.startswith(_NOT_FOR_CHILDREN)}, **told}
+
+
+def close_to_others() -> None:
+    """
+    Let no other process of this user read our memory, nor the environment that we were started with.
+
+    The steps, which read what strangers wrote, run as the same user; root reads on.
+    """
+    import ctypes  # noqa: PLC0415 - a quick start for the commands that do not need it
+
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def signal_name(number: int) -> str:

@@ -14,7 +14,7 @@ from pipeline.http_request import request
 _OK = 200
 _ANSWER_SECONDS, _LOOK_SECONDS = 120.0, 0.5
 _SHOWN = 300
-_LORA_METRIC = re.compile(r"^vllm:lora_requests_info\{(?P<labels>[^}]*)\} (?P<at>\S+)", re.MULTILINE)
+_LORA_METRIC = re.compile(r"^vllm:lora_requests_info\{(?P<labels>[^}]*)\} (?P<at>\d+\.?\d*(?:e\+?\d+)?)", re.MULTILINE)
 _ADAPTERS = re.compile(r'(?:running|waiting)_lora_adapters="([^"]*)"')
 
 
@@ -40,16 +40,18 @@ class Server:
     def wait(self, seconds: float) -> None:
         """Wait until it is up, for `seconds` at most. Raises `ServerFailed`."""
         end = time.monotonic() + seconds
-        while not self._is_up():
-            if time.monotonic() > end:
+        while not self._is_up(min(_ANSWER_SECONDS, end - time.monotonic())):
+            if time.monotonic() + _LOOK_SECONDS > end:
                 message = f"the server at {self._url} was not up within {seconds:g} s"
                 raise ServerFailed(message, "see why in its own log; --wait sets the time")
             time.sleep(_LOOK_SECONDS)
 
     def models(self) -> list[dict[str, Any]]:
         """Return what it serves: each model's `id`, and of an adapter the `parent`. Raises `ServerFailed`."""
-        found = json.loads(self._text("GET", "/v1/models")).get("data")
-        if not isinstance(found, list) or not found or not all(isinstance(one.get("id"), str) for one in found):
+        found = self._json("GET", "/v1/models")
+        found = found.get("data") if isinstance(found, dict) else None
+        names = [one.get("id") for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+        if not found or len(names) < len(found) or not all(isinstance(name, str) for name in names):
             raise ServerFailed(f"the server at {self._url} names no model", "look at it: curl …/v1/models")
         return found
 
@@ -63,11 +65,11 @@ class Server:
         }
         if asked.repetition_penalty != 1:
             body["repetition_penalty"] = asked.repetition_penalty
-        text = self._text("POST", "/v1/chat/completions", body)
+        said = self._json("POST", "/v1/chat/completions", body)
         try:
-            return str(json.loads(text)["choices"][0]["message"]["content"] or "")
+            return str(said["choices"][0]["message"]["content"] or "")
         except (KeyError, IndexError, TypeError) as error:
-            message = f"the server at {self._url} gave no answer: {text[:_SHOWN]}"
+            message = f"the server at {self._url} gave no answer: {str(said)[:_SHOWN]}"
             raise ServerFailed(message, "see its own log") from error
 
     def load_adapter(self, name: str, folder: str) -> None:
@@ -86,10 +88,18 @@ class Server:
         lists = [] if found is None else _ADAPTERS.findall(found["labels"])
         return {name.strip() for names in lists for name in names.split(",")} - {""}
 
-    def _is_up(self) -> bool:
+    def _is_up(self, seconds: float) -> bool:
         with contextlib.suppress(OSError):
-            return request(self._at, "GET", "/health", None, _ANSWER_SECONDS)[0] == _OK
+            return request(self._at, "GET", "/health", None, seconds)[0] == _OK
         return False
+
+    def _json(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        text = self._text(method, path, body)
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError) as error:
+            message = f"the server at {self._url} answered {path} with no JSON: {text[:_SHOWN]}"
+            raise ServerFailed(message, "see whether it is an OpenAI-compatible server, and its own log") from error
 
     def _text(self, method: str, path: str, body: dict[str, Any] | None = None) -> str:
         try:

@@ -18,7 +18,7 @@ from sqlmodel import Session, col, or_, select
 
 from daemon.champions import journal, rollback
 from daemon.champions.handover.smoke_prompts import adapter_of, write_smoke_prompts
-from daemon.champions.hooks.commands import Begin, Command, Ended, Running, environment, last_line
+from daemon.champions.hooks.commands import Begin, Command, Ended, Running, last_line
 from daemon.champions.hooks.training import is_gpu_lent, whose_hooks
 from daemon.champions.smoke_test import Stopped, require_answer
 from daemon.settings.model import HookSettings, Settings
@@ -29,6 +29,7 @@ from daemon.state.states import HookState, PromotionState
 from daemon.state.tables import Event, Promotion, Track
 from daemon.state.troubles import Troubles
 from daemon.storage.disk import is_full
+from daemon.system.processes import child_environment
 from pipeline.durable import read_object
 from pipeline.errors import DropforgeError
 
@@ -250,7 +251,7 @@ class Hooks:
         place = decided.get("report")
         adapter = None if run is None else adapter_of(self._root, run, row.model_id)
         asked = write_smoke_prompts(self._root, row.track, row.model_id, run)
-        return environment(
+        return child_environment(
             {
                 "PROMOTION_TRACK": row.track,
                 "PROMOTION_KIND": row.kind,

@@ -12,28 +12,19 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from daemon.system.processes import kill_group, signal_name
 from pipeline.wording import printable
 
-#: What the service manager tells the daemon alone.
-_NOT_FOR_COMMANDS = frozenset(
-    {"NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID", "INVOCATION_ID", "JOURNAL_STREAM"}
-)
 #: Bytes of output that are kept.
 KEPT_OUTPUT = 4096
 #: Characters of a line of output that are shown beside an error.
 _LONGEST_LINE = 200
 _LOOK_SECONDS = 0.1
 _CHUNK, _MOST_CHUNKS = 1 << 16, 64
-
-
-def environment(told: Mapping[str, str]) -> dict[str, str]:
-    """Return what a command finds in its environment: the daemon's own, and what it is `told`."""
-    return {**{name: value for name, value in os.environ.items() if name not in _NOT_FOR_COMMANDS}, **told}
 
 
 def last_line(output: str | None) -> str:

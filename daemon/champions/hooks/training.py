@@ -13,13 +13,14 @@ import structlog
 from sqlalchemy import Engine
 from sqlmodel import col, or_, select
 
-from daemon.champions.hooks.commands import Begin, Command, Ended, Running, environment, last_line
+from daemon.champions.hooks.commands import Begin, Command, Ended, Running, last_line
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
 from daemon.state.layout import GPU_NOTE
 from daemon.state.states import HookState, PromotionState
 from daemon.state.tables import Promotion, Run
 from daemon.state.troubles import SetApart, Troubles
+from daemon.system.processes import child_environment
 from pipeline import durable
 from pipeline.errors import DropforgeError
 
@@ -125,7 +126,7 @@ class TrainingHooks:
         noted = durable.read_object(self._note)
         told = {f"TRAINING_{name.upper()}": str(noted.get(name, "")) for name in ("run", "track")}
         log.info("hook_started", command=which, **noted)
-        self._running = which, self._begin(argv, environment(told), self._own.timeout_seconds)
+        self._running = which, self._begin(argv, child_environment(told), self._own.timeout_seconds)
 
     def _failure(self, which: str, ended: Ended) -> CommandFailed:
         said = last_line(ended.output)

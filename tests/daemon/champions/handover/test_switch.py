@@ -2,8 +2,11 @@
 
 import http.client
 import json
+import socket
 import sys
 import threading
+import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from daemon.champions.handover import switch
 from daemon.champions.handover.server import Server, ServerFailed
 from daemon.champions.handover.smoke_prompts import SmokePrompt, SmokePrompts
 from daemon.champions.handover.switch import Change, NotSwitched
+from pipeline import http_request
 from tests.stand_in_server import StandIn, write_answers
 
 PROMPTS = [f"say word {number}" for number in range(8)]
@@ -80,6 +84,49 @@ def test_a_server_that_is_not_there_is_waited_for_no_longer_than_it_was_said(tmp
         switch.check(Server(f"unix:{tmp_path}/none.sock"), change(tmp_path, 1), 0.1)
     with pytest.raises(ServerFailed, match="is no address of a server"):
         Server("ftp://here")
+
+
+@pytest.mark.parametrize("said", ["<html>", "[]", '{"data": [7]}', '{"data": [{"id": 1}]}', "[" * 100_000, ""])
+def test_what_is_no_list_of_models_is_a_sentence(stand: StandIn, monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    monkeypatch.setattr(stand, "get", lambda _path: (200, said))
+    with pytest.raises(ServerFailed, match=r"names no model|answered /v1/models with no JSON: "):
+        Server(stand.url).models()
+
+
+@pytest.mark.parametrize("said", ["no", "7", '{"choices": []}', '{"choices": [{"message": "x"}]}'])
+def test_what_is_no_answer_is_a_sentence(
+    stand: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    monkeypatch.setattr(stand, "chat", lambda _asked: (200, said))
+    with pytest.raises(ServerFailed, match=r"gave no answer|with no JSON"):
+        switch.check(Server(stand.url), change(tmp_path, 1), 60)
+
+
+def test_an_answer_that_has_no_end_is_cut_off_in_time_and_size(
+    stand: StandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(http_request, "_MOST_BYTES", 100)
+    monkeypatch.setattr(stand, "get", lambda _path: (200, "x" * 101))
+    with pytest.raises(ServerFailed, match="the answer has more than 100 bytes"):
+        Server(stand.url).models()
+    monkeypatch.setattr("daemon.champions.handover.server._ANSWER_SECONDS", 0.5)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "drips.sock"))
+        listening.listen()
+
+        def drip() -> None:
+            client, _ = listening.accept()
+            with client, suppress(OSError):
+                client.sendall(b"HTTP/1.1 200 OK\r\n")
+                while True:
+                    client.sendall(b"x: y\r")
+                    time.sleep(0.01)
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        with pytest.raises(ServerFailed, match=r"does not answer: no whole answer within 0\.5 s"):
+            Server(f"unix:{tmp_path}/drips.sock").models()
+        thread.join()
 
 
 def test_an_adapter_gets_a_name_of_its_own_that_clients_are_told_once_it_answers(
