@@ -111,7 +111,8 @@ class _Connection(H11Protocol):
 
     @property
     def _asks(self) -> bool:
-        return self.cycle is not None and not self.cycle.response_complete
+        # uvicorn has none before the first request, whatever its types say.
+        return self.cycle is not None and not self.cycle.response_complete  # type: ignore[redundant-expr]
 
 
 class _Server(uvicorn.Server):

@@ -48,12 +48,12 @@ class Server:
 
     def models(self) -> list[dict[str, Any]]:
         """Return what it serves: each model's `id`, and of an adapter the `parent`. Raises `ServerFailed`."""
-        found = self._json("GET", "/v1/models")
-        found = found.get("data") if isinstance(found, dict) else None
-        names = [one.get("id") for one in found if isinstance(one, dict)] if isinstance(found, list) else []
-        if not found or len(names) < len(found) or not all(isinstance(name, str) for name in names):
+        said = self._json("GET", "/v1/models")
+        found = said.get("data") if isinstance(said, dict) else None
+        models = [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+        if not models or not all(isinstance(one.get("id"), str) for one in models):
             raise ServerFailed(f"the server at {self._url} names no model", "look at it: curl …/v1/models")
-        return found
+        return models
 
     def answer(self, model: str, content: str, asked: SmokePrompts) -> str:
         """Return what it answers to a user's message, greedily. Raises `ServerFailed`."""

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from daemon.champions import base_models
-from daemon.cli import runs
 from daemon.inbox.watcher import Watcher
 from daemon.queue import attempts, cancelling, claims, run_queue
 from daemon.state.database import transaction
@@ -214,7 +213,7 @@ def test_logs_of_a_run_that_has_not_begun_are_waited_for(
     def end(workspace: Any) -> None:
         run_queue.finish(workspace.engine, claim_of(workspace, 4), run_queue.Ending("worse", "no"), workspace.tick())
 
-    monkeypatch.setattr(runs.time, "sleep", lambda _seconds: next(happens)())
+    monkeypatch.setattr("daemon.cli.runs.time.sleep", lambda _seconds: next(happens)())
     ended = dropforge("logs", "4", "--follow")
     assert (ended.code, ended.out) == (0, "==> prepare-1 <==\nprepare says hello\nsecond line\n")
 

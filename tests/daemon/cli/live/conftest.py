@@ -27,7 +27,7 @@ def daemon_lock(lived_in: Any) -> Iterator[FileLock]:
 @pytest.fixture
 def alive(lived_in: Any, daemon_lock: FileLock) -> Any:
     """The workspace `lived_in`, whose daemon lives."""
-    assert daemon_lock
+    assert daemon_lock.path.exists()
     return lived_in
 
 
