@@ -40,7 +40,6 @@ from pipeline.errors import (
 )
 from pipeline.model_folder.manifest import MANIFEST_NAME
 from pipeline.model_folder.training_memory import peak_resident
-from pipeline.report.energy import EnergyMeter
 from pipeline.steps import BY_NAME
 
 #: Variable of a process that began again in its own place: the worker has given its word already. It holds, as JSON,
@@ -61,8 +60,7 @@ def main(argv: list[str]) -> int:
     started, peak = json.loads(again or f"[{time.monotonic()}, 0]")
     lifeline = _stop_without_worker(attempt, again=bool(again))
     done = threading.Event()
-    meter = EnergyMeter()
-    ticker = threading.Thread(target=_tick, args=(attempt, meter, done), daemon=True)
+    ticker = threading.Thread(target=_tick, args=(attempt, done), daemon=True)
     ticker.start()
     try:
         result = _run(step_name, attempt)
@@ -71,7 +69,7 @@ def main(argv: list[str]) -> int:
         result = _interrupted(attempt, error)
     done.set()
     ticker.join()
-    result = result.model_copy(update=_cost(spec, time.monotonic() - started, peak, meter))
+    result = result.model_copy(update=_cost(spec, time.monotonic() - started, peak))
     try:
         durable.write_json(attempt.folder / RESULT_NAME, result.model_dump())
     except OSError as error:
@@ -82,15 +80,13 @@ def main(argv: list[str]) -> int:
     return result.exit_code
 
 
-def _cost(spec: StepSpec, seconds: float, peak: int, meter: EnergyMeter) -> dict[str, float | None]:
+def _cost(spec: StepSpec, seconds: float, peak: int) -> dict[str, float | None]:
     """Return the fields of a result that say what the attempt took; an earlier process of it had `peak` bytes."""
-    meter.sample()
     of_children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     per_hour = spec.config.price_per_hour
     return {
         "seconds": seconds,
         "peak_memory_bytes": max(peak, peak_resident(), of_children),
-        "energy_joules": meter.joules,
         "price": seconds / 3600 * per_hour if per_hour else None,
     }
 
@@ -216,12 +212,11 @@ def _stop_without_worker(attempt: Attempt, *, again: bool) -> str:
     return number
 
 
-def _tick(attempt: Attempt, meter: EnergyMeter, done: threading.Event) -> None:
+def _tick(attempt: Attempt, done: threading.Event) -> None:
     """Keep progress.json fresh until the step is over; it is a hint, so no want of room is a reason to stop."""
     over = False
     while not over:
         with contextlib.suppress(OSError, MemoryError):
-            meter.sample()
             attempt.write_progress()
         over = done.wait(PROGRESS_SECONDS)
     with contextlib.suppress(OSError, MemoryError):

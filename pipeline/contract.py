@@ -132,8 +132,6 @@ class StepResult(Frozen):
     """Wall time of the step itself, without the start of its process."""
     peak_memory_bytes: int | None = None
     """Most memory (resident set) that the step's process had at once, or the largest of those that it started."""
-    energy_joules: float | None = None
-    """Of the machine's processors and cards meanwhile; `None` where they do not say."""
     price: float | None = None
     """By `cost.per_hour`; `None` without one."""
 

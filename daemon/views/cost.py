@@ -1,4 +1,4 @@
-"""What a run took: seconds, tokens, memory, energy and money, and what a point that it gained."""
+"""What a run took: seconds, tokens, memory and money, and what a point that it gained."""
 
 from pathlib import Path
 

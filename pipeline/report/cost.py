@@ -8,7 +8,6 @@ from pipeline.contract import RESULT_NAME, StepResult
 from pipeline.report.facts import RunCost
 from pipeline.wording import count, duration, size_words
 
-_HOUR = 3600
 #: From here on a price has two decimals, below two digits.
 _SMALL_PRICE = 0.1
 
@@ -22,7 +21,6 @@ def run_cost(run_folder: Path, gain: float | None) -> RunCost:
         seconds=seconds,
         tokens=round(sum(_tokens(one) for one in results)),
         peak_memory_bytes=max((one.peak_memory_bytes for one in results if one.peak_memory_bytes), default=None),
-        energy_joules=_sum(one.energy_joules for one in results),
         price=price,
         seconds_per_point=None if points is None else seconds / points,
         price_per_point=None if points is None or price is None else price / points,
@@ -36,8 +34,6 @@ def cost_words(cost: RunCost) -> str:
         words.append(count(cost.tokens, "token"))
     if cost.peak_memory_bytes:
         words.append(f"{size_words(cost.peak_memory_bytes)} of memory")
-    if cost.energy_joules is not None:
-        words.append(f"{cost.energy_joules / _HOUR:.2g} Wh")
     if cost.price is not None:
         words.append(f"price {price_words(cost.price)}")
     line = ", ".join(words)

@@ -81,15 +81,13 @@ class BlindReview(Frozen):
 
 
 class RunCost(Frozen):
-    """What all attempts of a run took, those that came to nothing too; energy and price are `None` if not known."""
+    """What all attempts of a run took, those that came to nothing too; the price is `None` if not known."""
 
     seconds: float
     tokens: int
     """Trained on and generated, by attempts that came to an end."""
     peak_memory_bytes: int | None = None
     """Most memory (resident set) of one process."""
-    energy_joules: float | None = None
-    """Of the machine's processors and cards meanwhile, whoever used them."""
     price: float | None = None
     """By `cost.per_hour`."""
     seconds_per_point: float | None = None

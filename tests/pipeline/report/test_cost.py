@@ -19,7 +19,7 @@ def attempt(run: Path, name: str, artifact: dict[str, Any] | None = None, **more
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    attempt(tmp_path, "train-1", seconds=60, peak_memory_bytes=3_000_000_000, energy_joules=1800.0, price=0.5)
+    attempt(tmp_path, "train-1", seconds=60, peak_memory_bytes=3_000_000_000, price=0.5)
     attempt(tmp_path, "train-2", {"trained_tokens": 1000}, seconds=120, peak_memory_bytes=2_000_000_000, price=1.0)
     scores = {"generated": 10, "answer_tokens": 12.5}
     attempt(tmp_path, "evaluate-1", {"candidate": scores, "champion": {**scores, "generated": 0}}, seconds=20)
@@ -29,8 +29,8 @@ def run(tmp_path: Path) -> Path:
 def test_all_attempts_count_those_that_failed_too(run: Path) -> None:
     cost = run_cost(run, 4.0)
     assert (cost.seconds, cost.tokens, cost.peak_memory_bytes) == (200, 1125, 3_000_000_000)
-    assert (cost.energy_joules, cost.price, cost.seconds_per_point, cost.price_per_point) == (1800, 1.5, 50, 0.375)
-    words = "3 min 20 s, 1,125 tokens, 3.0 GB of memory, 0.5 Wh, price 1.50; a point gained: 50 s, 0.38"
+    assert (cost.price, cost.seconds_per_point, cost.price_per_point) == (1.5, 50, 0.375)
+    words = "3 min 20 s, 1,125 tokens, 3.0 GB of memory, price 1.50; a point gained: 50 s, 0.38"
     assert cost_words(cost) == words
 
 

@@ -441,7 +441,7 @@ def test_every_part_of_the_evidence_is_on_the_page(made_reports: Any, tmp_path: 
     attempt, made = made_reports.case(tmp_path, "guard_failed")
     spent = StepResult(
         key="1-train-1", fence="f", status="ok", exit_code=0, artifact={"trained_tokens": 402_133}, seconds=4500,
-        peak_memory_bytes=2_000_000_000, energy_joules=90_000, price=2.5,
+        peak_memory_bytes=2_000_000_000, price=2.5,
     )  # fmt: skip
     (attempt.folder.parent / "train-1").mkdir(parents=True, exist_ok=True)
     durable.write_json(attempt.folder.parent / "train-1" / RESULT_NAME, spent.model_dump())
@@ -461,13 +461,13 @@ def test_every_part_of_the_evidence_is_on_the_page(made_reports: Any, tmp_path: 
         "6 candidates before this one, 2 of them on exactly these records", "3 of 200 answers changed",
         "Not listed: 12 drops and tags of too few records to decide anything.",
         *data["warnings"], data["overlaps"][0]["train_text"], "402,133", "1 h 10 min",
-        "1 h 15 min, 402,133 tokens, 2.0 GB of memory, 25 Wh, price 2.50; a point gained: ",
+        "1 h 15 min, 402,133 tokens, 2.0 GB of memory, price 2.50; a point gained: ",
     ):  # fmt: skip
         assert value in words, value
     assert card["settings_sha256"] == hash_settings(card["settings"])
     assert card["cost"] == {
         "total": {
-            "seconds": 4500.0, "tokens": 402_133, "peak_memory_bytes": 2_000_000_000, "energy_joules": 90_000.0,
+            "seconds": 4500.0, "tokens": 402_133, "peak_memory_bytes": 2_000_000_000,
             "price": 2.5, "seconds_per_point": pytest.approx(4500 / verdict["gain"]),
             "price_per_point": pytest.approx(2.5 / verdict["gain"]),
         },
