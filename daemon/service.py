@@ -1,7 +1,7 @@
 """
 The composition root: builds the daemon from its settings, runs it until it is told to stop, and takes it down in order.
 
-Three threads of ours: the main one looks at the schedule and dispatches, one takes files in, one tells people. The
+The main thread looks at the schedule and dispatches, one takes files in, one tells people, one takes signals. The
 worker is a child process (or a unit of its own) and holds everything that is heavy.
 """
 

@@ -1,5 +1,5 @@
 """
-Each track's champion: which model serves, which ones did, and the rules by which one takes another's place.
+Each track's champion: which model serves, and the rules by which one takes another's place.
 
 `journal` has the mechanics. A model that was rolled back from is blocked: no run promotes it again, only a person
 brings it back.

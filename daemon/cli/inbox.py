@@ -233,15 +233,13 @@ def _repeats(file: Path, settings: "Settings", validation: "Validation") -> tupl
 
 def _known_drop(file: Path, settings: "Settings", track: str, role: str) -> "DropView | None":
     """Return the drop of the track that brought the same content, if it is still of use and this user may see it."""
-    from daemon.views.overview import Overview  # noqa: PLC0415 - a quick start
+    from daemon.views.details.drop import drop_of_file  # noqa: PLC0415 - a quick start
+    from daemon.views.overview import Overview  # noqa: PLC0415
     from pipeline.durable import sha256_file  # noqa: PLC0415
 
     if is_closed(settings.state_folder / DATABASE_NAME):
         return None
-    drops = [drop for drop in Overview(settings.state_folder).drops(track) if drop.role == role]
-    same = sha256_file(file) if drops else ""
-    known = {"accepted", "withdrawn", "suspended"}
-    return next((drop for drop in drops if drop.sha256 == same and drop.state in known), None)
+    return drop_of_file(Overview(settings.state_folder), track, role, sha256_file(file))
 
 
 def _unseen(settings: "Settings", track: str) -> list[str]:

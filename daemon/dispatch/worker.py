@@ -6,6 +6,7 @@ session and process group of its own, and one end of a pipe: when the worker die
 stops. A new worker starts nothing before the old one's step is gone.
 """
 
+import errno
 import fnmatch
 import os
 import signal
@@ -74,6 +75,8 @@ NETWORK_ENVIRONMENT = (
 _POLL_SECONDS = 0.2
 _KILL_SECONDS = 10.0
 _FULL_SECONDS = 1.0
+#: No memory, process or descriptor is free just now.
+_PASSING = frozenset({errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE})
 StepCommand = Callable[[StepSpec, Path], Sequence[str]]
 """The argument list that does a step, from its spec and where that lies."""
 log = structlog.get_logger()
@@ -175,14 +178,14 @@ class Worker:
         entry.unlink(missing_ok=True)
 
     def _begin_with_room(self, entry: Path, spec: StepSpec, place: Path) -> tuple[subprocess.Popen[bytes], int] | None:
-        """Do as `_begin` once the disk has room for it; told to stop before, put the order back and return `None`."""
+        """Do as `_begin` once disk and memory have room; told to stop before, put the order back and return `None`."""
         while True:
             try:
                 return self._begin(entry, spec, place)
             except OSError as error:
-                if not is_disk_full(error):
+                if not is_disk_full(error) and error.errno not in _PASSING:
                     raise
-                log.warning("disk_full", key=spec.key, error=str(error))
+                log.warning("step_not_begun", key=spec.key, error=str(error))
             # The order stays in `running` meanwhile: one that moves back could be taken for lost.
             if self.stop.wait(_FULL_SECONDS):
                 entry.rename(self._spool.queue / entry.name)

@@ -1,4 +1,4 @@
-"""What every part of the queue rests on: events, and the check that a run is still its owner's."""
+"""What every part of the queue rests on: the check that a run is still its owner's."""
 
 from dataclasses import dataclass
 

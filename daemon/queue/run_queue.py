@@ -2,8 +2,7 @@
 The queue of runs: with `cancelling` the only place that writes `Run.state`, and an event in the same transaction.
 
 A run's owner holds a claim token, and each of its writes is conditional on it: a daemon that lost its run cannot end
-somebody else's. Every time is in whole milliseconds since the epoch and given by the caller. What an owner needs beside
-(attempts, the drops of a snapshot) is offered from here too.
+somebody else's. Every time is in whole milliseconds since the epoch and given by the caller.
 """
 
 import uuid

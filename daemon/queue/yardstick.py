@@ -25,7 +25,6 @@ from pipeline.contract import YardstickBefore
 from pipeline.wording import count
 
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
-#: Events by which a person lets a drop count.
 
 
 def why_it_waits(settings: Settings, track: str, uid: int, mode: int) -> str | None:

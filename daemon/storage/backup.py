@@ -1,5 +1,5 @@
 """
-A backup of the state folder, made while the daemon writes, and putting it back while none runs.
+A backup of the state folder, made while the daemon writes; `restore` puts it back.
 
     BACKUP/manifest.json     written last: schema, rows by table, size and sha256 of every file
     BACKUP/dropforge.db      the database, verified

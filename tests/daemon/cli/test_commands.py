@@ -15,6 +15,7 @@ import pytest
 from daemon.cli.output import print_table
 from daemon.inbox.submit import copy_in
 from daemon.settings.load import load
+from daemon.views.overview import Overview
 from tests.daemon.conftest import lines
 
 SCRIPT = Path(sys.executable).parent / "dropforge"
@@ -415,6 +416,14 @@ def test_check_names_the_drop_with_the_same_content(lived_in: Any, dropforge: Co
     (lived_in.folder / "copy.jsonl").write_bytes((lived_in.settings.inbox_folder / "done" / "first.jsonl").read_bytes())
     assert "as drop 2 (first.jsonl, accepted): a duplicate" in dropforge("check", "copy.jsonl").out
     assert dropforge("check", "copy.jsonl", "--json").json["same_as_drop"] == 2
+    aside = lived_in.settings.intake.model_copy(update={"on_bad_rows": "quarantine", "max_bad_percent": 70})
+    lived_in.settings = lived_in.settings.model_copy(update={"intake": aside})
+    text = '{"instruction": "say z", "output": "z"}\n{}\n'
+    lived_in.take("some-bad.jsonl", text)
+    (lived_in.folder / "copy.jsonl").write_text(text)
+    taken = Overview(lived_in.settings.state_folder).drops()[0]
+    assert (taken.name, taken.state) == ("some-bad.jsonl", "accepted")
+    assert dropforge("check", "copy.jsonl", "--json").json["same_as_drop"] == taken.id, "it was taken without a row"
 
 
 def test_check_and_submit_say_what_the_track_lacks_for_a_verdict(

@@ -350,13 +350,14 @@ def stop_when(tried: threading.Event, root: Path) -> None:
     thread.join()
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.ENOMEM])
 def test_a_worker_that_is_stopped_while_an_order_waits_for_room_puts_it_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, GOOD)
     executor.submit(spec)
     with monkeypatch.context() as patch:
-        stop_when(refuse(patch, "running", errno.ENOSPC), tmp_path)
+        stop_when(refuse(patch, "running", number), tmp_path)
     assert executor.poll(spec) is JobState.QUEUED
     assert not (tmp_path / spec.folder / "said").exists(), "a step that is not written down does nothing"
     with start_worker(tmp_path) as second:
@@ -375,7 +376,7 @@ def test_a_worker_that_is_stopped_while_a_result_waits_for_room_gives_it_up(
 
 
 @pytest.mark.parametrize("name", ["running", RESULT_NAME])
-def test_only_a_full_disk_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_only_what_passes_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     executor, spec = LocalExecutor(tmp_path), spec_of(tmp_path, KILLED)
     executor.submit(spec)
     refuse(monkeypatch, name, errno.EIO)
