@@ -2,12 +2,14 @@
 
 import re
 
+from daemon.settings.model import Settings
 from pipeline.wording import printable
 
 #: Characters that make links, mentions, emphasis or markup somewhere, and what looks like them and makes none.
 _LOOKALIKES = str.maketrans("<>@*`[]|~#\\&", "‹›＠∗ˋ［］¦∼＃＼＆")  # noqa: RUF001 - they are to look alike
-#: A dot that some service takes for that of a host's name; those of our own files are none.
-_DOT = re.compile(r"\.(?=[^\W\d_])(?!(?:jsonl?|toml)\b)")
+_DOTTED = re.compile(r"[\w-]+(?:\.[\w-]+)+")
+#: Last parts of names that no host has: endings of files, and what has a digit or an underscore.
+_NO_HOST = re.compile(r"jsonl?|toml|txt|csv|tsv|log|html|parquet|gz|\w*[\d_]\w*", re.IGNORECASE)
 _WIDTH = 160
 
 
@@ -19,4 +21,12 @@ def inert(text: str, width: int = _WIDTH) -> str:
     """
     seen = printable(text)
     clipped = seen if len(seen) <= width else f"{seen[: width - 1]}…"
-    return _DOT.sub("․", clipped.translate(_LOOKALIKES).replace("://", "∶∕∕"))  # noqa: RUF001
+    return _DOTTED.sub(_no_link, clipped.translate(_LOOKALIKES).replace("://", "∶∕∕"))  # noqa: RUF001
+
+
+def _no_link(found: re.Match[str]) -> str:
+    """Return a dotted name as it is, so that it is found when it is copied; one of a host with its dots in brackets."""
+    section, _, name = found[0].partition(".")
+    field = Settings.model_fields.get(section)
+    is_setting = field is not None and name in getattr(field.annotation, "model_fields", {})
+    return found[0] if is_setting or _NO_HOST.fullmatch(found[0].rpartition(".")[2]) else found[0].replace(".", "(.)")

@@ -1,8 +1,9 @@
 """
 The outbox: the only writer of `message`. Events become rows in one transaction with the cursor, so each does once.
 
-A row is one message to one address. The first of an address that is pending is the one to send, so an address that
-does not answer holds up its own messages, in order, and no one else's. A try is counted before it is made.
+A row is one message to one address; rejections of a minute are one. The first of an address that is pending is the one
+to send, so an address that does not answer holds up its own messages, in order, and no one else's. A try is counted
+before it is made.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
-from sqlalchemy import Engine, func
+from sqlalchemy import ColumnElement, Engine, and_, func
 from sqlalchemy.exc import DBAPIError
 from sqlmodel import Session, col, select
 
@@ -31,6 +32,9 @@ _MOST = 200
 MOST_AN_HOUR = 10
 HOUR_MS = 3_600_000
 WEEK_MS = 7 * 24 * HOUR_MS
+#: Rejections are told together: a folder of files comes within so long. Each has a line, of the first so many.
+_TOGETHER_MS, _MOST_TOGETHER = 60_000, 6
+_MORE, _FURTHER = " and {} more", "and {} more: dropforge drops --state rejected"
 _FIRST_PAUSE_MS, _LONGEST_PAUSE_MS = 15_000, 600_000
 _GONE = "its address is not in the settings any more"
 log = structlog.get_logger()
@@ -97,7 +101,8 @@ def take(engine: Engine, address: str, now: int) -> Unsent | None:
 
     What could not be sent for a week is given up first.
     """
-    first = _pending().where(Message.address == address).order_by(col(Message.id)).limit(1)
+    due = ~_gathers(now)
+    first = _pending().where(Message.address == address, due).order_by(col(Message.id)).limit(1)
     with transaction(engine) as session:
         while (message := session.exec(first).first()) is not None:
             if message.error and message.created_at < now - WEEK_MS:
@@ -156,8 +161,10 @@ def _worded(word: Callable[[], Text | None]) -> Text | None:
 
 
 def _put(session: Session, settings: Settings, text: Text, event: int | None, now: int) -> None:
-    """Write one message for each address, unless its kind has been told too often just now."""
+    """Write one message for each address, or a line of one that waits, unless its kind was told too often just now."""
     for address in _addresses(settings):
+        if text.brief and event is not None and _joined(session, text, event, address, now):
+            continue
         hour = (Message.kind == text.kind, col(Message.created_at) > now - HOUR_MS, Message.address == address)
         told = session.exec(select(func.count()).select_from(Message).where(*hour)).one()
         if told >= MOST_AN_HOUR:
@@ -173,10 +180,31 @@ def _put(session: Session, settings: Settings, text: Text, event: int | None, no
                 title=text.title,
                 body=body,
                 created_at=now,
-                not_before=now,
+                # Others of a minute come along.
+                not_before=now + _TOGETHER_MS if text.brief else now,
             )
         )
         session.flush()
+
+
+def _joined(session: Session, text: Text, event: int, address: str, now: int) -> bool:
+    """Add what happened to a message of its kind that has waited for less than a minute; say whether there is one."""
+    first = session.exec(_pending().where(Message.kind == text.kind, Message.address == address, _gathers(now))).first()
+    if first is None or first.event_id is None:
+        return False
+    since = (col(Event.id) > first.event_id, col(Event.id) <= event, Event.kind == text.kind)
+    more = session.exec(select(func.count()).select_from(Event).where(*since)).one()
+    first.title = f"{first.title.removesuffix(_MORE.format(more - 1))}{_MORE.format(more)}"
+    lines = first.body.removesuffix(_FURTHER.format(more - 1 - _MOST_TOGETHER)).rstrip("\n")
+    line = text.brief if more <= _MOST_TOGETHER else _FURTHER.format(more - _MOST_TOGETHER)
+    first.body = f"{lines}\n{line}"
+    session.add(first)
+    return True
+
+
+def _gathers(now: int) -> ColumnElement[bool]:
+    """Return what is true of messages that were not sent yet since more may join them; they hold up no other."""
+    return and_(col(Message.tries) == 0, col(Message.not_before) > now, col(Message.not_before) <= now + _TOGETHER_MS)
 
 
 def _end(session: Session, message: Message, state: MessageState, now: int, error: str | None) -> None:

@@ -18,11 +18,15 @@ from daemon.messages.inert import inert
 from daemon.state.run_files import run_folder
 from daemon.state.states import AWAITING
 from daemon.state.tables import Drop, Event, Run
+from pipeline.validation.fast_path import KEYS
 from pipeline.wording import count, size_words
 
 #: The beginning of an error that nobody foresaw: what follows may quote the data.
 _UNFORESEEN = re.compile(r"([A-Za-z_][\w.]*(?:Error|Exception|Warning|Exit|Interrupt)): ")
 _WON = "promoted: "
+#: What a finding quotes: a key of records, or a value.
+_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
+_TITLE_WIDTH = 60
 
 
 class Text(NamedTuple):
@@ -33,6 +37,8 @@ class Text(NamedTuple):
     """How grave it is, in Apprise's words: info, success, warning, failure."""
     title: str
     body: str
+    brief: str = ""
+    """One line instead, beside others of its kind in one message; without it each is a message."""
 
 
 class _Told(NamedTuple):
@@ -41,6 +47,7 @@ class _Told(NamedTuple):
     level: str
     title: str
     lines: tuple[str, ...]
+    brief: str = ""
 
 
 def text_of(session: Session, state_folder: Path, event: Event) -> Text | None:
@@ -49,7 +56,7 @@ def text_of(session: Session, state_folder: Path, event: Event) -> Text | None:
     told = None if tell is None else tell(session, state_folder, event)
     if told is None:
         return None
-    return Text(event.kind, told.level, f"[dropforge] {told.title}", "\n".join(filter(None, told.lines)))
+    return Text(event.kind, told.level, f"[dropforge] {told.title}", "\n".join(filter(None, told.lines)), told.brief)
 
 
 def _promoted(_session: Session, _root: Path, event: Event) -> _Told:
@@ -167,25 +174,41 @@ def _rejected(session: Session, _root: Path, event: Event) -> _Told:
     rules = event.detail.get("rules")
     kinds = [f"{number} {inert(rule)}" for rule, number in rules.items()] if isinstance(rules, Mapping) else []
     found = f"{count(drop.findings, 'finding')} in {count(drop.rows, 'row')}"
+    owner = f", dropped by {inert(str(event.detail['owner']))}" if event.detail.get("owner") else ""
+    where, wrong, remedy = _first_finding(event)
     return _Told(
         "warning",
-        f"REJECTED: {drop.track}, drop {drop.id}",
+        f"REJECTED: {drop.track}, {inert(drop.name, _TITLE_WIDTH)}",
         (
-            f"the file: {inert(drop.name)}",
-            f"dropped by {inert(str(event.detail['owner']))}" if event.detail.get("owner") else "",
+            f"the file: {inert(drop.name)}, drop {drop.id}{owner}",
             found + (f" ({', '.join(kinds)})" if kinds else ""),
+            f"{where}{wrong}",
+            # What inert changes, a command with a pipe say, is not what would help.
+            f"what to do: {remedy}" if remedy and inert(remedy) == remedy else "",
             "each with its line and what to do: beside the file, in rejected/",
         ),
+        f"{inert(drop.name)}, drop {drop.id}: {wrong or found}",
     )
+
+
+def _first_finding(event: Event) -> tuple[str, str, str]:
+    """Return the line, the words and the remedy of a rejected drop's first finding, without what they quote of rows."""
+    noted = event.detail.get("kinds")
+    first = noted[0] if isinstance(noted, list) and noted and isinstance(noted[0], Mapping) else {}
+    wrong, remedy = (
+        _QUOTED.sub(lambda quoted: quoted[0] if quoted[1] in KEYS else '"…"', str(first.get(name) or ""))
+        for name in ("message", "remedy")
+    )
+    return f"line {first['line']}: " if first.get("line") else "", inert(wrong), remedy
 
 
 def _suspended(session: Session, _root: Path, event: Event) -> _Told:
     drop = session.get_one(Drop, event.drop_id)
     return _Told(
         "warning",
-        f"SUSPENDED: {drop.track}, drop {drop.id}",
+        f"SUSPENDED: {drop.track}, {inert(drop.name, _TITLE_WIDTH)}",
         (
-            f"the file: {inert(drop.name)}",
+            f"the file: {inert(drop.name)}, drop {drop.id}",
             f"the reason: {_said(event, 'reason')}",
             f"to train on it all the same: dropforge drops restore {drop.id} --reason TEXT",
         ),

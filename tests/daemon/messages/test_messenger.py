@@ -89,16 +89,19 @@ def test_a_mail_reads_as_it_was_written_and_is_from_dropforge(lived_in: Any, mai
     lived_in.take("Grüße an Jörg 🎉.jsonl", '{"instruction": "a"}\n')
     fail_hook(lived_in, "exit code 1; " + "a line as long as one may be " * 9)
     turn(lived_in)
-    rejected, failed = mailbox.mails
-    assert rejected["Subject"] == "[dropforge] REJECTED: default, drop 7"
+    assert len(mailbox.mails) == 1, "others of a minute may join the rejection, and nothing waits for it"
+    turn(lived_in)
+    failed, rejected = mailbox.mails
+    assert rejected["Subject"] == "[dropforge] REJECTED: default, Grüße an Jörg 🎉.jsonl"
     assert (rejected["From"], rejected["To"]) == ("Dropforge <anna@example.org>", "box@example.org")
     first, *_ = rejected.get_content().splitlines()
-    assert first == "the file: Grüße an Jörg 🎉.jsonl"
+    assert first.startswith("the file: Grüße an Jörg 🎉.jsonl, drop 7, dropped by ")
     assert failed.get_content().splitlines()[-1] == "to run it again: dropforge hook --track default"
     # Any server on its way takes it, and changes nothing in it.
     for sent in mailbox.taken:
         assert sent.isascii()
-        assert max(len(line) for line in sent.splitlines()) <= 78
+        # A subject with a file's name is one word, as it is encoded.
+        assert all(len(line) <= (998 if line.startswith(b"Subject: ") else 78) for line in sent.splitlines())
 
 
 def test_a_wrong_password_of_a_mailbox_is_not_called_silence(mailbox: Mailbox) -> None:
@@ -224,6 +227,7 @@ def test_a_server_that_hangs_keeps_no_file_from_being_taken_and_no_run_from_bein
 ) -> None:
     monkeypatch.setattr(delivery, "SECONDS", 600.0)
     monkeypatch.setattr(messenger, "_TICK_SECONDS", 0.01)
+    monkeypatch.setattr(outbox, "_TOGETHER_MS", 0)
     address.answer = None
     path = tmp_path / "dropforge.toml"
     url = address.url.replace("rto=0.5", "rto=600")

@@ -119,17 +119,40 @@ def test_an_event_that_cannot_be_worded_holds_up_no_other(lived_in: Any) -> None
     assert [one.kind for one in collect(lived_in)] == ["hook_failed"]
 
 
-def test_a_folder_of_bad_files_does_not_drown_the_rest(lived_in: Any) -> None:
+def test_what_happens_again_and_again_does_not_drown_the_rest(lived_in: Any) -> None:
     with_messages(lived_in, urls=[URL])
-    for number in range(outbox.MOST_AN_HOUR + 5):
-        lived_in.take(f"bad{number}.jsonl", '{"instruction": "x"}\n')
-    fail_hook(lived_in)
+    fail_hook(lived_in, outbox.MOST_AN_HOUR + 5)
+    lived_in.take("bad.jsonl", '{"instruction": "x"}\n')
     found = collect(lived_in)
-    assert [one.kind for one in found] == ["drop_rejected"] * outbox.MOST_AN_HOUR + ["hook_failed"]
+    assert [one.kind for one in found] == ["hook_failed"] * outbox.MOST_AN_HOUR + ["drop_rejected"]
     assert found[outbox.MOST_AN_HOUR - 1].body.endswith("\nfurther ones within the hour: dropforge status")
     lived_in.now += outbox.HOUR_MS
+    fail_hook(lived_in)
+    assert collect(lived_in)[-1].kind == "hook_failed"
+
+
+def test_rejections_of_a_minute_are_one_message_with_a_line_each(lived_in: Any) -> None:
+    with_messages(lived_in, urls=[URL])
+    now = lived_in.now
+    for number in range(10):
+        lived_in.take(f"bad{number}.v2.jsonl", '{"instruction": "x"}\n')
+        if number in {0, 4, 9}:
+            outbox.collect(lived_in.engine, lived_in.settings, now + number)
+    (found,) = rows(lived_in)
+    assert found.title == "[dropforge] REJECTED: default, bad0.v2.jsonl and 9 more"
+    lines = found.body.splitlines()
+    assert lines[0].startswith("the file: bad0.v2.jsonl, drop 7")
+    assert lines[2:4] == ["line 1: output is missing", 'what to do: add the key "output" with a text']
+    assert lines[5:] == [
+        *(f"bad{number}.v2.jsonl, drop {number + 7}: output is missing" for number in range(1, 7)),
+        "and 3 more: dropforge drops --state rejected",
+    ]
+    (address,) = found_addresses(lived_in)
+    assert outbox.take(lived_in.engine, address, found.not_before - 1) is None
+    sent = outbox.take(lived_in.engine, address, found.not_before)
+    assert sent is not None
     lived_in.take("late.jsonl", '{"instruction": "x"}\n')
-    assert collect(lived_in)[-1].kind == "drop_rejected"
+    assert [one.title[-10:] for one in collect(lived_in)] == ["and 9 more", "late.jsonl"]
 
 
 def test_messages_of_an_address_that_was_taken_out_are_given_up_and_a_new_one_hears_of_what_comes(

