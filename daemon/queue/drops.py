@@ -10,12 +10,12 @@ from sqlalchemy import Engine
 from sqlmodel import Session, select
 
 from daemon.queue import cancelling, run_queue, suspects
-from daemon.queue.snapshots import waiting_drops
+from daemon.queue.snapshots import next_drops, waiting_drops
 from daemon.queue.yardstick import records_came
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
 from daemon.state.events import Word, record_event
-from daemon.state.states import DropState
+from daemon.state.states import SEARCH, DropState
 from daemon.state.tables import Drop, Run
 from pipeline.errors import DropforgeError
 
@@ -32,15 +32,18 @@ class Withdrawal(NamedTuple):
     """Runs that were made from it: open ones, and wins that waited for approval."""
     queued: int | None
     """The run that trains on what else was new in them."""
+    searches: bool = False
+    """Whether that is a search, as one of them was."""
 
     @property
     def words(self) -> list[str]:
         """The same in sentences."""
         row, begun = self.drop, self.queued
+        does = "searches again" if self.searches else "trains on what else is new"
         return [
             f"drop {row.id} ({row.name}) is withdrawn: no later run of track {row.track} uses it",
             *(f"run {run} is cancelled: it was made from that drop" for run in self.cancelled),
-            *([] if begun is None else [f"run {begun} is queued: it trains on what else is new, without that drop"]),
+            *([] if begun is None else [f"run {begun} is queued: it {does}, without that drop"]),
         ]
 
 
@@ -69,7 +72,8 @@ def withdraw(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Wi
     Take an accepted, proposed or suspended drop out of every later snapshot, training and held-out alike.
 
     The open runs and the pending approvals that were made from it are cancelled, and one run is queued on what else was
-    new in them. What is promoted already stays: a person rolls it back. Raises `WrongDrop`.
+    new in them, which searches if one of them did. What is promoted already stays: a person rolls it back. Raises
+    `WrongDrop`.
     """
     with transaction(engine) as session:
         drop = _known(session, drop_id)
@@ -84,7 +88,13 @@ def withdraw(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Wi
         begun = None
         if cancelled and waiting_drops(session, drop.track):
             begun = _enqueue(session, settings, drop.track, word.at)
-        return Withdrawal(drop, cancelled, begun.id if begun else None)
+        searched = any(session.get_one(Run, run).trigger == SEARCH for run in cancelled)
+        if searched and any(other.role == "train" for other in next_drops(session, drop.track)):
+            # A person asked for it, whatever else begins runs on the track.
+            begun = begun or run_queue.enqueue(session, drop.track, SEARCH, word.at, word.at)
+            begun.trigger = SEARCH
+            session.add(begun)
+        return Withdrawal(drop, cancelled, begun.id if begun else None, begun is not None and begun.trigger == SEARCH)
 
 
 def restore(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Drop:

@@ -15,6 +15,7 @@ from daemon.queue.claims import Cancelled, Claim
 from daemon.queue.snapshots import waiting_drops
 from daemon.state.database import transaction
 from daemon.state.events import Word
+from daemon.state.states import SEARCH
 from daemon.state.tables import Drop, Event, Promotion, Run
 from pipeline.steps import STEPS
 from tests.chaos.house import DAY, records
@@ -324,6 +325,20 @@ def test_its_events_say_why(asking: House) -> None:
 
 
 # --- what is said of it
+
+
+@pytest.mark.parametrize("trigger", ["drop", "nightly"])
+def test_withdrawing_a_drop_of_a_search_lets_another_one_search(asking: House, trigger: str) -> None:
+    engine, settings = asking.daemon.engine, asking.daemon.settings.model_copy(update={"trigger": trigger})
+    drop = with_good(asking, "prepare")
+    with transaction(engine) as session:
+        session.get_one(Run, 1).trigger = SEARCH
+    done = drops.withdraw(engine, drop, Word("deletion", asking.now), settings)
+    assert done.cancelled == [1]
+    assert done.words[-1] == f"run {done.queued} is queued: it searches again, without that drop"
+    with transaction(engine) as session:
+        run = session.get_one(Run, done.queued)
+    assert (run.state, run.trigger) == ("queued", SEARCH)
 
 
 def test_withdrawing_names_what_ends_what_begins_and_what_serves(asking: House, dropforge: Callable[..., Any]) -> None:
