@@ -13,6 +13,8 @@ from pipeline.errors import EXIT_FAILED, DropforgeError
 from pipeline.wording import count, listed
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from daemon.settings.model import Settings
 
 _MOST_NAMED = 20
@@ -175,16 +177,25 @@ def restore(
     settings = load_settings(context)
     done = put_back(settings, source, without_models=without_models)
     follow_all(settings.state_folder)
+    kept = None if done.settings is None else str(done.settings)
     if as_json:
-        print_json(restored=str(source), replaced=str(done.replaced), lost=done.lost, missing=done.missing)
+        names = {"settings": kept, "tracks": done.tracks, "lost": done.lost, "missing": done.missing}
+        print_json(restored=str(source), replaced=str(done.replaced), **names)
         return
     print_line(f"restored: {source}; what was there before is in {done.replaced}")
+    if kept is not None:
+        print_line(f"its settings differ from today's, and nothing reads them: {kept}")
+        print_line(f"they declare {_tracks(done.tracks)}; today's declare {_tracks(settings.track_names)}")
     for name in done.lost[:_MOST_NAMED]:
         print_line(f"accepted after the backup, so drop it again from {settings.inbox}/done: {name}")
     if len(done.lost) > _MOST_NAMED:
         print_line(f"and {len(done.lost) - _MOST_NAMED} more")
     for name in done.missing[:_MOST_NAMED]:
         print_line(f"missing or damaged: {name}")
+
+
+def _tracks(names: "Sequence[str]") -> str:
+    return f"{'the track' if len(names) == 1 else 'the tracks'} {listed(names)}"
 
 
 def doctor(context: typer.Context, *, as_json: JsonOption = False) -> None:

@@ -3,13 +3,13 @@
 import os
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from daemon.cli.drops import state_words, waiting_words
 from daemon.cli.output import clock, dump, print_json, print_line, print_table, until, verdict_words
-from daemon.cli.workspace import JsonOption, load_settings, open_overview
+from daemon.cli.workspace import JsonOption, load_settings, open_overview, open_writer
 from pipeline.wording import count
 
 if TYPE_CHECKING:
@@ -26,6 +26,41 @@ _SHORT_ID = 12
 def register(app: typer.Typer) -> None:
     """Add this group's commands."""
     app.command()(status)
+    app.command()(attention)
+
+
+def attention(
+    context: typer.Context,
+    *,
+    dismiss: Annotated[
+        list[str] | None, typer.Option("--dismiss", metavar="KEY", help="Leave it out until it happens again.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """
+    List what needs a person, the most urgent first, each behind its key.
+
+    What lasts, as a pause does, is told again a day after it was dismissed.
+    """
+    from daemon.views.details import attention as needs  # noqa: PLC0415 - a quick start for `status`
+
+    settings, overview, words = load_settings(context), open_overview(context), []
+    for key in dismiss or ():
+        from daemon.champions.approval import who  # noqa: PLC0415
+        from daemon.state.events import Word  # noqa: PLC0415
+        from daemon.system.clock import now_ms  # noqa: PLC0415
+        from daemon.views.details import deeds  # noqa: PLC0415
+
+        one = needs.dismiss(open_writer(context), settings, overview, key, Word("", now_ms(), who()))
+        words.append(deeds.dismissed(one))
+    found = needs.attention(settings, overview)
+    if as_json:
+        print_json(attention=[one.model_dump(mode="json") for one in found])
+    elif words:
+        for line in words:
+            print_line(line)
+    else:
+        print_table(("KEY", "WHAT"), [(one.key, one.title) for one in found])
 
 
 def status(context: typer.Context, *, as_json: JsonOption = False) -> None:

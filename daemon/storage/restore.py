@@ -28,6 +28,8 @@ from pipeline import durable
 from pipeline.errors import DropforgeError, is_disk_full
 
 _SIDECARS = ("-journal", "-wal", "-shm")
+#: The settings of a backup, in the state folder; settings that say where things are differ without harm.
+_KEPT, _PLACES = "settings-of-backup.json", {"inbox", "state"}
 _SUCCEEDED = "SELECT id FROM run WHERE state = 'succeeded'"
 _ACCEPTED = "SELECT track, role, sha256, name FROM \"drop\" WHERE state = 'accepted'"
 _BEGIN_AGAIN = (
@@ -56,6 +58,10 @@ class Restored(NamedTuple):
     """Where the database and the runs that were there before are now."""
     lost: tuple[str, ...]
     """Files that were accepted after the backup was made, as `track/name`: they are in the inbox's `done/`."""
+    settings: Path | None
+    """Where the settings of the backup are now, to read; `None` if they are those of today, or not in it."""
+    tracks: tuple[str, ...]
+    """The tracks that they declare."""
     missing: tuple[str, ...]
     """Files that the restored database names and that are neither in backup nor state folder, or damaged verdicts."""
 
@@ -97,9 +103,27 @@ def restore(settings: Settings, source: Path, *, without_models: bool = False) -
             if not is_disk_full(error):
                 raise
             raise _full(root, source, sum(size for size, _ in manifest.files.values())) from error
+        kept, tracks = _keep_settings(settings, source)
         missing = [name for name, _ in named_files(root, root / DATABASE_NAME) if not (root / name).exists()]
         missing += [*unreadable_verdicts(root, root / DATABASE_NAME), *lost_models]
-        return Restored(manifest, replaced, _lost(replaced / DATABASE_NAME, database), tuple(missing))
+        lost = _lost(replaced / DATABASE_NAME, database)
+        return Restored(manifest, replaced, lost, kept, tracks, tuple(missing))
+
+
+def _keep_settings(settings: Settings, source: Path) -> tuple[Path | None, tuple[str, ...]]:
+    """
+    Put a backup's settings beside the database, where a person reads them and nothing else does.
+
+    Returns where they are, and the tracks that they declare; `None` where they are today's but for places.
+    """
+    found = durable.read_object(source / SETTINGS) if source.is_dir() else {}
+    today = settings.model_dump(mode="json")
+    if all(found.get(name) == value for name, value in today.items() if name not in _PLACES) or not found:
+        return None, ()
+    path = settings.state_folder / _KEPT
+    durable.write_json(path, found)
+    declared = found.get("tracks")
+    return path, ("default", *(declared if isinstance(declared, dict) else ()))
 
 
 def _put_all_back(root: Path, source: Path, database: Path, files: Mapping[str, tuple[int, str]]) -> Path:

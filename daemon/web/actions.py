@@ -14,6 +14,7 @@ path to go on from; or with `error.html`.
     /drops/ID/accept           reason (may be empty)
     /drops/ID/withdraw         reason
     /drops/ID/restore          reason
+    /attention/KEY/dismiss
 
 The API has the same below `/api/v1`, with a JSON body of the same fields, and answers `{"words": [...]}`.
 """
@@ -35,7 +36,7 @@ from daemon.queue import cancelling, drops
 from daemon.queue.scheduling import order, pausing
 from daemon.state.events import Word
 from daemon.system.clock import now_ms
-from daemon.views.details import deeds
+from daemon.views.details import attention, deeds
 from daemon.views.overview import NotThere
 from daemon.web.drawing import draw
 from daemon.web.pages import require_track
@@ -199,6 +200,12 @@ def restore(site: SiteOf, drop_id: Number, body: Why) -> Done:
     return _done(*deeds.restored(site.overview, site.settings, row))
 
 
+@router.post("/attention/{key}/dismiss")
+def dismiss(site: SiteOf, key: Name) -> Done:
+    """Leave out what needed attention until it happens again; what lasts, for a day."""
+    return _done(deeds.dismissed(attention.dismiss(site.writer(), site.settings, site.overview, key, _word(""))))
+
+
 #: By the two words of a form's path: what is done, and what it is told.
 _DEEDS: dict[tuple[str, str], tuple[Any, type[Frozen] | None]] = {
     ("runs", "cancel"): (cancel, None),
@@ -212,6 +219,7 @@ _DEEDS: dict[tuple[str, str], tuple[Any, type[Frozen] | None]] = {
     ("drops", "accept"): (accept, PerhapsWhy),
     ("drops", "withdraw"): (withdraw, Why),
     ("drops", "restore"): (restore, Why),
+    ("attention", "dismiss"): (dismiss, None),
 }
 
 
@@ -219,15 +227,17 @@ _DEEDS: dict[tuple[str, str], tuple[Any, type[Frozen] | None]] = {
 async def by_form(request: Request, site: SiteOf, kind: str, target: str, deed: str) -> Response:
     """Do what a form asks for, and draw `done.html`."""
     act, told = _DEEDS.get((kind, deed), (None, None))
+    numbered = kind in {"runs", "drops"}
     number = target.isascii() and target.isdecimal() and len(target) < _DIGITS and 0 < int(target) <= MOST
-    if act is None or (kind != "tracks" and not number):
+    if act is None or (numbered and not number):
         raise NotThere(f"there is no {kind}/{target}/{deed}", "go back to the page before")
     given = await request.form(max_files=0, max_fields=_MOST_FIELDS)
     body = [] if told is None else [_read(told, {name: value for name, value in given.items() if value != ""})]
-    done = await run_in_threadpool(act, site, target if kind == "tracks" else int(target), *body)
+    done = await run_in_threadpool(act, site, int(target) if numbered else target, *body)
     if act is judge_blind:
         return RedirectResponse(f"/runs/{target}/review", status_code=303)
-    return draw(request, "done.html", {"words": done.words, "back": f"/{kind}/{target}"})
+    back = "/" if act is dismiss else f"/{kind}/{target}"
+    return draw(request, "done.html", {"words": done.words, "back": back})
 
 
 def _read(kind: type[Frozen], fields: dict[str, Any]) -> Frozen:

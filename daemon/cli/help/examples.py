@@ -16,6 +16,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "check": ("dropforge check data.jsonl", "dropforge check data.jsonl --track support --json"),
         "submit": ("dropforge submit data.jsonl --track support", "dropforge submit test.jsonl --heldout"),
         "status": ("dropforge status", "dropforge status --json | jq .runs"),
+        "attention": ("dropforge attention", "dropforge attention --dismiss failed-7"),
         "watch": ("dropforge watch", "dropforge watch | tee progress.txt"),
         "wait": (
             "dropforge wait 7",

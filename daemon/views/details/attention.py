@@ -1,22 +1,34 @@
 """What a person should look at first, the most urgent first."""
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from daemon.settings.model import Settings
 from daemon.storage.free_space import FreeSpace
-from daemon.views.champion_history import ChampionView
+from daemon.views.champion_history import ChampionView, utc
 from daemon.views.details.drop import findings_of
 from daemon.views.drop_lineage import DropView
-from daemon.views.overview import Overview
+from daemon.views.overview import NotThere, Overview, RunView
 from pipeline.artifacts import Frozen
 from pipeline.wording import count
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from daemon.state.events import Word
 
 Kind = Literal["daemon", "disk", "trouble", "hook", "failed", "rejected", "approval", "blocked", "proposed", "paused"]
 #: What has gone wrong longer ago is history.
 _RECENT = timedelta(days=7)
-_MOST, _MOST_KINDS = 5, 3
+#: What lasts (no daemon, a pause) is told again so long after it was dismissed.
+_LASTING = timedelta(days=1)
+#: How many of a kind are told, and how many are looked at.
+_MOST, _MOST_LOOKED_AT, _MOST_KINDS = 5, 100, 3
+#: `Event.kind` where a person has seen enough of a thing.
+DISMISSED = "attention_dismissed"
+_DISMISSALS = "SELECT at, detail FROM event WHERE at > ? AND kind = ? ORDER BY id"
 #: Who dropped a file says the event that recorded it, and no other.
 _CAME_AGAIN = """
 SELECT later.id FROM "drop" AS one JOIN "drop" AS later USING (track, role, name_bytes)
@@ -36,19 +48,63 @@ class Attention(Frozen):
     track: str | None = None
     run: int | None = None
     drop: int | None = None
+    since: datetime | None = None
+    """When it happened; `None` for what lasts."""
+    count: int = 1
+    """How many things it stands for: one may say what a list leaves out."""
+    key: str = ""
+    """By which it is dismissed."""
 
 
 def attention(settings: Settings, overview: Overview) -> tuple[Attention, ...]:
-    """Return what needs a person, the most urgent first; empty if all is well."""
+    """
+    Return what needs a person, the most urgent first; empty if all is well.
+
+    Not what was dismissed, until it happens again; of what lasts, for a day. What is left out is counted.
+    """
     alive = overview.daemon().alive
-    return (
-        *_machine(settings, overview, alive=alive),
-        *_paused(overview),
-        *_commands(settings, overview),
-        *_failed(overview),
-        *_rejected(settings, overview),
-        *_words(settings, overview),
-    )
+    rows = overview.rows(_DISMISSALS, round(_since().timestamp() * 1000), DISMISSED)
+    dismissed = {str(row.detail["key"]): utc(row.at) for row in rows}
+    told: list[Attention] = []
+    for found, rest in (
+        (_machine(settings, overview, alive=alive), ""),
+        (_paused(overview), ""),
+        (_commands(settings, overview), ""),
+        (_failed(overview), "runs failed: dropforge runs --state failed"),
+        (_rejected(settings, overview), "files were rejected: dropforge drops --state rejected"),
+        (_wins(overview), ""),
+        (_proposed(settings, overview), "files wait for a person: dropforge drops --state proposed"),
+    ):
+        left = [one for one in map(_with_key, found) if not _is_dismissed(one, dismissed)]
+        told += left[:_MOST] if rest else left
+        if rest and len(left) > _MOST:
+            more = len(left) - _MOST
+            title = f"{'At least ' if len(left) == _MOST_LOOKED_AT else ''}{more} more {rest.partition(':')[0]}"
+            told.append(_with_key(Attention(kind=left[0].kind, title=title, detail=rest, count=more)))
+    return tuple(told)
+
+
+def dismiss(engine: "Engine", settings: Settings, overview: Overview, key: str, word: "Word") -> Attention:
+    """Leave a thing out from now on, and return it. Raises `NotThere` if it needs no attention."""
+    from daemon.state.database import transaction  # noqa: PLC0415 - a quick start for who only reads
+    from daemon.state.events import record_event  # noqa: PLC0415
+
+    found = next((one for one in attention(settings, overview) if one.key == key), None)
+    if found is None:
+        raise NotThere(f"nothing that needs attention is called {key}", "see what does: dropforge attention")
+    with transaction(engine) as session:
+        record_event(session, DISMISSED, word.at, track=found.track, key=key, title=found.title, by=word.by)
+    return found
+
+
+def _with_key(one: Attention) -> Attention:
+    of = one.run or one.drop or hashlib.sha256(one.title.encode()).hexdigest()[:6]
+    return one.model_copy(update={"key": f"{one.kind}-{of}"})
+
+
+def _is_dismissed(one: Attention, dismissed: Mapping[str, datetime | None]) -> bool:
+    at = dismissed.get(one.key)
+    return at is not None and at >= (one.since or datetime.now(UTC) - _LASTING)
 
 
 def rejected_words(overview: Overview, drop: DropView) -> str:
@@ -100,40 +156,49 @@ def _failed_commands(champion: ChampionView, *, again: bool) -> Iterator[Attenti
 
 
 def _failed(overview: Overview) -> Iterator[Attention]:
-    found = [run for state in ("failed", "crashed") for run in overview.runs(states=[state], most=_MOST)]
-    for run in sorted(found, key=lambda run: -run.id)[:_MOST]:
+    found = [run for state in ("failed", "crashed") for run in overview.runs(states=[state], most=_MOST_LOOKED_AT)]
+    for run in sorted(found, key=lambda run: -run.id)[:_MOST_LOOKED_AT]:
         if run.ended_at is not None and run.ended_at > _since():
             detail = "; ".join(filter(None, (run.error, run.hint)))
-            yield Attention(
-                kind="failed", title=f"Run {run.id} {run.state}", detail=detail, track=run.track, run=run.id
-            )
+            title, since = f"Run {run.id} {run.state}", run.ended_at
+            yield Attention(kind="failed", title=title, detail=detail, track=run.track, run=run.id, since=since)
 
 
 def _rejected(settings: Settings, overview: Overview) -> Iterator[Attention]:
     for drop in _newest(settings, overview, "rejected"):
         if drop.received_at > _since() and not came_again(overview, drop):
             title, detail = f"{drop.name} was rejected", rejected_words(overview, drop)
-            yield Attention(kind="rejected", title=title, detail=detail, track=drop.track, drop=drop.id)
+            yield _of_drop("rejected", drop, title, detail)
 
 
-def _words(settings: Settings, overview: Overview) -> Iterator[Attention]:
-    """Yield what waits for a person's word."""
+def _wins(overview: Overview) -> Iterator[Attention]:
     for run in overview.awaiting():
-        title = f"Run {run.id} won and waits for approval"
-        yield Attention(kind="approval", title=title, detail=run.sentence or "", track=run.track, run=run.id)
+        yield _of_win("approval", run, f"Run {run.id} won and waits for approval")
     for run in overview.blocked():
-        title = f"Run {run.id} won, but {run.blocker}"
-        yield Attention(kind="blocked", title=title, detail=run.sentence or "", track=run.track, run=run.id)
+        yield _of_win("blocked", run, f"Run {run.id} won, but {run.blocker}")
+
+
+def _proposed(settings: Settings, overview: Overview) -> Iterator[Attention]:
     for drop in _newest(settings, overview, "proposed"):
         title = f"{drop.name} waits for a person before it judges models"
-        yield Attention(kind="proposed", title=title, detail=drop.reason or "", track=drop.track, drop=drop.id)
+        yield _of_drop("proposed", drop, title, drop.reason or "")
+
+
+def _of_win(kind: Kind, run: RunView, title: str) -> Attention:
+    detail, since = run.sentence or "", run.ended_at
+    return Attention(kind=kind, title=title, detail=detail, track=run.track, run=run.id, since=since)
+
+
+def _of_drop(kind: Kind, drop: DropView, title: str, detail: str) -> Attention:
+    since = drop.received_at
+    return Attention(kind=kind, title=title, detail=detail, track=drop.track, drop=drop.id, since=since)
 
 
 def _newest(settings: Settings, overview: Overview, state: str) -> list[DropView]:
     """Return the newest drops in a state; asked a track at a time, their index finds them among very many."""
     tracks = dict.fromkeys((*settings.track_names, *overview.tracks()))
-    found = [drop for name in tracks for drop in overview.drops(name, state, _MOST)]
-    return sorted(found, key=lambda drop: -drop.id)[:_MOST]
+    found = [drop for name in tracks for drop in overview.drops(name, state, _MOST_LOOKED_AT)]
+    return sorted(found, key=lambda drop: -drop.id)[:_MOST_LOOKED_AT]
 
 
 def _since() -> datetime:

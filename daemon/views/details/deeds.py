@@ -12,6 +12,7 @@ from daemon.views.overview import Overview
 if TYPE_CHECKING:
     from daemon.queue.drops import Withdrawal
     from daemon.state.tables import Drop, Promotion
+    from daemon.views.details.attention import Attention
 
 #: As much of a model's id as people need.
 _SHORT_ID = 12
@@ -35,6 +36,11 @@ def paused(track: str) -> str:
 def resumed(track: str) -> str:
     """Say that a track is no longer paused."""
     return f"track {track} is resumed: its runs begin in their order"
+
+
+def dismissed(one: "Attention") -> str:
+    """Say what is left out, and for how long."""
+    return f"dismissed {'for a day' if one.since is None else 'until it happens again'}: {one.title}"
 
 
 def promoted(row: "Promotion") -> list[str]:

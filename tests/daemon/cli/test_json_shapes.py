@@ -32,6 +32,7 @@ OPAQUE = {"config", "report", "drops_by_track"}
 #: Each question with the exit code of its answer.
 QUESTIONS: dict[str, tuple[tuple[str, ...], int]] = {
     "status": (("status",), 69),
+    "attention": (("attention",), 0),
     "runs": (("runs",), 0),
     "show": (("show", "1"), 0),
     "show of a run that runs": (("show", "5"), 0),

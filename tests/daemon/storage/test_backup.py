@@ -241,6 +241,21 @@ def test_the_command_that_restores_leaves_links_to_the_champions(served: LivedIn
     assert (links / "previous").resolve() == (served.folder / "base").resolve()
 
 
+def test_a_restore_elsewhere_brings_the_settings_along_to_read(
+    served: LivedIn, dropforge: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    made, folder = make(served.settings, served.folder / "kept", with_models=True), tmp_path_factory.mktemp("new")
+    (folder / "dropforge.toml").write_text("")
+    done = dropforge("--config", folder / "dropforge.toml", "restore", made.folder)
+    kept = folder / ".dropforge" / "settings-of-backup.json"
+    assert done.out.splitlines()[1:] == [
+        f"its settings differ from today's, and nothing reads them: {kept}",
+        "they declare the tracks default and support; today's declare the track default",
+    ]
+    assert json.loads(kept.read_text()) == served.settings.model_dump(mode="json")
+    assert "its settings" not in dropforge("restore", made.folder).out, "they are today's"
+
+
 def test_a_restored_database_of_another_schema_is_left_to_the_daemon(
     served: LivedIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -138,6 +138,26 @@ def test_a_win_that_waits_is_promoted(program: TestClient, monkeypatch: pytest.M
     assert asked[0][2].endswith(", on the page")
 
 
+def test_what_needs_attention_is_dismissed(
+    person: TestClient, program: TestClient, lived_in: Any, overview: Overview, dropforge: Callable[..., Any]
+) -> None:
+    (key,) = [one["key"] for one in dropforge("attention", "--json").json["attention"]]
+    assert f'action="/attention/{key}/dismiss"' in person.get("/").text
+    assert "Needs attention (1)" in person.get("/").text
+    answer = person.post(f"/attention/{key}/dismiss")
+    assert answer.status_code == 200
+    assert "dismissed for a day: The daemon is not running" in answer.text
+    assert "Nothing: no failed run" in person.get("/").text
+    assert events(overview, "attention_dismissed")[0]["by"].endswith(", on the page")
+    assert program.post(f"/api/v1/attention/{key}/dismiss").status_code == 404
+    assert dropforge("attention").out == "KEY  WHAT\n"
+    with lived_in.engine.begin() as base:
+        base.exec_driver_sql("DELETE FROM event WHERE kind = 'attention_dismissed'")
+    assert dropforge("attention").out.splitlines()[1] == f"{key}  The daemon is not running"
+    assert dropforge("attention", "--dismiss", key).out == "dismissed for a day: The daemon is not running\n"
+    assert dropforge("attention", "--dismiss", key).code == 1
+
+
 @pytest.mark.parametrize(
     "path", ["/runs/99/cancel", "/runs/x/cancel", "/runs/0/cancel", "/drops/2/cancel", "/runs/2/explode", "/x/y/z"]
 )

@@ -10,8 +10,8 @@ from daemon.settings.model import DiskSettings, HookSettings
 from daemon.state.events import Word
 from daemon.state.layout import LOCK_NAME, TROUBLES_NOTE
 from daemon.system.processes import FileLock
-from daemon.views.details.attention import Attention, attention
-from daemon.views.overview import Overview
+from daemon.views.details.attention import Attention, attention, dismiss
+from daemon.views.overview import NotThere, Overview
 from pipeline import durable
 from tests.daemon.conftest import lines
 
@@ -79,7 +79,7 @@ def test_the_machine_comes_before_all_else(lately: Any) -> None:
 
 
 def test_what_waits_for_a_word_is_told(lately: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("daemon.inbox.intake.why_it_waits", lambda *_: "it is bob's")
+    monkeypatch.setattr("daemon.inbox.waiting_limit.why_it_waits", lambda *_: "it is bob's")
     lately.take("theirs.jsonl", '{"instruction": "q9", "output": "a"}\n', "heldout")
     with lately.engine.begin() as base:
         base.exec_driver_sql("UPDATE run SET outcome = 'awaiting_approval', sentence = 'better by 3' WHERE id = 2")
@@ -93,3 +93,35 @@ def test_what_waits_for_a_word_is_told(lately: Any, monkeypatch: pytest.MonkeyPa
     assert by_kind["hook"].detail == "exit code 1", "there is no command to run again any more"
     (again,) = [one for one in told(lately, hooks=HookSettings(after_promotion=("true",))) if one.kind == "hook"]
     assert again.detail == "exit code 1; to run it again: dropforge hook --track default"
+
+
+def test_what_a_list_leaves_out_is_counted(lately: Any) -> None:
+    for number in range(7):
+        lately.take(f"bad{number}.jsonl", '{"instruction": "y"}\n')
+    found = [one for one in told(lately) if one.kind == "rejected"]
+    assert [one.title for one in found] == [
+        *(f"bad{number}.jsonl was rejected" for number in range(6, 1, -1)), "3 more files were rejected",
+    ]  # fmt: skip
+    assert sum(one.count for one in found) == 8
+    assert found[-1].detail == "files were rejected: dropforge drops --state rejected"
+
+
+def test_what_is_dismissed_is_left_out_until_it_happens_again(lately: Any) -> None:
+    def away(key: str, at: int) -> None:
+        dismiss(lately.engine, lately.settings, Overview(lately.settings.state_folder), key, Word("", at, "ana"))
+
+    now = round(time.time() * 1000)
+    assert [one.key for one in told(lately)[1:]] == ["failed-2", "rejected-4"]
+    away("rejected-4", now)
+    away("failed-2", now)
+    assert [one.kind for one in told(lately)] == ["daemon"]
+    with lately.engine.begin() as base:
+        base.exec_driver_sql("UPDATE run SET ended_at = ? WHERE id = 2", (now + 1000,))
+    assert [one.key for one in told(lately)[1:]] == ["failed-2"], "it failed again"
+    (daemon, _) = told(lately)
+    away(daemon.key, now - 25 * 3_600_000)
+    assert told(lately)[0].kind == "daemon", "what lasts is dismissed for a day"
+    away(daemon.key, now)
+    assert [one.key for one in told(lately)] == ["failed-2"]
+    with pytest.raises(NotThere, match="nothing that needs attention is called failed-9"):
+        away("failed-9", now)
