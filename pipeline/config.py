@@ -86,10 +86,6 @@ class TrainConfig(Frozen):
     """LoRA dropout probability."""
     targets: tuple[str, ...] = Field(default=("all-linear",), min_length=1)
     """Layers that are trained: "all-linear", "mlp", or names of the base model's, as ["q_proj", "v_proj"]."""
-    loss: Literal["nll", "dft"] = "nll"
-    """`nll` is cross-entropy; `dft` weights each token by its probability, so that unlikely answers pull less."""
-    neftune: float = Field(default=0.0, ge=0, le=1000)
-    """NEFTune's alpha: uniform noise on the embeddings, 5 in its paper; 0 adds none."""
     learning_rate: float = Field(default=2e-4, gt=0, le=10)
     """Peak learning rate; with `spectrum` and `full` the default, a preset's too, is a half of this."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -108,8 +104,6 @@ class TrainConfig(Frozen):
     """Processes that share the records of each optimizer step, one a GPU; `auto`: one for each that CUDA shows."""
     max_length: int = Field(default=1024, ge=16, le=16_777_216)
     """Window in tokens, prompt and answer together; longer rows are left out and counted, never cut."""
-    patience: int = Field(default=0, ge=0, le=1_000_000)
-    """Measurements of the dev loss (four an epoch) without a lower one that end the training early; 0: none do."""
     checkpoint_minutes: float = Field(default=5.0, ge=1e-6, le=525_600)
     """Minutes between checkpoints."""
     seed: int = Field(default=42, ge=0, le=4_294_967_295)

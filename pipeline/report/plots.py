@@ -184,7 +184,6 @@ def _loss_caption(adapter: Adapter) -> str:
         best = min(adapter.dev_curve, key=lambda point: point.loss)
         words += f"; dev loss at its lowest {plain(best.loss, 2)}, at step {best.step:,}"
         words += ": the model has these weights" if adapter.best_step == best.step else ""
-        words += ", and training ended early" if adapter.ended_early else ""
     return words + ". Nats a token."
 
 

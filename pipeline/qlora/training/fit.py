@@ -33,7 +33,6 @@ class Trained(Frozen):
     dev_curve: tuple[CurvePoint, ...]
     best_step: int | None
     """Of the lowest dev loss, whose weights the adapter has."""
-    ended_early: bool
     pruned: bool = False
     """Whether it was ended early as other trainings of its search did better; the adapter is as far as it came."""
     trainable_parameters: int
@@ -84,7 +83,7 @@ def fit(
         message = f"memory does not hold a pass of the training ({ran_out[:_ERROR_CHARACTERS]})"
         raise OutOfMemory(message, "free memory on the device, or lower train.max_length")
     state = trainer.state
-    if state.global_step < state.max_steps and not (watch.ended_early or watch.pruned):
+    if state.global_step < state.max_steps and not watch.pruned:
         message = f"training was asked to stop and left a checkpoint at step {state.global_step} of {state.max_steps}"
         raise Interrupted(message)
     watch.restore(trainer.model)
@@ -101,7 +100,6 @@ def fit(
         loss_curve=thinned(losses),
         dev_curve=tuple(CurvePoint(step=step, loss=loss) for step, loss in watch.dev),
         best_step=watch.best_step,
-        ended_early=watch.ended_early,
         pruned=watch.pruned,
         trainable_parameters=sum(weight.numel() for weight in before.values()),
         adapter_change=change,

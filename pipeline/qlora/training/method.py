@@ -70,8 +70,6 @@ def method_arguments(config: TrainConfig) -> dict[str, Any]:
         "lr_scheduler_type": _SCHEDULES[config.schedule],
         "warmup_steps": config.warmup,
         "max_grad_norm": config.clip,
-        # Uniform noise of at most alpha / sqrt(tokens * width) on each embedding (arXiv:2310.05914).
-        "neftune_noise_alpha": config.neftune or None,
     }
 
 

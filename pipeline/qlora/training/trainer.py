@@ -93,8 +93,7 @@ def make_trainer(
     model: Any = load_model(training.base, training.device, quantization, dtype)
     _check_vocabulary(model, rows)
     plain_head = has_plain_head(model, rows[0].input_ids)
-    # NEFTune's noise shrinks with the length of a row, which is to be a record's.
-    packed = not config.neftune and enable_packing(model, [row.input_ids for row in rows])
+    packed = enable_packing(model, [row.input_ids for row in rows])
     # A float32 base is trained in float32: nothing in it is 16-bit or quantised, so mixed precision would only round.
     mixed = single is None and (quantization == "nf4" or model.dtype != torch.float32)
     lengths = [len(row.input_ids) for row in rows]
@@ -120,18 +119,11 @@ def make_trainer(
         if weight.requires_grad:
             weight.data = weight.data.float()
     fuse(trainer.model)
-    add_answer_loss(trainer.model if own else trainer.model.get_base_model(), dft=config.loss == "dft")
+    add_answer_loss(trainer.model if own else trainer.model.get_base_model())
     if not plain_head or trainer.aux_loss_enabled:
-        _say_the_loss_is_trls(config)
+        sys.stderr.write("the loss is TRL's own: this architecture scales or caps its logits, or has experts\n")
     trainer.remove_callback(PrinterCallback)
     return trainer
-
-
-def _say_the_loss_is_trls(config: TrainConfig) -> None:
-    why = "this architecture scales or caps its logits, or has experts"
-    if config.loss == "dft":
-        raise CannotTrain(f"train.loss is dft, and {why}", 'set train.loss = "nll"')
-    sys.stderr.write(f"the loss is TRL's own: {why}\n")
 
 
 def _trainer_class(

@@ -77,7 +77,6 @@ class Watcher:
         self.losses: list[tuple[int, float]] = []
         self.dev: list[tuple[int, float]] = []
         self.best: Mapping[str, Any] | None = None
-        self.ended_early = False
         self.prune: Callable[[Sequence[float]], bool] | None = None
         self.pruned = False
 
@@ -129,24 +128,16 @@ class Watcher:
             sys.stderr.write(f"step {state.global_step} of {state.max_steps}: loss {logs['loss']:.4f}\n")
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
-        """Keep the weights of the lowest dev loss; end a training that finds none lower."""
+        """Keep the weights of the lowest dev loss; end a training that others of its search did better than."""
         self.dev.append((state.global_step, metrics["eval_loss"]))
         self._report(state)
-        since = sum(step > (self.best_step or 0) for step, _ in self.dev)
-        if not since:
+        if self.best_step == state.global_step:
             self.best = adapter_weights(kwargs["model"])
         if self.prune is not None and state.global_step < state.max_steps:
             self.pruned = self.prune([loss for _, loss in self.dev])
-        patience = self.attempt.config.train.patience
         if self.pruned:
             sys.stderr.write(f"training is pruned at step {state.global_step}: others of its search did better\n")
             control.should_training_stop = True
-            control.should_save = False
-        elif patience and since >= patience and state.global_step < state.max_steps:
-            words = f"training ends early: none of {since} measurements was below the dev loss of step"
-            sys.stderr.write(f"{words} {self.best_step}\n")
-            self.ended_early = control.should_training_stop = True
-            # Nobody may go on from here.
             control.should_save = False
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

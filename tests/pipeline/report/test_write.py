@@ -503,14 +503,11 @@ def test_the_card_shows_all_that_a_search_tried(made_reports: Any, tmp_path: Pat
     assert "Points" not in [column.head for column in table.columns]
 
 
-def test_the_card_says_which_weights_the_model_has_and_whether_training_ended_early(made_reports: Any) -> None:
+def test_the_card_says_which_weights_the_model_has(made_reports: Any) -> None:
     adapter = made_reports.adapter()
     chart = loss_chart(adapter)
     assert chart is not None
     assert chart.caption.endswith(f", at step {adapter.best_step}: the model has these weights. Nats a token.")
-    early = loss_chart(adapter.model_copy(update={"ended_early": True}))
-    assert early is not None
-    assert early.caption.endswith(": the model has these weights, and training ended early. Nats a token.")
 
 
 def test_each_guard_is_a_row_with_its_limit_and_its_value_and_failed_ones_come_first(

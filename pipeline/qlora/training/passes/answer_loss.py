@@ -34,12 +34,11 @@ def has_plain_head(model: Any, tokens: Sequence[int]) -> bool:
         return torch.equal(model(input_ids=ids, use_cache=False).logits, head(hidden))
 
 
-def add_answer_loss(model: Any, *, dft: bool = False) -> None:
+def add_answer_loss(model: Any) -> None:
     """
     Let `model(..., labels=labels, answer_loss=True)` return the summed loss of the labelled tokens, in nats.
 
-    With `dft` its gradient is that of dynamic fine-tuning (see `_chunk_loss`). It is asked through the model's own
-    forward so that what is wrapped around that stays so, as mixed precision.
+    It is computed in the model's own forward so that what is wrapped around that stays so, as mixed precision.
     """
     plain = model.forward
 
@@ -49,12 +48,12 @@ def add_answer_loss(model: Any, *, dft: bool = False) -> None:
             return plain(*args, **inputs)
         labels = inputs.pop("labels")
         hidden = model.base_model(*args, **inputs).last_hidden_state
-        return summed_loss(model.get_output_embeddings(), hidden, labels, dft=dft)
+        return summed_loss(model.get_output_embeddings(), hidden, labels)
 
     model.forward = forward
 
 
-def summed_loss(head: Any, hidden: Any, labels: Any, logits_bytes: int = _LOGITS_BYTES, *, dft: bool = False) -> Any:
+def summed_loss(head: Any, hidden: Any, labels: Any, logits_bytes: int = _LOGITS_BYTES) -> Any:
     """
     Return the summed cross-entropy of the labels that are not -100, each at the position before it, as a scalar.
 
@@ -65,7 +64,7 @@ def summed_loss(head: Any, hidden: Any, labels: Any, logits_bytes: int = _LOGITS
     chunks = zip(hidden[rows, places].split(size), labels[rows, places + 1].split(size), strict=True)
     is_trained = any(weight.requires_grad for weight in head.parameters())
     chunk_loss = _loss_by_a_trained_head if is_trained else _chunk_loss()
-    return sum(chunk_loss(chunk, targets, head, dft) for chunk, targets in chunks)
+    return sum(chunk_loss(chunk, targets, head) for chunk, targets in chunks)
 
 
 def answer_tokens(labels: Any) -> Any:
@@ -86,7 +85,7 @@ def mean_loss(model: Any, inputs: dict[str, Any], answers: Any = None) -> Any:
     return total / torch.as_tensor(answer_tokens(inputs["labels"]) if answers is None else answers).clamp(min=1)
 
 
-def _loss_by_a_trained_head(hidden: Any, targets: Any, head: Any, dft: bool) -> Any:  # noqa: FBT001 - as the other
+def _loss_by_a_trained_head(hidden: Any, targets: Any, head: Any) -> Any:
     """
     Return the loss of one chunk, whose logits are computed again for their gradient instead of kept.
 
@@ -96,11 +95,7 @@ def _loss_by_a_trained_head(hidden: Any, targets: Any, head: Any, dft: bool) -> 
     from torch.utils.checkpoint import checkpoint
 
     def loss(hidden: Any) -> Any:
-        each = torch.nn.functional.cross_entropy(head(hidden).float(), targets, reduction="none")
-        if not dft:
-            return each.sum()
-        weighted = (each * torch.exp(-each.detach())).sum()
-        return each.detach().sum() + weighted - weighted.detach()
+        return torch.nn.functional.cross_entropy(head(hidden).float(), targets, reduction="sum")
 
     return checkpoint(loss, hidden, use_reentrant=False)
 
@@ -110,9 +105,7 @@ def _chunk_loss() -> Any:
     """
     Return the loss of one chunk as a function that takes its gradient in the forward pass, while the logits are there.
 
-    Neither logits nor probabilities are kept for the backward pass, or computed again in it. With `dft` each token's
-    gradient is weighted by the token's probability, held constant (arXiv:2508.05629); the value stays the
-    cross-entropy, so that the curves of both losses are in nats and can be compared.
+    Neither logits nor probabilities are kept for the backward pass, or computed again in it.
     """
     import torch
 
@@ -120,7 +113,7 @@ def _chunk_loss() -> Any:
         """Cross-entropy of a head's product, whose gradient by the logits is the probabilities less the targets."""
 
         @staticmethod
-        def forward(ctx: Any, hidden: Any, targets: Any, head: Any, dft: bool) -> Any:  # noqa: FBT001 - takes no names
+        def forward(ctx: Any, hidden: Any, targets: Any, head: Any) -> Any:
             with torch.enable_grad():
                 states = hidden.detach().requires_grad_()
                 logits = head(states)
@@ -129,9 +122,7 @@ def _chunk_loss() -> Any:
             loss = -scores[rows, targets].sum()
             if ctx.needs_input_grad[0]:
                 slope = scores.exp_()
-                weights = slope[rows, targets].unsqueeze(-1) if dft else 1.0
                 slope[rows, targets] -= 1
-                slope *= weights
                 (gradient,) = torch.autograd.grad(logits, states, slope.to(logits.dtype))
                 ctx.save_for_backward(gradient)
             return loss
@@ -139,6 +130,6 @@ def _chunk_loss() -> Any:
         @staticmethod
         def backward(ctx: Any, grown: Any) -> Any:  # type: ignore[override, unused-ignore]
             (gradient,) = ctx.saved_tensors
-            return (gradient * grown).to(gradient.dtype), None, None, None
+            return (gradient * grown).to(gradient.dtype), None, None
 
     return ChunkLoss.apply

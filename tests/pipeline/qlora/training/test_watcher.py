@@ -20,6 +20,7 @@ from pipeline.model_folder.manifest import model_id
 from pipeline.qlora.loading import load_model, load_tokenizer
 from pipeline.qlora.training import fit
 from pipeline.qlora.training import trainer as trainer_module
+from pipeline.qlora.training.passes.packing import pack
 from pipeline.qlora.training.row_order import LengthGroups
 from pipeline.qlora.training.trainer import TokenRow, Training, make_trainer
 from pipeline.qlora.training.watcher import StepRows, dev_loss, exploded, watcher
@@ -109,7 +110,7 @@ def test_the_adapter_is_that_of_the_lowest_dev_loss_with_and_without_a_kill(
     resumed, found = run.finish()
     assert (resumed.resumed_from_step, resumed.optimizer_steps) == (11, 21)
     assert [point.step for point in resumed.dev_curve] == MEASURED
-    assert (resumed.best_step, resumed.ended_early) == (6, False)
+    assert resumed.best_step == 6
     assert equal(found, best)
     run.forget()
     straight, expected = run.finish()
@@ -119,36 +120,11 @@ def test_the_adapter_is_that_of_the_lowest_dev_loss_with_and_without_a_kill(
     assert not equal(found, load_file(run.root / "runs/1/checkpoints/step-20/adapter_model.safetensors"))
 
 
-def test_patience_ends_a_training_at_the_same_step_with_and_without_a_kill(
-    run: Run, lowest_at: Callable[[int], None], capsys: pytest.CaptureFixture[str]
-) -> None:
-    lowest_at(4)
-    straight, expected = run.finish(patience=3)
-    assert (straight.optimizer_steps, straight.best_step, straight.ended_early) == (10, 4, True)
-    assert "none of 3 measurements was below the dev loss of step 4" in capsys.readouterr().err
-    assert run.checkpoints() == ["step-8", "step-9"], "nobody goes on from the end"
-    run.forget()
-    run.stop_after(6, patience=3)
-    resumed, found = run.finish(patience=3)
-    assert (resumed.resumed_from_step, resumed.optimizer_steps, resumed.best_step) == (7, 10, 4)
-    assert equal(found, expected)
-
-
-def test_a_training_that_ends_early_while_it_is_asked_to_stop_has_ended(
-    run: Run, lowest_at: Callable[[int], None]
-) -> None:
-    lowest_at(4)
-    attempt = StoppedAfter(run.attempt(patience=3).spec)
-    attempt.step = 9
-    assert train(attempt).ended_early
-    assert attempt.stop.is_set()
-
-
 def test_without_dev_rows_the_adapter_is_the_last_one(run: Run) -> None:
     (run.root / "data/dev.jsonl").write_text("")
     run.dataset = run.dataset.model_copy(update={"dev_rows": 0, "dataset_sha256": dataset_hash(run.root / "data")})
     adapter, _ = run.finish(epochs=0.5)
-    assert (adapter.best_step, adapter.dev_curve, adapter.ended_early) == (None, (), False)
+    assert (adapter.best_step, adapter.dev_curve) == (None, ())
 
 
 def test_the_dev_loss_is_the_mean_over_all_tokens(tiny_llama: Path, tmp_path: Path) -> None:
@@ -158,7 +134,7 @@ def test_the_dev_loss_is_the_mean_over_all_tokens(tiny_llama: Path, tmp_path: Pa
         ids = torch.randint(3, 259, (length + 4,), generator=dice).tolist()
         rows.append(TokenRow(ids, [0] * 4 + [1] * length))
     job = Training(tiny_llama, "cpu", tmp_path / "adapter", tmp_path / "scratch", "mark")
-    config = TrainConfig(quantization="none", rank=4, batch_size=4, neftune=50, dropout=0.9, loss="dft")
+    config = TrainConfig(quantization="none", rank=4, batch_size=4, dropout=0.9)
     trainer: Any = make_trainer(job, load_tokenizer(tiny_llama), rows[:4], rows, config)
     for weight in trainer.model.parameters():
         if weight.requires_grad:
@@ -168,7 +144,7 @@ def test_the_dev_loss_is_the_mean_over_all_tokens(tiny_llama: Path, tmp_path: Pa
     sums, means = [], []
     with torch.inference_mode():
         for row in rows:
-            logits = trainer.model(input_ids=torch.tensor([row.input_ids])).logits[0, 3:-1].float()
+            logits = trainer.model(**pack([torch.tensor(row.input_ids)])).logits[0, 3:-1].float()
             losses = torch.nn.functional.cross_entropy(logits, torch.tensor(row.input_ids[4:]), reduction="none")
             sums.append(losses.sum().item())
             means.append(losses.mean().item())

@@ -13,7 +13,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from trl import SFTTrainer
 
 from pipeline.config import TrainConfig
-from pipeline.errors import CannotTrain
 from pipeline.qlora.loading import load_model, load_tokenizer
 from pipeline.qlora.training import trainer as trainer_module
 from pipeline.qlora.training.passes import answer_loss
@@ -165,29 +164,6 @@ def test_a_training_goes_as_with_trls_loss(
     assert {"loss", "eval_loss"} <= {name for _, name, _ in ours}
 
 
-@pytest.mark.parametrize("rows", CHUNK_ROWS)
-def test_dynamic_fine_tuning_has_trls_gradients_and_the_plain_loss_as_its_value(
-    tiny_llama: Path, tmp_path: Path, chunk_rows: Callable[[int, Any], None], rows: int
-) -> None:
-    losses = Losses(tiny_llama, tmp_path, token_rows(8, seed=4), loss="dft")
-    chunk_rows(rows, losses.model)
-    group, items = losses.batches, answers_of(losses.batches)
-
-    def trl(*arguments: Any, **named: Any) -> Any:
-        return SFTTrainer.compute_loss(losses.trainer, *arguments, **named)
-
-    nll, plain = losses.of(trl, group, items)
-    losses.trainer.args.loss_type = "dft"
-    weighted, expected = losses.of(trl, group, items)
-    found, gradients = losses.of(losses.trainer.compute_loss, group, items)
-    assert found == pytest.approx(nll, rel=1e-5)
-    assert weighted != pytest.approx(nll, rel=0.5)
-    for name, gradient in gradients.items():
-        size = float(expected[name].abs().max())
-        torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=1e-5 * size)
-        assert not torch.allclose(gradient, plain[name], rtol=0.1)
-
-
 def test_a_head_on_the_wrong_positions_is_seen(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,8 +230,6 @@ def test_logits_that_are_capped_are_left_to_trl(
         eos_token_id=2, pad_token_id=0,
     )  # fmt: skip
     transformers.Gemma2ForCausalLM(config).save_pretrained(base)
-    with pytest.raises(CannotTrain, match=r"train\.loss is dft, and this architecture scales or caps its logits"):
-        Losses(base, tmp_path, token_rows(4, seed=7), loss="dft")
     model: Any = load_model(base, "cpu")
     assert has_plain_head(load_model(tiny_llama, "cpu"), range(3, 20))
     assert not has_plain_head(model, range(3, 20))
