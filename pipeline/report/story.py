@@ -169,9 +169,8 @@ def _because(verdict: Verdict, evaluation: Evaluation | None, spec: StepSpec) ->
     if verdict.outcome == "worse":
         unsaid |= {"p_above_limit", "gain_below_minimum"}
         if verdict.harm_p_value is not None:
-            told["harm_shown"] = (
-                f"The loss is no chance: a model that is no worse would look like this {luck(verdict.harm_p_value)}."
-            )
+            rarely = f"a model that is no worse would look like this {luck(verdict.harm_p_value)}"
+            told["harm_shown"] = f"{REASONS['harm_shown'].rstrip('.')}: {rarely}."
     if verdict.gain is not None and verdict.gain > 0:
         told |= _of_a_gain(verdict.gain, verdict.p_value or 0.0, spec.config.gate.min_gain)
     return [*(told[code] for code in verdict.reasons if code not in unsaid), *lost]

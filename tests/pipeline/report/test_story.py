@@ -116,7 +116,7 @@ def test_under_worse_stands_the_p_value_of_the_loss(made_reports: Any, tmp_path:
     attempt, verdict = made_reports.case(tmp_path, "worse")
     source = (tmp_path / write_report(attempt, verdict) / "report.html").read_text(encoding="utf-8")
     assert "p &lt; 0.0001 for a loss (exact McNemar, one-sided); the limit is 0.01." in source
-    assert "The loss is no chance: a model that is no worse would look like this less than once in 10,000" in source
+    assert "chance would explain: a model that is no worse would look like this less than once in 10,000" in source
 
 
 def test_paraphrases_are_said_to_count_once(made_reports: Any, tmp_path: Path) -> None:
