@@ -1,6 +1,5 @@
-"""Where each setting in force comes from: the line of the file, the variable, a preset, or the default."""
+"""Where each setting in force comes from: the file, an environment variable, a preset, or the default."""
 
-import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -13,9 +12,6 @@ from daemon.settings.text import read_toml
 from pipeline.artifacts import Frozen
 from pipeline.config import PRESETS
 
-#: Lines of a file from which on its settings are told without their lines: each is found by reading what is above it.
-_MOST_LINES = 2000
-
 
 class Origin(Frozen):
     """A setting in force, and who says so."""
@@ -25,7 +21,7 @@ class Origin(Frozen):
     value: Any
     source: Literal["default", "file", "environment", "preset"]
     where: str
-    """`dropforge.toml:12`, the variable, or the preset; of a default nothing."""
+    """The file's path, the variable, or the preset; empty for a default."""
 
 
 def origins(path: Path | None, environment: Mapping[str, str]) -> list[Origin]:
@@ -36,8 +32,7 @@ def origins(path: Path | None, environment: Mapping[str, str]) -> list[Origin]:
     """
     settings = load(path, environment)
     file = path or Path(environment.get("DROPFORGE_CONFIG") or FILE_NAME)
-    lines = _lines(file) if file.exists() else {}
-    known = _Known(file, lines, environment)
+    known = _Known(file, environment)
     top = [known.origin(name, value, settings) for name, value in _leaves(settings, ())]
     own = dict(flat({"tracks": settings.tracks}))
     return [*top, *(known.origin(name, value, settings) for name, value in own.items())]
@@ -46,9 +41,9 @@ def origins(path: Path | None, environment: Mapping[str, str]) -> list[Origin]:
 class _Known:
     """What file and environment set, by the names that lead to it."""
 
-    def __init__(self, file: Path, lines: Mapping[tuple[str, ...], int], environment: Mapping[str, str]) -> None:
+    def __init__(self, file: Path, environment: Mapping[str, str]) -> None:
         self._file = file
-        self._lines = lines
+        self._in_file = dict(flat(read_toml(file))) if file.exists() else {}
         self._values = dict(flat(from_environment(environment)))
         named = (name for name in environment if name.startswith(ENV_PREFIX))
         #: Each variable, by the setting or the section that it sets.
@@ -59,9 +54,8 @@ class _Known:
         where = ""
         if _set_by(name, self._values) is not None:
             source, where = "environment", self._variables[_set_by(name, self._variables) or name]
-        elif (place := _set_by(name, self._lines)) is not None:
-            number = self._lines[place]
-            source, where = "file", f"{self._file}:{number}" if number else str(self._file)
+        elif _set_by(name, self._in_file) is not None:
+            source, where = "file", str(self._file)
         elif name[0] == "train" and name[1] in PRESETS[settings.train.preset]:
             source, where = "preset", f"train.preset = {settings.train.preset}"
         return Origin(name=".".join(name), value=value, source=source, where=where)
@@ -103,30 +97,3 @@ def flat(values: Mapping[str, Any], place: tuple[str, ...] = ()) -> Iterator[tup
             yield from flat(value, (*place, name))
         else:
             yield (*place, name), value
-
-
-def _lines(file: Path) -> dict[tuple[str, ...], int]:
-    """
-    Return each setting of a file with the line that it begins in; 0 in a file of very many lines.
-
-    Found by reading ever more of the file: a beginning that is TOML and has one setting more ends with that setting, so
-    it began behind the last such beginning.
-    """
-    names = [name for name, _ in flat(read_toml(file))]
-    text = file.read_text(encoding="utf-8").splitlines()
-    if len(text) > _MOST_LINES:
-        return dict.fromkeys(names, 0)
-    found: dict[tuple[str, ...], int] = {}
-    begins = 0
-    for number, line in enumerate(text, start=1):
-        if begins == number - 1 and (not line.strip() or line.lstrip().startswith("#")):
-            begins = number
-            continue
-        try:
-            now = tomllib.loads("\n".join(text[:number]))
-        except tomllib.TOMLDecodeError:
-            continue
-        for name, _ in flat(now):
-            found.setdefault(name, begins + 1)
-        begins = number
-    return found
