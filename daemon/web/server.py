@@ -31,7 +31,7 @@ _SOCKET_MODE = 0o660
 #: For what is asked at the end; the streams to open pages end by themselves.
 _LAST_SECONDS = 1
 #: Connections at once; what is accepted in one go must not take every descriptor before they are counted.
-_MOST_CONNECTIONS, _BACKLOG = 200, 64
+_MOST_CONNECTIONS, _BACKLOG = 200, 256
 #: Within how long a request must be there, and the end of an answer be taken.
 _REQUEST_SECONDS, _TAKEN_SECONDS = 10.0, 120.0
 _TICKS_A_SECOND = 10
