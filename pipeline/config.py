@@ -3,7 +3,8 @@
 import ipaddress
 import math
 import re
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
@@ -386,3 +387,9 @@ class RunConfig(Frozen):
     def track_option(self) -> str:
         """The option that names the track to a command, with a blank before it; empty for the default track."""
         return "" if self.track == "default" else f" --track {self.track}"
+
+
+def past_setting(config: Mapping[str, Any] | None, section: str, name: str) -> Any:
+    """Return a setting of a run's configuration as JSON, which an earlier version may have written; `None` if gone."""
+    found = (config or {}).get(section)
+    return found.get(name) if isinstance(found, dict) else None

@@ -20,7 +20,7 @@ from daemon.state.states import CAME_IN, DropState
 from daemon.state.tables import Drop, Event, Run, Track
 from daemon.system.programs import name_of, user
 from pipeline.artifacts import Dataset, Verdict
-from pipeline.config import RunConfig
+from pipeline.config import RunConfig, past_setting
 from pipeline.contract import YardstickBefore
 from pipeline.wording import count
 
@@ -79,9 +79,9 @@ def yardstick_before(session: Session, state_folder: Path, run: Run, champion: s
     if last is None or last.config is None or run.config is None:
         return None
     dataset, verdict = _published(state_folder, last.id or 0)
-    then, config = RunConfig.model_validate(last.config), RunConfig.model_validate(run.config)
+    then, config = past_setting(last.config, "gate", "on"), RunConfig.model_validate(run.config)
     # Before the settings alone said so, a pinned drop did.
-    was = _pins(last, pinned=then.gate.on == "pinned" if dataset is None else dataset.heldout_pinned)
+    was = _pins(last, pinned=then == "pinned" if dataset is None else dataset.heldout_pinned)
     now = _pins(run, pinned=config.gate.on == "pinned")
     if was == now:
         return None
@@ -91,7 +91,7 @@ def yardstick_before(session: Session, state_folder: Path, run: Run, champion: s
         records=None if verdict is None else verdict.records,
         champion_score=None if verdict is None else _score(verdict, champion, config.evaluate.metric),
         added=_named(session, now - was) if now else (shares.format(config.gate.on),),
-        removed=_named(session, was - now) if was else (shares.format(then.gate.on),),
+        removed=_named(session, was - now) if was else (shares.format(then),),
     )
 
 

@@ -32,7 +32,6 @@ from daemon.state.states import (
     SuspectEnd,
 )
 from pipeline import artifacts
-from pipeline.config import RunConfig, SplitConfig
 
 if TYPE_CHECKING:
     from sqlmodel.sql.expression import SelectOfScalar
@@ -52,9 +51,8 @@ def _is_model(path: str) -> str:
 
 
 def _is_snapshot(drops: list[dict[str, object]]) -> list[dict[str, object]]:
-    for drop in drops:
-        if not _OUR_DROP(artifacts.Drop.model_validate(drop).path):
-            raise ValueError("expected drops/HASH.jsonl as the path of each drop")
+    if not all(isinstance(drop.get("id"), int) and _OUR_DROP(str(drop.get("path"))) for drop in drops):
+        raise ValueError("expected a number as the id and drops/HASH.jsonl as the path of each drop")
     return drops
 
 
@@ -102,10 +100,8 @@ class Track(SQLModel, table=True):
     name: Name = Field(primary_key=True)
     salt: str
     created_at: int
-    #: Fixed at the first run.
-    split: Annotated[dict[str, float], _json_of(SplitConfig)] | None = Field(
-        default=None, sa_column=Column(JSON(none_as_null=True))
-    )
+    #: JSON of SplitConfig, fixed at the first run.
+    split: dict[str, float] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     #: Primary metric and answer length, fixed at the first run.
     metric: str | None = None
     max_new_tokens: int | None = None
@@ -195,10 +191,8 @@ class Run(SQLModel, table=True):
     heartbeat_at: int | None = None
     started_at: int | None = None
     ended_at: int | None = None
-    #: Fixed at the first claim.
-    config: Annotated[dict[str, object], _json_of(RunConfig)] | None = Field(
-        default=None, sa_column=Column(JSON(none_as_null=True))
-    )
+    #: JSON of RunConfig, fixed at the first claim. That of an earlier version may have settings that are gone.
+    config: dict[str, object] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     snapshot: Snapshot | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     #: Failures of its own, counted against the limit; interruptions and lost workers are counted apart.
     failures: int = 0

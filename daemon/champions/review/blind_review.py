@@ -9,7 +9,7 @@ from daemon.champions.review.pairs import CannotReview, Pair, first_side, read_p
 from daemon.champions.review.sign_test import share_interval, sign_test
 from daemon.state import run_files
 from pipeline.artifacts import JSON_NAME, Frozen
-from pipeline.config import RunConfig
+from pipeline.config import past_setting
 from pipeline.report.facts import BlindReview
 
 if TYPE_CHECKING:
@@ -63,9 +63,8 @@ def review_of(
 
     Raises `CannotReview` if it has no answers to compare.
     """
-    told = None if config is None else RunConfig.model_validate(config)
-    pairs = read_pairs(state_folder, run_id, told.salt if told else "")
-    wanted = told.gate.review if told else 0
+    pairs = read_pairs(state_folder, run_id, str((config or {}).get("salt", "")))
+    wanted = past_setting(config, "gate", "review") or 0
     asked = {pair.id: pair for pair in pairs[: wanted or ASKED]}
     made: dict[str, Mapping[str, Any]] = {}
     for one in chosen:
@@ -122,7 +121,7 @@ def choose(engine: "Engine", state_folder: Path, run_id: int, choice: Choice) ->
 
 def require_reviewed(session: "Session", state_folder: Path, run: "Run") -> None:
     """Raise `CannotReview` if the promotion of `run` waits for a blind review that is not at its end."""
-    if not (run.config and RunConfig.model_validate(run.config).gate.review):
+    if not past_setting(run.config, "gate", "review"):
         return
     found = _review(session, state_folder, run)
     if found.left:

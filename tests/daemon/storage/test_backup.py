@@ -256,6 +256,15 @@ def test_a_restore_elsewhere_brings_the_settings_along_to_read(
     assert "its settings" not in dropforge("restore", made.folder).out, "they are today's"
 
 
+def test_runs_of_an_earlier_version_are_backed_up_and_restored(served: LivedIn, tmp_path: Path) -> None:
+    with served.engine.begin() as base:
+        base.exec_driver_sql("UPDATE run SET config = json_set(config, '$.train.gone', 1, '$.gate.on', 'gone')")
+    restore(served.settings, make(served.settings, tmp_path / "kept").folder)
+    first, _, third = rows(served.settings, Run)
+    assert first.config["train"]["gone"] == 1
+    assert third.config is None
+
+
 def test_a_restored_database_of_another_schema_is_left_to_the_daemon(
     served: LivedIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
