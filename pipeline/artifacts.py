@@ -75,6 +75,8 @@ class Dataset(Artifact):
     old_rows: int = 0
     """Rows that `start` was trained on; `replayed_rows` of them are among the `train_rows`."""
     replayed_rows: int = 0
+    general_rows: int = 0
+    """Rows of ours in `train.jsonl` beside the `train_rows`, by `train.general_rows`."""
     train_rows_of: dict[str, int] = Field(default_factory=dict)
     """Rows behind the model, all `old_rows` too, by slice: `drop 3` and, of scored records' tags, `tag legal`."""
     dev_rows: int
@@ -313,7 +315,7 @@ class GuardResult(Frozen):
     """`shown`: too few records, or the settings say so; it cannot stand against promotion."""
     drop: int | None = None
     parts: dict[str, float] = Field(default_factory=dict)
-    """Of a suite, the change of each category of its items, in points."""
+    """Of a suite, the change of each category of its items, in points; of `collapse`, the candidate's by kind."""
 
 
 class SliceResult(Frozen):

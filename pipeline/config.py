@@ -53,7 +53,7 @@ _TOO_LARGE = {"galore": 1, "spectrum": 2, "full": 2}
 #: Settings of [train] that say how and where it is computed, and nothing of what is learned.
 _OF_THE_MACHINE = {"preset", "batch_tokens", "processes", "checkpoint_minutes", "report_to"}
 #: Those that choose what it begins with, which `prepare` does.
-_OF_THE_BEGINNING = {"start", "replay", "start_again_every"}
+_OF_THE_BEGINNING = {"start", "replay", "start_again_every", "general_rows"}
 #: Settings that all trials of a search have in common: what is trained on, and what is not tried at all.
 _OF_THE_SEARCH = {*_OF_THE_MACHINE, *_OF_THE_BEGINNING, "format", "max_length", "search", "soup"}
 
@@ -69,6 +69,8 @@ class TrainConfig(Frozen):
     """With `champion`, old rows trained on again, as a share of the new ones: at 0.2 one to each five new ones."""
     start_again_every: int = Field(default=10, ge=2, le=1_000_000)
     """With `champion`, of so many promotions in a row one at least is of a training from the base."""
+    general_rows: Fraction = 0.0
+    """Share of the rows trained on that are general questions and answers of ours, against collapse: 0.2 is a fifth."""
     format: Literal["auto", "chat", "alpaca"] = "auto"
     """Prompt format; `auto` is the tokenizer's chat template where there is one, else Alpaca's."""
     quantization: Literal["auto", "nf4", "none"] = "auto"
@@ -131,7 +133,8 @@ class TrainConfig(Frozen):
 
     def beginning(self) -> dict[str, object]:
         """Return, as JSON, the settings that choose model and rows to begin with; from the base no other counts."""
-        return self.model_dump(mode="json", include=_OF_THE_BEGINNING if self.start == "champion" else {"start"})
+        from_base = {"start", "general_rows"}
+        return self.model_dump(mode="json", include=_OF_THE_BEGINNING if self.start == "champion" else from_base)
 
     @model_validator(mode="after")
     def _fill_in_preset(self) -> "TrainConfig":
@@ -197,7 +200,7 @@ class EvaluateConfig(Frozen):
     batch_size: int = Field(default=0, ge=0, le=65_536)
     """Prompts generated together; 0 finds it at the track's first evaluation: 16 on a CPU, what fits on a GPU."""
     general: tuple[str, ...] = ("builtin",)
-    """Suites against forgetting: `builtin`, files of your own, `lm-eval:TASK`; none with []."""
+    """Suites against forgetting: `builtin`, or its free `questions` alone, your own files, `lm-eval:TASK`; or []."""
     engine: Literal["transformers", "vllm"] = "transformers"
     """What answers: `transformers`, in the step itself, or `vllm`, the program that `vllm` names."""
     vllm: str = ""
@@ -219,6 +222,7 @@ GuardName = Literal[
     "slice",
     "general",
     "general_base",
+    "collapse",
     "anchor",
     "nll",
     "empty",

@@ -42,11 +42,13 @@ def listed(words: Sequence[str]) -> str:
 
 def start_words(data: "Dataset") -> str:
     """Return how a training begins, as `from the champion of generation 3, on 120 new rows and 24 of 800 old ones`."""
+    general = f" and {count(data.general_rows, 'general one')} of Dropforge's" if data.general_rows else ""
     if data.start is None:
-        return f"from the base, on {count(data.train_rows, 'row')}{f': {data.from_base}' if data.from_base else ''}"
+        why = f": {data.from_base}" if data.from_base else ""
+        return f"from the base, on {count(data.train_rows, 'row')}{general}{why}"
     new = count(data.train_rows - data.replayed_rows, "new row")
     rows = f"{new} and {data.replayed_rows:,} of {count(data.old_rows, 'old one')}"
-    return f"from the champion of generation {data.start.generation}, on {rows}"
+    return f"from the champion of generation {data.start.generation}, on {rows}{general}"
 
 
 def span(interval: tuple[float, float], digits: int = 1) -> str:

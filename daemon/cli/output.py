@@ -115,9 +115,12 @@ def verdict_words(run: "RunView") -> str:
     number = "" if run.gain is None else f" {signed(run.gain)}"
     if run.outcome == "guard_failed" and number:
         number = f", task{number}"
+    # What its sentence says of general questions.
+    warning = "".join((run.sentence or "").partition("; answers ")[1:])
     if run.blocker is not None:
-        return f"won{number}, but {run.blocker}"
-    return f"{word}{number}" + (f"; waits: dropforge promote {run.id}" if run.outcome == "awaiting_approval" else "")
+        return f"won{number}, but {run.blocker}{warning}"
+    waits = f"; waits: dropforge promote {run.id}" if run.outcome == "awaiting_approval" else ""
+    return f"{word}{number}{waits}{warning}"
 
 
 def until(time: datetime) -> str:

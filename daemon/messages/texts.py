@@ -61,11 +61,12 @@ def text_of(session: Session, state_folder: Path, event: Event) -> Text | None:
 
 def _promoted(_session: Session, _root: Path, event: Event) -> _Told:
     by = _by(event, "approved")
+    gain, *warning = _said(event, "reason").removeprefix(_WON).split("; ", 1)
     return _Told(
         "success",
         f"PROMOTED: {event.track}, generation {event.detail.get('generation')}",
         (
-            f"{_said(event, 'reason').removeprefix(_WON)}, over the champion before",
+            "; ".join([f"{gain}, over the champion before", *warning]),
             f"it is the model of run {event.run_id}{by}",
             f"the evidence: dropforge report {event.run_id}",
             f"to go back to the model before: dropforge rollback --track {event.track} --reason TEXT",

@@ -33,7 +33,7 @@ def absolute_paths(settings: "Settings", folder: Path) -> dict[str, Any]:
     def suite(name: str) -> str:
         """Make a suite's own file absolute; a task of lm-eval may be a file, too."""
         engine, task = ("lm-eval:", name.removeprefix("lm-eval:")) if name.startswith("lm-eval:") else ("", name)
-        own = task != "builtin" and (not engine or "/" in task or task.endswith((".yaml", ".yml")))
+        own = task not in {"builtin", "questions"} and (not engine or "/" in task or task.endswith((".yaml", ".yml")))
         return engine + (absolute(task) if own else task)
 
     def track(values: Mapping[str, Any]) -> dict[str, Any]:

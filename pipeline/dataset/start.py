@@ -2,20 +2,29 @@
 Where a training begins: at the base model with all rows, or at the champion with those that are new to it.
 
 The champion's own folder says what it was trained on (`trained-ids.txt`) and how often since the base (its manifest).
+To either, general rows of ours are added as `train.general_rows` says.
 """
 
 import hashlib
 import json
+from itertools import cycle, islice
 from pathlib import Path
 from typing import NamedTuple
 
 from pipeline import durable
 from pipeline.artifacts import ModelRef
 from pipeline.contract import Attempt
+from pipeline.dataset.heldout import NAMES
+from pipeline.dataset.prompt_hash import normalise, prompt_id
 from pipeline.errors import CannotTrain, DropforgeError
 from pipeline.model_folder.manifest import read_lineage, verify_manifest
 from pipeline.model_folder.trained_ids import trained_ids
+from pipeline.prompt import fold
 from pipeline.wording import count, listed
+
+GENERAL_ROWS = Path(__file__).with_name("general_rows.jsonl")
+#: Words in a row that near prompts share.
+_SHINGLE = 3
 
 
 class Kept(NamedTuple):
@@ -84,6 +93,37 @@ def keep_new_rows(path: Path, start: ModelRef, folder: Path, replay: float) -> K
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
     aside.replace(path)
     return Kept(new, len(old), replayed)
+
+
+def mix_in_general(folder: Path, rows: int, share: float, similarity: float) -> int:
+    """
+    Add general rows to the train.jsonl in `folder`, which has so many `rows`; return how many.
+
+    After that, `share` of it is general; if that takes more rows than we ship, they repeat. What the data asks itself
+    is not mixed in, nor what is near to a held-out prompt (`split.similarity`).
+    """
+    if not share:
+        return 0
+    general = {prompt_id(row["instruction"], ""): row for row in durable.read_jsonl(GENERAL_ROWS)}
+    runs = {name: _runs(row["instruction"]) for name, row in general.items()}
+    for file in NAMES:
+        for row in durable.read_jsonl(folder / file) if (folder / file).exists() else ():
+            general.pop(row["id"], None)
+            if file == "heldout.jsonl":
+                own = _runs(fold(row["instruction"], row["input"]))
+                for name, other in runs.items():
+                    if len(own & other) >= similarity * len(own | other):
+                        general.pop(name, None)
+    mixed = list(islice(cycle(general.items()), round(rows * share / (1 - share))))
+    with (folder / "train.jsonl").open("a", encoding="utf-8", newline="\n") as lines:
+        lines.writelines(json.dumps({"id": name, "input": "", **row}, ensure_ascii=False) + "\n" for name, row in mixed)
+    return len(mixed)
+
+
+def _runs(prompt: str) -> frozenset[tuple[str, ...]]:
+    """Return the runs of three words in a prompt, or all of a shorter one."""
+    words = normalise(prompt).split()
+    return frozenset(tuple(words[start : start + _SHINGLE]) for start in range(max(1, len(words) - _SHINGLE + 1)))
 
 
 def require_start(attempt: Attempt, start: ModelRef) -> Path:

@@ -175,9 +175,8 @@ class _Inference:
     def _answer_freely(self, suite_requests: SuiteRequests, places: Sequence[int], decoding: Decoding) -> None:
         if not places:
             return
-        longest = max(len(tokens) for place in places for tokens in suite_requests.answers[place])
-        # The track's limit is made for its own answers. As `prepare` does it, a multiple of 16.
-        roomy = replace(decoding, max_new_tokens=-(-longest // 16) * 16)
+        # The track's limit is made for its own answers.
+        roomy = replace(decoding, max_new_tokens=max(map(suite_requests.new_tokens, places)))
         prompts = [suite_requests.prompts[place] for place in places]
         for batch in greedy_decoding.answer_batches(prompts, roomy.batch_size):
             asked = [prompts[index] for index in batch]
@@ -186,7 +185,8 @@ class _Inference:
             compute = partial(self._generate, asked, roomy, may_loop)
             found, _ = self._batch("suite answer", asked, compute)
             for item, (text, *_) in zip(items, found, strict=True):
-                self._note(suite_requests.suite, item.id, item.category, token_f1(text, item.references))
+                score = item.score_text(text) if item.words else token_f1(text, item.references)
+                self._note(suite_requests.suite, item.id, item.category, score, text)
 
     def _run_task(self, suite: Suite, decoding: Decoding) -> None:
         """Score a task of lm-eval, all of it at once."""
@@ -199,8 +199,8 @@ class _Inference:
         for item, score in found[0].items():
             self._note(suite, item, suite.task, score)
 
-    def _note(self, suite: Suite, item: str, category: str, score: float) -> None:
-        noted = ItemScore(suite=suite.digest, item=item, category=category, score=score)
+    def _note(self, suite: Suite, item: str, category: str, score: float, text: str | None = None) -> None:
+        noted = ItemScore(suite=suite.digest, item=item, category=category, score=score, text=text)
         self._pending.suites[suite.digest][item] = noted
 
     def _answers(self, kind: str, batch: Sequence[int], decoding: Decoding) -> tuple[Sequence[Any], bool]:

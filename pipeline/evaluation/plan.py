@@ -29,6 +29,8 @@ _PROBE = fold("Repeat the word.", "word")
 _FOUND_NAME = "batch-size.json"
 #: Requests at once under vLLM, which makes its batches itself.
 _ROWS_VLLM = 32
+#: Room for the sentence that a question of two words is answered with.
+_QUESTION_TOKENS = 32
 
 
 Role = Literal["candidate", "champion", "base model"]
@@ -43,6 +45,13 @@ class SuiteRequests:
     """Tokens of each item's question."""
     answers: list[list[list[int]]] = field(default_factory=list)
     """Tokens of each item's choices, or of its references, each with the one that ends it."""
+
+    def new_tokens(self, place: int) -> int:
+        """Return how long the answer to an item may be, in tokens: of a free one, as `prepare` does it, in sixteens."""
+        item, longest = self.suite.items[place], max(map(len, self.answers[place]))
+        if item.choices:
+            return longest
+        return max(_QUESTION_TOKENS if item.words else 0, -(-longest // auto_batch_size.ROUND) * auto_batch_size.ROUND)
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,7 @@ class ModelRequests:
         pairs = zip(self.prompts, self.completions, strict=True)
         of_records = [len(prompt) + max(new, len(completion) + 1) for prompt, completion in pairs]
         of_items = [
-            max(map(len, suite.prompts)) + max(len(tokens) for some in suite.answers for tokens in some)
+            max(map(len, suite.prompts)) + max(map(suite.new_tokens, range(len(suite.prompts))))
             for suite in self.suites
             if suite.prompts
         ]
@@ -282,12 +291,11 @@ def _leave_out_too_long(
 
 
 def _fitting_items(suites: Sequence[SuiteRequests], window: float) -> list[int]:
-    """Return the places of a suite's items that fit into the window with their answer, a free one with some room."""
+    """Return the places of a suite's items that fit into the window with their answer."""
     suite = suites[0].suite
 
     def fits(suite_requests: SuiteRequests, place: int) -> bool:
-        room = 0 if suite.items[place].choices else auto_batch_size.ROUND
-        return len(suite_requests.prompts[place]) + max(map(len, suite_requests.answers[place])) + room <= window
+        return len(suite_requests.prompts[place]) + suite_requests.new_tokens(place) <= window
 
     kept = [place for place in range(len(suite.items)) if all(fits(suite_requests, place) for suite_requests in suites)]
     if len(kept) < len(suite.items):

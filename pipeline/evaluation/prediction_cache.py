@@ -84,6 +84,8 @@ class ItemScore(Frozen):
     category: str
     score: float
     """0 to 1."""
+    text: str | None = None
+    """The answer to a question that is answered freely."""
 
 
 def hash_tokens(tokens: Sequence[int]) -> str:

@@ -15,10 +15,11 @@ from pipeline.dataset.heldout import HeldoutRecord
 from pipeline.errors import StepFailed
 from pipeline.evaluation.inference import Result
 from pipeline.evaluation.plan import ModelRequests
-from pipeline.evaluation.prediction_cache import Prediction, PredictionCache, PredictionKey, hash_tokens
+from pipeline.evaluation.prediction_cache import ItemScore, Prediction, PredictionCache, PredictionKey, hash_tokens
 from pipeline.evaluation.suites import Suite
 from pipeline.gate.comparison import DEGENERATE, Comparison
 from pipeline.gate.statistics import Floats
+from pipeline.metrics import collapse
 from pipeline.metrics.degenerate import KINDS, degenerate
 from pipeline.metrics.registry import METRICS, Metric
 from pipeline.metrics.tokens import tokens
@@ -124,12 +125,13 @@ def summarise(
 
 
 def score_suites(
-    folder: Path, suites: Sequence[Suite], both: tuple[Result, Result], base: Result | None
+    folder: Path, suites: Sequence[Suite], both: tuple[Result, Result], base: Result | None, train: Path
 ) -> tuple[SuiteScores, ...]:
     """
     Return the points of candidate and champion on each suite; each item's scores are left in a file of `folder`.
 
-    The base model's stand beside them where it has a score for every one of these items.
+    The base model's stand beside them where it has a score for every one of these items. Beside those of questions that
+    are answered freely stands what each answer is instead of an answer: labels are those of the rows in `train`.
     """
     found = []
     for number, suite in enumerate(suites):
@@ -142,17 +144,20 @@ def score_suites(
             continue
         with_base = all(item in third for item in items)
         name = f"suite-{number}.jsonl"
+        by_role = {"candidate": one, "champion": other, **({"base": third} if with_base else {})}
+        free = any(item.words for item in suite.items)
+        collapsed = _collapsed(by_role, items, train) if free else {}
         _write(
             folder / name,
             (
                 {
                     "id": item,
                     "category": one[item].category,
-                    "candidate": one[item].score,
-                    "champion": other[item].score,
-                    **({"base": third[item].score} if with_base else {}),
+                    **{role: scores[item].score for role, scores in by_role.items()},
+                    **({"texts": {role: scores[item].text for role, scores in by_role.items()}} if free else {}),
+                    **({"collapsed": {role: kinds[place] for role, kinds in collapsed.items()}} if free else {}),
                 }
-                for item in items
+                for place, item in enumerate(items)
             ),
         )
         found.append(
@@ -166,6 +171,17 @@ def score_suites(
             )
         )
     return tuple(found)
+
+
+def _collapsed(
+    by_role: Mapping[str, Mapping[str, ItemScore]], items: Sequence[str], train: Path
+) -> dict[str, list[str]]:
+    answers = {
+        role: [(scores[item].text or "", scores[item].score > 0) for item in items] for role, scores in by_role.items()
+    }
+    # Rows that we mixed in came with no drop.
+    outputs = (row["output"] for row in durable.read_jsonl(train) if "drop" in row)
+    return collapse.collapsed(answers, "base" if "base" in by_role else "champion", outputs)
 
 
 def score_former(

@@ -1,25 +1,28 @@
 """
 The items of a suite of general abilities, read from a file without the training stack.
 
-A file is JSON Lines of questions with choices, or of Alpaca records.
+A file is JSON Lines of questions with choices or with right answers, or of Alpaca records.
 """
 
 from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, ValidationError, model_validator
 
 from pipeline.artifacts import Frozen
 from pipeline.errors import CannotTrain
+from pipeline.metrics.tokens import tokens
 from pipeline.prompt import fold
 from pipeline.validation.records import Finding, Limits, read_records
 from pipeline.validation.strict_json import BadJson, StrictParser
 
-BUILTIN = "builtin"
+BUILTIN, QUESTIONS = "builtin", "questions"
 HARNESS = "lm-eval:"
-_BUILTIN_FILE = Path(__file__).with_name("general_suite.jsonl")
+#: The suites that ship.
+_FILES = {name: Path(__file__).with_name(f"general_{name}.jsonl") for name in (BUILTIN, QUESTIONS)}
 _LIMITS = Limits(max_line_bytes=1 << 24)
 
 
@@ -35,23 +38,43 @@ class Item:
     """Index of the right choice."""
     references: tuple[str, ...] = ()
     """Right answers, where the model answers freely."""
+    words: int = 0
+    """Least words of a right answer, which is one that contains a reference; 0: token F1 is its score."""
 
     def score_choice(self, losses: Sequence[float]) -> float:
         """Return 1 if the right choice is the likeliest, else 0, by their mean negative log-likelihoods a token."""
         return float(losses.index(min(losses)) == self.answer)
 
+    def score_text(self, text: str) -> float:
+        """Return 1 if a free answer contains a reference and has the least words, else 0."""
+        said = tokens(text)
+        right = any(f" {' '.join(tokens(one))} " in f" {' '.join(said)} " for one in self.references)
+        return float(right and len(said) >= self.words)
 
-class _Line(Frozen):
-    """One line of a file of questions with choices."""
+
+class _Question(Frozen):
+    """One line of a file of questions."""
 
     id: str | None = Field(default=None, min_length=1)
     category: str = "general"
     question: str = Field(min_length=1)
+
+
+class _Free(_Question):
+    """One that is answered freely."""
+
+    answers: tuple[Annotated[str, Field(pattern=r"\w")], ...] = Field(min_length=1)
+    words: int = Field(default=1, ge=1)
+
+
+class _Choice(_Question):
+    """One with choices."""
+
     choices: tuple[str, ...] = Field(min_length=2)
     answer: int = Field(ge=0)
 
     @model_validator(mode="after")
-    def _names_a_choice(self) -> "_Line":
+    def _names_a_choice(self) -> "_Choice":
         if self.answer >= len(self.choices):
             msg = f"answer: {self.answer} is no index of the {len(self.choices)} choices, which count from 0"
             raise ValueError(msg)
@@ -62,11 +85,11 @@ class _Line(Frozen):
 
 def read_items(name: str) -> tuple[Item, ...]:
     """
-    Return the items of the file that a setting names, or of the built-in suite; there is one at least.
+    Return the items of the file that a setting names, or of a built-in suite; there is one at least.
 
     Raises `CannotTrain` if the file is not there, is empty or is wrong, with line and field.
     """
-    path = _BUILTIN_FILE if name == BUILTIN else Path(name)
+    path = _FILES.get(name) or Path(name)
     if not path.is_file():
         message = f"there is no suite {name}"
         raise CannotTrain(message, f'evaluate.general takes "{BUILTIN}", the path of a file, or "{HARNESS}TASK"')
@@ -88,7 +111,7 @@ def _items(path: Path) -> Iterator[tuple[int, Item]]:
         parser = StrictParser()
         for number, line in enumerate(lines, 1):
             if line.strip():
-                yield number, _choice_item(path, number, line, parser)
+                yield number, _question(path, number, line, parser)
         return
     for number, record in enumerate(read_records(path, _LIMITS), 1):
         if isinstance(record, Finding):
@@ -97,9 +120,11 @@ def _items(path: Path) -> Iterator[tuple[int, Item]]:
         yield number, Item(str(number), "general", content, references=(record.output,))
 
 
-def _choice_item(path: Path, number: int, line: bytes, parser: StrictParser) -> Item:
+def _question(path: Path, number: int, line: bytes, parser: StrictParser) -> Item:
+    found: _Free | _Choice
     try:
-        found = _Line.model_validate(parser.parse(line.decode()))
+        value = parser.parse(line.decode())
+        found = (_Free if isinstance(value, dict) and "answers" in value else _Choice).model_validate(value)
     except UnicodeDecodeError as error:
         raise _wrong(path, number, "not UTF-8") from error
     except BadJson as error:
@@ -109,9 +134,15 @@ def _choice_item(path: Path, number: int, line: bytes, parser: StrictParser) -> 
         field = ".".join(str(part) for part in first["loc"])
         problem = first["msg"].removeprefix("Value error, ")
         raise _wrong(path, number, f"{field}: {problem}" if field else problem) from error
-    return Item(found.id or str(number), found.category, found.question, found.choices, found.answer)
+    name = found.id or str(number)
+    if isinstance(found, _Free):
+        return Item(name, found.category, found.question, references=found.answers, words=found.words)
+    return Item(name, found.category, found.question, found.choices, found.answer)
 
 
 def _wrong(path: Path, line: int, problem: str) -> CannotTrain:
-    hint = 'a line is {"id", "category", "question", "choices": [...], "answer": index of the right one}, or a record'
+    hint = (
+        'a line is {"id", "category", "question", "choices": [...], "answer": index of the right one}, or '
+        '{"question", "answers": [...]}, or a record'
+    )
     return CannotTrain(f"suite {path}, line {line}: {problem}", hint)

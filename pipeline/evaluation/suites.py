@@ -1,9 +1,10 @@
 """
 Suites of general abilities: questions from outside the task, against forgetting.
 
-`builtin` is a small set of our own, a file is JSON Lines of such items or of Alpaca records, `lm-eval:TASK` is a task
-of the package lm-eval. An item with choices counts 1 if the model finds the right one likeliest, else 0; a record is
-answered and scored by token F1.
+`builtin` is a small set of our own, with `questions` that are answered freely; a file is JSON Lines of such items or of
+Alpaca records, `lm-eval:TASK` is a task of the package lm-eval. An item with choices counts 1 if the model finds the
+right one likeliest, else 0; a question 1 if its answer contains a right one; a record is answered and scored by token
+F1.
 """
 
 import hashlib
@@ -12,11 +13,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from pipeline.errors import CannotTrain
-from pipeline.evaluation.suite_items import HARNESS, Item, read_items
+from pipeline.evaluation.suite_items import BUILTIN, HARNESS, QUESTIONS, Item, read_items
 from pipeline.qlora.lm_eval import check_task
 
 #: Part of every suite's hash: another way to score makes other scores.
-_SCORING = "choices by mean likelihood a token, records by token F1: 1"
+_SCORING = "choices by mean likelihood a token, records by token F1, questions by words: 2"
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,9 @@ class Suite:
 
 def read_suites(names: Sequence[str], run: int) -> list[Suite]:
     """Return the suites that a run's settings name, each once. Raises `CannotTrain` as `read_suite` does."""
+    parts = (part for name in names for part in ((BUILTIN, QUESTIONS) if name == BUILTIN else (name,)))
     try:
-        return [read_suite(name) for name in dict.fromkeys(names)]
+        return [read_suite(name) for name in dict.fromkeys(parts)]
     except CannotTrain as error:
         raise CannotTrain(error.message, f"{error.hint}; then: dropforge retry {run}") from error
 

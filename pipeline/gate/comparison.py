@@ -31,6 +31,8 @@ class Suite:
     """The base model's on the same items; `None` if it is the champion, or was not measured."""
     categories: tuple[str, ...] = ()
     """Of each item, where the suite says so."""
+    collapsed: Mapping[str, tuple[str, ...]] | None = None
+    """By model (candidate, champion, base), what each free answer is instead of one; "" for an answer."""
 
     @cached_property
     def parts(self) -> dict[str, float]:

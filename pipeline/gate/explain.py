@@ -1,7 +1,15 @@
 """A verdict in one short line, as lists and the history show it; the report's story has the rest."""
 
 from pipeline.artifacts import GuardResult, Verdict
+from pipeline.gate.reasons import HARM_P_VALUE
 from pipeline.wording import count, listed, plain, signed, span
+
+#: What general questions are answered with instead of an answer, by `pipeline.metrics.collapse.KINDS`.
+_INSTEAD = {
+    "label": "a label of the training data",
+    "empty": "nothing",
+    "short": "far fewer words than the base model",
+}
 
 
 def in_groups(verdict: Verdict) -> str:
@@ -30,7 +38,18 @@ def short_line(verdict: Verdict, needed_records: int, needed_rows: int | None = 
         words += f" ({failed[0]}{f', and {len(failed) - 1} more' if failed[1:] else ''})"
         gain += " on the task"
     between = f" ({span(verdict.interval)})" if verdict.interval else ""
-    return f"{words}: {gain}{between}"
+    return "; ".join([f"{words}: {gain}{between}", *collapse_words(verdict)])
+
+
+def collapse_words(verdict: Verdict) -> list[str]:
+    """Return what a candidate answers general questions with, where it is shown to have lost answers; else nothing."""
+    said = []
+    for guard in verdict.guards:
+        if guard.guard == "collapse" and guard.p_value is not None and guard.p_value <= HARM_P_VALUE:
+            parts = {_INSTEAD[kind]: f"{number:g}" for kind, number in guard.parts.items() if number}
+            instead = listed([f"{words} ({number})" if len(parts) > 1 else words for words, number in parts.items()])
+            said.append(f"answers {guard.candidate:g} of {guard.records} general questions with {instead}")
+    return said
 
 
 def change_words(guard: GuardResult) -> str:

@@ -18,8 +18,10 @@ from pipeline.artifacts import GuardResult
 from pipeline.config import GuardConfig
 from pipeline.gate import statistics
 from pipeline.gate.comparison import DEGENERATE, Comparison, Flags, Former
+from pipeline.gate.reasons import HARM_P_VALUE
 from pipeline.gate.slices import LEAST_TESTED, POINTS, Known, Slice
 from pipeline.gate.statistics import Floats
+from pipeline.metrics.collapse import KINDS
 from pipeline.metrics.registry import METRICS
 
 #: All tests of one kind of slices have this level together (Holm); a likelihood's and an anchor's test has it alone.
@@ -44,6 +46,7 @@ def check(
     rows = [
         *_slices(comparison, slices, config.slices),
         *_suites(comparison, config),
+        *_collapse(comparison),
         *_anchor(comparison, known, config.anchor),
         *_likelihood(comparison, config.nll),
         *_degenerate(comparison, config.degenerate),
@@ -94,6 +97,8 @@ def _suites(comparison: Comparison, config: GuardConfig) -> Iterator[GuardResult
     below the base than the champion passes: it may bring some of a loss back.
     """
     for suite in comparison.suites:
+        if suite.collapsed is not None:
+            continue
         row = _tested(("general", suite.name), suite.scores, config.general)
         yield row.model_copy(update={"parts": {name: change * POINTS for name, change in suite.parts.items()}})
         label = f"{suite.name} against the base model"
@@ -111,6 +116,35 @@ def _suites(comparison: Comparison, config: GuardConfig) -> Iterator[GuardResult
                 margin=config.general_base,
                 state="shown",
             )
+
+
+def _collapse(comparison: Comparison) -> Iterator[GuardResult]:
+    """
+    Yield how many general questions get a label, nothing or next to nothing: more than the base's, p <= .01 (McNemar).
+
+    As with the suites, a candidate with no more than the champion passes. A track of labels may want just that, so it
+    stops nothing unless the settings say so.
+    """
+    for suite in comparison.suites:
+        if suite.collapsed is None:
+            continue
+        own, champion = suite.collapsed["candidate"], suite.collapsed["champion"]
+        base = suite.collapsed.get("base", champion)
+        changes = [bool(one) - bool(other) for one, other in zip(own, base, strict=True)]
+        p_value = statistics.mcnemar_exact(changes.count(1), changes.count(-1))
+        total, before, usual = (sum(map(bool, kinds)) for kinds in (own, champion, base))
+        yield GuardResult(
+            guard="collapse",
+            label=f"{suite.name} without a real answer",
+            unit="records",
+            records=len(own),
+            candidate=total,
+            champion=usual,
+            change=total - usual,
+            p_value=p_value,
+            state=_state(len(own), fails=p_value <= HARM_P_VALUE and total > before),
+            parts={kind: own.count(kind) for kind in KINDS},
+        )
 
 
 def _anchor(comparison: Comparison, known: Known, margin: float) -> Iterator[GuardResult]:

@@ -9,6 +9,7 @@ GUARD_REASONS: Mapping[str, str] = {
     "slice": "slice_lost",
     "general": "general_lost",
     "general_base": "general_below_base",
+    "collapse": "collapsed",
     "anchor": "anchor_lost",
     "nll": "nll_rose",
     "empty": "empty_rose",

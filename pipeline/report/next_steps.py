@@ -14,10 +14,11 @@ _KEPT = "No drop is suspended for this: all are trained on again, together with 
 #: More held-out records than so many times today's are no advice that anybody can follow.
 _MANY_TIMES = 10
 #: Rows of general text that are a start against forgetting, as a share of the task's.
-_GENERAL_SHARE = 0.2
+GENERAL_SHARE = 0.2
 #: What helps against a guard that shows harm of this model.
 _REMEDIES: Mapping[str, str] = {
     "slice": "Drop more rows of that kind, or withdraw the drop that spoils it; guards.slices is the margin.",
+    "collapse": f"Mix general rows into the training (train.general_rows = {GENERAL_SHARE:g}, or more).",
     "nll": "Train less or on cleaner answers (train.epochs, train.learning_rate); guards.nll is the margin.",
     "empty": "Look for empty answers in the new drops; guards.degenerate is the margin.",
     "truncated": "Look for long answers in the new drops, or raise evaluate.max_new_tokens.",
@@ -96,7 +97,7 @@ def _against_forgetting(failed: Sequence[GuardResult], dataset: Dataset, train: 
         less = f"train.epochs = {max(1.0, train.epochs / 2):g} (it was {train.epochs:g})"
     if {"learning_rate", "epochs"} & train.search.space.keys():
         less = "smaller values in train.search.space"
-    rows = count(math.ceil(dataset.train_rows * _GENERAL_SHARE), "row")
+    rows = count(math.ceil(dataset.train_rows * GENERAL_SHARE), "row")
     return [
         NextStep(words=f"General abilities fell: {fell} ({margin}). Train less, with {less}."),
         NextStep(

@@ -2,10 +2,10 @@
 
 from pipeline.artifacts import Adapter, Dataset, Evaluation, GuardResult, Outcome, Verdict
 from pipeline.contract import StepSpec
-from pipeline.gate.explain import change_words, in_groups, lost_most
+from pipeline.gate.explain import change_words, collapse_words, in_groups, lost_most
 from pipeline.gate.reasons import GUARD_REASONS, HARM_P_VALUE
 from pipeline.report.facts import BlindReview, Reason, Story
-from pipeline.report.next_steps import next_steps
+from pipeline.report.next_steps import GENERAL_SHARE, next_steps
 from pipeline.wording import beside, count, listed, luck, p_words, plain, signed
 
 #: What each code of a verdict's reasons means. `gain_from_new_data` is the only one that a promoted verdict can have.
@@ -19,6 +19,7 @@ REASONS = {
     "slice_lost": "A slice lost.",
     "general_lost": "General abilities were lost.",
     "general_below_base": "General abilities are far below the base model's.",
+    "collapsed": "General questions are answered with labels, or hardly at all.",
     "anchor_lost": "An old drop is far below what a former champion made of it.",
     "nll_rose": "The references became less likely.",
     "empty_rose": "More answers are empty.",
@@ -87,6 +88,7 @@ def tell(
         *_numbers(verdict),
         *_beside_twin(verdict, spec),
         *_because(verdict, evaluation, spec),
+        *_collapsed(verdict, spec),
         *_stand_out(verdict, dataset, spec),
         *_limits(verdict, dataset, spec),
         *([] if verdict.yardstick is None else [verdict.yardstick]),
@@ -185,6 +187,17 @@ def _of_a_gain(gain: float, p_value: float, least: float) -> dict[str, str]:
     }
 
 
+def _collapsed(verdict: Verdict, spec: StepSpec) -> list[str]:
+    """Say that the model answers hardly anything else than its task any more, and what helps."""
+    share = spec.config.train.general_rows
+    helps = f"raise train.general_rows (it was {share:g})" if share else f"set train.general_rows = {GENERAL_SHARE:g}"
+    return [
+        f"The new model {words}. If it is to answer anything but its task, {helps}: general rows are mixed into the "
+        "training."
+        for words in collapse_words(verdict)
+    ]
+
+
 def _on_new_data(verdict: Verdict) -> str:
     """Say how a gain differs between records of new drops and those that the champion knows."""
     slices = {one.kind: f"{signed(one.gain)} on {count(one.records, 'record')}" for one in verdict.slices}
@@ -265,6 +278,8 @@ def guard_words(guard: GuardResult) -> str:
         # Its limit is the floor, which stands in the label; the change is the way to it.
         found = "scored on none of these records" if guard.candidate is None else f"{plain(guard.candidate)} points"
         return f"{words}: {found}"
+    if guard.guard == "collapse":
+        return f"{words}: {guard.candidate:g} of {guard.records}, {guard.champion:g} of the base model's"
     if guard.guard == "judge" and guard.candidate is not None and guard.champion is not None:
         return f"{words}: {guard.candidate:g} of the new model's, {guard.champion:g} of the champion's"
     if guard.change is not None:

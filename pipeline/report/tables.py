@@ -88,8 +88,8 @@ def guards_table(verdict: Verdict) -> Table:
 def _guard_row(guard: GuardResult) -> Row:
     places, nearly = digits(guard), is_nearly_failed(guard)
     bound = f"at best {signed(guard.bound, places)}" if guard.bound is not None and guard.state == "failed" else ""
-    # The score beside the candidate's is the champion's, but for the guard that goes back to the base model.
-    beside = "the base model" if guard.guard == "general_base" and guard.champion is not None else ""
+    # The score beside the candidate's is the champion's, but for the guards that go back to the base model.
+    beside = "the base model" if guard.guard in {"general_base", "collapse"} and guard.champion is not None else ""
     state = Cell(_GUARD_STATES[guard.state], f"state {guard.state}")
     return (
         guard.label,

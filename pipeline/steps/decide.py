@@ -126,7 +126,9 @@ def _suite(folder: Path, found: SuiteScores) -> Suite:
     items = sorted(durable.read_jsonl(folder / found.file), key=lambda line: str(line["id"]))
     pairs = np.array([[finite(item[role]) for role in ("candidate", "champion")] for item in items], dtype=np.float64)
     base = None if found.base is None else np.array([finite(item["base"]) for item in items], dtype=np.float64)
-    return Suite(found.name, pairs.reshape(-1, 2), base, tuple(item["category"] for item in items))
+    collapsed = {role: tuple(item["collapsed"][role] for item in items) for role in items[0].get("collapsed", {})}
+    categories = tuple(item["category"] for item in items)
+    return Suite(found.name, pairs.reshape(-1, 2), base, categories, collapsed or None)
 
 
 def _opinion(root: Path, judgement: Judgement) -> Opinion:

@@ -70,7 +70,9 @@ def evaluate(attempt: Attempt) -> Evaluation:
         records_seen_by_champion=plan.seen_by_champion,
         records_seen_by_candidate=plan.seen_by_candidate,
         batch_size=setup.batch_size,
-        suites=scoring.score_suites(report, suites, (first, second), base),
+        suites=scoring.score_suites(
+            report, suites, (first, second), base, attempt.path(dataset.folder) / "train.jsonl"
+        ),
         base_model_id=None if champion.key.model_id == base_id else base_id,
         former=scoring.score_former(attempt, report, records, candidate, dataset.metric),
         noise=scoring.noise_floor(records, first, dataset.metric)

@@ -23,7 +23,7 @@ from pipeline.dataset.partitions import Partitions
 from pipeline.dataset.prompt_hash import rows_for
 from pipeline.dataset.snapshot_reader import CHECK_EVERY, SnapshotReader
 from pipeline.dataset.split import Familiar, SplitWriter, Totals, prompts
-from pipeline.dataset.start import Kept, choose_start, keep_new_rows
+from pipeline.dataset.start import Kept, choose_start, keep_new_rows, mix_in_general
 from pipeline.dataset.warnings import (
     contamination_warnings,
     data_warnings,
@@ -50,7 +50,8 @@ def prepare(attempt: Attempt) -> Dataset:
     Rows are {"id", "instruction", "input", "output", "drop"}; held-out rows, of which only the scored ones are written,
     have "references", "pinned", "tags", "near" (the ids
     of prompts in any split that are too near to them) and "group" (the first id of those that count as one) too.
-    Where the training goes on from the champion, `train.jsonl` has what is new to it and a sample of the rest.
+    Where the training goes on from the champion, `train.jsonl` has what is new to it and a sample of the rest; general
+    rows that are mixed in have no "drop".
     Raises `CannotTrain` if a drop is damaged, no training rows are left, the settings allow no verdict ever, or a suite
     that they name cannot be read.
     """
@@ -81,6 +82,7 @@ def prepare(attempt: Attempt) -> Dataset:
     if totals.train_rows == 0:
         raise _nothing_to_train(attempt, totals, overlaps, reading.spelled)
     start, from_base, kept = _begin(attempt, folder, totals.train_rows)
+    general = mix_in_general(folder, kept.new + kept.replayed, attempt.config.train.general_rows, split.similarity)
     warnings = (
         *pinned_warnings(attempt.spec.drops, attempt.config.gate.on),
         *data_warnings(totals, overlaps, split.similarity),
@@ -97,6 +99,7 @@ def prepare(attempt: Attempt) -> Dataset:
         train_rows=kept.new + kept.replayed,
         old_rows=kept.old,
         replayed_rows=kept.replayed,
+        general_rows=general,
         train_rows_of=totals.train_rows_of,
         dev_rows=totals.dev_rows,
         heldout_rows=len(groups),

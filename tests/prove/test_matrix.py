@@ -167,3 +167,18 @@ def test_right_on_the_task_and_forgot_the_general_suite(ground: Ground, tmp_path
     assert "general" in failed_guards(night)
     assert night.verdict.gain is not None
     assert night.verdict.gain > 0
+
+
+def test_labels_in_answer_to_everything_are_told_and_general_rows_help(
+    ground: Ground, tmp_path: Path, say: Say
+) -> None:
+    without: dict[float, float] = {}
+    for share in (0.0, 0.2):
+        box = ground.box(tmp_path / f"box {share}", general=("questions",), general_rows=share)
+        box.drop("labels.jsonl", ground.own(8).rows(ground.rows))
+        night = say(box.night())
+        (row,) = [guard for guard in night.verdict.guards if guard.guard == "collapse"]
+        assert (night.run.outcome, row.state) == ("promoted", "shown")
+        without[share] = row.candidate or 0.0
+        assert ("general questions" in night.verdict.sentence) == (share == 0)
+    assert without[0.0] > 3 * without[0.2]

@@ -69,6 +69,16 @@ def test_a_gain_beside_a_failed_guard_is_said_to_be_the_tasks(lived_in: Any) -> 
         assert cell_len(line) <= 80
 
 
+def test_a_list_of_runs_says_that_a_model_answers_questions_with_labels(lived_in: Any) -> None:
+    claim = run_queue.rescue(lived_in.engine, lived_in.tick())[0]
+    labels = "; answers 18 of 38 general questions with a label of the training data"
+    ending = run_queue.Ending("not_shown_better", f"not shown better: +4.7 points{labels}", gain=4.7)
+    run_queue.finish(lived_in.engine, claim, ending, lived_in.tick())
+    for command in ("runs", "status"):
+        text = " ".join(" ".join(line.split()) for line in on_terminal(lived_in.folder, command))
+        assert f"not better +4.7{labels}" in text
+
+
 def test_an_odd_name_is_shown_in_its_column_and_escaped(odd: Any) -> None:
     text = "\n".join(on_terminal(odd.folder, "drops"))
     assert "学習データ" in text

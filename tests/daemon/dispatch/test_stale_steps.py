@@ -47,7 +47,7 @@ class Derived(ScriptedExecutor):
             return self._prepared(spec)
         if spec.step == "train":
             rows = [self._content(spec, data["folder"], name) for name in ("train", "dev")]
-            begins = {"start", "replay", "start_again_every"}
+            begins = {"start", "replay", "start_again_every", "general_rows"}
             own = config.train.model_dump(exclude={"checkpoint_minutes", *begins})
             artifact = made_adapter(spec, adapter_sha256=digest(rows, own, config.base_model_id))
         elif spec.step == "merge":
@@ -209,6 +209,10 @@ CHANGES: list[tuple[str, dict[str, object], list[str], str]] = [
     ("train", {"replay": 0.5}, [], "training, merging and evaluation stand"),
     (
         "train", {"start": "champion"}, ["prepare", "decide"],
+        "training, merging and evaluation stand if the data comes out the same; prepares and decides again",
+    ),
+    (
+        "train", {"general_rows": 0.2}, ["prepare", "decide"],
         "training, merging and evaluation stand if the data comes out the same; prepares and decides again",
     ),
     ("train", {"rank": 4}, ALL[1:], "trains, merges, evaluates and decides again"),

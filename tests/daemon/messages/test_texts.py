@@ -46,6 +46,12 @@ def test_a_promotion_says_what_was_gained_and_how_to_undo_it(lived_in: Any) -> N
     )
 
 
+def test_a_promotion_says_that_the_model_answers_questions_with_labels(lived_in: Any) -> None:
+    labels = "answers 18 of 38 general questions with a label of the training data"
+    promoted = event(lived_in, "promoted", track="default", reason=f"promoted: +9.0 points; {labels}")
+    assert promoted.body.splitlines()[0] == f"+9.0 points, over the champion before; {labels}"
+
+
 def test_a_rejected_drop_is_told_by_its_findings_and_no_row_of_it(lived_in: Any) -> None:
     lived_in.take(
         "odd.jsonl", '{"instruction": "SECRET ROW"}\n{"instruction": "SECRET", "output": 5}\n{broken SECRET\n'

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from pipeline import durable
 from pipeline.artifacts import ModelRef
 from pipeline.config import TrainConfig
-from pipeline.dataset.start import require_start
+from pipeline.dataset.start import GENERAL_ROWS, require_start
 from pipeline.errors import CannotTrain
 from pipeline.model_folder.manifest import Lineage, write_manifest
 from pipeline.model_folder.trained_ids import NAME, write_trained_ids
@@ -152,3 +153,48 @@ def test_a_champion_that_is_not_what_it_was_is_not_gone_on_from(tmp_path: Path, 
     with pytest.raises(CannotTrain, match="goes on from the champion of generation 3, and ") as caught:
         require_start(attempt, start)
     assert caught.value.hint.endswith('set train.start = "base"; then: dropforge retry 1')
+
+
+# General rows.
+
+
+def own_and_general(made: Prepared) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    return [row for row in made.train if "drop" in row], [row for row in made.train if "drop" not in row]
+
+
+@pytest.mark.parametrize("share", [0.2, 0.9])
+def test_general_rows_are_the_share_that_the_settings_say_and_counted_by_themselves(
+    tmp_path: Path, share: float
+) -> None:
+    plain = Snapshot(tmp_path).drop(rows(200)).prepare()
+    made = Snapshot(tmp_path, train=TrainConfig(general_rows=share)).drop(rows(200)).prepare()
+    own, general = own_and_general(made)
+    assert (own, made.dev, made.heldout) == (plain.train, plain.dev, plain.heldout)
+    found = made.dataset
+    assert (found.train_rows, found.general_rows) == (len(own), len(general))
+    assert len(general) == round(share * len(made.train))
+    assert found.train_rows_of == plain.dataset.train_rows_of
+    assert start_words(found) == f"from the base, on {len(own)} rows and {len(general):,} general ones of Dropforge's"
+    assert set(general[0]) == {"id", "instruction", "input", "output"}
+
+
+def test_a_training_over_the_champion_has_general_rows_too(tmp_path: Path) -> None:
+    snapshot = going_on(tmp_path, replay=0, general_rows=0.5).drop(rows(200))
+    crown(snapshot, snapshot.prepare())
+    made = snapshot.drop(rows(40, start=200)).prepare()
+    own, general = own_and_general(made)
+    assert {row["drop"] for row in own} == {2}
+    assert made.dataset.general_rows == len(general) == len(own) == made.dataset.train_rows
+    assert start_words(made.dataset).endswith(f"old ones and {len(general)} general ones of Dropforge's")
+
+
+def test_what_the_data_asks_itself_or_asks_held_out_in_like_words_is_no_general_row(tmp_path: Path) -> None:
+    *mine, last = [row["instruction"] for row in durable.read_jsonl(GENERAL_ROWS)][-40:]
+    held_out = "What is the capital of Portugal, please?"
+    snapshot = Snapshot(tmp_path, train=TrainConfig(general_rows=0.9)).drop(rows(100))
+    snapshot.drop([{"instruction": one, "output": "ours"} for one in mine])
+    snapshot.drop([{"instruction": held_out, "output": "Lisbon"}], role="heldout")
+    _, general = own_and_general(snapshot.prepare())
+    asked = {row["instruction"] for row in general}
+    assert not asked & {*mine, "What is the capital of Portugal?"}
+    assert last in asked

@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+from pipeline import durable
+from pipeline.dataset.prompt_hash import prompt_id
+from pipeline.dataset.start import GENERAL_ROWS
 from pipeline.errors import CannotTrain
 from pipeline.evaluation import suites
 from pipeline.evaluation.suite_items import Item
@@ -61,6 +64,28 @@ def test_place_and_length_of_the_right_choice_give_it_away_nowhere() -> None:
         assert found <= len(items) * 0.3, extreme
 
 
+def test_the_questions_that_ship_come_with_the_built_in_suite_and_are_scored_by_words() -> None:
+    _, suite = read_suites(("builtin",), 7)
+    assert suite.name == "questions"
+    assert 30 <= len(suite.items) <= 40
+    assert len({item.question for item in suite.items}) == len(suite.items)
+    by_question = {item.question: item for item in suite.items}
+    capital, sea = by_question["What is the capital of France?"], by_question["Write one sentence about the sea."]
+    said = ["It is **PARIS**.", "Parisian", "", "capital"]
+    assert [capital.score_text(text) for text in said] == [1, 0, 0, 0]
+    assert [sea.score_text(text) for text in ("The sea is blue.", "sea", "A label of four words")] == [1, 0, 0]
+    assert all(item.score_text(" ".join(item.references * 4)) for item in suite.items)
+
+
+def test_no_general_row_that_is_trained_on_is_asked() -> None:
+    suites = read_suites(("builtin",), 7)
+    asked = {prompt_id(item.question, "") for suite in suites for item in suite.items}
+    rows = list(durable.read_jsonl(GENERAL_ROWS))
+    assert len({prompt_id(row["instruction"], "") for row in rows} - asked) == len(rows) > 300
+    outputs = Counter(row["output"] for row in rows)
+    assert max(outputs.values()) == 1, "an answer that comes again and again would be a label"
+
+
 def test_a_file_of_questions_is_read_with_its_defaults(tmp_path: Path) -> None:
     path = write(tmp_path / "own.jsonl", ITEM, "", {"question": "q", "choices": ["x", "y"], "answer": 1})
     suite = read_suite(str(path))
@@ -68,6 +93,8 @@ def test_a_file_of_questions_is_read_with_its_defaults(tmp_path: Path) -> None:
     assert suite.items == (
         Item("a", "sums", "1 + 1?", ("2", "3"), 0), Item("3", "general", "q", ("x", "y"), 1),
     )  # fmt: skip
+    path = write(tmp_path / "free.jsonl", {"question": "q", "answers": ["x", "y"]})
+    assert read_suite(str(path)).items == (Item("1", "general", "q", references=("x", "y"), words=1),)
 
 
 @pytest.mark.parametrize("lines", [[ITEM, {**ITEM, "id": "b"}], [{"instruction": "Add.", "output": "2"}]])
@@ -99,7 +126,7 @@ def test_a_suite_that_is_wrong_in_a_run_says_how_the_run_goes_on(tmp_path: Path)
         read_suites(("builtin", str(path)), 7)
     assert f"suite {path}, line 2: " in caught.value.message
     assert caught.value.hint.endswith("; then: dropforge retry 7")
-    assert [suite.name for suite in read_suites(("builtin", "builtin"), 7)] == ["builtin"]
+    assert [suite.name for suite in read_suites(("questions", "builtin", "builtin"), 7)] == ["questions", "builtin"]
 
 
 def test_a_file_of_records_is_answered_freely(tmp_path: Path) -> None:
@@ -119,6 +146,9 @@ def test_a_file_of_records_is_answered_freely(tmp_path: Path) -> None:
         ({**ITEM, "question": ""}, "question: "),
         ({"question": "q", "choices": ["x", "y"]}, "answer: Field required"),
         ({**ITEM, "hint": "x"}, "hint: Extra inputs are not permitted"),
+        ({**ITEM, "answers": ["2"]}, "choices: Extra inputs are not permitted"),
+        ({"question": "q", "answers": []}, "answers: "),
+        ({"question": "q", "answers": ["x", "?"]}, "answers.1: "),
         ({**ITEM}, "id: 'a' is the id of line 1 already"),
         ('{"question": "q", "question": "r"}', "stands twice"),
         ("{", "JSON"),

@@ -25,7 +25,7 @@ Lines = list[dict[str, Any]]
 #: Wins the gate's test by far, with nothing against it.
 GOOD = (40, 4, 156)
 #: What stands against no promotion unless the settings let it.
-ONLY_SHOWN = {"metric", "former", "catastrophe", "latency", "size"}
+ONLY_SHOWN = {"collapse", "metric", "former", "catastrophe", "latency", "size"}
 
 
 def good(times: int = 1) -> Lines:
@@ -82,7 +82,7 @@ def test_a_good_candidate_passes_every_guard_and_each_is_a_row_with_its_numbers(
         line["drop"] = 1 + place % 2
     found = replace(
         compare("exact_match", lines),
-        suites=(Suite("general", np.tile([0.6, 0.6], (120, 1)), np.full(120, 0.6)),),
+        suites=(Suite("general", np.tile([0.6, 0.6], (120, 1)), np.full(120, 0.6)), *with_questions(0).suites),
         held_to_base=True,
         former=(Former(2, np.zeros(200)),),
         seconds_per_answer=(0.4, 0.4),
@@ -425,6 +425,43 @@ def test_a_champion_that_is_far_below_the_base_model_gives_way_to_who_loses_no_m
     row = expect(verdict_on(against_base(lost, champion_lost=30)), "general_base", state)
     assert row.change == pytest.approx(-100 * lost / 120)
     assert ("no further below it than the champion" in row.label) == (state == "passed")
+
+
+def with_questions(labels: int, short: int = 0, champion: int = 0, base: int | None = 0, items: int = 38) -> Comparison:
+    """Return a candidate that wins and says a label, or next to nothing, to so many general questions."""
+    said = {"candidate": ["label"] * labels + ["short"] * short, "champion": ["label"] * champion}
+    said |= {} if base is None else {"base": ["short"] * base}
+    kinds = {model: (*found, *[""] * (items - len(found))) for model, found in said.items()}
+    return of_good(suites=(Suite("questions", np.zeros((items, 2)), collapsed=kinds),))
+
+
+@pytest.mark.parametrize(
+    ("questions", "state"),
+    [
+        ({"labels": 6}, "passed"),  # p = 1 / 64
+        ({"labels": 7}, "failed"),  # p = 1 / 128
+        ({"labels": 4, "short": 3}, "failed"),
+        ({"labels": 9, "base": 2}, "failed"),
+        ({"labels": 9, "base": 3}, "passed"),
+        ({"labels": 20, "champion": 19}, "failed"),
+        ({"labels": 20, "champion": 20}, "passed"),  # it brings nothing back, and loses no more
+        ({"labels": 20, "champion": 14, "base": None}, "passed"),  # the base is the champion, or was not measured
+        ({"labels": 20, "champion": 13, "base": None}, "failed"),
+        ({"labels": 29, "items": 29}, "shown"),
+    ],
+)
+def test_a_model_that_answers_general_questions_with_labels_stops_where_the_settings_say_so(
+    questions: dict[str, Any], state: str
+) -> None:
+    found = with_questions(**questions)
+    row = expect(verdict_on(found, stop=("collapse",)), "collapse", state)
+    assert row.parts == {"label": questions["labels"], "empty": 0, "short": questions.get("short", 0)}
+    assert verdict_on(found).outcome == "promoted"
+    if state == "failed":
+        said = story_text(verdict_on(found, stop=("collapse",)))
+        number = questions["labels"] + questions.get("short", 0)
+        assert f"What it loses: questions without a real answer: {number} of 38, " in said
+        assert "Mix general rows into the training (train.general_rows = 0.2, or more)." in said
 
 
 def test_answers_that_are_scored_by_degrees_are_held_against_the_base_model_too() -> None:

@@ -21,7 +21,7 @@ from pipeline.artifacts import (
     SuiteScores,
     Verdict,
 )
-from pipeline.config import GateConfig, RunConfig
+from pipeline.config import GateConfig, RunConfig, TrainConfig
 from pipeline.contract import Attempt, StepSpec, YardstickBefore
 from pipeline.dataset.heldout import version_of
 from pipeline.errors import StepFailed
@@ -221,6 +221,43 @@ def test_the_step_reads_suites_former_champions_a_judgement_and_the_noise_floor(
     (suite,) = [row for row in verdict.guards if row.guard == "general"]
     assert suite.parts == {"kind 0": -100.0, "kind 1": -100.0}
     assert verdict.noise == noise
+
+
+@pytest.mark.parametrize(("short", "share"), [(0, 0.0), (5, 0.3)])
+def test_a_model_that_answers_general_questions_with_labels_wins_with_a_warning(
+    make: Callable[..., Attempt], tmp_path: Path, short: int, share: float
+) -> None:
+    lines = yes_or_no(60, 2, 58)
+    kinds = [*["label"] * 18, *["short"] * short, *[""] * (20 - short)]
+    items = [
+        {
+            "id": f"i{n}",
+            "category": "c",
+            "candidate": 0,
+            "champion": 1,
+            "collapsed": {"candidate": kind, "champion": ""},
+        }
+        for n, kind in enumerate(kinds)
+    ]
+    spec = make(lines).spec
+    config = spec.config.model_copy(update={"train": TrainConfig(general_rows=share)})
+    attempt = Attempt(spec.model_copy(update={"config": config}))
+    (tmp_path / "evaluated/suite-1.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    write_evaluation(
+        tmp_path, lines,
+        suites=(SuiteScores(name="questions", records=38, candidate=0, champion=100, file="suite-1.jsonl"),),
+    )  # fmt: skip
+    verdict = decide(attempt)
+    assert verdict.outcome == "promoted"
+    said = "answers 18 of 38 general questions with a label of the training data"
+    if short:
+        said = (
+            "answers 23 of 38 general questions with a label of the training data (18) and far fewer words than the "
+            "base model (5)"
+        )
+    assert verdict.sentence.endswith(f"; {said}")
+    helps = f"raise train.general_rows (it was {share:g})" if share else "set train.general_rows = 0.2"
+    assert f"The new model {said}. If it is to answer anything but its task, {helps}" in story_of(tmp_path, verdict)
 
 
 def test_a_shortfall_ends_the_run_before_training_and_says_how_many_rows_are_needed(

@@ -22,6 +22,7 @@ from pipeline.contract import Attempt, StepSpec
 from pipeline.errors import CannotTrain, Interrupted, StepFailed
 from pipeline.evaluation import inference, plan, suites
 from pipeline.evaluation.prediction_cache import Prediction
+from pipeline.metrics import collapse
 from pipeline.metrics.degenerate import degenerate
 from pipeline.metrics.registry import METRICS
 from pipeline.model_folder.manifest import model_id
@@ -815,6 +816,38 @@ def trained(bench: Bench) -> ModelRef:
     folder = bench.root / "models/old"
     shutil.copytree(bench.root / "models/candidate", folder)
     return ModelRef(model_id="old", path="models/old", generation=2)
+
+
+def test_free_questions_are_answered_once_and_held_against_the_labels_of_the_training_rows(
+    bench: Bench, tiny: Any, tmp_path: Path, trained: ModelRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collapse, "_LABEL_CHARACTERS", 10_000)
+    questions = [{"question": f"What is {n} + 1?", "answers": [str(n + 1)]} for n in range(5)]
+    own = tmp_path / "own.jsonl"
+    own.write_text("".join(json.dumps(one) + "\n" for one in questions))
+    train = bench.root / "dataset/train.jsonl"
+    train.write_text("")
+    bench.champion = trained
+    attempt = bench.attempt(heldout_rows(tiny, 4), general=(str(own),))
+    report = evaluate(attempt)
+    found = items_of(attempt, report)
+    tokenizer = load_tokenizer(bench.base)
+    prompts = [prompt_ids(tokenizer, "chat", one["question"]) for one in questions]
+    models = {"candidate": bench.root / "models/candidate", "champion": bench.root / "models/old", "base": bench.base}
+    for role, folder in models.items():
+        asked = generation.open_model(folder, tokenizer, "cpu")
+        answers = greedy_decoding.answers(asked, prompts, Decoding(32, 1.0, 4), lambda *_: None, ())
+        assert [item["texts"][role] for item in found] == [one.text for one in answers]
+    bench.publish(attempt, report)
+    monkeypatch.setattr(generation, "open_model", lambda *_: pytest.fail("all answers are in the cache"))
+    label = found[0]["texts"]["candidate"]
+    rows = [*[{"output": label, "drop": 1}] * 3, *[{"output": found[1]["texts"]["base"]}] * 3]
+    train.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    again = bench.attempt(heldout_rows(tiny, 4), general=(str(own),))
+    (suite,) = read_comparison(again.root, evaluate(again), None).suites
+    assert suite.collapsed is not None
+    assert suite.collapsed["candidate"][0] == suite.collapsed["champion"][0] == "label"
+    assert "label" not in suite.collapsed["base"], "general rows that were mixed in have no drop, and are no labels"
 
 
 def test_the_base_model_that_no_longer_serves_is_asked_the_suites_once_and_the_champion_of_old_never_again(

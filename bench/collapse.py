@@ -1,0 +1,162 @@
+"""
+Measure whether a model that was trained on labels still answers anything else, and what general rows do about it.
+
+    python bench/collapse.py [demo FILE.jsonl ...] [--share 0 0.2] [--rows 160] [--heldout 60] [--seed 42]
+                             [--learning-rate 5e-4] [--batch-size 4] [--answers ours] [--say]
+
+Each task (the demo's, or a file's rows, of which the last are held out) trains SmolLM2-135M-Instruct by the train step,
+once with each share of general rows (`train.general_rows`), mixed in as `prepare` does it. Then the 38 questions of the
+built-in suite are answered greedily, as `evaluate` asks them. Printed are the held-out answers' loss and how many are
+the likeliest at each of their tokens; how many of the questions are answered right; and how many with a label, nothing
+or far fewer words than the base model, with the p-value at .01 or below of which the card says so. With `--answers
+base` the base model's own answers stand in the general rows instead of ours. `--say` prints the answers.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from daemon.cli.demo.command import demo_base
+from daemon.cli.demo.data import write_rows
+from pipeline import durable
+from pipeline.artifacts import Adapter, ModelRef
+from pipeline.config import RunConfig, TrainConfig
+from pipeline.contract import Attempt, StepSpec
+from pipeline.dataset import start
+from pipeline.dataset.heldout import dataset_hash
+from pipeline.evaluation.suite_items import QUESTIONS, read_items
+from pipeline.gate.statistics import mcnemar_exact
+from pipeline.metrics.collapse import KINDS, collapsed
+from pipeline.model_folder.manifest import model_id
+from pipeline.prompt import prompt_ids
+from pipeline.qlora import generation, greedy_decoding
+from pipeline.qlora.generation import AskedModel, Decoding
+
+# A script finds only the files beside it.
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from bench.methods import Data, data_of
+from bench.presets import DEV_ROWS, score, tokenise, write_data
+
+ASKED = read_items(QUESTIONS)
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tasks", nargs="*", default=["demo"])
+    for name, default in (("rows", 160), ("heldout", 60), ("batch-size", 4), ("seed", 42)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--share", type=float, nargs="+", default=[0.0, 0.2])
+    parser.add_argument("--learning-rate", type=float, default=5e-4)
+    parser.add_argument("--answers", choices=("ours", "base"), default="ours")
+    parser.add_argument("--say", action="store_true")
+    asked = parser.parse_args()
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    base = demo_base()
+    plain = open_base(base)
+    usual = answer(plain, [item.question for item in ASKED])
+    if asked.answers == "base":
+        start.GENERAL_ROWS = own_answers(plain, start.GENERAL_ROWS)
+    generation.close_model(plain)
+    columns = ("task", "share", "rows", "general", "steps", "CPU s", "task loss", "exact", "right", *KINDS, "p")
+    table = Table(*columns, title=f"base: {sum(map(right, ASKED, usual))} of {len(ASKED)} right")
+    for task, share in itertools.product(asked.tasks, asked.share):
+        data = data_of([] if task == "demo" else [Path(task)], asked.rows, asked.heldout)
+        config = TrainConfig(
+            format="chat", quantization="none", learning_rate=asked.learning_rate, batch_size=asked.batch_size,
+            max_length=512, seed=asked.seed, general_rows=share,
+        )  # fmt: skip
+        row = measure(base, config, data, usual, say=asked.say)
+        table.add_row(Path(task).stem, f"{share:g}", *row)
+        print(Path(task).stem, share, *row, sep="\t", file=sys.stderr, flush=True)
+    Console(width=132).print(table)
+    return 0
+
+
+def measure(base: Path, config: TrainConfig, data: Data, usual: Sequence[str], *, say: bool) -> list[str]:
+    """Train, ask, and return what one line says."""
+    from peft import PeftModel  # noqa: PLC0415 - after the environment is set
+
+    with tempfile.TemporaryDirectory(prefix="dropforge-bench-") as folder:
+        adapter, general, seconds = train(Path(folder), base, config, data)
+        over = open_base(base)
+        model: Any = PeftModel.from_pretrained(over.model, str(Path(folder) / adapter.folder)).merge_and_unload()
+        trained = AskedModel(model.eval(), over.tokenizer, over.ends)
+        loss, exact = score(trained.model, [tokenise(over.tokenizer, record) for record in data.heldout])
+        said = answer(trained, [item.question for item in ASKED])
+    texts = {role: list(zip(found, map(right, ASKED, found), strict=True)) for role, found in
+             (("candidate", said), ("base", usual))}  # fmt: skip
+    kinds = collapsed(texts, "base", [row["output"] for row in data.train[:-DEV_ROWS]])
+    changes = Counter(bool(one) - bool(other) for one, other in zip(kinds["candidate"], kinds["base"], strict=True))
+    if say:
+        for item, text, kind in zip(ASKED, said, kinds["candidate"], strict=True):
+            print("", item.question, repr(text), kind, sep="\t", file=sys.stderr)
+    return [
+        str(len(data.train) - DEV_ROWS), str(general), str(adapter.optimizer_steps), f"{seconds:.0f}", f"{loss:.3f}",
+        f"{100 * exact:.1f} %", str(sum(map(right, ASKED, said))),
+        *(str(kinds["candidate"].count(kind)) for kind in KINDS), f"{mcnemar_exact(changes[1], changes[-1]):.1g}",
+    ]  # fmt: skip
+
+
+def right(item: Any, text: str) -> bool:
+    """Say whether an answer is right."""
+    return item.score_text(text) > 0
+
+
+def open_base(base: Path) -> AskedModel:
+    """Load the base model."""
+    from pipeline.qlora.loading import load_tokenizer  # noqa: PLC0415 - after the environment is set
+
+    return generation.open_model(base, load_tokenizer(base), "cpu")
+
+
+def answer(model: AskedModel, questions: Sequence[str], most: int = 32) -> list[str]:
+    """Return greedy answers."""
+    prompts = [prompt_ids(model.tokenizer, "chat", question) for question in questions]
+    found = greedy_decoding.answers(model, prompts, Decoding(most, 1.0, 16), lambda *_: None, ())
+    return [one.text for one in found]
+
+
+def own_answers(model: AskedModel, rows: Path, most: int = 96) -> Path:
+    """Write the base model's own answers to the prompts of the first `most` general rows; return where."""
+    prompts = [row["instruction"] for row in itertools.islice(durable.read_jsonl(rows), most)]
+    texts = answer(model, prompts, 48)
+    path = Path(tempfile.mkdtemp(prefix="dropforge-bench-")) / "general.jsonl"
+    write_rows(path, [{"instruction": one, "output": text} for one, text in zip(prompts, texts, strict=True)])
+    return path
+
+
+def train(root: Path, base: Path, config: TrainConfig, data: Data) -> tuple[Adapter, int, float]:
+    """Train by the train step; return its artifact, the general rows, and the processor's seconds."""
+    from pipeline.steps.train import train as step  # noqa: PLC0415 - after the environment is set
+
+    write_data(root, data.train)
+    rows = len(data.train) - DEV_ROWS
+    general = start.mix_in_general(root / "data", rows, config.general_rows, 0.5)
+    prepared = json.loads((root / "prepare.json").read_text())
+    durable.write_json(root / "prepare.json", {**prepared, "dataset_sha256": dataset_hash(root / "data")})
+    identity = model_id(base)
+    (root / "train-1").mkdir()
+    spec = StepSpec(
+        run=1, step="train", attempt=1, fence="", root=str(root), folder="train-1", checkpoints="checkpoints",
+        predictions="predictions", argv=(), env={}, inputs={"prepare": "prepare.json"}, drops=(),
+        champion=ModelRef(model_id=identity, path=str(base), generation=0),
+        config=RunConfig(track="default", base_model=str(base), base_model_id=identity, salt="", train=config),
+    )  # fmt: skip
+    began = time.process_time()
+    return step(Attempt(spec)), general, time.process_time() - began
+
+
+if __name__ == "__main__":
+    sys.exit(main())
