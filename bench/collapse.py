@@ -35,7 +35,7 @@ from pipeline.config import RunConfig, TrainConfig
 from pipeline.contract import Attempt, StepSpec
 from pipeline.dataset import start
 from pipeline.dataset.heldout import dataset_hash
-from pipeline.evaluation.suite_items import QUESTIONS, read_items
+from pipeline.evaluation.suite_items import QUESTIONS, Item, read_items
 from pipeline.gate.statistics import mcnemar_exact
 from pipeline.metrics.collapse import KINDS, collapsed
 from pipeline.model_folder.manifest import model_id
@@ -109,7 +109,7 @@ def measure(base: Path, config: TrainConfig, data: Data, usual: Sequence[str], *
     ]  # fmt: skip
 
 
-def right(item: Any, text: str) -> bool:
+def right(item: Item, text: str) -> bool:
     """Say whether an answer is right."""
     return item.score_text(text) > 0
 

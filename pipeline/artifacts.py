@@ -298,13 +298,14 @@ class GuardResult(Frozen):
     label: str
     """Of what, in words for a person: `token F1`, `drop 3 (answers.jsonl)`."""
     unit: Literal["points", "nats", "times", "per cent", "records"]
+    """`times`, of a cost, is that of older verdicts."""
     records: int | None = None
     """Groups of alike held-out records, or items of a suite."""
     candidate: float | None = None
     champion: float | None = None
-    """Both in `unit`; of costs, which are `times`, in what `label` says: seconds, MB."""
+    """Both in `unit`."""
     change: float | None = None
-    """Candidate against champion in `unit`; harm is negative for scores and positive for costs."""
+    """Candidate against champion in `unit`; harm is negative for scores, and positive for what is counted."""
     bound: float | None = None
     """One-sided 95 % bound of the change by itself, on the side of no harm; what is shown is decided by `p_value`."""
     p_value: float | None = None

@@ -230,11 +230,6 @@ GuardName = Literal[
     "looping",
     "floor",
     "judge",
-    "metric",
-    "former",
-    "catastrophe",
-    "latency",
-    "size",
 ]
 
 
@@ -297,14 +292,6 @@ class GuardConfig(Frozen):
     """Largest rise of the references' negative log-likelihood, in nats a token."""
     degenerate: float = Field(default=2.0, ge=0, le=_MANY)
     """Largest rise of empty, truncated or looping answers, each in per cent of the records, if shown at p = .01."""
-    metrics: float = Field(default=2.0, ge=0, le=_MANY)
-    """Largest loss of any other metric, in points, where `stop` has "metric"."""
-    former: float = Field(default=1.0, ge=0, le=_MANY)
-    """Largest loss against the best former champion, in points, where `stop` has "former"."""
-    latency: float = Field(default=3.0, ge=1, le=_MANY)
-    """Largest time an answer against the champion's, as a multiple, where `stop` has "latency"."""
-    size: float = Field(default=1.5, ge=1, le=_MANY)
-    """Largest model folder against the champion's, as a multiple, where `stop` has "size"."""
     floors: dict[MetricName, Points] = Field(default_factory=dict)
     """Lowest score of a metric that is promoted, in points: floors.exact_match = 60."""
 

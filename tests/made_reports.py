@@ -153,16 +153,16 @@ def report(lines: Sequence[Mapping[str, Any]], **changes: Any) -> Evaluation:
 def guards(*, failing: bool = False) -> tuple[GuardResult, ...]:
     """Return guards of every unit: passed, nearly failed, shown, and failed if asked."""
     made = [
-        GuardResult(guard="metric", label="token F1", unit="points", records=400, candidate=71.0, champion=65.0,
-                    change=6.0, bound=8.1, margin=2.0, state="passed"),
+        GuardResult(guard="slice", label="tag billing", unit="points", records=400, candidate=71.0, champion=65.0,
+                    change=6.0, bound=8.1, margin=5.0, state="passed"),
         GuardResult(guard="slice", label="drop 3 (bewertungen_ü.jsonl)", unit="points", records=100, candidate=61.0,
                     champion=65.5, change=-4.5, bound=1.2, p_value=0.11, margin=5.0, state="passed"),
         GuardResult(guard="nll", label="likelihood of the references", unit="nats", records=400, candidate=0.512,
                     champion=0.634, change=-0.122, margin=0.1, state="passed"),
         GuardResult(guard="looping", label="looping answers", unit="per cent", records=400, candidate=1.25,
                     champion=0.5, change=0.75, margin=2.0, state="passed"),
-        GuardResult(guard="latency", label="time an answer", unit="times", candidate=0.61, champion=0.53, change=1.15,
-                    margin=3.0, state="passed"),
+        GuardResult(guard="judge", label="answers that judge-7b prefers", unit="records", records=60, candidate=40,
+                    champion=20, change=20, p_value=0.99, state="passed"),
         GuardResult(guard="general", label="suite builtin, category arithmetic", unit="points", records=40,
                     candidate=50.0, champion=57.5, change=-7.5, margin=5.0, state="shown"),
         GuardResult(guard="general_base", label="suite builtin against the base model", unit="points", records=120,

@@ -99,8 +99,6 @@ class Comparison:
     held_to_base: bool = False
     """Whether the suites are held against the base model: not where it is the champion."""
     former: tuple[Former, ...] = ()
-    seconds_per_answer: tuple[float | None, float | None] = (None, None)
-    size_bytes: tuple[int, int] = (0, 0)
     opinion: Opinion | None = None
 
     @cached_property
@@ -134,7 +132,7 @@ class Comparison:
         return np.asarray(pairs[:, 0] - pairs[:, 1])
 
     def part(self, mask: Flags) -> "Comparison":
-        """Return the comparison on the records that `mask` names; suites and costs stay as they are."""
+        """Return the comparison on the records that `mask` names; suites stay as they are."""
         return self if mask.all() else self.take(np.flatnonzero(mask), self.groups[mask])
 
     def take(self, rows: Places, groups: Places) -> "Comparison":

@@ -2,7 +2,7 @@
 
 from pipeline.artifacts import GuardResult, Verdict
 from pipeline.gate.reasons import HARM_P_VALUE
-from pipeline.wording import count, listed, plain, signed, span
+from pipeline.wording import count, listed, signed, span
 
 #: What general questions are answered with instead of an answer, by `pipeline.metrics.collapse.KINDS`.
 _INSTEAD = {
@@ -56,8 +56,6 @@ def change_words(guard: GuardResult) -> str:
     """Return a guard's change in its unit."""
     if guard.change is None:
         return ""
-    if guard.unit == "times":
-        return f"{plain(guard.change, 2)} times"
     return f"{signed(guard.change, digits(guard))} {guard.unit}"
 
 
@@ -69,4 +67,4 @@ def lost_most(guard: GuardResult) -> str:
 
 def digits(guard: GuardResult) -> int:
     """Return how many decimals a guard's numbers have."""
-    return {"nats": 3, "times": 2, "records": 0}.get(guard.unit, 1)
+    return {"nats": 3, "records": 0}.get(guard.unit, 1)

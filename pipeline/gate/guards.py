@@ -30,19 +30,13 @@ LEVEL = 0.05
 SURE = 0.01
 #: A slice's loss or a likelihood's rise beyond its margin counts without a test on so many groups.
 LEAST_FOR_MARGIN = 100
-#: A change of one score by so much is a catastrophe, or the opposite of one.
-CATASTROPHE = 0.5
-#: A slower model fails only if an answer takes so much longer: a few milliseconds more are nobody's harm.
-LEAST_SECONDS = 0.5
-_MEGABYTE = 1e6
 _NORMAL_95 = 1.6448536269514722
 
 
 def check(
-    comparison: Comparison, slices: Sequence[Slice], known: Known, config: GuardConfig, *, shown: bool = True
+    comparison: Comparison, slices: Sequence[Slice], known: Known, config: GuardConfig
 ) -> tuple[GuardResult, ...]:
-    """Return every guard's result on the compared records; without `shown`, of those that can stop a promotion."""
-    others = shown or not set(config.stop) <= set(GuardConfig().stop)
+    """Return every guard's result on the compared records."""
     rows = [
         *_slices(comparison, slices, config.slices),
         *_suites(comparison, config),
@@ -52,17 +46,8 @@ def check(
         *_degenerate(comparison, config.degenerate),
         *_floors(comparison, config),
         *_judge(comparison),
-        *(_beside(comparison, config) if others else ()),
     ]
     return tuple(row if row.guard in config.stop else row.model_copy(update={"state": "shown"}) for row in rows)
-
-
-def _beside(comparison: Comparison, config: GuardConfig) -> Iterator[GuardResult]:
-    """Yield what is shown unless the settings let it stop: measured, it cost and bought nothing."""
-    yield from _metrics(comparison, config.metrics)
-    yield from _former(comparison, config.former)
-    yield from _catastrophes(comparison)
-    yield from _costs(comparison, config)
 
 
 def _slices(comparison: Comparison, slices: Sequence[Slice], margin: float) -> Iterator[GuardResult]:
@@ -264,59 +249,17 @@ def _judge(comparison: Comparison) -> Iterator[GuardResult]:
     p_value = statistics.mcnemar_exact(judged.losses, judged.wins)
     decided = judged.wins + judged.losses
     fails = p_value <= LEVEL
-    label = f"answers that {judged.model} prefers"
-    yield _counted("judge", label, (judged.wins, judged.losses), p_value, state=_state(decided, fails=fails))
-
-
-def _metrics(comparison: Comparison, margin: float) -> Iterator[GuardResult]:
-    """Yield the other metrics: beyond the margin and p <= .01. Bought nothing where F1 fell and exact match rose."""
-    for name in comparison.scores if comparison.ids else ():
-        pair = comparison.pairs(metric=name)
-        if name != comparison.metric and pair.size:
-            yield _tested(("metric", METRICS[name].title), pair, margin)
-
-
-def _former(comparison: Comparison, margin: float) -> Iterator[GuardResult]:
-    """Yield the former champion that the candidate does worst against: beyond the margin and p <= .01. Buys nothing."""
-    found = []
-    for former in comparison.former:
-        own = ~np.isnan(former.scores)
-        if own.any():
-            name = ("former", f"champion of generation {former.generation}")
-            found.append(_tested(name, _beside_former(comparison, former, own), margin))
-    yield from _worst(found)
-
-
-def _catastrophes(comparison: Comparison) -> Iterator[GuardResult]:
-    """Yield answers that lost half of the scale against those that gained it: sign test, p <= .01. Buys nothing."""
-    if METRICS[comparison.metric].continuous and comparison.ids:
-        # Scores are quotients: half a point may miss its value in the last bits.
-        gained, lost = statistics.count_signs(np.trunc(comparison.differences() / CATASTROPHE * (1 + 1e-12)))
-        p_value = statistics.mcnemar_exact(lost, gained)
-        label = "answers that lost 50 points or more, beside those that gained as much"
-        state = _state(len(comparison.ids), fails=p_value <= SURE)
-        yield _counted("catastrophe", label, (lost, gained), p_value, state=state)
-
-
-def _costs(comparison: Comparison, config: GuardConfig) -> Iterator[GuardResult]:
-    """Yield time and size as multiples of the champion's, where both were measured."""
-    megabytes = [size / _MEGABYTE or None for size in comparison.size_bytes]
-    for guard, label, (own, old), margin, least in (
-        ("latency", "seconds an answer", comparison.seconds_per_answer, config.latency, LEAST_SECONDS),
-        ("size", "size of the model's folder, MB", megabytes, config.size, 0.0),
-    ):
-        if own is not None and old:
-            fails = own - old >= least and _exceeds(own / old, margin)
-            yield GuardResult(
-                guard=guard,
-                label=label,
-                unit="times",
-                candidate=own,
-                champion=old,
-                change=own / old,
-                margin=margin,
-                state="failed" if fails else "passed",
-            )
+    yield GuardResult(
+        guard="judge",
+        label=f"answers that {judged.model} prefers",
+        unit="records",
+        records=decided,
+        candidate=judged.wins,
+        champion=judged.losses,
+        change=judged.wins - judged.losses,
+        p_value=p_value,
+        state=_state(decided, fails=fails),
+    )
 
 
 def _tested(name: tuple[str, str], pair: Floats, margin: float, *, sign: int = 1, level: float = SURE) -> GuardResult:
@@ -358,22 +301,6 @@ def _row(
         margin=margin,
         state=_state(changes.size, fails=rest["fails"]),
         drop=rest.get("drop"),
-    )
-
-
-def _counted(guard: str, label: str, counts: tuple[int, int], p_value: float, *, state: Any) -> GuardResult:
-    own, other = counts
-    change = own - other if guard == "judge" else other - own
-    return GuardResult(
-        guard=guard,
-        label=label,
-        unit="records",
-        records=own + other,
-        candidate=own,
-        champion=other,
-        change=change,
-        p_value=p_value,
-        state=state,
     )
 
 

@@ -17,11 +17,6 @@ GUARD_REASONS: Mapping[str, str] = {
     "looping": "looping_rose",
     "floor": "below_floor",
     "judge": "judge_prefers_champion",
-    "metric": "metric_lost",
-    "former": "former_better",
-    "catastrophe": "catastrophes",
-    "latency": "slower",
-    "size": "larger",
 }
 
 #: Guards whose failure puts the drops under suspicion that the champion does not know. The others do not: general

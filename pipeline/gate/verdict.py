@@ -131,7 +131,7 @@ def promotes(part: Comparison, rules: Rules) -> bool:
     """Say whether `weigh` would promote on these records, of which there are enough: it asks no more than it must."""
     if not _wins(part, part.differences(), rules.gate):
         return False
-    found = guards.check(part, find_slices(part, rules.known), rules.known, rules.guards, shown=False)
+    found = guards.check(part, find_slices(part, rules.known), rules.known, rules.guards)
     return not any(row.state == "failed" for row in found)
 
 

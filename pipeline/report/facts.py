@@ -151,15 +151,11 @@ def harm_share(guard: GuardResult) -> float | None:
     """
     Return how much of its margin a guard's measured harm takes: 0 no harm, 1 all of it, negative an improvement.
 
-    `None` where there is nothing to hold against each other. Changes of scores harm by falling, of costs by rising; a
-    multiple (`times`) harms from 1 on.
+    `None` where there is nothing to hold against each other. Changes of scores harm by falling, of others by rising.
     """
     if guard.change is None or guard.margin is None:
         return None
-    if guard.unit == "times":
-        harm, room = guard.change - 1, guard.margin - 1
-    else:
-        harm, room = (-guard.change if guard.unit == "points" else guard.change), abs(guard.margin)
+    harm, room = (-guard.change if guard.unit == "points" else guard.change), abs(guard.margin)
     if room > 0:
         return harm / room
     return None if harm > 0 else 0.0

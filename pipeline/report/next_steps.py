@@ -71,7 +71,7 @@ def _after_guards(verdict: Verdict, dataset: Dataset, spec: StepSpec) -> list[Ne
     steps = _against_forgetting([guard for guard in failed if guard.guard == "general"], dataset, config.train)
     steps += [NextStep(words=words) for words in remedies]
     steps += dict.fromkeys(step for guard in failed for step in _against(guard, config))
-    if {guard.guard for guard in failed} <= {"latency", "size", "judge"}:
+    if {guard.guard for guard in failed} == {"judge"}:
         steps.append(
             NextStep(
                 words="If that is no harm to you, let it serve all the same.",
@@ -126,14 +126,6 @@ def _against(guard: GuardResult, config: RunConfig) -> list[NextStep]:
                 command=f"{rollback} --to GENERATION --reason TEXT",
             ),
         ],
-        "metric": [NextStep(words="Look at its worst answers in the report; guards.metrics is the margin.")],
-        "catastrophe": [NextStep(words="Read the answers that became worst, in the report.")],
-        "former": [
-            NextStep(
-                words="If the former champion is the better one, let it serve again; guards.former is the margin.",
-                command=f"{rollback} --to GENERATION --reason TEXT",
-            )
-        ],
         "floor": [
             NextStep(
                 words="Take the floor out, or drop rows that it can be scored by (guards.floors)."
@@ -141,8 +133,6 @@ def _against(guard: GuardResult, config: RunConfig) -> list[NextStep]:
                 else "Drop more rows of the kind that the floor asks for, or lower it (guards.floors)."
             )
         ],
-        "latency": [NextStep(words="Look for longer answers in the new drops, or allow more time (guards.latency).")],
-        "size": [NextStep(words="Allow a larger model, if there is room for it (guards.size).")],
         "judge": [NextStep(words="Read the answers that changed, in the report, and see whether the judge is right.")],
     }
     return steps.get(guard.guard, [])

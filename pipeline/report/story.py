@@ -27,11 +27,6 @@ REASONS = {
     "looping_rose": "More answers loop.",
     "below_floor": "A score is below its floor, or was not measured.",
     "judge_prefers_champion": "The judge prefers the champion's answers.",
-    "metric_lost": "Another metric lost.",
-    "former_better": "A former champion is better.",
-    "catastrophes": "More answers turned from good to bad than the other way.",
-    "slower": "Answers take longer.",
-    "larger": "The model is larger.",
     "p_above_limit": "The gain could well be chance.",
     "gain_below_minimum": "The gain is smaller than the settings ask for.",
     "gain_from_new_data": "The gain is only there on records of drops that the champion never saw.",
@@ -48,10 +43,7 @@ _HEADLINES: dict[Outcome, str] = {
 _FOUND = {
     "general_base": "What was lost since the base model, earlier champions included",
     "anchor": "What was lost since a former champion, by all since then",
-    "former": "What it falls behind",
     "floor": "What is not reached",
-    "latency": "What takes longer",
-    "size": "What is larger",
     "judge": "What the judge says",
 }
 #: What the p-value of a blind review is read beside.
@@ -293,4 +285,4 @@ def margin_words(guard: GuardResult) -> str:
     """Return what a guard lets pass, in its unit."""
     if guard.margin is None:
         return ""
-    return f"{plain(guard.margin, 2 if guard.unit in {'times', 'nats'} else 1)} {guard.unit}"
+    return f"{plain(guard.margin, 2 if guard.unit == 'nats' else 1)} {guard.unit}"

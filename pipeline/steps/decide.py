@@ -116,8 +116,6 @@ def read_comparison(root: Path, report: Evaluation, judgement: Judgement | None)
         suites=tuple(_suite(folder, one) for one in report.suites),
         held_to_base=report.base_model_id is not None,
         former=tuple(former),
-        seconds_per_answer=(report.candidate.seconds_per_answer, report.champion.seconds_per_answer),
-        size_bytes=(report.candidate.size_bytes, report.champion.size_bytes),
         opinion=None if judgement is None else _opinion(root, judgement),
     )
 

@@ -175,7 +175,7 @@ def house(tmp_path: Path) -> House:
 
 
 CHANGES: list[tuple[str, dict[str, object], list[str], str]] = [
-    ("guards", {"metrics": 9.0}, ["decide"], "training, merging and evaluation stand; decides again"),
+    ("guards", {"slices": 9.0}, ["decide"], "training, merging and evaluation stand; decides again"),
     ("guards", {"stop": ("nll",)}, ["decide"], "training, merging and evaluation stand; decides again"),
     ("gate", {"p_value": 0.002}, ["decide"], "training, merging and evaluation stand; decides again"),
     ("evaluate", {"general": ()}, ["evaluate", "decide"], "training and merging stand; evaluates and decides again"),

@@ -287,9 +287,9 @@ def test_a_setting_of_the_whole_installation_is_refused_in_a_track(file: Path) -
         ("[gate]\np_value = 0", "gate.p_value", "greater than 0"),
         ("[gate]\np_value = 0.9", "gate.p_value", "less than or equal to 0.5"),
         ("[tracks.a.gate]\np_value = 0.9", "tracks.a.gate.p_value", "less than or equal to 0.5"),
-        ("[guards]\nmetrics = true", "guards.metrics", "must be a finite number"),
-        ("[guards]\nmetrics = inf", "guards.metrics", "must be a finite number"),
-        ('[guards]\nmetrics = "inf"', "guards.metrics", "must be a finite number"),
+        ("[guards]\nslices = true", "guards.slices", "must be a finite number"),
+        ("[guards]\nslices = inf", "guards.slices", "must be a finite number"),
+        ('[guards]\nslices = "inf"', "guards.slices", "must be a finite number"),
         ("[guards.floors]\nexact_match = true", "guards.floors.exact_match", "must be a finite number"),
         ("[tracks.a.guards]\nslices = nan", "tracks.a.guards.slices", "must be a finite number"),
         ("reconcile_seconds = inf", "reconcile_seconds", "must be a finite number"),
@@ -349,8 +349,8 @@ def test_a_wrong_variable_is_named_itself(file: Path) -> None:
 
 @pytest.mark.parametrize("text", ["true", "inf", "-Infinity", "NaN"])
 def test_a_variable_is_a_finite_number_too(file: Path, text: str) -> None:
-    error = refused(file, "", {"DROPFORGE_GUARDS__METRICS": text})
-    assert "guards.metrics: must be a finite number" in error.message
+    error = refused(file, "", {"DROPFORGE_GUARDS__SLICES": text})
+    assert "guards.slices: must be a finite number" in error.message
 
 
 def test_every_number_that_can_be_set_is_held_to_this(file: Path) -> None:

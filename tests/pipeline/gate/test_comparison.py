@@ -34,8 +34,8 @@ def read(tmp_path: Path) -> Read:
         numbers = {"metrics": {}, "nll": 1.0, "generated": 0, "cached": 0, "seconds": 0.0}
         facts: dict[str, Any] = {
             "folder": "report", "metric": "exact_match", "heldout_version": "v", "records": len(lines),
-            "candidate": Scores.model_validate({"model_id": "new", "seconds_per_answer": 0.5, **numbers}),
-            "champion": Scores.model_validate({"model_id": "old", "size_bytes": 7, **numbers}),
+            "candidate": Scores.model_validate({"model_id": "new", **numbers}),
+            "champion": Scores.model_validate({"model_id": "old", **numbers}),
             "champion_generation": 3, "prediction_keys": {},
         }  # fmt: skip
         return read_comparison(tmp_path, Evaluation.model_validate({**facts, **more}), None)
@@ -56,7 +56,6 @@ def test_records_are_read_in_the_order_of_their_ids_with_all_that_they_say(read:
     assert {tag: flags.tolist() for tag, flags in found.tags.items()} == {key: [False, True, False] for key in "ab"}
     assert found.nll[0].tolist() == [[4, 4], [9, 4], [4, 4]]
     assert found.degenerate["looping"].tolist() == [[0, 0], [1, 0], [0, 0]]
-    assert (found.seconds_per_answer, found.size_bytes) == ((0.5, None), (0, 7))
 
 
 def test_suites_and_former_champions_come_from_their_files(read: Read) -> None:

@@ -31,8 +31,8 @@ def test_a_line_has_verdict_gain_and_interval(
 
 def test_a_second_guard_that_failed_is_counted(made_reports: Any) -> None:
     verdict = made_reports.verdict("guard_failed", made_reports.rows(5, 5, 5), gain=7.0, interval=None)
-    size = GuardResult(guard="size", label="size", unit="times", change=2.0, margin=1.5, state="failed")
-    both = verdict.model_copy(update={"guards": (*verdict.guards, size)})
+    nll = GuardResult(guard="nll", label="likelihood", unit="nats", change=0.2, margin=0.1, state="failed")
+    both = verdict.model_copy(update={"guards": (*verdict.guards, nll)})
     assert short_line(both, 100) == "guard failed (suite builtin −27.6 points, and 1 more): +7.0 points on the task"
 
 

@@ -8,7 +8,7 @@ from scipy import stats
 
 from pipeline.config import GateConfig
 from pipeline.evaluation.scoring import compare
-from pipeline.gate.comparison import Comparison, Former
+from pipeline.gate.comparison import Comparison
 from pipeline.gate.slices import Known
 from pipeline.gate.verdict import Rules, decide_verdict, weigh
 from tests.records_made import lines_of, world, yes_or_no
@@ -95,9 +95,8 @@ def test_the_fewest_records_of_a_verdict_are_groups() -> None:
 
 
 def test_a_guard_counts_groups_too() -> None:
-    found = replace(grouped(5), former=(Former(1, np.zeros(600)),))
-    verdict = decide_verdict(found, Rules())
-    assert {row.records for row in verdict.guards if row.guard in {"nll", "empty", "former"}} == {120}
+    verdict = decide_verdict(grouped(5), Rules())
+    assert {row.records for row in verdict.guards if row.guard in {"nll", "empty"}} == {120}
 
 
 def test_a_groups_mean_between_yes_and_no_is_tested_by_the_sign_test_and_both_t() -> None:

@@ -216,8 +216,8 @@ def test_the_step_reads_suites_former_champions_a_judgement_and_the_noise_floor(
     verdict = decide(with_judgement(attempt, dict(zip((line["id"] for line in lines), said, strict=True))))
     assert verdict.outcome == "guard_failed"
     assert set(verdict.reasons) == {"general_lost", "judge_prefers_champion"}
-    (former,) = [row for row in verdict.guards if row.guard == "former"]
-    assert (former.state, former.records) == ("shown", 120)
+    (anchor,) = [row for row in verdict.guards if row.guard == "anchor"]
+    assert (anchor.champion, anchor.records) == (100, 120)
     (suite,) = [row for row in verdict.guards if row.guard == "general"]
     assert suite.parts == {"kind 0": -100.0, "kind 1": -100.0}
     assert verdict.noise == noise

@@ -822,9 +822,9 @@ def test_free_questions_are_answered_once_and_held_against_the_labels_of_the_tra
     bench: Bench, tiny: Any, tmp_path: Path, trained: ModelRef, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(collapse, "_LABEL_CHARACTERS", 10_000)
-    questions = [{"question": f"What is {n} + 1?", "answers": [str(n + 1)]} for n in range(5)]
+    questions = [f"What is {n} + 1?" for n in range(5)]
     own = tmp_path / "own.jsonl"
-    own.write_text("".join(json.dumps(one) + "\n" for one in questions))
+    own.write_text("".join(json.dumps({"question": one, "answers": ["n"]}) + "\n" for one in questions))
     train = bench.root / "dataset/train.jsonl"
     train.write_text("")
     bench.champion = trained
@@ -832,7 +832,7 @@ def test_free_questions_are_answered_once_and_held_against_the_labels_of_the_tra
     report = evaluate(attempt)
     found = items_of(attempt, report)
     tokenizer = load_tokenizer(bench.base)
-    prompts = [prompt_ids(tokenizer, "chat", one["question"]) for one in questions]
+    prompts = [prompt_ids(tokenizer, "chat", one) for one in questions]
     models = {"candidate": bench.root / "models/candidate", "champion": bench.root / "models/old", "base": bench.base}
     for role, folder in models.items():
         asked = generation.open_model(folder, tokenizer, "cpu")

@@ -217,7 +217,7 @@ def test_what_is_wanted_is_where_the_champion_is_weakest(box: Box) -> None:
     ("guard", "helps"),
     [
         ("general", "More rows of the task do not help against that; general questions and their answers do. All that"),
-        ("size", "More rows of the task do not help against that. All that helps: dropforge show 2\n"),
+        ("judge", "More rows of the task do not help against that. All that helps: dropforge show 2\n"),
         ("slice", ""),
         ("nll", ""),  # of a run that was no win at all
     ],
