@@ -51,7 +51,7 @@ _TOO_LARGE = {"galore": 1, "spectrum": 2, "full": 2}
 
 
 #: Settings of [train] that say how and where it is computed, and nothing of what is learned.
-_OF_THE_MACHINE = {"preset", "batch_tokens", "processes", "checkpoint_minutes", "report_to"}
+_OF_THE_MACHINE = {"preset", "batch_tokens", "processes", "checkpoint_minutes"}
 #: Those that choose what it begins with, which `prepare` does.
 _OF_THE_BEGINNING = {"start", "replay", "start_again_every", "general_rows"}
 #: Settings that all trials of a search have in common: what is trained on, and what is not tried at all.
@@ -111,8 +111,6 @@ class TrainConfig(Frozen):
     """Minutes between checkpoints."""
     seed: int = Field(default=42, ge=0, le=4_294_967_295)
     """Seed of initialisation and data order."""
-    report_to: tuple[Literal["tensorboard"], ...] = ()
-    """Trackers that get the curves, too, as files in `tracking` below the attempt's folder: a step has no network."""
 
     soup: tuple[Literal["cat", "svd", "ties", "dare_ties"], ...] = ()
     """How to combine the adapter with the champion's, and a search's best two, as ["cat"]; the dev rows choose."""

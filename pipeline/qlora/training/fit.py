@@ -13,7 +13,7 @@ from pipeline.qlora.loading import OutOfMemory, is_out_of_memory
 from pipeline.qlora.training.checkpoints import keeper, newest_valid, step_of
 from pipeline.qlora.training.full_weights.choice import save_trained
 from pipeline.qlora.training.memory import peak_memory
-from pipeline.qlora.training.trainer import TokenRow, Training, make_trainer, open_trackers
+from pipeline.qlora.training.trainer import TokenRow, Training, make_trainer
 from pipeline.qlora.training.watcher import StepRows, adapter_weights, watcher
 
 _ERROR_CHARACTERS = 200
@@ -53,9 +53,6 @@ def fit(
     """
     config = attempt.config.train
     writes = training.place.rank == 0
-    if not writes:
-        config = config.model_copy(update={"report_to": ()})
-    open_trackers(config.report_to, attempt.folder / "tracking")
     if training.memory is not None:
         config = config.model_copy(update=training.memory.model_dump(include={"quantization", "batch_tokens"}))
     choice = newest_valid(attempt.path(attempt.spec.checkpoints), training.fingerprint)

@@ -1,11 +1,9 @@
 """TRL's trainer as ours: what is trained, in which passes, with which loss."""
 
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,8 +28,6 @@ _DEV_SHARE = 0.25
 
 #: Divides what `collate` made of an optimizer step into the inputs of this process's forward passes.
 Passes = Callable[[Mapping[str, Any]], list[dict[str, Any]]]
-#: Each of them is TensorBoard to the trainer.
-_TRACKERS = ("tensorboard", "tensorboardX")
 
 
 @dataclass(frozen=True)
@@ -60,20 +56,6 @@ class Training:
     """This process's among those that share the training."""
     prune: Callable[[Sequence[float]], bool] | None = None
     """Says, of the dev losses so far, whether to end it; `None` ends none."""
-
-
-def open_trackers(names: Sequence[str], folder: Path) -> None:
-    """
-    Let TensorBoard, if `names` has it, write into `folder`: local files only, as a step has no network.
-
-    Raises `CannotTrain` if it is not installed.
-    """
-    if not names:
-        return
-    if not any(map(find_spec, _TRACKERS)):
-        message = "train.report_to has 'tensorboard', and there is no such package"
-        raise CannotTrain(message, "install it beside Dropforge, as with pip install tensorboard, or take it out")
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder)
 
 
 def make_trainer(
@@ -212,7 +194,7 @@ def _arguments(training: Training, config: TrainConfig, *, mixed: bool, has_dev:
         # A loss that is not a number must be seen, not replaced by the mean of its neighbours.
         "logging_nan_inf_filter": False,
         "include_num_input_tokens_seen": "all",
-        "report_to": list(config.report_to),
+        "report_to": [],
         "disable_tqdm": True,
     }
 
