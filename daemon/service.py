@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -80,6 +81,7 @@ class Service:
         (root / TROUBLES_NOTE).unlink(missing_ok=True)
         migrate(root / DATABASE_NAME)
         self._engine = open_engine(root / DATABASE_NAME, keep=True)
+        weakref.finalize(self, self._engine.dispose)  # for one that never comes to its end
         check(self._engine)
         self.stop = threading.Event()
         self.exit_code = 0

@@ -28,6 +28,7 @@ from daemon.state.database_file import (
     journal_mode,
     refuse_other_tables,
     revision,
+    with_pragmas,
 )
 
 BUSY_SECONDS = 30.0
@@ -163,9 +164,7 @@ def _connect(path: Path, *, foreign_keys: bool) -> sqlite3.Connection:
     # isolation_level=None: the driver begins no transaction by itself, the event above does.
     connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     foreign = f"foreign_keys={'ON' if foreign_keys else 'OFF'}"
-    for pragma in (foreign, "synchronous=EXTRA", "trusted_schema=OFF", "cell_size_check=ON"):
-        connection.execute(f"PRAGMA {pragma}")
-    return connection
+    return with_pragmas(connection, foreign, "synchronous=EXTRA", "trusted_schema=OFF", "cell_size_check=ON")
 
 
 def _connect_read_only(path: Path) -> sqlite3.Connection:

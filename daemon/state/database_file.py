@@ -221,6 +221,15 @@ def copy_database(source: Path, target: Path) -> dict[str, int]:
 def _open(path: Path, mode: str = "ro") -> sqlite3.Connection:
     uri = f"{path.absolute().as_uri()}?mode={mode}"
     connection = sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None)
-    for pragma in ("cell_size_check=ON", "trusted_schema=OFF"):
-        connection.execute(f"PRAGMA {pragma}")
+    return with_pragmas(connection, "cell_size_check=ON", "trusted_schema=OFF")
+
+
+def with_pragmas(connection: sqlite3.Connection, *pragmas: str) -> sqlite3.Connection:
+    """Set `pragmas` on a connection and return it. Raises `sqlite3.Error` after closing it if there is no database."""
+    try:
+        for pragma in pragmas:
+            connection.execute(f"PRAGMA {pragma}")
+    except sqlite3.Error:
+        connection.close()
+        raise
     return connection

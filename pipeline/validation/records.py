@@ -21,7 +21,7 @@ from pipeline.validation.fast_path import KEYS, MOST_KEYS, PlainRows, has_many_k
 from pipeline.validation.file_formats import HEAD_BYTES, foreign_format
 from pipeline.validation.json_array import read_array
 from pipeline.validation.likeness import nearest
-from pipeline.validation.strict_json import FLATTEN, NESTED, BadJson, StrictParser, has_surrogate_escape
+from pipeline.validation.strict_json import BadJson, StrictParser, has_surrogate_escape
 from pipeline.wording import printable
 
 _BOM = b"\xef\xbb\xbf"
@@ -306,8 +306,6 @@ def _checked(row: Row, *, escaped: bool) -> Row | Finding:
             message="a \\ud800 to \\udfff escape stands alone: half a character",
             remedy="write the character itself in UTF-8, or both halves of its escape",
         )
-    except RecursionError:
-        return Finding(line=row.line, record=row.record, rule="nesting", message=NESTED, remedy=FLATTEN)
     return row
 
 

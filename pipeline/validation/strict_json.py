@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from itertools import accumulate
 from typing import Any
 
 from pipeline.wording import printable
@@ -12,6 +13,12 @@ _MAX_DIGITS = 4300
 _SHOWN_KEY = 40
 _MANY_OBJECTS = 1000
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+#: Most arrays and objects within each other. Counted, since each Python's own reader stops elsewhere.
+MOST_DEPTH = 500
+_STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+#: What a bracket does to the depth, as a signed byte.
+_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[{]}"))
 NESTED = "nested too deeply"
 FLATTEN = "a record is one object with three texts: flatten it"
 
@@ -84,10 +91,14 @@ class StrictParser:
         try:
             value, end = self._decode(text, start)
         except json.JSONDecodeError as error:
+            if _is_nested(text, start, error.pos):
+                raise BadJson("nesting", NESTED, remedy=FLATTEN) from None
             words = error.msg[:1].lower() + error.msg[1:].removesuffix(" starting at")
             raise BadJson("json", f"not JSON: {words}", position=error.pos) from None
         except RecursionError:
             raise BadJson("nesting", NESTED, remedy=FLATTEN) from None
+        if _is_nested(text, start, end):
+            raise BadJson("nesting", NESTED, remedy=FLATTEN)
         return value, end
 
     def _decode(self, text: str, start: int) -> tuple[Any, int]:
@@ -137,13 +148,21 @@ def has_surrogate_escape(text: str) -> bool:
     return _SURROGATE_ESCAPE.search(text) is not None
 
 
+def _is_nested(text: str, start: int, end: int) -> bool:
+    """Say whether a part of `text`, which begins outside of strings, is nested more deeply than `MOST_DEPTH`."""
+    if text.count("[", start, end) + text.count("{", start, end) <= MOST_DEPTH:
+        return False
+    steps = _STRING.sub("", text[start:end]).encode().translate(_STEPS, _NO_BRACKETS)
+    return max(accumulate(memoryview(steps).cast("b")), default=0) > MOST_DEPTH
+
+
 def _many_objects(text: str) -> tuple[Any] | None:
     """
     Return the value that `text` is, if it is certainly strict JSON.
 
     Without a call of ours for each of a million objects: a key that stood twice would have lost a colon on the way.
     """
-    if "\\u003" in text:
+    if "\\u003" in text or _is_nested(text, 0, len(text)):
         return None
     try:
         value = json.loads(text)

@@ -7,6 +7,7 @@ import random
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -438,8 +439,9 @@ def test_no_row_can_change_and_nothing_be_published_while_files_are_moved(
     real = gc._throw_away
 
     def probe(*arguments: Any) -> None:
-        with pytest.raises(sqlite3.OperationalError, match="locked"):
-            sqlite3.connect(made.root / "dropforge.db", timeout=0, isolation_level=None).execute("BEGIN IMMEDIATE")
+        other = sqlite3.connect(made.root / "dropforge.db", timeout=0, isolation_level=None)
+        with closing(other), pytest.raises(sqlite3.OperationalError, match="locked"):
+            other.execute("BEGIN IMMEDIATE")
         assert lock_holder(made.root / "gc.lock") is not None
         seen.append("locked")
         real(*arguments)

@@ -148,7 +148,7 @@ def test_an_adapter_tells_how_its_training_went(bench: Bench, tiny: Any, tiny_ll
     assert adapter.adapter_change > 0
     assert adapter.trained_tokens > 36 * 5 * 20
     assert sum(one.rows for one in adapter.lengths) == 36
-    assert adapter.versions["torch"] == torch.__version__
+    assert torch.__version__.startswith(adapter.versions["torch"])
     assert {"peft", "transformers", "trl"} <= set(adapter.versions)
     assert sorted(path.name for path in attempt.folder.rglob("*")) == [
         "adapter", "adapter_config.json", "adapter_model.safetensors",

@@ -102,6 +102,7 @@ def test_a_byte_order_mark_is_accepted_once_and_only_at_the_start(tmp_path: Path
         (b'{"a": "\\uDFff x"}', "surrogate", "half a character"),
         (b'{"\\ud800": "a"}', "surrogate", "half a character"),
         (b'{"a": ' * 5000, "nesting", "too deeply"),
+        (b"[" * 501 + b'"["' + b"]" * 501, "nesting", "too deeply"),
         (b"[" * 2, "json", ""),
         ('{"a": "é"}'.encode("latin-1"), "encoding", "0xe9 at byte 8"),
         (GOOD + GOOD, "json", "more follows"),
