@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from daemon.cli.output import dump, local, print_json, print_line, print_table
-from daemon.cli.workspace import JsonOption, chosen_file, config_path, load_settings, open_writer
+from daemon.cli.workspace import JsonOption, chosen_file, config_path, load_settings, open_writer, refuse_missing
 from pipeline.errors import EXIT_FAILED, DropforgeError
 from pipeline.wording import count, listed
 
@@ -80,7 +80,8 @@ def check(context: typer.Context, *, as_json: JsonOption = False) -> None:
     Say whether the settings can be used.
 
     Exit code 2 if not, with the file or the variable, the setting and what would be right; so too if a track's base
-    model is not there or cannot be trained. Changes nothing; the daemon reads its settings when it starts.
+    model is not there or cannot be trained, or a package or program that a setting needs is not installed. Changes
+    nothing; the daemon reads its settings when it starts.
     """
     from daemon.settings.model import SettingsError  # noqa: PLC0415 - a quick start
     from daemon.views.doctor import bases  # noqa: PLC0415 - a quick start for the other commands
@@ -90,6 +91,7 @@ def check(context: typer.Context, *, as_json: JsonOption = False) -> None:
     bad = [one for one in bases(settings) if one.level == "bad"]
     if bad:
         raise SettingsError(f"{where}: {'; '.join(f'{one.name}: {one.text}' for one in bad)}", bad[0].remedy)
+    refuse_missing(context, settings)
     if as_json:
         print_json(ok=True, file=where, tracks=list(settings.track_names))
     else:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from daemon.cli.output import print_line
-from daemon.cli.workspace import config_path, load_settings
+from daemon.cli.workspace import config_path, load_settings, refuse_missing
 
 if TYPE_CHECKING:
     from daemon.settings.model import Settings
@@ -24,12 +24,14 @@ def run(context: typer.Context) -> None:
     Run the daemon until Ctrl-C or SIGTERM.
 
     It watches the inbox, trains on what is dropped there, judges the model that comes out, and promotes or refuses it.
+    It does not start if a package or program that the settings need is missing: dropforge config check.
     """
     from daemon import service  # noqa: PLC0415 - a quick start for the other commands
     from daemon.system import logs, processes  # noqa: PLC0415 - a quick start for the other commands
 
     processes.close_to_others()
     settings = load_settings(context)
+    refuse_missing(context, settings)
     logs.configure(settings.log_format)
     raise typer.Exit(service.run(settings, config_path(context)))
 

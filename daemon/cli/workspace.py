@@ -53,6 +53,18 @@ def load_settings(context: typer.Context) -> "Settings":
     return settings
 
 
+def refuse_missing(context: typer.Context, settings: "Settings") -> None:
+    """Raise `SettingsError` naming each package, program, suite and address that settings need and that is not here."""
+    from daemon.messages.addresses import examine  # noqa: PLC0415 - a quick start
+    from daemon.settings.model import SettingsError  # noqa: PLC0415 - a quick start
+    from daemon.views.doctor import needs  # noqa: PLC0415 - a quick start
+
+    file = chosen_file(context)
+    bad = [one for one in (*needs(settings), *examine(settings.messages, file)) if one.level == "bad"]
+    if bad:
+        raise SettingsError(f"{file}: {'; '.join(f'{one.name}: {one.text}' for one in bad)}", bad[0].remedy)
+
+
 def open_overview(context: typer.Context) -> "Overview":
     """Return what is known of the workspace's state folder."""
     from daemon.views.overview import Overview  # noqa: PLC0415 - a quick start

@@ -1,5 +1,6 @@
 """The addresses in the settings: whether each can be read, and whether it takes a message now."""
 
+import shlex
 import stat
 from collections.abc import Iterator
 from functools import partial
@@ -33,8 +34,11 @@ def examine(settings: MessageSettings, file: Path) -> Iterator[Finding]:
         yield Finding(name="messages", level="warn", text=text, remedy=remedy)
     bad = [number for number, url in enumerate(settings.urls, 1) if not delivery.is_known(url.get_secret_value())]
     for number in bad:
-        text = f"Apprise cannot read number {number} of messages.urls, {settings.urls[number - 1]}"
+        url = settings.urls[number - 1]
+        text = f"Apprise cannot read number {number} of messages.urls, {url}"
         remedy = "write it as https://github.com/caronc/apprise/wiki has it for that service"
+        if missing := delivery.missing_packages(url.get_secret_value()):
+            text, remedy = f"{text}: it needs a package that is not installed", f"pip install {shlex.join(missing)}"
         yield Finding(name="messages", level="bad", text=text, remedy=remedy)
     if not bad and (settings.urls or settings.heartbeat_url):
         told = [str(url) for url in settings.urls] + [f"{url} (heartbeat)" for url in [settings.heartbeat_url] if url]

@@ -40,6 +40,15 @@ def is_known(url: str) -> bool:
     return bool(_apprise().add(url))
 
 
+def missing_packages(url: str) -> list[str]:
+    """Return the packages that are not installed and without which Apprise cannot serve an address's scheme."""
+    scheme = url.partition("://")[0].lower()
+    every = _apprise().details(show_requirements=True, show_disabled=True)["schemas"]
+    off = (one for one in every if not one["enabled"])
+    found = (one for one in off if scheme in {*(one["protocols"] or ()), *(one["secure_protocols"] or ())})
+    return [package for one in found for package in one["requirements"]["packages_required"]]
+
+
 def _within_limit(work: Callable[[], None]) -> None:
     raised: list[BaseException] = []
 

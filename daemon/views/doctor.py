@@ -1,8 +1,6 @@
 """What can be wrong with a machine and a workspace, each looked at without changing anything, each with its remedy."""
 
-import importlib.util
 import os
-import re
 import shutil
 import socket
 import sqlite3
@@ -11,8 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from datetime import datetime
-from functools import partial
-from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -29,10 +25,10 @@ from daemon.storage.backup import named_files
 from daemon.storage.disk_estimate import CannotTell, needed_bytes
 from daemon.system.file_lease import take_read_lease
 from daemon.system.processes import lock_holder
-from daemon.system.programs import find_program, user
+from daemon.system.programs import user
+from daemon.views import preflight
 from daemon.views.memory_needs import memory_needs
 from daemon.views.overview import Overview
-from daemon.views.preflight import try_suite, try_vllm
 from pipeline.artifacts import Frozen
 from pipeline.errors import DropforgeError
 from pipeline.model_folder.manifest import check_base, model_files
@@ -71,9 +67,7 @@ def examine(settings: Settings) -> list[Finding]:
         bases,
         _memory,
         _champions,
-        _suites,
-        _programs,
-        _training,
+        needs,
         _judge,
         _daemon,
         _clock,
@@ -298,53 +292,15 @@ def _champions(settings: Settings) -> Iterator[Finding]:
             yield Finding(name=name, level="ok", text=f"{what}, {champion.path}")
 
 
-def _suites(settings: Settings) -> Iterator[Finding]:
-    for track in settings.track_names:
-        for suite in dict.fromkeys(settings.track(track).evaluate.general):
-            yield _tried(f"suites of {track}", partial(try_suite, suite))
-
-
-def _programs(settings: Settings) -> Iterator[Finding]:
-    own = settings.hooks
-    around = {"hooks.before_training": own.before_training, "hooks.after_training": own.after_training}
-    for name, argv in {**around, "export.gguf": settings.export.gguf}.items():
-        if argv:
-            yield _tried(name, partial(find_program, argv[0]))
-    for track in settings.track_names:
-        own_settings = settings.track(track)
-        for argv in (own_settings.hooks.after_promotion, own_settings.hooks.health):
-            if argv:
-                yield _tried(f"hooks of {track}", partial(find_program, argv[0]))
-        if own_settings.evaluate.engine == "vllm":
-            yield _tried(f"vLLM of {track}", partial(try_vllm, own_settings.evaluate.vllm))
-
-
-def _tried(name: str, look: Callable[[], str]) -> Finding:
-    try:
-        return Finding(name=name, level="ok", text=look())
-    except DropforgeError as error:
-        return Finding(name=name, level="bad", text=error.message, remedy=error.hint)
-
-
-def _training(settings: Settings) -> Iterator[Finding]:
-    """Look for the training stack by its metadata: importing torch takes seconds and half a gigabyte."""
-    wanted = [line for line in requires("dropforge") or () if "extra ==" in line and "train" in line.partition(";")[2]]
-    missing = [name for name in (re.split(r"[^\w-]", line)[0] for line in wanted) if not _installed(name)]
-    if missing:
-        text, remedy = f"not installed here: {', '.join(missing)}", "pip install 'dropforge[train]'"
-        level: Level = "bad" if settings.worker == "child" else "warn"
-        yield Finding(name="training", level=level, text=text, remedy=remedy)
-        return
-    words = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft", "trl"))
-    yield Finding(name="training", level="ok", text=words)
-
-
-def _installed(name: str) -> bool:
-    try:
-        version(name)
-    except PackageNotFoundError:
-        return False
-    return importlib.util.find_spec(name.replace("-", "_")) is not None
+def needs(settings: Settings) -> Iterator[Finding]:
+    """Look for each package, program and suite that the settings need."""
+    for need in preflight.needs(settings):
+        try:
+            yield Finding(name=need.name, level="ok", text=need.look())
+        except DropforgeError as error:
+            # Where a worker of its own runs there may be what is not here.
+            level: Level = "warn" if need.of_steps and settings.worker == "separate" else "bad"
+            yield Finding(name=need.name, level=level, text=error.message, remedy=error.hint)
 
 
 def _judge(settings: Settings) -> Iterator[Finding]:

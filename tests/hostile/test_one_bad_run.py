@@ -149,10 +149,13 @@ def test_a_hook_that_hangs_or_cannot_start_holds_up_neither_another_tracks_hook_
     new_box: Callable[..., Box], worker: Callable[[Box], None], record_property: Tell
 ) -> None:
     box = new_box(
-        "[tracks.hangs.hooks]\nafter_promotion = ['sleep', '600']\n"
-        "[tracks.fails.hooks]\nafter_promotion = ['/nowhere/at/all']\n"
-        "[tracks.works.hooks]\nafter_promotion = ['true']\n"
+        "[tracks.hangs.hooks]\nafter_promotion = ['sleep', '600']\n[tracks.works.hooks]\nafter_promotion = ['true']\n"
     )
+    broken = box.folder / "broken"
+    broken.write_text("#!/nowhere/at/all\n")  # one that is not there is refused at the start
+    broken.chmod(0o755)
+    with (box.folder / "dropforge.toml").open("a") as settings:
+        settings.write(f"[tracks.fails.hooks]\nafter_promotion = ['{broken}']\n")
     box.start(extra=QUICK)
     worker(box)
     for track, state in (("hangs", "running"), ("fails", "failed"), ("works", "ok")):

@@ -21,7 +21,7 @@ rank = 8  # a comment
 
 [hooks]
 after_promotion = [
-    "systemctl",  # [train]
+    "sh",  # [train]
     "reload",
 ]
 
@@ -50,7 +50,7 @@ def test_each_value_says_where_it_comes_from(file: Path) -> None:
     assert told["train.epochs"] == (2, "environment", "DROPFORGE_TRAIN__EPOCHS")
     assert told["gate.on"] == ("pinned", "environment", "DROPFORGE_GATE")
     assert told["train.alpha"] == (32, "default", "")
-    assert told["hooks.after_promotion"] == (["systemctl", "reload"], "file", str(file))
+    assert told["hooks.after_promotion"] == (["sh", "reload"], "file", str(file))
     assert told["tracks.support.train.rank"] == (4, "file", str(file))
     assert told["tracks.support.judge.records"] == (5, "file", str(file))
 
