@@ -1,6 +1,7 @@
 """What README.md and its kin claim, run as far as it is cheap; tests/systemd runs the installation as a service."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -15,7 +16,8 @@ from daemon.state.states import RunState
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DROPFORGE = Path(sys.executable).parent / "dropforge"
+#: Of this environment, or of the one that tests/test_installation.py made.
+DROPFORGE = Path(os.environ.get("TESTED_BIN", Path(sys.executable).parent)) / "dropforge"
 DOCUMENTS = sorted(
     path
     for path in (

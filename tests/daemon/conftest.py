@@ -28,7 +28,7 @@ from pipeline.artifacts import Verdict
 from pipeline.config import RunConfig
 from pipeline.contract import LOG_NAME, PROGRESS_NAME, Progress
 
-SCRIPT = Path(sys.executable).parent / "dropforge"
+SCRIPT = Path(os.environ.get("TESTED_BIN", Path(sys.executable).parent)) / "dropforge"  # see tests/test_installation.py
 START = 1_764_000_000_000
 BASE_ID, MODEL_ID = "ba" * 32, "c0" * 32
 

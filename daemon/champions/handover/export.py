@@ -92,13 +92,13 @@ def _copy(champion: Path, identity: str, aside: Path) -> str:
 def _make_gguf(champion: Path, file: Path, command: Sequence[str]) -> str:
     """Let the command make a GGUF file of the champion, and compare the two."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_ITS_OWN)}
-    argv = [*command, str(champion), "--outfile", str(file)]
     try:
-        done = subprocess.run(argv, env={**own, "HF_HUB_OFFLINE": "1"}, check=False, stdin=subprocess.DEVNULL)  # noqa: S603 - the user's own argument list
+        done = _run([*command, str(champion), "--outfile", str(file)], {**own, "HF_HUB_OFFLINE": "1"})
     except OSError as error:
         message = f"export.gguf cannot be started: {command[0]}: {error.strerror}"
         raise NotExported(message, "name the program by its whole path: docs/serving.md") from error
     if done.returncode or not file.is_file():
+        sys.stderr.write(done.stdout + done.stderr)
         message = f"export.gguf made no file: {command[0]} ended with exit code {done.returncode}"
         raise NotExported(message, "it says why above")
     with file.open("rb") as head:
@@ -113,8 +113,9 @@ def _compared(champion: Path, file: Path) -> str:
     if not can_try():
         return "not compared with the champion, since the training stack is not installed here"
     argv = [sys.executable, "-P", "-m", "pipeline.qlora.gguf", str(file), "--check", str(champion.absolute())]
-    done = subprocess.run(argv, stdout=subprocess.PIPE, check=False, stdin=subprocess.DEVNULL)  # noqa: S603 - our own module
+    done = _run(argv, dict(os.environ))
     if done.returncode:
+        sys.stderr.write(done.stderr)
         raise NotExported(f"{file.name} could not be compared with the champion", "it says why above; nothing was kept")
     found = json.loads(done.stdout.splitlines()[-1])
     words = f"its logits {found['distance']:.2g} from the champion's, same token at {found['top1']:.0%} of the places"
@@ -122,3 +123,10 @@ def _compared(champion: Path, file: Path) -> str:
         message = f"{file.name} is not the champion: {words}"
         raise NotExported(message, f"{_MOST_DISTANCE:g} and {_LEAST_AGREEMENT:.0%} are let pass: use more bits")
     return words
+
+
+def _run(argv: Sequence[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end and keep what it says: hundreds of lines that only a failure makes worth reading."""
+    return subprocess.run(  # noqa: S603 - the user's own argument list, or our own module
+        argv, env=environment, capture_output=True, text=True, errors="replace", check=False, stdin=subprocess.DEVNULL
+    )

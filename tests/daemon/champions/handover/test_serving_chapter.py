@@ -16,6 +16,7 @@ from daemon.champions.handover.smoke_prompts import SmokePrompt, SmokePrompts
 from daemon.champions.handover.switch import Change, NotSwitched
 from daemon.settings.load import load
 from tests.chaos.house import START, Daemon, build, records
+from tests.daemon.conftest import SCRIPT
 from tests.recorded import record
 
 ROOT = Path(__file__).parents[4]
@@ -46,11 +47,10 @@ def environment(tmp_path: Path) -> dict[str, str]:
     for name in STAND_INS:
         (stands / name).write_text(f'#!/bin/sh\necho "${{0##*/}} $*" >> {tmp_path}/called\n')
     converter.write_text(CONVERTER)
-    (stands / "dropforge").write_text(f'#!/bin/sh\nexec {sys.executable} -P -m daemon "$@"\n')
     for path in (*stands.glob("*"), *stands.glob("gguf/bin/*")):
         path.chmod(0o755)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("DROPFORGE_")}
-    return {**kept, "PATH": f"{stands}:{os.environ['PATH']}"}
+    return {**kept, "PATH": f"{stands}:{SCRIPT.parent}:{os.environ['PATH']}"}
 
 
 def run(block: str, folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
