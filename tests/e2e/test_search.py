@@ -10,6 +10,7 @@ from pipeline.search.candidate import settings_words
 from tests.e2e.test_second_night import drop
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_search_that_is_killed_goes_on_and_sends_one_candidate_to_the_gate(workspace: Any, tiny: Any) -> None:
     toml = workspace.folder / "dropforge.toml"

@@ -27,6 +27,7 @@ def ids(workspace: Any, run: int) -> set[str]:
     return {row["id"] for row in trained(workspace, run)}
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_second_night_goes_on_from_the_champion_until_a_drop_of_its_is_withdrawn(workspace: Any, tiny: Any) -> None:
     toml = workspace.folder / "dropforge.toml"
