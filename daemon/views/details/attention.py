@@ -28,7 +28,7 @@ _LASTING = timedelta(days=1)
 _MOST, _MOST_LOOKED_AT, _MOST_KINDS = 5, 100, 3
 #: `Event.kind` where a person has seen enough of a thing.
 DISMISSED = "attention_dismissed"
-_DISMISSALS = "SELECT at, detail FROM event WHERE at > ? AND kind = ? ORDER BY id"
+_DISMISSALS = "SELECT at, detail FROM event WHERE at > ? AND kind = ? ORDER BY at"
 #: Who dropped a file says the event that recorded it, and no other.
 _CAME_AGAIN = """
 SELECT later.id FROM "drop" AS one JOIN "drop" AS later USING (track, role, name_bytes)
