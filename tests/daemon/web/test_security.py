@@ -86,7 +86,7 @@ def _changing(app: FastAPI) -> list[str]:
     schema = app.openapi()["paths"]
     found = [path for path, methods in schema.items() if "post" in methods]
     routes = ["/runs/3/cancel", "/runs/2/retry", "/drops/2/withdraw", "/tracks/default/rollback", "/upload"]
-    return [*(path.format(run_id=3, drop_id=2, name="default") for path in found), *routes]
+    return [*(path.format(run_id=3, drop_id=2, name="default", key="failed-2") for path in found), *routes]
 
 
 def test_get_changes_nothing(app: FastAPI, person: TestClient, lived_in: Any) -> None:
