@@ -117,13 +117,6 @@ class CurvePoint(Frozen):
     loss: float
 
 
-class LengthBin(Frozen):
-    """So many training rows of at most so many tokens, prompt and answer together; the shortest first."""
-
-    tokens: int
-    rows: int
-
-
 class Adapter(Artifact):
     """What `train` made in `folder`, of the sha256 here: an adapter or trained tensors, over the base or a `start`."""
 
@@ -157,7 +150,6 @@ class Adapter(Artifact):
     """Rows longer than the window, left out of training and counted here."""
     rows_with_special_tokens: int = 0
     """Training rows whose text holds a special token of the tokenizer: trained on as plain text."""
-    lengths: tuple[LengthBin, ...] = ()
     versions: dict[str, str] = Field(default_factory=dict)
     estimated_memory: dict[str, int] = Field(default_factory=dict)
     """Bytes that the training was to take by arithmetic, by what takes them."""

@@ -17,7 +17,6 @@ from pipeline.artifacts import (
     FormerScores,
     GuardResult,
     Judgement,
-    LengthBin,
     Model,
     ModelRef,
     NoiseFloor,
@@ -104,7 +103,6 @@ def adapter() -> Adapter:
     noise = random.Random(2)
     curve = [CurvePoint(step=step, loss=0.35 + 2 * 0.97**step + noise.uniform(0, 0.12)) for step in range(1, 242, 2)]
     dev = [CurvePoint(step=step, loss=0.45 + 2 * 0.965**step + step / 2400) for step in range(20, 242, 20)]
-    lengths = [3, 20, 88, 190, 260, 310, 270, 220, 180, 130, 90, 60, 44, 30, 21, 14]
     return Adapter(
         folder="runs/1/attempts/train-1/adapter", adapter_sha256="ad" * 32, base_model_id=BASE, format="chat",
         quantization="nf4", batch_tokens=4096, device="cpu", peak_memory_bytes=2_271_000_000,
@@ -113,7 +111,6 @@ def adapter() -> Adapter:
         train_loss=0.61, loss_curve=tuple(curve), dev_curve=tuple(dev),
         best_step=min(dev, key=lambda point: point.loss).step, trainable_parameters=4_884_480,
         adapter_change=12.4, rows_too_long=7,
-        lengths=tuple(LengthBin(tokens=32 * (n + 1), rows=rows) for n, rows in enumerate(lengths)),
         versions={"torch": "2.10.0", "transformers": "5.17.0", "peft": "0.21.0"}, seconds=4210.0,
     )  # fmt: skip
 

@@ -5,18 +5,16 @@ Places are per cents of the width and pixels of the height: a picture is as wide
 readable.
 """
 
-import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from pipeline.artifacts import Adapter, CurvePoint, GuardResult, LengthBin, SliceResult, Verdict
+from pipeline.artifacts import Adapter, CurvePoint, GuardResult, SliceResult, Verdict
 from pipeline.report.facts import harm_share
-from pipeline.wording import count, plain, tick, ticks
+from pipeline.wording import plain, tick, ticks
 
 _MOST_POINTS = 400
-#: The loss curve's and the histogram's own area: left edge and width in per cent, top and height in pixels.
+#: The loss curve's own area: left edge and width in per cent, top and height in pixels.
 _LEFT, _WIDTH, _TOP, _HEIGHT = 11, 86, 12, 156
-_BARS_BOTTOM, _BARS_HEIGHT = 150, 138
 
 
 @dataclass(frozen=True)
@@ -48,14 +46,12 @@ class Axis:
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar from left to right, or one of a histogram."""
+    """A bar from left to right."""
 
     kind: str
     x: str
     width: str
     words: str = ""
-    y: str = ""
-    height: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,6 @@ class Chart:
     """Of each line across its height and its name."""
     names: tuple[tuple[str, str], ...]
     """What stands beneath: the place of each name, and the name."""
-    bars: tuple[Bar, ...] = ()
     lines: tuple[tuple[str, str], ...] = ()
     """The kind and the points of each curve."""
     dots: tuple[tuple[str, str, str], ...] = ()
@@ -185,47 +180,6 @@ def _loss_caption(adapter: Adapter) -> str:
         words += f"; dev loss at its lowest {plain(best.loss, 2)}, at step {best.step:,}"
         words += ": the model has these weights" if adapter.best_step == best.step else ""
     return words + ". Nats a token."
-
-
-def lengths_chart(adapter: Adapter) -> Chart | None:
-    """Return the histogram of the training rows' lengths."""
-    bins = adapter.lengths
-    total = sum(one.rows for one in bins)
-    if not total:
-        return None
-    most = max(one.rows for one in bins)
-    width, scale = _WIDTH / len(bins), _BARS_HEIGHT / most
-    every = max(1, -(-len(bins) // 5))
-    return Chart(
-        description=f"{count(total, 'row')}, none longer than {count(bins[-1].tokens, 'token')}",
-        caption=_lengths_caption(bins, adapter.rows_too_long),
-        rungs=tuple(
-            (f"{_BARS_BOTTOM - scale * value:.1f}", tick(value))
-            for value in ticks(0, most, most=3)
-            if value == int(value)
-        ),
-        names=tuple(
-            (f"{_LEFT + width * (place + 1):.2f}%", f"{one.tokens:,}")
-            for place, one in enumerate(bins)
-            if (len(bins) - 1 - place) % every == 0
-        ),
-        bars=tuple(
-            Bar(
-                kind="plain",
-                x=f"{_LEFT + width * (place + 0.06):.2f}%",
-                width=f"{width * 0.88:.2f}%",
-                y=f"{_BARS_BOTTOM - scale * one.rows:.1f}",
-                height=f"{scale * one.rows:.1f}",
-            )
-            for place, one in enumerate(bins)
-        ),
-    )
-
-
-def _lengths_caption(bins: Sequence[LengthBin], too_long: int) -> str:
-    middle = statistics.median_high(one.tokens for one in bins for _ in range(one.rows))
-    words = f"Half of them have at most {count(middle, 'token')}, all at most {bins[-1].tokens:,}"
-    return words + (f"; {count(too_long, 'longer row')} left out." if too_long else ".")
 
 
 def _padded(values: Iterable[float]) -> tuple[float, float]:

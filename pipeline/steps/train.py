@@ -27,7 +27,7 @@ from pipeline.qlora.training.search.dev_scores import DevSet, score_dev
 from pipeline.qlora.training.search.run import Found, Work, search
 from pipeline.qlora.training.search.soup import combine
 from pipeline.qlora.training.search.trial_files import TrainedOnce
-from pipeline.qlora.training.tokenise import Tokeniser, histogram
+from pipeline.qlora.training.tokenise import Tokeniser
 from pipeline.qlora.training.trainer import DEV_ROWS, TokenRow, Training
 
 #: Settings of a search that say how long it goes on; trials that are there stay of use whatever these are.
@@ -86,7 +86,7 @@ def train(attempt: Attempt) -> Adapter:
     _check_same_data(data, dataset.dataset_sha256)
     rows = tokeniser.tokenise(attempt, data / "train.jsonl")
     tokeniser.refuse_none_left(rows)
-    too_long, spelled, lengths = tokeniser.too_long, tokeniser.spelled, histogram([len(row.input_ids) for row in rows])
+    too_long, spelled = tokeniser.too_long, tokeniser.spelled
     dev = tokeniser.tokenise(attempt, data / "dev.jsonl")
     prepared = Prepared(start, device, tokenizer, fmt, ends, rows, dev, dataset)
     found = _search(attempt, prepared) if config.train.search.space or config.train.soup else None
@@ -110,7 +110,6 @@ def train(attempt: Attempt) -> Adapter:
         checkpoints_skipped=trained.skipped,
         rows_too_long=too_long,
         rows_with_special_tokens=spelled,
-        lengths=lengths,
         versions={name: metadata.version(name) for name in _LIBRARIES},
         estimated_memory=once.estimated_memory,
         candidates=found.candidates if found else (),

@@ -1,14 +1,12 @@
 """Rows of text → rows of tokens that the trainer takes: what does not fit is left out whole, and counted."""
 
 import sys
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline import durable
-from pipeline.artifacts import LengthBin
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain
 from pipeline.prompt import Format, completion_ids, fold, holds_special_token, prompt_ids
@@ -16,7 +14,6 @@ from pipeline.qlora.training.trainer import TokenRow
 from pipeline.wording import count
 
 CHECK_EVERY = 500
-_MOST_BINS = 24
 
 
 @dataclass
@@ -67,17 +64,6 @@ class Tokeniser:
             f"{shortest} to {longest} tokens, and the window is {self.window}"
         )
         raise CannotTrain(message, f"set train.max_length = {longest}, if the base model's own window allows it")
-
-
-def histogram(lengths: Iterable[int]) -> tuple[LengthBin, ...]:
-    """Return how many rows are how long, in at most 24 bins of equal width: a power of two of tokens."""
-    known = list(lengths)
-    width = 1
-    while max(known, default=0) > width * _MOST_BINS:
-        width *= 2
-    counts = Counter(-(-length // width) for length in known)
-    bins = range(min(counts, default=1), max(counts, default=0) + 1)
-    return tuple(LengthBin(tokens=place * width, rows=counts[place]) for place in bins)
 
 
 def _rows(path: Path) -> Iterable[dict[str, Any]]:
