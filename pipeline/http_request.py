@@ -19,7 +19,7 @@ def request(
     Send one request, with `body` as JSON unless it is `None`; return the answer's status and all that it says.
 
     `server` is the path of a unix socket, or host and port. Raises `OSError` if it is not there, has not said all
-    within `seconds`, says more than 64 MiB, or speaks no HTTP.
+    within `seconds`, says more than 67 MB, or speaks no HTTP.
     """
     connection = _UnixConnection(server) if isinstance(server, str) else http.client.HTTPConnection(*server)
     connection.timeout, end = seconds, time.monotonic() + seconds
