@@ -47,8 +47,7 @@ class Shortfall(Frozen):
     heldout_rows: int
     """What the records count as that the gate judges on: those that ask the same in other words are one."""
     needed_heldout_rows: int
-    needed_rows: int
-    """About how many further rows of the same kind would have to be dropped."""
+    needed_rows: int  # about so many further ones of the same kind
 
 
 class Overlap(Frozen):
@@ -93,6 +92,8 @@ class Dataset(Artifact):
     """Answers replaced by a later drop's answer to the same prompt."""
     removed_heldout: int
     """Training rows left out because their prompt is in the held-out set."""
+    rows_too_long: int = 0
+    """Rows in no split because they do not fit into the window; training leaves out further ones."""
     rows_with_special_tokens: int = 0
     """Rows left out of every split because their text holds a special token of the base's tokenizer."""
     near_duplicates: int = 0

@@ -106,7 +106,7 @@ class TrainConfig(Frozen):
     processes: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = "auto"
     """Processes that share the records of each optimizer step, one a GPU; `auto`: one for each that CUDA shows."""
     max_length: int = Field(default=1024, ge=16, le=16_777_216)
-    """Window in tokens, prompt and answer together; longer rows are left out and counted, never cut."""
+    """Window in tokens, prompt and answer together; longer rows are left out of training and judging, never cut."""
     checkpoint_minutes: float = Field(default=5.0, ge=1e-6, le=525_600)
     """Minutes between checkpoints."""
     seed: int = Field(default=42, ge=0, le=4_294_967_295)
@@ -192,7 +192,7 @@ class EvaluateConfig(Frozen):
     metric: Literal["auto", "exact_match", "token_f1", "rouge1", "rouge2", "rougeL", "chrf", "json_f1"] = "auto"
     """Primary metric; `auto` is exact match for short references, field F1 for JSON, else ROUGE-L."""
     max_new_tokens: int = Field(default=0, ge=0, le=1_048_576)
-    """Longest answer in tokens; 0 derives it from the references at the track's first run."""
+    """Longest answer in tokens; 0: for the references that fit, fixed by the track's first verdict."""
     repetition_penalty: float = Field(default=1.0, ge=0.01, le=100)
     """Greedy decoding's repetition penalty."""
     batch_size: int = Field(default=0, ge=0, le=65_536)

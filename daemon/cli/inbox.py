@@ -119,10 +119,10 @@ def check(
     settings.track(track)
     validation, ruling = _validate(file, settings, track)
     known, unseen = _known_drop(file, settings, track, "train"), _unseen(settings, track)
-    repeats, lines = _repeats(file, settings, validation)
+    repeats, lines = _repeats(file, settings, track, validation)
     if as_json:
         same = None if known is None else known.id
-        found = {"same_as_drop": same, "unseen": unseen, "repeats": repeats, **validation.model_dump(mode="json")}
+        found = {"same_as_drop": same, "unseen": unseen, **repeats, **validation.model_dump(mode="json")}
         print_json(file=str(file), ok=validation.ok, accepted=ruling.accepted, **found)
     else:
         print_findings(file, validation, ruling, lines)
@@ -162,7 +162,7 @@ def submit(
     if not validation.ok:
         bad = count(validation.bad_rows, "of them is bad", "of them are bad")
         print_line(f"{bad} and will be set aside: dropforge check {file}")
-    for line in _repeats(file, settings, validation)[1]:
+    for line in _repeats(file, settings, track, validation)[1]:
         print_line(line)
     _print_known(known)
     fresh, role = 0 if known else validation.good_rows, "heldout" if heldout else "train"
@@ -222,13 +222,22 @@ def _validate(file: Path, settings: "Settings", track: str) -> "tuple[Validation
     return validation, rule(validation, settings.intake)
 
 
-def _repeats(file: Path, settings: "Settings", validation: "Validation") -> tuple[dict[str, int], list[str]]:
-    """Return how the good rows of a file repeat each other, as numbers and in words."""
+def _repeats(
+    file: Path, settings: "Settings", track: str, validation: "Validation"
+) -> tuple[dict[str, object], list[str]]:
+    """Return how the good rows of a file repeat each other and how many do not fit, as numbers and in words."""
     from pipeline.dataset.repeats import Repeats, find_repeats, repeat_lines  # noqa: PLC0415 - a quick start
+    from pipeline.model_folder.token_counts import Window  # noqa: PLC0415
     from pipeline.validation.records import Limits  # noqa: PLC0415
 
-    found = find_repeats(file, Limits(settings.intake.max_line_bytes)) if validation.good_rows else Repeats()
-    return {"rows": found.rows, "prompts": found.prompts}, repeat_lines(file, found)
+    own = settings.track(track)
+    window = Window(Path(own.base_model), own.train.max_length) if own.base_model else None
+    found = find_repeats(file, Limits(settings.intake.max_line_bytes), window) if validation.good_rows else Repeats()
+    told: dict[str, object] = {
+        "repeats": {"rows": found.rows, "prompts": found.prompts},
+        "rows_too_long": found.too_long,
+    }
+    return told, repeat_lines(file, found)
 
 
 def _known_drop(file: Path, settings: "Settings", track: str, role: str) -> "DropView | None":
@@ -252,7 +261,9 @@ def _unseen(settings: "Settings", track: str) -> list[str]:
     base = Path(settings.track(track).base_model)
     closed = next((base / name for name in FILES if is_closed(base / name)), None)
     if closed is not None:
-        lines.append(f"special tokens are not looked for: user {user()} may not read {closed}")
+        lines.append(
+            f"special tokens and rows that are too long are not looked for: user {user()} may not read {closed}"
+        )
     return lines
 
 

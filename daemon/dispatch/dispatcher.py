@@ -31,7 +31,7 @@ from daemon.state.troubles import RunsApart, Troubles
 from daemon.storage import gc
 from daemon.storage.disk import Disk, is_full
 from daemon.storage.disk_estimate import needed_bytes, of_waiting_drops, still_needed
-from pipeline.artifacts import Artifact, Dataset, Evaluation
+from pipeline.artifacts import Artifact, Verdict
 from pipeline.config import RunConfig
 from pipeline.contract import SPEC_NAME, Step, StepResult, StepSpec
 from pipeline.errors import EXIT_BAD_DATA, EXIT_DISK_FULL, DiskFull, DropforgeError, StepFailed
@@ -312,16 +312,26 @@ class Dispatcher:
         self._executor.submit(spec_of(self._engine, self._settings, run, attempt, done))
 
     def _fix_track(self, claim: claims.Claim, spec: StepSpec, artifact: Artifact, now: int) -> None:
-        """Fix on the track what its first run decided, so that later runs are judged by the same measure."""
+        """Fix on the track what its first verdict was made by, so that later runs are judged by the same measure."""
+        if not isinstance(artifact, Verdict) or artifact.outcome == "insufficient_evidence":
+            return
         dataset = run_files.load_dataset(self._root, claim.run_id)
-        if dataset is None or dataset.shortfall is not None:
-            return  # too little data for a verdict is too little to choose a measure by
-        if isinstance(artifact, Dataset):
-            asked = {"metric": dataset.metric, "max_new_tokens": dataset.max_new_tokens}
-            tracks.fix_track(self._engine, claim, now, **asked, split=spec.config.split.model_dump())
-        elif isinstance(artifact, Evaluation):
-            noise = artifact.noise.model_dump() if artifact.noise else None
-            tracks.fix_track(self._engine, claim, now, eval_batch_size=artifact.batch_size, noise=noise)
+        report = run_files.load_evaluation(self._root, claim.run_id)
+        if dataset is None or report is None:
+            return
+        # Fewer at once than it was told to: memory did not hold more.
+        ran_out = report.batch_size < spec.config.evaluate.batch_size
+        tracks.fix_track(
+            self._engine,
+            claim,
+            now,
+            anew={"eval_batch_size"} if ran_out else (),
+            metric=dataset.metric,
+            max_new_tokens=dataset.max_new_tokens,
+            split=spec.config.split.model_dump(),
+            eval_batch_size=report.batch_size,
+            noise=report.noise.model_dump() if report.noise else None,
+        )
 
     def _end(self, claim: claims.Claim, attempt: Attempt, state: AttemptState, now: int, error: str | None) -> None:
         attempts.end_attempt(self._engine, claim, attempt.id or 0, attempts.Ending(state, error), now)

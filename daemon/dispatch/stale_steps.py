@@ -258,7 +258,7 @@ def _ids(spec: StepSpec) -> list[object]:
 def _rows_from(config: RunConfig, drops: list[object]) -> tuple[object, ...]:
     """Return what decides which rows are trained on, and over which model, beside the champion."""
     of_data = (config.salt, config.split, config.base_model_id, config.special_tokens, config.gate.on, drops)
-    return (*of_data, config.train.beginning())
+    return (*of_data, config.train.max_length, config.train.beginning())
 
 
 def _basis(step: str, config: RunConfig, drops: list[object]) -> tuple[object, ...]:

@@ -1,6 +1,7 @@
 """The rows of tracks: made when first needed, and what their first run fixes for all later ones."""
 
 import secrets
+from collections.abc import Collection
 from typing import Any
 
 from sqlalchemy import Engine
@@ -23,17 +24,16 @@ def ensure_track(session: Session, name: str, now: int) -> Track:
     return track
 
 
-def fix_track(engine: Engine, claim: Claim, now: int, **facts: Any) -> None:
+def fix_track(engine: Engine, claim: Claim, now: int, *, anew: Collection[str] = (), **facts: Any) -> None:
     """
-    Write on the run's track what its first run decides for all later ones; what stands there already stays.
+    Write on the run's track what its first verdict decides for all later runs; but for `anew`, what stands there stays.
 
-    Facts are named as the columns of `Track`: `metric`, `max_new_tokens` and `split` come with the data set,
-    `eval_batch_size` and `noise` with the report. One that is `None` or 0 is not known yet.
+    Facts are named as the columns of `Track`. One that is `None` or 0 is not known yet.
     """
     with transaction(engine) as session:
         run = held_run(session, claim)
         track = session.get_one(Track, run.track)
-        new = {name: value for name, value in facts.items() if value and getattr(track, name) is None}
+        new = {name: value for name, value in facts.items() if value and (name in anew or getattr(track, name) is None)}
         for name, value in new.items():
             setattr(track, name, value)
         if new:

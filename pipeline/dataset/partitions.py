@@ -25,7 +25,6 @@ class PartitionRow(NamedTuple):
     input: str
     output: str
     tags: tuple[str, ...]
-    tokens: int
 
 
 class Partitions:

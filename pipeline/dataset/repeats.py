@@ -1,4 +1,4 @@
-"""What is known of one file before a run looks at it: rows that repeat, rows that are pinned, the likely metric."""
+"""What is known of a file before a run: rows that repeat or do not fit, rows that are pinned, the likely metric."""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from pipeline.dataset.prompt_hash import normalise, prompt_id
 from pipeline.metrics.automatic import metric_of
+from pipeline.model_folder.token_counts import Window
 from pipeline.prompt import fold
 from pipeline.validation.records import Limits, Record, read_records
 from pipeline.wording import count
@@ -28,18 +29,26 @@ class Repeats(NamedTuple):
     prompts: int = 0
     """Prompts with more than one answer."""
     first_prompt: int = 0
+    too_long: int = 0
+    """Rows that have more tokens than fit, whatever the tokenizer makes of them."""
+    first_too_long: int = 0
 
 
-def find_repeats(path: Path, limits: Limits) -> Repeats:
+def find_repeats(path: Path, limits: Limits, window: Window | None = None) -> Repeats:
     """
-    Return how the first `MOST_ROWS` good records of a file repeat each other, by their hashes.
+    Return how the first `MOST_ROWS` good records of a file repeat each other, and which certainly exceed `window`.
+
+    By the hashes of their texts.
 
     Prompts are the same as for the split: normalised, instruction and input folded into one text. Raises `OSError`.
     """
     seen, prompts, several = set[int](), set[int](), set[int]()
-    rows = first_row = first_prompt = 0
+    rows = first_row = first_prompt = too_long = first_too_long = 0
     records = (row for row in read_records(path, limits) if isinstance(row, Record))
     for _number, row in zip(range(MOST_ROWS), records, strict=False):
+        if window is not None and window.is_exceeded(row.instruction, row.input, row.output):
+            too_long += 1
+            first_too_long = first_too_long or row.line
         prompt = normalise(fold(row.instruction, row.input))
         asked, whole = hash(prompt), hash((prompt, row.output))
         if whole in seen:
@@ -50,7 +59,7 @@ def find_repeats(path: Path, limits: Limits) -> Repeats:
             first_prompt = first_prompt or row.line
         seen.add(whole)
         prompts.add(asked)
-    return Repeats(rows, first_row, len(several), first_prompt)
+    return Repeats(rows, first_row, len(several), first_prompt, too_long, first_too_long)
 
 
 def repeat_lines(file: Path, found: Repeats) -> list[str]:
@@ -67,6 +76,12 @@ def repeat_lines(file: Path, found: Repeats) -> list[str]:
         lines.append(
             f"{file}:{found.first_prompt}: warning: {have} more than one answer, first here: all of them are trained "
             "on; if one is wrong, take it out"
+        )
+    if found.too_long:
+        longer = count(found.too_long, "row is", "rows are")
+        lines.append(
+            f"{file}:{found.first_too_long}: warning: {longer} longer than train.max_length, first here, and will be "
+            "left out; counted by characters and words: a run counts tokens, and may leave out more"
         )
     return lines
 

@@ -9,6 +9,7 @@ from pipeline.contract import Attempt
 from pipeline.dataset.partitions import PartitionRow, Partitions
 from pipeline.dataset.prompt_hash import hash_id, hash_place, normalise
 from pipeline.errors import CannotTrain
+from pipeline.model_folder.token_counts import Window
 from pipeline.near_duplicates.signatures import Signatures
 from pipeline.near_duplicates.word_hashes import WordHasher
 from pipeline.prompt import fold
@@ -22,24 +23,12 @@ CHECK_EVERY = 1000
 _LIMITS = Limits(max_line_bytes=1 << 40)
 
 
-_MORE_TOKENS = 4
-
-
-def estimate_tokens(text: str) -> int:
-    """
-    Return a number of tokens that is certainly enough for `text`.
-
-    One a byte of UTF-8, which is the most that a byte-level tokenizer makes of it (keys, sequences and codes come near
-    that), and 4 for a leading blank and the end.
-    """
-    return len(text.encode("utf-8")) + _MORE_TOKENS
-
-
 class SnapshotReader:
     """Partition the rows of the drops, and make their signatures."""
 
-    def __init__(self, attempt: Attempt, partitions: Partitions) -> None:
-        """Read into `partitions`."""
+    def __init__(self, attempt: Attempt, partitions: Partitions, window: Window) -> None:
+        """Read into `partitions` what may fit into `window`."""
+        self._window = window
         self._attempt = attempt
         self._partitions = partitions
         self._hasher = WordHasher()
@@ -49,6 +38,8 @@ class SnapshotReader:
         self._total = sum(drop.rows for drop in attempt.spec.drops)
         self.spelled = 0
         """Rows that hold special tokens and stay out of every split."""
+        self.too_long = 0
+        """Rows that certainly do not fit into the window and stay out of every split."""
         self.signatures: list[Signatures] = []
         """A drop each."""
         self.counts: list[int] = []
@@ -72,7 +63,10 @@ class SnapshotReader:
         self.counts.append(number)
 
     def _take(self, record: Record, drop: Drop, order: int, number: int) -> None:
-        if self._holds is not None and any(map(self._holds, (record.instruction, record.input, record.output))):
+        texts = (record.instruction, record.input, record.output)
+        if self._window.is_exceeded(*texts):
+            self.too_long += 1
+        elif self._holds is not None and any(map(self._holds, texts)):
             self.spelled += 1
         else:
             self._partitions.add(_partition_row(self._attempt.config.salt, record, drop, (order, number)))
@@ -105,5 +99,4 @@ def _partition_row(salt: str, record: Record, drop: Drop, place: tuple[int, int]
         input=record.input,
         output=record.output,
         tags=record.tags,
-        tokens=estimate_tokens(record.output),
     )

@@ -12,6 +12,8 @@ from pipeline.config import SplitConfig
 from pipeline.dataset.overlaps import Examples, Overlaps
 from pipeline.dataset.partitions import PartitionRow
 from pipeline.metrics import json_fields
+from pipeline.model_folder.token_counts import Window
+from pipeline.prompt import fold
 
 SplitName = Literal["train", "dev", "heldout"]
 #: Fewer dev rows say nothing and go to training.
@@ -94,20 +96,6 @@ def _since(rows: list[PartitionRow]) -> tuple[int, ...]:
 
 
 @dataclass
-class Answers:
-    """What is known of the answers of one split."""
-
-    count: int = 0
-    longest: int = 0
-    """Estimated tokens."""
-
-    def add(self, row: PartitionRow) -> None:
-        """Count one answer."""
-        self.count += 1
-        self.longest = max(self.longest, row.tokens)
-
-
-@dataclass
 class Totals:
     """What became of all rows."""
 
@@ -145,8 +133,12 @@ class Totals:
     """Scored answers that are no JSON object or array, by drop."""
     first_not_json: tuple[int, int] | None = None
     """Drop and number among its records, from 0, of the first one in the files."""
-    heldout_answers: Answers = field(default_factory=Answers)
-    train_answers: Answers = field(default_factory=Answers)
+    heldout_answers: int = 0
+    """References of the scored prompts."""
+    longest_answer: int = 0
+    """Tokens of the longest of those, with the one that ends it."""
+    too_long: int = 0
+    """Rows of prompts that would be scored if they fitted into the window with their answers."""
 
     @property
     def train_rows_of(self) -> dict[str, int]:
@@ -166,8 +158,11 @@ class Familiar(NamedTuple):
 class SplitWriter:
     """Writes the three files; prompts must come from the lowest hash to the highest."""
 
-    def __init__(self, folder: Path, overlaps: Overlaps, champion: Familiar, *, most_scored: int) -> None:
-        """Write into `folder`; at most `most_scored` held-out prompts are scored."""
+    def __init__(
+        self, folder: Path, overlaps: Overlaps, champion: Familiar, window: Window, *, most_scored: int
+    ) -> None:
+        """Write into `folder`; at most `most_scored` held-out prompts are scored, all of which fit into `window`."""
+        self._window = window
         self._overlaps = overlaps
         self._champion = champion
         self._most_scored = most_scored
@@ -230,11 +225,10 @@ class SplitWriter:
             if rows[0].id in self._champion.ids:
                 by = (row.drop for row in (*prompt.removed, *rows) if row.drop in self._champion.drops)
                 totals.trained_before[next(by, 0)] += 1
-        else:
+        elif self._fits(rows):
             totals.heldout_ids.append(rows[0].id)
             totals.heldout_numbers.append(number)
-            for row in rows:
-                totals.heldout_answers.add(row)
+            totals.heldout_answers += len(rows)
             tags = sorted({tag for row in rows for tag in row.tags})
             totals.heldout_tags.update(tags)
             more = {"pinned": rows[0].pinned, "tags": tags, "near": near}
@@ -246,6 +240,16 @@ class SplitWriter:
             for row in rows:
                 self._look_for_json(row)
             _write(self._heldout, own, {"references": [row.output for row in rows]}, more)
+
+    def _fits(self, rows: list[PartitionRow]) -> bool:
+        """Say whether a prompt fits into the window with each of its answers, and note the longest one."""
+        answer = max(self._window.count(row.output) for row in rows) + 1
+        asked = self._window.count(fold(rows[0].instruction, rows[0].input)) if self._window.counts else 0
+        if self._window.counts and asked + answer > self._window.tokens:
+            self._totals.too_long += len(rows)
+            return False
+        self._totals.longest_answer = max(self._totals.longest_answer, answer)
+        return True
 
     def _look_for_json(self, row: PartitionRow) -> None:
         totals = self._totals
@@ -273,7 +277,6 @@ class SplitWriter:
         totals.train_drops[row.drop] += 1
         tags = totals.train_tags
         tags.update(tag for tag in set(row.tags) if tag in tags or len(tags) < _MOST_TAGS)
-        totals.train_answers.add(row)
 
 
 def _write(file: IO[str], row: PartitionRow, *more: Mapping[str, Any]) -> None:

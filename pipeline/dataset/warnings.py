@@ -107,7 +107,7 @@ def reference_warnings(totals: Totals, metric: str, drops: Sequence[Drop], champ
         drop, number = totals.first_not_json
         where = ", ".join(f"{some:,} of drop {one} ({names[one]})" for one, some in sorted(totals.not_json.items()))
         found.append(
-            f"{totals.not_json.total():,} of {totals.heldout_answers.count:,} held-out references are no JSON object "
+            f"{totals.not_json.total():,} of {totals.heldout_answers:,} held-out references are no JSON object "
             f"or array, and an answer to them scores 0 by field F1 unless it is the same text: {where}, the first is "
             f"record {number + 1} of drop {drop}; if they should be, mend these rows and drop "
             "the file again, withdraw the drop, or set evaluate.metric"

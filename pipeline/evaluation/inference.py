@@ -59,7 +59,7 @@ def predict(attempt: Attempt, pending: Pending, folder: Path, pace: Pace) -> Res
     started = time.monotonic()
     requests = pending.requests
     digest, setup = requests.key.digest, requests.key.setup
-    decoding = Decoding(setup.max_new_tokens, setup.repetition_penalty, setup.batch_size)
+    decoding = Decoding(setup.max_new_tokens, setup.repetition_penalty, setup.batch_size, requests.window)
     log = BatchLog(folder / f"{digest}{_LOG}", _earlier_logs(attempt, f"{folder.name}/{digest}{_LOG}"))
     pace.begin(pending)
     inference = _Inference(attempt, pending, log, pace)

@@ -1,6 +1,5 @@
 """What candidate and champion are asked: the same records and suites, tokenised for each before either is loaded."""
 
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -69,11 +68,19 @@ class ModelRequests:
     users_own: bool = False
     """Whether the folder is the user's own, without a manifest: it may hold another model since it was hashed."""
 
+    @property
+    def window(self) -> int:
+        """The most tokens that the model was made for, prompt and answer together."""
+        # vLLM generates a token after what it only reads, too.
+        return (read_window(self.folder) or sys.maxsize) - (self.key.setup.engine != PLAIN)
+
     def longest(self) -> int:
         """Return the most tokens of a prompt with its answer, or with a reference and one token after it."""
-        new = self.key.setup.max_new_tokens
+        new, window = self.key.setup.max_new_tokens, self.window
         pairs = zip(self.prompts, self.completions, strict=True)
-        of_records = [len(prompt) + max(new, len(completion) + 1) for prompt, completion in pairs]
+        of_records = [
+            max(min(len(prompt) + new, window), len(prompt) + len(completion) + 1) for prompt, completion in pairs
+        ]
         of_items = [
             max(map(len, suite.prompts)) + max(map(suite.new_tokens, range(len(suite.prompts))))
             for suite in self.suites
@@ -139,7 +146,7 @@ def make_plan(
     if settings.engine == "vllm":
         engine = f"vllm {vllm_server.read_version(settings.vllm)}"
         asked = [_with_setup(requests, engine=engine) for requests in asked]
-    kept, (candidate, champion), too_long = _leave_out_too_long(kept, asked, decoding.max_new_tokens)
+    kept, (candidate, champion), too_long = _leave_out_too_long(kept, asked)
     size = _noted_size(attempt, folder.name, decoding.batch_size)
     if not size and settings.engine == "vllm":
         size = _ROWS_VLLM
@@ -255,17 +262,17 @@ def _requests(
 
 
 def _leave_out_too_long(
-    records: list[HeldoutRecord], both: Sequence[ModelRequests], answer_tokens: int
+    records: list[HeldoutRecord], both: Sequence[ModelRequests]
 ) -> tuple[list[HeldoutRecord], list[ModelRequests], int]:
     """
     Leave out what does not fit into a model's window with its answer, for both models; return how many records.
 
     Training leaves such rows out too. Asked all the same, one long document would fail every run of the track.
     """
-    window = min(_window(requests) for requests in both)
+    window = min(requests.window for requests in both)
 
     def fits(requests: ModelRequests, place: int) -> bool:
-        return len(requests.prompts[place]) + max(answer_tokens, len(requests.completions[place])) <= window
+        return len(requests.prompts[place]) + len(requests.completions[place]) <= window
 
     kept = [place for place in range(len(records)) if all(fits(requests, place) for requests in both)]
     too_long = len(records) - len(kept)
@@ -290,7 +297,7 @@ def _leave_out_too_long(
     return [records[n] for n in kept], shorter, too_long
 
 
-def _fitting_items(suites: Sequence[SuiteRequests], window: float) -> list[int]:
+def _fitting_items(suites: Sequence[SuiteRequests], window: int) -> list[int]:
     """Return the places of a suite's items that fit into the window with their answer."""
     suite = suites[0].suite
 
@@ -310,12 +317,6 @@ def _cut(suite_requests: SuiteRequests, places: Sequence[int]) -> SuiteRequests:
         prompts=[suite_requests.prompts[place] for place in places],
         answers=[suite_requests.answers[place] for place in places],
     )
-
-
-def _window(requests: ModelRequests) -> float:
-    """Return the most tokens that a model was made for; infinite if it does not say."""
-    # vLLM generates a token after what it only reads, too.
-    return (read_window(requests.folder) or math.inf) - (requests.key.setup.engine != PLAIN)
 
 
 def _with_setup(requests: ModelRequests, **changed: Any) -> ModelRequests:

@@ -7,6 +7,7 @@ sorted by length, the longest first, so that too little memory shows at once; ba
 
 import gc
 import inspect
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,12 @@ class Decoding:
     max_new_tokens: int
     repetition_penalty: float
     batch_size: int
+    window: int = sys.maxsize
+    """Most tokens of a prompt with its answer."""
+
+    def room(self, prompt: Tokens) -> int:
+        """Return how many tokens the answer to a prompt has at most."""
+        return min(self.max_new_tokens, self.window - len(prompt))
 
 
 class Answer(NamedTuple):

@@ -65,7 +65,7 @@ def answers(
             rows.keep([
                 row
                 for row, place in enumerate(rows.places)
-                if not _is_over(asked, found[place], decoding, may_loop=place in may_loop)
+                if not _is_over(asked, found[place], decoding.room(prompts[place]), may_loop=place in may_loop)
             ])  # fmt: skip
             rows.read()
     return [_as_answer(asked, tokens) for tokens in found]
@@ -86,13 +86,13 @@ def answer_aloud(asked: AskedModel, prompt: Tokens, decoding: Decoding, tell: Ca
         while rows.places:
             tokens += rows.choose()
             tell(_text(asked, tokens))
-            rows.keep([] if _is_over(asked, tokens, decoding, may_loop=False) else [0])
+            rows.keep([] if _is_over(asked, tokens, decoding.room(prompt), may_loop=False) else [0])
             rows.read()
     return _as_answer(asked, tokens)
 
 
-def _is_over(asked: AskedModel, tokens: Tokens, decoding: Decoding, *, may_loop: bool) -> bool:
-    if tokens[-1] in asked.ends or len(tokens) == decoding.max_new_tokens:
+def _is_over(asked: AskedModel, tokens: Tokens, most: int, *, may_loop: bool) -> bool:
+    if tokens[-1] in asked.ends or len(tokens) >= most:
         return True
     return not may_loop and _repeats(tokens) and is_looping(_text(asked, tokens))
 

@@ -36,6 +36,7 @@ from pipeline.dataset.warnings import (
 from pipeline.errors import CannotTrain
 from pipeline.evaluation.suites import read_suites
 from pipeline.metrics.automatic import metric_of
+from pipeline.model_folder.token_counts import Window
 from pipeline.model_folder.trained_ids import trained_ids
 from pipeline.wording import count
 
@@ -61,12 +62,13 @@ def prepare(attempt: Attempt) -> Dataset:
     folder = attempt.make_folder("data")
     # The settings alone say what is judged on, never what was dropped.
     pinned = attempt.config.gate.on == "pinned"
+    window = Window(Path(attempt.config.base_model), attempt.config.train.max_length)
     with Partitions(folder) as partitions:
-        reading = SnapshotReader(attempt, partitions)
+        reading = SnapshotReader(attempt, partitions, window)
         for order, drop in enumerate(attempt.spec.drops):
             reading.read(order, drop)
         overlaps, champion, texts = _compare(attempt, partitions, reading, pinned=pinned)
-        with SplitWriter(folder, overlaps, champion, most_scored=split.scored_records) as splits:
+        with SplitWriter(folder, overlaps, champion, window, most_scored=split.scored_records) as splits:
             attempt.progress(0, partitions.parts, phase="splitting")
             for number, rows in enumerate(partitions.sorted_parts()):
                 attempt.check_stop()
@@ -80,7 +82,7 @@ def prepare(attempt: Attempt) -> Dataset:
     metric = _metric(attempt)
     shortfall = _shortfall(attempt, (len(groups), grouped, _judged_groups(attempt, folder)), metric)
     if totals.train_rows == 0:
-        raise _nothing_to_train(attempt, totals, overlaps, reading.spelled)
+        raise _nothing_to_train(attempt, totals, overlaps, reading)
     start, from_base, kept = _begin(attempt, folder, totals.train_rows)
     general = mix_in_general(folder, kept.new + kept.replayed, attempt.config.train.general_rows, split.similarity)
     warnings = (
@@ -110,6 +112,7 @@ def prepare(attempt: Attempt) -> Dataset:
         duplicates=totals.duplicates,
         replaced=totals.replaced,
         removed_heldout=totals.removed_heldout.total(),
+        rows_too_long=reading.too_long + totals.too_long,
         rows_with_special_tokens=reading.spelled,
         near_duplicates=totals.near_duplicates,
         overlaps=splits.examples.found(),
@@ -117,7 +120,7 @@ def prepare(attempt: Attempt) -> Dataset:
         seen_by_champion=totals.seen_by_champion,
         warnings=warnings,
         metric=metric,
-        max_new_tokens=_max_new_tokens(attempt, totals),
+        max_new_tokens=attempt.config.evaluate.max_new_tokens or _max_new_tokens(totals.longest_answer, window),
         shortfall=shortfall,
         drops=attempt.spec.drops,
     )
@@ -127,6 +130,8 @@ def _compare(
     attempt: Attempt, partitions: Partitions, reading: SnapshotReader, *, pinned: bool
 ) -> tuple[Overlaps, Familiar, HeldoutTexts]:
     """Find what is too near to the held-out set; return that, what of it the champion knows, and what was compared."""
+    if reading.too_long:
+        sys.stderr.write(f"in no split: {count(reading.too_long, 'row')} longer than train.max_length\n")
     if reading.spelled:
         sys.stderr.write(
             f"in no split: {count(reading.spelled, 'row')} with special tokens of the base model's tokenizer, from "
@@ -177,13 +182,10 @@ def _metric(attempt: Attempt) -> str:
     return metric_of(held_out or list(islice(trained, CHECK_EVERY))) or "rougeL"
 
 
-def _max_new_tokens(attempt: Attempt, totals: Totals) -> int:
-    """Return the longest answer that generation allows, in tokens: a multiple of 16."""
-    chosen = attempt.config.evaluate.max_new_tokens
-    if chosen:
-        return chosen
-    answers = totals.heldout_answers if totals.heldout_answers.count else totals.train_answers
-    return min(math.ceil(answers.longest / _TOKENS_STEP) * _TOKENS_STEP, _MOST_TOKENS)
+def _max_new_tokens(longest: int, window: Window) -> int:
+    """Return the longest answer that generation allows, in tokens, for references of at most `longest`: some more."""
+    most = min(2 * longest, max(longest, _MOST_TOKENS)) if window.counts else min(longest, _MOST_TOKENS)
+    return max(1, math.ceil(most / _TOKENS_STEP)) * _TOKENS_STEP
 
 
 def _judged_groups(attempt: Attempt, folder: Path) -> int:
@@ -226,18 +228,22 @@ def _shortfall(attempt: Attempt, scored: tuple[int, int, int], metric: str) -> S
     return Shortfall(heldout_rows=judged, needed_heldout_rows=needed, needed_rows=math.ceil(rows))
 
 
-def _nothing_to_train(attempt: Attempt, totals: Totals, overlaps: Overlaps, spelled: int) -> CannotTrain:
+def _nothing_to_train(attempt: Attempt, totals: Totals, overlaps: Overlaps, reading: SnapshotReader) -> CannotTrain:
     if not any(drop.role == "train" for drop in attempt.spec.drops):
         return CannotTrain(
             "the snapshot holds held-out records only", "drop training data into the track's inbox folder"
         )
     removed = totals.removed_heldout.total()
     where = f"{totals.heldout_rows} held out, {removed} removed because their prompt is in the held-out set"
-    message = f"no training rows are left of {totals.rows + spelled}: {where}, {count(totals.duplicates, 'duplicate')}"
+    spelled, too_long = reading.spelled, reading.too_long
+    rows = totals.rows + spelled + too_long
+    message = f"no training rows are left of {rows}: {where}, {count(totals.duplicates, 'duplicate')}"
     if totals.near_duplicates:
         message += f", {totals.near_duplicates} too near to a held-out record"
     if spelled:
         message += f", {spelled} with special tokens of the base model's tokenizer"
+    if too_long:
+        message += f", {too_long} longer than train.max_length"
     found = contamination_warnings(totals, attempt.spec.drops)
     if found:
         return CannotTrain("; ".join([message, *found]), "drop rows whose prompts are not in inbox/heldout")

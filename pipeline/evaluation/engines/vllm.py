@@ -63,15 +63,15 @@ class Vllm:
     def _answer(self, prompt: Tokens, decoding: Decoding) -> Answer:
         choice = self.server.complete({
             "prompt": list(prompt),
-            "max_tokens": decoding.max_new_tokens,
+            "max_tokens": decoding.room(prompt),
             "repetition_penalty": decoding.repetition_penalty,
             "stop_token_ids": list(self.ends),
         })  # fmt: skip
         tokens = choice["token_ids"]
         ended = [place for place, token in enumerate(tokens) if token in self.ends]
-        if ended != [len(tokens) - 1] and (ended or len(tokens) != decoding.max_new_tokens):
+        if ended != [len(tokens) - 1] and (ended or len(tokens) != decoding.room(prompt)):
             message = f"vLLM gave an answer of {count(len(tokens), 'token')} that neither ended nor reached "
-            raise StepFailed(f"{message}{decoding.max_new_tokens}", "retry the run; should it come again, see its log")
+            raise StepFailed(f"{message}{decoding.room(prompt)}", "retry the run; should it come again, see its log")
         text = self.tokenizer.decode(tokens, skip_special_tokens=True)
         return Answer(text, len(tokens), ended=bool(ended))
 

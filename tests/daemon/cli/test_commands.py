@@ -359,6 +359,19 @@ def test_check_and_submit_say_how_a_file_repeats_itself(dropforge: Command, tmp_
     assert dropforge("submit", "twice.jsonl").out.splitlines()[1:3] == said
 
 
+def test_check_counts_rows_that_do_not_fit(dropforge: Command, tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    vocabulary = {"model": {"byte_fallback": True, "vocab": {"a": 0, "b": 1, "<0x00>": 2, "a b": 3}}}
+    (tmp_path / "base/tokenizer.json").write_text(json.dumps({"normalizer": None, **vocabulary}))
+    (tmp_path / "dropforge.toml").write_text('base_model = "base"\n[train]\nmax_length = 100\n')
+    rows = [{"instruction": "say", "output": "x" * size} for size in (597, 598, 599)]
+    rows += [{"instruction": "say", "output": "x " * size} for size in (199, 200, 201)]
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = " ".join(dropforge("check", "long.jsonl").stdout.split())
+    assert "long.jsonl:3: warning: 3 rows are longer than train.max_length, first here, and will be left out" in said
+    assert dropforge("check", "long.jsonl", "--json").json["rows_too_long"] == 3
+
+
 def test_check_tells_what_the_settings_make_of_bad_rows(dropforge: Command, tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text(BAD)
     settings = tmp_path / "dropforge.toml"

@@ -1199,16 +1199,39 @@ def test_a_run_that_was_put_off_by_a_clock_a_year_ahead_begins_when_the_clock_is
     assert executor.steps == ["prepare"]
 
 
+@pytest.mark.parametrize("known", ["before the training", "after it"])
 def test_too_little_data_fixes_nothing_on_the_track(
-    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor
+    engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor, known: str
 ) -> None:
-    executor.shortfall = Shortfall(heldout_rows=1, needed_heldout_rows=100, needed_rows=660)
+    if known == "before the training":
+        executor.shortfall = Shortfall(heldout_rows=1, needed_heldout_rows=100, needed_rows=660)
     executor.outcome = "insufficient_evidence"
     add_drop(engine, "a")
     ticks(dispatcher)
     with transaction(engine) as session:
         track = session.get_one(Track, "default")
     assert (track.metric, track.max_new_tokens, track.split) == (None, None, None)
+
+
+def test_a_run_without_a_verdict_fixes_nothing_and_smaller_batches_are_kept(
+    engine: Engine, settings: Settings, executor: ScriptedExecutor
+) -> None:
+    def track() -> Track:
+        with transaction(engine) as session:
+            return session.get_one(Track, "default")
+
+    dispatcher = new_dispatcher(engine, settings, executor)
+    executor.batch_size = 16
+    add_drop(engine, "a")
+    while executor.steps[-1:] != ["evaluate"]:
+        ticks(dispatcher, count=1)
+    assert (track().metric, track().max_new_tokens, track().eval_batch_size) == (None, None, None)
+    ticks(dispatcher)
+    assert (track().metric, track().max_new_tokens, track().eval_batch_size) == ("exact_match", 16, 16)
+    executor.batch_size = 4
+    add_drop(engine, "b")
+    ticks(dispatcher)
+    assert track().eval_batch_size == 4, "memory did not hold 16"
 
 
 def test_steps_are_told_the_price_of_the_machine(

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from pipeline.config import EvaluateConfig, GateConfig, SplitConfig
+from pipeline.config import EvaluateConfig, GateConfig, SplitConfig, TrainConfig
 from pipeline.dataset.prompt_hash import normalise, prompt_id
-from pipeline.dataset.snapshot_reader import estimate_tokens
 from pipeline.errors import CannotTrain, Interrupted
 from pipeline.gate.verdict import early_verdict
-from pipeline.steps.prepare import prepare
+from pipeline.model_folder.token_counts import Window
+from pipeline.steps.prepare import _max_new_tokens, prepare
 from tests.snapshot import PINNED, Prepared, Snapshot, prompt_place, rows
 
 
@@ -279,7 +279,28 @@ def test_the_answer_length_covers_the_longest_held_out_answer(tmp_path: Path) ->
     assert length("日本" * 20) == 128
     assert length("a" * 100_000) == 1024
     assert length("yes", evaluate=EvaluateConfig(max_new_tokens=33)) == 33
-    assert estimate_tokens("") == 4
+
+
+def test_rows_that_do_not_fit_are_in_no_split_and_lengthen_no_answer(tmp_path: Path, tiny_llama: Path) -> None:
+    """A document of megabytes is told by its characters, one of some hundred by its tokens, where it would judge."""
+    long = [{"instruction": f"Long {n}", "output": "word-" * (40 if n % 2 else 500_000)} for n in range(60)]
+    split = SplitConfig(heldout=0.5, dev=0)
+    config = {"base_model": str(tiny_llama), "train": TrainConfig(max_length=64), "split": split}
+    made = Snapshot(tmp_path, **config).drop(rows(200) + long).prepare()
+    assert made.dataset.max_new_tokens == 16
+    assert not any(row["output"].startswith("word") for row in made.heldout)
+    # What is not certainly too long, training leaves out by itself: it counts all tokens in any case.
+    left = sum(row["output"].startswith("word") for row in made.train)
+    assert 0 < left < 30
+    assert made.dataset.rows_too_long == 60 - left
+    assert len(made.heldout) + len(made.train) == 200 + left
+
+
+@pytest.mark.parametrize(("longest", "most"), [(0, 16), (5, 16), (100, 208), (600, 1024), (1500, 1504)])
+def test_the_answer_length_is_twice_that_of_short_answers_and_cuts_no_long_one(
+    tiny_llama: Path, longest: int, most: int
+) -> None:
+    assert _max_new_tokens(longest, Window(tiny_llama, 4096)) == most
 
 
 def test_too_few_held_out_records_are_told_with_the_rows_that_are_missing(tmp_path: Path) -> None:
