@@ -22,6 +22,15 @@ def open_regular(path: Path) -> io.BufferedReader:
     return os.fdopen(fd, "rb")
 
 
+def signature(path: Path) -> tuple[str, int, int, int]:
+    """Return what changes when a file does: its path, size, time of change and inode; zeros where there is none."""
+    try:
+        info = path.stat()
+    except OSError:
+        return str(path), 0, 0, 0
+    return str(path), info.st_size, info.st_mtime_ns, info.st_ino
+
+
 def read_regular(path: Path, most: int) -> bytes:
     """Return the bytes of a regular file. Raises `OSError` if it cannot be read or has more than `most` bytes."""
     with open_regular(path) as file:

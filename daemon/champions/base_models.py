@@ -2,6 +2,7 @@
 
 import contextlib
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ from daemon.storage.disk import is_full
 from daemon.system.sd_notify import showing_life
 from pipeline import durable
 from pipeline.durable import read_object
-from pipeline.errors import DropforgeError
+from pipeline.errors import CannotTrain, DropforgeError
 from pipeline.model_folder.manifest import check_base, model_files, model_id
+from pipeline.regular_files import signature
 
 _NOTE = "base.json"
+_MOST_ENTRIES = 10_000
 log = structlog.get_logger()
 
 
@@ -43,18 +46,23 @@ class Bases:
     def refresh(self, now: int) -> None:
         """Look at every track's base model again; only one that changed is hashed."""
         for name in self._settings.track_names:
+            looked_at = None
             try:
-                self._refresh_track(name, now)
+                folder = self._folder(name)
+                looked_at = _entries(folder)
+                if self._seen.get(name) != looked_at:
+                    self._refresh_track(name, folder, now)
+                    self._problems.pop(name, None)
             except (DropforgeError, OSError) as error:
                 if is_full(error):
                     raise
+                # Only what its files say is settled until one of them changes.
+                looked_at = looked_at if isinstance(error, CannotTrain) else None
                 problem = error if isinstance(error, DropforgeError) else _unreadable(error)
                 if str(self._problems.get(name)) != str(problem):
                     log.warning("base_model_unusable", track=name, error=problem.message, hint=problem.hint)
                 self._problems[name] = problem
-                self._seen.pop(name, None)
-            else:
-                self._problems.pop(name, None)
+            self._seen[name] = looked_at
 
     def require(self, name: str) -> None:
         """Raise the `DropforgeError` that says why the track's base model cannot be used, if it cannot."""
@@ -66,27 +74,26 @@ class Bases:
         """Return why the track's base model cannot be used, if it cannot."""
         return self._problems.get(name)
 
-    def _refresh_track(self, name: str, now: int) -> None:
+    def _folder(self, name: str) -> Path:
         text = self._settings.track(name).base_model
         if not text:
             message = f"track {name} has no base model"
             raise DropforgeError(message, "set base_model in dropforge.toml to a model folder, then restart the daemon")
-        folder = Path(text)
+        return Path(text)
+
+    def _refresh_track(self, name: str, folder: Path, now: int) -> None:
         check_base(folder)
-        signature = _signature(folder)
-        if self._seen.get(name) == signature:
-            return
+        identity_of = _signature(folder)
         note = self._settings.state_folder / "tracks" / name / _NOTE
         # A damaged note is none: the model is hashed again.
         known = read_object(note)
         identity = known.get("model_id")
-        if known.get("signature") != signature or not isinstance(identity, str):
+        if known.get("signature") != identity_of or not isinstance(identity, str):
             log.info("base_model_hashing", track=name, folder=str(folder))
             identity = showing_life(model_id, folder)
             note.parent.mkdir(parents=True, exist_ok=True)
-            durable.write_json(note, {"signature": signature, "model_id": identity})
+            durable.write_json(note, {"signature": identity_of, "model_id": identity})
         ensure_base(self._engine, self._settings.state_folder, name, Base(folder, identity), now)
-        self._seen[name] = signature
 
 
 def _unreadable(error: OSError) -> DropforgeError:
@@ -98,6 +105,14 @@ def _signature(folder: Path) -> list[Any]:
     """Return what changes when a file of the model does: path, size and time of change of each, as JSON has it."""
     files = [(path, path.stat()) for path in sorted(model_files(folder))]
     return [str(folder), [[path.name, stat.st_size, stat.st_mtime_ns] for path, stat in files]]
+
+
+def _entries(folder: Path) -> list[object]:
+    """Return what changes when any file in the folder does, or the right to read it, of as many as are looked at."""
+    places = [place for place in (folder, folder / "additional_chat_templates") if place.is_dir()]
+    paths = sorted(islice((path for place in places for path in place.iterdir()), _MOST_ENTRIES))
+    times = [path.stat().st_ctime_ns if path.exists() else 0 for path in (*places, *paths)]
+    return [*map(signature, paths), *times]
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 from pipeline import durable
 from pipeline.errors import CannotTrain, DropforgeError
-from pipeline.model_folder.safetensors_files import HEADER_BYTES, NotSafetensorsError, read_shapes
+from pipeline.model_folder.safetensors_files import NotSafetensorsError, read_all_shapes
 from pipeline.model_folder.sizes import size_problem, text_part, too_few_weights
 from pipeline.model_folder.text_files import try_read_object, unfit_file
+from pipeline.validation.special_tokens import token_problem
 
 MANIFEST_NAME = "dropforge-manifest.json"
 PICKLES = (".bin", ".pt", ".pth", ".pkl")
@@ -187,16 +188,12 @@ def _index_problem(folder: Path, names: set[str]) -> Problem | None:
 
 
 def _shards_problem(folder: Path, weights: Iterable[Path]) -> Problem | None:
-    left, numbers = HEADER_BYTES, 0
-    for path in weights:
-        try:
-            shapes, length = read_shapes(path, left)
-        except NotSafetensorsError as error:
-            return f"has a {path.name} that is cut off or no safetensors file: {error}", (
-                "download it again (with git: git lfs pull)"
-            )
-        left -= length
-        numbers += sum(math.prod(shape) for shape in shapes.values())
+    numbers = 0
+    try:
+        for _path, shapes, _length in read_all_shapes(weights):
+            numbers += sum(math.prod(shape) for shape in shapes.values())
+    except NotSafetensorsError as error:
+        return f"has a {error}", "download it again (with git: git lfs pull)"
     problem = too_few_weights(try_read_object(folder / "config.json") or {}, numbers)
     return (f"has a config.json that is not of its weights: {problem}", _ANEW) if problem else None
 
@@ -209,7 +206,8 @@ def _tokenizer_problem(folder: Path) -> Problem:
         return "needs code of its own (auto_map in tokenizer_config.json), which is never run", (
             "use a model whose tokenizer transformers has itself"
         )
-    return _FINE
+    problem = token_problem(folder)
+    return (problem, _ANEW) if problem else _FINE
 
 
 def _identity(hashes: Mapping[str, str]) -> str:

@@ -1,15 +1,20 @@
 """Headers of safetensors files, held against what the format allows; no weights are read."""
 
-import json
 import math
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline.model_folder.text_files import parse_json
 from pipeline.regular_files import open_regular
 
 #: Of all headers of a model together: what the largest ones have, several times over.
-HEADER_BYTES = 64 << 20
+HEADER_BYTES = 32 << 20
+#: Of a model, likewise: each takes a kilobyte of memory while its header is read.
+MOST_TENSORS = 100_000
+_VALUES = 16
+"""Brackets and commas of a tensor in a header, and some more."""
 _LENGTH_BYTES = 8
 _BITS = {
     "F4": 4,
@@ -57,6 +62,25 @@ def read_shapes(path: Path, most: int = HEADER_BYTES) -> tuple[Shapes, int]:
     return {name: entry["shape"] for name, entry in header.items()}, length
 
 
+def read_all_shapes(paths: Iterable[Path]) -> Iterator[tuple[Path, Shapes, int]]:
+    """
+    Yield, of each weights file of a model, its path, the shape of each tensor, and the length of its header.
+
+    Raises `NotSafetensorsError`, which names the file, as `read_header` does, or if the model has too many tensors.
+    """
+    left, tensors = HEADER_BYTES, 0
+    for path in paths:
+        try:
+            shapes, length = read_shapes(path, left)
+            tensors += len(shapes)
+            if tensors > MOST_TENSORS:
+                raise _wrong(f"with it there are {tensors:,} tensors, and {MOST_TENSORS:,} are the most")
+        except NotSafetensorsError as error:
+            raise _wrong(f"{path.name} that is cut off or no safetensors file: {error}") from error
+        left -= length
+        yield path, shapes, length
+
+
 def read_header(path: Path, most: int = HEADER_BYTES) -> tuple[Header, int]:
     """
     Return what a safetensors file says of its tensors, and how many bytes that takes; the tensors begin 8 bytes later.
@@ -73,10 +97,14 @@ def read_header(path: Path, most: int = HEADER_BYTES) -> tuple[Header, int]:
             raise _wrong("it is shorter than its header")
         if length > most:
             raise _wrong(f"its header has {length:,} bytes, and {most:,} are left for it")
-        try:
-            header = json.loads(file.read(length))
-        except (ValueError, RecursionError) as error:
-            raise _wrong("its header is no JSON") from error
+        text = file.read(length)
+    found = text.count(b'"data_offsets"')
+    if found > MOST_TENSORS:
+        raise _wrong(f"it has {found:,} tensors, and {MOST_TENSORS:,} are the most")
+    try:
+        header = parse_json(text, _VALUES * MOST_TENSORS)
+    except ValueError as error:
+        raise _wrong("its header is no JSON") from error
     if not isinstance(header, dict):
         raise _wrong("its header is no JSON object")
     header.pop("__metadata__", None)

@@ -3,6 +3,7 @@
 import json
 import stat
 from fnmatch import fnmatch
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,29 +11,50 @@ from pipeline.regular_files import read_regular
 
 #: Lists of tokens or of tensors, which large models need.
 _LISTS = ("tokenizer.json", "vocab.*", "merges.txt", "*.tiktoken", "*.model", "*.safetensors.index.json")
-_LIST_BYTES = 128 << 20
+_LIST_BYTES = 64 << 20
 _TEXT_BYTES = 4 << 20
+#: Values in a JSON file, several times what the index of the largest model has; each takes a hundred bytes of memory.
+_MOST_VALUES = 1 << 18
+_MOST_FILES = 10_000
 _TEXTS = ("*.json", "*.jinja", "*.txt", "*.tiktoken", "*.model")
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return what is in a file. Raises `OSError` if it is no regular file or too large."""
+    return read_regular(path, _most(path))
 
 
 def read_text(path: Path) -> str:
     """Return a file's text. Raises `OSError` if it is no regular file or too large, `ValueError` if not UTF-8."""
-    return read_regular(path, _most(path)).decode()
+    return read_bytes(path).decode()
 
 
 def try_read_object(path: Path) -> dict[str, Any] | None:
     """Return the JSON object in a file; `None` if there is none that can be read."""
     try:
-        value = json.loads(read_text(path))
-    except (OSError, ValueError, RecursionError):
+        value = parse_json(read_bytes(path))
+    except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def parse_json(data: bytes, most: int = _MOST_VALUES) -> Any:
+    """Return the value of a JSON text. Raises `ValueError` if it is none, nested too deep, or of too many values."""
+    if sum(map(data.count, (b",", b"[", b"{"))) > most:
+        raise ValueError(f"it has more than {most:,} values")
+    try:
+        return json.loads(data)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
 
 
 def unfit_file(folder: Path) -> str:
     """Return which file of a model folder nobody should open, and why; empty if there is none."""
     places = (folder, folder / "additional_chat_templates")
-    for path in sorted(path for place in places if place.is_dir() for path in place.iterdir()):
+    paths = list(islice((path for place in places if place.is_dir() for path in place.iterdir()), _MOST_FILES + 1))
+    if len(paths) > _MOST_FILES:
+        return f"holds more than {_MOST_FILES:,} files"
+    for path in sorted(paths):
         name = path.relative_to(folder).as_posix()
         try:
             info = path.stat()

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from pipeline.model_folder.sizes import read_window
 from pipeline.model_folder.text_files import read_text
 from pipeline.model_folder.untrusted_code import foreign_code
+from pipeline.regular_files import signature
 
 _NAME = "tokenizer.json"
 #: Characters that Unicode's normal forms make one of, at most.
@@ -37,7 +38,7 @@ class Window:
         """Take `most`, or the window of the base model in a folder where that is shorter."""
         self.tokens = min(most, read_window(base) or most)
         self._path = base / _NAME
-        self._longest = _longest(self._path, *_signature(self._path))
+        self._longest = _longest(signature(self._path))
 
     @property
     def counts(self) -> bool:
@@ -68,20 +69,12 @@ class Window:
         return made
 
 
-def _signature(path: Path) -> tuple[int, int]:
-    try:
-        stat = path.stat()
-    except OSError:
-        return 0, 0
-    return stat.st_size, stat.st_mtime_ns
-
-
 @lru_cache(maxsize=4)
-def _longest(path: Path, _size: int, _time: int) -> Longest:
+def _longest(file: tuple[str, int, int, int]) -> Longest:
     """Return the most that a token of a tokenizer.json stands for; no bound where it may leave something out."""
     try:
         # The merges behind the vocabulary would take many times its size.
-        text = read_text(path)
+        text = read_text(Path(file[0]))
         begins = re.compile(r'"vocab"\s*:\s*').search(text, text.find('"model"'))
         if begins is None or not re.search(r'"ByteLevel"|"byte_fallback"\s*:\s*true', text[: begins.start()]):
             return Longest()

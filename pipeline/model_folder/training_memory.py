@@ -8,13 +8,15 @@ on SmolLM2-135M on a CPU by bench/memory.py, which says how far off it was; on a
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.config import MemoryPlan, TrainConfig
-from pipeline.model_folder.safetensors_files import read_shapes
+from pipeline.model_folder.safetensors_files import read_all_shapes
 from pipeline.model_folder.sizes import text_part
 from pipeline.model_folder.text_files import try_read_object
+from pipeline.regular_files import signature
 
 #: Share of the free memory that a training may be estimated at to be said to fit.
 MARGIN = 0.9
@@ -69,10 +71,15 @@ def base_sizes(folder: Path) -> BaseSizes:
 
     Raises `ValueError` if a weights file is no whole safetensors file, `OSError` if one cannot be read.
     """
+    paths = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+    return _base_sizes(folder, tuple(map(signature, paths)))
+
+
+@lru_cache(maxsize=8)
+def _base_sizes(folder: Path, _signatures: object) -> BaseSizes:
     weights = stored = 0
     linear = []
-    for path in sorted(folder.glob("*.safetensors")):
-        shapes, header = read_shapes(path)
+    for path, shapes, header in read_all_shapes(sorted(folder.glob("*.safetensors"))):
         weights += sum(math.prod(shape) for shape in shapes.values())
         stored += path.stat().st_size - header
         linear += linear_shapes(shapes)

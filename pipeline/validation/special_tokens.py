@@ -12,73 +12,82 @@ from itertools import groupby, takewhile
 from pathlib import Path
 from typing import Any
 
-from pipeline.model_folder.text_files import read_text, try_read_object
+from pipeline.model_folder.text_files import read_bytes, try_read_object
+from pipeline.regular_files import signature
 
 #: The files of a model folder that name them.
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _LISTS = ("additional_special_tokens", "extra_special_tokens")
-_ADDED = '"added_tokens":'
+_ADDED = re.compile(rb'"added_tokens"\s*:\s*(?=\[)')
+#: Of special tokens, and of the list of added ones in tokenizer.json; the most of any model are some thousand.
+_MOST_TOKENS, _MOST_CHARACTERS, _LISTED_BYTES = 1 << 14, 1 << 18, 4 << 20
+#: Beginnings of beginnings that a pattern goes down to: each is a bracket in a bracket.
+_DEEPEST = 20
 
 
 def special_tokens(folder: Path) -> tuple[str, ...]:
     """
     Return the texts that the tokenizer in `folder` reads as special tokens, sorted.
 
-    A file that is not there or cannot be read gives none: what is wrong with a base model is told elsewhere.
+    A file that is not there or cannot be read gives none, nor do too many: `token_problem` tells what is wrong.
     """
-    return _read(tuple(_signature(folder / name) for name in FILES))
+    return _read(tuple(signature(folder / name) for name in FILES))[0]
 
 
-def token_pattern(tokens: Collection[str]) -> str:
+def token_problem(folder: Path) -> str:
+    """Return why nobody should look for the special tokens of the tokenizer in `folder`; empty if one can."""
+    return _read(tuple(signature(folder / name) for name in FILES))[1]
+
+
+def token_pattern(tokens: Collection[str], depth: int = _DEEPEST) -> str:
     """
     Return a regular expression for any of `tokens`, the longest where several begin at one place.
 
     Parted by their beginnings: tried one after another, a base's hundreds of tokens would all be tried at every `<`.
     """
+    if not depth:
+        return f"(?:{'|'.join(map(re.escape, sorted(set(tokens), key=len, reverse=True)))})"
     ends = "" in tokens
     branches = []
     for _, group in groupby(sorted(set(tokens) - {""}), key=lambda token: token[0]):
         alike = list(group)
         pairs = takewhile(lambda pair: pair[0] == pair[1], zip(alike[0], alike[-1], strict=False))
         start = "".join(char for char, _ in pairs)
-        branches.append(re.escape(start) + token_pattern([token[len(start) :] for token in alike]))
+        branches.append(re.escape(start) + token_pattern([token[len(start) :] for token in alike], depth - 1))
     if len(branches) == 1 and not ends:
         return branches[0]
     return f"(?:{'|'.join(branches)})" + "?" * ends if branches else ""
 
 
-def _signature(path: Path) -> tuple[Path, int, int]:
-    try:
-        stat = path.stat()
-    except OSError:
-        return path, 0, 0
-    return path, stat.st_size, stat.st_mtime_ns
-
-
 @lru_cache(maxsize=16)
-def _read(files: tuple[tuple[Path, int, int], ...]) -> tuple[str, ...]:
-    tokenizer, *configs = (path for path, _size, _time in files)
-    found = set(_special(_added_tokens(tokenizer)))
+def _read(files: tuple[tuple[str, int, int, int], ...]) -> tuple[tuple[str, ...], str]:
+    """Return the special tokens, and what is wrong with them."""
+    tokenizer, *configs = (Path(path) for path, *_ in files)
+    try:
+        found = set(_special(_added_tokens(tokenizer)))
+    except (ValueError, RecursionError):
+        return (), f"has a {tokenizer.name} whose added tokens are no JSON of at most {_LISTED_BYTES:,} bytes"
     for path in configs:
         found.update(_named(try_read_object(path) or {}))
-    return tuple(sorted(found - {""}))
+    found -= {""}
+    if len(found) > _MOST_TOKENS or sum(map(len, found)) > _MOST_CHARACTERS:
+        most = f"{_MOST_TOKENS:,} of {_MOST_CHARACTERS:,} characters together are the most"
+        return (), f"has {len(found):,} special tokens of {sum(map(len, found)):,} characters, and {most}"
+    return tuple(sorted(found)), ""
 
 
 def _added_tokens(path: Path) -> Any:
     """Return the list in tokenizer.json without reading the vocabulary behind it, which takes many times its size."""
     try:
-        text = read_text(path)
-        start = text.find(_ADDED)
-        if 0 <= start < text.find('"model":'):
-            begins = start + len(_ADDED)
-            while text[begins : begins + 1].isspace():
-                begins += 1
-            return json.JSONDecoder().raw_decode(text, begins)[0]
-        whole = json.loads(text)
-    except (OSError, ValueError, RecursionError):
+        data = read_bytes(path)
+    except OSError:
         return None
-    return whole.get("added_tokens") if isinstance(whole, dict) else None
+    begins = _ADDED.search(data)
+    if begins is None:
+        return None
+    listed = data[begins.end() : begins.end() + _LISTED_BYTES].decode(errors="ignore")
+    return json.JSONDecoder().raw_decode(listed)[0]
 
 
 def _special(tokens: Any) -> Iterator[str]:

@@ -69,6 +69,57 @@ EVIL: dict[str, tuple[Spoil, str]] = {
 }
 
 
+def added_tokens(*tokens: str, more: int = 0) -> Spoil:
+    def spoil(folder: Path) -> None:
+        content = json.loads((folder / "tokenizer.json").read_text())
+        listed = [{"id": number, "content": token, "special": True} for number, token in enumerate(tokens)]
+        content["added_tokens"] = [*listed, *[{}] * more]
+        (folder / "tokenizer.json").write_text(json.dumps(content))
+
+    return spoil
+
+
+def empty_tensors(count: int) -> Spoil:
+    header = {str(n): {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]} for n in range(count)}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    return weights(struct.pack("<Q", len(text)) + text)
+
+
+#: What costs memory or minutes to read, and what is said of it.
+COSTLY: dict[str, tuple[Spoil, str]] = {
+    "chained special tokens": (added_tokens(*("a" * n for n in range(1, 2000))), "has 2,001 special tokens of"),
+    "very many special tokens": (added_tokens(*map(str, range(100_000))), "added tokens are no JSON of at most"),
+    "20,000 special tokens": (added_tokens(*map(str, range(20_000))), "and 16,384 of 262,144 characters"),
+    "added tokens of 60 MB": (added_tokens(more=15_000_000), "added tokens are no JSON of at most 4,194,304 bytes"),
+    "added tokens of 120 MB": (added_tokens(more=30_000_000), "tokenizer.json of 12"),
+    "half a million empty tensors": (empty_tensors(500_000), "it has 500,000 tensors, and 100,000 are the most"),
+    "a wide config.json": (lambda folder: (folder / "config.json").write_text("[" + "[]," * 1_000_000), "no readable"),
+}
+_LOOK = """
+import re, resource, sys
+from pathlib import Path
+resource.setrlimit(resource.RLIMIT_AS, (1 << 29, 1 << 29))
+from pipeline.errors import CannotTrain
+from pipeline.model_folder.manifest import check_base
+from pipeline.validation.special_tokens import special_tokens, token_pattern
+try:
+    check_base(Path(sys.argv[1]))
+except CannotTrain as error:
+    print(error.message)
+re.compile(token_pattern(special_tokens(Path(sys.argv[1]))))
+"""
+
+
+@pytest.mark.parametrize("what", COSTLY)
+def test_what_is_costly_to_read_is_refused_within_little_memory(what: str, tiny_llama: Path, tmp_path: Path) -> None:
+    spoil, words = COSTLY[what]
+    base = spoilt(tiny_llama, tmp_path / "base", spoil)
+    argv = [sys.executable, "-P", "-c", _LOOK, str(base)]
+    done = subprocess.run(argv, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=PATIENCE)
+    assert (done.returncode, done.stderr) == (0, ""), done
+    assert words in done.stdout, done
+
+
 def run_cli(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, "-P", "-m", "daemon", *arguments]
     return subprocess.run(

@@ -30,6 +30,7 @@ from pipeline.artifacts import (
 )
 from pipeline.config import GateConfig, JudgeConfig, MemoryPlan
 from pipeline.contract import RESULT_NAME, SPEC_NAME, Progress, StepError, StepResult, StepSpec
+from pipeline.model_folder.manifest import check_base
 from tests.made_artifacts import made_adapter, made_dataset, made_model, made_report, made_verdict
 from tests.model_folder import write_model
 
@@ -1117,6 +1118,32 @@ def test_a_base_model_that_cannot_be_read_is_said_and_the_daemon_goes_on(
     assert run_row(engine).state == RunState.QUEUED
     assert "Permission denied" in (run_row(engine).error or "")
     assert settings.base_model in (run_row(engine).error or "")
+
+
+@pytest.mark.parametrize("spoilt", [False, True])
+def test_a_base_model_is_not_looked_at_again_until_a_file_of_it_changes(
+    engine: Engine, settings: Settings, executor: ScriptedExecutor, monkeypatch: pytest.MonkeyPatch, spoilt: bool
+) -> None:
+    config, looks = Path(settings.base_model) / "config.json", []
+    whole = config.read_bytes()
+    if spoilt:
+        config.write_bytes(b"{")
+
+    def look(folder: Path) -> None:
+        looks.append(folder)
+        check_base(folder)
+
+    monkeypatch.setattr("daemon.champions.base_models.check_base", look)
+    bases = new_dispatcher(engine, settings, executor).bases
+    for second in range(5):
+        bases.refresh(NOW + second)
+    assert (len(looks), bases.problem("default") is not None) == (1, spoilt)
+    config.write_bytes(whole + b" ")
+    bases.refresh(NOW + 9)
+    assert (len(looks), bases.problem("default")) == (2, None)
+    config.chmod(0o640)
+    bases.refresh(NOW + 10)
+    assert len(looks) == 3, "it may have become readable"
 
 
 @pytest.mark.parametrize("damage", [b"", b"[1]", b"{\xff", b'{"signature": SIGNATURE}'])

@@ -84,6 +84,11 @@ def test_the_pattern_finds_the_first_token_and_the_longest_there(tokens: list[st
     assert (found and found.span()) == (wanted and wanted.span())
 
 
+def test_a_chain_of_tokens_is_told_apart_without_end() -> None:
+    pattern = re.compile(token_pattern(["a" * length for length in range(1, 700)]))
+    assert [len(match[0]) for match in pattern.finditer("a" * 1000)] == [699, 301]
+
+
 def test_hundreds_of_tokens_are_told_apart_by_their_beginnings() -> None:
     assert token_pattern([]) == ""
     assert token_pattern(["</s>", "<s>"]) == "<(?:/s>|s>)"
