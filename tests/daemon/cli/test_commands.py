@@ -367,9 +367,9 @@ def test_check_counts_rows_that_do_not_fit(dropforge: Command, tmp_path: Path) -
     rows = [{"instruction": "say", "output": "x" * size} for size in (597, 598, 599)]
     rows += [{"instruction": "say", "output": "x " * size} for size in (199, 200, 201)]
     (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    said = " ".join(dropforge("check", "long.jsonl").stdout.split())
-    assert "long.jsonl:3: warning: 3 rows are longer than train.max_length, first here, and will be left out" in said
-    assert dropforge("check", "long.jsonl", "--json").json["rows_too_long"] == 3
+    said = " ".join(dropforge("check", "long.jsonl").out.split())
+    assert "long.jsonl:2: warning: 4 rows are longer than train.max_length, first here, and will be left out" in said
+    assert dropforge("check", "long.jsonl", "--json").json["rows_too_long"] == 4
 
 
 def test_check_tells_what_the_settings_make_of_bad_rows(dropforge: Command, tmp_path: Path) -> None:
