@@ -27,7 +27,7 @@ from daemon.queue.nightly import Schedule
 from daemon.settings.model import Settings
 from daemon.state.database import check, migrate, open_engine, transaction
 from daemon.state.database_file import refuse_network
-from daemon.state.layout import DATABASE_NAME, LOCK_NAME, TRASH_NAME, TROUBLES_NOTE, WATCHER_NOTE
+from daemon.state.layout import DATABASE_NAME, LOCK_NAME, TRASH_NAME, TROUBLES_NOTE, WATCHER_NOTE, WORKER_LOCK
 from daemon.state.ownership import OwnFolder, StateFolderGone
 from daemon.state.troubles import Troubles
 from daemon.storage.disk import is_full
@@ -169,10 +169,20 @@ class Service:
     def _say_status(self, monotonic: float) -> None:
         if monotonic - self._said_at >= _STATUS_SECONDS:
             self._said_at = monotonic
+            self._look_for_worker()
             said = self._dispatcher.describe()
             if said != self._said:
                 self._said = said
                 notify(f"STATUS={said}")
+
+    def _look_for_worker(self) -> None:
+        """Say that a run waits for a worker of its own unit; one that is a child is started again by itself."""
+        root = self._settings.state_folder
+        if self._settings.worker == "child" or self._dispatcher.idle or lock_holder(root / WORKER_LOCK) is not None:
+            self._troubles.clear("the worker")
+        else:
+            words = 'no worker runs, so the run waits: start the unit of `dropforge worker`, or set worker = "child"'
+            self._troubles.note("the worker", DropforgeError(words))
 
     def _tick(self) -> bool:
         """Let schedule, dispatcher and hooks do what they can, and go on at the next turn; say whether all could."""
@@ -242,6 +252,7 @@ class Service:
         left = self._open_runs()
         self._lock.release()
         log.info("daemon_stopped", open_runs=left)
+        notify("STATUS=stopped")
 
     def _open_runs(self) -> list[str]:
         """Return what the next start finds in the queue."""

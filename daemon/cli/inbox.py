@@ -9,7 +9,7 @@ import typer
 
 from daemon.cli.findings import print_findings
 from daemon.cli.output import print_json, print_line
-from daemon.cli.workspace import JsonOption, config_path, load_settings, open_overview
+from daemon.cli.workspace import JsonOption, config_path, load_settings
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME
 from daemon.state.permissions import is_closed
 from daemon.system.programs import user
@@ -148,8 +148,9 @@ def submit(
     It appears there whole or not at all, and replaces nothing. The daemon takes it when it runs.
     """
     from daemon.inbox.submit import copy_in  # noqa: PLC0415 - a quick start for the other commands
+    from daemon.views.overview import Overview  # noqa: PLC0415
 
-    settings = load_settings(context)
+    settings = load_settings(context, as_owner=False)  # a file is its sender's
     settings.track(track)
     validation, ruling = _validate(file, settings, track)
     if not ruling.accepted:
@@ -171,7 +172,7 @@ def submit(
     print_line(_what_follows(settings, track, heldout=heldout, known=known is not None))
     if is_closed(lock := settings.state_folder / LOCK_NAME):
         print_line(f"cannot see whether the daemon runs: user {user()} may not read {lock}")
-    elif not open_overview(context).daemon().alive:
+    elif not Overview(settings.state_folder).daemon().alive:
         print_line("the daemon is not running, so nothing happens until you start it: dropforge run")
 
 

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from daemon.cli.output import dump, local, print_json, print_line, print_table
-from daemon.cli.workspace import JsonOption, chosen_file, config_path, load_settings, open_writer, refuse_missing
+from daemon.cli.workspace import (
+    JsonOption,
+    chosen_file,
+    config_path,
+    load_from_inside,
+    load_settings,
+    open_writer,
+    refuse_missing,
+)
 from pipeline.errors import EXIT_FAILED, DropforgeError
 from pipeline.wording import count, listed
 
@@ -18,6 +26,7 @@ if TYPE_CHECKING:
     from daemon.settings.model import Settings
 
 _MOST_NAMED = 20
+_INSIDE = "look from inside of it, as root: systemctl start dropforge; sudo dropforge doctor"
 
 KeyArgument = Annotated[
     str | None, typer.Argument(metavar="[KEY]", help="A setting or a section, as train.epochs or train.")
@@ -204,13 +213,16 @@ def doctor(context: typer.Context, *, as_json: JsonOption = False) -> None:
     """
     Look at database, disks, inbox, models and clock, and say what to mend.
 
-    Changes nothing. Exit code 1 if a line is bad.
+    With the variables of the daemon that runs and, as root, from inside of its unit's sandbox. Changes nothing. Exit
+    code 1 if a line is bad.
     """
     from daemon.messages import addresses  # noqa: PLC0415 - a quick start for the other commands
-    from daemon.views.doctor import examine  # noqa: PLC0415
+    from daemon.views.doctor import Finding, examine  # noqa: PLC0415
 
-    settings = load_settings(context)
+    settings, unseen = load_from_inside(context)
     findings = [*examine(settings), *addresses.examine(settings.messages, chosen_file(context))]
+    if unseen:
+        findings.append(Finding(name="outside", level="warn", text=unseen, remedy=_INSIDE))
     bad = any(finding.level == "bad" for finding in findings)
     if as_json:
         print_json(ok=not bad, findings=[finding.model_dump(mode="json") for finding in findings])
@@ -235,9 +247,9 @@ def messages(
 
     [messages] in the settings says where they go. Exit code 1 if a test is not taken.
     """
-    settings = load_settings(context)
+    settings, unseen = load_from_inside(context)
     if test:
-        _send_test(settings, as_json=as_json)
+        _send_test(settings, unseen, as_json=as_json)
         return
     from daemon.messages.unsent import unsent  # noqa: PLC0415 - a quick start for the other commands
     from daemon.system.clock import now_ms  # noqa: PLC0415
@@ -254,18 +266,21 @@ def messages(
         print_line("no message waits" if settings.messages.urls else "no address is set: urls in [messages]")
 
 
-def _send_test(settings: "Settings", *, as_json: bool) -> None:
+def _send_test(settings: "Settings", unseen: str, *, as_json: bool) -> None:
     from daemon.messages.addresses import try_all  # noqa: PLC0415 - a quick start for the other commands
 
     tried = try_all(settings.messages)
     if not tried:
         message = "there is no address to send to"
-        raise DropforgeError(message, "set urls in [messages] of dropforge.toml, as Apprise has them")
+        hint = "set urls in [messages] of dropforge.toml, as Apprise has them"
+        raise DropforgeError(message, f"{hint}; {unseen}" if unseen else hint)
     if as_json:
-        print_json(tried=dump(tried))
+        print_json(tried=dump(tried), unseen=unseen)
     else:
         for one in tried:
             print_line(f"{one.address}: {'taken' if one.error is None else f'not taken: {one.error}'}")
+        if unseen:
+            print_line(f"{unseen}; {_INSIDE}")
     if any(one.error for one in tried):
         raise typer.Exit(EXIT_FAILED)
 

@@ -30,7 +30,7 @@ def run(context: typer.Context) -> None:
     from daemon.system import logs, processes  # noqa: PLC0415 - a quick start for the other commands
 
     processes.close_to_others()
-    settings = load_settings(context)
+    settings = load_settings(context, as_owner=False)
     refuse_missing(context, settings)
     logs.configure(settings.log_format)
     raise typer.Exit(service.run(settings, config_path(context)))
@@ -53,7 +53,7 @@ def worker(
     from daemon.system import logs, processes  # noqa: PLC0415 - a quick start for the other commands
 
     processes.close_to_others()  # the judge's key is in its environment
-    settings = load_settings(context) if state is None else None
+    settings = load_settings(context, as_owner=False) if state is None else None
     logs.configure("auto" if settings is None else settings.log_format)
     folder = settings.state_folder if settings is not None else Path(state or "")
     raise typer.Exit(room.serve(folder, with_lifeline=lifeline))

@@ -140,10 +140,11 @@ def _print_status_json(settings: "Settings", overview: "Overview") -> None:
     champions = _champions(settings, overview)
     latest = overview.ended_runs(_LATEST)
     lacks = missing_rows(settings, overview)
-    tracks: list[dict[str, Any]] = [
-        {"name": name, "champion": champion.model_dump(mode="json") if champion else None, "lacks": lacks.get(name)}
-        for name, champion in champions.items()
-    ]
+    tracks: list[dict[str, Any]] = []
+    for name, champion in champions.items():
+        dumped, night = champion.model_dump(mode="json") if champion else None, _next_night(settings, name)
+        next_night = night.astimezone(UTC).isoformat() if night else None
+        tracks.append({"name": name, "champion": dumped, "lacks": lacks.get(name), "next_night": next_night})
     print_json(
         daemon=overview.daemon().model_dump(),
         inbox={"folder": settings.inbox, "files": files_in_inbox(settings), **overview.inbox_note()},
@@ -212,6 +213,16 @@ def _print_inbox(settings: "Settings", overview: "Overview", *, alive: bool) -> 
         )
 
 
+def _next_night(settings: "Settings", track: str) -> datetime | None:
+    """Return when a track's schedule is due next; `None` for one that has none, or is no longer in the settings."""
+    from daemon.settings.cron import next_fire  # noqa: PLC0415 - a quick start
+
+    own = settings.track(track) if track in settings.track_names else None
+    if own is None or own.trigger == "drop":
+        return None
+    return next_fire(own.schedule, own.timezone, datetime.now(UTC))
+
+
 def _print_tracks(settings: "Settings", overview: "Overview") -> None:
     from daemon.views.details.missing_rows import missing_rows  # noqa: PLC0415 - a quick start
 
@@ -223,6 +234,10 @@ def _print_tracks(settings: "Settings", overview: "Overview") -> None:
         rows.append((name, words, drops or "none"))
     print_line()
     print_table(("TRACK", "CHAMPION", "DROPS"), rows)
+    for name in settings.track_names:
+        night = _next_night(settings, name)
+        if night is not None:
+            print_line(f"the next night of track {name} begins {until(night)}, at {clock(night)}")
     for said in missing_rows(settings, overview).values():
         print_line(said)
 

@@ -1,5 +1,6 @@
 """Where a command works: the settings named by `--config`, and what is known of their state folder."""
 
+import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 TrackOption = Annotated[str | None, typer.Option("--track", metavar="TRACK", help="Of this track only.")]
 
+#: The settings of the service, as README.md installs it.
+SERVICE_FILE = Path("/etc/dropforge/dropforge.toml")
+
 
 class NoWorkspace(DropforgeError):
     """The command was started where there is nothing of ours."""
@@ -25,9 +29,18 @@ class NoWorkspace(DropforgeError):
 
 
 def config_path(context: typer.Context) -> Path | None:
-    """Return what `--config` says, if it is there."""
+    """Return what `--config` says; else the service's settings if they are there and no workspace is here or named."""
     path: Path | None = context.find_root().params.get("config")
-    return path
+    return path or (SERVICE_FILE if not _is_workspace() and os.access(SERVICE_FILE, os.R_OK) else None)
+
+
+def _is_workspace() -> bool:
+    """Say whether variables name a workspace, or the current folder is one."""
+    from daemon.settings.model import ENV_PREFIX, FILE_NAME, OTHER_VARIABLES  # noqa: PLC0415 - a quick start
+
+    set_here = {name for name in os.environ if name.startswith(ENV_PREFIX)} - OTHER_VARIABLES | {"DROPFORGE_CONFIG"}
+    # `access` raises nothing in a folder that this user may not enter.
+    return any(map(os.environ.get, set_here)) or any(os.access(name, os.F_OK) for name in (FILE_NAME, ".dropforge"))
 
 
 def chosen_file(context: typer.Context) -> Path:
@@ -35,21 +48,21 @@ def chosen_file(context: typer.Context) -> Path:
     return config_path(context) or Path(os.environ.get("DROPFORGE_CONFIG") or "dropforge.toml")
 
 
-def load_settings(context: typer.Context) -> "Settings":
+def load_settings(context: typer.Context, *, as_owner: bool = True) -> "Settings":
     """
-    Return the settings in force.
+    Return the settings in force; root becomes the owner of their state folder (`act_as_owner`).
 
     Raises `SettingsError` if they cannot be used, `NoWorkspace` if neither settings nor a state folder are there.
     """
     from daemon.settings.load import load  # noqa: PLC0415 - a quick start
-    from daemon.settings.model import ENV_PREFIX, OTHER_VARIABLES  # noqa: PLC0415 - a quick start
+    from daemon.system.programs import act_as_owner  # noqa: PLC0415
 
-    settings = load(config_path(context))
-    set_here = {name for name in os.environ if name.startswith(ENV_PREFIX)} - OTHER_VARIABLES
-    named = config_path(context) is not None or "DROPFORGE_CONFIG" in os.environ or set_here
-    if not named and not Path("dropforge.toml").exists() and not settings.state_folder.exists():
-        message = f"there is no workspace in {Path.cwd()}: no dropforge.toml"
+    if config_path(context) is None and not _is_workspace():
+        message = f"there is no workspace in {Path.cwd()}: no dropforge.toml, nor one of a service: {SERVICE_FILE}"
         raise NoWorkspace(message, "make one: dropforge init; or name its settings: dropforge --config FILE COMMAND")
+    settings = load(config_path(context))
+    if as_owner:
+        act_as_owner(settings.state_folder)
     return settings
 
 
@@ -63,6 +76,35 @@ def refuse_missing(context: typer.Context, settings: "Settings") -> None:
     bad = [one for one in (*needs(settings), *examine(settings.messages, file)) if one.level == "bad"]
     if bad:
         raise SettingsError(f"{file}: {'; '.join(f'{one.name}: {one.text}' for one in bad)}", bad[0].remedy)
+
+
+def load_from_inside(context: typer.Context) -> "tuple[Settings, str]":
+    """
+    Return the settings as the daemon that runs has them, and in words what of its place is not seen; empty if all is.
+
+    This process has the daemon's variables from then on, and if it was root's also its unit's mounts and network.
+    Raises what `load_settings` does.
+    """
+    from daemon.state.layout import LOCK_NAME  # noqa: PLC0415 - a quick start
+    from daemon.system.processes import lock_holder  # noqa: PLC0415
+    from daemon.system.programs import act_as_owner, is_in_unit, namespaces  # noqa: PLC0415
+
+    settings, file = load_settings(context, as_owner=False), chosen_file(context)
+    unseen = "the service does not run: what its unit hides and sets is not seen" if file == SERVICE_FILE else ""
+    with contextlib.suppress(OSError):  # not this user's to ask; what is looked at says so
+        pid = lock_holder(settings.state_folder / LOCK_NAME)
+        if pid:
+            unseen = "looked from outside of the daemon's unit, which may hide files and set variables"
+            if not is_in_unit(pid):
+                return load_settings(context), ""
+            # Both are closed to all but root.
+            place, lines = namespaces(pid), os.fsdecode(Path(f"/proc/{pid}/environ").read_bytes()).split("\0")
+            if file.exists():
+                context.find_root().params["config"] = file.absolute()
+            act_as_owner(settings.state_folder, beside=pid)
+            os.environ.update({line.partition("=")[0]: line.partition("=")[2] for line in lines if "=" in line})
+            unseen = "" if namespaces("self") == place else unseen
+    return load_settings(context), unseen
 
 
 def open_overview(context: typer.Context) -> "Overview":

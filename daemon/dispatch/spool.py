@@ -23,6 +23,7 @@ import structlog
 
 from daemon.dispatch.executor import JobState
 from daemon.dispatch.orders import process_of
+from daemon.state.layout import WORKER_LOCK
 from daemon.system.processes import Identity, is_alive, lock_holder
 from pipeline import durable
 from pipeline.contract import RESULT_NAME, SPEC_NAME, StepSpec
@@ -43,7 +44,7 @@ class Spool:
         self.running = self.folder / "running"
         self.cancelled = self.folder / "cancel"
         self.refused = self.folder / "refused"
-        self.worker_lock = self.folder / "worker.lock"
+        self.worker_lock = state_folder / WORKER_LOCK
         #: What could not even be moved, so that it is told once.
         self._stuck: set[Path] = set()
         for folder in (self.queue, self.running, self.cancelled, self.refused):

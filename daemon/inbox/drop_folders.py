@@ -14,6 +14,9 @@ _IN_PROGRESS = (b".part", b".partial", b".tmp", b".crdownload", b".filepart", b"
 _DESKTOP = frozenset({b"thumbs.db", b"desktop.ini"})
 #: What the daemon writes there itself, or a person in its place; compared in lower case.
 _TEXTS = frozenset({b"readme.txt", b"wanted.md"})
+#: Ends the name of the note beside a file that cannot be taken.
+WAITS = ".waits.txt"
+_NOTE = WAITS.encode()
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ def is_skipped(name: bytes) -> bool:
     Say whether a name in the inbox is that of a file in progress, a desktop's own or a text: it is left alone, unread.
 
     Beginning with `.` (rsync's and macOS's among them) or `~`, or with an ending that writers use until they are done;
-    README.txt and WANTED.md, whoever wrote them.
+    README.txt, WANTED.md and notes, whoever wrote them.
     """
     lower = name.lower()
-    return lower.startswith((b".", b"~")) or lower.endswith(_IN_PROGRESS) or lower in _DESKTOP | _TEXTS
+    return lower.startswith((b".", b"~")) or lower.endswith((*_IN_PROGRESS, _NOTE)) or lower in _DESKTOP | _TEXTS

@@ -42,6 +42,7 @@ class IntakeLoop:
         self._texts_due = 0.0
         self._disk = Disk(settings)
         self._note: object = None
+        self._told: object = None
         self._ended: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="intake")
 
@@ -133,6 +134,10 @@ class IntakeLoop:
             return False
         if self._texts is None:
             self._texts = FolderTexts(self._settings, self._watcher.inbox)
+        if self._told is not self._note:
+            self._told = self._note
+            for folders, left in self._watcher.left_by_folder():
+                self._texts.keep_notes(folders, left)
         more = self._texts.refresh()
         self._texts_due = time.monotonic() + _LONGEST_WAIT
         return more

@@ -6,8 +6,11 @@ import stat
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
+from daemon.system.programs import user
 from pipeline.errors import DropforgeError
+from pipeline.wording import printable
 
 _CHUNK_BYTES = 1 << 20
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
@@ -75,7 +78,8 @@ def copy(name: bytes, folder_fd: int, info: os.stat_result, folder: Path) -> Cop
         raise
     except OSError as error:
         message = f"it cannot be opened: {error.strerror}"
-        raise SourceUnreadable(message, "give the daemon's user the right to read it") from error
+        remedy = f"let user {user()} read it: chmod g+r {quote(printable(os.fsdecode(name)))}"
+        raise SourceUnreadable(message, remedy) from error
     target = folder / f"{uuid.uuid4().hex}.tmp"
     try:
         sha256 = _stream(fd, info, target)

@@ -178,6 +178,12 @@ class Watcher:
         folders = sorted(("/".join(place.names) + "/", why) for place, why in self._unusable.items())
         return [{"name": name, "why": why} for name, why in (folders + files)[:_MOST_LEFT]]
 
+    def left_by_folder(self) -> Iterator[tuple[tuple[str, ...], dict[str, str]]]:
+        """Yield the names that lead to each folder, and the names of its files that could not be taken, with why."""
+        for place, known in self._candidates.items():
+            left = ((os.fsdecode(name), seen.why) for name, seen in known.items() if seen.why)
+            yield place.names, dict(itertools.islice(left, _MOST_LEFT))
+
     def unknown_folders(self) -> list[dict[str, str | None]]:
         """Return the inbox's folders that are no declared track, each {"name", "nearest"}; they are left alone."""
         known = {*self._settings.track_names, DONE, REJECTED, HELDOUT} - {"default"}

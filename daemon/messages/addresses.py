@@ -28,9 +28,12 @@ class Tried(Frozen):
 
 def examine(settings: MessageSettings, file: Path) -> Iterator[Finding]:
     """Look whether each address can be read, and who may read the settings in `file`; nothing is sent."""
-    if file.exists() and file.stat().st_mode & _OTHERS_MAY_READ and "messages" in read_toml(file):
+    in_file = read_toml(file).get("messages", {}) if file.exists() and file.stat().st_mode & _OTHERS_MAY_READ else {}
+    if in_file.keys() & {"urls", "heartbeat_url"}:
         text = f"others may read {file}, and addresses hold passwords"
-        remedy = f"set DROPFORGE_MESSAGES__URLS in an EnvironmentFile= of the unit, or: chmod go= {file}"
+        remedy = (
+            f"set DROPFORGE_MESSAGES__URLS in /etc/dropforge/environment, as the unit reads it, or: chmod go= {file}"
+        )
         yield Finding(name="messages", level="warn", text=text, remedy=remedy)
     bad = [number for number, url in enumerate(settings.urls, 1) if not delivery.is_known(url.get_secret_value())]
     for number in bad:

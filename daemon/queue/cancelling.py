@@ -63,9 +63,9 @@ def cancelled(engine: Engine, claim: Claim, now: int) -> None:
 
 
 def call_off(session: Session, run: Run, now: int, why: str | None = None) -> RunState:
-    """Cancel a run, or ask the owner of a running one to; `why` becomes its error. Return its state."""
+    """Cancel a run, or ask the owner of a running one to; `why`, or nothing, becomes its error. Return its state."""
     detail: dict[str, Any] = {"reason": why} if why else {}
-    said = {"error": why, "hint": None} if why else {}
+    said = {"error": why, "hint": None}
     if run.state != RunState.RUNNING:
         values = {**said, **dict.fromkeys(("outcome", "sentence", "heldout_version", "gain"))}
         return change(session, run, Move(RunState.CANCELLED, "run_cancelled", values, detail), now)

@@ -24,7 +24,7 @@ from daemon.queue.run_queue import enqueue
 from daemon.queue.snapshots import waiting_drops
 from daemon.queue.tracks import ensure_track
 from daemon.queue.yardstick import records_came
-from daemon.settings.cron import cron_trigger
+from daemon.settings.cron import cron_trigger, next_fire
 from daemon.settings.model import Settings, TrackSettings
 from daemon.state.database import transaction
 from daemon.state.events import record_event
@@ -134,12 +134,8 @@ class Schedule:
             self._on_taken()
 
     def _next_fire(self, now: int) -> float:
-        """Return when a schedule fires before the look that comes anyway, in ms since the epoch."""
-        fires = []
-        for track in self._nightly:
-            trigger = cron_trigger(track.schedule, track.timezone)
-            trigger.end_date = utc(now) + timedelta(seconds=_LOOK_SECONDS)
-            fires.append(_next(trigger, utc(now)))
+        """Return when a schedule fires next, in ms since the epoch."""
+        fires = [next_fire(track.schedule, track.timezone, utc(now)) for track in self._nightly]
         return min((_ms(fire) for fire in fires if fire is not None), default=math.inf)
 
 

@@ -1,5 +1,6 @@
 """Cron expressions as cron reads them, and the time zones that they are read in."""
 
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
@@ -19,6 +20,15 @@ def cron_trigger(schedule: str, timezone: str) -> "CronTrigger":
 
     *fields, weekdays = schedule.split()
     return CronTrigger.from_crontab(" ".join((*fields, _named(weekdays))), timezone=timezone)
+
+
+def next_fire(schedule: str, timezone: str, now: datetime) -> datetime | None:
+    """Return when a cron expression fires first after `now`, an aware time; `None` if not within a year."""
+    trigger = cron_trigger(schedule, timezone)
+    # Without an end it would look for a 30th of February until the year 9999.
+    trigger.end_date = now + timedelta(days=370)
+    fire: datetime | None = trigger.get_next_fire_time(now, now + timedelta(seconds=1))
+    return None if fire is None or fire > trigger.end_date else fire
 
 
 def check_timezone(value: str) -> str:

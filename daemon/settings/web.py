@@ -32,8 +32,8 @@ class WebSettings(Frozen):
     """Whether the daemon serves the page, in a process beside itself."""
     listen: str = "127.0.0.1:8765"
     """Address and port, or a socket as "unix:/run/dropforge/web.sock"."""
-    token: Literal["changes", "all"] = "changes"  # noqa: S105 - a choice
-    """What asks for the token: changes; or reading, too, without which only loopback and sockets are listened on."""
+    token: Literal["auto", "changes", "all"] = "auto"  # noqa: S105 - a choice
+    """What asks for the token: `changes`, or reading too; `auto` is `changes` on loopback, `all` on a socket."""
     hosts: tuple[str, ...] = ()
     """Further names that the page is asked for by, as those of a proxy before it; others are refused."""
 
@@ -45,7 +45,7 @@ class WebSettings(Frozen):
 
     @model_validator(mode="after")
     def _is_near_or_closed(self) -> "WebSettings":
-        if not self.address.is_near and self.token != "all":  # noqa: S105 - a choice
+        if not self.address.is_near and not self.closed:
             raise ValueError(f'{self.listen} can be reached from other machines: that needs token = "all"')
         return self
 
@@ -53,6 +53,11 @@ class WebSettings(Frozen):
     def address(self) -> Address:
         """Where the page is served."""
         return address_of(self.listen)
+
+    @property
+    def closed(self) -> bool:
+        """Whether reading needs the token: a group may open a socket, and not all of it may read what one drops."""
+        return self.token == "all" or (self.token == "auto" and self.address.socket is not None)  # noqa: S105 - a choice
 
     @property
     def own_address(self) -> tuple[str, ...]:

@@ -1,14 +1,13 @@
 """The state folder as the own of who works on it: nobody else's, closed to others, and the same from start to end."""
 
 import os
-import pwd
 import stat
 from pathlib import Path
 
 import structlog
 
 from daemon.state.layout import FOLDERS
-from daemon.system.programs import user
+from daemon.system.programs import name_of, user
 from pipeline.errors import DropforgeError
 
 #: Folders that the worker follows no link to.
@@ -41,7 +40,7 @@ class OwnFolder:
         self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         info = os.fstat(self._fd)
         if info.st_uid != os.geteuid():
-            owner = _name(info.st_uid)
+            owner = name_of(info.st_uid)
             message = f"the state folder {path} belongs to {owner}, and this is {user()}"
             raise NotOwn(message, f"start it as its owner: sudo -u {owner} dropforge {command}")
         if info.st_mode & _OTHERS:
@@ -84,17 +83,10 @@ def _require_own(place: Path) -> None:
     if not stat.S_ISDIR(info.st_mode):
         raise _not_own(place, "is no folder")
     if info.st_uid != os.geteuid():
-        raise _not_own(place, f"belongs to {_name(info.st_uid)}, and this is {user()}")
+        raise _not_own(place, f"belongs to {name_of(info.st_uid)}, and this is {user()}")
     if linked and info.st_mode & _OTHERS_WRITE:
         raise _not_own(place, "is a link to a folder that others may write to")
 
 
 def _not_own(place: Path, what: str) -> NotOwn:
     return NotOwn(f"{place} {what}", f"let it be a folder that {user()} alone can write to, or move it away")
-
-
-def _name(number: int) -> str:
-    try:
-        return pwd.getpwuid(number).pw_name
-    except KeyError:
-        return f"#{number}"

@@ -38,6 +38,7 @@ from daemon.storage.backup_names import (
     refuse_sidecars,
 )
 from daemon.system.processes import FileLock
+from daemon.system.programs import user
 from pipeline import durable
 from pipeline.artifacts import JSON_NAME, PAGE_NAME, Frozen
 from pipeline.durable import read_object
@@ -96,12 +97,18 @@ def make(settings: Settings, target: Path | None = None, *, with_models: bool = 
     if not lock.acquire():
         raise BackupUnusable("another backup of this state folder is being made", "wait for it, then try again")
     try:
-        final = _place(root, target)
-        aside = final.with_name(_aside_name(root))
-        # What a backup that was killed left behind; the lock says that none of this state folder is being made.
-        shutil.rmtree(aside, ignore_errors=True)
         try:
+            final = _place(root, target)
+            aside = final.with_name(_aside_name(root))
+            # What a backup that was killed left behind; the lock says that none of this state folder is being made.
+            shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(mode=0o700)
+        except PermissionError as error:
+            message = f"user {user()} may not make {Path(error.filename).absolute()}"
+            own = "/srv/dropforge-backups"
+            hint = f"name a folder of its own: install -d -o {user()} -m 700 {own}; dropforge backup {own}"
+            raise BackupUnusable(message, hint) from error
+        try:
             manifest = _fill(aside, settings, with_models=with_models)
             check(aside)
             durable.fsync_tree(aside)
@@ -157,7 +164,7 @@ def _place(root: Path, target: Path | None) -> Path:
     if final.exists() or not final.parent.is_dir():
         why = "is there already" if final.exists() else "has no folder above it"
         message = f"no backup can be made at {final}: it {why}"
-        raise BackupUnusable(message, "name a folder that is there, or a new one below it: dropforge backup DIR")
+        raise BackupUnusable(message, "name a folder that is there, or a new one in it: dropforge backup /mnt/monday")
     return final
 
 

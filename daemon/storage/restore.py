@@ -20,10 +20,11 @@ from typing import NamedTuple
 from daemon.settings.model import Settings
 from daemon.state.database import known_revisions
 from daemon.state.database_file import BACKUPS, DatabaseUnusable, copy_database, refuse_network, revision, verify
-from daemon.state.layout import DATABASE_NAME, LOCK_NAME, RESTORING
+from daemon.state.layout import DATABASE_NAME, LOCK_NAME, RESTORING, WORKER_LOCK
 from daemon.storage.backup import Manifest, champions, check, named_files, stamp, unreadable_verdicts
 from daemon.storage.backup_names import SETTINGS, BackupUnusable, open_regular, refuse_rows, refuse_sidecars
 from daemon.system.processes import FileLock, lock_holder
+from daemon.system.programs import user
 from pipeline import durable
 from pipeline.errors import DropforgeError, is_disk_full
 
@@ -86,7 +87,11 @@ def restore(settings: Settings, source: Path, *, without_models: bool = False) -
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
     refuse_network(root)
     with _alone(root):
-        database, manifest = _open_backup(source)
+        try:
+            database, manifest = _open_backup(source)
+        except PermissionError as error:
+            hint = f"let it, and enter the folders above: chown -R {user()} {source.absolute()}"
+            raise BackupUnusable(f"user {user()} may not read {Path(error.filename).absolute()}", hint) from error
         files = {name: seen for name, seen in manifest.files.items() if name != SETTINGS}
         _refuse_links(root, files)
         lost_models = [
@@ -162,7 +167,7 @@ def _alone(root: Path) -> Iterator[None]:
     """Hold the state folder as its daemon would, so that none starts meanwhile."""
     lock = FileLock(root / LOCK_NAME)
     holder = None if lock.acquire() else lock_holder(root / LOCK_NAME)
-    worker = None if holder is not None else lock_holder(root / "spool" / "worker.lock")
+    worker = None if holder is not None else lock_holder(root / WORKER_LOCK)
     if holder is not None or worker is not None:
         lock.release()
         message = f"a {'daemon' if worker is None else 'worker'} (process {holder or worker}) works on {root}"
@@ -176,7 +181,8 @@ def _alone(root: Path) -> Iterator[None]:
 def _open_backup(source: Path) -> tuple[Path, Manifest]:
     """Return the backup's database and its manifest, both verified."""
     if not source.exists():
-        raise BackupUnusable(f"there is no backup {source}", "name a folder that `dropforge backup` made")
+        hint = "name a folder that `dropforge backup` made, by its whole path: dropforge restore /mnt/monday"
+        raise BackupUnusable(f"there is no backup {source.absolute()}", hint)
     if source.is_dir():
         manifest = check(source)
         database = source / DATABASE_NAME

@@ -18,7 +18,7 @@ from daemon.inbox.drop_folders import watched_folders
 from daemon.settings.model import Settings
 from daemon.state.database import newest_revision, open_engine, open_reader
 from daemon.state.database_file import file_system, is_network, journal_mode, revision, verify
-from daemon.state.layout import DATABASE_NAME, LOCK_NAME, RESTORING
+from daemon.state.layout import DATABASE_NAME, LOCK_NAME, RESTORING, WORKER_LOCK
 from daemon.state.permissions import may_replace, refusal, state_rights
 from daemon.state.sqlite_errors import in_words
 from daemon.storage.backup import named_files
@@ -309,7 +309,7 @@ def _judge(settings: Settings) -> Iterator[Finding]:
     for judge in sorted((one for one in judges if one.url), key=lambda one: one.url):
         name, parts = "judge", urlsplit(judge.url)
         if judge.api_key_env and not os.environ.get(judge.api_key_env):
-            remedy = f"set it where the daemon runs: systemctl edit dropforge, [Service] EnvironmentFile=; {_NO_JUDGE}"
+            remedy = f"set it where the daemon runs, as in /etc/dropforge/environment; {_NO_JUDGE}"
             yield Finding(name=name, level="warn", text=f"{judge.api_key_env} is not set in this shell", remedy=remedy)
         if not judge.on_this_machine and getproxies().get(parts.scheme):
             yield Finding(name=name, level="ok", text=f"{judge.url}: behind a proxy, not tried")
@@ -326,11 +326,11 @@ def _judge(settings: Settings) -> Iterator[Finding]:
 
 def _daemon(settings: Settings) -> Iterator[Finding]:
     pid = lock_holder(settings.state_folder / LOCK_NAME) if settings.state_folder.is_dir() else None
-    if pid is None:
-        remedy = "start it: dropforge run, or systemctl start dropforge"
-        yield Finding(name="daemon", level="warn", text="not running", remedy=remedy)
-    else:
-        yield Finding(name="daemon", level="ok", text=f"running, process {pid}")
+    text = "not running" if pid is None else f"running, process {pid}"
+    remedy = "start it: dropforge run, or systemctl start dropforge" if pid is None else ""
+    yield Finding(name="daemon", level="warn" if remedy else "ok", text=text, remedy=remedy)
+    if pid and settings.worker == "separate" and lock_holder(settings.state_folder / WORKER_LOCK) is None:
+        yield Finding(name="worker", level="warn", text="not running: no step begins", remedy="dropforge worker")
 
 
 def _clock(settings: Settings) -> Iterator[Finding]:

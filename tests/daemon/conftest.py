@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 from sqlmodel import select
 
 from daemon.champions import base_models, promotion
-from daemon.cli import main
+from daemon.cli import main, workspace
 from daemon.inbox.intake import Intake
 from daemon.inbox.watcher import Settled, make_inbox
 from daemon.queue import attempts, claims, run_queue, tracks
@@ -194,6 +194,7 @@ def dropforge(
 ) -> Callable[..., Ended]:
     """Call the console script's function in `tmp_path`."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(workspace, "SERVICE_FILE", tmp_path / "etc" / "dropforge.toml")
     for name in [name for name in os.environ if name.startswith("DROPFORGE_")]:
         monkeypatch.delenv(name)
 

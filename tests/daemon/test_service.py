@@ -1,6 +1,9 @@
 """The daemon's own order of things, on a real state folder; whole daemons run in tests/e2e."""
 
+import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -12,6 +15,9 @@ from daemon.service import Service
 from daemon.settings.load import load
 from daemon.settings.model import Settings
 from daemon.state.database_file import DatabaseUnusable
+from daemon.state.layout import WORKER_LOCK
+from daemon.system.processes import FileLock
+from daemon.views.details.attention import attention
 from daemon.views.overview import Overview
 from tests.chaos.house import START, Daemon, build, records
 
@@ -85,6 +91,35 @@ def test_at_the_end_of_a_run_the_notes_beside_the_receipts_are_written_at_once(
     claimed.append(Claim(1, "held"))
     assert daemon._tick()
     assert daemon._intake.wake.is_set(), "else they lag by as long as the inbox is not looked at"
+    daemon._lock.release()
+
+
+def test_a_run_that_no_worker_serves_says_so_until_one_does(tmp_path: Path, dropforge: Callable[..., Any]) -> None:
+    build(tmp_path)
+    settings = tmp_path / "dropforge.toml"
+    settings.write_text(f'worker = "separate"\n{settings.read_text()}')
+    house = Daemon(tmp_path, START)
+    (tmp_path / "inbox" / "a.jsonl").write_bytes(records("a"))
+    house.take_in(START)
+    daemon = Service(load(settings, {}))
+
+    def told() -> tuple[bool, bool, bool]:
+        daemon._said_at = -math.inf
+        assert daemon._tick()
+        shown = attention(load(settings, {}), Overview(house.root))
+        status, doctor = dropforge("status").out, dropforge("doctor", "--json").json["findings"]
+        return (
+            "trouble: the worker: no worker runs, so the run waits" in status,
+            any(one["name"] == "worker" and one["level"] == "warn" for one in doctor),
+            any(one.title == "Trouble with the worker" for one in shown),
+        )
+
+    told()  # the run begins
+    assert told() == (True, True, True)
+    worker = FileLock(house.root / WORKER_LOCK)
+    assert worker.acquire()
+    assert told() == (False, False, False)
+    worker.release()
     daemon._lock.release()
 
 

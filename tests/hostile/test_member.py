@@ -1,6 +1,10 @@
 """`check` and `submit` by a member of the group, who may write into the inbox and see nothing of the state folder."""
 
+import os
+import re
+import shlex
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,6 +72,53 @@ def test_the_daemon_takes_what_a_member_submits(box: Box, record_property: Recor
     assert ended.returncode == 0, ended.stderr
     box.until(lambda: box.is_filed("fresh.jsonl"))
     record_property("probe", ["submit by a member, daemon runs", "taken", "filed in done/"])
+
+
+@pytest.mark.timeout(120)
+def test_who_drops_a_file_that_cannot_be_read_is_told_beside_it(
+    new_box: Callable[..., Box], record_property: Record
+) -> None:
+    box = new_box()
+    box.start()
+    box.shell(ALICE, f"printf %s {shlex.quote(rows('a'))} > .x && mv .x mine.jsonl", umask=0o077)
+    note = box.inbox / "mine.jsonl.waits.txt"
+    box.until(note.exists)
+    told = box.shell(ALICE, "cat mine.jsonl.waits.txt").stdout
+    assert "mine.jsonl has not been taken, and is tried again: it cannot be opened: Permission denied; " in told
+    remedy = re.findall(r"chmod .*?jsonl", told)
+    assert remedy == ["chmod g+r mine.jsonl"], told
+    assert box.shell(ALICE, remedy[0]).returncode == 0
+    box.until(lambda: box.is_filed("mine.jsonl") and not note.exists())
+    box.shell(ALICE, "touch hers.jsonl.waits.txt")
+    box.drop(BOB, "his.jsonl", rows("b"))
+    box.until(lambda: box.is_filed("his.jsonl"))
+    kept = (box.inbox / "hers.jsonl.waits.txt").exists()
+    record_property("probe", ["a member's file of mode 600", "told how, then taken", "told how, then taken"])
+    assert kept, "a person's own file by such a name stays"
+
+
+@pytest.mark.timeout(120)
+def test_a_member_who_reaches_the_pages_socket_reads_no_ones_rows(
+    new_box: Callable[..., Box], record_property: Record
+) -> None:
+    box = new_box()
+    (box.folder / "run").mkdir()
+    os.chown(box.folder / "run", DAEMON.number, GROUP)
+    (box.folder / "run").chmod(0o750)
+    path = box.folder / "run/web.sock"
+    box.start(extra={"DROPFORGE_WEB__ENABLED": "true", "DROPFORGE_WEB__LISTEN": f"unix:{path}"})
+    box.drop(BOB, "his.jsonl", rows("secret"))
+    box.until(lambda: box.is_filed("his.jsonl") and path.is_socket())
+    ask = (
+        "import http.client, socket, sys; c = http.client.HTTPConnection('localhost'); "
+        "c.sock = socket.socket(socket.AF_UNIX); c.sock.connect(sys.argv[1]); "
+        "c.request('GET', '/api/v1/drops/1/rows'); a = c.getresponse(); print(a.status, b'secret' in a.read())"
+    )
+    argv = shlex.join([sys.executable, "-c", ask, str(path)])
+    member, stranger = box.shell(ALICE, argv), box.shell(STRANGER, argv)
+    happened = f"member {member.stdout.strip()}, stranger {stranger.stderr.splitlines()[-1].partition(':')[0]}"
+    record_property("probe", ["a member asks the page's socket for another's rows", "403, no row", happened])
+    assert happened == "member 403 False, stranger PermissionError", (member.stderr, stranger.stdout)
 
 
 def test_submit_makes_no_folder_of_the_inbox(new_box: Callable[..., Box], record_property: Record) -> None:

@@ -43,6 +43,48 @@ def test_who_is_not_the_state_folders_owner_is_refused_with_both_names_and_leave
     assert happened == expected, done.stderr
 
 
+@pytest.mark.timeout(180)
+def test_what_root_does_in_the_state_folder_is_its_owners(new_box: Callable[..., Box], record_property: Tell) -> None:
+    box = new_box()
+    box.start(extra={"DROPFORGE_WORKER": "separate"})
+    assert box.stop() == 0
+    kept = box.state / "kept"
+    for words in (
+        ("backup", str(kept)), ("backup",), ("restore", str(kept)), ("web", "--url"), ("gc",),
+        ("pause", "--reason", "x"), ("doctor",),
+    ):  # fmt: skip
+        done = started(box, *words, person=0)
+        assert done.returncode == 0 or words == ("doctor",), (words, done.stderr)
+    strangers = [str(path) for path in (box.state, *box.state.rglob("*")) if path.lstat().st_uid != DAEMON.number]
+    box.log.unlink()
+    box.start(extra={"DROPFORGE_WORKER": "separate"})
+    happened = f"root's: {strangers}, starts: {not box.ended}"
+    record_property(
+        "probe", ["root backs up, restores, prints the page's address", "root's: [], starts: True", happened]
+    )
+    assert happened == "root's: [], starts: True", box.said()
+
+
+@pytest.mark.timeout(120)
+def test_a_place_that_the_daemons_user_cannot_use_for_a_backup_is_refused_with_an_example(
+    new_box: Callable[..., Box], record_property: Tell
+) -> None:
+    box = new_box()
+    box.start(extra={"DROPFORGE_WORKER": "separate"})
+    assert box.stop() == 0
+    closed = box.folder / "closed"
+    closed.mkdir(mode=0o700)
+    made = started(box, "backup", "kept", person=0)
+    there = started(box, "backup", str(closed / "kept"), person=0)
+    for done in (made, there):
+        assert done.returncode == 1
+        assert "error: user dropforge may not " in done.stderr
+        assert "install -d -o dropforge -m 700 /srv/dropforge-backups" in done.stderr
+    assert "dropforge restore /" in started(box, "restore", "kept", person=0).stderr
+    assert f"user dropforge may not read {closed}" in started(box, "restore", str(closed / "kept"), person=0).stderr
+    record_property("probe", ["a backup where the daemon's user may not write", "refused, example", "refused, example"])
+
+
 @pytest.mark.timeout(120)
 def test_a_state_folder_that_others_may_enter_is_closed_with_a_line(
     new_box: Callable[..., Box], record_property: Tell

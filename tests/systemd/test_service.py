@@ -22,6 +22,7 @@ from tests.systemd.installation import ROOT, SOURCE, binds, make_environment
 
 UNIT = ROOT / "systemd" / "dropforge.service"
 STATE = "var/lib/dropforge"
+SETTINGS = "/etc/dropforge/dropforge.toml"
 DONE = "/srv/dropforge/inbox/done"
 #: Tenths of systemd-analyze's exposure level, as reached; a change that weakens the unit is seen.
 MOST_EXPOSURE = 14
@@ -30,6 +31,8 @@ TINY = ROOT / "tests" / "tiny_llama.py"
 ROWS = 400
 EPOCHS = 15.0
 _QUICK = """
+inbox = "/srv/dropforge/inbox"
+state = "/var/lib/dropforge"
 base_model = "/srv/tiny/base"
 run_after_quiet_seconds = 0.5
 [intake]
@@ -149,10 +152,8 @@ def champion(machine: Machine) -> str:
 
 
 def listed(machine: Machine, what: str) -> list[dict[str, Any]]:
-    """Return what `dropforge runs` or `drops` says, asked as the service's user with the unit's own environment."""
-    environment = shown(machine, "Environment").split()
-    user = ["runuser", "-u", "dropforge", "--", "env", *environment]
-    found = json.loads(machine.run(*user, "/opt/dropforge/bin/dropforge", what, "--json").stdout)
+    """Return what `dropforge runs` or `drops` says, asked as the service's user without any variable."""
+    found = json.loads(machine.run("runuser", "-u", "dropforge", "--", "dropforge", what, "--json").stdout)
     return list(found[what])
 
 
@@ -319,6 +320,84 @@ def test_a_member_of_the_group_moves_nothing_and_an_honest_file_goes_through(
     refused = sum(code != 0 for code in attempts.values())
     happened = f"{refused} of {len(attempts)} refused at once, none had an effect"
     record_property("probe", ["a member of the group attacks the service's inbox", "no effect", happened])
+
+
+def documented() -> list[str]:
+    """Return the commands of docs/operations.md that are for a service alone: their blocks name no language."""
+    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return "".join(block for language, block in blocks if not language).splitlines()
+
+
+def folder_table() -> Iterator[tuple[str, str, str]]:
+    """Yield path, owner with group, and mode of each row of the table in docs/operations.md."""
+    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    for paths, owners, mode in re.findall(r"^\| (`[/…].*?) \| (\w+, \w+) \| (\d+) \|", text, re.MULTILINE):
+        for path in re.findall(r"`(.*?)`", paths):
+            yield path.replace("…", "/srv/dropforge/inbox"), owners.replace(", ", " "), mode
+
+
+def looked_from_inside(machine: Machine) -> None:
+    """See that root's `doctor` and `messages` look from where the service does, and that others say they do not."""
+    machine.run("systemctl", "restart", "dropforge")
+    # The test stands above it; the service finds an empty folder in its place.
+    machine.run("bash", "-ec", "cp -r /srv/tiny/base /home/base && sed -i s,/srv/tiny/base,/home/base, " + SETTINGS)
+    inside = json.loads(machine.run("dropforge", "doctor", "--json", check=False).stdout)["findings"]
+    found = {one["name"]: one for one in inside}
+    assert found["base of default"]["level"] == "bad", found
+    assert ("outside" in found, found["messages"]["text"]) == (False, "go to json://127.0.0.1")
+    sent = machine.run("dropforge", "messages", "--test", check=False)
+    assert sent.stdout.startswith("json://127.0.0.1: not taken: "), sent.stdout + sent.stderr
+    as_user = ("runuser", "-u", "dropforge", "--", "dropforge")
+    outside = json.loads(machine.run(*as_user, "doctor", "--json", check=False).stdout)["findings"]
+    found = {one["name"]: one for one in outside}
+    assert (found["base of default"]["level"], "outside" in found) == ("ok", True), found
+    assert "looked from outside" in machine.run(*as_user, "messages", "--test", check=False).stdout
+    machine.run("sed", "-i", "s,/home/base,/srv/tiny/base,", SETTINGS)
+
+
+@pytest.mark.timeout(500)
+def test_a_person_configures_it_and_every_documented_command_does_its_work(machine: Machine) -> None:
+    configure(machine, "none")
+    settings = machine.root / "etc/dropforge/dropforge.toml"
+    right = settings.read_text(encoding="utf-8")
+    settings.write_text("epochs = 1\n" + right, encoding="utf-8")
+    assert machine.run("bash", "-ec", installation()[-1], check=False).returncode != 0
+    told = [shown(machine, name) for name in ("ActiveState", "ExecMainStatus", "NRestarts")]
+    assert told == ["failed", "2", "0"], "wrong settings wait for a person"
+    web = '\n[web]\nenabled = true\nlisten = "unix:/run/dropforge/web.sock"\n'
+    settings.write_text(right + web, encoding="utf-8")
+    for _ in range(7):
+        machine.run("systemctl", "restart", "dropforge")
+    machine.run("systemctl", "kill", "--signal=KILL", "dropforge")
+    wait_until(lambda: shown(machine, "NRestarts") == "1" and shown(machine, "ActiveState") == "active")
+
+    machine.write("/etc/dropforge/environment", "DROPFORGE_MESSAGES__URLS='[\"json://127.0.0.1:9\"]'\n", 0o600)
+    wait_until((machine.root / "run/dropforge/web.sock").exists)
+    found = {path: machine.run("stat", "--format=%U %G %a", path).stdout.strip() for path, _, _ in folder_table()}
+    assert found == {path: f"{owners} {mode}" for path, owners, mode in folder_table()}
+    looked_from_inside(machine)
+    machine.run("useradd", "alice")
+    machine.write("/opt/dropforge/bin/pip", "#!/bin/sh\n", 0o755)  # nothing is fetched in a test
+    commands = documented()
+    assert {"usermod", "systemctl", "dropforge", "install", "userdel"} <= {line.split()[0] for line in commands}
+    for line in commands:
+        machine.run("bash", "-ec", f"cd {SOURCE} && {line}")
+        if line.startswith("usermod"):
+            assert "dropforge" in machine.run("id", "--groups", "--name", "alice").stdout.split()
+        elif line.startswith("dropforge backup"):
+            (kept,) = (machine.root / "srv/dropforge-backups").glob(line.rpartition("/")[2])
+            assert (kept / "manifest.json").is_file()
+    made = [
+        *found,
+        "/etc/systemd/system/dropforge.service",
+        "/usr/local/bin/dropforge",
+        "/srv/dropforge",
+        "/etc/dropforge",
+    ]
+    left = [path for path in made if os.path.lexists(machine.root / path.lstrip("/"))]
+    accounts = [machine.run("getent", kind, "dropforge", check=False).returncode for kind in ("passwd", "group")]
+    assert (left, accounts) == ([], [2, 2])
 
 
 def test_the_rig_leaves_nothing_behind(tmp_path: Path) -> None:

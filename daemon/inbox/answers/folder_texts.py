@@ -1,5 +1,8 @@
 """Keeps every text in the inbox that follows from settings and database; called whenever the inbox is looked at."""
 
+import os
+from collections.abc import Mapping
+
 import structlog
 from sqlmodel import Session, col, select
 
@@ -8,7 +11,7 @@ from daemon.inbox.answers.readme import README, readme_text
 from daemon.inbox.answers.remarks import metric_of_drop
 from daemon.inbox.answers.verdict_notes import VerdictNotes
 from daemon.inbox.answers.wanted import WANTED, wanted_text
-from daemon.inbox.drop_folders import DONE, folder_names
+from daemon.inbox.drop_folders import DONE, WAITS, folder_names
 from daemon.inbox.folders import InboxFolders, InboxUnusable
 from daemon.settings.model import Settings
 from daemon.state.database import open_reader, transaction
@@ -16,6 +19,7 @@ from daemon.state.layout import DATABASE_NAME
 from daemon.state.states import DropState
 from daemon.state.tables import Drop, Track
 from pipeline.errors import is_disk_full
+from pipeline.wording import printable
 
 log = structlog.get_logger()
 
@@ -37,10 +41,18 @@ class FolderTexts:
                 with transaction(self._engine) as session:
                     text = wanted_text(session, self._settings.state_folder, track)
                     metric = self._metric(session, track)
-                self._keep(track, README, readme_text(self._settings, track, metric))
-                self._keep(track, WANTED, text)
+                folders = folder_names(track, "train")
+                self._keep(folders, README, readme_text(self._settings, track, metric))
+                self._keep(folders, WANTED, text)
             self._notes.touched.discard(track)
         return more
+
+    def keep_notes(self, folders: tuple[str, ...], left: Mapping[str, str]) -> None:
+        """Say beside each file in `left` why it stays, and nothing beside others. Raises `OSError` as `refresh`."""
+        there = os.listdir(self._inbox.shared(*folders).fd)  # noqa: PTH208 - a descriptor
+        for name in {name.removesuffix(WAITS) for name in there if name.endswith(WAITS)} | left.keys():
+            text = f"{printable(name)} has not been taken, and is tried again: {left[name]}\n" if name in left else None
+            self._keep(folders, name + WAITS, text)
 
     def _metric(self, session: Session, track: str) -> str | None:
         """Return what the track's first run fixed, before it what the newest drop is likely to be judged by."""
@@ -50,12 +62,11 @@ class FolderTexts:
         fixed = known.metric if known else None
         return fixed or (metric_of_drop(self._settings.state_folder, sha256) if sha256 else None)
 
-    def _keep(self, track: str, name: str, text: str | None) -> None:
-        """Keep one text in a track's folder; one that cannot be written is logged and left, but for a full disk."""
+    def _keep(self, folders: tuple[str, ...], name: str, text: str | None) -> None:
+        """Keep one text in a folder; one that cannot be written is logged and left, but for a full disk."""
         try:
-            folder = self._inbox.shared(*folder_names(track, "train"))
-            own_files.keep(folder, self._inbox.closed(DONE), name, text)
+            own_files.keep(self._inbox.shared(*folders), self._inbox.closed(DONE), name, text)
         except (InboxUnusable, OSError) as error:
             if isinstance(error, OSError) and is_disk_full(error):
                 raise
-            log.warning("inbox_text_not_written", track=track, name=name, error=str(error))
+            log.warning("inbox_text_not_written", name=printable("/".join((*folders, name))), error=str(error))

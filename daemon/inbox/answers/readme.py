@@ -38,6 +38,8 @@ A file is taken once it has not changed for {intake.settle_seconds:g} s. It then
 (in a folder ~USER there, which only you can read, if you are not the user that
 Dropforge runs as). {_bad_rows(intake)}
 
+A file that cannot be taken stays here; NAME.waits.txt beside it says why.
+
 The next run of this track {begins_when(settings, track)}.
 {WANTED}, where there is one, lists the kinds of rows that would help most.
 """

@@ -7,8 +7,10 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -229,6 +231,30 @@ def test_a_command_outside_of_a_workspace_makes_nothing(dropforge: Command, tmp_
         assert ended.code == 2
         assert "there is no workspace" in ended.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_services_workspace_is_looked_at_where_no_other_one_is(dropforge: Command, tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc" / "dropforge.toml").write_text(f'inbox = "{tmp_path}/in"\nstate = "{tmp_path}/kept"\n')
+    assert f"inbox: {tmp_path}/in\nstate: {tmp_path}/kept\n" in dropforge("status").out
+    assert json.loads(dropforge("config", "show", "state", "--json").out)["settings"][0]["value"] == f"{tmp_path}/kept"
+    dropforge("init", ".")
+    assert f"inbox: {tmp_path}/inbox\n" in dropforge("status").out
+
+
+def test_status_names_the_next_night_of_each_track_that_has_one(dropforge: Command, tmp_path: Path) -> None:
+    (tmp_path / "dropforge.toml").write_text(
+        'trigger = "nightly"\nschedule = "30 2 1 1 *"\ntimezone = "Asia/Tokyo"\n'
+        '[tracks.a]\ntrigger = "drop"\n[tracks.b]\nschedule = "0 0 30 2 *"\n'
+    )
+    year = datetime.now(ZoneInfo("Asia/Tokyo")).year + 1
+    night = datetime(year, 1, 1, 2, 30, tzinfo=ZoneInfo("Asia/Tokyo"))
+    lines = [line for line in dropforge("status").out.splitlines() if line.startswith("the next night")]
+    assert len(lines) == 1
+    assert lines[0].startswith("the next night of track default begins in ")
+    assert lines[0].endswith(f", at {night.astimezone():%Y-%m-%d %H:%M}")
+    nights = {one["name"]: one["next_night"] for one in dropforge("status", "--json").json["tracks"]}
+    assert nights == {"default": night.astimezone(UTC).isoformat(), "a": None, "b": None}
 
 
 # --- init, check, submit

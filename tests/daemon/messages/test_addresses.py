@@ -92,6 +92,9 @@ def test_doctor_says_which_address_cannot_be_read(lived_in: Any, dropforge: Comm
     assert found() == [("warn", "others may read dropforge.toml, and addresses hold passwords"), wrong]
     file.chmod(0o600)
     assert found() == [wrong]
+    file.chmod(0o644)
+    file.write_text(file.read_text().partition("[messages]")[0] + '[messages]\ndigest = "09:00"\n')
+    assert found() == [], "the sample has such a header, and no password"
     settings = MessageSettings.model_validate({"urls": ["json://u:p@here/"], "heartbeat_url": "https://there/x"})
     (well,) = examine(settings, file)
     assert (well.level, well.text) == ("ok", "go to json://here, https://there (heartbeat)")

@@ -72,7 +72,7 @@ def sample_entries() -> dict[str, tuple[object, str]]:
     for line in SAMPLE.partition("#[tracks.")[0].splitlines()[1:]:
         if header := re.fullmatch(r"\[([\w.]+)\]", line):
             section = f"{header[1]}."
-        elif entry := re.fullmatch(r"#(\w+ = .*)", line):
+        elif entry := re.fullmatch(r"#?(\w+ = .*)", line):
             ((name, value),) = tomllib.loads(entry[1]).items()
             found[section + name] = (value, " ".join(comment))
         comment = [*comment, line.removeprefix("# ")] if line.startswith("# ") else []
@@ -390,7 +390,10 @@ def test_a_missing_or_unreadable_file_says_what_to_do(file: Path, tmp_path: Path
 
 def test_the_sample_shows_every_setting_with_its_default_and_its_docstring() -> None:
     assert SAMPLE.startswith("#:schema ../schemas/settings.schema.json\n")
-    assert sample_entries() == leaves(Settings())
+    service = Settings(inbox="/srv/dropforge/inbox", state="/var/lib/dropforge")
+    assert sample_entries() == leaves(service)
+    unit = (ROOT / "systemd" / "dropforge.service").read_text(encoding="utf-8")
+    assert f"\nRequiresMountsFor={service.inbox} {service.state}\n" in unit
 
 
 def test_the_sample_changes_nothing_as_it_is(file: Path) -> None:

@@ -21,7 +21,7 @@ def settings(tmp_path: Path) -> Callable[[str], Any]:
 
 def test_it_is_off_and_near_by_default(settings: Callable[[str], Any]) -> None:
     web = settings("")
-    assert (web.enabled, web.token) == (False, "changes")
+    assert (web.enabled, web.token) == (False, "auto")
     assert web.address == (None, "127.0.0.1", 8765)
 
 

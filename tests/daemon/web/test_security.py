@@ -141,13 +141,19 @@ def test_a_page_elsewhere_cannot_make_the_visit(reader: TestClient) -> None:
     assert "set-cookie" not in answer.headers
 
 
+@pytest.mark.parametrize("chosen", [{"listen": "0.0.0.0:8765", "token": "all"}, {"listen": "unix:/run/web.sock"}])
 def test_where_reading_asks_for_the_token_too_nothing_is_shown_without(
-    with_settings: Callable[..., TestClient],
+    with_settings: Callable[..., TestClient], chosen: dict[str, str]
 ) -> None:
-    client = with_settings(listen="0.0.0.0:8765", token="all")  # noqa: S106 - a choice
+    client = with_settings(**chosen)
     for path in ("/", "/runs", "/api/v1/runs", "/api/v1/openapi.json", "/runs/1/report", "/api/v1/live"):
         assert client.get(path).status_code == FORBIDDEN, path
     assert client.get("/", params={"token": TOKEN}).status_code == 200
+    assert client.get("/runs").status_code == 200
+
+
+def test_a_socket_is_read_without_the_token_where_the_settings_say_so(with_settings: Callable[..., TestClient]) -> None:
+    client = with_settings(listen="unix:/run/web.sock", token="changes")  # noqa: S106 - a choice
     assert client.get("/runs").status_code == 200
 
 

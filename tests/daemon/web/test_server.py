@@ -33,7 +33,7 @@ def wait_for(what: Callable[[], bool]) -> None:
 
 def answers_now(path: Path) -> bool:
     try:
-        return status(path) == 200
+        return status(path, "/static/style.css") == 200
     except OSError:
         return False
 
@@ -110,7 +110,9 @@ def test_a_socket_is_for_the_daemons_user_and_group(lived_in: Any) -> None:
         with page(lived_in.folder, "--listen", f"unix:{path}") as (_process, line):
             assert str(path) in line
             assert stat.S_IMODE(path.stat().st_mode) == 0o660
-            assert status(path) == 200
+            assert status(path) == 403, "a member of the group may not read what others dropped"
+            token = load_token(lived_in.settings.state_folder)
+            assert status(path, authorization=f"Bearer {token}") == 200
     assert path.is_socket()
 
 
