@@ -94,9 +94,9 @@ def load_from_inside(context: typer.Context) -> "tuple[Settings, str]":
     with contextlib.suppress(OSError):  # not this user's to ask; what is looked at says so
         pid = lock_holder(settings.state_folder / LOCK_NAME)
         if pid:
-            unseen = "looked from outside of the daemon's unit, which may hide files and set variables"
-            if not is_in_unit(pid):
-                return load_settings(context), ""
+            is_apart = is_in_unit(pid, settings.state_folder.stat().st_uid)
+            unseen = "looked from outside of the daemon's unit, which may hide files and set variables" * is_apart
+        if pid and unseen:
             # Both are closed to all but root.
             place, lines = namespaces(pid), os.fsdecode(Path(f"/proc/{pid}/environ").read_bytes()).split("\0")
             if file.exists():

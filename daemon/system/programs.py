@@ -54,10 +54,11 @@ def act_as_owner(state_folder: Path, beside: int | None = None) -> None:
     os.setuid(info.st_uid)
 
 
-def is_in_unit(process: int) -> bool:
-    """Return whether a process runs in a system unit, and this one does not run in it too. Raises `OSError`."""
-    unit = Path(f"/proc/{process}/cgroup").read_text()
-    return "/system.slice/" in unit and unit != Path("/proc/self/cgroup").read_text()
+def is_in_unit(process: int, user_id: int) -> bool:
+    """Return whether a process of a user runs in a system unit, and this one does not run in it. Raises `OSError`."""
+    unit, status = Path(f"/proc/{process}/cgroup").read_text(), Path(f"/proc/{process}/status").read_text()
+    here = Path("/proc/self/cgroup").read_text()
+    return "/system.slice/" in unit and unit != here and f"\nUid:\t{user_id}\t{user_id}\t" in status
 
 
 def namespaces(process: int | str) -> list[int]:

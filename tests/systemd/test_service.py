@@ -352,7 +352,7 @@ def looked_from_inside(machine: Machine) -> None:
     outside = json.loads(machine.run(*as_user, "doctor", "--json", check=False).stdout)["findings"]
     found = {one["name"]: one for one in outside}
     assert (found["base of default"]["level"], "outside" in found) == ("ok", True), found
-    assert "looked from outside" in machine.run(*as_user, "messages", "--test", check=False).stdout
+    assert "looked from outside" in machine.run(*as_user, "messages", "--test", check=False).stderr
     machine.run("sed", "-i", "s,/home/base,/srv/tiny/base,", SETTINGS)
 
 
