@@ -49,7 +49,7 @@ def test_a_file_that_may_not_be_read_says_so_in_status(box: Box, record_property
     assert box.shell(ALICE, "umask 077; printf x > .x && mv .x closed.jsonl").returncode == 0
     box.until(lambda: "cannot be opened" in why(box, "closed.jsonl"))
     words = why(box, "closed.jsonl")
-    assert words == "it cannot be opened: Permission denied; give the daemon's user the right to read it"
+    assert words == "it cannot be opened: Permission denied; let user dropforge read it: chmod g+r closed.jsonl"
     box.drop(BOB, "open.jsonl", rows("open"))
     box.until(lambda: box.is_filed("open.jsonl"))
     assert box.shell(ALICE, "chmod g+r closed.jsonl").returncode == 0
