@@ -65,14 +65,13 @@ def cancelled(engine: Engine, claim: Claim, now: int) -> None:
 def call_off(session: Session, run: Run, now: int, why: str | None = None) -> RunState:
     """Cancel a run, or ask the owner of a running one to; `why`, or nothing, becomes its error. Return its state."""
     detail: dict[str, Any] = {"reason": why} if why else {}
-    said = {"error": why, "hint": None}
     if run.state != RunState.RUNNING:
-        values = {**said, **dict.fromkeys(("outcome", "sentence", "heldout_version", "gain"))}
+        values = {"error": why, **dict.fromkeys(("hint", "outcome", "sentence", "heldout_version", "gain"))}
         return change(session, run, Move(RunState.CANCELLED, "run_cancelled", values, detail), now)
+    if why or not run.cancel_requested:
+        run.error, run.hint = why, None
     if not run.cancel_requested:
         run.cancel_requested = True
         record_event(session, "run_cancel_requested", now, track=run.track, run_id=run.id, **detail)
-    for name, value in said.items():
-        setattr(run, name, value)
     session.add(run)
     return RunState.RUNNING

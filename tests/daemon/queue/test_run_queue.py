@@ -416,7 +416,11 @@ def test_a_queued_run_is_cancelled_at_once_and_its_drops_wait_for_the_next(engin
 def test_a_waiting_run_is_cancelled_at_once(engine: Engine) -> None:
     claim = start_run(engine)
     run_queue.interrupt(engine, claim, 200)
+    with transaction(engine) as session:
+        run = session.get_one(Run, claim.run_id)
+        run.error, run.hint = "its process vanished", "wait"
     assert cancelling.cancel(engine, claim.run_id, 300) == RunState.CANCELLED
+    assert (load(engine, claim.run_id).error, load(engine, claim.run_id).hint) == (None, None)
     assert run_queue.claim(engine, 400, configure) is None
 
 
