@@ -1,6 +1,5 @@
 """Users, and programs that settings name."""
 
-import ctypes
 import os
 import pwd
 import shutil
@@ -67,6 +66,8 @@ def namespaces(process: int | str) -> list[int]:
 
 
 def _enter(process: int) -> None:
+    import ctypes  # noqa: PLC0415 - a quick start for the commands that do not need it
+
     setns = ctypes.CDLL(None, use_errno=True).setns  # Python has it from 3.12 on
     opened = [os.open(f"/proc/{process}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC) for kind in _NAMESPACES]
     for fd in opened:
