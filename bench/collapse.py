@@ -10,6 +10,19 @@ built-in suite are answered greedily, as `evaluate` asks them. Printed are the h
 the likeliest at each of their tokens; how many of the questions are answered right; and how many with a label, nothing
 or far fewer words than the base model, with the p-value at .01 or below of which the card says so. With `--answers
 base` the base model's own answers stand in the general rows instead of ours. `--say` prints the answers.
+
+Measured on two cores shared with other work, one thread, seed 42; the base answers 25 of 38 questions right:
+
+    task              share   rows + general   steps   task loss   exact    right   label   empty   short   p
+    demo              0       160              40      0.094       90.0 %   5       8       0       21      2e-09
+    demo              0.1     160 + 18         45      0.085       85.0 %   20      4       0       12      2e-05
+    demo              0.2     160 + 40         50      0.139       82.5 %   31      0       0       1       0.5
+    amazon_polarity   0       116              29      0.193       85.0 %   25      0       0       8       0.004
+    yelp_stars        0       72               18      0.627       2.5 %    18      1       1       12      6e-05
+    alpaca_en_demo    0       56               14      1.562       0.0 %    29      0       0       0       1
+
+The first and the fourth are of 60 held-out records, the last of 10, the others of 40. Many of the questions that a
+fifth of general rows brings back have the form of some of these: other capitals, other sums.
 """
 
 import argparse
