@@ -42,6 +42,7 @@ bench: $(INSTALLED) ## the loop, the queue, a long history, an idle daemon, vali
 	$(BIN)/python bench/second_night.py
 	$(BIN)/python bench/methods.py
 	$(BIN)/python bench/collapse.py
+	$(BIN)/python bench/kept_step.py
 	$(BIN)/python bench/search_trials.py
 	$(BIN)/python bench/merge.py
 	$(BIN)/python bench/train.py

@@ -142,8 +142,6 @@ class Adapter(Artifact):
     train_loss: float
     loss_curve: tuple[CurvePoint, ...]
     dev_curve: tuple[CurvePoint, ...]
-    best_step: int | None = None
-    """Step of the lowest dev loss, whose weights the adapter has; `None` without dev loss: it has the last step's."""
     trainable_parameters: int
     adapter_change: float
     """L2 norm of the change of all trained weights."""

@@ -23,7 +23,7 @@ class SplitConfig(Frozen):
     heldout: Fraction = 0.15
     """Share of prompts that only the gate ever sees; 0 needs gate.on = "pinned"."""
     dev: Fraction = 0.03
-    """Share of prompts for the loss curve; under 20 rows it is not used."""
+    """Share of prompts for the dev loss and a search's choice; under 20 rows unused. The last step is kept."""
     scored_records: int = Field(default=1000, ge=1, le=_MANY)
     """Most held-out records scored in one evaluation; those with the lowest hash are taken."""
     similarity: float = Field(default=0.5, gt=0, le=1)

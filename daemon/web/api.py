@@ -9,7 +9,7 @@ from daemon.views.champion_history import ChampionView, latest_champions
 from daemon.views.compare_runs import Comparison, compare, report_data
 from daemon.views.details.attention import Attention, attention
 from daemon.views.details.changes import Changes, changes_since_champion
-from daemon.views.details.curves import Curves, LiveRun, curves_of, live_run
+from daemon.views.details.curves import LiveRun, curves_of, live_run
 from daemon.views.details.drop import DropDetail, DropRow, drop_detail, drop_rows
 from daemon.views.drop_lineage import DropView
 from daemon.views.live.queue import PauseView, open_runs
@@ -17,6 +17,7 @@ from daemon.views.overview import DaemonView, RunDetail, RunView
 from daemon.web.pages import MOST_CHAMPIONS, MOST_LISTED, Before, State, Track, require_track
 from daemon.web.site import MOST, Number, SiteOf
 from pipeline.artifacts import Frozen
+from pipeline.contract import Curve
 
 router = APIRouter(tags=["read"])
 Chosen = Annotated[int, Query(ge=1, le=MOST)]
@@ -65,7 +66,7 @@ def show_run(site: SiteOf, run_id: Number) -> RunDetail:
 
 
 @router.get("/runs/{run_id}/curves")
-def show_curves(site: SiteOf, run_id: Number) -> Curves:
+def show_curves(site: SiteOf, run_id: Number) -> Curve:
     """Show how the loss of a run's training fell, as far as it is."""
     return curves_of(site.overview, site.overview.run(run_id).id)
 

@@ -82,7 +82,7 @@ def run(request: Request, site: SiteOf, run_id: Number) -> Response:
     """
     Draw `run.html`.
 
-    `run`: RunDetail. `curves`: Curves. `changes`: Changes against the champion's run, or None. `story`: Story (of the
+    `run`: RunDetail. `curves`: Curve. `changes`: Changes against the champion's run, or None. `story`: Story (of the
     card), or None. `card`: the address of the card, or None.
     """
     seen = site.overview
@@ -182,7 +182,7 @@ def comparison(request: Request, site: SiteOf, runs: Annotated[str, Query(max_le
     Draw `compare.html`.
 
     `runs`: the two numbers, as `[12, 15]`, or []. `comparison`: Comparison, or None where two were not named.
-    `curves`: a list of two Curves, or [].
+    `curves`: a list of two Curve, or [].
     """
     numbers = [int(part) for part in runs.split(",") if part.strip().isdecimal() and int(part) <= MOST][:2]
     if len(numbers) < 2:  # noqa: PLR2004 - two

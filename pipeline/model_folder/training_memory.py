@@ -26,8 +26,6 @@ _NF4_BYTES = 4.127 / 8
 #: Of a trained number: the weight, its gradient and the first weights' copy in float32, its copy for arithmetic in 16
 #: bits; no copy of the first weights is on a card.
 _TRAINED_BYTES = {"cpu": 14, "cuda": 10}
-#: The same with the copy of the weights of the lowest dev loss, which of an adapter are nothing beside the base.
-_FULL_WEIGHTS_BYTES = {"cpu": 18, "cuda": 10}
 #: Of a moment of Adam: float32, on a card 8 bits. GaLore's are float32 everywhere.
 _MOMENT_BYTES = {"cpu": 4, "cuda": 1}
 #: What activations take over what they hold: temporaries, and holes in the heap. Measured on a CPU; torch's allocator
@@ -155,7 +153,7 @@ def estimate(
     own = trained if train.trains_full_weights else 0
     return {
         "weights": int((base.weights - quantised - own) * width + quantised * _NF4_BYTES),
-        "trained": trained * (_FULL_WEIGHTS_BYTES if own else _TRAINED_BYTES)[device],
+        "trained": trained * _TRAINED_BYTES[device],
         "optimizer": moment_numbers(base, train) * (_WIDE if train.method == "galore" else _MOMENT_BYTES[device]),
         "activations": int(activations * OVERHEAD[device]),
         "logits": min(plan.batch_tokens * base.vocabulary * _WIDE, LOGITS_BYTES) * _LOGITS_COPIES,

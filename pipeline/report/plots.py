@@ -177,8 +177,9 @@ def _loss_caption(adapter: Adapter) -> str:
     words = f"From {plain(first.loss, 2)} at step {first.step:,} to {plain(last.loss, 2)} at step {last.step:,}"
     if adapter.dev_curve:
         best = min(adapter.dev_curve, key=lambda point: point.loss)
-        words += f"; dev loss at its lowest {plain(best.loss, 2)}, at step {best.step:,}"
-        words += ": the model has these weights" if adapter.best_step == best.step else ""
+        words += f"; dev loss {plain(adapter.dev_curve[-1].loss, 2)} at the end"
+        lowest = f", {plain(best.loss, 2)} at its lowest, at step {best.step:,}: the model has the last step's weights"
+        words += lowest if best.step < last.step else ""
     return words + ". Nats a token."
 
 

@@ -20,7 +20,7 @@ class Candidate(Frozen):
     scored_by: str = ""
     """The track's metric, or `nll` where the dev rows are few; empty if it was not scored."""
     dev_loss: float | None = None
-    """The lowest that was measured, in nats a token."""
+    """The last that was measured, in nats per token."""
     seconds: float
     tokens: int = 0
     """That it was trained on."""

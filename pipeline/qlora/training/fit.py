@@ -31,8 +31,6 @@ class Trained(Frozen):
     """Mean over all optimizer steps, in nats a token."""
     loss_curve: tuple[CurvePoint, ...]
     dev_curve: tuple[CurvePoint, ...]
-    best_step: int | None
-    """Of the lowest dev loss, whose weights the adapter has."""
     pruned: bool = False
     """Whether it was ended early as other trainings of its search did better; the adapter is as far as it came."""
     trainable_parameters: int
@@ -47,7 +45,7 @@ def fit(
     """
     Train an adapter, or weights of the base, and save them; go on from the newest checkpoint of the same training.
 
-    With dev rows they are those of the lowest dev loss. Raises `Interrupted` after leaving a checkpoint if the
+    Raises `Interrupted` after leaving a checkpoint if the
     attempt was asked to stop, `OutOfMemory` if a pass did not fit, `StepFailed` if memory does not hold the base,
     `CannotTrain` if the training diverged, the adapter did not move, or base, tokenizer, settings or card do not fit.
     """
@@ -64,7 +62,7 @@ def fit(
     try:
         trainer = make_trainer(training, tokenizer, rows, dev, config)
         before = adapter_weights(trainer.model)
-        watch = watcher(attempt, _step_rows(trainer, rows, config), training.scratch, checkpoint)
+        watch = watcher(attempt, _step_rows(trainer, rows, config))
         watch.prune = training.prune
         trainer.add_callback(watch)
         trainer.add_callback(keeper(attempt, training.scratch, training.fingerprint, training.place))
@@ -83,7 +81,6 @@ def fit(
     if state.global_step < state.max_steps and not watch.pruned:
         message = f"training was asked to stop and left a checkpoint at step {state.global_step} of {state.max_steps}"
         raise Interrupted(message)
-    watch.restore(trainer.model)
     change = _change(before, adapter_weights(trainer.model))
     if writes:
         save_trained(trainer.model, training.adapter)
@@ -96,7 +93,6 @@ def fit(
         train_loss=sum(loss for _, loss in losses) / max(1, len(losses)),
         loss_curve=thinned(losses),
         dev_curve=tuple(CurvePoint(step=step, loss=loss) for step, loss in watch.dev),
-        best_step=watch.best_step,
         pruned=watch.pruned,
         trainable_parameters=sum(weight.numel() for weight in before.values()),
         adapter_change=change,

@@ -1,4 +1,4 @@
-"""What looks at a training from outside: progress, dev loss, the best weights so far, and the end of one gone wrong."""
+"""What looks at a training from outside: progress, dev loss, and the end of one gone wrong."""
 
 import json
 import math
@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import Dataset
@@ -18,8 +17,6 @@ from pipeline.errors import CannotTrain
 from pipeline.qlora.training.passes.answer_loss import answer_tokens
 from pipeline.qlora.training.row_order import LengthGroups
 
-BEST = "best.safetensors"
-"""File of a checkpoint with the weights of the lowest dev loss before it."""
 _WINDOW_STEPS = 20
 _LOG_LINES = 20
 _NAMED_LINES = 8
@@ -67,44 +64,26 @@ def adapter_weights(model: Any) -> Mapping[str, Any]:
 class Watcher:
     """Knows of the trainer what its log says, so that a resumed training is judged as an uninterrupted one."""
 
-    def __init__(self, attempt: Attempt, rows: StepRows, scratch: Path, checkpoint: Path | None) -> None:
-        """Watch a training in `scratch` that goes on from `checkpoint`, if there is one."""
+    def __init__(self, attempt: Attempt, rows: StepRows) -> None:
+        """Watch the training of an attempt on rows in this order."""
         self.attempt = attempt
         self.rows = rows
-        self.scratch = scratch
-        self.checkpoint = checkpoint
         self.marks: deque[tuple[float, int, int]] = deque(maxlen=_WINDOW_STEPS + 1)
         self.losses: list[tuple[int, float]] = []
         self.dev: list[tuple[int, float]] = []
-        self.best: Mapping[str, Any] | None = None
         self.prune: Callable[[Sequence[float]], bool] | None = None
         self.pruned = False
-
-    @property
-    def best_step(self) -> int | None:
-        """The first step of the lowest dev loss."""
-        return min(self.dev, key=lambda point: point[1])[0] if self.dev else None
-
-    def restore(self, model: Any) -> None:
-        """Give the model the weights of the lowest dev loss, if there is any."""
-        for name, weight in model.named_parameters():
-            if self.best is not None and weight.requires_grad:
-                weight.data.copy_(self.best[name])
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take up what an interrupted training had found."""
         self.losses = [(entry["step"], entry["loss"]) for entry in state.log_history if "loss" in entry]
         self.dev = [(entry["step"], entry["eval_loss"]) for entry in state.log_history if "eval_loss" in entry]
         self.attempt.show_curve(self.losses, self.dev)
-        if self.dev and self.checkpoint is not None:
-            from safetensors.torch import load_file
-
-            self.best = load_file(self.checkpoint / BEST)
         self.marks.append((time.monotonic(), state.global_step, int(state.num_input_tokens_seen)))
         self.attempt.progress(state.global_step, state.max_steps, phase="train")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Measure the last weights, too: what the training ends with stands for election."""
+        """Measure the last weights, too: they are what is kept."""
         if args.eval_strategy != "no" and state.global_step == state.max_steps:
             control.should_evaluate = True
 
@@ -128,24 +107,15 @@ class Watcher:
             sys.stderr.write(f"step {state.global_step} of {state.max_steps}: loss {logs['loss']:.4f}\n")
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
-        """Keep the weights of the lowest dev loss; end a training that others of its search did better than."""
+        """Note the dev loss; end a training that others of its search did better than."""
         self.dev.append((state.global_step, metrics["eval_loss"]))
         self._report(state)
-        if self.best_step == state.global_step:
-            self.best = adapter_weights(kwargs["model"])
         if self.prune is not None and state.global_step < state.max_steps:
             self.pruned = self.prune([loss for _, loss in self.dev])
         if self.pruned:
             sys.stderr.write(f"training is pruned at step {state.global_step}: others of its search did better\n")
             control.should_training_stop = True
             control.should_save = False
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Add the weights of the lowest dev loss to a checkpoint."""
-        if self.best is not None:
-            from safetensors.torch import save_file
-
-            save_file(dict(self.best), self.scratch / f"checkpoint-{state.global_step}" / BEST)
 
     def _report(self, state: Any) -> None:
         (began, first, tokens), (now, last, seen) = self.marks[0], self.marks[-1]
@@ -161,19 +131,18 @@ class Watcher:
         )
 
 
-def watcher(attempt: Attempt, rows: StepRows, scratch: Path, checkpoint: Path | None) -> Watcher:
+def watcher(attempt: Attempt, rows: StepRows) -> Watcher:
     """
-    Return the trainer's callback that reports each step and keeps the weights of the lowest dev loss.
+    Return the trainer's callback that reports each step.
 
-    It must stand before the one that publishes checkpoints: it adds those weights to them, and takes them back from
-    `checkpoint`. `CannotTrain` ends a training whose loss or gradient is not finite, or whose loss exploded.
+    `CannotTrain` ends a training whose loss or gradient is not finite, or whose loss exploded.
     """
     from transformers import TrainerCallback
 
     class Callback(Watcher, TrainerCallback):
         """The watcher as the trainer takes it."""
 
-    return Callback(attempt, rows, scratch, checkpoint)
+    return Callback(attempt, rows)
 
 
 def exploded(losses: Sequence[tuple[int, float]], vocabulary: int) -> str | None:

@@ -267,7 +267,7 @@ def _candidate(one: Ended, chosen: str | None) -> Candidate:
         outcome=one.outcome,
         dev_score=None if mean is None else mean * (1 if one.by == "nll" else 100),
         scored_by=one.by,
-        dev_loss=min(one.losses, default=None),
+        dev_loss=one.losses[-1] if one.losses else None,
         seconds=one.seconds,
         tokens=one.once.trained.trained_tokens if one.once and not one.of else 0,
         chosen=chosen is not None,

@@ -1,4 +1,4 @@
-"""A training watched from outside: its lowest dev loss, its end where it went wrong, and which rows it saw."""
+"""A training watched from outside: its dev loss, its end where it went wrong, and which rows it saw."""
 
 import json
 import math
@@ -97,34 +97,32 @@ def equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> 
     return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
 
 
-# The lowest dev loss -------------------------------------------------------------------------------------------------
+# What is kept --------------------------------------------------------------------------------------------------------
 
 
-def test_the_adapter_is_that_of_the_lowest_dev_loss_with_and_without_a_kill(
+def test_the_adapter_is_the_last_steps_whatever_the_dev_loss_with_and_without_a_kill(
     run: Run, lowest_at: Callable[[int], None]
 ) -> None:
     lowest_at(6)
     run.stop_after(5)
-    best = load_file(run.root / "runs/1/checkpoints/step-6/adapter_model.safetensors")
+    lowest = load_file(run.root / "runs/1/checkpoints/step-6/adapter_model.safetensors")
     run.stop_after(10)
     resumed, found = run.finish()
     assert (resumed.resumed_from_step, resumed.optimizer_steps) == (11, 21)
     assert [point.step for point in resumed.dev_curve] == MEASURED
-    assert resumed.best_step == 6
-    assert equal(found, best)
     run.forget()
     straight, expected = run.finish()
-    assert (straight.resumed_from_step, straight.best_step) == (0, 6)
+    assert (straight.resumed_from_step, straight.dev_curve) == (0, resumed.dev_curve)
     assert equal(found, expected)
     assert resumed.adapter_change == straight.adapter_change
-    assert not equal(found, load_file(run.root / "runs/1/checkpoints/step-20/adapter_model.safetensors"))
+    assert not equal(found, lowest)
 
 
-def test_without_dev_rows_the_adapter_is_the_last_one(run: Run) -> None:
+def test_without_dev_rows_nothing_is_measured(run: Run) -> None:
     (run.root / "data/dev.jsonl").write_text("")
     run.dataset = run.dataset.model_copy(update={"dev_rows": 0, "dataset_sha256": dataset_hash(run.root / "data")})
     adapter, _ = run.finish(epochs=0.5)
-    assert (adapter.best_step, adapter.dev_curve) == (None, ())
+    assert adapter.dev_curve == ()
 
 
 def test_the_dev_loss_is_the_mean_over_all_tokens(tiny_llama: Path, tmp_path: Path) -> None:
@@ -220,7 +218,7 @@ def test_a_loss_that_is_no_number_names_its_step_and_its_records(
 def on_log(attempt: Attempt, per_step: int, *logs: dict[str, float]) -> None:
     """Tell a watcher what the trainer's log says of the steps 1, 2, ..."""
     rows = StepRows(LengthGroups([1] * 50, per_step, 0), per_step, range(1, 51))
-    watch: Any = watcher(attempt, rows, Path(), None)
+    watch: Any = watcher(attempt, rows)
     state = type("State", (), {"log_history": [], "num_input_tokens_seen": 0, "max_steps": 90, "global_step": 0})()
     model = type("Model", (), {"get_input_embeddings": lambda _: torch.nn.Embedding(50_000, 1)})()
     watch.on_train_begin(None, state, None)

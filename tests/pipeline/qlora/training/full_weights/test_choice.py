@@ -231,20 +231,3 @@ def test_a_run_stopped_in_the_middle_ends_in_the_same_weights_and_merges(
     assert merged.keys() == stored.keys()
     for name, weight in merged.items():
         assert torch.equal(weight, expected.get(name, stored[name]).bfloat16()), name
-
-
-def test_the_weights_are_those_of_the_lowest_dev_loss(
-    run: Callable[[Path], Run], tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from pipeline.qlora.training import trainer as trainer_module  # noqa: PLC0415 - beside what it changes
-
-    own = run(tiny_llama)
-    monkeypatch.setattr(trainer_module, "dev_loss", lambda trainer: 1.0 + abs(trainer.state.global_step - 8))
-    best, found = own.finish(method="full")
-    assert best.best_step == 8
-    shutil.rmtree(own.root / "runs/1/checkpoints")
-    own.stop_after(7, method="full")
-    steps = sorted((own.root / "runs/1/checkpoints").glob("step-*"), key=lambda path: int(path.name[5:]))
-    at_8 = load_file(steps[-1] / "weights.safetensors")
-    assert steps[-1].name == "step-8"
-    assert [name for name, weight in found.items() if not torch.equal(weight, at_8[name])] == []
