@@ -48,6 +48,7 @@ bench: $(INSTALLED) ## the loop, the queue, a long history, an idle daemon, vali
 	$(BIN)/python bench/train.py
 	$(BIN)/python bench/memory.py
 	$(BIN)/python bench/evaluate.py
+	$(BIN)/python bench/start.py
 	$(BIN)/python bench/latency.py
 	$(BIN)/python bench/intake.py
 	$(BIN)/python bench/queue.py

@@ -1,23 +1,22 @@
 """
 The command line: a file a command group, a function a command, which parses, calls one thing and prints.
 
-In: arguments. Out: lines, tables or JSON (`output`), and an exit code. This module gathers the commands and words the
+In: arguments. Out: lines, tables or JSON (`output`), and an exit code. This module finds the commands and words the
 errors of all of them. Open `runs` first to see how a command is written.
 """
 
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_group
 
-from daemon.cli import champion, drops, inbox, maintenance, report, runs, service, status
-from daemon.cli.demo import command as demo
-from daemon.cli.handover import export, serve_hook
+from daemon.cli.help.commands import COMMANDS
 from daemon.cli.help.examples import add_examples, examples_of
-from daemon.cli.live import commands as live
 from daemon.cli.output import show_error
 from daemon.cli.workspace import load_settings
 from daemon.state.layout import DATABASE_NAME
@@ -33,7 +32,36 @@ _EPILOG = (
 
 
 class _Commands(TyperGroup):
-    """The commands; what the state database refuses them is said in words, whichever command it was."""
+    """
+    The commands, each imported when it is asked for: whoever asks for one does not pay for all.
+
+    What the state database refuses them is said in words, whichever command it was.
+    """
+
+    def list_commands(self, _ctx: Any) -> list[str]:
+        """Return all names, in the order of the help."""
+        return list(COMMANDS)
+
+    def get_command(self, _ctx: Any, cmd_name: str) -> Any:
+        """Return a command, `None` if there is none of this name; then all are known, for one that was meant."""
+        for name in [cmd_name] if cmd_name in COMMANDS else COMMANDS:
+            if name not in self.commands:
+                module = typer.Typer(rich_markup_mode=None)
+                import_module(f"daemon.cli.{COMMANDS[name][0]}").register(module)
+                add_examples(module)
+                self.commands |= get_group(module).commands
+        return self.commands.get(cmd_name)
+
+    def format_commands(self, _ctx: Any, formatter: Any) -> None:
+        """Write the list of commands into the help, and import none."""
+        limit = formatter.width - 6 - max(map(len, COMMANDS))
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [
+                    (name, TyperCommand(name, help=words).get_short_help_str(limit))
+                    for name, (_, words) in COMMANDS.items()
+                ]
+            )
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was named; raise `DatabaseUnusable` for an error that the database gave it."""
@@ -55,9 +83,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (service, inbox, status, live, drops, runs, report, champion, export, serve_hook, maintenance, demo):
-    group.register(app)
-add_examples(app)
 
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001 - as typer calls it

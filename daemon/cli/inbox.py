@@ -3,24 +3,33 @@
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 
+from daemon.cli.drops import state_words
 from daemon.cli.findings import print_findings
 from daemon.cli.output import print_json, print_line
 from daemon.cli.workspace import JsonOption, config_path, load_settings
+from daemon.inbox.answers.remarks import pinned_already, too_few, use_of_pinned
+from daemon.inbox.quarantine import Ruling, rule, validation_options
+from daemon.settings.load import load
+from daemon.settings.model import FILE_NAME, Settings
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME
 from daemon.state.permissions import is_closed
 from daemon.system.programs import user
+from daemon.views.details.drop import drop_of_file
+from daemon.views.drop_lineage import DropView
+from daemon.views.overview import Overview
+from pipeline.dataset.repeats import RowCounts, repeat_lines
+from pipeline.durable import sha256_file
 from pipeline.errors import EXIT_BAD_DATA, DropforgeError
+from pipeline.model_folder.manifest import check_base
+from pipeline.model_folder.token_counts import Window
+from pipeline.validation.file_formats import HEAD_BYTES, foreign_format
+from pipeline.validation.special_tokens import FILES
+from pipeline.validation.validate import Validation, validate
 from pipeline.wording import count
-
-if TYPE_CHECKING:
-    from daemon.inbox.quarantine import Ruling
-    from daemon.settings.model import Settings
-    from daemon.views.drop_lineage import DropView
-    from pipeline.validation.validate import Validation
 
 #: Each commented line is right where it stands when it alone is uncommented: what follows a section belongs to it.
 _START_FILE = """\
@@ -76,10 +85,7 @@ def init(
 
     Nothing that is there already is changed.
     """
-    from daemon.inbox.watcher import make_inbox  # noqa: PLC0415
-    from daemon.settings.load import load  # noqa: PLC0415 - a quick start for the other commands
-    from daemon.settings.model import FILE_NAME  # noqa: PLC0415 - a quick start for the other commands
-    from pipeline.model_folder.manifest import check_base  # noqa: PLC0415
+    from daemon.inbox.watcher import make_inbox  # noqa: PLC0415 - `check` is quick
 
     if base_model is not None:
         check_base(base_model)
@@ -117,17 +123,18 @@ def check(
     """
     settings = _settings_if_any(context)
     settings.track(track)
-    validation, ruling = _validate(file, settings, track)
+    looked = _validate(file, settings, track, "train")
+    validation, ruling, repeats = looked.validation, looked.ruling, looked.counts.repeats()
     known, unseen = _known_drop(file, settings, track, "train"), _unseen(settings, track)
-    repeats, lines = _repeats(file, settings, track, validation)
     if as_json:
         same = None if known is None else known.id
-        found = {"same_as_drop": same, "unseen": unseen, **repeats, **validation.model_dump(mode="json")}
+        told = {"repeats": {"rows": repeats.rows, "prompts": repeats.prompts}, "rows_too_long": repeats.too_long}
+        found = {"same_as_drop": same, "unseen": unseen, **told, **validation.model_dump(mode="json")}
         print_json(file=str(file), ok=validation.ok, accepted=ruling.accepted, **found)
     else:
-        print_findings(file, validation, ruling, lines)
+        print_findings(file, validation, ruling, repeat_lines(file, repeats))
         _print_known(known)
-        for line in (*unseen, *_remarks(settings, track, "train", file, 0 if known else validation.good_rows)):
+        for line in (*unseen, *_remarks(settings, looked, known)):
             print_line(line)
     if not ruling.accepted:
         raise typer.Exit(EXIT_BAD_DATA)
@@ -147,27 +154,27 @@ def submit(
 
     It appears there whole or not at all, and replaces nothing. The daemon takes it when it runs.
     """
-    from daemon.inbox.submit import copy_in  # noqa: PLC0415 - a quick start for the other commands
-    from daemon.views.overview import Overview  # noqa: PLC0415
+    from daemon.inbox.submit import copy_in  # noqa: PLC0415 - `check` is quick
 
     settings = load_settings(context, as_owner=False)  # a file is its sender's
     settings.track(track)
-    validation, ruling = _validate(file, settings, track)
+    role = "heldout" if heldout else "train"
+    looked = _validate(file, settings, track, role)
+    validation, ruling = looked.validation, looked.ruling
     if not ruling.accepted:
         print_findings(file, validation, ruling)
         raise BadDrop(f"{file} was not submitted: {ruling.reason}", f"mend it, then look again: dropforge check {file}")
     # Asked first: the daemon may have taken the copy in before we look.
-    known = _known_drop(file, settings, track, "heldout" if heldout else "train")
+    known = _known_drop(file, settings, track, role)
     target = copy_in(file, settings, track, heldout=heldout)
     print_line(f"copied {count(validation.rows, 'record')} to {target}")
     if not validation.ok:
         bad = count(validation.bad_rows, "of them is bad", "of them are bad")
         print_line(f"{bad} and will be set aside: dropforge check {file}")
-    for line in _repeats(file, settings, track, validation)[1]:
+    for line in repeat_lines(file, looked.counts.repeats()):
         print_line(line)
     _print_known(known)
-    fresh, role = 0 if known else validation.good_rows, "heldout" if heldout else "train"
-    for line in (*_unseen(settings, track), *_remarks(settings, track, role, file, fresh)):
+    for line in (*_unseen(settings, track), *_remarks(settings, looked, known)):
         print_line(line)
     print_line(_what_follows(settings, track, heldout=heldout, known=known is not None))
     if is_closed(lock := settings.state_folder / LOCK_NAME):
@@ -182,7 +189,7 @@ def _base_line(base_model: Path | None) -> str:
     return f"base_model = {json.dumps(str(base_model.absolute()), ensure_ascii=False)}"
 
 
-def _print_next_steps(folder: Path, settings: "Settings") -> None:
+def _print_next_steps(folder: Path, settings: Settings) -> None:
     if any((parent / ".git").exists() for parent in (folder.absolute(), *folder.absolute().parents)):
         print_line("git: models and data do not belong in it; add to .gitignore: .dropforge/ inbox/")
     print_line()
@@ -194,18 +201,23 @@ def _print_next_steps(folder: Path, settings: "Settings") -> None:
     print_line("  dropforge status")
 
 
-def _settings_if_any(context: typer.Context) -> "Settings":
+def _settings_if_any(context: typer.Context) -> Settings:
     """Return the settings in force, the defaults if there is no workspace: a file can be checked anywhere."""
-    from daemon.settings.load import load  # noqa: PLC0415 - a quick start
-
     return load(config_path(context))
 
 
-def _validate(file: Path, settings: "Settings", track: str) -> "tuple[Validation, Ruling]":
-    from daemon.inbox.quarantine import rule, validation_options  # noqa: PLC0415 - a quick start
-    from pipeline.validation.file_formats import HEAD_BYTES, foreign_format  # noqa: PLC0415
-    from pipeline.validation.validate import validate  # noqa: PLC0415
+class _Looked(NamedTuple):
+    """What one pass over a file found, and what it is meant for."""
 
+    file: Path
+    track: str
+    role: str
+    validation: Validation
+    ruling: Ruling
+    counts: RowCounts
+
+
+def _validate(file: Path, settings: Settings, track: str, role: str) -> _Looked:
     if not file.is_file():
         message = f"{file} is not a file" if file.exists() else f"there is no file {file}"
         raise BadDrop(message, "name a .jsonl or .json file of records with instruction, input and output")
@@ -219,43 +231,32 @@ def _validate(file: Path, settings: "Settings", track: str) -> "tuple[Validation
     if file.stat().st_size > settings.intake.max_bytes:
         message = f"{file} has more than the {settings.intake.max_bytes:,} bytes that are allowed"
         raise BadDrop(message, "split it, or raise intake.max_bytes")
-    validation = validate(file, validation_options(settings, track))
-    return validation, rule(validation, settings.intake)
-
-
-def _repeats(
-    file: Path, settings: "Settings", track: str, validation: "Validation"
-) -> tuple[dict[str, object], list[str]]:
-    """Return how the good rows of a file repeat each other and how many do not fit, as numbers and in words."""
-    from pipeline.dataset.repeats import Repeats, find_repeats, repeat_lines  # noqa: PLC0415 - a quick start
-    from pipeline.model_folder.token_counts import Window  # noqa: PLC0415
-    from pipeline.validation.records import Limits  # noqa: PLC0415
-
     own = settings.track(track)
     window = Window(Path(own.base_model), own.train.max_length) if own.base_model else None
-    found = find_repeats(file, Limits(settings.intake.max_line_bytes), window) if validation.good_rows else Repeats()
-    told: dict[str, object] = {
-        "repeats": {"rows": found.rows, "prompts": found.prompts},
-        "rows_too_long": found.too_long,
-    }
-    return told, repeat_lines(file, found)
+    counts = RowCounts(_pinned(settings, track) if role == "train" else (), window)
+    validation = validate(file, validation_options(settings, track), counts.add)
+    return _Looked(file, track, role, validation, rule(validation, settings.intake), counts)
 
 
-def _known_drop(file: Path, settings: "Settings", track: str, role: str) -> "DropView | None":
+def _pinned(settings: Settings, track: str) -> list[Path]:
+    """Return the files of the track's pinned records; none where this user may not see all of them."""
+    store = settings.state_folder / "drops"
+    if is_closed(settings.state_folder / DATABASE_NAME):
+        return []
+    drops = Overview(settings.state_folder).drops(track, "accepted")
+    pinned = [store / f"{drop.sha256}.jsonl" for drop in drops if drop.role == "heldout"]
+    return [] if any(map(is_closed, pinned)) else pinned
+
+
+def _known_drop(file: Path, settings: Settings, track: str, role: str) -> DropView | None:
     """Return the drop of the track that brought the same content, if it is still of use and this user may see it."""
-    from daemon.views.details.drop import drop_of_file  # noqa: PLC0415 - a quick start
-    from daemon.views.overview import Overview  # noqa: PLC0415
-    from pipeline.durable import sha256_file  # noqa: PLC0415
-
     if is_closed(settings.state_folder / DATABASE_NAME):
         return None
     return drop_of_file(Overview(settings.state_folder), track, role, sha256_file(file))
 
 
-def _unseen(settings: "Settings", track: str) -> list[str]:
+def _unseen(settings: Settings, track: str) -> list[str]:
     """Return what could not be looked at, a line each: whoever may drop files need not see state and base model."""
-    from pipeline.validation.special_tokens import FILES  # noqa: PLC0415 - a quick start
-
     lines, database = [], settings.state_folder / DATABASE_NAME
     if is_closed(database):
         lines.append(f"cannot see whether the same content is there already: user {user()} may not read {database}")
@@ -268,44 +269,35 @@ def _unseen(settings: "Settings", track: str) -> list[str]:
     return lines
 
 
-def _remarks(settings: "Settings", track: str, role: str, file: Path, fresh: int) -> list[str]:
-    """Return what a receipt would warn of: which of so many `fresh` rows are held out, what the track lacks still."""
-    from daemon.inbox.answers.remarks import pinned_already, too_few  # noqa: PLC0415 - a quick start
-    from daemon.views.overview import Overview  # noqa: PLC0415
-    from pipeline.dataset.repeats import count_pinned, likely_metric  # noqa: PLC0415
-    from pipeline.validation.records import Limits  # noqa: PLC0415
-
-    own, limits = settings.track(track), Limits(settings.intake.max_line_bytes)
+def _remarks(settings: Settings, looked: _Looked, known: DropView | None) -> list[str]:
+    """Return what a receipt would warn of: which rows are held out, what the track lacks still."""
+    _file, track, role, *_ = looked
+    own, counts, fresh = settings.track(track), looked.counts, 0 if known else looked.validation.good_rows
     if is_closed(settings.state_folder / DATABASE_NAME) or (role == "heldout" and own.gate.on != "pinned"):
         return []
     overview = Overview(settings.state_folder)
-    rows, pinned = {role: fresh}, []
+    rows = {role: fresh}
     for drop in overview.drops(track, "accepted"):
         rows[drop.role] = rows.get(drop.role, 0) + drop.rows
-        pinned += [settings.state_folder / "drops" / f"{drop.sha256}.jsonl"] if drop.role == "heldout" else []
-    count = count_pinned(file, pinned, limits) if role == "train" and fresh and not any(map(is_closed, pinned)) else 0
-    said = too_few(track, own, overview.metric(track) or likely_metric(file, limits), rows)
-    found = (pinned_already(file.name, count, fresh), None if said is None else f"with this file, {said}")
+    said = too_few(track, own, overview.metric(track) or counts.metric, rows)
+    found = (pinned_already(looked.file.name, counts.pinned if fresh else 0, fresh), said and f"with this file, {said}")
     return [line for line in found if line is not None]
 
 
-def _print_known(known: "DropView | None") -> None:
-    from daemon.cli.drops import state_words  # noqa: PLC0415 - a quick start for the other commands
-
+def _print_known(known: DropView | None) -> None:
     if known is not None:
         print_line(
             f"the same content is there already, as drop {known.id} ({known.name}, {state_words(known)}): a duplicate"
         )
 
 
-def _what_follows(settings: "Settings", track: str, *, heldout: bool, known: bool) -> str:
+def _what_follows(settings: Settings, track: str, *, heldout: bool, known: bool) -> str:
     own = settings.track(track)
     settle = f"it is taken once it has not changed for {settings.intake.settle_seconds:g} s"
     if known:
         return f"{settle}, and begins no run"
     if heldout:
-        from daemon.inbox.answers.remarks import use_of_pinned  # noqa: PLC0415 - a quick start
-        from daemon.queue.yardstick import why_it_waits  # noqa: PLC0415
+        from daemon.queue.yardstick import why_it_waits  # noqa: PLC0415 - `check` is quick
 
         why = why_it_waits(settings, track, os.geteuid(), 0)
         waits = f"then it waits for a person: dropforge drops accept DROP; {why}"

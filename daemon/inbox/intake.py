@@ -32,7 +32,7 @@ from daemon.state.tables import Drop, Event
 from daemon.storage.disk import Disk
 from daemon.system.programs import name_of
 from pipeline import durable
-from pipeline.dataset.repeats import likely_metric
+from pipeline.dataset.repeats import RowCounts
 from pipeline.validation.file_formats import HEAD_BYTES, foreign_format
 from pipeline.validation.records import FileFinding
 from pipeline.validation.validate import Notice, Validation, validate
@@ -160,7 +160,8 @@ class Intake:
         same = self._duplicate(source, taken, taken.sha256)
         if same is not None:
             return same
-        validation = _wrong_name(source.settled.name, taken.path) or validate(taken.path, options)
+        counts = RowCounts((self._drops / f"{sha256}.jsonl" for sha256 in source.pinned), repeats=False)
+        validation = _wrong_name(source.settled.name, taken.path) or validate(taken.path, options, counts.add)
         ruling = rule(validation, self._settings.intake)
         if not ruling.accepted:
             return self._reject(source, validation, ruling.reason, taken.sha256)
@@ -173,7 +174,7 @@ class Intake:
                 return same
         taken.path.rename(self._drops / f"{content}.jsonl")
         durable.fsync_folder(self._drops)
-        return self._accept(source, validation, content, taken.sha256)
+        return self._accept(source, validation, counts, content, taken.sha256)
 
     def _duplicate(self, source: _Source, taken: Copy, content: str) -> Outcome | None:
         """Record a file of known content; `content` is the hash of its good rows, which `taken.path` holds now."""
@@ -196,7 +197,7 @@ class Intake:
             path.rename(stored)
             durable.fsync_folder(self._drops)
 
-    def _accept(self, source: _Source, validation: Validation, content: str, sha256: str) -> Outcome:
+    def _accept(self, source: _Source, validation: Validation, counts: RowCounts, content: str, sha256: str) -> Outcome:
         settled = source.settled
         drop = _drop(source, DropState.ACCEPTED, content)
         if settled.role == "heldout":
@@ -204,10 +205,9 @@ class Intake:
             drop.state = DropState.ACCEPTED if drop.reason is None else DropState.PROPOSED
         drop.rows, drop.warnings = validation.good_rows, sum(notice.rows for notice in validation.warnings)
         drop.findings, drop.quarantined = validation.findings_total, validation.bad_rows
-        metric = likely_metric(self._drops / f"{content}.jsonl")
-        held_out = held_out_already(self._drops, drop, source.pinned)
+        held_out = held_out_already(drop, counts.pinned)
         with transaction(self._engine) as session:
-            run, lacks = follow_up(session, self._settings, drop, source.now, metric)
+            run, lacks = follow_up(session, self._settings, drop, source.now, counts.metric)
             notices = (*validation.warnings, *held_out, *lacks)
             _record(session, drop, source, notices, run=run, file_sha256=sha256, kinds=noted_kinds(validation))
         receipt = receipts.receipt(drop, run, None, notices, sha256)

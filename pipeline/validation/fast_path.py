@@ -50,9 +50,23 @@ class PlainRows:
         spelled = token_pattern([json.dumps(token, ensure_ascii=False)[1:-1] for token in special_tokens]).encode()
         # A token beyond ASCII could be spelled with escapes in part: then no line with such an escape is plain.
         escapes = all(token.isascii() for token in special_tokens)
-        self._row = re.compile(_row(escapes=escapes)).fullmatch
+        row = _row(escapes=escapes)
+        self._row = re.compile(row + rb"\n?").fullmatch
+        self._rows = re.compile(rb"(?:" + row + rb"\n)*+").match
         self._suspect = re.compile(spelled).search if spelled else None
         self._mojibake = re.compile(_MOJIBAKE).search
+
+    def lines(self, block: bytes) -> tuple[bytes, int]:
+        """
+        Return the lines at the beginning of `block` that are plain rows, and how many lines are to be taken singly.
+
+        A plain row costs a fifth less in a block. Where one of the first lines needs a look, all are taken singly.
+        """
+        found = self._rows(block)
+        lines = b"" if found is None else found[0]
+        if lines.isascii() and (self._suspect is None or self._suspect(lines) is None):
+            return lines, 1
+        return b"", lines.count(b"\n")
 
     def take(self, line: bytes) -> bool:
         """Say whether `line`, with or without its end, is certainly one good record without anything odd in it."""
@@ -89,4 +103,4 @@ def _row(*, escapes: bool) -> bytes:
         head = rb'"' + key.encode() + rb'"' + _BLANKS + rb":" + _BLANKS
         return head + texts[key] + _BLANKS + rb"(?:" + rb"|".join(ways) + rb")"
 
-    return _BLANKS + rb"\{" + _BLANKS + pairs(()) + rb"[ \t\r]*+\n?"
+    return _BLANKS + rb"\{" + _BLANKS + pairs(()) + rb"[ \t\r]*+"

@@ -7,7 +7,8 @@ no duplicate keys, no NaN, no lone surrogates. A file that is one JSON array is 
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BufferedReader
@@ -27,6 +28,7 @@ from pipeline.wording import printable
 _BOM = b"\xef\xbb\xbf"
 #: What JSON calls blank; a form feed is none.
 _BLANKS = b" \t\r\n"
+_BLOCK_BYTES = 1 << 16
 _BLANK_RUN = re.compile(rb"[ \t\r\n]*+")
 _NEARNESS = 0.8
 _LONGEST_KEY = 40
@@ -50,6 +52,10 @@ _ALIASES = {
     "completion": "output",
     "target": "output",
 }
+
+
+#: Told lines of good records, each with its end but for the last of a file, and the number of the first.
+Look = Callable[[int, bytes], None]
 
 
 class Finding(Frozen):
@@ -122,9 +128,12 @@ def read_rows(path: Path, limits: Limits) -> Iterator[Row | Finding]:
             yield row
 
 
-def scan_rows(path: Path, limits: Limits, plain: PlainRows | None) -> Iterator[Row | Finding | PlainRun]:
-    """Do as `read_rows` does, but only count the lines that `plain` takes."""
-    with path.open("rb") as file:
+def scan_rows(
+    path: Path, limits: Limits, plain: PlainRows | None, look: Look | None = None
+) -> Iterator[Row | Finding | PlainRun]:
+    """Do as `read_rows` does, but only count the lines that `plain` takes, and show them to `look`."""
+    file: BufferedReader = BufferedReader(path.open("rb", buffering=0), _BLOCK_BYTES)
+    with file:
         head = file.read(HEAD_BYTES)
         foreign = foreign_format(head)
         if foreign is not None:
@@ -135,7 +144,7 @@ def scan_rows(path: Path, limits: Limits, plain: PlainRows | None) -> Iterator[R
         if head[start:].lstrip()[:1] == b"[":
             yield from _array_rows(file, limits)
         else:
-            yield from _line_rows(file, limits, plain)
+            yield from _line_rows(file, limits, plain, look or _nothing)
 
 
 def read_records(path: Path, limits: Limits) -> Iterator[Record | Finding]:
@@ -212,16 +221,28 @@ def _nearest_key(key: str) -> str | None:
     return nearest(plain, KEYS, _NEARNESS)
 
 
-def _line_rows(file: BufferedReader, limits: Limits, plain: PlainRows | None) -> Iterator[Row | Finding | PlainRun]:
+def _line_rows(
+    file: BufferedReader, limits: Limits, plain: PlainRows | None, look: Look
+) -> Iterator[Row | Finding | PlainRun]:
     parser = StrictParser()
     take = plain.take if plain is not None else _nothing
     most = limits.max_line_bytes
     number = taken = 0
+    #: Lines that are taken singly before a block is looked at again.
+    singly = 0 if most >= _BLOCK_BYTES else sys.maxsize
     while line := file.readline(most + 1):
         number += 1
         too_long = len(line) > most and not line.endswith(b"\n")
         if not too_long and take(line):
             taken += 1
+            look(number, line)
+            singly -= 1
+            if plain is not None and singly <= 0:
+                lines, singly = plain.lines(file.peek())
+                if lines:
+                    look(number + 1, file.read(len(lines)))
+                    more = lines.count(b"\n")
+                    number, taken = number + more, taken + more
             continue
         if not too_long and not line.strip(_BLANKS):
             number += _skip_blanks(file, most)
@@ -251,8 +272,8 @@ def _skip_blanks(file: BufferedReader, most: int) -> int:
     return held.count(b"\n", 0, end)
 
 
-def _nothing(_line: bytes) -> bool:
-    return False
+def _nothing(*_: object) -> None:
+    return None
 
 
 def _line_row(line: bytes, number: int, parser: StrictParser) -> Row | Finding:

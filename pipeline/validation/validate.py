@@ -26,6 +26,7 @@ from pipeline.validation.records import (
     FileFinding,
     Finding,
     Limits,
+    Look,
     PlainRun,
     Record,
     Row,
@@ -140,15 +141,15 @@ class Validation(Frozen):
         return f"{many}{where}{first.message}"
 
 
-def validate(path: Path, options: Options) -> Validation:
+def validate(path: Path, options: Options, look: Look | None = None) -> Validation:
     """
-    Read the file at `path` and return what it holds. Raises `OSError` only.
+    Read the file at `path` and return what it holds; each good record is shown to `look`. Raises `OSError` only.
 
     A file that is refused in any case is not read to its end once there are `MOST_FINDINGS` findings.
     """
-    tally = _Tally(RowJudge(options), options.most_bad_rows)
+    tally = _Tally(RowJudge(options), options.most_bad_rows, look)
     plain = PlainRows(options.special_tokens)
-    for row in scan_rows(path, Limits(options.max_line_bytes), plain):
+    for row in scan_rows(path, Limits(options.max_line_bytes), plain, look):
         if tally.is_full:
             tally.stop()
             break
@@ -225,8 +226,9 @@ def _schema() -> "Draft202012Validator":
 class _Tally:
     """Counts what a file holds."""
 
-    def __init__(self, judge: RowJudge, most_bad_rows: int) -> None:
+    def __init__(self, judge: RowJudge, most_bad_rows: int, look: Look | None) -> None:
         self._judge = judge
+        self._look = look
         self._most_bad_rows = most_bad_rows
         self._rows = 0
         self._good = 0
@@ -283,6 +285,8 @@ class _Tally:
             return
         # Only of rows that count: what is odd in a bad one is for whoever mends it.
         self._good += 1
+        if self._look is not None:
+            self._look(row.line, json.dumps({key: row.value[key] for key in KEYS if key in row.value}).encode())
         for key in record.unknown if record is not None else ():
             self._count("unknown_key", printable(key[:_KEY_WIDTH]), row.line)
         for oddity in () if clean else self._judge.texts.oddities(row.value):

@@ -1,7 +1,6 @@
 """What follows from an accepted drop: its run, what its track lacks still, and which of its rows are never used."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from sqlmodel import Session, select
 
@@ -12,7 +11,6 @@ from daemon.queue.yardstick import accepted_rows, records_came
 from daemon.settings.model import Settings
 from daemon.state.states import DropState
 from daemon.state.tables import Drop
-from pipeline.dataset.repeats import count_pinned
 from pipeline.validation.validate import Notice
 
 
@@ -45,8 +43,7 @@ def pinned_drops(session: Session, settled: Settled) -> Sequence[str]:
     return session.exec(of_track.where(Drop.role == "heldout")).all() if settled.role == "train" else ()
 
 
-def held_out_already(store: Path, drop: Drop, pinned: Sequence[str]) -> tuple[Notice, ...]:
-    """Return the warning that rows of a new drop, whose bytes are in the `store`, are in one of the `pinned` ones."""
-    rows = count_pinned(store / f"{drop.sha256}.jsonl", [store / f"{sha256}.jsonl" for sha256 in pinned])
+def held_out_already(drop: Drop, rows: int) -> tuple[Notice, ...]:
+    """Return the warning that so many rows of a new drop are pinned as held-out records."""
     said = pinned_already(drop.name, rows, drop.rows)
     return () if said is None else (Notice(kind="held_out", key=None, rows=rows, message=said),)

@@ -6,14 +6,16 @@ from pathlib import Path
 import pytest
 
 from pipeline.dataset import repeats
-from pipeline.dataset.repeats import Repeats, count_pinned, find_repeats, likely_metric, repeat_lines
-from pipeline.validation.records import Limits
+from pipeline.dataset.repeats import Repeats, RowCounts, repeat_lines
+from pipeline.validation.validate import Options, validate
 from tests.snapshot import Snapshot, rows
 
 
 def found(path: Path, *records: object) -> Repeats:
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    return find_repeats(path, Limits())
+    counts = RowCounts()
+    validate(path, Options(), counts.add)
+    return counts.repeats()
 
 
 def test_a_file_that_does_not_repeat_itself_has_nothing_to_tell(tmp_path: Path) -> None:
@@ -39,6 +41,12 @@ def test_no_more_than_so_many_rows_are_looked_at(tmp_path: Path, monkeypatch: py
     assert found(tmp_path / "a.jsonl", *rows(2), *rows(2)) == Repeats(rows=1, first_row=3)
 
 
+def count_pinned(path: Path, pinned: list[Path]) -> int:
+    counts = RowCounts(pinned)
+    validate(path, Options(), counts.add)
+    return counts.pinned
+
+
 def write(path: Path, content: list[dict[str, str]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in content))
     return path
@@ -54,9 +62,15 @@ def test_a_prompt_is_the_same_folded_or_not_in_any_case_and_with_any_answer(tmp_
     assert count_pinned(tmp_path / "new", [tmp_path / "gone", other]) == 2
 
 
-def test_a_line_over_the_limit_is_not_read_of_a_file_that_was_not_taken_in(tmp_path: Path) -> None:
-    long = {"instruction": "say it", "output": "word " * 99}
-    file = write(tmp_path / "raw", [long, {"instruction": "say no", "output": "no"}])
-    assert (likely_metric(file), likely_metric(file, Limits(max_line_bytes=100))) == ("rougeL", "exact_match")
-    pinned = [write(tmp_path / "pinned", [long])]
-    assert (count_pinned(file, pinned), count_pinned(file, pinned, Limits(max_line_bytes=100))) == (1, 0)
+@pytest.mark.parametrize("spread", [{}, {"id": 7}], ids=["plain rows", "rows with another key"])
+def test_all_rows_are_counted_however_they_are_read(tmp_path: Path, spread: dict[str, int]) -> None:
+    accented = [{"instruction": "CAF\u00c9", "output": "a"}, {"instruction": "caf\u00e9", "output": "\u00e9"}]
+    content = [{**row, **spread} for row in (*rows(400), *accented, *rows(1), accented[1], *rows(400, start=7))]
+    path = tmp_path / "a.jsonl"
+    # Spelled in both ways, and without an end in the last line.
+    lines = [json.dumps(row, ensure_ascii=number % 3 == 0) for number, row in enumerate(content)]
+    path.write_bytes(b"\xef\xbb\xbf" + "\n".join(lines).encode())
+    counts = RowCounts([write(tmp_path / "pinned", rows(5, start=3))])
+    found = validate(path, Options(), counts.add)
+    assert (found.good_rows, counts.pinned, counts.metric) == (804, 5 + 1, "exact_match")
+    assert counts.repeats() == Repeats(rows=1 + 1 + 393, first_row=403, prompts=1, first_prompt=402)

@@ -9,9 +9,12 @@ import typer
 from typer.main import get_command
 
 from daemon.cli import app
+from daemon.cli.help.commands import COMMANDS
 from daemon.cli.help.examples import EXAMPLES
 
 ROOT: Any = get_command(app)
+for each in COMMANDS:
+    ROOT.get_command(None, each)
 
 
 def leaves(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
@@ -41,6 +44,12 @@ def parsed(example: str) -> str:
             return " ".join(path)
         name, command, rest = command.resolve_command(context, [*context._protected_args, *context.args])
         path.append(name)
+
+
+def test_the_list_of_commands_says_what_each_commands_own_help_says() -> None:
+    assert set(ROOT.commands) == set(COMMANDS)
+    for name, (_module, words) in COMMANDS.items():
+        assert " ".join(ROOT.commands[name].help.split()).startswith(words.removesuffix(".")), name
 
 
 def test_every_command_has_an_example_and_every_example_a_command() -> None:
