@@ -49,7 +49,7 @@ class _Commands(TyperGroup):
                 module = typer.Typer(rich_markup_mode=None)
                 import_module(f"daemon.cli.{COMMANDS[name][0]}").register(module)
                 add_examples(module)
-                self.commands |= get_group(module).commands
+                self.commands.update(get_group(module).commands)
         return self.commands.get(cmd_name)
 
     def format_commands(self, _ctx: Any, formatter: Any) -> None:

@@ -1,25 +1,25 @@
 """How a person is told what is wrong with a file: alike findings once, rare ones first, with the command that helps."""
 
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from daemon.cli.output import print_line
+from daemon.inbox.quarantine import Ruling
+from pipeline.validation.conversions import command
+from pipeline.validation.records import Limits, Row, nearest_key, read_rows
+from pipeline.validation.validate import MOST_FINDINGS, MOST_KINDS, Validation
 from pipeline.wording import count
 
-if TYPE_CHECKING:
-    from daemon.inbox.quarantine import Ruling
-    from pipeline.validation.validate import Validation
-
-#: Readings of a file whose keys are other ones that are offered, and the longest line that is looked at for them.
-_MOST_READINGS, _LONGEST = 3, 1 << 20
+#: Readings of a file whose keys are other ones that are offered.
+_MOST_READINGS = 3
+#: Keys that hold answers, besides those that mean `output`.
+_ANSWERS = frozenset({"solution", "query", "sql", "summary", "label"})
 #: Keys that need no quotes in jq, nor in a shell.
 _PLAIN_KEY = re.compile(r"[A-Za-z_]\w{0,60}", re.ASCII)
 
 
-def print_findings(file: Path, validation: "Validation", ruling: "Ruling", odd: Sequence[str] = ()) -> None:
+def print_findings(file: Path, validation: Validation, ruling: Ruling, odd: Sequence[str] = ()) -> None:
     """Print what is wrong with `file`, what is odd in it, further lines of that, and what would become of it."""
     _print_faults(file, validation)
     for notice in validation.warnings:
@@ -36,9 +36,7 @@ def print_findings(file: Path, validation: "Validation", ruling: "Ruling", odd: 
     print_line(f"{file}: {count(validation.rows, 'record')}{stopped}; {verdict}")
 
 
-def _print_faults(file: Path, validation: "Validation") -> None:
-    from pipeline.validation.validate import MOST_FINDINGS, MOST_KINDS  # noqa: PLC0415 - a quick start for the other commands
-
+def _print_faults(file: Path, validation: Validation) -> None:
     kinds = validation.kinds
     for found in kinds[:MOST_KINDS]:
         where = f"{file}:{found.line}" if found.line is not None else str(file)
@@ -58,30 +56,16 @@ def _print_faults(file: Path, validation: "Validation") -> None:
 
 def _readings(file: Path) -> Iterator[str]:
     """Yield a complete command for each way to read the rows of a file that has other keys, by its first row."""
-    from pipeline.validation.records import nearest_key  # noqa: PLC0415 - a quick start for the other commands
-
-    row = _first_row(file)
-    texts = [key for key, value in row.items() if isinstance(value, str) and _PLAIN_KEY.fullmatch(key)]
+    row = next((row.value for row in read_rows(file, Limits()) if isinstance(row, Row)), None)
+    values = row if isinstance(row, dict) else {}
+    texts = [key for key, value in values.items() if isinstance(value, str) and _PLAIN_KEY.fullmatch(key)]
     meant = {key: nearest_key(key) for key in texts}
     questions = ["instruction", "question", *(key for key in texts if meant[key] == "instruction")]
     asked = next((key for key in questions if key in texts), None)
-    # An answer is rather a long text than a number or a name.
-    rest = sorted((key for key in texts if key != asked), key=lambda key: -len(str(row[key])))
-    answers = [key for key in rest if meant[key] == "output"] or [key for key in rest if meant[key] != "input"]
-    if asked is None:
+    answers = [key for key in texts if meant[key] == "output"] or [key for key in texts if key.casefold() in _ANSWERS]
+    if asked is None or not answers:
         return
-    given = next((f", input: .{key}" for key in rest if meant[key] == "input"), "")
+    given = next((f', input: (.{key} // "")' for key in texts if meant[key] == "input"), "")
     for answer in answers[:_MOST_READINGS]:
-        made = f"jq -c '{{instruction: .{asked}{given}, output: .{answer}}}' FILE > NEW.jsonl"
-        yield f'if "{answer}" is the answer to "{asked}", this converts it: {made}'
-
-
-def _first_row(file: Path) -> Mapping[str, object]:
-    """Return the first row of a file of JSON Lines; an empty one where it cannot be read."""
-    with file.open("rb") as opened:
-        line = opened.readline(_LONGEST)
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return {}
-    return row if isinstance(row, dict) else {}
+        made = command(f"{{instruction: .{asked}{given}, output: .{answer}}}")
+        yield f'if "{answer}" is the answer to "{asked}", this converts it; other keys are lost: {made}'

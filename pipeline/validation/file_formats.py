@@ -82,29 +82,11 @@ _SPREAD = re.compile(rb"\s*\{[ \t\r]*\n\s*\"")
 _COLUMNS = frozenset(
     {"instruction", "input", "output", "prompt", "response", "completion", "question", "answer", "text"}
 )
+_TABLE = (
+    "convert it: python3 -c \"import csv, json; rows = csv.DictReader(open('FILE', encoding='utf-8-sig', newline=''), "
+    "delimiter='{}'); [print(json.dumps(row)) for row in rows]\" > NEW.jsonl"
+)
 _SEPARATORS = {",": "CSV", ";": "CSV with semicolons", "\t": "TSV", "|": "a table with bars"}
-_SHAREGPT = (
-    "its first human turn is the instruction, the gpt turn the output: jq -c '.conversations | {instruction: "
-    'map(select(.from=="human"))[0].value, output: map(select(.from=="gpt"))[0].value}\' FILE > NEW.jsonl'
-)
-_OPENAI = (
-    "its first user message is the instruction, the assistant's the output: jq -c '.messages | {instruction: "
-    'map(select(.role=="user"))[0].content, output: map(select(.role=="assistant"))[0].content}\' FILE > NEW.jsonl'
-)
-_PREFERENCE = (
-    "its prompt is the instruction, the chosen answer the output: "
-    "jq -c '{instruction: .prompt, output: .chosen}' FILE > NEW.jsonl"
-)
-_FLAN = (
-    "inputs is the instruction, targets the output: jq -c '{instruction: .inputs, output: .targets}' FILE > NEW.jsonl"
-)
-#: Keys of a row that give away another format: what it is, and how its parts become ours.
-OTHER_ROWS = {
-    "conversations": ("a ShareGPT conversation", _SHAREGPT),
-    "messages": ("an OpenAI chat", _OPENAI),
-    "chosen": ("a preference pair", _PREFERENCE),
-    "targets": ("a FLAN pair", _FLAN),
-}
 
 
 @dataclass(frozen=True)
@@ -148,12 +130,5 @@ def _table(line: str) -> Foreign | None:
     for separator, name in _SEPARATORS.items():
         cells = {re.sub(r'^["\']|["\']$', "", cell.strip()).casefold() for cell in line.split(separator)}
         if len(cells) > 1 and cells & _COLUMNS:
-            return Foreign(name, _from_table(separator))
+            return Foreign(name, _TABLE.format(separator.replace("\t", "\\t")))
     return None
-
-
-def _from_table(separator: str) -> str:
-    given = f"'FILE', sep='{separator}'" if separator in {";", "|"} else "'FILE'"
-    reader = "read_table" if separator == "\t" else "read_csv"
-    read = f"pandas.{reader}({given}, keep_default_na=False)"
-    return f"convert it: python -c \"import pandas; {read}.to_json('NEW.jsonl', orient='records', lines=True)\""

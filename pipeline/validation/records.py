@@ -45,7 +45,6 @@ _MEND = "mend it there; a broken array cannot be read any further"
 _ALIASES = {
     "prompt": "instruction",
     "question": "instruction",
-    "query": "instruction",
     "context": "input",
     "response": "output",
     "answer": "output",

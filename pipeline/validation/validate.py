@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pipeline.artifacts import Frozen
+from pipeline.validation.conversions import other_format
 from pipeline.validation.fast_path import KEYS, MOST_KEYS, PlainRows
-from pipeline.validation.file_formats import OTHER_ROWS
 from pipeline.validation.outline import meant, outline
 from pipeline.validation.records import (
     FEWER_KEYS,
@@ -196,10 +196,10 @@ def row_findings(row: Row) -> list[Finding]:
         if len(value) > MOST_KEYS:
             message = f"the record has {len(value):,} keys, at most {MOST_KEYS:,} are read"
             return [_finding(row, None, "maxproperties", message, FEWER_KEYS)]
-        other = next((key for key in OTHER_ROWS if key in value), None)
-        if other is not None and "instruction" not in value:
-            name, remedy = OTHER_ROWS[other]
-            return [_finding(row, other, "format", f"the row is {name}", remedy)]
+        other = other_format(value)
+        if other is not None:
+            key, name, remedy = other
+            return [_finding(row, key, "format", f"the row is {name}", remedy)]
     found = [_worded_label(row, error) or _worded(row, error) for error in _schema().iter_errors(outline(value))]
     tags = value.get("tags") if isinstance(value, dict) else None
     if isinstance(tags, list) and len(tags) > MOST_TAGS:

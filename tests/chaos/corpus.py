@@ -296,7 +296,7 @@ def _shapes() -> Iterator[Case]:
 def _names() -> Iterator[Case]:
     """Keys that are probably meant to be ours."""
     for name, field in {
-        "prompt": "instruction", "question": "instruction", "query": "instruction", "Instruction": "instruction",
+        "prompt": "instruction", "question": "instruction", "Instruction": "instruction",
         "instructions": "instruction", "instruction ": "instruction", "intruction": "instruction", "response": "output",
         "answer": "output", "completion": "output", "target": "output", "OUTPUT": "output", "ouput": "output",
         "outputs": "output", "context": "input", "Input": "input", "inputs": "input",

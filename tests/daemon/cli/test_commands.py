@@ -350,13 +350,17 @@ def test_check_gives_a_whole_command_for_each_reading_of_rows_with_other_keys(
     row = {"db_id": "shop", "question": "How many are there?", "query": "SELECT count(*) FROM shop", "level": 3}
     (tmp_path / "sql.jsonl").write_text(f"{json.dumps(row)}\n" * 3)
     readings = [line for line in dropforge("check", "sql.jsonl").out.splitlines() if "jq" in line]
-    command = "jq -c '{instruction: .question, output: .%s}' FILE > NEW.jsonl"
-    assert readings == [
-        f'if "{key}" is the answer to "question", this converts it: {command % key}' for key in ("query", "db_id")
-    ]
-    (tmp_path / "qa.jsonl").write_text(json.dumps({"context": "c", "question": "q", "answer": "a", "note": "n"}) + "\n")
-    (reading,) = [line for line in dropforge("check", "qa.jsonl").out.splitlines() if "jq" in line]
-    assert reading.endswith("jq -c '{instruction: .question, input: .context, output: .answer}' FILE > NEW.jsonl")
+    assert len(readings) == 1, "neither a name nor a number is an answer"
+    assert readings[0].startswith(
+        'if "query" is the answer to "question", this converts it; other keys are lost: jq -c '
+    )
+    done = subprocess.run(
+        ["sh", "-c", readings[0][readings[0].index("jq -c") :].replace("FILE", "sql.jsonl")], cwd=tmp_path
+    )
+    assert (done.returncode, dropforge("check", "NEW.jsonl").code) == (0, 0)
+    assert json.loads((tmp_path / "NEW.jsonl").read_text().splitlines()[0]) == {
+        "instruction": "How many are there?", "output": "SELECT count(*) FROM shop"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("key", ["an'swer", "a b", "$(id)", ""])
@@ -368,7 +372,7 @@ def test_check_puts_no_key_into_a_command_that_a_shell_would_read(dropforge: Com
 def test_check_says_what_a_table_is_whatever_its_name(dropforge: Command, tmp_path: Path) -> None:
     (tmp_path / "rows.tsv").write_text("instruction\toutput\na\tb\n")
     ended = dropforge("check", "rows.tsv")
-    assert (ended.code, "rows.tsv is TSV" in ended.err, "pandas.read_table" in ended.err) == (65, True, True)
+    assert (ended.code, "rows.tsv is TSV" in ended.err, "csv.DictReader" in ended.err) == (65, True, True)
 
 
 def test_check_and_submit_say_how_a_file_repeats_itself(dropforge: Command, tmp_path: Path) -> None:
