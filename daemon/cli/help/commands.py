@@ -13,6 +13,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "check": ("inbox", "Say what is wrong with a file, line by line."),
         "submit": ("inbox", "Check a file and copy it into the inbox."),
         "status": ("status", "Say what the daemon does and what waits."),
+        "attention": ("status", "List what needs a person, the most urgent first, each behind its key."),
         "watch": ("live.commands", "Show what goes on until Ctrl-C."),
         "wait": ("live.commands", "Wait until a run, or the run that trains on a drop, has its verdict."),
         "ask": ("live.commands", "Let the champion answer as it was evaluated."),

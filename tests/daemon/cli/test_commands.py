@@ -354,10 +354,9 @@ def test_check_gives_a_whole_command_for_each_reading_of_rows_with_other_keys(
     assert readings[0].startswith(
         'if "query" is the answer to "question", this converts it; other keys are lost: jq -c '
     )
-    done = subprocess.run(
-        ["sh", "-c", readings[0][readings[0].index("jq -c") :].replace("FILE", "sql.jsonl")], cwd=tmp_path
-    )
-    assert (done.returncode, dropforge("check", "NEW.jsonl").code) == (0, 0)
+    converts = readings[0][readings[0].index("jq -c") :].replace("FILE", "sql.jsonl")
+    subprocess.run(["sh", "-c", converts], cwd=tmp_path, check=True)
+    assert dropforge("check", "NEW.jsonl").code == 0
     assert json.loads((tmp_path / "NEW.jsonl").read_text().splitlines()[0]) == {
         "instruction": "How many are there?", "output": "SELECT count(*) FROM shop"
     }  # fmt: skip
