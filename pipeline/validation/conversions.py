@@ -14,14 +14,14 @@ _LOST = "system messages, later turns, and rows that begin otherwise are lost"
 #: Lists of parts that are texts alone.
 _PARTS = 'map_values(if type == "array" and all(.type == "text") then map(.text) | join("\\n") else . end)'
 _FIRST_PAIR = (
-    "arrays | map(select([.{who}] | inside({left_out}) | not)) "
+    "arrays | map(select(.{who} | IN({left_out}) | not)) "
     "| select([.[0].{who}, .[1].{who}] | IN({pairs})) | {{instruction: .[0].{says}, output: .[1].{says}}}"
 )
 _SHAREGPT = _FIRST_PAIR.format(
-    who="from", says="value", left_out='["system"]', pairs='["human", "gpt"], ["user", "assistant"]'
+    who="from", says="value", left_out='"system"', pairs='["human", "gpt"], ["user", "assistant"]'
 )
 _OPENAI = _FIRST_PAIR.format(
-    who="role", says="content", left_out='["system", "developer"]', pairs='["user", "assistant"]'
+    who="role", says="content", left_out='"system", "developer"', pairs='["user", "assistant"]'
 )
 
 
