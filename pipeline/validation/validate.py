@@ -196,10 +196,8 @@ def row_findings(row: Row) -> list[Finding]:
         if len(value) > MOST_KEYS:
             message = f"the record has {len(value):,} keys, at most {MOST_KEYS:,} are read"
             return [_finding(row, None, "maxproperties", message, FEWER_KEYS)]
-        other = other_format(value)
-        if other is not None:
-            key, name, remedy = other
-            return [_finding(row, key, "format", f"the row is {name}", remedy)]
+        if (other := other_format(value)) is not None:
+            return [_finding(row, other[0], "format", f"the row is {other[1]}", other[2])]
     found = [_worded_label(row, error) or _worded(row, error) for error in _schema().iter_errors(outline(value))]
     tags = value.get("tags") if isinstance(value, dict) else None
     if isinstance(tags, list) and len(tags) > MOST_TAGS:
