@@ -48,9 +48,7 @@ class Repeats(NamedTuple):
 class RowCounts:
     """Counts the good records of a file in the pass that validates it: give `add` to `validate`."""
 
-    def __init__(
-        self, pinned: Iterable[Path] = (), window: Window | None = None, *, repeats: bool = True
-    ) -> None:
+    def __init__(self, pinned: Iterable[Path] = (), window: Window | None = None, *, repeats: bool = True) -> None:
         """
         Count records whose prompt is in one of the `pinned` files, too; one that is gone has none.
 
@@ -117,9 +115,7 @@ class RowCounts:
                 answers.add(self._answers[row])
         first_row = self._lines[min(again)] if again else 0
         first_prompt = self._lines[min(several.values())] if several else 0
-        return Repeats(
-            len(again), first_row, len(several), first_prompt, self._too_long, self._first_too_long
-        )
+        return Repeats(len(again), first_row, len(several), first_prompt, self._too_long, self._first_too_long)
 
 
 def repeat_lines(file: Path, found: Repeats) -> list[str]:
