@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_group
 
-from daemon.cli.help.commands import COMMANDS
+from daemon.cli.help.commands import COMMANDS, GROUPS
 from daemon.cli.help.examples import add_examples, examples_of
 from daemon.cli.output import show_error
 from daemon.cli.workspace import load_settings
@@ -46,10 +46,7 @@ class _Commands(TyperGroup):
         """Return a command, `None` if there is none of this name; then all are known, for one that was meant."""
         for name in [cmd_name] if cmd_name in COMMANDS else COMMANDS:
             if name not in self.commands:
-                module = typer.Typer(rich_markup_mode=None)
-                import_module(f"daemon.cli.{COMMANDS[name][0]}").register(module)
-                add_examples(module)
-                self.commands.update(get_group(module).commands)
+                self.commands.update(get_group(_made(name)).commands)
         return self.commands.get(cmd_name)
 
     def format_commands(self, _ctx: Any, formatter: Any) -> None:
@@ -83,6 +80,22 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _made(name: str) -> typer.Typer:
+    """Return what has this command alone."""
+    module, made = import_module(f"daemon.cli.{COMMANDS[name][0]}"), typer.Typer(rich_markup_mode=None)
+    function = getattr(module, name.replace("-", "_"))
+    if name in GROUPS:
+        group = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
+        group.callback()(function)
+        for each in GROUPS[name]:
+            group.command()(getattr(module, each))
+        made.add_typer(group, name=name)
+    else:
+        made.command(name)(function)
+    add_examples(made)
+    return made
 
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001 - as typer calls it

@@ -1,7 +1,8 @@
 """`champion`, `history`, `promote`, `rollback`, `hook`: what serves, what did, and letting another model serve."""
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -15,22 +16,13 @@ from daemon.cli.workspace import (
     load_settings,
     open_overview,
     open_writer,
+    word_of_user,
 )
+from daemon.system.clock import now_ms
+from daemon.views.champion_history import ChampionView, serving_at
+from daemon.views.details import deeds
+from pipeline.report.cost import cost_words
 from pipeline.wording import count, signed
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from daemon.views.champion_history import ChampionView
-
-
-def register(app: typer.Typer) -> None:
-    """Add this group's commands."""
-    app.command()(champion)
-    app.command()(history)
-    app.command()(promote)
-    app.command()(rollback)
-    app.command()(hook)
 
 
 def champion(
@@ -81,8 +73,6 @@ def history(
     With --at the one that was live at that time, with the drops that it was trained on. A time without an offset is
     in this machine's time zone.
     """
-    from daemon.views.champion_history import serving_at  # noqa: PLC0415 - a quick start
-
     moment = None if at is None else _moment(at)
     overview = open_overview(context)
     past = {name: overview.history(name) for name in chosen_tracks(context, track)}
@@ -116,15 +106,12 @@ def promote(
     With --force the model of any ended run serves, whatever its verdict; it is loaded first, to see that it answers.
     """
     from daemon.champions import approval  # noqa: PLC0415 - a quick start
-    from daemon.state.events import Word  # noqa: PLC0415
-    from daemon.system.clock import now_ms  # noqa: PLC0415
-    from daemon.views.details import deeds  # noqa: PLC0415
 
     _require_words(reason)
     if force and reason is None:
         raise typer.BadParameter("--force needs --reason TEXT")
     engine, root = open_writer(context), load_settings(context).state_folder
-    word = Word(reason or "", now_ms(), approval.who())
+    word = word_of_user(reason or "")
     if force:
         row = approval.force(engine, root, run, word, try_out=_try_out)
     else:
@@ -153,17 +140,13 @@ def rollback(
     Its files are checked first, and it is loaded to see that it answers. The model that loses its place is blocked: no
     run promotes it again. Later candidates are compared with the champion that serves then.
     """
-    from daemon.champions.approval import who  # noqa: PLC0415 - a quick start
-    from daemon.champions.rollback import Target  # noqa: PLC0415
+    from daemon.champions.rollback import Target  # noqa: PLC0415 - a quick start
     from daemon.champions.rollback import rollback as roll_back  # noqa: PLC0415
-    from daemon.state.events import Word  # noqa: PLC0415
-    from daemon.system.clock import now_ms  # noqa: PLC0415
-    from daemon.views.details import deeds  # noqa: PLC0415
 
     _require_words(reason)
     chosen_tracks(context, track)
     root = load_settings(context).state_folder
-    word = Word(reason, now_ms(), who())
+    word = word_of_user(reason)
     row = roll_back(open_writer(context), root, Target(track, to), word, try_out=_try_out)
     for line in deeds.rolled_back(row):
         print_line(line)
@@ -182,7 +165,6 @@ def hook(
     """
     from daemon.champions.approval import who  # noqa: PLC0415 - a quick start
     from daemon.champions.hooks.changes import ask_again  # noqa: PLC0415
-    from daemon.system.clock import now_ms  # noqa: PLC0415
 
     settings = load_settings(context)
     settings.track(track)  # one that left the settings has no commands of its own any more
@@ -196,7 +178,7 @@ def _require_words(reason: str | None) -> None:
         raise typer.BadParameter("--reason is blank: say why, for those who read the history")
 
 
-def _try_out(folder: "Path") -> None:
+def _try_out(folder: Path) -> None:
     """Let the model answer, and say that this is under way."""
     from daemon.champions.smoke_test import can_try, require_answer  # noqa: PLC0415 - a quick start
 
@@ -230,9 +212,7 @@ def _moment(text: str) -> datetime:
     return moment
 
 
-def _print_history(context: typer.Context, past: "dict[str, list[ChampionView]]") -> None:
-    from pipeline.report.cost import cost_words  # noqa: PLC0415 - a quick start
-
+def _print_history(context: typer.Context, past: dict[str, list[ChampionView]]) -> None:
     rows = [
         (
             one.track,
@@ -259,7 +239,7 @@ def _print_history(context: typer.Context, past: "dict[str, list[ChampionView]]"
             print_line(f"track {one.track}, generation {one.generation}: {line}")
 
 
-def _print_moment(context: typer.Context, past: "dict[str, list[ChampionView]]", moment: datetime) -> None:
+def _print_moment(context: typer.Context, past: dict[str, list[ChampionView]], moment: datetime) -> None:
     settings, alive = load_settings(context), open_overview(context).daemon().alive
     for place, (name, found) in enumerate(past.items()):
         if place:
@@ -277,7 +257,7 @@ def _print_moment(context: typer.Context, past: "dict[str, list[ChampionView]]",
             print_line(line)
 
 
-def _why(one: "ChampionView") -> str:
+def _why(one: ChampionView) -> str:
     """Return why a champion served, and by whose word."""
     who = one.approved_by
     if one.kind == "forced":
@@ -287,14 +267,14 @@ def _why(one: "ChampionView") -> str:
     return f"{one.reason} (by {who})" if who else one.reason
 
 
-def _why_in_list(one: "ChampionView") -> str:
+def _why_in_list(one: ChampionView) -> str:
     """Return why a champion served, as a list has it: of the gate's own word the gain alone."""
     if one.kind == "promotion" and one.gain is not None:
         return f"{signed(one.gain)} points{f', approved by {one.approved_by}' if one.approved_by else ''}"
     return _why(one)
 
 
-def _print_champion(one: "ChampionView") -> None:
+def _print_champion(one: ChampionView) -> None:
     until = f" until {local(one.until)}" if one.until else ""
     print_line(f"track {one.track}: generation {one.generation}, {one.kind}, since {local(one.since)}{until}")
     print_line(f"model: {one.model_id}")

@@ -1,11 +1,11 @@
 """`drops`: what was taken in; accepting a proposed drop, taking one out of later runs, putting it back."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from daemon.cli.output import clock, dump, print_json, print_line, print_table
+from daemon.cli.output import clock, drop_words, dump, print_json, print_line, print_table, waiting_words
 from daemon.cli.workspace import (
     JsonOption,
     TrackOption,
@@ -14,10 +14,12 @@ from daemon.cli.workspace import (
     open_overview,
     open_writer,
     small_enough,
+    word_of_user,
 )
-
-if TYPE_CHECKING:
-    from daemon.views.drop_lineage import DropView
+from daemon.state.states import DropState
+from daemon.views.details import deeds
+from daemon.views.details.missing_rows import missing_rows
+from daemon.views.drop_lineage import DropView
 
 DropArgument = Annotated[int, typer.Argument(metavar="DROP", help="Number of the drop.", callback=small_enough)]
 ReasonOption = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; kept with the drop.")]
@@ -27,25 +29,12 @@ StateOption = Annotated[
 ]
 
 
-def register(app: typer.Typer) -> None:
-    """Add this group's commands."""
-    group = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
-    group.callback()(drops)
-    group.command()(accept)
-    group.command()(withdraw)
-    group.command()(restore)
-    app.add_typer(group, name="drops")
-
-
 def drops(
     context: typer.Context, *, track: TrackOption = None, state: StateOption = None, as_json: JsonOption = False
 ) -> None:
     """List the files that were taken in, newest first."""
     if context.invoked_subcommand is not None:
         return
-    from daemon.state.states import DropState  # noqa: PLC0415 - a quick start
-    from daemon.views.details.missing_rows import missing_rows  # noqa: PLC0415
-
     if state is not None and state not in set(DropState):
         raise typer.BadParameter(f"there is no state {state!r}: use one of {', '.join(DropState)}")
     if track is not None:
@@ -63,12 +52,12 @@ def drops(
         print_line(said)
 
 
-def _print_list(found: Sequence["DropView"]) -> None:
+def _print_list(found: Sequence[DropView]) -> None:
     rows = [
         (
             drop.id,
             drop.track,
-            state_words(drop),
+            drop_words(drop),
             drop.rows,
             drop.first_run,
             clock(drop.received_at),
@@ -79,25 +68,15 @@ def _print_list(found: Sequence["DropView"]) -> None:
     print_table(("DROP", "TRACK", "STATE", "ROWS", "RUN", "RECEIVED", "NAME"), rows)
 
 
-def place_words(drop: "DropView") -> str:
+def place_words(drop: DropView) -> str:
     """Return a drop's name as it lay in its track's inbox: below heldout/, if it is held out."""
     return f"heldout/{drop.name}" if drop.role == "heldout" else drop.name
 
 
-def _why(drop: "DropView") -> str:
+def _why(drop: DropView) -> str:
     """Return why a drop is in the state that it is in, or what is odd in it; empty where there is nothing to say."""
     same = f"the same as drop {drop.duplicate_of}" if drop.duplicate_of else ""
     return waiting_words(drop) or drop.on_trial or drop.reason or same or drop.unlikely or ""
-
-
-def state_words(drop: "DropView") -> str:
-    """Return a drop's state as a person reads it; one that is on trial is accepted, and in no run but its own."""
-    return "on trial" if drop.on_trial else drop.state
-
-
-def waiting_words(drop: "DropView") -> str:
-    """Say how a drop that waits for a person's word gets it, and why it waits; empty for any other."""
-    return f"waits for a person: dropforge drops accept {drop.id}; {drop.reason}" if drop.state == "proposed" else ""
 
 
 def accept(
@@ -111,14 +90,10 @@ def accept(
 
     Such a file says what every later model is judged on: look at its records first.
     """
-    from daemon.champions.approval import who  # noqa: PLC0415 - a quick start
-    from daemon.queue.drops import accept as let_count  # noqa: PLC0415
-    from daemon.state.events import Word  # noqa: PLC0415
-    from daemon.system.clock import now_ms  # noqa: PLC0415
-    from daemon.views.details import deeds  # noqa: PLC0415
+    from daemon.queue.drops import accept as let_count  # noqa: PLC0415 - a quick start
 
     engine, settings = open_writer(context), load_settings(context)
-    row = let_count(engine, drop, Word(reason or "", now_ms(), who()), settings)
+    row = let_count(engine, drop, word_of_user(reason or ""), settings)
     _print_all(deeds.accepted(open_overview(context), settings, row))
 
 
@@ -129,13 +104,9 @@ def withdraw(context: typer.Context, *, drop: DropArgument, reason: ReasonOption
     Its file and its history stay. Open runs and pending approvals that were made from it are cancelled, and a run
     without it is queued. A champion that was trained on it stays and is named.
     """
-    from daemon.champions.approval import who  # noqa: PLC0415 - a quick start
-    from daemon.queue.drops import withdraw as take_out  # noqa: PLC0415
-    from daemon.state.events import Word  # noqa: PLC0415
-    from daemon.system.clock import now_ms  # noqa: PLC0415
-    from daemon.views.details import deeds  # noqa: PLC0415
+    from daemon.queue.drops import withdraw as take_out  # noqa: PLC0415 - a quick start
 
-    word = Word(reason, now_ms(), who())
+    word = word_of_user(reason)
     done = take_out(open_writer(context), drop, word, load_settings(context))
     _print_all(deeds.withdrawn(open_overview(context), done))
 
@@ -146,14 +117,10 @@ def restore(context: typer.Context, *, drop: DropArgument, reason: ReasonOption)
 
     It counts as new and starts a run as a new drop would.
     """
-    from daemon.champions.approval import who  # noqa: PLC0415 - a quick start
-    from daemon.queue.drops import restore as put_back  # noqa: PLC0415
-    from daemon.state.events import Word  # noqa: PLC0415
-    from daemon.system.clock import now_ms  # noqa: PLC0415
-    from daemon.views.details import deeds  # noqa: PLC0415
+    from daemon.queue.drops import restore as put_back  # noqa: PLC0415 - a quick start
 
     engine, settings = open_writer(context), load_settings(context)
-    row = put_back(engine, drop, Word(reason, now_ms(), who()), settings)
+    row = put_back(engine, drop, word_of_user(reason), settings)
     _print_all(deeds.restored(open_overview(context), settings, row))
 
 

@@ -7,12 +7,12 @@ from typing import Annotated, NamedTuple
 
 import typer
 
-from daemon.cli.drops import state_words
 from daemon.cli.findings import print_findings
-from daemon.cli.output import print_json, print_line
+from daemon.cli.output import drop_words, print_json, print_line
 from daemon.cli.workspace import JsonOption, config_path, load_settings
 from daemon.inbox.answers.remarks import pinned_already, too_few, use_of_pinned
 from daemon.inbox.quarantine import Ruling, rule, validation_options
+from daemon.inbox.submit import copy_in
 from daemon.settings.load import load
 from daemon.settings.model import FILE_NAME, Settings
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME
@@ -64,13 +64,6 @@ class BadDrop(DropforgeError):
     """The file would be rejected."""
 
     exit_code = EXIT_BAD_DATA
-
-
-def register(app: typer.Typer) -> None:
-    """Add this group's commands."""
-    app.command()(init)
-    app.command()(check)
-    app.command()(submit)
 
 
 def init(
@@ -154,8 +147,6 @@ def submit(
 
     It appears there whole or not at all, and replaces nothing. The daemon takes it when it runs.
     """
-    from daemon.inbox.submit import copy_in  # noqa: PLC0415 - `check` is quick
-
     settings = load_settings(context, as_owner=False)  # a file is its sender's
     settings.track(track)
     role = "heldout" if heldout else "train"
@@ -287,7 +278,7 @@ def _remarks(settings: Settings, looked: _Looked, known: DropView | None) -> lis
 def _print_known(known: DropView | None) -> None:
     if known is not None:
         print_line(
-            f"the same content is there already, as drop {known.id} ({known.name}, {state_words(known)}): a duplicate"
+            f"the same content is there already, as drop {known.id} ({known.name}, {drop_words(known)}): a duplicate"
         )
 
 

@@ -2,11 +2,13 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from daemon.champions.journal import follow_all
 from daemon.cli.output import dump, local, print_json, print_line, print_table
 from daemon.cli.workspace import (
     JsonOption,
@@ -17,13 +19,20 @@ from daemon.cli.workspace import (
     open_writer,
     refuse_missing,
 )
+from daemon.messages import addresses
+from daemon.messages.addresses import try_all
+from daemon.messages.unsent import unsent
+from daemon.metrics.exposition import metrics_text
+from daemon.settings.model import Settings, SettingsError
+from daemon.settings.origins import origins
+from daemon.settings.text import nearest
+from daemon.storage.backup import make
+from daemon.storage.gc import collect
+from daemon.storage.restore import restore as put_back
+from daemon.system.clock import now_ms
+from daemon.views.doctor import Finding, bases, examine
 from pipeline.errors import EXIT_FAILED, DropforgeError
-from pipeline.wording import count, listed
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from daemon.settings.model import Settings
+from pipeline.wording import count, listed, size_words
 
 _MOST_NAMED = 20
 _INSIDE = "look from inside of it, as root: systemctl start dropforge; sudo dropforge doctor"
@@ -40,21 +49,6 @@ class NoSetting(DropforgeError):
     exit_code = 2
 
 
-def register(app: typer.Typer) -> None:
-    """Add this group's commands."""
-    group = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
-    group.callback()(config)
-    group.command()(show)
-    group.command()(check)
-    app.add_typer(group, name="config")
-    app.command()(gc)
-    app.command()(backup)
-    app.command()(restore)
-    app.command()(doctor)
-    app.command()(messages)
-    app.command()(metrics)
-
-
 def config(context: typer.Context) -> None:
     """Show the settings in force and where each comes from, or check them."""
     if context.invoked_subcommand is None:
@@ -67,9 +61,6 @@ def show(context: typer.Context, *, key: KeyArgument = None, as_json: JsonOption
 
     With KEY that one alone, or those of its section. Passwords and tokens are not shown.
     """
-    from daemon.settings.origins import origins  # noqa: PLC0415 - a quick start
-    from daemon.settings.text import nearest  # noqa: PLC0415
-
     load_settings(context)  # refuses where there is no workspace
     every = origins(config_path(context), os.environ)
     found = [one for one in every if key is None or one.name == key or one.name.startswith(f"{key}.")]
@@ -92,9 +83,6 @@ def check(context: typer.Context, *, as_json: JsonOption = False) -> None:
     model is not there or cannot be trained, or a package or program that a setting needs is not installed. Changes
     nothing; the daemon reads its settings when it starts.
     """
-    from daemon.settings.model import SettingsError  # noqa: PLC0415 - a quick start
-    from daemon.views.doctor import bases  # noqa: PLC0415 - a quick start for the other commands
-
     settings = load_settings(context)
     where = str(chosen_file(context))
     bad = [one for one in bases(settings) if one.level == "bad"]
@@ -114,10 +102,6 @@ def gc(context: typer.Context, *, dry_run: DryRunOption = False, as_json: JsonOp
     [gc] in the settings says what is kept. The champion, the one before it, base models, drops, and everything of a run
     that is not over are kept in any case. Safe beside the daemon, which does the same after each run.
     """
-    from daemon.storage.gc import collect  # noqa: PLC0415
-    from daemon.system.clock import now_ms  # noqa: PLC0415 - a quick start
-    from pipeline.wording import size_words  # noqa: PLC0415
-
     settings = load_settings(context)
     found = collect(open_writer(context), settings, now_ms(), dry_run=dry_run)
     if as_json:
@@ -147,8 +131,6 @@ def backup(
     The backup is a folder that is verified before it has its name. Models are left out without --models, checkpoints
     and logs always. Exit code 1 if a file that the database names was missing or had changed.
     """
-    from daemon.storage.backup import make  # noqa: PLC0415 - a quick start for the other commands
-
     made = make(load_settings(context), target, with_models=models)
     manifest = made.manifest
     if as_json:
@@ -182,9 +164,6 @@ def restore(
     What it replaces goes to backups/replaced-… in the state folder. Runs that were not over at the time of the backup
     begin again. The champions' links follow at once, or, of a backup by an older Dropforge, at the daemon's next start.
     """
-    from daemon.champions.journal import follow_all  # noqa: PLC0415 - a quick start for the other commands
-    from daemon.storage.restore import restore as put_back  # noqa: PLC0415
-
     settings = load_settings(context)
     done = put_back(settings, source, without_models=without_models)
     follow_all(settings.state_folder)
@@ -205,7 +184,7 @@ def restore(
         print_line(f"missing or damaged: {name}")
 
 
-def _tracks(names: "Sequence[str]") -> str:
+def _tracks(names: Sequence[str]) -> str:
     return f"{'the track' if len(names) == 1 else 'the tracks'} {listed(names)}"
 
 
@@ -216,9 +195,6 @@ def doctor(context: typer.Context, *, as_json: JsonOption = False) -> None:
     With the variables of the daemon that runs and, as root, from inside of its unit's sandbox. Changes nothing. Exit
     code 1 if a line is bad.
     """
-    from daemon.messages import addresses  # noqa: PLC0415 - a quick start for the other commands
-    from daemon.views.doctor import Finding, examine  # noqa: PLC0415
-
     settings, unseen = load_from_inside(context)
     findings = [*examine(settings), *addresses.examine(settings.messages, chosen_file(context))]
     if unseen:
@@ -251,9 +227,6 @@ def messages(
     if test:
         _send_test(settings, unseen, as_json=as_json)
         return
-    from daemon.messages.unsent import unsent  # noqa: PLC0415 - a quick start for the other commands
-    from daemon.system.clock import now_ms  # noqa: PLC0415
-
     found = unsent(settings, now_ms())
     if as_json:
         print_json(addresses=[str(url) for url in settings.messages.urls], messages=dump(found))
@@ -266,9 +239,7 @@ def messages(
         print_line("no message waits" if settings.messages.urls else "no address is set: urls in [messages]")
 
 
-def _send_test(settings: "Settings", unseen: str, *, as_json: bool) -> None:
-    from daemon.messages.addresses import try_all  # noqa: PLC0415 - a quick start for the other commands
-
+def _send_test(settings: Settings, unseen: str, *, as_json: bool) -> None:
     tried = try_all(settings.messages)
     if not tried:
         message = "there is no address to send to"
@@ -291,6 +262,4 @@ def metrics(context: typer.Context) -> None:
 
     For node_exporter's textfile collector: write them aside and rename the file, every minute or so.
     """
-    from daemon.metrics.exposition import metrics_text  # noqa: PLC0415 - a quick start for the other commands
-
     print(metrics_text(load_settings(context)).decode(), end="")

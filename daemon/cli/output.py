@@ -11,6 +11,7 @@ from pipeline.wording import count, duration, printable, signed, span
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from daemon.views.drop_lineage import DropView
     from daemon.views.overview import RunView
     from pipeline.artifacts import Frozen, Verdict
     from pipeline.report.facts import Story
@@ -121,6 +122,16 @@ def verdict_words(run: "RunView") -> str:
         return f"won{number}, but {run.blocker}{warning}"
     waits = f"; waits: dropforge promote {run.id}" if run.outcome == "awaiting_approval" else ""
     return f"{word}{number}{waits}{warning}"
+
+
+def drop_words(drop: "DropView") -> str:
+    """Return a drop's state as a person reads it; one that is on trial is accepted, and in no run but its own."""
+    return "on trial" if drop.on_trial else drop.state
+
+
+def waiting_words(drop: "DropView") -> str:
+    """Say how a drop that waits for a person's word gets it, and why it waits; empty for any other."""
+    return f"waits for a person: dropforge drops accept {drop.id}; {drop.reason}" if drop.state == "proposed" else ""
 
 
 def until(time: datetime) -> str:

@@ -3,12 +3,15 @@
 import os
 import sys
 import webbrowser
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from daemon.champions.review import blind_review
+from daemon.champions.review.blind_review import KEYS, UNDO, Review, put_on_card
+from daemon.champions.review.pairs import Pair
 from daemon.cli.output import print_json, print_line, print_table
-from daemon.cli.status import short_id
+from daemon.cli.status import judged_words, short_id
 from daemon.cli.workspace import (
     JsonOption,
     RunArgument,
@@ -18,25 +21,17 @@ from daemon.cli.workspace import (
     open_writer,
     small_enough,
 )
+from daemon.system.clock import now_ms
+from daemon.views.compare_runs import Comparison, report_data, report_folder
+from daemon.views.compare_runs import compare as beside
+from pipeline.artifacts import PAGE_NAME
 from pipeline.errors import DropforgeError
 from pipeline.wording import count, signed
-
-if TYPE_CHECKING:
-    from daemon.champions.review.blind_review import Review
-    from daemon.champions.review.pairs import Pair
-    from daemon.views.compare_runs import Comparison
-    from daemon.views.overview import Overview, RunView
 
 _DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY")
 OtherRunArgument = Annotated[
     int, typer.Argument(metavar="RUN", help="The other one.", autocompletion=complete_run, callback=small_enough)
 ]
-
-
-def register(app: typer.Typer) -> None:
-    """Add this group's commands."""
-    for command in (report, compare, review):
-        app.command()(command)
 
 
 def report(
@@ -52,9 +47,6 @@ def report(
     It is one file, report.html, that can be copied or sent; without a display its path is printed. With --json the
     same as data, which schemas/report.schema.json describes.
     """
-    from daemon.views.compare_runs import report_data, report_folder  # noqa: PLC0415 - a quick start
-    from pipeline.artifacts import PAGE_NAME  # noqa: PLC0415 - a quick start
-
     overview = open_overview(context)
     if as_json:
         print_json(report=report_data(overview, run))
@@ -72,8 +64,6 @@ def compare(context: typer.Context, *, run: RunArgument, other: OtherRunArgument
     Their verdicts, the data and settings that differ, and the scores of both candidates on the records that both were
     scored on.
     """
-    from daemon.views.compare_runs import compare as beside  # noqa: PLC0415 - a quick start
-
     found = beside(open_overview(context), run, other)
     if as_json:
         print_json(comparison=found.model_dump(mode="json"))
@@ -112,40 +102,18 @@ def review(
     if as_json:
         print_json(review=found.model_dump(mode="json"))
         return
-    print_line(_review_words(found))
+    print_line(judged_words(found))
 
 
-def review_lines(overview: "Overview", run: "RunView") -> list[str]:
-    """Return how far a run's blind review is, or what came of it; nothing unless it was begun or is waited for."""
-    try:
-        found = overview.review(run.id)
-    except (DropforgeError, OSError):
-        return []  # no answers to compare, or none that this user can read: `review` says which
-    waits = found.awaited and run.outcome == "awaiting_approval"
-    return [_review_words(found)] if found.judged or waits else []
-
-
-def _review_words(found: "Review") -> str:
-    from pipeline.report.story import review_words  # noqa: PLC0415 - a quick start
-
-    if found.result is not None:
-        return review_words(found.result)
-    return f"{found.judged} of {found.asked} pairs are judged blind; to go on: dropforge review {found.run}"
-
-
-def _choose(context: typer.Context, run: int, pair: str, key: str) -> "Review":
+def _choose(context: typer.Context, run: int, pair: str, key: str) -> Review:
     from daemon.champions.approval import who  # noqa: PLC0415 - a quick start
-    from daemon.champions.review import blind_review  # noqa: PLC0415
-    from daemon.system.clock import now_ms  # noqa: PLC0415
 
     choice = blind_review.Choice(pair, key, now_ms(), who())
     return blind_review.choose(open_writer(context), load_settings(context).state_folder, run, choice)
 
 
-def _ask_all(context: typer.Context, found: "Review") -> "Review":
+def _ask_all(context: typer.Context, found: Review) -> Review:
     """Show one pair after the other and wait for its key; return the review as it is at the end, or at a q."""
-    from daemon.champions.review.blind_review import KEYS, UNDO, put_on_card  # noqa: PLC0415 - a quick start
-
     if found.result is not None:
         put_on_card(load_settings(context).state_folder, found.run, found.result)
     elif not (sys.stdin.isatty() and sys.stdout.isatty()):
@@ -163,7 +131,7 @@ def _ask_all(context: typer.Context, found: "Review") -> "Review":
     return found
 
 
-def _show_pair(found: "Review", pair: "Pair") -> None:
+def _show_pair(found: Review, pair: Pair) -> None:
     print_line(f"--- {found.judged + 1} of {found.asked}")
     for head, text in (
         ("instruction", pair.instruction),
@@ -188,11 +156,11 @@ def _has_display() -> bool:
     return sys.platform == "darwin" or any(os.environ.get(name) for name in _DISPLAYS)
 
 
-def _heads(found: "Comparison") -> tuple[str, str]:
+def _heads(found: Comparison) -> tuple[str, str]:
     return f"RUN {found.first.run}", f"RUN {found.second.run}"
 
 
-def _print_sides(found: "Comparison") -> None:
+def _print_sides(found: Comparison) -> None:
     sides = (found.first, found.second)
     rows = [
         ("track", *(side.track for side in sides)),
@@ -208,7 +176,7 @@ def _print_sides(found: "Comparison") -> None:
             print_line(f"run {side.run}: {side.sentence}")
 
 
-def _print_differences(found: "Comparison") -> None:
+def _print_differences(found: Comparison) -> None:
     print_line()
     for side in (found.first, found.second):
         if side.drops:
@@ -225,7 +193,7 @@ def _print_differences(found: "Comparison") -> None:
     print_table(("SETTING", *_heads(found)), rows)
 
 
-def _print_scores(found: "Comparison") -> None:
+def _print_scores(found: Comparison) -> None:
     print_line()
     if found.not_compared:
         print_line(f"scores are not compared: {found.not_compared}")

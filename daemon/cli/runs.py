@@ -4,12 +4,13 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path  # noqa: TC003 - a block of its own costs four lines
+from typing import Annotated
 
 import typer
 
 from daemon.cli.output import clock, dump, local, print_json, print_line, print_table, verdict_lines
-from daemon.cli.status import describe_run, files_in_inbox, outcome_words
+from daemon.cli.status import describe_run, files_in_inbox, outcome_words, review_lines
 from daemon.cli.workspace import (
     JsonOption,
     RunArgument,
@@ -19,17 +20,20 @@ from daemon.cli.workspace import (
     open_overview,
     open_writer,
 )
-from daemon.state.run_files import run_folder
-from daemon.state.states import state_words
+from daemon.settings.origins import flat
+from daemon.state.run_files import ArtifactDamaged, load_adapter, run_folder
+from daemon.state.states import RunState, state_words
+from daemon.system.clock import now_ms
+from daemon.views.compare_runs import story_of
+from daemon.views.details import deeds
+from daemon.views.overview import NotThere, Overview, RunDetail
+from pipeline.artifacts import Verdict
 from pipeline.durable import read_object
 from pipeline.prompt import prompt_form
+from pipeline.report.cost import cost_words
+from pipeline.search.candidate import candidate_words
+from pipeline.steps import BY_NAME
 from pipeline.wording import count, duration
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from daemon.views.overview import Overview, RunDetail
-    from pipeline.artifacts import Verdict
 
 StateOption = Annotated[
     str | None,
@@ -45,18 +49,10 @@ StepOption = Annotated[
 _FOLLOW_SECONDS = 0.5
 
 
-def register(app: typer.Typer) -> None:
-    """Add this group's commands."""
-    for command in (runs, show, logs, train, retry, cancel):
-        app.command()(command)
-
-
 def runs(
     context: typer.Context, *, track: TrackOption = None, state: StateOption = None, as_json: JsonOption = False
 ) -> None:
     """List the runs, newest first."""
-    from daemon.state.states import RunState  # noqa: PLC0415 - a quick start
-
     if state is not None and state not in set(RunState):
         raise typer.BadParameter(f"there is no state {state!r}: use one of {', '.join(RunState)}")
     if track is not None:
@@ -116,11 +112,8 @@ def show(context: typer.Context, *, run: RunArgument, as_json: JsonOption = Fals
         print_line("report: none, since the run ended without a verdict")
 
 
-def _print_candidates(overview: "Overview", run: int) -> None:
+def _print_candidates(overview: Overview, run: int) -> None:
     """Say what a search tried, and what it chose."""
-    from daemon.state.run_files import ArtifactDamaged, load_adapter  # noqa: PLC0415 - a quick start
-    from pipeline.search.candidate import candidate_words  # noqa: PLC0415
-
     try:
         adapter = load_adapter(overview.folder, run)
     except ArtifactDamaged:
@@ -129,10 +122,7 @@ def _print_candidates(overview: "Overview", run: int) -> None:
         print_line(f"trial {candidate_words(one)}")
 
 
-def _print_verdict(overview: "Overview", run: "RunDetail", verdict: "Verdict") -> None:
-    from daemon.cli.report import review_lines  # noqa: PLC0415 - a quick start
-    from daemon.views.compare_runs import story_of  # noqa: PLC0415
-
+def _print_verdict(overview: Overview, run: RunDetail, verdict: Verdict) -> None:
     print_line()
     story = story_of(overview, run)
     if story is not None and run.outcome != verdict.outcome:
@@ -154,8 +144,6 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run is over.")] = False,
 ) -> None:
     """Print what a run's steps have written."""
-    from daemon.views.overview import NotThere  # noqa: PLC0415 - a quick start
-
     overview = open_overview(context)
     tail = _Tail(overview, run, step)
     while follow and overview.run(run).ended_at is None:
@@ -179,7 +167,6 @@ def train(
     now.
     """
     from daemon.queue.run_queue import enqueue_by_hand  # noqa: PLC0415 - a quick start
-    from daemon.system.clock import now_ms  # noqa: PLC0415 - a quick start
 
     settings, overview = load_settings(context), open_overview(context)
     own = settings.track(track)
@@ -200,7 +187,7 @@ def train(
         print_line(f"not in it, since the daemon has not taken {'them' if files[1:] else 'it'} yet: {', '.join(files)}")
 
 
-def _nothing_new(overview: "Overview", track: str, run: int) -> str:
+def _nothing_new(overview: Overview, track: str, run: int) -> str:
     """Say what the run before came to; it need not have had the same drops, as a trial has one alone."""
     last = next(iter(overview.runs(track, most=1, before=run)), None)
     if last is None:
@@ -224,8 +211,6 @@ def retry(
     makes stale are done again, and it says which, and what stands.
     """
     from daemon.dispatch import stale_steps  # noqa: PLC0415 - a quick start
-    from daemon.system.clock import now_ms  # noqa: PLC0415 - a quick start
-    from pipeline.steps import BY_NAME  # noqa: PLC0415 - a quick start
 
     if since is not None and since not in BY_NAME:
         raise typer.BadParameter(f"there is no step {since!r}: use one of {', '.join(BY_NAME)}")
@@ -242,8 +227,6 @@ def cancel(context: typer.Context, *, run: RunArgument) -> None:
     One that is running leaves a checkpoint first, so that it can be retried.
     """
     from daemon.queue import cancelling  # noqa: PLC0415 - a quick start
-    from daemon.system.clock import now_ms  # noqa: PLC0415
-    from daemon.views.details import deeds  # noqa: PLC0415
 
     state = cancelling.cancel(open_writer(context), run, now_ms())
     print_line(deeds.cancelled(run, state) + (_when_it_acts(context) if state == "running" else ""))
@@ -254,9 +237,7 @@ def _when_it_acts(context: typer.Context) -> str:
     return "" if alive else ", once the daemon runs: dropforge run"
 
 
-def _print_head(run: "RunDetail") -> None:
-    from pipeline.report.cost import cost_words  # noqa: PLC0415 - a quick start
-
+def _print_head(run: RunDetail) -> None:
     print_line(f"run {run.id} of track {run.track}: {run.state}{f', {run.outcome}' if run.outcome else ''}")
     if run.ended_at is None:
         print_line(describe_run(run))
@@ -278,7 +259,7 @@ def _print_head(run: "RunDetail") -> None:
     print_line(f"folder: {run.folder}")
 
 
-def _print_data(run: "RunDetail") -> None:
+def _print_data(run: RunDetail) -> None:
     if run.snapshot:
         print_line()
         since = {drop.id: drop.since_words for drop in run.taken_out}
@@ -292,8 +273,6 @@ def _print_data(run: "RunDetail") -> None:
 
 def _settings_words(section: object) -> Iterator[str]:
     """Yield the settings of a section, or one alone, with their values as a settings file has them; words unquoted."""
-    from daemon.settings.origins import flat  # noqa: PLC0415 - a quick start
-
     for name, value in flat(section) if isinstance(section, dict) else [((), section)]:
         words = value if value and isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         yield f"{'.'.join(name)} {words}".lstrip()
@@ -302,7 +281,7 @@ def _settings_words(section: object) -> Iterator[str]:
 class _Tail:
     """Prints what is new in the logs of a run, under a line that names the attempt where it changes."""
 
-    def __init__(self, overview: "Overview", run: int, step: str | None) -> None:
+    def __init__(self, overview: Overview, run: int, step: str | None) -> None:
         self._overview = overview
         self._run = run
         self._step = step

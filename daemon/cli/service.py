@@ -1,22 +1,16 @@
 """`run`, `worker` and `web`: the processes that go on until they are stopped."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 
 from daemon.cli.output import print_line
 from daemon.cli.workspace import config_path, load_settings, refuse_missing
-
-if TYPE_CHECKING:
-    from daemon.settings.model import Settings
-
-
-def register(app: typer.Typer) -> None:
-    """Add this group's commands."""
-    app.command()(run)
-    app.command()(worker)
-    app.command()(web)
+from daemon.settings.model import Settings
+from daemon.settings.web import WebSettings
+from daemon.system import logs, processes
 
 
 def run(context: typer.Context) -> None:
@@ -27,7 +21,6 @@ def run(context: typer.Context) -> None:
     It does not start if a package or program that the settings need is missing: dropforge config check.
     """
     from daemon import service  # noqa: PLC0415 - a quick start for the other commands
-    from daemon.system import logs, processes  # noqa: PLC0415 - a quick start for the other commands
 
     processes.close_to_others()
     settings = load_settings(context, as_owner=False)
@@ -50,7 +43,6 @@ def worker(
     One at a time. The daemon starts this by itself; with worker = "separate" a unit of its own does.
     """
     from daemon.dispatch import worker as room  # noqa: PLC0415
-    from daemon.system import logs, processes  # noqa: PLC0415 - a quick start for the other commands
 
     processes.close_to_others()  # the judge's key is in its environment
     settings = load_settings(context, as_owner=False) if state is None else None
@@ -75,8 +67,7 @@ def web(
 
     Whoever has the address that is printed may change everything: keep it to yourself.
     """
-    from daemon.system import logs  # noqa: PLC0415 - a quick start for the other commands
-    from daemon.web import server  # noqa: PLC0415
+    from daemon.web import server  # noqa: PLC0415 - the daemon and its worker load no web server
     from daemon.web.security import load_token  # noqa: PLC0415
 
     settings = load_settings(context)
@@ -94,11 +85,7 @@ def web(
     server.serve(settings, listening, with_lifeline=lifeline)
 
 
-def _listening_on(settings: "Settings", listen: str) -> "Settings":
-    from pydantic import ValidationError  # noqa: PLC0415 - a quick start for the other commands
-
-    from daemon.settings.web import WebSettings  # noqa: PLC0415
-
+def _listening_on(settings: Settings, listen: str) -> Settings:
     try:
         chosen = WebSettings.model_validate({**settings.web.model_dump(), "listen": listen})
     except ValidationError as error:

@@ -3,30 +3,43 @@
 import os
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from daemon.cli.drops import state_words, waiting_words
-from daemon.cli.output import clock, dump, print_json, print_line, print_table, until, verdict_words
-from daemon.cli.workspace import JsonOption, load_settings, open_overview, open_writer
-from pipeline.wording import count
-
-if TYPE_CHECKING:
-    from daemon.settings.model import Settings
-    from daemon.views.champion_history import ChampionView
-    from daemon.views.overview import Overview, RunView
+from daemon.champions.hooks.commands import last_line
+from daemon.champions.review.blind_review import Review
+from daemon.cli.output import (
+    clock,
+    drop_words,
+    dump,
+    print_json,
+    print_line,
+    print_table,
+    until,
+    verdict_words,
+    waiting_words,
+)
+from daemon.cli.workspace import JsonOption, load_settings, open_overview, open_writer, word_of_user
+from daemon.inbox.drop_folders import is_skipped, watched_folders
+from daemon.settings.cron import next_fire
+from daemon.settings.model import Settings
+from daemon.storage.free_space import FreeSpace
+from daemon.views.champion_history import ChampionView
+from daemon.views.details import attention as needs
+from daemon.views.details import deeds
+from daemon.views.details.attention import came_again
+from daemon.views.details.missing_rows import missing_rows
+from daemon.views.live.queue import open_runs
+from daemon.views.overview import Overview, RunView
+from pipeline.errors import DropforgeError
+from pipeline.report.cost import cost_words
+from pipeline.wording import count, printable, size_words
 
 EXIT_UNAVAILABLE = 69
 _LATEST = 5
 _PARTS = 20
 _SHORT_ID = 12
-
-
-def register(app: typer.Typer) -> None:
-    """Add this group's commands."""
-    app.command()(status)
-    app.command()(attention)
 
 
 def attention(
@@ -42,16 +55,9 @@ def attention(
 
     What lasts, as a pause does, is told again a day after it was dismissed.
     """
-    from daemon.views.details import attention as needs  # noqa: PLC0415 - a quick start for `status`
-
     settings, overview, words = load_settings(context), open_overview(context), []
     for key in dismiss or ():
-        from daemon.champions.approval import who  # noqa: PLC0415
-        from daemon.state.events import Word  # noqa: PLC0415
-        from daemon.system.clock import now_ms  # noqa: PLC0415
-        from daemon.views.details import deeds  # noqa: PLC0415
-
-        one = needs.dismiss(open_writer(context), settings, overview, key, Word("", now_ms(), who()))
+        one = needs.dismiss(open_writer(context), settings, overview, key, word_of_user())
         words.append(deeds.dismissed(one))
     found = needs.attention(settings, overview)
     if as_json:
@@ -93,7 +99,7 @@ def status(context: typer.Context, *, as_json: JsonOption = False) -> None:
         raise typer.Exit(EXIT_UNAVAILABLE)
 
 
-def describe_run(run: "RunView") -> str:
+def describe_run(run: RunView) -> str:
     """Return in words what an open run does or waits for."""
     trial = f"{run.trial}; " if run.trial else ""
     if run.state == "running":
@@ -110,7 +116,7 @@ def describe_run(run: "RunView") -> str:
     return f"{words}; {run.error}" if run.error else words
 
 
-def progress_mark(run: "RunView") -> tuple[object, ...]:
+def progress_mark(run: RunView) -> tuple[object, ...]:
     """Return what changes whenever the progress of a run is worth a new line: at each phase, and each 5 % of it."""
     made = run.progress
     if made is None:
@@ -118,7 +124,7 @@ def progress_mark(run: "RunView") -> tuple[object, ...]:
     return made.step, made.phase, made.done * _PARTS // made.total if made.total else 0
 
 
-def outcome_words(run: "RunView") -> str:
+def outcome_words(run: RunView) -> str:
     """Return what an ended run has come to, as lists have it, and of a trial what it tried."""
     return "; ".join(filter(None, (verdict_words(run), run.trial)))
 
@@ -128,15 +134,12 @@ def short_id(model_id: str) -> str:
     return model_id[:_SHORT_ID]
 
 
-def _champions(settings: "Settings", overview: "Overview") -> "dict[str, ChampionView | None]":
+def _champions(settings: Settings, overview: Overview) -> dict[str, ChampionView | None]:
     names = dict.fromkeys([*settings.track_names, *overview.tracks()])
     return {name: overview.champion(name) for name in names}
 
 
-def _print_status_json(settings: "Settings", overview: "Overview") -> None:
-    from daemon.views.details.missing_rows import missing_rows  # noqa: PLC0415 - a quick start
-    from daemon.views.live.queue import open_runs  # noqa: PLC0415
-
+def _print_status_json(settings: Settings, overview: Overview) -> None:
     champions = _champions(settings, overview)
     latest = overview.ended_runs(_LATEST)
     lacks = missing_rows(settings, overview)
@@ -163,11 +166,8 @@ def _print_status_json(settings: "Settings", overview: "Overview") -> None:
     )
 
 
-def files_in_inbox(settings: "Settings", track: str | None = None) -> list[str]:
+def files_in_inbox(settings: Settings, track: str | None = None) -> list[str]:
     """Return the files in the inbox, or a track's, that have not been taken, relative to it, in printable form."""
-    from daemon.inbox.drop_folders import is_skipped, watched_folders  # noqa: PLC0415 - a quick start
-    from pipeline.wording import printable  # noqa: PLC0415 - a quick start
-
     found = []
     for folder in watched_folders(settings):
         if track in {None, folder.track} and folder.path.is_dir():
@@ -176,9 +176,7 @@ def files_in_inbox(settings: "Settings", track: str | None = None) -> list[str]:
     return sorted(printable(str(path.relative_to(settings.inbox_folder))) for path in found)
 
 
-def _disk(settings: "Settings") -> dict[str, Any]:
-    from daemon.storage.free_space import FreeSpace  # noqa: PLC0415 - a quick start
-
+def _disk(settings: Settings) -> dict[str, Any]:
     disk = FreeSpace(settings)
     return {
         "free_bytes": disk.free_bytes(),
@@ -187,14 +185,12 @@ def _disk(settings: "Settings") -> dict[str, Any]:
     }
 
 
-def _print_disk(settings: "Settings") -> None:
-    from pipeline.wording import size_words  # noqa: PLC0415 - a quick start
-
+def _print_disk(settings: Settings) -> None:
     found = _disk(settings)
     print_line(found["shortage"] or f"disk: {size_words(found['free_bytes'])} free")
 
 
-def _print_inbox(settings: "Settings", overview: "Overview", *, alive: bool) -> None:
+def _print_inbox(settings: Settings, overview: Overview, *, alive: bool) -> None:
     files = files_in_inbox(settings)
     note = overview.inbox_note()
     why = dict.fromkeys(note["waiting"], " (still open for writing)")
@@ -213,19 +209,15 @@ def _print_inbox(settings: "Settings", overview: "Overview", *, alive: bool) -> 
         )
 
 
-def _next_night(settings: "Settings", track: str) -> datetime | None:
+def _next_night(settings: Settings, track: str) -> datetime | None:
     """Return when a track's schedule is due next; `None` for one that has none, or is no longer in the settings."""
-    from daemon.settings.cron import next_fire  # noqa: PLC0415 - a quick start
-
     own = settings.track(track) if track in settings.track_names else None
     if own is None or own.trigger == "drop":
         return None
     return next_fire(own.schedule, own.timezone, datetime.now(UTC))
 
 
-def _print_tracks(settings: "Settings", overview: "Overview") -> None:
-    from daemon.views.details.missing_rows import missing_rows  # noqa: PLC0415 - a quick start
-
+def _print_tracks(settings: Settings, overview: Overview) -> None:
     counts = overview.drop_counts()
     rows = []
     for name, champion in _champions(settings, overview).items():
@@ -242,7 +234,7 @@ def _print_tracks(settings: "Settings", overview: "Overview") -> None:
         print_line(said)
 
 
-def _champion_words(champion: "ChampionView") -> str:
+def _champion_words(champion: ChampionView) -> str:
     by = champion.approved_by
     how = {
         "forced": f"run {champion.run}, forced{f' by {by}' if by else ''}",
@@ -253,10 +245,8 @@ def _champion_words(champion: "ChampionView") -> str:
     return f"generation {champion.generation}, {short_id(champion.model_id)}, {how}{over}"
 
 
-def _print_open_ends(settings: "Settings", overview: "Overview", *, alive: bool) -> None:
+def _print_open_ends(settings: Settings, overview: Overview, *, alive: bool) -> None:
     """Say what waits for a person: held-out files, wins without a word, commands that failed after a promotion."""
-    from daemon.cli.report import review_lines  # noqa: PLC0415 - that one uses this module
-
     proposed = overview.drops(state="proposed", most=_LATEST + 1)
     for drop in proposed[:_LATEST]:
         rows = count(drop.rows, "held-out row")
@@ -277,15 +267,32 @@ def _print_open_ends(settings: "Settings", overview: "Overview", *, alive: bool)
             print_line(f"track {track}, generation {champion.generation if champion else ''}: {line}")
 
 
-def taken_out_lines(champion: "ChampionView") -> list[str]:
+def review_lines(overview: Overview, run: RunView) -> list[str]:
+    """Return how far a run's blind review is, or what came of it; nothing unless it was begun or is waited for."""
+    try:
+        found = overview.review(run.id)
+    except (DropforgeError, OSError):
+        return []  # no answers to compare, or none that this user can read: `review` says which
+    waits = found.awaited and run.outcome == "awaiting_approval"
+    return [judged_words(found)] if found.judged or waits else []
+
+
+def judged_words(found: Review) -> str:
+    """Return what came of a blind review, or how far it is."""
+    if found.result is not None:
+        from pipeline.report.story import review_words  # noqa: PLC0415 - a quick start
+
+        return review_words(found.result)
+    return f"{found.judged} of {found.asked} pairs are judged blind; to go on: dropforge review {found.run}"
+
+
+def taken_out_lines(champion: ChampionView) -> list[str]:
     """Return a line for each drop that a champion was trained on and that was withdrawn or suspended since."""
     return [f"trained on drop {drop.id} ({drop.name}), {drop.since_words}" for drop in champion.taken_out]
 
 
-def command_lines(settings: "Settings", champion: "ChampionView", *, alive: bool, every: bool = False) -> list[str]:
+def command_lines(settings: Settings, champion: ChampionView, *, alive: bool, every: bool = False) -> list[str]:
     """Return what is to be said of the commands after a change of champion; of those that went well only if `every`."""
-    from daemon.champions.hooks.commands import last_line  # noqa: PLC0415 - a quick start
-
     track = champion.track
     declared = track in settings.track_names
     own = (settings.track(track) if declared else settings).hooks
@@ -312,7 +319,7 @@ def command_lines(settings: "Settings", champion: "ChampionView", *, alive: bool
     return lines
 
 
-def _why_none(settings: "Settings", track: str) -> str:
+def _why_none(settings: Settings, track: str) -> str:
     """Say what a track without a champion lacks: the base model is its first one as soon as the daemon has seen it."""
     if track not in settings.track_names:
         return "none; no longer in the settings"
@@ -322,14 +329,12 @@ def _why_none(settings: "Settings", track: str) -> str:
     return "none yet" if Path(path).is_dir() else f"none: there is no folder {path}"
 
 
-def _print_drops(overview: "Overview") -> None:
-    from daemon.views.details.attention import came_again  # noqa: PLC0415 - a quick start
-
+def _print_drops(overview: Overview) -> None:
     latest = overview.drops(most=_LATEST)
     if latest:
         print_line()
         rows = [
-            (drop.id, drop.track, state_words(drop), drop.rows, clock(drop.received_at), drop.name) for drop in latest
+            (drop.id, drop.track, drop_words(drop), drop.rows, clock(drop.received_at), drop.name) for drop in latest
         ]
         print_table(("DROP", "TRACK", "STATE", "ROWS", "RECEIVED", "NAME"), rows)
         for drop in latest:
@@ -337,17 +342,13 @@ def _print_drops(overview: "Overview") -> None:
                 print_line(f"drop {drop.id} was rejected: {drop.reason}")
 
 
-def _print_runs(overview: "Overview") -> None:
-    from daemon.views.live.queue import open_runs  # noqa: PLC0415 - a quick start
-
+def _print_runs(overview: Overview) -> None:
     going = open_runs(overview)
     if going:
         print_line()
         print_table(("RUN", "TRACK", "STATE", ""), [(run.id, run.track, run.state, describe_run(run)) for run in going])
     latest = overview.ended_runs(_LATEST)
     if latest:
-        from pipeline.report.cost import cost_words  # noqa: PLC0415 - a quick start
-
         print_line()
         rows = [(run.id, run.track, clock(run.ended_at), outcome_words(run)) for run in latest]
         print_table(("RUN", "TRACK", "ENDED", "OUTCOME"), rows)

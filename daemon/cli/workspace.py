@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from daemon.state.layout import DATABASE_NAME, LOCK_NAME
 from pipeline.errors import DropforgeError
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from daemon.settings.model import Settings
+    from daemon.state.events import Word
     from daemon.views.overview import Overview
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -85,7 +87,6 @@ def load_from_inside(context: typer.Context) -> "tuple[Settings, str]":
     This process has the daemon's variables from then on, and if it was root's also its unit's mounts and network.
     Raises what `load_settings` does.
     """
-    from daemon.state.layout import LOCK_NAME  # noqa: PLC0415 - a quick start
     from daemon.system.processes import lock_holder  # noqa: PLC0415
     from daemon.system.programs import act_as_owner, is_in_unit, namespaces  # noqa: PLC0415
 
@@ -121,9 +122,17 @@ def open_writer(context: typer.Context) -> "Engine":
     Raises `DatabaseUnusable` if there is none yet.
     """
     from daemon.state import database  # noqa: PLC0415 - a quick start
-    from daemon.state.layout import DATABASE_NAME  # noqa: PLC0415
 
     return database.open_writer(load_settings(context).state_folder / DATABASE_NAME)
+
+
+def word_of_user(reason: str = "") -> "Word":
+    """Return what the user who started this command says now, and why."""
+    from daemon.champions.approval import who  # noqa: PLC0415 - a quick start
+    from daemon.state.events import Word  # noqa: PLC0415
+    from daemon.system.clock import now_ms  # noqa: PLC0415
+
+    return Word(reason, now_ms(), who())
 
 
 def chosen_tracks(context: typer.Context, track: str | None) -> list[str]:

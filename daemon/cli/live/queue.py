@@ -4,8 +4,13 @@ from typing import Annotated
 
 import typer
 
+from daemon.champions.approval import who
 from daemon.cli.output import print_line
-from daemon.cli.workspace import RunArgument, chosen_tracks, complete_run, open_writer, small_enough
+from daemon.cli.workspace import RunArgument, chosen_tracks, complete_run, open_writer, small_enough, word_of_user
+from daemon.queue.scheduling import pausing
+from daemon.queue.scheduling.order import move as put
+from daemon.system.clock import now_ms
+from daemon.views.details.deeds import moved, paused, resumed
 
 TrackArgument = Annotated[str, typer.Argument(metavar="[TRACK]", help="The track; that of the top level by default.")]
 
@@ -31,11 +36,6 @@ def move(
 
     It still waits for its own time, as for its track's quiet. What comes later goes behind what was moved.
     """
-    from daemon.champions.approval import who  # noqa: PLC0415 - a quick start
-    from daemon.queue.scheduling.order import move as put  # noqa: PLC0415
-    from daemon.system.clock import now_ms  # noqa: PLC0415
-    from daemon.views.details.deeds import moved  # noqa: PLC0415
-
     if first == (after is not None):
         raise typer.BadParameter("say where to: --first, or --after RUN")
     order = put(open_writer(context), run, now_ms(), who(), after)
@@ -53,16 +53,10 @@ def pause(
 
     A run that is under way ends as it would have. Drops are taken in and runs queued as ever.
     """
-    from daemon.champions.approval import who  # noqa: PLC0415 - a quick start
-    from daemon.queue.scheduling import pausing  # noqa: PLC0415
-    from daemon.state.events import Word  # noqa: PLC0415
-    from daemon.system.clock import now_ms  # noqa: PLC0415
-    from daemon.views.details.deeds import paused  # noqa: PLC0415
-
     if not reason.strip():
         raise typer.BadParameter("--reason is blank: say why, for those who read the status")
     chosen_tracks(context, track)
-    pausing.pause(open_writer(context), track, Word(reason, now_ms(), who()))
+    pausing.pause(open_writer(context), track, word_of_user(reason))
     print_line(paused(track))
 
 
@@ -73,11 +67,5 @@ def resume(
     reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; kept with the event.")] = "",
 ) -> None:
     """Let a paused track begin runs again."""
-    from daemon.champions.approval import who  # noqa: PLC0415 - a quick start
-    from daemon.queue.scheduling import pausing  # noqa: PLC0415
-    from daemon.state.events import Word  # noqa: PLC0415
-    from daemon.system.clock import now_ms  # noqa: PLC0415
-    from daemon.views.details.deeds import resumed  # noqa: PLC0415
-
-    pausing.resume(open_writer(context), track, Word(reason, now_ms(), who()))
+    pausing.resume(open_writer(context), track, word_of_user(reason))
     print_line(resumed(track))

@@ -8,22 +8,18 @@ import math
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from itertools import chain
-from typing import TYPE_CHECKING
 
 from rich.cells import cell_len, set_cell_size
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from daemon.cli.output import clock, verdict_words
 from daemon.cli.status import describe_run
+from daemon.views.live.now import Now, Stage
+from daemon.views.overview import RunView
+from pipeline.artifacts import CurvePoint
+from pipeline.contract import Curve, Progress
 from pipeline.wording import duration, printable
-
-if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderResult
-
-    from daemon.views.live.now import Now, Stage
-    from daemon.views.overview import RunView
-    from pipeline.artifacts import CurvePoint
-    from pipeline.contract import Curve, Progress
 
 _MARKS = {"done": "✓", "running": "▶", "to do": "·"}
 _BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -37,12 +33,12 @@ _MOST_QUEUED = 8
 class Screen:
     """One look at what goes on, as rich draws it into the size that the terminal has then."""
 
-    def __init__(self, now: "Now", at: datetime) -> None:
+    def __init__(self, now: Now, at: datetime) -> None:
         """Show `now`, which was looked at at `at`."""
         self._now = now
         self._at = at
 
-    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield the lines, none wider and not more than the terminal has."""
         height = options.height or console.height
         for line in draw(self._now, self._at, options.max_width, height)[:height]:
@@ -51,7 +47,7 @@ class Screen:
             yield line
 
 
-def draw(now: "Now", at: datetime, width: int, height: int) -> list[Text]:
+def draw(now: Now, at: datetime, width: int, height: int) -> list[Text]:
     """Return the screen's lines for a terminal of so many columns and lines."""
     daemon = "running" if now.daemon.alive else "not running; start it: dropforge run"
     lines: list[Text | str] = [
@@ -66,7 +62,7 @@ def draw(now: "Now", at: datetime, width: int, height: int) -> list[Text]:
     return [line if isinstance(line, Text) else Text(line) for line in lines]
 
 
-def _notes(now: "Now") -> list[Text]:
+def _notes(now: Now) -> list[Text]:
     """Return what a person should look at, a few lines."""
     notes = [f"{whose}: {words}" for whose, words in now.troubles.items()]
     notes += [f"run {run.id} of track {run.track} won, waits: dropforge promote {run.id}" for run in now.awaiting]
@@ -75,7 +71,7 @@ def _notes(now: "Now") -> list[Text]:
     return [Text(printable(f"! {words}"), "yellow") for words in (*notes[:_MOST_NOTES], *more)]
 
 
-def _run(now: "Now", width: int, height: int) -> "list[Text | str]":
+def _run(now: Now, width: int, height: int) -> list[Text | str]:
     run = now.run
     assert run is not None  # noqa: S101 - asked by the caller, for the type checker
     began = f"began {clock(run.started_at)}" if run.started_at else ""
@@ -91,7 +87,7 @@ def _run(now: "Now", width: int, height: int) -> "list[Text | str]":
     return lines
 
 
-def strip(stages: "Sequence[Stage]", width: int) -> Text:
+def strip(stages: Sequence[Stage], width: int) -> Text:
     """Return the run's steps in one line, each with a mark; how long each took is left out where there is no room."""
     named = [f"{_MARKS[one.state]} {one.step}" for one in stages]
     timed = [
@@ -104,7 +100,7 @@ def strip(stages: "Sequence[Stage]", width: int) -> Text:
     return Text("  ").join(Text(*part) for part in parts)
 
 
-def _bar(progress: "Progress", width: int) -> Text:
+def _bar(progress: Progress, width: int) -> Text:
     """Return how far the step is, as a bar between its name and the numbers."""
     phase = "" if progress.phase == progress.step else f" {progress.phase}"
     name = printable(f"{progress.step}{phase}")
@@ -118,13 +114,13 @@ def _bar(progress: "Progress", width: int) -> Text:
     return Text.assemble(name, "  ", ("━" * full, "cyan"), ("─" * (room - full), "dim"), "  ", numbers)
 
 
-def _numbers(progress: "Progress") -> str:
+def _numbers(progress: Progress) -> str:
     """Return loss, dev loss, speed and memory."""
     measured = progress.model_copy(update={"step": "", "phase": "", "total": 0, "eta_seconds": None})
     return measured.words.lstrip(", ").replace(", ", "   ")
 
 
-def curves(curve: "Curve", width: int, rows: int) -> list[Text]:
+def curves(curve: Curve, width: int, rows: int) -> list[Text]:
     """
     Return the two losses, each `rows` lines high, over the same steps and on the same scale, so that they compare.
 
@@ -147,7 +143,7 @@ def curves(curve: "Curve", width: int, rows: int) -> list[Text]:
     return lines
 
 
-def _columns(losses: "Sequence[CurvePoint]", room: int, last: int) -> list[float | None]:
+def _columns(losses: Sequence[CurvePoint], room: int, last: int) -> list[float | None]:
     """Return a loss for each of `room` columns: that of the latest point before the column's last step."""
     found: list[float | None] = []
     place = -1
@@ -170,7 +166,7 @@ def spark(values: Sequence[float | None], low: float, high: float, rows: int) ->
     ]
 
 
-def _queue(queue: "Sequence[RunView]", most: int) -> Iterable[str]:
+def _queue(queue: Sequence[RunView], most: int) -> Iterable[str]:
     if not queue:
         return ["  nothing waits"]
     width = max(cell_len(run.track) for run in queue)
@@ -180,7 +176,7 @@ def _queue(queue: "Sequence[RunView]", most: int) -> Iterable[str]:
     return map(printable, chain(lines, more))
 
 
-def _latest(latest: "Sequence[RunView]", most: int) -> Iterable[str]:
+def _latest(latest: Sequence[RunView], most: int) -> Iterable[str]:
     if not latest:
         return ["  no run has ended"]
     width = max(cell_len(run.track) for run in latest)

@@ -1,16 +1,16 @@
 """`search`: a run that trains with several settings and sends the best one, by the dev rows, to the gate."""
 
-from typing import TYPE_CHECKING
-
 import typer
 
 from daemon.cli.live.queue import TrackArgument
 from daemon.cli.output import print_line
 from daemon.cli.workspace import load_settings, open_overview, open_writer
+from daemon.queue.run_queue import enqueue_by_hand
+from daemon.settings.model import SettingsError
+from daemon.state.states import SEARCH
+from daemon.system.clock import now_ms
+from pipeline.search.settings import Range, SearchConfig, Value, most_trials
 from pipeline.wording import count, listed
-
-if TYPE_CHECKING:
-    from pipeline.search.settings import Range, SearchConfig, Value
 
 _EXAMPLE = "name what to try in [train.search], as space = { learning_rate = [1e-4, 2e-4, 4e-4], rank = [8, 32] }"
 
@@ -22,11 +22,6 @@ def search(context: typer.Context, *, track: TrackArgument = "default") -> None:
     One of the trainings, by the rows of the dev split, is merged, evaluated and judged as any other; the card shows the
     others. With train.search.when = "asked" only such runs search.
     """
-    from daemon.queue.run_queue import enqueue_by_hand  # noqa: PLC0415 - a quick start
-    from daemon.settings.model import SettingsError  # noqa: PLC0415
-    from daemon.state.states import SEARCH  # noqa: PLC0415
-    from daemon.system.clock import now_ms  # noqa: PLC0415
-
     wanted = load_settings(context).track(track).train.search
     if not wanted.space:
         raise SettingsError(f"track {track} has nothing to search: [train.search.space] is empty", _EXAMPLE)
@@ -40,16 +35,14 @@ def search(context: typer.Context, *, track: TrackArgument = "default") -> None:
         print_line(f"  {name}: {_values(values)}")
 
 
-def _words(wanted: "SearchConfig") -> str:
-    from pipeline.search.settings import most_trials  # noqa: PLC0415 - a quick start
-
+def _words(wanted: SearchConfig) -> str:
     most = most_trials(wanted)
     how = ", all combinations" if wanted.method == "grid" else " at most, chosen by Optuna (TPE)"
     hours = f", within {wanted.hours:g} h" if wanted.hours else ""
     return f"{count(most, 'trial')}{how}{hours}"
 
 
-def _values(values: "Range | tuple[Value, ...]") -> str:
+def _values(values: Range | tuple[Value, ...]) -> str:
     if isinstance(values, tuple):
         return listed([", ".join(value) if isinstance(value, tuple) else str(value) for value in values])
     return f"{values.low:g} to {values.high:g}{', by its logarithm' if values.log else ''}"

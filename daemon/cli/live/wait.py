@@ -3,25 +3,22 @@
 import math
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from daemon.cli.output import print_json, print_line
 from daemon.cli.status import describe_run, files_in_inbox, progress_mark
 from daemon.cli.workspace import MOST, JsonOption, complete_run, load_settings, open_overview, small_enough
+from daemon.settings.model import Settings
+from daemon.views.drop_lineage import DropView
+from daemon.views.live.awaited import Settled, drop_awaited, run_awaited
+from daemon.views.overview import Overview, RunView
 from pipeline.errors import EXIT_BAD_DATA, DropforgeError
 from pipeline.wording import printable
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from daemon.settings.model import Settings
-    from daemon.views.drop_lineage import DropView
-    from daemon.views.live.awaited import Settled
-    from daemon.views.overview import Overview, RunView
 
 #: The exit code of each verdict; `--help` has them.
 EXIT_CODES = {
@@ -92,11 +89,9 @@ def wait(  # noqa: PLR0913 - each goes by its name on the command line
 
 
 def _question(
-    overview: "Overview", settings: "Settings", what: str | None, drop: int | None, track: str | None
-) -> "Callable[[], Settled | RunView | DropView | str]":
+    overview: Overview, settings: Settings, what: str | None, drop: int | None, track: str | None
+) -> Callable[[], Settled | RunView | DropView | str]:
     """Return the question that is asked until the answer is a verdict."""
-    from daemon.views.live.awaited import drop_awaited, run_awaited  # noqa: PLC0415 - a quick start
-
     if drop is not None:
         return partial(drop_awaited, overview, drop)
     if what is not None and what.isdecimal():
@@ -104,7 +99,7 @@ def _question(
     name = PurePath(what or "").name
     taken: list[int] = []  # once it is found it is this drop, whatever comes under the same name
 
-    def by_name() -> "Settled | RunView | DropView | str":
+    def by_name() -> Settled | RunView | DropView | str:
         if not taken:
             if any(PurePath(one).name == printable(name) for one in files_in_inbox(settings)):
                 return f"{name} lies in the inbox and was not taken yet"
@@ -119,11 +114,9 @@ def _question(
 
 
 def _until_settled(
-    overview: "Overview", ask: "Callable[[], Settled | RunView | DropView | str]", timeout: float | None
-) -> "Settled":
+    overview: Overview, ask: Callable[[], Settled | RunView | DropView | str], timeout: float | None
+) -> Settled:
     """Look once a second; say on standard error what is waited for, whenever that changes."""
-    from daemon.views.live.awaited import Settled  # noqa: PLC0415 - a quick start
-
     end = None if timeout is None else time.monotonic() + timeout
     said: object = None
     alive_at = -math.inf
@@ -143,10 +136,8 @@ def _until_settled(
     return found
 
 
-def _state(found: "RunView | DropView | str") -> tuple[object, str]:
+def _state(found: RunView | DropView | str) -> tuple[object, str]:
     """Return what tells one state from the next, and the state in words."""
-    from daemon.views.overview import RunView  # noqa: PLC0415 - a quick start
-
     if isinstance(found, str):
         return found, found
     if isinstance(found, RunView):

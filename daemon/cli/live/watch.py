@@ -6,19 +6,18 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from types import FrameType
-from typing import TYPE_CHECKING
 
 import typer
+from rich.live import Live
 
+from daemon.cli.live.screen import Screen
 from daemon.cli.output import make_console, print_line, verdict_words
 from daemon.cli.status import describe_run, progress_mark
 from daemon.cli.workspace import open_overview
 from daemon.state.states import state_words
+from daemon.views.live.now import Now, look
+from daemon.views.overview import RunView
 from pipeline.wording import duration
-
-if TYPE_CHECKING:
-    from daemon.views.live.now import Now
-    from daemon.views.overview import RunView
 
 _LOOK_SECONDS = 1.0
 
@@ -30,8 +29,6 @@ def watch(context: typer.Context) -> None:
     On a terminal a full screen: the run and its steps, how far it is, loss and dev loss, tokens a second, the time that
     is left, memory, what waits and why, the latest verdicts. Elsewhere a line whenever something changes.
     """
-    from daemon.views.live.now import look  # noqa: PLC0415 - a quick start for the other commands
-
     overview = open_overview(context)
     console = make_console()
     signal.signal(signal.SIGTERM, _end)
@@ -52,18 +49,14 @@ def _end(number: int, _frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
-def _show(look: "Callable[[], Now]") -> None:
-    from rich.live import Live  # noqa: PLC0415 - slow to load
-
-    from daemon.cli.live.screen import Screen  # noqa: PLC0415
-
+def _show(look: Callable[[], Now]) -> None:
     with Live(console=make_console(), screen=True, auto_refresh=False) as live:
         while True:
             live.update(Screen(look(), datetime.now().astimezone()), refresh=True)
             time.sleep(_LOOK_SECONDS)
 
 
-def print_changes(now: "Now", said: dict[object, str]) -> None:
+def print_changes(now: Now, said: dict[object, str]) -> None:
     """Print a line, with the time, for each thing that was not there at the last look, which `said` keeps."""
     things = dict(_things(now))
     for key, words in things.items():
@@ -73,7 +66,7 @@ def print_changes(now: "Now", said: dict[object, str]) -> None:
     said.update(things)
 
 
-def _things(now: "Now") -> Iterator[tuple[object, str]]:
+def _things(now: Now) -> Iterator[tuple[object, str]]:
     """Yield what is worth a line, each with what tells it from what was said before."""
     daemon = f"the daemon is running, process {now.daemon.pid}" if now.daemon.alive else "the daemon is not running"
     yield daemon, daemon
@@ -92,7 +85,7 @@ def _things(now: "Now") -> Iterator[tuple[object, str]]:
         yield key, f"run {run.id} of track {run.track} {state_words(run.state)}: {describe_run(run)}"
 
 
-def _progress_of(now: "Now", run: "RunView") -> Iterator[tuple[object, str]]:
+def _progress_of(now: Now, run: RunView) -> Iterator[tuple[object, str]]:
     yield (run.id, run.state, run.started_at), f"run {run.id} of track {run.track} is running"
     for stage in now.stages:
         if stage.state == "done" and stage.seconds is not None:

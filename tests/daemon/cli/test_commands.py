@@ -513,7 +513,7 @@ def test_submit_says_of_known_content_alone_that_it_is_a_duplicate(
         lived_in.take(target.name, target.read_text())
         return target
 
-    monkeypatch.setattr("daemon.inbox.submit.copy_in", taken_at_once)
+    monkeypatch.setattr("daemon.cli.inbox.copy_in", taken_at_once)
     (lived_in.folder / "fresh.jsonl").write_text(GOOD)
     said = dropforge("submit", "fresh.jsonl").out
     assert "duplicate" not in said
