@@ -2,7 +2,7 @@
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from pipeline.described import Frozen as Frozen  # noqa: PLC0414 - it is everybody's word for an artifact's parts
 from pipeline.search.candidate import Candidate
@@ -15,7 +15,9 @@ TRAINED_FILES = {"adapter": "adapter_model.safetensors", "weights": "weights.saf
 
 
 class Artifact(Frozen):
-    """What one step gives to the later ones; published as `runs/<id>/<step>.json`."""
+    """What one step gives to the later ones; published as `runs/<id>/<step>.json`, perhaps by an earlier version."""
+
+    model_config = ConfigDict(extra="ignore")
 
     step: ClassVar[str]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from pipeline.artifacts import Frozen, NoiseFloor
 from pipeline.search.settings import SearchConfig, check_search, check_soup
@@ -372,6 +372,12 @@ class RunConfig(Frozen):
     price_per_hour: float = 0.0
     """Of the machine; 0 without one."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_former_settings(cls, value: Any) -> Any:
+        """Leave out what is a setting no more: a run that an earlier version began goes on after an upgrade."""
+        return _known(cls, value) if isinstance(value, Mapping) else value
+
     @property
     def track_option(self) -> str:
         """The option that names the track to a command, with a blank before it; empty for the default track."""
@@ -382,3 +388,13 @@ def past_setting(config: Mapping[str, Any] | None, section: str, name: str) -> A
     """Return a setting of a run's configuration as JSON, which an earlier version may have written; `None` if gone."""
     found = (config or {}).get(section)
     return found.get(name) if isinstance(found, dict) else None
+
+
+def _known(model: type[BaseModel], value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that are fields of a model, and of the models in it."""
+    found = {}
+    for name in model.model_fields.keys() & value.keys():
+        kind: Any = model.model_fields[name].annotation
+        is_section = isinstance(kind, type) and issubclass(kind, BaseModel) and isinstance(value[name], Mapping)
+        found[name] = _known(kind, value[name]) if is_section else value[name]
+    return found

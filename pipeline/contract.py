@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from pipeline import durable
 from pipeline.artifacts import Artifact, CurvePoint, Drop, Frozen, ModelRef
@@ -117,6 +117,8 @@ class StepError(Frozen):
 
 class StepResult(Frozen):
     """How an attempt ended; written last, so its presence means that the attempt is over."""
+
+    model_config = ConfigDict(extra="ignore")  # of an earlier version it may have more
 
     key: str
     fence: str

@@ -898,6 +898,34 @@ def test_what_was_trained_is_not_thrown_away_for_records_that_a_former_champion_
     assert run_row(engine, 2).outcome == "promoted"
 
 
+def test_a_run_that_an_earlier_version_began_goes_on_after_an_upgrade(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    add_drop(engine, "a")
+    ticks(dispatcher, 5)
+    begun = executor.steps
+    assert "train" in begun
+    for path in (settings.state_folder / "runs/1").rglob("*.json"):
+        content = durable.read_json(path)
+        if path.name == "spec.json":
+            content["config"]["train"]["neftune"] = 5.0
+        elif path.name == "result.json":
+            content = {**content, "energy_joules": 1.0, "artifact": {**content["artifact"], "former": 1}}
+        elif path.name in {"prepare.json", "train.json", "merge.json"}:
+            content["former"] = 1
+        durable.write_json(path, content)
+    with transaction(engine) as session:
+        run = session.get_one(Run, 1)
+        assert run.config is not None
+        run.config = {**run.config, "train": {**run.config["train"], "neftune": 5.0}}  # type: ignore[dict-item]
+        session.add(run)
+    upgraded = new_dispatcher(engine, settings, executor)
+    upgraded.recover(NOW + 20)
+    ticks(upgraded, now=NOW + 21)
+    assert executor.steps == ["prepare", "train", "merge", "evaluate", "decide"]
+    assert run_row(engine).outcome == "promoted"
+
+
 @pytest.mark.parametrize("approval", ["auto", "manual"])
 @pytest.mark.parametrize("step", ["prepare", "train", "merge", "evaluate", "decide"])
 @pytest.mark.parametrize("how", ["goes on from it", "is combined with it"])
