@@ -1,8 +1,8 @@
 """What steps hand over: frozen values, each a JSON file, written last; paths are relative to the state folder."""
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field, model_validator
 
 from pipeline.described import Frozen as Frozen  # noqa: PLC0414 - it is everybody's word for an artifact's parts
 from pipeline.search.candidate import Candidate
@@ -17,9 +17,12 @@ TRAINED_FILES = {"adapter": "adapter_model.safetensors", "weights": "weights.saf
 class Artifact(Frozen):
     """What one step gives to the later ones; published as `runs/<id>/<step>.json`, perhaps by an earlier version."""
 
-    model_config = ConfigDict(extra="ignore")
-
     step: ClassVar[str]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_former_fields(cls, value: Any) -> Any:
+        return {name: value[name] for name in value if name in cls.model_fields} if isinstance(value, dict) else value
 
 
 class Drop(Frozen):
