@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from daemon.champions.journal import follow_all
 from daemon.cli.output import dump, local, print_json, print_line, print_table
 from daemon.cli.workspace import (
     JsonOption,
@@ -19,18 +18,10 @@ from daemon.cli.workspace import (
     open_writer,
     refuse_missing,
 )
-from daemon.messages import addresses
-from daemon.messages.addresses import try_all
-from daemon.messages.unsent import unsent
-from daemon.metrics.exposition import metrics_text
 from daemon.settings.model import Settings, SettingsError
 from daemon.settings.origins import origins
 from daemon.settings.text import nearest
-from daemon.storage.backup import make
-from daemon.storage.gc import collect
-from daemon.storage.restore import restore as put_back
 from daemon.system.clock import now_ms
-from daemon.views.doctor import Finding, bases, examine
 from pipeline.errors import EXIT_FAILED, DropforgeError
 from pipeline.wording import count, listed, size_words
 
@@ -57,7 +48,7 @@ def config(context: typer.Context) -> None:
 
 def show(context: typer.Context, *, key: KeyArgument = None, as_json: JsonOption = False) -> None:
     """
-    Show the settings in force, and where each comes from: a line of the file, a variable, a preset, or the default.
+    Show the settings in force, and where each comes from: the file, a variable, a preset, or the default.
 
     With KEY that one alone, or those of its section. Passwords and tokens are not shown.
     """
@@ -83,6 +74,8 @@ def check(context: typer.Context, *, as_json: JsonOption = False) -> None:
     model is not there or cannot be trained, or a package or program that a setting needs is not installed. Changes
     nothing; the daemon reads its settings when it starts.
     """
+    from daemon.views.doctor import bases  # noqa: PLC0415 - `config` needs no database
+
     settings = load_settings(context)
     where = str(chosen_file(context))
     bad = [one for one in bases(settings) if one.level == "bad"]
@@ -102,6 +95,8 @@ def gc(context: typer.Context, *, dry_run: DryRunOption = False, as_json: JsonOp
     [gc] in the settings says what is kept. The champion, the one before it, base models, drops, and everything of a run
     that is not over are kept in any case. Safe beside the daemon, which does the same after each run.
     """
+    from daemon.storage.gc import collect  # noqa: PLC0415 - `config` needs no database
+
     settings = load_settings(context)
     found = collect(open_writer(context), settings, now_ms(), dry_run=dry_run)
     if as_json:
@@ -131,6 +126,8 @@ def backup(
     The backup is a folder that is verified before it has its name. Models are left out without --models, checkpoints
     and logs always. Exit code 1 if a file that the database names was missing or had changed.
     """
+    from daemon.storage.backup import make  # noqa: PLC0415 - `config` needs no database
+
     made = make(load_settings(context), target, with_models=models)
     manifest = made.manifest
     if as_json:
@@ -164,6 +161,9 @@ def restore(
     What it replaces goes to backups/replaced-… in the state folder. Runs that were not over at the time of the backup
     begin again. The champions' links follow at once, or, of a backup by an older Dropforge, at the daemon's next start.
     """
+    from daemon.champions.journal import follow_all  # noqa: PLC0415 - `config` needs no database
+    from daemon.storage.restore import restore as put_back  # noqa: PLC0415 - `config` needs no database
+
     settings = load_settings(context)
     done = put_back(settings, source, without_models=without_models)
     follow_all(settings.state_folder)
@@ -195,6 +195,9 @@ def doctor(context: typer.Context, *, as_json: JsonOption = False) -> None:
     With the variables of the daemon that runs and, as root, from inside of its unit's sandbox. Changes nothing. Exit
     code 1 if a line is bad.
     """
+    from daemon.messages import addresses  # noqa: PLC0415 - `config` needs no database
+    from daemon.views.doctor import Finding, examine  # noqa: PLC0415 - `config` needs no database
+
     settings, unseen = load_from_inside(context)
     findings = [*examine(settings), *addresses.examine(settings.messages, chosen_file(context))]
     if unseen:
@@ -223,6 +226,8 @@ def messages(
 
     [messages] in the settings says where they go. Exit code 1 if a test is not taken.
     """
+    from daemon.messages.unsent import unsent  # noqa: PLC0415 - `config` needs no database
+
     settings, unseen = load_from_inside(context)
     if test:
         _send_test(settings, unseen, as_json=as_json)
@@ -240,6 +245,8 @@ def messages(
 
 
 def _send_test(settings: Settings, unseen: str, *, as_json: bool) -> None:
+    from daemon.messages.addresses import try_all  # noqa: PLC0415 - `config` needs no database
+
     tried = try_all(settings.messages)
     if not tried:
         message = "there is no address to send to"
@@ -262,4 +269,6 @@ def metrics(context: typer.Context) -> None:
 
     For node_exporter's textfile collector: write them aside and rename the file, every minute or so.
     """
+    from daemon.metrics.exposition import metrics_text  # noqa: PLC0415 - `config` needs no database
+
     print(metrics_text(load_settings(context)).decode(), end="")
