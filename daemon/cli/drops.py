@@ -5,11 +5,23 @@ from typing import Annotated
 
 import typer
 
-from daemon.cli.output import clock, drop_words, dump, print_json, print_line, print_table, waiting_words
+from daemon.cli.output import (
+    clock,
+    drop_words,
+    dump,
+    print_json,
+    print_line,
+    print_older,
+    print_table,
+    waiting_words,
+)
 from daemon.cli.workspace import (
+    MOST_LISTED,
+    AllOption,
     JsonOption,
     TrackOption,
     chosen_tracks,
+    count_older,
     load_settings,
     open_overview,
     open_writer,
@@ -30,7 +42,12 @@ StateOption = Annotated[
 
 
 def drops(
-    context: typer.Context, *, track: TrackOption = None, state: StateOption = None, as_json: JsonOption = False
+    context: typer.Context,
+    *,
+    track: TrackOption = None,
+    state: StateOption = None,
+    whole: AllOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """List the files that were taken in, newest first."""
     if context.invoked_subcommand is not None:
@@ -40,9 +57,10 @@ def drops(
     if track is not None:
         chosen_tracks(context, track)
     overview = open_overview(context)
-    found = overview.drops(track, state)
+    found = overview.drops(track, state, None if whole else MOST_LISTED)
+    older = count_older(overview, "drop", {"track": track, "state": state}, found)
     if as_json:
-        print_json(drops=dump(found))
+        print_json(drops=dump(found), older=older)
         return
     if not found:
         print_line("no drops")
@@ -50,6 +68,7 @@ def drops(
         _print_list(found)
     for said in missing_rows(load_settings(context), overview, track).values() if state is None else ():
         print_line(said)
+    print_older(older)
 
 
 def _print_list(found: Sequence[DropView]) -> None:

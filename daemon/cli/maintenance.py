@@ -90,15 +90,19 @@ def check(context: typer.Context, *, as_json: JsonOption = False) -> None:
 
 def gc(context: typer.Context, *, dry_run: DryRunOption = False, as_json: JsonOption = False) -> None:
     """
-    Remove what nothing needs any more: models that lost, leftovers of ended runs, old cached predictions.
+    Remove what nothing needs any more: models that lost, leftovers of ended runs, files rejected long ago.
 
     [gc] in the settings says what is kept. The champion, the one before it, base models, drops, and everything of a run
     that is not over are kept in any case. Safe beside the daemon, which does the same after each run.
     """
-    from daemon.storage.gc import collect  # noqa: PLC0415 - `config` needs no database
+    from daemon.inbox.answers import rejected  # noqa: PLC0415 - `config` needs no database
+    from daemon.storage.gc import Collected, collect  # noqa: PLC0415
 
     settings = load_settings(context)
-    found = collect(open_writer(context), settings, now_ms(), dry_run=dry_run)
+    engine, now = open_writer(context), now_ms()
+    found = collect(engine, settings, now, dry_run=dry_run)
+    items = (*found.items, *rejected.collect(engine, settings, now, dry_run=dry_run))
+    found = Collected(dry_run=dry_run, items=items, bytes=sum(item.bytes for item in items))
     if as_json:
         print_json(**found.model_dump(mode="json"))
         return

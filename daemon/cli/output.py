@@ -38,6 +38,12 @@ def print_line(text: str = "") -> None:
     print(printable(text), flush=True)
 
 
+def print_older(number: int) -> None:
+    """End a list with how many it left out, if it left out any."""
+    if number:
+        print_line(f"{number:,} older ones: add --all")
+
+
 def print_json(**fields: Any) -> None:
     """Print one JSON object with the version of our schema; a terminal must not see everything in it, either."""
     text = json.dumps({"schema": SCHEMA, **fields}, ensure_ascii=False, indent=2)

@@ -9,13 +9,16 @@ from typing import Annotated
 
 import typer
 
-from daemon.cli.output import clock, dump, local, print_json, print_line, print_table, verdict_lines
+from daemon.cli.output import clock, dump, local, print_json, print_line, print_older, print_table, verdict_lines
 from daemon.cli.status import describe_run, files_in_inbox, outcome_words, review_lines
 from daemon.cli.workspace import (
+    MOST_LISTED,
+    AllOption,
     JsonOption,
     RunArgument,
     TrackOption,
     chosen_tracks,
+    count_older,
     load_settings,
     open_overview,
     open_writer,
@@ -50,16 +53,23 @@ _FOLLOW_SECONDS = 0.5
 
 
 def runs(
-    context: typer.Context, *, track: TrackOption = None, state: StateOption = None, as_json: JsonOption = False
+    context: typer.Context,
+    *,
+    track: TrackOption = None,
+    state: StateOption = None,
+    whole: AllOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """List the runs, newest first."""
     if state is not None and state not in set(RunState):
         raise typer.BadParameter(f"there is no state {state!r}: use one of {', '.join(RunState)}")
     if track is not None:
         chosen_tracks(context, track)
-    found = open_overview(context).runs(track, None if state is None else [state])
+    overview = open_overview(context)
+    found = overview.runs(track, None if state is None else [state], None if whole else MOST_LISTED)
+    older = count_older(overview, "run", {"track": track, "state": state}, found)
     if as_json:
-        print_json(runs=dump(found))
+        print_json(runs=dump(found), older=older)
         return
     if not found:
         print_line("no runs")
@@ -75,6 +85,7 @@ def runs(
         for run in found
     ]
     print_table(("RUN", "TRACK", "STATE", "BEGAN", ""), rows)
+    print_older(older)
 
 
 def show(context: typer.Context, *, run: RunArgument, as_json: JsonOption = False) -> None:

@@ -11,15 +11,24 @@ from daemon.state.layout import DATABASE_NAME, LOCK_NAME
 from pipeline.errors import DropforgeError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sqlalchemy import Engine
 
     from daemon.settings.model import Settings
     from daemon.state.events import Word
-    from daemon.views.overview import Overview
+    from daemon.views.drop_lineage import DropView
+    from daemon.views.overview import Overview, RunView
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+AllOption = Annotated[
+    bool,
+    typer.Option("--all", help="All of them and not the newest 50; with --json too, where `older` counts the others."),
+]
 TrackOption = Annotated[str | None, typer.Option("--track", metavar="TRACK", help="Of this track only.")]
 
+#: Rows of a list, unless all are asked for.
+MOST_LISTED = 50
 #: The settings of the service, as README.md installs it.
 SERVICE_FILE = Path("/etc/dropforge/dropforge.toml")
 
@@ -173,3 +182,15 @@ def small_enough(number: int | None) -> int | None:
 RunArgument = Annotated[
     int, typer.Argument(metavar="RUN", help="Number of the run.", autocompletion=complete_run, callback=small_enough)
 ]
+
+
+def count_older(
+    overview: "Overview",
+    table: str,
+    wanted: dict[str, str | list[str] | None],
+    found: "Sequence[DropView] | Sequence[RunView]",
+) -> int:
+    """Return how many rows with the `wanted` values are older than the last that was found."""
+    from daemon.views.reader import count_rows  # noqa: PLC0415 - a quick start
+
+    return sum(overview.read(lambda base: [count_rows(base, table, wanted, found[-1].id)])) if found else 0

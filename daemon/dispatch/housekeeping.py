@@ -8,6 +8,8 @@ from sqlalchemy import Engine
 from daemon.champions import journal
 from daemon.champions.base_models import Bases
 from daemon.dispatch.spool import Spool
+from daemon.inbox.answers import rejected
+from daemon.inbox.folders import InboxUnusable
 from daemon.queue import run_queue
 from daemon.queue.scheduling import order
 from daemon.settings.model import Settings
@@ -58,7 +60,12 @@ class Upkeep:
 
     def collect_garbage(self, now: int) -> None:
         """Remove what nothing needs any more."""
-        self._tell("garbage collection", showing_life(gc.collect_quietly, self._engine, self._settings, now))
+        error: Exception | None = showing_life(gc.collect_quietly, self._engine, self._settings, now)
+        try:
+            showing_life(rejected.collect, self._engine, self._settings, now)
+        except (OSError, InboxUnusable) as refused:
+            error = error or refused
+        self._tell("garbage collection", error)
 
     def _tell(self, whose: str, error: Exception | None) -> None:
         if error is None:

@@ -371,4 +371,6 @@ def _wrong_name(name: bytes, path: Path) -> Validation | None:
 
 def _one_finding(name: str, message: str, remedy: str) -> Validation:
     finding = FileFinding(line=None, rule=name, message=message, remedy=remedy)
-    return Validation(rows=0, good_rows=0, findings_total=1, findings=(finding,), warnings=(), complete=False)
+    return Validation(
+        rows=0, good_rows=0, findings_total=1, findings=(finding,), rules={name: 1}, warnings=(), complete=False
+    )

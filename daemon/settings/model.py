@@ -87,7 +87,7 @@ class CostSettings(Frozen):
 
 
 class GcSettings(Frozen):
-    """What is kept of ended runs; the champion, the one before it, open runs and drops always are."""
+    """What is kept of ended runs and rejected files; champions in use, open runs and other drops always are."""
 
     automatic: bool = True
     """Collect after each run, at the daemon's start and when a night begins; else only `dropforge gc` does."""
@@ -101,6 +101,8 @@ class GcSettings(Frozen):
     """Bytes that those of all tracks may take together, the newest first."""
     predictions_bytes: int = Field(default=2_000_000_000, ge=0, le=_MOST_BYTES)
     """Bytes of cached predictions; those of champions are kept."""
+    rejected_days: float = Field(default=90.0, ge=1, le=36_500)
+    """Days after which rejected files, their answers in the inbox and their rows in the database are removed."""
 
 
 class ExportSettings(Frozen):

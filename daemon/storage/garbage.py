@@ -24,7 +24,7 @@ class Item(Frozen):
     """One file or folder that is no longer needed."""
 
     path: str
-    """Relative to the state folder."""
+    """Relative to the state folder; of a rejected file, to the folder of the inbox."""
     why: str
     bytes: int
     references: tuple[str, ...] = ()

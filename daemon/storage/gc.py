@@ -4,7 +4,7 @@ Collects what nothing needs any more: models that lost, leftovers of ended runs,
 What is kept follows from the database alone; what it does not know is collected when it is older than a day. Nothing is
 deleted in place: the published artifact that refers to a file goes first, then the file is moved into the trash in one
 rename, while no promotion, claim or publication can happen; the trash is emptied afterwards. Killed anywhere, the next
-collection goes on to the same end. Drops are never touched, and neither is anything outside of the state folder.
+collection goes on to the same end. Stored drops are never touched, and neither is anything outside of the state folder.
 """
 
 import contextlib

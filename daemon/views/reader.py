@@ -60,6 +60,12 @@ def newest_rows(
     return end, [*chain.from_iterable(given.values()), *(value for value in (before, most) if value is not None)]
 
 
+def count_rows(base: sqlite3.Connection, table: str, wanted: dict[str, str | list[str] | None], before: int) -> int:
+    """Return how many rows with a lower number than `before` have the `wanted` values in their columns."""
+    end, values = newest_rows(wanted, None, before)
+    return int(base.execute(f'SELECT count(*) AS number FROM "{table}" {end}', values).fetchone().number)  # noqa: S608
+
+
 def drops_with(base: sqlite3.Connection, ids: Iterable[int]) -> list[Any]:
     """Return the drops with these numbers, the oldest first."""
     wanted = 'SELECT * FROM "drop" WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id'

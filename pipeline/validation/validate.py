@@ -98,6 +98,8 @@ class Validation(Frozen):
     findings_total: int
     findings: tuple[Finding, ...]
     """The first `MOST_FINDINGS`."""
+    rules: dict[str, int]
+    """How many of all findings broke each rule, the most frequent first."""
     warnings: tuple[Notice, ...]
     complete: bool = True
     """Whether the file was read to its end, and is one of records: bad rows can be set aside only then."""
@@ -113,11 +115,6 @@ class Validation(Frozen):
     def ok(self) -> bool:
         """Whether the file may be trained on."""
         return self.findings_total == 0
-
-    @property
-    def rules(self) -> dict[str, int]:
-        """How many of the kept findings broke each rule, the most frequent first."""
-        return dict(Counter(finding.rule for finding in self.findings).most_common())
 
     @property
     def kinds(self) -> tuple[FindingKind, ...]:
@@ -234,6 +231,7 @@ class _Tally:
         self._stopped = False
         self._total = 0
         self._findings: list[Finding] = []
+        self._rules: Counter[str] = Counter()
         self._notices: dict[tuple[str, str], list[int]] = {}
         """Rows and first line, by kind and key."""
 
@@ -269,6 +267,7 @@ class _Tally:
             good_rows=self._good,
             findings_total=self._total,
             findings=tuple(self._findings),
+            rules=dict(self._rules.most_common()),
             warnings=notices,
             complete=self._complete,
             stopped=self._stopped,
@@ -292,6 +291,7 @@ class _Tally:
 
     def _note(self, found: list[Finding]) -> None:
         self._total += len(found)
+        self._rules.update(finding.rule for finding in found)
         self._findings.extend(found[: MOST_FINDINGS - len(self._findings)])
 
     def _count(self, kind: str, key: str, line: int) -> None:

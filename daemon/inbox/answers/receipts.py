@@ -21,6 +21,7 @@ from daemon.state.states import DropState
 from daemon.state.tables import Drop
 from daemon.system.clock import utc
 from pipeline import durable
+from pipeline.validation.records import Finding
 from pipeline.validation.validate import Notice, Validation
 from pipeline.wording import count
 
@@ -29,6 +30,8 @@ RECEIPT = ".receipt.json"
 ERRORS = ".errors.json"
 #: A name, its number, the document's ending and the temporary name that it is written under stay below 255 bytes.
 _LONGEST_NAME = 190
+#: Findings in a file of errors: it stays small beside a file of many short rows.
+_MOST_FINDINGS = 100
 _LONGEST_ENDING = 20
 _FIRST_TRIES = 20
 _ON_TRIAL = "; it may have made a run worse, so it is tried alone before it is used again"
@@ -109,7 +112,8 @@ def errors(drop: Drop, validation: Validation, sha256: str) -> Document | None:
         "good_rows": validation.good_rows,
         "quarantined": drop.quarantined,
         "findings_total": validation.findings_total,
-        "findings": [finding.model_dump() for finding in validation.findings],
+        "rules": validation.rules,
+        "findings": [finding.model_dump() for finding in _told(validation.findings)],
         "warnings": [notice.model_dump() for notice in validation.warnings],
     }
 
@@ -163,6 +167,17 @@ def remove_leftovers(inbox: InboxFolders) -> None:
 def iso_time(milliseconds: int) -> str:
     """Return a moment as people and programs read it: 2026-01-31T02:00:00+00:00."""
     return utc(milliseconds).isoformat(timespec="seconds")
+
+
+def _told(findings: Sequence[Finding]) -> Sequence[Finding]:
+    """Return the findings that are written, by their place: the first of each rule and kind, then the others."""
+    rules: dict[str, int] = {}
+    kinds: dict[tuple[str, str], int] = {}
+    for number, finding in enumerate(findings):
+        rules.setdefault(finding.rule, number)
+        kinds.setdefault((finding.message, finding.remedy), number)
+    chosen = dict.fromkeys([*rules.values(), *kinds.values(), *range(len(findings))])
+    return [findings[number] for number in sorted(itertools.islice(chosen, _MOST_FINDINGS))]
 
 
 def _common(drop: Drop, sha256: str) -> Document:

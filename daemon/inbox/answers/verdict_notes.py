@@ -7,7 +7,7 @@ start the daemon goes through all drops once. After that it looks at the drops t
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import structlog
 from sqlalchemy import Engine, func
@@ -67,7 +67,7 @@ class VerdictNotes:
             batch = sorted(self._pending, reverse=True)[:_AT_ONCE]
             drops = session.exec(select(Drop).where(col(Drop.id).in_(batch))).all()
             texts = [
-                (drop, _owner(session, drop), tell(session, self._settings, drop, self._past(session, drop.track)))
+                (drop, owner_of(session, drop), tell(session, self._settings, drop, self._past(session, drop.track)))
                 for drop in drops
                 if drop.state in _TOLD
             ]
@@ -123,23 +123,28 @@ class VerdictNotes:
             log.warning("verdict_not_written", drop=drop.id, error=str(error))
 
 
-def _owner(session: Session, drop: Drop) -> str | None:
+def owner_of(session: Session, drop: Drop) -> str | None:
     """Return the user who dropped a file, by the event that recorded it."""
+    return owner if isinstance(owner := first_event(session, drop).get("owner"), str) else None
+
+
+def first_event(session: Session, drop: Drop) -> Mapping[str, object]:
+    """Return the detail of the event that recorded a drop; an empty one if it is gone."""
     first = session.exec(select(Event).where(Event.drop_id == drop.id).order_by(col(Event.id)).limit(1)).first()
-    owner = first.detail.get("owner") if first is not None else None
-    return owner if isinstance(owner, str) else None
+    return first.detail if first is not None else {}
 
 
 def _name_with_receipt(folder: Folder, drop: Drop) -> str | None:
     """Return the name under which a drop was filed away: the one whose receipt says so."""
-    for name in _names(drop):
+    for name in names_of(drop):
         document = own_files.read(folder, f"{name}{RECEIPT}")
         if document is not None and _is_about(document, drop):
             return name
     return None
 
 
-def _names(drop: Drop) -> Iterator[str]:
+def names_of(drop: Drop) -> Iterator[str]:
+    """Yield the names under which a drop may have been filed away, in the order in which they were tried."""
     for _number, name in zip(range(_MOST_NAMES), names_for(drop.name_bytes, drop.id or 0), strict=False):
         yield os.fsdecode(name)
 

@@ -18,7 +18,7 @@ from daemon.inbox.watcher import Watcher
 from daemon.queue import attempts, cancelling, claims, run_queue
 from daemon.state.database import transaction
 from daemon.state.states import AttemptState, DropState
-from daemon.state.tables import Run
+from daemon.state.tables import Drop, Run
 from daemon.system.processes import FileLock
 from daemon.views.overview import Overview
 from pipeline import durable
@@ -118,6 +118,20 @@ def test_drops_and_runs_can_be_filtered(lived_in: Any, dropforge: Command) -> No
     assert [run["id"] for run in dropforge("runs", "--state", "failed", "--json").json["runs"]] == [2]
     assert dropforge("runs", "--track", "support").out == "no runs\n"
     assert len(dropforge("runs").out.splitlines()) == 4
+
+
+def test_drops_and_runs_list_the_newest_fifty_unless_asked_for_all(lived_in: Any, dropforge: Command) -> None:
+    with transaction(lived_in.engine) as session:
+        dropped, run = session.get_one(Drop, 4).model_dump(), session.get_one(Run, 2).model_dump()
+        session.add_all([Drop(**{**dropped, "id": number}) for number in range(7, 61)])
+        session.add_all([Run(**{**run, "id": number}) for number in range(4, 61)])
+    for name, failed in (("drops", "rejected"), ("runs", "failed")):
+        listed, everything = dropforge(name, "--json").json, dropforge(name, "--all", "--json").json
+        assert [one["id"] for one in listed[name]] == list(range(60, 10, -1))
+        assert (listed["older"], len(everything[name]), everything["older"]) == (10, 60, 0)
+        assert dropforge(name).out.splitlines()[-1] == "10 older ones: add --all"
+        assert "older ones" not in dropforge(name, "--all").out
+        assert dropforge(name, "--state", failed).out.splitlines()[-1].endswith(" older ones: add --all")
 
 
 def test_a_run_that_is_queued_has_not_begun(lived_in: Any, dropforge: Command) -> None:

@@ -13,6 +13,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from sqlmodel import col, select
 
+from daemon.inbox.answers import rejected
 from daemon.inbox.intake import Intake, Outcome
 from daemon.inbox.watcher import Settled, make_inbox
 from daemon.queue import drops
@@ -20,7 +21,8 @@ from daemon.settings.model import Settings
 from daemon.state import database
 from daemon.state.events import Word
 from daemon.state.states import DropState
-from daemon.state.tables import Drop, Event, Run
+from daemon.state.tables import Drop, Event, Message, Run
+from daemon.storage.retention import DAY_MS
 from daemon.system.programs import name_of
 from pipeline import durable
 from pipeline.errors import DropforgeError
@@ -160,6 +162,60 @@ def test_a_bad_file_is_given_back_with_its_errors_and_nothing_of_it_is_kept(tmp_
     assert (drop.state, drop.findings, drop.reason) == ("rejected", 3, errors["reason"])
     assert (box.rows(Run), box.store(), box.no_litter()) == ([], [], True)
     assert box.drop("good.jsonl", GOOD).kind == "accepted"
+
+
+def test_the_errors_of_a_file_are_a_hundred_with_the_first_of_each_kind(tmp_path: Path) -> None:
+    box = Box(tmp_path)
+    box.drop("bad.jsonl", [*[{"instruction": "a"}] * 300, {"instruction": "b", "output": 3}, *[{"output": "c"}] * 200])
+    errors = box.read("rejected/bad.jsonl.errors.json")
+    FINDINGS.validate(errors)
+    assert (len(errors["findings"]), errors["findings_total"]) == (100, 501)
+    assert errors["rules"] == {"missing": 500, "type": 1}
+    lines = [found["line"] for found in errors["findings"]]
+    assert lines == [*range(1, 99), 301, 302]
+
+
+def test_old_rejected_files_go_with_their_answers_and_rows(tmp_path: Path) -> None:
+    box = Box(tmp_path)
+    for name in ("old.jsonl", "other.jsonl", "swapped.jsonl"):
+        box.drop(name, [{"instruction": name}], "support" if name == "other.jsonl" else "")
+    box.drop("untold.jsonl", [{}])
+    box.drop("new.jsonl", [{}], now=NOW + DAY_MS)
+    box.drop("good.jsonl", GOOD)
+    mine, outside = box.inbox / "rejected" / "old.jsonl-notes", tmp_path / "outside"
+    mine.write_text("mine")
+    outside.write_text("not ours")
+    swapped = box.inbox / "rejected" / "swapped.jsonl"
+    swapped.unlink()
+    swapped.symlink_to(outside)
+    then = NOW + 90 * DAY_MS + 1
+    with database.transaction(box.engine) as session:
+        told: dict[str, Any] = {"address": "a", "kind": "drop_rejected", "level": "warning", "title": "t", "body": "b"}
+        for event, state in ((1, "sent"), (4, "pending")):
+            ended = NOW if state == "sent" else None
+            session.add(Message(**told, event_id=event, state=state, created_at=NOW, not_before=NOW, ended_at=ended))
+    would = rejected.collect(box.engine, box.settings, then, dry_run=True)
+    assert (len(box.rows(Drop)), len(would)) == (6, 3)
+    assert rejected.collect(box.engine, box.settings, then) == would
+    assert [drop.name for drop in box.rows(Drop)] == ["untold.jsonl", "new.jsonl", "good.jsonl"]
+    assert {event.drop_id for event in box.rows(Event) if event.drop_id} == {4, 5, 6}
+    assert [name for name in box.files("rejected") if not name.endswith(".errors.json")] == [
+        "new.jsonl", "old.jsonl-notes", "swapped.jsonl", "untold.jsonl",
+    ]  # fmt: skip
+    assert box.rows(Message)[0].event_id == 4
+    assert (box.files("rejected/support"), outside.read_text()) == ([], "not ours")
+    assert rejected.collect(box.engine, box.settings, then) == ()
+
+
+def test_the_numbers_of_collected_drops_and_events_do_not_come_again(tmp_path: Path) -> None:
+    box = Box(tmp_path)
+    for name in ("a.jsonl", "b.jsonl"):
+        box.drop(name, [{}])
+    last = box.rows(Event)[-1].id
+    then = NOW + 91 * DAY_MS
+    rejected.collect(box.engine, box.settings, then)
+    outcome = box.drop("c.jsonl", GOOD, now=then)
+    assert (outcome.drop, box.rows(Event)[-1].id > last) == (3, True)
 
 
 @pytest.mark.parametrize(

@@ -121,12 +121,13 @@ def test_the_same_file_again_and_its_good_rows_alone_are_duplicates(tmp_path: Pa
     assert len(made.rows(Run)) == len(made.store()) == 1
 
 
-def test_the_first_thousand_findings_are_written_and_all_are_counted(tmp_path: Path) -> None:
+def test_a_hundred_findings_are_written_and_all_are_counted(tmp_path: Path) -> None:
     made = box(tmp_path, max_bad_rows=5000, max_bad_percent=100)
     assert made.drop("a.jsonl", jsonl([*GOOD, *([{}] * 1200)])).kind == "accepted"
     errors = made.read("done/a.jsonl.errors.json")
     FINDINGS.validate(errors)
-    assert (len(errors["findings"]), errors["findings_total"], errors["quarantined"]) == (1000, 2400, 1200)
+    assert (len(errors["findings"]), errors["findings_total"], errors["quarantined"]) == (100, 2400, 1200)
+    assert errors["rules"] == {"missing": 2400}
 
 
 def cut_between_documents(patch: pytest.MonkeyPatch) -> None:

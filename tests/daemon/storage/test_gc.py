@@ -480,13 +480,16 @@ def test_the_command_says_what_it_removes_and_the_dry_run_the_same(
     write(lived_in.folder / "dropforge.toml", "[gc]\nkeep_models = 0\n[tracks.support]\n")
     planned = dropforge("gc", "--dry-run")
     assert planned.code == 0
-    assert "2.0 kB  runs/2/attempts/train-1/adapter  run 2: failed, beyond gc.keep_models = 0" in planned.out
-    assert planned.out.splitlines()[-1] == "2.0 kB would be given back, by 1 file or folder"
+    table = [" ".join(line.split()) for line in planned.out.splitlines()]
+    assert "2.0 kB runs/2/attempts/train-1/adapter run 2: failed, beyond gc.keep_models = 0" in table
+    assert table[-2].endswith(" inbox/rejected/bad.jsonl drop 4 was rejected, beyond gc.rejected_days = 90")
+    assert table[-1].endswith(" would be given back, by 2 files and folders")
     said = dropforge("gc", "--dry-run", "--json").json
     assert (attempt / "adapter").exists()
     done = dropforge("gc", "--json").json
     assert not (attempt / "adapter").exists()
-    assert (done["items"], done["bytes"], done["dry_run"]) == (said["items"], 2000, False)
+    assert (done["items"], done["bytes"], done["dry_run"]) == (said["items"], said["bytes"], False)
+    assert list((lived_in.folder / "inbox" / "rejected").iterdir()) == []
     assert dropforge("gc").out == "0 bytes given back, by 0 files and folders\n"
     assert (root / "runs/2/attempts/train-1/log.txt").exists()
 
