@@ -135,7 +135,10 @@ def is_cut(one: socket.socket) -> bool:
     return True
 
 
-def test_half_requests_without_end_keep_nobody_out_and_fill_no_log(lived_in: Any) -> None:
+def test_half_requests_without_end_keep_nobody_out_and_fill_no_log(
+    lived_in: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DROPFORGE_WEB__TOKEN", "changes")  # else a socket's reader needs the token
     path, reader = lived_in.folder / "web.sock", "GET /static/page.js HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with page(lived_in.folder, "--listen", f"unix:{path}") as (process, _), ExitStack() as opened:
         working = opened.enter_context(begin(path, reader.replace("GET /static/page.js", "GET /api/v1/live")))
@@ -170,7 +173,8 @@ def test_a_request_that_does_not_come_is_not_waited_for(lived_in: Any) -> None:
             process.kill()
 
 
-def test_of_too_many_event_streams_the_oldest_ends(lived_in: Any) -> None:
+def test_of_too_many_event_streams_the_oldest_ends(lived_in: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DROPFORGE_WEB__TOKEN", "changes")  # else a socket's reader needs the token
     path = lived_in.folder / "web.sock"
     asks = "GET /api/v1/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     with page(lived_in.folder, "--listen", f"unix:{path}"), ExitStack() as opened:
