@@ -8,9 +8,10 @@ from pydantic import ValidationError
 
 from daemon.cli.output import print_line
 from daemon.cli.workspace import config_path, load_settings, refuse_missing
-from daemon.settings.model import Settings
+from daemon.settings.model import Settings, SettingsError
 from daemon.settings.web import WebSettings
 from daemon.system import logs, processes
+from pipeline.errors import DropforgeError
 
 
 def run(context: typer.Context) -> None:
@@ -24,7 +25,10 @@ def run(context: typer.Context) -> None:
 
     processes.close_to_others()
     settings = load_settings(context, as_owner=False)
-    refuse_missing(context, settings)
+    try:
+        refuse_missing(context, settings)
+    except SettingsError as error:  # unlike wrong settings it may come, with a mount: the service is started again
+        raise DropforgeError(error.message, error.hint) from error
     logs.configure(settings.log_format)
     raise typer.Exit(service.run(settings, config_path(context)))
 

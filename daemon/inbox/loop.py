@@ -135,9 +135,9 @@ class IntakeLoop:
         if self._texts is None:
             self._texts = FolderTexts(self._settings, self._watcher.inbox)
         if self._told is not self._note:
-            self._told = self._note
             for folders, left in self._watcher.left_by_folder():
                 self._texts.keep_notes(folders, left)
+            self._told = self._note
         more = self._texts.refresh()
         self._texts_due = time.monotonic() + _LONGEST_WAIT
         return more

@@ -39,7 +39,8 @@ _BEGIN_AGAIN = (
     SELECT :now, 'run_interrupted', track, id, '{}' FROM run WHERE state = 'running'
     """,
     "UPDATE run SET state = 'waiting', token = NULL WHERE state = 'running'",
-    "UPDATE run SET config = NULL WHERE ended_at IS NULL",
+    # By the states: what `ended_at` says is the backup's word.
+    "UPDATE run SET config = NULL WHERE state NOT IN ('succeeded', 'failed', 'crashed', 'cancelled')",
 )
 
 

@@ -197,6 +197,12 @@ def test_a_restored_run_takes_programs_and_addresses_from_todays_settings(
     evil = {"url": "http://evil/v1", "model": "m", "api_key_env": "PATH"}
     to = "json_set(config, '$.evaluate.vllm', '/tmp/evil', '$.judge', json(?))"
     row(f"UPDATE run SET config = {to} WHERE id = 3", json.dumps(evil))(kept)
+    # Over by its date, and not by its state: the rule that forbids it is the attacker's to change.
+    with closing(sqlite3.connect(kept / DATABASE_NAME)) as connection, connection:
+        connection.execute("PRAGMA writable_schema=ON")
+        looser = "replace(sql, ') = (ended_at IS NOT NULL)', ') <= (ended_at IS NOT NULL)')"
+        connection.execute(f"UPDATE sqlite_master SET sql = {looser} WHERE name = 'run'")
+    row("UPDATE run SET ended_at = 1 WHERE id = 3")(kept)
     assert dropforge("restore", kept).code == 0
     root = lived_in.settings.state_folder
     engine = open_engine(root / DATABASE_NAME)

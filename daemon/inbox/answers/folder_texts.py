@@ -49,8 +49,12 @@ class FolderTexts:
 
     def keep_notes(self, folders: tuple[str, ...], left: Mapping[str, str]) -> None:
         """Say beside each file in `left` why it stays, and nothing beside others. Raises `OSError` as `refresh`."""
-        folder = self._inbox.shared(*folders)  # open as long as it has a name
-        there = os.listdir(folder.fd)  # noqa: PTH208 - a descriptor
+        try:
+            folder = self._inbox.shared(*folders)  # open as long as it has a name
+            there = os.listdir(folder.fd)  # noqa: PTH208 - a descriptor
+        except (InboxUnusable, OSError) as error:
+            log.warning("inbox_text_not_written", name=printable("/".join(folders)), error=str(error))
+            return
         for name in {name.removesuffix(WAITS) for name in there if name.endswith(WAITS)} | left.keys():
             text = f"{printable(name)} has not been taken, and is tried again: {left[name]}\n" if name in left else None
             self._keep(folders, name + WAITS, text)

@@ -27,6 +27,8 @@ from daemon.storage.garbage import Item
 from daemon.storage.retention import DAY_MS
 from pipeline.wording import printable
 
+#: Bytes of a document of errors: an earlier version wrote them without a limit.
+_LARGEST = 1 << 28
 #: Drops whose rows go in one transaction, which others wait for.
 _AT_ONCE = 200
 #: A drop with its owner, and what told its file from others when it was recorded.
@@ -104,7 +106,7 @@ def _ours(folder: Folder, name: str, drop: Drop, source: str) -> list[str]:
         # By the identity that was recorded, but for the ctime, which moving the file has changed.
         if [str(info.st_ino), str(info.st_size)] == source.split(":")[::2]:
             found.append(name)
-    document = own_files.read(folder, name + ERRORS)
+    document = own_files.read(folder, name + ERRORS, _LARGEST)
     with suppress(ValueError, RecursionError):
         value = json.loads(document or b"")
         if isinstance(value, dict) and (value.get("drop"), value.get("sha256")) == (drop.id, drop.sha256):

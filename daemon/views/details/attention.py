@@ -24,6 +24,8 @@ Kind = Literal["daemon", "disk", "trouble", "hook", "failed", "rejected", "appro
 _RECENT = timedelta(days=7)
 #: What lasts (no daemon, a pause) is told again so long after it was dismissed.
 _LASTING = timedelta(days=1)
+#: How far dismissals are looked for: what waits as long as that is told again.
+_DISMISSED_FOR = timedelta(days=90)
 #: How many of a kind are told, and how many are looked at.
 _MOST, _MOST_LOOKED_AT, _MOST_KINDS = 5, 100, 3
 #: `Event.kind` where a person has seen enough of a thing.
@@ -63,7 +65,8 @@ def attention(settings: Settings, overview: Overview) -> tuple[Attention, ...]:
     Not what was dismissed, until it happens again; of what lasts, for a day. What is left out is counted.
     """
     alive = overview.daemon().alive
-    rows = overview.rows(_DISMISSALS, round(_since().timestamp() * 1000), DISMISSED)
+    since = datetime.now(UTC) - _DISMISSED_FOR
+    rows = overview.rows(_DISMISSALS, round(since.timestamp() * 1000), DISMISSED)
     dismissed = {str(row.detail["key"]): utc(row.at) for row in rows}
     told: list[Attention] = []
     for found, rest in (
@@ -80,7 +83,8 @@ def attention(settings: Settings, overview: Overview) -> tuple[Attention, ...]:
         if rest and len(left) > _MOST:
             more = len(left) - _MOST
             title = f"{'At least ' if len(left) == _MOST_LOOKED_AT else ''}{more} more {rest.partition(':')[0]}"
-            told.append(_with_key(Attention(kind=left[0].kind, title=title, detail=rest, count=more)))
+            summary = _with_key(Attention(kind=left[0].kind, title=title, detail=rest, count=more))
+            told += [] if _is_dismissed(summary, dismissed) else [summary]
     return tuple(told)
 
 
