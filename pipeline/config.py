@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.artifacts import Frozen, NoiseFloor
+from pipeline.described import known_fields
 from pipeline.search.settings import SearchConfig, check_search, check_soup
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -376,7 +377,11 @@ class RunConfig(Frozen):
     @classmethod
     def _without_former_settings(cls, value: Any) -> Any:
         """Leave out what is a setting no more: a run that an earlier version began goes on after an upgrade."""
-        return _known(cls, value) if isinstance(value, Mapping) else value
+        found = known_fields(cls, value) if isinstance(value, Mapping) else value
+        space = past_setting(found, "train", "search") if isinstance(found, dict) else None
+        if isinstance(space, dict) and isinstance(space.get("space"), Mapping):
+            space["space"] = {name: space["space"][name] for name in space["space"] if name in TrainConfig.model_fields}
+        return found
 
     @property
     def track_option(self) -> str:
@@ -388,13 +393,3 @@ def past_setting(config: Mapping[str, Any] | None, section: str, name: str) -> A
     """Return a setting of a run's configuration as JSON, which an earlier version may have written; `None` if gone."""
     found = (config or {}).get(section)
     return found.get(name) if isinstance(found, dict) else None
-
-
-def _known(model: type[BaseModel], value: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values that are fields of a model, and of the models in it."""
-    found = {}
-    for name in model.model_fields.keys() & value.keys():
-        kind: Any = model.model_fields[name].annotation
-        is_section = isinstance(kind, type) and issubclass(kind, BaseModel) and isinstance(value[name], Mapping)
-        found[name] = _known(kind, value[name]) if is_section else value[name]
-    return found

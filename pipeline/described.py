@@ -2,9 +2,10 @@
 
 import ast
 import inspect
+from collections.abc import Mapping
 from itertools import pairwise
 from textwrap import dedent
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler
 
@@ -40,4 +41,17 @@ def field_docs(model: type[BaseModel]) -> dict[str, str]:
                 match field, below:
                     case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
                         found[name] = inspect.cleandoc(text)
+    return found
+
+
+def known_fields(model: type[BaseModel], value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that are fields of a model, and of the models in it, without names that lists have no more."""
+    found = {}
+    for name in model.model_fields.keys() & value.keys():
+        kind: Any = model.model_fields[name].annotation
+        found[name] = value[name]
+        if isinstance(kind, type) and issubclass(kind, BaseModel) and isinstance(value[name], Mapping):
+            found[name] = known_fields(kind, value[name])
+        elif (parts := get_args(kind)) and get_origin(parts[0]) is Literal and isinstance(value[name], (list, tuple)):
+            found[name] = [one for one in value[name] if one in get_args(parts[0])]
     return found

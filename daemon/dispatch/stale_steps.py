@@ -301,7 +301,8 @@ def _is_left_for_another(engine: Engine, past: _Past, whole: Collection[str]) ->
     Too little data, too, may be so only for that champion. Where none was left out, no other one leaves more to ask.
     """
     dataset = run_files.load_dataset(past.folder, past.run_id)
-    if dataset is None or "train" in whole or not dataset.seen_by_champion:
+    by_champion = dataset is not None and (dataset.seen_by_champion or past.config.gate.on == "seen")
+    if dataset is None or "train" in whole or not by_champion:
         return False
     step = next_step(whole, dataset, past.config)
     if step is BY_NAME["train"] and run_files.made_checkpoint(past.folder, past.run_id, 0):

@@ -61,8 +61,7 @@ def needed_bytes(config: RunConfig | TrackSettings, data_bytes: int, rows: int) 
     steps = {
         # Twice: the parts that are sorted are there beside the result.
         "prepare": 2 * data,
-        # Each checkpoint has the weights of the lowest dev loss beside the latest ones.
-        "train": CHECKPOINTS * (result + trained + moments) + _adapters(train) * result,
+        "train": CHECKPOINTS * (result + moments) + _adapters(train) * result,
         "merge": sum(size for _, size in sizes),
         # Both models' predictions, and the records with both models' answers.
         "evaluate": 4 * config.split.scored_records * answer,

@@ -59,6 +59,7 @@ class SnapshotReader:
                 raise CannotTrain(message, f"take it out: dropforge drops withdraw {drop.id} --reason 'bad row'")
             signatures.add(record.instruction, record.input, record.output)
             self._take(record, drop, order, number - 1)
+        signatures.close()
         self.signatures.append(signatures)
         self.counts.append(number)
 

@@ -145,7 +145,8 @@ def score_suites(
         with_base = all(item in third for item in items)
         name = f"suite-{number}.jsonl"
         by_role = {"candidate": one, "champion": other, **({"base": third} if with_base else {})}
-        free = any(item.words for item in suite.items)
+        # A choice has no text: in a suite of both it would pass for an empty answer.
+        free = bool(suite.items) and all(item.words for item in suite.items)
         collapsed = _collapsed(by_role, items, train) if free else {}
         _write(
             folder / name,

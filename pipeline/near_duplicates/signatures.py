@@ -65,10 +65,14 @@ class Signatures:
         if len(self._rows) >= _BLOCK_ROWS or len(self._words) >= _BLOCK_WORDS:
             self._close_block()
 
-    def blocks(self) -> Iterator[Block]:
-        """Yield the rows block by block, in their order."""
+    def close(self) -> None:
+        """Pack the rows that are left: there are no more."""
         if self._rows:
             self._close_block()
+
+    def blocks(self) -> Iterator[Block]:
+        """Yield the rows block by block, in their order."""
+        self.close()
         yield from self._blocks
 
     def _close_block(self) -> None:

@@ -180,7 +180,8 @@ def _check_files(base: Path, model: Any, config: Any) -> list[Path]:
     own = {(name, *held.shape) for name, held in model.named_parameters(remove_duplicate=False) if name not in tied}
     if found != own:
         raise NeedsWholeModel(f"{min(found ^ own)[0]} is not both in the base's files and in the model")
-    if len(dtypes) > 1 or not dtypes <= set(_DTYPES.values()) or f"torch.{min(dtypes)}" != str(config.dtype):
+    is_other = config.dtype is not None and f"torch.{min(dtypes)}" != str(config.dtype)
+    if len(dtypes) > 1 or not dtypes <= set(_DTYPES.values()) or is_other:
         raise NeedsWholeModel(
             f"its weights are in {', '.join(sorted(dtypes))}, and its config.json says {config.dtype}"
         )

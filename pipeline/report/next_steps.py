@@ -170,7 +170,8 @@ def _after_harm(verdict: Verdict, spec: StepSpec) -> list[NextStep]:
 
 
 def _after_no_proof(verdict: Verdict, dataset: Dataset, spec: StepSpec, adapter: Adapter | None) -> list[NextStep]:
-    steps, otherwise = [], _other_settings(spec.config, adapter)
+    # A search chooses by dev rows, of which there are none where they would be few.
+    steps, otherwise = [], _other_settings(spec.config, adapter) if dataset.dev_rows else []
     if verdict.records_needed and verdict.records_needed > _MANY_TIMES * verdict.groups:
         return _far_away(spec.run, otherwise)
     if verdict.records_needed:

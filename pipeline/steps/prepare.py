@@ -3,7 +3,8 @@ The snapshot's drops → train, dev and held-out rows: deduplicated, and split s
 
 A record's split depends on its prompt alone: u = sha256(salt, normalised prompt), length-prefixed, read as a number in
 [0, 1). The prompt is what the model reads, instruction and input folded into one text: a record that comes folded
-already is the same record. Rows are sorted by it on disk, in parts, so memory does not grow with the data.
+already is the same record. Rows are sorted by it on disk, in parts; what grows in memory with the data is what rows are
+compared by (`pipeline.dataset.decontaminate`).
 """
 
 import math

@@ -1,6 +1,7 @@
 """The train step: the dataset's training rows → a QLoRA adapter over the base model, or trained weights of it."""
 
 import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -165,7 +166,12 @@ def _search(attempt: Attempt, prepared: Prepared) -> Found:
         rows=prepared.dev,
         references=[outputs[row.line - 1] for row in prepared.dev],
         metric=dataset.metric,
-        decoding=Decoding(dataset.max_new_tokens, evaluate.repetition_penalty, evaluate.batch_size),
+        decoding=Decoding(
+            dataset.max_new_tokens,
+            evaluate.repetition_penalty,
+            evaluate.batch_size,
+            read_window(prepared.base) or sys.maxsize,
+        ),
     )
     searched = config.train.search.model_dump(mode="json", exclude=_BUDGET)
     settings = {**config.train.decisive(), "search": searched, "soup": ()}

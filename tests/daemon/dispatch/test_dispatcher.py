@@ -898,6 +898,13 @@ def test_what_was_trained_is_not_thrown_away_for_records_that_a_former_champion_
     assert run_row(engine, 2).outcome == "promoted"
 
 
+def of_before(config: Any) -> dict[str, object]:
+    """Return a run's settings with some that an earlier version had."""
+    train = {**config["train"], "neftune": 5.0}
+    train["search"] = {**train["search"], "space": {"loss": ["nll", "dft"]}}
+    return {**config, "train": train, "guards": {**config["guards"], "stop": ["latency", *config["guards"]["stop"]]}}
+
+
 def test_a_run_that_an_earlier_version_began_goes_on_after_an_upgrade(
     engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
 ) -> None:
@@ -908,7 +915,7 @@ def test_a_run_that_an_earlier_version_began_goes_on_after_an_upgrade(
     for path in (settings.state_folder / "runs/1").rglob("*.json"):
         content = durable.read_json(path)
         if path.name == "spec.json":
-            content["config"]["train"]["neftune"] = 5.0
+            content["config"] = of_before(content["config"])
         elif path.name == "result.json":
             content = {**content, "energy_joules": 1.0, "artifact": {**content["artifact"], "former": 1}}
         elif path.name in {"prepare.json", "train.json", "merge.json"}:
@@ -917,7 +924,7 @@ def test_a_run_that_an_earlier_version_began_goes_on_after_an_upgrade(
     with transaction(engine) as session:
         run = session.get_one(Run, 1)
         assert run.config is not None
-        run.config = {**run.config, "train": {**run.config["train"], "neftune": 5.0}}  # type: ignore[dict-item]
+        run.config = of_before(run.config)
         session.add(run)
     upgraded = new_dispatcher(engine, settings, executor)
     upgraded.recover(NOW + 20)

@@ -1,5 +1,6 @@
 """Merging: the numbers are PEFT's in float32 rounded once, nothing is lost, and what files do not show goes to PEFT."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -268,6 +269,14 @@ def test_what_the_files_do_not_show_goes_to_peft_and_says_so(
     assert differing(loaded(folder).state_dict(), loaded(base).state_dict()) != []
     # PEFT rounds the update, then the sum.
     torch.testing.assert_close(dict(loaded(folder).state_dict()), expected, rtol=0.02, atol=0.02)
+
+
+def test_a_base_whose_config_names_no_type_is_merged_file_by_file(tmp_path: Path, merge: Any) -> None:
+    base = save_base(tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({name: config[name] for name in config if "dtype" not in name}))
+    merged, _ = merge(base, save_adapter(base, tmp_path / "adapter"))
+    assert merged == Merged("bfloat16", "")
 
 
 def test_trained_weights_of_a_head_that_the_files_have_twice_are_changed_in_both_places(

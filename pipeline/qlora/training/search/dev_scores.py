@@ -123,7 +123,7 @@ def _by_likelihood(dev: DevSet, asked: AskedModel, attempt: Attempt) -> Scored:
 
 def _decoding(dev: DevSet) -> Decoding:
     one = dev.decoding
-    return Decoding(one.max_new_tokens, one.repetition_penalty, one.batch_size or _TOGETHER)
+    return Decoding(one.max_new_tokens, one.repetition_penalty, one.batch_size or _TOGETHER, one.window)
 
 
 def _parts(row: TokenRow) -> tuple[list[int], list[int]]:
