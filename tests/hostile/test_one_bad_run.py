@@ -135,6 +135,8 @@ def test_a_track_whose_folder_is_damaged_is_shown_and_holds_no_other_up(
     box.drop(DAEMON, "b.jsonl", rows("b"), "support")
     worker(box)
     box.until(lambda: state_of(box, "support") == "succeeded" and bool(box.status()["troubles"]))
+    # That no worker had begun yet is told until the next look.
+    box.until(lambda: "the worker" not in box.status()["troubles"])
     troubles = box.status()["troubles"]
     others = [whose for whose in troubles if not whose.endswith("track default")]
     printed = all(f"trouble: {whose}: " in box.cli(DAEMON, "status").stdout for whose in troubles)
