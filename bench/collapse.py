@@ -87,9 +87,14 @@ def main() -> int:
     for task, share in itertools.product(asked.tasks, asked.share):
         data = data_of([] if task == "demo" else [Path(task)], asked.rows, asked.heldout)
         config = TrainConfig(
-            format="chat", quantization="none", learning_rate=asked.learning_rate, batch_size=asked.batch_size,
-            max_length=512, seed=asked.seed, general_rows=share,
-        )  # fmt: skip
+            format="chat",
+            quantization="none",
+            learning_rate=asked.learning_rate,
+            batch_size=asked.batch_size,
+            max_length=512,
+            seed=asked.seed,
+            general_rows=share,
+        )
         row = measure(base, config, data, usual, say=asked.say)
         table.add_row(Path(task).stem, f"{share:g}", *row)
         print(Path(task).stem, share, *row, sep="\t", file=sys.stderr, flush=True)
@@ -108,18 +113,26 @@ def measure(base: Path, config: TrainConfig, data: Data, usual: Sequence[str], *
         trained = AskedModel(model.eval(), over.tokenizer, over.ends)
         loss, exact = score(trained.model, [tokenise(over.tokenizer, record) for record in data.heldout])
         said = answer(trained, [item.question for item in ASKED])
-    texts = {role: list(zip(found, map(right, ASKED, found), strict=True)) for role, found in
-             (("candidate", said), ("base", usual))}  # fmt: skip
+    texts = {
+        role: list(zip(found, map(right, ASKED, found), strict=True))
+        for role, found in (("candidate", said), ("base", usual))
+    }
     kinds = collapsed(texts, "base", [row["output"] for row in data.train[:-DEV_ROWS]])
     changes = Counter(bool(one) - bool(other) for one, other in zip(kinds["candidate"], kinds["base"], strict=True))
     if say:
         for item, text, kind in zip(ASKED, said, kinds["candidate"], strict=True):
             print("", item.question, repr(text), kind, sep="\t", file=sys.stderr)
     return [
-        str(len(data.train) - DEV_ROWS), str(general), str(adapter.optimizer_steps), f"{seconds:.0f}", f"{loss:.3f}",
-        f"{100 * exact:.1f} %", str(sum(map(right, ASKED, said))),
-        *(str(kinds["candidate"].count(kind)) for kind in KINDS), f"{mcnemar_exact(changes[1], changes[-1]):.1g}",
-    ]  # fmt: skip
+        str(len(data.train) - DEV_ROWS),
+        str(general),
+        str(adapter.optimizer_steps),
+        f"{seconds:.0f}",
+        f"{loss:.3f}",
+        f"{100 * exact:.1f} %",
+        str(sum(map(right, ASKED, said))),
+        *(str(kinds["candidate"].count(kind)) for kind in KINDS),
+        f"{mcnemar_exact(changes[1], changes[-1]):.1g}",
+    ]
 
 
 def right(item: Item, text: str) -> bool:
@@ -162,11 +175,21 @@ def train(root: Path, base: Path, config: TrainConfig, data: Data) -> tuple[Adap
     identity = model_id(base)
     (root / "train-1").mkdir()
     spec = StepSpec(
-        run=1, step="train", attempt=1, fence="", root=str(root), folder="train-1", checkpoints="checkpoints",
-        predictions="predictions", argv=(), env={}, inputs={"prepare": "prepare.json"}, drops=(),
+        run=1,
+        step="train",
+        attempt=1,
+        fence="",
+        root=str(root),
+        folder="train-1",
+        checkpoints="checkpoints",
+        predictions="predictions",
+        argv=(),
+        env={},
+        inputs={"prepare": "prepare.json"},
+        drops=(),
         champion=ModelRef(model_id=identity, path=str(base), generation=0),
         config=RunConfig(track="default", base_model=str(base), base_model_id=identity, salt="", train=config),
-    )  # fmt: skip
+    )
     began = time.process_time()
     return step(Attempt(spec)), general, time.process_time() - began
 

@@ -101,9 +101,15 @@ def main() -> int:
     for seed in asked.seed:
         for name, rows in tasks(asked.files, sizes, seed):
             config = TrainConfig(
-                format="chat", quantization="none", max_length=512, processes=1,
-                batch_size=4, epochs=asked.epochs, learning_rate=asked.learning_rate, seed=seed,
-            )  # fmt: skip
+                format="chat",
+                quantization="none",
+                max_length=512,
+                processes=1,
+                batch_size=4,
+                epochs=asked.epochs,
+                learning_rate=asked.learning_rate,
+                seed=seed,
+            )
             began = time.process_time()
             points = measure(asked.base or demo_base(), config, rows, sizes, asked.points)
             noted.append({"task": name, "seed": seed, "dev": sizes.dev, "points": points})
@@ -219,9 +225,12 @@ def metric(points: Points) -> int:
 
 
 RULES: dict[str, Rule] = {
-    "last step": last, "lowest loss": lowest, "loss, rise > 1 se": beyond(1), "loss, rise > 2 se": beyond(2),
+    "last step": last,
+    "lowest loss": lowest,
+    "loss, rise > 1 se": beyond(1),
+    "loss, rise > 2 se": beyond(2),
     "metric": metric,
-}  # fmt: skip
+}
 
 
 def compare(noted: Sequence[dict[str, Any]]) -> None:

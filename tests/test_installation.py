@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,9 +54,13 @@ def test_each_command_of_readme_and_docs_runs(bin_folder: Path) -> None:
     argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-m", "not long"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     done = subprocess.run(
-        [*argv, *DOCUMENTED], cwd=ROOT, env={**environment, "TESTED_BIN": str(bin_folder)}, capture_output=True,
-        text=True, check=False,
-    )  # fmt: skip
+        [*argv, *DOCUMENTED],
+        cwd=ROOT,
+        env={**environment, "TESTED_BIN": str(bin_folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout
 
 
@@ -74,11 +77,13 @@ def test_a_daemon_starts_and_its_champion_is_exported_as_gguf_without_a_further_
     with (tmp_path / "dropforge.toml").open("a", encoding="utf-8") as file:
         file.write(f"\n[export]\ngguf = ['{converter}']\n")
     run(dropforge, "config", "check", folder=tmp_path)
-    with (tmp_path / "log").open("wb") as log, subprocess.Popen([dropforge, "run"], cwd=tmp_path, stderr=log) as daemon:
-        while not (tmp_path / ".dropforge/tracks/default/champion").exists() and daemon.poll() is None:
-            time.sleep(0.1)
+    with subprocess.Popen([dropforge, "run"], cwd=tmp_path, stderr=subprocess.PIPE, text=True) as daemon:
+        assert daemon.stderr is not None
+        said = [next((line for line in daemon.stderr if "daemon_ready" in line), "")]
         daemon.send_signal(signal.SIGINT)
-    assert daemon.returncode == 0, (tmp_path / "log").read_text(encoding="utf-8")
+        said += daemon.stderr
+    assert daemon.returncode == 0, said
+    assert (tmp_path / ".dropforge/tracks/default/champion").exists()
     done = run(dropforge, "export", "default", "--to", "new", "--gguf", folder=tmp_path)
     words = "new.gguf, its logits 0 from the champion's, same token at 100% of the places"
     assert (done.stdout, done.stderr) == (f"{tmp_path / 'new'}: {words}\n", "")

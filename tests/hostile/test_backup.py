@@ -191,9 +191,12 @@ def test_a_tampered_backup_is_refused_and_nothing_is_touched(
 
 
 def test_a_restored_run_takes_programs_and_addresses_from_todays_settings(
-    lived_in: LivedIn, dropforge: Callable[..., Any], kept: Path, record_property: Record,
+    lived_in: LivedIn,
+    dropforge: Callable[..., Any],
+    kept: Path,
+    record_property: Record,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     evil = {"url": "http://evil/v1", "model": "m", "api_key_env": "PATH"}
     to = "json_set(config, '$.evaluate.vllm', '/tmp/evil', '$.judge', json(?))"
     row(f"UPDATE run SET config = {to} WHERE id = 3", json.dumps(evil))(kept)

@@ -50,9 +50,14 @@ def test_what_root_does_in_the_state_folder_is_its_owners(new_box: Callable[...,
     assert box.stop() == 0
     kept = box.state / "kept"
     for words in (
-        ("backup", str(kept)), ("backup",), ("restore", str(kept)), ("web", "--url"), ("gc",),
-        ("pause", "--reason", "x"), ("doctor",),
-    ):  # fmt: skip
+        ("backup", str(kept)),
+        ("backup",),
+        ("restore", str(kept)),
+        ("web", "--url"),
+        ("gc",),
+        ("pause", "--reason", "x"),
+        ("doctor",),
+    ):
         done = started(box, *words, person=0)
         assert done.returncode == 0 or words == ("doctor",), (words, done.stderr)
     strangers = [str(path) for path in (box.state, *box.state.rglob("*")) if path.lstat().st_uid != DAEMON.number]

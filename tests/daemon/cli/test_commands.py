@@ -358,8 +358,9 @@ def test_check_gives_a_whole_command_for_each_reading_of_rows_with_other_keys(
     subprocess.run(["sh", "-c", converts], cwd=tmp_path, check=True)
     assert dropforge("check", "NEW.jsonl").code == 0
     assert json.loads((tmp_path / "NEW.jsonl").read_text().splitlines()[0]) == {
-        "instruction": "How many are there?", "output": "SELECT count(*) FROM shop"
-    }  # fmt: skip
+        "instruction": "How many are there?",
+        "output": "SELECT count(*) FROM shop",
+    }
 
 
 @pytest.mark.parametrize("key", ["an'swer", "a b", "$(id)", ""])

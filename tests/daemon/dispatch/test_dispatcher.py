@@ -967,8 +967,9 @@ def test_a_model_that_was_rolled_back_does_not_return_as_its_child(
     assert not behind & history.blocked(past)
     assert run_row(engine, 2).outcome == ("promoted" if approval == "auto" else "awaiting_approval")
     if again != steps:
-        assert any(one.startswith("generation 1, from which it was trained, is not the champion any more: ")
-                   for one in said)  # fmt: skip
+        assert any(
+            one.startswith("generation 1, from which it was trained, is not the champion any more: ") for one in said
+        )
 
 
 def test_a_training_from_a_model_that_is_rolled_back_is_stopped(

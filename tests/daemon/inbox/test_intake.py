@@ -200,8 +200,11 @@ def test_old_rejected_files_go_with_their_answers_and_rows(tmp_path: Path) -> No
     assert [drop.name for drop in box.rows(Drop)] == ["untold.jsonl", "new.jsonl", "good.jsonl"]
     assert {event.drop_id for event in box.rows(Event) if event.drop_id} == {4, 5, 6}
     assert [name for name in box.files("rejected") if not name.endswith(".errors.json")] == [
-        "new.jsonl", "old.jsonl-notes", "swapped.jsonl", "untold.jsonl",
-    ]  # fmt: skip
+        "new.jsonl",
+        "old.jsonl-notes",
+        "swapped.jsonl",
+        "untold.jsonl",
+    ]
     assert box.rows(Message)[0].event_id == 4
     assert (box.files("rejected/support"), outside.read_text()) == ([], "not ours")
     assert rejected.collect(box.engine, box.settings, then) == ()

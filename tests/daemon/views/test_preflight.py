@@ -58,8 +58,9 @@ def test_a_setting_that_needs_what_is_not_there_is_refused_before_any_run(
     for command, code in ((("config", "check"), 2), (("run",), 1)):
         refused = dropforge(*command)
         assert (refused.code, refused.err) == (
-            code, f"error: dropforge.toml: {name}: {found['text']}\nhint: {found['remedy']}\n",
-        )  # fmt: skip
+            code,
+            f"error: dropforge.toml: {name}: {found['text']}\nhint: {found['remedy']}\n",
+        )
 
 
 def test_what_steps_need_may_be_in_the_environment_of_a_worker_of_its_own(

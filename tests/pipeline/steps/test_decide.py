@@ -244,9 +244,10 @@ def test_a_model_that_answers_general_questions_with_labels_wins_with_a_warning(
     attempt = Attempt(spec.model_copy(update={"config": config}))
     (tmp_path / "evaluated/suite-1.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
     write_evaluation(
-        tmp_path, lines,
+        tmp_path,
+        lines,
         suites=(SuiteScores(name="questions", records=38, candidate=0, champion=100, file="suite-1.jsonl"),),
-    )  # fmt: skip
+    )
     verdict = decide(attempt)
     assert verdict.outcome == "promoted"
     said = "answers 18 of 38 general questions with a label of the training data"

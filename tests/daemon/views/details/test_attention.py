@@ -100,8 +100,9 @@ def test_what_a_list_leaves_out_is_counted(lately: Any) -> None:
         lately.take(f"bad{number}.jsonl", '{"instruction": "y"}\n')
     found = [one for one in told(lately) if one.kind == "rejected"]
     assert [one.title for one in found] == [
-        *(f"bad{number}.jsonl was rejected" for number in range(6, 1, -1)), "3 more files were rejected",
-    ]  # fmt: skip
+        *(f"bad{number}.jsonl was rejected" for number in range(6, 1, -1)),
+        "3 more files were rejected",
+    ]
     assert sum(one.count for one in found) == 8
     assert found[-1].detail == "files were rejected: dropforge drops --state rejected"
 
