@@ -49,20 +49,11 @@ _WORKER_AGAIN_SECONDS, _PAGE_AGAIN_SECONDS = 1.0, 60.0
 log = structlog.get_logger()
 
 
-class AlreadyRunning(DropforgeError):
-    """Another daemon works on the same state folder."""
-
-
 class Service:
     """The whole daemon."""
 
     def __init__(self, settings: Settings, config: Path | None = None) -> None:
-        """
-        Take the state folder's lock and open the database.
-
-        Raises `AlreadyRunning` if another daemon has the lock, `NotOwn`, `DatabaseUnusable` and `RestoreCutOff` if the
-        state folder must not be worked on as it is.
-        """
+        """Take the state folder's lock and open the database. Raises `DropforgeError` if one of them cannot be used."""
         self._settings = settings
         root = settings.state_folder
         refuse_network(root)
@@ -72,7 +63,7 @@ class Service:
         self._lock = FileLock(root / LOCK_NAME)
         if not self._lock.acquire():
             message = f"another daemon (process {lock_holder(root / LOCK_NAME)}) works on {root}"
-            raise AlreadyRunning(
+            raise DropforgeError(
                 message, "see what it does: dropforge status; or give this one a state folder of its own"
             )
         refuse_half_restored(root)
@@ -119,8 +110,8 @@ class Service:
         """
         Recover, then work until `stop` is set, then end in order.
 
-        Raises `IntakeEnded` after such an end if files cannot be taken in any more. If the state folder is taken away
-        there is no order to keep: one line, and the process ends here and now with exit code 1.
+        Raises `DropforgeError` after such an end if the intake has failed. If the state folder is taken away there
+        is no order to keep: one line, and the process ends here and now with exit code 1.
         """
         Spool(self._settings.state_folder)
         with transaction(self._engine) as session:
@@ -149,7 +140,7 @@ class Service:
         os._exit(EXIT_FAILED)
 
     def _beat(self) -> None:
-        """One turn of the main loop. Raises `StateFolderGone`, or `IntakeEnded`: nothing can be done any more."""
+        """One turn of the main loop. Raises `StateFolderGone`, or `DropforgeError`: nothing can be done any more."""
         self._folder.require_there()
         self._intake.require_alive()
         monotonic = time.monotonic()

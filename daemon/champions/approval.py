@@ -27,17 +27,12 @@ from daemon.state.tables import Promotion, Run
 from pipeline.errors import DropforgeError
 
 
-class CannotPromote(DropforgeError):
-    """The run has no model that could be promoted, or no win that waits for a word."""
-
-
 def approve(engine: Engine, state_folder: Path, run_id: int, word: Word) -> Promotion:
     """
     Promote the win of a run that waits for approval, and return the row that says so; the reason may be empty.
 
-    Raises `CannotPromote` if it did not win or another champion came first, `ChampionMoved` if one comes meanwhile,
-    `CannotReview` if its blind review (`gate.review`) is not at its end, `NoTarget` if the model's files are not what
-    they were, `Blocked` if it was rolled back from, `Cancelled` if the run is cancelled meanwhile.
+    Raises `DropforgeError` if it did not win, another champion came first, its blind review is not complete or its
+    files have changed; `ChampionMoved`, `Blocked` if it was rolled back from, `Cancelled`.
     """
     with transaction(engine) as session:
         run = _known(session, run_id)
@@ -48,10 +43,10 @@ def approve(engine: Engine, state_folder: Path, run_id: int, word: Word) -> Prom
     try:
         verdict = run_files.load_verdict(state_folder, run_id)
     except run_files.VerdictDamaged as error:
-        raise CannotPromote(error.message, f"{error.hint}, or: {forcing(run_id)}") from error
+        raise DropforgeError(error.message, f"{error.hint}, or: {forcing(run_id)}") from error
     if verdict is None or verdict.candidate_model_id is None or verdict.champion_generation is None:
         message = f"the verdict of run {run_id} is not there any more"
-        raise CannotPromote(message, f"bring runs/{run_id}/decide.json back from a backup, or: {forcing(run_id)}")
+        raise DropforgeError(message, f"bring runs/{run_id}/decide.json back from a backup, or: {forcing(run_id)}")
     path = f"models/{verdict.candidate_model_id}"
     check_files(state_folder, path, verdict.candidate_model_id, f"the model of run {run_id}", run.track)
     over, reason = verdict.champion_generation, "; ".join(filter(None, (verdict.sentence, word.reason)))
@@ -66,8 +61,7 @@ def force(
     Make the model of an ended run the champion whatever its verdict, and return the row that says so.
 
     Its files are compared with their hashes and `try_out` lets it answer before anything moves. The model is no longer
-    blocked; drops that were suspended stay so. Raises `CannotPromote`, `NoTarget`, what `try_out` does, or
-    `ChampionMoved` if another change came first.
+    blocked; suspended drops stay suspended. Raises `DropforgeError`, or `ChampionMoved` if another change came first.
     """
     with transaction(engine) as session:
         run = _known(session, run_id)
@@ -75,7 +69,7 @@ def force(
     identity = _model_of(state_folder, run)
     if identity == serving.model_id:
         message = f"the model of run {run_id} is the champion of track {run.track} already"
-        raise CannotPromote(message, f"look at it: dropforge champion --track {run.track}")
+        raise DropforgeError(message, f"look at it: dropforge champion --track {run.track}")
     path, what = f"models/{identity}", f"the model of run {run_id}"
     begun = monotonic()
     check_files(state_folder, path, identity, what, run.track)
@@ -114,7 +108,7 @@ def who() -> str:
 def _known(session: Session, run_id: int) -> Run:
     run = session.get(Run, run_id)
     if run is None:
-        raise CannotPromote(f"there is no run {run_id}", "list them: dropforge runs")
+        raise DropforgeError(f"there is no run {run_id}", "list them: dropforge runs")
     return run
 
 
@@ -126,14 +120,14 @@ def _blocked_by(past: Sequence[Promotion], run_id: int) -> Promotion | None:
 
 
 def _require_waiting(state_folder: Path, run: Run, past: Sequence[Promotion]) -> None:
-    """Raise `CannotPromote` for a run whose win does not wait; name `--force` only where it would do something."""
+    """Raise `DropforgeError` for a run whose win does not wait; name `--force` only where it would do something."""
     if run.outcome == AWAITING:
         return
     back = _blocked_by(past, run.id or 0)
     serves = bool(past) and past[-1].model_id in {row.model_id for row in past if row.run_id == run.id}
     if run.ended_at is None:
         message = f"run {run.id} {state_words(run.state)} and has no verdict yet"
-        raise CannotPromote(message, f"see how far it is: dropforge show {run.id}")
+        raise DropforgeError(message, f"see how far it is: dropforge show {run.id}")
     if back is not None:
         how = "promoted" if run.outcome == "promoted" else "forced"
         by = f", by {back.approved_by}" if back.approved_by else ""
@@ -151,18 +145,18 @@ def _require_waiting(state_folder: Path, run: Run, past: Sequence[Promotion]) ->
         message, hint = f"run {run.id} did not win: {run.outcome}", f"see why: dropforge show {run.id}"
     if not serves and (run_files.run_folder(state_folder, run.id or 0) / "merge.json").exists():
         hint = f"{hint}; to make its model the champion all the same: {forcing(run.id or 0)}"
-    raise CannotPromote(message, hint)
+    raise DropforgeError(message, hint)
 
 
 def _model_of(state_folder: Path, run: Run) -> str:
     """Return the id of the model that an ended run published."""
     if run.ended_at is None:
         message = f"run {run.id} {state_words(run.state)} and may still change its model"
-        raise CannotPromote(message, f"wait for it, or end it: dropforge cancel {run.id}")
+        raise DropforgeError(message, f"wait for it, or end it: dropforge cancel {run.id}")
     model = run_files.load_model(state_folder, run.id or 0)
     if model is not None:
         return model.model_id
     gone = (run_files.run_folder(state_folder, run.id or 0) / "merge.removed.json").exists()
     message = f"run {run.id} " + ("has no model any more: it was collected" if gone else "published no model")
     kept = "gc.keep_models and gc.keep_days in dropforge.toml say how long models are kept"
-    raise CannotPromote(message, kept if gone else f"see how it ended: dropforge show {run.id}")
+    raise DropforgeError(message, kept if gone else f"see how it ended: dropforge show {run.id}")

@@ -47,7 +47,7 @@ def promote(engine: Engine, state_folder: Path, candidate: Candidate, now: int) 
 
     For a run that did this already nothing happens and its row is returned. Raises `ChampionMoved` if the champion is
     not the one that it was compared with, `Blocked` if the model was rolled back from, `Cancelled` if the run was
-    cancelled, `NoTarget` if the model is not there, `LostClaim` if the run is not the owner's.
+    cancelled, `DropforgeError` if the model is not there, `LostClaim` if the run is not the owner's.
     """
     intent = Promotion(
         track=candidate.track,

@@ -9,12 +9,13 @@ from sqlalchemy import Engine
 
 from daemon.champions.history import blocked, unhealthy_models
 from daemon.champions.journal import alone, carry_out, champion, history, intend, require_generation
-from daemon.champions.model_files import NoTarget, TryOut, check_files, later, other_ways, require_there
+from daemon.champions.model_files import TryOut, check_files, later, other_ways, require_there
 from daemon.state.database import transaction
 from daemon.state.events import Word
 from daemon.state.states import PromotionKind
 from daemon.state.tables import Promotion, Track
 from pipeline.artifacts import ModelRef
+from pipeline.errors import DropforgeError
 
 #: Former champions that a refused rollback names.
 _TOLD = 5
@@ -39,7 +40,7 @@ def rollback(
     Make a former champion serve again, as the next generation; return the row that says so.
 
     Before anything moves every file of its model is compared with its hash, and `try_out` lets it answer. The model
-    that loses its place is blocked: no run promotes it again, only a person brings it back. Raises `NoTarget`,
+    that loses its place is blocked: no run promotes it again, only a person brings it back. Raises `DropforgeError`,
     `NoChampion`, what `try_out` does, or `ChampionMoved` if another change came first.
     """
     track = to.track
@@ -82,19 +83,19 @@ def _target(past: Sequence[Promotion], serving: ModelRef, to: int | None, state_
     if to is not None:
         found = next((row for row in past if row.generation == to), None)
         if found is None:
-            raise NoTarget(f"track {track} has had no champion of generation {to}", hint)
+            raise DropforgeError(f"track {track} has had no champion of generation {to}", hint)
         if found.model_id == serving.model_id:
-            raise NoTarget(f"the model of generation {to} is the champion of track {track} already", hint)
+            raise DropforgeError(f"the model of generation {to} is the champion of track {track} already", hint)
         return found
     # A run can make the very model that serves, and promote it again.
     others = {row.model_id: row for row in past if row.model_id != serving.model_id}
     former = max(others.values(), key=lambda row: row.generation, default=None)
     if former is None:
-        raise NoTarget(f"track {track} has had no other champion than today's", hint)
+        raise DropforgeError(f"track {track} has had no other champion than today's", hint)
     against = _against(former, past, state_folder)
     if against:
         message = f"no rollback without --to: the model of generation {former.generation} {against}"
-        raise NoTarget(message, _choices(list(others.values()), past, state_folder))
+        raise DropforgeError(message, _choices(list(others.values()), past, state_folder))
     return former
 
 

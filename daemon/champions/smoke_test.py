@@ -25,10 +25,6 @@ class Stopped(Exception):
     """The caller does not want the answer any more."""
 
 
-class DoesNotAnswer(DropforgeError):
-    """The model cannot be loaded, or says nothing."""
-
-
 def can_try() -> bool:
     """Say whether the training stack, which loads models, is installed here."""
     return all(find_spec(name) is not None for name in ("torch", "transformers"))
@@ -39,7 +35,7 @@ def require_answer(folder: Path, seconds: float = _SECONDS, stop: threading.Even
     Load the model in `folder` on the CPU, in a process of its own, and let it generate one token.
 
     On the CPU since a training may have the GPU's memory. Where the training stack is not installed this is said in the
-    log, and nothing is tried. Raises `DoesNotAnswer`, also after `seconds`, and `Stopped` once `stop` is set.
+    log, and nothing is tried. Raises `DropforgeError`, also after `seconds`, and `Stopped` once `stop` is set.
     """
     if not can_try():
         log.warning("model_not_tried", folder=str(folder), reason="the training stack is not installed here")
@@ -60,21 +56,21 @@ def require_answer(folder: Path, seconds: float = _SECONDS, stop: threading.Even
                 kill_group(process.pid, signal.SIGKILL)
     if said is None:
         message = f"the model in {folder} gave no answer within {seconds:g} s"
-        raise DoesNotAnswer(message, "free memory and cores on this machine, then try again")
+        raise DropforgeError(message, "free memory and cores on this machine, then try again")
     if process.returncode != 0:
         message, hint = _words(said, process.returncode)
-        raise DoesNotAnswer(f"the model in {folder} does not answer: {message}", hint)
+        raise DropforgeError(f"the model in {folder} does not answer: {message}", hint)
 
 
 def ask(request: Mapping[str, Any], device: str) -> Iterator[dict[str, Any]]:
     """
     Yield what models say to one prompt while they say it; request and yield are those of `pipeline.qlora.ask`.
 
-    The process that loads them ends with the caller's interest. Raises `DoesNotAnswer`.
+    The process that loads them ends with the caller's interest. Raises `DropforgeError`.
     """
     if not can_try():
         message = "the training stack, which loads models, is not installed here"
-        raise DoesNotAnswer(message, "ask where the daemon's worker runs")
+        raise DropforgeError(message, "ask where the daemon's worker runs")
     with subprocess.Popen(
         [sys.executable, "-P", "-m", "pipeline.qlora.ask"],
         env=child_environment({"DROPFORGE_DEVICE": device, "OMP_WAIT_POLICY": "PASSIVE"}),
@@ -91,13 +87,13 @@ def ask(request: Mapping[str, Any], device: str) -> Iterator[dict[str, Any]]:
             for line in process.stdout:
                 said = json.loads(line)
                 if "error" in said:
-                    raise DoesNotAnswer(str(said["error"]), str(said["hint"]))
+                    raise DropforgeError(str(said["error"]), str(said["hint"]))
                 yield said
         finally:
             if process.poll() is None:
                 kill_group(process.pid, signal.SIGKILL)
     if process.returncode != 0:
-        raise DoesNotAnswer(*_words(b"", process.returncode))
+        raise DropforgeError(*_words(b"", process.returncode))
 
 
 def _answer(process: subprocess.Popen[bytes], seconds: float, stop: threading.Event) -> bytes | None:

@@ -296,7 +296,7 @@ class Dispatcher:
             raise self._apart.words(run.id or 0, error) from error
 
     def _has_room(self, run: Run, *, margin: bool = True) -> None:
-        """Raise `NoRoom` if the disk has no room for what a run has still to do, `CannotTell` if nobody can tell."""
+        """Raise `DropforgeError` if the disk has no room for the rest of a run, `CannotTell` if that is unknown."""
         self.disk.require(still_needed(self._root, run), margin=margin)
 
     def _next(self, run: Run, now: int) -> tuple[dict[str, str], Step | None]:

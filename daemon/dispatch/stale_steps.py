@@ -24,7 +24,6 @@ from daemon.champions.journal import champion
 from daemon.dispatch.run_config import compose
 from daemon.queue import run_queue
 from daemon.queue.attempts import published_attempts
-from daemon.queue.states import WrongState
 from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.database import transaction
@@ -34,6 +33,7 @@ from daemon.state.tables import Run, promotion_of
 from pipeline import durable
 from pipeline.config import RunConfig
 from pipeline.contract import RESULT_NAME, SPEC_NAME, StepResult, StepSpec
+from pipeline.errors import DropforgeError
 from pipeline.steps import BY_NAME, STEPS, next_step
 
 #: What each step takes of the files that `prepare` made, by their hashes, and of its choices; `prepare` makes these.
@@ -92,7 +92,7 @@ def retry_words(engine: Engine, settings: Settings, run_id: int, now: int) -> st
     """
     Say what of a run would stand, and what be done again, if it were retried now; empty where nobody can tell.
 
-    Raises `WrongState` if it cannot be retried.
+    Raises `DropforgeError` if it cannot be retried.
     """
     run = run_queue.preview_retry(engine, run_id, now, lambda _session, track: compose(settings, track))
     try:
@@ -105,11 +105,11 @@ def retry(engine: Engine, settings: Settings, run_id: int, now: int, since: str 
     """
     Let a failed, cancelled or crashed run go on, doing `since` and all later steps again if that is named.
 
-    Returns in words how it goes on, and what `retry_words` says. Raises `WrongState` if it cannot be retried or
+    Returns in words how it goes on, and what `retry_words` says. Raises `DropforgeError` if it cannot be retried or
     there is no such step.
     """
     if since is not None and since not in BY_NAME:
-        raise WrongState(f"there is no step {since!r}", f"use one of {', '.join(BY_NAME)}")
+        raise DropforgeError(f"there is no step {since!r}", f"use one of {', '.join(BY_NAME)}")
     if since is not None:
         # Before the run is anybody's: a refusal must leave its artifacts as they are.
         run_queue.require_retriable(engine, run_id)

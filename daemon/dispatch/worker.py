@@ -306,7 +306,7 @@ def serve(state_folder: Path, *, with_lifeline: bool, command: StepCommand = _ow
     Standard input is the daemon's end of a pipe: it closes with the daemon, however that ended. A second signal kills
     the step and ends the process at once, with 128 and the signal's number.
 
-    Raises `NotOwn` if the state folder is not this user's own, `StateFolderGone` if it is taken away.
+    Raises `DropforgeError` if the state folder is not this user's own, `StateFolderGone` if it is taken away.
     """
     folder = OwnFolder(state_folder, "worker")
     worker = Worker(state_folder, command, folder.require_there)

@@ -23,10 +23,6 @@ _QUIET_SECONDS, _LONGEST_WAIT = 0.2, 10.0
 log = structlog.get_logger()
 
 
-class IntakeEnded(DropforgeError):
-    """Nobody takes files in any more; the service manager starts the daemon again."""
-
-
 class IntakeLoop:
     """The thread that turns settled files into drops."""
 
@@ -60,10 +56,10 @@ class IntakeLoop:
         self._watcher.stop()
 
     def require_alive(self) -> None:
-        """Raise `IntakeEnded` if the thread has ended though nobody told it to."""
+        """Raise `DropforgeError` if the thread has ended though nobody told it to."""
         if self._ended is not None:
             message = f"the thread that takes files in has ended: {type(self._ended).__name__}: {self._ended}"
-            raise IntakeEnded(message, "start the daemon again; this is a defect, please report it") from self._ended
+            raise DropforgeError(message, "start the daemon again; this is a defect, please report it") from self._ended
 
     def _run(self) -> None:
         try:

@@ -18,14 +18,6 @@ from pipeline.errors import DropforgeError
 _MODE = 0o640
 
 
-class NameTaken(DropforgeError):
-    """A file of the same name waits in the inbox, or the name is one that the inbox passes over."""
-
-
-class NoInbox(DropforgeError):
-    """The inbox has no such folder; only the daemon makes them, or they would belong to whoever submits."""
-
-
 def copy_in(source: Path, settings: Settings, track: str, *, heldout: bool) -> Path:
     """
     Copy `source` into the inbox of a declared `track`, or its held-out folder; return the copy.
@@ -39,10 +31,10 @@ def copy_in(source: Path, settings: Settings, track: str, *, heldout: bool) -> P
 
 
 def require_usable(name: str) -> None:
-    """Raise `NameTaken` for a name that the inbox passes over."""
+    """Raise `DropforgeError` for a name that the inbox passes over."""
     if is_skipped(os.fsencode(name)):
         message = f"{name}: the inbox takes a file of such a name for one that is still being written"
-        raise NameTaken(message, "rename the file and submit it again")
+        raise DropforgeError(message, "rename the file and submit it again")
 
 
 @dataclass(frozen=True)
@@ -59,7 +51,7 @@ class Incoming:
         """
         Let the file appear under `name` in the folder of a declared `track`, or its held-out one, whole and durable.
 
-        Returns its path. Raises `NameTaken` if a file of that name is there, `NoInbox` if the folder is not.
+        Returns its path. Raises `DropforgeError` if a file of that name exists, or the folder does not.
         """
         require_usable(name)
         below = [*([] if track == "default" else [track]), *([HELDOUT] if heldout else [])]
@@ -77,7 +69,7 @@ def incoming(settings: Settings) -> Iterator[Incoming]:
     """
     Give an empty file in the inbox to write; behind the block it is gone, unless it was given a name.
 
-    Raises `NoInbox` if there is no inbox, `OSError` if it cannot be written.
+    Raises `DropforgeError` if there is no inbox, `OSError` if it cannot be written.
     """
     # Names that begin with a dot are in progress to the watcher.
     aside = f".{uuid.uuid4().hex}.part"
@@ -118,10 +110,10 @@ def _opened(inbox: Path, below: list[str]) -> Iterator[int]:
                 opened.callback(os.close, fd)
         except FileNotFoundError as error:
             message = f"there is no folder {place}"
-            raise NoInbox(message, "the daemon makes the folders of its inbox: start it, dropforge run") from error
+            raise DropforgeError(message, "the daemon makes the folders of its inbox: dropforge run") from error
         except NotADirectoryError as error:
             message = f"{place} is not a folder"
-            raise NoInbox(message, f"take it away and let the daemon make one: ls -ld {place}") from error
+            raise DropforgeError(message, f"take it away and let the daemon make one: ls -ld {place}") from error
         yield fd
 
 
@@ -141,9 +133,9 @@ def _give_name(aside: tuple[int, str], target: Path, folder: int) -> None:
     try:
         os.link(name, target.name, src_dir_fd=source, dst_dir_fd=folder, follow_symlinks=False)
     except FileExistsError as error:
-        raise NameTaken(message, hint) from error
+        raise DropforgeError(message, hint) from error
     except OSError as error:
         # A file system without hard links: a rename would replace a file that appears in this very moment.
         if target.name in os.listdir(folder):
-            raise NameTaken(message, hint) from error
+            raise DropforgeError(message, hint) from error
         os.rename(name, target.name, src_dir_fd=source, dst_dir_fd=folder)

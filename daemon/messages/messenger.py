@@ -26,10 +26,6 @@ _SILENT_SECONDS = 120.0
 log = structlog.get_logger()
 
 
-class Unreachable(DropforgeError):
-    """An address does not take messages."""
-
-
 class Messenger:
     """Sends what the outbox holds, one message after the other to each address, until `finish`."""
 
@@ -121,7 +117,7 @@ class Messenger:
         if words is None:
             self._troubles.clear(whose)
         else:
-            self._troubles.note(whose, Unreachable(words))
+            self._troubles.note(whose, DropforgeError(words))
 
     def _run(self) -> None:
         while not self._stop.wait(_TICK_SECONDS):

@@ -17,22 +17,18 @@ from pipeline.errors import DropforgeError
 _OPEN = select(Attempt).where(col(Attempt.run_id) == bindparam("of_run"), Attempt.state == AttemptState.SUBMITTED)
 
 
-class AttemptOpen(DropforgeError):
-    """The run has an attempt that has not ended."""
-
-
 def begin_attempt(engine: Engine, claim: Claim, step: str, now: int) -> Attempt:
     """
     Open the next attempt at `step`, with a number and a fence of its own; the run is at that step from now on.
 
-    Raises `LostClaim` if the run is not the owner's any more, `AttemptOpen` if an attempt of the run is open.
+    Raises `LostClaim` if the run is not the owner's any more, `DropforgeError` if an attempt of the run is open.
     """
     with transaction(engine) as session:
         run = held_run(session, claim)
         opened = _open(session, claim.run_id)
         if opened is not None:
             message = f"run {claim.run_id} has attempt {opened.number} at step {opened.step} open"
-            raise AttemptOpen(message, f"look at it: dropforge show {claim.run_id}")
+            raise DropforgeError(message, f"look at it: dropforge show {claim.run_id}")
         last = select(func.max(Attempt.number)).where(Attempt.run_id == claim.run_id, Attempt.step == step)
         number = (session.exec(last).one() or 0) + 1
         attempt = Attempt(run_id=claim.run_id, step=step, number=number, fence=uuid.uuid4().hex, started_at=now)

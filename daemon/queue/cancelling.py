@@ -12,27 +12,28 @@ from sqlmodel import Session, col, select
 
 from daemon.queue.claims import Claim, held_run
 from daemon.queue.snapshots import give_back
-from daemon.queue.states import FINAL, Move, WrongState, change, known_run
+from daemon.queue.states import FINAL, Move, change, known_run
 from daemon.state.database import transaction
 from daemon.state.events import record_event
 from daemon.state.states import RunState
 from daemon.state.tables import Drop, Run, Suspect, promotion_of, waits
+from pipeline.errors import DropforgeError
 
 
 def cancel(engine: Engine, run_id: int, now: int) -> RunState:
     """
     End a queued or waiting run at once; ask for the end of a running one, whose owner calls `cancelled`.
 
-    Returns the state that the run is in now. Raises `WrongState` for a run that has ended or does not exist, and for
-    one that waits for no more than to be told that it has won: its model serves.
+    Returns the state that the run is in now. Raises `DropforgeError` for a run that has ended or does not exist, or
+    whose model serves already.
     """
     with transaction(engine) as session:
         run = known_run(session, run_id)
         if run.state in FINAL:
-            raise WrongState(f"run {run_id} has ended already: {run.state}", f"look at it: dropforge show {run_id}")
+            raise DropforgeError(f"run {run_id} has ended already: {run.state}", f"look at it: dropforge show {run_id}")
         if run.state != RunState.RUNNING and promotion_of(session, run_id) is not None:
             message = f"the model of run {run_id} is the champion of track {run.track} already; the run ends by itself"
-            raise WrongState(message, f"to go back to the model before: dropforge rollback --track {run.track}")
+            raise DropforgeError(message, f"to go back to the model before: dropforge rollback --track {run.track}")
         return call_off(session, run, now)
 
 

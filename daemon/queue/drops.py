@@ -20,10 +20,6 @@ from daemon.state.tables import Drop, Run
 from pipeline.errors import DropforgeError
 
 
-class WrongDrop(DropforgeError):
-    """There is no such drop, or its state does not allow what was asked."""
-
-
 class Withdrawal(NamedTuple):
     """A drop that was taken out, and what that has ended and begun."""
 
@@ -49,7 +45,7 @@ class Withdrawal(NamedTuple):
 
 def accept(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Drop:
     """
-    Let a proposed drop count from the next snapshot on, by this person's word. Raises `WrongDrop`.
+    Let a proposed drop count from the next snapshot on, by this person's word. Raises `DropforgeError`.
 
     Pinned records for want of which the last run ended start one.
     """
@@ -57,7 +53,7 @@ def accept(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Drop
         drop = _known(session, drop_id)
         if drop.state != DropState.PROPOSED:
             message = f"drop {drop_id} is {drop.state}, not proposed"
-            raise WrongDrop(message, "see what waits for a word: dropforge drops --state proposed")
+            raise DropforgeError(message, "see what waits for a word: dropforge drops --state proposed")
         _refuse_twin(session, drop)
         _set(session, drop, DropState.ACCEPTED, None)
         _record(session, "drop_accepted", drop, word)
@@ -73,13 +69,13 @@ def withdraw(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Wi
 
     The open runs and the pending approvals that were made from it are cancelled, and one run is queued on what else was
     new in them, which searches if one of them did. What is promoted already stays: a person rolls it back. Raises
-    `WrongDrop`.
+    `DropforgeError`.
     """
     with transaction(engine) as session:
         drop = _known(session, drop_id)
         if drop.state not in {DropState.ACCEPTED, DropState.PROPOSED, DropState.SUSPENDED}:
             message = f"drop {drop_id} is {drop.state}, not accepted, proposed or suspended"
-            raise WrongDrop(message, "see the drops and their states: dropforge drops")
+            raise DropforgeError(message, "see the drops and their states: dropforge drops")
         _set(session, drop, DropState.WITHDRAWN, word.reason)
         _record(session, "drop_withdrawn", drop, word)
         suspects.leave(session, settings, drop, word.at)
@@ -101,13 +97,13 @@ def restore(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Dro
     """
     Put a withdrawn or suspended drop, or one on trial, back into later snapshots, as new: it starts a run as one would.
 
-    Its trial is cancelled. Raises `WrongDrop`.
+    Its trial is cancelled. Raises `DropforgeError`.
     """
     with transaction(engine) as session:
         drop = _known(session, drop_id)
         if drop.state not in {DropState.WITHDRAWN, DropState.SUSPENDED} and not suspects.is_on_trial(session, drop):
             message = f"drop {drop_id} is {drop.state}, not withdrawn, suspended or on trial"
-            raise WrongDrop(message, "see the drops and their states: dropforge drops")
+            raise DropforgeError(message, "see the drops and their states: dropforge drops")
         _refuse_twin(session, drop)
         _set(session, drop, DropState.ACCEPTED, None)
         drop.first_run = None
@@ -132,17 +128,17 @@ def _enqueue(session: Session, settings: Settings, name: str, now: int) -> Run |
 def _known(session: Session, drop_id: int) -> Drop:
     drop = session.get(Drop, drop_id)
     if drop is None:
-        raise WrongDrop(f"there is no drop {drop_id}", "see them all: dropforge drops")
+        raise DropforgeError(f"there is no drop {drop_id}", "see them all: dropforge drops")
     return drop
 
 
 def _refuse_twin(session: Session, drop: Drop) -> None:
-    """Raise `WrongDrop` if the same content is accepted already."""
+    """Raise `DropforgeError` if the same content is accepted already."""
     same = select(Drop).where(Drop.track == drop.track, Drop.role == drop.role, Drop.sha256 == drop.sha256)
     twin = session.exec(same.where(Drop.state == DropState.ACCEPTED, Drop.id != drop.id)).first()
     if twin is not None:
         message = f"the content of drop {drop.id} is accepted already, as drop {twin.id}"
-        raise WrongDrop(
+        raise DropforgeError(
             message, f"look at it: dropforge drops; to take that one out: dropforge drops withdraw {twin.id}"
         )
 

@@ -16,7 +16,7 @@ from sqlmodel import Session, col, select
 from daemon.queue.claims import Claim, held_run, require_not_cancelled
 from daemon.queue.scheduling.order import due_runs
 from daemon.queue.snapshots import next_drops, retake_snapshot, take_snapshot
-from daemon.queue.states import RETRIABLE, Move, WrongState, change, known_run
+from daemon.queue.states import RETRIABLE, Move, change, known_run
 from daemon.queue.tracks import ensure_track
 from daemon.settings.model import RetrySettings, TrackSettings
 from daemon.state.database import transaction
@@ -104,13 +104,13 @@ def enqueue_by_hand(engine: Engine, track: str, now: int, trigger: str = "hand")
     Let a run of the track begin next, as a person asked; return its number and the drops that it will see.
 
     It is the track's queued run, if there is one, which then has the trigger `SEARCH` if that is given. Raises
-    `WrongState` if no drop is there to train on.
+    `DropforgeError` if no drop is there to train on.
     """
     with transaction(engine) as session:
         drops = next_drops(session, track)
         if all(drop.role != "train" for drop in drops):
             message = f"track {track} has no drop to train on"
-            raise WrongState(message, "drop a file of records into its inbox; what is there: dropforge drops")
+            raise DropforgeError(message, "drop a file of records into its inbox; what is there: dropforge drops")
         run = enqueue(session, track, trigger, now, now)
         run.trigger = SEARCH if trigger == SEARCH else run.trigger
         run.not_before = min(run.not_before, now)
@@ -239,14 +239,14 @@ def retry(engine: Engine, run_id: int, now: int) -> RunState:
     It goes on with the settings of today, without the drops that were withdrawn or suspended meanwhile; steps that this
     makes stale are done again.
 
-    Raises `WrongState` for any other run, and for one without a snapshot whose track has an open run already.
+    Raises `DropforgeError` for any other run, and for one without a snapshot whose track has an open run already.
     """
     with transaction(engine) as session:
         return _retry(session, run_id, now)
 
 
 def require_retriable(engine: Engine, run_id: int) -> None:
-    """Raise `WrongState` if `retry` would refuse the run for the state that it is in."""
+    """Raise `DropforgeError` if `retry` would refuse the run for the state that it is in."""
     with transaction(engine) as session:
         _retriable(session, run_id)
 
@@ -257,7 +257,7 @@ def preview_retry(
     """
     Return a run with the settings and drops that it would go on with after a retry; `None` if it would not.
 
-    Nothing is written. Raises `WrongState` where `retry` does.
+    Nothing is written. Raises `DropforgeError` where `retry` does.
     """
     with Session(engine, expire_on_commit=False) as session:  # never committed
         _retry(session, run_id, now)
@@ -289,7 +289,7 @@ def _retry(session: Session, run_id: int, now: int) -> RunState:
     opened = _opened(session, run.track)
     if to == RunState.QUEUED and opened is not None:
         message = f"run {run_id} never began, and run {opened.id} of track {run.track} will include its drops"
-        raise WrongState(message, f"wait for that one: dropforge show {opened.id}")
+        raise DropforgeError(message, f"wait for that one: dropforge show {opened.id}")
     cleared: dict[str, object] = dict.fromkeys(("config", "ended_at", "error", "hint"))
     values = {**cleared, "failures": 0, "deaths": 0, "cancel_requested": False, "not_before": now, "place": 0}
     return change(session, run, Move(to, "run_retried", values), now)
@@ -352,7 +352,7 @@ def _retriable(session: Session, run_id: int) -> Run:
     run = known_run(session, run_id)
     if run.state not in RETRIABLE:
         message = f"run {run_id} {state_words(run.state)}: only a failed, cancelled or crashed run can be retried"
-        raise WrongState(message, f"look at it: dropforge show {run_id}")
+        raise DropforgeError(message, f"look at it: dropforge show {run_id}")
     return run
 
 

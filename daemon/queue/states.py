@@ -45,10 +45,6 @@ _CHANGE = update(_table).where(
 )
 
 
-class WrongState(DropforgeError):
-    """There is no such run, or it is in a state that does not allow what was asked."""
-
-
 @dataclass(frozen=True)
 class Move:
     """One change of a run's state: to what, with which event and which columns beside it."""
@@ -63,7 +59,7 @@ def change(session: Session, run: Run, move: Move, now: int) -> RunState:
     """Change a run's state from what the caller read, once, with its event."""
     was = RunState(run.state)
     if move.to not in ALLOWED[was]:
-        raise WrongState(f"run {run.id} cannot become {move.to} from {was}", f"look at it: dropforge show {run.id}")
+        raise DropforgeError(f"run {run.id} cannot become {move.to} from {was}", f"look at it: dropforge show {run.id}")
     if was == RunState.RUNNING and move.to != RunState.RUNNING:
         write_off(session, run.id or 0, run.track, now)
     if move.to in RETRIABLE:
@@ -84,8 +80,8 @@ def change(session: Session, run: Run, move: Move, now: int) -> RunState:
 
 
 def known_run(session: Session, run_id: int) -> Run:
-    """Return a run. Raises `WrongState` if there is none of this number."""
+    """Return a run. Raises `DropforgeError` if there is none of this number."""
     run = session.get(Run, run_id)
     if run is None:
-        raise WrongState(f"there is no run {run_id}", "list them: dropforge runs")
+        raise DropforgeError(f"there is no run {run_id}", "list them: dropforge runs")
     return run

@@ -17,10 +17,6 @@ _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 log = structlog.get_logger()
 
 
-class NotOwn(DropforgeError):
-    """The state folder, or a folder in it, is not this user's own."""
-
-
 class StateFolderGone(DropforgeError):
     """The state folder was moved, removed or replaced under a process that works on it."""
 
@@ -32,8 +28,7 @@ class OwnFolder:
         """
         Make the folder if it is missing, and close it to others; `command` is what the owner would start.
 
-        Raises `NotOwn` if it, or a folder that Dropforge makes in it, belongs to somebody else or could be changed by
-        one.
+        Raises `DropforgeError` if another user owns it or a folder that Dropforge makes in it, or could change one.
         """
         self._path = path
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -42,7 +37,7 @@ class OwnFolder:
         if info.st_uid != os.geteuid():
             owner = name_of(info.st_uid)
             message = f"the state folder {path} belongs to {owner}, and this is {user()}"
-            raise NotOwn(message, f"start it as its owner: sudo -u {owner} dropforge {command}")
+            raise DropforgeError(message, f"start it as its owner: sudo -u {owner} dropforge {command}")
         if info.st_mode & _OTHERS:
             os.fchmod(self._fd, stat.S_IMODE(info.st_mode) & ~_OTHERS)
             log.warning("state_folder_closed", folder=str(path), mode_was=f"{stat.S_IMODE(info.st_mode):04o}")
@@ -68,7 +63,7 @@ class OwnFolder:
 
 
 def _require_own(place: Path) -> None:
-    """Raise `NotOwn` unless a folder of ours, if there is one, is a folder and this user's own."""
+    """Raise `DropforgeError` unless a folder of ours, if there is one, is a folder and this user's own."""
     try:
         info = place.lstat()
         linked = stat.S_ISLNK(info.st_mode)
@@ -88,5 +83,5 @@ def _require_own(place: Path) -> None:
         raise _not_own(place, "is a link to a folder that others may write to")
 
 
-def _not_own(place: Path, what: str) -> NotOwn:
-    return NotOwn(f"{place} {what}", f"let it be a folder that {user()} alone can write to, or move it away")
+def _not_own(place: Path, what: str) -> DropforgeError:
+    return DropforgeError(f"{place} {what}", f"let it be a folder that {user()} alone can write to, or move it away")

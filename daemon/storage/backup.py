@@ -29,7 +29,6 @@ from daemon.state.database_file import BACKUPS, copy_database, refuse_other_tabl
 from daemon.state.layout import DATABASE_NAME
 from daemon.storage.backup_names import (
     SETTINGS,
-    BackupUnusable,
     is_below,
     open_regular,
     refuse_names,
@@ -42,6 +41,7 @@ from daemon.system.programs import user
 from pipeline import durable
 from pipeline.artifacts import JSON_NAME, PAGE_NAME, Frozen
 from pipeline.durable import read_object
+from pipeline.errors import DropforgeError
 
 MANIFEST = "manifest.json"
 _LOCK = "backup.lock"
@@ -87,15 +87,15 @@ def make(settings: Settings, target: Path | None = None, *, with_models: bool = 
     Back the state folder up into `target`, or into a new folder of it if it is there already; beside the daemon.
 
     Without a target the place is `backups/` in the state folder. Nothing is there under its name before all of it is
-    durable and verified. Raises `BackupUnusable`, or `DatabaseUnusable` if the database is damaged.
+    durable and verified. Raises `DropforgeError`, or `DatabaseUnusable` if the database is damaged.
     """
     root = settings.state_folder
     if not (root / DATABASE_NAME).exists():
         message = f"there is nothing to back up in {root}: no daemon ever ran there"
-        raise BackupUnusable(message, "name the settings of the right one: dropforge --config FILE backup")
+        raise DropforgeError(message, "name the settings of the right one: dropforge --config FILE backup")
     lock = FileLock(root / _LOCK)
     if not lock.acquire():
-        raise BackupUnusable("another backup of this state folder is being made", "wait for it, then try again")
+        raise DropforgeError("another backup of this state folder is being made", "wait for it, then try again")
     try:
         try:
             final = _place(root, target)
@@ -107,7 +107,7 @@ def make(settings: Settings, target: Path | None = None, *, with_models: bool = 
             message = f"user {user()} may not make {Path(error.filename).absolute()}"
             own = "/srv/dropforge-backups"
             hint = f"name a folder of its own: install -d -o {user()} -m 700 {own}; dropforge backup {own}"
-            raise BackupUnusable(message, hint) from error
+            raise DropforgeError(message, hint) from error
         try:
             manifest = _fill(aside, settings, with_models=with_models)
             check(aside)
@@ -123,7 +123,7 @@ def make(settings: Settings, target: Path | None = None, *, with_models: bool = 
 
 def check(folder: Path) -> Manifest:
     """
-    Read a whole backup and return its manifest. Raises `BackupUnusable` naming the first thing that is wrong.
+    Read a whole backup and return its manifest. Raises `DropforgeError` naming the first thing that is wrong.
 
     Nothing in it is followed or believed before it was looked at: a backup may lie where others write.
     """
@@ -132,19 +132,19 @@ def check(folder: Path) -> Manifest:
     try:
         manifest = Manifest.model_validate(durable.read_json(folder / MANIFEST))
     except (ValueError, OSError) as error:
-        raise BackupUnusable(f"{folder} is no whole backup: it has no readable {MANIFEST}", _ANOTHER) from error
+        raise DropforgeError(f"{folder} is no whole backup: it has no readable {MANIFEST}", _ANOTHER) from error
     refuse_names(folder, [*manifest.files, *manifest.champions, *manifest.missing])
     for name, seen in manifest.files.items():
         if _seen_if_there(folder / name) != seen:
-            raise BackupUnusable(f"the backup is damaged: {folder / name} is missing or has changed", _ANOTHER)
+            raise DropforgeError(f"the backup is damaged: {folder / name} is missing or has changed", _ANOTHER)
     database = folder / DATABASE_NAME
     refuse_sidecars(database)
     if DATABASE_NAME not in manifest.files or verify(database) != manifest.counts:
-        raise BackupUnusable(f"the backup is damaged: {database} has not the rows that were backed up", _ANOTHER)
+        raise DropforgeError(f"the backup is damaged: {database} has not the rows that were backed up", _ANOTHER)
     refuse_rows(database)
     named = {DATABASE_NAME, SETTINGS, *(name for name, _ in named_files(folder, database, with_models=True))}
     for name in manifest.files.keys() - named:
-        raise BackupUnusable(f"{folder} holds a file that its database does not name: {name}", _ANOTHER)
+        raise DropforgeError(f"{folder} holds a file that its database does not name: {name}", _ANOTHER)
     return manifest
 
 
@@ -164,7 +164,7 @@ def _place(root: Path, target: Path | None) -> Path:
     if final.exists() or not final.parent.is_dir():
         why = "is there already" if final.exists() else "has no folder above it"
         message = f"no backup can be made at {final}: it {why}"
-        raise BackupUnusable(message, "name a folder that is there, or a new one in it: dropforge backup /mnt/monday")
+        raise DropforgeError(message, "name a folder that is there, or a new one in it: dropforge backup /mnt/monday")
     return final
 
 
@@ -181,7 +181,7 @@ def _fill(aside: Path, settings: Settings, *, with_models: bool) -> Manifest:
     schema = revision(aside / DATABASE_NAME)
     if schema is None:
         message = f"{root / DATABASE_NAME} has no schema: a daemon is at its first start"
-        raise BackupUnusable(message, "try again when it is ready")
+        raise DropforgeError(message, "try again when it is ready")
     with closing(sqlite3.connect(aside / DATABASE_NAME)) as connection:
         refuse_other_tables(connection, root / DATABASE_NAME)
     files = {DATABASE_NAME: _seen(aside / DATABASE_NAME)}

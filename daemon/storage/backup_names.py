@@ -35,15 +35,11 @@ SELECT name, champion_generation FROM track WHERE champion_generation IS NOT NUL
 _SIDECARS = ("-journal", "-wal")
 
 
-class BackupUnusable(DropforgeError):
-    """A folder is no whole backup, or a backup cannot be made there."""
-
-
 def open_regular(path: Path) -> int:
     """
     Open a file of a backup for reading; return its descriptor.
 
-    Raises `BackupUnusable` if it is a link, FIFO or device, which are not waited for; `OSError` as `open` does.
+    Raises `DropforgeError` if it is a link, FIFO or device, which are not waited for; `OSError` as `open` does.
     """
     found = path.lstat()
     if stat.S_ISREG(found.st_mode):
@@ -55,7 +51,7 @@ def open_regular(path: Path) -> int:
 
 
 def refuse_other_kinds(folder: Path) -> None:
-    """Raise `BackupUnusable` for a link, FIFO or device in a backup, or a document too large to be read whole."""
+    """Raise `DropforgeError` for a link, FIFO or device in a backup, or a document too large to be read whole."""
     for directory, folders, files in os.walk(folder):
         for name in (*folders, *files):
             mode = Path(directory, name).lstat().st_mode
@@ -66,25 +62,25 @@ def refuse_other_kinds(folder: Path) -> None:
 
 
 def refuse_names(folder: Path, names: Iterable[str]) -> None:
-    """Raise `BackupUnusable` if a manifest names a file outside of the backup."""
+    """Raise `DropforgeError` if a manifest names a file outside of the backup."""
     for name in names:
         if not is_below(name.removesuffix("/")):
             raise _refusal(f"{folder} names a file that no backup holds: {name!r}")
 
 
 def refuse_sidecars(database: Path) -> None:
-    """Raise `BackupUnusable` if a journal lies beside a database: what is in it would be checked and not restored."""
+    """Raise `DropforgeError` if a journal lies beside a database: what is in it would be checked and not restored."""
     for suffix in _SIDECARS:
         path = Path(f"{database}{suffix}")
         if os.path.lexists(path) and path.lstat().st_size:
             message = f"{path} lies beside the database, so {database.name} alone is not all of it"
             hint = f"make one file of them: sqlite3 {database} \"VACUUM INTO 'NEW.db'\", and restore that"
-            raise BackupUnusable(message, hint)
+            raise DropforgeError(message, hint)
 
 
 def refuse_rows(database: Path) -> None:
     """
-    Raise `BackupUnusable` naming row and column if a value in a database is none that its table's model allows.
+    Raise `DropforgeError` naming row and column if a value in a database is none that its table's model allows.
 
     A path leads to a place in the state folder; only a base model may lie elsewhere: nothing is written there.
     """
@@ -93,7 +89,7 @@ def refuse_rows(database: Path) -> None:
             connection.execute("PRAGMA trusted_schema=OFF")
             if (other := other_table(connection)) is not None:
                 message = f"{database} is of an unreleased version of dropforge: its table {other} is another one"
-                raise BackupUnusable(message, f"it cannot be upgraded; drop the files in {database.parent}/drops again")
+                raise DropforgeError(message, f"it cannot be upgraded; drop the files in {database.parent}/drops again")
             for kind, name in connection.execute("SELECT type, name FROM sqlite_master").fetchall():
                 if kind not in {"table", "index"}:
                     raise _refusal(f"{database} has a {kind} of its own, {name!r}, which would change rows later")
@@ -150,5 +146,5 @@ def _kind(mode: int) -> str:
     return kinds.get(stat.S_IFMT(mode), "a device")
 
 
-def _refusal(message: str) -> BackupUnusable:
-    return BackupUnusable(message, _HINT)
+def _refusal(message: str) -> DropforgeError:
+    return DropforgeError(message, _HINT)

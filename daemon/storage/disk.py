@@ -27,10 +27,6 @@ _MEGABYTE = 1 << 20
 log = structlog.get_logger()
 
 
-class NoRoom(DropforgeError):
-    """The disk has not the room that a run needs; it begins, or goes on, once there is."""
-
-
 def is_full(error: BaseException) -> bool:
     """Say whether a full disk is behind an error of ours, of a library or of the database."""
     if isinstance(error, DBAPIError) and error.orig is not None and error.orig is not error:
@@ -92,7 +88,7 @@ class Disk(FreeSpace):
 
     def require(self, needs: Mapping[str, int], *, margin: bool = True) -> None:
         """
-        Raise `NoRoom` unless the disk has room for what each step needs, in bytes by step.
+        Raise `DropforgeError` unless the disk has room for what each step needs, in bytes by step.
 
         With `margin` the low-water mark stays free beside.
         """
@@ -105,7 +101,7 @@ class Disk(FreeSpace):
         mark = f" beside the {size_words(kept)} of disk.low_water_bytes" if kept else ""
         message = f"the disk of {self._root} has no room for the run: it needs {size_words(need)}{mark} ({parts})"
         hint = "free some room there, the run then begins by itself; dropforge gc --dry-run says what can be given back"
-        raise NoRoom(message, hint)
+        raise DropforgeError(message, hint)
 
     def look(self, engine: Engine, now: int) -> str:
         """

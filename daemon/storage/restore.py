@@ -22,7 +22,7 @@ from daemon.state.database import known_revisions
 from daemon.state.database_file import BACKUPS, DatabaseUnusable, copy_database, refuse_network, revision, verify
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, RESTORING, WORKER_LOCK
 from daemon.storage.backup import Manifest, champions, check, named_files, stamp, unreadable_verdicts
-from daemon.storage.backup_names import SETTINGS, BackupUnusable, open_regular, refuse_rows, refuse_sidecars
+from daemon.storage.backup_names import SETTINGS, open_regular, refuse_rows, refuse_sidecars
 from daemon.system.processes import FileLock, lock_holder
 from daemon.system.programs import user
 from pipeline import durable
@@ -44,14 +44,6 @@ _BEGIN_AGAIN = (
 )
 
 
-class StateInUse(DropforgeError):
-    """A daemon or a worker works on the state folder."""
-
-
-class RestoreCutOff(DropforgeError):
-    """A restore did not come to its end, so the state folder is neither the old one nor the new one."""
-
-
 class Restored(NamedTuple):
     """What a restore has done."""
 
@@ -69,10 +61,10 @@ class Restored(NamedTuple):
 
 
 def refuse_half_restored(root: Path) -> None:
-    """Raise `RestoreCutOff` if the last restore into the state folder `root` was cut off."""
+    """Raise `DropforgeError` if the last restore into the state folder `root` was cut off."""
     mark = durable.read_json(root / RESTORING)
     if mark is not None:
-        raise RestoreCutOff(f"a restore into {root} was cut off", f"do it again: dropforge restore {mark['backup']}")
+        raise DropforgeError(f"a restore into {root} was cut off", f"do it again: dropforge restore {mark['backup']}")
 
 
 def restore(settings: Settings, source: Path, *, without_models: bool = False) -> Restored:
@@ -80,9 +72,8 @@ def restore(settings: Settings, source: Path, *, without_models: bool = False) -
     Put the backup `source` (a folder of `dropforge backup`, or a database file alone) in place, verified first.
 
     A run that was not over when the backup was made begins again, as the settings say then. Every row is parsed before
-    anything is replaced. Raises `StateInUse` while a daemon or worker runs,
-    `BackupUnusable` or `DatabaseUnusable` if the backup is not whole, newer than this program, or without a model that
-    a champion needs (unless `without_models`); then nothing has changed. Raises `RestoreCutOff` on a full disk.
+    anything is replaced. Raises `DropforgeError` if the disk is full; and, with nothing changed, while a daemon or
+    worker runs, or for a backup that is damaged, newer than this program, or without a model (`without_models`).
     """
     root = settings.state_folder
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -92,7 +83,7 @@ def restore(settings: Settings, source: Path, *, without_models: bool = False) -
             database, manifest = _open_backup(source)
         except PermissionError as error:
             hint = f"let it, and enter the folders above: chown -R {user()} {source.absolute()}"
-            raise BackupUnusable(f"user {user()} may not read {Path(error.filename).absolute()}", hint) from error
+            raise DropforgeError(f"user {user()} may not read {Path(error.filename).absolute()}", hint) from error
         files = {name: seen for name, seen in manifest.files.items() if name != SETTINGS}
         _refuse_links(root, files)
         lost_models = [
@@ -102,7 +93,7 @@ def restore(settings: Settings, source: Path, *, without_models: bool = False) -
         ]
         if lost_models and not without_models:
             message = f"the champion {lost_models[0]} is neither in the backup nor in {root}"
-            raise BackupUnusable(message, "put that folder there; or restore without it: --without-models")
+            raise DropforgeError(message, "put that folder there; or restore without it: --without-models")
         try:
             replaced = _put_all_back(root, source.absolute(), database, files)
         except OSError as error:
@@ -148,19 +139,19 @@ def _put_all_back(root: Path, source: Path, database: Path, files: Mapping[str, 
 
 
 def _refuse_links(root: Path, names: Iterable[str]) -> None:
-    """Raise `BackupUnusable` if a folder that is restored into is a link: what it leads to is not ours."""
+    """Raise `DropforgeError` if a folder that is restored into is a link: what it leads to is not ours."""
     for folder in sorted({root / parent for name in names for parent in PurePosixPath(name).parents} - {root}):
         if folder.is_symlink():
             message = f"{folder} is a link to {folder.readlink()}, and a restore writes into the state folder alone"
-            raise BackupUnusable(message, f"put a folder in its place: rm {folder}")
+            raise DropforgeError(message, f"put a folder in its place: rm {folder}")
 
 
-def _full(root: Path, source: Path, size: int) -> RestoreCutOff:
+def _full(root: Path, source: Path, size: int) -> DropforgeError:
     mount = next(place for place in (root.absolute(), *root.absolute().parents) if place.is_mount())
     free = shutil.disk_usage(root).free
     message = f"the disk of the state folder {root} is full ({mount}, {free:,} bytes free): the restore was cut off"
     hint = f"free up to {size:,} bytes on {mount}, then do it again: dropforge restore {source}"
-    return RestoreCutOff(message, hint)
+    return DropforgeError(message, hint)
 
 
 @contextmanager
@@ -172,7 +163,7 @@ def _alone(root: Path) -> Iterator[None]:
     if holder is not None or worker is not None:
         lock.release()
         message = f"a {'daemon' if worker is None else 'worker'} (process {holder or worker}) works on {root}"
-        raise StateInUse(message, "stop it first: systemctl stop dropforge, or Ctrl-C where it runs")
+        raise DropforgeError(message, "stop it first: systemctl stop dropforge, or Ctrl-C where it runs")
     try:
         yield
     finally:
@@ -183,7 +174,7 @@ def _open_backup(source: Path) -> tuple[Path, Manifest]:
     """Return the backup's database and its manifest, both verified."""
     if not source.exists():
         hint = "name a folder that `dropforge backup` made, by its whole path: dropforge restore /mnt/monday"
-        raise BackupUnusable(f"there is no backup {source.absolute()}", hint)
+        raise DropforgeError(f"there is no backup {source.absolute()}", hint)
     if source.is_dir():
         manifest = check(source)
         database = source / DATABASE_NAME
@@ -204,7 +195,7 @@ def _open_backup(source: Path) -> tuple[Path, Manifest]:
         refuse_rows(source)
     if manifest.schema_revision not in known_revisions():
         message = f"the backup {source} has a schema that this version does not know: {manifest.schema_revision}"
-        raise BackupUnusable(message, "install the version that made it, or a newer one")
+        raise DropforgeError(message, "install the version that made it, or a newer one")
     return database, manifest
 
 
@@ -264,7 +255,7 @@ def _begin_again(database: Path) -> None:
 
 
 def _copy_aside(source: Path, target: Path, sha256: str) -> Path:
-    """Copy a file beside its place, durably; return where. Raises `BackupUnusable` if it is not `sha256` any more."""
+    """Copy a file beside its place, durably; return where. Raises `DropforgeError` if it is not `sha256` any more."""
     aside = target.with_name(f".{target.name}.restore.tmp")
     try:
         with open(open_regular(source.resolve()), "rb") as old, aside.open("wb") as new:  # noqa: PTH123 - a descriptor
@@ -277,7 +268,7 @@ def _copy_aside(source: Path, target: Path, sha256: str) -> Path:
         aside.unlink(missing_ok=True)
         raise
     aside.unlink()
-    raise BackupUnusable(f"{source} changed while it was put back", "do it again, from a backup that nobody writes to")
+    raise DropforgeError(f"{source} changed while it was put back", "do it again, from a backup that nobody writes to")
 
 
 def _lost(old: Path, new: Path) -> tuple[str, ...]:

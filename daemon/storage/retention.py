@@ -26,10 +26,6 @@ DAY_MS = 86_400_000
 _STORY = frozenset({SPEC_NAME, RESULT_NAME, PROGRESS_NAME, CURVE_NAME, LOG_NAME, "report"})
 
 
-class WouldBeLost(DropforgeError):
-    """A collection was about to remove something that is kept: a defect, and nothing was removed."""
-
-
 @dataclass
 class Kept:
     """What a collection leaves alone."""
@@ -63,10 +59,10 @@ class Kept:
         )
 
     def refuse(self, path: Path) -> None:
-        """Raise `WouldBeLost` for a path that is kept: the last check before it is moved."""
+        """Raise `DropforgeError` for a path that is kept: the last check before it is moved."""
         if self.holds(path):
             message = f"{path} is still needed and was about to be removed; nothing was"
-            raise WouldBeLost(message, "report this: a collection must never come this far")
+            raise DropforgeError(message, "report this: a collection must never come this far")
 
 
 def what_is_kept(session: Session, settings: Settings, now: int, measure: Callable[[Path], int]) -> Kept:

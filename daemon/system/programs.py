@@ -76,22 +76,18 @@ def _enter(process: int) -> None:
         os.close(fd)
 
 
-class CannotUse(DropforgeError):
-    """What a setting names is not there, or not for this user."""
-
-
 def find_program(name: str) -> str:
-    """Return the path of a command's program as a start would find it from here. Raises `CannotUse`."""
+    """Return the path of a command's program as a start would find it from here. Raises `DropforgeError`."""
     found = shutil.which(name)
     if found is not None:
         return found
     if "/" not in name:
         message = f"there is no program {name} that user {user()} may execute in PATH"
-        raise CannotUse(message, "install it, or name it by its whole path: the daemon's PATH may be another one")
+        raise DropforgeError(message, "install it, or name it by its whole path: the daemon's PATH may be another one")
     path = Path(name)
     if path.is_file():
         message = f"user {user()} may not execute {name}"
-        raise CannotUse(message, f"let the daemon's user do so: chmod +x {name}; ls -l {name}")
+        raise DropforgeError(message, f"let the daemon's user do so: chmod +x {name}; ls -l {name}")
     message = f"there is no program {name}"
     relative = "" if path.is_absolute() else "; a relative path counts from where the daemon is started"
-    raise CannotUse(message, f"mend its path, or put the program there{relative}")
+    raise DropforgeError(message, f"mend its path, or put the program there{relative}")

@@ -254,7 +254,7 @@ class Overview:
         return self.ask_of_run(run_id, self._detail)
 
     def review(self, run_id: int) -> Review:
-        """Return how far a run's blind review is. Raises `NotThere`, or `CannotReview` without answers to compare."""
+        """Return how far a run's blind review is. Raises `NotThere`, or `DropforgeError` without answers to compare."""
         chosen = "SELECT detail FROM event WHERE run_id = ? AND kind = ? ORDER BY id"
 
         def read(base: Connection, row: "Run") -> tuple[dict[str, Any] | None, list[Any]]:

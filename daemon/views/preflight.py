@@ -9,7 +9,8 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from daemon.settings.model import Settings
-from daemon.system.programs import CannotUse, find_program, user
+from daemon.system.programs import find_program, user
+from pipeline.errors import DropforgeError
 from pipeline.evaluation.engines.vllm_server import read_version
 from pipeline.evaluation.suite_items import BUILTIN, HARNESS, read_items
 from pipeline.wording import count
@@ -49,15 +50,15 @@ def try_training(device: str) -> str:
     """
     Return in words which training stack there is, by its metadata: importing torch takes seconds and half a gigabyte.
 
-    Raises `CannotUse` if a package of it is not installed, or cannot compute on `device`.
+    Raises `DropforgeError` if a package of it is not installed, or cannot compute on `device`.
     """
     wanted = [line for line in requires("dropforge") or () if "extra ==" in line and "train" in line.partition(";")[2]]
     missing = [name for name in (re.split(r"[^\w-]", line)[0] for line in wanted) if not _installed(name)]
     if missing:
-        raise CannotUse(f"not installed here: {', '.join(missing)}", "pip install 'dropforge[train]'")
+        raise DropforgeError(f"not installed here: {', '.join(missing)}", "pip install 'dropforge[train]'")
     if device == "cuda" and version("torch").endswith("+cpu"):
         message = f'device = "cuda", and torch {version("torch")} computes on CPUs alone'
-        raise CannotUse(message, 'install a torch with CUDA, or set device = "auto"')
+        raise DropforgeError(message, 'install a torch with CUDA, or set device = "auto"')
     return ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft", "trl"))
 
 
@@ -77,21 +78,21 @@ def try_suite(name: str) -> str:
     """
     if not name.startswith(HARNESS):
         if Path(name).exists() and not Path(name).is_file() and not Path(name).is_dir():
-            raise CannotUse(f"{name} is not a file", "name a file of items in evaluate.general")
+            raise DropforgeError(f"{name} is not a file", "name a file of items in evaluate.general")
         try:
             items = read_items(name)
         except OSError as error:
             message = f"user {user()} cannot read the suite {name}: {error.strerror}"
-            raise CannotUse(message, f"let the daemon's user read it: ls -l {name}") from error
+            raise DropforgeError(message, f"let the daemon's user read it: ls -l {name}") from error
         return f"{'built in' if name == BUILTIN else name}: {count(len(items), 'item')}"
     task = name.removeprefix(HARNESS)
     try:
         package = f"lm-eval {version('lm-eval')}"
     except PackageNotFoundError as error:
         message = f"evaluate.general names {name}, and the package lm-eval is not installed"
-        raise CannotUse(message, "pip install 'lm-eval>=0.4.13,<0.5', or take it out of evaluate.general") from error
+        raise DropforgeError(message, "pip install 'lm-eval>=0.4.13,<0.5', or remove it from the setting") from error
     if task.endswith((".yaml", ".yml")) and not Path(task).is_file():
-        raise CannotUse(f"there is no task {task}", "mend its path in evaluate.general, or put the file there")
+        raise DropforgeError(f"there is no task {task}", "mend its path in evaluate.general, or put the file there")
     return f"{name}: {package}; whether it loads, a run says"
 
 

@@ -44,15 +44,11 @@ _HEADERS = {
 }
 
 
-class NoToken(DropforgeError):
-    """The file of the token is damaged."""
-
-
 def load_token(state_folder: Path) -> str:
     """
     Return the token of a workspace, made at the first call, in a file that only its owner reads.
 
-    Raises `NoToken` if that file holds none, as after a crash: an empty one would let everybody in.
+    Raises `DropforgeError` if that file holds none, as after a crash: an empty one would let everybody in.
     """
     path = state_folder / TOKEN_NAME
     with contextlib.suppress(FileExistsError):
@@ -61,7 +57,7 @@ def load_token(state_folder: Path) -> str:
             file.write(secrets.token_urlsafe(_TOKEN_BYTES))
     token = path.read_text(encoding="ascii").strip()
     if len(token) < _TOKEN_BYTES:
-        raise NoToken(f"there is no token in {path}", f"remove it, and a new one is made: rm {path}")
+        raise DropforgeError(f"there is no token in {path}", f"remove it, and a new one is made: rm {path}")
     return token
 
 

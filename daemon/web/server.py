@@ -39,10 +39,6 @@ _SAID_AGAIN_SECONDS = 60.0
 _log = logging.getLogger("uvicorn.error")
 
 
-class CannotListen(DropforgeError):
-    """The address of the page cannot be used."""
-
-
 def serve(settings: Settings, listening: socket.socket, *, with_lifeline: bool = False) -> None:
     """
     Serve the page on a listening socket until SIGTERM, SIGINT or, `with_lifeline`, until standard input closes.
@@ -158,13 +154,13 @@ def _end_with_daemon(server: uvicorn.Server) -> None:
 
 
 def listen(address: Address) -> socket.socket:
-    """Return a socket that listens. Raises `CannotListen`."""
+    """Return a socket that listens. Raises `DropforgeError`."""
     try:
         return _on_socket(address.socket) if address.socket is not None else _on_port(address)
     except OSError as error:
         where = str(address.socket) if address.socket is not None else f"{address.host}:{address.port}"
         message = f"the page cannot be served on {where}: {error.strerror}"
-        raise CannotListen(message, "name another address: web.listen in dropforge.toml, or --listen") from error
+        raise DropforgeError(message, "name another address: web.listen in dropforge.toml, or --listen") from error
 
 
 def address_words(address: Address, token: str) -> str:

@@ -78,7 +78,7 @@ class _Part(NamedTuple):
 
 
 async def _take(request: Request, site: Site) -> list[str]:
-    """Put each file of a form into the inbox; return a sentence a file. Raises `BadUpload`, `NameTaken`, `NoInbox`."""
+    """Put each file of a form into the inbox; return a sentence per file. Raises `DropforgeError`."""
     with _Receiver(site) as receiver:
         async for parts in _parts(request):
             await run_in_threadpool(receiver.add, parts)

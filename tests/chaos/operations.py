@@ -21,6 +21,7 @@ from daemon.state.database import transaction
 from daemon.state.events import Word
 from daemon.state.states import DropState, PromotionState, RunState
 from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track
+from pipeline.errors import DropforgeError
 from pipeline.qlora.training import checkpoints
 from tests.chaos.house import _SETTINGS, DAY, START, Daemon, build, records
 
@@ -137,7 +138,7 @@ def _restoring(folder: Path) -> Callable[[], object]:
 
 
 def _restored(daemon: Daemon) -> None:
-    with suppress(drops.WrongDrop):
+    with suppress(DropforgeError):
         drops.restore(daemon.engine, 1, Word("they were right", NOW), daemon.settings)
     assert _drops(daemon) == [("new.jsonl", "accepted")]
     daemon.finish_runs(LATER)
@@ -427,7 +428,7 @@ def _done_without(outcome: str) -> Callable[[Daemon], None]:
             runs = session.exec(select(Run).order_by(col(Run.id))).all()
         ended = runs[0].cancel_requested or runs[0].state == RunState.CANCELLED
         assert (ended, unseen, len(runs) == 2) == (gone, gone, gone), "all of it or nothing"
-        with suppress(drops.WrongDrop):
+        with suppress(DropforgeError):
             drops.withdraw(daemon.engine, 1, Word("wrong labels", NOW), daemon.settings)
         daemon.finish_runs(LATER, "promoted")
         with transaction(daemon.engine) as session:
@@ -454,7 +455,7 @@ def _done_by_hand(kind: str, outcome: str) -> Callable[[Daemon], None]:
 
     def complete(daemon: Daemon) -> None:
         for _ in range(2):
-            with suppress(approval.CannotPromote):
+            with suppress(DropforgeError):
                 act(daemon.folder)()
         assert _serving(daemon) == (1, [None, 1])
         with transaction(daemon.engine) as session:

@@ -30,9 +30,8 @@ from sqlmodel import Session, col, select
 
 from daemon.champions import approval, journal, promotion, rollback
 from daemon.champions.journal import require_generation
-from daemon.champions.model_files import NoTarget
 from daemon.champions.promotion import Blocked, Candidate
-from daemon.queue import cancelling, drops, run_queue, states, suspects
+from daemon.queue import cancelling, drops, run_queue, suspects
 from daemon.queue.claims import Cancelled, Claim, LostClaim
 from daemon.settings.model import RetrySettings
 from daemon.state.database import transaction
@@ -373,7 +372,7 @@ class House(RuleBasedStateMachine):
         name = self.world.runs[number - 1].model
         may = number in self.world.waits and name not in self.world.blocked
         act = lambda: approval.approve(self.daemon.engine, self.daemon.root, number, Word("", self.now))  # noqa: E731
-        self.person(act, may=may, refusal=(approval.CannotPromote, Blocked))
+        self.person(act, may=may, refusal=(DropforgeError, Blocked))
         if may:
             self.world.promote(number, name)
 
@@ -384,7 +383,7 @@ class House(RuleBasedStateMachine):
         number = pick % len(self.world.runs) + 1
         may = self.world.force(number)
         act = lambda: approval.force(self.daemon.engine, self.daemon.root, number, Word("mine", self.now))  # noqa: E731
-        self.person(act, may=may, refusal=(approval.CannotPromote,))
+        self.person(act, may=may, refusal=(DropforgeError,))
 
     def _in_hand(self) -> int:
         """Return the run in hand, which is the next one that is due if there was none; 0 if none is due either."""
@@ -434,7 +433,7 @@ class House(RuleBasedStateMachine):
                     cancelling.cancelled(self.daemon.engine, claim, self.now)
 
         may = run.state in {"queued", "waiting", "running"}
-        self.person(act, may=may, refusal=states.WrongState)
+        self.person(act, may=may, refusal=DropforgeError)
         if may:
             self.world.end(number, "cancelled")
 
@@ -445,7 +444,7 @@ class House(RuleBasedStateMachine):
         number = pick % len(self.world.runs) + 1
         may = self.world.retry(number, self.now)
         act = lambda: run_queue.retry(self.daemon.engine, number, self.now)  # noqa: E731
-        self.person(act, may=may, refusal=states.WrongState)
+        self.person(act, may=may, refusal=DropforgeError)
 
     @precondition(lambda self: self.world.drops)
     @rule(pick=PICK)
@@ -455,7 +454,7 @@ class House(RuleBasedStateMachine):
         drop = self.world.drops[number - 1]
         may = drop.state in {"accepted", "suspended"}
         act = lambda: drops.withdraw(self.daemon.engine, number, Word("wrong", self.now), self.daemon.settings)  # noqa: E731
-        self.person(act, may=may, refusal=drops.WrongDrop)
+        self.person(act, may=may, refusal=DropforgeError)
         if may:
             self.world.withdraw(number, self.now)
             self._end_cancelled()
@@ -490,7 +489,7 @@ class House(RuleBasedStateMachine):
         number = pick % len(self.world.drops) + 1
         may = self.world.restore(number, self.now)
         act = lambda: drops.restore(self.daemon.engine, number, Word("right", self.now), self.daemon.settings)  # noqa: E731
-        self.person(act, may=may, refusal=drops.WrongDrop)
+        self.person(act, may=may, refusal=DropforgeError)
         self._end_cancelled()
 
     @precondition(lambda self: len(self.world.champions) > 1)
@@ -508,7 +507,7 @@ class House(RuleBasedStateMachine):
                     self.daemon.engine, self.daemon.root, rollback.Target("default", to), Word("it swears", self.now)
                 )
 
-        self.person(act, may=target is not None, refusal=NoTarget)
+        self.person(act, may=target is not None, refusal=DropforgeError)
         if target is not None:
             self.world.roll_back(target)
 

@@ -17,14 +17,13 @@ from daemon.dispatch.run_config import compose
 from daemon.dispatch.spool import LocalExecutor
 from daemon.settings.model import Settings
 from daemon.state.database import open_engine, transaction
-from daemon.state.database_file import DatabaseUnusable
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME
 from daemon.state.tables import EVERY, Run, Track
 from daemon.storage.backup import MANIFEST, make
-from daemon.storage.backup_names import BackupUnusable
 from daemon.storage.restore import restore
 from daemon.views.overview import Overview
 from pipeline.contract import SPEC_NAME
+from pipeline.errors import DropforgeError
 from tests.chaos.loop_disk import LoopDisk, needs_root
 from tests.daemon.conftest import MODEL_ID, LivedIn, dropforge, lived_in, new_workspace
 
@@ -234,7 +233,7 @@ def garbled(database: Path, table: str, column: str, value: object) -> None:
 def refusal(settings: Settings, database: Path) -> str:
     try:
         restore(settings, database, without_models=True)
-    except (BackupUnusable, DatabaseUnusable) as error:
+    except DropforgeError as error:
         return error.message
     return ""
 

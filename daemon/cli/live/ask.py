@@ -23,10 +23,6 @@ VersusOption = Annotated[
 ]
 
 
-class NothingToCompare(DropforgeError):
-    """There is no other model of the kind that is to answer beside the champion."""
-
-
 def ask(  # noqa: PLR0913 - each goes by its name on the command line
     context: typer.Context,
     *,
@@ -82,7 +78,7 @@ def _asked(overview: Overview, track: str, versus: str | None) -> list[ChampionV
     other = next((one for one in others if versus == "previous" or one.kind == "base"), None)
     if other is None:
         message = f"the champion of track {track} is the base model, and no other one served before"
-        raise NothingToCompare(message, f"leave out --versus; who served: dropforge history --track {track}")
+        raise DropforgeError(message, f"leave out --versus; who served: dropforge history --track {track}")
     return [champion, other]
 
 

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from sqlalchemy import BindParameter, Engine, bindparam, func, null, or_
 from sqlmodel import Session, col, select
 
-from daemon.queue.states import WrongState, known_run
+from daemon.queue.states import known_run
 from daemon.state.database import transaction
 from daemon.state.events import record_event
 from daemon.state.states import OPEN_STATES, RunState, queue_order, state_words
 from daemon.state.tables import Run, Track
+from pipeline.errors import DropforgeError
 
 # Made once, like those of `claims`.
 _now: BindParameter[int] = bindparam("now")
@@ -54,13 +55,13 @@ def move(engine: Engine, run_id: int, now: int, by: str, after: int | None = Non
     Let a queued or waiting run go before all others, or right behind run `after`; return who then goes in which order.
 
     What is running stays before all that is not. `by` is the person. The run still waits for its own time: a back-off,
-    its track's quiet. Raises `WrongState` if the run, or `after`, is not one that can be moved, or gone behind.
+    its track's quiet. Raises `DropforgeError` if the run, or `after`, is not one that can be moved, or gone behind.
     """
     with transaction(engine) as session:
         run = known_run(session, run_id)
         if run.state not in {RunState.QUEUED, RunState.WAITING}:
             message = f"run {run_id} {state_words(run.state)}: only a queued or waiting run can be moved"
-            raise WrongState(message, "list them: dropforge runs --state queued")
+            raise DropforgeError(message, "list them: dropforge runs --state queued")
         line = [one for one in _in_order(session.exec(_OPEN).all()) if one.id != run_id]
         line.insert(_place_in(line, run_id, after), run)
         _fix(session, line, run)
@@ -78,11 +79,11 @@ def _place_in(line: list[Run], run_id: int, after: int | None) -> int:
         return sum(one.state == RunState.RUNNING for one in line)
     if after == run_id:
         message = f"run {run_id} cannot go behind itself"
-        raise WrongState(message, f"to let it go before all others: dropforge move {run_id} --first")
+        raise DropforgeError(message, f"to let it go before all others: dropforge move {run_id} --first")
     found = next((place for place, one in enumerate(line) if one.id == after), None)
     if found is None:
         message = f"run {after} is not open: nothing can go behind it"
-        raise WrongState(message, "list what is queued, with its order: dropforge status")
+        raise DropforgeError(message, "list what is queued, with its order: dropforge status")
     return max(found + 1, _place_in(line, run_id, None))
 
 

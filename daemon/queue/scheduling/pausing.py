@@ -7,35 +7,35 @@ drops, queues its run and keeps its nights as ever.
 
 from sqlalchemy import Engine
 
-from daemon.queue.states import WrongState
 from daemon.queue.tracks import ensure_track
 from daemon.state.database import transaction
 from daemon.state.events import Word, record_event
 from daemon.state.tables import Track
+from pipeline.errors import DropforgeError
 
 
 def pause(engine: Engine, track: str, word: Word) -> None:
     """
     Let the track begin no run until `resume`, whether or not it has had one before; the caller knows that it is one.
 
-    Raises `WrongState` if it is paused already: nobody's reason is lost.
+    Raises `DropforgeError` if it is paused already: nobody's reason is lost.
     """
     with transaction(engine) as session:
         row = ensure_track(session, track, word.at)
         if row.paused is not None:
             message = f"track {track} is paused already: {row.paused['reason']}"
-            raise WrongState(message, f"to let it go on: dropforge resume {track}")
+            raise DropforgeError(message, f"to let it go on: dropforge resume {track}")
         row.paused = {"reason": word.reason, "by": word.by, "at": word.at}
         session.add(row)
         record_event(session, "track_paused", word.at, track=track, reason=word.reason, by=word.by)
 
 
 def resume(engine: Engine, track: str, word: Word) -> None:
-    """Let a paused track begin runs again; the reason may be empty. Raises `WrongState` if it is not paused."""
+    """Let a paused track begin runs again; the reason may be empty. Raises `DropforgeError` if it is not paused."""
     with transaction(engine) as session:
         row = session.get(Track, track)
         if row is None or row.paused is None:
-            raise WrongState(f"track {track} is not paused", "see what it waits for: dropforge status")
+            raise DropforgeError(f"track {track} is not paused", "see what it waits for: dropforge status")
         row.paused = None
         session.add(row)
         record_event(session, "track_resumed", word.at, track=track, reason=word.reason, by=word.by)

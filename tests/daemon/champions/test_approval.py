@@ -10,10 +10,8 @@ import structlog
 from sqlmodel import col, select
 
 from daemon.champions import approval, base_models, journal, model_files, rollback
-from daemon.champions.approval import CannotPromote
 from daemon.champions.blockers import true_sentence
 from daemon.champions.journal import ChampionMoved
-from daemon.champions.model_files import NoTarget
 from daemon.champions.promotion import Blocked
 from daemon.queue import drops
 from daemon.state.database import transaction
@@ -153,7 +151,7 @@ def test_a_person_says_yes_and_the_row_says_who_and_when(house: House) -> None:
     )  # fmt: skip
     assert house.serves == (1, b"weights of run 1")
     assert (house.row(run).outcome, house.row(run).sentence) == ("promoted", "promoted, by the script")
-    with pytest.raises(CannotPromote, match="was promoted") as refused:
+    with pytest.raises(DropforgeError, match="was promoted") as refused:
         house.approve(run)
     assert refused.value.hint == "see what serves: dropforge history --track default", "there is nothing to force"
 
@@ -163,14 +161,14 @@ def test_a_run_that_was_rolled_back_from_is_said_to_be_blocked_until_it_is_broug
     house.approve(run)
     house.now += 1000
     rollback.rollback(house.daemon.engine, house.root, rollback.Target("default"), Word("it swears", house.now, "eve"))
-    with pytest.raises(CannotPromote) as refused:
+    with pytest.raises(DropforgeError) as refused:
         house.approve(run)
     assert refused.value.message == (
         f"run {run} was promoted, then rolled back to generation 0: it swears, by eve; its model is blocked since"
     )
     assert f"dropforge promote {run} --force --reason TEXT" in refused.value.hint
     house.force(run)
-    with pytest.raises(CannotPromote) as refused:
+    with pytest.raises(DropforgeError) as refused:
         house.approve(run)
     assert refused.value.message == f"run {run} was promoted"
 
@@ -181,7 +179,7 @@ def test_a_run_that_was_forced_and_rolled_back_from_is_said_to_be_blocked_too(ho
     house.force(run)
     house.now += 1000
     rollback.rollback(house.daemon.engine, house.root, rollback.Target("default"), Word("it swears", house.now))
-    with pytest.raises(CannotPromote) as refused:
+    with pytest.raises(DropforgeError) as refused:
         house.approve(run)
     assert refused.value.message == (
         f"run {run} was forced, then rolled back to generation 0: it swears; its model is blocked since"
@@ -192,7 +190,7 @@ def test_a_run_that_was_forced_and_rolled_back_from_is_said_to_be_blocked_too(ho
 @pytest.mark.parametrize("outcome", ["worse", "not_shown_better", "guard_failed", "contaminated"])
 def test_a_run_that_did_not_win_is_not_approved(house: House, outcome: str) -> None:
     run = house.run(outcome)
-    with pytest.raises(CannotPromote, match=f"did not win: {outcome}") as refused:
+    with pytest.raises(DropforgeError, match=f"did not win: {outcome}") as refused:
         house.approve(run)
     assert f"dropforge promote {run} --force --reason TEXT" in refused.value.hint
     assert house.serves[0] == 0
@@ -201,19 +199,19 @@ def test_a_run_that_did_not_win_is_not_approved(house: House, outcome: str) -> N
 def test_a_run_without_a_model_is_not_said_to_be_forceable(house: House) -> None:
     run = house.run("insufficient_evidence")
     (house.root / f"runs/{run}/merge.json").unlink()
-    with pytest.raises(CannotPromote, match="did not win: insufficient_evidence") as refused:
+    with pytest.raises(DropforgeError, match="did not win: insufficient_evidence") as refused:
         house.approve(run)
     assert "--force" not in refused.value.hint
 
 
 def test_a_run_that_is_not_there_or_not_over_is_not_approved(house: House) -> None:
-    with pytest.raises(CannotPromote, match="no run 9"):
+    with pytest.raises(DropforgeError, match="no run 9"):
         house.approve(9)
     (house.daemon.settings.inbox_folder / "a.jsonl").write_bytes(records("a"))
     house.daemon.take_in(house.now)
     house.daemon.dispatcher.tick(house.now)
     for act in (house.approve, house.force):
-        with pytest.raises(CannotPromote, match="run 1 is running"):
+        with pytest.raises(DropforgeError, match="run 1 is running"):
             act(1)
 
 
@@ -237,7 +235,7 @@ def test_after_another_champion_it_is_too_late(house: House, change: Callable[[H
         house.run()
     change(house)
     assert house.row(1).outcome == "overtaken"
-    with pytest.raises(CannotPromote, match="another one has taken the place") as refused:
+    with pytest.raises(DropforgeError, match="another one has taken the place") as refused:
         house.approve(1)
     assert "dropforge promote 1 --force --reason TEXT" in refused.value.hint
     assert Overview(house.root).awaiting() == []
@@ -307,7 +305,7 @@ def test_a_model_whose_files_are_not_what_they_were_is_neither_approved_nor_forc
     else:
         model.rename(house.folder / "gone")
     for act in (house.approve, house.force):
-        with pytest.raises(NoTarget, match=f"the model of run {run} is not"):
+        with pytest.raises(DropforgeError, match=f"the model of run {run} is not"):
             act(run)
     assert house.serves[0] == 0
 
@@ -332,7 +330,7 @@ def test_a_waiting_model_is_kept_until_another_champion_has_come(house: House) -
     assert [path.name for path in (house.root / "models").iterdir()] == [
         durable.read_json(house.root / "runs/2/merge.json")["model_id"]
     ]
-    with pytest.raises(CannotPromote, match="it was collected"):
+    with pytest.raises(DropforgeError, match="it was collected"):
         house.force(1)
 
 
@@ -381,7 +379,7 @@ def test_a_run_that_lost_is_forced(house: House) -> None:
     assert tried == [house.root / row.model_path]
     assert house.row(run).outcome == "worse", "the verdict stays what it was"
     assert house.events().count("forced") == 1
-    with pytest.raises(CannotPromote, match="is the champion of track default already"):
+    with pytest.raises(DropforgeError, match="is the champion of track default already"):
         house.force(run)
 
 
@@ -421,7 +419,7 @@ def test_a_waiting_win_that_is_forced_is_no_longer_waited_for(house: House) -> N
 def test_a_run_without_a_model_is_not_forced(house: House) -> None:
     run = house.run("not_shown_better")
     (house.root / f"runs/{run}/merge.json").unlink()
-    with pytest.raises(CannotPromote, match="published no model"):
+    with pytest.raises(DropforgeError, match="published no model"):
         house.force(run)
 
 

@@ -12,13 +12,13 @@ from sqlmodel import Session, select
 
 from daemon.champions import base_models, journal, promotion, rollback
 from daemon.champions.journal import ChampionMoved
-from daemon.champions.model_files import NoTarget
 from daemon.champions.promotion import Blocked, Candidate
 from daemon.state.database import migrate, open_engine, transaction
 from daemon.state.events import Word
 from daemon.state.states import RunState
 from daemon.state.tables import Event, Promotion, Run
 from daemon.views.overview import Overview
+from pipeline.errors import DropforgeError
 from pipeline.model_folder.manifest import model_id, write_manifest
 
 
@@ -105,7 +105,7 @@ def test_a_model_that_takes_long_to_load_serves_from_when_it_was_loaded(
 def test_a_second_rollback_does_not_guess_but_says_which_generations_there_are(house: House) -> None:
     house.back()
     assert house.serving == (2, 4)
-    with pytest.raises(NoTarget, match="the model of generation 3 was rolled back from") as refused:
+    with pytest.raises(DropforgeError, match="the model of generation 3 was rolled back from") as refused:
         house.back()
     assert refused.value.hint == (
         "name one: dropforge rollback --track default --to 1 --reason TEXT; --to takes 1, 0 (base model), "
@@ -124,12 +124,12 @@ def test_a_model_that_was_promoted_twice_is_not_its_own_former_champion(house: H
 def test_a_generation_whose_model_is_gone_is_not_named(house: House) -> None:
     house.back(1)
     shutil.rmtree(house.state / "models" / house.ids[3])
-    with pytest.raises(NoTarget, match="the model of generation 3 is not there any more") as refused:
+    with pytest.raises(DropforgeError, match="the model of generation 3 is not there any more") as refused:
         house.back()
     assert "--to takes 2, 0 (base model); see" in refused.value.hint
     shutil.rmtree(house.state / "models" / house.ids[2])
     (house.state.parent / "base").rename(house.state.parent / "elsewhere")
-    with pytest.raises(NoTarget) as refused:
+    with pytest.raises(DropforgeError) as refused:
         house.back()
     assert ("--to" in refused.value.hint, "are gone" in refused.value.hint) == (False, True)
 
@@ -137,7 +137,7 @@ def test_a_generation_whose_model_is_gone_is_not_named(house: House) -> None:
 def test_a_track_with_its_base_model_alone_has_nobody_to_go_back_to(house: House, tmp_path: Path) -> None:
     base = make_model(tmp_path / "alone", "alone")
     base_models.ensure_base(house.engine, house.state, "other", base_models.Base(base, model_id(base)), 1)
-    with pytest.raises(NoTarget, match="has had no other champion than today's"):
+    with pytest.raises(DropforgeError, match="has had no other champion than today's"):
         rollback.rollback(house.engine, house.state, rollback.Target("other"), Word("it swears", 50))
 
 
@@ -165,7 +165,7 @@ def test_a_model_whose_files_are_not_what_they_were_is_refused_before_anything_m
         (folder / "model.safetensors").write_bytes(b"TWO")
     else:
         shutil.rmtree(folder)
-    with pytest.raises(NoTarget, match="generation 2 is not"):
+    with pytest.raises(DropforgeError, match="generation 2 is not"):
         house.back()
     assert house.serving == (3, 3)
     assert house.linked() == house.ids[3]
@@ -175,7 +175,7 @@ def test_a_model_whose_files_are_not_what_they_were_is_refused_before_anything_m
 
 def test_a_base_model_that_changed_is_refused(house: House, tmp_path: Path) -> None:
     (tmp_path / "base" / "config.json").write_text("{}")
-    with pytest.raises(NoTarget, match="holds another model"):
+    with pytest.raises(DropforgeError, match="holds another model"):
         house.back(0)
 
 
@@ -188,14 +188,14 @@ def test_a_base_model_that_moved_is_found_at_its_new_place(house: House, tmp_pat
 
 @pytest.mark.parametrize(("to", "words"), [(9, "no champion of generation 9"), (3, "is the champion of track")])
 def test_a_generation_that_is_no_former_champion_is_refused(house: House, to: int, words: str) -> None:
-    with pytest.raises(NoTarget, match=words) as refused:
+    with pytest.raises(DropforgeError, match=words) as refused:
         house.back(to)
     assert "dropforge history" in refused.value.hint
 
 
 def test_a_model_that_is_collected_while_its_files_are_checked_is_refused(house: House) -> None:
     before = house.serving
-    with pytest.raises(NoTarget, match="is not there any more"):
+    with pytest.raises(DropforgeError, match="is not there any more"):
         rollback.rollback(
             house.engine, house.state, rollback.Target("default"), Word("it swears", 50), try_out=shutil.rmtree
         )

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from daemon.champions import journal, smoke_test
-from daemon.champions.smoke_test import DoesNotAnswer, Stopped, require_answer
+from daemon.champions.smoke_test import Stopped, require_answer
 from daemon.state.database import transaction
-from pipeline.errors import StepFailed
+from pipeline.errors import DropforgeError, StepFailed
 from pipeline.qlora.smoke_test import check
 from tests.chaos.house import START, Daemon, build, records
 from tests.tiny_llama import make_model
@@ -31,7 +31,7 @@ def test_a_model_that_answers_passes(tiny: Path) -> None:
 
 def test_a_model_that_cannot_be_loaded_is_said_with_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(DoesNotAnswer, match="cannot be loaded") as refused:
+    with pytest.raises(DropforgeError, match="cannot be loaded") as refused:
         require_answer(tmp_path)
     assert refused.value.hint
 
@@ -49,7 +49,7 @@ def test_weights_that_are_no_numbers_are_refused(tiny: Path, tmp_path: Path) -> 
 
 
 def test_one_that_takes_too_long_is_given_up(tiny: Path) -> None:
-    with pytest.raises(DoesNotAnswer, match=r"no answer within 0\.01 s"):
+    with pytest.raises(DropforgeError, match=r"no answer within 0\.01 s"):
         require_answer(tiny, seconds=0.01)
 
 
@@ -62,7 +62,7 @@ def test_a_daemon_that_stops_waits_for_no_answer(tiny: Path) -> None:
 
 def test_a_check_that_dies_without_a_word_is_an_error_with_a_hint(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", "/bin/false")
-    with pytest.raises(DoesNotAnswer, match="its process ended with 1") as refused:
+    with pytest.raises(DropforgeError, match="its process ended with 1") as refused:
         require_answer(tiny)
     assert "memory" in refused.value.hint
 

@@ -14,7 +14,7 @@ from daemon.champions import history, journal, promotion, rollback
 from daemon.dispatch.dispatcher import Dispatcher
 from daemon.dispatch.executor import JobState
 from daemon.dispatch.spool import LocalExecutor
-from daemon.queue import attempts, cancelling, drops, run_queue, states, tracks
+from daemon.queue import attempts, cancelling, drops, run_queue, tracks
 from daemon.settings.model import CostSettings, Settings
 from daemon.state import run_files
 from daemon.state.database import ChangeWatch, migrate, open_engine, transaction
@@ -30,6 +30,7 @@ from pipeline.artifacts import (
 )
 from pipeline.config import GateConfig, JudgeConfig, MemoryPlan
 from pipeline.contract import RESULT_NAME, SPEC_NAME, Progress, StepError, StepResult, StepSpec
+from pipeline.errors import DropforgeError
 from pipeline.model_folder.manifest import check_base
 from tests.made_artifacts import made_adapter, made_dataset, made_model, made_report, made_verdict
 from tests.model_folder import write_model
@@ -1061,7 +1062,7 @@ def test_a_run_that_was_set_apart_when_its_model_served_is_not_cancelled_and_end
         ticks(dispatcher)
     assert run_row(engine).state == RunState.WAITING
     if asked == "while it waits":
-        with pytest.raises(states.WrongState, match="is the champion of track default already"):
+        with pytest.raises(DropforgeError, match="is the champion of track default already"):
             cancelling.cancel(engine, 1, NOW)
     ticks(dispatcher, 4, NOW + 60_000)
     assert (run_row(engine).state, run_row(engine).outcome) == (RunState.SUCCEEDED, "promoted")

@@ -9,7 +9,6 @@ import pytest
 from sqlmodel import col, select
 
 from daemon.champions import approval, journal, promotion
-from daemon.champions.approval import CannotPromote
 from daemon.queue import cancelling, drops, run_queue
 from daemon.queue.claims import Cancelled, Claim
 from daemon.queue.snapshots import waiting_drops
@@ -17,6 +16,7 @@ from daemon.state.database import transaction
 from daemon.state.events import Word
 from daemon.state.states import SEARCH
 from daemon.state.tables import Drop, Event, Promotion, Run
+from pipeline.errors import DropforgeError
 from pipeline.steps import STEPS
 from tests.chaos.house import DAY, records
 from tests.daemon.champions.test_approval import MANUAL, House
@@ -380,7 +380,7 @@ def test_the_verdict_of_a_run_that_was_cancelled_is_not_told(asking: House, drop
 def test_only_force_makes_the_model_of_a_cancelled_run_the_champion(asking: House) -> None:
     run = asking.run()
     asking.withdraw(1)
-    with pytest.raises(CannotPromote, match=r"run 1 was cancelled: drop 1 \(1.jsonl\) was withdrawn") as refused:
+    with pytest.raises(DropforgeError, match=r"run 1 was cancelled: drop 1 \(1.jsonl\) was withdrawn") as refused:
         asking.approve(run)
     assert f"dropforge promote {run} --force --reason TEXT" in refused.value.hint
     assert asking.force(run).overrode == "cancelled"

@@ -10,7 +10,6 @@ from daemon.queue import attempts, cancelling, run_queue, snapshots, states, tra
 from daemon.queue import states as run_states
 from daemon.queue.claims import Claim, LostClaim
 from daemon.queue.run_queue import Failure
-from daemon.queue.states import WrongState
 from daemon.settings.model import RetrySettings, TrackSettings
 from daemon.state.database import migrate, open_engine, transaction
 from daemon.state.states import AttemptState, DropState, RunState
@@ -473,7 +472,7 @@ def test_a_cancelled_run_that_never_began_is_refused_if_a_later_one_has_its_drop
     run_id = queue_run(engine)
     cancelling.cancel(engine, run_id, 50)
     later = queue_run(engine)
-    with pytest.raises(WrongState, match=f"run {later} of track default will include its drops") as refused:
+    with pytest.raises(DropforgeError, match=f"run {later} of track default will include its drops") as refused:
         run_queue.retry(engine, run_id, 60)
     assert refused.value.hint.endswith(f"dropforge show {later}")
     assert load(engine, run_id).state == RunState.CANCELLED
@@ -483,19 +482,19 @@ def test_a_cancelled_run_that_never_began_is_refused_if_a_later_one_has_its_drop
 def test_a_run_that_does_not_exist_is_an_error_with_a_hint(
     engine: Engine, operation: Callable[[Engine, int, int], RunState]
 ) -> None:
-    with pytest.raises(WrongState, match="no run 9") as refused:
+    with pytest.raises(DropforgeError, match="no run 9") as refused:
         operation(engine, 9, 100)
     assert "dropforge runs" in refused.value.hint
 
 
 def test_only_what_has_failed_can_be_retried_and_only_what_has_not_ended_cancelled(engine: Engine) -> None:
     claim = start_run(engine)
-    with pytest.raises(WrongState, match="is running"):
+    with pytest.raises(DropforgeError, match="is running"):
         run_queue.retry(engine, claim.run_id, 200)
     run_queue.finish(engine, claim, run_queue.Ending("promoted", "better"), 300)
-    with pytest.raises(WrongState, match="succeeded"):
+    with pytest.raises(DropforgeError, match="succeeded"):
         run_queue.retry(engine, claim.run_id, 400)
-    with pytest.raises(WrongState, match="has ended already: succeeded"):
+    with pytest.raises(DropforgeError, match="has ended already: succeeded"):
         cancelling.cancel(engine, claim.run_id, 400)
 
 
@@ -532,7 +531,7 @@ def test_attempts_are_numbered_by_step_and_each_has_its_own_fence(engine: Engine
 def test_a_run_has_one_open_attempt_at_most(engine: Engine) -> None:
     claim = start_run(engine)
     attempts.begin_attempt(engine, claim, "prepare", 200)
-    with pytest.raises(attempts.AttemptOpen, match="attempt 1 at step prepare"):
+    with pytest.raises(DropforgeError, match="attempt 1 at step prepare"):
         attempts.begin_attempt(engine, claim, "train", 210)
 
 

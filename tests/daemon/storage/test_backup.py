@@ -34,10 +34,10 @@ from daemon.state.layout import DATABASE_NAME, LOCK_NAME, RESTORING
 from daemon.state.tables import Drop, Event, Run, Track
 from daemon.storage import restore as restore_module
 from daemon.storage.backup import MANIFEST, check, make
-from daemon.storage.backup_names import BackupUnusable
-from daemon.storage.restore import RestoreCutOff, StateInUse, refuse_half_restored, restore
+from daemon.storage.restore import refuse_half_restored, restore
 from daemon.system.processes import FileLock, lock_holder
 from pipeline import durable
+from pipeline.errors import DropforgeError
 from tests.daemon.conftest import MODEL_ID, LivedIn, lines
 
 MODEL = f"models/{MODEL_ID}"
@@ -77,7 +77,7 @@ def test_a_backup_goes_into_a_folder_that_is_there_and_never_over_anything(serve
     assert make(served.settings, tmp_path / "disk").folder.parent == tmp_path / "disk"
     (tmp_path / "file").touch()
     for place, why in ((tmp_path / "file", "is there already"), (tmp_path / "no" / "such", "no folder above it")):
-        with pytest.raises(BackupUnusable, match=why):
+        with pytest.raises(DropforgeError, match=why):
             make(served.settings, place)
 
 
@@ -178,7 +178,7 @@ def test_a_backup_while_another_process_writes_has_all_that_was_there_when_it_be
 def test_a_second_backup_at_the_same_time_is_refused(served: LivedIn) -> None:
     lock = FileLock(served.settings.state_folder / "backup.lock")
     assert lock.acquire()
-    with pytest.raises(BackupUnusable, match="another backup"):
+    with pytest.raises(DropforgeError, match="another backup"):
         make(served.settings)
     lock.release()
 
@@ -199,11 +199,11 @@ def test_a_backup_that_changed_is_refused_file_by_file(served: LivedIn, tmp_path
         copy = tmp_path / "copy"
         shutil.copytree(made.folder, copy)
         (copy / name).write_bytes((copy / name).read_bytes()[:-1] + b"?")
-        with pytest.raises(BackupUnusable, match="damaged"):
+        with pytest.raises(DropforgeError, match="damaged"):
             check(copy)
         shutil.rmtree(copy)
     (made.folder / MANIFEST).unlink()
-    with pytest.raises(BackupUnusable, match="no readable manifest"):
+    with pytest.raises(DropforgeError, match="no readable manifest"):
         check(made.folder)
 
 
@@ -316,7 +316,7 @@ def test_no_restore_while_a_daemon_or_a_worker_is_there(served: LivedIn, tmp_pat
     place.parent.mkdir(exist_ok=True)
     lock = FileLock(place)
     assert lock.acquire()
-    with pytest.raises(StateInUse, match="works on"):
+    with pytest.raises(DropforgeError, match="works on"):
         restore(served.settings, made.folder)
     lock.release()
     assert not (served.settings.state_folder / BACKUPS).exists(), "nothing was put aside"
@@ -328,11 +328,11 @@ def test_a_backup_of_a_newer_program_or_without_its_champion_changes_nothing(ser
     root = served.settings.state_folder
     before = (root / DATABASE_NAME).read_bytes()
     shutil.rmtree(root / MODEL)
-    with pytest.raises(BackupUnusable, match="neither in the backup nor in"):
+    with pytest.raises(DropforgeError, match="neither in the backup nor in"):
         restore(served.settings, made.folder)
     value = json.loads((made.folder / MANIFEST).read_text())
     (made.folder / MANIFEST).write_text(json.dumps({**value, "schema_revision": "0999"}))
-    with pytest.raises(BackupUnusable, match="does not know: 0999"):
+    with pytest.raises(DropforgeError, match="does not know: 0999"):
         restore(served.settings, made.folder, without_models=True)
     assert (root / DATABASE_NAME).read_bytes() == before
     (made.folder / MANIFEST).write_text(json.dumps(value))
@@ -346,7 +346,7 @@ def test_mark_and_lock_stand_from_the_first_change_of_a_restore_to_its_last(
     root, seen = served.settings.state_folder, []
 
     def look() -> None:
-        with pytest.raises(RestoreCutOff):
+        with pytest.raises(DropforgeError, match="was cut off"):
             refuse_half_restored(root)
         seen.append(lock_holder(root / LOCK_NAME))
 
@@ -370,7 +370,7 @@ def test_mark_and_lock_stand_from_the_first_change_of_a_restore_to_its_last(
 
 def test_no_daemon_starts_on_a_half_restored_folder(served: LivedIn) -> None:
     (served.settings.state_folder / RESTORING).write_text('{"backup": "/kept"}')
-    with pytest.raises(RestoreCutOff) as refused:
+    with pytest.raises(DropforgeError) as refused:
         Service(served.settings)
     assert refused.value.hint == "do it again: dropforge restore /kept"
 

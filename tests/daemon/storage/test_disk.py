@@ -22,7 +22,7 @@ from daemon.state import run_files
 from daemon.state.database import migrate, open_engine, transaction
 from daemon.state.states import RunState
 from daemon.state.tables import Event, Run
-from daemon.storage.disk import Ballast, Disk, NoRoom, is_full
+from daemon.storage.disk import Ballast, Disk, is_full
 from daemon.storage.disk_estimate import CHECKPOINTS, needed_bytes
 from daemon.system.processes import lock_holder
 from pipeline.config import EvaluateConfig, RunConfig, SplitConfig, TrainConfig
@@ -170,10 +170,10 @@ def test_a_run_must_fit_beside_the_mark_and_one_in_hand_without_it(tmp_path: Pat
     disk(tmp_path).require(needs)
     free(4 * GB - 1)
     disk(tmp_path).require(needs, margin=False)
-    with pytest.raises(NoRoom, match=r"it needs 3.0 GB beside the 1.0 GB of .* \(train 2.0 GB, merge 1.0 GB\)"):
+    with pytest.raises(DropforgeError, match=r"it needs 3.0 GB beside the 1.0 GB of .* \(train 2.0 GB, merge 1.0 GB\)"):
         disk(tmp_path).require(needs)
     free(3 * GB - 1)
-    with pytest.raises(NoRoom, match=r"it needs 3.0 GB \("):
+    with pytest.raises(DropforgeError, match=r"it needs 3.0 GB \("):
         disk(tmp_path).require(needs, margin=False)
 
 

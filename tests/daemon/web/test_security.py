@@ -12,7 +12,8 @@ from starlette.testclient import TestClient
 
 from daemon.views.overview import Overview
 from daemon.web import api, pages
-from daemon.web.security import NoToken, cookie_name, load_token
+from daemon.web.security import cookie_name, load_token
+from pipeline.errors import DropforgeError
 from tests.daemon.web.conftest import HERE, TOKEN
 
 FORBIDDEN, MISDIRECTED, NOT_ALLOWED = 403, 421, 405
@@ -185,7 +186,7 @@ def test_a_token_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
 
 def test_a_file_without_a_token_lets_nobody_in(tmp_path: Path) -> None:
     (tmp_path / "web-token").touch()
-    with pytest.raises(NoToken, match="there is no token in"):
+    with pytest.raises(DropforgeError, match="there is no token in"):
         load_token(tmp_path)
 
 

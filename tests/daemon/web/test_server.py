@@ -18,7 +18,8 @@ import pytest
 from daemon.settings.web import address_of
 from daemon.views.overview import Overview
 from daemon.web.security import load_token
-from daemon.web.server import CannotListen, listen
+from daemon.web.server import listen
+from pipeline.errors import DropforgeError
 
 ENDED = 60
 PAGE = [sys.executable, "-P", "-m", "daemon", "web"]
@@ -241,12 +242,12 @@ def test_the_daemon_starts_it_again_and_is_not_touched_by_its_death(lived_in: An
 def test_an_address_that_is_taken_is_named(tmp_path: Path) -> None:
     with listen(address_of("127.0.0.1:0")) as first:
         port = first.getsockname()[1]
-        with pytest.raises(CannotListen, match=f"127.0.0.1:{port}: Address already in use"):
+        with pytest.raises(DropforgeError, match=f"127.0.0.1:{port}: Address already in use"):
             listen(address_of(f"127.0.0.1:{port}"))
-    with listen(address_of(f"unix:{tmp_path}/s")), pytest.raises(CannotListen, match="Address already in use"):
+    with listen(address_of(f"unix:{tmp_path}/s")), pytest.raises(DropforgeError, match="Address already in use"):
         listen(address_of(f"unix:{tmp_path}/s"))
     (tmp_path / "file").touch()
-    with pytest.raises(CannotListen, match="Address already in use"):
+    with pytest.raises(DropforgeError, match="Address already in use"):
         listen(address_of(f"unix:{tmp_path}/file"))
     assert (tmp_path / "file").exists()
 

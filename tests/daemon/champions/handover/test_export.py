@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from daemon.champions.handover.export import NotExported, Wanted, export
-from daemon.champions.handover.hub_readme import NoReadme, hub_readme
+from daemon.champions.handover.export import Wanted, export
+from daemon.champions.handover.hub_readme import hub_readme
 from pipeline import durable
+from pipeline.errors import DropforgeError
 from pipeline.model_folder.manifest import model_id, verify_manifest
 from tests.chaos.house import START, Daemon, build, records
 from tests.recorded import record
@@ -62,7 +63,7 @@ def test_a_base_model_is_copied_without_what_else_lies_in_its_folder(tmp_path: P
 def test_what_is_there_is_not_written_over(box: Box, tmp_path: Path) -> None:
     target = tmp_path / "copy"
     target.mkdir()
-    with pytest.raises(NotExported, match="is there already"):
+    with pytest.raises(DropforgeError, match="is there already"):
         export(box.champion, box.identity, target, Wanted(folder=True))
     assert leftovers(target) == []
 
@@ -71,7 +72,7 @@ def test_a_champion_that_is_not_what_it_was_is_not_handed_over(box: Box, tmp_pat
     (weights,) = box.champion.glob("*.safetensors")
     weights.write_bytes(weights.read_bytes() + b"x")
     before = leftovers(tmp_path)
-    with pytest.raises(NotExported, match="is not what it was"):
+    with pytest.raises(DropforgeError, match="is not what it was"):
         export(box.champion, box.identity, tmp_path / "copy", Wanted(folder=True))
     assert leftovers(tmp_path) == before
 
@@ -122,9 +123,9 @@ def test_a_files_name_is_inert_in_the_card(tmp_path: Path) -> None:
 
 
 def test_there_is_no_card_of_a_base_model_or_of_another_runs(box: Box) -> None:
-    with pytest.raises(NoReadme, match="nothing was trained"):
+    with pytest.raises(DropforgeError, match="nothing was trained"):
         hub_readme(box.root, None, box.identity, "mine")
-    with pytest.raises(NoReadme, match="do not tell of model"):
+    with pytest.raises(DropforgeError, match="do not tell of model"):
         hub_readme(box.root, 1, "0" * 64, "mine")
 
 
@@ -141,10 +142,10 @@ def test_a_command_that_makes_no_gguf_file_leaves_nothing_but_what_it_said(
 ) -> None:
     before = leftovers(tmp_path)
     command = (sys.executable, "-c", f"import sys\nprint('on layer 1')\n{code}")
-    with pytest.raises(NotExported, match=words):
+    with pytest.raises(DropforgeError, match=words):
         export(box.champion, box.identity, tmp_path / "copy", Wanted(folder=False, gguf=command))
     assert ("on layer 1" in capfd.readouterr().err) == ("no GGUF" not in words)
-    with pytest.raises(NotExported, match="no-such-program: No such file"):
+    with pytest.raises(DropforgeError, match="no-such-program: No such file"):
         export(box.champion, box.identity, tmp_path / "copy", Wanted(folder=False, gguf=("no-such-program",)))
     assert leftovers(tmp_path) == before
 
@@ -154,11 +155,11 @@ def test_a_file_that_is_another_model_or_cannot_be_compared_is_not_handed_over(
 ) -> None:
     command = (sys.executable, "-c", "import sys; open(sys.argv[3], 'wb').write(b'GGUF')")
     before = leftovers(tmp_path)
-    with pytest.raises(NotExported, match="could not be compared with the champion"):
+    with pytest.raises(DropforgeError, match="could not be compared with the champion"):
         export(box.champion, box.identity, tmp_path / "copy", Wanted(folder=False, gguf=command))
     far = [sys.executable, "-c", """print('{"distance": 0.2, "top1": 0.99}')"""]
     run = subprocess.run
     monkeypatch.setattr(subprocess, "run", lambda argv, **how: run(far if "--check" in argv else argv, **how))
-    with pytest.raises(NotExported, match=r"copy\.gguf is not the champion: its logits 0\.2"):
+    with pytest.raises(DropforgeError, match=r"copy\.gguf is not the champion: its logits 0\.2"):
         export(box.champion, box.identity, tmp_path / "copy", Wanted(folder=False, gguf=command))
     assert leftovers(tmp_path) == before

@@ -14,10 +14,11 @@ from urllib.parse import urlsplit
 import pytest
 
 from daemon.champions.handover import switch
-from daemon.champions.handover.server import Server, ServerFailed
+from daemon.champions.handover.server import Server
 from daemon.champions.handover.smoke_prompts import SmokePrompt, SmokePrompts
-from daemon.champions.handover.switch import Change, NotSwitched
+from daemon.champions.handover.switch import Change
 from pipeline import http_request
+from pipeline.errors import DropforgeError
 from tests.stand_in_server import StandIn, write_answers
 
 PROMPTS = [f"say word {number}" for number in range(8)]
@@ -55,7 +56,7 @@ def test_a_server_that_is_restarted_is_waited_for_and_asked(stand: StandIn, tmp_
 
 
 def test_a_server_that_still_serves_another_model_fails(stand: StandIn, tmp_path: Path) -> None:
-    with pytest.raises(NotSwitched, match="answered 0 of 8 smoke prompts"):
+    with pytest.raises(DropforgeError, match="answered 0 of 8 smoke prompts"):
         switch.restart(Server(stand.url), change(tmp_path, 1), [sys.executable, "-c", RESTART, stand.url], seconds=60)
 
 
@@ -67,28 +68,28 @@ def test_most_answers_have_to_be_the_champions(stand: StandIn, tmp_path: Path, w
     if passes:
         assert f"answered {8 - wrong} of 8" in switch.check(Server(stand.url), change(tmp_path, 1), 60)
     else:
-        with pytest.raises(NotSwitched, match=f"answered {8 - wrong} of 8"):
+        with pytest.raises(DropforgeError, match=f"answered {8 - wrong} of 8"):
             switch.check(Server(stand.url), change(tmp_path, 1), 60)
 
 
 def test_a_command_that_cannot_restart_the_server_fails(stand: StandIn, tmp_path: Path) -> None:
-    with pytest.raises(NotSwitched, match="ended with exit code 5"):
+    with pytest.raises(DropforgeError, match="ended with exit code 5"):
         switch.restart(Server(stand.url), change(tmp_path, 1), [sys.executable, "-c", "raise SystemExit(5)"], 60)
-    with pytest.raises(NotSwitched, match="no-such-program could not restart the server"):
+    with pytest.raises(DropforgeError, match="no-such-program could not restart the server"):
         switch.restart(Server(stand.url), change(tmp_path, 1), ["no-such-program"], 60)
 
 
 def test_a_server_that_is_not_there_is_waited_for_no_longer_than_it_was_said(tmp_path: Path) -> None:
-    with pytest.raises(ServerFailed, match=r"was not up within 0\.1 s"):
+    with pytest.raises(DropforgeError, match=r"was not up within 0\.1 s"):
         switch.check(Server(f"unix:{tmp_path}/none.sock"), change(tmp_path, 1), 0.1)
-    with pytest.raises(ServerFailed, match="is no address of a server"):
+    with pytest.raises(DropforgeError, match="is no address of a server"):
         Server("ftp://here")
 
 
 @pytest.mark.parametrize("said", ["<html>", "[]", '{"data": [7]}', '{"data": [{"id": 1}]}', "[" * 100_000, ""])
 def test_what_is_no_list_of_models_is_a_sentence(stand: StandIn, monkeypatch: pytest.MonkeyPatch, said: str) -> None:
     monkeypatch.setattr(stand, "get", lambda _path: (200, said))
-    with pytest.raises(ServerFailed, match=r"names no model|answered /v1/models with no JSON: "):
+    with pytest.raises(DropforgeError, match=r"names no model|answered /v1/models with no JSON: "):
         Server(stand.url).models()
 
 
@@ -97,7 +98,7 @@ def test_what_is_no_answer_is_a_sentence(
     stand: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str
 ) -> None:
     monkeypatch.setattr(stand, "chat", lambda _asked: (200, said))
-    with pytest.raises(ServerFailed, match=r"gave no answer|with no JSON"):
+    with pytest.raises(DropforgeError, match=r"gave no answer|with no JSON"):
         switch.check(Server(stand.url), change(tmp_path, 1), 60)
 
 
@@ -106,7 +107,7 @@ def test_an_answer_that_has_no_end_is_cut_off_in_time_and_size(
 ) -> None:
     monkeypatch.setattr(http_request, "_MOST_BYTES", 100)
     monkeypatch.setattr(stand, "get", lambda _path: (200, "x" * 101))
-    with pytest.raises(ServerFailed, match="the answer has more than 100 bytes"):
+    with pytest.raises(DropforgeError, match="the answer has more than 100 bytes"):
         Server(stand.url).models()
     monkeypatch.setattr("daemon.champions.handover.server._ANSWER_SECONDS", 0.5)
     with socket.socket(socket.AF_UNIX) as listening:
@@ -123,7 +124,7 @@ def test_an_answer_that_has_no_end_is_cut_off_in_time_and_size(
         given_up = threading.Event()
         thread = threading.Thread(target=drip)
         thread.start()
-        with pytest.raises(ServerFailed, match=r"does not answer: no whole answer within 0\.5 s"):
+        with pytest.raises(DropforgeError, match=r"does not answer: no whole answer within 0\.5 s"):
             Server(f"unix:{tmp_path}/drips.sock").models()
         given_up.set()
         thread.join()
@@ -150,7 +151,7 @@ def test_an_adapter_that_answers_otherwise_is_named_to_nobody_and_leaves(stand: 
     name_file, server = tmp_path / "name", Server(stand.url)
     first = change(tmp_path, 1)
     switch.switch_adapter(server, first, name_file, 60)
-    with pytest.raises(NotSwitched, match="answered 0 of 8 smoke prompts"):
+    with pytest.raises(DropforgeError, match="answered 0 of 8 smoke prompts"):
         switch.switch_adapter(server, change(tmp_path, 2, right=9), name_file, 60)
     assert name_file.read_text() == f"{first.name}\n"
     assert list(stand.models) == ["base", first.name]
@@ -162,7 +163,7 @@ def test_a_champion_without_an_adapter_over_the_base_is_not_served_by_another_on
     name_file, server = tmp_path / "name", Server(stand.url)
     first, second = (change(tmp_path, model) for model in (1, 2))
     switch.switch_adapter(server, first, name_file, 60)
-    with pytest.raises(NotSwitched, match="has no adapter over the base: its method makes none") as told:
+    with pytest.raises(DropforgeError, match="has no adapter over the base: its method makes none") as told:
         switch.switch_adapter(server, replace(second, adapter=""), name_file, 60)
     assert "serve-hook --restart" in told.value.hint
     assert name_file.read_text() == f"{first.name}\n"
@@ -237,7 +238,7 @@ def test_under_load_no_request_fails_and_each_answer_is_one_champions(stand: Sta
 
 
 def test_what_the_daemon_tells_is_read_and_nobody_else_is_believed(tmp_path: Path) -> None:
-    with pytest.raises(NotSwitched, match="serve-hook is run by the daemon"):
+    with pytest.raises(DropforgeError, match="serve-hook is run by the daemon"):
         Change.from_environment({})
     told = {"PROMOTION_TRACK": "default", "PROMOTION_MODEL_ID": "f" * 64, "PROMOTION_RUN": ""}
     assert Change.from_environment(told) == Change("default", "f" * 64, is_base=True, adapter="", asked=None)
@@ -245,10 +246,10 @@ def test_what_the_daemon_tells_is_read_and_nobody_else_is_believed(tmp_path: Pat
     asked = change(tmp_path, 1).asked
     assert asked is not None
     path.write_text(asked.model_dump_json())
-    with pytest.raises(NotSwitched, match="another model has become the champion"):
+    with pytest.raises(DropforgeError, match="another model has become the champion"):
         Change.from_environment({**told, "PROMOTION_SMOKE_PROMPTS": str(path)})
     path.write_text("{")
-    with pytest.raises(NotSwitched, match="cannot be read"):
+    with pytest.raises(DropforgeError, match="cannot be read"):
         Change.from_environment({**told, "PROMOTION_SMOKE_PROMPTS": str(path)})
 
 

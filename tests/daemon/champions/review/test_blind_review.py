@@ -10,12 +10,13 @@ from jsonschema import Draft202012Validator
 from sqlmodel import Session, select
 
 from daemon.champions.review.blind_review import CHOSEN, Choice, Review, choose
-from daemon.champions.review.pairs import CannotReview, Pair, read_pairs
+from daemon.champions.review.pairs import Pair, read_pairs
 from daemon.queue import run_queue
 from daemon.state.states import AWAITING
 from daemon.state.tables import Event, Run
 from daemon.views.overview import Overview
 from pipeline import durable
+from pipeline.errors import DropforgeError
 from pipeline.report.write import write_report
 
 ASKED = 6
@@ -142,7 +143,7 @@ def test_an_answer_that_is_taken_back_is_asked_again_and_only_what_stands_is_cou
 def test_once_it_is_told_who_gave_which_answer_nothing_is_taken_back(reviewed: Reviewed) -> None:
     found = reviewed.judge_all(*["candidate"] * ASKED)
     assert found.last is not None
-    with pytest.raises(CannotReview, match="what was chosen stands"):
+    with pytest.raises(DropforgeError, match="what was chosen stands"):
         reviewed.choose(found.last, "u")
     assert reviewed.overview.review(1).result == found.result
 
@@ -163,21 +164,21 @@ def test_what_cannot_be_judged_is_refused_with_a_remedy(reviewed: Reviewed) -> N
         (beyond, "u", "asks about no pair"),
         ("x", "1", "no pair"),
     ):
-        with pytest.raises(CannotReview, match=words) as refused:
+        with pytest.raises(DropforgeError, match=words) as refused:
             reviewed.choose(name, key)
         assert refused.value.hint
     reviewed.records.write_text("{}\n")
-    with pytest.raises(CannotReview, match="damaged"):
+    with pytest.raises(DropforgeError, match="damaged"):
         reviewed.choose(pair, "1")
     reviewed.records.unlink()
-    with pytest.raises(CannotReview, match="no scored records any more"):
+    with pytest.raises(DropforgeError, match="no scored records any more"):
         reviewed.overview.review(1)
     assert reviewed.events() == []
 
 
 def test_a_damaged_card_loses_no_choice(reviewed: Reviewed) -> None:
     (reviewed.card / "report.json").write_text("{}")
-    with pytest.raises(CannotReview, match="the data of the card"):
+    with pytest.raises(DropforgeError, match="the data of the card"):
         reviewed.judge_all(*["candidate"] * ASKED)
     assert reviewed.overview.review(1).judged == ASKED
 

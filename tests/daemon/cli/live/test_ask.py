@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from daemon.champions.smoke_test import DoesNotAnswer
 from daemon.champions.smoke_test import ask as let_answer
+from pipeline.errors import DropforgeError
 from pipeline.prompt import choose_format, fold, prompt_ids
 from pipeline.qlora.generation import Decoding, open_model
 from pipeline.qlora.greedy_decoding import answer_aloud, answers
@@ -96,7 +96,7 @@ def test_what_is_yielded_ends_with_the_answer(llama: Path) -> None:
     said = list(let_answer(request, "cpu"))
     assert said[0] == {"folder": str(llama)}
     assert set(said[-1]) == {"tokens", "ended"}
-    with pytest.raises(DoesNotAnswer):
+    with pytest.raises(DropforgeError):
         list(let_answer({**request, "models": [{"folder": "/none"}]}, "cpu"))
 
 

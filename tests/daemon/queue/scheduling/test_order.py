@@ -7,11 +7,11 @@ from sqlmodel import Session, select
 from daemon.queue import cancelling, run_queue, tracks
 from daemon.queue.claims import Claim
 from daemon.queue.scheduling import order
-from daemon.queue.states import WrongState
 from daemon.state.database import migrate, open_engine, transaction
 from daemon.state.states import TRIAL
 from daemon.state.tables import Drop, Event, Run, Track
 from pipeline.config import RunConfig
+from pipeline.errors import DropforgeError
 
 
 def configure(_session: Session, track: Track) -> RunConfig:
@@ -147,7 +147,7 @@ def test_what_cannot_be_moved_is_refused(engine: Engine) -> None:
         (2, 3, "run 3 is not open"),
         (2, 9, "run 9 is not open"),
     ):
-        with pytest.raises(WrongState, match=words):
+        with pytest.raises(DropforgeError, match=words):
             order.move(engine, run, 70, "ada", after=after)
     assert goes(engine) == [2]
 

@@ -7,12 +7,12 @@ from sqlmodel import Session, select
 
 from daemon.queue import run_queue, tracks
 from daemon.queue.scheduling import order, pausing
-from daemon.queue.states import WrongState
 from daemon.settings.model import RetrySettings
 from daemon.state.database import migrate, open_engine, transaction
 from daemon.state.events import Word
 from daemon.state.tables import Drop, Event, Track
 from pipeline.config import RunConfig
+from pipeline.errors import DropforgeError
 
 WORD = Word("the card is lent out", 50, "ada")
 
@@ -91,12 +91,12 @@ def test_a_paused_track_takes_drops_in_and_queues_its_run(engine: Engine) -> Non
 
 def test_pausing_twice_and_resuming_what_is_not_paused_are_refused(engine: Engine) -> None:
     pausing.pause(engine, "support", WORD)
-    with pytest.raises(WrongState, match="paused already: the card is lent out") as refused:
+    with pytest.raises(DropforgeError, match="paused already: the card is lent out") as refused:
         pausing.pause(engine, "support", Word("another", 60, "bob"))
     assert refused.value.hint == "to let it go on: dropforge resume support"
     pausing.resume(engine, "support", WORD)
     for name in ("support", "unknown"):
-        with pytest.raises(WrongState, match=f"track {name} is not paused"):
+        with pytest.raises(DropforgeError, match=f"track {name} is not paused"):
             pausing.resume(engine, name, WORD)
 
 
