@@ -20,9 +20,9 @@ _WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _MOST_BYTES = 1 << 20
 
 
-def read(folder: Folder, name: str | bytes, most: int = _MOST_BYTES) -> bytes | None:
+def read(folder: Folder, name: str | bytes) -> bytes | None:
     """
-    Return a regular file of the daemon's user, or its first `most` bytes; `None` if there is no such file.
+    Return a regular file of the daemon's user, or its first `_MOST_BYTES`; `None` if there is no such file.
 
     Raises `OSError` if it cannot be read.
     """
@@ -33,7 +33,7 @@ def read(folder: Folder, name: str | bytes, most: int = _MOST_BYTES) -> bytes | 
     with os.fdopen(fd, "rb") as file:
         info = os.fstat(fd)
         own = stat.S_ISREG(info.st_mode) and info.st_uid == os.geteuid()
-        return file.read(most) if own else None
+        return file.read(_MOST_BYTES) if own else None
 
 
 def keep(folder: Folder, aside: Folder, name: str, text: str | None) -> None:

@@ -7,7 +7,7 @@ start the daemon goes through all drops once. After that it looks at the drops t
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import structlog
 from sqlalchemy import Engine, func
@@ -112,7 +112,7 @@ class VerdictNotes:
         """Put a drop's text beside its receipt, unless it is there; a drop without a receipt gets none."""
         try:
             folder = self._inbox.answers_there(*home_of(drop.track, rejected=False), user=owner)
-            name = None if folder is None else _name_with_receipt(folder, drop)
+            name = None if folder is None else name_with(RECEIPT, folder, drop)
             if folder is not None and name is not None:
                 data, path = text.encode(), folder.path / f"{name}{VERDICT}"
                 if own_files.read(folder, path.name) != data:
@@ -125,34 +125,31 @@ class VerdictNotes:
 
 def owner_of(session: Session, drop: Drop) -> str | None:
     """Return the user who dropped a file, by the event that recorded it."""
-    return owner if isinstance(owner := first_event(session, drop).get("owner"), str) else None
-
-
-def first_event(session: Session, drop: Drop) -> Mapping[str, object]:
-    """Return the detail of the event that recorded a drop; an empty one if it is gone."""
     first = session.exec(select(Event).where(Event.drop_id == drop.id).order_by(col(Event.id)).limit(1)).first()
-    return first.detail if first is not None else {}
+    owner = first.detail.get("owner") if first is not None else None
+    return owner if isinstance(owner, str) else None
 
 
-def _name_with_receipt(folder: Folder, drop: Drop) -> str | None:
-    """Return the name under which a drop was filed away: the one whose receipt says so."""
-    for name in names_of(drop):
-        document = own_files.read(folder, f"{name}{RECEIPT}")
+def name_with(ending: str, folder: Folder, drop: Drop) -> str | None:
+    """Return the name under which a drop was filed away: the document of this ending beside it is about the drop."""
+    for name in _names(drop):
+        document = own_files.read(folder, name + ending)
         if document is not None and _is_about(document, drop):
             return name
     return None
 
 
-def names_of(drop: Drop) -> Iterator[str]:
-    """Yield the names under which a drop may have been filed away, in the order in which they were tried."""
+def _names(drop: Drop) -> Iterator[str]:
     for _number, name in zip(range(_MOST_NAMES), names_for(drop.name_bytes, drop.id or 0), strict=False):
         yield os.fsdecode(name)
 
 
 def _is_about(document: bytes, drop: Drop) -> bool:
-    """Say whether this is the receipt of a drop; what somebody dropped under a receipt's name lies there, too."""
+    """Return whether this is a document of a drop; what somebody dropped under such a name lies there, too."""
     try:
         value = json.loads(document)
     except (ValueError, RecursionError):
         return False
-    return isinstance(value, dict) and (value.get("drop"), value.get("content_sha256")) == (drop.id, drop.sha256)
+    if not isinstance(value, dict):
+        return False
+    return (value.get("drop"), value.get("content_sha256", value.get("sha256"))) == (drop.id, drop.sha256)

@@ -177,7 +177,7 @@ def test_the_errors_of_a_file_are_a_hundred_with_the_first_of_each_kind(tmp_path
 
 def test_old_rejected_files_go_with_their_answers_and_rows(tmp_path: Path) -> None:
     box = Box(tmp_path)
-    for name in ("old.jsonl", "other.jsonl", "swapped.jsonl"):
+    for name in ("old.jsonl", "other.jsonl", "linked.jsonl"):
         box.drop(name, [{"instruction": name}], "support" if name == "other.jsonl" else "")
     box.drop("untold.jsonl", [{}])
     box.drop("new.jsonl", [{}], now=NOW + DAY_MS)
@@ -185,9 +185,9 @@ def test_old_rejected_files_go_with_their_answers_and_rows(tmp_path: Path) -> No
     mine, outside = box.inbox / "rejected" / "old.jsonl-notes", tmp_path / "outside"
     mine.write_text("mine")
     outside.write_text("not ours")
-    swapped = box.inbox / "rejected" / "swapped.jsonl"
-    swapped.unlink()
-    swapped.symlink_to(outside)
+    linked = box.inbox / "rejected" / "linked.jsonl"
+    linked.unlink()
+    linked.symlink_to(outside)
     then = NOW + 90 * DAY_MS + 1
     with database.transaction(box.engine) as session:
         told: dict[str, Any] = {"address": "a", "kind": "drop_rejected", "level": "warning", "title": "t", "body": "b"}
@@ -202,7 +202,6 @@ def test_old_rejected_files_go_with_their_answers_and_rows(tmp_path: Path) -> No
     assert [name for name in box.files("rejected") if not name.endswith(".errors.json")] == [
         "new.jsonl",
         "old.jsonl-notes",
-        "swapped.jsonl",
         "untold.jsonl",
     ]
     assert box.rows(Message)[0].event_id == 4
