@@ -10,10 +10,10 @@ import typer
 
 from daemon.cli.output import dump, local, print_json, print_line, print_table
 from daemon.cli.workspace import (
+    SERVICE_FILE,
     JsonOption,
     chosen_file,
     config_path,
-    load_from_inside,
     load_settings,
     open_writer,
     refuse_missing,
@@ -26,7 +26,11 @@ from pipeline.errors import EXIT_FAILED, DropforgeError
 from pipeline.wording import count, listed, size_words
 
 _MOST_NAMED = 20
-_INSIDE = "look from inside of it, as root: systemctl start dropforge; sudo dropforge doctor"
+_OUTSIDE = "looked from outside of the service's unit, which hides files and sets variables"
+_INSIDE = (
+    "sudo nsenter -m -n -e -S $(id -u dropforge) -G $(id -g dropforge) -t $(systemctl show -P MainPID dropforge) "
+    "dropforge"
+)
 
 KeyArgument = Annotated[
     str | None, typer.Argument(metavar="[KEY]", help="A setting or a section, as train.epochs or train.")
@@ -192,20 +196,24 @@ def _tracks(names: Sequence[str]) -> str:
     return f"{'the track' if len(names) == 1 else 'the tracks'} {listed(names)}"
 
 
+def _is_outside(context: typer.Context) -> bool:
+    """Say whether the settings are the service's, and this process runs without what its unit sets."""
+    return chosen_file(context) == SERVICE_FILE and "STATE_DIRECTORY" not in os.environ
+
+
 def doctor(context: typer.Context, *, as_json: JsonOption = False) -> None:
     """
     Look at database, disks, inbox, models and clock, and say what to mend.
 
-    With the variables of the daemon that runs and, as root, from inside of its unit's sandbox. Changes nothing. Exit
-    code 1 if a line is bad.
+    Changes nothing. Exit code 1 if a line is bad.
     """
     from daemon.messages import addresses  # noqa: PLC0415 - `config` needs no database
     from daemon.views.doctor import Finding, examine  # noqa: PLC0415 - `config` needs no database
 
-    settings, unseen = load_from_inside(context)
+    settings = load_settings(context)
     findings = [*examine(settings), *addresses.examine(settings.messages, chosen_file(context))]
-    if unseen:
-        findings.append(Finding(name="outside", level="warn", text=unseen, remedy=_INSIDE))
+    if _is_outside(context):
+        findings.append(Finding(name="outside", level="warn", text=_OUTSIDE, remedy=f"{_INSIDE} doctor"))
     bad = any(finding.level == "bad" for finding in findings)
     if as_json:
         print_json(ok=not bad, findings=[finding.model_dump(mode="json") for finding in findings])
@@ -232,8 +240,9 @@ def messages(
     """
     from daemon.messages.unsent import unsent  # noqa: PLC0415 - `config` needs no database
 
-    settings, unseen = load_from_inside(context)
+    settings = load_settings(context)
     if test:
+        unseen = f"{_OUTSIDE}: {_INSIDE} messages --test" if _is_outside(context) else ""
         _send_test(settings, unseen, as_json=as_json)
         return
     found = unsent(settings, now_ms())
@@ -262,7 +271,7 @@ def _send_test(settings: Settings, unseen: str, *, as_json: bool) -> None:
         for one in tried:
             print_line(f"{one.address}: {'taken' if one.error is None else f'not taken: {one.error}'}")
         if unseen:
-            print_line(f"{unseen}; {_INSIDE}")
+            print_line(unseen)
     if any(one.error for one in tried):
         raise typer.Exit(EXIT_FAILED)
 

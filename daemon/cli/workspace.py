@@ -1,13 +1,12 @@
 """Where a command works: the settings named by `--config`, and what is known of their state folder."""
 
-import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from daemon.state.layout import DATABASE_NAME, LOCK_NAME
+from daemon.state.layout import DATABASE_NAME
 from pipeline.errors import DropforgeError
 
 if TYPE_CHECKING:
@@ -87,34 +86,6 @@ def refuse_missing(context: typer.Context, settings: "Settings") -> None:
     bad = [one for one in (*needs(settings), *examine(settings.messages, file)) if one.level == "bad"]
     if bad:
         raise SettingsError(f"{file}: {'; '.join(f'{one.name}: {one.text}' for one in bad)}", bad[0].remedy)
-
-
-def load_from_inside(context: typer.Context) -> "tuple[Settings, str]":
-    """
-    Return the settings as the daemon that runs has them, and in words what of its place is not seen; empty if all is.
-
-    This process has the daemon's variables from then on, and if it was root's also its unit's mounts and network.
-    Raises what `load_settings` does.
-    """
-    from daemon.system.processes import lock_holder  # noqa: PLC0415
-    from daemon.system.programs import act_as_owner, is_in_unit, namespaces  # noqa: PLC0415
-
-    settings, file = load_settings(context, as_owner=False), chosen_file(context)
-    unseen = "the service does not run: what its unit hides and sets is not seen" if file == SERVICE_FILE else ""
-    with contextlib.suppress(OSError):  # not this user's to ask; what is looked at says so
-        pid = lock_holder(settings.state_folder / LOCK_NAME)
-        if pid:
-            is_apart = is_in_unit(pid, settings.state_folder.stat().st_uid)
-            unseen = "looked from outside of the daemon's unit, which may hide files and set variables" * is_apart
-        if pid and unseen:
-            # Both are closed to all but root.
-            place, lines = namespaces(pid), os.fsdecode(Path(f"/proc/{pid}/environ").read_bytes()).split("\0")
-            if file.exists():
-                context.find_root().params["config"] = file.absolute()
-            act_as_owner(settings.state_folder, beside=pid)
-            os.environ.update({line.partition("=")[0]: line.partition("=")[2] for line in lines if "=" in line})
-            unseen = "" if namespaces("self") == place else unseen
-    return load_settings(context), unseen
 
 
 def open_overview(context: typer.Context) -> "Overview":

@@ -7,9 +7,6 @@ from pathlib import Path
 
 from pipeline.errors import DropforgeError
 
-#: What of a unit's sandbox decides which files and hosts there are.
-_NAMESPACES = ("net", "mnt")
-
 
 def user() -> str:
     """Return who this process is for the kernel, whatever the environment says."""
@@ -29,12 +26,11 @@ def owner_of(path: Path) -> tuple[str, ...]:
     return (name_of(path.stat().st_uid),) if path.exists() else ()
 
 
-def act_as_owner(state_folder: Path, beside: int | None = None) -> None:
+def act_as_owner(state_folder: Path) -> None:
     """
     Become the owner of the state folder, for good, if this is root's process and the folder is another user's.
 
     Otherwise what root writes there would be closed to the daemon. A folder that is not there yet will belong to root.
-    With `beside`, the mounts and the network from then on are those of the process of this number.
     """
     if os.geteuid() != 0 or not state_folder.exists() or (info := state_folder.stat()).st_uid == 0:
         return
@@ -47,33 +43,7 @@ def act_as_owner(state_folder: Path, beside: int | None = None) -> None:
         os.initgroups(account.pw_name, account.pw_gid)
         os.setgid(account.pw_gid)
         os.environ["HOME"] = account.pw_dir  # root's is closed to it
-    # Nothing is looked up between the two: whose process it is may have put other programs into its mounts.
-    if beside is not None:
-        _enter(beside)
     os.setuid(info.st_uid)
-
-
-def is_in_unit(process: int, user_id: int) -> bool:
-    """Return whether a process of a user runs in a system unit, and this one does not run in it. Raises `OSError`."""
-    unit, status = Path(f"/proc/{process}/cgroup").read_text(), Path(f"/proc/{process}/status").read_text()
-    here = Path("/proc/self/cgroup").read_text()
-    return "/system.slice/" in unit and unit != here and f"\nUid:\t{user_id}\t{user_id}\t" in status
-
-
-def namespaces(process: int | str) -> list[int]:
-    """Return the numbers of a process's mounts and network. Raises `OSError`."""
-    return [Path(f"/proc/{process}/ns/{kind}").stat().st_ino for kind in _NAMESPACES]
-
-
-def _enter(process: int) -> None:
-    import ctypes  # noqa: PLC0415 - a quick start for the commands that do not need it
-
-    setns = ctypes.CDLL(None, use_errno=True).setns  # Python has it from 3.12 on
-    opened = [os.open(f"/proc/{process}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC) for kind in _NAMESPACES]
-    for fd in opened:
-        if setns(fd, 0):
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), f"/proc/{process}/ns")
-        os.close(fd)
 
 
 def find_program(name: str) -> str:
