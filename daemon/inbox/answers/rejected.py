@@ -8,7 +8,7 @@ last, so that a collection that was cut off goes on to the same end.
 import os
 from contextlib import suppress
 
-from sqlalchemy import Engine, bindparam, func
+from sqlalchemy import BindParameter, Engine, bindparam, func
 from sqlmodel import Session, col, delete, select
 
 from daemon.inbox.answers.receipts import ERRORS, home_of
@@ -65,16 +65,16 @@ def _old_drops(session: Session, before: int) -> list[Drop]:
 
 def _remove(inbox: InboxFolders, drop: Drop, owner: str | None, *, dry_run: bool) -> tuple[str, int]:
     """Remove a drop's file, then its errors; return where the file is, from the inbox on, and the bytes of both."""
-    home = home_of(drop.track, rejected=True)
+    home, size = home_of(drop.track, rejected=True), 0
     folder = inbox.answers_there(*home, user=owner)
-    name = None if folder is None else name_with(ERRORS, folder, drop)
-    size = 0
-    for one in () if folder is None or name is None else (name, name + ERRORS):
-        with suppress(FileNotFoundError):
-            size += look(os.fsencode(one), folder.fd).st_size
-            if not dry_run:
-                os.unlink(one, dir_fd=folder.fd)
-                os.fsync(folder.fd)
+    name = folder and name_with(ERRORS, folder, drop)
+    if folder and name:
+        for one in (name, name + ERRORS):
+            with suppress(FileNotFoundError):
+                size += look(os.fsencode(one), folder.fd).st_size
+                if not dry_run:
+                    os.unlink(one, dir_fd=folder.fd)
+                    os.fsync(folder.fd)
     return "/".join((inbox.path.name, *home, printable(name or drop.name))), size
 
 
@@ -83,7 +83,8 @@ def _forget(session: Session, gone: dict[int, Item], now: int) -> None:
     # First, so that the highest number of an event is not one that goes: it would come again.
     reasons, total = {"rejected files": len(gone)}, sum(item.bytes for item in gone.values())
     record_event(session, "garbage_collected", now, bytes=total, items=len(gone), reasons=reasons)
-    numbers, number = [{"number": number} for number in gone], bindparam("number")
+    number: BindParameter[int] = bindparam("number")
+    numbers = [{"number": number} for number in gone]
     events = select(Event.id).where(col(Event.drop_id) == number)
     session.connection().execute(delete(Message).where(col(Message.event_id).in_(events)), numbers)
     session.connection().execute(delete(Event).where(col(Event.drop_id) == number), numbers)
