@@ -6,7 +6,6 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
 
 #: Bytes of an answer.
 _MOST_BYTES = 1 << 26
@@ -16,21 +15,25 @@ def request(
     server: str | tuple[str, int], method: str, path: str, body: object | None, seconds: float
 ) -> tuple[int, bytes]:
     """
-    Send one request, with `body` as JSON unless it is `None`; return the answer's status and all that it says.
+    Send one request, with `body` as JSON unless it is `None`; return the status and the body of the answer.
 
-    `server` is the path of a unix socket, or host and port. Raises `OSError` if it is not there, has not said all
-    within `seconds`, says more than 67 MB, or speaks no HTTP.
+    `server` is the path of a unix socket, or host and port. Raises `OSError` if it cannot be reached, speaks no HTTP,
+    or does not send the whole answer within `seconds`, or sends more than 67 MB.
     """
     connection = _UnixConnection(server) if isinstance(server, str) else http.client.HTTPConnection(*server)
     connection.timeout, end = seconds, time.monotonic() + seconds
     content = None if body is None else json.dumps(body).encode()
     try:
-        with contextlib.closing(connection):
+        with contextlib.closing(connection), contextlib.ExitStack() as opened:
             connection.connect()
-            with _cut_off(connection.sock, end):
-                connection.request(method, path, content, {"Content-Type": "application/json"})
-                reply = connection.getresponse()
-                said = reply.read(_MOST_BYTES + 1)
+            # The timeout of a socket begins anew with each byte that comes.
+            timer = threading.Timer(end - time.monotonic(), _shut_down, (connection.sock,))
+            timer.start()
+            opened.callback(timer.join)
+            opened.callback(timer.cancel)
+            connection.request(method, path, content, {"Content-Type": "application/json"})
+            reply = connection.getresponse()
+            said = reply.read(_MOST_BYTES + 1)
     except (OSError, http.client.HTTPException) as error:
         if time.monotonic() >= end:
             raise TimeoutError(f"no whole answer within {seconds:g} s") from error
@@ -42,21 +45,9 @@ def request(
     return reply.status, said
 
 
-@contextlib.contextmanager
-def _cut_off(connected: socket.socket, end: float) -> Iterator[None]:
-    """Shut a connection down at `end`: its own timeout begins anew with each byte that comes."""
-
-    def cut() -> None:
-        with contextlib.suppress(OSError):  # it is closed already
-            connected.shutdown(socket.SHUT_RDWR)
-
-    timer = threading.Timer(end - time.monotonic(), cut)
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-        timer.join()
+def _shut_down(connected: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # it is closed already
+        connected.shutdown(socket.SHUT_RDWR)
 
 
 class _UnixConnection(http.client.HTTPConnection):

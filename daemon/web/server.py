@@ -1,8 +1,8 @@
 """
 Serves the page on an address or a socket, until SIGTERM or SIGINT.
 
-Strangers may open as many connections as they like. So there are never more than a few hundred: what brings no request
-within seconds is cut, and where there are too many, what is idle goes first, the longest first.
+Strangers may open any number of connections. So a connection without a request is closed after a few seconds, and of
+too many connections the one that has been idle for longest is closed.
 """
 
 import asyncio
@@ -14,6 +14,7 @@ import stat
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import uvicorn
@@ -32,10 +33,9 @@ _SOCKET_MODE = 0o660
 _LAST_SECONDS = 1
 #: Connections at once; what is accepted in one go must not take every descriptor before they are counted.
 _MOST_CONNECTIONS, _BACKLOG = 200, 256
-#: Within how long a request must be there, and the end of an answer be taken.
-_REQUEST_SECONDS, _TAKEN_SECONDS = 10.0, 120.0
-_TICKS_A_SECOND = 10
-_SAID_AGAIN_SECONDS = 60.0
+#: Time that a connection has to send a request.
+_REQUEST_SECONDS = 10.0
+_LOG_AGAIN_SECONDS = 60.0
 _log = logging.getLogger("uvicorn.error")
 
 
@@ -47,7 +47,7 @@ def serve(settings: Settings, listening: socket.socket, *, with_lifeline: bool =
     """
     app = make_app(settings, load_token(settings.state_folder))
     for noisy in (_log, logging.getLogger("asyncio")):
-        noisy.addFilter(_OnceAMinute())
+        noisy.addFilter(_once_a_minute())
     config = uvicorn.Config(
         app,
         http=_Connection,
@@ -68,62 +68,50 @@ def serve(settings: Settings, listening: socket.socket, *, with_lifeline: bool =
 
 
 class _Connection(H11Protocol):
-    """A connection that is cut where it brings no request in time, or others need its place."""
+    """A connection that is closed if no request comes in time, or if there are too many."""
 
     since = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait for a request; cut the least of all connections if there are too many."""
-        self.since = self.loop.time()
+        """Wait for a request; if there are too many connections, end the one that comes first in `rank`."""
         super().connection_made(transport)
+        self._wait()
         if len(self.connections) > _MOST_CONNECTIONS:
             _log.warning("the page has too many connections: it cuts those that ask for nothing")
-            least = min((one for one in self.connections if isinstance(one, _Connection)), key=_Connection.rank)
-            least.cut()
+            first = min((one for one in self.connections if isinstance(one, _Connection)), key=_Connection.rank)
+            first.transport.abort()
+            self.connections.discard(first)
 
     def on_response_complete(self) -> None:
-        """Begin to wait for the next request."""
-        self.since = self.loop.time()
+        """Wait for the next request."""
+        self._wait()
         super().on_response_complete()
 
     def rank(self) -> tuple[int, float]:
-        """Order by what is asked for: nothing, something to read, events as they come, a change; the oldest first."""
-        if not self._asks:
+        """Order idle connections, then answers, event streams and changes; in each the oldest first."""
+        # uvicorn has no cycle before the first request, whatever its types say.
+        if self.cycle is None or self.cycle.response_complete:  # type: ignore[redundant-expr]
             return 0, self.since
         if self.scope["method"] not in READING:
             return 3, self.since
         return 2 if self.scope["path"].endswith("/live") else 1, self.since
 
-    def cut_if_late(self) -> None:
-        """Cut the connection if its next request, or the end of its last answer, takes too long."""
-        longest = _TAKEN_SECONDS if self.transport.get_write_buffer_size() else _REQUEST_SECONDS
-        if not self._asks and self.loop.time() - self.since > longest:
-            self.cut()
+    def _wait(self) -> None:
+        self.since = self.loop.time()
+        self.loop.call_later(_REQUEST_SECONDS, self._close_if_idle, (0, self.since))
 
-    def cut(self) -> None:
-        """End it here and now, so that it counts no more."""
-        self.transport.abort()
-        self.connections.discard(self)
-
-    @property
-    def _asks(self) -> bool:
-        # uvicorn has none before the first request, whatever its types say.
-        return self.cycle is not None and not self.cycle.response_complete  # type: ignore[redundant-expr]
+    def _close_if_idle(self, rank: tuple[int, float]) -> None:
+        """Close the connection, once the rest of its last answer is sent, if nothing has come meanwhile."""
+        if self.rank() == rank:
+            self.transport.close()
 
 
 class _Server(uvicorn.Server):
-    """Cuts late connections, and lets the streams to open pages end: those that it must cut leave a traceback each."""
+    """Lets the streams to open pages end; those that it must cut off leave a traceback each."""
 
     def __init__(self, config: uvicorn.Config, site: Site) -> None:
         super().__init__(config)
         self._site = site
-
-    async def on_tick(self, counter: int) -> bool:
-        """Look once a second which connections are late."""
-        for one in list(self.server_state.connections) if counter % _TICKS_A_SECOND == 0 else ():
-            if isinstance(one, _Connection):
-                one.cut_if_late()
-        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End, with what listens told first."""
@@ -131,20 +119,18 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-class _OnceAMinute(logging.Filter):
-    """Lets a sentence through once a minute: strangers can have it said."""
+def _once_a_minute() -> Callable[[logging.LogRecord], bool]:
+    """Return a filter that lets each message through once a minute: strangers can cause them."""
+    logged: dict[str, float] = {}
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._said: dict[str, float] = {}
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Say whether a record is the first of its kind within a minute."""
+    def is_new(record: logging.LogRecord) -> bool:
         kind, now = str(record.msg).partition("\n")[0], time.monotonic()
-        if now - self._said.get(kind, -_SAID_AGAIN_SECONDS) < _SAID_AGAIN_SECONDS:
+        if now - logged.get(kind, -_LOG_AGAIN_SECONDS) < _LOG_AGAIN_SECONDS:
             return False
-        self._said[kind] = now
+        logged[kind] = now
         return True
+
+    return is_new
 
 
 def _end_with_daemon(server: uvicorn.Server) -> None:

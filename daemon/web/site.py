@@ -15,7 +15,7 @@ from daemon.views.overview import Overview
 
 #: The largest number that the database can look for.
 MOST = (1 << 63) - 1
-#: Open pages that are told what changes, at once: the oldest of more has to ask again.
+#: Event streams at once; the page of the oldest one connects again.
 _MOST_STREAMS = 50
 Number = Annotated[int, Path(ge=1, le=MOST)]
 
@@ -32,17 +32,15 @@ class Site:
 
     @contextmanager
     def stream(self) -> Iterator[asyncio.Event]:
-        """Give an event stream what is set when it is to end: with the server, or where others need its place."""
+        """Give an event stream an event that is set when it has to end: with the server, or for a newer stream."""
         own = asyncio.Event()
         self._streams.append(own)
-        if len(self._streams) > _MOST_STREAMS:
-            self._streams[0].set()
-            del self._streams[0]
+        for oldest in self._streams[:-_MOST_STREAMS]:
+            oldest.set()
         try:
             yield own
         finally:
-            if own in self._streams:
-                self._streams.remove(own)
+            self._streams.remove(own)
 
     def end_streams(self) -> None:
         """Let every event stream end."""
