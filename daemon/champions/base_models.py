@@ -56,7 +56,7 @@ class Bases:
             except (DropforgeError, OSError) as error:
                 if is_full(error):
                     raise
-                # Only what its files say is settled until one of them changes.
+                # An error in the files lasts until one of them changes.
                 looked_at = looked_at if isinstance(error, CannotTrain) else None
                 problem = error if isinstance(error, DropforgeError) else _unreadable(error)
                 if str(self._problems.get(name)) != str(problem):
@@ -108,7 +108,7 @@ def _signature(folder: Path) -> list[Any]:
 
 
 def _entries(folder: Path) -> list[object]:
-    """Return what changes when any file in the folder does, or the right to read it, of as many as are looked at."""
+    """Return what changes with any file in the folder or its permissions, of the files that are looked at."""
     places = [place for place in (folder, folder / "additional_chat_templates") if place.is_dir()]
     paths = sorted(islice((path for place in places for path in place.iterdir()), _MOST_ENTRIES))
     times = [path.stat().st_ctime_ns if path.exists() else 0 for path in (*places, *paths)]

@@ -41,7 +41,7 @@ def is_known(url: str) -> bool:
 
 
 def missing_packages(url: str) -> list[str]:
-    """Return the packages that are not installed and without which Apprise cannot serve an address's scheme."""
+    """Return the missing packages that Apprise needs for an address of this scheme."""
     scheme = url.partition("://")[0].lower()
     every = _apprise().details(show_requirements=True, show_disabled=True)["schemas"]
     off = (one for one in every if not one["enabled"])

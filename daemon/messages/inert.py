@@ -8,24 +8,20 @@ from pipeline.wording import printable
 #: Characters that make links, mentions, emphasis or markup somewhere, and what looks like them and makes none.
 _LOOKALIKES = str.maketrans("<>@*`[]|~#\\&", "‹›＠∗ˋ［］¦∼＃＼＆")  # noqa: RUF001 - they are to look alike
 _DOTTED = re.compile(r"[\w-]+(?:\.[\w-]+)+")
-#: Last parts of names that no host has: endings of files, and what has a digit or an underscore.
+#: No top-level domain: suffixes of files, and what has a digit or an underscore.
 _NO_HOST = re.compile(r"jsonl?|toml|txt|csv|tsv|log|html|parquet|gz|\w*[\d_]\w*", re.IGNORECASE)
 _WIDTH = 160
 
 
 def inert(text: str, width: int = _WIDTH) -> str:
-    """
-    Return the beginning of `text` on one line, as plain words in Markdown, HTML and the dialects of chat services.
-
-    Nothing in it is a link, a mention or an address.
-    """
+    """Return the beginning of `text` on one line, as text that no Markdown, HTML or chat service changes."""
     seen = printable(text)
     clipped = seen if len(seen) <= width else f"{seen[: width - 1]}…"
     return _DOTTED.sub(_no_link, clipped.translate(_LOOKALIKES).replace("://", "∶∕∕"))  # noqa: RUF001
 
 
 def _no_link(found: re.Match[str]) -> str:
-    """Return a dotted name as it is, so that it is found when it is copied; one of a host with its dots in brackets."""
+    """Return a file name or setting unchanged, so that it can be copied; put the dots of a host name in brackets."""
     section, _, name = found[0].partition(".")
     field = Settings.model_fields.get(section)
     is_setting = field is not None and name in getattr(field.annotation, "model_fields", {})

@@ -1,9 +1,8 @@
 """
 The outbox: the only writer of `message`. Events become rows in one transaction with the cursor, so each does once.
 
-A row is one message to one address; rejections of a minute are one. The first of an address that is pending is the one
-to send, so an address that does not answer holds up its own messages, in order, and no one else's. A try is counted
-before it is made.
+A row is one message to one address; rejections within a minute share one. Messages to an address are sent in order, so
+an address that does not answer holds up its own messages alone. An attempt is counted before it is made.
 """
 
 from collections.abc import Callable
@@ -32,7 +31,7 @@ _MOST = 200
 MOST_AN_HOUR = 10
 HOUR_MS = 3_600_000
 WEEK_MS = 7 * 24 * HOUR_MS
-#: Rejections are told together: a folder of files comes within so long. Each has a line, of the first so many.
+#: Rejections within this time share a message, which has a line for each of the first few.
 _TOGETHER_MS, _MOST_TOGETHER = 60_000, 6
 _MORE, _FURTHER = " and {} more", "and {} more: dropforge drops --state rejected"
 _FIRST_PAUSE_MS, _LONGEST_PAUSE_MS = 15_000, 600_000
@@ -161,7 +160,7 @@ def _worded(word: Callable[[], Text | None]) -> Text | None:
 
 
 def _put(session: Session, settings: Settings, text: Text, event: int | None, now: int) -> None:
-    """Write one message for each address, or a line of one that waits, unless its kind was told too often just now."""
+    """Add a message for each address, or a line to one that waits; at most ten of a kind per hour."""
     for address in _addresses(settings):
         if text.brief and event is not None and _joined(session, text, event, address, now):
             continue
@@ -180,7 +179,6 @@ def _put(session: Session, settings: Settings, text: Text, event: int | None, no
                 title=text.title,
                 body=body,
                 created_at=now,
-                # Others of a minute come along.
                 not_before=now + _TOGETHER_MS if text.brief else now,
             )
         )
@@ -188,7 +186,7 @@ def _put(session: Session, settings: Settings, text: Text, event: int | None, no
 
 
 def _joined(session: Session, text: Text, event: int, address: str, now: int) -> bool:
-    """Add what happened to a message of its kind that has waited for less than a minute; say whether there is one."""
+    """Add the event to a message of its kind that still gathers; return whether there is one."""
     first = session.exec(_pending().where(Message.kind == text.kind, Message.address == address, _gathers(now))).first()
     if first is None or first.event_id is None:
         return False
@@ -203,7 +201,7 @@ def _joined(session: Session, text: Text, event: int, address: str, now: int) ->
 
 
 def _gathers(now: int) -> ColumnElement[bool]:
-    """Return what is true of messages that were not sent yet since more may join them; they hold up no other."""
+    """Return the condition for messages that wait for others of their kind; later messages do not wait for them."""
     return and_(col(Message.tries) == 0, col(Message.not_before) > now, col(Message.not_before) <= now + _TOGETHER_MS)
 
 

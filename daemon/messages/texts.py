@@ -24,7 +24,7 @@ from pipeline.wording import count, size_words
 #: The beginning of an error that nobody foresaw: what follows may quote the data.
 _UNFORESEEN = re.compile(r"([A-Za-z_][\w.]*(?:Error|Exception|Warning|Exit|Interrupt)): ")
 _WON = "promoted: "
-#: What a finding quotes: a key of records, or a value.
+#: A quoted key or value.
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 _TITLE_WIDTH = 60
 
@@ -38,7 +38,7 @@ class Text(NamedTuple):
     title: str
     body: str
     brief: str = ""
-    """One line instead, beside others of its kind in one message; without it each is a message."""
+    """A line for a message of several events of this kind; without it each event is a message."""
 
 
 class _Told(NamedTuple):
@@ -184,7 +184,7 @@ def _rejected(session: Session, _root: Path, event: Event) -> _Told:
             f"the file: {inert(drop.name)}, drop {drop.id}{owner}",
             found + (f" ({', '.join(kinds)})" if kinds else ""),
             f"{where}{wrong}",
-            # What inert changes, a command with a pipe say, is not what would help.
+            # A command that `inert` changes, one with a pipe say, would not work.
             f"what to do: {remedy}" if remedy and inert(remedy) == remedy else "",
             "each with its line and what to do: beside the file, in rejected/",
         ),
@@ -193,7 +193,7 @@ def _rejected(session: Session, _root: Path, event: Event) -> _Told:
 
 
 def _first_finding(event: Event) -> tuple[str, str, str]:
-    """Return the line, the words and the remedy of a rejected drop's first finding, without what they quote of rows."""
+    """Return line, message and remedy of a rejected drop's first finding, without the values that they quote."""
     noted = event.detail.get("kinds")
     first = noted[0] if isinstance(noted, list) and noted and isinstance(noted[0], Mapping) else {}
     wrong, remedy = (

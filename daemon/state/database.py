@@ -49,11 +49,7 @@ def open_engine(path: Path, *, keep: bool = False) -> Engine:
 
 
 def open_reader(path: Path) -> Engine:
-    """
-    Return an engine that cannot write.
-
-    Raises `DatabaseUnusable` if there is no database yet, or one of an unreleased version.
-    """
+    """Return a read-only engine. Raises `DatabaseUnusable` if the database is missing or of an unreleased version."""
     if not path.exists():
         raise DatabaseUnusable(f"there is no database {path}", "start the daemon once: dropforge run")
     with closing(_connect_read_only(path)) as connection:
@@ -62,11 +58,7 @@ def open_reader(path: Path) -> Engine:
 
 
 def open_writer(path: Path) -> Engine:
-    """
-    Return an engine that writes to a database which is there, beside the daemon or without it.
-
-    Raises `DatabaseUnusable` if there is none yet, or one of an unreleased version.
-    """
+    """Return an engine that writes to a database that exists. Raises as `open_reader` does."""
     open_reader(path)  # refuses where there is no database, which the writer would make
     return open_engine(path)
 

@@ -3,7 +3,7 @@
 DATABASE_NAME = "dropforge.db"
 #: Held by the living daemon, with its process number as text.
 LOCK_NAME = "daemon.lock"
-#: Held by the living worker.
+#: Held by the running worker.
 WORKER_LOCK = "spool/worker.lock"
 #: What the inbox holds that was not taken, as the daemon last saw it; a hint for `dropforge status`.
 WATCHER_NOTE = "watcher.json"

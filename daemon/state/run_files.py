@@ -52,11 +52,7 @@ def published(state_folder: Path, run_id: int) -> dict[str, str]:
 
 
 def again_words(stands: Collection[str], again: Collection[str], *, certain: bool = True) -> str:
-    """
-    Say what of a run stands and what is done again, as `training stands; evaluates again`; empty where nothing was.
-
-    Not `certain`: what stands depends on the data that is prepared again.
-    """
+    """Describe which steps are kept and repeated; if not `certain`, what is kept depends on the new data."""
     kept = [_NOUNS[name] for name in stands if name in _NOUNS]
     words = []
     if kept:

@@ -7,11 +7,10 @@ Only `queue` writes `Run.state`, only `attempts` writes `Attempt.state`, only `i
 whole milliseconds since the epoch, UTC. Every change of a state but a message's leaves an `Event` row in the same
 transaction.
 
-The types of the fields say what a value may be. Rows that the program writes are not checked by them; a restored
-backup's are (`daemon.storage.backup_names`).
+The types of the fields validate the rows of a restored backup (`daemon.storage.backup_names`), not those that the
+program writes.
 """
 
-import os
 import re
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
@@ -36,18 +35,9 @@ from pipeline import artifacts
 if TYPE_CHECKING:
     from sqlmodel.sql.expression import SelectOfScalar
 
-_OUR_MODEL = re.compile(r"models/[0-9a-f]+").fullmatch
+#: An absolute path without . and .. in it.
+_ABSOLUTE = r"(/([^/.][^/]*|\.[^/.][^/]*|\.\.[^/]+))+"
 _OUR_DROP = re.compile(r"drops/[0-9a-f]+\.jsonl").fullmatch
-
-
-def _is_base(path: str) -> str:
-    if not path.startswith("/") or os.path.normpath(path) != path:
-        raise ValueError("expected the absolute path of a base model")
-    return path
-
-
-def _is_model(path: str) -> str:
-    return path if _OUR_MODEL(path) else _is_base(path)
 
 
 def _is_snapshot(drops: list[dict[str, object]]) -> list[dict[str, object]]:
@@ -68,8 +58,8 @@ def _json_of(model: type[BaseModel]) -> AfterValidator:
 Name = Annotated[str, StringConstraints(pattern=r"^[\w-]+$")]
 Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]*$")]
 StepName = Annotated[str, StringConstraints(pattern=r"^[a-z]+$")]
-BasePath = Annotated[str, AfterValidator(_is_base)]
-ModelPath = Annotated[str, AfterValidator(_is_model)]
+BasePath = Annotated[str, StringConstraints(pattern=f"^{_ABSOLUTE}$")]
+ModelPath = Annotated[str, StringConstraints(pattern=f"^(models/[0-9a-f]+|{_ABSOLUTE})$")]
 Snapshot = Annotated[list[dict[str, object]], AfterValidator(_is_snapshot)]
 
 

@@ -29,16 +29,12 @@ class Identity:
 
 
 def child_environment(told: Mapping[str, str]) -> dict[str, str]:
-    """Return what a process that we start finds in its environment: our own but what is ours alone, and `told`."""
+    """Return the environment of a child process: ours without what is for the daemon alone, and `told`."""
     return {**{name: value for name, value in os.environ.items() if not name.startswith(_NOT_FOR_CHILDREN)}, **told}
 
 
 def close_to_others() -> None:
-    """
-    Let no other process of this user read our memory, nor the environment that we were started with.
-
-    The steps, which read what strangers wrote, run as the same user; root reads on.
-    """
+    """Deny other processes of this user, such as the steps, access to our memory and environment."""
     import ctypes  # noqa: PLC0415 - a quick start for the commands that do not need it
 
     ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)

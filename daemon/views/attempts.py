@@ -42,11 +42,7 @@ def attempts_of(base: Connection, run: "Run") -> tuple[AttemptView, ...]:
 
 
 def done_again(base: Connection, state_folder: Path, run_id: int) -> str | None:
-    """
-    Return in words which steps an open run does once more, what it keeps, and why if its start serves no more.
-
-    `None` if it does each once, or if its folder may not be read.
-    """
+    """Describe which steps an open run repeats and why; `None` for none, or if its folder is unreadable."""
     try:
         stands = published(state_folder, run_id)
     except OSError:

@@ -294,13 +294,13 @@ def _champions(settings: Settings) -> Iterator[Finding]:
 
 def needs(settings: Settings) -> Iterator[Finding]:
     """Look for each package, program and suite that the settings need."""
-    for need in preflight.needs(settings):
+    for name, look, of_steps in preflight.needs(settings):
         try:
-            yield Finding(name=need.name, level="ok", text=need.look())
+            yield Finding(name=name, level="ok", text=look())
         except DropforgeError as error:
-            # Where a worker of its own runs there may be what is not here.
-            level: Level = "warn" if need.of_steps and settings.worker == "separate" else "bad"
-            yield Finding(name=need.name, level=level, text=error.message, remedy=error.hint)
+            # A worker of its own has an environment of its own.
+            level: Level = "warn" if of_steps and settings.worker == "separate" else "bad"
+            yield Finding(name=name, level=level, text=error.message, remedy=error.hint)
 
 
 def _judge(settings: Settings) -> Iterator[Finding]:

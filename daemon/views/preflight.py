@@ -1,9 +1,8 @@
-"""Whether what the settings need beside the daemon is here and can be used by this user: packages, programs, suites."""
+"""Finds the packages, programs and suites that settings need, and that this user can use."""
 
 import importlib.util
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -16,58 +15,43 @@ from pipeline.evaluation.suite_items import BUILTIN, HARNESS, read_items
 from pipeline.wording import count
 
 
-@dataclass(frozen=True)
-class Need:
-    """Something that settings need."""
+def needs(settings: Settings) -> Iterator[tuple[str, Callable[[], str], bool]]:
+    """
+    Yield what these settings need: a name, a function that finds it, and whether only steps need it.
 
-    name: str
-    look: Callable[[], str]
-    """Returns in words what was found. Raises `DropforgeError` if it is not there or cannot be used."""
-    of_steps: bool = False
-    """Whether the worker needs it, which has an environment of its own with worker = "separate"."""
-
-
-def needs(settings: Settings) -> Iterator[Need]:
-    """Yield what these settings need; nothing is looked for yet."""
-    yield Need("training", partial(try_training, settings.device), of_steps=True)
+    The function describes what it found, and raises `DropforgeError` if that is missing or cannot be used.
+    """
+    yield "training", partial(try_training, settings.device), True
     own = settings.hooks
     around = {"hooks.before_training": own.before_training, "hooks.after_training": own.after_training}
     for name, argv in {**around, "export.gguf": settings.export.gguf}.items():
         if argv:
-            yield Need(name, partial(find_program, argv[0]))
+            yield name, partial(find_program, argv[0]), False
     for track in settings.track_names:
         own, evaluate = settings.track(track).hooks, settings.track(track).evaluate
         for suite in dict.fromkeys(evaluate.general):
-            yield Need(f"suites of {track}", partial(try_suite, suite), of_steps=suite.startswith(HARNESS))
+            yield f"suites of {track}", partial(try_suite, suite), suite.startswith(HARNESS)
         for argv in (own.after_promotion, own.health):
             if argv:
-                yield Need(f"hooks of {track}", partial(find_program, argv[0]))
+                yield f"hooks of {track}", partial(find_program, argv[0]), False
         if evaluate.engine == "vllm":
-            yield Need(f"vLLM of {track}", partial(try_vllm, evaluate.vllm), of_steps=True)
+            yield f"vLLM of {track}", partial(try_vllm, evaluate.vllm), True
 
 
 def try_training(device: str) -> str:
     """
-    Return in words which training stack there is, by its metadata: importing torch takes seconds and half a gigabyte.
+    Describe the installed training stack, by its metadata: importing torch takes seconds and half a gigabyte.
 
     Raises `DropforgeError` if a package of it is not installed, or cannot compute on `device`.
     """
-    wanted = [line for line in requires("dropforge") or () if "extra ==" in line and "train" in line.partition(";")[2]]
-    missing = [name for name in (re.split(r"[^\w-]", line)[0] for line in wanted) if not _installed(name)]
+    wanted = re.findall(r"^([\w-]+).*;.*extra == .train\b", "\n".join(requires("dropforge") or ()), re.MULTILINE)
+    missing = [name for name in wanted if importlib.util.find_spec(name.replace("-", "_")) is None]
     if missing:
         raise DropforgeError(f"not installed here: {', '.join(missing)}", "pip install 'dropforge[train]'")
     if device == "cuda" and version("torch").endswith("+cpu"):
         message = f'device = "cuda", and torch {version("torch")} computes on CPUs alone'
         raise DropforgeError(message, 'install a torch with CUDA, or set device = "auto"')
     return ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft", "trl"))
-
-
-def _installed(name: str) -> bool:
-    try:
-        version(name)
-    except PackageNotFoundError:
-        return False
-    return importlib.util.find_spec(name.replace("-", "_")) is not None
 
 
 def try_suite(name: str) -> str:

@@ -13,11 +13,7 @@ def on_trial(base: Connection) -> dict[int, str]:
 
 
 def champion_loss(base: Connection, drop_id: int) -> tuple[str | None, str | None]:
-    """
-    Say what the loss on a drop was of the latest champion that did not know it, and what to do if it stood out.
-
-    Nothing is to be done where the run that found it so was promoted: it was a new kind of task.
-    """
+    """Describe the loss on a drop of the latest champion not trained on it, and the remedy if it stood out."""
     found = "SELECT run_id, detail FROM event WHERE drop_id = ? AND kind = ? ORDER BY id DESC LIMIT 1"
     row = base.execute(found, (drop_id, MEASURED)).fetchone()
     if row is None:

@@ -19,6 +19,7 @@ path to go on from; or with `error.html`.
 The API has the same below `/api/v1`, with a JSON body of the same fields, and answers `{"words": [...]}`.
 """
 
+import re
 from typing import Annotated, Any, Literal, Self
 
 from fastapi import APIRouter, Path, Request
@@ -47,8 +48,8 @@ router = APIRouter(tags=["act"])
 forms = APIRouter()
 _LONGEST = 2000
 _MOST_FIELDS = 10
-#: More than a number of the database has; Python reads none of thousands.
-_DIGITS = 20
+#: Every number that the database has.
+_NUMBER = re.compile(r"[1-9][0-9]{0,17}")
 Text = Annotated[str, StringConstraints(strip_whitespace=True, max_length=_LONGEST)]
 Reason = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=_LONGEST)]
 Count = Annotated[int, Field(ge=0, le=MOST)]
@@ -202,7 +203,7 @@ def restore(site: SiteOf, drop_id: Number, body: Why) -> Done:
 
 @router.post("/attention/{key}/dismiss")
 def dismiss(site: SiteOf, key: Name) -> Done:
-    """Leave out what needed attention until it happens again; what lasts, for a day."""
+    """Leave out what needs attention until it happens again; a condition that lasts, for a day."""
     return _done(deeds.dismissed(attention.dismiss(site.writer(), site.settings, site.overview, key, _word(""))))
 
 
@@ -228,8 +229,7 @@ async def by_form(request: Request, site: SiteOf, kind: str, target: str, deed: 
     """Do what a form asks for, and draw `done.html`."""
     act, told = _DEEDS.get((kind, deed), (None, None))
     numbered = kind in {"runs", "drops"}
-    number = target.isascii() and target.isdecimal() and len(target) < _DIGITS and 0 < int(target) <= MOST
-    if act is None or (numbered and not number):
+    if act is None or (numbered and not _NUMBER.fullmatch(target)):
         raise NotThere(f"there is no {kind}/{target}/{deed}", "go back to the page before")
     given = await request.form(max_files=0, max_fields=_MOST_FIELDS)
     body = [] if told is None else [_read(told, {name: value for name, value in given.items() if value != ""})]

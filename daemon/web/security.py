@@ -45,11 +45,7 @@ _HEADERS = {
 
 
 def load_token(state_folder: Path) -> str:
-    """
-    Return the token of a workspace, made at the first call, in a file that only its owner reads.
-
-    Raises `DropforgeError` if that file holds none, as after a crash: an empty one would let everybody in.
-    """
+    """Return the workspace's token; the first call makes it. Raises `DropforgeError` if its file is damaged."""
     path = state_folder / TOKEN_NAME
     with contextlib.suppress(FileExistsError):
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

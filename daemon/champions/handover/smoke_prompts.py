@@ -70,11 +70,7 @@ def write_smoke_prompts(state_folder: Path, track: str, model_id: str, run_id: i
 
 
 def adapter_of(state_folder: Path, run_id: int, model_id: str) -> str | None:
-    """
-    Return the folder of a model's adapter over the base, relative to the state folder, if there is one.
-
-    One that was trained over a champion has none: on the base its adapter would be another model.
-    """
+    """Return the folder of a model's adapter, relative to the state folder; `None` if it is not one over the base."""
     try:
         adapter, model = run_files.load_adapter(state_folder, run_id), run_files.load_model(state_folder, run_id)
     except DropforgeError:

@@ -28,11 +28,7 @@ _CHUNK, _MOST_CHUNKS = 1 << 16, 64
 
 
 def last_line(output: str | None) -> str:
-    """
-    Return the last line of an output that says something, as people and logs may see it; empty if there is none.
-
-    The hint below an error of our own commands is not it: the error is.
-    """
+    """Return the last line of an output that is not blank, printable and shortened; not the hint of our own errors."""
     lines = [line.strip() for line in (output or "").splitlines() if line.strip() and not line.startswith("hint: ")]
     words = printable(lines[-1]) if lines else ""
     return words if len(words) <= _LONGEST_LINE else f"{words[: _LONGEST_LINE - 1]}…"
@@ -69,7 +65,7 @@ class Command:
     """
     A command that has been begun; a thread of its own watches it.
 
-    What it leaves running in the background goes on, unless it ran out of time; what that prints is thrown away.
+    Its background processes go on, unless it ran out of time; their later output is discarded.
     """
 
     def __init__(self, argv: tuple[str, ...], environment: dict[str, str], seconds: float) -> None:
@@ -126,8 +122,8 @@ class Command:
         return Ended(wrong, self._tail.decode("utf-8", "replace"))
 
     def _leave(self, process: subprocess.Popen[bytes]) -> None:
-        """Let somebody read on for what was left in the background: a closed or full pipe would end or stop it."""
-        # In the background of a shell, so that it is no child of ours and stays when we end. It ends with the pipe.
+        """Drain the pipe for background processes: a closed or full pipe would end or stop them."""
+        # A background process of a shell is not our child and outlives us. It ends with the pipe.
         reader = ("sh", "-c", "exec 3<&0; cat <&3 >/dev/null 2>&1 &")
         plain = {"PATH": os.environ.get("PATH", os.defpath)}
         with contextlib.suppress(OSError):
@@ -156,7 +152,7 @@ class Command:
         return f"exit code {process.returncode}" if process.returncode else None
 
     def _read(self, process: subprocess.Popen[bytes], seconds: float) -> None:
-        """Keep the end of what is there to read, or of the first megabytes; wait up to `seconds` for it."""
+        """Read at most 4 MB of output and keep its end; wait up to `seconds` for each part."""
         assert process.stdout is not None  # noqa: S101 - it was given a pipe
         fd = process.stdout.fileno()
         for _ in range(_MOST_CHUNKS):

@@ -6,11 +6,7 @@ _HALVINGS = 60
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """
-    Return the two-sided p-value of the exact sign test (Arbuthnott 1710): pairs that were judged equal say nothing.
-
-    Without a difference the wins are Binomial(n, 1/2) of the n decided pairs; 1 for none.
-    """
+    """Return the two-sided p-value of the exact sign test (Arbuthnott 1710) without ties; 1 for no pairs."""
     pairs = wins + losses
     return min(1.0, 2 * sum(math.comb(pairs, k) for k in range(max(wins, losses), pairs + 1)) / (1 << pairs))
 

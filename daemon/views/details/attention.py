@@ -5,8 +5,11 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Literal
 
+from pydantic import computed_field
+
 from daemon.settings.model import Settings
 from daemon.storage.free_space import FreeSpace
+from daemon.system.clock import now_ms
 from daemon.views.champion_history import ChampionView, utc
 from daemon.views.details.drop import findings_of
 from daemon.views.drop_lineage import DropView
@@ -24,11 +27,11 @@ Kind = Literal["daemon", "disk", "trouble", "hook", "failed", "rejected", "appro
 _RECENT = timedelta(days=7)
 #: What lasts (no daemon, a pause) is told again so long after it was dismissed.
 _LASTING = timedelta(days=1)
-#: How far dismissals are looked for: what waits as long as that is told again.
-_DISMISSED_FOR = timedelta(days=90)
+#: In ms; what waits for longer is told again.
+_DISMISSED_FOR = 90 * 24 * 3_600_000
 #: How many of a kind are told, and how many are looked at.
 _MOST, _MOST_LOOKED_AT, _MOST_KINDS = 5, 100, 3
-#: `Event.kind` where a person has seen enough of a thing.
+#: `Event.kind` of a dismissal.
 DISMISSED = "attention_dismissed"
 _DISMISSALS = "SELECT at, detail FROM event WHERE at > ? AND kind = ? ORDER BY at"
 #: Who dropped a file says the event that recorded it, and no other.
@@ -53,20 +56,23 @@ class Attention(Frozen):
     since: datetime | None = None
     """When it happened; `None` for what lasts."""
     count: int = 1
-    """How many things it stands for: one may say what a list leaves out."""
-    key: str = ""
-    """By which it is dismissed."""
+    """How many things it stands for: more than one where a list is cut short."""
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def key(self) -> str:
+        """The name by which it is dismissed."""
+        return f"{self.kind}-{self.run or self.drop or hashlib.sha256(self.title.encode()).hexdigest()[:6]}"
 
 
 def attention(settings: Settings, overview: Overview) -> tuple[Attention, ...]:
     """
     Return what needs a person, the most urgent first; empty if all is well.
 
-    Not what was dismissed, until it happens again; of what lasts, for a day. What is left out is counted.
+    What was dismissed is left out until it happens again; a condition, such as a pause, for a day.
     """
     alive = overview.daemon().alive
-    since = datetime.now(UTC) - _DISMISSED_FOR
-    rows = overview.rows(_DISMISSALS, round(since.timestamp() * 1000), DISMISSED)
+    rows = overview.rows(_DISMISSALS, now_ms() - _DISMISSED_FOR, DISMISSED)
     dismissed = {str(row.detail["key"]): utc(row.at) for row in rows}
     told: list[Attention] = []
     for found, rest in (
@@ -78,18 +84,17 @@ def attention(settings: Settings, overview: Overview) -> tuple[Attention, ...]:
         (_wins(overview), ""),
         (_proposed(settings, overview), "files wait for a person: dropforge drops --state proposed"),
     ):
-        left = [one for one in map(_with_key, found) if not _is_dismissed(one, dismissed)]
-        told += left[:_MOST] if rest else left
+        left = [one for one in found if not _is_dismissed(one, dismissed)]
         if rest and len(left) > _MOST:
             more = len(left) - _MOST
             title = f"{'At least ' if len(left) == _MOST_LOOKED_AT else ''}{more} more {rest.partition(':')[0]}"
-            summary = _with_key(Attention(kind=left[0].kind, title=title, detail=rest, count=more))
-            told += [] if _is_dismissed(summary, dismissed) else [summary]
-    return tuple(told)
+            left[_MOST:] = [Attention(kind=left[0].kind, title=title, detail=rest, count=more)]
+        told += left
+    return tuple(one for one in told if not _is_dismissed(one, dismissed))
 
 
 def dismiss(engine: "Engine", settings: Settings, overview: Overview, key: str, word: "Word") -> Attention:
-    """Leave a thing out from now on, and return it. Raises `NotThere` if it needs no attention."""
+    """Dismiss what has this key, and return it. Raises `NotThere` if nothing that needs attention has it."""
     from daemon.state.database import transaction  # noqa: PLC0415 - a quick start for who only reads
     from daemon.state.events import record_event  # noqa: PLC0415
 
@@ -99,11 +104,6 @@ def dismiss(engine: "Engine", settings: Settings, overview: Overview, key: str, 
     with transaction(engine) as session:
         record_event(session, DISMISSED, word.at, track=found.track, key=key, title=found.title, by=word.by)
     return found
-
-
-def _with_key(one: Attention) -> Attention:
-    of = one.run or one.drop or hashlib.sha256(one.title.encode()).hexdigest()[:6]
-    return one.model_copy(update={"key": f"{one.kind}-{of}"})
 
 
 def _is_dismissed(one: Attention, dismissed: Mapping[str, datetime | None]) -> bool:
@@ -120,11 +120,7 @@ def rejected_words(overview: Overview, drop: DropView) -> str:
 
 
 def came_again(overview: Overview, drop: DropView) -> bool:
-    """
-    Say whether its owner dropped a file of a drop's name again: what was wrong with a rejected one is history then.
-
-    Also where the later one is rejected, too: that one says what is wrong today.
-    """
+    """Return whether its owner dropped a later file of this name, which then says what is wrong today."""
     return bool(overview.rows(_CAME_AGAIN, drop.id))
 
 
@@ -160,26 +156,22 @@ def _failed_commands(champion: ChampionView, *, again: bool) -> Iterator[Attenti
 
 
 def _failed(overview: Overview) -> Iterator[Attention]:
-    found = [run for state in ("failed", "crashed") for run in overview.runs(states=[state], most=_MOST_LOOKED_AT)]
-    for run in sorted(found, key=lambda run: -run.id)[:_MOST_LOOKED_AT]:
+    for run in overview.runs(states=("failed", "crashed"), most=_MOST_LOOKED_AT):
         if run.ended_at is not None and run.ended_at > _since():
-            detail = "; ".join(filter(None, (run.error, run.hint)))
-            title, since = f"Run {run.id} {run.state}", run.ended_at
-            yield Attention(kind="failed", title=title, detail=detail, track=run.track, run=run.id, since=since)
+            yield _of_run("failed", run, f"Run {run.id} {run.state}", "; ".join(filter(None, (run.error, run.hint))))
 
 
 def _rejected(settings: Settings, overview: Overview) -> Iterator[Attention]:
     for drop in _newest(settings, overview, "rejected"):
         if drop.received_at > _since() and not came_again(overview, drop):
-            title, detail = f"{drop.name} was rejected", rejected_words(overview, drop)
-            yield _of_drop("rejected", drop, title, detail)
+            yield _of_drop("rejected", drop, f"{drop.name} was rejected", rejected_words(overview, drop))
 
 
 def _wins(overview: Overview) -> Iterator[Attention]:
     for run in overview.awaiting():
-        yield _of_win("approval", run, f"Run {run.id} won and waits for approval")
+        yield _of_run("approval", run, f"Run {run.id} won and waits for approval", run.sentence or "")
     for run in overview.blocked():
-        yield _of_win("blocked", run, f"Run {run.id} won, but {run.blocker}")
+        yield _of_run("blocked", run, f"Run {run.id} won, but {run.blocker}", run.sentence or "")
 
 
 def _proposed(settings: Settings, overview: Overview) -> Iterator[Attention]:
@@ -188,14 +180,12 @@ def _proposed(settings: Settings, overview: Overview) -> Iterator[Attention]:
         yield _of_drop("proposed", drop, title, drop.reason or "")
 
 
-def _of_win(kind: Kind, run: RunView, title: str) -> Attention:
-    detail, since = run.sentence or "", run.ended_at
-    return Attention(kind=kind, title=title, detail=detail, track=run.track, run=run.id, since=since)
+def _of_run(kind: Kind, run: RunView, title: str, detail: str) -> Attention:
+    return Attention(kind=kind, title=title, detail=detail, track=run.track, run=run.id, since=run.ended_at)
 
 
 def _of_drop(kind: Kind, drop: DropView, title: str, detail: str) -> Attention:
-    since = drop.received_at
-    return Attention(kind=kind, title=title, detail=detail, track=drop.track, drop=drop.id, since=since)
+    return Attention(kind=kind, title=title, detail=detail, track=drop.track, drop=drop.id, since=drop.received_at)
 
 
 def _newest(settings: Settings, overview: Overview, state: str) -> list[DropView]:

@@ -15,11 +15,7 @@ class Changes(Frozen):
 
 
 def changes_since_champion(overview: Overview, run: RunDetail) -> Changes | None:
-    """
-    Return how the settings of `run` differ from those that made the champion it had to beat.
-
-    `None` if that was a base model, or the run has no settings yet.
-    """
+    """Compare the settings of `run` with those of its champion's run; `None` for a base model or without settings."""
     made = _champions_run(overview, run)
     if run.config is None or made is None or made == run.id:
         return None

@@ -9,11 +9,7 @@ _JUDGED = "SELECT 1 FROM run WHERE track = ? AND outcome <> 'insufficient_eviden
 
 
 def missing_rows(settings: Settings, overview: Overview, track: str | None = None) -> dict[str, str]:
-    """
-    Return by track, of those without any verdict so far and without rows enough for one, what it lacks in words.
-
-    Of `track` alone if it is given.
-    """
+    """Return by track what each lacks for its first verdict, in words; of `track` alone if it is given."""
     found = {}
     for name in settings.track_names:
         if track in {None, name} and not overview.rows(_JUDGED, name):

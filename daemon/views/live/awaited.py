@@ -50,11 +50,7 @@ class Settled(Frozen):
 
 
 def run_awaited(overview: "Overview", run_id: int) -> Settled | RunView:
-    """
-    Return how a run ended, or how far it is; a win that waits for a person's word has not ended.
-
-    Raises `NotThere`.
-    """
+    """Return how a run ended, or its progress; a win that waits for approval has not ended. Raises `NotThere`."""
     run = overview.run(run_id)
     if run.state in _BY_STATE:
         words = f"run {run.id} {run.state}" if run.state != RunState.CANCELLED else f"run {run.id} was cancelled"

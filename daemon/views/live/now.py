@@ -70,11 +70,7 @@ def look(overview: "Overview") -> Now:
 
 
 def stages(overview: "Overview", run_id: int) -> tuple[Stage, ...]:
-    """
-    Return the steps that a run with its settings does, in their order, and how far it is with each.
-
-    Raises `NotThere`.
-    """
+    """Return the steps that a run does with its settings, in order, and its progress in each. Raises `NotThere`."""
 
     def found(base: Connection, row: "Run") -> tuple[Stage, ...]:
         config = RunConfig.model_validate(row.config) if row.config else None

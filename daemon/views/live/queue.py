@@ -1,10 +1,11 @@
 """What runs and what waits, in the order in which it goes, and the tracks that a person has paused."""
 
-from datetime import UTC, datetime
+from datetime import datetime
 from sqlite3 import Connection
 from typing import TYPE_CHECKING, Any
 
 from daemon.state.states import OPEN_STATES, queue_order
+from daemon.system.clock import now_ms
 from daemon.views.champion_history import utc
 from pipeline.artifacts import Frozen
 
@@ -36,13 +37,12 @@ def pauses(base: Connection) -> list[PauseView]:
 
 
 def goes_after(base: Connection, run: Any) -> int | None:
-    """Return the run behind which one that may begin now waits in the queue; `None` for the first."""
-    now = int(datetime.now(UTC).timestamp() * 1000)
+    """Return the run before `run` in the queue, of those that may begin now; `None` for the first."""
     due = (
         "SELECT id, state, trigger, place FROM run WHERE state IN ('queued', 'waiting') AND not_before <= ? "
         "AND track NOT IN (SELECT name FROM track WHERE paused IS NOT NULL)"
     )
-    keys = {queue_order(one.state, one.trigger, one.place, one.id) for one in base.execute(due, (now,)).fetchall()}
+    keys = {queue_order(one.state, one.trigger, one.place, one.id) for one in base.execute(due, (now_ms(),))}
     before = [key for key in keys if key < queue_order(run.state, run.trigger, run.place, run.id)]
     return max(before)[-1] if before else None
 

@@ -8,7 +8,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -226,10 +226,12 @@ def test_suites_are_read_as_a_run_reads_them(
     own = tmp_path / "own.jsonl"
     own.write_text('{"question": "q", "choices": ["a", "b"], "answer": 1}\n{"question": "q", "choices": ["a"]}\n')
 
-    def unknown(name: str) -> str:
-        raise PackageNotFoundError(name)
+    def without_harness(name: str) -> str:
+        if name == "lm-eval":
+            raise PackageNotFoundError(name)
+        return version(name)
 
-    monkeypatch.setattr(preflight, "version", unknown)
+    monkeypatch.setattr(preflight, "version", without_harness)
     names = ("builtin", str(own), f"{own}.gone", "lm-eval:hellaswag")
     evaluate = settings.evaluate.model_copy(update={"general": names})
     found = said_of(settings.model_copy(update={"evaluate": evaluate}), "suites of default")
