@@ -18,7 +18,6 @@ from typer.main import get_group
 from daemon.cli.help.commands import COMMANDS, GROUPS
 from daemon.cli.help.examples import add_examples, examples_of
 from daemon.cli.output import show_error
-from daemon.cli.workspace import load_settings
 from daemon.state.layout import DATABASE_NAME
 from daemon.system.programs import user
 from pipeline.errors import EXIT_FAILED, DropforgeError
@@ -32,25 +31,21 @@ _EPILOG = (
 
 
 class _Commands(TyperGroup):
-    """
-    The commands, each imported when it is asked for: whoever asks for one does not pay for all.
-
-    What the state database refuses them is said in words, whichever command it was.
-    """
+    """The commands; a command's module is imported when it is needed, so that `--help` is quick."""
 
     def list_commands(self, _ctx: Any) -> list[str]:
         """Return all names, in the order of the help."""
         return list(COMMANDS)
 
     def get_command(self, _ctx: Any, cmd_name: str) -> Any:
-        """Return a command, `None` if there is none of this name; then all are known, for one that was meant."""
+        """Return a command; `None` if the name is unknown, with all imported, so that a similar one is suggested."""
         for name in [cmd_name] if cmd_name in COMMANDS else COMMANDS:
             if name not in self.commands:
                 self.commands.update(get_group(_made(name)).commands)
         return self.commands.get(cmd_name)
 
     def format_commands(self, _ctx: Any, formatter: Any) -> None:
-        """Write the list of commands into the help, and import none."""
+        """Write the list of commands into the help without importing them."""
         limit = formatter.width - 6 - max(map(len, COMMANDS))
         with formatter.section("Commands"):
             formatter.write_dl(
@@ -83,7 +78,7 @@ app = typer.Typer(
 
 
 def _made(name: str) -> typer.Typer:
-    """Return what has this command alone."""
+    """Return an application with this command alone."""
     module, made = import_module(f"daemon.cli.{COMMANDS[name][0]}"), typer.Typer(rich_markup_mode=None)
     function = getattr(module, name.replace("-", "_"))
     if name in GROUPS:
@@ -153,7 +148,8 @@ def _database_words(error: Exception, context: typer.Context) -> DropforgeError 
     """Return what an error of the state database is to a person; `None` for any other error."""
     if "sqlite3" not in sys.modules:
         return None  # nobody has opened it
-    from daemon.state.sqlite_errors import cause_of, in_words  # noqa: PLC0415 - a quick start
+    from daemon.cli.workspace import load_settings  # noqa: PLC0415 - a quick start
+    from daemon.state.sqlite_errors import cause_of, in_words  # noqa: PLC0415
 
     cause = cause_of(error)
     return None if cause is None else in_words(cause, load_settings(context).state_folder / DATABASE_NAME)

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -114,21 +115,17 @@ def check(
 
     Tells what would become of it in the inbox; needs no daemon and changes nothing. Exit code 65 if it is bad.
     """
-    settings = _settings_if_any(context)
-    settings.track(track)
-    looked = _validate(file, settings, track, "train")
-    validation, ruling, repeats = looked.validation, looked.ruling, looked.counts.repeats()
-    known, unseen = _known_drop(file, settings, track, "train"), _unseen(settings, track)
+    settings = load(config_path(context))  # the defaults where there is no workspace: a file can be checked anywhere
+    found = _look_at(file, settings, track, "train")
+    validation, ruling, repeats = found.validation, found.ruling, found.counts.repeats()
     if as_json:
-        same = None if known is None else known.id
+        same = None if found.known is None else found.known.id
         told = {"repeats": {"rows": repeats.rows, "prompts": repeats.prompts}, "rows_too_long": repeats.too_long}
-        found = {"same_as_drop": same, "unseen": unseen, **told, **validation.model_dump(mode="json")}
-        print_json(file=str(file), ok=validation.ok, accepted=ruling.accepted, **found)
+        fields = {"same_as_drop": same, "unseen": found.unseen, **told, **validation.model_dump(mode="json")}
+        print_json(file=str(file), ok=validation.ok, accepted=ruling.accepted, **fields)
     else:
         print_findings(file, validation, ruling, repeat_lines(file, repeats))
-        _print_known(known)
-        for line in (*unseen, *_remarks(settings, looked, known)):
-            print_line(line)
+        _print_remarks(found)
     if not ruling.accepted:
         raise typer.Exit(EXIT_BAD_DATA)
 
@@ -148,26 +145,21 @@ def submit(
     It appears there whole or not at all, and replaces nothing. The daemon takes it when it runs.
     """
     settings = load_settings(context, as_owner=False)  # a file is its sender's
-    settings.track(track)
-    role = "heldout" if heldout else "train"
-    looked = _validate(file, settings, track, role)
-    validation, ruling = looked.validation, looked.ruling
+    # All is looked at first: the daemon may have taken the copy in before we look again.
+    found = _look_at(file, settings, track, "heldout" if heldout else "train")
+    validation, ruling = found.validation, found.ruling
     if not ruling.accepted:
         print_findings(file, validation, ruling)
         raise BadDrop(f"{file} was not submitted: {ruling.reason}", f"mend it, then look again: dropforge check {file}")
-    # Asked first: the daemon may have taken the copy in before we look.
-    known = _known_drop(file, settings, track, role)
     target = copy_in(file, settings, track, heldout=heldout)
     print_line(f"copied {count(validation.rows, 'record')} to {target}")
     if not validation.ok:
         bad = count(validation.bad_rows, "of them is bad", "of them are bad")
         print_line(f"{bad} and will be set aside: dropforge check {file}")
-    for line in repeat_lines(file, looked.counts.repeats()):
+    for line in repeat_lines(file, found.counts.repeats()):
         print_line(line)
-    _print_known(known)
-    for line in (*_unseen(settings, track), *_remarks(settings, looked, known)):
-        print_line(line)
-    print_line(_what_follows(settings, track, heldout=heldout, known=known is not None))
+    _print_remarks(found)
+    print_line(_what_follows(settings, track, heldout=heldout, known=found.known is not None))
     if is_closed(lock := settings.state_folder / LOCK_NAME):
         print_line(f"cannot see whether the daemon runs: user {user()} may not read {lock}")
     elif not Overview(settings.state_folder).daemon().alive:
@@ -192,23 +184,52 @@ def _print_next_steps(folder: Path, settings: Settings) -> None:
     print_line("  dropforge status")
 
 
-def _settings_if_any(context: typer.Context) -> Settings:
-    """Return the settings in force, the defaults if there is no workspace: a file can be checked anywhere."""
-    return load(config_path(context))
+class _Found(NamedTuple):
+    """What is known of a file before it is dropped."""
 
-
-class _Looked(NamedTuple):
-    """What one pass over a file found, and what it is meant for."""
-
-    file: Path
-    track: str
-    role: str
     validation: Validation
     ruling: Ruling
     counts: RowCounts
+    known: DropView | None
+    """The drop of the track that brought the same content, if it is still of use."""
+    unseen: list[str]
+    """What this user may not look at, a line each: whoever may drop files need not see state and base model."""
+    remarks: list[str]
+    """What a receipt would warn of: which rows are held out, what the track still lacks."""
 
 
-def _validate(file: Path, settings: Settings, track: str, role: str) -> _Looked:
+def _look_at(file: Path, settings: Settings, track: str, role: str) -> _Found:
+    """Validate a file and compare it with what its track has. Raises `BadDrop` for one that is not read at all."""
+    own, database = settings.track(track), settings.state_folder / DATABASE_NAME
+    _refuse(file, settings)
+    unseen, known, remarks = [], None, list[str]()
+    overview = None if is_closed(database) else Overview(settings.state_folder)
+    if overview is None:
+        unseen.append(f"cannot see whether the same content is there already: user {user()} may not read {database}")
+    closed = next((path for name in FILES if is_closed(path := Path(own.base_model, name))), None)
+    if closed is not None:
+        unseen.append(
+            f"special tokens and rows that are too long are not looked for: user {user()} may not read {closed}"
+        )
+    drops = [] if overview is None else overview.drops(track, "accepted")
+    pinned = [settings.state_folder / "drops" / f"{drop.sha256}.jsonl" for drop in drops if drop.role == "heldout"]
+    window = Window(Path(own.base_model), own.train.max_length) if own.base_model else None
+    counts = RowCounts(() if role == "heldout" or any(map(is_closed, pinned)) else pinned, window)
+    validation = validate(file, validation_options(settings, track), counts.add)
+    if overview is not None:
+        known = drop_of_file(overview, track, role, sha256_file(file))
+        fresh = 0 if known else validation.good_rows
+        if role == "train" or own.gate.on == "pinned":
+            rows = Counter({role: fresh})
+            for drop in drops:
+                rows[drop.role] += drop.rows
+            said = too_few(track, own, overview.metric(track) or counts.metric, rows)
+            held_out = pinned_already(file.name, counts.pinned if fresh else 0, fresh)
+            remarks = [*filter(None, (held_out, said and f"with this file, {said}"))]
+    return _Found(validation, rule(validation, settings.intake), counts, known, unseen, remarks)
+
+
+def _refuse(file: Path, settings: Settings) -> None:
     if not file.is_file():
         message = f"{file} is not a file" if file.exists() else f"there is no file {file}"
         raise BadDrop(message, "name a .jsonl or .json file of records with instruction, input and output")
@@ -222,64 +243,15 @@ def _validate(file: Path, settings: Settings, track: str, role: str) -> _Looked:
     if file.stat().st_size > settings.intake.max_bytes:
         message = f"{file} has more than the {settings.intake.max_bytes:,} bytes that are allowed"
         raise BadDrop(message, "split it, or raise intake.max_bytes")
-    own = settings.track(track)
-    window = Window(Path(own.base_model), own.train.max_length) if own.base_model else None
-    counts = RowCounts(_pinned(settings, track) if role == "train" else (), window)
-    validation = validate(file, validation_options(settings, track), counts.add)
-    return _Looked(file, track, role, validation, rule(validation, settings.intake), counts)
 
 
-def _pinned(settings: Settings, track: str) -> list[Path]:
-    """Return the files of the track's pinned records; none where this user may not see all of them."""
-    store = settings.state_folder / "drops"
-    if is_closed(settings.state_folder / DATABASE_NAME):
-        return []
-    drops = Overview(settings.state_folder).drops(track, "accepted")
-    pinned = [store / f"{drop.sha256}.jsonl" for drop in drops if drop.role == "heldout"]
-    return [] if any(map(is_closed, pinned)) else pinned
-
-
-def _known_drop(file: Path, settings: Settings, track: str, role: str) -> DropView | None:
-    """Return the drop of the track that brought the same content, if it is still of use and this user may see it."""
-    if is_closed(settings.state_folder / DATABASE_NAME):
-        return None
-    return drop_of_file(Overview(settings.state_folder), track, role, sha256_file(file))
-
-
-def _unseen(settings: Settings, track: str) -> list[str]:
-    """Return what could not be looked at, a line each: whoever may drop files need not see state and base model."""
-    lines, database = [], settings.state_folder / DATABASE_NAME
-    if is_closed(database):
-        lines.append(f"cannot see whether the same content is there already: user {user()} may not read {database}")
-    base = Path(settings.track(track).base_model)
-    closed = next((base / name for name in FILES if is_closed(base / name)), None)
-    if closed is not None:
-        lines.append(
-            f"special tokens and rows that are too long are not looked for: user {user()} may not read {closed}"
-        )
-    return lines
-
-
-def _remarks(settings: Settings, looked: _Looked, known: DropView | None) -> list[str]:
-    """Return what a receipt would warn of: which rows are held out, what the track lacks still."""
-    _file, track, role, *_ = looked
-    own, counts, fresh = settings.track(track), looked.counts, 0 if known else looked.validation.good_rows
-    if is_closed(settings.state_folder / DATABASE_NAME) or (role == "heldout" and own.gate.on != "pinned"):
-        return []
-    overview = Overview(settings.state_folder)
-    rows = {role: fresh}
-    for drop in overview.drops(track, "accepted"):
-        rows[drop.role] = rows.get(drop.role, 0) + drop.rows
-    said = too_few(track, own, overview.metric(track) or counts.metric, rows)
-    found = (pinned_already(looked.file.name, counts.pinned if fresh else 0, fresh), said and f"with this file, {said}")
-    return [line for line in found if line is not None]
-
-
-def _print_known(known: DropView | None) -> None:
-    if known is not None:
+def _print_remarks(found: _Found) -> None:
+    if (known := found.known) is not None:
         print_line(
             f"the same content is there already, as drop {known.id} ({known.name}, {drop_words(known)}): a duplicate"
         )
+    for line in (*found.unseen, *found.remarks):
+        print_line(line)
 
 
 def _what_follows(settings: Settings, track: str, *, heldout: bool, known: bool) -> str:

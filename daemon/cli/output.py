@@ -39,7 +39,7 @@ def print_line(text: str = "") -> None:
 
 
 def print_older(number: int) -> None:
-    """End a list with how many it left out, if it left out any."""
+    """Print how many older rows a list left out, if any."""
     if number:
         print_line(f"{number:,} older ones: add --all")
 
@@ -136,7 +136,7 @@ def drop_words(drop: "DropView") -> str:
 
 
 def waiting_words(drop: "DropView") -> str:
-    """Say how a drop that waits for a person's word gets it, and why it waits; empty for any other."""
+    """Return why a drop waits for approval and the command that gives it; empty for any other drop."""
     return f"waits for a person: dropforge drops accept {drop.id}; {drop.reason}" if drop.state == "proposed" else ""
 
 

@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from daemon.settings.load import load
+from daemon.settings.model import ENV_PREFIX, FILE_NAME, OTHER_VARIABLES, Settings, SettingsError
 from daemon.state.layout import DATABASE_NAME
+from daemon.system.clock import now_ms
+from daemon.system.programs import act_as_owner
+from daemon.views.overview import Overview
+from daemon.views.reader import count_rows
 from pipeline.errors import DropforgeError
 
 if TYPE_CHECKING:
@@ -14,10 +20,9 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
-    from daemon.settings.model import Settings
     from daemon.state.events import Word
     from daemon.views.drop_lineage import DropView
-    from daemon.views.overview import Overview, RunView
+    from daemon.views.overview import RunView
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 AllOption = Annotated[
@@ -46,8 +51,6 @@ def config_path(context: typer.Context) -> Path | None:
 
 def _is_workspace() -> bool:
     """Say whether variables name a workspace, or the current folder is one."""
-    from daemon.settings.model import ENV_PREFIX, FILE_NAME, OTHER_VARIABLES  # noqa: PLC0415 - a quick start
-
     set_here = {name for name in os.environ if name.startswith(ENV_PREFIX)} - OTHER_VARIABLES | {"DROPFORGE_CONFIG"}
     # `access` raises nothing in a folder that this user may not enter.
     return any(map(os.environ.get, set_here)) or any(os.access(name, os.F_OK) for name in (FILE_NAME, ".dropforge"))
@@ -58,15 +61,12 @@ def chosen_file(context: typer.Context) -> Path:
     return config_path(context) or Path(os.environ.get("DROPFORGE_CONFIG") or "dropforge.toml")
 
 
-def load_settings(context: typer.Context, *, as_owner: bool = True) -> "Settings":
+def load_settings(context: typer.Context, *, as_owner: bool = True) -> Settings:
     """
     Return the settings in force; root becomes the owner of their state folder (`act_as_owner`).
 
     Raises `SettingsError` if they cannot be used, `NoWorkspace` if neither settings nor a state folder are there.
     """
-    from daemon.settings.load import load  # noqa: PLC0415 - a quick start
-    from daemon.system.programs import act_as_owner  # noqa: PLC0415
-
     if config_path(context) is None and not _is_workspace():
         message = f"there is no workspace in {Path.cwd()}: no dropforge.toml, nor one of a service: {SERVICE_FILE}"
         raise NoWorkspace(message, "make one: dropforge init; or name its settings: dropforge --config FILE COMMAND")
@@ -76,10 +76,9 @@ def load_settings(context: typer.Context, *, as_owner: bool = True) -> "Settings
     return settings
 
 
-def refuse_missing(context: typer.Context, settings: "Settings") -> None:
+def refuse_missing(context: typer.Context, settings: Settings) -> None:
     """Raise `SettingsError` naming each package, program, suite and address that settings need and that is not here."""
     from daemon.messages.addresses import examine  # noqa: PLC0415 - a quick start
-    from daemon.settings.model import SettingsError  # noqa: PLC0415 - a quick start
     from daemon.views.doctor import needs  # noqa: PLC0415 - a quick start
 
     file = chosen_file(context)
@@ -88,10 +87,8 @@ def refuse_missing(context: typer.Context, settings: "Settings") -> None:
         raise SettingsError(f"{file}: {'; '.join(f'{one.name}: {one.text}' for one in bad)}", bad[0].remedy)
 
 
-def open_overview(context: typer.Context) -> "Overview":
+def open_overview(context: typer.Context) -> Overview:
     """Return what is known of the workspace's state folder."""
-    from daemon.views.overview import Overview  # noqa: PLC0415 - a quick start
-
     return Overview(load_settings(context).state_folder)
 
 
@@ -110,7 +107,6 @@ def word_of_user(reason: str = "") -> "Word":
     """Return what the user who started this command says now, and why."""
     from daemon.champions.approval import who  # noqa: PLC0415 - a quick start
     from daemon.state.events import Word  # noqa: PLC0415
-    from daemon.system.clock import now_ms  # noqa: PLC0415
 
     return Word(reason, now_ms(), who())
 
@@ -156,12 +152,10 @@ RunArgument = Annotated[
 
 
 def count_older(
-    overview: "Overview",
+    overview: Overview,
     table: str,
     wanted: dict[str, str | list[str] | None],
     found: "Sequence[DropView] | Sequence[RunView]",
 ) -> int:
     """Return how many rows with the `wanted` values are older than the last that was found."""
-    from daemon.views.reader import count_rows  # noqa: PLC0415 - a quick start
-
     return sum(overview.read(lambda base: [count_rows(base, table, wanted, found[-1].id)])) if found else 0
