@@ -15,7 +15,7 @@ from daemon.champions.blockers import blocker, true_sentence
 from daemon.champions.journal import history, require_generation
 from daemon.queue import claims, run_queue, suspects
 from daemon.queue.yardstick import note_change
-from daemon.settings.model import Settings, TrackSettings
+from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.states import AWAITING
 from daemon.state.tables import Run
@@ -92,14 +92,10 @@ def _candidate(claim: claims.Claim, track: str, verdict: Verdict) -> promotion.C
 
 
 def _is_manual(settings: Settings, run: Run) -> bool:
-    """Say whether a person has a word in it: by the run's settings, or by those of today."""
-    then = RunConfig.model_validate(run.config).gate.approval
-    return "manual" in {then, _in_force(settings, run.track).gate.approval}
-
-
-def _in_force(settings: Settings, track: str) -> TrackSettings:
-    """Return the settings for a track, or the top level's if it was taken out of them during its run."""
-    return settings.track(track) if track in settings.track_names else settings
+    """Return whether a win waits for approval: by the run's settings, or by those of today."""
+    # The track may have been taken out of the settings during its run.
+    today = settings.track(run.track) if run.track in settings.track_names else settings
+    return "manual" in {RunConfig.model_validate(run.config).gate.approval, today.gate.approval}
 
 
 def _heldout_version(settings: Settings, verdict: Verdict, claim: claims.Claim) -> str | None:

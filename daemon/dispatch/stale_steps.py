@@ -134,9 +134,9 @@ def what_remains(engine: Engine, state_folder: Path, run: Run) -> Remains:
     if "prepare" in done and past.is_stale("prepare"):
         stale |= {"prepare", "decide"}
     whole = [name for name in done if name not in stale]
-    if "evaluate" in whole and "decide" not in whole and not _is_against_todays(engine, state_folder, run):
+    if "evaluate" in whole and "decide" not in whole and not past.is_against_todays():
         stale |= {"evaluate", "judge"}
-    if "prepare" in whole and _is_left_for_another(engine, past, whole):
+    if "prepare" in whole and past.is_left_for_another(whole):
         stale |= {"prepare", "decide"}
     stands = tuple(name for name in done if name not in stale)
     return Remains(
@@ -169,14 +169,13 @@ class _Past:
         for one in published_attempts(engine, self.run_id):
             self.made[one.step] = one.number
             self._read[one.step] = self.made.get("prepare", 0)
-        #: By step: which model, no longer the champion, it goes on from.
-        self.left = self._left(engine, run)
-
-    def _left(self, engine: Engine, run: Run) -> dict[str, str]:
         with transaction(engine) as session:
-            if promotion_of(session, self.run_id) is not None:
-                return {}  # its own model took that one's place
-            serving = champion(session, run.track).model_id
+            self.serving = champion(session, run.track)
+            is_champion = promotion_of(session, self.run_id) is not None
+        #: By step: which model, no longer the champion, it goes on from; its own model may have taken that one's place.
+        self.left = {} if is_champion else self._left()
+
+    def _left(self) -> dict[str, str]:
         data = run_files.load_dataset(self.folder, self.run_id)
         adapter = run_files.load_adapter(self.folder, self.run_id)
         behind = {
@@ -187,7 +186,7 @@ class _Past:
             name: f"generation {model.generation}, from which it was trained, is not the champion any more"
             for name, models in behind.items()
             for model in models
-            if model is not None and model.model_id != serving
+            if model is not None and model.model_id != self.serving.model_id
         }
 
     def is_stale(self, name: str) -> bool:
@@ -217,6 +216,27 @@ class _Past:
         if made is None or self.config.train.start == "champion":
             return False  # another champion may serve, to which other rows are new
         return _rows_from(made.config, _ids(made)) == _rows_from(self.config, self._drops)
+
+    def is_against_todays(self) -> bool:
+        """Return whether the run's report compares its candidate with the champion that serves now."""
+        report = run_files.load_evaluation(self.folder, self.run_id)
+        return report is None or report.is_against(self.serving)
+
+    def is_left_for_another(self, whole: Collection[str]) -> bool:
+        """
+        Return whether data leaves out what a former champion knew, and nothing was trained on it yet.
+
+        Too little data, too, may be so only for that champion. Where none was left out, no other one leaves more to ask.
+        """
+        dataset = run_files.load_dataset(self.folder, self.run_id)
+        if dataset is None or "train" in whole or not (dataset.seen_by_champion or self.config.gate.on == "seen"):
+            return False
+        step = next_step(whole, dataset, self.config)
+        if step is BY_NAME["train"] and run_files.made_checkpoint(self.folder, self.run_id, 0):
+            return False  # it goes on with the very same files only
+        made = self.spec("prepare")
+        # The same model knows the same, whatever served in between.
+        return made is not None and made.champion.model_id != self.serving.model_id
 
     def _attempt(self, name: str, number: int) -> Path:
         return self.folder / run_files.attempt_folder(self.run_id, name, number)
@@ -284,32 +304,3 @@ def _basis(step: str, config: RunConfig, drops: list[object]) -> tuple[object, .
         case _:
             # A judge that was taken on or dismissed since is heard, or not.
             return (gate, config.guards, *asked)
-
-
-def _is_against_todays(engine: Engine, state_folder: Path, run: Run) -> bool:
-    """Say whether the run's report compares its candidate with the champion that serves now."""
-    report = run_files.load_evaluation(state_folder, run.id or 0)
-    with transaction(engine) as session:
-        serving = champion(session, run.track)
-    return report is None or report.is_against(serving)
-
-
-def _is_left_for_another(engine: Engine, past: _Past, whole: Collection[str]) -> bool:
-    """
-    Say whether data leaves out what a champion knew that serves no more, and no training goes to waste without it.
-
-    Too little data, too, may be so only for that champion. Where none was left out, no other one leaves more to ask.
-    """
-    dataset = run_files.load_dataset(past.folder, past.run_id)
-    by_champion = dataset is not None and (dataset.seen_by_champion or past.config.gate.on == "seen")
-    if dataset is None or "train" in whole or not by_champion:
-        return False
-    step = next_step(whole, dataset, past.config)
-    if step is BY_NAME["train"] and run_files.made_checkpoint(past.folder, past.run_id, 0):
-        # It goes on with the very same files only.
-        return False
-    made = past.spec("prepare")
-    with transaction(engine) as session:
-        serving = champion(session, past.config.track)
-    # The same model knows the same, whatever served in between.
-    return made is not None and made.champion.model_id != serving.model_id
